@@ -1,0 +1,99 @@
+"""Every error mlxkv raises on purpose.
+
+MlxkvError                    one sentence: what was wrong, the value, what to do
+├── ConfigError               a setting, a flag or an argument has a value it cannot have
+├── PlatformError             this machine cannot run MLX
+├── ModelError                a model cannot be used
+│   ├── ModelNotFoundError    no such folder, repository or built-in name
+│   ├── ModelUnsupportedError mlx-lm has no such architecture, or the repository wants to run its own code
+│   ├── ModelDownloadError    offline, gated, disk too small, broken off
+│   └── ModelFileError        a weights file that is not what it says it is
+├── OutOfMemoryError          the predicted peak does not fit; raised before anything is allocated
+├── CacheError                a KV cache was asked for something it cannot do
+│   └── RewindError           the rows to go back to are no longer held
+├── PromptError               an empty prompt, or one over the limit
+└── StoreError                a session or a prompt-cache file cannot be used
+    ├── SessionNotFoundError  no session has this id or title
+    ├── SessionLockedError    another process has it open
+    ├── SessionChangedError   it was changed by someone else since it was read
+    ├── MismatchError         it was made with another model or cache layout; `field` says which part
+    └── CorruptError          the bytes are not what was written
+"""
+
+from __future__ import annotations
+
+
+class MlxkvError(Exception):
+    """Base of all errors raised on purpose; `str(error)` is a sentence for the user."""
+
+
+class ConfigError(MlxkvError, ValueError):
+    pass
+
+
+class PlatformError(MlxkvError):
+    pass
+
+
+class ModelError(MlxkvError):
+    pass
+
+
+class ModelNotFoundError(ModelError):
+    pass
+
+
+class ModelUnsupportedError(ModelError):
+    pass
+
+
+class ModelDownloadError(ModelError):
+    pass
+
+
+class ModelFileError(ModelError):
+    pass
+
+
+class OutOfMemoryError(MlxkvError):
+    pass
+
+
+class CacheError(MlxkvError):
+    pass
+
+
+class RewindError(CacheError):
+    pass
+
+
+class PromptError(MlxkvError, ValueError):
+    pass
+
+
+class StoreError(MlxkvError):
+    pass
+
+
+class SessionNotFoundError(StoreError):
+    pass
+
+
+class SessionLockedError(StoreError):
+    pass
+
+
+class SessionChangedError(StoreError):
+    pass
+
+
+class MismatchError(StoreError):
+    """Made with another model or cache layout. `field` names the first part that differs."""
+
+    def __init__(self, message: str, field: str) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+class CorruptError(StoreError):
+    pass

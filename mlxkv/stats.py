@@ -1,0 +1,100 @@
+"""TurnStats, the figures of one turn, and how figures are worded everywhere (window, print mode, JSON).
+
+Pure values and strings: no MLX, no clock, no terminal.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class TurnStats:
+    """What one turn cost. `cached_tokens + prefill_tokens == prompt_tokens` always.
+
+    Times are seconds, sizes bytes, rates tokens per second. `decode_tps` excludes the time to the first token.
+    `cache_bytes` is the sum of the buffers' nbytes, `cache_live_bytes` the part of it that holds attended rows.
+    `cache_tokens` counts the tokens attended at the end of the turn, `cache_window` the most there can be
+    (sinks included); `evicted_tokens` is the total that has rotated out of this cache so far.
+    """
+
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    prefill_tokens: int = 0
+    generated_tokens: int = 0
+    evicted_tokens: int = 0
+    ttft_s: float = 0.0
+    prefill_tps: float = 0.0
+    decode_tps: float = 0.0
+    total_s: float = 0.0
+    finish_reason: str = ""
+    cache_tokens: int = 0
+    cache_window: int = 0
+    cache_bytes: int = 0
+    cache_live_bytes: int = 0
+    cache_bits: int | None = None
+    disk_bytes: int = 0
+    disk_written_bytes: int = 0
+    peak_memory_bytes: int = 0
+    reuse_stopped_at: int | None = None
+    reuse_stopped_why: str | None = None
+
+
+def bytes_text(n: float) -> str:
+    """`936 MB`, `1.7 GB`: decimal units, as Finder and the catalogue count."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if n >= size * 0.9995:
+            value = n / size
+            return f"{value:.1f} {unit}" if value < 10 else f"{value:.0f} {unit}"
+    return f"{n:.0f} B"
+
+
+def tokens_text(n: int) -> str:
+    """`830`, `6.3k`, `32k`."""
+    if n < 1000:
+        return str(n)
+    return f"{n / 1000:.1f}k" if n < 10_000 and n % 1000 else f"{n / 1000:.0f}k"
+
+
+def rate_text(tps: float) -> str:
+    """One decimal below 100, none above."""
+    return f"{tps:.1f}" if tps < 99.95 else f"{tps:.0f}"
+
+
+def seconds_text(s: float) -> str:
+    """`0.21s`, `7.6s`, `2m05s`."""
+    if s < 1:
+        return f"{s:.2f}s"
+    if s < 60:
+        return f"{s:.1f}s"
+    return f"{int(s) // 60}m{int(s) % 60:02d}s"
+
+
+def stat_segments(stats: TurnStats, kv_added: int = 0) -> list[str]:
+    """The parts of the line under a reply, most important first: a narrow screen drops them from the end."""
+    added = f" (+{bytes_text(kv_added).split()[0]})" if kv_added > 0 else ""
+    parts = [
+        f"{rate_text(stats.decode_tps)} tok/s",
+        f"{stats.generated_tokens:,} tok",
+        f"first token {seconds_text(stats.ttft_s)}",
+        f"read {stats.prefill_tokens:,} new + {stats.cached_tokens:,} cached",
+        f"KV {bytes_text(stats.cache_live_bytes)}{added}",
+        seconds_text(stats.total_s),
+    ]
+    match stats.finish_reason:
+        case "stopped":
+            return ["■ stopped", parts[0], parts[1], "kept", *parts[2:]]
+        case "length":
+            return [f"▲ cut at max-tokens {stats.generated_tokens:,}", *parts]
+    return parts
+
+
+def fit(segments: list[str], width: int) -> str:
+    """Join with ` · `, dropping segments from the right until the line fits `width` cells."""
+    while len(segments) > 1 and len(" · ".join(segments)) > width:
+        segments = segments[:-1]
+    return " · ".join(segments)
+
+
+def stat_line(stats: TurnStats, width: int = 200, kv_added: int = 0) -> str:
+    return fit(stat_segments(stats, kv_added), width)

@@ -1,0 +1,37 @@
+"""What every test shares: a home of its own, no network, and the real weights where they are at hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+SHARED = Path(__file__).resolve().parents[1].parent / "shared" / "testdata"
+
+settings.register_profile(
+    "ci",
+    derandomize=True,  # the same examples on every run: a red build is always reproducible
+    deadline=None,
+    max_examples=50,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+settings.load_profile("ci")
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """`MLXKV_HOME` points at a temporary folder in every test, and the hub is out of reach."""
+    folder = tmp_path / "home"
+    monkeypatch.setenv("MLXKV_HOME", str(folder))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def stories_path() -> Path:
+    """Real trained weights of 1 MB (see shared/testdata/README.md)."""
+    path = SHARED / "stories260K"
+    if not path.is_dir():
+        pytest.skip("shared/testdata is not beside this checkout: no real weights")
+    return path
