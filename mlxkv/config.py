@@ -60,9 +60,7 @@ def private_folder(path: Path) -> Path:
             f"The folder {path} cannot be used ({error.strerror}); set MLXKV_HOME to one that can."
         ) from error
     if info.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise ConfigError(
-            f"Others may write to {path}; run `chmod go-w {path}` or set MLXKV_HOME to a private folder."
-        )
+        raise ConfigError(f"Others may write to {path}; run `chmod go-w {path}` or set MLXKV_HOME to a private folder.")
     return path
 
 
@@ -105,9 +103,7 @@ def load_settings(
         except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
             raise ConfigError(f"{path} cannot be read as TOML ({error}); mend or remove it.") from error
         settings = _apply(settings, table, str(path))
-    from_env = {
-        f.name: env[f"MLXKV_{f.name.upper()}"] for f in fields(Settings) if f"MLXKV_{f.name.upper()}" in env
-    }
+    from_env = {f.name: env[f"MLXKV_{f.name.upper()}"] for f in fields(Settings) if f"MLXKV_{f.name.upper()}" in env}
     settings = _apply(settings, from_env, "environment variable MLXKV_{}")
     return _apply(settings, {k: v for k, v in (flags or {}).items() if v is not None}, "option --{}")
 
@@ -116,9 +112,7 @@ def _apply(settings: Settings, values: Mapping[str, Any], source: str) -> Settin
     known = {f.name: str(f.type) for f in fields(Settings)}
     for key, value in values.items():
         if key not in known:
-            raise ConfigError(
-                f"{source} sets `{key}`, which is no setting; the settings are {', '.join(known)}."
-            )
+            raise ConfigError(f"{source} sets `{key}`, which is no setting; the settings are {', '.join(known)}.")
         settings = replace(settings, **{key: _convert(key, known[key], value, source)})
     return settings
 
@@ -131,9 +125,7 @@ def _convert(key: str, kind: str, value: Any, source: str) -> Any:
         if "bool" in kind:
             if isinstance(value, bool):
                 return value
-            return {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}[
-                str(value).lower()
-            ]
+            return {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}[str(value).lower()]
         if isinstance(value, bool):
             raise ValueError
         if key == "sinks":
@@ -146,9 +138,7 @@ def _convert(key: str, kind: str, value: Any, source: str) -> Any:
             return value
     except (ValueError, KeyError, TypeError):
         pass
-    raise ConfigError(
-        f"{where} is {value!r}, which is not a valid {kind.replace(' | None', '')} for `{key}`."
-    )
+    raise ConfigError(f"{where} is {value!r}, which is not a valid {kind.replace(' | None', '')} for `{key}`.")
 
 
 def _integer(value: Any) -> int:

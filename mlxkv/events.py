@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from mlxkv.stats import TurnStats
 
-# -- a turn ----------------------------------------------------------------------------------------------------------
+# -- a turn --------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class TurnFinished:
 
 TurnEvent = PrefillProgress | TextDelta | Notice | TurnFinished
 
-# -- what the window asks of the engine ------------------------------------------------------------------------------
+# -- what the window asks of the engine ----------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class ListChats:
 
 @dataclass(frozen=True)
 class Send:
-    """Send `text` as the next user turn. `sent_at` is `time.perf_counter()` at Enter: time to first token counts from it."""
+    """Send `text` as the next user turn; `sent_at` is `time.perf_counter()` at Enter, where time to first token starts."""
 
     text: str
     sent_at: float
@@ -97,7 +97,7 @@ class Shutdown:
 
 Command = LoadModel | NewChat | OpenChat | ListChats | Send | Retry | Shutdown
 
-# -- what the engine tells the window --------------------------------------------------------------------------------
+# -- what the engine tells the window ------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
