@@ -1,0 +1,306 @@
+"""The safetensors format, strictly: check a header before any reader maps the file, and write headers of our own.
+
+`mx.load` trusts what a header says (some hostile files make it read foreign memory), so every file is checked here
+first. Knows no MLX and no tensors' contents, only their names, types, shapes and places. Any thread may call it.
+Format: https://huggingface.co/docs/safetensors, of which this accepts a subset.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import stat
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from mlxkv.errors import CorruptError, MlxkvError, ModelFileError
+
+MAX_HEADER = 1 << 20  # bytes
+MAX_DIMS = 8
+MAX_DIM = (1 << 31) - 1  # MLX shapes are int32
+
+ITEM_SIZES: Mapping[str, int] = {
+    "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E8M0": 1,
+    "U16": 2, "I16": 2, "F16": 2, "BF16": 2,
+    "U32": 4, "I32": 4, "F32": 4,
+    "U64": 8, "I64": 8, "C64": 8,
+}  # fmt: skip
+"""Bytes per element of the types MLX reads."""
+
+_OUR_NAME = re.compile(r"[a-z0-9.]{1,64}")
+_WEIGHT_NAME = re.compile(r"[ -~]{1,256}")
+_TENSOR_KEYS = {"dtype", "shape", "data_offsets"}
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One tensor: bytes `[start, end)` counted from the header's `data_start`."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Header:
+    """A header that passed every rule. `tensors` are in the order of their bytes; sizes are bytes."""
+
+    metadata: dict[str, str]
+    tensors: tuple[Tensor, ...]
+    data_start: int
+    file_size: int
+
+
+def read_header(
+    source: str | os.PathLike[str] | int | bytes | bytearray | memoryview,
+    *,
+    weights: bool = False,
+    nofollow: bool = False,
+    name: str | None = None,
+) -> Header:
+    """Read and check the header of `source`: a path, an open file descriptor (its position is kept) or the whole file.
+
+    `weights` allows the names model files use and blames the model; `nofollow` refuses a link as the last part of a
+    path (not for weights: the Hugging Face cache is made of links); `name` is what messages call the file.
+
+    Raises:
+        CorruptError, ModelFileError (`weights`): one sentence with the file, the rule and the value found.
+    """
+    rules = _Rules(_shown(name or _name_of(source)), ModelFileError if weights else CorruptError, weights)
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        view = memoryview(source).cast("B")
+        length = rules.length(bytes(view[:8]), len(view))
+        return rules.header(bytes(view[8 : 8 + length]), len(view))
+    try:
+        if isinstance(source, int):
+            return _read_fd(source, rules)
+        # O_NONBLOCK: opening a pipe that nobody writes to must not hang before fstat can refuse it
+        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | (os.O_NOFOLLOW if nofollow else 0)
+        fd = os.open(source, flags)
+        try:
+            return _read_fd(fd, rules)
+        finally:
+            os.close(fd)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        raise rules.error(f"{rules.file} cannot be opened ({getattr(error, 'strerror', None) or error}).") from error
+
+
+def check_weights(path: str | os.PathLike[str]) -> Header:
+    """`read_header` with the rules for model weights; call it before every `mx.load` of a file that is not ours.
+
+    Raises:
+        ModelFileError: see `read_header`.
+    """
+    return read_header(path, weights=True)
+
+
+def encode_header(tensors: Sequence[tuple[str, str, tuple[int, ...], int]], metadata: Mapping[str, str]) -> bytes:
+    """The bytes before the data: 8-byte little-endian length and JSON padded with spaces to a multiple of 8.
+
+    `tensors` are (name, dtype, shape, nbytes), laid out contiguously in the order of their sorted names, which is the
+    order to write the buffers in. The same arguments in any order give the same bytes.
+
+    Raises:
+        ValueError: `read_header` would refuse the result.
+    """
+    table: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
+    offset = 0
+    for name, dtype, shape, nbytes in sorted(tensors):
+        if name in table:
+            raise ValueError(f"Two tensors are called {name!r}.")
+        table[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, offset + nbytes]}
+        offset += nbytes
+    try:
+        text = json.dumps(table, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+        text += b" " * (-len(text) % 8)
+        rules = _Rules("the new file", CorruptError, weights=False)
+        head = len(text).to_bytes(8, "little")
+        rules.length(head, 8 + len(text) + offset)
+        rules.header(text, 8 + len(text) + offset)
+    except (CorruptError, TypeError, UnicodeEncodeError) as error:
+        raise ValueError(f"Not a header this program would read back: {error}") from error
+    return head + text
+
+
+def encode(
+    tensors: Mapping[str, tuple[str, tuple[int, ...], bytes | memoryview]], metadata: Mapping[str, str]
+) -> Iterator[bytes | memoryview]:
+    """The parts of a whole file in order, the header first; buffers (C-contiguous) are passed on without a copy.
+
+    Raises:
+        ValueError: `read_header` would refuse the result; nothing is yielded then.
+    """
+    views = {name: _flat(buffer) for name, (_, _, buffer) in tensors.items()}
+    yield encode_header(
+        [(name, dtype, shape, views[name].nbytes) for name, (dtype, shape, _) in tensors.items()], metadata
+    )
+    for name in sorted(views):
+        yield views[name]
+
+
+# -- the rules -----------------------------------------------------------------------------------------
+
+
+class _Refused(Exception):
+    """A rule broken inside the JSON parser's hooks."""
+
+
+@dataclass(frozen=True)
+class _Rules:
+    file: str
+    error: type[MlxkvError]
+    weights: bool
+
+    def refuse(self, rule: str, found: object) -> NoReturn:
+        raise self.error(f"{self.file} is not a valid safetensors file: {rule}, found {_short(found)}.")
+
+    def length(self, head: bytes, size: int) -> int:
+        """The length of the JSON, from the first 8 bytes of a file of `size` bytes."""
+        if len(head) < 8:
+            self.refuse("a file has at least 8 bytes", size)
+        length = int.from_bytes(head, "little")
+        if not 2 <= length <= MAX_HEADER:
+            self.refuse(f"the header length must be 2 to {MAX_HEADER}", length)
+        if 8 + length > size:
+            self.refuse(f"the header must end within the file's {size} bytes", 8 + length)
+        return length
+
+    def header(self, text: bytes, size: int) -> Header:
+        table = self.parse(text)
+        metadata = self.metadata(table.pop("__metadata__", {}))
+        tensors = [self.tensor(name, entry) for name, entry in table.items()]
+        tensors.sort(key=lambda t: (t.start, t.end, t.name))
+        data_start = 8 + len(text)
+        offset = 0
+        for tensor in tensors:
+            if tensor.start != offset:
+                self.refuse(f"tensor {tensor.name!r} must start where the one before ends, at {offset}", tensor.start)
+            offset = tensor.end
+        if data_start + offset != size:
+            self.refuse(f"the tensors must cover the file's {size - data_start} data bytes exactly", offset)
+        return Header(metadata, tuple(tensors), data_start, size)
+
+    def parse(self, text: bytes) -> dict[str, Any]:
+        if not text.startswith(b"{"):
+            self.refuse("the header must begin with {", text[:8])
+        try:
+            table = json.loads(
+                text.decode("utf-8"),
+                object_pairs_hook=_unique,
+                parse_constant=_no_constant,
+                parse_int=_natural,
+                parse_float=_no_float,
+            )
+        except _Refused as error:
+            self.refuse(str(error.args[0]), error.args[1])
+        except UnicodeDecodeError as error:
+            self.refuse("the header must be UTF-8", text[error.start : error.start + 8])
+        except (ValueError, RecursionError) as error:
+            self.refuse("the header must be one JSON object", str(error))
+        if not isinstance(table, dict):  # cannot happen: it begins with {
+            self.refuse("the header must be one JSON object", table)
+        return table
+
+    def metadata(self, found: object) -> dict[str, str]:
+        if not isinstance(found, dict):
+            self.refuse("__metadata__ must be an object", found)
+        for key, value in found.items():
+            if not isinstance(value, str):
+                self.refuse(f"__metadata__ {_short(key)} must be a string", value)
+            for text in (key, value):
+                if any("\ud800" <= c <= "\udfff" for c in text):
+                    self.refuse("__metadata__ must be Unicode text without lone surrogates", text)
+        return found
+
+    def tensor(self, name: str, entry: object) -> Tensor:
+        if not (_WEIGHT_NAME if self.weights else _OUR_NAME).fullmatch(name):
+            rule = "1 to 256 printable ASCII characters" if self.weights else "1 to 64 of a-z, 0-9 and the dot"
+            self.refuse(f"a tensor name must be {rule}", name)
+        if not isinstance(entry, dict) or entry.keys() != _TENSOR_KEYS:
+            self.refuse(f"tensor {name!r} must have exactly dtype, shape and data_offsets", entry)
+        dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+        if not isinstance(dtype, str) or dtype not in ITEM_SIZES:
+            self.refuse(f"the dtype of {name!r} must be one of {', '.join(ITEM_SIZES)}", dtype)
+        if not isinstance(shape, list) or len(shape) > MAX_DIMS or not all(_is_int(n) and n <= MAX_DIM for n in shape):
+            self.refuse(f"the shape of {name!r} must be at most {MAX_DIMS} integers from 0 to {MAX_DIM}", shape)
+        if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_int, offsets)):
+            self.refuse(f"the data_offsets of {name!r} must be two integers", offsets)
+        nbytes = ITEM_SIZES[dtype]
+        for n in shape:
+            nbytes *= n
+        start, end = offsets
+        if end - start != nbytes:
+            self.refuse(f"the data_offsets of {name!r} must span {nbytes} bytes, its shape times its dtype", offsets)
+        return Tensor(name, dtype, tuple(shape), start, end)
+
+
+def _is_int(value: object) -> bool:
+    return type(value) is int  # not bool; never negative, see _natural
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table = dict(pairs)
+    if len(table) != len(pairs):
+        keys = [key for key, _ in pairs]
+        raise _Refused("an object must not repeat a key", next(key for key in keys if keys.count(key) > 1))
+    return table
+
+
+def _natural(text: str) -> int:
+    # `-0` too: other readers take it for a float. 20 digits hold every 64-bit size.
+    if not text.isdigit() or len(text) > 20:
+        raise _Refused("a number must be an integer from 0 to 2^64", text)
+    return int(text)
+
+
+def _no_constant(text: str) -> NoReturn:
+    raise _Refused("NaN and Infinity are not JSON", text)
+
+
+def _no_float(text: str) -> NoReturn:
+    raise _Refused("a number must be an integer", text)
+
+
+def _read_fd(fd: int, rules: _Rules) -> Header:
+    info = os.fstat(fd)
+    if not stat.S_ISREG(info.st_mode):
+        raise rules.error(f"{rules.file} must be a regular file, found {stat.filemode(info.st_mode)}.")
+    length = rules.length(_pread(fd, 8, 0), info.st_size)
+    text = _pread(fd, length, 8)
+    if len(text) != length:
+        rules.refuse(f"the header must hold {length} bytes (the file shrank while it was read)", len(text))
+    return rules.header(text, info.st_size)
+
+
+def _flat(buffer: bytes | memoryview) -> memoryview:
+    view = memoryview(buffer)
+    return view.cast("B") if view.nbytes else memoryview(b"")  # a view of no bytes cannot be cast
+
+
+def _pread(fd: int, count: int, offset: int) -> bytes:
+    parts = []
+    while count > 0 and (part := os.pread(fd, count, offset)):
+        parts.append(part)
+        count -= len(part)
+        offset += len(part)
+    return b"".join(parts)
+
+
+def _name_of(source: object) -> str:
+    if isinstance(source, (str, os.PathLike)):
+        return str(Path(os.fspath(source)))
+    return "the open file" if isinstance(source, int) else "the data"
+
+
+def _short(value: object) -> str:
+    text = ascii(value)  # a file's own text reaches a terminal in no other form
+    return text if len(text) <= 80 else f"{text[:76]} ..."
+
+
+def _shown(name: str) -> str:
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in name)
