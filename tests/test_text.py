@@ -1,0 +1,70 @@
+"""`clean`: nothing that steers a terminal or hides from a reader gets through, and ordinary text is left alone."""
+
+from __future__ import annotations
+
+import sys
+import unicodedata
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlxkv.text import clean
+
+ANY = st.text(st.characters(codec=None, exclude_categories=()))  # lone surrogates included
+VISIBLE_FORMAT = set("\u0600\u0601\u0602\u0603\u0604\u0605\u06dd\u070f\u0890\u0891\u08e2\U000110bd\U000110cd")
+
+
+@pytest.mark.parametrize(
+    ("payload", "shown"),
+    [
+        ("\x1b[2J\x1b[H", "␛[2J␛[H"),  # clear the screen
+        ("\x1b]52;c;cm0gLXJmIH4=\x07", "␛]52;c;cm0gLXJmIH4=␇"),  # write the clipboard
+        ("\x1b]0;title\x1b\\", "␛]0;title␛\\"),  # set the title
+        ("\x1b]8;;http://evil\x1b\\bank.com", "␛]8;;http://evil␛\\bank.com"),  # a link that lies
+        ("\x9b31m", "\ufffd31m"),  # CSI as one C1 character
+        ("\x90q\x9c", "\ufffdq\ufffd"),  # DCS
+        ("rm -rf\rls    ", "rm -rf␍ls    "),  # overwrite the line
+        ("a\bb\x7f", "a␈b␡"),
+        ("a\x00b", "a␀b"),
+        ("user\u202egpj.exe", "user\ufffdgpj.exe"),  # right-to-left override
+        ("\u2066x\u2069", "\ufffdx\ufffd"),
+        ("pass\u200bword", "pass\ufffdword"),  # zero-width space
+        ("hi\U000e0049\U000e0047", "hi\ufffd\ufffd"),  # text smuggled in tag characters
+        ("x\U000e0101", "x\ufffd"),  # or in variation selectors
+        ("\ud83d", "\ufffd"),
+        ("a\u2028b\x85c", "a\ufffdb\ufffdc"),  # line ends that only some programs see
+    ],
+)
+def test_hostile(payload: str, shown: str) -> None:
+    assert clean(payload) == shown
+
+
+@pytest.mark.parametrize(
+    "text", ["", "a\tb\nc", "Grüße, 世界", "e\u0301", "❤\ufe0f 🙂 👍🏽", "[red]x[/red] <think>", "␛"]
+)
+def test_ordinary_text_is_untouched(text: str) -> None:
+    assert clean(text) == text
+
+
+def test_every_character_of_unicode() -> None:
+    """Against the character database of this Python, not against our own list."""
+    for code in range(sys.maxunicode + 1):
+        char = chr(code)
+        if char in "\n\t" or char in VISIBLE_FORMAT:
+            continue
+        if unicodedata.category(char) in ("Cc", "Cs", "Cf", "Zl", "Zp"):
+            assert clean(char) != char, f"U+{code:04X} {unicodedata.name(char, '')} got through"
+
+
+@given(ANY)
+def test_idempotent_and_encodable(text: str) -> None:
+    shown = clean(text)
+    assert clean(shown) == shown
+    shown.encode("utf-8")
+    assert len(shown) == len(text)
+
+
+@given(st.lists(ANY))
+def test_a_stream_may_cut_anywhere(pieces: list[str]) -> None:
+    assert "".join(map(clean, pieces)) == clean("".join(pieces))
