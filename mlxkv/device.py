@@ -1,0 +1,151 @@
+"""The one place where Metal differs from the CPU backend: what this machine is, and how much memory a process may use.
+
+`check_platform` imports no MLX, so that a machine MLX cannot run on gets a sentence instead of an import error.
+Everything that asks MLX must run on the thread that owns it.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mlxkv.errors import PlatformError
+from mlxkv.stats import bytes_text
+
+MIN_GLIBC = (2, 35)  # what the mlx wheels for Linux are built against
+
+
+@dataclass(frozen=True)
+class Device:
+    """The machine as a memory budget: sizes in bytes.
+
+    `memory_limit` is what this process may use before the system suffers (or, on Metal, aborts it).
+    """
+
+    name: str
+    is_metal: bool
+    memory_limit: int
+    total_memory: int
+    has_fast_float16: bool
+
+    def __str__(self) -> str:
+        backend = "Metal" if self.is_metal else "CPU"
+        return f"{self.name} ({backend}, {bytes_text(self.memory_limit)} of {bytes_text(self.total_memory)} usable)"
+
+
+def check_platform(system: str | None = None, machine: str | None = None, libc: tuple[str, str] | None = None) -> None:
+    """Say why MLX cannot run here, before anything imports it. Without arguments: this machine.
+
+    `system` and `machine` as in the `platform` module, `libc` as `platform.libc_ver()` gives it.
+
+    Raises:
+        PlatformError: an Intel Mac, Windows, another system, or a Linux without glibc 2.35.
+    """
+    system = platform.system() if system is None else system
+    machine = platform.machine() if machine is None else machine
+    if system == "Darwin":
+        if machine != "arm64":
+            raise PlatformError(
+                f"MLX needs Apple silicon, and this Python says it runs on {machine}: use an Apple silicon Mac, "
+                "or an arm64 build of Python if this is one."
+            )
+        return
+    if system != "Linux":
+        raise PlatformError(f"MLX runs on macOS and Linux, not on {system or 'this system'}; use one of those.")
+    if machine not in ("x86_64", "aarch64"):
+        raise PlatformError(f"MLX for Linux exists for x86_64 and aarch64, not for {machine}; use another machine.")
+    name, version = platform.libc_ver() if libc is None else libc
+    wanted = ".".join(map(str, MIN_GLIBC))
+    if name != "glibc":
+        raise PlatformError(
+            f"MLX for Linux needs glibc {wanted} or newer, and this system has {name or 'another C library'}; "
+            "use a distribution with glibc."
+        )
+    if _version(version) < MIN_GLIBC:
+        raise PlatformError(
+            f"MLX for Linux needs glibc {wanted} or newer, and this system has {version}; use a newer distribution."
+        )
+
+
+def current_device() -> Device:
+    """What MLX computes on here."""
+    import mlx.core as mx
+
+    is_metal = mx.metal.is_available() and mx.default_device().type == mx.DeviceType.gpu
+    return describe(mx.device_info(), is_metal=is_metal, total_memory=_physical_memory(), cgroup_limit=cgroup_limit())
+
+
+def describe(info: Mapping[str, Any], *, is_metal: bool, total_memory: int, cgroup_limit: int | None = None) -> Device:
+    """The Device for what `mx.device_info()` says; pure, so that any machine can be tested on any other."""
+    name = str(info.get("device_name") or info.get("architecture") or "unknown device")
+    total = int(info.get("memory_size") or total_memory) if is_metal else total_memory
+    recommended = info.get("max_recommended_working_set_size") if is_metal else None
+    # 0.8: the system and everything else on it lives in the rest
+    limit = int(recommended) if recommended else int(min(total, cgroup_limit or total) * 0.8)
+    # float16 runs at about a third of float32's speed on the CPU backend (measured, see design facts)
+    return Device(name, is_metal, limit, total, has_fast_float16=is_metal)
+
+
+def memory_used() -> int:
+    """Bytes MLX holds in live arrays, its cache of free buffers not counted."""
+    import mlx.core as mx
+
+    return mx.get_active_memory()
+
+
+def peak_memory() -> int:
+    """The most bytes MLX held in live arrays since `reset_peak_memory`."""
+    import mlx.core as mx
+
+    return mx.get_peak_memory()
+
+
+def reset_peak_memory() -> None:
+    import mlx.core as mx
+
+    mx.reset_peak_memory()
+
+
+@contextmanager
+def set_wired_limit(device: Device | None = None) -> Iterator[None]:
+    """Keep the model wired (never paged out) inside the block; does nothing off Metal or where macOS refuses."""
+    device = current_device() if device is None else device
+    if not device.is_metal:
+        yield
+        return
+    import mlx.core as mx
+
+    before: int | None = None
+    with suppress(RuntimeError, ValueError):  # macOS before 15 cannot
+        before = mx.set_wired_limit(device.memory_limit)
+    try:
+        yield
+    finally:
+        if before is not None:
+            mx.synchronize()  # changing the limit under running work is not safe
+            mx.set_wired_limit(before)
+
+
+def cgroup_limit(root: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """The memory limit in bytes of the container this process is in, None without one."""
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):  # version 2, version 1
+        try:
+            text = (root / name).read_text().strip()
+        except OSError:
+            continue
+        if text.isdigit() and int(text) < 1 << 60:  # "max", or version 1's way of saying so
+            return int(text)
+    return None
+
+
+def _physical_memory() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(".") if part.isdigit())
