@@ -1,0 +1,100 @@
+"""CacheConfig: what a caller may ask of a KV cache, and the ring that follows from it. Pure values; no MLX."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from mlxkv.cache.geometry import Geometry
+from mlxkv.errors import ConfigError
+
+MAX_DEFAULT_WINDOW = 32_768
+DEFAULT_SINKS = 4
+_DEFAULT_SLACK = 512
+_MAX_WINDOW = 2**24
+
+
+@dataclass(frozen=True)
+class CacheConfig:
+    """A bounded KV cache.
+
+    Args:
+        window: tokens attended beyond the sinks, rounded up to whole blocks; None picks the largest power of two that
+            fits this machine's memory, at most the model's trained length and 32,768.
+        sinks: tokens at the front that never rotate out; "system" pins the system prompt (at most a quarter of the
+            window; 4 tokens where there is none).
+        block: tokens evicted at a time; None means 256 for a window of 4,096 or more, else about a sixteenth of it.
+        slack: tokens that can at least be rewound after wrapping, rounded up to blocks; None means about 512, at
+            most a quarter of the window.
+        bits: None keeps the model's own precision; 8, 4 or a pair (keys, values) quantizes.
+        group_size: numbers that share a scale when quantized.
+        positions: "streaming" keeps the sinks at the distance they would have without the evicted tokens
+            (StreamingLLM, arXiv 2309.17453); "absolute" lets them drift away.
+
+    Raises:
+        ConfigError: a field has a value it cannot have; the message names field, value and rule.
+    """
+
+    window: int | None = None
+    sinks: int | Literal["system"] = "system"
+    block: int | None = None
+    slack: int | None = None
+    bits: int | tuple[int, int] | None = None
+    group_size: int = 64
+    positions: Literal["streaming", "absolute"] = "streaming"
+
+    def __post_init__(self) -> None:
+        _whole("window", self.window, 1, _MAX_WINDOW)
+        if self.sinks != "system":
+            _whole("sinks", self.sinks, 0, _MAX_WINDOW)
+        _whole("block", self.block, 1, _MAX_WINDOW // 2)
+        _whole("slack", self.slack, 0, _MAX_WINDOW)
+        for bits in self.bits if isinstance(self.bits, tuple) else (self.bits,):
+            if bits not in (None, 4, 8) or (isinstance(self.bits, tuple) and (bits is None or len(self.bits) != 2)):
+                raise ConfigError(f"`bits` is {self.bits!r}; it must be None, 4, 8 or a pair of these like (8, 4).")
+        if self.group_size not in (32, 64):
+            raise ConfigError(f"`group_size` is {self.group_size!r}; it must be 32 or 64.")
+        if self.positions not in ("streaming", "absolute"):
+            raise ConfigError(f'`positions` is {self.positions!r}; it must be "streaming" or "absolute".')
+
+    def default_window(self, trained_length: int | None, bytes_per_token: int, budget: int) -> int:
+        """The window meant by None: a power of two within the trained length, 32,768 and `budget` bytes."""
+        most = min(trained_length or MAX_DEFAULT_WINDOW, MAX_DEFAULT_WINDOW)
+        if bytes_per_token:
+            most = min(most, budget // bytes_per_token)
+        return 2 ** int(math.log2(max(most, 64)))
+
+    def num_sinks(self, window: int, system_tokens: int) -> int:
+        """K for this window and a system prompt of this many tokens."""
+        if self.sinks != "system":
+            return self.sinks
+        return min(system_tokens or DEFAULT_SINKS, window // 4)
+
+    def geometry(self, window: int, system_tokens: int = 0) -> Geometry:
+        """The ring of the full-attention layers."""
+        block = self.block or default_block(window)
+        rounded = max(-(-window // block), 2) * block
+        slack = min(_DEFAULT_SLACK, rounded // 4) if self.slack is None else self.slack
+        undo = -(-slack // block) if self.slack is not None else max(slack // block, 1)
+        return Geometry(self.num_sinks(rounded, system_tokens), rounded, block, undo)
+
+    def native_geometry(self, native_window: int, slack: int) -> Geometry:
+        """The ring of a layer trained with a sliding window: never fewer than that many tokens, no sinks."""
+        block = max(16, 2 ** int(math.log2(max(native_window // 8, 1))))
+        blocks = max(-(-(native_window + block - 1) // block), 2)
+        return Geometry(0, blocks * block, block, -(-slack // block))
+
+
+def default_block(window: int) -> int:
+    """256 for windows from 4,096, else the power of two nearest a sixteenth, between 16 and 256."""
+    if window >= 4096:
+        return 256
+    return min(max(2 ** round(math.log2(max(window / 16, 1))), 16), 256)
+
+
+def _whole(field: str, value: object, low: int, high: int) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise ConfigError(f"`{field}` is {value!r}; it must be a whole number from {low:,} to {high:,}.")

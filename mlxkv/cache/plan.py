@@ -1,0 +1,217 @@
+"""What each layer of a model gets: from the cache the model itself asks for to a bounded one, and its bytes.
+
+`plan_cache` looks at the model without computing anything; `CachePlan.make` builds the caches. Used on the thread
+that owns MLX. How a ring works is `ring.py`; all layers together with the token log are `prompt_cache.py`.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from mlxkv.cache.config import CacheConfig
+from mlxkv.cache.geometry import Geometry
+from mlxkv.cache.positions import SinkRotation, rotation_for
+from mlxkv.cache.ring import RingKVCache
+from mlxkv.errors import ConfigError
+
+# Rows of scratch that default windows are planned with, when the caller names no budget.
+_UNLIMITED = 1 << 62
+
+
+@dataclass(frozen=True)
+class RowShape:
+    """One layer's key and value rows, as the model makes them."""
+
+    heads: int
+    k_dim: int
+    v_dim: int
+    dtype: mx.Dtype
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one token's key and value in this layer."""
+        return self.heads * (self.k_dim + self.v_dim) * self.dtype.size
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """`geometry` None: the model's own cache passes through as it is."""
+
+    index: int
+    native_class: str
+    shape: RowShape | None = None
+    geometry: Geometry | None = None
+    native_window: int | None = None
+    rotation: SinkRotation | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of this layer's buffers, all of them (0 for a pass-through, which grows as it likes)."""
+        if self.geometry is None or self.shape is None:
+            return 0
+        pristine = self.geometry.sinks if self.rotation is not None else 0
+        shape = self.shape
+        return self.geometry.rows * shape.row_bytes + pristine * shape.heads * shape.k_dim * shape.dtype.size
+
+    def make(self, native: Any) -> Any:
+        if self.geometry is None:
+            return native
+        return RingKVCache(self.geometry, self.rotation, self.native_window)
+
+
+@dataclass(frozen=True)
+class CachePlan:
+    """One plan per cache entry of the model, and what to tell the user about it."""
+
+    layers: tuple[LayerPlan, ...]
+    config: CacheConfig
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the caches will hold once allocated."""
+        return sum(layer.nbytes for layer in self.layers)
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Bytes one attended token takes over all layers."""
+        return sum(layer.shape.row_bytes for layer in self.layers if layer.shape and layer.geometry)
+
+    @property
+    def geometry(self) -> Geometry | None:
+        """The ring of the full-attention layers; of the widest sliding-window layer where there are none."""
+        rings = [layer for layer in self.layers if layer.geometry]
+        full = [layer.geometry for layer in rings if layer.native_window is None]
+        return full[0] if full else max((r.geometry for r in rings if r.geometry), key=lambda g: g.window, default=None)
+
+    @property
+    def passed_through(self) -> tuple[str, ...]:
+        """Class names of the caches left as they are."""
+        return tuple(sorted({layer.native_class for layer in self.layers if layer.geometry is None}))
+
+    @property
+    def description(self) -> str:
+        """One sentence: how this model's cache is bounded."""
+        geometry = self.geometry
+        if geometry is None:
+            return "This model's own caches are used as they are."
+        rings = sum(layer.geometry is not None for layer in self.layers)
+        text = (
+            f"{rings} layers keep {geometry.sinks} + {geometry.window:,} tokens, "
+            f"evict {geometry.block} at a time and rewind at least {geometry.undo * geometry.block}"
+        )
+        return "; ".join([text, *self.notes]) + "."
+
+    def make(self, model: nn.Module) -> list[Any]:
+        return [plan.make(native) for plan, native in zip(self.layers, native_cache(model), strict=True)]
+
+
+def native_cache(model: Any) -> list[Any]:
+    """The cache entries that mlx-lm would use."""
+    from mlx_lm.models.cache import make_prompt_cache
+
+    return make_prompt_cache(model)
+
+
+def trained_length(model: Any) -> int | None:
+    """The context the model was trained for, where its arguments say so."""
+    args = getattr(model, "args", None)
+    for holder in (args, getattr(args, "text_config", None)):
+        value = (
+            holder.get("max_position_embeddings")
+            if isinstance(holder, dict)
+            else getattr(holder, "max_position_embeddings", None)
+        )
+        if isinstance(value, int) and value > 0:
+            return value
+    return None
+
+
+def plan_cache(
+    model: Any, config: CacheConfig | None = None, *, system_tokens: int = 0, budget: int = _UNLIMITED
+) -> CachePlan:
+    """Plan a bounded cache for any mlx-lm model.
+
+    Args:
+        model: an mlx-lm model; its weights are not read.
+        config: what to bound it to.
+        system_tokens: length of the system prompt, for `sinks="system"`.
+        budget: bytes the cache may take when `config.window` is None.
+
+    Raises:
+        ConfigError: quantized rings are asked for on a model or in a version that has none.
+    """
+    config = config or CacheConfig()
+    if config.bits is not None:
+        raise ConfigError(f"`bits` is {config.bits!r}; quantized caches are not built yet, leave it out.")
+    native, shapes = _probe(model)
+    layers = list(getattr(model, "layers", []))
+    paired = layers if len(layers) == len(native) else [None] * len(native)
+    row_bytes = sum(s.row_bytes for c, s in zip(native, shapes, strict=True) if s and _is_full(c))
+    length = trained_length(model)
+    window = config.window or config.default_window(length, row_bytes, budget)
+    geometry = config.geometry(window, system_tokens)
+    plans, notes = [], []
+    if config.window is not None and geometry.window != window:
+        notes.append(f"the window of {window:,} is rounded up to {geometry.window:,}, whole blocks of {geometry.block}")
+    for i, (cache, shape, layer) in enumerate(zip(native, shapes, paired, strict=True)):
+        plans.append(_plan_layer(i, cache, shape, layer, config, geometry))
+    rings = [p for p in plans if p.geometry is not None and p.native_window is None]
+    if config.positions == "streaming" and geometry.sinks and any(p.rotation is None for p in rings):
+        notes.append("its positions do not compose, so the pinned tokens keep absolute positions")
+    plan = CachePlan(tuple(plans), config, tuple(notes))
+    if plan.passed_through:
+        names = ", ".join(plan.passed_through)
+        warnings.warn(f"{names}: used as the model made it, outside the cache budget.", UserWarning, stacklevel=2)
+    return plan
+
+
+def make_cache(model: Any, config: CacheConfig | None = None) -> list[Any]:
+    """Bounded caches for an mlx-lm model, to pass as `prompt_cache` to mlx-lm's own loops.
+
+    Returns one entry per layer. `sinks="system"` means 4 here, where there is no chat.
+    """
+    return plan_cache(model, config).make(model)
+
+
+def _plan_layer(
+    index: int, native: Any, shape: RowShape | None, layer: Any, config: CacheConfig, geometry: Geometry
+) -> LayerPlan:
+    name = type(native).__name__
+    if shape is None:
+        return LayerPlan(index, name)
+    if _is_full(native):
+        streaming = config.positions == "streaming" and geometry.sinks > 0
+        rotation = rotation_for(layer, shape.k_dim) if streaming and layer is not None else None
+        return LayerPlan(index, name, shape, geometry, None, rotation)
+    window = min(native.max_size, geometry.window)
+    return LayerPlan(index, name, shape, config.native_geometry(window, geometry.undo * geometry.block), window)
+
+
+def _is_full(cache: Any) -> bool:
+    return type(cache).__name__ == "KVCache"
+
+
+def _is_sliding(cache: Any) -> bool:
+    return type(cache).__name__ == "RotatingKVCache" and not cache.keep
+
+
+def _probe(model: Any) -> tuple[list[Any], Sequence[RowShape | None]]:
+    """The model's own caches and the rows it puts into them: one token is run through the graph, nothing computed."""
+    native = native_cache(model)
+    model(mx.zeros((1, 1), mx.int32), cache=native)
+    shapes = [_row_shape(c) if _is_full(c) or _is_sliding(c) else None for c in native]
+    return native, shapes
+
+
+def _row_shape(cache: Any) -> RowShape | None:
+    if cache.keys is None:
+        return None
+    _, heads, _, k_dim = cache.keys.shape
+    return RowShape(heads, k_dim, cache.values.shape[-1], cache.keys.dtype)
