@@ -1,0 +1,31 @@
+"""Models: suggestions, download, loading, and what lies in the cache. Import as `mlxkv.models`.
+
+Importing it imports neither mlx, mlx_lm nor huggingface_hub; the functions do when they are called.
+"""
+
+from mlxkv.models.catalogue import CatalogueEntry, catalogue
+from mlxkv.models.config_only import skeleton
+from mlxkv.models.download import Plan, download, plan_download
+from mlxkv.models.hub import Hub
+from mlxkv.models.load import LoadedModel, LoadProgress, load_model
+from mlxkv.models.local import LocalModel, list_local, remove
+from mlxkv.models.resolve import BUILT_IN, Source, resolve
+
+__all__ = [
+    "BUILT_IN",
+    "CatalogueEntry",
+    "Hub",
+    "LoadProgress",
+    "LoadedModel",
+    "LocalModel",
+    "Plan",
+    "Source",
+    "catalogue",
+    "download",
+    "list_local",
+    "load_model",
+    "plan_download",
+    "remove",
+    "resolve",
+    "skeleton",
+]

@@ -1,0 +1,113 @@
+"""What a model folder says about itself: config.json and generation_config.json, and whether mlx-lm knows the type.
+
+Reads small files and mlx-lm's list of model classes; touches no weights. Imports mlx_lm lazily. Any thread may call
+`read_config`; the rest imports MLX.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from mlxkv.errors import ModelFileError, ModelNotFoundError, ModelUnsupportedError
+from mlxkv.models.wording import first_line
+
+MAX_JSON = 32 << 20  # bytes; quantized mixtures list every layer, which is a few MB
+
+_MODEL_TYPE = re.compile(r"[A-Za-z0-9_-]{1,64}", re.A)  # it becomes part of a module's name
+
+
+def read_config(folder: Path, name: str) -> dict[str, Any]:
+    """config.json of a model folder.
+
+    Raises:
+        ModelNotFoundError: there is none.
+        ModelFileError: it is not a JSON object, or has no usable model_type.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ModelNotFoundError(f"{name} is no model: {folder} holds no config.json; name a folder that does.")
+    config = _read_json(path)
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str) or not _MODEL_TYPE.fullmatch(model_type):
+        raise ModelFileError(
+            f"{path} must name the architecture as model_type, found {ascii(model_type)[:80]}; use another model."
+        )
+    return config
+
+
+def read_generation_config(folder: Path) -> dict[str, Any]:
+    """generation_config.json (the authors' temperature, top_p, ...), {} where there is none.
+
+    Raises:
+        ModelFileError: it is not a JSON object.
+    """
+    path = folder / "generation_config.json"
+    return _read_json(path) if path.is_file() else {}
+
+
+def model_classes(config: dict[str, Any], name: str) -> tuple[Any, Any]:
+    """mlx-lm's (Model, ModelArgs) for a config from `read_config`.
+
+    `auto_map` alone is no reason to refuse: many configs keep it for other programs though mlx-lm has the architecture.
+
+    Raises:
+        ModelUnsupportedError: mlx-lm has no such architecture, or the repository wants its own code run.
+    """
+    if config.get("model_file"):
+        raise ModelUnsupportedError(
+            f"{name} wants to run its own program {ascii(config['model_file'])[:80]} to build the model, which mlxkv "
+            "never does; use a model of an architecture mlx-lm has."
+        )
+    from mlx_lm.utils import _get_classes
+
+    try:
+        return _get_classes(config)
+    except Exception as error:  # no module, a helper module without a Model, or one that fails to import
+        kind = config["model_type"]
+        if config.get("auto_map"):
+            raise ModelUnsupportedError(
+                f"{name} has the model_type {kind!r}, which mlx-lm does not know, and wants its own code run instead "
+                "(auto_map), which mlxkv never does; use another model."
+            ) from error
+        raise ModelUnsupportedError(
+            f"{name} has the model_type {kind!r}, which this mlx-lm does not know; use another model or a newer mlxkv."
+        ) from error
+
+
+def trained_length(config: dict[str, Any]) -> int | None:
+    """The positions the model was trained for, in tokens, also from text_config; None where it does not say."""
+    text = config.get("text_config")
+    for table in (config, text if isinstance(text, dict) else {}):
+        for key in ("max_position_embeddings", "n_positions", "n_ctx", "max_sequence_length"):
+            value = table.get(key)
+            if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+                return value
+    return None
+
+
+def stored_dtype(config: dict[str, Any]) -> str | None:
+    """The dtype config.json says the weights have ("bfloat16"), None where it does not say."""
+    text = config.get("text_config")
+    for table in (config, text if isinstance(text, dict) else {}):
+        for key in ("dtype", "torch_dtype"):
+            value = table.get(key)
+            if isinstance(value, str):
+                return value.removeprefix("torch.")
+    return None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        if path.stat().st_size > MAX_JSON:
+            raise ModelFileError(f"{path} is larger than {MAX_JSON >> 20} MiB, so it is no model's; use another model.")
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelFileError(
+            f"{path} cannot be read as JSON ({first_line(error)}); download the model again."
+        ) from error
+    if not isinstance(found, dict):
+        raise ModelFileError(f"{path} must hold a JSON object, found {ascii(found)[:80]}; download the model again.")
+    return found

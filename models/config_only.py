@@ -1,0 +1,82 @@
+"""A model without its weights: mlx-lm's modules with the right shapes and dtypes and nothing evaluated.
+
+For memory estimates (layers, heads, bytes). Never evaluate the arrays of a skeleton: they are lazy random numbers.
+Runs on the thread that owns MLX.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlxkv.device import Device, current_device
+from mlxkv.errors import ModelFileError, ModelUnsupportedError
+from mlxkv.models.architecture import model_classes, read_config, stored_dtype
+from mlxkv.models.download import download
+from mlxkv.models.hub import Hub, find_local
+from mlxkv.models.resolve import resolve
+from mlxkv.models.wording import first_line
+
+if TYPE_CHECKING:
+    import mlx.nn as nn
+
+_CONFIG_FILES = ("config.json", "generation_config.json", "hf_quant_config.json")
+
+
+def skeleton(
+    name_or_path: str | Path, *, hub: Hub | None = None, device: Device | None = None
+) -> tuple[dict[str, Any], nn.Module]:
+    """(config.json, the model of lazy arrays) for a name as in `load_model`; of a repository only JSON is fetched.
+
+    The sum of the arrays' `nbytes` is close to what the weights take (exact where config.json says how each layer is
+    quantized); where float16 is slow they count as float32, as loading makes them.
+
+    Raises:
+        ModelError and below: as `load_model`, except that weights are not looked at.
+    """
+    import mlx.core as mx
+
+    name = str(name_or_path)
+    device = device or current_device()
+    config = read_config(_config_folder(name, hub or Hub()), name)
+    model_class, args_class = model_classes(config, name)
+    try:
+        model = model_class(args_class.from_dict(config))
+        dtype = {"float16": mx.float16, "bfloat16": mx.bfloat16}.get(stored_dtype(config) or "", mx.float32)
+        if dtype == mx.float16 and not device.has_fast_float16:
+            dtype = mx.float32
+        model.set_dtype(dtype)
+        _quantize(model, config)
+    except ModelUnsupportedError:
+        raise
+    except Exception as error:
+        raise ModelFileError(
+            f"The config.json of {name} does not describe a {config['model_type']} model ({first_line(error)}); "
+            "download it again or use another model."
+        ) from error
+    return config, model
+
+
+def _config_folder(name: str, hub: Hub) -> Path:
+    source = resolve(name)
+    if source.path is not None or source.repo is None:
+        return source.path or Path(name)
+    found = find_local(hub, source.repo, source.revision, need_weights=False)
+    return found or download(source.repo, source.revision, hub=hub, allow=_CONFIG_FILES)
+
+
+def _quantize(model: nn.Module, config: dict[str, Any]) -> None:
+    """As mlx-lm does on loading, but without weights to look at: every layer that can be, except those named."""
+    import mlx.nn as nn
+
+    quantization = config.get("quantization")
+    if not isinstance(quantization, dict):
+        return
+    group_size = quantization["group_size"]
+
+    def how(path: str, module: nn.Module) -> bool | dict[str, Any]:
+        if path in quantization:
+            return quantization[path]
+        return hasattr(module, "to_quantized") and module["weight"].shape[-1] % group_size == 0
+
+    nn.quantize(model, group_size, quantization["bits"], mode=quantization.get("mode", "affine"), class_predicate=how)

@@ -1,0 +1,106 @@
+"""Which hub and which cache, what of a repository is ever fetched, and hub failures in one sentence.
+
+The only settings here are those huggingface_hub has itself; None means its own (HF_ENDPOINT, HF_HOME, HF_HUB_OFFLINE).
+Imports huggingface_hub lazily. Any thread may call it.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlxkv.errors import MlxkvError, ModelDownloadError, ModelNotFoundError
+
+ALLOW = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "tokenizer*")
+NEVER = ("*.py", "*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.gguf", "*.npz", "*.npy", "*.ckpt", "*.h5", "*.onnx")
+# The hub's own layout also has weights mlx-lm never reads: other formats' copies and duplicates in one file.
+UNREAD = ("*/*.safetensors", "consolidated*.safetensors", "*/*.json", "*/*.txt", "*/*.model")
+WEIGHTS = "model*.safetensors"  # what mlx-lm reads
+
+
+@dataclass(frozen=True)
+class Hub:
+    """`endpoint` is the hub's URL, `cache_dir` its cache (the folder with `models--org--name` in it)."""
+
+    endpoint: str | None = None
+    cache_dir: Path | None = None
+
+    def cache(self) -> Path:
+        from huggingface_hub import constants
+
+        return Path(self.cache_dir or constants.HF_HUB_CACHE).expanduser()
+
+    def storage(self, repo: str) -> Path:
+        """The repository's folder in the cache."""
+        return self.cache() / f"models--{repo.replace('/', '--')}"
+
+
+def find_local(hub: Hub, repo: str, revision: str | None = None, *, need_weights: bool = True) -> Path | None:
+    """The snapshot folder of a repository that is whole in the cache, else None; never asks the network."""
+    storage = hub.storage(repo)
+    commit = revision or "main"
+    ref = storage / "refs" / commit
+    try:
+        if ref.is_file():
+            commit = ref.read_text().strip()
+    except (OSError, UnicodeDecodeError):
+        return None
+    folder = storage / "snapshots" / commit
+    if not (folder / "config.json").is_file():
+        return None
+    return folder if not need_weights or is_whole(folder) else None
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether the weights the folder's index names are all there; without an index, whether there are any.
+
+    A broken index is no reason to download again: it counts as whole and the loader says what is wrong with it.
+    """
+    index = folder / "model.safetensors.index.json"
+    if not (folder / "config.json").is_file():
+        return False
+    if index.is_file():
+        try:
+            names = set(json.loads(index.read_text())["weight_map"].values())
+        except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError):
+            return True
+        return all((folder / Path(str(name)).name).is_file() for name in names)
+    if index.is_symlink():  # a link whose blob is gone
+        return False
+    return any(path.is_file() for path in folder.glob(WEIGHTS))
+
+
+def explain(error: Exception, repo: str, revision: str | None) -> MlxkvError:
+    """The sentence for what huggingface_hub or the network raised while fetching `repo`."""
+    from huggingface_hub import errors
+
+    cause = error
+    while isinstance(cause, errors.LocalEntryNotFoundError) and isinstance(cause.__cause__, Exception):
+        cause = cause.__cause__  # the hub wraps the reason into "not in the cache"
+    status = getattr(getattr(cause, "response", None), "status_code", None)
+    if isinstance(cause, MlxkvError):
+        return cause
+    if isinstance(cause, errors.OfflineModeIsEnabled):
+        return ModelDownloadError(
+            f"{repo} is not in the cache (or not whole), and HF_HUB_OFFLINE forbids downloading it; unset it once."
+        )
+    if isinstance(cause, errors.RevisionNotFoundError):
+        return ModelNotFoundError(f"The repository {repo} has no revision {revision or 'main'!r}; check its name.")
+    if isinstance(cause, errors.GatedRepoError) or status == 403:
+        return ModelDownloadError(
+            f"{repo} is gated (HTTP {status}): accept its terms on its page, run `hf auth login`, then try again."
+        )
+    if isinstance(cause, errors.RepositoryNotFoundError) or status in (401, 404):
+        return ModelNotFoundError(
+            f"The hub has no repository {repo} that you may read (HTTP {status}); "
+            "check the name, or run `hf auth login` if it is private."
+        )
+    if status is not None:
+        return ModelDownloadError(f"The hub answered HTTP {status} when asked for {repo}; try again later.")
+    if isinstance(cause, OSError) and cause.strerror:
+        return ModelDownloadError(f"{repo} could not be saved ({cause.strerror}); make room or check the cache folder.")
+    return ModelDownloadError(
+        f"{repo} is not whole in the cache and the hub cannot be reached ({type(cause).__name__}); "
+        "check the connection and try again, what has arrived is kept."
+    )

@@ -1,0 +1,196 @@
+"""Load a model: resolve its name, download it where needed, check every header and the memory first, then the weights.
+
+Runs on the thread that owns MLX and evaluates every weight there. What fails below (mlx-lm, transformers, JSON,
+safetensors) comes out as one sentence. Knows no cache and no generation.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlxkv.device import Device, current_device
+from mlxkv.errors import ModelError, ModelFileError, ModelUnsupportedError
+from mlxkv.models.architecture import model_classes, read_config, read_generation_config, trained_length
+from mlxkv.models.download import ensure
+from mlxkv.models.hub import WEIGHTS, Hub
+from mlxkv.models.memory import check_fits, predict_weights
+from mlxkv.models.resolve import resolve
+from mlxkv.models.wording import first_line
+from mlxkv.safetensors import Header, check_weights
+
+if TYPE_CHECKING:
+    import mlx.nn as nn
+    from mlx_lm.tokenizer_utils import TokenizerWrapper
+
+_STEP = 64 << 20  # bytes evaluated between two looks at `cancel`
+
+
+@dataclass(frozen=True)
+class LoadProgress:
+    """`phase`: "downloading" or "loading"; bytes, `total` 0 while unknown."""
+
+    name: str
+    phase: str
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model ready to run. `weight_bytes` counts the arrays in memory, `load_s` excludes the download."""
+
+    name: str
+    path: Path
+    config: dict[str, Any]
+    model: nn.Module
+    tokenizer: TokenizerWrapper
+    weight_bytes: int
+    load_s: float
+    trained_length: int | None  # tokens
+    generation: dict[str, Any]
+
+
+def load_model(
+    name: str,
+    *,
+    progress: Callable[[LoadProgress], None] | None = None,
+    cancel: threading.Event | None = None,
+    hub: Hub | None = None,
+    device: Device | None = None,
+) -> LoadedModel:
+    """Load a built-in name, a folder, or `org/name[@revision]` from the hub's cache or, where it is not whole, the hub.
+
+    `progress` is called on this thread; what it raises ends the load. `cancel` may be set from any thread.
+
+    Raises:
+        ModelNotFoundError: no such name, folder, repository or revision; or the folder holds no model.
+        ModelUnsupportedError: mlx-lm lacks the architecture, or the repository wants its own code run.
+        ModelDownloadError: offline, gated, the disk is too small, broken off, cancelled.
+        ModelFileError: a file is not what it says it is.
+        OutOfMemoryError: the weights would not fit this machine; raised before they are downloaded or read.
+        ModelError: cancelled while loading.
+    """
+    device = device or current_device()
+    folder = _folder(name, progress, cancel, hub, device)
+    start = time.perf_counter()
+    config = read_config(folder, name)
+    generation = read_generation_config(folder)
+    model_classes(config, name)  # refused before a gigabyte is read
+    need, promote = predict_weights(_check_weight_files(folder, name), device)
+    check_fits(name, need, device)
+    model, config = _read_weights(folder, name, config, promote)
+    weight_bytes = _evaluate(model, name, config, progress, cancel)
+    tokenizer = _tokenizer(folder, name, config)
+    load_s = time.perf_counter() - start
+    length = trained_length(config)
+    return LoadedModel(name, folder, config, model, tokenizer, weight_bytes, load_s, length, generation)
+
+
+def _folder(
+    name: str,
+    progress: Callable[[LoadProgress], None] | None,
+    cancel: threading.Event | None,
+    hub: Hub | None,
+    device: Device,
+) -> Path:
+    source = resolve(name)
+    if source.path is not None or source.repo is None:
+        return source.path or Path(name)
+    report = (
+        None if progress is None else (lambda done, total: progress(LoadProgress(name, "downloading", done, total)))
+    )
+    return ensure(
+        source.repo,
+        source.revision,
+        hub=hub,
+        progress=report,
+        cancel=cancel,
+        check=lambda plan: check_fits(name, plan.weight_bytes, device),
+    )
+
+
+def _check_weight_files(folder: Path, name: str) -> list[Header]:
+    """The headers of the files mlx-lm will read; every safetensors file in the folder is checked."""
+    headers = {path.name: check_weights(path) for path in sorted(folder.glob("*.safetensors"))}
+    read = [headers[path.name] for path in sorted(folder.glob(WEIGHTS))]
+    if not read:
+        raise ModelFileError(
+            f"{name} has a config.json but no {WEIGHTS} in {folder}; download it again or convert it with mlx_lm."
+        )
+    if any(c in str(folder) for c in "*?["):
+        raise ModelFileError(f"mlx-lm cannot read weights from {folder}, whose path has one of * ? [; rename it.")
+    return read
+
+
+def _read_weights(folder: Path, name: str, config: dict[str, Any], promote: bool) -> tuple[nn.Module, dict[str, Any]]:
+    """The model with lazy weights, and config.json as mlx-lm completes it."""
+    import mlx.core as mx
+    from mlx_lm.utils import load_model as mlx_lm_load_model
+
+    with _blamed_on_weights(name, config):
+        model, config = mlx_lm_load_model(folder, lazy=True, strict=True, trust_remote_code=False)
+        if promote:  # packed weights are integers and stay as they are, their float16 scales do not
+            model.set_dtype(mx.float32, lambda dtype: dtype == mx.float16)
+    return model, config
+
+
+def _evaluate(
+    model: nn.Module,
+    name: str,
+    config: dict[str, Any],
+    progress: Callable[[LoadProgress], None] | None,
+    cancel: threading.Event | None,
+) -> int:
+    """Bring the weights into memory in steps, so that it can be shown and stopped; returns their bytes."""
+    import mlx.core as mx
+    from mlx.utils import tree_flatten
+
+    arrays: list[mx.array] = [array for _, array in tree_flatten(model.parameters())]  # type: ignore[misc]
+    total = sum(array.nbytes for array in arrays)
+    done = waiting = 0
+    step: list[mx.array] = []
+    for number, array in enumerate(arrays, 1):
+        step.append(array)
+        waiting += array.nbytes
+        if waiting < _STEP and number < len(arrays):
+            continue
+        if cancel is not None and cancel.is_set():
+            raise ModelError(f"Loading {name} was stopped; load it again when you need it.")
+        with _blamed_on_weights(name, config):
+            mx.eval(step)
+        done, step, waiting = done + waiting, [], 0
+        if progress is not None:
+            progress(LoadProgress(name, "loading", done, total))
+    return total
+
+
+def _tokenizer(folder: Path, name: str, config: dict[str, Any]) -> TokenizerWrapper:
+    from mlx_lm.utils import load_tokenizer
+
+    try:
+        return load_tokenizer(folder, {"trust_remote_code": False}, eos_token_ids=config.get("eos_token_id"))
+    except Exception as error:
+        if "trust_remote_code" in str(error):
+            raise ModelUnsupportedError(
+                f"The tokenizer of {name} wants its own code run, which mlxkv never does; use another model."
+            ) from error
+        raise ModelFileError(
+            f"The tokenizer of {name} cannot be read ({first_line(error)}); download the model again."
+        ) from error
+
+
+@contextmanager
+def _blamed_on_weights(name: str, config: dict[str, Any]) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        raise ModelFileError(
+            f"The weights of {name} do not make the {config['model_type']} model its config.json describes "
+            f"({first_line(error)}); download it again or use another model."
+        ) from error

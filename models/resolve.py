@@ -1,0 +1,57 @@
+"""From the name a user gives to what it means: the built-in model, a folder, or a repository on the hub.
+
+Looks at the file system only; downloading is download.py's, reading is load.py's. Any thread may call it.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlxkv.errors import ModelNotFoundError
+
+BUILT_IN = ("tutor",)
+
+_REPO = re.compile(r"(?P<id>[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95})(?:@(?P<revision>[\w./-]{1,128}))?", re.A)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a model comes from: `path` (it is on this disk), or `repo` with its `revision` (None: the default)."""
+
+    name: str
+    path: Path | None = None
+    repo: str | None = None
+    revision: str | None = None
+
+
+def resolve(name: str, *, built_in_folder: Path | None = None) -> Source:
+    """What `name` means: a built-in name, a folder (it wins over a repository so called), or `org/name[@revision]`.
+
+    Raises:
+        ModelNotFoundError: it can be none of these.
+    """
+    if name in BUILT_IN:
+        path = (built_in_folder or Path(__file__).parent) / name
+        if not (path / "config.json").is_file():
+            raise ModelNotFoundError(
+                f"The built-in model {name} is not part of this installation; "
+                "name a folder or a Hugging Face repository such as mlx-community/Qwen3-0.6B-4bit instead."
+            )
+        return Source(name, path=path)
+    path = Path(name).expanduser() if name.startswith("~") else Path(name)
+    if name and "\0" not in name:
+        if path.is_dir():
+            return Source(name, path=path.resolve())
+        if path.is_file():
+            raise ModelNotFoundError(f"{name!r} is a file; name the folder that holds config.json and the weights.")
+    if name.startswith(("/", "./", "../", "~")):
+        raise ModelNotFoundError(f"There is no folder {name!r}; check the path.")
+    match = _REPO.fullmatch(name)
+    if match is None or ".." in name or "--" in match["id"]:
+        raise ModelNotFoundError(
+            f"{name!r} is no model: name a built-in one ({', '.join(BUILT_IN)}), a folder, "
+            "or a Hugging Face repository as org/name or org/name@revision."
+        )
+    return Source(name, repo=match["id"], revision=match["revision"])
