@@ -16,8 +16,6 @@ from typing import BinaryIO
 
 from mlxkv.errors import ModelDownloadError
 
-CHUNK = 1 << 20  # bytes between two looks at `cancel`: far below a second on any useful connection
-
 
 def partial_path(blob: Path) -> Path:
     """Where the bytes of a file that is not whole yet lie."""
@@ -91,7 +89,7 @@ def _fetch_rest(
             digest.reset()
             on_bytes(-have)
             have = 0
-        for part in response.iter_bytes(CHUNK):
+        for part in response.iter_bytes():  # as they arrive: a larger chunk would be lost when the connection breaks
             if have + len(part) > size:
                 raise ModelDownloadError("The hub sends more bytes than it announced; try again later.")
             file.write(part)

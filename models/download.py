@@ -22,6 +22,7 @@ from mlxkv.stats import bytes_text
 
 Progress = Callable[[int, int], None]  # bytes there, bytes in all
 
+_REPORT = 1 << 20  # bytes between two calls of `progress`: the network gives them in far smaller pieces
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -209,6 +210,7 @@ class _Meter:
         self._repo, self._progress, self._cancel = plan.repo, progress, cancel
         self._total = plan.total_bytes
         self._done = sum(f.size for f in plan.files if f.is_cached)
+        self._reported = -_REPORT
         self._lock = threading.Lock()
 
     def add(self, count: int) -> None:
@@ -216,7 +218,9 @@ class _Meter:
             try:
                 self.look()
                 self._done += count
-                if self._progress is not None:
+                is_due = abs(self._done - self._reported) >= _REPORT or self._done == self._total
+                if self._progress is not None and is_due:
+                    self._reported = self._done
                     self._progress(min(self._done, self._total), self._total)
             except Exception as error:
                 self.raised = error

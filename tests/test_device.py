@@ -1,0 +1,162 @@
+"""What a machine is, on machines we do not have: fake descriptions in, budgets and sentences out."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mlxkv import device
+from mlxkv.device import Device, check_platform, current_device, describe, set_wired_limit
+from mlxkv.errors import PlatformError
+
+M2 = {
+    "architecture": "applegpu_g14s",
+    "device_name": "Apple M2 Max",
+    "max_recommended_working_set_size": 22_906_503_168,
+    "memory_size": 34_359_738_368,
+}
+
+
+def test_metal_says_itself_what_it_can_take() -> None:
+    found = describe(M2, is_metal=True, total_memory=1, cgroup_limit=None)
+    assert found == Device("Apple M2 Max", True, 22_906_503_168, 34_359_738_368, True)
+    assert str(found) == "Apple M2 Max (Metal, 23 GB of 34 GB usable)"
+
+
+def test_metal_that_does_not_say() -> None:
+    found = describe({"architecture": "applegpu"}, is_metal=True, total_memory=1000)
+    assert (found.name, found.memory_limit, found.total_memory) == ("applegpu", 800, 1000)
+
+
+def test_cpu_leaves_room_for_the_rest_of_the_system() -> None:
+    found = describe({"device_name": "Xeon"}, is_metal=False, total_memory=1000)
+    assert found == Device("Xeon", False, 800, 1000, False)
+
+
+def test_the_container_counts_not_the_machine() -> None:
+    assert describe({}, is_metal=False, total_memory=1000, cgroup_limit=500).memory_limit == 400
+    assert describe({}, is_metal=False, total_memory=1000, cgroup_limit=5000).memory_limit == 800
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "limit"),
+    [
+        ("memory.max", "1073741824\n", 1 << 30),
+        ("memory.max", "max\n", None),
+        ("memory.max", "", None),
+        ("memory/memory.limit_in_bytes", "536870912\n", 1 << 29),
+        ("memory/memory.limit_in_bytes", "9223372036854771712\n", None),  # version 1's "max"
+        ("other", "1", None),
+    ],
+)
+def test_cgroup_limit(tmp_path: Path, name: str, text: str, limit: int | None) -> None:
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text)
+    assert device.cgroup_limit(tmp_path) == limit
+
+
+def test_this_machine() -> None:
+    found = current_device()
+    assert 0 < found.memory_limit < found.total_memory
+    assert found.has_fast_float16 == found.is_metal
+    assert found.name
+
+
+def test_memory_is_counted() -> None:
+    import mlx.core as mx
+
+    before = device.memory_used()
+    device.reset_peak_memory()
+    array = mx.zeros((1 << 20,), mx.uint8) + 1
+    mx.eval(array)
+    assert device.memory_used() - before >= 1 << 20
+    del array
+    assert device.memory_used() - before < 1 << 20
+    assert device.peak_memory() - before >= 1 << 20
+
+
+@pytest.mark.parametrize(
+    ("system", "machine", "libc"),
+    [
+        ("Darwin", "arm64", ("", "")),
+        ("Linux", "x86_64", ("glibc", "2.35")),
+        ("Linux", "aarch64", ("glibc", "2.39")),
+        ("Linux", "x86_64", ("glibc", "3.0")),
+    ],
+)
+def test_platforms_that_work(system: str, machine: str, libc: tuple[str, str]) -> None:
+    check_platform(system, machine, libc)
+
+
+@pytest.mark.parametrize(
+    ("system", "machine", "libc", "named"),
+    [
+        ("Darwin", "x86_64", ("", ""), "x86_64"),
+        ("Windows", "AMD64", ("", ""), "Windows"),
+        ("FreeBSD", "amd64", ("", ""), "FreeBSD"),
+        ("", "", ("", ""), "this system"),
+        ("Linux", "armv7l", ("glibc", "2.39"), "armv7l"),
+        ("Linux", "x86_64", ("glibc", "2.31"), "2.31"),
+        ("Linux", "x86_64", ("glibc", "2.4"), "2.4"),  # older than 2.35, though not as text
+        ("Linux", "x86_64", ("glibc", ""), "glibc 2.35"),
+        ("Linux", "x86_64", ("musl", "1.2.4"), "musl"),
+        ("Linux", "x86_64", ("", ""), "another C library"),  # how Python before 3.13 sees musl
+    ],
+)
+def test_platforms_that_do_not(system: str, machine: str, libc: tuple[str, str], named: str) -> None:
+    with pytest.raises(PlatformError) as caught:
+        check_platform(system, machine, libc)
+    assert named in str(caught.value)
+    assert str(caught.value).endswith(".")
+    assert "\n" not in str(caught.value)
+
+
+def test_checking_the_platform_imports_no_mlx() -> None:
+    """Where MLX cannot be imported, this has to be able to say so."""
+    code = (
+        "import sys, mlxkv.device as d; d.check_platform(); sys.exit('mlx' in sys.modules or 'mlx.core' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def fake_wired(monkeypatch: pytest.MonkeyPatch, set_limit: Callable[[int], int]) -> None:
+    import mlx.core as mx
+
+    monkeypatch.setattr(mx, "set_wired_limit", set_limit)
+
+
+def test_wired_limit_is_set_and_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    fake_wired(monkeypatch, lambda limit: calls.append(limit) or 7)
+
+    def fail_inside() -> None:
+        with set_wired_limit(Device("M2", True, 100, 200, True)):
+            assert calls == [100]
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail_inside()
+    assert calls == [100, 7]
+
+
+def test_wired_limit_where_macos_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(limit: int) -> int:
+        raise RuntimeError("macOS 15")
+
+    fake_wired(monkeypatch, refuse)
+    with set_wired_limit(Device("M2", True, 100, 200, True)):
+        pass
+
+
+def test_wired_limit_off_metal_is_not_touched(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(limit: int) -> int:
+        raise AssertionError
+
+    fake_wired(monkeypatch, fail)
+    with set_wired_limit(Device("Xeon", False, 100, 200, False)):
+        pass
