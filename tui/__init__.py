@@ -1,0 +1,39 @@
+"""The chat window. `run` is all that the command line needs; textual is imported when it is called, not before."""
+
+from __future__ import annotations
+
+import sys
+
+from mlxkv.config import Folders, Settings
+from mlxkv.events import Command, FirstScreen, LoadModel, NewChat, OpenChat
+from mlxkv.tui.port import EnginePort
+
+__all__ = ["EnginePort", "run"]
+
+
+def run(
+    engine: EnginePort,
+    first: FirstScreen,
+    settings: Settings,
+    folders: Folders,
+    ask: str | None = None,
+    open_session: str | None = None,
+    model: str | None = None,
+) -> int:
+    """Show the window until the user leaves; returns the exit code (0, or 1 if the window or the engine failed).
+
+    The engine is started once the first frame is painted, and closed whatever happens.
+    """
+    from mlxkv.tui.app import ChatApp
+
+    # A token must not wait 5 ms for the window to let go of the interpreter.
+    sys.setswitchinterval(0.0005)
+    commands: list[Command] = [LoadModel(model)] if model else []
+    commands.append(OpenChat(open_session) if open_session else NewChat())
+    try:
+        app = ChatApp(engine, first, settings, folders, commands, ask)
+        code = app.run()
+        return code if code is not None else (app.return_code or 0)
+    finally:
+        engine.stop()
+        engine.close()

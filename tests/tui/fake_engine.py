@@ -1,0 +1,185 @@
+"""An engine without a model: it answers commands with scripted events, at once or on a thread with delays."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable
+
+from mlxkv.events import (
+    ChatList,
+    ChatOpened,
+    ChatSummary,
+    Command,
+    EngineEvent,
+    EngineStopped,
+    Failed,
+    ListChats,
+    LoadModel,
+    Message,
+    ModelLoading,
+    ModelReady,
+    NewChat,
+    OpenChat,
+    PrefillProgress,
+    Send,
+    SessionStatus,
+    TextDelta,
+    TurnFinished,
+    TurnStarted,
+)
+from mlxkv.stats import TurnStats
+
+REPLY = """The borrow of `map` lives until the last use of `entry`, so the second insert needs a mutable borrow \
+while an immutable one is alive.
+
+```rust
+let n = map.get("a").copied();   // the copy ends the borrow
+map.insert("b", n.unwrap_or(0));
+```
+
+Three ways out:
+
+1. **Clone or copy** the value before the await.
+2. Drop the guard in an inner block, so that `List<String>` is free.
+3. Hold an `Arc` instead of a reference.
+
+| Way | Cost |
+|-----|-----:|
+| copy | 8 B |
+| Arc | 16 B |
+"""
+
+STATS = TurnStats(
+    prompt_tokens=5898, cached_tokens=5871, prefill_tokens=27, generated_tokens=312, ttft_s=0.21, prefill_tps=812.0,
+    decode_tps=42.1, total_s=7.6, finish_reason="stop", cache_tokens=6210, cache_window=32768,
+    cache_bytes=4_831_838_208, cache_live_bytes=916_000_000,
+)  # fmt: skip
+STATUS = SessionStatus(936_000_000, 6300, 32000, 5_600_000_000, 27_000_000_000, "saved")
+CHATS = (
+    ChatSummary("c1", "Rust lifetimes", 1_700_000_000.0, 3, 916_000_000, "Qwen3-8B-4bit"),
+    ChatSummary("c2", "Trip to Porto", 1_699_900_000.0, 1, 0, "Qwen3-8B-4bit"),
+)
+
+
+def reply_events(reply: str = REPLY, piece: int = 5, stats: TurnStats = STATS) -> list[EngineEvent]:
+    """A whole turn after `TurnStarted`."""
+    out: list[EngineEvent] = [PrefillProgress(27, 27, 5871, 812.0)]
+    out += [TextDelta(reply[i : i + piece], i // piece + 1) for i in range(0, len(reply), piece)]
+    return [*out, TurnFinished("stop", reply, stats), STATUS]
+
+
+class FakeEngine:
+    """Answers at once, on the caller's thread. With `manual` replies, the test appends the events of a turn itself."""
+
+    def __init__(self, manual: bool = False, chats: tuple[ChatSummary, ...] = CHATS) -> None:
+        self.events: deque[EngineEvent] = deque()
+        self.commands: list[Command] = []
+        self.manual, self.chats = manual, chats
+        self.started = self.stopped = self.closed = 0
+        self.history: tuple[Message, ...] = (Message("user", "hello"), Message("assistant", REPLY, STATS))
+
+    def start(self) -> None:
+        self.started += 1
+
+    def submit(self, command: Command) -> None:
+        self.commands.append(command)
+        self.say(self.answer(command))
+
+    def say(self, events: Iterable[EngineEvent]) -> None:
+        self.events.extend(events)
+
+    def stop(self) -> None:
+        self.stopped += 1
+
+    def close(self) -> None:
+        self.closed += 1
+
+    def answer(self, command: Command) -> list[EngineEvent]:
+        match command:
+            case LoadModel(name):
+                if name == "missing":
+                    return [Failed("There is no model “missing”; /model lists those you have.")]
+                return [ModelLoading(name, "loading", 2_100_000_000, 4_600_000_000), ModelReady(name, 10, 0.1, True)]
+            case NewChat():
+                return [ChatOpened("n1", "")]
+            case OpenChat(session_id):
+                title = next((c.title for c in self.chats if c.id == session_id), "Untitled")
+                return [ChatOpened(session_id, title, self.history, 12_288, 1_800_000_000, 0.4), STATUS]
+            case ListChats():
+                return [ChatList(self.chats)]
+            case Send(text):
+                return [TurnStarted(text)] + ([] if self.manual else reply_events())
+        return []
+
+
+class ThreadEngine(FakeEngine):
+    """The same answers from a thread, with the delays of a real model, for looking at the window."""
+
+    def __init__(self, tokens_per_s: float = 40.0, load_s: float = 1.5) -> None:
+        super().__init__()
+        self.pause, self.load_s = 1 / tokens_per_s, load_s
+        self._inbox: deque[Command | None] = deque()
+        self._wake, self._halt = threading.Semaphore(0), threading.Event()
+        self._thread = threading.Thread(target=self._work)
+        self.live = 800_000_000
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def submit(self, command: Command) -> None:
+        self._inbox.append(command)
+        self._wake.release()
+
+    def stop(self) -> None:
+        self._halt.set()
+
+    def close(self) -> None:
+        self._inbox.append(None)
+        self._wake.release()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _work(self) -> None:
+        while True:
+            self._wake.acquire()
+            command = self._inbox.popleft()
+            if command is None:
+                self.events.append(EngineStopped())
+                return
+            match command:
+                case LoadModel(name) if name != "missing":
+                    for part in range(10):
+                        self.events.append(ModelLoading(name, "loading", part * 460_000_000, 4_600_000_000))
+                        time.sleep(self.load_s / 10)
+                    self.events.append(ModelReady(name, 4_600_000_000, self.load_s, True))
+                case Send(text):
+                    self._reply(text)
+                case _:
+                    self.say(self.answer(command))
+
+    def _reply(self, text: str) -> None:
+        self._halt.clear()
+        self.events.append(TurnStarted(text))
+        reply, words, reason = ((REPLY + "\n") * 12 if "long" in text else REPLY), 0, "stop"
+        for done in range(0, 4097, 512):
+            if "prefill" in text:
+                self.events.append(PrefillProgress(done, 4096, 5871, 812.0))
+                time.sleep(0.4)
+        began = time.perf_counter()
+        for start in range(0, len(reply), 5):
+            if self._halt.is_set():
+                reason = "stopped"
+                break
+            words += 1
+            self.events.append(TextDelta(reply[start : start + 5], words))
+            time.sleep(self.pause)
+        self.live += 50_000_000
+        spent = time.perf_counter() - began
+        stats = TurnStats(
+            prompt_tokens=5898, cached_tokens=5871, prefill_tokens=27, generated_tokens=words, ttft_s=0.21,
+            decode_tps=words / max(spent, 0.001), total_s=spent, finish_reason=reason, cache_live_bytes=self.live,
+        )  # fmt: skip
+        self.events.append(TurnFinished(reason, reply, stats))
+        self.events.append(SessionStatus(self.live, 6300 + words, 32768, 5_600_000_000, 27_000_000_000, "saved"))

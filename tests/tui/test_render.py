@@ -1,0 +1,93 @@
+"""What a block looks like, and that nothing in it vanishes, steers the terminal or becomes a link."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.cells import cell_len
+
+from mlxkv.text import clean
+from mlxkv.tui.blocks import Block, Kind
+from mlxkv.tui.render import Look, Renderer
+from mlxkv.tui.splitter import split
+from tests.tui.fake_engine import STATS
+
+
+def lines(markdown: str, width: int = 60) -> list[str]:
+    renderer = Renderer(Look())
+    return [strip.text for block in split(clean(markdown)) for strip in renderer.strips(block, width)]
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["<think>hm</think>", "a List<String> b", "<div>\nx\n</div>", "<!-- note -->", "a <kbd>x</kbd> b", "[red]x[/red] :smile:"],
+)  # fmt: skip
+def test_raw_html_and_markup_stay_visible(source: str) -> None:
+    shown = " ".join(" ".join(lines(source)).split())
+    assert shown == " ".join(source.split())
+
+
+def test_links_show_where_they_go_and_are_not_clickable() -> None:
+    block = split("see [the bank](http://evil.example/x) and ![pic](http://e.example/p.png)")[0]
+    strips = Renderer(Look()).strips(block, 100)
+    text = "".join(strip.text for strip in strips)
+    assert "the bank (http://evil.example/x)" in text
+    assert "http://e.example/p.png" in text
+    assert not any(segment.style and segment.style.link for strip in strips for segment in strip)
+
+
+@pytest.mark.parametrize("source", ["a &#x202e; b", "a &#8203; b", "<http://x/%1b[2J>", "[x](http://a/%e2%80%ae)", "&#27;"])
+def test_what_the_parser_decodes_is_cleaned_again(source: str) -> None:
+    text = "".join(lines(source))
+    assert clean(text) == text
+
+
+def test_layout_of_lists_code_and_tables() -> None:
+    markdown = "# Head\n\n1. one\n2. two\n   - deep\n\n```py\nx = 1\n\ny\n```\n\n| a | b |\n|---|--:|\n| 1 | 2 |"
+    assert [line.rstrip() for line in lines(markdown)] == [
+        "", "   Head", "", "   1. one", "   2. two", "      • deep",
+        "", "   │ x = 1", "   │", "   │ y", "", "   a   b", "   ─────", "   1   2",
+    ]  # fmt: skip
+
+
+def test_no_spaces_at_line_ends() -> None:
+    """Rich fills lines up; they would be copied with the text."""
+    for line in lines("a paragraph that is long enough to be wrapped, twice even, because it has so many words\n\n- x"):
+        assert line == line.rstrip() or not line.strip()
+
+
+def test_a_wide_window_names_the_language() -> None:
+    assert [line.strip() for line in lines("```rust\nx\n```", 120)] == ["", "rust", "│ x"]
+    assert [line.strip() for line in lines("```rust\nx\n```", 80)] == ["", "│ x"]
+
+
+def test_user_text_is_plain() -> None:
+    strips = Renderer(Look()).strips(Block(Kind.USER, "**not bold** <b>\n  [x](y)"), 40)
+    assert [strip.text for strip in strips] == ["", " ❯ **not bold** <b>", "     [x](y)"]
+
+
+def test_stat_line_shortens_before_it_drops() -> None:
+    block = Block(Kind.STATS, "", stats=STATS, kv_added=50_000_000)
+    shown = {width: Renderer(Look()).strips(block, width)[1].text.strip() for width in (120, 80, 40)}
+    assert shown[120] == (
+        "42.1 tok/s · 312 tok · first token 0.21s · read 27 new + 5,871 cached · KV 916 MB (+50) · 7.6s"
+    )
+    assert shown[80] == "42.1 tok/s · 312 tok · first 0.21s · read 27+5,871 cached · KV 916 MB · 7.6s"[:76].rstrip()
+    assert shown[40] == "42 tok/s · 312 tok"
+
+
+@given(st.text(st.characters(codec=None, exclude_categories=())), st.integers(20, 130))
+def test_any_text_renders_safely_within_the_width(text: str, width: int) -> None:
+    renderer = Renderer(Look())
+    for block in [*split(clean(text)), Block(Kind.USER, clean(text)), Block(Kind.ERROR, clean(text))]:
+        for strip in renderer.strips(block, width):
+            assert clean(strip.text) == strip.text
+            assert "\n" not in strip.text
+            assert "\t" not in strip.text
+            assert cell_len(strip.text) <= width
+
+
+def test_a_parser_that_fails_leaves_the_source_readable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mlxkv.tui.markdown.SafeMarkdown.__init__", lambda *_: 1 / 0)
+    assert lines("**x**")[1].strip() == "**x**"

@@ -1,0 +1,357 @@
+"""The chat window: it joins widgets, state and engine, and decides nothing else. UI thread.
+
+Widgets post messages, `ChatState` answers with blocks and commands, one timer drains what the engine said. The engine
+is started after the first frame is on the screen.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, ClassVar
+
+from rich.text import Text
+from textual.app import App, ComposeResult, SystemCommand
+from textual.binding import Binding, BindingType
+from textual.containers import Horizontal, Vertical
+from textual.screen import Screen
+from textual.theme import Theme
+from textual.widgets import Static
+
+from mlxkv import events as ev
+from mlxkv.config import Folders, Settings
+from mlxkv.tui.bars import Bar, Queued
+from mlxkv.tui.commands import COMMANDS, Run, Unknown, hint, parse
+from mlxkv.tui.history import History
+from mlxkv.tui.keys import Act, Presses, Situation
+from mlxkv.tui.look import look_of
+from mlxkv.tui.port import EnginePort
+from mlxkv.tui.prompt import Prompt
+from mlxkv.tui.state import ChatState
+from mlxkv.tui.transcript import Transcript
+from mlxkv.tui.welcome import Welcome
+from mlxkv.tui.wording import footer_text, gauge_text, short_name
+
+if TYPE_CHECKING:
+    from mlxkv.tui.picker import ChatPicker
+
+DRAIN = 0.1  # seconds between two looks at the engine's events, or four times what the last one cost
+
+
+class ChatApp(App[int], inherit_bindings=False):
+    """`first_commands` go to the engine once the first frame is up, then `ask` is sent."""
+
+    TITLE = "mlxkv"
+    CSS = """
+    Screen { background: $background; }
+    #small { display: none; height: 1fr; content-align: center middle; }
+    #input { height: auto; border-top: solid $panel; background: $background; }
+    #sign { width: 3; color: $text-primary; }
+    #footer { margin-bottom: 0; }
+    .-narrow #header { display: none; }
+    .-short #header, .-short #footer, .-short #activity, .-short #queued { display: none; }
+    .-short #input { border-top: none; }
+    .-short Prompt { min-height: 1; max-height: 1; }
+    .-tiny-w #chat, .-tiny-h #chat { display: none; }
+    .-tiny-w #small, .-tiny-h #small { display: block; }
+    """
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape", "escape", "Stop", id="app.escape", show=False),
+        Binding("ctrl+c", "interrupt", "Copy, clear, stop, quit", id="app.interrupt", priority=True, system=True),
+        Binding("f1", "help", "Help", id="app.help"),
+        Binding("ctrl+l", "redraw", "Redraw", id="app.redraw", show=False),
+    ]
+
+    def __init__(
+        self,
+        engine: EnginePort,
+        first: ev.FirstScreen,
+        settings: Settings,
+        folders: Folders | None,
+        first_commands: Iterable[ev.Command] = (),
+        ask: str | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        super().__init__()
+        self.HORIZONTAL_BREAKPOINTS = [(0, "-tiny-w"), (30, "-narrow"), (60, "-normal")]
+        self.VERTICAL_BREAKPOINTS = [(0, "-tiny-h"), (8, "-short"), (12, "-tall")]
+        self.engine, self.first, self.settings, self.clock = engine, first, settings, clock
+        self.state = ChatState(clock)
+        self.history = History(folders.state if folders else None)
+        self._first_commands, self._ask = tuple(first_commands), ask
+        self._presses = Presses()
+        self._hint: tuple[str, float] = ("", 0.0)  # and until when
+        self._tail: list[object] = []
+        self._started = False
+        self._typed = ""
+        self._empty = True
+
+    def compose(self) -> ComposeResult:
+        with Vertical(id="chat"):
+            yield Bar(id="header")
+            yield Welcome(self.first, id="welcome")
+            yield Transcript(id="transcript")
+            yield Queued(id="queued")
+            yield Bar(id="activity")
+            with Horizontal(id="input"):
+                yield Static(" ❯ ", id="sign", markup=False)
+                yield Prompt(id="prompt")
+            yield Bar(id="footer")
+        yield Static("need 30×8", id="small", markup=False)
+
+    def on_mount(self) -> None:
+        self.transcript, self.prompt = self.query_one(Transcript), self.query_one(Prompt)
+        self.theme_changed_signal.subscribe(self, self._theme_changed)
+        if self.settings.theme in self.available_themes:
+            self.theme = self.settings.theme
+        else:
+            self.state.error(f"There is no theme {self.settings.theme!r}; Ctrl+P lists them.")
+        self._theme_changed(self.current_theme)
+        self.prompt.focus()
+        for command in self._first_commands:
+            self.state.submit(command)
+        if self._ask:
+            self.state.prompt(self._ask)
+        self._sync()
+        self.call_after_refresh(self._start)
+
+    def _start(self) -> None:
+        """The first frame is up: now the engine may take the processor."""
+        self._started = True
+        self.engine.start()
+        self._drain()
+
+    # -- the engine --------------------------------------------------------------------------------------
+
+    def _drain(self) -> None:
+        began = self.clock()
+        for _ in range(len(self.engine.events)):  # what comes meanwhile waits for the next round
+            event = self.engine.events.popleft()
+            self.state.apply(event)
+            if isinstance(event, ev.SessionStatus) and event.saved not in ("", "off"):
+                self.history.save()
+        self._sync()
+        self.call_after_refresh(self._drained, began)
+
+    def _drained(self, began: float) -> None:
+        """Painting is part of the cost: a slow terminal gets fewer frames, not a slower model."""
+        self.set_timer(max(DRAIN, 4 * (self.clock() - began)), self._drain)
+
+    def _sync(self) -> None:
+        """Commands to the engine, changes to the widgets."""
+        state = self.state
+        while self._started and state.outbox:
+            self.engine.submit(state.outbox.popleft())
+        change = state.take()
+        if change.cleared:
+            self.transcript.clear()
+            self._close_picker()
+        if change.cleared or change.settled or change.tail != self._tail:
+            self.transcript.update_blocks(change.settled, change.tail)
+            self._tail = list(change.tail)
+        self._empty = len(self.transcript.lines) == 0
+        if state.picker is not None:
+            self._open_picker(state.picker)
+            state.picker = None
+        self._show_bars()
+
+    def _show_bars(self) -> None:
+        state, width = self.state, self.size.width
+        picking = self._picker() is not None
+        welcome = self.query_one(Welcome)
+        welcome.display, self.transcript.display = self._empty and not picking, not self._empty and not picking
+        welcome.show(state.model, state.is_ready, state.is_loading)
+
+        gauge, level = gauge_text(state.status, width)
+        colours = {"": "", "warning": "yellow", "error": "red"}
+        name = state.model if width >= 100 else short_name(state.model)
+        left = Text(" mlxkv", "bold").append(f"  {name}" if name else "", "not bold")
+        middle = Text(state.title) if width >= 100 else Text()
+        if state.title and width < 100:
+            left.append(f" · {state.title}", "not bold")
+        self.query_one("#header", Bar).show(left, Text(f"{gauge} ", colours[level]), middle)
+
+        said, until = self._hint
+        activity, right = state.activity(width)
+        hinted = said if self.clock() < until else ""
+        if not hinted and not self.transcript.follow:
+            right = "End ↓ to follow" if state.turn else "End ↓"
+        left_text = hinted if hinted and not activity else activity
+        self.query_one("#activity", Bar).show(
+            Text(f" {left_text}" if left_text else "", "dim"),
+            Text(f"{hinted if activity and hinted else right} ", "dim"),
+        )
+        why = "waiting for the current reply · ↑ to edit" if state.turn else "sent when the model is ready · ↑ to edit"
+        self.query_one(Queued).show(list(state.queue), why)
+        keys = "^J newline  ^P menu " if width < 100 else "⏎ send  ^J newline  ? help  ^P menu "
+        narrow = width < 60
+        footer = footer_text(state.status, width - (2 if narrow else len(keys) + 3), narrow)
+        self.query_one("#footer", Bar).show(f" {footer}", "" if narrow else keys)
+
+    def _say(self, text: str, seconds: float = 5.0) -> None:
+        self._hint = (text, self.clock() + seconds)
+        self._show_bars()
+
+    # -- what the widgets say ----------------------------------------------------------------------------
+
+    def on_prompt_submitted(self, message: Prompt.Submitted) -> None:
+        if not message.text.strip():
+            self._give_back(message.text)
+            return
+        match parse(message.text):
+            case Unknown(text):
+                self._give_back(message.text)
+                self._say(text, seconds=600)
+                return
+            case Run(name, argument):
+                self._run_command(name, argument)
+            case _ if self.state.stopped:
+                self._give_back(message.text)
+                self._say("The engine has stopped; quit and start mlxkv again.")
+                return
+            case prompt:
+                self.transcript.follow_end()
+                self.state.prompt(prompt.text)
+        self.history.add(message.text)
+        self._sync()
+
+    def _give_back(self, text: str) -> None:
+        self.prompt.put_back(text)
+        self._typed = self.prompt.text
+
+    def _run_command(self, name: str, argument: str) -> None:
+        match name:
+            case "help":
+                self.action_help()
+            case "new":
+                self.state.submit(ev.NewChat())
+            case "resume":
+                self.state.resume(argument)
+            case "model" if argument:
+                self.state.submit(ev.LoadModel(argument))
+            case "model":
+                offered = ", ".join(card.id for card in self.first.models)
+                loaded = f"Loaded: {self.state.model}" if self.state.model else "No model is loaded"
+                self.state.say(f"{loaded}. /model NAME loads another" + (f": {offered}" if offered else "."))
+            case "quit":
+                self.action_quit_chat()
+
+    def on_prompt_recall(self, message: Prompt.Recall) -> None:
+        if message.step < 0 and not self.prompt.text and (queued := self.state.unqueue()) is not None:
+            self.prompt.put(queued)
+        else:
+            text = self.history.older(self.prompt.text) if message.step < 0 else self.history.newer()
+            if text is not None:
+                self.prompt.put(text)
+        self._sync()
+
+    def on_prompt_scroll(self, message: Prompt.Scroll) -> None:
+        if message.pages is None:
+            self.transcript.follow_end()
+        else:
+            self.transcript.scroll_page(message.pages)
+
+    def on_prompt_ended(self) -> None:
+        self.action_quit_chat()
+
+    def on_prompt_help_wanted(self) -> None:
+        self.action_help()
+
+    def on_text_area_changed(self) -> None:
+        if self.prompt.text == self._typed:  # put back by us: what was said about it still holds
+            return
+        self._typed = self.prompt.text
+        commands = hint(self.prompt.text)
+        self._hint = (commands, self.clock() + 600) if commands else ("", 0.0)
+        self._show_bars()
+
+    def on_transcript_followed(self) -> None:
+        self._show_bars()
+
+    def on_resize(self) -> None:
+        self.call_after_refresh(self._resized)
+
+    def _resized(self) -> None:
+        if self.focused is None and len(self.screen_stack) == 1:  # a window that was too small took the focus
+            self.prompt.focus()
+        self._show_bars()
+
+    def _theme_changed(self, theme: Theme) -> None:
+        variables = theme.to_color_system().generate()
+        self.transcript.set_look(look_of(variables, theme.dark, theme.ansi))
+
+    # -- the list of chats -------------------------------------------------------------------------------
+
+    def _picker(self) -> ChatPicker | None:
+        found = self.query("#picker")
+        return found.first() if found else None  # pyright: ignore[reportReturnType]
+
+    def _open_picker(self, chats: tuple[ev.ChatSummary, ...]) -> None:
+        from mlxkv.tui.picker import ChatPicker
+
+        self._close_picker()
+        picker = ChatPicker(chats, time.time(), id="picker")
+        self.query_one("#chat").mount(picker, before="#queued")
+        picker.focus()
+
+    def _close_picker(self) -> None:
+        if (picker := self._picker()) is not None:
+            picker.remove()
+            self.prompt.focus()
+
+    def on_chat_picker_picked(self, message: ChatPicker.Picked) -> None:
+        self._close_picker()
+        self.state.submit(ev.OpenChat(message.session_id))
+        self._sync()
+
+    # -- keys --------------------------------------------------------------------------------------------
+
+    def action_escape(self) -> None:
+        here = Situation(self._generating, self._picker() is not None, bool(self.prompt.text))
+        self._act(self._presses.escape(here, self.clock()), "esc again clears the prompt")
+
+    def action_interrupt(self) -> None:
+        chosen = self.prompt.selected_text or self.screen.get_selected_text() or ""
+        here = Situation(self._generating, self._picker() is not None, bool(self.prompt.text), bool(chosen))
+        self._act(self._presses.interrupt(here, self.clock()), "ctrl+c again quits", chosen)
+
+    @property
+    def _generating(self) -> bool:
+        return self.state.turn is not None and not self.state.turn.stopping
+
+    def _act(self, act: Act, again: str, chosen: str = "") -> None:
+        match act:
+            case Act.STOP if self.state.stop():
+                self.engine.stop()
+            case Act.CLOSE:
+                self._close_picker()
+            case Act.CLEAR:
+                self.prompt.put("")
+            case Act.COPY:
+                from mlxkv.tui.clipboard import copy
+
+                self.screen.clear_selection()
+                self._say(copy(self, chosen), seconds=2)
+            case Act.QUIT:
+                self.action_quit_chat()
+            case Act.ARM:
+                self._say(again, seconds=1)
+        self._sync()
+
+    def action_help(self) -> None:
+        from mlxkv.tui.help import HelpScreen
+
+        self.push_screen(HelpScreen())
+
+    def action_redraw(self) -> None:
+        self.screen.refresh(layout=True, repaint=True)
+
+    def action_quit_chat(self) -> None:
+        self.exit(1 if self.state.failed else 0)
+
+    def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:
+        yield from super().get_system_commands(screen)
+        for command in COMMANDS:
+            if command.name not in ("quit", "help"):  # Textual has entries for these
+                run = command.name
+                yield SystemCommand(f"/{run}", command.help, lambda run=run: (self._run_command(run, ""), self._sync()))

@@ -1,0 +1,76 @@
+"""One-line widgets around the transcript, and the queue above the prompt. They show text they are given. UI thread."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.cells import cell_len, set_cell_size
+from rich.text import Text
+from textual.widget import Widget
+
+
+class Bar(Widget, can_focus=False):
+    """Text at the left, perhaps in the middle, and at the right; the left gives way when there is no room."""
+
+    DEFAULT_CSS = """
+    Bar { height: 1; background: $background; color: $text-muted; }
+    Bar#header { height: 2; color: $text; border-bottom: solid $panel; }
+    """
+    ALLOW_SELECT = False
+
+    def __init__(self, *, id: str | None = None) -> None:
+        super().__init__(id=id)
+        self._parts = (Text(), Text(), Text())
+
+    def show(self, left: Text | str, right: Text | str = "", middle: Text | str = "") -> None:
+        """Repaint only if something changed."""
+        parts = tuple(Text(p) if isinstance(p, str) else p for p in (left, middle, right))
+        if [(p.plain, p.spans) for p in parts] != [(p.plain, p.spans) for p in self._parts]:
+            self._parts = (parts[0], parts[1], parts[2])
+            self.refresh()
+
+    def render(self) -> Text:
+        left, middle, right = (part.copy() for part in self._parts)
+        width = self.content_size.width
+        room = width - right.cell_len - 1
+        if left.cell_len > room:
+            left.truncate(max(0, room), overflow="ellipsis")
+        line = left
+        start = (width - middle.cell_len) // 2
+        if middle.plain and start > line.cell_len + 1 and start + middle.cell_len < width - right.cell_len - 1:
+            line.append(" " * (start - line.cell_len)).append_text(middle)
+        line.append(" " * max(0, width - line.cell_len - right.cell_len)).append_text(right)
+        line.no_wrap, line.overflow = True, "crop"
+        return line
+
+
+class Queued(Widget, can_focus=False):
+    """Prompts that wait, dim, one line each."""
+
+    DEFAULT_CSS = """
+    Queued { height: auto; max-height: 5; background: $background; color: $text-muted; display: none; margin-top: 1; }
+    """
+    ALLOW_SELECT = False
+    SHOWN = 3
+
+    def __init__(self, *, id: str | None = None) -> None:
+        super().__init__(id=id)
+        self._lines: tuple[str, ...] = ()
+
+    def show(self, prompts: Sequence[str], why: str) -> None:
+        """`why` is the line under the prompts: what they wait for."""
+        lines = tuple(f" ❯ {' '.join(prompt.split())}" for prompt in prompts[-self.SHOWN :])
+        more = len(prompts) - len(lines)
+        lines = (*lines, f"   {why}" + (f" · {more} more" if more > 0 else "")) if lines else ()
+        if lines != self._lines:
+            self._lines = lines
+            self.display = bool(lines)
+            self.refresh(layout=True)
+
+    def get_content_height(self, container: object, viewport: object, width: int) -> int:
+        return len(self._lines)
+
+    def render(self) -> Text:
+        width = max(4, self.content_size.width)
+        cut = [line if cell_len(line) <= width else set_cell_size(line, width - 1) + "…" for line in self._lines]
+        return Text("\n".join(cut), style="dim", no_wrap=True)

@@ -1,0 +1,98 @@
+"""What was typed before, across runs: one JSON line per prompt in the state folder (0600). UI thread.
+
+Nothing is written until `save` is called: a chat that is not kept must leave no prompt behind either.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from mlxkv.config import private_folder
+from mlxkv.errors import ConfigError
+
+KEEP = 1000  # entries; the file is rewritten at twice that
+
+
+class History:
+    """A list of prompts and a cursor in it. `draft` is what was being typed when the cursor left the end."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self._path = folder / "prompts.jsonl" if folder else None
+        self.entries = self._read()
+        self._unsaved: list[str] = []
+        self._at = len(self.entries)
+        self._draft = ""
+
+    def add(self, text: str) -> None:
+        """Remember `text`; the same prompt twice in a row is one entry."""
+        if text.strip() and self.entries[-1:] != [text]:
+            self.entries.append(text)
+            self._unsaved.append(text)
+        self._at, self._draft = len(self.entries), ""
+
+    def older(self, current: str) -> str | None:
+        """The entry before, or None at the beginning."""
+        if self._at == len(self.entries):
+            self._draft = current
+        if self._at == 0:
+            return None
+        self._at -= 1
+        return self.entries[self._at]
+
+    def newer(self) -> str | None:
+        """The entry after, the draft after the last one, then None."""
+        if self._at >= len(self.entries):
+            return None
+        self._at += 1
+        return self._draft if self._at == len(self.entries) else self.entries[self._at]
+
+    def save(self) -> None:
+        """Append what is new. A disk that refuses costs the history only, so errors end here."""
+        if not self._unsaved or self._path is None:
+            return
+        lines = [json.dumps({"text": text}) + "\n" for text in self._unsaved]
+        self._unsaved = []
+        try:
+            private_folder(self._path.parent)
+            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
+            with os.fdopen(os.open(self._path, flags, 0o600), "w", encoding="utf-8") as file:
+                os.fchmod(file.fileno(), 0o600)
+                file.writelines(lines)
+        except (OSError, ConfigError):
+            self._path = None
+
+    def _read(self) -> list[str]:
+        if self._path is None:
+            return []
+        try:
+            with os.fdopen(os.open(self._path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0)), encoding="utf-8") as file:
+                lines = file.readlines()
+        except (OSError, UnicodeDecodeError):
+            return []
+        entries = [text for line in lines if (text := _entry(line))]
+        if len(entries) > 2 * KEEP:
+            self._rewrite(entries[-KEEP:])
+        return entries[-KEEP:]
+
+    def _rewrite(self, entries: list[str]) -> None:
+        assert self._path is not None
+        new = self._path.with_suffix(".new")
+        try:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_NOFOLLOW", 0)
+            with os.fdopen(os.open(new, flags, 0o600), "w", encoding="utf-8") as file:
+                file.writelines(json.dumps({"text": text}) + "\n" for text in entries)
+            new.replace(self._path)
+        except OSError:
+            pass
+
+
+def _entry(line: str) -> str:
+    """The prompt of one line; "" for a line that another program (or a crash) has spoilt."""
+    try:
+        value = json.loads(line)
+    except ValueError:
+        return ""
+    text = value.get("text") if isinstance(value, dict) else None
+    return text if isinstance(text, str) else ""

@@ -1,0 +1,55 @@
+"""What Esc and Ctrl+C do, decided from the situation alone. Pure; UI thread."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+AGAIN = 1.0  # seconds in which a second press counts as one
+
+
+class Act(Enum):
+    NOTHING = "nothing"
+    STOP = "stop"
+    CLOSE = "close"
+    CLEAR = "clear"
+    COPY = "copy"
+    QUIT = "quit"
+    ARM = "arm"  # say that a second press does it
+
+
+@dataclass
+class Situation:
+    generating: bool = False
+    overlay: bool = False
+    text: bool = False
+    selection: bool = False
+
+
+@dataclass
+class Presses:
+    """Remembers the last Esc and Ctrl+C."""
+
+    _escape: float = float("-inf")
+    _interrupt: float = float("-inf")
+
+    def escape(self, here: Situation, now: float) -> Act:
+        """Stop the reply, else close the overlay, else the second press clears the prompt."""
+        if here.generating or here.overlay:
+            self._escape = float("-inf")
+            return Act.STOP if here.generating else Act.CLOSE
+        second, self._escape = now - self._escape <= AGAIN, now
+        if not here.text:
+            return Act.NOTHING
+        if second:
+            self._escape = float("-inf")
+        return Act.CLEAR if second else Act.ARM
+
+    def interrupt(self, here: Situation, now: float) -> Act:
+        """Copy a selection, else clear the prompt, else stop the reply, else quit on the second press."""
+        for condition, act in ((here.selection, Act.COPY), (here.text, Act.CLEAR), (here.generating, Act.STOP)):
+            if condition:
+                self._interrupt = float("-inf")
+                return act
+        second, self._interrupt = now - self._interrupt <= AGAIN, now
+        return Act.QUIT if second else Act.ARM

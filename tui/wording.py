@@ -1,0 +1,114 @@
+"""The words around a chat: stat line, activity, footer, gauge, header. Pure functions; UI thread.
+
+The figures of a turn are worded in `mlxkv.stats`; this adds only what a window needs to fit them.
+"""
+
+from __future__ import annotations
+
+from mlxkv.events import ModelLoading, PrefillProgress, SessionStatus
+from mlxkv.stats import TurnStats, bytes_text, fit, rate_text, stat_segments, tokens_text
+
+SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
+FULL, EMPTY = "▰", "▱"
+
+
+def spinner(now: float) -> str:
+    return SPINNER[int(now * 10) % len(SPINNER)]
+
+
+def short_name(model: str) -> str:
+    """`Qwen3-8B-4bit` of `mlx-community/Qwen3-8B-4bit`."""
+    return model.rstrip("/").rsplit("/", 1)[-1]
+
+
+def pair_text(done: float, total: float) -> str:
+    """`2.1/4.6 GB`: the unit once where both share it."""
+    if not total:
+        return bytes_text(done)
+    left, right = bytes_text(done), bytes_text(total)
+    return f"{left.split()[0]}/{right}" if left.split()[1] == right.split()[1] else f"{left}/{right}"
+
+
+def stat_text(stats: TurnStats, width: int, kv_added: int = 0, narrow: bool = False) -> str:
+    """The line under a reply. Words are shortened before a figure is dropped; `narrow` keeps rate and tokens."""
+    if narrow:
+        parts = stat_segments(stats)
+        mark = [p for p in parts if p.startswith(("■", "▲"))]
+        return fit([*mark, f"{stats.decode_tps:.0f} tok/s", f"{stats.generated_tokens:,} tok"], width)
+    parts = stat_segments(stats, kv_added)
+    if len(" · ".join(parts)) <= width:
+        return " · ".join(parts)
+    short = [p.replace("first token ", "first ").replace(" new + ", "+") for p in stat_segments(stats)]
+    # Rate, tokens, what was read and the KV say most; the times go first.
+    for expendable in (short[-1], *(p for p in short if p == "kept" or p.startswith("first "))):
+        if len(" · ".join(short)) > width:
+            short.remove(expendable)
+    return fit(short, width)
+
+
+def seconds_short(s: float) -> str:
+    """`12s`, `2m05s`: for times that count up."""
+    return f"{s:.0f}s" if s < 60 else f"{int(s) // 60}m{int(s) % 60:02d}s"
+
+
+def loading_text(event: ModelLoading) -> list[str]:
+    what = f"{event.phase or 'loading'} {short_name(event.name)}"
+    amount = f" {pair_text(event.done, event.total)}" if event.total or event.done else ""
+    return [what + amount, "type ahead, it will be sent"]
+
+
+def prefill_text(event: PrefillProgress | None) -> list[str]:
+    if event is None:
+        return ["reading prompt"]
+    parts = [f"reading prompt {event.done:,}/{event.total:,}"]
+    if event.tps > 0:
+        parts.append(f"{rate_text(event.tps)} tok/s")
+        parts.append(f"~{seconds_short(max(0, event.total - event.done) / event.tps)} left")
+    return parts
+
+
+def thinking_text(seconds: float, tokens: int, tps: float) -> list[str]:
+    return [f"thinking {seconds_short(seconds)}", f"{tokens:,} tok", *([f"{tps:.0f} tok/s"] if tps else [])]
+
+
+def streaming_text(tps: float, tokens: int, seconds: float) -> list[str]:
+    return [*([f"{rate_text(tps)} tok/s"] if tps else []), f"{tokens:,} tok", f"{seconds:.1f}s"]
+
+
+def restored_text(tokens: int, num_bytes: int, seconds: float) -> str:
+    return f"✓ resumed {tokens:,} tok ({bytes_text(num_bytes)}) in {seconds:.1f}s – nothing re-read"
+
+
+def footer_text(status: SessionStatus, width: int, narrow: bool = False) -> str:
+    """The session, not the turn: `KV 936 MB · 6.3k/32k tok · mem 5.6/27 GB · saved ✓`."""
+    if narrow:
+        return f"{percent(status)}% ctx" if status.cache_window else ""
+    parts: list[str] = []
+    if status.cache_window:
+        parts.append(f"KV {bytes_text(status.kv_bytes)}")
+        parts.append(f"{tokens_text(status.cache_tokens)}/{tokens_text(status.cache_window)} tok")
+    if status.memory_used:
+        parts.append(f"mem {pair_text(status.memory_used, status.memory_limit)}")
+    saved = {"": "", "saving": "saving …", "saved": "saved ✓", "off": "this chat is not kept"}
+    last = saved.get(status.saved, f"▲ {status.saved}")
+    if status.saved.startswith("not saved"):  # the one part that must not be dropped
+        parts.insert(0, last)
+    elif last:
+        parts.append(last)
+    return fit(parts, width) if parts else ""
+
+
+def percent(status: SessionStatus) -> int:
+    return min(100, 100 * status.cache_tokens // status.cache_window) if status.cache_window else 0
+
+
+def gauge_text(status: SessionStatus, width: int) -> tuple[str, str]:
+    """The context gauge and its level: "" | "warning" (75 %) | "error" (90 %). A full ring goes on, rotating."""
+    if not status.cache_window:
+        return "", ""
+    share = percent(status)
+    cells = 16 if width >= 100 else 8
+    full = min(cells, max(share * cells // 100, 1 if share else 0))
+    words = " – rotating" if share >= 100 else " – nearly full" if share >= 90 else ""
+    level = "error" if share >= 90 else "warning" if share >= 75 else ""
+    return f"ctx {FULL * full}{EMPTY * (cells - full)} {share}%{words}", level
