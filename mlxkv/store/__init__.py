@@ -1,0 +1,20 @@
+"""Sessions and prompt caches on disk. `SessionStore` is the door; docs/session-format.md says what lies behind it."""
+
+from mlxkv.store.identity import ModelIdentity, identify
+from mlxkv.store.prompt_file import describe_prompt_file, read_prompt_file, write_prompt_file
+from mlxkv.store.records import KVCommit, Restored, SearchHit, SessionRecord, TurnRecord
+from mlxkv.store.store import SessionStore
+
+__all__ = [
+    "KVCommit",
+    "ModelIdentity",
+    "Restored",
+    "SearchHit",
+    "SessionRecord",
+    "SessionStore",
+    "TurnRecord",
+    "describe_prompt_file",
+    "identify",
+    "read_prompt_file",
+    "write_prompt_file",
+]

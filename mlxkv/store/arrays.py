@@ -1,0 +1,95 @@
+"""Between MLX arrays and bytes: the one place of the store that touches MLX, imported inside the functions.
+
+The thread that owns MLX calls these. An array leaves `load` only after its bytes in memory were checked.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import xxhash
+
+from mlxkv.errors import CorruptError, StoreError
+from mlxkv.safetensors import Header
+from mlxkv.store.format import ChunkHead, Shapes, check_header, opened
+
+if TYPE_CHECKING:
+    import mlx.core as mx
+
+_DTYPES = {
+    "bool_": "BOOL", "uint8": "U8", "int8": "I8", "uint16": "U16", "int16": "I16", "uint32": "U32", "int32": "I32",
+    "uint64": "U64", "int64": "I64", "float16": "F16", "bfloat16": "BF16", "float32": "F32", "complex64": "C64",
+}  # fmt: skip
+
+
+def dtype_name(array: mx.array) -> str:
+    """The safetensors name of an array's dtype."""
+    name = str(array.dtype).rpartition(".")[2]
+    return _DTYPES.get(name) or _DTYPES[name + "_"]
+
+
+def buffer_of(array: mx.array) -> memoryview:
+    """The bytes of an evaluated, contiguous array, not copied."""
+    view = memoryview(cast(Any, array))  # MLX's stub does not say that it is a buffer
+    return view.cast("B") if view.nbytes else memoryview(b"")
+
+
+def to_tensors(
+    arrays: Mapping[str, mx.array], shapes: Shapes
+) -> dict[str, tuple[str, tuple[int, ...], bytes | memoryview]]:
+    """The bytes of exported rows, without a copy where they are contiguous already.
+
+    Raises:
+        StoreError: the cache exported something else than it announced, which would be unreadable later.
+    """
+    import mlx.core as mx
+
+    found = {name: (tuple(x.shape), dtype_name(x)) for name, x in arrays.items()}
+    if found != {name: (tuple(shape), dtype) for name, (shape, dtype) in shapes.items()}:
+        raise StoreError(f"The KV cache exported {found}, not {dict(shapes)}; this is a bug, nothing was saved.")
+    dense = {name: mx.contiguous(x) for name, x in arrays.items()}
+    mx.eval(dense)
+    return {name: (found[name][1], found[name][0], buffer_of(x)) for name, x in dense.items()}
+
+
+def load_chunk(path: Path, digest: str, size: int, head: ChunkHead, shapes: Shapes) -> dict[str, mx.array]:
+    """The arrays of a chunk, evaluated and verified in memory.
+
+    Raises:
+        CorruptError: the file is not the one that was written; no array of it survives.
+    """
+    with opened(path, size) as (fd, header):
+        check_header(header, head, shapes, path.name)
+        h = xxhash.xxh3_128(os.pread(fd, header.data_start, 0))
+        arrays: dict[str, mx.array] = {}
+        for name, x in evaluated(path, header):
+            h.update(buffer_of(x))
+            arrays[name] = x
+    if h.hexdigest() != digest:
+        raise CorruptError(f"The chunk {path.name} has the checksum {h.hexdigest()}, not {digest}.")
+    return arrays
+
+
+def evaluated(path: Path, header: Header) -> Iterator[tuple[str, mx.array]]:
+    """Each array of a file with this checked header, evaluated, in the order of its bytes; kept by nobody here.
+
+    Raises:
+        CorruptError: reading failed. Drop every array of the file then: a second eval returns garbage silently.
+    """
+    import mlx.core as mx
+
+    try:
+        lazy = mx.load(str(path), format="safetensors")
+        if not isinstance(lazy, dict):
+            raise CorruptError(f"The file {path.name} is not a table of tensors.")
+        for tensor in header.tensors:
+            x = lazy.pop(tensor.name)
+            mx.eval(x)
+            if tuple(x.shape) != tensor.shape or dtype_name(x) != tensor.dtype:
+                raise CorruptError(f"The file {path.name} changed while it was read.")
+            yield tensor.name, x
+    except (RuntimeError, ValueError, KeyError, OSError) as error:
+        raise CorruptError(f"The file {path.name} cannot be read ({error}).") from error

@@ -1,0 +1,77 @@
+"""The KV folder: immutable chunk files named by their content. Disposable: it may vanish at any moment.
+
+Owns paths, dedupe, quarantine and sweeping; what refers to a chunk is the database's business (kv.py). Engine thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import time
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+from mlxkv.store.files import Files, regular_size
+from mlxkv.store.format import Encoded
+from mlxkv.store.ids import random_name
+
+_NAME = re.compile(r"([0-9a-f]{32})\.safetensors")
+STALE = 3600.0  # seconds after which a file that nothing refers to was left by a crash
+
+
+class ChunkFiles:
+    """`<root>/<aa>/<xxh3-128>.safetensors`, with `tmp` and `quarantine` beside."""
+
+    def __init__(self, root: Path, files: Files) -> None:
+        self.root, self.files = root, files
+
+    def path(self, digest: str) -> Path:
+        return self.root / digest[:2] / f"{digest}.safetensors"
+
+    def has(self, digest: str, size: int) -> bool:
+        return regular_size(self.path(digest)) == size
+
+    def put(self, chunk: Encoded) -> int:
+        """Make sure the chunk is there; the bytes written, 0 if it was there already.
+
+        Raises:
+            OSError: it is not, and nothing was left behind.
+        """
+        if self.has(chunk.digest, chunk.size):
+            return 0
+        return self.files.write(self.path(chunk.digest), chunk.parts, self.root / "tmp")
+
+    def quarantine(self, digest: str) -> None:
+        """Move a bad chunk aside, whatever it is (a link is moved, not followed), so that its name is free again."""
+        with contextlib.suppress(OSError):
+            self.files.move(self.path(digest), self.root / "quarantine" / f"{digest}.{random_name()}")
+
+    def remove(self, digest: str) -> None:
+        self.files.remove(self.path(digest))
+
+    def stale(self, known: Collection[str]) -> list[Path]:
+        """What a crash left, older than an hour: temporary and quarantined files, chunks the database lacks."""
+        limit = time.time() - STALE
+        out: list[Path] = []
+        for path, digest in self._all():
+            with contextlib.suppress(OSError):
+                if digest not in known and path.lstat().st_mtime < limit:
+                    out.append(path)
+        return out
+
+    def empty_quarantine(self) -> None:
+        """Deleting a chat must not leave its rows here."""
+        with contextlib.suppress(OSError):
+            for path in list((self.root / "quarantine").iterdir()):
+                self.files.remove(path)
+
+    def _all(self) -> Iterator[tuple[Path, str]]:
+        for name in ("tmp", "quarantine"):
+            with contextlib.suppress(OSError):
+                yield from [(path, "") for path in (self.root / name).iterdir()]
+        for n in range(256):
+            with contextlib.suppress(OSError):
+                for entry in list(os.scandir(self.root / f"{n:02x}")):
+                    if found := _NAME.fullmatch(entry.name):
+                        yield Path(entry.path), found[1]

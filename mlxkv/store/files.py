@@ -1,0 +1,109 @@
+"""Files that are either whole or absent: private, written aside, synced, renamed into place, and the folder synced.
+
+Owns the order of those steps; knows nothing about what is written. Every step first calls `before(step)`, where tests
+kill the process or raise an OSError. Any thread; one object per thread is not needed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import stat
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from mlxkv.store.ids import random_name
+
+Step = Callable[[str], None]
+
+
+def no_step(step: str) -> None:
+    pass
+
+
+class Files:
+    """File operations in an order that survives a crash between any two of them."""
+
+    def __init__(self, before: Step = no_step) -> None:
+        self.before = before
+
+    def write(self, path: Path, parts: Iterable[bytes | memoryview], tmp: Path) -> int:
+        """Put `path` in place, 0600, via a new file in the folder `tmp` (same disk). Returns its size in bytes.
+
+        Raises:
+            OSError: nothing was left behind and `path` is what it was.
+        """
+        self.make_folder(tmp)
+        self.make_folder(path.parent)
+        name = tmp / f".mlxkv-{random_name()}"
+        self.before("create")
+        fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            try:
+                size = sum(self._write(fd, part) for part in parts)
+                self.before("fsync")
+                sync(fd)
+            finally:
+                os.close(fd)
+            self.before("rename")
+            os.replace(name, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(name)
+            raise
+        self.sync_folder(path.parent)
+        return size
+
+    def _write(self, fd: int, part: bytes | memoryview) -> int:
+        self.before("write")
+        view = memoryview(part).cast("B")
+        written = 0
+        while written < len(view):
+            written += os.write(fd, view[written:])
+        return written
+
+    def make_folder(self, path: Path) -> None:
+        """Make `path` 0700 and its name durable; folders may vanish while we run, so this is asked every time."""
+        if path.is_dir():
+            return
+        self.before("mkdir")
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.sync_folder(path.parent)
+
+    def sync_folder(self, path: Path) -> None:
+        self.before("fsync folder")
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            sync(fd)
+        finally:
+            os.close(fd)
+
+    def remove(self, path: Path) -> None:
+        self.before("unlink")
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+
+    def move(self, path: Path, to: Path) -> None:
+        self.make_folder(to.parent)
+        self.before("rename")
+        os.replace(path, to)
+
+
+def sync(fd: int) -> None:
+    """To the platter, not only to the drive's cache: macOS needs F_FULLFSYNC for that, which some disks refuse."""
+    full = getattr(fcntl, "F_FULLFSYNC", None)
+    if full is not None:
+        with contextlib.suppress(OSError):
+            fcntl.fcntl(fd, full)
+            return
+    os.fsync(fd)
+
+
+def regular_size(path: Path) -> int | None:
+    """The size in bytes of a regular file that is no link, else None."""
+    try:
+        info = os.lstat(path)
+    except OSError:
+        return None
+    return info.st_size if stat.S_ISREG(info.st_mode) else None

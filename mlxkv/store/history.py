@@ -1,0 +1,134 @@
+"""A session's history: the digest chain over its turns and the token log that their replay gives. No SQL, no files.
+
+`digest = blake2b-128(prev | i | len | body | len | ids)`; the chain starts at a digest of the system prompt and knows
+no session id, so that a fork shares its beginning. Any thread.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mlxkv.errors import CorruptError, StoreError
+from mlxkv.store.records import TurnRecord
+
+DIGEST_BYTES = 16
+
+
+def to_json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=True, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def pack_ids(ids: Iterable[int]) -> array[int]:
+    """Raises StoreError for an id that is no int32 >= 0."""
+    try:
+        packed = array("i", ids)
+    except (OverflowError, TypeError) as error:
+        raise StoreError(f"A turn has a token id that is not a 32-bit integer ({error}); this is a bug.") from error
+    if packed and min(packed) < 0:
+        raise StoreError(f"A turn has the negative token id {min(packed)}; this is a bug.")
+    return packed
+
+
+def unpack_ids(blob: bytes) -> array[int]:
+    if len(blob) % 4:
+        raise CorruptError(f"A turn's token ids take {len(blob)} bytes, not a multiple of 4; restore a backup.")
+    ids = array("i")  # int32, little-endian on every machine MLX runs on
+    ids.frombytes(blob)
+    return ids
+
+
+def genesis(system: str | None) -> str:
+    """The head of a session without turns."""
+    return hashlib.blake2b(to_json(["mlxkv session 1", system]).encode(), digest_size=DIGEST_BYTES).hexdigest()
+
+
+def turn_digest(prev: str, i: int, fields: Sequence[str | int], ids: bytes) -> str:
+    """`fields`: role, text, thinking, state, params, start, stats as they are stored."""
+    body = to_json(list(fields)).encode()
+    h = hashlib.blake2b(bytes.fromhex(prev), digest_size=DIGEST_BYTES)
+    for part in (i, len(body), body, len(ids), ids):
+        h.update(part if isinstance(part, bytes) else part.to_bytes(8, "little"))
+    return h.hexdigest()
+
+
+def stored_fields(turn: TurnRecord, start: int) -> tuple[str, str, str, str, str, int, str]:
+    """What `turn_digest` covers and the table holds, in that order."""
+    texts = (turn.role, turn.text, turn.thinking, turn.state)
+    role, text, thinking, state = (t.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for t in texts)
+    return role, text, thinking, state, to_json(dict(turn.params)), start, to_json(dict(turn.stats))
+
+
+@dataclass(frozen=True)
+class History:
+    """Verified turns, their digests (`digests[k]` is the head after k turns) and the log."""
+
+    turns: tuple[TurnRecord, ...]
+    digests: tuple[str, ...]
+    log: array[int]
+
+    @property
+    def head(self) -> str:
+        return self.digests[-1]
+
+    def log_after(self, k: int) -> array[int]:
+        """The token log as it was after the first `k` turns."""
+        return replay(self.turns[:k])
+
+    def kept(self) -> dict[str, tuple[int, int]]:
+        """For each head the history ever had: (k, how many tokens of that log are still the beginning of today's).
+
+        A lower bound: a turn that rewrites history to the same ids counts as a change.
+        """
+        out: dict[str, tuple[int, int]] = {}
+        lowest = len(self.log)
+        for k in range(len(self.turns), -1, -1):
+            length = _end(self.turns[k - 1]) if k else 0
+            out[self.digests[k]] = (k, min(length, lowest))
+            if k:
+                lowest = min(lowest, self.turns[k - 1].start or 0)
+        return out
+
+
+def _end(turn: TurnRecord) -> int:
+    return (turn.start or 0) + len(turn.ids)
+
+
+def replay(turns: Iterable[TurnRecord]) -> array[int]:
+    log: array[int] = array("i")
+    for turn in turns:
+        del log[turn.start or 0 :]
+        log.extend(turn.ids)
+    return log
+
+
+def verified(rows: Iterable[Sequence[Any]], system: str | None, head: str) -> History:
+    """Check rows of (i, role, text, thinking, state, params, start, stats, ids, prev, digest) and build the history.
+
+    Raises:
+        CorruptError: names the turn that is not what was written.
+    """
+    digests, turns, length = [genesis(system)], [], 0
+    for i, row in enumerate(rows):
+        number, role, text, thinking, state, params, start, stats, ids, prev, digest = row
+        try:
+            found = turn_digest(digests[-1], i, row[1:8], ids)
+        except (TypeError, AttributeError):  # a value of a type that is never written
+            found = None
+        if number != i or prev != digests[-1] or digest != found or not 0 <= start <= length:
+            raise CorruptError(f"Turn {i + 1} of this chat is not what was written; put a backup in its place.")
+        turn = TurnRecord(role, text, tuple(unpack_ids(ids)), start, thinking, state, _table(params), _table(stats))
+        turns.append(turn)
+        digests.append(digest)
+        length = _end(turn)
+    if digests[-1] != head:
+        raise CorruptError(f"This chat's last turns are missing ({len(turns)} are there); put a backup in its place.")
+    return History(tuple(turns), tuple(digests), replay(turns))
+
+
+def _table(text: str) -> Mapping[str, Any]:
+    return json.loads(text)

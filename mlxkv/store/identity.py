@@ -1,0 +1,170 @@
+"""What must be the same before a KV cache may be used: the model's identity, the cache's layout, and their names.
+
+`parts` keep each input by name, so that a mismatch can name the one that differs. Hashes files, loads no weights,
+imports neither mlx nor mlx_lm. Any thread; hashing gigabytes takes seconds, so `identify` belongs in the background.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib.util
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from mlxkv.errors import ModelFileError
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "adapter_config.json")
+_TEMPLATE = ("tokenizer*", "chat_template*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt")
+_ROPE = ("rope_scaling", "rope_theta", "rope_parameters", "partial_rotary_factor", "max_position_embeddings")
+
+
+class FileHashes(Protocol):
+    """Remembers the sha256 of local files by (path, device, inode, size, mtime)."""
+
+    def get(self, path: str, info: os.stat_result) -> str | None: ...
+
+    def put(self, path: str, info: os.stat_result, sha256: str) -> None: ...
+
+
+@dataclass(frozen=True)
+class ModelIdentity:
+    """Ids decide whether a cache fits; `template_id` alone differing only deserves a warning.
+
+    `parts` by prefix: `template.` makes `template_id`; `code.` and `rope.` belong to the cache's spec; all others
+    (`config.<key>`, `file.<name>`) make `model_id`.
+    """
+
+    name: str
+    model_id: str
+    template_id: str
+    parts: Mapping[str, str]
+
+    @classmethod
+    def of(cls, name: str, parts: Mapping[str, str]) -> ModelIdentity:
+        template = {k: v for k, v in parts.items() if k.startswith("template.")}
+        return cls(name, digest_of("model", model_parts(parts)), digest_of("template", template), dict(parts))
+
+    @property
+    def spec_extra(self) -> dict[str, str]:
+        """The parts that belong to the spec: mlx-lm's model code and the rope settings."""
+        return {k: v for k, v in self.parts.items() if k.startswith(("code.", "rope."))}
+
+
+def model_parts(parts: Mapping[str, str]) -> dict[str, str]:
+    return {k: v for k, v in parts.items() if not k.startswith(("template.", "code.", "rope."))}
+
+
+def identify(
+    path: Path, config: Mapping[str, Any], remember: FileHashes | None = None, *, name: str | None = None,
+    module: str | None = None,
+) -> ModelIdentity:  # fmt: skip
+    """Identify the model in the folder `path`, loaded with `config` (config.json and any overrides).
+
+    `module` is mlx-lm's module for it, where the caller knows better than `config["model_type"]`.
+
+    Raises:
+        ModelFileError: a file cannot be read.
+    """
+    parts = {f"config.{key}": _short(value) for key, value in config.items()}
+    parts |= {f"rope.{key}": _short(config[key]) for key in _ROPE if key in config}
+    try:
+        for file in _matching(path, _WEIGHTS):
+            parts[f"file.{file.name}"] = f"{file.stat().st_size}:{sha256_of(file, remember)}"
+        for file in _matching(path, _TEMPLATE):
+            parts[f"template.{file.name}"] = sha256_of(file, remember)
+    except OSError as error:
+        raise ModelFileError(
+            f"The model file {error.filename} cannot be read ({error.strerror}); download the model again."
+        ) from error
+    parts |= code_part(module or str(config.get("model_type", "")))
+    return ModelIdentity.of(name or path.name, parts)
+
+
+def sha256_of(file: Path, remember: FileHashes | None = None) -> str:
+    """In the Hugging Face cache an LFS file is a link into `blobs` whose target's name is its sha256."""
+    if file.is_symlink():
+        target = Path(os.readlink(file))
+        if target.parent.name == "blobs" and _SHA256.fullmatch(target.name):
+            return target.name
+    info = file.stat()
+    if remember is not None and (known := remember.get(str(file), info)):
+        return known
+    with file.open("rb") as stream:
+        found = hashlib.file_digest(stream, "sha256").hexdigest()
+    if remember is not None:
+        remember.put(str(file), info, found)  # what it was before hashing: a change meanwhile is noticed next time
+    return found
+
+
+def code_part(module: str) -> dict[str, str]:
+    """{"code.<module>": sha256 of mlx-lm's models/<module>.py}, found without importing mlx_lm."""
+    spec = importlib.util.find_spec("mlx_lm")
+    if spec is None or not spec.submodule_search_locations or not re.fullmatch(r"\w+", module):
+        return {f"code.{module}": "unknown"}
+    folder = Path(next(iter(spec.submodule_search_locations)))
+    module = _remapped(folder / "utils.py").get(module, module)
+    file = folder / "models" / f"{module}.py"
+    return {f"code.{module}": sha256_of(file) if file.is_file() else "unknown"}
+
+
+def _remapped(utils: Path) -> dict[str, str]:
+    """mlx-lm's MODEL_REMAPPING, read from its source: importing it costs a second."""
+    try:
+        tree = ast.parse(utils.read_bytes())
+    except (OSError, SyntaxError):
+        return {}
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and [ast.unparse(t) for t in node.targets] == ["MODEL_REMAPPING"]:
+            return ast.literal_eval(node.value)
+    return {}
+
+
+def spec_parts(layout: Mapping[str, Any], extra: Mapping[str, str]) -> dict[str, str]:
+    """The layout flattened to dotted names, and `ModelIdentity.spec_extra`."""
+    return dict(_flat("", json.loads(json.dumps(layout)))) | dict(extra)
+
+
+def spec_id(layout: Mapping[str, Any], extra: Mapping[str, str]) -> str:
+    return digest_of("spec", spec_parts(layout, extra))
+
+
+def digest_of(tag: str, parts: Mapping[str, str]) -> str:
+    """sha256 (64 hex digits) over a tagged, length-prefixed, sorted list: different tables never join to one."""
+    h = hashlib.sha256(tag.encode())
+    for text in (text for pair in sorted(parts.items()) for text in pair):
+        data = text.encode()
+        h.update(len(data).to_bytes(8, "little") + data)
+    return h.hexdigest()
+
+
+def first_difference(a: Mapping[str, str], b: Mapping[str, str]) -> str | None:
+    """The alphabetically first name whose value differs or that only one has; None if there is none."""
+    return next((key for key in sorted({*a, *b}) if a.get(key) != b.get(key)), None)
+
+
+def _matching(path: Path, patterns: tuple[str, ...]) -> list[Path]:
+    found = {file for pattern in patterns for file in path.glob(pattern) if file.is_file()}
+    return sorted(found)
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True, default=str)
+    return text if len(text) <= 64 else hashlib.sha256(text.encode()).hexdigest()
+
+
+def _flat(name: str, value: Any) -> Iterator[tuple[str, str]]:
+    if isinstance(value, dict) and value:
+        for key, item in value.items():
+            yield from _flat(f"{name}.{key}" if name else str(key), item)
+    elif isinstance(value, list) and value:
+        for i, item in enumerate(value):
+            yield from _flat(f"{name}.{i}", item)
+    else:
+        yield name, json.dumps(value)

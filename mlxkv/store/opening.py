@@ -1,0 +1,86 @@
+"""Opening the store's folder: its marker, its database, and what may stand there instead of them. Engine thread.
+
+`store.json` says that there is a store: a database that vanished must not be taken for a first start.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from pathlib import Path
+
+from mlxkv.errors import CorruptError, StoreError
+from mlxkv.store.files import Files
+from mlxkv.store.schema import Database, check_version, connect, create, create_empty, database_errors, is_empty
+
+
+def open_database(data: Path, files: Files) -> Database:
+    path, marker = data / "mlxkv.db", data / "store.json"
+    expected = _read_marker(marker)
+    if expected is not None and not path.exists():
+        raise StoreError(f"{marker} is there but {path} is not; put a backup in its place, or delete {marker.name}.")
+    unclean = (data / "mlxkv.db-wal").exists()
+    try:
+        create_empty(path)
+    except OSError as error:
+        raise StoreError(f"The chat database {path} cannot be made ({error.strerror}); check the folder.") from error
+    db = connect(path)
+    database = Database(db, path, files.before)
+    try:
+        with database_errors(path):
+            if is_empty(db):
+                if expected is not None:
+                    raise CorruptError(f"The chat database {path} is empty; put a backup in its place.")
+                create(db, uuid.uuid4().hex)
+            check_version(db, path)
+            found = db.execute("SELECT value FROM meta WHERE key = 'store'").fetchone()[0]
+        if unclean:
+            database.quick_check()
+        if expected is None:  # the database comes first: a crash in between must not look like a lost database
+            text = json.dumps({"format": 1, "store": found})
+            try:
+                files.write(marker, [text.encode()], data)
+            except OSError as error:
+                raise StoreError(f"{marker} cannot be written ({error.strerror}); check the disk.") from error
+        elif expected != found:
+            raise StoreError(f"{path} is not the database {marker} was made with; delete {marker.name} to use it.")
+    except BaseException:
+        database.close()
+        raise
+    return database
+
+
+def _read_marker(path: Path) -> str | None:
+    """The id of the store, None if there is no store yet."""
+    try:
+        value = json.loads(path.read_bytes())
+        if value["format"] != 1:
+            raise StoreError(f"{path} has format {value['format']!r}, this mlxkv knows 1; update mlxkv.")
+        return str(value["store"])
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StoreError(f"{path} cannot be read ({error}); delete it if {path.parent} holds your chats.") from error
+
+
+class RememberedHashes:
+    """The table `filehash`; implements identity.FileHashes."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def get(self, path: str, info: os.stat_result) -> str | None:
+        with self._database.reading() as db:
+            row = db.execute(
+                "SELECT sha256 FROM filehash WHERE path = ? AND dev = ? AND ino = ? AND size = ? AND mtime_ns = ?",
+                (path, info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns),
+            ).fetchone()
+        return row[0] if row else None
+
+    def put(self, path: str, info: os.stat_result, sha256: str) -> None:
+        with self._database.writing() as db:
+            db.execute(
+                "INSERT OR REPLACE INTO filehash VALUES(?, ?, ?, ?, ?, ?)",
+                (path, info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, sha256),
+            )

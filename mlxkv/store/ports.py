@@ -1,0 +1,85 @@
+"""What the store needs of a KV cache, as protocols: it moves rows in and out and never looks inside.
+
+The cache layer implements these (mlxkv.cache.prompt_cache); tests use a small fake. No MLX at import.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import mlx.core as mx
+
+Range = tuple[int, int]
+"""Positions [a, b)."""
+
+
+class LayerGroup(Protocol):
+    """Layers that hold the same positions, e.g. all full-attention layers. Rows lie on axis -2 of every tensor."""
+
+    @property
+    def name(self) -> str:
+        """Matches `[a-z0-9.]{1,64}`."""
+        ...
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one position over all layers of the group."""
+        ...
+
+    @property
+    def sinks(self) -> int:
+        """Rows pinned at the front."""
+        ...
+
+    @property
+    def block(self) -> int:
+        """Rows per ring block."""
+        ...
+
+    def held(self) -> list[Range]:
+        """What can be exported now, ascending and disjoint: [0, sinks) and [first, offset)."""
+        ...
+
+    def required(self, offset: int) -> list[Range]:
+        """What must be imported to continue at `offset`."""
+        ...
+
+    def optional(self, offset: int) -> list[Range]:
+        """Evicted blocks that make it rewindable again; each range is imported whole or not at all."""
+        ...
+
+    def shapes(self, rows: int) -> Mapping[str, tuple[tuple[int, ...], str]]:
+        """Exactly the tensors of a chunk of `rows` rows: {"0.k": ((1, 4, rows, 8), "F32"), ...}, safetensors types."""
+        ...
+
+    def export_rows(self, a: int, b: int) -> Mapping[str, mx.array]:
+        """Contiguous, evaluated copies of the rows of [a, b), which lies within one range of `held()`."""
+        ...
+
+    def import_rows(self, a: int, b: int, arrays: dict[str, mx.array]) -> None:
+        """Take the rows of [a, b), a part of one range of `required` or `optional`; called in ascending order."""
+        ...
+
+
+class KVCacheLike(Protocol):
+    """All layers and the token log; `offset == len(tokens)`."""
+
+    @property
+    def tokens(self) -> Sequence[int]: ...
+
+    @property
+    def groups(self) -> Sequence[LayerGroup]: ...
+
+    def layout(self) -> Mapping[str, Any]:
+        """JSON-able: everything besides the model that decides what a row's bytes mean."""
+        ...
+
+    def reset(self) -> None: ...
+
+    def begin_restore(self, ids: Sequence[int]) -> None: ...
+
+    def finish_restore(self) -> None:
+        """After all required rows; on any error before it the caller calls `reset()`."""
+        ...

@@ -1,0 +1,142 @@
+"""Which saved rows belong to a history: rows of `kv_commit`, `kv_ref` and `chunk`, checked against the token log.
+
+The references of all commits of a session form one pool: a commit adds only its new chunks, and whatever still
+belongs to today's log may be used. Reads inside the caller's transaction; touches no files. Engine thread.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sqlite3
+import time
+from array import array
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from mlxkv.store.format import ChunkHead, Encoded, prefix_keys
+from mlxkv.store.history import DIGEST_BYTES, History, to_json
+from mlxkv.store.ports import Range
+
+
+@dataclass(frozen=True)
+class SavedCommit:
+    """A verified commit on the chain. `kept`: how many tokens of its log are still the beginning of today's."""
+
+    id: int
+    pos: int
+    num_turns: int
+    model_id: str
+    spec_id: str
+    rng: bytes | None
+    kept: int
+
+
+@dataclass(frozen=True)
+class SavedChunk:
+    """A chunk whose rows [head.a, end) belong to today's log; `end` < `head.b` after history was rewritten."""
+
+    digest: str
+    size: int
+    head: ChunkHead
+    end: int
+
+
+def seed(model_id: str, spec_id: str, group: str) -> str:
+    """What a prefix key starts from."""
+    return f"{model_id} {spec_id} {group}"
+
+
+def commit_digest(pos: int, turn_digest: str, model: str, spec_id: str, rng: bytes | None) -> str:
+    text = to_json([pos, turn_digest, model, spec_id, None if rng is None else rng.hex()])
+    return hashlib.blake2b(text.encode(), digest_size=DIGEST_BYTES).hexdigest()
+
+
+def saved_commits(db: sqlite3.Connection, session_id: str, history: History) -> list[SavedCommit]:
+    """Newest first; those that are damaged or not on the chain are left out."""
+    kept = history.kept()
+    out = []
+    for row in db.execute(
+        "SELECT c.id, c.pos, c.turn_digest, c.model, c.spec_id, c.rng, c.digest, m.model_id"
+        " FROM kv_commit c JOIN model m ON m.id = c.model WHERE c.session = ? ORDER BY c.id DESC",
+        (session_id,),
+    ):
+        commit_id, pos, turn, model, spec_id, rng, digest, model_id = row
+        if turn in kept and digest == commit_digest(pos, turn, model, spec_id, rng):
+            num_turns, length = kept[turn]
+            out.append(SavedCommit(commit_id, pos, num_turns, model_id, spec_id, rng, min(pos, length)))
+    return out
+
+
+def saved_chunks(db: sqlite3.Connection, commits: Iterable[SavedCommit], history: History) -> list[SavedChunk]:
+    """The chunks of `commits` (all of one model and spec) of which at least one row belongs to today's log.
+
+    The key of each is computed from the ids; a row of the database that does not agree is left out.
+    """
+    out: dict[str, SavedChunk] = {}
+    for commit in commits:
+        rows = db.execute(
+            "SELECT k.digest, k.size, k.grp, k.a, k.b, k.prefix_key FROM kv_ref r JOIN chunk k ON k.digest = r.chunk"
+            " WHERE r.kv_commit = ?",
+            (commit.id,),
+        ).fetchall()
+        log = _log_of(commit, [row[4] for row in rows], history)
+        ranges: dict[str, list[Range]] = defaultdict(list)
+        for _, _, group, a, b, _ in rows:
+            if 0 <= a < b <= len(log):
+                ranges[group].append((a, b))
+        keys = {g: prefix_keys(log, seed(commit.model_id, commit.spec_id, g), r) for g, r in ranges.items()}
+        for digest, size, group, a, b, key in rows:
+            end = min(b, commit.kept)
+            if a < end and keys.get(group, {}).get((a, b)) == key:
+                out.setdefault(digest, SavedChunk(digest, size, ChunkHead(group, a, b, key), end))
+    return list(out.values())
+
+
+def _log_of(commit: SavedCommit, ends: list[int], history: History) -> array[int]:
+    """The ids the commit's chunks were computed from: today's log, unless history was rewritten under one of them."""
+    return history.log if max(ends, default=0) <= commit.kept else history.log_after(commit.num_turns)
+
+
+def save_spec(db: sqlite3.Connection, spec_id: str, parts: dict[str, str]) -> None:
+    db.execute("INSERT OR IGNORE INTO spec VALUES(?, ?)", (spec_id, to_json(parts)))
+
+
+def save_commit(
+    db: sqlite3.Connection, session_id: str, pos: int, turn: str, model: str, spec_id: str, rng: bytes | None,
+    chunks: Iterable[Encoded],
+) -> None:  # fmt: skip
+    """One commit with the chunks that are new; a second commit of the same point replaces the sampler state."""
+    digest = commit_digest(pos, turn, model, spec_id, rng)
+    same = db.execute(
+        "SELECT id FROM kv_commit WHERE session = ? AND pos = ? AND turn_digest = ? AND model = ? AND spec_id = ?",
+        (session_id, pos, turn, model, spec_id),
+    ).fetchone()
+    if same:
+        commit_id = same[0]
+        db.execute("UPDATE kv_commit SET rng = ?, digest = ? WHERE id = ?", (rng, digest, commit_id))
+    else:
+        commit_id = db.execute(
+            "INSERT INTO kv_commit(session, pos, turn_digest, model, spec_id, rng, digest) VALUES(?, ?, ?, ?, ?, ?, ?)",
+            (session_id, pos, turn, model, spec_id, rng, digest),
+        ).lastrowid
+    for chunk in chunks:
+        head = chunk.head
+        db.execute(
+            "INSERT INTO chunk VALUES(?, ?, ?, ?, ?, ?, ?, ?)"
+            " ON CONFLICT(digest) DO UPDATE SET last_used = excluded.last_used",
+            (chunk.digest, chunk.size, head.group, head.a, head.b, head.prefix_key, spec_id, time.time()),
+        )
+        db.execute("INSERT OR IGNORE INTO kv_ref VALUES(?, ?)", (commit_id, chunk.digest))
+
+
+def copy_commits(db: sqlite3.Connection, session_id: str, new_id: str, history: History) -> None:
+    """Give a fork what was saved on the history it keeps: references only, no rows are copied."""
+    on_chain = {commit.id for commit in saved_commits(db, session_id, history)}
+    for commit_id in sorted(on_chain):
+        copy = db.execute(
+            "INSERT INTO kv_commit(session, pos, turn_digest, model, spec_id, rng, digest)"
+            " SELECT ?, pos, turn_digest, model, spec_id, rng, digest FROM kv_commit WHERE id = ?",
+            (new_id, commit_id),
+        ).lastrowid
+        db.execute("INSERT INTO kv_ref SELECT ?, chunk FROM kv_ref WHERE kv_commit = ?", (copy, commit_id))

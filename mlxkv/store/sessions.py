@@ -1,0 +1,273 @@
+"""Sessions and turns as rows: create, append, update, load, list, find, search, fork. The truth; knows no KV.
+
+Every change is one transaction and a compare-and-swap on the session's head. Engine thread.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sqlite3
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from mlxkv.errors import CorruptError, SessionChangedError, SessionNotFoundError, StoreError
+from mlxkv.events import ChatSummary
+from mlxkv.store.history import History, genesis, pack_ids, stored_fields, to_json, turn_digest, verified
+from mlxkv.store.identity import ModelIdentity, digest_of
+from mlxkv.store.ids import new_ulid
+from mlxkv.store.records import SearchHit, SessionRecord, TurnRecord
+from mlxkv.store.schema import Database
+
+_TURN = "i, role, text, thinking, state, params, start, stats, ids, prev, digest"
+
+
+class Sessions:
+    """Rows of `session` and `turn`. Remembers the head it last saw of each session, which is what CAS compares."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+        self.seen: dict[str, str] = {}
+
+    def create(
+        self, title: str, model: ModelIdentity, system: str | None, params: Mapping[str, Any],
+        parent: str | None = None, forked_at: int | None = None,
+    ) -> str:  # fmt: skip
+        session_id, now, head = new_ulid(), time.time(), genesis(system)
+        with self.database.writing() as db:
+            db.execute(
+                "INSERT INTO session(id, title, created, updated, model, system, params, parent, forked_at, head)"
+                " VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (session_id, title, now, now, save_model(db, model), system, to_json(dict(params)), parent, forked_at,
+                 head),
+            )  # fmt: skip
+        self.seen[session_id] = head
+        return session_id
+
+    def add_turn(self, session_id: str, turn: TurnRecord, head: str | None = None) -> str:
+        """Append. `head` is the one the turn was made from, by default the one last seen here.
+
+        Raises:
+            SessionChangedError: it is not the head any more. SessionNotFoundError.
+        """
+        with self.database.writing() as db:
+            current = self._check_head(db, session_id, head)
+            last = db.execute(
+                "SELECT i + 1, start + length(ids) / 4 FROM turn WHERE session = ? ORDER BY i DESC LIMIT 1",
+                (session_id,),
+            ).fetchone()
+            i, length = last or (0, 0)
+            new = self._write_turn(db, session_id, i, turn, length, current)
+        self.seen[session_id] = new
+        return new
+
+    def update_open_turn(self, session_id: str, turn: TurnRecord, head: str | None = None) -> str:
+        """Replace the last turn, which must be "open"; its place in the log stays. Returns the new head.
+
+        Raises:
+            SessionChangedError: the head moved. StoreError: the last turn is not open.
+        """
+        with self.database.writing() as db:
+            self._check_head(db, session_id, head)
+            last = db.execute(
+                "SELECT id, i, state, start, prev, text, thinking FROM turn WHERE session = ? ORDER BY i DESC LIMIT 1",
+                (session_id,),
+            ).fetchone()
+            if last is None or last[2] != "open":
+                raise StoreError(f"The last turn of session {session_id} is finished; add a new turn instead.")
+            rowid, i, _, start, prev, *indexed = last
+            _unindex(db, rowid, *indexed)
+            db.execute("DELETE FROM turn WHERE id = ?", (rowid,))
+            new = self._write_turn(db, session_id, i, turn, start, prev)
+        self.seen[session_id] = new
+        return new
+
+    def _write_turn(
+        self, db: sqlite3.Connection, session_id: str, i: int, turn: TurnRecord, length: int, prev: str
+    ) -> str:
+        start = length if turn.start is None else turn.start
+        if not 0 <= start <= length:
+            raise StoreError(f"Turn {i + 1} cannot start at {start} in a log of {length} tokens; this is a bug.")
+        ids = pack_ids(turn.ids).tobytes()
+        fields = stored_fields(turn, start)
+        digest = turn_digest(prev, i, fields, ids)
+        cursor = db.execute(
+            f"INSERT INTO turn(session, {_TURN}) VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (session_id, i, *fields, ids, prev, digest),
+        )
+        db.execute(
+            "INSERT INTO turn_fts(rowid, text, thinking) VALUES(?, ?, ?)", (cursor.lastrowid, fields[1], fields[2])
+        )
+        db.execute("UPDATE session SET head = ?, updated = ? WHERE id = ?", (digest, time.time(), session_id))
+        return digest
+
+    def _check_head(self, db: sqlite3.Connection, session_id: str, head: str | None) -> str:
+        row = db.execute("SELECT head FROM session WHERE id = ?", (session_id,)).fetchone()
+        if row is None:
+            raise SessionNotFoundError(f"Session {session_id} was deleted; start a new chat.")
+        expected = self.seen.get(session_id, row[0]) if head is None else head
+        if row[0] != expected:
+            raise SessionChangedError(
+                f"Session {session_id} was changed by another process since it was read; open it again or fork it."
+            )
+        return row[0]
+
+    def history(self, db: sqlite3.Connection, session_id: str) -> History:
+        """Inside a transaction of the caller. Raises SessionNotFoundError, CorruptError."""
+        row = db.execute("SELECT system, head FROM session WHERE id = ?", (session_id,)).fetchone()
+        if row is None:
+            raise SessionNotFoundError(f"No session has the id {session_id}; `mlxkv chats ls` lists them.")
+        turns = db.execute(f"SELECT {_TURN} FROM turn WHERE session = ? ORDER BY i", (session_id,))
+        return verified(turns, row[0], row[1])
+
+    def load(self, session_id: str) -> SessionRecord:
+        with self.database.reading() as db:
+            history = self.history(db, session_id)
+            title, created, updated, model, system, params, parent, forked_at = db.execute(
+                "SELECT title, created, updated, model, system, params, parent, forked_at FROM session WHERE id = ?",
+                (session_id,),
+            ).fetchone()
+            try:
+                identity, params = load_model(db, model), json.loads(params)
+            except (TypeError, ValueError, KeyError) as error:
+                raise CorruptError(f"Session {session_id} is damaged ({error}); put a backup in its place.") from error
+        self.seen[session_id] = history.head
+        return SessionRecord(
+            session_id, title, created, updated, identity, system, params, parent, forked_at, history.turns,
+            tuple(history.log), history.head,
+        )  # fmt: skip
+
+    def list(self) -> tuple[ChatSummary, ...]:
+        """Newest first. `kv_bytes` counts a shared chunk for every session that uses it."""
+        with self.database.reading() as db:
+            rows = db.execute(
+                """SELECT s.id, s.title, s.updated, (SELECT count(*) FROM turn WHERE session = s.id),
+                     (SELECT coalesce(sum(size), 0) FROM chunk WHERE digest IN (SELECT r.chunk FROM kv_ref r
+                        JOIN kv_commit c ON c.id = r.kv_commit WHERE c.session = s.id)),
+                     m.name, s.parent
+                   FROM session s JOIN model m ON m.id = s.model ORDER BY s.updated DESC, s.id DESC"""
+            ).fetchall()
+        return tuple(ChatSummary(*row) for row in rows)
+
+    def find(self, text: str) -> str:
+        """By id, unique beginning of an id, title, unique part of a title.
+
+        Raises:
+            SessionNotFoundError: nothing fits, or several do; the message lists the candidates.
+        """
+        chats, lower = self.list(), text.lower()
+        for fits in (
+            [c for c in chats if c.id == text],
+            [c for c in chats if text and c.id.startswith(text.upper())],
+            [c for c in chats if c.title == text],
+            [c for c in chats if text and lower in c.title.lower()],
+        ):
+            if len(fits) == 1:
+                return fits[0].id
+            if fits:
+                raise SessionNotFoundError(f"{text!r} fits {len(fits)} sessions ({_names(fits)}); give the whole id.")
+        known = f"the newest are {_names(chats)}" if chats else "there are none yet"
+        raise SessionNotFoundError(f"No session has the id or title {text!r}; {known}.")
+
+    def latest(self) -> str | None:
+        with self.database.reading() as db:
+            row = db.execute("SELECT id FROM session ORDER BY updated DESC, id DESC LIMIT 1").fetchone()
+        return row[0] if row else None
+
+    def search(self, text: str, limit: int = 50) -> tuple[SearchHit, ...]:
+        """Turns that hold every word of `text` (the last one may be a beginning), best first."""
+        words = "".join(c if c.isalnum() else " " for c in text).split()
+        if not words:
+            return ()
+        query = " ".join(f'"{word}"' for word in words) + "*"
+        with self.database.reading() as db:
+            rows = db.execute(
+                """SELECT s.id, s.title, t.i, t.role, snippet(turn_fts, -1, '[', ']', '…', 12)
+                   FROM turn_fts JOIN turn t ON t.id = turn_fts.rowid JOIN session s ON s.id = t.session
+                   WHERE turn_fts MATCH ? ORDER BY rank LIMIT ?""",
+                (query, limit),
+            ).fetchall()
+        return tuple(SearchHit(*row) for row in rows)
+
+    def rename(self, session_id: str, title: str) -> None:
+        with self.database.writing() as db:
+            if not db.execute("UPDATE session SET title = ? WHERE id = ?", (title, session_id)).rowcount:
+                raise SessionNotFoundError(f"No session has the id {session_id}; `mlxkv chats ls` lists them.")
+
+    def set_model(self, session_id: str, model: ModelIdentity) -> None:
+        """The chat goes on with another model from here."""
+        with self.database.writing() as db:
+            row_id = save_model(db, model)
+            if not db.execute("UPDATE session SET model = ? WHERE id = ?", (row_id, session_id)).rowcount:
+                raise SessionNotFoundError(f"No session has the id {session_id}; `mlxkv chats ls` lists them.")
+
+    def delete(self, db: sqlite3.Connection, session_id: str) -> None:
+        """Rows only, inside a transaction of the caller; the words leave the search index too."""
+        for row in db.execute("SELECT id, text, thinking FROM turn WHERE session = ?", (session_id,)).fetchall():
+            _unindex(db, *row)
+        if not db.execute("DELETE FROM session WHERE id = ?", (session_id,)).rowcount:
+            raise SessionNotFoundError(f"No session has the id {session_id}; `mlxkv chats ls` lists them.")
+        db.execute("INSERT INTO turn_fts(turn_fts) VALUES('optimize')")  # else deleted words linger in its segments
+        self.seen.pop(session_id, None)
+
+    def fork(self, db: sqlite3.Connection, session_id: str, num_turns: int) -> tuple[str, History]:
+        """Copy the first `num_turns` turns to a new session, inside a transaction of the caller.
+
+        Returns the new id and its history.
+        """
+        history = self.history(db, session_id)
+        if not 0 <= num_turns <= len(history.turns):
+            raise StoreError(
+                f"Session {session_id} has {len(history.turns)} turns; it cannot be forked at {num_turns}."
+            )
+        title, system = db.execute("SELECT title, system FROM session WHERE id = ?", (session_id,)).fetchone()
+        new_id, now, head = new_ulid(), time.time(), history.digests[num_turns]
+        db.execute(
+            "INSERT INTO session(id, title, created, updated, model, spec_id, system, params, parent, forked_at, head)"
+            " SELECT ?, ?, ?, ?, model, spec_id, system, params, id, ?, ? FROM session WHERE id = ?",
+            (new_id, _free_title(db, title), now, now, num_turns, head, session_id),
+        )
+        for row in db.execute(
+            f"SELECT {_TURN} FROM turn WHERE session = ? AND i < ? ORDER BY i", (session_id, num_turns)
+        ).fetchall():
+            cursor = db.execute(f"INSERT INTO turn(session, {_TURN}) VALUES(?{', ?' * len(row)})", (new_id, *row))
+            db.execute("INSERT INTO turn_fts(rowid, text, thinking) VALUES(?, ?, ?)", (cursor.lastrowid, *row[2:4]))
+        turns = db.execute(f"SELECT {_TURN} FROM turn WHERE session = ? ORDER BY i", (new_id,))
+        return new_id, verified(turns, system, head)
+
+
+def save_model(db: sqlite3.Connection, model: ModelIdentity) -> str:
+    """The row id of an identity: a hash of its three names, so that a changed template is a row of its own."""
+    names = {"name": model.name, "model_id": model.model_id, "template_id": model.template_id}
+    row_id = digest_of("identity", names)
+    text = to_json({**names, "parts": dict(model.parts)})
+    db.execute(
+        "INSERT INTO model VALUES(?, ?, ?, ?) ON CONFLICT(id) DO UPDATE SET json = excluded.json",
+        (row_id, model.name, model.model_id, text),
+    )
+    return row_id
+
+
+def load_model(db: sqlite3.Connection, row_id: str) -> ModelIdentity:
+    return ModelIdentity(**json.loads(db.execute("SELECT json FROM model WHERE id = ?", (row_id,)).fetchone()[0]))
+
+
+def _unindex(db: sqlite3.Connection, rowid: int, text: str, thinking: str) -> None:
+    # FTS5 over another table's text must be told the exact words to forget.
+    db.execute(
+        "INSERT INTO turn_fts(turn_fts, rowid, text, thinking) VALUES('delete', ?, ?, ?)", (rowid, text, thinking)
+    )
+
+
+def _free_title(db: sqlite3.Connection, title: str) -> str:
+    """`title (2)`, the first number that is free, so that a title still finds one session."""
+    title = re.sub(r" \(\d+\)$", "", title)
+    n = 2
+    while db.execute("SELECT 1 FROM session WHERE title = ?", (f"{title} ({n})",)).fetchone():
+        n += 1
+    return f"{title} ({n})"
+
+
+def _names(chats: list[ChatSummary] | tuple[ChatSummary, ...]) -> str:
+    return ", ".join(f"{c.id} {c.title!r}" for c in chats[:5]) + (", …" if len(chats) > 5 else "")

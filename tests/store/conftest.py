@@ -1,0 +1,48 @@
+"""A store in the test's own home, and a chat on it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mlxkv.config import Folders
+from mlxkv.store import SessionStore, TurnRecord
+from tests.store.fake import FakeCache, model
+
+
+@pytest.fixture
+def folders(home: Path) -> Folders:
+    return Folders.from_env()
+
+
+@pytest.fixture
+def store(folders: Folders) -> Iterator[SessionStore]:
+    with SessionStore.open(folders) as opened:
+        yield opened
+
+
+class Talk:
+    """A session and its cache: `turn(n)` feeds n new tokens as a user's turn and a reply, and commits."""
+
+    def __init__(self, store: SessionStore, cache: FakeCache, title: str = "talk") -> None:
+        self.store, self.cache = store, cache
+        self.id = store.create(title, model(), system="be brief")
+        self.bytes_written = 0
+
+    def turn(self, n: int, start: int | None = None) -> None:
+        have = len(self.cache.tokens)
+        ids = tuple(range(have * 7 + 1, have * 7 + 1 + n))
+        self.store.add_turn(self.id, TurnRecord("user", f"question {have}", ids[: n // 2], start))
+        self.store.add_turn(self.id, TurnRecord("assistant", f"answer {have}", ids[n // 2 :]))
+        self.cache.feed(ids)
+        done = self.store.commit_kv(self.id, self.cache, model(), rng=bytes([have % 256]))
+        assert done.pos == len(self.cache.tokens)
+        assert done.notice is None
+        self.bytes_written += done.bytes_written
+
+
+@pytest.fixture
+def talk(store: SessionStore) -> Talk:
+    return Talk(store, FakeCache())
