@@ -1,0 +1,22 @@
+"""kill -9 before every single step on disk: nothing acknowledged is lost, nothing wrong comes back."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+
+def test_kill_before_every_step(tmp_path: Path) -> None:
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.store.crash_driver", str(tmp_path)],
+        cwd=root, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["kills"] >= 50
+    assert {"create", "write", "fsync", "rename", "fsync folder", "commit", "committed", "unlink"} <= set(
+        found["steps"]
+    )

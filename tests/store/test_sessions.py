@@ -1,0 +1,197 @@
+"""Turns as they were said: order, compare-and-swap, locks, names, search, deletion."""
+
+from __future__ import annotations
+
+import sqlite3
+import subprocess
+import sys
+
+import pytest
+
+from mlxkv.config import Folders
+from mlxkv.errors import SessionChangedError, SessionLockedError, SessionNotFoundError, StoreError
+from mlxkv.store import SessionStore, TurnRecord
+from mlxkv.store.ids import is_ulid, new_ulid
+from tests.store.conftest import Talk
+from tests.store.fake import FakeCache, model
+
+
+def test_a_session_comes_back_as_it_was(store: SessionStore, folders: Folders) -> None:
+    session = store.create("sky", model(), system="be brief", params={"window": 64})
+    store.add_turn(session, TurnRecord("user", "why is the sky blue?\0 ☃", (1, 2, 3), params={"temperature": 0.5}))
+    head = store.add_turn(
+        session, TurnRecord("assistant", "scattering", (4, 5), thinking="hm", stats={"decode_tps": 3.5, "n": None})
+    )
+    with SessionStore.open(folders) as other:
+        record = other.load(session)
+    assert is_ulid(session)
+    assert (record.title, record.system, record.params) == ("sky", "be brief", {"window": 64})
+    assert record.model == model()
+    assert (record.log, record.head) == ((1, 2, 3, 4, 5), head)
+    assert [t.start for t in record.turns] == [0, 3]
+    assert record.turns[0].text == "why is the sky blue?\0 ☃"
+    assert record.turns[1].stats == {"decode_tps": 3.5, "n": None}
+    assert record.turns[1].thinking == "hm"
+
+
+def test_a_turn_with_a_smaller_start_rewrites_the_log(store: SessionStore) -> None:
+    session = store.create("x", model())
+    store.add_turn(session, TurnRecord("user", "a", (1, 2, 3)))
+    store.add_turn(session, TurnRecord("user", "b", (8, 9), start=1))
+    assert store.load(session).log == (1, 8, 9)
+    for start in (4, -1):
+        with pytest.raises(StoreError, match="start"):
+            store.add_turn(session, TurnRecord("user", "c", (1,), start=start))
+    for ids in ((-1,), (1 << 31,)):
+        with pytest.raises(StoreError, match="token id"):
+            store.add_turn(session, TurnRecord("user", "c", ids))
+    assert len(store.load(session).turns) == 2
+
+
+def test_an_open_reply_grows_in_place(store: SessionStore) -> None:
+    session = store.create("x", model())
+    store.add_turn(session, TurnRecord("user", "hello", (1, 2)))
+    store.add_turn(session, TurnRecord("assistant", "gre", (3,), state="open"))
+    store.update_open_turn(session, TurnRecord("assistant", "greetings", (3, 4), state="open"))
+    store.update_open_turn(session, TurnRecord("assistant", "greetings friend", (3, 4, 5)))
+    record = store.load(session)
+    assert (record.log, record.turns[1].text, record.turns[1].state) == ((1, 2, 3, 4, 5), "greetings friend", "done")
+    assert [hit.turn for hit in store.search("greetings")] == [1]
+    assert not store.search("gre friend greet")
+    with pytest.raises(StoreError, match="finished"):
+        store.update_open_turn(session, TurnRecord("assistant", "x"))
+
+
+def test_a_reply_is_never_appended_to_another_history(store: SessionStore, folders: Folders) -> None:
+    session = store.create("x", model())
+    head = store.add_turn(session, TurnRecord("user", "a", (1,)))
+    with SessionStore.open(folders) as other:
+        other.load(session)
+        other.add_turn(session, TurnRecord("user", "b", (2,)))
+    for explicit in (None, head):
+        with pytest.raises(SessionChangedError):
+            store.add_turn(session, TurnRecord("assistant", "to a", (3,)), head=explicit)
+        with pytest.raises(SessionChangedError):
+            store.update_open_turn(session, TurnRecord("assistant", "to a", (3,)), head=explicit)
+    assert [t.text for t in store.load(session).turns] == ["a", "b"]
+    store.add_turn(session, TurnRecord("assistant", "to b", (3,)))  # it was loaded again
+
+
+def test_the_lock_of_another_process_names_it_and_dies_with_it(store: SessionStore, folders: Folders) -> None:
+    session = store.create("x", model())
+    code = (
+        "import sys; from mlxkv.config import Folders; from mlxkv.store import SessionStore\n"
+        "with SessionStore.open(Folders.from_env()) as store, store.lock(sys.argv[1]):\n"
+        "    print('held', flush=True); sys.stdin.read()"
+    )
+    child = subprocess.Popen(
+        [sys.executable, "-c", code, session], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    with child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "held\n"
+        for action in (lambda: store.lock(session).__enter__(), lambda: store.delete(session)):
+            with pytest.raises(SessionLockedError, match=f"process {child.pid};"):
+                action()
+        child.kill()
+    with store.lock(session):
+        with pytest.raises(SessionLockedError):
+            store.lock(session).__enter__()
+        store.delete(session)
+    assert store.list() == ()
+    with pytest.raises(SessionNotFoundError):
+        store.lock("../../etc").__enter__()
+
+
+def test_find_takes_ids_and_titles_and_lists_the_candidates(store: SessionStore) -> None:
+    with pytest.raises(SessionNotFoundError, match="none yet"):
+        store.find("sky")
+    sky, sea, again = (store.create(title, model()) for title in ("Blue sky", "Deep sea", "Blue whale"))
+    assert store.find(sky) == sky
+    assert store.find(sea.lower()) == sea
+    assert store.find("Blue sky") == sky
+    assert store.find("SEA") == sea
+    for text in ("blue", sky[:4], ""):
+        with pytest.raises(SessionNotFoundError) as caught:
+            store.find(text)
+        assert sky in str(caught.value)
+        assert again in str(caught.value)
+    store.rename(sea, "Blue\x1b[31m")
+    with pytest.raises(SessionNotFoundError) as caught:
+        store.find("blue")
+    assert "\x1b" not in str(caught.value)
+    assert store.find("Blue sky") == sky
+    with pytest.raises(SessionNotFoundError):
+        store.rename(new_ulid(), "x")
+
+
+def test_the_list_is_newest_first(talk: Talk) -> None:
+    other = talk.store.create("other", model("second"))
+    talk.turn(50)
+    first, second = talk.store.list()
+    assert (first.id, first.num_turns, first.model, first.kv_bytes) == (talk.id, 2, "fake", talk.bytes_written)
+    assert (second.id, second.num_turns, second.model, second.kv_bytes) == (other, 0, "second", 0)
+    assert talk.store.latest() == talk.id
+    talk.store.set_model(other, model("third"))
+    assert talk.store.load(other).model.name == "third"
+
+
+def test_search_takes_anything_a_user_types(store: SessionStore) -> None:
+    session = store.create("sky", model())
+    store.add_turn(session, TurnRecord("user", "why is the sky blue", (1,)))
+    store.add_turn(session, TurnRecord("assistant", "rayleigh scattering", (2,), thinking="a hidden thought"))
+    assert [(h.session_id, h.turn, h.snippet) for h in store.search("Sky bl")] == [
+        (session, 0, "why is the [sky] [blue]")
+    ]
+    assert [h.turn for h in store.search("hidden")] == [1]
+    for text in ("", '"', "sky AND", "NEAR(", "text:sky*", "-sky", "'; DROP TABLE turn; --", "*", "\0"):
+        store.search(text)
+    fork = store.fork(session, 1)
+    assert {h.session_id for h in store.search("sky")} == {session, fork}
+
+
+def test_deleting_leaves_no_word_behind(store: SessionStore, folders: Folders) -> None:
+    keep = Talk(store, FakeCache(), "keep")
+    gone = store.create("gone", model(), system="besystemish")
+    fork_of_gone = store.create("child", model(), parent=gone, forked_at=0)
+    store.add_turn(gone, TurnRecord("user", "xylophonic", (1,), thinking="quetzalcoatl"))
+    store.delete(gone)
+    assert store.load(fork_of_gone).parent is None
+    assert store.load(keep.id).turns == ()
+    assert store.search("xylophonic") == ()
+    store.close()
+    data = b"".join(p.read_bytes() for p in folders.data.rglob("*") if p.is_file())
+    for word in (b"xylophonic", b"quetzalcoatl", b"besystemish"):
+        assert word not in data
+    with SessionStore.open(folders) as again, pytest.raises(SessionNotFoundError):
+        again.load(gone)
+
+
+def test_lone_surrogates_do_not_stop_a_turn(store: SessionStore) -> None:
+    session = store.create("x", model())
+    store.add_turn(session, TurnRecord("user", "a\udcffb", (1,)))
+    assert store.load(session).turns[0].text == "a\ufffdb"
+
+
+def test_the_database_has_the_settings_of_the_design(store: SessionStore, folders: Folders) -> None:
+    for pragma, value in {
+        "journal_mode": "wal", "synchronous": 2, "fullfsync": 1, "secure_delete": 1, "foreign_keys": 1,
+        "trusted_schema": 0,
+    }.items():  # fmt: skip
+        assert store._database.db.execute(f"PRAGMA {pragma}").fetchone()[0] == value
+    db = sqlite3.connect(folders.data / "mlxkv.db")
+    assert db.execute("PRAGMA application_id").fetchone()[0] == int.from_bytes(b"mlxk", "big")
+    assert db.execute("PRAGMA user_version").fetchone()[0] == 1
+    db.close()
+
+
+def test_a_reader_never_sees_half_a_change(store: SessionStore, folders: Folders) -> None:
+    """Three separate SELECTs reported false corruption under a concurrent writer."""
+    session = store.create("x", model())
+    with SessionStore.open(folders) as other:
+        other.load(session)
+        for n in range(40):
+            with store._database.reading() as db:
+                db.execute("SELECT head FROM session").fetchone()  # the snapshot begins here
+                other.add_turn(session, TurnRecord("user", str(n), (n,)))
+                assert len(store._sessions.history(db, session).turns) == n
