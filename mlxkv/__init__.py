@@ -1,1 +1,75 @@
-"""mlxkv: local chat on Apple silicon with a rotating, preallocated KV cache that lives on disk between runs."""
+"""mlxkv: local chat on Apple silicon with a rotating, preallocated KV cache that lives on disk between runs.
+
+The public names, nothing else. They are imported when first used, so that `mlxkv --help` stays quick.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mlxkv.cache.config import CacheConfig
+    from mlxkv.cache.plan import make_cache
+    from mlxkv.cache.prompt_cache import PromptCache
+    from mlxkv.chat import Chat
+    from mlxkv.errors import MlxkvError
+    from mlxkv.estimates import Estimate, estimate
+    from mlxkv.events import Notice, PrefillProgress, TextDelta, TurnEvent, TurnFinished
+    from mlxkv.model import Completion, Model, load
+    from mlxkv.sampling import SamplingParams
+    from mlxkv.stats import TurnStats
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CacheConfig",
+    "Chat",
+    "Completion",
+    "Estimate",
+    "MlxkvError",
+    "Model",
+    "Notice",
+    "PrefillProgress",
+    "PromptCache",
+    "SamplingParams",
+    "TextDelta",
+    "TurnEvent",
+    "TurnFinished",
+    "TurnStats",
+    "estimate",
+    "load",
+    "make_cache",
+]
+
+_HOME = {
+    "CacheConfig": "mlxkv.cache.config",
+    "Chat": "mlxkv.chat",
+    "Completion": "mlxkv.model",
+    "Estimate": "mlxkv.estimates",
+    "MlxkvError": "mlxkv.errors",
+    "Model": "mlxkv.model",
+    "Notice": "mlxkv.events",
+    "PrefillProgress": "mlxkv.events",
+    "PromptCache": "mlxkv.cache.prompt_cache",
+    "SamplingParams": "mlxkv.sampling",
+    "TextDelta": "mlxkv.events",
+    "TurnEvent": "mlxkv.events",
+    "TurnFinished": "mlxkv.events",
+    "TurnStats": "mlxkv.stats",
+    "estimate": "mlxkv.estimates",
+    "load": "mlxkv.model",
+    "make_cache": "mlxkv.cache.plan",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'mlxkv' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

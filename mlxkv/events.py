@@ -79,7 +79,7 @@ class ListChats:
 
 @dataclass(frozen=True)
 class Send:
-    """Send `text` as the next user turn; `sent_at` is `time.perf_counter()` at Enter, where time to first token starts."""
+    """Send `text` as the next user turn; `sent_at` is `time.perf_counter()` at Enter."""
 
     text: str
     sent_at: float

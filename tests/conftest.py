@@ -35,3 +35,11 @@ def stories_path() -> Path:
     if not path.is_dir():
         pytest.skip("shared/testdata is not beside this checkout: no real weights")
     return path
+
+
+@pytest.fixture(scope="session")
+def tiny_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random chat model of two layers, in a folder."""
+    from tests.tokenizers import tiny_folder
+
+    return tiny_folder(tmp_path_factory.mktemp("models") / "tiny")

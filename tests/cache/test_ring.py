@@ -102,7 +102,7 @@ def test_rewinding_within_the_slack_is_exact(fed: int, step: int) -> None:
     """The continuation after rewind(n) differs by exactly 0.0 from never having fed the n tokens."""
     model, ids = tiny_llama(layers=1), random_ids(150)
     other = random_ids(30, seed=9)
-    for n in range(0, min(G.undo * G.block, fed) + 1):
+    for n in range(min(G.undo * G.block, fed) + 1):
         straight = rings(model)
         feed_cut(model, straight, ids[: fed - n], step)
         rewound = rings(model)

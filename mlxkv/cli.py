@@ -1,0 +1,412 @@
+"""The command line: parses, checks, and hands over. Imports neither mlx, mlx_lm nor textual to do so.
+
+`mlxkv QUESTION` and its options are the command `chat`, which need not be named. Exit codes: 0 ok, 1 failed, 2 usage,
+130 interrupted. Every error is one sentence on stderr; a traceback only with --debug.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from mlxkv.config import Folders, Settings, load_settings
+from mlxkv.errors import ConfigError, MlxkvError, ModelNotFoundError, PromptError
+
+if TYPE_CHECKING:
+    from mlxkv.cache.config import CacheConfig
+    from mlxkv.store import SessionStore
+
+_MAX_ATTACHMENT = 32 << 20  # bytes of one file or of stdin
+
+
+class _Root(TyperGroup):
+    """Shows the chat's options in `mlxkv --help`, since `chat` need not be named."""
+
+    def format_usage(self, ctx: Any, formatter: Any) -> None:
+        formatter.write_usage("mlxkv", "[OPTIONS] [QUESTION]  |  mlxkv COMMAND ...")
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        self.commands["chat"].format_options(ctx, formatter)
+        self.format_commands(ctx, formatter)
+
+
+app = typer.Typer(
+    cls=_Root,
+    rich_markup_mode=None,
+    no_args_is_help=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Chat with a local model whose KV cache rotates in place and survives a restart.",
+)
+chats = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="List, show, search and delete saved chats.")
+models = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="List, download, measure and delete models.")
+app.add_typer(chats, name="chats")
+app.add_typer(models, name="models")
+
+
+class Output(StrEnum):
+    text = "text"
+    json = "json"
+    stream_json = "stream-json"
+
+
+@app.command()
+def chat(
+    question: Annotated[str | None, typer.Argument(help="What to ask first.", show_default=False)] = None,
+    print_: Annotated[bool, typer.Option("-p", "--print", help="Print the reply and end (implied in a pipe).")] = False,
+    model: Annotated[str | None, typer.Option("-m", "--model", help="Built-in name, folder or org/name.")] = None,
+    system: Annotated[str | None, typer.Option("-s", "--system", help="System prompt, or @FILE.")] = None,
+    file: Annotated[list[Path] | None, typer.Option("-f", "--file", help="Put a file before the question.")] = None,
+    continue_: Annotated[bool, typer.Option("-c", "--continue", help="Go on with the last chat.")] = False,
+    resume: Annotated[str | None, typer.Option("-r", "--resume", help="Go on with this chat (id or title).")] = None,
+    fork: Annotated[bool, typer.Option("--fork", help="With -c or -r: go on in a copy.")] = False,
+    no_save: Annotated[bool, typer.Option("--no-save", help="Leave nothing on disk.")] = False,
+    plain: Annotated[bool, typer.Option("--plain", help="No window: lines only.")] = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No figures on stderr.")] = False,
+    max_tokens: Annotated[int | None, typer.Option("--max-tokens", help="Most tokens of a reply.")] = None,
+    temp: Annotated[float | None, typer.Option("--temp", help="0 always takes the likeliest token.")] = None,
+    top_p: Annotated[float | None, typer.Option("--top-p")] = None,
+    top_k: Annotated[int | None, typer.Option("--top-k")] = None,
+    min_p: Annotated[float | None, typer.Option("--min-p")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Makes sampling repeatable.")] = None,
+    window: Annotated[int | None, typer.Option("--window", help="Tokens kept beyond the pinned ones.")] = None,
+    sinks: Annotated[str | None, typer.Option("--sinks", help="Pinned tokens: a number, or system.")] = None,
+    kv_bits: Annotated[str | None, typer.Option("--kv-bits", help="none, 8 or 4.")] = None,
+    output: Annotated[Output, typer.Option("--output-format", help="text, json or stream-json.")] = Output.text,
+    debug: Annotated[bool, typer.Option("--debug", help="Tracebacks, for bug reports.", hidden=True)] = False,
+) -> None:
+    """Open the chat, or with -p print one reply."""
+    folders = Folders.from_env()
+    flags = {
+        "model": model, "system": system and _text_or_file(system), "temperature": temp, "top_p": top_p, "top_k": top_k,
+        "min_p": min_p, "max_tokens": max_tokens, "seed": seed, "window": window, "sinks": sinks,
+        "plain": plain or None,
+    }  # fmt: skip
+    if kv_bits is not None:
+        flags["kv_bits"] = kv_bits
+    settings = load_settings(folders, flags=flags)
+    cache = _cache_config(settings)
+    sampling = _sampling(settings)
+    from mlxkv.device import check_platform
+
+    check_platform()
+    printing = print_ or output is not Output.text or not (sys.stdin.isatty() and sys.stdout.isatty())
+    session = "" if continue_ else resume
+    if printing or settings.plain:
+        question = _question(question, file or [], sys.stdin)
+        code = _print(folders, settings, question, session, fork, not no_save, quiet, output.value, cache, sampling)
+    else:
+        question = _question(question, file, None) if file else question
+        code = _window(folders, settings, question, session, fork, not no_save)
+    raise typer.Exit(code)
+
+
+def _print(
+    folders: Folders, settings: Settings, question: str, session: str | None, fork: bool, save: bool, quiet: bool,
+    output: Any, cache: CacheConfig, sampling: dict[str, Any],
+) -> int:  # fmt: skip
+    if not question.strip():
+        raise PromptError('The prompt is empty; give one, as in `mlxkv -p "Why is the sky blue?"`.')
+    from mlxkv.print_mode import PrintRequest, answer
+
+    name = _model_name(folders, settings, session)
+    request = PrintRequest(question, settings.system, session, fork, save, quiet, output)
+    _refuse_unknown(folders, session)
+    from mlxkv.model import load
+
+    loaded = load(name, folders=folders)
+    chosen = cache if session is None or _is_set(settings) else None
+    return answer(loaded, request, chosen, sampling, sys.stdout, sys.stderr)
+
+
+def _window(
+    folders: Folders, settings: Settings, question: str | None, session: str | None, fork: bool, save: bool
+) -> int:
+    from mlxkv.engine import Engine
+    from mlxkv.events import FirstScreen, ModelCard
+    from mlxkv.tui import run
+
+    session_id, name = None, settings.model
+    if session is not None or name is None:
+        with _store(folders) as store:
+            if session is not None:
+                session_id = store.find(session) if session else store.latest()
+                if session_id and fork:
+                    session_id = store.fork(session_id, len(store.load(session_id).turns))
+            name = name or _last_model(store, session_id)
+    from mlxkv.models import BUILT_IN, catalogue, resolve
+
+    if name is None:
+        try:
+            resolve(BUILT_IN[0])
+            name = BUILT_IN[0]
+        except ModelNotFoundError:
+            pass
+    cards = tuple(ModelCard(e.id, e.size_bytes, e.licence, e.note) for e in catalogue()) if name is None else ()
+    engine = Engine(folders, settings, save=save)
+    return run(engine, FirstScreen(cards), settings, folders, ask=question, open_session=session_id, model=name)
+
+
+# -- chats -----------------------------------------------------------------------------------------------------------
+
+
+@chats.command("ls")
+def chats_ls() -> None:
+    """The saved chats, newest first: id, date, turns, KV on disk, model, title."""
+    import datetime
+
+    from mlxkv.stats import bytes_text
+    from mlxkv.text import clean
+
+    with _store(Folders.from_env()) as store:
+        for c in store.list():
+            when = datetime.datetime.fromtimestamp(c.updated).strftime("%Y-%m-%d %H:%M")
+            kv = bytes_text(c.kv_bytes)
+            print(f"{c.id}  {when}  {c.num_turns:>4} turns  {kv:>7}  {clean(Path(c.model).name)}  {clean(c.title)}")
+
+
+@chats.command("show")
+def chats_show(chat: Annotated[str, typer.Argument(help="Id or title.")]) -> None:
+    """Print a chat."""
+    from mlxkv.text import clean
+
+    with _store(Folders.from_env()) as store:
+        record = store.load(store.find(chat))
+    print(f"# {clean(record.title)}\n\n{record.id} · {clean(record.model.name)} · {len(record.log):,} tokens")
+    for turn in ([] if record.system is None else [("system", record.system)]) + [
+        (t.role, t.text) for t in record.turns
+    ]:
+        print(f"\n## {turn[0]}\n\n{clean(turn[1])}")
+
+
+@chats.command("search")
+def chats_search(text: Annotated[str, typer.Argument(help="Words to look for.")]) -> None:
+    """Find words in all chats."""
+    from mlxkv.text import clean
+
+    with _store(Folders.from_env()) as store:
+        for hit in store.search(text):
+            print(f"{hit.session_id}  {clean(hit.title)}  {hit.role}: {clean(hit.snippet)}")
+
+
+@chats.command("rename")
+def chats_rename(
+    chat: Annotated[str, typer.Argument(help="Id or title.")], title: Annotated[str, typer.Argument(help="New title.")]
+) -> None:
+    """Give a chat another title."""
+    with _store(Folders.from_env()) as store:
+        store.rename(store.find(chat), title)
+
+
+@chats.command("rm")
+def chats_rm(
+    chat: Annotated[list[str], typer.Argument(help="Ids or titles.")],
+    yes: Annotated[bool, typer.Option("-y", "--yes", help="Do not ask.")] = False,
+) -> None:
+    """Delete chats, and the KV rows that no other chat uses."""
+    with _store(Folders.from_env()) as store:
+        for name in chat:
+            session_id = store.find(name)
+            title = store.load(session_id).title
+            if not yes and not typer.confirm(f"Delete {session_id} {title!r}?"):
+                continue
+            store.delete(session_id)
+            print(f"deleted {session_id}")
+
+
+# -- models ----------------------------------------------------------------------------------------------------------
+
+
+@models.command("ls")
+def models_ls() -> None:
+    """Models on this machine, then those that can be downloaded; `*` fits its memory."""
+    from mlxkv.device import current_device
+    from mlxkv.models import catalogue, list_local
+    from mlxkv.stats import bytes_text
+
+    limit = current_device().memory_limit
+    for local in list_local():
+        print(f"here      {bytes_text(local.size_bytes):>7}  {local.id}")
+    for entry in catalogue():
+        mark = "*" if entry.fits(limit) else " "
+        print(f"download {mark}{bytes_text(entry.size_bytes):>7}  {entry.id}  {entry.licence}  {entry.note}")
+
+
+@models.command("pull")
+def models_pull(repo: Annotated[str, typer.Argument(help="org/name[@revision]")]) -> None:
+    """Download a model; run it again to go on after an interruption."""
+    from mlxkv.models import download
+    from mlxkv.stats import bytes_text
+
+    def show(done: int, total: int) -> None:
+        print(f"\r{bytes_text(done)} / {bytes_text(total)}   ", end="", file=sys.stderr, flush=True)
+
+    print(download(repo, progress=show))
+
+
+@models.command("estimate")
+def models_estimate(
+    model: Annotated[str, typer.Argument(help="Built-in name, folder or org/name.")],
+    window: Annotated[int | None, typer.Option("--window", help="Tokens kept beyond the pinned ones.")] = None,
+) -> None:
+    """What a model and its KV cache would take, before anything is loaded."""
+    from mlxkv.cache.config import CacheConfig
+    from mlxkv.estimates import estimate
+    from mlxkv.stats import bytes_text
+
+    e = estimate(model, CacheConfig(window=window))
+    print(f"weights     {bytes_text(e.weight_bytes)}")
+    print(f"KV cache    {bytes_text(e.cache_bytes)}  ({e.bytes_per_token:,} bytes per token; {e.description})")
+    print(f"together    {bytes_text(e.total_bytes)} of {bytes_text(e.memory_limit)} usable here")
+    print("fits" if e.fits else "does not fit")
+
+
+# -- the rest --------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def doctor() -> None:
+    """Look at this machine, the installation and the folders."""
+    from mlxkv.doctor import examine
+
+    wrong = 0
+    for finding in examine(Folders.from_env()):
+        print(f"{'ok ' if finding.ok else '!! '} {finding.subject:<16} {finding.text}")
+        wrong += not finding.ok
+    raise typer.Exit(1 if wrong else 0)
+
+
+@app.command()
+def path() -> None:
+    """Where mlxkv keeps things."""
+    folders = Folders.from_env()
+    for name in ("config", "data", "cache", "state"):
+        print(f"{name:<7} {getattr(folders, name)}")
+
+
+# -- helpers ---------------------------------------------------------------------------------------------------------
+
+
+def _store(folders: Folders) -> SessionStore:
+    from mlxkv.store import SessionStore
+
+    return SessionStore.open(folders)
+
+
+def _model_name(folders: Folders, settings: Settings, session: str | None) -> str:
+    """-m, else the session's model, else the setting, else the last one used, else the built-in one."""
+    if settings.model is not None:
+        return settings.model
+    from mlxkv.models import BUILT_IN
+
+    if not (folders.data / "store.json").exists():
+        return BUILT_IN[0]
+    with _store(folders) as store:
+        session_id = (store.find(session) if session else store.latest()) if session is not None else None
+        return _last_model(store, session_id) or BUILT_IN[0]
+
+
+def _last_model(store: SessionStore, session_id: str | None) -> str | None:
+    chosen = session_id or store.latest()
+    return store.load(chosen).model.name if chosen else None
+
+
+def _refuse_unknown(folders: Folders, session: str | None) -> None:
+    """A session that is not there should be said before a model is loaded for seconds."""
+    if session is not None:
+        with _store(folders) as store:
+            if session:
+                store.find(session)
+
+
+def _question(question: str | None, files: Sequence[Path], stdin: Any) -> str:
+    parts = [f"{path.name}:\n\n{_read(path)}" for path in files]
+    if question:
+        parts.append(question)
+    if stdin is not None and not stdin.isatty():
+        piped = stdin.read(_MAX_ATTACHMENT + 1)
+        if len(piped) > _MAX_ATTACHMENT:
+            raise PromptError(f"Standard input is over {_MAX_ATTACHMENT >> 20} MiB; give less of it.")
+        if piped.strip():
+            parts.append(piped.rstrip("\n"))
+    return "\n\n".join(parts)
+
+
+def _text_or_file(value: str) -> str:
+    return _read(Path(value[1:])) if value.startswith("@") else value
+
+
+def _read(path: Path) -> str:
+    try:
+        if path.stat().st_size > _MAX_ATTACHMENT:
+            raise PromptError(f"{path} is over {_MAX_ATTACHMENT >> 20} MiB; give a part of it.")
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise PromptError(f"{path} is not UTF-8 text; convert it first.") from error
+    except OSError as error:
+        raise PromptError(f"{path} cannot be read ({error.strerror}); check the name.") from error
+
+
+def _cache_config(settings: Settings) -> CacheConfig:
+    from mlxkv.cache.config import CacheConfig
+
+    return CacheConfig(window=settings.window, sinks=settings.sinks, bits=settings.kv_bits)  # type: ignore[arg-type]
+
+
+def _sampling(settings: Settings) -> dict[str, Any]:
+    from mlxkv.sampling import SamplingParams
+
+    names = ("temperature", "top_p", "top_k", "min_p", "max_tokens", "seed")
+    chosen = {name: getattr(settings, name) for name in names}
+    SamplingParams.for_model({}, **chosen)  # out-of-range values are said before a model is loaded
+    return chosen
+
+
+def _is_set(settings: Settings) -> bool:
+    return settings.window is not None or settings.sinks != "system" or settings.kv_bits is not None
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The `mlxkv` command."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    if args[:1] in (["--version"], ["-V"]):
+        from mlxkv import __version__
+
+        print(f"mlxkv {__version__}")
+        sys.exit(0)
+    known = {"chat", "chats", "models", "doctor", "path", "--help", "-h", "--install-completion", "--show-completion"}
+    if not args or args[0] not in known:
+        args.insert(0, "chat")
+    debug = "--debug" in args
+    try:
+        app(args=_with_value(args), prog_name="mlxkv")
+    except MlxkvError as error:
+        if debug:
+            raise
+        print(f"mlxkv: {error}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, ConfigError | PromptError) else 1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the reader has gone; nothing to flush to at exit
+        sys.exit(0)
+
+
+def _with_value(args: list[str]) -> list[str]:
+    """`-r` without a value means the last chat; click's options always take one."""
+    out = []
+    for arg, following in zip(args, [*args[1:], None], strict=True):
+        out.append(arg)
+        if arg in ("-r", "--resume") and (following is None or following.startswith("-")):
+            out.append("")
+    return out
+
+
+if __name__ == "__main__":
+    main()

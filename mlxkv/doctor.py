@@ -1,0 +1,78 @@
+"""`mlxkv doctor`: what this machine and installation look like, and what to do about what is wrong."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import sqlite3
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+
+from mlxkv.config import Folders, private_folder
+from mlxkv.device import check_platform, current_device
+from mlxkv.errors import MlxkvError
+from mlxkv.stats import bytes_text
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line: `ok` False means something has to be done, and `text` says what."""
+
+    subject: str
+    text: str
+    ok: bool = True
+
+
+def examine(folders: Folders) -> Iterator[Finding]:
+    """Look at everything; finds what is wrong instead of raising."""
+    yield Finding("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
+    for package in ("mlxkv", "mlx", "mlx-lm", "textual", "huggingface-hub"):
+        with suppress(importlib.metadata.PackageNotFoundError):
+            yield Finding(package, importlib.metadata.version(package))
+    yield from _machine()
+    yield from _backends()
+    for name in ("config", "data", "cache", "state"):
+        path = getattr(folders, name)
+        try:
+            private_folder(path)
+            yield Finding(name, str(path))
+        except MlxkvError as error:
+            yield Finding(name, str(error), ok=False)
+    yield from _store(folders)
+    yield Finding("terminal", f"TERM={os.environ.get('TERM', '')} tty={sys.stdout.isatty()}")
+
+
+def _machine() -> Iterator[Finding]:
+    try:
+        check_platform()
+    except MlxkvError as error:
+        yield Finding("machine", str(error), ok=False)
+        return
+    device = current_device()
+    kind = "Metal" if device.is_metal else "CPU (no Metal here)"
+    yield Finding("device", f"{device.name}: {kind}, {bytes_text(device.memory_limit)} usable for models and KV")
+
+
+def _backends() -> Iterator[Finding]:
+    found = {}
+    for package in ("mlx-cpu", "mlx-cuda-12", "mlx-cuda-13", "mlx-metal"):
+        with suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    if len(found) > 1:
+        names = " and ".join(found)
+        yield Finding("mlx backend", f"{names} overwrite each other; uninstall both, then install one.", ok=False)
+    elif "mlx-cpu" in found:
+        yield Finding("mlx backend", "CPU; for an NVIDIA GPU: pip uninstall mlx-cpu, then pip install 'mlx[cuda13]'")
+
+
+def _store(folders: Folders) -> Iterator[Finding]:
+    from mlxkv.store import SessionStore
+
+    try:
+        with SessionStore.open(folders) as store:
+            yield Finding("sessions", f"{len(store.list())} chats, sqlite {sqlite3.sqlite_version}")
+    except MlxkvError as error:
+        yield Finding("sessions", str(error), ok=False)

@@ -1,0 +1,263 @@
+"""Model: what `mlxkv.load` returns: text in, text or events out, chats, sessions and prompt caches.
+
+Ties the layers together and holds no logic of its own beyond defaults. On the thread that made it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from mlxkv.cache.config import CacheConfig
+from mlxkv.cache.plan import plan_cache
+from mlxkv.cache.prompt_cache import PromptCache
+from mlxkv.chat import Chat, ChatBackend
+from mlxkv.config import Folders
+from mlxkv.device import current_device, set_wired_limit
+from mlxkv.errors import OutOfMemoryError, PromptError
+from mlxkv.events import TurnEvent
+from mlxkv.models import LoadedModel, load_model
+from mlxkv.prompt import PromptFormat
+from mlxkv.runner import ModelRunner
+from mlxkv.sampling import SamplingParams
+from mlxkv.stats import TurnStats, bytes_text
+from mlxkv.store import (
+    ModelIdentity,
+    SessionStore,
+    describe_prompt_file,
+    identify,
+    read_prompt_file,
+    write_prompt_file,
+)
+from mlxkv.turn import Turn
+
+_GENERATE_TOKENS = 256
+_CACHE_SHARE = 0.8  # of the memory that the weights leave
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What `Model.generate` made: the text, its token ids (an end-of-text id included), and the figures."""
+
+    text: str
+    tokens: tuple[int, ...]
+    stats: TurnStats
+
+
+class Model:
+    """A loaded model and everything to do with it. Made by `mlxkv.load`.
+
+    Args:
+        loaded: weights, tokenizer and configuration.
+        folders: where sessions lie; None reads the environment.
+    """
+
+    def __init__(self, loaded: LoadedModel, folders: Folders | None = None) -> None:
+        self.loaded = loaded
+        # A folder is remembered by its full path, so that its sessions resume from anywhere.
+        self.name = str(loaded.path) if Path(loaded.name).expanduser().is_dir() else loaded.name
+        self.tokenizer = loaded.tokenizer
+        self.runner = ModelRunner(loaded.model)
+        self._folders = folders
+        self._prompts = PromptFormat(loaded.tokenizer)
+        self._store: SessionStore | None = None
+
+    # -- text --------------------------------------------------------------------------------------------------------
+
+    def generate(
+        self,
+        prompt: str,
+        *,
+        cache: PromptCache | CacheConfig | None = None,
+        max_tokens: int | None = None,
+        **sampling: Any,
+    ) -> Completion:
+        """Continue `prompt` as raw text (no chat template).
+
+        Args:
+            cache: a PromptCache to go on from (it is changed: pass `pc.fork()` to keep it), or how to bound a new one.
+            max_tokens: 256 by default.
+            sampling: SamplingParams fields, e.g. `temperature=0.0`, `stop=["\\n\\n"]`.
+
+        Raises:
+            PromptError: the prompt is empty. ConfigError: a parameter has a value it cannot have.
+        """
+        turn = self._completion(prompt, cache, max_tokens, sampling)
+        with set_wired_limit():
+            for _ in turn.events():
+                pass
+        return Completion(turn.text, tuple(turn.generated), turn.stats)
+
+    def stream(
+        self,
+        prompt: str,
+        *,
+        cache: PromptCache | CacheConfig | None = None,
+        max_tokens: int | None = None,
+        **sampling: Any,
+    ) -> Iterator[TurnEvent]:
+        """`generate`, as events: PrefillProgress, TextDelta, and TurnFinished at the end."""
+        turn = self._completion(prompt, cache, max_tokens, sampling)
+        with set_wired_limit():
+            yield from turn.events()
+
+    def prefill(self, text: str, cache: CacheConfig | None = None) -> PromptCache:
+        """Read `text` once, as raw text, into a PromptCache to generate from, fork or save."""
+        if not text:
+            raise PromptError("The text to prefill is empty; give some.")
+        held = self.make_cache(cache or CacheConfig())
+        with set_wired_limit():
+            for _ in self.runner.prefill(held, self._prompts.encode_raw(text)):
+                pass
+        return held
+
+    def _completion(
+        self, prompt: str, cache: PromptCache | CacheConfig | None, max_tokens: int | None, sampling: dict[str, Any]
+    ) -> Turn:
+        if not prompt:
+            raise PromptError("The prompt is empty; write something first.")
+        started = time.perf_counter()
+        params = SamplingParams.for_model(
+            self.loaded.generation, max_tokens=_GENERATE_TOKENS if max_tokens is None else max_tokens, **sampling
+        )
+        if isinstance(cache, PromptCache):
+            ids = [*cache.tokens, *(self._prompts.encode(prompt) if cache.tokens else self._prompts.encode_raw(prompt))]
+            return Turn(self.runner, self.tokenizer, cache, ids, params, started=started)
+        held = self.make_cache(cache or CacheConfig())
+        return Turn(self.runner, self.tokenizer, held, self._prompts.encode_raw(prompt), params, started=started)
+
+    # -- chats -------------------------------------------------------------------------------------------------------
+
+    def chat(
+        self, system: str | None = None, cache: CacheConfig | None = None, *, autosave: bool = False, **sampling: Any
+    ) -> Chat:
+        """A new chat; `autosave` makes it a session at its first turn, else `Chat.save` does."""
+        params = SamplingParams.for_model(self.loaded.generation, **sampling)
+        return Chat(self._backend, system=system, cache=cache, params=params, autosave=autosave)
+
+    def resume(self, session: str, *, cache: CacheConfig | None = None, fork: bool = False, **sampling: Any) -> Chat:
+        """Go on with a session, given by id, by the unique start of one, or by title; rows on disk are not read again.
+
+        Args:
+            cache: another bound than the session had (its rows are then read again).
+            fork: leave the session as it is and go on in a fork.
+
+        Raises:
+            SessionNotFoundError: nothing fits. SessionLockedError: open in another process. CorruptError.
+        """
+        store = self.store
+        session_id = store.find(session)
+        if fork:
+            session_id = store.fork(session_id, len(store.load(session_id).turns))
+        record = store.load(session_id)
+        config = cache or _config_from(record.params.get("cache"))
+        past = dict(record.params.get("sampling") or {})
+        params = SamplingParams.for_model({}, **{**past, **{k: v for k, v in sampling.items() if v is not None}})
+        chat = Chat(self._backend, system=record.system, cache=config, params=params, autosave=True)
+        chat.title = record.title
+        chat.load(record)
+        return chat
+
+    # -- caches ------------------------------------------------------------------------------------------------------
+
+    def make_cache(self, config: CacheConfig, system: str | None = None) -> PromptCache:
+        """An empty cache for this model.
+
+        Raises:
+            OutOfMemoryError: its buffers do not fit beside the weights; nothing was allocated.
+        """
+        limit = current_device().memory_limit
+        free = int((limit - self.loaded.weight_bytes) * _CACHE_SHARE) if limit else 1 << 62
+        tokens = self._prompts.num_system_tokens(system) if config.sinks == "system" else 0
+        plan = plan_cache(self.loaded.model, config, system_tokens=tokens, budget=max(free, 0))
+        if plan.nbytes > max(free, 0):
+            fits = max(free, 0) // plan.bytes_per_token if plan.bytes_per_token else 0
+            raise OutOfMemoryError(
+                f"This KV cache needs {bytes_text(plan.nbytes)} and {bytes_text(max(free, 0))} are free beside the "
+                f"weights; a window of {fits:,} tokens would fit."
+            )
+        return PromptCache(plan, self.loaded.model, _Files(self))
+
+    def load_cache(self, path: str | Path) -> PromptCache:
+        """A PromptCache that `PromptCache.save` wrote.
+
+        Raises:
+            MismatchError: it was made with another model; `field` says which part differs.
+            CorruptError: the bytes are not what was written. StoreError: no such file.
+        """
+        path = Path(path)
+        config = _config_from(describe_prompt_file(path).get("config"))
+        cache = self.make_cache(config)
+        read_prompt_file(path, cache, self.identity)
+        return cache
+
+    # -- what it ties together ---------------------------------------------------------------------------------------
+
+    @property
+    def store(self) -> SessionStore:
+        """The sessions on this machine; opened at first use."""
+        if self._store is None:
+            self._store = SessionStore.open(self._folders or Folders.from_env())
+        return self._store
+
+    @cached_property
+    def identity(self) -> ModelIdentity:
+        """What must match before saved rows may be used."""
+        return identify(self.loaded.path, self.loaded.config, self.store.file_hashes, name=self.name)
+
+    @property
+    def has_chat_template(self) -> bool:
+        return self._prompts.has_template
+
+    def close(self) -> None:
+        """Close the session store, if it was opened."""
+        if self._store is not None:
+            self._store.close()
+            self._store = None
+
+    @cached_property
+    def _backend(self) -> ChatBackend:
+        return ChatBackend(
+            self.name,
+            self.runner,
+            self.tokenizer,
+            self._prompts,
+            self.make_cache,
+            lambda: self.store,
+            lambda: self.identity,
+        )
+
+
+class _Files:
+    """`PromptCache.save`'s way to the store."""
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+
+    def write(self, path: Path, cache: PromptCache) -> int:
+        return write_prompt_file(path, cache, self._model.identity)
+
+
+def load(name: str = "tutor", *, folders: Folders | None = None, **options: Any) -> Model:
+    """Load a model: a built-in name, a local folder, or a Hugging Face repository id (`org/name[@revision]`).
+
+    Args:
+        folders: where sessions lie; None reads MLXKV_HOME or the XDG folders.
+        options: `progress` and `cancel`, as `mlxkv.models.load_model` takes them.
+
+    Raises:
+        ModelError: and its kinds; one sentence each. OutOfMemoryError: it would not fit.
+    """
+    return Model(load_model(name, **options), folders)
+
+
+def _config_from(table: Any) -> CacheConfig:
+    known = {f.name for f in fields(CacheConfig)}
+    values: dict[str, Any] = {
+        k: tuple(v) if isinstance(v, list) else v for k, v in dict(table or {}).items() if k in known
+    }
+    return CacheConfig(**values)

@@ -1,0 +1,176 @@
+"""Print mode: one reply on stdout, everything else on stderr. For pipes and scripts.
+
+Runs a turn on this thread, which thereby owns MLX. What may be asked and how is parsed in `cli`; here is how it is
+answered: text, one JSON object, or a line of JSON per event.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal, TextIO
+
+from mlxkv.errors import SessionNotFoundError
+from mlxkv.events import Notice, PrefillProgress, TextDelta, TurnFinished
+from mlxkv.stats import stat_line
+from mlxkv.text import clean
+
+if TYPE_CHECKING:
+    from mlxkv.cache.config import CacheConfig
+    from mlxkv.chat import Chat
+    from mlxkv.model import Model
+
+OutputFormat = Literal["text", "json", "stream-json"]
+INTERRUPTED = 130
+
+
+@dataclass(frozen=True)
+class PrintRequest:
+    """What to ask and of which chat. `resume` is a session id or title; None starts a new chat."""
+
+    question: str
+    system: str | None = None
+    resume: str | None = None
+    fork: bool = False
+    save: bool = True
+    quiet: bool = False
+    output: OutputFormat = "text"
+
+
+def answer(
+    model: Model, request: PrintRequest, cache: CacheConfig | None, sampling: dict[str, Any], out: TextIO, err: TextIO
+) -> int:
+    """Ask and print; the exit code (130 when interrupted, with what was generated printed and kept).
+
+    `cache` None keeps the resumed session's.
+    """
+    with _chat(model, request, cache, sampling) as chat, _interrupts(chat):
+        if chat.restored is not None and not request.quiet:
+            print(_restored(chat), file=err)
+        try:
+            finished = _print_turn(chat, request, out, err)
+        except BrokenPipeError:  # the reader has gone, as in `mlxkv -p ... | head -1`
+            chat.cancel()
+            sys.stdout = None  # type: ignore[assignment]  # nothing is left to flush at exit
+            return 0
+        if request.output != "text":
+            result = result_json(chat, model, finished)
+            print(json.dumps({"type": "result", **result} if request.output == "stream-json" else result), file=out)
+        elif not request.quiet:
+            print(stat_line(finished.stats), file=err)
+    return INTERRUPTED if finished.reason == "stopped" else 0
+
+
+def _print_turn(chat: Chat, request: PrintRequest, out: TextIO, err: TextIO) -> TurnFinished:
+    on_screen = out.isatty()
+    finished: TurnFinished | None = None
+    for event in chat.send(request.question):
+        if request.output == "stream-json" and not isinstance(event, TurnFinished):
+            print(json.dumps(_event_json(event)), file=out, flush=True)
+            continue
+        match event:
+            case TextDelta(text) if request.output == "text":
+                # A pipe gets the exact text; a terminal must not obey what a model wrote.
+                out.write(clean(text) if on_screen else text)
+                out.flush()
+            case Notice(text):
+                print(clean(text), file=err)
+            case TurnFinished():
+                finished = event
+    if request.output == "text":
+        print(file=out, flush=True)
+    assert finished is not None
+    return finished
+
+
+@contextmanager
+def _chat(model: Model, request: PrintRequest, cache: CacheConfig | None, sampling: dict[str, Any]) -> Iterator[Chat]:
+    if request.resume is None:
+        chat = model.chat(request.system, cache, autosave=request.save, **sampling)
+    else:
+        session = request.resume or model.store.latest()
+        if session is None:
+            raise SessionNotFoundError("There is no chat to continue yet; leave out -c and start one.")
+        chat = model.resume(session, cache=cache, fork=request.fork and request.save, **sampling)
+        if not request.save:
+            chat.detach()
+    try:
+        yield chat
+    finally:
+        chat.close()
+        model.close()
+
+
+@contextmanager
+def _interrupts(chat: Chat) -> Iterator[None]:
+    """The first Ctrl+C stops the reply and keeps it; a second one is the usual."""
+
+    def stop(*_: object) -> None:
+        signal.signal(signal.SIGINT, before)
+        chat.cancel()
+
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _restored(chat: Chat) -> str:
+    back = chat.restored
+    assert back is not None
+    if back.notice:
+        return clean(back.notice)
+    return f"resumed {back.tokens:,} tok in {back.seconds:.2f}s"
+
+
+def _event_json(event: PrefillProgress | TextDelta | Notice) -> dict[str, Any]:
+    name = {PrefillProgress: "prefill", TextDelta: "text", Notice: "notice"}[type(event)]
+    return {"type": name, **asdict(event)}
+
+
+def result_json(chat: Chat, model: Model, finished: TurnFinished) -> dict[str, Any]:
+    """The object that `--output-format json` prints. Seconds, bytes, tokens."""
+    stats = finished.stats
+    return {
+        "chat_id": chat.session_id,
+        "turn_id": len(chat.messages) - 1,
+        "text": finished.text,
+        "thinking": "",
+        "model": model.name,
+        "finish_reason": finished.reason,
+        "usage": {
+            "prompt_tokens": stats.prompt_tokens,
+            "cached_tokens": stats.cached_tokens,
+            "completion_tokens": stats.generated_tokens,
+        },
+        "timing": {
+            "load_s": round(model.loaded.load_s, 4),
+            "restore_s": round(chat.restored.seconds, 4) if chat.restored else 0.0,
+            "ttft_s": round(stats.ttft_s, 4),
+            "prefill_tps": round(stats.prefill_tps, 2),
+            "decode_tps": round(stats.decode_tps, 2),
+            "total_s": round(stats.total_s, 4),
+        },
+        "kv": {
+            "bytes": stats.cache_bytes,
+            "bits": stats.cache_bits,
+            "tokens": stats.cache_tokens,
+            "window": stats.cache_window,
+            "evicted_tokens": stats.evicted_tokens,
+            "disk_bytes": stats.disk_bytes,
+            "disk_written_bytes": stats.disk_written_bytes,
+        },
+        "reuse": {"stopped_at": stats.reuse_stopped_at, "why": stats.reuse_stopped_why},
+        "memory": {"active_bytes": _active_bytes(), "peak_bytes": stats.peak_memory_bytes},
+    }
+
+
+def _active_bytes() -> int:
+    from mlxkv.device import memory_used
+
+    return memory_used()

@@ -1,0 +1,116 @@
+"""ModelRunner: prefill and decode on token ids. Knows no text and no disk.
+
+Prefill feeds chunks, cut at the ring's block boundaries once its window is full; decode runs one step ahead of what
+it yields. Both keep the cache's token log equal to what the cache holds, however they end. On the MLX thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator, Sequence
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from mlxkv.cache.prompt_cache import PromptCache
+from mlxkv.sampling import SamplingParams
+
+PREFILL_CHUNK = 512  # larger ones make Esc lag for seconds
+_CLEAR_EVERY = 256  # decode steps between returns of MLX's free buffers
+_CLEAR_EVERY_PREFILL = 2048  # prefilled tokens, likewise
+
+
+class ModelRunner:
+    """Runs one mlx-lm model.
+
+    Args:
+        model: called as `model(ids (1, S), cache=layers) -> logits (1, S, vocab)`.
+        chunk: most tokens of one prefill call.
+    """
+
+    def __init__(self, model: nn.Module, chunk: int = PREFILL_CHUNK) -> None:
+        self.model: Any = model
+        self.chunk = chunk
+
+    def prefill(self, cache: PromptCache, ids: Sequence[int], cancelled: Callable[[], bool] = bool) -> Iterator[int]:
+        """Feed `ids`; yields the number fed after each chunk. Stops early, with the cache in order, once cancelled.
+
+        The logits are not computed: keep the last token of a prompt for `decode`.
+        """
+        done, cleared = 0, 0
+        while done < len(ids) and not cancelled():
+            n, _ = self._feed(cache, ids, done)
+            done += n
+            if done - cleared >= _CLEAR_EVERY_PREFILL:
+                mx.clear_cache()
+                cleared = done
+            yield done
+        mx.clear_cache()
+
+    def score(self, cache: PromptCache, ids: Sequence[int]) -> mx.array:
+        """Feed `ids`; (len(ids) - 1,) the log-probability of each one after those before it (float32)."""
+        done, scores = 0, []
+        while done < len(ids):
+            n, logits = self._feed(cache, ids, done)
+            following = mx.array(list(ids[done + 1 : done + n + 1]))
+            logits = logits[0, : following.size].astype(mx.float32)
+            if following.size:
+                scores.append(mx.take_along_axis(nn.log_softmax(logits, axis=-1), following[:, None], axis=-1)[:, 0])
+                mx.eval(scores[-1])
+            done += n
+        return mx.concatenate(scores) if scores else mx.zeros((0,))
+
+    def _feed(self, cache: PromptCache, ids: Sequence[int], done: int) -> tuple[int, mx.array]:
+        """One chunk from ids[done] on, within the ring's room: its length and its logits, not evaluated."""
+        n = min(self.chunk, len(ids) - done, cache.room() or self.chunk)
+        part = ids[done : done + n]
+        logits = self.model(mx.array([list(part)]), cache=cache.layers)
+        mx.eval([layer.state for layer in cache.layers])
+        cache.advance(part)
+        return n, logits
+
+    def decode(self, cache: PromptCache, last: int, params: SamplingParams, seen: Sequence[int] = ()) -> Generator[int]:
+        """Feed `last`, the end of the prompt, and yield up to `params.max_tokens` sampled ids.
+
+        When token k is yielded it has been fed as well, unless it is the last one that may be: closing the generator
+        at any point leaves the token log equal to what the cache holds. `seen` are the prompt's ids, for penalties.
+        """
+        step = self._stepper(cache, params, seen)
+        y = step(mx.array([last]))
+        cache.advance([last])
+        mx.async_eval(y)
+        for n in range(1, params.max_tokens + 1):
+            following = y
+            if n < params.max_tokens:
+                following = step(y)
+                mx.async_eval(following)
+            token = int(y.item())  # type: ignore[arg-type]
+            if n < params.max_tokens:
+                cache.advance([token])
+            yield token
+            if n % _CLEAR_EVERY == 0:
+                mx.clear_cache()
+            y = following
+
+    def _stepper(
+        self, cache: PromptCache, params: SamplingParams, seen: Sequence[int]
+    ) -> Callable[[mx.array], mx.array]:
+        """One decode step: token ids (1,) in, sampled ids (1,) out, nothing evaluated."""
+        model, layers = self.model, cache.layers
+        processors = params.make_logits_processors()
+        if params.temperature == 0 and not processors:
+            # The likeliest token needs no normalised probabilities.
+            return lambda y: mx.argmax(model(y[None], cache=layers)[:, -1, :], axis=-1)
+        sampler = params.make_sampler()
+        tokens = mx.array(list(seen), mx.int32)
+
+        def step(y: mx.array) -> mx.array:
+            nonlocal tokens
+            logits = model(y[None], cache=layers)[:, -1, :]
+            if processors:
+                tokens = mx.concatenate([tokens, y.astype(mx.int32)])
+                for processor in processors:
+                    logits = processor(tokens, logits)
+            return sampler(logits - mx.logsumexp(logits, axis=-1, keepdims=True))
+
+        return step

@@ -1,0 +1,182 @@
+"""Turn: one prompt in, events out: reuse, prefill, decode, text, figures.
+
+Between token ids (`runner`) and conversations (`chat`). Knows no messages, no template and no disk. On the MLX thread.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import mlx.core as mx
+
+from mlxkv.cache.prompt_cache import PromptCache, Reuse
+from mlxkv.device import peak_memory, reset_peak_memory
+from mlxkv.errors import PromptError
+from mlxkv.events import Notice, PrefillProgress, TextDelta, TurnEvent, TurnFinished
+from mlxkv.runner import ModelRunner
+from mlxkv.sampling import SamplingParams
+from mlxkv.stats import TurnStats
+
+MAX_PROMPT_TOKENS = 4_000_000
+
+
+class StopStrings:
+    """Holds back text that may turn out to be the start of a stop string."""
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self.stops = tuple(stops)
+        self.held = ""
+        self.hit = False
+
+    def feed(self, text: str) -> str:
+        """The text that is safe to show now; nothing more once `hit`."""
+        if self.hit:
+            return ""
+        if not self.stops:
+            return text
+        text, self.held = self.held + text, ""
+        starts = [i for stop in self.stops if (i := text.find(stop)) >= 0]
+        if starts:
+            self.hit = True
+            return text[: min(starts)]
+        keep = max((n for stop in self.stops for n in range(1, len(stop)) if text.endswith(stop[:n])), default=0)
+        self.held = text[len(text) - keep :]
+        return text[: len(text) - keep]
+
+    def rest(self) -> str:
+        held, self.held = self.held, ""
+        return "" if self.hit else held
+
+
+class Turn:
+    """One generation on a cache. Iterate `events()` once; then `text`, `generated` and `stats` say what came of it.
+
+    Args:
+        tokenizer: mlx-lm's TokenizerWrapper: the detokenizer and the end-of-turn ids.
+        ids: the whole prompt; what the cache already holds of it is not read again.
+        started: `time.perf_counter()` when the user asked; the time to the first token counts from there.
+        cancelled: asked before every prefill chunk and after every token.
+    """
+
+    def __init__(
+        self,
+        runner: ModelRunner,
+        tokenizer: Any,
+        cache: PromptCache,
+        ids: Sequence[int],
+        params: SamplingParams,
+        *,
+        started: float | None = None,
+        cancelled: Callable[[], bool] = bool,
+    ) -> None:
+        if not ids:
+            raise PromptError("The prompt is empty; write something first.")
+        if len(ids) > MAX_PROMPT_TOKENS:
+            raise PromptError(f"The prompt has {len(ids):,} tokens; the limit is {MAX_PROMPT_TOKENS:,}.")
+        self.runner, self.tokenizer, self.cache = runner, tokenizer, cache
+        self.ids, self.params, self.cancelled = list(ids), params, cancelled
+        self.started = time.perf_counter() if started is None else started
+        self.generated: list[int] = []
+        self.text = ""
+        self.reason = "stopped"  # what holds if the caller walks away
+        self._reuse = Reuse(0)
+        self._num_read = 0  # prompt tokens fed by this turn
+        self._prefill_s = 0.0
+        self._first: float | None = None  # when the first token came
+        self._last = 0.0
+
+    def events(self) -> Iterator[TurnEvent]:
+        """PrefillProgress per chunk, TextDelta per piece of text, one TurnFinished."""
+        reset_peak_memory()
+        if self.params.seed is not None:
+            mx.random.seed(self.params.seed)
+        self._reuse = self.cache.reuse(self.ids)
+        new = self.ids[self._reuse.cached :]
+        capacity = self.cache.capacity
+        if capacity and len(self.ids) > capacity and self._reuse.cached == 0:
+            yield Notice(
+                f"The prompt has {len(self.ids):,} tokens and the window holds {capacity:,}: "
+                f"all of it is read, the oldest part rotates out."
+            )
+        yield from self._read(new)
+        if not self.cancelled():
+            yield from self._write(new[-1])
+        yield TurnFinished(self.reason, self.text, self.stats)
+
+    def _read(self, new: Sequence[int]) -> Iterator[TurnEvent]:
+        begun = time.perf_counter()
+        total, cached = len(new), self._reuse.cached
+        yield PrefillProgress(0, total, cached, 0.0)
+        for done in self.runner.prefill(self.cache, new[:-1], self.cancelled):
+            self._num_read, self._prefill_s = done, time.perf_counter() - begun
+            yield PrefillProgress(done, total, cached, done / max(self._prefill_s, 1e-9))
+
+    def _write(self, last: int) -> Iterator[TurnEvent]:
+        detokenizer = self.tokenizer.detokenizer
+        stops = StopStrings(self.params.stop)
+        ends = self.tokenizer.eos_token_ids
+        begun = time.perf_counter()
+        tokens = self.runner.decode(self.cache, last, self.params, self.ids[:-1])
+        self.reason = "length"
+        try:
+            for token in tokens:
+                self._last = time.perf_counter()
+                if self._first is None:
+                    self._first = self._last
+                    self._prefill_s += self._first - begun
+                    self._num_read += 1
+                self.generated.append(token)
+                if token in ends:
+                    self.reason = "stop"
+                    break
+                detokenizer.add_token(token)
+                if piece := stops.feed(detokenizer.last_segment):
+                    self.text += piece
+                    yield TextDelta(piece, len(self.generated))
+                if stops.hit or self.cancelled():
+                    self.reason = "stop_string" if stops.hit else "stopped"
+                    break
+        except GeneratorExit:
+            self.reason = "stopped"
+            raise
+        finally:
+            tokens.close()
+        detokenizer.finalize()
+        if piece := stops.feed(detokenizer.last_segment) + stops.rest():
+            self.text += piece
+            yield TextDelta(piece, len(self.generated))
+
+    @property
+    def stats(self) -> TurnStats:
+        """The figures so far; complete once `events` has ended."""
+        now, cache, reuse = time.perf_counter(), self.cache, self._reuse
+        decoded = len(self.generated) - 1
+        decode_s = self._last - self._first if self._first is not None else 0.0
+        prefilled = self._num_read  # less than the prompt if it was cancelled while reading
+        return TurnStats(
+            prompt_tokens=reuse.cached + prefilled,
+            cached_tokens=reuse.cached,
+            prefill_tokens=prefilled,
+            generated_tokens=len(self.generated),
+            evicted_tokens=cache.num_evicted,
+            ttft_s=(self._first or now) - self.started,
+            prefill_tps=prefilled / self._prefill_s if self._prefill_s else 0.0,
+            decode_tps=decoded / decode_s if decode_s > 0 else 0.0,
+            total_s=now - self.started,
+            finish_reason=self.reason,
+            cache_tokens=cache.num_attended,
+            cache_window=cache.capacity,
+            cache_bytes=cache.nbytes,
+            cache_live_bytes=cache.live_nbytes,
+            cache_bits=None,
+            peak_memory_bytes=peak_memory(),
+            reuse_stopped_at=reuse.stopped_at,
+            reuse_stopped_why=reuse.why,
+        )
+
+    def stats_on_disk(self, disk_bytes: int, written: int) -> TurnStats:
+        """`stats` with what the store holds of this session and what this turn wrote (bytes)."""
+        return replace(self.stats, disk_bytes=disk_bytes, disk_written_bytes=written)

@@ -1,0 +1,62 @@
+"""A tiny tokenizer with a ChatML template, wrapped as mlx-lm wraps its own: no files, no network."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+from mlx.utils import tree_flatten
+from mlx_lm.tokenizer_utils import TokenizerWrapper
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from tests.reference import tiny_llama
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+# Rewrites history, as templates do that strip reasoning: only the last reply keeps its digits.
+FORGETFUL = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
+    "{{ m['content'] if m['role'] != 'assistant' else '(said)' }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+VOCAB = 64
+
+
+def tiny_tokenizer(template: str | None = CHATML) -> TokenizerWrapper:
+    """One token per character of a small alphabet (others are <unk>), 64 ids, and the two ChatML marks."""
+    alphabet = "abcdefghijklmnopqrstuvwxyzABCHMU0123456789 .,?!'\n()-"
+    vocab = {"<unk>": 0, "<|im_start|>": 1, "<|im_end|>": 2, "<s>": 3}
+    for char in alphabet:
+        vocab[char] = len(vocab)
+    while len(vocab) < VOCAB:
+        vocab[f"<{len(vocab)}>"] = len(vocab)
+    raw = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
+    raw.pre_tokenizer = pre_tokenizers.Split("", "isolated")  # type: ignore[assignment]
+    raw.decoder = decoders.Fuse()  # type: ignore[assignment]
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=raw,
+        unk_token="<unk>",
+        eos_token="<|im_end|>",
+        additional_special_tokens=["<|im_start|>"],
+        clean_up_tokenization_spaces=False,
+    )
+    fast.chat_template = template
+    return TokenizerWrapper(fast)
+
+
+def tiny_folder(folder: Path, *, seed: int = 0, template: str | None = CHATML, **args: Any) -> Path:
+    """A random llama with this tokenizer, saved as `mlxkv.load` reads it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model = tiny_llama(seed=seed, vocab=VOCAB, **args)
+    weights = dict(tree_flatten(model.parameters()))
+    mx.save_safetensors(str(folder / "model.safetensors"), weights, metadata={"format": "mlx"})  # type: ignore[arg-type]
+    config = {k: v for k, v in asdict(model.args).items() if v is not None}
+    (folder / "config.json").write_text(json.dumps(config))
+    tiny_tokenizer(template)._tokenizer.save_pretrained(folder)
+    return folder
