@@ -78,29 +78,33 @@ class ChatApp(App[int], inherit_bindings=False):
         self.engine, self.first, self.settings, self.clock = engine, first, settings, clock
         self.state = ChatState(clock)
         self.history = History(folders.state if folders else None)
-        self._first_commands, self._ask = tuple(first_commands), ask
+        self.first_commands, self._ask = tuple(first_commands), ask
         self._presses = Presses()
         self._hint: tuple[str, float] = ("", 0.0)  # and until when
         self._tail: list[object] = []
+        self._picker: ChatPicker | None = None
         self._started = False
         self._typed = ""
         self._empty = True
 
     def compose(self) -> ComposeResult:
-        with Vertical(id="chat"):
-            yield Bar(id="header")
-            yield Welcome(self.first, id="welcome")
-            yield Transcript(id="transcript")
-            yield Queued(id="queued")
-            yield Bar(id="activity")
+        # Kept, not queried: a query looks at the screen in front, which may be help or the palette.
+        self.header, self.activity, self.footer = Bar(id="header"), Bar(id="activity"), Bar(id="footer")
+        self.welcome, self.transcript, self.queued = Welcome(self.first), Transcript(), Queued(id="queued")
+        self.prompt, self.chat = Prompt(id="prompt"), Vertical(id="chat")
+        with self.chat:
+            yield self.header
+            yield self.welcome
+            yield self.transcript
+            yield self.queued
+            yield self.activity
             with Horizontal(id="input"):
                 yield Static(" ❯ ", id="sign", markup=False)
-                yield Prompt(id="prompt")
-            yield Bar(id="footer")
+                yield self.prompt
+            yield self.footer
         yield Static("need 30×8", id="small", markup=False)
 
     def on_mount(self) -> None:
-        self.transcript, self.prompt = self.query_one(Transcript), self.query_one(Prompt)
         self.theme_changed_signal.subscribe(self, self._theme_changed)
         if self.settings.theme in self.available_themes:
             self.theme = self.settings.theme
@@ -108,7 +112,7 @@ class ChatApp(App[int], inherit_bindings=False):
             self.state.error(f"There is no theme {self.settings.theme!r}; Ctrl+P lists them.")
         self._theme_changed(self.current_theme)
         self.prompt.focus()
-        for command in self._first_commands:
+        for command in self.first_commands:
             self.state.submit(command)
         if self._ask:
             self.state.prompt(self._ask)
@@ -157,19 +161,18 @@ class ChatApp(App[int], inherit_bindings=False):
 
     def _show_bars(self) -> None:
         state, width = self.state, self.size.width
-        picking = self._picker() is not None
-        welcome = self.query_one(Welcome)
-        welcome.display, self.transcript.display = self._empty and not picking, not self._empty and not picking
-        welcome.show(state.model, state.is_ready, state.is_loading)
+        picking = self._picker is not None
+        self.welcome.display, self.transcript.display = self._empty and not picking, not self._empty and not picking
+        self.welcome.show(state.model, state.is_ready, state.is_loading)
 
         gauge, level = gauge_text(state.status, width)
         colours = {"": "", "warning": "yellow", "error": "red"}
         name = state.model if width >= 100 else short_name(state.model)
-        left = Text(" mlxkv", "bold").append(f"  {name}" if name else "", "not bold")
+        left = Text(" ").append("mlxkv", "bold").append(f"  {name}" if name else "")
         middle = Text(state.title) if width >= 100 else Text()
         if state.title and width < 100:
-            left.append(f" · {state.title}", "not bold")
-        self.query_one("#header", Bar).show(left, Text(f"{gauge} ", colours[level]), middle)
+            left.append(f" · {state.title}")
+        self.header.show(left, Text(f"{gauge} ", colours[level]), middle)
 
         said, until = self._hint
         activity, right = state.activity(width)
@@ -177,16 +180,16 @@ class ChatApp(App[int], inherit_bindings=False):
         if not hinted and not self.transcript.follow:
             right = "End ↓ to follow" if state.turn else "End ↓"
         left_text = hinted if hinted and not activity else activity
-        self.query_one("#activity", Bar).show(
+        self.activity.show(
             Text(f" {left_text}" if left_text else "", "dim"),
             Text(f"{hinted if activity and hinted else right} ", "dim"),
         )
         why = "waiting for the current reply · ↑ to edit" if state.turn else "sent when the model is ready · ↑ to edit"
-        self.query_one(Queued).show(list(state.queue), why)
+        self.queued.show(list(state.queue), why)
         keys = "^J newline  ^P menu " if width < 100 else "⏎ send  ^J newline  ? help  ^P menu "
         narrow = width < 60
         footer = footer_text(state.status, width - (2 if narrow else len(keys) + 3), narrow)
-        self.query_one("#footer", Bar).show(f" {footer}", "" if narrow else keys)
+        self.footer.show(f" {footer}", "" if narrow else keys)
 
     def _say(self, text: str, seconds: float = 5.0) -> None:
         self._hint = (text, self.clock() + seconds)
@@ -282,21 +285,18 @@ class ChatApp(App[int], inherit_bindings=False):
 
     # -- the list of chats -------------------------------------------------------------------------------
 
-    def _picker(self) -> ChatPicker | None:
-        found = self.query("#picker")
-        return found.first() if found else None  # pyright: ignore[reportReturnType]
-
     def _open_picker(self, chats: tuple[ev.ChatSummary, ...]) -> None:
         from mlxkv.tui.picker import ChatPicker
 
         self._close_picker()
-        picker = ChatPicker(chats, time.time(), id="picker")
-        self.query_one("#chat").mount(picker, before="#queued")
-        picker.focus()
+        self._picker = ChatPicker(chats, time.time())
+        self.chat.mount(self._picker, before=self.queued)
+        self._picker.focus()
 
     def _close_picker(self) -> None:
-        if (picker := self._picker()) is not None:
-            picker.remove()
+        if self._picker is not None:
+            self._picker.remove()
+            self._picker = None
             self.prompt.focus()
 
     def on_chat_picker_picked(self, message: ChatPicker.Picked) -> None:
@@ -307,12 +307,12 @@ class ChatApp(App[int], inherit_bindings=False):
     # -- keys --------------------------------------------------------------------------------------------
 
     def action_escape(self) -> None:
-        here = Situation(self._generating, self._picker() is not None, bool(self.prompt.text))
+        here = Situation(self._generating, self._picker is not None, bool(self.prompt.text))
         self._act(self._presses.escape(here, self.clock()), "esc again clears the prompt")
 
     def action_interrupt(self) -> None:
         chosen = self.prompt.selected_text or self.screen.get_selected_text() or ""
-        here = Situation(self._generating, self._picker() is not None, bool(self.prompt.text), bool(chosen))
+        here = Situation(self._generating, self._picker is not None, bool(self.prompt.text), bool(chosen))
         self._act(self._presses.interrupt(here, self.clock()), "ctrl+c again quits", chosen)
 
     @property

@@ -20,8 +20,8 @@ class Slash:
 COMMANDS = (
     Slash("help", "", "keys and commands"),
     Slash("new", "", "start a new chat"),
-    Slash("resume", "[text]", "go on with an earlier chat: by title or id, or from a list", ("chats",)),
-    Slash("model", "[name]", "load a built-in name, a folder or a Hugging Face repository"),
+    Slash("resume", "[text]", "go on with a chat, by title or id or from a list", ("chats",)),
+    Slash("model", "[name]", "load a built-in name, a folder or a repository"),
     Slash("quit", "", "leave; the chat is kept", ("exit", "bye")),
 )
 
@@ -76,4 +76,4 @@ def _usage(command: Slash) -> str:
 
 
 def help_rows() -> list[tuple[str, str]]:
-    return [(_usage(c), c.help + (f" (also /{', /'.join(c.aliases)})" if c.aliases else "")) for c in COMMANDS]
+    return [(_usage(c), c.help + (f" (/{', /'.join(c.aliases)})" if c.aliases else "")) for c in COMMANDS]

@@ -14,13 +14,13 @@ from textual.widgets import Static
 from mlxkv.tui.commands import help_rows
 
 KEYS = (
-    ("Enter", "send; while a reply runs, queue"),
-    ("Ctrl+J, Shift+Enter, \\ Enter", "new line"),
-    ("Esc", "stop the reply and keep it; twice clears the prompt"),
-    ("Ctrl+C", "copy the selection, clear, stop, or quit (twice)"),
+    ("Enter", "send, or queue while a reply runs"),
+    ("Ctrl+J", "new line (also Shift+Enter, Alt+Enter, \\ Enter)"),
+    ("Esc", "stop the reply, keep it; twice clears the prompt"),
+    ("Ctrl+C", "copy the selection, clear, stop; twice quits"),
     ("Ctrl+D", "quit when the prompt is empty"),
-    ("↑ ↓", "earlier prompts; ↑ takes a queued prompt back"),
-    ("PgUp PgDn, wheel", "scroll"),
+    ("↑ ↓", "earlier prompts; ↑ takes a queued one back"),
+    ("PgUp PgDn", "scroll (also Shift+↑ ↓, the wheel)"),
     ("End", "follow the reply again"),
     ("Ctrl+P", "menu and themes"),
     ("Mouse", "drag to select, Ctrl+C copies"),
@@ -45,7 +45,7 @@ class HelpScreen(ModalScreen[None]):
         max-width: 96%;
         height: auto;
         max-height: 96%;
-        padding: 1 3;
+        padding: 0 2;
         border: round $panel;
         background: $surface;
     }

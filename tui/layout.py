@@ -51,7 +51,7 @@ class Layout:
         old = {cell.block: cell for cell in self._cells[first:]}
         del self._cells[first:]
         for block in (*settled, *tail):
-            self._cells.append(old.get(block) or _Cell(block, guess_height(block, self.width)))
+            self._cells.append(old.pop(block, None) or _Cell(block, guess_height(block, self.width)))
         self._num_tail = len(tail)
         self._forget(first)
         self._todo = max(self._todo, len(self._cells))

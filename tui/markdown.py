@@ -39,8 +39,16 @@ def barred(text: Text, console: Console, width: int, bar: Style) -> list[list[Se
         for piece in line.wrap(console, max(4, width - 2), overflow="fold"):
             piece.rstrip()
             piece.end = ""
-            out.append([Segment("│ ", bar), *piece.render(console)])
+            out.append([Segment("│ ", bar), *(_ink(segment) for segment in piece.render(console))])
     return out
+
+
+def _ink(segment: Segment) -> Segment:
+    """Without the background, which Pygments styles insist on."""
+    style = segment.style
+    if style is None or style.bgcolor is None:
+        return segment
+    return Segment(segment.text, Style(color=style.color, bold=style.bold, italic=style.italic))
 
 
 class _Code(markdown.CodeBlock):

@@ -88,7 +88,9 @@ class Renderer:
                 text = stat_text(block.stats, room, block.kv_added, narrow=width < 60)
                 lines += self._hang(Text(text, self.look.muted), room, Segment(" " * EDGE))
             case Kind.THOUGHT:
-                lines += self._hang(Text(block.text, self.look.muted), room, Segment(" ▸ ", self._style(self.look.muted)))
+                lines += self._hang(
+                    Text(block.text, self.look.muted), room, Segment(" ▸ ", self._style(self.look.muted))
+                )
             case Kind.META:
                 sign, text = ("✓", block.text[2:]) if block.text.startswith("✓ ") else ("·", block.text)
                 muted = self._style(self.look.muted)
@@ -103,6 +105,7 @@ class Renderer:
 
     def _hang(self, text: Text, room: int, sign: Segment) -> list[Strip]:
         """Plain text behind a sign in the left edge."""
+        text.stylize(text.style)  # Rich leaves the base style out when it renders a text without spans
         text.expand_tabs(4)
         lines = text.wrap(self._console, room, overflow="fold")
         out: list[Strip] = []

@@ -18,6 +18,7 @@ _FENCE = re.compile(r"( *)(`{3,}|~{3,})(.*)$")
 _ITEM = re.compile(r"( {0,3})([-*+]|\d{1,9}[.)])( +|\t|$)")
 _HEADING = re.compile(r" {0,3}#{1,6}(?:[ \t]|$)")
 _BREAK = re.compile(r" {0,3}(?:(?:\*[ \t]*){3,}|(?:-[ \t]*){3,}|(?:_[ \t]*){3,})$")
+_UNDERLINE = re.compile(r" {0,3}(?:=+|-+)[ \t]*$")
 _MARKER_ONLY = re.compile(r"\s*(?:[-*+=_`~#>|: ]+|\d{1,9}[.)]?\s*)$")  # may turn out to be anything
 
 
@@ -87,10 +88,10 @@ class Splitter:
         if (fence := _fence_of(line)) and fence[0].indent < 4:
             self._shape, (self._fence, self._info) = "fence", fence
             return []
-        if _HEADING.match(line):
+        if _HEADING.match(line) or _BREAK.match(line):
             self._lines, self._shape = [line], "text"
             return self._close()
-        if (item := _ITEM.match(line)) and not _BREAK.match(line):
+        if item := _ITEM.match(line):
             self._shape, self._lines = "item", [line]
             pad = len(item[3].expandtabs(4))
             self._item_indent = len(item[1]) + len(item[2]) + (pad if 1 <= pad <= 4 else 1)
@@ -107,10 +108,11 @@ class Splitter:
         item = _ITEM.match(line)
         # As in CommonMark, "1986. A year" inside a paragraph is no list, and an empty item interrupts nothing.
         listed = item and not _BREAK.match(line) and line[item.end() :].strip() and item[2] in "-*+1.1)"
-        if (fence and fence[0].indent < 4) or _HEADING.match(line) or listed:
+        rule = _BREAK.match(line) and set(line.strip()) != {"-"}  # `---` makes the paragraph a heading
+        if (fence and fence[0].indent < 4) or _HEADING.match(line) or listed or rule:
             return self._close() + self._start(line)
         self._lines.append(line)
-        return []
+        return self._close() if _UNDERLINE.match(line) and not self._lines[0].lstrip().startswith(">") else []
 
     def _in_indented(self, line: str) -> list[Block]:
         if not line.strip():
@@ -133,7 +135,8 @@ class Splitter:
             return self._keep(line)
         # A fence ends with the item that holds it; a paragraph may go on without indentation.
         block_start = _fence_of(line) or _HEADING.match(line) or _ITEM.match(line) or _BREAK.match(line)
-        if self._fence is None and not self._blanks and not block_start and not line.lstrip().startswith(">"):
+        lazy = not self._blanks and not block_start and not line.lstrip().startswith(">")
+        if self._fence is None and lazy and not _MARKER_ONLY.match(self._lines[-1]):
             return self._keep(line)
         return self._close() + self._start(line)
 
@@ -141,7 +144,7 @@ class Splitter:
         assert self._fence is not None
         if self._fence.closes(line):
             return self._close()
-        self._lines.append(line[min(self._fence.indent, _indent(line)) :])
+        self._lines.append(_outdent(line, self._fence.indent))
         return self._cut() if len(self._lines) >= CODE_LINES else []
 
     # -- the open block ----------------------------------------------------------------------------------
@@ -177,6 +180,14 @@ class Splitter:
 def _indent(line: str) -> int:
     width = len(line) - len(line.lstrip(" \t"))
     return len(line[:width].expandtabs(4))
+
+
+def _outdent(line: str, columns: int) -> str:
+    """`line` without up to `columns` of its indentation."""
+    if not columns:
+        return line
+    text = line.lstrip(" \t")
+    return line[: len(line) - len(text)].expandtabs(4)[columns:] + text
 
 
 def _fence_of(line: str) -> tuple[_Fence, str] | None:

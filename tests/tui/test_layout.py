@@ -65,6 +65,15 @@ def test_a_tail_that_did_not_change_is_not_rendered_again() -> None:
     assert [b.text for b in layout.blocks] == ["same", "grows more"]
 
 
+def test_equal_blocks_are_still_two() -> None:
+    layout = Layout(Counting())
+    layout.update([], [block("a b c")])
+    layout.update([block("a b c"), block("a b c")], [])  # both look like the old tail
+    layout.settle(0)
+    layout.settle_end(99)
+    assert layout.height == 8
+
+
 def test_settling_a_view_leaves_its_top_alone() -> None:
     layout = Layout(Counting())
     layout.update([block(" ".join("w" * 9)) for _ in range(20)], [])  # nine lines each, guessed as two

@@ -21,7 +21,8 @@ def lines(markdown: str, width: int = 60) -> list[str]:
 
 @pytest.mark.parametrize(
     "source",
-    ["<think>hm</think>", "a List<String> b", "<div>\nx\n</div>", "<!-- note -->", "a <kbd>x</kbd> b", "[red]x[/red] :smile:"],
+    ["<think>hm</think>", "a List<String> b", "[red]x[/red] :smile:", "<div>\nx\n</div>", "<!-- note -->",
+     "a <kbd>x</kbd> b"],
 )  # fmt: skip
 def test_raw_html_and_markup_stay_visible(source: str) -> None:
     shown = " ".join(" ".join(lines(source)).split())
@@ -37,7 +38,9 @@ def test_links_show_where_they_go_and_are_not_clickable() -> None:
     assert not any(segment.style and segment.style.link for strip in strips for segment in strip)
 
 
-@pytest.mark.parametrize("source", ["a &#x202e; b", "a &#8203; b", "<http://x/%1b[2J>", "[x](http://a/%e2%80%ae)", "&#27;"])
+@pytest.mark.parametrize(
+    "source", ["a &#x202e; b", "a &#8203; b", "<http://x/%1b[2J>", "[x](http://a/%e2%80%ae)", "&#27;"]
+)
 def test_what_the_parser_decodes_is_cleaned_again(source: str) -> None:
     text = "".join(lines(source))
     assert clean(text) == text

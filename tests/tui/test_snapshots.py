@@ -1,0 +1,87 @@
+"""Pictures of the window. The clock stands still and the engine answers at once, so they never differ by chance."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from textual.pilot import Pilot
+
+from mlxkv.config import Settings
+from mlxkv.events import Command, FirstScreen, LoadModel, ModelCard, NewChat, OpenChat, TextDelta
+from mlxkv.tui.app import ChatApp
+from tests.tui.fake_engine import REPLY, STATUS, FakeEngine
+
+SnapCompare = Callable[..., bool]
+FIRST = FirstScreen(
+    (
+        ModelCard("tutor", 1_400_000, "MIT", "built in"),
+        ModelCard("mlx-community/Qwen3-32B-4bit", 18_400_000_000, "Apache-2.0", fits=False),
+    )
+)
+
+
+def app(*commands: Command, theme: str = "textual-dark") -> ChatApp:
+    return ChatApp(FakeEngine(manual=True), FIRST, Settings(theme=theme), None, commands, clock=lambda: 100.0)
+
+
+async def until(pilot: Pilot[Any], condition: Callable[[], object]) -> None:
+    for _ in range(400):
+        if condition():
+            await pilot.pause()  # until what follows from it is painted
+            return
+        await pilot.pause(0.01)
+    raise AssertionError("never happened")
+
+
+def streaming() -> tuple[ChatApp, Callable[[Pilot[Any]], Awaitable[None]]]:
+    """A resumed chat, a reply half way, and a prompt that waits."""
+    window = app(LoadModel("mlx-community/Qwen3-8B-4bit"), OpenChat("c1"))
+
+    async def play(pilot: Pilot[Any]) -> None:
+        await until(pilot, lambda: window.state.title)
+        window.prompt.put("and with async?")
+        await pilot.press("enter")
+        await until(pilot, lambda: window.state.turn)
+        window.engine.events.extend([TextDelta(REPLY[:330], 127), STATUS])
+        window.prompt.put("one more thing")
+        await pilot.press("enter")
+        await until(pilot, lambda: window.state.queue and "Three ways" in str(window.transcript.lines.blocks))
+
+    return window, play
+
+
+@pytest.mark.parametrize("size", [(80, 24), (140, 40), (40, 12), (80, 10)], ids=lambda size: f"{size[0]}x{size[1]}")
+def test_streaming(snap_compare: SnapCompare, size: tuple[int, int]) -> None:
+    window, play = streaming()
+    assert snap_compare(window, terminal_size=size, run_before=play)
+
+
+def test_without_colour(snap_compare: SnapCompare, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    window, play = streaming()
+    assert snap_compare(window, terminal_size=(80, 24), run_before=play)
+
+
+@pytest.mark.parametrize("theme", ["textual-light", "ansi-dark"])
+def test_themes(snap_compare: SnapCompare, theme: str) -> None:
+    window = app(LoadModel("mlx-community/Qwen3-8B-4bit"), OpenChat("c1"), theme=theme)
+
+    async def play(pilot: Pilot[Any]) -> None:
+        await until(pilot, lambda: window.state.status.cache_window)
+
+    assert snap_compare(window, terminal_size=(80, 24), run_before=play)
+
+
+def test_first_screen(snap_compare: SnapCompare) -> None:
+    window = app(NewChat())
+
+    async def play(pilot: Pilot[Any]) -> None:
+        await until(pilot, lambda: window.engine.commands)  # pyright: ignore[reportAttributeAccessIssue]
+
+    assert snap_compare(window, terminal_size=(80, 24), run_before=play)
+
+
+def test_help(snap_compare: SnapCompare) -> None:
+    assert snap_compare(app(NewChat()), terminal_size=(80, 24), press=["f1"])

@@ -1,0 +1,287 @@
+"""The chat without a window: which events lead to which blocks, commands and words."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlxkv.events import (
+    ChatList,
+    ChatOpened,
+    Command,
+    EngineEvent,
+    EngineStopped,
+    Failed,
+    ListChats,
+    LoadModel,
+    Message,
+    ModelLoading,
+    ModelReady,
+    NewChat,
+    Notice,
+    OpenChat,
+    PrefillProgress,
+    Send,
+    SessionStatus,
+    TextDelta,
+    TurnFinished,
+    TurnStarted,
+)
+from mlxkv.stats import TurnStats
+from mlxkv.tui.blocks import Kind
+from mlxkv.tui.state import ChatState
+from tests.tui.fake_engine import CHATS, STATS
+
+READY = ModelReady("org/Model-4bit", 1, 0.1, True)
+OPENED = ChatOpened("s1", "")
+
+
+class Clock:
+    """Time that stands still until it is told."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def state(clock: Clock) -> ChatState:
+    """With a model and an empty chat."""
+    state = ChatState(clock)
+    state.submit(LoadModel("m"))
+    state.submit(NewChat())
+    feed(state, READY, OPENED)
+    state.outbox.clear()
+    state.take()
+    return state
+
+
+def feed(state: ChatState, *events: EngineEvent) -> None:
+    for event in events:
+        state.apply(event)
+
+
+def shown(state: ChatState) -> list[tuple[str, str]]:
+    change = state.take()
+    return [(b.kind.value, b.text) for b in (*change.settled, *change.tail)]
+
+
+def sent(state: ChatState) -> list[Command]:
+    out = list(state.outbox)
+    state.outbox.clear()
+    return out
+
+
+def test_a_turn(state: ChatState) -> None:
+    state.prompt("why?")
+    assert sent(state) == [Send("why?", 100.0)]
+    feed(state, TurnStarted("why?"), TextDelta("Because\n\nof ", 1), TextDelta("it", 2))
+    assert shown(state) == [("user", "why?"), ("markdown", "Because"), ("markdown", "of it")]
+    feed(state, TurnFinished("stop", "Because\n\nof it", STATS))
+    assert shown(state) == [("markdown", "of it"), ("stats", "")]
+    assert state.turn is None
+    assert state.title == "why?"
+
+
+def test_prompts_wait_for_the_model_and_for_the_reply(clock: Clock) -> None:
+    state = ChatState(clock)
+    state.submit(LoadModel("m"))
+    state.submit(NewChat())
+    state.prompt("one")
+    state.prompt("two")
+    assert sent(state) == [LoadModel("m"), NewChat()]
+    feed(state, READY)
+    assert sent(state) == []  # the chat is not open yet
+    feed(state, OPENED)
+    assert [c.text for c in sent(state) if isinstance(c, Send)] == ["one"]
+    assert list(state.queue) == ["two"]
+    assert state.unqueue() == "two"
+    state.prompt("two, edited")
+    feed(state, TurnFinished("stop", "x", STATS))
+    assert [c.text for c in sent(state) if isinstance(c, Send)] == ["two, edited"]
+
+
+def test_a_prompt_waits_for_a_chat_that_is_being_opened(state: ChatState) -> None:
+    state.submit(OpenChat("c1"))
+    state.prompt("hi")
+    assert sent(state) == [OpenChat("c1")]
+    feed(state, ChatOpened("c1", "Old"))
+    assert [type(c) for c in sent(state)] == [Send]
+
+
+def test_a_failed_turn_keeps_what_was_said_and_goes_on(state: ChatState) -> None:
+    state.prompt("why?")
+    state.prompt("next")
+    feed(state, TurnStarted("why?"), TextDelta("Becau", 1), Failed("out of memory"))
+    assert shown(state) == [("user", "why?"), ("markdown", "Becau"), ("error", "out of memory"), ("user", "next")]
+    assert [c.text for c in sent(state) if isinstance(c, Send)] == ["why?", "next"]
+
+
+def test_a_failed_open_leaves_the_chat_as_it_was(state: ChatState) -> None:
+    state.submit(OpenChat("gone"))
+    feed(state, Failed("No session is called gone."))
+    state.prompt("hi")
+    assert [type(c) for c in sent(state)] == [OpenChat, Send]
+
+
+def test_a_model_that_cannot_be_loaded(clock: Clock) -> None:
+    """The reason must survive the opening of the first chat, and the second model opens one."""
+    state = ChatState(clock)
+    state.submit(LoadModel("missing"))
+    state.submit(NewChat())
+    feed(state, Failed("There is no model missing."), Failed("No model is loaded."))
+    assert shown(state) == [("error", "There is no model missing.")]
+    state.submit(LoadModel("m"))
+    feed(state, READY)
+    assert [type(c) for c in sent(state)][-1] is NewChat
+    feed(state, OPENED)
+    change = state.take()
+    assert change.cleared
+    assert [b.text for b in change.settled] == ["There is no model missing."]
+
+
+def test_opening_a_chat_shows_its_messages(state: ChatState) -> None:
+    messages = (Message("user", "q"), Message("assistant", "a\n\nb", STATS))
+    feed(state, ChatOpened("c1", "Ru\x1bst", messages, 12_288, 1_800_000_000, 0.4), Notice("mind the gap"))
+    change = state.take()
+    assert change.cleared
+    assert [(b.kind.value, b.text) for b in change.settled] == [
+        ("user", "q"),
+        ("markdown", "a"),
+        ("markdown", "b"),
+        ("stats", ""),
+        ("meta", "✓ resumed 12,288 tok (1.8 GB) in 0.4s – nothing re-read"),
+        ("meta", "mind the gap"),
+    ]
+    assert state.title == "Ru␛st"
+
+
+def test_kv_added_since_the_turn_before(state: ChatState) -> None:
+    added: list[int] = []
+    for live in (900, 950, 940):
+        feed(state, TurnFinished("stop", "x", TurnStats(cache_live_bytes=live)))
+        added += [b.kv_added for b in state.take().settled if b.kind is Kind.STATS]
+    assert added == [0, 50, 0]  # the first has nothing to compare with; a ring may shrink
+
+
+def test_engine_stopped(state: ChatState) -> None:
+    state.prompt("why?")
+    feed(state, TextDelta("Be", 1), EngineStopped("Metal ran out of memory"))
+    assert shown(state)[-1] == ("error", "The engine stopped: Metal ran out of memory · chat saved – mlxkv -c")
+    assert state.failed
+    state.outbox.clear()
+    state.submit(NewChat())
+    assert sent(state) == []
+
+
+def test_resume_by_title_or_from_a_list(state: ChatState) -> None:
+    state.resume("porto")
+    feed(state, ChatList(CHATS))
+    assert sent(state) == [ListChats(), OpenChat("c2")]
+    feed(state, ChatOpened("c2", "Trip to Porto"))
+    state.resume("nothing like it")
+    feed(state, ChatList(CHATS))
+    assert shown(state)[-1] == ("meta", "No chat is called “nothing like it”. /resume lists them.")
+    state.resume("")
+    feed(state, ChatList(CHATS))
+    assert state.picker == CHATS
+
+
+def test_thinking_is_folded(state: ChatState, clock: Clock) -> None:
+    state.prompt("why?")
+    state.take()
+    feed(state, TextDelta("hm", 1, thinking=True))
+    clock.now += 12
+    feed(state, TextDelta(" hm", 318, thinking=True))
+    assert state.activity(80)[0].endswith("thinking 12s · 318 tok · 26 tok/s")
+    feed(state, TextDelta("So", 319))
+    assert shown(state) == [("thought", "thought 12s · 318 tok"), ("markdown", "So")]
+
+
+def test_activity(clock: Clock) -> None:
+    state = ChatState(clock)
+    assert state.activity(80) == ("", "")
+    state.submit(LoadModel("org/Qwen3-8B-4bit"))
+    feed(state, ModelLoading("org/Qwen3-8B-4bit", "loading", 2_100_000_000, 4_600_000_000))
+    assert state.activity(80)[0] == "⠋ loading Qwen3-8B-4bit 2.1/4.6 GB · type ahead, it will be sent"
+    feed(state, READY, OPENED)
+    state.prompt("x")
+    assert state.activity(80) == ("", "")  # a short prefill says nothing
+    clock.now += 0.6
+    feed(state, PrefillProgress(4096, 12_288, 0, 812.0))
+    assert state.activity(80) == ("⠦ reading prompt 4,096/12,288 · 812 tok/s · ~10s left", "esc to cancel")
+    feed(state, TextDelta("a", 1))
+    clock.now += 3
+    feed(state, TextDelta("b", 127))
+    assert state.activity(80) == ("⠦ 42.0 tok/s · 127 tok · 3.0s", "esc to stop")
+
+
+def test_live_rate_is_that_of_the_last_two_seconds(state: ChatState, clock: Clock) -> None:
+    state.prompt("x")
+    for step in range(1, 101):  # ten seconds at ten tokens/s, and then two at fifty
+        clock.now += 0.1
+        feed(state, TextDelta("a", step))
+    for step in range(1, 101):
+        clock.now += 0.02
+        feed(state, TextDelta("a", 100 + step))
+    assert state.turn is not None
+    assert state.turn.rate(clock.now) == pytest.approx(50, rel=0.05)
+
+
+def test_stop(state: ChatState) -> None:
+    assert not state.stop()
+    state.prompt("x")
+    assert state.stop()
+    feed(state, TurnFinished("stopped", "", STATS))
+    assert state.turn is None
+
+
+ANY = st.text(st.characters(codec=None, exclude_categories=()), max_size=20)
+EVENTS = st.one_of(
+    st.builds(TextDelta, ANY, st.integers(0, 99), st.booleans()),
+    st.builds(Notice, ANY),
+    st.builds(Failed, ANY),
+    st.builds(TurnStarted, ANY),
+    st.builds(TurnFinished, st.sampled_from(["stop", "length", "stopped"]), ANY, st.just(STATS)),
+    st.builds(ChatOpened, st.just("s"), ANY, st.just((Message("user", "q"), Message("assistant", "a")))),
+    st.builds(ModelReady, ANY, st.just(1), st.just(0.1), st.booleans()),
+    st.builds(SessionStatus, st.integers(0, 10**9), st.integers(0, 100), st.integers(0, 100)),
+    st.builds(EngineStopped, st.one_of(st.none(), ANY)),
+    st.just(ChatList(CHATS)),
+    st.builds(PrefillProgress, st.integers(0, 9), st.integers(0, 9), st.integers(0, 9), st.floats(0, 9)),
+)
+
+
+@given(st.lists(st.one_of(EVENTS, st.sampled_from(["prompt", "stop", "new", "unqueue", "resume"])), max_size=30))
+def test_no_order_of_events_breaks_it(script: list[EngineEvent | str]) -> None:
+    """And no hostile character reaches a block, the title or the activity line."""
+    clock = Clock()
+    state = ChatState(clock)
+    for step in script:
+        clock.now += 0.3
+        match step:
+            case "prompt":
+                state.prompt("p\x1b")
+            case "stop":
+                state.stop()
+            case "new":
+                state.submit(NewChat())
+            case "unqueue":
+                state.unqueue()
+            case "resume":
+                state.resume("rust")
+            case str():
+                pass
+            case event:
+                state.apply(event)
+        change = state.take()
+        words = "".join(b.text for b in (*change.settled, *change.tail)) + state.title + state.model
+        assert "\x1b" not in words + "".join(state.activity(80))

@@ -1,0 +1,123 @@
+"""Footer, gauge, commands, keys and the list of chats: small decisions, each in one place."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from mlxkv.events import SessionStatus
+from mlxkv.tui.chats import chat_line, find_chat, matching, when_text
+from mlxkv.tui.commands import Prompt, Run, Unknown, hint, parse
+from mlxkv.tui.keys import Act, Presses, Situation
+from mlxkv.tui.wording import footer_text, gauge_text, pair_text, stat_text
+from tests.tui.fake_engine import CHATS, STATS, STATUS
+
+
+def test_footer() -> None:
+    assert footer_text(STATUS, 80) == "KV 936 MB · 6.3k/32k tok · mem 5.6/27 GB · saved ✓"
+    assert footer_text(STATUS, 36) == "KV 936 MB · 6.3k/32k tok"
+    assert footer_text(STATUS, 40, narrow=True) == "19% ctx"
+    assert footer_text(SessionStatus(), 80) == ""
+    assert footer_text(replace(STATUS, saved="not saved: disk full"), 30).startswith("▲ not saved: disk full")
+    assert footer_text(replace(STATUS, memory_limit=0, saved="off"), 80).endswith("mem 5.6 GB · this chat is not kept")
+
+
+@pytest.mark.parametrize(
+    ("tokens", "text", "level"),
+    [
+        (0, "ctx ▱▱▱▱▱▱▱▱ 0%", ""),
+        (1, "ctx ▰▱▱▱▱▱▱▱ 1%", ""),
+        (19, "ctx ▰▱▱▱▱▱▱▱ 19%", ""),
+        (75, "ctx ▰▰▰▰▰▰▱▱ 75%", "warning"),
+        (92, "ctx ▰▰▰▰▰▰▰▱ 92% – nearly full", "error"),
+        (100, "ctx ▰▰▰▰▰▰▰▰ 100% – rotating", "error"),
+    ],
+)
+def test_gauge(tokens: int, text: str, level: str) -> None:
+    assert gauge_text(SessionStatus(cache_tokens=tokens, cache_window=100), 80) == (text, level)
+
+
+def test_no_window_no_gauge() -> None:
+    assert gauge_text(SessionStatus(), 80) == ("", "")
+
+
+def test_sizes_share_their_unit() -> None:
+    assert pair_text(2.1e9, 4.6e9) == "2.1/4.6 GB"
+    assert pair_text(920e6, 4.6e9) == "920 MB/4.6 GB"
+    assert pair_text(5e6, 0) == "5.0 MB"
+
+
+def test_stat_line_of_a_stopped_reply() -> None:
+    stopped = replace(STATS, finish_reason="stopped")
+    assert stat_text(stopped, 40, narrow=True) == "■ stopped · 42 tok/s · 312 tok"
+    assert stat_text(stopped, 76) == "■ stopped · 42.1 tok/s · 312 tok · read 27+5,871 cached · KV 916 MB"
+
+
+@pytest.mark.parametrize(
+    ("typed", "meaning"),
+    [
+        ("hello", Prompt("hello")),
+        ("//new is a command", Prompt("/new is a command")),
+        ("/usr/bin/env python", Prompt("/usr/bin/env python")),
+        ("/ what", Prompt("/ what")),
+        ("/new", Run("new", "")),
+        ("/NEW  ", Run("new", "")),
+        ("/chats rust", Run("resume", "rust")),
+        ("/model org/My Model", Run("model", "org/My Model")),
+        ("/bye", Run("quit", "")),
+        ("/hepl", Unknown("No command /hepl. Did you mean /help?")),
+        ("/zzz x", Unknown("No command /zzz. /help lists them.")),
+    ],
+)
+def test_parse(typed: str, meaning: Prompt | Run | Unknown) -> None:
+    assert parse(typed) == meaning
+
+
+def test_hint() -> None:
+    assert hint("hello") == ""
+    assert hint("/") == "/help  /new  /resume [text]  /model [name]  /quit"
+    assert hint("/q") == "/quit – leave; the chat is kept"
+    assert hint("/model x") == ""
+
+
+def test_escape() -> None:
+    presses = Presses()
+    typing = Situation(text=True)
+    assert presses.escape(Situation(generating=True, text=True), 0.0) is Act.STOP
+    assert presses.escape(typing, 0.1) is Act.ARM  # the press that stopped is not the first of two
+    assert presses.escape(typing, 0.9) is Act.CLEAR
+    assert presses.escape(typing, 1.0) is Act.ARM
+    assert presses.escape(typing, 2.5) is Act.ARM  # too late for the second
+    assert presses.escape(Situation(overlay=True, text=True), 3.0) is Act.CLOSE
+    assert presses.escape(Situation(), 4.0) is Act.NOTHING
+
+
+def test_interrupt() -> None:
+    presses = Presses()
+    assert presses.interrupt(Situation(generating=True, text=True, selection=True), 0.0) is Act.COPY
+    assert presses.interrupt(Situation(generating=True, text=True), 0.1) is Act.CLEAR
+    assert presses.interrupt(Situation(generating=True), 0.2) is Act.STOP
+    assert presses.interrupt(Situation(), 0.3) is Act.ARM
+    assert presses.interrupt(Situation(), 1.2) is Act.QUIT
+    presses = Presses()
+    assert presses.interrupt(Situation(), 0.0) is Act.ARM
+    assert presses.interrupt(Situation(), 1.5) is Act.ARM
+
+
+def test_finding_a_chat() -> None:
+    older = replace(CHATS[0], id="zz", title="Rust", updated=1.0)
+    chats = (*CHATS, older)
+    assert find_chat(chats, "c2") is CHATS[1]
+    assert find_chat(chats, "rust") is older  # the whole title before the start of another
+    assert find_chat(chats, "rus") is CHATS[0]  # the latest of several
+    assert find_chat(chats, "PORTO") is CHATS[1]
+    assert find_chat(chats, "haskell") is None
+    assert [c.id for c in matching(chats, "to trip")] == ["c2"]
+
+
+def test_chat_line() -> None:
+    now = CHATS[0].updated
+    assert chat_line(replace(CHATS[0], title="R\x1b\n x"), 60, now).startswith("● R␛ x ")
+    assert len(chat_line(replace(CHATS[0], title="x" * 200), 60, now)) <= 60
+    assert when_text(now, now + 86_400) == "yesterday"
