@@ -1,0 +1,72 @@
+# Each command makes what it needs and then runs. Needs Python 3.11 or newer; uses uv where it is installed.
+# ARGS are passed on:           make chat ARGS="-m folder"     make test ARGS="tests/store -k damage"
+# PYTHON chooses another one:   make test PYTHON=python3.13
+
+VENV := .venv
+BIN := $(VENV)/bin
+UV := $(shell command -v uv 2>/dev/null)
+PYTHON = $(shell for p in python3 python3.11 python3.12 python3.13 python3.14; do \
+	$$p -c "import sys; sys.exit(sys.version_info < (3, 11))" 2>/dev/null && echo $$p && break; done)
+
+help:
+	@echo "make chat    open the chat; with stdin or stdout in a pipe: print one reply"
+	@echo "make test    run the tests"
+	@echo "make lint    ruff, pyright, and who may import whom"
+	@echo "make bench   speed against mlx-lm on this machine"
+	@echo "make clean   remove all that these made"
+
+chat: $(VENV)/ready-chat
+	@$(BIN)/mlxkv $(ARGS)
+
+test: $(VENV)/ready-test
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/ready-lint
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+bench: $(VENV)/ready-chat
+	@$(BIN)/python -m bench.quick $(ARGS)
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache snapshot_report.html
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.PHONY: help chat test lint bench clean
+
+# -- what they need: a virtual environment, and a stamp in it for each set of packages that is installed -----------
+# All of it speaks on stderr and leaves stdin alone: both belong to the chat in `echo question | make -s chat`.
+
+groups_chat :=
+groups_test := --group test
+groups_lint := --group test --group lint
+
+PIP = $(BIN)/python -m pip --quiet --disable-pip-version-check
+EXACTLY := --constraint constraints.txt --build-constraint constraints.txt
+
+$(VENV)/ready-%: $(VENV)/pyvenv.cfg pyproject.toml constraints.txt
+	@echo "make: installing what '$*' needs into $(VENV) (the first time takes a while)" >&2
+ifdef UV
+	@$(UV) pip install --python $(BIN)/python $(EXACTLY) $(groups_$*) --editable . >&2 </dev/null
+else
+	@# A pip of our own first: the one that comes with Python 3.11 knows no groups, and uv's environments have none.
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip >&2 </dev/null
+	@$(PIP) install --constraint constraints.txt --upgrade pip >&2 </dev/null
+	@$(PIP) install $(EXACTLY) $(groups_$*) --editable . >&2 </dev/null
+endif
+	@touch $@
+
+# Made anew where it is missing or its Python is gone.
+ifneq ($(shell $(BIN)/python -c "print('works')" 2>/dev/null),works)
+.PHONY: $(VENV)/pyvenv.cfg
+endif
+
+$(VENV)/pyvenv.cfg:
+ifdef UV
+	@$(UV) venv --clear --python "$(or $(PYTHON),>=3.11)" $(VENV) >&2 </dev/null
+else
+	@test -n "$(PYTHON)" || { echo "make: no Python 3.11 or newer found; install one, or uv" >&2; exit 1; }
+	@$(PYTHON) -m venv --clear $(VENV) >&2 </dev/null
+endif
