@@ -16,7 +16,7 @@ from typing import Any
 from mlxkv.cache.config import CacheConfig
 from mlxkv.cache.prompt_cache import PromptCache, common_prefix
 from mlxkv.device import set_wired_limit
-from mlxkv.errors import ConfigError, PromptError, RewindError
+from mlxkv.errors import ConfigError, PromptError
 from mlxkv.events import Message, Notice, TextDelta, TurnEvent, TurnFinished
 from mlxkv.prompt import Fed, PromptFormat
 from mlxkv.runner import ModelRunner
@@ -113,6 +113,7 @@ class Chat:
             self.save(title=_title(text))
         start = common_prefix(self._log, prompt.ids)
         self._append(TurnRecord("user", text, prompt.ids[start:], start))
+        self._bring_back(prompt.ids)
         turn = Turn(
             self._backend.runner,
             self._backend.tokenizer,
@@ -211,11 +212,7 @@ class Chat:
         """Go on from the first `num_turns` turns, in a fork of the session if there is one."""
         if self.session_id is not None:
             self._enter(self._backend.store().fork(self.session_id, num_turns))
-        self._take(self._turns[:num_turns])
-        try:
-            self.cache.rewind(common_prefix(self.cache.tokens, self._log))
-        except RewindError:
-            self._restore()
+        self._take(self._turns[:num_turns])  # the cache goes back when the next prompt says how far
 
     # -- sessions ----------------------------------------------------------------------------------------------------
 
@@ -227,7 +224,7 @@ class Chat:
         store = self._backend.store()
         if self.session_id is None:
             self.title = title or (_title(self._turns[0].text) if self._turns else "Untitled")
-            params = {"cache": asdict(self._config), "sampling": _chosen(self._params)}
+            params = {"cache": asdict(self.cache.plan.resolved), "sampling": _chosen(self._params)}
             self._enter(store.create(self.title, self._backend.identity(), system=self.system, params=params))
             for turn in self._turns:
                 store.add_turn(self._session, turn)
@@ -247,7 +244,7 @@ class Chat:
             turns[-1] = replace(turns[-1], state="stopped")
             store.update_open_turn(record.id, turns[-1])
         self._take(turns)
-        self._restore()
+        self.restored = self._restore(self._log)
         mine = self._backend.identity()
         if record.model.model_id != mine.model_id:
             store.set_model(record.id, mine)
@@ -280,11 +277,18 @@ class Chat:
         self.session_id = session_id
         self._reply_open = False
 
-    def _restore(self) -> None:
+    def _restore(self, ids: Sequence[int]) -> Restored | None:
+        """Fill the cache from disk with the longest saved beginning of `ids`."""
         self.cache.reset()
-        if self.session_id is not None and self.cache.can_save and self._log:
-            store, identity = self._backend.store(), self._backend.identity()
-            self.restored = store.restore_kv(self.session_id, self.cache, identity, self._log)
+        if self.session_id is None or not self.cache.can_save or not ids:
+            return None
+        return self._backend.store().restore_kv(self.session_id, self.cache, self._backend.identity(), ids)
+
+    def _bring_back(self, ids: Sequence[int]) -> None:
+        """Where `ids` need rows that have rotated out of the cache, the session's chunks may still have them."""
+        back = self.cache.offset - common_prefix(self.cache.tokens, ids)
+        if back > self.cache.rewindable and self.session_id is not None:
+            self._restore(ids)
 
     def _append(self, turn: TurnRecord) -> None:
         if self.session_id is not None:

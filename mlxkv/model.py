@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -239,7 +239,7 @@ class _Files:
         self._model = model
 
     def write(self, path: Path, cache: PromptCache) -> int:
-        return write_prompt_file(path, cache, self._model.identity)
+        return write_prompt_file(path, cache, self._model.identity, asdict(cache.plan.resolved))
 
 
 def load(name: str = "tutor", *, folders: Folders | None = None, **options: Any) -> Model:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import mlx.core as mx
@@ -89,6 +89,14 @@ class CachePlan:
         rings = [layer for layer in self.layers if layer.geometry]
         full = [layer.geometry for layer in rings if layer.native_window is None]
         return full[0] if full else max((r.geometry for r in rings if r.geometry), key=lambda g: g.window, default=None)
+
+    @property
+    def resolved(self) -> CacheConfig:
+        """The config with every default decided, so that the same cache can be made again anywhere."""
+        if self.geometry is None:
+            return self.config
+        g = self.geometry
+        return replace(self.config, window=g.window, sinks=g.sinks, block=g.block, slack=g.undo * g.block)
 
     @property
     def passed_through(self) -> tuple[str, ...]:
