@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 
@@ -65,7 +65,7 @@ class FakeGroup:
         out = {}
         for n, name in enumerate(self.shapes(b - a)):
             flat = b"".join(_part(self.rows[p], n, self.dim) for p in range(a, b))
-            out[name] = mx.array(memoryview(flat)).view(mx.float32).reshape(b - a, 1, HEADS, self.dim)
+            out[name] = mx.array(cast(Any, memoryview(flat))).view(mx.float32).reshape(b - a, 1, HEADS, self.dim)
             out[name] = mx.contiguous(out[name].transpose(1, 2, 0, 3))
         return out
 

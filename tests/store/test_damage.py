@@ -35,6 +35,14 @@ def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
 
 
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def flip_first_row(path: Path) -> None:
+    flip(8 + int.from_bytes(path.read_bytes()[:8], "little"))(path)
+
+
 def extend(path: Path) -> None:
     path.write_bytes(path.read_bytes() + b"\0")
 
@@ -59,15 +67,15 @@ DAMAGE: dict[str, Callable[[Path], None]] = {
     "header length": flip(0),
     "header length, high byte": flip(7),
     "header text": flip(40),
-    "data, first": lambda path: flip(8 + int.from_bytes(path.read_bytes()[:8], "little"))(path),
+    "data, first": flip_first_row,
     "data, last": flip(-1),
     "truncated": truncate,
-    "empty": lambda path: path.write_bytes(b""),
+    "empty": empty,
     "extended": extend,
     "link": link,
     "pipe": pipe,
     "folder": folder,
-    "missing": Path.unlink,
+    "missing": lambda path: path.unlink(),
 }
 
 
@@ -94,6 +102,7 @@ def test_every_damaged_chunk_costs_tokens_but_never_gives_other_rows(
             uninterrupted = FakeCache(window)
             uninterrupted.feed(talk.cache.tokens[: restored.tokens])
             assert fresh.state() == uninterrupted.state()
+            assert restored.tokens or not any(group.rows for group in fresh.groups)
             if restored.tokens < 210:
                 assert restored.notice is not None
                 assert f"{restored.tokens} of 210 tokens" in restored.notice
@@ -162,9 +171,26 @@ def test_verifying_a_chunk_needs_no_mlx(talk: Talk, folders: Folders) -> None:
         "assert not [m for m in sys.modules if m.split('.')[0] in ('mlx', 'mlx_lm', 'textual')]"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    size = path.stat().st_size
     flip(-1)(path)
     with pytest.raises(CorruptError, match="checksum"):
-        verify_chunk(path, path.stem, path.stat().st_size)
+        verify_chunk(path, path.stem, size)
+    flip(-1)(path)
+    verify_chunk(path, path.stem, size)
+    link(path)
+    with pytest.raises(CorruptError, match="cannot be opened"):
+        verify_chunk(path, path.stem, size)
+
+
+@pytest.mark.parametrize("change", ["rng = x'07'", "pos = 39", "turn_digest = 'aa'", "spec_id = 'aa'", "model = 'aa'"])
+def test_a_damaged_commit_is_not_used(talk: Talk, folders: Folders, change: str) -> None:
+    talk.turn(40)
+    db = sqlite3.connect(folders.data / "mlxkv.db")
+    db.execute(f"UPDATE kv_commit SET {change}")
+    db.commit()
+    db.close()
+    restored = talk.store.restore_kv(talk.id, FakeCache(), model(), talk.cache.tokens)
+    assert (restored.tokens, restored.rng) == (0, None)
 
 
 def test_the_kv_folder_may_vanish_while_running(talk: Talk, folders: Folders) -> None:

@@ -123,7 +123,9 @@ def test_a_cache_of_many_layers_fits_the_header(tmp_path: Path) -> None:
     """Every part names all layers' tensors; with chunks of the usual size their names would pass the limit of 1 MiB."""
 
     class Wide(FakeGroup):
-        row_bytes = 20 << 20  # so wide that chunks would have 64 rows
+        @property
+        def row_bytes(self) -> int:
+            return 20 << 20  # so wide that chunks would have 64 rows
 
         def shapes(self, rows: int) -> dict[str, tuple[tuple[int, ...], str]]:
             return {f"{i:03}.k": ((1, 1, rows, 1), "F32") for i in range(300)}

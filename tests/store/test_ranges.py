@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array import array
 from dataclasses import dataclass
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -22,7 +23,7 @@ def points(found: list[tuple[int, int]]) -> set[int]:
 @given(ranges, ranges)
 def test_ranges_are_sets(a: list[tuple[int, int]], b: list[tuple[int, int]]) -> None:
     assert points(merged(a)) == points(a)
-    assert all(x[1] < y[0] for x, y in zip(merged(a), merged(a)[1:], strict=False))
+    assert all(x[1] < y[0] for x, y in pairwise(merged(a)))
     assert points(without(a, b)) == points(a) - points(b)
     assert covers(a, b) == (points(b) <= points(a))
 
@@ -67,7 +68,7 @@ def test_a_cut_is_in_order_and_ends_at_cells(a: int, n: int, sinks: int, block: 
     pieces = grid.cut(a, a + n)
     assert pieces[0][0] == a
     assert pieces[-1][1] == a + n
-    assert all(x[1] == y[0] for x, y in zip(pieces, pieces[1:], strict=False))
+    assert all(x[1] == y[0] for x, y in pairwise(pieces))
     for x, y in pieces:
         assert 0 < y - x <= 1024
         assert not x < sinks < y
