@@ -6,15 +6,16 @@ The thread that owns MLX calls these. An array leaves `load` only after its byte
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import xxhash
 
 from mlxkv.errors import CorruptError, StoreError
-from mlxkv.safetensors import Header
+from mlxkv.safetensors import Header, Tensor
 from mlxkv.store.format import ChunkHead, Shapes, check_header, opened
+from mlxkv.store.ranges import MAX_CHUNK
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -74,7 +75,7 @@ def load_chunk(path: Path, digest: str, size: int, head: ChunkHead, shapes: Shap
 
 
 def evaluated(path: Path, header: Header) -> Iterator[tuple[str, mx.array]]:
-    """Each array of a file with this checked header, evaluated, in the order of its bytes; kept by nobody here.
+    """Each array of a file with this checked header, evaluated, in the order of its bytes, 32 MiB at a time.
 
     Raises:
         CorruptError: reading failed. Drop every array of the file then: a second eval returns garbage silently.
@@ -85,11 +86,23 @@ def evaluated(path: Path, header: Header) -> Iterator[tuple[str, mx.array]]:
         lazy = mx.load(str(path), format="safetensors")
         if not isinstance(lazy, dict):
             raise CorruptError(f"The file {path.name} is not a table of tensors.")
-        for tensor in header.tensors:
-            x = lazy.pop(tensor.name)
-            mx.eval(x)
-            if tuple(x.shape) != tensor.shape or dtype_name(x) != tensor.dtype:
-                raise CorruptError(f"The file {path.name} changed while it was read.")
-            yield tensor.name, x
+        for batch in _batches(header.tensors):
+            arrays = [lazy.pop(tensor.name) for tensor in batch]
+            mx.eval(arrays)  # together: MLX then reads them in parallel
+            for tensor, x in zip(batch, arrays, strict=True):
+                if tuple(x.shape) != tensor.shape or dtype_name(x) != tensor.dtype:
+                    raise CorruptError(f"The file {path.name} changed while it was read.")
+                yield tensor.name, x
     except (RuntimeError, ValueError, KeyError, OSError) as error:
         raise CorruptError(f"The file {path.name} cannot be read ({error}).") from error
+
+
+def _batches(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    batch: list[Tensor] = []
+    for tensor in tensors:
+        if batch and tensor.end - batch[0].start > MAX_CHUNK:
+            yield batch
+            batch = []
+        batch.append(tensor)
+    if batch:
+        yield batch
