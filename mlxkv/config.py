@@ -1,6 +1,7 @@
 """Where things lie and what the user set: flags > MLXKV_* variables > config.toml > defaults.
 
 Read once by the command line and passed down; nothing here is read at import. Folders are made private (0700).
+A variable that is empty counts as not set, as with the XDG variables.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import os
 import stat
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,8 @@ def private_folder(path: Path) -> Path:
         ) from error
     if info.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise ConfigError(f"Others may write to {path}; run `chmod go-w {path}` or set MLXKV_HOME to a private folder.")
+    if info.st_uid not in (me := os.getuid(), 0) and me != 0:
+        raise ConfigError(f"{path} belongs to another user; set MLXKV_HOME to a folder of your own.")
     return path
 
 
@@ -84,6 +87,7 @@ class Settings:
 
 
 _NONE = ("", "none", "auto")
+_YES_NO = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
 
 
 def load_settings(
@@ -102,47 +106,55 @@ def load_settings(
             table = tomllib.loads(path.read_text(encoding="utf-8"))
         except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
             raise ConfigError(f"{path} cannot be read as TOML ({error}); mend or remove it.") from error
-        settings = _apply(settings, table, str(path))
-    from_env = {f.name: env[f"MLXKV_{f.name.upper()}"] for f in fields(Settings) if f"MLXKV_{f.name.upper()}" in env}
-    settings = _apply(settings, from_env, "environment variable MLXKV_{}")
-    return _apply(settings, {k: v for k, v in (flags or {}).items() if v is not None}, "option --{}")
+        settings = _apply(settings, table, lambda key: f"`{key}` in {path}")
+    names = {f"MLXKV_{f.name.upper()}": f.name for f in fields(Settings)}
+    from_env = {key: env[name] for name, key in names.items() if env.get(name)}
+    settings = _apply(settings, from_env, lambda key: f"The environment variable MLXKV_{key.upper()}")
+    given = {key: value for key, value in (flags or {}).items() if value is not None}
+    return _apply(settings, given, lambda key: f"The option --{key.replace('_', '-')}")
 
 
-def _apply(settings: Settings, values: Mapping[str, Any], source: str) -> Settings:
-    known = {f.name: str(f.type) for f in fields(Settings)}
+def _apply(settings: Settings, values: Mapping[str, Any], where: Callable[[str], str]) -> Settings:
+    """`where` names a key of this source for a message."""
+    kinds = {f.name: str(f.type) for f in fields(Settings)}
     for key, value in values.items():
-        if key not in known:
-            raise ConfigError(f"{source} sets `{key}`, which is no setting; the settings are {', '.join(known)}.")
-        settings = replace(settings, **{key: _convert(key, known[key], value, source)})
+        if key not in kinds:
+            raise ConfigError(f"{where(key)} is no setting; the settings are {', '.join(kinds)}.")
+        try:
+            settings = replace(settings, **{key: _convert(key, kinds[key], value)})
+        except (ValueError, KeyError, OverflowError) as error:
+            raise ConfigError(f"{where(key)} is {value!r}; it must be {_rule(key, kinds[key])}.") from error
     return settings
 
 
-def _convert(key: str, kind: str, value: Any, source: str) -> Any:
-    where = source.format(key.upper() if "variable" in source else key.replace("_", "-"))
+def _convert(key: str, kind: str, value: Any) -> Any:
     if isinstance(value, str) and "None" in kind and value.lower() in _NONE:
         return None
-    try:
-        if "bool" in kind:
-            if isinstance(value, bool):
-                return value
-            return {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}[str(value).lower()]
-        if isinstance(value, bool):
-            raise ValueError
-        if key == "sinks":
-            return value if value == "system" else _integer(value)
-        if kind.startswith("int"):
-            return _integer(value)
-        if kind.startswith("float"):
-            return float(value)
-        if isinstance(value, str):
-            return value
-    except (ValueError, KeyError, TypeError):
-        pass
-    raise ConfigError(f"{where} is {value!r}, which is not a valid {kind.replace(' | None', '')} for `{key}`.")
-
-
-def _integer(value: Any) -> int:
-    number = float(value)
-    if number != int(number):
+    if kind == "bool":
+        return value if isinstance(value, bool) else _YES_NO[str(value).lower()]
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise ValueError(value)
-    return int(number)
+    if key == "sinks" and value == "system":
+        return value
+    if kind.startswith("int"):
+        return _integer(value)
+    if kind.startswith("float"):
+        return float(value)
+    if not isinstance(value, str):
+        raise ValueError(value)
+    return value
+
+
+def _integer(value: float | str) -> int:
+    """Whole numbers exactly: a seed has up to 64 bits, more than a float can hold."""
+    number = int(value)
+    if isinstance(value, float) and number != value:
+        raise ValueError(value)
+    return number
+
+
+def _rule(key: str, kind: str) -> str:
+    if key == "sinks":
+        return 'a whole number or "system"'
+    rule = {"bool": "true or false", "int": "a whole number", "float": "a number", "str": "text"}[kind.split(" ")[0]]
+    return f'{rule}, or "none"' if "None" in kind else rule

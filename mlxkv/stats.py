@@ -45,7 +45,7 @@ def bytes_text(n: float) -> str:
     for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if n >= size * 0.9995:
             value = n / size
-            return f"{value:.1f} {unit}" if value < 10 else f"{value:.0f} {unit}"
+            return f"{value:.1f} {unit}" if value < 9.95 else f"{value:.0f} {unit}"
     return f"{n:.0f} B"
 
 
@@ -53,7 +53,7 @@ def tokens_text(n: int) -> str:
     """`830`, `6.3k`, `32k`."""
     if n < 1000:
         return str(n)
-    return f"{n / 1000:.1f}k" if n < 10_000 and n % 1000 else f"{n / 1000:.0f}k"
+    return f"{n / 1000:.1f}k" if n < 9_950 and n % 1000 else f"{n / 1000:.0f}k"
 
 
 def rate_text(tps: float) -> str:
@@ -62,23 +62,26 @@ def rate_text(tps: float) -> str:
 
 
 def seconds_text(s: float) -> str:
-    """`0.21s`, `7.6s`, `2m05s`."""
-    if s < 1:
+    """`0.21s`, `7.6s`, `2m05s`; a value that rounds up to the next unit is written in it."""
+    if s < 0.995:
         return f"{s:.2f}s"
-    if s < 60:
+    if s < 59.95:
         return f"{s:.1f}s"
-    return f"{int(s) // 60}m{int(s) % 60:02d}s"
+    minutes, seconds = divmod(round(s), 60)
+    return f"{minutes}m{seconds:02d}s"
 
 
 def stat_segments(stats: TurnStats, kv_added: int = 0) -> list[str]:
     """The parts of the line under a reply, most important first: a narrow screen drops them from the end."""
-    added = f" (+{bytes_text(kv_added).split()[0]})" if kv_added > 0 else ""
+    kv, grown = bytes_text(stats.cache_live_bytes), bytes_text(kv_added)
+    grown = grown.split()[0] if grown.split()[1] == kv.split()[1] else grown  # the unit once where both share it
+    added = f" (+{grown})" if kv_added > 0 else ""
     parts = [
         f"{rate_text(stats.decode_tps)} tok/s",
         f"{stats.generated_tokens:,} tok",
         f"first token {seconds_text(stats.ttft_s)}",
         f"read {stats.prefill_tokens:,} new + {stats.cached_tokens:,} cached",
-        f"KV {bytes_text(stats.cache_live_bytes)}{added}",
+        f"KV {kv}{added}",
         seconds_text(stats.total_s),
     ]
     match stats.finish_reason:

@@ -1,0 +1,104 @@
+"""What `mlxkv doctor` finds: on this machine, and on machines that are broken in one way each."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from pathlib import Path
+
+import pytest
+
+from mlxkv import doctor
+from mlxkv.config import Folders
+from mlxkv.device import Device
+from mlxkv.doctor import Finding, examine
+from mlxkv.errors import PlatformError
+
+MAC = Device("Apple M2 Max", True, 22_900_000_000, 34_400_000_000, True)
+
+
+@pytest.fixture
+def folders(home: Path) -> Folders:
+    return Folders.from_env({"MLXKV_HOME": str(home)})
+
+
+def findings(folders: Folders) -> dict[str, Finding]:
+    found = {finding.subject: finding for finding in examine(folders)}
+    assert all("\n" not in finding.text for finding in found.values())
+    return found
+
+
+def packages(monkeypatch: pytest.MonkeyPatch, **installed: str) -> None:
+    """Only these are installed; names with `_` for `-`."""
+
+    def version(name: str) -> str:
+        if name.replace("-", "_") not in installed:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return installed[name.replace("-", "_")]
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+
+
+def test_a_sound_installation(folders: Folders) -> None:
+    found = findings(folders)
+    assert [subject for subject, finding in found.items() if not finding.ok] == []
+    assert found["mlx"].text == importlib.metadata.version("mlx")
+    assert found["sessions"].text.startswith("0 chats")
+    for name in ("config", "data", "cache", "state"):
+        assert found[name].text == str(getattr(folders, name))
+
+
+def test_on_a_mac(folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "current_device", lambda: MAC)
+    packages(monkeypatch, mlx="0.32.4", mlx_metal="0.32.4")
+    found = findings(folders)
+    assert found["device"].text == "Apple M2 Max: Metal, 23 GB usable for models and KV"
+    assert "mlx backend" not in found  # nothing to choose, nothing to say
+    assert "textual" not in found  # not installed: not claimed
+
+
+def test_where_mlx_cannot_run_it_is_not_imported(folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> None:
+        raise PlatformError("MLX needs Apple silicon.")
+
+    def fail() -> Device:
+        raise AssertionError("asked MLX on a machine it cannot run on")
+
+    monkeypatch.setattr(doctor, "check_platform", refuse)
+    monkeypatch.setattr(doctor, "current_device", fail)
+    found = findings(folders)
+    assert found["machine"] == Finding("machine", "MLX needs Apple silicon.", ok=False)
+    assert "device" not in found
+    assert found["data"].ok  # the rest is still looked at
+
+
+def test_the_cpu_backend_says_how_to_get_cuda(folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
+    packages(monkeypatch, mlx_cpu="0.32.4")
+    backend = findings(folders)["mlx backend"]
+    assert backend.ok
+    assert "pip uninstall mlx-cpu" in backend.text
+
+
+def test_two_backends_that_overwrite_each_other(folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
+    packages(monkeypatch, mlx_cpu="0.32.4", mlx_cuda_13="0.32.4")
+    backend = findings(folders)["mlx backend"]
+    assert not backend.ok
+    assert "mlx-cpu and mlx-cuda-13" in backend.text
+
+
+def test_a_folder_that_others_can_write_to(folders: Folders) -> None:
+    folders.data.mkdir(parents=True)
+    folders.data.chmod(0o777)
+    found = findings(folders)
+    assert not found["data"].ok
+    assert "chmod go-w" in found["data"].text
+    assert found["cache"].ok
+
+
+def test_a_database_that_is_none(folders: Folders) -> None:
+    """It must say so and end, not raise: this is the command one runs when things are broken."""
+    findings(folders)  # makes the store
+    databases = [path for path in folders.data.iterdir() if path.suffix in (".db", ".sqlite", ".sqlite3")]
+    assert databases
+    for path in databases:
+        path.write_bytes(b"no database" * 1000)
+    assert not findings(folders)["sessions"].ok

@@ -1,0 +1,238 @@
+"""Where things lie, which of the four sources wins, and what a bad value is told. No model, no MLX."""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlxkv.config import Folders, Settings, load_settings, private_folder
+from mlxkv.errors import ConfigError
+
+
+def folders(root: Path, toml: str | None = None) -> Folders:
+    found = Folders.from_env({"MLXKV_HOME": str(root)})
+    if toml is not None:
+        found.config.mkdir(parents=True, exist_ok=True)
+        (found.config / "config.toml").write_text(toml, encoding="utf-8")
+    return found
+
+
+def refusal(root: Path, toml: str | None = None, env: dict[str, str] | None = None, **flags: Any) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load_settings(folders(root, toml), env or {}, flags)
+    text = str(caught.value)
+    assert text.endswith(".")
+    assert "\n" not in text
+    return text
+
+
+# -- folders ---------------------------------------------------------------------------------------------------------
+
+
+def test_mlxkv_home_holds_everything() -> None:
+    found = Folders.from_env({"MLXKV_HOME": "/big/disk", "XDG_DATA_HOME": "/elsewhere", "HOME": "/home/ada"})
+    assert found == Folders(*(Path("/big/disk") / name for name in ("config", "data", "cache", "state")))
+
+
+def test_mlxkv_home_may_be_written_with_a_tilde(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/ada")
+    assert Folders.from_env({"MLXKV_HOME": "~/kv"}).data == Path("/home/ada/kv/data")
+
+
+def test_without_it_the_xdg_defaults_hold() -> None:
+    assert Folders.from_env({"HOME": "/home/ada"}) == Folders(
+        config=Path("/home/ada/.config/mlxkv"),
+        data=Path("/home/ada/.local/share/mlxkv"),
+        cache=Path("/home/ada/.cache/mlxkv"),
+        state=Path("/home/ada/.local/state/mlxkv"),
+    )
+
+
+def test_xdg_variables_move_one_folder_each() -> None:
+    names = ("XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_CACHE_HOME", "XDG_STATE_HOME")
+    found = Folders.from_env({"HOME": "/home/ada", **{name: f"/x/{name}" for name in names}})
+    assert [found.config, found.data, found.cache, found.state] == [Path(f"/x/{name}/mlxkv") for name in names]
+
+
+@pytest.mark.parametrize("value", ["", "relative/folder"])
+def test_xdg_variables_that_are_empty_or_relative_do_not_count(value: str) -> None:
+    """The XDG specification says so; a relative one would follow the working directory around."""
+    assert Folders.from_env({"HOME": "/home/ada", "XDG_DATA_HOME": value}).data == Path("/home/ada/.local/share/mlxkv")
+
+
+# -- private folders -------------------------------------------------------------------------------------------------
+
+
+def test_a_new_folder_is_private(tmp_path: Path) -> None:
+    path = private_folder(tmp_path / "a" / "b")
+    assert stat.S_IMODE(path.stat().st_mode) == 0o700
+    assert private_folder(path) == path  # and stays usable
+
+
+@pytest.mark.parametrize("mode", [0o720, 0o702, 0o777])
+def test_a_folder_others_can_write_to_is_refused(tmp_path: Path, mode: int) -> None:
+    path = tmp_path / "open"
+    path.mkdir()
+    path.chmod(mode)
+    with pytest.raises(ConfigError, match="chmod go-w") as caught:
+        private_folder(path)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("mode", [0o700, 0o755])
+def test_a_folder_others_can_only_read_is_not(tmp_path: Path, mode: int) -> None:
+    path = tmp_path / "mine"
+    path.mkdir()
+    path.chmod(mode)
+    assert private_folder(path) == path
+
+
+def test_another_users_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its owner may write to it, whatever its mode says."""
+    path = tmp_path / "theirs"
+    path.mkdir(mode=0o700)
+    me = os.getuid() + 4242
+    monkeypatch.setattr(os, "getuid", lambda: me)
+    monkeypatch.setattr(Path, "stat", _owned_by(me + 1))
+    with pytest.raises(ConfigError, match="another user"):
+        private_folder(path)
+    monkeypatch.setattr(Path, "stat", _owned_by(me))
+    assert private_folder(path) == path
+
+
+def _owned_by(uid: int) -> Any:
+    def fake(path: Path, **_: Any) -> os.stat_result:
+        values = list(os.stat(path))
+        values[4] = uid
+        return os.stat_result(values)
+
+    return fake
+
+
+def test_a_file_in_its_place_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="cannot be used"):
+        private_folder(tmp_path / "file")
+    with pytest.raises(ConfigError, match="cannot be used"):
+        private_folder(tmp_path / "file" / "below")
+
+
+# -- settings --------------------------------------------------------------------------------------------------------
+
+
+def test_defaults_where_nothing_is_set(tmp_path: Path) -> None:
+    assert load_settings(folders(tmp_path), {}) == Settings()
+
+
+def test_the_file_beats_the_defaults_the_environment_the_file_and_flags_beat_all(tmp_path: Path) -> None:
+    toml = 'temperature = 0.1\ntop_k = 1\nmin_p = 0.1\nmodel = "file"\n'
+    env = {"MLXKV_TEMPERATURE": "0.2", "MLXKV_TOP_K": "2", "MLXKV_HOME": "ignored here"}
+    found = load_settings(folders(tmp_path, toml), env, {"temperature": 0.3, "system": None})
+    assert (found.temperature, found.top_k, found.min_p) == (0.3, 2, 0.1)
+    assert (found.model, found.system) == ("file", None)
+    assert found.top_p is Settings().top_p
+
+
+def test_every_setting_can_come_from_every_source(tmp_path: Path) -> None:
+    values: dict[str, Any] = {
+        "model": "org/name", "system": "Be terse.", "temperature": 0.5, "top_p": 0.9, "top_k": 40, "min_p": 0.05,
+        "max_tokens": 7, "seed": 3, "window": 512, "sinks": 8, "kv_bits": 8, "theme": "nord", "plain": True,
+    }  # fmt: skip
+    assert set(values) == {f.name for f in fields(Settings)}
+    wanted = Settings(**values)
+    toml = "".join(f"{k} = {str(v).lower() if isinstance(v, bool) else repr(v)}\n" for k, v in values.items())
+    assert load_settings(folders(tmp_path, toml), {}) == wanted
+    env = {f"MLXKV_{key.upper()}": str(value) for key, value in values.items()}
+    assert load_settings(folders(tmp_path / "empty"), env) == wanted
+    assert load_settings(folders(tmp_path / "empty"), {}, values) == wanted
+
+
+def test_none_puts_a_setting_back(tmp_path: Path) -> None:
+    toml = 'kv_bits = 8\nmodel = "file"\nseed = 1\n'
+    found = load_settings(folders(tmp_path, toml), {"MLXKV_SEED": "none"}, {"kv_bits": "none", "model": "auto"})
+    assert (found.kv_bits, found.model, found.seed) == (None, None, None)
+
+
+def test_an_empty_variable_is_not_set(tmp_path: Path) -> None:
+    """`MLXKV_MAX_TOKENS= mlxkv` must not be an error, nor wipe the model of the file."""
+    env = {"MLXKV_MAX_TOKENS": "", "MLXKV_MODEL": ""}
+    found = load_settings(folders(tmp_path, 'model = "file"'), env)
+    assert (found.model, found.max_tokens) == ("file", Settings().max_tokens)
+
+
+@pytest.mark.parametrize("seed", [2**53 + 1, 2**64 - 1])
+def test_a_large_seed_is_not_rounded(tmp_path: Path, seed: int) -> None:
+    """A float in between turned 2**53 + 1 into 2**53: another seed than the one asked for."""
+    assert load_settings(folders(tmp_path), {"MLXKV_SEED": str(seed)}).seed == seed
+    assert load_settings(folders(tmp_path), {}, {"seed": seed}).seed == seed
+
+
+def test_sinks_are_a_number_or_the_word(tmp_path: Path) -> None:
+    assert load_settings(folders(tmp_path, 'sinks = "system"'), {}).sinks == "system"
+    assert load_settings(folders(tmp_path), {"MLXKV_SINKS": "4"}).sinks == 4
+    assert load_settings(folders(tmp_path), {}, {"sinks": "0"}).sinks == 0
+
+
+@pytest.mark.parametrize(("text", "value"), [("1", True), ("yes", True), ("TRUE", True), ("0", False), ("No", False)])
+def test_yes_and_no(tmp_path: Path, text: str, value: bool) -> None:
+    assert load_settings(folders(tmp_path), {"MLXKV_PLAIN": text}).plain is value
+
+
+@pytest.mark.parametrize(
+    ("toml", "key", "value", "rule"),
+    [
+        ('temperature = "hot"', "temperature", "'hot'", "a number"),
+        ("top_k = 1.5", "top_k", "1.5", "a whole number"),
+        ("top_k = true", "top_k", "True", "a whole number"),
+        ("max_tokens = inf", "max_tokens", "inf", "a whole number"),
+        ("max_tokens = nan", "max_tokens", "nan", "a whole number"),
+        ('max_tokens = "none"', "max_tokens", "'none'", "a whole number"),
+        ('sinks = "all"', "sinks", "'all'", '"system"'),
+        ("model = 3", "model", "3", "text"),
+        ("model = ['a']", "model", "['a']", "text"),
+        ('plain = "perhaps"', "plain", "'perhaps'", "true or false"),
+        ("seed = 1979-05-27", "seed", "1979", "a whole number"),
+    ],
+)
+def test_a_bad_value_in_the_file_names_file_key_value_and_rule(
+    tmp_path: Path, toml: str, key: str, value: str, rule: str
+) -> None:
+    text = refusal(tmp_path, toml)
+    assert str(tmp_path / "config" / "config.toml") in text
+    assert f"`{key}`" in text
+    assert value in text
+    assert rule in text
+
+
+def test_a_bad_variable_is_named_as_it_is_set(tmp_path: Path) -> None:
+    text = refusal(tmp_path, env={"MLXKV_TOP_K": "many"})
+    assert "MLXKV_TOP_K is 'many'; it must be a whole number" in text
+
+
+def test_a_bad_flag_is_named_as_it_is_typed(tmp_path: Path) -> None:
+    assert "--kv-bits is 'seven'; it must be a whole number, or \"none\"" in refusal(tmp_path, kv_bits="seven")
+
+
+def test_an_unknown_key_names_those_there_are(tmp_path: Path) -> None:
+    text = refusal(tmp_path, "temprature = 0.5")
+    assert "`temprature` in" in text
+    assert "temperature" in text
+
+
+def test_a_file_that_is_not_toml(tmp_path: Path) -> None:
+    assert "cannot be read as TOML" in refusal(tmp_path, "temperature: 0.5")
+
+
+def test_a_file_that_is_not_text(tmp_path: Path) -> None:
+    (folders(tmp_path, "").config / "config.toml").write_bytes(b"model = '\xff'")
+    assert "cannot be read as TOML" in refusal(tmp_path)
+
+
+def test_a_folder_with_braces_in_its_name(tmp_path: Path) -> None:
+    """The path once was a format string: `{x}` in it hid the real error behind a KeyError."""
+    assert "{x}" in refusal(tmp_path / "{x}", "top_k = 'many'")

@@ -1,0 +1,107 @@
+"""How figures are worded: the same in the window, in print mode and in JSON."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+
+import pytest
+
+from mlxkv.stats import TurnStats, bytes_text, fit, rate_text, seconds_text, stat_line, stat_segments, tokens_text
+
+DONE = TurnStats(
+    prompt_tokens=5898, cached_tokens=5871, prefill_tokens=27, generated_tokens=312, ttft_s=0.21, decode_tps=42.1,
+    total_s=7.62, finish_reason="stop", cache_live_bytes=916_000_000,
+)  # fmt: skip
+
+
+def test_the_fields_are_a_contract() -> None:
+    """Scripts read these; renaming one breaks them."""
+    assert [f.name for f in fields(TurnStats)] == [
+        "prompt_tokens", "cached_tokens", "prefill_tokens", "generated_tokens", "evicted_tokens", "ttft_s",
+        "prefill_tps", "decode_tps", "total_s", "finish_reason", "cache_tokens", "cache_window", "cache_bytes",
+        "cache_live_bytes", "cache_bits", "disk_bytes", "disk_written_bytes", "peak_memory_bytes",
+        "reuse_stopped_at", "reuse_stopped_why",
+    ]  # fmt: skip
+
+
+def test_a_reply() -> None:
+    assert stat_line(DONE, kv_added=50_000_000) == (
+        "42.1 tok/s · 312 tok · first token 0.21s · read 27 new + 5,871 cached · KV 916 MB (+50) · 7.6s"
+    )
+
+
+def test_nothing_is_said_about_kv_that_did_not_grow() -> None:
+    assert "KV 916 MB · 7.6s" in stat_line(DONE)
+
+
+def test_growth_keeps_its_unit_where_the_total_has_another() -> None:
+    """`KV 1.2 GB (+50)` would read as 50 GB."""
+    assert "KV 1.2 GB (+50 MB)" in stat_line(replace(DONE, cache_live_bytes=1_200_000_000), kv_added=50_000_000)
+
+
+def test_a_stopped_reply_says_that_it_is_kept() -> None:
+    stopped = replace(DONE, finish_reason="stopped", decode_tps=40.9, generated_tokens=88)
+    assert stat_line(stopped).startswith("■ stopped · 40.9 tok/s · 88 tok · kept")
+
+
+def test_a_cut_reply_says_where() -> None:
+    cut = replace(DONE, finish_reason="length", generated_tokens=4096)
+    assert stat_line(cut).startswith("▲ cut at max-tokens 4,096 · 42.1 tok/s")
+
+
+def test_segments_go_from_the_right_as_the_line_gets_narrow() -> None:
+    whole = stat_line(DONE)
+    for width in range(len(whole), 0, -1):
+        line = stat_line(DONE, width)
+        assert whole.startswith(line)
+        assert len(line) <= width or line == "42.1 tok/s"
+    assert stat_line(DONE, 21) == "42.1 tok/s · 312 tok"
+    assert stat_line(DONE, 19) == "42.1 tok/s"
+
+
+def test_fit_keeps_one_segment_and_takes_none() -> None:
+    assert fit(["long enough"], 3) == "long enough"
+    assert fit([], 10) == ""
+
+
+def test_fitting_does_not_change_the_segments() -> None:
+    segments = stat_segments(DONE)
+    fit(segments, 10)
+    assert segments == stat_segments(DONE)
+
+
+@pytest.mark.parametrize(
+    ("n", "text"),
+    [
+        (0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (9_949, "9.9 kB"), (9_960, "10 kB"), (42_000, "42 kB"),
+        (999_400, "999 kB"), (999_600, "1.0 MB"), (936e6, "936 MB"), (999.6e6, "1.0 GB"), (1.7e9, "1.7 GB"),
+        (9.96e9, "10 GB"), (22.6e9, "23 GB"), (2e12, "2000 GB"),
+    ],
+)  # fmt: skip
+def test_bytes(n: float, text: str) -> None:
+    assert bytes_text(n) == text
+
+
+@pytest.mark.parametrize(
+    ("n", "text"),
+    [(0, "0"), (830, "830"), (999, "999"), (1000, "1k"), (6_300, "6.3k"), (9_949, "9.9k"), (9_990, "10k"),
+     (32_000, "32k")],
+)  # fmt: skip
+def test_tokens(n: int, text: str) -> None:
+    assert tokens_text(n) == text
+
+
+@pytest.mark.parametrize(
+    ("tps", "text"), [(0.0, "0.0"), (42.123, "42.1"), (99.94, "99.9"), (99.96, "100"), (812.4, "812")]
+)
+def test_rates_have_one_decimal_below_100(tps: float, text: str) -> None:
+    assert rate_text(tps) == text
+
+
+@pytest.mark.parametrize(
+    ("s", "text"),
+    [(0.0, "0.00s"), (0.208, "0.21s"), (0.994, "0.99s"), (0.996, "1.0s"), (7.62, "7.6s"), (59.9, "59.9s"),
+     (59.96, "1m00s"), (125.4, "2m05s"), (119.6, "2m00s"), (3600, "60m00s")],
+)  # fmt: skip
+def test_seconds(s: float, text: str) -> None:
+    assert seconds_text(s) == text
