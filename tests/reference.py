@@ -92,4 +92,4 @@ def random_ids(n: int, vocab: int = 64, seed: int = 1) -> list[int]:
 
 
 def largest(a: mx.array) -> float:
-    return float(mx.max(mx.abs(a)).item())
+    return float(mx.max(mx.abs(a)).item())  # type: ignore[arg-type]

@@ -1,0 +1,220 @@
+"""The engine thread: commands in, events out, errors as events, and an orderly end."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mlxkv.config import Folders, Settings
+from mlxkv.engine import Engine
+from mlxkv.events import (
+    ChatList,
+    ChatOpened,
+    EngineEvent,
+    EngineStopped,
+    Failed,
+    ListChats,
+    LoadModel,
+    ModelLoading,
+    ModelReady,
+    NewChat,
+    Notice,
+    OpenChat,
+    PrefillProgress,
+    Retry,
+    Send,
+    SessionStatus,
+    TextDelta,
+    TurnFinished,
+    TurnStarted,
+)
+from tests.tokenizers import tiny_folder
+
+SETTINGS = Settings(temperature=0.0, max_tokens=12, window=256)
+
+
+class Watched:
+    """An engine, and a way to wait for what it says instead of for time to pass."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine, self.seen = engine, []
+
+    def until(self, *kinds: type) -> list[EngineEvent]:
+        """Every event up to the first of one of these kinds."""
+        out: list[EngineEvent] = []
+        while True:
+            if not self.engine.events:
+                assert self.engine._thread.is_alive(), out
+                threading.Event().wait(0.001)
+                continue
+            event = self.engine.events.popleft()
+            out.append(event)
+            if isinstance(event, kinds):
+                return out
+
+    def send(self, text: str) -> list[EngineEvent]:
+        self.engine.submit(Send(text, time.perf_counter()))
+        events = self.until(TurnFinished, Failed)
+        return events + self.until(SessionStatus)
+
+
+@pytest.fixture
+def watched(home: Path) -> Iterator[Watched]:
+    engine = Engine(Folders.from_env(), SETTINGS)
+    engine.start()
+    yield Watched(engine)
+    engine.close()
+
+
+def loaded(watched: Watched, path: Path) -> Watched:
+    watched.engine.submit(LoadModel(str(path)))
+    events = watched.until(ModelReady, Failed)
+    assert any(isinstance(e, ModelLoading) for e in events)
+    assert isinstance(events[-1], ModelReady), events
+    return watched
+
+
+def test_a_turn_tells_everything_in_order(watched: Watched, tiny_path: Path) -> None:
+    loaded(watched, tiny_path)
+    watched.engine.submit(NewChat("be good"))
+    watched.until(SessionStatus)
+    events = watched.send("hi")
+    kinds = [type(e) for e in events if not isinstance(e, SessionStatus)]
+    assert kinds[0] is TurnStarted
+    assert kinds[1] is PrefillProgress
+    assert TextDelta in kinds
+    assert kinds[-1] is TurnFinished
+    status = events[-1]
+    assert isinstance(status, SessionStatus)
+    assert status.saved == "saved"
+    assert 0 < status.cache_tokens < status.cache_window
+    assert status.kv_bytes > 0
+
+
+def test_a_chat_is_listed_and_opened_again_without_reading(watched: Watched, tiny_path: Path) -> None:
+    loaded(watched, tiny_path)
+    watched.send("hi there")
+    watched.engine.submit(ListChats())
+    listed = watched.until(ChatList)[-1]
+    assert isinstance(listed, ChatList)
+    assert [c.title for c in listed.chats] == ["hi there"]
+    watched.engine.submit(NewChat())
+    watched.until(SessionStatus)
+    watched.engine.submit(OpenChat(listed.chats[0].id))
+    opened = watched.until(ChatOpened, Failed)[-1]
+    assert isinstance(opened, ChatOpened)
+    assert opened.messages[0].text == "hi there"
+    assert opened.restored_tokens > 0
+    watched.until(SessionStatus)
+    finished = watched.send("and?")[-2]
+    assert isinstance(finished, TurnFinished)
+    assert finished.stats.cached_tokens >= opened.restored_tokens
+
+
+def test_stop_from_another_thread_keeps_what_was_said(home: Path, tiny_path: Path) -> None:
+    engine = Engine(Folders.from_env(), Settings(temperature=0.0, max_tokens=5000, window=256))
+    engine.start()
+    watched = loaded(Watched(engine), tiny_path)
+    engine.submit(Send("hi", time.perf_counter()))
+    watched.until(TextDelta)
+    engine.stop()
+    finished = watched.until(TurnFinished)[-1]
+    engine.close()
+    assert isinstance(finished, TurnFinished)
+    assert finished.reason == "stopped"
+    assert finished.text
+
+
+def test_retry_goes_on_in_a_fork(watched: Watched, tiny_path: Path) -> None:
+    loaded(watched, tiny_path)
+    watched.send("hi")
+    watched.engine.submit(Retry())
+    finished = watched.until(TurnFinished, Failed)[-1]
+    assert isinstance(finished, TurnFinished)
+    watched.engine.submit(ListChats())
+    listed = watched.until(ChatList)[-1]
+    assert isinstance(listed, ChatList)
+    assert len(listed.chats) == 2
+
+
+@pytest.mark.parametrize("command", [Send("hi", 0.0), OpenChat("nothing"), LoadModel("no such model"), Retry()])
+def test_errors_are_events_and_the_engine_goes_on(watched: Watched, tiny_path: Path, command: object) -> None:
+    watched.engine.submit(command)  # type: ignore[arg-type]
+    failed = watched.until(Failed)[-1]
+    assert isinstance(failed, Failed)
+    assert failed.text.endswith(".")
+    assert "Traceback" not in failed.text
+    loaded(watched, tiny_path)
+    assert isinstance(watched.send("hi")[-2], TurnFinished)
+
+
+def test_a_bug_below_is_an_event_too(watched: Watched, tiny_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded(watched, tiny_path)
+    monkeypatch.setattr("mlxkv.runner.ModelRunner.decode", lambda *a, **k: 1 / 0)
+    failed = watched.send("hi")
+    assert any(isinstance(e, Failed) and "ZeroDivisionError" in e.text for e in failed)
+    monkeypatch.undo()
+    assert isinstance(watched.send("hi")[-2], TurnFinished)
+
+
+def test_switching_models_goes_on_with_the_chat_and_says_what_is_read_again(
+    watched: Watched, tiny_path: Path, tmp_path: Path
+) -> None:
+    loaded(watched, tiny_path)
+    watched.send("hi")
+    watched.engine.submit(LoadModel(str(tiny_folder(tmp_path / "other", seed=7))))
+    events = watched.until(ModelReady) + watched.until(SessionStatus)
+    opened = next(e for e in events if isinstance(e, ChatOpened))
+    assert opened.messages[0].text == "hi"
+    assert any(isinstance(e, Notice) and "model" in e.text for e in events)
+
+
+def test_a_model_that_cannot_be_loaded_leaves_the_old_one(watched: Watched, tiny_path: Path, tmp_path: Path) -> None:
+    loaded(watched, tiny_path)
+    watched.send("hi")
+    broken = tiny_folder(tmp_path / "broken")
+    (broken / "model.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0not json at all!")
+    watched.engine.submit(LoadModel(str(broken)))
+    watched.until(Failed)
+    finished = watched.send("still there?")[-2]
+    assert isinstance(finished, TurnFinished)
+    assert finished.stats.cached_tokens > 0
+
+
+def test_close_ends_with_the_last_event_and_twice_is_fine(home: Path) -> None:
+    engine = Engine(Folders.from_env(), SETTINGS)
+    engine.start()
+    engine.close()
+    engine.close()
+    assert engine.events[-1] == EngineStopped(None)
+
+
+SCRIPT = """
+import sys, time
+from mlxkv.config import Folders, Settings
+from mlxkv.engine import Engine
+from mlxkv.events import LoadModel, Send, TextDelta
+engine = Engine(Folders.from_env(), Settings(max_tokens=500, window=256))
+engine.start()
+engine.submit(LoadModel(sys.argv[1]))
+engine.submit(Send("hi", time.perf_counter()))
+while not any(isinstance(e, TextDelta) for e in list(engine.events)):
+    time.sleep(0.001)
+engine.close()
+print("closed")
+"""
+
+
+def test_the_process_ends_in_order_in_mid_reply(tiny_path: Path) -> None:
+    """Streams of a thread that are not cleared abort the process at exit in most runs: three runs, no abort."""
+    for _ in range(3):
+        done = subprocess.run(
+            [sys.executable, "-c", SCRIPT, str(tiny_path)], capture_output=True, text=True, check=False, timeout=120
+        )
+        assert (done.returncode, done.stdout) == (0, "closed\n"), done.stderr
