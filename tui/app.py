@@ -10,17 +10,14 @@ import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, ClassVar
 
-from rich.text import Text
 from textual.app import App, ComposeResult, SystemCommand
 from textual.binding import Binding, BindingType
-from textual.containers import Horizontal, Vertical
 from textual.screen import Screen
 from textual.theme import Theme
 from textual.widgets import Static
 
 from mlxkv import events as ev
 from mlxkv.config import Folders, Settings
-from mlxkv.tui.bars import Bar, Queued
 from mlxkv.tui.commands import COMMANDS, Run, Unknown, hint, parse
 from mlxkv.tui.history import History
 from mlxkv.tui.keys import Act, Presses, Situation
@@ -28,9 +25,7 @@ from mlxkv.tui.look import look_of
 from mlxkv.tui.port import EnginePort
 from mlxkv.tui.prompt import Prompt
 from mlxkv.tui.state import ChatState
-from mlxkv.tui.transcript import Transcript
-from mlxkv.tui.welcome import Welcome
-from mlxkv.tui.wording import footer_text, gauge_text, short_name
+from mlxkv.tui.view import ChatView
 
 if TYPE_CHECKING:
     from mlxkv.tui.picker import ChatPicker
@@ -45,15 +40,12 @@ class ChatApp(App[int], inherit_bindings=False):
     CSS = """
     Screen { background: $background; }
     #small { display: none; height: 1fr; content-align: center middle; }
-    #input { height: auto; border-top: solid $panel; background: $background; }
-    #sign { width: 3; color: $text-primary; }
-    #footer { margin-bottom: 0; }
-    .-narrow #header { display: none; }
-    .-short #header, .-short #footer, .-short #activity, .-short #queued { display: none; }
-    .-short #input { border-top: none; }
-    .-short Prompt { min-height: 1; max-height: 1; }
-    .-tiny-w #chat, .-tiny-h #chat { display: none; }
-    .-tiny-w #small, .-tiny-h #small { display: block; }
+    Screen.-narrow #header { display: none; }
+    Screen.-short #header, Screen.-short #footer, Screen.-short #activity, Screen.-short #queued { display: none; }
+    Screen.-short ChatView #input { border-top: none; }
+    Screen.-short ChatView Prompt { min-height: 1; max-height: 1; }
+    Screen.-tiny-w ChatView, Screen.-tiny-h ChatView { display: none; }
+    Screen.-tiny-w #small, Screen.-tiny-h #small { display: block; }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "escape", "Stop", id="app.escape", show=False),
@@ -81,27 +73,13 @@ class ChatApp(App[int], inherit_bindings=False):
         self.first_commands, self._ask = tuple(first_commands), ask
         self._presses = Presses()
         self._hint: tuple[str, float] = ("", 0.0)  # and until when
-        self._tail: list[object] = []
-        self._picker: ChatPicker | None = None
         self._started = False
         self._typed = ""
-        self._empty = True
 
     def compose(self) -> ComposeResult:
-        # Kept, not queried: a query looks at the screen in front, which may be help or the palette.
-        self.header, self.activity, self.footer = Bar(id="header"), Bar(id="activity"), Bar(id="footer")
-        self.welcome, self.transcript, self.queued = Welcome(self.first), Transcript(), Queued(id="queued")
-        self.prompt, self.chat = Prompt(id="prompt"), Vertical(id="chat")
-        with self.chat:
-            yield self.header
-            yield self.welcome
-            yield self.transcript
-            yield self.queued
-            yield self.activity
-            with Horizontal(id="input"):
-                yield Static(" ❯ ", id="sign", markup=False)
-                yield self.prompt
-            yield self.footer
+        self.view = ChatView(self.first)
+        self.transcript, self.prompt = self.view.transcript, self.view.prompt
+        yield self.view
         yield Static("need 30×8", id="small", markup=False)
 
     def on_mount(self) -> None:
@@ -146,54 +124,16 @@ class ChatApp(App[int], inherit_bindings=False):
         state = self.state
         while self._started and state.outbox:
             self.engine.submit(state.outbox.popleft())
-        change = state.take()
-        if change.cleared:
-            self.transcript.clear()
-            self._close_picker()
-        if change.cleared or change.settled or change.tail != self._tail:
-            self.transcript.update_blocks(change.settled, change.tail)
-            self._tail = list(change.tail)
-        self._empty = len(self.transcript.lines) == 0
-        if state.picker is not None:
-            self._open_picker(state.picker)
-            state.picker = None
-        self._show_bars()
+        self.view.sync(state)
+        self._show()
 
-    def _show_bars(self) -> None:
-        state, width = self.state, self.size.width
-        picking = self._picker is not None
-        self.welcome.display, self.transcript.display = self._empty and not picking, not self._empty and not picking
-        self.welcome.show(state.model, state.is_ready, state.is_loading)
-
-        gauge, level = gauge_text(state.status, width)
-        colours = {"": "", "warning": "yellow", "error": "red"}
-        name = state.model if width >= 100 else short_name(state.model)
-        left = Text(" ").append("mlxkv", "bold").append(f"  {name}" if name else "")
-        middle = Text(state.title) if width >= 100 else Text()
-        if state.title and width < 100:
-            left.append(f" · {state.title}")
-        self.header.show(left, Text(f"{gauge} ", colours[level]), middle)
-
+    def _show(self) -> None:
         said, until = self._hint
-        activity, right = state.activity(width)
-        hinted = said if self.clock() < until else ""
-        if not hinted and not self.transcript.follow:
-            right = "End ↓ to follow" if state.turn else "End ↓"
-        left_text = hinted if hinted and not activity else activity
-        self.activity.show(
-            Text(f" {left_text}" if left_text else "", "dim"),
-            Text(f"{hinted if activity and hinted else right} ", "dim"),
-        )
-        why = "waiting for the current reply · ↑ to edit" if state.turn else "sent when the model is ready · ↑ to edit"
-        self.queued.show(list(state.queue), why)
-        keys = "^J newline  ^P menu " if width < 100 else "⏎ send  ^J newline  ? help  ^P menu "
-        narrow = width < 60
-        footer = footer_text(state.status, width - (2 if narrow else len(keys) + 3), narrow)
-        self.footer.show(f" {footer}", "" if narrow else keys)
+        self.view.show(self.state, said if self.clock() < until else "")
 
     def _say(self, text: str, seconds: float = 5.0) -> None:
         self._hint = (text, self.clock() + seconds)
-        self._show_bars()
+        self._show()
 
     # -- what the widgets say ----------------------------------------------------------------------------
 
@@ -266,10 +206,10 @@ class ChatApp(App[int], inherit_bindings=False):
         self._typed = self.prompt.text
         commands = hint(self.prompt.text)
         self._hint = (commands, self.clock() + 600) if commands else ("", 0.0)
-        self._show_bars()
+        self._show()
 
     def on_transcript_followed(self) -> None:
-        self._show_bars()
+        self._show()
 
     def on_resize(self) -> None:
         self.call_after_refresh(self._resized)
@@ -277,42 +217,26 @@ class ChatApp(App[int], inherit_bindings=False):
     def _resized(self) -> None:
         if self.focused is None and len(self.screen_stack) == 1:  # a window that was too small took the focus
             self.prompt.focus()
-        self._show_bars()
+        self._show()
 
     def _theme_changed(self, theme: Theme) -> None:
         variables = theme.to_color_system().generate()
         self.transcript.set_look(look_of(variables, theme.dark, theme.ansi))
 
-    # -- the list of chats -------------------------------------------------------------------------------
-
-    def _open_picker(self, chats: tuple[ev.ChatSummary, ...]) -> None:
-        from mlxkv.tui.picker import ChatPicker
-
-        self._close_picker()
-        self._picker = ChatPicker(chats, time.time())
-        self.chat.mount(self._picker, before=self.queued)
-        self._picker.focus()
-
-    def _close_picker(self) -> None:
-        if self._picker is not None:
-            self._picker.remove()
-            self._picker = None
-            self.prompt.focus()
-
     def on_chat_picker_picked(self, message: ChatPicker.Picked) -> None:
-        self._close_picker()
+        self.view.close_picker()
         self.state.submit(ev.OpenChat(message.session_id))
         self._sync()
 
     # -- keys --------------------------------------------------------------------------------------------
 
     def action_escape(self) -> None:
-        here = Situation(self._generating, self._picker is not None, bool(self.prompt.text))
+        here = Situation(self._generating, self.view.picker is not None, bool(self.prompt.text))
         self._act(self._presses.escape(here, self.clock()), "esc again clears the prompt")
 
     def action_interrupt(self) -> None:
         chosen = self.prompt.selected_text or self.screen.get_selected_text() or ""
-        here = Situation(self._generating, self._picker is not None, bool(self.prompt.text), bool(chosen))
+        here = Situation(self._generating, self.view.picker is not None, bool(self.prompt.text), bool(chosen))
         self._act(self._presses.interrupt(here, self.clock()), "ctrl+c again quits", chosen)
 
     @property
@@ -324,7 +248,7 @@ class ChatApp(App[int], inherit_bindings=False):
             case Act.STOP if self.state.stop():
                 self.engine.stop()
             case Act.CLOSE:
-                self._close_picker()
+                self.view.close_picker()
             case Act.CLEAR:
                 self.prompt.put("")
             case Act.COPY:

@@ -20,7 +20,7 @@ class Slash:
 COMMANDS = (
     Slash("help", "", "keys and commands"),
     Slash("new", "", "start a new chat"),
-    Slash("resume", "[text]", "go on with a chat, by title or id or from a list", ("chats",)),
+    Slash("resume", "[text]", "open an earlier chat, by title or from a list", ("chats",)),
     Slash("model", "[name]", "load a built-in name, a folder or a repository"),
     Slash("quit", "", "leave; the chat is kept", ("exit", "bye")),
 )

@@ -77,6 +77,11 @@ class Layout:
     def height(self) -> int:
         return self.start(len(self._cells))
 
+    @property
+    def is_exact(self) -> bool:
+        """No height is a guess any more."""
+        return all(cell.strips is not None for cell in self._cells)
+
     def index_at(self, y: int) -> int:
         """The block that line `y` is in, clamped."""
         _ = self.height

@@ -117,9 +117,10 @@ class SafeMarkdown(markdown.Markdown):
     }
 
     def __init__(self, text: str, parser: MarkdownIt, code_theme: str) -> None:
-        super().__init__("", code_theme=code_theme, hyperlinks=False)
-        self.markup = text
-        self.parsed = parser.parse(text)
+        # Not `super().__init__`: it would build a parser each time, which costs more than most blocks.
+        self.markup, self.parsed = text, parser.parse(text)
+        self.code_theme = self.inline_code_theme = code_theme
+        self.justify, self.style, self.hyperlinks, self.inline_code_lexer = None, "none", False, None
         _clean(self.parsed)
 
 

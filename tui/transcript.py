@@ -12,8 +12,9 @@ from typing import ClassVar
 
 from rich.cells import cell_len
 from rich.segment import Segment
+from rich.style import Style
 from textual.events import Resize
-from textual.geometry import Size
+from textual.geometry import Region, Size
 from textual.message import Message
 from textual.scroll_view import ScrollView
 from textual.selection import Selection
@@ -58,6 +59,7 @@ class Transcript(ScrollView, can_focus=False):
         self.follow = True
         self._moving = False  # a scroll of ours, not the reader's
         self._wrapping = False
+        self._base = Style()
 
     # -- content -----------------------------------------------------------------------------------------
 
@@ -108,6 +110,9 @@ class Transcript(ScrollView, can_focus=False):
         self.virtual_size = Size(self.lines.width, self.lines.height)
         self.scroll_to(y=max(0, top), animate=False, immediate=True, force=True)
         self._moving = False
+        # Textual tells the bar only when it is shown already; the first page that overflows would leave it at the top.
+        self.vertical_scrollbar.position = self.scroll_y
+        self.vertical_scrollbar.window_virtual_size = self.lines.height
         self.refresh()
 
     def _wrap_more(self) -> None:
@@ -149,9 +154,13 @@ class Transcript(ScrollView, can_focus=False):
 
     # -- lines -------------------------------------------------------------------------------------------
 
+    def render_lines(self, crop: Region) -> list[Strip]:
+        self._base = self.rich_style  # walks up the tree: once per frame, not once per line
+        return super().render_lines(crop)
+
     def render_line(self, y: int) -> Strip:
         y += self.scroll_offset.y
-        base = self.rich_style
+        base = self._base
         strip = self.lines.line(y)
         plain = strip.text
         strip = strip.crop_extend(0, self.size.width, base).apply_style(base)

@@ -65,12 +65,10 @@ class Window:
         return self.app.transcript.lines.height
 
     def bar(self, name: str) -> str:
-        return (
-            {"header": self.app.header, "activity": self.app.activity, "footer": self.app.footer}[name].render().plain
-        )
+        return getattr(self.app.view, name).render().plain
 
     def queued(self) -> str:
-        return self.app.queued.render().plain
+        return self.app.view.queued.render().plain
 
     def screen(self) -> str:
         return "\n".join(strip.text for strip in self.app.screen._compositor.render_strips())
@@ -307,7 +305,7 @@ async def test_history_across_runs(tmp_path: object) -> None:
 
 async def test_first_screen_without_a_model_is_not_a_dialog() -> None:
     async with window(model=None) as w:
-        assert w.app.welcome.display
+        assert w.app.view.welcome.display
         assert "tutor" in w.screen()
         assert "/model <repo id or folder>" in w.screen()
         await w.pilot.press(*"hi")
@@ -363,7 +361,7 @@ async def test_a_resize_keeps_the_place() -> None:
         lines = transcript.lines
         before = lines.index_at(transcript.scroll_offset.y)
         await w.pilot.resize_terminal(60, 30)
-        await w.until(lambda: lines.width < 70 and lines.settle_next() is None, "everything wrapped again")
+        await w.until(lambda: lines.width < 70 and lines.is_exact, "everything wrapped again")
         assert lines.index_at(transcript.scroll_offset.y) == before
         assert transcript.virtual_size.height == lines.height
 
@@ -384,7 +382,7 @@ async def test_tiers() -> None:
         assert "mlxkv" not in w.screen()
         await w.until(lambda: w.bar("footer").strip() == "19% ctx")
         await w.pilot.resize_terminal(80, 10)
-        await w.until(lambda: not w.app.footer.display)
+        await w.until(lambda: not w.app.view.footer.display)
         assert w.app.prompt.size.height == 1
 
 

@@ -35,6 +35,13 @@ async def until(pilot: Pilot[Any], condition: Callable[[], object]) -> None:
     raise AssertionError("never happened")
 
 
+def settled(window: ChatApp) -> bool:
+    """Everything is wrapped, so the scroll bar is final, and the engine has nothing more to say."""
+    transcript, bar = window.transcript, window.transcript.vertical_scrollbar
+    at_end = transcript.max_scroll_y == transcript.scroll_offset.y == bar.position
+    return transcript.lines.is_exact and at_end and bar.window_virtual_size == transcript.lines.height
+
+
 def streaming() -> tuple[ChatApp, Callable[[Pilot[Any]], Awaitable[None]]]:
     """A resumed chat, a reply half way, and a prompt that waits."""
     window = app(LoadModel("mlx-community/Qwen3-8B-4bit"), OpenChat("c1"))
@@ -48,6 +55,7 @@ def streaming() -> tuple[ChatApp, Callable[[Pilot[Any]], Awaitable[None]]]:
         window.prompt.put("one more thing")
         await pilot.press("enter")
         await until(pilot, lambda: window.state.queue and "Three ways" in str(window.transcript.lines.blocks))
+        await until(pilot, lambda: settled(window))
 
     return window, play
 
@@ -69,7 +77,7 @@ def test_themes(snap_compare: SnapCompare, theme: str) -> None:
     window = app(LoadModel("mlx-community/Qwen3-8B-4bit"), OpenChat("c1"), theme=theme)
 
     async def play(pilot: Pilot[Any]) -> None:
-        await until(pilot, lambda: window.state.status.cache_window)
+        await until(pilot, lambda: window.state.status.cache_window and settled(window))
 
     assert snap_compare(window, terminal_size=(80, 24), run_before=play)
 
