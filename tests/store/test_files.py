@@ -1,0 +1,58 @@
+"""The order of steps by which a file is either whole or absent, also after the power fails."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from mlxkv.store.files import Files
+from tests.store.conftest import Talk
+from tests.store.fake import FakeCache, model
+
+
+def test_bytes_are_synced_before_the_name_and_the_name_after(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+
+    def sync(fd: int) -> None:
+        seen.append("folder" if stat.S_ISDIR(os.fstat(fd).st_mode) else f"file of {os.fstat(fd).st_size}")
+
+    monkeypatch.setattr("mlxkv.store.files.sync", sync)
+    (tmp_path / "tmp").mkdir()
+    files = Files(lambda step: seen.append(f"({step})"))
+    assert files.write(tmp_path / "x", [b"abc", b"de"], tmp_path / "tmp") == 5
+    steps = ["(create)", "(write)", "(write)", "(fsync)", "file of 5", "(rename)", "(fsync folder)", "folder"]
+    assert seen == steps
+    assert (tmp_path / "x").read_bytes() == b"abcde"
+
+
+def test_a_file_is_never_written_through_a_link(tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    target.write_bytes(b"mine")
+    (tmp_path / "x").symlink_to(target)
+    Files().write(tmp_path / "x", [b"new"], tmp_path)
+    assert target.read_bytes() == b"mine"
+    assert not (tmp_path / "x").is_symlink()
+
+
+def test_a_chunk_that_vanishes_before_it_is_referred_to_is_written_again(
+    talk: Talk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process may sweep an unused chunk between our finding it and our transaction."""
+    files, lost = talk.store._chunks, []
+    put = files.put
+
+    def put_and_lose(chunk: object) -> int:
+        written = put(chunk)  # type: ignore[arg-type]
+        if not lost:
+            lost.append(chunk)
+            files.remove(chunk.digest)  # type: ignore[attr-defined]
+        return written
+
+    monkeypatch.setattr(files, "put", put_and_lose)
+    talk.turn(100)
+    assert lost
+    assert talk.store.num_bytes_written(talk.id) == talk.bytes_written > talk.store.disk_bytes(talk.id)
+    assert talk.store.restore_kv(talk.id, FakeCache(), model(), talk.cache.tokens).tokens == 100
