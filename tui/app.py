@@ -49,7 +49,7 @@ class ChatApp(App[int], inherit_bindings=False):
     """
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "escape", "Stop", id="app.escape", show=False),
-        Binding("ctrl+c", "interrupt", "Copy, clear, stop, quit", id="app.interrupt", priority=True, system=True),
+        Binding("ctrl+c", "interrupt", "Copy, clear, stop, quit", id="app.interrupt", system=True),
         Binding("f1", "help", "Help", id="app.help"),
         Binding("ctrl+l", "redraw", "Redraw", id="app.redraw", show=False),
     ]

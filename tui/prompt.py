@@ -32,6 +32,7 @@ class Prompt(TextArea):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("enter", "send", "Send", id="prompt.send"),
         Binding("ctrl+j,shift+enter,alt+enter", "newline", "Newline", id="prompt.newline"),
+        Binding("ctrl+c", "app.interrupt", "Copy, clear, stop, quit", id="prompt.interrupt", show=False),
         Binding("ctrl+d", "end", "Quit", id="prompt.end", show=False),
     ]
 

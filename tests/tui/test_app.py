@@ -202,6 +202,13 @@ async def test_control_c() -> None:
         await w.until(lambda: w.app.return_value == 0)
 
 
+async def test_control_c_comes_after_the_letters_before_it() -> None:
+    async with window() as w:
+        await w.pilot.press("x", "ctrl+c")
+        await w.until(lambda: w.app.prompt.text == "")
+        assert "again" not in w.bar("activity")
+
+
 async def test_selected_text_is_copied() -> None:
     async with window() as w:
         await w.ask("why")
