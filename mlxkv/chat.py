@@ -16,11 +16,11 @@ from typing import Any
 from mlxkv.cache.config import CacheConfig
 from mlxkv.cache.prompt_cache import PromptCache, common_prefix
 from mlxkv.device import set_wired_limit
-from mlxkv.errors import ConfigError, PromptError
+from mlxkv.errors import ConfigError, PromptError, StoreError
 from mlxkv.events import Message, Notice, TextDelta, TurnEvent, TurnFinished
 from mlxkv.prompt import Fed, PromptFormat
 from mlxkv.runner import ModelRunner
-from mlxkv.sampling import SamplingParams
+from mlxkv.sampling import SamplingParams, random_state, set_random_state
 from mlxkv.stats import TurnStats
 from mlxkv.store import ModelIdentity, Restored, SessionRecord, SessionStore, TurnRecord
 from mlxkv.turn import Turn
@@ -245,6 +245,8 @@ class Chat:
             store.update_open_turn(record.id, turns[-1])
         self._take(turns)
         self.restored = self._restore(self._log)
+        if self.restored is not None and self.restored.rng is not None:
+            set_random_state(self.restored.rng)  # sampling goes on as if the process had never ended
         mine = self._backend.identity()
         if record.model.model_id != mine.model_id:
             store.set_model(record.id, mine)
@@ -311,9 +313,11 @@ class Chat:
         if not self.cache.can_save:
             return 0, None
         try:
-            commit = self._backend.store().commit_kv(self._session, self.cache, self._backend.identity(), None)
-        except OSError as error:
-            return 0, f"The KV cache could not be saved ({error.strerror}); the chat is, and will be read again."
+            commit = self._backend.store().commit_kv(
+                self._session, self.cache, self._backend.identity(), random_state()
+            )
+        except (OSError, StoreError) as error:
+            return 0, f"The KV cache could not be saved, the chat is ({error})"
         return commit.bytes_written, commit.notice
 
     # -- what was fed ------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,12 +17,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from mlxkv.cli_chats import chats, open_store
+from mlxkv.cli_models import models
 from mlxkv.config import Folders, Settings, load_settings
-from mlxkv.errors import ConfigError, MlxkvError, ModelNotFoundError, PromptError
+from mlxkv.errors import ConfigError, MlxkvError, ModelNotFoundError, PromptError, SessionNotFoundError
+from mlxkv.print_mode import PrintRequest
 
 if TYPE_CHECKING:
     from mlxkv.cache.config import CacheConfig
-    from mlxkv.store import SessionStore
 
 _MAX_ATTACHMENT = 32 << 20  # bytes of one file or of stdin
 
@@ -44,8 +47,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Chat with a local model whose KV cache rotates in place and survives a restart.",
 )
-chats = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="List, show, search and delete saved chats.")
-models = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="List, download, measure and delete models.")
 app.add_typer(chats, name="chats")
 app.add_typer(models, name="models")
 
@@ -97,174 +98,59 @@ def chat(
 
     check_platform()
     printing = print_ or output is not Output.text or not (sys.stdin.isatty() and sys.stdout.isatty())
-    session = "" if continue_ else resume
+    session_id = _session_id(folders, "" if continue_ else resume)
     if printing or settings.plain:
-        question = _question(question, file or [], sys.stdin)
-        code = _print(folders, settings, question, session, fork, not no_save, quiet, output.value, cache, sampling)
+        request = PrintRequest(
+            _question(question, file or [], sys.stdin),
+            settings.system,
+            session_id,
+            fork,
+            not no_save,
+            quiet,
+            output.value,
+        )
+        code = _print(folders, settings, request, cache, sampling)
     else:
         question = _question(question, file, None) if file else question
-        code = _window(folders, settings, question, session, fork, not no_save)
+        code = _window(folders, settings, question, session_id, fork, not no_save)
     raise typer.Exit(code)
 
 
 def _print(
-    folders: Folders, settings: Settings, question: str, session: str | None, fork: bool, save: bool, quiet: bool,
-    output: Any, cache: CacheConfig, sampling: dict[str, Any],
-) -> int:  # fmt: skip
-    if not question.strip():
+    folders: Folders, settings: Settings, request: PrintRequest, cache: CacheConfig, sampling: dict[str, Any]
+) -> int:
+    if not request.question.strip():
         raise PromptError('The prompt is empty; give one, as in `mlxkv -p "Why is the sky blue?"`.')
-    from mlxkv.print_mode import PrintRequest, answer
-
-    name = _model_name(folders, settings, session)
-    request = PrintRequest(question, settings.system, session, fork, save, quiet, output)
-    _refuse_unknown(folders, session)
     from mlxkv.model import load
+    from mlxkv.models import BUILT_IN
+    from mlxkv.print_mode import answer
 
-    loaded = load(name, folders=folders)
-    chosen = cache if session is None or _is_set(settings) else None
-    return answer(loaded, request, chosen, sampling, sys.stdout, sys.stderr)
+    model = load(_model_name(folders, settings, request.resume) or BUILT_IN[0], folders=folders)
+    # A resumed chat keeps its own bounds unless others are asked for.
+    keep = request.resume is not None and (settings.window, settings.sinks, settings.kv_bits) == (None, "system", None)
+    return answer(model, request, None if keep else cache, sampling, sys.stdout, sys.stderr)
 
 
 def _window(
-    folders: Folders, settings: Settings, question: str | None, session: str | None, fork: bool, save: bool
+    folders: Folders, settings: Settings, question: str | None, session_id: str | None, fork: bool, save: bool
 ) -> int:
     from mlxkv.engine import Engine
     from mlxkv.events import FirstScreen, ModelCard
+    from mlxkv.models import BUILT_IN, catalogue, resolve
     from mlxkv.tui import run
 
-    session_id, name = None, settings.model
-    if session is not None or name is None:
-        with _store(folders) as store:
-            if session is not None:
-                session_id = store.find(session) if session else store.latest()
-                if session_id and fork:
-                    session_id = store.fork(session_id, len(store.load(session_id).turns))
-            name = name or _last_model(store, session_id)
-    from mlxkv.models import BUILT_IN, catalogue, resolve
-
+    name = _model_name(folders, settings, session_id)
+    if session_id is not None and fork:
+        with open_store(folders) as store:
+            session_id = store.fork(session_id, len(store.load(session_id).turns))
     if name is None:
-        try:
-            resolve(BUILT_IN[0])
-            name = BUILT_IN[0]
-        except ModelNotFoundError:
-            pass
+        with suppress(ModelNotFoundError):
+            name = resolve(BUILT_IN[0]).name
     cards = tuple(ModelCard(e.id, e.size_bytes, e.licence, e.note) for e in catalogue()) if name is None else ()
+    if not sys.stderr.isatty():
+        sys.__stderr__ = sys.__stdout__  # type: ignore[misc]  # textual draws on stderr, wherever that was sent
     engine = Engine(folders, settings, save=save)
     return run(engine, FirstScreen(cards), settings, folders, ask=question, open_session=session_id, model=name)
-
-
-# -- chats -----------------------------------------------------------------------------------------------------------
-
-
-@chats.command("ls")
-def chats_ls() -> None:
-    """The saved chats, newest first: id, date, turns, KV on disk, model, title."""
-    import datetime
-
-    from mlxkv.stats import bytes_text
-    from mlxkv.text import clean
-
-    with _store(Folders.from_env()) as store:
-        for c in store.list():
-            when = datetime.datetime.fromtimestamp(c.updated).strftime("%Y-%m-%d %H:%M")
-            kv = bytes_text(c.kv_bytes)
-            print(f"{c.id}  {when}  {c.num_turns:>4} turns  {kv:>7}  {clean(Path(c.model).name)}  {clean(c.title)}")
-
-
-@chats.command("show")
-def chats_show(chat: Annotated[str, typer.Argument(help="Id or title.")]) -> None:
-    """Print a chat."""
-    from mlxkv.text import clean
-
-    with _store(Folders.from_env()) as store:
-        record = store.load(store.find(chat))
-    print(f"# {clean(record.title)}\n\n{record.id} · {clean(record.model.name)} · {len(record.log):,} tokens")
-    for turn in ([] if record.system is None else [("system", record.system)]) + [
-        (t.role, t.text) for t in record.turns
-    ]:
-        print(f"\n## {turn[0]}\n\n{clean(turn[1])}")
-
-
-@chats.command("search")
-def chats_search(text: Annotated[str, typer.Argument(help="Words to look for.")]) -> None:
-    """Find words in all chats."""
-    from mlxkv.text import clean
-
-    with _store(Folders.from_env()) as store:
-        for hit in store.search(text):
-            print(f"{hit.session_id}  {clean(hit.title)}  {hit.role}: {clean(hit.snippet)}")
-
-
-@chats.command("rename")
-def chats_rename(
-    chat: Annotated[str, typer.Argument(help="Id or title.")], title: Annotated[str, typer.Argument(help="New title.")]
-) -> None:
-    """Give a chat another title."""
-    with _store(Folders.from_env()) as store:
-        store.rename(store.find(chat), title)
-
-
-@chats.command("rm")
-def chats_rm(
-    chat: Annotated[list[str], typer.Argument(help="Ids or titles.")],
-    yes: Annotated[bool, typer.Option("-y", "--yes", help="Do not ask.")] = False,
-) -> None:
-    """Delete chats, and the KV rows that no other chat uses."""
-    with _store(Folders.from_env()) as store:
-        for name in chat:
-            session_id = store.find(name)
-            title = store.load(session_id).title
-            if not yes and not typer.confirm(f"Delete {session_id} {title!r}?"):
-                continue
-            store.delete(session_id)
-            print(f"deleted {session_id}")
-
-
-# -- models ----------------------------------------------------------------------------------------------------------
-
-
-@models.command("ls")
-def models_ls() -> None:
-    """Models on this machine, then those that can be downloaded; `*` fits its memory."""
-    from mlxkv.device import current_device
-    from mlxkv.models import catalogue, list_local
-    from mlxkv.stats import bytes_text
-
-    limit = current_device().memory_limit
-    for local in list_local():
-        print(f"here      {bytes_text(local.size_bytes):>7}  {local.id}")
-    for entry in catalogue():
-        mark = "*" if entry.fits(limit) else " "
-        print(f"download {mark}{bytes_text(entry.size_bytes):>7}  {entry.id}  {entry.licence}  {entry.note}")
-
-
-@models.command("pull")
-def models_pull(repo: Annotated[str, typer.Argument(help="org/name[@revision]")]) -> None:
-    """Download a model; run it again to go on after an interruption."""
-    from mlxkv.models import download
-    from mlxkv.stats import bytes_text
-
-    def show(done: int, total: int) -> None:
-        print(f"\r{bytes_text(done)} / {bytes_text(total)}   ", end="", file=sys.stderr, flush=True)
-
-    print(download(repo, progress=show))
-
-
-@models.command("estimate")
-def models_estimate(
-    model: Annotated[str, typer.Argument(help="Built-in name, folder or org/name.")],
-    window: Annotated[int | None, typer.Option("--window", help="Tokens kept beyond the pinned ones.")] = None,
-) -> None:
-    """What a model and its KV cache would take, before anything is loaded."""
-    from mlxkv.cache.config import CacheConfig
-    from mlxkv.estimates import estimate
-    from mlxkv.stats import bytes_text
-
-    e = estimate(model, CacheConfig(window=window))
-    print(f"weights     {bytes_text(e.weight_bytes)}")
-    print(f"KV cache    {bytes_text(e.cache_bytes)}  ({e.bytes_per_token:,} bytes per token; {e.description})")
-    print(f"together    {bytes_text(e.total_bytes)} of {bytes_text(e.memory_limit)} usable here")
-    print("fits" if e.fits else "does not fit")
 
 
 # -- the rest --------------------------------------------------------------------------------------------------------
@@ -293,36 +179,28 @@ def path() -> None:
 # -- helpers ---------------------------------------------------------------------------------------------------------
 
 
-def _store(folders: Folders) -> SessionStore:
-    from mlxkv.store import SessionStore
+def _session_id(folders: Folders, session: str | None) -> str | None:
+    """The id meant by -c ("") or -r; None without them. Said before a model is loaded for seconds.
 
-    return SessionStore.open(folders)
+    Raises:
+        SessionNotFoundError: there is no such chat, or none at all.
+    """
+    if session is None:
+        return None
+    with open_store(folders) as store:
+        found = store.find(session) if session else store.latest()
+    if found is None:
+        raise SessionNotFoundError("There is no chat to continue yet; leave out -c and start one.")
+    return found
 
 
-def _model_name(folders: Folders, settings: Settings, session: str | None) -> str:
-    """-m, else the session's model, else the setting, else the last one used, else the built-in one."""
-    if settings.model is not None:
+def _model_name(folders: Folders, settings: Settings, session_id: str | None) -> str | None:
+    """-m or the setting, else the chat's model, else the last one used; None where there is none."""
+    if settings.model is not None or not (folders.data / "store.json").exists():
         return settings.model
-    from mlxkv.models import BUILT_IN
-
-    if not (folders.data / "store.json").exists():
-        return BUILT_IN[0]
-    with _store(folders) as store:
-        session_id = (store.find(session) if session else store.latest()) if session is not None else None
-        return _last_model(store, session_id) or BUILT_IN[0]
-
-
-def _last_model(store: SessionStore, session_id: str | None) -> str | None:
-    chosen = session_id or store.latest()
-    return store.load(chosen).model.name if chosen else None
-
-
-def _refuse_unknown(folders: Folders, session: str | None) -> None:
-    """A session that is not there should be said before a model is loaded for seconds."""
-    if session is not None:
-        with _store(folders) as store:
-            if session:
-                store.find(session)
+    with open_store(folders) as store:
+        chosen = session_id or store.latest()
+        return store.load(chosen).model.name if chosen else None
 
 
 def _question(question: str | None, files: Sequence[Path], stdin: Any) -> str:
@@ -366,10 +244,6 @@ def _sampling(settings: Settings) -> dict[str, Any]:
     chosen = {name: getattr(settings, name) for name in names}
     SamplingParams.for_model({}, **chosen)  # out-of-range values are said before a model is loaded
     return chosen
-
-
-def _is_set(settings: Settings) -> bool:
-    return settings.window is not None or settings.sinks != "system" or settings.kv_bits is not None
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -211,17 +211,18 @@ class Engine:
             self._chat = self._model.chat(
                 system or self._settings.system, config, autosave=self._save, **_sampling(self._settings)
             )
-        yield ChatOpened(None, "New chat")
+        yield ChatOpened(None, "")  # the first message will be its title
         yield self._status()
 
     def _open_chat(self, session_id: str) -> Iterator[EngineEvent]:
         model = self._ready_model()
+        if self._chat is None or self._chat.session_id != session_id:
+            # What can go wrong goes wrong here, while the chat in front is still open: two caches may not fit at once.
+            model.store.load(session_id)
+            with model.store.lock(session_id):
+                pass
         self._close_chat()
-        try:
-            chat = self._chat = model.resume(session_id)
-        except MlxkvError:
-            yield from self._new_chat(None)  # the chat before it is saved; there must be one to type into
-            raise
+        chat = self._chat = model.resume(session_id)
         back = chat.restored
         yield ChatOpened(
             chat.session_id,

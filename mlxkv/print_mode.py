@@ -12,9 +12,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
-from mlxkv.errors import SessionNotFoundError
 from mlxkv.events import Notice, PrefillProgress, TextDelta, TurnFinished
 from mlxkv.stats import stat_line
 from mlxkv.text import clean
@@ -24,13 +23,12 @@ if TYPE_CHECKING:
     from mlxkv.chat import Chat
     from mlxkv.model import Model
 
-OutputFormat = Literal["text", "json", "stream-json"]
 INTERRUPTED = 130
 
 
 @dataclass(frozen=True)
 class PrintRequest:
-    """What to ask and of which chat. `resume` is a session id or title; None starts a new chat."""
+    """What to ask and of which chat. `resume` is a session id; None starts a new chat."""
 
     question: str
     system: str | None = None
@@ -38,7 +36,7 @@ class PrintRequest:
     fork: bool = False
     save: bool = True
     quiet: bool = False
-    output: OutputFormat = "text"
+    output: str = "text"  # or "json", "stream-json"
 
 
 def answer(
@@ -92,10 +90,7 @@ def _chat(model: Model, request: PrintRequest, cache: CacheConfig | None, sampli
     if request.resume is None:
         chat = model.chat(request.system, cache, autosave=request.save, **sampling)
     else:
-        session = request.resume or model.store.latest()
-        if session is None:
-            raise SessionNotFoundError("There is no chat to continue yet; leave out -c and start one.")
-        chat = model.resume(session, cache=cache, fork=request.fork and request.save, **sampling)
+        chat = model.resume(request.resume, cache=cache, fork=request.fork and request.save, **sampling)
         if not request.save:
             chat.detach()
     try:

@@ -97,6 +97,22 @@ class SamplingParams:
         )
 
 
+def random_state() -> bytes:
+    """This thread's random state, to go on from later."""
+    import mlx.core as mx
+
+    state: Any = mx.random.state
+    return b"".join(int(half).to_bytes(4, "big") for half in state[0].tolist())  # a key: two uint32
+
+
+def set_random_state(state: bytes) -> None:
+    """Go on from what `random_state` gave. A state of another size is passed over: it only makes sampling differ."""
+    import mlx.core as mx
+
+    if len(state) == 8:
+        mx.random.seed(int.from_bytes(state, "big"))  # a seed's two halves are the key
+
+
 def _between(field: str, value: Any, low: float, high: float) -> None:
     kind = int if isinstance(low, int) else int | float
     if isinstance(value, bool) or not isinstance(value, kind) or not low <= value <= high:

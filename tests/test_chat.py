@@ -214,6 +214,21 @@ def test_a_wrapped_chat_resumes_bit_by_bit(model: Model, tiny_path: Path) -> Non
     assert (got.text, got.stats.cached_tokens) == (expected.text, expected.stats.cached_tokens)
 
 
+def test_sampling_goes_on_as_if_the_process_had_never_ended(model: Model) -> None:
+    wild = {"temperature": 1.5, "max_tokens": 12}
+    chat = model.chat(cache=CONFIG, **wild)
+    chat.save(title="dice")
+    say(chat, "hi", seed=3)
+    chat.close()
+    twin = model.resume("dice", fork=True)
+    expected = say(twin, "go on").text
+    twin.close()
+    say(model.chat(cache=CONFIG), "something else", seed=11)
+    resumed = model.resume(str(chat.session_id))
+    assert say(resumed, "go on").text == expected
+    resumed.close()
+
+
 def test_the_users_turn_is_on_disk_before_the_first_token(model: Model) -> None:
     chat = new(model)
     session = chat.save()

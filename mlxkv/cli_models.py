@@ -1,0 +1,67 @@
+"""`mlxkv models ...`: what is here, what can be had, what it takes. The work is done by `mlxkv.models`."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+models = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="List, download, measure and delete models.")
+
+
+@models.command("ls")
+def models_ls() -> None:
+    """Models on this machine, then those that can be downloaded; `*` fits its memory."""
+    from mlxkv.device import current_device
+    from mlxkv.models import catalogue, list_local
+    from mlxkv.stats import bytes_text
+
+    limit = current_device().memory_limit
+    for local in list_local():
+        print(f"here      {bytes_text(local.size_bytes):>7}  {local.id}")
+    for entry in catalogue():
+        mark = "*" if entry.fits(limit) else " "
+        print(f"download {mark}{bytes_text(entry.size_bytes):>7}  {entry.id}  {entry.licence}  {entry.note}")
+
+
+@models.command("pull")
+def models_pull(repo: Annotated[str, typer.Argument(help="org/name[@revision]")]) -> None:
+    """Download a model; run it again to go on after an interruption."""
+    from mlxkv.models import download
+    from mlxkv.stats import bytes_text
+
+    def show(done: int, total: int) -> None:
+        print(f"\r{bytes_text(done)} / {bytes_text(total)}   ", end="", file=sys.stderr, flush=True)
+
+    print(download(repo, progress=show))
+
+
+@models.command("estimate")
+def models_estimate(
+    model: Annotated[str, typer.Argument(help="Built-in name, folder or org/name.")],
+    window: Annotated[int | None, typer.Option("--window", help="Tokens kept beyond the pinned ones.")] = None,
+) -> None:
+    """What a model and its KV cache would take, before anything is loaded."""
+    from mlxkv.cache.config import CacheConfig
+    from mlxkv.estimates import estimate
+    from mlxkv.stats import bytes_text
+
+    e = estimate(model, CacheConfig(window=window))
+    print(f"weights     {bytes_text(e.weight_bytes)}")
+    print(f"KV cache    {bytes_text(e.cache_bytes)}  ({e.bytes_per_token:,} bytes per token; {e.description})")
+    print(f"together    {bytes_text(e.total_bytes)} of {bytes_text(e.memory_limit)} usable here")
+    print("fits" if e.fits else "does not fit")
+
+
+@models.command("rm")
+def models_rm(
+    repo: Annotated[str, typer.Argument(help="org/name")],
+    yes: Annotated[bool, typer.Option("-y", "--yes", help="Do not ask.")] = False,
+) -> None:
+    """Delete a downloaded model."""
+    from mlxkv.models import remove
+    from mlxkv.stats import bytes_text
+
+    if yes or typer.confirm(f"Delete {repo} from this machine?"):
+        print(f"freed {bytes_text(remove(repo))}")

@@ -1,0 +1,235 @@
+"""The command line, as a script uses it: exit codes, streams, golden JSON, one sentence per error."""
+
+from __future__ import annotations
+
+import io
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from mlxkv.cli import main
+from tests.tokenizers import tiny_folder
+
+MLXKV = [sys.executable, "-m", "mlxkv.cli"]
+GREEDY = ["--temp", "0", "--max-tokens", "12", "--window", "256"]
+
+
+@dataclass(frozen=True)
+class Ran:
+    code: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Ran]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], home: Path) -> Run:
+    """Call `mlxkv` in this process with `stdin` piped in."""
+
+    def call(*args: str | Path, stdin: str = "") -> Ran:
+        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
+        with pytest.raises(SystemExit) as end:
+            main([str(a) for a in args])
+        out = capsys.readouterr()
+        code = end.value.code
+        return Ran(code if isinstance(code, int) else 0, out.out, out.err)
+
+    return call
+
+
+def ask(run: Run, path: Path, text: str, *more: str, stdin: str = "") -> Ran:
+    return run("-p", text, "-m", path, *GREEDY, *more, stdin=stdin)
+
+
+def test_the_reply_is_on_stdout_and_the_figures_on_stderr(run: Run, tiny_path: Path) -> None:
+    done = ask(run, tiny_path, "hi")
+    assert done.code == 0
+    assert done.out.endswith("\n")
+    assert len(done.out) > 1
+    assert "tok/s" in done.err
+    assert "read" in done.err
+    assert ask(run, tiny_path, "hi", "-q").err == ""
+
+
+def test_real_weights_say_what_mlx_lm_says(run: Run, stories_path: Path) -> None:
+    """A model without a chat template continues the raw text, with the same ids."""
+    import mlx_lm
+
+    model, tokenizer = mlx_lm.load(str(stories_path))[:2]
+    expected = mlx_lm.generate(model, tokenizer, "Once upon a time", max_tokens=80)
+    done = run("-p", "Once upon a time", "-m", stories_path, "--temp", "0", "--max-tokens", "80")
+    assert done.out == expected + "\n"
+    assert "Lily" in done.out
+
+
+def test_json_is_one_object_with_the_agreed_fields(run: Run, tiny_path: Path) -> None:
+    done = ask(run, tiny_path, "hi", "--output-format", "json")
+    result = json.loads(done.out)
+    assert done.err == ""
+    assert list(result) == [
+        "chat_id", "turn_id", "text", "thinking", "model", "finish_reason", "usage", "timing", "kv", "reuse", "memory",
+    ]  # fmt: skip
+    assert set(result["usage"]) == {"prompt_tokens", "cached_tokens", "completion_tokens"}
+    assert set(result["timing"]) == {"load_s", "restore_s", "ttft_s", "prefill_tps", "decode_tps", "total_s"}
+    assert {"bytes", "bits", "tokens", "disk_bytes"} <= set(result["kv"])
+    assert set(result["memory"]) == {"active_bytes", "peak_bytes"}
+    assert result["turn_id"] == 1
+    assert result["finish_reason"] in ("stop", "length")
+    assert ask(run, tiny_path, "hi", "-q").out == result["text"] + "\n"
+
+
+def test_stream_json_is_an_event_a_line_and_the_result_last(run: Run, tiny_path: Path) -> None:
+    lines = [json.loads(line) for line in ask(run, tiny_path, "hi", "--output-format", "stream-json").out.splitlines()]
+    assert lines[0]["type"] == "prefill"
+    assert lines[-1]["type"] == "result"
+    assert "".join(e["text"] for e in lines if e["type"] == "text") == lines[-1]["text"]
+
+
+def test_continuing_reads_nothing_again_and_says_so(run: Run, tiny_path: Path) -> None:
+    first = json.loads(ask(run, tiny_path, "hi", "--output-format", "json").out)
+    done = run("-c", "-p", "and you?", "--output-format", "json", "-q")  # the session knows its model and settings
+    second = json.loads(done.out)
+    assert second["chat_id"] == first["chat_id"]
+    usage = first["usage"]
+    assert second["usage"]["cached_tokens"] >= usage["prompt_tokens"] + usage["completion_tokens"] - 1
+    forked = json.loads(run("-c", "--fork", "-p", "or?", "--output-format", "json").out)
+    assert forked["chat_id"] != first["chat_id"]
+    assert forked["usage"]["cached_tokens"] > second["usage"]["cached_tokens"]
+    by_title = json.loads(run("-r", first["chat_id"][:20], "-p", "so?", "--output-format", "json").out)
+    assert by_title["turn_id"] == 5
+
+
+def test_standard_input_and_files_join_the_question(run: Run, tiny_path: Path, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("some notes")
+    ask(run, tiny_path, "why?", "-f", str(tmp_path / "notes.txt"), stdin="a log\n")
+    shown = run("chats", "show", "notes").out
+    assert "notes.txt:\n\nsome notes\n\nwhy?\n\na log" in shown
+    assert run("-m", tiny_path, *GREEDY, stdin="only piped").code == 0
+
+
+def test_no_save_leaves_nothing(run: Run, tiny_path: Path, home: Path) -> None:
+    assert ask(run, tiny_path, "hi", "--no-save").code == 0
+    assert not [p for p in home.rglob("*") if p.is_file()]
+
+
+def test_chats_can_be_listed_shown_renamed_searched_and_deleted(run: Run, tiny_path: Path, home: Path) -> None:
+    ask(run, tiny_path, "hi there")
+    listed = run("chats", "ls")
+    assert "hi there" in listed.out
+    assert "2 turns" in listed.out
+    assert "## user\n\nhi there" in run("chats", "show", "hi").out
+    assert run("chats", "rename", "hi", "greetings").code == 0
+    assert "there" in run("chats", "search", "there").out
+    assert run("chats", "rm", "-y", "greetings").code == 0
+    assert run("chats", "ls").out == ""
+    assert not list(home.rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "says"),
+    [
+        (["-p", ""], 2, "prompt is empty"),
+        (["-p", "hi", "--window", "0"], 2, "`window` is 0"),
+        (["-p", "hi", "--temp", "-1"], 2, "`temperature` is -1"),
+        (["-p", "hi", "--top-p", "7"], 2, "`top_p` is 7"),
+        (["-p", "hi", "--sinks", "many"], 2, "sinks"),
+        (["-p", "hi", "--kv-bits", "3"], 2, "3"),
+        (["-p", "hi", "-m", "./nowhere"], 1, "./nowhere"),
+        (["-p", "hi", "-m", "not a model"], 1, "not a model"),
+        (["-p", "hi", "-s", "@/no/such/file"], 2, "/no/such/file"),
+        (["-p", "hi", "-f", "/no/such/file"], 2, "/no/such/file"),
+        (["-p", "hi", "-c"], 1, "no chat to continue"),
+        (["-p", "hi", "-r", "sky"], 1, "sky"),
+        (["chats", "show", "sky"], 1, "sky"),
+    ],
+)
+def test_bad_input_is_one_sentence(run: Run, args: list[str], code: int, says: str) -> None:
+    done = run(*args)
+    assert (done.code, done.out) == (code, "")
+    assert says in done.err
+    assert done.err.startswith("mlxkv: ")
+    assert done.err.count("\n") == 1
+    assert "Traceback" not in done.err
+
+
+def test_a_session_of_another_model_is_read_again_with_one_sentence(run: Run, tiny_path: Path, tmp_path: Path) -> None:
+    ask(run, tiny_path, "hi")
+    other = tiny_folder(tmp_path / "other", seed=7)
+    done = run("-c", "-p", "and?", "-m", other, *GREEDY)
+    assert done.code == 0
+    assert "differs" in done.err
+    assert "hi" in run("chats", "show", "hi").out
+
+
+def test_a_truncated_chunk_is_read_again_with_one_sentence(run: Run, tiny_path: Path, home: Path) -> None:
+    ask(run, tiny_path, "hi")
+    for chunk in home.rglob("*.safetensors"):
+        chunk.write_bytes(chunk.read_bytes()[:-50])
+    done = run("-c", "-p", "and?", "--output-format", "json")
+    assert done.code == 0
+    assert "read again" in done.err
+    result = json.loads(done.out)
+    assert result["usage"]["cached_tokens"] == 0
+    assert result["turn_id"] == 3
+
+
+def test_a_long_prompt_warns_once(run: Run, tiny_path: Path) -> None:
+    done = run("-p", "much " * 100, "-m", tiny_path, "--temp", "0", "--max-tokens", "4", "--window", "64")
+    assert done.code == 0
+    assert done.err.count("rotates out") == 1
+
+
+def test_ctrl_c_keeps_what_was_said_and_exits_130(tiny_path: Path, home: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "mlxkv.cli",
+        "-p",
+        "hi",
+        "-m",
+        str(tiny_path),
+        "--max-tokens",
+        "100000",
+        "--temp",
+        "0",
+    ]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as p:
+        assert p.stdout is not None
+        first = p.stdout.read(3)
+        p.send_signal(signal.SIGINT)
+        rest, err = p.communicate(timeout=60)
+    assert p.returncode == 130, err
+    assert "Traceback" not in err
+    assert "stopped" in err
+    shown = subprocess.run([*MLXKV, "chats", "show", "hi"], capture_output=True, text=True, check=True)
+    assert (first + rest).strip()[:20] in shown.stdout
+
+
+def test_a_reader_that_goes_away_is_no_error(tiny_path: Path, home: Path) -> None:
+    mlxkv = " ".join([*MLXKV, "-p", "hi", "-m", str(tiny_path), "--max-tokens", "20000", "--temp", "0"])
+    command = mlxkv + " | head -c 5; exit ${PIPESTATUS[0]}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout) == 5
+    assert "Traceback" not in done.stderr
+    assert "Broken" not in done.stderr
+
+
+def test_help_shows_the_options_and_the_commands(run: Run) -> None:
+    done = run("--help")
+    for word in ("--window", "--no-save", "chats", "models", "doctor", "path"):
+        assert word in done.out
+    assert run("--version").out.startswith("mlxkv 0.")
+
+
+def test_path_and_doctor(run: Run, home: Path) -> None:
+    assert str(home) in run("path").out
+    assert run("doctor").code == 0
