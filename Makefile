@@ -1,5 +1,5 @@
 # Each command makes what it needs and then runs. Needs Python 3.11 or newer; uses uv where it is installed.
-# ARGS are passed on:          make chat ARGS="-m folder"     make test ARGS="tests/store -k damage"
+# ARGS are passed on:           make chat ARGS="-m folder"     make test ARGS="tests/store -k damage"
 # PYTHON names the one to use:  make clean test PYTHON=python3.13
 
 VENV := .venv
