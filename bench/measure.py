@@ -30,7 +30,8 @@ class Ratio:
 
 def compare(ours: Callable[[], float], theirs: Callable[[], float], rounds: int = ROUNDS) -> Ratio:
     """Run both in turns, `rounds` times after one warm-up each. Each returns the seconds it took."""
-    ours(), theirs()
+    ours()
+    theirs()
     pairs = []
     for i in range(rounds):
         # Whoever goes second finds warm caches: take turns.

@@ -25,6 +25,7 @@ from mlxkv.print_mode import PrintRequest
 
 if TYPE_CHECKING:
     from mlxkv.cache.config import CacheConfig
+    from mlxkv.events import FirstScreen
 
 _MAX_ATTACHMENT = 32 << 20  # bytes of one file or of stdin
 
@@ -135,8 +136,7 @@ def _window(
     folders: Folders, settings: Settings, question: str | None, session_id: str | None, fork: bool, save: bool
 ) -> int:
     from mlxkv.engine import Engine
-    from mlxkv.events import FirstScreen, ModelCard
-    from mlxkv.models import BUILT_IN, catalogue, resolve
+    from mlxkv.models import BUILT_IN, resolve
     from mlxkv.tui import run
 
     name = _model_name(folders, settings, session_id)
@@ -146,11 +146,23 @@ def _window(
     if name is None:
         with suppress(ModelNotFoundError):
             name = resolve(BUILT_IN[0]).name
-    cards = tuple(ModelCard(e.id, e.size_bytes, e.licence, e.note) for e in catalogue()) if name is None else ()
     if not sys.stderr.isatty():
         sys.__stderr__ = sys.__stdout__  # type: ignore[misc]  # textual draws on stderr, wherever that was sent
     engine = Engine(folders, settings, save=save)
-    return run(engine, FirstScreen(cards), settings, folders, ask=question, open_session=session_id, model=name)
+    return run(engine, _first_screen(name), settings, folders, ask=question, open_session=session_id, model=name)
+
+
+def _first_screen(model: str | None) -> FirstScreen:
+    """Where no model was chosen: three that fit this machine."""
+    from mlxkv.events import FirstScreen, ModelCard
+
+    if model is not None:
+        return FirstScreen()
+    from mlxkv.device import current_device
+    from mlxkv.models import suggestions
+
+    fitting = suggestions(current_device().memory_limit)
+    return FirstScreen(tuple(ModelCard(e.id, e.size_bytes, e.licence, e.note) for e in fitting))
 
 
 # -- the rest --------------------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 Importing it imports neither mlx, mlx_lm nor huggingface_hub; the functions do when they are called.
 """
 
-from mlxkv.models.catalogue import CatalogueEntry, catalogue
+from mlxkv.models.catalogue import CatalogueEntry, catalogue, suggestions
 from mlxkv.models.config_only import skeleton
 from mlxkv.models.download import Plan, download, plan_download
 from mlxkv.models.hub import Hub
@@ -28,4 +28,5 @@ __all__ = [
     "remove",
     "resolve",
     "skeleton",
+    "suggestions",
 ]

@@ -27,6 +27,16 @@ class CatalogueEntry:
         return self.size_bytes <= limit * HEADROOM
 
 
+def suggestions(limit: int) -> tuple[CatalogueEntry, ...]:
+    """Three to begin with on a machine with `limit` bytes: quick, balanced, and the largest that fits."""
+    fitting = [entry for entry in catalogue() if entry.fits(limit)]
+    if len(fitting) <= 3:
+        return tuple(fitting)
+    largest = fitting[-1]
+    balanced = min(fitting[1:-1], key=lambda entry: abs(entry.size_bytes - largest.size_bytes / 2))
+    return (fitting[0], balanced, largest)
+
+
 def catalogue() -> tuple[CatalogueEntry, ...]:
     """Every suggestion, smallest first."""
     text = Path(__file__).with_name("catalogue.toml").read_text(encoding="utf-8")

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from mlxkv.models import catalogue, resolve
+from mlxkv.models import catalogue, resolve, suggestions
 
 
 def test_catalogue() -> None:
@@ -42,3 +42,12 @@ def test_fits_leaves_room() -> None:
 def test_importing_costs_nothing() -> None:
     code = "import sys, mlxkv.models; sys.exit(any(m in sys.modules for m in ('mlx', 'mlx_lm', 'huggingface_hub')))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_three_suggestions_fit_and_differ() -> None:
+    for limit in (1_000_000_000, 5_000_000_000, 21_000_000_000, 90_000_000_000):
+        chosen = suggestions(limit)
+        assert 1 <= len(chosen) <= 3
+        assert len({entry.id for entry in chosen}) == len(chosen)
+        assert all(entry.fits(limit) for entry in chosen)
+    assert suggestions(1000) == ()

@@ -1,0 +1,103 @@
+"""End to end: the real program, a real model, a pseudo-terminal."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.tui.terminal import Terminal
+
+LONG = ["--temp", "0", "--max-tokens", "2000"]
+
+
+@pytest.fixture
+def model(stories_path: Path) -> list[str]:
+    return ["-m", str(stories_path), *LONG]
+
+
+def test_type_stop_type_again_quit_and_go_on(model: list[str]) -> None:
+    """Type, stream, Esc, type again, quit; `mlxkv -c` shows the chat and goes on without reading it again."""
+    first = Terminal(model)
+    first.wait_for("is ready")
+    first.type("Once upon a time\r")
+    first.wait_for("Lily")
+    first.type("\x1b")
+    first.wait_for("■ stopped")
+    first.wait_for("saved ✓")
+    first.type("One day\r")
+    first.wait_for("esc to stop")
+    first.type("\x1b")
+    first.wait_for("■ stopped")
+    first.type("/quit\r")
+    assert first.end() == 0
+    assert b"Traceback" not in first.output
+    assert b"\x1b[?1049l" in first.output  # the terminal is given back as it was
+
+    second = Terminal(["-c"], rows=50)
+    second.wait_for("Once upon a time")
+    second.wait_for("nothing re-read")
+    second.type("And\r")
+    second.wait_for("esc to stop")
+    second.type("\x1b")
+    second.wait_for("read 3+")  # "And" is three tokens: all the rest came from disk
+    second.type("\x04")
+    assert second.end() == 0
+
+
+def test_quitting_in_mid_reply_keeps_it(model: list[str]) -> None:
+    terminal = Terminal(model)
+    terminal.wait_for("is ready")
+    terminal.type("Once upon a time\r")
+    terminal.wait_for("Lily")
+    terminal.type("\x03")
+    terminal.wait_for("■ stopped")
+    terminal.type("\x03\x03")
+    assert terminal.end() == 0
+    again = Terminal(["-c"], rows=50)
+    again.wait_for("Lily")
+    again.type("\x04")
+    assert again.end() == 0
+
+
+def test_quitting_while_the_model_loads(model: list[str]) -> None:
+    terminal = Terminal(model)
+    terminal.wait_for("mlxkv")
+    terminal.type("\x04")
+    assert terminal.end() == 0
+    assert b"Traceback" not in terminal.output
+
+
+def test_typing_ahead_is_sent_once_the_model_is_there(model: list[str]) -> None:
+    terminal = Terminal(model)
+    terminal.wait_for("mlxkv")
+    terminal.type("Once upon a time\r")
+    terminal.wait_for("Lily")
+    terminal.type("\x1b")
+    terminal.wait_for("■ stopped")
+    terminal.type("\x04")
+    assert terminal.end() == 0
+
+
+def test_without_any_model_the_first_screen_says_how_to_get_one(home: Path) -> None:
+    terminal = Terminal([])
+    terminal.wait_for("/model")
+    terminal.type("/model ./nowhere\r")
+    terminal.wait_for("nowhere")
+    terminal.type("\x04")
+    assert terminal.end() == 0
+
+
+def test_a_kill_leaves_every_finished_turn(model: list[str]) -> None:
+    terminal = Terminal(model)
+    terminal.wait_for("is ready")
+    terminal.type("Once upon a time\r")
+    terminal.wait_for("Lily")
+    os.kill(terminal.pid, signal.SIGKILL)
+    assert terminal.end() == -signal.SIGKILL
+    again = Terminal(["-c"], rows=50)
+    again.wait_for("Once upon a time")
+    again.type("\x04")
+    assert again.end() == 0
