@@ -108,6 +108,8 @@ class Chat:
         self._cancel.clear()
         if self._turns and self._turns[-1].role == "user":  # a crash came before any reply: keep the roles alternating
             self._append(TurnRecord("assistant", "", state="stopped"))
+        if not self._turns:
+            yield from (Notice(f"{note[0].upper()}{note[1:]}.") for note in self.cache.plan.notes)
         prompt = self._backend.prompts.prompt(self._as_messages([*self._turns, TurnRecord("user", text)]), self._fed)
         if self._autosave and self.session_id is None:
             self.save(title=_title(text))

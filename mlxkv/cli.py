@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from typer.core import TyperGroup
 
 from mlxkv.cli_chats import chats, open_store
 from mlxkv.cli_models import models
-from mlxkv.config import Folders, Settings, load_settings
+from mlxkv.config import Folders, Settings, load_settings, private_folder
 from mlxkv.errors import ConfigError, MlxkvError, ModelNotFoundError, PromptError, SessionNotFoundError
 from mlxkv.print_mode import PrintRequest
 
@@ -146,6 +147,8 @@ def _window(
     if name is None:
         with suppress(ModelNotFoundError):
             name = resolve(BUILT_IN[0]).name
+    # What goes wrong below belongs in a file: on stderr it would be drawn over the window.
+    logging.basicConfig(filename=private_folder(folders.state) / "mlxkv.log", level=logging.WARNING)
     if not sys.stderr.isatty():
         sys.__stderr__ = sys.__stdout__  # type: ignore[misc]  # textual draws on stderr, wherever that was sent
     engine = Engine(folders, settings, save=save)
@@ -270,6 +273,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not args or args[0] not in known:
         args.insert(0, "chat")
     debug = "--debug" in args
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its advice about PyTorch is not for our users
     try:
         app(args=_with_value(args), prog_name="mlxkv")
     except MlxkvError as error:

@@ -374,6 +374,12 @@ def test_the_estimate_is_what_is_then_allocated(model: Model, tiny_path: Path) -
     assert e.fits
 
 
+def test_what_the_user_should_know_of_the_cache_is_said_once(model: Model) -> None:
+    chat = model.chat(cache=mlxkv.CacheConfig(window=100, block=16), **GREEDY)
+    notices = [e.text for turn in ("hi", "and?") for e in chat.send(turn) if isinstance(e, Notice)]
+    assert notices == ["The window of 100 is rounded up to 112, whole blocks of 16."]
+
+
 def test_a_long_prompt_goes_through_the_ring_with_one_notice(model: Model) -> None:
     chat = model.chat(cache=mlxkv.CacheConfig(window=64, block=16), **GREEDY)
     events = list(chat.send("much " * 60))

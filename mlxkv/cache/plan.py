@@ -173,19 +173,21 @@ def plan_cache(
     rings = [p for p in plans if p.geometry is not None and p.native_window is None]
     if config.positions == "streaming" and geometry.sinks and any(p.rotation is None for p in rings):
         notes.append("its positions do not compose, so the pinned tokens keep absolute positions")
-    plan = CachePlan(tuple(plans), config, tuple(notes))
-    if plan.passed_through:
-        names = ", ".join(plan.passed_through)
-        warnings.warn(f"{names}: used as the model made it, outside the cache budget.", UserWarning, stacklevel=2)
-    return plan
+    if outside := sorted({p.native_class for p in plans if p.geometry is None}):
+        notes.append(f"{', '.join(outside)} is used as the model made it, outside the cache budget")
+    return CachePlan(tuple(plans), config, tuple(notes))
 
 
 def make_cache(model: Any, config: CacheConfig | None = None) -> list[Any]:
     """Bounded caches for an mlx-lm model, to pass as `prompt_cache` to mlx-lm's own loops.
 
-    Returns one entry per layer. `sinks="system"` means 4 here, where there is no chat.
+    Returns one entry per layer. `sinks="system"` means 4 here, where there is no chat. Warns of layers whose caches
+    stay as the model made them, and of a window that had to be rounded up.
     """
-    return plan_cache(model, config).make(model)
+    plan = plan_cache(model, config)
+    for note in plan.notes:
+        warnings.warn(note, UserWarning, stacklevel=2)
+    return plan.make(model)
 
 
 def _plan_layer(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import mlx.core as mx
 import pytest
 from hypothesis import given
@@ -81,7 +83,9 @@ def test_other_caches_pass_through_with_a_warning_that_names_them() -> None:
 
     model = Hybrid(tiny_llama().args)
     with pytest.warns(UserWarning, match="ArraysCache"):
-        plan = plan_cache(model, CONFIG)
+        make_cache(model, replace(CONFIG, positions="absolute"))
+    plan = plan_cache(model, CONFIG)
+    assert "ArraysCache" in plan.description
     assert plan.passed_through == ("ArraysCache",)
 
 
