@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import pytest
 
 import mlxkv
@@ -199,7 +200,18 @@ def test_a_resumed_chat_goes_on_bit_by_bit_without_reading_anything_again(model:
     assert session == resumed.session_id
 
 
-def test_a_wrapped_chat_resumes_bit_by_bit(model: Model, tiny_path: Path) -> None:
+@pytest.mark.parametrize(
+    "args",
+    [
+        {},
+        {"dtype": mx.bfloat16},
+        {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 40},
+        {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}},
+    ],
+    ids=["float32", "bfloat16", "sliding", "yarn"],
+)
+def test_a_wrapped_chat_resumes_bit_by_bit(args: dict[str, Any], tmp_path: Path) -> None:
+    model = mlxkv.load(str(tiny_folder(tmp_path / "model", **args)))
     small = mlxkv.CacheConfig(window=128, block=16, sinks=4)
     chat, straight = (model.chat(cache=small, **GREEDY) for _ in range(2))
     chat.save(title="long")
@@ -212,6 +224,7 @@ def test_a_wrapped_chat_resumes_bit_by_bit(model: Model, tiny_path: Path) -> Non
     got, expected = say(resumed, "go on"), say(straight, "go on")
     resumed.close()
     assert (got.text, got.stats.cached_tokens) == (expected.text, expected.stats.cached_tokens)
+    model.close()
 
 
 def test_sampling_goes_on_as_if_the_process_had_never_ended(model: Model) -> None:

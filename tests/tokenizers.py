@@ -50,10 +50,13 @@ def tiny_tokenizer(template: str | None = CHATML) -> TokenizerWrapper:
     return TokenizerWrapper(fast)
 
 
-def tiny_folder(folder: Path, *, seed: int = 0, template: str | None = CHATML, **args: Any) -> Path:
+def tiny_folder(
+    folder: Path, *, seed: int = 0, template: str | None = CHATML, dtype: mx.Dtype = mx.float32, **args: Any
+) -> Path:
     """A random llama with this tokenizer, saved as `mlxkv.load` reads it."""
     folder.mkdir(parents=True, exist_ok=True)
     model = tiny_llama(seed=seed, vocab=VOCAB, **args)
+    model.set_dtype(dtype)
     weights = dict(tree_flatten(model.parameters()))
     mx.save_safetensors(str(folder / "model.safetensors"), weights, metadata={"format": "mlx"})  # type: ignore[arg-type]
     config = {k: v for k, v in asdict(model.args).items() if v is not None}
