@@ -94,9 +94,12 @@ def chat(
     if kv_bits is not None:
         flags["kv_bits"] = kv_bits
     settings = load_settings(folders, flags=flags)
-    cache = _cache_config(settings)
-    sampling = _sampling(settings)
+    from mlxkv.cache.config import CacheConfig
     from mlxkv.device import check_platform
+    from mlxkv.sampling import SamplingParams
+
+    cache = CacheConfig.from_settings(settings)
+    SamplingParams.for_model({}, **settings.sampling)  # what is out of range is said before a model is loaded
 
     check_platform()
     printing = print_ or output is not Output.text or not (sys.stdin.isatty() and sys.stdout.isatty())
@@ -111,16 +114,14 @@ def chat(
             quiet,
             output.value,
         )
-        code = _print(folders, settings, request, cache, sampling)
+        code = _print(folders, settings, request, cache)
     else:
         question = _question(question, file, None) if file else question
         code = _window(folders, settings, question, session_id, fork, not no_save)
     raise typer.Exit(code)
 
 
-def _print(
-    folders: Folders, settings: Settings, request: PrintRequest, cache: CacheConfig, sampling: dict[str, Any]
-) -> int:
+def _print(folders: Folders, settings: Settings, request: PrintRequest, cache: CacheConfig) -> int:
     if not request.question.strip():
         raise PromptError('The prompt is empty; give one, as in `mlxkv -p "Why is the sky blue?"`.')
     from mlxkv.model import load
@@ -128,9 +129,8 @@ def _print(
     from mlxkv.print_mode import answer
 
     model = load(_model_name(folders, settings, request.resume) or BUILT_IN[0], folders=folders)
-    # A resumed chat keeps its own bounds unless others are asked for.
-    keep = request.resume is not None and (settings.window, settings.sinks, settings.kv_bits) == (None, "system", None)
-    return answer(model, request, None if keep else cache, sampling, sys.stdout, sys.stderr)
+    bounds = cache if request.resume is None or settings.bounds_cache else None
+    return answer(model, request, bounds, settings.sampling, sys.stdout, sys.stderr)
 
 
 def _window(
@@ -244,21 +244,6 @@ def _read(path: Path) -> str:
         raise PromptError(f"{path} is not UTF-8 text; convert it first.") from error
     except OSError as error:
         raise PromptError(f"{path} cannot be read ({error.strerror}); check the name.") from error
-
-
-def _cache_config(settings: Settings) -> CacheConfig:
-    from mlxkv.cache.config import CacheConfig
-
-    return CacheConfig(window=settings.window, sinks=settings.sinks, bits=settings.kv_bits)  # type: ignore[arg-type]
-
-
-def _sampling(settings: Settings) -> dict[str, Any]:
-    from mlxkv.sampling import SamplingParams
-
-    names = ("temperature", "top_p", "top_k", "min_p", "max_tokens", "seed")
-    chosen = {name: getattr(settings, name) for name in names}
-    SamplingParams.for_model({}, **chosen)  # out-of-range values are said before a model is loaded
-    return chosen
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -77,13 +77,24 @@ class Settings:
     top_p: float | None = None
     top_k: int | None = None
     min_p: float | None = None
-    max_tokens: int = 4096
+    max_tokens: int | None = None
     seed: int | None = None
     window: int | None = None
     sinks: int | str = "system"
     kv_bits: int | None = None
     theme: str = "textual-dark"
     plain: bool = False
+
+    @property
+    def bounds_cache(self) -> bool:
+        """Whether the user set anything about the cache; else a resumed chat keeps its own bounds."""
+        return (self.window, self.sinks, self.kv_bits) != (None, "system", None)
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """The sampling parameters, None where the user chose nothing."""
+        names = ("temperature", "top_p", "top_k", "min_p", "max_tokens", "seed")
+        return {name: getattr(self, name) for name in names}
 
 
 _NONE = ("", "none", "auto")

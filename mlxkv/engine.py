@@ -41,6 +41,7 @@ from mlxkv.events import (
 )
 
 if TYPE_CHECKING:
+    from mlxkv.cache.config import CacheConfig
     from mlxkv.chat import Chat
     from mlxkv.model import Model
 
@@ -207,9 +208,8 @@ class Engine:
         self._close_chat()
         self._saved = "" if self._save else "off"
         if self._model is not None:
-            config = _cache_config(self._settings)
             self._chat = self._model.chat(
-                system or self._settings.system, config, autosave=self._save, **_sampling(self._settings)
+                system or self._settings.system, self._bounds(), autosave=self._save, **self._settings.sampling
             )
         yield ChatOpened(None, "")  # the first message will be its title
         yield self._status()
@@ -222,7 +222,8 @@ class Engine:
             with model.store.lock(session_id):
                 pass
         self._close_chat()
-        chat = self._chat = model.resume(session_id)
+        bounds = self._bounds() if self._settings.bounds_cache else None
+        chat = self._chat = model.resume(session_id, cache=bounds, **self._settings.sampling)
         back = chat.restored
         yield ChatOpened(
             chat.session_id,
@@ -234,8 +235,15 @@ class Engine:
         )
         if back and back.notice:
             yield Notice(back.notice)
-        self._saved = "saved"
+        if not self._save:
+            chat.detach()
+        self._saved = "saved" if self._save else "off"
         yield self._status()
+
+    def _bounds(self) -> CacheConfig:
+        from mlxkv.cache.config import CacheConfig
+
+        return CacheConfig.from_settings(self._settings)
 
     def _store_chats(self) -> tuple[Any, ...]:
         if self._model is not None:
@@ -305,17 +313,6 @@ class Engine:
         import mlx.core as mx
 
         mx.clear_streams()
-
-
-def _cache_config(settings: Settings) -> Any:
-    from mlxkv.cache.config import CacheConfig
-
-    return CacheConfig(window=settings.window, sinks=settings.sinks, bits=settings.kv_bits)  # type: ignore[arg-type]
-
-
-def _sampling(settings: Settings) -> dict[str, Any]:
-    names = ("temperature", "top_p", "top_k", "min_p", "max_tokens", "seed")
-    return {name: getattr(settings, name) for name in names}
 
 
 def _line(error: Exception) -> str:

@@ -50,10 +50,10 @@ def bytes_text(n: float) -> str:
 
 
 def tokens_text(n: int) -> str:
-    """`830`, `6.3k`, `32k`."""
+    """`830`, `6.3k`, `32k`: cut off, not rounded, so that a window of 32,768 and its sinks is called 32k."""
     if n < 1000:
         return str(n)
-    return f"{n / 1000:.1f}k" if n < 9_950 and n % 1000 else f"{n / 1000:.0f}k"
+    return f"{n // 100 / 10}k" if n < 10_000 and n % 1000 >= 100 else f"{n // 1000}k"
 
 
 def rate_text(tps: float) -> str:

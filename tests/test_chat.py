@@ -76,6 +76,17 @@ def test_the_system_prompt_is_pinned(model: Model) -> None:
     assert geometry.sinks == model._prompts.num_system_tokens(system)
 
 
+def test_what_a_stop_string_cut_off_is_not_in_the_next_prompt(model: Model) -> None:
+    free = say(new(model), "hi").text
+    chat = new(model)
+    stop = free[4:6]
+    finished = say(chat, "hi", stop=[stop])
+    assert finished.text == free[: free.index(stop)]
+    say(chat, "and you?")
+    prompt = model.tokenizer.decode(chat.cache.tokens)
+    assert f"assistant\n{finished.text}<|im_end|>" in prompt
+
+
 def test_cancel_keeps_what_was_said(model: Model) -> None:
     chat = new(model, max_tokens=400)
     text = ""
@@ -278,6 +289,9 @@ def test_another_model_is_a_notice_in_a_chat_and_nothing_is_lost(model: Model, t
     finished = say(resumed, "and you?")
     assert finished.stats.cached_tokens == 0
     assert [m.text for m in resumed.messages][:1] == ["hi"]
+    # The ids that the first model sampled mean nothing to this one: its own tokenizer read the whole chat.
+    prompt = resumed.cache.tokens[: finished.stats.prompt_tokens]
+    assert prompt == other._prompts.encode(other._prompts.render(resumed._as_messages(resumed._turns[:-1])))
     resumed.close()
     back = other.resume("moved")
     assert back.restored is not None

@@ -7,13 +7,16 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from mlxkv.cli import main
+from mlxkv.events import TextDelta, TurnEvent, TurnFinished
+from mlxkv.print_mode import PrintRequest, _print_turn
+from mlxkv.stats import TurnStats
 from tests.tokenizers import tiny_folder
 
 MLXKV = [sys.executable, "-m", "mlxkv.cli"]
@@ -221,6 +224,25 @@ def test_a_reader_that_goes_away_is_no_error(tiny_path: Path, home: Path) -> Non
     assert len(done.stdout) == 5
     assert "Traceback" not in done.stderr
     assert "Broken" not in done.stderr
+
+
+class Screen(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+class Hostile:
+    """A chat whose model writes escape sequences."""
+
+    def send(self, _: str) -> Iterator[TurnEvent]:
+        yield TextDelta("\x1b]0;owned\x07", 1)
+        yield TurnFinished("stop", "\x1b]0;owned\x07", TurnStats())
+
+
+@pytest.mark.parametrize(("out", "obeys"), [(Screen(), False), (io.StringIO(), True)])
+def test_a_terminal_does_not_obey_the_model_and_a_pipe_gets_the_exact_text(out: io.StringIO, obeys: bool) -> None:
+    _print_turn(Hostile(), PrintRequest("hi"), out, io.StringIO())  # type: ignore[arg-type]
+    assert ("\x1b" in out.getvalue()) is obeys
 
 
 def test_help_shows_the_options_and_the_commands(run: Run) -> None:

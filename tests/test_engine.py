@@ -34,6 +34,7 @@ from mlxkv.events import (
     TurnFinished,
     TurnStarted,
 )
+from mlxkv.store import SessionStore
 from tests.tokenizers import tiny_folder
 
 SETTINGS = Settings(temperature=0.0, max_tokens=12, window=256)
@@ -117,6 +118,32 @@ def test_a_chat_is_listed_and_opened_again_without_reading(watched: Watched, tin
     assert finished.stats.cached_tokens >= opened.restored_tokens
 
 
+def test_without_saving_a_resumed_chat_stays_as_it_was(home: Path, tiny_path: Path) -> None:
+    """`mlxkv -c --no-save`: what follows is not kept, and the options given are the ones that count."""
+    for save in (True, False):
+        settings = SETTINGS if save else Settings(temperature=0.0, max_tokens=3)
+        watched = Watched(Engine(Folders.from_env(), settings, save=save))
+        watched.engine.start()
+        loaded(watched, tiny_path)
+        watched.engine.submit(ListChats())
+        listed = watched.until(ChatList)[-1]
+        assert isinstance(listed, ChatList)
+        if not save:
+            watched.engine.submit(OpenChat(listed.chats[0].id))
+            opened = watched.until(ChatOpened, Failed)[-1]
+            assert isinstance(opened, ChatOpened)
+            assert opened.restored_tokens > 0  # the window of the saved chat, not the default one
+            watched.until(SessionStatus)
+        *_, finished, status = watched.send("hi")
+        assert isinstance(finished, TurnFinished)
+        assert isinstance(status, SessionStatus)
+        assert status.saved == ("saved" if save else "off")
+        watched.engine.close()
+    assert finished.stats.generated_tokens == 3
+    with SessionStore.open(Folders.from_env()) as store:
+        assert [c.num_turns for c in store.list()] == [2]
+
+
 def test_stop_from_another_thread_keeps_what_was_said(home: Path, tiny_path: Path) -> None:
     engine = Engine(Folders.from_env(), Settings(temperature=0.0, max_tokens=5000, window=256))
     engine.start()
@@ -173,6 +200,14 @@ def test_switching_models_goes_on_with_the_chat_and_says_what_is_read_again(
     opened = next(e for e in events if isinstance(e, ChatOpened))
     assert opened.messages[0].text == "hi"
     assert any(isinstance(e, Notice) and "model" in e.text for e in events)
+
+
+def test_a_name_that_cannot_be_does_not_cost_the_model_that_is_there(watched: Watched, tiny_path: Path) -> None:
+    loaded(watched, tiny_path)
+    watched.send("hi")
+    watched.engine.submit(LoadModel("no such model"))
+    events = watched.until(Failed) + watched.until(SessionStatus)
+    assert not any(isinstance(e, ChatOpened) for e in events)  # it was not even taken away
 
 
 def test_a_model_that_cannot_be_loaded_leaves_the_old_one(watched: Watched, tiny_path: Path, tmp_path: Path) -> None:

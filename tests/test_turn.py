@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlxkv.cache.config import CacheConfig
@@ -114,6 +114,7 @@ def test_an_empty_prompt_is_refused() -> None:
         turn(cache(), [])
 
 
+@settings(max_examples=400)
 @given(
     st.text(alphabet="ab.", max_size=30),
     st.lists(st.text(alphabet="ab.", min_size=1, max_size=4), max_size=3),
@@ -140,6 +141,14 @@ def test_stop_strings_cut_at_the_first_hit_in_any_chunking(text: str, stops: lis
     else:
         assert shown == text
         assert not ends
+
+
+def test_the_beginning_of_a_stop_string_at_the_end_is_shown_after_all() -> None:
+    free = turn(cache(), random_ids(20))
+    list(free.events())
+    t = turn(cache(), random_ids(20), SamplingParams(temperature=0.0, max_tokens=12, stop=(free.text[-1] + "\0",)))
+    shown = "".join(e.text for e in t.events() if isinstance(e, TextDelta))
+    assert shown == t.text == free.text
 
 
 def test_a_stop_string_ends_the_reply_without_being_part_of_it() -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mlxkv.cache.geometry import Geometry
+from mlxkv.config import Settings
 from mlxkv.errors import ConfigError
 
 MAX_DEFAULT_WINDOW = 32_768
@@ -57,6 +58,11 @@ class CacheConfig:
             raise ConfigError(f"`group_size` is {self.group_size!r}; it must be 32 or 64.")
         if self.positions not in ("streaming", "absolute"):
             raise ConfigError(f'`positions` is {self.positions!r}; it must be "streaming" or "absolute".')
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> CacheConfig:
+        """What the user's settings ask for."""
+        return cls(window=settings.window, sinks=settings.sinks, bits=settings.kv_bits)  # type: ignore[arg-type]
 
     def default_window(self, trained_length: int | None, bytes_per_token: int, budget: int) -> int:
         """The window meant by None: a power of two within the trained length, 32,768 and `budget` bytes."""
