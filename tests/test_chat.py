@@ -281,7 +281,7 @@ def test_another_model_is_a_notice_in_a_chat_and_nothing_is_lost(model: Model, t
     say(chat, "hi")
     chat.save(title="moved")
     chat.close()
-    other = mlxkv.load(str(tiny_folder(tmp_path / "other", seed=7)))
+    other = mlxkv.load(str(tiny_folder(tmp_path / "other", seed=7, reverse=True)))
     resumed = other.resume("moved")
     assert resumed.restored is not None
     assert resumed.restored.tokens == 0

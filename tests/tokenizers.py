@@ -28,11 +28,11 @@ FORGETFUL = (
 VOCAB = 64
 
 
-def tiny_tokenizer(template: str | None = CHATML) -> TokenizerWrapper:
+def tiny_tokenizer(template: str | None = CHATML, *, reverse: bool = False) -> TokenizerWrapper:
     """One token per character of a small alphabet (others are <unk>), 64 ids, and the two ChatML marks."""
     alphabet = "abcdefghijklmnopqrstuvwxyzABCHMU0123456789 .,?!'\n()-"
     vocab = {"<unk>": 0, "<|im_start|>": 1, "<|im_end|>": 2, "<s>": 3}
-    for char in alphabet:
+    for char in reversed(alphabet) if reverse else alphabet:
         vocab[char] = len(vocab)
     while len(vocab) < VOCAB:
         vocab[f"<{len(vocab)}>"] = len(vocab)
@@ -51,9 +51,15 @@ def tiny_tokenizer(template: str | None = CHATML) -> TokenizerWrapper:
 
 
 def tiny_folder(
-    folder: Path, *, seed: int = 0, template: str | None = CHATML, dtype: mx.Dtype = mx.float32, **args: Any
+    folder: Path,
+    *,
+    seed: int = 0,
+    template: str | None = CHATML,
+    dtype: mx.Dtype = mx.float32,
+    reverse: bool = False,
+    **args: Any,
 ) -> Path:
-    """A random llama with this tokenizer, saved as `mlxkv.load` reads it."""
+    """A random llama with this tokenizer (`reverse`: other ids), saved as `mlxkv.load` reads it."""
     folder.mkdir(parents=True, exist_ok=True)
     model = tiny_llama(seed=seed, vocab=VOCAB, **args)
     model.set_dtype(dtype)
@@ -61,5 +67,5 @@ def tiny_folder(
     mx.save_safetensors(str(folder / "model.safetensors"), weights, metadata={"format": "mlx"})  # type: ignore[arg-type]
     config = {k: v for k, v in asdict(model.args).items() if v is not None}
     (folder / "config.json").write_text(json.dumps(config))
-    tiny_tokenizer(template)._tokenizer.save_pretrained(folder)
+    tiny_tokenizer(template, reverse=reverse)._tokenizer.save_pretrained(folder)
     return folder
