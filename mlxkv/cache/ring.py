@@ -1,7 +1,8 @@
 """RingKVCache: one layer's keys and values in buffers that are allocated once and rotate in place.
 
-It speaks mlx-lm's cache protocol, so every mlx-lm model and loop can use it. Where rows lie is `geometry.py`; the
-sinks' positions are `positions.py`; how large a ring should be is `plan.py`. Used on the thread that owns MLX.
+It speaks mlx-lm's cache protocol, so every mlx-lm model and loop can use it. Where rows lie is `geometry.py`, the
+sinks' positions are `positions.py`, calls that cross a block boundary `crossing.py`, how large a ring should be
+`plan.py`. Used on the thread that owns MLX.
 
 The rule that keeps writes in place: `buffer[..., a:b, :] = x` is done without a copy only while nobody else holds
 the buffer, so no view outlives the attention call that reads it.
@@ -14,6 +15,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from mlxkv.cache.crossing import gather, gather_mask, row_positions
 from mlxkv.cache.geometry import Geometry
 from mlxkv.cache.positions import SinkRotation
 from mlxkv.errors import CacheError, RewindError
@@ -39,7 +41,8 @@ class RingKVCache:
         self.pristine: mx.array | None = None  # (B, n_kv_heads, sinks, head_dim), as first written
         self.offset = 0
         self.undo_blocks = 0  # valid blocks in the undo area
-        self._slot_positions: mx.array | None = None  # position of each attended row, for array masks
+        self._positions_at = -1  # flushes that `_slot_positions` belong to
+        self._slot_positions = mx.zeros((0,), mx.int32)  # position of each row, for array masks
 
     # -- mlx-lm's protocol -------------------------------------------------------------------------------------------
 
@@ -54,7 +57,7 @@ class RingKVCache:
         if self.keys is None:
             self.allocate(keys.shape, values.shape[-1], keys.dtype, values.dtype)
         if S > self.geometry.room(self.offset):
-            fetched = self._gather(keys, values)
+            fetched = gather(self, keys, values)
             done = 0
             while done < S:
                 step = min(S - done, self.geometry.room(self.offset))
@@ -66,10 +69,10 @@ class RingKVCache:
 
     def make_mask(self, N: int, window_size: int | None = None, return_array: bool = False) -> Any:
         """The mask for the next N tokens: None, "causal", or a boolean array (N, rows that will be fetched)."""
-        window = _narrower(self.native_window, window_size)
+        window = min((w for w in (self.native_window, window_size) if w is not None), default=None)
         geometry, offset = self.geometry, self.offset
         if N > geometry.room(offset):
-            return self._gather_mask(N, window)
+            return gather_mask(self, N, window)
         if window is not None and offset + N > window:
             rows = self._positions(offset + N)
             queries = mx.arange(offset, offset + N)[:, None]
@@ -153,7 +156,6 @@ class RingKVCache:
     def reset(self) -> None:
         """Forget everything; the buffers stay."""
         self.offset = self.undo_blocks = 0
-        self._slot_positions = None
 
     def allocate(self, key_shape: tuple[int, ...], v_dim: int, k_dtype: mx.Dtype, v_dtype: mx.Dtype) -> None:
         """Make the buffers, once. `key_shape` is (B, n_kv_heads, any, head_dim)."""
@@ -183,7 +185,6 @@ class RingKVCache:
     def settle(self, offset: int, undo_blocks: int) -> None:
         """Every needed row has been put back by `write_at`: go on from `offset`."""
         self.offset, self.undo_blocks = offset, undo_blocks
-        self._slot_positions = None
         if self.evicted:
             self._keep_pristine()
             self._place_sinks()
@@ -224,7 +225,6 @@ class RingKVCache:
             self._move_block(old, geometry.undo_row(n))
         self._move_block(current, old)
         self.undo_blocks = min(self.undo_blocks + 1, geometry.undo)
-        self._slot_positions = None
         self._place_sinks((n + 1) * geometry.block)
 
     def _undo_flush(self) -> None:
@@ -235,7 +235,6 @@ class RingKVCache:
         self._move_block(old, geometry.current)
         self._move_block(geometry.undo_row(n), old)
         self.undo_blocks -= 1
-        self._slot_positions = None
         self.offset = geometry.capacity + n * R
         self._place_sinks(n * R)
 
@@ -266,75 +265,9 @@ class RingKVCache:
             return self.pristine[..., a:b, :]
         return self._keys[..., row : row + b - a, :]
 
-    # -- callers that are not ours -----------------------------------------------------------------------------------
-
     def _positions(self, offset: int) -> mx.array:
         """(live,) the position that each attended row holds after `offset` tokens (int32)."""
-        geometry = self.geometry
-        live = geometry.live(offset)
-        if geometry.flushes(offset) == 0:
-            return mx.arange(live)
-        flushes = geometry.flushes(offset)
-        if self._slot_positions is None or flushes != geometry.flushes(self.offset):
-            n = mx.arange(geometry.slots)
-            blocks = flushes + (n - flushes) % geometry.slots  # the block that lies in each slot
-            starts = mx.concatenate([blocks, mx.array([flushes + geometry.slots])]) * geometry.block
-            rows = (starts[:, None] + mx.arange(geometry.block)).reshape(-1) + geometry.sinks
-            positions = mx.concatenate([mx.arange(geometry.sinks), rows])
-            if flushes != geometry.flushes(self.offset):
-                return positions[:live]
-            self._slot_positions = positions
-        return self._slot_positions[:live]
-
-    def _eras(self, S: int) -> list[int]:
-        """The distinct numbers of evicted tokens that the next S queries see."""
-        first = self.geometry.blocks_evicted(self.offset)
-        last = self.geometry.blocks_evicted(self.offset + S - 1)
-        return [n * self.geometry.block for n in range(first, last + 1)]
-
-    def _gather(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        """What S tokens across a boundary attend to: [sinks once per era | ring rows | the new tokens]."""
-        K, live = self.geometry.sinks, self.geometry.live(self.offset)
-        old = min(K, live)  # sinks that are already in the ring
-        sink_keys = keys[..., : K - old, :]
-        sink_values = values[..., : K - old, :]
-        if old:
-            held = self.pristine if self.evicted and self.pristine is not None else self._keys
-            sink_keys = mx.concatenate([held[..., :old, :], sink_keys], axis=2)
-            sink_values = mx.concatenate([self._values[..., :old, :], sink_values], axis=2)
-        all_keys, all_values = [], []
-        for era in self._sink_eras(keys.shape[2]):
-            all_keys.append(self.rotation(sink_keys, era) if era and self.rotation is not None else sink_keys)
-            all_values.append(sink_values)
-        all_keys += [self._keys[..., old:live, :], keys]
-        all_values += [self._values[..., old:live, :], values]
-        return mx.concatenate(all_keys, axis=2), mx.concatenate(all_values, axis=2)
-
-    def _sink_eras(self, S: int) -> list[int]:
-        """One copy of the sinks per era where they rotate; one for all where they do not; none without sinks."""
-        if not self.geometry.sinks:
-            return []
-        return self._eras(S) if self.rotation is not None else [0]
-
-    def _gather_mask(self, S: int, window: int | None) -> mx.array:
-        """(S, rows of `_gather`) the same visible sets as if the call had been cut at block boundaries."""
-        geometry, offset = self.geometry, self.offset
-        K = geometry.sinks
-        queries = mx.arange(offset, offset + S)[:, None]
-        over = queries - geometry.capacity
-        evicted = mx.where(over < 0, 0, (over // geometry.block + 1) * geometry.block)
-        sinks = mx.arange(min(K, offset + S))[None]
-        parts = [
-            (sinks <= queries) & (evicted == era) if self.rotation is not None else sinks <= queries
-            for era in self._sink_eras(S)
-        ]
-        old = self._positions(offset)[min(K, geometry.live(offset)) :]
-        rows = mx.concatenate([old, mx.arange(offset, offset + S)])[None]
-        visible = (rows >= K + evicted) & (rows <= queries)
-        if window is not None:
-            visible = visible & (rows > queries - window)
-        return mx.concatenate([*parts, visible], axis=1)
-
-
-def _narrower(a: int | None, b: int | None) -> int | None:
-    return min(a, b) if a is not None and b is not None else a or b
+        flushes = self.geometry.flushes(offset)
+        if flushes != self._positions_at:  # they change with a flush only: a decode step must not make them anew
+            self._positions_at, self._slot_positions = flushes, row_positions(self.geometry, flushes)
+        return self._slot_positions[: self.geometry.live(offset)]

@@ -1,0 +1,86 @@
+"""Calls that feed tokens across a block boundary: what they attend to, and the mask that makes it the same as if cut.
+
+mlxkv's runner cuts its calls; mlx-lm's loop feeds 2,048 tokens at a time. Queries of one call then see different
+evictions ("eras") and the sinks at different distances, so keys are concatenated for this layer and this call, with one
+copy of the sinks per era. Reads the ring, never changes it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import mlx.core as mx
+
+from mlxkv.cache.geometry import Geometry
+
+if TYPE_CHECKING:
+    from mlxkv.cache.ring import RingKVCache
+
+
+def row_positions(geometry: Geometry, flushes: int) -> mx.array:
+    """(sinks + window,) the position that each row of a full ring holds after this many flushes (int32)."""
+    if flushes == 0:
+        return mx.arange(geometry.capacity)
+    slot = mx.arange(geometry.slots)
+    blocks = flushes + (slot - flushes) % geometry.slots  # the block that lies in each slot
+    starts = mx.concatenate([blocks, mx.array([flushes + geometry.slots])]) * geometry.block
+    rows = (starts[:, None] + mx.arange(geometry.block)).reshape(-1) + geometry.sinks
+    return mx.concatenate([mx.arange(geometry.sinks), rows])
+
+
+def gather(ring: RingKVCache, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+    """What S new tokens attend to: [sinks once per era | ring rows | the new tokens], before any of them is written.
+
+    `keys` (B, n_kv_heads, S, head_dim), `values` likewise.
+    """
+    geometry = ring.geometry
+    K, live = geometry.sinks, geometry.live(ring.offset)
+    old = min(K, live)  # sinks that are already in the ring
+    held_keys, held_values = ring.keys_and_values()
+    sink_keys, sink_values = keys[..., : K - old, :], values[..., : K - old, :]
+    if old:
+        pristine = ring.pristine if ring.evicted and ring.pristine is not None else held_keys
+        sink_keys = mx.concatenate([pristine[..., :old, :], sink_keys], axis=2)
+        sink_values = mx.concatenate([held_values[..., :old, :], sink_values], axis=2)
+    all_keys, all_values = [], []
+    for era in _sink_eras(ring, keys.shape[2]):
+        all_keys.append(ring.rotation(sink_keys, era) if era and ring.rotation is not None else sink_keys)
+        all_values.append(sink_values)
+    all_keys += [held_keys[..., old:, :], keys]
+    all_values += [held_values[..., old:, :], values]
+    return mx.concatenate(all_keys, axis=2), mx.concatenate(all_values, axis=2)
+
+
+def gather_mask(ring: RingKVCache, S: int, window: int | None) -> mx.array:
+    """(S, rows of `gather`) True where the query sees the row; `window` limits it further (sliding-window layers)."""
+    geometry, offset = ring.geometry, ring.offset
+    K, live = geometry.sinks, geometry.live(offset)
+    queries = mx.arange(offset, offset + S)[:, None]
+    over = queries - geometry.capacity
+    evicted = mx.where(over < 0, 0, (over // geometry.block + 1) * geometry.block)
+    sinks = mx.arange(min(K, offset + S))[None]
+    parts = [
+        (sinks <= queries) & (evicted == era) if ring.rotation is not None else sinks <= queries
+        for era in _sink_eras(ring, S)
+    ]
+    old = row_positions(geometry, geometry.flushes(offset))[min(K, live) : live]
+    rows = mx.concatenate([old, mx.arange(offset, offset + S)])[None]
+    visible = (rows >= K + evicted) & (rows <= queries)
+    if window is not None:
+        visible = visible & (rows > queries - window)
+    return mx.concatenate([*parts, visible], axis=1)
+
+
+def _sink_eras(ring: RingKVCache, S: int) -> list[int]:
+    """The numbers of evicted tokens that the next S queries see: one copy of the sinks each, where they rotate.
+
+    One copy for all where they do not rotate; none without sinks.
+    """
+    geometry = ring.geometry
+    if not geometry.sinks:
+        return []
+    if ring.rotation is None:
+        return [0]
+    first = geometry.blocks_evicted(ring.offset)
+    last = geometry.blocks_evicted(ring.offset + S - 1)
+    return [n * geometry.block for n in range(first, last + 1)]
