@@ -1,26 +1,27 @@
-"""Chat: messages and one turn after the other, on one KV cache, saved as it goes when it has a session.
+"""Chat: one turn after the other on one KV cache: messages to prompt, prompt to reply.
 
-Owns the messages and what has been fed; the rows belong to PromptCache, the files to SessionStore. Going back (undo,
+Owns the cache and what has been fed; what was said and where it is saved belongs to Conversation. Going back (undo,
 retry, edit) never destroys: a saved chat goes on in a fork. On the MLX thread, but for `cancel`.
 """
 
 from __future__ import annotations
 
+import copy
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from mlxkv.cache.config import CacheConfig
 from mlxkv.cache.prompt_cache import PromptCache, common_prefix
+from mlxkv.conversation import Conversation
 from mlxkv.device import set_wired_limit
-from mlxkv.errors import ConfigError, PromptError, StoreError
+from mlxkv.errors import ConfigError, PromptError
 from mlxkv.events import Message, Notice, TextDelta, TurnEvent, TurnFinished
 from mlxkv.prompt import Fed, PromptFormat
 from mlxkv.runner import ModelRunner
-from mlxkv.sampling import SamplingParams, random_state, set_random_state
+from mlxkv.sampling import SamplingParams, set_random_state
 from mlxkv.stats import TurnStats
 from mlxkv.store import ModelIdentity, Restored, SessionRecord, SessionStore, TurnRecord
 from mlxkv.turn import Turn
@@ -44,7 +45,7 @@ class ChatBackend:
 
 
 class Chat:
-    """A conversation. Made by `Model.chat` and `Model.resume`.
+    """A conversation with a model. Made by `Model.chat` and `Model.resume`.
 
     Args:
         autosave: make a session at the first turn; else only `save` does.
@@ -61,19 +62,14 @@ class Chat:
     ) -> None:
         self._backend = backend
         self._params = params or SamplingParams()
-        self._config = cache or CacheConfig()
         self._autosave = autosave
         self._cancel = threading.Event()
-        self._open = ExitStack()  # the session's lock
+        self._said = Conversation(backend.store, backend.identity)
         self._fed = Fed()  # what the next prompt can go on from
-        self._log: list[int] = []  # the session's token log: the replay of its turns
-        self._turns: list[TurnRecord] = []
         self.system = system or None
-        self.cache = backend.make_cache(self._config, self.system)
-        self.session_id: str | None = None
-        self.title = ""
+        self.cache = backend.make_cache(cache or CacheConfig(), self.system)
         self.stats = TurnStats()
-        self.restored: Restored | None = None
+        self.restored: Restored | None = None  # what came back from disk when the chat was resumed
 
     # -- talking -----------------------------------------------------------------------------------------------------
 
@@ -92,7 +88,8 @@ class Chat:
         """
         if not text.strip():
             raise PromptError("The message is empty; write something first.")
-        params = SamplingParams.for_model({}, **{**_chosen(self._params), **sampling})
+        chosen = {name: value for name, value in sampling.items() if value is not None}
+        params = SamplingParams.for_model({}, **{**asdict(self._params), **chosen})
         return self._turn(text, params, time.perf_counter() if started is None else started)
 
     def cancel(self) -> None:
@@ -102,20 +99,21 @@ class Chat:
     @property
     def messages(self) -> tuple[Message, ...]:
         """What was said, without the system prompt."""
-        return tuple(Message(t.role, t.text, _stats_of(t)) for t in self._turns)
+        return tuple(Message(t.role, t.text, _stats_of(t)) for t in self._said.turns)
 
     def _turn(self, text: str, params: SamplingParams, started: float) -> Iterator[TurnEvent]:
         self._cancel.clear()
-        if self._turns and self._turns[-1].role == "user":  # a crash came before any reply: keep the roles alternating
-            self._append(TurnRecord("assistant", "", state="stopped"))
-        if not self._turns:
+        said = self._said
+        if not said.turns:
             yield from (Notice(f"{note[0].upper()}{note[1:]}.") for note in self.cache.plan.notes)
-        prompt = self._backend.prompts.prompt(self._as_messages([*self._turns, TurnRecord("user", text)]), self._fed)
+        elif said.turns[-1].role == "user":  # a crash came before any reply: keep the roles alternating
+            said.append(TurnRecord("assistant", "", state="stopped"))
+        prompt = self._backend.prompts.prompt(self._as_messages([*said.turns, TurnRecord("user", text)]), self._fed)
         if self._autosave and self.session_id is None:
             self.save(title=_title(text))
-        start = common_prefix(self._log, prompt.ids)
-        self._append(TurnRecord("user", text, prompt.ids[start:], start))
-        self._bring_back(prompt.ids)
+        start = common_prefix(said.log, prompt.ids)
+        said.append(TurnRecord("user", text, prompt.ids[start:], start))
+        said.bring_back(self.cache, prompt.ids)
         turn = Turn(
             self._backend.runner,
             self._backend.tokenizer,
@@ -146,21 +144,20 @@ class Chat:
                 continue
             grown = event.num_tokens - saved_tokens
             if grown >= _UPDATE_TOKENS or time.monotonic() - saved_at >= _UPDATE_SECONDS:
-                self._write_reply(_reply(turn, params, "open"))
+                self._said.write_reply(_reply(turn, params, "open"))
                 saved_at, saved_tokens = time.monotonic(), event.num_tokens
 
     def _finish(self, turn: Turn, prompt: Fed, params: SamplingParams) -> str | None:
         """Record the reply, then its rows; the notice to show when rows could not be saved."""
-        state = "stopped" if turn.reason == "stopped" else "done"
         self._fed = self._backend.prompts.replied(prompt, turn.text, turn.generated)
         if turn.reason == "stop_string":  # the ids say more than the text: tokenize the text again next time
             self._fed = Fed("", self._fed.ids)
         self.stats = turn.stats
-        self._write_reply(_reply(turn, params, state))
+        self._said.write_reply(_reply(turn, params, "stopped" if turn.reason == "stopped" else "done"))
         if self.session_id is None:
             return None
-        written, notice = self._commit_rows()
-        self.stats = turn.stats_on_disk(self._backend.store().disk_bytes(self.session_id), written)
+        written, notice = self._said.save_rows(self.cache)
+        self.stats = turn.stats_on_disk(self._said.disk_bytes(), written)
         return notice
 
     # -- going back --------------------------------------------------------------------------------------------------
@@ -171,8 +168,10 @@ class Chat:
         Raises:
             PromptError: nothing has been said.
         """
-        i = self._last_user_turn()
-        text = self._turns[i].text
+        i = self._said.last("user")
+        if i is None:
+            raise PromptError("There is nothing to take back: nothing has been said yet.")
+        text = self._said.turns[i].text
         self._branch(i)
         return text
 
@@ -184,10 +183,10 @@ class Chat:
         """Say `text` instead of message number `turn` (0 is the first), which must be the user's, and go on there.
 
         Raises:
-            ConfigError: there is no such message, or it is not the user's.
+            ConfigError: there is no such message, or it is not the user's. PromptError: `text` is empty.
         """
-        if not 0 <= turn < len(self._turns) or self._turns[turn].role != "user":
-            mine = [i for i, t in enumerate(self._turns) if t.role == "user"]
+        mine = [i for i, t in enumerate(self._said.turns) if t.role == "user"]
+        if turn not in mine:
             raise ConfigError(f"Message {turn!r} is not one of yours; yours are {mine}.")
         if not text.strip():
             raise PromptError("The message is empty; write something first.")
@@ -196,72 +195,58 @@ class Chat:
 
     def fork(self) -> Chat:
         """A second chat with the same past; cache buffers and saved rows are shared until they differ."""
-        twin = Chat.__new__(Chat)
-        twin.__dict__.update(self.__dict__)
-        twin._cancel, twin._open = threading.Event(), ExitStack()
-        twin._turns, twin._log, twin.cache = list(self._turns), list(self._log), self.cache.fork()
-        if self.session_id is not None:
-            twin._enter(self._backend.store().fork(self.session_id, len(self._turns)))
+        twin = copy.copy(self)
+        twin._cancel = threading.Event()
+        twin._said, twin.cache = self._said.fork(), self.cache.fork()
         return twin
 
-    def _last_user_turn(self) -> int:
-        mine = [i for i, t in enumerate(self._turns) if t.role == "user"]
-        if not mine:
-            raise PromptError("There is nothing to take back: nothing has been said yet.")
-        return mine[-1]
-
     def _branch(self, num_turns: int) -> None:
-        """Go on from the first `num_turns` turns, in a fork of the session if there is one."""
-        if self.session_id is not None:
-            self._enter(self._backend.store().fork(self.session_id, num_turns))
-        self._take(self._turns[:num_turns])  # the cache goes back when the next prompt says how far
+        self._said.branch(num_turns)
+        self._fed = self._fed_so_far()  # the cache goes back when the next prompt says how far
 
     # -- sessions ----------------------------------------------------------------------------------------------------
+
+    @property
+    def session_id(self) -> str | None:
+        """None while this chat is not saved."""
+        return self._said.session_id
+
+    @property
+    def title(self) -> str:
+        return self._said.title
 
     def save(self, title: str | None = None) -> str:
         """Make this chat a session, or commit and perhaps rename the one it is; later turns commit by themselves.
 
         Returns the session's id.
         """
-        store = self._backend.store()
-        if self.session_id is None:
-            self.title = title or (_title(self._turns[0].text) if self._turns else "Untitled")
-            params = {"cache": asdict(self.cache.plan.resolved), "sampling": _chosen(self._params)}
-            self._enter(store.create(self.title, self._backend.identity(), system=self.system, params=params))
-            for turn in self._turns:
-                store.add_turn(self._session, turn)
+        said = self._said
+        if said.session_id is None:
+            params = {"cache": asdict(self.cache.plan.resolved), "sampling": asdict(self._params)}
+            said.begin(title or (_title(said.turns[0].text) if said.turns else "Untitled"), self.system, params)
         elif title:
-            self.title = title
-            store.rename(self.session_id, title)
+            said.rename(title)
         if self.cache.tokens:
-            self._commit_rows()
-        return self._session
+            said.save_rows(self.cache)
+        return str(said.session_id)
 
     def load(self, record: SessionRecord) -> None:
         """Take over a stored session: its turns, and from disk what fits of its rows."""
-        store = self._backend.store()
-        self._enter(record.id)
-        turns = list(record.turns)
-        if turns and turns[-1].state == "open":  # a crash came while it streamed
-            turns[-1] = replace(turns[-1], state="stopped")
-            store.update_open_turn(record.id, turns[-1])
-        self._take(turns)
-        self.restored = self._restore(self._log)
+        was_this_models = self._said.resume(record)
+        # Another model's ids mean nothing to this one's tokenizer: the next prompt is tokenized anew.
+        self._fed = self._fed_so_far() if was_this_models else Fed()
+        self.restored = self._said.restore_rows(self.cache, self._said.log)
         if self.restored is not None and self.restored.rng is not None:
             set_random_state(self.restored.rng)  # sampling goes on as if the process had never ended
-        mine = self._backend.identity()
-        if record.model.model_id != mine.model_id:
-            store.set_model(record.id, mine)
-            self._fed = Fed()  # another model's ids: everything is tokenized anew
 
     def detach(self) -> None:
         """Go on without the session: nothing of what follows is saved."""
-        self._open.close()
-        self.session_id, self._autosave = None, False
+        self._autosave = False
+        self._said.detach()
 
     def close(self) -> None:
         """Let another process open the session."""
-        self._open.close()
+        self._said.close()
 
     def __enter__(self) -> Chat:
         return self
@@ -269,77 +254,15 @@ class Chat:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    @property
-    def _session(self) -> str:
-        assert self.session_id is not None
-        return self.session_id
-
-    def _enter(self, session_id: str) -> None:
-        self._open.close()
-        self._open = ExitStack()
-        self._open.enter_context(self._backend.store().lock(session_id))
-        self.session_id = session_id
-        self._reply_open = False
-
-    def _restore(self, ids: Sequence[int]) -> Restored | None:
-        """Fill the cache from disk with the longest saved beginning of `ids`."""
-        self.cache.reset()
-        if self.session_id is None or not self.cache.can_save or not ids:
-            return None
-        return self._backend.store().restore_kv(self.session_id, self.cache, self._backend.identity(), ids)
-
-    def _bring_back(self, ids: Sequence[int]) -> None:
-        """Where `ids` need rows that have rotated out of the cache, the session's chunks may still have them."""
-        back = self.cache.offset - common_prefix(self.cache.tokens, ids)
-        if back > self.cache.rewindable and self.session_id is not None:
-            self._restore(ids)
-
-    def _append(self, turn: TurnRecord) -> None:
-        if self.session_id is not None:
-            self._backend.store().add_turn(self.session_id, turn)
-        self._take([*self._turns, turn], fed=self._fed)
-
-    _reply_open = False  # the last turn is a reply that is still being written
-
-    def _write_reply(self, reply: TurnRecord) -> None:
-        if self._reply_open:
-            if self.session_id is not None:
-                self._backend.store().update_open_turn(self.session_id, reply)
-            self._take([*self._turns[:-1], reply], fed=self._fed)
-        else:
-            self._append(reply)
-        self._reply_open = reply.state == "open"
-
-    def _commit_rows(self) -> tuple[int, str | None]:
-        """Save the cache's new rows: bytes written, and a notice if that failed (the turns are safe already)."""
-        if not self.cache.can_save:
-            return 0, None
-        try:
-            commit = self._backend.store().commit_kv(
-                self._session, self.cache, self._backend.identity(), random_state()
-            )
-        except (OSError, StoreError) as error:
-            return 0, f"The KV cache could not be saved, the chat is ({error})"
-        return commit.bytes_written, commit.notice
-
     # -- what was fed ------------------------------------------------------------------------------------------------
 
     def _as_messages(self, turns: Sequence[TurnRecord]) -> list[dict[str, str]]:
         system = [{"role": "system", "content": self.system}] if self.system else []
         return [*system, *({"role": t.role, "content": t.text} for t in turns)]
 
-    def _take(self, turns: list[TurnRecord], fed: Fed | None = None) -> None:
-        """These are the turns now; `fed` None works out what the model was fed for them."""
-        log: list[int] = []
-        for turn in turns:
-            del log[len(log) if turn.start is None else turn.start :]
-            log += turn.ids
-        self._turns, self._log = turns, log
-        self._fed = self._fed_after(turns) if fed is None else fed
-
-    def _fed_after(self, turns: Sequence[TurnRecord]) -> Fed:
-        """What `PromptFormat` would have left once these turns were done."""
-        prompts, ids = self._backend.prompts, tuple(self._log)
+    def _fed_so_far(self) -> Fed:
+        """What `PromptFormat` would have left once the turns there are were done."""
+        prompts, turns, ids = self._backend.prompts, self._said.turns, self._said.log
         if not turns or not prompts.has_template or turns[-1].stats.get("finish_reason") == "stop_string":
             return Fed("", ids)
         if turns[-1].role == "user":
@@ -349,19 +272,9 @@ class Chat:
         return prompts.replied(prompt, reply.text, reply.ids)
 
 
-def _chosen(params: SamplingParams) -> dict[str, Any]:
-    return {f.name: getattr(params, f.name) for f in fields(SamplingParams)}
-
-
 def _reply(turn: Turn, params: SamplingParams, state: str) -> TurnRecord:
-    return TurnRecord(
-        "assistant",
-        turn.text,
-        tuple(turn.generated),
-        state=state,
-        params=_chosen(params),
-        stats=asdict(turn.stats),
-    )
+    stats = asdict(turn.stats)
+    return TurnRecord("assistant", turn.text, tuple(turn.generated), state=state, params=asdict(params), stats=stats)
 
 
 def _stats_of(turn: TurnRecord) -> TurnStats | None:

@@ -158,7 +158,6 @@ class Model:
         past = dict(record.params.get("sampling") or {})
         params = SamplingParams.for_model({}, **{**past, **{k: v for k, v in sampling.items() if v is not None}})
         chat = Chat(self._backend, system=record.system, cache=config, params=params, autosave=True)
-        chat.title = record.title
         chat.load(record)
         return chat
 

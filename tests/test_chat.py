@@ -268,7 +268,7 @@ def test_after_a_crash_before_any_reply_the_roles_still_alternate(model: Model) 
     session = chat.save(title="crash")
     events = chat.send("hi")
     next(events)  # the process "dies" here: nothing is finished or closed in order
-    chat._open.close()
+    chat.close()
     resumed = model.resume(session)
     say(resumed, "still there?")
     assert [m.role for m in resumed.messages] == ["user", "assistant", "user", "assistant"]
@@ -291,7 +291,7 @@ def test_another_model_is_a_notice_in_a_chat_and_nothing_is_lost(model: Model, t
     assert [m.text for m in resumed.messages][:1] == ["hi"]
     # The ids that the first model sampled mean nothing to this one: its own tokenizer read the whole chat.
     prompt = resumed.cache.tokens[: finished.stats.prompt_tokens]
-    assert prompt == other._prompts.encode(other._prompts.render(resumed._as_messages(resumed._turns[:-1])))
+    assert prompt == other._prompts.encode(other._prompts.render(resumed._as_messages(resumed._said.turns[:-1])))
     resumed.close()
     back = other.resume("moved")
     assert back.restored is not None
