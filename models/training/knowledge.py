@@ -1,0 +1,45 @@
+"""Reads the knowledge: one topic per answer, in knowledge/*.toml. Pure; no noise is added here."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Topic:
+    """One right answer, the phrasings training sees (`ask`), and those it never sees (`held_out`)."""
+
+    id: str
+    answer: str
+    ask: tuple[str, ...]
+    held_out: tuple[str, ...]
+
+
+def read_topics(paths: list[Path] | None = None) -> list[Topic]:
+    """All topics, sorted by id; a phrasing that is held out anywhere is asked nowhere.
+
+    Raises:
+        ValueError: an id is used twice, or a topic lacks phrasings.
+    """
+    topics: dict[str, Topic] = {}
+    for path in sorted((HERE / "knowledge").glob("*.toml")) if paths is None else paths:
+        for table in tomllib.loads(path.read_text(encoding="utf-8")).get("topic", []):
+            topic = Topic(table["id"], table["answer"].strip(), tuple(table["ask"]), tuple(table.get("held_out", ())))
+            if topic.id in topics:
+                raise ValueError(f"{path.name}: topic {topic.id!r} is there twice; give one another id.")
+            if not topic.ask or not topic.answer:
+                raise ValueError(f"{path.name}: topic {topic.id!r} needs an answer and phrasings.")
+            topics[topic.id] = topic
+    kept_back = {plain(q) for t in topics.values() for q in t.held_out}
+    for key, topic in topics.items():
+        topics[key] = replace(topic, ask=tuple(q for q in topic.ask if plain(q) not in kept_back))
+    return [topics[key] for key in sorted(topics)]
+
+
+def plain(text: str) -> str:
+    """Letters, digits and single spaces: two phrasings that differ by case or punctuation alone are one."""
+    return " ".join("".join(c if c.isalnum() else " " for c in text.lower()).split())

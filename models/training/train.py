@@ -1,0 +1,198 @@
+"""Trains tutor: `python -m mlxkv.models.training.train --out FOLDER`. Checkpoints and figures as it goes.
+
+Batches hold chats of like length, padded at the end. Muon moves the matrices, AdamW the rest; the rate is flat and then
+falls to zero over the last part. What is kept is the running average of the weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import torch  # pyright: ignore[reportMissingImports]
+import torch.nn.functional as F  # pyright: ignore[reportMissingImports]
+from torch import Tensor, distributed  # pyright: ignore[reportMissingImports]
+
+from . import cases
+from .conversations import Maker
+from .knowledge import read_topics
+from .network import Network, Shape
+from .text import PAD_ID, Encoder, Sample, load, train_tokenizer
+
+LONGEST = 1024
+
+
+def main() -> None:
+    options = _options()
+    options.out.mkdir(parents=True, exist_ok=True)
+    topics = read_topics()
+    path = options.out / "tokenizer.json"
+    if not path.is_file():
+        train_tokenizer(Maker(topics, options.seed), options.vocab, 20_000).save(str(path))
+    (options.out / "meeting").unlink(missing_ok=True)
+    if options.workers == 1:
+        work(0, options)
+    else:
+        torch.multiprocessing.spawn(work, (options,), nprocs=options.workers)
+
+
+def work(rank: int, options: argparse.Namespace) -> None:
+    """One process, one thread: processes that meet once a step bear a busy machine better than threads do."""
+    torch.set_num_threads(1)
+    torch.manual_seed(options.seed)
+    distributed.init_process_group("gloo", f"file://{(options.out / 'meeting').resolve()}", rank=rank, world_size=options.workers)
+    topics = read_topics()
+    tokenizer = load(options.out / "tokenizer.json")
+    shape = Shape(tokenizer.get_vocab_size(), options.width, options.layers, intermediate_size=options.hidden)
+    network = Network(shape)
+    if options.init:
+        network.load_state_dict(torch.load(options.init)["weights"])
+    if rank == 0:
+        print(f"{sum(p.numel() for p in network.parameters()):,} parameters, {len(topics)} topics", flush=True)
+    encoder = Encoder(tokenizer, random.Random(options.seed + 1 + 1000 * rank))
+    groups = cases.groups(topics)
+    held_out = {name: [encoder.case(c) for c in group[rank :: 2 * options.workers]] for name, group in groups.items()}
+    Training(rank, network, shape, encoder, Maker(topics, options.seed + 2 + 1000 * rank), held_out, options).run()
+    distributed.destroy_process_group()
+
+
+class Training:
+    """The loop, and all that changes in it."""
+
+    def __init__(
+        self,
+        rank: int,
+        network: Network,
+        shape: Shape,
+        encoder: Encoder,
+        maker: Maker,
+        held_out: dict[str, list[Sample]],
+        options: argparse.Namespace,
+    ) -> None:
+        self.network, self.shape, self.options, self.held_out = network, shape, options, held_out
+        self.rank, self.encoder, self.maker = rank, encoder, maker
+        self.average = {k: v.detach().clone() for k, v in network.state_dict().items()}
+        matrices = [p for n, p in network.named_parameters() if p.ndim == 2 and "embed" not in n]
+        others = [p for n, p in network.named_parameters() if p.ndim != 2 or "embed" in n]
+        self.optimizers = [
+            torch.optim.Muon(
+                matrices, lr=options.lr, weight_decay=0.05, momentum=0.95, ns_steps=4, adjust_lr_fn="match_rms_adamw"
+            ),
+            torch.optim.AdamW(others, lr=options.lr * 1.5, betas=(0.9, 0.97), weight_decay=0.0, fused=True),
+        ]
+        self.progress = 0.0  # 0 to 1, the same in all processes
+
+    def run(self) -> None:
+        started = time.time()
+        seen, losses, shown = 0, [], 0.0
+        for step, (ids, learn) in enumerate(batches(self.maker, self.encoder, self.options.batch), 1):
+            elapsed = time.time() - started
+            mine = max(step / self.options.steps, elapsed / 60 / self.options.minutes)
+            losses.append(self.step(ids, learn, step, mine))
+            seen += ids.numel() * self.options.workers
+            if step % 50 == 0 and self.rank == 0:
+                loss, losses = sum(losses) / len(losses), []
+                print(f"step {step} {elapsed:.0f}s {seen / 1e6:.2f}M {seen / elapsed:.0f}/s loss {loss:.4f}", flush=True)
+            if self.progress >= 1 or self.progress - shown > self.options.every:
+                self.checkpoint(step, seen)
+                shown = self.progress
+            if self.progress >= 1:
+                return
+
+    def step(self, ids: Tensor, learn: Tensor, step: int, mine: float) -> float:
+        factor = min(1.0, step / 40) * min(1.0, max(0.0, (1 - self.progress) / self.options.decay))
+        for optimizer, base in zip(self.optimizers, (1.0, 1.5), strict=True):
+            for group in optimizer.param_groups:
+                group["lr"] = self.options.lr * base * factor
+        with torch.autocast("cpu", torch.bfloat16):
+            hidden = self.network(ids[:, :-1])[learn[:, 1:]]
+            logits = self.network.logits(hidden)
+        loss = F.cross_entropy(logits.float(), ids[:, 1:][learn[:, 1:]])
+        loss.backward()
+        self.share_gradients(mine)
+        torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        keep = min(0.997, 1 - 1 / (1 + step / 8))
+        names, values = zip(*self.network.state_dict().items(), strict=True)
+        torch._foreach_lerp_([self.average[n] for n in names], list(values), 1 - keep)
+        return float(loss.detach())
+
+    def share_gradients(self, mine: float) -> None:
+        """The mean of all processes' gradients, and of how far they think the training is."""
+        parameters = list(self.network.parameters())
+        flat = torch.cat([p.grad.flatten() for p in parameters] + [torch.tensor([mine])])  # type: ignore[union-attr]
+        distributed.all_reduce(flat)
+        flat /= self.options.workers
+        self.progress = float(flat[-1])
+        for p, g in zip(parameters, flat[:-1].split([p.numel() for p in parameters]), strict=True):
+            p.grad = g.view_as(p)
+
+    def checkpoint(self, step: int, seen: int) -> None:
+        now = {k: v.clone() for k, v in self.network.state_dict().items()}
+        self.network.load_state_dict(self.average)
+        shares = torch.tensor([exact_share(self.network, samples) for samples in self.held_out.values()])
+        distributed.all_reduce(shares)
+        figures = dict(zip(self.held_out, (shares / self.options.workers).tolist(), strict=True))
+        self.network.load_state_dict(now)
+        if self.rank:
+            return
+        torch.save({"weights": self.average, "shape": asdict(self.shape)}, self.options.out / "checkpoint.pt.new")
+        (self.options.out / "checkpoint.pt.new").rename(self.options.out / "checkpoint.pt")
+        print(json.dumps({"step": step, "tokens": seen, **{k: round(v, 3) for k, v in figures.items()}}), flush=True)
+
+
+def batches(maker: Maker, encoder: Encoder, tokens: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Endless batches of about `tokens` ids: (B, L) and which of them are learnt."""
+    rng = random.Random(0)
+    while True:
+        pool = [encoder.sample(maker.chat()) for _ in range(2500)]
+        pool = sorted((s for s in pool if len(s.ids) <= LONGEST), key=lambda s: len(s.ids))
+        ready, row = [], []
+        for sample in pool:
+            if row and (len(row) + 1) * len(sample.ids) > tokens:
+                ready.append(padded(row))
+                row = []
+            row.append(sample)
+        rng.shuffle(ready)
+        yield from ready
+
+
+def padded(samples: list[Sample]) -> tuple[Tensor, Tensor]:
+    length = max(len(s.ids) for s in samples)
+    ids = torch.tensor([s.ids + [PAD_ID] * (length - len(s.ids)) for s in samples])
+    return ids, torch.tensor([s.learn + [False] * (length - len(s.learn)) for s in samples])
+
+
+@torch.no_grad()
+def exact_share(network: Network, samples: list[Sample]) -> float:
+    """The share of samples whose reply greedy decoding gives to the letter (as each next id is the likeliest)."""
+    right = 0
+    ordered = sorted(samples, key=lambda s: len(s.ids))
+    for begin in range(0, len(ordered), 64):
+        ids, learn = padded(ordered[begin : begin + 64])
+        with torch.autocast("cpu", torch.bfloat16):
+            best = network.logits(network(ids[:, :-1])).argmax(-1)
+        right += int(((best == ids[:, 1:]) | ~learn[:, 1:]).all(-1).sum())
+    return right / max(1, len(samples))
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--init", type=Path, help="a checkpoint to start from")
+    for name, default in {"vocab": 1792, "width": 256, "layers": 4, "hidden": 768, "seed": 1, "batch": 4096, "steps": 10**9, "workers": 2}.items():  # fmt: skip
+        parser.add_argument(f"--{name}", type=int, default=default)
+    for name, default in {"lr": 0.004, "decay": 0.4, "minutes": 40.0, "every": 0.07}.items():
+        parser.add_argument(f"--{name}", type=float, default=default)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
