@@ -64,7 +64,7 @@ def answer(
 
 
 def _print_turn(chat: Chat, request: PrintRequest, out: TextIO, err: TextIO) -> TurnFinished:
-    on_screen = out.isatty()
+    on_screen, before = out.isatty(), ""
     finished: TurnFinished | None = None
     for event in chat.send(request.question):
         if request.output == "stream-json" and not isinstance(event, TurnFinished):
@@ -73,7 +73,8 @@ def _print_turn(chat: Chat, request: PrintRequest, out: TextIO, err: TextIO) -> 
         match event:
             case TextDelta(text) if request.output == "text":
                 # A pipe gets the exact text; a terminal must not obey what a model wrote.
-                out.write(clean(text) if on_screen else text)
+                out.write(clean(text, before) if on_screen else text)
+                before = text
                 out.flush()
             case Notice(text):
                 print(clean(text), file=err)

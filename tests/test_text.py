@@ -29,6 +29,8 @@ VISIBLE_FORMAT = set("\u0600\u0601\u0602\u0603\u0604\u0605\u06dd\u070f\u0890\u08
         ("a\x00b", "a␀b"),
         ("user\u202egpj.exe", "user\ufffdgpj.exe"),  # right-to-left override
         ("\u2066x\u2069", "\ufffdx\ufffd"),
+        ("pass\u200dword", "pass\ufffdword"),  # a joiner where no script needs one
+        ("\u0645\u200c\u200c", "\u0645\u200c\ufffd"),
         ("pass\u200bword", "pass\ufffdword"),  # zero-width space
         ("hi\U000e0049\U000e0047", "hi\ufffd\ufffd"),  # text smuggled in tag characters
         ("x\U000e0101", "x\ufffd"),  # or in variation selectors
@@ -41,7 +43,18 @@ def test_hostile(payload: str, shown: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "a\tb\nc", "Grüße, 世界", "e\u0301", "❤\ufe0f 🙂 👍🏽", "[red]x[/red] <think>", "␛"]
+    "text",
+    [
+        "",
+        "a\tb\nc",
+        "Grüße, 世界",
+        "e\u0301",
+        "❤\ufe0f 🙂 👍🏽",
+        "می\u200cخواهم",
+        "क्\u200dष",
+        "[red]x[/red] <think>",
+        "␛",
+    ],
 )
 def test_ordinary_text_is_untouched(text: str) -> None:
     assert clean(text) == text
@@ -67,4 +80,8 @@ def test_idempotent_and_encodable(text: str) -> None:
 
 @given(st.lists(ANY))
 def test_a_stream_may_cut_anywhere(pieces: list[str]) -> None:
-    assert "".join(map(clean, pieces)) == clean("".join(pieces))
+    shown, before = "", ""
+    for piece in pieces:
+        shown += clean(piece, before)
+        before = piece or before
+    assert shown == clean("".join(pieces))

@@ -18,6 +18,7 @@ from textual.widgets import Static
 
 from mlxkv import events as ev
 from mlxkv.config import Folders, Settings
+from mlxkv.text import clean
 from mlxkv.tui.commands import COMMANDS, Run, Unknown, hint, parse
 from mlxkv.tui.history import History
 from mlxkv.tui.keys import Act, Presses, Situation
@@ -181,7 +182,7 @@ class ChatApp(App[int], inherit_bindings=False):
 
     def on_prompt_recall(self, message: Prompt.Recall) -> None:
         if message.step < 0 and not self.prompt.text and (queued := self.state.unqueue()) is not None:
-            self.prompt.put(queued)
+            self.prompt.put(clean(queued))
         else:
             text = self.history.older(self.prompt.text) if message.step < 0 else self.history.newer()
             if text is not None:

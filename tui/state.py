@@ -64,7 +64,7 @@ class ChatState:
 
     def prompt(self, text: str) -> None:
         """Send `text`, or queue it until the engine is free."""
-        self.queue.append(clean(text))
+        self.queue.append(text)  # as it is: what the model reads is the user's affair, what is shown is clean
         self._advance()
 
     def unqueue(self) -> str | None:

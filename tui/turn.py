@@ -30,6 +30,7 @@ class Turn:
     _thinking_since: float | None = None
     _thought_from: int = 0
     _said: bool = False
+    _before: str = ""  # the piece of text before this one
 
     @property
     def said_anything(self) -> bool:
@@ -49,7 +50,9 @@ class Turn:
         if event.thinking:
             return out
         self._said = self._said or bool(event.text)
-        return out + self._splitter.feed(clean(event.text))
+        text = clean(event.text, self._before)
+        self._before = event.text or self._before
+        return out + self._splitter.feed(text)
 
     def finish(self, now: float) -> list[Block]:
         return self._end_thought(now) + self._splitter.finish()

@@ -14,6 +14,7 @@ from textual.containers import Horizontal, Vertical
 from textual.widgets import Static
 
 from mlxkv.events import ChatSummary, FirstScreen
+from mlxkv.text import clean
 from mlxkv.tui.bars import Bar, Queued
 from mlxkv.tui.prompt import Prompt
 from mlxkv.tui.state import ChatState
@@ -79,7 +80,7 @@ class ChatView(Vertical):
         self._show_header(state, width)
         self._show_activity(state, hint, width)
         why = "waiting for the current reply · ↑ to edit" if state.turn else "sent when the model is ready · ↑ to edit"
-        self.queued.show(list(state.queue), why)
+        self.queued.show([clean(text) for text in state.queue], why)
         keys = "^J newline  ^P menu " if width < 100 else "⏎ send  ^J newline  ? help  ^P menu "
         narrow = width < 60
         footer = footer_text(state.status, width - (2 if narrow else len(keys) + 3), narrow)

@@ -285,3 +285,21 @@ def test_no_order_of_events_breaks_it(script: list[EngineEvent | str]) -> None:
         change = state.take()
         words = "".join(b.text for b in (*change.settled, *change.tail)) + state.title + state.model
         assert "\x1b" not in words + "".join(state.activity(80))
+
+
+def test_the_model_reads_what_was_typed_and_the_screen_shows_it_clean(state: ChatState) -> None:
+    state.outbox.clear()
+    state.prompt("👩\u200d💻 \x1b[31m")
+    sent = state.outbox[-1]
+    assert isinstance(sent, Send)
+    assert sent.text == "👩\u200d💻 \x1b[31m"
+    shown = [block.text for block in state.take().settled if block.kind is Kind.USER]
+    assert shown == ["👩\ufffd💻 ␛[31m"]
+
+
+def test_joiners_that_a_script_needs_survive_a_stream(state: ChatState) -> None:
+    state.prompt("salam")
+    state.apply(TurnStarted("salam"))
+    for n, piece in enumerate(("می", "\u200c", "خواهم"), 1):
+        state.apply(TextDelta(piece, n))
+    assert [block.text for block in state.take().tail] == ["می\u200cخواهم"]
