@@ -259,6 +259,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         args.insert(0, "chat")
     debug = "--debug" in args
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its advice about PyTorch is not for our users
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # a download asks for files and tells nothing
     try:
         app(args=_with_value(args), prog_name="mlxkv")
     except MlxkvError as error:
