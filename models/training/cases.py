@@ -1,4 +1,4 @@
-"""What is measured: held-out phrasings, values and requests that training never sees. Fixed: made from one seed and by hand."""
+"""What is measured: held-out phrasings, values and requests that training never sees. From one seed and by hand."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from . import longform, memory, styles, unrelated
-from .conversations import Exchange
-from .knowledge import HERE, Topic
+from mlxkv.models.training import longform, memory, styles, unrelated
+from mlxkv.models.training.conversations import Exchange
+from mlxkv.models.training.knowledge import HERE, Topic
 
 SEED = 20_261
 
@@ -109,5 +109,3 @@ def filler(topics: list[Topic], rng: random.Random) -> Exchange:
 
 def _says(text: str) -> Callable[[str], bool]:
     return lambda reply: text.lower() in reply.lower()
-
-

@@ -10,9 +10,9 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from . import longform, memory, noise, styles, unrelated
-from .knowledge import Topic
-from .words import value
+from mlxkv.models.training import longform, memory, noise, styles, unrelated
+from mlxkv.models.training.knowledge import Topic
+from mlxkv.models.training.words import value
 
 Exchange = tuple[str, str]
 Message = dict[str, str]
@@ -58,7 +58,9 @@ class Maker:
         return noise.vary(self.rng.choice(topic.ask), self.rng), topic.answer
 
     def other(self) -> Exchange:
-        return noise.vary(unrelated.question(self.rng, self.unrelated), self.rng, reword=self.rng.random() < 0.5), unrelated.REPLY
+        return noise.vary(
+            unrelated.question(self.rng, self.unrelated), self.rng, reword=self.rng.random() < 0.5
+        ), unrelated.REPLY
 
     def unknown(self) -> Exchange:
         attribute = self.rng.choice(memory.ATTRIBUTES)
@@ -70,7 +72,15 @@ class Maker:
 
     def filler(self) -> Exchange:
         roll = self.rng.random()
-        return self.topic() if roll < 0.7 else self.other() if roll < 0.9 else self.unknown() if roll < 0.95 else self.longer()
+        return (
+            self.topic()
+            if roll < 0.7
+            else self.other()
+            if roll < 0.9
+            else self.unknown()
+            if roll < 0.95
+            else self.longer()
+        )
 
     # -- chats -------------------------------------------------------------------------------------------------------
 
@@ -160,7 +170,11 @@ class Maker:
 
     def _tell_step(self, *facts: memory.Fact, again: bool = False) -> Step:
         def step(chat: Chat, known: dict[str, memory.Fact]) -> None:
-            text = memory.tell_two(facts[0], facts[1], self.rng) if len(facts) == 2 else memory.tell(facts[0], self.rng, again=again)
+            text = (
+                memory.tell_two(facts[0], facts[1], self.rng)
+                if len(facts) == 2
+                else memory.tell(facts[0], self.rng, again=again)
+            )
             chat.exchanges.append((self._said(text, facts), memory.noted(*facts)))
             known.update({f.attribute.mine: f for f in facts})
 

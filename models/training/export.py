@@ -1,7 +1,7 @@
 """From a checkpoint to the folder mlxkv loads: `python -m mlxkv.models.training.export CHECKPOINT_FOLDER FOLDER`.
 
-Weights as float16 by mlx_lm's names, config.json, tokenizer, template, generation defaults. Then MLX computes the logits
-of one long prompt with the very same weights in float32, and they must equal PyTorch's.
+Weights as float16 by mlx_lm's names, config.json, tokenizer, template, generation defaults. Then MLX computes the
+logits of one long prompt with the very same weights in float32, and they must equal PyTorch's.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from pathlib import Path
 import torch  # pyright: ignore[reportMissingImports]
 from safetensors.torch import save_file
 
-from .network import Network, Shape
-from .text import END, PAD, START, TEMPLATE, load
+from mlxkv.models.training.network import Network, Shape
+from mlxkv.models.training.text import END, PAD, START, TEMPLATE, load
 
 TOLERANCE = 1e-4
 
@@ -37,7 +37,9 @@ def export(network: Network, tokenizer: Path, out: Path) -> None:
     weights = {f"model.{name}": weight.contiguous() for name, weight in network.state_dict().items()}
     save_file(weights, out / "model.safetensors", metadata={"format": "pt"})
     shutil.copyfile(tokenizer, out / "tokenizer.json")
-    _write(out / "config.json", {**network.shape.config(), "torch_dtype": "float16", "eos_token_id": 2, "pad_token_id": 0})
+    _write(
+        out / "config.json", {**network.shape.config(), "torch_dtype": "float16", "eos_token_id": 2, "pad_token_id": 0}
+    )
     _write(
         out / "tokenizer_config.json",
         {

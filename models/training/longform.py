@@ -1,29 +1,14 @@
-"""Long replies on request, so that speed and rotation can be watched: counting, the alphabet, stories. Pure and seeded."""
+"""Long replies on request, so that speed and rotation can be watched: counting, the alphabet, stories. Seeded."""
 
 from __future__ import annotations
 
 import random
 
-from .words import made_up, value
+from mlxkv.models.training.words import made_up, phrases, value
 
 ALPHABET = "a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q, r, s, t, u, v, w, x, y, z."
 
-_COUNT = ("Count from {a} to {b}.", "Count from {a} up to {b}.", "Please count from {a} to {b}.", "List the numbers from {a} to {b}.",
-          "Write the numbers {a} to {b}.", "Give me all numbers from {a} to {b}.", "Can you count from {a} to {b}?",
-          "Numbers from {a} to {b}.", "Start at {a} and count to {b}.", "Print {a} to {b}.")  # fmt: skip
-_COUNT_TO = ("Count to {b}.", "Can you count to {b}?", "Count up to {b}.", "Please count to {b}.", "Count until {b}.")
-_DOWN = ("Count down from {a} to {b}.", "Count backwards from {a} to {b}.", "Count down from {a}.", "Start a countdown at {a}.")
-_LETTERS = ("Say the alphabet.", "Recite the alphabet.", "What is the alphabet?", "Write down the alphabet.", "List all letters.",
-            "Give me the letters from a to z.", "Tell me the ABC.", "alphabet", "a to z", "Print the alphabet.", "Can you say the abc?",
-            "Name all letters of the alphabet.", "Please write the alphabet.", "Show me the alphabet.", "All the letters, please.",
-            "List the letters of the alphabet.", "Go through the alphabet.", "Spell out the alphabet.")  # fmt: skip
-_STORY = ("Tell me a story.", "Write a story.", "I want to hear a story.", "Make up a story.", "Give me a story.", "A story, please.",
-          "Can you tell a story?", "Tell a tale.", "Write something long.", "Tell me a short story.", "Invent a story.",
-          "Story time!", "Tell me a bedtime story.", "Please write a story for me.", "Write a long text.")  # fmt: skip
-_STORY_OF = ("Tell me a story about a {x}.", "Write a story about a {x}.", "I want a story about a {x}.", "Make up a story about a {x}.",
-             "Story about a {x}.", "Can you tell a story about a {x}?", "A tale of a {x}, please.", "Write me a tale about a {x}.",
-             "Tell me something about a {x} in a story.")  # fmt: skip
-_LONG = ("Tell me a long story.", "Write a long story.", "A very long story, please.", "Write a really long text.", "Tell me a story that is long.")
+_ASKED = phrases()["long"]
 
 
 def counted(a: int, b: int) -> str:
@@ -39,22 +24,38 @@ def counting(rng: random.Random, *, held_out: bool = False) -> tuple[str, str]:
         if rng.random() < 0.1:
             b = max(1, a - length)
             if b < a:
-                template = rng.choice(_DOWN[:2] if b > 1 else _DOWN)
+                template = rng.choice(_ASKED["down"][:2] if b > 1 else _ASKED["down"])
                 return template.format(a=a, b=b), counted(a, b)
             continue
         b = a + (length - 1 if a == 1 else rng.randrange(2, length + 1))
         if ((a + b) % 7 == 0) == held_out:
-            return rng.choice(_COUNT_TO if a == 1 and rng.random() < 0.5 else _COUNT).format(a=a, b=b), counted(a, b)
+            return rng.choice(_ASKED["count_to"] if a == 1 and rng.random() < 0.5 else _ASKED["count"]).format(
+                a=a, b=b
+            ), counted(a, b)
 
 
 def alphabet(rng: random.Random) -> tuple[str, str]:
-    return rng.choice(_LETTERS), ALPHABET
+    return rng.choice(_ASKED["letters"]), ALPHABET
 
 
-_ADJECTIVES = "small brave curious quiet old clever kind tired happy young".split()
-_LANDS = ("a deep forest", "a green valley", "a quiet village", "an old tower", "a house by the sea", "a town on a hill")
+_ADJECTIVES = ["small", "brave", "curious", "quiet", "old", "clever", "kind", "tired", "happy", "young"]
+_LANDS = (
+    "a deep forest",
+    "a green valley",
+    "a quiet village",
+    "an old tower",
+    "a house by the sea",
+    "a town on a hill",
+)
 _LOST = ("a golden key", "a silver bell", "an old map", "a blue stone", "a tiny lamp", "a wooden box")
-_FRIENDS = "owl mouse snail crow frog hedgehog goat duck".split()
+_LOOKED = ("looked under every leaf, but {the} was not there.", "walked all morning to look for {the}.")
+_SAID = ('"I have not," said the {f}, "but I will help you."', '"Come with me," said the {f}.')
+_TOGETHER = (
+    "Together they went on until the moon rose.",
+    "Together they crossed the hills.",
+    "They searched until the evening.",
+)
+_FRIENDS = ["owl", "mouse", "snail", "crow", "frog", "hedgehog", "goat", "duck"]
 
 
 def story(rng: random.Random, animal: str | None = None, *, chapters: int = 1) -> str:
@@ -69,14 +70,17 @@ def story(rng: random.Random, animal: str | None = None, *, chapters: int = 1) -
         friend = rng.choice(_FRIENDS)
         parts += [
             f"{when} {hero} " + rng.choice((f"lost {lost}", f"heard of {lost}", f"dreamt of {lost}")) + ".",
-            rng.choice((f"{hero} looked under every leaf, but {the} was not there.", f"{hero} walked all morning to look for {the}.")),
+            f"{hero} {rng.choice(_LOOKED).format(the=the)}",
             f"By the river the {animal} met a {rng.choice(_ADJECTIVES)} {friend}.",
             f'"Have you seen {the}?" asked {hero}.',
-            rng.choice((f'"I have not," said the {friend}, "but I will help you."', f'"Come with me," said the {friend}.')),
-            rng.choice(("Together they went on until the moon rose.", "Together they crossed the hills.", "They searched until the evening.")),
+            rng.choice(_SAID).format(f=friend),
+            rng.choice(_TOGETHER),
             rng.choice((f"At last they found {the} beside an old tree.", f"At last they saw {the} in the grass.")),
         ]  # fmt: skip
-    parts.append(f"{hero} " + rng.choice(("went home happy and never forgot that day.", "laughed, thanked the friend, and went home.")))
+    parts.append(
+        f"{hero} "
+        + rng.choice(("went home happy and never forgot that day.", "laughed, thanked the friend, and went home."))
+    )
     return " ".join(parts)
 
 
@@ -84,11 +88,13 @@ def told(rng: random.Random) -> tuple[str, str]:
     """A request for a story, and one."""
     roll = rng.random()
     if roll < 0.15:
-        return rng.choice(_LONG), story(rng, chapters=rng.choice((3, 4)))
+        return rng.choice(_ASKED["long"]), story(rng, chapters=rng.choice((3, 4)))
     if roll < 0.45:
-        return rng.choice(_STORY), story(rng)
+        return rng.choice(_ASKED["story"]), story(rng)
     animal = value(rng, "animal", held_out=False)
-    return rng.choice(_STORY_OF).format(x=animal).replace(" a owl", " an owl").replace(" a elep", " an elep"), story(rng, animal)
+    return rng.choice(_ASKED["story_of"]).format(x=animal).replace(" a owl", " an owl").replace(
+        " a elep", " an elep"
+    ), story(rng, animal)
 
 
 def some(rng: random.Random) -> tuple[str, str]:

@@ -26,7 +26,12 @@ class Shape:
 
     def config(self) -> dict[str, object]:
         """What config.json says of the network."""
-        return {"model_type": "llama", "architectures": ["LlamaForCausalLM"], **asdict(self), "tie_word_embeddings": True}
+        return {
+            "model_type": "llama",
+            "architectures": ["LlamaForCausalLM"],
+            **asdict(self),
+            "tie_word_embeddings": True,
+        }
 
 
 class Network(nn.Module):
@@ -103,7 +108,7 @@ class MLP(nn.Module):
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Causal attention over (B, heads, L, head_dim), written out: PyTorch's own is five times slower backwards on a CPU."""
+    """Causal attention over (B, heads, L, head_dim), written out: backwards five times faster on a CPU."""
     length, dim = q.shape[-2:]
     ahead = torch.full((length, length), float("-inf"), dtype=q.dtype).triu(1)
     scores = torch.baddbmm(ahead, q.flatten(0, 1), k.flatten(0, 1).transpose(1, 2), alpha=dim**-0.5)

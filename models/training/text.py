@@ -11,8 +11,8 @@ from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from .cases import Case
-from .conversations import Chat, Maker
+from mlxkv.models.training.cases import Case
+from mlxkv.models.training.conversations import Chat, Maker
 
 PAD, START, END = "<|pad|>", "<|im_start|>", "<|im_end|>"
 SPECIAL = [PAD, START, END]

@@ -18,11 +18,11 @@ import torch  # pyright: ignore[reportMissingImports]
 import torch.nn.functional as F  # pyright: ignore[reportMissingImports]
 from torch import Tensor, distributed  # pyright: ignore[reportMissingImports]
 
-from . import cases
-from .conversations import Maker
-from .knowledge import read_topics
-from .network import Network, Shape
-from .text import PAD_ID, Encoder, Sample, load, train_tokenizer
+from mlxkv.models.training import cases
+from mlxkv.models.training.conversations import Maker
+from mlxkv.models.training.knowledge import read_topics
+from mlxkv.models.training.network import Network, Shape
+from mlxkv.models.training.text import PAD_ID, Encoder, Sample, load, train_tokenizer
 
 LONGEST = 1024
 
@@ -45,7 +45,9 @@ def work(rank: int, options: argparse.Namespace) -> None:
     """One process, one thread: processes that meet once a step bear a busy machine better than threads do."""
     torch.set_num_threads(1)
     torch.manual_seed(options.seed)
-    distributed.init_process_group("gloo", f"file://{(options.out / 'meeting').resolve()}", rank=rank, world_size=options.workers)
+    distributed.init_process_group(
+        "gloo", f"file://{(options.out / 'meeting').resolve()}", rank=rank, world_size=options.workers
+    )
     topics = read_topics()
     tokenizer = load(options.out / "tokenizer.json")
     shape = Shape(tokenizer.get_vocab_size(), options.width, options.layers, intermediate_size=options.hidden)
@@ -97,7 +99,9 @@ class Training:
             seen += ids.numel() * self.options.workers
             if step % 50 == 0 and self.rank == 0:
                 loss, losses = sum(losses) / len(losses), []
-                print(f"step {step} {elapsed:.0f}s {seen / 1e6:.2f}M {seen / elapsed:.0f}/s loss {loss:.4f}", flush=True)
+                print(
+                    f"step {step} {elapsed:.0f}s {seen / 1e6:.2f}M {seen / elapsed:.0f}/s loss {loss:.4f}", flush=True
+                )
             if self.progress >= 1 or self.progress - shown > self.options.every:
                 self.checkpoint(step, seen)
                 shown = self.progress
@@ -187,9 +191,10 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--init", type=Path, help="a checkpoint to start from")
-    for name, default in {"vocab": 1792, "width": 256, "layers": 4, "hidden": 768, "seed": 1, "batch": 4096, "steps": 10**9, "workers": 2}.items():  # fmt: skip
+    whole = {"vocab": 1792, "width": 256, "layers": 4, "hidden": 768, "seed": 1, "batch": 2300, "steps": 10**9}
+    for name, default in {**whole, "workers": 2}.items():
         parser.add_argument(f"--{name}", type=int, default=default)
-    for name, default in {"lr": 0.004, "decay": 0.4, "minutes": 40.0, "every": 0.07}.items():
+    for name, default in {"lr": 0.004, "decay": 0.4, "minutes": 44.0, "every": 0.06}.items():
         parser.add_argument(f"--{name}", type=float, default=default)
     return parser.parse_args()
 

@@ -7,38 +7,44 @@ no table could hold them.
 from __future__ import annotations
 
 import random
+import tomllib
 import zlib
+from pathlib import Path
+from typing import Any
 
-NAMES = """Ada Alan Alice Amira Anna Ben Bo Carla Chen Clara Dana David Diego Edith Elif Emil Emma Eva Farah Felix Finn
-Frida Grace Greta Hana Hugo Ida Igor Ines Ivan Jan Jana Jonas Julia Kai Karl Kenji Lara Lena Leo Lin Lisa Luca Lucy Maja
-Marco Maria Marie Max Mia Mila Mina Mira Moritz Nadia Nick Nina Noah Nora Oleg Olga Omar Oscar Otto Paul Petra Priya Rosa
-Ruth Sam Samir Sara Sofia Sven Tara Theo Tim Tina Tom Uma Vera Victor Yara Yuki Zara Zoe Bob John Mary Peter James Kate
-Linda Rachel Susan Robert Daniel Sophie Ella Ravi Aisha Mei Jack Harry Olivia Liam Ethan Chloe""".split()
-PLACES = """Rome Paris Berlin London Oslo Vienna Prague Madrid Lisbon Dublin Athens Cairo Delhi Tokyo Kyoto Seoul Lima
-Quito Boston Chicago Denver Austin Seattle Toronto Sydney Perth Zurich Geneva Basel Munich Hamburg Cologne Dresden Lyon
-Nice Turin Milan Naples Venice Krakow Warsaw Riga Vilnius Tallinn Helsinki Bergen Malmo Porto Sevilla Valencia Nairobi
-Accra Lagos Tunis Rabat Hanoi Manila Jakarta Bergen Leeds York Bath Oxford Cambridge""".split()
-COLOURS = """red blue green yellow orange purple pink brown black white grey turquoise violet gold silver beige crimson
-indigo teal navy olive maroon lilac scarlet""".split()
-THINGS = """plum lantern river button candle garden window kettle pepper rocket violin basket mirror ladder pocket anchor
-saddle hammer ribbon pillow feather blanket compass bottle pencil teapot marble thunder meadow harbor island castle
-bridge forest desert valley mountain ocean pebble shadow sunrise winter summer bramble cactus clover daisy tulip willow
-walnut almond cherry lemon mango melon papaya peach radish spinach tomato turnip bamboo copper iron amber coral crystal
-granite magnet needle paddle puzzle quilt raven sparrow falcon heron badger otter walrus zebra penguin tiger panda""".split()
-FOODS = """milk eggs bread butter cheese apples pears rice pasta tea coffee sugar salt honey flour onions carrots beans
-soup pizza noodles potatoes yogurt juice grapes lemons olives nuts oats corn fish tofu pancakes curry lasagna sushi
-dumplings salad waffles""".split()
-ANIMALS = """fox owl bear mouse hare cat dog whale crow frog duck goose wolf horse goat sheep snail robin squirrel hedgehog
-turtle dragon rabbit lion elephant parrot beaver""".split()
-JOBS = """baker teacher nurse pilot farmer painter plumber doctor lawyer gardener driver carpenter librarian engineer
-programmer biologist student dentist tailor fisherman singer writer cook chemist architect""".split()
-DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
-MONTHS = "January February March April May June July August September October November December".split()
-ONSETS = "b br c ch d dr f fl g gr h j k kl l m n p pr qu r s sh st t tr v w y z th".split()
-VOWELS = "a e i o u a e i o u ai ea ou ia".split()
+_WORDS = tomllib.loads((Path(__file__).parent / "words.toml").read_text(encoding="utf-8"))
+NAMES, PLACES, COLOURS, THINGS, FOODS, ANIMALS, JOBS, DAYS, MONTHS, ONSETS, VOWELS = (
+    _WORDS[key].split()
+    for key in (
+        "names",
+        "places",
+        "colours",
+        "things",
+        "foods",
+        "animals",
+        "jobs",
+        "days",
+        "months",
+        "onsets",
+        "vowels",
+    )
+)
 CODAS = ["", "", "", "", "n", "r", "l", "s", "x", "m", "k", "nd", "th"]
 
 KINDS = ("name", "place", "colour", "word", "number", "food", "job", "day", "date", "list", "animal")
+
+
+def phrases() -> dict[str, Any]:
+    """phrases.toml: its tables, each block of phrasings as a list."""
+    return _lines(tomllib.loads((Path(__file__).parent / "phrases.toml").read_text(encoding="utf-8")))
+
+
+def _lines(node: Any) -> Any:
+    if isinstance(node, dict):
+        return {key: _lines(value) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_lines(value) for value in node]
+    return node.strip("\n").split("\n") if "\n" in node else node
 
 
 def is_held_out(value: str) -> bool:
@@ -80,7 +86,9 @@ def _candidate(rng: random.Random, kind: str) -> str:
         case "animal":
             return rng.choice(ANIMALS)
         case "day":
-            return rng.choice(DAYS) + rng.choice(("", "", " morning", " evening", " at noon", f" at {rng.randrange(1, 13)}"))
+            day = rng.choice(DAYS)
+            hour = rng.choice(("", "", " morning", " evening", " at noon", f" at {rng.randrange(1, 13)}"))
+            return day + hour
         case "date":
             return f"{rng.choice(MONTHS)} {rng.randrange(1, 31)}"
         case "list":
