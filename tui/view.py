@@ -89,7 +89,8 @@ class ChatView(Vertical):
     def _show_header(self, state: ChatState, width: int) -> None:
         wide = width >= 100
         gauge, level = gauge_text(state.status, width)
-        name = state.model if wide else short_name(state.model)
+        is_repo = state.model.count("/") == 1 and state.model[0] not in "./~"
+        name = state.model if wide and is_repo else short_name(state.model)  # of a folder, its name says enough
         left = Text(" ").append("mlxkv", "bold").append(f"  {name}" if name else "")
         if state.title and not wide:
             left.append(f" · {state.title}")
