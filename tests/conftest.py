@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+if TYPE_CHECKING:
+    from mlxkv.model import Model
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared" / "testdata"
 
@@ -43,3 +48,13 @@ def tiny_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.tokenizers import tiny_folder
 
     return tiny_folder(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture
+def model(tiny_path: Path) -> Iterator[Model]:
+    """The random chat model, loaded."""
+    import mlxkv
+
+    loaded = mlxkv.load(str(tiny_path))
+    yield loaded
+    loaded.close()
