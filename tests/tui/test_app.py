@@ -1,27 +1,19 @@
-"""The window with a fake engine: keys in, screen out. Every wait is for a condition."""
+"""The window with a fake engine: events in, screen out. Every wait is for a condition."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 
 import pytest
-from textual.events import MouseDown, MouseMove, MouseScrollDown, MouseScrollUp, MouseUp, Paste
-from textual.geometry import Offset
-from textual.pilot import Pilot
-from textual.selection import Selection
+from textual.events import MouseDown, MouseMove, MouseScrollDown, MouseScrollUp, MouseUp
 
 from mlxkv import tui
 from mlxkv.config import Folders, Settings
 from mlxkv.events import (
-    Command,
     EngineStopped,
     Failed,
-    FirstScreen,
     ListChats,
     LoadModel,
-    ModelCard,
     NewChat,
     OpenChat,
     Send,
@@ -32,69 +24,7 @@ from mlxkv.tui.app import ChatApp
 from mlxkv.tui.help import HelpScreen
 from mlxkv.tui.picker import ChatPicker
 from tests.tui.fake_engine import REPLY, STATS, STATUS, FakeEngine, reply_events
-
-FIRST = FirstScreen((ModelCard("tutor", 1_400_000, "MIT", "built in"),))
-
-
-class Window:
-    """An app under a pilot, and what a test wants to know of it."""
-
-    def __init__(self, app: ChatApp, engine: FakeEngine, pilot: Pilot[int]) -> None:
-        self.app, self.engine, self.pilot = app, engine, pilot
-
-    async def until(self, condition: Callable[[], object], why: str = "") -> None:
-        for _ in range(400):
-            if condition():
-                return
-            await self.pilot.pause(0.01)
-        raise AssertionError(f"never happened: {why or condition}\n{self.screen()}")
-
-    async def type(self, *keys: str) -> None:
-        for key in keys:
-            await self.pilot.press(*(key if len(key) > 1 and " " in key else [key]))
-
-    async def ask(self, text: str) -> None:
-        self.app.prompt.put(text)
-        await self.pilot.press("enter")
-
-    def said(self) -> str:
-        return "\n".join(strip.text for strip in map(self.app.transcript.lines.line, range(self.height)))
-
-    @property
-    def height(self) -> int:
-        return self.app.transcript.lines.height
-
-    def bar(self, name: str) -> str:
-        return getattr(self.app.view, name).render().plain
-
-    def queued(self) -> str:
-        return self.app.view.queued.render().plain
-
-    def screen(self) -> str:
-        return "\n".join(strip.text for strip in self.app.screen._compositor.render_strips())
-
-    def sent(self, kind: type[Command]) -> list[Command]:
-        return [command for command in self.engine.commands if isinstance(command, kind)]
-
-
-@asynccontextmanager
-async def window(
-    engine: FakeEngine | None = None,
-    size: tuple[int, int] = (80, 24),
-    model: str | None = "org/Qwen3-8B-4bit",
-    ask: str | None = None,
-    settings: Settings | None = None,
-    folders: Folders | None = None,
-) -> AsyncIterator[Window]:
-    engine = engine or FakeEngine()
-    commands: list[Command] = [LoadModel(model)] if model else []
-    app = ChatApp(engine, FIRST, settings or Settings(), folders, [*commands, NewChat()], ask)
-    async with app.run_test(size=size) as pilot:
-        here = Window(app, engine, pilot)
-        await here.until(lambda: engine.started, "engine started")
-        if model and model != "missing":
-            await here.until(lambda: app.state.is_ready, "model ready")
-        yield here
+from tests.tui.window import FIRST, window
 
 
 async def test_a_question_and_its_reply() -> None:
@@ -111,139 +41,10 @@ async def test_a_question_and_its_reply() -> None:
         await w.until(lambda: "KV 936 MB · 6.3k/32k tok · mem 5.6/27 GB · saved ✓" in w.bar("footer"))
 
 
-async def test_typed_letters_and_enter_arrive_in_order() -> None:
-    """A priority binding for Enter once sent "hel" for "hello"."""
-    async with window(FakeEngine(manual=True)) as w:
-        await w.pilot.press(*"hello", "enter", *"next")
-        await w.until(lambda: w.sent(Send))
-        assert [c.text for c in w.sent(Send) if isinstance(c, Send)] == ["hello"]
-        await w.until(lambda: w.app.prompt.text == "next")
-
-
-@pytest.mark.parametrize("newline", [["ctrl+j"], ["shift+enter"], ["alt+enter"], ["\\", "enter"]])
-async def test_newlines(newline: list[str]) -> None:
-    async with window() as w:
-        await w.pilot.press("a", *newline, "b")
-        await w.until(lambda: w.app.prompt.text == "a\nb")
-        assert not w.sent(Send)
-
-
-async def test_keys_can_be_rebound() -> None:
-    async with window(FakeEngine(manual=True)) as w:
-        w.app.set_keymap({"prompt.send": "ctrl+s", "prompt.newline": "enter"})
-        await w.pilot.press("a", "enter", "b", "ctrl+s")
-        await w.until(lambda: w.sent(Send))
-        assert [c.text for c in w.sent(Send) if isinstance(c, Send)] == ["a\nb"]
-
-
-async def test_a_paste_never_sends_and_is_cleaned() -> None:
-    async with window() as w:
-        w.app.prompt.post_message(Paste("one\r\ntwo\x1b[2J\n"))
-        await w.until(lambda: w.app.prompt.text)
-        assert w.app.prompt.text == "one\ntwo␛[2J\n"
-        assert not w.sent(Send)
-
-
-async def test_prompts_queue_while_a_reply_runs() -> None:
-    async with window(FakeEngine(manual=True)) as w:
-        await w.ask("one")
-        await w.until(lambda: w.app.state.turn)
-        await w.ask("two")
-        await w.ask("three")
-        await w.until(lambda: "❯ three" in w.queued())
-        assert "waiting for the current reply · ↑ to edit" in w.queued()
-        await w.pilot.press("up")
-        await w.until(lambda: w.app.prompt.text == "three")
-        assert "three" not in w.queued()
-        w.engine.say(reply_events())
-        await w.until(lambda: len(w.sent(Send)) == 2)
-        assert " ❯ two" in w.said()
-
-
 async def test_a_question_from_the_command_line_waits_for_the_model() -> None:
     async with window(ask="first thing") as w:
         await w.until(lambda: "5,871 cached" in w.said())
         assert [type(c) for c in w.engine.commands] == [LoadModel, NewChat, Send]
-
-
-async def test_escape_stops_and_keeps() -> None:
-    async with window(FakeEngine(manual=True)) as w:
-        await w.ask("why")
-        await w.until(lambda: w.app.state.turn)
-        w.engine.say([TextDelta("Because", 1)])
-        await w.until(lambda: "Because" in w.said())
-        assert "esc to stop" in w.bar("activity")
-        await w.pilot.press("x", "escape")
-        await w.until(lambda: w.engine.stopped == 1)
-        assert "stopping" in w.bar("activity")
-        w.engine.say([TurnFinished("stopped", "Because", STATS)])
-        await w.until(lambda: w.app.state.turn is None)
-        assert "Because" in w.said()
-        await w.pilot.press("escape")
-        await w.until(lambda: "esc again clears" in w.bar("activity"))
-        await w.pilot.press("escape")
-        await w.until(lambda: w.app.prompt.text == "")
-
-
-async def test_control_c() -> None:
-    async with window(FakeEngine(manual=True)) as w:
-        await w.ask("why")
-        await w.until(lambda: w.app.state.turn)
-        w.app.prompt.put("text")
-        await w.pilot.press("ctrl+c")
-        await w.until(lambda: w.app.prompt.text == "")
-        await w.pilot.press("ctrl+c")
-        await w.until(lambda: w.engine.stopped == 1)
-        w.engine.say([TurnFinished("stopped", "", STATS)])
-        await w.until(lambda: w.app.state.turn is None)
-        await w.pilot.press("ctrl+c")
-        await w.until(lambda: "ctrl+c again quits" in w.bar("activity"))
-        await w.pilot.press("ctrl+c")
-        await w.until(lambda: w.app.return_value == 0)
-
-
-async def test_control_c_comes_after_the_letters_before_it() -> None:
-    async with window() as w:
-        await w.pilot.press("x", "ctrl+c")
-        await w.until(lambda: w.app.prompt.text == "")
-        assert "again" not in w.bar("activity")
-
-
-async def test_selected_text_is_copied() -> None:
-    async with window() as w:
-        await w.ask("why")
-        await w.until(lambda: "5,871 cached" in w.said())
-        row = w.said().split("\n").index("   Three ways out:")
-        w.app.screen.selections = {w.app.transcript: Selection(Offset(3, row), Offset(8, row + 2))}
-        await w.pilot.press("ctrl+c")
-        await w.until(lambda: w.app.clipboard)
-        assert w.app.clipboard == "Three ways out:\n\n   1. Cl"
-        assert "clipboard" in w.bar("activity")
-
-
-async def test_control_d_quits_only_when_empty() -> None:
-    async with window() as w:
-        w.app.prompt.put("x")
-        await w.pilot.press("home", "ctrl+d")
-        await w.until(lambda: w.app.prompt.text == "")
-        assert w.app.return_value is None
-        await w.pilot.press("ctrl+d")
-        await w.until(lambda: w.app.return_value == 0)
-
-
-async def test_an_unknown_command_keeps_the_text() -> None:
-    async with window() as w:
-        await w.pilot.press(*"/hepl", "enter")
-        await w.until(lambda: "No command /hepl. Did you mean /help?" in w.bar("activity"))
-        assert w.app.prompt.text == "/hepl"
-        assert not w.sent(Send)
-
-
-async def test_a_literal_slash() -> None:
-    async with window(FakeEngine(manual=True)) as w:
-        await w.ask("//new is a command")
-        await w.until(lambda: w.sent(Send))
-        assert [c.text for c in w.sent(Send) if isinstance(c, Send)] == ["/new is a command"]
 
 
 async def test_commands() -> None:
@@ -296,18 +97,6 @@ async def test_help() -> None:
         await w.pilot.press("escape")
         await w.pilot.press("a", "?")
         await w.until(lambda: w.app.prompt.text == "a?")
-
-
-async def test_history_across_runs(tmp_path: object) -> None:
-    folders = Folders.from_env()
-    async with window(folders=folders) as w:
-        await w.ask("remember me")
-        await w.until(lambda: (folders.state / "prompts.jsonl").exists())
-    async with window(folders=folders) as w:
-        await w.pilot.press(*"dra", "up")
-        await w.until(lambda: w.app.prompt.text == "remember me")
-        await w.pilot.press("down")
-        await w.until(lambda: w.app.prompt.text == "dra")
 
 
 async def test_first_screen_without_a_model_is_not_a_dialog() -> None:
