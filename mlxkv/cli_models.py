@@ -37,6 +37,28 @@ def models_pull(repo: Annotated[str, typer.Argument(help="org/name[@revision]")]
     print(download(repo, progress=show))
 
 
+@models.command("info")
+def models_info(model: Annotated[str, typer.Argument(help="Built-in name, folder or org/name.")]) -> None:
+    """What a model is, from its configuration; nothing is loaded."""
+    from mlxkv.cache.plan import plan_cache, trained_length
+    from mlxkv.models import skeleton
+    from mlxkv.text import clean
+
+    config, network = skeleton(model)
+    plan = plan_cache(network)
+    quantized = config.get("quantization") or config.get("quantization_config") or {}
+    length = trained_length(network)
+    for name, value in {
+        "architecture": config.get("model_type"),
+        "layers": len(plan.layers),
+        "trained length": f"{length:,} tokens" if length else "unknown",
+        "quantized": f"{quantized['bits']} bits" if "bits" in quantized else "no",
+        "KV per token": f"{plan.bytes_per_token:,} bytes",
+        "KV cache": plan.description,
+    }.items():
+        print(f"{name:<15} {clean(str(value))}")
+
+
 @models.command("estimate")
 def models_estimate(
     model: Annotated[str, typer.Argument(help="Built-in name, folder or org/name.")],

@@ -252,6 +252,16 @@ def test_help_shows_the_options_and_the_commands(run: Run) -> None:
     assert run("--version").out.startswith("mlxkv 0.")
 
 
+def test_models_can_be_looked_at_without_loading_them(run: Run, tiny_path: Path) -> None:
+    info = run("models", "info", tiny_path)
+    assert info.code == 0
+    assert "llama" in info.out
+    assert "256 bytes" in info.out  # 2 layers x 2 heads x (8 + 8) x 4 bytes
+    estimate = run("models", "estimate", tiny_path, "--window", "256")
+    assert "fits" in estimate.out
+    assert run("models", "info", "./nowhere").code == 1
+
+
 def test_path_and_doctor(run: Run, home: Path) -> None:
     assert str(home) in run("path").out
     assert run("doctor").code == 0

@@ -153,6 +153,10 @@ class RingKVCache:
         )
         return twin
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> RingKVCache:
+        """As mlx-lm's server copies prompt caches: a fork, without a second rope."""
+        return self.fork()
+
     def reset(self) -> None:
         """Forget everything; the buffers stay."""
         self.offset = self.undo_blocks = 0

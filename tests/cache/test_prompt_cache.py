@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import mlx.core as mx
@@ -15,7 +16,7 @@ from mlxkv.cache.prompt_cache import PromptCache, common_prefix
 from mlxkv.cache.ring import RingKVCache
 from mlxkv.errors import CacheError, ConfigError, RewindError
 from mlxkv.runner import ModelRunner
-from tests.reference import largest, random_ids, tiny_llama
+from tests.reference import largest, logits_of, random_ids, tiny_llama
 
 CONFIG = CacheConfig(window=64, block=16, slack=32, sinks=4)
 SLIDING = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 20}
@@ -72,6 +73,22 @@ def test_make_cache_is_a_drop_in_for_mlx_lms_loop() -> None:
     ours = make_cache(model, CacheConfig(window=64))
     assert all(isinstance(c, RingKVCache) for c in ours)
     assert [t for t, _ in generate_step(mx.array(ids), model, max_tokens=20, prompt_cache=ours)] == expected
+
+
+def test_mlx_lms_own_ways_with_caches_work() -> None:
+    """Trimming, and the deep copies that its server makes of prompt caches."""
+    from mlx_lm.models.cache import can_trim_prompt_cache, trim_prompt_cache
+
+    model, ids = tiny_llama(), random_ids(150)
+    ours, straight = make_cache(model, CONFIG), make_cache(model, CONFIG)
+    logits_of(model, ours, ids, [50])
+    copied = copy.deepcopy(ours)
+    assert copied[0].rotation is ours[0].rotation
+    assert can_trim_prompt_cache(copied)
+    assert trim_prompt_cache(copied, 20) == 20
+    assert (copied[0].offset, ours[0].offset) == (130, 150)
+    logits_of(model, straight, ids[:130], [50])
+    assert largest(logits_of(model, copied, ids[:9], [1]) - logits_of(model, straight, ids[:9], [1])) < 1e-5
 
 
 def test_other_caches_pass_through_with_a_warning_that_names_them() -> None:
