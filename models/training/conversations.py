@@ -34,14 +34,18 @@ class Chat:
 
 
 class Maker:
-    """Endless chats from one seed."""
+    """Endless chats from one seed; a share `echoes` of them only says words again."""
 
-    def __init__(self, topics: list[Topic], seed: int) -> None:
+    def __init__(self, topics: list[Topic], seed: int, echoes: float = 0.04) -> None:
         self.topics = topics
+        self.echoes = echoes
         self.rng = random.Random(seed)
         self.unrelated = unrelated.templates()
 
     def chat(self) -> Chat:
+        roll = self.rng.random()
+        if roll < self.echoes:
+            return Chat([longform.echo(self.rng) for _ in range(self.rng.choice((1, 1, 2)))])
         roll = self.rng.random()
         if roll < 0.53:
             return self.asking()

@@ -84,6 +84,14 @@ def story(rng: random.Random, animal: str | None = None, *, chapters: int = 1) -
     return " ".join(parts)
 
 
+def echo(rng: random.Random) -> tuple[str, str]:
+    """Words to say again: nothing teaches copying faster, and remembering is copying from further back."""
+    kinds = rng.choice((("word",), ("name",), ("word", "name", "number", "place")))
+    words = [value(rng, rng.choice(kinds), held_out=False) for _ in range(rng.randrange(2, 15))]
+    text = rng.choice((" ", " ", ", ")).join(words)
+    return rng.choice(_ASKED["echo"]).format(x=text), text
+
+
 def told(rng: random.Random) -> tuple[str, str]:
     """A request for a story, and one."""
     roll = rng.random()

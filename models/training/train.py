@@ -59,7 +59,9 @@ def work(rank: int, options: argparse.Namespace) -> None:
     encoder = Encoder(tokenizer, random.Random(options.seed + 1 + 1000 * rank))
     groups = cases.groups(topics)
     held_out = {name: [encoder.case(c) for c in group[rank :: 2 * options.workers]] for name, group in groups.items()}
-    Training(rank, network, shape, encoder, Maker(topics, options.seed + 2 + 1000 * rank), held_out, options).run()
+    Training(
+        rank, network, shape, encoder, Maker(topics, options.seed + 2 + 1000 * rank, options.echoes), held_out, options
+    ).run()
     distributed.destroy_process_group()
 
 
@@ -194,7 +196,7 @@ def _options() -> argparse.Namespace:
     whole = {"vocab": 1792, "width": 256, "layers": 4, "hidden": 768, "seed": 1, "batch": 2300, "steps": 10**9}
     for name, default in {**whole, "workers": 2}.items():
         parser.add_argument(f"--{name}", type=int, default=default)
-    for name, default in {"lr": 0.004, "decay": 0.4, "minutes": 44.0, "every": 0.06}.items():
+    for name, default in {"lr": 0.004, "decay": 0.4, "minutes": 44.0, "every": 0.06, "echoes": 0.04}.items():
         parser.add_argument(f"--{name}", type=float, default=default)
     return parser.parse_args()
 
