@@ -59,16 +59,17 @@ def gather_mask(ring: RingKVCache, S: int, window: int | None) -> mx.array:
     over = queries - geometry.capacity
     evicted = mx.where(over < 0, 0, (over // geometry.block + 1) * geometry.block)
     sinks = mx.arange(min(K, offset + S))[None]
-    parts = [
-        (sinks <= queries) & (evicted == era) if ring.rotation is not None else sinks <= queries
-        for era in _sink_eras(ring, S)
-    ]
+    pinned = _seen(sinks, queries, window)
+    parts = [pinned & (evicted == era) if ring.rotation is not None else pinned for era in _sink_eras(ring, S)]
     old = row_positions(geometry, geometry.flushes(offset))[min(K, live) : live]
     rows = mx.concatenate([old, mx.arange(offset, offset + S)])[None]
-    visible = (rows >= K + evicted) & (rows <= queries)
-    if window is not None:
-        visible = visible & (rows > queries - window)
-    return mx.concatenate([*parts, visible], axis=1)
+    return mx.concatenate([*parts, (rows >= K + evicted) & _seen(rows, queries, window)], axis=1)
+
+
+def _seen(rows: mx.array, queries: mx.array, window: int | None) -> mx.array:
+    """Causal, and within the window if there is one."""
+    seen = rows <= queries
+    return seen if window is None else seen & (rows > queries - window)
 
 
 def _sink_eras(ring: RingKVCache, S: int) -> list[int]:

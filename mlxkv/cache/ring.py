@@ -76,8 +76,7 @@ class RingKVCache:
         if window is not None and offset + N > window:
             rows = self._positions(offset + N)
             queries = mx.arange(offset, offset + N)[:, None]
-            mask = (rows <= queries) & (rows > queries - window)
-            return mask | (mx.arange(rows.size) < geometry.sinks) if geometry.sinks else mask
+            return (rows <= queries) & (rows > queries - window)
         if N == 1:
             return None
         if not return_array:

@@ -96,6 +96,25 @@ def test_native_sliding_windows_equal_mlx_lms_rotating_cache(window: int, sizes:
     assert largest(logits_of(model, ours, ids, sizes) - expected) < 1e-4 * largest(expected)
 
 
+@pytest.mark.parametrize("sizes", [[1], [7], [20, 40, 1]])
+def test_a_model_that_masks_a_full_cache_to_a_window_gets_exactly_its_window(sizes: list[int]) -> None:
+    """Some models keep KVCache and pass `window_size` to the mask: the pinned rows must not show through it."""
+    ring, full = RingKVCache(Geometry(4, 64, 8, 1), SinkRotation(nn.RoPE(16), 16)), KVCache()
+    rows = mx.random.normal((1, 2, 150, 16), key=mx.random.key(2))
+    query, at, calls = mx.random.normal((1, 2, 150, 16), key=mx.random.key(3)), 0, list(sizes)
+    while at < 150:
+        n = min(calls.pop(0) if len(calls) > 1 else calls[0], 150 - at)
+        outputs = []
+        for cache in (ring, full):
+            mask = cache.make_mask(n, window_size=20, return_array=False)
+            keys, values = cache.update_and_fetch(rows[..., at : at + n, :], rows[..., at : at + n, :])
+            outputs.append(
+                mx.fast.scaled_dot_product_attention(query[..., at : at + n, :], keys, values, scale=0.25, mask=mask)
+            )
+        assert largest(outputs[0] - outputs[1]) < 1e-5
+        at += n
+
+
 @pytest.mark.parametrize("fed", [30, 36, 37, 44, 61, 101])
 @pytest.mark.parametrize("step", [1, 64])
 def test_rewinding_within_the_slack_is_exact(fed: int, step: int) -> None:
