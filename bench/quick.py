@@ -131,7 +131,7 @@ def _update(cache: Any, rows: mx.array) -> None:
         if isinstance(cache, RingKVCache):
             n = min(n, cache.geometry.room(cache.offset))
         cache.update_and_fetch(rows[..., at : at + n, :], rows[..., at : at + n, :])
-        mx.eval(cache.keys, cache.values)
+        mx.eval(cache.state)
         at += n
 
 

@@ -63,13 +63,14 @@ def models_info(model: Annotated[str, typer.Argument(help="Built-in name, folder
 def models_estimate(
     model: Annotated[str, typer.Argument(help="Built-in name, folder or org/name.")],
     window: Annotated[int | None, typer.Option("--window", help="Tokens kept beyond the pinned ones.")] = None,
+    kv_bits: Annotated[int | None, typer.Option("--kv-bits", help="8 or 4.")] = None,
 ) -> None:
     """What a model and its KV cache would take, before anything is loaded."""
     from mlxkv.cache.config import CacheConfig
     from mlxkv.estimates import estimate
     from mlxkv.stats import bytes_text
 
-    e = estimate(model, CacheConfig(window=window))
+    e = estimate(model, CacheConfig(window=window, bits=kv_bits))
     print(f"weights     {bytes_text(e.weight_bytes)}")
     print(f"KV cache    {bytes_text(e.cache_bytes)}  ({e.bytes_per_token:,} bytes per token; {e.description})")
     print(f"together    {bytes_text(e.total_bytes)} of {bytes_text(e.memory_limit)} usable here")

@@ -171,7 +171,7 @@ class Turn:
             cache_window=cache.capacity,
             cache_bytes=cache.nbytes,
             cache_live_bytes=cache.live_nbytes,
-            cache_bits=None,
+            cache_bits=_bits(cache),
             peak_memory_bytes=peak_memory(),
             reuse_stopped_at=reuse.stopped_at,
             reuse_stopped_why=reuse.why,
@@ -180,3 +180,9 @@ class Turn:
     def stats_on_disk(self, disk_bytes: int, written: int) -> TurnStats:
         """`stats` with what the store holds of this session and what this turn wrote (bytes)."""
         return replace(self.stats, disk_bytes=disk_bytes, disk_written_bytes=written)
+
+
+def _bits(cache: PromptCache) -> int | None:
+    """Of the keys, where keys and values differ."""
+    bits = cache.plan.config.bits
+    return bits[0] if isinstance(bits, tuple) else bits

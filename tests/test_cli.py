@@ -262,6 +262,21 @@ def test_models_can_be_looked_at_without_loading_them(run: Run, tiny_path: Path)
     assert run("models", "info", "./nowhere").code == 1
 
 
+def test_quantized_rows_from_the_command_line(run: Run, tiny_path: Path, tmp_path: Path) -> None:
+    wide = tiny_folder(tmp_path / "wide", hidden=128)
+    first = json.loads(ask(run, wide, "hi", "--kv-bits", "8", "--output-format", "json").out)
+    assert first["kv"]["bits"] == 8
+    again = json.loads(run("-c", "-p", "and?", "--output-format", "json").out)  # the session remembers
+    assert again["kv"]["bits"] == 8
+    assert again["usage"]["cached_tokens"] > 0
+    estimates = [run("models", "estimate", wide, "--window", "256", *more).out for more in ([], ["--kv-bits", "4"])]
+    assert "in 4 bits" in estimates[1]
+    assert estimates[0] != estimates[1]
+    refused = ask(run, tiny_path, "hi", "--kv-bits", "4")
+    assert refused.code == 2
+    assert "groups of 32" in refused.err
+
+
 def test_path_and_doctor(run: Run, home: Path) -> None:
     assert str(home) in run("path").out
     assert run("doctor").code == 0

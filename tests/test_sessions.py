@@ -45,14 +45,17 @@ def test_a_resumed_chat_goes_on_bit_by_bit_without_reading_anything_again(model:
     [
         {},
         {"dtype": mx.bfloat16},
+        {"hidden": 128, "bits": 8},
+        {"hidden": 128, "bits": (8, 4), "dtype": mx.bfloat16},
         {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 40},
         {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}},
     ],
-    ids=["float32", "bfloat16", "sliding", "yarn"],
+    ids=["float32", "bfloat16", "8 bits", "8 and 4 bits", "sliding", "yarn"],
 )
 def test_a_wrapped_chat_resumes_bit_by_bit(args: dict[str, Any], tmp_path: Path) -> None:
+    bits = args.pop("bits", None)
     model = mlxkv.load(str(tiny_folder(tmp_path / "model", **args)))
-    small = mlxkv.CacheConfig(window=128, block=16, sinks=4)
+    small = mlxkv.CacheConfig(window=128, block=16, sinks=4, bits=bits)
     chat, straight = (model.chat(cache=small, **GREEDY) for _ in range(2))
     chat.save(title="long")
     for _ in range(5):

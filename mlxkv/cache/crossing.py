@@ -37,14 +37,22 @@ def gather(ring: RingKVCache, keys: mx.array, values: mx.array) -> tuple[mx.arra
     K, live = geometry.sinks, geometry.live(ring.offset)
     old = min(K, live)  # sinks that are already in the ring
     held_keys, held_values = ring.keys_and_values()
+
+    def kept_keys(x: mx.array) -> mx.array:
+        return ring.key_codec.decode(ring.key_codec.encode(x))
+
+    # The new tokens as they will be kept: every query sees the same rows, however the call is cut.
+    keys, values = kept_keys(keys), ring.value_codec.decode(ring.value_codec.encode(values))
     sink_keys, sink_values = keys[..., : K - old, :], values[..., : K - old, :]
     if old:
-        pristine = ring.pristine if ring.evicted and ring.pristine is not None else held_keys
+        moved = ring.pristine if ring.evicted else None
+        pristine = held_keys if moved is None else ring.key_codec.decode(moved)
         sink_keys = mx.concatenate([pristine[..., :old, :], sink_keys], axis=2)
         sink_values = mx.concatenate([held_values[..., :old, :], sink_values], axis=2)
     all_keys, all_values = [], []
     for era in _sink_eras(ring, keys.shape[2]):
-        all_keys.append(ring.rotation(sink_keys, era) if era and ring.rotation is not None else sink_keys)
+        moved_keys = kept_keys(ring.rotation(sink_keys, era)) if era and ring.rotation is not None else sink_keys
+        all_keys.append(moved_keys)
         all_values.append(sink_values)
     all_keys += [held_keys[..., old:, :], keys]
     all_values += [held_values[..., old:, :], values]

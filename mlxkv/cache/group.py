@@ -14,11 +14,12 @@ import mlx.core as mx
 from mlxkv.cache.geometry import Geometry
 from mlxkv.cache.plan import CachePlan, LayerPlan
 from mlxkv.cache.ring import RingKVCache
+from mlxkv.cache.rows import Plane
 from mlxkv.errors import CacheError
 
 Range = tuple[int, int]  # positions [a, b)
 
-_SAFETENSORS_DTYPE = {mx.float32: "F32", mx.float16: "F16", mx.bfloat16: "BF16"}
+_SAFETENSORS_DTYPE = {mx.float32: "F32", mx.float16: "F16", mx.bfloat16: "BF16", mx.uint32: "U32"}
 
 
 class LayerGroup:
@@ -45,12 +46,14 @@ class LayerGroup:
     @property
     def row_bytes(self) -> int:
         """Bytes of one position over all layers of the group."""
-        return sum(plan.shape.row_bytes for plan in self.plans if plan.shape)
+        return sum(plan.row_bytes for plan in self.plans)
 
     def layout(self) -> dict[str, Any]:
         geometry = self.geometry
         return {
-            "class": "RingKVCache",
+            "class": type(self.layers[0]).__name__,
+            "bits": [self.plans[0].key_codec.bits, self.plans[0].value_codec.bits],
+            "group_size": self.plans[0].key_codec.group_size if self.plans[0].key_codec.bits else None,
             "sinks": geometry.sinks,
             "window": geometry.window,
             "block": geometry.block,
@@ -74,18 +77,18 @@ class LayerGroup:
         """Positions [a, b) of every layer: contiguous, evaluated copies named as `shapes` says."""
         arrays = {}
         for plan, ring in zip(self.plans, self.layers, strict=True):
-            arrays[f"{plan.index}.k"], arrays[f"{plan.index}.v"] = ring.read(a, b)
+            keys, values = ring.read(a, b)
+            arrays |= dict(zip((name for name, _ in _names(plan)), (*keys, *values), strict=True))
         return arrays
 
     def shapes(self, rows: int) -> dict[str, tuple[tuple[int, ...], str]]:
         """Exactly the tensors of a chunk of `rows` rows: name -> (shape, safetensors dtype)."""
-        out: dict[str, tuple[tuple[int, ...], str]] = {}
-        for plan in self.plans:
-            if plan.shape is not None:
-                dtype = _SAFETENSORS_DTYPE[plan.shape.dtype]
-                out[f"{plan.index}.k"] = ((1, plan.shape.heads, rows, plan.shape.k_dim), dtype)
-                out[f"{plan.index}.v"] = ((1, plan.shape.heads, rows, plan.shape.v_dim), dtype)
-        return out
+        return {
+            name: ((1, plan.shape.heads, rows, plane.width), _SAFETENSORS_DTYPE[plane.dtype])
+            for plan in self.plans
+            if plan.shape
+            for name, plane in _names(plan)
+        }
 
     # -- in ----------------------------------------------------------------------------------------------------------
 
@@ -117,8 +120,9 @@ class LayerGroup:
                 continue
             part = slice(start - a, end - a)
             for plan, ring in zip(self.plans, self.layers, strict=True):
-                keys, values = arrays[f"{plan.index}.k"], arrays[f"{plan.index}.v"]
-                ring.write_at(start, end, self._restoring, keys[..., part, :], values[..., part, :])
+                parts = tuple(arrays[name][..., part, :] for name, _ in _names(plan))
+                split = len(plan.key_planes)
+                ring.write_at(start, end, self._restoring, parts[:split], parts[split:])
                 mx.eval(ring.state)
             self._imported.append((start, end))
 
@@ -155,6 +159,12 @@ class LayerGroup:
         first = self.geometry.first_kept(offset, undo)
         sinks = [(0, K)] if K else []
         return [*sinks, (first, offset)]
+
+
+def _names(plan: LayerPlan) -> list[tuple[str, Plane]]:
+    """The names of a layer's arrays in a chunk, keys first: `0.k`, `0.v`; quantized `0.k.w`, `0.k.s`, `0.k.b`, ..."""
+    keys = [(f"{plan.index}.k{plane.name}", plane) for plane in plan.key_planes]
+    return keys + [(f"{plan.index}.v{plane.name}", plane) for plane in plan.value_planes]
 
 
 def make_groups(plan: CachePlan, layers: Sequence[Any]) -> tuple[LayerGroup, ...]:

@@ -17,7 +17,9 @@ import mlx.nn as nn
 from mlxkv.cache.config import CacheConfig
 from mlxkv.cache.geometry import Geometry
 from mlxkv.cache.positions import SinkRotation, rotation_for
+from mlxkv.cache.quantized import QuantizedRingKVCache
 from mlxkv.cache.ring import RingKVCache
+from mlxkv.cache.rows import PLAIN, Codec, Plane
 from mlxkv.errors import ConfigError
 
 # Rows of scratch that default windows are planned with, when the caller names no budget.
@@ -49,6 +51,23 @@ class LayerPlan:
     geometry: Geometry | None = None
     native_window: int | None = None
     rotation: SinkRotation | None = None
+    key_codec: Codec = PLAIN
+    value_codec: Codec = PLAIN
+    is_fused: bool = False  # quantized rows are always decoded for attention
+
+    @property
+    def key_planes(self) -> tuple[Plane, ...]:
+        return self.key_codec.planes(self.shape.k_dim, self.shape.dtype) if self.shape else ()
+
+    @property
+    def value_planes(self) -> tuple[Plane, ...]:
+        return self.value_codec.planes(self.shape.v_dim, self.shape.dtype) if self.shape else ()
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one token in this layer, as they are kept."""
+        planes = (*self.key_planes, *self.value_planes)
+        return self.shape.heads * sum(p.width * p.dtype.size for p in planes) if self.shape else 0
 
     @property
     def nbytes(self) -> int:
@@ -56,13 +75,18 @@ class LayerPlan:
         if self.geometry is None or self.shape is None:
             return 0
         pristine = self.geometry.sinks if self.rotation is not None else 0
-        shape = self.shape
-        return self.geometry.rows * shape.row_bytes + pristine * shape.heads * shape.k_dim * shape.dtype.size
+        key_bytes = self.shape.heads * sum(p.width * p.dtype.size for p in self.key_planes)
+        return self.geometry.rows * self.row_bytes + pristine * key_bytes
 
     def make(self, native: Any) -> Any:
         if self.geometry is None:
             return native
-        return RingKVCache(self.geometry, self.rotation, self.native_window)
+        ring = (self.geometry, self.rotation, self.native_window, self.key_codec, self.value_codec)
+        return (
+            RingKVCache(*ring)
+            if self.key_codec == self.value_codec == PLAIN
+            else QuantizedRingKVCache(*ring, self.is_fused)
+        )
 
 
 @dataclass(frozen=True)
@@ -81,7 +105,7 @@ class CachePlan:
     @property
     def bytes_per_token(self) -> int:
         """Bytes one attended token takes over all layers."""
-        return sum(layer.shape.row_bytes for layer in self.layers if layer.shape and layer.geometry)
+        return sum(layer.row_bytes for layer in self.layers if layer.geometry)
 
     @property
     def geometry(self) -> Geometry | None:
@@ -114,6 +138,8 @@ class CachePlan:
             f"{rings} layers keep {geometry.sinks} + {geometry.window:,} tokens, "
             f"evict {geometry.block} at a time and rewind at least {geometry.undo * geometry.block}"
         )
+        if self.config.bits is not None:
+            text += f", in {self.config.bits} bits"
         return "; ".join([text, *self.notes]) + "."
 
     def make(self, model: nn.Module) -> list[Any]:
@@ -153,15 +179,15 @@ def plan_cache(
         budget: bytes the cache may take when `config.window` is None.
 
     Raises:
-        ConfigError: quantized rings are asked for on a model or in a version that has none.
+        ConfigError: `config.bits` does not fit this model's rows.
     """
     config = config or CacheConfig()
-    if config.bits is not None:
-        raise ConfigError(f"`bits` is {config.bits!r}; quantized caches are not built yet, leave it out.")
     native, shapes = _probe(model)
     layers = list(getattr(model, "layers", []))
     paired = layers if len(layers) == len(native) else [None] * len(native)
     row_bytes = sum(s.row_bytes for c, s in zip(native, shapes, strict=True) if s and _is_full(c))
+    if config.bits is not None:  # scales and biases included, a little more than bits/16 of 16-bit rows
+        row_bytes = row_bytes * 9 // 16
     length = trained_length(model)
     window = config.window or config.default_window(length, row_bytes, budget)
     geometry = config.geometry(window, system_tokens)
@@ -170,6 +196,10 @@ def plan_cache(
         notes.append(f"the window of {window:,} is rounded up to {geometry.window:,}, whole blocks of {geometry.block}")
     for i, (cache, shape, layer) in enumerate(zip(native, shapes, paired, strict=True)):
         plans.append(_plan_layer(i, cache, shape, layer, config, geometry))
+    if config.bits is not None:
+        plans = [_quantized(plan, config) for plan in plans]
+        if not _takes_packed_rows(model, plans):
+            plans = [replace(plan, is_fused=True) for plan in plans]
     rings = [p for p in plans if p.geometry is not None and p.native_window is None]
     if config.positions == "streaming" and geometry.sinks and any(p.rotation is None for p in rings):
         notes.append("its positions do not compose, so the pinned tokens keep absolute positions")
@@ -202,6 +232,35 @@ def _plan_layer(
         return LayerPlan(index, name, shape, geometry, None, rotation)
     window = min(native.max_size, geometry.window)
     return LayerPlan(index, name, shape, config.native_geometry(window, geometry.undo * geometry.block), window)
+
+
+def _quantized(plan: LayerPlan, config: CacheConfig) -> LayerPlan:
+    """The plan with rows of `config.bits`; groups of 32 where 64 does not divide the head size.
+
+    Raises:
+        ConfigError: no group size divides the head size.
+    """
+    if plan.geometry is None or plan.shape is None:
+        return plan
+    dims = (plan.shape.k_dim, plan.shape.v_dim)
+    sizes = [size for size in (config.group_size, 32) if all(dim % size == 0 for dim in dims)]
+    if not sizes:
+        raise ConfigError(
+            f"`bits` is {config.bits!r}, and rows of {dims[0]} and {dims[1]} numbers (layer {plan.index}) do not "
+            f"divide into groups of 32; leave it out for this model."
+        )
+    keys, values = config.bits if isinstance(config.bits, tuple) else (config.bits, config.bits)
+    return replace(plan, key_codec=Codec(keys, sizes[0]), value_codec=Codec(values, sizes[0]))
+
+
+def _takes_packed_rows(model: Any, plans: Sequence[LayerPlan]) -> bool:
+    """Whether the model's attention takes quantized rows: a decode step is run through the graph, nothing computed."""
+    caches = [plan.make(native) for plan, native in zip(plans, native_cache(model), strict=True)]
+    try:
+        model(mx.zeros((1, 1), mx.int32), cache=caches)
+    except (ValueError, TypeError, AttributeError):  # learned sinks, or an attention of its own
+        return False
+    return True
 
 
 def _is_full(cache: Any) -> bool:

@@ -14,7 +14,7 @@ from mlxkv.cache.config import CacheConfig
 from mlxkv.cache.plan import make_cache, plan_cache
 from mlxkv.cache.prompt_cache import PromptCache, common_prefix
 from mlxkv.cache.ring import RingKVCache
-from mlxkv.errors import CacheError, ConfigError, RewindError
+from mlxkv.errors import CacheError, RewindError
 from mlxkv.runner import ModelRunner
 from tests.reference import largest, logits_of, random_ids, tiny_llama
 
@@ -104,11 +104,6 @@ def test_other_caches_pass_through_with_a_warning_that_names_them() -> None:
     plan = plan_cache(model, CONFIG)
     assert "ArraysCache" in plan.description
     assert plan.passed_through == ("ArraysCache",)
-
-
-def test_quantized_rings_are_refused_until_they_exist() -> None:
-    with pytest.raises(ConfigError, match="bits"):
-        plan_cache(tiny_llama(), CacheConfig(bits=8))
 
 
 @given(st.lists(st.integers(0, 3), max_size=12), st.lists(st.integers(0, 3), max_size=12))

@@ -107,7 +107,8 @@ def test_a_model_that_masks_a_full_cache_to_a_window_gets_exactly_its_window(siz
         outputs = []
         for cache in (ring, full):
             mask = cache.make_mask(n, window_size=20, return_array=False)
-            keys, values = cache.update_and_fetch(rows[..., at : at + n, :], rows[..., at : at + n, :])
+            fetched: Any = cache.update_and_fetch(rows[..., at : at + n, :], rows[..., at : at + n, :])
+            keys, values = fetched
             outputs.append(
                 mx.fast.scaled_dot_product_attention(query[..., at : at + n, :], keys, values, scale=0.25, mask=mask)
             )

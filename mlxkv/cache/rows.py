@@ -1,0 +1,110 @@
+"""Rows: the buffer of one layer's keys or values, in the model's own precision or quantized.
+
+Allocated once and only ever written in slices; a ring says which rows. Quantized rows are three arrays side by side
+(packed numbers, scales, biases), as mlx.core.quantize makes them. Used on the MLX thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import mlx.core as mx
+
+Parts = tuple[mx.array, ...]  # one array, or packed numbers, scales, biases; rows on axis -2
+
+
+@dataclass(frozen=True)
+class Plane:
+    """One array of a row: its name in files, its width and its dtype."""
+
+    name: str
+    width: int
+    dtype: mx.Dtype
+
+
+@dataclass(frozen=True)
+class Codec:
+    """How rows are kept: `bits` None as they come, else 8 or 4 bits in groups of `group_size` numbers."""
+
+    bits: int | None = None
+    group_size: int = 64
+
+    def planes(self, width: int, dtype: mx.Dtype) -> tuple[Plane, ...]:
+        """The arrays that rows of `width` numbers become."""
+        if self.bits is None:
+            return (Plane("", width, dtype),)
+        groups = width // self.group_size
+        return (
+            Plane(".w", width * self.bits // 32, mx.uint32),
+            Plane(".s", groups, dtype),
+            Plane(".b", groups, dtype),
+        )
+
+    def encode(self, x: mx.array) -> Parts:
+        if self.bits is None:
+            return (x,)
+        return tuple(mx.quantize(x, group_size=self.group_size, bits=self.bits))
+
+    def decode(self, parts: Sequence[mx.array]) -> mx.array:
+        if self.bits is None:
+            return parts[0]
+        packed, scales, _ = parts
+        if not packed.size:  # which MLX cannot dequantize
+            return mx.zeros((*packed.shape[:-1], packed.shape[-1] * 32 // self.bits), scales.dtype)
+        return mx.dequantize(*parts, group_size=self.group_size, bits=self.bits)
+
+
+PLAIN = Codec()
+
+
+class Rows:
+    """A buffer of `rows` rows. `shape` is (B, n_kv_heads, rows, width)."""
+
+    def __init__(self, shape: tuple[int, int, int, int], dtype: mx.Dtype, codec: Codec) -> None:
+        B, H, rows, width = shape
+        self.codec = codec
+        self.arrays: Parts = tuple(mx.zeros((B, H, rows, p.width), p.dtype) for p in codec.planes(width, dtype))
+
+    @property
+    def nbytes(self) -> int:
+        return sum(a.nbytes for a in self.arrays)
+
+    def put(self, start: int, x: mx.array) -> None:
+        """Write rows `x` (B, n_kv_heads, S, width) from row `start` on, in place."""
+        self.put_parts(start, self.codec.encode(x))
+
+    def put_parts(self, start: int, parts: Sequence[mx.array]) -> None:
+        end = start + parts[0].shape[-2]
+        for array, part in zip(self.arrays, parts, strict=True):
+            array[..., start:end, :] = part
+
+    def parts(self, start: int, end: int) -> Parts:
+        """Views of rows [start, end): not to be held across a write, which would then copy the buffer."""
+        return tuple(array[..., start:end, :] for array in self.arrays)
+
+    def dense(self, start: int, end: int) -> mx.array:
+        """Rows [start, end) as numbers: a view, or decoded into a temporary."""
+        return self.codec.decode(self.parts(start, end))
+
+    def copy(self, start: int, end: int) -> Parts:
+        """Evaluated copies of rows [start, end), as they are kept."""
+        copies = tuple(mx.contiguous(part) for part in self.parts(start, end))
+        mx.eval(copies)
+        return copies
+
+    def move(self, source: int, target: int, count: int) -> None:
+        """Copy `count` rows. Evaluated step by step: a pending read would hold the buffer, and the write would then
+        copy all of it; and only one copy is alive at a time."""
+        for array in self.arrays:
+            block = mx.contiguous(array[..., source : source + count, :])
+            mx.eval(block)
+            array[..., target : target + count, :] = block
+            mx.eval(array)
+
+    def fork(self) -> Rows:
+        """An independent buffer, shared until one side writes."""
+        twin = Rows.__new__(Rows)
+        # New array objects: `a[...] = x` changes the Python object that both sides would otherwise hold.
+        twin.codec, twin.arrays = self.codec, tuple(mx.array(a) for a in self.arrays)
+        return twin

@@ -1,0 +1,202 @@
+"""QuantizedRingKVCache against recomputation with quantized rows, mlx-lm's own quantized cache, and itself uncut."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlx.core as mx
+import pytest
+from mlx_lm.models.cache import QuantizedKVCache
+
+from mlxkv.cache.config import CacheConfig
+from mlxkv.cache.plan import CachePlan, plan_cache
+from mlxkv.cache.prompt_cache import PromptCache
+from mlxkv.cache.quantized import QuantizedRingKVCache
+from mlxkv.cache.rows import Codec
+from mlxkv.errors import ConfigError
+from mlxkv.runner import ModelRunner
+from tests.reference import FullRecomputation, largest, logits_of, random_ids, tiny_llama
+
+BITS = [8, 4, (8, 4)]
+
+
+def config(bits: Any, **more: Any) -> CacheConfig:
+    return CacheConfig(**{"window": 64, "block": 16, "slack": 32, "sinks": 4, "bits": bits, "group_size": 32, **more})
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    """Heads of 32 numbers, so that groups of 32 fit."""
+    return tiny_llama(hidden=128)
+
+
+def caches(model: Any, bits: Any, **more: Any) -> list[Any]:
+    return plan_cache(model, config(bits, **more)).make(model)
+
+
+def scored(model: Any, ids: list[int], bits: Any, chunk: int) -> mx.array:
+    cache = PromptCache(plan_cache(model, config(bits)), model)
+    return ModelRunner(model, chunk).score(cache, ids)
+
+
+class QuantizedRecomputation(FullRecomputation):
+    """The slow reference, on rows that went through the codec once, and sinks that go through it when they move."""
+
+    def __init__(self, codecs: tuple[Codec, Codec], rope: Any) -> None:
+        super().__init__(4, 64, 16, None)
+        self.codecs, self.moved_by = codecs, rope
+
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+        k, v = self.codecs
+        p, by = self.offset, self.evicted(self.offset)
+        super().update_and_fetch(k.decode(k.encode(keys)), v.decode(v.encode(values)))
+        seen = [
+            k.decode(k.encode(self.moved_by(self.keys[j], offset=by))) if j < self.sinks and by else self.keys[j]
+            for j in self.visible(p)
+        ]
+        return mx.concatenate(seen, axis=2), mx.concatenate([self.values[j] for j in self.visible(p)], axis=2)
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_logits_equal_recomputation_with_quantized_rows(model: Any, bits: Any) -> None:
+    ids = random_ids(150)
+    k, v = bits if isinstance(bits, tuple) else (bits, bits)
+    slow = [QuantizedRecomputation((Codec(k, 32), Codec(v, 32)), layer.self_attn.rope) for layer in model.layers]
+    expected = logits_of(model, slow, ids, [1])
+    got = logits_of(model, caches(model, bits), ids, [1])
+    assert largest(got - expected) < 1e-3 * largest(expected)
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("chunk", [7, 512])
+def test_any_chunking_sees_the_same(model: Any, bits: Any, chunk: int) -> None:
+    """One token at a time takes the packed path, more the fused one: the rows are the same."""
+    ids = random_ids(150)
+    assert largest(scored(model, ids, bits, chunk) - scored(model, ids, bits, 1)) < 1e-3
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_callers_that_do_not_cut_see_the_same(model: Any, bits: int) -> None:
+    ids = random_ids(150)
+    cut = logits_of(model, caches(model, bits), ids, [1])
+    assert largest(logits_of(model, caches(model, bits), ids, [90, 1, 40]) - cut) < 1e-3 * largest(cut)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_before_wrapping_it_is_mlx_lms_quantized_cache(model: Any, bits: int) -> None:
+    ids = random_ids(60)
+    theirs = [QuantizedKVCache(group_size=32, bits=bits) for _ in model.layers]
+    expected = logits_of(model, theirs, ids, [40, 1])
+    assert largest(logits_of(model, caches(model, bits), ids, [40, 1]) - expected) < 1e-3 * largest(expected)
+
+
+def test_only_a_decode_step_is_handed_packed_rows(model: Any) -> None:
+    ring = caches(model, 8)[0]
+    assert not hasattr(ring, "bits")
+    rows = mx.random.normal((1, 2, 5, 32))
+    keys, _ = ring.update_and_fetch(rows, rows)
+    assert isinstance(keys, mx.array)
+    assert not hasattr(ring, "bits")
+    keys, _ = ring.update_and_fetch(rows[..., :1, :], rows[..., :1, :])
+    assert len(keys) == 3
+    assert (ring.bits, ring.group_size) == (8, 32)
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_rewinding_after_wrapping_is_exact(model: Any, bits: Any) -> None:
+    ids, other = random_ids(150), random_ids(40, seed=4)
+    runner = ModelRunner(model)
+    for n in (1, 16, 32):
+        rewound, straight = (PromptCache(plan_cache(model, config(bits)), model) for _ in range(2))
+        list(runner.prefill(rewound, ids))
+        list(runner.prefill(straight, ids[: 150 - n]))
+        rewound.rewind(150 - n)
+        assert largest(runner.score(rewound, other) - runner.score(straight, other)) == 0.0
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("fed", [3, 60, 163])
+def test_exported_rows_come_back_bit_by_bit(model: Any, bits: Any, fed: int) -> None:
+    ids, runner = random_ids(200), ModelRunner(model)
+    cache, back = (PromptCache(plan_cache(model, config(bits)), model) for _ in range(2))
+    list(runner.prefill(cache, ids[:fed]))
+    back.begin_restore(ids[:fed])
+    for group, fresh in zip(cache.groups, back.groups, strict=True):
+        for a, b in group.held():
+            rows = group.export_rows(a, b)
+            assert {name: tuple(r.shape) for name, r in rows.items()} == {
+                n: s for n, (s, _) in group.shapes(b - a).items()
+            }
+            fresh.import_rows(a, b, rows)
+    back.finish_restore()
+    assert largest(runner.score(cache, ids[fed:190]) - runner.score(back, ids[fed:190])) == 0.0
+
+
+@pytest.mark.parametrize(("bits", "share"), [(8, 0.57), (4, 0.32), ((8, 4), 0.45)])
+def test_bytes(bits: Any, share: float) -> None:
+    """Of 16-bit rows, at group size 64; and exactly what the plan says."""
+    wide = tiny_llama(hidden=256)
+    wide.set_dtype(mx.bfloat16)
+    plain, packed = (plan_cache(wide, config(b, group_size=64)) for b in (None, bits))
+    assert packed.nbytes <= share * plain.nbytes
+    assert packed.bytes_per_token <= share * plain.bytes_per_token
+    assert allocated(packed, wide) == packed.nbytes
+
+
+def allocated(plan: CachePlan, model: Any) -> int:
+    cache = PromptCache(plan, model)
+    list(ModelRunner(model).prefill(cache, random_ids(200)))
+    return cache.nbytes
+
+
+def test_prefill_takes_no_more_memory_than_the_unquantized_ring_and_one_layer() -> None:
+    wide = tiny_llama(layers=6, hidden=256)
+    peaks = {}
+    for bits in (None, 4):
+        cache = PromptCache(plan_cache(wide, config(bits, window=4096, block=256)), wide)
+        list(ModelRunner(wide).prefill(cache, random_ids(512)))
+        mx.clear_cache()
+        mx.reset_peak_memory()
+        list(ModelRunner(wide).prefill(cache, random_ids(2048)))
+        peaks[bits] = mx.get_peak_memory()
+        layer = plan_cache(wide, config(None, window=4096, block=256)).layers[0].nbytes
+        del cache
+    assert peaks[4] <= peaks[None] + layer
+
+
+def test_groups_of_32_are_taken_where_64_do_not_divide(model: Any) -> None:
+    assert caches(model, 8, group_size=64)[0].group_size == 32
+
+
+def test_rows_that_do_not_divide_into_groups_are_refused() -> None:
+    with pytest.raises(ConfigError, match="groups of 32"):
+        plan_cache(tiny_llama(), config(8))
+
+
+def test_sliding_windows_are_quantized_too(model: Any) -> None:
+    sliding = tiny_llama(hidden=128, layer_types=["sliding_attention", "full_attention"], sliding_window=20)
+    plain, packed = caches(sliding, None), caches(sliding, 8)
+    assert all(isinstance(c, QuantizedRingKVCache) for c in packed)
+    ids = random_ids(150)
+    expected = logits_of(sliding, plain, ids, [40, 1])
+    assert largest(logits_of(sliding, packed, ids, [40, 1]) - expected) < 0.05 * largest(expected)
+
+
+def test_learned_sinks_get_decoded_rows() -> None:
+    """gpt-oss: mlx-lm's packed attention refuses its learned sinks, in mid-generation."""
+    from mlx_lm.models.gpt_oss import Model, ModelArgs
+
+    mx.random.seed(0)
+    model = Model(
+        ModelArgs(
+            num_hidden_layers=2, num_local_experts=2, num_experts_per_tok=1, vocab_size=64, hidden_size=64,
+            intermediate_size=64, head_dim=32, num_attention_heads=2, num_key_value_heads=1, sliding_window=20,
+            layer_types=["sliding_attention", "full_attention"],
+        )
+    )  # fmt: skip
+    mx.eval(model.parameters())
+    packed = caches(model, 8)
+    assert all(ring.is_fused for ring in packed)
+    ids = random_ids(120)
+    expected = logits_of(model, caches(model, None), ids, [40, 1])
+    assert largest(logits_of(model, packed, ids, [40, 1]) - expected) < 0.05 * largest(expected)
