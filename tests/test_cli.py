@@ -14,9 +14,11 @@ from pathlib import Path
 import pytest
 
 from mlxkv.cli import main
+from mlxkv.config import Folders
 from mlxkv.events import TextDelta, TurnEvent, TurnFinished
 from mlxkv.print_mode import PrintRequest, _print_turn
 from mlxkv.stats import TurnStats
+from mlxkv.store import SessionStore
 from tests.tokenizers import tiny_folder
 
 MLXKV = [sys.executable, "-m", "mlxkv.cli"]
@@ -214,6 +216,24 @@ def test_ctrl_c_keeps_what_was_said_and_exits_130(tiny_path: Path, home: Path) -
     assert "stopped" in err
     shown = subprocess.run([*MLXKV, "chats", "show", "hi"], capture_output=True, text=True, check=True)
     assert (first + rest).strip()[:20] in shown.stdout
+
+
+def test_a_kill_in_mid_reply_loses_at_most_its_last_moments(run: Run, tiny_path: Path, home: Path) -> None:
+    command = [*MLXKV, "-p", "hi", "-m", str(tiny_path), "--max-tokens", "100000", "--temp", "0", "--window", "256"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as p:
+        assert p.stdout is not None
+        said = p.stdout.read(1100)  # an open reply is written every 256 tokens, and a token is at most 4 letters here
+        p.kill()
+        p.communicate()
+    with SessionStore.open(Folders.from_env()) as store:
+        before = store.load(str(store.latest()))
+    assert [(t.role, t.state) for t in before.turns] == [("user", "done"), ("assistant", "open")]
+    assert len(before.turns[1].ids) >= 256 - 1
+    assert said.startswith(before.turns[1].text[:1000])
+    again = json.loads(run("-c", "-p", "and?", "--max-tokens", "4", "--output-format", "json").out)
+    assert again["turn_id"] == 3
+    with SessionStore.open(Folders.from_env()) as store:
+        assert [t.state for t in store.load(before.id).turns] == ["done", "stopped", "done", "done"]
 
 
 def test_a_reader_that_goes_away_is_no_error(tiny_path: Path, home: Path) -> None:
