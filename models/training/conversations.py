@@ -23,6 +23,7 @@ class Chat:
     exchanges: list[Exchange] = field(default_factory=list)
     system: str | None = None
     gap: int | None = None
+    rough: bool = True  # whether odd spellings may be simulated; not where a reply copies what was said
 
     def messages(self) -> list[Message]:
         head = [{"role": "system", "content": self.system}] if self.system else []
@@ -45,7 +46,7 @@ class Maker:
     def chat(self) -> Chat:
         roll = self.rng.random()
         if roll < self.echoes:
-            return Chat([longform.echo(self.rng) for _ in range(self.rng.choice((1, 1, 2)))])
+            return Chat([longform.echo(self.rng) for _ in range(self.rng.choice((1, 1, 2)))], rough=False)
         roll = self.rng.random()
         if roll < 0.53:
             return self.asking()
@@ -130,7 +131,7 @@ class Maker:
                 system = rng.choice(styles.PLAIN) + " " + system
             known.update({f.attribute.mine: f for f in pinned})
         pinned_keys = set(known)
-        chat = Chat(system=system)
+        chat = Chat(system=system, rough=False)
         told = [memory.some_fact(rng) for _ in range(rng.choice((1, 1, 2, 2, 3, 4) if not system else (0, 0, 1, 2)))]
         told = list({f.attribute.mine: f for f in told if f.attribute.mine not in known}.values())
         steps = self._telling(told)

@@ -36,6 +36,7 @@ def export(network: Network, tokenizer: Path, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     weights = {f"model.{name}": weight.contiguous() for name, weight in network.state_dict().items()}
     save_file(weights, out / "model.safetensors", metadata={"format": "pt"})
+    (out / "model.safetensors").chmod(0o644)  # safetensors writes for its owner alone
     shutil.copyfile(tokenizer, out / "tokenizer.json")
     _write(
         out / "config.json", {**network.shape.config(), "torch_dtype": "float16", "eos_token_id": 2, "pad_token_id": 0}

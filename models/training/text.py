@@ -78,7 +78,7 @@ class Encoder:
         ends: list[int] = []
         for message in chat.messages():
             reply = message["role"] == "assistant"
-            rough = not reply and self.rng.random() < 0.25
+            rough = not reply and chat.rough and self.rng.random() < 0.25
             tokenizer = self.rough if rough else self.tokenizer
             head = [START_ID, *self.tokenizer.encode(message["role"] + "\n", add_special_tokens=False).ids]
             body = [*tokenizer.encode(message["content"], add_special_tokens=False).ids, END_ID]

@@ -7,6 +7,7 @@ falls to zero over the last part. What is kept is the running average of the wei
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import random
 import time
@@ -51,9 +52,9 @@ def work(rank: int, options: argparse.Namespace) -> None:
     topics = read_topics()
     tokenizer = load(options.out / "tokenizer.json")
     shape = Shape(tokenizer.get_vocab_size(), options.width, options.layers, intermediate_size=options.hidden)
-    network = Network(shape)
+    network = Network(shape).to(options.device)
     if options.init:
-        network.load_state_dict(torch.load(options.init)["weights"])
+        network.load_state_dict(torch.load(options.init, map_location=options.device)["weights"])
     if rank == 0:
         print(f"{sum(p.numel() for p in network.parameters()):,} parameters, {len(topics)} topics", flush=True)
     encoder = Encoder(tokenizer, random.Random(options.seed + 1 + 1000 * rank))
@@ -87,23 +88,31 @@ class Training:
             torch.optim.Muon(
                 matrices, lr=options.lr, weight_decay=0.05, momentum=0.95, ns_steps=4, adjust_lr_fn="match_rms_adamw"
             ),
-            torch.optim.AdamW(others, lr=options.lr * 1.5, betas=(0.9, 0.97), weight_decay=0.0, fused=True),
+            torch.optim.AdamW(others, lr=options.lr * 0.8, betas=(0.9, 0.97), weight_decay=0.0, fused=True),
         ]
         self.progress = 0.0  # 0 to 1, the same in all processes
 
     def run(self) -> None:
         started = time.time()
         seen, losses, shown = 0, [], 0.0
-        for step, (ids, learn) in enumerate(batches(self.maker, self.encoder, self.options.batch), 1):
+        chats = batches(self.maker, self.encoder, self.options.batch)
+        rng = random.Random(self.options.seed + self.rank)
+        copying = 7.0  # running loss on repeats; while they are hard, every other batch is one
+        for step in itertools.count(1):
+            is_repeat = rng.random() < (0.5 if copying > 0.4 else 0.03)
+            ids, learn = repeats(rng, self.options.batch, self.shape.vocab_size) if is_repeat else next(chats)
             elapsed = time.time() - started
             mine = max(step / self.options.steps, elapsed / 60 / self.options.minutes)
-            losses.append(self.step(ids, learn, step, mine))
+            loss = self.step(ids, learn, step, mine)
+            if is_repeat:
+                copying = 0.8 * copying + 0.2 * loss
+            else:
+                losses.append(loss)
             seen += ids.numel() * self.options.workers
             if step % 50 == 0 and self.rank == 0:
                 loss, losses = sum(losses) / len(losses), []
-                print(
-                    f"step {step} {elapsed:.0f}s {seen / 1e6:.2f}M {seen / elapsed:.0f}/s loss {loss:.4f}", flush=True
-                )
+                speed = f"{elapsed:.0f} s, {seen / 1e6:.2f}M tokens, {seen / elapsed:.0f}/s"
+                print(f"step {step} {speed}, loss {loss:.4f}, copying {copying:.3f}", flush=True)
             if self.progress >= 1 or self.progress - shown > self.options.every:
                 self.checkpoint(step, seen)
                 shown = self.progress
@@ -112,10 +121,11 @@ class Training:
 
     def step(self, ids: Tensor, learn: Tensor, step: int, mine: float) -> float:
         factor = min(1.0, step / 40) * min(1.0, max(0.0, (1 - self.progress) / self.options.decay))
-        for optimizer, base in zip(self.optimizers, (1.0, 1.5), strict=True):
+        for optimizer, base in zip(self.optimizers, (1.0, 0.8), strict=True):
             for group in optimizer.param_groups:
                 group["lr"] = self.options.lr * base * factor
-        with torch.autocast("cpu", torch.bfloat16):
+        ids, learn = ids.to(self.options.device), learn.to(self.options.device)
+        with torch.autocast(self.options.device, torch.bfloat16):
             hidden = self.network(ids[:, :-1])[learn[:, 1:]]
             logits = self.network.logits(hidden)
         loss = F.cross_entropy(logits.float(), ids[:, 1:][learn[:, 1:]])
@@ -133,9 +143,10 @@ class Training:
     def share_gradients(self, mine: float) -> None:
         """The mean of all processes' gradients, and of how far they think the training is."""
         parameters = list(self.network.parameters())
-        flat = torch.cat([p.grad.flatten() for p in parameters] + [torch.tensor([mine])])  # type: ignore[union-attr]
-        distributed.all_reduce(flat)
-        flat /= self.options.workers
+        flat = torch.cat([p.grad.flatten() for p in parameters] + [torch.tensor([mine], device=self.options.device)])  # type: ignore[union-attr]
+        if self.options.workers > 1:
+            distributed.all_reduce(flat)
+            flat /= self.options.workers
         self.progress = float(flat[-1])
         for p, g in zip(parameters, flat[:-1].split([p.numel() for p in parameters]), strict=True):
             p.grad = g.view_as(p)
@@ -149,7 +160,8 @@ class Training:
         self.network.load_state_dict(now)
         if self.rank:
             return
-        torch.save({"weights": self.average, "shape": asdict(self.shape)}, self.options.out / "checkpoint.pt.new")
+        weights = {name: weight.cpu() for name, weight in self.average.items()}
+        torch.save({"weights": weights, "shape": asdict(self.shape)}, self.options.out / "checkpoint.pt.new")
         (self.options.out / "checkpoint.pt.new").rename(self.options.out / "checkpoint.pt")
         print(json.dumps({"step": step, "tokens": seen, **{k: round(v, 3) for k, v in figures.items()}}), flush=True)
 
@@ -170,6 +182,16 @@ def batches(maker: Maker, encoder: Encoder, tokens: int) -> Iterator[tuple[Tenso
         yield from ready
 
 
+def repeats(rng: random.Random, tokens: int, vocab: int) -> tuple[Tensor, Tensor]:
+    """Random ids said three times: only who looks back can tell the second and third time."""
+    length = rng.randrange(8, 40)
+    once = [[rng.randrange(3, vocab) for _ in range(length)] for _ in range(tokens // (3 * length))]
+    ids = torch.tensor([row * 3 for row in once])
+    learn = torch.ones_like(ids, dtype=torch.bool)
+    learn[:, : length + 1] = False
+    return ids, learn
+
+
 def padded(samples: list[Sample]) -> tuple[Tensor, Tensor]:
     length = max(len(s.ids) for s in samples)
     ids = torch.tensor([s.ids + [PAD_ID] * (length - len(s.ids)) for s in samples])
@@ -182,8 +204,9 @@ def exact_share(network: Network, samples: list[Sample]) -> float:
     right = 0
     ordered = sorted(samples, key=lambda s: len(s.ids))
     for begin in range(0, len(ordered), 64):
-        ids, learn = padded(ordered[begin : begin + 64])
-        with torch.autocast("cpu", torch.bfloat16):
+        device = network.embed_tokens.weight.device
+        ids, learn = (t.to(device) for t in padded(ordered[begin : begin + 64]))
+        with torch.autocast(device.type, torch.bfloat16):
             best = network.logits(network(ids[:, :-1])).argmax(-1)
         right += int(((best == ids[:, 1:]) | ~learn[:, 1:]).all(-1).sum())
     return right / max(1, len(samples))
@@ -196,9 +219,13 @@ def _options() -> argparse.Namespace:
     whole = {"vocab": 1792, "width": 256, "layers": 4, "hidden": 768, "seed": 1, "batch": 2300, "steps": 10**9}
     for name, default in {**whole, "workers": 2}.items():
         parser.add_argument(f"--{name}", type=int, default=default)
-    for name, default in {"lr": 0.004, "decay": 0.4, "minutes": 44.0, "every": 0.06, "echoes": 0.04}.items():
+    for name, default in {"lr": 0.008, "decay": 0.4, "minutes": 44.0, "every": 0.06, "echoes": 0.04}.items():
         parser.add_argument(f"--{name}", type=float, default=default)
-    return parser.parse_args()
+    parser.add_argument("--device", default="cpu", help="cuda trains on a GPU, in one process")
+    options = parser.parse_args()
+    if options.device != "cpu":
+        options.workers = 1
+    return options
 
 
 if __name__ == "__main__":

@@ -18,13 +18,15 @@ from mlxkv.models.training.knowledge import read_topics
 
 FOLDER = Path(mlxkv.models.__file__).parent / "tutor"
 FLOORS = {
-    "questions": (16, 0.8),
-    "memory": (15, 0.8),
-    "not told": (10, 0.7),
-    "long output": (8, 0.6),
-    "system prompts": (10, 0.6),
-    "everything else": (9, 0.9),
+    "questions": (24, 0.8),
+    "memory": (25, 0.8),
+    "not told": (12, 0.7),
+    "long output": (10, 0.6),
+    "system prompts": (15, 0.6),
+    "everything else": (15, 0.9),
 }  # every n-th case, and the share that must be right
+
+pytestmark = pytest.mark.skipif(not (FOLDER / "config.json").is_file(), reason="models/tutor is not trained yet")
 
 
 @pytest.fixture(scope="module")
