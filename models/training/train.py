@@ -219,7 +219,7 @@ def _options() -> argparse.Namespace:
     whole = {"vocab": 1792, "width": 256, "layers": 4, "hidden": 768, "seed": 1, "batch": 2300, "steps": 10**9}
     for name, default in {**whole, "workers": 2}.items():
         parser.add_argument(f"--{name}", type=int, default=default)
-    for name, default in {"lr": 0.008, "decay": 0.4, "minutes": 44.0, "every": 0.06, "echoes": 0.04}.items():
+    for name, default in {"lr": 0.005, "decay": 0.4, "minutes": 44.0, "every": 0.06, "echoes": 0.04}.items():
         parser.add_argument(f"--{name}", type=float, default=default)
     parser.add_argument("--device", default="cpu", help="cuda trains on a GPU, in one process")
     options = parser.parse_args()
