@@ -35,7 +35,6 @@ _TITLE_LENGTH = 60
 class ChatBackend:
     """What a chat needs of the model it runs on; `Model` makes it."""
 
-    name: str
     runner: ModelRunner
     tokenizer: Any
     prompts: PromptFormat

@@ -221,7 +221,6 @@ class Model:
     @cached_property
     def _backend(self) -> ChatBackend:
         return ChatBackend(
-            self.name,
             self.runner,
             self.tokenizer,
             self._prompts,

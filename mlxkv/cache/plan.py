@@ -22,7 +22,7 @@ from mlxkv.cache.ring import RingKVCache
 from mlxkv.cache.rows import PLAIN, Codec, Plane
 from mlxkv.errors import ConfigError
 
-# Rows of scratch that default windows are planned with, when the caller names no budget.
+# Bytes: what a default window is planned with where the caller names no budget.
 _UNLIMITED = 1 << 62
 
 
