@@ -7,6 +7,7 @@ from rich.text import Text
 from textual.widget import Widget
 
 from mlxkv.events import FirstScreen
+from mlxkv.models.resolve import BUILT_IN
 from mlxkv.stats import bytes_text
 from mlxkv.text import clean
 from mlxkv.tui.wording import short_name
@@ -34,12 +35,19 @@ class Welcome(Widget, can_focus=False):
         model, ready, loading = self._said
         width = self.content_size.width
         if ready:
-            lines = welcome_lines([f"{short_name(model)} is ready"], ["Ask anything. / for commands, ? for help."])
+            lines = welcome_lines([f"{short_name(model)} is ready"], how_to_begin(model))
         elif loading:
             lines = welcome_lines(["One moment"], ["Type ahead; it will be sent."])
         else:
             lines = model_lines(self._first, width)
         return Text("\n", justify="left").join(lines)
+
+
+def how_to_begin(model: str) -> list[str]:
+    """What is told below the model's name; of the built-in one, what it is and how to get a bigger one."""
+    if model == BUILT_IN[0]:
+        return ["It is small: it knows mlxkv and KV caches. /model opens bigger ones.", "Try: What is a KV cache?"]
+    return ["Ask anything. / for commands, ? for help."]
 
 
 def welcome_lines(title: list[str], dim: list[str]) -> list[Text]:
