@@ -153,6 +153,29 @@ class ChatSummary:
 
 
 @dataclass(frozen=True)
+class Branch:
+    """One chat of a family of forks. `forked_at`: how many messages it shares with `parent`."""
+
+    session_id: str
+    title: str
+    parent: str | None
+    forked_at: int | None
+    updated: float
+    num_turns: int
+    is_current: bool = False
+
+
+@dataclass(frozen=True)
+class Sibling:
+    """One version of a message: open `session_id` to see it and what followed. `created`: UNIX seconds."""
+
+    session_id: str
+    text: str
+    created: float
+    is_current: bool
+
+
+@dataclass(frozen=True)
 class ChatList:
     chats: tuple[ChatSummary, ...]
 

@@ -130,6 +130,16 @@ def save_commit(
         db.execute("INSERT OR IGNORE INTO kv_ref VALUES(?, ?)", (commit_id, chunk.digest))
 
 
+def move_commits(db: sqlite3.Connection, session_id: str, head: str, new_head: str) -> None:
+    """The turn at `head` has grown and has the digest `new_head` now: rows saved at it are still rows of this log."""
+    for row in db.execute(
+        "SELECT id, pos, model, spec_id, rng FROM kv_commit WHERE session = ? AND turn_digest = ?", (session_id, head)
+    ).fetchall():
+        commit_id, pos, model, spec_id, rng = row
+        digest = commit_digest(pos, new_head, model, spec_id, rng)
+        db.execute("UPDATE kv_commit SET turn_digest = ?, digest = ? WHERE id = ?", (new_head, digest, commit_id))
+
+
 def copy_commits(db: sqlite3.Connection, session_id: str, new_id: str, history: History) -> None:
     """Give a fork what was saved on the history it keeps: references only, no rows are copied."""
     on_chain = {commit.id for commit in saved_commits(db, session_id, history)}

@@ -18,6 +18,7 @@ from mlxkv.store.history import History, genesis, pack_ids, stored_fields, to_js
 from mlxkv.store.identity import ModelIdentity, digest_of
 from mlxkv.store.ids import new_ulid
 from mlxkv.store.records import SearchHit, SessionRecord, TurnRecord
+from mlxkv.store.refs import move_commits
 from mlxkv.store.schema import Database
 
 _TURN = "i, role, text, thinking, state, params, start, stats, ids, prev, digest"
@@ -62,24 +63,30 @@ class Sessions:
         self.seen[session_id] = new
         return new
 
-    def update_open_turn(self, session_id: str, turn: TurnRecord, head: str | None = None) -> str:
+    def update_open_turn(self, session_id: str, turn: TurnRecord, head: str | None = None, reopen: bool = False) -> str:
         """Replace the last turn, which must be "open"; its place in the log stays. Returns the new head.
+
+        `reopen`: it may also be one that was finished, if `turn` goes on from its ids.
 
         Raises:
             SessionChangedError: the head moved. StoreError: the last turn is not open.
         """
         with self.database.writing() as db:
-            self._check_head(db, session_id, head)
+            current = self._check_head(db, session_id, head)
             last = db.execute(
-                "SELECT id, i, state, start, prev, text, thinking FROM turn WHERE session = ? ORDER BY i DESC LIMIT 1",
+                "SELECT id, i, state, start, prev, ids, text, thinking FROM turn WHERE session = ?"
+                " ORDER BY i DESC LIMIT 1",
                 (session_id,),
             ).fetchone()
-            if last is None or last[2] != "open":
+            goes_on = last is not None and pack_ids(turn.ids).tobytes().startswith(last[5])
+            if last is None or (last[2] != "open" and not (reopen and goes_on)):
                 raise StoreError(f"The last turn of session {session_id} is finished; add a new turn instead.")
-            rowid, i, _, start, prev, *indexed = last
+            rowid, i, _, start, prev, _, *indexed = last
             _unindex(db, rowid, *indexed)
             db.execute("DELETE FROM turn WHERE id = ?", (rowid,))
             new = self._write_turn(db, session_id, i, turn, start, prev)
+            if goes_on:
+                move_commits(db, session_id, current, new)
         self.seen[session_id] = new
         return new
 

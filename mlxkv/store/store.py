@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from mlxkv.config import Folders, private_folder
-from mlxkv.events import ChatSummary
+from mlxkv.events import Branch, ChatSummary, Sibling
 from mlxkv.store.chunks import ChunkFiles
 from mlxkv.store.commit import Committer
+from mlxkv.store.family import siblings, tree
 from mlxkv.store.files import Files, Step, no_step
 from mlxkv.store.identity import ModelIdentity
 from mlxkv.store.locks import lock_path, locked
@@ -83,13 +84,17 @@ class SessionStore:
         """
         return self._sessions.add_turn(session_id, turn, head)
 
-    def update_open_turn(self, session_id: str, turn: TurnRecord, *, head: str | None = None) -> str:
+    def update_open_turn(
+        self, session_id: str, turn: TurnRecord, *, head: str | None = None, reopen: bool = False
+    ) -> str:
         """Replace the last turn, whose state is "open", by a longer or finished one. Returns the new head.
+
+        `reopen`: it may be finished, if `turn` goes on from its ids; rows that were saved at it stay saved.
 
         Raises:
             SessionChangedError: see add_turn. StoreError: the last turn is not open.
         """
-        return self._sessions.update_open_turn(session_id, turn, head)
+        return self._sessions.update_open_turn(session_id, turn, head, reopen)
 
     def load(self, session_id: str) -> SessionRecord:
         """Everything about a session, its digest chain verified.
@@ -117,6 +122,16 @@ class SessionStore:
     def search(self, text: str, limit: int = 50) -> tuple[SearchHit, ...]:
         """Turns that hold every word of `text`, best first."""
         return self._sessions.search(text, limit)
+
+    def tree(self, session_id: str) -> tuple[Branch, ...]:
+        """The chat, what it was forked from and what was forked from it: each before its forks."""
+        with self._database.reading() as db:
+            return tree(db, session_id)
+
+    def siblings(self, session_id: str) -> tuple[tuple[Sibling, ...], ...]:
+        """For each message of the chat its versions in the order they were made, this chat's own among them."""
+        with self._database.reading() as db:
+            return siblings(db, session_id)
 
     def rename(self, session_id: str, title: str) -> None:
         """Raises SessionNotFoundError."""

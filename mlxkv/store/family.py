@@ -1,0 +1,55 @@
+"""Forks as a family: the chats that come from each other, and the versions there are of each message.
+
+Reads only, inside a transaction of the caller. Two turns are versions of one message if their `prev` digests are equal:
+the same history lies before them. Engine thread.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections import defaultdict
+
+from mlxkv.events import Branch, Sibling
+
+_FAMILY = """WITH RECURSIVE
+  up(id, parent) AS (SELECT id, parent FROM session WHERE id = ?1
+    UNION SELECT s.id, s.parent FROM session s JOIN up ON s.id = up.parent),
+  family(id) AS (SELECT id FROM up WHERE parent IS NULL
+    UNION SELECT s.id FROM session s JOIN family ON s.parent = family.id)"""
+
+
+def tree(db: sqlite3.Connection, session_id: str) -> tuple[Branch, ...]:
+    """Every chat of the family: each before its forks, forks in the order they were made. () without such a session."""
+    children: dict[str | None, list[Branch]] = defaultdict(list)
+    for row in db.execute(
+        _FAMILY
+        + " SELECT s.id, s.title, s.parent, s.forked_at, s.updated, (SELECT count(*) FROM turn WHERE session = s.id)"
+        " FROM session s WHERE s.id IN family ORDER BY s.created, s.id",
+        (session_id,),
+    ):
+        children[row[2]].append(Branch(*row, is_current=row[0] == session_id))
+    out: list[Branch] = []
+    waiting = children[None][::-1]
+    while waiting:
+        out.append(branch := waiting.pop())
+        waiting += children[branch.session_id][::-1]
+    return tuple(out)
+
+
+def siblings(db: sqlite3.Connection, session_id: str) -> tuple[tuple[Sibling, ...], ...]:
+    """For each message of a chat its versions in the order they were made, this chat's own among them.
+
+    A version that several chats share is given as this chat's, else as the one that was used last.
+    """
+    versions: dict[int, dict[str, Sibling]] = defaultdict(dict)
+    for i, digest, mine, session, text, created in db.execute(
+        _FAMILY
+        + """ SELECT m.i, o.digest, o.digest = m.digest, o.session, o.text, s.created
+          FROM turn m JOIN session s ON s.id IN family JOIN turn o ON o.session = s.id AND o.i = m.i AND o.prev = m.prev
+          WHERE m.session = ?1 ORDER BY m.i, s.updated, s.id""",
+        (session_id,),
+    ):
+        before = versions[i].get(digest)
+        made = min(created, before.created) if before else created
+        versions[i][digest] = Sibling(session_id if mine else session, text, made, bool(mine))
+    return tuple(tuple(sorted(found.values(), key=lambda s: (s.created, s.session_id))) for found in versions.values())
