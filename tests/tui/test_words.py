@@ -8,7 +8,6 @@ import pytest
 
 from mlxkv.events import SessionStatus
 from mlxkv.tui.chats import chat_line, find_chat, matching, when_text
-from mlxkv.tui.commands import Prompt, Run, Unknown, hint, parse
 from mlxkv.tui.keys import Act, Presses, Situation
 from mlxkv.tui.wording import footer_text, gauge_text, pair_text, stat_text
 from tests.tui.fake_engine import CHATS, STATS, STATUS
@@ -52,33 +51,6 @@ def test_stat_line_of_a_stopped_reply() -> None:
     stopped = replace(STATS, finish_reason="stopped")
     assert stat_text(stopped, 40, narrow=True) == "■ stopped · 42 tok/s · 312 tok"
     assert stat_text(stopped, 76) == "■ stopped · 42.1 tok/s · 312 tok · read 27+5,871 cached · KV 916 MB"
-
-
-@pytest.mark.parametrize(
-    ("typed", "meaning"),
-    [
-        ("hello", Prompt("hello")),
-        ("//new is a command", Prompt("/new is a command")),
-        ("/usr/bin/env python", Prompt("/usr/bin/env python")),
-        ("/ what", Prompt("/ what")),
-        ("/new", Run("new", "")),
-        ("/NEW  ", Run("new", "")),
-        ("/chats rust", Run("resume", "rust")),
-        ("/model org/My Model", Run("model", "org/My Model")),
-        ("/bye", Run("quit", "")),
-        ("/hepl", Unknown("No command /hepl. Did you mean /help?")),
-        ("/zzz x", Unknown("No command /zzz. /help lists them.")),
-    ],
-)
-def test_parse(typed: str, meaning: Prompt | Run | Unknown) -> None:
-    assert parse(typed) == meaning
-
-
-def test_hint() -> None:
-    assert hint("hello") == ""
-    assert hint("/") == "/help  /new  /resume [text]  /model [name]  /quit"
-    assert hint("/q") == "/quit – leave; the chat is kept"
-    assert hint("/model x") == ""
 
 
 def test_escape() -> None:
