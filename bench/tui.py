@@ -17,8 +17,9 @@ from statistics import median
 import textual
 from textual.events import Key
 
+from mlxkv.commands import Command, LoadModel, NewChat, OpenChat, Send
 from mlxkv.config import Settings
-from mlxkv.events import ChatOpened, Command, FirstScreen, LoadModel, Message, NewChat, OpenChat, Send, TextDelta
+from mlxkv.events import ChatOpened, FirstScreen, Message, TextDelta
 from mlxkv.tui.app import ChatApp
 from tests.tui.fake_engine import REPLY, STATS, FakeEngine
 

@@ -16,26 +16,19 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from mlxkv.commands import Command, ListChats, LoadModel, NewChat, OpenChat, Retry, Send, Shutdown
 from mlxkv.config import Folders, Settings
 from mlxkv.errors import MlxkvError
 from mlxkv.events import (
     ChatList,
     ChatOpened,
-    Command,
     EngineEvent,
     EngineStopped,
     Failed,
-    ListChats,
-    LoadModel,
     ModelLoading,
     ModelReady,
-    NewChat,
     Notice,
-    OpenChat,
-    Retry,
-    Send,
     SessionStatus,
-    Shutdown,
     TurnEvent,
     TurnStarted,
 )

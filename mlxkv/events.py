@@ -1,7 +1,7 @@
 """What the layers tell each other: plain frozen dataclasses that may cross threads. No MLX, no textual.
 
 Turn events go from a turn to its caller (script, print mode, engine). Engine events go from the engine thread to
-the window, commands the other way. Only strings, numbers and these values ever cross that line.
+the window; `mlxkv.commands` go the other way. Only strings, numbers and these values ever cross that line.
 """
 
 from __future__ import annotations
@@ -49,53 +49,6 @@ class TurnFinished:
 
 
 TurnEvent = PrefillProgress | TextDelta | Notice | TurnFinished
-
-# -- what the window asks of the engine ----------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class LoadModel:
-    """Load a built-in name, folder or repository id. The open chat, if any, goes on with it."""
-
-    name: str
-
-
-@dataclass(frozen=True)
-class NewChat:
-    system: str | None = None
-
-
-@dataclass(frozen=True)
-class OpenChat:
-    """Resume a session by id."""
-
-    session_id: str
-
-
-@dataclass(frozen=True)
-class ListChats:
-    pass
-
-
-@dataclass(frozen=True)
-class Send:
-    """Send `text` as the next user turn; `sent_at` is `time.perf_counter()` at Enter."""
-
-    text: str
-    sent_at: float
-
-
-@dataclass(frozen=True)
-class Retry:
-    """Generate the last reply again, in a fork."""
-
-
-@dataclass(frozen=True)
-class Shutdown:
-    pass
-
-
-Command = LoadModel | NewChat | OpenChat | ListChats | Send | Retry | Shutdown
 
 # -- what the engine tells the window ------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from mlxkv.commands import ListChats, LoadModel, NewChat, OpenChat, Retry, Send
 from mlxkv.config import Folders, Settings
 from mlxkv.engine import Engine
 from mlxkv.events import (
@@ -19,16 +20,10 @@ from mlxkv.events import (
     EngineEvent,
     EngineStopped,
     Failed,
-    ListChats,
-    LoadModel,
     ModelLoading,
     ModelReady,
-    NewChat,
     Notice,
-    OpenChat,
     PrefillProgress,
-    Retry,
-    Send,
     SessionStatus,
     TextDelta,
     TurnFinished,
@@ -234,7 +229,8 @@ SCRIPT = """
 import sys, time
 from mlxkv.config import Folders, Settings
 from mlxkv.engine import Engine
-from mlxkv.events import LoadModel, Send, TextDelta
+from mlxkv.commands import LoadModel, Send
+from mlxkv.events import TextDelta
 engine = Engine(Folders.from_env(), Settings(max_tokens=500, window=256))
 engine.start()
 engine.submit(LoadModel(sys.argv[1]))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 
+from mlxkv.commands import Command, LoadModel, NewChat, OpenChat
 from mlxkv.config import Folders, Settings
-from mlxkv.events import Command, FirstScreen, LoadModel, NewChat, OpenChat
+from mlxkv.events import FirstScreen
 from mlxkv.tui.port import EnginePort
 
 __all__ = ["EnginePort", "run"]

@@ -16,6 +16,7 @@ from textual.screen import Screen
 from textual.theme import Theme
 from textual.widgets import Static
 
+from mlxkv import commands as cmd
 from mlxkv import events as ev
 from mlxkv.config import Folders, Settings
 from mlxkv.text import clean
@@ -61,7 +62,7 @@ class ChatApp(App[int], inherit_bindings=False):
         first: ev.FirstScreen,
         settings: Settings,
         folders: Folders | None,
-        first_commands: Iterable[ev.Command] = (),
+        first_commands: Iterable[cmd.Command] = (),
         ask: str | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
@@ -168,11 +169,11 @@ class ChatApp(App[int], inherit_bindings=False):
             case "help":
                 self.action_help()
             case "new":
-                self.state.submit(ev.NewChat())
+                self.state.submit(cmd.NewChat())
             case "resume":
                 self.state.resume(argument)
             case "model" if argument:
-                self.state.submit(ev.LoadModel(argument))
+                self.state.submit(cmd.LoadModel(argument))
             case "model":
                 offered = ", ".join(card.id for card in self.first.models)
                 loaded = f"Loaded: {self.state.model}" if self.state.model else "No model is loaded"
@@ -226,7 +227,7 @@ class ChatApp(App[int], inherit_bindings=False):
 
     def on_chat_picker_picked(self, message: ChatPicker.Picked) -> None:
         self.view.close_picker()
-        self.state.submit(ev.OpenChat(message.session_id))
+        self.state.submit(cmd.OpenChat(message.session_id))
         self._sync()
 
     # -- keys --------------------------------------------------------------------------------------------

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import deque
 from typing import Protocol
 
-from mlxkv.events import Command, EngineEvent
+from mlxkv.commands import Command
+from mlxkv.events import EngineEvent
 
 
 class EnginePort(Protocol):

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from mlxkv import commands as cmd
 from mlxkv import events as ev
 from mlxkv.stats import fit
 from mlxkv.text import clean
@@ -34,7 +35,7 @@ class ChatState:
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self.clock = clock
-        self.outbox: deque[ev.Command] = deque()
+        self.outbox: deque[cmd.Command] = deque()
         self.queue: deque[str] = deque()  # prompts typed ahead
         self.model, self.title = "", ""
         self.status = ev.SessionStatus()
@@ -45,7 +46,7 @@ class ChatState:
         self.is_empty = True  # nothing was said in this chat
         self._ready = self._open = False
         self._loading: ev.ModelLoading | None = None
-        self._waiting: deque[ev.Command] = deque()
+        self._waiting: deque[cmd.Command] = deque()
         self._wanted = ""  # the chat to resume once the list is here
         self._change = Change()
         self._early: list[Block] = []  # said before a chat was open: must survive its opening
@@ -54,7 +55,7 @@ class ChatState:
 
     # -- what the user does ------------------------------------------------------------------------------
 
-    def submit(self, command: ev.Command) -> None:
+    def submit(self, command: cmd.Command) -> None:
         """Ask the engine for something."""
         if self.stopped:
             self.error("The engine has stopped; quit and start mlxkv again.")
@@ -74,7 +75,7 @@ class ChatState:
     def resume(self, wanted: str) -> None:
         """Open the chat called `wanted`, or let the user choose."""
         self._wanted = wanted
-        self.submit(ev.ListChats())
+        self.submit(cmd.ListChats())
 
     def stop(self) -> bool:
         """Whether there was a reply to stop; the caller then tells the engine."""
@@ -109,7 +110,7 @@ class ChatState:
 
     @property
     def is_loading(self) -> bool:
-        return any(isinstance(c, ev.LoadModel) for c in self._waiting)
+        return any(isinstance(c, cmd.LoadModel) for c in self._waiting)
 
     def activity(self, width: int) -> tuple[str, str]:
         """The line above the prompt, left and right."""
@@ -119,9 +120,9 @@ class ChatState:
         if not self._waiting:
             return "", ""
         match self._waiting[0]:
-            case ev.LoadModel(name):
+            case cmd.LoadModel(name):
                 return f"{spinner(now)} {fit(loading_text(self._loading or ev.ModelLoading(name, '')), width - 4)}", ""
-            case ev.OpenChat():
+            case cmd.OpenChat():
                 return f"{spinner(now)} restoring the chat", ""
         return "", ""
 
@@ -147,13 +148,13 @@ class ChatState:
                 self._loading = event
             case ev.ModelReady(name):
                 self.model, self._ready, self._loading = clean(name), True, None
-                self._answered(ev.LoadModel)
-                if not self._open and not any(isinstance(c, ev.NewChat | ev.OpenChat) for c in self._waiting):
-                    self.submit(ev.NewChat())
+                self._answered(cmd.LoadModel)
+                if not self._open and not any(isinstance(c, cmd.NewChat | cmd.OpenChat) for c in self._waiting):
+                    self.submit(cmd.NewChat())
             case ev.ChatOpened():
                 self._opened(event)
             case ev.ChatList(chats):
-                self._answered(ev.ListChats)
+                self._answered(cmd.ListChats)
                 self._choose(chats)
             case ev.Failed(text):
                 self._failed(text)
@@ -162,7 +163,7 @@ class ChatState:
         self._advance()
 
     def _opened(self, event: ev.ChatOpened) -> None:
-        self._answered(ev.NewChat, ev.OpenChat)
+        self._answered(cmd.NewChat, cmd.OpenChat)
         early, self._early, self._open = self._early, [], True
         self.title, self.turn, self.is_empty = clean(event.title), None, not event.messages
         self.status = ev.SessionStatus(memory_used=self.status.memory_used, memory_limit=self.status.memory_limit)
@@ -179,7 +180,7 @@ class ChatState:
 
     def _finish(self, event: ev.TurnFinished) -> None:
         turn, self.turn = self.turn, None
-        self._answered(ev.Send, ev.Retry)
+        self._answered(cmd.Send, cmd.Retry)
         if turn is not None:
             self._settle(turn.finish(self.clock()))
         if event.text and not (turn and turn.said_anything):
@@ -188,12 +189,12 @@ class ChatState:
 
     def _failed(self, text: str) -> None:
         failed = self._waiting.popleft() if self._waiting else None
-        if isinstance(failed, ev.NewChat) and not self._ready:
+        if isinstance(failed, cmd.NewChat) and not self._ready:
             return  # no model yet: a chat is opened as soon as there is one
-        if self.turn is not None and (failed is None or isinstance(failed, ev.Send | ev.Retry)):
+        if self.turn is not None and (failed is None or isinstance(failed, cmd.Send | cmd.Retry)):
             self._settle(self.turn.finish(self.clock()))
             self.turn = None
-        if isinstance(failed, ev.LoadModel):
+        if isinstance(failed, cmd.LoadModel):
             self._loading = None
         self.error(text)
 
@@ -211,7 +212,7 @@ class ChatState:
         elif not wanted:
             self.picker = chats
         elif chat := find_chat(chats, wanted):
-            self.submit(ev.OpenChat(chat.id))
+            self.submit(cmd.OpenChat(chat.id))
         else:
             self.say(f"No chat is called “{wanted}”. /resume lists them.")
 
@@ -222,7 +223,7 @@ class ChatState:
         if not self.queue or self._waiting or self.turn or not (self._ready and self._open) or self.stopped:
             return
         text = self.queue.popleft()
-        self.submit(ev.Send(text, self.clock()))
+        self.submit(cmd.Send(text, self.clock()))
         self._begin(text)
 
     def _begin(self, text: str) -> None:
@@ -236,7 +237,7 @@ class ChatState:
             self.turn = Turn(self.clock())
         return self.turn
 
-    def _answered(self, *kinds: type[ev.Command]) -> None:
+    def _answered(self, *kinds: type[cmd.Command]) -> None:
         for command in self._waiting:
             if isinstance(command, kinds):
                 self._waiting.remove(command)

@@ -7,23 +7,18 @@ import time
 from collections import deque
 from collections.abc import Iterable
 
+from mlxkv.commands import Command, ListChats, LoadModel, NewChat, OpenChat, Send
 from mlxkv.events import (
     ChatList,
     ChatOpened,
     ChatSummary,
-    Command,
     EngineEvent,
     EngineStopped,
     Failed,
-    ListChats,
-    LoadModel,
     Message,
     ModelLoading,
     ModelReady,
-    NewChat,
-    OpenChat,
     PrefillProgress,
-    Send,
     SessionStatus,
     TextDelta,
     TurnFinished,

@@ -8,18 +8,9 @@ import pytest
 from textual.events import MouseDown, MouseMove, MouseScrollDown, MouseScrollUp, MouseUp
 
 from mlxkv import tui
+from mlxkv.commands import ListChats, LoadModel, NewChat, OpenChat, Send
 from mlxkv.config import Folders, Settings
-from mlxkv.events import (
-    EngineStopped,
-    Failed,
-    ListChats,
-    LoadModel,
-    NewChat,
-    OpenChat,
-    Send,
-    TextDelta,
-    TurnFinished,
-)
+from mlxkv.events import EngineStopped, Failed, TextDelta, TurnFinished
 from mlxkv.tui.app import ChatApp
 from mlxkv.tui.help import HelpScreen
 from mlxkv.tui.picker import ChatPicker

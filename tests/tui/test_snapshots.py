@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from textual.pilot import Pilot
 
+from mlxkv.commands import Command, LoadModel, NewChat, OpenChat
 from mlxkv.config import Settings
-from mlxkv.events import Command, FirstScreen, LoadModel, ModelCard, NewChat, OpenChat, TextDelta
+from mlxkv.events import FirstScreen, ModelCard, TextDelta
 from mlxkv.tui.app import ChatApp
 from tests.tui.fake_engine import REPLY, STATUS, FakeEngine
 

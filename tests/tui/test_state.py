@@ -6,23 +6,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mlxkv.commands import Command, ListChats, LoadModel, NewChat, OpenChat, Send
 from mlxkv.events import (
     ChatList,
     ChatOpened,
-    Command,
     EngineEvent,
     EngineStopped,
     Failed,
-    ListChats,
-    LoadModel,
     Message,
     ModelLoading,
     ModelReady,
-    NewChat,
     Notice,
-    OpenChat,
     PrefillProgress,
-    Send,
     SessionStatus,
     TextDelta,
     TurnFinished,
