@@ -1,7 +1,7 @@
 """Make text that is not ours safe to show: one function for the screen, the clipboard, titles and exports. Pure.
 
-Every character is judged by itself and the one before it, so a stream that cuts an escape sequence in two needs no more
-memory than its last character. What a terminal would act on, or a reader could not see, becomes a visible mark.
+Every character is judged by itself and the few before it, so a stream that cuts an escape sequence in two needs no more
+memory than its last characters. What a terminal would act on, or a reader could not see, becomes a visible mark.
 """
 
 from __future__ import annotations
@@ -9,33 +9,56 @@ from __future__ import annotations
 import re
 
 MARK = "\ufffd"
+CONTEXT = 10  # characters before a piece of text that count for it
+FLOOD = 8  # combining marks on one letter; no script stacks more, a flood of them covers the lines around it
 
+# The scripts that are spelled with joiners (Persian, Hindi, ...), and what emoji sequences join.
+_LETTERS = "\u0600-\u08ff\u0900-\u0dff\u1000-\u109f\ufb50-\ufdff\ufe70-\ufefc"
+_EMOJI = "\u2190-\u21ff\u2300-\u23ff\u2600-\u27bf\u2934-\u2b55\ufe0f\U0001f000-\U0001faff"
+# Combining marks of the scripts that floods are made of.
+_COMBINING = (
+    "\u0300-\u036f\u0483-\u0489\u0591-\u05bd\u05bf\u05c1\u05c2\u0610-\u061a\u064b-\u065f\u0670\u06d6-\u06dc\u06df-\u06e4"
+    "\u0e31\u0e34-\u0e3a\u0e47-\u0e4e\u0eb1\u0eb4-\u0ebc\u0ec8-\u0ece\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff"
+    "\u302a-\u302d\ua66f-\ua672\ufe20-\ufe2f"
+)
 # C0 but tab and newline, DEL, C1, soft hyphen, then everything that is invisible, reorders text or carries hidden
 # data: bidi controls, zero-width and filler characters, variation selectors (emoji's own two stay), annotation and
-# tag characters, lone surrogates. The joiners U+200C and U+200D stay after letters of the scripts that are spelled with
-# them (Persian, Hindi, ...); between emoji they go, since terminals disagree about the width of joined ones.
-_UNSAFE = re.compile(
-    "(?<![\u0600-\u08ff\u0900-\u0dff\u1000-\u109f\ufb50-\ufdff\ufe70-\ufefc])[\u200c\u200d]"
-    "|[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b\u200e\u200f\u2028-\u202e"
+# tag characters, lone surrogates.
+_ALWAYS = (
+    "\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b\u200e\u200f\u2028-\u202e"
     "\u2060-\u206f\u3164\ufe00-\ufe0d\ufeff\uffa0\ufff0-\ufffb\U0001bca0-\U0001bca3\U0001d173-\U0001d17a"
-    "\U00013430-\U0001343f\U000e0000-\U000e0fff\ud800-\udfff]"
+    "\U00013430-\U0001343f\U000e0000-\U000e0fff\ud800-\udfff"
+)
+_SUSPECT = re.compile(f"[{_ALWAYS}\u200c\u200d]|[{_COMBINING}]{{{FLOOD + 1}}}")  # nearly no text has any
+_UNSAFE = re.compile(
+    f"(?P<joint>(?<=[{_EMOJI}])\u200d)|(?<![{_LETTERS}])[\u200c\u200d]|[{_ALWAYS}]"
+    f"|(?<=[{_COMBINING}]{{{FLOOD}}})[{_COMBINING}]"
 )
 
 
-def clean(text: str, before: str = "") -> str:
+def clean(text: str, before: str = "", *, joined: bool = False) -> str:
     """`text` with every character that could steer a terminal or hide from a reader replaced by a visible one.
 
-    C0 controls and DEL become their control pictures (`␛` for escape), the rest U+FFFD. Newline and tab stay.
-    `before` is what a stream said just before `text`; only its last character counts.
+    C0 controls and DEL become their control pictures (`␛` for escape), the rest U+FFFD. Newline and tab stay. Terminals
+    disagree about the width of emoji that are joined into one, so the joiner after an emoji goes and its parts are
+    shown side by side; `joined` keeps it, for files and the clipboard. `before` is what a stream said just before
+    `text`; only its last `CONTEXT` characters count.
     """
-    if text.isascii() and text.isprintable():  # most pieces of a stream
+    known = before[-CONTEXT:]
+    if _SUSPECT.search(known + text) is None:
         return text
-    known = before[-1:]
-    return _UNSAFE.sub(_visible, known + text)[len(known) :]
+    mark = _visible_joined if joined else _visible
+    return _UNSAFE.sub(mark, known + text)[len(_UNSAFE.sub(mark, known)) :]  # nothing depends on what follows
 
 
 def _visible(match: re.Match[str]) -> str:
     code = ord(match[0])
     if code < 0x20:
         return chr(0x2400 + code)
+    if match["joint"]:
+        return ""
     return "\u2421" if code == 0x7F else MARK
+
+
+def _visible_joined(match: re.Match[str]) -> str:
+    return match[0] if match["joint"] else _visible(match)

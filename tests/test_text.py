@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 import unicodedata
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlxkv.text import clean
+from mlxkv.text import CONTEXT, FLOOD, MARK, clean
 
 ANY = st.text(st.characters(codec=None, exclude_categories=()))  # lone surrogates included
 VISIBLE_FORMAT = set("\u0600\u0601\u0602\u0603\u0604\u0605\u06dd\u070f\u0890\u0891\u08e2\U000110bd\U000110cd")
@@ -75,7 +76,8 @@ def test_idempotent_and_encodable(text: str) -> None:
     shown = clean(text)
     assert clean(shown) == shown
     shown.encode("utf-8")
-    assert len(shown) == len(text)
+    assert len(clean(text, joined=True)) == len(text)
+    assert clean(clean(text, joined=True)) == shown
 
 
 @given(st.lists(ANY))
@@ -83,5 +85,31 @@ def test_a_stream_may_cut_anywhere(pieces: list[str]) -> None:
     shown, before = "", ""
     for piece in pieces:
         shown += clean(piece, before)
-        before = piece or before
+        before = (before + piece)[-CONTEXT:]
     assert shown == clean("".join(pieces))
+
+
+ZALGO = st.lists(st.sampled_from("aé👩\u200d\ufe0f\u0301\u0e49ا\x1b"), max_size=40).map("".join)
+
+
+@given(ZALGO, st.lists(st.integers(0, 40)))
+def test_marks_and_joiners_may_be_cut_apart(text: str, cuts: list[int]) -> None:
+    shown, edges = "", [0, *sorted(cuts), len(text)]
+    for start, end in pairwise(edges):
+        shown += clean(text[start:end], text[:start])
+    assert shown == clean(text)
+    assert clean(shown) == shown
+
+
+def test_joined_emoji_are_shown_in_parts_and_copied_whole() -> None:
+    family = "👨\u200d👩\u200d👧 ❤\ufe0f\u200d🔥"
+    assert clean(family) == "👨👩👧 ❤\ufe0f🔥"
+    assert clean(family, joined=True) == family
+    assert clean("👨\u200d\u200dx") == f"👨{MARK}x"  # one joiner says nothing, a row of them may
+    assert clean("👨\u200d\u200dx", joined=True) == f"👨\u200d{MARK}x"
+
+
+@pytest.mark.parametrize("mark", ["\u0301", "\u0489", "\u20dd", "\u0e49", "\u064b"])
+def test_a_flood_of_combining_marks_stands_beside_its_letter(mark: str) -> None:
+    assert clean("e" + mark * (FLOOD + 3)) == "e" + mark * FLOOD + MARK * 3
+    assert clean("e" + mark * FLOOD) == "e" + mark * FLOOD

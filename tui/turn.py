@@ -6,7 +6,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from mlxkv.events import PrefillProgress, TextDelta
-from mlxkv.text import clean
+from mlxkv.text import CONTEXT, clean
 from mlxkv.tui.blocks import Block, Kind
 from mlxkv.tui.splitter import Splitter
 from mlxkv.tui.wording import fit, prefill_text, seconds_short, spinner, streaming_text, thinking_text
@@ -30,7 +30,7 @@ class Turn:
     _thinking_since: float | None = None
     _thought_from: int = 0
     _said: bool = False
-    _before: str = ""  # the piece of text before this one
+    _before: str = ""  # the last characters of the reply
 
     @property
     def said_anything(self) -> bool:
@@ -51,7 +51,7 @@ class Turn:
             return out
         self._said = self._said or bool(event.text)
         text = clean(event.text, self._before)
-        self._before = event.text or self._before
+        self._before = (self._before + event.text)[-CONTEXT:]
         return out + self._splitter.feed(text)
 
     def finish(self, now: float) -> list[Block]:
