@@ -1,14 +1,15 @@
 """Cuts a Markdown stream into top-level blocks that can be rendered one by one. Pure; UI thread.
 
 It works line by line, on complete lines only, so the pieces in which text arrives cannot matter. It knows just enough
-of CommonMark to find where a block ends; what is inside a block is the Markdown parser's business (`render.py`).
+of CommonMark to find where a block ends; what is inside a block is the Markdown parser's business (`markdown.py`). The
+sources of the blocks, put together, are the text again.
 A reference link defined in another block stays as it was typed: that is the price of not parsing twice.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from mlxkv.tui.blocks import Block, Kind
 
@@ -41,6 +42,7 @@ class Splitter:
 
     _partial: str = ""  # the line that has not ended
     _lines: list[str] = field(default_factory=list)  # of the open block
+    _source: list[str] = field(default_factory=list)  # the same with fences, and the blank lines around
     _shape: str = ""  # of the open block: "" | "text" | "item" | "fence" | "indented"
     _blanks: int = 0  # blank lines an item or indented code may still swallow
     _fence: _Fence | None = None  # a fence that is open, at the top or inside an item
@@ -54,15 +56,17 @@ class Splitter:
         return [block for line in lines for block in self._line(line)]
 
     def finish(self) -> list[Block]:
-        out = self._line(self._partial) if self._partial else []
-        self._partial = ""
+        last, self._partial = self._partial, ""
+        out = self._line(last) if last else []
         out += self._close()
         self._after_item = False
+        if last and out:  # the text did not end with a line end
+            out[-1] = replace(out[-1], source=out[-1].source[:-1])
         return out
 
     def preview(self) -> list[Block]:
         """The open block as it stands. A line that is only markers waits: it would flicker as a heading or a rule."""
-        copy = Splitter(**{**self.__dict__, "_lines": list(self._lines)})
+        copy = Splitter(**{**self.__dict__, "_lines": list(self._lines), "_source": list(self._source)})
         if _MARKER_ONLY.match(copy._partial):
             copy._partial = ""
         return copy.finish()
@@ -83,6 +87,7 @@ class Splitter:
 
     def _start(self, line: str) -> list[Block]:
         """`line` is the first of a new block."""
+        self._source.append(line)
         if not line.strip():
             return []
         if (fence := _fence_of(line)) and fence[0].indent < 4:
@@ -103,6 +108,7 @@ class Splitter:
     def _in_text(self, line: str) -> list[Block]:
         """A paragraph, quote or table, up to a blank line or something that may interrupt it."""
         if not line.strip():
+            self._source.append(line)
             return self._close()
         fence = _fence_of(line)
         item = _ITEM.match(line)
@@ -111,12 +117,13 @@ class Splitter:
         rule = _BREAK.match(line) and set(line.strip()) != {"-"}  # `---` makes the paragraph a heading
         if (fence and fence[0].indent < 4) or _HEADING.match(line) or listed or rule:
             return self._close() + self._start(line)
-        self._lines.append(line)
+        self._take(line)
         return self._close() if _UNDERLINE.match(line) and not self._lines[0].lstrip().startswith(">") else []
 
     def _in_indented(self, line: str) -> list[Block]:
         if not line.strip():
             self._blanks += 1
+            self._source.append(line)
             return []
         if _indent(line) >= 4:
             return self._keep(line)
@@ -125,6 +132,7 @@ class Splitter:
     def _in_item(self, line: str) -> list[Block]:
         if not line.strip():
             self._blanks += 1
+            self._source.append(line)
             return []
         indent = _indent(line)
         if indent >= self._item_indent:
@@ -143,9 +151,11 @@ class Splitter:
     def _in_fence(self, line: str) -> list[Block]:
         assert self._fence is not None
         if self._fence.closes(line):
+            self._source.append(line)
             return self._close()
-        self._lines.append(_outdent(line, self._fence.indent))
-        return self._cut() if len(self._lines) >= CODE_LINES else []
+        out = self._cut() if len(self._lines) >= CODE_LINES else []  # not before: every piece holds code
+        self._take(line, _outdent(line, self._fence.indent))
+        return out
 
     # -- the open block ----------------------------------------------------------------------------------
 
@@ -154,23 +164,32 @@ class Splitter:
             self._fence = _Fence(fence[0].indent + offset, fence[0].mark)
 
     def _keep(self, line: str) -> list[Block]:
-        self._lines += [""] * self._blanks + [line]
+        self._lines += [""] * self._blanks
         self._blanks = 0
+        self._take(line)
         return []
+
+    def _take(self, line: str, shown: str | None = None) -> None:
+        self._source.append(line)
+        self._lines.append(line if shown is None else shown)
 
     def _cut(self) -> list[Block]:
         """Hand over what the open fence holds; it goes on."""
-        block = Block(Kind.CODE, "\n".join(self._lines), self._info, tight=self._pieces > 0)
+        block = Block(Kind.CODE, "\n".join(self._lines), self._info, self._pieces > 0, source=self._take_source())
         self._lines, self._pieces = [], self._pieces + 1
         return [block]
+
+    def _take_source(self) -> str:
+        source, self._source = "\n".join(self._source) + "\n", []
+        return source
 
     def _close(self) -> list[Block]:
         out: list[Block] = []
         if self._shape == "fence":
-            out = self._cut() if self._lines or not self._pieces else []
+            out = self._cut()
         elif self._lines:
             in_list = self._shape == "item" and self._after_item
-            out = [Block(Kind.MARKDOWN, "\n".join(self._lines), tight=in_list)]
+            out = [Block(Kind.MARKDOWN, "\n".join(self._lines), tight=in_list, source=self._take_source())]
         if self._shape:
             self._after_item = self._shape == "item"
         self._lines, self._shape, self._blanks, self._fence, self._info, self._pieces = [], "", 0, None, "", 0

@@ -116,6 +116,7 @@ def test_pieces_leave_no_trace(markdown: str, cuts: list[int]) -> None:
         splitter.preview()  # looking must not change anything
     blocks += splitter.finish()
     whole = split(markdown)
+    assert [b.source for b in blocks] == [b.source for b in whole]
     assert blocks == whole
     renderer = Renderer(Look())
     assert [renderer.strips(b, 40) for b in blocks] == [Renderer(Look()).strips(b, 40) for b in whole]
@@ -129,6 +130,14 @@ def test_nothing_gets_lost(markdown: str) -> None:
         return "".join(c for c in text if c not in " \t\n`~py")
 
     assert "".join(ink(b.text) for b in split(markdown)) == ink(markdown)
+
+
+@given(MARKDOWN)
+def test_the_sources_are_the_text_again(markdown: str) -> None:
+    """What is copied is what the model wrote, fences, blank lines and all."""
+    joined = "".join(block.source for block in split(markdown))
+    assert markdown.startswith(joined)
+    assert not markdown[len(joined) :].strip()
 
 
 @given(st.lists(LINES, max_size=12).map("\n".join))
