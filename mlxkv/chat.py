@@ -18,7 +18,7 @@ from mlxkv.cache.prompt_cache import PromptCache, common_prefix
 from mlxkv.conversation import Conversation
 from mlxkv.device import set_wired_limit
 from mlxkv.errors import ConfigError, PromptError
-from mlxkv.events import Message, Notice, TextDelta, TurnEvent, TurnFinished
+from mlxkv.events import Branch, Message, Notice, Sibling, TextDelta, TurnEvent, TurnFinished
 from mlxkv.prompt import Fed, PromptFormat
 from mlxkv.runner import ModelRunner
 from mlxkv.sampling import SamplingParams, set_random_state
@@ -84,12 +84,31 @@ class Chat:
 
         Raises:
             PromptError: `text` is empty. ConfigError: no such sampling parameter. StoreError: the turn cannot be saved.
+            SessionLockedError: the chat is read-only.
         """
         if not text.strip():
             raise PromptError("The message is empty; write something first.")
-        chosen = {name: value for name, value in sampling.items() if value is not None}
-        params = SamplingParams.for_model({}, **{**asdict(self._params), **chosen})
-        return self._turn(text, params, time.perf_counter() if started is None else started)
+        self._said.check_writable()
+        return self._turn(text, self._sampling(sampling), time.perf_counter() if started is None else started)
+
+    def continue_reply(self, *, started: float | None = None, **sampling: Any) -> Iterator[TurnEvent]:
+        """Let the last reply go on where it was stopped or cut at `max_tokens`; events as of `send`.
+
+        It grows in place: TextDelta brings what is new, TurnFinished the whole text. Nothing is read again but the last
+        token, whose logits are wanted.
+
+        Raises:
+            PromptError: there is no such reply, or it had come to its end. SessionLockedError: the chat is read-only.
+        """
+        self._said.check_writable()
+        last = self._said.turns[-1] if self._said.turns else None
+        if last is None or last.role != "assistant":
+            raise PromptError("There is no reply to continue; write something first.")
+        reason = last.stats.get("finish_reason", "stopped")
+        if reason not in ("stopped", "length") or not self._fed.ids:
+            why = "was made by another model" if not self._fed.ids else "came to its end"
+            raise PromptError(f"The last reply {why}: it cannot be continued; retry it, or write something.")
+        return self._continued(last, self._sampling(sampling), time.perf_counter() if started is None else started)
 
     def cancel(self) -> None:
         """Stop the running reply after its current token or prefill chunk; from any thread. What was said is kept."""
@@ -112,15 +131,27 @@ class Chat:
             self.save(title=_title(text))
         start = common_prefix(said.log, prompt.ids)
         said.append(TurnRecord("user", text, prompt.ids[start:], start))
-        said.bring_back(self.cache, prompt.ids)
+        yield from self._reply(prompt, TurnRecord("assistant", ""), params, started)
+
+    def _continued(self, last: TurnRecord, params: SamplingParams, started: float) -> Iterator[TurnEvent]:
+        self._cancel.clear()
+        prompt = self._prompt_before_reply()
+        self._said.reopen_reply()
+        yield from self._reply(prompt, last, params, started)
+
+    def _reply(self, prompt: Fed, before: TurnRecord, params: SamplingParams, started: float) -> Iterator[TurnEvent]:
+        """Generate the reply to `prompt`, of which there is `before` already."""
+        ids = (*prompt.ids, *before.ids)
+        self._said.bring_back(self.cache, ids)
         turn = Turn(
             self._backend.runner,
             self._backend.tokenizer,
             self.cache,
-            prompt.ids,
+            ids,
             params,
             started=started,
             cancelled=self._cancel.is_set,
+            reply=(before.ids, before.text),
         )
         notice = None
         try:
@@ -143,16 +174,16 @@ class Chat:
                 continue
             grown = event.num_tokens - saved_tokens
             if grown >= _UPDATE_TOKENS or time.monotonic() - saved_at >= _UPDATE_SECONDS:
-                self._said.write_reply(_reply(turn, params, "open"))
+                self._said.write_reply(_record(turn, params, "open"))
                 saved_at, saved_tokens = time.monotonic(), event.num_tokens
 
     def _finish(self, turn: Turn, prompt: Fed, params: SamplingParams) -> str | None:
         """Record the reply, then its rows; the notice to show when rows could not be saved."""
-        self._fed = self._backend.prompts.replied(prompt, turn.text, turn.generated)
+        self._fed = self._backend.prompts.replied(prompt, turn.text, (*turn.reply_ids, *turn.generated))
         if turn.reason == "stop_string":  # the ids say more than the text: tokenize the text again next time
             self._fed = Fed("", self._fed.ids)
         self.stats = turn.stats
-        self._said.write_reply(_reply(turn, params, "stopped" if turn.reason == "stopped" else "done"))
+        self._said.write_reply(_record(turn, params, "stopped" if turn.reason == "stopped" else "done"))
         if self.session_id is None:
             return None
         written, notice = self._said.save_rows(self.cache)
@@ -167,16 +198,34 @@ class Chat:
         Raises:
             PromptError: nothing has been said.
         """
-        i = self._said.last("user")
-        if i is None:
-            raise PromptError("There is nothing to take back: nothing has been said yet.")
-        text = self._said.turns[i].text
-        self._branch(i)
+        return self.rewind(self._last_user())
+
+    def rewind(self, turn: int) -> str:
+        """Go on before message number `turn` (0 is the first), which must be the user's; its text. See `undo`.
+
+        Raises:
+            ConfigError: there is no such message, or it is not the user's.
+        """
+        mine = [i for i, t in enumerate(self._said.turns) if t.role == "user"]
+        if turn not in mine:
+            raise ConfigError(f"Message {turn!r} is not one of yours; yours are {mine}.")
+        text = self._said.turns[turn].text
+        self._said.branch(turn)
+        self._fed = self._fed_so_far()  # the cache goes back when the next prompt says how far
         return text
 
-    def retry(self, **sampling: Any) -> Iterator[TurnEvent]:
-        """Generate the last reply again; the old one stays in the session this one was forked from."""
-        return self.send(self.undo(), **sampling)
+    def retry(self, turn: int | None = None, **sampling: Any) -> Iterator[TurnEvent]:
+        """Generate a reply again: the last one, or message number `turn` (or the reply to it) and forget what followed.
+
+        The old one stays in the session this one was forked from.
+
+        Raises:
+            PromptError: nothing has been said. ConfigError: there is no such message.
+        """
+        turn = self._last_user() if turn is None else turn
+        if turn - 1 in range(len(self._said.turns)) and self._said.turns[turn - 1].role == "user":
+            turn -= 1  # it is the reply
+        return self.send(self.rewind(turn), **sampling)
 
     def edit(self, turn: int, text: str, **sampling: Any) -> Iterator[TurnEvent]:
         """Say `text` instead of message number `turn` (0 is the first), which must be the user's, and go on there.
@@ -184,26 +233,55 @@ class Chat:
         Raises:
             ConfigError: there is no such message, or it is not the user's. PromptError: `text` is empty.
         """
-        mine = [i for i, t in enumerate(self._said.turns) if t.role == "user"]
-        if turn not in mine:
-            raise ConfigError(f"Message {turn!r} is not one of yours; yours are {mine}.")
         if not text.strip():
             raise PromptError("The message is empty; write something first.")
-        self._branch(turn)
+        self.rewind(turn)
         return self.send(text, **sampling)
 
-    def fork(self) -> Chat:
-        """A second chat with the same past; cache buffers and saved rows are shared until they differ."""
+    def fork(self, turn: int | None = None) -> Chat:
+        """A second chat with the same past; cache buffers and saved rows are shared until they differ.
+
+        Args:
+            turn: a message number: the second chat ends before it if it is the user's, after it if it is a reply.
+
+        Raises:
+            ConfigError: there is no such message.
+        """
+        turns = self._said.turns
+        if turn is not None and turn not in range(len(turns)):
+            raise ConfigError(f"Message {turn!r} is not there to fork at; this chat has {len(turns)}.")
+        end = len(turns) if turn is None else turn + (turns[turn].role != "user")
         twin = copy.copy(self)
         twin._cancel = threading.Event()
-        twin._said, twin.cache = self._said.fork(), self.cache.fork()
+        twin._said, twin.cache = self._said.fork(end), self.cache.fork()
+        twin._fed = twin._fed_so_far() if end < len(turns) or self.read_only else self._fed
         return twin
 
-    def _branch(self, num_turns: int) -> None:
-        self._said.branch(num_turns)
-        self._fed = self._fed_so_far()  # the cache goes back when the next prompt says how far
+    def siblings(self, turn: int) -> tuple[Sibling, ...]:
+        """The versions there are of message number `turn`, in the order they were made; () while nothing is saved."""
+        found = self._said.siblings()
+        return found[turn] if turn in range(len(found)) else ()
+
+    def tree(self) -> tuple[Branch, ...]:
+        """This chat and all it was forked from or into, each before its forks; () while nothing is saved."""
+        return self._said.tree()
+
+    def _last_user(self) -> int:
+        if (last := self._said.last("user")) is None:
+            raise PromptError("There is nothing to go back to: nothing has been said yet.")
+        return last
 
     # -- sessions ----------------------------------------------------------------------------------------------------
+
+    @property
+    def turns(self) -> tuple[TurnRecord, ...]:
+        """What was said with its token ids: turn i is `log[start : start + len(ids)]`."""
+        return self._said.turns
+
+    @property
+    def log(self) -> tuple[int, ...]:
+        """The ids of all that was said, as the model has been fed them."""
+        return self._said.log
 
     @property
     def session_id(self) -> str | None:
@@ -213,6 +291,11 @@ class Chat:
     @property
     def title(self) -> str:
         return self._said.title
+
+    @property
+    def read_only(self) -> str | None:
+        """Which process has the session open, in one sentence: then `fork` and going back lead on. None: it is ours."""
+        return self._said.read_only
 
     def save(self, title: str | None = None) -> str:
         """Make this chat a session, or commit and perhaps rename the one it is; later turns commit by themselves.
@@ -230,10 +313,12 @@ class Chat:
         return str(said.session_id)
 
     def load(self, record: SessionRecord) -> None:
-        """Take over a stored session: its turns, and from disk what fits of its rows."""
+        """Take over a stored session: its turns, and from disk what fits of its rows; see `read_only`."""
         was_this_models = self._said.resume(record)
         # Another model's ids mean nothing to this one's tokenizer: the next prompt is tokenized anew.
         self._fed = self._fed_so_far() if was_this_models else Fed()
+        if self.read_only:
+            return
         self.restored = self._said.restore_rows(self.cache, self._said.log)
         if self.restored is not None and self.restored.rng is not None:
             set_random_state(self.restored.rng)  # sampling goes on as if the process had never ended
@@ -266,14 +351,23 @@ class Chat:
             return Fed("", ids)
         if turns[-1].role == "user":
             return Fed(prompts.render(self._as_messages(turns)), ids)
-        reply = turns[-1]
-        prompt = Fed(prompts.render(self._as_messages(turns[:-1])), ids[: len(ids) - len(reply.ids)])
-        return prompts.replied(prompt, reply.text, reply.ids)
+        return prompts.replied(self._prompt_before_reply(), turns[-1].text, turns[-1].ids)
+
+    def _prompt_before_reply(self) -> Fed:
+        """The prompt that the last turn is the reply to."""
+        prompts, turns, log = self._backend.prompts, self._said.turns, self._said.log
+        text = prompts.render(self._as_messages(turns[:-1])) if prompts.has_template else ""
+        return Fed(text, log[: len(log) - len(turns[-1].ids)])
+
+    def _sampling(self, chosen: Mapping[str, Any]) -> SamplingParams:
+        """This chat's parameters, and those given for one turn."""
+        given = {name: value for name, value in chosen.items() if value is not None}
+        return SamplingParams.for_model({}, **{**asdict(self._params), **given})
 
 
-def _reply(turn: Turn, params: SamplingParams, state: str) -> TurnRecord:
-    stats = asdict(turn.stats)
-    return TurnRecord("assistant", turn.text, tuple(turn.generated), state=state, params=asdict(params), stats=stats)
+def _record(turn: Turn, params: SamplingParams, state: str) -> TurnRecord:
+    ids, stats = (*turn.reply_ids, *turn.generated), asdict(turn.stats)
+    return TurnRecord("assistant", turn.text, ids, state=state, params=asdict(params), stats=stats)
 
 
 def _stats_of(turn: TurnRecord) -> TurnStats | None:

@@ -6,12 +6,13 @@ Every change reaches the disk before it counts. Knows no model and generates not
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from typing import Any
 
 from mlxkv.cache.prompt_cache import PromptCache, common_prefix
-from mlxkv.errors import StoreError
+from mlxkv.errors import SessionLockedError, SessionNotFoundError, StoreError
+from mlxkv.events import Branch, Sibling
 from mlxkv.sampling import random_state
 from mlxkv.store import ModelIdentity, Restored, SessionRecord, SessionStore, TurnRecord
 
@@ -28,7 +29,9 @@ class Conversation:
         self._store, self._identity = store, identity
         self._lock = ExitStack()
         self._reply_is_open = False
+        self._bare_fork_of: str | None = None  # the session this one was forked from, while nothing was said in it
         self.session_id: str | None = None
+        self.read_only: str | None = None  # who has the session open, in one sentence; then nothing can be said in it
         self.title = ""
         self.turns: tuple[TurnRecord, ...] = ()
         self.log: tuple[int, ...] = ()  # the replay of the turns' ids: what the model has been fed
@@ -39,10 +42,12 @@ class Conversation:
         """Add a turn.
 
         Raises:
-            StoreError: it cannot be saved, so it does not count.
+            StoreError: it cannot be saved, so it does not count. SessionLockedError: read-only.
         """
+        self.check_writable()
         if self.session_id is not None:
             self._store().add_turn(self.session_id, turn)
+        self._bare_fork_of = None
         self._take((*self.turns, turn))
 
     def write_reply(self, reply: TurnRecord) -> None:
@@ -55,11 +60,33 @@ class Conversation:
             self._take((*self.turns[:-1], reply))
         self._reply_is_open = reply.state == "open"
 
+    def reopen_reply(self) -> None:
+        """The last turn, a reply, goes on: `write_reply` then replaces it by longer ones."""
+        self.check_writable()
+        reply = replace(self.turns[-1], state="open")
+        if self.session_id is not None:
+            self._store().update_open_turn(self.session_id, reply, reopen=True)
+        self._bare_fork_of = None
+        self._take((*self.turns[:-1], reply))
+        self._reply_is_open = True
+
+    def check_writable(self) -> None:
+        """Raises SessionLockedError: another process has the session open."""
+        if self.read_only is not None:
+            raise SessionLockedError(self.read_only)
+
     def branch(self, num_turns: int) -> None:
         """Go on from the first `num_turns` turns; a session is left as it is and goes on in a fork."""
-        if self.session_id is not None:
-            self._enter(self._store().fork(self.session_id, num_turns))
-        self._take(self.turns[:num_turns])
+        if self.session_id is None:
+            self._take(self.turns[:num_turns])
+            return
+        store, left, bare_fork_of = self._store(), self.session_id, self._bare_fork_of
+        if bare_fork_of is not None:
+            with suppress(SessionNotFoundError):
+                self._enter_fork(bare_fork_of, num_turns)
+                store.delete(left)  # a fork in which nothing was said need not stay
+                return
+        self._enter_fork(left, num_turns)
 
     def last(self, role: str) -> int | None:
         """The number of the last turn of `role`."""
@@ -81,11 +108,17 @@ class Conversation:
     def resume(self, record: SessionRecord) -> bool:
         """Take over a stored session; whether it was this model's. From now on it is.
 
-        Raises:
-            SessionLockedError: it is open in another process.
+        One that another process has open is only read (`read_only` says who).
         """
-        self._enter(record.id)
         self.title, turns = record.title, record.turns
+        try:
+            self._enter(record.id)
+        except SessionLockedError as error:
+            self.read_only, self.session_id = str(error), record.id
+            self._take(turns)
+            return record.model.model_id == self._identity().model_id
+        if record.forked_at == len(turns):
+            self._bare_fork_of = record.parent
         if turns and turns[-1].state == "open":  # a crash came while it streamed
             turns = (*turns[:-1], replace(turns[-1], state="stopped"))
             self._store().update_open_turn(record.id, turns[-1])
@@ -96,13 +129,23 @@ class Conversation:
         self._store().set_model(record.id, mine)
         return False
 
-    def fork(self) -> Conversation:
-        """A second conversation with the same past; its session shares the rows on disk."""
+    def fork(self, num_turns: int) -> Conversation:
+        """A second conversation with the same first turns; its session shares the rows on disk."""
         twin = Conversation(self._store, self._identity)
-        twin.title, twin.turns, twin.log = self.title, self.turns, self.log
-        if self.session_id is not None:
-            twin._enter(self._store().fork(self.session_id, len(self.turns)))
+        if self.session_id is None:
+            twin.title = self.title
+            twin._take(self.turns[:num_turns])
+        else:
+            twin._enter_fork(self.session_id, num_turns)
         return twin
+
+    def siblings(self) -> tuple[tuple[Sibling, ...], ...]:
+        """For each message its versions in the order they were made; () where nothing is saved."""
+        return self._store().siblings(self.session_id) if self.session_id is not None else ()
+
+    def tree(self) -> tuple[Branch, ...]:
+        """The family of forks this session belongs to; () where nothing is saved."""
+        return self._store().tree(self.session_id) if self.session_id is not None else ()
 
     def close(self) -> None:
         """Let another process open the session."""
@@ -111,7 +154,7 @@ class Conversation:
     def detach(self) -> None:
         """Go on without the session: nothing of what follows is saved."""
         self.close()
-        self.session_id = None
+        self.session_id = self.read_only = None
 
     # -- rows --------------------------------------------------------------------------------------------------------
 
@@ -133,9 +176,9 @@ class Conversation:
         return self._store().restore_kv(self.session_id, cache, self._identity(), ids)
 
     def bring_back(self, cache: PromptCache, ids: Sequence[int]) -> None:
-        """Where `ids` need rows that have rotated out of the cache, the session's chunks may still have them."""
-        back = cache.offset - common_prefix(cache.tokens, ids)
-        if back > cache.rewindable and self.session_id is not None:
+        """Where `ids` need rows that the cache does not hold (any more), the session's chunks may have them."""
+        held = common_prefix(cache.tokens, ids)
+        if self.session_id is not None and (held == 0 or cache.offset - held > cache.rewindable):
             self.restore_rows(cache, ids)
 
     def disk_bytes(self) -> int:
@@ -149,6 +192,19 @@ class Conversation:
         self._lock = ExitStack()
         self._lock.enter_context(self._store().lock(session_id))
         self.session_id, self._reply_is_open = session_id, False
+        self.read_only = self._bare_fork_of = None
+
+    def _enter_fork(self, session_id: str, num_turns: int) -> None:
+        store = self._store()
+        fork = store.fork(session_id, num_turns)
+        self._enter(fork)
+        self._bare_fork_of = session_id
+        record = store.load(fork)  # what was said may have grown since this process read it
+        self.title, turns = record.title, record.turns
+        if turns and turns[-1].state == "open":  # it goes on growing where it is: this is another one
+            turns = (*turns[:-1], replace(turns[-1], state="stopped"))
+            store.update_open_turn(fork, turns[-1])
+        self._take(turns)
 
     def _take(self, turns: tuple[TurnRecord, ...]) -> None:
         log: list[int] = []

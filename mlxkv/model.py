@@ -146,8 +146,10 @@ class Model:
             cache: another bound than the session had (its rows are then read again).
             fork: leave the session as it is and go on in a fork.
 
+        A session that another process has open is only read: `Chat.read_only` says who, `Chat.fork` leads on.
+
         Raises:
-            SessionNotFoundError: nothing fits. SessionLockedError: open in another process. CorruptError.
+            SessionNotFoundError: nothing fits. CorruptError: the turns are damaged.
         """
         store = self.store
         session_id = store.find(session)

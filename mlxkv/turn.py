@@ -59,6 +59,8 @@ class Turn:
         ids: the whole prompt; what the cache already holds of it is not read again.
         started: `time.perf_counter()` when the user asked; the time to the first token counts from there.
         cancelled: asked before every prefill chunk and after every token.
+        reply: the reply that this turn goes on with: its ids, which `ids` end with, and its text. `text` becomes the
+            whole reply; `generated` and the events are what is new.
     """
 
     def __init__(
@@ -71,6 +73,7 @@ class Turn:
         *,
         started: float | None = None,
         cancelled: Callable[[], bool] = bool,
+        reply: tuple[Sequence[int], str] = ((), ""),
     ) -> None:
         if not ids:
             raise PromptError("The prompt is empty; write something first.")
@@ -80,7 +83,7 @@ class Turn:
         self.ids, self.params, self.cancelled = list(ids), params, cancelled
         self.started = time.perf_counter() if started is None else started
         self.generated: list[int] = []
-        self.text = ""
+        self.reply_ids, self.text = reply
         self.reason = "stopped"  # what holds if the caller walks away
         self._reuse = Reuse(0)
         self._num_read = 0  # prompt tokens fed by this turn
@@ -117,6 +120,10 @@ class Turn:
     def _write(self, last: int) -> Iterator[TurnEvent]:
         detokenizer = self.tokenizer.detokenizer
         stops = StopStrings(self.params.stop)
+        shown, self.text = len(self.text), ""
+        for token in self.reply_ids:  # words and characters may go on where the reply was cut
+            detokenizer.add_token(token)
+            self.text += stops.feed(detokenizer.last_segment)
         ends = self.tokenizer.eos_token_ids
         begun = time.perf_counter()
         tokens = self.runner.decode(self.cache, last, self.params, self.ids[:-1])
@@ -133,8 +140,9 @@ class Turn:
                     self.reason = "stop"
                     break
                 detokenizer.add_token(token)
-                if piece := stops.feed(detokenizer.last_segment):
-                    self.text += piece
+                self.text += stops.feed(detokenizer.last_segment)
+                if piece := self.text[shown:]:
+                    shown += len(piece)
                     yield TextDelta(piece, len(self.generated))
                 if stops.hit or self.cancelled():
                     self.reason = "stop_string" if stops.hit else "stopped"
@@ -145,8 +153,8 @@ class Turn:
         finally:
             tokens.close()
         detokenizer.finalize()
-        if piece := stops.feed(detokenizer.last_segment) + stops.rest():
-            self.text += piece
+        self.text += stops.feed(detokenizer.last_segment) + stops.rest()
+        if piece := self.text[shown:]:
             yield TextDelta(piece, len(self.generated))
 
     @property

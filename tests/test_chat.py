@@ -10,6 +10,7 @@ import mlxkv
 from mlxkv.errors import (
     ConfigError,
     PromptError,
+    SessionLockedError,
 )
 from mlxkv.events import Notice, TextDelta, TurnFinished
 from mlxkv.model import Model
@@ -169,3 +170,129 @@ def test_a_long_prompt_goes_through_the_ring_with_one_notice(model: Model) -> No
     events = list(chat.send("much " * 60))
     assert len([e for e in events if isinstance(e, Notice)]) == 1
     assert chat.stats.evicted_tokens > 0
+
+
+# -- forks and versions ----------------------------------------------------------------------------------------------
+
+
+def test_a_reply_that_was_cut_goes_on_in_place_as_if_it_had_never_been(model: Model) -> None:
+    chat, straight = new(model), new(model, max_tokens=36)
+    session = chat.save()
+    say(chat, "hi")
+    whole = say(straight, "hi")
+    for _ in range(2):
+        *deltas, last = chat.continue_reply()
+        assert isinstance(last, TurnFinished)
+        assert (last.stats.prefill_tokens, last.stats.generated_tokens) == (1, 12)
+        assert chat.messages[-1].text == last.text
+        assert last.text.endswith("".join(e.text for e in deltas if isinstance(e, TextDelta)))
+    assert last.text == whole.text
+    record = model.store.load(session)
+    assert [(t.role, len(t.ids)) for t in record.turns][1:] == [("assistant", 36)]
+    assert say(chat, "on").text == say(straight, "on", max_tokens=12).text
+    chat.close()
+
+
+def test_a_stopped_reply_goes_on_after_a_restart(model: Model) -> None:
+    chat, straight = (new(model, max_tokens=40) for _ in range(2))
+    session = chat.save()
+    whole = say(straight, "hi")
+    for event in chat.send("hi"):
+        if isinstance(event, TextDelta) and event.num_tokens == 9:
+            chat.cancel()
+    chat.close()
+    resumed = model.resume(session)
+    *_, last = resumed.continue_reply(max_tokens=31)
+    assert isinstance(last, TurnFinished)
+    assert (last.text, last.stats.prefill_tokens) == (whole.text, 1)
+    resumed.close()
+
+
+def test_only_a_cut_reply_can_be_continued(model: Model) -> None:
+    chat = new(model)
+    with pytest.raises(PromptError, match="no reply"):
+        chat.continue_reply()
+    say(chat, "hi", stop=[say(new(model), "hi").text[4:6]])
+    with pytest.raises(PromptError, match="came to its end"):
+        chat.continue_reply()
+
+
+def test_versions_of_a_message_and_the_tree_of_chats(model: Model) -> None:
+    chat = new(model, temperature=1.5)
+    chat.save(title="sky")
+    first = str(chat.session_id)
+    say(chat, "hi")
+    say(chat, "and you?")
+    list(chat.retry())
+    list(chat.retry(1))
+    versions = [[s.text for s in chat.siblings(i)] for i in range(3)]
+    assert versions[0] == ["hi"]
+    assert len(versions[1]) == 2
+    assert versions[2] == []
+    assert [s.is_current for s in chat.siblings(1)] == [False, True]
+    old = chat.siblings(1)[0].session_id
+    chat.close()
+    other = model.resume(old)
+    assert [m.text for m in other.messages][2:3] == ["and you?"]
+    assert [len(other.siblings(i)) for i in range(4)] == [1, 2, 1, 2]
+    assert [(b.title, b.num_turns, b.forked_at) for b in other.tree()] == [
+        ("sky", 4, None),
+        ("sky (2)", 4, 2),
+        ("sky (3)", 2, 0),
+    ]
+    assert [b.parent for b in other.tree()] == [None, first, other.tree()[1].session_id]
+    other.close()
+
+
+def test_a_fork_at_a_message_ends_before_mine_and_after_a_reply(model: Model) -> None:
+    chat, straight = new(model), new(model)
+    chat.save()
+    for text in ("one", "two", "three"):
+        say(chat, text)
+    say(straight, "one")
+    a, b = chat.fork(2), chat.fork(1)
+    assert [m.text for m in a.messages] == [m.text for m in b.messages] == [m.text for m in straight.messages]
+    expected = say(straight, "zwei")
+    for twin in (a, b):
+        got = say(twin, "zwei")
+        assert got.text == expected.text
+        assert got.stats.cached_tokens >= expected.stats.cached_tokens  # "two" began alike
+    assert len(chat.messages) == 6
+    with pytest.raises(ConfigError, match="Message 6 is not there"):
+        chat.fork(6)
+    for c in (chat, a, b):
+        c.close()
+
+
+def test_going_back_twice_leaves_no_empty_fork_behind(model: Model) -> None:
+    chat = new(model)
+    chat.save(title="sky")
+    for text in ("one", "two", "three"):
+        say(chat, text)
+    assert [chat.undo(), chat.undo(), chat.rewind(0)] == ["three", "two", "one"]
+    assert [(b.num_turns, b.forked_at) for b in chat.tree()] == [(6, None), (0, 0)]
+    chat.close()
+
+
+def test_a_chat_that_is_open_elsewhere_is_read_only_and_can_be_forked(model: Model, tiny_path: Path) -> None:
+    chat, straight = new(model), new(model)
+    chat.save(title="mine")
+    say(chat, "hi")
+    say(straight, "hi")
+    other = mlxkv.load(str(tiny_path))
+    reader = other.resume("mine")
+    assert reader.messages == chat.messages
+    assert "is open in process" in (reader.read_only or "")
+    for refused in (lambda: reader.send("x"), reader.continue_reply):
+        with pytest.raises(SessionLockedError, match="is open in process"):
+            refused()
+    fork = reader.fork()
+    assert fork.read_only is None
+    got, expected = say(fork, "and you?"), say(straight, "and you?")
+    assert (got.text, got.stats.cached_tokens) == (expected.text, expected.stats.cached_tokens)
+    assert reader.undo() == "hi"  # goes on in a fork, so it is ours
+    assert reader.read_only is None
+    say(chat, "still mine")
+    for c in (chat, reader, fork):
+        c.close()
+    other.close()
