@@ -39,8 +39,8 @@ class ModelRunner:
         """
         done, cleared = 0, 0
         while done < len(ids) and not cancelled():
-            n, _ = self._feed(cache, ids, done)
-            done += n
+            # Let go of the logits: never computed, they hold the last layer's rows, which the next write would then copy.
+            done += self._feed(cache, ids, done)[0]
             if done - cleared >= _CLEAR_EVERY_PREFILL:
                 mx.clear_cache()
                 cleared = done
