@@ -39,7 +39,7 @@ class ModelRunner:
         """
         done, cleared = 0, 0
         while done < len(ids) and not cancelled():
-            # Let go of the logits: never computed, they hold the last layer's rows, which the next write would then copy.
+            # Let go of the logits: never computed, they hold the last layer's rows, which the next write would copy.
             done += self._feed(cache, ids, done)[0]
             if done - cleared >= _CLEAR_EVERY_PREFILL:
                 mx.clear_cache()
