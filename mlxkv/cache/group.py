@@ -12,14 +12,17 @@ from typing import Any
 import mlx.core as mx
 
 from mlxkv.cache.geometry import Geometry
-from mlxkv.cache.plan import CachePlan, LayerPlan
+from mlxkv.cache.plan import LayerPlan
 from mlxkv.cache.ring import RingKVCache
 from mlxkv.cache.rows import Plane
 from mlxkv.errors import CacheError
 
 Range = tuple[int, int]  # positions [a, b)
 
-_SAFETENSORS_DTYPE = {mx.float32: "F32", mx.float16: "F16", mx.bfloat16: "BF16", mx.uint32: "U32"}
+SAFETENSORS_DTYPE = {
+    mx.float32: "F32", mx.float16: "F16", mx.bfloat16: "BF16", mx.uint32: "U32", mx.int32: "I32", mx.int64: "I64",
+    mx.uint8: "U8", mx.bool_: "BOOL",
+}  # fmt: skip
 
 
 class LayerGroup:
@@ -58,9 +61,9 @@ class LayerGroup:
             "window": geometry.window,
             "block": geometry.block,
             "native_window": self.plans[0].native_window,
-            "streaming": [plan.index for plan in self.plans if plan.rotation is not None],
+            "streaming": [plan.name for plan in self.plans if plan.rotation is not None],
             "layers": {
-                str(p.index): [p.shape.heads, p.shape.k_dim, p.shape.v_dim, _SAFETENSORS_DTYPE[p.shape.dtype]]
+                p.name: [p.shape.heads, p.shape.k_dim, p.shape.v_dim, SAFETENSORS_DTYPE[p.shape.dtype]]
                 for p in self.plans
                 if p.shape
             },
@@ -84,7 +87,7 @@ class LayerGroup:
     def shapes(self, rows: int) -> dict[str, tuple[tuple[int, ...], str]]:
         """Exactly the tensors of a chunk of `rows` rows: name -> (shape, safetensors dtype)."""
         return {
-            name: ((1, plan.shape.heads, rows, plane.width), _SAFETENSORS_DTYPE[plane.dtype])
+            name: ((1, plan.shape.heads, rows, plane.width), SAFETENSORS_DTYPE[plane.dtype])
             for plan in self.plans
             if plan.shape
             for name, plane in _names(plan)
@@ -163,20 +166,6 @@ class LayerGroup:
 
 def _names(plan: LayerPlan) -> list[tuple[str, Plane]]:
     """The names of a layer's arrays in a chunk, keys first: `0.k`, `0.v`; quantized `0.k.w`, `0.k.s`, `0.k.b`, ..."""
-    keys = [(f"{plan.index}.k{plane.name}", plane) for plane in plan.key_planes]
-    return keys + [(f"{plan.index}.v{plane.name}", plane) for plane in plan.value_planes]
+    keys = [(f"{plan.name}.k{plane.name}", plane) for plane in plan.key_planes]
+    return keys + [(f"{plan.name}.v{plane.name}", plane) for plane in plan.value_planes]
 
-
-def make_groups(plan: CachePlan, layers: Sequence[Any]) -> tuple[LayerGroup, ...]:
-    """The ring layers of a plan, grouped by geometry; "full" and "window<n>" are their names."""
-    members: dict[str, list[tuple[LayerPlan, RingKVCache]]] = {}
-    for layer_plan, layer in zip(plan.layers, layers, strict=True):
-        if layer_plan.geometry is not None:
-            native = layer_plan.native_window
-            members.setdefault("full" if native is None else f"window{native}", []).append((layer_plan, layer))
-    groups = []
-    for name, pairs in members.items():
-        geometry = pairs[0][0].geometry
-        assert geometry is not None
-        groups.append(LayerGroup(name, geometry, [p for p, _ in pairs], [r for _, r in pairs]))
-    return tuple(groups)

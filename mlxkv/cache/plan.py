@@ -17,28 +17,22 @@ import mlx.nn as nn
 from mlxkv.cache.config import CacheConfig
 from mlxkv.cache.geometry import Geometry
 from mlxkv.cache.positions import SinkRotation, rotation_for
+from mlxkv.cache.probe import Recorder, RowShape, Sinks, leaves, observe, sink_rotations
 from mlxkv.cache.quantized import QuantizedRingKVCache
 from mlxkv.cache.ring import RingKVCache
 from mlxkv.cache.rows import PLAIN, Codec, Plane
-from mlxkv.errors import ConfigError
+from mlxkv.errors import ConfigError, UnboundedError
 
 # Bytes: what a default window is planned with where the caller names no budget.
 _UNLIMITED = 1 << 62
 
-
-@dataclass(frozen=True)
-class RowShape:
-    """One layer's key and value rows, as the model makes them."""
-
-    heads: int
-    k_dim: int
-    v_dim: int
-    dtype: mx.Dtype
-
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of one token's key and value in this layer."""
-        return self.heads * (self.k_dim + self.v_dim) * self.dtype.size
+FULL = ("KVCache", "ConcatenateKVCache")
+"""mlx-lm's caches of layers that attend to everything."""
+_BOUNDED = ("ArraysCache", "ChunkedKVCache")  # of constant size, or cut by the model itself
+_COUNT_ROWS = {
+    "afm7": "its last layers take the number of rows for the position of the query",
+    "phi3small": "its sparse attention takes a row's index for the position of the key",
+}
 
 
 @dataclass(frozen=True)
@@ -54,6 +48,15 @@ class LayerPlan:
     key_codec: Codec = PLAIN
     value_codec: Codec = PLAIN
     is_fused: bool = False  # quantized rows are always decoded for attention
+    is_streaming: bool = False  # evicted tokens leave no gap between the sinks and the rest
+    is_shared: bool = False  # layers without a cache read this one
+    children: tuple[LayerPlan, ...] = ()  # of a CacheList, each by the same rules
+    child: int | None = None  # which one this is
+
+    @property
+    def name(self) -> str:
+        """What files call it: "3", and "3.1" for the second child of a CacheList."""
+        return str(self.index) if self.child is None else f"{self.index}.{self.child}"
 
     @property
     def key_planes(self) -> tuple[Plane, ...]:
@@ -79,9 +82,12 @@ class LayerPlan:
         return self.geometry.rows * self.row_bytes + pristine * key_bytes
 
     def make(self, native: Any) -> Any:
+        if self.children:
+            native.caches = tuple(p.make(c) for p, c in zip(self.children, native.caches, strict=True))
         if self.geometry is None:
             return native
-        ring = (self.geometry, self.rotation, self.native_window, self.key_codec, self.value_codec)
+        codecs = (self.key_codec, self.value_codec)
+        ring = (self.geometry, self.rotation, self.native_window, *codecs, self.is_shared)
         return (
             RingKVCache(*ring)
             if self.key_codec == self.value_codec == PLAIN
@@ -98,26 +104,31 @@ class CachePlan:
     notes: tuple[str, ...] = field(default=())
 
     @property
+    def leaves(self) -> tuple[LayerPlan, ...]:
+        """One plan per cache, children of a CacheList in its place: what `state.leaves` gives for the caches."""
+        return tuple(leaf for plan in self.layers for leaf in (plan.children or (plan,)))
+
+    @property
     def nbytes(self) -> int:
         """Bytes that the caches will hold once allocated."""
-        return sum(layer.nbytes for layer in self.layers)
+        return sum(leaf.nbytes for leaf in self.leaves)
 
     @property
     def bytes_per_token(self) -> int:
         """Bytes one attended token takes over all layers."""
-        return sum(layer.row_bytes for layer in self.layers if layer.geometry)
+        return sum(leaf.row_bytes for leaf in self.leaves if leaf.geometry)
 
     @property
     def geometry(self) -> Geometry | None:
         """The ring of the full-attention layers; of the widest sliding-window layer where there are none."""
-        rings = [layer for layer in self.layers if layer.geometry]
+        rings = [leaf for leaf in self.leaves if leaf.geometry]
         full = [layer.geometry for layer in rings if layer.native_window is None]
         return full[0] if full else max((r.geometry for r in rings if r.geometry), key=lambda g: g.window, default=None)
 
     @property
     def resolved(self) -> CacheConfig:
         """The config with every default decided, so that the same cache can be made again anywhere."""
-        if self.geometry is None:
+        if self.geometry is None or any(_unbounded(layer) for layer in self.layers):
             return self.config
         g = self.geometry
         return replace(self.config, window=g.window, sinks=g.sinks, block=g.block, slack=g.undo * g.block)
@@ -125,7 +136,7 @@ class CachePlan:
     @property
     def passed_through(self) -> tuple[str, ...]:
         """Class names of the caches left as they are."""
-        return tuple(sorted({layer.native_class for layer in self.layers if layer.geometry is None}))
+        return tuple(sorted({leaf.native_class for leaf in self.leaves if leaf.geometry is None}))
 
     @property
     def description(self) -> str:
@@ -133,7 +144,7 @@ class CachePlan:
         geometry = self.geometry
         if geometry is None:
             return "This model's own caches are used as they are."
-        rings = sum(layer.geometry is not None for layer in self.layers)
+        rings = sum(any(leaf.geometry for leaf in (layer.children or (layer,))) for layer in self.layers)
         text = (
             f"{rings} layers keep {geometry.sinks} + {geometry.window:,} tokens, "
             f"evict {geometry.block} at a time and rewind at least {geometry.undo * geometry.block}"
@@ -168,44 +179,84 @@ def trained_length(model: Any) -> int | None:
 
 
 def plan_cache(
-    model: Any, config: CacheConfig | None = None, *, system_tokens: int = 0, budget: int = _UNLIMITED
+    model: Any,
+    config: CacheConfig | None = None,
+    *,
+    system_tokens: int = 0,
+    budget: int = _UNLIMITED,
+    is_loaded: bool = True,
 ) -> CachePlan:
     """Plan a bounded cache for any mlx-lm model.
 
     Args:
-        model: an mlx-lm model; its weights are not read.
+        model: an mlx-lm model.
         config: what to bound it to.
         system_tokens: length of the system prompt, for `sinks="system"`.
         budget: bytes the cache may take when `config.window` is None.
+        is_loaded: two decode steps are run to see how the pinned tokens can be moved. False, for an estimate: nothing
+            is computed, weights are not read, and a layer's own rope is trusted.
 
     Raises:
-        ConfigError: `config.bits` does not fit this model's rows.
+        ConfigError: `config.bits` does not fit this model's rows or its attention. UnboundedError: `config.window` was
+            asked for, and a layer cannot be held to it.
     """
     config = config or CacheConfig()
-    native, shapes = _probe(model)
-    layers = list(getattr(model, "layers", []))
-    paired = layers if len(layers) == len(native) else [None] * len(native)
-    row_bytes = sum(s.row_bytes for c, s in zip(native, shapes, strict=True) if s and _is_full(c))
+    native = native_cache(model)
+    names = [type(cache).__name__ for cache in leaves(native)]
+    seen = observe(model, native)
+    shapes = [leaf.shape if isinstance(leaf, Recorder) else None for leaf in seen]
+    modules = _modules(model)
+    row_bytes = sum(s.row_bytes for name, s in zip(names, shapes, strict=True) if s and name in FULL)
     if config.bits is not None:  # scales and biases included, a little more than bits/16 of 16-bit rows
         row_bytes = row_bytes * 9 // 16
-    length = trained_length(model)
-    window = config.window or config.default_window(length, row_bytes, budget)
+    window = config.window or config.default_window(trained_length(model), row_bytes, budget)
     geometry = config.geometry(window, system_tokens)
-    plans, notes = [], []
+    notes = []
     if config.window is not None and geometry.window != window:
         notes.append(f"the window of {window:,} is rounded up to {geometry.window:,}, whole blocks of {geometry.block}")
-    for i, (cache, shape, layer) in enumerate(zip(native, shapes, paired, strict=True)):
-        plans.append(_plan_layer(i, cache, shape, layer, config, geometry))
+    sinks: Sequence[Sinks] = (Sinks(),) * len(names)
+    if config.positions == "streaming" and geometry.sinks and any(name in FULL for name in names):
+        if is_loaded:
+            sinks = sink_rotations(model, native_cache(model), native_cache(model), modules)
+        else:
+            sinks = [_trusted(module, shape) for module, shape in zip(modules, shapes, strict=True)]
+    reason = counts_rows(model)
+    flat = iter(zip(seen, sinks, strict=True))
+    plans = []
+    for i, cache in enumerate(native_cache(model)):
+        children = getattr(cache, "caches", None)
+        planned = tuple(
+            _plan_leaf(LayerPlan(i, type(c).__name__, child=n if children else None), c, *next(flat), config, geometry)
+            for n, c in enumerate(children or (cache,))
+        )
+        plans.append(LayerPlan(i, type(cache).__name__, children=planned) if children else planned[0])
+    if reason is not None:
+        plans = [_as_made(plan) for plan in plans]
+    unbounded = sorted({name for plan in plans for name in _unbounded(plan)})
+    if unbounded and config.window is not None:
+        reason = reason or "this model keeps a cache of its own, which only it understands"
+        raise UnboundedError(
+            f"`window` is {config.window:,}, and {', '.join(unbounded)} cannot be held to it: {reason}; leave it out."
+        )
+    plan = CachePlan(tuple(plans), config, tuple(notes))
     if config.bits is not None:
-        plans = [_quantized(plan, config) for plan in plans]
-        if not _takes_packed_rows(model, plans):
-            plans = [replace(plan, is_fused=True) for plan in plans]
-    rings = [p for p in plans if p.geometry is not None and p.native_window is None]
-    if config.positions == "streaming" and geometry.sinks and any(p.rotation is None for p in rings):
+        plan = _quantized_plan(model, plan)
+    return replace(plan, notes=(*notes, *_notes(plan, unbounded, reason)))
+
+
+def _notes(plan: CachePlan, unbounded: Sequence[str], reason: str | None) -> list[str]:
+    """What the user should know about a plan."""
+    notes = []
+    full = [leaf for leaf in plan.leaves if leaf.geometry is not None and leaf.native_window is None]
+    streaming = plan.config.positions == "streaming"
+    if streaming and any(leaf.geometry and leaf.geometry.sinks and not leaf.is_streaming for leaf in full):
         notes.append("its positions do not compose, so the pinned tokens keep absolute positions")
-    if outside := sorted({p.native_class for p in plans if p.geometry is None}):
-        notes.append(f"{', '.join(outside)} is used as the model made it, outside the cache budget")
-    return CachePlan(tuple(plans), config, tuple(notes))
+    if unbounded:
+        why = f", since {reason}" if reason else ""
+        notes.append(f"{', '.join(unbounded)} is used as the model made it and grows with every token{why}")
+    if others := [name for name in plan.passed_through if name not in unbounded]:
+        notes.append(f"{', '.join(others)} is used as the model made it, outside the cache budget")
+    return notes
 
 
 def make_cache(model: Any, config: CacheConfig | None = None) -> list[Any]:
@@ -220,18 +271,79 @@ def make_cache(model: Any, config: CacheConfig | None = None) -> list[Any]:
     return plan.make(model)
 
 
-def _plan_layer(
-    index: int, native: Any, shape: RowShape | None, layer: Any, config: CacheConfig, geometry: Geometry
+def counts_rows(model: Any) -> str | None:
+    """Why this model needs every row, in order: its attention takes a row's index for a position."""
+    return _COUNT_ROWS.get(type(model).__module__.rsplit(".", 1)[-1])
+
+
+def _modules(model: Any) -> list[Any]:
+    """For each leaf of the model's cache the layer it belongs to, as far as their numbers tell; else None."""
+    native = native_cache(model)
+    layers = list(getattr(model, "layers", []))
+    fits = layers and (len(native) <= len(layers) or len(native) % len(layers) == 0)  # loops go through layers again
+    modules = []
+    for i, cache in enumerate(native):
+        modules += [layers[i % len(layers)] if fits else None] * len(leaves([cache]))
+    return modules
+
+
+def _trusted(module: Any, shape: RowShape | None) -> Sinks:
+    rotation = rotation_for(module, shape.k_dim) if module is not None and shape is not None else None
+    return Sinks(rotation, rotation is not None)
+
+
+def _plan_leaf(
+    plan: LayerPlan, native: Any, seen: Any, sinks: Sinks, config: CacheConfig, geometry: Geometry
 ) -> LayerPlan:
-    name = type(native).__name__
-    if shape is None:
-        return LayerPlan(index, name)
-    if _is_full(native):
-        streaming = config.positions == "streaming" and geometry.sinks > 0
-        rotation = rotation_for(layer, shape.k_dim) if streaming and layer is not None else None
-        return LayerPlan(index, name, shape, geometry, None, rotation)
-    window = min(native.max_size, geometry.window)
-    return LayerPlan(index, name, shape, config.native_geometry(window, geometry.undo * geometry.block), window)
+    if not isinstance(seen, Recorder) or seen.shape is None:
+        return plan
+    plan = replace(plan, shape=seen.shape, is_shared=seen.is_shared)
+    if plan.native_class in FULL:
+        return replace(plan, geometry=geometry, rotation=sinks.rotation, is_streaming=sinks.is_streaming)
+    if plan.native_class != "RotatingKVCache":
+        return replace(plan, shape=None)
+    window = min(native.max_size - native.keep, geometry.window)
+    slack = geometry.undo * geometry.block
+    return replace(plan, geometry=config.native_geometry(window, slack, native.keep), native_window=window)
+
+
+def _as_made(plan: LayerPlan) -> LayerPlan:
+    """The plan with the model's own cache, whatever it is."""
+    return LayerPlan(
+        plan.index, plan.native_class, children=tuple(_as_made(child) for child in plan.children), child=plan.child
+    )
+
+
+def _unbounded(plan: LayerPlan) -> list[str]:
+    """The classes of those caches in a layer that grow with every token."""
+    leaves = plan.children or (plan,)
+    return [leaf.native_class for leaf in leaves if leaf.geometry is None and leaf.native_class not in _BOUNDED]
+
+
+def _quantized_plan(model: Any, plan: CachePlan) -> CachePlan:
+    """The plan with rows of `config.bits`, tried out: packed rows in a decode step if the model takes them.
+
+    Raises:
+        ConfigError: the rows do not divide into groups, or the model needs them as numbers.
+    """
+
+    def with_leaves(change: Any) -> CachePlan:
+        layers = (
+            replace(layer, children=tuple(change(child) for child in layer.children)) if layer.children else change(layer)
+            for layer in plan.layers
+        )
+        return replace(plan, layers=tuple(layers))
+
+    packed = with_leaves(lambda leaf: _quantized(leaf, plan.config))
+    plan = packed
+    if _try_out(model, packed) is None:
+        return packed
+    fused = with_leaves(lambda leaf: replace(leaf, is_fused=True))
+    if (error := _try_out(model, fused)) is None:
+        return fused
+    raise ConfigError(
+        f"`bits` is {plan.config.bits!r}, and this model's attention does not take quantized rows ({error}); leave it out."
+    )
 
 
 def _quantized(plan: LayerPlan, config: CacheConfig) -> LayerPlan:
@@ -246,41 +358,21 @@ def _quantized(plan: LayerPlan, config: CacheConfig) -> LayerPlan:
     sizes = [size for size in (config.group_size, 32) if all(dim % size == 0 for dim in dims)]
     if not sizes:
         raise ConfigError(
-            f"`bits` is {config.bits!r}, and rows of {dims[0]} and {dims[1]} numbers (layer {plan.index}) do not "
+            f"`bits` is {config.bits!r}, and rows of {dims[0]} and {dims[1]} numbers (layer {plan.name}) do not "
             f"divide into groups of 32; leave it out for this model."
         )
-    keys, values = config.bits if isinstance(config.bits, tuple) else (config.bits, config.bits)
-    return replace(plan, key_codec=Codec(keys, sizes[0]), value_codec=Codec(values, sizes[0]))
+    bits = config.bits if isinstance(config.bits, tuple) else (config.bits, config.bits)
+    # An indexer keeps keys alone: rows of no numbers stay what they are.
+    keys, values = (Codec(b, sizes[0]) if dim else PLAIN for b, dim in zip(bits, dims, strict=True))
+    return replace(plan, key_codec=keys, value_codec=values)
 
 
-def _takes_packed_rows(model: Any, plans: Sequence[LayerPlan]) -> bool:
-    """Whether the model's attention takes quantized rows: a decode step is run through the graph, nothing computed."""
-    caches = [plan.make(native) for plan, native in zip(plans, native_cache(model), strict=True)]
+def _try_out(model: Any, plan: CachePlan) -> Exception | None:
+    """What the model raises when it is fed a few tokens, nothing computed: a prefill, decode steps, and what comes after."""
+    caches = plan.make(model)
     try:
-        model(mx.zeros((1, 1), mx.int32), cache=caches)
-    except (ValueError, TypeError, AttributeError):  # learned sinks, or an attention of its own
-        return False
-    return True
-
-
-def _is_full(cache: Any) -> bool:
-    return type(cache).__name__ == "KVCache"
-
-
-def _is_sliding(cache: Any) -> bool:
-    return type(cache).__name__ == "RotatingKVCache" and not cache.keep
-
-
-def _probe(model: Any) -> tuple[list[Any], Sequence[RowShape | None]]:
-    """The model's own caches and the rows it puts into them: one token is run through the graph, nothing computed."""
-    native = native_cache(model)
-    model(mx.zeros((1, 1), mx.int32), cache=native)
-    shapes = [_row_shape(c) if _is_full(c) or _is_sliding(c) else None for c in native]
-    return native, shapes
-
-
-def _row_shape(cache: Any) -> RowShape | None:
-    if cache.keys is None:
-        return None
-    _, heads, _, k_dim = cache.keys.shape
-    return RowShape(heads, k_dim, cache.values.shape[-1], cache.keys.dtype)
+        for n in (3, 1, 1, 2, 1):
+            model(mx.zeros((1, n), mx.int32), cache=caches)
+    except Exception as error:  # a model's own code may raise anything
+        return error
+    return None

@@ -9,12 +9,17 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
-from mlxkv.cache.group import LayerGroup, make_groups
+from mlxkv.cache.checkpoints import EVERY, Checkpoint, Checkpoints
+from mlxkv.cache.frames import Frames
+from mlxkv.cache.groups import Group, make_groups
 from mlxkv.cache.plan import CachePlan
 from mlxkv.cache.ring import RingKVCache
+from mlxkv.cache.state import capture, go_back, is_recurrent, leaves, put_back, rewind_floor
+from mlxkv.cache.state_group import StateGroup
 from mlxkv.errors import CacheError, RewindError
 
 
@@ -46,9 +51,19 @@ class PromptCache:
         self.plan = plan
         self.tokens: list[int] = []
         self.layers: list[Any] = plan.make(model)
-        self.groups: tuple[LayerGroup, ...] = make_groups(plan, self.layers)
-        self._model = model
         self._files = files
+        self._frames = Frames(model)
+        self._adopt(())
+        self._empty = tuple(None if isinstance(c, RingKVCache) else capture(c) for c in leaves(self.layers))
+
+    def _adopt(self, checkpoints: Sequence[Checkpoint]) -> None:
+        """Take `layers` for this cache's own."""
+        caches = leaves(self.layers)
+        self._exact = tuple(cache for cache in caches if not is_recurrent(cache))
+        self.checkpoints = Checkpoints([cache for cache in caches if is_recurrent(cache)], checkpoints)
+        self.groups: tuple[Group, ...] = make_groups(
+            self.plan, caches, self._frames, self.checkpoints, self.tokens
+        )
 
     # -- size --------------------------------------------------------------------------------------------------------
 
@@ -59,13 +74,15 @@ class PromptCache:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all buffers."""
-        return sum(layer.nbytes for layer in self.layers if not layer.empty())
+        """Bytes of all buffers, and of the checkpoints of recurrent layers."""
+        return sum(c.nbytes for c in leaves(self.layers) if not c.empty()) + self.checkpoints.nbytes(self.offset)
 
     @property
     def live_nbytes(self) -> int:
-        """Bytes of the rows that are attended."""
-        return sum(getattr(layer, "live_nbytes", 0) or 0 for layer in self.layers)
+        """Bytes of the rows that are attended, and of recurrent states."""
+        caches = leaves(self.layers)
+        rings = sum(cache.live_nbytes for cache in caches if isinstance(cache, RingKVCache))
+        return rings + sum(c.nbytes for c in caches if not isinstance(c, RingKVCache) and not c.empty())
 
     @property
     def num_attended(self) -> int:
@@ -84,47 +101,67 @@ class PromptCache:
         geometry = self.plan.geometry
         return geometry.flushes(self.offset) * geometry.block if geometry else 0
 
-    @property
-    def can_save(self) -> bool:
-        """False where a layer keeps the model's own cache, which has no form on disk yet."""
-        return not self.plan.passed_through
-
     # -- feeding -----------------------------------------------------------------------------------------------------
 
     def room(self) -> int:
-        """Tokens one model call may feed before a block boundary; 0 means any number."""
+        """Tokens one model call may feed before a block boundary or a checkpoint; 0 means any number."""
         geometry = self.plan.geometry
-        return geometry.room(self.offset) if geometry else 0
+        room = geometry.room(self.offset) if geometry else 0
+        if not self.checkpoints.is_needed:
+            return room
+        to_next = EVERY - self.offset % EVERY
+        return min(room, to_next) if room else to_next
 
     def advance(self, ids: Sequence[int]) -> None:
         """The model has been fed `ids`."""
         self.tokens.extend(ids)
+        if self.offset % EVERY == 0:
+            self.checkpoints.take(self.offset, is_turn=False)
+
+    def checkpoint(self) -> None:
+        """A turn begins or ends here: one may want to come back. Costs nothing without recurrent layers."""
+        self.checkpoints.take(self.offset, is_turn=True)
 
     # -- going back --------------------------------------------------------------------------------------------------
 
     def reuse(self, ids: Sequence[int]) -> Reuse:
         """Keep the longest common prefix of the token log and `ids`, and forget the rest.
 
-        At least the last id is left to be fed, since its logits are wanted. Where the rows to go back to have rotated
-        out, everything is forgotten.
+        At least the last id is left to be fed, since its logits are wanted. With recurrent layers the last checkpoint
+        before it is kept. Where the rows to go back to have rotated out, everything is forgotten.
         """
         common = common_prefix(self.tokens, ids)
         keep = min(common, len(ids) - 1)
         why = None
         if common < min(len(self.tokens), len(ids)):
             why = f"the prompt differs from the cached one from token {common:,} on"
-        try:
-            if keep:
-                self.rewind(keep)
-            else:
-                self.reset()
-        except RewindError:
+        landing = self.landing(keep)
+        if landing:
+            self.rewind(landing)
+        else:
             self.reset()
-            return Reuse(0, keep, "the rows to go back to have rotated out, so the prompt is read again")
-        return Reuse(keep, common if why else None, why)
+        if landing == keep:
+            return Reuse(keep, common if why else None, why)
+        if self.checkpoints.is_needed:
+            back = f"recurrent layers went back to token {landing:,}, where their state was kept"
+            return Reuse(landing, landing, f"{why}; {back}" if why else back)
+        return Reuse(0, keep, "the rows to go back to have rotated out, so the prompt is read again")
 
-    def rewind(self, offset: int) -> None:
-        """Forget everything from position `offset` on, exactly as if it had never been fed.
+    def landing(self, offset: int) -> int:
+        """Where rewinding to `offset` leads: there, or with recurrent layers to the last checkpoint before it.
+
+        0 where neither is possible: then everything is forgotten and read again.
+        """
+        if offset >= self.offset:
+            return self.offset
+        floor = self._floor
+        if not self.checkpoints.is_needed:
+            return offset if offset >= floor else 0
+        checkpoint = self.checkpoints.newest(offset, floor)
+        return checkpoint.position if checkpoint else 0
+
+    def rewind(self, offset: int) -> int:
+        """Forget everything from position `landing(offset)` on, exactly as if it had never been fed; that position.
 
         Raises:
             RewindError: a layer no longer holds the rows to go back to; nothing was changed.
@@ -133,45 +170,65 @@ class PromptCache:
         if n < 0:
             raise CacheError(f"Cannot rewind to token {offset:,}: only {self.offset:,} have been fed.")
         if n == 0:
-            return
-        if n > self.rewindable:
+            return offset
+        landing = self.landing(offset)
+        if not landing and (offset or self._floor):
             raise RewindError(
                 f"Rewinding {n:,} tokens needs rows that have rotated out: this cache can go back "
                 f"{self.rewindable:,}; raise `slack` or prefill again."
             )
-        for layer in self.layers:
-            layer.trim(n)
-        del self.tokens[offset:]
+        if not landing:
+            self.reset()
+            return 0
+        for cache in self._exact:
+            go_back(cache, self.offset - landing)
+        if checkpoint := self.checkpoints.newest(landing, landing):
+            self.checkpoints.go_back(checkpoint)
+        del self.tokens[landing:]
+        return landing
 
     @property
     def rewindable(self) -> int:
-        """Tokens that can be taken back now."""
-        if offset := self.offset:
-            return min((_rewindable(layer, offset) for layer in self.layers), default=offset)
-        return 0
+        """Tokens that can be taken back now, all at once; with recurrent layers not every smaller number."""
+        floor = self._floor
+        if self.checkpoints.is_needed and floor:
+            floor = next((c.position for c in self.checkpoints if c.position >= floor), self.offset)
+        return self.offset - floor
+
+    @property
+    def _floor(self) -> int:
+        """The smallest offset that every layer but the recurrent ones can go back to."""
+        return max((rewind_floor(cache, self.offset) for cache in self._exact), default=0) if self.tokens else 0
 
     def reset(self) -> None:
         """Forget everything; ring buffers stay allocated."""
-        self.tokens = []
-        if any(not isinstance(layer, RingKVCache) for layer in self.layers):
-            fresh = self.plan.make(self._model)
-            rings = [old if isinstance(old, RingKVCache) else new for old, new in zip(self.layers, fresh, strict=True)]
-            self.layers[:] = rings
-        for layer in self.layers:
-            if isinstance(layer, RingKVCache):
-                layer.reset()
+        self.tokens.clear()
+        self.checkpoints.clear()
+        for cache, empty in zip(leaves(self.layers), self._empty, strict=True):
+            if isinstance(cache, RingKVCache):
+                cache.reset()
+            elif empty is not None:
+                put_back(cache, empty)
 
     def fork(self) -> PromptCache:
         """An independent copy; buffers are shared until one side writes (copy on write)."""
         twin = copy.copy(self)
         twin.tokens = list(self.tokens)
-        twin.layers = [
-            layer.fork() if isinstance(layer, RingKVCache) else copy.deepcopy(layer) for layer in self.layers
-        ]
-        twin.groups = make_groups(self.plan, twin.layers)
+        twin.layers = [copy.deepcopy(layer) for layer in self.layers]
+        twin._adopt(tuple(self.checkpoints))
         return twin
 
     # -- disk --------------------------------------------------------------------------------------------------------
+
+    @property
+    def can_save(self) -> bool:
+        """False where a layer keeps a cache of the model's own that has no form on disk."""
+        return not self.unsaved
+
+    @cached_property
+    def unsaved(self) -> tuple[str, ...]:
+        """The class names of the caches that have no form on disk."""
+        return tuple(sorted({name for group in self.groups if isinstance(group, StateGroup) for name in group.unsaved}))
 
     def save(self, path: str | Path) -> int:
         """Write one file that `Model.load_cache` reads; the bytes written.
@@ -180,8 +237,8 @@ class PromptCache:
             CacheError: this cache was made without a model to save it for, or a layer has no form on disk.
         """
         if self._files is None or not self.can_save:
-            what = ", ".join(self.plan.passed_through) or "a cache made outside `mlxkv.load`"
-            raise CacheError(f"{what} cannot be saved yet; use a model whose layers all have ring caches.")
+            what = "A cache made outside `mlxkv.load`" if self._files is None else ", ".join(self.unsaved)
+            raise CacheError(f"{what} cannot be saved; use another model, or `mlxkv.load` to make the cache.")
         return self._files.write(Path(path), self)
 
     def layout(self) -> dict[str, Any]:
@@ -196,8 +253,9 @@ class PromptCache:
 
     def begin_restore(self, ids: Sequence[int]) -> None:
         """Make room for saved rows of `ids`: import them group by group, then `finish_restore`."""
+        ids = list(ids)
         self.reset()
-        self.tokens = list(ids)
+        self.tokens.extend(ids)
         for group in self.groups:
             group.begin_restore(len(ids))
 
@@ -218,8 +276,3 @@ def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
         return n
     return next(i for i in range(n) if a[i] != b[i])
 
-
-def _rewindable(layer: Any, offset: int) -> int:
-    if isinstance(layer, RingKVCache):
-        return layer.rewindable
-    return offset if layer.is_trimmable() else 0
