@@ -16,6 +16,8 @@ from typing import Any
 
 from mlxkv.errors import ConfigError
 
+DISK_LIMIT = 20 * 10**9  # bytes of KV on disk
+
 
 @dataclass(frozen=True)
 class Folders:

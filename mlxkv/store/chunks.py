@@ -40,7 +40,7 @@ class ChunkFiles:
         """
         if self.has(chunk.digest, chunk.size):
             return 0
-        return self.files.write(self.path(chunk.digest), chunk.parts, self.root / "tmp")
+        return self.files.write(self.path(chunk.digest), [chunk.data], self.root / "tmp")
 
     def quarantine(self, digest: str) -> None:
         """Move a bad chunk aside, whatever it is (a link is moved, not followed), so that its name is free again."""
@@ -50,9 +50,9 @@ class ChunkFiles:
     def remove(self, digest: str) -> None:
         self.files.remove(self.path(digest))
 
-    def stale(self, known: Collection[str]) -> list[Path]:
-        """What a crash left, older than an hour: temporary and quarantined files, chunks the database lacks."""
-        limit = time.time() - STALE
+    def stale(self, known: Collection[str], seconds: float = STALE) -> list[Path]:
+        """What a crash left `seconds` ago or earlier: temporary and quarantined files, chunks the database lacks."""
+        limit = time.time() - seconds
         out: list[Path] = []
         for path, digest in self._all():
             with contextlib.suppress(OSError):

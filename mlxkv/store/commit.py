@@ -1,30 +1,45 @@
-"""Saving a cache: export the rows that are new, write them as chunks, then refer to them in one transaction.
+"""Saving a cache, the engine thread's half: what is new, and its rows as bytes. Writing them is writer.py's half.
 
 Chunks first, references second: a crash in between leaves a file that nothing refers to, never a reference to nothing.
-The engine thread calls this, since exporting rows is MLX's work.
+Exporting rows is MLX's work, hence the engine thread; what leaves here are bytes and frozen dataclasses.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from mlxkv.errors import SessionChangedError, StoreError
 from mlxkv.store.arrays import to_tensors
 from mlxkv.store.chunks import ChunkFiles
 from mlxkv.store.format import ChunkHead, Encoded, encode_chunk, prefix_keys
-from mlxkv.store.history import History, pack_ids
+from mlxkv.store.history import pack_ids
 from mlxkv.store.identity import ModelIdentity, spec_id, spec_parts
 from mlxkv.store.ports import KVCacheLike, LayerGroup, Range
 from mlxkv.store.ranges import SHORT, Grid, clipped, common_prefix, covers, without
-from mlxkv.store.records import KVCommit
-from mlxkv.store.refs import SavedChunk, save_commit, save_spec, saved_chunks, saved_commits, seed
-from mlxkv.store.sessions import Sessions, save_model
-
-ATTEMPTS = 3  # another process may remove an unused chunk between our finding it and our referring to it
+from mlxkv.store.refs import SavedChunk, saved_chunks, saved_commits, seed
+from mlxkv.store.sessions import Sessions
 
 
-class _Vanished(Exception):
-    pass
+@dataclass(frozen=True)
+class Plan:
+    """One save: the rows of `heads` are new, and with them the log before `pos` is on disk.
+
+    `turn` is the head of the history the rows were computed from; `needed` are the ranges of each group without which
+    one cannot go on at `pos`; `kept` are chunks that were saved before, `gone` those of them that have vanished.
+    """
+
+    session_id: str
+    pos: int
+    turn: str
+    model: ModelIdentity
+    spec_id: str
+    spec: Mapping[str, str]
+    rng: bytes | None
+    heads: tuple[ChunkHead, ...]
+    needed: Mapping[str, list[Range]]
+    kept: tuple[SavedChunk, ...]
+    gone: tuple[SavedChunk, ...]
+    notice: str | None = None
 
 
 @dataclass(frozen=True)
@@ -32,20 +47,8 @@ class Committer:
     sessions: Sessions
     chunks: ChunkFiles
 
-    def commit(self, session_id: str, cache: KVCacheLike, model: ModelIdentity, rng: bytes | None) -> KVCommit:
-        """Save what the cache holds of the session's log; see SessionStore.commit_kv."""
-        written = 0
-        for _ in range(ATTEMPTS):
-            try:
-                done = self._commit(session_id, cache, model, rng, written)
-                return KVCommit(done.pos, written + done.bytes_written, done.notice)
-            except _Vanished as vanished:
-                written += vanished.args[0]
-        raise StoreError(f"The KV folder {self.chunks.root} keeps losing files; check what else deletes them.")
-
-    def _commit(
-        self, session_id: str, cache: KVCacheLike, model: ModelIdentity, rng: bytes | None, before: int
-    ) -> KVCommit:
+    def plan(self, session_id: str, cache: KVCacheLike, model: ModelIdentity, rng: bytes | None) -> Plan:
+        """What has to be saved of the session's log; `pos` 0 and a notice where that is not possible."""
         parts = spec_parts(cache.layout(), model.spec_extra)
         spec = spec_id(cache.layout(), model.spec_extra)
         with self.sessions.database.reading() as db:
@@ -55,64 +58,39 @@ class Committer:
             ]
             saved = saved_chunks(db, mine, history)
         present = [chunk for chunk in saved if self.chunks.has(chunk.digest, chunk.size)]
-        pos = common_prefix(history.log, pack_ids(cache.tokens))
-        plan = {group.name: self._new(group, pos, present) for group in cache.groups}
-        if pos == 0 or not cache.groups:
-            return KVCommit(0, 0)
-        if not all(_can_stand(g, pos, present, plan[g.name]) for g in cache.groups):
-            return KVCommit(
-                0, 0, f"The KV cache was not saved: at token {pos} it no longer holds the rows to go on from there."
-            )
-        new: list[Encoded] = []
-        written = 0
-        try:
-            for group in cache.groups:
-                keys = prefix_keys(history.log, seed(model.model_id, spec, group.name), plan[group.name])
-                for a, b in plan[group.name]:
-                    head = ChunkHead(group.name, a, b, keys[a, b])
-                    chunk = encode_chunk(head, to_tensors(group.export_rows(a, b), group.shapes(b - a)))
-                    written += self.chunks.put(chunk)
-                    new.append(Encoded(head, (), chunk.digest, chunk.size))  # without the bytes: memory stays flat
-        except OSError as error:
-            raise StoreError(
-                f"The KV cache could not be written to {self.chunks.root} ({error.strerror}); the chat is kept, "
-                "only reopening it will take longer."
-            ) from error
-        gone = [chunk for chunk in saved if chunk not in present]
-        self._refer(session_id, history, pos, model, (spec, parts), rng, new, gone, before + written)
-        return KVCommit(pos, written)
+        gone = tuple(chunk for chunk in saved if chunk not in present)
+        pos = common_prefix(history.log, pack_ids(cache.tokens)) if cache.groups else 0
+        new = {group.name: _new(group, pos, present) for group in cache.groups}
+        notice = None
+        if not all(_can_stand(g, pos, present, new[g.name]) for g in cache.groups):
+            notice = f"The KV cache was not saved: at token {pos} it no longer holds the rows to go on from there."
+            pos, new = 0, {}
+        heads = []
+        for group, ranges in new.items():
+            keys = prefix_keys(history.log, seed(model.model_id, spec, group), ranges)
+            heads += [ChunkHead(group, a, b, keys[a, b]) for a, b in ranges]
+        needed = {group.name: group.required(pos) for group in cache.groups} if pos else {}
+        return Plan(session_id, pos, history.head, model, spec, parts, rng, tuple(heads), needed, tuple(present), gone,
+                    notice)  # fmt: skip
 
-    def _refer(
-        self, session_id: str, history: History, pos: int, model: ModelIdentity, spec: tuple[str, dict[str, str]],
-        rng: bytes | None, new: list[Encoded], gone: list[SavedChunk], written: int,
-    ) -> None:  # fmt: skip
-        with self.sessions.database.writing() as db:
-            row = db.execute("SELECT head FROM session WHERE id = ?", (session_id,)).fetchone()
-            if row is None or row[0] != history.head:
-                raise SessionChangedError(
-                    f"Session {session_id} was changed by another process while its KV cache was saved; open it again."
-                )
-            for chunk in gone:
-                if not self.chunks.has(chunk.digest, chunk.size):
-                    db.execute("DELETE FROM chunk WHERE digest = ?", (chunk.digest,))
-            if not all(self.chunks.has(chunk.digest, chunk.size) for chunk in new):
-                raise _Vanished(written)
-            save_spec(db, *spec)
-            save_commit(db, session_id, pos, history.head, save_model(db, model), spec[0], rng, new)
-            db.execute(
-                "UPDATE session SET kv_written = kv_written + ?, spec_id = ? WHERE id = ?",
-                (written, spec[0], session_id),
-            )
 
-    def _new(self, group: LayerGroup, pos: int, saved: list[SavedChunk]) -> list[Range]:
-        """The chunks to write for one group: rows held and not saved yet, cut on its grid."""
-        grid = Grid(group)
-        held = clipped(group.held(), pos)
-        mine = [chunk for chunk in saved if chunk.head.group == group.name]
-        out: list[Range] = []
-        for a, b in without(held, [(chunk.head.a, chunk.end) for chunk in mine]):
-            out += grid.cut(_merge_start(a, mine, held, grid), b)
-        return out
+def encoded(plan: Plan, cache: KVCacheLike) -> Iterator[Encoded]:
+    """The plan's chunks, one at a time: memory stays flat if the caller lets go of each before the next."""
+    groups = {group.name: group for group in cache.groups}
+    for head in plan.heads:
+        group = groups[head.group]
+        yield encode_chunk(head, to_tensors(group.export_rows(head.a, head.b), group.shapes(head.b - head.a)))
+
+
+def _new(group: LayerGroup, pos: int, saved: list[SavedChunk]) -> list[Range]:
+    """The chunks to write for one group: rows held and not saved yet, cut on its grid."""
+    grid = Grid(group)
+    held = clipped(group.held(), pos)
+    mine = [chunk for chunk in saved if chunk.head.group == group.name]
+    out: list[Range] = []
+    for a, b in without(held, [(chunk.head.a, chunk.end) for chunk in mine]):
+        out += grid.cut(_merge_start(a, mine, held, grid), b)
+    return out
 
 
 def _merge_start(a: int, saved: list[SavedChunk], held: list[Range], grid: Grid) -> int:

@@ -44,21 +44,21 @@ class ChunkHead:
 
 @dataclass(frozen=True)
 class Encoded:
-    """A chunk ready to be written: `digest` is its name, `size` its bytes."""
+    """A chunk ready to be written: `digest` is its name, `size` its bytes.
+
+    `data` is a copy, so that another thread may write it while the cache's buffers go on; empty once it is on disk.
+    """
 
     head: ChunkHead
-    parts: tuple[bytes | memoryview, ...]
+    data: bytes
     digest: str
     size: int
 
 
 def encode_chunk(head: ChunkHead, tensors: Tensors) -> Encoded:
     """Raises ValueError if a name, dtype or shape is one the reader would refuse."""
-    parts = tuple(encode(tensors, head.metadata()))
-    h = xxhash.xxh3_128()
-    for part in parts:
-        h.update(part)
-    return Encoded(head, parts, h.hexdigest(), sum(len(part) for part in parts))
+    data = b"".join(encode(tensors, head.metadata()))
+    return Encoded(head, data, xxhash.xxh3_128_hexdigest(data), len(data))
 
 
 def prefix_keys(ids: array[int], seed: str, ranges: Iterable[Range]) -> dict[Range, str]:

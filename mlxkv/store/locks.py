@@ -1,18 +1,23 @@
-"""One process at a time per session: flock, which the kernel releases even on kill -9. Any thread.
+"""Who may touch what: one process at a time per session, one writer at a time in the KV folder. Any thread.
 
-The file names its holder for the message; it is the lock that counts, not the file.
+flock, which the kernel releases even on kill -9. The file names its holder for the message; it is the lock that
+counts, not the file.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from mlxkv.errors import SessionLockedError, StoreError
-from mlxkv.store.ids import checked_ulid
+from mlxkv.store.ids import checked_ulid, is_ulid
+
+ATTEMPTS = 5  # `open_sessions` of another process holds a lock for a moment
+_FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 def lock_path(folder: Path, session_id: str) -> Path:
@@ -26,23 +31,65 @@ def locked(folder: Path, session_id: str) -> Iterator[None]:
     Raises:
         SessionLockedError: names the process that holds it. StoreError: the lock file cannot be made.
     """
-    path = lock_path(folder, session_id)
+    fd = _opened(lock_path(folder, session_id))
     try:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise StoreError(f"The lock {path} cannot be made ({error.strerror}); check the folder.") from error
-    try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise SessionLockedError(
-                f"Session {session_id} is open in process {_holder(fd)}; close it there or fork the session."
-            ) from error
+        for attempt in range(ATTEMPTS):
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError as error:
+                if attempt == ATTEMPTS - 1:
+                    raise SessionLockedError(
+                        f"Session {session_id} is open in process {_holder(fd)}; close it there or fork the session."
+                    ) from error
+                time.sleep(0.01)
         os.ftruncate(fd, 0)
         os.pwrite(fd, str(os.getpid()).encode(), 0)
         yield
     finally:
         os.close(fd)
+
+
+def open_sessions(folder: Path) -> set[str]:
+    """The sessions that some process, this one included, holds right now."""
+    found = set()
+    with suppress(OSError):
+        for name in filter(is_ulid, os.listdir(folder)):
+            with suppress(OSError):
+                fd = os.open(folder / name, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+                try:
+                    fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                except OSError:
+                    found.add(name)
+                finally:
+                    os.close(fd)
+    return found
+
+
+@contextmanager
+def kv_lock(folder: Path, wait: bool = True) -> Iterator[bool]:
+    """Be the only one that writes chunks, in all processes; whether that is so. Not `wait`: only if it is free.
+
+    Raises:
+        StoreError: the lock file cannot be made.
+    """
+    fd = _opened(folder / "kv")
+    try:
+        held = True
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except OSError:
+            held = False
+        yield held
+    finally:
+        os.close(fd)
+
+
+def _opened(path: Path) -> int:
+    try:
+        return os.open(path, _FLAGS, 0o600)
+    except OSError as error:
+        raise StoreError(f"The lock {path} cannot be made ({error.strerror}); check the folder.") from error
 
 
 def _holder(fd: int) -> str:

@@ -15,7 +15,7 @@ from mlxkv.errors import CorruptError, StoreError
 from mlxkv.store.files import Step, no_step
 
 APPLICATION_ID = 0x6D6C786B  # "mlxk"
-VERSION = 1
+VERSION = 2
 
 SCHEMA = """
 CREATE TABLE meta(key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
@@ -25,7 +25,8 @@ CREATE TABLE session(
   id TEXT PRIMARY KEY, title TEXT NOT NULL, created REAL NOT NULL, updated REAL NOT NULL,
   model TEXT NOT NULL REFERENCES model(id), spec_id TEXT REFERENCES spec(id),
   system TEXT, params TEXT NOT NULL, parent TEXT REFERENCES session(id) ON DELETE SET NULL, forked_at INTEGER,
-  flags INTEGER NOT NULL DEFAULT 0, head TEXT NOT NULL, kv_written INTEGER NOT NULL DEFAULT 0) STRICT;
+  flags INTEGER NOT NULL DEFAULT 0, head TEXT NOT NULL, kv_written INTEGER NOT NULL DEFAULT 0,
+  needed TEXT NOT NULL DEFAULT '') STRICT;
 CREATE TABLE turn(
   id INTEGER PRIMARY KEY, session TEXT NOT NULL REFERENCES session(id) ON DELETE CASCADE, i INTEGER NOT NULL,
   role TEXT NOT NULL, text TEXT NOT NULL, thinking TEXT NOT NULL, state TEXT NOT NULL, params TEXT NOT NULL,
@@ -51,7 +52,7 @@ CREATE TABLE filehash(
 CREATE VIRTUAL TABLE turn_fts USING fts5(text, thinking, content='turn', content_rowid='id');
 """
 
-MIGRATIONS: dict[int, str] = {}
+MIGRATIONS: dict[int, str] = {1: "ALTER TABLE session ADD COLUMN needed TEXT NOT NULL DEFAULT ''"}
 """SQL from version n to n + 1."""
 
 
@@ -177,6 +178,10 @@ class Database:
     def _rollback(self) -> None:
         if self.db.in_transaction:
             self.db.execute("ROLLBACK")
+
+    def again(self) -> Database:
+        """A second connection, for the calling thread."""
+        return Database(connect(self.path), self.path, self.before)
 
     def quick_check(self) -> None:
         with database_errors(self.path):

@@ -1,44 +1,62 @@
 """SessionStore: the door to everything on disk. Opens the two folders, and hands each call to the part that owns it.
 
-One object per process, used by the thread that opened it (the engine's).
+One object per process, used by the thread that opened it (the engine's). Rows reach the disk on a thread of their own
+(writer.py); what is asked for next waits for them where it has to.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mlxkv.config import Folders, private_folder
+from mlxkv.config import DISK_LIMIT, Folders, private_folder
 from mlxkv.events import Branch, ChatSummary, Sibling
 from mlxkv.store.chunks import ChunkFiles
-from mlxkv.store.commit import Committer
+from mlxkv.store.commit import Committer, encoded
 from mlxkv.store.family import siblings, tree
 from mlxkv.store.files import Files, Step, no_step
+from mlxkv.store.format import Encoded
 from mlxkv.store.identity import ModelIdentity
-from mlxkv.store.locks import lock_path, locked
+from mlxkv.store.locks import kv_lock, lock_path, locked, open_sessions
 from mlxkv.store.opening import RememberedHashes, open_database
 from mlxkv.store.ports import KVCacheLike
+from mlxkv.store.quota import Quota, disk_usage
 from mlxkv.store.records import KVCommit, Restored, SearchHit, SessionRecord, TurnRecord
 from mlxkv.store.refs import copy_commits
 from mlxkv.store.restore import Restorer
 from mlxkv.store.schema import Database
 from mlxkv.store.sessions import Sessions
+from mlxkv.store.writer import ATTEMPTS, ChunkVanishedError, Job, Writer, remove_unused
 
 
 class SessionStore:
     """Sessions with their KV cache. Every method may raise StoreError; each says what else."""
 
-    def __init__(self, database: Database, chunks: ChunkFiles, locks: Path) -> None:
+    def __init__(self, database: Database, chunks: ChunkFiles, locks: Path, disk_limit: int | None) -> None:
         self.file_hashes = RememberedHashes(database)
         self._database, self._chunks, self._locks = database, chunks, locks
         self._sessions = Sessions(database)
         self._held: set[str] = set()
+        self._quota = Quota(disk_limit, chunks, lambda: open_sessions(locks))
+        self._writer = Writer(database.again, lambda: kv_lock(locks), chunks, self._quota)
+        self._saving: dict[str, tuple[Job, int]] = {}  # the newest save of a session and its bytes
+        self._told: dict[str, str] = {}  # the last notice of a session: the same one is not repeated
 
     @classmethod
-    def open(cls, folders: Folders, before: Step = no_step) -> SessionStore:
+    def open(
+        cls,
+        folders: Folders,
+        before: Step = no_step,
+        *,
+        disk_limit: int | None = DISK_LIMIT,
+        files: Files | None = None,
+    ) -> SessionStore:
         """Open or make the store; `before` is called before each step on disk (tests crash there).
+
+        `disk_limit`: bytes for everything in the KV folder, None for as much as the disk has.
 
         Raises:
             StoreError: another program's or a newer format, or the database is gone though there was one.
@@ -46,9 +64,9 @@ class SessionStore:
         """
         data, kv = private_folder(folders.data), private_folder(folders.cache / "kv")
         locks = private_folder(data / "locks")
-        files = Files(before)
+        files = files or Files(before)
         database = open_database(data, files)
-        store = cls(database, ChunkFiles(kv, files), locks)
+        store = cls(database, ChunkFiles(kv, files), locks, disk_limit)
         try:
             store._sweep()
         except BaseException:
@@ -57,6 +75,8 @@ class SessionStore:
         return store
 
     def close(self) -> None:
+        """Wait for what is being saved, and let go of the database."""
+        self._writer.wait()
         self._database.close()
 
     def __enter__(self) -> SessionStore:
@@ -94,6 +114,7 @@ class SessionStore:
         Raises:
             SessionChangedError: see add_turn. StoreError: the last turn is not open.
         """
+        self._wait(session_id)  # its rows are saved under the head that is about to change
         return self._sessions.update_open_turn(session_id, turn, head, reopen)
 
     def load(self, session_id: str) -> SessionRecord:
@@ -147,6 +168,7 @@ class SessionStore:
         Raises:
             SessionNotFoundError. StoreError: it has fewer turns.
         """
+        self._wait(session_id)
         with self._database.writing() as db:
             new_id, history = self._sessions.fork(db, session_id, num_turns)
             copy_commits(db, session_id, new_id, history)
@@ -159,17 +181,18 @@ class SessionStore:
         Raises:
             SessionNotFoundError. SessionLockedError: it is open in another process.
         """
-        with self.lock(session_id) if session_id not in self._held else _nothing():
+        with self.lock(session_id) if session_id not in self._held else nullcontext():
+            self._writer.wait()
             with self._database.writing() as db:
                 self._sessions.delete(db, session_id)
-            self._remove_unused()
+            remove_unused(self._database, self._chunks)
             self._chunks.empty_quarantine()
             with suppress(OSError):
                 self._chunks.files.remove(lock_path(self._locks, session_id))
 
     @contextmanager
     def lock(self, session_id: str) -> Iterator[None]:
-        """Hold the session; the kernel lets go when the process ends, however it ends.
+        """Hold the session; the kernel lets go when the process ends, however it ends. Leaving waits for its rows.
 
         Raises:
             SessionLockedError: names the process that holds it.
@@ -179,20 +202,88 @@ class SessionStore:
             try:
                 yield
             finally:
+                self._wait(session_id)
                 self._held.discard(session_id)
 
     # -- KV --------------------------------------------------------------------------------------------
 
+    def save_kv(self, session_id: str, cache: KVCacheLike, model: ModelIdentity, rng: bytes | None = None) -> KVCommit:
+        """Hand over the rows that are new since the last commit on this history, and the sampler's state.
+
+        Returns once the cache may go on: the rows are written by another thread. `notice` also says what became of the
+        save before this one, if that failed; its rows are tried again with this one.
+
+        Raises:
+            StoreError: the turns (not the rows) cannot be read.
+        """
+        failed = self.flush(session_id)
+        _, commit = self._hand_over(session_id, cache, model, rng)
+        return replace(commit, notice=commit.notice or failed)
+
     def commit_kv(
         self, session_id: str, cache: KVCacheLike, model: ModelIdentity, rng: bytes | None = None
     ) -> KVCommit:
-        """Save the rows that are new since the last commit on this history, and the sampler's state.
+        """`save_kv`, and wait until it is on disk.
 
         Raises:
-            SessionChangedError: the history moved meanwhile. StoreError: a write failed; nothing was left behind and
+            SessionChangedError: the history is another one now. StoreError: a write failed; nothing was left behind and
             the next call tries again.
         """
-        return Committer(self._sessions, self._chunks).commit(session_id, cache, model, rng)
+        self.flush(session_id)
+        written = 0
+        for attempt in range(ATTEMPTS):
+            job, commit = self._hand_over(session_id, cache, model, rng)
+            if job is None:
+                break
+            self._writer.wait(job)
+            written += job.bytes_written
+            del self._saving[session_id]
+            commit = replace(commit, bytes_written=written)
+            if job.error is None:
+                break
+            if not isinstance(job.error, ChunkVanishedError) or attempt == ATTEMPTS - 1:
+                raise job.error
+        return commit
+
+    def _hand_over(
+        self, session_id: str, cache: KVCacheLike, model: ModelIdentity, rng: bytes | None
+    ) -> tuple[Job | None, KVCommit]:
+        plan = Committer(self._sessions, self._chunks).plan(session_id, cache, model, rng)
+        plan = self._quota.fitted(plan, cache.groups)
+        notice = self._once(session_id, plan.notice)
+        if not plan.pos:
+            return None, KVCommit(0, 0, notice)
+        new = total = 0
+
+        def counted() -> Iterator[Encoded]:
+            nonlocal new, total
+            for chunk in encoded(plan, cache):
+                total += chunk.size
+                new += 0 if self._chunks.has(chunk.digest, chunk.size) else chunk.size
+                yield chunk
+
+        job = self._writer.hand_over(plan, counted())
+        self._saving[session_id] = job, total
+        return job, KVCommit(plan.pos, new, notice)
+
+    def flush(self, session_id: str) -> str | None:
+        """Wait for the session's rows to be on disk; one sentence if that failed, told once."""
+        self._wait(session_id)
+        job, _ = self._saving.pop(session_id, (None, 0))
+        if job is None or job.failure is None:
+            return None
+        return self._once(session_id, f"The KV cache could not be saved, the chat is ({job.failure})")
+
+    def _wait(self, session_id: str) -> None:
+        if session_id in self._saving:
+            self._writer.wait(self._saving[session_id][0])
+
+    def _once(self, session_id: str, notice: str | None) -> str | None:
+        """None for the notice that was given last."""
+        if notice is None or self._told.get(session_id) == notice:
+            return None
+        self._told[session_id] = notice
+        return notice
 
     def restore_kv(self, session_id: str, cache: KVCacheLike, model: ModelIdentity, ids: Sequence[int]) -> Restored:
         """Reset the cache and fill it with the longest saved prefix of `ids`.
@@ -203,25 +294,36 @@ class SessionStore:
         Raises:
             SessionNotFoundError. CorruptError: the turns (not the rows) are damaged.
         """
+        self._wait(session_id)
         return Restorer(self._sessions, self._chunks).restore(session_id, cache, model, ids)
 
     def disk_bytes(self, session_id: str) -> int:
-        """Bytes of the chunks the session refers to, shared ones included."""
+        """Bytes of the chunks the session refers to, shared ones and those on their way to the disk included."""
+        job, waiting = self._saving.get(session_id, (None, 0))
         with self._database.reading() as db:
-            return db.execute(
+            saved = db.execute(
                 "SELECT coalesce(sum(size), 0) FROM chunk WHERE digest IN (SELECT r.chunk FROM kv_ref r"
                 " JOIN kv_commit c ON c.id = r.kv_commit WHERE c.session = ?)",
                 (session_id,),
             ).fetchone()[0]
+        return saved + (waiting if job is not None and not job.is_done else 0)
 
-    def num_bytes_written(self, session_id: str) -> int:
-        """KV bytes ever written for this session."""
+    def num_bytes_written(self, session_id: str | None = None) -> int:
+        """KV bytes ever written for this session, or by this store, chats that were deleted included."""
         with self._database.reading() as db:
-            row = db.execute("SELECT kv_written FROM session WHERE id = ?", (session_id,)).fetchone()
+            if session_id is None:
+                row = db.execute("SELECT CAST(value AS INTEGER) FROM meta WHERE key = 'kv_written'").fetchone()
+            else:
+                row = db.execute("SELECT kv_written FROM session WHERE id = ?", (session_id,)).fetchone()
         return row[0] if row else 0
 
+    def disk_usage(self) -> int:
+        """Bytes that the KV folder takes on the disk, everything in it included."""
+        return disk_usage(self._chunks.root)
+
     def _sweep(self) -> None:
-        """Remove what crashes left behind, asking the database again under its lock before a chunk goes."""
+        """Remove what crashes left behind, asking the database again under its lock before a chunk goes; then go under
+        the disk limit, which may have been lowered."""
         with self._database.reading() as db:
             stale = self._chunks.stale({row[0] for row in db.execute("SELECT digest FROM chunk")})
         if stale:
@@ -231,17 +333,6 @@ class SessionStore:
                     if path.stem not in known:
                         with suppress(OSError):
                             self._chunks.files.remove(path)
-
-    def _remove_unused(self) -> None:
-        """Unlink under the database's write lock: a commit checks under the same lock that its chunks are there."""
-        with self._database.writing() as db:
-            unused = db.execute("SELECT digest FROM chunk WHERE digest NOT IN (SELECT chunk FROM kv_ref)").fetchall()
-            for (digest,) in unused:
-                with suppress(OSError):  # one that cannot be removed stays listed, for the next time
-                    self._chunks.remove(digest)
-                    db.execute("DELETE FROM chunk WHERE digest = ?", (digest,))
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield
+        with kv_lock(self._locks, wait=False) as alone:
+            if alone:
+                self._quota.enforce(self._database)

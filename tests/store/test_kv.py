@@ -189,21 +189,37 @@ def test_a_template_alone_does_not_matter(talk: Talk) -> None:
     assert talk.store.restore_kv(talk.id, FakeCache(), other, talk.cache.tokens).tokens == 100
 
 
-def test_rows_of_a_history_that_moved_are_not_committed(folders: Folders, talk: Talk) -> None:
+@pytest.mark.parametrize("what", ["adds a turn", "replaces the reply", "deletes the chat"])
+def test_rows_are_only_committed_on_the_history_they_were_computed_from(
+    folders: Folders, talk: Talk, what: str
+) -> None:
     talk.turn(100)
-    talk.store.add_turn(talk.id, TurnRecord("user", "more", (1, 2)))
+    before = chunk_files(folders)
+    talk.store.add_turn(talk.id, TurnRecord("assistant", "more", (1, 2), state="open"))
     talk.cache.feed([1, 2])
     export = talk.cache.groups[0].export_rows
 
     def other_process_writes(a: int, b: int) -> dict:
         with SessionStore.open(folders) as other:
             other.load(talk.id)
-            other.add_turn(talk.id, TurnRecord("user", "from elsewhere", (3,)))
+            if what == "adds a turn":
+                other.add_turn(talk.id, TurnRecord("user", "from elsewhere", (3,)))
+            elif what == "replaces the reply":
+                other.update_open_turn(talk.id, TurnRecord("assistant", "other", (7, 8)))
+            else:
+                other.delete(talk.id)
         return export(a, b)
 
     talk.cache.groups[0].export_rows = other_process_writes  # type: ignore[method-assign]
+    if what == "adds a turn":  # they are rows of the beginning still
+        assert talk.store.commit_kv(talk.id, talk.cache, model()).pos == 102
+        fresh, ids = FakeCache(run=1), talk.store.load(talk.id).log
+        assert talk.store.restore_kv(talk.id, fresh, model(), ids).tokens == 102
+        assert fresh.state() == talk.cache.state()
+        return
     with pytest.raises(SessionChangedError):
         talk.store.commit_kv(talk.id, talk.cache, model())
+    assert chunk_files(folders) == (set() if what == "deletes the chat" else before)
 
 
 def test_a_session_that_was_never_saved_restores_nothing_silently(store: SessionStore) -> None:

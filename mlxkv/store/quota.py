@@ -1,0 +1,209 @@
+"""The disk limit: how much lies in the KV folder, what goes first when there is no room, what never goes.
+
+One hard limit over every file and folder there, temporary and quarantined ones included, kept before a byte is written.
+Whoever calls `make_room` holds the KV lock, so that what is counted stays true until it is written. Writer thread.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sqlite3
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from mlxkv.errors import StoreError
+from mlxkv.store.chunks import ChunkFiles
+from mlxkv.store.commit import Plan
+from mlxkv.store.format import ChunkHead
+from mlxkv.store.ports import LayerGroup, Range
+from mlxkv.store.ranges import covers
+from mlxkv.store.schema import Database
+
+FILE_HEADER = 512  # bytes, and for each tensor:
+TENSOR_HEADER = 128
+BLOCK = 4096  # bytes; file systems give space in such pieces
+HEADROOM = 8 * BLOCK  # a write may also need a folder, and a folder may grow
+ANY_AGE = -3600.0  # seconds; under the KV lock nobody is writing, so whatever lies about was left behind
+
+
+def disk_usage(root: Path) -> int:
+    """Bytes that `root` and everything below it take on the disk, as `du` counts them; 0 if it is not there."""
+    total = 0
+    todo = [root]
+    with suppress(OSError):
+        total += os.lstat(root).st_blocks * 512
+    while todo:
+        with suppress(OSError), os.scandir(todo.pop()) as entries:
+            for entry in entries:
+                with suppress(OSError):
+                    total += entry.stat(follow_symlinks=False).st_blocks * 512
+                    if entry.is_dir(follow_symlinks=False):
+                        todo.append(Path(entry.path))
+    return total
+
+
+def on_disk(size: int) -> int:
+    """What a file of `size` bytes takes."""
+    return -(-size // BLOCK) * BLOCK
+
+
+@dataclass
+class _Candidate:
+    """A chunk that may go. `is_needed`: a session cannot be resumed without it."""
+
+    digest: str
+    size: int
+    a: int
+    b: int
+    is_needed: bool = False
+    is_kept: bool = False  # needed by a session that is open
+    updated: float = 0.0
+
+    @property
+    def order(self) -> tuple[bool, float, int]:
+        """Rows that left every window first, then the chats that rest longest; of these the end first, since the
+        beginning is of use without it."""
+        return self.is_needed, self.updated, -self.b if self.is_needed else self.a
+
+
+@dataclass
+class Quota:
+    """`limit` bytes for everything in the KV folder, None for no limit.
+
+    `open_sessions` names the sessions that are open, in this process or another.
+    """
+
+    limit: int | None
+    chunks: ChunkFiles
+    open_sessions: Callable[[], set[str]]
+
+    def fitted(self, plan: Plan, groups: Sequence[LayerGroup]) -> Plan:
+        """The plan if this session alone stays under the limit, else for the longest beginning of the log that does."""
+        if self.limit is None or not plan.pos:
+            return plan
+        limit = self.limit - 2 * HEADROOM
+        ends = {plan.pos, *(head.b for head in plan.heads), *(chunk.end for chunk in plan.kept)}
+        for pos in sorted((end for end in ends if end <= plan.pos), reverse=True):
+            needed = {group.name: group.required(pos) for group in groups}
+            heads = tuple(head for head in plan.heads if head.b <= pos)
+            kept = [c for c in plan.kept if _overlaps(needed, c.head.group, c.head.a, c.end)]
+            have = [(h.group, h.a, h.b) for h in heads] + [(c.head.group, c.head.a, c.end) for c in kept]
+            if not all(covers([(a, b) for g, a, b in have if g == name], want) for name, want in needed.items()):
+                continue
+            size = sum(on_disk(chunk.size) + BLOCK for chunk in kept)
+            if size + sum(on_disk(_estimate(head, groups)) + BLOCK for head in heads) <= limit:
+                if pos == plan.pos:
+                    return plan
+                notice = f"{pos:,} of {plan.pos:,} tokens of this chat's KV cache"
+                break
+        else:
+            pos, heads, needed, notice = 0, (), {}, "Nothing of this chat's KV cache"
+        notice += (
+            f" fits the disk limit of {self.limit / 1e9:.3g} GB; raise `disk_limit` to resume without reading again."
+        )
+        return replace(plan, pos=pos, heads=heads, needed=needed, notice=notice)
+
+    def make_room(self, database: Database, size: int, plan: Plan, new: Iterable[str]) -> None:
+        """Remove until a file of `size` bytes fits; what the plan needs and the digests in `new` stay.
+
+        Raises:
+            StoreError: it cannot fit.
+        """
+        if self.limit is None:
+            return
+        self._shrink(database, self.limit - on_disk(size) - HEADROOM, set(new), (plan.session_id, plan.needed))
+        if disk_usage(self.chunks.root) + on_disk(size) + HEADROOM > self.limit:
+            raise StoreError(
+                f"The KV cache was not saved: open chats fill the disk limit of {self.limit / 1e9:.3g} GB; "
+                "raise `disk_limit`."
+            )
+
+    def enforce(self, database: Database) -> None:
+        """Go under the limit, as far as open sessions allow."""
+        if self.limit is not None:
+            self._shrink(database, self.limit, set(), None)
+
+    def _shrink(
+        self, database: Database, target: int, keep: set[str], saving: tuple[str, Mapping[str, list[Range]]] | None
+    ) -> None:
+        used = disk_usage(self.chunks.root)
+        if used <= target:
+            return
+        with database.reading() as db:
+            known = {row[0] for row in db.execute("SELECT digest FROM chunk")}
+        for path in self.chunks.stale(known | keep, ANY_AGE):
+            if used <= target:
+                return
+            used -= self._remove(path)
+        victims = []
+        with database.writing() as db:
+            for chunk in self._candidates(db, saving):
+                if used <= target:
+                    break
+                if not chunk.is_kept and chunk.digest not in keep:
+                    used -= on_disk(chunk.size)
+                    victims.append(chunk.digest)
+            db.executemany("DELETE FROM chunk WHERE digest = ?", [(digest,) for digest in victims])
+        for (
+            digest
+        ) in victims:  # after the commit: a crash in between leaves files without a reference, never the reverse
+            self._remove(self.chunks.path(digest))
+
+    def _remove(self, path: Path) -> int:
+        with suppress(OSError):
+            if path.is_dir() and not path.is_symlink():  # somebody put it where a chunk was
+                size = disk_usage(path)
+                shutil.rmtree(path)
+            else:
+                size = os.lstat(path).st_blocks * 512
+                self.chunks.files.remove(path)
+            return size
+        return 0
+
+    def _candidates(
+        self, db: sqlite3.Connection, saving: tuple[str, Mapping[str, list[Range]]] | None
+    ) -> list[_Candidate]:
+        is_open = self.open_sessions()
+        needed: dict[str, Mapping[str, list[Range]] | None] = {}
+        updated: dict[str, float] = {}
+        for session, when, text in db.execute("SELECT id, updated, needed FROM session"):
+            updated[session], needed[session] = when, _ranges(text)
+        if saving:
+            is_open.add(saving[0])
+            needed[saving[0]] = saving[1]
+        found: dict[str, _Candidate] = {}
+        for digest, size, group, a, b, session in db.execute(
+            "SELECT k.digest, k.size, k.grp, k.a, k.b, c.session FROM chunk k"
+            " LEFT JOIN kv_ref r ON r.chunk = k.digest LEFT JOIN kv_commit c ON c.id = r.kv_commit"
+        ):
+            chunk = found.setdefault(digest, _Candidate(digest, size, a, b))
+            if session is not None:
+                chunk.updated = max(chunk.updated, updated.get(session, 0.0))
+                if _overlaps(needed.get(session), group, a, b):
+                    chunk.is_needed = True
+                    chunk.is_kept = chunk.is_kept or session in is_open
+        return sorted(found.values(), key=lambda chunk: chunk.order)
+
+
+def _ranges(text: str) -> Mapping[str, list[Range]] | None:
+    """None: not known, so everything may be needed."""
+    try:
+        table = json.loads(text)
+        return {group: [(int(a), int(b)) for a, b in ranges] for group, ranges in table.items()} or None
+    except (ValueError, TypeError, AttributeError):
+        return None
+
+
+def _estimate(head: ChunkHead, groups: Sequence[LayerGroup]) -> int:
+    """Bytes of the file, or a little more."""
+    group = next(group for group in groups if group.name == head.group)
+    rows = head.b - head.a
+    return rows * group.row_bytes + FILE_HEADER + TENSOR_HEADER * len(group.shapes(rows))
+
+
+def _overlaps(needed: Mapping[str, list[Range]] | None, group: str, a: int, b: int) -> bool:
+    return needed is None or any(a < high and low < b for low, high in needed.get(group, ()))
