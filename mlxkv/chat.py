@@ -309,7 +309,7 @@ class Chat:
         elif title:
             said.rename(title)
         if self.cache.tokens:
-            said.save_rows(self.cache)
+            said.save_rows(self.cache, wait=True)
         return str(said.session_id)
 
     def load(self, record: SessionRecord) -> None:
@@ -328,9 +328,9 @@ class Chat:
         self._autosave = False
         self._said.detach()
 
-    def close(self) -> None:
-        """Let another process open the session."""
-        self._said.close()
+    def close(self) -> str | None:
+        """Let another process open the session, once its rows are on disk; one sentence if they could not be saved."""
+        return self._said.close()
 
     def __enter__(self) -> Chat:
         return self

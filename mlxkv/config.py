@@ -6,6 +6,7 @@ A variable that is empty counts as not set, as with the XDG variables.
 
 from __future__ import annotations
 
+import math
 import os
 import stat
 import tomllib
@@ -15,8 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from mlxkv.errors import ConfigError
-
-DISK_LIMIT = 20 * 10**9  # bytes of KV on disk
 
 
 @dataclass(frozen=True)
@@ -84,6 +83,7 @@ class Settings:
     window: int | None = None
     sinks: int | str = "system"
     kv_bits: int | None = None
+    disk_limit: float | None = 20.0  # GB of KV cache on disk; None for as much as the disk has
     theme: str = "textual-dark"
     plain: bool = False
 
@@ -91,6 +91,10 @@ class Settings:
     def bounds_cache(self) -> bool:
         """Whether the user set anything about the cache; else a resumed chat keeps its own bounds."""
         return (self.window, self.sinks, self.kv_bits) != (None, "system", None)
+
+    @property
+    def disk_limit_bytes(self) -> int | None:
+        return None if self.disk_limit is None else int(self.disk_limit * 1e9)
 
     @property
     def sampling(self) -> dict[str, Any]:
@@ -135,6 +139,8 @@ def _apply(settings: Settings, values: Mapping[str, Any], where: Callable[[str],
             raise ConfigError(f"{where(key)} is no setting; the settings are {', '.join(kinds)}.")
         try:
             settings = replace(settings, **{key: _convert(key, kinds[key], value)})
+            if key == "disk_limit" and settings.disk_limit is not None and not 0 <= settings.disk_limit < math.inf:
+                raise ValueError(value)
         except (ValueError, KeyError, OverflowError) as error:
             raise ConfigError(f"{where(key)} is {value!r}; it must be {_rule(key, kinds[key])}.") from error
     return settings
@@ -167,6 +173,8 @@ def _integer(value: float | str) -> int:
 
 
 def _rule(key: str, kind: str) -> str:
+    if key == "disk_limit":
+        return 'a number of GB, 0 to keep none, or "none" for no limit'
     if key == "sinks":
         return 'a whole number or "system"'
     rule = {"bool": "true or false", "int": "a whole number", "float": "a number", "str": "text"}[kind.split(" ")[0]]

@@ -28,6 +28,7 @@ class Conversation:
     def __init__(self, store: Callable[[], SessionStore], identity: Callable[[], ModelIdentity]) -> None:
         self._store, self._identity = store, identity
         self._lock = ExitStack()
+        self._holds: SessionStore | None = None  # the store that the lock is of
         self._reply_is_open = False
         self._bare_fork_of: str | None = None  # the session this one was forked from, while nothing was said in it
         self.session_id: str | None = None
@@ -147,9 +148,13 @@ class Conversation:
         """The family of forks this session belongs to; () where nothing is saved."""
         return self._store().tree(self.session_id) if self.session_id is not None else ()
 
-    def close(self) -> None:
-        """Let another process open the session."""
+    def close(self) -> str | None:
+        """Let another process open the session, once its rows are on disk; one sentence if they could not be saved."""
+        notice = None
+        if self.session_id is not None and self._holds is not None:
+            notice = self._holds.flush(self.session_id)
         self._lock.close()
+        return notice
 
     def detach(self) -> None:
         """Go on without the session: nothing of what follows is saved."""
@@ -158,12 +163,17 @@ class Conversation:
 
     # -- rows --------------------------------------------------------------------------------------------------------
 
-    def save_rows(self, cache: PromptCache) -> tuple[int, str | None]:
-        """Save the cache's new rows: bytes written, and a notice if that failed (the turns are safe already)."""
+    def save_rows(self, cache: PromptCache, wait: bool = False) -> tuple[int, str | None]:
+        """Save the cache's new rows: bytes written, and a notice if that failed (the turns are safe already).
+
+        Without `wait` the store writes them while the chat goes on, and tells of a failure the next time or at `close`.
+        """
         if not cache.can_save:
             return 0, None
+        store = self._store()
         try:
-            commit = self._store().commit_kv(str(self.session_id), cache, self._identity(), random_state())
+            save = store.commit_kv if wait else store.save_kv
+            commit = save(str(self.session_id), cache, self._identity(), random_state())
         except (OSError, StoreError) as error:
             return 0, f"The KV cache could not be saved, the chat is ({error})"
         return commit.bytes_written, commit.notice
@@ -190,7 +200,8 @@ class Conversation:
     def _enter(self, session_id: str) -> None:
         self._lock.close()
         self._lock = ExitStack()
-        self._lock.enter_context(self._store().lock(session_id))
+        self._holds = self._store()
+        self._lock.enter_context(self._holds.lock(session_id))
         self.session_id, self._reply_is_open = session_id, False
         self.read_only = self._bare_fork_of = None
 

@@ -97,7 +97,8 @@ def _chat(model: Model, request: PrintRequest, cache: CacheConfig | None, sampli
     try:
         yield chat
     finally:
-        chat.close()
+        if notice := chat.close():
+            print(clean(notice), file=sys.stderr)
         model.close()
 
 
@@ -125,7 +126,7 @@ def _restored(chat: Chat) -> str:
 
 
 def _event_json(event: PrefillProgress | TextDelta | Notice) -> dict[str, Any]:
-    name = {PrefillProgress: "prefill", TextDelta: "text", Notice: "notice"}[type(event)]
+    name = "prefill" if isinstance(event, PrefillProgress) else "text" if isinstance(event, TextDelta) else "notice"
     return {"type": name, **asdict(event)}
 
 

@@ -10,9 +10,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from mlxkv.config import DISK_LIMIT, Folders, private_folder
+from mlxkv.config import Folders, load_settings, private_folder
 from mlxkv.events import Branch, ChatSummary, Sibling
 from mlxkv.store.chunks import ChunkFiles
 from mlxkv.store.commit import Committer, encoded
@@ -47,21 +47,20 @@ class SessionStore:
 
     @classmethod
     def open(
-        cls,
-        folders: Folders,
-        before: Step = no_step,
-        *,
-        disk_limit: int | None = DISK_LIMIT,
+        cls, folders: Folders, before: Step = no_step, *, disk_limit: int | Literal["setting"] | None = "setting",
         files: Files | None = None,
-    ) -> SessionStore:
+    ) -> SessionStore:  # fmt: skip
         """Open or make the store; `before` is called before each step on disk (tests crash there).
 
-        `disk_limit`: bytes for everything in the KV folder, None for as much as the disk has.
+        `disk_limit`: bytes for everything in the KV folder, None for as much as the disk has; by default what the user
+        has set. Whoever opens the store goes by it, since opening already makes room.
 
         Raises:
             StoreError: another program's or a newer format, or the database is gone though there was one.
             CorruptError: the database is damaged. ConfigError: a folder is not private.
         """
+        if disk_limit == "setting":
+            disk_limit = load_settings(folders).disk_limit_bytes
         data, kv = private_folder(folders.data), private_folder(folders.cache / "kv")
         locks = private_folder(data / "locks")
         files = files or Files(before)
