@@ -6,27 +6,31 @@ block, the width and the `Look` only, never on the terminal, so that lines can b
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.segment import Segment
 from rich.style import Style
-from rich.text import Text
-from rich.theme import Theme
-from textual.strip import Strip
 
+from mlxkv.text import clean
 from mlxkv.tui.blocks import Block, Kind
+from mlxkv.tui.rows import Line, Row, wrap
 from mlxkv.tui.wording import stat_text
 
 if TYPE_CHECKING:
     from markdown_it import MarkdownIt
 
+    from mlxkv.tui.markdown import Inks
+
 EDGE = 3  # columns left of a reply
 PROSE = 120  # longer lines are hard to read
 WIDE = 100  # from here on a code block says its language
+LONG = 12  # lines of a question; a longer one is folded
+SHOWN = 8  # lines of a folded question
+
+BOLD = Style(bold=True)
+_style = lru_cache(128)(Style.parse)
 
 
 @dataclass(frozen=True)
@@ -45,24 +49,6 @@ class Renderer:
 
     def __init__(self, look: Look) -> None:
         self.look = look
-        bold = f"bold {look.accent}"
-        styles = {
-            **{f"markdown.h{n}": bold for n in (1, 2)},
-            **{f"markdown.h{n}": "bold" for n in (3, 4, 5, 6)},
-            "markdown.code": look.code_ink,
-            "markdown.code_bar": look.muted,
-            "markdown.item.bullet": look.accent,
-            "markdown.item.number": look.accent,
-            "markdown.block_quote": "italic",
-            "markdown.link": "underline",
-            "markdown.link_url": look.muted,
-            "markdown.hr": look.muted,
-            "markdown.table.header": "bold",
-            "markdown.table.border": look.muted,
-        }
-        self._console = Console(
-            file=io.StringIO(), width=80, color_system="truecolor", force_terminal=True, theme=Theme(styles)
-        )
 
     @cached_property
     def _parser(self) -> MarkdownIt:
@@ -70,86 +56,99 @@ class Renderer:
 
         return make_parser()
 
-    def strips(self, block: Block, width: int) -> list[Strip]:
+    @cached_property
+    def _inks(self) -> Inks:
+        from mlxkv.tui.markdown import Inks
+
+        look = self.look
+        return Inks(_style(look.accent), _style(look.code_ink), _style(look.muted), look.code)
+
+    def strips(self, block: Block, width: int) -> list[Row]:
         """The lines of `block`, with the blank line above it if it has one."""
         room = max(8, min(width - EDGE - 1, PROSE))
-        lines = [] if block.tight else [Strip.blank(0)]
+        muted = _style(self.look.muted)
+        rows = [] if block.tight else [Row([])]
         match block.kind:
             case Kind.USER:
-                lines += self._hang(Text(block.text, "bold"), room, Segment(" ❯ ", self._style(self.look.accent)))
+                rows += self._user(block, room)
+            case Kind.REPLY:
+                from mlxkv.tui.splitter import split
+
+                rows = [row for part in split(block.text) for row in self.strips(part, width)]
             case Kind.MARKDOWN:
-                lines += [_inset(line) for line in self._markdown(block.text, room)]
+                rows += [_row(*line) for line in self._markdown(block.text, room)]
             case Kind.CODE:
                 if block.info and width >= WIDE and not block.tight:
-                    lines.append(_inset([Segment(block.info, self._style(self.look.muted))]))
-                lines += [_inset(line) for line in self._code(block, room)]
+                    rows.append(_row([Segment(block.info, muted)], "\n"))
+                rows += [_row(*line, margin=EDGE + 2) for line in self._code(block, room)]
             case Kind.STATS:
                 assert block.stats is not None
                 text = stat_text(block.stats, room, block.kv_added, narrow=width < 60)
-                lines += self._hang(Text(text, self.look.muted), room, Segment(" " * EDGE))
+                rows += _hang(text, muted, room, Segment(" " * EDGE))
             case Kind.THOUGHT:
-                lines += self._hang(
-                    Text(block.text, self.look.muted), room, Segment(" ▸ ", self._style(self.look.muted))
-                )
+                rows += _hang(block.text, muted, room, Segment(" ▸ " if block.folded else " ▾ ", muted))
+                if not block.folded and block.detail:
+                    quiet = muted + Style(italic=True)
+                    rows += [_row([Segment("│ ", muted), *line], gap, margin=EDGE + 2)
+                             for line, gap in wrap([Segment(_plain(block.detail), quiet)], room - 2)]  # fmt: skip
             case Kind.META:
                 sign, text = ("✓", block.text[2:]) if block.text.startswith("✓ ") else ("·", block.text)
-                muted = self._style(self.look.muted)
-                lines += self._hang(Text(text, muted), room, Segment(f" {sign} ", muted))
+                rows += _hang(text, muted, room, Segment(f" {sign} ", muted))
             case Kind.ERROR:
-                error = self._style(self.look.error)
-                lines += self._hang(Text(block.text, error), room, Segment(" ✗ ", error))
-        return lines
+                error = _style(self.look.error)
+                rows += _hang(block.text, error, room, Segment(" ✗ ", error))
+        return rows
 
-    def _style(self, name: str) -> Style:
-        return Style.parse(name)
+    def _user(self, block: Block, room: int) -> list[Row]:
+        muted = _style(self.look.muted)
+        rows = _hang(block.text, BOLD, room, Segment(" ❯ ", _style(self.look.accent)))
+        if block.folded and len(rows) > LONG:
+            rest = len(rows) - SHOWN
+            rows = [*rows[:SHOWN], _row([Segment(f"▸ {rest:,} more lines", muted)], "\n")]
+        return rows
 
-    def _hang(self, text: Text, room: int, sign: Segment) -> list[Strip]:
-        """Plain text behind a sign in the left edge."""
-        text.stylize(text.style)  # Rich leaves the base style out when it renders a text without spans
-        text.expand_tabs(4)
-        lines = text.wrap(self._console, room, overflow="fold")
-        out: list[Strip] = []
-        for i, line in enumerate(lines):
-            line.rstrip()
-            line.end = ""
-            out.append(_inset(list(line.render(self._console)), sign if i == 0 else None))
-        return out
+    def _markdown(self, text: str, room: int) -> list[Line]:
+        from mlxkv.tui.markdown import Lines
 
-    def _markdown(self, text: str, room: int) -> list[list[Segment]]:
-        from mlxkv.tui.markdown import SafeMarkdown
-
-        options = self._console.options.update(width=room, height=None)
         try:
-            lines = self._console.render_lines(SafeMarkdown(text, self._parser, self.look.code), options, pad=False)
+            return Lines(text, self._parser, self._inks).lines(room)
         except Exception:  # a bug in a parser must not end the chat; the source is always readable
-            lines = self._console.render_lines(Text(text), options, pad=False)
-        while len(lines) > 1 and _is_blank(lines[0]):  # Rich puts an empty line before lists and tables
-            del lines[0]
-        while len(lines) > 1 and _is_blank(lines[-1]):
-            del lines[-1]
-        return lines
+            return wrap([Segment(_plain(text))], room)
 
-    def _code(self, block: Block, room: int) -> list[list[Segment]]:
-        from mlxkv.tui.markdown import barred, code_text
+    def _code(self, block: Block, room: int) -> list[Line]:
+        from mlxkv.tui.code import barred
 
-        bar = self._console.get_style("markdown.code_bar")
-        return barred(code_text(block.text, block.info, self.look.code), self._console, room, bar)
+        return barred(clean(block.text), block.info, self.look.code, room, self._inks.muted)
 
 
-def _is_blank(line: list[Segment]) -> bool:
-    return not "".join(segment.text for segment in line).strip()
+def _plain(text: str) -> str:
+    return clean(text).expandtabs(4)
 
 
-def _inset(line: list[Segment], sign: Segment | None = None) -> Strip:
-    """A line behind the edge, without the spaces Rich fills it up with: they would be copied too."""
+def _hang(text: str, style: Style, room: int, sign: Segment) -> list[Row]:
+    """Plain text behind a sign in the left edge."""
+    lines = wrap([Segment(_plain(text), style)], room)
+    return [_row(line, gap, sign if i == 0 else None) for i, (line, gap) in enumerate(lines)]
+
+
+def _row(line: list[Segment], gap: str, sign: Segment | None = None, margin: int = EDGE) -> Row:
+    """A line behind the edge, without spaces at its end: they would be copied too."""
     while line and not line[-1].text.strip(" "):
         line = line[:-1]
     if line and line[-1].text.endswith(" "):
         line = [*line[:-1], Segment(line[-1].text.rstrip(" "), line[-1].style)]
-    return Strip([sign or Segment(" " * EDGE), *(s for s in line if s.text and not s.control)])
+    if not line and sign is None:
+        return Row([], gap)
+    return Row([sign or Segment(" " * EDGE), *(s for s in line if s.text)], gap, margin)
 
 
 def guess_height(block: Block, width: int) -> int:
     """Lines `block` will roughly need, without rendering it."""
     room = max(8, min(width - EDGE - 1, PROSE))
-    return sum(1 + len(line) // room for line in block.text.split("\n")) + (not block.tight)
+    if len(block.text) <= room:
+        lines = 1 + block.text.count("\n")
+    else:
+        lines = sum(1 + len(line) // room for line in block.text.split("\n"))
+    if block.kind is Kind.USER and block.folded and lines > LONG:
+        lines = SHOWN + 1
+    return lines + (not block.tight)

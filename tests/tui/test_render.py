@@ -49,7 +49,7 @@ def test_what_the_parser_decodes_is_cleaned_again(source: str) -> None:
 def test_layout_of_lists_code_and_tables() -> None:
     markdown = "# Head\n\n1. one\n2. two\n   - deep\n\n```py\nx = 1\n\ny\n```\n\n| a | b |\n|---|--:|\n| 1 | 2 |"
     assert [line.rstrip() for line in lines(markdown)] == [
-        "", "   Head", "", "   1. one", "   2. two", "      • deep",
+        "", "   Head", "", "   1. one", "   2. two", "      ◦ deep",
         "", "   │ x = 1", "   │", "   │ y", "", "   a   b", "   ─────", "   1   2",
     ]  # fmt: skip
 
@@ -92,5 +92,5 @@ def test_any_text_renders_safely_within_the_width(text: str, width: int) -> None
 
 
 def test_a_parser_that_fails_leaves_the_source_readable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mlxkv.tui.markdown.SafeMarkdown.__init__", lambda *_: 1 / 0)
+    monkeypatch.setattr("mlxkv.tui.markdown.Lines.__init__", lambda *_: 1 / 0)
     assert lines("**x**")[1].strip() == "**x**"
