@@ -82,6 +82,7 @@ class LayerGroup:
         for plan, ring in zip(self.plans, self.layers, strict=True):
             keys, values = ring.read(a, b)
             arrays |= dict(zip((name for name, _ in _names(plan)), (*keys, *values), strict=True))
+        mx.eval(arrays)  # together: one wait for all layers
         return arrays
 
     def shapes(self, rows: int) -> dict[str, tuple[tuple[int, ...], str]]:

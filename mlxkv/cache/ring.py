@@ -179,11 +179,10 @@ class RingKVCache:
             self.pristine = Rows((B, H, self.geometry.sinks, D), k_dtype, self.key_codec).arrays
 
     def read(self, a: int, b: int) -> tuple[Parts, Parts]:
-        """Positions [a, b) of keys and values as evaluated copies, sinks pristine. They must be held."""
+        """Positions [a, b) of keys and values, sinks pristine; evaluate before the ring goes on. They must be held."""
         segments = list(self.geometry.segments(a, b, self.offset))
         keys = _joined([self._key_parts(s) for s in segments])
         values = _joined([self._values.parts(s.row, s.row + s.b - s.a) for s in segments])
-        mx.eval(keys, values)
         return keys, values
 
     def write_at(self, a: int, b: int, offset: int, keys: Parts, values: Parts) -> None:
