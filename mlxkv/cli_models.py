@@ -45,7 +45,7 @@ def models_info(model: Annotated[str, typer.Argument(help="Built-in name, folder
     from mlxkv.text import clean
 
     config, network = skeleton(model)
-    plan = plan_cache(network)
+    plan = plan_cache(network, is_loaded=False)
     quantized = config.get("quantization") or config.get("quantization_config") or {}
     length = trained_length(network)
     for name, value in {

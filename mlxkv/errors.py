@@ -2,6 +2,7 @@
 
 MlxkvError                    one sentence: what was wrong, the value, what to do
 ├── ConfigError               a setting, a flag or an argument has a value it cannot have
+│   └── UnboundedError        a window was asked for, and a model's cache cannot be held to it
 ├── PlatformError             this machine cannot run MLX
 ├── ModelError                a model cannot be used
 │   ├── ModelNotFoundError    no such folder, repository or built-in name
@@ -28,6 +29,10 @@ class MlxkvError(Exception):
 
 
 class ConfigError(MlxkvError, ValueError):
+    pass
+
+
+class UnboundedError(ConfigError):
     pass
 
 

@@ -45,7 +45,7 @@ def estimate(name: str, config: CacheConfig | None = None) -> Estimate:
     weights = sum(array.nbytes for _, array in tree_flatten(model.parameters()) if not isinstance(array, str))
     limit = current_device().memory_limit
     budget = max(int((limit - weights) * 0.8), 0) if limit else 1 << 62
-    plan = plan_cache(model, config, budget=budget)
+    plan = plan_cache(model, config, budget=budget, is_loaded=False)
     geometry = plan.geometry
     return Estimate(
         model=name,

@@ -85,11 +85,11 @@ class CacheConfig:
         undo = -(-slack // block) if self.slack is not None else max(slack // block, 1)
         return Geometry(self.num_sinks(rounded, system_tokens), rounded, block, undo)
 
-    def native_geometry(self, native_window: int, slack: int) -> Geometry:
-        """The ring of a layer trained with a sliding window: never fewer than that many tokens, no sinks."""
+    def native_geometry(self, native_window: int, slack: int, sinks: int = 0) -> Geometry:
+        """The ring of a layer trained with a sliding window: never fewer than that many tokens beyond its sinks."""
         block = max(16, 2 ** int(math.log2(max(native_window // 8, 1))))
         blocks = max(-(-(native_window + block - 1) // block), 2)
-        return Geometry(0, blocks * block, block, -(-slack // block))
+        return Geometry(sinks, blocks * block, block, -(-slack // block))
 
 
 def default_block(window: int) -> int:

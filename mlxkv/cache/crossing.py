@@ -51,6 +51,7 @@ def gather(ring: RingKVCache, keys: mx.array, values: mx.array) -> tuple[mx.arra
         sink_values = mx.concatenate([held_values[..., :old, :], sink_values], axis=2)
     all_keys, all_values = [], []
     for era in _sink_eras(ring, keys.shape[2]):
+        # A copy for every era even where sinks do not move: layers share one mask, and not all of them rotate.
         moved_keys = kept_keys(ring.rotation(sink_keys, era)) if era and ring.rotation is not None else sink_keys
         all_keys.append(moved_keys)
         all_values.append(sink_values)
@@ -59,37 +60,39 @@ def gather(ring: RingKVCache, keys: mx.array, values: mx.array) -> tuple[mx.arra
     return mx.concatenate(all_keys, axis=2), mx.concatenate(all_values, axis=2)
 
 
-def gather_mask(ring: RingKVCache, S: int, window: int | None) -> mx.array:
-    """(S, rows of `gather`) True where the query sees the row; `window` limits it further (sliding-window layers)."""
+def gather_mask(ring: RingKVCache, S: int, window_size: int | None) -> mx.array:
+    """(S, rows of `gather`) True where the query sees the row; `window_size` limits it further."""
     geometry, offset = ring.geometry, ring.offset
     K, live = geometry.sinks, geometry.live(offset)
     queries = mx.arange(offset, offset + S)[:, None]
     over = queries - geometry.capacity
     evicted = mx.where(over < 0, 0, (over // geometry.block + 1) * geometry.block)
     sinks = mx.arange(min(K, offset + S))[None]
-    pinned = _seen(sinks, queries, window)
-    parts = [pinned & (evicted == era) if ring.rotation is not None else pinned for era in _sink_eras(ring, S)]
+    pinned = seen(ring, sinks, queries, window_size)
+    parts = [pinned & (evicted == era) for era in _sink_eras(ring, S)]
     old = row_positions(geometry, geometry.flushes(offset))[min(K, live) : live]
     rows = mx.concatenate([old, mx.arange(offset, offset + S)])[None]
-    return mx.concatenate([*parts, (rows >= K + evicted) & _seen(rows, queries, window)], axis=1)
+    return mx.concatenate([*parts, (rows >= K + evicted) & seen(ring, rows, queries, window_size)], axis=1)
 
 
-def _seen(rows: mx.array, queries: mx.array, window: int | None) -> mx.array:
-    """Causal, and within the window if there is one."""
-    seen = rows <= queries
-    return seen if window is None else seen & (rows > queries - window)
+def seen(ring: RingKVCache, rows: mx.array, queries: mx.array, window_size: int | None) -> mx.array:
+    """Which positions of `rows` each of `queries` sees, by those windows that are not the ring's own.
+
+    Causal; within the layer's native window, or pinned (mlx-lm's rotating caches may keep the first tokens); and
+    within `window_size`, by which a model masks a cache that keeps more: pinned rows do not show through that.
+    """
+    mask = rows <= queries
+    if ring.native_window is not None:
+        near = rows > queries - ring.native_window
+        mask = mask & (near | (rows < ring.geometry.sinks) if ring.geometry.sinks else near)
+    return mask if window_size is None else mask & (rows > queries - window_size)
 
 
 def _sink_eras(ring: RingKVCache, S: int) -> list[int]:
-    """The numbers of evicted tokens that the next S queries see: one copy of the sinks each, where they rotate.
-
-    One copy for all where they do not rotate; none without sinks.
-    """
+    """The numbers of evicted tokens that the next S queries see: one copy of the sinks each; none without sinks."""
     geometry = ring.geometry
     if not geometry.sinks:
         return []
-    if ring.rotation is None:
-        return [0]
     first = geometry.blocks_evicted(ring.offset)
     last = geometry.blocks_evicted(ring.offset + S - 1)
     return [n * geometry.block for n in range(first, last + 1)]

@@ -328,11 +328,12 @@ def _quantized_plan(model: Any, plan: CachePlan) -> CachePlan:
     """
 
     def with_leaves(change: Any) -> CachePlan:
-        layers = (
-            replace(layer, children=tuple(change(child) for child in layer.children)) if layer.children else change(layer)
-            for layer in plan.layers
-        )
-        return replace(plan, layers=tuple(layers))
+        def of(layer: LayerPlan) -> LayerPlan:
+            if layer.children:
+                return replace(layer, children=tuple(change(child) for child in layer.children))
+            return change(layer)
+
+        return replace(plan, layers=tuple(of(layer) for layer in plan.layers))
 
     packed = with_leaves(lambda leaf: _quantized(leaf, plan.config))
     plan = packed
@@ -342,7 +343,8 @@ def _quantized_plan(model: Any, plan: CachePlan) -> CachePlan:
     if (error := _try_out(model, fused)) is None:
         return fused
     raise ConfigError(
-        f"`bits` is {plan.config.bits!r}, and this model's attention does not take quantized rows ({error}); leave it out."
+        f"`bits` is {plan.config.bits!r}, and this model's attention does not take quantized rows ({error}); leave it "
+        f"out."
     )
 
 
@@ -368,7 +370,7 @@ def _quantized(plan: LayerPlan, config: CacheConfig) -> LayerPlan:
 
 
 def _try_out(model: Any, plan: CachePlan) -> Exception | None:
-    """What the model raises when it is fed a few tokens, nothing computed: a prefill, decode steps, and what comes after."""
+    """What the model raises when it is fed a few tokens, nothing computed: prefills and decode steps in turns."""
     caches = plan.make(model)
     try:
         for n in (3, 1, 1, 2, 1):

@@ -21,8 +21,8 @@ class QuantizedRingKVCache(RingKVCache):
     """A ring of quantized rows; see RingKVCache.
 
     Args:
-        key_codec, value_codec: bits and group size of each; where they differ, or with `is_fused`, every call gets
-            decoded rows, since mlx-lm's packed attention knows one number of bits, and no learned sinks.
+        key_codec, value_codec: bits and group size of each; where they differ, or with `is_fused` or `is_shared`, every
+            call gets decoded rows, since mlx-lm's packed attention knows one number of bits, and no learned sinks.
     """
 
     def __init__(
@@ -32,10 +32,11 @@ class QuantizedRingKVCache(RingKVCache):
         native_window: int | None = None,
         key_codec: Codec = Codec(8),  # noqa: B008  # frozen
         value_codec: Codec = Codec(8),  # noqa: B008
+        is_shared: bool = False,
         is_fused: bool = False,
     ) -> None:
-        super().__init__(geometry, rotation, native_window, key_codec, value_codec)
-        self.is_fused = is_fused or key_codec != value_codec
+        super().__init__(geometry, rotation, native_window, key_codec, value_codec, is_shared)
+        self.is_fused = is_fused or is_shared or key_codec != value_codec
         self.group_size = key_codec.group_size
         self._hands_out_packed = False
 

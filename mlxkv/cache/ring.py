@@ -16,7 +16,7 @@ from typing import Any, Self
 
 import mlx.core as mx
 
-from mlxkv.cache.crossing import gather, gather_mask, row_positions
+from mlxkv.cache.crossing import gather, gather_mask, row_positions, seen
 from mlxkv.cache.geometry import Geometry, Segment
 from mlxkv.cache.positions import SinkRotation
 from mlxkv.cache.rows import PLAIN, Codec, Parts, Rows
@@ -29,8 +29,10 @@ class RingKVCache:
     Args:
         geometry: rows of the ring; see `geometry.Geometry`.
         rotation: moves the sinks' keys; None keeps their absolute positions.
-        native_window: a sliding-window layer sees exactly this many tokens (itself included), as it was trained.
+        native_window: a sliding-window layer sees exactly this many tokens (itself included), as it was trained, and
+            the sinks, where its geometry has any.
         key_codec, value_codec: how rows are kept.
+        is_shared: layers without a cache of their own read this one after each call (`keys_and_values`).
     """
 
     def __init__(
@@ -40,6 +42,7 @@ class RingKVCache:
         native_window: int | None = None,
         key_codec: Codec = PLAIN,
         value_codec: Codec = PLAIN,
+        is_shared: bool = False,
     ) -> None:
         self.geometry = geometry
         self.rotation = rotation if geometry.sinks else None
@@ -50,6 +53,8 @@ class RingKVCache:
         self.pristine: Parts | None = None  # the sinks' keys as first written, (B, n_kv_heads, sinks, head_dim)
         self.offset = 0
         self.undo_blocks = 0  # valid blocks in the undo area
+        self.is_shared = is_shared
+        self._crossed: tuple[mx.array, mx.array] | None = None  # what the last call across a boundary attended to
         self._positions_at = -1  # flushes that `_slot_positions` belong to
         self._slot_positions = mx.zeros((0,), mx.int32)  # position of each row, for array masks
 
@@ -63,10 +68,12 @@ class RingKVCache:
         this layer, with the array mask that `make_mask` made, and leaves the ring as if it had been cut.
         """
         S = keys.shape[2]
+        self._crossed = None
         if self.key_rows is None:
             self.allocate(keys.shape, values.shape[-1], keys.dtype, values.dtype)
         if S > self.geometry.room(self.offset):
             fetched = gather(self, keys, values)
+            self._crossed = fetched if self.is_shared else None
             done = 0
             while done < S:
                 step = min(S - done, self.geometry.room(self.offset))
@@ -78,14 +85,14 @@ class RingKVCache:
 
     def make_mask(self, N: int, window_size: int | None = None, return_array: bool = False) -> Any:
         """The mask for the next N tokens: None, "causal", or a boolean array (N, rows that will be fetched)."""
-        window = min((w for w in (self.native_window, window_size) if w is not None), default=None)
         geometry, offset = self.geometry, self.offset
         if N > geometry.room(offset):
-            return gather_mask(self, N, window)
+            return gather_mask(self, N, window_size)
+        native = None if self.native_window is None else self.native_window + geometry.sinks
+        window = min((w for w in (native, window_size) if w is not None), default=None)
         if window is not None and offset + N > window:
-            rows = self._positions(offset + N)
             queries = mx.arange(offset, offset + N)[:, None]
-            return (rows <= queries) & (rows > queries - window)
+            return seen(self, self._positions(offset + N), queries, window_size)
         if N == 1:
             return None
         if not return_array:
@@ -114,7 +121,7 @@ class RingKVCache:
                 f"Rewinding {n} tokens needs rows that have rotated out: this cache can go back {self.rewindable}; "
                 f"raise `slack` or prefill again."
             )
-        target = self.offset - n
+        target, self._crossed = self.offset - n, None
         while self.geometry.flushes(self.offset) > self.geometry.flushes(target):
             self._undo_flush()
         self.offset = target
@@ -132,8 +139,29 @@ class RingKVCache:
 
     def keys_and_values(self) -> tuple[Any, Any]:
         """The attended rows as numbers, for layers that share another layer's cache."""
+        if self._crossed is not None:
+            return self._crossed
         live = self.geometry.live(self.offset)
         return self._keys.dense(0, live), self._values.dense(0, live)
+
+    @property
+    def keys(self) -> mx.array | None:
+        """The buffer (packed numbers of quantized rows). Models with an indexer tie the evaluation of one cache to
+        another's (`mx.depends`) by setting it, or clear it where they never read it."""
+        return None if self.key_rows is None else self.key_rows.arrays[0]
+
+    @keys.setter
+    def keys(self, buffer: mx.array) -> None:
+        self._keys.replace(buffer)
+
+    @property
+    def values(self) -> mx.array | None:
+        """Likewise."""
+        return None if self.value_rows is None else self.value_rows.arrays[0]
+
+    @values.setter
+    def values(self, buffer: mx.array) -> None:
+        self._values.replace(buffer)
 
     # -- what mlxkv adds ---------------------------------------------------------------------------------------------
 
@@ -168,6 +196,7 @@ class RingKVCache:
     def reset(self) -> None:
         """Forget everything; the buffers stay."""
         self.offset = self.undo_blocks = 0
+        self._crossed = None
 
     def allocate(self, key_shape: tuple[int, ...], v_dim: int, k_dtype: mx.Dtype, v_dtype: mx.Dtype) -> None:
         """Make the buffers, once. `key_shape` is (B, n_kv_heads, any, head_dim)."""

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
+from mlxkv.errors import CacheError
+
 Parts = tuple[mx.array, ...]  # one array, or packed numbers, scales, biases; rows on axis -2
 
 
@@ -78,6 +80,16 @@ class Rows:
         end = start + parts[0].shape[-2]
         for array, part in zip(self.arrays, parts, strict=True):
             array[..., start:end, :] = part
+
+    def replace(self, buffer: mx.array) -> None:
+        """Another first array of the same shape.
+
+        Raises:
+            CacheError: it has another shape.
+        """
+        if buffer.shape != self.arrays[0].shape:
+            raise CacheError(f"A buffer of {buffer.shape} cannot replace one of {self.arrays[0].shape}.")
+        self.arrays = (buffer, *self.arrays[1:])
 
     def parts(self, start: int, end: int) -> Parts:
         """Views of rows [start, end): not to be held across a write, which would then copy the buffer."""

@@ -1,0 +1,159 @@
+"""What a model puts into its caches: one token is run through it, with caches that only write down what they get.
+
+Nothing is computed unless `sink_rotations` is asked, which needs the weights. What follows from it is `plan.py`. Used
+on the MLX thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+
+from mlxkv.cache.positions import TOLERANCE, UNUSABLE, SinkRotation, composition_error, ropes_of, rotations_of
+
+_ROWS = ("KVCache", "ConcatenateKVCache", "RotatingKVCache", "ChunkedKVCache")
+_TOKEN = 7  # any that has an embedding; 0 is often padding
+_FAR = 977  # a distance at which no frequency of a rope is back where it began
+
+
+@dataclass(frozen=True)
+class RowShape:
+    """One layer's key and value rows, as the model makes them."""
+
+    heads: int
+    k_dim: int
+    v_dim: int
+    dtype: mx.Dtype
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one token's key and value in this layer."""
+        return self.heads * (self.k_dim + self.v_dim) * self.dtype.size
+
+
+class Recorder:
+    """Stands in for a cache that is empty at `offset`: one token attends to itself alone."""
+
+    def __init__(self, native: Any, offset: int) -> None:
+        self.native_class = type(native).__name__
+        self.offset = self.start_position = offset
+        self.keys: Any = None  # (B, n_kv_heads, 1, head_dim)
+        self.values: Any = None
+        self.is_shared = False
+
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+        self.keys, self.values = keys, values
+        self.offset += keys.shape[2]
+        return keys, values
+
+    def keys_and_values(self) -> tuple[mx.array, mx.array]:
+        """Read by a layer that has no cache of its own."""
+        self.is_shared = True
+        return self.keys, self.values
+
+    def make_mask(self, N: int, window_size: int | None = None, return_array: bool = False) -> mx.array | None:
+        return mx.ones((N, N), mx.bool_) if return_array else None
+
+    def maybe_trim_front(self) -> None:
+        pass
+
+    @property
+    def shape(self) -> RowShape | None:
+        if self.keys is None:
+            return None
+        _, heads, _, k_dim = self.keys.shape
+        return RowShape(heads, k_dim, self.values.shape[-1], self.keys.dtype)
+
+
+def leaves(caches: Sequence[Any]) -> tuple[Any, ...]:
+    """The caches, with the children of mlx-lm's CacheList in its place."""
+    return tuple(leaf for cache in caches for leaf in (getattr(cache, "caches", None) or (cache,)))
+
+
+def observe(model: Any, natives: Sequence[Any], offset: int = 0) -> tuple[Any, ...]:
+    """One token at position `offset`, not evaluated: a Recorder for each cache of rows, the cache itself for others.
+
+    `natives` are the model's own caches, empty; those without rows are used up.
+    """
+
+    def stand_in(cache: Any) -> Any:
+        if children := getattr(cache, "caches", None):
+            cache.caches = tuple(stand_in(child) for child in children)
+            return cache
+        return Recorder(cache, offset) if type(cache).__name__ in _ROWS else cache
+
+    caches = [stand_in(cache) for cache in natives]
+    model(mx.full((1, 1), _TOKEN, mx.int32), cache=caches)
+    return leaves(caches)
+
+
+@dataclass(frozen=True)
+class Sinks:
+    """How one layer's pinned keys are moved. `is_streaming` without `rotation`: its keys know no positions."""
+
+    rotation: SinkRotation | None = None
+    is_streaming: bool = False
+
+
+def sink_rotations(
+    model: Any, natives: Sequence[Any], again: Sequence[Any], modules: Sequence[Any]
+) -> tuple[Sinks, ...]:
+    """What moves each cache's keys forward, found by comparing the keys of one token at two positions.
+
+    Ropes alone do not tell: some models normalise keys after rotating them, rotate a part of the row, or keep the
+    rotated part among the values. So the model is asked: what it makes of a token at position 977 must be what the
+    rotation makes of the same token at 0. Takes two decode steps. A token alone attends to itself only, so that nothing
+    but the position differs.
+
+    Args:
+        natives, again: the model's own caches, empty, twice.
+        modules: for each cache the layer whose ropes are tried first, or None.
+    """
+    try:
+        near, far = observe(model, natives, 0), observe(model, again, _FAR)
+    except Exception:  # a model's own code: whatever it raises, its positions stay as they are
+        return (Sinks(),) * len(modules)
+    everywhere = [rope for module in _distinct(modules) for rope in ropes_of(module)]
+    trials: list[list[tuple[Sinks, mx.array]]] = []
+    for a, b, module in zip(near, far, modules, strict=True):
+        trials.append([])
+        if not isinstance(a, Recorder) or a.keys is None or a.native_class == "RotatingKVCache":
+            continue
+        unmoved = _error(a.values, b.values)
+        trials[-1].append((Sinks(None, True), mx.maximum(unmoved, _error(a.keys, b.keys))))
+        own = ropes_of(module) if module is not None else []
+        for rope in own or everywhere[:_MOST_ROPES]:
+            for rotation in rotations_of(rope, a.keys.shape[-1]):
+                trials[-1].append((Sinks(rotation, True), mx.maximum(unmoved, _moved(rotation, a.keys, b.keys))))
+    mx.eval([error for trial in trials for _, error in trial])
+    return tuple(
+        next((sinks for sinks, error in trial if float(error.item()) < TOLERANCE), Sinks())  # type: ignore[arg-type]
+        for trial in trials
+    )
+
+
+_MOST_ROPES = 8
+
+
+def _moved(rotation: SinkRotation, near: mx.array, far: mx.array) -> mx.array:
+    try:
+        return mx.maximum(_error(rotation(near, _FAR), far), composition_error(rotation, near.shape[-1]))
+    except UNUSABLE:
+        return mx.array(mx.inf)
+
+
+def _error(x: mx.array, expected: mx.array) -> mx.array:
+    """The largest difference, of the largest number; infinite for rows of zeros, which show nothing."""
+    if not expected.size:
+        return mx.array(0.0)
+    x, expected = x.astype(mx.float32), expected.astype(mx.float32)
+    scale = mx.max(mx.abs(expected))
+    error = mx.max(mx.abs(x - expected)) / scale
+    return mx.where((scale > 0) & (error == error), error, mx.inf)  # a NaN is no match
+
+
+def _distinct(modules: Sequence[Any]) -> list[Any]:
+    return list({id(module): module for module in modules if module is not None}.values())
