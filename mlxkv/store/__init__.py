@@ -4,15 +4,18 @@ from mlxkv.store.identity import ModelIdentity, identify
 from mlxkv.store.prompt_file import describe_prompt_file, read_prompt_file, write_prompt_file
 from mlxkv.store.records import KVCommit, Restored, SearchHit, SessionRecord, TurnRecord
 from mlxkv.store.store import SessionStore
+from mlxkv.store.verify import Problem, VerifyReport
 
 __all__ = [
     "KVCommit",
     "ModelIdentity",
+    "Problem",
     "Restored",
     "SearchHit",
     "SessionRecord",
     "SessionStore",
     "TurnRecord",
+    "VerifyReport",
     "describe_prompt_file",
     "identify",
     "read_prompt_file",

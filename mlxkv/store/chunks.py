@@ -8,11 +8,12 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 import time
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from mlxkv.store.files import Files, regular_size
+from mlxkv.store.files import Files, disk_usage, regular_size
 from mlxkv.store.format import Encoded
 from mlxkv.store.ids import random_name
 
@@ -49,6 +50,17 @@ class ChunkFiles:
 
     def remove(self, digest: str) -> None:
         self.files.remove(self.path(digest))
+
+    def discard(self, path: Path) -> int:
+        """Remove whatever lies there, a folder that was put in a chunk's place too; the bytes of disk that frees."""
+        with contextlib.suppress(OSError):
+            used = disk_usage(path)
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                self.files.remove(path)
+            return used
+        return 0
 
     def stale(self, known: Collection[str], seconds: float = STALE) -> list[Path]:
         """What a crash left `seconds` ago or earlier: temporary and quarantined files, chunks the database lacks."""

@@ -107,3 +107,19 @@ def regular_size(path: Path) -> int | None:
     except OSError:
         return None
     return info.st_size if stat.S_ISREG(info.st_mode) else None
+
+
+def disk_usage(root: Path) -> int:
+    """Bytes that `root` and everything below it take on the disk, as `du` counts them; 0 if it is not there."""
+    total = 0
+    todo = [root]
+    with contextlib.suppress(OSError):
+        total += os.lstat(root).st_blocks * 512
+    while todo:
+        with contextlib.suppress(OSError), os.scandir(todo.pop()) as entries:
+            for entry in entries:
+                with contextlib.suppress(OSError):
+                    total += entry.stat(follow_symlinks=False).st_blocks * 512
+                    if entry.is_dir(follow_symlinks=False):
+                        todo.append(Path(entry.path))
+    return total

@@ -7,17 +7,14 @@ Whoever calls `make_room` holds the KV lock, so that what is counted stays true 
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import sqlite3
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from mlxkv.errors import StoreError
 from mlxkv.store.chunks import ChunkFiles
 from mlxkv.store.commit import Plan
+from mlxkv.store.files import disk_usage
 from mlxkv.store.format import ChunkHead
 from mlxkv.store.ports import LayerGroup, Range
 from mlxkv.store.ranges import covers
@@ -28,22 +25,6 @@ TENSOR_HEADER = 128
 BLOCK = 4096  # bytes; file systems give space in such pieces
 HEADROOM = 8 * BLOCK  # a write may also need a folder, and a folder may grow
 ANY_AGE = -3600.0  # seconds; under the KV lock nobody is writing, so whatever lies about was left behind
-
-
-def disk_usage(root: Path) -> int:
-    """Bytes that `root` and everything below it take on the disk, as `du` counts them; 0 if it is not there."""
-    total = 0
-    todo = [root]
-    with suppress(OSError):
-        total += os.lstat(root).st_blocks * 512
-    while todo:
-        with suppress(OSError), os.scandir(todo.pop()) as entries:
-            for entry in entries:
-                with suppress(OSError):
-                    total += entry.stat(follow_symlinks=False).st_blocks * 512
-                    if entry.is_dir(follow_symlinks=False):
-                        todo.append(Path(entry.path))
-    return total
 
 
 def on_disk(size: int) -> int:
@@ -138,7 +119,7 @@ class Quota:
         for path in self.chunks.stale(known | keep, ANY_AGE):
             if used <= target:
                 return
-            used -= self._remove(path)
+            used -= self.chunks.discard(path)
         victims = []
         with database.writing() as db:
             for chunk in self._candidates(db, saving):
@@ -151,18 +132,7 @@ class Quota:
         for (
             digest
         ) in victims:  # after the commit: a crash in between leaves files without a reference, never the reverse
-            self._remove(self.chunks.path(digest))
-
-    def _remove(self, path: Path) -> int:
-        with suppress(OSError):
-            if path.is_dir() and not path.is_symlink():  # somebody put it where a chunk was
-                size = disk_usage(path)
-                shutil.rmtree(path)
-            else:
-                size = os.lstat(path).st_blocks * 512
-                self.chunks.files.remove(path)
-            return size
-        return 0
+            self.chunks.discard(self.chunks.path(digest))
 
     def _candidates(
         self, db: sqlite3.Connection, saving: tuple[str, Mapping[str, list[Range]]] | None

@@ -16,6 +16,7 @@ from mlxkv.store.files import Step, no_step
 
 APPLICATION_ID = 0x6D6C786B  # "mlxk"
 VERSION = 2
+ADVICE = "`mlxkv chats backups` shows what to go back to"
 
 SCHEMA = """
 CREATE TABLE meta(key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
@@ -139,7 +140,7 @@ def database_errors(path: Path) -> Iterator[None]:
     except sqlite3.Error as error:
         code = (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
         if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-            raise CorruptError(f"The chat database {path} is damaged ({error}); put a backup in its place.") from error
+            raise CorruptError(f"The chat database {path} is damaged ({error}); {ADVICE}.") from error
         if code == sqlite3.SQLITE_BUSY:
             raise StoreError(f"The chat database {path} is busy; close the other mlxkv and try again.") from error
         raise StoreError(f"The chat database {path} cannot be used ({error}); check the disk and try again.") from error
@@ -184,10 +185,24 @@ class Database:
         return Database(connect(self.path), self.path, self.before)
 
     def quick_check(self) -> None:
+        """Raises CorruptError."""
+        self._check("quick_check(1)")
+
+    def integrity_check(self) -> None:
+        """Everything SQLite can check, references between tables too. Raises CorruptError."""
+        self._check("integrity_check(1)")
+        with self.reading() as db:
+            if wrong := db.execute("PRAGMA foreign_key_check").fetchone():
+                raise CorruptError(
+                    f"The chat database {self.path} is damaged (a row of {wrong[0]} refers to none of {wrong[2]}); "
+                    f"{ADVICE}."
+                )
+
+    def _check(self, pragma: str) -> None:
         with database_errors(self.path):
-            found = self.db.execute("PRAGMA quick_check(1)").fetchone()[0]
+            found = self.db.execute(f"PRAGMA {pragma}").fetchone()[0]
         if found != "ok":
-            raise CorruptError(f"The chat database {self.path} is damaged ({found}); put a backup in its place.")
+            raise CorruptError(f"The chat database {self.path} is damaged ({found}); {ADVICE}.")
 
     def close(self) -> None:
         self.db.close()

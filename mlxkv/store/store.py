@@ -17,18 +17,19 @@ from mlxkv.events import Branch, ChatSummary, Sibling
 from mlxkv.store.chunks import ChunkFiles
 from mlxkv.store.commit import Committer, encoded
 from mlxkv.store.family import siblings, tree
-from mlxkv.store.files import Files, Step, no_step
+from mlxkv.store.files import Files, Step, disk_usage, no_step
 from mlxkv.store.format import Encoded
 from mlxkv.store.identity import ModelIdentity
 from mlxkv.store.locks import kv_lock, lock_path, locked, open_sessions
 from mlxkv.store.opening import RememberedHashes, open_database
 from mlxkv.store.ports import KVCacheLike
-from mlxkv.store.quota import Quota, disk_usage
+from mlxkv.store.quota import Quota
 from mlxkv.store.records import KVCommit, Restored, SearchHit, SessionRecord, TurnRecord
 from mlxkv.store.refs import copy_commits
 from mlxkv.store.restore import Restorer
 from mlxkv.store.schema import Database
 from mlxkv.store.sessions import Sessions
+from mlxkv.store.verify import VerifyReport, verify
 from mlxkv.store.writer import ATTEMPTS, ChunkVanishedError, Job, Writer, remove_unused
 
 
@@ -319,6 +320,16 @@ class SessionStore:
     def disk_usage(self) -> int:
         """Bytes that the KV folder takes on the disk, everything in it included."""
         return disk_usage(self._chunks.root)
+
+    def verify(self, repair: bool = False) -> VerifyReport:
+        """Check everything: the database, every chat's chain, every chunk's bytes, what lies about.
+
+        `repair` sets damaged chunks aside, drops what refers to them, makes the search index again and removes
+        leftovers. Damaged turns stay as they are: only a backup has them.
+        """
+        self._writer.wait()
+        with kv_lock(self._locks, wait=False) as alone:
+            return verify(self._database, self._sessions, self._chunks, repair, alone)
 
     def _sweep(self) -> None:
         """Remove what crashes left behind, asking the database again under its lock before a chunk goes; then go under

@@ -1,0 +1,144 @@
+"""Checking everything the store holds: the database, every chat's chain, every chunk's bytes; and mending what can be.
+
+Turns that are not what was written can only come back from a backup; rows can always be computed again, so mending them
+means letting go of them. Needs no MLX. On the thread that opened the store.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from dataclasses import dataclass
+
+from mlxkv.errors import CorruptError, StoreError
+from mlxkv.store.chunks import ChunkFiles
+from mlxkv.store.files import disk_usage
+from mlxkv.store.format import ChunkHead, verify_chunk
+from mlxkv.store.quota import ANY_AGE
+from mlxkv.store.refs import commit_digest
+from mlxkv.store.schema import Database
+from mlxkv.store.sessions import Sessions
+
+
+@dataclass(frozen=True)
+class Problem:
+    """`what`: "database", "search", "turns", "commit", "chunk" or "leftover"; `subject`: a session, a chunk or a file.
+
+    `text` is a sentence; `mended` whether it is gone now; `is_serious` False where nothing is lost by it.
+    """
+
+    what: str
+    subject: str
+    text: str
+    mended: bool = False
+    is_serious: bool = True
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """What was looked at, and what is wrong with it. `num_bytes` were read; `disk_bytes` lie in the KV folder."""
+
+    num_sessions: int
+    num_turns: int
+    num_chunks: int
+    num_bytes: int
+    disk_bytes: int
+    problems: tuple[Problem, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Nothing serious is left."""
+        return all(problem.mended or not problem.is_serious for problem in self.problems)
+
+
+def verify(database: Database, sessions: Sessions, chunks: ChunkFiles, repair: bool, alone: bool) -> VerifyReport:
+    """See SessionStore.verify. `alone`: the caller holds the KV lock, so that what lies about is nobody's."""
+    problems = _database(database, repair)
+    turns, num_sessions, num_turns = _turns(database, sessions)
+    problems += turns + _commits(database, sessions, repair)
+    with database.reading() as db:
+        rows = db.execute("SELECT digest, size, grp, a, b, prefix_key FROM chunk ORDER BY digest").fetchall()
+    num_bytes = 0
+    for digest, size, *head in rows:
+        if found := _chunk(database, chunks, digest, size, ChunkHead(*head), repair):
+            problems.append(found)
+        else:
+            num_bytes += size
+    problems += _leftovers(database, chunks, repair and alone)
+    return VerifyReport(num_sessions, num_turns, len(rows), num_bytes, disk_usage(chunks.root), tuple(problems))
+
+
+def _database(database: Database, repair: bool) -> list[Problem]:
+    out = []
+    try:
+        database.integrity_check()
+    except CorruptError as error:
+        out.append(Problem("database", database.path.name, str(error)))
+    try:
+        with database.writing() as db:
+            db.execute("INSERT INTO turn_fts(turn_fts, rank) VALUES('integrity-check', 1)")
+    except StoreError:
+        mended = False
+        if repair:
+            with database.writing() as db:
+                db.execute("INSERT INTO turn_fts(turn_fts) VALUES('rebuild')")
+            mended = True
+        text = "The search index does not match the chats; `mlxkv cache verify --repair` makes it again."
+        out.append(Problem("search", "turn_fts", text, mended))
+    return out
+
+
+def _turns(database: Database, sessions: Sessions) -> tuple[list[Problem], int, int]:
+    out, num_turns = [], 0
+    with database.reading() as db:
+        ids = [row[0] for row in db.execute("SELECT id FROM session ORDER BY id")]
+        for session_id in ids:
+            try:
+                num_turns += len(sessions.history(db, session_id).turns)
+            except (CorruptError, sqlite3.DatabaseError, ValueError, TypeError) as error:
+                out.append(Problem("turns", session_id, str(error)))
+    return out, len(ids), num_turns
+
+
+def _commits(database: Database, sessions: Sessions, repair: bool) -> list[Problem]:
+    """Commits that are not what was written. One that merely left the chain is nothing wrong."""
+    bad: list[tuple[int, str]] = []
+    with database.reading() as db:
+        for commit_id, session, *fields, digest in db.execute(
+            "SELECT id, session, pos, turn_digest, model, spec_id, rng, digest FROM kv_commit"
+        ):
+            if digest != commit_digest(*fields):
+                bad.append((commit_id, session))
+    if bad and repair:
+        with database.writing() as db:
+            db.executemany("DELETE FROM kv_commit WHERE id = ?", [(commit_id,) for commit_id, _ in bad])
+    text = "A saved point of the KV cache is not what was written; the chat will be read again from an earlier one."
+    return [Problem("commit", session, text, repair) for _, session in bad]
+
+
+def _chunk(
+    database: Database, chunks: ChunkFiles, digest: str, size: int, head: ChunkHead, repair: bool
+) -> Problem | None:
+    try:
+        header = verify_chunk(chunks.path(digest), digest, size)
+        if header.metadata == head.metadata():
+            return None
+        text = f"The chunk {digest} holds other rows than the database says."
+    except CorruptError as error:
+        text = str(error)
+    if repair:  # the file first: a bad one under its good name would be taken for saved by the next commit
+        chunks.quarantine(digest)
+        with database.writing() as db:
+            db.execute("DELETE FROM chunk WHERE digest = ?", (digest,))
+    return Problem("chunk", digest, text, repair)
+
+
+def _leftovers(database: Database, chunks: ChunkFiles, repair: bool) -> list[Problem]:
+    with database.reading() as db:
+        known = {row[0] for row in db.execute("SELECT digest FROM chunk")}
+    out = []
+    for path in chunks.stale(known, ANY_AGE):
+        if repair:
+            chunks.discard(path)
+        text = "A file that nothing refers to, left by a crash or set aside as damaged; mlxkv removes it after an hour."
+        out.append(Problem("leftover", f"{path.parent.name}/{path.name}", text, repair, is_serious=False))
+    return out

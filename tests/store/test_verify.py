@@ -1,0 +1,114 @@
+"""`SessionStore.verify` finds every kind of damage, mends what can be mended, and finds nothing in a sound store."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mlxkv.config import Folders
+from mlxkv.store import SessionStore
+from tests.store.conftest import Talk
+from tests.store.fake import FakeCache, model
+from tests.store.test_damage import DAMAGE, chunks
+
+
+def sql(statement: str) -> Callable[[Folders], None]:
+    def run(folders: Folders) -> None:
+        db = sqlite3.connect(folders.data / "mlxkv.db")
+        db.execute("PRAGMA foreign_keys=0")
+        db.execute(statement)
+        db.commit()
+        db.close()
+
+    return run
+
+
+def leave(folders: Folders) -> None:
+    (folders.cache / "kv" / "tmp" / "left").write_bytes(b"x")
+
+
+def test_a_sound_store_has_no_problems(talk: Talk) -> None:
+    talk.turn(100)
+    talk.turn(30)
+    report = talk.store.verify()
+    assert report.ok
+    assert report.problems == ()
+    assert (report.num_sessions, report.num_turns) == (1, 4)
+    assert report.num_chunks == len(list((talk.store._chunks.root).glob("??/*")))
+    assert report.num_bytes == talk.store.disk_bytes(talk.id)
+    assert report.disk_bytes > report.num_bytes
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_chunk_is_found_and_let_go_of(talk: Talk, folders: Folders, damage: str) -> None:
+    talk.turn(100)
+    path = chunks(folders)[0]
+    DAMAGE[damage](path)
+    found = talk.store.verify()
+    assert not found.ok
+    assert [(p.what, p.subject, p.mended) for p in found.problems if p.is_serious] == [("chunk", path.stem, False)]
+    mended = talk.store.verify(repair=True)
+    assert mended.ok
+    assert talk.store.verify().problems == ()
+    fresh = FakeCache(run=1)
+    restored = talk.store.restore_kv(talk.id, fresh, model(), talk.cache.tokens)
+    uninterrupted = FakeCache()
+    uninterrupted.feed(talk.cache.tokens[: restored.tokens])
+    assert restored.tokens < 100
+    assert fresh.state() == uninterrupted.state()
+
+
+@pytest.mark.parametrize(
+    ("what", "damage"),
+    [
+        ("turns", sql("UPDATE turn SET text = 'forged' WHERE i = 0")),
+        ("turns", sql("UPDATE session SET system = 'forged'")),
+        ("commit", sql("UPDATE kv_commit SET pos = pos - 1")),
+        ("chunk", sql("UPDATE chunk SET a = a + 1 WHERE rowid = 1")),
+        ("chunk", sql("UPDATE chunk SET prefix_key = 'aa' WHERE rowid = 1")),
+        ("search", sql("DELETE FROM turn_fts_data WHERE id > 100")),
+        ("database", sql("UPDATE session SET parent = 'nobody'")),
+        ("leftover", leave),
+    ],
+)
+def test_other_damage_is_found_and_mended_where_that_can_be(
+    talk: Talk, folders: Folders, what: str, damage: Callable[[Folders], None]
+) -> None:
+    talk.turn(100)
+    damage(folders)
+    found = talk.store.verify()
+    assert what in {p.what for p in found.problems}
+    assert found.ok == (what == "leftover")
+    talk.store.verify(repair=True)
+    again = talk.store.verify()
+    lasting = {"turns", "database"} & {what}
+    assert {p.what for p in again.problems} == lasting
+    assert again.ok == (not lasting)
+
+
+def test_repairing_never_touches_turns(talk: Talk, folders: Folders) -> None:
+    talk.turn(60)
+    before = talk.store.load(talk.id)
+    for path in chunks(folders):
+        DAMAGE["data, last"](path)
+    (folders.cache / "kv" / "quarantine").mkdir(exist_ok=True)
+    assert talk.store.verify(repair=True).ok
+    assert talk.store.load(talk.id) == before
+    assert chunks(folders) == []
+    with SessionStore.open(folders) as again:
+        assert again.load(talk.id) == before
+
+
+def test_verifying_writes_nothing(talk: Talk, folders: Folders) -> None:
+    talk.turn(60)
+    DAMAGE["data, last"](chunks(folders)[0])
+
+    def state() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in (folders.cache / "kv").rglob("*")}
+
+    before = state()
+    talk.store.verify()
+    assert state() == before
