@@ -18,8 +18,8 @@ from mlxkv.cache.prompt_cache import PromptCache, common_prefix
 from mlxkv.conversation import Conversation
 from mlxkv.device import set_wired_limit
 from mlxkv.errors import ConfigError, PromptError
-from mlxkv.events import Branch, Message, Notice, Sibling, TextDelta, TurnEvent, TurnFinished
-from mlxkv.prompt import Fed, PromptFormat
+from mlxkv.events import Branch, KVNotSaved, Message, Notice, Sibling, TextDelta, TurnEvent, TurnFinished
+from mlxkv.prompt import Fed, PromptFormat, message
 from mlxkv.runner import ModelRunner
 from mlxkv.sampling import SamplingParams, set_random_state
 from mlxkv.stats import TurnStats
@@ -48,6 +48,8 @@ class Chat:
 
     Args:
         autosave: make a session at the first turn; else only `save` does.
+        think: whether the model shall reason before it answers, where its template knows of that; None leaves it to
+            the model. `thinking` changes it from the next turn on.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class Chat:
         cache: CacheConfig | None = None,
         params: SamplingParams | None = None,
         autosave: bool = False,
+        think: bool | None = None,
     ) -> None:
         self._backend = backend
         self._params = params or SamplingParams()
@@ -66,6 +69,7 @@ class Chat:
         self._said = Conversation(backend.store, backend.identity)
         self._fed = Fed()  # what the next prompt can go on from
         self.system = system or None
+        self.thinking = think
         self.cache = backend.make_cache(cache or CacheConfig(), self.system)
         self.stats = TurnStats()
         self.restored: Restored | None = None  # what came back from disk when the chat was resumed
@@ -117,7 +121,7 @@ class Chat:
     @property
     def messages(self) -> tuple[Message, ...]:
         """What was said, without the system prompt."""
-        return tuple(Message(t.role, t.text, _stats_of(t)) for t in self._said.turns)
+        return tuple(Message(t.role, t.text, _stats_of(t), t.thinking) for t in self._said.turns)
 
     def _turn(self, text: str, params: SamplingParams, started: float) -> Iterator[TurnEvent]:
         self._cancel.clear()
@@ -126,7 +130,8 @@ class Chat:
             yield from (Notice(f"{note[0].upper()}{note[1:]}.") for note in self.cache.plan.notes)
         elif said.turns[-1].role == "user":  # a crash came before any reply: keep the roles alternating
             said.append(TurnRecord("assistant", "", state="stopped"))
-        prompt = self._backend.prompts.prompt(self._as_messages([*said.turns, TurnRecord("user", text)]), self._fed)
+        messages = self._as_messages([*said.turns, TurnRecord("user", text)])
+        prompt = self._backend.prompts.prompt(messages, self._fed, self.thinking)
         if self._autosave and self.session_id is None:
             self.save(title=_title(text))
         start = common_prefix(said.log, prompt.ids)
@@ -151,7 +156,9 @@ class Chat:
             params,
             started=started,
             cancelled=self._cancel.is_set,
-            reply=(before.ids, before.text),
+            reply=(before.ids, before.text, before.thinking),
+            reader=self._backend.prompts.reader(prompt, params.stop),
+            marks=self._marks(prompt),
         )
         notice = None
         try:
@@ -160,8 +167,8 @@ class Chat:
         finally:
             notice = self._finish(turn, prompt, params)
         if notice:
-            yield Notice(notice)
-        yield TurnFinished(turn.reason, turn.text, self.stats)
+            yield KVNotSaved(notice)
+        yield TurnFinished(turn.reason, turn.text, self.stats, turn.thinking)
 
     def _streamed(self, turn: Turn, params: SamplingParams) -> Iterator[TurnEvent]:
         """The turn's events but the last; a saved chat's open reply reaches the disk every few seconds."""
@@ -174,16 +181,16 @@ class Chat:
                 continue
             grown = event.num_tokens - saved_tokens
             if grown >= _UPDATE_TOKENS or time.monotonic() - saved_at >= _UPDATE_SECONDS:
-                self._said.write_reply(_record(turn, params, "open"))
+                self._said.write_reply(self._record(turn, params, "open"))
                 saved_at, saved_tokens = time.monotonic(), event.num_tokens
 
     def _finish(self, turn: Turn, prompt: Fed, params: SamplingParams) -> str | None:
         """Record the reply, then its rows; the notice to show when rows could not be saved."""
-        self._fed = self._backend.prompts.replied(prompt, turn.text, (*turn.reply_ids, *turn.generated))
+        self._fed = self._backend.prompts.replied(prompt, turn.raw, (*turn.reply_ids, *turn.generated))
         if turn.reason == "stop_string":  # the ids say more than the text: tokenize the text again next time
-            self._fed = Fed("", self._fed.ids)
+            self._fed = prompt if self._backend.prompts.has_template else Fed("", self._fed.ids)
         self.stats = turn.stats
-        self._said.write_reply(_record(turn, params, "stopped" if turn.reason == "stopped" else "done"))
+        self._said.write_reply(self._record(turn, params, "stopped" if turn.reason == "stopped" else "done"))
         if self.session_id is None:
             return None
         written, notice = self._said.save_rows(self.cache)
@@ -304,7 +311,11 @@ class Chat:
         """
         said = self._said
         if said.session_id is None:
-            params = {"cache": asdict(self.cache.plan.resolved), "sampling": asdict(self._params)}
+            params = {
+                "cache": asdict(self.cache.plan.resolved),
+                "sampling": asdict(self._params),
+                "think": self.thinking,
+            }
             said.begin(title or (_title(said.turns[0].text) if said.turns else "Untitled"), self.system, params)
         elif title:
             said.rename(title)
@@ -342,7 +353,7 @@ class Chat:
 
     def _as_messages(self, turns: Sequence[TurnRecord]) -> list[dict[str, str]]:
         system = [{"role": "system", "content": self.system}] if self.system else []
-        return [*system, *({"role": t.role, "content": t.text} for t in turns)]
+        return [*system, *(message(t.role, t.text, t.thinking) for t in turns)]
 
     def _fed_so_far(self) -> Fed:
         """What `PromptFormat` would have left once the turns there are were done."""
@@ -351,23 +362,39 @@ class Chat:
             return Fed("", ids)
         if turns[-1].role == "user":
             return Fed(prompts.render(self._as_messages(turns)), ids)
-        return prompts.replied(self._prompt_before_reply(), turns[-1].text, turns[-1].ids)
+        reply = turns[-1]
+        return prompts.replied(self._prompt_before_reply(), prompts.raw(reply.text, reply.ids), reply.ids)
 
     def _prompt_before_reply(self) -> Fed:
         """The prompt that the last turn is the reply to."""
         prompts, turns, log = self._backend.prompts, self._said.turns, self._said.log
-        text = prompts.render(self._as_messages(turns[:-1])) if prompts.has_template else ""
-        return Fed(text, log[: len(log) - len(turns[-1].ids)])
+        ids = log[: len(log) - len(turns[-1].ids)]
+        if not prompts.has_template:
+            return Fed("", ids)
+        text = prompts.render(self._as_messages(turns[:-1]), think=turns[-1].params.get("think"))
+        cuts: tuple[tuple[int, int], ...] = ()
+        if len(turns) > 3 and turns[-2].start == (end := (turns[-3].start or 0) + len(turns[-3].ids)):
+            before = Fed(prompts.render(self._as_messages(turns[:-3]), think=turns[-3].params.get("think")))
+            before = prompts.replied(before, prompts.raw(turns[-3].text, turns[-3].ids), turns[-3].ids)
+            cuts = ((len(before.text), end),) if text.startswith(before.text) else ()
+        return Fed(text, ids, cuts)
+
+    def _marks(self, prompt: Fed) -> tuple[int, ...]:
+        """Where to keep the state of recurrent layers: history may go on otherwise from there."""
+        if not self.cache.checkpoints.is_needed:
+            return ()
+        turns = self._said.turns if self._said.turns[-1].role == "user" else self._said.turns[:-1]
+        return (self._backend.prompts.num_lasting(self._as_messages(turns), prompt, self.thinking),)
+
+    def _record(self, turn: Turn, params: SamplingParams, state: str) -> TurnRecord:
+        ids, stats = (*turn.reply_ids, *turn.generated), asdict(turn.stats)
+        chosen = asdict(params) | ({} if self.thinking is None else {"think": self.thinking})
+        return TurnRecord("assistant", turn.text, ids, None, turn.thinking, state, chosen, stats)
 
     def _sampling(self, chosen: Mapping[str, Any]) -> SamplingParams:
         """This chat's parameters, and those given for one turn."""
         given = {name: value for name, value in chosen.items() if value is not None}
         return SamplingParams.for_model({}, **{**asdict(self._params), **given})
-
-
-def _record(turn: Turn, params: SamplingParams, state: str) -> TurnRecord:
-    ids, stats = (*turn.reply_ids, *turn.generated), asdict(turn.stats)
-    return TurnRecord("assistant", turn.text, ids, state=state, params=asdict(params), stats=stats)
 
 
 def _stats_of(turn: TurnRecord) -> TurnStats | None:

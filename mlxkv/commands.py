@@ -1,6 +1,6 @@
 """What the window and the line mode ask of the engine: plain frozen dataclasses that may cross threads.
 
-Commands are answered in order, each by events of `mlxkv.events`; `Pull` and `PausePull` alone do not wait their turn.
+Commands are answered in order, each by events of `mlxkv.events`; `PausePull` alone does not wait its turn.
 Message numbers count from 0, the user's and the model's alike. No MLX, no textual.
 """
 
@@ -15,7 +15,10 @@ from mlxkv.config import Settings
 
 @dataclass(frozen=True)
 class LoadModel:
-    """Load a built-in name, folder or repository id. The open chat, if any, goes on with it."""
+    """Load a built-in name, folder or repository id: `ModelReady`. The open chat, if any, goes on with it.
+
+    A repository that is not here is downloaded first, beside the chat: `PullProgress`, which ends with "done".
+    """
 
     name: str
 

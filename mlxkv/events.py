@@ -25,7 +25,10 @@ class PrefillProgress:
 
 @dataclass(frozen=True)
 class TextDelta:
-    """The next piece of the reply. `num_tokens` counts the tokens generated so far, this piece included."""
+    """The next piece of the reply. `num_tokens` counts the tokens generated so far, this piece included.
+
+    `thinking`: it is a piece of the model's reasoning, which comes before the text.
+    """
 
     text: str
     num_tokens: int
@@ -40,12 +43,18 @@ class Notice:
 
 
 @dataclass(frozen=True)
+class KVNotSaved(Notice):
+    """The turn is on disk, rows of its KV cache are not: a resume reads them again."""
+
+
+@dataclass(frozen=True)
 class TurnFinished:
     """The end of a turn. `reason`: "stop" (the model ended), "length", "stopped" (cancelled), "stop_string"."""
 
     reason: str
     text: str
     stats: TurnStats
+    thinking: str = ""  # the reasoning before the text
 
 
 TurnEvent = PrefillProgress | TextDelta | Notice | TurnFinished
@@ -78,11 +87,15 @@ class Message:
     role: str  # "user" | "assistant"
     text: str
     stats: TurnStats | None = None
+    thinking: str = ""
 
 
 @dataclass(frozen=True)
 class ChatOpened:
-    """The chat in front is now this one. `restored_tokens` came back from disk in `restore_s`, 0 for a new chat."""
+    """The chat in front is now this one. `restored_tokens` came back from disk in `restore_s`, 0 for a new chat.
+
+    `prompt` is what the user takes back to change it; `read_only` says who else has the chat open.
+    """
 
     session_id: str | None
     title: str
@@ -90,6 +103,8 @@ class ChatOpened:
     restored_tokens: int = 0
     restored_bytes: int = 0
     restore_s: float = 0.0
+    prompt: str = ""
+    read_only: str = ""
 
 
 @dataclass(frozen=True)
@@ -134,10 +149,84 @@ class ChatList:
 
 
 @dataclass(frozen=True)
+class ChatTree:
+    """All that the chat in front was forked from and into: each chat before its forks."""
+
+    branches: tuple[Branch, ...]
+
+
+@dataclass(frozen=True)
+class Versions:
+    """For each message of the chat in front its versions, this chat's own among them."""
+
+    messages: tuple[tuple[Sibling, ...], ...]
+
+
+@dataclass(frozen=True)
+class ChatHit:
+    """A turn that was found; the words stand between `[` and `]` in `snippet`."""
+
+    session_id: str
+    title: str
+    turn: int
+    role: str
+    snippet: str
+
+
+@dataclass(frozen=True)
+class ChatHits:
+    words: str
+    hits: tuple[ChatHit, ...]
+
+
+@dataclass(frozen=True)
+class ChatRenamed:
+    session_id: str
+    title: str
+
+
+@dataclass(frozen=True)
+class ChatDeleted:
+    session_id: str
+    title: str
+
+
+@dataclass(frozen=True)
+class ChatExported:
+    path: str
+
+
+@dataclass(frozen=True)
+class Applied:
+    """A change of settings or of the system prompt holds; `text` says from when on."""
+
+    text: str
+
+
+@dataclass(frozen=True)
 class TurnStarted:
     """The user's turn is on disk (unless this chat is not saved) and reading begins."""
 
     text: str
+
+
+@dataclass(frozen=True)
+class CacheView:
+    """The ring as rows, for those who look at it. `head` is the row the next token is written to.
+
+    Rows: `pinned`, then up to `capacity` those attended, `live` of them written; then `undo` that hold what was evicted
+    last. `evicted` counts tokens since the chat began; `bits` None is the model's own precision.
+    """
+
+    pinned: int
+    live: int
+    capacity: int
+    head: int
+    undo: int
+    evicted: int
+    allocated_bytes: int
+    live_bytes: int
+    bits: int | None = None
 
 
 @dataclass(frozen=True)
@@ -150,6 +239,47 @@ class SessionStatus:
     memory_used: int = 0
     memory_limit: int = 0
     saved: str = ""  # "" (nothing to save) | "saving" | "saved" | "not saved: <why>" | "off"
+    cache: CacheView | None = None
+    weight_bytes: int = 0
+    disk_bytes: int = 0  # KV of all chats
+    disk_limit: int = 0  # 0: none
+
+
+@dataclass(frozen=True)
+class ContextPart:
+    """What one message takes of the window: `live` of its `tokens` are attended, the rest has rotated out."""
+
+    role: str  # "system" | "user" | "assistant"
+    text: str
+    tokens: int
+    live: int
+
+
+@dataclass(frozen=True)
+class ContextUse:
+    parts: tuple[ContextPart, ...]
+    window: int
+    pinned: int
+
+
+@dataclass(frozen=True)
+class SessionFigures:
+    """A chat in numbers, and everything on disk. Rates are tokens per second over all turns, 0 where unknown."""
+
+    num_turns: int = 0
+    generated_tokens: int = 0
+    prefill_tokens: int = 0
+    cached_tokens: int = 0
+    evicted_tokens: int = 0
+    decode_tps: float = 0.0
+    prefill_tps: float = 0.0
+    kv_bytes: int = 0
+    disk_bytes: int = 0
+    disk_written_bytes: int = 0
+    num_chats: int = 0
+    all_disk_bytes: int = 0
+    all_written_bytes: int = 0
+    disk_limit: int = 0
 
 
 @dataclass(frozen=True)
@@ -166,6 +296,39 @@ class EngineStopped:
     error: str | None = None
 
 
+@dataclass(frozen=True)
+class ModelCard:
+    """A model to choose. `is_local`: no download is needed; `fits`: there is memory for it and a KV cache."""
+
+    id: str
+    size_bytes: int
+    licence: str = ""
+    note: str = ""
+    fits: bool = True
+    is_local: bool = False
+
+
+@dataclass(frozen=True)
+class ModelList:
+    models: tuple[ModelCard, ...]
+
+
+@dataclass(frozen=True)
+class PullProgress:
+    """A download beside everything else. `state`: "asking" | "downloading" | "paused" | "done" | "failed".
+
+    Bytes, and bytes per second; `text` says why it failed. `then_load`: it was wanted as the model to talk to.
+    """
+
+    name: str
+    state: str
+    done: int = 0
+    total: int = 0
+    bytes_per_s: float = 0.0
+    text: str = ""
+    then_load: bool = False
+
+
 EngineEvent = (
     PrefillProgress
     | TextDelta
@@ -173,24 +336,24 @@ EngineEvent = (
     | TurnFinished
     | ModelLoading
     | ModelReady
+    | ModelList
+    | PullProgress
     | ChatOpened
     | ChatList
+    | ChatTree
+    | Versions
+    | ChatHits
+    | ChatRenamed
+    | ChatDeleted
+    | ChatExported
+    | Applied
     | TurnStarted
     | SessionStatus
+    | ContextUse
+    | SessionFigures
     | Failed
     | EngineStopped
 )
-
-
-@dataclass(frozen=True)
-class ModelCard:
-    """A model the first screen offers."""
-
-    id: str
-    size_bytes: int
-    licence: str
-    note: str = ""
-    fits: bool = True
 
 
 @dataclass(frozen=True)

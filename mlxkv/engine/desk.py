@@ -1,0 +1,132 @@
+"""Desk: which part of the engine answers which command. Errors become events, and it goes on. On the MLX thread."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+from mlxkv import commands as cmd
+from mlxkv.config import Folders, Settings
+from mlxkv.engine import chats, figures, models, turns
+from mlxkv.engine.downloads import Downloads
+from mlxkv.engine.front import Front
+from mlxkv.errors import MlxkvError
+from mlxkv.events import EngineEvent, Failed
+
+if TYPE_CHECKING:
+    from mlxkv.model import Model
+
+_log = logging.getLogger("mlxkv.engine")
+
+
+class Desk:
+    """Answers commands on the thread it was first used on.
+
+    Args:
+        tell: takes every event; called on this thread, and for downloads on theirs.
+    """
+
+    def __init__(
+        self,
+        folders: Folders,
+        settings: Settings,
+        tell: Callable[[EngineEvent], None],
+        *,
+        save: bool = True,
+        load: Callable[..., Model] | None = None,
+    ) -> None:
+        self._tell = tell
+        self._downloads = Downloads(tell)
+        self.front = Front(folders, settings, tell, self._downloads, save=save, load=load)
+
+    # -- any thread --------------------------------------------------------------------------------------------------
+
+    def pause_download(self) -> None:
+        self._downloads.pause()
+
+    def stop(self) -> None:
+        self.front.stop()
+
+    # -- the MLX thread ----------------------------------------------------------------------------------------------
+
+    def answer(self, command: cmd.Command) -> None:
+        try:
+            for event in self._events(command):
+                self._tell(event)
+        except MlxkvError as error:
+            self._failed(str(error))
+        except Exception as error:
+            _log.exception("%s failed", type(command).__name__)
+            self._failed(f"Something went wrong ({type(error).__name__}: {_line(error)}); the chat is kept.")
+
+    def _failed(self, text: str) -> None:
+        self._tell(Failed(text))
+        self._tell(figures.status(self.front))
+
+    def _events(self, command: cmd.Command) -> Iterator[EngineEvent]:
+        from mlxkv.device import current_device
+
+        front, now = self.front, time.perf_counter()
+        match command:
+            case cmd.LoadModel(name):
+                return models.load(front, name)
+            case cmd.ListModels():
+                return models.listed()
+            case cmd.NewChat(system):
+                return chats.new(front, system)
+            case cmd.OpenChat(session_id):
+                return chats.opened(front, session_id)
+            case cmd.ListChats():
+                return chats.listed(front)
+            case cmd.SearchChats(words):
+                return chats.found(front, words)
+            case cmd.ShowTree():
+                return chats.tree(front)
+            case cmd.RenameChat(title, session_id):
+                return chats.renamed(front, title, session_id)
+            case cmd.DeleteChat(session_id):
+                return chats.deleted(front, session_id)
+            case cmd.ExportChat(kind, path, session_id):
+                return chats.exported(front, kind, path, session_id)
+            case cmd.Send(text, sent_at):
+                return turns.run(front, text, lambda chat, how: chat.send(text, started=sent_at, **how))
+            case cmd.Retry(turn):
+                return turns.again(front, lambda chat, how: chat.retry(turn, started=now, **how))
+            case cmd.Edit(turn, text, sent_at):
+                return turns.edited(front, turn, text, lambda chat, how: chat.edit(turn, text, started=sent_at, **how))
+            case cmd.Continue():
+                return turns.continued(front, lambda chat, how: chat.continue_reply(started=now, **how))
+            case cmd.Rewind(turn):
+                return chats.rewound(front, turn)
+            case cmd.Fork(turn):
+                return chats.forked(front, turn)
+            case cmd.ChangeSettings(settings):
+                return chats.resettled(front, settings)
+            case cmd.SetSystem(text):
+                return chats.given_system(front, text)
+            case cmd.ShowContext():
+                return iter((figures.context(front),))
+            case cmd.ShowStats():
+                return iter((figures.totals(front),))
+            case cmd.Pull(name):
+                self._downloads.start(name, current_device())
+            case cmd.PausePull():
+                self._downloads.pause()
+        return iter(())
+
+    def close(self) -> None:
+        """The thread's last act: MLX's streams of this thread are cleared exactly once, else the process aborts."""
+        self._downloads.close()
+        self.front.close()
+        gc.collect()
+        import mlx.core as mx
+
+        mx.clear_streams()
+
+
+def _line(error: Exception) -> str:
+    text = str(error).strip().splitlines()
+    return text[0] if text else "no details"

@@ -1,0 +1,117 @@
+"""Downloads: one repository at a time, on a thread of its own that uses no MLX. Starting and pausing: any thread.
+
+What has arrived is kept, so a download that was paused, broken off or forgotten goes on where it was.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+
+from mlxkv.device import Device
+from mlxkv.errors import MlxkvError
+from mlxkv.events import EngineEvent, PullProgress
+
+_RATE_SECONDS = 5.0  # the rate is the mean over so long
+_TELL_SECONDS = 0.2
+_log = logging.getLogger("mlxkv.engine")
+
+
+class Downloads:
+    """`tell` takes every PullProgress, on the download's thread."""
+
+    def __init__(self, tell: Callable[[EngineEvent], None], clock: Callable[[], float] = time.monotonic) -> None:
+        self._tell, self._clock = tell, clock
+        self._thread: threading.Thread | None = None
+        self._cancel = threading.Event()
+        self._name = ""
+
+    def start(self, name: str, device: Device, *, then_load: bool = False) -> None:
+        """Begin, or go on after a pause. What would not fit `device` is refused before a byte is fetched.
+
+        Raises:
+            MlxkvError: another download is running.
+        """
+        if self._thread is not None and self._thread.is_alive():
+            raise MlxkvError(f"{self._name} is being downloaded; press Esc to pause it first.")
+        self._name, self._cancel = name, threading.Event()
+        self._tell(PullProgress(name, "asking", then_load=then_load))
+        self._thread = threading.Thread(
+            target=self._run, args=(name, device, then_load, self._cancel), name="mlxkv-download"
+        )
+        self._thread.start()
+
+    def pause(self) -> None:
+        self._cancel.set()
+
+    def close(self) -> None:
+        """Pause and wait for the thread; from the thread that owns this."""
+        self._cancel.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _run(self, name: str, device: Device, then_load: bool, cancel: threading.Event) -> None:
+        meter = _Meter(self._clock)
+        last = PullProgress(name, "asking", then_load=then_load)
+
+        def progress(done: int, total: int) -> None:
+            nonlocal last
+            if meter.take(done) or done == total:
+                last = PullProgress(name, "downloading", done, total, meter.rate, then_load=then_load)
+                self._tell(last)
+
+        def end(state: str, text: str = "") -> None:
+            self._tell(PullProgress(name, state, last.done, last.total, 0.0, text, then_load))
+
+        try:
+            self._fetch(name, device, progress, cancel)
+        except MlxkvError as error:
+            end("paused" if cancel.is_set() else "failed", str(error))
+        except Exception as error:
+            _log.exception("the download of %s failed", name)
+            end("failed", f"The download of {name} broke off ({type(error).__name__}); /pull {name} goes on with it.")
+        else:
+            end("done")
+
+    @staticmethod
+    def _fetch(name: str, device: Device, progress: Callable[[int, int], None], cancel: threading.Event) -> None:
+        from mlxkv.models import download, resolve
+        from mlxkv.models.memory import check_fits
+
+        source = resolve(name)
+        if source.repo is None:
+            raise MlxkvError(f"{name} is on this machine already; /model {name} loads it.")
+        download(
+            source.repo,
+            source.revision,
+            progress=progress,
+            cancel=cancel,
+            check=lambda plan: check_fits(name, plan.weight_bytes, device),
+        )
+
+
+class _Meter:
+    """Bytes per second over the last seconds, from totals that come at any pace."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock, self._told = clock, float("-inf")
+        self._samples: deque[tuple[float, int]] = deque()
+
+    def take(self, done: int) -> bool:
+        """Remember a total; whether it is time to tell."""
+        now = self._clock()
+        self._samples.append((now, done))
+        while len(self._samples) > 2 and self._samples[1][0] <= now - _RATE_SECONDS:
+            self._samples.popleft()
+        if now - self._told < _TELL_SECONDS:
+            return False
+        self._told = now
+        return True
+
+    @property
+    def rate(self) -> float:
+        (start, first), (end, last) = self._samples[0], self._samples[-1]
+        return (last - first) / (end - start) if end > start else 0.0

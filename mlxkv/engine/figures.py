@@ -1,0 +1,116 @@
+"""What the engine can say about itself: footer, ring, what fills the window, totals. Reads only. On the MLX thread."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mlxkv.engine.front import Front
+from mlxkv.events import CacheView, ContextPart, ContextUse, SessionFigures, SessionStatus
+
+if TYPE_CHECKING:
+    from mlxkv.cache.prompt_cache import PromptCache
+
+_HEAD = 80  # characters of a message that say which one it is
+
+
+def status(front: Front) -> SessionStatus:
+    import mlx.core as mx
+
+    from mlxkv.device import current_device
+
+    cache = front.chat.cache if front.chat else None
+    return SessionStatus(
+        kv_bytes=cache.live_nbytes if cache else 0,
+        cache_tokens=cache.num_attended if cache else 0,
+        cache_window=cache.capacity if cache else 0,
+        memory_used=mx.get_active_memory(),
+        memory_limit=current_device().memory_limit,
+        saved=front.saved,
+        cache=ring(cache) if cache else None,
+        weight_bytes=front.model.loaded.weight_bytes if front.model else 0,
+        disk_bytes=front.disk_bytes,
+        disk_limit=front.settings.disk_limit_bytes or 0,
+    )
+
+
+def look_at_disk(front: Front) -> None:
+    """Count what all chats keep: once per turn, for it looks at every file."""
+    if front.model is not None and front.save:
+        front.disk_bytes = front.model.store.disk_usage()
+
+
+def ring(cache: PromptCache) -> CacheView | None:
+    """None where the model keeps a cache of its own."""
+    geometry = cache.plan.geometry
+    if geometry is None:
+        return None
+    offset = cache.offset
+    live = geometry.live(offset)
+    return CacheView(
+        pinned=min(geometry.sinks, offset),
+        live=live,
+        capacity=geometry.capacity,
+        head=min(live, geometry.capacity - 1),
+        undo=min(geometry.flushes(offset), geometry.undo) * geometry.block,
+        evicted=cache.num_evicted,
+        allocated_bytes=cache.nbytes,
+        live_bytes=cache.live_nbytes,
+        bits=cache.plan.config.bits if isinstance(cache.plan.config.bits, int) else None,
+    )
+
+
+def context(front: Front) -> ContextUse:
+    """Message by message, what of it is attended. Pinned for good is the system prompt, or what was set instead."""
+    chat = front.open_chat
+    geometry = chat.cache.plan.geometry
+    pinned, offset = geometry.sinks if geometry else 0, len(chat.log)
+    first_kept = geometry.first_kept(offset, 0) if geometry and geometry.flushes(offset) else 0
+    turns = chat.turns
+    starts = [turn.start or 0 for turn in turns]
+    ends = [
+        min([start + len(turn.ids), *starts[i + 1 :]])
+        for i, (start, turn) in enumerate(zip(starts, turns, strict=True))
+    ]
+    parts: list[ContextPart] = []
+    if chat.system and turns:
+        starts[0] = min(pinned if chat.cache.plan.config.sinks == "system" else starts[0], ends[0])
+        parts.append(ContextPart("system", chat.system[:_HEAD], starts[0], starts[0]))
+    for turn, start, end in zip(turns, starts, ends, strict=True):
+        lost = max(0, min(end, first_kept) - max(start, pinned))
+        parts.append(ContextPart(turn.role, turn.text[:_HEAD], end - start, max(0, end - start - lost)))
+    return ContextUse(tuple(parts), chat.cache.capacity, pinned)
+
+
+def totals(front: Front) -> SessionFigures:
+    chat = front.chat
+    stats = [m.stats for m in chat.messages if m.stats is not None] if chat else []
+    session = chat.session_id if chat else None
+    with front.store() as store:
+        chats, front.disk_bytes, all_written = len(store.list()), store.disk_usage(), store.num_bytes_written()
+        mine = store.disk_bytes(session) if session else 0
+        written = store.num_bytes_written(session) if session else 0
+    generated, prefill = sum(s.generated_tokens for s in stats), sum(s.prefill_tokens for s in stats)
+    return SessionFigures(
+        num_turns=len(stats),
+        generated_tokens=generated,
+        prefill_tokens=prefill,
+        cached_tokens=sum(s.cached_tokens for s in stats),
+        evicted_tokens=stats[-1].evicted_tokens if stats else 0,
+        decode_tps=_rate(generated, sum(_seconds(s.generated_tokens, s.decode_tps) for s in stats)),
+        prefill_tps=_rate(prefill, sum(_seconds(s.prefill_tokens, s.prefill_tps) for s in stats)),
+        kv_bytes=chat.cache.live_nbytes if chat else 0,
+        disk_bytes=mine,
+        disk_written_bytes=written,
+        num_chats=chats,
+        all_disk_bytes=front.disk_bytes,
+        all_written_bytes=all_written,
+        disk_limit=front.settings.disk_limit_bytes or 0,
+    )
+
+
+def _seconds(tokens: int, tps: float) -> float:
+    return tokens / tps if tps > 0 else 0.0
+
+
+def _rate(tokens: int, seconds: float) -> float:
+    return tokens / seconds if seconds > 0 else 0.0

@@ -1,0 +1,136 @@
+"""Front: the model and the chat that commands are about, and what was set for them. On the MLX thread, but for `stop`.
+
+It opens and closes; what is done with them stands in the modules beside this one.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from mlxkv.config import Folders, Settings
+from mlxkv.errors import MlxkvError
+from mlxkv.events import EngineEvent, KVNotSaved, ModelLoading
+
+if TYPE_CHECKING:
+    from mlxkv.cache.config import CacheConfig
+    from mlxkv.chat import Chat
+    from mlxkv.engine.downloads import Downloads
+    from mlxkv.model import Model
+    from mlxkv.store import SessionStore
+
+_log = logging.getLogger("mlxkv.engine")
+
+
+class Front:
+    """`saved` is what the footer says: see SessionStatus. `system` is the system prompt of the next new chat."""
+
+    def __init__(
+        self,
+        folders: Folders,
+        settings: Settings,
+        tell: Callable[[EngineEvent], None],
+        downloads: Downloads,
+        *,
+        save: bool,
+        load: Callable[..., Model] | None,
+    ) -> None:
+        self.folders, self.settings, self.tell, self.downloads = folders, settings, tell, downloads
+        self.save = save
+        self.system = settings.system
+        self.model: Model | None = None
+        self.chat: Chat | None = None
+        self.saved = ""
+        self.disk_bytes = 0  # KV of all chats, as of the last look
+        self._load = load
+        self._cancel_load = threading.Event()
+
+    def stop(self) -> None:
+        """Stop the running reply or load; from any thread."""
+        self._cancel_load.set()
+        if (chat := self.chat) is not None:
+            chat.cancel()
+
+    # -- the model ---------------------------------------------------------------------------------------------------
+
+    @property
+    def ready_model(self) -> Model:
+        if self.model is None:
+            raise MlxkvError("No model is loaded; type /model and a folder or a repository id.")
+        return self.model
+
+    @property
+    def loads_itself(self) -> bool:
+        """Whether names mean models of this machine and the hub, as they do but in tests."""
+        return self._load is None
+
+    def make_model(self, name: str) -> Model:
+        def progress(p: Any) -> None:
+            self.tell(ModelLoading(p.name, p.phase, p.done, p.total))
+
+        if self._load is not None:
+            return self._load(name)
+        from mlxkv.model import load
+
+        return load(name, folders=self.folders, progress=progress, cancel=self._cancel_load)
+
+    def begin_load(self) -> None:
+        self._cancel_load.clear()
+
+    def drop_model(self) -> None:
+        """Give all its memory back: two models at once may not fit."""
+        self.close_chat()
+        if self.model is not None:
+            self.model.close()
+        self.model = None
+        gc.collect()
+        import mlx.core as mx
+
+        mx.clear_cache()
+
+    # -- the chat ----------------------------------------------------------------------------------------------------
+
+    @property
+    def open_chat(self) -> Chat:
+        """The chat in front.
+
+        Raises:
+            MlxkvError: there is none, because nothing has been said.
+        """
+        if self.chat is None:
+            raise MlxkvError("No chat is open yet; write something first, or open one with /resume.")
+        return self.chat
+
+    def close_chat(self) -> None:
+        chat, self.chat = self.chat, None
+        if chat is not None and (notice := chat.close()):
+            self.tell(KVNotSaved(notice))
+
+    def bounds(self) -> CacheConfig:
+        from mlxkv.cache.config import CacheConfig
+
+        return CacheConfig.from_settings(self.settings)
+
+    @contextmanager
+    def store(self) -> Iterator[SessionStore]:
+        """The sessions on disk: the model's store, or one opened for this."""
+        if self.model is not None:
+            yield self.model.store
+            return
+        from mlxkv.store import SessionStore
+
+        with SessionStore.open(self.folders) as store:
+            yield store
+
+    def close(self) -> None:
+        try:
+            self.close_chat()
+            if self.model is not None:
+                self.model.close()
+        except Exception:
+            _log.exception("closing the chat failed")
+        self.model = self.chat = None

@@ -1,0 +1,80 @@
+"""Loading and listing models. A model that has to be downloaded first is, beside the chat that goes on. MLX thread."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from mlxkv.engine import chats
+from mlxkv.engine.front import Front
+from mlxkv.errors import MlxkvError
+from mlxkv.events import EngineEvent, ModelCard, ModelList, ModelLoading, ModelReady
+
+
+def load(front: Front, name: str) -> Iterator[EngineEvent]:
+    """Load `name`; the chat that was in front goes on with it. What cannot be loaded leaves the old model.
+
+    `ModelReady` comes last: what is open before it belongs to this command.
+    """
+    if front.loads_itself and _must_be_downloaded(name):
+        from mlxkv.device import current_device
+
+        front.downloads.start(name, current_device(), then_load=True)
+        return
+    yield ModelLoading(name, "loading")
+    before, session = front.model.name if front.model else None, front.chat.session_id if front.chat else None
+    front.begin_load()
+    if before is not None:
+        front.drop_model()
+    try:
+        front.model = front.make_model(name)
+    except MlxkvError:
+        if before is not None:
+            front.model = front.make_model(before)
+            yield from _again(front, session)
+        raise
+    model = front.model
+    if before is not None:
+        yield from _again(front, session)
+    yield ModelReady(name, model.loaded.weight_bytes, model.loaded.load_s, model.has_chat_template)
+
+
+def _must_be_downloaded(name: str) -> bool:
+    """Whether `name` is a repository that is not whole on this disk.
+
+    Raises:
+        ModelNotFoundError: it can be nothing at all; that must not cost the model that is there.
+    """
+    from mlxkv.models import Hub, resolve
+    from mlxkv.models.hub import find_local
+
+    source = resolve(name)
+    return source.repo is not None and find_local(Hub(), source.repo, source.revision) is None
+
+
+def _again(front: Front, session: str | None) -> Iterator[EngineEvent]:
+    """The chat that was in front goes on with the new model."""
+    yield from chats.opened(front, session) if session else chats.new(front, None)
+
+
+def listed() -> Iterator[EngineEvent]:
+    """What is here, last used first, then the rest of the catalogue, smallest first."""
+    from mlxkv.device import current_device
+    from mlxkv.models import BUILT_IN, catalogue, list_local, resolve
+    from mlxkv.models.catalogue import HEADROOM
+
+    limit = current_device().memory_limit
+    known = {entry.id: entry for entry in catalogue()}
+    cards = []
+    for name in BUILT_IN:
+        try:
+            folder = resolve(name).path
+        except MlxkvError:
+            continue  # not part of this installation
+        size = sum(p.stat().st_size for p in folder.glob("*.safetensors")) if folder else 0
+        cards.append(ModelCard(name, size, "MIT", "built in", True, True))
+    for local in list_local():
+        entry = known.pop(local.id, None)
+        fits = local.size_bytes <= limit * HEADROOM
+        cards.append(ModelCard(local.id, local.size_bytes, entry.licence if entry else "", "", fits, True))
+    cards += [ModelCard(e.id, e.size_bytes, e.licence, e.note, e.fits(limit)) for e in known.values()]
+    yield ModelList(tuple(cards))

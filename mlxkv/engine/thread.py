@@ -1,0 +1,85 @@
+"""Engine: the one thread that owns MLX. Commands in, events out; nothing else crosses.
+
+It loads, allocates, generates, saves and restores, one command at a time; `stop` and `close` may be called from any
+thread. Only strings, numbers and frozen dataclasses leave this thread: a lazy array evaluated elsewhere has no stream
+there.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from mlxkv.commands import Command, PausePull, Shutdown
+from mlxkv.config import Folders, Settings
+from mlxkv.engine.desk import Desk
+from mlxkv.events import EngineEvent, EngineStopped
+
+if TYPE_CHECKING:
+    from mlxkv.model import Model
+
+_log = logging.getLogger("mlxkv.engine")
+
+
+class Engine:
+    """Runs a model for a window.
+
+    Args:
+        folders: where sessions lie.
+        settings: the defaults of new chats.
+        save: False keeps nothing on disk.
+        load: makes a Model; replaced in tests.
+    """
+
+    def __init__(
+        self,
+        folders: Folders,
+        settings: Settings,
+        *,
+        save: bool = True,
+        load: Callable[..., Model] | None = None,
+    ) -> None:
+        self.events: deque[EngineEvent] = deque()
+        self._desk = Desk(folders, settings, self.events.append, save=save, load=load)
+        self._commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="mlxkv-engine")  # not a daemon: it must end in order
+
+    # -- any thread --------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def submit(self, command: Command) -> None:
+        if isinstance(command, PausePull):  # it must not wait for a reply to end
+            self._desk.pause_download()
+        else:
+            self._commands.put(command)
+
+    def stop(self) -> None:
+        """Stop the running reply or load; what was said or downloaded is kept."""
+        self._desk.stop()
+
+    def close(self) -> None:
+        """Stop, finish and join the thread; call it before the process ends."""
+        if self._thread.is_alive():
+            self.submit(Shutdown())
+            self.stop()
+            self._thread.join()
+
+    # -- the engine thread -------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        error = None
+        try:
+            while not isinstance(command := self._commands.get(), Shutdown):
+                self._desk.answer(command)
+        except BaseException as failure:
+            _log.exception("the engine stopped")
+            error = f"The engine stopped ({type(failure).__name__}); restart mlxkv, the chat is saved up to here."
+        finally:
+            self._desk.close()
+            self.events.append(EngineStopped(error))

@@ -1,0 +1,76 @@
+"""A turn of the chat in front: its events, the footer now and then, and at last what versions there are. MLX thread."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from mlxkv.engine import chats, figures
+from mlxkv.engine.front import Front
+from mlxkv.events import EngineEvent, KVNotSaved, TextDelta, TurnEvent, TurnFinished, TurnStarted
+
+if TYPE_CHECKING:
+    from mlxkv.chat import Chat
+
+_STATUS_SECONDS = 1.0
+Begin = Callable[["Chat", dict[str, Any]], Iterator[TurnEvent]]  # with the sampling parameters that are set
+
+
+def run(front: Front, text: str, begin: Begin) -> Iterator[EngineEvent]:
+    """The user's `text` and the reply."""
+    if front.chat is None:
+        _ = front.ready_model
+        yield from chats.new(front, None)
+    yield from _streamed(front, text, begin(front.open_chat, front.settings.sampling))
+
+
+def again(front: Front, begin: Begin) -> Iterator[EngineEvent]:
+    """A reply anew, or a message changed: the chat goes back to there first, and the window with it."""
+    chat = front.open_chat
+    before = chat.messages
+    events = begin(chat, front.settings.sampling)
+    num_kept = len(chat.messages)
+    yield from chats.versions(front)
+    yield chats.view(chat, num_messages=num_kept)
+    yield from _streamed(front, before[num_kept].text, events)
+
+
+def edited(front: Front, turn: int, text: str, begin: Begin) -> Iterator[EngineEvent]:
+    chat = front.open_chat
+    events = begin(chat, front.settings.sampling)
+    yield from chats.versions(front)
+    yield chats.view(chat, num_messages=turn)
+    yield from _streamed(front, text, events)
+
+
+def continued(front: Front, begin: Begin) -> Iterator[EngineEvent]:
+    """A reply grows: what there was of it is played again, so that text cut in the middle joins up."""
+    chat = front.open_chat
+    events = begin(chat, front.settings.sampling)
+    *earlier, last = chat.messages
+    yield from chats.versions(front)
+    yield chats.view(chat, num_messages=len(earlier))
+    yield from _streamed(front, "", events, last.text)
+
+
+def _streamed(front: Front, text: str, events: Iterator[TurnEvent], said: str = "") -> Iterator[EngineEvent]:
+    front.saved = "saving" if front.save else "off"
+    told = time.monotonic()
+    yield TurnStarted(text)
+    if said:
+        yield TextDelta(said, 0)
+    notice = ""
+    for event in events:
+        if isinstance(event, KVNotSaved):
+            notice = event.text
+        elif isinstance(event, TurnFinished):  # its reply is on disk by now
+            yield from chats.versions(front)
+        yield event
+        if time.monotonic() - told >= _STATUS_SECONDS:
+            told = time.monotonic()
+            yield figures.status(front)
+    if front.save:
+        front.saved = f"not saved: {notice}" if notice else "saved"
+    figures.look_at_disk(front)
+    yield figures.status(front)
