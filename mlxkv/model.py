@@ -133,11 +133,21 @@ class Model:
     # -- chats -------------------------------------------------------------------------------------------------------
 
     def chat(
-        self, system: str | None = None, cache: CacheConfig | None = None, *, autosave: bool = False, **sampling: Any
+        self,
+        system: str | None = None,
+        cache: CacheConfig | None = None,
+        *,
+        autosave: bool = False,
+        think: bool | None = None,
+        **sampling: Any,
     ) -> Chat:
-        """A new chat; `autosave` makes it a session at its first turn, else `Chat.save` does."""
+        """A new chat; `autosave` makes it a session at its first turn, else `Chat.save` does.
+
+        `think`: whether the model shall reason before it answers, where its template knows of that; None leaves it
+        to the model.
+        """
         params = SamplingParams.for_model(self.loaded.generation, **sampling)
-        return Chat(self._backend, system=system, cache=cache, params=params, autosave=autosave)
+        return Chat(self._backend, system=system, cache=cache, params=params, autosave=autosave, think=think)
 
     def resume(self, session: str, *, cache: CacheConfig | None = None, fork: bool = False, **sampling: Any) -> Chat:
         """Go on with a session, given by id, by the unique start of one, or by title; rows on disk are not read again.
@@ -159,7 +169,8 @@ class Model:
         config = cache or _config_from(record.params.get("cache"))
         past = dict(record.params.get("sampling") or {})
         params = SamplingParams.for_model({}, **{**past, **{k: v for k, v in sampling.items() if v is not None}})
-        chat = Chat(self._backend, system=record.system, cache=config, params=params, autosave=True)
+        think = record.params.get("think")
+        chat = Chat(self._backend, system=record.system, cache=config, params=params, autosave=True, think=think)
         chat.load(record)
         return chat
 

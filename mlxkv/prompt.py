@@ -2,7 +2,7 @@
 
 A reply's text, tokenized again, need not give the ids that were sampled. So where the template's text goes on exactly
 from what was fed and generated before, only the new end is tokenized; where it does not (a template that rewrites
-history), all of it is, and reuse stops at the first id that differs. Pure but for the tokenizer; no MLX.
+history, as those do that strip reasoning), what follows the last place that stayed. Pure but for the tokenizer; no MLX.
 """
 
 from __future__ import annotations
@@ -12,16 +12,26 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlxkv.errors import ModelError
+from mlxkv.reply import Reasoning, ReplyText, raw_text
 
 Message = dict[str, str]  # {"role": ..., "content": ...}, as chat templates take it
 
 
 @dataclass(frozen=True)
 class Fed:
-    """What a prompt and its reply came to: `text` as the template words it, `ids` as they were fed and sampled."""
+    """What a prompt and its reply came to: `text` as the template words it, `ids` as they were fed and sampled.
+
+    `cuts`: places (characters, ids) before the end where the two belong together: a prompt or a reply ends there.
+    """
 
     text: str = ""
     ids: tuple[int, ...] = ()
+    cuts: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def all_cuts(self) -> tuple[tuple[int, int], ...]:
+        """`cuts` and the end."""
+        return (*self.cuts, (len(self.text), len(self.ids))) if self.text else self.cuts
 
 
 class PromptFormat:
@@ -33,31 +43,63 @@ class PromptFormat:
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
+        self.reasoning = Reasoning.of(tokenizer) if self.has_template else None
 
     @property
     def has_template(self) -> bool:
         return bool(self.tokenizer.has_chat_template)
 
-    def prompt(self, messages: Sequence[Message], fed: Fed) -> Fed:
+    def prompt(self, messages: Sequence[Message], fed: Fed, think: bool | None = None) -> Fed:
         """The next prompt: `messages` end with the user's, `fed` is all that came before.
+
+        Args:
+            think: whether the model shall reason first, where its template knows of that; None leaves it to the model.
 
         Raises:
             ModelError: the template refuses these messages.
         """
         if not self.has_template:
             return self._continued(messages, fed)
-        text = self.render(messages)
-        if fed.text and text.startswith(fed.text):
-            return Fed(text, (*fed.ids, *self.encode(text[len(fed.text) :])))
-        return Fed(text, tuple(self.encode(text)))
+        text = self.render(messages, think=think)
+        same = _num_common(text, fed.text)
+        cuts = tuple(cut for cut in fed.all_cuts if cut[0] <= same)
+        chars, num_ids = cuts[-1] if cuts else (0, 0)
+        return Fed(text, (*fed.ids[:num_ids], *self.encode(text[chars:])), cuts)
 
     def replied(self, prompt: Fed, text: str, ids: Sequence[int]) -> Fed:
-        """`prompt` with the reply: its `text` as shown, its `ids` as sampled, an end-of-turn token included."""
+        """`prompt` with the reply: its `text` with all markers, its `ids` as sampled, an end-of-turn token included."""
         if ids and ids[-1] in self.tokenizer.eos_token_ids:
             text += self.tokenizer.decode([ids[-1]])
-        return Fed(prompt.text + text, (*prompt.ids, *ids))
+        return Fed(prompt.text + text, (*prompt.ids, *ids), prompt.all_cuts)
 
-    def render(self, messages: Sequence[Message], *, for_reply: bool = True) -> str:
+    def num_lasting(self, messages: Sequence[Message], prompt: Fed, think: bool | None = None) -> int:
+        """How many ids of `prompt`, made of `messages`, stay what they are once there is a reply and a next message.
+
+        All of them, unless the template words a reply's beginning otherwise in history, as those do that strip
+        reasoning. To there a rewritten history goes back.
+        """
+        if not self.has_template:
+            return len(prompt.ids)
+        text = self.render([*messages, _message("assistant", "x"), _message("user", "x")], think=think)
+        same = _num_common(text, prompt.text)
+        lost = self.encode(prompt.text[same:])
+        start = len(prompt.ids) - len(lost)
+        if start >= 0 and list(prompt.ids[start:]) == lost:
+            return start
+        chars, num_ids = next((cut for cut in reversed(prompt.cuts) if cut[0] <= same), (0, 0))
+        kept = [*prompt.ids[:num_ids], *self.encode(prompt.text[chars:same])]  # the difference is within a token
+        return next((i for i, (a, b) in enumerate(zip(kept, prompt.ids, strict=False)) if a != b), len(kept))
+
+    def reader(self, prompt: Fed, stop: Sequence[str] = ()) -> ReplyText:
+        """For the reply to `prompt`: ids to text, with the reasoning told apart."""
+        state = self.reasoning.after(prompt.text) if self.reasoning else "text"
+        return ReplyText(self.tokenizer, stop, self.reasoning, state)
+
+    def raw(self, text: str, ids: Sequence[int]) -> str:
+        """A reply with its markers, as `replied` wants it, from what is shown of it and its ids."""
+        return raw_text(self.tokenizer, ids) if self.reasoning else text
+
+    def render(self, messages: Sequence[Message], *, for_reply: bool = True, think: bool | None = None) -> str:
         """The template's text.
 
         Raises:
@@ -65,9 +107,12 @@ class PromptFormat:
         """
         import jinja2
 
+        more = {} if think is None else {"enable_thinking": think}
         for attempt in (list(messages), _without_system_role(messages)):
             try:
-                return self.tokenizer.apply_chat_template(attempt, tokenize=False, add_generation_prompt=for_reply)
+                return self.tokenizer.apply_chat_template(
+                    attempt, tokenize=False, add_generation_prompt=for_reply, **more
+                )
             except jinja2.TemplateError as error:
                 refusal = error
         raise ModelError(
@@ -107,8 +152,25 @@ class PromptFormat:
         return Fed(text, tuple(self.encode_raw(text)))
 
 
+def message(role: str, text: str, thinking: str = "") -> Message:
+    """A message for templates; each calls reasoning by one of two names."""
+    return _message(role, text) | ({"reasoning_content": thinking, "thinking": thinking} if thinking else {})
+
+
 def _message(role: str, content: str) -> Message:
     return {"role": role, "content": content}
+
+
+def _num_common(a: str, b: str) -> int:
+    """How many leading characters are equal; halving, since a chat's text is long."""
+    low, high = 0, min(len(a), len(b))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if a[low:middle] == b[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
 
 
 def _without_system_role(messages: Sequence[Message]) -> list[Message]:

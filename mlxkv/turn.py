@@ -16,39 +16,12 @@ from mlxkv.cache.prompt_cache import PromptCache, Reuse
 from mlxkv.device import peak_memory, reset_peak_memory
 from mlxkv.errors import PromptError
 from mlxkv.events import Notice, PrefillProgress, TextDelta, TurnEvent, TurnFinished
+from mlxkv.reply import ReplyText
 from mlxkv.runner import ModelRunner
 from mlxkv.sampling import SamplingParams
 from mlxkv.stats import TurnStats
 
 MAX_PROMPT_TOKENS = 4_000_000
-
-
-class StopStrings:
-    """Holds back text that may turn out to be the start of a stop string."""
-
-    def __init__(self, stops: Sequence[str]) -> None:
-        self.stops = tuple(stops)
-        self.held = ""
-        self.hit = False
-
-    def feed(self, text: str) -> str:
-        """The text that is safe to show now; nothing more once `hit`."""
-        if self.hit:
-            return ""
-        if not self.stops:
-            return text
-        text, self.held = self.held + text, ""
-        starts = [i for stop in self.stops if (i := text.find(stop)) >= 0]
-        if starts:
-            self.hit = True
-            return text[: min(starts)]
-        keep = max((n for stop in self.stops for n in range(1, len(stop)) if text.endswith(stop[:n])), default=0)
-        self.held = text[len(text) - keep :]
-        return text[: len(text) - keep]
-
-    def rest(self) -> str:
-        held, self.held = self.held, ""
-        return "" if self.hit else held
 
 
 class Turn:
@@ -59,8 +32,10 @@ class Turn:
         ids: the whole prompt; what the cache already holds of it is not read again.
         started: `time.perf_counter()` when the user asked; the time to the first token counts from there.
         cancelled: asked before every prefill chunk and after every token.
-        reply: the reply that this turn goes on with: its ids, which `ids` end with, and its text. `text` becomes the
-            whole reply; `generated` and the events are what is new.
+        reply: the reply that this turn goes on with: its ids, which `ids` end with, its text and its reasoning. `text`
+            and `thinking` become the whole reply; `generated` and the events are what is new.
+        reader: how ids become text; None shows everything as text.
+        marks: positions in `ids` that one may want to come back to, such as where the reply begins.
     """
 
     def __init__(
@@ -73,7 +48,9 @@ class Turn:
         *,
         started: float | None = None,
         cancelled: Callable[[], bool] = bool,
-        reply: tuple[Sequence[int], str] = ((), ""),
+        reply: tuple[Sequence[int], str, str] = ((), "", ""),
+        reader: ReplyText | None = None,
+        marks: Sequence[int] = (),
     ) -> None:
         if not ids:
             raise PromptError("The prompt is empty; write something first.")
@@ -83,7 +60,10 @@ class Turn:
         self.ids, self.params, self.cancelled = list(ids), params, cancelled
         self.started = time.perf_counter() if started is None else started
         self.generated: list[int] = []
-        self.reply_ids, self.text = reply
+        self.reply_ids, self.text, self.thinking = reply
+        self._reader = reader or ReplyText(tokenizer, params.stop)
+        self._shown = (len(self.text), len(self.thinking))
+        self._marks = tuple(marks)
         self.reason = "stopped"  # what holds if the caller walks away
         self._reuse = Reuse(0)
         self._num_read = 0  # prompt tokens fed by this turn
@@ -96,6 +76,8 @@ class Turn:
         reset_peak_memory()
         if self.params.seed is not None:
             mx.random.seed(self.params.seed)
+        for token in self.reply_ids:  # words and characters may go on where the reply was cut
+            self._reader.add(token)
         self._reuse = self.cache.reuse(self.ids)
         new = self.ids[self._reuse.cached :]
         capacity = self.cache.capacity
@@ -107,23 +89,27 @@ class Turn:
         yield from self._read(new)
         if not self.cancelled():
             yield from self._write(new[-1])
-        yield TurnFinished(self.reason, self.text, self.stats)
+        yield TurnFinished(self.reason, self.text, self.stats, self.thinking)
 
     def _read(self, new: Sequence[int]) -> Iterator[TurnEvent]:
         begun = time.perf_counter()
         total, cached = len(new), self._reuse.cached
         yield PrefillProgress(0, total, cached, 0.0)
-        for done in self.runner.prefill(self.cache, new[:-1], self.cancelled):
-            self._num_read, self._prefill_s = done, time.perf_counter() - begun
-            yield PrefillProgress(done, total, cached, done / max(self._prefill_s, 1e-9))
+        start, last = cached, len(self.ids) - 1
+        marks = {min(m, last) for m in self._marks if m > cached} or {last}
+        self.cache.checkpoint()
+        for end in sorted({*marks, last}):
+            for done in self.runner.prefill(self.cache, self.ids[start:end], self.cancelled):
+                self._num_read, self._prefill_s = start - cached + done, time.perf_counter() - begun
+                yield PrefillProgress(self._num_read, total, cached, self._num_read / max(self._prefill_s, 1e-9))
+            if self.cancelled():
+                return
+            if end in marks:
+                self.cache.checkpoint()
+            start = end
 
     def _write(self, last: int) -> Iterator[TurnEvent]:
-        detokenizer = self.tokenizer.detokenizer
-        stops = StopStrings(self.params.stop)
-        shown, self.text = len(self.text), ""
-        for token in self.reply_ids:  # words and characters may go on where the reply was cut
-            detokenizer.add_token(token)
-            self.text += stops.feed(detokenizer.last_segment)
+        reader = self._reader
         ends = self.tokenizer.eos_token_ids
         begun = time.perf_counter()
         tokens = self.runner.decode(self.cache, last, self.params, self.ids[:-1])
@@ -139,23 +125,33 @@ class Turn:
                 if token in ends:
                     self.reason = "stop"
                     break
-                detokenizer.add_token(token)
-                self.text += stops.feed(detokenizer.last_segment)
-                if piece := self.text[shown:]:
-                    shown += len(piece)
-                    yield TextDelta(piece, len(self.generated))
-                if stops.hit or self.cancelled():
-                    self.reason = "stop_string" if stops.hit else "stopped"
+                reader.add(token)
+                yield from self._show()
+                if reader.is_stopped or self.cancelled():
+                    self.reason = "stop_string" if reader.is_stopped else "stopped"
                     break
         except GeneratorExit:
             self.reason = "stopped"
             raise
         finally:
             tokens.close()
-        detokenizer.finalize()
-        self.text += stops.feed(detokenizer.last_segment) + stops.rest()
-        if piece := self.text[shown:]:
+        reader.finish()
+        yield from self._show()
+
+    def _show(self) -> Iterator[TextDelta]:
+        """What is new since the last time."""
+        reader, (text, thinking) = self._reader, self._shown
+        self.text, self.thinking = reader.text, reader.thinking
+        self._shown = max(text, len(reader.text)), max(thinking, len(reader.thinking))
+        if piece := reader.thinking[thinking:]:
+            yield TextDelta(piece, len(self.generated), thinking=True)
+        if piece := reader.text[text:]:
             yield TextDelta(piece, len(self.generated))
+
+    @property
+    def raw(self) -> str:
+        """The whole reply with its markers, as the tokenizer words it, but for the end-of-turn token."""
+        return self._reader.raw
 
     @property
     def stats(self) -> TurnStats:

@@ -13,9 +13,10 @@ from mlxkv.cache.plan import plan_cache
 from mlxkv.cache.prompt_cache import PromptCache
 from mlxkv.errors import PromptError
 from mlxkv.events import Notice, PrefillProgress, TextDelta, TurnFinished
+from mlxkv.reply import StopStrings
 from mlxkv.runner import ModelRunner
 from mlxkv.sampling import SamplingParams
-from mlxkv.turn import StopStrings, Turn
+from mlxkv.turn import Turn
 from tests.reference import random_ids, tiny_llama
 from tests.tokenizers import tiny_tokenizer
 
