@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import os
 import stat
+import tomllib
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mlxkv.config import Folders, Settings, load_settings, private_folder
+from mlxkv.config_file import save_setting, with_setting
 from mlxkv.errors import ConfigError
+from mlxkv.settings import as_markdown, find, schema
 
 
 def folders(root: Path, toml: str | None = None) -> Folders:
@@ -142,9 +147,9 @@ def test_every_setting_can_come_from_every_source(tmp_path: Path) -> None:
     values: dict[str, Any] = {
         "model": "org/name", "system": "Be terse.", "temperature": 0.5, "top_p": 0.9, "top_k": 40, "min_p": 0.05,
         "max_tokens": 7, "seed": 3, "window": 512, "sinks": 8, "kv_bits": 8, "disk_limit": 1.5, "theme": "nord",
-        "plain": True,
+        "plain": True, "mouse": False,
     }  # fmt: skip
-    assert set(values) == {f.name for f in fields(Settings)}
+    assert {*values, "keys"} == {f.name for f in fields(Settings)}
     wanted = Settings(**values)
     toml = "".join(f"{k} = {str(v).lower() if isinstance(v, bool) else repr(v)}\n" for k, v in values.items())
     assert load_settings(folders(tmp_path, toml), {}) == wanted
@@ -215,7 +220,7 @@ def test_a_bad_variable_is_named_as_it_is_set(tmp_path: Path) -> None:
 
 
 def test_a_bad_flag_is_named_as_it_is_typed(tmp_path: Path) -> None:
-    assert "--kv-bits is 'seven'; it must be a whole number, or \"none\"" in refusal(tmp_path, kv_bits="seven")
+    assert "--kv-bits is 'seven'; it must be 8, 4, or \"none\"" in refusal(tmp_path, kv_bits="seven")
 
 
 def test_an_unknown_key_names_those_there_are(tmp_path: Path) -> None:
@@ -236,3 +241,104 @@ def test_a_file_that_is_not_text(tmp_path: Path) -> None:
 def test_a_folder_with_braces_in_its_name(tmp_path: Path) -> None:
     """The path once was a format string: `{x}` in it hid the real error behind a KeyError."""
     assert "{x}" in refusal(tmp_path / "{x}", "top_k = 'many'")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "rule"),
+    [("temperature", -1, "a number from 0 to 100"), ("kv_bits", 5, "8, 4"), ("window", 0, "from 1 to 16,777,216"),
+     ("disk_limit", float("inf"), "of GB from 0"), ("seed", 2**64, "to 18,446,744,073,709,551,615")],
+)  # fmt: skip
+def test_a_value_out_of_range_is_told_the_range(tmp_path: Path, name: str, value: float, rule: str) -> None:
+    assert rule in refusal(tmp_path, f"{name} = {value!r}")
+
+
+def test_keys_are_a_table(tmp_path: Path) -> None:
+    found = load_settings(folders(tmp_path, 'top_k = 3\n[keys]\n"app.help" = "f2"\n'), {})
+    assert (found.top_k, found.keys) == (3, (("app.help", "f2"),))
+    assert "must be a table" in refusal(tmp_path, "keys = 3")
+    assert "must be a table" in refusal(tmp_path, "[keys]\nx = 3")
+
+
+# -- one schema ------------------------------------------------------------------------------------------------------
+
+
+def test_every_default_is_a_value_the_schema_takes() -> None:
+    for setting in schema():
+        assert setting.convert(setting.shown(setting.default)) == setting.default
+        assert setting.default is None or setting.convert(setting.default) == setting.default
+        assert setting.help.endswith(".")
+
+
+def test_settings_are_found_by_all_their_names() -> None:
+    for name in ("temp", "temperature", "--temp", "TEMP"):
+        assert (found := find(name)) is not None
+        assert found.name == "temperature"
+    assert find("nonsense") is None
+
+
+# -- writing config.toml ---------------------------------------------------------------------------------------------
+
+COMMENTED = """# mine
+temperature = 0.5  # as it was # really
+system = '''
+two # lines
+'''
+# about k
+top_k=3 # three
+
+[keys]
+"app.help" = "f1" # help
+seed = "no setting: it is in a table"
+"""
+
+
+def test_changing_a_setting_leaves_everything_else(tmp_path: Path) -> None:
+    found = folders(tmp_path, COMMENTED)
+    save_setting(found, "temperature", 0.7)
+    save_setting(found, "seed", 7)
+    save_setting(found, "system", 'say "no"\n\x7f')
+    save_setting(found, "top_k", None)
+    text = (found.config / "config.toml").read_text(encoding="utf-8")
+    assert text.splitlines() == [
+        "# mine", "temperature = 0.7  # as it was # really", 'system = "say \\"no\\"\\n\\u007f"', "# about k",
+        'top_k = "none"  # three', "seed = 7", "", "[keys]", '"app.help" = "f1" # help',
+        'seed = "no setting: it is in a table"',
+    ]  # fmt: skip
+    wanted = {"temperature": 0.7, "system": 'say "no"\n\x7f', "seed": 7, "top_k": "none"}
+    assert {k: v for k, v in tomllib.loads(text).items() if k != "keys"} == wanted
+
+
+def test_the_file_is_made_private_and_whole(tmp_path: Path) -> None:
+    found = folders(tmp_path)
+    path = save_setting(found, "theme", "nord")
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert load_settings(found, {}).theme == "nord"
+    assert [p.name for p in path.parent.iterdir()] == ["config.toml"]
+
+
+def test_a_broken_file_is_not_written_over(tmp_path: Path) -> None:
+    found = folders(tmp_path, "theme = nord")
+    with pytest.raises(ConfigError, match="cannot be read as TOML"):
+        save_setting(found, "theme", "nord")
+    assert (found.config / "config.toml").read_text() == "theme = nord"
+
+
+@given(
+    st.lists(st.sampled_from(["# c", "", "top_k = 1 # x", 'model = "a#b"  # c', "seed=9", "theme = 'x'"]), unique=True),
+    st.sampled_from(["top_k", "seed", "model", "theme", "window"]),
+    st.sampled_from([None, 5, "a # b", "é\n"]),
+)
+def test_any_file_keeps_its_comments_and_other_values(lines: list[str], name: str, value: object) -> None:
+    text = "\n".join(lines)
+    new = with_setting(text, name, value)
+    before, after = tomllib.loads(text), tomllib.loads(new)
+    assert after.pop(name) == ("none" if value is None else value)
+    before.pop(name, None)
+    assert before == after
+    for comment in ("# c", "# x"):
+        assert sum(comment in line for line in new.splitlines()) >= sum(comment in line for line in lines)
+
+
+def test_the_page_about_settings_is_made_from_the_schema() -> None:
+    page = Path(__file__).resolve().parents[1] / "docs" / "settings.md"
+    assert page.read_text(encoding="utf-8") == as_markdown(), "run `python -m mlxkv.settings > docs/settings.md`"

@@ -1,0 +1,262 @@
+"""The one schema of settings: name, kind, range, help, default, and from when a change holds.
+
+It makes the settings screen, `/set`, the help of the options, docs/settings.md and the checks of config.toml. Pure.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import Field, dataclass, field, fields, replace
+from functools import cache
+from typing import Any
+
+from mlxkv.errors import ConfigError
+
+NEXT_REPLY, NEW_CACHE, AT_ONCE, NEXT_START = "the next reply", "a new cache", "at once", "the next start"
+_NONE = ("", "none", "auto")
+_YES_NO = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One row of the schema. `slash`: its name after `/set`; `option`: on the command line; `holds`: from when."""
+
+    name: str
+    kind: str  # "int" | "float" | "str" | "bool"
+    default: Any
+    help: str
+    slash: str = ""
+    option: str = ""
+    low: float = -math.inf
+    high: float = math.inf
+    choices: tuple[Any, ...] = ()
+    word: str = ""  # the one word a number may be instead
+    unit: str = ""
+    nullable: bool = False
+    null: str = "the model's own"  # what "none" means
+    holds: str = AT_ONCE
+
+    @property
+    def rule(self) -> str:
+        """What a value must be."""
+        if self.choices:
+            rule = ", ".join(map(str, self.choices))
+        else:
+            rule = {"bool": "true or false", "int": "a whole number", "float": "a number", "str": "text"}[self.kind]
+            rule += f" of {self.unit}" if self.unit else ""
+        if self.low > -math.inf and not self.choices:
+            rule += (
+                f" from {self.low:,g}"
+                if self.high == math.inf
+                else f" from {_digits(self.low)} to {_digits(self.high)}"
+            )
+        if self.word:
+            rule += f' or "{self.word}"'
+        return f'{rule}, or "none"' if self.nullable else rule
+
+    def convert(self, value: Any) -> Any:
+        """`value` from TOML, the environment, an option or `/set` as this setting keeps it.
+
+        Raises:
+            ValueError, KeyError, OverflowError: it is none of what `rule` says.
+        """
+        if isinstance(value, str) and self.nullable and value.lower() in _NONE:
+            return None
+        if self.kind == "bool":
+            return value if isinstance(value, bool) else _YES_NO[str(value).lower()]
+        if isinstance(value, bool) or not isinstance(value, int | float | str):
+            raise ValueError(value)
+        if self.word and value == self.word:
+            return value
+        if self.kind == "str":
+            if not isinstance(value, str):
+                raise ValueError(value)
+            return value
+        number = _integer(value) if self.kind == "int" else float(value)
+        if (
+            not self.low <= number <= self.high
+            or not math.isfinite(number)
+            or (self.choices and number not in self.choices)
+        ):
+            raise ValueError(value)
+        return number
+
+    def shown(self, value: Any) -> str:
+        """`value` as a user would type it."""
+        if value is None:
+            return "none"
+        return (
+            str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
+        )
+
+
+def _setting(default: Any, help: str, **rest: Any) -> Any:
+    return field(default=default, metadata={"help": help, **rest})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Every setting a user can write into config.toml; None means "decided from the model"."""
+
+    model: str | None = _setting(
+        None, "Model to begin with: a built-in name, a folder or org/name.", option="-m, --model",
+        null="the last one used", holds=NEXT_START,
+    )  # fmt: skip
+    system: str | None = _setting(
+        None, "System prompt of new chats.", option="-s, --system", null="no system prompt", holds="new chats"
+    )
+    temperature: float | None = _setting(
+        None, "0 always takes the likeliest token.", slash="temp", option="--temp", low=0, high=100, holds=NEXT_REPLY
+    )
+    top_p: float | None = _setting(
+        None, "Only the likeliest tokens that together have this probability; 1 is off.", slash="top-p",
+        option="--top-p", low=0, high=1, holds=NEXT_REPLY,
+    )  # fmt: skip
+    top_k: int | None = _setting(
+        None, "Only so many of the likeliest tokens; 0 is off.", slash="top-k", option="--top-k", low=0,
+        high=10_000_000, holds=NEXT_REPLY,
+    )  # fmt: skip
+    min_p: float | None = _setting(
+        None, "Only tokens this probable beside the likeliest; 0 is off.", slash="min-p", option="--min-p", low=0,
+        high=1, holds=NEXT_REPLY,
+    )  # fmt: skip
+    max_tokens: int | None = _setting(
+        None, "Most tokens of a reply.", slash="max-tokens", option="--max-tokens", low=1, high=10_000_000,
+        null="4,096", holds=NEXT_REPLY,
+    )  # fmt: skip
+    seed: int | None = _setting(
+        None, "Makes sampling repeatable.", slash="seed", option="--seed", low=0, high=2**64 - 1, null="chance",
+        holds=NEXT_REPLY,
+    )  # fmt: skip
+    window: int | None = _setting(
+        None, "Tokens kept beyond the pinned ones.", slash="ctx", option="--window", low=1, high=2**24,
+        null="what fits, at most 32,768", holds=NEW_CACHE,
+    )  # fmt: skip
+    sinks: int | str = _setting(
+        "system", "Pinned tokens: a number, or system for the system prompt.", slash="sinks", option="--sinks", low=0,
+        high=2**24, word="system", holds=NEW_CACHE,
+    )  # fmt: skip
+    kv_bits: int | None = _setting(
+        None, "Bits of the KV cache: none, 8 or 4.", slash="kv-bits", option="--kv-bits", choices=(8, 4),
+        null="the model's own precision", holds=NEW_CACHE,
+    )  # fmt: skip
+    disk_limit: float | None = _setting(
+        20.0, "Most KV cache on disk, all chats together; 0 keeps none.", slash="disk-limit", option="--disk-limit",
+        low=0, unit="GB", null="as much as the disk has", holds=NEXT_START,
+    )  # fmt: skip
+    theme: str = _setting("textual-dark", "Colours of the window; Ctrl+P lists them.", slash="theme")
+    plain: bool = _setting(False, "Lines instead of a window, for screen readers.", option="--plain", holds=NEXT_START)
+    mouse: bool = _setting(
+        True, "Mouse in the window; off leaves selecting to the terminal.", option="--no-mouse", holds=NEXT_START
+    )
+    keys: tuple[tuple[str, str], ...] = ()  # the table [keys]: binding id and its keys
+
+    @property
+    def bounds_cache(self) -> bool:
+        """Whether the user set anything about the cache; else a resumed chat keeps its own bounds."""
+        return (self.window, self.sinks, self.kv_bits) != (None, "system", None)
+
+    @property
+    def disk_limit_bytes(self) -> int | None:
+        return None if self.disk_limit is None else int(self.disk_limit * 1e9)
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """The sampling parameters, None where the user chose nothing."""
+        names = ("temperature", "top_p", "top_k", "min_p", "max_tokens", "seed")
+        return {name: getattr(self, name) for name in names}
+
+
+@cache
+def schema() -> tuple[Setting, ...]:
+    """Every setting but the table of keys, in the order they are shown."""
+    return tuple(_row(f) for f in fields(Settings) if f.metadata)
+
+
+def _row(f: Field[Any]) -> Setting:
+    kind = str(f.type).split(" ")[0]
+    return Setting(f.name, kind, f.default, nullable="None" in str(f.type), **f.metadata)
+
+
+def find(name: str) -> Setting | None:
+    """By its name, its name after `/set` or the one of its option."""
+    wanted = name.strip().lower().lstrip("-")
+    return next((s for s in schema() if wanted in (s.name, s.slash, s.name.replace("_", "-"))), None)
+
+
+def help_of(name: str) -> str:
+    return next(s.help for s in schema() if s.name == name)
+
+
+def change(settings: Settings, values: Mapping[str, Any], where: Callable[[str], str]) -> Settings:
+    """`settings` with `values`, which may be text; `where` names a key's source for a message.
+
+    Raises:
+        ConfigError: there is no such setting, or it cannot have this value.
+    """
+    known = {s.name: s for s in schema()}
+    for key, value in values.items():
+        if key == "keys":
+            settings = replace(settings, keys=_keys(value, where))
+            continue
+        if key not in known:
+            raise ConfigError(f"{where(key)} is no setting; the settings are {', '.join(known)}.")
+        try:
+            settings = replace(settings, **{key: known[key].convert(value)})
+        except (ValueError, KeyError, OverflowError) as error:
+            raise ConfigError(f"{where(key)} is {value!r}; it must be {known[key].rule}.") from error
+    return settings
+
+
+def _keys(value: Any, where: Callable[[str], str]) -> tuple[tuple[str, str], ...]:
+    if not isinstance(value, Mapping) or not all(isinstance(v, str) for v in value.values()):
+        raise ConfigError(f'{where("keys")} must be a table such as [keys] with lines such as "app.help" = "f1".')
+    return tuple((str(name), str(keys)) for name, keys in value.items())
+
+
+def _integer(value: float | str) -> int:
+    """Whole numbers exactly: a seed has up to 64 bits, more than a float can hold."""
+    number = int(value)
+    if isinstance(value, float) and number != value:
+        raise ValueError(value)
+    return number
+
+
+def _digits(number: float) -> str:
+    return f"{number:,}" if isinstance(number, int) else f"{number:g}"
+
+
+def as_markdown() -> str:
+    """docs/settings.md: every setting with its names, what it may be, what it is without being set."""
+    lines = [
+        "# Settings",
+        "",
+        "Made from `mlxkv/settings.py`: `python -m mlxkv.settings > docs/settings.md`.",
+        "",
+        "A setting is looked for on the command line, in the environment (`MLXKV_` and its name in capitals), in",
+        "`config.toml` (`mlxkv path` says where), and is else what the table says. `/set` in the chat shows all of them;",
+        "`/set temp 0.2` changes one and writes it to `config.toml`, whose comments stay as they are.",
+        "",
+        "| name | `/set` | option | value | without it | a change holds from |",
+        "|---|---|---|---|---|---|",
+    ]
+    for s in schema():
+        without = s.null if s.default is None else f"`{s.shown(s.default)}`"
+        cells = (f"`{s.name}`", f"`{s.slash}`" if s.slash else "", f"`{s.option}`" if s.option else "", s.rule, without)
+        lines.append(f"| {' | '.join(cells)} | {s.holds} |")
+    lines += ["", *(f"* `{s.name}`: {s.help}" for s in schema()), ""]
+    lines += [
+        "Keys are a table of their own, by the names that `/keys` lists:",
+        "",
+        "```toml",
+        "[keys]",
+        '"app.sidebar" = "ctrl+b"',
+        "```",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(as_markdown(), end="")
