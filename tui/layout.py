@@ -1,28 +1,30 @@
 """Where every line of the transcript is. Pure bookkeeping, no widget; UI thread.
 
 Heights are exact for what was on the screen and guesses for the rest until somebody asks (`settle`), so that opening a
-chat or changing the width costs the visible part only.
+chat or changing the width costs the visible part only. For the same reason a whole reply is one block until it comes
+into view, and is cut into its parts then.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from textual.strip import Strip
 
-from mlxkv.tui.blocks import Block
+from mlxkv.tui.blocks import Block, Kind
 from mlxkv.tui.render import guess_height
+from mlxkv.tui.splitter import split
 
-Render = Callable[[Block, int], list[Strip]]
+Render = Callable[[Block, int], Sequence[Strip]]
 
 
-@dataclass(slots=True)
-class _Cell:
+@dataclass(slots=True, eq=False)
+class Cell:
     block: Block
     height: int
-    strips: list[Strip] | None = None  # None: `height` is a guess
+    strips: Sequence[Strip] | None = None  # None: `height` is a guess
 
 
 class Layout:
@@ -30,10 +32,9 @@ class Layout:
 
     def __init__(self, render: Render, width: int = 80) -> None:
         self._render, self.width = render, width
-        self._cells: list[_Cell] = []
+        self._cells: list[Cell] = []
         self._starts = [0]  # of the first blocks; those after it are not added up yet
         self._num_tail = 0
-        self._todo = 0  # cells at this index and above are settled
 
     def __len__(self) -> int:
         return len(self._cells)
@@ -42,8 +43,15 @@ class Layout:
     def blocks(self) -> list[Block]:
         return [cell.block for cell in self._cells]
 
+    def cell(self, index: int) -> Cell:
+        return self._cells[index]
+
+    def find(self, cell: Cell) -> int | None:
+        """Where `cell` is now; None if it is gone."""
+        return next((i for i, other in enumerate(self._cells) if other is cell), None)
+
     def clear(self) -> None:
-        self._cells, self._starts, self._num_tail, self._todo = [], [0], 0, 0
+        self._cells, self._starts, self._num_tail = [], [0], 0
 
     def update(self, settled: Sequence[Block], tail: Sequence[Block]) -> None:
         """Replace the tail by blocks that are final and a new tail. Lines of equal blocks are kept."""
@@ -51,10 +59,16 @@ class Layout:
         old = {cell.block: cell for cell in self._cells[first:]}
         del self._cells[first:]
         for block in (*settled, *tail):
-            self._cells.append(old.pop(block, None) or _Cell(block, guess_height(block, self.width)))
+            cell = old.pop(block, None) or Cell(block, guess_height(block, self.width))
+            cell.block = block  # equal, but its source may be longer
+            self._cells.append(cell)
         self._num_tail = len(tail)
         self._forget(first)
-        self._todo = max(self._todo, len(self._cells))
+
+    def change(self, index: int, block: Block) -> None:
+        """Another block in the place of block `index`."""
+        self._cells[index] = Cell(block, guess_height(block, self.width))
+        self._forget(index)
 
     def reset(self, width: int, render: Render | None = None) -> None:
         """Another width or look: every height is a guess again."""
@@ -63,7 +77,6 @@ class Layout:
         for cell in self._cells:
             cell.strips, cell.height = None, guess_height(cell.block, width)
         self._forget(0)
-        self._todo = len(self._cells)
 
     # -- lines -------------------------------------------------------------------------------------------
 
@@ -76,6 +89,11 @@ class Layout:
     @property
     def height(self) -> int:
         return self.start(len(self._cells))
+
+    @property
+    def tail_start(self) -> int:
+        """The first line that may still change."""
+        return self.start(len(self._cells) - self._num_tail)
 
     @property
     def is_exact(self) -> bool:
@@ -99,42 +117,62 @@ class Layout:
 
     # -- making guesses exact ----------------------------------------------------------------------------
 
+    def expand(self, index: int) -> int:
+        """Cut block `index` into its parts if it is a whole reply; returns how many blocks it is now."""
+        block = self._cells[index].block
+        if block.kind is not Kind.REPLY:
+            return 1
+        parts = [replace(part, message=block.message) for part in split(block.text)]
+        parts = parts or [Block(Kind.MARKDOWN, "", tight=True, message=block.message, source=block.text)]
+        self._cells[index : index + 1] = [Cell(part, guess_height(part, self.width)) for part in parts]
+        self._forget(index)
+        return len(parts)
+
     def settle(self, index: int) -> int:
-        """Render block `index` if it is not; returns by how many lines its height changed."""
+        """Render block `index`, or its first part, if it is not; returns by how many lines its height changed."""
         cell = self._cells[index]
         if cell.strips is not None:
             return 0
+        before, parts = cell.height, self.expand(index)
+        cell = self._cells[index]
         cell.strips = self._render(cell.block, self.width)
-        change = len(cell.strips) - cell.height
-        if change:
-            cell.height = len(cell.strips)
-            self._forget(index)
+        cell.height = len(cell.strips)
+        change = sum(part.height for part in self._cells[index : index + parts]) - before
+        self._forget(index)
         return change
 
     def settle_end(self, lines: int) -> None:
         """Make the last `lines` lines exact."""
-        for index in range(len(self._cells) - 1, -1, -1):
+        index = len(self._cells) - 1
+        while index >= 0 and lines > 0:
+            index += self.expand(index) - 1
             self.settle(index)
             lines -= self._cells[index].height
-            if lines <= 0:
-                return
+            index -= 1
 
     def settle_view(self, top: int, lines: int) -> None:
         """Make the `lines` lines from `top` on exact; `top` itself stays where it is."""
         if not self._cells:
             return
+        while self.expand(self.index_at(top)) > 1:
+            pass
         index = self.index_at(top)
         while index < len(self._cells) and self.start(index) < top + lines:
             self.settle(index)
             index += 1
 
-    def settle_next(self) -> int | None:
-        """The next block to settle, from the end up; None when all are."""
-        while self._todo > 0:
-            self._todo -= 1
-            if self._todo < len(self._cells) and self._cells[self._todo].strips is None:
-                return self._todo  # the caller settles it: it knows what is above the view
+    def unsettled(self, top: int, bottom: int) -> int | None:
+        """A block with lines between `top` and `bottom` whose height is a guess; the last one."""
+        if not self._cells or bottom <= top:
+            return None
+        for index in range(self.index_at(bottom - 1), self.index_at(top) - 1, -1):
+            if self._cells[index].strips is None:
+                return index
         return None
+
+    def of_message(self, message: int) -> Iterator[int]:
+        """The indexes of a message's blocks."""
+        return (i for i, cell in enumerate(self._cells) if cell.block.message == message)
 
     def _forget(self, index: int) -> None:
         """Starts after block `index` are no longer true."""

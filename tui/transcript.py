@@ -1,30 +1,40 @@
 """The transcript: one scrolling widget over cached lines, however long the chat is. UI thread.
 
-Owns scrolling, following and mouse selection. Which blocks there are comes from the app, where their lines are from
-`layout.py`. It takes no focus: keys belong to the prompt.
+Owns scrolling, following, mouse selection, the message cursor and what is highlighted. Which blocks there are comes
+from the app, where their lines are from `layout.py`. Keys belong to the prompt: it takes the focus only while the
+message cursor is out.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from time import perf_counter
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from rich.cells import cell_len
 from rich.segment import Segment
 from rich.style import Style
-from textual.events import Resize
-from textual.geometry import Region, Size
+from textual.binding import Binding, BindingType
+from textual.events import Blur, Click, Key, MouseDown, Resize
+from textual.geometry import Offset, Region, Size
 from textual.message import Message
 from textual.scroll_view import ScrollView
 from textual.selection import Selection
 from textual.strip import Strip
 
-from mlxkv.tui.blocks import Block
+from mlxkv.tui import copying
+from mlxkv.tui.blocks import NO_MESSAGE, Block, Kind
+from mlxkv.tui.finding import Finder
 from mlxkv.tui.layout import Layout
 from mlxkv.tui.render import Look, Renderer
 
 SLICE = 0.008  # seconds of background wrapping at a time: half a frame
+NEAR = 1000  # lines around the view that are wrapped ahead, so that scrolling does not jump
+FOUND, CURRENT = Style(reverse=True), Style(color="black", bgcolor="bright_yellow", bold=True)
+CURSOR = "▌"
+
+Wish = Literal["copy", "copy_code", "edit", "retry", "fork", "older", "newer"]
 
 
 class Transcript(ScrollView, can_focus=False):
@@ -45,6 +55,24 @@ class Transcript(ScrollView, can_focus=False):
         scrollbar-color: $panel;
     }
     """
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("alt+up,up,k", "cursor(-1)", "Message above", id="message.above", show=False),
+        Binding("alt+down,down,j", "cursor(1)", "Message below", id="message.below", show=False),
+        Binding("y", "wish('copy')", "Copy the message", id="message.copy", show=False),
+        Binding("c", "wish('copy_code')", "Copy its code", id="message.code", show=False),
+        Binding("e", "wish('edit')", "Edit and ask again", id="message.edit", show=False),
+        Binding("r", "wish('retry')", "Reply again", id="message.retry", show=False),
+        Binding("f", "wish('fork')", "Go on from here in a copy", id="message.fork", show=False),
+        Binding("left_square_bracket", "wish('older')", "Other reply", id="message.older", show=False),
+        Binding("right_square_bracket", "wish('newer')", "Other reply", id="message.newer", show=False),
+        Binding("space", "fold", "Fold, unfold", id="message.fold", show=False),
+        Binding("slash", "find", "Search in this chat", id="message.find", show=False),
+        Binding("n", "match(1)", "Next match", id="message.next", show=False),
+        Binding("N", "match(-1)", "Match before", id="message.previous", show=False),
+        Binding("pageup", "page(-1)", "Scroll", id="message.page_up", show=False),
+        Binding("pagedown", "page(1)", "Scroll", id="message.page_down", show=False),
+        Binding("escape,enter,q", "leave", "Back to the prompt", id="message.leave", show=False),
+    ]
 
     class Followed(Message):
         """The reader left the end, or came back to it."""
@@ -53,28 +81,64 @@ class Transcript(ScrollView, can_focus=False):
             super().__init__()
             self.follow = follow
 
+    class Wanted(Message):
+        """Something is to be done with message number `message`."""
+
+        def __init__(self, wish: Wish, message: int) -> None:
+            super().__init__()
+            self.wish, self.message = wish, message
+
+    class CursorMoved(Message):
+        """The message cursor is at `message` now; None: it is gone, and `typed` belongs to the prompt."""
+
+        def __init__(self, message: int | None, typed: str = "") -> None:
+            super().__init__()
+            self.message, self.typed = message, typed
+
+    class FindWanted(Message):
+        """`/` was pressed."""
+
+    class LinkClicked(Message):
+        """An address that the reader may want to open, after seeing it whole."""
+
+        def __init__(self, address: str) -> None:
+            super().__init__()
+            self.address = address
+
     def __init__(self, look: Look | None = None, *, id: str | None = None) -> None:
         super().__init__(id=id)
-        self.lines = Layout(Renderer(look or Look()).strips)
+        self._look = look or Look()
+        self.lines = Layout(Renderer(self._look).strips)
+        self.finder = Finder(self.lines)
         self.follow = True
+        self.cursor: int | None = None
+        self.is_wrapping = False
         self._moving = False  # a scroll of ours, not the reader's
-        self._wrapping = False
+        self._unfolded = False  # all reasoning, also what is still to come
         self._base = Style()
+        self._drawn: dict[int, tuple[Strip, Strip]] = {}  # by line: what it was made from, what went to the screen
+        self._pressed = Offset(-1, -1)
 
     # -- content -----------------------------------------------------------------------------------------
 
     def clear(self) -> None:
         self.lines.clear()
         self.follow = True
+        self.finder.cell = None
+        if self.cursor is not None:
+            self.leave_cursor()
         self._place(0)
 
     def update_blocks(self, settled: Sequence[Block], tail: Sequence[Block] = ()) -> None:
         """Append final blocks and show `tail` after them until the next call."""
+        if self._unfolded:
+            settled, tail = _open(settled), _open(tail)
         self.lines.update(settled, tail)
         if self.size.height:
             self._show(self.scroll_offset.y)
 
     def set_look(self, look: Look) -> None:
+        self._look = look
         self._again(lambda: self.lines.reset(self.lines.width, Renderer(look).strips))
 
     def on_resize(self, event: Resize) -> None:
@@ -85,11 +149,38 @@ class Transcript(ScrollView, can_focus=False):
             self._show(self.scroll_offset.y)
 
     def _again(self, change: Callable[[], None]) -> None:
-        """Change every line; the block at the top stays at the top."""
+        """Change any lines; the block at the top stays at the top."""
+        self._drawn.clear()
         top = self.lines.index_at(self.scroll_offset.y)
         offset = self.scroll_offset.y - (self.lines.start(top) if len(self.lines) else 0)
         change()
         self._show(self.lines.start(top) + offset if len(self.lines) else 0)
+
+    # -- folding -----------------------------------------------------------------------------------------
+
+    def fold_all(self) -> bool:
+        """Fold all reasoning, or unfold it; whether it is unfolded now."""
+        self._unfolded = not self._unfolded
+
+        def change() -> None:
+            for index, block in enumerate(self.lines.blocks):
+                if block.kind is Kind.THOUGHT and block.detail and block.folded is self._unfolded:
+                    self.lines.change(index, replace(block, folded=not self._unfolded))
+
+        self._again(change)
+        return self._unfolded
+
+    def _fold(self, index: int) -> bool:
+        block = self.lines.cell(index).block
+        if not (block.kind is Kind.USER or (block.kind is Kind.THOUGHT and block.detail)):
+            return False
+        self._again(lambda: self.lines.change(index, replace(block, folded=not block.folded)))
+        return True
+
+    def action_fold(self) -> None:
+        for index in list(self.lines.of_message(self.cursor)) if self.cursor is not None else []:
+            if self._fold(index):
+                break
 
     # -- scrolling ---------------------------------------------------------------------------------------
 
@@ -101,8 +192,8 @@ class Transcript(ScrollView, can_focus=False):
         else:
             self.lines.settle_view(top, page)
         self._place(self.lines.height - page if self.follow else top)
-        if not self._wrapping:
-            self._wrapping = True
+        if not self.is_wrapping:
+            self.is_wrapping = True
             self.set_timer(0.02, self._wrap_more)
 
     def _place(self, top: int) -> None:
@@ -116,9 +207,16 @@ class Transcript(ScrollView, can_focus=False):
         self.refresh()
 
     def _wrap_more(self) -> None:
-        """Wrap a slice of what is out of sight, keeping the visible lines where they are."""
+        """Wrap a slice of what is near but out of sight, keeping the visible lines where they are."""
         until, top, moved, anything = perf_counter() + SLICE, self.scroll_offset.y, 0, False
-        while (index := self.lines.settle_next()) is not None:
+        bottom = top + self.size.height
+        while True:
+            index = self.lines.unsettled(bottom + moved, bottom + moved + NEAR)
+            if index is None:
+                index = self.lines.unsettled(max(0, top + moved - NEAR), top + moved)
+            if index is None:
+                self.is_wrapping = False
+                break
             above = self.lines.start(index) < top + moved
             change = self.lines.settle(index)
             moved += change if above else 0
@@ -126,10 +224,16 @@ class Transcript(ScrollView, can_focus=False):
             if perf_counter() > until:
                 self.set_timer(0.02, self._wrap_more)
                 break
-        else:
-            self._wrapping = False
+        if moved:
+            self._move_selection(moved)
         if anything:
             self._place(self.lines.height - self.size.height if self.follow else top + moved)
+
+    def _move_selection(self, lines: int) -> None:
+        """What is above has grown: what was selected is further down now."""
+        if (chosen := self.text_selection) is not None:
+            start, end = (Offset(p.x, p.y + lines) if p else None for p in (chosen.start, chosen.end))
+            self.screen.selections = {**self.screen.selections, self: Selection(start, end)}
 
     def watch_scroll_y(self, old_value: float, new_value: float) -> None:
         super().watch_scroll_y(old_value, new_value)
@@ -138,57 +242,200 @@ class Transcript(ScrollView, can_focus=False):
         self.lines.settle_view(round(new_value), self.size.height)
         follow = new_value >= self.lines.height - self.size.height - 0.5
         self.virtual_size = Size(self.lines.width, self.lines.height)
+        if not self.is_wrapping:
+            self.is_wrapping = True
+            self.set_timer(0.02, self._wrap_more)
+        self._set_follow(follow)
+
+    def _set_follow(self, follow: bool) -> None:
         if follow != self.follow:
             self.follow = follow
             self.post_message(self.Followed(follow))
 
     def follow_end(self) -> None:
-        if not self.follow:
-            self.follow = True
-            self.post_message(self.Followed(True))
+        self._set_follow(True)
         self._show(0)
 
     def scroll_page(self, pages: float) -> None:
         """Scroll by pages; half a page for 0.5, up when negative."""
         self.scroll_relative(y=pages * max(1, self.size.height - 2), animate=False, immediate=True)
 
+    def action_page(self, pages: int) -> None:
+        self.scroll_page(pages)
+
+    def show_line(self, y: int, at: float = 0.3) -> None:
+        """Bring line `y` into view, `at` of the page from its top, unless it is there already."""
+        top, page = self.scroll_offset.y, self.size.height
+        if not top <= y < top + page:
+            top = max(0, min(y - round(at * page), self.lines.height - page))
+        self._set_follow(top >= self.lines.height - page)
+        self._show(top)
+
+    # -- the message cursor ------------------------------------------------------------------------------
+
+    def move_cursor(self, step: int) -> None:
+        """To the message above (-1) or below (1); the first step up takes the last message, below the last it ends."""
+        numbers = sorted({block.message for block in self.lines.blocks} - {NO_MESSAGE})
+        if not numbers:
+            return
+        if self.cursor is None:
+            if step > 0:
+                return
+            self.cursor = numbers[-1]
+            self.can_focus = True
+            self.focus(scroll_visible=False)
+        else:
+            at = numbers.index(self.cursor) + step if self.cursor in numbers else len(numbers) - 1
+            if at >= len(numbers):
+                self.leave_cursor()
+                return
+            self.cursor = numbers[max(0, at)]
+        self._drawn.clear()
+        self.show_line(self._message_line(self.cursor))
+        self.post_message(self.CursorMoved(self.cursor))
+
+    def leave_cursor(self, typed: str = "") -> None:
+        self.cursor, self.can_focus = None, False
+        self._drawn.clear()
+        self.refresh()
+        self.post_message(self.CursorMoved(None, typed))
+
+    def _message_line(self, message: int) -> int:
+        index = next(self.lines.of_message(message), 0)
+        return self.lines.start(index) + (not self.lines.cell(index).block.tight)
+
+    def blocks_of(self, message: int) -> list[Block]:
+        return [self.lines.cell(index).block for index in self.lines.of_message(message)]
+
+    def action_cursor(self, step: int) -> None:
+        self.move_cursor(step)
+
+    def action_wish(self, wish: Wish) -> None:
+        if self.cursor is not None:
+            self.post_message(self.Wanted(wish, self.cursor))
+
+    def action_leave(self) -> None:
+        self.leave_cursor()
+
+    def action_find(self) -> None:
+        self.post_message(self.FindWanted())
+
+    def on_key(self, event: Key) -> None:
+        """Any other letter is meant for the prompt."""
+        if event.is_printable and event.character and (self.cursor is None or event.key not in self._own_keys):
+            event.stop()
+            event.prevent_default()
+            self.leave_cursor(event.character)
+
+    @property
+    def _own_keys(self) -> set[str]:
+        return {key for key, bound in self.screen.active_bindings.items() if bound.node is self}
+
+    def on_blur(self, event: Blur) -> None:
+        if self.cursor is not None:
+            self.cursor, self.can_focus = None, False
+            self._drawn.clear()
+            self.refresh()
+
+    # -- search ------------------------------------------------------------------------------------------
+
+    def find(self, words: str) -> bool:
+        """Go to the first match from here; "" ends the search."""
+        self._drawn.clear()
+        found = self.finder.search(words, self.scroll_offset.y)
+        self._show_match()
+        return found
+
+    def action_match(self, step: int) -> None:
+        if self.finder.move(step):
+            self._show_match()
+
+    def _show_match(self) -> None:
+        self._drawn.clear()
+        if (y := self.finder.line()) is not None:
+            self.show_line(y)
+        self.refresh()
+
+    # -- the mouse ---------------------------------------------------------------------------------------
+
+    def on_mouse_down(self, event: MouseDown) -> None:
+        self._pressed = event.screen_offset
+
+    def on_click(self, event: Click) -> None:
+        if event.screen_offset != self._pressed or event.chain > 1:
+            return  # the end of a selection
+        from mlxkv.tui.markdown import LINK
+
+        if address := event.style.meta.get(LINK):
+            self.post_message(self.LinkClicked(str(address)))
+            return
+        y = event.y + self.scroll_offset.y
+        index = self.lines.index_at(y)
+        if 0 <= index < len(self.lines) and y < self.lines.height:
+            block, row = self.lines.cell(index).block, y - self.lines.start(index)
+            on_sign = (
+                row == (not block.tight) if block.kind is Kind.THOUGHT else event.x < 3 or "▸" in self._text(y)[:4]
+            )
+            if on_sign:
+                self._fold(index)
+
+    def _text(self, y: int) -> str:
+        return self.lines.line(y).text
+
     # -- lines -------------------------------------------------------------------------------------------
 
     def render_lines(self, crop: Region) -> list[Strip]:
-        self._base = self.rich_style  # walks up the tree: once per frame, not once per line
+        base = self.rich_style  # walks up the tree: once per frame, not once per line
+        if base != self._base or len(self._drawn) > 4 * NEAR:
+            self._base = base
+            self._drawn.clear()
         return super().render_lines(crop)
 
     def render_line(self, y: int) -> Strip:
         y += self.scroll_offset.y
-        base = self._base
         strip = self.lines.line(y)
-        plain = strip.text
-        strip = strip.crop_extend(0, self.size.width, base).apply_style(base)
         selection = self.text_selection
-        if selection is not None and (span := selection.get_span(y)) is not None:
-            strip = self._highlight(strip, plain, *span)
-        return strip.apply_offsets(0, y)
+        span = selection.get_span(y) if selection is not None else None
+        known = self._drawn.get(y)
+        if known is not None and known[0] is strip and span is None:
+            return known[1]
+        out = self._draw(strip, y, span)
+        if span is None:
+            self._drawn[y] = strip, out
+        return out
 
-    def _highlight(self, strip: Strip, plain: str, start: int, end: int) -> Strip:
-        """`start` and `end` count characters, -1 the end of the line; the screen counts cells."""
-        left = cell_len(plain[:start])
-        right = cell_len(plain) if end == -1 else cell_len(plain[:end])
-        if left >= right:
-            return strip
-        style = self.screen.get_component_rich_style("screen--selection")
-        before, middle, after = strip.divide([left, right, strip.cell_length])
-        chosen = Strip(Segment.apply_style(middle, post_style=style), middle.cell_length)
-        return Strip.join([before, chosen, after])
+    def _draw(self, strip: Strip, y: int, span: tuple[int, int] | None) -> Strip:
+        plain = strip.text
+        out = strip.crop_extend(0, self.size.width, self._base).apply_style(self._base)
+        if self.cursor is not None or self.finder.wanted is not None:
+            index = self.lines.index_at(y)
+            cell = self.lines.cell(index) if 0 <= y < self.lines.height else None
+            if cell and self.finder.wanted is not None:
+                for first, last, is_current in self.finder.spans(cell, y - self.lines.start(index)):
+                    out = _paint(out, plain, first, last, CURRENT if is_current else FOUND)
+            if cell and cell.block.message == self.cursor and (plain.strip() or y > self.lines.start(index)):
+                mark = Segment(CURSOR, self._base + Style.parse(self._look.accent))
+                out = Strip.join([Strip([mark]), out.crop(1)])
+        if span is not None:
+            out = _paint(out, plain, *span, self.screen.get_component_rich_style("screen--selection"))
+        return out.apply_offsets(0, y)
 
     def get_selection(self, selection: Selection) -> tuple[str, str] | None:
-        """The selected text as it is shown. Only the selected lines are rendered."""
-        height = self.lines.height
-        first = selection.start.y if selection.start else 0
-        last = min(selection.end.y if selection.end else height - 1, height - 1)
-        rows: list[str] = []
-        for y in range(max(0, first), last + 1):
-            span = selection.get_span(y)
-            text = self.lines.line(y).text
-            if span is not None:
-                rows.append(text[span[0] : None if span[1] == -1 else span[1]].rstrip())
-        return "\n".join(rows), "\n"
+        """The source of what is selected, as far as whole blocks are; of the rest, what is shown."""
+        start = (selection.start.y, selection.start.x) if selection.start else (0, 0)
+        end = (selection.end.y, selection.end.x) if selection.end else (self.lines.height - 1, -1)
+        return copying.selected(self.lines, start, end), "\n"
+
+
+def _open(blocks: Sequence[Block]) -> list[Block]:
+    return [replace(b, folded=False) if b.kind is Kind.THOUGHT and b.detail else b for b in blocks]
+
+
+def _paint(strip: Strip, plain: str, start: int, end: int, style: Style) -> Strip:
+    """`start` and `end` count characters, -1 the end of the line; the screen counts cells."""
+    left = cell_len(plain[:start])
+    right = cell_len(plain) if end == -1 else cell_len(plain[:end])
+    if left >= right:
+        return strip
+    before, middle, after = strip.divide([left, right, strip.cell_length])
+    return Strip.join([before, Strip(Segment.apply_style(middle, post_style=style), middle.cell_length), after])

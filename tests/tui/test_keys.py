@@ -114,7 +114,7 @@ async def test_selected_text_is_copied() -> None:
         w.app.screen.selections = {w.app.transcript: Selection(Offset(3, row), Offset(8, row + 2))}
         await w.pilot.press("ctrl+c")
         await w.until(lambda: w.app.clipboard)
-        assert w.app.clipboard == "Three ways out:\n\n   1. Cl"
+        assert w.app.clipboard == "Three ways out:\n\n1. Cl"
         assert "clipboard" in w.bar("activity")
 
 

@@ -39,7 +39,7 @@ def test_same_lines_as_rendering_all(blocks: list[Block], first: int, second: in
     layout.reset(second)
     for top in tops:
         layout.settle_view(top, 7)
-    while (index := layout.settle_next()) is not None:
+    while (index := layout.unsettled(0, layout.height)) is not None:
         layout.settle(index)
     expected = [strip.text for b in blocks for strip in renderer.strips(b, second)]
     assert layout.height == len(expected)
