@@ -16,7 +16,7 @@ from mlxkv.store.history import pack_ids
 from mlxkv.store.identity import ModelIdentity, spec_id, spec_parts
 from mlxkv.store.ports import KVCacheLike, LayerGroup, Range
 from mlxkv.store.ranges import SHORT, Grid, clipped, common_prefix, covers, without
-from mlxkv.store.refs import SavedChunk, saved_chunks, saved_commits, seed
+from mlxkv.store.refs import STATE, SavedChunk, saved_chunks, saved_commits, seed
 from mlxkv.store.sessions import Sessions
 
 
@@ -60,6 +60,9 @@ class Committer:
         present = [chunk for chunk in saved if self.chunks.has(chunk.digest, chunk.size)]
         gone = tuple(chunk for chunk in saved if chunk not in present)
         pos = common_prefix(history.log, pack_ids(cache.tokens)) if cache.groups else 0
+        for group in cache.groups:
+            if group.name == STATE:  # the log may end where no state was kept
+                pos = max((b for _, b in group.held() if b <= pos), default=pos)
         new = {group.name: _new(group, pos, present) for group in cache.groups}
         notice = None
         if not all(_can_stand(g, pos, present, new[g.name]) for g in cache.groups):
@@ -84,6 +87,9 @@ def encoded(plan: Plan, cache: KVCacheLike) -> Iterator[Encoded]:
 
 def _new(group: LayerGroup, pos: int, saved: list[SavedChunk]) -> list[Range]:
     """The chunks to write for one group: rows held and not saved yet, cut on its grid."""
+    if group.name == STATE:
+        known = {(chunk.head.a, chunk.end) for chunk in saved if chunk.head.group == STATE}
+        return [(a, b) for a, b in group.held() if b <= pos and (a, b) not in known]
     grid = Grid(group)
     held = clipped(group.held(), pos)
     mine = [chunk for chunk in saved if chunk.head.group == group.name]

@@ -26,6 +26,7 @@ from mlxkv.store.identity import ModelIdentity, first_difference, model_parts, s
 from mlxkv.store.ports import KVCacheLike, LayerGroup, Range
 from mlxkv.store.ranges import covers, rows_per_chunk
 from mlxkv.store.records import Restored
+from mlxkv.store.refs import STATE
 
 FORMAT = "prompt-cache 1"
 
@@ -101,12 +102,12 @@ def read_prompt_file(path: Path, cache: KVCacheLike, identity: ModelIdentity) ->
 
 def _plan(cache: KVCacheLike, num_tokens: int, metadata: dict[str, str]) -> tuple[list[Part], bytes]:
     """Parts small enough to export one by one, large enough for their names to fit the header."""
-    rows = min((rows_per_chunk(g.row_bytes) for g in cache.groups), default=1)
+    rows = min((rows_per_chunk(g.row_bytes) for g in cache.groups if g.name != STATE), default=1)
     while True:
         parts = [
             (n, start, min(b, start + rows))
             for n, group in enumerate(cache.groups)
-            for a, b in group.held()
+            for a, b in (group.required(num_tokens) if group.name == STATE else group.held())
             for start in range(a, b, rows)
         ]
         shapes = _shapes(cache, num_tokens, parts)
@@ -210,7 +211,9 @@ def _fill(path: Path, header: Header, cache: KVCacheLike, parts: list[Part], wan
         for low, high in wanted[n]:
             start, end = max(a, low), min(b, high)
             if start < end:
-                part = {name: x[..., start - a : end - a, :] for name, x in rows.items()}
+                part = rows
+                if (start, end) != (a, b):  # a state has no rows, and always comes whole
+                    part = {name: x[..., start - a : end - a, :] for name, x in rows.items()}
                 group.import_rows(start, end, part)
     _, checksum = next(arrays)
     if bytes(buffer_of(checksum)) != h.digest():

@@ -18,6 +18,10 @@ from mlxkv.store.format import ChunkHead, Encoded, prefix_keys
 from mlxkv.store.history import DIGEST_BYTES, History, to_json
 from mlxkv.store.ports import Range
 
+STATE = "state"
+"""The group whose chunks are whole recurrent states: one after p tokens counts as the row [p - 1, p)."""
+KEPT_STATES = 2  # commits; each has the state at its end and the one before the reply
+
 
 @dataclass(frozen=True)
 class SavedCommit:
@@ -128,6 +132,33 @@ def save_commit(
             (chunk.digest, chunk.size, head.group, head.a, head.b, head.prefix_key, spec_id, time.time()),
         )
         db.execute("INSERT OR IGNORE INTO kv_ref VALUES(?, ?)", (commit_id, chunk.digest))
+
+
+def forget_states(db: sqlite3.Connection, session_id: str) -> bool:
+    """Let go of recurrent states but those of the newest commits and, for each fork, the last one before it.
+
+    A state is as large as many rows, and only rows are of use to others. Whether there were any.
+    """
+    rows = db.execute(
+        "SELECT r.kv_commit, r.chunk, k.b FROM kv_ref r JOIN kv_commit c ON c.id = r.kv_commit"
+        " JOIN chunk k ON k.digest = r.chunk WHERE c.session = ? AND k.grp = ? ORDER BY c.id DESC, k.b DESC",
+        (session_id, STATE),
+    ).fetchall()
+    newest = list(dict.fromkeys(commit for commit, _, _ in rows))[:KEPT_STATES]
+    keep = {row[:2] for row in rows if row[0] in newest}
+    for position in _fork_positions(db, session_id):
+        before = max((row for row in rows if row[2] <= position), key=lambda row: row[2], default=None)
+        keep |= {before[:2]} if before else set()
+    old = [row[:2] for row in rows if row[:2] not in keep]
+    db.executemany("DELETE FROM kv_ref WHERE kv_commit = ? AND chunk = ?", old)
+    return bool(old)
+
+
+def _fork_positions(db: sqlite3.Connection, session_id: str) -> list[int]:
+    """Where the log stood when this session was forked, and where others were forked from it."""
+    turns = db.execute("SELECT start, length(ids) / 4 FROM turn WHERE session = ? ORDER BY i", (session_id,)).fetchall()
+    forks = db.execute("SELECT forked_at FROM session WHERE id = ?1 OR parent = ?1", (session_id,)).fetchall()
+    return [sum(turns[k - 1]) for (k,) in forks if k and k <= len(turns)]
 
 
 def move_commits(db: sqlite3.Connection, session_id: str, head: str, new_head: str) -> None:

@@ -20,7 +20,7 @@ from mlxkv.store.commit import Plan
 from mlxkv.store.format import Encoded
 from mlxkv.store.history import to_json
 from mlxkv.store.quota import Quota
-from mlxkv.store.refs import save_commit, save_spec
+from mlxkv.store.refs import STATE, forget_states, save_commit, save_spec
 from mlxkv.store.schema import Database
 from mlxkv.store.sessions import save_model
 
@@ -152,6 +152,12 @@ class Writer:
                 with database.writing() as db:
                     count_written(db, job.plan.session_id, job.bytes_written)
             raise
+        if any(chunk.head.group == STATE for chunk in new):
+            with suppress(OSError, StoreError):  # what stays goes with the next save
+                with database.writing() as db:
+                    was_any = forget_states(db, job.plan.session_id)
+                if was_any:
+                    remove_unused(database, self._chunks)
 
     def _next(self, job: Job) -> Encoded | None:
         """The next chunk to write, None after the last."""
