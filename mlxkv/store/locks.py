@@ -85,6 +85,24 @@ def kv_lock(folder: Path, wait: bool = True) -> Iterator[bool]:
         os.close(fd)
 
 
+@contextmanager
+def store_lock(folder: Path, alone: bool = False) -> Iterator[None]:
+    """Say that the store is open here; `alone`: be the only one, to exchange its database.
+
+    Raises:
+        StoreError: another process has it open, or the lock file cannot be made.
+    """
+    fd = _opened(folder / "store")
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB if alone else fcntl.LOCK_SH)
+        except OSError as error:
+            raise StoreError("Another mlxkv has the chats open; close it first.") from error
+        yield
+    finally:
+        os.close(fd)
+
+
 def _opened(path: Path) -> int:
     try:
         return os.open(path, _FLAGS, 0o600)

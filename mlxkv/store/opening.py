@@ -11,15 +11,26 @@ import uuid
 from pathlib import Path
 
 from mlxkv.errors import CorruptError, StoreError
+from mlxkv.store import backup
 from mlxkv.store.files import Files
-from mlxkv.store.schema import Database, check_version, connect, create, create_empty, database_errors, is_empty
+from mlxkv.store.schema import (
+    ADVICE,
+    Database,
+    connect,
+    create,
+    create_empty,
+    database_errors,
+    is_empty,
+    migrate,
+    needs_migration,
+)
 
 
 def open_database(data: Path, files: Files) -> Database:
     path, marker = data / "mlxkv.db", data / "store.json"
     expected = _read_marker(marker)
     if expected is not None and not path.exists():
-        raise StoreError(f"{marker} is there but {path} is not; put a backup in its place, or delete {marker.name}.")
+        raise StoreError(f"{marker} is there but {path} is not: {ADVICE}; or delete {marker.name} to start anew.")
     unclean = (data / "mlxkv.db-wal").exists()
     try:
         create_empty(path)
@@ -31,9 +42,11 @@ def open_database(data: Path, files: Files) -> Database:
         with database_errors(path):
             if is_empty(db):
                 if expected is not None:
-                    raise CorruptError(f"The chat database {path} is empty; put a backup in its place.")
+                    raise CorruptError(f"The chat database {path} is empty; {ADVICE}.")
                 create(db, uuid.uuid4().hex)
-            check_version(db, path)
+            if needs_migration(db, path):
+                backup.make(db, data, files, suffix=f"-v{db.execute('PRAGMA user_version').fetchone()[0]}")
+                migrate(db)
             found = db.execute("SELECT value FROM meta WHERE key = 'store'").fetchone()[0]
         if unclean:
             database.quick_check()

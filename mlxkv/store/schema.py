@@ -104,11 +104,11 @@ def create(db: sqlite3.Connection, store_id: str) -> None:
         raise
 
 
-def check_version(db: sqlite3.Connection, path: Path) -> None:
-    """Migrate an older database; refuse a newer or foreign one.
+def needs_migration(db: sqlite3.Connection, path: Path) -> bool:
+    """Whether this is an older database.
 
     Raises:
-        StoreError: the number found and what to do.
+        StoreError: a newer or foreign one; the number found and what to do.
     """
     if (found := db.execute("PRAGMA application_id").fetchone()[0]) != APPLICATION_ID:
         raise StoreError(f"{path} is not an mlxkv database (application_id {found:#x}); move it away.")
@@ -117,7 +117,12 @@ def check_version(db: sqlite3.Connection, path: Path) -> None:
         raise StoreError(
             f"{path} was written by a newer mlxkv (format {version}, this one knows {VERSION}); update mlxkv."
         )
-    while version < VERSION:
+    return version < VERSION
+
+
+def migrate(db: sqlite3.Connection) -> None:
+    """One version after the other, each in a transaction of its own."""
+    while (version := db.execute("PRAGMA user_version").fetchone()[0]) < VERSION:
         db.execute("BEGIN IMMEDIATE")
         try:
             # Read again: another process may have migrated while we waited for the lock.
@@ -129,7 +134,6 @@ def check_version(db: sqlite3.Connection, path: Path) -> None:
         except BaseException:
             db.execute("ROLLBACK")
             raise
-        version += 1
 
 
 @contextlib.contextmanager

@@ -6,21 +6,26 @@ One object per process, used by the thread that opened it (the engine's). Rows r
 
 from __future__ import annotations
 
+import datetime
+import logging
+import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 from mlxkv.config import Folders, load_settings, private_folder
+from mlxkv.errors import ConfigError, StoreError
 from mlxkv.events import Branch, ChatSummary, Sibling
+from mlxkv.store import backup
 from mlxkv.store.chunks import ChunkFiles
 from mlxkv.store.commit import Committer, encoded
 from mlxkv.store.family import siblings, tree
 from mlxkv.store.files import Files, Step, disk_usage, no_step
 from mlxkv.store.format import Encoded
 from mlxkv.store.identity import ModelIdentity
-from mlxkv.store.locks import kv_lock, lock_path, locked, open_sessions
+from mlxkv.store.locks import kv_lock, lock_path, locked, open_sessions, store_lock
 from mlxkv.store.opening import RememberedHashes, open_database
 from mlxkv.store.ports import KVCacheLike
 from mlxkv.store.quota import Quota
@@ -31,6 +36,8 @@ from mlxkv.store.schema import Database
 from mlxkv.store.sessions import Sessions
 from mlxkv.store.verify import VerifyReport, verify
 from mlxkv.store.writer import ATTEMPTS, ChunkVanishedError, Job, Writer, remove_unused
+
+_log = logging.getLogger("mlxkv.store")
 
 
 class SessionStore:
@@ -44,6 +51,9 @@ class SessionStore:
         self._quota = Quota(disk_limit, chunks, lambda: open_sessions(locks))
         self._writer = Writer(database.again, lambda: kv_lock(locks), chunks, self._quota)
         self._saving: dict[str, tuple[Job, int]] = {}  # the newest save of a session and its bytes
+        self._open = ExitStack()
+        self._backup: threading.Thread | None = None
+        self._today = datetime.date.today()
         self._told: dict[str, str] = {}  # the last notice of a session: the same one is not repeated
 
     @classmethod
@@ -65,19 +75,24 @@ class SessionStore:
         data, kv = private_folder(folders.data), private_folder(folders.cache / "kv")
         locks = private_folder(data / "locks")
         files = files or Files(before)
-        database = open_database(data, files)
-        store = cls(database, ChunkFiles(kv, files), locks, disk_limit)
-        try:
+        with ExitStack() as stack:
+            stack.enter_context(store_lock(locks))
+            backup_is_due = backup.is_due(data, datetime.date.today())
+            database = open_database(data, files)
+            stack.callback(database.close)
+            store = cls(database, ChunkFiles(kv, files), locks, disk_limit)
             store._sweep()
-        except BaseException:
-            database.close()
-            raise
+            if backup_is_due:
+                store._back_up()
+            store._open = stack.pop_all()
         return store
 
     def close(self) -> None:
         """Wait for what is being saved, and let go of the database."""
         self._writer.wait()
-        self._database.close()
+        if self._backup is not None:
+            self._backup.join()
+        self._open.close()
 
     def __enter__(self) -> SessionStore:
         return self
@@ -102,6 +117,10 @@ class SessionStore:
         Raises:
             SessionChangedError: somebody else changed the session since. SessionNotFoundError: it was deleted.
         """
+        if self._today != (today := datetime.date.today()):  # left open overnight
+            self._today = today
+            if backup.is_due(self._database.path.parent, today):
+                self._back_up()
         return self._sessions.add_turn(session_id, turn, head)
 
     def update_open_turn(
@@ -330,6 +349,24 @@ class SessionStore:
         self._writer.wait()
         with kv_lock(self._locks, wait=False) as alone:
             return verify(self._database, self._sessions, self._chunks, repair, alone)
+
+    def _back_up(self) -> None:
+        """Copy the database on a thread of its own; what goes wrong is tried again when the store is opened next."""
+        with self._database.reading() as db:
+            if not db.execute("SELECT 1 FROM session LIMIT 1").fetchone():
+                return
+
+        def copy() -> None:
+            try:
+                with closing(self._database.again()) as own:
+                    backup.make(own.db, own.path.parent, self._chunks.files)
+            except (StoreError, ConfigError):
+                _log.exception("the daily backup failed")
+
+        if self._backup is not None:
+            self._backup.join()
+        self._backup = threading.Thread(target=copy, name="mlxkv-backup")
+        self._backup.start()
 
     def _sweep(self) -> None:
         """Remove what crashes left behind, asking the database again under its lock before a chunk goes; then go under
