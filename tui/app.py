@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, ClassVar
 
-from textual.app import App, ComposeResult, SystemCommand
+from textual.app import ComposeResult, SystemCommand
 from textual.binding import Binding, BindingType
 from textual.screen import Screen
 from textual.theme import Theme
@@ -26,6 +26,7 @@ from mlxkv.tui.keys import Act, Presses, Situation
 from mlxkv.tui.look import look_of
 from mlxkv.tui.port import EnginePort
 from mlxkv.tui.prompt import Prompt
+from mlxkv.tui.reading import ReadingApp
 from mlxkv.tui.state import ChatState
 from mlxkv.tui.view import ChatView
 
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 DRAIN = 0.1  # seconds between two looks at the engine's events, or four times what the last one cost
 
 
-class ChatApp(App[int], inherit_bindings=False):
+class ChatApp(ReadingApp, inherit_bindings=False):
     """`first_commands` go to the engine once the first frame is up, then `ask` is sent."""
 
     TITLE = "mlxkv"
@@ -178,6 +179,10 @@ class ChatApp(App[int], inherit_bindings=False):
                 offered = ", ".join(card.id for card in self.first.models)
                 loaded = f"Loaded: {self.state.model}" if self.state.model else "No model is loaded"
                 self.state.say(f"{loaded}. /model NAME loads another" + (f": {offered}" if offered else "."))
+            case "copy":
+                self.copy_reply(argument)
+            case "find":
+                self.action_find(argument)
             case "quit":
                 self.action_quit_chat()
 

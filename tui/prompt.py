@@ -34,6 +34,10 @@ class Prompt(TextArea):
         Binding("ctrl+j,shift+enter,alt+enter", "newline", "Newline", id="prompt.newline"),
         Binding("ctrl+c", "app.interrupt", "Copy, clear, stop, quit", id="prompt.interrupt", show=False),
         Binding("ctrl+d", "end", "Quit", id="prompt.end", show=False),
+        Binding("alt+up", "cursor_wanted(-1)", "Message above", id="prompt.message_above", show=False),
+        Binding("alt+down", "cursor_wanted(1)", "Message below", id="prompt.message_below", show=False),
+        Binding("ctrl+o", "app.fold_all", "Fold reasoning", id="prompt.fold", show=False),
+        Binding("ctrl+f", "app.find", "Search in this chat", id="prompt.find", show=False),
     ]
 
     class Submitted(Message):
@@ -56,6 +60,13 @@ class Prompt(TextArea):
         def __init__(self, pages: float | None) -> None:
             super().__init__()
             self.pages = pages
+
+    class CursorWanted(Message):
+        """Move the message cursor up (-1) or down (1)."""
+
+        def __init__(self, step: int) -> None:
+            super().__init__()
+            self.step = step
 
     class Ended(Message):
         """Ctrl+D on an empty prompt."""
@@ -93,6 +104,9 @@ class Prompt(TextArea):
 
     def action_newline(self) -> None:
         self.replace("\n", *self.selection)
+
+    def action_cursor_wanted(self, step: int) -> None:
+        self.post_message(self.CursorWanted(step))
 
     def action_end(self) -> None:
         if self.text:

@@ -29,6 +29,7 @@ class Turn:
     _splitter: Splitter = field(default_factory=Splitter)
     _thinking_since: float | None = None
     _thought_from: int = 0
+    _thought: str = ""
     _said: bool = False
     _before: str = ""  # the last characters of the reply
 
@@ -48,6 +49,7 @@ class Turn:
         self.num_tokens = max(self.num_tokens, event.num_tokens)
         self._samples.append((now, self.num_tokens))
         if event.thinking:
+            self._thought += clean(event.text, self._thought)
             return out
         self._said = self._said or bool(event.text)
         text = clean(event.text, self._before)
@@ -59,14 +61,15 @@ class Turn:
 
     def tail(self) -> list[Block]:
         """What is not final, as it would be if the reply ended here."""
-        return self._splitter.preview()
+        thought = [Block(Kind.THOUGHT, "thinking", detail=self._thought.strip())] if self._thought else []
+        return thought + self._splitter.preview()
 
     def _end_thought(self, now: float) -> list[Block]:
         if self._thinking_since is None:
             return []
         tokens, seconds = self.num_tokens - self._thought_from, now - self._thinking_since
-        self._thinking_since = None
-        return [Block(Kind.THOUGHT, f"thought {seconds_short(seconds)} · {tokens:,} tok")]
+        detail, self._thought, self._thinking_since = self._thought.strip(), "", None
+        return [Block(Kind.THOUGHT, f"thought {seconds_short(seconds)} · {tokens:,} tok", detail=detail)]
 
     def rate(self, now: float) -> float:
         """Tokens per second, the mean of the last two seconds."""

@@ -1,0 +1,76 @@
+"""The line in which one searches the chat. It says what is wanted; the transcript finds it. UI thread."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Horizontal
+from textual.message import Message
+from textual.widgets import Input, Static
+
+from mlxkv.text import clean
+
+
+class FindBar(Horizontal):
+    """Mounted while a search is on; searches at each letter."""
+
+    DEFAULT_CSS = """
+    FindBar {
+        height: 1;
+        background: $panel;
+        & .find-sign { width: 3; color: $text-primary; }
+        & Input, & Input:focus { width: 1fr; height: 1; border: none; padding: 0; background: $panel; }
+        & .find-count { width: auto; padding: 0 1; color: $text-muted; }
+    }
+    """
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape", "close", "Close", id="find.close"),
+        Binding("enter,down,ctrl+n", "step(1)", "Next match", id="find.next"),
+        Binding("shift+enter,up,ctrl+p", "step(-1)", "Match before", id="find.previous"),
+    ]
+
+    class Changed(Message):
+        def __init__(self, words: str) -> None:
+            super().__init__()
+            self.words = words
+
+    class Step(Message):
+        def __init__(self, step: int) -> None:
+            super().__init__()
+            self.step = step
+
+    class Closed(Message):
+        pass
+
+    def __init__(self, words: str = "") -> None:
+        super().__init__()
+        self.input = Input(clean(words), placeholder="Search in this chat · ⏎ next · shift+⏎ before · esc close")
+        self._count = Static("", classes="find-count", markup=False)
+
+    def compose(self) -> ComposeResult:
+        yield Static(" / ", classes="find-sign", markup=False)
+        yield self.input
+        yield self._count
+
+    def on_mount(self) -> None:
+        self.input.focus()
+
+    def show(self, at: int, total: int) -> None:
+        """`3/17`, or that there is nothing."""
+        self._count.update(f"{at:,}/{total:,}" if total else "no match" if self.input.value.strip() else "")
+
+    def on_input_changed(self, event: Input.Changed) -> None:
+        event.stop()
+        self.post_message(self.Changed(event.value))
+
+    def on_input_submitted(self, event: Input.Submitted) -> None:
+        event.stop()
+        self.post_message(self.Step(1))
+
+    def action_step(self, step: int) -> None:
+        self.post_message(self.Step(step))
+
+    def action_close(self) -> None:
+        self.post_message(self.Closed())
