@@ -11,29 +11,41 @@ HERE = Path(__file__).parent
 
 @dataclass(frozen=True)
 class Topic:
-    """One right answer, the phrasings training sees (`ask`), and those it never sees (`held_out`)."""
+    """One right answer, the phrasings training sees (`ask`), and those it never sees (`held_out`).
+
+    `also` names topics whose answer is as right: what "top p" is may be told by the idea or by its option.
+    """
 
     id: str
     answer: str
     ask: tuple[str, ...]
     held_out: tuple[str, ...]
+    also: tuple[str, ...] = ()
 
 
 def read_topics(paths: list[Path] | None = None) -> list[Topic]:
     """All topics, sorted by id; a phrasing that is held out anywhere is asked nowhere.
 
     Raises:
-        ValueError: an id is used twice, or a topic lacks phrasings.
+        ValueError: an id is used twice, a topic lacks phrasings, or `also` names no topic.
     """
     topics: dict[str, Topic] = {}
     for path in sorted((HERE / "knowledge").glob("*.toml")) if paths is None else paths:
         for table in tomllib.loads(path.read_text(encoding="utf-8")).get("topic", []):
-            topic = Topic(table["id"], table["answer"].strip(), tuple(table["ask"]), tuple(table.get("held_out", ())))
+            topic = Topic(
+                table["id"],
+                table["answer"].strip(),
+                tuple(table["ask"]),
+                tuple(table.get("held_out", ())),
+                tuple(table.get("also", ())),
+            )
             if topic.id in topics:
                 raise ValueError(f"{path.name}: topic {topic.id!r} is there twice; give one another id.")
             if not topic.ask or not topic.answer:
                 raise ValueError(f"{path.name}: topic {topic.id!r} needs an answer and phrasings.")
             topics[topic.id] = topic
+    if unknown := {other for topic in topics.values() for other in topic.also} - topics.keys():
+        raise ValueError(f"`also` names {', '.join(sorted(unknown))}, which is no topic; correct the id.")
     kept_back = {plain(q) for t in topics.values() for q in t.held_out}
     for key, topic in topics.items():
         topics[key] = replace(topic, ask=tuple(q for q in topic.ask if plain(q) not in kept_back))
