@@ -112,8 +112,8 @@ def check_copy(path: Path) -> int:
     return version
 
 
-def restore(folders: Folders, name: str, files: Files | None = None) -> Path:
-    """Put a backup in the database's place; where the old one was moved to, as a backup of its own.
+def restore(folders: Folders, name: str, files: Files | None = None) -> Path | None:
+    """Put a backup in the database's place; where the old one, if there was one, was moved to as a backup of its own.
 
     Raises:
         StoreError: no such backup, it is not sound, or another process has the chats open.
@@ -131,7 +131,7 @@ def restore(folders: Folders, name: str, files: Files | None = None) -> Path:
             raise StoreError(f"The backup {backup} cannot be put in place ({error.strerror}); try again.") from error
 
 
-def _exchange(data: Path, backup: Path, files: Files) -> Path:
+def _exchange(data: Path, backup: Path, files: Files) -> Path | None:
     """The old database stays whole and in place until the new one is beside it."""
     path = data / "mlxkv.db"
     fresh = data / f".mlxkv-{random_name()}"
@@ -153,7 +153,7 @@ def _exchange(data: Path, backup: Path, files: Files) -> Path:
     with contextlib.suppress(sqlite3.Error), closing(sqlite3.connect(path)) as db:
         store_id = db.execute("SELECT value FROM meta WHERE key = 'store'").fetchone()[0]
         files.write(data / "store.json", [json.dumps({"format": 1, "store": store_id}).encode()], data)
-    return aside
+    return aside if regular_size(aside) is not None else None
 
 
 def _prune(data: Path, files: Files, today: datetime.date) -> None:

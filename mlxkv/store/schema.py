@@ -148,6 +148,10 @@ def database_errors(path: Path) -> Iterator[None]:
         if code == sqlite3.SQLITE_BUSY:
             raise StoreError(f"The chat database {path} is busy; close the other mlxkv and try again.") from error
         raise StoreError(f"The chat database {path} cannot be used ({error}); check the disk and try again.") from error
+    except OSError as error:
+        raise StoreError(
+            f"The chat database {path} cannot be used ({error.strerror}); check the disk and try again."
+        ) from error
 
 
 class Database:

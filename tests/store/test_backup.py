@@ -81,6 +81,7 @@ def test_going_back_and_forth_again(folders: Folders) -> None:
     copy = copy_now(folders, DAY)
     say(folders, "two")
     aside = backup.restore(folders, copy.stem)
+    assert aside is not None
     assert texts(folders) == ["one"]
     backup.restore(folders, aside.stem)
     assert texts(folders) == ["one", "two"]
@@ -107,7 +108,8 @@ def test_going_back_from_a_database_that_cannot_be_read(folders: Folders, damage
     with pytest.raises(StoreError, match="mlxkv chats backups") as caught:
         look()
     assert isinstance(caught.value, CorruptError) == (damage != "gone")
-    backup.restore(folders, copy.stem)
+    aside = backup.restore(folders, copy.stem)
+    assert (aside is None) == (damage == "gone")
     assert texts(folders) == ["one"]
 
 
