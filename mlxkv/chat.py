@@ -14,12 +14,14 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from mlxkv.cache.config import CacheConfig
+from mlxkv.cache.foreign import ForeignCache
 from mlxkv.cache.prompt_cache import PromptCache, common_prefix
 from mlxkv.conversation import Conversation
 from mlxkv.device import set_wired_limit
-from mlxkv.errors import ConfigError, PromptError
+from mlxkv.errors import CacheError, ConfigError, PromptError
 from mlxkv.events import Branch, KVNotSaved, Message, Notice, Sibling, TextDelta, TurnEvent, TurnFinished
 from mlxkv.prompt import Fed, PromptFormat, message
+from mlxkv.prompt_start import Start, start_from
 from mlxkv.runner import ModelRunner
 from mlxkv.sampling import SamplingParams, set_random_state
 from mlxkv.stats import TurnStats
@@ -57,7 +59,7 @@ class Chat:
         backend: ChatBackend,
         *,
         system: str | None = None,
-        cache: CacheConfig | None = None,
+        cache: CacheConfig | PromptCache | None = None,
         params: SamplingParams | None = None,
         autosave: bool = False,
         think: bool | None = None,
@@ -67,10 +69,15 @@ class Chat:
         self._autosave = autosave
         self._cancel = threading.Event()
         self._said = Conversation(backend.store, backend.identity)
-        self._fed = Fed()  # what the next prompt can go on from
-        self.system = system or None
+        self._start = Start(system or None)
+        if isinstance(cache, PromptCache):
+            self._start = start_from(cache, system, backend.prompts)
+        self._fed = self._start.fed  # what the next prompt can go on from
+        self.system = self._start.system
         self.thinking = think
-        self.cache = backend.make_cache(cache or CacheConfig(), self.system)
+        if not isinstance(cache, PromptCache):
+            cache = backend.make_cache(cache or CacheConfig(), self.system)
+        self.cache: PromptCache = cache
         self.stats = TurnStats()
         self.restored: Restored | None = None  # what came back from disk when the chat was resumed
 
@@ -126,16 +133,17 @@ class Chat:
     def _turn(self, text: str, params: SamplingParams, started: float) -> Iterator[TurnEvent]:
         self._cancel.clear()
         said = self._said
+        whole = self._start.text + text if not said.turns else text
         if not said.turns:
             yield from (Notice(f"{note[0].upper()}{note[1:]}.") for note in self.cache.plan.notes)
         elif said.turns[-1].role == "user":  # a crash came before any reply: keep the roles alternating
             said.append(TurnRecord("assistant", "", state="stopped"))
-        messages = self._as_messages([*said.turns, TurnRecord("user", text)])
+        messages = self._as_messages([*said.turns, TurnRecord("user", whole)])
         prompt = self._backend.prompts.prompt(messages, self._fed, self.thinking)
         if self._autosave and self.session_id is None:
             self.save(title=_title(text))
         start = common_prefix(said.log, prompt.ids)
-        said.append(TurnRecord("user", text, prompt.ids[start:], start))
+        said.append(TurnRecord("user", whole, prompt.ids[start:], start))
         yield from self._reply(prompt, TurnRecord("assistant", ""), params, started)
 
     def _continued(self, last: TurnRecord, params: SamplingParams, started: float) -> Iterator[TurnEvent]:
@@ -216,7 +224,7 @@ class Chat:
         mine = [i for i, t in enumerate(self._said.turns) if t.role == "user"]
         if turn not in mine:
             raise ConfigError(f"Message {turn!r} is not one of yours; yours are {mine}.")
-        text = self._said.turns[turn].text
+        text = self._said.turns[turn].text.removeprefix(self._start.text if turn == 0 else "")
         self._said.branch(turn)
         self._fed = self._fed_so_far()  # the cache goes back when the next prompt says how far
         return text
@@ -308,7 +316,12 @@ class Chat:
         """Make this chat a session, or commit and perhaps rename the one it is; later turns commit by themselves.
 
         Returns the session's id.
+
+        Raises:
+            StoreError: it cannot be saved. CacheError: it goes on from an imported cache.
         """
+        if isinstance(self.cache, ForeignCache):
+            raise CacheError("A chat from an imported cache cannot be saved: the ids of its first tokens are unknown.")
         said = self._said
         if said.session_id is None:
             params = {
@@ -358,7 +371,9 @@ class Chat:
     def _fed_so_far(self) -> Fed:
         """What `PromptFormat` would have left once the turns there are were done."""
         prompts, turns, ids = self._backend.prompts, self._said.turns, self._said.log
-        if not turns or not prompts.has_template or turns[-1].stats.get("finish_reason") == "stop_string":
+        if not turns:
+            return self._start.fed
+        if not prompts.has_template or turns[-1].stats.get("finish_reason") == "stop_string":
             return Fed("", ids)
         if turns[-1].role == "user":
             return Fed(prompts.render(self._as_messages(turns)), ids)

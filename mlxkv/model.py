@@ -6,22 +6,23 @@ Ties the layers together and holds no logic of its own beyond defaults. On the t
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from mlxkv.cache.config import CacheConfig
+from mlxkv.cache.foreign import ForeignCache, check_fits, to_mlx_lm, window_for
 from mlxkv.cache.plan import plan_cache
-from mlxkv.cache.prompt_cache import PromptCache
+from mlxkv.cache.prompt_cache import PromptCache, PromptText
 from mlxkv.chat import Chat, ChatBackend
 from mlxkv.config import Folders
 from mlxkv.device import current_device, set_wired_limit
-from mlxkv.errors import OutOfMemoryError, PromptError
+from mlxkv.errors import ConfigError, OutOfMemoryError, PromptError
 from mlxkv.events import TurnEvent
 from mlxkv.models import LoadedModel, load_model
-from mlxkv.prompt import PromptFormat
+from mlxkv.prompt import Fed, PromptFormat, checked_ids
 from mlxkv.runner import ModelRunner
 from mlxkv.sampling import SamplingParams
 from mlxkv.stats import TurnStats, bytes_text
@@ -33,6 +34,7 @@ from mlxkv.store import (
     read_prompt_file,
     write_prompt_file,
 )
+from mlxkv.store.interop import read_mlx_lm, write_mlx_lm
 from mlxkv.turn import Turn
 
 _GENERATE_TOKENS = 256
@@ -105,14 +107,43 @@ class Model:
         with set_wired_limit():
             yield from turn.events()
 
-    def prefill(self, text: str, cache: CacheConfig | None = None) -> PromptCache:
-        """Read `text` once, as raw text, into a PromptCache to generate from, fork or save."""
-        if not text:
-            raise PromptError("The text to prefill is empty; give some.")
-        held = self.make_cache(cache or CacheConfig())
+    def prefill(
+        self,
+        prompt: str | Sequence[int],
+        cache: CacheConfig | None = None,
+        *,
+        system: str | None = None,
+        chat: bool | None = None,
+        progress: Callable[[int, int], object] | None = None,
+    ) -> PromptCache:
+        """Read `prompt` (text or token ids) once, into a PromptCache to generate from, chat from, fork or save.
+
+        Args:
+            system: makes it the beginning of a chat: this system prompt, then `prompt` as the first message begins,
+                for `Model.chat(cache=pc.fork())`. `chat=True` does so without a system prompt; else it is raw text.
+            progress: called with the tokens read so far and all of them.
+
+        Raises:
+            PromptError: there is nothing to read, or an id is not of this model. ConfigError: ids cannot begin a chat.
+            OutOfMemoryError.
+        """
+        as_chat = system is not None if chat is None else chat
+        if isinstance(prompt, str):
+            if not prompt and not (as_chat and system):
+                raise PromptError("The text to prefill is empty; give some.")
+            raw = Fed("", () if as_chat else tuple(self._prompts.encode_raw(prompt)))
+            read = self._prompts.opening(system, prompt) if as_chat else raw
+        else:
+            if as_chat:
+                raise ConfigError("Token ids cannot begin a chat: its template wants text; give text, or no `system`.")
+            read = Fed("", checked_ids(prompt, getattr(self.loaded.model, "args", None)))
+        held = self.make_cache(cache or CacheConfig(), system)
+        if as_chat:
+            held.prompt = PromptText(system, str(prompt), read.text, len(read.ids))
         with set_wired_limit():
-            for _ in self.runner.prefill(held, self._prompts.encode_raw(text)):
-                pass
+            for done in self.runner.prefill(held, read.ids):
+                if progress is not None:
+                    progress(done, len(read.ids))
         return held
 
     def _completion(
@@ -135,7 +166,7 @@ class Model:
     def chat(
         self,
         system: str | None = None,
-        cache: CacheConfig | None = None,
+        cache: CacheConfig | PromptCache | None = None,
         *,
         autosave: bool = False,
         think: bool | None = None,
@@ -143,8 +174,14 @@ class Model:
     ) -> Chat:
         """A new chat; `autosave` makes it a session at its first turn, else `Chat.save` does.
 
-        `think`: whether the model shall reason before it answers, where its template knows of that; None leaves it
-        to the model.
+        Args:
+            cache: how to bound it, or a PromptCache to begin with (it is changed: pass `pc.fork()` to keep it), which
+                `prefill` made with a system prompt or `chat=True`, or `import_mlx_lm`.
+            think: whether the model shall reason before it answers, where its template knows of that; None leaves it to
+                the model.
+
+        Raises:
+            ConfigError: a system prompt beside a PromptCache, or one that holds raw text.
         """
         params = SamplingParams.for_model(self.loaded.generation, **sampling)
         return Chat(self._backend, system=system, cache=cache, params=params, autosave=autosave, think=think)
@@ -204,8 +241,28 @@ class Model:
         path = Path(path)
         config = _config_from(describe_prompt_file(path).get("config"))
         cache = self.make_cache(config)
-        read_prompt_file(path, cache, self.identity)
+        cache.prompt = read_prompt_file(path, cache, self.identity).prompt
         return cache
+
+    def import_mlx_lm(self, path: str | Path, cache: CacheConfig | None = None) -> PromptCache:
+        """A prompt cache that mlx-lm saved (any version), to go on from; its token ids are not in the file.
+
+        Whoever made the file decides what the model believes to have read, so import only what you trust.
+
+        Args:
+            cache: how to bound it, where mlx-lm had not bounded or quantized it.
+
+        Raises:
+            CorruptError: the file breaks a rule. MismatchError: it was made with another model. CacheError: this model
+            has other caches than keys and values. OutOfMemoryError.
+        """
+        path = Path(path)
+        file = read_mlx_lm(path)
+        held = self.make_cache(cache or CacheConfig())
+        check_fits(file.layers, held.plan, path.name)
+        if cache is None and held.capacity < file.layers[0].offset:
+            held = self.make_cache(CacheConfig(window=window_for(file.layers[0].offset)))
+        return ForeignCache(held.plan, self.loaded.model, file.layers, _Files(self))
 
     # -- what it ties together ---------------------------------------------------------------------------------------
 
@@ -250,7 +307,13 @@ class _Files:
         self._model = model
 
     def write(self, path: Path, cache: PromptCache) -> int:
-        return write_prompt_file(path, cache, self._model.identity, asdict(cache.plan.resolved))
+        config = asdict(cache.plan.resolved)
+        return write_prompt_file(path, cache, self._model.identity, config, prompt=cache.prompt)
+
+    def export(self, path: Path, cache: PromptCache, version: str) -> int:
+        # What `mlx_lm.generate --prompt-cache-file` looks for.
+        about = {"model": self._model.name, "tokenizer_config": "{}"}
+        return write_mlx_lm(path, to_mlx_lm(cache), version, about)
 
 
 def load(name: str = "tutor", *, folders: Folders | None = None, **options: Any) -> Model:

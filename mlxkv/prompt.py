@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mlxkv.errors import ModelError
+from mlxkv.errors import ModelError, PromptError
 from mlxkv.reply import Reasoning, ReplyText, raw_text
 
 Message = dict[str, str]  # {"role": ..., "content": ...}, as chat templates take it
@@ -71,6 +71,21 @@ class PromptFormat:
         if ids and ids[-1] in self.tokenizer.eos_token_ids:
             text += self.tokenizer.decode([ids[-1]])
         return Fed(prompt.text + text, (*prompt.ids, *ids), prompt.all_cuts)
+
+    def opening(self, system: str | None, text: str) -> Fed:
+        """A chat up to where its first message goes on after `text`; what is said next is tokenized by itself.
+
+        Raises:
+            ModelError: the template refuses it.
+        """
+        text = in_front(text)
+        if not self.has_template:
+            whole = (f"{system}\n\n" if system else "") + text
+            return Fed(whole, tuple(self.encode_raw(whole)))
+        head = [_message("system", system)] if system else []
+        a, b = (self.render([*head, _message("user", text + x)]) for x in ("0", "x"))
+        end = next((i for i, (p, q) in enumerate(zip(a, b, strict=False)) if p != q), min(len(a), len(b)))
+        return Fed(a[:end], tuple(self.encode(a[:end])))
 
     def num_lasting(self, messages: Sequence[Message], prompt: Fed, think: bool | None = None) -> int:
         """How many ids of `prompt`, made of `messages`, stay what they are once there is a reply and a next message.
@@ -145,11 +160,32 @@ class PromptFormat:
         return len(alone) if alone == a[: len(alone)] and len(alone) <= common else common
 
     def _continued(self, messages: Sequence[Message], fed: Fed) -> Fed:
-        if fed.ids:
-            text = messages[-1]["content"]
-            return Fed(fed.text + text, (*fed.ids, *self.encode(text)))
         text = "".join(m["content"] + ("\n\n" if m["role"] == "system" else "") for m in messages)
-        return Fed(text, tuple(self.encode_raw(text)))
+        if not fed.ids:
+            return Fed(text, tuple(self.encode_raw(text)))
+        goes_on = len(messages) < 3 and fed.text and text.startswith(fed.text)  # from an opening
+        new = text[len(fed.text) :] if goes_on else messages[-1]["content"]
+        return Fed(fed.text + new, (*fed.ids, *self.encode(new)))
+
+
+def in_front(text: str) -> str:
+    """`text` as it stands before a question."""
+    return f"{text}\n\n" if text else ""
+
+
+def checked_ids(ids: Sequence[int], args: Any) -> tuple[int, ...]:
+    """Token ids that a model with these arguments can be fed.
+
+    Raises:
+        PromptError: there are none, or one is not of its vocabulary; the message names it.
+    """
+    size = getattr(args, "vocab_size", None) or 1 << 31
+    for i, token in enumerate(ids):
+        if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < size:
+            raise PromptError(f"Token {i} of the prompt is {token!r}; it must be a whole number below {size:,}.")
+    if not len(ids):
+        raise PromptError("There are no token ids to prefill; give some.")
+    return tuple(ids)
 
 
 def message(role: str, text: str, thinking: str = "") -> Message:

@@ -112,7 +112,8 @@ class Turn:
         reader = self._reader
         ends = self.tokenizer.eos_token_ids
         begun = time.perf_counter()
-        tokens = self.runner.decode(self.cache, last, self.params, self.ids[:-1])
+        seen = [i for i in self.ids[:-1] if i >= 0]  # an imported cache's tokens have no ids
+        tokens = self.runner.decode(self.cache, last, self.params, seen)
         self.reason = "length"
         try:
             for token in tokens:

@@ -32,10 +32,25 @@ class Reuse:
     why: str | None = None
 
 
+@dataclass(frozen=True)
+class PromptText:
+    """The text that the first `num_tokens` of a cache were made from, where it is the beginning of a chat.
+
+    `text` begins the first message after the prompt `system`; `rendered` is what the chat template made of both.
+    """
+
+    system: str | None
+    text: str
+    rendered: str
+    num_tokens: int
+
+
 class PromptFiles(Protocol):
     """Where prompt caches are saved; the store implements it."""
 
     def write(self, path: Path, cache: PromptCache) -> int: ...
+
+    def export(self, path: Path, cache: PromptCache, version: str) -> int: ...
 
 
 class PromptCache:
@@ -49,6 +64,7 @@ class PromptCache:
 
     def __init__(self, plan: CachePlan, model: Any, files: PromptFiles | None = None) -> None:
         self.plan = plan
+        self.prompt: PromptText | None = None  # for whoever prefilled it; nothing here looks at it
         self.tokens: list[int] = []
         self.layers: list[Any] = plan.make(model)
         self._files = files
@@ -240,6 +256,16 @@ class PromptCache:
             what = "A cache made outside `mlxkv.load`" if self._files is None else ", ".join(self.unsaved)
             raise CacheError(f"{what} cannot be saved; use another model, or `mlxkv.load` to make the cache.")
         return self._files.write(Path(path), self)
+
+    def export_mlx_lm(self, path: str | Path, version: str = "0.32") -> int:
+        """Write a file that mlx-lm's `load_prompt_cache` reads, from 0.32 on or ("0.31") before it; the bytes written.
+
+        Raises:
+            CacheError: mlx-lm has no cache that could hold this one; it says why. ConfigError: no such version.
+        """
+        if self._files is None:
+            raise CacheError("A cache made outside `mlxkv.load` cannot be exported; make it with `Model.prefill`.")
+        return self._files.export(Path(path), self, version)
 
     def layout(self) -> dict[str, Any]:
         """What has to be equal for saved rows to fit: JSON-able, and the same for the same model and settings."""

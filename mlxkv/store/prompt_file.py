@@ -1,7 +1,8 @@
 """A whole prompt cache in one file (`pc.save("book.kv")`): write, describe, read.
 
-A safetensors file: `ids` (int32), the rows as `kv.<group>.<part>.<tensor>`, and last `xxh3`, the xxh3-128 of every byte
-before it, so that one pass writes it and one pass checks it. The thread that owns MLX calls `write` and `read`.
+A safetensors file: `ids` (int32), the rows as `kv.<group>.<part>.<tensor>`, `prompt` (the text that was read, where it
+begins a chat), and last `xxh3`, the xxh3-128 of every byte before it, so that one pass writes it and one checks it.
+The thread that owns MLX calls `write` and `read`; `describe` and `verify` need no MLX.
 """
 
 from __future__ import annotations
@@ -10,12 +11,14 @@ import json
 import os
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import xxhash
 
+from mlxkv.cache.prompt_cache import PromptText
 from mlxkv.errors import CorruptError, MismatchError, StoreError
 from mlxkv.safetensors import ITEM_SIZES, MAX_HEADER, Header, encode_header, read_header
 from mlxkv.store.arrays import buffer_of, evaluated, to_tensors
@@ -29,18 +32,30 @@ from mlxkv.store.records import Restored
 from mlxkv.store.refs import STATE
 
 FORMAT = "prompt-cache 1"
+MAX_PROMPT = 256 << 20  # bytes of text in one file
+_HEAD = 200  # characters of text in the header, for lists
+_READ = 1 << 20
+
+_DESCRIBED = ("num_tokens", "layout", "config", "model", "head", "parts")
 
 Part = tuple[int, int, int]
 """Group number and rows [a, b)."""
 
 
+@dataclass(frozen=True)
+class ReadFile(Restored):
+    """What `read_prompt_file` found beside the rows."""
+
+    prompt: PromptText | None = None
+
+
 def write_prompt_file(
     path: Path, cache: KVCacheLike, identity: ModelIdentity, config: Mapping[str, Any] | None = None,
-    before: Step = no_step,
+    before: Step = no_step, prompt: PromptText | None = None,
 ) -> int:  # fmt: skip
     """Write the cache to `path` and return the bytes; an older file there stays whole until the new one is.
 
-    `config`: the CacheConfig's fields, so that a reader can make the right cache first.
+    `config`: the CacheConfig's fields, so that a reader can make the right cache first. `prompt`: what was read.
 
     Raises:
         StoreError: the folder does not exist, or the disk refuses.
@@ -51,6 +66,7 @@ def write_prompt_file(
         "num_tokens": str(len(ids)),
         "layout": to_json(cache.layout()),
         "config": to_json(None if config is None else dict(config)),
+        "head": to_json(None if prompt is None else {"system": _head(prompt.system), "text": _head(prompt.text)}),
         "model": to_json(
             {
                 "name": identity.name,
@@ -60,17 +76,20 @@ def write_prompt_file(
             }
         ),
     }
-    parts, header = _plan(cache, len(ids), metadata)
+    text = to_json(None if prompt is None else asdict(prompt)).encode()
+    if len(text) > MAX_PROMPT:
+        raise StoreError(f"The text of this prompt cache takes {len(text):,} bytes, {MAX_PROMPT:,} can be kept.")
+    parts, header = _plan(cache, len(ids), len(text), metadata)
     try:
         if not path.parent.is_dir():
             raise StoreError(f"The folder {path.parent} does not exist; make it first.")
-        return Files(before).write(path, _bytes(header, ids.tobytes(), cache, parts), path.parent)
+        return Files(before).write(path, _bytes(header, ids.tobytes(), cache, parts, text), path.parent)
     except OSError as error:
         raise StoreError(f"The prompt cache {path} cannot be written ({error.strerror}); check the disk.") from error
 
 
 def describe_prompt_file(path: Path) -> dict[str, Any]:
-    """What a file says about itself: num_tokens, layout, config, model, parts and bytes. The rows are not checked.
+    """What a file says about itself: num_tokens, layout, config, model, head, parts, bytes. The rows are not checked.
 
     Raises:
         CorruptError: it is no prompt cache.
@@ -78,7 +97,26 @@ def describe_prompt_file(path: Path) -> dict[str, Any]:
     return _described(path, read_header(path))
 
 
-def read_prompt_file(path: Path, cache: KVCacheLike, identity: ModelIdentity) -> Restored:
+def verify_prompt_file(path: Path) -> dict[str, Any]:
+    """`describe_prompt_file`, after every byte of the file was compared with its checksum.
+
+    Raises:
+        CorruptError: the bytes are not what was written.
+    """
+    about = describe_prompt_file(path)
+    try:
+        with path.open("rb", buffering=0) as file:
+            h, left = xxhash.xxh3_128(), about["bytes"] - 16
+            while left > 0 and (data := file.read(min(left, _READ))):
+                h.update(data)
+                left -= len(data)
+            _check(path, file.read(16), h)
+    except OSError as error:
+        raise CorruptError(f"{path} cannot be read ({error.strerror}).") from error
+    return about
+
+
+def read_prompt_file(path: Path, cache: KVCacheLike, identity: ModelIdentity) -> ReadFile:
     """Reset the cache and fill it from `path`. On any error the cache is empty.
 
     Raises:
@@ -91,16 +129,41 @@ def read_prompt_file(path: Path, cache: KVCacheLike, identity: ModelIdentity) ->
     _check_identity(path, about, cache, identity)
     num_tokens, parts = about["num_tokens"], about["parts"]
     wanted = [_wanted(path, n, g, parts, num_tokens) for n, g in enumerate(cache.groups)]
-    check_tensors(header, _shapes(cache, num_tokens, parts), path.name)
+    size = next((t.end - t.start for t in header.tensors if t.name == "prompt"), 0)
+    check_tensors(header, _shapes(cache, num_tokens, min(size, MAX_PROMPT), parts), path.name)
     try:
-        _fill(path, header, cache, parts, wanted)
+        text = _fill(path, header, cache, parts, wanted)
+        prompt = _prompt(path, text, num_tokens)
     except BaseException:
         cache.reset()
         raise
-    return Restored(num_tokens, header.file_size, time.perf_counter() - started)
+    return ReadFile(num_tokens, header.file_size, time.perf_counter() - started, prompt=prompt)
 
 
-def _plan(cache: KVCacheLike, num_tokens: int, metadata: dict[str, str]) -> tuple[list[Part], bytes]:
+def _head(text: str | None) -> str | None:
+    return None if text is None else text[:_HEAD]
+
+
+def _prompt(path: Path, text: bytes, num_tokens: int) -> PromptText | None:
+    try:
+        table = json.loads(text)
+        if table is None:
+            return None
+        prompt = PromptText(**table)
+        texts = (prompt.text, prompt.rendered, prompt.system or "")
+        if not all(isinstance(t, str) for t in texts) or type(prompt.num_tokens) is not int:
+            raise TypeError("text or num_tokens")
+    except (ValueError, TypeError, RecursionError) as error:
+        raise CorruptError(f"The text inside {path} cannot be read ({error}); make the file again.") from error
+    return replace(prompt, num_tokens=min(max(prompt.num_tokens, 0), num_tokens))
+
+
+def _check(path: Path, found: bytes, h: xxhash.xxh3_128) -> None:
+    if found != h.digest():
+        raise CorruptError(f"{path} has the checksum {h.hexdigest()}, not the one in the file; make it again.")
+
+
+def _plan(cache: KVCacheLike, num_tokens: int, text_bytes: int, metadata: dict[str, str]) -> tuple[list[Part], bytes]:
     """Parts small enough to export one by one, large enough for their names to fit the header."""
     rows = min((rows_per_chunk(g.row_bytes) for g in cache.groups if g.name != STATE), default=1)
     while True:
@@ -110,7 +173,7 @@ def _plan(cache: KVCacheLike, num_tokens: int, metadata: dict[str, str]) -> tupl
             for a, b in (group.required(num_tokens) if group.name == STATE else group.held())
             for start in range(a, b, rows)
         ]
-        shapes = _shapes(cache, num_tokens, parts)
+        shapes = _shapes(cache, num_tokens, text_bytes, parts)
         sized = [(name, dtype, shape, _nbytes(shape, dtype)) for name, (shape, dtype) in shapes.items()]
         try:
             return parts, encode_header(sized, metadata | {"parts": to_json(parts)})
@@ -120,8 +183,11 @@ def _plan(cache: KVCacheLike, num_tokens: int, metadata: dict[str, str]) -> tupl
             rows *= 2
 
 
-def _shapes(cache: KVCacheLike, num_tokens: int, parts: list[Part]) -> dict[str, tuple[tuple[int, ...], str]]:
+def _shapes(
+    cache: KVCacheLike, num_tokens: int, text_bytes: int, parts: list[Part]
+) -> dict[str, tuple[tuple[int, ...], str]]:
     out: dict[str, tuple[tuple[int, ...], str]] = {"ids": ((num_tokens,), "I32"), "xxh3": ((16,), "U8")}
+    out["prompt"] = ((text_bytes,), "U8")
     for i, (n, a, b) in enumerate(parts):
         out |= {_name(n, i, name): shape for name, shape in cache.groups[n].shapes(b - a).items()}
     return out
@@ -138,7 +204,9 @@ def _nbytes(shape: tuple[int, ...], dtype: str) -> int:
     return size
 
 
-def _bytes(header: bytes, ids: bytes, cache: KVCacheLike, parts: list[Part]) -> Iterator[bytes | memoryview]:
+def _bytes(
+    header: bytes, ids: bytes, cache: KVCacheLike, parts: list[Part], text: bytes
+) -> Iterator[bytes | memoryview]:
     """The file, exporting one part at a time."""
     h = xxhash.xxh3_128()
     for data in (header, ids):
@@ -149,6 +217,8 @@ def _bytes(header: bytes, ids: bytes, cache: KVCacheLike, parts: list[Part]) -> 
         for name in sorted(tensors):
             h.update(tensors[name][2])
             yield tensors[name][2]
+    h.update(text)
+    yield text
     yield h.digest()
 
 
@@ -157,7 +227,7 @@ def _described(path: Path, header: Header) -> dict[str, Any]:
     if found != FORMAT:
         raise CorruptError(f"{path} is not a prompt cache of this mlxkv (format {found!r}, expected {FORMAT!r}).")
     try:
-        about = {key: json.loads(header.metadata[key]) for key in ("num_tokens", "layout", "config", "model", "parts")}
+        about = {key: json.loads(header.metadata[key]) for key in _DESCRIBED}
         ModelIdentity(**about["model"])
         about["parts"] = [(int(n), int(a), int(b)) for n, a, b in about["parts"]]
         if type(about["num_tokens"]) is not int or not isinstance(about["layout"], dict):
@@ -193,7 +263,8 @@ def _wanted(path: Path, n: int, group: LayerGroup, parts: list[Part], num_tokens
     return [*required, *(r for r in group.optional(num_tokens) if covers(there, [r]))]
 
 
-def _fill(path: Path, header: Header, cache: KVCacheLike, parts: list[Part], wanted: list[list[Range]]) -> None:
+def _fill(path: Path, header: Header, cache: KVCacheLike, parts: list[Part], wanted: list[list[Range]]) -> bytes:
+    """Import the rows and return the text's bytes; every byte was hashed and compared."""
     with path.open("rb", buffering=0) as head:
         h = xxhash.xxh3_128(os.pread(head.fileno(), header.data_start, 0))
     arrays = evaluated(path, header)
@@ -215,7 +286,9 @@ def _fill(path: Path, header: Header, cache: KVCacheLike, parts: list[Part], wan
                 if (start, end) != (a, b):  # a state has no rows, and always comes whole
                     part = {name: x[..., start - a : end - a, :] for name, x in rows.items()}
                 group.import_rows(start, end, part)
+    _, text = next(arrays)
+    h.update(buffer_of(text))
     _, checksum = next(arrays)
-    if bytes(buffer_of(checksum)) != h.digest():
-        raise CorruptError(f"{path} has the checksum {h.hexdigest()}, not the one in the file; make it again.")
+    _check(path, bytes(buffer_of(checksum)), h)
     cache.finish_restore()
+    return bytes(buffer_of(text))
