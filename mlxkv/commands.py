@@ -17,10 +17,12 @@ from mlxkv.config import Settings
 class LoadModel:
     """Load a built-in name, folder or repository id: `ModelReady`. The open chat, if any, goes on with it.
 
-    A repository that is not here is downloaded first, beside the chat: `PullProgress`, which ends with "done".
+    A repository that is not here is downloaded first, beside the chat: `PullProgress`, which ends with "done". With
+    `ask` nobody named it just now, and nothing is downloaded: `ModelMissing`.
     """
 
     name: str
+    ask: bool = False
 
 
 @dataclass(frozen=True)

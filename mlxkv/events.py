@@ -284,9 +284,13 @@ class SessionFigures:
 
 @dataclass(frozen=True)
 class Failed:
-    """A command failed; `text` is one sentence. The engine goes on."""
+    """A command failed; `text` is one sentence. The engine goes on.
+
+    `kind`: "memory" (it would not fit), "disk" (no room), "locked" (open elsewhere), "" (anything else).
+    """
 
     text: str
+    kind: str = ""
 
 
 @dataclass(frozen=True)
@@ -314,6 +318,14 @@ class ModelList:
 
 
 @dataclass(frozen=True)
+class ModelMissing:
+    """The model of a chat is not on this disk (any more); bytes to download, 0 while unknown."""
+
+    name: str
+    size_bytes: int = 0
+
+
+@dataclass(frozen=True)
 class PullProgress:
     """A download beside everything else. `state`: "asking" | "downloading" | "paused" | "done" | "failed".
 
@@ -337,6 +349,7 @@ EngineEvent = (
     | ModelLoading
     | ModelReady
     | ModelList
+    | ModelMissing
     | PullProgress
     | ChatOpened
     | ChatList

@@ -1,5 +1,7 @@
 """The chat window: it joins widgets, state and engine, and decides nothing else. UI thread.
 
+What it does for a reader is `reading.py`, about chats, models and settings `managing.py`.
+
 Widgets post messages, `ChatState` answers with blocks and commands, one timer drains what the engine said. The engine
 is started after the first frame is on the screen.
 """
@@ -8,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from textual.app import ComposeResult, SystemCommand
 from textual.binding import Binding, BindingType
@@ -20,23 +22,21 @@ from mlxkv import commands as cmd
 from mlxkv import events as ev
 from mlxkv.config import Folders, Settings
 from mlxkv.text import clean
+from mlxkv.tui import slash
 from mlxkv.tui.commands import COMMANDS, Run, Unknown, hint, parse
 from mlxkv.tui.history import History
 from mlxkv.tui.keys import Act, Presses, Situation
 from mlxkv.tui.look import look_of
+from mlxkv.tui.managing import ManagingApp
 from mlxkv.tui.port import EnginePort
 from mlxkv.tui.prompt import Prompt
-from mlxkv.tui.reading import ReadingApp
 from mlxkv.tui.state import ChatState
 from mlxkv.tui.view import ChatView
-
-if TYPE_CHECKING:
-    from mlxkv.tui.picker import ChatPicker
 
 DRAIN = 0.1  # seconds between two looks at the engine's events, or four times what the last one cost
 
 
-class ChatApp(ReadingApp, inherit_bindings=False):
+class ChatApp(ManagingApp, inherit_bindings=False):
     """`first_commands` go to the engine once the first frame is up, then `ask` is sent."""
 
     TITLE = "mlxkv"
@@ -45,6 +45,7 @@ class ChatApp(ReadingApp, inherit_bindings=False):
     #small { display: none; height: 1fr; content-align: center middle; }
     Screen.-narrow #header { display: none; }
     Screen.-short #header, Screen.-short #footer, Screen.-short #activity, Screen.-short #queued { display: none; }
+    Screen.-short Sidebar, Screen.-short #panel { display: none; }
     Screen.-short ChatView #input { border-top: none; }
     Screen.-short ChatView Prompt { min-height: 1; max-height: 1; }
     Screen.-tiny-w ChatView, Screen.-tiny-h ChatView { display: none; }
@@ -54,7 +55,12 @@ class ChatApp(ReadingApp, inherit_bindings=False):
         Binding("escape", "escape", "Stop", id="app.escape", show=False),
         Binding("ctrl+c", "interrupt", "Copy, clear, stop, quit", id="app.interrupt", system=True),
         Binding("f1", "help", "Help", id="app.help"),
+        Binding("f2", "panel", "The cache", id="app.panel"),
+        Binding("ctrl+b", "sidebar", "Chats beside", id="app.sidebar"),
+        Binding("ctrl+k", "chats", "Open a chat", id="app.chats"),
+        Binding("ctrl+n", "new_chat", "New chat", id="app.new"),
         Binding("ctrl+l", "redraw", "Redraw", id="app.redraw", show=False),
+        Binding("ctrl+z", "suspend_process", "Suspend", id="app.suspend", show=False),
     ]
 
     def __init__(
@@ -66,12 +72,14 @@ class ChatApp(ReadingApp, inherit_bindings=False):
         first_commands: Iterable[cmd.Command] = (),
         ask: str | None = None,
         clock: Callable[[], float] = time.perf_counter,
+        today: Callable[[], float] = time.time,
     ) -> None:
         super().__init__()
         self.HORIZONTAL_BREAKPOINTS = [(0, "-tiny-w"), (30, "-narrow"), (60, "-normal")]
         self.VERTICAL_BREAKPOINTS = [(0, "-tiny-h"), (8, "-short"), (12, "-tall")]
         self.engine, self.first, self.settings, self.clock = engine, first, settings, clock
-        self.state = ChatState(clock)
+        self.folders = folders
+        self.state = ChatState(clock, settings, today)
         self.history = History(folders.state if folders else None)
         self.first_commands, self._ask = tuple(first_commands), ask
         self._presses = Presses()
@@ -92,6 +100,8 @@ class ChatApp(ReadingApp, inherit_bindings=False):
         else:
             self.state.error(f"There is no theme {self.settings.theme!r}; Ctrl+P lists them.")
         self._theme_changed(self.current_theme)
+        if self.settings.keys:
+            self.set_keymap(dict(self.settings.keys))
         self.prompt.focus()
         for command in self.first_commands:
             self.state.submit(command)
@@ -113,6 +123,8 @@ class ChatApp(ReadingApp, inherit_bindings=False):
         for _ in range(len(self.engine.events)):  # what comes meanwhile waits for the next round
             event = self.engine.events.popleft()
             self.state.apply(event)
+            if isinstance(event, ev.ChatOpened | ev.TurnFinished) and self.view.sidebar is not None:
+                self.state.submit(cmd.ListChats())
             if isinstance(event, ev.SessionStatus) and event.saved not in ("", "off"):
                 self.history.save()
         self._sync()
@@ -142,23 +154,25 @@ class ChatApp(ReadingApp, inherit_bindings=False):
 
     def on_prompt_submitted(self, message: Prompt.Submitted) -> None:
         if not message.text.strip():
-            self._give_back(message.text)
+            self._give_back(message.typed)
+            if not self.state.is_ready and not self.state.is_loading:
+                self.action_models()
             return
         match parse(message.text):
             case Unknown(text):
-                self._give_back(message.text)
+                self._give_back(message.typed)
                 self._say(text, seconds=600)
                 return
             case Run(name, argument):
                 self._run_command(name, argument)
-            case _ if self.state.stopped:
-                self._give_back(message.text)
-                self._say("The engine has stopped; quit and start mlxkv again.")
+            case _ if refusal := self.state.refusal():
+                self._give_back(message.typed)
+                self._say(refusal)
                 return
             case prompt:
                 self.transcript.follow_end()
                 self.state.prompt(prompt.text)
-        self.history.add(message.text)
+        self.history.add(message.typed)
         self._sync()
 
     def _give_back(self, text: str) -> None:
@@ -166,25 +180,9 @@ class ChatApp(ReadingApp, inherit_bindings=False):
         self._typed = self.prompt.text
 
     def _run_command(self, name: str, argument: str) -> None:
-        match name:
-            case "help":
-                self.action_help()
-            case "new":
-                self.state.submit(cmd.NewChat())
-            case "resume":
-                self.state.resume(argument)
-            case "model" if argument:
-                self.state.submit(cmd.LoadModel(argument))
-            case "model":
-                offered = ", ".join(card.id for card in self.first.models)
-                loaded = f"Loaded: {self.state.model}" if self.state.model else "No model is loaded"
-                self.state.say(f"{loaded}. /model NAME loads another" + (f": {offered}" if offered else "."))
-            case "copy":
-                self.copy_reply(argument)
-            case "find":
-                self.action_find(argument)
-            case "quit":
-                self.action_quit_chat()
+        self.view.close_picker()
+        if wish := slash.run(self.state, name, argument):
+            self.grant(wish)
 
     def on_prompt_recall(self, message: Prompt.Recall) -> None:
         if message.step < 0 and not self.prompt.text and (queued := self.state.unqueue()) is not None:
@@ -230,16 +228,16 @@ class ChatApp(ReadingApp, inherit_bindings=False):
         variables = theme.to_color_system().generate()
         self.transcript.set_look(look_of(variables, theme.dark, theme.ansi))
 
-    def on_chat_picker_picked(self, message: ChatPicker.Picked) -> None:
-        self.view.close_picker()
-        self.state.submit(cmd.OpenChat(message.session_id))
-        self._sync()
-
     # -- keys --------------------------------------------------------------------------------------------
 
     def action_escape(self) -> None:
-        here = Situation(self._generating, self.view.picker is not None, bool(self.prompt.text))
-        self._act(self._presses.escape(here, self.clock()), "esc again clears the prompt")
+        text = bool(self.prompt.text)
+        here = Situation(
+            self._generating, self.view.picker is not None, text, editing=self.state.editing is not None,
+            pulling=self.state.is_pulling, said=not self.state.is_empty,
+        )  # fmt: skip
+        again = "esc again clears the prompt" if text else "esc again goes back to an earlier message"
+        self._act(self._presses.escape(here, self.clock()), again)
 
     def action_interrupt(self) -> None:
         chosen = self.prompt.selected_text or self.screen.get_selected_text() or ""
@@ -256,6 +254,13 @@ class ChatApp(ReadingApp, inherit_bindings=False):
                 self.engine.stop()
             case Act.CLOSE:
                 self.view.close_picker()
+            case Act.PAUSE:
+                self.state.pause()
+            case Act.LEAVE:
+                self.state.editing = None
+                self.prompt.put("")
+            case Act.REWIND:
+                self.action_rewind()
             case Act.CLEAR:
                 self.prompt.put("")
             case Act.COPY:

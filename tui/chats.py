@@ -1,9 +1,12 @@
-"""Finding and naming chats in a list. Pure; UI thread."""
+"""Finding, naming, dating and nesting chats. Pure; UI thread."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
+
+from rich.cells import cell_len, set_cell_size
 
 from mlxkv.events import ChatSummary
 from mlxkv.stats import bytes_text
@@ -13,7 +16,7 @@ from mlxkv.text import clean
 def find_chat(chats: Sequence[ChatSummary], wanted: str) -> ChatSummary | None:
     """By id, then title, then the start of either, then part of the title; the latest of several."""
     wanted = wanted.strip().casefold()
-    latest_first = sorted(chats, key=lambda chat: -chat.updated)
+    newest = latest_first(chats)
     tests = (
         lambda chat: chat.id.casefold() == wanted,
         lambda chat: chat.title.casefold() == wanted,
@@ -21,26 +24,11 @@ def find_chat(chats: Sequence[ChatSummary], wanted: str) -> ChatSummary | None:
         lambda chat: len(wanted) >= 4 and chat.id.casefold().startswith(wanted),
         lambda chat: wanted in chat.title.casefold(),
     )
-    return next((chat for test in tests for chat in latest_first if test(chat)), None)
+    return next((chat for test in tests for chat in newest if test(chat)), None)
 
 
-def matching(chats: Sequence[ChatSummary], words: str) -> list[ChatSummary]:
-    """The chats whose title has every word, the latest first."""
-    parts = words.casefold().split()
-    found = [chat for chat in chats if all(part in chat.title.casefold() for part in parts)]
-    return sorted(found, key=lambda chat: -chat.updated)
-
-
-def chat_line(chat: ChatSummary, width: int, now: float) -> str:
-    """`● Rust lifetimes      3 turns · 916 MB · today 14:02`; ● resumes at once, ○ reads again."""
-    sign = "●" if chat.kv_bytes else "○"
-    turns = f"{chat.num_turns} turn{'' if chat.num_turns == 1 else 's'}"
-    parts = [turns, bytes_text(chat.kv_bytes) if chat.kv_bytes else "no KV", when_text(chat.updated, now)]
-    facts = " · ".join(parts if width >= 60 else parts[-1:])
-    title = " ".join(clean(chat.title or "Untitled").split())
-    room = max(8, width - len(facts) - 5)
-    title = title if len(title) <= room else title[: room - 1] + "…"
-    return f"{sign} {title.ljust(room)} {facts}"
+def latest_first(chats: Sequence[ChatSummary]) -> list[ChatSummary]:
+    return sorted(chats, key=lambda chat: -chat.updated)
 
 
 def when_text(then: float, now: float) -> str:
@@ -52,3 +40,74 @@ def when_text(then: float, now: float) -> str:
     if days == 1:
         return "yesterday"
     return f"{day.day} {day:%b}" + ("" if day.year == today.year else f" {day.year}")
+
+
+def group_text(then: float, now: float) -> str:
+    """`Today`, `Yesterday`, `September`, with the year if it is another one."""
+    day, today = datetime.fromtimestamp(then), datetime.fromtimestamp(now)
+    days = (today.date() - day.date()).days
+    if days <= 0:
+        return "Today"
+    if days == 1:
+        return "Yesterday"
+    return f"{day:%B}" if day.year == today.year else f"{day:%B} {day.year}"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A line of the sidebar; without `session_id` it is a heading."""
+
+    text: str
+    session_id: str = ""
+
+
+def sidebar_entries(
+    chats: Sequence[ChatSummary], words: str, current: str | None, now: float, width: int
+) -> list[Entry]:
+    """Chats under their dates, forks under the chat they came from; while searching a flat list."""
+    wanted = words.casefold().split()
+    newest = latest_first(chats)
+    if wanted:
+        found = [chat for chat in newest if all(word in chat.title.casefold() for word in wanted)]
+        return [_entry(chat, "", current, width) for chat in found] or [Entry("No title has these words.")]
+    families: dict[str, list[ChatSummary]] = {}
+    roots = _roots(chats)
+    for chat in newest:  # a family stands where its chat that was used last does
+        families.setdefault(roots[chat.id], []).append(chat)
+    out: list[Entry] = []
+    group = ""
+    for root, members in families.items():
+        heading = group_text(members[0].updated, now)
+        if heading != group:
+            group = heading
+            out.append(Entry(heading))
+        out += [_entry(chat, "", current, width) for chat in members if chat.id == root]
+        forks = [chat for chat in reversed(members) if chat.id != root]
+        for number, chat in enumerate(forks, 1):
+            sign = "└" if number == len(forks) else "├"
+            out.append(_entry(chat, f"{sign} ⑂{number} ", current, width))
+    return out or [Entry("No chats yet.")]
+
+
+def _roots(chats: Sequence[ChatSummary]) -> dict[str, str]:
+    """Of each chat the one that its family began with, as far as it is still there."""
+    parents = {chat.id: chat.parent for chat in chats}
+    roots: dict[str, str] = {}
+    for chat in chats:
+        path, at = [], chat.id
+        while at not in roots and at not in path and (parent := parents[at]) in parents and parent is not None:
+            path.append(at)
+            at = parent
+        root = roots.get(at, at)
+        roots.update(dict.fromkeys([*path, at], root))
+    return roots
+
+
+def _entry(chat: ChatSummary, lead: str, current: str | None, width: int) -> Entry:
+    mark = "▌" if chat.id == current else " "
+    kv = bytes_text(chat.kv_bytes).replace(" ", "").replace("B", "") if chat.kv_bytes else ""
+    facts = f"{'●' if chat.kv_bytes else '○'} {kv:>4}"
+    title = f"{mark}{lead}{' '.join(clean(chat.title or 'Untitled').split())}"
+    room = width - cell_len(facts) - 1
+    title = title if cell_len(title) <= room else set_cell_size(title, room - 1) + "…"
+    return Entry(f"{title}{' ' * (room - cell_len(title))} {facts}", chat.id)

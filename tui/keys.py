@@ -11,6 +11,9 @@ AGAIN = 1.0  # seconds in which a second press counts as one
 class Act(Enum):
     NOTHING = "nothing"
     STOP = "stop"
+    PAUSE = "pause"  # the download
+    LEAVE = "leave"  # what is being edited
+    REWIND = "rewind"
     CLOSE = "close"
     CLEAR = "clear"
     COPY = "copy"
@@ -24,6 +27,9 @@ class Situation:
     overlay: bool = False
     text: bool = False
     selection: bool = False
+    editing: bool = False
+    pulling: bool = False
+    said: bool = False  # there is something to go back to
 
 
 @dataclass
@@ -34,16 +40,23 @@ class Presses:
     _interrupt: float = float("-inf")
 
     def escape(self, here: Situation, now: float) -> Act:
-        """Stop the reply, else close the overlay, else the second press clears the prompt."""
-        if here.generating or here.overlay:
-            self._escape = float("-inf")
-            return Act.STOP if here.generating else Act.CLOSE
+        """Stop a reply, close a list, leave editing, pause a download; else the second press clears or goes back."""
+        for condition, act in (
+            (here.generating, Act.STOP),
+            (here.overlay, Act.CLOSE),
+            (here.editing, Act.LEAVE),
+            (here.pulling, Act.PAUSE),
+        ):
+            if condition:
+                self._escape = float("-inf")
+                return act
         second, self._escape = now - self._escape <= AGAIN, now
-        if not here.text:
+        if not here.text and not here.said:
             return Act.NOTHING
         if second:
             self._escape = float("-inf")
-        return Act.CLEAR if second else Act.ARM
+            return Act.CLEAR if here.text else Act.REWIND
+        return Act.ARM
 
     def interrupt(self, here: Situation, now: float) -> Act:
         """Copy a selection, else clear the prompt, else stop the reply, else quit on the second press."""

@@ -1,8 +1,6 @@
-"""A list of chats to resume, in place of the transcript. Typing searches; Enter opens; Esc is the app's. UI thread."""
+"""A list to choose from, in place of the transcript. Typing searches; Enter chooses; Esc is the app's. UI thread."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 from rich.text import Text
 from textual.events import Key
@@ -10,15 +8,14 @@ from textual.message import Message
 from textual.widgets import OptionList
 from textual.widgets.option_list import Option
 
-from mlxkv.events import ChatSummary
-from mlxkv.tui.chats import chat_line, matching
+from mlxkv.tui.listing import Choice, Listing, Row, row_line
 
 
-class ChatPicker(OptionList):
-    """Mounted when it is needed, removed when a chat is chosen."""
+class Picker(OptionList):
+    """Mounted when it is needed, removed when something is chosen."""
 
     DEFAULT_CSS = """
-    ChatPicker, ChatPicker:focus {
+    Picker, Picker:focus {
         height: 1fr;
         max-height: 100%;
         border: none;
@@ -32,30 +29,42 @@ class ChatPicker(OptionList):
     """
 
     class Picked(Message):
-        def __init__(self, session_id: str) -> None:
-            super().__init__()
-            self.session_id = session_id
+        """`choice` None: a row that means "leave things as they are"."""
 
-    def __init__(self, chats: Sequence[ChatSummary], now: float, *, id: str | None = None) -> None:
+        def __init__(self, choice: Choice | None) -> None:
+            super().__init__()
+            self.choice = choice
+
+    def __init__(self, listing: Listing, *, id: str | None = None) -> None:
         super().__init__(id=id)
-        self._chats, self._now, self._words = chats, now, ""
+        self.listing = listing
+        self._words, self._rows = "", list(listing.rows)
 
     def on_mount(self) -> None:
-        self._fill()
+        self._fill(self.listing.at)
 
     def on_resize(self) -> None:
-        self._fill()
+        self._fill(self.highlighted or 0)
 
-    def _fill(self) -> None:
-        found = matching(self._chats, self._words)
+    def _fill(self, at: int = 0) -> None:
+        listing = self.listing
+        self._rows = listing.matching(self._words)
         width = max(20, self.content_size.width - 2)
         self.clear_options()
-        self.add_options([Option(Text(chat_line(chat, width, self._now), no_wrap=True), id=chat.id) for chat in found])
-        self.highlighted = 0 if found else None
-        self.border_title = Text(f"Chats · {self._words}▏" if self._words else "Chats · type to search")
-        self.border_subtitle = "⏎ resume · esc close"
+        self.add_options([self._option(row, width) for row in self._rows] or [Option(listing.empty, disabled=True)])
+        self.highlighted = None if not self._rows else min(max(at, 0), len(self._rows) - 1)
+        hint = " · type to search" if listing.searchable else ""
+        self.border_title = Text(f"{listing.title} · {self._words}▏" if self._words else f"{listing.title}{hint}")
+        self.border_subtitle = Text(listing.hint)
+
+    def _option(self, row: Row, width: int) -> Option:
+        if row.choice is None and self.listing.searchable:
+            return Option(Text(row.text, "bold", no_wrap=True), disabled=True)
+        return Option(Text(row_line(row, width), no_wrap=True))
 
     def on_key(self, event: Key) -> None:
+        if not self.listing.searchable:
+            return
         if event.key == "backspace":
             self._words = self._words[:-1]
         elif event.is_printable and event.character:
@@ -68,5 +77,5 @@ class ChatPicker(OptionList):
 
     def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
         event.stop()
-        if event.option_id is not None:
-            self.post_message(self.Picked(event.option_id))
+        if event.option_index < len(self._rows):
+            self.post_message(self.Picked(self._rows[event.option_index].choice))

@@ -1,24 +1,31 @@
 """The chat as the window knows it: engine events in, blocks and commands out. No widget, no thread.
 
 The app applies events, asks for what to show (`take`), and submits what gathers in `outbox`. Commands are answered in
-order, so `_waiting` (those not answered yet) says whom a `Failed` belongs to and when the next prompt may go.
+order, so the first of `_waiting` (those not answered yet) says whom a `Failed` is about, and when the next prompt goes.
 """
 
 from __future__ import annotations
 
+import time
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 
 from mlxkv import commands as cmd
 from mlxkv import events as ev
+from mlxkv.config import Settings
 from mlxkv.stats import fit
 from mlxkv.text import clean
-from mlxkv.tui.blocks import Block, Kind
+from mlxkv.tui import lists, reports
+from mlxkv.tui.blocks import NO_MESSAGE, Block, Kind
 from mlxkv.tui.chats import find_chat
-from mlxkv.tui.splitter import split
+from mlxkv.tui.listing import Listing
+from mlxkv.tui.meter import Meter
 from mlxkv.tui.turn import Turn
-from mlxkv.tui.wording import loading_text, restored_text, spinner
+from mlxkv.tui.wording import advice, loading_text, pull_text, restored_text, restoring_text, rotated_text, spinner
+
+_TURNS = (cmd.Send, cmd.Retry, cmd.Edit, cmd.Continue)
+_STOPPED = "The engine has stopped; quit and start mlxkv again."
 
 
 @dataclass
@@ -31,26 +38,44 @@ class Change:
 
 
 class ChatState:
-    """Everything on the screen but the prompt."""
+    """Everything on the screen but the prompt. `today` is the clock that dates are told by, UNIX seconds."""
 
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self.clock = clock
+    def __init__(
+        self,
+        clock: Callable[[], float],
+        settings: Settings | None = None,
+        today: Callable[[], float] = time.time,
+    ) -> None:
+        self.clock, self.today = clock, today
+        self.settings = settings or Settings()
         self.outbox: deque[cmd.Command] = deque()
         self.queue: deque[str] = deque()  # prompts typed ahead
-        self.model, self.title = "", ""
+        self.model, self.title, self.session_id = "", "", None
         self.status = ev.SessionStatus()
+        self.meter = Meter()
         self.turn: Turn | None = None
         self.stopped = False  # the engine is gone
         self.failed = False  # it went with an error
-        self.picker: tuple[ev.ChatSummary, ...] | None = None  # chats to choose from, for the app to show
         self.is_empty = True  # nothing was said in this chat
+        self.read_only = ""  # who else has the chat open
+        self.editing: int | None = None  # the message that the next prompt replaces
+        self.renaming: str | None = None  # the chat that /rename is about, where it is not the one in front
+        self.system = self.settings.system  # of new chats
+        self.messages: list[ev.Message] = []
+        self.versions: tuple[tuple[ev.Sibling, ...], ...] = ()
+        self.chats: tuple[ev.ChatSummary, ...] = ()
+        self.models: tuple[ev.ModelCard, ...] = ()
+        self.pull: ev.PullProgress | None = None
+        # For the app to take: a list to show, a text for the prompt.
+        self.listing: Listing | None = None
+        self.put: str | None = None
         self._ready = self._open = False
         self._loading: ev.ModelLoading | None = None
         self._waiting: deque[cmd.Command] = deque()
-        self._wanted = ""  # the chat to resume once the list is here
+        self._wanted: str | None = None  # the chat to resume once the list is here; "" lets the user choose
         self._change = Change()
         self._early: list[Block] = []  # said before a chat was open: must survive its opening
-        self._kv_before = 0
+        self._kv_before = self._evicted_before = 0
         self._last: Kind | None = None  # what the transcript ends with
 
     # -- what the user does ------------------------------------------------------------------------------
@@ -58,13 +83,24 @@ class ChatState:
     def submit(self, command: cmd.Command) -> None:
         """Ask the engine for something."""
         if self.stopped:
-            self.error("The engine has stopped; quit and start mlxkv again.")
+            self.error(_STOPPED)
             return
-        self._waiting.append(command)
+        if not isinstance(command, cmd.PausePull):
+            self._waiting.append(command)
         self.outbox.append(command)
+
+    def refusal(self) -> str:
+        """Why nothing can be said now, "" when it can."""
+        if self.stopped:
+            return _STOPPED
+        return "This chat is open in another mlxkv: /fork goes on in a copy." if self.read_only else ""
 
     def prompt(self, text: str) -> None:
         """Send `text`, or queue it until the engine is free."""
+        if self.editing is not None:
+            turn, self.editing = self.editing, None
+            self.submit(cmd.Edit(turn, text, self.clock()))
+            return
         self.queue.append(text)  # as it is: what the model reads is the user's affair, what is shown is clean
         self._advance()
 
@@ -77,6 +113,28 @@ class ChatState:
         self._wanted = wanted
         self.submit(cmd.ListChats())
 
+    def edit(self, message: int | None = None) -> bool:
+        """Put a message of the user's (None: the last) into the prompt; the next prompt replaces it."""
+        mine = [i for i, m in enumerate(self.messages) if m.role == "user"]
+        wanted = mine[-1] if message is None and mine else message
+        if wanted not in mine:
+            return False
+        self.editing, self.put = wanted, self.messages[wanted].text
+        return True
+
+    def other_version(self, message: int, step: int) -> bool:
+        """Show the version before (-1) or after (1) of a message or, where it has none, of the question to it."""
+        number, of = self._version(message)
+        found = self.versions[of] if of < len(self.versions) else ()
+        target = number - 1 + step
+        if len(found) < 2 or not 0 <= target < len(found):
+            return False
+        self.submit(cmd.OpenChat(found[target].session_id))
+        return True
+
+    def show(self, listing: Listing) -> None:
+        self.listing = listing
+
     def stop(self) -> bool:
         """Whether there was a reply to stop; the caller then tells the engine."""
         if self.turn is None:
@@ -84,9 +142,20 @@ class ChatState:
         self.turn.stopping = True
         return True
 
+    def pause(self) -> bool:
+        """Whether there was a download to pause."""
+        if self.pull is None or self.pull.state not in ("asking", "downloading"):
+            return False
+        self.submit(cmd.PausePull())
+        return True
+
     def say(self, text: str) -> None:
         """A dim line of ours."""
         self._add(Block(Kind.META, clean(text), tight=self._last is Kind.META))
+
+    def say_lines(self, lines: Sequence[str]) -> None:
+        for i, line in enumerate(lines):
+            self._add(Block(Kind.META, clean(line), tight=i > 0))
 
     def error(self, text: str) -> None:
         self._add(Block(Kind.ERROR, clean(text)))
@@ -96,13 +165,13 @@ class ChatState:
     def take(self) -> Change:
         """What changed in the transcript since the last call."""
         change, self._change = self._change, Change()
-        change.tail = self.turn.tail() if self.turn else []
+        change.tail = self._numbered(self.turn.tail()) if self.turn else []
         return change
 
     @property
     def is_busy(self) -> bool:
         """Something moves, so that the activity line must be kept fresh."""
-        return self.turn is not None or bool(self._waiting)
+        return self.turn is not None or bool(self._waiting) or self.is_pulling
 
     @property
     def is_ready(self) -> bool:
@@ -112,27 +181,41 @@ class ChatState:
     def is_loading(self) -> bool:
         return any(isinstance(c, cmd.LoadModel) for c in self._waiting)
 
+    @property
+    def is_pulling(self) -> bool:
+        return self.pull is not None and self.pull.state in ("asking", "downloading")
+
     def activity(self, width: int) -> tuple[str, str]:
         """The line above the prompt, left and right."""
         now = self.clock()
         if self.turn is not None:
             return self.turn.activity(now, width)
-        if not self._waiting:
-            return "", ""
-        match self._waiting[0]:
+        waiting, room = (self._waiting[0] if self._waiting else None), width - 4
+        match waiting:
             case cmd.LoadModel(name):
-                return f"{spinner(now)} {fit(loading_text(self._loading or ev.ModelLoading(name, '')), width - 4)}", ""
-            case cmd.OpenChat():
-                return f"{spinner(now)} restoring the chat", ""
-        return "", ""
+                text, hint = fit(loading_text(self._loading or ev.ModelLoading(name, "")), room), ""
+            case cmd.OpenChat(session_id):
+                chat = next((chat for chat in self.chats if chat.id == session_id), None)
+                text, hint = restoring_text(chat), ""
+            case cmd.SearchChats() | cmd.ListModels() | cmd.ExportChat():
+                text, hint = "one moment", ""
+            case _ if self.pull is not None and self.is_pulling:
+                hint = "esc to pause"
+                text = fit(pull_text(self.pull), room - len(hint))
+            case _ if self.editing is not None:
+                return f"editing message {self.editing // 2 + 1}: ⏎ asks again, the old branch stays", "esc to leave it"
+            case _:
+                return "", ""
+        return f"{spinner(now)} {text}", hint
 
     # -- what the engine says ----------------------------------------------------------------------------
 
     def apply(self, event: ev.EngineEvent) -> None:
         """Take one event; never raises for text, however hostile."""
+        self.meter.take(event, self.clock())
         match event:
             case ev.TextDelta():
-                self._settle(self._current().delta(event, self.clock()))
+                self._settle(self._numbered(self._current().delta(event, self.clock())))
             case ev.PrefillProgress():
                 self._current().prefill = event
             case ev.TurnStarted(text):
@@ -153,64 +236,147 @@ class ChatState:
                     self.submit(cmd.NewChat())
             case ev.ChatOpened():
                 self._opened(event)
-            case ev.ChatList(chats):
-                self._answered(cmd.ListChats)
-                self._choose(chats)
-            case ev.Failed(text):
-                self._failed(text)
+            case ev.Versions(messages):
+                self.versions = messages
+            case ev.Failed():
+                self._failed(event)
             case ev.EngineStopped(error):
                 self._engine_stopped(error)
+            case ev.PullProgress():
+                self._pulled(event)
+            case _:
+                self._answer(event)
         self._advance()
 
+    def _answer(self, event: ev.EngineEvent) -> None:
+        """Events that answer a question of the user's and change nothing in the chat."""
+        match event:
+            case ev.ChatList(chats):
+                self._answered(cmd.ListChats)
+                self.chats = chats
+                self._choose(chats)
+            case ev.ChatTree(branches):
+                self._answered(cmd.ShowTree)
+                if len(branches) > 1:
+                    self.show(lists.tree_list(branches, self.today()))
+                else:
+                    self.say("This chat has no branches yet; /fork, /edit and /retry make them.")
+            case ev.ChatHits(words, hits):
+                self._answered(cmd.SearchChats)
+                self.show(lists.hits_list(words, hits))
+            case ev.ChatRenamed(session_id, title):
+                self._answered(cmd.RenameChat)
+                if session_id == self.session_id or self.session_id is None:
+                    self.title = clean(title)
+                self.chats = tuple(replace(c, title=title) if c.id == session_id else c for c in self.chats)
+                self.say(f"Renamed: “{title}”.")
+            case ev.ChatDeleted(session_id, title):
+                self._answered(cmd.DeleteChat)
+                self.chats = tuple(c for c in self.chats if c.id != session_id)
+                self._early.append(Block(Kind.META, clean(f"Deleted “{title}”.")))
+                if session_id != self.session_id:
+                    self._settle([self._early.pop()])
+            case ev.ChatExported(path):
+                self._answered(cmd.ExportChat)
+                self.say(f"Written to {path}")
+            case ev.Applied(text):
+                self._answered(cmd.ChangeSettings, cmd.SetSystem)
+                if text:
+                    self.say(text)
+            case ev.ModelList(models):
+                self._answered(cmd.ListModels)
+                self.models = models
+                self.show(lists.models_list(models, self.model, bool(self.messages)))
+            case ev.ModelMissing(name, size):
+                self._answered(cmd.LoadModel)
+                self.show(lists.missing_model(name, size))
+            case ev.ContextUse():
+                self._answered(cmd.ShowContext)
+                self.say_lines(reports.context_lines(event))
+            case ev.SessionFigures():
+                self._answered(cmd.ShowStats)
+                self.say_lines(reports.stats_lines(event))
+
     def _opened(self, event: ev.ChatOpened) -> None:
-        self._answered(cmd.NewChat, cmd.OpenChat)
+        self._answered(cmd.NewChat, cmd.OpenChat, cmd.Rewind, cmd.Fork)
         early, self._early, self._open = self._early, [], True
         self.title, self.turn, self.is_empty = clean(event.title), None, not event.messages
-        self.status = ev.SessionStatus(memory_used=self.status.memory_used, memory_limit=self.status.memory_limit)
-        self._kv_before, self._change = 0, Change(cleared=True, settled=early)
-        for message in event.messages:
-            text = clean(message.text)
-            self._settle([Block(Kind.USER, text)] if message.role == "user" else split(text))
+        self.session_id, self.messages, self.read_only = event.session_id, list(event.messages), clean(event.read_only)
+        self.editing, self.put = None, event.prompt or self.put
+        kept = self.status
+        self.status = ev.SessionStatus(
+            memory_used=kept.memory_used, memory_limit=kept.memory_limit, weight_bytes=kept.weight_bytes,
+            disk_bytes=kept.disk_bytes, disk_limit=kept.disk_limit,
+        )  # fmt: skip
+        self._kv_before = self._evicted_before = 0
+        self._change = Change(cleared=True, settled=early)
+        for number, message in enumerate(event.messages):
+            kind = Kind.USER if message.role == "user" else Kind.REPLY
+            self._settle([Block(kind, clean(message.text), message=number)])
             if message.stats is not None:
-                self._figures(message.stats)
+                self._figures(message.stats, number)
         if event.restored_tokens:
             self._kv_before = event.restored_bytes
             text = restored_text(event.restored_tokens, event.restored_bytes, event.restore_s)
             self._settle([Block(Kind.META, text)])
+        if self.read_only:
+            self._settle([Block(Kind.META, f"{self.read_only} Read-only here: /fork goes on in a copy.")])
 
     def _finish(self, event: ev.TurnFinished) -> None:
         turn, self.turn = self.turn, None
-        self._answered(cmd.Send, cmd.Retry)
+        self._answered(*_TURNS)
+        number = len(self.messages)
         if turn is not None:
-            self._settle(turn.finish(self.clock()))
+            self._settle(self._numbered(turn.finish(self.clock())))
         if event.text and not (turn and turn.said_anything):
-            self._settle(split(clean(event.text)))
-        self._figures(event.stats)
+            self._settle([Block(Kind.REPLY, clean(event.text), message=number)])
+        self.messages.append(ev.Message("assistant", event.text, event.stats))
+        self._figures(event.stats, number)
+        if text := rotated_text(event.stats, self._evicted_before):
+            self.say(text)
+        self._evicted_before = max(self._evicted_before, event.stats.evicted_tokens)
 
-    def _failed(self, text: str) -> None:
+    def _failed(self, event: ev.Failed) -> None:
         failed = self._waiting.popleft() if self._waiting else None
         if isinstance(failed, cmd.NewChat) and not self._ready:
             return  # no model yet: a chat is opened as soon as there is one
-        if self.turn is not None and (failed is None or isinstance(failed, cmd.Send | cmd.Retry)):
-            self._settle(self.turn.finish(self.clock()))
+        if self.turn is not None and (failed is None or isinstance(failed, _TURNS)):
+            self._settle(self._numbered(self.turn.finish(self.clock())))
             self.turn = None
         if isinstance(failed, cmd.LoadModel):
             self._loading = None
-        self.error(text)
+        self.error(event.text + advice(event.kind))
 
     def _engine_stopped(self, error: str | None) -> None:
         if self.turn is not None:
-            self._settle(self.turn.finish(self.clock()))
+            self._settle(self._numbered(self.turn.finish(self.clock())))
         self.stopped, self.failed, self.turn = True, error is not None, None
         self._waiting.clear()
         self.error(f"The engine stopped: {error} · chat saved – mlxkv -c" if error else "The engine has stopped.")
 
+    def _pulled(self, event: ev.PullProgress) -> None:
+        self.pull = event
+        name = clean(event.name)
+        match event.state:
+            case "asking":
+                self._answered(cmd.Pull, cmd.LoadModel)
+            case "paused":
+                self.say(f"{name}: paused, what has arrived is kept. /pull {name} goes on.")
+            case "failed":
+                self.error(event.text)
+            case "done" if event.then_load:
+                self.submit(cmd.LoadModel(event.name))
+            case "done":
+                self.say(f"{name} is on this machine now; /model {name} loads it.")
+
     def _choose(self, chats: tuple[ev.ChatSummary, ...]) -> None:
-        wanted, self._wanted = self._wanted, ""
+        wanted, self._wanted = self._wanted, None
+        if wanted is None:  # the sidebar wanted to know
+            return
         if not chats:
             self.say("No chats yet.")
         elif not wanted:
-            self.picker = chats
+            self.show(lists.chats_list(chats, self.today(), self.session_id))
         elif chat := find_chat(chats, wanted):
             self.submit(cmd.OpenChat(chat.id))
         else:
@@ -220,16 +386,19 @@ class ChatState:
 
     def _advance(self) -> None:
         """Send the next prompt if nothing is in its way."""
-        if not self.queue or self._waiting or self.turn or not (self._ready and self._open) or self.stopped:
+        if not self.queue or self._waiting or self.turn or not (self._ready and self._open) or self.refusal():
             return
         text = self.queue.popleft()
         self.submit(cmd.Send(text, self.clock()))
         self._begin(text)
 
     def _begin(self, text: str) -> None:
-        text = clean(text)
-        self._settle([Block(Kind.USER, text)])
-        self.title, self.is_empty = self.title or text.strip().split("\n")[0][:60], False
+        """A turn begins; without a text a reply goes on."""
+        if text:
+            shown = clean(text)
+            self._settle([Block(Kind.USER, shown, message=len(self.messages))])
+            self.messages.append(ev.Message("user", text))
+            self.title, self.is_empty = self.title or shown.strip().split("\n")[0][:60], False
         self.turn = Turn(self.clock())
 
     def _current(self) -> Turn:
@@ -238,15 +407,28 @@ class ChatState:
         return self.turn
 
     def _answered(self, *kinds: type[cmd.Command]) -> None:
-        for command in self._waiting:
-            if isinstance(command, kinds):
-                self._waiting.remove(command)
-                return
+        if self._waiting and isinstance(self._waiting[0], kinds):
+            self._waiting.popleft()
 
-    def _figures(self, stats: ev.TurnStats) -> None:
+    def _numbered(self, blocks: Sequence[Block]) -> list[Block]:
+        """Blocks of the reply that is being made."""
+        number = len(self.messages)
+        return [block if block.message != NO_MESSAGE else replace(block, message=number) for block in blocks]
+
+    def _version(self, message: int) -> tuple[int, int]:
+        """Which version (from 1) of which message: of this one or, where it has no others, of the question to it."""
+        for number in (message, message - 1):
+            found = self.versions[number] if 0 <= number < len(self.versions) else ()
+            if len(found) > 1:
+                return next((i for i, sibling in enumerate(found, 1) if sibling.is_current), 1), number
+        return 1, message
+
+    def _figures(self, stats: ev.TurnStats, message: int) -> None:
         live = stats.cache_live_bytes
         added = live - self._kv_before if self._kv_before else 0
-        self._settle([Block(Kind.STATS, "", stats=stats, kv_added=max(0, added))])
+        number, of = self._version(message)
+        version = (number, max(1, len(self.versions[of]) if of < len(self.versions) else 1))
+        self._settle([Block(Kind.STATS, "", stats=stats, kv_added=max(0, added), message=message, version=version)])
         self._kv_before = live
 
     def _settle(self, blocks: list[Block]) -> None:

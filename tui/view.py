@@ -5,7 +5,6 @@ The widgets are kept, not queried: a query looks at the screen in front, which m
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING
 
 from rich.text import Text
@@ -13,9 +12,12 @@ from textual.app import ComposeResult
 from textual.containers import Horizontal, Vertical
 from textual.widgets import Static
 
-from mlxkv.events import ChatSummary, FirstScreen
+from mlxkv.events import FirstScreen
 from mlxkv.text import clean
 from mlxkv.tui.bars import Bar, Queued
+from mlxkv.tui.gauges import narrow_lines, wide_lines
+from mlxkv.tui.listing import Listing
+from mlxkv.tui.panel import Panel
 from mlxkv.tui.prompt import Prompt
 from mlxkv.tui.state import ChatState
 from mlxkv.tui.transcript import Transcript
@@ -23,17 +25,22 @@ from mlxkv.tui.welcome import Welcome
 from mlxkv.tui.wording import footer_text, gauge_text, short_name
 
 if TYPE_CHECKING:
-    from mlxkv.tui.picker import ChatPicker
+    from mlxkv.tui.picker import Picker
+    from mlxkv.tui.sidebar import Sidebar
 
 LEVELS = {"": "", "warning": "yellow", "error": "red"}
+ROOM_FOR_SIDEBAR = 100  # columns
+ROOM_FOR_FIGURES = 28  # rows
 
 
 class ChatView(Vertical):
-    """Header, transcript (or welcome, or the list of chats), queue, activity, prompt, footer."""
+    """Header; sidebar beside transcript (or welcome, or a list), panel, queue, activity, prompt, footer."""
 
     DEFAULT_CSS = """
     ChatView {
         height: 1fr;
+        & #body { height: 1fr; }
+        & #main { width: 1fr; height: 1fr; }
         & #input { height: auto; border-top: solid $panel; background: $background; }
         & #sign { width: 3; color: $text-primary; }
     }
@@ -43,23 +50,29 @@ class ChatView(Vertical):
         super().__init__()
         self.header, self.activity, self.footer = Bar(id="header"), Bar(id="activity"), Bar(id="footer")
         self.welcome, self.transcript, self.queued = Welcome(first), Transcript(), Queued(id="queued")
+        self.panel = Panel(id="panel")
         self.prompt = Prompt(id="prompt")
-        self.picker: ChatPicker | None = None
+        self.body, self.main = Horizontal(id="body"), Vertical(id="main")
+        self.sidebar: Sidebar | None = None
+        self.picker: Picker | None = None
+        self.wants_panel = False
         self._tail: list[object] = []
 
     def compose(self) -> ComposeResult:
         yield self.header
-        yield self.welcome
-        yield self.transcript
-        yield self.queued
-        yield self.activity
-        with Horizontal(id="input"):
-            yield Static(" ❯ ", id="sign", markup=False)
-            yield self.prompt
-        yield self.footer
+        with self.body, self.main:
+            yield self.welcome
+            yield self.transcript
+            yield self.panel
+            yield self.queued
+            yield self.activity
+            with Horizontal(id="input"):
+                yield Static(" ❯ ", id="sign", markup=False)
+                yield self.prompt
+            yield self.footer
 
     def sync(self, state: ChatState) -> None:
-        """Take what changed in the transcript."""
+        """Take what changed in the transcript, and the list or the text that the state has for us."""
         change = state.take()
         if change.cleared:
             self.transcript.clear()
@@ -67,21 +80,29 @@ class ChatView(Vertical):
         if change.cleared or change.settled or change.tail != self._tail:
             self.transcript.update_blocks(change.settled, change.tail)
             self._tail = list(change.tail)
-        if state.picker is not None:
-            self.open_picker(state.picker)
-            state.picker = None
+        if state.listing is not None:
+            self.open_picker(state.listing)
+            state.listing = None
+        if state.put is not None:
+            self.prompt.put(clean(state.put))
+            state.put = None
 
     def show(self, state: ChatState, hint: str) -> None:
         """Word everything around the transcript; `hint` is what a key or command has just said."""
-        width = self.app.size.width
+        size = self.app.size
+        sidebar = self.sidebar is not None and size.width >= ROOM_FOR_SIDEBAR
+        if self.sidebar is not None:
+            self.sidebar.display = sidebar
+        width = size.width - (self.sidebar.outer_size.width if self.sidebar is not None and sidebar else 0)
         empty, picking = len(self.transcript.lines) == 0, self.picker is not None
         self.welcome.display, self.transcript.display = empty and not picking, not empty and not picking
         self.welcome.show(state.model, state.is_ready, state.is_loading)
-        self._show_header(state, width)
+        self._show_header(state, size.width)
         self._show_activity(state, hint, width)
+        self._show_figures(state, sidebar)
         why = "waiting for the current reply · ↑ to edit" if state.turn else "sent when the model is ready · ↑ to edit"
         self.queued.show([clean(text) for text in state.queue], why)
-        keys = "^J newline  ^P menu " if width < 100 else "⏎ send  ^J newline  ? help  ^P menu "
+        keys = "^J newline  ^P menu " if width < 100 else "⏎ send  ^J newline  ^B chats  F2 cache  ^P menu "
         narrow = width < 60
         footer = footer_text(state.status, width - (2 if narrow else len(keys) + 3), narrow)
         self.footer.show(f" {footer}", "" if narrow else keys)
@@ -92,9 +113,10 @@ class ChatView(Vertical):
         is_repo = state.model.count("/") == 1 and state.model[0] not in "./~"
         name = state.model if wide and is_repo else short_name(state.model)  # of a folder, its name says enough
         left = Text(" ").append("mlxkv", "bold").append(f"  {name}" if name else "")
-        if state.title and not wide:
-            left.append(f" · {state.title}")
-        self.header.show(left, Text().append(f"{gauge} ", LEVELS[level]), state.title if wide else "")
+        title = state.title + (" · read-only" if state.read_only else "")
+        if title and not wide:
+            left.append(f" · {title}")
+        self.header.show(left, Text().append(f"{gauge} ", LEVELS[level]), title if wide else "")
 
     def _show_activity(self, state: ChatState, hint: str, width: int) -> None:
         left, right = state.activity(width)
@@ -104,12 +126,39 @@ class ChatView(Vertical):
             right = "End ↓ to follow" if state.turn else "End ↓"
         self.activity.show(f" {left}" if left else "", f"{right} ")
 
-    def open_picker(self, chats: tuple[ChatSummary, ...]) -> None:
-        from mlxkv.tui.picker import ChatPicker
+    def _show_figures(self, state: ChatState, sidebar: bool) -> None:
+        """The panel, if it is wanted; the same figures under the chats, if there is room."""
+        size, now = self.app.size, state.clock()
+        self.panel.display = self.wants_panel and size.height >= 16 and size.width >= 60
+        if self.panel.display:
+            width = self.panel.content_size.width or size.width - 2
+            self.panel.show(wide_lines(state.status, state.meter.rates(now), state.meter.prefill_tps, width))
+        if self.sidebar is not None and sidebar:
+            self.sidebar.show(state.chats, state.session_id, state.today())
+            room = size.height >= ROOM_FOR_FIGURES and not self.panel.display
+            lines = narrow_lines(state.status, state.meter.rates(now), state.meter.prefill_tps, 27) if room else []
+            self.sidebar.show_figures(lines)
+
+    # -- what comes and goes -----------------------------------------------------------------------------
+
+    def open_sidebar(self) -> None:
+        from mlxkv.tui.sidebar import Sidebar
+
+        self.sidebar = Sidebar()
+        self.body.mount(self.sidebar, before=self.main)
+
+    def close_sidebar(self) -> None:
+        if self.sidebar is not None:
+            self.sidebar.remove()
+            self.sidebar = None
+            self.prompt.focus()
+
+    def open_picker(self, listing: Listing) -> None:
+        from mlxkv.tui.picker import Picker
 
         self.close_picker()
-        self.picker = ChatPicker(chats, time.time())
-        self.mount(self.picker, before=self.queued)
+        self.picker = Picker(listing)
+        self.main.mount(self.picker, before=self.panel)
         self.picker.focus()
 
     def close_picker(self) -> None:

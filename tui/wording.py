@@ -5,7 +5,7 @@ The figures of a turn are worded in `mlxkv.stats`; this adds only what a window 
 
 from __future__ import annotations
 
-from mlxkv.events import ModelLoading, PrefillProgress, SessionStatus
+from mlxkv.events import ChatSummary, ModelLoading, PrefillProgress, PullProgress, SessionStatus
 from mlxkv.stats import TurnStats, bytes_text, fit, rate_text, stat_segments, tokens_text
 
 SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
@@ -77,6 +77,45 @@ def streaming_text(tps: float, tokens: int, seconds: float) -> list[str]:
 
 def restored_text(tokens: int, num_bytes: int, seconds: float) -> str:
     return f"✓ resumed {tokens:,} tok ({bytes_text(num_bytes)}) in {seconds:.1f}s – nothing re-read"
+
+
+def plural(count: int, thing: str) -> str:
+    return f"{count:,} {thing}{'' if count == 1 else 's'}"
+
+
+def restoring_text(chat: ChatSummary | None) -> str:
+    """Before it is known how many tokens are on disk, their bytes are."""
+    return f"restoring {bytes_text(chat.kv_bytes)} from disk" if chat and chat.kv_bytes else "restoring the chat"
+
+
+def pull_text(event: PullProgress) -> list[str]:
+    """`downloading Qwen3-8B-4bit 2.1/4.6 GB`, bytes per second, what is left."""
+    what = f"downloading {short_name(event.name)}"
+    if not event.total:
+        return [what]
+    parts = [f"{what} {pair_text(event.done, event.total)}"]
+    if event.bytes_per_s > 0:
+        left = seconds_short(max(0, event.total - event.done) / event.bytes_per_s)
+        parts += [f"{bytes_text(event.bytes_per_s)}/s", f"~{left} left"]
+    return parts
+
+
+def rotated_text(stats: TurnStats, before: int) -> str:
+    """Once per turn that drops something: what is gone. "" otherwise."""
+    gone = stats.evicted_tokens - before
+    if gone <= 0:
+        return ""
+    total = f", {stats.evicted_tokens:,} in all" if before else ""
+    return f"▲ window full: the oldest {gone:,} tok rotated out{total} · /context shows what is left"
+
+
+def advice(kind: str) -> str:
+    """What to do about a failure, after the sentence that names it."""
+    return {
+        "memory": " · chat saved · /set kv-bits 4 · /set ctx · /model",
+        "disk": " · free some space, then /retry",
+        "locked": " · /fork goes on in a copy",
+    }.get(kind, "")
 
 
 def footer_text(status: SessionStatus, width: int, narrow: bool = False) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import logging
 import time
@@ -13,7 +14,7 @@ from mlxkv.config import Folders, Settings
 from mlxkv.engine import chats, figures, models, turns
 from mlxkv.engine.downloads import Downloads
 from mlxkv.engine.front import Front
-from mlxkv.errors import MlxkvError
+from mlxkv.errors import MlxkvError, OutOfMemoryError, SessionLockedError
 from mlxkv.events import EngineEvent, Failed
 
 if TYPE_CHECKING:
@@ -57,13 +58,13 @@ class Desk:
             for event in self._events(command):
                 self._tell(event)
         except MlxkvError as error:
-            self._failed(str(error))
+            self._failed(str(error), _kind(error))
         except Exception as error:
             _log.exception("%s failed", type(command).__name__)
             self._failed(f"Something went wrong ({type(error).__name__}: {_line(error)}); the chat is kept.")
 
-    def _failed(self, text: str) -> None:
-        self._tell(Failed(text))
+    def _failed(self, text: str, kind: str = "") -> None:
+        self._tell(Failed(text, kind))
         self._tell(figures.status(self.front))
 
     def _events(self, command: cmd.Command) -> Iterator[EngineEvent]:
@@ -71,8 +72,8 @@ class Desk:
 
         front, now = self.front, time.perf_counter()
         match command:
-            case cmd.LoadModel(name):
-                return models.load(front, name)
+            case cmd.LoadModel(name, ask):
+                return models.load(front, name, ask)
             case cmd.ListModels():
                 return models.listed()
             case cmd.NewChat(system):
@@ -125,6 +126,15 @@ class Desk:
         import mlx.core as mx
 
         mx.clear_streams()
+
+
+def _kind(error: MlxkvError) -> str:
+    cause = error.__cause__
+    if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "disk"
+    if isinstance(error, OutOfMemoryError):
+        return "memory"
+    return "locked" if isinstance(error, SessionLockedError) else ""
 
 
 def _line(error: Exception) -> str:

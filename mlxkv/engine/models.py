@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from mlxkv.engine import chats
 from mlxkv.engine.front import Front
 from mlxkv.errors import MlxkvError
-from mlxkv.events import EngineEvent, ModelCard, ModelList, ModelLoading, ModelReady
+from mlxkv.events import EngineEvent, ModelCard, ModelList, ModelLoading, ModelMissing, ModelReady
 
 
-def load(front: Front, name: str) -> Iterator[EngineEvent]:
+def load(front: Front, name: str, ask: bool = False) -> Iterator[EngineEvent]:
     """Load `name`; the chat that was in front goes on with it. What cannot be loaded leaves the old model.
 
     `ModelReady` comes last: what is open before it belongs to this command.
@@ -18,6 +18,9 @@ def load(front: Front, name: str) -> Iterator[EngineEvent]:
     if front.loads_itself and _must_be_downloaded(name):
         from mlxkv.device import current_device
 
+        if ask:
+            yield ModelMissing(name, _size(name))
+            return
         front.downloads.start(name, current_device(), then_load=True)
         return
     yield ModelLoading(name, "loading")
@@ -49,6 +52,13 @@ def _must_be_downloaded(name: str) -> bool:
 
     source = resolve(name)
     return source.repo is not None and find_local(Hub(), source.repo, source.revision) is None
+
+
+def _size(name: str) -> int:
+    """Bytes to download, 0 where nobody can say."""
+    from mlxkv.models import catalogue
+
+    return next((entry.size_bytes for entry in catalogue() if entry.id == name), 0)
 
 
 def _again(front: Front, session: str | None) -> Iterator[EngineEvent]:

@@ -7,18 +7,57 @@ import time
 from collections import deque
 from collections.abc import Iterable
 
-from mlxkv.commands import Command, ListChats, LoadModel, NewChat, OpenChat, Send
+from mlxkv.commands import (
+    ChangeSettings,
+    Command,
+    Continue,
+    DeleteChat,
+    Edit,
+    ExportChat,
+    Fork,
+    ListChats,
+    ListModels,
+    LoadModel,
+    NewChat,
+    OpenChat,
+    PausePull,
+    Pull,
+    RenameChat,
+    Retry,
+    Rewind,
+    SearchChats,
+    Send,
+    SetSystem,
+    ShowContext,
+    ShowStats,
+    ShowTree,
+)
 from mlxkv.events import (
+    Applied,
+    Branch,
+    CacheView,
+    ChatDeleted,
+    ChatExported,
+    ChatHit,
+    ChatHits,
     ChatList,
     ChatOpened,
+    ChatRenamed,
     ChatSummary,
+    ChatTree,
+    ContextPart,
+    ContextUse,
     EngineEvent,
     EngineStopped,
     Failed,
     Message,
+    ModelCard,
+    ModelList,
     ModelLoading,
     ModelReady,
     PrefillProgress,
+    PullProgress,
+    SessionFigures,
     SessionStatus,
     TextDelta,
     TurnFinished,
@@ -51,11 +90,33 @@ STATS = TurnStats(
     decode_tps=42.1, total_s=7.6, finish_reason="stop", cache_tokens=6210, cache_window=32768,
     cache_bytes=4_831_838_208, cache_live_bytes=916_000_000,
 )  # fmt: skip
-STATUS = SessionStatus(936_000_000, 6300, 32000, 5_600_000_000, 27_000_000_000, "saved")
+RING = CacheView(38, 6300, 32000, 6300, 0, 0, 4_831_838_208, 936_000_000, None)
+STATUS = SessionStatus(
+    936_000_000, 6300, 32000, 5_600_000_000, 27_000_000_000, "saved", RING, 4_600_000_000, 5_900_000_000, 20_000_000_000
+)
 CHATS = (
     ChatSummary("c1", "Rust lifetimes", 1_700_000_000.0, 3, 916_000_000, "Qwen3-8B-4bit"),
     ChatSummary("c2", "Trip to Porto", 1_699_900_000.0, 1, 0, "Qwen3-8B-4bit"),
 )
+
+MODELS = (
+    ModelCard("tutor", 1_400_000, "MIT", "built in", True, True),
+    ModelCard("org/Qwen3-8B-4bit", 4_600_000_000, "Apache-2.0", "", True, True),
+    ModelCard("mlx-community/Qwen3-32B-4bit", 18_400_000_000, "Apache-2.0", "", False),
+)
+BRANCHES = (
+    Branch("c1", "Rust lifetimes", None, None, 1_700_000_000.0, 3, True),
+    Branch("c3", "Rust lifetimes (2)", "c1", 2, 1_700_000_100.0, 2),
+)
+CONTEXT = ContextUse(
+    (
+        ContextPart("system", "Be terse.", 12, 12), ContextPart("user", "hello", 40, 8),
+        ContextPart("assistant", "x", 80, 80),
+    ),
+    128, 12,
+)  # fmt: skip
+FIGURES = SessionFigures(2, 624, 54, 11_742, 0, 42.1, 812.0, 916_000_000, 900_000_000, 950_000_000, 2, 1_100_000_000,
+                         2_000_000_000, 20_000_000_000)  # fmt: skip
 
 
 def reply_events(reply: str = REPLY, piece: int = 5, stats: TurnStats = STATS) -> list[EngineEvent]:
@@ -104,9 +165,46 @@ class FakeEngine:
                 return [ChatOpened(session_id, title, self.history, 12_288, 1_800_000_000, 0.4), STATUS]
             case ListChats():
                 return [ChatList(self.chats)]
+            case ListModels():
+                return [ModelList(MODELS)]
+            case ShowTree():
+                return [ChatTree(BRANCHES)]
+            case RenameChat(title, session_id):
+                return [ChatRenamed(session_id or "c1", title)]
+            case DeleteChat(session_id):
+                return [ChatDeleted(session_id or "c1", "Rust lifetimes"), ChatOpened(None, "")]
+            case ExportChat(kind, path):
+                return [ChatExported(path or f"/tmp/Rust-lifetimes.{kind}")]
+            case SearchChats(words):
+                return [ChatHits(words, (ChatHit("c2", "Trip to Porto", 0, "user", "the [train] to Porto"),))]
+            case ChangeSettings() | SetSystem():
+                return [Applied("")]
+            case ShowContext():
+                return [CONTEXT]
+            case ShowStats():
+                return [FIGURES]
+            case Rewind(turn):
+                at = 0 if turn is None else turn
+                return [ChatOpened("c3", "Rust lifetimes (2)", self.history[:at], prompt=self.history[at].text), STATUS]
+            case Fork():
+                return [ChatOpened("c3", "Rust lifetimes (2)", self.history), STATUS]
+            case Retry() | Continue():
+                return [ChatOpened("c3", "Rust lifetimes (2)", self.history[:-2]), TurnStarted("hello"), *self._reply()]
+            case Edit(turn, text):
+                return [ChatOpened("c3", "Rust lifetimes (2)", self.history[:turn]), TurnStarted(text), *self._reply()]
+            case Pull(name):
+                return [
+                    PullProgress(name, "asking"),
+                    PullProgress(name, "downloading", 2_100_000_000, 4_600_000_000, 25e6),
+                ]
+            case PausePull():
+                return [PullProgress("org/model", "paused", 2_100_000_000, 4_600_000_000)]
             case Send(text):
-                return [TurnStarted(text)] + ([] if self.manual else reply_events())
+                return [TurnStarted(text), *self._reply()]
         return []
+
+    def _reply(self) -> list[EngineEvent]:
+        return [] if self.manual else reply_events()
 
 
 class ThreadEngine(FakeEngine):

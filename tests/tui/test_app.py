@@ -13,7 +13,7 @@ from mlxkv.config import Folders, Settings
 from mlxkv.events import EngineStopped, Failed, TextDelta, TurnFinished
 from mlxkv.tui.app import ChatApp
 from mlxkv.tui.help import HelpScreen
-from mlxkv.tui.picker import ChatPicker
+from mlxkv.tui.picker import Picker
 from tests.tui.fake_engine import REPLY, STATS, STATUS, FakeEngine, reply_events
 from tests.tui.window import FIRST, window
 
@@ -45,7 +45,8 @@ async def test_commands() -> None:
         await w.ask("/model tutor")
         await w.until(lambda: LoadModel("tutor") in w.engine.commands)
         await w.ask("/model")
-        await w.until(lambda: "Loaded: tutor." in w.said())
+        await w.until(lambda: "On this machine" in w.screen())
+        await w.pilot.press("escape")
         await w.ask("/model missing")
         await w.until(lambda: "✗ There is no model “missing”" in w.said())
         await w.ask("/resume porto")
@@ -58,18 +59,18 @@ async def test_commands() -> None:
 async def test_picking_a_chat() -> None:
     async with window() as w:
         await w.ask("/resume")
-        await w.until(lambda: w.app.query(ChatPicker))
-        await w.until(lambda: isinstance(w.app.focused, ChatPicker))
+        await w.until(lambda: w.app.query(Picker))
+        await w.until(lambda: isinstance(w.app.focused, Picker))
         await w.until(lambda: "Rust lifetimes" in w.screen())
         await w.pilot.press(*"porto")
-        await w.until(lambda: w.app.query_one(ChatPicker).option_count == 1)
+        await w.until(lambda: w.app.query_one(Picker).option_count == 1)
         await w.pilot.press("enter")
         await w.until(lambda: OpenChat("c2") in w.engine.commands)
-        await w.until(lambda: not w.app.query(ChatPicker) and w.app.focused is w.app.prompt)
+        await w.until(lambda: not w.app.query(Picker) and w.app.focused is w.app.prompt)
         await w.ask("/chats")
-        await w.until(lambda: w.app.query(ChatPicker))
+        await w.until(lambda: w.app.query(Picker))
         await w.pilot.press("escape")
-        await w.until(lambda: not w.app.query(ChatPicker) and w.app.focused is w.app.prompt)
+        await w.until(lambda: not w.app.query(Picker) and w.app.focused is w.app.prompt)
         assert w.app.transcript.display
         assert len(w.sent(ListChats)) == 2
 

@@ -150,8 +150,7 @@ def test_opening_a_chat_shows_its_messages(state: ChatState) -> None:
     assert change.cleared
     assert [(b.kind.value, b.text) for b in change.settled] == [
         ("user", "q"),
-        ("markdown", "a"),
-        ("markdown", "b"),
+        ("reply", "a\n\nb"),
         ("stats", ""),
         ("meta", "✓ resumed 12,288 tok (1.8 GB) in 0.4s – nothing re-read"),
         ("meta", "mind the gap"),
@@ -187,7 +186,8 @@ def test_resume_by_title_or_from_a_list(state: ChatState) -> None:
     assert shown(state)[-1] == ("meta", "No chat is called “nothing like it”. /resume lists them.")
     state.resume("")
     feed(state, ChatList(CHATS))
-    assert state.picker == CHATS
+    assert state.listing is not None
+    assert [row.choice for row in state.listing.rows] == [OpenChat("c1"), OpenChat("c2")]
 
 
 def test_thinking_is_folded(state: ChatState, clock: Clock) -> None:

@@ -5,10 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from rich.cells import cell_len
 
+from mlxkv.commands import OpenChat
 from mlxkv.events import SessionStatus
-from mlxkv.tui.chats import chat_line, find_chat, matching, when_text
+from mlxkv.tui.chats import find_chat, when_text
 from mlxkv.tui.keys import Act, Presses, Situation
+from mlxkv.tui.listing import row_line
+from mlxkv.tui.lists import chat_row, chats_list
 from mlxkv.tui.wording import footer_text, gauge_text, pair_text, stat_text
 from tests.tui.fake_engine import CHATS, STATS, STATUS
 
@@ -63,6 +67,11 @@ def test_escape() -> None:
     assert presses.escape(typing, 2.5) is Act.ARM  # too late for the second
     assert presses.escape(Situation(overlay=True, text=True), 3.0) is Act.CLOSE
     assert presses.escape(Situation(), 4.0) is Act.NOTHING
+    assert presses.escape(Situation(said=True), 4.5) is Act.REWIND  # the press before was the first of two
+    assert presses.escape(Situation(said=True), 5.0) is Act.ARM
+    assert presses.escape(Situation(said=True), 6.5) is Act.ARM  # too late
+    assert presses.escape(Situation(editing=True, text=True, said=True), 7.0) is Act.LEAVE
+    assert presses.escape(Situation(pulling=True), 8.0) is Act.PAUSE
 
 
 def test_interrupt() -> None:
@@ -85,11 +94,11 @@ def test_finding_a_chat() -> None:
     assert find_chat(chats, "rus") is CHATS[0]  # the latest of several
     assert find_chat(chats, "PORTO") is CHATS[1]
     assert find_chat(chats, "haskell") is None
-    assert [c.id for c in matching(chats, "to trip")] == ["c2"]
+    assert [row.choice for row in chats_list(chats, 0.0).matching("to trip")] == [OpenChat("c2")]
 
 
 def test_chat_line() -> None:
     now = CHATS[0].updated
-    assert chat_line(replace(CHATS[0], title="R\x1b\n x"), 60, now).startswith("● R␛ x ")
-    assert len(chat_line(replace(CHATS[0], title="x" * 200), 60, now)) <= 60
+    assert row_line(chat_row(replace(CHATS[0], title="R\x1b\n x"), now), 60).startswith("● R␛ x ")
+    assert cell_len(row_line(chat_row(replace(CHATS[0], title="界" * 200), now), 60)) == 60
     assert when_text(now, now + 86_400) == "yesterday"

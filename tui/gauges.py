@@ -1,0 +1,103 @@
+"""What the panel draws: the ring as a strip, the last minute as a sparkline, memory and disk as lines. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mlxkv.events import CacheView, SessionStatus
+from mlxkv.stats import bytes_text, rate_text
+
+BARS = "▁▂▃▄▅▆▇█"
+PINNED, LIVE, EVICTED, FREE, HEAD = "█", "▓", "░", "·", "┃"
+
+
+@dataclass(frozen=True)
+class Strip:
+    """The ring, and below it a line that marks the row the next token is written to."""
+
+    cells: str
+    marks: str
+
+
+def ring_strip(cache: CacheView, width: int) -> Strip:
+    """One cell for an equal share of the rows: pinned, live, free; behind the window the rows evicted last."""
+    rows = max(1, cache.capacity + cache.undo)
+    ends = (cache.pinned, max(cache.live, cache.pinned), cache.capacity, cache.capacity + cache.undo)
+    cells = ""
+    for sign, end in zip((PINNED, LIVE, FREE, EVICTED), ends, strict=True):
+        target = width * end // rows
+        if end and sign is PINNED:
+            target = max(1, target)  # a few rows of many are still worth a cell
+        cells += sign * max(0, target - len(cells))
+    head = min(width - 1, width * cache.head // rows)
+    return Strip(cells.ljust(width, FREE)[:width], f"{' ' * head}▲")
+
+
+def sparkline(rates: Sequence[int], width: int) -> str:
+    """The latest `width` seconds; the tallest bar is the fastest of them, none at all is a blank."""
+    shown = list(rates)[-width:]
+    most = max(shown, default=0)
+    if not most:
+        return " " * len(shown)
+    return "".join(BARS[max(0, -(-rate * len(BARS) // most) - 1)] if rate else " " for rate in shown)
+
+
+def bar(share: float, width: int) -> str:
+    full = min(width, max(round(share * width), 1 if share > 0 else 0))
+    return "▰" * full + "▱" * (width - full)
+
+
+def ring_words(cache: CacheView) -> str:
+    bits = f"{cache.bits}-bit" if cache.bits else "full precision"
+    return (
+        f"{PINNED} pinned {cache.pinned:,}  {LIVE} live {max(0, cache.live - cache.pinned):,}  "
+        f"{EVICTED} evicted {cache.evicted:,}  ▲ next write  of {cache.capacity:,} rows, {bits}"
+    )
+
+
+def wide_lines(status: SessionStatus, rates: Sequence[int], prefill_tps: float, width: int) -> list[str]:
+    """The panel across the window: five lines."""
+    cache = status.cache
+    if cache is None or not cache.capacity:
+        ring = ["Ring    nothing is cached yet", "", ""]
+    else:
+        strip = ring_strip(cache, max(10, width - 9))
+        ring = [f"Ring    {strip.cells}", f"        {strip.marks}", f"        {ring_words(cache)}"]
+    now = max((rate for rate in rates[-3:]), default=0)
+    chart = sparkline(rates, max(10, min(60, width - 46)))
+    read = f"prefill {rate_text(prefill_tps)} tok/s" if prefill_tps else "prefill –"
+    speed = f"Speed   {chart} {now} tok/s, last 60 s · {read}"
+    kv = f"{bytes_text(cache.allocated_bytes)} allocated, {bytes_text(cache.live_bytes)} live" if cache else "–"
+    parts = [f"Memory  weights {bytes_text(status.weight_bytes)} · KV {kv}"]
+    if status.memory_limit:
+        parts.append(f"free {bytes_text(max(0, status.memory_limit - status.memory_used))}")
+    parts.append(f"disk KV {disk_text(status)}")
+    return [*ring, speed, " · ".join(parts)]
+
+
+def narrow_lines(status: SessionStatus, rates: Sequence[int], prefill_tps: float, width: int) -> list[str]:
+    """The same under the list of chats: one column."""
+    cache = status.cache
+    now = max((rate for rate in rates[-3:]), default=0)
+    rate = f" {now} t/s"
+    bits = "" if cache is None else f"  {cache.bits}-bit" if cache.bits else ""
+    lines = [
+        f"Speed{'last 60 s':>{max(0, width - 6)}}",
+        f" {sparkline(rates, width - 2 - len(rate))}{rate}",
+        f"Prefill{f'{rate_text(prefill_tps)} t/s' if prefill_tps else '–':>{max(0, width - 8)}}",
+        "Memory",
+        f" weights  {bytes_text(status.weight_bytes)}",
+        f" KV       {bytes_text(cache.allocated_bytes if cache else 0)}{bits}",
+    ]
+    if status.memory_limit:
+        lines.append(f" free     {bytes_text(max(0, status.memory_limit - status.memory_used))}")
+    return [*lines, f"Disk KV   {disk_text(status)}"]
+
+
+def disk_text(status: SessionStatus) -> str:
+    if not status.disk_limit:
+        return bytes_text(status.disk_bytes)
+    from mlxkv.tui.wording import pair_text
+
+    return pair_text(status.disk_bytes, status.disk_limit)

@@ -1,0 +1,63 @@
+"""A list to choose from, as values: rows, what they are found by, what choosing one means. Pure; UI thread.
+
+`picker.py` draws any of them; `lists.py` makes those of chats, messages, branches, models and settings.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rich.cells import cell_len, set_cell_size
+
+from mlxkv import commands as cmd
+
+
+@dataclass(frozen=True)
+class PutPrompt:
+    """Put a text into the prompt, for the user to finish."""
+
+    text: str
+
+
+Choice = cmd.Command | PutPrompt
+
+
+@dataclass(frozen=True)
+class Row:
+    """`facts` stand at the right, the last one where there is room for one alone. Without `choice` it is a heading."""
+
+    text: str
+    choice: Choice | None = None
+    facts: tuple[str, ...] = ()
+    more_words: str = ""  # found by these too
+
+    @property
+    def words(self) -> str:
+        return f"{self.text} {' '.join(self.facts)} {self.more_words}".casefold()
+
+
+@dataclass(frozen=True)
+class Listing:
+    """`hint` says what Enter does; `at` is the row to begin with."""
+
+    title: str
+    rows: tuple[Row, ...]
+    hint: str = "⏎ choose · esc close"
+    empty: str = "Nothing found."
+    at: int = 0
+    searchable: bool = True
+
+    def matching(self, typed: str) -> list[Row]:
+        """The rows that have every word; headings only while nothing is typed."""
+        parts = typed.casefold().split()
+        if not parts:
+            return list(self.rows)
+        return [row for row in self.rows if row.choice is not None and all(part in row.words for part in parts)]
+
+
+def row_line(row: Row, width: int) -> str:
+    """Text at the left, facts at the right; a narrow list keeps the last fact alone."""
+    facts = " · ".join(row.facts if width >= 60 else row.facts[-1:])
+    room = max(8, width - cell_len(facts) - (1 if facts else 0))
+    text = row.text if cell_len(row.text) <= room else set_cell_size(row.text, room - 1) + "…"
+    return f"{text}{' ' * (room - cell_len(text))}{' ' if facts else ''}{facts}"

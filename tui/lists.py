@@ -1,0 +1,98 @@
+"""The lists of the window: chats, messages to go back to, branches, models, places where words were found. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from mlxkv import commands as cmd
+from mlxkv import events as ev
+from mlxkv.stats import bytes_text
+from mlxkv.text import clean
+from mlxkv.tui.chats import latest_first, when_text
+from mlxkv.tui.listing import Listing, Row
+from mlxkv.tui.wording import plural
+
+
+def one_line(text: str) -> str:
+    return " ".join(clean(text).split())
+
+
+def chats_list(chats: Sequence[ev.ChatSummary], now: float, at: str | None = None) -> Listing:
+    """`● Rust lifetimes      3 turns · 916 MB · 14:02`; ● resumes at once, ○ reads again."""
+    newest = latest_first(chats)
+    rows = tuple(chat_row(chat, now) for chat in newest)
+    index = next((i for i, chat in enumerate(newest) if chat.id == at), 0)
+    return Listing("Chats", rows, "⏎ resume · esc close", "No chat has these words in its title.", index)
+
+
+def chat_row(chat: ev.ChatSummary, now: float) -> Row:
+    sign = "●" if chat.kv_bytes else "○"
+    kv = bytes_text(chat.kv_bytes) if chat.kv_bytes else "no KV"
+    facts = (plural(chat.num_turns, "turn"), kv, when_text(chat.updated, now))
+    return Row(f"{sign} {one_line(chat.title) or 'Untitled'}", cmd.OpenChat(chat.id), facts)
+
+
+def rewind_list(messages: Sequence[ev.Message]) -> Listing:
+    """The user's messages, to go back before one."""
+    mine = [(i, m) for i, m in enumerate(messages) if m.role == "user"]
+    rows = tuple(Row(f"{n}  {one_line(m.text)}", cmd.Rewind(i)) for n, (i, m) in enumerate(mine, 1))
+    return Listing("Go back to", rows, "⏎ go on before it; what followed stays · esc close", at=len(rows) - 1)
+
+
+def tree_list(branches: Sequence[ev.Branch], now: float) -> Listing:
+    """The family of forks, each below the chat it came from."""
+    depths: dict[str, int] = {}
+    rows, at = [], 0
+    for i, branch in enumerate(branches):
+        depth = depths[branch.session_id] = depths.get(branch.parent or "", -1) + 1
+        lead = "  " * (depth - 1) + "└ ⑂ " if depth else ""
+        mark = "▌" if branch.is_current else " "
+        fork = f"from message {branch.forked_at}" if branch.forked_at is not None and depth else ""
+        facts = tuple(f for f in (fork, plural(branch.num_turns, "turn"), when_text(branch.updated, now)) if f)
+        rows.append(Row(f"{mark}{lead}{one_line(branch.title)}", cmd.OpenChat(branch.session_id), facts))
+        at = i if branch.is_current else at
+    return Listing("Branches of this chat", tuple(rows), "⏎ open · esc close", at=at)
+
+
+def models_list(models: Sequence[ev.ModelCard], current: str, has_chat: bool) -> Listing:
+    """Those that are here first; choosing another one downloads it."""
+    rows: list[Row] = []
+    for is_local, heading in ((True, "On this machine"), (False, "To download")):
+        cards = [card for card in models if card.is_local is is_local]
+        if cards:
+            rows.append(Row(heading))
+        for card in cards:
+            mark = "▌" if card.id == current else " "
+            fit = "fits" if card.fits else "too large here"
+            size = bytes_text(card.size_bytes) if card.size_bytes else ""
+            facts = tuple(f for f in (clean(card.note), clean(card.licence), fit, size) if f)
+            rows.append(Row(f"{mark}{clean(card.id)}", cmd.LoadModel(card.id), facts))
+    hint = "⏎ load; the chat is read again · esc close" if has_chat else "⏎ load · esc close"
+    return Listing("Models", tuple(rows), hint, "No model here is called that; /model org/name loads any other.", 1)
+
+
+def hits_list(words: str, hits: Sequence[ev.ChatHit]) -> Listing:
+    rows = tuple(
+        Row(one_line(hit.snippet), cmd.OpenChat(hit.session_id), (hit.role, one_line(hit.title))) for hit in hits
+    )
+    return Listing(f"“{one_line(words)}” in all chats", rows, "⏎ open the chat · esc close", "No chat has these words.")
+
+
+def missing_model(name: str, size_bytes: int) -> Listing:
+    """The chat's model is gone: nothing is downloaded unasked."""
+    amount = f" {bytes_text(size_bytes)}" if size_bytes else ""
+    rows = (
+        Row(f"Download{amount} again", cmd.LoadModel(name)),
+        Row("Choose another model; the chat is read again", cmd.ListModels()),
+    )
+    return replace(confirm(f"{clean(name)} is not on this disk", rows), hint="⏎ choose · esc later")
+
+
+def delete_list(session_id: str, title: str) -> Listing:
+    rows = (Row("Keep it"), Row("Delete it and the KV rows only it uses", cmd.DeleteChat(session_id)))
+    return confirm(f"Delete “{one_line(title)}”?", rows)
+
+
+def confirm(title: str, rows: tuple[Row, ...]) -> Listing:
+    return Listing(title, rows, searchable=False)

@@ -1,0 +1,231 @@
+"""What each slash command does: a change of the state, a command for the engine, or a wish only the caller can grant.
+
+The window and the line mode share it. The table of commands and their help is `commands.py`. Pure; UI thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlxkv import commands as cmd
+from mlxkv.errors import ConfigError
+from mlxkv.settings import Setting, change, find, schema
+from mlxkv.tui import lists, reports
+from mlxkv.tui.listing import Listing, PutPrompt, Row
+from mlxkv.tui.state import ChatState
+
+_LONGEST = 1 << 20  # bytes of a system prompt in a file
+
+
+@dataclass(frozen=True)
+class Wish:
+    """For the window (or the line mode) to do: "help", "quit", "theme", "copy", "find", "paste", "keys", "save"."""
+
+    name: str
+    argument: str = ""
+
+
+def run(state: ChatState, name: str, argument: str) -> Wish | None:
+    """Do what can be done here; the wish that is left."""
+    if action := _ACTIONS.get(name):
+        return action(state, argument)
+    return Wish(name, argument)
+
+
+# -- chats -----------------------------------------------------------------------------------------------------------
+
+
+def _new(state: ChatState, argument: str) -> None:
+    state.submit(cmd.NewChat())
+
+
+def _rename(state: ChatState, argument: str) -> None:
+    if argument:
+        state.submit(cmd.RenameChat(argument, state.renaming))
+        state.renaming = None
+    else:
+        state.put = f"/rename {state.title}"
+
+
+def _delete(state: ChatState, argument: str) -> None:
+    if state.session_id is None:
+        state.say("This chat is not saved, so there is nothing to delete.")
+    else:
+        state.show(lists.delete_list(state.session_id, state.title))
+
+
+def _export(state: ChatState, argument: str) -> None:
+    kind, _, path = argument.partition(" ")
+    if kind in ("md", "json"):
+        state.submit(cmd.ExportChat(kind, path.strip()))
+    elif argument.endswith(".json"):
+        state.submit(cmd.ExportChat("json", argument))
+    else:
+        state.submit(cmd.ExportChat("md", argument))
+
+
+# -- turns -----------------------------------------------------------------------------------------------------------
+
+
+def _question(state: ChatState, argument: str) -> int | None:
+    """The message number of question `argument` (from 1), or -1 if there is none."""
+    mine = [i for i, message in enumerate(state.messages) if message.role == "user"]
+    if not argument:
+        return None
+    if not argument.isdigit() or not 1 <= int(argument) <= len(mine):
+        state.say(f"There is no question {argument}: they are 1 to {len(mine)}." if mine else "Nothing was said yet.")
+        return -1
+    return mine[int(argument) - 1]
+
+
+def _fork(state: ChatState, argument: str) -> None:
+    if (turn := _question(state, argument)) != -1:
+        state.submit(cmd.Fork(turn))
+
+
+def _rewind(state: ChatState, argument: str) -> None:
+    if not any(m.role == "user" for m in state.messages):
+        state.say("Nothing has been said yet.")
+    elif not argument:
+        state.show(lists.rewind_list(state.messages))
+    elif (turn := _question(state, argument)) != -1:
+        state.submit(cmd.Rewind(turn))
+
+
+def _undo(state: ChatState, argument: str) -> None:
+    state.submit(cmd.Rewind())
+
+
+def _retry(state: ChatState, argument: str) -> None:
+    state.submit(cmd.Retry())
+
+
+def _edit(state: ChatState, argument: str) -> None:
+    if (turn := _question(state, argument)) != -1 and not state.edit(turn):
+        state.say("Nothing has been said yet.")
+
+
+# -- the model and what is set ---------------------------------------------------------------------------------------
+
+
+def _model(state: ChatState, argument: str) -> None:
+    state.submit(cmd.LoadModel(argument) if argument else cmd.ListModels())
+
+
+def _pull(state: ChatState, argument: str) -> None:
+    if argument:
+        state.submit(cmd.Pull(argument))
+    else:
+        state.put = "/pull "
+
+
+def _system(state: ChatState, argument: str) -> None:
+    if not argument:
+        none = "New chats have no system prompt; /system TEXT sets it."
+        state.say(f"System prompt of new chats: {state.system}" if state.system else none)
+        return
+    text = None if argument == "off" else argument
+    if argument.startswith("@"):
+        path = Path(argument[1:]).expanduser()
+        try:
+            with path.open(encoding="utf-8") as file:
+                text = file.read(_LONGEST)
+        except (OSError, UnicodeDecodeError) as error:
+            state.error(f"{path} cannot be read ({error}); check the name.")
+            return
+    state.system = text
+    state.submit(cmd.SetSystem(text))
+
+
+def _set(state: ChatState, argument: str) -> Wish | None:
+    name, _, value = argument.partition(" ")
+    if not name:
+        state.show(settings_list(state))
+        return None
+    setting = find(name)
+    if setting is None:
+        known = ", ".join(s.slash or s.name for s in schema())
+        state.error(f"There is no setting {name}; there are {known}.")
+        return None
+    if not value.strip():
+        now = setting.shown(getattr(state.settings, setting.name))
+        state.say(f"{setting.name} is {now}. {setting.help} It must be {setting.rule}.")
+        return None
+    return _change(state, setting, value.strip())
+
+
+def _change(state: ChatState, setting: Setting, value: str) -> Wish | None:
+    try:
+        state.settings = change(state.settings, {setting.name: value}, lambda key: f"/set {setting.slash or key}")
+    except ConfigError as error:
+        state.error(str(error))
+        return None
+    if setting.name == "theme":
+        return Wish("theme", value)
+    state.submit(cmd.ChangeSettings(state.settings))
+    state.say(f"{setting.name} is {setting.shown(getattr(state.settings, setting.name))} from {_from(setting)}.")
+    return Wish("save", setting.name)
+
+
+def _from(setting: Setting) -> str:
+    return "now on" if setting.holds == "at once" else f"{setting.holds} on"
+
+
+def _think(state: ChatState, argument: str) -> Wish | None:
+    setting = find("think")
+    if setting is None:
+        state.say("This version cannot switch reasoning; /system may ask the model to be brief.")
+        return None
+    now = getattr(state.settings, "think")  # noqa: B009  # the field may not exist
+    return _change(state, setting, argument or ("off" if now else "on"))
+
+
+def settings_list(state: ChatState) -> Listing:
+    """Every setting with its value; choosing one puts `/set` into the prompt."""
+    rows = []
+    for s in schema():
+        now = getattr(state.settings, s.name)
+        name = s.slash or s.name
+        text = f"{name:<12} {s.shown(now)}" + ("" if now is not None else f" ({s.null})")
+        flip = s.shown(not now) if s.kind == "bool" else ""
+        rows.append(Row(text, PutPrompt(f"/set {name} {flip}"), (s.rule, s.help), s.name))
+    return Listing("Settings", tuple(rows), "⏎ change · esc close", "No setting is called that.")
+
+
+# -- figures ---------------------------------------------------------------------------------------------------------
+
+
+def _cache(state: ChatState, argument: str) -> None:
+    if argument == "ls":
+        state.resume("")
+    elif argument == "gc":
+        state.say("KV of chats makes room for itself within disk-limit; `mlxkv cache gc` removes named caches.")
+    else:
+        state.submit(cmd.ShowStats())
+
+
+_ACTIONS: dict[str, Callable[[ChatState, str], Wish | None]] = {
+    "new": _new,
+    "resume": lambda state, argument: state.resume(argument),
+    "rename": _rename,
+    "delete": _delete,
+    "export": _export,
+    "fork": _fork,
+    "tree": lambda state, _: state.submit(cmd.ShowTree()),
+    "rewind": _rewind,
+    "undo": _undo,
+    "retry": _retry,
+    "edit": _edit,
+    "continue": lambda state, _: state.submit(cmd.Continue()),
+    "model": _model,
+    "pull": _pull,
+    "system": _system,
+    "set": _set,
+    "think": _think,
+    "context": lambda state, _: state.submit(cmd.ShowContext()),
+    "stats": lambda state, _: state.submit(cmd.ShowStats()),
+    "memory": lambda state, _: state.say_lines(reports.memory_lines(state.status)),
+    "cache": _cache,
+}
