@@ -1,12 +1,15 @@
-"""Tiny random models of mlx-lm with recurrent state, chunked attention and other caches that no ring takes the place of."""
+"""Tiny random models of mlx-lm with recurrent state or chunked attention, whose caches no ring takes the place of."""
 
 from __future__ import annotations
 
 import importlib
+import json
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+from mlx.utils import tree_flatten
 
 VOCAB = 64
 _COMMON = {"hidden_size": 32, "vocab_size": VOCAB, "rms_norm_eps": 1e-5}
@@ -20,13 +23,14 @@ _MAMBA2 = {
 CONFIGS: dict[str, dict[str, Any]] = {
     "mamba2": {**_COMMON, **_MAMBA2},
     "mamba": {
-        **_COMMON, "intermediate_size": 64, "state_size": 8, "num_hidden_layers": 2, "conv_kernel": 4, "use_bias": False,
-        "use_conv_bias": True, "time_step_rank": 2,
+        **_COMMON, "intermediate_size": 64, "state_size": 8, "num_hidden_layers": 2, "conv_kernel": 4,
+        "use_bias": False, "use_conv_bias": True, "time_step_rank": 2,
     },
     "jamba": {
         **_COMMON, **_HEADS, "intermediate_size": 64, "num_hidden_layers": 4, "attn_layer_offset": 1,
-        "attn_layer_period": 2, "expert_layer_offset": 1, "expert_layer_period": 2, "mamba_d_conv": 4, "mamba_d_state": 8,
-        "mamba_expand": 2, "num_experts": 2, "num_experts_per_tok": 1, "max_position_embeddings": 512,
+        "attn_layer_period": 2, "expert_layer_offset": 1, "expert_layer_period": 2, "mamba_d_conv": 4,
+        "mamba_d_state": 8, "mamba_expand": 2, "num_experts": 2, "num_experts_per_tok": 1,
+        "max_position_embeddings": 512,
     },
     "granitemoehybrid": {
         **_COMMON, **_HEADS, "intermediate_size": 64, "num_hidden_layers": 3, "max_position_embeddings": 512,
@@ -48,9 +52,9 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "max_position_embeddings": 512, "head_dim": 16,
     },
     "lfm2": {
-        **_COMMON, **_HEADS, "num_hidden_layers": 3, "max_position_embeddings": 512, "norm_eps": 1e-5, "conv_bias": False,
-        "conv_L_cache": 3, "block_dim": 32, "block_ff_dim": 64, "block_multiple_of": 16, "block_ffn_dim_multiplier": 1.0,
-        "block_auto_adjust_ff_dim": True, "full_attn_idxs": [1],
+        **_COMMON, **_HEADS, "num_hidden_layers": 3, "max_position_embeddings": 512, "norm_eps": 1e-5,
+        "conv_bias": False, "conv_L_cache": 3, "block_dim": 32, "block_ff_dim": 64, "block_multiple_of": 16,
+        "block_ffn_dim_multiplier": 1.0, "block_auto_adjust_ff_dim": True, "full_attn_idxs": [1],
     },
     "recurrent_gemma": {
         **_COMMON, "num_attention_heads": 4, "num_key_value_heads": 1, "attention_bias": False, "intermediate_size": 64,
@@ -60,7 +64,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
     "rwkv7": {
         "vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 64, "norm_eps": 1e-5, "head_dim": 16,
-        "num_hidden_layers": 2, "a_low_rank_dim": 8, "v_low_rank_dim": 8, "gate_low_rank_dim": 8, "decay_low_rank_dim": 8,
+        "num_hidden_layers": 2, "a_low_rank_dim": 8, "v_low_rank_dim": 8, "gate_low_rank_dim": 8,
+        "decay_low_rank_dim": 8,
     },
     "llama4": {
         "text_config": {
@@ -72,6 +77,16 @@ CONFIGS: dict[str, dict[str, Any]] = {
         }
     },
 }  # fmt: skip
+
+
+def hybrid_folder(folder: Path, name: str, tokenizer: Any) -> Path:
+    """Such a model with this tokenizer, saved as `mlxkv.load` reads it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = dict(tree_flatten(tiny(name).parameters()))
+    mx.save_safetensors(str(folder / "model.safetensors"), weights, metadata={"format": "mlx"})  # type: ignore[arg-type]
+    (folder / "config.json").write_text(json.dumps({"model_type": name, **CONFIGS[name]}))
+    tokenizer._tokenizer.save_pretrained(folder)
+    return folder
 
 
 def tiny(name: str, seed: int = 0) -> nn.Module:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,14 +26,25 @@ FORGETFUL = (
     "{{ m['content'] if m['role'] != 'assistant' else '(said)' }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+# Strips reasoning from history, as Qwen3's does; the model writes <think> itself, unless it is told not to think.
+STRIPPING = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% if loop.last and m.get('reasoning_content') %}"
+    "<think>\n{{ m['reasoning_content'] }}\n</think>\n\n{% endif %}{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
+)
+OPENING = STRIPPING.replace("{% endif %}{% endif %}", "{% else %}<think>\n{% endif %}{% endif %}")  # in the prompt
+THINK = ("<think>", "</think>")
 VOCAB = 64
 
 
-def tiny_tokenizer(template: str | None = CHATML, *, reverse: bool = False) -> TokenizerWrapper:
-    """One token per character of a small alphabet (others are <unk>), 64 ids, and the two ChatML marks."""
+def tiny_tokenizer(
+    template: str | None = CHATML, *, reverse: bool = False, marks: Sequence[str] = ()
+) -> TokenizerWrapper:
+    """One token per character of a small alphabet (others are <unk>), 64 ids, the two ChatML marks, and `marks`."""
     alphabet = "abcdefghijklmnopqrstuvwxyzABCHMU0123456789 .,?!'\n()-"
     vocab = {"<unk>": 0, "<|im_start|>": 1, "<|im_end|>": 2, "<s>": 3}
-    for char in reversed(alphabet) if reverse else alphabet:
+    for char in (*(reversed(alphabet) if reverse else alphabet), *marks):
         vocab[char] = len(vocab)
     while len(vocab) < VOCAB:
         vocab[f"<{len(vocab)}>"] = len(vocab)
@@ -43,7 +55,7 @@ def tiny_tokenizer(template: str | None = CHATML, *, reverse: bool = False) -> T
         tokenizer_object=raw,
         unk_token="<unk>",
         eos_token="<|im_end|>",
-        additional_special_tokens=["<|im_start|>"],
+        additional_special_tokens=["<|im_start|>", *marks],
         clean_up_tokenization_spaces=False,
     )
     fast.chat_template = template

@@ -77,9 +77,7 @@ class PromptCache:
         caches = leaves(self.layers)
         self._exact = tuple(cache for cache in caches if not is_recurrent(cache))
         self.checkpoints = Checkpoints([cache for cache in caches if is_recurrent(cache)], checkpoints)
-        self.groups: tuple[Group, ...] = make_groups(
-            self.plan, caches, self._frames, self.checkpoints, self.tokens
-        )
+        self.groups: tuple[Group, ...] = make_groups(self.plan, caches, self._frames, self.checkpoints, self.tokens)
 
     # -- size --------------------------------------------------------------------------------------------------------
 
@@ -205,9 +203,9 @@ class PromptCache:
 
     @property
     def rewindable(self) -> int:
-        """Tokens that can be taken back now, all at once; with recurrent layers not every smaller number."""
+        """Tokens that can be taken back now; with recurrent layers up to the oldest checkpoint (see `landing`)."""
         floor = self._floor
-        if self.checkpoints.is_needed and floor:
+        if self.checkpoints.is_needed:
             floor = next((c.position for c in self.checkpoints if c.position >= floor), self.offset)
         return self.offset - floor
 
@@ -301,4 +299,3 @@ def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
     if list(a[:n]) == list(b[:n]):
         return n
     return next(i for i in range(n) if a[i] != b[i])
-

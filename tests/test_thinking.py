@@ -1,0 +1,213 @@
+"""Thinking models: reasoning told apart, kept out of the next prompt, and only the stripped reply read again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+
+import mlxkv
+from mlxkv.cache.prompt_cache import PromptCache
+from mlxkv.events import TextDelta, TurnFinished
+from mlxkv.model import Model
+from mlxkv.prompt import Fed, PromptFormat, message
+from mlxkv.runner import ModelRunner
+from mlxkv.sampling import SamplingParams
+from tests.chats import CONFIG, say
+from tests.hybrids import hybrid_folder
+from tests.reference import largest
+from tests.tokenizers import CHATML, OPENING, STRIPPING, THINK, VOCAB, tiny_folder, tiny_tokenizer
+
+REPLIES = [
+    "<think>\nhm, so be it\n</think>\n\nyes and no",
+    "<think>\nagain\n</think>\n\nall good",
+    "<think>\n\n</think>\n\nok",
+]
+
+
+class Scripted(ModelRunner):
+    """Feeds the model, and samples what it is told to."""
+
+    script: list[int]
+
+    def _stepper(self, cache: PromptCache, params: SamplingParams, seen: Sequence[int]) -> Any:
+        def step(y: mx.array) -> mx.array:
+            self.model(y[None], cache=cache.layers)
+            return mx.array([self.script.pop(0) if self.script else 2])
+
+        return step
+
+
+def script(model: Model, *replies: str) -> None:
+    if not isinstance(model.runner, Scripted):
+        model.runner = Scripted(model.loaded.model)
+        model.__dict__.pop("_backend", None)
+    prompts = PromptFormat(model.tokenizer)
+    model.runner.script = [i for reply in replies for i in (*prompts.encode(reply), 2, 2)]  # one is fed ahead
+
+
+def loaded(folder: Path, kind: str, template: str) -> Model:
+    tokenizer = tiny_tokenizer(template, marks=THINK)
+    if kind == "ring":
+        tiny_folder(folder)
+        tokenizer._tokenizer.save_pretrained(folder)
+    else:
+        hybrid_folder(folder, kind, tokenizer)
+    return mlxkv.load(str(folder))
+
+
+@pytest.fixture(params=["ring", "qwen3_next", "falcon_h1"])
+def kind(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.mark.parametrize("template", [STRIPPING, OPENING], ids=["written", "opened in the prompt"])
+def test_a_stripped_reply_is_all_that_is_read_again(kind: str, template: str, tmp_path: Path) -> None:
+    model = loaded(tmp_path / "m", kind, template)
+    prompts = PromptFormat(model.tokenizer)
+    opened = template == OPENING
+    script(model, *(r.removeprefix("<think>\n") if opened else r for r in REPLIES))
+    chat = model.chat(system="be", cache=CONFIG, temperature=0.0, max_tokens=100)
+    events = list(chat.send("is it?"))
+    first = events[-1]
+    assert isinstance(first, TurnFinished)
+    assert (first.text, first.thinking) == ("yes and no", "hm, so be it")
+    deltas = [e for e in events if isinstance(e, TextDelta)]
+    assert "".join(e.text for e in deltas if e.thinking) == first.thinking
+    assert "".join(e.text for e in deltas if not e.thinking) == first.text
+    assert [m.thinking for m in chat.messages] == ["", "hm, so be it"]
+    before = chat.cache.tokens[: first.stats.prompt_tokens]
+
+    second = say(chat, "sure?")
+    assert (second.text, second.thinking) == ("all good", "again")
+    prompt = prompts.render(chat._as_messages(chat.turns[:3]))
+    assert "hm, so" not in prompt
+    ids = prompts.encode(prompt)
+    assert chat.cache.tokens[: len(ids)] == ids
+    stays = (
+        len(before) - 2 * opened - (kind != "ring" and not opened)
+    )  # `<think>\n`; a hybrid keeps the last id's place
+    stripped = len(ids) - stays
+    s = second.stats
+    assert (s.cached_tokens, s.prefill_tokens, s.prompt_tokens) == (stays, stripped, len(ids))
+    assert s.reuse_stopped_at == stays
+    assert "differs" in str(s.reuse_stopped_why)
+    assert s.prefill_tokens < 45
+
+    fresh = PromptCache(chat.cache.plan, model.loaded.model)
+    probe = list(range(4, 30))
+    for _ in model.runner.prefill(fresh, chat.cache.tokens):
+        pass
+    got, expected = (model.runner.score(c, probe) for c in (chat.cache.fork(), fresh))
+    assert largest(got - expected) <= 1e-4 * largest(expected)
+    third = say(chat, "really?")
+    assert (third.text, third.thinking) == ("ok", "")
+    model.close()
+
+
+@pytest.mark.parametrize("template", [STRIPPING, OPENING], ids=["written", "opened in the prompt"])
+def test_a_thinking_chat_resumes_and_goes_on_as_if_it_had_never_ended(kind: str, template: str, tmp_path: Path) -> None:
+    model = loaded(tmp_path / "m", kind, template)
+    replies = [r.removeprefix("<think>\n") if template == OPENING else r for r in REPLIES]
+    outcomes, scores = [], []
+    for interrupted in (False, True):
+        script(model, *replies)
+        chat = model.chat(system="be", cache=CONFIG, temperature=0.0, max_tokens=100)
+        chat.save(title=f"thoughts {interrupted}")
+        say(chat, "is it?")
+        if interrupted:
+            chat.close()
+            chat = model.resume("thoughts True")
+            assert chat.restored is not None
+            assert chat.restored.tokens == chat.cache.offset == len(chat.log)
+            assert [m.thinking for m in chat.messages] == ["", "hm, so be it"]
+        script(model, *replies[1:])
+        last = say(chat, "sure?")
+        record = model.store.load(str(chat.session_id))
+        assert [t.thinking for t in record.turns] == ["", "hm, so be it", "", "again"]
+        outcomes.append((last.text, last.stats.cached_tokens, last.stats.prefill_tokens, tuple(chat.cache.tokens)))
+        scores.append(model.runner.score(chat.cache.fork(), list(range(4, 30))))
+        chat.close()
+    assert outcomes[0] == outcomes[1]
+    assert largest(scores[0] - scores[1]) == 0.0
+    model.close()
+
+
+def test_a_chat_can_be_told_not_to_think(kind: str, tmp_path: Path) -> None:
+    model = loaded(tmp_path / "m", kind, OPENING)
+    script(model, "just so", "<think>", "and so")
+    chat = model.chat(cache=CONFIG, temperature=0.0, max_tokens=100, think=False)
+    assert say(chat, "is it?").text == "just so"
+    prompt = model.tokenizer.decode(chat.cache.tokens)
+    assert "<think>\n\n</think>\n\njust so" in prompt
+    chat.thinking = None
+    script(model, "and\n</think>\n\nso")
+    second = say(chat, "sure?")
+    assert (second.text, second.thinking) == ("so", "and")
+    model.close()
+
+
+def test_reasoning_that_was_stopped_can_be_continued(kind: str, tmp_path: Path) -> None:
+    model = loaded(tmp_path / "m", kind, STRIPPING)
+    script(model, "<think>\none two three\n</think>\n\nfour")
+    chat = model.chat(cache=CONFIG, temperature=0.0, max_tokens=100)
+    for event in chat.send("count"):
+        if isinstance(event, TextDelta) and event.num_tokens == 8:
+            chat.cancel()
+    assert chat.messages[-1].text == ""
+    cut = chat.messages[-1].thinking
+    assert "one two three".startswith(cut)
+    assert cut
+    script(model, "<think>\none two three\n</think>\n\nfour"[len("<think>\n") + len(cut) :])
+    *events, last = chat.continue_reply()
+    assert isinstance(last, TurnFinished)
+    assert (last.text, last.thinking) == ("four", "one two three")
+    assert "".join(e.text for e in events if isinstance(e, TextDelta) and e.thinking) == "one two three"[len(cut) :]
+    # The last token's logits are wanted: a ring takes it back, a recurrent state goes to where the reply began.
+    assert last.stats.prefill_tokens == (
+        1 if kind == "ring" else len(chat.turns[1].ids) - last.stats.generated_tokens + 1
+    )
+    model.close()
+
+
+def test_a_marker_that_is_talked_about_is_text(tmp_path: Path) -> None:
+    model = loaded(tmp_path / "m", "ring", STRIPPING)
+    script(model, "a <think> tag", "b")
+    chat = model.chat(cache=CONFIG, temperature=0.0, max_tokens=100)
+    first = say(chat, "what is <think>")
+    assert (first.text, first.thinking) == ("a <think> tag", "")
+    model.close()
+
+
+# -- prompts ---------------------------------------------------------------------------------------------------------
+
+
+def test_what_lasts_of_a_prompt_ends_where_history_words_the_reply_otherwise() -> None:
+    for template, lost in ((CHATML, 0), (STRIPPING, 0), (OPENING, 2)):
+        prompts = PromptFormat(tiny_tokenizer(template, marks=THINK))
+        messages = [message("user", "hi")]
+        prompt = prompts.prompt(messages, Fed())
+        assert prompts.num_lasting(messages, prompt) == len(prompt.ids) - lost
+    assert prompts.num_lasting(messages, prompts.prompt(messages, Fed(), False), False) == len(prompt.ids) - 2
+
+
+def test_a_stripped_reply_leaves_earlier_ids_as_they_were_sampled() -> None:
+    prompts = PromptFormat(tiny_tokenizer(STRIPPING, marks=THINK))
+    hi, odd = message("user", "hi"), [7, 3, 9]  # 3 is a token the tokenizer never makes from its text
+    first = prompts.prompt([hi], Fed())
+    fed = prompts.replied(first, prompts.raw("", odd), [*odd, 2])
+    plain = message("assistant", prompts.raw("", odd))
+    second = prompts.prompt([hi, plain, hi], fed)
+    assert second.ids[: len(fed.ids)] == fed.ids
+    thought = prompts.encode("<think>\na\n</think>\n\nb")
+    fed = prompts.replied(second, prompts.raw("b", thought), [*thought, 2])
+    third = prompts.prompt([hi, plain, hi, message("assistant", "b", "a"), hi], fed)
+    assert third.ids[: len(second.ids)] == second.ids
+    assert list(third.ids[len(second.ids) :]) == prompts.encode(third.text[len(second.text) :])
+
+
+def test_the_tiny_vocabulary_has_room_for_the_marks() -> None:
+    assert len(tiny_tokenizer(marks=THINK).get_vocab()) == VOCAB
