@@ -1,4 +1,7 @@
-"""The prompt: a text area in which Enter sends. It says what the user wants, the app decides. UI thread."""
+"""The prompt: a text area in which Enter sends. It says what the user wants, the app decides. UI thread.
+
+What it offers while one types is `offering.py`'s.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,15 @@ from typing import ClassVar
 from textual.binding import Binding, BindingType
 from textual.events import Key, Paste
 from textual.message import Message
-from textual.widgets import TextArea
 
 from mlxkv.text import clean
+from mlxkv.tui import attach, offers
+from mlxkv.tui.menu import Source
+from mlxkv.tui.offering import OfferingArea
+from mlxkv.tui.pastes import Pastes
 
 
-class Prompt(TextArea):
+class Prompt(OfferingArea):
     """Grows with its text. Pasted text is cleaned and never sends, however many lines it has."""
 
     DEFAULT_CSS = """
@@ -20,7 +26,7 @@ class Prompt(TextArea):
         width: 1fr;
         height: auto;
         min-height: 2;
-        max-height: 8;
+        max-height: 33vh;
         border: none;
         padding: 0;
         background: $background;
@@ -37,11 +43,23 @@ class Prompt(TextArea):
         Binding("alt+up", "cursor_wanted(-1)", "Message above", id="prompt.message_above", show=False),
         Binding("alt+down", "cursor_wanted(1)", "Message below", id="prompt.message_below", show=False),
         Binding("ctrl+o", "app.fold_all", "Fold reasoning", id="prompt.fold", show=False),
+        Binding("ctrl+r", "search_history", "Search earlier prompts", id="prompt.history", show=False),
+        Binding("ctrl+g", "edit_outside", "Edit in $EDITOR", id="prompt.editor", show=False),
         Binding("ctrl+f", "app.find", "Search in this chat", id="prompt.find", show=False),
     ]
 
     class Submitted(Message):
-        """Enter was pressed and the prompt is empty again; an app that refuses `text` gives it back (`put_back`)."""
+        """Enter was pressed and the prompt is empty again; an app that refuses gives `typed` back (`put_back`).
+
+        `text` is what is meant: pastes and files are in it. `typed` names the files only.
+        """
+
+        def __init__(self, text: str, typed: str | None = None) -> None:
+            super().__init__()
+            self.text, self.typed = text, text if typed is None else typed
+
+    class EditorWanted(Message):
+        """Ctrl+G: `text` is to be edited in the user's editor."""
 
         def __init__(self, text: str) -> None:
             super().__init__()
@@ -81,26 +99,54 @@ class Prompt(TextArea):
             show_line_numbers=False,
             highlight_cursor_line=False,
             tab_behavior="focus",
-            placeholder="Ask anything · / commands · ↑ history",
+            placeholder="Ask anything · / commands · @ files · ↑ history",
         )
         self.cursor_blink = False
-
-    def put(self, text: str) -> None:
-        """Replace the text; the cursor goes to its end."""
-        self.load_text(text)
-        self.move_cursor(self.document.end)
+        self._pastes = Pastes()
 
     def put_back(self, text: str) -> None:
         """Undo a send; what was typed since comes after it."""
         self.put(text + self.text)
 
+    # -- sending -----------------------------------------------------------------------------------------
+
     def action_send(self) -> None:
+        self._offer()  # letters may have come since it was drawn
         row, column = self.cursor_location
         if column and self.document[row][column - 1] == "\\":  # `\` + Enter, for terminals without Shift+Enter
             self.replace("\n", (row, column - 1), (row, column))
-        else:
-            self.post_message(self.Submitted(self.text))
-            self.put("")  # here, not in the app: the next key may be in the queue already
+        elif self.menu is not None and self.menu.source is Source.HISTORY and self.menu.chosen is None:
+            self._close_menu()
+        elif self.menu is None or offers.runs_as_typed(self.text, self.menu):
+            self._send(self.text)
+        elif (chosen := self.menu.chosen) is not None:
+            if self.menu.source is Source.COMMAND and offers.runs_at_once(chosen):
+                self._send(chosen.insert.strip())
+            elif self.menu.source is Source.FILE and self._typed() == chosen.insert:
+                self._send(self.text)
+            else:
+                self._take(chosen)
+
+    def _send(self, text: str) -> None:
+        typed = self._pastes.expand(text)
+        said = typed
+        if not offers.is_command(text):
+            try:
+                said = attach.attach(typed, self.base)
+            except attach.AttachError as error:
+                self._refused = text  # no list in the place of the reason
+                self._show_menu(None, f"✗ {error}")
+                return
+            if said.startswith("/") and not text.startswith("/"):
+                said = f"/{said}"  # a paste that looks like a command is not one
+        self.post_message(self.Submitted(said, typed))
+        self._pastes.forget()
+        self._draft = None
+        self._show_menu(None)
+        self.put("")  # here, not in the app: the next key may be in the queue already
+
+    def action_edit_outside(self) -> None:
+        self.post_message(self.EditorWanted(self._pastes.expand(self.text)))
 
     def action_newline(self) -> None:
         self.replace("\n", *self.selection)
@@ -142,6 +188,10 @@ class Prompt(TextArea):
         super().action_cursor_line_end(select)
 
     async def _on_key(self, event: Key) -> None:
+        if self._menu_key(event):
+            event.stop()
+            event.prevent_default()
+            return
         # Keys of ours that the text area would take for itself. A priority binding would run on the app's queue, ahead
         # of letters that are still in this widget's: "hello", Enter would send "hel".
         if not event.is_printable and (bound := self.screen.active_bindings.get(event.key)):
@@ -157,6 +207,6 @@ class Prompt(TextArea):
     async def _on_paste(self, event: Paste) -> None:
         event.stop()
         event.prevent_default()
-        text = clean(event.text.replace("\r\n", "\n").replace("\r", "\n"))
+        text = self._pastes.fold(clean(event.text.replace("\r\n", "\n").replace("\r", "\n")))
         if result := self._replace_via_keyboard(text, *self.selection):
             self.move_cursor(result.end_location)

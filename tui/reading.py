@@ -6,13 +6,15 @@ retry, fork, another version) is the state's business.
 
 from __future__ import annotations
 
+import os
 import re
 from typing import TYPE_CHECKING
 
-from textual.app import App
+from textual.app import App, SuspendNotSupported
 
 from mlxkv import commands as cmd
 from mlxkv.tui.copying import code_blocks, message_source
+from mlxkv.tui.history import History
 from mlxkv.tui.prompt import Prompt
 from mlxkv.tui.state import ChatState
 from mlxkv.tui.transcript import Transcript
@@ -30,6 +32,7 @@ class ReadingApp(App[int]):
 
     state: ChatState
     view: ChatView
+    history: History
     transcript: Transcript
     prompt: Prompt
     _find_bar: FindBar | None = None
@@ -39,6 +42,27 @@ class ReadingApp(App[int]):
 
     def _sync(self) -> None:
         raise NotImplementedError
+
+    def on_mount(self) -> None:
+        self.prompt.earlier = self.history.entries
+
+    # -- the prompt elsewhere ----------------------------------------------------------------------------
+
+    def on_prompt_editor_wanted(self, message: Prompt.EditorWanted) -> None:
+        from mlxkv.tui.editor import EditorError, edited, editor_command
+
+        try:
+            command = editor_command(os.environ)
+            with self.suspend():
+                text = edited(message.text, command)
+        except EditorError as error:
+            self._say(str(error))
+            return
+        except SuspendNotSupported:
+            self._say("This terminal cannot be left for an editor.")
+            return
+        self.prompt.put(text)
+        self.refresh()
 
     # -- the message cursor ------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ from rich.segment import Segment
 from rich.style import Style
 
 from mlxkv.text import clean
+from mlxkv.tui.attach import parts
 from mlxkv.tui.blocks import Block, Kind
 from mlxkv.tui.rows import Line, Row, wrap
 from mlxkv.tui.wording import stat_text
@@ -100,11 +101,15 @@ class Renderer:
         return rows
 
     def _user(self, block: Block, room: int) -> list[Row]:
+        """A question: long ones and the files that came with it are folded."""
         muted = _style(self.look.muted)
-        rows = _hang(block.text, BOLD, room, Segment(" ❯ ", _style(self.look.accent)))
+        text, files = parts(block.text) if block.folded else (block.text, [])
+        rows = _hang(text, BOLD, room, Segment(" ❯ ", _style(self.look.accent)))
         if block.folded and len(rows) > LONG:
             rest = len(rows) - SHOWN
             rows = [*rows[:SHOWN], _row([Segment(f"▸ {rest:,} more lines", muted)], "\n")]
+        for file in files:
+            rows += _hang(f"@{file.path} · {file.size}", muted, room, Segment(" ▸ ", muted))
         return rows
 
     def _markdown(self, text: str, room: int) -> list[Line]:
@@ -149,6 +154,6 @@ def guess_height(block: Block, width: int) -> int:
         lines = 1 + block.text.count("\n")
     else:
         lines = sum(1 + len(line) // room for line in block.text.split("\n"))
-    if block.kind is Kind.USER and block.folded and lines > LONG:
-        lines = SHOWN + 1
+    if block.kind is Kind.USER and block.folded:
+        lines = min(lines, SHOWN + 1)
     return lines + (not block.tight)

@@ -1,0 +1,122 @@
+"""Files in a prompt: `@src/main.rs` sends the file along. Pure but for reading; UI thread.
+
+The contents follow the question under a heading with the path, so they are part of what was said: saved with it, shown
+folded, and sent again only when the question is.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+MAX_FILE = 1 << 20  # bytes; a million characters fill most windows
+MAX_TOTAL = 4 << 20
+
+_WORD = re.compile(r"(?<!\S)@(?:\"([^\"\n]+)\"|([^\s\"]\S*))")
+_TYPING = re.compile(r"(?:^|(?<=\s))@(\"[^\"\n]*|[^\s\"]*)$")
+_SECTION = re.compile(r"\n\nFile `([^`\n]+)`:\n(`{3,})\n(.*?)\n\2(?=\n\nFile `|\n*\Z)", re.DOTALL)
+
+
+class AttachError(Exception):
+    """One sentence for the user."""
+
+
+@dataclass(frozen=True)
+class Attached:
+    path: str
+    text: str
+
+    @property
+    def size(self) -> str:
+        """`212 lines · ~2.9k tok`: a token is about four characters."""
+        lines, tokens = self.text.count("\n") + (not self.text.endswith("\n")), len(self.text) / 4
+        count = f"{tokens / 1000:.1f}k" if tokens >= 1000 else f"{tokens:.0f}"
+        return f"{lines:,} line{'' if lines == 1 else 's'} · ~{count} tok"
+
+
+def typing(line: str) -> tuple[int, str] | None:
+    """If `line`, up to the cursor, ends in a file that is being named: where its `@` is, and the name so far."""
+    match = _TYPING.search(line)
+    return (match.start(), match[1].removeprefix('"')) if match else None
+
+
+def named(path: str) -> str:
+    """How a prompt names `path`."""
+    return f'@"{path}"' if re.search(r"\s", path) else f"@{path}"
+
+
+def files_in(text: str, base: Path) -> list[str]:
+    """The files that `text` names and that are there; a word like `@someone` is only a word."""
+    found: list[str] = []
+    for match in _WORD.finditer(text):
+        names = [match[1]] if match[1] else [match[2], match[2].rstrip(".,;:!?)]}'")]
+        name = next((name for name in names if name and _is_there(base, name)), None)
+        if name and name not in found:
+            found.append(name)
+    return found
+
+
+def _is_there(base: Path, name: str) -> bool:
+    try:
+        return not (base / Path(name).expanduser()).is_dir() and os.path.lexists(base / Path(name).expanduser())
+    except (OSError, ValueError, RuntimeError):
+        return False
+
+
+def read(path: str, base: Path) -> Attached:
+    """The text of a file.
+
+    Raises:
+        AttachError: if it cannot be read, is no regular file, is too large, or is not text in UTF-8.
+    """
+    try:
+        handle = os.open(base / Path(path).expanduser(), os.O_RDONLY | os.O_NONBLOCK)  # a pipe must not hang the window
+        with os.fdopen(handle, "rb") as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise AttachError(f"{path} is not a regular file, so it cannot be attached.")
+            data = file.read(MAX_FILE + 1)
+    except OSError as error:
+        raise AttachError(f"{path} cannot be read: {error.strerror}.") from None
+    if len(data) > MAX_FILE:
+        size = max(status.st_size, len(data))
+        raise AttachError(f"{path} has {size:,} bytes; at most {MAX_FILE:,} can be attached. Send a part of it.")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        text = "\0"
+    if "\0" in text:
+        raise AttachError(f"{path} is not text in UTF-8, so a model cannot read it.")
+    return Attached(path, text.replace("\r\n", "\n"))
+
+
+def attach(text: str, base: Path) -> str:
+    """`text` followed by the files it names.
+
+    Raises:
+        AttachError: as `read`, or if they are too large together.
+    """
+    files = [read(path, base) for path in files_in(text, base)]
+    total = sum(len(file.text) for file in files)
+    if total > MAX_TOTAL:
+        raise AttachError(f"The files have {total:,} characters together; at most {MAX_TOTAL:,} can be attached.")
+    return text + "".join(_section(file) for file in files)
+
+
+def _section(file: Attached) -> str:
+    longest = max((len(run) for run in re.findall(r"`{3,}", file.text)), default=2)
+    fence = "`" * (longest + 1)
+    path = file.path.replace("`", "'").replace("\n", " ")
+    return f"\n\nFile `{path}`:\n{fence}\n{file.text.rstrip(chr(10))}\n{fence}"
+
+
+def parts(text: str) -> tuple[str, list[Attached]]:
+    """A sent text as the question and the files that came with it."""
+    match = _SECTION.search(text)
+    if match is None:
+        return text, []
+    files = [Attached(found[1], found[3]) for found in _SECTION.finditer(text, match.start())]
+    return text[: match.start()], files

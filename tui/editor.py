@@ -1,0 +1,53 @@
+"""The prompt in the user's own editor. UI thread; the window is suspended meanwhile, the engine goes on."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from mlxkv.text import clean
+
+
+class EditorError(Exception):
+    """One sentence for the user."""
+
+
+def editor_command(env: Mapping[str, str]) -> list[str]:
+    """$VISUAL, $EDITOR or vi, with its arguments.
+
+    Raises:
+        EditorError: if it is not there.
+    """
+    try:
+        command = shlex.split(env.get("VISUAL") or env.get("EDITOR") or "vi")
+    except ValueError:
+        command = []
+    if not command or shutil.which(command[0], path=env.get("PATH")) is None:
+        raise EditorError(f"The editor {(command or ['?'])[0]!r} was not found. Set EDITOR to one that is there.")
+    return command
+
+
+def edited(text: str, command: list[str]) -> str:
+    """`text` after the user has been at it. The file is readable for the user alone and is removed.
+
+    Raises:
+        EditorError: if the editor failed; then the text is as it was.
+    """
+    handle, name = tempfile.mkstemp(prefix="mlxkv-", suffix=".md")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", errors="replace") as file:
+            file.write(text)
+        code = subprocess.run([*command, name], check=False).returncode
+        if code:
+            raise EditorError(f"{command[0]} ended with {code}; the prompt is as it was.")
+        data = Path(name).read_bytes()
+    except OSError as error:
+        raise EditorError(f"{command[0]} could not be started: {error.strerror}.") from None
+    finally:
+        Path(name).unlink(missing_ok=True)
+    return clean(data.decode("utf-8", "replace").replace("\r\n", "\n")).removesuffix("\n")

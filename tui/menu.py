@@ -1,0 +1,115 @@
+"""The list above the prompt: commands, their arguments, files, earlier prompts. Shows and moves; the prompt decides.
+
+UI thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+
+from rich.cells import cell_len, set_cell_size
+from rich.text import Text
+from textual.events import Click
+from textual.widgets import Static
+
+from mlxkv.text import clean
+
+ROWS = 8
+
+
+class Source(Enum):
+    COMMAND = "command"
+    ARGUMENT = "argument"
+    FILE = "file"
+    HISTORY = "history"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """`insert` takes the place of what was typed. `is_prefix`: what was typed is its beginning."""
+
+    insert: str
+    label: str
+    note: str = ""
+    is_prefix: bool = False
+
+
+@dataclass
+class Menu:
+    """Entries and which of them is chosen. `moved`: the user chose, not we."""
+
+    source: Source
+    entries: list[Entry]
+    title: str = ""
+    at: int = 0
+    moved: bool = False
+
+    @property
+    def chosen(self) -> Entry | None:
+        return self.entries[self.at] if self.entries else None
+
+    def move(self, step: int) -> None:
+        if self.entries:
+            self.at = (self.at + step) % len(self.entries)
+            self.moved = True
+
+    def first_row(self) -> int:
+        """The first entry that is shown."""
+        return max(0, min(self.at - ROWS // 2, len(self.entries) - ROWS))
+
+
+class MenuList(Static):
+    """Draws a menu, or a note where there is none. A click calls `picked` with the entry's index."""
+
+    DEFAULT_CSS = """
+    MenuList { height: auto; max-height: 9; display: none; padding: 0 1; background: $background; color: $text-muted; }
+    """
+
+    def __init__(self, picked: Callable[[int], None]) -> None:
+        super().__init__("", markup=False)
+        self._picked = picked
+        self._menu: Menu | None = None
+
+    def show(self, menu: Menu | None, note: str = "") -> None:
+        self._menu = menu
+        self.display = bool(menu or note)
+        if menu is not None:
+            self.update(self._drawn(menu))
+        elif note:
+            self.update(Text(f" {clean(note)}", no_wrap=True, overflow="ellipsis"))
+
+    def _drawn(self, menu: Menu) -> Text:
+        width = max(20, self.app.size.width - 4)
+        first = menu.first_row()
+        shown = menu.entries[first : first + ROWS]
+        column = min(width // 2, max((cell_len(_line(entry.label)) for entry in shown), default=0) + 2)
+        text = Text(no_wrap=True, overflow="ellipsis")
+        if menu.title:
+            text.append(f" {menu.title}", "dim")
+        for i, entry in enumerate(shown, first):
+            label = _line(entry.label)
+            if entry.note:
+                label = (
+                    set_cell_size(label, column)
+                    if cell_len(label) <= column
+                    else set_cell_size(label, column - 2) + "… "
+                )
+            if text:
+                text.append("\n")
+            text.append("▌" if i == menu.at else " ").append(label, "bold" if i == menu.at else "")
+            text.append(_line(entry.note), "dim")
+        if not shown:
+            text.append("  nothing found", "dim")
+        return text
+
+    def on_click(self, event: Click) -> None:
+        if self._menu is not None:
+            row = event.y - bool(self._menu.title)
+            if 0 <= row < min(ROWS, len(self._menu.entries)):
+                self._picked(self._menu.first_row() + row)
+
+
+def _line(text: str) -> str:
+    return " ".join(clean(text[:500]).split())
