@@ -131,6 +131,7 @@ def test_a_thinking_chat_resumes_and_goes_on_as_if_it_had_never_ended(kind: str,
         outcomes.append((last.text, last.stats.cached_tokens, last.stats.prefill_tokens, tuple(chat.cache.tokens)))
         scores.append(model.runner.score(chat.cache.fork(), list(range(4, 30))))
         chat.close()
+        model.store.delete(str(chat.session_id))  # or the second chat takes rows from the first
     assert outcomes[0] == outcomes[1]
     assert largest(scores[0] - scores[1]) == 0.0
     model.close()
