@@ -20,10 +20,10 @@ def counting(rng: random.Random, *, held_out: bool = False) -> tuple[str, str]:
     """A request and the numbers. Ranges are held out by their sum."""
     while True:
         a = 1 if rng.random() < 0.4 else rng.randrange(1, 10 ** rng.choice((1, 2, 2, 3)))
-        length = rng.choice((3, 5, 8, 10, 10, 15, 20, 20, 30, 40, 60, 99))
-        if rng.random() < 0.1:
+        length = rng.choice((2, 3, 4, 5, 6, 8, 10, 10, 12, 15, 20, 20, 30, 50))  # short ones teach when to stop
+        if rng.random() < 0.25:
             b = max(1, a - length)
-            if b < a:
+            if b < a and ((a + b) % 7 == 0) == held_out:
                 template = rng.choice(_ASKED["down"][:2] if b > 1 else _ASKED["down"])
                 return template.format(a=a, b=b), counted(a, b)
             continue
@@ -107,4 +107,4 @@ def told(rng: random.Random) -> tuple[str, str]:
 
 def some(rng: random.Random) -> tuple[str, str]:
     roll = rng.random()
-    return counting(rng) if roll < 0.55 else alphabet(rng) if roll < 0.65 else told(rng)
+    return counting(rng) if roll < 0.75 else alphabet(rng) if roll < 0.83 else told(rng)
