@@ -36,7 +36,7 @@ def test_values_lie_on_one_side_of_the_split(kind: str) -> None:
 
 def test_no_chat_tells_a_held_out_value(chats: list[Chat]) -> None:
     noted = [reply for chat in chats for _, reply in chat.exchanges if reply.startswith("I will remember that")]
-    told = [m[1] for reply in noted if " and your " not in reply and (m := re.search(r" is (.+)\.$", reply))]
+    told = [m[1] for reply in noted if reply.count(" is ") == 1 and (m := re.search(r" is (.+)\.$", reply))]
     assert len(told) > 300
     assert [v for v in told if is_held_out(v)] == []
 
