@@ -23,9 +23,11 @@ from mlxkv.cli_models import models
 from mlxkv.config import Folders, Settings, load_settings, private_folder
 from mlxkv.errors import ConfigError, MlxkvError, ModelNotFoundError, PromptError, SessionNotFoundError
 from mlxkv.print_mode import PrintRequest
+from mlxkv.settings import help_of
 
 if TYPE_CHECKING:
     from mlxkv.cache.config import CacheConfig
+    from mlxkv.commands import Command
     from mlxkv.events import FirstScreen
 
 _MAX_ATTACHMENT = 32 << 20  # bytes of one file or of stdin
@@ -63,24 +65,28 @@ class Output(StrEnum):
 def chat(
     question: Annotated[str | None, typer.Argument(help="What to ask first.", show_default=False)] = None,
     print_: Annotated[bool, typer.Option("-p", "--print", help="Print the reply and end (implied in a pipe).")] = False,
-    model: Annotated[str | None, typer.Option("-m", "--model", help="Built-in name, folder or org/name.")] = None,
+    model: Annotated[str | None, typer.Option("-m", "--model", help=help_of("model"))] = None,
     system: Annotated[str | None, typer.Option("-s", "--system", help="System prompt, or @FILE.")] = None,
     file: Annotated[list[Path] | None, typer.Option("-f", "--file", help="Put a file before the question.")] = None,
     continue_: Annotated[bool, typer.Option("-c", "--continue", help="Go on with the last chat.")] = False,
-    resume: Annotated[str | None, typer.Option("-r", "--resume", help="Go on with this chat (id or title).")] = None,
+    resume: Annotated[
+        str | None, typer.Option("-r", "--resume", help="Go on with this chat (id or title); alone: choose one.")
+    ] = None,
     fork: Annotated[bool, typer.Option("--fork", help="With -c or -r: go on in a copy.")] = False,
     no_save: Annotated[bool, typer.Option("--no-save", help="Leave nothing on disk.")] = False,
-    plain: Annotated[bool, typer.Option("--plain", help="No window: lines only.")] = False,
+    plain: Annotated[bool, typer.Option("--plain", help=help_of("plain"))] = False,
+    no_mouse: Annotated[bool, typer.Option("--no-mouse", help="Leave the mouse to the terminal.")] = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No figures on stderr.")] = False,
-    max_tokens: Annotated[int | None, typer.Option("--max-tokens", help="Most tokens of a reply.")] = None,
-    temp: Annotated[float | None, typer.Option("--temp", help="0 always takes the likeliest token.")] = None,
-    top_p: Annotated[float | None, typer.Option("--top-p")] = None,
-    top_k: Annotated[int | None, typer.Option("--top-k")] = None,
-    min_p: Annotated[float | None, typer.Option("--min-p")] = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="Makes sampling repeatable.")] = None,
-    window: Annotated[int | None, typer.Option("--window", help="Tokens kept beyond the pinned ones.")] = None,
-    sinks: Annotated[str | None, typer.Option("--sinks", help="Pinned tokens: a number, or system.")] = None,
-    kv_bits: Annotated[str | None, typer.Option("--kv-bits", help="none, 8 or 4.")] = None,
+    max_tokens: Annotated[int | None, typer.Option("--max-tokens", help=help_of("max_tokens"))] = None,
+    temp: Annotated[float | None, typer.Option("--temp", help=help_of("temperature"))] = None,
+    top_p: Annotated[float | None, typer.Option("--top-p", help=help_of("top_p"))] = None,
+    top_k: Annotated[int | None, typer.Option("--top-k", help=help_of("top_k"))] = None,
+    min_p: Annotated[float | None, typer.Option("--min-p", help=help_of("min_p"))] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help=help_of("seed"))] = None,
+    window: Annotated[int | None, typer.Option("--window", help=help_of("window"))] = None,
+    sinks: Annotated[str | None, typer.Option("--sinks", help=help_of("sinks"))] = None,
+    kv_bits: Annotated[str | None, typer.Option("--kv-bits", help=help_of("kv_bits"))] = None,
+    disk_limit: Annotated[str | None, typer.Option("--disk-limit", help=help_of("disk_limit"))] = None,
     output: Annotated[Output, typer.Option("--output-format", help="text, json or stream-json.")] = Output.text,
     debug: Annotated[bool, typer.Option("--debug", help="Tracebacks, for bug reports.", hidden=True)] = False,
 ) -> None:
@@ -89,10 +95,8 @@ def chat(
     flags = {
         "model": model, "system": system and _text_or_file(system), "temperature": temp, "top_p": top_p, "top_k": top_k,
         "min_p": min_p, "max_tokens": max_tokens, "seed": seed, "window": window, "sinks": sinks,
-        "plain": plain or None,
+        "plain": plain or None, "mouse": False if no_mouse else None, "kv_bits": kv_bits, "disk_limit": disk_limit,
     }  # fmt: skip
-    if kv_bits is not None:
-        flags["kv_bits"] = kv_bits
     settings = load_settings(folders, flags=flags)
     from mlxkv.cache.config import CacheConfig
     from mlxkv.device import check_platform
@@ -103,8 +107,10 @@ def chat(
 
     check_platform()
     printing = print_ or output is not Output.text or not (sys.stdin.isatty() and sys.stdout.isatty())
-    session_id = _session_id(folders, "" if continue_ else resume)
-    if printing or settings.plain:
+    plain = settings.plain or bool(os.environ.get("ACCESSIBLE")) or os.environ.get("TERM") == "dumb"
+    picks = resume == "" and not continue_ and not printing  # alone it asks which chat, where somebody can answer
+    session_id = None if picks else _session_id(folders, "" if continue_ else resume)
+    if printing:
         request = PrintRequest(
             _question(question, file or [], sys.stdin),
             settings.system,
@@ -114,11 +120,10 @@ def chat(
             quiet,
             output.value,
         )
-        code = _print(folders, settings, request, cache)
-    else:
-        question = _question(question, file, None) if file else question
-        code = _window(folders, settings, question, session_id, fork, not no_save)
-    raise typer.Exit(code)
+        raise typer.Exit(_print(folders, settings, request, cache))
+    question = _question(question, file, None) if file else question
+    talk = _lines if plain else _window
+    raise typer.Exit(talk(folders, settings, _start(folders, settings, session_id, fork, picks), question, not no_save))
 
 
 def _print(folders: Folders, settings: Settings, request: PrintRequest, cache: CacheConfig) -> int:
@@ -133,12 +138,10 @@ def _print(folders: Folders, settings: Settings, request: PrintRequest, cache: C
     return answer(model, request, bounds, settings.sampling, sys.stdout, sys.stderr)
 
 
-def _window(
-    folders: Folders, settings: Settings, question: str | None, session_id: str | None, fork: bool, save: bool
-) -> int:
-    from mlxkv.engine import Engine
+def _start(folders: Folders, settings: Settings, session_id: str | None, fork: bool, picks: bool) -> list[Command]:
+    """What the engine does first: load the model, open the chat."""
+    from mlxkv.commands import ListChats, LoadModel, NewChat, OpenChat
     from mlxkv.models import BUILT_IN, resolve
-    from mlxkv.tui import run
 
     name = _model_name(folders, settings, session_id)
     if session_id is not None and fork:
@@ -147,19 +150,40 @@ def _window(
     if name is None:
         with suppress(ModelNotFoundError):
             name = resolve(BUILT_IN[0]).name
+    # A model that a chat or the last run names may be gone, and was not asked for now: it is not downloaded unasked.
+    load: list[Command] = [LoadModel(name, ask=settings.model is None)] if name else []
+    return [*load, OpenChat(session_id) if session_id else NewChat(), *([ListChats()] if picks else [])]
+
+
+def _window(folders: Folders, settings: Settings, start: list[Command], question: str | None, save: bool) -> int:
+    from mlxkv.engine import Engine
+    from mlxkv.supervisor import watch_parent
+    from mlxkv.tui import run
+
+    watch_parent()
     # What goes wrong below belongs in a file: on stderr it would be drawn over the window.
     logging.basicConfig(filename=private_folder(folders.state) / "mlxkv.log", level=logging.WARNING)
     if not sys.stderr.isatty():
         sys.__stderr__ = sys.__stdout__  # type: ignore[misc]  # textual draws on stderr, wherever that was sent
     engine = Engine(folders, settings, save=save)
-    return run(engine, _first_screen(name), settings, folders, ask=question, open_session=session_id, model=name)
+    return run(engine, _first_screen(start), settings, folders, start, question)
 
 
-def _first_screen(model: str | None) -> FirstScreen:
+def _lines(folders: Folders, settings: Settings, start: list[Command], question: str | None, save: bool) -> int:
+    from mlxkv.plain import PlainChat
+
+    with suppress(ImportError):
+        import readline  # noqa: F401  # `input` then edits lines
+    logging.basicConfig(filename=private_folder(folders.state) / "mlxkv.log", level=logging.WARNING)
+    return PlainChat(folders, settings, sys.stdout, input, save=save).run(start, question)
+
+
+def _first_screen(start: list[Command]) -> FirstScreen:
     """Where no model was chosen: three that fit this machine."""
+    from mlxkv.commands import LoadModel
     from mlxkv.events import FirstScreen, ModelCard
 
-    if model is not None:
+    if any(isinstance(command, LoadModel) for command in start):
         return FirstScreen()
     from mlxkv.device import current_device
     from mlxkv.models import suggestions

@@ -243,6 +243,7 @@ class SessionStatus:
     weight_bytes: int = 0
     disk_bytes: int = 0  # KV of all chats
     disk_limit: int = 0  # 0: none
+    session_id: str | None = None  # of the chat in front, once it is saved
 
 
 @dataclass(frozen=True)

@@ -235,7 +235,7 @@ def as_markdown() -> str:
         "Made from `mlxkv/settings.py`: `python -m mlxkv.settings > docs/settings.md`.",
         "",
         "A setting is looked for on the command line, in the environment (`MLXKV_` and its name in capitals), in",
-        "`config.toml` (`mlxkv path` says where), and is else what the table says. `/set` in the chat shows all of them;",
+        "`config.toml` (`mlxkv path` says where), and is else what the table says. `/set` in the chat shows them all,",
         "`/set temp 0.2` changes one and writes it to `config.toml`, whose comments stay as they are.",
         "",
         "| name | `/set` | option | value | without it | a change holds from |",
@@ -243,7 +243,8 @@ def as_markdown() -> str:
     ]
     for s in schema():
         without = s.null if s.default is None else f"`{s.shown(s.default)}`"
-        cells = (f"`{s.name}`", f"`{s.slash}`" if s.slash else "", f"`{s.option}`" if s.option else "", s.rule, without)
+        names = [f"`{name}`" if name else "" for name in (s.name, s.slash, s.option)]
+        cells = (*names, s.rule, without)
         lines.append(f"| {' | '.join(cells)} | {s.holds} |")
     lines += ["", *(f"* `{s.name}`: {s.help}" for s in schema()), ""]
     lines += [

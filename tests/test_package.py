@@ -93,7 +93,7 @@ def test_the_sdist_has_each_file_once_and_can_build_the_wheel(built: Built) -> N
 
 
 def test_the_wheel_brings_the_command_and_its_licence(built: Built) -> None:
-    assert "mlxkv = mlxkv.cli:main" in built.entry_points
+    assert "mlxkv = mlxkv.__main__:main" in built.entry_points
     assert f"\nVersion: {mlxkv.__version__}\n" in built.metadata
     assert "\nLicense-Expression: MIT\n" in built.metadata
     assert any(name.endswith("/licenses/LICENSE") for name in built.wheel)

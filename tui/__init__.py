@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
-from mlxkv.commands import Command, LoadModel, NewChat, OpenChat
+from mlxkv.commands import Command
 from mlxkv.config import Folders, Settings
 from mlxkv.events import FirstScreen
 from mlxkv.tui.port import EnginePort
@@ -17,23 +18,20 @@ def run(
     first: FirstScreen,
     settings: Settings,
     folders: Folders,
+    start: Sequence[Command] = (),
     ask: str | None = None,
-    open_session: str | None = None,
-    model: str | None = None,
 ) -> int:
     """Show the window until the user leaves; returns the exit code (0, or 1 if the window or the engine failed).
 
-    The engine is started once the first frame is painted, and closed whatever happens.
+    The engine is started once the first frame is painted, is given `start` and then `ask`, and closed whatever happens.
     """
     from mlxkv.tui.app import ChatApp
 
     # A token must not wait 5 ms for the window to let go of the interpreter.
     sys.setswitchinterval(0.0005)
-    commands: list[Command] = [LoadModel(model)] if model else []
-    commands.append(OpenChat(open_session) if open_session else NewChat())
     try:
-        app = ChatApp(engine, first, settings, folders, commands, ask)
-        code = app.run()
+        app = ChatApp(engine, first, settings, folders, start, ask)
+        code = app.run(mouse=settings.mouse)
         return code if code is not None else (app.return_code or 0)
     finally:
         engine.stop()

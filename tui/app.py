@@ -103,8 +103,7 @@ class ChatApp(ManagingApp, inherit_bindings=False):
         if self.settings.keys:
             self.set_keymap(dict(self.settings.keys))
         self.prompt.focus()
-        for command in self.first_commands:
-            self.state.submit(command)
+        self.state.begin(self.first_commands)
         if self._ask:
             self.state.prompt(self._ask)
         self._sync()

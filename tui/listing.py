@@ -56,8 +56,16 @@ class Listing:
 
 
 def row_line(row: Row, width: int) -> str:
-    """Text at the left, facts at the right; a narrow list keeps the last fact alone."""
-    facts = " · ".join(row.facts if width >= 60 else row.facts[-1:])
-    room = max(8, width - cell_len(facts) - (1 if facts else 0))
-    text = row.text if cell_len(row.text) <= room else set_cell_size(row.text, room - 1) + "…"
-    return f"{text}{' ' * (room - cell_len(text))}{' ' if facts else ''}{facts}"
+    """Text at the left, facts at the right. Where there is no room for all, the first facts go, the text last."""
+    facts = list(row.facts if width >= 60 else row.facts[-1:])
+    while len(facts) > 1 and cell_len(row.text) + cell_len(" · ".join(facts)) + 2 > width:
+        facts.pop(0)
+    right = cut(" · ".join(facts), width // 2)
+    room = width - cell_len(right) - (1 if right else 0)
+    text = cut(row.text, room)
+    return f"{text}{' ' * (room - cell_len(text))}{' ' if right else ''}{right}"
+
+
+def cut(text: str, width: int) -> str:
+    """`text` in at most `width` cells."""
+    return text if cell_len(text) <= width else set_cell_size(text, max(0, width - 1)) + "…"

@@ -29,7 +29,7 @@ def chats_list(chats: Sequence[ev.ChatSummary], now: float, at: str | None = Non
 def chat_row(chat: ev.ChatSummary, now: float) -> Row:
     sign = "●" if chat.kv_bytes else "○"
     kv = bytes_text(chat.kv_bytes) if chat.kv_bytes else "no KV"
-    facts = (plural(chat.num_turns, "turn"), kv, when_text(chat.updated, now))
+    facts = (plural(chat.num_turns, "message"), kv, when_text(chat.updated, now))
     return Row(f"{sign} {one_line(chat.title) or 'Untitled'}", cmd.OpenChat(chat.id), facts)
 
 
@@ -48,8 +48,8 @@ def tree_list(branches: Sequence[ev.Branch], now: float) -> Listing:
         depth = depths[branch.session_id] = depths.get(branch.parent or "", -1) + 1
         lead = "  " * (depth - 1) + "└ ⑂ " if depth else ""
         mark = "▌" if branch.is_current else " "
-        fork = f"from message {branch.forked_at}" if branch.forked_at is not None and depth else ""
-        facts = tuple(f for f in (fork, plural(branch.num_turns, "turn"), when_text(branch.updated, now)) if f)
+        fork = f"from message {branch.forked_at + 1} on" if branch.forked_at is not None and depth else ""
+        facts = tuple(f for f in (fork, plural(branch.num_turns, "message"), when_text(branch.updated, now)) if f)
         rows.append(Row(f"{mark}{lead}{one_line(branch.title)}", cmd.OpenChat(branch.session_id), facts))
         at = i if branch.is_current else at
     return Listing("Branches of this chat", tuple(rows), "⏎ open · esc close", at=at)

@@ -17,7 +17,7 @@ from mlxkv.text import clean
 from mlxkv.tui.attach import parts
 from mlxkv.tui.blocks import Block, Kind
 from mlxkv.tui.rows import Line, Row, wrap
-from mlxkv.tui.wording import stat_text
+from mlxkv.tui.wording import stat_text, version_text
 
 if TYPE_CHECKING:
     from markdown_it import MarkdownIt
@@ -84,7 +84,8 @@ class Renderer:
                 rows += [_row(*line, margin=EDGE + 2) for line in self._code(block, room)]
             case Kind.STATS:
                 assert block.stats is not None
-                text = stat_text(block.stats, room, block.kv_added, narrow=width < 60)
+                which = version_text(block.version)
+                text = which + stat_text(block.stats, room - len(which), block.kv_added, narrow=width < 60)
                 rows += _hang(text, muted, room, Segment(" " * EDGE))
             case Kind.THOUGHT:
                 rows += _hang(block.text, muted, room, Segment(" ▸ " if block.folded else " ▾ ", muted))

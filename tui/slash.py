@@ -190,7 +190,7 @@ def settings_list(state: ChatState) -> Listing:
         name = s.slash or s.name
         text = f"{name:<12} {s.shown(now)}" + ("" if now is not None else f" ({s.null})")
         flip = s.shown(not now) if s.kind == "bool" else ""
-        rows.append(Row(text, PutPrompt(f"/set {name} {flip}"), (s.rule, s.help), s.name))
+        rows.append(Row(text, PutPrompt(f"/set {name} {flip}"), (s.help,), s.name))
     return Listing("Settings", tuple(rows), "⏎ change · esc close", "No setting is called that.")
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from mlxkv import commands as cmd
@@ -88,6 +88,14 @@ class ChatState:
         if not isinstance(command, cmd.PausePull):
             self._waiting.append(command)
         self.outbox.append(command)
+
+    def begin(self, commands: Iterable[cmd.Command]) -> None:
+        """What the command line asks for; a list of chats is one to choose from."""
+        for command in commands:
+            if isinstance(command, cmd.ListChats):
+                self.resume("")
+            else:
+                self.submit(command)
 
     def refusal(self) -> str:
         """Why nothing can be said now, "" when it can."""
@@ -225,6 +233,7 @@ class ChatState:
                 self._finish(event)
             case ev.SessionStatus():
                 self.status = event
+                self.session_id = event.session_id or self.session_id  # a new chat has one after its first message
             case ev.Notice(text):
                 self.say(text)
             case ev.ModelLoading():

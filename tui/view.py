@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from mlxkv.tui.sidebar import Sidebar
 
 LEVELS = {"": "", "warning": "yellow", "error": "red"}
+SIDEBAR_WIDTH = 31  # as in its CSS: it is imported when it is first opened
 ROOM_FOR_SIDEBAR = 100  # columns
 ROOM_FOR_FIGURES = 28  # rows
 
@@ -93,13 +94,13 @@ class ChatView(Vertical):
         sidebar = self.sidebar is not None and size.width >= ROOM_FOR_SIDEBAR
         if self.sidebar is not None:
             self.sidebar.display = sidebar
-        width = size.width - (self.sidebar.outer_size.width if self.sidebar is not None and sidebar else 0)
+        width = size.width - (SIDEBAR_WIDTH if sidebar else 0)
         empty, picking = len(self.transcript.lines) == 0, self.picker is not None
         self.welcome.display, self.transcript.display = empty and not picking, not empty and not picking
         self.welcome.show(state.model, state.is_ready, state.is_loading)
         self._show_header(state, size.width)
         self._show_activity(state, hint, width)
-        self._show_figures(state, sidebar)
+        self._show_figures(state, sidebar, width)
         why = "waiting for the current reply · ↑ to edit" if state.turn else "sent when the model is ready · ↑ to edit"
         self.queued.show([clean(text) for text in state.queue], why)
         keys = "^J newline  ^P menu " if width < 100 else "⏎ send  ^J newline  ^B chats  F2 cache  ^P menu "
@@ -126,13 +127,12 @@ class ChatView(Vertical):
             right = "End ↓ to follow" if state.turn else "End ↓"
         self.activity.show(f" {left}" if left else "", f"{right} ")
 
-    def _show_figures(self, state: ChatState, sidebar: bool) -> None:
+    def _show_figures(self, state: ChatState, sidebar: bool, width: int) -> None:
         """The panel, if it is wanted; the same figures under the chats, if there is room."""
         size, now = self.app.size, state.clock()
         self.panel.display = self.wants_panel and size.height >= 16 and size.width >= 60
         if self.panel.display:
-            width = self.panel.content_size.width or size.width - 2
-            self.panel.show(wide_lines(state.status, state.meter.rates(now), state.meter.prefill_tps, width))
+            self.panel.show(wide_lines(state.status, state.meter.rates(now), state.meter.prefill_tps, width - 2))
         if self.sidebar is not None and sidebar:
             self.sidebar.show(state.chats, state.session_id, state.today())
             room = size.height >= ROOM_FOR_FIGURES and not self.panel.display

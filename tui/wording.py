@@ -46,6 +46,12 @@ def stat_text(stats: TurnStats, width: int, kv_added: int = 0, narrow: bool = Fa
     return fit(short, width)
 
 
+def version_text(version: tuple[int, int]) -> str:
+    """`‹ 2/3 ›` where there is more than one version of a message."""
+    number, count = version
+    return f"‹ {number}/{count} ›  " if count > 1 else ""
+
+
 def seconds_short(s: float) -> str:
     """`12s`, `2m05s`: for times that count up."""
     return f"{s:.0f}s" if s < 60 else f"{int(s) // 60}m{int(s) % 60:02d}s"

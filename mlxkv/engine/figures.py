@@ -30,6 +30,7 @@ def status(front: Front) -> SessionStatus:
         weight_bytes=front.model.loaded.weight_bytes if front.model else 0,
         disk_bytes=front.disk_bytes,
         disk_limit=front.settings.disk_limit_bytes or 0,
+        session_id=front.chat.session_id if front.chat else None,
     )
 
 
@@ -65,12 +66,12 @@ def context(front: Front) -> ContextUse:
     geometry = chat.cache.plan.geometry
     pinned, offset = geometry.sinks if geometry else 0, len(chat.log)
     first_kept = geometry.first_kept(offset, 0) if geometry and geometry.flushes(offset) else 0
-    turns = chat.turns
-    starts = [turn.start or 0 for turn in turns]
-    ends = [
-        min([start + len(turn.ids), *starts[i + 1 :]])
-        for i, (start, turn) in enumerate(zip(starts, turns, strict=True))
-    ]
+    turns, starts, length = chat.turns, [], 0
+    for turn in turns:  # as their replay makes the log
+        starts.append(length if turn.start is None else turn.start)
+        length = starts[-1] + len(turn.ids)
+    # A template may have rewritten a turn since: then the next one starts before this one's end.
+    ends = [min([start + len(turns[i].ids), *starts[i + 1 :]]) for i, start in enumerate(starts)]
     parts: list[ContextPart] = []
     if chat.system and turns:
         starts[0] = min(pinned if chat.cache.plan.config.sinks == "system" else starts[0], ends[0])

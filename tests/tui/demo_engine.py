@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 
+from mlxkv.commands import Command, LoadModel, NewChat, OpenChat
 from mlxkv.config import Folders, Settings
 from mlxkv.events import FirstScreen, ModelCard
 from mlxkv.tui import run
@@ -29,16 +30,10 @@ def main() -> int:
     parser.add_argument("--theme", default="textual-dark")
     args = parser.parse_args()
     model = None if args.first else "mlx-community/Qwen3-8B-4bit"
-    session = "c1" if args.resume else None
-    return run(
-        ThreadEngine(args.rate),
-        CARDS,
-        Settings(theme=args.theme),
-        Folders.from_env(os.environ),
-        args.ask,
-        session,
-        model,
-    )
+    start: list[Command] = [LoadModel(model)] if model else []
+    start.append(OpenChat("c1") if args.resume else NewChat())
+    folders = Folders.from_env(os.environ)
+    return run(ThreadEngine(args.rate), CARDS, Settings(theme=args.theme), folders, start, args.ask)
 
 
 if __name__ == "__main__":

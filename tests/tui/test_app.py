@@ -207,7 +207,7 @@ async def test_mouse_fuzz_while_streaming() -> None:
 def test_run_closes_the_engine_whatever_happens(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = FakeEngine()
 
-    def broken(self: ChatApp) -> int:
+    def broken(self: ChatApp, mouse: bool) -> int:
         raise RuntimeError("window")
 
     monkeypatch.setattr(ChatApp, "run", broken)
@@ -217,9 +217,11 @@ def test_run_closes_the_engine_whatever_happens(monkeypatch: pytest.MonkeyPatch)
     assert engine.closed == 1
 
 
-def test_run_asks_for_the_model_the_chat_and_then_the_question(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_gives_the_engine_what_to_begin_with(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[ChatApp] = []
-    monkeypatch.setattr(ChatApp, "run", lambda self: made.append(self) or 3)
+    monkeypatch.setattr(ChatApp, "run", lambda self, mouse: made.append(self) or (3 if mouse else 4))
     monkeypatch.setattr("sys.setswitchinterval", lambda _: None)
-    assert tui.run(FakeEngine(), FIRST, Settings(), Folders.from_env(), "q", "c1", "tutor") == 3
-    assert made[0].first_commands == (LoadModel("tutor"), OpenChat("c1"))
+    start = (LoadModel("tutor"), OpenChat("c1"))
+    assert tui.run(FakeEngine(), FIRST, Settings(), Folders.from_env(), start, "q") == 3
+    assert made[0].first_commands == start
+    assert tui.run(FakeEngine(), FIRST, Settings(mouse=False), Folders.from_env()) == 4

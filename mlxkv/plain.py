@@ -1,0 +1,227 @@
+"""Line mode: the chat without a window, for screen readers, dumb terminals and scripts of a terminal.
+
+"User:" and "Assistant:" at the left edge, no colours, no spinner, no box drawing; lists are numbered. Runs on this
+thread, which thereby owns MLX; it shares state and slash commands with the window.
+"""
+
+from __future__ import annotations
+
+import queue
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TextIO
+
+from mlxkv import commands as cmd
+from mlxkv import events as ev
+from mlxkv.config import Folders, Settings
+from mlxkv.engine import Desk
+from mlxkv.errors import ConfigError
+from mlxkv.stats import bytes_text, stat_line
+from mlxkv.text import CONTEXT, clean
+from mlxkv.tui import slash
+from mlxkv.tui.blocks import Kind
+from mlxkv.tui.commands import Run, Unknown, help_rows, parse
+from mlxkv.tui.listing import Listing, PutPrompt, row_line
+from mlxkv.tui.state import ChatState
+
+_TELL_SECONDS = 5.0  # between two lines about a prompt that is being read or a model on its way
+_WIDTH = 72
+
+
+class PlainChat:
+    """`read` asks the user for a line, as `input` does."""
+
+    def __init__(
+        self, folders: Folders, settings: Settings, out: TextIO, read: Callable[[str], str], *, save: bool
+    ) -> None:
+        self._folders, self._out, self._read = folders, out, read
+        self._state = ChatState(time.perf_counter, settings)
+        self._events: queue.SimpleQueue[ev.EngineEvent] = queue.SimpleQueue()
+        self._desk = Desk(folders, settings, self._events_put, save=save)
+        self._before = ""  # the end of the reply so far
+        self._told = 0.0
+        self._is_thinking = self._done = False
+
+    def run(self, first: Sequence[cmd.Command], ask: str | None = None) -> int:
+        """Talk until the user leaves; the exit code."""
+        try:
+            with self._interrupts():
+                self._state.begin(first)
+                self._answer()
+                if ask:
+                    self._line(f"User: {clean(ask)}")
+                    self._state.prompt(ask)
+                    self._answer()
+                while not self._done:
+                    try:
+                        self._take(self._ask())
+                    except EOFError:
+                        break
+            self._line("")
+            return 0
+        finally:
+            self._desk.close()
+
+    # -- the user ----------------------------------------------------------------------------------------------------
+
+    def _ask(self) -> str:
+        """One message: a line that ends with a backslash goes on."""
+        text = self._read("User: ")
+        while text.endswith("\\"):
+            text = text[:-1] + "\n" + self._read("")
+        return text
+
+    def _take(self, text: str) -> None:
+        if not text.strip():
+            return
+        match parse(text):
+            case Unknown(message):
+                self._line(message)
+            case Run(name, argument):
+                if wish := slash.run(self._state, name, argument):
+                    self._grant(wish)
+            case prompt:
+                if refusal := self._state.refusal() or self._no_model():
+                    self._line(refusal)
+                else:
+                    self._state.prompt(prompt.text)
+        self._answer()
+
+    def _no_model(self) -> str:
+        return "" if self._state.is_ready else "No model is loaded: /model lists those there are."
+
+    def _grant(self, wish: slash.Wish) -> None:
+        match wish:
+            case slash.Wish("quit"):
+                self._done = True
+            case slash.Wish("help") | slash.Wish("keys"):
+                for usage, about in help_rows():
+                    self._line(f"{usage}: {about}")
+            case slash.Wish("save", name):
+                from mlxkv.config_file import save_setting
+
+                try:
+                    save_setting(self._folders, name, getattr(self._state.settings, name))
+                except ConfigError as error:
+                    self._line(f"Error: {error}")
+            case slash.Wish(name):
+                self._line(f"/{name} needs the window.")
+
+    def _choose(self, listing: Listing) -> None:
+        """A numbered list; an empty line leaves things as they are."""
+        rows = [row for row in listing.rows if row.choice is not None]
+        self._line(listing.title)
+        for number, row in enumerate(rows, 1):
+            self._line(f"{number}. {row_line(row, _WIDTH).rstrip()}")
+        if not rows:
+            self._line(listing.empty)
+            return
+        answer = self._read("Number, or nothing: ").strip()
+        if not answer.isdigit() or not 1 <= int(answer) <= len(rows):
+            return
+        match rows[int(answer) - 1].choice:
+            case PutPrompt(text):
+                self._line(f"Type: {text}")
+            case None:
+                pass
+            case command:
+                self._state.submit(command)
+
+    # -- the desk ----------------------------------------------------------------------------------------------------
+
+    def _events_put(self, event: ev.EngineEvent) -> None:
+        if isinstance(event, ev.PullProgress):  # of another thread
+            self._events.put(event)
+        else:
+            self._show(event)
+
+    def _answer(self) -> None:
+        """Until there is nothing left to do."""
+        state = self._state
+        while True:
+            while state.outbox:
+                self._desk.answer(state.outbox.popleft())
+            while state.is_pulling or not self._events.empty():
+                self._show(self._events.get())
+            self._say_lines()
+            if state.listing is not None:
+                listing, state.listing = state.listing, None
+                self._choose(listing)
+            if state.put is not None:
+                self._line(f"To change: {clean(state.put)}")
+                state.put = None
+            if not state.outbox:
+                return
+
+    def _show(self, event: ev.EngineEvent) -> None:
+        state = self._state
+        state.apply(event)
+        match event:
+            case ev.TurnStarted():
+                self._say_lines()
+                self._out.write("Assistant: ")
+                self._before, self._is_thinking, self._told = "", False, time.monotonic()
+            case ev.TextDelta(text, thinking=thinking):
+                if thinking and not self._is_thinking:
+                    self._out.write("(thinking) ")
+                self._is_thinking = thinking
+                if not thinking:
+                    self._out.write(clean(text, self._before))
+                    self._before = (self._before + text)[-CONTEXT:]
+            case ev.TurnFinished(stats=stats):
+                self._line("")
+                self._line(f"({stat_line(stats)})")
+            case ev.PrefillProgress(done, total) if self._is_time():
+                self._line(f"(read {done:,} of {total:,} tokens)")
+            case ev.ModelLoading(name, phase, done, total) if total and self._is_time():
+                self._line(f"({phase} {clean(name)}: {bytes_text(done)} of {bytes_text(total)})")
+            case ev.PullProgress(name, "downloading", done, total) if self._is_time():
+                self._line(f"(downloading {clean(name)}: {bytes_text(done)} of {bytes_text(total)})")
+            case ev.ModelReady(name):
+                self._line(f"{clean(name)} is ready.")
+            case ev.ChatOpened(messages=messages):
+                self._show_messages(messages)
+            case _:
+                self._say_lines()
+        self._out.flush()
+
+    def _show_messages(self, messages: Sequence[ev.Message]) -> None:
+        for message in messages:
+            self._line(f"{'User' if message.role == 'user' else 'Assistant'}: {clean(message.text)}")
+
+    def _say_lines(self) -> None:
+        """What the state says in its own name; what was said by others is shown as it comes."""
+        change = self._state.take()
+        for block in change.settled:
+            if block.kind is Kind.ERROR:
+                self._line(f"Error: {block.text}")
+            elif block.kind is Kind.META:
+                self._line(block.text)
+
+    def _is_time(self) -> bool:
+        if time.monotonic() - self._told < _TELL_SECONDS:
+            return False
+        self._told = time.monotonic()
+        return True
+
+    def _line(self, text: str) -> None:
+        self._out.write(f"{text}\n")
+        self._out.flush()
+
+    @contextmanager
+    def _interrupts(self) -> Iterator[None]:
+        """Ctrl+C stops a reply or a download and keeps what there is; at the prompt it ends the chat."""
+
+        def stop(*_: object) -> None:
+            if self._state.turn is None and not self._state.is_pulling:
+                raise KeyboardInterrupt
+            self._desk.stop()
+            self._desk.pause_download()
+
+        before = signal.signal(signal.SIGINT, stop)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
