@@ -1,0 +1,157 @@
+"""Recurrent states on disk: which are kept, what damage costs, and that a file never says what shape they have."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+
+from mlxkv.cache.config import CacheConfig
+from mlxkv.cache.plan import plan_cache
+from mlxkv.cache.prompt_cache import PromptCache
+from mlxkv.config import Folders
+from mlxkv.errors import CacheError, MismatchError
+from mlxkv.runner import ModelRunner
+from mlxkv.store import SessionStore, TurnRecord, read_prompt_file, write_prompt_file
+from tests.hybrids import tiny
+from tests.reference import largest, random_ids
+from tests.store.fake import model as identity
+
+CONFIG = CacheConfig(window=256, block=16, slack=32, sinks=4)
+
+
+class Hybrid:
+    """A chat of a hybrid model: `turn` feeds a message and a reply, and commits."""
+
+    def __init__(self, store: SessionStore) -> None:
+        self.model = tiny("qwen3_next")
+        self.plan = plan_cache(self.model, CONFIG)
+        self.runner, self.cache = ModelRunner(self.model), self.empty()
+        self.store, self.id = store, store.create("hybrid", identity())
+
+    def empty(self) -> PromptCache:
+        return PromptCache(self.plan, self.model)
+
+    def feed(self, cache: PromptCache, ids: list[int]) -> None:
+        for _ in self.runner.prefill(cache, ids):
+            pass
+
+    def turn(self, seed: int) -> None:
+        for role in ("user", "assistant"):
+            ids = random_ids(10, seed=seed + 100 * (role == "user"))
+            self.cache.checkpoint()
+            self.feed(self.cache, ids)
+            self.store.add_turn(self.id, TurnRecord(role, role, tuple(ids)))
+        self.store.commit_kv(self.id, self.cache, identity())
+
+    def states(self, session: str) -> list[int]:
+        """Positions of the states that a session refers to."""
+        with self.store._database.reading() as db:
+            rows = db.execute(
+                "SELECT DISTINCT k.b FROM chunk k JOIN kv_ref r ON r.chunk = k.digest JOIN kv_commit c"
+                " ON c.id = r.kv_commit WHERE c.session = ? AND k.grp = 'state' ORDER BY k.b",
+                (session,),
+            )
+            return [row[0] for row in rows]
+
+    def files(self, position: int) -> list[Path]:
+        with self.store._database.reading() as db:
+            rows = db.execute("SELECT digest FROM chunk WHERE grp = 'state' AND b = ?", (position,)).fetchall()
+        return [self.store._chunks.path(digest) for (digest,) in rows]
+
+
+@pytest.fixture
+def hybrid(store: SessionStore) -> Hybrid:
+    return Hybrid(store)
+
+
+def test_the_states_of_the_newest_turns_and_of_forks_are_kept_and_the_files_of_others_go(
+    hybrid: Hybrid, folders: Folders
+) -> None:
+    for n in range(3):
+        hybrid.turn(n)
+    assert hybrid.states(hybrid.id) == [30, 40, 50, 60]  # before each reply, and after it
+    fork = hybrid.store.fork(hybrid.id, 4)
+    assert hybrid.states(fork) == [30, 40]
+    for n in range(3, 6):
+        hybrid.turn(n)
+    assert hybrid.states(hybrid.id) == [40, 90, 100, 110, 120]
+    assert hybrid.files(10) == hybrid.files(50) == []
+    on_disk = {path.stem for path in (folders.cache / "kv").glob("??/*.safetensors")}
+    with hybrid.store._database.reading() as db:
+        assert on_disk == {row[0] for row in db.execute("SELECT chunk FROM kv_ref")}
+    back = hybrid.empty()
+    assert hybrid.store.restore_kv(fork, back, identity(), hybrid.cache.tokens[:40]).tokens == 40
+
+
+def test_a_damaged_state_costs_the_way_to_the_one_before_it_and_nothing_else(hybrid: Hybrid) -> None:
+    for n in range(2):
+        hybrid.turn(n)
+    (path,) = hybrid.files(40)
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 1
+    path.write_bytes(data)
+    back = hybrid.empty()
+    restored = hybrid.store.restore_kv(hybrid.id, back, identity(), hybrid.cache.tokens)
+    assert restored.tokens == back.offset == 30
+    assert "damaged" in str(restored.notice)
+    assert back.tokens == hybrid.cache.tokens[:30]
+    straight, probe = hybrid.empty(), random_ids(20, seed=9)
+    hybrid.feed(straight, hybrid.cache.tokens[:10])
+    for start in (10, 20):
+        hybrid.feed(straight, hybrid.cache.tokens[start : start + 10])
+    assert largest(hybrid.runner.score(back, probe) - hybrid.runner.score(straight, probe)) == 0.0
+
+
+def test_without_any_state_everything_is_read_again(hybrid: Hybrid) -> None:
+    hybrid.turn(0)
+    for position in (10, 20):
+        for path in hybrid.files(position):
+            path.unlink()
+    back = hybrid.empty()
+    restored = hybrid.store.restore_kv(hybrid.id, back, identity(), hybrid.cache.tokens)
+    assert (restored.tokens, back.offset) == (0, 0)
+    assert restored.notice
+
+
+def test_a_log_that_ends_between_two_states_is_saved_up_to_the_first(hybrid: Hybrid) -> None:
+    hybrid.feed(hybrid.cache, random_ids(10))
+    hybrid.cache.checkpoint()
+    hybrid.feed(hybrid.cache, random_ids(10, seed=2))
+    hybrid.store.add_turn(hybrid.id, TurnRecord("user", "x", tuple(hybrid.cache.tokens[:15])))
+    assert hybrid.store.commit_kv(hybrid.id, hybrid.cache, identity()).pos == 10
+    back = hybrid.empty()
+    assert hybrid.store.restore_kv(hybrid.id, back, identity(), hybrid.cache.tokens[:15]).tokens == 10
+
+
+def test_shapes_are_the_models_whatever_the_cache_holds(hybrid: Hybrid, tmp_path: Path) -> None:
+    hybrid.turn(0)
+    cache: Any = hybrid.cache.layers[0]
+    cache[1] = mx.zeros((1, 2, 3))
+    with pytest.raises(CacheError, match="layer 0"):
+        write_prompt_file(tmp_path / "x.kv", hybrid.cache, identity())
+
+
+def test_another_models_state_does_not_fit(hybrid: Hybrid, tmp_path: Path) -> None:
+    hybrid.turn(0)
+    write_prompt_file(tmp_path / "x.kv", hybrid.cache, identity())
+    other = tiny("granitemoehybrid")
+    with pytest.raises(MismatchError, match="state"):
+        read_prompt_file(tmp_path / "x.kv", PromptCache(plan_cache(other, CONFIG), other), identity())
+
+
+def test_a_model_whose_state_grows_is_not_saved(hybrid: Hybrid) -> None:
+    class Growing(type(hybrid.model)):  # type: ignore[misc]
+        def __call__(self, inputs: mx.array, cache: Any = None) -> mx.array:
+            out = super().__call__(inputs, cache)
+            seen = getattr(cache[0], "seen", mx.zeros((1, 0)))
+            cache[0].seen = mx.concatenate([seen, inputs.astype(mx.float32)], axis=1)
+            return out
+
+    model = Growing(hybrid.model.args)
+    cache = PromptCache(plan_cache(model, CONFIG), model)
+    assert not cache.can_save
+    assert cache.unsaved == ("ArraysCache",)
+    assert hybrid.cache.can_save
