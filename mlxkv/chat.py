@@ -31,6 +31,8 @@ from mlxkv.turn import Turn
 _UPDATE_TOKENS = 256  # an open reply is written to disk this often,
 _UPDATE_SECONDS = 2.0  # or this often, whichever comes first
 _TITLE_LENGTH = 60
+_WORTH_TELLING = 256  # tokens that another chat's rows saved
+_MEASURED_TOKENS = 64  # fewer do not tell how fast a model reads
 
 
 @dataclass(frozen=True)
@@ -155,7 +157,7 @@ class Chat:
     def _reply(self, prompt: Fed, before: TurnRecord, params: SamplingParams, started: float) -> Iterator[TurnEvent]:
         """Generate the reply to `prompt`, of which there is `before` already."""
         ids = (*prompt.ids, *before.ids)
-        self._said.bring_back(self.cache, ids)
+        back = self._said.bring_back(self.cache, ids)
         turn = Turn(
             self._backend.runner,
             self._backend.tokenizer,
@@ -170,6 +172,8 @@ class Chat:
         )
         notice = None
         try:
+            if back is not None and back.shared >= _WORTH_TELLING:
+                yield Notice(f"Reused {back.shared:,} tokens from an earlier chat that began alike.")
             with set_wired_limit():
                 yield from self._streamed(turn, params)
         finally:
@@ -201,6 +205,8 @@ class Chat:
         self._said.write_reply(self._record(turn, params, "stopped" if turn.reason == "stopped" else "done"))
         if self.session_id is None:
             return None
+        if turn.stats.prefill_tokens >= _MEASURED_TOKENS:
+            self._said.measured_prefill(turn.stats.prefill_tps)
         written, notice = self._said.save_rows(self.cache)
         self.stats = turn.stats_on_disk(self._said.disk_bytes(), written)
         return notice

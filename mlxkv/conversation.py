@@ -16,6 +16,8 @@ from mlxkv.events import Branch, Sibling
 from mlxkv.sampling import random_state
 from mlxkv.store import ModelIdentity, Restored, SessionRecord, SessionStore, TurnRecord
 
+_MANY = 256  # new tokens of a message; for fewer the disk is not asked whether another chat had them
+
 
 class Conversation:
     """Turns in order, with or without a session.
@@ -185,11 +187,20 @@ class Conversation:
             return None
         return self._store().restore_kv(self.session_id, cache, self._identity(), ids)
 
-    def bring_back(self, cache: PromptCache, ids: Sequence[int]) -> None:
-        """Where `ids` need rows that the cache does not hold (any more), the session's chunks may have them."""
-        held = common_prefix(cache.tokens, ids)
-        if self.session_id is not None and (held == 0 or cache.offset - held > cache.rewindable):
-            self.restore_rows(cache, ids)
+    def bring_back(self, cache: PromptCache, ids: Sequence[int]) -> Restored | None:
+        """Where `ids` need rows that the cache does not hold (any more), the disk may have them: this session's, or
+        those of another chat that began alike. None where it was not asked."""
+        common = min(common_prefix(cache.tokens, ids), len(ids) - 1)
+        held = cache.landing(common)
+        is_all_there = 0 < held == common
+        if self.session_id is None or not cache.can_save or len(ids) - held <= (_MANY if is_all_there else 1):
+            return None
+        return self._store().restore_kv(self.session_id, cache, self._identity(), ids, held)
+
+    def measured_prefill(self, tokens_per_second: float) -> None:
+        """What reading took this time: whether rows are worth restoring is decided by it."""
+        if self.session_id is not None:
+            self._store().measured_prefill(self._identity(), tokens_per_second)
 
     def disk_bytes(self) -> int:
         """Bytes of rows that the session keeps on disk."""

@@ -6,8 +6,9 @@ nothing of files. Used on the MLX thread.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
 
 import mlx.core as mx
 
@@ -15,6 +16,7 @@ from mlxkv.cache.geometry import Geometry
 from mlxkv.cache.plan import LayerPlan
 from mlxkv.cache.ring import RingKVCache
 from mlxkv.cache.rows import Plane
+from mlxkv.cache.unwritten import unwritten
 from mlxkv.errors import CacheError
 
 Range = tuple[int, int]  # positions [a, b)
@@ -23,6 +25,26 @@ SAFETENSORS_DTYPE = {
     mx.float32: "F32", mx.float16: "F16", mx.bfloat16: "BF16", mx.uint32: "U32", mx.int32: "I32", mx.int64: "I64",
     mx.uint8: "U8", mx.bool_: "BOOL",
 }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """The bytes of a ring's array (1, heads, rows, row_bytes), to write rows into. Not to be kept: while it is held,
+    the next token copies the whole array."""
+
+    data: memoryview
+    heads: int
+    rows: int
+    row_bytes: int
+
+
+@dataclass(frozen=True)
+class Places:
+    """`spans`: positions [from, to) in order and the row of the first, None where they are not wanted. `tensors`: the
+    arrays of a chunk by name."""
+
+    spans: tuple[tuple[int, int, int | None], ...]
+    tensors: Mapping[str, Buffer]
 
 
 class LayerGroup:
@@ -108,20 +130,56 @@ class LayerGroup:
         return [(a, a + geometry.block) for a in starts]
 
     def begin_restore(self, offset: int) -> None:
+        """Buffers that no fork shares and that nobody zeroed: rows go straight into them; see `places`."""
         self._restoring, self._imported = offset, []
         for plan, ring in zip(self.plans, self.layers, strict=True):
-            if plan.shape is not None and ring.empty():
+            if plan.shape is None:
+                continue
+            if ring.empty():
                 shape = plan.shape
                 ring.allocate((1, shape.heads, 0, shape.k_dim), shape.v_dim, shape.dtype, shape.dtype)
+            for rows in (ring.key_rows, ring.value_rows):
+                if rows is not None:
+                    specs, rows.arrays = [(x.shape, x.dtype) for x in rows.arrays], ()
+                    rows.arrays = unwritten(specs)
+
+    def places(self, a: int, b: int, parts: Sequence[Range]) -> Places:
+        """Where to write `parts` of the rows of [a, b), a whole chunk; `imported` comes after, for each part."""
+        if self._restoring is None:
+            raise CacheError("Rows can only be imported between begin_restore and finish_restore.")
+        spans: list[tuple[int, int, int | None]] = []
+        at = a
+        for low, high in sorted(range_ for part in parts for range_ in self._wanted(*part)):
+            if at < low:
+                spans.append((at, low, None))
+            spans += [(s.a, s.b, s.row) for s in self.geometry.segments(low, high, self._restoring)]
+            at = high
+        if at < b:
+            spans.append((at, b, None))
+        tensors = {}
+        for plan, ring in zip(self.plans, self.layers, strict=True):
+            if ring.key_rows is not None and ring.value_rows is not None:
+                arrays = (*ring.key_rows.arrays, *ring.value_rows.arrays)
+                for (name, _), x in zip(_names(plan), arrays, strict=True):
+                    _, heads, rows, width = x.shape
+                    tensors[name] = Buffer(memoryview(cast(Any, x)).cast("B"), heads, rows, width * x.itemsize)
+        return Places(tuple(spans), tensors)
+
+    def imported(self, a: int, b: int) -> None:
+        """The rows of [a, b) have been written to their places."""
+        self._imported += self._wanted(a, b)
+
+    def _wanted(self, a: int, b: int) -> list[Range]:
+        """What of [a, b) is required or optional."""
+        offset = self._restoring or 0
+        ranges = [(max(a, x), min(b, y)) for x, y in (*self.required(offset), *self.optional(offset))]
+        return sorted((x, y) for x, y in ranges if x < y)
 
     def import_rows(self, a: int, b: int, arrays: dict[str, mx.array]) -> None:
         """Put positions [a, b) back. Positions that are neither required nor optional are passed over."""
         if self._restoring is None:
             raise CacheError("Rows can only be imported between begin_restore and finish_restore.")
-        for low, high in [*self.required(self._restoring), *self.optional(self._restoring)]:
-            start, end = max(a, low), min(b, high)
-            if start >= end:
-                continue
+        for start, end in self._wanted(a, b):
             part = slice(start - a, end - a)
             for plan, ring in zip(self.plans, self.layers, strict=True):
                 parts = tuple(arrays[name][..., part, :] for name, _ in _names(plan))
@@ -169,4 +227,3 @@ def _names(plan: LayerPlan) -> list[tuple[str, Plane]]:
     """The names of a layer's arrays in a chunk, keys first: `0.k`, `0.v`; quantized `0.k.w`, `0.k.s`, `0.k.b`, ..."""
     keys = [(f"{plan.name}.k{plane.name}", plane) for plane in plan.key_planes]
     return keys + [(f"{plan.name}.v{plane.name}", plane) for plane in plan.value_planes]
-

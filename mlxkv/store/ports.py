@@ -6,13 +6,48 @@ The cache layer implements these (mlxkv.cache.prompt_cache); tests use a small f
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     import mlx.core as mx
 
 Range = tuple[int, int]
 """Positions [a, b)."""
+
+
+class BufferLike(Protocol):
+    """The bytes of an array (1, heads, rows, row_bytes)."""
+
+    @property
+    def data(self) -> memoryview: ...
+    @property
+    def heads(self) -> int: ...
+    @property
+    def rows(self) -> int: ...
+    @property
+    def row_bytes(self) -> int: ...
+
+
+class PlacesLike(Protocol):
+    """Where rows go: `spans` of positions [from, to) with the row of the first, None where they are not wanted."""
+
+    @property
+    def spans(self) -> Sequence[tuple[int, int, int | None]]: ...
+    @property
+    def tensors(self) -> Mapping[str, BufferLike]: ...
+
+
+@runtime_checkable
+class RowPlaces(Protocol):
+    """What a LayerGroup may offer besides `import_rows`: places to read rows into without a copy."""
+
+    def places(self, a: int, b: int, parts: Sequence[Range]) -> PlacesLike:
+        """For `parts` of the rows [a, b) of a whole chunk. To be dropped before the cache is used."""
+        ...
+
+    def imported(self, a: int, b: int) -> None:
+        """The rows of the part [a, b) are in their places."""
+        ...
 
 
 class LayerGroup(Protocol):

@@ -73,7 +73,7 @@ class Restored:
     """`tokens` of the prompt are back in the cache after reading `bytes` in `seconds`.
 
     `rng` is the sampler state saved at exactly this point of the log, None if there is none; `notice` is one sentence
-    when rows that were saved could not be used.
+    when rows that were saved could not be used. `shared` of the tokens are rows of another chat that began alike.
     """
 
     tokens: int
@@ -81,3 +81,4 @@ class Restored:
     seconds: float
     notice: str | None = None
     rng: bytes | None = None
+    shared: int = 0

@@ -1,4 +1,5 @@
-"""Loading a cache: find the longest prefix that is saved and sound, read its chunks in order, set bad ones aside.
+"""Restoring a cache: find the longest prefix that is saved and sound, of this session or another; decide whether it is
+faster to read than to prefill; read it (loading.py); set bad chunks aside.
 
 Whatever is wrong with the saved rows costs a re-prefill and a notice, never an exception and never other output.
 The engine thread calls this.
@@ -9,39 +10,119 @@ from __future__ import annotations
 import json
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from itertools import islice
 
-from mlxkv.errors import CorruptError, StoreError
-from mlxkv.store.arrays import load_chunk
+from mlxkv.errors import StoreError
+from mlxkv.stats import bytes_text
 from mlxkv.store.chunks import ChunkFiles
 from mlxkv.store.history import pack_ids
 from mlxkv.store.identity import ModelIdentity, first_difference, model_parts, spec_id, spec_parts
+from mlxkv.store.loading import BadChunkError, Read, TooSlowError, load, reads_for
+from mlxkv.store.pacing import Offer, Pace, Watch, choose
 from mlxkv.store.ports import KVCacheLike, LayerGroup
-from mlxkv.store.ranges import common_prefix, cover, covers, merged
+from mlxkv.store.ranges import common_prefix, covers, merged
 from mlxkv.store.records import Restored
-from mlxkv.store.refs import SavedChunk, saved_chunks, saved_commits
-from mlxkv.store.sessions import Sessions
+from mlxkv.store.refs import SavedChunk, save_commit, save_spec, saved_chunks, saved_commits
+from mlxkv.store.sessions import Sessions, save_model
+from mlxkv.store.sharing import find_source
+
+WORTH_SHARING = 32  # tokens; fewer are read in no time
+_MOST_OFFERS = 4
 
 
-class _BadChunk(Exception):
-    def __init__(self, chunk: SavedChunk) -> None:
-        self.chunk = chunk
+@dataclass(frozen=True)
+class Saved:
+    """What the disk has for a prompt.
 
+    `limit`: how many of its first ids the chunks may be rows of; `own`: how many this session has the rows of, which
+    once had `promised`. `rng_at`: the sampler's state by position. `head` and `log` are the session's; `missing` chunks
+    have no file any more.
+    """
 
-Step = tuple[LayerGroup, SavedChunk, int, int]
-"""Import rows [from, to) of a chunk into a group."""
+    spec: str
+    head: str
+    log: array[int]
+    chunks: tuple[SavedChunk, ...]
+    missing: tuple[SavedChunk, ...]
+    own: int
+    promised: int
+    limit: int
+    rng_at: Mapping[int, bytes | None]
+    notice: str | None
+
+    def without(self, bad: Iterable[SavedChunk]) -> Saved:
+        names = {chunk.digest for chunk in bad}
+        return replace(self, chunks=tuple(c for c in self.chunks if c.digest not in names))
 
 
 @dataclass(frozen=True)
 class Restorer:
+    """`pace` is what was measured before."""
+
     sessions: Sessions
     chunks: ChunkFiles
+    pace: Pace
 
-    def restore(self, session_id: str, cache: KVCacheLike, model: ModelIdentity, ids: Sequence[int]) -> Restored:
-        """Fill the cache with the longest saved prefix of `ids`; see SessionStore.restore_kv."""
-        started = time.perf_counter()
-        cache.reset()
+    def restore(
+        self, session_id: str, cache: KVCacheLike, model: ModelIdentity, ids: Sequence[int], held: int = 0
+    ) -> tuple[Restored, float | None]:
+        """See SessionStore.restore_kv. Also how fast it was read (bytes per second), None where too little was."""
+        clock = self.chunks.files.clock
+        started, packed = clock(), pack_ids(ids)
+        if not held:
+            cache.reset()
+        saved = self._find(session_id, cache, model, packed, held)
+        missing = saved.missing
+        self._set_aside(missing)
+        bad: list[SavedChunk] = []
+        reads: list[Read] = []
+        tokens, read_bps, notice = 0, None, saved.notice
+        while offers := [o for o in _offers(cache.groups, saved) if o.tokens > held]:
+            offer = choose(offers, len(ids), held, self.pace)
+            if offer is None:
+                notice = _slow(offers[0], self.pace.read_bps)
+                read_bps = 2 * (self.pace.read_bps or 0)  # a disk that was slow has another chance some other time
+                break
+            reads = reads_for(cache.groups, saved.chunks, offer.tokens)
+            watch = Watch(offer, held, self.pace, clock)
+            try:
+                load(cache, ids[: offer.tokens], reads, self.chunks, watch)
+            except BadChunkError as error:
+                cache.reset()
+                held = 0
+                bad.append(error.chunk)
+                self._set_aside([error.chunk])
+                saved, reads = saved.without([error.chunk]), []
+                continue
+            except BaseException as error:
+                cache.reset()
+                if not isinstance(error, TooSlowError):
+                    raise
+                reads, read_bps = [], watch.read_bps
+                notice = _slow(offer, read_bps)
+                break
+            tokens, read_bps = offer.tokens, watch.read_bps
+            break
+        if bad or (missing and tokens < saved.promised):
+            notice = f"Of the saved KV cache {len(bad)} chunks were damaged and {len(missing)} missing"
+        elif tokens < saved.promised and notice is None and not held:
+            notice = "Not all of the saved KV cache is there any more"
+        if notice:
+            notice += f": {tokens} of {len(ids)} tokens came from disk, the rest is read again."
+        shared = max(tokens - saved.own, 0)
+        if shared:
+            self._adopt(session_id, cache, model, saved, packed, tokens, reads)
+        self._touch(read.chunk for read in reads)
+        return Restored(
+            tokens, sum(read.chunk.size for read in reads), clock() - started, notice, saved.rng_at.get(tokens),
+            shared,
+        ), read_bps  # fmt: skip
+
+    def _find(self, session_id: str, cache: KVCacheLike, model: ModelIdentity, ids: array[int], held: int) -> Saved:
         spec = spec_id(cache.layout(), model.spec_extra)
         with self.sessions.database.reading() as db:
             history = self.sessions.history(db, session_id)
@@ -53,117 +134,79 @@ class Restorer:
                 newest = db.execute("SELECT model, spec_id FROM kv_commit WHERE id = ?", (commits[0].id,)).fetchone()
                 field = _difference(db, newest, model, spec_parts(cache.layout(), model.spec_extra))
                 notice = f"The saved KV cache was made with another model or setting (`{field}` differs)"
-        missing = [chunk for chunk in saved if not self.chunks.has(chunk.digest, chunk.size)]
-        self._set_aside(missing)
-        saved = [chunk for chunk in saved if chunk not in missing]
-        common = common_prefix(history.log, pack_ids(ids))
-        limit = max((min(c.kept, common) for c in mine), default=0) if cache.groups else 0
-        tokens, num_bytes, bad = self._fill(cache, saved, ids, limit)
-        if bad or (missing and tokens < limit):
-            notice = f"Of the saved KV cache {len(bad)} chunks were damaged and {len(missing)} missing"
-        elif tokens < limit:
-            notice = "The history changed before the rows that were saved"
-        if notice:
-            notice += f": {tokens} of {len(ids)} tokens came from disk, the rest is read again."
-        rng = next((c.rng for c in mine if c.kept == c.pos == limit), None)
-        return Restored(tokens, num_bytes, time.perf_counter() - started, notice, rng)
+            common = common_prefix(history.log, ids)
+            promised = limit = max((min(c.kept, common) for c in mine), default=0) if cache.groups else 0
+            rng_at = {c.pos: c.rng for c in reversed(mine) if c.kept == c.pos == promised}
+            missing = [chunk for chunk in saved if not self.chunks.has(chunk.digest, chunk.size)]
+            saved = [chunk for chunk in saved if chunk not in missing]
+            own = next(_standing(cache.groups, saved, promised), 0)
+            if len(ids) - max(own, held) >= WORTH_SHARING and cache.groups:
+                names = [group.name for group in cache.groups]
+                other = find_source(db, self.sessions, model.model_id, spec, names, ids, session_id)
+                if other is not None and other.limit >= max(own, held) + WORTH_SHARING:
+                    known = {chunk.digest for chunk in saved}
+                    there = (c for c in other.chunks if c.digest not in known and self.chunks.has(c.digest, c.size))
+                    saved, limit = [*saved, *there], other.limit
+        return Saved(
+            spec, history.head, history.log, tuple(saved), tuple(missing), own, promised, limit, rng_at, notice
+        )  # fmt: skip
 
-    def _fill(
-        self, cache: KVCacheLike, saved: list[SavedChunk], ids: Sequence[int], limit: int
-    ) -> tuple[int, int, list[SavedChunk]]:
-        """Load the longest prefix of at most `limit` tokens. Returns tokens, bytes read, chunks that were bad."""
-        bad: list[SavedChunk] = []
-        while True:
-            usable = [chunk for chunk in saved if chunk not in bad]
-            tokens = _longest(cache.groups, usable, limit)
-            if tokens == 0:
-                return 0, 0, bad
-            try:
-                cache.begin_restore(ids[:tokens])
-                num_bytes = sum(self._import(step) for step in _merge_reads(_steps(cache.groups, usable, tokens)))
-                cache.finish_restore()
-            except _BadChunk as error:
-                cache.reset()
-                bad.append(error.chunk)
-                self._set_aside([error.chunk])
-            except BaseException:
-                cache.reset()
-                raise
-            else:
-                self._touch(usable)
-                return tokens, num_bytes, bad
+    def _adopt(
+        self, session_id: str, cache: KVCacheLike, model: ModelIdentity, saved: Saved, ids: array[int], tokens: int,
+        reads: Sequence[Read],
+    ) -> None:  # fmt: skip
+        """Let the session refer to what it took from another one: then it need not be written again, and stays when
+        the other is deleted."""
+        end = min(tokens, common_prefix(saved.log, ids))
+        chunks = [read.chunk for read in reads if read.chunk.head.b <= end]
+        pos = next(_standing(cache.groups, chunks, end), 0)
+        if not pos:
+            return
+        with suppress(StoreError), self.sessions.database.writing() as db:
+            row = db.execute("SELECT head FROM session WHERE id = ?", (session_id,)).fetchone()
+            there = [chunk for chunk in chunks if self.chunks.has(chunk.digest, chunk.size)]
+            if row is not None and row[0] == saved.head:
+                save_spec(db, saved.spec, spec_parts(cache.layout(), model.spec_extra))
+                save_commit(db, session_id, pos, saved.head, save_model(db, model), saved.spec, None, there)
 
-    def _import(self, read: tuple[SavedChunk, list[tuple[LayerGroup, int, int]]]) -> int:
-        chunk, targets = read
-        head = chunk.head
-        shapes = targets[0][0].shapes(head.b - head.a)
-        try:
-            arrays = load_chunk(self.chunks.path(chunk.digest), chunk.digest, chunk.size, head, shapes)
-        except CorruptError as error:
-            raise _BadChunk(chunk) from error
-        for group, a, b in targets:
-            rows = arrays
-            if (a, b) != (head.a, head.b):
-                rows = {name: x[..., a - head.a : b - head.a, :] for name, x in arrays.items()}
-            group.import_rows(a, b, rows)
-        return chunk.size
-
-    def _set_aside(self, chunks: list[SavedChunk]) -> None:
+    def _set_aside(self, chunks: Sequence[SavedChunk]) -> None:
         """File first: a bad file under its good name would be taken for saved by the next commit."""
         if not chunks:
             return
         for chunk in chunks:
             self.chunks.quarantine(chunk.digest)
-        try:
-            with self.sessions.database.writing() as db:
-                db.executemany("DELETE FROM chunk WHERE digest = ?", [(chunk.digest,) for chunk in chunks])
-        except StoreError:
-            pass  # a read-only disk: the chunk is merely found missing again next time
+        with suppress(StoreError), self.sessions.database.writing() as db:
+            # On a read-only disk the chunk is merely found missing again next time.
+            db.executemany("DELETE FROM chunk WHERE digest = ?", [(chunk.digest,) for chunk in chunks])
 
     def _touch(self, chunks: Iterable[SavedChunk]) -> None:
-        try:
-            with self.sessions.database.writing() as db:
-                now = time.time()
-                db.executemany("UPDATE chunk SET last_used = ? WHERE digest = ?", [(now, c.digest) for c in chunks])
-        except StoreError:
-            pass  # only the order of eviction suffers
+        with suppress(StoreError), self.sessions.database.writing() as db:  # else only the order of eviction suffers
+            now = time.time()
+            db.executemany("UPDATE chunk SET last_used = ? WHERE digest = ?", [(now, c.digest) for c in chunks])
 
 
-def _spans(group: LayerGroup, saved: Iterable[SavedChunk]) -> list[tuple[int, int, SavedChunk]]:
-    return [(chunk.head.a, chunk.end, chunk) for chunk in saved if chunk.head.group == group.name]
+def _offers(groups: Sequence[LayerGroup], saved: Saved) -> list[Offer]:
+    """The longest prefixes at which one can go on, and what reading them takes."""
+    positions = islice(_standing(groups, saved.chunks, saved.limit), _MOST_OFFERS)
+    return [Offer(p, sum(read.chunk.size for read in reads_for(groups, saved.chunks, p))) for p in positions]
 
 
-def _longest(groups: Sequence[LayerGroup], saved: list[SavedChunk], limit: int) -> int:
-    """The most tokens, at most `limit`, at which every group can stand.
+def _standing(groups: Sequence[LayerGroup], chunks: Sequence[SavedChunk], limit: int) -> Iterator[int]:
+    """The positions up to `limit` at which every group can stand, from the last on.
 
     Only `limit` and the ends of what is saved need a look: as the position goes down, so does the first row required,
     so a gap is only escaped by going back to where it begins.
     """
-    have = {g.name: merged((a, b) for a, b, _ in _spans(g, saved)) for g in groups}
-    ends = {limit, *(b for ranges in have.values() for _, b in ranges if b < limit)}
-    return next((p for p in sorted(ends, reverse=True) if all(covers(have[g.name], g.required(p)) for g in groups)), 0)
+    spans = {g.name: [(c.head.a, c.end) for c in chunks if c.head.group == g.name] for g in groups}
+    have = {name: merged(ranges) for name, ranges in spans.items()}
+    for p in sorted({limit, *(b for ranges in spans.values() for _, b in ranges if b < limit)}, reverse=True):
+        if p > 0 and all(covers(have[g.name], g.required(p)) for g in groups):
+            yield p
 
 
-def _steps(groups: Sequence[LayerGroup], saved: list[SavedChunk], tokens: int) -> Iterator[Step]:
-    for group in groups:
-        spans = _spans(group, saved)
-        for wanted in sorted({*group.required(tokens), *group.optional(tokens)}):
-            for chunk, a, b in cover(spans, wanted) or ():  # None only for an optional range
-                yield group, chunk, a, b
-
-
-def _merge_reads(steps: Iterable[Step]) -> Iterator[tuple[SavedChunk, list[tuple[LayerGroup, int, int]]]]:
-    """Neighbouring steps on one chunk become one read of its file."""
-    chunk: SavedChunk | None = None
-    targets: list[tuple[LayerGroup, int, int]] = []
-    for group, next_chunk, a, b in steps:
-        if chunk is not None and next_chunk is not chunk:
-            yield chunk, targets
-            targets = []
-        chunk = next_chunk
-        targets.append((group, a, b))
-    if chunk is not None:
-        yield chunk, targets
+def _slow(offer: Offer, read_bps: float | None) -> str:
+    speed = f" ({bytes_text(read_bps)}/s)" if read_bps else ""
+    return f"Reading {bytes_text(offer.bytes)} from this disk{speed} would take longer than reading the chat again"
 
 
 def _difference(

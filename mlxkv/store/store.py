@@ -27,6 +27,8 @@ from mlxkv.store.format import Encoded
 from mlxkv.store.identity import ModelIdentity
 from mlxkv.store.locks import kv_lock, lock_path, locked, open_sessions, store_lock
 from mlxkv.store.opening import RememberedHashes, open_database
+from mlxkv.store.paces import Paces
+from mlxkv.store.pacing import Pace
 from mlxkv.store.ports import KVCacheLike
 from mlxkv.store.quota import Quota
 from mlxkv.store.records import KVCommit, Restored, SearchHit, SessionRecord, TurnRecord
@@ -304,17 +306,29 @@ class SessionStore:
         self._told[session_id] = notice
         return notice
 
-    def restore_kv(self, session_id: str, cache: KVCacheLike, model: ModelIdentity, ids: Sequence[int]) -> Restored:
-        """Reset the cache and fill it with the longest saved prefix of `ids`.
+    def restore_kv(
+        self, session_id: str, cache: KVCacheLike, model: ModelIdentity, ids: Sequence[int], held: int = 0
+    ) -> Restored:
+        """Fill the cache with the longest saved prefix of `ids`, of this session or of another that began alike, unless
+        it goes on from the `held` tokens that it has, or reads all again, faster than the disk gives rows.
 
         Missing or damaged rows, or ones of another model or cache layout, cost tokens and give a notice; damaged files
-        are moved to the folder `quarantine`. `optional` rows are loaded where they are at hand.
+        are moved to the folder `quarantine`. `optional` rows are loaded where they are at hand. The cache is left as it
+        is where `tokens` of the answer is 0 and nothing was damaged or slow.
 
         Raises:
             SessionNotFoundError. CorruptError: the turns (not the rows) are damaged.
         """
         self._wait(session_id)
-        return Restorer(self._sessions, self._chunks).restore(session_id, cache, model, ids)
+        paces = Paces(self._database)
+        restorer = Restorer(self._sessions, self._chunks, paces.get(model.model_id))
+        restored, read_bps = restorer.restore(session_id, cache, model, ids, held)
+        paces.measured(model.model_id, Pace(read_bps=read_bps))
+        return restored
+
+    def measured_prefill(self, model: ModelIdentity, tokens_per_second: float) -> None:
+        """What a prefill of this model was measured to do here; `restore_kv` goes by it."""
+        Paces(self._database).measured(model.model_id, Pace(prefill_tps=tokens_per_second))
 
     def disk_bytes(self, session_id: str) -> int:
         """Bytes of the chunks the session refers to, shared ones and those on their way to the disk included."""

@@ -1,0 +1,77 @@
+"""Rows that another session saved and this prompt begins with: the same system prompt, the same document.
+
+Chunks are found by their prefix keys, which stand for model, cache layout and all ids before them; then the ids of the
+session they are from are compared as well. Reads inside the caller's transaction. Engine thread.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from mlxkv.errors import StoreError
+from mlxkv.store.format import prefix_keys
+from mlxkv.store.ranges import common_prefix
+from mlxkv.store.refs import SavedChunk, saved_chunks, saved_commits, seed
+from mlxkv.store.sessions import Sessions
+
+_MOST_SOURCES = 4  # sessions that share as much; the one whose log goes on longest with the prompt is taken
+
+
+@dataclass(frozen=True)
+class Source:
+    """Chunks of a session whose rows [head.a, end) belong to the first `limit` ids of a prompt."""
+
+    session_id: str
+    chunks: tuple[SavedChunk, ...] = ()
+    limit: int = 0
+
+
+def find_source(
+    db: sqlite3.Connection, sessions: Sessions, model_id: str, spec_id: str, groups: Sequence[str], ids: array[int],
+    but: str | None,
+) -> Source | None:  # fmt: skip
+    """The session, other than `but`, that has the longest beginning of `ids` saved."""
+    best: Source | None = None
+    for session_id in _candidates(db, model_id, spec_id, groups, ids, but):
+        try:
+            history = sessions.history(db, session_id)
+        except StoreError:
+            continue  # damaged or just deleted: its rows are of no use to others
+        common = common_prefix(history.log, ids)
+        commits = [c for c in saved_commits(db, session_id, history) if (c.model_id, c.spec_id) == (model_id, spec_id)]
+        limit = max((min(c.kept, common) for c in commits), default=0)
+        if limit > (best.limit if best else 0):
+            saved = saved_chunks(db, commits, history)
+            chunks = [replace(c, end=min(c.end, limit)) for c in saved if c.head.a < limit]
+            best = Source(session_id, tuple(chunks), limit)
+    return best
+
+
+def _candidates(
+    db: sqlite3.Connection, model_id: str, spec_id: str, groups: Sequence[str], ids: array[int], but: str | None
+) -> list[str]:
+    """Sessions that refer to the chunk that reaches furthest into `ids`, newest first."""
+    saved: dict[str, list[tuple[int, int, str, str]]] = {}
+    for group, *chunk in db.execute(
+        "SELECT grp, a, b, prefix_key, digest FROM chunk WHERE spec_id = ? AND b <= ?", (spec_id, len(ids))
+    ):
+        saved.setdefault(group, []).append(tuple(chunk))
+    found: list[tuple[int, str]] = []
+    for group in groups:
+        keys = prefix_keys(ids, seed(model_id, spec_id, group), {(a, b) for a, b, *_ in saved.get(group, ())})
+        found += [(b, digest) for a, b, key, digest in saved.get(group, ()) if keys[a, b] == key]
+    out: list[str] = []
+    for _, digest in sorted(found, reverse=True):
+        for (session_id,) in db.execute(
+            "SELECT DISTINCT c.session FROM kv_ref r JOIN kv_commit c ON c.id = r.kv_commit WHERE r.chunk = ?"
+            " ORDER BY c.session DESC LIMIT ?",
+            (digest, _MOST_SOURCES + 1),
+        ):
+            if session_id != but and session_id not in out:
+                out.append(session_id)
+        if len(out) >= _MOST_SOURCES:
+            break
+    return out[:_MOST_SOURCES]
