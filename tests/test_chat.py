@@ -179,7 +179,7 @@ def test_a_reply_that_was_cut_goes_on_in_place_as_if_it_had_never_been(model: Mo
     chat, straight = new(model), new(model, max_tokens=36)
     session = chat.save()
     say(chat, "hi")
-    whole = say(straight, "hi")
+    whole = last = say(straight, "hi")
     for _ in range(2):
         *deltas, last = chat.continue_reply()
         assert isinstance(last, TurnFinished)

@@ -108,7 +108,7 @@ def save_spec(db: sqlite3.Connection, spec_id: str, parts: dict[str, str]) -> No
 
 def save_commit(
     db: sqlite3.Connection, session_id: str, pos: int, turn: str, model: str, spec_id: str, rng: bytes | None,
-    chunks: Iterable[Encoded],
+    chunks: Iterable[Encoded | SavedChunk],
 ) -> None:  # fmt: skip
     """One commit with the chunks that are new; a second commit of the same point replaces the sampler state."""
     digest = commit_digest(pos, turn, model, spec_id, rng)
