@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from mlxkv.attachments import question_with, text_or_file
+from mlxkv.cli_cache import cache
 from mlxkv.cli_chats import chats, open_store
 from mlxkv.cli_models import models
 from mlxkv.config import Folders, Settings, load_settings, private_folder
@@ -30,7 +32,10 @@ if TYPE_CHECKING:
     from mlxkv.commands import Command
     from mlxkv.events import FirstScreen
 
-_MAX_ATTACHMENT = 32 << 20  # bytes of one file or of stdin
+
+_COMMANDS = {
+    "chat", "chats", "cache", "models", "doctor", "path", "--help", "-h", "--install-completion", "--show-completion",
+}  # fmt: skip
 
 
 class _Root(TyperGroup):
@@ -52,6 +57,7 @@ app = typer.Typer(
     help="Chat with a local model whose KV cache rotates in place and survives a restart.",
 )
 app.add_typer(chats, name="chats")
+app.add_typer(cache, name="cache")
 app.add_typer(models, name="models")
 
 
@@ -73,6 +79,7 @@ def chat(
         str | None, typer.Option("-r", "--resume", help="Go on with this chat (id or title); alone: choose one.")
     ] = None,
     fork: Annotated[bool, typer.Option("--fork", help="With -c or -r: go on in a copy.")] = False,
+    named: Annotated[str | None, typer.Option("--cache", help="With -p: ask this prompt cache.")] = None,
     no_save: Annotated[bool, typer.Option("--no-save", help="Leave nothing on disk.")] = False,
     plain: Annotated[bool, typer.Option("--plain", help=help_of("plain"))] = False,
     no_mouse: Annotated[bool, typer.Option("--no-mouse", help="Leave the mouse to the terminal.")] = False,
@@ -93,47 +100,55 @@ def chat(
     """Open the chat, or with -p print one reply."""
     folders = Folders.from_env()
     flags = {
-        "model": model, "system": system and _text_or_file(system), "temperature": temp, "top_p": top_p, "top_k": top_k,
+        "model": model, "system": system and text_or_file(system), "temperature": temp, "top_p": top_p, "top_k": top_k,
         "min_p": min_p, "max_tokens": max_tokens, "seed": seed, "window": window, "sinks": sinks,
         "plain": plain or None, "mouse": False if no_mouse else None, "kv_bits": kv_bits, "disk_limit": disk_limit,
     }  # fmt: skip
     settings = load_settings(folders, flags=flags)
+    asked = _named_cache(folders, named, system, continue_ or resume is not None)
     from mlxkv.cache.config import CacheConfig
     from mlxkv.device import check_platform
     from mlxkv.sampling import SamplingParams
 
-    cache = CacheConfig.from_settings(settings)
+    bounds = CacheConfig.from_settings(settings)
     SamplingParams.for_model({}, **settings.sampling)  # what is out of range is said before a model is loaded
 
     check_platform()
-    printing = print_ or output is not Output.text or not (sys.stdin.isatty() and sys.stdout.isatty())
+    printing = print_ or asked is not None or output is not Output.text
+    printing = printing or not (sys.stdin.isatty() and sys.stdout.isatty())
     plain = settings.plain or bool(os.environ.get("ACCESSIBLE")) or os.environ.get("TERM") == "dumb"
     picks = resume == "" and not continue_ and not printing  # alone it asks which chat, where somebody can answer
     session_id = None if picks else _session_id(folders, "" if continue_ else resume)
     if printing:
         request = PrintRequest(
-            _question(question, file or [], sys.stdin),
+            question_with(question, file or [], sys.stdin),
             settings.system,
             session_id,
             fork,
             not no_save,
             quiet,
             output.value,
+            asked,
         )
-        raise typer.Exit(_print(folders, settings, request, cache))
-    question = _question(question, file, None) if file else question
+        raise typer.Exit(_print(folders, settings, request, bounds, model))
+    question = question_with(question, file, None) if file else question
     talk = _lines if plain else _window
     raise typer.Exit(talk(folders, settings, _start(folders, settings, session_id, fork, picks), question, not no_save))
 
 
-def _print(folders: Folders, settings: Settings, request: PrintRequest, cache: CacheConfig) -> int:
+def _print(
+    folders: Folders, settings: Settings, request: PrintRequest, cache: CacheConfig, model_flag: str | None
+) -> int:
     if not request.question.strip():
         raise PromptError('The prompt is empty; give one, as in `mlxkv -p "Why is the sky blue?"`.')
     from mlxkv.model import load
     from mlxkv.models import BUILT_IN
     from mlxkv.print_mode import answer
+    from mlxkv.store.prompt_folder import PromptFolder
 
-    model = load(_model_name(folders, settings, request.resume) or BUILT_IN[0], folders=folders)
+    made_with = None if request.cache is None else PromptFolder(folders).describe(request.cache).model
+    name = model_flag or made_with or _model_name(folders, settings, request.resume) or BUILT_IN[0]
+    model = load(name, folders=folders)
     bounds = cache if request.resume is None or settings.bounds_cache else None
     return answer(model, request, bounds, settings.sampling, sys.stdout, sys.stderr)
 
@@ -233,6 +248,22 @@ def _session_id(folders: Folders, session: str | None) -> str | None:
     return found
 
 
+def _named_cache(folders: Folders, name: str | None, system: str | None, goes_on: bool) -> Path | None:
+    """The file meant by --cache.
+
+    Raises:
+        ConfigError: options that a prompt cache leaves no room for. StoreError: there is none of that name.
+    """
+    if name is None:
+        return None
+    if system is not None or goes_on:
+        other = "-s" if system is not None else "-c or -r"
+        raise ConfigError(f"--cache {name} brings its own beginning of a chat; leave out {other}.")
+    from mlxkv.store.prompt_folder import PromptFolder
+
+    return PromptFolder(folders).find(name)
+
+
 def _model_name(folders: Folders, settings: Settings, session_id: str | None) -> str | None:
     """-m or the setting, else the chat's model, else the last one used; None where there is none."""
     if settings.model is not None or not (folders.data / "store.json").exists():
@@ -240,34 +271,6 @@ def _model_name(folders: Folders, settings: Settings, session_id: str | None) ->
     with open_store(folders) as store:
         chosen = session_id or store.latest()
         return store.load(chosen).model.name if chosen else None
-
-
-def _question(question: str | None, files: Sequence[Path], stdin: Any) -> str:
-    parts = [f"{path.name}:\n\n{_read(path)}" for path in files]
-    if question:
-        parts.append(question)
-    if stdin is not None and not stdin.isatty():
-        piped = stdin.read(_MAX_ATTACHMENT + 1)
-        if len(piped) > _MAX_ATTACHMENT:
-            raise PromptError(f"Standard input is over {_MAX_ATTACHMENT >> 20} MiB; give less of it.")
-        if piped.strip():
-            parts.append(piped.rstrip("\n"))
-    return "\n\n".join(parts)
-
-
-def _text_or_file(value: str) -> str:
-    return _read(Path(value[1:])) if value.startswith("@") else value
-
-
-def _read(path: Path) -> str:
-    try:
-        if path.stat().st_size > _MAX_ATTACHMENT:
-            raise PromptError(f"{path} is over {_MAX_ATTACHMENT >> 20} MiB; give a part of it.")
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise PromptError(f"{path} is not UTF-8 text; convert it first.") from error
-    except OSError as error:
-        raise PromptError(f"{path} cannot be read ({error.strerror}); check the name.") from error
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -278,8 +281,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
         print(f"mlxkv {__version__}")
         sys.exit(0)
-    known = {"chat", "chats", "models", "doctor", "path", "--help", "-h", "--install-completion", "--show-completion"}
-    if not args or args[0] not in known:
+    if not args or args[0] not in _COMMANDS:
         args.insert(0, "chat")
     debug = "--debug" in args
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its advice about PyTorch is not for our users

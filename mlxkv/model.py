@@ -15,11 +15,12 @@ from typing import Any
 from mlxkv.cache.config import CacheConfig
 from mlxkv.cache.foreign import ForeignCache, check_fits, to_mlx_lm, window_for
 from mlxkv.cache.plan import plan_cache
-from mlxkv.cache.prompt_cache import PromptCache, PromptText
+from mlxkv.cache.portable import PromptText
+from mlxkv.cache.prompt_cache import PromptCache
 from mlxkv.chat import Chat, ChatBackend
 from mlxkv.config import Folders
 from mlxkv.device import current_device, set_wired_limit
-from mlxkv.errors import ConfigError, OutOfMemoryError, PromptError
+from mlxkv.errors import ConfigError, MismatchError, OutOfMemoryError, PromptError
 from mlxkv.events import TurnEvent
 from mlxkv.models import LoadedModel, load_model
 from mlxkv.prompt import Fed, PromptFormat, checked_ids
@@ -38,6 +39,7 @@ from mlxkv.store.interop import read_mlx_lm, write_mlx_lm
 from mlxkv.turn import Turn
 
 _GENERATE_TOKENS = 256
+_MODEL_ID = "mlxkv_model_id"  # in the metadata of exports
 _CACHE_SHARE = 0.8  # of the memory that the weights leave
 
 
@@ -260,6 +262,9 @@ class Model:
         file = read_mlx_lm(path)
         held = self.make_cache(cache or CacheConfig())
         check_fits(file.layers, held.plan, path.name)
+        if file.metadata.get(_MODEL_ID, self.identity.model_id) != self.identity.model_id:
+            why = f"{path.name} was made with other weights than {self.name} has; load the model it was made with."
+            raise MismatchError(why, "model_id")
         if cache is None and held.capacity < file.layers[0].offset:
             held = self.make_cache(CacheConfig(window=window_for(file.layers[0].offset)))
         return ForeignCache(held.plan, self.loaded.model, file.layers, _Files(self))
@@ -312,7 +317,7 @@ class _Files:
 
     def export(self, path: Path, cache: PromptCache, version: str) -> int:
         # What `mlx_lm.generate --prompt-cache-file` looks for.
-        about = {"model": self._model.name, "tokenizer_config": "{}"}
+        about = {"model": self._model.name, "tokenizer_config": "{}", _MODEL_ID: self._model.identity.model_id}
         return write_mlx_lm(path, to_mlx_lm(cache), version, about)
 
 

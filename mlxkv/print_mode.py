@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from mlxkv.events import Notice, PrefillProgress, TextDelta, TurnFinished
@@ -20,6 +21,7 @@ from mlxkv.text import clean
 
 if TYPE_CHECKING:
     from mlxkv.cache.config import CacheConfig
+    from mlxkv.cache.prompt_cache import PromptCache
     from mlxkv.chat import Chat
     from mlxkv.model import Model
 
@@ -37,6 +39,7 @@ class PrintRequest:
     save: bool = True
     quiet: bool = False
     output: str = "text"  # or "json", "stream-json"
+    cache: Path | None = None  # a prompt cache to begin with; such a chat is not saved
 
 
 def answer(
@@ -86,9 +89,16 @@ def _print_turn(chat: Chat, request: PrintRequest, out: TextIO, err: TextIO) -> 
     return finished
 
 
+def open_cache(model: Model, path: Path) -> PromptCache:
+    """A named prompt cache: one of ours, or an imported one."""
+    return model.import_mlx_lm(path) if path.suffix == ".safetensors" else model.load_cache(path)
+
+
 @contextmanager
 def _chat(model: Model, request: PrintRequest, cache: CacheConfig | None, sampling: dict[str, Any]) -> Iterator[Chat]:
-    if request.resume is None:
+    if request.cache is not None:
+        chat = model.chat(cache=open_cache(model, request.cache), **sampling)
+    elif request.resume is None:
         chat = model.chat(request.system, cache, autosave=request.save, **sampling)
     else:
         chat = model.resume(request.resume, cache=cache, fork=request.fork and request.save, **sampling)

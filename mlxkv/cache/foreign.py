@@ -12,43 +12,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import mlx.core as mx
 
 from mlxkv.cache.plan import CachePlan, LayerPlan, RowShape
+from mlxkv.cache.portable import KINDS, OPAQUE, LayerState
 from mlxkv.cache.prompt_cache import PromptCache, Reuse, common_prefix
 from mlxkv.cache.ring import RingKVCache
 from mlxkv.cache.rows import Codec, Parts, Rows
 from mlxkv.cache.state import capture
 from mlxkv.errors import CacheError, MismatchError
-
-Kind = Literal["KVCache", "RotatingKVCache", "QuantizedKVCache"]
-KINDS: tuple[str, ...] = get_args(Kind)
-"""The mlx-lm classes that can be read and written; all others are refused."""
-
-OPAQUE = -1
-"""In a token log: a token of an imported cache, whose id nobody knows. It can be gone on from and not read again."""
-
-
-@dataclass(frozen=True)
-class LayerState:
-    """One layer as mlx-lm keeps it. `keys` and `values` are one array (1, n_kv_heads, rows, head_dim), or the packed
-    numbers, scales and biases of one. `keep`, `max_size` and `idx` belong to the rotating kind, `group_size` and `bits`
-    to the quantized one."""
-
-    kind: Kind
-    keys: Parts
-    values: Parts
-    offset: int
-    keep: int = 0
-    max_size: int = 0
-    idx: int = 0
-    group_size: int = 0
-    bits: int = 0
-
 
 # -- out -------------------------------------------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ from mlxkv.cache.checkpoints import EVERY, Checkpoint, Checkpoints
 from mlxkv.cache.frames import Frames
 from mlxkv.cache.groups import Group, make_groups
 from mlxkv.cache.plan import CachePlan
+from mlxkv.cache.portable import PromptText
 from mlxkv.cache.ring import RingKVCache
 from mlxkv.cache.state import capture, go_back, is_recurrent, leaves, put_back, rewind_floor
 from mlxkv.cache.state_group import StateGroup
@@ -30,19 +31,6 @@ class Reuse:
     cached: int
     stopped_at: int | None = None
     why: str | None = None
-
-
-@dataclass(frozen=True)
-class PromptText:
-    """The text that the first `num_tokens` of a cache were made from, where it is the beginning of a chat.
-
-    `text` begins the first message after the prompt `system`; `rendered` is what the chat template made of both.
-    """
-
-    system: str | None
-    text: str
-    rendered: str
-    num_tokens: int
 
 
 class PromptFiles(Protocol):

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from mlxkv.cache.foreign import KINDS, LayerState
+from mlxkv.cache.portable import KINDS, LayerState
 from mlxkv.errors import ConfigError, CorruptError, StoreError
 from mlxkv.safetensors import MAX_DIM, Header, Tensor, encode_header, read_header
 from mlxkv.store.arrays import buffer_of, dtype_name, evaluated
@@ -56,10 +56,12 @@ def write_mlx_lm(
     """Write `layers` so that mlx-lm `version` loads them, and return the bytes. One array is evaluated at a time.
 
     Raises:
-        ConfigError: no such version. StoreError: no such folder, the disk refuses, or there are too many layers.
+        ConfigError: no such version, or a name mlx-lm would not load. StoreError: the disk refuses, or too many layers.
     """
     if version not in VERSIONS:
         raise ConfigError(f"`version` is {version!r}; it must be {' or '.join(map(repr, VERSIONS))}.")
+    if path.suffix != ".safetensors":
+        raise ConfigError(f"{path.name} must end in .safetensors, or mlx-lm does not load it.")
     tensors: dict[str, Any] = {}
     for i, layer in enumerate(layers):
         tensors |= {f"{i}.{side}{part}": x for side, part, x in _arrays(layer)}

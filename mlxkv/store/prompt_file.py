@@ -18,7 +18,7 @@ from typing import Any
 
 import xxhash
 
-from mlxkv.cache.prompt_cache import PromptText
+from mlxkv.cache.portable import PromptText
 from mlxkv.errors import CorruptError, MismatchError, StoreError
 from mlxkv.safetensors import ITEM_SIZES, MAX_HEADER, Header, encode_header, read_header
 from mlxkv.store.arrays import buffer_of, evaluated, to_tensors

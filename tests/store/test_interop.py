@@ -13,7 +13,8 @@ import pytest
 from mlx_lm.models import cache as theirs
 
 import mlxkv
-from mlxkv.cache.foreign import OPAQUE, ForeignCache
+from mlxkv.cache.foreign import ForeignCache
+from mlxkv.cache.portable import OPAQUE
 from mlxkv.errors import CacheError, ConfigError, MismatchError, StoreError
 from mlxkv.model import Model
 from mlxkv.store.interop import VERSIONS, read_mlx_lm
@@ -229,6 +230,8 @@ def test_what_mlx_lm_cannot_hold_is_refused(models: Any, tmp_path: Path) -> None
     pc = model.prefill(ids[:5])
     with pytest.raises(ConfigError, match=r"'0\.30'"):
         pc.export_mlx_lm(path, version="0.30")
+    with pytest.raises(ConfigError, match=r"end in \.safetensors"):
+        pc.export_mlx_lm(tmp_path / "x.kv")
     with pytest.raises(StoreError, match="does not exist"):
         pc.export_mlx_lm(tmp_path / "no" / "x.safetensors")
     with pytest.raises(CacheError, match="empty"):

@@ -1,0 +1,46 @@
+"""What a cache is outside of its buffers: the text it was made from, a layer as mlx-lm keeps one. No MLX at import."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, get_args
+
+if TYPE_CHECKING:
+    from mlxkv.cache.rows import Parts
+
+Kind = Literal["KVCache", "RotatingKVCache", "QuantizedKVCache"]
+KINDS: tuple[str, ...] = get_args(Kind)
+"""The mlx-lm classes that can be read and written; all others are refused."""
+
+OPAQUE = -1
+"""In a token log: a token of an imported cache, whose id nobody knows. It can be gone on from and not read again."""
+
+
+@dataclass(frozen=True)
+class PromptText:
+    """The text that the first `num_tokens` of a cache were made from, where it is the beginning of a chat.
+
+    `text` begins the first message after the prompt `system`; `rendered` is what the chat template made of both.
+    """
+
+    system: str | None
+    text: str
+    rendered: str
+    num_tokens: int
+
+
+@dataclass(frozen=True)
+class LayerState:
+    """One layer as mlx-lm keeps it. `keys` and `values` are one array (1, n_kv_heads, rows, head_dim), or the packed
+    numbers, scales and biases of one. `keep`, `max_size` and `idx` belong to the rotating kind, `group_size` and `bits`
+    to the quantized one."""
+
+    kind: Kind
+    keys: Parts
+    values: Parts
+    offset: int
+    keep: int = 0
+    max_size: int = 0
+    idx: int = 0
+    group_size: int = 0
+    bits: int = 0
