@@ -101,8 +101,7 @@ class ReasoningSplitter:
             if not hits:
                 break
             at, _, marker, to = min(hits)
-            if self.state != "start":  # nothing but blanks came before it
-                yield self.state, self._held[:at]
+            yield ("hidden", "") if self.state == "start" else (self.state, self._held[:at])  # only blanks came before
             self._held, self.state = self._held[at + len(marker) :], to
         if self.state != "start":
             sure = len(self._held) - _beginning(self._held, [marker for marker, _ in edges])

@@ -230,7 +230,11 @@ class PromptCache:
     @cached_property
     def unsaved(self) -> tuple[str, ...]:
         """The class names of the caches that have no form on disk."""
-        return tuple(sorted({name for group in self.groups if isinstance(group, StateGroup) for name in group.unsaved}))
+        try:
+            groups = [group for group in self.groups if isinstance(group, StateGroup)]
+            return tuple(sorted({name for group in groups for name in group.unsaved}))
+        except (ValueError, TypeError, AttributeError, IndexError, KeyError, RuntimeError):
+            return self.plan.passed_through  # the model cannot be run to see what it makes
 
     def save(self, path: str | Path) -> int:
         """Write one file that `Model.load_cache` reads; the bytes written.
