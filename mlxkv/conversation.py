@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from mlxkv.cache.prompt_cache import PromptCache, common_prefix
-from mlxkv.errors import SessionLockedError, SessionNotFoundError, StoreError
+from mlxkv.errors import CacheError, SessionLockedError, SessionNotFoundError, StoreError
 from mlxkv.events import Branch, Sibling
 from mlxkv.sampling import random_state
 from mlxkv.store import ModelIdentity, Restored, SessionRecord, SessionStore, TurnRecord
@@ -176,7 +176,7 @@ class Conversation:
         try:
             save = store.commit_kv if wait else store.save_kv
             commit = save(str(self.session_id), cache, self._identity(), random_state())
-        except (OSError, StoreError) as error:
+        except (OSError, StoreError, CacheError) as error:
             return 0, f"The KV cache could not be saved, the chat is ({error})"
         return commit.bytes_written, commit.notice
 
