@@ -74,7 +74,7 @@ def _print_turn(chat: Chat, request: PrintRequest, out: TextIO, err: TextIO) -> 
             print(json.dumps(_event_json(event)), file=out, flush=True)
             continue
         match event:
-            case TextDelta(text) if request.output == "text":
+            case TextDelta(text, thinking=False) if request.output == "text":
                 # A pipe gets the exact text; a terminal must not obey what a model wrote.
                 out.write(clean(text, before) if on_screen else text)
                 before = text
@@ -147,7 +147,7 @@ def result_json(chat: Chat, model: Model, finished: TurnFinished) -> dict[str, A
         "chat_id": chat.session_id,
         "turn_id": len(chat.messages) - 1,
         "text": finished.text,
-        "thinking": "",
+        "thinking": finished.thinking,
         "model": model.name,
         "finish_reason": finished.reason,
         "usage": {

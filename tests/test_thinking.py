@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import mlxkv
 from mlxkv.cache.prompt_cache import PromptCache
 from mlxkv.events import TextDelta, TurnFinished
 from mlxkv.model import Model
+from mlxkv.print_mode import PrintRequest, answer
 from mlxkv.prompt import Fed, PromptFormat, message
 from mlxkv.runner import ModelRunner
 from mlxkv.sampling import SamplingParams
@@ -172,6 +175,24 @@ def test_reasoning_that_was_stopped_can_be_continued(kind: str, tmp_path: Path) 
         1 if kind == "ring" else len(chat.turns[1].ids) - last.stats.generated_tokens + 1
     )
     model.close()
+
+
+def test_print_mode_prints_the_answer_and_keeps_the_reasoning_for_those_who_ask(tmp_path: Path) -> None:
+    outputs = {}
+    for output in ("text", "json", "stream-json"):
+        model = loaded(tmp_path / output, "ring", STRIPPING)
+        script(model, REPLIES[0])
+        out = io.StringIO()
+        request = PrintRequest("is it?", save=False, output=output)
+        answer(model, request, CONFIG, {"temperature": 0.0}, out, io.StringIO())
+        outputs[output] = out.getvalue()
+    assert outputs["text"] == "yes and no\n"
+    result = json.loads(outputs["json"])
+    assert (result["text"], result["thinking"]) == ("yes and no", "hm, so be it")
+    events = [json.loads(line) for line in outputs["stream-json"].splitlines()]
+    pieces = [e for e in events if e["type"] == "text"]
+    assert "".join(e["text"] for e in pieces if e["thinking"]) == "hm, so be it"
+    assert "".join(e["text"] for e in pieces if not e["thinking"]) == "yes and no"
 
 
 def test_a_marker_that_is_talked_about_is_text(tmp_path: Path) -> None:
