@@ -18,6 +18,9 @@ from mlxkv.tui.offering import OfferingArea
 from mlxkv.tui.pastes import Pastes
 
 
+FREED = ("ctrl+k", "ctrl+z", "f6", "f7")  # a text area would take them: they are the window's, or the user's to bind
+
+
 class Prompt(OfferingArea):
     """Grows with its text. Pasted text is cleaned and never sends, however many lines it has."""
 
@@ -102,6 +105,8 @@ class Prompt(OfferingArea):
             placeholder="Ask anything · / commands · @ files · ↑ history",
         )
         self.cursor_blink = False
+        for key in FREED:
+            self._bindings.key_to_bindings.pop(key, None)
         self._pastes = Pastes()
 
     def put_back(self, text: str) -> None:
