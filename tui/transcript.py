@@ -118,6 +118,7 @@ class Transcript(ScrollView, can_focus=False):
         self._base = Style()
         self._drawn: dict[int, tuple[Strip, Strip]] = {}  # by line: what it was made from, what went to the screen
         self._pressed = Offset(-1, -1)
+        self._bar_seen: tuple[int, ...] = ()
 
     # -- content -----------------------------------------------------------------------------------------
 
@@ -133,9 +134,10 @@ class Transcript(ScrollView, can_focus=False):
         """Append final blocks and show `tail` after them until the next call."""
         if self._unfolded:
             settled, tail = _open(settled), _open(tail)
+        changed = self.lines.tail_start
         self.lines.update(settled, tail)
         if self.size.height:
-            self._show(self.scroll_offset.y)
+            self._show(self.scroll_offset.y, changed)
 
     def set_look(self, look: Look) -> None:
         self._look = look
@@ -184,36 +186,64 @@ class Transcript(ScrollView, can_focus=False):
 
     # -- scrolling ---------------------------------------------------------------------------------------
 
-    def _show(self, top: int) -> None:
-        """Make what is visible exact, then scroll to `top`, or to the end while following."""
+    def _show(self, top: int, changed: int = 0) -> None:
+        """Make what is visible exact, scroll to `top`, or to the end while following; repaint from `changed` on."""
         page = self.size.height
         if self.follow:
             self.lines.settle_end(page)
         else:
             self.lines.settle_view(top, page)
-        self._place(self.lines.height - page if self.follow else top)
-        if not self.is_wrapping:
+        self._place(self.lines.height - page if self.follow else top, changed)
+        self._wrap_soon()
+
+    def _wrap_soon(self) -> None:
+        if not self.is_wrapping and self._near() is not None:
             self.is_wrapping = True
             self.set_timer(0.02, self._wrap_more)
 
-    def _place(self, top: int) -> None:
+    def _near(self, moved: int = 0) -> int | None:
+        """A block near the view whose height is a guess: below it, then above."""
+        top = self.scroll_offset.y + moved
+        bottom = top + self.size.height
+        below = self.lines.unsettled(bottom, bottom + NEAR)
+        return below if below is not None else self.lines.unsettled(max(0, top - NEAR), top)
+
+    def _place(self, top: int, changed: int = 0) -> None:
+        """Scroll to line `top` and repaint from line `changed` on, or everything if that moves."""
+        before = self.scroll_y
         self._moving = True
-        self.virtual_size = Size(self.lines.width, self.lines.height)
+        self._set_height()
         self.scroll_to(y=max(0, top), animate=False, immediate=True, force=True)
         self._moving = False
-        # Textual tells the bar only when it is shown already; the first page that overflows would leave it at the top.
-        self.vertical_scrollbar.position = self.scroll_y
-        self.vertical_scrollbar.window_virtual_size = self.lines.height
-        self.refresh()
+        self._set_bar()
+        first = max(0, changed - self.scroll_offset.y)
+        if self.scroll_y != before or first == 0:
+            self.refresh()
+        elif first < self.size.height:
+            self.refresh(Region(0, first, self.size.width, self.size.height - first))
+
+    def _set_bar(self) -> None:
+        """Move the scroll bar where one can see it: drawing it costs as much as all the text."""
+        page, height = self.size.height, max(1, self.lines.height)
+        seen = (page, *(round(8 * page * part / height) for part in (self.scroll_y, page)))
+        if seen != self._bar_seen:
+            self._bar_seen = seen
+            self.vertical_scrollbar.window_virtual_size = height
+            self.vertical_scrollbar.position = self.scroll_y
+
+    def _set_height(self) -> None:
+        """Tell Textual the height. It would lay out the screen, which is needed only when the bar comes or goes."""
+        old, new, page = self.virtual_size, Size(self.lines.width, self.lines.height), self.size.height
+        if old.width == new.width and (old.height > page) == (new.height > page):
+            self.set_reactive(Transcript.virtual_size, new)
+        else:
+            self.virtual_size = new
 
     def _wrap_more(self) -> None:
         """Wrap a slice of what is near but out of sight, keeping the visible lines where they are."""
         until, top, moved, anything = perf_counter() + SLICE, self.scroll_offset.y, 0, False
-        bottom = top + self.size.height
         while True:
-            index = self.lines.unsettled(bottom + moved, bottom + moved + NEAR)
-            if index is None:
-                index = self.lines.unsettled(max(0, top + moved - NEAR), top + moved)
+            index = self._near(moved)
             if index is None:
                 self.is_wrapping = False
                 break
@@ -236,15 +266,15 @@ class Transcript(ScrollView, can_focus=False):
             self.screen.selections = {**self.screen.selections, self: Selection(start, end)}
 
     def watch_scroll_y(self, old_value: float, new_value: float) -> None:
+        if self._moving:  # `_place` paints
+            return
         super().watch_scroll_y(old_value, new_value)
-        if self._moving or not len(self.lines):
+        if not len(self.lines):
             return
         self.lines.settle_view(round(new_value), self.size.height)
         follow = new_value >= self.lines.height - self.size.height - 0.5
-        self.virtual_size = Size(self.lines.width, self.lines.height)
-        if not self.is_wrapping:
-            self.is_wrapping = True
-            self.set_timer(0.02, self._wrap_more)
+        self._set_height()
+        self._wrap_soon()
         self._set_follow(follow)
 
     def _set_follow(self, follow: bool) -> None:
@@ -385,11 +415,20 @@ class Transcript(ScrollView, can_focus=False):
     # -- lines -------------------------------------------------------------------------------------------
 
     def render_lines(self, crop: Region) -> list[Strip]:
+        """Straight from our own cache: Textual's is dirty whenever a line moves, and draws borders we have not."""
         base = self.rich_style  # walks up the tree: once per frame, not once per line
         if base != self._base or len(self._drawn) > 4 * NEAR:
             self._base = base
             self._drawn.clear()
-        return super().render_lines(crop)
+        strips = [self.render_line(y) for y in crop.line_range]
+        if filters := self.get_line_filters():
+            background = self.background_colors[1]
+            for line_filter in filters:
+                strips = [strip.apply_filter(line_filter, background) for strip in strips]
+        left, right = crop.column_span
+        if (left, right) != (0, self.size.width):
+            strips = [strip.crop(left, right) for strip in strips]
+        return strips
 
     def render_line(self, y: int) -> Strip:
         y += self.scroll_offset.y
@@ -406,7 +445,7 @@ class Transcript(ScrollView, can_focus=False):
 
     def _draw(self, strip: Strip, y: int, span: tuple[int, int] | None) -> Strip:
         plain = strip.text
-        out = strip.crop_extend(0, self.size.width, self._base).apply_style(self._base)
+        out = self._on_paper(strip, y)
         if self.cursor is not None or self.finder.wanted is not None:
             index = self.lines.index_at(y)
             cell = self.lines.cell(index) if 0 <= y < self.lines.height else None
@@ -418,7 +457,21 @@ class Transcript(ScrollView, can_focus=False):
                 out = Strip.join([Strip([mark]), out.crop(1)])
         if span is not None:
             out = _paint(out, plain, *span, self.screen.get_component_rich_style("screen--selection"))
-        return out.apply_offsets(0, y)
+        return out
+
+    def _on_paper(self, strip: Strip, y: int) -> Strip:
+        """As wide as we are, in our colours, each piece with its place for the mouse. In one go: strips are dear."""
+        base, width, x = self._base, self.size.width, 0
+        if strip.cell_length > width:
+            strip = strip.crop(0, width)
+        segments: list[Segment] = []
+        for text, style, _ in strip:
+            place = Style.from_meta({"offset": (x, y)})
+            segments.append(Segment(text, (base + style if style else base) + place))
+            x += len(text)
+        if strip.cell_length < width:
+            segments.append(Segment(" " * (width - strip.cell_length), base + Style.from_meta({"offset": (x, y)})))
+        return Strip(segments, width)
 
     def get_selection(self, selection: Selection) -> tuple[str, str] | None:
         """The source of what is selected, as far as whole blocks are; of the rest, what is shown."""
