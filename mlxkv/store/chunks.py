@@ -62,6 +62,12 @@ class ChunkFiles:
             return used
         return 0
 
+    def drop_empty_folders(self) -> None:
+        """Under the KV lock: nobody is about to put a chunk into one."""
+        for n in range(256):
+            with contextlib.suppress(OSError):
+                os.rmdir(self.root / f"{n:02x}")
+
     def stale(self, known: Collection[str], seconds: float = STALE) -> list[Path]:
         """What a crash left `seconds` ago or earlier: temporary and quarantined files, chunks the database lacks."""
         limit = time.time() - seconds

@@ -96,8 +96,11 @@ class Quota:
         """
         if self.limit is None:
             return
-        self._shrink(database, self.limit - on_disk(size) - HEADROOM, set(new), (plan.session_id, plan.needed))
-        if disk_usage(self.chunks.root) + on_disk(size) + HEADROOM > self.limit:
+        target = self.limit - on_disk(size) - HEADROOM
+        keep = set(new)
+        for old in (True, True, False):  # twice: what was to go may have been gone already, and freed nothing
+            self._shrink(database, target, keep, plan, old)
+        if disk_usage(self.chunks.root) > target:
             raise StoreError(
                 f"The KV cache was not saved: open chats fill the disk limit of {self.limit / 1e9:.3g} GB; "
                 "raise `disk_limit`."
@@ -106,45 +109,44 @@ class Quota:
     def enforce(self, database: Database) -> None:
         """Go under the limit, as far as open sessions allow."""
         if self.limit is not None:
-            self._shrink(database, self.limit, set(), None)
+            self._shrink(database, self.limit, set())
 
     def _shrink(
-        self, database: Database, target: int, keep: set[str], saving: tuple[str, Mapping[str, list[Range]]] | None
+        self, database: Database, target: int, keep: set[str], saving: Plan | None = None, old: bool = True
     ) -> None:
-        used = disk_usage(self.chunks.root)
-        if used <= target:
+        """`old`: spare what the session that is being saved was saved with last: it counts until the new commit."""
+        if disk_usage(self.chunks.root) <= target:
             return
+        self.chunks.drop_empty_folders()
+        used = disk_usage(self.chunks.root)
         with database.reading() as db:
             known = {row[0] for row in db.execute("SELECT digest FROM chunk")}
         for path in self.chunks.stale(known | keep, ANY_AGE):
-            if used <= target:
-                return
-            used -= self.chunks.discard(path)
+            if used > target:
+                used -= self.chunks.discard(path)
         victims = []
         with database.writing() as db:
-            for chunk in self._candidates(db, saving):
+            for chunk in self._candidates(db, saving, old):
                 if used <= target:
                     break
                 if not chunk.is_kept and chunk.digest not in keep:
                     used -= on_disk(chunk.size)
                     victims.append(chunk.digest)
             db.executemany("DELETE FROM chunk WHERE digest = ?", [(digest,) for digest in victims])
-        for (
-            digest
-        ) in victims:  # after the commit: a crash in between leaves files without a reference, never the reverse
+        for digest in victims:  # after the commit: a crash in between leaves files without a reference, not the reverse
             self.chunks.discard(self.chunks.path(digest))
+        self.chunks.drop_empty_folders()
 
-    def _candidates(
-        self, db: sqlite3.Connection, saving: tuple[str, Mapping[str, list[Range]]] | None
-    ) -> list[_Candidate]:
+    def _candidates(self, db: sqlite3.Connection, saving: Plan | None, old: bool) -> list[_Candidate]:
         is_open = self.open_sessions()
-        needed: dict[str, Mapping[str, list[Range]] | None] = {}
+        needed: dict[str, list[_Needed]] = {}
         updated: dict[str, float] = {}
         for session, when, text in db.execute("SELECT id, updated, needed FROM session"):
-            updated[session], needed[session] = when, _ranges(text)
+            updated[session], needed[session] = when, [_ranges(text)]
         if saving:
-            is_open.add(saving[0])
-            needed[saving[0]] = saving[1]
+            is_open.add(saving.session_id)
+            before = needed.get(saving.session_id, []) if old else []
+            needed[saving.session_id] = [*before, saving.needed]
         found: dict[str, _Candidate] = {}
         for digest, size, group, a, b, session in db.execute(
             "SELECT k.digest, k.size, k.grp, k.a, k.b, c.session FROM chunk k"
@@ -153,14 +155,17 @@ class Quota:
             chunk = found.setdefault(digest, _Candidate(digest, size, a, b))
             if session is not None:
                 chunk.updated = max(chunk.updated, updated.get(session, 0.0))
-                if _overlaps(needed.get(session), group, a, b):
+                if any(_overlaps(ranges, group, a, b) for ranges in needed.get(session, [])):
                     chunk.is_needed = True
                     chunk.is_kept = chunk.is_kept or session in is_open
         return sorted(found.values(), key=lambda chunk: chunk.order)
 
 
-def _ranges(text: str) -> Mapping[str, list[Range]] | None:
-    """None: not known, so everything may be needed."""
+_Needed = Mapping[str, list[Range]] | None
+"""Ranges by group; None: not known, so everything may be needed."""
+
+
+def _ranges(text: str) -> _Needed:
     try:
         table = json.loads(text)
         return {group: [(int(a), int(b)) for a, b in ranges] for group, ranges in table.items()} or None
@@ -175,5 +180,5 @@ def _estimate(head: ChunkHead, groups: Sequence[LayerGroup]) -> int:
     return rows * group.row_bytes + FILE_HEADER + TENSOR_HEADER * len(group.shapes(rows))
 
 
-def _overlaps(needed: Mapping[str, list[Range]] | None, group: str, a: int, b: int) -> bool:
+def _overlaps(needed: _Needed, group: str, a: int, b: int) -> bool:
     return needed is None or any(a < high and low < b for low, high in needed.get(group, ()))

@@ -11,7 +11,7 @@ import logging
 import sqlite3
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, closing, suppress
 
 from mlxkv.errors import SessionChangedError, StoreError
@@ -152,12 +152,12 @@ class Writer:
                 with database.writing() as db:
                     count_written(db, job.plan.session_id, job.bytes_written)
             raise
-        if any(chunk.head.group == STATE for chunk in new):
-            with suppress(OSError, StoreError):  # what stays goes with the next save
+        with suppress(OSError, StoreError):  # what stays goes with the next save
+            if any(chunk.head.group == STATE for chunk in new):
                 with database.writing() as db:
-                    was_any = forget_states(db, job.plan.session_id)
-                if was_any:
-                    remove_unused(database, self._chunks)
+                    forget_states(db, job.plan.session_id)
+            if has_unused(database):  # these states, or rows of a chat that was deleted meanwhile
+                remove_unused(database, self._chunks)
 
     def _next(self, job: Job) -> Encoded | None:
         """The next chunk to write, None after the last."""
@@ -211,17 +211,24 @@ def count_written(db: sqlite3.Connection, session_id: str, written: int) -> None
     )
 
 
-def remove_unused(database: Database, chunks: ChunkFiles, only: list[str] | None = None) -> None:
-    """Unlink chunks that nothing refers to, under the database's write lock: a commit checks under the same lock that
-    its chunks are there. `only` names files that may have no row at all."""
+def has_unused(database: Database) -> bool:
+    with database.reading() as db:
+        query = "SELECT 1 FROM chunk WHERE digest NOT IN (SELECT chunk FROM kv_ref) LIMIT 1"
+        return db.execute(query).fetchone() is not None
+
+
+def remove_unused(database: Database, chunks: ChunkFiles, also: Sequence[str] = ()) -> None:
+    """Remove chunks that nothing refers to, and of `also` (which may have no row) those that have no reference.
+
+    Rows first, files second: a crash in between leaves files without a row, never a row without a file. The caller
+    holds the KV lock, so that nobody starts to refer to such a file in between.
+    """
     with database.writing() as db:
-        unused = [
-            row[0] for row in db.execute("SELECT digest FROM chunk WHERE digest NOT IN (SELECT chunk FROM kv_ref)")
-        ]
-        if only is not None:
-            used = {row[0] for row in db.execute("SELECT chunk FROM kv_ref")}
-            unused = [digest for digest in only if digest not in used]
-        for digest in unused:
-            with suppress(OSError):  # one that cannot be removed stays listed, for the next time
-                chunks.remove(digest)
-                db.execute("DELETE FROM chunk WHERE digest = ?", (digest,))
+        used = {row[0] for row in db.execute("SELECT chunk FROM kv_ref")}
+        rows = [row[0] for row in db.execute("SELECT digest FROM chunk")]
+        unused = {digest for digest in (*rows, *also) if digest not in used}
+        if unused:
+            db.executemany("DELETE FROM chunk WHERE digest = ?", [(digest,) for digest in unused])
+    for digest in sorted(unused):
+        with suppress(OSError):  # one that cannot be removed is swept away later
+            chunks.remove(digest)

@@ -1,4 +1,4 @@
-"""Kill a writer with SIGKILL before its n-th step on disk, for n = 1, 2, ... until it gets through; check each time.
+"""Kill a writer with SIGKILL before its n-th step on disk, for n = 1, 2, ... until it gets through; judge each time.
 
 Run by test_crash.py as a process of its own, which forks the writers: importing MLX once is enough. Prints one JSON
 line at the end. Usage: python -m tests.store.crash_driver FOLDER
@@ -14,73 +14,55 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from mlxkv.config import Folders
-from mlxkv.store import SessionStore, TurnRecord, read_prompt_file, write_prompt_file
+from mlxkv.store import SessionStore, read_prompt_file, write_prompt_file
 from tests.store.fake import FakeCache, model
+from tests.store.harness import LIMIT, WINDOW, Ledger, Work, folders_in, judge, no_waiting_for_the_disk
 
-WINDOW = 32
+NEWEST = "c"  # its rows are never evicted
+
+
+class LedgerOnDisk(Ledger):
+    """Survives the writer."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+
+    def note(self) -> None:
+        line = json.dumps([self.turns, self.rows, sorted(self.deleted)])
+        os.write(self._fd, f"{line}\n".encode())
+
+
+def read_ledger(path: Path) -> Ledger:
+    lines = path.read_text().splitlines() if path.exists() else []
+    turns, rows, deleted = json.loads(lines[-1]) if lines else ({}, {}, [])
+    return Ledger(turns, rows, set(deleted))
 
 
 def write(root: Path, before: Callable[[str], None]) -> None:
-    """The writer: two turns with an open reply, commits, a fork that is deleted, a prompt file written twice."""
-    acks = os.open(root / "acks", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    """The workload, and a prompt file that is written twice."""
+    ledger = LedgerOnDisk(root / "ledger")
 
-    def ack(what: str) -> None:
-        os.write(acks, f"{what}\n".encode())
+    def step(name: str) -> None:
+        ledger.note()  # all that was acknowledged up to here
+        before(name)
 
-    with SessionStore.open(folders(root), before) as store:
-        session = store.create("talk", model())
-        cache = FakeCache(WINDOW)
-        for n in range(2):
-            ids = tuple(range(100 * n, 100 * n + 40))
-            store.add_turn(session, TurnRecord("user", f"q{n}", ids[:20]))
-            ack(f"turn q{n}")
-            cache.feed(ids[:20])
-            store.add_turn(session, TurnRecord("assistant", "open", ids[20:25], state="open"))
-            cache.feed(ids[20:])
-            store.update_open_turn(session, TurnRecord("assistant", f"a{n}", ids[20:]))
-            ack(f"turn a{n}")
-            store.commit_kv(session, cache, model(), rng=b"r")
-            ack(f"kv {len(cache.tokens)}")
-            write_prompt_file(root / "book.kv", cache, model(), before=before)
-            ack(f"file {len(cache.tokens)}")
-            if n == 0:
-                fork = store.fork(session, 2)
-                store.delete(fork)
-    ack("through")
+    with SessionStore.open(folders_in(root), step, disk_limit=LIMIT) as store:
+        work = Work(store, ledger)
+        work.run()
+        for title in ("a", "c"):
+            write_prompt_file(root / "book.kv", work.caches[title], model(), before=step)
+            ledger.rows["book"] = len(work.caches[title].tokens)
+    ledger.note()
 
 
 def check(root: Path) -> None:
-    """What was acknowledged is there; what is there is right."""
-    acks = (root / "acks").read_text().splitlines() if (root / "acks").exists() else []
-    turns = [ack.split()[1] for ack in acks if ack.startswith("turn")]
-    rows = max([int(ack.split()[1]) for ack in acks if ack.startswith("kv")], default=0)
-    in_file = max([int(ack.split()[1]) for ack in acks if ack.startswith("file")], default=0)
-    with SessionStore.open(folders(root)) as store:
-        sessions = [chat for chat in store.list() if chat.title == "talk"]
-        if not sessions:
-            assert not turns
-            return
-        record = store.load(sessions[0].id)
-        found = [turn.text for turn in record.turns if turn.state == "done"]
-        assert found[: len(turns)] == turns, (found, turns)
-        assert len(found) <= len(turns) + 1
-        cache = FakeCache(WINDOW)
-        restored = store.restore_kv(record.id, cache, model(), record.log)
-        assert restored.notice is None, restored.notice
-        assert rows <= restored.tokens <= len(record.log), (rows, restored.tokens)
-        uninterrupted = FakeCache(WINDOW)
-        uninterrupted.feed(record.log[: restored.tokens])
-        assert cache.state() == uninterrupted.state()
-        cache.feed(record.log[restored.tokens :])
-        assert store.commit_kv(record.id, cache, model()).pos == len(record.log)
-        store.add_turn(record.id, TurnRecord("user", "goes on", (1, 2)))
-    if in_file or (root / "book.kv").exists():
-        assert read_prompt_file(root / "book.kv", FakeCache(WINDOW), model()).tokens >= in_file
-
-
-def folders(root: Path) -> Folders:
-    return Folders.from_env({"MLXKV_HOME": str(root / "home")})
+    ledger = read_ledger(root / "ledger")
+    if wrong := judge(root, ledger, NEWEST):
+        raise AssertionError(wrong)
+    if "book" in ledger.rows or (root / "book.kv").exists():
+        back = read_prompt_file(root / "book.kv", FakeCache(WINDOW), model())
+        assert back.tokens >= ledger.rows.get("book", 0)
 
 
 def in_child(work: Callable[[], None]) -> int:
@@ -97,12 +79,11 @@ def in_child(work: Callable[[], None]) -> int:
 
 
 def main(folder: Path) -> None:
-    kills = []
+    kills: list[str] = []
     while True:
         root = folder / str(len(kills))
         root.mkdir()
-        left, step = len(kills) + 1, ""
-        log = root / "step"
+        left, log = len(kills) + 1, root / "step"
 
         def before(found: str, log: Path = log) -> None:
             nonlocal left
@@ -119,8 +100,9 @@ def main(folder: Path) -> None:
         assert in_child(lambda root=root: check(root)) == 0, f"killed before step {len(kills) + 1}, {step!r}"
         kills.append(step)
         shutil.rmtree(root)
-    print(json.dumps({"kills": len(kills), "steps": sorted(set(kills))}))
+    print(json.dumps({"kills": len(kills), "steps": {step: kills.count(step) for step in sorted(set(kills))}}))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    with no_waiting_for_the_disk():
+        main(Path(sys.argv[1]))
