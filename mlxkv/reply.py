@@ -38,13 +38,17 @@ class Reasoning:
     def of(cls, tokenizer: Any) -> Reasoning | None:
         """By the tokenizer's own markers, as mlx-lm's wrapper finds them; None where it has none."""
         if transitions := tokenizer.response_transitions:
-            edges = {_state(s): tuple((m, _state(to)) for m, to in pairs) for s, pairs in transitions.items()}
+            edges: Edges = {_state(s): tuple((m, _state(to)) for m, to in pairs) for s, pairs in transitions.items()}
             return cls(edges, _state(tokenizer.response_initial_state or "normal"))
         if tokenizer.has_thinking:
             begin, end = tokenizer.think_start, tokenizer.think_end
             unseen: tuple[tuple[str, State], ...] = tuple((m, "text") for m in tokenizer.structural_markers)
-            start = ((begin, "thinking"), (end, "text"), *unseen)
-            return cls({"start": start, "thinking": ((end, "text"),), "text": unseen}, "start", begin)
+            edges = {
+                "start": ((begin, "thinking"), (end, "text"), *unseen),
+                "thinking": ((end, "text"),),
+                "text": unseen,
+            }
+            return cls(edges, "start", begin)
         vocab = tokenizer.get_vocab()
         if all(marker in vocab for marker in ("<|start|>", "<|channel|>", "<|message|>", "<|end|>")):
             return cls(_HARMONY, "hidden")
@@ -87,7 +91,8 @@ class ReasoningSplitter:
     """Tells reasoning from text, however the text is cut into pieces."""
 
     def __init__(self, reasoning: Reasoning, state: State) -> None:
-        self._edges, self.state = reasoning.edges, state
+        self._edges = reasoning.edges
+        self.state: State = state
         self._held = ""
 
     def feed(self, text: str) -> Iterator[tuple[State, str]]:
@@ -96,8 +101,10 @@ class ReasoningSplitter:
         while True:
             if self.state == "start" and not self._may_begin():
                 self.state = "text"
-            edges = self._edges.get(self.state, ())
-            hits = [(at, -len(marker), marker, to) for marker, to in edges if (at := self._held.find(marker)) >= 0]
+            edges: tuple[tuple[str, State], ...] = self._edges.get(self.state, ())
+            hits: list[tuple[int, int, str, State]] = [
+                (at, -len(marker), marker, to) for marker, to in edges if (at := self._held.find(marker)) >= 0
+            ]
             if not hits:
                 break
             at, _, marker, to = min(hits)
