@@ -206,7 +206,9 @@ class SessionStore:
             self._writer.wait()
             with self._database.writing() as db:
                 self._sessions.delete(db, session_id)
-            remove_unused(self._database, self._chunks)
+            with kv_lock(self._locks, wait=False) as alone:
+                if alone:  # else who holds it does it when done
+                    remove_unused(self._database, self._chunks)
             self._chunks.empty_quarantine()
             with suppress(OSError):
                 self._chunks.files.remove(lock_path(self._locks, session_id))
