@@ -71,10 +71,15 @@ def models_estimate(
     from mlxkv.stats import bytes_text
 
     e = estimate(model, CacheConfig(window=window, bits=kv_bits))
-    print(f"weights     {bytes_text(e.weight_bytes)}")
-    print(f"KV cache    {bytes_text(e.cache_bytes)}  ({e.bytes_per_token:,} bytes per token; {e.description})")
-    print(f"together    {bytes_text(e.total_bytes)} of {bytes_text(e.memory_limit)} usable here")
-    print("fits" if e.fits else "does not fit")
+    pieces = f"at its peak, {e.prefill_chunk} tokens at a time" if e.prefill_bytes else "unknown"
+    for name, size, note in (
+        ("weights", e.weight_bytes, ""),
+        ("KV cache", e.cache_bytes, f"{e.bytes_per_token:,} bytes per token; {e.description}"),
+        ("prefill", e.prefill_bytes, pieces),
+        ("together", e.total_bytes, f"of {bytes_text(e.memory_limit)} usable here"),
+    ):
+        print(f"{name:<10} {bytes_text(size):>7}  {note}".rstrip())
+    print("fits" if e.fits else f"does not fit; {e.advice}")
 
 
 @models.command("rm")

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mlxkv.errors import PlatformError
+from mlxkv.errors import ConfigError, PlatformError
 from mlxkv.stats import bytes_text
 
+_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}  # as `bytes_text` words sizes
+_SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,6})?)\s*([KMGT]B|)", re.A | re.I)
 MIN_GLIBC = (2, 35)  # what the mlx wheels for Linux are built against
 
 
@@ -72,12 +75,37 @@ def check_platform(system: str | None = None, machine: str | None = None, libc: 
         )
 
 
-def current_device() -> Device:
-    """What MLX computes on here."""
+def current_device(env: Mapping[str, str] | None = None) -> Device:
+    """What MLX computes on here. `MLXKV_MEMORY_LIMIT` lowers what may be used (`8GB`, `512MB`, or bytes).
+
+    Raises:
+        ConfigError: that variable is no size.
+    """
     import mlx.core as mx
 
     is_metal = mx.metal.is_available() and mx.default_device().type == mx.DeviceType.gpu
-    return describe(mx.device_info(), is_metal=is_metal, total_memory=_physical_memory(), cgroup_limit=cgroup_limit())
+    found = describe(mx.device_info(), is_metal=is_metal, total_memory=_physical_memory(), cgroup_limit=cgroup_limit())
+    wanted = memory_setting(os.environ if env is None else env)
+    return found if wanted is None else replace(found, memory_limit=min(found.memory_limit, wanted))
+
+
+def memory_setting(env: Mapping[str, str]) -> int | None:
+    """Bytes that the user lets mlxkv use, None where nothing is set.
+
+    Raises:
+        ConfigError: it is no size.
+    """
+    text = env.get("MLXKV_MEMORY_LIMIT", "").strip()
+    if not text:
+        return None
+    match = _SIZE.fullmatch(text)
+    size = int(float(match[1]) * _UNITS[match[2].upper()]) if match else 0
+    if not size:
+        raise ConfigError(
+            f"The environment variable MLXKV_MEMORY_LIMIT is {text[:40]!r}; it must be a size such as 8GB, 512MB or "
+            "8000000000 (bytes)."
+        )
+    return size
 
 
 def describe(info: Mapping[str, Any], *, is_metal: bool, total_memory: int, cgroup_limit: int | None = None) -> Device:

@@ -1,15 +1,27 @@
-"""What a model and its cache would take, before anything is allocated: from the configuration alone."""
+"""What a model and its cache would take, before anything is allocated: from the configuration alone.
+
+The counting is `mlxkv.peak`'s and `mlxkv.cache.plan`'s; here it is put together and worded. On the MLX thread.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from mlxkv.cache.config import CacheConfig
+
+if TYPE_CHECKING:
+    from mlxkv.cache.plan import CachePlan
+    from mlxkv.peak import Budget
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Bytes and tokens. `fits` compares weights and cache with what this machine lets a process use."""
+    """Bytes and tokens.
+
+    `prefill_bytes` is what reading a prompt in pieces of `prefill_chunk` tokens takes beside weights and cache (0 for a
+    model whose code does not let itself be looked at), `advice` what would fit where it does not.
+    """
 
     model: str
     weight_bytes: int
@@ -19,10 +31,14 @@ class Estimate:
     sinks: int
     memory_limit: int
     description: str
+    prefill_bytes: int = 0
+    prefill_chunk: int = 0
+    advice: str = ""
 
     @property
     def total_bytes(self) -> int:
-        return self.weight_bytes + self.cache_bytes
+        """The peak: everything at once."""
+        return self.weight_bytes + self.cache_bytes + self.prefill_bytes
 
     @property
     def fits(self) -> bool:
@@ -32,20 +48,27 @@ class Estimate:
 def estimate(name: str, config: CacheConfig | None = None) -> Estimate:
     """What `name` (built-in, folder or repository id) takes with this cache; no weights are read, nothing computed.
 
+    Weights: the sum of the model's arrays as config.json describes them. Cache: `CachePlan.nbytes`. Prefill:
+    `mlxkv.peak.prefill_bytes` for the largest chunk that fits, which says how it is found.
+
     Raises:
         ModelError: and its kinds, when there is no such model.
     """
     from mlx.utils import tree_flatten
 
-    from mlxkv.cache.plan import plan_cache
     from mlxkv.device import current_device
     from mlxkv.models import skeleton
+    from mlxkv.peak import Budget
 
     _, model = skeleton(name)
     weights = sum(array.nbytes for _, array in tree_flatten(model.parameters()) if not isinstance(array, str))
-    limit = current_device().memory_limit
-    budget = max(int((limit - weights) * 0.8), 0) if limit else 1 << 62
-    plan = plan_cache(model, config, budget=budget, is_loaded=False)
+    budget = Budget(model, current_device().memory_limit)
+    plan = budget.plan(config or CacheConfig(), weights, is_loaded=False)
+    return _estimate(name, weights, budget, plan)
+
+
+def _estimate(name: str, weights: int, budget: Budget, plan: CachePlan) -> Estimate:
+    chunk = budget.largest_chunk(plan, weights)
     geometry = plan.geometry
     return Estimate(
         model=name,
@@ -54,6 +77,9 @@ def estimate(name: str, config: CacheConfig | None = None) -> Estimate:
         cache_bytes=plan.nbytes,
         window=geometry.window if geometry else 0,
         sinks=geometry.sinks if geometry else 0,
-        memory_limit=limit,
+        memory_limit=budget.limit,
         description=plan.description,
+        prefill_bytes=budget.reading(plan, chunk),
+        prefill_chunk=chunk,
+        advice="" if budget.fits(plan, weights) else budget.advice(plan.config, weights, is_loaded=False),
     )

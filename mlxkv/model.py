@@ -14,19 +14,19 @@ from typing import Any
 
 from mlxkv.cache.config import CacheConfig
 from mlxkv.cache.foreign import ForeignCache, check_fits, to_mlx_lm, window_for
-from mlxkv.cache.plan import plan_cache
 from mlxkv.cache.portable import PromptText
 from mlxkv.cache.prompt_cache import PromptCache
 from mlxkv.chat import Chat, ChatBackend
 from mlxkv.config import Folders
 from mlxkv.device import current_device, set_wired_limit
-from mlxkv.errors import ConfigError, MismatchError, OutOfMemoryError, PromptError
+from mlxkv.errors import ConfigError, MismatchError, PromptError
 from mlxkv.events import TurnEvent
 from mlxkv.models import LoadedModel, load_model
+from mlxkv.peak import Budget
 from mlxkv.prompt import Fed, PromptFormat, checked_ids
 from mlxkv.runner import ModelRunner
 from mlxkv.sampling import SamplingParams
-from mlxkv.stats import TurnStats, bytes_text
+from mlxkv.stats import TurnStats
 from mlxkv.store import (
     ModelIdentity,
     SessionStore,
@@ -40,7 +40,6 @@ from mlxkv.turn import Turn
 
 _GENERATE_TOKENS = 256
 _MODEL_ID = "mlxkv_model_id"  # in the metadata of exports
-_CACHE_SHARE = 0.8  # of the memory that the weights leave
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,8 @@ class Model:
         # A folder is remembered by its full path, so that its sessions resume from anywhere.
         self.name = str(loaded.path) if Path(loaded.name).expanduser().is_dir() else loaded.name
         self.tokenizer = loaded.tokenizer
-        self.runner = ModelRunner(loaded.model)
+        self._memory = Budget(loaded.model, current_device().memory_limit)
+        self.runner = ModelRunner(loaded.model, budget=self._memory)
         self._folders = folders
         self._prompts = PromptFormat(loaded.tokenizer)
         self._store: SessionStore | None = None
@@ -219,18 +219,12 @@ class Model:
         """An empty cache for this model.
 
         Raises:
-            OutOfMemoryError: its buffers do not fit beside the weights; nothing was allocated.
+            OutOfMemoryError: it could not be filled beside the weights, by the predicted peak; nothing was allocated.
         """
-        limit = current_device().memory_limit
-        free = int((limit - self.loaded.weight_bytes) * _CACHE_SHARE) if limit else 1 << 62
         tokens = self._prompts.num_system_tokens(system) if config.sinks == "system" else 0
-        plan = plan_cache(self.loaded.model, config, system_tokens=tokens, budget=max(free, 0))
-        if plan.nbytes > max(free, 0):
-            fits = max(free, 0) // plan.bytes_per_token if plan.bytes_per_token else 0
-            raise OutOfMemoryError(
-                f"This KV cache needs {bytes_text(plan.nbytes)} and {bytes_text(max(free, 0))} are free beside the "
-                f"weights; a window of {fits:,} tokens would fit."
-            )
+        self._memory.limit = current_device().memory_limit
+        plan = self._memory.plan(config, self.loaded.weight_bytes, system_tokens=tokens)
+        self._memory.check(plan, self.loaded.weight_bytes)
         return PromptCache(plan, self.loaded.model, _Files(self))
 
     def load_cache(self, path: str | Path) -> PromptCache:

@@ -13,6 +13,8 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlxkv.cache.prompt_cache import PromptCache
+from mlxkv.device import memory_used
+from mlxkv.peak import Budget
 from mlxkv.sampling import SamplingParams
 
 PREFILL_CHUNK = 512  # larger ones make Esc lag for seconds
@@ -26,21 +28,27 @@ class ModelRunner:
     Args:
         model: called as `model(ids (1, S), cache=layers) -> logits (1, S, vocab)`.
         chunk: most tokens of one prefill call.
+        budget: what memory there is; a prompt is read in smaller pieces, or refused, where the predicted peak says so.
     """
 
-    def __init__(self, model: nn.Module, chunk: int = PREFILL_CHUNK) -> None:
+    def __init__(self, model: nn.Module, chunk: int = PREFILL_CHUNK, budget: Budget | None = None) -> None:
         self.model: Any = model
         self.chunk = chunk
+        self._budget = budget or Budget(model, limit=0)
 
     def prefill(self, cache: PromptCache, ids: Sequence[int], cancelled: Callable[[], bool] = bool) -> Iterator[int]:
         """Feed `ids`; yields the number fed after each chunk. Stops early, with the cache in order, once cancelled.
 
         The logits are not computed: keep the last token of a prompt for `decode`.
+
+        Raises:
+            OutOfMemoryError: the predicted peak does not fit; nothing was fed.
         """
+        most = self._chunk(cache, len(ids)) if ids else self.chunk
         done, cleared = 0, 0
         while done < len(ids) and not cancelled():
             # Let go of the logits: never computed, they hold the last layer's rows, which the next write would copy.
-            done += self._feed(cache, ids, done)[0]
+            done += self._feed(cache, ids, done, most)[0]
             if done - cleared >= _CLEAR_EVERY_PREFILL:
                 mx.clear_cache()
                 cleared = done
@@ -51,7 +59,7 @@ class ModelRunner:
         """Feed `ids`; (len(ids) - 1,) the log-probability of each one after those before it (float32)."""
         done, scores = 0, []
         while done < len(ids):
-            n, logits = self._feed(cache, ids, done)
+            n, logits = self._feed(cache, ids, done, self.chunk)
             following = mx.array(list(ids[done + 1 : done + n + 1]))
             logits = logits[0, : following.size].astype(mx.float32)
             if following.size:
@@ -60,9 +68,14 @@ class ModelRunner:
             done += n
         return mx.concatenate(scores) if scores else mx.zeros((0,))
 
-    def _feed(self, cache: PromptCache, ids: Sequence[int], done: int) -> tuple[int, mx.array]:
+    def _chunk(self, cache: PromptCache, num_new: int) -> int:
+        """The most tokens of one call that fit in memory."""
+        used = memory_used() - cache.nbytes
+        return min(self.chunk, self._budget.chunk(cache.plan, used, cache.offset + num_new))
+
+    def _feed(self, cache: PromptCache, ids: Sequence[int], done: int, most: int) -> tuple[int, mx.array]:
         """One chunk from ids[done] on, within the ring's room: its length and its logits, not evaluated."""
-        n = min(self.chunk, len(ids) - done, cache.room() or self.chunk)
+        n = min(most, len(ids) - done, cache.room() or most)
         part = ids[done : done + n]
         logits = self.model(mx.array([list(part)]), cache=cache.layers)
         mx.eval([layer.state for layer in cache.layers])

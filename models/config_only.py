@@ -1,6 +1,6 @@
 """A model without its weights: mlx-lm's modules with the right shapes and dtypes and nothing evaluated.
 
-For memory estimates (layers, heads, bytes). Never evaluate the arrays of a skeleton: they are lazy random numbers.
+For memory estimates (layers, heads, bytes). The arrays are zeros that take no memory, whatever their shape.
 Runs on the thread that owns MLX.
 """
 
@@ -26,7 +26,7 @@ _CONFIG_FILES = ("config.json", "generation_config.json", "hf_quant_config.json"
 def skeleton(
     name_or_path: str | Path, *, hub: Hub | None = None, device: Device | None = None
 ) -> tuple[dict[str, Any], nn.Module]:
-    """(config.json, the model of lazy arrays) for a name as in `load_model`; of a repository only JSON is fetched.
+    """(config.json, the model of placeholders) for a name as in `load_model`; of a repository only JSON is fetched.
 
     The sum of the arrays' `nbytes` is close to what the weights take (exact where config.json says how each layer is
     quantized); where float16 is slow they count as float32, as loading makes them.
@@ -35,6 +35,9 @@ def skeleton(
         ModelError and below: as `load_model`, except that weights are not looked at.
     """
     import mlx.core as mx
+    from mlx.utils import tree_map
+
+    from mlxkv.peak.predict import thin
 
     name = str(name_or_path)
     device = device or current_device()
@@ -47,6 +50,8 @@ def skeleton(
             dtype = mx.float32
         model.set_dtype(dtype)
         _quantize(model, config)
+        model.update(tree_map(thin, model.parameters()))
+        mx.eval(model.parameters())  # a number each, seen as many
     except ModelUnsupportedError:
         raise
     except Exception as error:

@@ -11,7 +11,7 @@ import pytest
 
 from mlxkv import device
 from mlxkv.device import Device, check_platform, current_device, describe, set_wired_limit
-from mlxkv.errors import PlatformError
+from mlxkv.errors import ConfigError, PlatformError
 
 M2 = {
     "architecture": "applegpu_g14s",
@@ -40,6 +40,22 @@ def test_cpu_leaves_room_for_the_rest_of_the_system() -> None:
 def test_the_container_counts_not_the_machine() -> None:
     assert describe({}, is_metal=False, total_memory=1000, cgroup_limit=500).memory_limit == 400
     assert describe({}, is_metal=False, total_memory=1000, cgroup_limit=5000).memory_limit == 800
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("8GB", 8 * 10**9), ("512 mb", 512 * 10**6), ("1.5GB", 1_500_000_000), ("123456", 123456), ("", None)],
+)
+def test_the_user_lowers_the_limit(text: str, size: int | None) -> None:
+    assert device.memory_setting({"MLXKV_MEMORY_LIMIT": text}) == size
+    found = current_device({"MLXKV_MEMORY_LIMIT": text}).memory_limit
+    assert found == min(size or found, current_device({}).memory_limit)
+
+
+@pytest.mark.parametrize("text", ["much", "0", "-1GB", "8GiB", "1e9", "٣GB"])
+def test_a_limit_that_is_no_size(text: str) -> None:
+    with pytest.raises(ConfigError, match="MLXKV_MEMORY_LIMIT"):
+        current_device({"MLXKV_MEMORY_LIMIT": text})
 
 
 @pytest.mark.parametrize(

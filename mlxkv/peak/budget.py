@@ -1,0 +1,122 @@
+"""Whether a cache and the reading of a prompt fit in memory, and in which pieces to read. On the MLX thread."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from mlxkv.cache.config import CacheConfig
+from mlxkv.cache.plan import CachePlan, plan_cache
+from mlxkv.errors import ConfigError, OutOfMemoryError
+from mlxkv.peak.predict import prefill_bytes
+from mlxkv.stats import bytes_text
+
+CHUNKS = (512, 256, 128)
+"""Tokens of one prefill call, the best first."""
+
+_CACHE_SHARE = 0.8  # of the memory that the weights leave, for a window that was left open
+_LEAST_WINDOW = 64
+
+
+@dataclass
+class Budget:
+    """What one model may use: `limit` bytes for all that this process holds in MLX; 0 means no limit.
+
+    Everywhere `used` is what is taken without the cache in question, weights included, in bytes; `is_loaded` is False
+    for a skeleton.
+    """
+
+    model: Any
+    limit: int
+    _known: dict[tuple[Any, ...], int] = field(default_factory=dict)
+
+    def plan(self, config: CacheConfig, used: int, *, system_tokens: int = 0, is_loaded: bool = True) -> CachePlan:
+        """A plan of the cache; where the window is left open, of the largest that can also be filled."""
+        share = int(max(self.limit - used, 0) * _CACHE_SHARE) if self.limit else 1 << 62
+        plan = plan_cache(self.model, config, system_tokens=system_tokens, budget=share, is_loaded=is_loaded)
+        while config.window is None and not self.fits(plan, used):
+            geometry = plan.geometry
+            if geometry is None or geometry.window <= _LEAST_WINDOW:
+                break
+            share = min(share, plan.bytes_per_token * geometry.window) // 2
+            smaller = plan_cache(self.model, config, system_tokens=system_tokens, budget=share, is_loaded=is_loaded)
+            if smaller.geometry is None or smaller.geometry.window >= geometry.window:
+                break
+            plan = smaller
+        return plan
+
+    def check(self, plan: CachePlan, used: int) -> None:
+        """Refuse a cache that cannot be filled.
+
+        Raises:
+            OutOfMemoryError: with what would fit; nothing was allocated.
+        """
+        if self.fits(plan, used, CHUNKS[0]) or self.fits(plan, used):
+            return
+        raise OutOfMemoryError(
+            f"This KV cache needs {bytes_text(plan.nbytes)}, and reading a prompt "
+            f"{bytes_text(self.reading(plan, CHUNKS[-1]))}; {self._free_text(used)}; {self.advice(plan.config, used)}."
+        )
+
+    def fits(self, plan: CachePlan, used: int, chunk: int = CHUNKS[-1]) -> bool:
+        """Whether the cache can be filled in pieces of `chunk` tokens."""
+        return not self.limit or used + plan.nbytes + self.reading(plan, chunk) <= self.limit
+
+    def largest_chunk(self, plan: CachePlan, used: int, tokens: int | None = None) -> int:
+        """The most tokens per call with which a prompt that ends at `tokens` (None: anywhere) fits; else the fewest."""
+        if self.fits(plan, used, CHUNKS[0]):  # known from making the cache, so the usual turn predicts nothing
+            return CHUNKS[0]
+        free = self.limit - used - plan.nbytes
+        return next((c for c in CHUNKS if self.reading(plan, c, tokens) <= free), CHUNKS[-1])
+
+    def chunk(self, plan: CachePlan, used: int, tokens: int) -> int:
+        """`largest_chunk`, for a prompt about to be read.
+
+        Raises:
+            OutOfMemoryError: not even the smallest piece fits; with what would.
+        """
+        chunk = self.largest_chunk(plan, used, tokens)
+        need = plan.nbytes + self.reading(plan, chunk, tokens)
+        if self.limit and used + need > self.limit:
+            raise OutOfMemoryError(
+                f"Reading a prompt of {tokens:,} tokens needs {bytes_text(need)} with its KV cache; "
+                f"{self._free_text(used)}; {self.advice(plan.config, used)}."
+            )
+        return chunk
+
+    def advice(self, config: CacheConfig, used: int, *, is_loaded: bool = True) -> str:
+        """What would fit, as the end of a sentence."""
+
+        def window(config: CacheConfig, most: int) -> int | None:
+            size = 1 << most.bit_length() - 1
+            while size >= _LEAST_WINDOW:
+                try:
+                    plan = plan_cache(self.model, replace(config, window=size, slack=None), is_loaded=is_loaded)
+                except ConfigError:
+                    return None
+                if self.fits(plan, used):
+                    return size
+                size //= 2
+            return None
+
+        most = config.window or _LEAST_WINDOW
+        if size := window(config, most - 1):
+            return f"a window of {size:,} tokens would fit"
+        for bits in (8, 4) if config.bits is None else ():
+            if size := window(replace(config, bits=bits), most):
+                return f"a window of {size:,} tokens in {bits} bits would fit"
+        return "no window would fit, so use a smaller model"
+
+    def reading(self, plan: CachePlan, chunk: int, tokens: int | None = None) -> int:
+        """Bytes beside weights and cache; 0 where they cannot be predicted. `tokens` counts as a power of two."""
+        if plan.geometry is None:
+            return 0
+        capacity = plan.geometry.capacity
+        end = capacity if tokens is None else min(capacity, max(1 << (tokens - 1).bit_length(), chunk))
+        key = (plan.geometry, plan.config.bits, chunk, end)
+        if key not in self._known:
+            self._known[key] = prefill_bytes(self.model, plan, chunk, end) or 0
+        return self._known[key]
+
+    def _free_text(self, used: int) -> str:
+        return f"{bytes_text(max(self.limit - used, 0))} of the {bytes_text(self.limit)} that may be used are free"

@@ -1,0 +1,121 @@
+"""A matrix of models and windows up to three times the limit: each cell works within it or is refused in a sentence.
+
+The cells run in a child process that could not take much more than the limit: one that did would die, and be counted.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import mlxkv
+from mlxkv.cache.config import CacheConfig
+from mlxkv.cache.plan import plan_cache
+from mlxkv.errors import OutOfMemoryError
+from mlxkv.peak import CHUNKS, Budget
+from tests.peak.models import build
+from tests.reference import tiny_llama
+from tests.tokenizers import tiny_folder
+
+LIMIT = 24_000_000
+SHAPES = {"wide": {"hidden": 128, "heads": 4, "kv_heads": 4}, "deep": {"layers": 4, "hidden": 64, "heads": 2}}
+SHARES = (0.02, 0.1, 0.3, 0.6, 0.9, 1.5, 3.0)  # of the limit, as the cache alone
+CHILD = """
+import json, resource, sys
+import mlx.core as mx
+import mlxkv
+from mlxkv.device import peak_memory, reset_peak_memory
+from mlxkv.errors import OutOfMemoryError
+
+first, limit = True, int(sys.argv[1])
+for line in sys.stdin:
+    folder, window, bits = json.loads(line)
+    model = mlxkv.load(folder)
+    if first:
+        model.generate("once", max_tokens=1, cache=mlxkv.CacheConfig(window=64))
+        used = int(open("/proc/self/statm").read().split()[5]) * 4096  # what RLIMIT_DATA counts
+        resource.setrlimit(resource.RLIMIT_DATA, (used + 2 * limit, used + 2 * limit))
+        first = False
+    reset_peak_memory()
+    try:
+        stats = model.generate("once " * 150, max_tokens=2, cache=mlxkv.CacheConfig(window=window, bits=bits)).stats
+        print(json.dumps(["works", peak_memory(), stats.cache_bytes]), flush=True)
+    except OutOfMemoryError as error:
+        print(json.dumps(["refused", str(error)]), flush=True)
+    model.close()
+    del model
+    mx.clear_cache()
+"""
+
+
+def cells(folder: Path) -> Iterator[tuple[str, int, int | None]]:
+    for name, shape in SHAPES.items():
+        path = str(tiny_folder(folder / name, **shape))
+        for bits in (None, 8) if name == "deep" else (None,):
+            row = mlxkv.estimate(path, CacheConfig(window=1024, bits=bits)).bytes_per_token
+            for share in SHARES:
+                yield path, int(LIMIT * share / row), bits
+
+
+def test_no_cell_ends_the_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    matrix = list(cells(tmp_path))
+    monkeypatch.setenv("MLXKV_MEMORY_LIMIT", str(LIMIT))
+    child = subprocess.run(
+        [sys.executable, "-c", CHILD, str(LIMIT)],
+        input="\n".join(map(json.dumps, matrix)),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert child.returncode == 0, child.stderr[-2000:]
+    results = [json.loads(line) for line in child.stdout.splitlines()]
+    assert len(results) == len(matrix)
+    works = [result for result in results if result[0] == "works"]
+    refused = [result[1] for result in results if result[0] == "refused"]
+    print(f"{len(works)} cells work, {len(refused)} are refused, 0 of {len(matrix)} ended the process")
+    assert all(peak <= LIMIT for _, peak, _ in works)
+    assert max(cache for *_, cache in works) > 0.5 * LIMIT  # not all caution
+    assert len(works) >= 9
+    assert len(refused) >= 6
+    for text in refused:
+        assert text.endswith(" fit.")
+        assert "\n" not in text
+
+
+def test_smaller_pieces_first() -> None:
+    model = tiny_llama()
+    plan = plan_cache(model, CacheConfig(window=2048))
+    needs = [plan.nbytes + Budget(model, 0).reading(plan, chunk) for chunk in CHUNKS]
+    for chunk, need in zip(CHUNKS, needs, strict=True):
+        assert Budget(model, need).chunk(plan, 0, 10_000) == chunk
+        assert Budget(model, need + 100).chunk(plan, 100, 10_000) == chunk
+    assert Budget(model, needs[-1] - 1).chunk(plan, 0, 200) == CHUNKS[-1]  # a short prompt does not fill the window
+    with pytest.raises(OutOfMemoryError, match=r"Reading a prompt of 10,000 tokens needs .* would fit\."):
+        Budget(model, needs[-1] - 1).chunk(plan, 0, 10_000)
+
+
+def test_what_would_fit_does() -> None:
+    model, config = build("packed cache")
+    config = CacheConfig(window=4096)
+    plan = plan_cache(model, config)
+    small = Budget(model, plan.nbytes)
+    with pytest.raises(OutOfMemoryError, match=r"a window of 2,048 tokens would fit\."):
+        small.check(plan, 0)
+    small.check(plan_cache(model, CacheConfig(window=2048)), 0)
+    tight = Budget(model, small.reading(plan_cache(model, CacheConfig(window=64, bits=8)), 128) + 120_000)
+    assert "in 8 bits would fit" in tight.advice(CacheConfig(window=64), 0) or "no window" in tight.advice(config, 0)
+
+
+def test_a_window_left_open_is_one_that_can_be_filled() -> None:
+    model = tiny_llama(max_position_embeddings=8192)
+    whole = plan_cache(model, CacheConfig(window=8192))
+    limit = whole.nbytes + Budget(model, 0).reading(whole, 128) // 2
+    plan = Budget(model, limit).plan(CacheConfig(), 0)
+    assert plan.geometry is not None
+    assert 64 <= plan.geometry.window < 8192
+    Budget(model, limit).check(plan, 0)
