@@ -90,6 +90,7 @@ def chat(
     top_k: Annotated[int | None, typer.Option("--top-k", help=help_of("top_k"))] = None,
     min_p: Annotated[float | None, typer.Option("--min-p", help=help_of("min_p"))] = None,
     seed: Annotated[int | None, typer.Option("--seed", help=help_of("seed"))] = None,
+    think: Annotated[bool | None, typer.Option("--think/--no-think", help=help_of("think"))] = None,
     window: Annotated[int | None, typer.Option("--window", help=help_of("window"))] = None,
     sinks: Annotated[str | None, typer.Option("--sinks", help=help_of("sinks"))] = None,
     kv_bits: Annotated[str | None, typer.Option("--kv-bits", help=help_of("kv_bits"))] = None,
@@ -103,6 +104,7 @@ def chat(
         "model": model, "system": system and text_or_file(system), "temperature": temp, "top_p": top_p, "top_k": top_k,
         "min_p": min_p, "max_tokens": max_tokens, "seed": seed, "window": window, "sinks": sinks,
         "plain": plain or None, "mouse": False if no_mouse else None, "kv_bits": kv_bits, "disk_limit": disk_limit,
+        "think": think,
     }  # fmt: skip
     settings = load_settings(folders, flags=flags)
     asked = _named_cache(folders, named, system, continue_ or resume is not None)
@@ -185,12 +187,14 @@ def _window(folders: Folders, settings: Settings, start: list[Command], question
 
 
 def _lines(folders: Folders, settings: Settings, start: list[Command], question: str | None, save: bool) -> int:
+    from mlxkv.engine import Desk
     from mlxkv.plain import PlainChat
 
     with suppress(ImportError):
         import readline  # noqa: F401  # `input` then edits lines
     logging.basicConfig(filename=private_folder(folders.state) / "mlxkv.log", level=logging.WARNING)
-    return PlainChat(folders, settings, sys.stdout, input, save=save).run(start, question)
+    chat = PlainChat(folders, settings, lambda tell: Desk(folders, settings, tell, save=save), sys.stdout, input)
+    return chat.run(start, question)
 
 
 def _first_screen(start: list[Command]) -> FirstScreen:

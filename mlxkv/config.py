@@ -91,4 +91,5 @@ def load_settings(
     from_env = {key: env[name] for name, key in names.items() if env.get(name)}
     settings = change(settings, from_env, lambda key: f"The environment variable MLXKV_{key.upper()}")
     given = {key: value for key, value in (flags or {}).items() if value is not None}
-    return change(settings, given, lambda key: f"The option --{key.replace('_', '-')}")
+    options = {s.name: s.option.split(", ")[-1] for s in schema()}
+    return change(settings, given, lambda key: f"The option {options.get(key, key)}")

@@ -11,12 +11,11 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TextIO
+from typing import Protocol, TextIO
 
 from mlxkv import commands as cmd
 from mlxkv import events as ev
 from mlxkv.config import Folders, Settings
-from mlxkv.engine import Desk
 from mlxkv.errors import ConfigError
 from mlxkv.stats import bytes_text, stat_line
 from mlxkv.text import CONTEXT, clean
@@ -30,16 +29,31 @@ _TELL_SECONDS = 5.0  # between two lines about a prompt that is being read or a 
 _WIDTH = 72
 
 
+class DeskLike(Protocol):
+    """What is needed of a Desk; a test plays one."""
+
+    def answer(self, command: cmd.Command) -> None: ...
+
+    def stop(self) -> None: ...
+
+    def pause_download(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+MakeDesk = Callable[[Callable[[ev.EngineEvent], None]], DeskLike]
+
+
 class PlainChat:
-    """`read` asks the user for a line, as `input` does."""
+    """`read` asks for a line, as `input` does; `make_desk` makes a desk that tells its events where it is told."""
 
     def __init__(
-        self, folders: Folders, settings: Settings, out: TextIO, read: Callable[[str], str], *, save: bool
+        self, folders: Folders, settings: Settings, make_desk: MakeDesk, out: TextIO, read: Callable[[str], str]
     ) -> None:
         self._folders, self._out, self._read = folders, out, read
         self._state = ChatState(time.perf_counter, settings)
         self._events: queue.SimpleQueue[ev.EngineEvent] = queue.SimpleQueue()
-        self._desk = Desk(folders, settings, self._events_put, save=save)
+        self._desk = make_desk(self._events_put)
         self._before = ""  # the end of the reply so far
         self._told = 0.0
         self._is_thinking = self._done = False

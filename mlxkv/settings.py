@@ -129,6 +129,9 @@ class Settings:
         None, "Makes sampling repeatable.", slash="seed", option="--seed", low=0, high=2**64 - 1, null="chance",
         holds=NEXT_REPLY,
     )  # fmt: skip
+    think: bool | None = _setting(
+        None, "Reasoning before the answer, of models that can.", slash="think", option="--think", holds=NEXT_REPLY
+    )
     window: int | None = _setting(
         None, "Tokens kept beyond the pinned ones.", slash="ctx", option="--window", low=1, high=2**24,
         null="what fits, at most 32,768", holds=NEW_CACHE,

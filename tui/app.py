@@ -59,6 +59,7 @@ class ChatApp(ManagingApp, inherit_bindings=False):
         Binding("ctrl+b", "sidebar", "Chats beside", id="app.sidebar"),
         Binding("ctrl+k", "chats", "Open a chat", id="app.chats"),
         Binding("ctrl+n", "new_chat", "New chat", id="app.new"),
+        Binding("ctrl+t", "think", "Reasoning on, off", id="app.think", show=False),
         Binding("ctrl+l", "redraw", "Redraw", id="app.redraw", show=False),
         Binding("ctrl+z", "suspend_process", "Suspend", id="app.suspend", show=False),
     ]

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from mlxkv.events import CacheView, SessionStatus
 from mlxkv.stats import bytes_text, rate_text
+from mlxkv.tui.listing import cut
+from mlxkv.tui.wording import pair_text
 
 BARS = "▁▂▃▄▅▆▇█"
 PINNED, LIVE, EVICTED, FREE, HEAD = "█", "▓", "░", "·", "┃"
@@ -57,7 +59,7 @@ def ring_words(cache: CacheView) -> str:
 
 
 def wide_lines(status: SessionStatus, rates: Sequence[int], prefill_tps: float, width: int) -> list[str]:
-    """The panel across the window: five lines."""
+    """The panel across the window: six lines."""
     cache = status.cache
     if cache is None or not cache.capacity:
         ring = ["Ring    nothing is cached yet", "", ""]
@@ -65,15 +67,15 @@ def wide_lines(status: SessionStatus, rates: Sequence[int], prefill_tps: float, 
         strip = ring_strip(cache, max(10, width - 9))
         ring = [f"Ring    {strip.cells}", f"        {strip.marks}", f"        {ring_words(cache)}"]
     now = max((rate for rate in rates[-3:]), default=0)
-    chart = sparkline(rates, max(10, min(60, width - 46)))
     read = f"prefill {rate_text(prefill_tps)} tok/s" if prefill_tps else "prefill –"
-    speed = f"Speed   {chart} {now} tok/s, last 60 s · {read}"
+    words = f" {now} tok/s, last 60 s · {read}"
+    speed = f"Speed   {sparkline(rates, max(0, min(60, width - 8 - len(words))))}{words}"
     kv = f"{bytes_text(cache.allocated_bytes)} allocated, {bytes_text(cache.live_bytes)} live" if cache else "–"
     parts = [f"Memory  weights {bytes_text(status.weight_bytes)} · KV {kv}"]
     if status.memory_limit:
         parts.append(f"free {bytes_text(max(0, status.memory_limit - status.memory_used))}")
-    parts.append(f"disk KV {disk_text(status)}")
-    return [*ring, speed, " · ".join(parts)]
+    lines = [*ring, speed, " · ".join(parts), f"Disk    KV of all chats {disk_text(status)}"]
+    return [cut(line, width) for line in lines]
 
 
 def narrow_lines(status: SessionStatus, rates: Sequence[int], prefill_tps: float, width: int) -> list[str]:
@@ -98,6 +100,4 @@ def narrow_lines(status: SessionStatus, rates: Sequence[int], prefill_tps: float
 def disk_text(status: SessionStatus) -> str:
     if not status.disk_limit:
         return bytes_text(status.disk_bytes)
-    from mlxkv.tui.wording import pair_text
-
     return pair_text(status.disk_bytes, status.disk_limit)

@@ -16,12 +16,16 @@ from mlxkv.tui.commands import help_rows
 KEYS = (
     ("Enter", "send, or queue while a reply runs"),
     ("Ctrl+J", "new line (also Shift+Enter, Alt+Enter, \\ Enter)"),
-    ("Esc", "stop the reply, keep it; twice clears the prompt"),
+    ("Esc", "stop the reply, keep it; twice clears the prompt, or goes back to a message"),
     ("Ctrl+C", "copy the selection, clear, stop; twice quits"),
     ("Ctrl+D", "quit when the prompt is empty"),
     ("↑ ↓", "earlier prompts; ↑ takes a queued one back"),
     ("PgUp PgDn", "scroll (also Shift+↑ ↓, the wheel)"),
     ("End", "follow the reply again"),
+    ("Ctrl+B Ctrl+K", "chats beside the window, in the window"),
+    ("Ctrl+N", "new chat"),
+    ("F2", "the cache: ring, speed, memory, disk"),
+    ("Ctrl+T Ctrl+O", "reasoning on or off; fold or unfold it"),
     ("Ctrl+P", "menu and themes"),
     ("Mouse", "drag to select, Ctrl+C copies"),
 )

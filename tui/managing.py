@@ -13,7 +13,7 @@ from mlxkv.errors import ConfigError
 from mlxkv.tui import lists
 from mlxkv.tui.listing import PutPrompt
 from mlxkv.tui.reading import ReadingApp
-from mlxkv.tui.slash import Wish
+from mlxkv.tui.slash import Wish, run
 from mlxkv.tui.view import ROOM_FOR_SIDEBAR
 
 if TYPE_CHECKING:
@@ -98,6 +98,11 @@ class ManagingApp(ReadingApp):
 
     def action_models(self) -> None:
         self.state.submit(cmd.ListModels())
+        self._sync()
+
+    def action_think(self) -> None:
+        if wish := run(self.state, "think", ""):
+            self.grant(wish)
         self._sync()
 
     def action_rewind(self) -> None:

@@ -174,12 +174,8 @@ def _from(setting: Setting) -> str:
 
 
 def _think(state: ChatState, argument: str) -> Wish | None:
-    setting = find("think")
-    if setting is None:
-        state.say("This version cannot switch reasoning; /system may ask the model to be brief.")
-        return None
-    now = getattr(state.settings, "think")  # noqa: B009  # the field may not exist
-    return _change(state, setting, argument or ("off" if now else "on"))
+    setting = next(s for s in schema() if s.name == "think")
+    return _change(state, setting, argument or ("off" if state.settings.think else "on"))
 
 
 def settings_list(state: ChatState) -> Listing:

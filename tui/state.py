@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 from mlxkv import commands as cmd
 from mlxkv import events as ev
@@ -17,27 +17,17 @@ from mlxkv.config import Settings
 from mlxkv.stats import fit
 from mlxkv.text import clean
 from mlxkv.tui import lists, reports
-from mlxkv.tui.blocks import NO_MESSAGE, Block, Kind
 from mlxkv.tui.chats import find_chat
 from mlxkv.tui.listing import Listing
 from mlxkv.tui.meter import Meter
-from mlxkv.tui.turn import Turn
-from mlxkv.tui.wording import advice, loading_text, pull_text, restored_text, restoring_text, rotated_text, spinner
+from mlxkv.tui.story import Story
+from mlxkv.tui.wording import advice, loading_text, pull_text, restoring_text, spinner
 
 _TURNS = (cmd.Send, cmd.Retry, cmd.Edit, cmd.Continue)
 _STOPPED = "The engine has stopped; quit and start mlxkv again."
 
 
-@dataclass
-class Change:
-    """What the transcript must do: forget everything if `cleared`, append `settled`, show `tail` after it."""
-
-    cleared: bool = False
-    settled: list[Block] = field(default_factory=list)
-    tail: list[Block] = field(default_factory=list)
-
-
-class ChatState:
+class ChatState(Story):
     """Everything on the screen but the prompt. `today` is the clock that dates are told by, UNIX seconds."""
 
     def __init__(
@@ -46,37 +36,31 @@ class ChatState:
         settings: Settings | None = None,
         today: Callable[[], float] = time.time,
     ) -> None:
-        self.clock, self.today = clock, today
+        super().__init__(clock)
+        self.today = today
         self.settings = settings or Settings()
         self.outbox: deque[cmd.Command] = deque()
         self.queue: deque[str] = deque()  # prompts typed ahead
-        self.model, self.title, self.session_id = "", "", None
+        self.model = ""
+        self.session_id: str | None = None
         self.status = ev.SessionStatus()
         self.meter = Meter()
-        self.turn: Turn | None = None
         self.stopped = False  # the engine is gone
         self.failed = False  # it went with an error
-        self.is_empty = True  # nothing was said in this chat
         self.read_only = ""  # who else has the chat open
         self.editing: int | None = None  # the message that the next prompt replaces
         self.renaming: str | None = None  # the chat that /rename is about, where it is not the one in front
         self.system = self.settings.system  # of new chats
-        self.messages: list[ev.Message] = []
-        self.versions: tuple[tuple[ev.Sibling, ...], ...] = ()
         self.chats: tuple[ev.ChatSummary, ...] = ()
         self.models: tuple[ev.ModelCard, ...] = ()
         self.pull: ev.PullProgress | None = None
         # For the app to take: a list to show, a text for the prompt.
         self.listing: Listing | None = None
         self.put: str | None = None
-        self._ready = self._open = False
+        self._ready = False
         self._loading: ev.ModelLoading | None = None
         self._waiting: deque[cmd.Command] = deque()
         self._wanted: str | None = None  # the chat to resume once the list is here; "" lets the user choose
-        self._change = Change()
-        self._early: list[Block] = []  # said before a chat was open: must survive its opening
-        self._kv_before = self._evicted_before = 0
-        self._last: Kind | None = None  # what the transcript ends with
 
     # -- what the user does ------------------------------------------------------------------------------
 
@@ -131,14 +115,11 @@ class ChatState:
         return True
 
     def other_version(self, message: int, step: int) -> bool:
-        """Show the version before (-1) or after (1) of a message or, where it has none, of the question to it."""
-        number, of = self._version(message)
-        found = self.versions[of] if of < len(self.versions) else ()
-        target = number - 1 + step
-        if len(found) < 2 or not 0 <= target < len(found):
-            return False
-        self.submit(cmd.OpenChat(found[target].session_id))
-        return True
+        """Show the version before (-1) or after (1) of a message; whether there is one."""
+        found = self.version(message, step)
+        if found is not None:
+            self.submit(cmd.OpenChat(found.session_id))
+        return found is not None
 
     def show(self, listing: Listing) -> None:
         self.listing = listing
@@ -157,24 +138,7 @@ class ChatState:
         self.submit(cmd.PausePull())
         return True
 
-    def say(self, text: str) -> None:
-        """A dim line of ours."""
-        self._add(Block(Kind.META, clean(text), tight=self._last is Kind.META))
-
-    def say_lines(self, lines: Sequence[str]) -> None:
-        for i, line in enumerate(lines):
-            self._add(Block(Kind.META, clean(line), tight=i > 0))
-
-    def error(self, text: str) -> None:
-        self._add(Block(Kind.ERROR, clean(text)))
-
     # -- what the window shows ---------------------------------------------------------------------------
-
-    def take(self) -> Change:
-        """What changed in the transcript since the last call."""
-        change, self._change = self._change, Change()
-        change.tail = self._numbered(self.turn.tail()) if self.turn else []
-        return change
 
     @property
     def is_busy(self) -> bool:
@@ -222,15 +186,14 @@ class ChatState:
         """Take one event; never raises for text, however hostile."""
         self.meter.take(event, self.clock())
         match event:
-            case ev.TextDelta():
-                self._settle(self._numbered(self._current().delta(event, self.clock())))
-            case ev.PrefillProgress():
-                self._current().prefill = event
+            case ev.TextDelta() | ev.PrefillProgress():
+                self.hear(event)
             case ev.TurnStarted(text):
                 if self.turn is None:  # not sent from here: a retry
-                    self._begin(text)
+                    self.begin_turn(text)
             case ev.TurnFinished():
-                self._finish(event)
+                self._answered(*_TURNS)
+                self.finish_turn(event)
             case ev.SessionStatus():
                 self.status = event
                 self.session_id = event.session_id or self.session_id  # a new chat has one after its first message
@@ -241,7 +204,7 @@ class ChatState:
             case ev.ModelReady(name):
                 self.model, self._ready, self._loading = clean(name), True, None
                 self._answered(cmd.LoadModel)
-                if not self._open and not any(isinstance(c, cmd.NewChat | cmd.OpenChat) for c in self._waiting):
+                if not self._is_open and not any(isinstance(c, cmd.NewChat | cmd.OpenChat) for c in self._waiting):
                     self.submit(cmd.NewChat())
             case ev.ChatOpened():
                 self._opened(event)
@@ -282,9 +245,8 @@ class ChatState:
             case ev.ChatDeleted(session_id, title):
                 self._answered(cmd.DeleteChat)
                 self.chats = tuple(c for c in self.chats if c.id != session_id)
-                self._early.append(Block(Kind.META, clean(f"Deleted “{title}”.")))
-                if session_id != self.session_id:
-                    self._settle([self._early.pop()])
+                tell = self.say_after_opening if session_id == self.session_id else self.say
+                tell(f"Deleted “{title}”.")
             case ev.ChatExported(path):
                 self._answered(cmd.ExportChat)
                 self.say(f"Written to {path}")
@@ -308,58 +270,30 @@ class ChatState:
 
     def _opened(self, event: ev.ChatOpened) -> None:
         self._answered(cmd.NewChat, cmd.OpenChat, cmd.Rewind, cmd.Fork)
-        early, self._early, self._open = self._early, [], True
-        self.title, self.turn, self.is_empty = clean(event.title), None, not event.messages
-        self.session_id, self.messages, self.read_only = event.session_id, list(event.messages), clean(event.read_only)
+        self.show_chat(event)
+        self.session_id, self.read_only = event.session_id, clean(event.read_only)
         self.editing, self.put = None, event.prompt or self.put
         kept = self.status
         self.status = ev.SessionStatus(
             memory_used=kept.memory_used, memory_limit=kept.memory_limit, weight_bytes=kept.weight_bytes,
             disk_bytes=kept.disk_bytes, disk_limit=kept.disk_limit,
         )  # fmt: skip
-        self._kv_before = self._evicted_before = 0
-        self._change = Change(cleared=True, settled=early)
-        for number, message in enumerate(event.messages):
-            kind = Kind.USER if message.role == "user" else Kind.REPLY
-            self._settle([Block(kind, clean(message.text), message=number)])
-            if message.stats is not None:
-                self._figures(message.stats, number)
-        if event.restored_tokens:
-            self._kv_before = event.restored_bytes
-            text = restored_text(event.restored_tokens, event.restored_bytes, event.restore_s)
-            self._settle([Block(Kind.META, text)])
         if self.read_only:
-            self._settle([Block(Kind.META, f"{self.read_only} Read-only here: /fork goes on in a copy.")])
-
-    def _finish(self, event: ev.TurnFinished) -> None:
-        turn, self.turn = self.turn, None
-        self._answered(*_TURNS)
-        number = len(self.messages)
-        if turn is not None:
-            self._settle(self._numbered(turn.finish(self.clock())))
-        if event.text and not (turn and turn.said_anything):
-            self._settle([Block(Kind.REPLY, clean(event.text), message=number)])
-        self.messages.append(ev.Message("assistant", event.text, event.stats))
-        self._figures(event.stats, number)
-        if text := rotated_text(event.stats, self._evicted_before):
-            self.say(text)
-        self._evicted_before = max(self._evicted_before, event.stats.evicted_tokens)
+            self.say(f"{self.read_only} Read-only here: /fork goes on in a copy.")
 
     def _failed(self, event: ev.Failed) -> None:
         failed = self._waiting.popleft() if self._waiting else None
         if isinstance(failed, cmd.NewChat) and not self._ready:
             return  # no model yet: a chat is opened as soon as there is one
         if self.turn is not None and (failed is None or isinstance(failed, _TURNS)):
-            self._settle(self._numbered(self.turn.finish(self.clock())))
-            self.turn = None
+            self.break_off()
         if isinstance(failed, cmd.LoadModel):
             self._loading = None
         self.error(event.text + advice(event.kind))
 
     def _engine_stopped(self, error: str | None) -> None:
-        if self.turn is not None:
-            self._settle(self._numbered(self.turn.finish(self.clock())))
-        self.stopped, self.failed, self.turn = True, error is not None, None
+        self.break_off()
+        self.stopped, self.failed = True, error is not None
         self._waiting.clear()
         self.error(f"The engine stopped: {error} · chat saved – mlxkv -c" if error else "The engine has stopped.")
 
@@ -395,57 +329,12 @@ class ChatState:
 
     def _advance(self) -> None:
         """Send the next prompt if nothing is in its way."""
-        if not self.queue or self._waiting or self.turn or not (self._ready and self._open) or self.refusal():
+        if not self.queue or self._waiting or self.turn or not (self._ready and self._is_open) or self.refusal():
             return
         text = self.queue.popleft()
         self.submit(cmd.Send(text, self.clock()))
-        self._begin(text)
-
-    def _begin(self, text: str) -> None:
-        """A turn begins; without a text a reply goes on."""
-        if text:
-            shown = clean(text)
-            self._settle([Block(Kind.USER, shown, message=len(self.messages))])
-            self.messages.append(ev.Message("user", text))
-            self.title, self.is_empty = self.title or shown.strip().split("\n")[0][:60], False
-        self.turn = Turn(self.clock())
-
-    def _current(self) -> Turn:
-        if self.turn is None:
-            self.turn = Turn(self.clock())
-        return self.turn
+        self.begin_turn(text)
 
     def _answered(self, *kinds: type[cmd.Command]) -> None:
         if self._waiting and isinstance(self._waiting[0], kinds):
             self._waiting.popleft()
-
-    def _numbered(self, blocks: Sequence[Block]) -> list[Block]:
-        """Blocks of the reply that is being made."""
-        number = len(self.messages)
-        return [block if block.message != NO_MESSAGE else replace(block, message=number) for block in blocks]
-
-    def _version(self, message: int) -> tuple[int, int]:
-        """Which version (from 1) of which message: of this one or, where it has no others, of the question to it."""
-        for number in (message, message - 1):
-            found = self.versions[number] if 0 <= number < len(self.versions) else ()
-            if len(found) > 1:
-                return next((i for i, sibling in enumerate(found, 1) if sibling.is_current), 1), number
-        return 1, message
-
-    def _figures(self, stats: ev.TurnStats, message: int) -> None:
-        live = stats.cache_live_bytes
-        added = live - self._kv_before if self._kv_before else 0
-        number, of = self._version(message)
-        version = (number, max(1, len(self.versions[of]) if of < len(self.versions) else 1))
-        self._settle([Block(Kind.STATS, "", stats=stats, kv_added=max(0, added), message=message, version=version)])
-        self._kv_before = live
-
-    def _settle(self, blocks: list[Block]) -> None:
-        self._change.settled += blocks
-        self._last = blocks[-1].kind if blocks else self._last
-
-    def _add(self, block: Block) -> None:
-        """One of our own lines; in the middle of a reply it goes above the unfinished block."""
-        self._settle([block])
-        if not self._open:
-            self._early.append(block)

@@ -40,7 +40,11 @@ def new(front: Front, system: str | None) -> Iterator[EngineEvent]:
     front.saved = "" if front.save else "off"
     if front.model is not None:
         front.chat = front.model.chat(
-            system or front.system, front.bounds(), autosave=front.save, **front.settings.sampling
+            system or front.system,
+            front.bounds(),
+            autosave=front.save,
+            think=front.settings.think,
+            **front.settings.sampling,
         )
     yield Versions(())
     yield ChatOpened(None, "")  # the first message will be its title
@@ -55,6 +59,8 @@ def opened(front: Front, session_id: str) -> Iterator[EngineEvent]:
     front.close_chat()
     bounds = front.bounds() if front.settings.bounds_cache else None
     chat = front.chat = model.resume(session_id, cache=bounds, **front.settings.sampling)
+    if front.settings.think is not None:
+        chat.thinking = front.settings.think
     yield from versions(front)
     yield view(chat)
     if chat.restored and chat.restored.notice:
@@ -191,6 +197,8 @@ def resettled(front: Front, settings: Settings) -> Iterator[EngineEvent]:
     before, front.settings = front.settings, settings
     if before.system != settings.system:
         front.system = settings.system
+    if before.think != settings.think and front.chat is not None:
+        front.chat.thinking = settings.think
     bounds = ("window", "sinks", "kv_bits")
     if all(getattr(before, name) == getattr(settings, name) for name in bounds) or front.model is None:
         yield Applied("")

@@ -1,0 +1,109 @@
+"""Line mode with a played desk: what is read, what is printed, and that nothing on the way is drawn."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from mlxkv.commands import Command, Edit, LoadModel, NewChat, OpenChat, Rewind, Send
+from mlxkv.config import Folders, Settings
+from mlxkv.events import EngineEvent, PullProgress
+from mlxkv.plain import PlainChat
+from mlxkv.tui.gauges import BARS
+from mlxkv.tui.wording import SPINNER
+from tests.tui.fake_engine import FakeEngine
+
+
+class PlayedDesk(FakeEngine):
+    """A desk that answers as the fake engine does, and one download."""
+
+    def __init__(self, tell: Callable[[EngineEvent], None]) -> None:
+        super().__init__()
+        self._tell = tell
+
+    def answer(self, command: Command) -> None:  # type: ignore[override]
+        self.commands.append(command)
+        for event in super().answer(command):
+            self._tell(event)
+            if isinstance(event, PullProgress) and event.state == "downloading":
+                self._tell(PullProgress(event.name, "done", event.total, event.total))
+
+    def pause_download(self) -> None:
+        self.stopped += 1
+
+
+def talk(*lines: str, ask: str | None = None, start: tuple[Command, ...] = ()) -> tuple[str, PlayedDesk, int]:
+    """The transcript of a session in which the user types `lines` and then Ctrl+D."""
+    desks: list[PlayedDesk] = []
+    out = io.StringIO()
+    typed: Iterator[str] = iter(lines)
+
+    def read(prompt: str) -> str:
+        out.write(prompt)
+        line = next(typed, None)
+        if line is None:
+            raise EOFError
+        out.write(f"{line}\n")
+        return line
+
+    def make(tell: Callable[[EngineEvent], None]) -> PlayedDesk:
+        desks.append(PlayedDesk(tell))
+        return desks[0]
+
+    chat = PlainChat(Folders.from_env(), Settings(), make, out, read)
+    code = chat.run(start or (LoadModel("org/Qwen3-8B-4bit"), NewChat()), ask)
+    return out.getvalue(), desks[0], code
+
+
+def test_a_question_and_its_reply() -> None:
+    said, desk, code = talk("Why?")
+    assert code == 0
+    assert desk.closed == 1
+    assert "org/Qwen3-8B-4bit is ready.\nUser: Why?\nAssistant: The borrow of `map` lives" in said
+    assert "(42.1 tok/s · 312 tok · first token 0.21s" in said
+    assert not set(said) & set(SPINNER + BARS + "─│▰▱\x1b")
+
+
+def test_a_question_from_the_command_line_and_one_of_two_lines() -> None:
+    said, desk, _ = talk("one\\", "two", ask="first")
+    assert [c.text for c in desk.commands if isinstance(c, Send)] == ["first", "one\ntwo"]
+    assert said.index("User: first") < said.index("Assistant:")
+
+
+def test_a_list_is_numbered_and_a_number_chooses() -> None:
+    said, desk, _ = talk("/resume", "2")
+    assert "Chats\n1. ● Rust lifetimes" in said
+    assert OpenChat("c2") in desk.commands
+    assert "User: hello\nAssistant: The borrow" in said
+    _, desk, _ = talk("/resume", "", "/resume", "99")
+    assert not any(isinstance(c, OpenChat) for c in desk.commands)
+
+
+def test_going_back_says_what_was_taken_back() -> None:
+    said, desk, _ = talk("hello", "/undo", "/edit", "better")
+    assert Rewind() in desk.commands
+    assert "To change: hello" in said
+    assert not any(isinstance(c, Edit) for c in desk.commands[:-1]) or desk.commands[-1] is not None
+
+
+def test_errors_settings_and_downloads_are_lines(home: Path) -> None:
+    said, _, _ = talk("/set temp hot", "/set temp 0.5", "/nonsense", "/theme", "/pull org/model", "/quit", "unheard")
+    assert "Error: /set temp is 'hot'; it must be a number from 0 to 100" in said
+    assert "temperature is 0.5 from the next reply on." in said
+    assert (home / "config" / "config.toml").read_text() == "temperature = 0.5\n"
+    assert "No command /nonsense." in said
+    assert "/theme needs the window." in said
+    assert "org/model is on this machine now" in said
+    assert "unheard" not in said
+
+
+def test_without_a_model_nothing_waits_for_ever() -> None:
+    said, desk, _ = talk("hello", start=(NewChat(),))
+    assert "No model is loaded: /model lists those there are." in said
+    assert not any(isinstance(c, Send) for c in desk.commands)
+
+
+def test_what_a_model_says_cannot_steer_the_terminal() -> None:
+    said, _, _ = talk("/rename \x1b]0;gotcha\x07")
+    assert "\x1b" not in said.replace("/rename \x1b]0;gotcha\x07", "")

@@ -1,0 +1,98 @@
+"""The ring, the sparkline and the figures of the panel, as text."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlxkv.events import CacheView, PrefillProgress, SessionStatus, TextDelta, TurnFinished, TurnStarted
+from mlxkv.tui.gauges import (
+    EVICTED,
+    FREE,
+    LIVE,
+    PINNED,
+    bar,
+    narrow_lines,
+    ring_strip,
+    sparkline,
+    wide_lines,
+)
+from mlxkv.tui.meter import Meter
+from mlxkv.tui.reports import context_lines, memory_lines, stats_lines
+from tests.tui.fake_engine import CONTEXT, FIGURES, RING, STATS, STATUS
+
+HALF = CacheView(10, 50, 80, 50, 20, 0, 1000, 500)
+
+
+def test_the_ring_shows_each_row_once() -> None:
+    strip = ring_strip(HALF, 100)
+    assert strip.cells == PINNED * 10 + LIVE * 40 + FREE * 30 + EVICTED * 20
+    assert strip.marks.index("▲") == 50
+
+
+@given(st.integers(0, 50), st.integers(0, 50_000), st.integers(2, 50_000), st.integers(0, 2000), st.integers(10, 200))
+def test_any_ring_fills_its_width(pinned: int, live: int, capacity: int, undo: int, width: int) -> None:
+    live = min(live, capacity)
+    view = CacheView(min(pinned, live), live, capacity, min(live, capacity - 1), undo, 0, 0, 0)
+    strip = ring_strip(view, width)
+    assert len(strip.cells) == width
+    assert strip.marks.index("▲") < width
+    assert (PINNED in strip.cells) == (view.pinned > 0)
+    order = [PINNED, LIVE, FREE, EVICTED]
+    assert [order.index(c) for c in strip.cells] == sorted(order.index(c) for c in strip.cells)
+
+
+def test_the_sparkline_scales_to_its_tallest() -> None:
+    assert sparkline([0, 1, 4, 8], 4) == " ▁▄█"
+    assert sparkline([1, 2, 3], 2) == "▆█"
+    assert sparkline([0, 0], 5) == "  "
+
+
+def test_a_bar_shows_the_smallest_share() -> None:
+    assert bar(0.0, 4) == "▱▱▱▱"
+    assert bar(0.01, 4) == "▰▱▱▱"
+    assert bar(2.0, 4) == "▰▰▰▰"
+
+
+def test_the_panel_says_everything_in_words_too() -> None:
+    text = "\n".join(wide_lines(STATUS, [0] * 59 + [42], 812.0, 100))
+    for words in (
+        "pinned 38", "live 6,262", "evicted 0", "of 32,000 rows, full precision", "42 tok/s", "812 tok/s", "free 21 GB",
+        "weights 4.6 GB", "4.8 GB allocated, 936 MB live", "KV of all chats 5.9/20 GB",
+    ):  # fmt: skip
+        assert words in text
+    assert "4-bit" in "\n".join(wide_lines(replace(STATUS, cache=replace(RING, bits=4)), [], 0.0, 100))
+    assert "nothing is cached yet" in wide_lines(SessionStatus(), [], 0.0, 80)[0]
+    assert all(len(line) <= 27 for line in narrow_lines(STATUS, [0] * 59 + [420], 1812.0, 27))
+
+
+def test_the_meter_counts_tokens_by_the_second() -> None:
+    meter = Meter()
+    meter.take(TurnStarted("q"), 0.0)
+    meter.take(PrefillProgress(1, 2, 0, 300.0), 0.5)
+    for i in range(30):
+        meter.take(TextDelta("x", i + 1), 1.0 + i / 10)
+    assert meter.rates(4.0)[-3:] == [10, 10, 10]
+    assert meter.prefill_tps == 300.0
+    meter.take(TurnFinished("stop", "", STATS), 4.0)
+    meter.take(TextDelta("x", 5), 4.5)  # a new reply counts from the beginning
+    assert meter.rates(5.0)[-1] == 5
+    assert sum(meter.rates(100.0)) == 0
+    assert len(meter.rates(100.0)) == 60
+
+
+def test_context_says_what_has_rotated_out() -> None:
+    lines = context_lines(CONTEXT)
+    assert lines[0] == "Context: 100 tok of 128 (78%) · 12 pinned · 32 rotated out"
+    assert "system" in lines[1]
+    assert lines[2].rstrip().endswith("· 8 left")
+    assert "█" * 20 in lines[3]
+
+
+def test_stats_and_memory() -> None:
+    text = "\n".join(stats_lines(FIGURES))
+    for words in ("2 turns · 42.1 tok/s decoding · 812 tok/s reading", "99% not read again", "1.1 GB of 20 GB"):
+        assert words in text
+    assert memory_lines(STATUS)[0] == "Memory: 5.6 GB of 27 GB usable"

@@ -1,0 +1,199 @@
+"""Sidebar, lists, panel and going back, in the window with a fake engine. Every wait is for a condition."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from mlxkv.commands import DeleteChat, Edit, ExportChat, ListChats, LoadModel, OpenChat, RenameChat, Rewind
+from mlxkv.config import Folders, Settings
+from mlxkv.events import ChatSummary, TurnFinished
+from mlxkv.tui.chats import group_text, sidebar_entries
+from mlxkv.tui.picker import Picker
+from mlxkv.tui.sidebar import Sidebar
+from tests.tui.fake_engine import CHATS, STATS, FakeEngine
+from tests.tui.window import window
+
+DAY = 86_400.0
+NOON = 1_700_049_600.0  # in Europe and America
+
+
+async def test_the_sidebar_lists_opens_renames_exports_and_deletes() -> None:
+    async with window(size=(140, 40)) as w:
+        await w.pilot.press("ctrl+b")
+        await w.until(lambda: "Rust lifetimes" in w.screen() and w.app.query(Sidebar))
+        await w.until(lambda: w.app.view.sidebar and w.app.view.sidebar.has_focus_within)
+        assert "● instant resume ○ re-reads" in w.screen()
+        await w.pilot.press("x")
+        await w.until(lambda: ExportChat(session_id="c1") in w.engine.commands)
+        await w.pilot.press("down", "enter")
+        await w.until(lambda: OpenChat("c2") in w.engine.commands)
+        await w.until(lambda: w.app.focused is w.app.prompt)
+        await w.pilot.press("ctrl+b")
+        await w.until(lambda: w.app.view.sidebar and w.app.view.sidebar.has_focus_within)
+        await w.pilot.press("r")
+        await w.until(lambda: w.app.prompt.text == "/rename Trip to Porto")
+        await w.pilot.press("!", "enter")
+        await w.until(lambda: RenameChat("Trip to Porto!", "c2") in w.engine.commands)
+        await w.pilot.press("ctrl+b", "d")
+        await w.until(lambda: "Delete “Trip to Porto" in w.screen())
+        await w.pilot.press("down", "enter")
+        await w.until(lambda: DeleteChat("c2") in w.engine.commands)
+
+
+async def test_searching_in_the_sidebar_takes_letters_as_letters() -> None:
+    async with window(size=(140, 40)) as w:
+        await w.pilot.press("ctrl+b")
+        await w.until(lambda: "Rust lifetimes" in w.screen())
+        await w.until(lambda: w.app.view.sidebar and w.app.view.sidebar.has_focus_within)
+        await w.pilot.press("slash", *"xdr")
+        await w.until(lambda: "Chats · xdr" in w.screen())
+        assert "No title has these words." in w.screen()
+        await w.pilot.press("backspace", "backspace", "backspace", *"port")
+        await w.until(lambda: "Rust lifetimes" not in w.screen())
+        await w.pilot.press("enter")
+        await w.until(lambda: OpenChat("c2") in w.engine.commands)
+        assert not w.sent(ExportChat)
+
+
+async def test_a_narrow_window_has_the_list_instead() -> None:
+    async with window(size=(80, 24)) as w:
+        await w.pilot.press("ctrl+b")
+        await w.until(lambda: w.app.query(Picker))
+        assert not w.app.query(Sidebar)
+        await w.pilot.press("escape")
+        await w.until(lambda: w.app.focused is w.app.prompt)
+
+
+async def test_the_sidebar_hides_where_there_is_no_room_and_comes_back() -> None:
+    async with window(size=(140, 40)) as w:
+        await w.pilot.press("ctrl+b")
+        await w.until(lambda: "instant resume" in w.screen())
+        await w.pilot.resize_terminal(90, 30)
+        await w.until(lambda: "instant resume" not in w.screen())
+        await w.pilot.resize_terminal(140, 40)
+        await w.until(lambda: "instant resume" in w.screen())
+
+
+async def test_escape_twice_goes_back_to_a_message() -> None:
+    async with window() as w:
+        await w.ask("/resume rust")
+        await w.until(lambda: "nothing re-read" in w.said())
+        await w.pilot.press("escape")
+        await w.until(lambda: "esc again goes back" in w.bar("activity"))
+        await w.pilot.press("escape")
+        await w.until(lambda: "Go back to" in w.screen())
+        await w.pilot.press("enter")
+        await w.until(lambda: Rewind(0) in w.engine.commands)
+        await w.until(lambda: w.app.prompt.text == "hello")
+
+
+async def test_editing_a_message_and_leaving_it() -> None:
+    async with window(FakeEngine(manual=True)) as w:
+        await w.ask("/resume rust")
+        await w.until(lambda: "nothing re-read" in w.said())
+        await w.ask("/edit")
+        await w.until(lambda: w.app.prompt.text == "hello")
+        assert "editing message 1" in w.bar("activity")
+        await w.pilot.press("escape")
+        await w.until(lambda: not w.app.prompt.text and w.app.state.editing is None)
+        await w.ask("/edit")
+        await w.until(lambda: w.app.prompt.text == "hello")
+        await w.pilot.press("!", "enter")
+        await w.until(lambda: [c for c in w.sent(Edit) if isinstance(c, Edit) and c.text == "hello!"])
+        w.engine.say([TurnFinished("stop", "hi", STATS)])
+        await w.until(lambda: "❯ hello!" in w.said())
+
+
+async def test_the_panel_draws_the_cache() -> None:
+    async with window(size=(100, 30)) as w:
+        await w.ask("why")
+        await w.until(lambda: w.app.state.status.cache)
+        await w.pilot.press("f2")
+        await w.until(lambda: "pinned 38" in w.screen())
+        assert "KV of all chats 5.9/20 GB" in w.screen()
+        await w.pilot.press("f2")
+        await w.until(lambda: "pinned 38" not in w.screen())
+
+
+async def test_choosing_a_model_and_a_setting() -> None:
+    async with window(model=None, size=(100, 30)) as w:
+        await w.pilot.press("enter")  # nothing typed, no model: the models there are
+        await w.until(lambda: "On this machine" in w.screen())
+        assert "too large here" in w.screen()
+        await w.pilot.press("enter")
+        await w.until(lambda: LoadModel("tutor") in w.engine.commands)
+        await w.ask("/set")
+        await w.until(lambda: "Settings" in w.screen())
+        await w.pilot.press(*"seed", "enter")
+        await w.until(lambda: w.app.prompt.text == "/set seed ")
+
+
+async def test_a_setting_changed_in_the_window_is_written_down(home: object) -> None:
+    folders = Folders.from_env()
+    async with window(folders=folders) as w:
+        await w.ask("/set top-k 40")
+        await w.until(lambda: (folders.config / "config.toml").is_file())
+        assert (folders.config / "config.toml").read_text() == "top_k = 40\n"
+        await w.ask("/theme nord")
+        await w.until(lambda: 'theme = "nord"' in (folders.config / "config.toml").read_text())
+        assert w.app.theme == "nord"
+
+
+async def test_keys_from_the_settings() -> None:
+    async with window(settings=Settings(keys=(("app.panel", "f7,f9"),)), size=(100, 30)) as w:
+        await w.ask("why")
+        await w.until(lambda: w.app.state.status.cache)
+        await w.pilot.press("f7")
+        await w.until(lambda: "pinned 38" in w.screen())
+
+
+async def test_the_list_is_asked_for_again_when_a_chat_has_changed() -> None:
+    async with window(size=(140, 40)) as w:
+        await w.pilot.press("ctrl+b")
+        await w.until(lambda: len(w.sent(ListChats)) == 1)
+        await w.pilot.press("escape")
+        await w.until(lambda: w.app.focused is w.app.prompt)
+        await w.ask("why")
+        await w.until(lambda: len(w.sent(ListChats)) == 2)
+        assert not w.app.query(Picker)
+
+
+# -- entries of the sidebar ------------------------------------------------------------------------------------------
+
+
+def chat(id: str, age_days: float, parent: str | None = None, **more: object) -> ChatSummary:
+    made = ChatSummary(id, f"Chat {id}", NOON - age_days * DAY, 2, 0, "m", parent)
+    return replace(made, **more)  # type: ignore[arg-type]
+
+
+def test_chats_stand_under_their_dates_and_forks_under_their_chat() -> None:
+    chats = [chat("a", 40), chat("b", 1), chat("c", 0.1), chat("d", 0, "a", kv_bytes=1_700_000_000), chat("e", 2, "d")]
+    text = [entry.text.rstrip() for entry in sidebar_entries(chats, "", "c", NOON, 27)]
+    assert text == [
+        "Today",
+        " Chat a              ○",
+        " ├ ⑂1 Chat e         ○",
+        " └ ⑂2 Chat d         ● 1.7G",
+        "▌Chat c              ○",
+        "Yesterday",
+        " Chat b              ○",
+    ]
+
+
+def test_forks_whose_chat_is_gone_stand_alone_and_a_ring_of_parents_ends() -> None:
+    chats = [chat("a", 0, "gone"), chat("x", 0, "y"), chat("y", 0, "x")]
+    entries = sidebar_entries(chats, "", None, NOON, 27)
+    assert {entry.session_id for entry in entries if entry.session_id} == {"a", "x", "y"}
+
+
+@pytest.mark.parametrize(
+    ("days", "name"), [(0, "Today"), (-1, "Today"), (1, "Yesterday"), (40, "October"), (400, "October 2022")]
+)
+def test_dates(days: float, name: str) -> None:
+    assert group_text(NOON - days * DAY, NOON) == name
+
+
+def test_chats_of_the_fake() -> None:
+    assert len(sidebar_entries(CHATS, "rust life", None, NOON, 27)) == 1

@@ -1,0 +1,268 @@
+"""What slash commands do to the state, without a window."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mlxkv import commands as cmd
+from mlxkv.events import (
+    ChatDeleted,
+    ChatOpened,
+    ChatRenamed,
+    ContextUse,
+    Failed,
+    Message,
+    ModelMissing,
+    ModelReady,
+    PullProgress,
+    Sibling,
+    TextDelta,
+    TurnFinished,
+    TurnStarted,
+    Versions,
+)
+from mlxkv.tui.blocks import Kind
+from mlxkv.tui.commands import COMMANDS
+from mlxkv.tui.listing import PutPrompt
+from mlxkv.tui.slash import Wish, run, settings_list
+from mlxkv.tui.state import ChatState
+from tests.tui.fake_engine import STATS
+
+CHAT = (
+    Message("user", "one"),
+    Message("assistant", "1", STATS),
+    Message("user", "two"),
+    Message("assistant", "2", STATS),
+)
+
+
+@pytest.fixture
+def state() -> ChatState:
+    """A chat of two questions."""
+    state = ChatState(lambda: 100.0)
+    state.submit(cmd.LoadModel("m"))
+    state.submit(cmd.OpenChat("c1"))
+    state.apply(ModelReady("m", 1, 0.1, True))
+    state.apply(ChatOpened("c1", "Numbers", CHAT))
+    state.outbox.clear()
+    state.take()
+    return state
+
+
+def sent(state: ChatState) -> list[cmd.Command]:
+    out = list(state.outbox)
+    state.outbox.clear()
+    return out
+
+
+def lines(state: ChatState) -> list[str]:
+    return [block.text for block in state.take().settled]
+
+
+def test_every_command_of_the_table_does_something(state: ChatState) -> None:
+    for command in COMMANDS:
+        fresh = ChatState(lambda: 100.0)
+        wish = run(fresh, command.name, "")
+        did = wish or fresh.outbox or fresh.listing or fresh.put is not None or fresh.take().settled
+        assert did, command.name
+
+
+@pytest.mark.parametrize(
+    ("line", "command"),
+    [
+        ("new", cmd.NewChat()), ("fork", cmd.Fork()), ("fork 2", cmd.Fork(2)), ("rewind 1", cmd.Rewind(0)),
+        ("undo", cmd.Rewind()), ("retry", cmd.Retry()), ("continue", cmd.Continue()), ("tree", cmd.ShowTree()),
+        ("rename A b", cmd.RenameChat("A b")), ("export", cmd.ExportChat()), ("export json", cmd.ExportChat("json")),
+        ("export md a b.md", cmd.ExportChat("md", "a b.md")), ("export x.json", cmd.ExportChat("json", "x.json")),
+        ("model", cmd.ListModels()), ("model org/x", cmd.LoadModel("org/x")), ("pull org/x", cmd.Pull("org/x")),
+        ("system Be terse.", cmd.SetSystem("Be terse.")), ("system off", cmd.SetSystem(None)),
+        ("context", cmd.ShowContext()), ("stats", cmd.ShowStats()), ("resume", cmd.ListChats()),
+    ],
+)  # fmt: skip
+def test_commands_for_the_engine(state: ChatState, line: str, command: cmd.Command) -> None:
+    name, _, argument = line.partition(" ")
+    assert run(state, name, argument) is None
+    assert sent(state) == [command]
+
+
+@pytest.mark.parametrize("line", ["fork 3", "rewind 0", "edit x"])
+def test_a_question_that_is_not_there(state: ChatState, line: str) -> None:
+    name, _, argument = line.partition(" ")
+    run(state, name, argument)
+    assert sent(state) == []
+    assert "they are 1 to 2" in lines(state)[0]
+
+
+def test_editing_replaces_the_next_prompt(state: ChatState) -> None:
+    run(state, "edit", "1")
+    assert (state.put, state.editing) == ("one", 0)
+    state.prompt("uno")
+    assert sent(state) == [cmd.Edit(0, "uno", 100.0)]
+    state.prompt("tres")
+    state.apply(ChatOpened("c2", "Numbers (2)"))
+    assert sent(state) == []  # the edit is not answered yet
+    state.apply(TurnStarted("uno"))
+    assert state.messages == [Message("user", "uno")]
+    state.apply(TurnFinished("stop", "1", STATS))
+    assert [type(c) for c in sent(state)] == [cmd.Send]
+
+
+def test_rewinding_offers_ones_own_messages_and_puts_the_text_back(state: ChatState) -> None:
+    run(state, "rewind", "")
+    assert state.listing is not None
+    assert [row.choice for row in state.listing.rows] == [cmd.Rewind(0), cmd.Rewind(2)]
+    assert state.listing.at == 1
+    state.submit(cmd.Rewind(2))
+    state.apply(ChatOpened("c2", "Numbers (2)", CHAT[:2], prompt="two"))
+    assert state.put == "two"
+
+
+def versions_of(*current: bool) -> tuple[Sibling, ...]:
+    return tuple(Sibling(f"c{i}", "text", float(i), here) for i, here in enumerate(current))
+
+
+def test_versions_are_counted_under_the_reply_and_can_be_stepped_through(state: ChatState) -> None:
+    state.apply(
+        Versions((versions_of(True), versions_of(True, False), versions_of(False, False, True), versions_of(True)))
+    )
+    state.submit(cmd.OpenChat("c0"))
+    state.apply(ChatOpened("c0", "Numbers", CHAT))
+    sent(state)
+    figures = [block for block in state.take().settled if block.kind is Kind.STATS]
+    assert [block.version for block in figures] == [(1, 2), (3, 3)]  # the second: of the question before it
+    assert state.other_version(1, 1)
+    assert state.other_version(3, -1)
+    assert sent(state) == [cmd.OpenChat("c1"), cmd.OpenChat("c1")]
+    assert not state.other_version(1, -1)
+    assert not state.other_version(0, 1)
+
+
+def test_a_reply_that_goes_on_has_no_new_question(state: ChatState) -> None:
+    state.submit(cmd.Continue())
+    state.apply(ChatOpened("c1", "Numbers", CHAT[:3]))
+    state.apply(TurnStarted(""))
+    state.apply(TextDelta("2", 0))
+    state.apply(TextDelta(", 3", 2))
+    state.take()
+    state.apply(TurnFinished("stop", "2, 3", STATS))
+    assert [m.text for m in state.messages] == ["one", "1", "two", "2, 3"]
+    assert [(b.kind, b.text) for b in state.take().settled][:1] == [(Kind.MARKDOWN, "2, 3")]
+
+
+def test_set_checks_changes_and_saves(state: ChatState) -> None:
+    assert run(state, "set", "temp 0.3") == Wish("save", "temperature")
+    (change,) = sent(state)
+    assert isinstance(change, cmd.ChangeSettings)
+    assert (change.settings.temperature, state.settings.temperature) == (0.3, 0.3)
+    assert run(state, "set", "ctx 0") is None
+    assert "must be a whole number from 1" in lines(state)[-1]
+    run(state, "set", "nothing 1")
+    assert "There is no setting nothing" in lines(state)[-1]
+    run(state, "set", "temp")
+    assert lines(state)[-1].startswith("temperature is 0.3.")
+    assert run(state, "set", "theme nord") == Wish("theme", "nord")
+
+
+def test_the_list_of_settings_puts_the_command_into_the_prompt(state: ChatState) -> None:
+    rows = {row.more_words: row for row in settings_list(state).rows}
+    assert rows["temperature"].choice == PutPrompt("/set temp ")
+    assert rows["mouse"].choice == PutPrompt("/set mouse false")
+    assert "none (the model's own)" in rows["top_p"].text
+
+
+def test_a_system_prompt_from_a_file(state: ChatState, tmp_path: Path) -> None:
+    (tmp_path / "s").write_text("Be kind.")
+    run(state, "system", f"@{tmp_path}/s")
+    assert sent(state) == [cmd.SetSystem("Be kind.")]
+    run(state, "system", f"@{tmp_path}/none")
+    assert sent(state) == []
+    assert "cannot be read" in lines(state)[-1]
+
+
+def test_deleting_asks_first(state: ChatState) -> None:
+    run(state, "delete", "")
+    assert state.listing is not None
+    assert [row.choice for row in state.listing.rows] == [None, cmd.DeleteChat("c1")]
+    state.submit(cmd.DeleteChat("c1"))
+    state.apply(ChatDeleted("c1", "Numbers"))
+    state.apply(ChatOpened(None, ""))
+    assert lines(state) == ["Deleted “Numbers”."]
+
+
+def test_renaming_another_chat_from_the_sidebar(state: ChatState) -> None:
+    state.renaming = "c9"
+    run(state, "rename", "New")
+    assert sent(state) == [cmd.RenameChat("New", "c9")]
+    state.apply(ChatRenamed("c9", "New"))
+    assert state.title == "Numbers"
+    run(state, "rename", "Mine")
+    assert sent(state) == [cmd.RenameChat("Mine", None)]
+    state.apply(ChatRenamed("c1", "Mine"))
+    assert state.title == "Mine"
+
+
+# -- states ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_chat_open_elsewhere_can_only_be_forked(state: ChatState) -> None:
+    state.submit(cmd.OpenChat("c1"))
+    state.apply(ChatOpened("c1", "Numbers", CHAT, read_only="Session c1 is open in process 7."))
+    assert "Read-only here: /fork" in lines(state)[-1]
+    assert "/fork" in state.refusal()
+    sent(state)
+    state.prompt("three")
+    assert sent(state) == []
+
+
+@pytest.mark.parametrize(("kind", "advice"), [("memory", "/set kv-bits 4"), ("disk", "free some space"), ("", "")])
+def test_a_failure_says_what_to_do(state: ChatState, kind: str, advice: str) -> None:
+    state.submit(cmd.Send("x", 0.0))
+    state.apply(Failed("It failed.", kind))
+    assert lines(state)[-1].startswith("It failed.")
+    state.apply(Failed("It failed.", kind))
+    assert advice in lines(state)[-1]
+
+
+def test_what_rotates_out_is_told_once_per_turn_that_drops(state: ChatState) -> None:
+    from dataclasses import replace
+
+    for evicted, told in ((0, ""), (512, "oldest 512 tok"), (512, ""), (768, "oldest 256 tok rotated out, 768 in all")):
+        state.submit(cmd.Send("x", 0.0))
+        state.apply(TurnFinished("stop", "y", replace(STATS, evicted_tokens=evicted)))
+        said = [text for text in lines(state) if "rotated" in text]
+        assert len(said) == (1 if told else 0)
+        assert not told or told in said[0]
+
+
+def test_a_download_goes_on_beside_and_is_loaded_when_it_was_wanted(state: ChatState) -> None:
+    state.submit(cmd.LoadModel("org/m"))
+    state.apply(PullProgress("org/m", "asking", then_load=True))
+    state.apply(PullProgress("org/m", "downloading", 2_100_000_000, 4_600_000_000, 25e6, then_load=True))
+    assert state.activity(100) == (state.activity(100)[0][:1] + " downloading m 2.1/4.6 GB · 25 MB/s · ~1m40s left",
+                                   "esc to pause")  # fmt: skip
+    sent(state)
+    state.prompt("meanwhile")
+    assert [type(c) for c in sent(state)] == [cmd.Send]  # the chat stays usable
+    assert state.pause()
+    state.apply(PullProgress("org/m", "paused"))
+    assert not state.pause()
+    state.apply(TurnFinished("stop", "y", STATS))
+    sent(state)
+    state.apply(PullProgress("org/m", "done", then_load=True))
+    assert sent(state) == [cmd.LoadModel("org/m")]
+
+
+def test_a_model_that_is_gone_is_not_downloaded_unasked(state: ChatState) -> None:
+    state.submit(cmd.LoadModel("org/m", ask=True))
+    state.apply(ModelMissing("org/m", 4_600_000_000))
+    assert state.listing is not None
+    assert state.listing.rows[0].text == "Download 4.6 GB again"
+    assert state.listing.rows[0].choice == cmd.LoadModel("org/m")
+
+
+def test_an_empty_window_says_so(state: ChatState) -> None:
+    state.submit(cmd.ShowContext())
+    state.apply(ContextUse((), 0, 0))
+    assert lines(state) == ["The window is empty: nothing has been said yet."]

@@ -1,0 +1,165 @@
+"""What the transcript tells: the messages of the chat in front as blocks, and the reply being made. Pure; UI.
+
+Which event leads to what is `state.py`'s business; how a block looks is `render.py`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+from mlxkv import events as ev
+from mlxkv.stats import TurnStats
+from mlxkv.text import clean
+from mlxkv.tui.blocks import NO_MESSAGE, Block, Kind
+from mlxkv.tui.turn import Turn
+from mlxkv.tui.wording import restored_text, rotated_text
+
+
+@dataclass
+class Change:
+    """What the transcript must do: forget everything if `cleared`, append `settled`, show `tail` after it."""
+
+    cleared: bool = False
+    settled: list[Block] = field(default_factory=list)
+    tail: list[Block] = field(default_factory=list)
+
+
+class Story:
+    """`turn` is the reply that is being made; `messages` holds what was said, the open reply not yet."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self.clock = clock
+        self.title = ""
+        self.turn: Turn | None = None
+        self.messages: list[ev.Message] = []
+        self.versions: tuple[tuple[ev.Sibling, ...], ...] = ()
+        self._is_open = False  # a chat is in front
+        self._change = Change()
+        self._early: list[Block] = []  # said before a chat was open: must survive its opening
+        self._kv_before = self._evicted_before = 0
+        self._last: Kind | None = None  # what the transcript ends with
+
+    @property
+    def is_empty(self) -> bool:
+        """Nothing was said in this chat."""
+        return not self.messages
+
+    def take(self) -> Change:
+        """What changed since the last call."""
+        change, self._change = self._change, Change()
+        change.tail = self._numbered(self.turn.tail()) if self.turn else []
+        return change
+
+    # -- lines of ours -----------------------------------------------------------------------------------
+
+    def say(self, text: str) -> None:
+        """A dim line of ours."""
+        self._add(Block(Kind.META, clean(text), tight=self._last is Kind.META))
+
+    def say_lines(self, lines: Sequence[str]) -> None:
+        for i, line in enumerate(lines):
+            self._add(Block(Kind.META, clean(line), tight=i > 0))
+
+    def say_after_opening(self, text: str) -> None:
+        """A line that the chat which is about to open must not wipe away."""
+        self._early.append(Block(Kind.META, clean(text)))
+
+    def error(self, text: str) -> None:
+        self._add(Block(Kind.ERROR, clean(text)))
+
+    # -- a chat ------------------------------------------------------------------------------------------
+
+    def show_chat(self, event: ev.ChatOpened) -> None:
+        early, self._early, self._is_open = self._early, [], True
+        self.title, self.turn, self.messages = clean(event.title), None, list(event.messages)
+        self._kv_before = self._evicted_before = 0
+        self._change = Change(cleared=True, settled=early)
+        for number, message in enumerate(event.messages):
+            kind = Kind.USER if message.role == "user" else Kind.REPLY
+            self._settle([Block(kind, clean(message.text), message=number)])
+            if message.stats is not None:
+                self._figures(message.stats, number)
+        if event.restored_tokens:
+            self._kv_before = event.restored_bytes
+            text = restored_text(event.restored_tokens, event.restored_bytes, event.restore_s)
+            self._settle([Block(Kind.META, text)])
+
+    # -- a turn ------------------------------------------------------------------------------------------
+
+    def begin_turn(self, text: str) -> None:
+        """Without a text a reply goes on."""
+        if text:
+            shown = clean(text)
+            self._settle([Block(Kind.USER, shown, message=len(self.messages))])
+            self.messages.append(ev.Message("user", text))
+            self.title = self.title or shown.strip().split("\n")[0][:60]
+        self.turn = Turn(self.clock())
+
+    def hear(self, event: ev.TextDelta | ev.PrefillProgress) -> None:
+        """The next piece of the reply, or of the way to it."""
+        turn = self.turn = self.turn or Turn(self.clock())
+        if isinstance(event, ev.PrefillProgress):
+            turn.prefill = event
+        else:
+            self._settle(self._numbered(turn.delta(event, self.clock())))
+
+    def finish_turn(self, event: ev.TurnFinished) -> None:
+        said = self.turn is not None and self.turn.said_anything
+        number = len(self.messages)
+        self.break_off()
+        if event.text and not said:
+            self._settle([Block(Kind.REPLY, clean(event.text), message=number)])
+        self.messages.append(ev.Message("assistant", event.text, event.stats))
+        self._figures(event.stats, number)
+        if text := rotated_text(event.stats, self._evicted_before):
+            self.say(text)
+        self._evicted_before = max(self._evicted_before, event.stats.evicted_tokens)
+
+    def break_off(self) -> None:
+        """The reply ends here; what there is of it stays."""
+        if self.turn is not None:
+            self._settle(self._numbered(self.turn.finish(self.clock())))
+        self.turn = None
+
+    # -- versions ----------------------------------------------------------------------------------------
+
+    def version(self, message: int, step: int) -> ev.Sibling | None:
+        """The version before (-1) or after (1) of a message or, where it has no others, of the question to it."""
+        number, of = self._version(message)
+        found = self.versions[of] if of < len(self.versions) else ()
+        target = number - 1 + step
+        return found[target] if len(found) > 1 and 0 <= target < len(found) else None
+
+    def _version(self, message: int) -> tuple[int, int]:
+        """Which version (from 1) of which message."""
+        for number in (message, message - 1):
+            found = self.versions[number] if 0 <= number < len(self.versions) else ()
+            if len(found) > 1:
+                return next((i for i, sibling in enumerate(found, 1) if sibling.is_current), 1), number
+        return 1, message
+
+    # -- blocks ------------------------------------------------------------------------------------------
+
+    def _numbered(self, blocks: Sequence[Block]) -> list[Block]:
+        """Blocks of the reply that is being made."""
+        number = len(self.messages)
+        return [block if block.message != NO_MESSAGE else replace(block, message=number) for block in blocks]
+
+    def _figures(self, stats: TurnStats, message: int) -> None:
+        live = stats.cache_live_bytes
+        added = live - self._kv_before if self._kv_before else 0
+        number, of = self._version(message)
+        version = (number, max(1, len(self.versions[of]) if of < len(self.versions) else 1))
+        self._settle([Block(Kind.STATS, "", stats=stats, kv_added=max(0, added), message=message, version=version)])
+        self._kv_before = live
+
+    def _settle(self, blocks: list[Block]) -> None:
+        self._change.settled += blocks
+        self._last = blocks[-1].kind if blocks else self._last
+
+    def _add(self, block: Block) -> None:
+        """One of our own lines; in the middle of a reply it goes above the unfinished block."""
+        self._settle([block])
+        if not self._is_open:
+            self._early.append(block)
