@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import datetime
+import json
 import sys
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,93 +15,179 @@ import typer
 from mlxkv.config import Folders
 
 if TYPE_CHECKING:
+    from mlxkv.events import ChatSummary
     from mlxkv.store import SessionStore
 
-chats = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="List, show, search and delete saved chats.")
+chats = typer.Typer(
+    rich_markup_mode=None, no_args_is_help=True, help="List, show, search, move and delete saved chats."
+)
+
+_SHORTEST = 10  # characters of an id: the whole of its time, so that a later chat never makes it ambiguous
+_FORMATS = ("md", "json", "mlxkv")
+_BADGE = "[untrusted KV] "
+
+
+def ids_for_completion(beginning: str) -> Sequence[tuple[str, str]]:
+    """For the shell: ids of chats with their titles, where one of both begins so."""
+    with open_store() as store:
+        found = store.list()
+    short = _short(found)
+    begins = [c for c in found if c.id.startswith(beginning.upper()) or c.title.lower().startswith(beginning.lower())]
+    return [(short[c.id], c.title) for c in begins]
+
+
+Chat = Annotated[str, typer.Argument(help="Id (its beginning) or title.", autocompletion=ids_for_completion)]
+Json = Annotated[bool, typer.Option("--json", help="As JSON.")]
+Output = Annotated[str, typer.Option("--output-format", help="text or json.")]
 
 
 @chats.command("ls")
-def chats_ls() -> None:
-    """The saved chats, newest first: id, date, turns, KV on disk, model, title."""
+def chats_ls(as_json: Json = False, output: Output = "text") -> None:
+    """The saved chats, newest first, forks below what they came from: id, date, turns, KV on disk, model, title."""
     from mlxkv.stats import bytes_text
-    from mlxkv.text import clean
+    from mlxkv.tables import row, width_of_terminal
 
     with open_store() as store:
-        for c in store.list():
-            when = datetime.datetime.fromtimestamp(c.updated).strftime("%Y-%m-%d %H:%M")
-            kv = bytes_text(c.kv_bytes)
-            print(f"{c.id}  {when}  {c.num_turns:>4} turns  {kv:>7}  {clean(Path(c.model).name)}  {clean(c.title)}")
+        found = store.list()
+    if _as_json(as_json, output):
+        print(json.dumps([asdict(c) for c in found], indent=1))
+        return
+    short = _short(found)
+    for depth, c in _nested(found):
+        title = f"{'  ' * (depth - 1)}{'↳ ' if depth else ''}{_BADGE if c.untrusted else ''}{c.title}"
+        columns = [short[c.id], _date(c.updated), f"{c.num_turns:>4} turns", f"{bytes_text(c.kv_bytes):>7}"]
+        print(row([*columns, Path(c.model).name, title], width_of_terminal()))
 
 
 @chats.command("show")
-def chats_show(chat: Annotated[str, typer.Argument(help="Id or title.")]) -> None:
+def chats_show(chat: Chat, as_json: Json = False, output: Output = "text") -> None:
     """Print a chat."""
-    from mlxkv.text import clean
+    from mlxkv.store.document import to_document, to_markdown
 
     with open_store() as store:
-        record = store.load(store.find(chat))
-    print(f"# {clean(record.title)}\n\n{record.id} · {clean(record.model.name)} · {len(record.log):,} tokens")
-    for turn in ([] if record.system is None else [("system", record.system)]) + [
-        (t.role, t.text) for t in record.turns
-    ]:
-        print(f"\n## {turn[0]}\n\n{clean(turn[1])}")
+        session_id = store.find(chat)
+        record = store.load(session_id)
+        summary = next(c for c in store.list() if c.id == session_id)
+    if _as_json(as_json, output):
+        print(json.dumps({"id": record.id, "untrusted": summary.untrusted, **to_document(record)}, indent=1))
+        return
+    title, rest = to_markdown(record).split("\n", 1)
+    badge = "KV rows imported from someone else · " if summary.untrusted else ""
+    print(f"{title}\n\n{badge}{record.id} · {rest.lstrip()}", end="")
 
 
 @chats.command("search")
-def chats_search(text: Annotated[str, typer.Argument(help="Words to look for.")]) -> None:
-    """Find words in all chats."""
-    from mlxkv.text import clean
+def chats_search(
+    text: Annotated[str, typer.Argument(help='Words, all of them; "several in quotes" in this order.')],
+    limit: Annotated[int, typer.Option("--limit", min=1, max=10_000, help="Most hits.")] = 50,
+    as_json: Json = False,
+    output: Output = "text",
+) -> None:
+    """Find words in all chats, the best match first. The last word may be the beginning of one."""
+    from mlxkv.tables import row, width_of_terminal
 
     with open_store() as store:
-        for hit in store.search(text):
-            print(f"{hit.session_id}  {clean(hit.title)}  {hit.role}: {clean(hit.snippet)}")
+        hits = store.search(text, limit)
+        short = _short(store.list())
+    if _as_json(as_json, output):
+        print(json.dumps([asdict(hit) for hit in hits], indent=1))
+        return
+    for hit in hits:
+        place = f"{short.get(hit.session_id, hit.session_id)}  {hit.title}  #{hit.turn + 1} {hit.role}:"
+        print(row([place, hit.snippet], width_of_terminal()))
+    if not hits:
+        print("Nothing was found.", file=sys.stderr)
+        raise typer.Exit(1)
 
 
 @chats.command("rename")
-def chats_rename(
-    chat: Annotated[str, typer.Argument(help="Id or title.")], title: Annotated[str, typer.Argument(help="New title.")]
-) -> None:
+def chats_rename(chat: Chat, title: Annotated[str, typer.Argument(help="New title.")]) -> None:
     """Give a chat another title."""
+    from mlxkv.errors import ConfigError
+    from mlxkv.text import clean
+
+    title = " ".join(clean(title).split())
+    if not title:
+        raise ConfigError("The new title is empty; give one.")
     with open_store() as store:
         store.rename(store.find(chat), title)
 
 
 @chats.command("rm")
 def chats_rm(
-    chat: Annotated[list[str], typer.Argument(help="Ids or titles.")],
+    chat: Annotated[list[str], typer.Argument(help="Ids or titles.", autocompletion=ids_for_completion)],
     yes: Annotated[bool, typer.Option("-y", "--yes", help="Do not ask.")] = False,
 ) -> None:
     """Delete chats, and the KV rows that no other chat uses."""
+    from mlxkv.errors import ConfigError
+    from mlxkv.text import clean
+
     with open_store() as store:
-        for name in chat:
-            session_id = store.find(name)
-            title = store.load(session_id).title
-            if not yes and not typer.confirm(f"Delete {session_id} {title!r}?"):
-                continue
-            store.delete(session_id)
-            print(f"deleted {session_id}")
+        found = [store.find(name) for name in chat]  # a name that fits nothing is said before anything is deleted
+        titles = {c.id: clean(c.title) for c in store.list()}
+        if not yes and not sys.stdin.isatty():
+            raise ConfigError("Nobody can be asked here; give --yes to delete.")
+        for session_id in dict.fromkeys(found):
+            if yes or typer.confirm(f"Delete {session_id} {titles[session_id]!r}?"):
+                store.delete(session_id)
+                print(f"deleted {session_id}")
 
 
-@chats.command("backups")
-def chats_backups() -> None:
-    """The copies of all chats there are, newest first: name, day, size, chats."""
+@chats.command("export")
+def chats_export(
+    chat: Chat,
+    format_: Annotated[str, typer.Option("--format", help="md (to read), json, or mlxkv (with KV rows).")] = "md",
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="The file to write; else stdout.")] = None,
+    kv: Annotated[bool, typer.Option("--kv/--no-kv", help="mlxkv: with the KV rows, or turns and ids alone.")] = True,
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+) -> None:
+    """Write a chat to a file. One of json or mlxkv can be imported anywhere."""
+    from mlxkv.errors import ConfigError, StoreError
     from mlxkv.stats import bytes_text
-    from mlxkv.store.backup import list_backups
+    from mlxkv.store.document import to_document, to_markdown
+    from mlxkv.store.files import Files
 
-    found = list_backups(Folders.from_env().data)
-    for b in found:
-        print(f"{b.name}  {b.day}  {bytes_text(b.size):>7}  {'?' if b.num_chats is None else b.num_chats:>4} chats")
-    hint = "`mlxkv chats restore-backup NAME` goes back to one." if found else "One is made every day you chat."
-    print(hint, file=sys.stderr)
+    if format_ not in _FORMATS:
+        raise ConfigError(f"The option --format is {format_!r}; it must be {', '.join(_FORMATS)}.")
+    if format_ == "mlxkv" and output is None:
+        raise ConfigError("A file of the format mlxkv is not text; say where to with -o FILE.")
+    if output is not None and output.exists() and not force:
+        raise StoreError(f"{output} is there already; give --force to replace it.")
+    with open_store() as store:
+        session_id = store.find(chat)
+        if format_ == "mlxkv":
+            assert output is not None
+            print(f"{output}  {bytes_text(store.export_chat(session_id, output, kv=kv))}")
+            return
+        record = store.load(session_id)
+    text = to_markdown(record) if format_ == "md" else json.dumps(to_document(record), indent=1) + "\n"
+    if output is None:
+        print(text, end="")
+        return
+    if not output.parent.is_dir():
+        raise StoreError(f"The folder {output.parent} does not exist; make it first.")
+    try:
+        print(f"{output}  {bytes_text(Files().write(output, [text.encode()], output.parent))}")
+    except OSError as error:
+        raise StoreError(f"{output} cannot be written ({error.strerror}); check the disk.") from error
 
 
-@chats.command("restore-backup")
-def chats_restore_backup(name: Annotated[str, typer.Argument(help="As `mlxkv chats backups` shows it.")]) -> None:
-    """Put a copy in the place of all chats; what is there now becomes a copy itself."""
-    from mlxkv.store.backup import restore
+@chats.command("import")
+def chats_import(
+    file: Annotated[Path, typer.Argument(help="A file that `chats export` wrote as json or mlxkv.")],
+    trust_kv: Annotated[
+        bool, typer.Option("--trust-kv", help="Take its KV rows too: only from people you trust; it stays marked.")
+    ] = False,
+) -> None:
+    """Take in a chat: its turns and ids, which are read again when it is resumed."""
+    with open_store() as store:
+        done = store.import_chat(file, trust_kv=trust_kv)
+    rows = f", KV rows of {done.kv_tokens:,}" if done.kv_tokens else ""
+    print(f"{done.session_id}  {done.title}  {done.num_turns} turns, {done.num_tokens:,} tokens{rows}")
+    if done.notice:
+        from mlxkv.text import clean
 
-    aside = restore(Folders.from_env(), name)
-    print(f"The chats are those of {name} now{f'; the ones before are kept as {aside.stem}' if aside else ''}.")
+        print(clean(done.notice), file=sys.stderr)
 
 
 def open_store(folders: Folders | None = None) -> SessionStore:
@@ -106,3 +195,56 @@ def open_store(folders: Folders | None = None) -> SessionStore:
     from mlxkv.store import SessionStore
 
     return SessionStore.open(folders or Folders.from_env())
+
+
+def _as_json(flag: bool, output: str) -> bool:
+    from mlxkv.errors import ConfigError
+
+    if output not in ("text", "json"):
+        raise ConfigError(f"The option --output-format is {output!r}; it must be text or json.")
+    return flag or output == "json"
+
+
+def _date(seconds: float) -> str:
+    return datetime.datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M")
+
+
+def _short(found: Sequence[ChatSummary]) -> dict[str, str]:
+    """For each id its shortest beginning that is no other's."""
+    ids = sorted(c.id for c in found)
+    out = {}
+    for before, this, after in zip(["", *ids], ids, [*ids[1:], ""], strict=False):
+        shared = max(_num_common(this, before), _num_common(this, after))
+        out[this] = this[: max(shared + 1, _SHORTEST)]
+    return out
+
+
+def _num_common(a: str, b: str) -> int:
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+def _nested(found: Sequence[ChatSummary]) -> list[tuple[int, ChatSummary]]:
+    """Each chat with its depth: forks right below what they came from, families as new as their newest member."""
+    there = {c.id for c in found}
+    children: dict[str | None, list[ChatSummary]] = {}
+    for c in found:  # newest first, and so within each family
+        children.setdefault(c.parent if c.parent in there else None, []).append(c)
+    out: list[tuple[int, ChatSummary]] = []
+    waiting: list[tuple[int, ChatSummary]] = [(0, c) for c in _by_family(children)]
+    while waiting:
+        depth, c = waiting.pop(0)
+        out.append((depth, c))
+        waiting[:0] = [(depth + 1, child) for child in children.get(c.id, [])]
+    return out
+
+
+def _by_family(children: dict[str | None, list[ChatSummary]]) -> list[ChatSummary]:
+    def newest(c: ChatSummary) -> float:
+        found, waiting = c.updated, list(children.get(c.id, []))
+        while waiting:
+            child = waiting.pop()
+            found = max(found, child.updated)
+            waiting += children.get(child.id, [])
+        return found
+
+    return sorted(children.get(None, []), key=newest, reverse=True)

@@ -118,6 +118,7 @@ class ChatSummary:
     kv_bytes: int
     model: str
     parent: str | None = None
+    untrusted: bool = False  # its KV rows were imported: nobody here computed them
 
 
 @dataclass(frozen=True)

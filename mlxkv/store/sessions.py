@@ -14,12 +14,14 @@ from typing import Any
 
 from mlxkv.errors import CorruptError, SessionChangedError, SessionNotFoundError, StoreError
 from mlxkv.events import ChatSummary
+from mlxkv.store.document import PortableChat
 from mlxkv.store.history import History, genesis, pack_ids, stored_fields, to_json, turn_digest, verified
 from mlxkv.store.identity import ModelIdentity, digest_of
 from mlxkv.store.ids import new_ulid
 from mlxkv.store.records import SearchHit, SessionRecord, TurnRecord
 from mlxkv.store.refs import move_commits
 from mlxkv.store.schema import Database
+from mlxkv.store.search import search
 
 _TURN = "i, role, text, thinking, state, params, start, stats, ids, prev, digest"
 
@@ -45,6 +47,29 @@ class Sessions:
             )  # fmt: skip
         self.seen[session_id] = head
         return session_id
+
+    def take_in(self, chat: PortableChat, flags: int = 0) -> str:
+        """A session of a chat that was exported elsewhere, with its dates; returns its new id."""
+        session_id, head, length = new_ulid(), genesis(chat.system), 0
+        with self.database.writing() as db:
+            db.execute(
+                "INSERT INTO session(id, title, created, updated, model, system, params, flags, head)"
+                " VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (session_id, chat.title, chat.created, chat.updated, save_model(db, chat.model), chat.system,
+                 to_json(dict(chat.params)), flags, head),
+            )  # fmt: skip
+            for i, turn in enumerate(chat.turns):
+                head = self._write_turn(db, session_id, i, turn, length, head)
+                length = (turn.start or 0) + len(turn.ids)
+            if head != chat.head:
+                raise CorruptError("The chat's turns are not what they are said to be; it was not imported.")
+            db.execute("UPDATE session SET updated = ? WHERE id = ?", (chat.updated, session_id))
+        self.seen[session_id] = head
+        return session_id
+
+    def set_flags(self, session_id: str, flags: int) -> None:
+        with self.database.writing() as db:
+            db.execute("UPDATE session SET flags = ? WHERE id = ?", (flags, session_id))
 
     def add_turn(self, session_id: str, turn: TurnRecord, head: str | None = None) -> str:
         """Append. `head` is the one the turn was made from, by default the one last seen here.
@@ -152,10 +177,10 @@ class Sessions:
                 """SELECT s.id, s.title, s.updated, (SELECT count(*) FROM turn WHERE session = s.id),
                      (SELECT coalesce(sum(size), 0) FROM chunk WHERE digest IN (SELECT r.chunk FROM kv_ref r
                         JOIN kv_commit c ON c.id = r.kv_commit WHERE c.session = s.id)),
-                     m.name, s.parent
+                     m.name, s.parent, s.flags & 1
                    FROM session s JOIN model m ON m.id = s.model ORDER BY s.updated DESC, s.id DESC"""
             ).fetchall()
-        return tuple(ChatSummary(*row) for row in rows)
+        return tuple(ChatSummary(*row, untrusted=bool(flag)) for *row, flag in rows)
 
     def find(self, text: str) -> str:
         """By id, unique beginning of an id, title, unique part of a title.
@@ -183,19 +208,9 @@ class Sessions:
         return row[0] if row else None
 
     def search(self, text: str, limit: int = 50) -> tuple[SearchHit, ...]:
-        """Turns that hold every word of `text` (the last one may be a beginning), best first."""
-        words = "".join(c if c.isalnum() else " " for c in text).split()
-        if not words:
-            return ()
-        query = " ".join(f'"{word}"' for word in words) + "*"
+        """Turns that hold every word and "quoted phrase" of `text` (the last may be a beginning), best first."""
         with self.database.reading() as db:
-            rows = db.execute(
-                """SELECT s.id, s.title, t.i, t.role, snippet(turn_fts, -1, '[', ']', '…', 12)
-                   FROM turn_fts JOIN turn t ON t.id = turn_fts.rowid JOIN session s ON s.id = t.session
-                   WHERE turn_fts MATCH ? ORDER BY rank LIMIT ?""",
-                (query, limit),
-            ).fetchall()
-        return tuple(SearchHit(*row) for row in rows)
+            return tuple(search(db, text, limit))
 
     def rename(self, session_id: str, title: str) -> None:
         with self.database.writing() as db:
@@ -231,8 +246,8 @@ class Sessions:
         title, system = db.execute("SELECT title, system FROM session WHERE id = ?", (session_id,)).fetchone()
         new_id, now, head = new_ulid(), time.time(), history.digests[num_turns]
         db.execute(
-            "INSERT INTO session(id, title, created, updated, model, spec_id, system, params, parent, forked_at, head)"
-            " SELECT ?, ?, ?, ?, model, spec_id, system, params, id, ?, ? FROM session WHERE id = ?",
+            "INSERT INTO session(id, title, created, updated, model, spec_id, system, params, flags, parent, forked_at,"
+            " head) SELECT ?, ?, ?, ?, model, spec_id, system, params, flags, id, ?, ? FROM session WHERE id = ?",
             (new_id, _free_title(db, title), now, now, num_turns, head, session_id),
         )
         for row in db.execute(

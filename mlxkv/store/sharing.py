@@ -66,7 +66,8 @@ def _candidates(
     out: list[str] = []
     for _, digest in sorted(found, reverse=True):
         for (session_id,) in db.execute(
-            "SELECT DISTINCT c.session FROM kv_ref r JOIN kv_commit c ON c.id = r.kv_commit WHERE r.chunk = ?"
+            "SELECT DISTINCT c.session FROM kv_ref r JOIN kv_commit c ON c.id = r.kv_commit"
+            " JOIN session s ON s.id = c.session WHERE r.chunk = ? AND NOT s.flags & 1"  # imported rows stay alone
             " ORDER BY c.session DESC LIMIT ?",
             (digest, _MOST_SOURCES + 1),
         ):

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mlxkv.config import Folders, load_settings, private_folder
-from mlxkv.errors import ConfigError, StoreError
+from mlxkv.errors import ConfigError, CorruptError, StoreError
 from mlxkv.events import Branch, ChatSummary, Sibling
 from mlxkv.store import backup
 from mlxkv.store.chunks import ChunkFiles
@@ -26,6 +26,7 @@ from mlxkv.store.files import Files, Step, disk_usage, no_step
 from mlxkv.store.format import Encoded
 from mlxkv.store.identity import ModelIdentity
 from mlxkv.store.locks import kv_lock, lock_path, locked, open_sessions, store_lock
+from mlxkv.store.moving import UNTRUSTED, Imported, encoded_of, export_chat, plan_of, read_chat
 from mlxkv.store.opening import RememberedHashes, open_database
 from mlxkv.store.paces import Paces
 from mlxkv.store.pacing import Pace
@@ -162,7 +163,7 @@ class SessionStore:
         return self._sessions.latest()
 
     def search(self, text: str, limit: int = 50) -> tuple[SearchHit, ...]:
-        """Turns that hold every word of `text`, best first."""
+        """Turns that hold every word and "quoted phrase" of `text`, best first; the last may be a beginning."""
         return self._sessions.search(text, limit)
 
     def tree(self, session_id: str) -> tuple[Branch, ...]:
@@ -174,6 +175,42 @@ class SessionStore:
         """For each message of the chat its versions in the order they were made, this chat's own among them."""
         with self._database.reading() as db:
             return siblings(db, session_id)
+
+    def export_chat(self, session_id: str, path: Path, *, kv: bool = True) -> int:
+        """Write a `.mlxkv` file of a session, with its saved rows (`kv`); the bytes.
+
+        Raises:
+            SessionNotFoundError. CorruptError. StoreError: it cannot be written.
+        """
+        self.flush(session_id)
+        return export_chat(self._sessions, self._chunks, session_id, path, kv)
+
+    def import_chat(self, path: Path, *, trust_kv: bool = False) -> Imported:
+        """Take in a chat that `export_chat`, or `mlxkv chats export --format json`, wrote: turns and ids.
+
+        `trust_kv` takes its rows too, where there are any, and marks the session for good: whoever made the file
+        decides what the model believes to have read.
+
+        Raises:
+            CorruptError: the file breaks a rule; nothing was imported. StoreError.
+        """
+        chat, file = read_chat(path)
+        session_id = self._sessions.take_in(chat)
+        done = Imported(session_id, chat.title, len(chat.turns), len(chat.log))
+        if not trust_kv:
+            return done
+        try:
+            if file is None:
+                raise CorruptError(f"{path.name} holds no KV rows.")
+            plan, heads = plan_of(chat, session_id, file)
+            self._sessions.set_flags(session_id, UNTRUSTED)  # before there are rows that others could share
+            job = self._writer.hand_over(plan, encoded_of(file, heads))
+            self._writer.wait(job)
+            if job.failure is not None:
+                raise job.failure
+        except StoreError as error:
+            return replace(done, notice=f"The chat was imported, its KV rows were not ({error})")
+        return replace(done, kv_tokens=plan.pos)
 
     def rename(self, session_id: str, title: str) -> None:
         """Raises SessionNotFoundError."""
