@@ -15,6 +15,7 @@ from mlxkv.config import Folders
 from mlxkv.errors import CacheError, MismatchError
 from mlxkv.runner import ModelRunner
 from mlxkv.store import SessionStore, TurnRecord, read_prompt_file, write_prompt_file
+from tests.cache.architectures import ARCHITECTURES
 from tests.hybrids import tiny
 from tests.reference import largest, random_ids
 from tests.store.fake import model as identity
@@ -132,6 +133,19 @@ def test_shapes_are_the_models_whatever_the_cache_holds(hybrid: Hybrid, tmp_path
     cache[1] = mx.zeros((1, 2, 3))
     with pytest.raises(CacheError, match="layer 0"):
         write_prompt_file(tmp_path / "x.kv", hybrid.cache, identity())
+
+
+@pytest.mark.parametrize("num_tokens", [1, 2, 3, 5, 40])
+def test_a_state_that_is_not_full_yet_keeps_its_length(num_tokens: int, tmp_path: Path) -> None:
+    """n-gram embeddings look back a few tokens, and at the beginning there are fewer."""
+    model, ids = ARCHITECTURES["longcat_flash_ngram"].build(), random_ids(60)
+    plan, runner = plan_cache(model, CONFIG), ModelRunner(model)
+    cache, back = PromptCache(plan, model), PromptCache(plan, model)
+    for _ in runner.prefill(cache, ids[:num_tokens]):
+        pass
+    write_prompt_file(tmp_path / "x.kv", cache, identity())
+    read_prompt_file(tmp_path / "x.kv", back, identity())
+    assert largest(runner.score(back, ids[num_tokens:]) - runner.score(cache, ids[num_tokens:])) == 0.0
 
 
 def test_another_models_state_does_not_fit(hybrid: Hybrid, tmp_path: Path) -> None:
