@@ -9,42 +9,25 @@ from __future__ import annotations
 import copy
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, fields
 from typing import Any
 
 from mlxkv.cache.config import CacheConfig
 from mlxkv.cache.foreign import ForeignCache
 from mlxkv.cache.prompt_cache import PromptCache, common_prefix
 from mlxkv.conversation import Conversation
-from mlxkv.device import set_wired_limit
 from mlxkv.errors import CacheError, ConfigError, PromptError
-from mlxkv.events import Branch, KVNotSaved, Message, Notice, Sibling, TextDelta, TurnEvent, TurnFinished
-from mlxkv.prompt import Fed, PromptFormat, message
+from mlxkv.events import Branch, KVNotSaved, Message, Notice, Sibling, TurnEvent, TurnFinished
+from mlxkv.exchange import ChatBackend, Exchange
+from mlxkv.past import Past
+from mlxkv.prompt import Fed
 from mlxkv.prompt_start import Start, start_from
-from mlxkv.runner import ModelRunner
 from mlxkv.sampling import SamplingParams, set_random_state
 from mlxkv.stats import TurnStats
-from mlxkv.store import ModelIdentity, Restored, SessionRecord, SessionStore, TurnRecord
-from mlxkv.turn import Turn
+from mlxkv.store import Restored, SessionRecord, TurnRecord
 
-_UPDATE_TOKENS = 256  # an open reply is written to disk this often,
-_UPDATE_SECONDS = 2.0  # or this often, whichever comes first
 _TITLE_LENGTH = 60
-_WORTH_TELLING = 256  # tokens that another chat's rows saved
-_MEASURED_TOKENS = 64  # fewer do not tell how fast a model reads
-
-
-@dataclass(frozen=True)
-class ChatBackend:
-    """What a chat needs of the model it runs on; `Model` makes it."""
-
-    runner: ModelRunner
-    tokenizer: Any
-    prompts: PromptFormat
-    make_cache: Callable[[CacheConfig, str | None], PromptCache]
-    store: Callable[[], SessionStore]
-    identity: Callable[[], ModelIdentity]
 
 
 class Chat:
@@ -140,7 +123,7 @@ class Chat:
             yield from (Notice(f"{note[0].upper()}{note[1:]}.") for note in self.cache.plan.notes)
         elif said.turns[-1].role == "user":  # a crash came before any reply: keep the roles alternating
             said.append(TurnRecord("assistant", "", state="stopped"))
-        messages = self._as_messages([*said.turns, TurnRecord("user", whole)])
+        messages = self._past.messages([*said.turns, TurnRecord("user", whole)])
         prompt = self._backend.prompts.prompt(messages, self._fed, self.thinking)
         if self._autosave and self.session_id is None:
             self.save(title=_title(text))
@@ -150,66 +133,35 @@ class Chat:
 
     def _continued(self, last: TurnRecord, params: SamplingParams, started: float) -> Iterator[TurnEvent]:
         self._cancel.clear()
-        prompt = self._prompt_before_reply()
+        prompt = self._past.prompt_before_reply()
         self._said.reopen_reply()
         yield from self._reply(prompt, last, params, started)
 
     def _reply(self, prompt: Fed, before: TurnRecord, params: SamplingParams, started: float) -> Iterator[TurnEvent]:
         """Generate the reply to `prompt`, of which there is `before` already."""
-        ids = (*prompt.ids, *before.ids)
-        back = self._said.bring_back(self.cache, ids)
-        turn = Turn(
-            self._backend.runner,
-            self._backend.tokenizer,
+        past = self._past
+        exchange = Exchange(
+            self._backend,
+            self._said,
             self.cache,
-            ids,
+            prompt,
+            before,
             params,
+            self.thinking,
+            marks=past.marks(prompt, self.thinking) if self.cache.checkpoints.is_needed else (),
             started=started,
             cancelled=self._cancel.is_set,
-            reply=(before.ids, before.text, before.thinking),
-            reader=self._backend.prompts.reader(prompt, params.stop),
-            marks=self._marks(prompt),
         )
         notice = None
         try:
-            if back is not None and back.shared >= _WORTH_TELLING:
-                yield Notice(f"Reused {back.shared:,} tokens from an earlier chat that began alike.")
-            with set_wired_limit():
-                yield from self._streamed(turn, params)
+            yield from exchange.events()
         finally:
-            notice = self._finish(turn, prompt, params)
+            notice = exchange.finish()
+            self._fed, self.stats = exchange.fed, exchange.stats
         if notice:
             yield KVNotSaved(notice)
+        turn = exchange.turn
         yield TurnFinished(turn.reason, turn.text, self.stats, turn.thinking)
-
-    def _streamed(self, turn: Turn, params: SamplingParams) -> Iterator[TurnEvent]:
-        """The turn's events but the last; a saved chat's open reply reaches the disk every few seconds."""
-        saved_at, saved_tokens = time.monotonic(), 0
-        for event in turn.events():
-            if isinstance(event, TurnFinished):
-                return
-            yield event
-            if self.session_id is None or not isinstance(event, TextDelta):
-                continue
-            grown = event.num_tokens - saved_tokens
-            if grown >= _UPDATE_TOKENS or time.monotonic() - saved_at >= _UPDATE_SECONDS:
-                self._said.write_reply(self._record(turn, params, "open"))
-                saved_at, saved_tokens = time.monotonic(), event.num_tokens
-
-    def _finish(self, turn: Turn, prompt: Fed, params: SamplingParams) -> str | None:
-        """Record the reply, then its rows; the notice to show when rows could not be saved."""
-        self._fed = self._backend.prompts.replied(prompt, turn.raw, (*turn.reply_ids, *turn.generated))
-        if turn.reason == "stop_string":  # the ids say more than the text: tokenize the text again next time
-            self._fed = prompt if self._backend.prompts.has_template else Fed("", self._fed.ids)
-        self.stats = turn.stats
-        self._said.write_reply(self._record(turn, params, "stopped" if turn.reason == "stopped" else "done"))
-        if self.session_id is None:
-            return None
-        if turn.stats.prefill_tokens >= _MEASURED_TOKENS:
-            self._said.measured_prefill(turn.stats.prefill_tps)
-        written, notice = self._said.save_rows(self.cache)
-        self.stats = turn.stats_on_disk(self._said.disk_bytes(), written)
-        return notice
 
     # -- going back --------------------------------------------------------------------------------------------------
 
@@ -232,7 +184,7 @@ class Chat:
             raise ConfigError(f"Message {turn!r} is not one of yours; yours are {mine}.")
         text = self._said.turns[turn].text.removeprefix(self._start.text if turn == 0 else "")
         self._said.branch(turn)
-        self._fed = self._fed_so_far()  # the cache goes back when the next prompt says how far
+        self._fed = self._past.fed()  # the cache goes back when the next prompt says how far
         return text
 
     def retry(self, turn: int | None = None, **sampling: Any) -> Iterator[TurnEvent]:
@@ -275,7 +227,7 @@ class Chat:
         twin = copy.copy(self)
         twin._cancel = threading.Event()
         twin._said, twin.cache = self._said.fork(end), self.cache.fork()
-        twin._fed = twin._fed_so_far() if end < len(turns) or self.read_only else self._fed
+        twin._fed = twin._past.fed() if end < len(turns) or self.read_only else self._fed
         return twin
 
     def siblings(self, turn: int) -> tuple[Sibling, ...]:
@@ -346,7 +298,7 @@ class Chat:
         """Take over a stored session: its turns, and from disk what fits of its rows; see `read_only`."""
         was_this_models = self._said.resume(record)
         # Another model's ids mean nothing to this one's tokenizer: the next prompt is tokenized anew.
-        self._fed = self._fed_so_far() if was_this_models else Fed()
+        self._fed = self._past.fed() if was_this_models else Fed()
         if self.read_only:
             return
         self.restored = self._said.restore_rows(self.cache, self._said.log)
@@ -368,49 +320,12 @@ class Chat:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    # -- what was fed ------------------------------------------------------------------------------------------------
+    # ----------------------------------------------------------------------------------------------------------------
 
-    def _as_messages(self, turns: Sequence[TurnRecord]) -> list[dict[str, str]]:
-        system = [{"role": "system", "content": self.system}] if self.system else []
-        return [*system, *(message(t.role, t.text, t.thinking) for t in turns)]
-
-    def _fed_so_far(self) -> Fed:
-        """What `PromptFormat` would have left once the turns there are were done."""
-        prompts, turns, ids = self._backend.prompts, self._said.turns, self._said.log
-        if not turns:
-            return self._start.fed
-        if not prompts.has_template or turns[-1].stats.get("finish_reason") == "stop_string":
-            return Fed("", ids)
-        if turns[-1].role == "user":
-            return Fed(prompts.render(self._as_messages(turns)), ids)
-        reply = turns[-1]
-        return prompts.replied(self._prompt_before_reply(), prompts.raw(reply.text, reply.ids), reply.ids)
-
-    def _prompt_before_reply(self) -> Fed:
-        """The prompt that the last turn is the reply to."""
-        prompts, turns, log = self._backend.prompts, self._said.turns, self._said.log
-        ids = log[: len(log) - len(turns[-1].ids)]
-        if not prompts.has_template:
-            return Fed("", ids)
-        text = prompts.render(self._as_messages(turns[:-1]), think=turns[-1].params.get("think"))
-        cuts: tuple[tuple[int, int], ...] = ()
-        if len(turns) > 3 and turns[-2].start == (end := (turns[-3].start or 0) + len(turns[-3].ids)):
-            before = Fed(prompts.render(self._as_messages(turns[:-3]), think=turns[-3].params.get("think")))
-            before = prompts.replied(before, prompts.raw(turns[-3].text, turns[-3].ids), turns[-3].ids)
-            cuts = ((len(before.text), end),) if text.startswith(before.text) else ()
-        return Fed(text, ids, cuts)
-
-    def _marks(self, prompt: Fed) -> tuple[int, ...]:
-        """Where to keep the state of recurrent layers: history may go on otherwise from there."""
-        if not self.cache.checkpoints.is_needed:
-            return ()
-        turns = self._said.turns if self._said.turns[-1].role == "user" else self._said.turns[:-1]
-        return (self._backend.prompts.num_lasting(self._as_messages(turns), prompt, self.thinking),)
-
-    def _record(self, turn: Turn, params: SamplingParams, state: str) -> TurnRecord:
-        ids, stats = (*turn.reply_ids, *turn.generated), asdict(turn.stats)
-        chosen = asdict(params) | ({} if self.thinking is None else {"think": self.thinking})
-        return TurnRecord("assistant", turn.text, ids, None, turn.thinking, state, chosen, stats)
+    @property
+    def _past(self) -> Past:
+        said = self._said
+        return Past(self._backend.prompts, self._start, said.turns, said.log, said.model)
 
     def _sampling(self, chosen: Mapping[str, Any]) -> SamplingParams:
         """This chat's parameters, and those given for one turn."""

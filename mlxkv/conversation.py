@@ -197,6 +197,11 @@ class Conversation:
             return None
         return self._store().restore_kv(self.session_id, cache, self._identity(), ids, held)
 
+    @property
+    def model(self) -> str | None:
+        """A short name of the model that replies are made with; None while nothing is saved."""
+        return self._identity().model_id[:16] if self.session_id is not None else None
+
     def measured_prefill(self, tokens_per_second: float) -> None:
         """What reading took this time: whether rows are worth restoring is decided by it."""
         if self.session_id is not None:

@@ -296,3 +296,24 @@ def test_a_chat_that_is_open_elsewhere_is_read_only_and_can_be_forked(model: Mod
     for c in (chat, reader, fork):
         c.close()
     other.close()
+
+
+def test_ids_of_another_model_are_never_taken_for_this_ones(model: Model, tmp_path: Path) -> None:
+    chat = new(model)
+    chat.save(title="moved")
+    for text in ("hi", "and you?"):
+        say(chat, text)
+    chat.close()
+    other = mlxkv.load(str(tiny_folder(tmp_path / "other", seed=7, reverse=True)))
+    other.resume("moved").close()  # it is the other model's from now on, though nothing was said
+    resumed = other.resume("moved")
+    say(resumed, "so?")
+    resumed.rewind(2)  # back among the first one's replies
+    with pytest.raises(PromptError, match="another model"):
+        resumed.continue_reply()
+    say(resumed, "well?")
+    prompt = other.tokenizer.decode(resumed.cache.tokens)
+    assert "<|im_start|>user\nhi<|im_end|>" in prompt
+    assert "<|im_start|>user\nwell?<|im_end|>" in prompt
+    resumed.close()
+    other.close()

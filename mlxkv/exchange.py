@@ -1,0 +1,124 @@
+"""Exchange: one reply of a chat: brought back what is on disk, generated, shown, recorded, its rows saved.
+
+Between the turn (token ids on a cache) and the chat, which knows what is asked. On the MLX thread.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from mlxkv.cache.config import CacheConfig
+from mlxkv.cache.prompt_cache import PromptCache
+from mlxkv.conversation import Conversation
+from mlxkv.device import set_wired_limit
+from mlxkv.events import Notice, TextDelta, TurnEvent, TurnFinished
+from mlxkv.prompt import Fed, PromptFormat
+from mlxkv.runner import ModelRunner
+from mlxkv.sampling import SamplingParams
+from mlxkv.stats import TurnStats
+from mlxkv.store import ModelIdentity, SessionStore, TurnRecord
+from mlxkv.turn import Turn
+
+_UPDATE_TOKENS = 256  # an open reply is written to disk this often,
+_UPDATE_SECONDS = 2.0  # or this often, whichever comes first
+_WORTH_TELLING = 256  # tokens that another chat's rows saved
+_MEASURED_TOKENS = 64  # fewer do not tell how fast a model reads
+
+
+@dataclass(frozen=True)
+class ChatBackend:
+    """What a chat needs of the model it runs on; `Model` makes it."""
+
+    runner: ModelRunner
+    tokenizer: Any
+    prompts: PromptFormat
+    make_cache: Callable[[CacheConfig, str | None], PromptCache]
+    store: Callable[[], SessionStore]
+    identity: Callable[[], ModelIdentity]
+
+
+class Exchange:
+    """The reply to `prompt`, of which there is `before` already. Iterate `events` once, then call `finish`.
+
+    Args:
+        think: what the template was told about reasoning.
+        marks: see Turn.
+        started, cancelled: see Turn.
+    """
+
+    def __init__(
+        self,
+        backend: ChatBackend,
+        said: Conversation,
+        cache: PromptCache,
+        prompt: Fed,
+        before: TurnRecord,
+        params: SamplingParams,
+        think: bool | None,
+        *,
+        marks: tuple[int, ...],
+        started: float,
+        cancelled: Callable[[], bool],
+    ) -> None:
+        ids = (*prompt.ids, *before.ids)
+        self._prompts, self._said, self._cache, self._prompt = backend.prompts, said, cache, prompt
+        self._params, self._think = params, think
+        self._back = said.bring_back(cache, ids)
+        self.turn = Turn(
+            backend.runner,
+            backend.tokenizer,
+            cache,
+            ids,
+            params,
+            started=started,
+            cancelled=cancelled,
+            reply=(before.ids, before.text, before.thinking),
+            reader=backend.prompts.reader(prompt, params.stop),
+            marks=marks,
+        )
+        self.fed = prompt
+        self.stats = TurnStats()
+
+    def events(self) -> Iterator[TurnEvent]:
+        """The turn's events but the last; a saved chat's open reply reaches the disk every few seconds."""
+        if self._back is not None and self._back.shared >= _WORTH_TELLING:
+            yield Notice(f"Reused {self._back.shared:,} tokens from an earlier chat that began alike.")
+        saved_at, saved_tokens = time.monotonic(), 0
+        with set_wired_limit():
+            for event in self.turn.events():
+                if isinstance(event, TurnFinished):
+                    return
+                yield event
+                if self._said.session_id is None or not isinstance(event, TextDelta):
+                    continue
+                grown = event.num_tokens - saved_tokens
+                if grown >= _UPDATE_TOKENS or time.monotonic() - saved_at >= _UPDATE_SECONDS:
+                    self._said.write_reply(self._record("open"))
+                    saved_at, saved_tokens = time.monotonic(), event.num_tokens
+
+    def finish(self) -> str | None:
+        """Record the reply, then its rows; the notice to show when rows could not be saved."""
+        turn, said = self.turn, self._said
+        self.fed = self._prompts.replied(self._prompt, turn.raw, (*turn.reply_ids, *turn.generated))
+        if turn.reason == "stop_string":  # the ids say more than the text: tokenize the text again next time
+            self.fed = self._prompt if self._prompts.has_template else Fed("", self.fed.ids)
+        self.stats = turn.stats
+        said.write_reply(self._record("stopped" if turn.reason == "stopped" else "done"))
+        if said.session_id is None:
+            return None
+        if self.stats.prefill_tokens >= _MEASURED_TOKENS:
+            said.measured_prefill(self.stats.prefill_tps)
+        written, notice = said.save_rows(self._cache)
+        self.stats = turn.stats_on_disk(said.disk_bytes(), written)
+        return notice
+
+    def _record(self, state: str) -> TurnRecord:
+        turn, model = self.turn, self._said.model
+        ids, stats = (*turn.reply_ids, *turn.generated), asdict(turn.stats)
+        chosen = asdict(self._params) | ({} if self._think is None else {"think": self._think})
+        if model is not None:
+            chosen["model"] = model
+        return TurnRecord("assistant", turn.text, ids, None, turn.thinking, state, chosen, stats)

@@ -1,0 +1,68 @@
+"""Past: what was said, as messages for the chat template and as what the model has been fed of them.
+
+A prompt goes on exactly from what was fed before, so after going back or resuming that is worked out again from the
+turns. Pure but for the tokenizer; no MLX, no disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mlxkv.prompt import Fed, Message, PromptFormat, message
+from mlxkv.prompt_start import Start
+from mlxkv.store import TurnRecord
+
+
+@dataclass(frozen=True)
+class Past:
+    """The turns of a chat and the token log of their replay.
+
+    `model`: which model the chat is with, as `TurnRecord.params["model"]` names it; None while nothing is saved.
+    """
+
+    prompts: PromptFormat
+    start: Start
+    turns: tuple[TurnRecord, ...]
+    log: tuple[int, ...]
+    model: str | None = None
+
+    def messages(self, turns: Sequence[TurnRecord]) -> list[Message]:
+        """The system prompt and `turns`."""
+        system = [message("system", self.start.system)] if self.start.system else []
+        return [*system, *(message(t.role, t.text, t.thinking) for t in turns)]
+
+    def fed(self) -> Fed:
+        """What `PromptFormat` left once these turns were done; nothing where another model was fed them, whose ids mean
+        nothing to this one's tokenizer."""
+        prompts, turns = self.prompts, self.turns
+        if not turns:
+            return self.start.fed
+        newest = next((t for t in reversed(turns) if t.role == "assistant"), None)
+        if self.model is not None and newest is not None and newest.params.get("model", self.model) != self.model:
+            return Fed()
+        if not prompts.has_template or turns[-1].stats.get("finish_reason") == "stop_string":
+            return Fed("", self.log)
+        if turns[-1].role == "user":
+            return Fed(prompts.render(self.messages(turns)), self.log)
+        reply = turns[-1]
+        return prompts.replied(self.prompt_before_reply(), prompts.raw(reply.text, reply.ids), reply.ids)
+
+    def prompt_before_reply(self) -> Fed:
+        """The prompt that the last turn is the reply to."""
+        prompts, turns = self.prompts, self.turns
+        ids = self.log[: len(self.log) - len(turns[-1].ids)]
+        if not prompts.has_template:
+            return Fed("", ids)
+        text = prompts.render(self.messages(turns[:-1]), think=turns[-1].params.get("think"))
+        cuts: tuple[tuple[int, int], ...] = ()
+        if len(turns) > 3 and turns[-2].start == (end := (turns[-3].start or 0) + len(turns[-3].ids)):
+            before = Fed(prompts.render(self.messages(turns[:-3]), think=turns[-3].params.get("think")))
+            before = prompts.replied(before, prompts.raw(turns[-3].text, turns[-3].ids), turns[-3].ids)
+            cuts = ((len(before.text), end),) if text.startswith(before.text) else ()
+        return Fed(text, ids, cuts)
+
+    def marks(self, prompt: Fed, think: bool | None) -> tuple[int, ...]:
+        """Where to keep the state of recurrent layers in `prompt`: history may go on otherwise from there."""
+        turns = self.turns if self.turns[-1].role == "user" else self.turns[:-1]
+        return (self.prompts.num_lasting(self.messages(turns), prompt, think),)
