@@ -128,7 +128,7 @@ class PlainChat:
         rows = [row for row in listing.rows if row.choice is not None]
         self._line(listing.title)
         for number, row in enumerate(rows, 1):
-            self._line(f"{number}. {row_line(row, _WIDTH).rstrip()}")
+            self._line(f"{number}. {spoken(row_line(row, _WIDTH)).rstrip()}")
         if not rows:
             self._line(listing.empty)
             return
@@ -186,7 +186,7 @@ class PlainChat:
                     self._before = (self._before + text)[-CONTEXT:]
             case ev.TurnFinished(stats=stats):
                 self._line("")
-                self._line(f"({stat_line(stats)})")
+                self._line(f"({spoken(stat_line(stats))})")
             case ev.PrefillProgress(done, total) if self._is_time():
                 self._line(f"(read {done:,} of {total:,} tokens)")
             case ev.ModelLoading(name, phase, done, total) if total and self._is_time():
@@ -212,7 +212,7 @@ class PlainChat:
             if block.kind is Kind.ERROR:
                 self._line(f"Error: {block.text}")
             elif block.kind is Kind.META:
-                self._line(block.text)
+                self._line(spoken(block.text))
 
     def _is_time(self) -> bool:
         if time.monotonic() - self._told < _TELL_SECONDS:
@@ -239,3 +239,11 @@ class PlainChat:
             yield
         finally:
             signal.signal(signal.SIGINT, before)
+
+
+_SPOKEN = str.maketrans({"▌": "*", "⑂": "fork", "…": "...", **dict.fromkeys("├└●○█✓▲■")})
+
+
+def spoken(text: str) -> str:
+    """Without the signs that a screen reader would spell out; the words beside them say the same."""
+    return " ".join(text.translate(_SPOKEN).split())

@@ -24,11 +24,11 @@ from mlxkv.events import (
     ModelReady,
     Notice,
     PrefillProgress,
-    SessionStatus,
     TextDelta,
     TurnFinished,
     TurnStarted,
 )
+from mlxkv.readings import SessionStatus
 from mlxkv.store import SessionStore
 from tests.tokenizers import tiny_folder
 

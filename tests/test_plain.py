@@ -73,7 +73,7 @@ def test_a_question_from_the_command_line_and_one_of_two_lines() -> None:
 
 def test_a_list_is_numbered_and_a_number_chooses() -> None:
     said, desk, _ = talk("/resume", "2")
-    assert "Chats\n1. ● Rust lifetimes" in said
+    assert "Chats\n1. Rust lifetimes" in said
     assert OpenChat("c2") in desk.commands
     assert "User: hello\nAssistant: The borrow" in said
     _, desk, _ = talk("/resume", "", "/resume", "99")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mlxkv.events import ContextUse, SessionFigures, SessionStatus
+from mlxkv.readings import ContextUse, SessionFigures, SessionStatus
 from mlxkv.stats import bytes_text, rate_text
 from mlxkv.text import clean
 from mlxkv.tui.wording import plural

@@ -5,7 +5,8 @@ The figures of a turn are worded in `mlxkv.stats`; this adds only what a window 
 
 from __future__ import annotations
 
-from mlxkv.events import ChatSummary, ModelLoading, PrefillProgress, PullProgress, SessionStatus
+from mlxkv.events import ChatSummary, ModelLoading, PrefillProgress, PullProgress
+from mlxkv.readings import SessionStatus
 from mlxkv.stats import TurnStats, bytes_text, fit, rate_text, stat_segments, tokens_text
 
 SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"

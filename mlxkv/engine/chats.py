@@ -6,6 +6,7 @@ events.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -164,15 +165,17 @@ def deleted(front: Front, session_id: str | None) -> Iterator[EngineEvent]:
 
 
 def exported(front: Front, kind: str, path: str, session_id: str | None) -> Iterator[EngineEvent]:
-    from mlxkv.store.archive import export_text
+    from mlxkv.store.document import to_document, to_markdown
 
+    if kind not in ("md", "json"):
+        raise ConfigError(f"A chat is not exported as {kind!r} here; the formats are md and json.")
     session_id = session_id or (front.chat.session_id if front.chat else None)
     if session_id is None:
         raise PromptError("This chat is not saved, so there is nothing to export; write something first.")
     with front.store() as store:
         record = store.load(session_id)
     target = Path(path).expanduser() if path else Path(f"{_file_name(record.title)}.{kind}")
-    text = export_text(record, kind)
+    text = to_markdown(record) if kind == "md" else json.dumps(to_document(record), indent=1) + "\n"
     try:
         with target.open("x", encoding="utf-8") as file:  # never over a file that is there
             file.write(text)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mlxkv.engine.front import Front
-from mlxkv.events import CacheView, ContextPart, ContextUse, SessionFigures, SessionStatus
+from mlxkv.readings import CacheView, ContextPart, ContextUse, SessionFigures, SessionStatus
 
 if TYPE_CHECKING:
     from mlxkv.cache.prompt_cache import PromptCache
@@ -64,7 +64,8 @@ def context(front: Front) -> ContextUse:
     """Message by message, what of it is attended. Pinned for good is the system prompt, or what was set instead."""
     chat = front.open_chat
     geometry = chat.cache.plan.geometry
-    pinned, offset = geometry.sinks if geometry else 0, len(chat.log)
+    pinned = geometry.sinks if geometry else 0
+    offset = min(len(chat.log), chat.cache.offset)  # the last token sampled has not been fed yet
     first_kept = geometry.first_kept(offset, 0) if geometry and geometry.flushes(offset) else 0
     turns, starts, length = chat.turns, [], 0
     for turn in turns:  # as their replay makes the log

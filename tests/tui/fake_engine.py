@@ -35,7 +35,6 @@ from mlxkv.commands import (
 from mlxkv.events import (
     Applied,
     Branch,
-    CacheView,
     ChatDeleted,
     ChatExported,
     ChatHit,
@@ -45,8 +44,6 @@ from mlxkv.events import (
     ChatRenamed,
     ChatSummary,
     ChatTree,
-    ContextPart,
-    ContextUse,
     EngineEvent,
     EngineStopped,
     Failed,
@@ -57,12 +54,11 @@ from mlxkv.events import (
     ModelReady,
     PrefillProgress,
     PullProgress,
-    SessionFigures,
-    SessionStatus,
     TextDelta,
     TurnFinished,
     TurnStarted,
 )
+from mlxkv.readings import CacheView, ContextPart, ContextUse, SessionFigures, SessionStatus
 from mlxkv.stats import TurnStats
 
 REPLY = """The borrow of `map` lives until the last use of `entry`, so the second insert needs a mutable borrow \

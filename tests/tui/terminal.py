@@ -20,17 +20,19 @@ _ESCAPES = re.compile(rb"\x1b\[[0-9;?<>=]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|
 class Terminal:
     """`mlxkv` with `args` in a terminal of `columns` x `rows`. Wait for text, never for time.
 
-    `seconds_to(text)` counts from the start of the process.
+    `module` "mlxkv" starts it as the installed command does, under a supervisor. `seconds_to(text)` counts from the
+    start of the process.
     """
 
     def __init__(
-        self, args: Sequence[str], env: Mapping[str, str] | None = None, columns: int = 80, rows: int = 24
-    ) -> None:
+        self, args: Sequence[str], env: Mapping[str, str] | None = None, columns: int = 80, rows: int = 24,
+        module: str = "mlxkv.cli",
+    ) -> None:  # fmt: skip
         self.begun = time.perf_counter()
         self.pid, self.fd = pty.fork()
         if self.pid == 0:
             os.environ.update({"TERM": "xterm-256color", "COLUMNS": str(columns), "LINES": str(rows), **(env or {})})
-            os.execv(sys.executable, [sys.executable, "-m", "mlxkv.cli", *args])
+            os.execv(sys.executable, [sys.executable, "-m", module, *args])
         fcntl.ioctl(self.fd, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
         self.output = b""
         self._found = 0  # characters of the plain output that calls have used up

@@ -7,7 +7,8 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlxkv.events import CacheView, PrefillProgress, SessionStatus, TextDelta, TurnFinished, TurnStarted
+from mlxkv.events import PrefillProgress, TextDelta, TurnFinished, TurnStarted
+from mlxkv.readings import CacheView, SessionStatus
 from mlxkv.tui.gauges import (
     EVICTED,
     FREE,

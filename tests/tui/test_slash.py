@@ -11,7 +11,6 @@ from mlxkv.events import (
     ChatDeleted,
     ChatOpened,
     ChatRenamed,
-    ContextUse,
     Failed,
     Message,
     ModelMissing,
@@ -23,6 +22,7 @@ from mlxkv.events import (
     TurnStarted,
     Versions,
 )
+from mlxkv.readings import ContextUse
 from mlxkv.tui.blocks import Kind
 from mlxkv.tui.commands import COMMANDS
 from mlxkv.tui.listing import PutPrompt

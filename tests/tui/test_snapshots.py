@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,10 +12,18 @@ from textual.pilot import Pilot
 
 from mlxkv.commands import Command, LoadModel, NewChat, OpenChat
 from mlxkv.config import Settings
-from mlxkv.events import FirstScreen, ModelCard, TextDelta
+from mlxkv.events import ChatSummary, FirstScreen, ModelCard, TextDelta
 from mlxkv.tui.app import ChatApp
-from tests.tui.fake_engine import REPLY, STATUS, FakeEngine
+from tests.tui.fake_engine import CHATS, REPLY, STATUS, FakeEngine
 
+TODAY = 1_700_049_600.0
+FAMILY = (
+    replace(CHATS[0], updated=TODAY - 7200.0),
+    ChatSummary("c3", "with Rc", TODAY - 5000.0, 4, 12_000_000, "m", "c1"),
+    ChatSummary("c4", "async", TODAY - 4000.0, 6, 31_000_000, "m", "c1"),
+    ChatSummary("c5", "KV quantisation", TODAY - 90_000.0, 20, 1_700_000_000, "m"),
+    replace(CHATS[1], updated=TODAY - 40 * 86_400.0),
+)
 SnapCompare = Callable[..., bool]
 FIRST = FirstScreen(
     (
@@ -23,8 +33,19 @@ FIRST = FirstScreen(
 )
 
 
-def app(*commands: Command, theme: str = "textual-dark") -> ChatApp:
-    return ChatApp(FakeEngine(manual=True), FIRST, Settings(theme=theme), None, commands, clock=lambda: 100.0)
+@pytest.fixture(autouse=True)
+def _in_utc(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("TZ", "UTC")
+    time.tzset()
+    yield
+    monkeypatch.undo()
+    time.tzset()
+
+
+def app(*commands: Command, theme: str = "textual-dark", chats: tuple[ChatSummary, ...] = CHATS) -> ChatApp:
+    engine = FakeEngine(manual=True, chats=chats)
+    settings = Settings(theme=theme)
+    return ChatApp(engine, FIRST, settings, None, commands, clock=lambda: 100.0, today=lambda: TODAY)
 
 
 async def until(pilot: Pilot[Any], condition: Callable[[], object]) -> None:
@@ -94,3 +115,32 @@ def test_first_screen(snap_compare: SnapCompare) -> None:
 
 def test_help(snap_compare: SnapCompare) -> None:
     assert snap_compare(app(NewChat()), terminal_size=(80, 24), press=["f1"])
+
+
+def test_sidebar(snap_compare: SnapCompare) -> None:
+    window = app(LoadModel("mlx-community/Qwen3-8B-4bit"), OpenChat("c1"), chats=FAMILY)
+
+    async def play(pilot: Pilot[Any]) -> None:
+        await until(pilot, lambda: window.state.status.cache and settled(window))
+        await pilot.press("ctrl+b")
+        await until(pilot, lambda: window.view.sidebar and window.view.sidebar.has_focus_within and window.state.chats)
+        await until(pilot, lambda: settled(window))
+
+    assert snap_compare(window, terminal_size=(140, 40), run_before=play)
+
+
+@pytest.mark.parametrize(("name", "shown"), [("f2", "ring"), ("/model", "Models"), ("/set", "Settings")])
+def test_panel_and_lists(snap_compare: SnapCompare, name: str, shown: str) -> None:
+    window = app(LoadModel("mlx-community/Qwen3-8B-4bit"), OpenChat("c1"))
+
+    async def play(pilot: Pilot[Any]) -> None:
+        await until(pilot, lambda: window.state.status.cache and settled(window))
+        if name == "f2":
+            await pilot.press("f2")
+            await until(pilot, lambda: window.view.panel.display and settled(window))
+        else:
+            window.prompt.put(name)
+            await pilot.press("enter")
+            await until(pilot, lambda: window.view.picker and window.view.picker.listing.title == shown)
+
+    assert snap_compare(window, terminal_size=(80, 24), run_before=play)

@@ -18,11 +18,11 @@ from mlxkv.events import (
     ModelReady,
     Notice,
     PrefillProgress,
-    SessionStatus,
     TextDelta,
     TurnFinished,
     TurnStarted,
 )
+from mlxkv.readings import SessionStatus
 from mlxkv.stats import TurnStats
 from mlxkv.tui.blocks import Kind
 from mlxkv.tui.state import ChatState

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -101,3 +102,51 @@ def test_a_kill_leaves_every_finished_turn(model: list[str]) -> None:
     again.wait_for("Once upon a time")
     again.type("\x04")
     assert again.end() == 0
+
+
+def test_the_command_survives_an_abort_of_its_window(model: list[str]) -> None:
+    """What Metal does when memory runs out: the process is gone in mid-reply, the terminal and the chat are not."""
+    terminal = Terminal(model, module="mlxkv")
+    terminal.wait_for("is ready")
+    terminal.type("Once upon a time\r")
+    terminal.wait_for("Lily")
+    (window,) = subprocess.run(["pgrep", "-P", str(terminal.pid)], capture_output=True, check=True).stdout.split()
+    os.kill(int(window), signal.SIGABRT)
+    terminal.wait_for("mlxkv stopped: it crashed (SIGABRT). Chat saved - mlxkv -c")
+    assert terminal.end() == 128 + signal.SIGABRT
+    assert b"\x1b[?1049l" in terminal.output
+    again = Terminal(["-c"], rows=50, module="mlxkv")
+    again.wait_for("Lily")
+    again.type("\x04")
+    assert again.end() == 0
+
+
+def test_a_chat_open_elsewhere_is_shown_and_forked(model: list[str]) -> None:
+    first = Terminal([*model, "Once upon a time"])
+    first.wait_for("Lily")
+    first.type("\x1b")
+    first.wait_for("■ stopped")
+    second = Terminal(["-c"], rows=50)
+    second.wait_for("Lily")
+    second.wait_for("Read-only here")
+    second.type("more\r")
+    second.wait_for("open in another mlxkv")
+    second.type("\x15/fork\r")
+    second.wait_for("Once upon a time (2)")
+    second.type("\x04")
+    assert second.end() == 0
+    first.type("\x04")
+    assert first.end() == 0
+
+
+def test_lines_instead_of_a_window(model: list[str]) -> None:
+    terminal = Terminal(["--plain", *model[:2], "--temp", "0", "--max-tokens", "20"])
+    terminal.wait_for("User: ")
+    terminal.type("Once upon a time\r")
+    terminal.wait_for("Assistant: ")
+    terminal.wait_for("tok/s")
+    terminal.type("/context\r")
+    terminal.wait_for("Context: ")
+    terminal.type("/quit\r")
+    assert terminal.end() == 0
+    assert b"\x1b[?1049h" not in terminal.output

@@ -8,7 +8,7 @@ import pytest
 from rich.cells import cell_len
 
 from mlxkv.commands import OpenChat
-from mlxkv.events import SessionStatus
+from mlxkv.readings import SessionStatus
 from mlxkv.tui.chats import find_chat, when_text
 from mlxkv.tui.keys import Act, Presses, Situation
 from mlxkv.tui.listing import row_line

@@ -1,0 +1,78 @@
+"""What the engine reads off itself for those who look: ring, footer, window, totals. Plain values; any thread."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class CacheView:
+    """The ring as rows, for those who look at it. `head` is the row the next token is written to.
+
+    Rows: `pinned`, then up to `capacity` those attended, `live` of them written; then `undo` that hold what was evicted
+    last. `evicted` counts tokens since the chat began; `bits` None is the model's own precision.
+    """
+
+    pinned: int
+    live: int
+    capacity: int
+    head: int
+    undo: int
+    evicted: int
+    allocated_bytes: int
+    live_bytes: int
+    bits: int | None = None
+
+
+@dataclass(frozen=True)
+class SessionStatus:
+    """The footer: the session's state, not the turn's. Bytes and tokens; `memory_limit` 0 when unknown."""
+
+    kv_bytes: int = 0
+    cache_tokens: int = 0
+    cache_window: int = 0
+    memory_used: int = 0
+    memory_limit: int = 0
+    saved: str = ""  # "" (nothing to save) | "saving" | "saved" | "not saved: <why>" | "off"
+    cache: CacheView | None = None
+    weight_bytes: int = 0
+    disk_bytes: int = 0  # KV of all chats
+    disk_limit: int = 0  # 0: none
+    session_id: str | None = None  # of the chat in front, once it is saved
+
+
+@dataclass(frozen=True)
+class ContextPart:
+    """What one message takes of the window: `live` of its `tokens` are attended, the rest has rotated out."""
+
+    role: str  # "system" | "user" | "assistant"
+    text: str
+    tokens: int
+    live: int
+
+
+@dataclass(frozen=True)
+class ContextUse:
+    parts: tuple[ContextPart, ...]
+    window: int
+    pinned: int
+
+
+@dataclass(frozen=True)
+class SessionFigures:
+    """A chat in numbers, and everything on disk. Rates are tokens per second over all turns, 0 where unknown."""
+
+    num_turns: int = 0
+    generated_tokens: int = 0
+    prefill_tokens: int = 0
+    cached_tokens: int = 0
+    evicted_tokens: int = 0
+    decode_tps: float = 0.0
+    prefill_tps: float = 0.0
+    kv_bytes: int = 0
+    disk_bytes: int = 0
+    disk_written_bytes: int = 0
+    num_chats: int = 0
+    all_disk_bytes: int = 0
+    all_written_bytes: int = 0
+    disk_limit: int = 0

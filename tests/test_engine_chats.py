@@ -1,0 +1,256 @@
+"""The desk with a real model: going back, forking, naming, exporting, settings; on this thread: events come at once."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlxkv import commands as cmd
+from mlxkv import events as ev
+from mlxkv.config import Folders, Settings
+from mlxkv.device import Device
+from mlxkv.engine import Desk
+from mlxkv.engine.downloads import Downloads
+from mlxkv.errors import MlxkvError, ModelDownloadError, OutOfMemoryError
+
+SETTINGS = Settings(temperature=0.0, max_tokens=12, window=256)
+DEVICE = Device("test", False, 10**10, 10**10, False)
+
+
+class Said:
+    """A desk, and what it said since it was last asked something."""
+
+    def __init__(self, settings: Settings = SETTINGS, save: bool = True) -> None:
+        self.events: list[ev.EngineEvent] = []
+        self.desk = Desk(Folders.from_env(), settings, lambda event: self.events.append(event), save=save)
+
+    def ask(self, command: cmd.Command) -> list[ev.EngineEvent]:
+        self.events.clear()
+        self.desk.answer(command)
+        return list(self.events)
+
+    def one(self, command: cmd.Command, kind: type[Any]) -> Any:
+        events = self.ask(command)
+        found = [event for event in events if isinstance(event, kind)]
+        assert len(found) == 1, events
+        return found[0]
+
+
+@pytest.fixture
+def said(home: Path, tiny_path: Path) -> Iterator[Said]:
+    """Two questions and their replies."""
+    said = Said()
+    assert said.one(cmd.LoadModel(str(tiny_path)), ev.ModelReady)
+    said.one(cmd.Send("one", 0.0), ev.TurnFinished)
+    said.one(cmd.Send("two", 0.0), ev.TurnFinished)
+    yield said
+    said.desk.front.close()  # not the desk: this thread goes on using MLX
+
+
+def texts(opened: ev.ChatOpened) -> list[str]:
+    return [m.text for m in opened.messages if m.role == "user"]
+
+
+def test_rewinding_gives_the_text_back_and_leaves_the_old_branch(said: Said) -> None:
+    opened = said.one(cmd.Rewind(2), ev.ChatOpened)
+    assert (texts(opened), opened.prompt) == (["one"], "two")
+    finished = said.one(cmd.Send("drei", 0.0), ev.TurnFinished)
+    assert finished.stats.cached_tokens > 0
+    branches = said.one(cmd.ShowTree(), ev.ChatTree).branches
+    assert [(b.num_turns, b.forked_at, b.is_current) for b in branches] == [(4, None, False), (4, 2, True)]
+
+
+def test_a_retry_is_shown_where_it_happens_and_counted_as_a_version(said: Said) -> None:
+    events = said.ask(cmd.Retry(1))
+    kinds = [type(e) for e in events]
+    opened, started = kinds.index(ev.ChatOpened), kinds.index(ev.TurnStarted)
+    assert opened < started < kinds.index(ev.TurnFinished)
+    assert next(e for e in events if isinstance(e, ev.ChatOpened)).messages == ()
+    assert next(e for e in events if isinstance(e, ev.TurnStarted)).text == "one"
+    versions = [e for e in events if isinstance(e, ev.Versions)][-1]
+    assert kinds.index(ev.Versions, started) < kinds.index(ev.TurnFinished)  # so that its figures can count them
+    assert [len(of) for of in versions.messages] == [1, 2]
+    assert [s.is_current for s in versions.messages[1]] == [False, True]
+
+
+def test_an_edit_replaces_the_question(said: Said) -> None:
+    events = said.ask(cmd.Edit(0, "uno", 0.0))
+    assert [e.text for e in events if isinstance(e, ev.TurnStarted)] == ["uno"]
+    versions = [e for e in events if isinstance(e, ev.Versions)][-1]
+    assert [s.text for s in versions.messages[0]] == ["one", "uno"]
+
+
+def test_a_fork_before_a_question_and_after_a_reply(said: Said) -> None:
+    before = said.one(cmd.Fork(2), ev.ChatOpened)
+    assert (texts(before), before.prompt) == (["one"], "two")
+    said.one(cmd.OpenChat(said.one(cmd.ListChats(), ev.ChatList).chats[-1].id), ev.ChatOpened)
+    after = said.one(cmd.Fork(1), ev.ChatOpened)
+    assert (texts(after), after.prompt, len(after.messages)) == (["one"], "", 2)
+    assert isinstance(said.ask(cmd.Fork(99))[0], ev.Failed)
+
+
+def test_a_cut_reply_goes_on_in_place(said: Said) -> None:
+    before = said.desk.front.open_chat.messages[-1].text
+    events = said.ask(cmd.Continue())
+    deltas = "".join(e.text for e in events if isinstance(e, ev.TextDelta))
+    finished = next(e for e in events if isinstance(e, ev.TurnFinished))
+    assert deltas == finished.text
+    assert finished.text.startswith(before)
+    assert len(finished.text) > len(before)
+    assert len(said.desk.front.open_chat.messages) == 4
+
+
+def test_naming_finding_and_deleting(said: Said) -> None:
+    assert said.one(cmd.RenameChat("  Two\n numbers "), ev.ChatRenamed).title == "Two numbers"
+    hits = said.one(cmd.SearchChats("two"), ev.ChatHits).hits
+    assert [(h.title, h.role) for h in hits] == [("Two numbers", "user")]
+    session = said.one(cmd.ListChats(), ev.ChatList).chats[0].id
+    assert isinstance(said.ask(cmd.RenameChat(" "))[0], ev.Failed)
+    events = said.ask(cmd.DeleteChat())
+    assert [type(e) for e in events[:3]] == [ev.ChatDeleted, ev.Versions, ev.ChatOpened]
+    assert said.one(cmd.ListChats(), ev.ChatList).chats == ()
+    assert isinstance(said.ask(cmd.OpenChat(session))[0], ev.Failed)
+    assert isinstance(said.ask(cmd.DeleteChat())[0], ev.Failed)
+
+
+def test_a_chat_is_written_out_and_never_over_a_file(said: Said, tmp_path: Path) -> None:
+    for kind in ("md", "json"):
+        target = tmp_path / f"out.{kind}"
+        assert said.one(cmd.ExportChat(kind, str(target)), ev.ChatExported).path == str(target)
+        assert "two" in target.read_text()
+        failed = said.one(cmd.ExportChat(kind, str(target)), ev.Failed)
+        assert "exists already" in failed.text
+    assert "cannot be written" in said.one(cmd.ExportChat("md", str(tmp_path / "no" / "x")), ev.Failed).text
+
+
+def test_what_fills_the_window_adds_up(said: Said) -> None:
+    use = said.one(cmd.ShowContext(), ev.ContextUse)
+    chat = said.desk.front.open_chat
+    assert [p.role for p in use.parts] == ["user", "assistant", "user", "assistant"]
+    assert sum(p.tokens for p in use.parts) == len(chat.log)
+    assert sum(p.live for p in use.parts) == chat.cache.num_attended + 1  # the last token sampled is not fed yet
+    for i in range(12):
+        said.one(cmd.Send(f"more and more, {i} times more than before", 0.0), ev.TurnFinished)
+    use = said.one(cmd.ShowContext(), ev.ContextUse)
+    gone = sum(p.tokens - p.live for p in use.parts)
+    assert gone == chat.cache.num_evicted > 0
+    assert sum(p.tokens for p in use.parts) == len(chat.log)
+
+
+def test_the_footer_and_the_figures(said: Said) -> None:
+    status = [e for e in said.ask(cmd.Send("three", 0.0)) if isinstance(e, ev.SessionStatus)][-1]
+    assert status.cache is not None
+    assert status.cache.live == said.desk.front.open_chat.cache.num_attended
+    assert status.cache.allocated_bytes == said.desk.front.open_chat.cache.nbytes
+    assert (status.session_id, status.weight_bytes > 0, status.disk_limit) == (
+        said.desk.front.open_chat.session_id, True, 20_000_000_000,
+    )  # fmt: skip
+    figures = said.one(cmd.ShowStats(), ev.SessionFigures)
+    assert (figures.num_turns, figures.num_chats) == (3, 1)
+    assert figures.generated_tokens == sum(
+        m.stats.generated_tokens for m in said.desk.front.open_chat.messages if m.stats
+    )
+
+
+def test_settings_hold_from_the_next_reply_and_bounds_make_another_cache(said: Said) -> None:
+    from dataclasses import replace
+
+    said.one(cmd.ChangeSettings(replace(SETTINGS, max_tokens=3)), ev.Applied)
+    assert said.one(cmd.Send("x", 0.0), ev.TurnFinished).stats.generated_tokens <= 3
+    events = said.ask(cmd.ChangeSettings(replace(SETTINGS, window=512)))
+    assert [type(e) for e in events][-1] is ev.Applied
+    assert said.desk.front.open_chat.cache.plan.resolved.window == 512
+    assert len(said.desk.front.open_chat.messages) == 6
+    assert isinstance(said.ask(cmd.SetSystem("Be terse."))[0], ev.Applied)
+    said.ask(cmd.NewChat())
+    assert said.desk.front.open_chat.system == "Be terse."
+    assert isinstance(said.ask(cmd.SetSystem(None))[-1], ev.Applied)
+    assert said.desk.front.open_chat.system is None
+
+
+def test_a_model_that_is_not_here_is_asked_for_not_downloaded(home: Path) -> None:
+    said = Said()
+    assert said.ask(cmd.LoadModel("org/never-heard-of", ask=True)) == [ev.ModelMissing("org/never-heard-of", 0)]
+
+
+def test_what_would_not_fit_is_called_so(said: Said) -> None:
+    def refuse(*args: object, **more: object) -> None:
+        raise OutOfMemoryError("It needs more.")
+
+    said.desk.front.open_chat.send = refuse  # type: ignore[method-assign, assignment]
+    assert said.one(cmd.Send("x", 0.0), ev.Failed) == ev.Failed("It needs more.", "memory")
+
+
+# -- downloads -------------------------------------------------------------------------------------------------------
+
+
+class Download:
+    """Downloads whose network is this: it waits to be told."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.told: list[ev.EngineEvent] = []
+        self.go = threading.Event()
+        self.error: Exception | None = None
+        self.downloads = Downloads(self.told.append)
+        monkeypatch.setattr(Downloads, "_fetch", staticmethod(self._fetch))
+
+    def _fetch(self, name: str, device: Device, progress: Callable[[int, int], None], cancel: threading.Event) -> None:
+        progress(10, 100)
+        assert self.go.wait(60)
+        if cancel.is_set():
+            raise ModelDownloadError("It was stopped.")
+        if self.error is not None:
+            raise self.error
+        progress(100, 100)
+
+    def states(self) -> list[str]:
+        return [e.state for e in self.told if isinstance(e, ev.PullProgress)]
+
+
+def test_a_download_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = Download(monkeypatch)
+    here.downloads.start("org/m", DEVICE, then_load=True)
+    with pytest.raises(MlxkvError, match="org/m is being downloaded"):
+        here.downloads.start("org/other", DEVICE)
+    here.go.set()
+    while "done" not in here.states():
+        threading.Event().wait(0.001)
+    here.downloads.close()
+    assert here.states() == ["asking", "downloading", "downloading", "done"]
+    assert all(e.then_load for e in here.told if isinstance(e, ev.PullProgress))
+
+
+def test_pausing_a_download_and_going_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = Download(monkeypatch)
+    here.downloads.start("org/m", DEVICE)
+    here.downloads.pause()
+    here.go.set()
+    here.downloads.close()
+    assert here.states()[-1] == "paused"
+    last = here.told[-1]
+    assert isinstance(last, ev.PullProgress)
+    assert last.done == 10
+    here.downloads.start("org/m", DEVICE)
+    while "done" not in here.states():
+        threading.Event().wait(0.001)
+    here.downloads.close()
+
+
+@pytest.mark.parametrize(
+    ("error", "words"), [(ModelDownloadError("Offline."), "Offline."), (KeyError("x"), "broke off")]
+)
+def test_a_download_that_fails_says_why(monkeypatch: pytest.MonkeyPatch, error: Exception, words: str) -> None:
+    here = Download(monkeypatch)
+    here.error = error
+    here.go.set()
+    here.downloads.start("org/m", DEVICE)
+    while here.states()[-1] not in ("failed", "paused"):
+        threading.Event().wait(0.001)
+    here.downloads.close()
+    last = here.told[-1]
+    assert isinstance(last, ev.PullProgress)
+    assert (last.state, words in last.text) == ("failed", True)
