@@ -8,9 +8,12 @@ from typing import Any
 
 from textual.app import App
 
+from mlxkv.text import clean
+
 
 def copy(app: App[Any], text: str) -> str:
     """Put `text` on the clipboard; returns a sentence that is true."""
+    text = clean(text, joined=True)  # a paste into a shell would run what a control character says
     size = f"{len(text):,} characters"
     if tool := shutil.which("pbcopy"):
         try:

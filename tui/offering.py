@@ -13,6 +13,7 @@ from typing import Any
 from textual.events import Key
 from textual.widgets import TextArea
 
+from mlxkv.text import clean
 from mlxkv.tui import attach, files, offers
 from mlxkv.tui.menu import Entry, Menu, MenuList, Source
 
@@ -43,7 +44,7 @@ class OfferingArea(TextArea):
 
     def put(self, text: str) -> None:
         """Replace the text; the cursor goes to its end. Of files that were sent along, the names stay."""
-        self.load_text(attach.parts(text)[0])
+        self.load_text(clean(attach.parts(text)[0]))
         self.move_cursor(self.document.end)
 
     # -- the menu ----------------------------------------------------------------------------------------

@@ -74,7 +74,8 @@ class ReadingApp(App[int]):
             self._say(CURSOR_KEYS, seconds=600)
             return
         self._say("", seconds=0)
-        self.prompt.focus()
+        if self.focused is None or self.focused is self.transcript:  # it may have gone to a search or a list
+            self.prompt.focus()
         if message.typed:
             self.prompt.insert(message.typed)
 

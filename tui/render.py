@@ -105,7 +105,7 @@ class Renderer:
         """A question: long ones and the files that came with it are folded."""
         muted = _style(self.look.muted)
         text, files = parts(block.text) if block.folded else (block.text, [])
-        rows = _hang(text, BOLD, room, Segment(" ❯ ", _style(self.look.accent)))
+        rows = _hang(text.rstrip("\n"), BOLD, room, Segment(" ❯ ", _style(self.look.accent)))
         if block.folded and len(rows) > LONG:
             rest = len(rows) - SHOWN
             rows = [*rows[:SHOWN], _row([Segment(f"▸ {rest:,} more lines", muted)], "\n")]

@@ -363,9 +363,7 @@ class Transcript(ScrollView, can_focus=False):
 
     def on_blur(self, event: Blur) -> None:
         if self.cursor is not None:
-            self.cursor, self.can_focus = None, False
-            self._drawn.clear()
-            self.refresh()
+            self.leave_cursor()
 
     # -- search ------------------------------------------------------------------------------------------
 

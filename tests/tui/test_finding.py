@@ -1,0 +1,186 @@
+"""Search and copying without a widget: what is found is what is shown, what is copied is what was written."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlxkv.text import clean
+from mlxkv.tui.blocks import Block, Kind
+from mlxkv.tui.copying import code_blocks, message_source, selected
+from mlxkv.tui.finding import Finder, pattern
+from mlxkv.tui.layout import Layout
+from mlxkv.tui.render import Look, Renderer
+from mlxkv.tui.splitter import split
+from tests.tui.fake_engine import REPLY, STATS
+
+
+def layout(*blocks: Block, width: int = 60) -> Layout:
+    lines = Layout(Renderer(Look()).strips, width)
+    lines.update(blocks, [])
+    return lines
+
+
+def chat(*replies: str, width: int = 60) -> Layout:
+    blocks: list[Block] = []
+    for i, text in enumerate(replies):
+        blocks += [Block(Kind.USER, f"question {i}", message=2 * i), Block(Kind.REPLY, text, message=2 * i + 1)]
+    return layout(*blocks, width=width)
+
+
+def settle_all(lines: Layout) -> None:
+    while (index := lines.unsettled(0, lines.height)) is not None:
+        lines.settle(index)
+
+
+def all_text(lines: Layout) -> str:
+    return "\n".join(lines.line(y).text for y in range(lines.height))
+
+
+def test_matches_are_walked_in_order_and_around() -> None:
+    lines = chat(*(f"one needle here, number {i}" for i in range(40)))
+    lines.settle_end(10)
+    finder = Finder(lines)
+    assert finder.search("NEEDLE", lines.height - 10)
+    seen = []
+    for _ in range(41):
+        at, total = finder.numbers()
+        assert total == 40
+        y = finder.line()
+        assert y is not None
+        lines.settle_view(y, 1)
+        seen.append(int(re.findall(r"number (\d+)", lines.line(finder.line() or 0).text)[0]))
+        assert seen[-1] == at - 1
+        assert finder.move(1)
+    assert seen[0] > 30  # from the view on
+    assert sorted(seen[:40]) == list(range(40))
+    assert seen[40] == seen[0]
+    assert finder.move(-1)
+    assert finder.move(-1)
+    assert finder.numbers()[0] - 1 == seen[39] or finder.numbers()[0] - 1 == seen[40]
+
+
+def test_above_is_searched_when_nothing_is_below() -> None:
+    lines = chat("needle", *("straw " * 30 for _ in range(20)))
+    finder = Finder(lines)
+    assert finder.search("needle", lines.height - 5)
+    assert finder.numbers() == (1, 1)
+    assert not finder.search("no such", 0)
+    assert finder.numbers() == (0, 0)
+    assert not finder.search("  ", 0)
+
+
+def test_a_match_goes_over_a_line_end() -> None:
+    lines = layout(
+        Block(Kind.MARKDOWN, "some words that are wrapped right between alpha beta gamma and the rest"), width=51
+    )
+    settle_all(lines)
+    assert "alpha beta" not in all_text(lines)
+    finder = Finder(lines)
+    assert finder.search("alpha beta", 0)
+    cell = lines.cell(0)
+    found = [
+        lines.line(lines.start(0) + row).text[first:last]
+        for row in range(cell.height)
+        for first, last, _ in finder.spans(cell, row)
+    ]
+    assert " ".join(found) == "alpha beta"
+
+
+def test_what_only_the_source_has_is_passed_over() -> None:
+    lines = chat("a [label](http://example.org) **strong**", "plain ** here")
+    finder = Finder(lines)
+    assert finder.search("**", 0)
+    y = finder.line()
+    assert y is not None
+    assert "plain ** here" in lines.line(y).text
+    assert finder.numbers()[1] == 1
+
+
+@given(st.lists(st.sampled_from(["ab", "a b", "b\n\na", "- ab", "xx", "a\nb"]), min_size=1, max_size=6), st.booleans())
+def test_counts_are_those_of_the_screen(replies: list[str], settled: bool) -> None:
+    lines = chat(*replies)
+    if settled:
+        settle_all(lines)
+    finder = Finder(lines)
+    found = finder.search("a b", 0)
+    seen = set()
+    while found and (finder.cell, finder.which) not in seen:
+        seen.add((finder.cell, finder.which))
+        finder.move(1)
+    settle_all(lines)
+    wanted = pattern("a b")
+    assert wanted
+    expected = sum(
+        len(wanted.findall("\n".join(row.text for row in lines.cell(i).strips or ()))) for i in range(len(lines))
+    )
+    assert len(seen) == expected == finder.numbers()[1]
+
+
+# -- copying ---------------------------------------------------------------------------------------------------
+
+
+def test_the_whole_of_a_chat_is_its_sources() -> None:
+    lines = layout(
+        Block(Kind.USER, "why?", message=0), *split(REPLY), Block(Kind.STATS, "", stats=STATS), Block(Kind.USER, "and?")
+    )
+    settle_all(lines)
+    assert selected(lines, (0, 0), (lines.height - 1, -1)) == f"why?\n\n{REPLY.strip()}\n\nand?"
+    assert message_source(split(REPLY)) == REPLY.strip()
+    assert message_source([Block(Kind.REPLY, REPLY)]) == REPLY.strip()
+
+
+def test_a_part_is_copied_without_what_wrapping_added() -> None:
+    text = "a paragraph that is long enough to be wrapped more than once in a window so narrow"
+    lines = layout(Block(Kind.MARKDOWN, text, source=text), width=34)
+    settle_all(lines)
+    assert lines.height > 3
+    assert selected(lines, (1, 5), (lines.height - 1, -1)) == text[2:]
+    assert selected(lines, (1, 0), (lines.height - 1, -1)) == text
+    assert selected(lines, (1, 3), (2, 7)) == text[: len(lines.line(1).text) - 3] + " " + lines.line(2).text[3:7]
+
+
+def test_code_is_copied_without_its_bar_and_alone_without_fences() -> None:
+    long = "value = '" + "x" * 60 + "'"
+    lines = layout(*split(f"Look:\n\n```py\nif a:\n    {long}\n```\n\nEnd"), width=40)
+    settle_all(lines)
+    rows = [lines.line(y).text for y in range(lines.height)]
+    first = next(y for y, row in enumerate(rows) if "if a" in row)
+    last = max(y for y, row in enumerate(rows) if "│" in row)
+    assert selected(lines, (first, 0), (last, -1)) == f"if a:\n    {long}"
+    assert selected(lines, (first, 5), (last, -1)) == f"if a:\n    {long}"
+    assert selected(lines, (first, 7), (last, -1)) == f" a:\n    {long}"
+    assert selected(lines, (0, 0), (last, -1)) == f"Look:\n\n```py\nif a:\n    {long}\n```"
+    assert code_blocks([Block(Kind.REPLY, "```\n" + "a\n" * 100 + "```\n\n~~~\nb\n~~~")]) == ["\n".join("a" * 100), "b"]
+
+
+WORDS = st.text("ab \n-`|#é世", max_size=80)
+
+
+@given(WORDS, st.integers(24, 60), st.data())
+def test_any_selection_is_text_that_is_there(markdown: str, width: int, data: st.DataObject) -> None:
+    lines = layout(*split(clean(markdown)), width=width)
+    settle_all(lines)
+    if not lines.height:
+        return
+    first = data.draw(st.integers(0, lines.height - 1))
+    last = data.draw(st.integers(first, lines.height - 1))
+    left = data.draw(st.integers(0, width))
+    text = selected(lines, (first, left), (last, -1))
+
+    def letters(source: str) -> str:
+        return "".join(char for char in source if char in "abé世")
+
+    assert letters(text) in letters(markdown)
+
+
+@pytest.mark.parametrize("width", [30, 80])
+def test_a_selection_reaches_into_what_is_not_wrapped(width: int) -> None:
+    lines = chat(*(f"reply {i} " + "word " * 30 for i in range(6)), width=width)
+    lines.settle_end(5)
+    text = selected(lines, (0, 0), (lines.height - 1, -1))
+    assert [line for line in text.split("\n") if line.startswith("question")] == [f"question {i}" for i in range(6)]
+    assert all(f"reply {i}" in text for i in range(6))
