@@ -1,6 +1,6 @@
 """Forks as a family: the chats that come from each other, and the versions there are of each message.
 
-Reads only, inside a transaction of the caller. Two turns are versions of one message if their `prev` digests are equal:
+Inside a transaction of the caller. Two turns are versions of one message if their `prev` digests are equal:
 the same history lies before them. Engine thread.
 """
 
@@ -53,3 +53,22 @@ def siblings(db: sqlite3.Connection, session_id: str) -> tuple[tuple[Sibling, ..
         made = min(created, before.created) if before else created
         versions[i][digest] = Sibling(session_id if mine else session, text, made, bool(mine))
     return tuple(tuple(sorted(found.values(), key=lambda s: (s.created, s.session_id))) for found in versions.values())
+
+
+def hand_on_forks(db: sqlite3.Connection, session_id: str) -> None:
+    """The forks of a chat that is about to be deleted become forks of the one it came from, else of the oldest of them:
+    the family stays one."""
+    row = db.execute("SELECT parent, forked_at FROM session WHERE id = ?", (session_id,)).fetchone()
+    forks = db.execute(
+        "SELECT id, forked_at FROM session WHERE parent = ? ORDER BY created, id", (session_id,)
+    ).fetchall()
+    if row is None or not forks:
+        return
+    parent, shared = row
+    if parent is None:
+        (parent, shared), forks = forks[0], forks[1:]
+        db.execute("UPDATE session SET parent = NULL, forked_at = NULL WHERE id = ?", (parent,))
+    db.executemany(
+        "UPDATE session SET parent = ?, forked_at = ? WHERE id = ?",
+        [(parent, min(forked_at, shared), fork) for fork, forked_at in forks],
+    )

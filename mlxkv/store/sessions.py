@@ -15,6 +15,7 @@ from typing import Any
 from mlxkv.errors import CorruptError, SessionChangedError, SessionNotFoundError, StoreError
 from mlxkv.events import ChatSummary
 from mlxkv.store.document import PortableChat
+from mlxkv.store.family import hand_on_forks
 from mlxkv.store.history import History, genesis, pack_ids, stored_fields, to_json, turn_digest, verified
 from mlxkv.store.identity import ModelIdentity, digest_of
 from mlxkv.store.ids import new_ulid
@@ -228,6 +229,7 @@ class Sessions:
         """Rows only, inside a transaction of the caller; the words leave the search index too."""
         for row in db.execute("SELECT id, text, thinking FROM turn WHERE session = ?", (session_id,)).fetchall():
             _unindex(db, *row)
+        hand_on_forks(db, session_id)
         if not db.execute("DELETE FROM session WHERE id = ?", (session_id,)).rowcount:
             raise SessionNotFoundError(f"No session has the id {session_id}; `mlxkv chats ls` lists them.")
         db.execute("INSERT INTO turn_fts(turn_fts) VALUES('optimize')")  # else deleted words linger in its segments
