@@ -80,7 +80,7 @@ class Renderer:
                 rows += [_row(*line) for line in self._markdown(block.text, room)]
             case Kind.CODE:
                 if block.info and width >= WIDE and not block.tight:
-                    rows.append(_row([Segment(block.info, muted)], "\n"))
+                    rows.append(_row([Segment(clean(block.info), muted)], "\n"))
                 rows += [_row(*line, margin=EDGE + 2) for line in self._code(block, room)]
             case Kind.STATS:
                 assert block.stats is not None

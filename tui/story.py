@@ -77,7 +77,10 @@ class Story:
         self._change = Change(cleared=True, settled=early)
         for number, message in enumerate(event.messages):
             kind = Kind.USER if message.role == "user" else Kind.REPLY
-            self._settle([Block(kind, clean(message.text), message=number)])
+            if thought := clean(message.thinking, joined=True).strip():
+                tokens = f"thought · ~{len(thought) // 4:,} tok"  # how long it took is not kept
+                self._settle([Block(Kind.THOUGHT, tokens, detail=thought, message=number)])
+            self._settle([Block(kind, clean(message.text, joined=True), message=number)])
             if message.stats is not None:
                 self._figures(message.stats, number)
         if event.restored_tokens:
@@ -90,10 +93,9 @@ class Story:
     def begin_turn(self, text: str) -> None:
         """Without a text a reply goes on."""
         if text:
-            shown = clean(text)
-            self._settle([Block(Kind.USER, shown, message=len(self.messages))])
+            self._settle([Block(Kind.USER, clean(text, joined=True), message=len(self.messages))])
             self.messages.append(ev.Message("user", text))
-            self.title = self.title or shown.strip().split("\n")[0][:60]
+            self.title = self.title or clean(text).strip().split("\n")[0][:60]
         self.turn = Turn(self.clock())
 
     def hear(self, event: ev.TextDelta | ev.PrefillProgress) -> None:
@@ -109,7 +111,7 @@ class Story:
         number = len(self.messages)
         self.break_off()
         if event.text and not said:
-            self._settle([Block(Kind.REPLY, clean(event.text), message=number)])
+            self._settle([Block(Kind.REPLY, clean(event.text, joined=True), message=number)])
         self.messages.append(ev.Message("assistant", event.text, event.stats))
         self._figures(event.stats, number)
         if text := rotated_text(event.stats, self._evicted_before):

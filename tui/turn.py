@@ -49,10 +49,10 @@ class Turn:
         self.num_tokens = max(self.num_tokens, event.num_tokens)
         self._samples.append((now, self.num_tokens))
         if event.thinking:
-            self._thought += clean(event.text, self._thought)
+            self._thought += clean(event.text, self._thought, joined=True)
             return out
         self._said = self._said or bool(event.text)
-        text = clean(event.text, self._before)
+        text = clean(event.text, self._before, joined=True)
         self._before = (self._before + event.text)[-CONTEXT:]
         return out + self._splitter.feed(text)
 

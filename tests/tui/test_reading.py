@@ -104,6 +104,14 @@ async def test_reasoning_unfolds() -> None:
         await w.until(lambda: w.app.clipboard == "Because.")  # what was thought is not the reply
 
 
+async def test_reasoning_of_an_earlier_run_is_there() -> None:
+    async with window(FakeEngine(manual=True)) as w:
+        w.engine.say([ChatOpened("c9", "t", (Message("user", "q"), Message("assistant", "a", STATS, "hm " * 40)))])
+        await w.until(lambda: "▸ thought · ~29 tok" in w.said())
+        await w.pilot.press("ctrl+o")
+        await w.until(lambda: "│ hm hm" in w.said())
+
+
 async def test_a_long_question_unfolds_with_a_click() -> None:
     async with window(FakeEngine(manual=True), size=(80, 40)) as w:
         await chat(w, "\n".join(f"row {i}" for i in range(20)), "short")

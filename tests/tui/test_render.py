@@ -54,6 +54,18 @@ def test_layout_of_lists_code_and_tables() -> None:
     ]  # fmt: skip
 
 
+def test_joined_emoji_are_drawn_in_parts() -> None:
+    """Terminals disagree about the width of joined ones; the block keeps the joiner, to be copied."""
+    family = "👨\u200d👩\u200d👧"
+    code = f"```\n{family}\n```"
+    table = f"| {family} |\n|---|\n| x |"
+    renderer = Renderer(Look())
+    blocks = [*split(f"a {family} b `{family}` [{family}](http://x)\n\n{code}\n\n{table}"), Block(Kind.USER, family)]
+    shown = "".join(strip.text for block in blocks for strip in renderer.strips(block, 60))
+    assert shown.count("👨👩👧") == 6
+    assert "\u200d" not in shown
+
+
 def test_no_spaces_at_line_ends() -> None:
     """Rich fills lines up; they would be copied with the text."""
     for line in lines("a paragraph that is long enough to be wrapped, twice even, because it has so many words\n\n- x"):
