@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
 
-from mlxkv.supervisor import is_terminal, supervise
+from mlxkv.supervisor import TYPE_CHECKING, is_terminal, supervise
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 _NO_WINDOW = {"-p", "--print", "--plain", "-h", "--help", "-V", "--version", "--output-format"}
 _NO_WINDOW |= {"--install-completion", "--show-completion"}

@@ -11,9 +11,10 @@ import os
 import signal
 import sys
 import termios
-import threading
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+
+TYPE_CHECKING = False  # what `typing` says, without the milliseconds it takes to import
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
 
 LIFELINE = "MLXKV_LIFELINE"  # in the child's environment: a pipe that closes when the parent is gone
 _KEPT = 64 << 10  # bytes of what the child wrote on stderr
@@ -33,29 +34,36 @@ def supervise(command: Sequence[str], *, saves: bool = True) -> int:
     """
     terminal = termios.tcgetattr(0)
     lifeline, held = os.pipe()
-    said, writes = os.pipe()
     os.set_inheritable(lifeline, True)
+    heard = _unnamed_file()
     pid = os.posix_spawn(
         command[0],
         list(command),
         {**os.environ, LIFELINE: str(lifeline)},
-        file_actions=[(os.POSIX_SPAWN_DUP2, writes, 2)],
+        file_actions=[] if heard is None else [(os.POSIX_SPAWN_DUP2, heard, 2)],
     )
     os.close(lifeline)
-    os.close(writes)
-    heard = bytearray()
-    reader = threading.Thread(target=_listen, args=(said, heard), daemon=True)
-    reader.start()
     _pass_on(pid)
     code = _wait(pid)
     os.close(held)
-    reader.join(0.5)  # whoever the child has left behind may hold its stderr
+    said = b"" if heard is None else os.pread(heard, _KEPT, max(0, os.fstat(heard).st_size - _KEPT))
     if code >= 0:
-        os.write(2, bytes(heard))
+        os.write(2, said)
         return code
     _restore(terminal)
-    os.write(2, f"{farewell(-code, bytes(heard), saves)}\n".encode())
+    os.write(2, f"{farewell(-code, said, saves)}\n".encode())
     return 128 - code
+
+
+def _unnamed_file() -> int | None:
+    """Where the child's stderr goes, so that it is not drawn over the window; None where nothing can be written."""
+    path = f"{os.environ.get('TMPDIR') or '/tmp'}/mlxkv-{os.getpid()}-{os.urandom(8).hex()}"
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_NOFOLLOW, 0o600)
+        os.unlink(path)
+    except OSError:
+        return None
+    return fd
 
 
 def farewell(number: int, heard: bytes, saves: bool) -> str:
@@ -78,30 +86,28 @@ def watch_parent(env: Mapping[str, str] | None = None) -> None:
     os.environ.pop(LIFELINE, None)
     if not number.isdigit():
         return
+    import threading
+
     fd = int(number)
-    with suppress(OSError):
+    try:
         os.set_inheritable(fd, False)
-        threading.Thread(target=_end_with, args=(fd,), daemon=True).start()
+    except OSError:
+        return
+    threading.Thread(target=_end_with, args=(fd,), daemon=True).start()
 
 
 def _end_with(fd: int) -> None:
-    with suppress(OSError):
+    try:
         os.read(fd, 1)
-    os.kill(os.getpid(), signal.SIGHUP)
-
-
-def _listen(fd: int, heard: bytearray) -> None:
-    while data := os.read(fd, 4096):
-        heard += data
-        del heard[:-_KEPT]
+    finally:
+        os.kill(os.getpid(), signal.SIGHUP)
 
 
 def _pass_on(pid: int) -> None:
     """Signals are the child's affair. What the terminal sends to both of us it gets anyway."""
 
     def forward(number: int, _: object) -> None:
-        with suppress(ProcessLookupError):
-            os.kill(pid, number)
+        _send(pid, number)
 
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGTSTP, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, forward)
@@ -115,15 +121,22 @@ def _wait(pid: int) -> int:
         if not os.WIFSTOPPED(status):
             return os.waitstatus_to_exitcode(status)
         os.kill(os.getpid(), signal.SIGSTOP)  # the shell sees its job stopped; it goes on with `fg`
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGCONT)
+        _send(pid, signal.SIGCONT)
+
+
+def _send(pid: int, number: int) -> None:
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        return  # it has just ended by itself
 
 
 def _restore(terminal: list[object]) -> None:
-    with suppress(termios.error):
+    try:
         termios.tcsetattr(0, termios.TCSADRAIN, terminal)  # type: ignore[arg-type]
-    with suppress(OSError):
         os.write(1, _RESET)
+    except (OSError, termios.error):
+        return  # the terminal is gone too
 
 
 def is_terminal() -> bool:
