@@ -20,8 +20,10 @@ from typer.core import TyperGroup
 
 from mlxkv.attachments import question_with, text_or_file
 from mlxkv.cli_cache import cache
-from mlxkv.cli_chats import chats, open_store
+from mlxkv.cli_chats import chats, ids_for_completion, open_store
 from mlxkv.cli_models import models
+from mlxkv.completion import models as model_names
+from mlxkv.completion import name_the_chat, prompt_caches
 from mlxkv.config import Folders, Settings, load_settings, private_folder
 from mlxkv.errors import ConfigError, MlxkvError, ModelNotFoundError, PromptError, SessionNotFoundError
 from mlxkv.print_mode import PrintRequest
@@ -36,6 +38,9 @@ if TYPE_CHECKING:
 _COMMANDS = {
     "chat", "chats", "cache", "models", "doctor", "path", "--help", "-h", "--install-completion", "--show-completion",
 }  # fmt: skip
+
+
+_RESUME_HELP = "Go on with this chat (id or title); alone: choose one."
 
 
 class _Root(TyperGroup):
@@ -71,15 +76,19 @@ class Output(StrEnum):
 def chat(
     question: Annotated[str | None, typer.Argument(help="What to ask first.", show_default=False)] = None,
     print_: Annotated[bool, typer.Option("-p", "--print", help="Print the reply and end (implied in a pipe).")] = False,
-    model: Annotated[str | None, typer.Option("-m", "--model", help=help_of("model"))] = None,
+    model: Annotated[
+        str | None, typer.Option("-m", "--model", help=help_of("model"), autocompletion=model_names)
+    ] = None,
     system: Annotated[str | None, typer.Option("-s", "--system", help="System prompt, or @FILE.")] = None,
     file: Annotated[list[Path] | None, typer.Option("-f", "--file", help="Put a file before the question.")] = None,
     continue_: Annotated[bool, typer.Option("-c", "--continue", help="Go on with the last chat.")] = False,
     resume: Annotated[
-        str | None, typer.Option("-r", "--resume", help="Go on with this chat (id or title); alone: choose one.")
+        str | None, typer.Option("-r", "--resume", help=_RESUME_HELP, autocompletion=ids_for_completion)
     ] = None,
     fork: Annotated[bool, typer.Option("--fork", help="With -c or -r: go on in a copy.")] = False,
-    named: Annotated[str | None, typer.Option("--cache", help="With -p: ask this prompt cache.")] = None,
+    named: Annotated[
+        str | None, typer.Option("--cache", help="With -p: ask this prompt cache.", autocompletion=prompt_caches)
+    ] = None,
     no_save: Annotated[bool, typer.Option("--no-save", help="Leave nothing on disk.")] = False,
     plain: Annotated[bool, typer.Option("--plain", help=help_of("plain"))] = False,
     no_mouse: Annotated[bool, typer.Option("--no-mouse", help="Leave the mouse to the terminal.")] = False,
@@ -285,6 +294,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
         print(f"mlxkv {__version__}")
         sys.exit(0)
+    if "_MLXKV_COMPLETE" in os.environ:
+        name_the_chat(os.environ, _COMMANDS)
     if not args or args[0] not in _COMMANDS:
         args.insert(0, "chat")
     debug = "--debug" in args

@@ -5,13 +5,13 @@ from __future__ import annotations
 import datetime
 import json
 import sys
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mlxkv.completion import models, prompt_caches
 from mlxkv.config import Folders, load_settings
 
 if TYPE_CHECKING:
@@ -19,10 +19,15 @@ if TYPE_CHECKING:
 
 cache = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="Read a text once, ask it many times.")
 
-Name = Annotated[str, typer.Argument(help="Name of the prompt cache.")]
-Names = Annotated[list[str] | None, typer.Argument(help="Names; all of them without any.", show_default=False)]
+Name = Annotated[str, typer.Argument(help="Name of the prompt cache.", autocompletion=prompt_caches)]
+Names = Annotated[
+    list[str] | None,
+    typer.Argument(help="Names; all of them without any.", show_default=False, autocompletion=prompt_caches),
+]
 Force = Annotated[bool, typer.Option("--force", help="Replace one of the same name.")]
-ModelName = Annotated[str | None, typer.Option("-m", "--model", help="Built-in name, folder or org/name.")]
+ModelName = Annotated[
+    str | None, typer.Option("-m", "--model", help="Built-in name, folder or org/name.", autocompletion=models)
+]
 Json = Annotated[bool, typer.Option("--json", help="As JSON.")]
 
 
@@ -175,7 +180,7 @@ def cache_gc() -> None:
 
 
 @cache.command("rm")
-def cache_rm(names: Annotated[list[str], typer.Argument(help="Names.")]) -> None:
+def cache_rm(names: Annotated[list[str], typer.Argument(help="Names.", autocompletion=prompt_caches)]) -> None:
     """Delete prompt caches."""
     folder = _folder()
     for path in [folder.find(name) for name in names]:
@@ -284,8 +289,3 @@ def _date(seconds: float) -> str:
 
 def _json(c: NamedCache) -> dict[str, Any]:
     return {**asdict(c), "path": str(c.path)}
-
-
-def names_for_completion(beginning: str) -> Sequence[str]:
-    """For the shell: the names that begin so."""
-    return [c.name for c in _folder().list() if c.name.startswith(beginning)]

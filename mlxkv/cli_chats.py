@@ -184,9 +184,10 @@ def chats_import(
         done = store.import_chat(file, trust_kv=trust_kv)
     rows = f", KV rows of {done.kv_tokens:,}" if done.kv_tokens else ""
     print(f"{done.session_id}  {done.title}  {done.num_turns} turns, {done.num_tokens:,} tokens{rows}")
-    if done.notice:
-        from mlxkv.text import clean
+    from mlxkv.text import clean
 
+    print(f"made with {clean(done.model)}; a resume uses that model, or the one -m names", file=sys.stderr)
+    if done.notice:
         print(clean(done.notice), file=sys.stderr)
 
 

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from mlxkv.cli import main
 from mlxkv.cli_chats import ids_for_completion
-from mlxkv.config import Folders
+from mlxkv.config import Folders, private_folder
 from mlxkv.store import SessionStore, TurnRecord
 from mlxkv.tables import cells
 from tests.store.fake import model
@@ -129,6 +130,40 @@ def test_what_cannot_be_is_said_in_one_sentence(run: Run, family: list[str], tmp
         assert done.code == code, (args, done)
         assert why in done.err, (args, done.err)
         assert done.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        ("mlxkv ca", ["cache"]),
+        ("mlxkv -r the\\ se", []),
+        ("mlxkv --cac", ["--cache"]),
+        ("mlxkv why -p --res", ["--resume"]),
+        ("mlxkv chats sh", ["show"]),
+        ("mlxkv -m tut", ["tutor"]),
+        ("mlxkv cache show bo", ["book"]),
+        ("mlxkv -p --cache bo", ["book"]),
+    ],
+)
+def test_the_shell_is_offered_what_fits(
+    home: Path, monkeypatch: Any, capsys: pytest.CaptureFixture[str], line: str, offered: list[str]
+) -> None:
+    private_folder(home / "cache" / "prompts")
+    (home / "cache" / "prompts" / "book.kv").write_bytes(b"x")
+    for variable, value in (("_MLXKV_COMPLETE", "complete_zsh"), ("_TYPER_COMPLETE_ARGS", line)):
+        monkeypatch.setenv(variable, value)
+    with pytest.raises(SystemExit):
+        main([])
+    out = capsys.readouterr().out
+    for name in offered:
+        assert f'"{name}"' in out, out
+    monkeypatch.setenv("_MLXKV_COMPLETE", "complete_bash")
+    monkeypatch.delenv("_TYPER_COMPLETE_ARGS")
+    monkeypatch.setenv("COMP_WORDS", line)
+    monkeypatch.setenv("COMP_CWORD", str(len(line.split()) - 1))
+    with pytest.raises(SystemExit):
+        main([])
+    assert [*offered] == [name for name in capsys.readouterr().out.split("\n") if name in offered]
 
 
 def test_the_shell_completes_ids_and_titles(family: list[str]) -> None:

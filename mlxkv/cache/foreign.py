@@ -47,11 +47,12 @@ def _state(plan: LayerPlan, layer: Any, offset: int) -> LayerState:
     if kind not in KINDS:
         raise CacheError(f"Layer {plan.index} keeps a {kind}, which cannot be exported; only {', '.join(KINDS)} can.")
     if kind == "QuantizedKVCache":
-        rows = [tuple(part[..., :offset, :] for part in parts) for parts in (layer.keys, layer.values)]
-        return LayerState(kind, *rows, offset, group_size=layer.group_size, bits=layer.bits)
+        packed = [tuple(part[..., :offset, :] for part in parts) for parts in (layer.keys, layer.values)]
+        size, bits = layer.group_size, layer.bits
+        return LayerState("QuantizedKVCache", packed[0], packed[1], offset, group_size=size, bits=bits)
     keys, values = (x[..., : min(offset, x.shape[-2]), :] for x in (layer.keys, layer.values))
     if kind == "RotatingKVCache":
-        return LayerState(kind, (keys,), (values,), offset, layer.keep, layer.max_size, layer._idx)
+        return LayerState("RotatingKVCache", (keys,), (values,), offset, layer.keep, layer.max_size, layer._idx)
     return LayerState("KVCache", (keys,), (values,), offset)
 
 

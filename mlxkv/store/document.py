@@ -185,7 +185,8 @@ class _Reader:
         cache, sampling = ({} if params.get(k) is None else params[k] for k in ("cache", "sampling"))
         try:
             known = {f.name for f in fields(CacheConfig)}
-            CacheConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in cache.items() if k in known})
+            values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in cache.items() if k in known}
+            CacheConfig(**values)
             SamplingParams.for_model({}, **sampling)
         except (ConfigError, TypeError, ValueError, AttributeError) as error:
             self.refuse("`params` must be what a cache and a sampler can be made of", str(error))

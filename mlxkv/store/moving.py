@@ -42,6 +42,7 @@ class Imported:
 
     session_id: str
     title: str
+    model: str
     num_turns: int
     num_tokens: int
     kv_tokens: int = 0

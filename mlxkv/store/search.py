@@ -1,7 +1,7 @@
 """Full text over all turns: what a user typed becomes an FTS5 query that cannot be anything but words and phrases.
 
-Scripts that are written without spaces (Chinese, Japanese, Thai, ...) are one token to FTS5, so words of theirs are looked
-for inside the text instead. Inside a transaction of the caller; knows no sessions beyond their titles.
+Scripts that are written without spaces (Chinese, Japanese, Thai, ...) are one token to FTS5, so words of theirs are
+looked for inside the text instead. Inside a transaction of the caller; knows no sessions beyond their titles.
 """
 
 from __future__ import annotations
@@ -50,11 +50,11 @@ def _inside(db: sqlite3.Connection, terms: list[str], limit: int) -> list[Search
     """Newest first."""
     where = " AND ".join("instr(lower(t.text || ' ' || t.thinking), lower(?)) > 0" for _ in terms)
     rows = db.execute(
-        f"""SELECT s.id, s.title, t.i, t.role, t.text || ' ' || t.thinking FROM turn t JOIN session s ON s.id = t.session
-            WHERE {where} ORDER BY s.updated DESC, t.id DESC LIMIT ?""",
+        f"""SELECT s.id, s.title, t.i, t.role, t.text || ' ' || t.thinking
+            FROM turn t JOIN session s ON s.id = t.session WHERE {where} ORDER BY s.updated DESC, t.id DESC LIMIT ?""",
         (*terms, limit),
     )
-    return [SearchHit(*row, _snippet(text, terms[0])) for *row, text in rows]
+    return [SearchHit(session, title, i, role, _snippet(found, terms[0])) for session, title, i, role, found in rows]
 
 
 def _snippet(text: str, term: str) -> str:

@@ -196,7 +196,7 @@ class SessionStore:
         """
         chat, file = read_chat(path)
         session_id = self._sessions.take_in(chat)
-        done = Imported(session_id, chat.title, len(chat.turns), len(chat.log))
+        done = Imported(session_id, chat.title, chat.model.name, len(chat.turns), len(chat.log))
         if not trust_kv:
             return done
         try:

@@ -51,10 +51,10 @@ def plainly_read(path: Path) -> list[Any]:
     layers = []
     for i in range(2):
         if (new := metadata["2.0"] == "") and path.parent.name != "0.32.2":
-            return theirs.load_prompt_cache(str(path))
+            return list(theirs.load_prompt_cache(str(path)))
         kind = metadata[f"1.{i}" if new else f"2.{i}"]
         if kind == "QuantizedKVCache":
-            layer = theirs.QuantizedKVCache(32, 8)
+            layer: Any = theirs.QuantizedKVCache(32, 8)
             layer.keys, layer.values = (tuple(arrays[f"{i}.{s}.{n}"] for n in range(3)) for s in (0, 1))
         else:
             layer = theirs.KVCache() if kind == "KVCache" else theirs.RotatingKVCache(16, keep=4)
@@ -136,7 +136,7 @@ def test_a_file_of_another_model_is_refused(models: Any, kind: str, other: str) 
 def loaded_back(path: Path, version: str) -> list[Any]:
     """What mlx-lm of that version holds after loading the file; the installed one is 0.32."""
     if version == "0.32":
-        return theirs.load_prompt_cache(str(path))
+        return list(theirs.load_prompt_cache(str(path)))
     layers = []
     for state in read_mlx_lm(path).layers:
         match state.kind:

@@ -91,8 +91,8 @@ def test_no_query_is_more_than_words(store: SessionStore, query: str) -> None:
 
 @pytest.mark.parametrize(
     "query",
-    ['"', '""', 'fox" OR 1', "fox*", "-fox", "^fox", "text:fox", "NEAR(fox dog, 2)", "fox\0dog", "'; DROP TABLE turn; --",
-     "fox AND", "(fox", "{fox}", "a" * 100_000, "fox " * 10_000, "%天%"],
+    ['"', '""', 'fox" OR 1', "fox*", "-fox", "^fox", "text:fox", "NEAR(fox dog, 2)", "fox\0dog",
+     "'; DROP TABLE turn; --", "fox AND", "(fox", "{fox}", "a" * 100_000, "fox " * 10_000, "%天%"],
 )  # fmt: skip
 def test_operators_and_quotes_are_harmless(store: SessionStore, query: str) -> None:
     store.search(query)

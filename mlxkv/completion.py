@@ -1,0 +1,37 @@
+"""What the shell offers after Tab: names of chats, prompt caches and models, and the chat's options without its name.
+
+Typer hands the line over in variables of the environment. Imports no MLX; each function is called once per Tab.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, MutableMapping, Sequence
+
+from mlxkv.config import Folders
+
+
+def name_the_chat(env: MutableMapping[str, str], commands: Collection[str]) -> None:
+    """Put the command `chat`, which need not be typed, into the line to be completed, so that its options are known."""
+    for variable in ("COMP_WORDS", "_TYPER_COMPLETE_ARGS"):
+        line = env.get(variable, "")
+        words = line.split()
+        is_first = len(words) < 2 or (len(words) == 2 and not line[-1:].isspace())
+        if len(words) < 2 or words[1] in commands or (is_first and not words[1].startswith("-")):
+            continue
+        env[variable] = line.replace(words[0], f"{words[0]} chat", 1)
+        if variable == "COMP_WORDS" and env.get("COMP_CWORD", "").isdigit():
+            env["COMP_CWORD"] = str(int(env["COMP_CWORD"]) + 1)
+
+
+def models(beginning: str) -> Sequence[str]:
+    """Built-in models and those on this machine."""
+    from mlxkv.models import BUILT_IN, list_local
+
+    return [name for name in dict.fromkeys([*BUILT_IN, *(m.id for m in list_local())]) if name.startswith(beginning)]
+
+
+def prompt_caches(beginning: str) -> Sequence[str]:
+    """Names of prompt caches."""
+    from mlxkv.store.prompt_folder import PromptFolder
+
+    return [c.name for c in PromptFolder(Folders.from_env()).list() if c.name.startswith(beginning)]
