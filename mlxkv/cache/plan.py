@@ -1,7 +1,8 @@
 """What each layer of a model gets: from the cache the model itself asks for to a bounded one, and its bytes.
 
-`plan_cache` looks at the model without computing anything; `CachePlan.make` builds the caches. Used on the thread
-that owns MLX. How a ring works is `ring.py`; all layers together with the token log are `prompt_cache.py`.
+`plan_cache` looks at the model, `CachePlan.make` builds the caches. Used on the thread
+that owns MLX. What one cache becomes is `layer_plan.py`, how a ring works `ring.py`; all layers together with the token
+log are `prompt_cache.py`.
 """
 
 from __future__ import annotations
@@ -16,83 +17,14 @@ import mlx.nn as nn
 
 from mlxkv.cache.config import CacheConfig
 from mlxkv.cache.geometry import Geometry
-from mlxkv.cache.positions import SinkRotation, rotation_for
+from mlxkv.cache.layer_plan import FULL, LayerPlan, as_made, counts_rows, plan_leaf, quantized, unbounded_in
+from mlxkv.cache.positions import rotation_for
 from mlxkv.cache.probe import Recorder, RowShape, Sinks, leaves, observe, sink_rotations
-from mlxkv.cache.quantized import QuantizedRingKVCache
 from mlxkv.cache.ring import RingKVCache
-from mlxkv.cache.rows import PLAIN, Codec, Plane
 from mlxkv.errors import ConfigError, UnboundedError
 
 # Bytes: what a default window is planned with where the caller names no budget.
 _UNLIMITED = 1 << 62
-
-FULL = ("KVCache", "ConcatenateKVCache")
-"""mlx-lm's caches of layers that attend to everything."""
-_BOUNDED = ("ArraysCache", "ChunkedKVCache")  # of constant size, or cut by the model itself
-_COUNT_ROWS = {
-    "afm7": "its last layers take the number of rows for the position of the query",
-    "phi3small": "its sparse attention takes a row's index for the position of the key",
-}
-
-
-@dataclass(frozen=True)
-class LayerPlan:
-    """`geometry` None: the model's own cache passes through as it is."""
-
-    index: int
-    native_class: str
-    shape: RowShape | None = None
-    geometry: Geometry | None = None
-    native_window: int | None = None
-    rotation: SinkRotation | None = None
-    key_codec: Codec = PLAIN
-    value_codec: Codec = PLAIN
-    is_fused: bool = False  # quantized rows are always decoded for attention
-    is_streaming: bool = False  # evicted tokens leave no gap between the sinks and the rest
-    is_shared: bool = False  # layers without a cache read this one
-    children: tuple[LayerPlan, ...] = ()  # of a CacheList, each by the same rules
-    child: int | None = None  # which one this is
-
-    @property
-    def name(self) -> str:
-        """What files call it: "3", and "3.1" for the second child of a CacheList."""
-        return str(self.index) if self.child is None else f"{self.index}.{self.child}"
-
-    @property
-    def key_planes(self) -> tuple[Plane, ...]:
-        return self.key_codec.planes(self.shape.k_dim, self.shape.dtype) if self.shape else ()
-
-    @property
-    def value_planes(self) -> tuple[Plane, ...]:
-        return self.value_codec.planes(self.shape.v_dim, self.shape.dtype) if self.shape else ()
-
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of one token in this layer, as they are kept."""
-        planes = (*self.key_planes, *self.value_planes)
-        return self.shape.heads * sum(p.width * p.dtype.size for p in planes) if self.shape else 0
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of this layer's buffers, all of them (0 for a pass-through, which grows as it likes)."""
-        if self.geometry is None or self.shape is None:
-            return 0
-        pristine = self.geometry.sinks if self.rotation is not None else 0
-        key_bytes = self.shape.heads * sum(p.width * p.dtype.size for p in self.key_planes)
-        return self.geometry.rows * self.row_bytes + pristine * key_bytes
-
-    def make(self, native: Any) -> Any:
-        if self.children:
-            native.caches = tuple(p.make(c) for p, c in zip(self.children, native.caches, strict=True))
-        if self.geometry is None:
-            return native
-        codecs = (self.key_codec, self.value_codec)
-        ring = (self.geometry, self.rotation, self.native_window, *codecs, self.is_shared)
-        return (
-            RingKVCache(*ring)
-            if self.key_codec == self.value_codec == PLAIN
-            else QuantizedRingKVCache(*ring, self.is_fused)
-        )
 
 
 @dataclass(frozen=True)
@@ -128,7 +60,7 @@ class CachePlan:
     @property
     def resolved(self) -> CacheConfig:
         """The config with every default decided, so that the same cache can be made again anywhere."""
-        if self.geometry is None or any(_unbounded(layer) for layer in self.layers):
+        if self.geometry is None or any(unbounded_in(layer) for layer in self.layers):
             return self.config
         g = self.geometry
         return replace(self.config, window=g.window, sinks=g.sinks, block=g.block, slack=g.undo * g.block)
@@ -222,23 +154,31 @@ def plan_cache(
             sinks = [_trusted(module, shape) for module, shape in zip(modules, shapes, strict=True)]
     reason = counts_rows(model)
     flat = iter(zip(seen, sinks, strict=True))
+    asked = {leaf.max_size: leaf.asked_window for leaf in seen if isinstance(leaf, Recorder) and leaf.asked_window}
     plans = []
     for i, cache in enumerate(native_cache(model)):
         children = getattr(cache, "caches", None)
         planned = tuple(
-            _plan_leaf(LayerPlan(i, type(c).__name__, child=n if children else None), c, *next(flat), config, geometry)
+            plan_leaf(
+                LayerPlan(i, type(c).__name__, child=n if children else None), c, *next(flat), config, geometry,
+                asked.get(getattr(c, "max_size", None)),
+            )
             for n, c in enumerate(children or (cache,))
-        )
+        )  # fmt: skip
         plans.append(LayerPlan(i, type(cache).__name__, children=planned) if children else planned[0])
     if reason is not None:
-        plans = [_as_made(plan) for plan in plans]
-    unbounded = sorted({name for plan in plans for name in _unbounded(plan)})
+        plans = [as_made(plan) for plan in plans]
+    unbounded = sorted({name for plan in plans for name in unbounded_in(plan)})
     if unbounded and config.window is not None:
         reason = reason or "this model keeps a cache of its own, which only it understands"
         raise UnboundedError(
             f"`window` is {config.window:,}, and {', '.join(unbounded)} cannot be held to it: {reason}; leave it out."
         )
     plan = CachePlan(tuple(plans), config, tuple(notes))
+    if config.bits is not None and unbounded:
+        raise ConfigError(
+            f"`bits` is {config.bits!r}, and {', '.join(unbounded)} stays as the model made it; leave it out."
+        )
     if config.bits is not None:
         plan = _quantized_plan(model, plan)
     return replace(plan, notes=(*notes, *_notes(plan, unbounded, reason)))
@@ -271,11 +211,6 @@ def make_cache(model: Any, config: CacheConfig | None = None) -> list[Any]:
     return plan.make(model)
 
 
-def counts_rows(model: Any) -> str | None:
-    """Why this model needs every row, in order: its attention takes a row's index for a position."""
-    return _COUNT_ROWS.get(type(model).__module__.rsplit(".", 1)[-1])
-
-
 def _modules(model: Any) -> list[Any]:
     """For each leaf of the model's cache the layer it belongs to, as far as their numbers tell; else None."""
     native = native_cache(model)
@@ -290,34 +225,6 @@ def _modules(model: Any) -> list[Any]:
 def _trusted(module: Any, shape: RowShape | None) -> Sinks:
     rotation = rotation_for(module, shape.k_dim) if module is not None and shape is not None else None
     return Sinks(rotation, rotation is not None)
-
-
-def _plan_leaf(
-    plan: LayerPlan, native: Any, seen: Any, sinks: Sinks, config: CacheConfig, geometry: Geometry
-) -> LayerPlan:
-    if not isinstance(seen, Recorder) or seen.shape is None:
-        return plan
-    plan = replace(plan, shape=seen.shape, is_shared=seen.is_shared)
-    if plan.native_class in FULL:
-        return replace(plan, geometry=geometry, rotation=sinks.rotation, is_streaming=sinks.is_streaming)
-    if plan.native_class != "RotatingKVCache":
-        return replace(plan, shape=None)
-    window = min(native.max_size - native.keep, geometry.window)
-    slack = geometry.undo * geometry.block
-    return replace(plan, geometry=config.native_geometry(window, slack, native.keep), native_window=window)
-
-
-def _as_made(plan: LayerPlan) -> LayerPlan:
-    """The plan with the model's own cache, whatever it is."""
-    return LayerPlan(
-        plan.index, plan.native_class, children=tuple(_as_made(child) for child in plan.children), child=plan.child
-    )
-
-
-def _unbounded(plan: LayerPlan) -> list[str]:
-    """The classes of those caches in a layer that grow with every token."""
-    leaves = plan.children or (plan,)
-    return [leaf.native_class for leaf in leaves if leaf.geometry is None and leaf.native_class not in _BOUNDED]
 
 
 def _quantized_plan(model: Any, plan: CachePlan) -> CachePlan:
@@ -335,7 +242,7 @@ def _quantized_plan(model: Any, plan: CachePlan) -> CachePlan:
 
         return replace(plan, layers=tuple(of(layer) for layer in plan.layers))
 
-    packed = with_leaves(lambda leaf: _quantized(leaf, plan.config))
+    packed = with_leaves(lambda leaf: quantized(leaf, plan.config))
     plan = packed
     if _try_out(model, packed) is None:
         return packed
@@ -348,32 +255,19 @@ def _quantized_plan(model: Any, plan: CachePlan) -> CachePlan:
     )
 
 
-def _quantized(plan: LayerPlan, config: CacheConfig) -> LayerPlan:
-    """The plan with rows of `config.bits`; groups of 32 where 64 does not divide the head size.
-
-    Raises:
-        ConfigError: no group size divides the head size.
-    """
-    if plan.geometry is None or plan.shape is None:
-        return plan
-    dims = (plan.shape.k_dim, plan.shape.v_dim)
-    sizes = [size for size in (config.group_size, 32) if all(dim % size == 0 for dim in dims)]
-    if not sizes:
-        raise ConfigError(
-            f"`bits` is {config.bits!r}, and rows of {dims[0]} and {dims[1]} numbers (layer {plan.name}) do not "
-            f"divide into groups of 32; leave it out for this model."
-        )
-    bits = config.bits if isinstance(config.bits, tuple) else (config.bits, config.bits)
-    # An indexer keeps keys alone: rows of no numbers stay what they are.
-    keys, values = (Codec(b, sizes[0]) if dim else PLAIN for b, dim in zip(bits, dims, strict=True))
-    return replace(plan, key_codec=keys, value_codec=values)
-
-
 def _try_out(model: Any, plan: CachePlan) -> Exception | None:
-    """What the model raises when it is fed a few tokens, nothing computed: prefills and decode steps in turns."""
+    """What the model raises when it is fed a few tokens, nothing computed: prefills and decode steps in turns.
+
+    First into empty rings, then into full ones: attention may go another way where there are many rows.
+    """
     caches = plan.make(model)
     try:
-        for n in (3, 1, 1, 2, 1):
+        for n in (3, 1, 1):
+            model(mx.zeros((1, n), mx.int32), cache=caches)
+        for ring in leaves(caches):
+            if isinstance(ring, RingKVCache):
+                ring.offset = max(ring.geometry.capacity - 4, ring.offset)
+        for n in (1, 2, 1):
             model(mx.zeros((1, n), mx.int32), cache=caches)
     except Exception as error:  # a model's own code may raise anything
         return error

@@ -39,10 +39,12 @@ class Recorder:
 
     def __init__(self, native: Any, offset: int) -> None:
         self.native_class = type(native).__name__
+        self.max_size = getattr(native, "max_size", None)
         self.offset = self.start_position = offset
         self.keys: Any = None  # (B, n_kv_heads, 1, head_dim)
         self.values: Any = None
         self.is_shared = False
+        self.asked_window: int | None = None  # the window a model masks this cache to
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         self.keys, self.values = keys, values
@@ -55,6 +57,7 @@ class Recorder:
         return self.keys, self.values
 
     def make_mask(self, N: int, window_size: int | None = None, return_array: bool = False) -> mx.array | None:
+        self.asked_window = window_size
         return mx.ones((N, N), mx.bool_) if return_array else None
 
     def maybe_trim_front(self) -> None:

@@ -156,12 +156,13 @@ class RingKVCache:
 
     @property
     def values(self) -> mx.array | None:
-        """Likewise."""
+        """Likewise; an indexer clears the values it never reads by zeros of the shape of its keys."""
         return None if self.value_rows is None else self.value_rows.arrays[0]
 
     @values.setter
     def values(self, buffer: mx.array) -> None:
-        self._values.replace(buffer)
+        own = self._values.arrays[0]
+        self._values.replace(buffer if buffer.shape == own.shape else mx.zeros_like(own))
 
     # -- what mlxkv adds ---------------------------------------------------------------------------------------------
 

@@ -1,0 +1,142 @@
+"""What one cache of a model becomes: a ring and how its rows are kept, or what it was, and its bytes.
+
+`plan.py` plans all caches of a model together, `probe.py` finds out what the model puts into them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from mlxkv.cache.config import CacheConfig
+from mlxkv.cache.geometry import Geometry
+from mlxkv.cache.positions import SinkRotation
+from mlxkv.cache.probe import Recorder, RowShape, Sinks
+from mlxkv.cache.quantized import QuantizedRingKVCache
+from mlxkv.cache.ring import RingKVCache
+from mlxkv.cache.rows import PLAIN, Codec, Plane
+from mlxkv.errors import ConfigError
+
+FULL = ("KVCache", "ConcatenateKVCache")
+"""mlx-lm's caches of layers that attend to everything."""
+_BOUNDED = ("ArraysCache", "ChunkedKVCache")  # of constant size, or cut by the model itself
+_COUNT_ROWS = {
+    "afm7": "its last layers take the number of rows for the position of the query",
+    "phi3small": "its sparse attention takes a row's index for the position of the key",
+}
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """`geometry` None: the model's own cache passes through as it is."""
+
+    index: int
+    native_class: str
+    shape: RowShape | None = None
+    geometry: Geometry | None = None
+    native_window: int | None = None
+    rotation: SinkRotation | None = None
+    key_codec: Codec = PLAIN
+    value_codec: Codec = PLAIN
+    is_fused: bool = False  # quantized rows are always decoded for attention
+    is_streaming: bool = False  # evicted tokens leave no gap between the sinks and the rest
+    is_shared: bool = False  # layers without a cache read this one
+    children: tuple[LayerPlan, ...] = ()  # of a CacheList, each by the same rules
+    child: int | None = None  # which one this is
+
+    @property
+    def name(self) -> str:
+        """What files call it: "3", and "3.1" for the second child of a CacheList."""
+        return str(self.index) if self.child is None else f"{self.index}.{self.child}"
+
+    @property
+    def key_planes(self) -> tuple[Plane, ...]:
+        return self.key_codec.planes(self.shape.k_dim, self.shape.dtype) if self.shape else ()
+
+    @property
+    def value_planes(self) -> tuple[Plane, ...]:
+        return self.value_codec.planes(self.shape.v_dim, self.shape.dtype) if self.shape else ()
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one token in this layer, as they are kept."""
+        planes = (*self.key_planes, *self.value_planes)
+        return self.shape.heads * sum(p.width * p.dtype.size for p in planes) if self.shape else 0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of this layer's buffers, all of them (0 for a pass-through, which grows as it likes)."""
+        if self.geometry is None or self.shape is None:
+            return 0
+        pristine = self.geometry.sinks if self.rotation is not None else 0
+        key_bytes = self.shape.heads * sum(p.width * p.dtype.size for p in self.key_planes)
+        return self.geometry.rows * self.row_bytes + pristine * key_bytes
+
+    def make(self, native: Any) -> Any:
+        if self.children:
+            native.caches = tuple(p.make(c) for p, c in zip(self.children, native.caches, strict=True))
+        if self.geometry is None:
+            return native
+        codecs = (self.key_codec, self.value_codec)
+        ring = (self.geometry, self.rotation, self.native_window, *codecs, self.is_shared)
+        return (
+            RingKVCache(*ring)
+            if self.key_codec == self.value_codec == PLAIN
+            else QuantizedRingKVCache(*ring, self.is_fused)
+        )
+
+
+def counts_rows(model: Any) -> str | None:
+    """Why this model needs every row, in order: its attention takes a row's index for a position."""
+    return _COUNT_ROWS.get(type(model).__module__.rsplit(".", 1)[-1])
+
+
+def plan_leaf(
+    plan: LayerPlan, native: Any, seen: Any, sinks: Sinks, config: CacheConfig, geometry: Geometry, asked: int | None
+) -> LayerPlan:
+    """`asked`: the window that the model masks its sliding layers to."""
+    if not isinstance(seen, Recorder) or seen.shape is None:
+        return plan
+    plan = replace(plan, shape=seen.shape, is_shared=seen.is_shared)
+    if plan.native_class in FULL:
+        return replace(plan, geometry=geometry, rotation=sinks.rotation, is_streaming=sinks.is_streaming)
+    if plan.native_class != "RotatingKVCache":
+        return replace(plan, shape=None)
+    # PLaMo 3 masks its caches to one token more than they keep: a prefill saw it, a decode step did not.
+    window = min(max(native.max_size - native.keep, asked or 0), geometry.window)
+    slack = geometry.undo * geometry.block
+    return replace(plan, geometry=config.native_geometry(window, slack, native.keep), native_window=window)
+
+
+def as_made(plan: LayerPlan) -> LayerPlan:
+    """The plan with the model's own cache, whatever it is."""
+    return LayerPlan(
+        plan.index, plan.native_class, children=tuple(as_made(child) for child in plan.children), child=plan.child
+    )
+
+
+def unbounded_in(plan: LayerPlan) -> list[str]:
+    """The classes of those caches in a layer that grow with every token."""
+    leaves = plan.children or (plan,)
+    return [leaf.native_class for leaf in leaves if leaf.geometry is None and leaf.native_class not in _BOUNDED]
+
+
+def quantized(plan: LayerPlan, config: CacheConfig) -> LayerPlan:
+    """The plan with rows of `config.bits`; groups of 32 where 64 does not divide the head size.
+
+    Raises:
+        ConfigError: no group size divides the head size.
+    """
+    if plan.geometry is None or plan.shape is None:
+        return plan
+    dims = (plan.shape.k_dim, plan.shape.v_dim)
+    sizes = [size for size in (config.group_size, 32) if all(dim % size == 0 for dim in dims)]
+    if not sizes:
+        raise ConfigError(
+            f"`bits` is {config.bits!r}, and rows of {dims[0]} and {dims[1]} numbers (layer {plan.name}) do not "
+            f"divide into groups of 32; leave it out for this model."
+        )
+    bits = config.bits if isinstance(config.bits, tuple) else (config.bits, config.bits)
+    # An indexer keeps keys alone: rows of no numbers stay what they are.
+    keys, values = (Codec(b, sizes[0]) if dim else PLAIN for b, dim in zip(bits, dims, strict=True))
+    return replace(plan, key_codec=keys, value_codec=values)
