@@ -47,8 +47,11 @@ class Committer:
     sessions: Sessions
     chunks: ChunkFiles
 
-    def plan(self, session_id: str, cache: KVCacheLike, model: ModelIdentity, rng: bytes | None) -> Plan:
-        """What has to be saved of the session's log; `pos` 0 and a notice where that is not possible."""
+    def plan(
+        self, session_id: str, cache: KVCacheLike, model: ModelIdentity, rng: bytes | None, at_most: int | None = None
+    ) -> Plan:
+        """What has to be saved of the session's log, or of its first `at_most` tokens; `pos` 0 and a notice if that
+        is not possible."""
         parts = spec_parts(cache.layout(), model.spec_extra)
         spec = spec_id(cache.layout(), model.spec_extra)
         with self.sessions.database.reading() as db:
@@ -60,6 +63,7 @@ class Committer:
         present = [chunk for chunk in saved if self.chunks.has(chunk.digest, chunk.size)]
         gone = tuple(chunk for chunk in saved if chunk not in present)
         pos = common_prefix(history.log, pack_ids(cache.tokens)) if cache.groups else 0
+        pos = pos if at_most is None else min(pos, at_most)
         for group in cache.groups:
             if group.name == STATE:  # the log may end where no state was kept
                 pos = max((b for _, b in group.held() if b <= pos), default=pos)

@@ -47,7 +47,10 @@ def open_database(data: Path, files: Files) -> Database:
             if needs_migration(db, path):
                 backup.make(db, data, files, suffix=f"-v{db.execute('PRAGMA user_version').fetchone()[0]}")
                 migrate(db)
-            found = db.execute("SELECT value FROM meta WHERE key = 'store'").fetchone()[0]
+            row = db.execute("SELECT value FROM meta WHERE key = 'store'").fetchone()
+            if row is None:
+                raise CorruptError(f"The chat database {path} has lost its id; {ADVICE}.")
+            found = row[0]
         if unclean:
             database.quick_check()
         if expected is None:  # the database comes first: a crash in between must not look like a lost database

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from mlxkv.errors import StoreError
 from mlxkv.store.chunks import ChunkFiles
@@ -17,7 +17,6 @@ from mlxkv.store.commit import Plan
 from mlxkv.store.files import disk_usage
 from mlxkv.store.format import ChunkHead
 from mlxkv.store.ports import LayerGroup, Range
-from mlxkv.store.ranges import covers
 from mlxkv.store.schema import Database
 
 FILE_HEADER = 512  # bytes, and for each tensor:
@@ -62,31 +61,13 @@ class Quota:
     chunks: ChunkFiles
     open_sessions: Callable[[], set[str]]
 
-    def fitted(self, plan: Plan, groups: Sequence[LayerGroup]) -> Plan:
-        """The plan if this session alone stays under the limit, else for the longest beginning of the log that does."""
+    def fits(self, plan: Plan, groups: Sequence[LayerGroup]) -> bool:
+        """Whether what this session needs stays under the limit by itself."""
         if self.limit is None or not plan.pos:
-            return plan
-        limit = self.limit - 2 * HEADROOM
-        ends = {plan.pos, *(head.b for head in plan.heads), *(chunk.end for chunk in plan.kept)}
-        for pos in sorted((end for end in ends if end <= plan.pos), reverse=True):
-            needed = {group.name: group.required(pos) for group in groups}
-            heads = tuple(head for head in plan.heads if head.b <= pos)
-            kept = [c for c in plan.kept if _overlaps(needed, c.head.group, c.head.a, c.end)]
-            have = [(h.group, h.a, h.b) for h in heads] + [(c.head.group, c.head.a, c.end) for c in kept]
-            if not all(covers([(a, b) for g, a, b in have if g == name], want) for name, want in needed.items()):
-                continue
-            size = sum(on_disk(chunk.size) + BLOCK for chunk in kept)
-            if size + sum(on_disk(_estimate(head, groups)) + BLOCK for head in heads) <= limit:
-                if pos == plan.pos:
-                    return plan
-                notice = f"{pos:,} of {plan.pos:,} tokens of this chat's KV cache"
-                break
-        else:
-            pos, heads, needed, notice = 0, (), {}, "Nothing of this chat's KV cache"
-        notice += (
-            f" fits the disk limit of {self.limit / 1e9:.3g} GB; raise `disk_limit` to resume without reading again."
-        )
-        return replace(plan, pos=pos, heads=heads, needed=needed, notice=notice)
+            return True
+        kept = [c.size for c in plan.kept if _overlaps(plan.needed, c.head.group, c.head.a, c.end)]
+        sizes = kept + [_estimate(head, groups) for head in plan.heads]
+        return sum(on_disk(size) + BLOCK for size in sizes) + 2 * HEADROOM <= self.limit
 
     def make_room(self, database: Database, size: int, plan: Plan, new: Iterable[str]) -> None:
         """Remove until a file of `size` bytes fits; what the plan needs and the digests in `new` stay.
@@ -98,7 +79,7 @@ class Quota:
             return
         target = self.limit - on_disk(size) - HEADROOM
         keep = set(new)
-        for old in (True, True, False):  # twice: what was to go may have been gone already, and freed nothing
+        for old in (True, False):
             self._shrink(database, target, keep, plan, old)
         if disk_usage(self.chunks.root) > target:
             raise StoreError(
@@ -124,18 +105,24 @@ class Quota:
         for path in self.chunks.stale(known | keep, ANY_AGE):
             if used > target:
                 used -= self.chunks.discard(path)
+        while used > target and (victims := self._victims(database, used - target, keep, saving, old)):
+            for digest in victims:  # after the commit: a crash in between leaves files without a row, not the reverse
+                self.chunks.discard(self.chunks.path(digest))
+            self.chunks.drop_empty_folders()
+            used = disk_usage(self.chunks.root)
+
+    def _victims(self, database: Database, num_bytes: int, keep: set[str], saving: Plan | None, old: bool) -> list[str]:
+        """Forget as many chunks as may free `num_bytes`; how many they really free is seen when they are gone."""
         victims = []
         with database.writing() as db:
             for chunk in self._candidates(db, saving, old):
-                if used <= target:
+                if num_bytes <= 0:
                     break
                 if not chunk.is_kept and chunk.digest not in keep:
-                    used -= on_disk(chunk.size)
+                    num_bytes -= on_disk(chunk.size) + BLOCK  # and perhaps its folder
                     victims.append(chunk.digest)
             db.executemany("DELETE FROM chunk WHERE digest = ?", [(digest,) for digest in victims])
-        for digest in victims:  # after the commit: a crash in between leaves files without a reference, not the reverse
-            self.chunks.discard(self.chunks.path(digest))
-        self.chunks.drop_empty_folders()
+        return victims
 
     def _candidates(self, db: sqlite3.Connection, saving: Plan | None, old: bool) -> list[_Candidate]:
         is_open = self.open_sessions()

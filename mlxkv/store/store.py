@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import logging
+import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
@@ -20,7 +21,7 @@ from mlxkv.errors import ConfigError, CorruptError, StoreError
 from mlxkv.events import Branch, ChatSummary, Sibling
 from mlxkv.store import backup
 from mlxkv.store.chunks import ChunkFiles
-from mlxkv.store.commit import Committer, encoded
+from mlxkv.store.commit import Committer, Plan, encoded
 from mlxkv.store.family import siblings, tree
 from mlxkv.store.files import Files, Step, disk_usage, no_step
 from mlxkv.store.format import Encoded
@@ -308,8 +309,7 @@ class SessionStore:
     def _hand_over(
         self, session_id: str, cache: KVCacheLike, model: ModelIdentity, rng: bytes | None
     ) -> tuple[Job | None, KVCommit]:
-        plan = Committer(self._sessions, self._chunks).plan(session_id, cache, model, rng)
-        plan = self._quota.fitted(plan, cache.groups)
+        plan = self._plan(session_id, cache, model, rng)
         notice = self._once(session_id, plan.notice)
         if not plan.pos:
             return None, KVCommit(0, 0, notice)
@@ -326,6 +326,26 @@ class SessionStore:
         self._saving[session_id] = job, total
         return job, KVCommit(plan.pos, new, notice)
 
+    def _plan(self, session_id: str, cache: KVCacheLike, model: ModelIdentity, rng: bytes | None) -> Plan:
+        """All of the log, or the longest beginning of it, in sixteenths, that the disk limit has room for."""
+        committer = Committer(self._sessions, self._chunks)
+        whole = plan = committer.plan(session_id, cache, model, rng)
+        if self._quota.fits(plan, cache.groups):
+            return plan
+        ends = {whole.pos * n // 16 for n in range(1, 16)} | {chunk.end for chunk in whole.kept}
+        for at_most in sorted((end for end in ends if end < whole.pos), reverse=True):
+            plan = committer.plan(session_id, cache, model, rng, at_most)
+            if plan.pos and self._quota.fits(plan, cache.groups):
+                what = f"{plan.pos:,} of {whole.pos:,} tokens"
+                break
+        else:
+            plan, what = replace(whole, pos=0, heads=()), "Nothing"
+        limit = (self._quota.limit or 0) / 1e9
+        notice = (
+            f"{what} of this chat's KV cache fits the disk limit of {limit:.3g} GB; raise `disk_limit` to keep all."
+        )
+        return replace(plan, notice=notice)
+
     def flush(self, session_id: str) -> str | None:
         """Wait for the session's rows to be on disk; one sentence if that failed, told once."""
         self._wait(session_id)
@@ -339,10 +359,10 @@ class SessionStore:
             self._writer.wait(self._saving[session_id][0])
 
     def _once(self, session_id: str, notice: str | None) -> str | None:
-        """None for the notice that was given last."""
-        if notice is None or self._told.get(session_id) == notice:
+        """None for the notice that was given last, be it with other numbers."""
+        if notice is None or self._told.get(session_id) == (text := re.sub(r"[\d,]+", "#", notice)):
             return None
-        self._told[session_id] = notice
+        self._told[session_id] = text
         return notice
 
     def restore_kv(

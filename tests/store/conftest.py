@@ -27,7 +27,7 @@ class Talk:
     """A session and its cache: `turn(n)` feeds n new tokens as a user's turn and a reply, and commits."""
 
     def __init__(self, store: SessionStore, cache: FakeCache, title: str = "talk") -> None:
-        self.store, self.cache = store, cache
+        self.store, self.cache, self.title = store, cache, title
         self.id = store.create(title, model(), system="be brief")
         self.bytes_written = 0
 

@@ -9,7 +9,7 @@ import os
 import random
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -38,13 +38,14 @@ def cut(root: Path, n: int, rng: random.Random) -> tuple[bool, Ledger]:
         if left <= 0:
             raise PowerCut
 
-    with no_waiting_for_the_disk(), mock.patch("mlxkv.store.files.sync", lambda fd: disk.sync(fd)):
-        with mock.patch("mlxkv.store.backup.sync", lambda fd: disk.sync(fd)):
-            try:
-                with SessionStore.open(folders_in(root), before, disk_limit=LIMIT) as store:
-                    Work(store, ledger).run()
-            except PowerCut:
-                pass
+    with (
+        no_waiting_for_the_disk(),
+        mock.patch("mlxkv.store.files.sync", lambda fd: disk.sync(fd)),
+        mock.patch("mlxkv.store.backup.sync", lambda fd: disk.sync(fd)),
+        suppress(PowerCut),
+        SessionStore.open(folders_in(root), before, disk_limit=LIMIT) as store,
+    ):
+        Work(store, ledger).run()
     disk.lose_power(rng)
     return left <= 0, ledger
 

@@ -1,0 +1,202 @@
+"""One hard limit over the KV folder: `du` stays under it after every operation; what is missed least goes first.
+
+10,000 random operations with MLXKV_THOROUGH=1, 600 of them in CI.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mlxkv.config import Folders
+from mlxkv.store import SessionStore, TurnRecord
+from mlxkv.store.files import disk_usage
+from tests.store.conftest import Talk
+from tests.store.fake import FakeCache, model
+from tests.store.harness import no_waiting_for_the_disk
+
+OPERATIONS = 10_000 if os.environ.get("MLXKV_THOROUGH") else 600
+LIMIT = 400_000
+
+
+@pytest.fixture(autouse=True)
+def no_waiting() -> Iterator[None]:
+    with no_waiting_for_the_disk():
+        yield
+
+
+def du(folders: Folders) -> int:
+    """As `du` itself says."""
+    out = subprocess.run(["du", "-s", "-B1", str(folders.cache / "kv")], capture_output=True, text=True, check=True)
+    return int(out.stdout.split()[0])
+
+
+def saved(store: SessionStore, title: str, num: int, window: int | None = None) -> Talk:
+    talk = Talk(store, FakeCache(window), title)
+    feed(talk, num)
+    return talk
+
+
+def feed(talk: Talk, num: int) -> str | None:
+    """A turn of `num` tokens of the chat's own; the notice of saving it."""
+    start = len(talk.cache.tokens) + 1_000_000 * (1 + sum(map(ord, talk.title)))
+    ids = tuple(range(start, start + num))
+    talk.store.add_turn(talk.id, TurnRecord("user", "x", ids))
+    talk.cache.feed(ids)
+    return talk.store.commit_kv(talk.id, talk.cache, model()).notice
+
+
+def back(talk: Talk, window: int | None = None) -> int:
+    return talk.store.restore_kv(talk.id, FakeCache(window), model(), talk.cache.tokens).tokens
+
+
+def test_the_limit_holds_after_every_operation(folders: Folders, tmp_path: Path) -> None:
+    rng = random.Random(5)
+    talks: list[Talk] = []
+    worst, evicted, restored = 0, 0, 0
+    store = SessionStore.open(folders, disk_limit=LIMIT)
+    kv = folders.cache / "kv"
+    for n in range(OPERATIONS):
+        kind = rng.choice(["new", "turn", "turn", "turn", "turn", "back", "fork", "delete", "junk", "damage", "reopen"])
+        talk = rng.choice(talks) if talks else None
+        if kind == "new" or talk is None:
+            if len(talks) < 12:
+                talks.append(saved(store, f"t{n}", rng.randrange(1, 120), rng.choice([None, 32, 64])))
+        elif kind == "turn":
+            with store.lock(talk.id):
+                feed(talk, rng.randrange(1, 150))
+        elif kind == "back":
+            fresh = FakeCache(talk.cache.settings["window"], run=1)
+            tokens = store.restore_kv(talk.id, fresh, model(), talk.cache.tokens).tokens
+            restored += tokens > 0
+            straight = FakeCache(talk.cache.settings["window"])
+            straight.feed(talk.cache.tokens[:tokens])
+            assert fresh.state() == straight.state()
+        elif kind == "fork":
+            store.delete(store.fork(talk.id, rng.randrange(len(store.load(talk.id).turns) + 1)))
+        elif kind == "delete" or len(talk.cache.tokens) > 1500:
+            talks.remove(talk)
+            store.delete(talk.id)
+        elif kind == "junk":
+            (kv / "tmp" / f"left{n}").write_bytes(bytes(rng.randrange(9000)))
+        elif kind == "damage":
+            if chunks := sorted(kv.glob("??/*.safetensors")):
+                rng.choice(chunks).write_bytes(b"bad")
+        elif kind == "reopen":
+            store.close()
+            store = SessionStore.open(folders, disk_limit=LIMIT)
+            for other in talks:
+                other.store = store
+        used = disk_usage(kv)
+        if kind != "junk":  # that was not us
+            assert used <= LIMIT, (n, kind, used)
+        worst = max(worst, used)
+        if n % 50 == 0:
+            assert used == du(folders)
+    evicted = store.num_bytes_written() - used
+    store.close()
+    print(f"{OPERATIONS} operations, at most {worst:,} of {LIMIT:,} bytes on disk, {restored} chats came back")
+    assert evicted > LIMIT
+    assert restored > OPERATIONS / 40
+
+
+def test_rows_that_left_the_window_go_first_then_the_chat_that_rests_longest(folders: Folders) -> None:
+    with SessionStore.open(folders, disk_limit=None) as store:
+        old = saved(store, "old", 100)
+        wrapped = saved(store, "wrapped", 40, window=32)
+        for _ in range(6):
+            feed(wrapped, 40)
+        new = saved(store, "new", 100)
+        used = store.disk_usage()
+    for limit, whole in ((used - 30_000, {"old", "wrapped", "new"}), (used - 160_000, {"wrapped", "new"})):
+        with SessionStore.open(folders, disk_limit=limit) as store:
+            assert store.disk_usage() <= limit
+            for talk, window in ((old, None), (wrapped, 32), (new, None)):
+                talk.store = store
+                assert (back(talk, window) == len(talk.cache.tokens)) == (talk.title in whole), talk.title
+
+
+def test_of_a_chat_the_end_goes_first_so_that_its_beginning_is_of_use(folders: Folders) -> None:
+    with SessionStore.open(folders, disk_limit=None) as store:
+        talk = saved(store, "x", 10)
+        for _ in range(6):
+            feed(talk, 80)
+        used = store.disk_usage()
+    with SessionStore.open(folders, disk_limit=used - 60_000) as store:
+        talk.store = store
+        assert 100 < back(talk) < 490
+
+
+def test_a_chat_that_is_open_anywhere_keeps_its_rows(folders: Folders) -> None:
+    with SessionStore.open(folders, disk_limit=200_000) as store:
+        talk = saved(store, "open", 150)
+        with store.lock(talk.id), SessionStore.open(folders, disk_limit=200_000) as other:  # as another process would
+            for n in range(8):
+                saved(other, f"other{n}", 100)
+            assert back(talk) == 150
+        for n in range(8, 16):
+            saved(store, f"other{n}", 100)
+        assert back(talk) < 150
+
+
+@pytest.mark.parametrize("window", [None, 400])
+def test_a_chat_larger_than_the_limit_saves_what_fits_and_says_so_once(folders: Folders, window: int | None) -> None:
+    with SessionStore.open(folders, disk_limit=150_000) as store:
+        talk = Talk(store, FakeCache(window), "large")
+        notices = [feed(talk, 200) for _ in range(6)]
+        (said,) = [notice for notice in notices if notice]
+        assert "disk limit" in said
+        assert "`disk_limit`" in said
+        assert store.disk_usage() <= 150_000
+        fresh = FakeCache(window, run=1)
+        restored = store.restore_kv(talk.id, fresh, model(), talk.cache.tokens)
+        straight = FakeCache(window)
+        straight.feed(talk.cache.tokens[: restored.tokens])
+        assert fresh.state() == straight.state()
+        assert restored.tokens > 100
+
+
+def test_a_limit_of_nothing_saves_nothing_and_loses_nothing(folders: Folders) -> None:
+    with SessionStore.open(folders, disk_limit=0) as store:
+        talk = Talk(store, FakeCache(), "none")
+        assert feed(talk, 50)
+        assert feed(talk, 50) is None  # said once
+        assert back(talk) == 0
+        assert len(store.load(talk.id).turns) == 2
+        assert not list((folders.cache / "kv").glob("??/*"))
+
+
+def test_the_setting_is_gone_by_whoever_opens_the_store(folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
+    with SessionStore.open(folders) as store:
+        saved(store, "x", 100)
+        assert store.disk_usage() > 50_000
+    monkeypatch.setenv("MLXKV_DISK_LIMIT", "0.00005")
+    with SessionStore.open(folders) as store:
+        assert store.disk_usage() <= 50_000
+
+
+def test_bytes_written_are_counted_for_each_chat_and_for_ever(folders: Folders) -> None:
+    with SessionStore.open(folders, disk_limit=None) as store:
+        first, second = saved(store, "one", 100), saved(store, "two", 60)
+        counts = [store.num_bytes_written(talk.id) for talk in (first, second)]
+        assert all(counts)
+        store.delete(first.id)
+        assert store.num_bytes_written(first.id) == 0
+    with SessionStore.open(folders) as store:
+        assert store.num_bytes_written() == sum(counts)
+        assert store.num_bytes_written(second.id) == counts[1]
+
+
+def test_the_kv_folder_may_vanish_and_the_limit_still_holds(folders: Folders) -> None:
+    with SessionStore.open(folders, disk_limit=300_000) as store:
+        talk = saved(store, "x", 100)
+        shutil.rmtree(folders.cache / "kv")
+        feed(talk, 100)
+        assert back(talk) == 200
+        assert store.disk_usage() <= 300_000
