@@ -13,6 +13,7 @@ help:
 	@echo "make test    run the tests"
 	@echo "make lint    ruff, pyright, and who may import whom"
 	@echo "make bench   speed against mlx-lm on this machine"
+	@echo "make screenshots   the pictures of docs/chat.md"
 	@echo "make tutor   train the built-in model anew; make tutor-eval measures it"
 	@echo "make clean   remove all that these made"
 
@@ -31,6 +32,9 @@ lint: $(VENV)/ready-lint
 bench: $(VENV)/ready-chat
 	@$(BIN)/python -m bench.quick $(ARGS)
 
+screenshots: $(VENV)/ready-test
+	@$(BIN)/python -m bench.screenshots $(ARGS)
+
 # Three quarters of an hour on two cores. ARGS go to the training: make tutor ARGS="--steps 100".
 tutor: $(VENV)/ready-train
 	@OMP_NUM_THREADS=1 $(BIN)/python -m mlxkv.models.training.train --out build/tutor $(ARGS)
@@ -43,7 +47,7 @@ clean:
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache snapshot_report.html
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help chat test lint bench tutor tutor-eval clean
+.PHONY: help chat test lint bench screenshots tutor tutor-eval clean
 
 # -- what they need: a virtual environment, and a stamp in it for each set of packages that is installed -----------
 # All of it speaks on stderr and leaves stdin alone: both belong to the chat in `echo question | make -s chat`.

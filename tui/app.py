@@ -123,12 +123,21 @@ class ChatApp(ManagingApp, inherit_bindings=False):
         for _ in range(len(self.engine.events)):  # what comes meanwhile waits for the next round
             event = self.engine.events.popleft()
             self.state.apply(event)
-            if isinstance(event, ev.ChatOpened | ev.TurnFinished) and self.view.sidebar is not None:
+            if self._wants_chats(event):
                 self.state.submit(cmd.ListChats())
             if isinstance(event, ev.SessionStatus) and event.saved not in ("", "off"):
                 self.history.save()
         self._sync()
         self.call_after_refresh(self._drained, began)
+
+    def _wants_chats(self, event: ev.EngineEvent) -> bool:
+        """After what changes the list of chats, while it is shown: in the sidebar, or under the welcome."""
+        match event:
+            case ev.ChatOpened():
+                return self.view.sidebar is not None or (self.state.is_empty and not self.state.turn)
+            case ev.TurnFinished():
+                return self.view.sidebar is not None
+        return False
 
     def _drained(self, began: float) -> None:
         """Painting is part of the cost: a slow terminal gets fewer frames, not a slower model."""
@@ -157,6 +166,8 @@ class ChatApp(ManagingApp, inherit_bindings=False):
             self._give_back(message.typed)
             if not self.state.is_ready and not self.state.is_loading:
                 self.action_models()
+            elif self.state.is_ready and self.state.is_empty and self.state.chats:
+                self.action_chats()
             return
         match parse(message.text):
             case Unknown(text):

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from textual.binding import Binding
+
 from mlxkv import commands as cmd
 from mlxkv.config import Folders, Settings
 from mlxkv.errors import ConfigError
 from mlxkv.tui import lists
-from mlxkv.tui.listing import PutPrompt
+from mlxkv.tui.listing import Listing, PutPrompt, Row
 from mlxkv.tui.reading import ReadingApp
 from mlxkv.tui.slash import Wish, run
 from mlxkv.tui.view import ROOM_FOR_SIDEBAR
@@ -40,7 +42,7 @@ class ManagingApp(ReadingApp):
             case Wish("help"):
                 self.action_help()
             case Wish("keys"):
-                self.action_help()
+                self.show_keys()
             case Wish("quit"):
                 self.action_quit_chat()
             case Wish("theme", name):
@@ -53,6 +55,19 @@ class ManagingApp(ReadingApp):
                 self.prompt.action_paste()
             case Wish("save", name):
                 self.save_setting(name)
+
+    def show_keys(self) -> None:
+        """Every binding by the id under which `[keys]` in config.toml binds it anew."""
+        from mlxkv.tui.sidebar import Sidebar
+
+        now = dict(self.settings.keys)
+        rows = [
+            Row(binding.id, PutPrompt(""), (binding.description, now.get(binding.id, binding.key)))
+            for owner in (type(self), type(self.prompt), type(self.transcript), Sidebar)
+            for binding in owner.BINDINGS
+            if isinstance(binding, Binding) and binding.id
+        ]
+        self.state.show(Listing("Keys", tuple(rows), "[keys] in config.toml binds them · esc close"))
 
     def choose_theme(self, name: str) -> None:
         if not name:

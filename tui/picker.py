@@ -55,7 +55,6 @@ class Picker(OptionList):
         self.highlighted = None if not self._rows else min(max(at, 0), len(self._rows) - 1)
         hint = " · type to search" if listing.searchable else ""
         self.border_title = Text(f"{listing.title} · {self._words}▏" if self._words else f"{listing.title}{hint}")
-        self.border_subtitle = Text(listing.hint)
 
     def _option(self, row: Row, width: int) -> Option:
         if row.choice is None and self.listing.searchable:

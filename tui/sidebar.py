@@ -73,6 +73,7 @@ class Sidebar(Vertical):
         self._chats: tuple[ChatSummary, ...] = ()
         self._words: str | None = None  # being searched for
         self._current: str | None = None
+        self._placed = ""  # the chat in front when the cursor was last put on it
         self._now = 0.0
 
     def compose(self) -> ComposeResult:
@@ -98,11 +99,13 @@ class Sidebar(Vertical):
         state = (tuple(entries), self._words)
         if state == self._shown:
             return
-        before = self._chosen()
+        chosen = self._chosen()
         self._shown, self._entries = state, entries
         self._list.clear_options()
         self._list.add_options([self._option(entry) for entry in entries])
-        wanted = before or self._current
+        if self._current != self._placed and any(e.session_id == self._current for e in entries if self._current):
+            chosen = self._placed = self._current or ""
+        wanted = chosen
         at = next((i for i, e in enumerate(entries) if e.session_id == wanted and e.session_id), None)
         first = next((i for i, e in enumerate(entries) if e.session_id), None)
         self._list.highlighted = first if at is None else at

@@ -15,6 +15,7 @@ from textual.widgets import Static
 from mlxkv.events import FirstScreen
 from mlxkv.text import clean
 from mlxkv.tui.bars import Bar, Queued
+from mlxkv.tui.chats import latest_first
 from mlxkv.tui.gauges import narrow_lines, wide_lines
 from mlxkv.tui.listing import Listing
 from mlxkv.tui.panel import Panel
@@ -97,7 +98,8 @@ class ChatView(Vertical):
         width = size.width - (SIDEBAR_WIDTH if sidebar else 0)
         empty, picking = len(self.transcript.lines) == 0, self.picker is not None
         self.welcome.display, self.transcript.display = empty and not picking, not empty and not picking
-        self.welcome.show(state.model, state.is_ready, state.is_loading)
+        titles = tuple(chat.title for chat in latest_first(state.chats)[:3])
+        self.welcome.show(state.model, state.is_ready, state.is_loading, titles)
         self._show_header(state, size.width)
         self._show_activity(state, hint, width)
         self._show_figures(state, sidebar, width)
@@ -121,9 +123,11 @@ class ChatView(Vertical):
 
     def _show_activity(self, state: ChatState, hint: str, width: int) -> None:
         left, right = state.activity(width)
+        if self.picker is not None and not hint:
+            right = self.picker.listing.hint
         if hint:
             left, right = (left, hint) if left else (hint, "")
-        elif not self.transcript.follow:
+        elif self.picker is None and not self.transcript.follow:
             right = "End ↓ to follow" if state.turn else "End ↓"
         self.activity.show(f" {left}" if left else "", f"{right} ")
 

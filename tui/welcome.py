@@ -10,6 +10,7 @@ from mlxkv.events import FirstScreen
 from mlxkv.models.resolve import BUILT_IN
 from mlxkv.stats import bytes_text
 from mlxkv.text import clean
+from mlxkv.tui.listing import cut
 from mlxkv.tui.wording import short_name
 
 
@@ -24,18 +25,19 @@ class Welcome(Widget, can_focus=False):
     def __init__(self, first: FirstScreen, *, id: str | None = None) -> None:
         super().__init__(id=id)
         self._first = first
-        self._said: tuple[str, bool, bool] = ("", False, False)
+        self._said: tuple[str, bool, bool, tuple[str, ...]] = ("", False, False, ())
 
-    def show(self, model: str, ready: bool, loading: bool) -> None:
-        if (model, ready, loading) != self._said:
-            self._said = (model, ready, loading)
+    def show(self, model: str, ready: bool, loading: bool, titles: tuple[str, ...] = ()) -> None:
+        """`titles` are of the chats used last."""
+        if (model, ready, loading, titles) != self._said:
+            self._said = (model, ready, loading, titles)
             self.refresh()
 
     def render(self) -> Text:
-        model, ready, loading = self._said
+        model, ready, loading, titles = self._said
         width = self.content_size.width
         if ready:
-            lines = welcome_lines([f"{short_name(model)} is ready"], how_to_begin(model))
+            lines = welcome_lines([f"{short_name(model)} is ready"], how_to_begin(model) + earlier(titles, width))
         elif loading:
             lines = welcome_lines(["One moment"], ["Type ahead; it will be sent."])
         else:
@@ -50,6 +52,14 @@ def how_to_begin(model: str) -> list[str]:
     return ["Ask anything. / for commands, ? for help."]
 
 
+def earlier(titles: tuple[str, ...], width: int) -> list[str]:
+    """The chats used last, which Enter lists."""
+    if not titles or width < 40:
+        return []
+    room = min(width - 8, 60)
+    return ["", "⏎ opens an earlier chat:", *(cut(" ".join(clean(title).split()), room) for title in titles)]
+
+
 def welcome_lines(title: list[str], dim: list[str]) -> list[Text]:
     """All of one width, because the block is centred, not its lines."""
     width = max(cell_len(line) for line in title + dim)
@@ -59,7 +69,8 @@ def welcome_lines(title: list[str], dim: list[str]) -> list[Text]:
 
 def model_lines(first: FirstScreen, width: int) -> list[Text]:
     """Name, size, licence, note in columns; what does not fit the width is left out from the right."""
-    how = Text().append("/model <repo id or folder>", "bold").append(" loads one", "dim")
+    how = Text().append("⏎", "bold").append(" lists them all · ", "dim")
+    how.append("/model <repo id or folder>", "bold").append(" loads one", "dim")
     if not first.models:
         return [Text("No model is loaded", "bold"), Text(""), how]
     cards = [(clean(m.id), bytes_text(m.size_bytes), clean(m.licence), clean(m.note), m.fits) for m in first.models]

@@ -35,7 +35,7 @@ async def test_a_question_and_its_reply() -> None:
 async def test_a_question_from_the_command_line_waits_for_the_model() -> None:
     async with window(ask="first thing") as w:
         await w.until(lambda: "5,871 cached" in w.said())
-        assert [type(c) for c in w.engine.commands] == [LoadModel, NewChat, Send]
+        assert [type(c) for c in w.engine.commands] == [LoadModel, NewChat, Send]  # the list of chats can wait
 
 
 async def test_commands() -> None:
@@ -72,7 +72,17 @@ async def test_picking_a_chat() -> None:
         await w.pilot.press("escape")
         await w.until(lambda: not w.app.query(Picker) and w.app.focused is w.app.prompt)
         assert w.app.transcript.display
-        assert len(w.sent(ListChats)) == 2
+        assert len(w.sent(ListChats)) >= 2
+
+
+async def test_an_empty_chat_offers_the_last_ones() -> None:
+    async with window() as w:
+        await w.until(lambda: "⏎ opens an earlier chat" in w.screen())
+        assert "Trip to Porto" in w.screen()
+        await w.pilot.press("enter")
+        await w.until(lambda: isinstance(w.app.focused, Picker))
+        await w.pilot.press("enter")
+        await w.until(lambda: OpenChat("c1") in w.engine.commands)
 
 
 async def test_help() -> None:

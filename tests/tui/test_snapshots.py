@@ -129,7 +129,9 @@ def test_sidebar(snap_compare: SnapCompare) -> None:
     assert snap_compare(window, terminal_size=(140, 40), run_before=play)
 
 
-@pytest.mark.parametrize(("name", "shown"), [("f2", "ring"), ("/model", "Models"), ("/set", "Settings")])
+@pytest.mark.parametrize(
+    ("name", "shown"), [("f2", "ring"), ("/model", "Models"), ("/set", "Settings")], ids=["panel", "models", "settings"]
+)
 def test_panel_and_lists(snap_compare: SnapCompare, name: str, shown: str) -> None:
     window = app(LoadModel("mlx-community/Qwen3-8B-4bit"), OpenChat("c1"))
 
