@@ -101,6 +101,19 @@ def test_never_across_models_or_layouts(store: SessionStore, identity: ModelIden
     assert store.restore_kv(session, FakeCache(), model(), DOCUMENT).tokens == 0
 
 
+@pytest.mark.parametrize("window", [None, 512])
+def test_of_a_session_with_two_layouts_only_the_rows_of_this_one_are_taken(
+    store: SessionStore, window: int | None
+) -> None:
+    caches = {None: FakeCache(), 512: FakeCache(512, run=7)}
+    other = told(store, DOCUMENT, caches[None])
+    caches[512].feed(DOCUMENT)
+    store.commit_kv(other, caches[512], model())
+    fresh = FakeCache(window, run=9)
+    assert store.restore_kv(asked(store, DOCUMENT), fresh, model(), DOCUMENT).tokens == 300
+    assert fresh.state() == caches[window].state()
+
+
 def test_ids_are_compared_as_well_as_keys(store: SessionStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """As if every key collided: what decides is the ids."""
     told(store, tuple(range(300)), FakeCache())
