@@ -75,7 +75,7 @@ class CachePlan:
         """One sentence: how this model's cache is bounded."""
         geometry = self.geometry
         if geometry is None:
-            return "This model's own caches are used as they are."
+            return "; ".join(["This model's own caches are used as they are", *self.notes]) + "."
         rings = sum(any(leaf.geometry for leaf in (layer.children or (layer,))) for layer in self.layers)
         text = (
             f"{rings} layers keep {geometry.sinks} + {geometry.window:,} tokens, "

@@ -1,0 +1,34 @@
+"""A tiny random model of every architecture in mlx-lm, and those that cannot be built here, with the reason.
+
+Sizes are chosen so that a few dozen tokens pass every sliding window, chunk and indexer; which arguments a module takes
+is read from its own ModelArgs.
+"""
+
+from __future__ import annotations
+
+from tests.cache.architectures.build import SLIDING, Architecture, module_names
+from tests.cache.architectures.dense import DENSE
+from tests.cache.architectures.experts import EXPERTS
+from tests.cache.architectures.latent import LATENT
+from tests.cache.architectures.recurrent import RECURRENT
+from tests.cache.architectures.sliding import SLIDING_WINDOWS
+
+ARCHITECTURES: dict[str, Architecture] = {
+    name: Architecture(name, family, args)
+    for family, members in {
+        "dense": DENSE,
+        "experts": EXPERTS,
+        "sliding": SLIDING_WINDOWS,
+        "latent": LATENT,
+        "recurrent": RECURRENT,
+    }.items()
+    for name, args in members.items()
+}
+
+NOT_BUILT = {
+    "bitnet": "its linear layers are a Metal kernel, which the CPU does not have",
+    "muse_spark": "its attention and its experts are Metal kernels, which the CPU does not have",
+    "olmo": "needs the package ai2-olmo, which mlx-lm does not install, and ends the interpreter without it",
+}
+
+__all__ = ["ARCHITECTURES", "NOT_BUILT", "SLIDING", "Architecture", "module_names"]
