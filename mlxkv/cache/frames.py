@@ -6,14 +6,15 @@ model is run through the graph and thrown away. Used on the MLX thread.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
 
-from mlxkv.cache.plan import native_cache
-from mlxkv.cache.state import Snapshot, arrays_of, leaves, scalars_of, with_arrays
+from mlxkv.cache.plan import CachePlan, native_cache
+from mlxkv.cache.state import Snapshot, arrays_of, keeps_state, leaves, scalars_of, with_arrays
 
 _SETTLED = 16  # tokens after which shapes no longer change, where they are to be saved
 
@@ -59,6 +60,16 @@ class Frames:
     def _frames(self, caches: list[Any], num_tokens: int) -> tuple[Frame, ...]:
         self._model(mx.zeros((1, num_tokens), mx.int32), cache=caches)
         return tuple(_frame(dict(vars(cache))) for cache in leaves(caches))
+
+
+def state_nbytes(model: Any, plan: CachePlan) -> int:
+    """Bytes of the recurrent layers' states; a checkpoint takes as many."""
+    states = [keeps_state(leaf) for leaf in plan.leaves]
+    if not any(states):
+        return 0
+    frames = Frames(model).at(_SETTLED)
+    of_states = [frame for frame, is_state in zip(frames, states, strict=True) if is_state]
+    return sum(math.prod(shape) * dtype.size for frame in of_states for shape, dtype in frame.arrays.values())
 
 
 def _frame(native: Snapshot) -> Frame:

@@ -13,6 +13,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from mlxkv.cache.plan import LayerPlan
 from mlxkv.cache.ring import RingKVCache
 
 Snapshot = Mapping[str, Any]
@@ -24,6 +25,11 @@ _ROWS = ("KVCache", "ConcatenateKVCache", "ChunkedKVCache")
 def leaves(layers: Sequence[Any]) -> tuple[Any, ...]:
     """The caches, with the children of mlx-lm's CacheList in its place; in the order of `CachePlan.leaves`."""
     return tuple(leaf for layer in layers for leaf in (getattr(layer, "caches", None) or (layer,)))
+
+
+def keeps_state(plan: LayerPlan) -> bool:
+    """Whether what is planned for a cache is to leave it recurrent."""
+    return plan.geometry is None and not plan.children and plan.native_class not in _ROWS
 
 
 def is_rows(cache: Any) -> bool:

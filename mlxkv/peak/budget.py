@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from mlxkv.cache.checkpoints import KEPT
 from mlxkv.cache.config import CacheConfig
+from mlxkv.cache.frames import state_nbytes
 from mlxkv.cache.plan import CachePlan, plan_cache
 from mlxkv.errors import ConfigError, OutOfMemoryError
 from mlxkv.peak.predict import prefill_bytes
@@ -54,19 +56,19 @@ class Budget:
         if self.fits(plan, used, CHUNKS[0]) or self.fits(plan, used):
             return
         raise OutOfMemoryError(
-            f"This KV cache needs {bytes_text(plan.nbytes)}, and reading a prompt "
+            f"This KV cache needs {bytes_text(self._held(plan))}, and reading a prompt "
             f"{bytes_text(self.reading(plan, CHUNKS[-1]))}; {self._free_text(used)}; {self.advice(plan.config, used)}."
         )
 
     def fits(self, plan: CachePlan, used: int, chunk: int = CHUNKS[-1]) -> bool:
         """Whether the cache can be filled in pieces of `chunk` tokens."""
-        return not self.limit or used + plan.nbytes + self.reading(plan, chunk) <= self.limit
+        return not self.limit or used + self._held(plan) + self.reading(plan, chunk) <= self.limit
 
     def largest_chunk(self, plan: CachePlan, used: int, tokens: int | None = None) -> int:
         """The most tokens per call with which a prompt that ends at `tokens` (None: anywhere) fits; else the fewest."""
         if self.fits(plan, used, CHUNKS[0]):  # known from making the cache, so the usual turn predicts nothing
             return CHUNKS[0]
-        free = self.limit - used - plan.nbytes
+        free = self.limit - used - self._held(plan)
         return next((c for c in CHUNKS if self.reading(plan, c, tokens) <= free), CHUNKS[-1])
 
     def chunk(self, plan: CachePlan, used: int, tokens: int) -> int:
@@ -76,8 +78,8 @@ class Budget:
             OutOfMemoryError: not even the smallest piece fits; with what would.
         """
         chunk = self.largest_chunk(plan, used, tokens)
-        need = plan.nbytes + self.reading(plan, chunk, tokens)
-        if self.limit and used + need > self.limit:
+        need = self._held(plan) + self.reading(plan, chunk, tokens) if self.limit else 0
+        if used + need > self.limit > 0:
             raise OutOfMemoryError(
                 f"Reading a prompt of {tokens:,} tokens needs {bytes_text(need)} with its KV cache; "
                 f"{self._free_text(used)}; {self.advice(plan.config, used)}."
@@ -117,6 +119,13 @@ class Budget:
         if key not in self._known:
             self._known[key] = prefill_bytes(self.model, plan, chunk, end) or 0
         return self._known[key]
+
+    def _held(self, plan: CachePlan) -> int:
+        """Bytes of the cache: its rings, and recurrent states with all the checkpoints of them that may be kept."""
+        key = ("states", tuple(leaf.native_class for leaf in plan.leaves))
+        if key not in self._known:
+            self._known[key] = state_nbytes(self.model, plan) * (KEPT + 1)
+        return plan.nbytes + self._known[key]
 
     def _free_text(self, used: int) -> str:
         return f"{bytes_text(max(self.limit - used, 0))} of the {bytes_text(self.limit)} that may be used are free"

@@ -11,10 +11,12 @@ import pytest
 
 from mlxkv.cache.checkpoints import EVERY, KEPT, Checkpoints
 from mlxkv.cache.config import CacheConfig
+from mlxkv.cache.frames import state_nbytes
 from mlxkv.cache.plan import plan_cache
 from mlxkv.cache.prompt_cache import PromptCache
 from mlxkv.cache.state import arrays_of, capture, leaves, nbytes_of, put_back
 from mlxkv.errors import RewindError
+from mlxkv.peak.budget import Budget
 from mlxkv.runner import ModelRunner
 from tests.hybrids import CONFIGS, tiny
 from tests.reference import largest, random_ids
@@ -208,3 +210,22 @@ def test_a_chunked_layer_goes_back_within_its_chunk() -> None:
     assert cache.landing(60) == 0
     with pytest.raises(RewindError):
         cache.rewind(60)
+
+
+@pytest.mark.parametrize("name", RECURRENT)
+def test_the_bytes_of_states_are_known_before_any_is_made(name: str) -> None:
+    model = tiny(name)
+    cache = cache_of(model)
+    feed(model, cache, random_ids(30))
+    states = [leaf for leaf in leaves(cache.layers) if type(leaf).__name__ == "ArraysCache"]
+    assert state_nbytes(model, cache.plan) == sum(leaf.nbytes for leaf in states) > 0
+
+
+def test_memory_is_kept_for_the_checkpoints() -> None:
+    """A limit that the rings fit and the states with their checkpoints do not."""
+    model = tiny("qwen3_next")
+    plan = plan_cache(model, CONFIG)
+    states = state_nbytes(model, plan) * (KEPT + 1)
+    reading = Budget(model, limit=1).reading(plan, 128)
+    assert Budget(model, limit=plan.nbytes + states + reading).fits(plan, used=0)
+    assert not Budget(model, limit=plan.nbytes + states + reading - 1).fits(plan, used=0)
