@@ -35,7 +35,7 @@ class NativeGroup:
 
     @cached_property
     def _rows(self) -> dict[str, tuple[Any, int, int, mx.Dtype]]:
-        """For each array of a chunk: its cache, heads, width and dtype. Caches that the model does not use have none."""
+        """For each array of a chunk: its cache, heads, width and dtype. Caches the model does not use have none."""
         out = {}
         frames = self._frames.at(1)
         for i, (name, cache) in self._members.items():
