@@ -133,9 +133,9 @@ class ManagingApp(ReadingApp):
             self.action_chats()
             return
         if self.view.sidebar is None:
-            self.view.open_sidebar()
+            sidebar = self.view.open_sidebar()
             self.state.submit(cmd.ListChats())
-            self.view.sidebar.call_after_refresh(self.view.sidebar.focus_list)
+            sidebar.call_after_refresh(sidebar.focus_list)
         elif not self.view.sidebar.has_focus_within:
             self.view.sidebar.focus_list()
         else:

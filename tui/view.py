@@ -145,11 +145,12 @@ class ChatView(Vertical):
 
     # -- what comes and goes -----------------------------------------------------------------------------
 
-    def open_sidebar(self) -> None:
+    def open_sidebar(self) -> Sidebar:
         from mlxkv.tui.sidebar import Sidebar
 
         self.sidebar = Sidebar()
         self.body.mount(self.sidebar, before=self.main)
+        return self.sidebar
 
     def close_sidebar(self) -> None:
         if self.sidebar is not None:
