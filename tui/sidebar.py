@@ -75,6 +75,7 @@ class Sidebar(Vertical):
         self._current: str | None = None
         self._placed = ""  # the chat in front when the cursor was last put on it
         self._now = 0.0
+        self._figures_shown = "?"
 
     def compose(self) -> ComposeResult:
         yield self._title
@@ -83,12 +84,17 @@ class Sidebar(Vertical):
         yield self._figures
 
     def show(self, chats: tuple[ChatSummary, ...], current: str | None, now: float) -> None:
+        if chats is self._chats and current == self._current and now - self._now < 60:
+            return
         self._chats, self._current, self._now = chats, current, now
         self._fill()
 
     def show_figures(self, lines: Sequence[str]) -> None:
-        self._figures.display = bool(lines)
-        self._figures.update(Text("\n".join(lines), no_wrap=True))
+        text = "\n".join(lines)
+        if text != self._figures_shown:  # an update lays the screen out
+            self._figures_shown = text
+            self._figures.display = bool(lines)
+            self._figures.update(Text(text, no_wrap=True))
 
     def focus_list(self) -> None:
         self._list.focus()
