@@ -23,6 +23,7 @@ chats = typer.Typer(
 )
 
 _SHORTEST = 10  # characters of an id: the whole of its time, so that a later chat never makes it ambiguous
+_ROOMY = 90  # cells; in less there is the title instead of figures
 _FORMATS = ("md", "json", "mlxkv")
 _BADGE = "[untrusted KV] "
 
@@ -52,11 +53,11 @@ def chats_ls(as_json: Json = False, output: Output = "text") -> None:
     if _as_json(as_json, output):
         print(json.dumps([asdict(c) for c in found], indent=1))
         return
-    short = _short(found)
+    short, width = _short(found), width_of_terminal()
     for depth, c in _nested(found):
         title = f"{'  ' * (depth - 1)}{'↳ ' if depth else ''}{_BADGE if c.untrusted else ''}{c.title}"
-        columns = [short[c.id], _date(c.updated), f"{c.num_turns:>4} turns", f"{bytes_text(c.kv_bytes):>7}"]
-        print(row([*columns, Path(c.model).name, title], width_of_terminal()))
+        facts = [f"{c.num_turns:>4} turns", f"{bytes_text(c.kv_bytes):>7}", Path(c.model).name]
+        print(row([short[c.id], _date(c.updated), *(facts if width is None or width >= _ROOMY else []), title], width))
 
 
 @chats.command("show")
