@@ -341,9 +341,7 @@ class SessionStore:
         else:
             plan, what = replace(whole, pos=0, heads=()), "Nothing"
         limit = (self._quota.limit or 0) / 1e9
-        notice = (
-            f"{what} of this chat's KV cache fits the disk limit of {limit:.3g} GB; raise `disk_limit` to keep all."
-        )
+        notice = f"{what} of this chat's KV cache fits the disk limit of {limit:.3g} GB; raise `disk_limit`."
         return replace(plan, notice=notice)
 
     def flush(self, session_id: str) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,18 @@ import pytest
 from mlxkv.config import Folders
 from mlxkv.store import SessionStore, TurnRecord
 from tests.store.fake import FakeCache, model
+from tests.store.harness import no_waiting_for_the_disk
+
+
+@pytest.fixture
+def real_disk() -> None:
+    """For a test that wants fsync to happen."""
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(request: pytest.FixtureRequest) -> Iterator[None]:
+    with nullcontext() if "real_disk" in request.fixturenames else no_waiting_for_the_disk():
+        yield
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ import os
 import random
 import shutil
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,7 +18,7 @@ from mlxkv.errors import StoreError
 from mlxkv.store import SessionStore, TurnRecord
 from mlxkv.store.files import Files
 from tests.store.fake import FakeCache, model
-from tests.store.harness import LIMIT, Ledger, Work, folders_in, judge, no_waiting_for_the_disk
+from tests.store.harness import LIMIT, Ledger, Work, folders_in, judge
 
 THOROUGH = bool(os.environ.get("MLXKV_THOROUGH"))
 WAYS = ["EIO", "ENOSPC", "EACCES", "short write", "crash before", "crash after"]
@@ -63,12 +62,6 @@ class Faulty(Files):
         for start in range(0, len(view), 1000):  # the kernel may take less than it was given
             os.write(fd, view[start : start + 1000])
         return len(view)
-
-
-@pytest.fixture(autouse=True)
-def no_waiting() -> Iterator[None]:
-    with no_waiting_for_the_disk():
-        yield
 
 
 def run(root: Path, n: int, way: str) -> tuple[str | None, Ledger]:

@@ -9,7 +9,6 @@ import os
 import random
 import shutil
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,16 +18,9 @@ from mlxkv.store import SessionStore, TurnRecord
 from mlxkv.store.files import disk_usage
 from tests.store.conftest import Talk
 from tests.store.fake import FakeCache, model
-from tests.store.harness import no_waiting_for_the_disk
 
 OPERATIONS = 10_000 if os.environ.get("MLXKV_THOROUGH") else 600
 LIMIT = 400_000
-
-
-@pytest.fixture(autouse=True)
-def no_waiting() -> Iterator[None]:
-    with no_waiting_for_the_disk():
-        yield
 
 
 def du(folders: Folders) -> int:

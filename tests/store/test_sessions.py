@@ -173,7 +173,7 @@ def test_lone_surrogates_do_not_stop_a_turn(store: SessionStore) -> None:
     assert store.load(session).turns[0].text == "a\ufffdb"
 
 
-def test_the_database_has_the_settings_of_the_design(store: SessionStore, folders: Folders) -> None:
+def test_the_database_has_the_settings_of_the_design(real_disk: None, store: SessionStore, folders: Folders) -> None:
     for pragma, value in {
         "journal_mode": "wal", "synchronous": 2, "fullfsync": 1, "secure_delete": 1, "foreign_keys": 1,
         "trusted_schema": 0,
