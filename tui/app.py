@@ -96,6 +96,7 @@ class ChatApp(ManagingApp, inherit_bindings=False):
 
     def on_mount(self) -> None:
         self.theme_changed_signal.subscribe(self, self._theme_changed)
+        self.app_resume_signal.subscribe(self, self._resumed)
         if self.settings.theme in self.available_themes:
             self.theme = self.settings.theme
         else:
@@ -234,6 +235,10 @@ class ChatApp(ManagingApp, inherit_bindings=False):
         if self.focused is None and len(self.screen_stack) == 1:  # a window that was too small took the focus
             self.prompt.focus()
         self._show()
+
+    def _resumed(self, _: object) -> None:
+        """After Ctrl+Z and `fg` the terminal shows what the shell left; Textual paints only what changes."""
+        self.call_after_refresh(self.action_redraw)
 
     def _theme_changed(self, theme: Theme) -> None:
         variables = theme.to_color_system().generate()
