@@ -96,6 +96,19 @@ def test_a_prompt_that_goes_on_needs_no_checkpoint_and_one_that_differs_says_whe
     assert all(leaf.empty() for leaf in leaves(cache.layers) if type(leaf).__name__ == "ArraysCache")
 
 
+def test_a_state_of_what_was_taken_back_is_never_gone_back_to() -> None:
+    model, ids, other = tiny("mamba2"), random_ids(60), random_ids(60, seed=9)
+    cache, straight = cache_of(model), cache_of(model)
+    for start in (0, 20, 40):
+        feed(model, cache, ids[start : start + 20])
+        cache.checkpoint()
+    assert cache.rewind(30) == 20
+    feed(model, cache, other[20:])
+    assert cache.reuse([*ids[:20], *other[20:50], 63 - other[50]]).cached == 20
+    feed(model, straight, ids[:20])
+    assert largest(score(model, cache, other) - score(model, straight, other)) == 0.0
+
+
 def test_rewinding_to_where_no_checkpoint_is_raises_and_changes_nothing() -> None:
     model, ids = tiny("mamba2"), random_ids(40)
     cache = cache_of(model)
