@@ -11,7 +11,8 @@ from mlxkv.errors import CacheError, ConfigError, PromptError
 from mlxkv.model import Model
 from tests.chats import CONFIG, GREEDY, say
 from tests.fixtures.mlx_lm.make import MODELS
-from tests.tokenizers import tiny_folder
+from tests.hybrids import hybrid_folder
+from tests.tokenizers import tiny_folder, tiny_tokenizer
 
 BOOK = "a long book. " * 12
 FIXTURES = Path(__file__).parent / "fixtures" / "mlx_lm"
@@ -91,6 +92,20 @@ def test_what_cannot_begin_a_chat_is_said(model: Model) -> None:
         model.chat(cache=raw)
     with pytest.raises(ConfigError, match="leave `system` out"):
         model.chat("a system", model.prefill(BOOK, CONFIG, chat=True))
+
+
+def test_recurrent_layers_are_saved_and_cannot_go_to_mlx_lm(tmp_path: Path) -> None:
+    model = mlxkv.load(str(hybrid_folder(tmp_path / "lfm2", "lfm2", tiny_tokenizer())))
+    pc = model.prefill(BOOK, CONFIG, system="be brief")
+    pc.save(tmp_path / "book.kv")
+    again = model.load_cache(tmp_path / "book.kv")
+    expected, found = (say(model.chat(cache=c.fork(), **GREEDY), "who?") for c in (pc, again))
+    assert (found.text, found.stats.cached_tokens) == (expected.text, pc.offset)
+    with pytest.raises(CacheError, match="Layer 0 is a ArraysCache"):
+        pc.export_mlx_lm(tmp_path / "x.safetensors")
+    with pytest.raises(CacheError, match="this model keeps ArraysCache"):
+        model.import_mlx_lm(FIXTURES / "0.32.2" / "plain.safetensors")
+    model.close()
 
 
 def test_an_imported_cache_is_chatted_from_and_never_saved(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ def _state(plan: LayerPlan, layer: Any, offset: int) -> LayerState:
         return _ring_state(plan, layer, offset)
     kind = type(layer).__name__
     if kind not in KINDS:
-        raise CacheError(f"Layer {plan.index} keeps a {kind}, which cannot be exported; only {', '.join(KINDS)} can.")
+        raise CacheError(f"Layer {plan.index} is a {kind}; of mlx-lm's caches only {', '.join(KINDS)} can be exported.")
     if kind == "QuantizedKVCache":
         packed = [tuple(part[..., :offset, :] for part in parts) for parts in (layer.keys, layer.values)]
         size, bits = layer.group_size, layer.bits
