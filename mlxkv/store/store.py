@@ -291,20 +291,19 @@ class SessionStore:
             the next call tries again.
         """
         self.flush(session_id)
-        written = 0
-        for attempt in range(ATTEMPTS):
+        written = attempt = 0
+        while True:
+            attempt += 1
             job, commit = self._hand_over(session_id, cache, model, rng)
             if job is None:
-                break
+                return commit
             self._writer.wait(job)
             written += job.bytes_written
             del self._saving[session_id]
-            commit = replace(commit, bytes_written=written)
             if job.error is None:
-                break
-            if not isinstance(job.error, ChunkVanishedError) or attempt == ATTEMPTS - 1:
+                return replace(commit, bytes_written=written)
+            if not isinstance(job.error, ChunkVanishedError) or attempt == ATTEMPTS:
                 raise job.error
-        return commit
 
     def _hand_over(
         self, session_id: str, cache: KVCacheLike, model: ModelIdentity, rng: bytes | None

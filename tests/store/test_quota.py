@@ -51,7 +51,7 @@ def back(talk: Talk, window: int | None = None) -> int:
 def test_the_limit_holds_after_every_operation(folders: Folders, tmp_path: Path) -> None:
     rng = random.Random(5)
     talks: list[Talk] = []
-    worst, evicted, restored = 0, 0, 0
+    worst, used, restored = 0, 0, 0
     store = SessionStore.open(folders, disk_limit=LIMIT)
     kv = folders.cache / "kv"
     for n in range(OPERATIONS):
