@@ -74,7 +74,7 @@ class Sidebar(Vertical):
         self._words: str | None = None  # being searched for
         self._current: str | None = None
         self._placed = ""  # the chat in front when the cursor was last put on it
-        self._now = 0.0
+        self._now = float("-inf")
         self._figures_shown = "?"
 
     def compose(self) -> ComposeResult:
@@ -86,6 +86,8 @@ class Sidebar(Vertical):
     def show(self, chats: tuple[ChatSummary, ...], current: str | None, now: float) -> None:
         if chats is self._chats and current == self._current and now - self._now < 60:
             return
+        if chats is self._chats and current == self._current and now - self._now < 60:
+            return  # called with every frame: entries of a thousand chats are not made for nothing
         self._chats, self._current, self._now = chats, current, now
         self._fill()
 

@@ -98,7 +98,7 @@ class ChatView(Vertical):
         width = size.width - (SIDEBAR_WIDTH if sidebar else 0)
         empty, picking = len(self.transcript.lines) == 0, self.picker is not None
         self.welcome.display, self.transcript.display = empty and not picking, not empty and not picking
-        titles = tuple(chat.title for chat in latest_first(state.chats)[:3])
+        titles = tuple(chat.title for chat in latest_first(state.chats)[:3]) if self.welcome.display else ()
         self.welcome.show(state.model, state.is_ready, state.is_loading, titles)
         self._show_header(state, size.width)
         self._show_activity(state, hint, width)
