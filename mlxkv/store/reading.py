@@ -20,7 +20,7 @@ from mlxkv.store.format import ChunkHead, Shapes, check_header, opened
 from mlxkv.store.pacing import FIRST
 from mlxkv.store.ports import PlacesLike
 
-PIECE = 256 << 10  # bytes read and hashed at once: they should still be in the processor's cache
+PIECE = 512 << 10  # bytes read and hashed at once: they should still be in the processor's cache
 MOST_VIEWS = 512  # of one read; systems allow 1,024
 
 GoOn = Callable[[int], bool]

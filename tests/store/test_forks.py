@@ -13,8 +13,9 @@ import mlxkv
 from mlxkv.config import Folders
 from mlxkv.model import Model
 from tests.chats import GREEDY, say
+from tests.hybrids import hybrid_folder
 from tests.store.test_damage import chunks
-from tests.tokenizers import tiny_folder
+from tests.tokenizers import tiny_folder, tiny_tokenizer
 
 TEXTS = ("one " * 9, "two and some more " * 4, "three " * 11, "four, at last " * 3, "five " * 8)
 
@@ -61,6 +62,26 @@ def test_every_message_can_be_gone_back_to_exactly(args: dict[str, Any], tmp_pat
         back.close()
     model.close()
     print(f"read again at each of {len(read)} messages: {read} tokens; {written:,} bytes were saved before")
+
+
+def test_hybrids_go_back_to_the_beginning_of_a_turn(tmp_path: Path) -> None:
+    """Recurrent layers stand where a snapshot was kept: where the last turns began, and before their replies."""
+    model = mlxkv.load(str(hybrid_folder(tmp_path / "jamba", "jamba", tiny_tokenizer())))
+    chat, straight = (model.chat(cache=mlxkv.CacheConfig(window=512), **GREEDY) for _ in range(2))
+    session = chat.save()
+    for text in TEXTS[:3]:
+        say(chat, text)
+    for text in TEXTS[:2]:
+        say(straight, text)
+    chat.close()
+    back = model.resume(session, fork=True)
+    assert back.rewind(4) == TEXTS[2]
+    got, expected = say(back, "again?"), say(straight, "again?")
+    back.close()
+    model.close()
+    assert got.text == expected.text
+    assert 0 < got.stats.prefill_tokens < got.stats.prompt_tokens / 2
+    assert all(mx.array_equal(a, b).item() for a, b in zip(rows(back), rows(straight), strict=True))
 
 
 def test_where_the_rows_are_gone_only_what_is_missing_is_read(model: Model, folders: Folders) -> None:
