@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, NoReturn
@@ -24,6 +25,7 @@ MAX_TURNS = 100_000
 MAX_IDS = 1 << 26
 _MAX_NAME = 1024
 _MAX_PARTS = 4096
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _STATES = ("done", "open", "stopped")
 _ROLES = ("user", "assistant")
 
@@ -123,6 +125,8 @@ class _Reader:
             table = dict(pairs)
             if len(table) != len(pairs):
                 self.refuse("no name may be repeated", [key for key, _ in pairs][:8])
+            if broken := [text for pair in pairs for text in pair if isinstance(text, str) and _SURROGATE.search(text)]:
+                self.refuse("text must be whole characters", broken[0])
             return table
 
         try:

@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import os
+import random
 import tarfile
 import zipfile
 from collections.abc import Callable
@@ -185,6 +186,8 @@ DOCUMENTS: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
     (put(("model", "parts", "config.hidden"), "9"), "digests of its parts"),
     (put(("model", "parts"), {str(i): "" for i in range(5000)}), "up to 4,096 parts"),
     (put(("model",), None), "`model` must have"),
+    (put(("system",), "\ud800"), "whole characters"),
+    (put(("model", "parts", "config.hidden"), "\ud800"), "whole characters"),
 ]
 
 
@@ -209,6 +212,29 @@ def test_hostile_documents_are_refused_in_one_sentence(store: SessionStore, chan
 def test_what_is_no_document_is_refused(data: bytes) -> None:
     with pytest.raises(CorruptError):
         from_document(data, "chat.json")
+
+
+def _places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    items = value.items() if isinstance(value, dict) else enumerate(value[:4]) if isinstance(value, list) else ()
+    return [path, *(place for key, item in items for place in _places(item, (*path, key)))]
+
+
+def test_documents_with_any_value_changed_are_refused_or_harmless(store: SessionStore) -> None:
+    rng, count = random.Random(7), 100_000 if os.environ.get("MLXKV_THOROUGH") else 500
+    text = json.dumps(to_document(store.load(said(store))))
+    values: list[Any] = [None, True, 0, -1, 1 << 70, 1.5, "x", [], {}, [[]], {"a": 1}, "\ud800"]
+    refused, sentences = 0, list[str]()
+    for _ in range(count):
+        document = json.loads(text)
+        put(rng.choice(_places(document)[1:]), rng.choice(values))(document)
+        try:
+            from_document(json.dumps(document).encode(), "chat.json")
+        except CorruptError as error:
+            refused += 1
+            sentences.append(str(error))
+    print(f"{refused} of {count} changed documents refused, the others equal or dated otherwise")
+    assert refused > count * 0.8
+    assert not any("\n" in text for text in sentences)
 
 
 def archives(folder: Path) -> list[Path]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -150,6 +152,31 @@ def test_what_is_cut_or_no_such_file_at_all_is_refused(tmp_path: Path, version: 
             read_mlx_lm(path)
     with pytest.raises(CorruptError):
         describe_mlx_lm(tmp_path / "nowhere")
+
+
+def test_random_damage_is_refused_or_harmless(tmp_path: Path) -> None:
+    """A file with a few bytes changed, mostly in its header, is read or refused in a sentence; nothing else happens."""
+    rng, count = random.Random(7), 100_000 if os.environ.get("MLXKV_THOROUGH") else 300
+    files = [(f.read_bytes(), read_header(f).data_start) for f in sorted(FIXTURES.glob("*/*.safetensors"))]
+    pieces = [b'"', b"{", b"]", b"9", b"-1", b"e5", b"\0", b"null", b"RotatingKVCache", b"2147483648", b"", b"1.0"]
+    path, refused, said = tmp_path / "fuzzed.safetensors", 0, list[str]()
+    for _ in range(count):
+        good, start = rng.choice(files)
+        data = bytearray(good)
+        for _ in range(rng.choice((1, 1, 2, 3))):
+            i = rng.randrange(8, start if rng.random() < 0.9 else len(good))
+            data[i : i + rng.randrange(3)] = rng.choice([*pieces, bytes([rng.randrange(256)])])
+        if rng.random() < 0.7:  # the length fits again, so that more files reach the rules
+            data[:8] = (start - 8 + len(data) - len(good)).to_bytes(8, "little")
+        path.write_bytes(data)
+        try:
+            read_mlx_lm(path)
+        except CorruptError as error:
+            refused += 1
+            said.append(str(error))
+    print(f"{refused} of {count} damaged files refused, the others read")
+    assert refused > count * 0.8
+    assert not any("\n" in text for text in said)
 
 
 def test_the_untouched_ones_are_read() -> None:
