@@ -122,13 +122,16 @@ class PromptFormat:
         """
         import jinja2
 
+        from mlxkv.templates import budgeted
+
         more = {} if think is None else {"enable_thinking": think}
         for attempt in (list(messages), _without_system_role(messages)):
             try:
-                return self.tokenizer.apply_chat_template(
-                    attempt, tokenize=False, add_generation_prompt=for_reply, **more
-                )
-            except jinja2.TemplateError as error:
+                with budgeted():
+                    return self.tokenizer.apply_chat_template(
+                        attempt, tokenize=False, add_generation_prompt=for_reply, **more
+                    )
+            except (jinja2.TemplateError, RecursionError, MemoryError) as error:
                 refusal = error
         raise ModelError(
             f"The model's chat template refuses this chat ({str(refusal).splitlines()[0]}); use another model, "
