@@ -58,7 +58,7 @@ def find_rope(layer: nn.Module) -> Rope | None:
 
 def ropes_of(layer: nn.Module) -> list[Rope]:
     """Everything in a layer that goes by the name of a rope."""
-    found = {
+    found: dict[int, Any] = {
         id(module): module
         for name, module in layer.named_modules()
         if ("rope" in (last := name.rsplit(".", 1)[-1]) or "rotary" in last) and callable(module)

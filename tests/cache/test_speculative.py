@@ -45,9 +45,7 @@ def speculative(model: Any, draft: Any, caches: list[Any], drafts: int) -> tuple
     """The tokens, and how many of them were drafted."""
     prompt = mx.array(random_ids(80))
     steps = list(
-        speculative_generate_step(
-            prompt, model, draft, num_draft_tokens=drafts, max_tokens=TOKENS, prompt_cache=caches
-        )
+        speculative_generate_step(prompt, model, draft, num_draft_tokens=drafts, max_tokens=TOKENS, prompt_cache=caches)
     )
     return [int(token) for token, _, _ in steps], sum(drafted for _, _, drafted in steps)
 

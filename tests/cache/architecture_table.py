@@ -1,0 +1,154 @@
+"""The table in docs/models.md: one row per architecture, each cell what a check has just shown.
+
+`python -m bench.architectures` writes the file; tests make rows anew and compare.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from mlxkv.cache.layer_plan import LayerPlan, counts_rows
+from mlxkv.cache.plan import CachePlan
+from tests.cache.architecture_checks import Parity, parity, planned, quantizes, resumes, rewinds, streams
+from tests.cache.architectures import ARCHITECTURES, NOT_BUILT
+
+DOCS = Path(__file__).parents[2] / "docs" / "models.md"
+UNEQUAL_IN_PIECES = ("plamo3",)  # mlx-lm's own decode steps see one token less than its prefill
+_CHUNKED = 105  # back to here from 119 stays within a chunk of 20
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the table; the field names, with spaces, are its head."""
+
+    architecture: str
+    native_caches: str
+    what_it_becomes: str
+    bounded: str
+    quantized: str
+    rewindable: str
+    streaming_positions: str
+    resumed_bit_by_bit: str
+
+    def __str__(self) -> str:
+        return f"| {' | '.join(astuple(self))} |"
+
+
+def make_row(name: str, scratch: Path) -> Row:
+    """Run every check of this architecture.
+
+    Raises:
+        AssertionError: one of them did not hold.
+    """
+    model = ARCHITECTURES[name].build()
+    plan = planned(model)
+    found = parity(model, plan)
+    check_parity(name, plan, found)
+    has_rings = any(leaf.geometry for leaf in plan.leaves)
+    return Row(
+        f"`{name}`",
+        *plan_cells(model, plan),
+        _quantized(quantizes(model), has_rings),
+        _rewindable(model, plan),
+        {True: "yes", False: "no: absolute", None: "nothing pinned"}[streams(model)],
+        "yes" if resumes(model, plan, scratch) else "no: read again",
+    )
+
+
+def check_parity(name: str, plan: CachePlan, found: Parity) -> None:
+    """What the table says of logits.
+
+    Raises:
+        AssertionError: they differ.
+    """
+    assert found.whole == 0.0, f"one call differs by {found.whole:.1e}"
+    exact = all(leaf.native_window is None for leaf in plan.leaves)
+    allowed = 0.0 if exact else 1e-5
+    assert found.pieces <= allowed or name in UNEQUAL_IN_PIECES, f"pieces differ by {found.pieces:.1e}"
+    assert found.evicted is None or found.evicted < 1e-5, f"past the window it differs by {found.evicted:.1e}"
+
+
+def plan_cells(model: Any, plan: CachePlan) -> tuple[str, str, str]:
+    """Native caches, what they become, and whether that is bounded: what the plan alone tells."""
+    native = _counted(plan.layers, lambda leaf: leaf.native_class)
+    return native, _counted(plan.layers, _becomes), _bounded(model, plan)
+
+
+def _counted(layers: Iterable[LayerPlan], name: Any) -> str:
+    """Each kind once, in the order of layers."""
+    kinds = [f"({' + '.join(name(c) for c in p.children)})" if p.children else name(p) for p in layers]
+    return ", ".join(dict.fromkeys(kinds))
+
+
+def _becomes(leaf: LayerPlan) -> str:
+    if leaf.geometry is None:
+        return "as it is, with checkpoints" if leaf.native_class in ("ArraysCache", "LayerCache") else "as it is"
+    return "ring" if leaf.native_window is None else "sliding ring"
+
+
+def _bounded(model: Any, plan: CachePlan) -> str:
+    if reason := counts_rows(model):
+        return f"no: {reason}"
+    classes = {leaf.native_class for leaf in plan.leaves if leaf.geometry is None}
+    if "LayerCache" in classes:
+        return "no: a cache of its own, which only it understands"
+    if "ChunkedKVCache" in classes:
+        return "yes; chunks by the model itself"
+    if all(leaf.geometry is None for leaf in plan.leaves):
+        return "yes: of constant size"
+    return "yes"
+
+
+def _quantized(refused: str | None, has_rings: bool) -> str:
+    if not has_rings:
+        return "no: stays as it is" if refused else "no rows"
+    return f"no: {refused}" if refused else "8, 4, (8, 4)"
+
+
+def _rewindable(model: Any, plan: CachePlan) -> str:
+    if rewinds(model, plan):
+        recurrent = any("checkpoints" in _becomes(leaf) for leaf in plan.leaves)
+        return "to checkpoints" if recurrent else "yes"
+    return "within a chunk" if rewinds(model, plan, _CHUNKED) else "no"
+
+
+def read_rows() -> dict[str, str]:
+    """The rows of the committed table by architecture."""
+    lines = DOCS.read_text().splitlines()
+    return {line.split("`")[1]: line for line in lines if line.startswith("| `")}
+
+
+_HEAD = """\
+# Models
+
+What mlxkv does with the cache of each architecture that mlx-lm {version} knows. The table is written by
+`python -m bench.architectures`: every row was run, on a tiny model of that architecture with random weights, and the
+tests make rows anew and compare them with this file.
+
+* **bounded**: the rows held never exceed sinks + window + undo, at any step, and the logits equal those of one call
+  over all tokens with a mask that shows exactly what is kept, to 1e-5 of the largest logit. Where that cannot be, a
+  `window` that was asked for is refused with `UnboundedError`, and without one the model's own caches are used.
+* Before anything is evicted the logits equal those with mlx-lm's own caches: exactly in one call; in pieces and decode
+  steps exactly where no layer has a sliding window, else to 1e-5, since rows then lie in another order and are added up
+  in it. PLaMo 3 is equal in one call alone: mlx-lm's decode steps see one token less than its prefill does, and here
+  both see the same.
+* **quantized**: `bits=8`, `4` and `(8, 4)` past the window, packed or decoded, or the reason why
+  `CacheConfig(bits=...)` is refused.
+* **rewindable**: going back over an eviction gives exactly the logits of never having fed the rest. Recurrent layers go
+  back to the last checkpoint (turn starts, and every 1,024 tokens); llama 4 within its current attention chunk.
+* **streaming positions**: pinned tokens move along, so that evicted ones leave no gap; else they keep their absolute
+  positions. Checked on the keys themselves: a model may normalise them after rotating, which no rope tells.
+* **resumed bit by bit**: saved to a file, read into another cache, and the logits go on exactly equal.
+
+"""
+
+
+def document(rows: Mapping[str, str], version: str) -> str:
+    """The whole file, of one row for each architecture."""
+    head = [field.name.replace("_", " ") for field in fields(Row)]
+    lines = [f"| {' | '.join(head)} |", "|" + " --- |" * len(head), *(rows[name] for name in ARCHITECTURES)]
+    absent = [f"* `{name}`: {why}." for name, why in sorted(NOT_BUILT.items())]
+    return _HEAD.format(version=version) + "\n".join([*lines, "", "Not run here:", "", *absent, ""])
