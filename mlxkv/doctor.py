@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import shutil
 import sqlite3
 import sys
 from collections.abc import Iterator
@@ -15,6 +16,8 @@ from mlxkv.config import Folders, private_folder
 from mlxkv.device import check_platform, current_device
 from mlxkv.errors import MlxkvError
 from mlxkv.stats import bytes_text
+
+_LEAST_FREE = 500_000_000  # bytes
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,9 @@ def examine(folders: Folders) -> Iterator[Finding]:
             yield Finding(name, str(path))
         except MlxkvError as error:
             yield Finding(name, str(error), ok=False)
+    yield from _disk(folders)
     yield from _store(folders)
+    yield from _models()
     yield Finding("terminal", f"TERM={os.environ.get('TERM', '')} tty={sys.stdout.isatty()}")
 
 
@@ -66,6 +71,28 @@ def _backends() -> Iterator[Finding]:
         yield Finding("mlx backend", f"{names} overwrite each other; uninstall both, then install one.", ok=False)
     elif "mlx-cpu" in found:
         yield Finding("mlx backend", "CPU; for an NVIDIA GPU: pip uninstall mlx-cpu, then pip install 'mlx[cuda13]'")
+
+
+def _disk(folders: Folders) -> Iterator[Finding]:
+    try:
+        _, _, free = shutil.disk_usage(folders.data)
+    except OSError as error:
+        yield Finding("disk", f"{folders.data} cannot be looked at ({error.strerror}).", ok=False)
+        return
+    text = f"{bytes_text(free)} free where chats lie"
+    enough = free >= _LEAST_FREE
+    yield Finding("disk", text if enough else f"{text}; free at least {bytes_text(_LEAST_FREE)}.", ok=enough)
+
+
+def _models() -> Iterator[Finding]:
+    from mlxkv.models import list_local
+
+    try:
+        models = list_local()
+    except (MlxkvError, OSError, ValueError) as error:
+        yield Finding("models", f"The model cache cannot be read ({str(error).splitlines()[0]}).", ok=False)
+        return
+    yield Finding("models", f"{len(models)} in the cache, {bytes_text(sum(m.size_bytes for m in models))}")
 
 
 def _store(folders: Folders) -> Iterator[Finding]:

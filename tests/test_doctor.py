@@ -102,3 +102,14 @@ def test_a_database_that_is_none(folders: Folders) -> None:
     for path in databases:
         path.write_bytes(b"no database" * 1000)
     assert not findings(folders)["sessions"].ok
+
+
+def test_a_full_disk(folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert findings(folders)["disk"].ok
+    monkeypatch.setattr("shutil.disk_usage", lambda path: (10**12, 10**12, 1_000_000))
+    assert not findings(folders)["disk"].ok
+    assert "1.0 MB free" in findings(folders)["disk"].text
+
+
+def test_models_are_counted(folders: Folders) -> None:
+    assert "in the cache" in findings(folders)["models"].text
