@@ -140,6 +140,7 @@ def chat(
             quiet,
             output.value,
             asked,
+            settings.think,
         )
         raise typer.Exit(_print(folders, settings, request, bounds, model))
     question = question_with(question, file, None) if file else question

@@ -40,6 +40,7 @@ class PrintRequest:
     quiet: bool = False
     output: str = "text"  # or "json", "stream-json"
     cache: Path | None = None  # a prompt cache to begin with; such a chat is not saved
+    think: bool | None = None  # reason first, where the model can; None leaves it to the chat
 
 
 def answer(
@@ -104,6 +105,8 @@ def _chat(model: Model, request: PrintRequest, cache: CacheConfig | None, sampli
         chat = model.resume(request.resume, cache=cache, fork=request.fork and request.save, **sampling)
         if not request.save:
             chat.detach()
+    if request.think is not None:
+        chat.thinking = request.think
     try:
         yield chat
     finally:

@@ -179,11 +179,11 @@ def test_reasoning_that_was_stopped_can_be_continued(kind: str, tmp_path: Path) 
 
 def test_print_mode_prints_the_answer_and_keeps_the_reasoning_for_those_who_ask(tmp_path: Path) -> None:
     outputs = {}
-    for output in ("text", "json", "stream-json"):
+    for output, think in (("text", None), ("json", True), ("stream-json", None)):
         model = loaded(tmp_path / output, "ring", STRIPPING)
         script(model, REPLIES[0])
         out = io.StringIO()
-        request = PrintRequest("is it?", save=False, output=output)
+        request = PrintRequest("is it?", save=False, output=output, think=think)
         answer(model, request, CONFIG, {"temperature": 0.0}, out, io.StringIO())
         outputs[output] = out.getvalue()
     assert outputs["text"] == "yes and no\n"
@@ -193,6 +193,14 @@ def test_print_mode_prints_the_answer_and_keeps_the_reasoning_for_those_who_ask(
     pieces = [e for e in events if e["type"] == "text"]
     assert "".join(e["text"] for e in pieces if e["thinking"]) == "hm, so be it"
     assert "".join(e["text"] for e in pieces if not e["thinking"]) == "yes and no"
+
+
+def test_print_mode_can_ask_for_no_reasoning(tmp_path: Path) -> None:
+    model = loaded(tmp_path / "m", "ring", OPENING)
+    script(model, "just so")
+    out = io.StringIO()
+    answer(model, PrintRequest("is it?", save=False, think=False), CONFIG, {"temperature": 0.0}, out, io.StringIO())
+    assert out.getvalue() == "just so\n"  # it would be reasoning, had the prompt opened it
 
 
 def test_a_marker_that_is_talked_about_is_text(tmp_path: Path) -> None:
