@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
+from mlxkv.errors import StoreError
 from mlxkv.store import SessionStore, TurnRecord
-from tests.store.fake import model
+from tests.store.fake import FakeCache, model
 
 
 def say(store: SessionStore, session: str, *texts: str) -> None:
@@ -51,6 +54,8 @@ def test_versions_of_a_message_are_those_with_the_same_past(store: SessionStore)
     assert versions(store, c) == [["a0"], ["a1", "c1", "d1"]]
     assert versions(store, stranger) == [["a0"], ["z1"]]
     assert [[s.is_current for s in x] for x in store.siblings(c)] == [[True], [False, True, False]]
+    say(store, c, "c2")  # its own past lies before it
+    assert versions(store, c)[2] == ["c2"]
     say(store, b, "b3")
     assert store.siblings(c)[1][0].session_id == b  # of the two that have a1, the one used last
 
@@ -76,3 +81,18 @@ def test_a_reply_that_goes_on_keeps_its_place_and_its_rows(store: SessionStore) 
     assert versions(store, a) == [["a0"], ["so it is", "so"]]
     assert [t.text for t in store.load(fork).turns] == ["a0", "so"]
     assert store.load(a).log == (*map(ord, "a0"), 1, 2, 3, 4)
+
+
+def test_rows_that_were_saved_at_a_reply_stay_saved_while_it_grows(store: SessionStore) -> None:
+    ids, cache = tuple(range(200)), FakeCache()
+    a = store.create("a", model())
+    store.add_turn(a, TurnRecord("user", "x", ids[:100]))
+    store.add_turn(a, TurnRecord("assistant", "y", ids[100:150], state="stopped"))
+    cache.feed(ids[:150])
+    store.commit_kv(a, cache, model())
+    for n, state in ((160, "open"), (180, "done")):
+        store.update_open_turn(a, TurnRecord("assistant", "y", ids[100:n], state=state), reopen=True)
+        restored = store.restore_kv(a, FakeCache(run=1), model(), ids[:n])
+        assert (restored.tokens, restored.notice) == (150, None)
+    with pytest.raises(StoreError, match="finished"):  # another reply is another turn
+        store.update_open_turn(a, TurnRecord("assistant", "z", ids[50:100]), reopen=True)
