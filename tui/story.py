@@ -131,7 +131,7 @@ class Story:
         number, of = self._version(message)
         found = self.versions[of] if of < len(self.versions) else ()
         target = number - 1 + step
-        return found[target] if len(found) > 1 and 0 <= target < len(found) else None
+        return found[target] if 0 <= target < len(found) else None
 
     def _version(self, message: int) -> tuple[int, int]:
         """Which version (from 1) of which message."""

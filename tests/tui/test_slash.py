@@ -109,6 +109,20 @@ def test_editing_replaces_the_next_prompt(state: ChatState) -> None:
     assert [type(c) for c in sent(state)] == [cmd.Send]
 
 
+def test_what_is_opened_belongs_to_the_command_in_front(state: ChatState) -> None:
+    """A retry shows its chat anew; that once counted as the answer to the chat which was waiting behind it."""
+    state.submit(cmd.Retry())
+    state.submit(cmd.OpenChat("c9"))
+    state.apply(ChatOpened("c2", "Numbers (2)", CHAT[:2]))
+    state.apply(TurnStarted("two"))
+    state.apply(TurnFinished("stop", "2", STATS))
+    sent(state)
+    state.prompt("three")
+    assert sent(state) == []
+    state.apply(ChatOpened("c9", "Other"))
+    assert [type(c) for c in sent(state)] == [cmd.Send]
+
+
 def test_rewinding_offers_ones_own_messages_and_puts_the_text_back(state: ChatState) -> None:
     run(state, "rewind", "")
     assert state.listing is not None

@@ -71,12 +71,19 @@ def test_quitting_while_the_model_loads(model: list[str]) -> None:
     assert b"Traceback" not in terminal.output
 
 
-def test_typing_ahead_is_sent_once_the_model_is_there(model: list[str]) -> None:
+def test_typing_ahead_is_sent_once_the_model_is_there_and_fg_paints_the_window_again(model: list[str]) -> None:
     terminal = Terminal(model)
     terminal.wait_for("mlxkv")
     terminal.type("Once upon a time\r")
     terminal.wait_for("Lily")
     terminal.type("\x1b")
+    terminal.wait_for("■ stopped")
+    terminal.wait_for("saved ✓")
+    terminal.type("\x1a")
+    _, status = os.waitpid(terminal.pid, os.WUNTRACED)
+    assert os.WIFSTOPPED(status)
+    os.kill(terminal.pid, signal.SIGCONT)
+    terminal.wait_for("Once upon a time")
     terminal.wait_for("■ stopped")
     terminal.type("\x04")
     assert terminal.end() == 0
@@ -116,7 +123,7 @@ def test_the_command_survives_an_abort_of_its_window(model: list[str]) -> None:
     assert terminal.end() == 128 + signal.SIGABRT
     assert b"\x1b[?1049l" in terminal.output
     again = Terminal(["-c"], rows=50, module="mlxkv")
-    again.wait_for("Lily")
+    again.wait_for("Once upon a time")
     again.type("\x04")
     assert again.end() == 0
 
@@ -131,7 +138,9 @@ def test_a_chat_open_elsewhere_is_shown_and_forked(model: list[str]) -> None:
     second.wait_for("Read-only here")
     second.type("more\r")
     second.wait_for("open in another mlxkv")
-    second.type("\x15/fork\r")
+    second.type("\x03")  # clears the prompt
+    second.wait_for("Ask anything")
+    second.type("/fork\r")
     second.wait_for("Once upon a time (2)")
     second.type("\x04")
     assert second.end() == 0
