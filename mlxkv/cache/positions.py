@@ -63,12 +63,27 @@ def ropes_of(layer: nn.Module) -> list[Rope]:
         for name, module in layer.named_modules()
         if ("rope" in (last := name.rsplit(".", 1)[-1]) or "rotary" in last) and callable(module)
     }
-    return list(found.values())
+    # Modules that rotate in a function of their own keep the frequencies (nanochat, talkie).
+    tables = [getattr(module, "_rope_freqs", None) for _, module in layer.named_modules()]
+    return [*found.values(), *(TableRope(table) for table in tables if isinstance(table, mx.array))]
+
+
+class TableRope:
+    """The rope of these frequencies, halves of a row rotated against each other."""
+
+    def __init__(self, freqs: mx.array) -> None:
+        self._freqs = freqs  # (dims / 2,)
+
+    def __call__(self, x: mx.array, offset: int) -> mx.array:
+        dims = 2 * self._freqs.size
+        return mx.fast.rope(x, dims, traditional=False, base=None, scale=1.0, offset=offset, freqs=self._freqs)
 
 
 def rotations_of(rope: Rope, head_dim: int) -> list[SinkRotation]:
     """The ways a rope may have been used on rows of `head_dim`: on all of a row, or on the end of it."""
     dims = getattr(rope, "dims", None) or getattr(rope, "dim", None)
+    if dims is None and (freqs := getattr(rope, "_freqs", None)) is not None:
+        dims = 2 * freqs.size
     starts = [0, head_dim - dims] if isinstance(dims, int) and 0 < dims < head_dim else [0]
     rotations = []
     for start in starts:

@@ -99,10 +99,16 @@ def test_latent_rows_are_not_taken_for_keys() -> None:
     assert "its positions do not compose" in plan.description
 
 
-def test_the_end_of_a_row_is_moved_where_that_is_what_the_rope_sees() -> None:
-    (leaf, _) = plan_cache(ARCHITECTURES["youtu_llm"].build(), CONFIG).leaves
+@pytest.mark.parametrize("name", ["youtu_llm", "deepseek_v2"])
+def test_the_end_of_a_row_is_moved_where_that_is_what_the_rope_sees(name: str) -> None:
+    (leaf, _) = plan_cache(ARCHITECTURES[name].build(), CONFIG).leaves
     assert leaf.rotation is not None
     assert leaf.rotation.start == 32
+
+
+@pytest.mark.parametrize("name", ["nanochat", "talkie"])
+def test_a_rope_that_is_a_table_of_frequencies_is_found(name: str) -> None:
+    assert all(leaf.rotation is not None for leaf in plan_cache(ARCHITECTURES[name].build(), CONFIG).leaves)
 
 
 def test_an_estimate_computes_nothing() -> None:
