@@ -148,6 +148,8 @@ def database_errors(path: Path) -> Iterator[None]:
         if code == sqlite3.SQLITE_BUSY:
             raise StoreError(f"The chat database {path} is busy; close the other mlxkv and try again.") from error
         raise StoreError(f"The chat database {path} cannot be used ({error}); check the disk and try again.") from error
+    except UnicodeDecodeError as error:  # of a name or a message that sqlite3 cannot even say
+        raise CorruptError(f"The chat database {path} is damaged (bytes that are no text); {ADVICE}.") from error
     except OSError as error:
         raise StoreError(
             f"The chat database {path} cannot be used ({error.strerror}); check the disk and try again."
