@@ -17,7 +17,10 @@ from tests.cache.architecture_table import check_parity, make_row, plan_cells, r
 from tests.cache.architectures import ARCHITECTURES, NOT_BUILT, module_names
 
 # One of each kind, and a seeded handful of the rest.
-KINDS = ["llama", "gemma3n", "deepseek_v32", "minimax_m3_vl", "falcon_h1", "llama4", "afm7", "iquestloopcoder"]
+KINDS = [
+    "llama", "smollm3", "nanochat", "gemma3n", "plamo3", "iquestloopcoder", "deepseek_v32", "minimax_m3_vl",
+    "falcon_h1", "mamba2", "llama4", "afm7",
+]  # fmt: skip
 SOME = KINDS + random.Random(4).sample(sorted(set(ARCHITECTURES) - set(KINDS)), 4)
 CHECKED = list(ARCHITECTURES) if os.environ.get("MLXKV_THOROUGH") else SOME
 
