@@ -116,6 +116,8 @@ def chat(
         "think": think,
     }  # fmt: skip
     settings = load_settings(folders, flags=flags)
+    if disk_limit is not None:
+        os.environ["MLXKV_DISK_LIMIT"] = disk_limit  # whoever opens the store asks there, not us
     asked = _named_cache(folders, named, system, continue_ or resume is not None)
     from mlxkv.cache.config import CacheConfig
     from mlxkv.device import check_platform

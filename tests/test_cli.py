@@ -120,6 +120,14 @@ def test_standard_input_and_files_join_the_question(run: Run, tiny_path: Path, t
     assert run("-m", tiny_path, *GREEDY, stdin="only piped").code == 0
 
 
+def test_the_disk_limit_of_the_command_line_reaches_the_store(
+    run: Run, tiny_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLXKV_DISK_LIMIT", "")  # the command sets it: put back after the test
+    args = ("-m", str(tiny_path), "-p", "hi", "--max-tokens", "4", "--window", "256", "--output-format", "json")
+    assert json.loads(run(*args, "--disk-limit", "0").out)["kv"]["disk_bytes"] == 0
+
+
 def test_no_save_leaves_nothing(run: Run, tiny_path: Path, home: Path) -> None:
     assert ask(run, tiny_path, "hi", "--no-save").code == 0
     assert not [p for p in home.rglob("*") if p.is_file()]

@@ -38,7 +38,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Listing:
-    """`hint` says what Enter does; `at` is the row to begin with."""
+    """`hint` says what Enter does; `at` is the row to begin with.
+
+    With `searches_chats` words that no row has are looked for in what was said in all chats.
+    """
 
     title: str
     rows: tuple[Row, ...]
@@ -46,6 +49,7 @@ class Listing:
     empty: str = "Nothing found."
     at: int = 0
     searchable: bool = True
+    searches_chats: bool = False
 
     def matching(self, typed: str) -> list[Row]:
         """The rows that have every word; headings only while nothing is typed."""

@@ -23,7 +23,8 @@ def chats_list(chats: Sequence[ev.ChatSummary], now: float, at: str | None = Non
     newest = latest_first(chats)
     rows = tuple(chat_row(chat, now) for chat in newest)
     index = next((i for i, chat in enumerate(newest) if chat.id == at), 0)
-    return Listing("Chats", rows, "⏎ resume · esc close", "No chat has these words in its title.", index)
+    empty = "No title has these words. ⏎ looks for them in what was said."
+    return Listing("Chats", rows, "⏎ resume · esc close", empty, index, searches_chats=True)
 
 
 def chat_row(chat: ev.ChatSummary, now: float) -> Row:

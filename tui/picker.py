@@ -8,6 +8,7 @@ from textual.message import Message
 from textual.widgets import OptionList
 from textual.widgets.option_list import Option
 
+from mlxkv import commands as cmd
 from mlxkv.tui.listing import Choice, Listing, Row, row_line
 
 
@@ -64,7 +65,9 @@ class Picker(OptionList):
     def on_key(self, event: Key) -> None:
         if not self.listing.searchable:
             return
-        if event.key == "backspace":
+        if event.key == "enter" and not self._rows and self.listing.searches_chats:
+            self.post_message(self.Picked(cmd.SearchChats(self._words)))
+        elif event.key == "backspace":
             self._words = self._words[:-1]
         elif event.is_printable and event.character:
             self._words += event.character

@@ -9,14 +9,13 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 
 from mlxkv import commands as cmd
 from mlxkv import events as ev
 from mlxkv.config import Settings
 from mlxkv.stats import fit
 from mlxkv.text import clean
-from mlxkv.tui import lists, reports
+from mlxkv.tui import answers, lists
 from mlxkv.tui.chats import find_chat
 from mlxkv.tui.listing import Listing
 from mlxkv.tui.meter import Meter
@@ -192,7 +191,7 @@ class ChatState(Story):
                 if self.turn is None:  # not sent from here: a retry
                     self.begin_turn(text)
             case ev.TurnFinished():
-                self._answered(*_TURNS)
+                self.answered(*_TURNS)
                 self.finish_turn(event)
             case ev.SessionStatus():
                 self.status = event
@@ -203,7 +202,7 @@ class ChatState(Story):
                 self._loading = event
             case ev.ModelReady(name):
                 self.model, self._ready, self._loading = clean(name), True, None
-                self._answered(cmd.LoadModel)
+                self.answered(cmd.LoadModel)
                 if not self._is_open and not any(isinstance(c, cmd.NewChat | cmd.OpenChat) for c in self._waiting):
                     self.submit(cmd.NewChat())
             case ev.ChatOpened():
@@ -217,59 +216,11 @@ class ChatState(Story):
             case ev.PullProgress():
                 self._pulled(event)
             case _:
-                self._answer(event)
+                answers.take(self, event)
         self._advance()
 
-    def _answer(self, event: ev.EngineEvent) -> None:
-        """Events that answer a question of the user's and change nothing in the chat."""
-        match event:
-            case ev.ChatList(chats):
-                self._answered(cmd.ListChats)
-                self.chats = chats
-                self._choose(chats)
-            case ev.ChatTree(branches):
-                self._answered(cmd.ShowTree)
-                if len(branches) > 1:
-                    self.show(lists.tree_list(branches, self.today()))
-                else:
-                    self.say("This chat has no branches yet; /fork, /edit and /retry make them.")
-            case ev.ChatHits(words, hits):
-                self._answered(cmd.SearchChats)
-                self.show(lists.hits_list(words, hits))
-            case ev.ChatRenamed(session_id, title):
-                self._answered(cmd.RenameChat)
-                if session_id == self.session_id or self.session_id is None:
-                    self.title = clean(title)
-                self.chats = tuple(replace(c, title=title) if c.id == session_id else c for c in self.chats)
-                self.say(f"Renamed: “{title}”.")
-            case ev.ChatDeleted(session_id, title):
-                self._answered(cmd.DeleteChat)
-                self.chats = tuple(c for c in self.chats if c.id != session_id)
-                tell = self.say_after_opening if session_id == self.session_id else self.say
-                tell(f"Deleted “{title}”.")
-            case ev.ChatExported(path):
-                self._answered(cmd.ExportChat)
-                self.say(f"Written to {path}")
-            case ev.Applied(text):
-                self._answered(cmd.ChangeSettings, cmd.SetSystem)
-                if text:
-                    self.say(text)
-            case ev.ModelList(models):
-                self._answered(cmd.ListModels)
-                self.models = models
-                self.show(lists.models_list(models, self.model, bool(self.messages)))
-            case ev.ModelMissing(name, size):
-                self._answered(cmd.LoadModel)
-                self.show(lists.missing_model(name, size))
-            case ev.ContextUse():
-                self._answered(cmd.ShowContext)
-                self.say_lines(reports.context_lines(event))
-            case ev.SessionFigures():
-                self._answered(cmd.ShowStats)
-                self.say_lines(reports.stats_lines(event))
-
     def _opened(self, event: ev.ChatOpened) -> None:
-        self._answered(cmd.NewChat, cmd.OpenChat, cmd.Rewind, cmd.Fork)
+        self.answered(cmd.NewChat, cmd.OpenChat, cmd.Rewind, cmd.Fork)
         self.show_chat(event)
         self.session_id, self.read_only = event.session_id, clean(event.read_only)
         self.editing, self.put = None, event.prompt or self.put
@@ -302,7 +253,7 @@ class ChatState(Story):
         name = clean(event.name)
         match event.state:
             case "asking":
-                self._answered(cmd.Pull, cmd.LoadModel)
+                self.answered(cmd.Pull, cmd.LoadModel)
             case "paused":
                 self.say(f"{name}: paused, what has arrived is kept. /pull {name} goes on.")
             case "failed":
@@ -312,7 +263,8 @@ class ChatState(Story):
             case "done":
                 self.say(f"{name} is on this machine now; /model {name} loads it.")
 
-    def _choose(self, chats: tuple[ev.ChatSummary, ...]) -> None:
+    def choose(self, chats: tuple[ev.ChatSummary, ...]) -> None:
+        """Do what the list of chats was wanted for."""
         wanted, self._wanted = self._wanted, None
         if wanted is None:  # the sidebar wanted to know
             return
@@ -335,6 +287,7 @@ class ChatState(Story):
         self.submit(cmd.Send(text, self.clock()))
         self.begin_turn(text)
 
-    def _answered(self, *kinds: type[cmd.Command]) -> None:
+    def answered(self, *kinds: type[cmd.Command]) -> None:
+        """The command in front is done, if it is one of these."""
         if self._waiting and isinstance(self._waiting[0], kinds):
             self._waiting.popleft()

@@ -57,6 +57,18 @@ async def test_searching_in_the_sidebar_takes_letters_as_letters() -> None:
         assert not w.sent(ExportChat)
 
 
+async def test_words_that_no_title_has_are_looked_for_in_all_chats() -> None:
+    async with window() as w:
+        await w.pilot.press("ctrl+k")
+        await w.until(lambda: isinstance(w.app.focused, Picker))
+        await w.pilot.press(*"train")
+        await w.until(lambda: "looks for them in what was said" in w.screen())
+        await w.pilot.press("enter")
+        await w.until(lambda: "the [train] to Porto" in w.screen())
+        await w.pilot.press("enter")
+        await w.until(lambda: OpenChat("c2") in w.engine.commands)
+
+
 async def test_a_narrow_window_has_the_list_instead() -> None:
     async with window(size=(80, 24)) as w:
         await w.pilot.press("ctrl+b")
@@ -121,7 +133,7 @@ async def test_choosing_a_model_and_a_setting() -> None:
     async with window(model=None, size=(100, 30)) as w:
         await w.pilot.press("enter")  # nothing typed, no model: the models there are
         await w.until(lambda: "On this machine" in w.screen())
-        assert "too large here" in w.screen()
+        await w.until(lambda: "too large here" in w.screen())
         await w.pilot.press("enter")
         await w.until(lambda: LoadModel("tutor") in w.engine.commands)
         await w.ask("/set")

@@ -1,0 +1,63 @@
+"""Events that answer a question of the user's and change nothing in the chat: lists, trees, figures. Pure; UI."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from mlxkv import commands as cmd
+from mlxkv import events as ev
+from mlxkv.text import clean
+from mlxkv.tui import lists, reports
+
+if TYPE_CHECKING:
+    from mlxkv.tui.state import ChatState
+
+
+def take(state: ChatState, event: ev.EngineEvent) -> None:
+    """Answer the user; other events are none of ours."""
+    match event:
+        case ev.ChatList(chats):
+            state.answered(cmd.ListChats)
+            state.chats = chats
+            state.choose(chats)
+        case ev.ChatTree(branches):
+            state.answered(cmd.ShowTree)
+            if len(branches) > 1:
+                state.show(lists.tree_list(branches, state.today()))
+            else:
+                state.say("This chat has no branches yet; /fork, /edit and /retry make them.")
+        case ev.ChatHits(words, hits):
+            state.answered(cmd.SearchChats)
+            state.show(lists.hits_list(words, hits))
+        case ev.ChatRenamed(session_id, title):
+            state.answered(cmd.RenameChat)
+            if session_id == state.session_id or state.session_id is None:
+                state.title = clean(title)
+            state.chats = tuple(replace(c, title=title) if c.id == session_id else c for c in state.chats)
+            state.say(f"Renamed: “{title}”.")
+        case ev.ChatDeleted(session_id, title):
+            state.answered(cmd.DeleteChat)
+            state.chats = tuple(c for c in state.chats if c.id != session_id)
+            tell = state.say_after_opening if session_id == state.session_id else state.say
+            tell(f"Deleted “{title}”.")
+        case ev.ChatExported(path):
+            state.answered(cmd.ExportChat)
+            state.say(f"Written to {path}")
+        case ev.Applied(text):
+            state.answered(cmd.ChangeSettings, cmd.SetSystem)
+            if text:
+                state.say(text)
+        case ev.ModelList(models):
+            state.answered(cmd.ListModels)
+            state.models = models
+            state.show(lists.models_list(models, state.model, bool(state.messages)))
+        case ev.ModelMissing(name, size):
+            state.answered(cmd.LoadModel)
+            state.show(lists.missing_model(name, size))
+        case ev.ContextUse():
+            state.answered(cmd.ShowContext)
+            state.say_lines(reports.context_lines(event))
+        case ev.SessionFigures():
+            state.answered(cmd.ShowStats)
+            state.say_lines(reports.stats_lines(event))
