@@ -80,7 +80,7 @@ class ReadingApp(App[int]):
             self.prompt.insert(message.typed)
 
     def on_transcript_wanted(self, message: Transcript.Wanted) -> None:
-        number, state = message.message, self.state
+        number, state, done = message.message, self.state, False
         match message.wish:
             case "copy":
                 self._copy_message(number)

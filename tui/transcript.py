@@ -235,7 +235,7 @@ class Transcript(ScrollView, can_focus=False):
         """Tell Textual the height. It would lay out the screen, which is needed only when the bar comes or goes."""
         old, new, page = self.virtual_size, Size(self.lines.width, self.lines.height), self.size.height
         if old.width == new.width and (old.height > page) == (new.height > page):
-            self.set_reactive(Transcript.virtual_size, new)
+            self.set_reactive(Transcript.virtual_size, new)  # pyright: ignore[reportArgumentType]
         else:
             self.virtual_size = new
 

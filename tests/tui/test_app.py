@@ -197,7 +197,7 @@ async def test_mouse_fuzz_while_streaming() -> None:
         await w.until(lambda: w.app.state.turn)
         deltas = reply_events(REPLY * 6, piece=7)[1:-2]
         sent, shift = 0, False
-        for step in range(500):
+        for step in range(2000):
             x, y = rng.randrange(60), rng.randrange(20)
             kind = rng.choice([MouseDown, MouseUp, MouseMove, MouseMove, MouseScrollUp, MouseScrollDown])
             button = 1 if kind in (MouseDown, MouseUp) else 0
