@@ -1,8 +1,7 @@
 """What each layer of a model gets: from the cache the model itself asks for to a bounded one, and its bytes.
 
-`plan_cache` looks at the model, `CachePlan.make` builds the caches. Used on the thread
-that owns MLX. What one cache becomes is `layer_plan.py`, how a ring works `ring.py`; all layers together with the token
-log are `prompt_cache.py`.
+`plan_cache` looks at the model, `CachePlan.make` builds the caches. Used on the thread that owns MLX. What one cache
+becomes is `layer_plan.py`, how a ring works `ring.py`; all layers together with the token log are `prompt_cache.py`.
 """
 
 from __future__ import annotations
