@@ -139,7 +139,8 @@ def _exchange(data: Path, backup: Path, files: Files) -> Path | None:
         files.write(fresh, iter(lambda: stream.read(1 << 20), b""), data)
     try:
         aside = data / "backups" / f"mlxkv-{datetime.date.today():%Y%m%d}-replaced-{time.time_ns()}.db"
-        with contextlib.suppress(sqlite3.Error), closing(sqlite3.connect(path)) as db:
+        there = f"{path.absolute().as_uri()}?mode=rw"
+        with contextlib.suppress(sqlite3.Error), closing(sqlite3.connect(there, uri=True)) as db:
             db.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # a database that can be read goes aside with its last turns
         for ending in ("-wal", "-shm", ""):
             with contextlib.suppress(FileNotFoundError):
