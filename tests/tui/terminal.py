@@ -13,6 +13,7 @@ import sys
 import termios
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 _ESCAPES = re.compile(rb"\x1b\[[0-9;?<>=]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|\x1b[()][A-Z0-9]|\x1b[=>]")
 
@@ -26,12 +27,13 @@ class Terminal:
 
     def __init__(
         self, args: Sequence[str], env: Mapping[str, str] | None = None, columns: int = 80, rows: int = 24,
-        module: str = "mlxkv.cli",
+        module: str = "mlxkv.cli", folder: Path | None = None,
     ) -> None:  # fmt: skip
         self.begun = time.perf_counter()
         self.pid, self.fd = pty.fork()
         if self.pid == 0:
             os.environ.update({"TERM": "xterm-256color", "COLUMNS": str(columns), "LINES": str(rows), **(env or {})})
+            os.chdir(folder or ".")
             os.execv(sys.executable, [sys.executable, "-m", module, *args])
         fcntl.ioctl(self.fd, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
         self.output = b""
