@@ -80,6 +80,9 @@ def test_the_meter_counts_tokens_by_the_second() -> None:
     meter.take(TurnFinished("stop", "", STATS), 4.0)
     meter.take(TextDelta("x", 5), 4.5)  # a new reply counts from the beginning
     assert meter.rates(5.0)[-1] == 5
+    meter.take(TurnStarted("after one that failed"), 5.5)
+    meter.take(TextDelta("x", 2), 5.6)
+    assert meter.rates(6.0)[-1] == 2
     assert sum(meter.rates(100.0)) == 0
     assert len(meter.rates(100.0)) == 60
 
