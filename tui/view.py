@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from mlxkv.tui.picker import Picker
     from mlxkv.tui.sidebar import Sidebar
 
+KEYS = ("⏎ send  ^J newline  ^B chats  F2 cache  ^P menu ", "^J newline  ^B chats  ^P menu ", "^J newline  ^P menu ")
 LEVELS = {"": "", "warning": "yellow", "error": "red"}
 SIDEBAR_WIDTH = 31  # as in its CSS: it is imported when it is first opened
 ROOM_FOR_SIDEBAR = 100  # columns
@@ -105,10 +106,16 @@ class ChatView(Vertical):
         self._show_figures(state, sidebar, width)
         why = "waiting for the current reply · ↑ to edit" if state.turn else "sent when the model is ready · ↑ to edit"
         self.queued.show([clean(text) for text in state.queue], why)
-        keys = "^J newline  ^P menu " if width < 100 else "⏎ send  ^J newline  ^B chats  F2 cache  ^P menu "
-        narrow = width < 60
-        footer = footer_text(state.status, width - (2 if narrow else len(keys) + 3), narrow)
-        self.footer.show(f" {footer}", "" if narrow else keys)
+        self._show_footer(state, width)
+
+    def _show_footer(self, state: ChatState, width: int) -> None:
+        """What the session is comes before what keys there are."""
+        if width < 60:
+            self.footer.show(f" {footer_text(state.status, width - 2, narrow=True)}")
+            return
+        room = width - len(footer_text(state.status, 1000)) - 3
+        keys = next((keys for keys in KEYS if len(keys) <= room), KEYS[-1])
+        self.footer.show(f" {footer_text(state.status, width - len(keys) - 3)}", keys)
 
     def _show_header(self, state: ChatState, width: int) -> None:
         wide = width >= 100
