@@ -1,22 +1,14 @@
-"""The safetensors format, strictly: check a header before any reader maps the file, and write headers of our own.
-
-`mx.load` trusts what a header says (some hostile files make it read foreign memory), so every file is checked here
-first. Knows no MLX and no tensors' contents, only their names, types, shapes and places. Any thread may call it.
-Format: https://huggingface.co/docs/safetensors, of which this accepts a subset.
-"""
+"""What a header must be, rule by rule, and what comes of one that is. Pure: bytes in, values out."""
 
 from __future__ import annotations
 
 import json
-import os
 import re
-import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NoReturn
 
-from mlxkv.errors import CorruptError, MlxkvError, ModelFileError
+from mlxkv.errors import MlxkvError
 
 MAX_HEADER = 1 << 20  # bytes
 MAX_DIMS = 8
@@ -56,102 +48,14 @@ class Header:
     file_size: int
 
 
-def read_header(
-    source: str | os.PathLike[str] | int | bytes | bytearray | memoryview,
-    *,
-    weights: bool = False,
-    nofollow: bool = False,
-    name: str | None = None,
-) -> Header:
-    """Read and check the header of `source`: a path, an open file descriptor (its position is kept) or the whole file.
-
-    `weights` allows the names model files use and blames the model; `nofollow` refuses a link as the last part of a
-    path (not for weights: the Hugging Face cache is made of links); `name` is what messages call the file.
-
-    Raises:
-        CorruptError, ModelFileError (`weights`): one sentence with the file, the rule and the value found.
-    """
-    rules = _Rules(_shown(name or _name_of(source)), ModelFileError if weights else CorruptError, weights)
-    if isinstance(source, (bytes, bytearray, memoryview)):
-        view = memoryview(source).cast("B")
-        length = rules.length(bytes(view[:8]), len(view))
-        return rules.header(bytes(view[8 : 8 + length]), len(view))
-    try:
-        if isinstance(source, int):
-            return _read_fd(source, rules)
-        # O_NONBLOCK: opening a pipe that nobody writes to must not hang before fstat can refuse it
-        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | (os.O_NOFOLLOW if nofollow else 0)
-        fd = os.open(source, flags)
-        try:
-            return _read_fd(fd, rules)
-        finally:
-            os.close(fd)
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        raise rules.error(f"{rules.file} cannot be opened ({getattr(error, 'strerror', None) or error}).") from error
-
-
-def check_weights(path: str | os.PathLike[str]) -> Header:
-    """`read_header` with the rules for model weights; call it before every `mx.load` of a file that is not ours.
-
-    Raises:
-        ModelFileError: see `read_header`.
-    """
-    return read_header(path, weights=True)
-
-
-def encode_header(tensors: Sequence[tuple[str, str, tuple[int, ...], int]], metadata: Mapping[str, str]) -> bytes:
-    """The bytes before the data: 8-byte little-endian length and JSON padded with spaces to a multiple of 8.
-
-    `tensors` are (name, dtype, shape, nbytes), laid out contiguously in the order of their sorted names, which is the
-    order to write the buffers in. The same arguments in any order give the same bytes.
-
-    Raises:
-        ValueError: `read_header` would refuse the result.
-    """
-    table: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
-    offset = 0
-    for name, dtype, shape, nbytes in sorted(tensors):
-        if name in table:
-            raise ValueError(f"Two tensors are called {name!r}.")
-        table[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, offset + nbytes]}
-        offset += nbytes
-    try:
-        text = json.dumps(table, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
-        text += b" " * (-len(text) % 8)
-        rules = _Rules("the new file", CorruptError, weights=False)
-        head = len(text).to_bytes(8, "little")
-        rules.length(head, 8 + len(text) + offset)
-        rules.header(text, 8 + len(text) + offset)
-    except (CorruptError, TypeError, UnicodeEncodeError) as error:
-        raise ValueError(f"Not a header this program would read back: {error}") from error
-    return head + text
-
-
-def encode(
-    tensors: Mapping[str, tuple[str, tuple[int, ...], bytes | memoryview]], metadata: Mapping[str, str]
-) -> Iterator[bytes | memoryview]:
-    """The parts of a whole file in order, the header first; buffers (C-contiguous) are passed on without a copy.
-
-    Raises:
-        ValueError: `read_header` would refuse the result; nothing is yielded then.
-    """
-    views = {name: _flat(buffer) for name, (_, _, buffer) in tensors.items()}
-    yield encode_header(
-        [(name, dtype, shape, views[name].nbytes) for name, (dtype, shape, _) in tensors.items()], metadata
-    )
-    for name in sorted(views):
-        yield views[name]
-
-
-# -- the rules -----------------------------------------------------------------------------------------
-
-
 class _Refused(Exception):
     """A rule broken inside the JSON parser's hooks."""
 
 
 @dataclass(frozen=True)
-class _Rules:
+class Rules:
+    """`file` is what messages call it, `error` what is raised, `weights` whether names may be what model files use."""
+
     file: str
     error: type[MlxkvError]
     weights: bool
@@ -171,6 +75,7 @@ class _Rules:
         return length
 
     def header(self, text: bytes, size: int) -> Header:
+        """The checked header, from the JSON of a file of `size` bytes."""
         table = self.parse(text)
         metadata = self.metadata(table.pop("__metadata__", {}))
         tensors = [self.tensor(name, entry) for name, entry in table.items()]
@@ -266,41 +171,6 @@ def _no_float(text: str) -> NoReturn:
     raise _Refused("a number must be an integer", text)
 
 
-def _read_fd(fd: int, rules: _Rules) -> Header:
-    info = os.fstat(fd)
-    if not stat.S_ISREG(info.st_mode):
-        raise rules.error(f"{rules.file} must be a regular file, found {stat.filemode(info.st_mode)}.")
-    length = rules.length(_pread(fd, 8, 0), info.st_size)
-    text = _pread(fd, length, 8)
-    if len(text) != length:
-        rules.refuse(f"the header must hold {length} bytes (the file shrank while it was read)", len(text))
-    return rules.header(text, info.st_size)
-
-
-def _flat(buffer: bytes | memoryview) -> memoryview:
-    view = memoryview(buffer)
-    return view.cast("B") if view.nbytes else memoryview(b"")  # a view of no bytes cannot be cast
-
-
-def _pread(fd: int, count: int, offset: int) -> bytes:
-    parts = []
-    while count > 0 and (part := os.pread(fd, count, offset)):
-        parts.append(part)
-        count -= len(part)
-        offset += len(part)
-    return b"".join(parts)
-
-
-def _name_of(source: object) -> str:
-    if isinstance(source, (str, os.PathLike)):
-        return str(Path(os.fspath(source)))
-    return "the open file" if isinstance(source, int) else "the data"
-
-
 def _short(value: object) -> str:
     text = ascii(value)  # a file's own text reaches a terminal in no other form
     return text if len(text) <= 80 else f"{text[:76]} ..."
-
-
-def _shown(name: str) -> str:
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in name)
