@@ -122,7 +122,7 @@ class PromptFormat:
         """
         import jinja2
 
-        from mlxkv.templates import budgeted
+        from mlxkv.templates import TemplateTooCostlyError, budgeted
 
         more = {} if think is None else {"enable_thinking": think}
         for attempt in (list(messages), _without_system_role(messages)):
@@ -133,6 +133,8 @@ class PromptFormat:
                     )
             except (jinja2.TemplateError, RecursionError, MemoryError) as error:
                 refusal = error
+                if isinstance(error, TemplateTooCostlyError):  # not for want of a system role: no second try
+                    break
         raise ModelError(
             f"The model's chat template refuses this chat ({str(refusal).splitlines()[0]}); use another model, "
             f"or `mlxkv.load(...).generate` for raw text."

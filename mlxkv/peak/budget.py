@@ -36,7 +36,7 @@ class Budget:
         """A plan of the cache; where the window is left open, of the largest that can also be filled."""
         share = int(max(self.limit - used, 0) * _CACHE_SHARE) if self.limit else 1 << 62
         plan = plan_cache(self.model, config, system_tokens=system_tokens, budget=share, is_loaded=is_loaded)
-        while config.window is None and not self.fits(plan, used):
+        while config.window is None and not self._can_be_filled(plan, used):
             geometry = plan.geometry
             if geometry is None or geometry.window <= _LEAST_WINDOW:
                 break
@@ -53,7 +53,7 @@ class Budget:
         Raises:
             OutOfMemoryError: with what would fit; nothing was allocated.
         """
-        if self.fits(plan, used, CHUNKS[0]) or self.fits(plan, used):
+        if self._can_be_filled(plan, used):
             return
         raise OutOfMemoryError(
             f"This KV cache needs {bytes_text(self._held(plan))}, and reading a prompt "
@@ -62,14 +62,17 @@ class Budget:
 
     def fits(self, plan: CachePlan, used: int, chunk: int = CHUNKS[-1]) -> bool:
         """Whether the cache can be filled in pieces of `chunk` tokens."""
-        return not self.limit or used + self._held(plan) + self.reading(plan, chunk) <= self.limit
+        free = self.limit - used - self._held(plan)
+        # A prediction takes as long as a turn of a small model: none is made where the cache alone is too much.
+        return not self.limit or (free > 0 and self.reading(plan, chunk) <= free)
+
+    def _can_be_filled(self, plan: CachePlan, used: int) -> bool:
+        """In some pieces; the largest are asked about first, since reading a prompt will ask about them."""
+        return any(self.fits(plan, used, chunk) for chunk in (CHUNKS[0], CHUNKS[-1]))
 
     def largest_chunk(self, plan: CachePlan, used: int, tokens: int | None = None) -> int:
         """The most tokens per call with which a prompt that ends at `tokens` (None: anywhere) fits; else the fewest."""
-        if self.fits(plan, used, CHUNKS[0]):  # known from making the cache, so the usual turn predicts nothing
-            return CHUNKS[0]
-        free = self.limit - used - self._held(plan)
-        return next((c for c in CHUNKS if self.reading(plan, c, tokens) <= free), CHUNKS[-1])
+        return self._chunk_that_fits(plan, used, tokens) or CHUNKS[-1]
 
     def chunk(self, plan: CachePlan, used: int, tokens: int) -> int:
         """`largest_chunk`, for a prompt about to be read.
@@ -77,14 +80,20 @@ class Budget:
         Raises:
             OutOfMemoryError: not even the smallest piece fits; with what would.
         """
-        chunk = self.largest_chunk(plan, used, tokens)
-        need = self._held(plan) + self.reading(plan, chunk, tokens) if self.limit else 0
-        if used + need > self.limit > 0:
+        chunk = self._chunk_that_fits(plan, used, tokens)
+        if chunk is None:
+            need = self._held(plan) + self.reading(plan, CHUNKS[-1], tokens)
             raise OutOfMemoryError(
                 f"Reading a prompt of {tokens:,} tokens needs {bytes_text(need)} with its KV cache; "
                 f"{self._free_text(used)}; {self.advice(plan.config, used)}."
             )
         return chunk
+
+    def _chunk_that_fits(self, plan: CachePlan, used: int, tokens: int | None) -> int | None:
+        if self.fits(plan, used, CHUNKS[0]):  # known from making the cache, so the usual turn predicts nothing
+            return CHUNKS[0]
+        free = self.limit - used - self._held(plan)
+        return next((c for c in CHUNKS if self.reading(plan, c, tokens) <= free), None)
 
     def advice(self, config: CacheConfig, used: int, *, is_loaded: bool = True) -> str:
         """What would fit, as the end of a sentence."""
