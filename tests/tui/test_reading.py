@@ -203,7 +203,7 @@ async def test_a_long_chat_opens_without_being_wrapped() -> None:
 
 async def test_a_selection_stays_on_its_text_when_lines_above_are_wrapped() -> None:
     async with window(FakeEngine(manual=True), size=(60, 20)) as w:
-        await chat(w, *(f"message {i} " + "word " * 40 for i in range(80)))
+        await chat(w, *(f"message {i}" + "\nword" * 9 for i in range(80)))  # a reply's lines become one: not as guessed
         transcript = w.app.transcript
         await w.until(lambda: not transcript.is_wrapping)
         transcript.lines.reset(transcript.lines.width)  # all heights are guesses again
