@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pty
 import signal
+import subprocess
 import sys
 import termios
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 import pytest
 
 from mlxkv.__main__ import opens_window
-from mlxkv.supervisor import farewell
+from mlxkv.supervisor import LIFELINE, farewell
 
 PARENT = "import sys; from mlxkv.supervisor import supervise; sys.exit(supervise([sys.executable, '-c', sys.argv[1]]))"
 
@@ -104,13 +105,24 @@ def test_stopping_the_child_stops_the_job_and_fg_wakes_both() -> None:
 
 
 def test_a_child_does_not_outlive_its_parent() -> None:
-    run = supervised(
+    """Without a terminal, whose hang-up would end it as well."""
+    lifeline, held = os.pipe()
+    script = (
         "import os, signal\nfrom mlxkv.supervisor import watch_parent\nwatch_parent()\n"
-        "assert 'MLXKV_LIFELINE' not in os.environ\nos.write(1, b'ready')\nwhile True: signal.pause()"
+        "assert 'MLXKV_LIFELINE' not in os.environ\nos.write(1, b'r')\nwhile True: signal.pause()"
     )
-    run.until(b"ready")
-    os.kill(run.pid, signal.SIGKILL)
-    assert run.end() == -signal.SIGKILL  # ends only because the child has let go of the terminal, too
+    with subprocess.Popen(
+        [sys.executable, "-c", script], env={**os.environ, LIFELINE: str(lifeline)}, pass_fds=[lifeline],
+        stdout=subprocess.PIPE,
+    ) as child:  # fmt: skip
+        assert child.stdout is not None
+        assert child.stdout.read(1) == b"r"
+        os.close(lifeline)
+        os.close(held)
+        try:
+            assert child.wait(60) == -signal.SIGHUP
+        finally:
+            child.kill()
 
 
 def test_what_is_said_at_the_end() -> None:
