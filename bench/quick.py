@@ -13,19 +13,17 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx_lm.generate import generate_step
-from mlx_lm.models.cache import KVCache, RotatingKVCache
+from mlx_lm.models.cache import RotatingKVCache
 from mlx_lm.models.llama import Model, ModelArgs
 
-from bench.measure import Ratio, compare, header
+from bench.measure import header
+from mlxkv.benchmark import Speeds, decode_speeds, prefill_speeds, random_ids
 from mlxkv.cache.config import CacheConfig
 from mlxkv.cache.geometry import Geometry
-from mlxkv.cache.plan import plan_cache
+from mlxkv.cache.plan import CachePlan, plan_cache
 from mlxkv.cache.positions import SinkRotation
-from mlxkv.cache.prompt_cache import PromptCache
 from mlxkv.cache.ring import RingKVCache
 from mlxkv.runner import ModelRunner
-from mlxkv.sampling import SamplingParams
 
 STORIES = Path(__file__).resolve().parents[1].parent / "shared" / "testdata" / "stories260K"
 STEPS = 64  # decoded tokens per round
@@ -42,66 +40,8 @@ def random_llama() -> Model:
     return model
 
 
-def tokens(n: int, vocab: int) -> list[int]:
-    return [int(t) for t in mx.random.randint(3, vocab, (n,), key=mx.random.key(1)).tolist()]  # type: ignore
-
-
-def decode(model: Any, vocab: int, context: int) -> Ratio:
-    ids = tokens(context, vocab)
-    runner = ModelRunner(model)
-    ours = PromptCache(plan_cache(model, CacheConfig(window=2 * context)), model)
-    for _ in runner.prefill(ours, ids):
-        pass
-    theirs = [KVCache() for _ in model.layers]
-    for at in range(0, context, 512):
-        model(mx.array([ids[at : at + 512]]), cache=theirs)
-        mx.eval([c.state for c in theirs])
-
-    def run_ours() -> float:
-        stream = runner.decode(ours, 5, SamplingParams(temperature=0.0, max_tokens=STEPS + 1))
-        seconds = _timed(stream)
-        ours.rewind(context)
-        return seconds
-
-    def run_theirs() -> float:
-        stream = generate_step(mx.array([5]), model, max_tokens=STEPS + 1, prompt_cache=theirs)
-        seconds = _timed(stream)
-        for c in theirs:
-            c.trim(c.offset - context)
-        return seconds
-
-    return compare(run_ours, run_theirs)
-
-
-def _timed(stream: Any) -> float:
-    """Seconds from the first token to the last."""
-    next(stream)
-    begun = time.perf_counter()
-    for _ in stream:
-        pass
-    return time.perf_counter() - begun
-
-
-def prefill(model: Any, vocab: int, length: int) -> Ratio:
-    ids = tokens(length, vocab)
-    runner = ModelRunner(model)
-    plan = plan_cache(model, CacheConfig(window=length))  # once per chat, as there
-
-    def run_ours() -> float:
-        cache = PromptCache(plan, model)
-        begun = time.perf_counter()
-        for _ in runner.prefill(cache, ids[:-1]):
-            pass
-        next(runner.decode(cache, ids[-1], SamplingParams(temperature=0.0, max_tokens=1)))
-        return time.perf_counter() - begun
-
-    def run_theirs() -> float:
-        cache = [KVCache() for _ in model.layers]
-        begun = time.perf_counter()
-        next(generate_step(mx.array(ids), model, max_tokens=1, prompt_cache=cache))
-        return time.perf_counter() - begun
-
-    return compare(run_ours, run_theirs)
+def plan(model: Any, window: int) -> CachePlan:
+    return plan_cache(model, CacheConfig(window=window))
 
 
 def turn_update(window: int = 4096, turn: int = 64, heads: int = 8, dim: int = 64) -> tuple[float, float, float, float]:
@@ -156,6 +96,11 @@ def _rise(cache: Any, rows: mx.array) -> float:
     return worst
 
 
+def _row(what: str, name: str, speeds: Speeds) -> None:
+    speed = f"{speeds.ours_tps:.0f} against {speeds.theirs_tps:.0f} tok/s"
+    print(f"| {what} ({speed}) | {name} | {speeds.ratio.median:.3f} | {speeds.ratio.worst:.3f} |", flush=True)
+
+
 def main() -> None:
     header("bench.quick")
     models: dict[str, tuple[Any, int]] = {"random 12x512": (random_llama(), 4096)}
@@ -165,15 +110,17 @@ def main() -> None:
         models = {"stories260K": (load_model(STORIES)[0], 512), **models}
     print("| what | model | mlxkv / mlx-lm (median of 5) | worst pair |\n|---|---|---|---|")
     for name, (model, vocab) in models.items():
+        runner = ModelRunner(model)
         for context in (512, 4096):
-            r = decode(model, vocab, context)
-            speed = f"{STEPS / r.ours:.0f} against {STEPS / r.theirs:.0f} tok/s"
-            print(f"| decode at {context:,} tokens ({speed}) | {name} | {r.median:.3f} | {r.worst:.3f} |", flush=True)
+            speeds = decode_speeds(runner, plan(model, 2 * context), random_ids(context + 1, vocab), STEPS)
+            _row(f"decode at {context:,} tokens", name, speeds)
         # The random model reads some 50 tokens a second on two cores: one length is enough.
         for length in (512, 2048) if name == "stories260K" else (512,):
-            r = prefill(model, vocab, length)
-            speed = f"{length / r.ours:.0f} against {length / r.theirs:.0f} tok/s"
-            print(f"| prefill of {length:,} tokens ({speed}) | {name} | {r.median:.3f} | {r.worst:.3f} |", flush=True)
+            _row(
+                f"prefill of {length:,} tokens",
+                name,
+                prefill_speeds(runner, plan(model, length), random_ids(length, vocab)),
+            )
     median, mean, ours, theirs = turn_update()
     print(f"| 64-token update on a full 4,096 window, median turn of 40 | one layer | {median:.0f} | |")
     print(f"| the same, mean turn (every fourth flushes a block) | one layer | {mean:.1f} | |")

@@ -36,7 +36,8 @@ if TYPE_CHECKING:
 
 
 _COMMANDS = {
-    "chat", "chats", "cache", "models", "doctor", "path", "--help", "-h", "--install-completion", "--show-completion",
+    "chat", "chats", "cache", "models", "bench", "doctor", "path", "--help", "-h", "--install-completion",
+    "--show-completion",
 }  # fmt: skip
 
 
@@ -236,6 +237,26 @@ def doctor() -> None:
         print(f"{'ok ' if finding.ok else '!! '} {finding.subject:<16} {finding.text}")
         wrong += not finding.ok
     raise typer.Exit(1 if wrong else 0)
+
+
+@app.command()
+def bench(
+    model: Annotated[
+        str | None, typer.Option("-m", "--model", help=help_of("model"), autocompletion=model_names)
+    ] = None,
+    prompt: Annotated[int, typer.Option("--prompt", min=2, help="Tokens to read.")] = 512,
+    tokens: Annotated[int, typer.Option("--tokens", min=1, help="Tokens to make after them.")] = 64,
+) -> None:
+    """Measure reading and replying, beside mlx-lm's own caches."""
+    from mlxkv.benchmark import report
+    from mlxkv.device import check_platform
+    from mlxkv.models import BUILT_IN, load_model
+
+    check_platform()
+    folders = Folders.from_env()
+    name = model or _model_name(folders, load_settings(folders), None) or BUILT_IN[0]
+    for line in report(load_model(name), prompt, tokens):
+        print(line, flush=True)
 
 
 @app.command()

@@ -308,3 +308,10 @@ def test_quantized_rows_from_the_command_line(run: Run, tiny_path: Path, tmp_pat
 def test_path_and_doctor(run: Run, home: Path) -> None:
     assert str(home) in run("path").out
     assert run("doctor").code == 0
+
+
+def test_bench_prints_a_ratio(run: Run, tiny_path: Path) -> None:
+    done = run("bench", "-m", tiny_path, "--prompt", "8", "--tokens", "2")
+    assert done.code == 0
+    assert [line.split()[0] for line in done.out.splitlines()[-2:]] == ["prefill", "decode"]
+    assert run("bench", "--prompt", "1").code == 2
