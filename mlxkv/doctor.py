@@ -11,13 +11,19 @@ import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from mlxkv.config import Folders, private_folder
 from mlxkv.device import check_platform, current_device
 from mlxkv.errors import MlxkvError
 from mlxkv.stats import bytes_text
+from mlxkv.text import clean
+
+if TYPE_CHECKING:
+    from mlxkv.store.verify import VerifyReport
 
 _LEAST_FREE = 500_000_000  # bytes
+_MOST_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -100,6 +106,21 @@ def _store(folders: Folders) -> Iterator[Finding]:
 
     try:
         with SessionStore.open(folders) as store:
-            yield Finding("sessions", f"{len(store.list())} chats, sqlite {sqlite3.sqlite_version}")
+            report = store.verify(quick=True)
+            yield Finding("sessions", f"{report.num_sessions} chats, sqlite {sqlite3.sqlite_version}")
+            size = bytes_text(report.disk_bytes)
+            yield Finding("KV on disk", f"{report.num_chunks} chunks, {size}; `mlxkv cache verify` reads them all")
+            yield from _damage(report)
     except MlxkvError as error:
         yield Finding("sessions", str(error), ok=False)
+
+
+def _damage(report: VerifyReport) -> Iterator[Finding]:
+    serious = [problem for problem in report.problems if problem.is_serious]
+    if chunks := [problem for problem in serious if problem.what == "chunk"]:
+        text = f"{clean(chunks[0].text)} {len(chunks):,} of {report.num_chunks:,} chunks are not as they were written:"
+        yield Finding("damage", f"{text} `mlxkv cache verify --repair` drops them, and chats are read again.", ok=False)
+    others = [problem for problem in serious if problem.what != "chunk"]
+    yield from (Finding("damage", clean(problem.text), ok=False) for problem in others[:_MOST_SHOWN])
+    if more := len(others[_MOST_SHOWN:]):
+        yield Finding("damage", f"{more:,} more; `mlxkv cache verify` lists all.", ok=False)

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import importlib.metadata
+import sqlite3
 from pathlib import Path
 
 import pytest
 
 from mlxkv import doctor
+from mlxkv.cli import main
 from mlxkv.config import Folders
 from mlxkv.device import Device
 from mlxkv.doctor import Finding, examine
 from mlxkv.errors import PlatformError
+from mlxkv.store import SessionStore
+from tests.store.conftest import Talk
+from tests.store.fake import FakeCache
+from tests.store.test_damage import DAMAGE, chunks
 
 MAC = Device("Apple M2 Max", True, 22_900_000_000, 34_400_000_000, True)
 
@@ -113,3 +119,40 @@ def test_a_full_disk(folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_models_are_counted(folders: Folders) -> None:
     assert "in the cache" in findings(folders)["models"].text
+
+
+@pytest.fixture
+def talk(folders: Folders) -> Talk:
+    """A chat with saved rows; its store is closed."""
+    with SessionStore.open(folders) as store:
+        talk = Talk(store, FakeCache())
+        talk.turn(100)
+    return talk
+
+
+def test_what_lies_on_disk(folders: Folders, talk: Talk) -> None:
+    found = findings(folders)
+    assert found["sessions"].text.startswith("1 chats")
+    assert found["KV on disk"].text.startswith(f"{len(chunks(folders))} chunks, ")
+    assert "damage" not in found
+
+
+def test_rows_that_are_gone(folders: Folders, talk: Talk, capsys: pytest.CaptureFixture[str]) -> None:
+    files = chunks(folders)
+    DAMAGE["truncated"](files[0])
+    DAMAGE["missing"](files[1])
+    damage = findings(folders)["damage"]
+    assert not damage.ok
+    assert f"2 of {len(files)} chunks" in damage.text
+    assert "`mlxkv cache verify --repair`" in damage.text
+    with pytest.raises(SystemExit, match="1"):
+        main(["doctor"])
+    assert "!!  damage" in capsys.readouterr().out
+
+
+def test_turns_that_are_not_what_was_written(folders: Folders, talk: Talk) -> None:
+    db = sqlite3.connect(folders.data / "mlxkv.db")
+    db.execute("UPDATE turn SET text = 'forged' WHERE i = 0")
+    db.commit()
+    db.close()
+    assert not findings(folders)["damage"].ok

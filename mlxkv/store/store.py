@@ -410,15 +410,16 @@ class SessionStore:
         """Bytes that the KV folder takes on the disk, everything in it included."""
         return disk_usage(self._chunks.root)
 
-    def verify(self, repair: bool = False) -> VerifyReport:
+    def verify(self, repair: bool = False, *, quick: bool = False) -> VerifyReport:
         """Check everything: the database, every chat's chain, every chunk's bytes, what lies about.
 
+        `quick` looks whether the chunks are there in their size instead of reading them all.
         `repair` sets damaged chunks aside, drops what refers to them, makes the search index again and removes
         leftovers. Damaged turns stay as they are: only a backup has them.
         """
         self._writer.wait()
         with kv_lock(self._locks, wait=False) as alone:
-            return verify(self._database, self._sessions, self._chunks, repair, alone)
+            return verify(self._database, self._sessions, self._chunks, repair, alone, quick)
 
     def _back_up(self) -> None:
         """Copy the database on a thread of its own; what goes wrong is tried again when the store is opened next."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sqlite3
 from dataclasses import dataclass
+from pathlib import Path
 
 from mlxkv.errors import CorruptError, StoreError
 from mlxkv.store.chunks import ChunkFiles
@@ -50,7 +51,9 @@ class VerifyReport:
         return all(problem.mended or not problem.is_serious for problem in self.problems)
 
 
-def verify(database: Database, sessions: Sessions, chunks: ChunkFiles, repair: bool, alone: bool) -> VerifyReport:
+def verify(
+    database: Database, sessions: Sessions, chunks: ChunkFiles, repair: bool, alone: bool, quick: bool = False
+) -> VerifyReport:
     """See SessionStore.verify. `alone`: the caller holds the KV lock, so that what lies about is nobody's."""
     problems = _database(database, repair)
     turns, num_sessions, num_turns = _turns(database, sessions)
@@ -59,9 +62,9 @@ def verify(database: Database, sessions: Sessions, chunks: ChunkFiles, repair: b
         rows = db.execute("SELECT digest, size, grp, a, b, prefix_key FROM chunk ORDER BY digest").fetchall()
     num_bytes = 0
     for digest, size, *head in rows:
-        if found := _chunk(database, chunks, digest, size, ChunkHead(*head), repair):
+        if found := _chunk(database, chunks, digest, size, None if quick else ChunkHead(*head), repair):
             problems.append(found)
-        else:
+        elif not quick:
             num_bytes += size
     problems += _leftovers(database, chunks, repair and alone)
     return VerifyReport(num_sessions, num_turns, len(rows), num_bytes, disk_usage(chunks.root), tuple(problems))
@@ -116,9 +119,14 @@ def _commits(database: Database, sessions: Sessions, repair: bool) -> list[Probl
 
 
 def _chunk(
-    database: Database, chunks: ChunkFiles, digest: str, size: int, head: ChunkHead, repair: bool
+    database: Database, chunks: ChunkFiles, digest: str, size: int, head: ChunkHead | None, repair: bool
 ) -> Problem | None:
+    """`head` None: its bytes are not read."""
     try:
+        if head is None:
+            if (found := _size(chunks.path(digest))) == size:
+                return None
+            raise CorruptError(f"The chunk {digest} has {found:,} of its {size:,} bytes.")
         header = verify_chunk(chunks.path(digest), digest, size)
         if header.metadata == head.metadata():
             return None
@@ -130,6 +138,13 @@ def _chunk(
         with database.writing() as db:
             db.execute("DELETE FROM chunk WHERE digest = ?", (digest,))
     return Problem("chunk", digest, text, repair)
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.lstat().st_size
+    except OSError:
+        return 0
 
 
 def _leftovers(database: Database, chunks: ChunkFiles, repair: bool) -> list[Problem]:

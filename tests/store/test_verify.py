@@ -89,6 +89,20 @@ def test_other_damage_is_found_and_mended_where_that_can_be(
     assert again.ok == (not lasting)
 
 
+@pytest.mark.parametrize("damage", ["truncated", "empty", "extended", "link", "pipe", "missing"])
+def test_a_quick_look_reads_no_rows_but_sees_what_is_not_there(talk: Talk, folders: Folders, damage: str) -> None:
+    talk.turn(100)
+    sound = talk.store.verify(quick=True)
+    assert sound.ok
+    assert (sound.num_bytes, sound.num_turns, sound.num_chunks) == (0, 2, len(chunks(folders)))
+    path = chunks(folders)[0]
+    DAMAGE["data, last"](path)
+    assert talk.store.verify(quick=True).ok
+    DAMAGE[damage](path)
+    found = talk.store.verify(quick=True)
+    assert [(p.what, p.subject) for p in found.problems if p.is_serious] == [("chunk", path.stem)]
+
+
 def test_repairing_never_touches_turns(talk: Talk, folders: Folders) -> None:
     talk.turn(60)
     before = talk.store.load(talk.id)
