@@ -192,6 +192,28 @@ def chats_import(
         print(clean(done.notice), file=sys.stderr)
 
 
+@chats.command("backups")
+def chats_backups() -> None:
+    """The copies of all chats there are, newest first: name, day, size, chats."""
+    from mlxkv.stats import bytes_text
+    from mlxkv.store.backup import list_backups
+
+    found = list_backups(Folders.from_env().data)
+    for b in found:
+        print(f"{b.name}  {b.day}  {bytes_text(b.size):>7}  {'?' if b.num_chats is None else b.num_chats:>4} chats")
+    hint = "`mlxkv chats restore-backup NAME` goes back to one." if found else "One is made every day you chat."
+    print(hint, file=sys.stderr)
+
+
+@chats.command("restore-backup")
+def chats_restore_backup(name: Annotated[str, typer.Argument(help="As `mlxkv chats backups` shows it.")]) -> None:
+    """Put a copy in the place of all chats; what is there now becomes a copy itself."""
+    from mlxkv.store.backup import restore
+
+    aside = restore(Folders.from_env(), name)
+    print(f"The chats are those of {name} now; the ones before are kept as {aside.stem}.")
+
+
 def open_store(folders: Folders | None = None) -> SessionStore:
     """The sessions of this user."""
     from mlxkv.store import SessionStore

@@ -172,3 +172,15 @@ def test_the_shell_completes_ids_and_titles(family: list[str]) -> None:
         family[1][: len(ids_for_completion("the sea")[0][0])]
     ]
     assert len(ids_for_completion("")) == 4
+
+
+def test_all_chats_go_back_to_a_copy(run: Run, family: list[str]) -> None:  # noqa: F811
+    """Opening the store made a copy of the four chats; one is deleted, and all come back."""
+    run("chats", "ls")
+    listed = run("chats", "backups").out
+    assert "4 chats" in listed
+    run("chats", "rm", family[1], "--yes")
+    assert "the sea" not in run("chats", "ls").out
+    assert "kept as" in run("chats", "restore-backup", listed.split()[0]).out
+    assert "the sea" in run("chats", "ls").out
+    assert run("chats", "restore-backup", "mlxkv-19990101").code == 1
