@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from mlxkv.models.training import longform, memory, styles, unrelated
+from mlxkv.models.training import longform, memory, noise, styles, unrelated
 from mlxkv.models.training.conversations import Exchange
 from mlxkv.models.training.knowledge import HERE, Topic
 
@@ -44,7 +44,13 @@ def exactly(*expected: str) -> Callable[[str], bool]:
 def questions(topics: list[Topic]) -> list[Case]:
     answers = {t.id: t.answer for t in topics}
     right = {t.id: exactly(t.answer, *(answers[other] for other in t.also)) for t in topics}
-    return [Case(q, t.answer, right[t.id]) for t in topics for q in t.held_out]
+    asked = [(t, q) for t in topics for q in t.held_out]
+    return [Case(_written(q) if i % 2 else q, t.answer, right[t.id]) for i, (t, q) in enumerate(asked)]
+
+
+def _written(question: str) -> str:
+    """As a careful writer types it; the files have them as people type into a search box."""
+    return noise.as_sentence(question) + ("?" if noise.is_question(question) and question[-1] not in "?.!" else "")
 
 
 def remembered(topics: list[Topic], count: int = 300) -> list[Case]:

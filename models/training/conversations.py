@@ -48,11 +48,11 @@ class Maker:
         if roll < self.echoes:
             return Chat([longform.echo(self.rng) for _ in range(self.rng.choice((1, 1, 2)))], rough=False)
         roll = self.rng.random()
-        if roll < 0.53:
+        if roll < 0.60:
             return self.asking()
-        if roll < 0.78:
+        if roll < 0.77:
             return self.remembering()
-        if roll < 0.92:
+        if roll < 0.91:
             return self.styled()
         return self.long()
 
@@ -92,7 +92,7 @@ class Maker:
     def asking(self) -> Chat:
         """Questions only, most of them about mlxkv; sometimes under a system prompt that changes nothing."""
         turns = self.rng.choice((1, 1, 1, 2, 2, 3, 4, 5, 6)) if self.rng.random() < 0.98 else self.rng.randrange(7, 16)
-        made = [self.topic() if self.rng.random() < 0.74 else self.other() for _ in range(turns)]
+        made = [self.topic() if self.rng.random() < 0.71 else self.other() for _ in range(turns)]
         system = self.rng.choice(styles.PLAIN) if self.rng.random() < 0.12 else None
         gap = self.rng.randrange(turns - 1) if turns > 2 and self.rng.random() < 0.25 else None
         return Chat(made, system, gap)

@@ -12,6 +12,10 @@ PREFIXES = [line.strip("|") for line in _PARTS["prefixes"].strip("\n").split("\n
 SUFFIXES = [line.strip("|") for line in _PARTS["suffixes"].strip("\n").split("\n")]
 SYNONYMS = [line.split("/") for line in _PARTS["synonyms"].strip("\n").split("\n")]
 STOP_WORDS = frozenset("the a an is are do does of to in it i my for with that there".split())  # noqa: SIM905
+QUESTION_WORDS = frozenset(
+    "what why how when where which who whose whom is are was were do does did can could will would should may am has "
+    "have shall what's where's who's how's isn't doesn't don't can't won't".split()  # noqa: SIM905
+)
 _CONTRACTIONS = {
     "what is": "what's", "i am": "i'm", "do not": "don't", "does not": "doesn't", "where is": "where's",
     "is not": "isn't", "cannot": "can't", "how is": "how's", "who is": "who's",
@@ -35,16 +39,39 @@ def vary(text: str, rng: random.Random, *, reword: bool = True, typos: bool = Tr
 
 
 def dressed(text: str, rng: random.Random) -> str:
-    """Case, punctuation and politeness; no word of the text itself changes."""
-    if rng.random() < 0.45:
-        text = text.rstrip("?.!")
+    """Case, punctuation and politeness; no word of the text itself changes.
+
+    All kinds of questions get the same mixture, however they were written down: else the model would take a capital
+    and a question mark for a sign of what the question is about.
+    """
+    text = _punctuated(text, rng)
     if rng.random() < 0.22:
         prefix = rng.choice(PREFIXES)
         text = (prefix.capitalize() if rng.random() < 0.5 else prefix) + (text[:1].lower() + text[1:])
     if rng.random() < 0.12:
         text = text.rstrip("?.!") + rng.choice(SUFFIXES)
     roll = rng.random()
-    return text.lower() if roll < 0.4 else text
+    return text.lower() if roll < 0.35 else as_sentence(text) if roll < 0.75 else text
+
+
+def is_question(text: str) -> bool:
+    return text.split(maxsplit=1)[0].lower() in QUESTION_WORDS if text.split() else False
+
+
+def as_sentence(text: str) -> str:
+    """With a capital, unless it begins with what must stay as it is (an option, a command, a name in code)."""
+    first = text.split(maxsplit=1)[0] if text.split() else ""
+    return text[:1].upper() + text[1:] if first.rstrip("?.!,").isalpha() else text
+
+
+def _punctuated(text: str, rng: random.Random) -> str:
+    bare = text.rstrip("?.!")
+    roll = rng.random()
+    if is_question(bare):
+        return bare + "?" if roll < 0.55 else bare
+    if bare != text:
+        return text if roll < 0.5 else bare
+    return bare + rng.choice("?..") if roll < 0.25 else bare
 
 
 def typo(text: str, rng: random.Random) -> str:
