@@ -12,10 +12,7 @@ PREFIXES = [line.strip("|") for line in _PARTS["prefixes"].strip("\n").split("\n
 SUFFIXES = [line.strip("|") for line in _PARTS["suffixes"].strip("\n").split("\n")]
 SYNONYMS = [line.split("/") for line in _PARTS["synonyms"].strip("\n").split("\n")]
 STOP_WORDS = frozenset("the a an is are do does of to in it i my for with that there".split())  # noqa: SIM905
-QUESTION_WORDS = frozenset(
-    "what why how when where which who whose whom is are was were do does did can could will would should may am has "
-    "have shall what's where's who's how's isn't doesn't don't can't won't".split()  # noqa: SIM905
-)
+QUESTION_WORDS = frozenset(_PARTS["question_words"].split())
 _CONTRACTIONS = {
     "what is": "what's", "i am": "i'm", "do not": "don't", "does not": "doesn't", "where is": "where's",
     "is not": "isn't", "cannot": "can't", "how is": "how's", "who is": "who's",
