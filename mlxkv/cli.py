@@ -28,6 +28,7 @@ from mlxkv.config import Folders, Settings, load_settings, private_folder
 from mlxkv.errors import ConfigError, MlxkvError, ModelNotFoundError, PromptError, SessionNotFoundError
 from mlxkv.print_mode import PrintRequest
 from mlxkv.settings import help_of
+from mlxkv.text import clean
 
 if TYPE_CHECKING:
     from mlxkv.cache.config import CacheConfig
@@ -330,7 +331,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except MlxkvError as error:
         if debug:
             raise
-        print(f"mlxkv: {error}", file=sys.stderr)
+        print(f"mlxkv: {clean(str(error))}", file=sys.stderr)  # it may quote a name that is not ours
         sys.exit(2 if isinstance(error, ConfigError | PromptError) else 1)
     except KeyboardInterrupt:
         sys.exit(130)

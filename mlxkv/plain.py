@@ -65,7 +65,7 @@ class PlainChat:
                 self._state.begin(first)
                 self._answer()
                 if ask:
-                    self._line(f"User: {clean(ask)}")
+                    self._line(f"User: {ask}")
                     self._state.prompt(ask)
                     self._answer()
                 while not self._done:
@@ -164,7 +164,7 @@ class PlainChat:
                 listing, state.listing = state.listing, None
                 self._choose(listing)
             if state.put is not None:
-                self._line(f"To change: {clean(state.put)}")
+                self._line(f"To change: {state.put}")
                 state.put = None
             if not state.outbox:
                 return
@@ -190,11 +190,11 @@ class PlainChat:
             case ev.PrefillProgress(done, total) if self._is_time():
                 self._line(f"(read {done:,} of {total:,} tokens)")
             case ev.ModelLoading(name, phase, done, total) if total and self._is_time():
-                self._line(f"({phase} {clean(name)}: {bytes_text(done)} of {bytes_text(total)})")
+                self._line(f"({phase} {name}: {bytes_text(done)} of {bytes_text(total)})")
             case ev.PullProgress(name, "downloading", done, total) if self._is_time():
-                self._line(f"(downloading {clean(name)}: {bytes_text(done)} of {bytes_text(total)})")
+                self._line(f"(downloading {name}: {bytes_text(done)} of {bytes_text(total)})")
             case ev.ModelReady(name):
-                self._line(f"{clean(name)} is ready.")
+                self._line(f"{name} is ready.")
             case ev.ChatOpened(messages=messages):
                 self._show_messages(messages)
             case _:
@@ -203,7 +203,7 @@ class PlainChat:
 
     def _show_messages(self, messages: Sequence[ev.Message]) -> None:
         for message in messages:
-            self._line(f"{'User' if message.role == 'user' else 'Assistant'}: {clean(message.text)}")
+            self._line(f"{'User' if message.role == 'user' else 'Assistant'}: {message.text}")
 
     def _say_lines(self) -> None:
         """What the state says in its own name; what was said by others is shown as it comes."""
@@ -221,7 +221,8 @@ class PlainChat:
         return True
 
     def _line(self, text: str) -> None:
-        self._out.write(f"{text}\n")
+        """Harmless, whoever made it: every line but the reply itself is written here."""
+        self._out.write(f"{clean(text)}\n")
         self._out.flush()
 
     @contextmanager

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from mlxkv.events import Notice, PrefillProgress, TextDelta, TurnFinished
 from mlxkv.stats import stat_line
-from mlxkv.text import clean
+from mlxkv.text import CONTEXT, clean
 
 if TYPE_CHECKING:
     from mlxkv.cache.config import CacheConfig
@@ -76,9 +76,9 @@ def _print_turn(chat: Chat, request: PrintRequest, out: TextIO, err: TextIO) -> 
             continue
         match event:
             case TextDelta(text, thinking=False) if request.output == "text":
-                # A pipe gets the exact text; a terminal must not obey what a model wrote.
+                # A pipe gets the exact text, as from git or curl; a terminal must not obey what a model wrote.
                 out.write(clean(text, before) if on_screen else text)
-                before = text
+                before = (before + text)[-CONTEXT:]
                 out.flush()
             case Notice(text):
                 print(clean(text), file=err)

@@ -15,11 +15,13 @@ import pytest
 
 from mlxkv.cli import main
 from mlxkv.config import Folders
-from mlxkv.events import TextDelta, TurnEvent, TurnFinished
+from mlxkv.events import Notice, TextDelta, TurnEvent, TurnFinished
 from mlxkv.print_mode import PrintRequest, _print_turn
 from mlxkv.stats import TurnStats
 from mlxkv.store import SessionStore
+from mlxkv.text import clean
 from tests.tokenizers import tiny_folder
+from tests.tui.hostile_engine import bomb
 
 MLXKV = [sys.executable, "-m", "mlxkv.cli"]
 GREEDY = ["--temp", "0", "--max-tokens", "12", "--window", "256"]
@@ -260,17 +262,31 @@ class Screen(io.StringIO):
 
 
 class Hostile:
-    """A chat whose model writes escape sequences."""
+    """A chat whose model writes everything a terminal must not obey, a character per token."""
 
     def send(self, _: str) -> Iterator[TurnEvent]:
-        yield TextDelta("\x1b]0;owned\x07", 1)
-        yield TurnFinished("stop", "\x1b]0;owned\x07", TurnStats())
+        yield Notice(bomb(1))
+        yield from (TextDelta(char, i) for i, char in enumerate(bomb()))
+        yield TurnFinished("stop", bomb(), TurnStats())
 
 
-@pytest.mark.parametrize(("out", "obeys"), [(Screen(), False), (io.StringIO(), True)])
-def test_a_terminal_does_not_obey_the_model_and_a_pipe_gets_the_exact_text(out: io.StringIO, obeys: bool) -> None:
-    _print_turn(Hostile(), PrintRequest("hi"), out, io.StringIO())  # type: ignore[arg-type]
-    assert ("\x1b" in out.getvalue()) is obeys
+def test_a_terminal_does_not_obey_the_model_and_a_pipe_gets_the_exact_text() -> None:
+    screen, pipe, err = Screen(), io.StringIO(), io.StringIO()
+    for out in (screen, pipe):
+        _print_turn(Hostile(), PrintRequest("hi"), out, err)  # type: ignore[arg-type]
+    assert pipe.getvalue() == bomb() + "\n"
+    assert screen.getvalue() == clean(bomb()) + "\n" != pipe.getvalue()
+    assert err.getvalue() == 2 * (clean(bomb(1)) + "\n")
+
+
+def test_an_error_that_quotes_a_name_cannot_steer_the_terminal(run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "evil\x1b]0;PWNED\x07\x9b"
+    folder.mkdir()
+    (folder / "config.json").write_text("[]")
+    done = run("-p", "hi", "-m", folder)
+    assert done.code == 1
+    assert "␛]0;PWNED" in done.err
+    assert clean(done.err) == done.err
 
 
 def test_help_shows_the_options_and_the_commands(run: Run) -> None:

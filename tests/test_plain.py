@@ -10,21 +10,23 @@ from mlxkv.commands import Command, Edit, LoadModel, NewChat, OpenChat, Rewind, 
 from mlxkv.config import Folders, Settings
 from mlxkv.events import EngineEvent, PullProgress
 from mlxkv.plain import PlainChat
+from mlxkv.text import clean
 from mlxkv.tui.gauges import BARS
 from mlxkv.tui.wording import SPINNER
 from tests.tui.fake_engine import FakeEngine
+from tests.tui.hostile_engine import NAMES, HostileEngine, bomb
 
 
 class PlayedDesk(FakeEngine):
     """A desk that answers as the fake engine does, and one download."""
 
-    def __init__(self, tell: Callable[[EngineEvent], None]) -> None:
+    def __init__(self, tell: Callable[[EngineEvent], None], engine: FakeEngine | None = None) -> None:
         super().__init__()
-        self._tell = tell
+        self._tell, self._engine = tell, engine or FakeEngine()
 
     def answer(self, command: Command) -> None:  # type: ignore[override]
         self.commands.append(command)
-        for event in super().answer(command):
+        for event in self._engine.answer(command):
             self._tell(event)
             if isinstance(event, PullProgress) and event.state == "downloading":
                 self._tell(PullProgress(event.name, "done", event.total, event.total))
@@ -33,8 +35,10 @@ class PlayedDesk(FakeEngine):
         self.stopped += 1
 
 
-def talk(*lines: str, ask: str | None = None, start: tuple[Command, ...] = ()) -> tuple[str, PlayedDesk, int]:
-    """The transcript of a session in which the user types `lines` and then Ctrl+D."""
+def talk(
+    *lines: str, ask: str | None = None, start: tuple[Command, ...] = (), hostile: bool = False
+) -> tuple[str, PlayedDesk, int]:
+    """The transcript of a session in which the user types `lines` and then Ctrl+D. `hostile`: no echo of them."""
     desks: list[PlayedDesk] = []
     out = io.StringIO()
     typed: Iterator[str] = iter(lines)
@@ -44,14 +48,16 @@ def talk(*lines: str, ask: str | None = None, start: tuple[Command, ...] = ()) -
         line = next(typed, None)
         if line is None:
             raise EOFError
-        out.write(f"{line}\n")
+        if not hostile:
+            out.write(f"{line}\n")
         return line
 
     def make(tell: Callable[[EngineEvent], None]) -> PlayedDesk:
-        desks.append(PlayedDesk(tell))
+        desks.append(PlayedDesk(tell, HostileEngine() if hostile else None))
         return desks[0]
 
-    chat = PlainChat(Folders.from_env(), Settings(), make, out, read)
+    settings = Settings(model=bomb(), system=bomb(1)) if hostile else Settings()
+    chat = PlainChat(Folders.from_env(), settings, make, out, read)
     code = chat.run(start or (LoadModel("org/Qwen3-8B-4bit"), NewChat()), ask)
     return out.getvalue(), desks[0], code
 
@@ -107,3 +113,15 @@ def test_without_a_model_nothing_waits_for_ever() -> None:
 def test_what_a_model_says_cannot_steer_the_terminal() -> None:
     said, _, _ = talk("/rename \x1b]0;gotcha\x07")
     assert "\x1b" not in said.replace("/rename \x1b]0;gotcha\x07", "")
+
+
+def test_nothing_hostile_reaches_the_terminal_whatever_the_engine_says() -> None:
+    said, _, code = talk(
+        "hello", "/resume", "1", "/tree", "", "/rewind", "", "/model", "", "/model x", "/context", "/stats", "/memory",
+        "/set", "", "/set model", "/set nothing\x1b[31337m", "/system", "/edit", "/pull x", "/export md x", "/rename x",
+        hostile=True,
+    )  # fmt: skip
+    assert code == 0
+    assert all(name in said for name in NAMES)
+    assert clean(said) == said
+    assert "␛" in said

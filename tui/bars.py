@@ -8,6 +8,8 @@ from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 from textual.widget import Widget
 
+from mlxkv.text import clean
+
 
 class Bar(Widget, can_focus=False):
     """Text at the left, perhaps in the middle, and at the right; the left gives way when there is no room."""
@@ -23,8 +25,8 @@ class Bar(Widget, can_focus=False):
         self._parts = (Text(), Text(), Text())
 
     def show(self, left: Text | str, right: Text | str = "", middle: Text | str = "") -> None:
-        """Repaint only if something changed."""
-        parts = tuple(Text(p) if isinstance(p, str) else p for p in (left, middle, right))
+        """Repaint only if something changed. A string may come from anywhere; a Text is the caller's own."""
+        parts = tuple(Text(clean(p)) if isinstance(p, str) else p for p in (left, middle, right))
         if [(p.plain, p.spans) for p in parts] != [(p.plain, p.spans) for p in self._parts]:
             self._parts = (parts[0], parts[1], parts[2])
             self.refresh()

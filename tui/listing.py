@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from rich.cells import cell_len, set_cell_size
 
 from mlxkv import commands as cmd
+from mlxkv.text import clean
 
 
 @dataclass(frozen=True)
@@ -60,14 +61,21 @@ class Listing:
 
 
 def row_line(row: Row, width: int) -> str:
-    """Text at the left, facts at the right. Where there is no room for all, the first facts go, the text last."""
-    facts = list(row.facts if width >= 60 else row.facts[-1:])
-    while len(facts) > 1 and cell_len(row.text) + cell_len(" · ".join(facts)) + 2 > width:
+    """Text at the left, facts at the right. Where there is no room for all, the first facts go, the text last.
+
+    Every list is drawn by way of this, so this is where a row's text becomes harmless, whoever made it.
+    """
+    whole, facts = shown(row.text), [shown(fact) for fact in (row.facts if width >= 60 else row.facts[-1:])]
+    while len(facts) > 1 and cell_len(whole) + cell_len(" · ".join(facts)) + 2 > width:
         facts.pop(0)
     right = cut(" · ".join(facts), width // 2)
     room = width - cell_len(right) - (1 if right else 0)
-    text = cut(row.text, room)
+    text = cut(whole, room)
     return f"{text}{' ' * (room - cell_len(text))}{' ' if right else ''}{right}"
+
+
+def shown(text: str) -> str:
+    return clean(text).replace("\n", " ").replace("\t", " ")
 
 
 def cut(text: str, width: int) -> str:

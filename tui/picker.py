@@ -9,7 +9,7 @@ from textual.widgets import OptionList
 from textual.widgets.option_list import Option
 
 from mlxkv import commands as cmd
-from mlxkv.tui.listing import Choice, Listing, Row, row_line
+from mlxkv.tui.listing import Choice, Listing, Row, row_line, shown
 
 
 class Picker(OptionList):
@@ -55,11 +55,12 @@ class Picker(OptionList):
         self.add_options([self._option(row, width) for row in self._rows] or [Option(listing.empty, disabled=True)])
         self.highlighted = None if not self._rows else min(max(at, 0), len(self._rows) - 1)
         hint = " · type to search" if listing.searchable else ""
-        self.border_title = Text(f"{listing.title} · {self._words}▏" if self._words else f"{listing.title}{hint}")
+        title = f"{listing.title} · {self._words}▏" if self._words else f"{listing.title}{hint}"
+        self.border_title = Text(shown(title))
 
     def _option(self, row: Row, width: int) -> Option:
         if row.choice is None and self.listing.searchable:
-            return Option(Text(row.text, "bold", no_wrap=True), disabled=True)
+            return Option(Text(shown(row.text), "bold", no_wrap=True), disabled=True)
         return Option(Text(row_line(row, width), no_wrap=True))
 
     def on_key(self, event: Key) -> None:

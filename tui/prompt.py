@@ -17,7 +17,6 @@ from mlxkv.tui.menu import Source
 from mlxkv.tui.offering import OfferingArea
 from mlxkv.tui.pastes import Pastes
 
-
 FREED = ("ctrl+k", "ctrl+z", "f6", "f7")  # a text area would take them: they are the window's, or the user's to bind
 
 
