@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from mlxkv.store.history import pack_ids, to_json
 from mlxkv.store.identity import digest_of
 from mlxkv.store.refs import SavedChunk, saved_chunks, saved_commits, seed
 from mlxkv.store.sessions import Sessions
+from mlxkv.store.writer import Writer
 
 UNTRUSTED = 1
 """Bit of `session.flags`: its KV rows were made by somebody else."""
@@ -62,6 +63,27 @@ def export_chat(sessions: Sessions, chunks: ChunkFiles, session_id: str, path: P
         document["kv"], found = _kv(sessions, chunks, session_id, record.model.model_id)
     parts = [(chunk.size, _bytes_of(chunks, chunk)) for chunk in found]
     return write_archive(path, to_json(document).encode(), parts)
+
+
+def import_chat(sessions: Sessions, writer: Writer, path: Path, trust_kv: bool) -> Imported:
+    """See SessionStore.import_chat."""
+    chat, file = read_chat(path)
+    session_id = sessions.take_in(chat)
+    done = Imported(session_id, chat.title, chat.model.name, len(chat.turns), len(chat.log))
+    if not trust_kv:
+        return done
+    try:
+        if file is None:
+            raise CorruptError(f"{path.name} holds no KV rows.")
+        plan, heads = plan_of(chat, session_id, file)
+        sessions.set_flags(session_id, UNTRUSTED)  # before there are rows that others could share
+        job = writer.hand_over(plan, encoded_of(file, heads))
+        writer.wait(job)
+        if job.failure is not None:
+            raise job.failure
+    except StoreError as error:
+        return replace(done, notice=f"The chat was imported, its KV rows were not ({error})")
+    return replace(done, kv_tokens=plan.pos)
 
 
 def read_chat(path: Path) -> tuple[PortableChat, ArchiveFile | None]:

@@ -181,3 +181,30 @@ def copy_commits(db: sqlite3.Connection, session_id: str, new_id: str, history: 
             (new_id, commit_id),
         ).lastrowid
         db.execute("INSERT INTO kv_ref SELECT ?, chunk FROM kv_ref WHERE kv_commit = ?", (copy, commit_id))
+
+
+def saved_bytes(db: sqlite3.Connection, session_id: str) -> int:
+    """Bytes of the chunks that the session refers to, shared ones included."""
+    return db.execute(
+        "SELECT coalesce(sum(size), 0) FROM chunk WHERE digest IN (SELECT r.chunk FROM kv_ref r"
+        " JOIN kv_commit c ON c.id = r.kv_commit WHERE c.session = ?)",
+        (session_id,),
+    ).fetchone()[0]
+
+
+def bytes_written(db: sqlite3.Connection, session_id: str | None) -> int:
+    """Bytes ever written for the session, or by this store; what `count_written` counted."""
+    if session_id is None:
+        row = db.execute("SELECT CAST(value AS INTEGER) FROM meta WHERE key = 'kv_written'").fetchone()
+    else:
+        row = db.execute("SELECT kv_written FROM session WHERE id = ?", (session_id,)).fetchone()
+    return row[0] if row else 0
+
+
+def count_written(db: sqlite3.Connection, session_id: str, written: int) -> None:
+    """For the session, and for the lifetime of this store."""
+    db.execute("UPDATE session SET kv_written = kv_written + ? WHERE id = ?", (written, session_id))
+    db.execute(
+        "INSERT INTO meta VALUES('kv_written', ?1) ON CONFLICT(key) DO UPDATE SET value = CAST(value AS INTEGER) + ?1",
+        (str(written),),
+    )

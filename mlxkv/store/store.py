@@ -7,41 +7,35 @@ One object per process, used by the thread that opened it (the engine's). Rows r
 from __future__ import annotations
 
 import datetime
-import logging
-import re
-import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
-from dataclasses import replace
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, Literal
 
 from mlxkv.config import Folders, load_settings, private_folder
-from mlxkv.errors import ConfigError, CorruptError, StoreError
 from mlxkv.events import Branch, ChatSummary, Sibling
 from mlxkv.store import backup
 from mlxkv.store.chunks import ChunkFiles
-from mlxkv.store.commit import Committer, Plan, encoded
+from mlxkv.store.daily import DailyBackup
 from mlxkv.store.family import siblings, tree
 from mlxkv.store.files import Files, Step, disk_usage, no_step
-from mlxkv.store.format import Encoded
 from mlxkv.store.identity import ModelIdentity
+from mlxkv.store.leftovers import remove_unused, sweep
 from mlxkv.store.locks import kv_lock, lock_path, locked, open_sessions, store_lock
-from mlxkv.store.moving import UNTRUSTED, Imported, encoded_of, export_chat, plan_of, read_chat
+from mlxkv.store.moving import Imported, export_chat, import_chat
 from mlxkv.store.opening import RememberedHashes, open_database
 from mlxkv.store.paces import Paces
 from mlxkv.store.pacing import Pace
 from mlxkv.store.ports import KVCacheLike
 from mlxkv.store.quota import Quota
 from mlxkv.store.records import KVCommit, Restored, SearchHit, SessionRecord, TurnRecord
-from mlxkv.store.refs import copy_commits
+from mlxkv.store.refs import bytes_written, copy_commits, saved_bytes
 from mlxkv.store.restore import Restorer
+from mlxkv.store.saving import Saver
 from mlxkv.store.schema import Database
 from mlxkv.store.sessions import Sessions
 from mlxkv.store.verify import VerifyReport, verify
-from mlxkv.store.writer import ATTEMPTS, ChunkVanishedError, Job, Writer, remove_unused
-
-_log = logging.getLogger("mlxkv.store")
+from mlxkv.store.writer import Writer
 
 
 class SessionStore:
@@ -54,11 +48,9 @@ class SessionStore:
         self._held: set[str] = set()
         self._quota = Quota(disk_limit, chunks, lambda: open_sessions(locks))
         self._writer = Writer(database.again, lambda: kv_lock(locks), chunks, self._quota)
-        self._saving: dict[str, tuple[Job, int]] = {}  # the newest save of a session and its bytes
+        self._saver = Saver(self._sessions, chunks, self._quota, self._writer)
+        self._daily = DailyBackup(database, chunks.files)
         self._open = ExitStack()
-        self._backup: threading.Thread | None = None
-        self._today = datetime.date.today()
-        self._told: dict[str, str] = {}  # the last notice of a session: the same one is not repeated
 
     @classmethod
     def open(
@@ -85,17 +77,19 @@ class SessionStore:
             database = open_database(data, files)
             stack.callback(database.close)
             store = cls(database, ChunkFiles(kv, files), locks, disk_limit)
-            store._sweep()
+            sweep(database, store._chunks)
+            with kv_lock(locks, wait=False) as alone:
+                if alone:  # the limit may have been lowered
+                    store._quota.enforce(database)
             if backup_is_due:
-                store._back_up()
+                store._daily.make()
             store._open = stack.pop_all()
         return store
 
     def close(self) -> None:
         """Wait for what is being saved, and let go of the database."""
         self._writer.wait()
-        if self._backup is not None:
-            self._backup.join()
+        self._daily.wait()
         self._open.close()
 
     def __enter__(self) -> SessionStore:
@@ -121,10 +115,7 @@ class SessionStore:
         Raises:
             SessionChangedError: somebody else changed the session since. SessionNotFoundError: it was deleted.
         """
-        if self._today != (today := datetime.date.today()):  # left open overnight
-            self._today = today
-            if backup.is_due(self._database.path.parent, today):
-                self._back_up()
+        self._daily.make_if_due()
         return self._sessions.add_turn(session_id, turn, head)
 
     def update_open_turn(
@@ -137,7 +128,7 @@ class SessionStore:
         Raises:
             SessionChangedError: see add_turn. StoreError: the last turn is not open.
         """
-        self._wait(session_id)  # its rows are saved under the head that is about to change
+        self._saver.wait(session_id)  # its rows are saved under the head that is about to change
         return self._sessions.update_open_turn(session_id, turn, head, reopen)
 
     def load(self, session_id: str) -> SessionRecord:
@@ -195,23 +186,7 @@ class SessionStore:
         Raises:
             CorruptError: the file breaks a rule; nothing was imported. StoreError.
         """
-        chat, file = read_chat(path)
-        session_id = self._sessions.take_in(chat)
-        done = Imported(session_id, chat.title, chat.model.name, len(chat.turns), len(chat.log))
-        if not trust_kv:
-            return done
-        try:
-            if file is None:
-                raise CorruptError(f"{path.name} holds no KV rows.")
-            plan, heads = plan_of(chat, session_id, file)
-            self._sessions.set_flags(session_id, UNTRUSTED)  # before there are rows that others could share
-            job = self._writer.hand_over(plan, encoded_of(file, heads))
-            self._writer.wait(job)
-            if job.failure is not None:
-                raise job.failure
-        except StoreError as error:
-            return replace(done, notice=f"The chat was imported, its KV rows were not ({error})")
-        return replace(done, kv_tokens=plan.pos)
+        return import_chat(self._sessions, self._writer, path, trust_kv)
 
     def rename(self, session_id: str, title: str) -> None:
         """Raises SessionNotFoundError."""
@@ -227,7 +202,7 @@ class SessionStore:
         Raises:
             SessionNotFoundError. StoreError: it has fewer turns.
         """
-        self._wait(session_id)
+        self._saver.wait(session_id)
         with self._database.writing() as db:
             new_id, history = self._sessions.fork(db, session_id, num_turns)
             copy_commits(db, session_id, new_id, history)
@@ -263,7 +238,7 @@ class SessionStore:
             try:
                 yield
             finally:
-                self._wait(session_id)
+                self._saver.wait(session_id)
                 self._held.discard(session_id)
 
     # -- KV --------------------------------------------------------------------------------------------
@@ -277,9 +252,7 @@ class SessionStore:
         Raises:
             StoreError: the turns (not the rows) cannot be read.
         """
-        failed = self.flush(session_id)
-        _, commit = self._hand_over(session_id, cache, model, rng)
-        return replace(commit, notice=commit.notice or failed)
+        return self._saver.save(session_id, cache, model, rng)
 
     def commit_kv(
         self, session_id: str, cache: KVCacheLike, model: ModelIdentity, rng: bytes | None = None
@@ -290,77 +263,11 @@ class SessionStore:
             SessionChangedError: the history is another one now. StoreError: a write failed; nothing was left behind and
             the next call tries again.
         """
-        self.flush(session_id)
-        written = attempt = 0
-        while True:
-            attempt += 1
-            job, commit = self._hand_over(session_id, cache, model, rng)
-            if job is None:
-                return commit
-            self._writer.wait(job)
-            written += job.bytes_written
-            del self._saving[session_id]
-            if job.error is None:
-                return replace(commit, bytes_written=written)
-            if not isinstance(job.error, ChunkVanishedError) or attempt == ATTEMPTS:
-                raise job.error
-
-    def _hand_over(
-        self, session_id: str, cache: KVCacheLike, model: ModelIdentity, rng: bytes | None
-    ) -> tuple[Job | None, KVCommit]:
-        plan = self._plan(session_id, cache, model, rng)
-        notice = self._once(session_id, plan.notice)
-        if not plan.pos:
-            return None, KVCommit(0, 0, notice)
-        new = total = 0
-
-        def counted() -> Iterator[Encoded]:
-            nonlocal new, total
-            for chunk in encoded(plan, cache):
-                total += chunk.size
-                new += 0 if self._chunks.has(chunk.digest, chunk.size) else chunk.size
-                yield chunk
-
-        job = self._writer.hand_over(plan, counted())
-        self._saving[session_id] = job, total
-        return job, KVCommit(plan.pos, new, notice)
-
-    def _plan(self, session_id: str, cache: KVCacheLike, model: ModelIdentity, rng: bytes | None) -> Plan:
-        """All of the log, or the longest beginning of it, in sixteenths, that the disk limit has room for."""
-        committer = Committer(self._sessions, self._chunks)
-        whole = plan = committer.plan(session_id, cache, model, rng)
-        if self._quota.fits(plan, cache.groups):
-            return plan
-        ends = {whole.pos * n // 16 for n in range(1, 16)} | {chunk.end for chunk in whole.kept}
-        for at_most in sorted((end for end in ends if end < whole.pos), reverse=True):
-            plan = committer.plan(session_id, cache, model, rng, at_most)
-            if plan.pos and self._quota.fits(plan, cache.groups):
-                what = f"{plan.pos:,} of {whole.pos:,} tokens"
-                break
-        else:
-            plan, what = replace(whole, pos=0, heads=()), "Nothing"
-        limit = (self._quota.limit or 0) / 1e9
-        notice = f"{what} of this chat's KV cache fits the disk limit of {limit:.3g} GB; raise `disk_limit`."
-        return replace(plan, notice=notice)
+        return self._saver.save_and_wait(session_id, cache, model, rng)
 
     def flush(self, session_id: str) -> str | None:
         """Wait for the session's rows to be on disk; one sentence if that failed, told once."""
-        self._wait(session_id)
-        job, _ = self._saving.pop(session_id, (None, 0))
-        if job is None or job.failure is None:
-            return None
-        return self._once(session_id, f"The KV cache could not be saved, the chat is ({job.failure})")
-
-    def _wait(self, session_id: str) -> None:
-        if session_id in self._saving:
-            self._writer.wait(self._saving[session_id][0])
-
-    def _once(self, session_id: str, notice: str | None) -> str | None:
-        """None for the notice that was given last, be it with other numbers."""
-        if notice is None or self._told.get(session_id) == (text := re.sub(r"[\d,]+", "#", notice)):
-            return None
-        self._told[session_id] = text
-        return notice
+        return self._saver.flush(session_id)
 
     def restore_kv(
         self, session_id: str, cache: KVCacheLike, model: ModelIdentity, ids: Sequence[int], held: int = 0
@@ -375,7 +282,7 @@ class SessionStore:
         Raises:
             SessionNotFoundError. CorruptError: the turns (not the rows) are damaged.
         """
-        self._wait(session_id)
+        self._saver.wait(session_id)
         paces = Paces(self._database)
         restorer = Restorer(self._sessions, self._chunks, paces.get(model.model_id))
         restored, read_bps = restorer.restore(session_id, cache, model, ids, held)
@@ -388,23 +295,13 @@ class SessionStore:
 
     def disk_bytes(self, session_id: str) -> int:
         """Bytes of the chunks the session refers to, shared ones and those on their way to the disk included."""
-        job, waiting = self._saving.get(session_id, (None, 0))
         with self._database.reading() as db:
-            saved = db.execute(
-                "SELECT coalesce(sum(size), 0) FROM chunk WHERE digest IN (SELECT r.chunk FROM kv_ref r"
-                " JOIN kv_commit c ON c.id = r.kv_commit WHERE c.session = ?)",
-                (session_id,),
-            ).fetchone()[0]
-        return saved + (waiting if job is not None and not job.is_done else 0)
+            return saved_bytes(db, session_id) + self._saver.waiting_bytes(session_id)
 
     def num_bytes_written(self, session_id: str | None = None) -> int:
         """KV bytes ever written for this session, or by this store, chats that were deleted included."""
         with self._database.reading() as db:
-            if session_id is None:
-                row = db.execute("SELECT CAST(value AS INTEGER) FROM meta WHERE key = 'kv_written'").fetchone()
-            else:
-                row = db.execute("SELECT kv_written FROM session WHERE id = ?", (session_id,)).fetchone()
-        return row[0] if row else 0
+            return bytes_written(db, session_id)
 
     def disk_usage(self) -> int:
         """Bytes that the KV folder takes on the disk, everything in it included."""
@@ -420,37 +317,3 @@ class SessionStore:
         self._writer.wait()
         with kv_lock(self._locks, wait=False) as alone:
             return verify(self._database, self._sessions, self._chunks, repair, alone, quick)
-
-    def _back_up(self) -> None:
-        """Copy the database on a thread of its own; what goes wrong is tried again when the store is opened next."""
-        with self._database.reading() as db:
-            if not db.execute("SELECT 1 FROM session LIMIT 1").fetchone():
-                return
-
-        def copy() -> None:
-            try:
-                with closing(self._database.again()) as own:
-                    backup.make(own.db, own.path.parent, self._chunks.files)
-            except (StoreError, ConfigError):
-                _log.exception("the daily backup failed")
-
-        if self._backup is not None:
-            self._backup.join()
-        self._backup = threading.Thread(target=copy, name="mlxkv-backup")
-        self._backup.start()
-
-    def _sweep(self) -> None:
-        """Remove what crashes left behind, asking the database again under its lock before a chunk goes; then go under
-        the disk limit, which may have been lowered."""
-        with self._database.reading() as db:
-            stale = self._chunks.stale({row[0] for row in db.execute("SELECT digest FROM chunk")})
-        if stale:
-            with self._database.writing() as db:
-                known = {row[0] for row in db.execute("SELECT digest FROM chunk")}
-                for path in stale:
-                    if path.stem not in known:
-                        with suppress(OSError):
-                            self._chunks.files.remove(path)
-        with kv_lock(self._locks, wait=False) as alone:
-            if alone:
-                self._quota.enforce(self._database)

@@ -8,10 +8,9 @@ from the engine thread, at most `MAX_WAITING` of them waiting; what went wrong i
 from __future__ import annotations
 
 import logging
-import sqlite3
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, closing, suppress
 
 from mlxkv.errors import SessionChangedError, StoreError
@@ -19,8 +18,9 @@ from mlxkv.store.chunks import ChunkFiles
 from mlxkv.store.commit import Plan
 from mlxkv.store.format import Encoded
 from mlxkv.store.history import to_json
+from mlxkv.store.leftovers import has_unused, remove_unused
 from mlxkv.store.quota import Quota
-from mlxkv.store.refs import STATE, forget_states, save_commit, save_spec
+from mlxkv.store.refs import STATE, count_written, forget_states, save_commit, save_spec
 from mlxkv.store.schema import Database
 from mlxkv.store.sessions import save_model
 
@@ -200,35 +200,3 @@ def refer(database: Database, chunks: ChunkFiles, plan: Plan, new: list[Encoded]
             (plan.spec_id, to_json(plan.needed), plan.session_id),
         )
         count_written(db, plan.session_id, written)
-
-
-def count_written(db: sqlite3.Connection, session_id: str, written: int) -> None:
-    """For the session, and for the lifetime of this store."""
-    db.execute("UPDATE session SET kv_written = kv_written + ? WHERE id = ?", (written, session_id))
-    db.execute(
-        "INSERT INTO meta VALUES('kv_written', ?1) ON CONFLICT(key) DO UPDATE SET value = CAST(value AS INTEGER) + ?1",
-        (str(written),),
-    )
-
-
-def has_unused(database: Database) -> bool:
-    with database.reading() as db:
-        query = "SELECT 1 FROM chunk WHERE digest NOT IN (SELECT chunk FROM kv_ref) LIMIT 1"
-        return db.execute(query).fetchone() is not None
-
-
-def remove_unused(database: Database, chunks: ChunkFiles, also: Sequence[str] = ()) -> None:
-    """Remove chunks that nothing refers to, and of `also` (which may have no row) those that have no reference.
-
-    Rows first, files second: a crash in between leaves files without a row, never a row without a file. The caller
-    holds the KV lock, so that nobody starts to refer to such a file in between.
-    """
-    with database.writing() as db:
-        used = {row[0] for row in db.execute("SELECT chunk FROM kv_ref")}
-        rows = [row[0] for row in db.execute("SELECT digest FROM chunk")]
-        unused = {digest for digest in (*rows, *also) if digest not in used}
-        if unused:
-            db.executemany("DELETE FROM chunk WHERE digest = ?", [(digest,) for digest in unused])
-    for digest in sorted(unused):
-        with suppress(OSError):  # one that cannot be removed is swept away later
-            chunks.remove(digest)

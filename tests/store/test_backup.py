@@ -59,7 +59,7 @@ def test_opening_makes_one_copy_a_day_if_something_changed(folders: Folders) -> 
 def test_a_window_left_open_overnight_makes_one_too(talk: Talk, folders: Folders) -> None:
     talk.turn(10)
     assert backup.list_backups(folders.data) == ()
-    talk.store._today = DAY
+    talk.store._daily.today = DAY
     talk.turn(10)
     talk.store.close()
     assert len(backup.list_backups(folders.data)) == 1

@@ -1,0 +1,49 @@
+"""Chunk files that nothing refers to: which there are, and their removal while nobody can start to refer to one.
+
+Rows of the database go first, files second: a crash in between leaves files without a row, never a row without a file.
+Any thread, with a connection of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+
+from mlxkv.store.chunks import ChunkFiles
+from mlxkv.store.schema import Database
+
+
+def has_unused(database: Database) -> bool:
+    with database.reading() as db:
+        query = "SELECT 1 FROM chunk WHERE digest NOT IN (SELECT chunk FROM kv_ref) LIMIT 1"
+        return db.execute(query).fetchone() is not None
+
+
+def remove_unused(database: Database, chunks: ChunkFiles, also: Sequence[str] = ()) -> None:
+    """Remove chunks that nothing refers to, and of `also` (which may have no row) those that have no reference.
+
+    The caller holds the KV lock, so that nobody starts to refer to such a file in between.
+    """
+    with database.writing() as db:
+        used = {row[0] for row in db.execute("SELECT chunk FROM kv_ref")}
+        rows = [row[0] for row in db.execute("SELECT digest FROM chunk")]
+        unused = {digest for digest in (*rows, *also) if digest not in used}
+        if unused:
+            db.executemany("DELETE FROM chunk WHERE digest = ?", [(digest,) for digest in unused])
+    for digest in sorted(unused):
+        with suppress(OSError):  # one that cannot be removed is swept away later
+            chunks.remove(digest)
+
+
+def sweep(database: Database, chunks: ChunkFiles) -> None:
+    """Remove what crashes left behind, asking the database again under its lock before a chunk goes."""
+    with database.reading() as db:
+        stale = chunks.stale({row[0] for row in db.execute("SELECT digest FROM chunk")})
+    if not stale:
+        return
+    with database.writing() as db:
+        known = {row[0] for row in db.execute("SELECT digest FROM chunk")}
+        for path in stale:
+            if path.stem not in known:
+                with suppress(OSError):
+                    chunks.files.remove(path)

@@ -1,0 +1,115 @@
+"""Saving rows: cuts a save to what the disk limit has room for, hands it to the writer, and tells once what went wrong.
+
+Owns the newest save of each session. What is new is commit.py's to say, writing it writer.py's. Engine thread.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+
+from mlxkv.store.chunks import ChunkFiles
+from mlxkv.store.commit import Committer, Plan, encoded
+from mlxkv.store.format import Encoded
+from mlxkv.store.identity import ModelIdentity
+from mlxkv.store.ports import KVCacheLike
+from mlxkv.store.quota import Quota
+from mlxkv.store.records import KVCommit
+from mlxkv.store.sessions import Sessions
+from mlxkv.store.writer import ATTEMPTS, ChunkVanishedError, Job, Writer
+
+
+class Saver:
+    """The saves of one store. Their arguments and errors are those of SessionStore's methods."""
+
+    def __init__(self, sessions: Sessions, chunks: ChunkFiles, quota: Quota, writer: Writer) -> None:
+        self._sessions, self._chunks, self._quota, self._writer = sessions, chunks, quota, writer
+        self._newest: dict[str, tuple[Job, int]] = {}  # the newest save of a session and its bytes
+        self._told: dict[str, str] = {}  # the last notice of a session: the same one is not repeated
+
+    def save(self, session_id: str, cache: KVCacheLike, model: ModelIdentity, rng: bytes | None) -> KVCommit:
+        """Returns once the cache may go on; see SessionStore.save_kv."""
+        failed = self.flush(session_id)
+        _, commit = self._hand_over(session_id, cache, model, rng)
+        return replace(commit, notice=commit.notice or failed)
+
+    def save_and_wait(self, session_id: str, cache: KVCacheLike, model: ModelIdentity, rng: bytes | None) -> KVCommit:
+        """Returns once it is on disk; see SessionStore.commit_kv."""
+        self.flush(session_id)
+        written = attempt = 0
+        while True:
+            attempt += 1
+            job, commit = self._hand_over(session_id, cache, model, rng)
+            if job is None:
+                return commit
+            self._writer.wait(job)
+            written += job.bytes_written
+            del self._newest[session_id]
+            if job.error is None:
+                return replace(commit, bytes_written=written)
+            if not isinstance(job.error, ChunkVanishedError) or attempt == ATTEMPTS:
+                raise job.error
+
+    def flush(self, session_id: str) -> str | None:
+        """Wait for the session's rows to be on disk; one sentence if that failed, told once."""
+        self.wait(session_id)
+        job, _ = self._newest.pop(session_id, (None, 0))
+        if job is None or job.failure is None:
+            return None
+        return self._once(session_id, f"The KV cache could not be saved, the chat is ({job.failure})")
+
+    def wait(self, session_id: str) -> None:
+        """Until nothing of the session is on its way; what went wrong stays to be told."""
+        if session_id in self._newest:
+            self._writer.wait(self._newest[session_id][0])
+
+    def waiting_bytes(self, session_id: str) -> int:
+        """Bytes of the session that are on their way to the disk."""
+        job, size = self._newest.get(session_id, (None, 0))
+        return size if job is not None and not job.is_done else 0
+
+    def _hand_over(
+        self, session_id: str, cache: KVCacheLike, model: ModelIdentity, rng: bytes | None
+    ) -> tuple[Job | None, KVCommit]:
+        plan = self._plan(session_id, cache, model, rng)
+        notice = self._once(session_id, plan.notice)
+        if not plan.pos:
+            return None, KVCommit(0, 0, notice)
+        new = total = 0
+
+        def counted() -> Iterator[Encoded]:
+            nonlocal new, total
+            for chunk in encoded(plan, cache):
+                total += chunk.size
+                new += 0 if self._chunks.has(chunk.digest, chunk.size) else chunk.size
+                yield chunk
+
+        job = self._writer.hand_over(plan, counted())
+        self._newest[session_id] = job, total
+        return job, KVCommit(plan.pos, new, notice)
+
+    def _plan(self, session_id: str, cache: KVCacheLike, model: ModelIdentity, rng: bytes | None) -> Plan:
+        """All of the log, or the longest beginning of it, in sixteenths, that the disk limit has room for."""
+        committer = Committer(self._sessions, self._chunks)
+        whole = plan = committer.plan(session_id, cache, model, rng)
+        if self._quota.fits(plan, cache.groups):
+            return plan
+        ends = {whole.pos * n // 16 for n in range(1, 16)} | {chunk.end for chunk in whole.kept}
+        for at_most in sorted((end for end in ends if end < whole.pos), reverse=True):
+            plan = committer.plan(session_id, cache, model, rng, at_most)
+            if plan.pos and self._quota.fits(plan, cache.groups):
+                what = f"{plan.pos:,} of {whole.pos:,} tokens"
+                break
+        else:
+            plan, what = replace(whole, pos=0, heads=()), "Nothing"
+        limit = (self._quota.limit or 0) / 1e9
+        notice = f"{what} of this chat's KV cache fits the disk limit of {limit:.3g} GB; raise `disk_limit`."
+        return replace(plan, notice=notice)
+
+    def _once(self, session_id: str, notice: str | None) -> str | None:
+        """None for the notice that was given last, be it with other numbers."""
+        if notice is None or self._told.get(session_id) == (text := re.sub(r"[\d,]+", "#", notice)):
+            return None
+        self._told[session_id] = text
+        return notice
