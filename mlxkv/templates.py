@@ -154,7 +154,8 @@ class BudgetedEnvironment(ImmutableSandboxedEnvironment):
                 cut.node = _call("weigh", cut.node, lineno=cut.lineno)
         for joined in list(tree.find_all(nodes.Concat)):
             joined.nodes = [_call("weigh", node, lineno=joined.lineno) for node in joined.nodes]
-        return tree.set_environment(self)
+        tree.set_environment(self)
+        return tree
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         self.tick()

@@ -8,6 +8,7 @@ import resource
 
 import pytest
 
+from mlxkv import templates
 from mlxkv.errors import ModelError
 from mlxkv.prompt import Fed, PromptFormat
 from tests.tokenizers import CHATML, tiny_tokenizer
@@ -54,7 +55,15 @@ HOSTILE = {
 }
 
 
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A budget that is soon used up."""
+    monkeypatch.setattr(templates, "MAX_STEPS", templates.MAX_STEPS // 25)
+    monkeypatch.setattr(templates, "MAX_UNITS", templates.MAX_UNITS // 25)
+
+
 @pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.usefixtures("small")
 def test_a_hostile_template_is_refused(name: str) -> None:
     prompts = PromptFormat(tiny_tokenizer(HOSTILE[name]))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -100,8 +109,35 @@ def test_a_long_chat_is_no_attack() -> None:
 
 def test_each_rendering_has_a_budget_of_its_own() -> None:
     prompts = PromptFormat(tiny_tokenizer("{% for a in range(60000) %}{% endfor %}{{ messages[0].content }}"))
-    for _ in range(12):
+    for _ in range(5):
         assert prompts.render(MESSAGES) == "hi there"
+
+
+def test_the_whole_budget_is_a_moment() -> None:
+    assert templates.MAX_STEPS <= 250_000
+    prompts = PromptFormat(tiny_tokenizer(HOSTILE["nested loops"]))
+    with pytest.raises(ModelError, match="more than 250,000 steps"):
+        prompts.render(MESSAGES)
+
+
+def test_a_refused_template_is_not_tried_again_without_its_system_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = tiny_tokenizer(HOSTILE["text multiplied"])
+    tried = []
+    render = tokenizer.apply_chat_template
+    monkeypatch.setattr(tokenizer, "apply_chat_template", lambda *a, **k: tried.append(a) or render(*a, **k))
+    with pytest.raises(ModelError):
+        PromptFormat(tokenizer).render([{"role": "system", "content": "be"}, *MESSAGES])
+    assert len(tried) == 1
+
+
+def test_transformers_is_left_as_it_was() -> None:
+    from transformers.utils import chat_template_utils as library
+
+    before = library._compile_jinja_template
+    for name in ("text multiplied", "nested loops"):
+        with pytest.raises(ModelError):
+            PromptFormat(tiny_tokenizer(HOSTILE[name])).render(MESSAGES)
+        assert library._compile_jinja_template is before
 
 
 def test_a_chat_goes_on_after_a_refusal() -> None:

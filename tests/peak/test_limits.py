@@ -10,20 +10,30 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import mlxkv
+from mlxkv.cache.checkpoints import KEPT
 from mlxkv.cache.config import CacheConfig
+from mlxkv.cache.frames import state_nbytes
 from mlxkv.cache.plan import plan_cache
+from mlxkv.cache.prompt_cache import PromptCache
+from mlxkv.device import memory_used
 from mlxkv.errors import OutOfMemoryError
-from mlxkv.peak import CHUNKS, Budget
+from mlxkv.peak import CHUNKS, Budget, budget
+from mlxkv.runner import ModelRunner
+from tests import hybrids
 from tests.peak.models import build
 from tests.reference import tiny_llama
 from tests.tokenizers import tiny_folder
 
 LIMIT = 24_000_000
-SHAPES = {"wide": {"hidden": 128, "heads": 4, "kv_heads": 4}, "deep": {"layers": 4, "hidden": 64, "heads": 2}}
+SHAPES: dict[str, dict[str, Any]] = {
+    "wide": {"hidden": 128, "heads": 4, "kv_heads": 4},
+    "deep": {"layers": 4, "hidden": 64, "heads": 2},
+}
 SHARES = (0.02, 0.1, 0.3, 0.6, 0.9, 1.5, 3.0)  # of the limit, as the cache alone
 CHILD = """
 import json, resource, sys
@@ -97,6 +107,67 @@ def test_smaller_pieces_first() -> None:
     assert Budget(model, needs[-1] - 1).chunk(plan, 0, 200) in CHUNKS  # a short prompt does not fill the window
     with pytest.raises(OutOfMemoryError, match=r"Reading a prompt of 10,000 tokens needs .* would fit\."):
         Budget(model, needs[-1] - 1).chunk(plan, 0, 10_000)
+
+
+def test_the_runner_asks_before_it_reads() -> None:
+    model = tiny_llama(layers=1)
+    plan = plan_cache(model, CacheConfig(window=2048))
+    needs = {chunk: plan.nbytes + Budget(model, 0).reading(plan, chunk) for chunk in CHUNKS}
+
+    def read(limit: int) -> PromptCache:
+        cache = PromptCache(plan, model)
+        budget = Budget(model, memory_used() + limit)
+        done = list(ModelRunner(model, budget=budget).prefill(cache, [1] * 2052))
+        pieces.append(done[0])
+        return cache
+
+    pieces: list[int] = []
+    read(needs[512])
+    read(needs[256])
+    assert read(needs[128]).offset == 2052
+    assert pieces == [512, 256, 128]
+    with pytest.raises(OutOfMemoryError):
+        read(plan.nbytes // 2)
+    assert len(pieces) == 3
+
+
+def test_the_limit_is_the_one_of_the_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cache that fits is made and read into; then no more, in either."""
+    model = mlxkv.load(str(tiny_folder(tmp_path, layers=1)))
+    cache = model.make_cache(CacheConfig(window=512))
+    row = model.loaded.weight_bytes + cache.plan.nbytes
+    monkeypatch.setenv("MLXKV_MEMORY_LIMIT", str(row))
+    with pytest.raises(OutOfMemoryError, match="This KV cache needs"):
+        model.make_cache(CacheConfig(window=512))
+    with pytest.raises(OutOfMemoryError, match="Reading a prompt of"):
+        list(model.runner.prefill(cache, [1] * 600))
+    assert cache.offset == 0
+
+
+def test_one_prediction_for_all_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One took as long as a short turn, and there was one for each power of two of the prompts' lengths."""
+    calls = []
+    monkeypatch.setattr(budget, "prefill_bytes", lambda *args: calls.append(args) or 1000)
+    model = tiny_llama(layers=1, hidden=64, heads=2, kv_heads=1)
+    memory = Budget(model, 1 << 40)
+    plan = memory.plan(CacheConfig(), 0)
+    memory.check(plan, 0)
+    for tokens in (1, 50, 700, 5000, 100_000):
+        assert memory.chunk(plan, 0, tokens) == CHUNKS[0]
+    assert len(calls) == 1
+    assert memory.reading(plan, 128) == memory.reading(plan, 128, 100_000)
+    assert len(calls) == 2
+    memory.reading(plan, 128, 200)
+    memory.reading(plan_cache(model, CacheConfig(bits=8)), 128)
+    assert len(calls) == 4
+    assert not Budget(model, plan.nbytes).fits(plan, 0)
+    assert len(calls) == 4  # the cache alone is too much: nothing to predict
+
+
+def test_recurrent_states_and_their_checkpoints_count() -> None:
+    model = hybrids.tiny("mamba2")
+    plan = plan_cache(model, CacheConfig())
+    assert Budget(model, 0)._held(plan) == plan.nbytes + (KEPT + 1) * state_nbytes(model, plan) > plan.nbytes
 
 
 def test_what_would_fit_does() -> None:

@@ -26,7 +26,7 @@ TRIALS = 3  # how far MLX queues ahead depends on the scheduler of the system; t
 
 
 def nbytes(model: Any) -> int:
-    return sum(array.nbytes for _, array in tree_flatten(model.parameters()))
+    return sum(array.nbytes for _, array in tree_flatten(model.parameters()) if isinstance(array, mx.array))
 
 
 def settle() -> int:
@@ -43,6 +43,7 @@ def measured(model: Any, plan: CachePlan, chunk: int) -> int:
     for _ in range(TRIALS):
         before = settle()
         cache = PromptCache(plan, model)
+        ring = None
         for leaf, ring in zip(plan.leaves, leaves(cache.layers), strict=True):
             assert isinstance(ring, RingKVCache)
             assert leaf.shape is not None
@@ -50,12 +51,13 @@ def measured(model: Any, plan: CachePlan, chunk: int) -> int:
             ring.offset = plan.geometry.capacity - chunk - 1 if plan.geometry else 0
         cache.tokens = [1] * leaves(cache.layers)[0].offset
         mx.eval([layer.state for layer in cache.layers])
+        del ring
         runner = ModelRunner(model, chunk)
         mx.reset_peak_memory()
         list(runner.prefill(cache, [1] * chunk))
         list(runner.decode(cache, 1, SamplingParams(temperature=1.0, max_tokens=1)))
         most = max(most, mx.get_peak_memory() - before)
-        del cache, ring
+        del cache
     return most
 
 
