@@ -42,6 +42,7 @@ class Picker(OptionList):
         self._words, self._rows = "", list(listing.rows)
 
     def on_mount(self) -> None:
+        self.screen.set_focus(self)  # `focus` comes after the first paint: keys typed then went to the prompt
         self._fill(self.listing.at)
 
     def on_resize(self) -> None:

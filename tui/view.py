@@ -171,7 +171,6 @@ class ChatView(Vertical):
         self.close_picker()
         self.picker = Picker(listing)
         self.main.mount(self.picker, before=self.panel)
-        self.picker.focus()
 
     def close_picker(self) -> None:
         if self.picker is not None:
