@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import io
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from mlxkv.commands import Command, Edit, LoadModel, NewChat, OpenChat, Rewind, Send
+from mlxkv.commands import Command, Edit, LoadModel, NewChat, OpenChat, Pull, Rewind, Send
 from mlxkv.config import Folders, Settings
 from mlxkv.events import EngineEvent, PullProgress
 from mlxkv.plain import PlainChat
@@ -102,6 +103,42 @@ def test_errors_settings_and_downloads_are_lines(home: Path) -> None:
     assert "/theme needs the window." in said
     assert "org/model is on this machine now" in said
     assert "unheard" not in said
+
+
+class Threads(io.StringIO):
+    """Who wrote."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.writers: set[int] = set()
+
+    def write(self, text: str) -> int:
+        self.writers.add(threading.get_ident())
+        return super().write(text)
+
+
+def test_what_a_download_says_on_its_thread_is_written_by_ours() -> None:
+    out, lines = Threads(), iter(["/pull org/model"])
+
+    class Downloading(PlayedDesk):
+        def answer(self, command: Command) -> None:
+            if not isinstance(command, Pull):
+                super().answer(command)
+                return
+            states = ("asking", "downloading", "done")
+            events = [PullProgress(command.name, state, 1, 2) for state in states]
+            thread = threading.Thread(target=lambda: [self._tell(event) for event in events])
+            thread.start()
+            thread.join()
+
+    def read(_: str) -> str:
+        if line := next(lines, None):
+            return line
+        raise EOFError
+
+    assert PlainChat(Folders.from_env(), Settings(), Downloading, out, read).run([NewChat()]) == 0
+    assert "org/model is on this machine now" in out.getvalue()
+    assert out.writers == {threading.get_ident()}
 
 
 def test_without_a_model_nothing_waits_for_ever() -> None:
