@@ -22,6 +22,7 @@ MESSAGES = [
 HOSTILE = {
     "nested loops": "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
     "loops that filter all away": "{% for a in range(99999) %}{% for b in range(99999) if b < 0 %}{% endfor %}{% endfor %}",
+    "loops that take nothing": "{% for a in range(99) %}{% for b in range(9999) if [] %}{% endfor %}{% endfor %}",
     "a loop over more than the sandbox allows": "{% for a in range(10 ** 9) %}x{% endfor %}",
     "a macro that calls itself": "{% macro f(n) %}{{ f(n + 1) }}{% endmacro %}{{ f(0) }}",
     "a macro that calls itself twice": "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",

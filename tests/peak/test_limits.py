@@ -104,6 +104,8 @@ def test_smaller_pieces_first() -> None:
     for chunk, need in zip(CHUNKS, needs, strict=True):
         assert Budget(model, need).chunk(plan, 0, 10_000) == chunk
         assert Budget(model, need + 100).chunk(plan, 100, 10_000) == chunk
+    assert Budget(model, needs[0] + 100).fits(plan, 100, CHUNKS[0])
+    assert not Budget(model, needs[0] + 100).fits(plan, 101, CHUNKS[0])
     assert Budget(model, needs[-1] - 1).chunk(plan, 0, 200) in CHUNKS  # a short prompt does not fill the window
     with pytest.raises(OutOfMemoryError, match=r"Reading a prompt of 10,000 tokens needs .* would fit\."):
         Budget(model, needs[-1] - 1).chunk(plan, 0, 10_000)
