@@ -15,11 +15,12 @@ from typing import Any
 
 from mlxkv.cache.config import CacheConfig
 from mlxkv.cache.foreign import ForeignCache
-from mlxkv.cache.prompt_cache import PromptCache, common_prefix
+from mlxkv.cache.prompt_cache import PromptCache
 from mlxkv.conversation import Conversation
 from mlxkv.errors import CacheError, ConfigError, PromptError
 from mlxkv.events import Branch, KVNotSaved, Message, Notice, Sibling, TurnEvent, TurnFinished
 from mlxkv.exchange import ChatBackend, Exchange
+from mlxkv.ids import common_prefix
 from mlxkv.past import Past
 from mlxkv.prompt import Fed
 from mlxkv.prompt_start import Start, start_from

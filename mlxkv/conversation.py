@@ -10,9 +10,10 @@ from contextlib import ExitStack, suppress
 from dataclasses import replace
 from typing import Any
 
-from mlxkv.cache.prompt_cache import PromptCache, common_prefix
+from mlxkv.cache.prompt_cache import PromptCache
 from mlxkv.errors import CacheError, SessionLockedError, SessionNotFoundError, StoreError
 from mlxkv.events import Branch, Sibling
+from mlxkv.ids import common_prefix
 from mlxkv.sampling import random_state
 from mlxkv.store import ModelIdentity, Restored, SessionRecord, SessionStore, TurnRecord
 

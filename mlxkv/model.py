@@ -7,19 +7,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from mlxkv.cache.config import CacheConfig
-from mlxkv.cache.foreign import ForeignCache, check_fits, to_mlx_lm, window_for
 from mlxkv.cache.portable import PromptText
 from mlxkv.cache.prompt_cache import PromptCache
+from mlxkv.cache_files import CacheFiles
 from mlxkv.chat import Chat, ChatBackend
 from mlxkv.config import Folders
 from mlxkv.device import current_device, set_wired_limit
-from mlxkv.errors import ConfigError, MismatchError, PromptError
+from mlxkv.errors import ConfigError, PromptError
 from mlxkv.events import TurnEvent
 from mlxkv.models import LoadedModel, load_model
 from mlxkv.peak import Budget
@@ -27,19 +27,10 @@ from mlxkv.prompt import Fed, PromptFormat, checked_ids
 from mlxkv.runner import ModelRunner
 from mlxkv.sampling import SamplingParams
 from mlxkv.stats import TurnStats
-from mlxkv.store import (
-    ModelIdentity,
-    SessionStore,
-    describe_prompt_file,
-    identify,
-    read_prompt_file,
-    write_prompt_file,
-)
-from mlxkv.store.interop import read_mlx_lm, write_mlx_lm
+from mlxkv.store import ModelIdentity, SessionStore, identify
 from mlxkv.turn import Turn
 
 _GENERATE_TOKENS = 256
-_MODEL_ID = "mlxkv_model_id"  # in the metadata of exports
 
 
 @dataclass(frozen=True)
@@ -205,7 +196,7 @@ class Model:
         if fork:
             session_id = store.fork(session_id, len(store.load(session_id).turns))
         record = store.load(session_id)
-        config = cache or _config_from(record.params.get("cache"))
+        config = cache or CacheConfig.from_table(record.params.get("cache"))
         past = dict(record.params.get("sampling") or {})
         params = SamplingParams.for_model({}, **{**past, **{k: v for k, v in sampling.items() if v is not None}})
         think = record.params.get("think")
@@ -225,7 +216,7 @@ class Model:
         self._memory.limit = current_device().memory_limit
         plan = self._memory.plan(config, self.loaded.weight_bytes, system_tokens=tokens)
         self._memory.check(plan, self.loaded.weight_bytes)
-        return PromptCache(plan, self.loaded.model, _Files(self))
+        return PromptCache(plan, self.loaded.model, self._files)
 
     def load_cache(self, path: str | Path) -> PromptCache:
         """A PromptCache that `PromptCache.save` wrote.
@@ -234,11 +225,7 @@ class Model:
             MismatchError: it was made with another model; `field` says which part differs.
             CorruptError: the bytes are not what was written. StoreError: no such file.
         """
-        path = Path(path)
-        config = _config_from(describe_prompt_file(path).get("config"))
-        cache = self.make_cache(config)
-        cache.prompt = read_prompt_file(path, cache, self.identity).prompt
-        return cache
+        return self._files.read(Path(path))
 
     def import_mlx_lm(self, path: str | Path, cache: CacheConfig | None = None) -> PromptCache:
         """A prompt cache that mlx-lm saved (any version), to go on from; its token ids are not in the file.
@@ -252,16 +239,7 @@ class Model:
             CorruptError: the file breaks a rule. MismatchError: it was made with another model. CacheError: this model
             has other caches than keys and values. OutOfMemoryError.
         """
-        path = Path(path)
-        file = read_mlx_lm(path)
-        held = self.make_cache(cache or CacheConfig())
-        check_fits(file.layers, held.plan, path.name)
-        if file.metadata.get(_MODEL_ID, self.identity.model_id) != self.identity.model_id:
-            why = f"{path.name} was made with other weights than {self.name} has; load the model it was made with."
-            raise MismatchError(why, "model_id")
-        if cache is None and held.capacity < file.layers[0].offset:
-            held = self.make_cache(CacheConfig(window=window_for(file.layers[0].offset)))
-        return ForeignCache(held.plan, self.loaded.model, file.layers, _Files(self))
+        return self._files.import_mlx_lm(Path(path), cache)
 
     # -- what it ties together ---------------------------------------------------------------------------------------
 
@@ -287,6 +265,10 @@ class Model:
             self._store.close()
             self._store = None
 
+    @property
+    def _files(self) -> CacheFiles:
+        return CacheFiles(self.name, self.loaded.model, lambda: self.identity, self.make_cache)
+
     @cached_property
     def _backend(self) -> ChatBackend:
         return ChatBackend(
@@ -297,22 +279,6 @@ class Model:
             lambda: self.store,
             lambda: self.identity,
         )
-
-
-class _Files:
-    """`PromptCache.save`'s way to the store."""
-
-    def __init__(self, model: Model) -> None:
-        self._model = model
-
-    def write(self, path: Path, cache: PromptCache) -> int:
-        config = asdict(cache.plan.resolved)
-        return write_prompt_file(path, cache, self._model.identity, config, prompt=cache.prompt)
-
-    def export(self, path: Path, cache: PromptCache, version: str) -> int:
-        # What `mlx_lm.generate --prompt-cache-file` looks for.
-        about = {"model": self._model.name, "tokenizer_config": "{}", _MODEL_ID: self._model.identity.model_id}
-        return write_mlx_lm(path, to_mlx_lm(cache), version, about)
 
 
 def load(name: str = "tutor", *, folders: Folders | None = None, **options: Any) -> Model:
@@ -326,11 +292,3 @@ def load(name: str = "tutor", *, folders: Folders | None = None, **options: Any)
         ModelError: and its kinds; one sentence each. OutOfMemoryError: it would not fit.
     """
     return Model(load_model(name, **options), folders)
-
-
-def _config_from(table: Any) -> CacheConfig:
-    known = {f.name for f in fields(CacheConfig)}
-    values: dict[str, Any] = {
-        k: tuple(v) if isinstance(v, list) else v for k, v in dict(table or {}).items() if k in known
-    }
-    return CacheConfig(**values)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal
 
 from mlxkv.cache.geometry import Geometry
 from mlxkv.config import Settings
@@ -63,6 +64,12 @@ class CacheConfig:
     def from_settings(cls, settings: Settings) -> CacheConfig:
         """What the user's settings ask for."""
         return cls(window=settings.window, sinks=settings.sinks, bits=settings.kv_bits)  # type: ignore[arg-type]
+
+    @classmethod
+    def from_table(cls, table: Mapping[str, Any] | None) -> CacheConfig:
+        """What was saved as a table, JSON's lists for tuples; names of other versions are passed over."""
+        known = {f.name for f in fields(cls)}
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in (table or {}).items() if k in known})
 
     def default_window(self, trained_length: int | None, bytes_per_token: int, budget: int) -> int:
         """The window meant by None: a power of two within the trained length, 32,768 and `budget` bytes."""

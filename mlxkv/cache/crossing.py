@@ -11,21 +11,10 @@ from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
-from mlxkv.cache.geometry import Geometry
+from mlxkv.cache.masks import row_positions, seen
 
 if TYPE_CHECKING:
     from mlxkv.cache.ring import RingKVCache
-
-
-def row_positions(geometry: Geometry, flushes: int) -> mx.array:
-    """(sinks + window,) the position that each row of a full ring holds after this many flushes (int32)."""
-    if flushes == 0:
-        return mx.arange(geometry.capacity)
-    slot = mx.arange(geometry.slots)
-    blocks = flushes + (slot - flushes) % geometry.slots  # the block that lies in each slot
-    starts = mx.concatenate([blocks, mx.array([flushes + geometry.slots])]) * geometry.block
-    rows = (starts[:, None] + mx.arange(geometry.block)).reshape(-1) + geometry.sinks
-    return mx.concatenate([mx.arange(geometry.sinks), rows])
 
 
 def gather(ring: RingKVCache, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
@@ -73,19 +62,6 @@ def gather_mask(ring: RingKVCache, S: int, window_size: int | None) -> mx.array:
     old = row_positions(geometry, geometry.flushes(offset))[min(K, live) : live]
     rows = mx.concatenate([old, mx.arange(offset, offset + S)])[None]
     return mx.concatenate([*parts, (rows >= K + evicted) & seen(ring, rows, queries, window_size)], axis=1)
-
-
-def seen(ring: RingKVCache, rows: mx.array, queries: mx.array, window_size: int | None) -> mx.array:
-    """Which positions of `rows` each of `queries` sees, by those windows that are not the ring's own.
-
-    Causal; within the layer's native window, or pinned (mlx-lm's rotating caches may keep the first tokens); and
-    within `window_size`, by which a model masks a cache that keeps more: pinned rows do not show through that.
-    """
-    mask = rows <= queries
-    if ring.native_window is not None:
-        near = rows > queries - ring.native_window
-        mask = mask & (near | (rows < ring.geometry.sinks) if ring.geometry.sinks else near)
-    return mask if window_size is None else mask & (rows > queries - window_size)
 
 
 def _sink_eras(ring: RingKVCache, S: int) -> list[int]:

@@ -20,11 +20,12 @@ import mlx.core as mx
 
 from mlxkv.cache.plan import CachePlan, LayerPlan, RowShape
 from mlxkv.cache.portable import KINDS, OPAQUE, LayerState
-from mlxkv.cache.prompt_cache import PromptCache, Reuse, common_prefix
+from mlxkv.cache.prompt_cache import PromptCache, Reuse
 from mlxkv.cache.ring import RingKVCache
 from mlxkv.cache.rows import Codec, Parts, Rows
 from mlxkv.cache.state import capture
 from mlxkv.errors import CacheError, MismatchError
+from mlxkv.ids import common_prefix
 
 # -- out -------------------------------------------------------------------------------------------------------------
 

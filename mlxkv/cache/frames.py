@@ -14,7 +14,8 @@ from typing import Any
 import mlx.core as mx
 
 from mlxkv.cache.plan import CachePlan, native_cache
-from mlxkv.cache.state import Snapshot, arrays_of, keeps_state, leaves, scalars_of, with_arrays
+from mlxkv.cache.probe import leaves
+from mlxkv.cache.state import Snapshot, arrays_of, keeps_state, scalars_of, with_arrays
 
 _SETTLED = 16  # tokens after which shapes no longer change, where they are to be saved
 

@@ -36,7 +36,7 @@ class CachePlan:
 
     @property
     def leaves(self) -> tuple[LayerPlan, ...]:
-        """One plan per cache, children of a CacheList in its place: what `state.leaves` gives for the caches."""
+        """One plan per cache, children of a CacheList in its place: what `probe.leaves` gives for the caches."""
         return tuple(leaf for plan in self.layers for leaf in (plan.children or (plan,)))
 
     @property
@@ -189,13 +189,17 @@ def _notes(plan: CachePlan, unbounded: Sequence[str], reason: str | None) -> lis
     full = [leaf for leaf in plan.leaves if leaf.geometry is not None and leaf.native_window is None]
     streaming = plan.config.positions == "streaming"
     if streaming and any(leaf.geometry and leaf.geometry.sinks and not leaf.is_streaming for leaf in full):
-        notes.append("its positions do not compose, so the pinned tokens keep absolute positions")
+        notes.append("its positions cannot be moved, so the pinned tokens keep the ones they had")
     if unbounded:
         why = f", since {reason}" if reason else ""
-        notes.append(f"{', '.join(unbounded)} is used as the model made it and grows with every token{why}")
+        notes.append(f"{_own_caches(unbounded)} is used as the model made it and grows with every token{why}")
     if others := [name for name in plan.passed_through if name not in unbounded]:
-        notes.append(f"{', '.join(others)} is used as the model made it, outside the cache budget")
+        notes.append(f"{_own_caches(others)} is used as the model made it, outside the cache budget")
     return notes
+
+
+def _own_caches(names: Sequence[str]) -> str:
+    return f"the cache that some of its layers keep for themselves ({', '.join(names)})"
 
 
 def make_cache(model: Any, config: CacheConfig | None = None) -> list[Any]:

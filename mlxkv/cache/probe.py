@@ -72,7 +72,7 @@ class Recorder:
 
 
 def leaves(caches: Sequence[Any]) -> tuple[Any, ...]:
-    """The caches, with the children of mlx-lm's CacheList in its place."""
+    """The caches, with the children of mlx-lm's CacheList in its place; in the order of `CachePlan.leaves`."""
     return tuple(leaf for cache in caches for leaf in (getattr(cache, "caches", None) or (cache,)))
 
 

@@ -18,10 +18,12 @@ from mlxkv.cache.frames import Frames
 from mlxkv.cache.groups import Group, make_groups
 from mlxkv.cache.plan import CachePlan
 from mlxkv.cache.portable import PromptText
+from mlxkv.cache.probe import leaves
 from mlxkv.cache.ring import RingKVCache
-from mlxkv.cache.state import capture, go_back, is_recurrent, leaves, put_back, rewind_floor
+from mlxkv.cache.state import capture, go_back, is_recurrent, put_back, rewind_floor
 from mlxkv.cache.state_group import StateGroup
 from mlxkv.errors import CacheError, RewindError
+from mlxkv.ids import common_prefix
 
 
 @dataclass(frozen=True)
@@ -283,11 +285,3 @@ class PromptCache:
         """
         for group in self.groups:
             group.finish_restore()
-
-
-def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    """Length of the longest common prefix."""
-    n = min(len(a), len(b))
-    if list(a[:n]) == list(b[:n]):
-        return n
-    return next(i for i in range(n) if a[i] != b[i])

@@ -2,7 +2,8 @@
 
 It speaks mlx-lm's cache protocol, so every mlx-lm model and loop can use it. Where rows lie is `geometry.py`, how they
 are kept `rows.py` (`quantized.py` is the same ring in 8 or 4 bits), the sinks' positions are `positions.py`, calls that
-cross a block boundary `crossing.py`, how large a ring should be `plan.py`. Used on the thread that owns MLX.
+cross a block boundary `crossing.py`, masks `masks.py`, how large a ring should be `plan.py`. Used on the MLX
+thread.
 
 The rule that keeps writes in place: `buffer[..., a:b, :] = x` is done without a copy only while nobody else holds
 the buffer, so no view outlives the attention call that reads it.
@@ -11,15 +12,15 @@ the buffer, so no view outlives the attention call that reads it.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 from typing import Any, Self
 
 import mlx.core as mx
 
-from mlxkv.cache.crossing import gather, gather_mask, row_positions, seen
+from mlxkv.cache.crossing import gather, gather_mask
 from mlxkv.cache.geometry import Geometry, Segment
+from mlxkv.cache.masks import mask_of, row_positions
 from mlxkv.cache.positions import SinkRotation
-from mlxkv.cache.rows import PLAIN, Codec, Parts, Rows
+from mlxkv.cache.rows import PLAIN, Codec, Parts, Rows, joined
 from mlxkv.errors import CacheError, RewindError
 
 
@@ -85,19 +86,9 @@ class RingKVCache:
 
     def make_mask(self, N: int, window_size: int | None = None, return_array: bool = False) -> Any:
         """The mask for the next N tokens: None, "causal", or a boolean array (N, rows that will be fetched)."""
-        geometry, offset = self.geometry, self.offset
-        if N > geometry.room(offset):
+        if N > self.geometry.room(self.offset):
             return gather_mask(self, N, window_size)
-        native = None if self.native_window is None else self.native_window + geometry.sinks
-        window = min((w for w in (native, window_size) if w is not None), default=None)
-        if window is not None and offset + N > window:
-            queries = mx.arange(offset, offset + N)[:, None]
-            return seen(self, self._positions(offset + N), queries, window_size)
-        if N == 1:
-            return None
-        if not return_array:
-            return "causal"
-        return self._positions(offset + N) <= mx.arange(offset, offset + N)[:, None]
+        return mask_of(self, N, window_size, return_array)
 
     @property
     def state(self) -> list[mx.array]:
@@ -211,8 +202,8 @@ class RingKVCache:
     def read(self, a: int, b: int) -> tuple[Parts, Parts]:
         """Positions [a, b) of keys and values, sinks pristine; evaluate before the ring goes on. They must be held."""
         segments = list(self.geometry.segments(a, b, self.offset))
-        keys = _joined([self._key_parts(s) for s in segments])
-        values = _joined([self._values.parts(s.row, s.row + s.b - s.a) for s in segments])
+        keys = joined([self._key_parts(s) for s in segments])
+        values = joined([self._values.parts(s.row, s.row + s.b - s.a) for s in segments])
         return keys, values
 
     def write_at(self, a: int, b: int, offset: int, keys: Parts, values: Parts) -> None:
@@ -228,19 +219,22 @@ class RingKVCache:
             self._keep_pristine()
             self._place_sinks(self.evicted)
 
+    def positions(self, offset: int) -> mx.array:
+        """(live,) the position that each attended row holds after `offset` tokens (int32)."""
+        flushes = self.geometry.flushes(offset)
+        if flushes != self._positions_at:  # they change with a flush only: a decode step must not make them anew
+            self._positions_at, self._slot_positions = flushes, row_positions(self.geometry, flushes)
+        return self._slot_positions[: self.geometry.live(offset)]
+
     # -- moving rows -------------------------------------------------------------------------------------------------
 
     @property
     def _keys(self) -> Rows:
-        if self.key_rows is None:
-            raise CacheError("This cache is empty: feed it tokens before reading it.")
-        return self.key_rows
+        return _allocated(self.key_rows)
 
     @property
     def _values(self) -> Rows:
-        if self.value_rows is None:
-            raise CacheError("This cache is empty: feed it tokens before reading it.")
-        return self.value_rows
+        return _allocated(self.value_rows)
 
     def _fetch(self, S: int) -> tuple[Any, Any]:
         """What the S tokens just written attend to: a prefix of the buffers."""
@@ -301,13 +295,8 @@ class RingKVCache:
             return tuple(part[..., s.a : s.b, :] for part in self.pristine)
         return self._keys.parts(s.row, s.row + s.b - s.a)
 
-    def _positions(self, offset: int) -> mx.array:
-        """(live,) the position that each attended row holds after `offset` tokens (int32)."""
-        flushes = self.geometry.flushes(offset)
-        if flushes != self._positions_at:  # they change with a flush only: a decode step must not make them anew
-            self._positions_at, self._slot_positions = flushes, row_positions(self.geometry, flushes)
-        return self._slot_positions[: self.geometry.live(offset)]
 
-
-def _joined(segments: Sequence[Parts]) -> Parts:
-    return tuple(mx.contiguous(mx.concatenate(list(parts), axis=2)) for parts in zip(*segments, strict=True))
+def _allocated(rows: Rows | None) -> Rows:
+    if rows is None:
+        raise CacheError("This cache is empty: feed it tokens before reading it.")
+    return rows

@@ -120,3 +120,8 @@ class Rows:
         # New array objects: `a[...] = x` changes the Python object that both sides would otherwise hold.
         twin.codec, twin.arrays = self.codec, tuple(mx.array(a) for a in self.arrays)
         return twin
+
+
+def joined(segments: Sequence[Parts]) -> Parts:
+    """Rows that follow each other, as one."""
+    return tuple(mx.contiguous(mx.concatenate(list(parts), axis=2)) for parts in zip(*segments, strict=True))

@@ -8,7 +8,7 @@ take one, `state_group.py` brings them to disk and back. Used on the MLX thread.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import mlx.core as mx
@@ -20,11 +20,6 @@ Snapshot = Mapping[str, Any]
 """One cache's attributes, arrays included."""
 
 _ROWS = ("KVCache", "ConcatenateKVCache", "ChunkedKVCache")
-
-
-def leaves(layers: Sequence[Any]) -> tuple[Any, ...]:
-    """The caches, with the children of mlx-lm's CacheList in its place; in the order of `CachePlan.leaves`."""
-    return tuple(leaf for layer in layers for leaf in (getattr(layer, "caches", None) or (layer,)))
 
 
 def keeps_state(plan: LayerPlan) -> bool:

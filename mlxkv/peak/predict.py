@@ -9,8 +9,8 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from mlxkv.cache.plan import CachePlan
+from mlxkv.cache.probe import leaves
 from mlxkv.cache.ring import RingKVCache
-from mlxkv.cache.state import leaves
 from mlxkv.peak.allocation import peak_bytes
 from mlxkv.peak.graph import trace
 

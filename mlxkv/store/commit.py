@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from mlxkv.ids import common_prefix
 from mlxkv.store.arrays import to_tensors
 from mlxkv.store.chunks import ChunkFiles
 from mlxkv.store.format import ChunkHead, Encoded, encode_chunk, prefix_keys
 from mlxkv.store.history import pack_ids
 from mlxkv.store.identity import ModelIdentity, spec_id, spec_parts
 from mlxkv.store.ports import KVCacheLike, LayerGroup, Range
-from mlxkv.store.ranges import SHORT, Grid, clipped, common_prefix, covers, without
+from mlxkv.store.ranges import SHORT, Grid, clipped, covers, without
 from mlxkv.store.refs import STATE, SavedChunk, saved_chunks, saved_commits, seed
 from mlxkv.store.sessions import Sessions
 

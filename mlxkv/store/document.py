@@ -9,7 +9,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from mlxkv.cache.config import CacheConfig
@@ -188,9 +188,7 @@ class _Reader:
             self.refuse("`think` must be true, false or null", params["think"])
         cache, sampling = ({} if params.get(k) is None else params[k] for k in ("cache", "sampling"))
         try:
-            known = {f.name for f in fields(CacheConfig)}
-            values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in cache.items() if k in known}
-            CacheConfig(**values)
+            CacheConfig.from_table(cache)
             SamplingParams.for_model({}, **sampling)
         except (ConfigError, TypeError, ValueError, AttributeError) as error:
             self.refuse("`params` must be what a cache and a sampler can be made of", str(error))

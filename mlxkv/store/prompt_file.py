@@ -232,6 +232,8 @@ def _described(path: Path, header: Header) -> dict[str, Any]:
         about["parts"] = [(int(n), int(a), int(b)) for n, a, b in about["parts"]]
         if type(about["num_tokens"]) is not int or not isinstance(about["layout"], dict):
             raise TypeError("num_tokens or layout")
+        if not isinstance(about["config"], dict | None):
+            raise TypeError("config")
     except (KeyError, ValueError, TypeError, RecursionError) as error:
         raise CorruptError(f"The description inside {path} cannot be read ({error}); make the file again.") from error
     return about | {"bytes": header.file_size}

@@ -5,7 +5,6 @@ Pure integers; knows no files and no rows. Any thread.
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
@@ -43,19 +42,6 @@ def without(ranges: Iterable[Range], minus: Iterable[Range]) -> list[Range]:
 
 def covers(ranges: Iterable[Range], wanted: Iterable[Range]) -> bool:
     return not without(wanted, ranges)
-
-
-def common_prefix(a: array[int], b: array[int]) -> int:
-    """How many leading ids are equal: halving on memory compares, since Python loops over 100,000 ids are slow."""
-    low, high = 0, min(len(a), len(b))
-    x, y = memoryview(a), memoryview(b)
-    while low < high:
-        middle = (low + high + 1) // 2
-        if x[low:middle] == y[low:middle]:
-            low = middle
-        else:
-            high = middle - 1
-    return low
 
 
 def rows_per_chunk(row_bytes: int) -> int:

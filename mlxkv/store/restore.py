@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 
 from mlxkv.errors import StoreError
+from mlxkv.ids import common_prefix
 from mlxkv.stats import bytes_text
 from mlxkv.store.chunks import ChunkFiles
 from mlxkv.store.history import pack_ids
@@ -24,7 +25,7 @@ from mlxkv.store.identity import ModelIdentity, first_difference, model_parts, s
 from mlxkv.store.loading import BadChunkError, Read, TooSlowError, load, reads_for
 from mlxkv.store.pacing import Offer, Pace, Watch, choose
 from mlxkv.store.ports import KVCacheLike, LayerGroup
-from mlxkv.store.ranges import common_prefix, covers, merged
+from mlxkv.store.ranges import covers, merged
 from mlxkv.store.records import Restored
 from mlxkv.store.refs import SavedChunk, save_commit, save_spec, saved_chunks, saved_commits
 from mlxkv.store.sessions import Sessions, save_model

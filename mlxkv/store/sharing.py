@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from mlxkv.errors import StoreError
+from mlxkv.ids import common_prefix
 from mlxkv.store.format import prefix_keys
-from mlxkv.store.ranges import common_prefix
 from mlxkv.store.refs import SavedChunk, saved_chunks, saved_commits, seed
 from mlxkv.store.sessions import Sessions
 

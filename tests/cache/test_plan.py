@@ -58,7 +58,7 @@ def test_a_class_that_is_not_known_stays_and_is_named() -> None:
         pass
 
     model = Asking(tiny_llama(), Peculiar, KVCache)
-    with pytest.warns(UserWarning, match="Peculiar is used as the model made it and grows with every token"):
+    with pytest.warns(UserWarning, match=r"\(Peculiar\) is used as the model made it and grows with every token"):
         caches = make_cache(model, CacheConfig(sinks=4))
     assert [type(cache) for cache in caches] == [Peculiar, RingKVCache]
     with pytest.raises(UnboundedError, match="`window` is 64, and Peculiar cannot be held to it"):
@@ -96,7 +96,7 @@ def test_latent_rows_are_not_taken_for_keys() -> None:
     """DeepSeek-V3 keeps the latent as keys and the rotated part as values; its rope would rotate the latent."""
     plan = plan_cache(ARCHITECTURES["deepseek_v3"].build(), CONFIG)
     assert all(leaf.rotation is None for leaf in plan.leaves)
-    assert "its positions do not compose" in plan.description
+    assert "its positions cannot be moved" in plan.description
 
 
 @pytest.mark.parametrize("name", ["youtu_llm", "deepseek_v2"])

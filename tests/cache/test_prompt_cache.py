@@ -7,12 +7,10 @@ from dataclasses import replace
 
 import mlx.core as mx
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from mlxkv.cache.config import CacheConfig
 from mlxkv.cache.plan import make_cache, plan_cache
-from mlxkv.cache.prompt_cache import PromptCache, common_prefix
+from mlxkv.cache.prompt_cache import PromptCache
 from mlxkv.cache.ring import RingKVCache
 from mlxkv.errors import CacheError, RewindError
 from mlxkv.runner import ModelRunner
@@ -104,13 +102,6 @@ def test_other_caches_pass_through_with_a_warning_that_names_them() -> None:
     plan = plan_cache(model, CONFIG)
     assert "ArraysCache" in plan.description
     assert plan.passed_through == ("ArraysCache",)
-
-
-@given(st.lists(st.integers(0, 3), max_size=12), st.lists(st.integers(0, 3), max_size=12))
-def test_common_prefix(a: list[int], b: list[int]) -> None:
-    n = common_prefix(a, b)
-    assert a[:n] == b[:n]
-    assert n == min(len(a), len(b)) or a[n] != b[n]
 
 
 def test_reuse_reads_only_what_is_new_and_says_where_it_stopped() -> None:

@@ -13,9 +13,9 @@ from mlx.utils import tree_flatten
 
 import mlxkv
 from mlxkv.cache.plan import CachePlan, plan_cache
+from mlxkv.cache.probe import leaves
 from mlxkv.cache.prompt_cache import PromptCache
 from mlxkv.cache.ring import RingKVCache
-from mlxkv.cache.state import leaves
 from mlxkv.peak import prefill_bytes
 from mlxkv.runner import ModelRunner
 from mlxkv.sampling import SamplingParams

@@ -43,6 +43,18 @@ def test_it_says_what_cache_to_make(tmp_path: Path) -> None:
     assert about["model"]["name"] == "fake"
 
 
+def test_a_description_of_a_cache_that_is_none_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "book.kv"
+    saved(path, 64)
+    data = bytearray(path.read_bytes())
+    start = data.index(b'"config":"') + len(b'"config":"')
+    end = data.index(b'}"', start) + 1
+    data[start:end] = b"[1]".ljust(end - start)
+    path.write_bytes(data)
+    with pytest.raises(CorruptError, match="config"):
+        describe_prompt_file(path)
+
+
 def test_another_model_or_layout_is_named(tmp_path: Path) -> None:
     path = tmp_path / "book.kv"
     saved(path)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlxkv.store.format import prefix_keys
-from mlxkv.store.ranges import Grid, common_prefix, cover, covers, merged, rows_per_chunk, without
+from mlxkv.store.ranges import Grid, cover, covers, merged, rows_per_chunk, without
 
 ranges = st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40)), max_size=6)
 
@@ -36,13 +36,6 @@ def test_cover_covers(spans: list[tuple[int, int]], a: int, b: int) -> None:
     else:
         assert [p for _, x, y in found for p in range(x, y)] == list(range(a, b))
         assert all(s[0] <= x < y <= s[1] for s, x, y in found)
-
-
-@given(st.lists(st.integers(0, 2), max_size=40), st.lists(st.integers(0, 2), max_size=40))
-def test_common_prefix(a: list[int], b: list[int]) -> None:
-    n = common_prefix(array("i", a), array("i", b))
-    assert a[:n] == b[:n]
-    assert n == min(len(a), len(b)) or a[n] != b[n]
 
 
 @dataclass(frozen=True)

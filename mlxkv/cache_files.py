@@ -1,0 +1,59 @@
+"""Prompt caches as files of one model: mlxkv's own, and mlx-lm's in and out. `PromptCache.save` comes here.
+
+Says which model a file belongs to and how large a cache it takes; the bytes are `store/prompt_file.py` and
+`store/interop.py`. On the MLX thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from mlxkv.cache.config import CacheConfig
+from mlxkv.cache.foreign import ForeignCache, check_fits, to_mlx_lm, window_for
+from mlxkv.cache.prompt_cache import PromptCache
+from mlxkv.errors import MismatchError
+from mlxkv.store import ModelIdentity, describe_prompt_file, read_prompt_file, write_prompt_file
+from mlxkv.store.interop import read_mlx_lm, write_mlx_lm
+
+_MODEL_ID = "mlxkv_model_id"  # in the metadata of exports
+
+
+@dataclass(frozen=True)
+class CacheFiles:
+    """`name` is what the user calls the model, `model` mlx-lm's."""
+
+    name: str
+    model: Any
+    identity: Callable[[], ModelIdentity]
+    make_cache: Callable[[CacheConfig], PromptCache]
+
+    def write(self, path: Path, cache: PromptCache) -> int:
+        config = asdict(cache.plan.resolved)
+        return write_prompt_file(path, cache, self.identity(), config, prompt=cache.prompt)
+
+    def read(self, path: Path) -> PromptCache:
+        """See Model.load_cache."""
+        cache = self.make_cache(CacheConfig.from_table(describe_prompt_file(path).get("config")))
+        cache.prompt = read_prompt_file(path, cache, self.identity()).prompt
+        return cache
+
+    def export(self, path: Path, cache: PromptCache, version: str) -> int:
+        # What `mlx_lm.generate --prompt-cache-file` looks for.
+        about = {"model": self.name, "tokenizer_config": "{}", _MODEL_ID: self.identity().model_id}
+        return write_mlx_lm(path, to_mlx_lm(cache), version, about)
+
+    def import_mlx_lm(self, path: Path, config: CacheConfig | None) -> PromptCache:
+        """See Model.import_mlx_lm."""
+        file = read_mlx_lm(path)
+        held = self.make_cache(config or CacheConfig())
+        check_fits(file.layers, held.plan, path.name)
+        model_id = self.identity().model_id
+        if file.metadata.get(_MODEL_ID, model_id) != model_id:
+            why = f"{path.name} was made with other weights than {self.name} has; load the model it was made with."
+            raise MismatchError(why, "model_id")
+        if config is None and held.capacity < file.layers[0].offset:
+            held = self.make_cache(CacheConfig(window=window_for(file.layers[0].offset)))
+        return ForeignCache(held.plan, self.model, file.layers, self)
