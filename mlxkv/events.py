@@ -216,7 +216,8 @@ class TurnStarted:
 class Failed:
     """A command failed; `text` is one sentence. The engine goes on.
 
-    `kind`: "memory" (it would not fit), "disk" (no room), "locked" (open elsewhere), "" (anything else).
+    `kind`: "memory" (it would not fit), "disk" (no room), "locked" (open elsewhere), "stopped" (the user
+    stopped it), "" (anything else).
     """
 
     text: str

@@ -227,10 +227,10 @@ class PlainChat:
 
     @contextmanager
     def _interrupts(self) -> Iterator[None]:
-        """Ctrl+C stops a reply or a download and keeps what there is; at the prompt it ends the chat."""
+        """Ctrl+C stops a reply, a load or a download and keeps what there is; at the prompt it ends the chat."""
 
         def stop(*_: object) -> None:
-            if self._state.turn is None and not self._state.is_pulling:
+            if self._state.turn is None and not self._state.is_pulling and not self._state.loads_now:
                 raise KeyboardInterrupt
             self._desk.stop()
             self._desk.pause_download()

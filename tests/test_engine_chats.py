@@ -16,6 +16,7 @@ from mlxkv.device import Device
 from mlxkv.engine import Desk
 from mlxkv.engine.downloads import Downloads
 from mlxkv.errors import MlxkvError, ModelDownloadError, OutOfMemoryError
+from tests.tokenizers import tiny_folder
 
 SETTINGS = Settings(temperature=0.0, max_tokens=12, window=256)
 DEVICE = Device("test", False, 10**10, 10**10, False)
@@ -175,6 +176,23 @@ def test_settings_hold_from_the_next_reply_and_bounds_make_another_cache(said: S
 def test_a_model_that_is_not_here_is_asked_for_not_downloaded(home: Path) -> None:
     said = Said()
     assert said.ask(cmd.LoadModel("org/never-heard-of", ask=True)) == [ev.ModelMissing("org/never-heard-of", 0)]
+
+
+def test_a_load_that_is_stopped_leaves_the_old_model_and_the_chat(said: Said, tmp_path: Path) -> None:
+    """Esc just when the window says that it loads; the way back to the old model is not stopped with it."""
+    other = str(tiny_folder(tmp_path / "other"))
+
+    def tell(event: ev.EngineEvent) -> None:
+        said.events.append(event)
+        if event == ev.ModelLoading(other, "loading"):
+            said.desk.stop()
+
+    said.desk._tell = said.desk.front.tell = tell
+    events = said.ask(cmd.LoadModel(other))
+    text = f"Loading {other} was stopped; load it again when you need it."
+    assert events[-1] == ev.Failed(text, "stopped")
+    assert texts(next(e for e in events if isinstance(e, ev.ChatOpened))) == ["one", "two"]
+    assert said.one(cmd.Send("three", 0.0), ev.TurnFinished).stats.cached_tokens > 0
 
 
 def test_what_would_not_fit_is_called_so(said: Said) -> None:

@@ -262,7 +262,8 @@ class ChatApp(ManagingApp, inherit_bindings=False):
 
     @property
     def _generating(self) -> bool:
-        return self.state.turn is not None and not self.state.turn.stopping
+        turn = self.state.turn
+        return self.state.loads_now if turn is None else not turn.stopping
 
     def _act(self, act: Act, again: str, chosen: str = "") -> None:
         match act:

@@ -124,11 +124,10 @@ class ChatState(Story):
         self.listing = listing
 
     def stop(self) -> bool:
-        """Whether there was a reply to stop; the caller then tells the engine."""
-        if self.turn is None:
-            return False
-        self.turn.stopping = True
-        return True
+        """Whether there was a reply or a load to stop; the caller then tells the engine."""
+        if self.turn is not None:
+            self.turn.stopping = True
+        return self.turn is not None or self.loads_now
 
     def pause(self) -> bool:
         """Whether there was a download to pause."""
@@ -153,6 +152,11 @@ class ChatState(Story):
         return any(isinstance(c, cmd.LoadModel) for c in self._waiting)
 
     @property
+    def loads_now(self) -> bool:
+        """The engine is at it, and nothing else is before it."""
+        return bool(self._waiting) and isinstance(self._waiting[0], cmd.LoadModel)
+
+    @property
     def is_pulling(self) -> bool:
         return self.pull is not None and self.pull.state in ("asking", "downloading")
 
@@ -164,7 +168,8 @@ class ChatState(Story):
         waiting, room = (self._waiting[0] if self._waiting else None), width - 4
         match waiting:
             case cmd.LoadModel(name):
-                text, hint = fit(loading_text(self._loading or ev.ModelLoading(name, "")), room), ""
+                hint = "esc to stop"
+                text = fit(loading_text(self._loading or ev.ModelLoading(name, "")), room - len(hint))
             case cmd.OpenChat(session_id):
                 chat = next((chat for chat in self.chats if chat.id == session_id), None)
                 text, hint = restoring_text(chat), ""
@@ -240,7 +245,10 @@ class ChatState(Story):
             self.break_off()
         if isinstance(failed, cmd.LoadModel):
             self._loading = None
-        self.error(event.text + advice(event.kind))
+        if event.kind == "stopped":
+            self.say(event.text)
+        else:
+            self.error(event.text + advice(event.kind))
 
     def _engine_stopped(self, error: str | None) -> None:
         self.break_off()

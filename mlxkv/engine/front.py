@@ -78,6 +78,10 @@ class Front:
 
         return load(name, folders=self.folders, progress=progress, cancel=self._cancel_load)
 
+    @property
+    def load_was_stopped(self) -> bool:
+        return self._cancel_load.is_set()
+
     def begin_load(self) -> None:
         self._cancel_load.clear()
 

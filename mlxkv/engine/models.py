@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from mlxkv.engine import chats
 from mlxkv.engine.front import Front
 from mlxkv.errors import MlxkvError
-from mlxkv.events import EngineEvent, ModelCard, ModelList, ModelLoading, ModelMissing, ModelReady
+from mlxkv.events import EngineEvent, Failed, ModelCard, ModelList, ModelLoading, ModelMissing, ModelReady
 
 
 def load(front: Front, name: str, ask: bool = False) -> Iterator[EngineEvent]:
-    """Load `name`; the chat that was in front goes on with it. What cannot be loaded leaves the old model.
+    """Load `name`; the chat that was in front goes on with it. What fails or is stopped leaves the old model.
 
     `ModelReady` comes last: what is open before it belongs to this command.
     """
@@ -23,18 +23,23 @@ def load(front: Front, name: str, ask: bool = False) -> Iterator[EngineEvent]:
             return
         front.downloads.start(name, current_device(), then_load=True)
         return
+    front.begin_load()
     yield ModelLoading(name, "loading")
     before, session = front.model.name if front.model else None, front.chat.session_id if front.chat else None
-    front.begin_load()
     if before is not None:
         front.drop_model()
     try:
         front.model = front.make_model(name)
-    except MlxkvError:
+    except MlxkvError as error:
+        was_stopped = front.load_was_stopped
         if before is not None:
+            front.begin_load()  # the way back must not be stopped by the same key
             front.model = front.make_model(before)
             yield from _again(front, session)
-        raise
+        if not was_stopped:
+            raise
+        yield Failed(str(error), "stopped")
+        return
     model = front.model
     if before is not None:
         yield from _again(front, session)

@@ -127,6 +127,19 @@ def test_a_failed_open_leaves_the_chat_as_it_was(state: ChatState) -> None:
     assert [type(c) for c in sent(state)] == [OpenChat, Send]
 
 
+def test_a_load_can_be_stopped(clock: Clock) -> None:
+    state = ChatState(clock)
+    assert not state.stop()
+    state.submit(LoadModel("org/Big-4bit"))
+    state.submit(NewChat())
+    feed(state, ModelLoading("org/Big-4bit", "loading", 2_100_000_000, 4_600_000_000))
+    assert state.activity(80) == ("⠋ loading Big-4bit 2.1/4.6 GB · type ahead, it will be sent", "esc to stop")
+    assert state.stop()
+    feed(state, Failed("Loading org/Big-4bit was stopped.", "stopped"), Failed("No model is loaded."))
+    assert shown(state) == [("meta", "Loading org/Big-4bit was stopped.")]
+    assert not state.stop()
+
+
 def test_a_model_that_cannot_be_loaded(clock: Clock) -> None:
     """The reason must survive the opening of the first chat, and the second model opens one."""
     state = ChatState(clock)
