@@ -10,13 +10,13 @@ import copy
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from typing import Any
 
 from mlxkv.cache.config import CacheConfig
 from mlxkv.cache.foreign import ForeignCache
 from mlxkv.cache.prompt_cache import PromptCache
-from mlxkv.conversation import Conversation
+from mlxkv.conversation import Conversation, title_of
 from mlxkv.errors import CacheError, ConfigError, PromptError
 from mlxkv.events import Branch, KVNotSaved, Message, Notice, Sibling, TurnEvent, TurnFinished
 from mlxkv.exchange import ChatBackend, Exchange
@@ -27,8 +27,6 @@ from mlxkv.prompt_start import Start, start_from
 from mlxkv.sampling import SamplingParams, set_random_state
 from mlxkv.stats import TurnStats
 from mlxkv.store import Restored, SessionRecord, TurnRecord
-
-_TITLE_LENGTH = 60
 
 
 class Chat:
@@ -114,7 +112,7 @@ class Chat:
     @property
     def messages(self) -> tuple[Message, ...]:
         """What was said, without the system prompt."""
-        return tuple(Message(t.role, t.text, _stats_of(t), t.thinking) for t in self._said.turns)
+        return self._said.messages
 
     def _turn(self, text: str, params: SamplingParams, started: float) -> Iterator[TurnEvent]:
         self._cancel.clear()
@@ -127,7 +125,7 @@ class Chat:
         messages = self._past.messages([*said.turns, TurnRecord("user", whole)])
         prompt = self._backend.prompts.prompt(messages, self._fed, self.thinking)
         if self._autosave and self.session_id is None:
-            self.save(title=_title(text))
+            self.save(title=title_of(text))
         start = common_prefix(said.log, prompt.ids)
         said.append(TurnRecord("user", whole, prompt.ids[start:], start))
         yield from self._reply(prompt, TurnRecord("assistant", ""), params, started)
@@ -288,7 +286,7 @@ class Chat:
                 "sampling": asdict(self._params),
                 "think": self.thinking,
             }
-            said.begin(title or (_title(said.turns[0].text) if said.turns else "Untitled"), self.system, params)
+            said.begin(title, self.system, params)
         elif title:
             said.rename(title)
         if self.cache.tokens:
@@ -332,15 +330,3 @@ class Chat:
         """This chat's parameters, and those given for one turn."""
         given = {name: value for name, value in chosen.items() if value is not None}
         return SamplingParams.for_model({}, **{**asdict(self._params), **given})
-
-
-def _stats_of(turn: TurnRecord) -> TurnStats | None:
-    known = {f.name for f in fields(TurnStats)}
-    stats: Mapping[str, Any] = {k: v for k, v in turn.stats.items() if k in known}
-    return TurnStats(**stats) if stats else None
-
-
-def _title(text: str) -> str:
-    """The first line, cut to a title's length."""
-    line = next((line.strip() for line in text.splitlines() if line.strip()), "Untitled")
-    return line if len(line) <= _TITLE_LENGTH else line[: _TITLE_LENGTH - 1].rstrip() + "…"

@@ -7,16 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 from mlxkv.cache.prompt_cache import PromptCache
 from mlxkv.errors import CacheError, SessionLockedError, SessionNotFoundError, StoreError
-from mlxkv.events import Branch, Sibling
+from mlxkv.events import Branch, Message, Sibling
 from mlxkv.ids import common_prefix
 from mlxkv.sampling import random_state
+from mlxkv.stats import TurnStats
 from mlxkv.store import ModelIdentity, Restored, SessionRecord, SessionStore, TurnRecord
 
+_TITLE_LENGTH = 60
 _MANY = 256  # new tokens of a message; for fewer the disk is not asked whether another chat had them
 
 
@@ -92,15 +94,20 @@ class Conversation:
                 return
         self._enter_fork(left, num_turns)
 
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        """The turns as they are shown."""
+        return tuple(Message(t.role, t.text, _stats_of(t), t.thinking) for t in self.turns)
+
     def last(self, role: str) -> int | None:
         """The number of the last turn of `role`."""
         return max((i for i, turn in enumerate(self.turns) if turn.role == role), default=None)
 
     # -- the session -------------------------------------------------------------------------------------------------
 
-    def begin(self, title: str, system: str | None, params: Mapping[str, Any]) -> None:
-        """Make a session of what has been said so far."""
-        self.title = title
+    def begin(self, title: str | None, system: str | None, params: Mapping[str, Any]) -> None:
+        """Make a session of what has been said so far; without `title` it is called by its first line."""
+        self.title = title = title or title_of(self.turns[0].text if self.turns else "")
         self._enter(self._store().create(title, self._identity(), system=system, params=params))
         for turn in self.turns:
             self._store().add_turn(str(self.session_id), turn)
@@ -240,3 +247,15 @@ class Conversation:
             del log[len(log) if turn.start is None else turn.start :]
             log += turn.ids
         self.turns, self.log = turns, tuple(log)
+
+
+def title_of(text: str) -> str:
+    """The first line, cut to a title's length."""
+    line = next((line.strip() for line in text.splitlines() if line.strip()), "Untitled")
+    return line if len(line) <= _TITLE_LENGTH else line[: _TITLE_LENGTH - 1].rstrip() + "…"
+
+
+def _stats_of(turn: TurnRecord) -> TurnStats | None:
+    known = {f.name for f in fields(TurnStats)}
+    stats: Mapping[str, Any] = {k: v for k, v in turn.stats.items() if k in known}
+    return TurnStats(**stats) if stats else None

@@ -155,10 +155,6 @@ class ReplyText:
         """A stop string was found."""
         return self._stops.hit
 
-    @property
-    def is_thinking(self) -> bool:
-        return self._splitter is not None and self._splitter.state == "thinking"
-
     def add(self, token: int) -> None:
         """Take the next id; not an end-of-turn token."""
         self._detokenizer.add_token(token)

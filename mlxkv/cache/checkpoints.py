@@ -72,9 +72,5 @@ class Checkpoints:
             put_back(cache, snapshot)
         self._kept = [c for c in self._kept if c.position <= checkpoint.position]
 
-    def forget_before(self, position: int) -> None:
-        """Nothing can go back so far any more."""
-        self._kept = [c for c in self._kept if c.position >= position]
-
     def clear(self) -> None:
         self._kept = []

@@ -69,7 +69,9 @@ class CacheConfig:
     def from_table(cls, table: Mapping[str, Any] | None) -> CacheConfig:
         """What was saved as a table, JSON's lists for tuples; names of other versions are passed over."""
         known = {f.name for f in fields(cls)}
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in (table or {}).items() if k in known})
+        found = ((name, value) for name, value in (table or {}).items() if name in known)
+        values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in found}
+        return cls(**values)
 
     def default_window(self, trained_length: int | None, bytes_per_token: int, budget: int) -> int:
         """The window meant by None: a power of two within the trained length, 32,768 and `budget` bytes."""
