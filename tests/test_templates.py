@@ -49,16 +49,17 @@ HOSTILE = {
     "indented JSON": "{{ range(90000) | list | tojson(indent=90000) }}",
     "rounding": "{{ 1 | round(10 ** 9) }}",
     "blocks": "{% set s %}{{ 'x' * 90000 }}{% endset %}{% for a in range(99999) %}{{ s }}{% endfor %}",
-    "searching again and again": "{% set s = range(90000) | list %}{% for a in s %}{% if -1 in s %}{% endif %}{% endfor %}",
-    "comparing again and again": "{% set s = 'x' * 900000 %}{% set t = s ~ '' %}{% for a in range(99999) %}{{ s == t }}{% endfor %}",
-    "slicing again and again": "{% set s = 'x' * 900000 %}{% for a in range(99999) %}{% set t = s[1:] %}{% endfor %}",
-    "sorting again and again": "{% set s = range(90000) | list %}{% for a in s %}{% set t = s | sort %}{% endfor %}",
+    "searching again and again": "{% set s = range(9000) | list %}{% for a in s %}{% if -1 in s %}{% endif %}{% endfor %}",
+    "comparing again and again": "{% set s = 'x' * 900000 %}{% set t = s ~ '' %}{% for a in range(9000) %}{{ s == t }}{% endfor %}",
+    "a test again and again": "{% set s = 'x' * 900000 %}{% set t = s ~ '' %}{% for a in range(9000) %}{{ s is eq(t) }}{% endfor %}",
+    "slicing again and again": "{% set s = 'x' * 900000 %}{% for a in range(9000) %}{% set t = s[1:] %}{% endfor %}",
+    "sorting again and again": "{% set s = range(9000) | list %}{% for a in s %}{% set t = s | sort %}{% endfor %}",
 }
 
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A budget that is soon used up."""
+    """A budget that is soon used up. Loops of 9,000 turns are within it: what they do has to be counted."""
     monkeypatch.setattr(templates, "MAX_STEPS", templates.MAX_STEPS // 25)
     monkeypatch.setattr(templates, "MAX_UNITS", templates.MAX_UNITS // 25)
 
