@@ -6,11 +6,9 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,20 +18,19 @@ from typer.core import TyperGroup
 
 from mlxkv.attachments import question_with, text_or_file
 from mlxkv.cli_cache import cache
-from mlxkv.cli_chats import chats, ids_for_completion, open_store
+from mlxkv.cli_chats import chats, ids_for_completion
 from mlxkv.cli_models import models
+from mlxkv.cli_start import first_commands, model_name, named_cache, open_window, session_id_of, talk_in_lines
 from mlxkv.completion import models as model_names
 from mlxkv.completion import name_the_chat, prompt_caches
-from mlxkv.config import Folders, Settings, load_settings, private_folder
-from mlxkv.errors import ConfigError, MlxkvError, ModelNotFoundError, PromptError, SessionNotFoundError
+from mlxkv.config import Folders, Settings, load_settings
+from mlxkv.errors import ConfigError, MlxkvError, PromptError
 from mlxkv.print_mode import PrintRequest
 from mlxkv.settings import help_of
 from mlxkv.text import clean
 
 if TYPE_CHECKING:
     from mlxkv.cache.config import CacheConfig
-    from mlxkv.commands import Command
-    from mlxkv.events import FirstScreen
 
 
 _COMMANDS = {
@@ -120,7 +117,7 @@ def chat(
     settings = load_settings(folders, flags=flags)
     if disk_limit is not None:
         os.environ["MLXKV_DISK_LIMIT"] = disk_limit  # whoever opens the store asks there, not us
-    asked = _named_cache(folders, named, system, continue_ or resume is not None)
+    asked = named_cache(folders, named, system, continue_ or resume is not None)
     from mlxkv.cache.config import CacheConfig
     from mlxkv.device import check_platform
     from mlxkv.sampling import SamplingParams
@@ -133,7 +130,7 @@ def chat(
     printing = printing or not (sys.stdin.isatty() and sys.stdout.isatty())
     plain = settings.plain or bool(os.environ.get("ACCESSIBLE")) or os.environ.get("TERM") == "dumb"
     picks = resume == "" and not continue_ and not printing  # alone it asks which chat, where somebody can answer
-    session_id = None if picks else _session_id(folders, "" if continue_ else resume)
+    session_id = None if picks else session_id_of(folders, "" if continue_ else resume)
     if printing:
         request = PrintRequest(
             question_with(question, file or [], sys.stdin),
@@ -148,8 +145,10 @@ def chat(
         )
         raise typer.Exit(_print(folders, settings, request, bounds, model))
     question = question_with(question, file, None) if file else question
-    talk = _lines if plain else _window
-    raise typer.Exit(talk(folders, settings, _start(folders, settings, session_id, fork, picks), question, not no_save))
+    talk = talk_in_lines if plain else open_window
+    raise typer.Exit(
+        talk(folders, settings, first_commands(folders, settings, session_id, fork, picks), question, not no_save)
+    )
 
 
 def _print(
@@ -163,66 +162,10 @@ def _print(
     from mlxkv.store.prompt_folder import PromptFolder
 
     made_with = None if request.cache is None else PromptFolder(folders).describe(request.cache).model
-    name = model_flag or made_with or _model_name(folders, settings, request.resume) or BUILT_IN[0]
+    name = model_flag or made_with or model_name(folders, settings, request.resume) or BUILT_IN[0]
     model = load(name, folders=folders)
     bounds = cache if request.resume is None or settings.bounds_cache else None
     return answer(model, request, bounds, settings.sampling, sys.stdout, sys.stderr)
-
-
-def _start(folders: Folders, settings: Settings, session_id: str | None, fork: bool, picks: bool) -> list[Command]:
-    """What the engine does first: load the model, open the chat."""
-    from mlxkv.commands import ListChats, LoadModel, NewChat, OpenChat
-    from mlxkv.models import BUILT_IN, resolve
-
-    name = _model_name(folders, settings, session_id)
-    if session_id is not None and fork:
-        with open_store(folders) as store:
-            session_id = store.fork(session_id, len(store.load(session_id).turns))
-    if name is None:
-        with suppress(ModelNotFoundError):
-            name = resolve(BUILT_IN[0]).name
-    # A model that a chat or the last run names may be gone, and was not asked for now: it is not downloaded unasked.
-    load: list[Command] = [LoadModel(name, ask=settings.model is None)] if name else []
-    return [*load, OpenChat(session_id) if session_id else NewChat(), *([ListChats()] if picks else [])]
-
-
-def _window(folders: Folders, settings: Settings, start: list[Command], question: str | None, save: bool) -> int:
-    from mlxkv.engine import Engine
-    from mlxkv.supervisor import watch_parent
-    from mlxkv.tui import run
-
-    watch_parent()
-    # What goes wrong below belongs in a file: on stderr it would be drawn over the window.
-    logging.basicConfig(filename=private_folder(folders.state) / "mlxkv.log", level=logging.WARNING)
-    if not sys.stderr.isatty():
-        sys.__stderr__ = sys.__stdout__  # type: ignore[misc]  # textual draws on stderr, wherever that was sent
-    engine = Engine(folders, settings, save=save)
-    return run(engine, _first_screen(start), settings, folders, start, question)
-
-
-def _lines(folders: Folders, settings: Settings, start: list[Command], question: str | None, save: bool) -> int:
-    from mlxkv.engine import Desk
-    from mlxkv.plain import PlainChat
-
-    with suppress(ImportError):
-        import readline  # noqa: F401  # `input` then edits lines
-    logging.basicConfig(filename=private_folder(folders.state) / "mlxkv.log", level=logging.WARNING)
-    chat = PlainChat(folders, settings, lambda tell: Desk(folders, settings, tell, save=save), sys.stdout, input)
-    return chat.run(start, question)
-
-
-def _first_screen(start: list[Command]) -> FirstScreen:
-    """Where no model was chosen: three that fit this machine."""
-    from mlxkv.commands import LoadModel
-    from mlxkv.events import FirstScreen, ModelCard
-
-    if any(isinstance(command, LoadModel) for command in start):
-        return FirstScreen()
-    from mlxkv.device import current_device
-    from mlxkv.models import suggestions
-
-    fitting = suggestions(current_device().memory_limit)
-    return FirstScreen(tuple(ModelCard(e.id, e.size_bytes, e.licence, e.note) for e in fitting))
 
 
 # -- the rest --------------------------------------------------------------------------------------------------------
@@ -255,7 +198,7 @@ def bench(
 
     check_platform()
     folders = Folders.from_env()
-    name = model or _model_name(folders, load_settings(folders), None) or BUILT_IN[0]
+    name = model or model_name(folders, load_settings(folders), None) or BUILT_IN[0]
     for line in report(load_model(name), prompt, tokens):
         print(line, flush=True)
 
@@ -269,46 +212,6 @@ def path() -> None:
 
 
 # -- helpers ---------------------------------------------------------------------------------------------------------
-
-
-def _session_id(folders: Folders, session: str | None) -> str | None:
-    """The id meant by -c ("") or -r; None without them. Said before a model is loaded for seconds.
-
-    Raises:
-        SessionNotFoundError: there is no such chat, or none at all.
-    """
-    if session is None:
-        return None
-    with open_store(folders) as store:
-        found = store.find(session) if session else store.latest()
-    if found is None:
-        raise SessionNotFoundError("There is no chat to continue yet; leave out -c and start one.")
-    return found
-
-
-def _named_cache(folders: Folders, name: str | None, system: str | None, goes_on: bool) -> Path | None:
-    """The file meant by --cache.
-
-    Raises:
-        ConfigError: options that a prompt cache leaves no room for. StoreError: there is none of that name.
-    """
-    if name is None:
-        return None
-    if system is not None or goes_on:
-        other = "-s" if system is not None else "-c or -r"
-        raise ConfigError(f"--cache {name} brings its own beginning of a chat; leave out {other}.")
-    from mlxkv.store.prompt_folder import PromptFolder
-
-    return PromptFolder(folders).find(name)
-
-
-def _model_name(folders: Folders, settings: Settings, session_id: str | None) -> str | None:
-    """-m or the setting, else the chat's model, else the last one used; None where there is none."""
-    if settings.model is not None or not (folders.data / "store.json").exists():
-        return settings.model
-    with open_store(folders) as store:
-        chosen = session_id or store.latest()
-        return store.load(chosen).model.name if chosen else None
 
 
 def main(argv: Sequence[str] | None = None) -> None:

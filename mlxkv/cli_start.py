@@ -1,0 +1,118 @@
+"""How a chat begins: which model, which chat, and whether in the window or in lines. Called by the command line.
+
+Imports no mlx, mlx_lm or textual until something of it is started.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mlxkv.cli_chats import open_store
+from mlxkv.config import Folders, Settings, private_folder
+from mlxkv.errors import ConfigError, ModelNotFoundError, SessionNotFoundError
+
+if TYPE_CHECKING:
+    from mlxkv.commands import Command
+    from mlxkv.events import FirstScreen
+
+
+def first_commands(
+    folders: Folders, settings: Settings, session_id: str | None, fork: bool, picks: bool
+) -> list[Command]:
+    """What the engine does first: load the model, open the chat."""
+    from mlxkv.commands import ListChats, LoadModel, NewChat, OpenChat
+    from mlxkv.models import BUILT_IN, resolve
+
+    name = model_name(folders, settings, session_id)
+    if session_id is not None and fork:
+        with open_store(folders) as store:
+            session_id = store.fork(session_id, len(store.load(session_id).turns))
+    if name is None:
+        with suppress(ModelNotFoundError):
+            name = resolve(BUILT_IN[0]).name
+    # A model that a chat or the last run names may be gone, and was not asked for now: it is not downloaded unasked.
+    load: list[Command] = [LoadModel(name, ask=settings.model is None)] if name else []
+    return [*load, OpenChat(session_id) if session_id else NewChat(), *([ListChats()] if picks else [])]
+
+
+def open_window(folders: Folders, settings: Settings, start: list[Command], question: str | None, save: bool) -> int:
+    from mlxkv.engine import Engine
+    from mlxkv.supervisor import watch_parent
+    from mlxkv.tui import run
+
+    watch_parent()
+    # What goes wrong below belongs in a file: on stderr it would be drawn over the window.
+    logging.basicConfig(filename=private_folder(folders.state) / "mlxkv.log", level=logging.WARNING)
+    if not sys.stderr.isatty():
+        sys.__stderr__ = sys.__stdout__  # type: ignore[misc]  # textual draws on stderr, wherever that was sent
+    engine = Engine(folders, settings, save=save)
+    return run(engine, _first_screen(start), settings, folders, start, question)
+
+
+def talk_in_lines(folders: Folders, settings: Settings, start: list[Command], question: str | None, save: bool) -> int:
+    from mlxkv.engine import Desk
+    from mlxkv.plain import PlainChat
+
+    with suppress(ImportError):
+        import readline  # noqa: F401  # `input` then edits lines
+    logging.basicConfig(filename=private_folder(folders.state) / "mlxkv.log", level=logging.WARNING)
+    chat = PlainChat(folders, settings, lambda tell: Desk(folders, settings, tell, save=save), sys.stdout, input)
+    return chat.run(start, question)
+
+
+def _first_screen(start: list[Command]) -> FirstScreen:
+    """Where no model was chosen: three that fit this machine."""
+    from mlxkv.commands import LoadModel
+    from mlxkv.events import FirstScreen, ModelCard
+
+    if any(isinstance(command, LoadModel) for command in start):
+        return FirstScreen()
+    from mlxkv.device import current_device
+    from mlxkv.models import suggestions
+
+    fitting = suggestions(current_device().memory_limit)
+    return FirstScreen(tuple(ModelCard(e.id, e.size_bytes, e.licence, e.note) for e in fitting))
+
+
+def model_name(folders: Folders, settings: Settings, session_id: str | None) -> str | None:
+    """-m or the setting, else the chat's model, else the last one used; None where there is none."""
+    if settings.model is not None or not (folders.data / "store.json").exists():
+        return settings.model
+    with open_store(folders) as store:
+        chosen = session_id or store.latest()
+        return store.load(chosen).model.name if chosen else None
+
+
+def session_id_of(folders: Folders, session: str | None) -> str | None:
+    """The id meant by -c ("") or -r; None without them. Said before a model is loaded for seconds.
+
+    Raises:
+        SessionNotFoundError: there is no such chat, or none at all.
+    """
+    if session is None:
+        return None
+    with open_store(folders) as store:
+        found = store.find(session) if session else store.latest()
+    if found is None:
+        raise SessionNotFoundError("There is no chat to continue yet; leave out -c and start one.")
+    return found
+
+
+def named_cache(folders: Folders, name: str | None, system: str | None, goes_on: bool) -> Path | None:
+    """The file meant by --cache.
+
+    Raises:
+        ConfigError: options that a prompt cache leaves no room for. StoreError: there is none of that name.
+    """
+    if name is None:
+        return None
+    if system is not None or goes_on:
+        other = "-s" if system is not None else "-c or -r"
+        raise ConfigError(f"--cache {name} brings its own beginning of a chat; leave out {other}.")
+    from mlxkv.store.prompt_folder import PromptFolder
+
+    return PromptFolder(folders).find(name)
