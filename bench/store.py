@@ -143,7 +143,7 @@ def load(
         mx.eval(mx.load(str(theirs)))
 
     def their_load() -> None:
-        caches: list[Any] = load_prompt_cache(str(theirs))
+        caches: Any = load_prompt_cache(str(theirs))
         mx.eval([c.state[:2] for c in caches])
 
     def our_load() -> None:

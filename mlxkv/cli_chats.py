@@ -211,7 +211,8 @@ def chats_restore_backup(name: Annotated[str, typer.Argument(help="As `mlxkv cha
     from mlxkv.store.backup import restore
 
     aside = restore(Folders.from_env(), name)
-    print(f"The chats are those of {name} now; the ones before are kept as {aside.stem}.")
+    kept = f"; the ones before are kept as {aside.stem}" if aside else ""
+    print(f"The chats are those of {name} now{kept}.")
 
 
 def open_store(folders: Folders | None = None) -> SessionStore:

@@ -116,8 +116,7 @@ NAMES = [
 ]  # fmt: skip
 
 METHODS = {
-    "Model": ["generate", "stream", "prefill", "chat", "resume", "make_cache", "load_cache", "import_mlx_lm",
-              "close"],
+    "Model": ["generate", "stream", "prefill", "chat", "resume", "make_cache", "load_cache", "import_mlx_lm", "close"],
     "Chat": ["send", "cancel", "undo", "retry", "edit", "fork", "save", "close"],
     "PromptCache": ["save", "export_mlx_lm", "fork", "reuse", "rewind", "nbytes"],
     "Completion": ["text", "tokens", "stats"],

@@ -244,11 +244,11 @@ class ThreadEngine(FakeEngine):
                         time.sleep(self.load_s / 10)
                     self.events.append(ModelReady(name, 4_600_000_000, self.load_s, True))
                 case Send(text):
-                    self._reply(text)
+                    self._play(text)
                 case _:
                     self.say(self.answer(command))
 
-    def _reply(self, text: str) -> None:
+    def _play(self, text: str) -> None:
         self._halt.clear()
         self.events.append(TurnStarted(text))
         reply, words, reason = ((REPLY + "\n") * 12 if "long" in text else REPLY), 0, "stop"
