@@ -118,7 +118,6 @@ class Trial:
         assert cache.tokens == self.talk.cache.tokens[: restored.tokens]
         return self.files.now - before + (len(self.talk.cache.tokens) - restored.tokens) / TPS, restored.tokens
 
-
     def remember(self, bps: float) -> None:
         paces = Paces(self.store._database)
         while abs((paces.get(model().model_id).read_bps or 0) - bps) > 0.1 * bps:
