@@ -46,7 +46,7 @@ PAYLOADS = (
 )
 NAMES = tuple(f"PAY{letter}" for letter in "ABCDEFGHIJKLMNOP")
 SAID = {"title", "text", "name", "id", "licence", "note", "snippet", "path", "words", "thinking", "label",
-        "model", "saved", "role", "read_only"}  # fmt: skip
+        "model"}  # fmt: skip
 
 
 def bomb(turn: int = 0) -> str:
@@ -85,9 +85,6 @@ class HostileEngine(FakeEngine):
                 return [Notice(bomb()), ModelReady(bomb(), 10, 0.1, True)]
             case ListChats():
                 return [ChatList(tuple(ChatSummary(f"c{i}", bomb(i), 1.7e9, 2, 0, bomb(i)) for i in range(len(NAMES))))]
-            case Send("link"):
-                said = "\n\n".join(f"[PAYLINK {'x' * 40}](http://пример.example/{i})" for i in range(40))
-                return [TurnStarted("link"), TextDelta(said, 1), TurnFinished("stop", said, STATS)]
             case Send(text):
                 said = f"{text}\n\n{markdown()}"
                 cut = [TextDelta(char, i) for i, char in enumerate(said)]
@@ -111,8 +108,7 @@ class HostileEngine(FakeEngine):
 
 def main() -> int:
     first = FirstScreen(tuple(ModelCard(bomb(i), 1_000_000, bomb(i), bomb(i)) for i in range(3)))
-    settings = Settings(model=bomb(), system=bomb(1))
-    return run(HostileEngine(), first, settings, Folders.from_env(os.environ))
+    return run(HostileEngine(), first, Settings(), Folders.from_env(os.environ))
 
 
 if __name__ == "__main__":
