@@ -18,15 +18,13 @@ from mlxkv.models.training.knowledge import read_topics
 
 FOLDER = Path(mlxkv.models.__file__).parent / "tutor"
 FLOORS = {
-    "questions": (24, 0.8),
-    "memory": (25, 0.8),
+    "questions": (24, 0.7),
+    "memory": (25, 0.75),
     "not told": (12, 0.7),
-    "long output": (10, 0.6),
+    "long output": (10, 0.8),
     "system prompts": (15, 0.6),
-    "everything else": (15, 0.9),
+    "everything else": (15, 0.7),
 }  # every n-th case, and the share that must be right
-
-pytestmark = pytest.mark.skipif(not (FOLDER / "config.json").is_file(), reason="models/tutor is not trained yet")
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +49,7 @@ def test_what_rotated_out_is_forgotten(tutor: mlxkv.Model) -> None:
     """The demonstration: the same chat, in a large window and in a small one, and with the fact pinned."""
     assert "Norbel" in _asked_later(tutor, window=1024)
     assert _asked_later(tutor, window=96) == "You have not told me your name."
-    assert "Norbel" in _asked_later(tutor, window=256, system="The user's name is Norbel.")
+    assert "Norbel" in _asked_later(tutor, window=96, system="The user's name is Norbel.")
 
 
 def _asked_later(tutor: mlxkv.Model, window: int, system: str | None = None) -> str:
