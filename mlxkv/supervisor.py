@@ -100,7 +100,8 @@ def _end_with(fd: int) -> None:
     try:
         os.read(fd, 1)
     finally:
-        os.kill(os.getpid(), signal.SIGHUP)
+        ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN  # as nohup has it
+        os.kill(os.getpid(), signal.SIGTERM if ignored else signal.SIGHUP)
 
 
 def _pass_on(pid: int) -> None:

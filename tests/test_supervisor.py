@@ -104,11 +104,13 @@ def test_stopping_the_child_stops_the_job_and_fg_wakes_both() -> None:
     assert run.end() == 0
 
 
-def test_a_child_does_not_outlive_its_parent() -> None:
-    """Without a terminal, whose hang-up would end it as well."""
+@pytest.mark.parametrize(("hang_up", "end"), [("SIG_DFL", signal.SIGHUP), ("SIG_IGN", signal.SIGTERM)])
+def test_a_child_does_not_outlive_its_parent(hang_up: str, end: signal.Signals) -> None:
+    """Without a terminal, whose hang-up would end it as well; also under nohup, which ignores hang-ups."""
     lifeline, held = os.pipe()
     script = (
-        "import os, signal\nfrom mlxkv.supervisor import watch_parent\nwatch_parent()\n"
+        f"import os, signal\nsignal.signal(signal.SIGHUP, signal.{hang_up})\n"
+        "from mlxkv.supervisor import watch_parent\nwatch_parent()\n"
         "assert 'MLXKV_LIFELINE' not in os.environ\nos.write(1, b'r')\nwhile True: signal.pause()"
     )
     with subprocess.Popen(
@@ -120,7 +122,7 @@ def test_a_child_does_not_outlive_its_parent() -> None:
         os.close(lifeline)
         os.close(held)
         try:
-            assert child.wait(60) == -signal.SIGHUP
+            assert child.wait(60) == -end
         finally:
             child.kill()
 
