@@ -30,6 +30,7 @@ from mlxkv.tui.look import look_of
 from mlxkv.tui.managing import ManagingApp
 from mlxkv.tui.port import EnginePort
 from mlxkv.tui.prompt import Prompt
+from mlxkv.tui.render import warm
 from mlxkv.tui.state import ChatState
 from mlxkv.tui.view import ChatView
 
@@ -115,6 +116,7 @@ class ChatApp(ManagingApp, inherit_bindings=False):
         """The first frame is up: now the engine may take the processor."""
         self._started = True
         self.engine.start()
+        warm()
         self._drain()
 
     # -- the engine --------------------------------------------------------------------------------------

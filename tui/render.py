@@ -158,3 +158,8 @@ def guess_height(block: Block, width: int) -> int:
     if block.kind is Kind.USER and block.folded:
         lines = min(lines, SHOWN + 1)
     return lines + (not block.tight)
+
+
+def warm() -> None:
+    """Load the Markdown parser before the first reply: in the midst of one that stops the model for some 40 ms."""
+    Renderer(Look()).strips(Block(Kind.REPLY, "*ready*"), 80)
