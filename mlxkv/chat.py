@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
+from mlxkv.beside import Beside
 from mlxkv.cache.config import CacheConfig
 from mlxkv.cache.foreign import ForeignCache
 from mlxkv.cache.prompt_cache import PromptCache
@@ -29,7 +30,7 @@ from mlxkv.stats import TurnStats
 from mlxkv.store import Restored, SessionRecord, TurnRecord
 
 
-class Chat:
+class Chat(Beside):
     """A conversation with a model. Made by `Model.chat` and `Model.resume`.
 
     Args:
@@ -281,17 +282,22 @@ class Chat:
             raise CacheError("A chat from an imported cache cannot be saved: the ids of its first tokens are unknown.")
         said = self._said
         if said.session_id is None:
-            params = {
-                "cache": asdict(self.cache.plan.resolved),
-                "sampling": asdict(self._params),
-                "think": self.thinking,
-            }
-            said.begin(title, self.system, params)
+            self._begin(title)
         elif title:
             said.rename(title)
         if self.cache.tokens:
             said.save_rows(self.cache, wait=True)
         return str(said.session_id)
+
+    def _begin(self, title: str | None, parent: str | None = None, pinned: int = 0) -> None:
+        params: dict[str, Any] = {
+            "cache": asdict(self.cache.plan.resolved),
+            "sampling": asdict(self._params),
+            "think": self.thinking,
+        }
+        if pinned:
+            params["pinned"] = pinned
+        self._said.begin(title, self.system, params, parent)
 
     def load(self, record: SessionRecord) -> None:
         """Take over a stored session: its turns, and from disk what fits of its rows; see `read_only`."""

@@ -144,6 +144,18 @@ class Fork:
     turn: int | None = None
 
 
+@dataclass(frozen=True)
+class PlanCompact:
+    """What compacting the chat in front would keep and cost: `CompactPlan`."""
+
+
+@dataclass(frozen=True)
+class Compact:
+    """Go on in a branch with the last messages, and (`summarise`) a summary of those before them: `Compacted`."""
+
+    summarise: bool = True
+
+
 # -- what counts, and what is looked at ------------------------------------------------------------------------------
 
 
@@ -195,6 +207,8 @@ Command = (
     | Continue
     | Rewind
     | Fork
+    | PlanCompact
+    | Compact
     | ChangeSettings
     | SetSystem
     | ShowContext

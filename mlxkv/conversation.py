@@ -105,10 +105,20 @@ class Conversation:
 
     # -- the session -------------------------------------------------------------------------------------------------
 
-    def begin(self, title: str | None, system: str | None, params: Mapping[str, Any]) -> None:
-        """Make a session of what has been said so far; without `title` it is called by its first line."""
+    def begin(
+        self, title: str | None, system: str | None, params: Mapping[str, Any], parent: str | None = None
+    ) -> None:
+        """Make a session of what has been said so far; without `title` it is called by its first line.
+
+        `parent`: the session that it is another beginning of.
+        """
         self.title = title = title or title_of(self.turns[0].text if self.turns else "")
-        self._enter(self._store().create(title, self._identity(), system=system, params=params))
+        forked_at = None if parent is None else 0
+        self._enter(
+            self._store().create(
+                title, self._identity(), system=system, params=params, parent=parent, forked_at=forked_at
+            )
+        )
         for turn in self.turns:
             self._store().add_turn(str(self.session_id), turn)
 
@@ -140,14 +150,19 @@ class Conversation:
         self._store().set_model(record.id, mine)
         return False
 
+    def apart(self, turns: tuple[TurnRecord, ...]) -> Conversation:
+        """A second conversation in which `turns` were said; without a session yet."""
+        twin = Conversation(self._store, self._identity)
+        twin.title = self.title
+        twin._take(turns)
+        return twin
+
     def fork(self, num_turns: int) -> Conversation:
         """A second conversation with the same first turns; its session shares the rows on disk."""
-        twin = Conversation(self._store, self._identity)
         if self.session_id is None:
-            twin.title = self.title
-            twin._take(self.turns[:num_turns])
-        else:
-            twin._enter_fork(self.session_id, num_turns)
+            return self.apart(self.turns[:num_turns])
+        twin = Conversation(self._store, self._identity)
+        twin._enter_fork(self.session_id, num_turns)
         return twin
 
     def siblings(self) -> tuple[tuple[Sibling, ...], ...]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from mlxkv.readings import ContextUse, SessionFigures, SessionStatus
+from mlxkv.readings import CompactPlan, ContextUse, SessionFigures, SessionStatus
 from mlxkv.stats import TurnStats
 
 # -- a turn --------------------------------------------------------------------------------------------
@@ -206,6 +206,13 @@ class Applied:
 
 
 @dataclass(frozen=True)
+class Compacted:
+    """The chat in front is the short form of the one before; `text` says what it has, and how to go back."""
+
+    text: str
+
+
+@dataclass(frozen=True)
 class TurnStarted:
     """The user's turn is on disk (unless this chat is not saved) and reading begins."""
 
@@ -291,6 +298,8 @@ EngineEvent = (
     | ChatDeleted
     | ChatExported
     | Applied
+    | Compacted
+    | CompactPlan
     | TurnStarted
     | SessionStatus
     | ContextUse

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -197,6 +197,9 @@ class Model:
             session_id = store.fork(session_id, len(store.load(session_id).turns))
         record = store.load(session_id)
         config = cache or CacheConfig.from_table(record.params.get("cache"))
+        if cache is not None and cache.sinks == "system" and isinstance(pinned := record.params.get("pinned"), int):
+            most = (cache.window or 1 << 24) // 4
+            config = replace(cache, sinks=pinned) if 0 < pinned <= most else cache  # a summary stays pinned
         past = dict(record.params.get("sampling") or {})
         params = SamplingParams.for_model({}, **{**past, **{k: v for k, v in sampling.items() if v is not None}})
         think = record.params.get("think")

@@ -7,8 +7,9 @@ turns. Pure but for the tokenizer; no MLX, no disk.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from mlxkv.ids import common_prefix
 from mlxkv.prompt import Fed, Message, PromptFormat, message
 from mlxkv.prompt_start import Start
 from mlxkv.store import TurnRecord
@@ -62,7 +63,44 @@ class Past:
             cuts = ((len(before.text), end),) if text.startswith(before.text) else ()
         return Fed(text, ids, cuts)
 
+    def laid(self, turns: Sequence[TurnRecord]) -> tuple[tuple[TurnRecord, ...], Fed]:
+        """`turns` as all that was said in a chat that begins like this one, with ids and places of their own, and what
+        the model is to be fed of them. Replies of this model keep the ids that were sampled."""
+        prompts, fed = self.prompts, self.start.fed
+        log: list[int] = []
+        out: list[TurnRecord] = []
+        for i, turn in enumerate(turns):
+            start, ids = len(log), turn.ids
+            if turn.role == "user":
+                think = turns[i + 1].params.get("think") if i + 1 < len(turns) else None
+                fed = prompts.prompt(self.messages(turns[: i + 1]), fed, think)
+                start = common_prefix(log, fed.ids)
+                turn = replace(turn, ids=fed.ids[start:], start=start)
+            else:
+                if not ids or turn.params.get("model", self.model) != self.model:
+                    ids = tuple(prompts.encode(turn.text))
+                params = turn.params if self.model is None else {**turn.params, "model": self.model}
+                turn = replace(turn, ids=ids, start=start, params=params)
+                if turn.stats.get("finish_reason") != "stop_string":
+                    fed = prompts.replied(fed, prompts.raw(turn.text, ids), ids)
+                elif not prompts.has_template:
+                    fed = Fed("", (*log, *ids))
+            log[start:] = turn.ids
+            out.append(turn)
+        return tuple(out), fed
+
     def marks(self, prompt: Fed, think: bool | None) -> tuple[int, ...]:
         """Where to keep the state of recurrent layers in `prompt`: history may go on otherwise from there."""
         turns = self.turns if self.turns[-1].role == "user" else self.turns[:-1]
         return (self.prompts.num_lasting(self.messages(turns), prompt, think),)
+
+
+def spans(turns: Sequence[TurnRecord]) -> list[tuple[int, int]]:
+    """Of each turn where its ids begin and end in the log. A template may have rewritten a turn
+    since: then the next one starts before this one's end."""
+    starts: list[int] = []
+    length = 0
+    for turn in turns:  # as their replay makes the log
+        starts.append(length if turn.start is None else turn.start)
+        length = starts[-1] + len(turn.ids)
+    return [(start, min([start + len(turns[i].ids), *starts[i + 1 :]])) for i, start in enumerate(starts)]

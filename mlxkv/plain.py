@@ -195,7 +195,7 @@ class PlainChat:
                 self._line(f"(downloading {name}: {bytes_text(done)} of {bytes_text(total)})")
             case ev.ModelReady(name):
                 self._line(f"{name} is ready.")
-            case ev.ChatOpened(messages=messages):
+            case ev.ChatOpened(messages=messages) if not state.is_compacting:  # those that stay were read already
                 self._show_messages(messages)
             case _:
                 self._say_lines()

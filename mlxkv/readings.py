@@ -59,6 +59,26 @@ class ContextUse:
 
 
 @dataclass(frozen=True)
+class CompactPlan:
+    """What compacting the chat in front would do, in tokens.
+
+    The last `kept_messages` stay as they are; of the `older_messages` before them a summary is made, for which
+    `ask_tokens` are read and at most `summary_tokens` (0: this model cannot) written. `gone_tokens` of the older ones
+    have rotated out already: no summary has them.
+    """
+
+    model: str
+    window: int
+    kept_messages: int
+    kept_tokens: int
+    older_messages: int
+    older_tokens: int
+    gone_tokens: int = 0
+    ask_tokens: int = 0
+    summary_tokens: int = 0
+
+
+@dataclass(frozen=True)
 class SessionFigures:
     """A chat in numbers, and everything on disk. Rates are tokens per second over all turns, 0 where unknown."""
 

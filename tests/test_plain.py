@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from mlxkv.commands import Command, Edit, LoadModel, NewChat, OpenChat, Pull, Rewind, Send
+from mlxkv.commands import Command, Compact, Edit, LoadModel, NewChat, OpenChat, Pull, Rewind, Send
 from mlxkv.config import Folders, Settings
 from mlxkv.events import EngineEvent, PullProgress
 from mlxkv.plain import PlainChat
@@ -70,6 +70,16 @@ def test_a_question_and_its_reply() -> None:
     assert "org/Qwen3-8B-4bit is ready.\nUser: Why?\nAssistant: The borrow of `map` lives" in said
     assert "(42.1 tok/s · 312 tok · first token 0.21s" in said
     assert not set(said) & set(SPINNER + BARS + "─│▰▱\x1b")
+
+
+def test_compacting_asks_first_and_does_not_read_the_chat_out_again() -> None:
+    said, desk, code = talk("/resume rust", "/compact", "1", "/compact last")
+    assert code == 0
+    assert "1. Summary of 18, the last 4 messages as they are" in said
+    assert [c.summarise for c in desk.commands if isinstance(c, Compact)] == [True, False]
+    after = said[said.index("Number, or nothing: 1") :]
+    assert "compacted: kept" in after
+    assert "User: " not in after.replace("User: /compact last", "").removesuffix("User: \n")
 
 
 def test_a_question_from_the_command_line_and_one_of_two_lines() -> None:

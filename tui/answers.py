@@ -48,6 +48,12 @@ def take(state: ChatState, event: ev.EngineEvent) -> None:
             state.answered(cmd.ChangeSettings, cmd.SetSystem)
             if text:
                 state.say(text)
+        case ev.CompactPlan():
+            state.answered(cmd.PlanCompact)
+            state.show(lists.compact_list(event))
+        case ev.Compacted(text):
+            state.answered(cmd.Compact)
+            state.say(text)
         case ev.ModelList(models):
             state.answered(cmd.ListModels)
             state.models = models

@@ -52,6 +52,7 @@ COMMANDS = (
     Slash("retry", "", "reply again; the old reply stays", ("regenerate",)),
     Slash("edit", "", "change the last question and ask again"),
     Slash("continue", "", "go on with a reply that was cut off"),
+    Slash("compact", "[summary|last]", "go on with a summary, or the last messages only", words=("summary", "last")),
     Slash("copy", "[n] [code [k]]", "copy the last reply, the n-th last, or its code", words=("code",)),
     Slash("paste", "", "paste the clipboard"),
     # the model

@@ -107,6 +107,16 @@ def _edit(state: ChatState, argument: str) -> None:
         state.say("Nothing has been said yet.")
 
 
+def _compact(state: ChatState, argument: str) -> None:
+    match argument:
+        case "summary" | "last":
+            state.submit(cmd.Compact(argument == "summary"))
+        case "":
+            state.submit(cmd.PlanCompact())
+        case _:
+            state.say("/compact asks first; /compact summary and /compact last do it at once.")
+
+
 # -- the model and what is set ---------------------------------------------------------------------------------------
 
 
@@ -215,6 +225,7 @@ _ACTIONS: dict[str, Callable[[ChatState, str], Wish | None]] = {
     "retry": _retry,
     "edit": _edit,
     "continue": lambda state, _: state.submit(cmd.Continue()),
+    "compact": _compact,
     "model": _model,
     "pull": _pull,
     "system": _system,

@@ -157,6 +157,10 @@ class ChatState(Story):
         return bool(self._waiting) and isinstance(self._waiting[0], cmd.LoadModel)
 
     @property
+    def is_compacting(self) -> bool:
+        return bool(self._waiting) and isinstance(self._waiting[0], cmd.Compact)
+
+    @property
     def is_pulling(self) -> bool:
         return self.pull is not None and self.pull.state in ("asking", "downloading")
 
@@ -173,7 +177,7 @@ class ChatState(Story):
             case cmd.OpenChat(session_id):
                 chat = next((chat for chat in self.chats if chat.id == session_id), None)
                 text, hint = restoring_text(chat), ""
-            case cmd.SearchChats() | cmd.ListModels() | cmd.ExportChat():
+            case cmd.SearchChats() | cmd.ListModels() | cmd.ExportChat() | cmd.PlanCompact() | cmd.Compact():
                 text, hint = "one moment", ""
             case _ if self.pull is not None and self.is_pulling:
                 hint = "esc to pause"

@@ -13,7 +13,7 @@ from mlxkv.stats import TurnStats
 from mlxkv.text import clean
 from mlxkv.tui.blocks import NO_MESSAGE, Block, Kind
 from mlxkv.tui.turn import Turn
-from mlxkv.tui.wording import restored_text, rotated_text
+from mlxkv.tui.wording import nearly_full_text, restored_text, rotated_text
 
 
 @dataclass
@@ -37,7 +37,7 @@ class Story:
         self._is_open = False  # a chat is in front
         self._change = Change()
         self._early: list[Block] = []  # said before a chat was open: must survive its opening
-        self._kv_before = self._evicted_before = 0
+        self._kv_before = self._evicted_before = self._filled_before = 0
         self._last: Kind | None = None  # what the transcript ends with
 
     @property
@@ -74,6 +74,7 @@ class Story:
         early, self._early, self._is_open = self._early, [], True
         self.title, self.turn, self.messages = clean(event.title), None, list(event.messages)
         self._kv_before = self._evicted_before = 0
+        self._filled_before = next((m.stats.cache_tokens for m in reversed(event.messages) if m.stats), 0)
         self._change = Change(cleared=True, settled=early)
         for number, message in enumerate(event.messages):
             kind = Kind.USER if message.role == "user" else Kind.REPLY
@@ -114,8 +115,10 @@ class Story:
             self._settle([Block(Kind.REPLY, clean(event.text, joined=True), message=number)])
         self.messages.append(ev.Message("assistant", event.text, event.stats))
         self._figures(event.stats, number)
-        if text := rotated_text(event.stats, self._evicted_before):
-            self.say(text)
+        told = rotated_text(event.stats, self._evicted_before) or nearly_full_text(event.stats, self._filled_before)
+        if told:
+            self.say(told)
+        self._filled_before = event.stats.cache_tokens
         self._evicted_before = max(self._evicted_before, event.stats.evicted_tokens)
 
     def break_off(self) -> None:

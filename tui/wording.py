@@ -113,7 +113,17 @@ def rotated_text(stats: TurnStats, before: int) -> str:
     if gone <= 0:
         return ""
     total = f", {stats.evicted_tokens:,} in all" if before else ""
-    return f"▲ window full: the oldest {gone:,} tok rotated out{total} · /context shows what is left"
+    full = f"{stats.cache_window:,}/{stats.cache_window:,}"
+    return f"▲ context full {full}: the oldest {gone:,} tok rotated out{total} · /compact · /context · /set ctx"
+
+
+def nearly_full_text(stats: TurnStats, before: int) -> str:
+    """Once, while all of it is still there: a summary made now has everything. `before`: tokens attended last time."""
+    most = stats.cache_window * 9 // 10
+    if not most or stats.evicted_tokens or not before < most <= stats.cache_tokens:
+        return ""
+    share = 100 * stats.cache_tokens // stats.cache_window
+    return f"▲ context {share}% full: what is oldest rotates out soon · /compact puts a summary in its place"
 
 
 def advice(kind: str) -> str:

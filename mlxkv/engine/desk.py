@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from mlxkv import commands as cmd
 from mlxkv.config import Folders, Settings
-from mlxkv.engine import chats, figures, models, turns
+from mlxkv.engine import chats, compacting, figures, models, turns
 from mlxkv.engine.downloads import Downloads
 from mlxkv.engine.front import Front
 from mlxkv.errors import MlxkvError, OutOfMemoryError, SessionLockedError
@@ -101,7 +101,8 @@ class Desk:
             case cmd.Continue():
                 return turns.continued(front, lambda chat, how: chat.continue_reply(started=now, **how))
             case cmd.Rewind(turn):
-                return chats.rewound(front, turn)
+                back = compacting.undone(front) if turn is None else None
+                return chats.rewound(front, turn) if back is None else back
             case cmd.Fork(turn):
                 return chats.forked(front, turn)
             case cmd.ChangeSettings(settings):
@@ -110,6 +111,10 @@ class Desk:
                 return chats.given_system(front, text)
             case cmd.ShowContext():
                 return iter((figures.context(front),))
+            case cmd.PlanCompact():
+                return iter((compacting.planned(front),))
+            case cmd.Compact(summarise):
+                return compacting.run(front, summarise)
             case cmd.ShowStats():
                 return iter((figures.totals(front),))
             case cmd.Pull(name):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mlxkv.engine.front import Front
+from mlxkv.past import spans
 from mlxkv.readings import CacheView, ContextPart, ContextUse, SessionFigures, SessionStatus
 
 if TYPE_CHECKING:
@@ -67,17 +68,14 @@ def context(front: Front) -> ContextUse:
     pinned = geometry.sinks if geometry else 0
     offset = min(len(chat.log), chat.cache.offset)  # the last token sampled has not been fed yet
     first_kept = geometry.first_kept(offset, 0) if geometry and geometry.flushes(offset) else 0
-    turns, starts, length = chat.turns, [], 0
-    for turn in turns:  # as their replay makes the log
-        starts.append(length if turn.start is None else turn.start)
-        length = starts[-1] + len(turn.ids)
-    # A template may have rewritten a turn since: then the next one starts before this one's end.
-    ends = [min([start + len(turns[i].ids), *starts[i + 1 :]]) for i, start in enumerate(starts)]
+    turns, places = chat.turns, spans(chat.turns)
     parts: list[ContextPart] = []
     if chat.system and turns:
-        starts[0] = min(pinned if chat.cache.plan.config.sinks == "system" else starts[0], ends[0])
-        parts.append(ContextPart("system", chat.system[:_HEAD], starts[0], starts[0]))
-    for turn, start, end in zip(turns, starts, ends, strict=True):
+        end = places[0][1]
+        start = min(pinned if chat.cache.plan.config.sinks == "system" else places[0][0], end)
+        places[0] = (start, end)
+        parts.append(ContextPart("system", chat.system[:_HEAD], start, start))
+    for turn, (start, end) in zip(turns, places, strict=True):
         lost = max(0, min(end, first_kept) - max(start, pinned))
         parts.append(ContextPart(turn.role, turn.text[:_HEAD], end - start, max(0, end - start - lost)))
     return ContextUse(tuple(parts), chat.cache.capacity, pinned)

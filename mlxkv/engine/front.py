@@ -19,6 +19,7 @@ from mlxkv.events import EngineEvent, KVNotSaved, ModelLoading
 if TYPE_CHECKING:
     from mlxkv.cache.config import CacheConfig
     from mlxkv.chat import Chat
+    from mlxkv.engine.compacting import Before
     from mlxkv.engine.downloads import Downloads
     from mlxkv.model import Model
     from mlxkv.store import SessionStore
@@ -44,6 +45,7 @@ class Front:
         self.system = settings.system
         self.model: Model | None = None
         self.chat: Chat | None = None
+        self.before: Before | None = None  # what the chat in front is a short form of
         self.saved = ""
         self.disk_bytes = 0  # KV of all chats, as of the last look
         self._load = load
@@ -110,7 +112,7 @@ class Front:
         return self.chat
 
     def close_chat(self) -> None:
-        chat, self.chat = self.chat, None
+        chat, self.chat, self.before = self.chat, None, None
         if chat is not None and (notice := chat.close()):
             self.tell(KVNotSaved(notice))
 

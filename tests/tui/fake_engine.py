@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from mlxkv.commands import (
     ChangeSettings,
     Command,
+    Compact,
     Continue,
     DeleteChat,
     Edit,
@@ -21,6 +22,7 @@ from mlxkv.commands import (
     NewChat,
     OpenChat,
     PausePull,
+    PlanCompact,
     Pull,
     RenameChat,
     Retry,
@@ -44,6 +46,7 @@ from mlxkv.events import (
     ChatRenamed,
     ChatSummary,
     ChatTree,
+    Compacted,
     EngineEvent,
     EngineStopped,
     Failed,
@@ -58,7 +61,7 @@ from mlxkv.events import (
     TurnFinished,
     TurnStarted,
 )
-from mlxkv.readings import CacheView, ContextPart, ContextUse, SessionFigures, SessionStatus
+from mlxkv.readings import CacheView, CompactPlan, ContextPart, ContextUse, SessionFigures, SessionStatus
 from mlxkv.stats import TurnStats
 
 REPLY = """The borrow of `map` lives until the last use of `entry`, so the second insert needs a mutable borrow \
@@ -188,6 +191,12 @@ class FakeEngine:
                 return [ChatOpened("c3", "Rust lifetimes (2)", self.history[:-2]), TurnStarted("hello"), *self._reply()]
             case Edit(turn, text):
                 return [ChatOpened("c3", "Rust lifetimes (2)", self.history[:turn]), TurnStarted(text), *self._reply()]
+            case PlanCompact():
+                return [CompactPlan("Qwen3-8B-4bit", 32_768, 4, 1_900, 18, 29_300, 0, 71, 1024)]
+            case Compact(summarise):
+                kept = self.history[-2:]
+                whole = [ChatOpened("c1", "Rust lifetimes"), TurnStarted("Sum up"), *self._reply()] if summarise else []
+                return [*whole, ChatOpened("c4", "Rust lifetimes · compact", kept), Compacted("✓ compacted: kept")]
             case Pull(name):
                 return [
                     PullProgress(name, "asking"),

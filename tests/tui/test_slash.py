@@ -22,7 +22,7 @@ from mlxkv.events import (
     TurnStarted,
     Versions,
 )
-from mlxkv.readings import ContextUse
+from mlxkv.readings import CompactPlan, ContextUse
 from mlxkv.tui.blocks import Kind
 from mlxkv.tui.commands import COMMANDS
 from mlxkv.tui.listing import PutPrompt
@@ -274,6 +274,48 @@ def test_a_model_that_is_gone_is_not_downloaded_unasked(state: ChatState) -> Non
     assert state.listing is not None
     assert state.listing.rows[0].text == "Download 4.6 GB again"
     assert state.listing.rows[0].choice == cmd.LoadModel("org/m")
+
+
+def test_compacting_says_what_it_costs_before_it_does_anything(state: ChatState) -> None:
+    run(state, "compact", "")
+    assert sent(state) == [cmd.PlanCompact()]
+    state.apply(CompactPlan("Qwen", 32_768, 4, 1_900, 18, 29_300, 500, 71, 1024))
+    assert state.listing is not None
+    assert "500 tok that rotated out are in no summary" in state.listing.title
+    rows = [(row.choice, row.facts) for row in state.listing.rows]
+    assert rows == [
+        (cmd.Compact(True), ("writes ≤ 1,024 tok", "reads ≤ 2,995")), (cmd.Compact(False), ("reads 1,900 tok",)),
+        (None, ()),
+    ]  # fmt: skip
+    state.submit(cmd.PlanCompact())
+    state.apply(CompactPlan("tutor", 32_768, 4, 1_900, 18, 29_300))
+    assert [row.choice for row in state.listing.rows] == [cmd.Compact(False), None]
+    assert "tutor cannot summarise" in state.listing.title
+
+
+def test_a_summary_that_is_stopped_leaves_nothing_waiting(state: ChatState) -> None:
+    run(state, "compact", "summary")
+    state.apply(ChatOpened("c1", "Numbers"))
+    state.apply(TurnStarted("Sum up"))
+    assert state.is_compacting
+    assert state.stop()
+    state.apply(TurnFinished("stopped", "1", STATS))
+    state.apply(ChatOpened("c1", "Numbers", CHAT))
+    state.apply(Failed("Compacting was stopped: the chat is as it was.", "stopped"))
+    assert lines(state)[-1] == "Compacting was stopped: the chat is as it was."
+    assert state.messages == list(CHAT)
+    sent(state)
+    state.prompt("three")
+    assert [type(c) for c in sent(state)] == [cmd.Send]
+
+
+def test_that_the_window_will_be_full_is_said_once_before_it_is(state: ChatState) -> None:
+    from dataclasses import replace
+
+    for tokens, told in ((800, False), (930, True), (960, False), (700, False), (950, True)):
+        state.submit(cmd.Send("x", 0.0))
+        state.apply(TurnFinished("stop", "y", replace(STATS, cache_tokens=tokens, cache_window=1000)))
+        assert any("rotates out soon · /compact" in text for text in lines(state)) is told, tokens
 
 
 def test_an_empty_window_says_so(state: ChatState) -> None:

@@ -1,0 +1,149 @@
+"""Beside: what a chat can do apart from its turns: ask something aside, go on elsewhere with other turns, read ahead.
+
+The part of Chat that nothing of a turn needs. On the MLX thread.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Self
+
+from mlxkv.cache.config import CacheConfig
+from mlxkv.cache.prompt_cache import PromptCache
+from mlxkv.conversation import Conversation
+from mlxkv.device import set_wired_limit
+from mlxkv.events import PrefillProgress, TurnEvent
+from mlxkv.exchange import ChatBackend
+from mlxkv.ids import common_prefix
+from mlxkv.past import Past, spans
+from mlxkv.prompt import Fed
+from mlxkv.sampling import SamplingParams
+from mlxkv.store import TurnRecord
+from mlxkv.turn import Turn
+
+
+class Beside:
+    """The chat's own parts are declared here and made by the subclass."""
+
+    _backend: ChatBackend
+    _params: SamplingParams
+    _autosave: bool
+    _cancel: threading.Event
+    _said: Conversation
+    _fed: Fed
+    system: str | None
+    thinking: bool | None
+    cache: PromptCache
+
+    def __init__(
+        self,
+        backend: ChatBackend,
+        *,
+        system: str | None = None,
+        cache: CacheConfig | PromptCache | None = None,
+        params: SamplingParams | None = None,
+        autosave: bool = False,
+        think: bool | None = None,
+    ) -> None:
+        raise NotImplementedError
+
+    @property
+    def _past(self) -> Past:
+        raise NotImplementedError
+
+    def _sampling(self, chosen: Mapping[str, Any]) -> SamplingParams:
+        raise NotImplementedError
+
+    def _begin(self, title: str | None, parent: str | None = None, pinned: int = 0) -> None:
+        raise NotImplementedError
+
+    def aside(self, text: str, **sampling: Any) -> Iterator[TurnEvent]:
+        """Ask something that is no part of the chat: events as of `send`, and nothing is recorded.
+
+        The cache holds the question and its answer until the next message, which goes on without them.
+        """
+        self._cancel.clear()
+        prompt, params = self._aside(text), self._sampling(sampling)
+        self._said.bring_back(self.cache, prompt.ids)
+        turn = Turn(
+            self._backend.runner,
+            self._backend.tokenizer,
+            self.cache,
+            prompt.ids,
+            params,
+            cancelled=self._cancel.is_set,
+            reader=self._backend.prompts.reader(prompt, params.stop),
+        )
+        with set_wired_limit():
+            yield from turn.events()
+
+    def num_to_read(self, text: str) -> int:
+        """Tokens that `aside` would read: the question, and what the cache does not hold of the chat."""
+        ids = self._aside(text).ids
+        return len(ids) - self.cache.landing(min(common_prefix(self.cache.tokens, ids), len(ids) - 1))
+
+    def _aside(self, text: str) -> Fed:
+        """The prompt; without reasoning first, unless saying so changes what was read before."""
+        prompts, messages = self._backend.prompts, self._past.messages([*self._said.turns, TurnRecord("user", text)])
+        as_ever = prompts.prompt(messages, self._fed, self.thinking)
+        if prompts.reasoning is None:
+            return as_ever
+        quiet, held = prompts.prompt(messages, self._fed, False), self.cache.tokens
+        return quiet if common_prefix(held, quiet.ids) + 64 > common_prefix(held, as_ever.ids) else as_ever
+
+    def abridge(self, turns: Sequence[TurnRecord], *, num_pinned: int = 0, title: str | None = None) -> Self:
+        """Another chat in which only `turns` were said, with this one's system prompt; its cache is empty (see `read`).
+
+        This chat stays as it is. Where it is saved, so is the other, as a fork of it before its first message.
+
+        Args:
+            num_pinned: so many of `turns` never rotate out, if they take no more than a quarter of the window.
+
+        Raises:
+            StoreError: it cannot be saved. OutOfMemoryError.
+        """
+        laid, fed = self._past.laid(turns)
+        config, pinned = self.cache.plan.resolved, spans(laid)[num_pinned - 1][1] if num_pinned else 0
+        if config.window is None or pinned > config.window // 4:
+            pinned = 0
+        twin = type(self)(
+            self._backend,
+            system=self.system,
+            cache=replace(config, sinks=pinned) if pinned else config,
+            params=self._params,
+            autosave=self._autosave,
+            think=self.thinking,
+        )
+        twin._said, twin._fed = self._said.apart(laid), fed
+        if self._said.session_id is not None:
+            twin._begin(title, parent=self._said.session_id, pinned=pinned)
+        return twin
+
+    def read(self) -> Iterator[PrefillProgress]:
+        """Read what was said, as far as the cache does not hold it, so that the next message has only itself to read.
+
+        `cancel` stops it; what was read stays read.
+
+        Raises:
+            OutOfMemoryError: it does not fit; the next message tries again.
+        """
+        self._cancel.clear()
+        ids = self._said.log[:-1]  # as after a turn: the last token has been sampled and not been fed
+        if not ids:
+            return
+        self._said.bring_back(self.cache, ids)
+        cached, begun = self.cache.reuse(ids).cached, time.perf_counter()
+        with set_wired_limit():
+            for done in self._backend.runner.prefill(self.cache, ids[cached:], self._cancel.is_set):
+                tps = done / max(time.perf_counter() - begun, 1e-9)
+                yield PrefillProgress(done, len(ids) - cached, cached, tps)
+        self.cache.checkpoint()
+        if self._said.session_id is not None:
+            self._said.save_rows(self.cache)
+
+    def forget(self) -> None:
+        """Give the cache's memory back; the next message has everything read again, or brought back from disk."""
+        self.cache = self._backend.make_cache(self.cache.plan.resolved, self.system)
