@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, cast
 
 import mlx.core as mx
@@ -15,7 +16,7 @@ import mlx.core as mx
 from mlxkv.cache.geometry import Geometry
 from mlxkv.cache.plan import LayerPlan
 from mlxkv.cache.ring import RingKVCache
-from mlxkv.cache.rows import Plane
+from mlxkv.cache.rows import Plane, Rows
 from mlxkv.cache.unwritten import unwritten
 from mlxkv.errors import CacheError
 
@@ -57,6 +58,9 @@ class LayerGroup:
         self.geometry = geometry
         self.plans = tuple(plans)
         self.layers = tuple(layers)
+        self.row_bytes = sum(plan.row_bytes for plan in plans)
+        """Bytes of one position over all layers of the group."""
+        self._names = tuple(tuple(_names(plan)) for plan in plans)
         self._restoring: int | None = None
         self._imported: list[Range] = []
 
@@ -67,11 +71,6 @@ class LayerGroup:
     @property
     def block(self) -> int:
         return self.geometry.block
-
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of one position over all layers of the group."""
-        return sum(plan.row_bytes for plan in self.plans)
 
     def layout(self) -> dict[str, Any]:
         geometry = self.geometry
@@ -101,9 +100,9 @@ class LayerGroup:
     def export_rows(self, a: int, b: int) -> dict[str, mx.array]:
         """Positions [a, b) of every layer: contiguous, evaluated copies named as `shapes` says."""
         arrays = {}
-        for plan, ring in zip(self.plans, self.layers, strict=True):
+        for names, ring in zip(self._names, self.layers, strict=True):
             keys, values = ring.read(a, b)
-            arrays |= dict(zip((name for name, _ in _names(plan)), (*keys, *values), strict=True))
+            arrays |= dict(zip((name for name, _ in names), (*keys, *values), strict=True))
         mx.eval(arrays)  # together: one wait for all layers
         return arrays
 
@@ -111,9 +110,9 @@ class LayerGroup:
         """Exactly the tensors of a chunk of `rows` rows: name -> (shape, safetensors dtype)."""
         return {
             name: ((1, plan.shape.heads, rows, plane.width), SAFETENSORS_DTYPE[plane.dtype])
-            for plan in self.plans
+            for plan, names in zip(self.plans, self._names, strict=True)
             if plan.shape
-            for name, plane in _names(plan)
+            for name, plane in names
         }
 
     # -- in ----------------------------------------------------------------------------------------------------------
@@ -132,6 +131,8 @@ class LayerGroup:
     def begin_restore(self, offset: int) -> None:
         """Buffers that no fork shares and that nobody zeroed: rows go straight into them; see `places`."""
         self._restoring, self._imported = offset, []
+        buffers: list[tuple[Rows, int]] = []
+        specs: list[tuple[tuple[int, ...], mx.Dtype]] = []
         for plan, ring in zip(self.plans, self.layers, strict=True):
             if plan.shape is None:
                 continue
@@ -140,8 +141,12 @@ class LayerGroup:
                 ring.allocate((1, shape.heads, 0, shape.k_dim), shape.v_dim, shape.dtype, shape.dtype)
             for rows in (ring.key_rows, ring.value_rows):
                 if rows is not None:
-                    specs, rows.arrays = [(x.shape, x.dtype) for x in rows.arrays], ()
-                    rows.arrays = unwritten(specs)
+                    buffers.append((rows, len(rows.arrays)))
+                    specs += [(x.shape, x.dtype) for x in rows.arrays]
+                    rows.arrays = ()  # the old memory goes before the new one is asked for
+        arrays = iter(unwritten(specs))  # together: each call waits for MLX's readers
+        for rows, count in buffers:
+            rows.arrays = tuple(islice(arrays, count))
 
     def places(self, a: int, b: int, parts: Sequence[Range]) -> Places:
         """Where to write `parts` of the rows of [a, b), a whole chunk; `imported` comes after, for each part."""
@@ -157,10 +162,10 @@ class LayerGroup:
         if at < b:
             spans.append((at, b, None))
         tensors = {}
-        for plan, ring in zip(self.plans, self.layers, strict=True):
+        for names, ring in zip(self._names, self.layers, strict=True):
             if ring.key_rows is not None and ring.value_rows is not None:
                 arrays = (*ring.key_rows.arrays, *ring.value_rows.arrays)
-                for (name, _), x in zip(_names(plan), arrays, strict=True):
+                for (name, _), x in zip(names, arrays, strict=True):
                     _, heads, rows, width = x.shape
                     tensors[name] = Buffer(memoryview(cast(Any, x)).cast("B"), heads, rows, width * x.itemsize)
         return Places(tuple(spans), tensors)
@@ -181,8 +186,8 @@ class LayerGroup:
             raise CacheError("Rows can only be imported between begin_restore and finish_restore.")
         for start, end in self._wanted(a, b):
             part = slice(start - a, end - a)
-            for plan, ring in zip(self.plans, self.layers, strict=True):
-                parts = tuple(arrays[name][..., part, :] for name, _ in _names(plan))
+            for plan, names, ring in zip(self.plans, self._names, self.layers, strict=True):
+                parts = tuple(arrays[name][..., part, :] for name, _ in names)
                 split = len(plan.key_planes)
                 ring.write_at(start, end, self._restoring, parts[:split], parts[split:])
                 mx.eval(ring.state)
