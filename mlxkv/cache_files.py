@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from mlxkv.cache.config import CacheConfig
 from mlxkv.cache.foreign import ForeignCache, check_fits, to_mlx_lm, window_for
 from mlxkv.cache.prompt_cache import PromptCache
 from mlxkv.errors import MismatchError
-from mlxkv.store import ModelIdentity, describe_prompt_file, read_prompt_file, write_prompt_file
+from mlxkv.safetensors import ITEM_SIZES
+from mlxkv.store import ModelIdentity, SessionStore, describe_prompt_file, read_prompt_file, write_prompt_file
 from mlxkv.store.interop import read_mlx_lm, write_mlx_lm
 
 _MODEL_ID = "mlxkv_model_id"  # in the metadata of exports
@@ -23,16 +25,22 @@ _MODEL_ID = "mlxkv_model_id"  # in the metadata of exports
 
 @dataclass(frozen=True)
 class CacheFiles:
-    """`name` is what the user calls the model, `model` mlx-lm's."""
+    """`name` is what the user calls the model, `model` mlx-lm's; files in the store's folder count there."""
 
     name: str
     model: Any
     identity: Callable[[], ModelIdentity]
     make_cache: Callable[[CacheConfig], PromptCache]
+    store: Callable[[], SessionStore]
 
     def write(self, path: Path, cache: PromptCache) -> int:
-        config = asdict(cache.plan.resolved)
-        return write_prompt_file(path, cache, self.identity(), config, prompt=cache.prompt)
+        config, identity = asdict(cache.plan.resolved), self.identity()
+        with self.store().saving_named(path) as room:
+            return write_prompt_file(path, cache, identity, config, prompt=cache.prompt, room=room)
+
+    def check_room(self, path: Path, cache: PromptCache, num_tokens: int) -> None:
+        """Raises StoreError: with so many tokens in it the cache cannot be saved at `path` for want of room."""
+        self.store().check_named(path, _least_size(cache, num_tokens))
 
     def read(self, path: Path) -> PromptCache:
         """See Model.load_cache."""
@@ -43,7 +51,8 @@ class CacheFiles:
     def export(self, path: Path, cache: PromptCache, version: str) -> int:
         # What `mlx_lm.generate --prompt-cache-file` looks for.
         about = {"model": self.name, "tokenizer_config": "{}", _MODEL_ID: self.identity().model_id}
-        return write_mlx_lm(path, to_mlx_lm(cache), version, about)
+        with self.store().saving_named(path) as room:
+            return write_mlx_lm(path, to_mlx_lm(cache), version, about, room=room)
 
     def import_mlx_lm(self, path: Path, config: CacheConfig | None) -> PromptCache:
         """See Model.import_mlx_lm."""
@@ -57,3 +66,9 @@ class CacheFiles:
         if config is None and held.capacity < file.layers[0].offset:
             held = self.make_cache(CacheConfig(window=window_for(file.layers[0].offset)))
         return ForeignCache(held.plan, self.model, file.layers, self)
+
+
+def _least_size(cache: PromptCache, num_tokens: int) -> int:
+    """The fewest bytes of a file of this cache once it has read so many tokens; nothing need be in it yet."""
+    shapes = [s for g in cache.groups for a, b in g.required(num_tokens) for s in g.shapes(b - a).values()]
+    return 4 * num_tokens + sum(prod(shape) * ITEM_SIZES[dtype] for shape, dtype in shapes)

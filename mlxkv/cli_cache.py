@@ -59,7 +59,7 @@ def cache_create(
     held = _load(folders, settings.model)
     try:
         show = None if quiet or not sys.stderr.isatty() else _progress
-        pc = held.prefill(text, config, system=settings.system, chat=True, progress=show)
+        pc = held.prefill(text, config, system=settings.system, chat=True, progress=show, save_to=path)
         size = pc.save(path)
         folder.forget_other(path)
         if pc.num_evicted:
@@ -79,9 +79,11 @@ def cache_create(
 def cache_ls(as_json: Json = False) -> None:
     """The prompt caches: name, date, tokens, size, model, how the text begins."""
     from mlxkv.stats import bytes_text
+    from mlxkv.store.space import Space
     from mlxkv.tables import row, width_of_terminal
 
-    found = _folder().list()
+    folders = Folders.from_env()
+    found = _folder(folders).list()
     if as_json:
         print(json.dumps([_json(c) for c in found], indent=1))
         return
@@ -90,6 +92,10 @@ def cache_ls(as_json: Json = False) -> None:
         tokens = "damaged" if c.error else "imported" if c.num_tokens is None else f"{c.num_tokens:,} tok"
         columns = [c.name.ljust(wide), _date(c.made), f"{tokens:>12}", f"{bytes_text(c.size):>7}", Path(c.model).name]
         print(row([*columns, " ".join((c.head or c.system or c.error or "").split())], width_of_terminal()))
+    space, limit = Space.at(folders.cache), load_settings(folders).disk_limit_bytes
+    of = "no limit" if limit is None else f"the limit is {bytes_text(limit)}"
+    used = f"{bytes_text(space.named())} in all, {bytes_text(space.used())} with the rows of chats; {of}"
+    print(used if found else f"None yet; `mlxkv cache create` makes one. {used}", file=sys.stderr)
 
 
 @cache.command("show")
@@ -170,13 +176,15 @@ def cache_gc() -> None:
     """Remove what nothing uses: what was set aside, what crashes left, and rows beyond the disk limit."""
     from mlxkv.stats import bytes_text
     from mlxkv.store import SessionStore
-    from mlxkv.store.files import disk_usage
+    from mlxkv.store.space import Space
 
     folders = Folders.from_env()
-    before = disk_usage(folders.cache / "kv")
+    folder = _folder(folders)
+    before = Space.at(folders.cache).used()
+    folder.collect()
     with SessionStore.open(folders) as store:
-        kv = max(before - store.disk_usage(), 0)
-    print(f"freed {bytes_text(kv + _folder(folders).collect())}")
+        after = store.disk_usage()
+    print(f"freed {bytes_text(max(before - after, 0))}")
 
 
 @cache.command("rm")
@@ -200,25 +208,23 @@ def cache_export(
     from mlxkv.errors import ConfigError, StoreError
     from mlxkv.print_mode import open_cache
     from mlxkv.stats import bytes_text
-    from mlxkv.store.files import Files
+    from mlxkv.store import SessionStore
 
     versions = {"mlx-lm": "0.32", "mlx-lm-0.32": "0.32", "mlx-lm-0.31": "0.31"}
     if format_ not in (*versions, "kv"):
         raise ConfigError(f"The option --format is {format_!r}; it must be {', '.join(versions)} or kv.")
-    folder = _folder()
+    folders = Folders.from_env()
+    folder = _folder(folders)
     path = folder.find(name)
     if output.exists() and not force:
         raise StoreError(f"{output} is there already; give --force to replace it.")
     if format_ == "kv":
         if path.suffix != ".kv":
             raise StoreError(f"{name} was made by mlx-lm, whose files have no ids; export it as mlx-lm.")
-        try:
-            with path.open("rb") as file:
-                size = Files().write(output, iter(lambda: file.read(1 << 20), b""), output.parent)
-        except OSError as error:
-            raise StoreError(f"{output} cannot be written ({error.strerror}); check the disk.") from error
+        with SessionStore.open(folders) as store, store.saving_named(output) as room:
+            size = folder.take_in(path, output, room)
     else:
-        held = _load(Folders.from_env(), model or folder.describe(path).model or None)
+        held = _load(folders, model or folder.describe(path).model or None)
         try:
             size = open_cache(held, path).export_mlx_lm(output, versions[format_])
         finally:
@@ -237,10 +243,11 @@ def cache_import(
     from mlxkv.errors import CorruptError
     from mlxkv.safetensors import read_header
     from mlxkv.stats import bytes_text
-    from mlxkv.store.files import Files
+    from mlxkv.store import SessionStore
     from mlxkv.store.interop import describe_mlx_lm
 
-    folder = _folder()
+    folders = Folders.from_env()
+    folder = _folder(folders)
     ours = "mlxkv" in read_header(file).metadata
     made_with = "" if ours else describe_mlx_lm(file)[2].get("model", "")
     path = folder.new(name, imported=not ours, replace=force)
@@ -248,10 +255,10 @@ def cache_import(
         checked = folder.verify(file)
         if checked.error:
             raise CorruptError(checked.error)
-        with file.open("rb") as source:
-            size = Files().write(path, iter(lambda: source.read(1 << 20), b""), path.parent)
+        with SessionStore.open(folders) as store, store.saving_named(path) as room:
+            size = folder.take_in(file, path, room)
     else:
-        held = _load(Folders.from_env(), model or made_with or None)
+        held = _load(folders, model or made_with or None)
         try:
             size = held.import_mlx_lm(file).export_mlx_lm(path)
         finally:

@@ -108,11 +108,17 @@ def _store(folders: Folders) -> Iterator[Finding]:
         with SessionStore.open(folders) as store:
             report = store.verify(quick=True)
             yield Finding("sessions", f"{report.num_sessions} chats, sqlite {sqlite3.sqlite_version}")
-            size = bytes_text(report.disk_bytes)
-            yield Finding("KV on disk", f"{report.num_chunks} chunks, {size}; `mlxkv cache verify` reads them all")
+            yield Finding("KV on disk", _usage(report, store.disk_limit))
+            yield from (Finding("KV", clean(p.text)) for p in report.problems if p.what == "missing")
             yield from _damage(report)
     except MlxkvError as error:
         yield Finding("sessions", str(error), ok=False)
+
+
+def _usage(report: VerifyReport, limit: int | None) -> str:
+    named = f", {bytes_text(report.named_bytes)} of it named prompt caches" if report.named_bytes else ""
+    of = "" if limit is None else f" of {bytes_text(limit)}"
+    return f"{bytes_text(report.disk_bytes)}{of}{named}; {report.num_chunks:,} chunks, `mlxkv cache verify` reads them"
 
 
 def _damage(report: VerifyReport) -> Iterator[Finding]:

@@ -108,6 +108,7 @@ class Model:
         system: str | None = None,
         chat: bool | None = None,
         progress: Callable[[int, int], object] | None = None,
+        save_to: str | Path | None = None,
     ) -> PromptCache:
         """Read `prompt` (text or token ids) once, into a PromptCache to generate from, chat from, fork or save.
 
@@ -115,10 +116,12 @@ class Model:
             system: makes it the beginning of a chat: this system prompt, then `prompt` as the first message begins,
                 for `Model.chat(cache=pc.fork())`. `chat=True` does so without a system prompt; else it is raw text.
             progress: called with the tokens read so far and all of them.
+            save_to: where it is going to be saved: if the disk limit leaves no room for it there, that is said before
+                the reading. It is not saved by this.
 
         Raises:
             PromptError: there is nothing to read, or an id is not of this model. ConfigError: ids cannot begin a chat.
-            OutOfMemoryError.
+            OutOfMemoryError. StoreError: see `save_to`.
         """
         as_chat = system is not None if chat is None else chat
         if isinstance(prompt, str):
@@ -131,6 +134,8 @@ class Model:
                 raise ConfigError("Token ids cannot begin a chat: its template wants text; give text, or no `system`.")
             read = Fed("", checked_ids(prompt, getattr(self.loaded.model, "args", None)))
         held = self.make_cache(cache or CacheConfig(), system)
+        if save_to is not None:
+            self._files.check_room(Path(save_to), held, len(read.ids))
         if as_chat:
             held.prompt = PromptText(system, str(prompt), read.text, len(read.ids))
         with set_wired_limit():
@@ -270,7 +275,7 @@ class Model:
 
     @property
     def _files(self) -> CacheFiles:
-        return CacheFiles(self.name, self.loaded.model, lambda: self.identity, self.make_cache)
+        return CacheFiles(self.name, self.loaded.model, lambda: self.identity, self.make_cache, lambda: self.store)
 
     @cached_property
     def _backend(self) -> ChatBackend:

@@ -36,7 +36,7 @@ class SessionStatus:
     saved: str = ""  # "" (nothing to save) | "saving" | "saved" | "not saved: <why>" | "off"
     cache: CacheView | None = None
     weight_bytes: int = 0
-    disk_bytes: int = 0  # KV of all chats
+    disk_bytes: int = 0  # rows of all chats and named prompt caches
     disk_limit: int = 0  # 0: none
     session_id: str | None = None  # of the chat in front, once it is saved
 

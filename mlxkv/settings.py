@@ -145,7 +145,7 @@ class Settings:
         null="the model's own precision", holds=NEW_CACHE,
     )  # fmt: skip
     disk_limit: float | None = _setting(
-        20.0, "Most KV cache on disk, all chats together; 0 keeps none.", slash="disk-limit", option="--disk-limit",
+        20.0, "Most KV cache on disk, with prompt caches; 0 keeps none.", slash="disk-limit", option="--disk-limit",
         low=0, unit="GB", null="as much as the disk has", holds=NEXT_START,
     )  # fmt: skip
     theme: str = _setting("textual-dark", "Colours of the window; Ctrl+P lists them.", slash="theme")

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from mlx_lm.models.cache import load_prompt_cache
 
+from mlxkv.stats import bytes_text
 from tests.fixtures.mlx_lm.make import MODELS
 from tests.test_cli import Run, run  # noqa: F401  # a fixture
 from tests.tokenizers import tiny_folder
@@ -134,6 +135,38 @@ def test_a_file_of_mlx_lms_is_imported_and_asked(run: Run, tmp_path: Path, kind:
     other = tiny_folder(tmp_path / "other", **{**MODELS[kind], "seed": 1})
     done = run("-p", "who?", "--cache", "theirs", "-m", other)
     assert "made with other weights" in done.err
+
+
+def test_they_count_towards_the_disk_limit(run: Run, book: Path, tiny_path: Path, home: Path, tmp_path: Path) -> None:  # noqa: F811
+    """Whatever makes one by name refuses where there is no room, in one sentence, and leaves nothing behind."""
+    prompts = home / "cache" / "prompts"
+    used = int(subprocess.run(["du", "-s", "-B1", home / "cache"], capture_output=True, check=True).stdout.split()[0])
+    listed = run("cache", "ls").err
+    assert (
+        listed == f"{bytes_text(used - 8192)} in all, {bytes_text(used)} with the rows of chats; the limit is 20 GB\n"
+    )
+    for name, fmt in (("copy.kv", "kv"), ("theirs.safetensors", "mlx-lm")):
+        assert run("cache", "export", "book", "-o", tmp_path / name, "--format", fmt).code == 0
+    limit = used + 50_000
+    for args in (
+        ["create", "new", "-f", book, "-m", tiny_path],
+        ["create", "book", "-f", book, "-m", tiny_path, "--force"],
+        ["import", "new", tmp_path / "copy.kv"],
+        ["import", "new", tmp_path / "theirs.safetensors"],
+        ["export", "book", "-o", prompts / "new.kv", "--format", "kv"],
+    ):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("MLXKV_DISK_LIMIT", str(limit / 1e9))
+            done = run("cache", *args)
+        assert done.code == 1, args
+        assert f"which the disk limit of {bytes_text(limit)} has no room for" in done.err
+        assert "`mlxkv cache rm`, or raise `disk_limit`" in done.err
+        assert done.err.count("\n") == 1
+        assert [path.name for path in prompts.iterdir()] == ["book.kv"], args
+    assert run("cache", "rm", "book").code == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLXKV_DISK_LIMIT", str(limit / 1e9))
+        assert run("cache", "import", "new", tmp_path / "copy.kv").code == 0
 
 
 def test_listing_them_imports_no_mlx(book: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import shutil
 import sqlite3
 from pathlib import Path
 
@@ -133,14 +134,14 @@ def talk(folders: Folders) -> Talk:
 def test_what_lies_on_disk(folders: Folders, talk: Talk) -> None:
     found = findings(folders)
     assert found["sessions"].text.startswith("1 chats")
-    assert found["KV on disk"].text.startswith(f"{len(chunks(folders))} chunks, ")
+    assert f" of 20 GB; {len(chunks(folders))} chunks" in found["KV on disk"].text
     assert "damage" not in found
 
 
 def test_rows_that_are_gone(folders: Folders, talk: Talk, capsys: pytest.CaptureFixture[str]) -> None:
     files = chunks(folders)
     DAMAGE["truncated"](files[0])
-    DAMAGE["missing"](files[1])
+    DAMAGE["empty"](files[1])
     damage = findings(folders)["damage"]
     assert not damage.ok
     assert f"2 of {len(files)} chunks" in damage.text
@@ -148,6 +149,27 @@ def test_rows_that_are_gone(folders: Folders, talk: Talk, capsys: pytest.Capture
     with pytest.raises(SystemExit, match="1"):
         main(["doctor"])
     assert "!!  damage" in capsys.readouterr().out
+
+
+def test_a_kv_folder_that_was_cleared_is_no_damage(
+    folders: Folders, talk: Talk, capsys: pytest.CaptureFixture[str]
+) -> None:
+    num_chunks = len(chunks(folders))
+    shutil.rmtree(folders.cache / "kv")
+    found = findings(folders)
+    assert "damage" not in found
+    assert found["KV"].ok
+    assert f"{num_chunks} of {num_chunks} chunks" in found["KV"].text
+    with pytest.raises(SystemExit, match="0"):
+        main(["doctor"])
+    assert "!!" not in capsys.readouterr().out
+
+
+def test_named_prompt_caches_are_counted(folders: Folders, talk: Talk) -> None:
+    (folders.cache / "prompts").mkdir(mode=0o700)
+    (folders.cache / "prompts" / "book.kv").write_bytes(bytes(5_000_000))
+    text = findings(folders)["KV on disk"].text
+    assert text.startswith("5.1 MB of 20 GB, 5.0 MB of it named prompt caches; ")
 
 
 def test_turns_that_are_not_what_was_written(folders: Folders, talk: Talk) -> None:

@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 import mlxkv
-from mlxkv.errors import CacheError, ConfigError, PromptError
+from mlxkv.config import private_folder
+from mlxkv.errors import CacheError, ConfigError, PromptError, StoreError
 from mlxkv.model import Model
+from mlxkv.store.quota import HEADROOM
 from tests.chats import CONFIG, GREEDY, say
 from tests.fixtures.mlx_lm.make import MODELS
 from tests.hybrids import hybrid_folder
@@ -92,6 +94,26 @@ def test_what_cannot_begin_a_chat_is_said(model: Model) -> None:
         model.chat(cache=raw)
     with pytest.raises(ConfigError, match="leave `system` out"):
         model.chat("a system", model.prefill(BOOK, CONFIG, chat=True))
+
+
+def test_what_the_disk_limit_has_no_room_for_is_said_before_it_is_read(
+    tiny_path: Path, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A minute of reading for a refusal would be a minute lost; a file elsewhere is nobody's business."""
+    monkeypatch.setenv("MLXKV_DISK_LIMIT", "0.00006")
+    model = mlxkv.load(str(tiny_path))
+    prompts = private_folder(home / "cache" / "prompts")
+    read: list[int] = []
+    with pytest.raises(StoreError, match=r"The prompt cache book takes .* disk limit of 60 kB"):
+        model.prefill(BOOK, CONFIG, save_to=prompts / "book.kv", progress=lambda done, total: read.append(done))
+    assert read == []
+    pc = model.prefill(BOOK, CONFIG, save_to=tmp_path / "book.kv")
+    for save in (pc.save, pc.export_mlx_lm):
+        with pytest.raises(StoreError, match=r"The prompt cache book takes .* disk limit of 60 kB"):
+            save(prompts / "book.safetensors")
+    assert list(prompts.iterdir()) == []
+    assert pc.save(tmp_path / "book.kv") > 60_000 - HEADROOM  # some room is kept for folders
+    model.close()
 
 
 def test_recurrent_layers_are_saved_and_cannot_go_to_mlx_lm(tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ def wide_lines(status: SessionStatus, rates: Sequence[int], prefill_tps: float, 
     parts = [f"Memory  weights {bytes_text(status.weight_bytes)} · KV {kv}"]
     if status.memory_limit:
         parts.append(f"free {bytes_text(max(0, status.memory_limit - status.memory_used))}")
-    lines = [*ring, speed, " · ".join(parts), f"Disk    KV of all chats {disk_text(status)}"]
+    lines = [*ring, speed, " · ".join(parts), f"Disk    KV saved in all {disk_text(status)}"]
     return [cut(line, width) for line in lines]
 
 

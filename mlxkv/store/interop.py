@@ -21,6 +21,7 @@ from mlxkv.errors import ConfigError, CorruptError, StoreError
 from mlxkv.safetensors import MAX_DIM, Header, Tensor, encode_header, read_header
 from mlxkv.store.arrays import buffer_of, dtype_name, evaluated
 from mlxkv.store.files import Files, Step, no_step
+from mlxkv.store.space import Room, any_room
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -51,9 +52,12 @@ class MlxLmFile:
 
 
 def write_mlx_lm(
-    path: Path, layers: Sequence[LayerState], version: str, metadata: Mapping[str, str], before: Step = no_step
-) -> int:
+    path: Path, layers: Sequence[LayerState], version: str, metadata: Mapping[str, str], before: Step = no_step,
+    room: Room = any_room,
+) -> int:  # fmt: skip
     """Write `layers` so that mlx-lm `version` loads them, and return the bytes. One array is evaluated at a time.
+
+    `room` is told the bytes before the first one is written.
 
     Raises:
         ConfigError: no such version, or a name mlx-lm would not load. StoreError: the disk refuses, or too many layers.
@@ -77,6 +81,7 @@ def write_mlx_lm(
         raise StoreError(f"This cache does not fit into a file of mlx-lm's ({error}).") from error
     if not path.parent.is_dir():
         raise StoreError(f"The folder {path.parent} does not exist; make it first.")
+    room(len(header) + sum(size for *_, size in sized))
     try:
         return Files(before).write(path, _bytes(header, tensors), path.parent)
     except OSError as error:

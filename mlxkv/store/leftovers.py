@@ -11,6 +11,7 @@ from contextlib import suppress
 
 from mlxkv.store.chunks import ChunkFiles
 from mlxkv.store.schema import Database
+from mlxkv.store.space import Space, prompt_temporaries
 
 
 def has_unused(database: Database) -> bool:
@@ -35,10 +36,13 @@ def remove_unused(database: Database, chunks: ChunkFiles, also: Sequence[str] = 
             chunks.remove(digest)
 
 
-def sweep(database: Database, chunks: ChunkFiles) -> None:
+def sweep(database: Database, space: Space) -> None:
     """Remove what crashes left behind, asking the database again under its lock before a chunk goes."""
+    for path in prompt_temporaries(space.prompts):
+        with suppress(OSError):
+            space.chunks.files.remove(path)
     with database.reading() as db:
-        stale = chunks.stale({row[0] for row in db.execute("SELECT digest FROM chunk")})
+        stale = space.chunks.stale({row[0] for row in db.execute("SELECT digest FROM chunk")})
     if not stale:
         return
     with database.writing() as db:
@@ -46,4 +50,4 @@ def sweep(database: Database, chunks: ChunkFiles) -> None:
         for path in stale:
             if path.stem not in known:
                 with suppress(OSError):
-                    chunks.files.remove(path)
+                    space.chunks.files.remove(path)

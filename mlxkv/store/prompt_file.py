@@ -30,6 +30,7 @@ from mlxkv.store.ports import KVCacheLike, LayerGroup, Range
 from mlxkv.store.ranges import covers, rows_per_chunk
 from mlxkv.store.records import Restored
 from mlxkv.store.refs import STATE
+from mlxkv.store.space import Room, any_room
 
 FORMAT = "prompt-cache 1"
 MAX_PROMPT = 256 << 20  # bytes of text in one file
@@ -51,11 +52,12 @@ class ReadFile(Restored):
 
 def write_prompt_file(
     path: Path, cache: KVCacheLike, identity: ModelIdentity, config: Mapping[str, Any] | None = None,
-    before: Step = no_step, prompt: PromptText | None = None,
+    before: Step = no_step, prompt: PromptText | None = None, room: Room = any_room,
 ) -> int:  # fmt: skip
     """Write the cache to `path` and return the bytes; an older file there stays whole until the new one is.
 
-    `config`: the CacheConfig's fields, so that a reader can make the right cache first. `prompt`: what was read.
+    `config`: the CacheConfig's fields, so that a reader can make the right cache first. `prompt`: what was read. `room`
+    is told the bytes before the first one is written, and what it raises ends it.
 
     Raises:
         StoreError: the folder does not exist, or the disk refuses.
@@ -83,6 +85,7 @@ def write_prompt_file(
     try:
         if not path.parent.is_dir():
             raise StoreError(f"The folder {path.parent} does not exist; make it first.")
+        room(len(header) + sum(_nbytes(*s) for s in _shapes(cache, len(ids), len(text), parts).values()))
         return Files(before).write(path, _bytes(header, ids.tobytes(), cache, parts, text), path.parent)
     except OSError as error:
         raise StoreError(f"The prompt cache {path} cannot be written ({error.strerror}); check the disk.") from error

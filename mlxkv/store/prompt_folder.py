@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from mlxkv.config import Folders, private_folder
 from mlxkv.errors import ConfigError, CorruptError, StoreError
@@ -21,10 +21,10 @@ from mlxkv.safetensors import read_header
 from mlxkv.store.files import Files, disk_usage, regular_size
 from mlxkv.store.interop import describe_mlx_lm
 from mlxkv.store.prompt_file import describe_prompt_file, verify_prompt_file
+from mlxkv.store.space import DAMAGED, PROMPTS, Room, Space, prompt_temporaries
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _SUFFIXES = (".kv", ".safetensors")
-STALE = 3600.0  # seconds after which a temporary file was left by a crash
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class PromptFolder:
     """The named prompt caches of this user. Raises ConfigError where the folder cannot be made private."""
 
     def __init__(self, folders: Folders) -> None:
-        self.path = folders.cache / "prompts"
+        self.path = folders.cache / PROMPTS
 
     def new(self, name: str, *, imported: bool = False, replace: bool = False) -> Path:
         """Where to write a cache of this name; its folder exists then.
@@ -95,10 +95,23 @@ class PromptFolder:
         """The same, after every byte was compared with the checksum; mlx-lm's files have none."""
         return self._described(path, verify_prompt_file)
 
+    def take_in(self, source: Path, path: Path, room: Room) -> int:
+        """Copy a file from elsewhere to `path` and return its bytes, which `room` is told first.
+
+        Raises:
+            StoreError: it cannot be read or written, or there is no room; nothing was left behind.
+        """
+        try:
+            with source.open("rb") as file:
+                room(size := os.fstat(file.fileno()).st_size)
+                return Files().write(path, _pieces(file, size), path.parent)
+        except OSError as error:
+            raise StoreError(f"{source} cannot be copied to {path} ({error.strerror}); check the disk.") from error
+
     def set_aside(self, path: Path) -> None:
         """Move a damaged file out of the way, so that its name is free."""
-        private_folder(self.path / "damaged")
-        Files().move(path, self.path / "damaged" / f"{path.name}.{int(time.time())}")
+        private_folder(self.path / DAMAGED)
+        Files().move(path, self.path / DAMAGED / f"{path.name}.{int(time.time())}")
 
     def remove(self, path: Path) -> None:
         Files().remove(path)
@@ -106,12 +119,9 @@ class PromptFolder:
     def collect(self) -> int:
         """Remove what was set aside and what crashes left; the bytes freed."""
         before = disk_usage(self.path)
-        leftovers = [*self._entries(self.path / "damaged"), *self._entries(self.path)]
-        for path in leftovers:
+        for path in (*prompt_temporaries(self.path), *Space.at(self.path.parent).set_aside()):
             with contextlib.suppress(OSError):
-                stale = path.name.startswith(".mlxkv-") and path.lstat().st_mtime < time.time() - STALE
-                if stale or path.parent != self.path:
-                    Files().remove(path)
+                Files().remove(path)
         return max(before - disk_usage(self.path), 0)
 
     def _described(self, path: Path, describe: Any) -> NamedCache:
@@ -145,6 +155,13 @@ class PromptFolder:
     def _entries(self, folder: Path) -> Iterator[Path]:
         with contextlib.suppress(OSError):
             yield from list(folder.iterdir())
+
+
+def _pieces(file: IO[bytes], size: int) -> Iterator[bytes]:
+    """No more than `size` bytes, though the file may be growing."""
+    while size > 0 and (data := file.read(min(size, 1 << 20))):
+        size -= len(data)
+        yield data
 
 
 def _check_name(name: str) -> None:

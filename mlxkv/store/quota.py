@@ -1,7 +1,8 @@
-"""The disk limit: how much lies in the KV folder, what goes first when there is no room, what never goes.
+"""The disk limit: what goes first when there is no room, and what never goes.
 
-One hard limit over every file and folder there, temporary and quarantined ones included, kept before a byte is written.
-Whoever calls `make_room` holds the KV lock, so that what is counted stays true until it is written. Writer thread.
+One hard limit over every file and folder in mlxkv's cache folder (space.py counts them), kept before a byte is written.
+Rows of chats are removed to make room, named prompt caches never. Whoever calls `make_room` holds the KV lock, so that
+what is counted stays true until it is written. Any thread, with a connection of its own.
 """
 
 from __future__ import annotations
@@ -12,18 +13,19 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from mlxkv.errors import StoreError
-from mlxkv.store.chunks import ChunkFiles
+from mlxkv.stats import bytes_text
 from mlxkv.store.commit import Plan
 from mlxkv.store.files import disk_usage
 from mlxkv.store.format import ChunkHead
 from mlxkv.store.ports import LayerGroup, Range
 from mlxkv.store.schema import Database
+from mlxkv.store.space import Space
 
 FILE_HEADER = 512  # bytes, and for each tensor:
 TENSOR_HEADER = 128
 BLOCK = 4096  # bytes; file systems give space in such pieces
 HEADROOM = 8 * BLOCK  # a write may also need a folder, and a folder may grow
-ANY_AGE = -3600.0  # seconds; under the KV lock nobody is writing, so whatever lies about was left behind
+MARGIN = 4 * BLOCK  # left free where nothing is written: a folder that is made now and then must not go over
 
 
 def on_disk(size: int) -> int:
@@ -52,22 +54,30 @@ class _Candidate:
 
 @dataclass
 class Quota:
-    """`limit` bytes for everything in the KV folder, None for no limit.
+    """`limit` bytes for everything in `space`, None for no limit.
 
     `open_sessions` names the sessions that are open, in this process or another.
     """
 
     limit: int | None
-    chunks: ChunkFiles
+    space: Space
     open_sessions: Callable[[], set[str]]
 
+    @property
+    def description(self) -> str:
+        """The limit in words, with what named prompt caches take of it where that is worth a word."""
+        named, limit = self.space.named(), self.limit or 0
+        worth = named > max(limit // 20, HEADROOM)
+        taken = f", of which named prompt caches take {bytes_text(named)}" if worth else ""
+        return f"the disk limit of {bytes_text(limit)}{taken}"
+
     def fits(self, plan: Plan, groups: Sequence[LayerGroup]) -> bool:
-        """Whether what this session needs stays under the limit by itself."""
+        """Whether what this session needs stays under the limit by itself, beside the named prompt caches."""
         if self.limit is None or not plan.pos:
             return True
         kept = [c.size for c in plan.kept if _overlaps(plan.needed, c.head.group, c.head.a, c.end)]
         sizes = kept + [_estimate(head, groups) for head in plan.heads]
-        return sum(on_disk(size) + BLOCK for size in sizes) + 2 * HEADROOM <= self.limit
+        return sum(on_disk(size) + BLOCK for size in sizes) + 2 * HEADROOM <= self.limit - self.space.lasting()
 
     def make_room(self, database: Database, size: int, plan: Plan, new: Iterable[str]) -> None:
         """Remove until a file of `size` bytes fits; what the plan needs and the digests in `new` stay.
@@ -79,37 +89,69 @@ class Quota:
             return
         target = self.limit - on_disk(size) - HEADROOM
         keep = set(new)
-        for old in (True, False):
-            self._shrink(database, target, keep, plan, old)
-        if disk_usage(self.chunks.root) > target:
-            raise StoreError(
-                f"The KV cache was not saved: open chats fill the disk limit of {self.limit / 1e9:.3g} GB; "
-                "raise `disk_limit`."
-            )
+        if all(self._shrink(database, target, keep, plan, old) > target for old in (True, False)):
+            raise StoreError(f"The KV cache was not saved: open chats fill {self.description}; raise `disk_limit`.")
+
+    def make_room_for_named(self, database: Database, name: str, size: int) -> None:
+        """Remove rows of chats until a file of `size` bytes fits; nothing goes where that cannot be enough.
+
+        Raises:
+            StoreError: it cannot fit beside the named prompt caches and what open chats need.
+        """
+        self.check_named(database, name, size)
+        if self.limit is None:
+            return
+        target = self.limit - on_disk(size) - HEADROOM
+        if self._shrink(database, target, set()) > target:
+            root = self.space.chunks.root
+            raise StoreError(f"There is no room for {name}: files in {root} cannot be removed; check that folder.")
+
+    def check_named(self, database: Database, name: str, size: int) -> None:
+        """Raises StoreError as `make_room_for_named` does, and removes nothing."""
+        if self.limit is None or self.space.used() <= (target := self.limit - on_disk(size) - HEADROOM):
+            return
+        with database.reading() as db:
+            kept = [chunk.digest for chunk in self._candidates(db, None, True) if chunk.is_kept]
+        is_open = sum(disk_usage(self.space.chunks.path(digest)) + BLOCK for digest in kept)
+        if self.space.lasting() + is_open <= target:
+            return
+        named = self.space.named() if on_disk(size) + HEADROOM <= self.limit else 0
+        is_open = is_open if on_disk(size) + HEADROOM <= self.limit else 0
+        others = [f"other named ones take {bytes_text(named)} of it"] if named > HEADROOM else []
+        others += [f"open chats need {bytes_text(is_open)} of it"] if is_open else []
+        beside = f" ({' and '.join(others)})" if others else ""
+        remedy = "delete some with `mlxkv cache rm`, or raise `disk_limit`" if others else "raise `disk_limit`"
+        raise StoreError(
+            f"The prompt cache {name} takes {bytes_text(size)}, which the disk limit of {bytes_text(self.limit)} has no"
+            f" room for{beside}; {remedy}."
+        )
 
     def enforce(self, database: Database) -> None:
-        """Go under the limit, as far as open sessions allow."""
+        """Go under the limit, as far as open sessions and named prompt caches allow."""
         if self.limit is not None:
-            self._shrink(database, self.limit, set())
+            self._shrink(database, self.limit - MARGIN, set())
 
     def _shrink(
         self, database: Database, target: int, keep: set[str], saving: Plan | None = None, old: bool = True
-    ) -> None:
-        """`old`: spare what the session that is being saved was saved with last: it counts until the new commit."""
-        if disk_usage(self.chunks.root) <= target:
-            return
-        self.chunks.drop_empty_folders()
-        used = disk_usage(self.chunks.root)
+    ) -> int:
+        """The bytes used when done. `old`: spare what the session that is being saved was saved with last: it counts
+        until the new commit."""
+        chunks = self.space.chunks
+        if (used := self.space.used()) <= target:
+            return used
+        chunks.drop_empty_folders()
+        used = self.space.used()
         with database.reading() as db:
             known = {row[0] for row in db.execute("SELECT digest FROM chunk")}
-        for path in self.chunks.stale(known | keep, ANY_AGE):
+        for path in [*self.space.leftovers(known | keep), *self.space.set_aside()]:
             if used > target:
-                used -= self.chunks.discard(path)
+                used -= chunks.discard(path)
         while used > target and (victims := self._victims(database, used - target, keep, saving, old)):
             for digest in victims:  # after the commit: a crash in between leaves files without a row, not the reverse
-                self.chunks.discard(self.chunks.path(digest))
-            self.chunks.drop_empty_folders()
-            used = disk_usage(self.chunks.root)
+                chunks.discard(chunks.path(digest))
+            chunks.drop_empty_folders()
+            used = self.space.used()
+        return used
 
     def _victims(self, database: Database, num_bytes: int, keep: set[str], saving: Plan | None, old: bool) -> list[str]:
         """Forget as many chunks as may free `num_bytes`; how many they really free is seen when they are gone."""

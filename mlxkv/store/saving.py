@@ -103,8 +103,7 @@ class Saver:
                 break
         else:
             plan, what = replace(whole, pos=0, heads=()), "Nothing"
-        limit = (self._quota.limit or 0) / 1e9
-        notice = f"{what} of this chat's KV cache fits the disk limit of {limit:.3g} GB; raise `disk_limit`."
+        notice = f"{what} of this chat's KV cache fits {self._quota.description}; raise `disk_limit`."
         return replace(plan, notice=notice)
 
     def _once(self, session_id: str, notice: str | None) -> str | None:

@@ -15,10 +15,9 @@ from typing import Any, Literal
 from mlxkv.config import Folders, load_settings, private_folder
 from mlxkv.events import Branch, ChatSummary, Sibling
 from mlxkv.store import backup
-from mlxkv.store.chunks import ChunkFiles
 from mlxkv.store.daily import DailyBackup
 from mlxkv.store.family import siblings, tree
-from mlxkv.store.files import Files, Step, disk_usage, no_step
+from mlxkv.store.files import Files, Step, no_step
 from mlxkv.store.identity import ModelIdentity
 from mlxkv.store.leftovers import remove_unused, sweep
 from mlxkv.store.locks import kv_lock, lock_path, locked, open_sessions, store_lock
@@ -34,6 +33,7 @@ from mlxkv.store.restore import Restorer
 from mlxkv.store.saving import Saver
 from mlxkv.store.schema import Database
 from mlxkv.store.sessions import Sessions
+from mlxkv.store.space import KV, Room, Space
 from mlxkv.store.verify import VerifyReport, verify
 from mlxkv.store.writer import Writer
 
@@ -41,15 +41,16 @@ from mlxkv.store.writer import Writer
 class SessionStore:
     """Sessions with their KV cache. Every method may raise StoreError; each says what else."""
 
-    def __init__(self, database: Database, chunks: ChunkFiles, locks: Path, disk_limit: int | None) -> None:
+    def __init__(self, database: Database, space: Space, locks: Path, disk_limit: int | None) -> None:
         self.file_hashes = RememberedHashes(database)
-        self._database, self._chunks, self._locks = database, chunks, locks
+        self.disk_limit = disk_limit
+        self._database, self._space, self._chunks, self._locks = database, space, space.chunks, locks
         self._sessions = Sessions(database)
         self._held: set[str] = set()
-        self._quota = Quota(disk_limit, chunks, lambda: open_sessions(locks))
-        self._writer = Writer(database.again, lambda: kv_lock(locks), chunks, self._quota)
-        self._saver = Saver(self._sessions, chunks, self._quota, self._writer)
-        self._daily = DailyBackup(database, chunks.files)
+        self._quota = Quota(disk_limit, space, lambda: open_sessions(locks))
+        self._writer = Writer(database.again, lambda: kv_lock(locks), space.chunks, self._quota)
+        self._saver = Saver(self._sessions, space.chunks, self._quota, self._writer)
+        self._daily = DailyBackup(database, space.chunks.files)
         self._open = ExitStack()
 
     @classmethod
@@ -59,8 +60,8 @@ class SessionStore:
     ) -> SessionStore:  # fmt: skip
         """Open or make the store; `before` is called before each step on disk (tests crash there).
 
-        `disk_limit`: bytes for everything in the KV folder, None for as much as the disk has; by default what the user
-        has set. Whoever opens the store goes by it, since opening already makes room.
+        `disk_limit`: bytes for everything in the cache folder, None for as much as the disk has; by default what the
+        user has set. Whoever opens the store goes by it, since opening already makes room.
 
         Raises:
             StoreError: another program's or a newer format, or the database is gone though there was one.
@@ -68,7 +69,8 @@ class SessionStore:
         """
         if disk_limit == "setting":
             disk_limit = load_settings(folders).disk_limit_bytes
-        data, kv = private_folder(folders.data), private_folder(folders.cache / "kv")
+        data = private_folder(folders.data)
+        private_folder(folders.cache / KV)
         locks = private_folder(data / "locks")
         files = files or Files(before)
         with ExitStack() as stack:
@@ -76,8 +78,8 @@ class SessionStore:
             backup_is_due = backup.is_due(data, datetime.date.today())
             database = open_database(data, files)
             stack.callback(database.close)
-            store = cls(database, ChunkFiles(kv, files), locks, disk_limit)
-            sweep(database, store._chunks)
+            store = cls(database, Space.at(folders.cache, files), locks, disk_limit)
+            sweep(database, store._space)
             with kv_lock(locks, wait=False) as alone:
                 if alone:  # the limit may have been lowered
                     store._quota.enforce(database)
@@ -304,8 +306,27 @@ class SessionStore:
             return bytes_written(db, session_id)
 
     def disk_usage(self) -> int:
-        """Bytes that the KV folder takes on the disk, everything in it included."""
-        return disk_usage(self._chunks.root)
+        """Bytes that rows of chats and named prompt caches take on the disk: what `disk_limit` holds for."""
+        return self._space.used()
+
+    @contextmanager
+    def saving_named(self, path: Path) -> Iterator[Room]:
+        """Around the writing of a prompt cache: yields what is to be told the bytes before the first one is written.
+
+        In the folder of the named prompt caches they count, and rows of chats go where there is no room; anywhere else
+        nothing is asked. What was yielded raises StoreError where there can be no room; nothing was removed then.
+        """
+        if not self._space.holds(path):
+            yield lambda size: None
+            return
+        self._writer.wait()
+        with kv_lock(self._locks):
+            yield lambda size: self._quota.make_room_for_named(self._database, path.stem, size)
+
+    def check_named(self, path: Path, size: int) -> None:
+        """Raises StoreError where a prompt cache of at least `size` bytes cannot be saved at `path`."""
+        if self._space.holds(path):
+            self._quota.check_named(self._database, path.stem, size)
 
     def verify(self, repair: bool = False, *, quick: bool = False) -> VerifyReport:
         """Check everything: the database, every chat's chain, every chunk's bytes, what lies about.
@@ -316,4 +337,4 @@ class SessionStore:
         """
         self._writer.wait()
         with kv_lock(self._locks, wait=False) as alone:
-            return verify(self._database, self._sessions, self._chunks, repair, alone, quick)
+            return verify(self._database, self._sessions, self._space, repair, alone, quick)

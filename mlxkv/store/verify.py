@@ -6,25 +6,27 @@ means letting go of them. Needs no MLX. On the thread that opened the store.
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from dataclasses import dataclass
 from pathlib import Path
 
 from mlxkv.errors import CorruptError, StoreError
 from mlxkv.store.chunks import ChunkFiles
-from mlxkv.store.files import disk_usage
 from mlxkv.store.format import ChunkHead, verify_chunk
-from mlxkv.store.quota import ANY_AGE
 from mlxkv.store.refs import commit_digest
 from mlxkv.store.schema import Database
 from mlxkv.store.sessions import Sessions
+from mlxkv.store.space import Space
 
 
 @dataclass(frozen=True)
 class Problem:
-    """`what`: "database", "search", "turns", "commit", "chunk" or "leftover"; `subject`: a session, a chunk or a file.
+    """`what`: "database", "search", "turns", "commit", "chunk", "missing" or "leftover"; `subject`: a session, a chunk
+    or a file.
 
-    `text` is a sentence; `mended` whether it is gone now; `is_serious` False where nothing is lost by it.
+    `text` is a sentence; `mended` whether it is gone now; `is_serious` False where nothing is lost by it: leftovers,
+    and chunks without a file, since the KV folder may be cleared at any moment.
     """
 
     what: str
@@ -36,13 +38,15 @@ class Problem:
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """What was looked at, and what is wrong with it. `num_bytes` were read; `disk_bytes` lie in the KV folder."""
+    """What was looked at, and what is wrong with it. `num_bytes` were read; the cache folder takes `disk_bytes`, of
+    which `named_bytes` are named prompt caches."""
 
     num_sessions: int
     num_turns: int
     num_chunks: int
     num_bytes: int
     disk_bytes: int
+    named_bytes: int
     problems: tuple[Problem, ...]
 
     @property
@@ -52,7 +56,7 @@ class VerifyReport:
 
 
 def verify(
-    database: Database, sessions: Sessions, chunks: ChunkFiles, repair: bool, alone: bool, quick: bool = False
+    database: Database, sessions: Sessions, space: Space, repair: bool, alone: bool, quick: bool = False
 ) -> VerifyReport:
     """See SessionStore.verify. `alone`: the caller holds the KV lock, so that what lies about is nobody's."""
     problems = _database(database, repair)
@@ -60,14 +64,17 @@ def verify(
     problems += turns + _commits(database, sessions, repair)
     with database.reading() as db:
         rows = db.execute("SELECT digest, size, grp, a, b, prefix_key FROM chunk ORDER BY digest").fetchall()
-    num_bytes = 0
+    num_bytes, missing = 0, []
     for digest, size, *head in rows:
-        if found := _chunk(database, chunks, digest, size, None if quick else ChunkHead(*head), repair):
+        if not os.path.lexists(space.chunks.path(digest)):
+            missing.append(digest)
+        elif found := _chunk(database, space.chunks, digest, size, None if quick else ChunkHead(*head), repair):
             problems.append(found)
         elif not quick:
             num_bytes += size
-    problems += _leftovers(database, chunks, repair and alone)
-    return VerifyReport(num_sessions, num_turns, len(rows), num_bytes, disk_usage(chunks.root), tuple(problems))
+    problems += _missing(database, space.chunks, missing, len(rows), repair)
+    problems += _leftovers(database, space, repair and alone)
+    return VerifyReport(num_sessions, num_turns, len(rows), num_bytes, space.used(), space.named(), tuple(problems))
 
 
 def _database(database: Database, repair: bool) -> list[Problem]:
@@ -147,13 +154,27 @@ def _size(path: Path) -> int:
         return 0
 
 
-def _leftovers(database: Database, chunks: ChunkFiles, repair: bool) -> list[Problem]:
+def _missing(
+    database: Database, chunks: ChunkFiles, digests: list[str], num_chunks: int, repair: bool
+) -> list[Problem]:
+    """One line for all: whoever cleared the folder need not be told of every file."""
+    if not digests:
+        return []
+    if repair:
+        with database.writing() as db:
+            db.executemany("DELETE FROM chunk WHERE digest = ?", [(digest,) for digest in digests])
+    text = f"{len(digests):,} of {num_chunks:,} chunks of the KV cache are not there any more: nothing that was said is"
+    text += " lost, the chats that need them are read again."
+    return [Problem("missing", chunks.root.name, text, repair, is_serious=False)]
+
+
+def _leftovers(database: Database, space: Space, repair: bool) -> list[Problem]:
     with database.reading() as db:
         known = {row[0] for row in db.execute("SELECT digest FROM chunk")}
     out = []
-    for path in chunks.stale(known, ANY_AGE):
+    for path in space.leftovers(known):
         if repair:
-            chunks.discard(path)
+            space.chunks.discard(path)
         text = "A file that nothing refers to, left by a crash or set aside as damaged; mlxkv removes it after an hour."
         out.append(Problem("leftover", f"{path.parent.name}/{path.name}", text, repair, is_serious=False))
     return out

@@ -125,7 +125,7 @@ def unlink_before_commit() -> Iterator[None]:
         found = real(self, *args)
         for chunk in found:
             if not chunk.is_kept:
-                self.chunks.remove(chunk.digest)
+                self.space.chunks.remove(chunk.digest)
                 break
         return found
 

@@ -1,6 +1,7 @@
-"""One hard limit over the KV folder: `du` stays under it after every operation; what is missed least goes first.
+"""One hard limit over the cache folder: `du` stays under it after every operation; what is missed least goes first, and
+what a user made by name never.
 
-10,000 random operations with MLXKV_THOROUGH=1, 600 of them in CI.
+10,000 random operations with MLXKV_THOROUGH=1 and `du` itself after each; 600 in CI, and `du` after every tenth.
 """
 
 from __future__ import annotations
@@ -9,23 +10,27 @@ import os
 import random
 import shutil
 import subprocess
+import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
-from mlxkv.config import Folders
-from mlxkv.store import SessionStore, TurnRecord
-from mlxkv.store.files import disk_usage
+from mlxkv.config import Folders, private_folder
+from mlxkv.errors import StoreError
+from mlxkv.store import SessionStore, TurnRecord, write_prompt_file
+from mlxkv.store.prompt_folder import PromptFolder
 from tests.store.conftest import Talk
 from tests.store.fake import FakeCache, model
 
-OPERATIONS = 10_000 if os.environ.get("MLXKV_THOROUGH") else 600
+THOROUGH = bool(os.environ.get("MLXKV_THOROUGH"))
+OPERATIONS = 10_000 if THOROUGH else 600
 LIMIT = 400_000
 
 
 def du(folders: Folders) -> int:
     """As `du` itself says."""
-    out = subprocess.run(["du", "-s", "-B1", str(folders.cache / "kv")], capture_output=True, text=True, check=True)
+    out = subprocess.run(["du", "-s", "-B1", str(folders.cache)], capture_output=True, text=True, check=True)
     return int(out.stdout.split()[0])
 
 
@@ -48,16 +53,59 @@ def back(talk: Talk, window: int | None = None) -> int:
     return talk.store.restore_kv(talk.id, FakeCache(window), model(), talk.cache.tokens).tokens
 
 
+def save_named(store: SessionStore, folders: Folders, name: str, num: int) -> Path:
+    """A prompt cache of `num` tokens, as `PromptCache.save` writes it."""
+    cache = FakeCache()
+    cache.feed(range(num))
+    path = private_folder(folders.cache / "prompts") / f"{name}.kv"
+    with store.saving_named(path) as room:
+        write_prompt_file(path, cache, model(), room=room)
+    return path
+
+
+def named(folders: Folders) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (folders.cache / "prompts").glob("*") if path.is_file()}
+
+
 def test_the_limit_holds_after_every_operation(folders: Folders, tmp_path: Path) -> None:
     rng = random.Random(5)
     talks: list[Talk] = []
-    worst, used, restored = 0, 0, 0
+    books: dict[str, bytes] = {}  # what was made by name, and is there until it is removed
+    kinds = [
+        "new",
+        "turn",
+        "turn",
+        "turn",
+        "turn",
+        "back",
+        "fork",
+        "delete",
+        "junk",
+        "damage",
+        "reopen",
+        "book",
+        "unbook",
+    ]
+    worst, used, restored, refused = 0, 0, 0, 0
     store = SessionStore.open(folders, disk_limit=LIMIT)
     kv = folders.cache / "kv"
     for n in range(OPERATIONS):
-        kind = rng.choice(["new", "turn", "turn", "turn", "turn", "back", "fork", "delete", "junk", "damage", "reopen"])
+        kind = rng.choice(kinds)
         talk = rng.choice(talks) if talks else None
-        if kind == "new" or talk is None:
+        if kind == "book":
+            name, before = f"b{rng.randrange(6)}", {path: path.stat() for path in kv.glob("*/*")}
+            try:
+                path = save_named(store, folders, name, rng.randrange(1, 800))
+                books[path.name] = path.read_bytes()
+            except StoreError:
+                refused += 1
+                assert {path: path.stat() for path in kv.glob("*/*")} == before
+        elif kind == "unbook":
+            if books:
+                name = rng.choice(sorted(books))
+                PromptFolder(folders).remove(folders.cache / "prompts" / name)
+                del books[name]
+        elif kind == "new" or talk is None:
             if len(talks) < 12:
                 talks.append(saved(store, f"t{n}", rng.randrange(1, 120), rng.choice([None, 32, 64])))
         elif kind == "turn":
@@ -76,7 +124,9 @@ def test_the_limit_holds_after_every_operation(folders: Folders, tmp_path: Path)
             talks.remove(talk)
             store.delete(talk.id)
         elif kind == "junk":
-            (kv / "tmp" / f"left{n}").write_bytes(bytes(rng.randrange(9000)))
+            left = folders.cache / rng.choice(["kv/tmp/left", "prompts/.mlxkv-left"])
+            left.parent.mkdir(exist_ok=True)
+            left.with_name(f"{left.name}{n}").write_bytes(bytes(rng.randrange(9000)))
         elif kind == "damage":
             if chunks := sorted(kv.glob("??/*.safetensors")):
                 rng.choice(chunks).write_bytes(b"bad")
@@ -85,17 +135,111 @@ def test_the_limit_holds_after_every_operation(folders: Folders, tmp_path: Path)
             store = SessionStore.open(folders, disk_limit=LIMIT)
             for other in talks:
                 other.store = store
-        used = disk_usage(kv)
+        used = store.disk_usage()
+        if THOROUGH or n % 10 == 0:
+            assert used == du(folders)
+            assert {name: data for name, data in named(folders).items() if not name.startswith(".")} == books
         if kind != "junk":  # that was not us
             assert used <= LIMIT, (n, kind, used)
         worst = max(worst, used)
-        if n % 50 == 0:
-            assert used == du(folders)
     evicted = store.num_bytes_written() - used
     store.close()
-    print(f"{OPERATIONS} operations, at most {worst:,} of {LIMIT:,} bytes on disk, {restored} chats came back")
+    print(
+        f"{OPERATIONS} operations, at most {worst:,} of {LIMIT:,} bytes on disk, {restored} chats came back,"
+        f" {refused} prompt caches refused"
+    )
     assert evicted > LIMIT
     assert restored > OPERATIONS / 40
+    assert refused > OPERATIONS / 200
+
+
+def test_rows_of_chats_go_for_a_named_cache_but_never_those_of_an_open_one(folders: Folders) -> None:
+    with SessionStore.open(folders, disk_limit=400_000) as store:
+        talks = [saved(store, name, 150) for name in ("old", "open", "new")]
+        with store.lock(talks[1].id):
+            save_named(store, folders, "book", 700)  # 180 kB: one of the three has to go
+            assert [back(talk) for talk in talks] == [pytest.approx(0, abs=140), 150, 150]
+            assert back(talks[0]) < 150
+            save_named(store, folders, "more", 250)
+            assert back(talks[1]) == 150
+            assert back(talks[2]) < 150
+        assert store.disk_usage() == du(folders) <= 400_000
+        assert {*named(folders)} == {"book.kv", "more.kv"}
+
+
+@pytest.mark.parametrize(("num", "others"), [(2000, False), (700, True)])
+def test_a_named_cache_that_cannot_fit_is_refused_and_nothing_changes(folders: Folders, num: int, others: bool) -> None:
+    """By itself larger than the limit, or beside other named ones and a chat that is open."""
+    with SessionStore.open(folders, disk_limit=400_000) as store:
+        old, now = saved(store, "old", 100), saved(store, "open", 200)
+        if others:
+            save_named(store, folders, "other", 400)
+        before = {path: path.stat() for path in folders.cache.rglob("*") if path.is_file()}
+        with store.lock(now.id), pytest.raises(StoreError, match="`disk_limit`") as caught:
+            save_named(store, folders, "book", num)
+        said = str(caught.value)
+        assert said.startswith("The prompt cache book takes ")
+        assert "disk limit of 400 kB" in said
+        assert "\n" not in said
+        assert ("other named ones" in said) == ("open chats" in said) == ("cache rm" in said) == others
+        assert {path: path.stat() for path in folders.cache.rglob("*") if path.is_file()} == before
+        assert (back(old), back(now)) == (100, 200)
+
+
+def test_a_named_cache_is_never_evicted_for_a_chat(folders: Folders) -> None:
+    with SessionStore.open(folders, disk_limit=300_000) as store:
+        save_named(store, folders, "book", 700)
+        book = named(folders)
+        talk = Talk(store, FakeCache(), "large")
+        notices = [notice for _ in range(5) if (notice := feed(talk, 120))]
+        assert len(notices) == 1
+        assert "of which named prompt caches take 1" in notices[0]
+        assert 0 < back(talk) < 600
+        assert named(folders) == book
+        assert du(folders) <= 300_000
+    with SessionStore.open(folders, disk_limit=100_000) as store:  # it stays, and so nothing else does
+        assert named(folders) == book
+        assert not list((folders.cache / "kv").glob("??/*"))
+        talk.store = store
+        assert "no room" not in (feed(talk, 10) or "")
+        assert len(store.load(talk.id).turns) == 6
+
+
+def test_what_was_left_beside_the_named_ones_goes_before_rows_do(folders: Folders) -> None:
+    prompts = private_folder(folders.cache / "prompts")
+    (prompts / "damaged").mkdir()
+    with SessionStore.open(folders, disk_limit=200_000) as store:
+        talk = saved(store, "x", 150)
+        for path in (prompts / "damaged" / "book.kv.1", prompts / ".mlxkv-left"):
+            path.write_bytes(bytes(60_000))
+        save_named(store, folders, "book", 200)
+        assert {*named(folders)} == {"book.kv"}
+        assert not list((prompts / "damaged").iterdir())
+        assert back(talk) == 150
+        for path, age in ((prompts / ".mlxkv-old", 7200), (prompts / ".mlxkv-new", 0)):
+            path.write_bytes(b"x")
+            os.utime(path, (time.time() - age, time.time() - age))
+    SessionStore.open(folders, disk_limit=300_000).close()
+    assert {*named(folders)} == {"book.kv", ".mlxkv-new"}
+
+
+def test_where_a_file_lies_decides_whether_it_counts(folders: Folders, tmp_path: Path) -> None:
+    cache = FakeCache()
+    cache.feed(range(300))
+    prompts = private_folder(folders.cache / "prompts")
+    (tmp_path / "link").symlink_to(prompts)
+    with SessionStore.open(folders, disk_limit=60_000) as store:
+        for path, counts in (
+            (tmp_path / "book.kv", False),
+            (prompts / ".." / ".." / "book.kv", False),
+            (prompts / "book.kv", True),
+            (tmp_path / "link" / "book.kv", True),
+        ):
+            with pytest.raises(StoreError) if counts else nullcontext(), store.saving_named(path) as room:
+                write_prompt_file(path, cache, model(), room=room)
+            assert path.exists() != counts
+        with store.saving_named(tmp_path / "x"), store.saving_named(tmp_path / "y"):
+            pass  # who saves elsewhere waits for nobody
 
 
 def test_rows_that_left_the_window_go_first_then_the_chat_that_rests_longest(folders: Folders) -> None:

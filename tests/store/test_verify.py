@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
@@ -48,8 +49,11 @@ def test_a_damaged_chunk_is_found_and_let_go_of(talk: Talk, folders: Folders, da
     path = chunks(folders)[0]
     DAMAGE[damage](path)
     found = talk.store.verify()
-    assert not found.ok
-    assert [(p.what, p.subject, p.mended) for p in found.problems if p.is_serious] == [("chunk", path.stem, False)]
+    if damage == "missing":
+        assert [(p.what, p.subject, p.mended) for p in found.problems] == [("missing", "kv", False)]
+    else:
+        assert [(p.what, p.subject, p.mended) for p in found.problems if p.is_serious] == [("chunk", path.stem, False)]
+    assert found.ok == (damage == "missing")
     mended = talk.store.verify(repair=True)
     assert mended.ok
     assert talk.store.verify().problems == ()
@@ -89,7 +93,7 @@ def test_other_damage_is_found_and_mended_where_that_can_be(
     assert again.ok == (not lasting)
 
 
-@pytest.mark.parametrize("damage", ["truncated", "empty", "extended", "link", "pipe", "missing"])
+@pytest.mark.parametrize("damage", ["truncated", "empty", "extended", "link", "pipe"])
 def test_a_quick_look_reads_no_rows_but_sees_what_is_not_there(talk: Talk, folders: Folders, damage: str) -> None:
     talk.turn(100)
     sound = talk.store.verify(quick=True)
@@ -101,6 +105,21 @@ def test_a_quick_look_reads_no_rows_but_sees_what_is_not_there(talk: Talk, folde
     DAMAGE[damage](path)
     found = talk.store.verify(quick=True)
     assert [(p.what, p.subject) for p in found.problems if p.is_serious] == [("chunk", path.stem)]
+
+
+@pytest.mark.parametrize("quick", [True, False])
+def test_a_folder_that_was_cleared_is_a_notice(talk: Talk, folders: Folders, quick: bool) -> None:
+    """Deleting it is allowed: it costs time and no words. One line says so, whatever was in it."""
+    talk.turn(100)
+    num_chunks = len(chunks(folders))
+    shutil.rmtree(folders.cache)
+    report = talk.store.verify(quick=quick)
+    assert report.ok
+    (problem,) = report.problems
+    assert f"{num_chunks} of {num_chunks} chunks" in problem.text
+    assert (report.num_turns, report.disk_bytes) == (2, 0)
+    assert talk.store.verify(repair=True, quick=quick).problems[0].mended
+    assert talk.store.verify().problems == ()
 
 
 def test_repairing_never_touches_turns(talk: Talk, folders: Folders) -> None:

@@ -61,7 +61,7 @@ def test_the_panel_says_everything_in_words_too() -> None:
     text = "\n".join(wide_lines(STATUS, [0] * 59 + [42], 812.0, 100))
     for words in (
         "pinned 38", "live 6,262", "evicted 0", "of 32,000 rows, full precision", "42 tok/s", "812 tok/s", "free 21 GB",
-        "weights 4.6 GB", "4.8 GB allocated, 936 MB live", "KV of all chats 5.9/20 GB",
+        "weights 4.6 GB", "4.8 GB allocated, 936 MB live", "KV saved in all 5.9/20 GB",
     ):  # fmt: skip
         assert words in text
     assert "4-bit" in "\n".join(wide_lines(replace(STATUS, cache=replace(RING, bits=4)), [], 0.0, 100))
