@@ -73,6 +73,8 @@ class Files:
         left, done = list(views), 0
         while left and (num := os.readv(fd, left)):
             done += num
+            if num == sum(map(len, left)):
+                break
             while left and num >= len(left[0]):
                 num -= len(left.pop(0))
             if num:  # a signal came

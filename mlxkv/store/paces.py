@@ -38,7 +38,7 @@ class Paces:
             known["read_bps"] = read
         if prefill is not None:
             known["prefill_tps"] = _table(known.get("prefill_tps")) | {model_id: prefill}
-        with suppress(StoreError), self._database.writing() as db:  # a read-only disk: it is measured again
+        with suppress(StoreError), self._database.writing(lasting=False) as db:  # a read-only disk: measured again
             db.execute("INSERT OR REPLACE INTO meta VALUES(?, ?)", (_KEY, to_json(known)))
 
     def _known(self) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from itertools import chain
 from pathlib import Path
 
 import xxhash
@@ -41,8 +40,7 @@ def read_chunk(
         check_header(header, head, shapes, path.name)
         h = xxhash.xxh3_128()
         os.lseek(fd, 0, os.SEEK_SET)
-        for piece in chain([[memoryview(bytearray(header.data_start))]], _pieces(header, places)):
-            num_bytes = sum(map(len, piece))
+        for num_bytes, piece in _pieces(header, places):
             if files.read(fd, piece) != num_bytes:
                 raise CorruptError(f"The chunk {path.name} is shorter than its header says.")
             for view in piece:
@@ -54,23 +52,37 @@ def read_chunk(
     return True
 
 
-def _pieces(header: Header, places: PlacesLike) -> Iterator[list[memoryview]]:
-    """Where the bytes go, in the order of the file."""
+def _pieces(header: Header, places: PlacesLike) -> Iterator[tuple[int, list[memoryview]]]:
+    """The bytes of each piece of the file, header first, and where they go."""
+    yield header.data_start, [memoryview(bytearray(header.data_start))]
     piece: list[memoryview] = []
     num_bytes, most = 0, FIRST  # each next piece is twice as large: a slow disk should be noticed soon
-    nowhere = memoryview(bytearray(PIECE))
+    for view in _views(header, places):
+        while num_bytes + len(view) >= most:
+            cut = most - num_bytes
+            piece.append(view[:cut])
+            yield most, piece
+            view, piece, num_bytes, most = view[cut:], [], 0, min(2 * most, PIECE)
+        if len(view):
+            piece.append(view)
+            num_bytes += len(view)
+            if len(piece) == MOST_VIEWS:
+                yield num_bytes, piece
+                piece, num_bytes = [], 0
+    if piece:
+        yield num_bytes, piece
+
+
+def _views(header: Header, places: PlacesLike) -> Iterator[memoryview]:
+    """Where the bytes of the tensors go, in the order of the file."""
     for tensor in header.tensors:
         buffer = places.tensors[tensor.name]
-        for head in range(buffer.heads):
+        data, row_bytes = buffer.data, buffer.row_bytes
+        for first in range(0, buffer.heads * buffer.rows, buffer.rows):
             for a, b, row in places.spans:
-                left, at = (b - a) * buffer.row_bytes, (head * buffer.rows + (row or 0)) * buffer.row_bytes
-                while left:
-                    n = min(left, most - num_bytes)
-                    away = nowhere[num_bytes : num_bytes + n]  # a place of its own: it is hashed with the others
-                    piece.append(away if row is None else buffer.data[at : at + n])
-                    num_bytes, left, at = num_bytes + n, left - n, at + n
-                    if num_bytes == most or len(piece) == MOST_VIEWS:
-                        yield piece
-                        piece, num_bytes, most = [], 0, min(2 * most, PIECE)
-    if piece:
-        yield piece
+                if row is None:
+                    left = (b - a) * row_bytes
+                    yield from [memoryview(bytearray(min(PIECE, left - i))) for i in range(0, left, PIECE)]
+                else:
+                    at = (first + row) * row_bytes
+                    yield data[at : at + (b - a) * row_bytes]

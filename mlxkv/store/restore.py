@@ -181,7 +181,7 @@ class Restorer:
             db.executemany("DELETE FROM chunk WHERE digest = ?", [(chunk.digest,) for chunk in chunks])
 
     def _touch(self, chunks: Iterable[SavedChunk]) -> None:
-        with suppress(StoreError), self.sessions.database.writing() as db:  # else only the order of eviction suffers
+        with suppress(StoreError), self.sessions.database.writing(lasting=False) as db:  # only for the order of eviction
             now = time.time()
             db.executemany("UPDATE chunk SET last_used = ? WHERE digest = ?", [(now, c.digest) for c in chunks])
 

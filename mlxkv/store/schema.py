@@ -173,9 +173,12 @@ class Database:
                 self._rollback()
 
     @contextlib.contextmanager
-    def writing(self) -> Iterator[sqlite3.Connection]:
-        """All or nothing, and alone: the lock is taken at the start, so what is read here stays true until COMMIT."""
-        with database_errors(self.path):
+    def writing(self, lasting: bool = True) -> Iterator[sqlite3.Connection]:
+        """All or nothing, and alone: the lock is taken at the start, so what is read here stays true until COMMIT.
+
+        Not `lasting`: nobody waits for the disk, and lost power may take it back, together with nothing before it.
+        """
+        with database_errors(self.path), contextlib.nullcontext() if lasting else self._unsynced():
             self.db.execute("BEGIN IMMEDIATE")
             try:
                 yield self.db
@@ -185,6 +188,15 @@ class Database:
                 self._rollback()
                 raise
         self.before("committed")
+
+    @contextlib.contextmanager
+    def _unsynced(self) -> Iterator[None]:
+        level = self.db.execute("PRAGMA synchronous").fetchone()[0]
+        self.db.execute(f"PRAGMA synchronous={min(level, 1)}")  # NORMAL: in WAL mode a commit is not synced
+        try:
+            yield
+        finally:
+            self.db.execute(f"PRAGMA synchronous={level}")
 
     def _rollback(self) -> None:
         if self.db.in_transaction:
