@@ -181,8 +181,8 @@ class Restorer:
             db.executemany("DELETE FROM chunk WHERE digest = ?", [(chunk.digest,) for chunk in chunks])
 
     def _touch(self, chunks: Iterable[SavedChunk]) -> None:
-        with suppress(StoreError), self.sessions.database.writing(lasting=False) as db:  # only for the order of eviction
-            now = time.time()
+        with suppress(StoreError), self.sessions.database.writing(lasting=False) as db:
+            now = time.time()  # only the order of eviction goes by it
             db.executemany("UPDATE chunk SET last_used = ? WHERE digest = ?", [(now, c.digest) for c in chunks])
 
 
