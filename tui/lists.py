@@ -98,14 +98,14 @@ def delete_list(session_id: str, title: str) -> Listing:
 
 def compact_list(plan: CompactPlan) -> Listing:
     """What the short form of the chat would have, and what that costs."""
-    last = f"the last {plan.kept_messages} messages as they are"
-    rows = [Row(f"L{last[1:]}, nothing else", cmd.Compact(False), (f"reads {plan.kept_tokens:,} tok",))]
+    last = f"last {plan.kept_messages} messages as they are"
+    rows = [Row(f"The {last}, nothing else", cmd.Compact(False), (f"reads {plan.kept_tokens:,} tok",))]
     title = f"Go on in a short branch? {plan.model} cannot summarise"
     if plan.summary_tokens:
         title = "Go on in a short branch? All of this chat stays as it is"
         reads = plan.ask_tokens + plan.kept_tokens + plan.summary_tokens
         cost = (f"writes ≤ {plan.summary_tokens:,} tok", f"reads ≤ {reads:,}")
-        rows.insert(0, Row(f"Summary of {plan.older_messages}, {last}", cmd.Compact(True), cost))
+        rows.insert(0, Row(f"Summary of {plan.older_messages}, the {last}", cmd.Compact(True), cost))
         if plan.gone_tokens:
             title += f"; the {plan.gone_tokens:,} tok that rotated out are in no summary"
     return replace(confirm(title, (*rows, Row("Leave it"))), hint="⏎ choose · esc leave it")

@@ -98,7 +98,7 @@ def _gone_on(front: Front, chat: Chat, plan: CompactPlan, summary: TurnFinished 
     what = "a summary that stays pinned, and " if summary is not None else ""
     yield Compacted(
         f"✓ compacted: {what}the last {plan.kept_messages} messages as they were · {len(twin.log):,} of "
-        f"{plan.window or len(twin.log):,} tok · the whole chat is kept: /undo goes back to it, /tree shows both"
+        f"{twin.cache.capacity or len(twin.log):,} tok · the whole chat is kept: /undo goes back to it, /tree shows both"
     )
     figures.look_at_disk(front)
     yield figures.status(front)

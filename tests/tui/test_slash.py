@@ -290,6 +290,7 @@ def test_compacting_says_what_it_costs_before_it_does_anything(state: ChatState)
     state.submit(cmd.PlanCompact())
     state.apply(CompactPlan("tutor", 32_768, 4, 1_900, 18, 29_300))
     assert [row.choice for row in state.listing.rows] == [cmd.Compact(False), None]
+    assert state.listing.rows[0].text == "The last 4 messages as they are, nothing else"
     assert "tutor cannot summarise" in state.listing.title
 
 
