@@ -336,6 +336,34 @@ def test_never_writes_what_it_would_not_read(tensors: list[Any], metadata: dict[
         encode_header(tensors, metadata)
 
 
+@given(
+    st.lists(
+        st.tuples(
+            NAMES,
+            st.one_of(st.sampled_from(["U8", "F16"]), ODD),
+            st.lists(st.one_of(st.integers(-2, 3), ODD), max_size=3),
+            st.integers(-2, 18),
+        ),
+        max_size=3,
+    ),
+    st.dictionaries(
+        st.one_of(st.text(max_size=2), ODD.filter(lambda x: not isinstance(x, list))),
+        st.one_of(st.text(max_size=2), ODD),
+        max_size=2,
+    ),
+)
+def test_whatever_it_is_given_it_writes_what_it_would_read_or_nothing(
+    tensors: list[Any], metadata: dict[Any, Any]
+) -> None:
+    try:
+        head = encode_header(tensors, metadata)
+    except ValueError:
+        return
+    header = read_header(head + bytes(sum(nbytes for *_, nbytes in tensors)))
+    assert header.metadata == metadata
+    assert [(t.name, t.dtype, list(t.shape)) for t in header.tensors] == sorted((n, d, s) for n, d, s, _ in tensors)
+
+
 def test_links(tmp_path: Path) -> None:
     """The hub's cache is made of links; our own files never are one."""
     path, link = tmp_path / "a", tmp_path / "b"

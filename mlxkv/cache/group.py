@@ -106,6 +106,16 @@ class LayerGroup:
         mx.eval(arrays)  # together: one wait for all layers
         return arrays
 
+    def views(self, a: int, b: int) -> dict[str, list[memoryview]]:
+        """The bytes of positions [a, b) where they lie: for each array of `shapes` its pieces in order. To be dropped
+        before the cache is used, which writes into the same memory."""
+        mx.eval([ring.state for ring in self.layers])
+        out = {}
+        for names, ring in zip(self._names, self.layers, strict=True):
+            for (name, _), pieces in zip(names, ring.lying(a, b), strict=True):
+                out[name] = _slices(pieces)
+        return out
+
     def shapes(self, rows: int) -> dict[str, tuple[tuple[int, ...], str]]:
         """Exactly the tensors of a chunk of `rows` rows: name -> (shape, safetensors dtype)."""
         return {
@@ -167,7 +177,7 @@ class LayerGroup:
                 arrays = (*ring.key_rows.arrays, *ring.value_rows.arrays)
                 for (name, _), x in zip(names, arrays, strict=True):
                     _, heads, rows, width = x.shape
-                    tensors[name] = Buffer(memoryview(cast(Any, x)).cast("B"), heads, rows, width * x.itemsize)
+                    tensors[name] = Buffer(_flat(x), heads, rows, width * x.itemsize)
         return Places(tuple(spans), tensors)
 
     def imported(self, a: int, b: int) -> None:
@@ -232,3 +242,19 @@ def _names(plan: LayerPlan) -> list[tuple[str, Plane]]:
     """The names of a layer's arrays in a chunk, keys first: `0.k`, `0.v`; quantized `0.k.w`, `0.k.s`, `0.k.b`, ..."""
     keys = [(f"{plan.name}.k{plane.name}", plane) for plane in plan.key_planes]
     return keys + [(f"{plan.name}.v{plane.name}", plane) for plane in plan.value_planes]
+
+
+def _slices(pieces: Sequence[tuple[mx.array, int, int]]) -> list[memoryview]:
+    """The bytes of (array (1, heads, rows, width), first row, rows), head by head."""
+    flat = [(_flat(x), x.shape[2], x.shape[3] * x.itemsize, row, count) for x, row, count in pieces]
+    return [
+        data[(head * rows + row) * row_bytes :][: count * row_bytes]
+        for head in range(pieces[0][0].shape[1])
+        for data, rows, row_bytes, row, count in flat
+    ]
+
+
+def _flat(x: mx.array) -> memoryview:
+    """The bytes of an evaluated array, not copied."""
+    view = memoryview(cast(Any, x))
+    return view.cast("B") if view.nbytes else memoryview(b"")  # a view of no bytes cannot be cast

@@ -206,6 +206,18 @@ class RingKVCache:
         values = joined([self._values.parts(s.row, s.row + s.b - s.a) for s in segments])
         return keys, values
 
+    def lying(self, a: int, b: int) -> list[list[tuple[mx.array, int, int]]]:
+        """Where positions [a, b) lie as `read` would give them: for each array of keys, then of values, which rows of
+        which buffer. They must be held; nothing of it may be kept while the ring goes on."""
+        out: list[list[tuple[mx.array, int, int]]] = []
+        for s in self.geometry.segments(a, b, self.offset):
+            in_pristine = self.evicted and self.pristine is not None and s.b <= self.geometry.sinks
+            keys, first = (self.pristine or (), s.a) if in_pristine else (self._keys.arrays, s.row)
+            rows = s.b - s.a
+            found = [*((x, first, rows) for x in keys), *((x, s.row, rows) for x in self._values.arrays)]
+            out = [[*piece, more] for piece, more in zip(out, found, strict=True)] if out else [[x] for x in found]
+        return out
+
     def write_at(self, a: int, b: int, offset: int, keys: Parts, values: Parts) -> None:
         """Put positions [a, b), as `read` gave them, where they lie after `offset` tokens; `settle` comes after."""
         for s in self.geometry.segments(a, b, offset):

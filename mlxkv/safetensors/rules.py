@@ -131,7 +131,7 @@ class Rules:
         dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
         if not isinstance(dtype, str) or dtype not in ITEM_SIZES:
             self.refuse(f"the dtype of {name!r} must be one of {', '.join(ITEM_SIZES)}", dtype)
-        if not isinstance(shape, list) or len(shape) > MAX_DIMS or not all(_is_int(n) and n <= MAX_DIM for n in shape):
+        if not isinstance(shape, list) or len(shape) > MAX_DIMS or not all(map(_is_dim, shape)):
             self.refuse(f"the shape of {name!r} must be at most {MAX_DIMS} integers from 0 to {MAX_DIM}", shape)
         if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_int, offsets)):
             self.refuse(f"the data_offsets of {name!r} must be two integers", offsets)
@@ -145,7 +145,11 @@ class Rules:
 
 
 def _is_int(value: object) -> bool:
-    return type(value) is int  # not bool; never negative, see _natural
+    return type(value) is int  # not bool
+
+
+def _is_dim(value: Any) -> bool:
+    return _is_int(value) and 0 <= value <= MAX_DIM
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -19,20 +19,20 @@ def encode_header(tensors: Sequence[tuple[str, str, tuple[int, ...], int]], meta
     Raises:
         ValueError: `read_header` would refuse the result.
     """
-    table: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
+    rules = Rules("the new file", CorruptError, weights=False)
     offset = 0
-    for name, dtype, shape, nbytes in sorted(tensors):
-        if name in table:
-            raise ValueError(f"Two tensors are called {name!r}.")
-        table[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, offset + nbytes]}
-        offset += nbytes
     try:
+        table: dict[str, Any] = {"__metadata__": rules.metadata(dict(sorted(metadata.items())))} if metadata else {}
+        for name, dtype, shape, nbytes in sorted(tensors):
+            if name in table:
+                raise ValueError(f"Two tensors are called {name!r}.")
+            table[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, offset + nbytes]}
+            rules.tensor(name, table[name])
+            offset += nbytes
         text = json.dumps(table, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
         text += b" " * (-len(text) % 8)
-        rules = Rules("the new file", CorruptError, weights=False)
         head = len(text).to_bytes(8, "little")
         rules.length(head, 8 + len(text) + offset)
-        rules.header(text, 8 + len(text) + offset)
     except (CorruptError, TypeError, UnicodeEncodeError) as error:
         raise ValueError(f"Not a header this program would read back: {error}") from error
     return head + text

@@ -15,10 +15,12 @@ from mlxkv.store.chunks import ChunkFiles
 from mlxkv.store.format import ChunkHead, Encoded, encode_chunk, prefix_keys
 from mlxkv.store.history import pack_ids
 from mlxkv.store.identity import ModelIdentity, spec_id, spec_parts
-from mlxkv.store.ports import KVCacheLike, LayerGroup, Range
+from mlxkv.store.ports import KVCacheLike, LayerGroup, Range, RowViews
 from mlxkv.store.ranges import SHORT, Grid, clipped, covers, without
 from mlxkv.store.refs import STATE, SavedChunk, saved_chunks, saved_commits, seed
 from mlxkv.store.sessions import Sessions
+
+MOST_SHORT = 7  # chunks in a row; the next save writes their rows again, as one chunk with its own
 
 
 @dataclass(frozen=True)
@@ -86,8 +88,12 @@ def encoded(plan: Plan, cache: KVCacheLike) -> Iterator[Encoded]:
     """The plan's chunks, one at a time: memory stays flat if the caller lets go of each before the next."""
     groups = {group.name: group for group in cache.groups}
     for head in plan.heads:
-        group = groups[head.group]
-        yield encode_chunk(head, to_tensors(group.export_rows(head.a, head.b), group.shapes(head.b - head.a)))
+        group, shapes = groups[head.group], groups[head.group].shapes(head.b - head.a)
+        if isinstance(group, RowViews):
+            yield encode_chunk(head, shapes, group.views(head.a, head.b))
+        else:
+            tensors = to_tensors(group.export_rows(head.a, head.b), shapes)
+            yield encode_chunk(head, shapes, {name: [data] for name, (_, _, data) in tensors.items()})
 
 
 def _new(group: LayerGroup, pos: int, saved: list[SavedChunk]) -> list[Range]:
@@ -105,14 +111,19 @@ def _new(group: LayerGroup, pos: int, saved: list[SavedChunk]) -> list[Range]:
 
 
 def _merge_start(a: int, saved: list[SavedChunk], held: list[Range], grid: Grid) -> int:
-    """Where to start instead of `a`, to take in the previous chunk while that is short and its cell is not full."""
-    if grid.is_cut(a):
-        return a
-    for chunk in saved:
-        start, end = chunk.head.a, chunk.end
-        if end == a == chunk.head.b and end - start < SHORT and covers(held, [(start, end)]):
-            return start
-    return a
+    """Where to start instead of `a`: with the short chunks just before it, if these are MOST_SHORT already.
+
+    A save writes what is new. Short saves after each other would leave many small files, and taking in the last one
+    every time would write the same rows again and again.
+    """
+    start, num_short = a, 0
+    while not grid.is_cut(start):
+        before = [chunk.head.a for chunk in saved if chunk.end == start == chunk.head.b]
+        first = min((x for x in before if start - x < SHORT and covers(held, [(x, start)])), default=None)
+        if first is None:
+            break
+        start, num_short = first, num_short + 1
+    return start if num_short >= MOST_SHORT else a
 
 
 def _can_stand(group: LayerGroup, pos: int, saved: list[SavedChunk], new: list[Range]) -> bool:

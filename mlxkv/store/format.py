@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from array import array
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from pathlib import Path
 import xxhash
 
 from mlxkv.errors import CorruptError
-from mlxkv.safetensors import Header, encode, read_header
+from mlxkv.safetensors import Header, encode_header, read_header
 from mlxkv.store.ports import Range
 
 FORMAT = "1"
@@ -25,8 +25,6 @@ READ = 1 << 20  # bytes per read while verifying
 
 Shapes = Mapping[str, tuple[tuple[int, ...], str]]
 """name -> (shape, safetensors dtype)."""
-Tensors = Mapping[str, tuple[str, tuple[int, ...], bytes | memoryview]]
-"""name -> (safetensors dtype, shape, C-contiguous bytes)."""
 
 
 @dataclass(frozen=True)
@@ -55,9 +53,15 @@ class Encoded:
     size: int
 
 
-def encode_chunk(head: ChunkHead, tensors: Tensors) -> Encoded:
-    """Raises ValueError if a name, dtype or shape is one the reader would refuse."""
-    data = b"".join(encode(tensors, head.metadata()))
+def encode_chunk(head: ChunkHead, shapes: Shapes, views: Mapping[str, Sequence[bytes | memoryview]]) -> Encoded:
+    """The chunk of these tensors, each given as the pieces of its bytes, which are copied once.
+
+    Raises:
+        ValueError: a name, dtype or shape is one the reader would refuse, or the pieces have other sizes.
+    """
+    sized = [(name, dtype, shape, sum(map(len, views[name]))) for name, (shape, dtype) in shapes.items()]
+    header = encode_header(sized, head.metadata())
+    data = b"".join([header, *(piece for name in sorted(shapes) for piece in views[name])])
     return Encoded(head, data, xxhash.xxh3_128_hexdigest(data), len(data))
 
 

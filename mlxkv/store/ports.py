@@ -50,6 +50,16 @@ class RowPlaces(Protocol):
         ...
 
 
+@runtime_checkable
+class RowViews(Protocol):
+    """What a LayerGroup may offer besides `export_rows`: rows where they lie, without a copy by MLX."""
+
+    def views(self, a: int, b: int) -> Mapping[str, Sequence[memoryview]]:
+        """The bytes of [a, b) for each tensor of `shapes`, as pieces in order. To be dropped before the cache is used,
+        which writes into the same memory."""
+        ...
+
+
 class LayerGroup(Protocol):
     """Layers that hold the same positions, e.g. all full-attention layers. Rows lie on axis -2 of every tensor."""
 

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from mlxkv.store.ports import LayerGroup, Range
 
-SHORT = 64  # rows; a chunk shorter than this is merged into the next one
+SHORT = 64  # rows; chunks shorter than this are merged once there are too many of them
 MAX_CHUNK = 32 << 20  # bytes
 
 T = TypeVar("T")
@@ -54,7 +54,7 @@ def rows_per_chunk(row_bytes: int) -> int:
 
 class Grid:
     """Where a group's chunks may end: at multiples of the chunk size beyond the sinks, so that a prefix is cut alike
-    in every session, and at the last whole block."""
+    in every session, and at the last whole block where both sides are long enough to stay."""
 
     def __init__(self, group: LayerGroup) -> None:
         self.sinks, self.block = group.sinks, max(1, group.block)
@@ -71,12 +71,12 @@ class Grid:
         return a == 0 or self.next_cut(a - 1) == a
 
     def cut(self, a: int, b: int) -> list[Range]:
-        """[a, b) as chunks: cells, and the tail that is not a whole block yet by itself."""
+        """[a, b) as chunks: cells, and a long tail that is not a whole block yet by itself."""
         out: list[Range] = []
         whole = self.sinks + (b - self.sinks) // self.block * self.block if b > self.sinks else b
         while a < b:
             end = min(b, self.next_cut(a))
-            if a < whole < end:
+            if whole - a >= SHORT and end - whole >= SHORT:
                 end = whole
             out.append((a, end))
             a = end
