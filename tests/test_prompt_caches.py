@@ -104,12 +104,12 @@ def test_what_the_disk_limit_has_no_room_for_is_said_before_it_is_read(
     model = mlxkv.load(str(tiny_path))
     prompts = private_folder(home / "cache" / "prompts")
     read: list[int] = []
-    with pytest.raises(StoreError, match=r"The prompt cache book takes .* disk limit of 60 kB"):
+    with pytest.raises(StoreError, match=r"The prompt cache 'book' takes .* disk limit of 60 kB"):
         model.prefill(BOOK, CONFIG, save_to=prompts / "book.kv", progress=lambda done, total: read.append(done))
     assert read == []
     pc = model.prefill(BOOK, CONFIG, save_to=tmp_path / "book.kv")
     for save in (pc.save, pc.export_mlx_lm):
-        with pytest.raises(StoreError, match=r"The prompt cache book takes .* disk limit of 60 kB"):
+        with pytest.raises(StoreError, match=r"The prompt cache 'book' takes .* disk limit of 60 kB"):
             save(prompts / "book.safetensors")
     assert list(prompts.iterdir()) == []
     assert pc.save(tmp_path / "book.kv") > 60_000 - HEADROOM  # some room is kept for folders

@@ -11,6 +11,7 @@ import json
 import sqlite3
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from mlxkv.errors import StoreError
 from mlxkv.stats import bytes_text
@@ -104,27 +105,32 @@ class Quota:
         target = self.limit - on_disk(size) - HEADROOM
         if self._shrink(database, target, set()) > target:
             root = self.space.chunks.root
-            raise StoreError(f"There is no room for {name}: files in {root} cannot be removed; check that folder.")
+            raise StoreError(f"There is no room for {name!r}: files in {root} cannot be removed; check that folder.")
 
     def check_named(self, database: Database, name: str, size: int) -> None:
         """Raises StoreError as `make_room_for_named` does, and removes nothing."""
         if self.limit is None or self.space.used() <= (target := self.limit - on_disk(size) - HEADROOM):
             return
         with database.reading() as db:
-            kept = [chunk.digest for chunk in self._candidates(db, None, True) if chunk.is_kept]
-        is_open = sum(disk_usage(self.space.chunks.path(digest)) + BLOCK for digest in kept)
-        if self.space.lasting() + is_open <= target:
+            chunks = self._candidates(db, None, True)
+        paths = {kept: [self._path(c) for c in chunks if c.is_kept == kept] for kept in (True, False)}
+        nobodys = [*self.space.leftovers({chunk.digest for chunk in chunks}), *self.space.set_aside()]
+        if self.space.used_without({*paths[False], *nobodys}) <= target:
             return
-        named = self.space.named() if on_disk(size) + HEADROOM <= self.limit else 0
-        is_open = is_open if on_disk(size) + HEADROOM <= self.limit else 0
+        is_alone_too_large = target < 0
+        named = 0 if is_alone_too_large else self.space.named()
+        is_open = 0 if is_alone_too_large else sum(map(disk_usage, paths[True]))
         others = [f"other named ones take {bytes_text(named)} of it"] if named > HEADROOM else []
         others += [f"open chats need {bytes_text(is_open)} of it"] if is_open else []
         beside = f" ({' and '.join(others)})" if others else ""
         remedy = "delete some with `mlxkv cache rm`, or raise `disk_limit`" if others else "raise `disk_limit`"
         raise StoreError(
-            f"The prompt cache {name} takes {bytes_text(size)}, which the disk limit of {bytes_text(self.limit)} has no"
+            f"The prompt cache {name!r} takes {bytes_text(size)}, which the disk limit of {bytes_text(self.limit)} has no"
             f" room for{beside}; {remedy}."
         )
+
+    def _path(self, chunk: _Candidate) -> Path:
+        return self.space.chunks.path(chunk.digest)
 
     def enforce(self, database: Database) -> None:
         """Go under the limit, as far as open sessions and named prompt caches allow."""

@@ -53,6 +53,14 @@ class Space:
         """Bytes that stay whatever is removed to make room: the named prompt caches, and the folders."""
         return self.named() + sum(_own_size(folder) for folder in (self.chunks.root, self.chunks.root.parent))
 
+    def used_without(self, paths: Collection[Path]) -> int:
+        """`used`, were these files removed, and the folders of chunks that would be empty then."""
+        used, folders = self.used() - sum(map(disk_usage, paths)), {path.parent for path in paths}
+        for folder in folders:
+            if folder.parent == self.chunks.root and len(folder.name) == 2 and {*_entries(folder)} <= {*paths}:
+                used -= _own_size(folder)
+        return used
+
     def holds(self, path: Path) -> bool:
         """Whether `path` is, or would be, a file in the folder of the named prompt caches."""
         return path.resolve().is_relative_to(self.prompts.resolve())

@@ -20,6 +20,7 @@ from mlxkv.config import Folders, private_folder
 from mlxkv.errors import StoreError
 from mlxkv.store import SessionStore, TurnRecord, write_prompt_file
 from mlxkv.store.prompt_folder import PromptFolder
+from mlxkv.store.quota import BLOCK
 from tests.store.conftest import Talk
 from tests.store.fake import FakeCache, model
 
@@ -178,12 +179,37 @@ def test_a_named_cache_that_cannot_fit_is_refused_and_nothing_changes(folders: F
         with store.lock(now.id), pytest.raises(StoreError, match="`disk_limit`") as caught:
             save_named(store, folders, "book", num)
         said = str(caught.value)
-        assert said.startswith("The prompt cache book takes ")
+        assert said.startswith("The prompt cache 'book' takes ")
         assert "disk limit of 400 kB" in said
         assert "\n" not in said
         assert ("other named ones" in said) == ("open chats" in said) == ("cache rm" in said) == others
         assert {path: path.stat() for path in folders.cache.rglob("*") if path.is_file()} == before
         assert (back(old), back(now)) == (100, 200)
+
+
+def test_what_is_refused_at_the_very_limit_has_cost_nothing(folders: Folders) -> None:
+    """10,000 operations found it: folders that stay, and files of others', were taken for room that could be made."""
+    kv = folders.cache / "kv"
+    with SessionStore.open(folders, disk_limit=300_000) as store:
+        saved(store, "x", 150)
+        (kv / "quarantine").mkdir()
+        (kv / "left by the system").write_bytes(bytes(20_000))
+        fits = []
+        for size in range(220_000, 300_000, BLOCK):
+            before = sorted(kv.glob("??/*"))
+            assert before
+            try:
+                with store.saving_named(private_folder(folders.cache / "prompts") / "book.kv") as room:
+                    room(size)
+                fits.append(True)
+                assert du(folders) + size <= 300_000
+                saved(store, f"again {size}", 150)
+            except StoreError as error:
+                fits.append(False)
+                assert "which the disk limit" in str(error)
+                assert sorted(kv.glob("??/*")) == before
+    assert fits == sorted(fits, reverse=True)
+    assert {*fits} == {True, False}
 
 
 def test_a_named_cache_is_never_evicted_for_a_chat(folders: Folders) -> None:
@@ -243,6 +269,7 @@ def test_where_a_file_lies_decides_whether_it_counts(folders: Folders, tmp_path:
 
 
 def test_rows_that_left_the_window_go_first_then_the_chat_that_rests_longest(folders: Folders) -> None:
+    """The limit goes down step by step: at each the chats that come back whole are noted."""
     with SessionStore.open(folders, disk_limit=None) as store:
         old = saved(store, "old", 100)
         wrapped = saved(store, "wrapped", 40, window=32)
@@ -250,12 +277,18 @@ def test_rows_that_left_the_window_go_first_then_the_chat_that_rests_longest(fol
             feed(wrapped, 40)
         new = saved(store, "new", 100)
         used = store.disk_usage()
-    for limit, whole in ((used - 30_000, {"old", "wrapped", "new"}), (used - 160_000, {"wrapped", "new"})):
+    seen = []
+    for limit in range(used, 0, -20_000):
         with SessionStore.open(folders, disk_limit=limit) as store:
             assert store.disk_usage() <= limit
+            whole = []
             for talk, window in ((old, None), (wrapped, 32), (new, None)):
                 talk.store = store
-                assert (back(talk, window) == len(talk.cache.tokens)) == (talk.title in whole), talk.title
+                whole += [talk.title] if back(talk, window) == len(talk.cache.tokens) else []
+            seen.append(whole)
+    steps = [whole for whole, before in zip(seen, [[], *seen], strict=False) if whole != before]
+    assert steps == [["old", "wrapped", "new"], ["wrapped", "new"], ["new"], []]
+    assert seen.count(["old", "wrapped", "new"]) > 2  # what left the window is worth more than a step
 
 
 def test_of_a_chat_the_end_goes_first_so_that_its_beginning_is_of_use(folders: Folders) -> None:
