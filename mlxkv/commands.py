@@ -179,6 +179,14 @@ class ShowContext:
 
 
 @dataclass(frozen=True)
+class CountTokens:
+    """How many tokens `text` has: `TokensCounted` with the same `key`, nothing where there is no model to ask."""
+
+    key: str
+    text: str
+
+
+@dataclass(frozen=True)
 class ShowStats:
     """The figures of this chat and of everything on disk: `SessionFigures`."""
 
@@ -212,6 +220,7 @@ Command = (
     | ChangeSettings
     | SetSystem
     | ShowContext
+    | CountTokens
     | ShowStats
     | Shutdown
 )

@@ -206,6 +206,14 @@ class Applied:
 
 
 @dataclass(frozen=True)
+class TokensCounted:
+    """`key` is the one of `CountTokens`."""
+
+    key: str
+    tokens: int
+
+
+@dataclass(frozen=True)
 class Compacted:
     """The chat in front is the short form of the one before; `text` says what it has, and how to go back."""
 
@@ -299,6 +307,7 @@ EngineEvent = (
     | ChatExported
     | Applied
     | Compacted
+    | TokensCounted
     | CompactPlan
     | TurnStarted
     | SessionStatus

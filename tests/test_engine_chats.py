@@ -142,6 +142,11 @@ def test_what_fills_the_window_adds_up(said: Said) -> None:
     assert sum(p.tokens for p in use.parts) == len(chat.log)
 
 
+def test_tokens_are_counted_by_the_models_own_tokenizer(said: Said, home: Path) -> None:
+    assert said.ask(cmd.CountTokens("k", "one two")) == [ev.TokensCounted("k", 7)]  # a letter, a token
+    assert Said().ask(cmd.CountTokens("k", "one two")) == []  # nobody to ask, and nobody fails for it
+
+
 def test_the_footer_and_the_figures(said: Said) -> None:
     status = [e for e in said.ask(cmd.Send("three", 0.0)) if isinstance(e, ev.SessionStatus)][-1]
     assert status.cache is not None

@@ -48,6 +48,8 @@ def take(state: ChatState, event: ev.EngineEvent) -> None:
             state.answered(cmd.ChangeSettings, cmd.SetSystem)
             if text:
                 state.say(text)
+        case ev.TokensCounted(key, tokens):
+            state.counts.take(key, tokens)
         case ev.CompactPlan():
             state.answered(cmd.PlanCompact)
             state.show(lists.compact_list(event))

@@ -105,6 +105,8 @@ class ChatApp(ManagingApp, inherit_bindings=False):
         self._theme_changed(self.current_theme)
         if self.settings.keys:
             self.set_keymap(dict(self.settings.keys))
+        self.prompt.count = self.state.counts.of
+        self.transcript.count_with(self.state.counts.of)
         self.prompt.focus()
         self.state.begin(self.first_commands)
         if self._ask:
@@ -126,6 +128,9 @@ class ChatApp(ManagingApp, inherit_bindings=False):
         for _ in range(len(self.engine.events)):  # what comes meanwhile waits for the next round
             event = self.engine.events.popleft()
             self.state.apply(event)
+            if isinstance(event, ev.TokensCounted | ev.ModelReady):
+                self.transcript.recount()
+                self.prompt.recount()
             if self._wants_chats(event):
                 self.state.submit(cmd.ListChats())
             if isinstance(event, ev.SessionStatus) and event.saved not in ("", "off"):

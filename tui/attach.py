@@ -12,6 +12,8 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
+from mlxkv.stats import tokens_text
+
 MAX_FILE = 1 << 20  # bytes; a million characters fill most windows
 MAX_TOTAL = 4 << 20
 
@@ -29,12 +31,11 @@ class Attached:
     path: str
     text: str
 
-    @property
-    def size(self) -> str:
-        """`212 lines · ~2.9k tok`: a token is about four characters."""
-        lines, tokens = self.text.count("\n") + (not self.text.endswith("\n")), len(self.text) / 4
-        count = f"{tokens / 1000:.1f}k" if tokens >= 1000 else f"{tokens:.0f}"
-        return f"{lines:,} line{'' if lines == 1 else 's'} · ~{count} tok"
+    def size(self, tokens: int | None = None) -> str:
+        """`212 lines · 2.9k tok`; `~2.9k` where nobody has counted: a token is about four characters."""
+        lines = self.text.count("\n") + (not self.text.endswith("\n"))
+        count, about = (len(self.text) // 4, "~") if tokens is None else (tokens, "")
+        return f"{lines:,} line{'' if lines == 1 else 's'} · {about}{tokens_text(count)} tok"
 
 
 def typing(line: str) -> tuple[int, str] | None:

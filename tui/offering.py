@@ -5,8 +5,10 @@ What is offered comes from `offers.py`; `menu.py` draws it above the prompt. Wha
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +30,14 @@ class OfferingArea(TextArea):
         self.words: Mapping[str, Sequence[str]] = {}
         self.earlier: Sequence[str] = ()
         self.base = Path()
+        self.count: Callable[[str], int | None] = lambda text: None  # tokens of a file's text, where they are known
         self.menu: Menu | None = None
         self.menu_list = MenuList(self._pick)
         self._place = offers.Place((0, 0), (0, 0))  # what an entry of the menu takes the place of
         self._refused = ""  # for this text the menu was closed
         self._draft: str | None = None  # what was typed before earlier prompts were searched
         self._offered: object = None  # the text and the cursor that the menu is for
+        self._seen: dict[str, tuple[object, attach.Attached]] = {}  # files that were named, by path
         self._files: list[str] = []
         self._files_at = float("-inf")
 
@@ -162,10 +166,27 @@ class OfferingArea(TextArea):
         notes = []
         for path in attach.files_in(text, self.base)[:4]:
             try:
-                notes.append(f"@{path} {attach.read(path, self.base).size}")
+                file = self._read(path)
+                notes.append(f"@{path} {file.size(self.count(file.text))}")
             except attach.AttachError as error:
                 notes.append(f"✗ {error}")
         return "   ".join(notes)
+
+    def _read(self, path: str) -> attach.Attached:
+        """The file; read again only if it changed: this is asked with every letter."""
+        stamp: object = None
+        with suppress(OSError, ValueError, RuntimeError):
+            status = os.stat(self.base / Path(path).expanduser())
+            stamp = (status.st_ino, status.st_mtime_ns, status.st_size)
+        seen = self._seen.get(path)
+        if seen is None or stamp is None or seen[0] != stamp:
+            seen = self._seen[path] = (stamp, attach.read(path, self.base))
+        return seen[1]
+
+    def recount(self) -> None:
+        """Tokens of files are known that were not."""
+        if self.menu is None and self.menu_list.display and "@" in self.text:
+            self._show_menu(None, self._attached_note(self.text))
 
     def action_search_history(self) -> None:
         if self._draft is None:

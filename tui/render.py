@@ -6,6 +6,7 @@ block, the width and the `Look` only, never on the terminal, so that lines can b
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
@@ -16,6 +17,7 @@ from rich.style import Style
 from mlxkv.text import clean
 from mlxkv.tui.attach import parts
 from mlxkv.tui.blocks import Block, Kind
+from mlxkv.tui.listing import cut
 from mlxkv.tui.rows import Line, Row, wrap
 from mlxkv.tui.wording import stat_text, version_text
 
@@ -46,10 +48,10 @@ class Look:
 
 
 class Renderer:
-    """Renders blocks in one look."""
+    """Renders blocks in one look. `count` knows the tokens of a file's text, or not (None)."""
 
-    def __init__(self, look: Look) -> None:
-        self.look = look
+    def __init__(self, look: Look, count: Callable[[str], int | None] = lambda text: None) -> None:
+        self.look, self._count = look, count
 
     @cached_property
     def _parser(self) -> MarkdownIt:
@@ -80,7 +82,7 @@ class Renderer:
                 rows += [_row(*line) for line in self._markdown(block.text, room)]
             case Kind.CODE:
                 if block.info and width >= WIDE and not block.tight:
-                    rows.append(_row([Segment(clean(block.info), muted)], "\n"))
+                    rows.append(_row([Segment(cut(clean(block.info), room), muted)], "\n"))
                 rows += [_row(*line, margin=EDGE + 2) for line in self._code(block, room)]
             case Kind.STATS:
                 assert block.stats is not None
@@ -110,7 +112,7 @@ class Renderer:
             rest = len(rows) - SHOWN
             rows = [*rows[:SHOWN], _row([Segment(f"▸ {rest:,} more lines", muted)], "\n")]
         for file in files:
-            rows += _hang(f"@{file.path} · {file.size}", muted, room, Segment(" ▸ ", muted))
+            rows += _hang(f"@{file.path} · {file.size(self._count(file.text))}", muted, room, Segment(" ▸ ", muted))
         return rows
 
     def _markdown(self, text: str, room: int) -> list[Line]:

@@ -17,6 +17,7 @@ from mlxkv.stats import fit
 from mlxkv.text import clean
 from mlxkv.tui import answers, lists
 from mlxkv.tui.chats import find_chat
+from mlxkv.tui.counts import Counts
 from mlxkv.tui.listing import Listing
 from mlxkv.tui.meter import Meter
 from mlxkv.tui.story import Story
@@ -52,6 +53,7 @@ class ChatState(Story):
         self.system = self.settings.system  # of new chats
         self.chats: tuple[ev.ChatSummary, ...] = ()
         self.models: tuple[ev.ModelCard, ...] = ()
+        self.counts = Counts(lambda key, text: self.outbox.append(cmd.CountTokens(key, text)))
         self.pull: ev.PullProgress | None = None
         # For the app to take: a list to show, a text for the prompt.
         self.listing: Listing | None = None
@@ -211,6 +213,7 @@ class ChatState(Story):
                 self._loading = event
             case ev.ModelReady(name):
                 self.model, self._ready, self._loading = clean(name), True, None
+                self.counts.forget()
                 self.answered(cmd.LoadModel)
                 if not self._is_open and not any(isinstance(c, cmd.NewChat | cmd.OpenChat) for c in self._waiting):
                     self.submit(cmd.NewChat())

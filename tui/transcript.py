@@ -24,6 +24,7 @@ from textual.selection import Selection
 from textual.strip import Strip
 
 from mlxkv.tui import copying
+from mlxkv.tui.attach import parts
 from mlxkv.tui.blocks import NO_MESSAGE, Block, Kind
 from mlxkv.tui.finding import Finder
 from mlxkv.tui.layout import Layout
@@ -108,6 +109,7 @@ class Transcript(ScrollView, can_focus=False):
     def __init__(self, look: Look | None = None, *, id: str | None = None) -> None:
         super().__init__(id=id)
         self._look = look or Look()
+        self._count: Callable[[str], int | None] = lambda text: None
         self.lines = Layout(Renderer(self._look).strips)
         self.finder = Finder(self.lines)
         self.follow = True
@@ -141,7 +143,22 @@ class Transcript(ScrollView, can_focus=False):
 
     def set_look(self, look: Look) -> None:
         self._look = look
-        self._again(lambda: self.lines.reset(self.lines.width, Renderer(look).strips))
+        self._again(lambda: self.lines.reset(self.lines.width, Renderer(look, self._count).strips))
+
+    def count_with(self, count: Callable[[str], int | None]) -> None:
+        """`count` knows the tokens of files that were sent along, or will (then: `recount`)."""
+        self._count = count
+        self.set_look(self._look)
+
+    def recount(self) -> None:
+        """Tokens of files are known that were not: word them anew."""
+
+        def change() -> None:
+            for index, block in enumerate(self.lines.blocks):
+                if block.kind is Kind.USER and parts(block.text)[1]:
+                    self.lines.change(index, block)
+
+        self._again(change)
 
     def on_resize(self, event: Resize) -> None:
         width = max(20, self.scrollable_content_region.width)
@@ -483,9 +500,9 @@ def _open(blocks: Sequence[Block]) -> list[Block]:
 
 
 def _paint(strip: Strip, plain: str, start: int, end: int, style: Style) -> Strip:
-    """`start` and `end` count characters, -1 the end of the line; the screen counts cells."""
+    """`start` and `end` count characters, -1 the end of the line; the screen counts cells, and may end before."""
     left = cell_len(plain[:start])
-    right = cell_len(plain) if end == -1 else cell_len(plain[:end])
+    right = min(strip.cell_length, cell_len(plain) if end == -1 else cell_len(plain[:end]))
     if left >= right:
         return strip
     before, middle, after = strip.divide([left, right, strip.cell_length])

@@ -96,9 +96,10 @@ def _gone_on(front: Front, chat: Chat, plan: CompactPlan, summary: TurnFinished 
     if notice:
         yield Notice(notice)
     what = "a summary that stays pinned, and " if summary is not None else ""
+    used = f"{len(twin.log):,} of {twin.cache.capacity or len(twin.log):,} tok"
     yield Compacted(
-        f"✓ compacted: {what}the last {plan.kept_messages} messages as they were · {len(twin.log):,} of "
-        f"{twin.cache.capacity or len(twin.log):,} tok · the whole chat is kept: /undo goes back to it, /tree shows both"
+        f"✓ compacted: {what}the last {plan.kept_messages} messages as they were · {used} · the whole chat is kept: "
+        "/undo goes back to it, /tree shows both"
     )
     figures.look_at_disk(front)
     yield figures.status(front)

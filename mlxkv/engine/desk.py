@@ -111,6 +111,8 @@ class Desk:
                 return chats.given_system(front, text)
             case cmd.ShowContext():
                 return iter((figures.context(front),))
+            case cmd.CountTokens(key, text):
+                return figures.counted(front, key, text)
             case cmd.PlanCompact():
                 return iter((compacting.planned(front),))
             case cmd.Compact(summarise):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from mlxkv.engine.front import Front
+from mlxkv.events import TokensCounted
 from mlxkv.past import spans
 from mlxkv.readings import CacheView, ContextPart, ContextUse, SessionFigures, SessionStatus
 
@@ -79,6 +82,15 @@ def context(front: Front) -> ContextUse:
         lost = max(0, min(end, first_kept) - max(start, pinned))
         parts.append(ContextPart(turn.role, turn.text[:_HEAD], end - start, max(0, end - start - lost)))
     return ContextUse(tuple(parts), chat.cache.capacity, pinned)
+
+
+def counted(front: Front, key: str, text: str) -> Iterator[TokensCounted]:
+    """Nobody waits for this answer, so what goes wrong is no failure: then there is none."""
+    num_tokens = None
+    with suppress(Exception):
+        num_tokens = len(front.ready_model.tokenizer.encode(text, add_special_tokens=False))
+    if num_tokens is not None:
+        yield TokensCounted(key, num_tokens)
 
 
 def totals(front: Front) -> SessionFigures:

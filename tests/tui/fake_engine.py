@@ -12,6 +12,7 @@ from mlxkv.commands import (
     Command,
     Compact,
     Continue,
+    CountTokens,
     DeleteChat,
     Edit,
     ExportChat,
@@ -58,6 +59,7 @@ from mlxkv.events import (
     PrefillProgress,
     PullProgress,
     TextDelta,
+    TokensCounted,
     TurnFinished,
     TurnStarted,
 )
@@ -191,6 +193,8 @@ class FakeEngine:
                 return [ChatOpened("c3", "Rust lifetimes (2)", self.history[:-2]), TurnStarted("hello"), *self._reply()]
             case Edit(turn, text):
                 return [ChatOpened("c3", "Rust lifetimes (2)", self.history[:turn]), TurnStarted(text), *self._reply()]
+            case CountTokens(key, text):
+                return [TokensCounted(key, len(text.split()))]
             case PlanCompact():
                 return [CompactPlan("Qwen3-8B-4bit", 32_768, 4, 1_900, 18, 29_300, 0, 71, 1024)]
             case Compact(summarise):

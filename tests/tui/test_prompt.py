@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from textual.events import Paste
 
-from mlxkv.commands import NewChat, Send
+from mlxkv.commands import Command, CountTokens, NewChat, Send
 from mlxkv.config import Folders
+from mlxkv.events import EngineEvent, ModelReady, TokensCounted
 from mlxkv.tui.editor import EditorError, edited, editor_command
 from mlxkv.tui.menu import Source
 from tests.tui.fake_engine import FakeEngine
@@ -136,7 +137,7 @@ async def test_a_file_is_named_completed_and_sent_along(folder: Path) -> None:
         await w.until(lambda: labels(w) == ["src/main.rs"])
         await w.pilot.press("tab")
         await w.until(lambda: w.app.prompt.text == "look at @src/main.rs ")
-        await w.until(lambda: "@src/main.rs 3 lines · ~10 tok" in w.screen())
+        await w.until(lambda: "@src/main.rs 3 lines · 9 tok" in w.screen())
         await w.pilot.press("enter")
         await w.until(lambda: sent(w))
         assert sent(w) == [
@@ -145,6 +146,44 @@ async def test_a_file_is_named_completed_and_sent_along(folder: Path) -> None:
         assert w.app.history.entries[-1] == "look at @src/main.rs "
         assert "fn main" not in w.said()
         assert "@src/main.rs · 3 lines" in w.said()
+
+
+class Slow(FakeEngine):
+    """Counts when it is told to."""
+
+    def answer(self, command: Command) -> list[EngineEvent]:
+        return [] if isinstance(command, CountTokens) else super().answer(command)
+
+    def count(self, tokens: int) -> None:
+        """Answer the last question."""
+        key = next(c.key for c in reversed(self.commands) if isinstance(c, CountTokens))
+        self.events.append(TokensCounted(key, tokens))
+
+
+async def test_tokens_of_a_file_are_counted_by_the_model_once_and_a_guess_until_then(folder: Path) -> None:
+    engine = Slow(manual=True)
+    async with window(engine) as w:
+        await w.pilot.press(*"@src/main.rs or")
+        await w.until(lambda: "@src/main.rs 3 lines · ~9 tok" in w.screen())
+        await w.pilot.press(*" not")
+        await w.until(lambda: w.sent(CountTokens))
+        assert w.sent(CountTokens)[0].text == "\n".join(["fn main() {}"] * 3)  # type: ignore[union-attr]
+        await w.pilot.press("enter")
+        await w.until(lambda: "▸ @src/main.rs · 3 lines · ~9 tok" in w.said())
+        engine.count(12_345)
+        await w.until(lambda: "▸ @src/main.rs · 3 lines · 12k tok" in w.said())
+        await w.pilot.press(*"@src/main.rs again")
+        await w.until(lambda: "@src/main.rs 3 lines · 12k tok" in w.screen())
+        (folder / "src" / "main.rs").write_text("fn other() {}\n")
+        await w.pilot.press(*"!")
+        await w.until(lambda: "@src/main.rs 1 line · ~3 tok" in w.screen())
+        await w.until(lambda: len(w.sent(CountTokens)) == 2)
+        engine.count(1)
+        await w.until(lambda: "@src/main.rs 1 line · 1 tok" in w.screen())
+        engine.events.append(ModelReady("org/other", 1, 0.1, True))  # which counts otherwise
+        await w.until(lambda: "@src/main.rs 1 line · ~3 tok" in w.screen())
+        assert "3 lines · ~9 tok" in w.said()
+        assert len(w.sent(CountTokens)) == 4
 
 
 async def test_a_queued_prompt_comes_back_without_its_files(folder: Path) -> None:
