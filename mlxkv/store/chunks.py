@@ -31,7 +31,7 @@ class ChunkFiles:
         return self.root / digest[:2] / f"{digest}.safetensors"
 
     def has(self, digest: str, size: int) -> bool:
-        return regular_size(self.path(digest)) == size
+        return regular_size(f"{self.root}/{digest[:2]}/{digest}.safetensors") == size  # asked for every chunk of a chat
 
     def put(self, chunk: Encoded) -> int:
         """Make sure the chunk is there; the bytes written, 0 if it was there already.
@@ -39,9 +39,12 @@ class ChunkFiles:
         Raises:
             OSError: it is not, and nothing was left behind.
         """
+        path = self.path(chunk.digest)
         if self.has(chunk.digest, chunk.size):
+            for folder in (path.parent, self.root):  # whoever put it there may have been killed before doing this
+                self.files.sync_folder(folder)
             return 0
-        return self.files.write(self.path(chunk.digest), [chunk.data], self.root / "tmp")
+        return self.files.write(path, [chunk.data], self.root / "tmp")
 
     def quarantine(self, digest: str) -> None:
         """Move a bad chunk aside, whatever it is (a link is moved, not followed), so that its name is free again."""

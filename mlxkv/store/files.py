@@ -36,7 +36,7 @@ class Files:
             OSError: nothing was left behind and `path` is what it was.
         """
         self.make_folder(tmp)
-        self.make_folder(path.parent)
+        is_first = self._make(path.parent) or (path.parent != tmp and _is_empty(path.parent))
         name = tmp / f".mlxkv-{random_name()}"
         self.before("create")
         fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
@@ -54,6 +54,8 @@ class Files:
                 os.unlink(name)
             raise
         self.sync_folder(path.parent)
+        if is_first:  # the folder's own name; last, since what the disk has to do for it is done by then
+            self.sync_folder(path.parent.parent)
         return size
 
     def _write(self, fd: int, part: bytes | memoryview) -> int:
@@ -83,11 +85,16 @@ class Files:
 
     def make_folder(self, path: Path) -> None:
         """Make `path` 0700 and its name durable; folders may vanish while we run, so this is asked every time."""
+        if self._make(path):
+            self.sync_folder(path.parent)
+
+    def _make(self, path: Path) -> bool:
+        """Whether it was not there."""
         if path.is_dir():
-            return
+            return False
         self.before("mkdir")
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self.sync_folder(path.parent)
+        return True
 
     def sync_folder(self, path: Path) -> None:
         self.before("fsync folder")
@@ -118,7 +125,12 @@ def sync(fd: int) -> None:
     os.fsync(fd)
 
 
-def regular_size(path: Path) -> int | None:
+def _is_empty(folder: Path) -> bool:
+    with os.scandir(folder) as entries:
+        return next(entries, None) is None
+
+
+def regular_size(path: str | Path) -> int | None:
     """The size in bytes of a regular file that is no link, else None."""
     try:
         info = os.lstat(path)

@@ -14,7 +14,9 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from mlxkv.errors import ModelFileError
@@ -128,11 +130,17 @@ def _remapped(utils: Path) -> dict[str, str]:
 
 def spec_parts(layout: Mapping[str, Any], extra: Mapping[str, str]) -> dict[str, str]:
     """The layout flattened to dotted names, and `ModelIdentity.spec_extra`."""
-    return dict(_flat("", json.loads(json.dumps(layout)))) | dict(extra)
+    return dict(_spec(json.dumps(layout), tuple(extra.items()))[0])
 
 
 def spec_id(layout: Mapping[str, Any], extra: Mapping[str, str]) -> str:
-    return digest_of("spec", spec_parts(layout, extra))
+    return _spec(json.dumps(layout), tuple(extra.items()))[1]
+
+
+@lru_cache(maxsize=8)  # asked with every save and restore, and the same for as long as a model is loaded
+def _spec(layout: str, extra: tuple[tuple[str, str], ...]) -> tuple[Mapping[str, str], str]:
+    parts = dict(_flat("", json.loads(layout))) | dict(extra)
+    return MappingProxyType(parts), digest_of("spec", parts)
 
 
 def digest_of(tag: str, parts: Mapping[str, str]) -> str:

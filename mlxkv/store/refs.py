@@ -10,7 +10,6 @@ import hashlib
 import sqlite3
 import time
 from array import array
-from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -77,22 +76,27 @@ def saved_chunks(db: sqlite3.Connection, commits: Iterable[SavedCommit], history
 
     The key of each is computed from the ids; a row of the database that does not agree is left out.
     """
-    out: dict[str, SavedChunk] = {}
+    found: list[tuple[SavedCommit, array[int], list[tuple[str, int, str, int, int, str]]]] = []
     for commit in commits:
         rows = db.execute(
             "SELECT k.digest, k.size, k.grp, k.a, k.b, k.prefix_key FROM kv_ref r JOIN chunk k ON k.digest = r.chunk"
             " WHERE r.kv_commit = ?",
             (commit.id,),
         ).fetchall()
-        log = _log_of(commit, [row[4] for row in rows], history)
-        ranges: dict[str, list[Range]] = defaultdict(list)
+        found.append((commit, _log_of(commit, [row[4] for row in rows], history), rows))
+    # Each pass over a log gives the keys of all its chunks: most commits were computed from today's.
+    logs: dict[tuple[int, str], tuple[array[int], set[Range]]] = {}
+    for commit, log, rows in found:
         for _, _, group, a, b, _ in rows:
             if 0 <= a < b <= len(log):
-                ranges[group].append((a, b))
-        keys = {g: prefix_keys(log, seed(commit.model_id, commit.spec_id, g), r) for g, r in ranges.items()}
+                logs.setdefault((id(log), seed(commit.model_id, commit.spec_id, group)), (log, set()))[1].add((a, b))
+    keys = {which: prefix_keys(log, which[1], ranges) for which, (log, ranges) in logs.items()}
+    out: dict[str, SavedChunk] = {}
+    for commit, log, rows in found:
         for digest, size, group, a, b, key in rows:
             end = min(b, commit.kept)
-            if a < end and keys.get(group, {}).get((a, b)) == key:
+            known = keys.get((id(log), seed(commit.model_id, commit.spec_id, group)), {})
+            if a < end and known.get((a, b)) == key:
                 out.setdefault(digest, SavedChunk(digest, size, ChunkHead(group, a, b, key), end))
     return list(out.values())
 
@@ -103,7 +107,8 @@ def _log_of(commit: SavedCommit, ends: list[int], history: History) -> array[int
 
 
 def save_spec(db: sqlite3.Connection, spec_id: str, parts: dict[str, str]) -> None:
-    db.execute("INSERT OR IGNORE INTO spec VALUES(?, ?)", (spec_id, to_json(parts)))
+    if not db.execute("SELECT 1 FROM spec WHERE id = ?", (spec_id,)).fetchone():
+        db.execute("INSERT INTO spec VALUES(?, ?)", (spec_id, to_json(parts)))
 
 
 def save_commit(

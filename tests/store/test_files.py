@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from mlxkv.store.chunks import ChunkFiles
 from mlxkv.store.files import Files
+from mlxkv.store.format import ChunkHead, encode_chunk
 from tests.store.conftest import Talk
 from tests.store.fake import FakeCache, model
 
@@ -26,6 +28,37 @@ def test_bytes_are_synced_before_the_name_and_the_name_after(tmp_path: Path, mon
     steps = ["(create)", "(write)", "(write)", "(fsync)", "file of 5", "(rename)", "(fsync folder)", "folder"]
     assert seen == steps
     assert (tmp_path / "x").read_bytes() == b"abcde"
+
+
+def test_the_first_file_of_a_folder_makes_the_folders_name_durable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where a process was killed after it had made the folder, or named the file, and before it synced that."""
+    synced: list[str] = []
+
+    def sync(fd: int) -> None:
+        inode = os.fstat(fd).st_ino
+        synced.append(next(path.name for path in tmp_path.rglob("*") if path.lstat().st_ino == inode))
+
+    monkeypatch.setattr("mlxkv.store.files.sync", sync)
+    files = Files()
+    chunks = ChunkFiles(tmp_path / "kv", files)
+
+    def folders_synced(path: Path) -> list[str]:
+        synced.clear()
+        files.write(path, [b"x"], tmp_path / "tmp")
+        return [name for name in synced if not name.startswith(".mlxkv")]
+
+    (tmp_path / "tmp").mkdir()
+    assert folders_synced(tmp_path / "kv" / "ab" / "1") == ["ab", "kv"]
+    assert folders_synced(tmp_path / "kv" / "ab" / "2") == ["ab"]
+    (tmp_path / "kv" / "cd").mkdir()
+    assert folders_synced(tmp_path / "kv" / "cd" / "1") == ["cd", "kv"]
+    chunk = encode_chunk(ChunkHead("full", 0, 1, "ab"), {"0.k": ((1,), "U8")}, {"0.k": [b"x"]})
+    assert chunks.put(chunk) == chunk.size
+    synced.clear()
+    assert chunks.put(chunk) == 0
+    assert synced == [chunk.digest[:2], "kv"]
 
 
 def test_a_file_is_never_written_through_a_link(tmp_path: Path) -> None:
