@@ -14,6 +14,7 @@ from typing import ClassVar
 
 from textual.app import ComposeResult, SystemCommand
 from textual.binding import Binding, BindingType
+from textual.events import Event, Paste
 from textual.screen import Screen
 from textual.theme import Theme
 from textual.widgets import Static
@@ -252,6 +253,12 @@ class ChatApp(ManagingApp, inherit_bindings=False):
         self.transcript.set_look(look_of(variables, theme.dark, theme.ansi))
 
     # -- keys --------------------------------------------------------------------------------------------
+
+    async def on_event(self, event: Event) -> None:
+        """What is pasted may come from anywhere, and where it goes may be a line of Textual's own."""
+        if isinstance(event, Paste):
+            event.text = clean(event.text.replace("\r\n", "\n").replace("\r", "\n"))
+        await super().on_event(event)
 
     def action_escape(self) -> None:
         text = bool(self.prompt.text)

@@ -7,10 +7,24 @@ from typing import ClassVar
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal
+from textual.events import Key
 from textual.message import Message
 from textual.widgets import Input, Static
 
 from mlxkv.text import clean
+
+
+class Line(Input):
+    """Deletes and moves when the key's turn comes. Textual sends them up to the app, and letters overtake them."""
+
+    async def _on_key(self, event: Key) -> None:
+        bound = None if event.is_printable else self.screen.active_bindings.get(event.key)
+        if bound is not None and bound.node is self and bound.binding.action.startswith(("delete_", "cursor_")):
+            event.stop()
+            event.prevent_default()
+            await self.run_action(bound.binding.action)
+        else:
+            await super()._on_key(event)
 
 
 class FindBar(Horizontal):
@@ -46,7 +60,7 @@ class FindBar(Horizontal):
 
     def __init__(self, words: str = "") -> None:
         super().__init__()
-        self.input = Input(clean(words), placeholder="Search in this chat · ⏎ next · shift+⏎ before · esc close")
+        self.input = Line(clean(words), placeholder="Search in this chat · ⏎ next · shift+⏎ before · esc close")
         self._count = Static("", classes="find-count", markup=False)
 
     def compose(self) -> ComposeResult:

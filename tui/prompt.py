@@ -11,7 +11,6 @@ from textual.binding import Binding, BindingType
 from textual.events import Key, Paste
 from textual.message import Message
 
-from mlxkv.text import clean
 from mlxkv.tui import attach, offers
 from mlxkv.tui.menu import Source
 from mlxkv.tui.offering import OfferingArea
@@ -21,7 +20,7 @@ FREED = ("ctrl+k", "ctrl+z", "f6", "f7")  # a text area would take them: they ar
 
 
 class Prompt(OfferingArea):
-    """Grows with its text. Pasted text is cleaned and never sends, however many lines it has."""
+    """Grows with its text. Pasted text, which the app has cleaned, never sends, however many lines it has."""
 
     DEFAULT_CSS = """
     Prompt, Prompt:focus {
@@ -211,6 +210,5 @@ class Prompt(OfferingArea):
     async def _on_paste(self, event: Paste) -> None:
         event.stop()
         event.prevent_default()
-        text = self._pastes.fold(clean(event.text.replace("\r\n", "\n").replace("\r", "\n")))
-        if result := self._replace_via_keyboard(text, *self.selection):
+        if result := self._replace_via_keyboard(self._pastes.fold(event.text), *self.selection):
             self.move_cursor(result.end_location)

@@ -38,12 +38,13 @@ class Terminal:
         fcntl.ioctl(self.fd, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
         self.output = b""
         self._found = 0  # characters of the plain output that calls have used up
+        self._settled, self._plain = 0, ""  # so many bytes, and what they say
         self.exit_code: int | None = None
 
     def wait_for(self, text: str, limit: float = 60.0) -> str:
         """Read until `text` has been printed after what the last call found; all up to there, without escapes."""
         end = time.monotonic() + limit
-        while (at := (plain := self.plain(self.output))[self._found :].find(text)) < 0:
+        while (at := (plain := self._said())[self._found :].find(text)) < 0:
             unseen = plain[self._found :][-2000:]
             assert time.monotonic() < end, f"{text!r} did not come; the screen said {unseen!r}"
             ready, _, _ = select.select([self.fd], [], [], 0.1)
@@ -82,6 +83,13 @@ class Terminal:
             if error.errno == errno.EIO:
                 return b""
             raise
+
+    def _said(self) -> str:
+        """All of the output without escapes; each byte is looked at about once."""
+        last = max(self._settled, self.output.rfind(b"\x1b"))  # it may go on
+        self._plain += self.plain(self.output[self._settled : last])
+        self._settled = last
+        return self._plain + self.plain(self.output[last:])
 
     @staticmethod
     def plain(data: bytes) -> str:

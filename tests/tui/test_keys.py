@@ -41,7 +41,7 @@ async def test_keys_can_be_rebound() -> None:
 
 async def test_a_paste_never_sends_and_is_cleaned() -> None:
     async with window() as w:
-        w.app.prompt.post_message(Paste("one\r\ntwo\x1b[2J\n"))
+        w.app.post_message(Paste("one\r\ntwo\x1b[2J\n"))
         await w.until(lambda: w.app.prompt.text)
         assert w.app.prompt.text == "one\ntwo␛[2J\n"
         assert not w.sent(Send)

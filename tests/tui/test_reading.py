@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import pytest
+from rich.segment import Segment
+from textual.events import Key, Paste
 from textual.geometry import Offset
 from textual.selection import Selection
+from textual.strip import Strip
 
 from mlxkv.commands import Fork, OpenChat, Retry, Send
 from mlxkv.events import ChatOpened, Message, TextDelta, TurnFinished
 from mlxkv.tui.blocks import Kind
-from mlxkv.tui.findbar import FindBar
+from mlxkv.tui.findbar import FindBar, Line
 from mlxkv.tui.link import LinkScreen, host_note, is_web
+from mlxkv.tui.transcript import FOUND, _paint
 from tests.tui.fake_engine import REPLY, STATS, FakeEngine
 from tests.tui.window import Window, window
 
@@ -236,3 +240,34 @@ async def test_a_flush_lays_nothing_out(monkeypatch: pytest.MonkeyPatch) -> None
             await w.pilot.pause()
         assert "line 19" in w.screen()
         assert len(layouts) <= 2
+
+
+async def test_a_search_that_finds_something_beyond_the_right_edge() -> None:
+    """No line of ours is that long; if one ever is, what is not on the screen is not painted, and nothing breaks."""
+    strip = Strip([Segment("abc" + "x" * 50)]).crop(0, 10)
+    assert _paint(strip, "abc" + "x" * 50, 20, 30, FOUND) == strip
+    assert _paint(strip, "abc" + "x" * 50, 2, 30, FOUND).text == strip.text
+    assert _paint(strip, "abc" + "x" * 50, 2, -1, FOUND).text == strip.text
+
+
+async def test_keys_of_the_search_line_keep_their_order() -> None:
+    """All in one burst, as over a slow line: letters overtook backspaces."""
+    async with window(FakeEngine(manual=True)) as w:
+        await chat(w, "one", "two")
+        await w.pilot.press("ctrl+f", "o", "n")
+        line = w.app.focused
+        assert isinstance(line, Line)
+        for key, character in (("backspace", "\x08"), ("backspace", "\x08"), ("t", "t"), ("w", "w"), ("o", "o")):
+            w.app.post_message(Key(key, character))
+        await w.until(lambda: line.value == "two", line.value)
+
+
+async def test_what_is_pasted_into_the_search_line_is_harmless() -> None:
+    async with window(FakeEngine(manual=True)) as w:
+        await chat(w, "one", "two")
+        await w.pilot.press("ctrl+f")
+        line = w.app.focused
+        assert isinstance(line, Line)
+        w.app.post_message(Paste("a\u202eb\x9bc\rd"))
+        await w.until(lambda: line.value)
+        assert line.value == "a\ufffdb\ufffdc"

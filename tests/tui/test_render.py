@@ -12,11 +12,12 @@ from mlxkv.tui.blocks import Block, Kind
 from mlxkv.tui.render import Look, Renderer
 from mlxkv.tui.splitter import split
 from tests.tui.fake_engine import STATS
+from tests.tui.hostile import markdown
 
 
-def lines(markdown: str, width: int = 60) -> list[str]:
+def lines(source: str, width: int = 60) -> list[str]:
     renderer = Renderer(Look())
-    return [strip.text for block in split(clean(markdown)) for strip in renderer.strips(block, width)]
+    return [strip.text for block in split(clean(source)) for strip in renderer.strips(block, width)]
 
 
 @pytest.mark.parametrize(
@@ -47,8 +48,8 @@ def test_what_the_parser_decodes_is_cleaned_again(source: str) -> None:
 
 
 def test_layout_of_lists_code_and_tables() -> None:
-    markdown = "# Head\n\n1. one\n2. two\n   - deep\n\n```py\nx = 1\n\ny\n```\n\n| a | b |\n|---|--:|\n| 1 | 2 |"
-    assert [line.rstrip() for line in lines(markdown)] == [
+    source = "# Head\n\n1. one\n2. two\n   - deep\n\n```py\nx = 1\n\ny\n```\n\n| a | b |\n|---|--:|\n| 1 | 2 |"
+    assert [line.rstrip() for line in lines(source)] == [
         "", "   Head", "", "   1. one", "   2. two", "      ◦ deep",
         "", "   │ x = 1", "   │", "   │ y", "", "   a   b", "   ─────", "   1   2",
     ]  # fmt: skip
@@ -75,6 +76,16 @@ def test_no_spaces_at_line_ends() -> None:
 def test_a_wide_window_names_the_language() -> None:
     assert [line.strip() for line in lines("```rust\nx\n```", 120)] == ["", "rust", "│ x"]
     assert [line.strip() for line in lines("```rust\nx\n```", 80)] == ["", "│ x"]
+
+
+@pytest.mark.parametrize("width", [20, 59, 100, 140])
+def test_hostile_markdown_fits_the_width(width: int) -> None:
+    """A fence with a language of 700 letters was as wide as that, and a search that found it there ended the window."""
+    renderer = Renderer(Look())
+    for text in markdown(""):
+        rows = [row for block in split(clean(text)) for row in renderer.strips(block, width)]
+        assert max(row.cell_length for row in rows) <= width
+        assert not any(clean(row.text) != row.text or "\t" in row.text for row in rows)
 
 
 def test_user_text_is_plain() -> None:
