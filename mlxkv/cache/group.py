@@ -248,7 +248,7 @@ def _slices(pieces: Sequence[tuple[mx.array, int, int]]) -> list[memoryview]:
     """The bytes of (array (1, heads, rows, width), first row, rows), head by head."""
     flat = [(_flat(x), x.shape[2], x.shape[3] * x.itemsize, row, count) for x, row, count in pieces]
     return [
-        data[(head * rows + row) * row_bytes :][: count * row_bytes]
+        data[(head * rows + row) * row_bytes : (head * rows + row + count) * row_bytes]
         for head in range(pieces[0][0].shape[1])
         for data, rows, row_bytes, row, count in flat
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from mlxkv.errors import CorruptError
@@ -19,23 +20,39 @@ def encode_header(tensors: Sequence[tuple[str, str, tuple[int, ...], int]], meta
     Raises:
         ValueError: `read_header` would refuse the result.
     """
-    rules = Rules("the new file", CorruptError, weights=False)
-    offset = 0
     try:
-        table: dict[str, Any] = {"__metadata__": rules.metadata(dict(sorted(metadata.items())))} if metadata else {}
-        for name, dtype, shape, nbytes in sorted(tensors):
-            if name in table:
-                raise ValueError(f"Two tensors are called {name!r}.")
-            table[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, offset + nbytes]}
-            rules.tensor(name, table[name])
-            offset += nbytes
-        text = json.dumps(table, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+        entries, size = _entries(tuple(sorted((n, dtype, tuple(shape), nbytes) for n, dtype, shape, nbytes in tensors)))
+        found = _RULES.metadata(dict(sorted(metadata.items())))
+        fields = [f'"__metadata__":{_json(found)}'] if found else []
+        text = ("{" + ",".join([*fields, *entries]) + "}").encode()
         text += b" " * (-len(text) % 8)
         head = len(text).to_bytes(8, "little")
-        rules.length(head, 8 + len(text) + offset)
+        _RULES.length(head, 8 + len(text) + size)
     except (CorruptError, TypeError, UnicodeEncodeError) as error:
         raise ValueError(f"Not a header this program would read back: {error}") from error
     return head + text
+
+
+_RULES = Rules("the new file", CorruptError, weights=False)
+
+
+@lru_cache(maxsize=16)  # the chunks of a chat have a handful of shapes
+def _entries(tensors: tuple[tuple[str, str, tuple[int, ...], int], ...]) -> tuple[list[str], int]:
+    """Each tensor as JSON, checked, and the bytes of them all."""
+    out: dict[str, str] = {}
+    offset = 0
+    for name, dtype, shape, nbytes in tensors:
+        if name in out:
+            raise ValueError(f"Two tensors are called {name!r}.")
+        entry = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, offset + nbytes]}
+        _RULES.tensor(name, entry)
+        out[name] = f"{_json(name)}:{_json(entry)}"
+        offset += nbytes
+    return list(out.values()), offset
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 
 
 def encode(

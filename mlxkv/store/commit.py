@@ -55,16 +55,17 @@ class Committer:
     ) -> Plan:
         """What has to be saved of the session's log, or of its first `at_most` tokens; `pos` 0 and a notice if that
         is not possible."""
-        parts = spec_parts(cache.layout(), model.spec_extra)
-        spec = spec_id(cache.layout(), model.spec_extra)
+        layout = cache.layout()
+        parts, spec = spec_parts(layout, model.spec_extra), spec_id(layout, model.spec_extra)
         with self.sessions.database.reading() as db:
             history = self.sessions.history(db, session_id)
             mine = [
                 c for c in saved_commits(db, session_id, history) if c.model_id == model.model_id and c.spec_id == spec
             ]
             saved = saved_chunks(db, mine, history)
-        present = [chunk for chunk in saved if self.chunks.has(chunk.digest, chunk.size)]
-        gone = tuple(chunk for chunk in saved if chunk not in present)
+        present, gone = [], []
+        for chunk in saved:
+            (present if self.chunks.has(chunk.digest, chunk.size) else gone).append(chunk)
         pos = common_prefix(history.log, pack_ids(cache.tokens)) if cache.groups else 0
         pos = pos if at_most is None else min(pos, at_most)
         for group in cache.groups:
@@ -80,8 +81,8 @@ class Committer:
             keys = prefix_keys(history.log, seed(model.model_id, spec, group), ranges)
             heads += [ChunkHead(group, a, b, keys[a, b]) for a, b in ranges]
         needed = {group.name: group.required(pos) for group in cache.groups} if pos else {}
-        return Plan(session_id, pos, history.head, model, spec, parts, rng, tuple(heads), needed, tuple(present), gone,
-                    notice)  # fmt: skip
+        return Plan(session_id, pos, history.head, model, spec, parts, rng, tuple(heads), needed, tuple(present),
+                    tuple(gone), notice)  # fmt: skip
 
 
 def encoded(plan: Plan, cache: KVCacheLike) -> Iterator[Encoded]:

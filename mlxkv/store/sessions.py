@@ -266,6 +266,8 @@ def save_model(db: sqlite3.Connection, model: ModelIdentity) -> str:
     names = {"name": model.name, "model_id": model.model_id, "template_id": model.template_id}
     row_id = digest_of("identity", names)
     text = to_json({**names, "parts": dict(model.parts)})
+    if db.execute("SELECT 1 FROM model WHERE id = ? AND json = ?", (row_id, text)).fetchone():
+        return row_id  # nothing to write
     db.execute(
         "INSERT INTO model VALUES(?, ?, ?, ?) ON CONFLICT(id) DO UPDATE SET json = excluded.json",
         (row_id, model.name, model.model_id, text),
