@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -24,7 +25,7 @@ from mlxkv.cli_start import first_commands, model_name, named_cache, open_window
 from mlxkv.completion import models as model_names
 from mlxkv.completion import name_the_chat, prompt_caches
 from mlxkv.config import Folders, Settings, load_settings
-from mlxkv.errors import ConfigError, MlxkvError, PromptError
+from mlxkv.errors import ConfigError, MlxkvError, OutOfMemoryError, PromptError
 from mlxkv.print_mode import PrintRequest
 from mlxkv.settings import help_of
 from mlxkv.text import clean
@@ -103,6 +104,7 @@ def chat(
     sinks: Annotated[str | None, typer.Option("--sinks", help=help_of("sinks"))] = None,
     kv_bits: Annotated[str | None, typer.Option("--kv-bits", help=help_of("kv_bits"))] = None,
     disk_limit: Annotated[str | None, typer.Option("--disk-limit", help=help_of("disk_limit"))] = None,
+    load_anyway: Annotated[bool, typer.Option("--load-anyway", help="Try a model that does not fit.")] = False,
     output: Annotated[Output, typer.Option("--output-format", help="text, json or stream-json.")] = Output.text,
     debug: Annotated[bool, typer.Option("--debug", help="Tracebacks, for bug reports.", hidden=True)] = False,
 ) -> None:
@@ -143,27 +145,43 @@ def chat(
             asked,
             settings.think,
         )
-        raise typer.Exit(_print(folders, settings, request, bounds, model))
+        raise typer.Exit(_print(folders, settings, request, bounds, model, load_anyway))
     question = question_with(question, file, None) if file else question
     talk = talk_in_lines if plain else open_window
     raise typer.Exit(
-        talk(folders, settings, first_commands(folders, settings, session_id, fork, picks), question, not no_save)
+        talk(
+            folders,
+            settings,
+            first_commands(folders, settings, session_id, fork, picks, load_anyway),
+            question,
+            not no_save,
+        )
     )
 
 
 def _print(
-    folders: Folders, settings: Settings, request: PrintRequest, cache: CacheConfig, model_flag: str | None
+    folders: Folders,
+    settings: Settings,
+    request: PrintRequest,
+    cache: CacheConfig,
+    model_flag: str | None,
+    load_anyway: bool,
 ) -> int:
     if not request.question.strip():
         raise PromptError('The prompt is empty; give one, as in `mlxkv -p "Why is the sky blue?"`.')
     from mlxkv.model import load
     from mlxkv.models import BUILT_IN
+    from mlxkv.preflight import WINDOW, tight, ways_out
     from mlxkv.print_mode import answer
     from mlxkv.store.prompt_folder import PromptFolder
 
     made_with = None if request.cache is None else PromptFolder(folders).describe(request.cache).model
     name = model_flag or made_with or model_name(folders, settings, request.resume) or BUILT_IN[0]
-    model = load(name, folders=folders)
+    if load_anyway:
+        cache = cache if cache.window else replace(cache, window=WINDOW)
+    elif found := tight(name, cache):
+        raise OutOfMemoryError(f"{found.text}; {ways_out(found)}.")
+    model = load(name, folders=folders, limited=not load_anyway)
     bounds = cache if request.resume is None or settings.bounds_cache else None
     return answer(model, request, bounds, settings.sampling, sys.stdout, sys.stderr)
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def first_commands(
-    folders: Folders, settings: Settings, session_id: str | None, fork: bool, picks: bool
+    folders: Folders, settings: Settings, session_id: str | None, fork: bool, picks: bool, anyway: bool = False
 ) -> list[Command]:
     """What the engine does first: load the model, open the chat."""
     from mlxkv.commands import ListChats, LoadModel, NewChat, OpenChat
@@ -35,7 +35,7 @@ def first_commands(
         with suppress(ModelNotFoundError):
             name = resolve(BUILT_IN[0]).name
     # A model that a chat or the last run names may be gone, and was not asked for now: it is not downloaded unasked.
-    load: list[Command] = [LoadModel(name, ask=settings.model is None)] if name else []
+    load: list[Command] = [LoadModel(name, settings.model is None, anyway)] if name else []
     return [*load, OpenChat(session_id) if session_id else NewChat(), *([ListChats()] if picks else [])]
 
 

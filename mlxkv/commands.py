@@ -19,15 +19,21 @@ class LoadModel:
 
     A repository that is not here is downloaded first, beside the chat: `PullProgress`, which ends with "done". With
     `ask` nobody named it just now, and nothing is downloaded: `ModelMissing`.
+
+    What would not fit is not loaded: `ModelTight`; `anyway` loads it all the same, `kv_bits` with that KV cache.
     """
 
     name: str
     ask: bool = False
+    anyway: bool = False
+    kv_bits: int | None = None
 
 
 @dataclass(frozen=True)
 class ListModels:
-    """The models on this machine and those of the catalogue: `ModelList`."""
+    """The models on this machine and those of the catalogue, or the `fitting` ones alone: `ModelList`."""
+
+    fitting: bool = False
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from mlxkv.readings import CompactPlan, ContextUse, SessionFigures, SessionStatus
+from mlxkv.readings import CompactPlan, ContextUse, ModelTight, SessionFigures, SessionStatus
 from mlxkv.stats import TurnStats
 
 # -- a turn --------------------------------------------------------------------------------------------
@@ -260,7 +260,10 @@ class ModelCard:
 
 @dataclass(frozen=True)
 class ModelList:
+    """`only_fitting`: those that are too large were left out."""
+
     models: tuple[ModelCard, ...]
+    only_fitting: bool = False
 
 
 @dataclass(frozen=True)
@@ -296,6 +299,7 @@ EngineEvent = (
     | ModelReady
     | ModelList
     | ModelMissing
+    | ModelTight
     | PullProgress
     | ChatOpened
     | ChatList

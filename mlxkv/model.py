@@ -50,12 +50,13 @@ class Model:
         folders: where sessions lie; None reads the environment.
     """
 
-    def __init__(self, loaded: LoadedModel, folders: Folders | None = None) -> None:
-        self.loaded = loaded
+        limited: whether what would not fit is refused. Otherwise it is tried, and the system may end the process.
+    def __init__(self, loaded: LoadedModel, folders: Folders | None = None, *, limited: bool = True) -> None:
+        self.loaded, self.is_limited = loaded, limited
         # A folder is remembered by its full path, so that its sessions resume from anywhere.
         self.name = str(loaded.path) if Path(loaded.name).expanduser().is_dir() else loaded.name
         self.tokenizer = loaded.tokenizer
-        self._memory = Budget(loaded.model, current_device().memory_limit)
+        self._memory = Budget(loaded.model, self._limit())
         self.runner = ModelRunner(loaded.model, budget=self._memory)
         self._folders = folders
         self._prompts = PromptFormat(loaded.tokenizer)
@@ -221,7 +222,7 @@ class Model:
             OutOfMemoryError: it could not be filled beside the weights, by the predicted peak; nothing was allocated.
         """
         tokens = self._prompts.num_system_tokens(system) if config.sinks == "system" else 0
-        self._memory.limit = current_device().memory_limit
+        self._memory.limit = self._limit()
         plan = self._memory.plan(config, self.loaded.weight_bytes, system_tokens=tokens)
         self._memory.check(plan, self.loaded.weight_bytes)
         return PromptCache(plan, self.loaded.model, self._files)
@@ -257,6 +258,10 @@ class Model:
         if self._store is None:
             self._store = SessionStore.open(self._folders or Folders.from_env())
         return self._store
+    def _limit(self) -> int:
+        """Bytes that may be used now; 0: nobody looks."""
+        return current_device().memory_limit if self.is_limited else 0
+
 
     @cached_property
     def identity(self) -> ModelIdentity:
@@ -289,7 +294,7 @@ class Model:
         )
 
 
-def load(name: str = "tutor", *, folders: Folders | None = None, **options: Any) -> Model:
+def load(name: str = "tutor", *, folders: Folders | None = None, limited: bool = True, **options: Any) -> Model:
     """Load a model: a built-in name, a local folder, or a Hugging Face repository id (`org/name[@revision]`).
 
     Args:
@@ -299,4 +304,6 @@ def load(name: str = "tutor", *, folders: Folders | None = None, **options: Any)
     Raises:
         ModelError: and its kinds; one sentence each. OutOfMemoryError: it would not fit.
     """
-    return Model(load_model(name, **options), folders)
+    device = None if limited else replace(current_device(), memory_limit=1 << 62)
+    return Model(load_model(name, device=device, **options), folders, limited=limited)
+        limited: False tries to load what would not fit; the system may end the process.

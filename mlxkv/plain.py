@@ -193,6 +193,10 @@ class PlainChat:
                 self._line(f"({phase} {name}: {bytes_text(done)} of {bytes_text(total)})")
             case ev.PullProgress(name, "downloading", done, total) if self._is_time():
                 self._line(f"(downloading {name}: {bytes_text(done)} of {bytes_text(total)})")
+            case ev.ModelTight():
+                from mlxkv.preflight import ways_out
+
+                self._line(f"{event.text}; at the start {ways_out(event)}.")
             case ev.ModelReady(name):
                 self._line(f"{name} is ready.")
             case ev.ChatOpened(messages=messages) if not state.is_compacting:  # those that stay were read already

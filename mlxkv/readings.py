@@ -59,6 +59,28 @@ class ContextUse:
 
 
 @dataclass(frozen=True)
+class ModelTight:
+    """A model that was not loaded, because it needs more than there is: bytes at its peak, usable, and of the machine.
+
+    `four_bit`: with a KV cache in 4 bits it would fit.
+    """
+
+    name: str
+    need: int
+    usable: int
+    total: int
+    four_bit: bool = False
+
+    @property
+    def text(self) -> str:
+        """`Qwen3-32B needs ~19.2 GB, 17.5 GB usable (of 24.0)`."""
+        short = self.name.rstrip("/").rsplit("/", 1)[-1]
+        unit, size = ("GB", 1e9) if self.usable >= 1e9 else ("MB", 1e6)
+        need, usable, total = (f"{n / size:.1f}" for n in (self.need, self.usable, self.total))
+        return f"{short} needs ~{need} {unit}, {usable} {unit} usable (of {total})"
+
+
+@dataclass(frozen=True)
 class CompactPlan:
     """What compacting the chat in front would do, in tokens.
 

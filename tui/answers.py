@@ -56,10 +56,13 @@ def take(state: ChatState, event: ev.EngineEvent) -> None:
         case ev.Compacted(text):
             state.answered(cmd.Compact)
             state.say(text)
-        case ev.ModelList(models):
+        case ev.ModelTight():
+            state.answered(cmd.LoadModel)
+            state.show(lists.tight_list(event))
+        case ev.ModelList(models, only_fitting):
             state.answered(cmd.ListModels)
             state.models = models
-            state.show(lists.models_list(models, state.model, bool(state.messages)))
+            state.show(lists.models_list(models, state.model, bool(state.messages), only_fitting))
         case ev.ModelMissing(name, size):
             state.answered(cmd.LoadModel)
             state.show(lists.missing_model(name, size))

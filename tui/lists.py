@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from mlxkv import commands as cmd
 from mlxkv import events as ev
-from mlxkv.readings import CompactPlan
+from mlxkv.readings import CompactPlan, ModelTight
 from mlxkv.stats import bytes_text
 from mlxkv.text import clean
 from mlxkv.tui.chats import latest_first, when_text
@@ -57,7 +57,7 @@ def tree_list(branches: Sequence[ev.Branch], now: float) -> Listing:
     return Listing("Branches of this chat", tuple(rows), "⏎ open · esc close", at=at)
 
 
-def models_list(models: Sequence[ev.ModelCard], current: str, has_chat: bool) -> Listing:
+def models_list(models: Sequence[ev.ModelCard], current: str, has_chat: bool, only_fitting: bool = False) -> Listing:
     """Those that are here first; choosing another one downloads it."""
     rows: list[Row] = []
     for is_local, heading in ((True, "On this machine"), (False, "To download")):
@@ -71,7 +71,8 @@ def models_list(models: Sequence[ev.ModelCard], current: str, has_chat: bool) ->
             facts = tuple(f for f in (clean(card.note), clean(card.licence), fit, size) if f)
             rows.append(Row(f"{mark}{clean(card.id)}", cmd.LoadModel(card.id), facts))
     hint = "⏎ load; the chat is read again · esc close" if has_chat else "⏎ load · esc close"
-    return Listing("Models", tuple(rows), hint, "No model here is called that; /model org/name loads any other.", 1)
+    title = "Models that fit here" if only_fitting else "Models"
+    return Listing(title, tuple(rows), hint, "No model here is called that; /model org/name loads any other.", 1)
 
 
 def hits_list(words: str, hits: Sequence[ev.ChatHit]) -> Listing:
@@ -89,6 +90,17 @@ def missing_model(name: str, size_bytes: int) -> Listing:
         Row("Choose another model; the chat is read again", cmd.ListModels()),
     )
     return replace(confirm(f"{clean(name)} is not on this disk", rows), hint="⏎ choose · esc later")
+
+
+def tight_list(tight: ModelTight) -> Listing:
+    """Asked before a model is loaded that does not fit."""
+    rows = [
+        Row("Pick a smaller model", cmd.ListModels(fitting=True)),
+        Row("Load it anyway; the system may end mlxkv", cmd.LoadModel(tight.name, anyway=True)),
+    ]
+    if tight.four_bit:
+        rows.insert(1, Row("Load it with a 4-bit KV cache, which fits", cmd.LoadModel(tight.name, kv_bits=4)))
+    return replace(confirm(clean(tight.text), tuple(rows)), hint="⏎ choose · esc leave it")
 
 
 def delete_list(session_id: str, title: str) -> Listing:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 from mlxkv import commands as cmd
 from mlxkv import events as ev
@@ -61,6 +62,7 @@ class ChatState(Story):
         self._ready = False
         self._loading: ev.ModelLoading | None = None
         self._waiting: deque[cmd.Command] = deque()
+        self._later: cmd.OpenChat | None = None  # to be opened once there is a model
         self._wanted: str | None = None  # the chat to resume once the list is here; "" lets the user choose
 
     # -- what the user does ------------------------------------------------------------------------------
@@ -70,6 +72,8 @@ class ChatState(Story):
         if self.stopped:
             self.error(_STOPPED)
             return
+        if isinstance(command, cmd.LoadModel) and command.kv_bits is not None:
+            self.settings = replace(self.settings, kv_bits=command.kv_bits)
         if not isinstance(command, cmd.PausePull):
             self._waiting.append(command)
         self.outbox.append(command)
@@ -215,7 +219,10 @@ class ChatState(Story):
                 self.model, self._ready, self._loading = clean(name), True, None
                 self.counts.forget()
                 self.answered(cmd.LoadModel)
-                if not self._is_open and not any(isinstance(c, cmd.NewChat | cmd.OpenChat) for c in self._waiting):
+                if self._later is not None:
+                    later, self._later = self._later, None
+                    self.submit(later)
+                elif not self._is_open and not any(isinstance(c, cmd.NewChat | cmd.OpenChat) for c in self._waiting):
                     self.submit(cmd.NewChat())
             case ev.ChatOpened():
                 self._opened(event)
@@ -248,10 +255,16 @@ class ChatState(Story):
         failed = self._waiting.popleft() if self._waiting else None
         if isinstance(failed, cmd.NewChat) and not self._ready:
             return  # no model yet: a chat is opened as soon as there is one
+        if isinstance(failed, cmd.OpenChat) and not self._ready and not self.is_loading:
+            self._later = failed
+            self.say("The chat opens when there is a model to go on with: /model lists them.")
+            return
         if self.turn is not None and (failed is None or isinstance(failed, _TURNS)):
             self.break_off()
         if isinstance(failed, cmd.LoadModel):
             self._loading = None
+            if failed.kv_bits is not None:
+                self.settings = replace(self.settings, kv_bits=None)
         if event.kind == "stopped":
             self.say(event.text)
         else:

@@ -72,10 +72,10 @@ class Desk:
 
         front, now = self.front, time.perf_counter()
         match command:
-            case cmd.LoadModel(name, ask):
-                return models.load(front, name, ask)
-            case cmd.ListModels():
-                return models.listed()
+            case cmd.LoadModel():
+                return models.load(front, command)
+            case cmd.ListModels(fitting):
+                return models.listed(fitting)
             case cmd.NewChat(system):
                 return chats.new(front, system)
             case cmd.OpenChat(session_id):

@@ -10,6 +10,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from mlxkv.config import Folders, Settings
@@ -45,6 +46,7 @@ class Front:
         self.system = settings.system
         self.model: Model | None = None
         self.chat: Chat | None = None
+        self.forced: set[str] = set()  # models to load although they do not fit
         self.before: Before | None = None  # what the chat in front is a short form of
         self.saved = ""
         self.disk_bytes = 0  # KV of all chats, as of the last look
@@ -78,7 +80,8 @@ class Front:
             return self._load(name)
         from mlxkv.model import load
 
-        return load(name, folders=self.folders, progress=progress, cancel=self._cancel_load)
+        limited = name not in self.forced
+        return load(name, folders=self.folders, limited=limited, progress=progress, cancel=self._cancel_load)
 
     @property
     def load_was_stopped(self) -> bool:
@@ -117,9 +120,14 @@ class Front:
             self.tell(KVNotSaved(notice))
 
     def bounds(self) -> CacheConfig:
+        """What a new cache is to be; of a model that does not fit no more than it takes to talk."""
         from mlxkv.cache.config import CacheConfig
+        from mlxkv.preflight import usable_window
 
-        return CacheConfig.from_settings(self.settings)
+        config = CacheConfig.from_settings(self.settings)
+        if self.model is None or self.model.is_limited or config.window is not None:
+            return config
+        return replace(config, window=usable_window(self.model.loaded.trained_length))
 
     @contextmanager
     def store(self) -> Iterator[SessionStore]:

@@ -3,35 +3,52 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
+from mlxkv.commands import LoadModel
 from mlxkv.engine import chats
 from mlxkv.engine.front import Front
 from mlxkv.errors import MlxkvError
 from mlxkv.events import EngineEvent, Failed, ModelCard, ModelList, ModelLoading, ModelMissing, ModelReady
+from mlxkv.preflight import tight
 
 
-def load(front: Front, name: str, ask: bool = False) -> Iterator[EngineEvent]:
-    """Load `name`; the chat that was in front goes on with it. What fails or is stopped leaves the old model.
+def load(front: Front, wanted: LoadModel) -> Iterator[EngineEvent]:
+    """Load a model; the chat that was in front goes on with it. What fails or is stopped leaves the old model.
 
     `ModelReady` comes last: what is open before it belongs to this command.
     """
-    if front.loads_itself and _must_be_downloaded(name):
-        from mlxkv.device import current_device
-
-        if ask:
+    name = wanted.name
+    if wanted.anyway:
+        front.forced.add(name)
+    anyway = name in front.forced
+    if front.loads_itself:
+        missing = _must_be_downloaded(name)
+        if missing and wanted.ask:
             yield ModelMissing(name, _size(name))
             return
-        front.downloads.start(name, current_device(), then_load=True)
-        return
+        bounds = front.bounds() if wanted.kv_bits is None else replace(front.bounds(), bits=wanted.kv_bits)
+        if not anyway and (found := tight(name, bounds, size=_size(name) if missing else 0)):
+            yield found
+            return
+        if missing:
+            from mlxkv.device import current_device
+
+            device = current_device()
+            front.downloads.start(name, replace(device, memory_limit=1 << 62) if anyway else device, then_load=True)
+            return
     front.begin_load()
     yield ModelLoading(name, "loading")
     before, session = front.model.name if front.model else None, front.chat.session_id if front.chat else None
+    settings = front.settings
+    if wanted.kv_bits is not None:
+        front.settings = replace(settings, kv_bits=wanted.kv_bits)
     if before is not None:
         front.drop_model()
     try:
         front.model = front.make_model(name)
     except MlxkvError as error:
-        was_stopped = front.load_was_stopped
+        was_stopped, front.settings = front.load_was_stopped, settings
         if before is not None:
             front.begin_load()  # the way back must not be stopped by the same key
             front.model = front.make_model(before)
@@ -71,8 +88,8 @@ def _again(front: Front, session: str | None) -> Iterator[EngineEvent]:
     yield from chats.opened(front, session) if session else chats.new(front, None)
 
 
-def listed() -> Iterator[EngineEvent]:
-    """What is here, last used first, then the rest of the catalogue, smallest first."""
+def listed(fitting: bool = False) -> Iterator[EngineEvent]:
+    """What is here, last used first, then the rest of the catalogue, smallest first; or the `fitting` ones alone."""
     from mlxkv.device import current_device
     from mlxkv.models import BUILT_IN, catalogue, list_local, resolve
     from mlxkv.models.catalogue import HEADROOM
@@ -92,4 +109,4 @@ def listed() -> Iterator[EngineEvent]:
         fits = local.size_bytes <= limit * HEADROOM
         cards.append(ModelCard(local.id, local.size_bytes, entry.licence if entry else "", "", fits, True))
     cards += [ModelCard(e.id, e.size_bytes, e.licence, e.note, e.fits(limit)) for e in known.values()]
-    yield ModelList(tuple(cards))
+    yield ModelList(tuple(card for card in cards if card.fits or not fitting), fitting)

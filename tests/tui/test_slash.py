@@ -13,6 +13,8 @@ from mlxkv.events import (
     ChatRenamed,
     Failed,
     Message,
+    ModelCard,
+    ModelList,
     ModelMissing,
     ModelReady,
     PullProgress,
@@ -22,7 +24,7 @@ from mlxkv.events import (
     TurnStarted,
     Versions,
 )
-from mlxkv.readings import CompactPlan, ContextUse
+from mlxkv.readings import CompactPlan, ContextUse, ModelTight
 from mlxkv.tui.blocks import Kind
 from mlxkv.tui.commands import COMMANDS
 from mlxkv.tui.listing import PutPrompt
@@ -317,6 +319,41 @@ def test_that_the_window_will_be_full_is_said_once_before_it_is(state: ChatState
         state.submit(cmd.Send("x", 0.0))
         state.apply(TurnFinished("stop", "y", replace(STATS, cache_tokens=tokens, cache_window=1000)))
         assert any("rotates out soon · /compact" in text for text in lines(state)) is told, tokens
+
+
+TIGHT = ModelTight("org/Large-4bit", 19_200_000_000, 17_500_000_000, 24_000_000_000, True)
+
+
+def test_a_model_that_does_not_fit_is_asked_about(state: ChatState) -> None:
+    state.submit(cmd.LoadModel("org/Large-4bit"))
+    state.apply(TIGHT)
+    assert state.listing is not None
+    assert state.listing.title == "Large-4bit needs ~19.2 GB, 17.5 GB usable (of 24.0)"
+    assert [row.choice for row in state.listing.rows] == [
+        cmd.ListModels(fitting=True),
+        cmd.LoadModel("org/Large-4bit", kv_bits=4),
+        cmd.LoadModel("org/Large-4bit", anyway=True),
+    ]
+    sent(state)
+    state.submit(cmd.LoadModel("org/Large-4bit", kv_bits=4))
+    assert state.settings.kv_bits == 4  # a later /set goes on from there
+    state.apply(Failed("It could not be read."))
+    assert state.settings.kv_bits is None
+    state.submit(cmd.ListModels(fitting=True))
+    state.apply(ModelList((ModelCard("tutor", 7, fits=True, is_local=True),), only_fitting=True))
+    assert state.listing.title == "Models that fit here"
+
+
+def test_a_chat_that_was_to_be_resumed_opens_once_a_model_was_chosen() -> None:
+    state = ChatState(lambda: 100.0)
+    state.begin([cmd.LoadModel("org/Large-4bit"), cmd.OpenChat("c1")])
+    state.apply(TIGHT)
+    state.apply(Failed("No model is loaded."))
+    assert "opens when there is a model" in lines(state)[-1]
+    sent(state)
+    state.submit(cmd.LoadModel("tutor"))
+    state.apply(ModelReady("tutor", 1, 0.1, True))
+    assert sent(state) == [cmd.LoadModel("tutor"), cmd.OpenChat("c1")]
 
 
 def test_an_empty_window_says_so(state: ChatState) -> None:
