@@ -48,9 +48,9 @@ class Model:
     Args:
         loaded: weights, tokenizer and configuration.
         folders: where sessions lie; None reads the environment.
+        limited: whether what would not fit is refused. Otherwise it is tried, and the system may end the process.
     """
 
-        limited: whether what would not fit is refused. Otherwise it is tried, and the system may end the process.
     def __init__(self, loaded: LoadedModel, folders: Folders | None = None, *, limited: bool = True) -> None:
         self.loaded, self.is_limited = loaded, limited
         # A folder is remembered by its full path, so that its sessions resume from anywhere.
@@ -250,6 +250,10 @@ class Model:
         """
         return self._files.import_mlx_lm(Path(path), cache)
 
+    def _limit(self) -> int:
+        """Bytes that may be used now; 0: nobody looks."""
+        return current_device().memory_limit if self.is_limited else 0
+
     # -- what it ties together ---------------------------------------------------------------------------------------
 
     @property
@@ -258,10 +262,6 @@ class Model:
         if self._store is None:
             self._store = SessionStore.open(self._folders or Folders.from_env())
         return self._store
-    def _limit(self) -> int:
-        """Bytes that may be used now; 0: nobody looks."""
-        return current_device().memory_limit if self.is_limited else 0
-
 
     @cached_property
     def identity(self) -> ModelIdentity:
@@ -299,6 +299,7 @@ def load(name: str = "tutor", *, folders: Folders | None = None, limited: bool =
 
     Args:
         folders: where sessions lie; None reads MLXKV_HOME or the XDG folders.
+        limited: False tries to load what would not fit; the system may end the process.
         options: `progress` and `cancel`, as `mlxkv.models.load_model` takes them.
 
     Raises:
@@ -306,4 +307,3 @@ def load(name: str = "tutor", *, folders: Folders | None = None, limited: bool =
     """
     device = None if limited else replace(current_device(), memory_limit=1 << 62)
     return Model(load_model(name, device=device, **options), folders, limited=limited)
-        limited: False tries to load what would not fit; the system may end the process.
