@@ -53,7 +53,7 @@ class Chat(Beside):
         self._params = params or SamplingParams()
         self._autosave = autosave
         self._cancel = threading.Event()
-        self._said = Conversation(backend.store, backend.identity)
+        self._said = Conversation(backend.store, backend.identity, backend.lender)
         self._start = Start(system or None)
         if isinstance(cache, PromptCache):
             self._start = start_from(cache, system, backend.prompts)

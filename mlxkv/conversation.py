@@ -17,9 +17,9 @@ from mlxkv.ids import common_prefix
 from mlxkv.sampling import random_state
 from mlxkv.stats import TurnStats
 from mlxkv.store import ModelIdentity, Restored, SessionRecord, SessionStore, TurnRecord
+from mlxkv.store.lending import FEW, Lender
 
 _TITLE_LENGTH = 60
-_MANY = 256  # new tokens of a message; for fewer the disk is not asked whether another chat had them
 
 
 class Conversation:
@@ -28,10 +28,13 @@ class Conversation:
     Args:
         store: the sessions of this machine, opened when first needed.
         identity: the model that the rows belong to.
+        lender: of rows while there is no session.
     """
 
-    def __init__(self, store: Callable[[], SessionStore], identity: Callable[[], ModelIdentity]) -> None:
-        self._store, self._identity = store, identity
+    def __init__(
+        self, store: Callable[[], SessionStore], identity: Callable[[], ModelIdentity], lender: Lender
+    ) -> None:
+        self._store, self._identity, self._lender = store, identity, lender
         self._lock = ExitStack()
         self._holds: SessionStore | None = None  # the store that the lock is of
         self._reply_is_open = False
@@ -152,7 +155,7 @@ class Conversation:
 
     def apart(self, turns: tuple[TurnRecord, ...]) -> Conversation:
         """A second conversation in which `turns` were said; without a session yet."""
-        twin = Conversation(self._store, self._identity)
+        twin = Conversation(self._store, self._identity, self._lender)
         twin.title = self.title
         twin._take(turns)
         return twin
@@ -161,7 +164,7 @@ class Conversation:
         """A second conversation with the same first turns; its session shares the rows on disk."""
         if self.session_id is None:
             return self.apart(self.turns[:num_turns])
-        twin = Conversation(self._store, self._identity)
+        twin = Conversation(self._store, self._identity, self._lender)
         twin._enter_fork(self.session_id, num_turns)
         return twin
 
@@ -212,11 +215,13 @@ class Conversation:
 
     def bring_back(self, cache: PromptCache, ids: Sequence[int]) -> Restored | None:
         """Where `ids` need rows that the cache does not hold (any more), the disk may have them: this session's, or
-        those of another chat that began alike. None where it was not asked."""
+        those of another chat that began alike, where nothing is saved too. None where it was not asked."""
         common = min(common_prefix(cache.tokens, ids), len(ids) - 1)
         held = cache.landing(common)
+        if self.session_id is None:
+            return self._lender.lend(cache, ids, held)
         is_all_there = 0 < held == common
-        if self.session_id is None or not cache.can_save or len(ids) - held <= (_MANY if is_all_there else 1):
+        if not cache.can_save or len(ids) - held <= (FEW if is_all_there else 1):
             return None
         return self._store().restore_kv(self.session_id, cache, self._identity(), ids, held)
 

@@ -20,6 +20,7 @@ from mlxkv.runner import ModelRunner
 from mlxkv.sampling import SamplingParams
 from mlxkv.stats import TurnStats
 from mlxkv.store import ModelIdentity, SessionStore, TurnRecord
+from mlxkv.store.lending import Lender
 from mlxkv.turn import Turn
 
 _UPDATE_TOKENS = 256  # an open reply is written to disk this often,
@@ -38,6 +39,7 @@ class ChatBackend:
     make_cache: Callable[[CacheConfig, str | None], PromptCache]
     store: Callable[[], SessionStore]
     identity: Callable[[], ModelIdentity]
+    lender: Lender
 
 
 class Exchange:

@@ -130,5 +130,9 @@ def verified(rows: Iterable[Sequence[Any]], system: str | None, head: str) -> Hi
     return History(tuple(turns), tuple(digests), replay(turns))
 
 
+NOTHING_SAID = verified((), None, genesis(None))
+"""Of what is saved nowhere."""
+
+
 def _table(text: str) -> Mapping[str, Any]:
     return json.loads(text)

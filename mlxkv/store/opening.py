@@ -25,9 +25,11 @@ from mlxkv.store.schema import (
     needs_migration,
 )
 
+DATABASE = "mlxkv.db"
+
 
 def open_database(data: Path, files: Files) -> Database:
-    path, marker = data / "mlxkv.db", data / "store.json"
+    path, marker = data / DATABASE, data / "store.json"
     expected = _read_marker(marker)
     if expected is not None and not path.exists():
         raise StoreError(f"{marker} is there but {path} is not: {ADVICE}; or delete {marker.name} to start anew.")

@@ -125,8 +125,8 @@ class Quota:
         beside = f" ({' and '.join(others)})" if others else ""
         remedy = "delete some with `mlxkv cache rm`, or raise `disk_limit`" if others else "raise `disk_limit`"
         raise StoreError(
-            f"The prompt cache {name!r} takes {bytes_text(size)}, which the disk limit of {bytes_text(self.limit)} has no"
-            f" room for{beside}; {remedy}."
+            f"The prompt cache {name!r} takes {bytes_text(size)}, which the disk limit of {bytes_text(self.limit)} has"
+            f" no room for{beside}; {remedy}."
         )
 
     def _path(self, chunk: _Candidate) -> Path:

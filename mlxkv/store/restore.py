@@ -20,7 +20,7 @@ from mlxkv.errors import StoreError
 from mlxkv.ids import common_prefix
 from mlxkv.stats import bytes_text
 from mlxkv.store.chunks import ChunkFiles
-from mlxkv.store.history import pack_ids
+from mlxkv.store.history import NOTHING_SAID, pack_ids
 from mlxkv.store.identity import ModelIdentity, first_difference, model_parts, spec_id, spec_parts
 from mlxkv.store.loading import BadChunkError, Read, TooSlowError, load, reads_for
 from mlxkv.store.pacing import Offer, Pace, Watch, choose
@@ -69,9 +69,10 @@ class Restorer:
     pace: Pace
 
     def restore(
-        self, session_id: str, cache: KVCacheLike, model: ModelIdentity, ids: Sequence[int], held: int = 0
+        self, session_id: str | None, cache: KVCacheLike, model: ModelIdentity, ids: Sequence[int], held: int = 0
     ) -> tuple[Restored, float | None]:
-        """See SessionStore.restore_kv. Also how fast it was read (bytes per second), None where too little was."""
+        """See SessionStore.restore_kv, and without a session `borrow_kv`. Also how fast it was read (bytes per second),
+        None where too little was."""
         clock = self.chunks.files.clock
         started, packed = clock(), pack_ids(ids)
         if not held:
@@ -96,7 +97,8 @@ class Restorer:
                 cache.reset()
                 held = 0
                 bad.append(error.chunk)
-                self._set_aside([error.chunk])
+                if session_id is not None:
+                    self._set_aside([error.chunk])
                 saved, reads = saved.without([error.chunk]), []
                 continue
             except BaseException as error:
@@ -112,6 +114,8 @@ class Restorer:
             notice = f"Of the saved KV cache {len(bad)} chunks were damaged and {len(missing)} missing"
         elif tokens < saved.promised and notice is None and not held:
             notice = "Not all of the saved KV cache is there any more"
+        if session_id is None:
+            return Restored(tokens, sum(r.chunk.size for r in reads), clock() - started, shared=tokens), read_bps
         if notice:
             notice += f": {tokens} of {len(ids)} tokens came from disk, the rest is read again."
         shared = max(tokens - saved.own, 0)
@@ -123,11 +127,13 @@ class Restorer:
             shared,
         ), read_bps  # fmt: skip
 
-    def _find(self, session_id: str, cache: KVCacheLike, model: ModelIdentity, ids: array[int], held: int) -> Saved:
+    def _find(
+        self, session_id: str | None, cache: KVCacheLike, model: ModelIdentity, ids: array[int], held: int
+    ) -> Saved:
         spec = spec_id(cache.layout(), model.spec_extra)
         with self.sessions.database.reading() as db:
-            history = self.sessions.history(db, session_id)
-            commits = saved_commits(db, session_id, history)
+            history = NOTHING_SAID if session_id is None else self.sessions.history(db, session_id)
+            commits = saved_commits(db, session_id or "", history)
             mine = [c for c in commits if c.model_id == model.model_id and c.spec_id == spec]
             saved = saved_chunks(db, mine, history)
             notice = None

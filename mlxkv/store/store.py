@@ -291,6 +291,12 @@ class SessionStore:
         paces.measured(model.model_id, Pace(read_bps=read_bps))
         return restored
 
+    def borrow_kv(self, cache: KVCacheLike, model: ModelIdentity, ids: Sequence[int], held: int = 0) -> Restored:
+        """`restore_kv` for what is saved nowhere: rows of chats that began alike. Nothing is written, no matter what is
+        found: not that they were used, how fast they were read, or that one is damaged (it is passed over)."""
+        restorer = Restorer(self._sessions, self._chunks, Paces(self._database).get(model.model_id))
+        return restorer.restore(None, cache, model, ids, held)[0]
+
     def measured_prefill(self, model: ModelIdentity, tokens_per_second: float) -> None:
         """What a prefill of this model was measured to do here; `restore_kv` goes by it."""
         Paces(self._database).measured(model.model_id, Pace(prefill_tps=tokens_per_second))

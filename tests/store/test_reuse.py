@@ -157,3 +157,44 @@ def test_a_vanished_folder_is_no_error(store: SessionStore, folders: Folders) ->
     Path(folders.cache / "kv").mkdir(mode=0o700)
     session = asked(store, DOCUMENT)
     assert store.restore_kv(session, FakeCache(), model(), DOCUMENT).tokens == 0
+
+
+def test_what_is_saved_nowhere_borrows_and_writes_nothing(store: SessionStore, folders: Folders) -> None:
+    told(store, DOCUMENT, FakeCache(), more=50)
+    prompt = (*DOCUMENT, 77, 78, 79)
+    db = store._database.db
+
+    def state() -> list[object]:
+        tables = [db.execute(f"SELECT * FROM {name}").fetchall() for name in ("session", "chunk", "kv_ref", "meta")]
+        return [tables, {path: path.stat().st_mtime_ns for path in folders.cache.rglob("*")}]
+
+    before = state()
+    fresh, straight = FakeCache(run=1), FakeCache()
+    borrowed = store.borrow_kv(fresh, model(), prompt)
+    straight.feed(DOCUMENT)
+    assert fresh.state() == straight.state()
+    assert (borrowed.tokens, borrowed.shared, borrowed.notice, borrowed.rng) == (300, 300, None, None)
+    assert store.borrow_kv(FakeCache(run=1), model(), (1, *prompt)).tokens == 0
+    assert store.borrow_kv(FakeCache(run=1), model(**{"file.model.safetensors": "2:cd"}), prompt).tokens == 0
+    assert state() == before
+
+
+def test_a_damaged_chunk_is_passed_over_and_left_to_its_owner(store: SessionStore, folders: Folders) -> None:
+    session = told(store, DOCUMENT, FakeCache())
+    for path in chunks(folders):
+        flip_first_row(path)
+    there = chunks(folders)
+    fresh = FakeCache(run=1)
+    borrowed = store.borrow_kv(fresh, model(), DOCUMENT)
+    assert (borrowed.tokens, borrowed.notice) == (0, None)
+    assert not any(group.rows for group in fresh.groups)
+    assert chunks(folders) == there
+    assert "damaged" in str(store.restore_kv(session, fresh, model(), DOCUMENT).notice)
+
+
+def test_what_the_cache_holds_already_is_kept_where_nobody_has_more(store: SessionStore) -> None:
+    told(store, DOCUMENT[:100], FakeCache())
+    cache = FakeCache()
+    cache.feed(DOCUMENT[:200])
+    assert store.borrow_kv(cache, model(), DOCUMENT, held=200).tokens == 0
+    assert cache.tokens == list(DOCUMENT[:200])
