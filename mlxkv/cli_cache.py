@@ -183,6 +183,7 @@ def cache_gc() -> None:
     before = Space.at(folders.cache).used()
     folder.collect()
     with SessionStore.open(folders) as store:
+        store.collect()
         after = store.disk_usage()
     print(f"freed {bytes_text(max(before - after, 0))}")
 

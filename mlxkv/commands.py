@@ -185,6 +185,21 @@ class ShowContext:
 
 
 @dataclass(frozen=True)
+class ListCache:
+    """What KV lies on the disk: `CacheList`."""
+
+
+@dataclass(frozen=True)
+class CollectCache:
+    """Remove from the disk what nothing uses: `CacheCollected`."""
+
+
+@dataclass(frozen=True)
+class PinChat:
+    """Keep the rows of the chat in front on the disk whatever else wants the room; if so already, no longer."""
+
+
+@dataclass(frozen=True)
 class CountTokens:
     """How many tokens `text` has: `TokensCounted` with the same `key`, nothing where there is no model to ask."""
 
@@ -226,6 +241,9 @@ Command = (
     | ChangeSettings
     | SetSystem
     | ShowContext
+    | ListCache
+    | CollectCache
+    | PinChat
     | CountTokens
     | ShowStats
     | Shutdown

@@ -120,6 +120,7 @@ class ChatSummary:
     model: str
     parent: str | None = None
     untrusted: bool = False  # its KV rows were imported: nobody here computed them
+    pinned: bool = False  # its KV rows stay whatever else wants the room
 
 
 @dataclass(frozen=True)
@@ -196,6 +197,33 @@ class ChatDeleted:
 @dataclass(frozen=True)
 class ChatExported:
     path: str
+
+
+@dataclass(frozen=True)
+class ChatPinned:
+    session_id: str
+    pinned: bool
+
+
+@dataclass(frozen=True)
+class CacheList:
+    """What lies in mlxkv's cache folder, which may have up to `limit` bytes (0: no limit) and has `used`.
+
+    `named`: the prompt caches, by name, with their bytes.
+    """
+
+    chats: tuple[ChatSummary, ...]
+    named: tuple[tuple[str, int], ...]
+    used: int
+    limit: int
+
+
+@dataclass(frozen=True)
+class CacheCollected:
+    """What nothing used was removed: bytes freed, and bytes that are still used."""
+
+    freed: int
+    used: int
 
 
 @dataclass(frozen=True)
@@ -310,6 +338,9 @@ EngineEvent = (
     | ChatDeleted
     | ChatExported
     | Applied
+    | ChatPinned
+    | CacheList
+    | CacheCollected
     | Compacted
     | TokensCounted
     | CompactPlan

@@ -196,7 +196,7 @@ class PlainChat:
             case ev.ModelTight():
                 from mlxkv.preflight import ways_out
 
-                self._line(f"{event.text}; at the start {ways_out(event)}.")
+                self._line(f"{event.text}; when starting, {ways_out(event)}.")
             case ev.ModelReady(name):
                 self._line(f"{name} is ready.")
             case ev.ChatOpened(messages=messages) if not state.is_compacting:  # those that stay were read already

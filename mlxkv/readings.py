@@ -73,10 +73,11 @@ class ModelTight:
 
     @property
     def text(self) -> str:
-        """`Qwen3-32B needs ~19.2 GB, 17.5 GB usable (of 24.0)`."""
+        """`Qwen3-32B needs ~19.2 GB, 17.5 GB usable (of 24)`."""
         short = self.name.rstrip("/").rsplit("/", 1)[-1]
         unit, size = ("GB", 1e9) if self.usable >= 1e9 else ("MB", 1e6)
-        need, usable, total = (f"{n / size:.1f}" for n in (self.need, self.usable, self.total))
+        need, usable = (f"{n / size:.1f}" for n in (self.need, self.usable))
+        total = f"{self.total / size:.0f}" if self.total < 1000 * size else f"{self.total / 1e9:.0f} GB"
         return f"{short} needs ~{need} {unit}, {usable} {unit} usable (of {total})"
 
 

@@ -147,6 +147,29 @@ def test_tokens_are_counted_by_the_models_own_tokenizer(said: Said, home: Path) 
     assert Said().ask(cmd.CountTokens("k", "one two")) == []  # nobody to ask, and nobody fails for it
 
 
+def test_what_lies_on_the_disk_is_listed_cleaned_up_and_kept(said: Said, home: Path) -> None:
+    session = said.desk.front.open_chat.session_id
+    listed = said.one(cmd.ListCache(), ev.CacheList)
+    assert [(c.id, c.kv_bytes > 0) for c in listed.chats] == [(session, True)]
+    assert (listed.named, listed.limit) == ((), 20_000_000_000)
+    (Folders.from_env().cache / "prompts").mkdir(mode=0o700)
+    said.desk.front.ready_model.prefill("once").save(Folders.from_env().cache / "prompts" / "book.kv")
+    assert [name for name, _ in said.one(cmd.ListCache(), ev.CacheList).named] == ["book"]
+    junk = Folders.from_env().cache / "kv" / "quarantine" / "bad.1"
+    junk.parent.mkdir(exist_ok=True)
+    junk.write_bytes(b"x" * 20_000)
+    done = said.one(cmd.CollectCache(), ev.CacheCollected)
+    assert done.freed >= 20_000
+    assert not junk.exists()
+    status = next(e for e in reversed(said.events) if isinstance(e, ev.SessionStatus))
+    assert status.disk_bytes == done.used
+    assert said.one(cmd.PinChat(), ev.ChatPinned) == ev.ChatPinned(str(session), True)
+    assert said.one(cmd.ListChats(), ev.ChatList).chats[0].pinned
+    assert said.one(cmd.PinChat(), ev.ChatPinned) == ev.ChatPinned(str(session), False)
+    said.ask(cmd.NewChat())
+    assert "not saved" in said.one(cmd.PinChat(), ev.Failed).text
+
+
 def test_the_footer_and_the_figures(said: Said) -> None:
     status = [e for e in said.ask(cmd.Send("three", 0.0)) if isinstance(e, ev.SessionStatus)][-1]
     assert status.cache is not None

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from mlxkv import commands as cmd
 from mlxkv import events as ev
+from mlxkv.stats import bytes_text
 from mlxkv.text import clean
 from mlxkv.tui import lists, reports
 
@@ -48,6 +49,17 @@ def take(state: ChatState, event: ev.EngineEvent) -> None:
             state.answered(cmd.ChangeSettings, cmd.SetSystem)
             if text:
                 state.say(text)
+        case ev.CacheList():
+            state.answered(cmd.ListCache)
+            state.show(lists.cache_list(event, state.today()))
+        case ev.CacheCollected(freed, used):
+            state.answered(cmd.CollectCache)
+            what = f"Freed {bytes_text(freed)}" if freed else "Nothing to remove"
+            state.say(f"{what}; KV on disk takes {bytes_text(used)}.")
+        case ev.ChatPinned(_, pinned):
+            state.answered(cmd.PinChat)
+            stays = "stay on disk whatever else wants the room; /cache pin again lets them go"
+            state.say(f"The rows of this chat {stays if pinned else 'may go again when others want the room'}.")
         case ev.TokensCounted(key, tokens):
             state.counts.take(key, tokens)
         case ev.CompactPlan():

@@ -65,7 +65,7 @@ COMMANDS = (
     Slash("context", "", "what fills the window"),
     Slash("stats", "", "the figures of this chat"),
     Slash("memory", "", "what takes how much memory"),
-    Slash("cache", "[ls|gc]", "KV on disk: list it, clean it up", words=("ls", "gc")),
+    Slash("cache", "[ls|gc|pin]", "KV on disk: list it, clean it up, keep this chat's", words=("ls", "gc", "pin")),
     # the program
     Slash("theme", "[name]", "choose the colours"),
     Slash("keys", "", "all keys"),

@@ -31,8 +31,21 @@ def chats_list(chats: Sequence[ev.ChatSummary], now: float, at: str | None = Non
 def chat_row(chat: ev.ChatSummary, now: float) -> Row:
     sign = "●" if chat.kv_bytes else "○"
     kv = bytes_text(chat.kv_bytes) if chat.kv_bytes else "no KV"
+    kv += ", pinned" if chat.pinned else ""
     facts = (plural(chat.num_turns, "message"), kv, when_text(chat.updated, now))
     return Row(f"{sign} {one_line(chat.title) or 'Untitled'}", cmd.OpenChat(chat.id), facts)
+
+
+def cache_list(cache: ev.CacheList, now: float) -> Listing:
+    """Chats with rows on disk, the largest first, and the named prompt caches."""
+    saved = sorted((chat for chat in cache.chats if chat.kv_bytes), key=lambda chat: -chat.kv_bytes)
+    rows = [chat_row(chat, now) for chat in saved]
+    if cache.named:
+        rows.append(Row("Prompt caches, for `mlxkv -p --cache NAME`"))
+    rows += [Row(f"  {name} · {bytes_text(size)}") for name, size in cache.named]
+    limit = f" of {bytes_text(cache.limit)}" if cache.limit else ""
+    title = f"KV on disk: {bytes_text(cache.used)}{limit}"
+    return Listing(title, tuple(rows), "⏎ open · /cache gc cleans up · esc close", "There is no KV on disk.")
 
 
 def rewind_list(messages: Sequence[ev.Message]) -> Listing:

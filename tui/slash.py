@@ -204,12 +204,11 @@ def settings_list(state: ChatState) -> Listing:
 
 
 def _cache(state: ChatState, argument: str) -> None:
-    if argument == "ls":
-        state.resume("")
-    elif argument == "gc":
-        state.say("KV of chats makes room for itself within disk-limit; `mlxkv cache gc` removes named caches.")
+    wanted = {"": cmd.ListCache(), "ls": cmd.ListCache(), "gc": cmd.CollectCache(), "pin": cmd.PinChat()}
+    if argument in wanted:
+        state.submit(wanted[argument])
     else:
-        state.submit(cmd.ShowStats())
+        state.say(f"There is no /cache {argument}: it is ls, gc or pin.")
 
 
 _ACTIONS: dict[str, Callable[[ChatState, str], Wish | None]] = {

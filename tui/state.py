@@ -24,6 +24,7 @@ from mlxkv.tui.meter import Meter
 from mlxkv.tui.story import Story
 from mlxkv.tui.wording import advice, loading_text, pull_text, restoring_text, spinner
 
+_MOMENT = (cmd.SearchChats, cmd.ListModels, cmd.ExportChat, cmd.PlanCompact, cmd.Compact, cmd.CollectCache)
 _TURNS = (cmd.Send, cmd.Retry, cmd.Edit, cmd.Continue)
 _STOPPED = "The engine has stopped; quit and start mlxkv again."
 
@@ -183,7 +184,7 @@ class ChatState(Story):
             case cmd.OpenChat(session_id):
                 chat = next((chat for chat in self.chats if chat.id == session_id), None)
                 text, hint = restoring_text(chat), ""
-            case cmd.SearchChats() | cmd.ListModels() | cmd.ExportChat() | cmd.PlanCompact() | cmd.Compact():
+            case command if isinstance(command, _MOMENT):
                 text, hint = "one moment", ""
             case _ if self.pull is not None and self.is_pulling:
                 hint = "esc to pause"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from mlxkv import commands as cmd
 from mlxkv.config import Folders, Settings
-from mlxkv.engine import chats, compacting, figures, models, turns
+from mlxkv.engine import chats, compacting, disk, figures, models, turns
 from mlxkv.engine.downloads import Downloads
 from mlxkv.engine.front import Front
 from mlxkv.errors import MlxkvError, OutOfMemoryError, SessionLockedError
@@ -111,6 +111,12 @@ class Desk:
                 return chats.given_system(front, text)
             case cmd.ShowContext():
                 return iter((figures.context(front),))
+            case cmd.ListCache():
+                return disk.listed(front)
+            case cmd.CollectCache():
+                return disk.collected(front)
+            case cmd.PinChat():
+                return disk.pinned(front)
             case cmd.CountTokens(key, text):
                 return figures.counted(front, key, text)
             case cmd.PlanCompact():

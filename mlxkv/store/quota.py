@@ -19,7 +19,7 @@ from mlxkv.store.commit import Plan
 from mlxkv.store.files import disk_usage
 from mlxkv.store.format import ChunkHead
 from mlxkv.store.ports import LayerGroup, Range
-from mlxkv.store.schema import Database
+from mlxkv.store.schema import PINNED, Database
 from mlxkv.store.space import Space
 
 FILE_HEADER = 512  # bytes, and for each tensor:
@@ -43,7 +43,7 @@ class _Candidate:
     a: int
     b: int
     is_needed: bool = False
-    is_kept: bool = False  # needed by a session that is open
+    is_kept: bool = False  # needed by a session that is open or pinned
     updated: float = 0.0
 
     @property
@@ -176,8 +176,11 @@ class Quota:
         is_open = self.open_sessions()
         needed: dict[str, list[_Needed]] = {}
         updated: dict[str, float] = {}
-        for session, when, text in db.execute("SELECT id, updated, needed FROM session"):
+        query = f"SELECT id, updated, needed, flags & {PINNED} FROM session"
+        for session, when, text, is_pinned in db.execute(query):
             updated[session], needed[session] = when, [_ranges(text)]
+            if is_pinned:
+                is_open.add(session)
         if saving:
             is_open.add(saving.session_id)
             before = needed.get(saving.session_id, []) if old else []

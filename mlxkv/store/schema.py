@@ -16,6 +16,7 @@ from mlxkv.store.files import Step, no_step
 
 APPLICATION_ID = 0x6D6C786B  # "mlxk"
 VERSION = 2
+PINNED = 2  # bit of `session.flags`: its rows stay whatever else wants the room
 ADVICE = "`mlxkv chats backups` shows what to go back to"
 
 SCHEMA = """

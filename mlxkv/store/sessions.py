@@ -21,7 +21,7 @@ from mlxkv.store.identity import ModelIdentity, digest_of
 from mlxkv.store.ids import new_ulid
 from mlxkv.store.records import SearchHit, SessionRecord, TurnRecord
 from mlxkv.store.refs import move_commits
-from mlxkv.store.schema import Database
+from mlxkv.store.schema import PINNED, Database
 from mlxkv.store.search import search
 
 _TURN = "i, role, text, thinking, state, params, start, stats, ids, prev, digest"
@@ -71,6 +71,13 @@ class Sessions:
     def set_flags(self, session_id: str, flags: int) -> None:
         with self.database.writing() as db:
             db.execute("UPDATE session SET flags = ? WHERE id = ?", (flags, session_id))
+
+    def pin(self, session_id: str, pinned: bool) -> None:
+        """Raises SessionNotFoundError."""
+        with self.database.writing() as db:
+            flags = f"flags | {PINNED}" if pinned else f"flags & ~{PINNED}"
+            if not db.execute(f"UPDATE session SET flags = {flags} WHERE id = ?", (session_id,)).rowcount:
+                raise SessionNotFoundError(f"No session has the id {session_id}; `mlxkv chats ls` lists them.")
 
     def add_turn(self, session_id: str, turn: TurnRecord, head: str | None = None) -> str:
         """Append. `head` is the one the turn was made from, by default the one last seen here.
@@ -175,13 +182,13 @@ class Sessions:
         """Newest first. `kv_bytes` counts a shared chunk for every session that uses it."""
         with self.database.reading() as db:
             rows = db.execute(
-                """SELECT s.id, s.title, s.updated, (SELECT count(*) FROM turn WHERE session = s.id),
+                f"""SELECT s.id, s.title, s.updated, (SELECT count(*) FROM turn WHERE session = s.id),
                      (SELECT coalesce(sum(size), 0) FROM chunk WHERE digest IN (SELECT r.chunk FROM kv_ref r
                         JOIN kv_commit c ON c.id = r.kv_commit WHERE c.session = s.id)),
-                     m.name, s.parent, s.flags & 1
+                     m.name, s.parent, s.flags & 1, s.flags & {PINNED}
                    FROM session s JOIN model m ON m.id = s.model ORDER BY s.updated DESC, s.id DESC"""
             ).fetchall()
-        return tuple(ChatSummary(*row, untrusted=bool(flag)) for *row, flag in rows)
+        return tuple(ChatSummary(*row, bool(untrusted), bool(pinned)) for *row, untrusted, pinned in rows)
 
     def find(self, text: str) -> str:
         """By id, unique beginning of an id, title, unique part of a title.
@@ -249,7 +256,8 @@ class Sessions:
         new_id, now, head = new_ulid(), time.time(), history.digests[num_turns]
         db.execute(
             "INSERT INTO session(id, title, created, updated, model, spec_id, system, params, flags, parent, forked_at,"
-            " head) SELECT ?, ?, ?, ?, model, spec_id, system, params, flags, id, ?, ? FROM session WHERE id = ?",
+            f" head) SELECT ?, ?, ?, ?, model, spec_id, system, params, flags & ~{PINNED}, id, ?, ? FROM session"
+            " WHERE id = ?",
             (new_id, _free_title(db, title), now, now, num_turns, head, session_id),
         )
         for row in db.execute(

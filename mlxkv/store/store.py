@@ -311,6 +311,23 @@ class SessionStore:
         with self._database.reading() as db:
             return bytes_written(db, session_id)
 
+    def pin(self, session_id: str, pinned: bool = True) -> None:
+        """Keep the session's rows whatever else wants the room, or no longer. Raises SessionNotFoundError."""
+        self._sessions.pin(session_id, pinned)
+
+    def collect(self) -> int:
+        """Remove what nothing uses: rows that no chat refers to, what was set aside or left by a crash, and rows beyond
+        the disk limit; the bytes that frees. Of two processes one does it."""
+        self._writer.wait()
+        before = self.disk_usage()
+        with kv_lock(self._locks, wait=False) as alone:
+            if alone:
+                remove_unused(self._database, self._chunks)
+                sweep(self._database, self._space)
+                self._chunks.empty_quarantine()
+                self._quota.enforce(self._database)
+        return max(before - self.disk_usage(), 0)
+
     def disk_usage(self) -> int:
         """Bytes that rows of chats and named prompt caches take on the disk: what `disk_limit` holds for."""
         return self._space.used()

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 
 from mlxkv.commands import (
     ChangeSettings,
+    CollectCache,
     Command,
     Compact,
     Continue,
@@ -17,12 +18,14 @@ from mlxkv.commands import (
     Edit,
     ExportChat,
     Fork,
+    ListCache,
     ListChats,
     ListModels,
     LoadModel,
     NewChat,
     OpenChat,
     PausePull,
+    PinChat,
     PlanCompact,
     Pull,
     RenameChat,
@@ -38,12 +41,15 @@ from mlxkv.commands import (
 from mlxkv.events import (
     Applied,
     Branch,
+    CacheCollected,
+    CacheList,
     ChatDeleted,
     ChatExported,
     ChatHit,
     ChatHits,
     ChatList,
     ChatOpened,
+    ChatPinned,
     ChatRenamed,
     ChatSummary,
     ChatTree,
@@ -193,6 +199,12 @@ class FakeEngine:
                 return [ChatOpened("c3", "Rust lifetimes (2)", self.history[:-2]), TurnStarted("hello"), *self._reply()]
             case Edit(turn, text):
                 return [ChatOpened("c3", "Rust lifetimes (2)", self.history[:turn]), TurnStarted(text), *self._reply()]
+            case ListCache():
+                return [CacheList(self.chats, (("book", 52_000_000),), 5_900_000_000, 20_000_000_000)]
+            case CollectCache():
+                return [CacheCollected(1_200_000, 5_900_000_000)]
+            case PinChat():
+                return [ChatPinned("c1", True)]
             case CountTokens(key, text):
                 return [TokensCounted(key, len(text.split()))]
             case PlanCompact():

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from mlxkv import commands as cmd
 from mlxkv.events import (
+    CacheCollected,
+    CacheList,
     ChatDeleted,
     ChatOpened,
     ChatRenamed,
@@ -30,7 +33,7 @@ from mlxkv.tui.commands import COMMANDS
 from mlxkv.tui.listing import PutPrompt
 from mlxkv.tui.slash import Wish, run, settings_list
 from mlxkv.tui.state import ChatState
-from tests.tui.fake_engine import STATS
+from tests.tui.fake_engine import CHATS, STATS
 
 CHAT = (
     Message("user", "one"),
@@ -242,8 +245,6 @@ def test_a_failure_says_what_to_do(state: ChatState, kind: str, advice: str) -> 
 
 
 def test_what_rotates_out_is_told_once_per_turn_that_drops(state: ChatState) -> None:
-    from dataclasses import replace
-
     for evicted, told in ((0, ""), (512, "oldest 512 tok"), (512, ""), (768, "oldest 256 tok rotated out, 768 in all")):
         state.submit(cmd.Send("x", 0.0))
         state.apply(TurnFinished("stop", "y", replace(STATS, evicted_tokens=evicted)))
@@ -313,8 +314,6 @@ def test_a_summary_that_is_stopped_leaves_nothing_waiting(state: ChatState) -> N
 
 
 def test_that_the_window_will_be_full_is_said_once_before_it_is(state: ChatState) -> None:
-    from dataclasses import replace
-
     for tokens, told in ((800, False), (930, True), (960, False), (700, False), (950, True)):
         state.submit(cmd.Send("x", 0.0))
         state.apply(TurnFinished("stop", "y", replace(STATS, cache_tokens=tokens, cache_window=1000)))
@@ -328,7 +327,7 @@ def test_a_model_that_does_not_fit_is_asked_about(state: ChatState) -> None:
     state.submit(cmd.LoadModel("org/Large-4bit"))
     state.apply(TIGHT)
     assert state.listing is not None
-    assert state.listing.title == "Large-4bit needs ~19.2 GB, 17.5 GB usable (of 24.0)"
+    assert state.listing.title == "Large-4bit needs ~19.2 GB, 17.5 GB usable (of 24)"
     assert [row.choice for row in state.listing.rows] == [
         cmd.ListModels(fitting=True),
         cmd.LoadModel("org/Large-4bit", kv_bits=4),
@@ -354,6 +353,34 @@ def test_a_chat_that_was_to_be_resumed_opens_once_a_model_was_chosen() -> None:
     state.submit(cmd.LoadModel("tutor"))
     state.apply(ModelReady("tutor", 1, 0.1, True))
     assert sent(state) == [cmd.LoadModel("tutor"), cmd.OpenChat("c1")]
+
+
+def test_the_cache_on_disk(state: ChatState) -> None:
+    for line, command in (
+        ("ls", cmd.ListCache()),
+        ("", cmd.ListCache()),
+        ("gc", cmd.CollectCache()),
+        ("pin", cmd.PinChat()),
+    ):
+        run(state, "cache", line)
+        assert sent(state) == [command]
+    state.apply(
+        CacheList((*CHATS, replace(CHATS[0], id="c3", kv_bytes=10**9, pinned=True)), (("book", 52_000_000),), 10, 0)
+    )
+    assert state.listing is not None
+    rows = [(row.text, row.choice, row.facts[1:2]) for row in state.listing.rows]
+    assert rows == [
+        ("● Rust lifetimes", cmd.OpenChat("c3"), ("1.0 GB, pinned",)),
+        ("● Rust lifetimes", cmd.OpenChat("c1"), ("916 MB",)),
+        ("Prompt caches, for `mlxkv -p --cache NAME`", None, ()),
+        ("  book · 52 MB", None, ()),
+    ]
+    state.apply(CacheCollected(1_200_000, 5_900_000_000))
+    assert lines(state)[-1] == "Freed 1.2 MB; KV on disk takes 5.9 GB."
+    state.apply(CacheCollected(0, 5_900_000_000))
+    assert lines(state)[-1] == "Nothing to remove; KV on disk takes 5.9 GB."
+    run(state, "cache", "all")
+    assert "ls, gc or pin" in lines(state)[-1]
 
 
 def test_an_empty_window_says_so(state: ChatState) -> None:

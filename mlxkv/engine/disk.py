@@ -1,0 +1,36 @@
+"""KV on the disk: what lies there, what can go, what is to stay. On the MLX thread, as every use of the store."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from mlxkv.engine import figures
+from mlxkv.engine.front import Front
+from mlxkv.errors import PromptError
+from mlxkv.events import CacheCollected, CacheList, ChatPinned, EngineEvent
+from mlxkv.store.prompt_folder import PromptFolder
+
+
+def listed(front: Front) -> Iterator[EngineEvent]:
+    named = tuple((cache.name, cache.size) for cache in PromptFolder(front.folders).list())
+    with front.store() as store:
+        yield CacheList(store.list(), named, store.disk_usage(), front.settings.disk_limit_bytes or 0)
+
+
+def collected(front: Front) -> Iterator[EngineEvent]:
+    freed = PromptFolder(front.folders).collect()
+    with front.store() as store:
+        freed += store.collect()
+        front.disk_bytes = store.disk_usage()
+    yield CacheCollected(freed, front.disk_bytes)
+    yield figures.status(front)
+
+
+def pinned(front: Front) -> Iterator[EngineEvent]:
+    session = front.open_chat.session_id
+    if session is None:
+        raise PromptError("This chat is not saved, so there are no rows to keep; write something first.")
+    with front.store() as store:
+        was = any(chat.id == session and chat.pinned for chat in store.list())
+        store.pin(session, not was)
+    yield ChatPinned(session, not was)
