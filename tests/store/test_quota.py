@@ -136,12 +136,12 @@ def test_the_limit_holds_after_every_operation(folders: Folders, tmp_path: Path)
             store = SessionStore.open(folders, disk_limit=LIMIT)
             for other in talks:
                 other.store = store
-        used = store.disk_usage()
+        before, used = used, store.disk_usage()
         if THOROUGH or n % 10 == 0:
             assert used == du(folders)
             assert {name: data for name, data in named(folders).items() if not name.startswith(".")} == books
-        if kind != "junk":  # that was not us
-            assert used <= LIMIT, (n, kind, used)
+        if kind != "junk":  # that was not us, and a save for which there is no room leaves it there
+            assert used <= max(LIMIT, before), (n, kind, used)
         worst = max(worst, used)
     evicted = store.num_bytes_written() - used
     store.close()
