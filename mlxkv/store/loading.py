@@ -86,7 +86,8 @@ def load(cache: KVCacheLike, ids: Sequence[int], reads: Sequence[Read], chunks: 
 
 
 def _at_once(reads: Sequence[Read], chunks: ChunkFiles, watch: Watch) -> None:
-    jobs = [_into_place(read, chunks, watch) for read in reads]  # memory addresses are MLX's business: this thread
+    largest_first = sorted(reads, key=lambda read: -read.chunk.size)  # else the last one may keep one thread busy alone
+    jobs = [_into_place(read, chunks, watch) for read in largest_first]  # MLX's addresses are this thread's business
     with ThreadPoolExecutor(min(_AT_ONCE, os.cpu_count() or 1), "mlxkv-read") as pool:
         running = [pool.submit(job) for job in jobs]
         try:

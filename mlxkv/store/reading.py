@@ -19,7 +19,7 @@ from mlxkv.store.format import ChunkHead, Shapes, check_header, opened
 from mlxkv.store.pacing import FIRST
 from mlxkv.store.ports import PlacesLike
 
-PIECE = 512 << 10  # bytes read and hashed at once: they should still be in the processor's cache
+PIECE = 2 << 20  # bytes read and hashed at once: still in the processor's cache, and few enough calls
 MOST_VIEWS = 512  # of one read; systems allow 1,024
 
 GoOn = Callable[[int], bool]
