@@ -16,7 +16,7 @@ from mlxkv.config import Folders
 
 if TYPE_CHECKING:
     from mlxkv.events import ChatSummary
-    from mlxkv.store import SessionStore
+    from mlxkv.store import SearchHit, SessionStore
 
 chats = typer.Typer(
     rich_markup_mode=None, no_args_is_help=True, help="List, show, search, move and delete saved chats."
@@ -84,8 +84,9 @@ def chats_search(
     as_json: Json = False,
     output: Output = "text",
 ) -> None:
-    """Find words in all chats, the best match first. The last word may be the beginning of one."""
+    """Find words in all chats and their titles, the best match first. The last word may be the beginning of one."""
     from mlxkv.tables import row, width_of_terminal
+    from mlxkv.text import marked
 
     with open_store() as store:
         hits = store.search(text, limit)
@@ -93,9 +94,12 @@ def chats_search(
     if _as_json(as_json, output):
         print(json.dumps([asdict(hit) for hit in hits], indent=1))
         return
+    width = width_of_terminal()
     for hit in hits:
-        place = f"{short.get(hit.session_id, hit.session_id)}  {hit.title}  #{hit.turn + 1} {hit.role}:"
-        print(row([place, hit.snippet], width_of_terminal()))
+        place = row([short.get(hit.session_id, hit.session_id), *_place(hit)], None)
+        snippet, marks = marked(hit.snippet, hit.marks)
+        line = row([place, snippet], width)
+        print(line if width is None else _bold(line, len(place) + 2, marks))
     if not hits:
         print("Nothing was found.", file=sys.stderr)
         raise typer.Exit(1)
@@ -220,6 +224,18 @@ def open_store(folders: Folders | None = None) -> SessionStore:
     from mlxkv.store import SessionStore
 
     return SessionStore.open(folders or Folders.from_env())
+
+
+def _place(hit: SearchHit) -> list[str]:
+    return ["title:"] if hit.turn is None else [hit.title, f"#{hit.turn + 1} {hit.role}:"]
+
+
+def _bold(line: str, start: int, marks: Sequence[tuple[int, int]]) -> str:
+    """For a terminal: what was found stands out, and cannot be taken for something in the text."""
+    for a, b in reversed(marks):
+        a, b = min(start + a, len(line)), min(start + b, len(line))
+        line = f"{line[:a]}\x1b[1m{line[a:b]}\x1b[0m{line[b:]}"
+    return line
 
 
 def _as_json(flag: bool, output: str) -> bool:

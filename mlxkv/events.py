@@ -167,13 +167,14 @@ class Versions:
 
 @dataclass(frozen=True)
 class ChatHit:
-    """A turn that was found; the words stand between `[` and `]` in `snippet`."""
+    """A turn that was found, or a title (`turn` None); `marks` are the spans of `snippet` that were looked for."""
 
     session_id: str
     title: str
-    turn: int
+    turn: int | None
     role: str
     snippet: str
+    marks: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)

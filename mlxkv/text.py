@@ -7,6 +7,7 @@ memory than its last characters. What a terminal would act on, or a reader could
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 MARK = "\ufffd"
 CONTEXT = 10  # characters before a piece of text that count for it
@@ -62,3 +63,14 @@ def _visible(match: re.Match[str]) -> str:
 
 def _visible_joined(match: re.Match[str]) -> str:
     return match[0] if match["joint"] else _visible(match)
+
+
+def marked(text: str, spans: Iterable[tuple[int, int]]) -> tuple[str, tuple[tuple[int, int], ...]]:
+    """`text` cleaned, and where its `spans` [start, end), ascending, are in that: cleaning may drop characters."""
+    out, moved, done = "", [], 0
+    for start, end in spans:
+        out += clean(text[done:start], text[:done])
+        begin = len(out)
+        out, done = out + clean(text[start:end], text[:start]), end
+        moved.append((begin, len(out)))
+    return out + clean(text[done:], text[:done]), tuple(moved)

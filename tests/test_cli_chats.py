@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -59,15 +60,25 @@ def test_json_says_everything(run: Run, family: list[str]) -> None:  # noqa: F81
     assert [t["ids"] for t in shown["turns"]] == [[1, 2, 3], [4, 5]]
     hits = json.loads(run("chats", "search", "rayl", "--output-format", "json").out)
     assert [(h["session_id"], h["turn"], h["role"]) for h in hits] == [(family[0], 1, "assistant")]
-    assert "[Rayleigh]" in hits[0]["snippet"]
+    snippet = hits[0]["snippet"]
+    assert [snippet[a:b] for a, b in hits[0]["marks"]] == ["Rayleigh"]
 
 
-def test_search_prints_a_line_per_hit(run: Run, family: list[str]) -> None:  # noqa: F811
+def test_search_prints_a_line_per_hit(run: Run, family: list[str], monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     lines = run("chats", "search", "why is").out.splitlines()
     assert len(lines) == 4
     assert len(run("chats", "search", "why is", "--limit", "2").out.splitlines()) == 2
-    assert "the sea  #1 user:  [Why] [is] the sea salty?" in "\n".join(lines)
+    assert "the sea  #1 user:  Why is the sea salty?" in "\n".join(lines)
     assert "\x1b" not in run("chats", "search", "mostly").out
+    assert run("chats", "rename", "the sea", "Salt \x1b[7m water").code == 0
+    assert f"{family[1][:10]}" in (found := run("chats", "search", "salt wat").out)
+    assert found.endswith("  title:  Salt ␛[7m water\n")
+    monkeypatch.setattr("mlxkv.tables.width_of_terminal", lambda: 60)
+    shown = run("chats", "search", "salt wat").out
+    assert shown.endswith("  title:  \x1b[1mSalt\x1b[0m ␛[7m \x1b[1mwater\x1b[0m\n")
+    monkeypatch.setattr("mlxkv.tables.width_of_terminal", lambda: 30)
+    assert re.sub(r"\x1b\[[01]m", "", run("chats", "search", "salt wat").out).rstrip("\n")[-1] == "…"
+    monkeypatch.undo()
     nothing = run("chats", "search", 'no" OR such*')
     assert (nothing.code, nothing.out) == (1, "")
     assert "Nothing was found" in nothing.err

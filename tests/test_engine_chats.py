@@ -108,7 +108,8 @@ def test_a_cut_reply_goes_on_in_place(said: Said) -> None:
 def test_naming_finding_and_deleting(said: Said) -> None:
     assert said.one(cmd.RenameChat("  Two\n numbers "), ev.ChatRenamed).title == "Two numbers"
     hits = said.one(cmd.SearchChats("two"), ev.ChatHits).hits
-    assert [(h.title, h.role) for h in hits] == [("Two numbers", "user")]
+    assert [(h.title, h.role) for h in hits] == [("Two numbers", "title"), ("Two numbers", "user")]
+    assert [hits[0].snippet[a:b] for a, b in hits[0].marks] == ["Two"]
     session = said.one(cmd.ListChats(), ev.ChatList).chats[0].id
     assert isinstance(said.ask(cmd.RenameChat(" "))[0], ev.Failed)
     events = said.ask(cmd.DeleteChat())

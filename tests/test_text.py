@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlxkv.text import CONTEXT, FLOOD, MARK, clean
+from mlxkv.text import CONTEXT, FLOOD, MARK, clean, marked
 
 ANY = st.text(st.characters(codec=None, exclude_categories=()))  # lone surrogates included
 VISIBLE_FORMAT = set("\u0600\u0601\u0602\u0603\u0604\u0605\u06dd\u070f\u0890\u0891\u08e2\U000110bd\U000110cd")
@@ -113,3 +113,12 @@ def test_joined_emoji_are_shown_in_parts_and_copied_whole() -> None:
 def test_a_flood_of_combining_marks_stands_beside_its_letter(mark: str) -> None:
     assert clean("e" + mark * (FLOOD + 3)) == "e" + mark * FLOOD + MARK * 3
     assert clean("e" + mark * FLOOD) == "e" + mark * FLOOD
+
+
+def test_marks_stay_on_their_words_when_the_text_is_cleaned() -> None:
+    text = "a\x1b[1mb \N{WOMAN}\u200d\N{ROCKET} needle \u202eend"
+    at = text.index("needle")
+    shown, marks = marked(text, [(0, 1), (at, at + 6), (at + 7, len(text))])
+    assert shown == clean(text)
+    assert [shown[a:b] for a, b in marks] == ["a", "needle", clean("\u202eend")]
+    assert marked("plain", []) == ("plain", ())

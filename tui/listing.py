@@ -31,6 +31,7 @@ class Row:
     choice: Choice | None = None
     facts: tuple[str, ...] = ()
     more_words: str = ""  # found by these too
+    marks: tuple[tuple[int, int], ...] = ()  # spans of `text`, which is clean then, that stand out
 
     @property
     def words(self) -> str:

@@ -9,7 +9,7 @@ from mlxkv import commands as cmd
 from mlxkv import events as ev
 from mlxkv.readings import CompactPlan, ModelTight
 from mlxkv.stats import bytes_text
-from mlxkv.text import clean
+from mlxkv.text import clean, marked
 from mlxkv.tui.chats import latest_first, when_text
 from mlxkv.tui.listing import Listing, Row
 from mlxkv.tui.wording import plural
@@ -89,10 +89,13 @@ def models_list(models: Sequence[ev.ModelCard], current: str, has_chat: bool, on
 
 
 def hits_list(words: str, hits: Sequence[ev.ChatHit]) -> Listing:
-    rows = tuple(
-        Row(one_line(hit.snippet), cmd.OpenChat(hit.session_id), (hit.role, one_line(hit.title))) for hit in hits
-    )
-    return Listing(f"“{one_line(words)}” in all chats", rows, "⏎ open the chat · esc close", "No chat has these words.")
+    rows = []
+    for hit in hits:
+        text, marks = marked(hit.snippet, hit.marks)
+        facts = ("title",) if hit.turn is None else (hit.role, one_line(hit.title))
+        rows.append(Row(text, cmd.OpenChat(hit.session_id), facts, marks=marks))
+    title, hint = f"“{one_line(words)}” in all chats", "⏎ open the chat · esc close"
+    return Listing(title, tuple(rows), hint, "No chat has these words.")
 
 
 def missing_model(name: str, size_bytes: int) -> Listing:

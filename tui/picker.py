@@ -62,7 +62,11 @@ class Picker(OptionList):
     def _option(self, row: Row, width: int) -> Option:
         if row.choice is None and self.listing.searchable:
             return Option(Text(shown(row.text), "bold", no_wrap=True), disabled=True)
-        return Option(Text(row_line(row, width), no_wrap=True))
+        line = Text(row_line(row, width), no_wrap=True)
+        for a, b in row.marks:
+            if line.plain.startswith(row.text[:b]):  # the rest was cut off
+                line.stylize("bold underline", a, b)
+        return Option(line)
 
     def on_key(self, event: Key) -> None:
         if not self.listing.searchable:

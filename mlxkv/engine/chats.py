@@ -130,7 +130,7 @@ def listed(front: Front) -> Iterator[EngineEvent]:
 def found(front: Front, words: str) -> Iterator[EngineEvent]:
     with front.store() as store:
         hits = store.search(words)
-    yield ChatHits(words, tuple(ChatHit(h.session_id, h.title, h.turn, h.role, h.snippet) for h in hits))
+    yield ChatHits(words, tuple(ChatHit(h.session_id, h.title, h.turn, h.role, h.snippet, h.marks) for h in hits))
 
 
 def renamed(front: Front, title: str, session_id: str | None) -> Iterator[EngineEvent]:

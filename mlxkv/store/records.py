@@ -47,13 +47,17 @@ class SessionRecord:
 
 @dataclass(frozen=True)
 class SearchHit:
-    """A turn that matches; the words found stand between `[` and `]` in `snippet`."""
+    """A turn that matches, or a title: then `turn` is None and `role` "title".
+
+    `snippet` is one line of the text as it is; `marks` are the spans of it [start, end) that were looked for.
+    """
 
     session_id: str
     title: str
-    turn: int
+    turn: int | None
     role: str
     snippet: str
+    marks: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -216,7 +216,7 @@ class Sessions:
         return row[0] if row else None
 
     def search(self, text: str, limit: int = 50) -> tuple[SearchHit, ...]:
-        """Turns that hold every word and "quoted phrase" of `text` (the last may be a beginning), best first."""
+        """Titles and turns that hold every word and "quoted phrase" of `text` (the last may be a beginning)."""
         with self.database.reading() as db:
             return tuple(search(db, text, limit))
 

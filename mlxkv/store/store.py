@@ -157,7 +157,7 @@ class SessionStore:
         return self._sessions.latest()
 
     def search(self, text: str, limit: int = 50) -> tuple[SearchHit, ...]:
-        """Turns that hold every word and "quoted phrase" of `text`, best first; the last may be a beginning."""
+        """Titles and turns with every word and "quoted phrase" of `text`, best first; the last may be a beginning."""
         return self._sessions.search(text, limit)
 
     def tree(self, session_id: str) -> tuple[Branch, ...]:

@@ -94,13 +94,13 @@ def test_the_limit_holds_after_every_operation(folders: Folders, tmp_path: Path)
         kind = rng.choice(kinds)
         talk = rng.choice(talks) if talks else None
         if kind == "book":
-            name, before = f"b{rng.randrange(6)}", {path: path.stat() for path in kv.glob("*/*")}
+            name, there = f"b{rng.randrange(6)}", {path: path.stat() for path in kv.glob("*/*")}
             try:
                 path = save_named(store, folders, name, rng.randrange(1, 800))
                 books[path.name] = path.read_bytes()
             except StoreError:
                 refused += 1
-                assert {path: path.stat() for path in kv.glob("*/*")} == before
+                assert {path: path.stat() for path in kv.glob("*/*")} == there
         elif kind == "unbook":
             if books:
                 name = rng.choice(sorted(books))

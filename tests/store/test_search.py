@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlxkv.config import Folders
-from mlxkv.store import SessionStore, TurnRecord
+from mlxkv.store import SearchHit, SessionStore, TurnRecord
 from tests.store.fake import model
 
 TEXTS = [
@@ -73,11 +73,87 @@ def test_what_is_found(store: SessionStore, query: str, chats: list[int]) -> Non
         assert found(store, query) == chats
 
 
+def marked(hit: SearchHit) -> list[str]:
+    assert list(hit.marks) == sorted(hit.marks)
+    assert "\n" not in hit.snippet
+    return [hit.snippet[a:b] for a, b in hit.marks]
+
+
 @pytest.mark.parametrize(
-    ("query", "marked"), [("lazy", "[lazy]"), ("qui", "[quick]"), ("公园", "[公园]"), ('"to be or"', "[to be or]")]
+    ("query", "expected"),
+    [
+        ("lazy", ["lazy"]),
+        ("qui", ["quick"]),
+        ("公园", ["公园"]),
+        ("散步 天气", ["天气", "散步"]),
+        ('"to be or"', ["to be or"]),
+        ("values", ["values"]),  # in a text that has brackets
+        ("naive cafes", ["naïve", "Cafés"]),
+    ],
 )
-def test_the_match_is_marked(store: SessionStore, query: str, marked: str) -> None:
-    assert marked in "".join(hit.snippet for hit in store.search(query))
+def test_what_was_looked_for_is_marked(store: SessionStore, query: str, expected: list[str]) -> None:
+    hit = store.search(query)[0]
+    assert marked(hit) == expected
+    assert hit.snippet.strip("…") in TEXTS[found(store, query)[0]]
+
+
+@pytest.fixture
+def own(folders: Folders) -> Iterator[SessionStore]:
+    with SessionStore.open(folders) as opened:
+        yield opened
+
+
+def told(store: SessionStore, title: str, *texts: str) -> str:
+    session = store.create(title, model())
+    for i, text in enumerate(texts):
+        store.add_turn(session, TurnRecord("user", text, (i,)))
+    return session
+
+
+@pytest.mark.parametrize(
+    ("text", "query", "expected"),
+    [
+        ("a [needle] in [hay]", "needle", ["needle"]),
+        ("<needle> <b>needle</b> \x02needle\x03", "needle", ["needle"] * 3),
+        ("İİİİ 公园 İ", "公园", ["公园"]),  # lower case has more letters there
+        ("İ ISTANBUL 公园", "istanbul 公园", ["ISTANBUL", "公园"]),
+        ("one\n\n\ttwo three\u2028four", '"two three four"', ["two three four"]),
+    ],
+)
+def test_marks_are_of_the_text_whatever_it_says(own: SessionStore, text: str, query: str, expected: list[str]) -> None:
+    told(own, "x", text)
+    (hit,) = own.search(query)
+    assert marked(hit) == expected
+    assert hit.snippet.split() == text.split()
+
+
+def test_titles_are_found_too_and_come_first(own: SessionStore) -> None:
+    named = told(own, "Größere [Reise] nach Porto", "Which train?")
+    said = told(own, "trains", "the train to Porto")
+    hits = own.search("port")
+    assert [(h.session_id, h.turn, h.role, marked(h)) for h in hits] == [
+        (named, None, "title", ["Porto"]),
+        (said, 0, "user", ["Porto"]),
+    ]
+    assert hits[0].snippet == "Größere [Reise] nach Porto"
+    assert [h.session_id for h in own.search("großere reise")] == [named]
+    assert [h.session_id for h in own.search('"nach porto"')] == [named]
+    assert own.search("porto which") == ()  # the words stand together, in a title or in a turn
+    assert len(own.search("port", 1)) == 1
+    own.rename(named, "公园散步")
+    assert [(h.session_id, h.role, marked(h)) for h in own.search("散步")] == [(named, "title", ["散步"])]
+    own.delete(named)
+    assert own.search("散步") == ()
+
+
+def test_a_title_that_repeats_how_the_chat_begins_is_no_hit_of_its_own(own: SessionStore) -> None:
+    """Every chat is called by its first line until the user gives it a name."""
+    text = "Why is the sky blue at noon and red in the evening, and what has the air to do with it?"
+    session = told(own, text[:59] + "…", text)
+    fork = own.fork(session, 1)
+    assert [(h.session_id, h.turn) for h in own.search("sky")] == [(fork, 0), (session, 0)]
+    own.rename(session, "the sky")
+    assert [(h.session_id, h.turn) for h in own.search("sky")] == [(session, None), (fork, 0), (session, 0)]
 
 
 def test_the_limit_holds(store: SessionStore) -> None:

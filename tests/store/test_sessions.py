@@ -140,8 +140,8 @@ def test_search_takes_anything_a_user_types(store: SessionStore) -> None:
     session = store.create("sky", model())
     store.add_turn(session, TurnRecord("user", "why is the sky blue", (1,)))
     store.add_turn(session, TurnRecord("assistant", "rayleigh scattering", (2,), thinking="a hidden thought"))
-    assert [(h.session_id, h.turn, h.snippet) for h in store.search("Sky bl")] == [
-        (session, 0, "why is the [sky] [blue]")
+    assert [(h.session_id, h.turn, h.snippet, h.marks) for h in store.search("Sky bl")] == [
+        (session, 0, "why is the sky blue", ((11, 14), (15, 19)))
     ]
     assert [h.turn for h in store.search("hidden")] == [1]
     for text in ("", '"', "sky AND", "NEAR(", "text:sky*", "-sky", "'; DROP TABLE turn; --", "*", "\0"):

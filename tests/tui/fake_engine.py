@@ -183,7 +183,7 @@ class FakeEngine:
             case ExportChat(kind, path):
                 return [ChatExported(path or f"/tmp/Rust-lifetimes.{kind}")]
             case SearchChats(words):
-                return [ChatHits(words, (ChatHit("c2", "Trip to Porto", 0, "user", "the [train] to Porto"),))]
+                return [ChatHits(words, (ChatHit("c2", "Trip to Porto", 0, "user", "the train to Porto", ((4, 9),)),))]
             case ChangeSettings() | SetSystem():
                 return [Applied("")]
             case ShowContext():

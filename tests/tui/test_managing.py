@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from rich.text import Text
 
 from mlxkv.commands import DeleteChat, Edit, ExportChat, ListChats, LoadModel, OpenChat, RenameChat, Rewind
 from mlxkv.config import Folders, Settings
@@ -64,7 +65,11 @@ async def test_words_that_no_title_has_are_looked_for_in_all_chats() -> None:
         await w.pilot.press(*"train")
         await w.until(lambda: "looks for them in what was said" in w.screen())
         await w.pilot.press("enter")
-        await w.until(lambda: "the [train] to Porto" in w.screen())
+        await w.until(lambda: "“train” in all chats" in w.screen())
+        assert "the train to Porto" in w.screen()
+        line = w.app.query_one(Picker).get_option_at_index(0).prompt
+        assert isinstance(line, Text)
+        assert [line.plain[span.start : span.end] for span in line.spans] == ["train"]
         await w.pilot.press("enter")
         await w.until(lambda: OpenChat("c2") in w.engine.commands)
 
