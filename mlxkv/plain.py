@@ -23,6 +23,7 @@ from mlxkv.tui import slash
 from mlxkv.tui.blocks import Kind
 from mlxkv.tui.commands import Run, Unknown, help_rows, parse
 from mlxkv.tui.listing import Listing, PutPrompt, row_line
+from mlxkv.tui.reports import context_line
 from mlxkv.tui.state import ChatState
 
 _TELL_SECONDS = 5.0  # between two lines about a prompt that is being read or a model on its way
@@ -216,7 +217,7 @@ class PlainChat:
             if block.kind is Kind.ERROR:
                 self._line(f"Error: {block.text}")
             elif block.kind is Kind.META:
-                self._line(spoken(block.text))
+                self._line(spoken(context_line(block.text, _WIDTH)))
 
     def _is_time(self) -> bool:
         if time.monotonic() - self._told < _TELL_SECONDS:

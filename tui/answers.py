@@ -10,6 +10,7 @@ from mlxkv import events as ev
 from mlxkv.stats import bytes_text
 from mlxkv.text import clean
 from mlxkv.tui import lists, reports
+from mlxkv.tui.blocks import CONTEXT
 
 if TYPE_CHECKING:
     from mlxkv.tui.state import ChatState
@@ -80,7 +81,7 @@ def take(state: ChatState, event: ev.EngineEvent) -> None:
             state.show(lists.missing_model(name, size))
         case ev.ContextUse():
             state.answered(cmd.ShowContext)
-            state.say_lines(reports.context_lines(event))
+            state.say_lines(reports.context_lines(event), CONTEXT)
         case ev.SessionFigures():
             state.answered(cmd.ShowStats)
             state.say_lines(reports.stats_lines(event))

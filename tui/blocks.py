@@ -12,6 +12,7 @@ from enum import Enum
 from mlxkv.stats import TurnStats
 
 NO_MESSAGE = -1
+CONTEXT = "context"  # `info` of a line about what fills the window
 
 
 class Kind(Enum):

@@ -39,7 +39,7 @@ def chat_row(chat: ev.ChatSummary, now: float) -> Row:
 def cache_list(cache: ev.CacheList, now: float) -> Listing:
     """Chats with rows on disk, the largest first, and the named prompt caches."""
     saved = sorted((chat for chat in cache.chats if chat.kv_bytes), key=lambda chat: -chat.kv_bytes)
-    rows = [chat_row(chat, now) for chat in saved]
+    rows = [replace(row, facts=(row.facts[0], row.facts[2], row.facts[1])) for row in (chat_row(c, now) for c in saved)]
     if cache.named:
         rows.append(Row("Prompt caches, for `mlxkv -p --cache NAME`"))
     rows += [Row(f"  {name} · {bytes_text(size)}") for name, size in cache.named]

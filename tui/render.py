@@ -16,8 +16,9 @@ from rich.style import Style
 
 from mlxkv.text import clean
 from mlxkv.tui.attach import parts
-from mlxkv.tui.blocks import Block, Kind
+from mlxkv.tui.blocks import CONTEXT, Block, Kind
 from mlxkv.tui.listing import cut
+from mlxkv.tui.reports import context_line
 from mlxkv.tui.rows import Line, Row, wrap
 from mlxkv.tui.wording import stat_text, version_text
 
@@ -96,7 +97,8 @@ class Renderer:
                     rows += [_row([Segment("│ ", muted), *line], gap, margin=EDGE + 2)
                              for line, gap in wrap([Segment(_plain(block.detail), quiet)], room - 2)]  # fmt: skip
             case Kind.META:
-                sign, text = ("✓", block.text[2:]) if block.text.startswith("✓ ") else ("·", block.text)
+                said = context_line(block.text, room) if block.info == CONTEXT else block.text
+                sign, text = ("✓", said[2:]) if said.startswith("✓ ") else ("·", said)
                 rows += _hang(text, muted, room, Segment(f" {sign} ", muted))
             case Kind.ERROR:
                 error = _style(self.look.error)

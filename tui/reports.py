@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from rich.cells import cell_len
+
 from mlxkv.readings import ContextUse, SessionFigures, SessionStatus
 from mlxkv.stats import bytes_text, rate_text
 from mlxkv.text import clean
+from mlxkv.tui.listing import cut
 from mlxkv.tui.wording import plural
 
-_BAR = 20
-_TEXT = 34  # cells of a message that say which one it is
+_BAR = 20  # cells at most
 _NAMES = {"system": "system", "user": "you", "assistant": "reply"}
 
 
 def context_lines(use: ContextUse) -> list[str]:
-    """What fills the window, message by message; what has rotated out is said."""
+    """What fills the window: a line in words, then one for each message, which `context_line` words for a width."""
     if not use.parts:
         return ["The window is empty: nothing has been said yet."]
     live, tokens = sum(p.live for p in use.parts), sum(p.tokens for p in use.parts)
@@ -21,14 +23,29 @@ def context_lines(use: ContextUse) -> list[str]:
     share = f" of {use.window:,} ({100 * live // use.window}%)" if use.window else ""
     lines = [f"Context: {live:,} tok{share} · {use.pinned:,} pinned · {tokens - live:,} rotated out"]
     for number, part in enumerate(use.parts):
-        text = " ".join(clean(part.text).split())
-        text = text if len(text) <= _TEXT else text[: _TEXT - 1] + "…"
-        full = round(_BAR * part.live / most)
-        gone = "" if part.live == part.tokens else " · out" if not part.live else f" · {part.live:,} left"
-        bar = "█" * max(full, 1 if part.live else 0)
-        name = _NAMES.get(part.role, part.role)
-        lines.append(f"{number:>3} {name:<6} {text:<{_TEXT}} {part.tokens:>7,} tok {bar}{gone}")
+        text, name = " ".join(clean(part.text).split()), _NAMES.get(part.role, part.role)
+        lines.append("\t".join(map(str, (number, name, text, part.tokens, part.live, most))))
     return lines
+
+
+def context_line(line: str, width: int) -> str:
+    """A line of `context_lines` in at most `width` cells, where that is about a message: who, what, tokens and a bar.
+
+    The bar gives way first, then who; of the text there is what the rest leaves.
+    """
+    if line.count("\t") != 5:
+        return line
+    number, name, text, tokens, live, most = line.split("\t")
+    gone = "" if live == tokens else " · out" if live == "0" else f" · {int(live):,} left"
+    cells = min(_BAR, max(0, (width - 40) // 2))
+    full = round(cells * int(live) / int(most))
+    bar = "█" * max(full, 1 if int(live) and cells else 0)
+    who = f"{number:>3} {name:<6} " if width >= 30 else ""
+    right = f" {int(tokens):>7,} tok" + (f" {bar}" if cells else "") + gone
+    widest = f" {int(tokens):>7,} tok" + (" " * (cells + 1) if cells else "") + gone
+    room = max(0, width - len(who) - len(widest))
+    text = cut(text, room) if room > 1 else ""
+    return cut(f"{who}{text}{' ' * (room - cell_len(text))}{right}", width)
 
 
 def stats_lines(f: SessionFigures) -> list[str]:

@@ -57,9 +57,10 @@ class Story:
         """A dim line of ours."""
         self._add(Block(Kind.META, clean(text), tight=self._last is Kind.META))
 
-    def say_lines(self, lines: Sequence[str]) -> None:
+    def say_lines(self, lines: Sequence[str], info: str = "") -> None:
+        """`info`: what the lines are about, where they are worded for the width there is."""
         for i, line in enumerate(lines):
-            self._add(Block(Kind.META, clean(line), tight=i > 0))
+            self._add(Block(Kind.META, clean(line), info, tight=i > 0))
 
     def say_after_opening(self, text: str) -> None:
         """A line that the chat which is about to open must not wipe away."""

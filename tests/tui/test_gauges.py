@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.cells import cell_len
 
 from mlxkv.events import PrefillProgress, TextDelta, TurnFinished, TurnStarted
-from mlxkv.readings import CacheView, SessionStatus
+from mlxkv.readings import CacheView, ContextPart, ContextUse, SessionStatus
+from mlxkv.tui.blocks import CONTEXT as CONTEXT_INFO
+from mlxkv.tui.blocks import Block, Kind
 from mlxkv.tui.gauges import (
     EVICTED,
     FREE,
@@ -21,7 +25,8 @@ from mlxkv.tui.gauges import (
     wide_lines,
 )
 from mlxkv.tui.meter import Meter
-from mlxkv.tui.reports import context_lines, memory_lines, stats_lines
+from mlxkv.tui.render import Look, Renderer
+from mlxkv.tui.reports import context_line, context_lines, memory_lines, stats_lines
 from tests.tui.fake_engine import CONTEXT, FIGURES, RING, STATS, STATUS
 
 HALF = CacheView(10, 50, 80, 50, 20, 0, 1000, 500)
@@ -90,9 +95,25 @@ def test_the_meter_counts_tokens_by_the_second() -> None:
 def test_context_says_what_has_rotated_out() -> None:
     lines = context_lines(CONTEXT)
     assert lines[0] == "Context: 100 tok of 128 (78%) · 12 pinned · 32 rotated out"
-    assert "system" in lines[1]
-    assert lines[2].rstrip().endswith("· 8 left")
-    assert "█" * 20 in lines[3]
+    rows = [context_line(line, 80) for line in lines[1:]]
+    assert "system" in rows[0]
+    assert rows[1].endswith("· 8 left")
+    assert rows[2].endswith(f"     80 tok {'█' * 20}")
+    gone = ContextUse((ContextPart("user", "日本語 " * 30, 12_345, 0), ContextPart("user", "a\tb", 1, 1)), 64, 0)
+    assert context_line(context_lines(gone)[1], 60).endswith("…  12,345 tok  · out")
+
+
+@pytest.mark.parametrize("width", [20, 28, 31, 40, 45, 56, 60, 80, 120])
+def test_context_takes_one_line_per_message_at_any_width(width: int) -> None:
+    """Below 60 columns each message took two or three lines, its figures torn from its text."""
+    use = ContextUse((*CONTEXT.parts, ContextPart("user", "日本語 and more " * 9, 12_345, 45)), 20_000, 12)
+    for line in context_lines(use)[1:]:
+        (row,) = Renderer(Look()).strips(Block(Kind.META, line, CONTEXT_INFO, tight=True), width)
+        text = row.text
+        assert cell_len(text) <= width
+        assert " tok" in text
+    assert f" {use.parts[-1].tokens:,} tok" in text
+    assert ("45 left" in text) is (width >= 28)
 
 
 def test_stats_and_memory() -> None:

@@ -368,7 +368,7 @@ def test_the_cache_on_disk(state: ChatState) -> None:
         CacheList((*CHATS, replace(CHATS[0], id="c3", kv_bytes=10**9, pinned=True)), (("book", 52_000_000),), 10, 0)
     )
     assert state.listing is not None
-    rows = [(row.text, row.choice, row.facts[1:2]) for row in state.listing.rows]
+    rows = [(row.text, row.choice, row.facts[2:]) for row in state.listing.rows]
     assert rows == [
         ("● Rust lifetimes", cmd.OpenChat("c3"), ("1.0 GB, pinned",)),
         ("● Rust lifetimes", cmd.OpenChat("c1"), ("916 MB",)),
