@@ -6,6 +6,7 @@ import io
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,7 +21,8 @@ from mlxkv.readings import ModelTight
 from tests.test_engine_chats import SETTINGS, Said
 from tests.tokenizers import tiny_folder
 
-WIDE = {"layers": 2, "heads": 8, "kv_heads": 8, "head_dim": 64}  # its KV cache is much larger than its weights
+# Its KV cache is much larger than its weights.
+WIDE: dict[str, Any] = {"layers": 2, "heads": 8, "kv_heads": 8, "head_dim": 64}
 CONFIG = CacheConfig(window=4096)
 
 

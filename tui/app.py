@@ -158,6 +158,7 @@ class ChatApp(ManagingApp, inherit_bindings=False):
         while self._started and state.outbox:
             self.engine.submit(state.outbox.popleft())
         self.view.sync(state)
+        self.prompt.window = state.status.cache_window
         self._show()
 
     def _show(self) -> None:

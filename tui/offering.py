@@ -15,6 +15,7 @@ from typing import Any
 from textual.events import Key
 from textual.widgets import TextArea
 
+from mlxkv.stats import tokens_text
 from mlxkv.text import clean
 from mlxkv.tui import attach, files, offers
 from mlxkv.tui.menu import Entry, Menu, MenuList, Source
@@ -31,6 +32,7 @@ class OfferingArea(TextArea):
         self.earlier: Sequence[str] = ()
         self.base = Path()
         self.count: Callable[[str], int | None] = lambda text: None  # tokens of a file's text, where they are known
+        self.window = 0  # tokens that the model sees at a time, 0 while unknown
         self.menu: Menu | None = None
         self.menu_list = MenuList(self._pick)
         self._place = offers.Place((0, 0), (0, 0))  # what an entry of the menu takes the place of
@@ -167,7 +169,10 @@ class OfferingArea(TextArea):
         for path in attach.files_in(text, self.base)[:4]:
             try:
                 file = self._read(path)
-                notes.append(f"@{path} {file.size(self.count(file.text))}")
+                tokens = self.count(file.text)
+                over = tokens is not None and 0 < self.window < tokens
+                more = f" · ▲ the window holds {tokens_text(self.window)}" if over else ""
+                notes.append(f"@{path} {file.size(tokens)}{more}")
             except attach.AttachError as error:
                 notes.append(f"✗ {error}")
         return "   ".join(notes)

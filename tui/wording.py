@@ -36,15 +36,24 @@ def stat_text(stats: TurnStats, width: int, kv_added: int = 0, narrow: bool = Fa
         parts = stat_segments(stats)
         mark = [p for p in parts if p.startswith(("■", "▲"))]
         return fit([*mark, f"{stats.decode_tps:.0f} tok/s", f"{stats.generated_tokens:,} tok"], width)
-    parts = stat_segments(stats, kv_added)
+    parts, next_step = stat_segments(stats, kv_added), _next_step(stats)
+    if next_step and len(" · ".join([*parts, next_step])) <= width:
+        parts.append(next_step)
     if len(" · ".join(parts)) <= width:
         return " · ".join(parts)
     short = [p.replace("first token ", "first ").replace(" new + ", "+") for p in stat_segments(stats)]
+    if next_step:  # a reply that was cut is better gone on with than timed
+        short.insert(1 + (stats.finish_reason == "stopped") * 3, next_step)
     # Rate, tokens, what was read and the KV say most; the times go first.
     for expendable in (short[-1], *(p for p in short if p == "kept" or p.startswith("first "))):
         if len(" · ".join(short)) > width:
             short.remove(expendable)
     return fit(short, width)
+
+
+def _next_step(stats: TurnStats) -> str:
+    """What one may want to do about a reply that did not come to its end."""
+    return {"length": "/continue", "stopped": "/retry · /continue"}.get(stats.finish_reason, "")
 
 
 def version_text(version: tuple[int, int]) -> str:

@@ -33,6 +33,7 @@ def test_rows_of_a_pinned_chat_outlast_those_of_newer_ones(folders: Folders) -> 
 
 
 def test_collecting_frees_what_nothing_uses_and_nothing_else(folders: Folders) -> None:
+    long_ago = time.time() - 7200
     with SessionStore.open(folders, disk_limit=None) as store:
         talk = saved(store, "talk", 400)
         feed(talk, 100)
@@ -41,7 +42,7 @@ def test_collecting_frees_what_nothing_uses_and_nothing_else(folders: Folders) -
         for path in leftovers:
             path.parent.mkdir(exist_ok=True)
             path.write_bytes(b"x" * 50_000)
-            os.utime(path, (time.time() - 7200,) * 2)
+            os.utime(path, (long_ago, long_ago))
         before = store.disk_usage()
         freed = store.collect()
         assert freed >= 150_000

@@ -107,13 +107,12 @@ def test_context_says_what_has_rotated_out() -> None:
 def test_context_takes_one_line_per_message_at_any_width(width: int) -> None:
     """Below 60 columns each message took two or three lines, its figures torn from its text."""
     use = ContextUse((*CONTEXT.parts, ContextPart("user", "日本語 and more " * 9, 12_345, 45)), 20_000, 12)
-    for line in context_lines(use)[1:]:
-        (row,) = Renderer(Look()).strips(Block(Kind.META, line, CONTEXT_INFO, tight=True), width)
-        text = row.text
-        assert cell_len(text) <= width
-        assert " tok" in text
-    assert f" {use.parts[-1].tokens:,} tok" in text
-    assert ("45 left" in text) is (width >= 28)
+    blocks = [Block(Kind.META, line, CONTEXT_INFO, tight=True) for line in context_lines(use)[1:]]
+    rows = [Renderer(Look()).strips(block, width) for block in blocks]
+    assert [len(lines) for lines in rows] == [1] * 4
+    assert all(cell_len(lines[0].text) <= width for lines in rows)
+    assert all(f" {part.tokens:,} tok" in lines[0].text for part, lines in zip(use.parts, rows, strict=True))
+    assert ("45 left" in rows[-1][0].text) is (width >= 28)
 
 
 def test_stats_and_memory() -> None:

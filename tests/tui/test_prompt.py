@@ -6,6 +6,7 @@ import os
 import stat
 import sys
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from mlxkv.config import Folders
 from mlxkv.events import EngineEvent, ModelReady, TokensCounted
 from mlxkv.tui.editor import EditorError, edited, editor_command
 from mlxkv.tui.menu import Source
-from tests.tui.fake_engine import FakeEngine
+from tests.tui.fake_engine import STATUS, FakeEngine
 from tests.tui.window import Window, window
 
 
@@ -174,6 +175,11 @@ async def test_tokens_of_a_file_are_counted_by_the_model_once_and_a_guess_until_
         await w.until(lambda: "▸ @src/main.rs · 3 lines · 12k tok" in w.said())
         await w.pilot.press(*"@src/main.rs again")
         await w.until(lambda: "@src/main.rs 3 lines · 12k tok" in w.screen())
+        assert "the window holds" not in w.screen()
+        engine.events.append(replace(STATUS, cache_window=8_000))
+        await w.until(lambda: w.app.prompt.window == 8_000)
+        await w.pilot.press("?")
+        await w.until(lambda: "12k tok · ▲ the window holds 8k" in w.screen())
         (folder / "src" / "main.rs").write_text("fn other() {}\n")
         await w.pilot.press(*"!")
         await w.until(lambda: "@src/main.rs 1 line · ~3 tok" in w.screen())
