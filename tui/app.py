@@ -172,6 +172,7 @@ class ChatApp(ManagingApp, inherit_bindings=False):
     # -- what the widgets say ----------------------------------------------------------------------------
 
     def on_prompt_submitted(self, message: Prompt.Submitted) -> None:
+        self._typed, self._hint = self.prompt.text, ("", 0.0)  # that it is empty now is no reason to forget what we say
         if not message.text.strip():
             self._give_back(message.typed)
             if not self.state.is_ready and not self.state.is_loading:

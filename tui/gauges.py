@@ -50,12 +50,15 @@ def bar(share: float, width: int) -> str:
     return "▰" * full + "▱" * (width - full)
 
 
-def ring_words(cache: CacheView) -> str:
-    bits = f"{cache.bits}-bit" if cache.bits else "full precision"
-    return (
+def ring_words(cache: CacheView, room: int = 200) -> str:
+    words = (
         f"{PINNED} pinned {cache.pinned:,}  {LIVE} live {max(0, cache.live - cache.pinned):,}  "
-        f"{EVICTED} evicted {cache.evicted:,}  ▲ next write  of {cache.capacity:,} rows, {bits}"
+        f"{EVICTED} evicted {cache.evicted:,}  ▲ next write  of {cache.capacity:,} rows"
     )
+    if cache.bits:
+        return f"{words}, {cache.bits}-bit"
+    whole = f"{words}, full precision"
+    return whole if len(whole) <= room else words
 
 
 def wide_lines(status: SessionStatus, rates: Sequence[int], prefill_tps: float, width: int) -> list[str]:
@@ -65,7 +68,7 @@ def wide_lines(status: SessionStatus, rates: Sequence[int], prefill_tps: float, 
         ring = ["Ring    nothing is cached yet", "", ""]
     else:
         strip = ring_strip(cache, max(10, width - 9))
-        ring = [f"Ring    {strip.cells}", f"        {strip.marks}", f"        {ring_words(cache)}"]
+        ring = [f"Ring    {strip.cells}", f"        {strip.marks}", f"        {ring_words(cache, width - 8)}"]
     now = max((rate for rate in rates[-3:]), default=0)
     read = f"prefill {rate_text(prefill_tps)} tok/s" if prefill_tps else "prefill –"
     words = f" {now} tok/s, last 60 s · {read}"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from textwrap import wrap
 from typing import ClassVar
 
 from rich.text import Text
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
+from textual.events import Resize
 from textual.screen import ModalScreen
 from textual.widgets import Static
 
@@ -39,12 +41,20 @@ KEYS = (
 )
 
 
-def help_text() -> Text:
+def help_text(width: int = 120) -> Text:
+    """Two columns, the right one wrapped; where it would be too narrow for that, what a key does stands below it."""
     rows = [("Keys", ""), *KEYS, ("", ""), ("Commands", ""), *help_rows(), ("//text", "send a text that starts with /")]
-    width = max(len(left) for left, _ in rows) + 2
+    column = max(len(left) for left, _ in rows) + 2
+    is_narrow = width < 2 * column
+    column = 4 if is_narrow else column
     text = Text()
     for left, right in rows:
-        text.append(left.ljust(width), "" if right else "bold").append(right + "\n", "dim")
+        lines = wrap(right, max(10, width - column))
+        if not lines:
+            text.append(f"{left}\n", "bold")
+            continue
+        text.append(f"{left.strip()}\n{' ' * column}" if is_narrow else left.ljust(column))
+        text.append(f"\n{' ' * column}".join(lines) + "\n", "dim")
     text.rstrip()
     return text
 
@@ -67,6 +77,13 @@ class HelpScreen(ModalScreen[None]):
         Binding("escape,q,f1,question_mark,enter", "dismiss", "Close", id="help.close")
     ]
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._text = Static(markup=False)
+
     def compose(self) -> ComposeResult:
         with VerticalScroll():
-            yield Static(help_text(), markup=False)
+            yield self._text
+
+    def on_resize(self, event: Resize) -> None:
+        self._text.update(help_text(event.size.width * 96 // 100 - 8))  # borders, padding, the scroll bar

@@ -149,7 +149,8 @@ class ReadingApp(App[int]):
             return
         back = int(match[1] or 1)
         if not 1 <= back <= len(replies):
-            self._say("There is no reply yet." if not replies else f"There are {len(replies)} replies, not {back}.")
+            known = f"There is no reply {back}: they are 1 to {len(replies)}."
+            self._say(known if replies else "There is no reply yet.")
         elif match[2]:
             self._copy_code(replies[-back], int(match[3]) if match[3] else None)
         else:

@@ -184,6 +184,9 @@ def _from(setting: Setting) -> str:
 
 
 def _think(state: ChatState, argument: str) -> Wish | None:
+    if argument not in ("", "on", "off"):
+        state.error(f"There is no /think {argument}: it is on or off.")
+        return None
     setting = next(s for s in schema() if s.name == "think")
     return _change(state, setting, argument or ("off" if state.settings.think else "on"))
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
+import pytest
+from rich.cells import cell_len
 from textual.binding import Binding
 
-from mlxkv.tui.commands import COMMANDS
-from mlxkv.tui.help import help_text
+from mlxkv.tui.commands import COMMANDS, help_rows
+from mlxkv.tui.help import KEYS, help_text
 from mlxkv.tui.prompt import Prompt
 from mlxkv.tui.transcript import Transcript
 from tests.tui.window import Window, window
@@ -33,6 +35,15 @@ def test_every_key_of_the_prompt_and_of_a_message_is_named() -> None:
                 parts[-1] = parts[-1].upper()
             shown = "+".join(parts) if binding.id != "prompt.message_below" and binding.id != "message.below" else "↓"
             assert re.search(rf"(^|\s){re.escape(shown)}(\s|$)", said, re.MULTILINE), binding.id
+
+
+@pytest.mark.parametrize("width", [26, 40, 68, 120])
+def test_no_word_is_cut_off(width: int) -> None:
+    """At 80 columns the ends of lines were."""
+    lines = help_text(width).plain.split("\n")
+    assert max(map(cell_len, lines)) <= max(width, max(len(usage) for usage, _ in help_rows()))
+    words = " ".join(" ".join(lines).split())
+    assert all(about in words for _, about in (*KEYS, *help_rows()))
 
 
 async def test_every_command_does_something() -> None:

@@ -7,7 +7,7 @@ from textual.events import Paste
 from textual.geometry import Offset
 from textual.selection import Selection
 
-from mlxkv.commands import Send
+from mlxkv.commands import ChangeSettings, Send
 from mlxkv.config import Folders
 from mlxkv.events import TextDelta, TurnFinished
 from tests.tui.fake_engine import STATS, FakeEngine, reply_events
@@ -153,3 +153,19 @@ async def test_history_across_runs(tmp_path: object) -> None:
         await w.until(lambda: w.app.prompt.text == "remember me")
         await w.pilot.press("down")
         await w.until(lambda: w.app.prompt.text == "dra")
+
+
+async def test_what_a_command_says_stays_on_the_screen() -> None:
+    """The prompt becoming empty wiped it away at once."""
+    async with window() as w:
+        await w.ask("/copy 5")
+        await w.until(lambda: "There is no reply yet." in w.bar("activity"))
+        await w.pilot.pause()
+        await w.pilot.pause()
+        assert "There is no reply yet." in w.bar("activity")
+        await w.pilot.press("x")
+        await w.until(lambda: "There is no reply yet." not in w.bar("activity"))
+        await w.pilot.press("ctrl+c")
+        await w.ask("/think maybe")
+        await w.until(lambda: "There is no /think maybe: it is on or off." in w.said())
+        assert not w.sent(ChangeSettings)

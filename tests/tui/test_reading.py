@@ -131,7 +131,7 @@ async def test_copy_command() -> None:
         for argument, wanted in (("", "second"), ("2 code 2", "b"), ("2 code", "a\n\nb"), ("1", "second")):
             await w.ask(f"/copy {argument}")
             await w.until(lambda wanted=wanted: w.app.clipboard == wanted, argument)
-        for argument, said in (("3", "There are 2 replies, not 3"), ("code", "no code"), ("2 code 9", "no number 9")):
+        for argument, said in (("3", "no reply 3: they are 1 to 2"), ("code", "no code"), ("2 code 9", "no number 9")):
             await w.ask(f"/copy {argument}")
             await w.until(lambda said=said: said in w.bar("activity"), argument)
 
