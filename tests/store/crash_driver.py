@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from mlxkv.config import private_folder
 from mlxkv.store import SessionStore, read_prompt_file, write_prompt_file
 from tests.store.fake import FakeCache, model
 from tests.store.harness import LIMIT, WINDOW, Ledger, Work, folders_in, judge, no_waiting_for_the_disk
@@ -40,7 +41,7 @@ def read_ledger(path: Path) -> Ledger:
 
 
 def write(root: Path, before: Callable[[str], None]) -> None:
-    """The workload, and a prompt file that is written twice."""
+    """The workload, and a named prompt cache that is written twice."""
     ledger = LedgerOnDisk(root / "ledger")
 
     def step(name: str) -> None:
@@ -51,17 +52,23 @@ def write(root: Path, before: Callable[[str], None]) -> None:
         work = Work(store, ledger)
         work.run()
         for title in ("a", "c"):
-            write_prompt_file(root / "book.kv", work.caches[title], model(), before=step)
+            path = private_folder(book_in(root).parent) / "book.kv"
+            with store.saving_named(path) as room:
+                write_prompt_file(path, work.caches[title], model(), before=step, room=room)
             ledger.rows["book"] = len(work.caches[title].tokens)
     ledger.note()
+
+
+def book_in(root: Path) -> Path:
+    return folders_in(root).cache / "prompts" / "book.kv"
 
 
 def check(root: Path) -> None:
     ledger = read_ledger(root / "ledger")
     if wrong := judge(root, ledger, NEWEST):
         raise AssertionError(wrong)
-    if "book" in ledger.rows or (root / "book.kv").exists():
-        back = read_prompt_file(root / "book.kv", FakeCache(WINDOW), model())
+    if "book" in ledger.rows or book_in(root).exists():
+        back = read_prompt_file(book_in(root), FakeCache(WINDOW), model())
         assert back.tokens >= ledger.rows.get("book", 0)
 
 

@@ -137,12 +137,13 @@ class Work:
             self.ledger.told.append(notice)
 
     def fork_and_delete(self, title: str) -> None:
-        fork = self.store.fork(self.ids[title], 2)
-        self.store.delete(fork)
+        if title in self.ids:  # it could be begun
+            self.store.delete(self.store.fork(self.ids[title], 2))
 
     def delete(self, title: str) -> None:
         self.ledger.deleted.add(title)  # from here on it may be gone
-        self.store.delete(self.ids[title])
+        if title in self.ids:
+            self.store.delete(self.ids[title])
 
 
 def judge(root: Path, ledger: Ledger, newest: str | None = None) -> list[str]:
