@@ -28,6 +28,8 @@ from mlxkv.runner import ModelRunner
 from mlxkv.sampling import SamplingParams
 from mlxkv.stats import TurnStats
 from mlxkv.store import ModelIdentity, SessionStore, identify
+from mlxkv.store.identity import FileHashes
+from mlxkv.store.lending import Lender
 from mlxkv.turn import Turn
 
 _GENERATE_TOKENS = 256
@@ -113,6 +115,8 @@ class Model:
     ) -> PromptCache:
         """Read `prompt` (text or token ids) once, into a PromptCache to generate from, chat from, fork or save.
 
+        As far as a saved chat of this model and these bounds began alike, its rows are taken from disk instead.
+
         Args:
             system: makes it the beginning of a chat: this system prompt, then `prompt` as the first message begins,
                 for `Model.chat(cache=pc.fork())`. `chat=True` does so without a system prompt; else it is raw text.
@@ -139,10 +143,14 @@ class Model:
             self._files.check_room(Path(save_to), held, len(read.ids))
         if as_chat:
             held.prompt = PromptText(system, str(prompt), read.text, len(read.ids))
+        self._lender.lend(held, read.ids)
+        borrowed = held.offset
+        if borrowed and progress is not None:
+            progress(borrowed, len(read.ids))
         with set_wired_limit():
-            for done in self.runner.prefill(held, read.ids):
+            for done in self.runner.prefill(held, read.ids[borrowed:]):
                 if progress is not None:
-                    progress(done, len(read.ids))
+                    progress(borrowed + done, len(read.ids))
         return held
 
     def _completion(
@@ -278,6 +286,13 @@ class Model:
             self._store.close()
             self._store = None
 
+    @cached_property
+    def _lender(self) -> Lender:
+        def identity(hashes: FileHashes) -> ModelIdentity:
+            return identify(self.loaded.path, self.loaded.config, hashes, name=self.name)
+
+        return Lender(self._folders or Folders.from_env(), lambda: self.store, identity)
+
     @property
     def _files(self) -> CacheFiles:
         return CacheFiles(self.name, self.loaded.model, lambda: self.identity, self.make_cache, lambda: self.store)
@@ -291,6 +306,7 @@ class Model:
             self.make_cache,
             lambda: self.store,
             lambda: self.identity,
+            self._lender,
         )
 
 
