@@ -15,6 +15,7 @@ from typing import ClassVar
 from textual.app import ComposeResult, SystemCommand
 from textual.binding import Binding, BindingType
 from textual.events import Event, Paste
+from textual.filter import Monochrome, NoColor
 from textual.screen import Screen
 from textual.theme import Theme
 from textual.widgets import Static
@@ -251,6 +252,9 @@ class ChatApp(ManagingApp, inherit_bindings=False):
         self.call_after_refresh(self.action_redraw)
 
     def _theme_changed(self, theme: Theme) -> None:
+        if self.no_color:  # Textual decides this before the theme is known, and draws ansi themes black on black
+            others = [f for f in self._filters if not isinstance(f, Monochrome | NoColor)]
+            self._filters = [*others, NoColor() if theme.ansi else Monochrome()]
         variables = theme.to_color_system().generate()
         self.transcript.set_look(look_of(variables, theme.dark, theme.ansi))
 

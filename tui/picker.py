@@ -27,6 +27,9 @@ class Picker(OptionList):
         background: $background;
         background-tint: $background 0%;
     }
+    Picker:nocolor > .option-list--option-highlighted, Picker:nocolor:focus > .option-list--option-highlighted {
+        text-style: bold underline;
+    }
     """
 
     class Picked(Message):

@@ -45,6 +45,8 @@ class Sidebar(Vertical):
             background-tint: $background 0%;
             scrollbar-size-vertical: 1;
         }
+        & OptionList:nocolor > .option-list--option-highlighted,
+        & OptionList:nocolor:focus > .option-list--option-highlighted { text-style: bold underline; }
         & #sidebar-legend { height: 1; color: $text-muted; }
         & #sidebar-figures { height: auto; border-top: solid $panel; color: $text-muted; }
     }
@@ -84,8 +86,6 @@ class Sidebar(Vertical):
         yield self._figures
 
     def show(self, chats: tuple[ChatSummary, ...], current: str | None, now: float) -> None:
-        if chats is self._chats and current == self._current and now - self._now < 60:
-            return
         if chats is self._chats and current == self._current and now - self._now < 60:
             return  # called with every frame: entries of a thousand chats are not made for nothing
         self._chats, self._current, self._now = chats, current, now

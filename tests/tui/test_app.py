@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 
 import pytest
+from rich.color import Color
+from rich.style import Style
 from textual.events import MouseDown, MouseMove, MouseScrollDown, MouseScrollUp, MouseUp
 
 from mlxkv import tui
@@ -235,3 +237,19 @@ def test_run_gives_the_engine_what_to_begin_with(monkeypatch: pytest.MonkeyPatch
     assert tui.run(FakeEngine(), FIRST, Settings(), Folders.from_env(), start, "q") == 3
     assert made[0].first_commands == start
     assert tui.run(FakeEngine(), FIRST, Settings(mouse=False), Folders.from_env()) == 4
+
+
+@pytest.mark.parametrize("theme", ["ansi-dark", "ansi-light"])
+async def test_without_colours_an_ansi_theme_is_the_terminals_own(theme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was black on black. And of a list one still sees which row is chosen."""
+    monkeypatch.setenv("NO_COLOR", "1")
+    async with window(FakeEngine(manual=True), settings=Settings(theme=theme)) as w:
+        await w.pilot.press("ctrl+k")
+        await w.until(lambda: "Rust lifetimes" in w.screen() and w.app.view.picker and w.app.view.picker.has_focus)
+
+        def styles(row: int) -> list[Style]:
+            return [segment.style for segment in w.app.screen._compositor.render_strips()[row] if segment.style]
+
+        assert all(s.color == s.bgcolor == Color.default() for row in range(24) for s in styles(row))
+        assert any(s.underline for s in styles(3))
+        assert not any(s.underline for s in styles(4))
