@@ -90,7 +90,7 @@ class SessionStore:
 
     def close(self) -> None:
         """Wait for what is being saved, and let go of the database."""
-        self._writer.wait()
+        self._writer.close()
         self._daily.wait()
         self._open.close()
 

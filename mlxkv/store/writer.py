@@ -1,8 +1,8 @@
 """Saving a cache, the writer thread's half: chunk files, then in one transaction what refers to them.
 
 Owns the one thread that writes rows, so that fsync never holds up a reply. The thread starts with the first save and
-ends when nothing is left to do: a program that forgets to close the store still ends, after its last save. Bytes come
-from the engine thread, at most `MAX_WAITING` of them waiting; what went wrong is told at the next call.
+ends a moment after the last: a program that forgets to close the store still ends. Bytes come from the engine thread,
+at most `MAX_WAITING` of them waiting; what went wrong is told at the next call.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, closing, suppress
+from contextlib import AbstractContextManager, suppress
 
 from mlxkv.errors import SessionChangedError, StoreError
 from mlxkv.store.chunks import ChunkFiles
@@ -26,6 +26,7 @@ from mlxkv.store.sessions import save_model
 
 ATTEMPTS = 3  # something else may remove a chunk between our writing it and our referring to it
 MAX_WAITING = 64 << 20  # bytes handed over and not written yet; the engine thread waits for room above that
+LINGER = 1.0  # seconds that the thread and its connection wait for another save
 _log = logging.getLogger("mlxkv.store")
 
 
@@ -66,7 +67,8 @@ class Writer:
         self._connect, self._lock, self._chunks, self._quota = connect, lock, chunks, quota
         self._changed = threading.Condition()
         self._jobs: deque[Job] = deque()
-        self._is_running = False
+        self._is_running = self._is_closing = False
+        self._thread: threading.Thread | None = None
 
     # -- the engine thread -------------------------------------------------------------------------------------------
 
@@ -80,7 +82,9 @@ class Writer:
             self._jobs.append(job)
             if not self._is_running:
                 self._is_running = True
-                threading.Thread(target=self._run, name="mlxkv-writer").start()
+                self._thread = threading.Thread(target=self._run, name="mlxkv-writer")
+                self._thread.start()
+            self._changed.notify_all()
         try:
             for chunk in chunks:
                 with self._changed:
@@ -105,20 +109,36 @@ class Writer:
         with self._changed:
             self._changed.wait_for(lambda: job.is_done if job else not self._jobs)
 
+    def close(self) -> None:
+        """Write what is waiting, and let go of the database."""
+        with self._changed:
+            self._is_closing = True
+            self._changed.notify_all()
+        if self._thread is not None:
+            self._thread.join()
+        self._is_closing = False
+
     # -- the writer thread -------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
+        database: Database | None = None
         while True:
             with self._changed:
+                self._changed.wait_for(lambda: self._jobs or self._is_closing, LINGER)
                 if not self._jobs:
                     self._is_running = False  # under the lock: a save handed over from now on starts a new thread
-                    return
+                    break
                 job = self._jobs[0]
             error: BaseException | None = None
             try:
-                self._write(job)
+                with self._lock():
+                    database = database or self._connect()
+                    self._save(job, database)
             except BaseException as caught:
                 error = caught
+                if database is not None:
+                    database.close()  # whatever was wrong with it, the next save begins anew
+                    database = None
                 if not isinstance(caught, StoreError | OSError) and caught is not job.error:
                     _log.exception("saving a KV cache failed")
             with self._changed:
@@ -126,10 +146,8 @@ class Writer:
                 job.chunks.clear()
                 self._jobs.popleft()
                 self._changed.notify_all()
-
-    def _write(self, job: Job) -> None:
-        with self._lock(), closing(self._connect()) as database:
-            self._save(job, database)
+        if database is not None:
+            database.close()
 
     def _save(self, job: Job, database: Database) -> None:
         new: list[Encoded] = []

@@ -13,7 +13,8 @@ from mlxkv.config import Folders
 from mlxkv.errors import SessionLockedError, StoreError
 from mlxkv.store import SessionStore, TurnRecord
 from mlxkv.store.format import Encoded
-from mlxkv.store.writer import MAX_WAITING
+from mlxkv.store.schema import Database
+from mlxkv.store.writer import MAX_WAITING, Job
 from tests.store.conftest import Talk
 from tests.store.fake import FakeCache, model
 
@@ -131,6 +132,56 @@ def test_closing_waits_and_tells(folders: Folders) -> None:
     store.close()
     with SessionStore.open(folders) as again:
         assert again.restore_kv(talk.id, FakeCache(), model(), talk.cache.tokens).tokens == 100
+
+
+def test_saves_after_each_other_share_a_thread_and_a_connection_until_one_fails(
+    folders: Folders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = Gate("rename")
+    gate.fails = OSError(5, "Input/output error")
+    gate.closed = False
+    gate.opened.set()
+    closed: set[Database] = set()
+    close = Database.close
+    monkeypatch.setattr(Database, "close", lambda self: closed.add(self) or close(self))
+    with SessionStore.open(folders, gate) as store:
+        writer, used = store._writer, []
+        save = writer._save
+
+        def noted(job: Job, database: Database) -> None:
+            used.append((threading.current_thread(), database))
+            save(job, database)
+
+        monkeypatch.setattr(writer, "_save", noted)
+        talk = Talk(store, FakeCache())
+        for fails in (False, False, True, False):
+            gate.closed = fails
+            say(talk, 100)
+            store.save_kv(talk.id, talk.cache, model())
+            assert (store.flush(talk.id) is not None) == fails
+    threads, databases = zip(*used, strict=True)
+    assert len(set(threads)) == 1
+    assert databases[0] is databases[1] is databases[2] is not databases[3]
+    assert not threads[0].is_alive()
+    assert {databases[0], databases[3]} <= closed
+
+
+def test_the_thread_ends_by_itself_and_the_next_save_starts_another(
+    folders: Folders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mlxkv.store.writer.LINGER", 0.0)
+    with SessionStore.open(folders) as store:
+        talk = Talk(store, FakeCache())
+        threads = []
+        for _ in range(2):
+            talk.turn(100)
+            thread = store._writer._thread
+            assert thread is not None
+            thread.join(60)
+            assert not thread.is_alive()
+            threads.append(thread)
+        assert threads[0] is not threads[1]
+        assert store.restore_kv(talk.id, FakeCache(), model(), talk.cache.tokens).tokens == 200
 
 
 def test_what_needs_the_rows_waits_for_them(folders: Folders) -> None:
