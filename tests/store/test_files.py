@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from pathlib import Path
 
 import pytest
 
+from mlxkv.config import Folders
+from mlxkv.errors import StoreError
+from mlxkv.store import SessionStore
 from mlxkv.store.chunks import ChunkFiles
 from mlxkv.store.files import Files
 from mlxkv.store.format import ChunkHead, encode_chunk
@@ -89,3 +93,20 @@ def test_a_chunk_that_vanishes_before_it_is_referred_to_is_written_again(
     assert lost
     assert talk.store.num_bytes_written(talk.id) == talk.bytes_written > talk.store.disk_bytes(talk.id)
     assert talk.store.restore_kv(talk.id, FakeCache(), model(), talk.cache.tokens).tokens == 100
+
+
+def test_only_what_need_not_last_is_not_synced(folders: Folders, real_disk: None) -> None:
+    with SessionStore.open(folders) as store:
+        database = store._database
+
+        def level() -> int:
+            return database.db.execute("PRAGMA synchronous").fetchone()[0]
+
+        with database.writing():
+            assert level() == 2  # FULL: every commit is synced
+        with database.writing(lasting=False):
+            assert level() == 1
+        assert level() == 2
+        with pytest.raises(StoreError, match="No space"), database.writing(lasting=False):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        assert level() == 2

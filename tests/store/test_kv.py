@@ -59,6 +59,23 @@ def test_a_row_is_written_once(store: SessionStore, window: int | None, block: i
     assert store.disk_bytes(talk.id) <= talk.bytes_written
 
 
+def test_short_saves_write_what_is_new_until_eight_of_them_become_one(talk: Talk) -> None:
+    talk.turn(100)
+    row_bytes = sum(group.row_bytes for group in talk.cache.groups)
+    written, files = [], []
+    for _ in range(16):
+        before = talk.bytes_written
+        talk.turn(5)
+        written.append((talk.bytes_written - before) / row_bytes)
+        restored = talk.store.restore_kv(talk.id, FakeCache(), model(), talk.cache.tokens)
+        assert restored.tokens == len(talk.cache.tokens)
+        files.append(restored.bytes)
+    headers = 12  # rows' worth of bytes, of one file for each of the two groups
+    rows = [5] * 7 + [40] + [5] * 6 + [40 + 35] + [5]
+    assert all(r < w < r + headers for w, r in zip(written, rows, strict=True))
+    assert files[7] < files[6]  # fewer headers
+
+
 def test_a_second_commit_writes_nothing(talk: Talk) -> None:
     talk.turn(100)
     assert talk.store.commit_kv(talk.id, talk.cache, model(), b"new").bytes_written == 0
