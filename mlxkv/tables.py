@@ -20,7 +20,7 @@ def width_of_terminal() -> int | None:
 
 def row(columns: Sequence[str], width: int | None) -> str:
     """The columns, two spaces between them; what does not fit `width` is cut from the end. Cleaned."""
-    line = "  ".join(clean(" ".join(c.splitlines())) for c in columns).rstrip()
+    line = "  ".join(clean(" ".join(c.expandtabs(1).splitlines())) for c in columns).rstrip()
     return line if width is None else cut(line, width)
 
 

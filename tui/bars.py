@@ -10,9 +10,11 @@ from textual.widget import Widget
 
 from mlxkv.text import clean
 
+SHORTEST = 8  # cells of a middle that still say something
+
 
 class Bar(Widget, can_focus=False):
-    """Text at the left, perhaps in the middle, and at the right; the left gives way when there is no room."""
+    """Text at the left, perhaps in the middle, and at the right; the middle gives way, then the left."""
 
     DEFAULT_CSS = """
     Bar { height: 1; background: $background; color: $text-muted; }
@@ -38,8 +40,10 @@ class Bar(Widget, can_focus=False):
         if left.cell_len > room:
             left.truncate(max(0, room), overflow="ellipsis")
         line = left
-        start = (width - middle.cell_len) // 2
-        if middle.plain and start > line.cell_len + 1 and start + middle.cell_len < width - right.cell_len - 1:
+        first, last = line.cell_len + 2, width - right.cell_len - 1  # the middle is between these
+        if middle.plain and last - first >= min(SHORTEST, middle.cell_len):
+            middle.truncate(last - first, overflow="ellipsis")
+            start = min(max(first, (width - middle.cell_len) // 2), last - middle.cell_len)
             line.append(" " * (start - line.cell_len)).append_text(middle)
         line.append(" " * max(0, width - line.cell_len - right.cell_len)).append_text(right)
         line.no_wrap, line.overflow = True, "crop"

@@ -37,11 +37,11 @@ VISIBLE = (10, 11)  # of these every character may be shown, and must
 # clipboard when the user copies, and a new line when it says itself where that begins.
 _OURS = re.compile(
     rb"\x1b\[(?P<style>[0-9;]*)m|\x1b\[(?P<row>[0-9]+);(?P<column>[0-9]+)H|\x1b\[\?(?P<mode>[0-9]+)(?:[hl]|\$p)"
-    rb"|\x1b\[(?P<keyboard>[<>][0-9]?)u|\x1b\]22;[a-z-]*\x07|\x1b\]52;c;(?P<copied>[A-Za-z0-9+/=]*)\x07"
-    rb"|\r\n(?=\x1b\[[0-9]+;1?[0-9]?H)"
+    rb"|\x1b\[[<>][0-9]{0,2}u|\x1b\]22;[a-z-]*\x07|\x1b\]52;c;(?P<copied>[A-Za-z0-9+/=]*)\x07"
+    rb"|\r\n(?=\x1b\[[0-9]+;[0-9]+H)"
 )
 _STYLES = {0, 1, 2, 3, 4, 7, 9, 39, 49, *range(30, 38), *range(40, 48), *range(90, 98), *range(100, 108)}
-_MODES = {25, 1000, 1002, 1003, 1004, 1006, 1015, 1016, 1049, 2004, 2026, 2048}
+_MODES = {7, 25, 1000, 1002, 1003, 1004, 1006, 1015, 1016, 1049, 2004, 2026, 2048}
 _FLOOD = 8  # marks on one letter
 _HIDDEN = re.compile("[\u034f\u115f\u1160\u3164\uffa0\ufe00-\ufe0d\U000e0000-\U000e0fff]")
 

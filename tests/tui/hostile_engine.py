@@ -1,115 +1,191 @@
-"""An engine that says the worst in every string it says: `python -m tests.tui.hostile_engine`."""
+"""An engine that says the worst in every string it says: `python -m tests.tui.hostile_engine [lead]`.
+
+Each string begins with a label, so that a test knows what it sees: `title PAYA...`. With `lead` they begin with another
+payload, for where only the beginning of a string is shown. `--raw` leaves out what makes strings harmless: then a scan
+that can fail does.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
+from collections import deque
 from dataclasses import fields, is_dataclass, replace
-from itertools import count
 from typing import Any
 
-from mlxkv.commands import Command, ListChats, LoadModel, OpenChat, Send
+from mlxkv.commands import (
+    ChangeSettings,
+    Command,
+    DeleteChat,
+    ExportChat,
+    ListChats,
+    ListModels,
+    LoadModel,
+    OpenChat,
+    PausePull,
+    Pull,
+    RenameChat,
+    Send,
+    ShowTree,
+)
 from mlxkv.config import Folders, Settings
 from mlxkv.events import (
+    Applied,
+    Branch,
+    ChatDeleted,
+    ChatExported,
     ChatList,
+    ChatOpened,
+    ChatRenamed,
     ChatSummary,
+    ChatTree,
     EngineEvent,
+    EngineStopped,
+    Failed,
     FirstScreen,
     Message,
     ModelCard,
+    ModelList,
+    ModelLoading,
+    ModelMissing,
     ModelReady,
     Notice,
+    PullProgress,
+    Sibling,
     TextDelta,
     TurnFinished,
     TurnStarted,
+    Versions,
 )
-from mlxkv.tui import run
 from tests.tui.fake_engine import STATS, STATUS, FakeEngine
+from tests.tui.hostile import NAMES, bomb, markdown, piece
 
-PAYLOADS = (
-    "\x1b]52;c;UFdORUQ=\x07",  # write the clipboard
-    "\x1b]8;;http://evil.example/\x1b\\",  # a link that lies
-    "\x1b]0;PWNED\x07",  # the window's title
-    "\x1b[31337;31337H",  # CSI
-    "\x1bP1$r31337m\x1b\\\x1b_Ga=T\x1b\\",  # DCS, APC
-    "\u202e\u202d\u200f",  # bidi overrides
-    "\u2066\u2068\u2069\u061c",  # bidi isolates
-    "\u200b\ufeff\u2060\u00ad",  # zero width
-    "\U000e0041\U000e0042\U000e007f",  # tag characters
-    "\x9b31337m\x90q\x9c\x85",  # C1
-    "\ud83d\udc00",  # lone surrogates
-    "e" + "\u0301" * 40 + "\u20dd" * 40,  # a flood of combining marks
-    "\x00\x08\r\x0b\x0c",  # over the line
-    "\x1bc\x7f",  # a reset of the terminal
-    "\x1b[8m\x1b[31337m",  # hidden text
-    "\x1b[6n\x05\x1b[31337t",  # questions that the terminal answers as if they were typed
-)
-NAMES = tuple(f"PAY{letter}" for letter in "ABCDEFGHIJKLMNOP")
-SAID = {"title", "text", "name", "id", "licence", "note", "snippet", "path", "words", "thinking", "label",
-        "model"}  # fmt: skip
+FIXED = {"session_id", "parent", "state", "phase", "reason", "kind"}  # words of ours, or keys
+CODE = "```py\n{}\n```"
 
 
-def bomb(turn: int = 0) -> str:
-    """All of them, each after a name that must arrive on the screen, beginning with another one each time."""
-    parts = [name + payload for name, payload in zip(NAMES, PAYLOADS, strict=True)]
-    at = turn % len(parts)
-    return " ".join(parts[at:] + parts[:at])
+class Trickle(deque[EngineEvent]):
+    """As if the model took its time: a look at it finds a few events, so that half-written Markdown is painted."""
 
-
-def markdown() -> str:
-    """The same where Markdown may decode, highlight or link it."""
-    one = bomb().replace("\r", "")
-    entities = "&#27;[31337m &#x202e; &#x9b; &#155; &ZeroWidthSpace; <http://x/%1b[31337m%e2%80%ae>"
-    pieces = (
-        f"# {one}", one, f"- {one}\n  - {one}", f"> {one}", f"```py\nx = '{one}'  # {one}\n```", f"~~~{one}\nx\n~~~",
-        f"`{one}` **{one}** *{one}* ~~{one}~~", f"[{one}](http://a.example/{one.replace(' ', '')} \"{one}\")",
-        f"[x](<http://b.example/{one}>) http://c.example/{one}", f"| {one} | b |\n|---|---|\n| {one} | {one} |",
-        entities, "long" + "x" * 5000, "wide" + "世" * 2000, f"    {one}", f"1. {one}", "👨\u200d👩\u200d👧" * 30,
-    )  # fmt: skip
-    return "\n\n".join(pieces)
+    def __len__(self) -> int:
+        return min(super().__len__(), 300)
 
 
 class HostileEngine(FakeEngine):
-    def __init__(self) -> None:
+    """`lead` is the payload that strings begin with."""
+
+    def __init__(self, lead: int = 0) -> None:
         super().__init__()
-        self._turns = count()
-        texts = (bomb(), markdown(), bomb(3) + "\n" + markdown(), markdown())
+        self.events: deque[EngineEvent] = Trickle()
+        self.lead = lead
+        file = f"\n\nFile `{bomb(lead, 'path').replace('`', '')}`:\n```\n{bomb(lead)}\n```"
+        said = ["short", "\n\n".join(markdown("md")), f"question {bomb(lead)}{file}", CODE.format(bomb(lead, "code"))]
         self.history = tuple(
-            Message(("user", "assistant")[i % 2], text, STATS if i % 2 else None, bomb() if i % 2 else "")
-            for i, text in enumerate(texts)
+            Message(
+                ("user", "assistant")[i % 2], text, STATS if i % 2 else None, bomb(lead, "thought") if i % 2 else ""
+            )
+            for i, text in enumerate(said)
         )
 
+    def stop(self) -> None:
+        super().stop()
+        self.say([Failed(bomb(self.lead, "stopped"), "stopped")])
+
     def answer(self, command: Command) -> list[EngineEvent]:
+        lead = self.lead
         match command:
+            case LoadModel("gone"):
+                return [ModelMissing(piece(lead, "gone"), 5)]
+            case LoadModel("slow"):  # until it is stopped
+                return [ModelLoading(piece(lead, "loading").replace("/", "|"), "loading", 1, 2)]
+            case LoadModel("broken"):
+                return [Failed(bomb(lead, "failed"), "memory")]
             case LoadModel():
-                return [Notice(bomb()), ModelReady(bomb(), 10, 0.1, True)]
+                return [Notice(bomb(lead, "notice")), ModelReady(piece(lead, "model").replace("/", "|"), 10, 0.1, True)]
             case ListChats():
-                return [ChatList(tuple(ChatSummary(f"c{i}", bomb(i), 1.7e9, 2, 0, bomb(i)) for i in range(len(NAMES))))]
+                rows = [
+                    ChatSummary(f"c{i}", bomb(lead + i, "title"), 1.7e9 - i, 2, 0, bomb(i, "of"))
+                    for i in range(len(NAMES))
+                ]
+                return [ChatList((*rows, ChatSummary("c99", "long" * 5000, 1.6e9, 2, 0, "")))]
+            case ListModels():
+                cards = [ModelCard(bomb(lead + i, "id"), 1000, is_local=True) for i in range(6)]
+                notes = [ModelCard(f"n{i}", 10, piece(lead + i, "licence"), piece(lead, "note")) for i in range(3)]
+                return [ModelList((*cards, *notes, ModelCard("long" * 5000, 10)))]
+            case ShowTree():
+                rows = (
+                    Branch(f"c{i}", bomb(lead + i, "branch"), f"c{i - 1}" if i == 1 else None, 2, 1.7e9, 3)
+                    for i in range(9)
+                )
+                return [ChatTree(tuple(rows))]
+            case RenameChat(session_id=session_id):
+                return [ChatRenamed(session_id or "c0", bomb(lead, "renamed"))]
+            case DeleteChat(session_id):
+                return [ChatDeleted(session_id or "c9", bomb(lead, "deleted")), ChatOpened(None, "")]
+            case ExportChat():
+                return [ChatExported(bomb(lead, "exported"))]
+            case ChangeSettings():
+                return [Applied(bomb(lead, "applied"))]
+            case Pull():
+                name = piece(lead, "pulled").replace("/", "|")
+                return [PullProgress(name, "asking"), PullProgress(name, "downloading", 1, 2, 0.5)]
+            case PausePull():
+                return [
+                    PullProgress(bomb(lead, "paused"), "paused", 1, 2),
+                    PullProgress("p", "failed", text=bomb(lead, "broke")),
+                ]
+            case Send("link"):
+                said = "\n".join(f"- [link {'x' * 60}](http://пример.example/{i}[@click=app.bell])" for i in range(80))
+                return [TurnStarted("link"), TextDelta(said, 1), TurnFinished("stop", said, STATS)]
+            case Send("die"):
+                return [TurnStarted("die"), EngineStopped(bomb(lead, "died"))]
+            case Send("think"):
+                end = [TurnFinished("stop", "", STATS), Notice("the end")]
+                return [TurnStarted("think"), TextDelta(bomb(lead, "thinks"), 1, thinking=True), *end]
+            case Send("wait"):  # a reply that does not end by itself
+                return [TurnStarted("wait"), TextDelta("waiting ", 1)]
             case Send(text):
-                said = f"{text}\n\n{markdown()}"
-                cut = [TextDelta(char, i) for i, char in enumerate(said)]
-                return [TurnStarted(text), TextDelta(bomb(), 1, thinking=True), *cut, TurnFinished("stop", said, STATS),
-                        STATUS]  # fmt: skip
-            case OpenChat():
-                return [self._poisoned(event) for event in super().answer(command)]
+                said = "\n\n".join([text, *markdown("stream")[:6]])
+                cut = [TextDelta(said[i : i + 3], i) for i in range(0, len(said), 3)]
+                return [TurnStarted(text), TextDelta(bomb(lead, "thinks"), 1, thinking=True), *cut,
+                        TurnFinished("stop", said, STATS), replace(STATUS, saved=f"not saved: {piece(lead, 'saved')}"),
+                        Notice("the end")]  # fmt: skip
+            case OpenChat("c1"):
+                return [ChatOpened("c1", bomb(lead, "theirs"), self.history, read_only=bomb(lead, "locked"))]
+            case OpenChat(session_id):
+                siblings = (Sibling("c1", bomb(lead), 1.7e9, False), Sibling(session_id, bomb(lead), 1.7e9, True))
+                return [ChatOpened(session_id, bomb(lead, "title"), self.history), Versions(((), siblings)), STATUS]
         return [self._poisoned(event) for event in super().answer(command)]
 
     def _poisoned(self, value: Any, name: str = "") -> Any:
-        """`value` with every string in it that people read replaced."""
-        if isinstance(value, str):
-            return f"{bomb(next(self._turns))} {value}" if name in SAID else value
-        if isinstance(value, tuple):
-            return tuple(self._poisoned(item, name) for item in value)
-        if is_dataclass(value) and not isinstance(value, type) and not isinstance(value, Message):
-            changed = {f.name: self._poisoned(getattr(value, f.name), f.name) for f in fields(value)}
-            return replace(value, **changed)
+        """`value` with every string in it replaced that comes from elsewhere."""
+        match value:
+            case str():
+                return bomb(self.lead, name) if value and name not in FIXED else value
+            case tuple():
+                return tuple(self._poisoned(item, name) for item in value)
+            case TextDelta() | Message():
+                return value
+        if is_dataclass(value) and not isinstance(value, type):
+            return replace(value, **{f.name: self._poisoned(getattr(value, f.name), f.name) for f in fields(value)})
         return value
 
 
-def main() -> int:
-    first = FirstScreen(tuple(ModelCard(bomb(i), 1_000_000, bomb(i), bomb(i)) for i in range(3)))
-    return run(HostileEngine(), first, Settings(), Folders.from_env(os.environ))
+def main(lead: int = 0) -> int:
+    from mlxkv.tui import run
+
+    cards = (
+        ModelCard(piece(lead, "card"), 1_000_000),
+        ModelCard("b", 1, piece(lead, "terms"), piece(lead + 1, "about")),
+    )
+    settings = Settings(model=bomb(lead), system=bomb(lead, "system"))
+    return run(HostileEngine(lead), FirstScreen(cards), settings, Folders.from_env(os.environ))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    if "--raw" in sys.argv:
+        import mlxkv.text
+
+        # Before the window's modules are imported. Half a character would not even be written.
+        mlxkv.text.clean = lambda text, before="", *, joined=False: text.encode("utf-8", "replace").decode()
+    sys.exit(main(int(sys.argv[1])))

@@ -59,6 +59,12 @@ class Terminal:
         self.wait_for(text)
         return time.perf_counter() - self.begun
 
+    def catch_up(self) -> None:
+        """What was painted until now answers nothing that is typed from now on."""
+        while select.select([self.fd], [], [], 0.1)[0] and (data := self._read()):
+            self.output += data
+        self._found = len(self._said())
+
     def type(self, text: str) -> None:
         os.write(self.fd, text.encode())
 

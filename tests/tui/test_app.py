@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
+from rich.cells import cell_len
 from rich.color import Color
 from rich.style import Style
 from textual.events import MouseDown, MouseMove, MouseScrollDown, MouseScrollUp, MouseUp
@@ -253,3 +254,14 @@ async def test_without_colours_an_ansi_theme_is_the_terminals_own(theme: str, mo
         assert all(s.color == s.bgcolor == Color.default() for row in range(24) for s in styles(row))
         assert any(s.underline for s in styles(3))
         assert not any(s.underline for s in styles(4))
+
+
+async def test_a_title_too_long_for_the_header_is_cut_not_left_out() -> None:
+    async with window(size=(120, 30)) as w:
+        for title, shown in (("short", " short "), ("long " * 30, " long long "), ("x", " x ")):
+            w.app.state.title = title.strip()
+            w.app._show()
+            header = w.bar("header")
+            assert shown in header
+            assert cell_len(header) <= 120
+            assert ("…" in header) is (title.startswith("long"))
