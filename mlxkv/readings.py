@@ -116,6 +116,7 @@ class SessionFigures:
     disk_bytes: int = 0
     disk_written_bytes: int = 0
     num_chats: int = 0
-    all_disk_bytes: int = 0
+    all_disk_bytes: int = 0  # rows of all chats, and named prompt caches
     all_written_bytes: int = 0
     disk_limit: int = 0
+    named_disk_bytes: int = 0  # of `all_disk_bytes`

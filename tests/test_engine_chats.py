@@ -11,7 +11,7 @@ import pytest
 
 from mlxkv import commands as cmd
 from mlxkv import events as ev
-from mlxkv.config import Folders, Settings
+from mlxkv.config import Folders, Settings, private_folder
 from mlxkv.device import Device
 from mlxkv.engine import Desk
 from mlxkv.engine.downloads import Downloads
@@ -180,7 +180,11 @@ def test_the_footer_and_the_figures(said: Said) -> None:
         said.desk.front.open_chat.session_id, True, 20_000_000_000,
     )  # fmt: skip
     figures = said.one(cmd.ShowStats(), ev.SessionFigures)
-    assert (figures.num_turns, figures.num_chats) == (3, 1)
+    assert (figures.num_turns, figures.num_chats, figures.named_disk_bytes) == (3, 1, 0)
+    prompts = private_folder(said.desk.front.folders.cache / "prompts")
+    (prompts / "book.kv").write_bytes(bytes(500_000))
+    now = said.one(cmd.ShowStats(), ev.SessionFigures)
+    assert now.named_disk_bytes == now.all_disk_bytes - figures.all_disk_bytes > 500_000
     assert figures.generated_tokens == sum(
         m.stats.generated_tokens for m in said.desk.front.open_chat.messages if m.stats
     )

@@ -54,12 +54,13 @@ def stats_lines(f: SessionFigures) -> list[str]:
     asked = f.prefill_tokens + f.cached_tokens
     saved = f" ({100 * f.cached_tokens // asked}% not read again)" if asked else ""
     limit = f" of {bytes_text(f.disk_limit)}" if f.disk_limit else ""
+    named = f", {bytes_text(f.named_disk_bytes)} of it named prompt caches" if f.named_disk_bytes else ""
     return [
         f"This chat: {plural(f.num_turns, 'turn')} · {rates}",
         f"  tokens   {f.generated_tokens:,} generated · {f.prefill_tokens:,} read · {f.cached_tokens:,} cached{saved}",
         f"  KV       {bytes_text(f.kv_bytes)} in memory · {bytes_text(f.disk_bytes)} on disk"
         f" · {bytes_text(f.disk_written_bytes)} written · {f.evicted_tokens:,} tok rotated out",
-        f"All chats: {f.num_chats:,} · KV on disk {bytes_text(f.all_disk_bytes)}{limit}"
+        f"All chats: {f.num_chats:,} · KV on disk {bytes_text(f.all_disk_bytes)}{limit}{named}"
         f" · {bytes_text(f.all_written_bytes)} ever written",
     ]
 

@@ -101,6 +101,7 @@ def totals(front: Front) -> SessionFigures:
         chats, front.disk_bytes, all_written = len(store.list()), store.disk_usage(), store.num_bytes_written()
         mine = store.disk_bytes(session) if session else 0
         written = store.num_bytes_written(session) if session else 0
+        named = store.named_bytes()
     generated, prefill = sum(s.generated_tokens for s in stats), sum(s.prefill_tokens for s in stats)
     return SessionFigures(
         num_turns=len(stats),
@@ -115,6 +116,7 @@ def totals(front: Front) -> SessionFigures:
         disk_written_bytes=written,
         num_chats=chats,
         all_disk_bytes=front.disk_bytes,
+        named_disk_bytes=named,
         all_written_bytes=all_written,
         disk_limit=front.settings.disk_limit_bytes or 0,
     )

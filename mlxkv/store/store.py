@@ -332,6 +332,10 @@ class SessionStore:
         """Bytes that rows of chats and named prompt caches take on the disk: what `disk_limit` holds for."""
         return self._space.used()
 
+    def named_bytes(self) -> int:
+        """What named prompt caches take of `disk_usage`."""
+        return self._space.named()
+
     @contextmanager
     def saving_named(self, path: Path) -> Iterator[Room]:
         """Around the writing of a prompt cache: yields what is to be told the bytes before the first one is written.

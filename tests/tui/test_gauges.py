@@ -113,10 +113,14 @@ def test_context_takes_one_line_per_message_at_any_width(width: int) -> None:
     assert all(cell_len(lines[0].text) <= width for lines in rows)
     assert all(f" {part.tokens:,} tok" in lines[0].text for part, lines in zip(use.parts, rows, strict=True))
     assert ("45 left" in rows[-1][0].text) is (width >= 28)
+    assert ("hello" in rows[1][0].text) is (width not in (20, 28, 40))  # the bar leaves room for the text
 
 
 def test_stats_and_memory() -> None:
     text = "\n".join(stats_lines(FIGURES))
     for words in ("2 turns · 42.1 tok/s decoding · 812 tok/s reading", "99% not read again", "1.1 GB of 20 GB"):
         assert words in text
+    assert "prompt caches" not in text
+    some = stats_lines(replace(FIGURES, named_disk_bytes=300_000_000))[-1]
+    assert "KV on disk 1.1 GB of 20 GB, 300 MB of it named prompt caches · " in some
     assert memory_lines(STATUS)[0] == "Memory: 5.6 GB of 27 GB usable"
