@@ -137,7 +137,8 @@ def visit(tour: Tour, lead: int, is_wide: bool) -> None:
         ("queued", "\r", "waiting for the current", "pasted"), ("stopped", ESC, "the end", "stopped"),
         ("files", "see @name11", "name11[bold red]"), ("a file", f"{ESC}\x03@plain.txt", "plain.txt"),
         ("the editor", f"{ESC}\x03\x07", "edited PAY", "edited"), ("cleared", "\x03", "Ask anything"),
-        ("palette", "\x10", "Search for"), ("palette, pasted", paste(piece(lead, "palette")), "palette PAY", "palette"),
+        ("palette", "\x10", "Search for"),
+        ("palette, pasted", paste(f"{piece(8)} {piece(lead, 'palette')}"), "palette PAY", "palette"),
     ):  # fmt: skip
         see(name, keys, text, *labels)
     go(ESC, "tok/s")
@@ -166,7 +167,7 @@ def read(tour: Tour, lead: int) -> None:
     for number in range(len(markdown(""))):
         see(f"Markdown {number}", f"md{number:02}", f"md{number:02} PAY", f"md{number:02}")
         tour.terminal.type(5 * "\x7f")
-    see("search, pasted", paste(piece(lead, "sought")), "sought PAY", "sought")
+    see("search, pasted", paste(f"{piece(8)} {piece(lead, 'sought')}"), "sought PAY", "sought")
     see("files of a question", "\x15question", "question PAY", "question", "path")
     tour.go(ESC, "question PAY")
     see("reasoning", "\x0f", "unfolded")
