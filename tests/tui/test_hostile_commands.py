@@ -21,6 +21,7 @@ def text(lead: int) -> str:
 @pytest.fixture
 def chats(home: Path) -> str:
     """A chat for each payload, with a fork; the id of the last."""
+    session = ""
     with SessionStore.open(Folders.from_env()) as store:
         for lead in range(len(NAMES)):
             session = store.create(piece(lead, "title").encode("utf-8", "replace").decode(), model(), system=text(lead))
