@@ -188,7 +188,7 @@ class Sessions:
                      m.name, s.parent, s.flags & 1, s.flags & {PINNED}
                    FROM session s JOIN model m ON m.id = s.model ORDER BY s.updated DESC, s.id DESC"""
             ).fetchall()
-        return tuple(ChatSummary(*row[:-2], bool(row[-2]), bool(row[-1])) for row in rows)
+        return tuple(ChatSummary(*row, untrusted=bool(u), pinned=bool(p)) for *row, u, p in rows)
 
     def find(self, text: str) -> str:
         """By id, unique beginning of an id, title, unique part of a title.
