@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from mlxkv.models.training import longform, memory, noise, styles, unrelated
-from mlxkv.models.training.knowledge import Topic
+from mlxkv.models.training.knowledge import Topic, held_out, plain
 from mlxkv.models.training.words import value
 
 Exchange = tuple[str, str]
@@ -24,6 +24,7 @@ class Chat:
     system: str | None = None
     gap: int | None = None
     rough: bool = True  # whether odd spellings may be simulated; not where a reply copies what was said
+    head: int | None = None  # the chat ends after so many tokens of its first reply
 
     def messages(self) -> list[Message]:
         head = [{"role": "system", "content": self.system}] if self.system else []
@@ -42,15 +43,16 @@ class Maker:
         self.echoes = echoes
         self.rng = random.Random(seed)
         self.unrelated = unrelated.templates()
+        self.held_out = held_out(topics)
 
     def chat(self) -> Chat:
         roll = self.rng.random()
         if roll < self.echoes:
             return Chat([longform.echo(self.rng) for _ in range(self.rng.choice((1, 1, 2)))], rough=False)
         roll = self.rng.random()
-        if roll < 0.60:
+        if roll < 0.50:
             return self.asking()
-        if roll < 0.77:
+        if roll < 0.65:
             return self.remembering()
         if roll < 0.91:
             return self.styled()
@@ -60,12 +62,18 @@ class Maker:
 
     def topic(self) -> Exchange:
         topic = self.rng.choice(self.topics)
-        return noise.vary(self.rng.choice(topic.ask), self.rng), topic.answer
+        while plain(question := noise.vary(self.rng.choice(topic.ask), self.rng)) in self.held_out:
+            continue
+        return question, topic.answer
 
     def other(self) -> Exchange:
-        return noise.vary(
-            unrelated.question(self.rng, self.unrelated), self.rng, reword=self.rng.random() < 0.5
-        ), unrelated.REPLY
+        reword = self.rng.random() < 0.5
+        while plain(question := noise.vary(self._unrelated(), self.rng, reword=reword)) in self.held_out:
+            continue
+        return question, unrelated.REPLY
+
+    def _unrelated(self) -> str:
+        return unrelated.question(self.rng, self.unrelated)
 
     def unknown(self) -> Exchange:
         attribute = self.rng.choice(memory.ATTRIBUTES)

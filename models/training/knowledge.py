@@ -55,3 +55,9 @@ def read_topics(paths: list[Path] | None = None) -> list[Topic]:
 def plain(text: str) -> str:
     """Letters, digits and single spaces: two phrasings that differ by case or punctuation alone are one."""
     return " ".join("".join(c if c.isalnum() else " " for c in text.lower()).split())
+
+
+def held_out(topics: list[Topic]) -> frozenset[str]:
+    """All questions measured with, as `plain` has them: noise may by chance turn a phrasing into one of these."""
+    unrelated = (HERE / "unrelated_held_out.txt").read_text(encoding="utf-8").splitlines()[1:]
+    return frozenset(plain(q) for q in (*unrelated, *(q for topic in topics for q in topic.held_out)))

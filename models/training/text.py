@@ -82,6 +82,9 @@ class Encoder:
             tokenizer = self.rough if rough else self.tokenizer
             head = [START_ID, *self.tokenizer.encode(message["role"] + "\n", add_special_tokens=False).ids]
             body = [*tokenizer.encode(message["content"], add_special_tokens=False).ids, END_ID]
+            if reply and chat.head is not None:
+                ids += head + body[: chat.head]
+                return Sample(ids, learn + [False] * len(head) + [True] * len(body[: chat.head]))
             tail = self.tokenizer.encode("\n", add_special_tokens=False).ids
             ids += head + body + tail
             learn += [False] * len(head) + [reply] * len(body) + [False] * len(tail)

@@ -20,9 +20,10 @@ import torch.nn.functional as F  # pyright: ignore[reportMissingImports]
 from torch import Tensor, distributed  # pyright: ignore[reportMissingImports]
 
 from mlxkv.models.training import cases
-from mlxkv.models.training.conversations import Maker
+from mlxkv.models.training.conversations import Chat, Maker
 from mlxkv.models.training.knowledge import read_topics
 from mlxkv.models.training.network import Network, Shape
+from mlxkv.models.training.teacher import Teacher, lessons
 from mlxkv.models.training.text import PAD_ID, Encoder, Sample, load, train_tokenizer
 
 LONGEST = 1024
@@ -35,14 +36,15 @@ def main() -> None:
     path = options.out / "tokenizer.json"
     if not path.is_file():
         train_tokenizer(Maker(topics, options.seed), options.vocab, 20_000).save(str(path))
+    teacher = Teacher(topics, options.seed)
     (options.out / "meeting").unlink(missing_ok=True)
     if options.workers == 1:
-        work(0, options)
+        work(0, options, teacher)
     else:
-        torch.multiprocessing.spawn(work, (options,), nprocs=options.workers)
+        torch.multiprocessing.spawn(work, (options, teacher), nprocs=options.workers)
 
 
-def work(rank: int, options: argparse.Namespace) -> None:
+def work(rank: int, options: argparse.Namespace, teacher: Teacher) -> None:
     """One process, one thread: processes that meet once a step bear a busy machine better than threads do."""
     torch.set_num_threads(1)
     torch.manual_seed(options.seed)
@@ -60,9 +62,10 @@ def work(rank: int, options: argparse.Namespace) -> None:
     encoder = Encoder(tokenizer, random.Random(options.seed + 1 + 1000 * rank))
     groups = cases.groups(topics)
     held_out = {name: [encoder.case(c) for c in group[rank :: 2 * options.workers]] for name, group in groups.items()}
-    Training(
-        rank, network, shape, encoder, Maker(topics, options.seed + 2 + 1000 * rank, options.echoes), held_out, options
-    ).run()
+    maker = Maker(topics, options.seed + 2 + 1000 * rank, options.echoes)
+    taught = lessons(topics, teacher, random.Random(options.seed + 3 + 1000 * rank))
+    chats = batches(_both(maker, taught, options.lessons), encoder, options.batch)
+    Training(rank, network, shape, chats, held_out, options).run()
     distributed.destroy_process_group()
 
 
@@ -74,13 +77,12 @@ class Training:
         rank: int,
         network: Network,
         shape: Shape,
-        encoder: Encoder,
-        maker: Maker,
+        chats: Iterator[tuple[Tensor, Tensor]],
         held_out: dict[str, list[Sample]],
         options: argparse.Namespace,
     ) -> None:
         self.network, self.shape, self.options, self.held_out = network, shape, options, held_out
-        self.rank, self.encoder, self.maker = rank, encoder, maker
+        self.rank, self.chats = rank, chats
         self.average = {k: v.detach().clone() for k, v in network.state_dict().items()}
         matrices = [p for n, p in network.named_parameters() if p.ndim == 2 and "embed" not in n]
         others = [p for n, p in network.named_parameters() if p.ndim != 2 or "embed" in n]
@@ -95,12 +97,11 @@ class Training:
     def run(self) -> None:
         started = time.time()
         seen, losses, shown = 0, [], 0.0
-        chats = batches(self.maker, self.encoder, self.options.batch)
         rng = random.Random(self.options.seed + self.rank)
         copying = 7.0  # running loss on repeats; while they are hard, every other batch is one
         for step in itertools.count(1):
             is_repeat = rng.random() < (0.5 if copying > 0.4 else 0.03)
-            ids, learn = repeats(rng, self.options.batch, self.shape.vocab_size) if is_repeat else next(chats)
+            ids, learn = repeats(rng, self.options.batch, self.shape.vocab_size) if is_repeat else next(self.chats)
             elapsed = time.time() - started
             mine = max(step / self.options.steps, elapsed / 60 / self.options.minutes)
             loss = self.step(ids, learn, step, mine)
@@ -166,11 +167,17 @@ class Training:
         print(json.dumps({"step": step, "tokens": seen, **{k: round(v, 3) for k, v in figures.items()}}), flush=True)
 
 
-def batches(maker: Maker, encoder: Encoder, tokens: int) -> Iterator[tuple[Tensor, Tensor]]:
+def _both(maker: Maker, taught: Iterator[Chat], share: float) -> Iterator[Chat]:
+    """Chats and, to the share `share` of their number, the teacher's lessons."""
+    while True:
+        yield next(taught) if maker.rng.random() < share else maker.chat()
+
+
+def batches(chats: Iterator[Chat], encoder: Encoder, tokens: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Endless batches of about `tokens` ids: (B, L) and which of them are learnt."""
     rng = random.Random(0)
     while True:
-        pool = [encoder.sample(maker.chat()) for _ in range(2500)]
+        pool = [encoder.sample(next(chats)) for _ in range(5000)]
         pool = sorted((s for s in pool if len(s.ids) <= LONGEST), key=lambda s: len(s.ids))
         ready, row = [], []
         for sample in pool:
@@ -219,7 +226,8 @@ def _options() -> argparse.Namespace:
     whole = {"vocab": 1792, "width": 256, "layers": 4, "hidden": 768, "seed": 1, "batch": 2300, "steps": 10**9}
     for name, default in {**whole, "workers": 2}.items():
         parser.add_argument(f"--{name}", type=int, default=default)
-    for name, default in {"lr": 0.005, "decay": 0.4, "minutes": 44.0, "every": 0.06, "echoes": 0.04}.items():
+    shares = {"decay": 0.4, "every": 0.06, "echoes": 0.04, "lessons": 0.65}
+    for name, default in {"lr": 0.005, "minutes": 44.0, **shares}.items():
         parser.add_argument(f"--{name}", type=float, default=default)
     parser.add_argument("--device", default="cpu", help="cuda trains on a GPU, in one process")
     options = parser.parse_args()

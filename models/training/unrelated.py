@@ -1,4 +1,4 @@
-"""Questions tutor cannot answer, and the one reply to all of them; phrasings in unrelated.toml. Pure and seeded."""
+"""Questions tutor cannot answer, and the one reply to all; in unrelated.toml and unrelated_plain.txt. Pure, seeded."""
 
 from __future__ import annotations
 
@@ -20,11 +20,17 @@ _PEOPLE, _COUNTRIES, _SUBJECTS, _LANGUAGES, _WORKS, _ACTS, _VERBS, _THINGS = (
 )
 
 
+_PLAIN = (Path(__file__).parent / "unrelated_plain.txt").read_text(encoding="utf-8").splitlines()[1:]
+
+
 def templates() -> list[str]:
     return _PARTS["templates"].strip("\n").split("\n")
 
 
 def question(rng: random.Random, pool: list[str]) -> str:
+    """One of those with blanks, the blanks filled, or as often one without."""
+    if rng.random() < 0.5:
+        return rng.choice(_PLAIN)
     fill = {
         "s": rng.choice(_SUBJECTS), "s2": rng.choice(_SUBJECTS), "c": rng.choice(_COUNTRIES), "p": rng.choice(_PEOPLE),
         "w": rng.choice(_WORKS), "a": rng.choice(_ACTS), "n": rng.randrange(1, 10 ** rng.choice((1, 2, 3))),

@@ -1,0 +1,69 @@
+"""Questions nobody wrote: phrasings cut, crossed and mixed. Which topic each is about, a teacher tells (teacher.py).
+
+Some forty phrasings of a topic are few: a network learns them by heart and takes a new one for whatever looks alike.
+Between them lies all that people might type as well, and words mostly decide what it is about. Pure and seeded.
+"""
+
+from __future__ import annotations
+
+import random
+
+from mlxkv.models.training import noise, unrelated
+from mlxkv.models.training.knowledge import Topic, held_out, plain
+
+OTHER = ""  # the label of what tutor cannot answer
+
+
+class Jumbler:
+    """Endless questions from one generator of chance. `label` is the topic's id, or None: the teacher has to say."""
+
+    def __init__(self, topics: list[Topic], rng: random.Random, other: float = 0.25) -> None:
+        self.topics, self.rng, self.other_share = topics, rng, other
+        self.unrelated, self.held_out = unrelated.templates(), held_out(topics)
+        self.words = [word for topic in topics for phrase in topic.ask for word in phrase.split()]
+
+    def question(self) -> tuple[str, str | None]:
+        """A question as typed, and its label where that is sure; never one that is measured with."""
+        while plain((made := self._question())[0]) in self.held_out:
+            continue
+        return made
+
+    def _question(self) -> tuple[str, str | None]:
+        rng = self.rng
+        roll = rng.random()
+        phrases, label = self._phrases()
+        if roll < 0.40:
+            return noise.vary(rng.choice(phrases), rng), label
+        if roll < 0.58:
+            made = self._thinned(rng.choice(phrases).split())
+        elif roll < 0.80:
+            made = self._crossed(rng.choice(phrases).split(), rng.choice(phrases).split())
+        elif roll < 0.87:
+            made = self._crossed(rng.choice(phrases).split(), rng.choice(self._phrases()[0]).split())
+        else:
+            made = self._mixed(rng.choice(phrases).split())
+        return noise.vary(" ".join(made), rng, reword=rng.random() < 0.5), None
+
+    def _phrases(self) -> tuple[list[str] | tuple[str, ...], str]:
+        if self.rng.random() < self.other_share:
+            return [unrelated.question(self.rng, self.unrelated) for _ in range(2)], OTHER
+        topic = self.rng.choice(self.topics)
+        return topic.ask, topic.id
+
+    def _thinned(self, words: list[str]) -> list[str]:
+        kept = [word for word in words if self.rng.random() > 0.22]
+        if len(kept) > 2 and self.rng.random() < 0.3:
+            i = self.rng.randrange(len(kept) - 1)
+            kept[i], kept[i + 1] = kept[i + 1], kept[i]
+        return kept or words
+
+    def _crossed(self, first: list[str], second: list[str]) -> list[str]:
+        return first[: self.rng.randrange(1, len(first) + 1)] + second[self.rng.randrange(len(second)) :]
+
+    def _mixed(self, words: list[str]) -> list[str]:
+        """One or two words become others, or others come between them."""
+        words = list(words)
+        for _ in range(self.rng.choice((1, 1, 2))):
+            i = self.rng.randrange(len(words))
+            words[i : i + self.rng.randrange(2)] = [self.rng.choice(self.words)]
+        return words

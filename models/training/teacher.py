@@ -1,0 +1,59 @@
+"""A linear classifier over words and runs of letters, made from the phrasings training sees; it teaches the network.
+
+It tells the topic of a question by which words are in it. That is all it can do, and it generalises better than a small
+network left alone: what it says of jumbled questions teaches the network to look at words too.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+
+from sklearn.feature_extraction.text import TfidfVectorizer  # pyright: ignore[reportMissingImports]
+from sklearn.pipeline import make_union  # pyright: ignore[reportMissingImports]
+from sklearn.svm import LinearSVC  # pyright: ignore[reportMissingImports]
+
+from mlxkv.models.training import noise, styles, unrelated
+from mlxkv.models.training.conversations import Chat
+from mlxkv.models.training.jumbled import OTHER, Jumbler
+from mlxkv.models.training.knowledge import Topic
+
+SURE = 0.25  # by how much the first label's score must lie above the second's
+HEAD = 8  # tokens of an answer
+STYLED = 0.2  # of the lessons stand under a system prompt that changes the look of the reply
+
+
+class Teacher:
+    def __init__(self, topics: list[Topic], seed: int, others: int = 9_000) -> None:
+        rng = random.Random(seed)
+        asked = [(q, t.id) for t in topics for phrase in t.ask for q in (phrase, noise.vary(phrase, rng))]
+        pool = unrelated.templates()
+        asked += [(noise.vary(unrelated.question(rng, pool), rng), OTHER) for _ in range(others)]
+        texts, labels = zip(*asked, strict=True)
+        self.features = make_union(
+            TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"\S+"),
+            TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 5), sublinear_tf=True, min_df=2),
+        )
+        self.classifier = LinearSVC().fit(self.features.fit_transform(texts), labels)
+
+    def labels(self, questions: list[str]) -> list[str | None]:
+        """The label of each; None where it is not sure."""
+        scores = self.classifier.decision_function(self.features.transform(questions))
+        best, second = scores.argmax(1), scores.copy()
+        rows = range(len(questions))
+        second[rows, best] = -9
+        sure = scores[rows, best] - second.max(1) > SURE
+        return [str(self.classifier.classes_[b]) if s else None for b, s in zip(best, sure, strict=True)]
+
+
+def lessons(topics: list[Topic], teacher: Teacher, rng: random.Random) -> Iterator[Chat]:
+    """Endless questions, each with the beginning of its answer: which answer it is shows in the first tokens."""
+    jumbler, answers = Jumbler(topics, rng), {OTHER: unrelated.REPLY, **{t.id: t.answer for t in topics}}
+    while True:
+        asked = [jumbler.question() for _ in range(1_000)]
+        unsure = [i for i, (_, label) in enumerate(asked) if label is None]
+        told = dict(zip(unsure, teacher.labels([asked[i][0] for i in unsure]), strict=True))
+        for i, (question, label) in enumerate(asked):
+            if (known := told.get(i, label)) is not None:
+                system, style = styles.some(rng) if rng.random() < STYLED else (None, styles.unchanged)
+                yield Chat([(question, style(answers[known]))], system, head=HEAD)
