@@ -184,7 +184,8 @@ def test_the_footer_and_the_figures(said: Said) -> None:
     prompts = private_folder(said.desk.front.folders.cache / "prompts")
     (prompts / "book.kv").write_bytes(bytes(500_000))
     now = said.one(cmd.ShowStats(), ev.SessionFigures)
-    assert now.named_disk_bytes == now.all_disk_bytes - figures.all_disk_bytes > 500_000
+    # the writer may have put rows of the chat there too meanwhile
+    assert 500_000 < now.named_disk_bytes <= now.all_disk_bytes - figures.all_disk_bytes
     assert figures.generated_tokens == sum(
         m.stats.generated_tokens for m in said.desk.front.open_chat.messages if m.stats
     )
