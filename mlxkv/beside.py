@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Self
@@ -25,12 +26,10 @@ from mlxkv.store import TurnRecord
 from mlxkv.turn import Turn
 
 
-class Beside:
+class Beside(ABC):
     """The chat's own parts are declared here and made by the subclass."""
 
     _backend: ChatBackend
-    _params: SamplingParams
-    _autosave: bool
     _cancel: threading.Event
     _said: Conversation
     _fed: Fed
@@ -38,27 +37,19 @@ class Beside:
     thinking: bool | None
     cache: PromptCache
 
-    def __init__(
-        self,
-        backend: ChatBackend,
-        *,
-        system: str | None = None,
-        cache: CacheConfig | PromptCache | None = None,
-        params: SamplingParams | None = None,
-        autosave: bool = False,
-        think: bool | None = None,
-    ) -> None:
-        raise NotImplementedError
-
     @property
-    def _past(self) -> Past:
-        raise NotImplementedError
+    @abstractmethod
+    def _past(self) -> Past: ...
 
-    def _sampling(self, chosen: Mapping[str, Any]) -> SamplingParams:
-        raise NotImplementedError
+    @abstractmethod
+    def _sampling(self, chosen: Mapping[str, Any]) -> SamplingParams: ...
 
-    def _begin(self, title: str | None, parent: str | None = None, pinned: int = 0) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _begin(self, title: str | None, parent: str | None = None, pinned: int = 0) -> None: ...
+
+    @abstractmethod
+    def _another(self, cache: CacheConfig) -> Self:
+        """A chat like this one, in which nothing was said."""
 
     def aside(self, text: str, **sampling: Any) -> Iterator[TurnEvent]:
         """Ask something that is no part of the chat: events as of `send`, and nothing is recorded.
@@ -109,14 +100,7 @@ class Beside:
         config, pinned = self.cache.plan.resolved, spans(laid)[num_pinned - 1][1] if num_pinned else 0
         if config.window is None or pinned > config.window // 4:
             pinned = 0
-        twin = type(self)(
-            self._backend,
-            system=self.system,
-            cache=replace(config, sinks=pinned) if pinned else config,
-            params=self._params,
-            autosave=self._autosave,
-            think=self.thinking,
-        )
+        twin = self._another(replace(config, sinks=pinned) if pinned else config)
         twin._said, twin._fed = self._said.apart(laid), fed
         if self._said.session_id is not None:
             twin._begin(title, parent=self._said.session_id, pinned=pinned)

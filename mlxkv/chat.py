@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Self
 
 from mlxkv.beside import Beside
 from mlxkv.cache.config import CacheConfig
@@ -336,3 +336,13 @@ class Chat(Beside):
         """This chat's parameters, and those given for one turn."""
         given = {name: value for name, value in chosen.items() if value is not None}
         return SamplingParams.for_model({}, **{**asdict(self._params), **given})
+
+    def _another(self, cache: CacheConfig) -> Self:
+        return type(self)(
+            self._backend,
+            system=self.system,
+            cache=cache,
+            params=self._params,
+            autosave=self._autosave,
+            think=self.thinking,
+        )

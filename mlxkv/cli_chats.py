@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mlxkv.config import Folders
+from mlxkv.ids import common_prefix
 
 if TYPE_CHECKING:
     from mlxkv.events import ChatSummary
@@ -255,13 +256,9 @@ def _short(found: Sequence[ChatSummary]) -> dict[str, str]:
     ids = sorted(c.id for c in found)
     out = {}
     for before, this, after in zip(["", *ids], ids, [*ids[1:], ""], strict=False):
-        shared = max(_num_common(this, before), _num_common(this, after))
+        shared = max(common_prefix(this, before), common_prefix(this, after))
         out[this] = this[: max(shared + 1, _SHORTEST)]
     return out
-
-
-def _num_common(a: str, b: str) -> int:
-    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 def _nested(found: Sequence[ChatSummary]) -> list[tuple[int, ChatSummary]]:

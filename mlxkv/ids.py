@@ -6,11 +6,16 @@ from array import array
 from collections.abc import Sequence
 
 
-def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many leading ids are equal: halving on whole compares, since Python loops over 100,000 ids are slow."""
+def common_prefix(a: Sequence[int] | str, b: Sequence[int] | str) -> int:
+    """How many leading ids, or characters, are equal.
+
+    Halving on whole compares, since Python loops over 100,000 ids are slow.
+    """
     low, high = 0, min(len(a), len(b))
     if isinstance(a, array) and isinstance(b, array):
         x, y = memoryview(a), memoryview(b)
+    elif isinstance(a, str) and isinstance(b, str):
+        x, y = a, b
     else:
         x, y = list(a), list(b)
     while low < high:

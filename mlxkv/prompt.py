@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlxkv.errors import ModelError, PromptError
+from mlxkv.ids import common_prefix
 from mlxkv.reply import Reasoning, ReplyText, raw_text
 
 Message = dict[str, str]  # {"role": ..., "content": ...}, as chat templates take it
@@ -61,7 +62,7 @@ class PromptFormat:
         if not self.has_template:
             return self._continued(messages, fed)
         text = self.render(messages, think=think)
-        same = _num_common(text, fed.text)
+        same = common_prefix(text, fed.text)
         cuts = tuple(cut for cut in fed.all_cuts if cut[0] <= same)
         chars, num_ids = cuts[-1] if cuts else (0, 0)
         return Fed(text, (*fed.ids[:num_ids], *self.encode(text[chars:])), cuts)
@@ -96,7 +97,7 @@ class PromptFormat:
         if not self.has_template:
             return len(prompt.ids)
         text = self.render([*messages, _message("assistant", "x"), _message("user", "x")], think=think)
-        same = _num_common(text, prompt.text)
+        same = common_prefix(text, prompt.text)
         lost = self.encode(prompt.text[same:])
         start = len(prompt.ids) - len(lost)
         if start >= 0 and list(prompt.ids[start:]) == lost:
@@ -200,18 +201,6 @@ def message(role: str, text: str, thinking: str = "") -> Message:
 
 def _message(role: str, content: str) -> Message:
     return {"role": role, "content": content}
-
-
-def _num_common(a: str, b: str) -> int:
-    """How many leading characters are equal; halving, since a chat's text is long."""
-    low, high = 0, min(len(a), len(b))
-    while low < high:
-        middle = (low + high + 1) // 2
-        if a[low:middle] == b[low:middle]:
-            low = middle
-        else:
-            high = middle - 1
-    return low
 
 
 def _without_system_role(messages: Sequence[Message]) -> list[Message]:

@@ -33,13 +33,13 @@ def family(home: Path) -> list[str]:
 
 def test_a_list_nests_forks_and_fits_the_width(run: Run, family: list[str], monkeypatch: Any) -> None:  # noqa: F811
     lines = run("chats", "ls").out.splitlines()
-    sky, sea, fork, second = (next(i for i, line in enumerate(lines) if f[:10] in line) for f in family)
+    ids = [line.split()[0] for line in lines]  # made in one millisecond, chats share more than the first ten characters
+    sky, sea, fork, second = (next(i for i, start in enumerate(ids) if f.startswith(start)) for f in family)
     assert (sky, fork, second) == (0, 1, 2)  # the family with the newest member first
     assert sea == 3
     assert "↳ the sky" in lines[fork]
     assert "  ↳ the sky" in lines[second]
     assert "\x1b" not in "".join(lines)
-    ids = [line.split()[0] for line in lines]
     assert len({*ids}) == 4
     for i, session_id in zip((sky, sea, fork, second), family, strict=True):
         assert session_id.startswith(ids[i])
