@@ -3,14 +3,19 @@
 One cache of the given size in each program's own form, the same rows in both, on the same disk, in one process, in
 turns. mlx-lm writes without fsync; mlxkv's times end when the rows are durable (`synced`) and, for comparison, when the
 engine may go on (`handed over`). No model is run: rows are random.
+
+Every load gets memory fresh from the kernel, as in a program just started: else glibc keeps the memory of the load
+before or gives it back, as it happens, and a load is three times as fast or not (`--reuse` leaves it to glibc).
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import os
 import random
 import statistics
+import sys
 import tempfile
 import time
 import tracemalloc
@@ -35,6 +40,7 @@ LAYERS, HEADS, DIM = 28, 8, 128  # as Qwen3-0.6B keeps them, in bfloat16: 112 Ki
 ROW_BYTES = LAYERS * 2 * HEADS * DIM * 2
 IDENTITY = ModelIdentity.of("bench", {"config.hidden_size": "64"})
 CUT = 512  # tokens fed at once
+_M_MMAP_THRESHOLD = -3  # glibc's name for: allocations as large as this are given back at once
 
 
 def bare_model() -> Model:
@@ -225,9 +231,12 @@ def main() -> None:
     parser.add_argument("--mib", type=int, nargs="*", default=[64, 1024], help="cache sizes")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--no-turns", action="store_true", help="leave out the 50 turns (they write 1.3 GB)")
+    parser.add_argument("--reuse", action="store_true", help="let a load have the memory of the one before")
     parser.add_argument("--folder", help="where to write (default: a new folder in TMPDIR)")
     args = parser.parse_args()
     header("bench.store")
+    if sys.platform == "linux" and not args.reuse:
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 1 << 20)
     print(f"rows: {LAYERS} layers x {HEADS} heads x {DIM}, bfloat16, {ROW_BYTES:,} bytes per token\n")
     print("| cache | what | mlxkv s | mlx-lm s | x faster | mlxkv bytes | mlx-lm bytes | x fewer |")
     print("|---|---|---|---|---|---|---|---|")

@@ -72,15 +72,18 @@ class Files:
 
     def read(self, fd: int, views: Sequence[memoryview]) -> int:
         """Fill `views`, one after the other, from where the file is; fewer bytes only at its end."""
-        left, done = list(views), 0
-        while left and (num := os.readv(fd, left)):
-            done += num
-            if num == sum(map(len, left)):
-                break
+        num = done = os.readv(fd, views)
+        if num == sum(map(len, views)):
+            return num
+        left = list(views)
+        while num:  # a signal came, or the file ends here
             while left and num >= len(left[0]):
                 num -= len(left.pop(0))
-            if num:  # a signal came
-                left[0] = left[0][num:]
+            if not left:
+                break
+            left[0] = left[0][num:]
+            num = os.readv(fd, left)
+            done += num
         return done
 
     def make_folder(self, path: Path) -> None:

@@ -16,6 +16,7 @@ from mlxkv.store.arrays import buffer_of, empty_arrays
 from mlxkv.store.chunks import ChunkFiles
 from mlxkv.store.pacing import Watch
 from mlxkv.store.ports import KVCacheLike, LayerGroup, PlacesLike, Range, RowPlaces
+from mlxkv.store.prefault import prefault, runs
 from mlxkv.store.ranges import cover
 from mlxkv.store.reading import read_chunk
 from mlxkv.store.refs import SavedChunk
@@ -87,8 +88,12 @@ def load(cache: KVCacheLike, ids: Sequence[int], reads: Sequence[Read], chunks: 
 
 def _at_once(reads: Sequence[Read], chunks: ChunkFiles, watch: Watch) -> None:
     largest_first = sorted(reads, key=lambda read: -read.chunk.size)  # else the last one may keep one thread busy alone
-    jobs = [_into_place(read, chunks, watch) for read in largest_first]  # MLX's addresses are this thread's business
+    placed = [(read, _places(read)) for read in largest_first]  # MLX's addresses are this thread's business
+    jobs = [_reader(read, places, chunks, watch) for read, places in placed]
+    groups = {read.group.name: [at for r, at in placed if r.group.name == read.group.name] for read in reads}
     with ThreadPoolExecutor(min(_AT_ONCE, os.cpu_count() or 1), "mlxkv-read") as pool:
+        for places in groups.values():
+            list(pool.map(prefault, runs(places)))
         running = [pool.submit(job) for job in jobs]
         try:
             for future in running:
@@ -99,9 +104,13 @@ def _at_once(reads: Sequence[Read], chunks: ChunkFiles, watch: Watch) -> None:
 
 
 def _into_place(read: Read, chunks: ChunkFiles, watch: Watch) -> Callable[[], None]:
+    return _reader(read, _places(read), chunks, watch)
+
+
+def _places(read: Read) -> PlacesLike:
     head = read.chunk.head
     assert isinstance(read.group, RowPlaces)
-    return _reader(read, read.group.places(head.a, head.b, read.parts), chunks, watch)
+    return read.group.places(head.a, head.b, read.parts)
 
 
 def _reader(read: Read, places: PlacesLike, chunks: ChunkFiles, watch: Watch) -> Callable[[], None]:

@@ -19,7 +19,7 @@ from mlxkv.store.format import ChunkHead, Shapes, check_header, opened
 from mlxkv.store.pacing import FIRST
 from mlxkv.store.ports import PlacesLike
 
-PIECE = 2 << 20  # bytes read and hashed at once: still in the processor's cache, and few enough calls
+PIECE = 512 << 10  # bytes read and hashed at once: still in a core's own cache, and few enough calls
 MOST_VIEWS = 512  # of one read; systems allow 1,024
 
 GoOn = Callable[[int], bool]
@@ -58,18 +58,16 @@ def _pieces(header: Header, places: PlacesLike) -> Iterator[tuple[int, list[memo
     piece: list[memoryview] = []
     num_bytes, most = 0, FIRST  # each next piece is twice as large: a slow disk should be noticed soon
     for view in _views(header, places):
-        while num_bytes + len(view) >= most:
-            cut = most - num_bytes
-            piece.append(view[:cut])
-            yield most, piece
-            view, piece, num_bytes, most = view[cut:], [], 0, min(2 * most, PIECE)
-        if len(view):
-            piece.append(view)
-            num_bytes += len(view)
-            if len(piece) == MOST_VIEWS:
-                yield num_bytes, piece
-                piece, num_bytes = [], 0
-    if piece:
+        size = len(view)
+        if num_bytes and (num_bytes + size > most or len(piece) == MOST_VIEWS):
+            yield num_bytes, piece
+            piece, num_bytes, most = [], 0, min(2 * most, PIECE)
+        while size > most:
+            yield most, [view[:most]]
+            view, size, most = view[most:], size - most, min(2 * most, PIECE)
+        piece.append(view)
+        num_bytes += size
+    if num_bytes:
         yield num_bytes, piece
 
 
