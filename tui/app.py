@@ -36,7 +36,7 @@ from mlxkv.tui.render import warm
 from mlxkv.tui.state import ChatState
 from mlxkv.tui.view import ChatView
 
-DRAIN = 0.1  # seconds between two looks at the engine's events, or four times what the last one cost
+DRAIN, SLOW_DRAIN = 0.1, 0.2  # seconds between two looks at the engine's events: see `_drained`
 
 
 class ChatApp(ManagingApp, inherit_bindings=False):
@@ -150,8 +150,12 @@ class ChatApp(ManagingApp, inherit_bindings=False):
         return False
 
     def _drained(self, began: float) -> None:
-        """Painting is part of the cost: a slow terminal gets fewer frames, not a slower model."""
-        self.set_timer(max(DRAIN, 4 * (self.clock() - began)), self._drain)
+        """Ten frames a second, down to five where they would take more than a fortieth of the time, painting included.
+
+        A slow machine or terminal gets fewer frames, not a slower model.
+        """
+        cost = self.clock() - began
+        self.set_timer(max(DRAIN, min(40 * cost, SLOW_DRAIN), 4 * cost), self._drain)
 
     def _sync(self) -> None:
         """Commands to the engine, changes to the widgets."""
