@@ -265,3 +265,14 @@ async def test_a_title_too_long_for_the_header_is_cut_not_left_out() -> None:
             assert shown in header
             assert cell_len(header) <= 120
             assert ("…" in header) is (title.startswith("long"))
+
+
+async def test_the_dearer_a_frame_the_fewer_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its share of the time is what the model loses on a machine with few cores."""
+    waits: list[float] = []
+    async with window() as w:
+        monkeypatch.setattr(w.app, "set_timer", lambda delay, callback: waits.append(delay))
+        monkeypatch.setattr(w.app, "clock", lambda: 10.0)
+        for cost in (0.0, 0.002, 0.004, 0.03, 0.1):
+            w.app._drained(10.0 - cost)
+    assert waits[:5] == pytest.approx([0.1, 0.1, 0.16, 0.2, 0.4])
