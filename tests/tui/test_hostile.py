@@ -125,6 +125,7 @@ def visit(tour: Tour, lead: int, is_wide: bool) -> None:
             go(ESC, "the end")
         see(name, keys, text, *labels)
     go(ESC, "the end")
+    # What is pasted before Enter ends with a full stop: some payloads end with `\`, which makes Enter a new line.
     for name, keys, text, *labels in (
         ("context", "/context\r", "text PAY", "text"), ("stats", "/stats\r", "ever written"),
         ("memory", "/memory\r", "weights"),
@@ -133,7 +134,7 @@ def visit(tour: Tour, lead: int, is_wide: bool) -> None:
         ("set", "/set temp 0.3\r", "applied PAY", "applied"),
         ("downloading", "/pull x\r", "downloading pulled PAY", "pulled"), ("paused", ESC, "broke PAY", "broke"),
         ("the cache", "\x1bOQ", "next write"), ("no panel", "\x1bOQwait\r", "waiting"),
-        ("pasted", paste(f"{piece(lead + 1)} {piece(lead, 'pasted')}"), "pasted PAY", "pasted"),
+        ("pasted", paste(f"{piece(lead + 1)} {piece(lead, 'pasted')}."), "pasted PAY", "pasted"),
         ("queued", "\r", "waiting for the current", "pasted"), ("stopped", ESC, "the end", "stopped"),
         ("files", "see @name11", "name11[bold red]"), ("a file", f"{ESC}\x03@plain.txt", "plain.txt"),
         ("the editor", f"{ESC}\x03\x07", "edited PAY", "edited"), ("cleared", "\x03", "Ask anything"),
