@@ -60,6 +60,9 @@ def _export(state: ChatState, argument: str) -> None:
     kind, _, path = argument.partition(" ")
     if kind in ("md", "json"):
         state.submit(cmd.ExportChat(kind, path.strip()))
+    elif argument and not set(argument) & set(" ./\\"):  # a file would have a suffix, or a folder
+        more = "; mlxkv is written by `mlxkv chats export --format mlxkv`" if argument == "mlxkv" else ""
+        state.error(f"{argument} is no format to export to: there are md and json, as in /export md chat.md{more}.")
     elif argument.endswith(".json"):
         state.submit(cmd.ExportChat("json", argument))
     else:

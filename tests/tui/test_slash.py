@@ -92,6 +92,20 @@ def test_commands_for_the_engine(state: ChatState, line: str, command: cmd.Comma
     assert sent(state) == [command]
 
 
+def test_a_lone_word_is_a_format_or_nothing(state: ChatState) -> None:
+    """`/export pdf` once wrote Markdown into a file called pdf."""
+    run(state, "export", "pdf")
+    run(state, "export", "mlxkv")
+    run(state, "export", "my-chat")
+    assert sent(state) == []
+    pdf, rows, _ = lines(state)
+    assert pdf == "pdf is no format to export to: there are md and json, as in /export md chat.md."
+    assert rows.endswith("; mlxkv is written by `mlxkv chats export --format mlxkv`.")
+    for path in ("pdf.md", "./pdf", "~/pdf", "two words"):
+        run(state, "export", path)
+    assert sent(state) == [cmd.ExportChat("md", path) for path in ("pdf.md", "./pdf", "~/pdf", "two words")]
+
+
 @pytest.mark.parametrize("line", ["fork 3", "rewind 0", "edit x"])
 def test_a_question_that_is_not_there(state: ChatState, line: str) -> None:
     name, _, argument = line.partition(" ")
