@@ -228,7 +228,8 @@ def open_store(folders: Folders | None = None) -> SessionStore:
 
 
 def _place(hit: SearchHit) -> list[str]:
-    return ["title:"] if hit.turn is None else [hit.title, f"#{hit.turn + 1} {hit.role}:"]
+    """Which question it is, or which reply is to: the number that `/fork` takes."""
+    return ["title:"] if hit.turn is None else [hit.title, f"#{hit.turn // 2 + 1} {hit.role}:"]
 
 
 def _bold(line: str, start: int, marks: Sequence[tuple[int, int]]) -> str:

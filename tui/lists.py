@@ -63,11 +63,16 @@ def tree_list(branches: Sequence[ev.Branch], now: float) -> Listing:
         depth = depths[branch.session_id] = depths.get(branch.parent or "", -1) + 1
         lead = "  " * (depth - 1) + "└ ⑂ " if depth else ""
         mark = "▌" if branch.is_current else " "
-        fork = f"from message {branch.forked_at + 1} on" if branch.forked_at is not None and depth else ""
+        fork = _fork_text(branch.forked_at) if branch.forked_at is not None and depth else ""
         facts = tuple(f for f in (fork, plural(branch.num_turns, "message"), when_text(branch.updated, now)) if f)
         rows.append(Row(f"{mark}{lead}{one_line(branch.title)}", cmd.OpenChat(branch.session_id), facts))
         at = i if branch.is_current else at
     return Listing("Branches of this chat", tuple(rows), "⏎ open · esc close", at=at)
+
+
+def _fork_text(forked_at: int) -> str:
+    """Questions and replies alternate; a reply has the number of the question to it."""
+    return f"from {'reply' if forked_at % 2 else 'question'} {forked_at // 2 + 1} on"
 
 
 def models_list(models: Sequence[ev.ModelCard], current: str, has_chat: bool, only_fitting: bool = False) -> Listing:

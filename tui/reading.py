@@ -19,6 +19,7 @@ from mlxkv.tui.prompt import Prompt
 from mlxkv.tui.state import ChatState
 from mlxkv.tui.transcript import Transcript
 from mlxkv.tui.view import ChatView
+from mlxkv.tui.wording import number_range, plural
 
 if TYPE_CHECKING:
     from mlxkv.tui.findbar import FindBar
@@ -136,7 +137,7 @@ class ReadingApp(App[int]):
         elif 1 <= which <= len(codes):
             self._put_on_clipboard(codes[which - 1])
         else:
-            self._say(f"This message has {len(codes)} code blocks; there is no number {which}.")
+            self._say(f"This message has {plural(len(codes), 'code block')}; there is no number {which}.")
 
     def copy_reply(self, argument: str) -> None:
         """`/copy [n] [code [k]]`: the n-th last reply, or its code."""
@@ -149,7 +150,7 @@ class ReadingApp(App[int]):
             return
         back = int(match[1] or 1)
         if not 1 <= back <= len(replies):
-            known = f"There is no reply {back}: they are 1 to {len(replies)}."
+            known = f"There is no reply {back}: {number_range(len(replies))}."
             self._say(known if replies else "There is no reply yet.")
         elif match[2]:
             self._copy_code(replies[-back], int(match[3]) if match[3] else None)

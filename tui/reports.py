@@ -22,9 +22,11 @@ def context_lines(use: ContextUse) -> list[str]:
     most = max(p.tokens for p in use.parts) or 1
     share = f" of {use.window:,} ({100 * live // use.window}%)" if use.window else ""
     lines = [f"Context: {live:,} tok{share} · {use.pinned:,} pinned · {tokens - live:,} rotated out"]
-    for number, part in enumerate(use.parts):
+    number = 0  # of the question, as in /fork 2: a reply has that of the question to it
+    for part in use.parts:
+        number += part.role == "user"
         text, name = " ".join(clean(part.text).split()), _NAMES.get(part.role, part.role)
-        lines.append("\t".join(map(str, (number, name, text, part.tokens, part.live, most))))
+        lines.append("\t".join(map(str, (number or "", name, text, part.tokens, part.live, most))))
     return lines
 
 

@@ -15,6 +15,7 @@ from mlxkv.settings import Setting, change, find, schema
 from mlxkv.tui import lists, reports
 from mlxkv.tui.listing import Listing, PutPrompt, Row
 from mlxkv.tui.state import ChatState
+from mlxkv.tui.wording import number_range
 
 _LONGEST = 1 << 20  # bytes of a system prompt in a file
 
@@ -77,8 +78,8 @@ def _question(state: ChatState, argument: str) -> int | None:
     mine = [i for i, message in enumerate(state.messages) if message.role == "user"]
     if not argument:
         return None
-    if not argument.isdigit() or not 1 <= int(argument) <= len(mine):
-        state.say(f"There is no question {argument}: they are 1 to {len(mine)}." if mine else "Nothing was said yet.")
+    if not argument.isdecimal() or not 1 <= int(argument) <= len(mine):
+        state.say(f"There is no question {argument}: {number_range(len(mine))}." if mine else "Nothing was said yet.")
         return -1
     return mine[int(argument) - 1]
 
@@ -163,8 +164,7 @@ def _set(state: ChatState, argument: str) -> Wish | None:
         state.error(f"There is no setting {name}; there are {known}.")
         return None
     if not value.strip():
-        now = setting.shown(getattr(state.settings, setting.name))
-        state.say(f"{setting.name} is {now}. {setting.help} It must be {setting.rule}.")
+        state.say(f"{setting.name} is {_now(state, setting)}. {setting.help} It must be {_on_off(setting.rule)}.")
         return None
     return _change(state, setting, value.strip())
 
@@ -173,13 +173,27 @@ def _change(state: ChatState, setting: Setting, value: str) -> Wish | None:
     try:
         state.settings = change(state.settings, {setting.name: value}, lambda key: f"/set {setting.slash or key}")
     except ConfigError as error:
-        state.error(str(error))
+        state.error(_on_off(str(error)))
         return None
     if setting.name == "theme":
         return Wish("theme", value)
     state.submit(cmd.ChangeSettings(state.settings))
-    state.say(f"{setting.name} is {setting.shown(getattr(state.settings, setting.name))} from {_from(setting)}.")
+    state.say(f"{setting.name} is {_now(state, setting)} from {_from(setting)}.")
     return Wish("save", setting.name)
+
+
+def _now(state: ChatState, setting: Setting) -> str:
+    """What it is set to, in the words of the chat; what is not set, with what that means."""
+    now = getattr(state.settings, setting.name)
+    return f"none ({setting.null})" if now is None else _shown(setting, now)
+
+
+def _shown(setting: Setting, value: object) -> str:
+    return ("on" if value else "off") if setting.kind == "bool" else setting.shown(value)
+
+
+def _on_off(rule: str) -> str:
+    return rule.replace("true or false", "on or off")  # as config.toml says it, and as one says it here
 
 
 def _from(setting: Setting) -> str:
@@ -198,10 +212,9 @@ def settings_list(state: ChatState) -> Listing:
     """Every setting with its value; choosing one puts `/set` into the prompt."""
     rows = []
     for s in schema():
-        now = getattr(state.settings, s.name)
         name = s.slash or s.name
-        text = f"{name:<12} {s.shown(now)}" + ("" if now is not None else f" ({s.null})")
-        flip = s.shown(not now) if s.kind == "bool" else ""
+        text = f"{name:<12} {_now(state, s)}"
+        flip = _shown(s, not getattr(state.settings, s.name)) if s.kind == "bool" else ""
         rows.append(Row(text, PutPrompt(f"/set {name} {flip}"), (s.help,), s.name))
     return Listing("Settings", tuple(rows), "⏎ change · esc close", "No setting is called that.")
 

@@ -190,7 +190,8 @@ class ChatState(Story):
                 hint = "esc to pause"
                 text = fit(pull_text(self.pull), room - len(hint))
             case _ if self.editing is not None:
-                return f"editing message {self.editing // 2 + 1}: ⏎ asks again, the old branch stays", "esc to leave it"
+                number = self._question_number(self.editing)
+                return f"editing question {number}: ⏎ asks again, the old branch stays", "esc to leave it"
             case _:
                 return "", ""
         return f"{spinner(now)} {text}", hint
@@ -307,6 +308,10 @@ class ChatState(Story):
             self.say(f"No chat is called “{wanted}”. /resume lists them.")
 
     # -- helpers -----------------------------------------------------------------------------------------
+
+    def _question_number(self, message: int) -> int:
+        """Which question a message of the user's is, from 1: what users are told, and what they type."""
+        return sum(m.role == "user" for m in self.messages[: message + 1])
 
     def _advance(self) -> None:
         """Send the next prompt if nothing is in its way."""

@@ -99,6 +99,11 @@ def plural(count: int, thing: str) -> str:
     return f"{count:,} {thing}{'' if count == 1 else 's'}"
 
 
+def number_range(count: int) -> str:
+    """Which numbers there are, after one that is not there: `they are 1 to 4`."""
+    return "there is only 1" if count == 1 else f"they are 1 to {count:,}"
+
+
 def restoring_text(chat: ChatSummary | None) -> str:
     """Before it is known how many tokens are on disk, their bytes are."""
     return f"restoring {bytes_text(chat.kv_bytes)} from disk" if chat and chat.kv_bytes else "restoring the chat"

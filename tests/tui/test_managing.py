@@ -112,7 +112,7 @@ async def test_editing_a_message_and_leaving_it() -> None:
         await w.until(lambda: "nothing re-read" in w.said())
         await w.ask("/edit")
         await w.until(lambda: w.app.prompt.text == "hello")
-        assert "editing message 1" in w.bar("activity")
+        assert "editing question 1" in w.bar("activity")
         await w.pilot.press("escape")
         await w.until(lambda: not w.app.prompt.text and w.app.state.editing is None)
         await w.ask("/edit")

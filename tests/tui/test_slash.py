@@ -9,6 +9,7 @@ import pytest
 
 from mlxkv import commands as cmd
 from mlxkv.events import (
+    Branch,
     CacheCollected,
     CacheList,
     ChatDeleted,
@@ -27,10 +28,12 @@ from mlxkv.events import (
     TurnStarted,
     Versions,
 )
-from mlxkv.readings import CompactPlan, ContextUse, ModelTight
+from mlxkv.readings import CompactPlan, ContextPart, ContextUse, ModelTight
 from mlxkv.tui.blocks import Kind
 from mlxkv.tui.commands import COMMANDS
 from mlxkv.tui.listing import PutPrompt
+from mlxkv.tui.lists import tree_list
+from mlxkv.tui.reports import context_line, context_lines
 from mlxkv.tui.slash import Wish, run, settings_list
 from mlxkv.tui.state import ChatState
 from tests.tui.fake_engine import CHATS, STATS
@@ -112,6 +115,38 @@ def test_a_question_that_is_not_there(state: ChatState, line: str) -> None:
     run(state, name, argument)
     assert sent(state) == []
     assert "they are 1 to 2" in lines(state)[0]
+
+
+def test_what_there_is_only_one_of_is_said_so(state: ChatState) -> None:
+    state.messages = state.messages[:2]
+    run(state, "fork", "²")  # a digit to str.isdigit, no number to int
+    run(state, "rewind", "2")
+    assert lines(state) == ["There is no question ²: there is only 1.", "There is no question 2: there is only 1."]
+
+
+def test_numbers_on_the_screen_are_those_that_commands_take(state: ChatState) -> None:
+    """`/context` counted messages from 0, branches messages from 1, `/fork` questions from 1."""
+    parts = [ContextPart("system", "s", 1, 1), *(ContextPart(m.role, m.text, 1, 1) for m in CHAT)]
+    shown = [context_line(line, 40).split()[:2] for line in context_lines(ContextUse(tuple(parts), 64, 1))[1:]]
+    assert shown == [["system", "s"], ["1", "you"], ["1", "reply"], ["2", "you"], ["2", "reply"]]
+    run(state, "edit", "2")
+    assert state.activity(80)[0].startswith("editing question 2:")
+    branches = [Branch(str(i), "t", "0" if i else None, i, 0.0, 4) for i in range(4)]
+    facts = [row.facts[0] for row in tree_list(branches, 0.0).rows[1:]]
+    assert facts == ["from reply 1 on", "from question 2 on", "from reply 2 on"]
+
+
+def test_switches_are_on_and_off_in_every_sentence(state: ChatState) -> None:
+    for argument in ("think", "think on", "think", "think maybe", "mouse"):
+        run(state, "set", argument)
+    none, _, now, wrong, mouse = lines(state)
+    assert none.startswith("think is none (the model's own). ")
+    assert now.startswith("think is on. ")
+    assert now.endswith(' It must be on or off, or "none".')
+    assert wrong == "/set think is 'maybe'; it must be on or off, or \"none\"."
+    assert mouse.startswith("mouse is on. ")
+    rows = {row.text.split()[0]: row.text.split()[1] for row in settings_list(state).rows}
+    assert (rows["think"], rows["mouse"], rows["plain"]) == ("on", "on", "off")
 
 
 def test_editing_replaces_the_next_prompt(state: ChatState) -> None:
@@ -201,7 +236,7 @@ def test_set_checks_changes_and_saves(state: ChatState) -> None:
 def test_the_list_of_settings_puts_the_command_into_the_prompt(state: ChatState) -> None:
     rows = {row.more_words: row for row in settings_list(state).rows}
     assert rows["temperature"].choice == PutPrompt("/set temp ")
-    assert rows["mouse"].choice == PutPrompt("/set mouse false")
+    assert rows["mouse"].choice == PutPrompt("/set mouse off")
     assert "none (the model's own)" in rows["top_p"].text
 
 
