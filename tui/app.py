@@ -240,7 +240,7 @@ class ChatApp(ManagingApp, inherit_bindings=False):
         self._hint = (commands, self.clock() + 600) if commands else ("", 0.0)
         self._show()
 
-    def on_transcript_followed(self) -> None:
+    def on_scroller_followed(self) -> None:
         self._show()
 
     def on_resize(self) -> None:

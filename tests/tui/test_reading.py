@@ -14,7 +14,7 @@ from mlxkv.events import ChatOpened, Message, TextDelta, TurnFinished
 from mlxkv.tui.blocks import Kind
 from mlxkv.tui.findbar import FindBar, Line
 from mlxkv.tui.link import LinkScreen, host_note, is_web
-from mlxkv.tui.transcript import FOUND, _paint
+from mlxkv.tui.paper import FOUND, paint
 from tests.tui.fake_engine import REPLY, STATS, FakeEngine
 from tests.tui.window import Window, window
 
@@ -68,6 +68,7 @@ async def test_wishes() -> None:
         await w.until(lambda: w.sent(Fork) == [Fork(3)])
         await w.until(lambda: w.app.focused is w.app.prompt)
         w.engine.say([ChatOpened("c10", "copy", ())])
+        await w.until(lambda: not w.app.state.messages)
         await chat(w, "one", "two", "three", "four")
         await w.pilot.press("alt+up", "up", "e")
         await w.until(lambda: w.app.prompt.text == "three")
@@ -245,9 +246,9 @@ async def test_a_flush_lays_nothing_out(monkeypatch: pytest.MonkeyPatch) -> None
 async def test_a_search_that_finds_something_beyond_the_right_edge() -> None:
     """No line of ours is that long; if one ever is, what is not on the screen is not painted, and nothing breaks."""
     strip = Strip([Segment("abc" + "x" * 50)]).crop(0, 10)
-    assert _paint(strip, "abc" + "x" * 50, 20, 30, FOUND) == strip
-    assert _paint(strip, "abc" + "x" * 50, 2, 30, FOUND).text == strip.text
-    assert _paint(strip, "abc" + "x" * 50, 2, -1, FOUND).text == strip.text
+    assert paint(strip, "abc" + "x" * 50, 20, 30, FOUND) == strip
+    assert paint(strip, "abc" + "x" * 50, 2, 30, FOUND).text == strip.text
+    assert paint(strip, "abc" + "x" * 50, 2, -1, FOUND).text == strip.text
 
 
 async def test_keys_of_the_search_line_keep_their_order() -> None:
