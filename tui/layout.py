@@ -54,13 +54,22 @@ class Layout:
         self._cells, self._starts, self._num_tail = [], [0], 0
 
     def update(self, settled: Sequence[Block], tail: Sequence[Block]) -> None:
-        """Replace the tail by blocks that are final and a new tail. Lines of equal blocks are kept."""
+        """Replace the tail by blocks that are final and a new tail. Lines of equal blocks are kept.
+
+        A block that grew keeps its cell, so that what is remembered by cell (a match, a place) goes on with it.
+        """
         first = len(self._cells) - self._num_tail
-        old = {cell.block: cell for cell in self._cells[first:]}
+        before = self._cells[first:]
+        old = {cell.block: cell for cell in before}
         del self._cells[first:]
-        for block in (*settled, *tail):
-            cell = old.pop(block, None) or Cell(block, guess_height(block, self.width))
-            cell.block = block  # equal, but its source may be longer
+        for i, block in enumerate((*settled, *tail)):
+            cell = old.pop(block, None)
+            if cell is None and i < len(before) and before[i].block.kind is block.kind:
+                cell = old.pop(before[i].block, None)
+                if cell is not None:
+                    cell.strips, cell.height = None, guess_height(block, self.width)
+            cell = cell or Cell(block, guess_height(block, self.width))
+            cell.block = block  # where it is equal, its source may be longer
             self._cells.append(cell)
         self._num_tail = len(tail)
         self._forget(first)

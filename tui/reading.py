@@ -191,6 +191,9 @@ class ReadingApp(App[int]):
         self.transcript.find("")
         self.prompt.focus()
 
+    def on_chat_view_searched(self) -> None:
+        self._show_count()
+
     def _show_count(self) -> None:
         if self._find_bar is not None:
             self._find_bar.show(*self.transcript.finder.numbers())

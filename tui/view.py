@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 from textual.app import ComposeResult
 from textual.containers import Horizontal, Vertical
+from textual.message import Message
 from textual.widgets import Static
 
 from mlxkv.events import FirstScreen
@@ -49,6 +50,9 @@ class ChatView(Vertical):
     }
     """
 
+    class Searched(Message):
+        """What is searched is no longer the same text."""
+
     def __init__(self, first: FirstScreen) -> None:
         super().__init__()
         self.header, self.activity, self.footer = Bar(id="header"), Bar(id="activity"), Bar(id="footer")
@@ -83,6 +87,8 @@ class ChatView(Vertical):
         if change.cleared or change.settled or change.tail != self._tail:
             self.transcript.update_blocks(change.settled, change.tail)
             self._tail = list(change.tail)
+            if self.transcript.finder.wanted is not None:
+                self.post_message(self.Searched())
         if state.listing is not None:
             self.open_picker(state.listing)
             state.listing = None

@@ -1,4 +1,4 @@
-"""Search and copying without a widget: what is found is what is shown, what is copied is what was written."""
+"""Search and copying, nearly all without a widget: what is found is what is shown, what is copied what was written."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mlxkv.events import ChatOpened, Message, TextDelta, TurnStarted
 from mlxkv.text import clean
 from mlxkv.tui.blocks import Block, Kind
 from mlxkv.tui.copying import code_blocks, message_source, selected
@@ -15,7 +16,8 @@ from mlxkv.tui.finding import Finder, pattern
 from mlxkv.tui.layout import Layout
 from mlxkv.tui.render import Look, Renderer
 from mlxkv.tui.splitter import split
-from tests.tui.fake_engine import REPLY, STATS
+from tests.tui.fake_engine import REPLY, STATS, FakeEngine
+from tests.tui.window import window
 
 
 def layout(*blocks: Block, width: int = 60) -> Layout:
@@ -184,3 +186,20 @@ def test_a_selection_reaches_into_what_is_not_wrapped(width: int) -> None:
     text = selected(lines, (0, 0), (lines.height - 1, -1))
     assert [line for line in text.split("\n") if line.startswith("question")] == [f"question {i}" for i in range(6)]
     assert all(f"reply {i}" in text for i in range(6))
+
+
+async def test_matches_are_counted_while_the_reply_grows() -> None:
+    """The count once stayed what it was when the last letter was typed."""
+    async with window(FakeEngine(manual=True)) as w:
+        w.engine.say([ChatOpened("c9", "Search", (Message("user", "needle one"),))])
+        w.engine.say([TurnStarted("go on"), TextDelta("A nee", 1)])
+        await w.until(lambda: "A nee" in w.said())
+        await w.pilot.press("ctrl+f", *"needle")
+        await w.until(lambda: "1/1" in w.screen())
+        w.engine.say([TextDelta("dle", 2)])
+        await w.until(lambda: "1/2" in w.screen())
+        await w.pilot.press("enter")
+        await w.until(lambda: "2/2" in w.screen())
+        for piece in (" and more of it", ", then a needle", ".\n\nThe last needle."):
+            w.engine.say([TextDelta(piece, 3)])
+        await w.until(lambda: "2/4" in w.screen())  # the match that grew is still the current one
