@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import sqlite3
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
@@ -14,9 +16,12 @@ from mlxkv.config import Folders
 from mlxkv.errors import StoreError
 from mlxkv.events import Notice
 from mlxkv.model import Model
-from mlxkv.store import SessionStore
+from mlxkv.store import Restored, SessionStore
 from mlxkv.store.identity import sha256_of
+from mlxkv.store.lending import FEW, Lender
 from tests.chats import CONFIG, GREEDY, say
+from tests.store.fake import model as identity
+from tests.store.test_damage import flip_first_row
 
 BOOK = "a long book. " * 24
 
@@ -118,3 +123,43 @@ def test_an_imported_cache_is_never_given_up_for_rows_of_a_chat(told: str, model
     pc = model.import_mlx_lm(tmp_path / "x.safetensors", CONFIG)
     offset = pc.offset
     assert say(model.chat(cache=pc, **GREEDY), BOOK).stats.cached_tokens == offset
+
+
+def test_whom_it_asks_and_for_what(home: Path) -> None:
+    """Few new tokens, ids nobody knows and caches that no session can hold are not worth a look at the disk."""
+    (home / "data").mkdir(mode=0o700, parents=True)
+    (home / "data" / "mlxkv.db").touch()
+    asked: list[tuple[int, int]] = []
+
+    class Store:
+        file_hashes = None
+
+        def borrow_kv(self, cache: object, identity: object, ids: Sequence[int], held: int) -> Restored:
+            asked.append((len(ids), held))
+            return Restored(held, 0, 0.0)
+
+    class Cache:
+        can_save = True
+
+    lender: Any = Lender(Folders.from_env(), lambda: cast(SessionStore, Store()), lambda hashes: identity())
+    assert lender.lend(Cache(), range(FEW)) is None
+    assert lender.lend(Cache(), range(FEW + 100), 100) is None
+    assert lender.lend(Cache(), [-1, *range(FEW)]) is None
+    bound = Cache()
+    bound.can_save = False
+    assert lender.lend(bound, range(FEW + 1)) is None
+    assert asked == []
+    assert lender.lend(Cache(), range(FEW + 101), 100).tokens == 100
+    assert lender.lend(Cache(), range(FEW + 1)).tokens == 0
+    assert asked == [(FEW + 101, 100), (FEW + 1, 0)]
+
+
+def test_a_damaged_chunk_is_passed_over_and_left_where_it_is(told: str, tiny_path: Path, home: Path) -> None:
+    for path in (home / "cache" / "kv").glob("??/*.safetensors"):
+        flip_first_row(path)
+    before = contents(home)
+    model = mlxkv.load(str(tiny_path))
+    done = say(model.chat("be brief", CONFIG, **GREEDY), f"{BOOK}\n\nwho?")
+    assert (done.text, done.stats.cached_tokens) == (told, 0)
+    model.close()
+    assert contents(home) == before
