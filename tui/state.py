@@ -261,7 +261,7 @@ class ChatState(Story):
             self._later = failed
             self.say("The chat opens when there is a model to go on with: /model lists them.")
             return
-        if self.turn is not None and (failed is None or isinstance(failed, _TURNS)):
+        if self.turn is not None and (failed is None or isinstance(failed, (*_TURNS, cmd.Compact))):
             self.break_off()
         if isinstance(failed, cmd.LoadModel):
             self._loading = None

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlxkv.commands import Command, ListChats, LoadModel, NewChat, OpenChat, Send
+from mlxkv.commands import Command, Compact, ListChats, LoadModel, NewChat, OpenChat, Send
 from mlxkv.events import (
     ChatList,
     ChatOpened,
@@ -118,6 +118,17 @@ def test_a_failed_turn_keeps_what_was_said_and_goes_on(state: ChatState) -> None
     feed(state, TurnStarted("why?"), TextDelta("Becau", 1), Failed("out of memory"))
     assert shown(state) == [("user", "why?"), ("markdown", "Becau"), ("error", "out of memory"), ("user", "next")]
     assert [c.text for c in sent(state) if isinstance(c, Send)] == ["why?", "next"]
+
+
+def test_a_summary_that_fails_is_over(state: ChatState) -> None:
+    """Whatever ended it: the line above the prompt said "stopping" for ever."""
+    state.submit(Compact())
+    feed(state, ChatOpened("c1", ""), TurnStarted("sum up"), TextDelta("We sp", 1))
+    state.stop()
+    feed(state, Failed("The disk is gone."))
+    assert state.activity(80) == ("", "")
+    state.prompt("hi")
+    assert [type(c) for c in sent(state)] == [Compact, Send]
 
 
 def test_a_failed_open_leaves_the_chat_as_it_was(state: ChatState) -> None:
