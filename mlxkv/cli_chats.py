@@ -166,7 +166,10 @@ def chats_export(
             print(f"{output}  {bytes_text(store.export_chat(session_id, output, kv=kv))}")
             return
         record = store.load(session_id)
-    text = to_markdown(record) if format_ == "md" else json.dumps(to_document(record), indent=1) + "\n"
+    in_file = output is not None or not sys.stdout.isatty()
+    text = json.dumps(to_document(record), indent=1) + "\n"
+    if format_ == "md":
+        text = to_markdown(record, joined=in_file)
     if output is None:
         print(text, end="")
         return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,24 @@ def test_show_and_export_print_markdown(run: Run, family: list[str], tmp_path: P
     assert done.code == 0
     assert (tmp_path / "sea.md").read_text().startswith("# the sea\n")
     assert (tmp_path / "sea.md").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_emoji_go_joined_into_files_and_pipes_and_in_parts_to_a_terminal(
+    run: Run,  # noqa: F811
+    family: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    is_terminal: bool,
+) -> None:
+    joined = "\U0001f468\u200d\U0001f469"
+    with SessionStore.open(Folders.from_env()) as store:
+        store.rename(family[0], joined)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: is_terminal)
+    out = run("chats", "export", family[0]).out
+    assert (joined in out) is not is_terminal
+    run("chats", "export", family[0], "-o", tmp_path / "emoji.md")
+    assert joined in (tmp_path / "emoji.md").read_text()
 
 
 @pytest.mark.parametrize("form", ["json", "mlxkv"])

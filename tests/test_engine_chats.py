@@ -120,12 +120,15 @@ def test_naming_finding_and_deleting(said: Said) -> None:
 
 
 def test_a_chat_is_written_out_and_never_over_a_file(said: Said, tmp_path: Path) -> None:
+    family = "\U0001f468\u200d\U0001f469"
+    said.one(cmd.RenameChat(family), ev.ChatRenamed)
     for kind in ("md", "json"):
         target = tmp_path / f"out.{kind}"
         assert said.one(cmd.ExportChat(kind, str(target)), ev.ChatExported).path == str(target)
         assert "two" in target.read_text()
         failed = said.one(cmd.ExportChat(kind, str(target)), ev.Failed)
         assert "exists already" in failed.text
+    assert family in (tmp_path / "out.md").read_text()  # joined, as it was written
     assert "cannot be written" in said.one(cmd.ExportChat("md", str(tmp_path / "no" / "x")), ev.Failed).text
 
 

@@ -175,7 +175,7 @@ def exported(front: Front, kind: str, path: str, session_id: str | None) -> Iter
     with front.store() as store:
         record = store.load(session_id)
     target = Path(path).expanduser() if path else Path(f"{_file_name(record.title)}.{kind}")
-    text = to_markdown(record) if kind == "md" else json.dumps(to_document(record), indent=1) + "\n"
+    text = to_markdown(record, joined=True) if kind == "md" else json.dumps(to_document(record), indent=1) + "\n"
     try:
         with target.open("x", encoding="utf-8") as file:  # never over a file that is there
             file.write(text)

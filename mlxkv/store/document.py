@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NoReturn
 
 from mlxkv.cache.config import CacheConfig
@@ -72,16 +73,20 @@ def to_document(record: SessionRecord) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def to_markdown(record: SessionRecord) -> str:
-    """For people: what was said. Characters that steer terminals are made visible."""
-    out = [f"# {' '.join(clean(record.title).split())}", f"{clean(record.model.name)} · {len(record.log):,} tokens"]
+def to_markdown(record: SessionRecord, *, joined: bool = False) -> str:
+    """For people: what was said. Characters that steer terminals are made visible.
+
+    `joined`: for a file, where emoji that are joined into one stay so; see `clean`.
+    """
+    safe = partial(clean, joined=joined)
+    out = [f"# {' '.join(safe(record.title).split())}", f"{safe(record.model.name)} · {len(record.log):,} tokens"]
     if record.system is not None:
-        out += ["## system", clean(record.system)]
+        out += ["## system", safe(record.system)]
     for turn in record.turns:
-        out.append(f"## {clean(turn.role)}")
+        out.append(f"## {safe(turn.role)}")
         if turn.thinking:
-            out.append("\n".join(f"> {line}".rstrip() for line in clean(turn.thinking).split("\n")))
-        out.append(clean(turn.text) + (" …" if turn.state != "done" else ""))
+            out.append("\n".join(f"> {line}".rstrip() for line in safe(turn.thinking).split("\n")))
+        out.append(safe(turn.text) + (" …" if turn.state != "done" else ""))
     return "\n\n".join(out) + "\n"
 
 

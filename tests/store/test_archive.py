@@ -124,6 +124,19 @@ def test_markdown_is_for_people(store: SessionStore) -> None:
     )
 
 
+def test_emoji_stay_joined_in_a_file_and_nothing_else_hides_in_it(store: SessionStore) -> None:
+    """A family came out of an exported file as four people."""
+    family, heart = "\U0001f468\u200d\U0001f469\u200d\U0001f467", "\u2764\ufe0f\u200d\U0001f525"
+    hidden = ["a\u200db", "\u202eright to left", "\U0001f468\u200d\u200dx", "\u2066\ufeff\U000e0041", "\x1b[2J"]
+    chat = store.create(family, model(), system=heart)
+    store.add_turn(chat, TurnRecord("user", " ".join([family, heart, *hidden]), (1,), thinking=family))
+    file, screen = (to_markdown(store.load(chat), joined=joined) for joined in (True, False))
+    assert (file.count(family), file.count(heart)) == (3, 2)
+    assert file.count("\u200d") == 3 * 2 + 2 + 1  # the first joiner after the man, and none more
+    assert not set(file) & set("\x1b\u202e\u2066\ufeff\U000e0041")
+    assert "\u200d" not in screen
+
+
 def test_a_damaged_chunk_stays_behind_and_the_rest_goes(store: SessionStore, tmp_path: Path) -> None:
     session_id, path = said(store, kv=True), tmp_path / "chat.mlxkv"
     store.export_chat(session_id, path)
