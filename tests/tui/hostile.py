@@ -28,7 +28,7 @@ PAYLOADS = (
     "e" + "\u0301" * 40 + "\u20dd" * 40,  # a flood of combining marks
     "\x1bc\x7f\x1b[8m\x1b[31337h",  # a reset of the terminal, hidden text
     "\x00\x05\x1b[6n\x1b[31337t\x1b]11;?\x07",  # NUL, and questions that it answers as if they were typed
-    "\ud83d\udc00" + "y" * 300,  # lone surrogates, and a line that does not end
+    "\ud83d\udc00 " + "y" * 300,  # lone surrogates, and a line that does not end
 )
 NAMES = tuple(f"PAY{letter}" for letter in "ABCDEFGHIJKLMNOP")
 VISIBLE = (10, 11)  # of these every character may be shown, and must

@@ -16,6 +16,7 @@ from typing import Any
 from mlxkv.commands import (
     ChangeSettings,
     Command,
+    Compact,
     DeleteChat,
     ExportChat,
     ListChats,
@@ -23,6 +24,7 @@ from mlxkv.commands import (
     LoadModel,
     OpenChat,
     PausePull,
+    PlanCompact,
     Pull,
     RenameChat,
     Send,
@@ -39,6 +41,7 @@ from mlxkv.events import (
     ChatRenamed,
     ChatSummary,
     ChatTree,
+    Compacted,
     EngineEvent,
     EngineStopped,
     Failed,
@@ -57,10 +60,11 @@ from mlxkv.events import (
     TurnStarted,
     Versions,
 )
+from mlxkv.readings import CompactPlan, ModelTight
 from tests.tui.fake_engine import STATS, STATUS, FakeEngine
 from tests.tui.hostile import NAMES, bomb, markdown, piece
 
-FIXED = {"session_id", "parent", "state", "phase", "reason", "kind"}  # words of ours, or keys
+FIXED = {"session_id", "parent", "state", "phase", "reason", "kind", "role"}  # words of ours, or keys
 CODE = "```py\n{}\n```"
 
 
@@ -78,8 +82,10 @@ class HostileEngine(FakeEngine):
         super().__init__()
         self.events: deque[EngineEvent] = Trickle()
         self.lead = lead
+        self.num_plans = 0
         file = f"\n\nFile `{bomb(lead, 'path').replace('`', '')}`:\n```\n{bomb(lead)}\n```"
-        said = ["short", "\n\n".join(markdown("md")), f"question {bomb(lead)}{file}", CODE.format(bomb(lead, "code"))]
+        question, code = f"{piece(lead, 'question')}{file}", CODE.format(bomb(lead, "code"))
+        said = ["short", "\n\n".join(markdown("md")), question, code]
         self.history = tuple(
             Message(
                 ("user", "assistant")[i % 2], text, STATS if i % 2 else None, bomb(lead, "thought") if i % 2 else ""
@@ -100,6 +106,8 @@ class HostileEngine(FakeEngine):
                 return [ModelLoading(piece(lead, "loading").replace("/", "|"), "loading", 1, 2)]
             case LoadModel("broken"):
                 return [Failed(bomb(lead, "failed"), "memory")]
+            case LoadModel("large"):
+                return [ModelTight(piece(lead, "needs").replace("/", "|"), 19 << 30, 17 << 30, 24 << 30, True)]
             case LoadModel():
                 return [Notice(bomb(lead, "notice")), ModelReady(piece(lead, "model").replace("/", "|"), 10, 0.1, True)]
             case ListChats():
@@ -110,7 +118,7 @@ class HostileEngine(FakeEngine):
                 return [ChatList((*rows, ChatSummary("c99", "long" * 5000, 1.6e9, 2, 0, "")))]
             case ListModels():
                 cards = [ModelCard(bomb(lead + i, "id"), 1000, is_local=True) for i in range(6)]
-                notes = [ModelCard(f"n{i}", 10, piece(lead + i, "licence"), piece(lead, "note")) for i in range(3)]
+                notes = [ModelCard(f"n{i}", 10, piece(lead + i, "licence")[:28], piece(lead, "note")) for i in range(3)]
                 return [ModelList((*cards, *notes, ModelCard("long" * 5000, 10)))]
             case ShowTree():
                 rows = (
@@ -134,6 +142,18 @@ class HostileEngine(FakeEngine):
                     PullProgress(bomb(lead, "paused"), "paused", 1, 2),
                     PullProgress("p", "failed", text=bomb(lead, "broke")),
                 ]
+            case PlanCompact():  # the second time by a model that cannot summarise
+                self.num_plans += 1
+                weak, summary = piece(lead, "weak")[:28], 64 * (self.num_plans % 2)
+                return [CompactPlan(weak, 4096, 4, 1900, 18, 29_300, 0, 71, summary)]
+            case Compact(True):  # until it is stopped
+                whole = ChatOpened("c1", piece(lead, "whole"))
+                return [whole, TurnStarted(piece(lead, "asked")), TextDelta(bomb(lead, "sums"), 1)]
+            case Compact():
+                kept = (Message("user", piece(lead, "asked")), Message("assistant", piece(lead, "kept"), STATS))
+                return [ChatOpened("c4", piece(lead, "short"), kept), Compacted(piece(lead, "compacted"))]
+            case Send(text) if text.startswith("see "):
+                return [TurnStarted(text), TextDelta("seen", 1), TurnFinished("stop", "seen", STATS), Notice("the end")]
             case Send("link"):
                 said = "\n".join(f"- [link {'x' * 60}](http://пример.example/{i}[@click=app.bell])" for i in range(80))
                 return [TurnStarted("link"), TextDelta(said, 1), TurnFinished("stop", said, STATS)]
@@ -174,9 +194,9 @@ class HostileEngine(FakeEngine):
 def main(lead: int = 0) -> int:
     from mlxkv.tui import run
 
-    cards = (
-        ModelCard(piece(lead, "card"), 1_000_000),
-        ModelCard("b", 1, piece(lead, "terms"), piece(lead + 1, "about")),
+    cards = (  # two columns of them in 80 cells, the third where there are more
+        ModelCard(piece(lead, "card")[:28], 1_000_000),
+        ModelCard("b", 1, piece(lead, "terms")[:28], piece(lead + 1, "about")[:28]),
     )
     settings = Settings(model=bomb(lead), system=bomb(lead, "system"))
     return run(HostileEngine(lead), FirstScreen(cards), settings, Folders.from_env(os.environ))
