@@ -14,7 +14,7 @@ from mlxkv.cache.config import CacheConfig
 from mlxkv.cache.prompt_cache import PromptCache
 from mlxkv.conversation import Conversation
 from mlxkv.device import set_wired_limit
-from mlxkv.events import Notice, TextDelta, TurnEvent, TurnFinished
+from mlxkv.events import Notice, PrefillProgress, TextDelta, TurnEvent, TurnFinished
 from mlxkv.prompt import Fed, PromptFormat
 from mlxkv.runner import ModelRunner
 from mlxkv.sampling import SamplingParams
@@ -86,13 +86,13 @@ class Exchange:
 
     def events(self) -> Iterator[TurnEvent]:
         """The turn's events but the last; a saved chat's open reply reaches the disk every few seconds."""
-        if self._back is not None and self._back.shared >= _WORTH_TELLING:
-            yield Notice(f"Reused {self._back.shared:,} tokens from an earlier chat that began alike.")
         saved_at, saved_tokens = time.monotonic(), 0
         with set_wired_limit():
             for event in self.turn.events():
                 if isinstance(event, TurnFinished):
                     return
+                if isinstance(event, PrefillProgress) and (reused := self._num_reused(event.cached)):
+                    yield Notice(f"Reused {reused:,} tokens from an earlier chat that began alike.")
                 yield event
                 if self._said.session_id is None or not isinstance(event, TextDelta):
                     continue
@@ -100,6 +100,13 @@ class Exchange:
                 if grown >= _UPDATE_TOKENS or time.monotonic() - saved_at >= _UPDATE_SECONDS:
                     self._said.write_reply(self._record("open"))
                     saved_at, saved_tokens = time.monotonic(), event.num_tokens
+
+    def _num_reused(self, cached: int) -> int:
+        """Rows of another chat among the `cached` tokens, where that is worth telling, once. The last token of a prompt
+        is fed again though its row is there: its logits are wanted."""
+        back, self._back = self._back, None
+        reused = back.shared - max(0, back.tokens - cached) if back is not None else 0
+        return reused if reused >= _WORTH_TELLING else 0
 
     def finish(self) -> str | None:
         """Record the reply, then its rows; the notice to show when rows could not be saved."""
