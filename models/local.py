@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from mlxkv.errors import MlxkvError, ModelDownloadError, ModelNotFoundError
 from mlxkv.models.architecture import read_config
 from mlxkv.models.hub import Hub, is_whole
-from mlxkv.models.resolve import resolve
+from mlxkv.models.resolve import is_repo, resolve
 
 if TYPE_CHECKING:
     from huggingface_hub import CachedRepoInfo, HFCacheInfo
@@ -36,7 +36,7 @@ def list_local(hub: Hub | None = None) -> tuple[LocalModel, ...]:
     models = []
     for repo in info.repos if info else ():
         path = _whole_snapshot(repo)
-        if path is None:
+        if path is None or not is_repo(repo.repo_id):  # a folder of any name may lie there
             continue
         try:
             model_type = read_config(path, repo.repo_id)["model_type"]

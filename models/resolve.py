@@ -26,6 +26,12 @@ class Source:
     revision: str | None = None
 
 
+def is_repo(name: str) -> bool:
+    """Whether `name` can be a repository's, with or without a revision."""
+    match = _REPO.fullmatch(name)
+    return match is not None and ".." not in name and "--" not in match["id"]
+
+
 def resolve(name: str, *, built_in_folder: Path | None = None) -> Source:
     """What `name` means: a built-in name, a folder (it wins over a repository so called), or `org/name[@revision]`.
 
@@ -49,7 +55,7 @@ def resolve(name: str, *, built_in_folder: Path | None = None) -> Source:
     if name.startswith(("/", "./", "../", "~")):
         raise ModelNotFoundError(f"There is no folder {name!r}; check the path.")
     match = _REPO.fullmatch(name)
-    if match is None or ".." in name or "--" in match["id"]:
+    if match is None or not is_repo(name):
         raise ModelNotFoundError(
             f"{name!r} is no model: name a built-in one ({', '.join(BUILT_IN)}), a folder, "
             "or a Hugging Face repository as org/name or org/name@revision."

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from mlxkv.config import Folders
+from mlxkv.safetensors import encode_header
 from mlxkv.store import SessionStore, TurnRecord
 from tests.store.fake import model
 from tests.tui.hostile import NAMES, bomb, faults, piece, shown
+from tests.tui.hostile_tour import RAW, SIZES, THOROUGH
 from tests.tui.terminal import Terminal
 
+SHOWN = range(len(NAMES)) if THOROUGH else (0, RAW)
 
-def text(lead: int) -> str:
+
+def text(lead: int, label: str = "") -> str:
     """What a database can keep: no halves of characters."""
-    return bomb(lead).encode("utf-8", "replace").decode()
+    return bomb(lead, label).encode("utf-8", "replace").decode()
 
 
 @pytest.fixture
@@ -31,7 +36,7 @@ def chats(home: Path) -> str:
     return session
 
 
-@pytest.mark.parametrize(("columns", "rows"), [(80, 24), (120, 36)])
+@pytest.mark.parametrize(("columns", "rows"), SIZES)
 def test_what_commands_print_is_harmless(chats: str, columns: int, rows: int, tmp_path: Path) -> None:
     file = tmp_path / "chat.md"
     for args, wanted in (
@@ -54,3 +59,50 @@ def test_what_commands_print_is_harmless(chats: str, columns: int, rows: int, tm
             assert all(f"title {name}" in shown(said) for name in NAMES)
     assert list(faults(file.read_text().replace("\n", " ").replace("\t", " ").encode(), columns, rows)) == []
     assert "PAYA" in file.read_text()
+
+
+@pytest.fixture
+def caches(home: Path) -> None:
+    """Prompt caches that say the worst about themselves, and one that is none."""
+    folder = home / "cache" / "prompts"
+    folder.mkdir(parents=True, mode=0o700)
+    home.chmod(0o700)
+    ours = {"mlxkv": "prompt-cache 1", "num_tokens": "3", "layout": "{}", "config": "null", "parts": "[]"}
+    for lead in range(len(NAMES)):
+        model = {"name": text(lead, "model").replace("/", "|"), "model_id": "m", "template_id": "t", "parts": {}}
+        head = {"system": text(lead + 1, "system"), "text": text(lead, "head")}
+        about = {"model": json.dumps(model), "head": json.dumps(head)}
+        (folder / f"book{lead}.kv").write_bytes(encode_header([], ours | about))
+    (folder / "not.kv").write_bytes(encode_header([], {"mlxkv": text(RAW)}))
+
+
+@pytest.mark.parametrize(("columns", "rows"), SIZES)
+def test_what_prompt_caches_say_of_themselves_is_harmless(caches: None, columns: int, rows: int) -> None:
+    for args, wanted in (
+        (["cache", "ls"], "model PAY"),
+        *((["cache", "show", f"book{lead}"], "head PAY") for lead in SHOWN),
+        (["cache", "show", "not"], "PAYA"),
+        (["cache", "verify"], "PAYA"),
+    ):
+        terminal = Terminal(args, columns=columns, rows=rows)
+        terminal.end()
+        said = terminal.output.replace(b"\r\n", b" ")
+        assert list(faults(said, columns, rows)) == [], args
+        assert wanted in shown(said), args
+
+
+def test_a_folder_that_no_repository_can_be_called_is_no_model(home: Path, tmp_path: Path) -> None:
+    """Among the downloads a folder of any name may lie: `models ls` once printed it as it was."""
+    names = [piece(lead, "id").replace("/", "|").replace("\0", "") for lead in range(len(NAMES))]
+    for name in ("good", *(name.encode("utf-8", "replace").decode()[:80] for name in names)):
+        snapshot = tmp_path / "hub" / f"models--org--{name}" / "snapshots" / ("a" * 40)
+        snapshot.mkdir(parents=True)
+        (snapshot / "config.json").write_text('{"model_type": "llama"}')
+        (snapshot / "model.safetensors").write_bytes(b"x")
+    for args in (["models", "ls"], ["doctor"]):
+        terminal = Terminal(args, {"HF_HUB_CACHE": str(tmp_path / "hub")})
+        terminal.end()
+        said = terminal.output.replace(b"\r\n", b" ")
+        assert list(faults(said, 80, 24)) == [], args
+        assert "PAY" not in shown(said), args
+        assert args == ["doctor"] or "org/good" in shown(said)
