@@ -11,7 +11,7 @@ from mlxkv.commands import OpenChat
 from mlxkv.readings import SessionStatus
 from mlxkv.tui.chats import find_chat, when_text
 from mlxkv.tui.keys import Act, Presses, Situation
-from mlxkv.tui.listing import row_line
+from mlxkv.tui.listing import Row, row_line
 from mlxkv.tui.lists import chat_row, chats_list
 from mlxkv.tui.wording import footer_text, gauge_text, pair_text, stat_text
 from tests.tui.fake_engine import CHATS, STATS, STATUS
@@ -106,3 +106,12 @@ def test_chat_line() -> None:
     assert row_line(chat_row(replace(CHATS[0], title="R\x1b\n x"), now), 60).startswith("● R␛ x ")
     assert cell_len(row_line(chat_row(replace(CHATS[0], title="界" * 200), now), 60)) == 60
     assert when_text(now, now + 86_400) == "yesterday"
+
+
+def test_facts_are_whole_where_there_is_room() -> None:
+    """Beside a short name the last facts, which matter most, were cut although the line had room."""
+    row = Row("n", facts=("a note of some length", "a licence of some length", "fits", "10 B"))
+    assert row_line(row, 70).endswith(" a note of some length · a licence of some length · fits · 10 B")
+    assert row_line(row, 60).endswith("  a licence of some length · fits · 10 B")
+    assert row_line(Row("n" * 90, facts=row.facts), 60).endswith("… 10 B")
+    assert all(cell_len(row_line(Row("n" * n, facts=row.facts), width)) == width for n in range(90) for width in (60, 80))
