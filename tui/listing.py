@@ -69,7 +69,7 @@ def row_line(row: Row, width: int) -> str:
     whole, facts = shown(row.text), [shown(fact) for fact in (row.facts if width >= 60 else row.facts[-1:])]
     while len(facts) > 1 and cell_len(whole) + cell_len(" · ".join(facts)) + 2 > width:
         facts.pop(0)
-    right = cut(" · ".join(facts), max(width // 2, width - cell_len(whole) - 2))
+    right = " · ".join(facts) if len(facts) > 1 else cut("".join(facts), width // 2)
     room = width - cell_len(right) - (1 if right else 0)
     text = cut(whole, room)
     return f"{text}{' ' * (room - cell_len(text))}{' ' if right else ''}{right}"
