@@ -235,6 +235,14 @@ class Applied:
 
 
 @dataclass(frozen=True)
+class KVSaving:
+    """Rows are on their way to the disk, and that takes longer than a blink: bytes; `done` is `total` at the end."""
+
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
 class TokensCounted:
     """`key` is the one of `CountTokens`."""
 
@@ -343,6 +351,7 @@ EngineEvent = (
     | CacheList
     | CacheCollected
     | Compacted
+    | KVSaving
     | TokensCounted
     | CompactPlan
     | TurnStarted

@@ -147,7 +147,7 @@ class PlainChat:
     # -- the desk ----------------------------------------------------------------------------------------------------
 
     def _events_put(self, event: ev.EngineEvent) -> None:
-        if isinstance(event, ev.PullProgress):  # of another thread
+        if isinstance(event, ev.PullProgress | ev.KVSaving):  # of another thread
             self._events.put(event)
         else:
             self._show(event)

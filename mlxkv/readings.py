@@ -39,6 +39,7 @@ class SessionStatus:
     disk_bytes: int = 0  # rows of all chats and named prompt caches
     disk_limit: int = 0  # 0: none
     session_id: str | None = None  # of the chat in front, once it is saved
+    fork: int = 0  # which of the forks of its family that chat is, from 1 in the order they were made; 0: none
 
 
 @dataclass(frozen=True)

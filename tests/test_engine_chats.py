@@ -119,6 +119,16 @@ def test_naming_finding_and_deleting(said: Said) -> None:
     assert isinstance(said.ask(cmd.DeleteChat())[0], ev.Failed)
 
 
+def test_the_footer_says_which_fork_the_chat_in_front_is(said: Said) -> None:
+    """In the order they were made, as beside the window; a fork of a fork counts on."""
+    first = said.desk.front.open_chat.session_id
+    for number, turn in ((1, 1), (2, 1), (3, None)):
+        status = next(e for e in reversed(said.ask(cmd.Fork(turn))) if isinstance(e, ev.SessionStatus))
+        assert status.fork == number
+    back = said.ask(cmd.OpenChat(str(first)))
+    assert [e.fork for e in back if isinstance(e, ev.SessionStatus)] == [0]
+
+
 def test_a_chat_is_written_out_and_never_over_a_file(said: Said, tmp_path: Path) -> None:
     family = "\U0001f468\u200d\U0001f469"
     said.one(cmd.RenameChat(family), ev.ChatRenamed)

@@ -82,7 +82,7 @@ def sidebar_entries(
             group = heading
             out.append(Entry(heading))
         out += [_entry(chat, "", current, width) for chat in members if chat.id == root]
-        forks = [chat for chat in reversed(members) if chat.id != root]
+        forks = sorted((chat for chat in members if chat.id != root), key=lambda chat: chat.id)  # as they were made
         for number, chat in enumerate(forks, 1):
             sign = "└" if number == len(forks) else "├"
             out.append(_entry(chat, f"{sign} ⑂{number} ", current, width))

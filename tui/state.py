@@ -46,6 +46,7 @@ class ChatState(Story):
         self.model = ""
         self.session_id: str | None = None
         self.status = ev.SessionStatus()
+        self.saving: int | None = None  # per cent of the rows that are on their way to the disk
         self.meter = Meter()
         self.stopped = False  # the engine is gone
         self.failed = False  # it went with an error
@@ -213,6 +214,8 @@ class ChatState(Story):
             case ev.SessionStatus():
                 self.status = event
                 self.session_id = event.session_id or self.session_id  # a new chat has one after its first message
+            case ev.KVSaving(done, total):
+                self.saving = 100 * done // total if done < total else None
             case ev.Notice(text):
                 self.say(text)
             case ev.ModelLoading():

@@ -119,9 +119,9 @@ class ChatView(Vertical):
         if width < 60:
             self.footer.show(f" {footer_text(state.status, width - 2, narrow=True)}")
             return
-        room = width - len(footer_text(state.status, 1000)) - 3
+        room = width - len(footer_text(state.status, 1000, saving=state.saving)) - 3
         keys = next((keys for keys in KEYS if len(keys) <= room), KEYS[-1])
-        self.footer.show(f" {footer_text(state.status, width - len(keys) - 3)}", keys)
+        self.footer.show(f" {footer_text(state.status, width - len(keys) - 3, saving=state.saving)}", keys)
 
     def _show_header(self, state: ChatState, width: int) -> None:
         wide = width >= 100
@@ -129,7 +129,8 @@ class ChatView(Vertical):
         is_repo = state.model.count("/") == 1 and state.model[0] not in "./~"
         name = state.model if wide and is_repo else short_name(state.model)  # of a folder, its name says enough
         left = Text(" ").append("mlxkv", "bold").append(f"  {name}" if name else "")
-        title = state.title + (" · read-only" if state.read_only else "")
+        fork = f" ⑂{state.status.fork}" if state.status.fork else ""
+        title = state.title + fork + (" · read-only" if state.read_only else "")
         if title and not wide:
             left.append(f" · {title}")
         self.header.show(left, Text().append(f"{gauge} ", LEVELS[level]), title if wide else "")

@@ -149,8 +149,11 @@ def advice(kind: str) -> str:
     }.get(kind, "")
 
 
-def footer_text(status: SessionStatus, width: int, narrow: bool = False) -> str:
-    """The session, not the turn: `KV 936 MB · 6.3k/32k tok · mem 5.6/27 GB · saved ✓`."""
+def footer_text(status: SessionStatus, width: int, narrow: bool = False, saving: int | None = None) -> str:
+    """The session, not the turn: `KV 936 MB · 6.3k/32k tok · mem 5.6/27 GB · saved ✓`.
+
+    `saving`: per cent of the rows that are being written.
+    """
     if narrow:
         return f"{percent(status)}% ctx" if status.cache_window else ""
     parts: list[str] = []
@@ -163,6 +166,8 @@ def footer_text(status: SessionStatus, width: int, narrow: bool = False) -> str:
     last = saved.get(status.saved, f"▲ {status.saved}")
     if status.saved.startswith("not saved"):  # the one part that must not be dropped
         parts.insert(0, last)
+    elif saving is not None:
+        parts.append(f"saving KV {saving}%")
     elif last:
         parts.append(last)
     return fit(parts, width) if parts else ""

@@ -7,6 +7,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from mlxkv.engine.front import Front
+from mlxkv.errors import MlxkvError
 from mlxkv.events import TokensCounted
 from mlxkv.past import spans
 from mlxkv.readings import CacheView, ContextPart, ContextUse, SessionFigures, SessionStatus
@@ -35,7 +36,20 @@ def status(front: Front) -> SessionStatus:
         disk_bytes=front.disk_bytes,
         disk_limit=front.settings.disk_limit_bytes or 0,
         session_id=front.chat.session_id if front.chat else None,
+        fork=fork_number(front),
     )
+
+
+def fork_number(front: Front) -> int:
+    """Which of its family's forks the chat in front is; looked up once for each chat."""
+    chat = front.chat
+    session = chat.session_id if chat else None
+    if front.fork[0] != session and chat is not None:
+        front.fork = (session, 0)
+        with suppress(MlxkvError):  # a footer is no place to fail
+            forks = sorted(b.session_id for b in chat.tree() if b.parent is not None)  # ids sort by time
+            front.fork = (session, forks.index(session) + 1 if session in forks else 0)
+    return front.fork[1] if session is not None else 0
 
 
 def look_at_disk(front: Front) -> None:

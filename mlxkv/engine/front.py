@@ -49,6 +49,7 @@ class Front:
         self.forced: set[str] = set()  # models to load although they do not fit
         self.before: Before | None = None  # what the chat in front is a short form of
         self.saved = ""
+        self.fork: tuple[str | None, int] = (None, 0)  # a chat, and which of its family's forks it is
         self.disk_bytes = 0  # KV of all chats, as of the last look
         self._load = load
         self._cancel_load = threading.Event()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlxkv.engine import chats, figures
 from mlxkv.engine.front import Front
-from mlxkv.events import EngineEvent, KVNotSaved, TextDelta, TurnEvent, TurnFinished, TurnStarted
+from mlxkv.events import EngineEvent, KVNotSaved, KVSaving, TextDelta, TurnEvent, TurnFinished, TurnStarted
 
 if TYPE_CHECKING:
     from mlxkv.chat import Chat
@@ -56,6 +56,8 @@ def continued(front: Front, begin: Begin) -> Iterator[EngineEvent]:
 
 def _streamed(front: Front, text: str, events: Iterator[TurnEvent], said: str = "") -> Iterator[EngineEvent]:
     front.saved = "saving" if front.save else "off"
+    if front.save:
+        front.ready_model.store.watch_saving(lambda done, total: front.tell(KVSaving(done, total)))
     told = time.monotonic()
     yield TurnStarted(text)
     if said:

@@ -85,7 +85,7 @@ class Saver:
                 new += 0 if self._chunks.has(chunk.digest, chunk.size) else chunk.size
                 yield chunk
 
-        job = self._writer.hand_over(plan, counted())
+        job = self._writer.hand_over(plan, counted(), _num_bytes(plan, cache))
         self._newest[session_id] = job, total
         return job, KVCommit(plan.pos, new, notice)
 
@@ -112,3 +112,9 @@ class Saver:
             return None
         self._told[session_id] = text
         return notice
+
+
+def _num_bytes(plan: Plan, cache: KVCacheLike) -> int:
+    """Of the rows that are to be written, without the files' headers."""
+    row_bytes = {group.name: group.row_bytes for group in cache.groups}
+    return sum((head.b - head.a) * row_bytes[head.group] for head in plan.heads)

@@ -7,7 +7,7 @@ One object per process, used by the thread that opened it (the engine's). Rows r
 from __future__ import annotations
 
 import datetime
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -266,6 +266,11 @@ class SessionStore:
             the next call tries again.
         """
         return self._saver.save_and_wait(session_id, cache, model, rng)
+
+    def watch_saving(self, tell: Callable[[int, int], None]) -> None:
+        """Have `tell` called with bytes done and in all while rows are written, if that takes longer than a blink; on
+        the thread that writes them."""
+        self._writer.progress.tell = tell
 
     def flush(self, session_id: str) -> str | None:
         """Wait for the session's rows to be on disk; one sentence if that failed, told once."""

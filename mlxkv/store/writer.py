@@ -19,6 +19,7 @@ from mlxkv.store.commit import Plan
 from mlxkv.store.format import Encoded
 from mlxkv.store.history import to_json
 from mlxkv.store.leftovers import has_unused, remove_unused
+from mlxkv.store.progress import Progress
 from mlxkv.store.quota import Quota
 from mlxkv.store.refs import STATE, count_written, forget_states, save_commit, save_spec
 from mlxkv.store.schema import Database
@@ -35,10 +36,10 @@ class ChunkVanishedError(StoreError):
 
 
 class Job:
-    """One save on its way to the disk. Fields are guarded by the writer's condition."""
+    """One save on its way to the disk, of about `total` bytes. Fields are guarded by the writer's condition."""
 
-    def __init__(self, plan: Plan) -> None:
-        self.plan = plan
+    def __init__(self, plan: Plan, total: int = 0) -> None:
+        self.plan, self.total = plan, total
         self.chunks: deque[Encoded] = deque()
         self.is_complete = self.is_done = False
         self.error: BaseException | None = None
@@ -65,6 +66,7 @@ class Writer:
         quota: Quota,
     ) -> None:  # fmt: skip
         self._connect, self._lock, self._chunks, self._quota = connect, lock, chunks, quota
+        self.progress = Progress()
         self._changed = threading.Condition()
         self._jobs: deque[Job] = deque()
         self._is_running = self._is_closing = False
@@ -72,12 +74,12 @@ class Writer:
 
     # -- the engine thread -------------------------------------------------------------------------------------------
 
-    def hand_over(self, plan: Plan, chunks: Iterable[Encoded]) -> Job:
+    def hand_over(self, plan: Plan, chunks: Iterable[Encoded], total: int = 0) -> Job:
         """Take a save over; returns once all its bytes are written or wait in memory.
 
         An exception of `chunks` cancels the save and is raised here.
         """
-        job = Job(plan)
+        job = Job(plan, total)
         with self._changed:
             self._jobs.append(job)
             if not self._is_running:
@@ -130,6 +132,7 @@ class Writer:
                     break
                 job = self._jobs[0]
             error: BaseException | None = None
+            self.progress.begin(job.total)
             try:
                 with self._lock():
                     database = database or self._connect()
@@ -146,6 +149,7 @@ class Writer:
                 job.chunks.clear()
                 self._jobs.popleft()
                 self._changed.notify_all()
+            self.progress.end()
         if database is not None:
             database.close()
 
@@ -158,6 +162,7 @@ class Writer:
                         self._quota.make_room(database, chunk.size, job.plan, [c.digest for c in new])
                     job.bytes_written += self._chunks.put(chunk)
                     new.append(Encoded(chunk.head, b"", chunk.digest, chunk.size))
+                    self.progress.add(chunk.size)
             except OSError as error:
                 raise StoreError(
                     f"The KV cache could not be written to {self._chunks.root} ({error.strerror}); the chat is kept, "

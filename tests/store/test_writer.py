@@ -62,6 +62,62 @@ def test_a_chat_goes_on_while_its_rows_are_written(folders: Folders) -> None:
         assert fresh.state() == want
 
 
+class Ticks:
+    """A clock on which every look takes a while."""
+
+    def __init__(self, step: float) -> None:
+        self.now, self.step = 0.0, step
+
+    def __call__(self) -> float:
+        self.now += self.step
+        return self.now
+
+
+@pytest.mark.parametrize(("step", "is_told"), [(0.5, True), (1e-6, False)])
+def test_a_save_that_takes_longer_than_a_blink_says_how_far_it_is(folders: Folders, step: float, is_told: bool) -> None:
+    with SessionStore.open(folders) as store:
+        told: list[tuple[int, int]] = []
+        store.watch_saving(lambda done, total: told.append((done, total)))
+        store._writer.progress._clock = Ticks(step)
+        talk = Talk(store, FakeCache())
+        say(talk, 2000)
+        written = store.commit_kv(talk.id, talk.cache, model()).bytes_written
+        store._writer.close()  # the end is told once the save is over
+    assert bool(told) is is_told
+    if is_told:
+        *way, (done, total) = told
+        assert done == total
+        assert written * 0.8 < total <= written  # without headers
+        assert way == sorted(way)
+        assert 1 < len(way) < 2000 // 16
+        assert all(0 < a < b == total for a, b in way)
+
+
+def test_the_end_is_told_of_a_save_that_fails_too(folders: Folders) -> None:
+    written = 0
+
+    def full(step: str) -> None:
+        nonlocal written
+        if threading.current_thread().name == "mlxkv-writer" and step == "rename":
+            written += 1
+            if written > 4:
+                raise OSError(28, "No space left on device")
+
+    with SessionStore.open(folders, full) as store:
+        told: list[tuple[int, int]] = []
+        store.watch_saving(lambda done, total: told.append((done, total)))
+        store._writer.progress._clock = Ticks(0.5)
+        talk = Talk(store, FakeCache())
+        say(talk, 2000)
+        store.save_kv(talk.id, talk.cache, model())
+        assert "No space" in str(store.flush(talk.id))
+        store._writer.close()
+    *way, (done, total) = told
+    assert done == total
+    assert way
+    assert all(0 < a < b == total for a, b in way)
+
+
 def test_the_next_save_waits_for_the_one_before_and_writes_no_row_twice(folders: Folders) -> None:
     with SessionStore.open(folders) as store:
         plain, waiting = Talk(store, FakeCache(), "plain"), Talk(store, FakeCache(run=1), "waiting")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 from rich.cells import cell_len
@@ -13,7 +14,7 @@ from textual.events import MouseDown, MouseMove, MouseScrollDown, MouseScrollUp,
 from mlxkv import tui
 from mlxkv.commands import ListChats, LoadModel, NewChat, OpenChat, Send
 from mlxkv.config import Folders, Settings
-from mlxkv.events import EngineStopped, Failed, TextDelta, TurnFinished
+from mlxkv.events import ChatOpened, EngineStopped, Failed, KVSaving, Message, TextDelta, TurnFinished
 from mlxkv.tui.app import ChatApp
 from mlxkv.tui.help import HelpScreen
 from mlxkv.tui.picker import Picker
@@ -265,6 +266,23 @@ async def test_a_title_too_long_for_the_header_is_cut_not_left_out() -> None:
             assert shown in header
             assert cell_len(header) <= 120
             assert ("…" in header) is (title.startswith("long"))
+
+
+async def test_the_header_says_which_fork_and_the_footer_how_much_of_the_rows_is_saved() -> None:
+    for size in ((120, 30), (80, 24)):
+        async with window(size=size) as w:
+            w.app.state.apply(ChatOpened("c2", "Rust lifetimes", (Message("user", "q"),)))
+            w.app.state.apply(
+                replace(w.app.state.status, kv_bytes=10**6, cache_tokens=1, cache_window=9, saved="saved")
+            )
+            for event, said in ((KVSaving(412, 1000), "saving KV 41%"), (KVSaving(1000, 1000), "saved ✓")):
+                w.app.state.apply(event)
+                w.app._show()
+                assert said in w.bar("footer")
+            assert "⑂" not in w.bar("header")
+            w.app.state.apply(replace(w.app.state.status, fork=2))
+            w.app._show()
+            assert "Rust lifetimes ⑂2" in w.bar("header")
 
 
 async def test_the_dearer_a_frame_the_fewer_of_them(monkeypatch: pytest.MonkeyPatch) -> None:

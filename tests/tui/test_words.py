@@ -21,6 +21,8 @@ def test_footer() -> None:
     assert footer_text(STATUS, 80) == "KV 936 MB · 6.3k/32k tok · mem 5.6/27 GB · saved ✓"
     assert footer_text(STATUS, 36) == "KV 936 MB · 6.3k/32k tok"
     assert footer_text(STATUS, 40, narrow=True) == "19% ctx"
+    assert footer_text(STATUS, 80, saving=41) == "KV 936 MB · 6.3k/32k tok · mem 5.6/27 GB · saving KV 41%"
+    assert "saving" not in footer_text(replace(STATUS, saved="not saved: disk full"), 80, saving=41)
     assert footer_text(SessionStatus(), 80) == ""
     assert footer_text(replace(STATUS, saved="not saved: disk full"), 30).startswith("▲ not saved: disk full")
     assert footer_text(replace(STATUS, memory_limit=0, saved="off"), 80).endswith("mem 5.6 GB · this chat is not kept")
