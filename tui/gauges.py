@@ -55,8 +55,9 @@ def ring_words(cache: CacheView, room: int = 200) -> str:
         f"{PINNED} pinned {cache.pinned:,}  {LIVE} live {max(0, cache.live - cache.pinned):,}  "
         f"{EVICTED} evicted {cache.evicted:,}  ▲ next write  of {cache.capacity:,} rows"
     )
-    if cache.bits:
-        return f"{words}, {cache.bits}-bit"
+    if cache.bits:  # of two ways to say the mark the first that leaves room for the bits
+        ways = [f"{w}, {cache.bits}-bit" for w in (words, words.replace(" next write", " next"))]
+        return next((way for way in ways if len(way) <= room), ways[-1])
     whole = f"{words}, full precision"
     return whole if len(whole) <= room else words
 

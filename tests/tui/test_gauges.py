@@ -38,6 +38,15 @@ def test_the_ring_shows_each_row_once() -> None:
     assert strip.marks.index("▲") == 50
 
 
+def test_bits_are_told_in_80_columns() -> None:
+    """The last letters of `4-bit` were cut off."""
+    ring = CacheView(4, 257, 4100, 257, 0, 0, 1, 1, bits=4)
+    for width in (78, 200):
+        words = wide_lines(replace(STATUS, cache=ring), [0] * 60, 0.0, width)[2]
+        assert words.endswith("rows, 4-bit")
+        assert len(words) <= width
+
+
 @given(st.integers(0, 50), st.integers(0, 50_000), st.integers(2, 50_000), st.integers(0, 2000), st.integers(10, 200))
 def test_any_ring_fills_its_width(pinned: int, live: int, capacity: int, undo: int, width: int) -> None:
     live = min(live, capacity)
