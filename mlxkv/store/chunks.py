@@ -13,9 +13,12 @@ import time
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
+from mlxkv.errors import CorruptError
 from mlxkv.store.files import Files, disk_usage, regular_size
 from mlxkv.store.format import Encoded
 from mlxkv.store.ids import random_name
+from mlxkv.store.schema import ADVICE
+from mlxkv.store.sound import is_digest
 
 _NAME = re.compile(r"([0-9a-f]{32})\.safetensors")
 STALE = 3600.0  # seconds after which a file that nothing refers to was left by a crash
@@ -28,6 +31,9 @@ class ChunkFiles:
         self.root, self.files = root, files
 
     def path(self, digest: str) -> Path:
+        """Raises CorruptError: `digest` is none, and could lead anywhere."""
+        if not is_digest(digest):
+            raise CorruptError(f"The chat database names a chunk {digest!r:.80}, which is no checksum; {ADVICE}.")
         return self.root / digest[:2] / f"{digest}.safetensors"
 
     def has(self, digest: str, size: int) -> bool:

@@ -112,6 +112,8 @@ def verified(rows: Iterable[Sequence[Any]], system: str | None, head: str) -> Hi
     Raises:
         CorruptError: names the turn that is not what was written.
     """
+    if not isinstance(system, str | None):
+        raise CorruptError("This chat's system prompt is not what was written; put a backup in its place.")
     digests, turns, length = [genesis(system)], [], 0
     for i, row in enumerate(rows):
         number, role, text, thinking, state, params, start, stats, ids, prev, digest = row

@@ -11,6 +11,7 @@ from contextlib import suppress
 
 from mlxkv.store.chunks import ChunkFiles
 from mlxkv.store.schema import Database
+from mlxkv.store.sound import is_digest
 from mlxkv.store.space import Space, prompt_temporaries
 
 
@@ -31,7 +32,7 @@ def remove_unused(database: Database, chunks: ChunkFiles, also: Sequence[str] = 
         unused = {digest for digest in (*rows, *also) if digest not in used}
         if unused:
             db.executemany("DELETE FROM chunk WHERE digest = ?", [(digest,) for digest in unused])
-    for digest in sorted(unused):
+    for digest in filter(is_digest, unused):
         with suppress(OSError):  # one that cannot be removed is swept away later
             chunks.remove(digest)
 

@@ -20,6 +20,7 @@ from mlxkv.store.files import disk_usage
 from mlxkv.store.format import ChunkHead
 from mlxkv.store.ports import LayerGroup, Range
 from mlxkv.store.schema import PINNED, Database
+from mlxkv.store.sound import is_chunk
 from mlxkv.store.space import Space
 
 FILE_HEADER = 512  # bytes, and for each tensor:
@@ -178,7 +179,8 @@ class Quota:
         updated: dict[str, float] = {}
         query = f"SELECT id, updated, needed, flags & {PINNED} FROM session"
         for session, when, text, is_pinned in db.execute(query):
-            updated[session], needed[session] = when, [_ranges(text)]
+            updated[session] = when if isinstance(when, float) else 0.0
+            needed[session] = [_ranges(text)]
             if is_pinned:
                 is_open.add(session)
         if saving:
@@ -190,6 +192,8 @@ class Quota:
             "SELECT k.digest, k.size, k.grp, k.a, k.b, c.session FROM chunk k"
             " LEFT JOIN kv_ref r ON r.chunk = k.digest LEFT JOIN kv_commit c ON c.id = r.kv_commit"
         ):
+            if not is_chunk(digest, size, group, a, b):
+                continue
             chunk = found.setdefault(digest, _Candidate(digest, size, a, b))
             if session is not None:
                 chunk.updated = max(chunk.updated, updated.get(session, 0.0))

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from mlxkv.store.format import ChunkHead, Encoded, prefix_keys
 from mlxkv.store.history import DIGEST_BYTES, History, to_json
 from mlxkv.store.ports import Range
+from mlxkv.store.sound import is_chunk
 
 STATE = "state"
 """The group whose chunks are whole recurrent states: one after p tokens counts as the row [p - 1, p)."""
@@ -55,6 +56,14 @@ def commit_digest(pos: int, turn_digest: str, model: str, spec_id: str, rng: byt
     return hashlib.blake2b(text.encode(), digest_size=DIGEST_BYTES).hexdigest()
 
 
+def is_commit(digest: str, pos: int, turn_digest: str, model: str, spec_id: str, rng: bytes | None) -> bool:
+    """Whether a row of `kv_commit` is what was written."""
+    try:
+        return digest == commit_digest(pos, turn_digest, model, spec_id, rng)
+    except (TypeError, AttributeError):  # values that are none of these: the page is damaged
+        return False
+
+
 def saved_commits(db: sqlite3.Connection, session_id: str, history: History) -> list[SavedCommit]:
     """Newest first; those that are damaged or not on the chain are left out."""
     kept = history.kept()
@@ -65,7 +74,7 @@ def saved_commits(db: sqlite3.Connection, session_id: str, history: History) -> 
         (session_id,),
     ):
         commit_id, pos, turn, model, spec_id, rng, digest, model_id = row
-        if turn in kept and digest == commit_digest(pos, turn, model, spec_id, rng):
+        if turn in kept and is_commit(digest, pos, turn, model, spec_id, rng):
             num_turns, length = kept[turn]
             out.append(SavedCommit(commit_id, pos, num_turns, model_id, spec_id, rng, min(pos, length)))
     return out
@@ -83,12 +92,13 @@ def saved_chunks(db: sqlite3.Connection, commits: Iterable[SavedCommit], history
             " WHERE r.kv_commit = ?",
             (commit.id,),
         ).fetchall()
+        rows = [row for row in rows if is_chunk(*row)]
         found.append((commit, _log_of(commit, [row[4] for row in rows], history), rows))
     # Each pass over a log gives the keys of all its chunks: most commits were computed from today's.
     logs: dict[tuple[int, str], tuple[array[int], set[Range]]] = {}
     for commit, log, rows in found:
         for _, _, group, a, b, _ in rows:
-            if 0 <= a < b <= len(log):
+            if b <= len(log):
                 logs.setdefault((id(log), seed(commit.model_id, commit.spec_id, group)), (log, set()))[1].add((a, b))
     keys = {which: prefix_keys(log, which[1], ranges) for which, (log, ranges) in logs.items()}
     out: dict[str, SavedChunk] = {}
@@ -149,6 +159,7 @@ def forget_states(db: sqlite3.Connection, session_id: str) -> bool:
         " JOIN chunk k ON k.digest = r.chunk WHERE c.session = ? AND k.grp = ? ORDER BY c.id DESC, k.b DESC",
         (session_id, STATE),
     ).fetchall()
+    rows = [row for row in rows if isinstance(row[2], int)]
     newest = list(dict.fromkeys(commit for commit, _, _ in rows))[:KEPT_STATES]
     keep = {row[:2] for row in rows if row[0] in newest}
     for position in _fork_positions(db, session_id):
@@ -163,7 +174,7 @@ def _fork_positions(db: sqlite3.Connection, session_id: str) -> list[int]:
     """Where the log stood when this session was forked, and where others were forked from it."""
     turns = db.execute("SELECT start, length(ids) / 4 FROM turn WHERE session = ? ORDER BY i", (session_id,)).fetchall()
     forks = db.execute("SELECT forked_at FROM session WHERE id = ?1 OR parent = ?1", (session_id,)).fetchall()
-    return [sum(turns[k - 1]) for (k,) in forks if k and k <= len(turns)]
+    return [sum(turns[k - 1]) for (k,) in forks if isinstance(k, int) and 0 < k <= len(turns)]
 
 
 def move_commits(db: sqlite3.Connection, session_id: str, head: str, new_head: str) -> None:

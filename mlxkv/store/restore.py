@@ -140,7 +140,8 @@ class Restorer:
             if commits and not mine:
                 newest = db.execute("SELECT model, spec_id FROM kv_commit WHERE id = ?", (commits[0].id,)).fetchone()
                 field = _difference(db, newest, model, spec_parts(cache.layout(), model.spec_extra))
-                notice = f"The saved KV cache was made with another model or setting (`{field}` differs)"
+                notice = "The saved KV cache was made with another model or setting"
+                notice += f" (`{field}` differs)" if field else ""
             common = common_prefix(history.log, ids)
             promised = limit = max((min(c.kept, common) for c in mine), default=0) if cache.groups else 0
             rng_at = {c.pos: c.rng for c in reversed(mine) if c.kept == c.pos == promised}
@@ -220,6 +221,9 @@ def _difference(
     db: sqlite3.Connection, commit: tuple[str, str], model: ModelIdentity, parts: dict[str, str]
 ) -> str | None:
     """The first field in which the model, else the cache's spec, differs from what a commit was made with."""
-    old = json.loads(db.execute("SELECT json FROM model WHERE id = ?", (commit[0],)).fetchone()[0])
-    old_spec = json.loads(db.execute("SELECT json FROM spec WHERE id = ?", (commit[1],)).fetchone()[0])
-    return first_difference(model_parts(old["parts"]), model_parts(model.parts)) or first_difference(old_spec, parts)
+    try:
+        old = json.loads(db.execute("SELECT json FROM model WHERE id = ?", (commit[0],)).fetchone()[0])["parts"]
+        old_spec = json.loads(db.execute("SELECT json FROM spec WHERE id = ?", (commit[1],)).fetchone()[0])
+        return first_difference(model_parts(old), model_parts(model.parts)) or first_difference(old_spec, parts)
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return None  # what it was made with is damaged as well

@@ -114,6 +114,8 @@ def needs_migration(db: sqlite3.Connection, path: Path) -> bool:
     if (found := db.execute("PRAGMA application_id").fetchone()[0]) != APPLICATION_ID:
         raise StoreError(f"{path} is not an mlxkv database (application_id {found:#x}); move it away.")
     version = db.execute("PRAGMA user_version").fetchone()[0]
+    if version < 1:
+        raise CorruptError(f"The chat database {path} is damaged (format {version}); {ADVICE}.")
     if version > VERSION:
         raise StoreError(
             f"{path} was written by a newer mlxkv (format {version}, this one knows {VERSION}); update mlxkv."

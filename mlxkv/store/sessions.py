@@ -23,6 +23,7 @@ from mlxkv.store.records import SearchHit, SessionRecord, TurnRecord
 from mlxkv.store.refs import move_commits
 from mlxkv.store.schema import PINNED, Database
 from mlxkv.store.search import search
+from mlxkv.store.sound import as_text, as_time
 
 _TURN = "i, role, text, thinking, state, params, start, stats, ids, prev, digest"
 
@@ -170,11 +171,14 @@ class Sessions:
             ).fetchone()
             try:
                 identity, params = load_model(db, model), json.loads(params)
+                if not isinstance(params, dict):
+                    raise TypeError("its settings are no table")
             except (TypeError, ValueError, KeyError) as error:
                 raise CorruptError(f"Session {session_id} is damaged ({error}); put a backup in its place.") from error
         self.seen[session_id] = history.head
         return SessionRecord(
-            session_id, title, created, updated, identity, system, params, parent, forked_at, history.turns,
+            session_id, as_text(title), as_time(created), as_time(updated), identity, system, params,
+            as_text(parent) or None, forked_at if isinstance(forked_at, int) else None, history.turns,
             tuple(history.log), history.head,
         )  # fmt: skip
 
@@ -183,12 +187,19 @@ class Sessions:
         with self.database.reading() as db:
             rows = db.execute(
                 f"""SELECT s.id, s.title, s.updated, (SELECT count(*) FROM turn WHERE session = s.id),
-                     (SELECT coalesce(sum(size), 0) FROM chunk WHERE digest IN (SELECT r.chunk FROM kv_ref r
-                        JOIN kv_commit c ON c.id = r.kv_commit WHERE c.session = s.id)),
+                     (SELECT CAST(min(total(size), 9e18) AS INTEGER) FROM chunk WHERE digest IN (
+                        SELECT r.chunk FROM kv_ref r JOIN kv_commit c ON c.id = r.kv_commit WHERE c.session = s.id)),
                      m.name, s.parent, s.flags & 1, s.flags & {PINNED}
                    FROM session s JOIN model m ON m.id = s.model ORDER BY s.updated DESC, s.id DESC"""
             ).fetchall()
-        return tuple(ChatSummary(*row, untrusted=bool(u), pinned=bool(p)) for *row, u, p in rows)
+        return tuple(
+            ChatSummary(
+                id, as_text(title), as_time(updated), num_turns, kv_bytes, as_text(name), as_text(parent) or None,
+                untrusted=bool(untrusted), pinned=bool(pinned),
+            )
+            for id, title, updated, num_turns, kv_bytes, name, parent, untrusted, pinned in rows
+            if isinstance(id, str)
+        )  # fmt: skip
 
     def find(self, text: str) -> str:
         """By id, unique beginning of an id, title, unique part of a title.
@@ -258,7 +269,7 @@ class Sessions:
             "INSERT INTO session(id, title, created, updated, model, spec_id, system, params, flags, parent, forked_at,"
             f" head) SELECT ?, ?, ?, ?, model, spec_id, system, params, flags & ~{PINNED}, id, ?, ? FROM session"
             " WHERE id = ?",
-            (new_id, _free_title(db, title), now, now, num_turns, head, session_id),
+            (new_id, _free_title(db, as_text(title)), now, now, num_turns, head, session_id),
         )
         for row in db.execute(
             f"SELECT {_TURN} FROM turn WHERE session = ? AND i < ? ORDER BY i", (session_id, num_turns)

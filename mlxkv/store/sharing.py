@@ -16,6 +16,7 @@ from mlxkv.ids import common_prefix
 from mlxkv.store.format import prefix_keys
 from mlxkv.store.refs import SavedChunk, saved_chunks, saved_commits, seed
 from mlxkv.store.sessions import Sessions
+from mlxkv.store.sound import is_chunk
 
 _MOST_SOURCES = 4  # sessions that share as much; the one whose log goes on longest with the prompt is taken
 
@@ -55,10 +56,11 @@ def _candidates(
 ) -> list[str]:
     """Sessions that refer to the chunk that reaches furthest into `ids`, newest first."""
     saved: dict[str, list[tuple[int, int, str, str]]] = {}
-    for group, *chunk in db.execute(
-        "SELECT grp, a, b, prefix_key, digest FROM chunk WHERE spec_id = ? AND b <= ?", (spec_id, len(ids))
+    for digest, size, group, a, b, key in db.execute(
+        "SELECT digest, size, grp, a, b, prefix_key FROM chunk WHERE spec_id = ? AND b <= ?", (spec_id, len(ids))
     ):
-        saved.setdefault(group, []).append(tuple(chunk))
+        if is_chunk(digest, size, group, a, b, key):
+            saved.setdefault(group, []).append((a, b, key, digest))
     found: list[tuple[int, str]] = []
     for group in groups:
         keys = prefix_keys(ids, seed(model_id, spec_id, group), {(a, b) for a, b, *_ in saved.get(group, ())})

@@ -14,9 +14,10 @@ from pathlib import Path
 from mlxkv.errors import CorruptError, StoreError
 from mlxkv.store.chunks import ChunkFiles
 from mlxkv.store.format import ChunkHead, verify_chunk
-from mlxkv.store.refs import commit_digest
+from mlxkv.store.refs import is_commit
 from mlxkv.store.schema import Database
 from mlxkv.store.sessions import Sessions
+from mlxkv.store.sound import is_chunk
 from mlxkv.store.space import Space
 
 
@@ -63,7 +64,10 @@ def verify(
     turns, num_sessions, num_turns = _turns(database, sessions)
     problems += turns + _commits(database, sessions, repair)
     with database.reading() as db:
-        rows = db.execute("SELECT digest, size, grp, a, b, prefix_key FROM chunk ORDER BY digest").fetchall()
+        query = "SELECT rowid, digest, size, grp, a, b, prefix_key FROM chunk ORDER BY digest"
+        found_rows = db.execute(query).fetchall()
+    rows = [row[1:] for row in found_rows if is_chunk(*row[1:])]
+    problems += _unsound(database, [row[0] for row in found_rows if not is_chunk(*row[1:])], repair)
     num_bytes, missing = 0, []
     for digest, size, *head in rows:
         if not os.path.lexists(space.chunks.path(digest)):
@@ -116,13 +120,22 @@ def _commits(database: Database, sessions: Sessions, repair: bool) -> list[Probl
         for commit_id, session, *fields, digest in db.execute(
             "SELECT id, session, pos, turn_digest, model, spec_id, rng, digest FROM kv_commit"
         ):
-            if digest != commit_digest(*fields):
+            if not is_commit(digest, *fields):
                 bad.append((commit_id, session))
     if bad and repair:
         with database.writing() as db:
             db.executemany("DELETE FROM kv_commit WHERE id = ?", [(commit_id,) for commit_id, _ in bad])
     text = "A saved point of the KV cache is not what was written; the chat will be read again from an earlier one."
     return [Problem("commit", session, text, repair) for _, session in bad]
+
+
+def _unsound(database: Database, rowids: list[int], repair: bool) -> list[Problem]:
+    """Rows that say nothing of any chunk; their files are left without a row and go as such."""
+    if rowids and repair:
+        with database.writing() as db:
+            db.executemany("DELETE FROM chunk WHERE rowid = ?", [(rowid,) for rowid in rowids])
+    text = "An entry about saved rows of the KV cache is damaged; what they are of is read again."
+    return [Problem("chunk", str(rowid), text, repair) for rowid in rowids]
 
 
 def _chunk(

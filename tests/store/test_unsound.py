@@ -1,0 +1,113 @@
+"""Values of the wrong type or size in the database, as a damaged page may hold them: never a traceback, never wrong
+rows, and no path that a digest leads out of the KV folder."""
+
+from __future__ import annotations
+
+import datetime
+import shutil
+import sqlite3
+from collections import Counter
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlxkv.errors import CorruptError, MlxkvError
+from mlxkv.events import ChatSummary
+from mlxkv.store import SessionStore, TurnRecord
+from mlxkv.store.chunks import ChunkFiles
+from mlxkv.store.files import Files
+from tests.store.fake import FakeCache, model
+from tests.store.harness import folders_in
+from tests.store.test_corruption import Original
+
+VALUES: tuple[Any, ...] = (None, -1, 1 << 62, 2.5, "x", "a\0b", "../../../../precious", b"\0\xff")
+COLUMNS = {
+    "chunk": ("digest", "size", "grp", "a", "b", "prefix_key", "spec_id", "last_used"),
+    "kv_commit": ("pos", "turn_digest", "model", "spec_id", "rng", "digest"),
+    "session": ("updated", "params", "parent", "forked_at", "flags", "kv_written", "needed", "system", "title"),
+    "model": ("name", "model_id", "json"),
+    "spec": ("json",),
+    "meta": ("value",),
+    "turn": ("i", "role", "text", "start", "ids", "stats", "prev", "digest"),
+}
+
+
+def put(path: Path, table: str, column: str, value: Any) -> None:
+    """Into the newest row, past every rule of the table."""
+    with closing(sqlite3.connect(path)) as db:
+        (sql,) = db.execute("SELECT sql FROM sqlite_schema WHERE name = ?", (table,)).fetchone()
+        db.execute("PRAGMA writable_schema=ON")
+        lax = sql.replace("STRICT", "").rstrip().rstrip(",").replace(" NOT NULL", "")
+        db.execute("UPDATE sqlite_schema SET sql = ? WHERE name = ?", (lax, table))
+        db.execute("PRAGMA writable_schema=RESET")
+        db.commit()
+        db.execute(f"UPDATE {table} SET {column} = ? WHERE rowid = (SELECT max(rowid) FROM {table})", (value,))
+        db.commit()
+        db.execute("PRAGMA writable_schema=ON")
+        db.execute("UPDATE sqlite_schema SET sql = ? WHERE name = ?", (sql, table))
+        db.execute("PRAGMA writable_schema=RESET")
+        db.commit()
+
+
+def use(root: Path) -> None:
+    """Everything that reads those tables; our own errors are all right."""
+    with suppress(MlxkvError), SessionStore.open(folders_in(root)) as store:
+        for work in (
+            lambda: [check(chat) for chat in store.list()],
+            lambda: store.find("talk"),
+            lambda: store.search("talk"),
+            lambda: store.verify(),
+            lambda: [again(store, chat.id) for chat in store.list()],
+            lambda: store.borrow_kv(FakeCache(), model(), range(100)),
+            lambda: store.collect(),
+            lambda: store.verify(repair=True),
+            lambda: [store.delete(chat.id) for chat in store.list()],
+        ):
+            with suppress(MlxkvError):
+                work()
+
+
+def check(chat: ChatSummary) -> None:
+    """What a list prints of it."""
+    assert isinstance(chat.title + chat.model + (chat.parent or ""), str)
+    assert isinstance(chat.kv_bytes, int)
+    datetime.datetime.fromtimestamp(chat.updated)
+
+
+def again(store: SessionStore, session: str) -> None:
+    """Go on with a chat, so that its rows are saved, and others may have to go for them."""
+    cache, record = FakeCache(), store.load(session)
+    restored = store.restore_kv(session, cache, model(), record.log)
+    store.add_turn(session, TurnRecord("user", "more", (1, 2, 3)))
+    cache.feed([*record.log[restored.tokens :], 1, 2, 3])
+    store.commit_kv(session, cache, model())
+    store.fork(session, 1)
+
+
+@pytest.mark.parametrize("table", COLUMNS)
+def test_no_value_gives_a_traceback_or_wrong_rows(table: str, tmp_path: Path) -> None:
+    original = Original(tmp_path / "original")
+    precious = tmp_path / "precious.safetensors"
+    precious.write_bytes(b"not ours")
+    found: Counter[str] = Counter()
+    for column in COLUMNS[table]:
+        for value in VALUES:
+            root = tmp_path / "one"
+            shutil.copytree(original.root, root)
+            with suppress(sqlite3.IntegrityError):
+                put(next((root / "home").rglob("mlxkv.db")), table, column, value)
+            outcome = original.judge(root)
+            assert not outcome.startswith("WRONG"), (column, value, outcome)
+            found[outcome] += 1
+            use(root)
+            shutil.rmtree(root)
+    assert precious.exists()
+    print(f"{table}: {sum(found.values())} values: {dict(found)}")
+
+
+@pytest.mark.parametrize("digest", ["../../x", "", "A" * 32, "a" * 31, "a" * 32 + "\n", None, b"a" * 32])
+def test_what_is_no_digest_leads_nowhere(digest: Any, tmp_path: Path) -> None:
+    with pytest.raises(CorruptError, match="no checksum"):
+        ChunkFiles(tmp_path, Files()).path(digest)
