@@ -44,6 +44,14 @@ class Scroller(ScrollView, can_focus=False):
         self._moving = False  # a scroll of ours, not the reader's
         self._bar_seen: tuple[int, ...] = ()
 
+    def _size_updated(self, size: Size, virtual_size: Size, container_size: Size, layout: bool = True) -> bool:
+        """Textual fits the scroll offset into the new size before the lines are: no scrolling of the reader's."""
+        self._moving = True
+        try:
+            return super()._size_updated(size, virtual_size, container_size, layout)
+        finally:
+            self._moving = False
+
     def on_resize(self, event: Resize) -> None:
         width = max(20, self.scrollable_content_region.width)
         if width != self.lines.width:

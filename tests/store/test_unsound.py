@@ -111,3 +111,14 @@ def test_no_value_gives_a_traceback_or_wrong_rows(table: str, tmp_path: Path) ->
 def test_what_is_no_digest_leads_nowhere(digest: Any, tmp_path: Path) -> None:
     with pytest.raises(CorruptError, match="no checksum"):
         ChunkFiles(tmp_path, Files()).path(digest)
+
+
+def test_verify_finds_such_an_entry_and_repair_removes_it(tmp_path: Path) -> None:
+    original = Original(tmp_path)
+    put(next((tmp_path / "home").rglob("mlxkv.db")), "chunk", "digest", "../../x")
+    with SessionStore.open(folders_in(tmp_path)) as store:
+        found = [p.text for p in store.verify().problems if p.what == "chunk"]
+        assert found == ["An entry about saved rows of the KV cache is damaged; what they are of is read again."]
+        store.verify(repair=True)
+        assert [p for p in store.verify().problems if p.what == "chunk"] == []
+    assert original.judge(tmp_path) == "shorter"
