@@ -313,7 +313,9 @@ class ModelMissing:
 
 @dataclass(frozen=True)
 class PullProgress:
-    """A download beside everything else. `state`: "asking" | "downloading" | "paused" | "done" | "failed".
+    """A download beside everything else. `state`: "asking" | "downloading" | "paused" | "done" | "failed" | "tight".
+
+    "tight": what would not fit is not begun; `tight` says by how much.
 
     Bytes, and bytes per second; `text` says why it failed. `then_load`: it was wanted as the model to talk to.
     """
@@ -325,6 +327,7 @@ class PullProgress:
     bytes_per_s: float = 0.0
     text: str = ""
     then_load: bool = False
+    tight: ModelTight | None = None
 
 
 EngineEvent = (

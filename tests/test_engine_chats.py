@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from mlxkv.device import Device
 from mlxkv.engine import Desk
 from mlxkv.engine.downloads import Downloads
 from mlxkv.errors import MlxkvError, ModelDownloadError, OutOfMemoryError
+from mlxkv.models.download import Plan, RemoteFile
+from mlxkv.readings import ModelTight
 from tests.tokenizers import tiny_folder
 
 SETTINGS = Settings(temperature=0.0, max_tokens=12, window=256)
@@ -287,6 +290,31 @@ def test_a_download_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
     here.downloads.close()
     assert here.states() == ["asking", "downloading", "downloading", "done"]
     assert all(e.then_load for e in here.told if isinstance(e, ev.PullProgress))
+
+
+def test_what_would_not_fit_is_asked_about_before_its_first_byte(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
+    """A name that was typed, and is in no catalogue: the hub knows its size."""
+    plan = Plan("org/large", None, "c", (RemoteFile("model.safetensors", 2 * 10**10, None, False),), 0)
+    fetched: list[str] = []
+
+    def download(repo: str, *_: object, check: Callable[[Plan], None], **__: object) -> None:
+        check(plan)
+        fetched.append(repo)
+
+    monkeypatch.setattr("mlxkv.models.download", download)
+    for then_load, device, state in (
+        (True, DEVICE, "tight"), (False, DEVICE, "failed"), (True, replace(DEVICE, memory_limit=1 << 62), "done")
+    ):  # fmt: skip
+        told: list[ev.EngineEvent] = []
+        downloads = Downloads(told.append)
+        downloads.start("org/large", device, then_load=then_load)
+        assert downloads._thread is not None
+        downloads._thread.join()
+        last = told[-1]
+        assert isinstance(last, ev.PullProgress)
+        assert last.state == state
+        assert last.tight == (ModelTight("org/large", 2 * 10**10, 10**10, 10**10) if state == "tight" else None)
+        assert fetched == (["org/large"] if state == "done" else [])
 
 
 def test_pausing_a_download_and_going_on(monkeypatch: pytest.MonkeyPatch) -> None:

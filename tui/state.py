@@ -291,6 +291,8 @@ class ChatState(Story):
                 self.say(f"{name}: paused, what has arrived is kept. /pull {name} goes on.")
             case "failed":
                 self.error(event.text)
+            case "tight" if event.tight is not None:
+                self.show(lists.tight_list(event.tight))
             case "done" if event.then_load:
                 self.submit(cmd.LoadModel(event.name))
             case "done":

@@ -12,8 +12,9 @@ from collections import deque
 from collections.abc import Callable
 
 from mlxkv.device import Device
-from mlxkv.errors import MlxkvError
+from mlxkv.errors import MlxkvError, OutOfMemoryError
 from mlxkv.events import EngineEvent, PullProgress
+from mlxkv.readings import ModelTight
 
 _RATE_SECONDS = 5.0  # the rate is the mean over so long
 _TELL_SECONDS = 0.2
@@ -68,6 +69,11 @@ class Downloads:
 
         try:
             self._fetch(name, device, progress, cancel)
+        except _TooLargeError as error:
+            if then_load:  # nothing was fetched yet: the user decides
+                self._tell(PullProgress(name, "tight", then_load=True, tight=error.found))
+            else:
+                end("failed", str(error))
         except MlxkvError as error:
             end("paused" if cancel.is_set() else "failed", str(error))
         except Exception as error:
@@ -79,18 +85,33 @@ class Downloads:
     @staticmethod
     def _fetch(name: str, device: Device, progress: Callable[[int, int], None], cancel: threading.Event) -> None:
         from mlxkv.models import download, resolve
+        from mlxkv.models.download import Plan
         from mlxkv.models.memory import check_fits
 
         source = resolve(name)
         if source.repo is None:
             raise MlxkvError(f"{name} is on this machine already; /model {name} loads it.")
+
+        def check(plan: Plan) -> None:
+            try:
+                check_fits(name, plan.weight_bytes, device)
+            except OutOfMemoryError as error:
+                found = ModelTight(name, plan.weight_bytes, device.memory_limit, device.total_memory)
+                raise _TooLargeError(str(error), found) from error
+
         download(
             source.repo,
             source.revision,
             progress=progress,
             cancel=cancel,
-            check=lambda plan: check_fits(name, plan.weight_bytes, device),
+            check=check,
         )
+
+
+class _TooLargeError(MlxkvError):
+    def __init__(self, text: str, found: ModelTight) -> None:
+        super().__init__(text)
+        self.found = found
 
 
 class _Meter:

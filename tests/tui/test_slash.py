@@ -372,6 +372,17 @@ def test_that_the_window_will_be_full_is_said_once_before_it_is(state: ChatState
 TIGHT = ModelTight("org/Large-4bit", 19_200_000_000, 17_500_000_000, 24_000_000_000, True)
 
 
+def test_a_download_that_would_not_fit_is_asked_about(state: ChatState) -> None:
+    state.submit(cmd.LoadModel("org/Large-4bit"))
+    state.apply(PullProgress("org/Large-4bit", "asking", then_load=True))
+    state.apply(PullProgress("org/Large-4bit", "tight", then_load=True, tight=TIGHT))
+    assert not state.is_pulling
+    assert state.listing is not None
+    assert [row.choice for row in state.listing.rows] == [
+        cmd.ListModels(fitting=True), cmd.LoadModel(TIGHT.name, kv_bits=4), cmd.LoadModel(TIGHT.name, anyway=True)
+    ]  # fmt: skip
+
+
 def test_a_model_that_does_not_fit_is_asked_about(state: ChatState) -> None:
     state.submit(cmd.LoadModel("org/Large-4bit"))
     state.apply(TIGHT)
