@@ -1,0 +1,27 @@
+"""The window's size changes while a reply comes."""
+
+from __future__ import annotations
+
+import pytest
+
+from mlxkv.events import TextDelta, TurnStarted
+from tests.tui.fake_engine import FakeEngine
+from tests.tui.window import window
+
+
+@pytest.mark.parametrize("size", [(25, 6), (40, 12), (140, 40)])
+async def test_a_reply_is_followed_through_any_size(size: tuple[int, int]) -> None:
+    """After a window too small to show anything it stood still, as if the reader had scrolled away."""
+    engine = FakeEngine(manual=True)
+    async with window(engine) as w:
+        await w.ask("go")
+        engine.say([TurnStarted("go")])
+        for number, then in enumerate((size, (80, 24))):
+            engine.say(TextDelta(f"word{number}{i} and more ", i) for i in range(90))
+            await w.until(lambda number=number: f"word{number}89" in w.said())
+            await w.pilot.resize_terminal(*then)
+            engine.say(TextDelta(f"then{number}{i} and more ", i) for i in range(90))
+            await w.until(lambda number=number: f"then{number}89" in w.said())
+            await w.pilot.pause()
+            assert w.app.transcript.follow, then
+        await w.until(lambda: "then189" in w.screen())
