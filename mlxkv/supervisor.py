@@ -18,10 +18,11 @@ if TYPE_CHECKING:
 
 LIFELINE = "MLXKV_LIFELINE"  # in the child's environment: a pipe that closes when the parent is gone
 _KEPT = 64 << 10  # bytes of what the child wrote on stderr
-# Pasting, focus and mouse reports, the keyboard protocol, synchronized output, the cursor, the other screen, colours.
+# Pasting, focus and mouse reports, the keyboard protocol, synchronized output, long lines, the cursor, the other
+# screen, colours.
 _RESET = (
     b"\x1b[?2026l\x1b[<u\x1b[?2004l\x1b[?1004l\x1b[?1000l\x1b[?1002l\x1b[?1003l\x1b[?1006l\x1b[?1015l\x1b[?1016l"
-    b"\x1b[?25h\x1b[?1049l\x1b[0m\r\n"
+    b"\x1b[?7h\x1b[?25h\x1b[?1049l\x1b[0m\r\n"
 )
 _OUT_OF_MEMORY = (b"Insufficient Memory", b"OutOfMemory", b"out of memory", b"bad_alloc")
 
