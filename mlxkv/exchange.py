@@ -127,6 +127,8 @@ class Exchange:
     def _record(self, state: str) -> TurnRecord:
         turn, model = self.turn, self._said.model
         ids, stats = (*turn.reply_ids, *turn.generated), asdict(turn.stats)
+        if state == "open":
+            stats["finish_reason"] = "stopped"  # what holds if nothing else is ever written
         chosen = asdict(self._params) | ({} if self._think is None else {"think": self._think})
         if model is not None:
             chosen["model"] = model

@@ -239,6 +239,7 @@ def test_a_kill_in_mid_reply_loses_at_most_its_last_moments(run: Run, tiny_path:
         before = store.load(str(store.latest()))
     assert [(t.role, t.state) for t in before.turns] == [("user", "done"), ("assistant", "open")]
     assert len(before.turns[1].ids) >= 256 - 1
+    assert before.turns[1].stats["finish_reason"] == "stopped"  # and not cut at max-tokens
     assert said.startswith(before.turns[1].text[:1000])
     again = json.loads(run("-c", "-p", "and?", "--max-tokens", "4", "--output-format", "json").out)
     assert again["turn_id"] == 3
