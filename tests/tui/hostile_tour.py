@@ -45,13 +45,13 @@ class Tour:
             self.terminal.catch_up()
         self.begun.append((name, labels, len(self.terminal.output)))
         self.terminal.type(keys)
-        self.terminal.wait_for(text)
+        self.terminal.wait_for(_wrapped(text))
 
     def go(self, keys: str, text: str) -> None:
         if keys:
             self.terminal.catch_up()
         self.terminal.type(keys)
-        self.terminal.wait_for(text)
+        self.terminal.wait_for(_wrapped(text))
 
     def screens(self) -> list[Seen]:
         """Cut where a sequence begins: what came until then may end in the middle of one, or of a character."""
@@ -59,6 +59,11 @@ class Tour:
         ends = [max(0, output.rfind(b"\x1b", 0, at + 1)) for _, _, at in self.begun] + [output.rindex(b"\x1b")]
         cuts = [end - 2 if output[:end].endswith(b"\r\n") else end for end in ends]
         return [Seen(name, labels, output[cuts[i] : cuts[i + 1]]) for i, (name, labels, _) in enumerate(self.begun)]
+
+
+def _wrapped(text: str) -> re.Pattern[str]:
+    """`text`, however its words are put into lines."""
+    return re.compile(r"\s+".join(map(re.escape, text.split(" "))))
 
 
 def play(
@@ -102,8 +107,9 @@ def check(screens: list[Seen], size: tuple[int, int]) -> None:
     """No screen has a fault, and each shows the text that it is about."""
     found = {seen.name: next(faults(seen.output, *size), "") for seen in screens}
     assert not any(found.values()), {name: fault for name, fault in found.items() if fault}
-    unseen = [(s.name, label) for s in screens for label in s.labels if not re.search(f"{label} PAY", shown(s.output))]
-    assert not unseen, "these screens show none of their text"
+    texts = [(seen, label, _wrapped(f"{label} PAY")) for seen in screens for label in seen.labels]
+    unseen = [(seen.name, label) for seen, label, text in texts if not text.search(shown(seen.output))]
+    assert not unseen, f"these screens show none of their text: {unseen}"
     assert not any("Traceback" in shown(seen.output) for seen in screens)
 
 

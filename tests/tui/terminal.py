@@ -41,10 +41,10 @@ class Terminal:
         self._settled, self._plain = 0, ""  # so many bytes, and what they say
         self.exit_code: int | None = None
 
-    def wait_for(self, text: str, limit: float = 60.0) -> str:
+    def wait_for(self, text: str | re.Pattern[str], limit: float = 60.0) -> str:
         """Read until `text` has been printed after what the last call found; all up to there, without escapes."""
-        end = time.monotonic() + limit
-        while (at := (plain := self._said())[self._found :].find(text)) < 0:
+        end, wanted = time.monotonic() + limit, re.compile(re.escape(text)) if isinstance(text, str) else text
+        while (match := wanted.search(plain := self._said(), self._found)) is None:
             unseen = plain[self._found :][-2000:]
             assert time.monotonic() < end, f"{text!r} did not come; the screen said {unseen!r}"
             ready, _, _ = select.select([self.fd], [], [], 0.1)
@@ -52,7 +52,7 @@ class Terminal:
                 data = self._read()
                 assert data, f"the program ended before {text!r}; it said {unseen!r}"
                 self.output += data
-        start, self._found = self._found, self._found + at + len(text)
+        start, self._found = self._found, match.end()
         return plain[start : self._found]
 
     def seconds_to(self, text: str) -> float:
