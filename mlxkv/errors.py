@@ -102,3 +102,10 @@ class MismatchError(StoreError):
 
 class CorruptError(StoreError):
     pass
+
+
+def first_line(error: BaseException) -> str:
+    """What a foreign `error` says, for a sentence of ours: its first line, at most 200 characters, printable only; its
+    type where it says nothing."""
+    text = (str(error).strip() or type(error).__name__).splitlines()[0][:200].rstrip(".: ")
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mlxkv.errors import ModelError, PromptError
+from mlxkv.errors import ModelError, PromptError, first_line
 from mlxkv.ids import common_prefix
 from mlxkv.reply import Reasoning, ReplyText, raw_text
+from mlxkv.templates import ChatTemplate
 
 Message = dict[str, str]  # {"role": ..., "content": ...}, as chat templates take it
 
@@ -44,6 +45,7 @@ class PromptFormat:
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
+        self._template = ChatTemplate(tokenizer)
         self.reasoning = Reasoning.of(tokenizer) if self.has_template else None
 
     @property
@@ -121,34 +123,32 @@ class PromptFormat:
         Raises:
             ModelError: the template refuses these messages, also with the system prompt moved into the first message.
         """
-        import jinja2
-
-        from mlxkv.templates import TemplateTooCostlyError, budgeted
-
-        more = {} if think is None else {"enable_thinking": think}
-        for attempt in (list(messages), _without_system_role(messages)):
-            try:
-                with budgeted():
-                    return self.tokenizer.apply_chat_template(
-                        attempt, tokenize=False, add_generation_prompt=for_reply, **more
-                    )
-            except (jinja2.TemplateError, RecursionError, MemoryError) as error:
-                refusal = error
-                if isinstance(error, TemplateTooCostlyError):  # not for want of a system role: no second try
-                    break
-        raise ModelError(
-            f"The model's chat template refuses this chat ({str(refusal).splitlines()[0]}); use another model, "
-            f"or `mlxkv.load(...).generate` for raw text."
-        ) from refusal
+        try:
+            return self._template.render(messages, for_reply=for_reply, think=think)
+        except ModelError:
+            if (moved := _without_system_role(messages)) == list(messages):
+                raise
+            return self._template.render(moved, for_reply=for_reply, think=think)
 
     def encode(self, text: str) -> list[int]:
         """Ids of text that a template made: it brings its own special tokens."""
-        return list(self.tokenizer.encode(text, add_special_tokens=False))
+        return self._encoded(text)
 
     def encode_raw(self, text: str) -> list[int]:
         """Ids of plain text, with the tokenizer's own beginning (as mlx-lm does)."""
         bos = self.tokenizer.bos_token
-        return list(self.tokenizer.encode(text, add_special_tokens=bos is None or not text.startswith(bos)))
+        return self._encoded(text, add_special_tokens=bos is None or not text.startswith(bos))
+
+    def _encoded(self, text: str, add_special_tokens: bool = False) -> list[int]:
+        try:
+            return list(self.tokenizer.encode(text, add_special_tokens=add_special_tokens))
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # a panic of its Rust is no Exception
+            raise ModelError(
+                f"The tokenizer of {self.tokenizer.name_or_path or 'this model'} cannot read this text "
+                f"({first_line(error)}); leave out what is odd in it."
+            ) from error
 
     def num_system_tokens(self, system: str | None) -> int:
         """Tokens at the front of every prompt of a chat with this system prompt; 0 without one."""
