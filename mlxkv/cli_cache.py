@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mlxkv.completion import models, prompt_caches
+from mlxkv.completion import cache_formats, models, prompt_caches
 from mlxkv.config import Folders, load_settings
+from mlxkv.export_format import CACHE_FORMATS, CACHE_SUFFIXES, export_format, one_of
 
 if TYPE_CHECKING:
     from mlxkv.store.prompt_folder import NamedCache, PromptFolder
@@ -200,8 +201,15 @@ def cache_rm(names: Annotated[list[str], typer.Argument(help="Names.", autocompl
 @cache.command("export")
 def cache_export(
     name: Name,
-    output: Annotated[Path, typer.Option("-o", "--output", help="The file to write.")],
-    format_: Annotated[str, typer.Option("--format", help="mlx-lm, mlx-lm-0.31 (or older), or kv.")] = "mlx-lm",
+    output: Annotated[Path, typer.Option("-o", "--output", help="The file to write (.safetensors, .kv).")],
+    format_: Annotated[
+        str | None,
+        typer.Option(
+            "--format",
+            help="mlx-lm, mlx-lm-0.31 (or older), or kv; without it kv for a FILE that ends in .kv, else mlx-lm.",
+            autocompletion=cache_formats,
+        ),
+    ] = None,
     model: ModelName = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
 ) -> None:
@@ -211,15 +219,15 @@ def cache_export(
     from mlxkv.stats import bytes_text
     from mlxkv.store import SessionStore
 
-    versions = {"mlx-lm": "0.32", "mlx-lm-0.32": "0.32", "mlx-lm-0.31": "0.31"}
-    if format_ not in (*versions, "kv"):
-        raise ConfigError(f"The option --format is {format_!r}; it must be {', '.join(versions)} or kv.")
+    if format_ is not None and format_ not in CACHE_FORMATS:
+        raise ConfigError(f"The option --format is {format_!r}; it must be {one_of(tuple(CACHE_FORMATS))}.")
+    chosen = export_format(format_, output, CACHE_SUFFIXES)
     folders = Folders.from_env()
     folder = _folder(folders)
     path = folder.find(name)
     if output.exists() and not force:
         raise StoreError(f"{output} is there already; give --force to replace it.")
-    if format_ == "kv":
+    if chosen == "kv":
         if path.suffix != ".kv":
             raise StoreError(f"{name} was made by mlx-lm, whose files have no ids; export it as mlx-lm.")
         with SessionStore.open(folders) as store, store.saving_named(output) as room:
@@ -227,7 +235,7 @@ def cache_export(
     else:
         held = _load(folders, model or folder.describe(path).model or None)
         try:
-            size = open_cache(held, path).export_mlx_lm(output, versions[format_])
+            size = open_cache(held, path).export_mlx_lm(output, CACHE_FORMATS[chosen])
         finally:
             held.close()
     print(f"{output}  {bytes_text(size)}")

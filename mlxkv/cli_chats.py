@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mlxkv.completion import chat_formats
 from mlxkv.config import Folders
+from mlxkv.export_format import CHAT_FORMATS, CHAT_SUFFIXES, export_format, one_of
 from mlxkv.ids import common_prefix
 
 if TYPE_CHECKING:
@@ -25,7 +27,6 @@ chats = typer.Typer(
 
 _SHORTEST = 10  # characters of an id: the whole of its time, so that a later chat never makes it ambiguous
 _ROOMY = 90  # cells; in less there is the title instead of figures
-_FORMATS = ("md", "json", "mlxkv")
 _BADGE = "[untrusted KV] "
 
 
@@ -142,8 +143,18 @@ def chats_rm(
 @chats.command("export")
 def chats_export(
     chat: Chat,
-    format_: Annotated[str, typer.Option("--format", help="md (to read), json, or mlxkv (with KV rows).")] = "md",
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="The file to write; else stdout.")] = None,
+    format_: Annotated[
+        str | None,
+        typer.Option(
+            "--format",
+            help="md (to read), json, or mlxkv (with KV rows); without it the one that FILE ends in, else md.",
+            autocompletion=chat_formats,
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="The file to write (.md, .markdown, .json, .mlxkv); else stdout."),
+    ] = None,
     kv: Annotated[bool, typer.Option("--kv/--no-kv", help="mlxkv: with the KV rows, or turns and ids alone.")] = True,
     force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
 ) -> None:
@@ -153,22 +164,23 @@ def chats_export(
     from mlxkv.store.document import to_document, to_markdown
     from mlxkv.store.files import Files
 
-    if format_ not in _FORMATS:
-        raise ConfigError(f"The option --format is {format_!r}; it must be {', '.join(_FORMATS)}.")
-    if format_ == "mlxkv" and output is None:
+    if format_ is not None and format_ not in CHAT_FORMATS:
+        raise ConfigError(f"The option --format is {format_!r}; it must be {one_of(CHAT_FORMATS)}.")
+    chosen = export_format(format_, output, CHAT_SUFFIXES)
+    if chosen == "mlxkv" and output is None:
         raise ConfigError("A file of the format mlxkv is not text; say where to with -o FILE.")
     if output is not None and output.exists() and not force:
         raise StoreError(f"{output} is there already; give --force to replace it.")
     with open_store() as store:
         session_id = store.find(chat)
-        if format_ == "mlxkv":
+        if chosen == "mlxkv":
             assert output is not None
             print(f"{output}  {bytes_text(store.export_chat(session_id, output, kv=kv))}")
             return
         record = store.load(session_id)
     in_file = output is not None or not sys.stdout.isatty()
     text = json.dumps(to_document(record), indent=1) + "\n"
-    if format_ == "md":
+    if chosen == "md":
         text = to_markdown(record, joined=in_file)
     if output is None:
         print(text, end="")
@@ -183,7 +195,9 @@ def chats_export(
 
 @chats.command("import")
 def chats_import(
-    file: Annotated[Path, typer.Argument(help="A file that `chats export` wrote as json or mlxkv.")],
+    file: Annotated[
+        Path, typer.Argument(help="A file that `chats export` wrote as json or mlxkv, whatever its name is.")
+    ],
     trust_kv: Annotated[
         bool, typer.Option("--trust-kv", help="Take its KV rows too: only from people you trust; it stays marked.")
     ] = False,

@@ -97,9 +97,9 @@ class DeleteChat:
 
 @dataclass(frozen=True)
 class ExportChat:
-    """Write a chat to a file: `ChatExported`. `format`: "md" or "json"; an empty `path` names the file by the title."""
+    """Write a chat to a file: `ChatExported`. An empty `path` names the file by the title."""
 
-    format: str = "md"
+    format: str = "md"  # one of `export_format.CHAT_FORMATS`
     path: str = ""
     session_id: str | None = None
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, MutableMapping, Sequence
 
 from mlxkv.config import Folders
+from mlxkv.export_format import CACHE_FORMATS, CHAT_FORMATS
 
 
 def name_the_chat(env: MutableMapping[str, str], commands: Collection[str]) -> None:
@@ -35,3 +36,13 @@ def prompt_caches(beginning: str) -> Sequence[str]:
     from mlxkv.store.prompt_folder import PromptFolder
 
     return [c.name for c in PromptFolder(Folders.from_env()).list() if c.name.startswith(beginning)]
+
+
+def chat_formats(beginning: str) -> Sequence[str]:
+    """What a chat can be exported as."""
+    return [name for name in CHAT_FORMATS if name.startswith(beginning)]
+
+
+def cache_formats(beginning: str) -> Sequence[str]:
+    """What a prompt cache can be exported as."""
+    return [name for name in CACHE_FORMATS if name.startswith(beginning)]

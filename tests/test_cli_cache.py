@@ -91,9 +91,10 @@ def test_what_cannot_be_is_said_in_one_sentence(run: Run, book: Path, tiny_path:
         (["cache", "create", "new", "-f", tmp_path / "none"], 2, "cannot be read"),
         (["cache", "show", "nothing"], 1, "there are book"),
         (["cache", "show", "../book"], 1, "No prompt cache is called '../book'"),
-        (["cache", "export", "book", "-o", book], 1, "--force"),
+        (["cache", "export", "book", "-o", book, "--format", "mlx-lm"], 1, "--force"),
         (["cache", "export", "book", "-o", tmp_path / "x", "--format", "gguf"], 2, "'gguf'"),
         (["cache", "export", "book", "-o", tmp_path / "x"], 2, "must end in .safetensors"),
+        (["cache", "export", "book", "-o", tmp_path / "x.gguf"], 2, "end it in .safetensors or .kv"),
         (["cache", "import", "x", book], 1, "not a valid safetensors file"),
         (["-p", "who?", "--cache", "nothing"], 1, "No prompt cache is called 'nothing'"),
         (["-p", "who?", "--cache", "book", "-s", "x"], 2, "leave out -s"),
@@ -114,7 +115,11 @@ def test_to_mlx_lm_and_back(run: Run, book: Path, home: Path, tmp_path: Path) ->
         assert done.code == 0
         assert "whoever made it" in done.err
     assert len(load_prompt_cache(str(tmp_path / "new.safetensors"))) == 2
-    assert run("cache", "export", "book", "-o", tmp_path / "copy.kv", "--format", "kv").code == 0
+    assert run("cache", "export", "book", "-o", tmp_path / "copy.kv").code == 0
+    assert run("cache", "export", "book", "-o", tmp_path / "copy.any", "--format", "kv").code == 0
+    assert (tmp_path / "copy.any").read_bytes() == (tmp_path / "copy.kv").read_bytes()
+    assert run("cache", "export", "book", "-o", tmp_path / "named.safetensors").code == 0
+    assert (tmp_path / "named.safetensors").read_bytes() == (tmp_path / "new.safetensors").read_bytes()
     assert run("cache", "import", "copy", tmp_path / "copy.kv").code == 0
     expected = asked(run, "--cache", "book")
     for name in ("new", "old", "copy"):

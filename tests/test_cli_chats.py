@@ -14,6 +14,7 @@ from mlxkv.cli import main
 from mlxkv.cli_chats import ids_for_completion
 from mlxkv.config import Folders, private_folder
 from mlxkv.store import SessionStore, TurnRecord
+from mlxkv.store.archive import is_archive
 from mlxkv.tables import cells
 from tests.store.fake import model
 from tests.test_cli import Run, run  # noqa: F401  # a fixture
@@ -129,6 +130,29 @@ def test_there_and_back(run: Run, family: list[str], tmp_path: Path, form: str) 
     trusted = run("chats", "import", path, "--trust-kv")
     assert trusted.code == 0
     assert "KV rows" in trusted.err
+
+
+def test_the_format_is_the_one_that_the_file_ends_in(run: Run, family: list[str], tmp_path: Path) -> None:  # noqa: F811
+    """`-o chat.json` and `-o chat.mlxkv` once held Markdown."""
+    for name, begins in (
+        ("a.md", b"# the sea"),
+        ("a.markdown", b"# the sea"),
+        ("a", b"# the sea"),
+        ("a.json", b"{"),
+        ("A.JSON", b"{"),
+    ):
+        assert run("chats", "export", "the sea", "-o", tmp_path / name).code == 0
+        assert (tmp_path / name).read_bytes().startswith(begins), name
+    assert run("chats", "export", "the sea", "-o", tmp_path / "a.mlxkv").code == 0
+    assert is_archive(tmp_path / "a.mlxkv")
+    for asked in ("md", "json"):  # an option says more than a name
+        assert run("chats", "export", "the sea", "-o", tmp_path / "a.txt", "--format", asked, "--force").code == 0
+    assert json.loads((tmp_path / "a.txt").read_text())["title"] == "the sea"
+    assert run("chats", "import", tmp_path / "a.txt").code == 0  # what a file is decides, not its name
+    refused = run("chats", "export", "the sea", "-o", tmp_path / "a.pdf")
+    assert refused.code == 2
+    assert "ends in .pdf, which names no format; end it in .md, .markdown, .json or .mlxkv.\n" in refused.err
+    assert not (tmp_path / "a.pdf").exists()
 
 
 def test_removing_asks_or_wants_yes(run: Run, family: list[str]) -> None:  # noqa: F811

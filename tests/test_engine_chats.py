@@ -135,14 +135,19 @@ def test_the_footer_says_which_fork_the_chat_in_front_is(said: Said) -> None:
 def test_a_chat_is_written_out_and_never_over_a_file(said: Said, tmp_path: Path) -> None:
     family = "\U0001f468\u200d\U0001f469"
     said.one(cmd.RenameChat(family), ev.ChatRenamed)
-    for kind in ("md", "json"):
+    for kind in ("md", "json", "mlxkv"):
         target = tmp_path / f"out.{kind}"
         assert said.one(cmd.ExportChat(kind, str(target)), ev.ChatExported).path == str(target)
-        assert "two" in target.read_text()
+        assert b"two" in target.read_bytes()
         failed = said.one(cmd.ExportChat(kind, str(target)), ev.Failed)
         assert "exists already" in failed.text
     assert family in (tmp_path / "out.md").read_text()  # joined, as it was written
-    assert "cannot be written" in said.one(cmd.ExportChat("md", str(tmp_path / "no" / "x")), ev.Failed).text
+    for kind in ("md", "mlxkv"):
+        assert "cannot be written" in said.one(cmd.ExportChat(kind, str(tmp_path / "no" / "x")), ev.Failed).text
+    with said.desk.front.store() as store:
+        done = store.import_chat(tmp_path / "out.mlxkv", trust_kv=True)
+    assert done.kv_tokens > 0
+    assert "must be md, json or mlxkv" in said.one(cmd.ExportChat("pdf", str(tmp_path / "x")), ev.Failed).text
 
 
 def test_what_fills_the_window_adds_up(said: Said) -> None:

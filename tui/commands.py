@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 
+from mlxkv.export_format import CHAT_FORMATS
 from mlxkv.tui.fuzzy import best
 
 
@@ -42,7 +43,7 @@ COMMANDS = (
     Slash("resume", "[text]", "open an earlier chat, by title or from a list", ("chats",)),
     Slash("rename", "[title]", "give this chat another title"),
     Slash("delete", "", "delete this chat, after asking"),
-    Slash("export", "[md|json] [path]", "write this chat to a file", words=("md", "json")),
+    Slash("export", "[format] [path]", "write this chat to a file: md, json or mlxkv, as it ends", words=CHAT_FORMATS),
     Slash("find", "[text]", "search in this chat"),
     # turns
     Slash("fork", "[question]", "go on in a copy, from here or from a question"),

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from mlxkv import commands as cmd
 from mlxkv.errors import ConfigError
+from mlxkv.export_format import CHAT_FORMATS, CHAT_SUFFIXES, export_format, one_of
 from mlxkv.settings import Setting, change, find, schema
 from mlxkv.tui import lists, reports
 from mlxkv.tui.listing import Listing, PutPrompt, Row
@@ -59,15 +60,17 @@ def _delete(state: ChatState, argument: str) -> None:
 
 def _export(state: ChatState, argument: str) -> None:
     kind, _, path = argument.partition(" ")
-    if kind in ("md", "json"):
+    if kind in CHAT_FORMATS:
         state.submit(cmd.ExportChat(kind, path.strip()))
     elif argument and not set(argument) & set(" ./\\"):  # a file would have a suffix, or a folder
-        more = "; mlxkv is written by `mlxkv chats export --format mlxkv`" if argument == "mlxkv" else ""
-        state.error(f"{argument} is no format to export to: there are md and json, as in /export md chat.md{more}.")
-    elif argument.endswith(".json"):
-        state.submit(cmd.ExportChat("json", argument))
+        state.error(
+            f"{argument} is no format to export to; it must be {one_of(CHAT_FORMATS)}, as in /export md chat.md."
+        )
     else:
-        state.submit(cmd.ExportChat("md", argument))
+        try:
+            state.submit(cmd.ExportChat(export_format(None, Path(argument), CHAT_SUFFIXES), argument))
+        except ConfigError as error:
+            state.error(str(error))
 
 
 # -- turns -----------------------------------------------------------------------------------------------------------

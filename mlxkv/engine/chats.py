@@ -29,9 +29,11 @@ from mlxkv.events import (
     Notice,
     Versions,
 )
+from mlxkv.export_format import CHAT_FORMATS, one_of
 
 if TYPE_CHECKING:
     from mlxkv.chat import Chat
+    from mlxkv.store import SessionStore
 
 # -- opening ---------------------------------------------------------------------------------------------------------
 
@@ -167,23 +169,37 @@ def deleted(front: Front, session_id: str | None) -> Iterator[EngineEvent]:
 def exported(front: Front, kind: str, path: str, session_id: str | None) -> Iterator[EngineEvent]:
     from mlxkv.store.document import to_document, to_markdown
 
-    if kind not in ("md", "json"):
-        raise ConfigError(f"A chat is not exported as {kind!r} here; the formats are md and json.")
+    if kind not in CHAT_FORMATS:
+        raise ConfigError(f"A chat is not exported as {kind!r}; the format must be {one_of(CHAT_FORMATS)}.")
     session_id = session_id or (front.chat.session_id if front.chat else None)
     if session_id is None:
         raise PromptError("This chat is not saved, so there is nothing to export; write something first.")
     with front.store() as store:
         record = store.load(session_id)
-    target = Path(path).expanduser() if path else Path(f"{_file_name(record.title)}.{kind}")
-    text = to_markdown(record, joined=True) if kind == "md" else json.dumps(to_document(record), indent=1) + "\n"
-    try:
-        with target.open("x", encoding="utf-8") as file:  # never over a file that is there
-            file.write(text)
-    except FileExistsError as error:
-        raise ConfigError(f"{target} exists already; give another name, as in /export {kind} other.{kind}.") from error
-    except OSError as error:
-        raise ConfigError(f"{target} cannot be written ({error.strerror}); choose another folder.") from error
+        target = Path(path).expanduser() if path else Path(f"{_file_name(record.title)}.{kind}")
+        try:
+            with target.open("x", encoding="utf-8") as file:  # never over a file that is there
+                if kind != "mlxkv":
+                    document = json.dumps(to_document(record), indent=1) + "\n"
+                    file.write(document if kind == "json" else to_markdown(record, joined=True))
+            if kind == "mlxkv":
+                _write_archive(store, session_id, target)
+        except FileExistsError as error:
+            raise ConfigError(
+                f"{target} exists already; give another name, as in /export {kind} other.{kind}."
+            ) from error
+        except OSError as error:
+            raise ConfigError(f"{target} cannot be written ({error.strerror}); choose another folder.") from error
     yield ChatExported(str(target.resolve()))
+
+
+def _write_archive(store: SessionStore, session_id: str, target: Path) -> None:
+    """In the place of the empty file that holds the name."""
+    try:
+        store.export_chat(session_id, target)
+    except BaseException:
+        target.unlink(missing_ok=True)
+        raise
 
 
 def _file_name(title: str) -> str:

@@ -84,6 +84,9 @@ def test_every_command_of_the_table_does_something(state: ChatState) -> None:
         ("undo", cmd.Rewind()), ("retry", cmd.Retry()), ("continue", cmd.Continue()), ("tree", cmd.ShowTree()),
         ("rename A b", cmd.RenameChat("A b")), ("export", cmd.ExportChat()), ("export json", cmd.ExportChat("json")),
         ("export md a b.md", cmd.ExportChat("md", "a b.md")), ("export x.json", cmd.ExportChat("json", "x.json")),
+        ("export x.mlxkv", cmd.ExportChat("mlxkv", "x.mlxkv")), ("export mlxkv x y", cmd.ExportChat("mlxkv", "x y")),
+        ("export a/X.JSON", cmd.ExportChat("json", "a/X.JSON")), ("export x.md", cmd.ExportChat("md", "x.md")),
+        ("export md x.json", cmd.ExportChat("md", "x.json")), ("export mlxkv", cmd.ExportChat("mlxkv")),
         ("model", cmd.ListModels()), ("model org/x", cmd.LoadModel("org/x")), ("pull org/x", cmd.Pull("org/x")),
         ("system Be terse.", cmd.SetSystem("Be terse.")), ("system off", cmd.SetSystem(None)),
         ("context", cmd.ShowContext()), ("stats", cmd.ShowStats()), ("resume", cmd.ListChats()),
@@ -98,12 +101,12 @@ def test_commands_for_the_engine(state: ChatState, line: str, command: cmd.Comma
 def test_a_lone_word_is_a_format_or_nothing(state: ChatState) -> None:
     """`/export pdf` once wrote Markdown into a file called pdf."""
     run(state, "export", "pdf")
-    run(state, "export", "mlxkv")
+    run(state, "export", "chat.pdf")
     run(state, "export", "my-chat")
     assert sent(state) == []
-    pdf, rows, _ = lines(state)
-    assert pdf == "pdf is no format to export to: there are md and json, as in /export md chat.md."
-    assert rows.endswith("; mlxkv is written by `mlxkv chats export --format mlxkv`.")
+    pdf, suffix, _ = lines(state)
+    assert pdf == "pdf is no format to export to; it must be md, json or mlxkv, as in /export md chat.md."
+    assert suffix == "chat.pdf ends in .pdf, which names no format; end it in .md, .markdown, .json or .mlxkv."
     for path in ("pdf.md", "./pdf", "~/pdf", "two words"):
         run(state, "export", path)
     assert sent(state) == [cmd.ExportChat("md", path) for path in ("pdf.md", "./pdf", "~/pdf", "two words")]

@@ -1,0 +1,42 @@
+"""Which format a file is exported in: the one that was asked for, else the one its name ends in. Pure; any thread."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+
+from mlxkv.errors import ConfigError
+
+CHAT_SUFFIXES: Mapping[str, str] = MappingProxyType(
+    {".md": "md", ".markdown": "md", ".json": "json", ".mlxkv": "mlxkv"}
+)
+CHAT_FORMATS = tuple(dict.fromkeys(CHAT_SUFFIXES.values()))  # the first is what a file without a suffix gets
+CACHE_SUFFIXES: Mapping[str, str] = MappingProxyType({".safetensors": "mlx-lm", ".kv": "kv"})
+CACHE_FORMATS: Mapping[str, str] = MappingProxyType(  # and the version of mlx-lm that reads it
+    {"mlx-lm": "0.32", "mlx-lm-0.32": "0.32", "mlx-lm-0.31": "0.31", "kv": ""}
+)
+
+
+def export_format(asked: str | None, path: Path | None, suffixes: Mapping[str, str]) -> str:
+    """The format to write `path` (None: stdout) in. What was `asked` for holds, whatever the name ends in.
+
+    A name without a suffix gets the first of the formats.
+
+    Raises:
+        ConfigError: nothing was asked for, and the name ends in something else than one of `suffixes`.
+    """
+    if asked:
+        return asked
+    suffix = path.suffix if path is not None else ""
+    if not suffix:
+        return next(iter(suffixes.values()))
+    if suffix.lower() not in suffixes:
+        raise ConfigError(f"{path} ends in {suffix}, which names no format; end it in {one_of(tuple(suffixes))}.")
+    return suffixes[suffix.lower()]
+
+
+def one_of(names: Sequence[str]) -> str:
+    """`a, b or c`."""
+    *most, last = names
+    return f"{', '.join(most)} or {last}" if most else last
