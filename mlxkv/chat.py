@@ -128,7 +128,7 @@ class Chat(Beside):
         if self._autosave and self.session_id is None:
             self.save(title=title_of(text))
         start = common_prefix(said.log, prompt.ids)
-        said.append(TurnRecord("user", whole, prompt.ids[start:], start))
+        said.append(TurnRecord("user", whole, tuple(prompt.ids[start:]), start))
         yield from self._reply(prompt, TurnRecord("assistant", ""), params, started)
 
     def _continued(self, last: TurnRecord, params: SamplingParams, started: float) -> Iterator[TurnEvent]:
@@ -254,7 +254,7 @@ class Chat(Beside):
     @property
     def log(self) -> tuple[int, ...]:
         """The ids of all that was said, as the model has been fed them."""
-        return self._said.log
+        return tuple(self._said.log)
 
     @property
     def session_id(self) -> str | None:

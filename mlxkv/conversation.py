@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 from mlxkv.cache.prompt_cache import PromptCache
 from mlxkv.errors import CacheError, SessionLockedError, SessionNotFoundError, StoreError
 from mlxkv.events import Branch, Message, Sibling
-from mlxkv.ids import common_prefix
+from mlxkv.ids import TokenIds, TokenLog, common_prefix
 from mlxkv.sampling import random_state
 from mlxkv.stats import TurnStats
 from mlxkv.store import ModelIdentity, Restored, SessionRecord, SessionStore, TurnRecord
@@ -43,7 +43,8 @@ class Conversation:
         self.read_only: str | None = None  # who has the session open, in one sentence; then nothing can be said in it
         self.title = ""
         self.turns: tuple[TurnRecord, ...] = ()
-        self.log: tuple[int, ...] = ()  # the replay of the turns' ids: what the model has been fed
+        self.log = TokenIds()  # the replay of the turns' ids: what the model has been fed
+        self._messages: list[Message] = []  # of the first turns, as they are shown
 
     # -- turns -------------------------------------------------------------------------------------------------------
 
@@ -57,7 +58,7 @@ class Conversation:
         if self.session_id is not None:
             self._store().add_turn(self.session_id, turn)
         self._bare_fork_of = None
-        self._take((*self.turns, turn))
+        self._replace_from(len(self.turns), turn)
 
     def write_reply(self, reply: TurnRecord) -> None:
         """Add the reply, or replace the open one that is still being written; see `append`."""
@@ -66,7 +67,7 @@ class Conversation:
         else:
             if self.session_id is not None:
                 self._store().update_open_turn(self.session_id, reply)
-            self._take((*self.turns[:-1], reply))
+            self._replace_from(len(self.turns) - 1, reply)
         self._reply_is_open = reply.state == "open"
 
     def reopen_reply(self) -> None:
@@ -76,7 +77,7 @@ class Conversation:
         if self.session_id is not None:
             self._store().update_open_turn(self.session_id, reply, reopen=True)
         self._bare_fork_of = None
-        self._take((*self.turns[:-1], reply))
+        self._replace_from(len(self.turns) - 1, reply)
         self._reply_is_open = True
 
     def check_writable(self) -> None:
@@ -100,11 +101,13 @@ class Conversation:
     @property
     def messages(self) -> tuple[Message, ...]:
         """The turns as they are shown."""
-        return tuple(Message(t.role, t.text, _stats_of(t), t.thinking) for t in self.turns)
+        shown = self._messages
+        shown += [Message(t.role, t.text, _stats_of(t), t.thinking) for t in self.turns[len(shown) :]]
+        return tuple(shown)
 
     def last(self, role: str) -> int | None:
         """The number of the last turn of `role`."""
-        return max((i for i, turn in enumerate(self.turns) if turn.role == role), default=None)
+        return next((i for i in range(len(self.turns) - 1, -1, -1) if self.turns[i].role == role), None)
 
     # -- the session -------------------------------------------------------------------------------------------------
 
@@ -262,11 +265,17 @@ class Conversation:
         self._take(turns)
 
     def _take(self, turns: tuple[TurnRecord, ...]) -> None:
-        log: list[int] = []
+        log = TokenLog()
         for turn in turns:
-            del log[len(log) if turn.start is None else turn.start :]
-            log += turn.ids
-        self.turns, self.log = turns, tuple(log)
+            log.cut(len(log) if turn.start is None else turn.start)
+            log.extend(turn.ids)
+        self.turns, self.log, self._messages = turns, TokenIds(log), []
+
+    def _replace_from(self, i: int, turn: TurnRecord) -> None:
+        """`turn` is the last one now: it comes after, or instead of, the last one, which ends the log."""
+        start = len(self.log) - sum(len(t.ids) for t in self.turns[i:]) if turn.start is None else turn.start
+        self.turns, self.log = (*self.turns[:i], turn), self.log[:start] + turn.ids
+        del self._messages[i:]
 
 
 def title_of(text: str) -> str:
@@ -276,6 +285,6 @@ def title_of(text: str) -> str:
 
 
 def _stats_of(turn: TurnRecord) -> TurnStats | None:
-    known = {f.name for f in fields(TurnStats)}
+    known = TurnStats.__dataclass_fields__
     stats: Mapping[str, Any] = {k: v for k, v in turn.stats.items() if k in known}
     return TurnStats(**stats) if stats else None

@@ -65,7 +65,7 @@ class Exchange:
         started: float,
         cancelled: Callable[[], bool],
     ) -> None:
-        ids = (*prompt.ids, *before.ids)
+        ids = prompt.ids + before.ids
         self._prompts, self._said, self._cache, self._prompt = backend.prompts, said, cache, prompt
         self._params, self._think = params, think
         self._back = said.bring_back(cache, ids)

@@ -1,23 +1,95 @@
-"""Token ids: how far two lists of them agree. Pure; any thread."""
+"""Token ids: packed, so that a long chat's are copied and compared as memory, and how far two sequences agree.
+
+Pure; any thread.
+"""
 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import overload
+
+
+class TokenIds(Sequence[int]):
+    """Token ids at four bytes each: equal to a tuple or list of the same ids, and never changed in place."""
+
+    __slots__ = ("packed",)
+
+    def __init__(self, ids: Iterable[int] = ()) -> None:
+        self.packed: array[int] = packed(ids)
+
+    def __len__(self) -> int:
+        return len(self.packed)
+
+    @overload
+    def __getitem__(self, at: int) -> int: ...
+    @overload
+    def __getitem__(self, at: slice) -> TokenIds: ...
+    def __getitem__(self, at: int | slice) -> int | TokenIds:
+        found = self.packed[at]
+        return TokenIds(found) if isinstance(found, array) else found
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.packed)
+
+    def __add__(self, more: Iterable[int]) -> TokenIds:
+        return TokenIds(self.packed + packed(more))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, TokenIds | tuple | list | array):
+            return NotImplemented
+        return len(self) == len(other) and self.packed == packed(other)
+
+    def __hash__(self) -> int:
+        return hash(self.packed.tobytes())
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({list(self)!r})"
+
+    def count(self, value: int) -> int:
+        return self.packed.count(value)
+
+
+class TokenLog(TokenIds):
+    """TokenIds that grow and are cut at their end."""
+
+    __slots__ = ()
+    __hash__ = None  # type: ignore[assignment]
+
+    def __init__(self, ids: Iterable[int] = ()) -> None:
+        self.packed = packed(ids)[:]
+
+    def extend(self, ids: Iterable[int]) -> None:
+        self.packed.extend(packed(ids))
+
+    def cut(self, length: int) -> None:
+        """Forget all ids but the first `length`."""
+        del self.packed[length:]
+
+    def clear(self) -> None:
+        self.cut(0)
+
+
+def packed(ids: Iterable[int]) -> array[int]:
+    """The ids as int32; not to be changed, since it may be `ids` themselves.
+
+    Raises:
+        OverflowError, TypeError: one is no int32.
+    """
+    if isinstance(ids, TokenIds):
+        return ids.packed
+    return ids if isinstance(ids, array) else array("i", ids)
 
 
 def common_prefix(a: Sequence[int] | str, b: Sequence[int] | str) -> int:
     """How many leading ids, or characters, are equal.
 
-    Halving on whole compares, since Python loops over 100,000 ids are slow.
+    Halving on whole compares, since Python loops over 100,000 ids are slow; most often one is a beginning of the other.
     """
-    low, high = 0, min(len(a), len(b))
-    if isinstance(a, array) and isinstance(b, array):
-        x, y = memoryview(a), memoryview(b)
-    elif isinstance(a, str) and isinstance(b, str):
-        x, y = a, b
-    else:
-        x, y = list(a), list(b)
+    x, y = (a, b) if isinstance(a, str) and isinstance(b, str) else (_comparable(a), _comparable(b))
+    low, high = 0, min(len(x), len(y))
+    if x[:high] == y[:high]:
+        return high
     while low < high:
         middle = (low + high + 1) // 2
         if x[low:middle] == y[low:middle]:
@@ -25,3 +97,10 @@ def common_prefix(a: Sequence[int] | str, b: Sequence[int] | str) -> int:
         else:
             high = middle - 1
     return low
+
+
+def _comparable(ids: Sequence[int] | str) -> array[int] | list[int]:
+    try:
+        return packed(ids)  # type: ignore[arg-type]
+    except (OverflowError, TypeError):
+        return list(ids)  # type: ignore[arg-type]

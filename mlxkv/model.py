@@ -21,6 +21,7 @@ from mlxkv.config import Folders
 from mlxkv.device import current_device, set_wired_limit
 from mlxkv.errors import ConfigError, PromptError
 from mlxkv.events import TurnEvent
+from mlxkv.ids import TokenIds
 from mlxkv.models import LoadedModel, load_model
 from mlxkv.peak import Budget
 from mlxkv.prompt import Fed, PromptFormat, checked_ids
@@ -132,12 +133,12 @@ class Model:
         if isinstance(prompt, str):
             if not prompt and not (as_chat and system):
                 raise PromptError("The text to prefill is empty; give some.")
-            raw = Fed("", () if as_chat else tuple(self._prompts.encode_raw(prompt)))
+            raw = Fed("", TokenIds(() if as_chat else self._prompts.encode_raw(prompt)))
             read = self._prompts.opening(system, prompt) if as_chat else raw
         else:
             if as_chat:
                 raise ConfigError("Token ids cannot begin a chat: its template wants text; give text, or no `system`.")
-            read = Fed("", checked_ids(prompt, getattr(self.loaded.model, "args", None)))
+            read = Fed("", TokenIds(checked_ids(prompt, getattr(self.loaded.model, "args", None))))
         held = self.make_cache(cache or CacheConfig(), system)
         if save_to is not None:
             self._files.check_room(Path(save_to), held, len(read.ids))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from mlxkv.ids import common_prefix
+from mlxkv.ids import TokenIds, common_prefix
 from mlxkv.prompt import Fed, Message, PromptFormat, message
 from mlxkv.prompt_start import Start
 from mlxkv.store import TurnRecord
@@ -25,7 +25,7 @@ class Past:
     prompts: PromptFormat
     start: Start
     turns: tuple[TurnRecord, ...]
-    log: tuple[int, ...]
+    log: TokenIds
     model: str | None = None
 
     def messages(self, turns: Sequence[TurnRecord]) -> list[Message]:
@@ -75,7 +75,7 @@ class Past:
                 think = turns[i + 1].params.get("think") if i + 1 < len(turns) else None
                 fed = prompts.prompt(self.messages(turns[: i + 1]), fed, think)
                 start = common_prefix(log, fed.ids)
-                turn = replace(turn, ids=fed.ids[start:], start=start)
+                turn = replace(turn, ids=tuple(fed.ids[start:]), start=start)
             else:
                 if not ids or turn.params.get("model", self.model) != self.model:
                     ids = tuple(prompts.encode(turn.text))
@@ -84,7 +84,7 @@ class Past:
                 if turn.stats.get("finish_reason") != "stop_string":
                     fed = prompts.replied(fed, prompts.raw(turn.text, ids), ids)
                 elif not prompts.has_template:
-                    fed = Fed("", (*log, *ids))
+                    fed = Fed("", TokenIds([*log, *ids]))
             log[start:] = turn.ids
             out.append(turn)
         return tuple(out), fed

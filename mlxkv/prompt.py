@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlxkv.errors import ModelError, PromptError, first_line
-from mlxkv.ids import common_prefix
+from mlxkv.ids import TokenIds, common_prefix
 from mlxkv.reply import Reasoning, ReplyText, raw_text
 from mlxkv.templates import ChatTemplate
 
@@ -27,7 +27,7 @@ class Fed:
     """
 
     text: str = ""
-    ids: tuple[int, ...] = ()
+    ids: TokenIds = TokenIds()
     cuts: tuple[tuple[int, int], ...] = ()
 
     @property
@@ -67,13 +67,13 @@ class PromptFormat:
         same = common_prefix(text, fed.text)
         cuts = tuple(cut for cut in fed.all_cuts if cut[0] <= same)
         chars, num_ids = cuts[-1] if cuts else (0, 0)
-        return Fed(text, (*fed.ids[:num_ids], *self.encode(text[chars:])), cuts)
+        return Fed(text, fed.ids[:num_ids] + self.encode(text[chars:]), cuts)
 
     def replied(self, prompt: Fed, text: str, ids: Sequence[int]) -> Fed:
         """`prompt` with the reply: its `text` with all markers, its `ids` as sampled, an end-of-turn token included."""
         if ids and ids[-1] in self.tokenizer.eos_token_ids:
             text += self.tokenizer.decode([ids[-1]])
-        return Fed(prompt.text + text, (*prompt.ids, *ids), prompt.all_cuts)
+        return Fed(prompt.text + text, prompt.ids + ids, prompt.all_cuts)
 
     def opening(self, system: str | None, text: str) -> Fed:
         """A chat up to where its first message goes on after `text`; what is said next is tokenized by itself.
@@ -84,11 +84,11 @@ class PromptFormat:
         text = in_front(text)
         if not self.has_template:
             whole = (f"{system}\n\n" if system else "") + text
-            return Fed(whole, tuple(self.encode_raw(whole)))
+            return Fed(whole, TokenIds(self.encode_raw(whole)))
         head = [_message("system", system)] if system else []
         a, b = (self.render([*head, _message("user", text + x)]) for x in ("0", "x"))
         end = next((i for i, (p, q) in enumerate(zip(a, b, strict=False)) if p != q), min(len(a), len(b)))
-        return Fed(a[:end], tuple(self.encode(a[:end])))
+        return Fed(a[:end], TokenIds(self.encode(a[:end])))
 
     def num_lasting(self, messages: Sequence[Message], prompt: Fed, think: bool | None = None) -> int:
         """How many ids of `prompt`, made of `messages`, stay what they are once there is a reply and a next message.
@@ -168,10 +168,10 @@ class PromptFormat:
     def _continued(self, messages: Sequence[Message], fed: Fed) -> Fed:
         text = "".join(m["content"] + ("\n\n" if m["role"] == "system" else "") for m in messages)
         if not fed.ids:
-            return Fed(text, tuple(self.encode_raw(text)))
+            return Fed(text, TokenIds(self.encode_raw(text)))
         goes_on = len(messages) < 3 and fed.text and text.startswith(fed.text)  # from an opening
         new = text[len(fed.text) :] if goes_on else messages[-1]["content"]
-        return Fed(fed.text + new, (*fed.ids, *self.encode(new)))
+        return Fed(fed.text + new, fed.ids + self.encode(new))
 
 
 def in_front(text: str) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from mlxkv.cache.foreign import ForeignCache
 from mlxkv.cache.prompt_cache import PromptCache
 from mlxkv.errors import ConfigError
+from mlxkv.ids import TokenIds
 from mlxkv.prompt import Fed, PromptFormat, in_front
 
 
@@ -33,11 +34,11 @@ def start_from(cache: PromptCache, system: str | None, prompts: PromptFormat) ->
     if system is not None:
         raise ConfigError("A chat that goes on from a prompt cache has that cache's system prompt; leave `system` out.")
     if isinstance(cache, ForeignCache):
-        return Start(None, "", Fed(prompts.opening(None, "").text, tuple(cache.tokens)))
+        return Start(None, "", Fed(prompts.opening(None, "").text, TokenIds(list(cache.tokens))))
     if (prompt := cache.prompt) is None:
         raise ConfigError(
             "This prompt cache holds raw text; make it with `model.prefill(text, system=...)` to chat from it, or use "
             "`model.generate`."
         )
-    ids = tuple(cache.tokens[: prompt.num_tokens])
+    ids = cache.tokens[: prompt.num_tokens]
     return Start(prompt.system, in_front(prompt.text), Fed(prompt.rendered, ids))

@@ -15,7 +15,7 @@ import mlx.nn as nn
 from mlxkv.cache.prompt_cache import PromptCache
 from mlxkv.device import memory_used
 from mlxkv.peak import Budget
-from mlxkv.sampling import SamplingParams
+from mlxkv.sampling import PENALISED, SamplingParams
 
 PREFILL_CHUNK = 512  # larger ones make Esc lag for seconds
 _CLEAR_EVERY = 256  # decode steps between returns of MLX's free buffers
@@ -115,13 +115,14 @@ class ModelRunner:
             # The likeliest token needs no normalised probabilities.
             return lambda y: mx.argmax(model(y[None], cache=layers)[:, -1, :], axis=-1)
         sampler = params.make_sampler()
-        tokens = mx.array(list(seen), mx.int32)
+        # An imported cache's tokens have no ids.
+        tokens = mx.array([i for i in seen[-PENALISED:] if i >= 0] if processors else [], mx.int32)
 
         def step(y: mx.array) -> mx.array:
             nonlocal tokens
             logits = model(y[None], cache=layers)[:, -1, :]
             if processors:
-                tokens = mx.concatenate([tokens, y.astype(mx.int32)])
+                tokens = mx.concatenate([tokens, y.astype(mx.int32)])[-PENALISED:]
                 for processor in processors:
                     logits = processor(tokens, logits)
             return sampler(logits - mx.logsumexp(logits, axis=-1, keepdims=True))

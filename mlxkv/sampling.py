@@ -19,6 +19,9 @@ DEFAULT_TEMPERATURE = 0.7
 DEFAULT_TOP_P = 0.95
 
 
+PENALISED = 64  # tokens, the last ones: penalties look at fewer
+
+
 @dataclass(frozen=True)
 class SamplingParams:
     """How the next token is chosen, and when to stop.

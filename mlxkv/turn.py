@@ -16,6 +16,7 @@ from mlxkv.cache.prompt_cache import PromptCache, Reuse
 from mlxkv.device import peak_memory, reset_peak_memory
 from mlxkv.errors import PromptError
 from mlxkv.events import Notice, PrefillProgress, TextDelta, TurnEvent, TurnFinished
+from mlxkv.ids import TokenIds
 from mlxkv.reply import ReplyText
 from mlxkv.runner import ModelRunner
 from mlxkv.sampling import SamplingParams
@@ -57,7 +58,7 @@ class Turn:
         if len(ids) > MAX_PROMPT_TOKENS:
             raise PromptError(f"The prompt has {len(ids):,} tokens; the limit is {MAX_PROMPT_TOKENS:,}.")
         self.runner, self.tokenizer, self.cache = runner, tokenizer, cache
-        self.ids, self.params, self.cancelled = list(ids), params, cancelled
+        self.ids, self.params, self.cancelled = TokenIds(ids), params, cancelled
         self.started = time.perf_counter() if started is None else started
         self.generated: list[int] = []
         self.reply_ids, self.text, self.thinking = reply
@@ -112,8 +113,7 @@ class Turn:
         reader = self._reader
         ends = self.tokenizer.eos_token_ids
         begun = time.perf_counter()
-        seen = [i for i in self.ids[:-1] if i >= 0]  # an imported cache's tokens have no ids
-        tokens = self.runner.decode(self.cache, last, self.params, seen)
+        tokens = self.runner.decode(self.cache, last, self.params, self.ids[:-1])
         self.reason = "length"
         try:
             for token in tokens:

@@ -23,7 +23,7 @@ from mlxkv.cache.ring import RingKVCache
 from mlxkv.cache.state import capture, go_back, is_recurrent, put_back, rewind_floor
 from mlxkv.cache.state_group import StateGroup
 from mlxkv.errors import CacheError, RewindError
-from mlxkv.ids import common_prefix
+from mlxkv.ids import TokenIds, TokenLog, common_prefix
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class PromptCache:
     def __init__(self, plan: CachePlan, model: Any, files: PromptFiles | None = None) -> None:
         self.plan = plan
         self.prompt: PromptText | None = None  # for whoever prefilled it; nothing here looks at it
-        self.tokens: list[int] = []
+        self.tokens = TokenLog()
         self.layers: list[Any] = plan.make(model)
         self._files = files
         self._frames = Frames(model)
@@ -188,7 +188,7 @@ class PromptCache:
             go_back(cache, self.offset - landing)
         if checkpoint := self.checkpoints.newest(landing, landing):
             self.checkpoints.go_back(checkpoint)
-        del self.tokens[landing:]
+        self.tokens.cut(landing)
         return landing
 
     @property
@@ -217,7 +217,7 @@ class PromptCache:
     def fork(self) -> PromptCache:
         """An independent copy; buffers are shared until one side writes (copy on write)."""
         twin = copy.copy(self)
-        twin.tokens = list(self.tokens)
+        twin.tokens = TokenLog(self.tokens)
         twin.layers = [copy.deepcopy(layer) for layer in self.layers]
         twin._adopt(tuple(self.checkpoints))
         return twin
@@ -271,7 +271,7 @@ class PromptCache:
 
     def begin_restore(self, ids: Sequence[int]) -> None:
         """Make room for saved rows of `ids`: import them group by group, then `finish_restore`."""
-        ids = list(ids)
+        ids = TokenIds(list(ids))  # they may be those of this cache
         self.reset()
         self.tokens.extend(ids)
         for group in self.groups:
