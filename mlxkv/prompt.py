@@ -8,7 +8,7 @@ history, as those do that strip reasoning), what follows the last place that sta
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from mlxkv.errors import ModelError, PromptError, first_line
@@ -27,7 +27,7 @@ class Fed:
     """
 
     text: str = ""
-    ids: TokenIds = TokenIds()
+    ids: TokenIds = field(default_factory=TokenIds)
     cuts: tuple[tuple[int, int], ...] = ()
 
     @property

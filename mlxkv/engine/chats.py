@@ -58,7 +58,7 @@ def opened(front: Front, session_id: str) -> Iterator[EngineEvent]:
     """Resume; a chat that another process has open is shown, and can be forked."""
     model = front.ready_model
     if front.chat is None or front.chat.session_id != session_id:
-        model.store.load(session_id)  # what is damaged is said while the chat in front is still open
+        model.store.check(session_id)  # what is damaged is said while the chat in front is still open
     front.close_chat()
     bounds = front.bounds() if front.settings.bounds_cache else None
     chat = front.chat = model.resume(session_id, cache=bounds, **front.settings.sampling)

@@ -53,9 +53,9 @@ def fork_number(front: Front) -> int:
 
 
 def look_at_disk(front: Front) -> None:
-    """Count what all chats keep: once per turn, for it looks at every file."""
+    """Count what all chats keep: once per turn, for it looks at every folder."""
     if front.model is not None and front.save:
-        front.disk_bytes = front.model.store.disk_usage()
+        front.disk_bytes = front.model.store.disk_usage(quick=True)
 
 
 def ring(cache: PromptCache) -> CacheView | None:

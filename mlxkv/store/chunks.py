@@ -17,6 +17,7 @@ from mlxkv.errors import CorruptError
 from mlxkv.store.files import Files, disk_usage, regular_size
 from mlxkv.store.format import Encoded
 from mlxkv.store.ids import random_name
+from mlxkv.store.listing import Listing
 from mlxkv.store.schema import ADVICE
 from mlxkv.store.sound import is_digest
 
@@ -28,7 +29,7 @@ class ChunkFiles:
     """`<root>/<aa>/<xxh3-128>.safetensors`, with `tmp` and `quarantine` beside."""
 
     def __init__(self, root: Path, files: Files) -> None:
-        self.root, self.files = root, files
+        self.root, self.files, self.listing = root, files, Listing(root)
 
     def path(self, digest: str) -> Path:
         """Raises CorruptError: `digest` is none, and could lead anywhere."""

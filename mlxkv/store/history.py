@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,6 +47,10 @@ def genesis(system: str | None) -> str:
     return hashlib.blake2b(to_json(["mlxkv session 1", system]).encode(), digest_size=DIGEST_BYTES).hexdigest()
 
 
+def is_genesis(digest: str, system: object) -> bool:
+    return isinstance(system, str | None) and digest == genesis(system)
+
+
 def turn_digest(prev: str, i: int, fields: Sequence[str | int], ids: bytes) -> str:
     """`fields`: role, text, thinking, state, params, start, stats as they are stored."""
     body = to_json(list(fields)).encode()
@@ -75,31 +79,50 @@ class History:
     def head(self) -> str:
         return self.digests[-1]
 
-    def log_after(self, k: int) -> array[int]:
-        """The token log as it was after the first `k` turns."""
-        return replay(self.turns[:k])
+    def log_after(self, k: int, shared: int = 0) -> array[int]:
+        """The token log as it was after the first `k` turns, of which `shared` tokens are still today's beginning."""
+        first = next((i for i in range(k - 1, -1, -1) if (self.turns[i].start or 0) <= shared), k)
+        return replay(self.turns[first:k], self.log[:shared])
 
-    def kept(self) -> dict[str, tuple[int, int]]:
+    def kept(self, heads: Collection[str] | None = None) -> dict[str, tuple[int, int]]:
         """For each head the history ever had: (k, how many tokens of that log are still the beginning of today's).
 
-        A lower bound: a turn that rewrites history to the same ids counts as a change.
+        A lower bound: a turn that rewrites history to the same ids counts as a change. With `heads` it ends with the
+        last of them.
         """
         out: dict[str, tuple[int, int]] = {}
-        lowest = len(self.log)
+        lowest, left = len(self.log), None if heads is None else set(heads)
         for k in range(len(self.turns), -1, -1):
+            if left is not None and not left:
+                break
             length = _end(self.turns[k - 1]) if k else 0
             out[self.digests[k]] = (k, min(length, lowest))
+            if left is not None:
+                left.discard(self.digests[k])
             if k:
                 lowest = min(lowest, self.turns[k - 1].start or 0)
         return out
+
+    def first(self, k: int) -> History:
+        """As it was after the first `k` turns."""
+        return History(self.turns[:k], self.digests[: k + 1], self.log_after(k, self._shared(k)))
+
+    def with_turn(self, turn: TurnRecord, digest: str) -> History:
+        """With one more turn, whose digest continues the chain. `turn` is as it is stored."""
+        log = self.log[: turn.start or 0] + pack_ids(turn.ids)
+        return History((*self.turns, turn), (*self.digests, digest), log)
+
+    def _shared(self, k: int) -> int:
+        return min([_end(self.turns[k - 1]) if k else 0, *(turn.start or 0 for turn in self.turns[k:])])
 
 
 def _end(turn: TurnRecord) -> int:
     return (turn.start or 0) + len(turn.ids)
 
 
-def replay(turns: Iterable[TurnRecord]) -> array[int]:
-    log: array[int] = array("i")
+def replay(turns: Iterable[TurnRecord], log: array[int] | None = None) -> array[int]:
+    """The log after `turns`; they go on from `log`, which is changed."""
+    log = array("i") if log is None else log
     for turn in turns:
         del log[turn.start or 0 :]
         log.extend(turn.ids)
@@ -116,14 +139,14 @@ def verified(rows: Iterable[Sequence[Any]], system: str | None, head: str) -> Hi
         raise CorruptError("This chat's system prompt is not what was written; put a backup in its place.")
     digests, turns, length = [genesis(system)], [], 0
     for i, row in enumerate(rows):
-        number, role, text, thinking, state, params, start, stats, ids, prev, digest = row
+        number, start, (ids, prev, digest) = row[0], row[6], row[8:]
         try:
             found = turn_digest(digests[-1], i, row[1:8], ids)
         except (TypeError, AttributeError):  # a value of a type that is never written
             found = None
         if number != i or prev != digests[-1] or digest != found or not 0 <= start <= length:
             raise CorruptError(f"Turn {i + 1} of this chat is not what was written; put a backup in its place.")
-        turn = TurnRecord(role, text, tuple(unpack_ids(ids)), start, thinking, state, _table(params), _table(stats))
+        turn = as_record(row[1:8], ids)
         turns.append(turn)
         digests.append(digest)
         length = _end(turn)
@@ -134,6 +157,12 @@ def verified(rows: Iterable[Sequence[Any]], system: str | None, head: str) -> Hi
 
 NOTHING_SAID = verified((), None, genesis(None))
 """Of what is saved nowhere."""
+
+
+def as_record(fields: Sequence[Any], ids: bytes) -> TurnRecord:
+    """A turn as it is stored: `fields` are those that `stored_fields` makes."""
+    role, text, thinking, state, params, start, stats = fields
+    return TurnRecord(role, text, tuple(unpack_ids(ids)), start, thinking, state, _table(params), _table(stats))
 
 
 def _table(text: str) -> Mapping[str, Any]:

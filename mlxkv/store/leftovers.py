@@ -6,7 +6,7 @@ Any thread, with a connection of its own.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 
 from mlxkv.store.chunks import ChunkFiles
@@ -15,9 +15,12 @@ from mlxkv.store.sound import is_digest
 from mlxkv.store.space import Space, prompt_temporaries
 
 
-def has_unused(database: Database) -> bool:
-    with database.reading() as db:
+def has_unused(database: Database, thorough: bool = False) -> bool:
+    """Whether somebody has left chunks that nothing refers to; without going through them, unless `thorough`."""
+    query = "SELECT 1 FROM meta WHERE key = 'kv_unused'"
+    if thorough:
         query = "SELECT 1 FROM chunk WHERE digest NOT IN (SELECT chunk FROM kv_ref) LIMIT 1"
+    with database.reading() as db:
         return db.execute(query).fetchone() is not None
 
 
@@ -32,7 +35,20 @@ def remove_unused(database: Database, chunks: ChunkFiles, also: Sequence[str] = 
         unused = {digest for digest in (*rows, *also) if digest not in used}
         if unused:
             db.executemany("DELETE FROM chunk WHERE digest = ?", [(digest,) for digest in unused])
-    for digest in filter(is_digest, unused):
+        db.execute("DELETE FROM meta WHERE key = 'kv_unused'")
+    _remove(chunks, unused)
+
+
+def remove_if_unused(database: Database, chunks: ChunkFiles, digests: Collection[str]) -> None:
+    """`remove_unused`, of these chunks alone."""
+    with database.writing() as db:
+        unused = [d for d in digests if not db.execute("SELECT 1 FROM kv_ref WHERE chunk = ? LIMIT 1", (d,)).fetchone()]
+        db.executemany("DELETE FROM chunk WHERE digest = ?", [(digest,) for digest in unused])
+    _remove(chunks, unused)
+
+
+def _remove(chunks: ChunkFiles, digests: Collection[str]) -> None:
+    for digest in filter(is_digest, digests):
         with suppress(OSError):  # one that cannot be removed is swept away later
             chunks.remove(digest)
 

@@ -135,7 +135,7 @@ def plan_of(chat: PortableChat, session_id: str, file: ArchiveFile) -> tuple[Pla
         keyed[group] = prefix_keys(log, seed(chat.model.model_id, spec_id, group), ranges)
     found = [ChunkHead(group, a, b, keyed[group][a, b]) for group, a, b in heads]
     plan = Plan(session_id, pos, chat.head, chat.model, spec_id, spec, bytes.fromhex(rng) if rng else None,
-                tuple(found), {}, (), ())  # fmt: skip
+                tuple(found), {})  # fmt: skip
     return plan, found
 
 

@@ -19,6 +19,7 @@ from mlxkv.store.commit import Plan
 from mlxkv.store.files import disk_usage
 from mlxkv.store.format import ChunkHead
 from mlxkv.store.ports import LayerGroup, Range
+from mlxkv.store.refs import remove_chunks
 from mlxkv.store.schema import PINNED, Database
 from mlxkv.store.sound import is_chunk
 from mlxkv.store.space import Space
@@ -77,9 +78,12 @@ class Quota:
         """Whether what this session needs stays under the limit by itself, beside the named prompt caches."""
         if self.limit is None or not plan.pos:
             return True
+        free = self.limit - self.space.lasting() - 2 * HEADROOM
+        free -= sum(on_disk(_estimate(head, groups)) + BLOCK for head in plan.heads)
+        if plan.kept_bytes + 2 * BLOCK * len(plan.kept) <= free:  # all of it, so that it need not be gone through
+            return True
         kept = [c.size for c in plan.kept if _overlaps(plan.needed, c.head.group, c.head.a, c.end)]
-        sizes = kept + [_estimate(head, groups) for head in plan.heads]
-        return sum(on_disk(size) + BLOCK for size in sizes) + 2 * HEADROOM <= self.limit - self.space.lasting()
+        return sum(on_disk(size) + BLOCK for size in kept) <= free
 
     def make_room(self, database: Database, size: int, plan: Plan, new: Iterable[str]) -> None:
         """Remove until a file of `size` bytes fits; what the plan needs and the digests in `new` stay.
@@ -90,6 +94,8 @@ class Quota:
         if self.limit is None:
             return
         target = self.limit - on_disk(size) - HEADROOM
+        if self.space.used_as_listed() <= target:
+            return
         keep = set(new)
         if all(self._shrink(database, target, keep, plan, old) > target for old in (True, False)):
             raise StoreError(f"The KV cache was not saved: open chats fill {self.description}; raise `disk_limit`.")
@@ -170,7 +176,7 @@ class Quota:
                 if not chunk.is_kept and chunk.digest not in keep:
                     num_bytes -= on_disk(chunk.size) + BLOCK  # and perhaps its folder
                     victims.append(chunk.digest)
-            db.executemany("DELETE FROM chunk WHERE digest = ?", [(digest,) for digest in victims])
+            remove_chunks(db, victims)
         return victims
 
     def _candidates(self, db: sqlite3.Connection, saving: Plan | None, old: bool) -> list[_Candidate]:

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from mlxkv.store.ports import LayerGroup, Range
 
+MOST_ROWS = 1024  # of a chunk
 SHORT = 64  # rows; chunks shorter than this are merged once there are too many of them
 MAX_CHUNK = 32 << 20  # bytes
 
@@ -46,7 +47,7 @@ def covers(ranges: Iterable[Range], wanted: Iterable[Range]) -> bool:
 
 def rows_per_chunk(row_bytes: int) -> int:
     """The largest power of two in 64..1024 that keeps a chunk under 32 MiB."""
-    rows = 1024
+    rows = MOST_ROWS
     while rows > SHORT and rows * row_bytes >= MAX_CHUNK:
         rows //= 2
     return rows

@@ -10,12 +10,12 @@ import hashlib
 import sqlite3
 import time
 from array import array
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 
-from mlxkv.store.format import ChunkHead, Encoded, prefix_keys
+from mlxkv.store.format import ChunkHead, Encoded
 from mlxkv.store.history import DIGEST_BYTES, History, to_json
-from mlxkv.store.ports import Range
+from mlxkv.store.prefix import PrefixKeys
 from mlxkv.store.sound import is_chunk
 
 STATE = "state"
@@ -64,15 +64,15 @@ def is_commit(digest: str, pos: int, turn_digest: str, model: str, spec_id: str,
         return False
 
 
-def saved_commits(db: sqlite3.Connection, session_id: str, history: History) -> list[SavedCommit]:
-    """Newest first; those that are damaged or not on the chain are left out."""
-    kept = history.kept()
-    out = []
-    for row in db.execute(
+def saved_commits(db: sqlite3.Connection, session_id: str, history: History, since: int = 0) -> list[SavedCommit]:
+    """Newest first; those that are damaged or not on the chain are left out, and those with an id below `since`."""
+    rows = db.execute(
         "SELECT c.id, c.pos, c.turn_digest, c.model, c.spec_id, c.rng, c.digest, m.model_id"
-        " FROM kv_commit c JOIN model m ON m.id = c.model WHERE c.session = ? ORDER BY c.id DESC",
-        (session_id,),
-    ):
+        " FROM kv_commit c JOIN model m ON m.id = c.model WHERE c.session = ? AND c.id >= ? ORDER BY c.id DESC",
+        (session_id, since),
+    ).fetchall()
+    kept, out = history.kept([row[2] for row in rows]), []
+    for row in rows:
         commit_id, pos, turn, model, spec_id, rng, digest, model_id = row
         if turn in kept and is_commit(digest, pos, turn, model, spec_id, rng):
             num_turns, length = kept[turn]
@@ -80,12 +80,18 @@ def saved_commits(db: sqlite3.Connection, session_id: str, history: History) -> 
     return out
 
 
-def saved_chunks(db: sqlite3.Connection, commits: Iterable[SavedCommit], history: History) -> list[SavedChunk]:
+def saved_chunks(
+    db: sqlite3.Connection, commits: Iterable[SavedCommit], history: History,
+    keys: Callable[[SavedCommit, str], PrefixKeys] | None = None,
+) -> list[SavedChunk]:  # fmt: skip
     """The chunks of `commits` (all of one model and spec) of which at least one row belongs to today's log.
 
-    The key of each is computed from the ids; a row of the database that does not agree is left out.
+    The key of each is computed from the ids; a row of the database that does not agree is left out. `keys`: of today's
+    log, for a commit's model and spec and a group.
     """
-    found: list[tuple[SavedCommit, array[int], list[tuple[str, int, str, int, int, str]]]] = []
+    made: dict[str, PrefixKeys] = {}
+    keys = keys or (lambda c, group: made.setdefault(group, PrefixKeys(seed(c.model_id, c.spec_id, group))))
+    out: dict[str, SavedChunk] = {}
     for commit in commits:
         rows = db.execute(
             "SELECT k.digest, k.size, k.grp, k.a, k.b, k.prefix_key FROM kv_ref r JOIN chunk k ON k.digest = r.chunk"
@@ -93,27 +99,44 @@ def saved_chunks(db: sqlite3.Connection, commits: Iterable[SavedCommit], history
             (commit.id,),
         ).fetchall()
         rows = [row for row in rows if is_chunk(*row)]
-        found.append((commit, _log_of(commit, [row[4] for row in rows], history), rows))
-    # Each pass over a log gives the keys of all its chunks: most commits were computed from today's.
-    logs: dict[tuple[int, str], tuple[array[int], set[Range]]] = {}
-    for commit, log, rows in found:
-        for _, _, group, a, b, _ in rows:
-            if b <= len(log):
-                logs.setdefault((id(log), seed(commit.model_id, commit.spec_id, group)), (log, set()))[1].add((a, b))
-    keys = {which: prefix_keys(log, which[1], ranges) for which, (log, ranges) in logs.items()}
-    out: dict[str, SavedChunk] = {}
-    for commit, log, rows in found:
+        log = _log_of(commit, [row[4] for row in rows], history)
         for digest, size, group, a, b, key in rows:
             end = min(b, commit.kept)
-            known = keys.get((id(log), seed(commit.model_id, commit.spec_id, group)), {})
-            if a < end and known.get((a, b)) == key:
+            if a < end and b <= len(log) and keys(commit, group).key(log, a, b, commit.kept) == key:
                 out.setdefault(digest, SavedChunk(digest, size, ChunkHead(group, a, b, key), end))
     return list(out.values())
 
 
 def _log_of(commit: SavedCommit, ends: list[int], history: History) -> array[int]:
     """The ids the commit's chunks were computed from: today's log, unless history was rewritten under one of them."""
-    return history.log if max(ends, default=0) <= commit.kept else history.log_after(commit.num_turns)
+    if max(ends, default=0) <= commit.kept:
+        return history.log
+    return history.log_after(commit.num_turns, commit.kept)
+
+
+def num_removed(db: sqlite3.Connection) -> int:
+    """How often chunks that sessions refer to were removed from this store."""
+    row = db.execute("SELECT CAST(value AS INTEGER) FROM meta WHERE key = 'kv_removed'").fetchone()
+    return row[0] if row else 0
+
+
+def remove_chunks(db: sqlite3.Connection, digests: Iterable[str]) -> None:
+    """And all references to them: whoever remembers what a session has saved looks again."""
+    digests = list(digests)
+    db.executemany("DELETE FROM chunk WHERE digest = ?", [(digest,) for digest in digests])
+    if digests:
+        count_removal(db)
+
+
+def mark_unused(db: sqlite3.Connection) -> None:
+    """There may be chunks now that nothing refers to; `leftovers.remove_unused` takes the mark away with them."""
+    db.execute("INSERT OR IGNORE INTO meta VALUES('kv_unused', '1')")
+
+
+def count_removal(db: sqlite3.Connection) -> None:
+    db.execute(
+        "INSERT INTO meta VALUES('kv_removed', '1') ON CONFLICT(key) DO UPDATE SET value = CAST(value AS INTEGER) + 1"
+    )
 
 
 def save_spec(db: sqlite3.Connection, spec_id: str, parts: dict[str, str]) -> None:
@@ -127,13 +150,13 @@ def save_commit(
 ) -> None:  # fmt: skip
     """One commit with the chunks that are new; a second commit of the same point replaces the sampler state."""
     digest = commit_digest(pos, turn, model, spec_id, rng)
-    same = db.execute(
-        "SELECT id FROM kv_commit WHERE session = ? AND pos = ? AND turn_digest = ? AND model = ? AND spec_id = ?",
-        (session_id, pos, turn, model, spec_id),
-    ).fetchone()
+    there = list(_commits_at(db, session_id, turn))
+    same = [row[0] for row in there if row[1:4] == (pos, model, spec_id)]
     if same:
         commit_id = same[0]
         db.execute("UPDATE kv_commit SET rng = ?, digest = ? WHERE id = ?", (rng, digest, commit_id))
+        if commit_id != there[0][0]:  # who has read this one need not expect it to change
+            count_removal(db)
     else:
         commit_id = db.execute(
             "INSERT INTO kv_commit(session, pos, turn_digest, model, spec_id, rng, digest) VALUES(?, ?, ?, ?, ?, ?, ?)",
@@ -149,15 +172,17 @@ def save_commit(
         db.execute("INSERT OR IGNORE INTO kv_ref VALUES(?, ?)", (commit_id, chunk.digest))
 
 
-def forget_states(db: sqlite3.Connection, session_id: str) -> bool:
-    """Let go of recurrent states but those of the newest commits and, for each fork, the last one before it.
+def forget_states(db: sqlite3.Connection, session_id: str, among: Collection[str] | None = None) -> list[str]:
+    """Let go of recurrent states but those of the newest commits and, for each fork, the last one before it; which.
 
-    A state is as large as many rows, and only rows are of use to others. Whether there were any.
+    A state is as large as many rows, and only rows are of use to others. `among`: the session has no others.
     """
+    digests = tuple(among or ())
+    chunks = "k.grp = ?" if among is None else f"k.digest IN ({', '.join('?' * len(digests))})"
     rows = db.execute(
-        "SELECT r.kv_commit, r.chunk, k.b FROM kv_ref r JOIN kv_commit c ON c.id = r.kv_commit"
-        " JOIN chunk k ON k.digest = r.chunk WHERE c.session = ? AND k.grp = ? ORDER BY c.id DESC, k.b DESC",
-        (session_id, STATE),
+        f"SELECT r.kv_commit, r.chunk, k.b FROM chunk k JOIN kv_ref r ON r.chunk = k.digest"
+        f" JOIN kv_commit c ON c.id = r.kv_commit WHERE {chunks} AND c.session = ? ORDER BY c.id DESC, k.b DESC",
+        (*((STATE,) if among is None else digests), session_id),
     ).fetchall()
     rows = [row for row in rows if isinstance(row[2], int)]
     newest = list(dict.fromkeys(commit for commit, _, _ in rows))[:KEPT_STATES]
@@ -167,24 +192,39 @@ def forget_states(db: sqlite3.Connection, session_id: str) -> bool:
         keep |= {before[:2]} if before else set()
     old = [row[:2] for row in rows if row[:2] not in keep]
     db.executemany("DELETE FROM kv_ref WHERE kv_commit = ? AND chunk = ?", old)
-    return bool(old)
+    return [chunk for _, chunk in old]
 
 
 def _fork_positions(db: sqlite3.Connection, session_id: str) -> list[int]:
     """Where the log stood when this session was forked, and where others were forked from it."""
-    turns = db.execute("SELECT start, length(ids) / 4 FROM turn WHERE session = ? ORDER BY i", (session_id,)).fetchall()
-    forks = db.execute("SELECT forked_at FROM session WHERE id = ?1 OR parent = ?1", (session_id,)).fetchall()
-    return [sum(turns[k - 1]) for (k,) in forks if isinstance(k, int) and 0 < k <= len(turns)]
+    out = []
+    for (k,) in db.execute("SELECT forked_at FROM session WHERE id = ?1 OR parent = ?1", (session_id,)).fetchall():
+        if isinstance(k, int):
+            query = "SELECT start + length(ids) / 4 FROM turn WHERE session = ? AND i = ?"
+            out += [row[0] for row in db.execute(query, (session_id, k - 1))]
+    return out
 
 
 def move_commits(db: sqlite3.Connection, session_id: str, head: str, new_head: str) -> None:
     """The turn at `head` has grown and has the digest `new_head` now: rows saved at it are still rows of this log."""
-    for row in db.execute(
-        "SELECT id, pos, model, spec_id, rng FROM kv_commit WHERE session = ? AND turn_digest = ?", (session_id, head)
-    ).fetchall():
+    for row in list(_commits_at(db, session_id, head)):
         commit_id, pos, model, spec_id, rng = row
         digest = commit_digest(pos, new_head, model, spec_id, rng)
         db.execute("UPDATE kv_commit SET turn_digest = ?, digest = ? WHERE id = ?", (new_head, digest, commit_id))
+
+
+def _commits_at(
+    db: sqlite3.Connection, session_id: str, head: str
+) -> Iterator[tuple[int, int, str, str, bytes | None]]:
+    """The commits that were made at `head`, the newest first. They are the session's last ones: a head does not come
+    back, so that the rest need not be gone through."""
+    for *row, turn in db.execute(
+        "SELECT id, pos, model, spec_id, rng, turn_digest FROM kv_commit WHERE session = ? ORDER BY id DESC",
+        (session_id,),
+    ):
+        if turn != head:
+            return
+        yield tuple(row)  # type: ignore[misc]
 
 
 def copy_commits(db: sqlite3.Connection, session_id: str, new_id: str, history: History) -> None:

@@ -20,6 +20,7 @@ from mlxkv.errors import StoreError
 from mlxkv.ids import common_prefix
 from mlxkv.stats import bytes_text
 from mlxkv.store.chunks import ChunkFiles
+from mlxkv.store.commit import Committer
 from mlxkv.store.history import NOTHING_SAID, pack_ids
 from mlxkv.store.identity import ModelIdentity, first_difference, model_parts, spec_id, spec_parts
 from mlxkv.store.loading import BadChunkError, Read, TooSlowError, load, reads_for
@@ -27,7 +28,7 @@ from mlxkv.store.pacing import Offer, Pace, Watch, choose
 from mlxkv.store.ports import KVCacheLike, LayerGroup
 from mlxkv.store.ranges import covers, merged
 from mlxkv.store.records import Restored
-from mlxkv.store.refs import SavedChunk, save_commit, save_spec, saved_chunks, saved_commits
+from mlxkv.store.refs import SavedChunk, remove_chunks, save_commit, save_spec, saved_chunks, saved_commits
 from mlxkv.store.sessions import Sessions, save_model
 from mlxkv.store.sharing import find_source
 
@@ -62,11 +63,12 @@ class Saved:
 
 @dataclass(frozen=True)
 class Restorer:
-    """`pace` is what was measured before."""
+    """`pace` is what was measured before; `committer` knows what open sessions have saved."""
 
     sessions: Sessions
     chunks: ChunkFiles
     pace: Pace
+    committer: Committer | None = None
 
     def restore(
         self, session_id: str | None, cache: KVCacheLike, model: ModelIdentity, ids: Sequence[int], held: int = 0
@@ -133,6 +135,16 @@ class Restorer:
         spec = spec_id(cache.layout(), model.spec_extra)
         with self.sessions.database.reading() as db:
             history = NOTHING_SAID if session_id is None else self.sessions.history(db, session_id)
+            names = [group.name for group in cache.groups]
+            if session_id is not None and self.committer is not None and held:
+                rows = self.committer.saved(session_id, model.model_id, spec)
+                rows.update(db, history)
+                beyond = held + WORTH_SHARING
+                if 0 < rows.reached <= held and not (
+                    len(ids) >= beyond
+                    and find_source(db, self.sessions, model.model_id, spec, names, ids, session_id, beyond)
+                ):  # nothing is saved beyond what the cache holds: a long message, most often
+                    return Saved(spec, history.head, history.log, (), (), held, 0, 0, {}, None)
             commits = saved_commits(db, session_id or "", history)
             mine = [c for c in commits if c.model_id == model.model_id and c.spec_id == spec]
             saved = saved_chunks(db, mine, history)
@@ -148,10 +160,10 @@ class Restorer:
             missing = [chunk for chunk in saved if not self.chunks.has(chunk.digest, chunk.size)]
             saved = [chunk for chunk in saved if chunk not in missing]
             own = next(_standing(cache.groups, saved, promised), 0)
-            if len(ids) - max(own, held) >= WORTH_SHARING and cache.groups:
-                names = [group.name for group in cache.groups]
-                other = find_source(db, self.sessions, model.model_id, spec, names, ids, session_id)
-                if other is not None and other.limit >= max(own, held) + WORTH_SHARING:
+            beyond = max(own, held) + WORTH_SHARING
+            if len(ids) >= beyond and cache.groups:
+                other = find_source(db, self.sessions, model.model_id, spec, names, ids, session_id, beyond)
+                if other is not None:
                     known = {chunk.digest for chunk in saved}
                     there = (c for c in other.chunks if c.digest not in known and self.chunks.has(c.digest, c.size))
                     saved, limit = [*saved, *there], other.limit
@@ -185,7 +197,7 @@ class Restorer:
             self.chunks.quarantine(chunk.digest)
         with suppress(StoreError), self.sessions.database.writing() as db:
             # On a read-only disk the chunk is merely found missing again next time.
-            db.executemany("DELETE FROM chunk WHERE digest = ?", [(chunk.digest,) for chunk in chunks])
+            remove_chunks(db, [chunk.digest for chunk in chunks])
 
     def _touch(self, chunks: Iterable[SavedChunk]) -> None:
         with suppress(StoreError), self.sessions.database.writing(lasting=False) as db:

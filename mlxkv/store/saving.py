@@ -24,7 +24,8 @@ class Saver:
     """The saves of one store. Their arguments and errors are those of SessionStore's methods."""
 
     def __init__(self, sessions: Sessions, chunks: ChunkFiles, quota: Quota, writer: Writer) -> None:
-        self._sessions, self._chunks, self._quota, self._writer = sessions, chunks, quota, writer
+        self._chunks, self._quota, self._writer = chunks, quota, writer
+        self.committer = Committer(sessions, chunks)
         self._newest: dict[str, tuple[Job, int]] = {}  # the newest save of a session and its bytes
         self._told: dict[str, str] = {}  # the last notice of a session: the same one is not repeated
 
@@ -64,6 +65,10 @@ class Saver:
         if session_id in self._newest:
             self._writer.wait(self._newest[session_id][0])
 
+    def forget(self, session_id: str) -> None:
+        """The session is closed: what is remembered of it goes."""
+        self.committer.forget(session_id)
+
     def waiting_bytes(self, session_id: str) -> int:
         """Bytes of the session that are on their way to the disk."""
         job, size = self._newest.get(session_id, (None, 0))
@@ -91,7 +96,7 @@ class Saver:
 
     def _plan(self, session_id: str, cache: KVCacheLike, model: ModelIdentity, rng: bytes | None) -> Plan:
         """All of the log, or the longest beginning of it, in sixteenths, that the disk limit has room for."""
-        committer = Committer(self._sessions, self._chunks)
+        committer = self.committer
         whole = plan = committer.plan(session_id, cache, model, rng)
         if self._quota.fits(plan, cache.groups):
             return plan

@@ -16,24 +16,41 @@ from mlxkv.errors import CorruptError, SessionChangedError, SessionNotFoundError
 from mlxkv.events import ChatSummary
 from mlxkv.store.document import PortableChat
 from mlxkv.store.family import hand_on_forks
-from mlxkv.store.history import History, genesis, pack_ids, stored_fields, to_json, turn_digest, verified
+from mlxkv.store.history import (
+    History,
+    as_record,
+    genesis,
+    is_genesis,
+    pack_ids,
+    stored_fields,
+    to_json,
+    turn_digest,
+    verified,
+)
 from mlxkv.store.identity import ModelIdentity, digest_of
 from mlxkv.store.ids import new_ulid
 from mlxkv.store.records import SearchHit, SessionRecord, TurnRecord
-from mlxkv.store.refs import move_commits
+from mlxkv.store.refs import mark_unused, move_commits
 from mlxkv.store.schema import PINNED, Database
 from mlxkv.store.search import search
 from mlxkv.store.sound import as_text, as_time
 
+_MOST_KNOWN = 8  # histories
 _TURN = "i, role, text, thinking, state, params, start, stats, ids, prev, digest"
 
 
 class Sessions:
-    """Rows of `session` and `turn`. Remembers the head it last saw of each session, which is what CAS compares."""
+    """Rows of `session` and `turn`. Remembers the head it last saw of each session, which is what CAS compares.
+
+    Also the histories it has verified: as long as the head is the one that is known, the chain need not be gone through
+    again. Turns that are added here continue it.
+    """
 
     def __init__(self, database: Database) -> None:
         self.database = database
         self.seen: dict[str, str] = {}
+        self._known: dict[str, History] = {}  # the one used last at the end
+        self._checked: set[str] = set()  # verified for the `load` that follows
 
     def create(
         self, title: str, model: ModelIdentity, system: str | None, params: Mapping[str, Any],
@@ -61,7 +78,7 @@ class Sessions:
                  to_json(dict(chat.params)), flags, head),
             )  # fmt: skip
             for i, turn in enumerate(chat.turns):
-                head = self._write_turn(db, session_id, i, turn, length, head)
+                head, _ = self._write_turn(db, session_id, i, turn, length, head)
                 length = (turn.start or 0) + len(turn.ids)
             if head != chat.head:
                 raise CorruptError("The chat's turns are not what they are said to be; it was not imported.")
@@ -93,8 +110,8 @@ class Sessions:
                 (session_id,),
             ).fetchone()
             i, length = last or (0, 0)
-            new = self._write_turn(db, session_id, i, turn, length, current)
-        self.seen[session_id] = new
+            new, record = self._write_turn(db, session_id, i, turn, length, current)
+        self._continue(session_id, current, i, record, new)
         return new
 
     def update_open_turn(self, session_id: str, turn: TurnRecord, head: str | None = None, reopen: bool = False) -> str:
@@ -118,15 +135,16 @@ class Sessions:
             rowid, i, _, start, prev, _, *indexed = last
             _unindex(db, rowid, *indexed)
             db.execute("DELETE FROM turn WHERE id = ?", (rowid,))
-            new = self._write_turn(db, session_id, i, turn, start, prev)
+            new, record = self._write_turn(db, session_id, i, turn, start, prev)
             if goes_on:
                 move_commits(db, session_id, current, new)
-        self.seen[session_id] = new
+        self._continue(session_id, current, i, record, new)
         return new
 
     def _write_turn(
         self, db: sqlite3.Connection, session_id: str, i: int, turn: TurnRecord, length: int, prev: str
-    ) -> str:
+    ) -> tuple[str, TurnRecord]:
+        """Its digest, and the turn as it is stored."""
         start = length if turn.start is None else turn.start
         if not 0 <= start <= length:
             raise StoreError(f"Turn {i + 1} cannot start at {start} in a log of {length} tokens; this is a bug.")
@@ -141,7 +159,31 @@ class Sessions:
             "INSERT INTO turn_fts(rowid, text, thinking) VALUES(?, ?, ?)", (cursor.lastrowid, fields[1], fields[2])
         )
         db.execute("UPDATE session SET head = ?, updated = ? WHERE id = ?", (digest, time.time(), session_id))
-        return digest
+        return digest, as_record(fields, ids)
+
+    def _continue(self, session_id: str, head: str, i: int, turn: TurnRecord, digest: str) -> None:
+        """`turn` is number `i` now, and the last; before that the head was `head`."""
+        self.seen[session_id] = digest
+        known = self._known.pop(session_id, None)
+        if known is not None and known.head == head and i <= len(known.turns):
+            self._remember(session_id, (known if i == len(known.turns) else known.first(i)).with_turn(turn, digest))
+
+    def _remember(self, session_id: str, history: History) -> None:
+        self._known.pop(session_id, None)
+        self._known[session_id] = history
+        if len(self._known) > _MOST_KNOWN:
+            del self._known[next(iter(self._known))]
+
+    def forget(self, session_id: str) -> None:
+        """Whoever opens it next verifies it anew."""
+        self._known.pop(session_id, None)
+        self._checked.discard(session_id)
+
+    def check(self, session_id: str) -> None:
+        """Verify a session that is about to be opened: the next `load` does not do it again. Raises as `load`."""
+        with self.database.reading() as db:
+            self.history(db, session_id, fresh=True)
+        self._checked.add(session_id)
 
     def _check_head(self, db: sqlite3.Connection, session_id: str, head: str | None) -> str:
         row = db.execute("SELECT head FROM session WHERE id = ?", (session_id,)).fetchone()
@@ -154,17 +196,25 @@ class Sessions:
             )
         return row[0]
 
-    def history(self, db: sqlite3.Connection, session_id: str) -> History:
-        """Inside a transaction of the caller. Raises SessionNotFoundError, CorruptError."""
+    def history(self, db: sqlite3.Connection, session_id: str, fresh: bool = False) -> History:
+        """Inside a transaction of the caller. What was verified before is not verified again while its head is the
+        session's, unless `fresh`. Raises SessionNotFoundError, CorruptError."""
         row = db.execute("SELECT system, head FROM session WHERE id = ?", (session_id,)).fetchone()
         if row is None:
             raise SessionNotFoundError(f"No session has the id {session_id}; `mlxkv chats ls` lists them.")
-        turns = db.execute(f"SELECT {_TURN} FROM turn WHERE session = ? ORDER BY i", (session_id,))
-        return verified(turns, row[0], row[1])
+        known = self._known.get(session_id)
+        if fresh or known is None or known.head != row[1] or not is_genesis(known.digests[0], row[0]):
+            self.forget(session_id)
+            turns = db.execute(f"SELECT {_TURN} FROM turn WHERE session = ? ORDER BY i", (session_id,))
+            known = verified(turns, *row)
+        self._remember(session_id, known)
+        return known
 
-    def load(self, session_id: str) -> SessionRecord:
+    def load(self, session_id: str, fresh: bool = True) -> SessionRecord:
+        """`fresh`: its chain is verified, unless `check` did it for this."""
         with self.database.reading() as db:
-            history = self.history(db, session_id)
+            history = self.history(db, session_id, fresh and session_id not in self._checked)
+            self._checked.discard(session_id)
             title, created, updated, model, system, params, parent, forked_at = db.execute(
                 "SELECT title, created, updated, model, system, params, parent, forked_at FROM session WHERE id = ?",
                 (session_id,),
@@ -250,8 +300,10 @@ class Sessions:
         hand_on_forks(db, session_id)
         if not db.execute("DELETE FROM session WHERE id = ?", (session_id,)).rowcount:
             raise SessionNotFoundError(f"No session has the id {session_id}; `mlxkv chats ls` lists them.")
+        mark_unused(db)
         db.execute("INSERT INTO turn_fts(turn_fts) VALUES('optimize')")  # else deleted words linger in its segments
         self.seen.pop(session_id, None)
+        self.forget(session_id)
 
     def fork(self, db: sqlite3.Connection, session_id: str, num_turns: int) -> tuple[str, History]:
         """Copy the first `num_turns` turns to a new session, inside a transaction of the caller.
@@ -263,7 +315,7 @@ class Sessions:
             raise StoreError(
                 f"Session {session_id} has {len(history.turns)} turns; it cannot be forked at {num_turns}."
             )
-        title, system = db.execute("SELECT title, system FROM session WHERE id = ?", (session_id,)).fetchone()
+        title = db.execute("SELECT title FROM session WHERE id = ?", (session_id,)).fetchone()[0]
         new_id, now, head = new_ulid(), time.time(), history.digests[num_turns]
         db.execute(
             "INSERT INTO session(id, title, created, updated, model, spec_id, system, params, flags, parent, forked_at,"
@@ -276,8 +328,7 @@ class Sessions:
         ).fetchall():
             cursor = db.execute(f"INSERT INTO turn(session, {_TURN}) VALUES(?{', ?' * len(row)})", (new_id, *row))
             db.execute("INSERT INTO turn_fts(rowid, text, thinking) VALUES(?, ?, ?)", (cursor.lastrowid, *row[2:4]))
-        turns = db.execute(f"SELECT {_TURN} FROM turn WHERE session = ? ORDER BY i", (new_id,))
-        return new_id, verified(turns, system, head)
+        return new_id, history.first(num_turns)  # whoever opens it verifies what was copied
 
 
 def save_model(db: sqlite3.Connection, model: ModelIdentity) -> str:

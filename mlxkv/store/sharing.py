@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from mlxkv.errors import StoreError
 from mlxkv.ids import common_prefix
 from mlxkv.store.format import prefix_keys
+from mlxkv.store.ranges import MOST_ROWS
 from mlxkv.store.refs import SavedChunk, saved_chunks, saved_commits, seed
 from mlxkv.store.sessions import Sessions
 from mlxkv.store.sound import is_chunk
@@ -32,13 +33,13 @@ class Source:
 
 def find_source(
     db: sqlite3.Connection, sessions: Sessions, model_id: str, spec_id: str, groups: Sequence[str], ids: array[int],
-    but: str | None,
+    but: str | None, beyond: int = 0,
 ) -> Source | None:  # fmt: skip
-    """The session, other than `but`, that has the longest beginning of `ids` saved."""
+    """The session, other than `but`, that has the longest beginning of `ids` saved, if that is `beyond` ids."""
     best: Source | None = None
-    for session_id in _candidates(db, model_id, spec_id, groups, ids, but):
+    for session_id in _candidates(db, model_id, spec_id, groups, ids, but, beyond):
         try:
-            history = sessions.history(db, session_id)
+            history = sessions.history(db, session_id, fresh=True)  # nobody has opened it
         except StoreError:
             continue  # damaged or just deleted: its rows are of no use to others
         common = common_prefix(history.log, ids)
@@ -48,16 +49,19 @@ def find_source(
             saved = saved_chunks(db, commits, history)
             chunks = [replace(c, end=min(c.end, limit)) for c in saved if c.head.a < limit]
             best = Source(session_id, tuple(chunks), limit)
-    return best
+    return best if best is not None and best.limit >= beyond else None
 
 
 def _candidates(
-    db: sqlite3.Connection, model_id: str, spec_id: str, groups: Sequence[str], ids: array[int], but: str | None
-) -> list[str]:
+    db: sqlite3.Connection, model_id: str, spec_id: str, groups: Sequence[str], ids: array[int], but: str | None,
+    beyond: int,
+) -> list[str]:  # fmt: skip
     """Sessions that refer to the chunk that reaches furthest into `ids`, newest first."""
+    least = min(beyond, len(ids) - MOST_ROWS)  # whoever goes on beyond has a chunk that ends there, or a bit before
     saved: dict[str, list[tuple[int, int, str, str]]] = {}
     for digest, size, group, a, b, key in db.execute(
-        "SELECT digest, size, grp, a, b, prefix_key FROM chunk WHERE spec_id = ? AND b <= ?", (spec_id, len(ids))
+        "SELECT digest, size, grp, a, b, prefix_key FROM chunk WHERE spec_id = ? AND b <= ? AND b >= ?",
+        (spec_id, len(ids), least),
     ):
         if is_chunk(digest, size, group, a, b, key):
             saved.setdefault(group, []).append((a, b, key, digest))

@@ -44,6 +44,11 @@ class Space:
         """Bytes of everything in both folders and of the folder they lie in, as `du` counts them."""
         return disk_usage(self.chunks.root) + disk_usage(self.prompts) + _own_size(self.chunks.root.parent)
 
+    def used_as_listed(self) -> int:
+        """`used`, but of chunks only those folders are listed that have changed: what is asked for every chunk that is
+        written. Files that somebody changes in place are counted as they were."""
+        return self.chunks.listing.refresh() + disk_usage(self.prompts) + _own_size(self.chunks.root.parent)
+
     def named(self) -> int:
         """Bytes of the named prompt caches."""
         gone = [*prompt_temporaries(self.prompts, ANY_AGE), *self.set_aside()]

@@ -28,7 +28,7 @@ from mlxkv.store.pacing import Pace
 from mlxkv.store.ports import KVCacheLike
 from mlxkv.store.quota import Quota
 from mlxkv.store.records import KVCommit, Restored, SearchHit, SessionRecord, TurnRecord
-from mlxkv.store.refs import bytes_written, copy_commits, saved_bytes
+from mlxkv.store.refs import bytes_written, copy_commits
 from mlxkv.store.restore import Restorer
 from mlxkv.store.saving import Saver
 from mlxkv.store.schema import Database
@@ -134,12 +134,16 @@ class SessionStore:
         return self._sessions.update_open_turn(session_id, turn, head, reopen)
 
     def load(self, session_id: str) -> SessionRecord:
-        """Everything about a session, its digest chain verified.
+        """Everything about a session, its digest chain verified: here, or since this store holds its lock.
 
         Raises:
             SessionNotFoundError. CorruptError: names the turn that is not what was written.
         """
-        return self._sessions.load(session_id)
+        return self._sessions.load(session_id, fresh=session_id not in self._held)
+
+    def check(self, session_id: str) -> None:
+        """Verify a session that is about to be opened; raises as `load`, which then does not verify it again."""
+        self._sessions.check(session_id)
 
     def list(self) -> tuple[ChatSummary, ...]:
         """Newest first."""
@@ -242,6 +246,8 @@ class SessionStore:
             finally:
                 self._saver.wait(session_id)
                 self._held.discard(session_id)
+                self._sessions.forget(session_id)
+                self._saver.forget(session_id)
 
     # -- KV --------------------------------------------------------------------------------------------
 
@@ -291,7 +297,7 @@ class SessionStore:
         """
         self._saver.wait(session_id)
         paces = Paces(self._database)
-        restorer = Restorer(self._sessions, self._chunks, paces.get(model.model_id))
+        restorer = Restorer(self._sessions, self._chunks, paces.get(model.model_id), self._saver.committer)
         restored, read_bps = restorer.restore(session_id, cache, model, ids, held)
         paces.measured(model.model_id, Pace(read_bps=read_bps))
         return restored
@@ -309,7 +315,7 @@ class SessionStore:
     def disk_bytes(self, session_id: str) -> int:
         """Bytes of the chunks the session refers to, shared ones and those on their way to the disk included."""
         with self._database.reading() as db:
-            return saved_bytes(db, session_id) + self._saver.waiting_bytes(session_id)
+            return self._saver.committer.saved_bytes(db, session_id) + self._saver.waiting_bytes(session_id)
 
     def num_bytes_written(self, session_id: str | None = None) -> int:
         """KV bytes ever written for this session, or by this store, chats that were deleted included."""
@@ -333,9 +339,10 @@ class SessionStore:
                 self._quota.enforce(self._database)
         return max(before - self.disk_usage(), 0)
 
-    def disk_usage(self) -> int:
-        """Bytes that rows of chats and named prompt caches take on the disk: what `disk_limit` holds for."""
-        return self._space.used()
+    def disk_usage(self, quick: bool = False) -> int:
+        """Bytes that rows of chats and named prompt caches take on the disk: what `disk_limit` holds for. `quick` goes
+        only through folders that have changed since it was last asked."""
+        return self._space.used_as_listed() if quick else self._space.used()
 
     def named_bytes(self) -> int:
         """What named prompt caches take of `disk_usage`."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from mlxkv.errors import CorruptError, StoreError
 from mlxkv.store.chunks import ChunkFiles
 from mlxkv.store.format import ChunkHead, verify_chunk
-from mlxkv.store.refs import is_commit
+from mlxkv.store.refs import count_removal, is_commit, mark_unused, remove_chunks
 from mlxkv.store.schema import Database
 from mlxkv.store.sessions import Sessions
 from mlxkv.store.sound import is_chunk
@@ -107,7 +107,7 @@ def _turns(database: Database, sessions: Sessions) -> tuple[list[Problem], int, 
         ids = [row[0] for row in db.execute("SELECT id FROM session ORDER BY id")]
         for session_id in ids:
             try:
-                num_turns += len(sessions.history(db, session_id).turns)
+                num_turns += len(sessions.history(db, session_id, fresh=True).turns)
             except (CorruptError, sqlite3.DatabaseError, ValueError, TypeError) as error:
                 out.append(Problem("turns", session_id, str(error)))
     return out, len(ids), num_turns
@@ -125,6 +125,8 @@ def _commits(database: Database, sessions: Sessions, repair: bool) -> list[Probl
     if bad and repair:
         with database.writing() as db:
             db.executemany("DELETE FROM kv_commit WHERE id = ?", [(commit_id,) for commit_id, _ in bad])
+            count_removal(db)
+            mark_unused(db)
     text = "A saved point of the KV cache is not what was written; the chat will be read again from an earlier one."
     return [Problem("commit", session, text, repair) for _, session in bad]
 
@@ -134,6 +136,7 @@ def _unsound(database: Database, rowids: list[int], repair: bool) -> list[Proble
     if rowids and repair:
         with database.writing() as db:
             db.executemany("DELETE FROM chunk WHERE rowid = ?", [(rowid,) for rowid in rowids])
+            count_removal(db)
     text = "An entry about saved rows of the KV cache is damaged; what they are of is read again."
     return [Problem("chunk", str(rowid), text, repair) for rowid in rowids]
 
@@ -156,7 +159,7 @@ def _chunk(
     if repair:  # the file first: a bad one under its good name would be taken for saved by the next commit
         chunks.quarantine(digest)
         with database.writing() as db:
-            db.execute("DELETE FROM chunk WHERE digest = ?", (digest,))
+            remove_chunks(db, [digest])
     return Problem("chunk", digest, text, repair)
 
 
@@ -175,7 +178,7 @@ def _missing(
         return []
     if repair:
         with database.writing() as db:
-            db.executemany("DELETE FROM chunk WHERE digest = ?", [(digest,) for digest in digests])
+            remove_chunks(db, digests)
     text = f"{len(digests):,} of {num_chunks:,} chunks of the KV cache are not there any more: nothing that was said is"
     text += " lost, the chats that need them are read again."
     return [Problem("missing", chunks.root.name, text, repair, is_serious=False)]

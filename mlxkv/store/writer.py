@@ -18,10 +18,10 @@ from mlxkv.store.chunks import ChunkFiles
 from mlxkv.store.commit import Plan
 from mlxkv.store.format import Encoded
 from mlxkv.store.history import to_json
-from mlxkv.store.leftovers import has_unused, remove_unused
+from mlxkv.store.leftovers import has_unused, remove_if_unused, remove_unused
 from mlxkv.store.progress import Progress
 from mlxkv.store.quota import Quota
-from mlxkv.store.refs import STATE, count_written, forget_states, save_commit, save_spec
+from mlxkv.store.refs import STATE, count_written, forget_states, remove_chunks, save_commit, save_spec
 from mlxkv.store.schema import Database
 from mlxkv.store.sessions import save_model
 
@@ -70,6 +70,7 @@ class Writer:
         self._changed = threading.Condition()
         self._jobs: deque[Job] = deque()
         self._is_running = self._is_closing = False
+        self._is_first = True  # save of this process: a crash may have left chunks
         self._thread: threading.Thread | None = None
 
     # -- the engine thread -------------------------------------------------------------------------------------------
@@ -176,11 +177,14 @@ class Writer:
                     count_written(db, job.plan.session_id, job.bytes_written)
             raise
         with suppress(OSError, StoreError):  # what stays goes with the next save
-            if any(chunk.head.group == STATE for chunk in new):
+            if states := [chunk.digest for chunk in new if chunk.head.group == STATE]:
+                known = job.plan.states
                 with database.writing() as db:
-                    forget_states(db, job.plan.session_id)
-            if has_unused(database):  # these states, or rows of a chat that was deleted meanwhile
+                    old = forget_states(db, job.plan.session_id, None if known is None else {*known, *states})
+                remove_if_unused(database, self._chunks, old)
+            if has_unused(database, thorough=self._is_first):  # rows of a chat that was deleted meanwhile
                 remove_unused(database, self._chunks)
+            self._is_first = False
 
     def _next(self, job: Job) -> Encoded | None:
         """The next chunk to write, None after the last."""
@@ -201,17 +205,18 @@ def refer(database: Database, chunks: ChunkFiles, plan: Plan, new: list[Encoded]
         StoreError: a chunk has vanished since it was written.
     """
     with database.writing() as db:
-        if not db.execute(
-            "SELECT 1 FROM session WHERE id = ?1 AND (head = ?2 OR EXISTS"
-            " (SELECT 1 FROM turn WHERE session = ?1 AND digest = ?2))",
-            (plan.session_id, plan.turn),
-        ).fetchone():
+        heads = db.execute(  # from the last one on: a turn or two may have been added since
+            "SELECT head FROM session WHERE id = ?1 UNION ALL SELECT * FROM"
+            " (SELECT digest FROM turn WHERE session = ?1 ORDER BY i DESC)",
+            (plan.session_id,),
+        )
+        if not any(head == plan.turn for (head,) in heads):
             raise SessionChangedError(
                 f"Session {plan.session_id} was changed or deleted while its KV cache was saved; open it again."
             )
         for chunk in plan.gone:
             if not chunks.has(chunk.digest, chunk.size):
-                db.execute("DELETE FROM chunk WHERE digest = ?", (chunk.digest,))
+                remove_chunks(db, [chunk.digest])
         if not all(chunks.has(chunk.digest, chunk.size) for chunk in new):
             raise ChunkVanishedError(f"The KV folder {chunks.root} loses files; check what else deletes them.")
         save_spec(db, plan.spec_id, dict(plan.spec))

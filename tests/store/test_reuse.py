@@ -119,7 +119,7 @@ def test_ids_are_compared_as_well_as_keys(store: SessionStore, monkeypatch: pyte
     told(store, tuple(range(300)), FakeCache())
     store._database.db.execute("UPDATE chunk SET prefix_key = '00'")
     monkeypatch.setattr("mlxkv.store.sharing.prefix_keys", lambda ids, seed, ranges: dict.fromkeys(ranges, "00"))
-    monkeypatch.setattr("mlxkv.store.refs.prefix_keys", lambda ids, seed, ranges: dict.fromkeys(ranges, "00"))
+    monkeypatch.setattr("mlxkv.store.prefix.PrefixKeys.key", lambda *args: "00")
     session = asked(store, DOCUMENT)
     assert store.restore_kv(session, FakeCache(), model(), DOCUMENT).tokens == 0
 

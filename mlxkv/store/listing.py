@@ -1,0 +1,88 @@
+"""What the KV folder holds, known without going through it: a folder is listed again only after it has changed.
+
+A folder's own modification time tells whether a name came or went. What changes inside a file does not show here; that
+is found when it is read, and by `verify`. Any thread.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import threading
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlxkv.store.files import disk_usage
+
+_SETTLED_NS = 2_000_000_000  # a folder changed less than this ago may change again without another time
+
+
+@dataclass(frozen=True)
+class _Folder:
+    """`sizes`: of the regular files by name. `used`: bytes on the disk of what is in it, without the folder's own."""
+
+    mtime_ns: int
+    is_settled: bool
+    sizes: Mapping[str, int]
+    used: int
+
+
+_GONE = _Folder(0, False, {}, 0)
+
+
+class Listing:
+    """The folder `root`, which need not be there, and the folders in it."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._lock = threading.Lock()
+        self._folders: dict[str, _Folder] = {}
+
+    def refresh(self) -> int:
+        """Look at every folder; the bytes that `root` takes on the disk, as `du` counts them."""
+        with self._lock:
+            known, self._folders, used = self._folders, {}, 0
+            for name in ("", *_subfolders(self._root)):
+                with suppress(OSError):
+                    path = f"{self._root}/{name}" if name else str(self._root)
+                    info = os.lstat(path)
+                    used += info.st_blocks * 512
+                    found = known.get(name, _GONE)
+                    if not found.is_settled or found.mtime_ns != info.st_mtime_ns:
+                        found = _listed(path, info.st_mtime_ns, deep=bool(name))
+                    self._folders[name] = found
+                    used += found.used
+            return used
+
+    def folder(self, name: str) -> Mapping[str, int]:
+        """The sizes of the regular files in a folder by name, as of the last `refresh`; the same object until it is
+        listed again."""
+        return self._folders.get(name, _GONE).sizes
+
+
+def _subfolders(root: Path) -> list[str]:
+    with suppress(OSError), os.scandir(root) as entries:
+        return [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+    return []
+
+
+def _listed(path: str, mtime_ns: int, deep: bool) -> _Folder:
+    """`deep`: with what is in the folders in it; one with such is never settled."""
+    is_settled = time.time_ns() - mtime_ns > _SETTLED_NS
+    sizes, used = {}, 0
+    with os.scandir(path) as entries:
+        for entry in entries:
+            with suppress(OSError):
+                info = entry.stat(follow_symlinks=False)
+                if stat.S_ISREG(info.st_mode):
+                    sizes[entry.name] = info.st_size
+                    used += info.st_blocks * 512
+                elif not stat.S_ISDIR(info.st_mode):
+                    used += info.st_blocks * 512
+                elif deep:
+                    used += disk_usage(Path(entry.path))
+                    is_settled = False
+    return _Folder(mtime_ns, is_settled, sizes, used)
