@@ -164,7 +164,7 @@ class Model:
             self.loaded.generation, max_tokens=_GENERATE_TOKENS if max_tokens is None else max_tokens, **sampling
         )
         if isinstance(cache, PromptCache):
-            ids = [*cache.tokens, *(self._prompts.encode(prompt) if cache.tokens else self._prompts.encode_raw(prompt))]
+            ids = [*cache.tokens, *self._prompts.encode_after(cache.tokens, prompt)]
             return Turn(self.runner, self.tokenizer, cache, ids, params, started=started)
         held = self.make_cache(cache or CacheConfig())
         return Turn(self.runner, self.tokenizer, held, self._prompts.encode_raw(prompt), params, started=started)

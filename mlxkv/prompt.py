@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from mlxkv.errors import ModelError, PromptError, first_line
+from mlxkv.errors import ModelError, PromptError
 from mlxkv.ids import TokenIds, common_prefix
 from mlxkv.reply import Reasoning, ReplyText, raw_text
 from mlxkv.templates import ChatTemplate
+from mlxkv.tokens import encode, encode_after, encode_start
 
 Message = dict[str, str]  # {"role": ..., "content": ...}, as chat templates take it
 
@@ -111,7 +112,7 @@ class PromptFormat:
     def reader(self, prompt: Fed, stop: Sequence[str] = ()) -> ReplyText:
         """For the reply to `prompt`: ids to text, with the reasoning told apart."""
         state = self.reasoning.after(prompt.text) if self.reasoning else "text"
-        return ReplyText(self.tokenizer, stop, self.reasoning, state)
+        return ReplyText(self.tokenizer, stop, self.reasoning, state, None if self.has_template else prompt.ids)
 
     def raw(self, text: str, ids: Sequence[int]) -> str:
         """A reply with its markers, as `replied` wants it, from what is shown of it and its ids."""
@@ -132,23 +133,15 @@ class PromptFormat:
 
     def encode(self, text: str) -> list[int]:
         """Ids of text that a template made: it brings its own special tokens."""
-        return self._encoded(text)
+        return encode(self.tokenizer, text)
 
     def encode_raw(self, text: str) -> list[int]:
-        """Ids of plain text, with the tokenizer's own beginning (as mlx-lm does)."""
-        bos = self.tokenizer.bos_token
-        return self._encoded(text, add_special_tokens=bos is None or not text.startswith(bos))
+        """Ids of plain text, with the tokenizer's own beginning; it may name special tokens, as with mlx-lm."""
+        return encode_start(self.tokenizer, text)
 
-    def _encoded(self, text: str, add_special_tokens: bool = False) -> list[int]:
-        try:
-            return list(self.tokenizer.encode(text, add_special_tokens=add_special_tokens))
-        except (KeyboardInterrupt, SystemExit):
-            raise
-        except BaseException as error:  # a panic of its Rust is no Exception
-            raise ModelError(
-                f"The tokenizer of {self.tokenizer.name_or_path or 'this model'} cannot read this text "
-                f"({first_line(error)}); leave out what is odd in it."
-            ) from error
+    def encode_after(self, before: Sequence[int], text: str) -> list[int]:
+        """Ids of plain text that follows the ids `before`; as `encode_raw` where there are none."""
+        return encode_after(self.tokenizer, before, text) if before else self.encode_raw(text)
 
     def num_system_tokens(self, system: str | None) -> int:
         """Tokens at the front of every prompt of a chat with this system prompt; 0 without one."""
@@ -171,7 +164,7 @@ class PromptFormat:
             return Fed(text, TokenIds(self.encode_raw(text)))
         goes_on = len(messages) < 3 and fed.text and text.startswith(fed.text)  # from an opening
         new = text[len(fed.text) :] if goes_on else messages[-1]["content"]
-        return Fed(fed.text + new, fed.ids + self.encode(new))
+        return Fed(fed.text + new, fed.ids + self.encode_after(fed.ids, new))
 
 
 def in_front(text: str) -> str:

@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from mlxkv.tokens import Detokenizer
+
 State = Literal["start", "thinking", "text", "hidden"]
 """`start`: nothing visible was said yet, so that reasoning may still begin. `hidden`: a header between markers."""
 
@@ -137,13 +139,21 @@ class ReplyText:
         stop: strings that end the text (not the reasoning) and are not part of it.
         reasoning: how it is marked; None takes everything for text.
         state: where the reply begins; see `Reasoning.after`.
+        before: the ids that it continues exactly; None for a message of its own, where the space goes that many
+            tokenizers begin with.
     """
 
     def __init__(
-        self, tokenizer: Any, stop: Sequence[str] = (), reasoning: Reasoning | None = None, state: State = "text"
+        self,
+        tokenizer: Any,
+        stop: Sequence[str] = (),
+        reasoning: Reasoning | None = None,
+        state: State = "text",
+        before: Sequence[int] | None = None,
     ) -> None:
         self.text = self.thinking = self.raw = ""
-        self._detokenizer = tokenizer.detokenizer
+        self._detokenizer = Detokenizer(tokenizer, before or ())
+        self._is_trimmed = before is not None
         self._stops = StopStrings(stop)
         self._splitter = ReasoningSplitter(reasoning, state) if reasoning else None
         self._hidden = ""
@@ -157,13 +167,11 @@ class ReplyText:
 
     def add(self, token: int) -> None:
         """Take the next id; not an end-of-turn token."""
-        self._detokenizer.add_token(token)
-        self._take(self._detokenizer.last_segment)
+        self._take(self._detokenizer.add(token))
 
     def finish(self) -> None:
         """Nothing follows: show what was held back."""
-        self._detokenizer.finalize()
-        self._take(self._detokenizer.last_segment)
+        self._take(self._detokenizer.finish())
         if self._splitter is not None:
             self._show(*self._splitter.rest())
         self.text += self._stops.rest()
@@ -171,6 +179,8 @@ class ReplyText:
             self.text = self._hidden.strip()  # no header after all
 
     def _take(self, segment: str) -> None:
+        if segment and not self._is_trimmed:
+            segment, self._is_trimmed = segment.removeprefix(" "), True
         self.raw += segment
         if self._splitter is None:
             self.text += self._stops.feed(segment)

@@ -29,13 +29,13 @@ class Turn:
     """One generation on a cache. Iterate `events()` once; then `text`, `generated` and `stats` say what came of it.
 
     Args:
-        tokenizer: mlx-lm's TokenizerWrapper: the detokenizer and the end-of-turn ids.
+        tokenizer: mlx-lm's TokenizerWrapper.
         ids: the whole prompt; what the cache already holds of it is not read again.
         started: `time.perf_counter()` when the user asked; the time to the first token counts from there.
         cancelled: asked before every prefill chunk and after every token.
         reply: the reply that this turn goes on with: its ids, which `ids` end with, its text and its reasoning. `text`
             and `thinking` become the whole reply; `generated` and the events are what is new.
-        reader: how ids become text; None shows everything as text.
+        reader: how ids become text; None shows everything as text that continues the prompt.
         marks: positions in `ids` that one may want to come back to, such as where the reply begins.
     """
 
@@ -62,7 +62,7 @@ class Turn:
         self.started = time.perf_counter() if started is None else started
         self.generated: list[int] = []
         self.reply_ids, self.text, self.thinking = reply
-        self._reader = reader or ReplyText(tokenizer, params.stop)
+        self._reader = reader or ReplyText(tokenizer, params.stop, before=self.ids)
         self._shown = (len(self.text), len(self.thinking))
         self._marks = tuple(marks)
         self.reason = "stopped"  # what holds if the caller walks away

@@ -6,6 +6,7 @@ safetensors) comes out as one sentence. Knows no cache and no generation.
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -174,7 +175,9 @@ def _tokenizer(folder: Path, name: str, config: dict[str, Any]) -> TokenizerWrap
     from mlx_lm.utils import load_tokenizer
 
     try:
-        return load_tokenizer(folder, {"trust_remote_code": False}, eos_token_ids=config.get("eos_token_id"))
+        tokenizer = load_tokenizer(folder, {"trust_remote_code": False}, eos_token_ids=config.get("eos_token_id"))
+        _add_bos(tokenizer._tokenizer, folder)
+        return tokenizer
     except Exception as error:
         if "trust_remote_code" in str(error):
             raise ModelUnsupportedError(
@@ -183,6 +186,16 @@ def _tokenizer(folder: Path, name: str, config: dict[str, Any]) -> TokenizerWrap
         raise ModelFileError(
             f"The tokenizer of {name} cannot be read ({first_line(error)}); download the model again."
         ) from error
+
+
+def _add_bos(tokenizer: Any, folder: Path) -> None:
+    """Heed `add_bos_token: true`, which transformers 5 passes over where there is a tokenizer.json."""
+    path = folder / "tokenizer_config.json"
+    wanted = path.is_file() and json.loads(path.read_text(encoding="utf-8")).get("add_bos_token") is True
+    can = hasattr(tokenizer, "update_post_processor") and tokenizer.bos_token is not None
+    if wanted and can and tokenizer.encode("a")[:1] != [tokenizer.bos_token_id]:
+        tokenizer.add_bos_token = True
+        tokenizer.update_post_processor()
 
 
 @contextmanager

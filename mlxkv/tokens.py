@@ -1,0 +1,132 @@
+"""Text to token ids and back, exactly: a prompt and what follows it decode to the one text followed by the other.
+
+Tokenizers see a beginning where a text continues: some put a space in front of a text, some take one away in front of
+ids. So whatever follows other tokens is encoded and decoded behind some of them. Pure but for the tokenizer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from mlxkv.errors import ModelError, first_line
+from mlxkv.ids import common_prefix
+
+_BROKEN = "\N{REPLACEMENT CHARACTER}"  # what bytes decode to that are no character, or not yet
+_CHARACTER = 4  # bytes, and thus tokens, of a character at most
+_MOST = 16  # tokens that a token is decoded behind
+_CHECKED = 64  # tokens in which a wrong beginning would show
+
+
+class Detokenizer:
+    """Token ids to text, one by one: what they add to the text of the ids `before` them.
+
+    A character of several tokens comes when it is complete. What can never become one comes as U+FFFD.
+    """
+
+    def __init__(self, tokenizer: Any, before: Sequence[int] = ()) -> None:
+        self._tokenizer = tokenizer
+        self._before: list[int] = []
+        self._waiting: list[int] = []
+        self._shown = 0  # characters of the text of `_before`
+        self._settle(before)
+
+    def add(self, token: int) -> str:
+        """The text that is certain now."""
+        self._waiting.append(token)
+        out = ""
+        while self._waiting:
+            text = decode(self._tokenizer, (*self._before, *self._waiting))
+            if not text.endswith(_BROKEN):
+                out += text[self._shown :]
+                self._before += self._waiting
+                self._waiting, self._shown = [], len(text)
+                if len(self._before) > _MOST:
+                    self._settle(self._before)
+            elif len(self._waiting) < _CHARACTER:
+                break
+            else:  # the first of them is no part of a character that may still come
+                out += decode(self._tokenizer, (self._waiting.pop(0),))
+                self._before, self._shown = [], 0
+        return out
+
+    def finish(self) -> str:
+        """Nothing follows: what was held back."""
+        rest, self._waiting = decode(self._tokenizer, self._waiting), []
+        return rest
+
+    def _settle(self, ids: Sequence[int]) -> None:
+        self._before = _tail(self._tokenizer, ids)
+        self._shown = len(decode(self._tokenizer, self._before))
+
+
+def decode(tokenizer: Any, ids: Sequence[int]) -> str:
+    """Every character of these ids, special tokens included."""
+    if not ids:
+        return ""
+    return tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+
+def encode(tokenizer: Any, text: str, add_special_tokens: bool = False) -> list[int]:
+    """Ids of a text by itself.
+
+    Raises:
+        ModelError: the tokenizer fails on it.
+    """
+    try:
+        return list(tokenizer.encode(text, add_special_tokens=add_special_tokens))
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # a panic of its Rust is no Exception
+        raise ModelError(
+            f"The tokenizer of {tokenizer.name_or_path or 'this model'} cannot read this text "
+            f"({first_line(error)}); leave out what is odd in it."
+        ) from error
+
+
+def encode_start(tokenizer: Any, text: str) -> list[int]:
+    """Ids of a text that nothing comes before: with the tokenizer's own beginning, unless the text has it already, and
+    without an end, since something is going to follow."""
+    if (bos := tokenizer.bos_token) is not None and text.startswith(bos):
+        return encode(tokenizer, text)
+    ids = encode(tokenizer, text, add_special_tokens=True)
+    if ids[-1:] == [tokenizer.eos_token_id]:
+        plain = encode(tokenizer, text)
+        return ids[:-1] if ids[-1 - len(plain) : -1] == plain else ids
+    return ids
+
+
+def encode_after(tokenizer: Any, before: Sequence[int], text: str) -> list[int]:
+    """Ids of a text that follows the ids `before`: together they decode to the text of both."""
+    tail = _tail(tokenizer, before) or encode(tokenizer, "a")
+    head = len(decode(tokenizer, tail))
+    best: tuple[int, list[int]] = (-1, [])
+    for ids in _encodings(tokenizer, text):
+        piece = decode(tokenizer, (*tail, *ids[:_CHECKED]))[head:]
+        if piece == text or (len(ids) > _CHECKED and text.startswith(piece.rstrip(_BROKEN))):
+            return ids
+        right = common_prefix(piece, text)
+        if right > best[0]:  # a tokenizer that rewords the text: at least its beginning is right
+            best = (right, ids)
+    return best[1]
+
+
+def _encodings(tokenizer: Any, text: str) -> Iterator[list[int]]:
+    """Ids of the text as a beginning, then as what follows something that it does not melt into."""
+    yield encode(tokenizer, text)
+    for mark in ("\n", "a", "0"):
+        alone = encode(tokenizer, mark)
+        both = encode(tokenizer, mark + text)
+        if both[: len(alone)] == alone:
+            yield both[len(alone) :]
+
+
+def _tail(tokenizer: Any, ids: Sequence[int]) -> list[int]:
+    """The last of these ids that are whole characters; none where there are none, or they are not known (negative)."""
+    for start in range(len(ids) - 1, max(len(ids) - 1 - _MOST, -1), -1):
+        if ids[start] < 0:
+            break
+        text = decode(tokenizer, ids[start:])
+        if text and not text.startswith(_BROKEN) and not text.endswith(_BROKEN):
+            return list(ids[start:])
+    return []
