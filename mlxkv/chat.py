@@ -115,6 +115,10 @@ class Chat(Beside):
         """What was said, without the system prompt."""
         return self._said.messages
 
+    @property
+    def num_messages(self) -> int:
+        return len(self._said.turns)
+
     def _turn(self, text: str, params: SamplingParams, started: float) -> Iterator[TurnEvent]:
         self._cancel.clear()
         said = self._said

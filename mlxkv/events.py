@@ -160,9 +160,10 @@ class ChatTree:
 
 @dataclass(frozen=True)
 class Versions:
-    """For each message of the chat in front its versions, this chat's own among them."""
+    """For each message of the chat in front from number `first` on its versions, this chat's own among them."""
 
     messages: tuple[tuple[Sibling, ...], ...]
+    first: int = 0
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ class Past:
     def messages(self, turns: Sequence[TurnRecord]) -> list[Message]:
         """The system prompt and `turns`."""
         system = [message("system", self.start.system)] if self.start.system else []
-        return [*system, *(message(t.role, t.text, t.thinking) for t in turns)]
+        return system + [message(t.role, t.text, t.thinking) for t in turns]
 
     def fed(self) -> Fed:
         """What `PromptFormat` left once these turns were done; nothing where another model was fed them, whose ids mean

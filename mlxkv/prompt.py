@@ -7,6 +7,7 @@ history, as those do that strip reasoning), what follows the last place that sta
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -66,7 +67,8 @@ class PromptFormat:
             return self._continued(messages, fed)
         text = self.render(messages, think=think)
         same = common_prefix(text, fed.text)
-        cuts = tuple(cut for cut in fed.all_cuts if cut[0] <= same)
+        cuts = fed.all_cuts
+        cuts = cuts[: bisect_right(cuts, (same, len(fed.ids)))]
         chars, num_ids = cuts[-1] if cuts else (0, 0)
         return Fed(text, fed.ids[:num_ids] + self.encode(text[chars:]), cuts)
 
@@ -99,8 +101,7 @@ class PromptFormat:
         """
         if not self.has_template:
             return len(prompt.ids)
-        text = self.render([*messages, _message("assistant", "x"), _message("user", "x")], think=think)
-        same = common_prefix(text, prompt.text)
+        same = len(prompt.text) - self._num_reworded(messages, prompt.text, think)
         lost = self.encode(prompt.text[same:])
         start = len(prompt.ids) - len(lost)
         if start >= 0 and list(prompt.ids[start:]) == lost:
@@ -108,6 +109,19 @@ class PromptFormat:
         chars, num_ids = next((cut for cut in reversed(prompt.cuts) if cut[0] <= same), (0, 0))
         kept = [*prompt.ids[:num_ids], *self.encode(prompt.text[chars:same])]  # the difference is within a token
         return next((i for i, (a, b) in enumerate(zip(kept, prompt.ids, strict=False)) if a != b), len(kept))
+
+    def _num_reworded(self, messages: Sequence[Message], text: str, think: bool | None) -> int:
+        """Characters at the end of `text`, the prompt of `messages`, that history has otherwise.
+
+        A chat of the last message alone tells, so that a long one is not rendered again, if both end alike.
+        """
+        for some in (_ends(messages), messages):
+            alone = text if some is messages else self.render(some, think=think)
+            later = self.render([*some, _message("assistant", "x"), _message("user", "x")], think=think)
+            end = alone[common_prefix(alone, later) :]
+            if text.endswith(end) and len(end) < len(alone):
+                return len(end)
+        return len(text)
 
     def reader(self, prompt: Fed, stop: Sequence[str] = ()) -> ReplyText:
         """For the reply to `prompt`: ids to text, with the reasoning told apart."""
@@ -189,7 +203,14 @@ def checked_ids(ids: Sequence[int], args: Any) -> tuple[int, ...]:
 
 def message(role: str, text: str, thinking: str = "") -> Message:
     """A message for templates; each calls reasoning by one of two names."""
-    return _message(role, text) | ({"reasoning_content": thinking, "thinking": thinking} if thinking else {})
+    if thinking:
+        return {"role": role, "content": text, "reasoning_content": thinking, "thinking": thinking}
+    return {"role": role, "content": text}
+
+
+def _ends(messages: Sequence[Message]) -> list[Message]:
+    """The system prompt and the last message."""
+    return [*(m for m in messages[:1] if m["role"] == "system"), messages[-1]]
 
 
 def _message(role: str, content: str) -> Message:

@@ -231,8 +231,9 @@ class ChatState(Story):
                     self.submit(cmd.NewChat())
             case ev.ChatOpened():
                 self._opened(event)
-            case ev.Versions(messages):
-                self.versions = messages
+            case ev.Versions(messages, first):
+                self.versions += [()] * (first - len(self.versions))
+                self.versions[first:] = messages
             case ev.Failed():
                 self._failed(event)
             case ev.EngineStopped(error):

@@ -33,7 +33,7 @@ class Story:
         self.title = ""
         self.turn: Turn | None = None
         self.messages: list[ev.Message] = []
-        self.versions: tuple[tuple[ev.Sibling, ...], ...] = ()
+        self.versions: list[tuple[ev.Sibling, ...]] = []
         self._is_open = False  # a chat is in front
         self._change = Change()
         self._early: list[Block] = []  # said before a chat was open: must survive its opening

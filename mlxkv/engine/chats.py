@@ -83,11 +83,11 @@ def view(chat: Chat, prompt: str = "", num_messages: int | None = None) -> ChatO
     return ChatOpened(chat.session_id, chat.title, messages, *restored, prompt, chat.read_only or "")
 
 
-def versions(front: Front) -> Iterator[EngineEvent]:
-    """What versions there are of each message; told before what is shown with them."""
+def versions(front: Front, first: int = 0) -> Iterator[EngineEvent]:
+    """What versions there are of each message, from number `first` on; told before what is shown with them."""
     chat = front.chat
     model, session = front.model, chat.session_id if chat else None
-    yield Versions(model.store.siblings(session) if model and session else ())
+    yield Versions(model.store.siblings(session, first) if model and session else (), first)
 
 
 # -- going back ------------------------------------------------------------------------------------------------------

@@ -67,7 +67,7 @@ def _streamed(front: Front, text: str, events: Iterator[TurnEvent], said: str = 
         if isinstance(event, KVNotSaved):
             notice = event.text
         elif isinstance(event, TurnFinished):  # its reply is on disk by now
-            yield from chats.versions(front)
+            yield from chats.versions(front, max(0, front.open_chat.num_messages - 2))
         yield event
         if time.monotonic() - told >= _STATUS_SECONDS:
             told = time.monotonic()

@@ -36,8 +36,9 @@ def tree(db: sqlite3.Connection, session_id: str) -> tuple[Branch, ...]:
     return tuple(out)
 
 
-def siblings(db: sqlite3.Connection, session_id: str) -> tuple[tuple[Sibling, ...], ...]:
-    """For each message of a chat its versions in the order they were made, this chat's own among them.
+def siblings(db: sqlite3.Connection, session_id: str, first: int = 0) -> tuple[tuple[Sibling, ...], ...]:
+    """For each message of a chat, from number `first` on, its versions in the order they were made, this chat's own
+    among them.
 
     A version that several chats share is given as this chat's, else as the one that was used last.
     """
@@ -46,8 +47,8 @@ def siblings(db: sqlite3.Connection, session_id: str) -> tuple[tuple[Sibling, ..
         _FAMILY
         + """ SELECT m.i, o.digest, o.digest = m.digest, o.session, o.text, s.created
           FROM turn m JOIN session s ON s.id IN family JOIN turn o ON o.session = s.id AND o.i = m.i AND o.prev = m.prev
-          WHERE m.session = ?1 ORDER BY m.i, s.updated, s.id""",
-        (session_id,),
+          WHERE m.session = ?1 AND m.i >= ?2 ORDER BY m.i, s.updated, s.id""",
+        (session_id, first),
     ):
         before = versions[i].get(digest)
         made = min(created, before.created) if before else created

@@ -169,10 +169,11 @@ class SessionStore:
         with self._database.reading() as db:
             return tree(db, session_id)
 
-    def siblings(self, session_id: str) -> tuple[tuple[Sibling, ...], ...]:
-        """For each message of the chat its versions in the order they were made, this chat's own among them."""
+    def siblings(self, session_id: str, first: int = 0) -> tuple[tuple[Sibling, ...], ...]:
+        """For each message of the chat, from number `first` on, its versions in the order they were made, this chat's
+        own among them."""
         with self._database.reading() as db:
-            return siblings(db, session_id)
+            return siblings(db, session_id, first)
 
     def export_chat(self, session_id: str, path: Path, *, kv: bool = True) -> int:
         """Write a `.mlxkv` file of a session, with its saved rows (`kv`); the bytes.
