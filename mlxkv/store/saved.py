@@ -79,7 +79,8 @@ class SavedRows:
 
     def _start_over(self, history: History, removed: int) -> None:
         self._history, self._removed = history, removed
-        self._last = 0  # the newest commit there was; it may have got more chunks since
+        # The newest commit there was, when sizes and when chunks were read; it may have got more chunks since.
+        self._counted = self._listed = 0
         self._sizes: dict[str, int] = {}  # of all chunks that the session refers to,
         self.states: set[str] = set()  # and which of them are recurrent states
         self._by_folder: dict[str, set[str]] = defaultdict(set)  # `chunks`
@@ -100,13 +101,14 @@ class SavedRows:
         if not self._follow(history) or self._removed < 0:
             self._start_over(history, removed)
         self._forget_lost(db, removed)
-        self._read(db)
+        self._count(db)
+        self._list(db)
         self._look_at_folders()
 
     def update_bytes(self, db: sqlite3.Connection) -> int:
         """`num_bytes` as of now."""
         self._forget_lost(db, num_removed(db))
-        self._read(db)
+        self._count(db)
         return self.num_bytes
 
     # -- what has changed --------------------------------------------------------------------------------------------
@@ -142,21 +144,24 @@ class SavedRows:
             self.gone.pop(digest, None)
         self._discard(lost)
 
-    def _read(self, db: sqlite3.Connection) -> None:
-        """Commits since the last time."""
-        since = self._last
+    def _count(self, db: sqlite3.Connection) -> None:
+        """What the commits since the last time refer to."""
         for commit_id, digest, size, group in db.execute(
             "SELECT c.id, k.digest, k.size, k.grp FROM kv_commit c LEFT JOIN kv_ref r ON r.kv_commit = c.id"
             " LEFT JOIN chunk k ON k.digest = r.chunk WHERE c.session = ? AND c.id >= ?",
-            (self.session_id, since),
-        ):
-            self._last = max(self._last, commit_id)
+            (self.session_id, self._counted),
+        ).fetchall():
+            self._counted = max(self._counted, commit_id)
             if isinstance(size, int) and digest not in self._sizes:
                 self._sizes[digest] = size
                 self.num_bytes += size
                 if group == STATE:
                     self.states.add(digest)
-        commits = saved_commits(db, self.session_id, self._history, since)
+
+    def _list(self, db: sqlite3.Connection) -> None:
+        """The chunks of the commits since the last time that belong to the log."""
+        commits = saved_commits(db, self.session_id, self._history, self._listed)
+        self._listed = max((self._listed, *(commit.id for commit in commits)))
         mine = [c for c in commits if (c.model_id, c.spec_id) == (self.model_id, self.spec_id)]
         self.reached = max((self.reached, *(c.kept for c in mine)))
         for chunk in saved_chunks(db, mine, self._history, lambda commit, name: self.group(name).keys):
