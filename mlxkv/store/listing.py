@@ -45,16 +45,18 @@ class Listing:
         """Look at every folder; the bytes that `root` takes on the disk, as `du` counts them."""
         with self._lock:
             known, self._folders, used = self._folders, {}, 0
-            for name in ("", *_subfolders(self._root)):
-                with suppress(OSError):
-                    path = f"{self._root}/{name}" if name else str(self._root)
-                    info = os.lstat(path)
+            root = str(self._root)
+            for name in ("", *_subfolders(root)):
+                try:
+                    info = os.lstat(f"{root}/{name}" if name else root)
                     used += info.st_blocks * 512
                     found = known.get(name, _GONE)
                     if not found.is_settled or found.mtime_ns != info.st_mtime_ns:
-                        found = _listed(path, info.st_mtime_ns, deep=bool(name))
-                    self._folders[name] = found
-                    used += found.used
+                        found = _listed(f"{root}/{name}", info.st_mtime_ns, deep=bool(name))
+                except OSError:  # it has just gone
+                    continue
+                self._folders[name] = found
+                used += found.used
             return used
 
     def folder(self, name: str) -> Mapping[str, int]:
@@ -63,7 +65,7 @@ class Listing:
         return self._folders.get(name, _GONE).sizes
 
 
-def _subfolders(root: Path) -> list[str]:
+def _subfolders(root: str) -> list[str]:
     with suppress(OSError), os.scandir(root) as entries:
         return [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
     return []

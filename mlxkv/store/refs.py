@@ -180,8 +180,8 @@ def forget_states(db: sqlite3.Connection, session_id: str, among: Collection[str
     digests = tuple(among or ())
     chunks = "k.grp = ?" if among is None else f"k.digest IN ({', '.join('?' * len(digests))})"
     rows = db.execute(
-        f"SELECT r.kv_commit, r.chunk, k.b FROM chunk k JOIN kv_ref r ON r.chunk = k.digest"
-        f" JOIN kv_commit c ON c.id = r.kv_commit WHERE {chunks} AND c.session = ? ORDER BY c.id DESC, k.b DESC",
+        f"SELECT r.kv_commit, r.chunk, k.b FROM chunk k CROSS JOIN kv_ref r ON r.chunk = k.digest"
+        f" CROSS JOIN kv_commit c ON c.id = r.kv_commit WHERE {chunks} AND c.session = ? ORDER BY c.id DESC, k.b DESC",
         (*((STATE,) if among is None else digests), session_id),
     ).fetchall()
     rows = [row for row in rows if isinstance(row[2], int)]

@@ -132,12 +132,14 @@ class SavedRows:
         lost: set[str] = set()
         if removed != self._removed:
             self._removed = removed
-            there = {row[0] for row in db.execute(f"SELECT r.chunk {_REFERRED}", (self.session_id,))}
+            query = "SELECT r.chunk FROM kv_commit c JOIN kv_ref r ON r.kv_commit = c.id WHERE c.session = ?"
+            there = {row[0] for row in db.execute(query, (self.session_id,))}
             lost = (self._sizes.keys() | self.gone.keys()) - there
         elif self.states:
             marks = ", ".join("?" * len(self.states))
-            query = f"SELECT r.chunk {_REFERRED} AND r.chunk IN ({marks})"
-            lost = self.states - {row[0] for row in db.execute(query, (self.session_id, *self.states))}
+            query = f"""SELECT r.chunk FROM kv_ref r CROSS JOIN kv_commit c ON c.id = r.kv_commit
+                WHERE r.chunk IN ({marks}) AND c.session = ?"""  # CROSS: in this order, not by way of all commits
+            lost = self.states - {row[0] for row in db.execute(query, (*self.states, self.session_id))}
         for digest in lost:
             self.num_bytes -= self._sizes.pop(digest, 0)
             self.states.discard(digest)
@@ -203,9 +205,6 @@ class SavedRows:
     def _drop(self, chunk: SavedChunk) -> None:
         del self.chunks[chunk.digest]
         self._by_folder[chunk.digest[:2]].discard(chunk.digest)
-
-
-_REFERRED = "FROM kv_commit c JOIN kv_ref r ON r.kv_commit = c.id WHERE c.session = ?"
 
 
 def _shared(before: History, now: History) -> int | None:
