@@ -295,11 +295,11 @@ def _nested(found: Sequence[ChatSummary]) -> list[tuple[int, ChatSummary]]:
 
 
 def _by_family(children: dict[str | None, list[ChatSummary]]) -> list[ChatSummary]:
-    def newest(c: ChatSummary) -> float:
-        found, waiting = c.updated, list(children.get(c.id, []))
+    def newest(c: ChatSummary) -> tuple[int, float]:
+        found, waiting = (c.seq, c.updated), list(children.get(c.id, []))
         while waiting:
             child = waiting.pop()
-            found = max(found, child.updated)
+            found = max(found, (child.seq, child.updated))
             waiting += children.get(child.id, [])
         return found
 

@@ -121,6 +121,7 @@ class ChatSummary:
     parent: str | None = None
     untrusted: bool = False  # its KV rows were imported: nobody here computed them
     pinned: bool = False  # its KV rows stay whatever else wants the room
+    seq: int = 0  # larger: used later, whatever the clock says
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ def find_chat(chats: Sequence[ChatSummary], wanted: str) -> ChatSummary | None:
 
 
 def latest_first(chats: Sequence[ChatSummary]) -> list[ChatSummary]:
-    return sorted(chats, key=lambda chat: -chat.updated)
+    return sorted(chats, key=lambda chat: (-chat.seq, -chat.updated))
 
 
 def when_text(then: float, now: float) -> str:

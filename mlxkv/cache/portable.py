@@ -20,13 +20,15 @@ OPAQUE = -1
 class PromptText:
     """The text that the first `num_tokens` of a cache were made from, where it is the beginning of a chat.
 
-    `text` begins the first message after the prompt `system`; `rendered` is what the chat template made of both.
+    `text` begins the first message after the prompt `system`; `rendered` is what the chat template made of both, with
+    `clock` for the time (None: nobody kept it).
     """
 
     system: str | None
     text: str
     rendered: str
     num_tokens: int
+    clock: str | None = None
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,12 @@
 
 from mlxkv.store.identity import ModelIdentity, identify
 from mlxkv.store.prompt_file import describe_prompt_file, read_prompt_file, write_prompt_file
-from mlxkv.store.records import KVCommit, Restored, SearchHit, SessionRecord, TurnRecord
+from mlxkv.store.records import Attachment, KVCommit, Restored, SearchHit, SessionRecord, ToolCall, TurnRecord
 from mlxkv.store.store import SessionStore
 from mlxkv.store.verify import Problem, VerifyReport
 
 __all__ = [
+    "Attachment",
     "KVCommit",
     "ModelIdentity",
     "Problem",
@@ -14,6 +15,7 @@ __all__ = [
     "SearchHit",
     "SessionRecord",
     "SessionStore",
+    "ToolCall",
     "TurnRecord",
     "VerifyReport",
     "describe_prompt_file",

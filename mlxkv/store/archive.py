@@ -8,6 +8,7 @@ bounded by its size. What a chat must be is `document.py`, its way in and out of
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,8 @@ from mlxkv.errors import CorruptError, StoreError
 from mlxkv.safetensors import Header, encode_header, read_header
 from mlxkv.store.files import Files, Step, no_step
 
-FORMAT = "chat 1"
+FORMAT = "chat 1"  # of the file around the document, which has a format of its own
+_NEWER = re.compile(r"chat [0-9]{1,9}")
 MAX_TEXT = 256 << 20  # bytes of the JSON
 MAX_CHUNKS = 8192
 _READ = 1 << 20
@@ -102,6 +104,9 @@ def read_archive(path: Path) -> ArchiveFile:
 
 def _check(path: Path, header: Header) -> tuple[tuple[int, int], ...]:
     """The chunks' spans in the file."""
+    form = header.metadata.get("mlxkv", "")
+    if form != FORMAT and _NEWER.fullmatch(form):
+        raise CorruptError(f"{path.name} was written by a newer mlxkv ({form}, this one knows {FORMAT}); update mlxkv.")
     if header.metadata != {"mlxkv": FORMAT}:
         raise CorruptError(f"{path.name} is not a chat that this mlxkv exported; `mlxkv chats import` takes those.")
     names = [t.name for t in header.tensors]

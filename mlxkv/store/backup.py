@@ -107,7 +107,7 @@ def check_copy(path: Path) -> int:
         raise StoreError(f"{path} is not a sound copy of the chats ({found}); use another one.")
     if version > VERSION:
         raise StoreError(
-            f"{path} was written by a newer mlxkv (format {version}, this one knows {VERSION}); update it."
+            f"{path} was written by a newer mlxkv (format {version}, this one knows {VERSION}); update mlxkv."
         )
     return version
 

@@ -9,26 +9,33 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NoReturn
 
 from mlxkv.cache.config import CacheConfig
 from mlxkv.errors import ConfigError, CorruptError
 from mlxkv.sampling import SamplingParams
-from mlxkv.store.history import genesis, pack_ids, stored_fields, turn_digest
+from mlxkv.store.history import extra_fields, genesis, pack_ids, stored_fields, turn_digest
 from mlxkv.store.identity import ModelIdentity
-from mlxkv.store.records import SessionRecord, TurnRecord
+from mlxkv.store.records import KINDS, Attachment, Kind, SessionRecord, ToolCall, TurnRecord
+from mlxkv.store.sound import is_clock, is_seed
 from mlxkv.text import clean
 
-FORMAT = "mlxkv chat 1"
+FORMAT = "mlxkv chat 2"
+_FORMATS = ("mlxkv chat 1", FORMAT)
+_NEWER = re.compile(r"mlxkv chat [0-9]{1,9}")
 MAX_TURNS = 100_000
 MAX_IDS = 1 << 26
+MAX_TITLE = 1 << 16
 _MAX_NAME = 1024
 _MAX_PARTS = 4096
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _STATES = ("done", "open", "stopped")
-_ROLES = ("user", "assistant")
+_ROLES = ("user", "assistant", "tool")
+_SETTING = re.compile(r"[a-z][a-z0-9_]{0,63}")
+_MAX_SETTINGS = 256
+_MAX_EXTRA = 1024  # calls or files of one turn
 
 
 @dataclass(frozen=True)
@@ -44,14 +51,23 @@ class PortableChat:
     turns: tuple[TurnRecord, ...]
     log: tuple[int, ...]
     head: str
+    kind: Kind = "chat"
+    clock: str | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    preset: str | None = None
+    origin: str | None = None
+    seed: int | None = None
     kv: Any = None
 
 
 def to_document(record: SessionRecord) -> dict[str, Any]:
-    """Everything that is true of a session, JSON-able; times are UNIX seconds."""
+    """Everything that is true of a session, JSON-able; times are UNIX seconds. `origin` is what a second import of the
+    same chat is known by: where it came from, else which session it is."""
     return {
         "format": FORMAT,
         "title": record.title,
+        "kind": record.kind,
+        "origin": record.origin or f"mlxkv:{record.id}",
         "created": record.created,
         "updated": record.updated,
         "model": {
@@ -62,10 +78,15 @@ def to_document(record: SessionRecord) -> dict[str, Any]:
         },
         "system": record.system,
         "params": dict(record.params),
+        "clock": record.clock,
+        "seed": record.seed,
+        "settings": dict(record.settings),
+        "preset": record.preset,
         "turns": [
             {
                 "role": t.role, "text": t.text, "thinking": t.thinking, "state": t.state, "start": t.start,
                 "ids": list(t.ids), "params": dict(t.params), "stats": dict(t.stats),
+                **extra_fields(t),
             }
             for t in record.turns
         ],
@@ -110,9 +131,14 @@ class _Reader:
 
     def chat(self, data: bytes) -> PortableChat:
         table = self.parse(data)
-        if table.get("format") != FORMAT:
-            self.refuse(f"`format` must be {FORMAT!r}", table.get("format"))
-        title, system = self.text(table, "title", _MAX_NAME), table.get("system")
+        form = table.get("format")
+        if form not in _FORMATS:
+            if isinstance(form, str) and _NEWER.fullmatch(form):
+                raise CorruptError(
+                    f"{self.file} was written by a newer mlxkv ({form}, this one knows {FORMAT}); update mlxkv."
+                )
+            self.refuse(f"`format` must be {FORMAT!r}", form)
+        title, system = self.text(table, "title", MAX_TITLE), table.get("system")
         if system is not None:
             system = self.text(table, "system")
         turns = self.turns(table.get("turns"))
@@ -122,8 +148,34 @@ class _Reader:
         params = self.params(table)
         model = self.model(table.get("model"))
         times = self.time(table, "created"), self.time(table, "updated")
-        title = " ".join(clean(title).split()) or "Untitled"
-        return PortableChat(title, *times, model, system, params, turns, log, head, table.get("kv"))
+        more = self.since_2(table) if form == FORMAT else {}
+        return PortableChat(title, *times, model, system, params, turns, log, head, **more, kv=table.get("kv"))
+
+    def since_2(self, table: dict[str, Any]) -> dict[str, Any]:
+        """What "mlxkv chat 1" did not have."""
+        kind, clock, seed = (table.get(key) for key in ("kind", "clock", "seed"))
+        if kind not in KINDS:
+            self.refuse(f"`kind` must be {' or '.join(KINDS)}", kind)
+        if not (clock is None or is_clock(clock)):
+            self.refuse("`clock` must be a local time with its offset, to the second, or null", clock)
+        if not (seed is None or is_seed(seed)):
+            self.refuse("`seed` must be a whole number below 2^63 or null", seed)
+        names = {
+            key: self.text(table, key, _MAX_NAME) or None for key in ("preset", "origin") if table.get(key) is not None
+        }
+        return {"kind": kind, "clock": clock, "seed": seed, "settings": self.settings(table), **names}
+
+    def settings(self, table: dict[str, Any]) -> dict[str, Any]:
+        settings = self.table(table, "settings", "the chat")
+        if len(settings) > _MAX_SETTINGS:
+            self.refuse(f"`settings` must be at most {_MAX_SETTINGS}", len(settings))
+        for name, value in settings.items():
+            if not _SETTING.fullmatch(name):
+                self.refuse("the names of `settings` must be small letters, digits and _", name)
+            items = value if isinstance(value, list) else [value]
+            if any(not isinstance(item, str | int | float | None) for item in items):
+                self.refuse(f"the setting {name} must be text, a number, true, false, null or a list of these", value)
+        return settings
 
     def parse(self, data: bytes) -> dict[str, Any]:
         def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -166,10 +218,50 @@ class _Reader:
             start = turn.get("start")
             if type(start) is not int:
                 self.refuse(f"`start` of turn {i + 1} must be a whole number", start)
-            tables = [self.table(turn, key, f"turn {i + 1}") for key in ("params", "stats")]
-            texts = [self.text(turn, key) for key in ("text", "thinking")]
-            out.append(TurnRecord(turn["role"], texts[0], tuple(ids), start, texts[1], turn["state"], *tables))
+            params, stats = (self.table(turn, key, f"turn {i + 1}") for key in ("params", "stats"))
+            text, thinking = (self.text(turn, key) for key in ("text", "thinking"))
+            extra = self.extra(turn, f"turn {i + 1}", len(text))
+            out.append(
+                TurnRecord(turn["role"], text, tuple(ids), start, thinking, turn["state"], params, stats, **extra)
+            )
         return tuple(out)
+
+    def extra(self, turn: dict[str, Any], where: str, length: int) -> dict[str, Any]:
+        """Tool calls and attachments of a turn of `length` characters."""
+        out: dict[str, Any] = {}
+        if "tool_call_id" in turn:
+            out["tool_call_id"] = self.text(turn, "tool_call_id", _MAX_NAME)
+        if "tool_calls" in turn:
+            calls = self.items(turn, "tool_calls", {"id", "name", "arguments"}, where)
+            out["tool_calls"] = tuple(
+                ToolCall(
+                    self.text(call, "name", _MAX_NAME), self.text(call, "arguments"), self.text(call, "id", _MAX_NAME)
+                )
+                for call in calls
+            )
+        if "attachments" in turn:
+            files = self.items(turn, "attachments", {"name", "media_type", "start", "end"}, where)
+            for file in files:
+                start, end = file["start"], file["end"]
+                if type(start) is not int or type(end) is not int or not 0 <= start <= end <= length:
+                    self.refuse(f"an attachment of {where} must lie within its {length:,} characters", (start, end))
+            out["attachments"] = tuple(
+                Attachment(
+                    self.text(file, "name", _MAX_NAME), self.text(file, "media_type", _MAX_NAME), file["start"],
+                    file["end"],
+                )
+                for file in files
+            )  # fmt: skip
+        return out
+
+    def items(self, turn: dict[str, Any], key: str, names: set[str], where: str) -> list[dict[str, Any]]:
+        found = turn[key]
+        if not isinstance(found, list) or not 0 < len(found) <= _MAX_EXTRA:
+            self.refuse(f"`{key}` of {where} must be a list of up to {_MAX_EXTRA:,}", found)
+        for item in found:
+            if not isinstance(item, dict) or item.keys() != names:
+                self.refuse(f"each of `{key}` of {where} must have {', '.join(sorted(names))}", item)
+        return found
 
     def replayed(self, turns: tuple[TurnRecord, ...], system: str | None) -> tuple[tuple[int, ...], str]:
         """The token log and the head of the chain."""
@@ -187,10 +279,12 @@ class _Reader:
     def params(self, table: dict[str, Any]) -> dict[str, Any]:
         """What a resume will make a cache and a sampler of."""
         params = self.table(table, "params", "the chat")
-        if unknown := params.keys() - {"cache", "sampling", "think"}:
-            self.refuse("`params` must hold cache, sampling and think", sorted(unknown)[:8])
+        if unknown := params.keys() - {"cache", "sampling", "think", "pinned"}:
+            self.refuse("`params` must hold cache, sampling, think and pinned", sorted(unknown)[:8])
         if params.get("think") not in (None, True, False):
             self.refuse("`think` must be true, false or null", params["think"])
+        if type(pinned := params.get("pinned", 0)) is not int or not 0 <= pinned <= MAX_IDS:
+            self.refuse("`pinned` must be a number of tokens", pinned)
         cache, sampling = ({} if params.get(k) is None else params[k] for k in ("cache", "sampling"))
         try:
             CacheConfig.from_table(cache)

@@ -47,7 +47,7 @@ def siblings(db: sqlite3.Connection, session_id: str, first: int = 0) -> tuple[t
         _FAMILY
         + """ SELECT m.i, o.digest, o.digest = m.digest, o.session, o.text, s.created
           FROM turn m JOIN session s ON s.id IN family JOIN turn o ON o.session = s.id AND o.i = m.i AND o.prev = m.prev
-          WHERE m.session = ?1 AND m.i >= ?2 ORDER BY m.i, s.updated, s.id""",
+          WHERE m.session = ?1 AND m.i >= ?2 ORDER BY m.i, s.seq, s.updated, s.id""",
         (session_id, first),
     ):
         before = versions[i].get(digest)

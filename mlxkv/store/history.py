@@ -10,11 +10,11 @@ import hashlib
 import json
 from array import array
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from mlxkv.errors import CorruptError, StoreError
-from mlxkv.store.records import TurnRecord
+from mlxkv.store.records import Attachment, ToolCall, TurnRecord
 
 DIGEST_BYTES = 16
 
@@ -52,19 +52,47 @@ def is_genesis(digest: str, system: object) -> bool:
 
 
 def turn_digest(prev: str, i: int, fields: Sequence[str | int], ids: bytes) -> str:
-    """`fields`: role, text, thinking, state, params, start, stats as they are stored."""
-    body = to_json(list(fields)).encode()
+    """`fields`: role, text, thinking, state, params, start, stats, extra as they are stored. An extra that is empty
+    does not count: there was none in earlier formats."""
+    body = to_json(list(fields[:7] if fields[7] == "" else fields)).encode()
     h = hashlib.blake2b(bytes.fromhex(prev), digest_size=DIGEST_BYTES)
     for part in (i, len(body), body, len(ids), ids):
         h.update(part if isinstance(part, bytes) else part.to_bytes(8, "little"))
     return h.hexdigest()
 
 
-def stored_fields(turn: TurnRecord, start: int) -> tuple[str, str, str, str, str, int, str]:
+def stored_fields(turn: TurnRecord, start: int) -> tuple[str, str, str, str, str, int, str, str]:
     """What `turn_digest` covers and the table holds, in that order."""
-    texts = (turn.role, turn.text, turn.thinking, turn.state)
-    role, text, thinking, state = (t.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for t in texts)
-    return role, text, thinking, state, to_json(dict(turn.params)), start, to_json(dict(turn.stats))
+    role, text, thinking, state = map(whole, (turn.role, turn.text, turn.thinking, turn.state))
+    params, stats = to_json(dict(turn.params)), to_json(dict(turn.stats))
+    return role, text, thinking, state, params, start, stats, _extra(turn)
+
+
+def whole(text: str) -> str:
+    """`text` without halves of characters, which no database takes."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def extra_fields(turn: TurnRecord) -> dict[str, Any]:
+    """What few turns have, JSON-able, without what this one has not."""
+    table = {
+        "tool_calls": [asdict(call) for call in turn.tool_calls],
+        "attachments": [asdict(file) for file in turn.attachments],
+        "tool_call_id": turn.tool_call_id,
+    }
+    return {name: value for name, value in table.items() if value}
+
+
+def _extra(turn: TurnRecord) -> str:
+    table = extra_fields(turn)
+    return to_json(table) if table else ""
+
+
+def _from_extra(text: str) -> dict[str, Any]:
+    """The fields of TurnRecord that `_extra` put into one."""
+    table = json.loads(text) if text else {}
+    makers = {"tool_calls": ToolCall, "attachments": Attachment}
+    return {n: tuple(makers[n](**item) for item in value) if n in makers else value for n, value in table.items()}
 
 
 @dataclass(frozen=True)
@@ -130,7 +158,7 @@ def replay(turns: Iterable[TurnRecord], log: array[int] | None = None) -> array[
 
 
 def verified(rows: Iterable[Sequence[Any]], system: str | None, head: str) -> History:
-    """Check rows of (i, role, text, thinking, state, params, start, stats, ids, prev, digest) and build the history.
+    """The history of rows (i, role, text, thinking, state, params, start, stats, extra, ids, prev, digest), checked.
 
     Raises:
         CorruptError: names the turn that is not what was written.
@@ -139,14 +167,14 @@ def verified(rows: Iterable[Sequence[Any]], system: str | None, head: str) -> Hi
         raise CorruptError("This chat's system prompt is not what was written; put a backup in its place.")
     digests, turns, length = [genesis(system)], [], 0
     for i, row in enumerate(rows):
-        number, start, (ids, prev, digest) = row[0], row[6], row[8:]
+        number, start, (ids, prev, digest) = row[0], row[6], row[9:]
         try:
-            found = turn_digest(digests[-1], i, row[1:8], ids)
+            found = turn_digest(digests[-1], i, row[1:9], ids)
         except (TypeError, AttributeError):  # a value of a type that is never written
             found = None
         if number != i or prev != digests[-1] or digest != found or not 0 <= start <= length:
             raise CorruptError(f"Turn {i + 1} of this chat is not what was written; put a backup in its place.")
-        turn = as_record(row[1:8], ids)
+        turn = as_record(row[1:9], ids)
         turns.append(turn)
         digests.append(digest)
         length = _end(turn)
@@ -161,8 +189,10 @@ NOTHING_SAID = verified((), None, genesis(None))
 
 def as_record(fields: Sequence[Any], ids: bytes) -> TurnRecord:
     """A turn as it is stored: `fields` are those that `stored_fields` makes."""
-    role, text, thinking, state, params, start, stats = fields
-    return TurnRecord(role, text, tuple(unpack_ids(ids)), start, thinking, state, _table(params), _table(stats))
+    role, text, thinking, state, params, start, stats, extra = fields
+    return TurnRecord(
+        role, text, tuple(unpack_ids(ids)), start, thinking, state, _table(params), _table(stats), **_from_extra(extra)
+    )
 
 
 def _table(text: str) -> Mapping[str, Any]:

@@ -28,7 +28,7 @@ _ROPE = ("rope_scaling", "rope_theta", "rope_parameters", "partial_rotary_factor
 
 
 class FileHashes(Protocol):
-    """Remembers the sha256 of local files by (path, device, inode, size, mtime)."""
+    """Remembers the sha256 of local files by (path, device, inode, size, mtime, ctime)."""
 
     def get(self, path: str, info: os.stat_result) -> str | None: ...
 
@@ -40,7 +40,7 @@ class ModelIdentity:
     """Ids decide whether a cache fits; `template_id` alone differing only deserves a warning.
 
     `parts` by prefix: `template.` makes `template_id`; `code.` and `rope.` belong to the cache's spec; all others
-    (`config.<key>`, `file.<name>`) make `model_id`.
+    (`config.<key>`, `file.<name>`, `adapter.<name>`, `shard`) make `model_id`.
     """
 
     name: str
@@ -65,11 +65,12 @@ def model_parts(parts: Mapping[str, str]) -> dict[str, str]:
 
 def identify(
     path: Path, config: Mapping[str, Any], remember: FileHashes | None = None, *, name: str | None = None,
-    module: str | None = None,
+    module: str | None = None, adapter: Path | None = None, shard: str | None = None,
 ) -> ModelIdentity:  # fmt: skip
     """Identify the model in the folder `path`, loaded with `config` (config.json and any overrides).
 
-    `module` is mlx-lm's module for it, where the caller knows better than `config["model_type"]`.
+    `module` is mlx-lm's module for it, where the caller knows better than `config["model_type"]`. `adapter` is the
+    folder of a LoRA adapter on top of it, `shard` which part of the model this process has ("tensor 0/2").
 
     Raises:
         ModelFileError: a file cannot be read.
@@ -79,12 +80,16 @@ def identify(
     try:
         for file in _matching(path, _WEIGHTS):
             parts[f"file.{file.name}"] = f"{file.stat().st_size}:{sha256_of(file, remember)}"
+        for file in _matching(adapter, _WEIGHTS) if adapter is not None else ():
+            parts[f"adapter.{file.name}"] = f"{file.stat().st_size}:{sha256_of(file, remember)}"
         for file in _matching(path, _TEMPLATE):
             parts[f"template.{file.name}"] = sha256_of(file, remember)
     except OSError as error:
         raise ModelFileError(
             f"The model file {error.filename} cannot be read ({error.strerror}); download the model again."
         ) from error
+    if shard is not None:
+        parts["shard"] = shard
     parts |= code_part(module or str(config.get("model_type", "")))
     return ModelIdentity.of(name or path.name, parts)
 

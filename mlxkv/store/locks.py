@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from mlxkv.errors import SessionLockedError, StoreError
@@ -85,8 +86,29 @@ def kv_lock(folder: Path, wait: bool = True) -> Iterator[bool]:
         os.close(fd)
 
 
+@dataclass(frozen=True)
+class StoreLock:
+    """Says that the store is open here."""
+
+    fd: int
+
+    @contextmanager
+    def alone(self) -> Iterator[bool]:
+        """Be the only one for a moment; whether that is so: another process may have the store open."""
+        fcntl.flock(self.fd, fcntl.LOCK_UN)  # two that ask at the same time would wait for each other
+        try:
+            try:
+                fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                held = True
+            except OSError:
+                held = False
+            yield held
+        finally:
+            fcntl.flock(self.fd, fcntl.LOCK_SH)
+
+
 @contextmanager
-def store_lock(folder: Path, alone: bool = False) -> Iterator[None]:
+def store_lock(folder: Path, alone: bool = False) -> Iterator[StoreLock]:
     """Say that the store is open here; `alone`: be the only one, to exchange its database.
 
     Raises:
@@ -98,7 +120,7 @@ def store_lock(folder: Path, alone: bool = False) -> Iterator[None]:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB if alone else fcntl.LOCK_SH)
         except OSError as error:
             raise StoreError("Another mlxkv has the chats open; close it first.") from error
-        yield
+        yield StoreLock(fd)
     finally:
         os.close(fd)
 

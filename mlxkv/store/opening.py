@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import json
 import os
+import sqlite3
+import time
 import uuid
 from pathlib import Path
 
 from mlxkv.errors import CorruptError, StoreError
 from mlxkv.store import backup
 from mlxkv.store.files import Files
+from mlxkv.store.locks import StoreLock
+from mlxkv.store.migrations import migrate
 from mlxkv.store.schema import (
     ADVICE,
     Database,
@@ -21,14 +25,16 @@ from mlxkv.store.schema import (
     create_empty,
     database_errors,
     is_empty,
-    migrate,
     needs_migration,
 )
+from mlxkv.store.sound import is_sha256
 
 DATABASE = "mlxkv.db"
+ATTEMPTS = 40  # to be alone with an older database: a process that closes, or one that migrates it, needs a moment
+PAUSE = 0.05  # seconds
 
 
-def open_database(data: Path, files: Files) -> Database:
+def open_database(data: Path, files: Files, lock: StoreLock) -> Database:
     path, marker = data / DATABASE, data / "store.json"
     expected = _read_marker(marker)
     if expected is not None and not path.exists():
@@ -47,8 +53,7 @@ def open_database(data: Path, files: Files) -> Database:
                     raise CorruptError(f"The chat database {path} is empty; {ADVICE}.")
                 create(db, uuid.uuid4().hex)
             if needs_migration(db, path):
-                backup.make(db, data, files, suffix=f"-v{db.execute('PRAGMA user_version').fetchone()[0]}")
-                migrate(db)
+                _migrate(db, data, files, lock)
             row = db.execute("SELECT value FROM meta WHERE key = 'store'").fetchone()
             if row is None:
                 raise CorruptError(f"The chat database {path} has lost its id; {ADVICE}.")
@@ -69,12 +74,32 @@ def open_database(data: Path, files: Files) -> Database:
     return database
 
 
+def _migrate(db: sqlite3.Connection, data: Path, files: Files, lock: StoreLock) -> None:
+    """Copy the older database, then bring it to today's format, while no process of the older mlxkv has it open.
+
+    Raises:
+        StoreError: one has, or the copy cannot be made. CorruptError: the database is damaged.
+    """
+    for attempt in range(ATTEMPTS):
+        with lock.alone() as alone:
+            if not needs_migration(db, data / DATABASE):
+                return  # another process has done it
+            if alone:
+                Database(db, data / DATABASE).quick_check()  # damage would be brought along, or end half the way
+                backup.make(db, data, files, suffix=f"-v{db.execute('PRAGMA user_version').fetchone()[0]}")
+                migrate(db, files.before)
+                return
+        if attempt < ATTEMPTS - 1:
+            time.sleep(PAUSE)
+    raise StoreError("Another mlxkv, of an older version, has the chats open; close it, then start this one again.")
+
+
 def _read_marker(path: Path) -> str | None:
     """The id of the store, None if there is no store yet."""
     try:
         value = json.loads(path.read_bytes())
-        if value["format"] != 1:
-            raise StoreError(f"{path} has format {value['format']!r}, this mlxkv knows 1; update mlxkv.")
+        if (form := int(value["format"])) > 1:
+            raise StoreError(f"{path} was written by a newer mlxkv (format {form}, this one knows 1); update mlxkv.")
         return str(value["store"])
     except FileNotFoundError:
         return None
@@ -91,14 +116,15 @@ class RememberedHashes:
     def get(self, path: str, info: os.stat_result) -> str | None:
         with self._database.reading() as db:
             row = db.execute(
-                "SELECT sha256 FROM filehash WHERE path = ? AND dev = ? AND ino = ? AND size = ? AND mtime_ns = ?",
-                (path, info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns),
+                "SELECT sha256 FROM filehash WHERE path = ? AND dev = ? AND ino = ? AND size = ? AND mtime_ns = ?"
+                " AND ctime_ns = ?",
+                (path, info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns),
             ).fetchone()
-        return row[0] if row else None
+        return row[0] if row and is_sha256(row[0]) else None
 
     def put(self, path: str, info: os.stat_result, sha256: str) -> None:
         with self._database.writing() as db:
             db.execute(
-                "INSERT OR REPLACE INTO filehash VALUES(?, ?, ?, ?, ?, ?)",
-                (path, info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, sha256),
+                "INSERT OR REPLACE INTO filehash VALUES(?, ?, ?, ?, ?, ?, ?)",
+                (path, info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns, sha256),
             )

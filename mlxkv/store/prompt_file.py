@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -30,9 +31,12 @@ from mlxkv.store.ports import KVCacheLike, LayerGroup, Range
 from mlxkv.store.ranges import covers, rows_per_chunk
 from mlxkv.store.records import Restored
 from mlxkv.store.refs import STATE
+from mlxkv.store.sound import is_clock
 from mlxkv.store.space import Room, any_room
 
-FORMAT = "prompt-cache 1"
+FORMAT = "prompt-cache 2"
+_FORMATS = ("prompt-cache 1", FORMAT)
+_NEWER = re.compile(r"prompt-cache [0-9]{1,9}")
 MAX_PROMPT = 256 << 20  # bytes of text in one file
 _HEAD = 200  # characters of text in the header, for lists
 _READ = 1 << 20
@@ -156,6 +160,8 @@ def _prompt(path: Path, text: bytes, num_tokens: int) -> PromptText | None:
         texts = (prompt.text, prompt.rendered, prompt.system or "")
         if not all(isinstance(t, str) for t in texts) or type(prompt.num_tokens) is not int:
             raise TypeError("text or num_tokens")
+        if not (prompt.clock is None or is_clock(prompt.clock)):
+            raise TypeError(f"clock {ascii(prompt.clock)[:80]}")
     except (ValueError, TypeError, RecursionError) as error:
         raise CorruptError(f"The text inside {path} cannot be read ({error}); make the file again.") from error
     return replace(prompt, num_tokens=min(max(prompt.num_tokens, 0), num_tokens))
@@ -226,8 +232,10 @@ def _bytes(
 
 
 def _described(path: Path, header: Header) -> dict[str, Any]:
-    found = header.metadata.get("mlxkv")
-    if found != FORMAT:
+    found = header.metadata.get("mlxkv", "")
+    if found not in _FORMATS:
+        if _NEWER.fullmatch(found):
+            raise CorruptError(f"{path} was written by a newer mlxkv ({found}, this one knows {FORMAT}); update mlxkv.")
         raise CorruptError(f"{path} is not a prompt cache of this mlxkv (format {found!r}, expected {FORMAT!r}).")
     try:
         about = {key: json.loads(header.metadata[key]) for key in _DESCRIBED}

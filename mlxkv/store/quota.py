@@ -46,13 +46,13 @@ class _Candidate:
     b: int
     is_needed: bool = False
     is_kept: bool = False  # needed by a session that is open or pinned
-    updated: float = 0.0
+    seq: int = 0  # of the chat that was used last
 
     @property
-    def order(self) -> tuple[bool, float, int]:
+    def order(self) -> tuple[bool, int, int]:
         """Rows that left every window first, then the chats that rest longest; of these the end first, since the
         beginning is of use without it."""
-        return self.is_needed, self.updated, -self.b if self.is_needed else self.a
+        return self.is_needed, self.seq, -self.b if self.is_needed else self.a
 
 
 @dataclass
@@ -182,10 +182,10 @@ class Quota:
     def _candidates(self, db: sqlite3.Connection, saving: Plan | None, old: bool) -> list[_Candidate]:
         is_open = self.open_sessions()
         needed: dict[str, list[_Needed]] = {}
-        updated: dict[str, float] = {}
-        query = f"SELECT id, updated, needed, flags & {PINNED} FROM session"
-        for session, when, text, is_pinned in db.execute(query):
-            updated[session] = when if isinstance(when, float) else 0.0
+        used: dict[str, int] = {}
+        query = f"SELECT id, seq, needed, flags & {PINNED} FROM session"
+        for session, seq, text, is_pinned in db.execute(query):
+            used[session] = seq if isinstance(seq, int) else 0
             needed[session] = [_ranges(text)]
             if is_pinned:
                 is_open.add(session)
@@ -202,7 +202,7 @@ class Quota:
                 continue
             chunk = found.setdefault(digest, _Candidate(digest, size, a, b))
             if session is not None:
-                chunk.updated = max(chunk.updated, updated.get(session, 0.0))
+                chunk.seq = max(chunk.seq, used.get(session, 0))
                 if any(_overlaps(ranges, group, a, b) for ranges in needed.get(session, [])):
                     chunk.is_needed = True
                     chunk.is_kept = chunk.is_kept or session in is_open

@@ -4,9 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, get_args
 
 from mlxkv.store.identity import ModelIdentity
+
+Kind = Literal["chat", "run", "endpoint"]
+KINDS: tuple[str, ...] = get_args(Kind)
+"""What made a session: a chat, one run of print mode, the endpoint."""
+
+
+@dataclass(frozen=True)
+class ToolCall:
+    """One call that a reply makes. `arguments` is JSON text, as the model wrote it."""
+
+    name: str
+    arguments: str = "{}"
+    id: str = ""
+
+
+@dataclass(frozen=True)
+class Attachment:
+    """A file that was sent along: `text[start:end]` of the message is what it holds, nothing where it was left out."""
+
+    name: str
+    media_type: str = "text/plain"
+    start: int = 0
+    end: int = 0
 
 
 @dataclass(frozen=True)
@@ -15,6 +38,7 @@ class TurnRecord:
 
     `start` None means "at the end of the log" and is filled in when the turn is stored; it is smaller than the log
     when a chat template rewrote history. `state`: "done", "open" (a reply still streaming), "stopped".
+    `role`: "user", "assistant", or "tool" with the result of the call `tool_call_id`.
     """
 
     role: str
@@ -25,11 +49,19 @@ class TurnRecord:
     state: str = "done"
     params: Mapping[str, Any] = field(default_factory=dict)
     stats: Mapping[str, Any] = field(default_factory=dict)
+    tool_calls: tuple[ToolCall, ...] = ()
+    attachments: tuple[Attachment, ...] = ()
+    tool_call_id: str = ""
 
 
 @dataclass(frozen=True)
 class SessionRecord:
-    """A whole session as of one moment. Times are UNIX seconds; `log` is the replay of the turns."""
+    """A whole session as of one moment. Times are UNIX seconds; `log` is the replay of the turns.
+
+    `clock` is the time that the chat's template prints from, ISO 8601 with offset; None (in chats of older versions):
+    `created`. `settings` are the chat's own, by name; `preset` is the name they were taken from. `origin` says what an
+    imported chat was where it came from. `seed` is of the keys that its tokens are drawn with.
+    """
 
     id: str
     title: str
@@ -43,6 +75,12 @@ class SessionRecord:
     turns: tuple[TurnRecord, ...]
     log: tuple[int, ...]
     head: str
+    kind: Kind = "chat"
+    clock: str | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    preset: str | None = None
+    origin: str | None = None
+    seed: int | None = None
 
 
 @dataclass(frozen=True)

@@ -169,19 +169,21 @@ def save_commit(
             " ON CONFLICT(digest) DO UPDATE SET last_used = excluded.last_used",
             (chunk.digest, chunk.size, head.group, head.a, head.b, head.prefix_key, spec_id, time.time()),
         )
-        db.execute("INSERT OR IGNORE INTO kv_ref VALUES(?, ?)", (commit_id, chunk.digest))
+        db.execute("INSERT OR IGNORE INTO kv_ref(kv_commit, chunk) VALUES(?, ?)", (commit_id, chunk.digest))
 
 
 def forget_states(db: sqlite3.Connection, session_id: str, among: Collection[str] | None = None) -> list[str]:
     """Let go of recurrent states but those of the newest commits and, for each fork, the last one before it; which.
 
-    A state is as large as many rows, and only rows are of use to others. `among`: the session has no others.
+    A state is as large as many rows, and only rows are of use to others. What `kept_for` names another reason for
+    stays. `among`: the session has no others.
     """
     digests = tuple(among or ())
     chunks = "k.grp = ?" if among is None else f"k.digest IN ({', '.join('?' * len(digests))})"
     rows = db.execute(
         f"SELECT r.kv_commit, r.chunk, k.b FROM chunk k CROSS JOIN kv_ref r ON r.chunk = k.digest"
-        f" CROSS JOIN kv_commit c ON c.id = r.kv_commit WHERE {chunks} AND c.session = ? ORDER BY c.id DESC, k.b DESC",
+        f" CROSS JOIN kv_commit c ON c.id = r.kv_commit WHERE {chunks} AND c.session = ? AND r.kept_for = ''"
+        " ORDER BY c.id DESC, k.b DESC",
         (*((STATE,) if among is None else digests), session_id),
     ).fetchall()
     rows = [row for row in rows if isinstance(row[2], int)]
@@ -236,7 +238,10 @@ def copy_commits(db: sqlite3.Connection, session_id: str, new_id: str, history: 
             " SELECT ?, pos, turn_digest, model, spec_id, rng, digest FROM kv_commit WHERE id = ?",
             (new_id, commit_id),
         ).lastrowid
-        db.execute("INSERT INTO kv_ref SELECT ?, chunk FROM kv_ref WHERE kv_commit = ?", (copy, commit_id))
+        db.execute(
+            "INSERT INTO kv_ref(kv_commit, chunk, kept_for) SELECT ?, chunk, kept_for FROM kv_ref WHERE kv_commit = ?",
+            (copy, commit_id),
+        )
 
 
 def saved_bytes(db: sqlite3.Connection, session_id: str) -> int:

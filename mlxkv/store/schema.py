@@ -1,4 +1,4 @@
-"""The database: its SQL, how it is opened, its transactions and migrations. Knows no sessions and no KV.
+"""The database: its SQL, how it is opened, its transactions. Knows no sessions and no KV.
 
 One connection belongs to the thread that opened it. Every database error leaves here as a StoreError.
 """
@@ -13,13 +13,14 @@ from pathlib import Path
 
 from mlxkv.errors import CorruptError, StoreError
 from mlxkv.store.files import Step, no_step
+from mlxkv.store.indexing import INDEX
 
 APPLICATION_ID = 0x6D6C786B  # "mlxk"
-VERSION = 2
+VERSION = 3
 PINNED = 2  # bit of `session.flags`: its rows stay whatever else wants the room
 ADVICE = "`mlxkv chats backups` shows what to go back to"
 
-SCHEMA = """
+SCHEMA = f"""
 CREATE TABLE meta(key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
 CREATE TABLE model(id TEXT PRIMARY KEY, name TEXT NOT NULL, model_id TEXT NOT NULL, json TEXT NOT NULL) STRICT;
 CREATE TABLE spec(id TEXT PRIMARY KEY, json TEXT NOT NULL) STRICT;
@@ -28,12 +29,14 @@ CREATE TABLE session(
   model TEXT NOT NULL REFERENCES model(id), spec_id TEXT REFERENCES spec(id),
   system TEXT, params TEXT NOT NULL, parent TEXT REFERENCES session(id) ON DELETE SET NULL, forked_at INTEGER,
   flags INTEGER NOT NULL DEFAULT 0, head TEXT NOT NULL, kv_written INTEGER NOT NULL DEFAULT 0,
-  needed TEXT NOT NULL DEFAULT '') STRICT;
+  needed TEXT NOT NULL DEFAULT '', kind TEXT NOT NULL DEFAULT 'chat', clock TEXT, settings TEXT NOT NULL DEFAULT '{{}}',
+  preset TEXT, origin TEXT, seed INTEGER, seq INTEGER NOT NULL DEFAULT 0) STRICT;
+CREATE INDEX session_seq ON session(seq);
 CREATE TABLE turn(
   id INTEGER PRIMARY KEY, session TEXT NOT NULL REFERENCES session(id) ON DELETE CASCADE, i INTEGER NOT NULL,
   role TEXT NOT NULL, text TEXT NOT NULL, thinking TEXT NOT NULL, state TEXT NOT NULL, params TEXT NOT NULL,
   start INTEGER NOT NULL, ids BLOB NOT NULL, stats TEXT NOT NULL, prev TEXT NOT NULL, digest TEXT NOT NULL,
-  UNIQUE(session, i)) STRICT;
+  extra TEXT NOT NULL DEFAULT '', UNIQUE(session, i)) STRICT;
 CREATE TABLE chunk(
   digest TEXT PRIMARY KEY, size INTEGER NOT NULL, grp TEXT NOT NULL, a INTEGER NOT NULL, b INTEGER NOT NULL,
   prefix_key TEXT NOT NULL, spec_id TEXT NOT NULL REFERENCES spec(id), last_used REAL NOT NULL) STRICT;
@@ -45,17 +48,14 @@ CREATE TABLE kv_commit(
 CREATE INDEX kv_commit_session ON kv_commit(session);
 CREATE TABLE kv_ref(
   kv_commit INTEGER NOT NULL REFERENCES kv_commit(id) ON DELETE CASCADE,
-  chunk TEXT NOT NULL REFERENCES chunk(digest) ON DELETE CASCADE,
+  chunk TEXT NOT NULL REFERENCES chunk(digest) ON DELETE CASCADE, kept_for TEXT NOT NULL DEFAULT '',
   PRIMARY KEY(kv_commit, chunk)) STRICT, WITHOUT ROWID;
 CREATE INDEX kv_ref_chunk ON kv_ref(chunk);
 CREATE TABLE filehash(
   path TEXT PRIMARY KEY, dev INTEGER NOT NULL, ino INTEGER NOT NULL, size INTEGER NOT NULL,
-  mtime_ns INTEGER NOT NULL, sha256 TEXT NOT NULL) STRICT;
-CREATE VIRTUAL TABLE turn_fts USING fts5(text, thinking, content='turn', content_rowid='id');
+  mtime_ns INTEGER NOT NULL, ctime_ns INTEGER NOT NULL, sha256 TEXT NOT NULL) STRICT;
+{INDEX};
 """
-
-MIGRATIONS: dict[int, str] = {1: "ALTER TABLE session ADD COLUMN needed TEXT NOT NULL DEFAULT ''"}
-"""SQL from version n to n + 1."""
 
 
 def connect(path: Path) -> sqlite3.Connection:
@@ -121,22 +121,6 @@ def needs_migration(db: sqlite3.Connection, path: Path) -> bool:
             f"{path} was written by a newer mlxkv (format {version}, this one knows {VERSION}); update mlxkv."
         )
     return version < VERSION
-
-
-def migrate(db: sqlite3.Connection) -> None:
-    """One version after the other, each in a transaction of its own."""
-    while (version := db.execute("PRAGMA user_version").fetchone()[0]) < VERSION:
-        db.execute("BEGIN IMMEDIATE")
-        try:
-            # Read again: another process may have migrated while we waited for the lock.
-            if db.execute("PRAGMA user_version").fetchone()[0] == version:
-                for statement in MIGRATIONS[version].split(";\n"):
-                    db.execute(statement)
-                db.execute(f"PRAGMA user_version={version + 1}")
-            db.execute("COMMIT")
-        except BaseException:
-            db.execute("ROLLBACK")
-            raise
 
 
 @contextlib.contextmanager

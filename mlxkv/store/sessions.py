@@ -14,7 +14,7 @@ from typing import Any
 
 from mlxkv.errors import CorruptError, SessionChangedError, SessionNotFoundError, StoreError
 from mlxkv.events import ChatSummary
-from mlxkv.store.document import PortableChat
+from mlxkv.store.document import MAX_TITLE, PortableChat
 from mlxkv.store.family import hand_on_forks
 from mlxkv.store.history import (
     History,
@@ -26,17 +26,22 @@ from mlxkv.store.history import (
     to_json,
     turn_digest,
     verified,
+    whole,
 )
 from mlxkv.store.identity import ModelIdentity, digest_of
 from mlxkv.store.ids import new_ulid
-from mlxkv.store.records import SearchHit, SessionRecord, TurnRecord
+from mlxkv.store.indexing import forget_deleted, index_turn, unindex_turns
+from mlxkv.store.records import KINDS, Kind, SearchHit, SessionRecord, TurnRecord
 from mlxkv.store.refs import mark_unused, move_commits
 from mlxkv.store.schema import PINNED, Database
 from mlxkv.store.search import search
-from mlxkv.store.sound import as_text, as_time
+from mlxkv.store.sound import as_text, as_time, is_clock, is_seed
 
 _MOST_KNOWN = 8  # histories
-_TURN = "i, role, text, thinking, state, params, start, stats, ids, prev, digest"
+_TURN = "i, role, text, thinking, state, params, start, stats, extra, ids, prev, digest"
+_NEXT = f"(SELECT coalesce(max(seq), 0) + 1 FROM session WHERE seq BETWEEN 0 AND {1 << 62})"
+"""After every other chat, whatever the clock says; no damaged number leads it astray."""
+_NEWEST_FIRST = "ORDER BY s.seq DESC, s.updated DESC, s.id DESC"
 
 
 class Sessions:
@@ -54,37 +59,57 @@ class Sessions:
 
     def create(
         self, title: str, model: ModelIdentity, system: str | None, params: Mapping[str, Any],
-        parent: str | None = None, forked_at: int | None = None,
+        parent: str | None = None, forked_at: int | None = None, **more: Any,
     ) -> str:  # fmt: skip
-        session_id, now, head = new_ulid(), time.time(), genesis(system)
+        """`more`: see SessionStore.create."""
+        now, system = time.time(), None if system is None else whole(system)
         with self.database.writing() as db:
-            db.execute(
-                "INSERT INTO session(id, title, created, updated, model, system, params, parent, forked_at, head)"
-                " VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (session_id, title, now, now, save_model(db, model), system, to_json(dict(params)), parent, forked_at,
-                 head),
+            session_id = self._insert(
+                db, title=title, created=now, updated=now, model=save_model(db, model), system=system,
+                params=to_json(dict(params)), parent=parent, forked_at=forked_at, head=genesis(system), **more,
             )  # fmt: skip
-        self.seen[session_id] = head
+        self.seen[session_id] = genesis(system)
         return session_id
 
     def take_in(self, chat: PortableChat, flags: int = 0) -> str:
-        """A session of a chat that was exported elsewhere, with its dates; returns its new id."""
-        session_id, head, length = new_ulid(), genesis(chat.system), 0
+        """A session of a chat that was exported elsewhere, with its dates; returns its new id. Among the others it
+        stands where its date belongs, so that what was said here last stays the newest."""
+        head, length = genesis(chat.system), 0
         with self.database.writing() as db:
-            db.execute(
-                "INSERT INTO session(id, title, created, updated, model, system, params, flags, head)"
-                " VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (session_id, chat.title, chat.created, chat.updated, save_model(db, chat.model), chat.system,
-                 to_json(dict(chat.params)), flags, head),
+            (place,) = db.execute(
+                f"SELECT coalesce(max(seq), 0) FROM session WHERE updated <= ? AND seq BETWEEN 0 AND {1 << 62}",
+                (chat.updated,),
+            ).fetchone()
+            session_id = self._insert(
+                db, title=chat.title, created=chat.created, updated=chat.updated, model=save_model(db, chat.model),
+                system=chat.system, params=to_json(dict(chat.params)), flags=flags, head=head, kind=chat.kind,
+                clock=chat.clock, settings=chat.settings, preset=chat.preset, origin=chat.origin, seed=chat.seed,
             )  # fmt: skip
             for i, turn in enumerate(chat.turns):
                 head, _ = self._write_turn(db, session_id, i, turn, length, head)
                 length = (turn.start or 0) + len(turn.ids)
             if head != chat.head:
                 raise CorruptError("The chat's turns are not what they are said to be; it was not imported.")
-            db.execute("UPDATE session SET updated = ? WHERE id = ?", (chat.updated, session_id))
+            db.execute("UPDATE session SET updated = ?, seq = ? WHERE id = ?", (chat.updated, place, session_id))
         self.seen[session_id] = head
         return session_id
+
+    def _insert(
+        self, db: sqlite3.Connection, *, title: str, kind: Kind = "chat", clock: str | None = None,
+        seed: int | None = None, settings: Mapping[str, Any] | None = None, **columns: Any,
+    ) -> str:  # fmt: skip
+        """A session without turns; returns its id."""
+        if kind not in KINDS or not (clock is None or is_clock(clock)) or not (seed is None or is_seed(seed)):
+            raise StoreError(f"A session cannot have kind {kind!r}, clock {clock!r} and seed {seed!r}; this is a bug.")
+        columns |= {
+            "id": new_ulid(), "title": checked_title(title), "kind": kind, "clock": clock, "seed": seed,
+            "settings": to_json(dict(settings or {})),
+        }  # fmt: skip
+        db.execute(
+            f"INSERT INTO session(seq, {', '.join(columns)}) VALUES({_NEXT}{', ?' * len(columns)})",
+            (*columns.values(),),
+        )
+        return columns["id"]
 
     def set_flags(self, session_id: str, flags: int) -> None:
         with self.database.writing() as db:
@@ -125,15 +150,14 @@ class Sessions:
         with self.database.writing() as db:
             current = self._check_head(db, session_id, head)
             last = db.execute(
-                "SELECT id, i, state, start, prev, ids, text, thinking FROM turn WHERE session = ?"
-                " ORDER BY i DESC LIMIT 1",
+                "SELECT id, i, state, start, prev, ids FROM turn WHERE session = ? ORDER BY i DESC LIMIT 1",
                 (session_id,),
             ).fetchone()
             goes_on = last is not None and pack_ids(turn.ids).tobytes().startswith(last[5])
             if last is None or (last[2] != "open" and not (reopen and goes_on)):
                 raise StoreError(f"The last turn of session {session_id} is finished; add a new turn instead.")
-            rowid, i, _, start, prev, _, *indexed = last
-            _unindex(db, rowid, *indexed)
+            rowid, i, _, start, prev, _ = last
+            unindex_turns(db, [rowid])
             db.execute("DELETE FROM turn WHERE id = ?", (rowid,))
             new, record = self._write_turn(db, session_id, i, turn, start, prev)
             if goes_on:
@@ -152,13 +176,13 @@ class Sessions:
         fields = stored_fields(turn, start)
         digest = turn_digest(prev, i, fields, ids)
         cursor = db.execute(
-            f"INSERT INTO turn(session, {_TURN}) VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            f"INSERT INTO turn(session, {_TURN}) VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (session_id, i, *fields, ids, prev, digest),
         )
+        index_turn(db, int(cursor.lastrowid or 0), fields[1], fields[2])
         db.execute(
-            "INSERT INTO turn_fts(rowid, text, thinking) VALUES(?, ?, ?)", (cursor.lastrowid, fields[1], fields[2])
+            f"UPDATE session SET head = ?, updated = ?, seq = {_NEXT} WHERE id = ?", (digest, time.time(), session_id)
         )
-        db.execute("UPDATE session SET head = ?, updated = ? WHERE id = ?", (digest, time.time(), session_id))
         return digest, as_record(fields, ids)
 
     def _continue(self, session_id: str, head: str, i: int, turn: TurnRecord, digest: str) -> None:
@@ -215,21 +239,25 @@ class Sessions:
         with self.database.reading() as db:
             history = self.history(db, session_id, fresh and session_id not in self._checked)
             self._checked.discard(session_id)
-            title, created, updated, model, system, params, parent, forked_at = db.execute(
-                "SELECT title, created, updated, model, system, params, parent, forked_at FROM session WHERE id = ?",
-                (session_id,),
-            ).fetchone()
+            title, created, updated, model, system, params, parent, forked_at, kind, clock, settings, *more = (
+                db.execute(
+                    "SELECT title, created, updated, model, system, params, parent, forked_at, kind, clock, settings,"
+                    " preset, origin, seed FROM session WHERE id = ?",
+                    (session_id,),
+                ).fetchone()
+            )
             try:
-                identity, params = load_model(db, model), json.loads(params)
-                if not isinstance(params, dict):
+                identity, params, settings = load_model(db, model), json.loads(params), json.loads(settings)
+                if not (isinstance(params, dict) and isinstance(settings, dict)):
                     raise TypeError("its settings are no table")
             except (TypeError, ValueError, KeyError) as error:
                 raise CorruptError(f"Session {session_id} is damaged ({error}); put a backup in its place.") from error
-        self.seen[session_id] = history.head
+        self.seen[session_id], (preset, origin, seed) = history.head, more
         return SessionRecord(
             session_id, as_text(title), as_time(created), as_time(updated), identity, system, params,
             as_text(parent) or None, forked_at if isinstance(forked_at, int) else None, history.turns,
-            tuple(history.log), history.head,
+            tuple(history.log), history.head, kind if kind in KINDS else "chat", clock if is_clock(clock) else None,
+            settings, as_text(preset) or None, as_text(origin) or None, seed if is_seed(seed) else None,
         )  # fmt: skip
 
     def list(self) -> tuple[ChatSummary, ...]:
@@ -239,15 +267,15 @@ class Sessions:
                 f"""SELECT s.id, s.title, s.updated, (SELECT count(*) FROM turn WHERE session = s.id),
                      (SELECT CAST(min(total(size), 9e18) AS INTEGER) FROM chunk WHERE digest IN (
                         SELECT r.chunk FROM kv_ref r JOIN kv_commit c ON c.id = r.kv_commit WHERE c.session = s.id)),
-                     m.name, s.parent, s.flags & 1, s.flags & {PINNED}
-                   FROM session s JOIN model m ON m.id = s.model ORDER BY s.updated DESC, s.id DESC"""
+                     m.name, s.parent, s.flags & 1, s.flags & {PINNED}, s.seq
+                   FROM session s JOIN model m ON m.id = s.model {_NEWEST_FIRST}"""
             ).fetchall()
         return tuple(
             ChatSummary(
                 id, as_text(title), as_time(updated), num_turns, kv_bytes, as_text(name), as_text(parent) or None,
-                untrusted=bool(untrusted), pinned=bool(pinned),
+                untrusted=bool(untrusted), pinned=bool(pinned), seq=seq if isinstance(seq, int) else 0,
             )
-            for id, title, updated, num_turns, kv_bytes, name, parent, untrusted, pinned in rows
+            for id, title, updated, num_turns, kv_bytes, name, parent, untrusted, pinned, seq in rows
             if isinstance(id, str)
         )  # fmt: skip
 
@@ -273,7 +301,7 @@ class Sessions:
 
     def latest(self) -> str | None:
         with self.database.reading() as db:
-            row = db.execute("SELECT id FROM session ORDER BY updated DESC, id DESC LIMIT 1").fetchone()
+            row = db.execute(f"SELECT s.id FROM session s {_NEWEST_FIRST} LIMIT 1").fetchone()
         return row[0] if row else None
 
     def search(self, text: str, limit: int = 50) -> tuple[SearchHit, ...]:
@@ -283,7 +311,8 @@ class Sessions:
 
     def rename(self, session_id: str, title: str) -> None:
         with self.database.writing() as db:
-            if not db.execute("UPDATE session SET title = ? WHERE id = ?", (title, session_id)).rowcount:
+            named = db.execute("UPDATE session SET title = ? WHERE id = ?", (checked_title(title), session_id))
+            if not named.rowcount:
                 raise SessionNotFoundError(f"No session has the id {session_id}; `mlxkv chats ls` lists them.")
 
     def set_model(self, session_id: str, model: ModelIdentity) -> None:
@@ -295,13 +324,12 @@ class Sessions:
 
     def delete(self, db: sqlite3.Connection, session_id: str) -> None:
         """Rows only, inside a transaction of the caller; the words leave the search index too."""
-        for row in db.execute("SELECT id, text, thinking FROM turn WHERE session = ?", (session_id,)).fetchall():
-            _unindex(db, *row)
+        unindex_turns(db, [id for (id,) in db.execute("SELECT id FROM turn WHERE session = ?", (session_id,))])
         hand_on_forks(db, session_id)
         if not db.execute("DELETE FROM session WHERE id = ?", (session_id,)).rowcount:
             raise SessionNotFoundError(f"No session has the id {session_id}; `mlxkv chats ls` lists them.")
         mark_unused(db)
-        db.execute("INSERT INTO turn_fts(turn_fts) VALUES('optimize')")  # else deleted words linger in its segments
+        forget_deleted(db)
         self.seen.pop(session_id, None)
         self.forget(session_id)
 
@@ -319,15 +347,16 @@ class Sessions:
         new_id, now, head = new_ulid(), time.time(), history.digests[num_turns]
         db.execute(
             "INSERT INTO session(id, title, created, updated, model, spec_id, system, params, flags, parent, forked_at,"
-            f" head) SELECT ?, ?, ?, ?, model, spec_id, system, params, flags & ~{PINNED}, id, ?, ? FROM session"
-            " WHERE id = ?",
+            " head, kind, clock, settings, preset, seed, seq)"
+            f" SELECT ?, ?, ?, ?, model, spec_id, system, params, flags & ~{PINNED}, id, ?, ?,"
+            f" kind, clock, settings, preset, seed, {_NEXT} FROM session WHERE id = ?",
             (new_id, _free_title(db, as_text(title)), now, now, num_turns, head, session_id),
         )
         for row in db.execute(
             f"SELECT {_TURN} FROM turn WHERE session = ? AND i < ? ORDER BY i", (session_id, num_turns)
         ).fetchall():
             cursor = db.execute(f"INSERT INTO turn(session, {_TURN}) VALUES(?{', ?' * len(row)})", (new_id, *row))
-            db.execute("INSERT INTO turn_fts(rowid, text, thinking) VALUES(?, ?, ?)", (cursor.lastrowid, *row[2:4]))
+            index_turn(db, int(cursor.lastrowid or 0), *row[2:4])
         return new_id, history.first(num_turns)  # whoever opens it verifies what was copied
 
 
@@ -349,11 +378,11 @@ def load_model(db: sqlite3.Connection, row_id: str) -> ModelIdentity:
     return ModelIdentity(**json.loads(db.execute("SELECT json FROM model WHERE id = ?", (row_id,)).fetchone()[0]))
 
 
-def _unindex(db: sqlite3.Connection, rowid: int, text: str, thinking: str) -> None:
-    # FTS5 over another table's text must be told the exact words to forget.
-    db.execute(
-        "INSERT INTO turn_fts(turn_fts, rowid, text, thinking) VALUES('delete', ?, ?, ?)", (rowid, text, thinking)
-    )
+def checked_title(title: str) -> str:
+    """Raises StoreError: it is too long."""
+    if len(title) > MAX_TITLE:
+        raise StoreError(f"A title of {len(title):,} characters is too long; give one of at most {MAX_TITLE:,}.")
+    return whole(title)
 
 
 def _free_title(db: sqlite3.Connection, title: str) -> str:

@@ -6,14 +6,22 @@ Turns need none of this: their chain of digests covers them. Pure; any thread.
 
 from __future__ import annotations
 
+import datetime
 import re
 
 _LAST = 253_402_300_799.0  # seconds: the end of the year 9999
 _DIGEST = re.compile(r"[0-9a-f]{32}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_CLOCK = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d\d:\d\d", re.ASCII)
+MAX_SEED = (1 << 63) - 1
 
 
 def is_digest(value: object) -> bool:
     return isinstance(value, str) and _DIGEST.fullmatch(value) is not None
+
+
+def is_sha256(value: object) -> bool:
+    return isinstance(value, str) and _SHA256.fullmatch(value) is not None
 
 
 def is_chunk(digest: object, size: object, group: object, a: object, b: object, key: object = "") -> bool:
@@ -21,6 +29,20 @@ def is_chunk(digest: object, size: object, group: object, a: object, b: object, 
     if not (is_digest(digest) and isinstance(group, str) and isinstance(key, str)):
         return False
     return isinstance(size, int) and isinstance(a, int) and isinstance(b, int) and size > 0 and 0 <= a < b
+
+
+def is_clock(value: object) -> bool:
+    """Whether it is a local time with its offset, to the second: "2026-11-29T23:58:12+01:00"."""
+    if not (isinstance(value, str) and _CLOCK.fullmatch(value)):
+        return False
+    try:
+        return datetime.datetime.fromisoformat(value).astimezone(datetime.UTC) is not None
+    except (ValueError, OverflowError):
+        return False
+
+
+def is_seed(value: object) -> bool:
+    return type(value) is int and 0 <= value <= MAX_SEED
 
 
 def as_text(value: object) -> str:

@@ -27,7 +27,7 @@ from mlxkv.store.paces import Paces
 from mlxkv.store.pacing import Pace
 from mlxkv.store.ports import KVCacheLike
 from mlxkv.store.quota import Quota
-from mlxkv.store.records import KVCommit, Restored, SearchHit, SessionRecord, TurnRecord
+from mlxkv.store.records import Kind, KVCommit, Restored, SearchHit, SessionRecord, TurnRecord
 from mlxkv.store.refs import bytes_written, copy_commits
 from mlxkv.store.restore import Restorer
 from mlxkv.store.saving import Saver
@@ -74,9 +74,9 @@ class SessionStore:
         locks = private_folder(data / "locks")
         files = files or Files(before)
         with ExitStack() as stack:
-            stack.enter_context(store_lock(locks))
+            lock = stack.enter_context(store_lock(locks))
             backup_is_due = backup.is_due(data, datetime.date.today())
-            database = open_database(data, files)
+            database = open_database(data, files, lock)
             stack.callback(database.close)
             store = cls(database, Space.at(folders.cache, files), locks, disk_limit)
             sweep(database, store._space)
@@ -104,10 +104,20 @@ class SessionStore:
 
     def create(
         self, title: str, model: ModelIdentity, *, system: str | None = None, params: Mapping[str, Any] | None = None,
-        parent: str | None = None, forked_at: int | None = None,
+        parent: str | None = None, forked_at: int | None = None, kind: Kind = "chat", clock: str | None = None,
+        settings: Mapping[str, Any] | None = None, preset: str | None = None, origin: str | None = None,
+        seed: int | None = None,
     ) -> str:  # fmt: skip
-        """A session without turns; returns its id."""
-        return self._sessions.create(title, model, system, params or {}, parent, forked_at)
+        """A session without turns; returns its id. See SessionRecord for what the arguments mean; a fork has its
+        parent's, but for `origin`.
+
+        Raises:
+            StoreError: a value that cannot be saved.
+        """
+        return self._sessions.create(
+            title, model, system, params or {}, parent, forked_at, kind=kind, clock=clock, settings=settings,
+            preset=preset, origin=origin, seed=seed,
+        )  # fmt: skip
 
     def add_turn(self, session_id: str, turn: TurnRecord, *, head: str | None = None) -> str:
         """Append a turn and return the new head; on disk when this returns.

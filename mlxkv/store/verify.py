@@ -14,6 +14,7 @@ from pathlib import Path
 from mlxkv.errors import CorruptError, StoreError
 from mlxkv.store.chunks import ChunkFiles
 from mlxkv.store.format import ChunkHead, verify_chunk
+from mlxkv.store.indexing import is_whole, rebuild
 from mlxkv.store.refs import count_removal, is_commit, mark_unused, remove_chunks
 from mlxkv.store.schema import Database
 from mlxkv.store.sessions import Sessions
@@ -89,15 +90,15 @@ def _database(database: Database, repair: bool) -> list[Problem]:
         out.append(Problem("database", database.path.name, str(error)))
     try:
         with database.writing() as db:
-            db.execute("INSERT INTO turn_fts(turn_fts, rank) VALUES('integrity-check', 1)")
+            is_sound = is_whole(db)
     except StoreError:
-        mended = False
+        is_sound = False
+    if not is_sound:
         if repair:
             with database.writing() as db:
-                db.execute("INSERT INTO turn_fts(turn_fts) VALUES('rebuild')")
-            mended = True
+                rebuild(db)
         text = "The search index does not match the chats; `mlxkv cache verify --repair` makes it again."
-        out.append(Problem("search", "turn_fts", text, mended))
+        out.append(Problem("search", "turn_fts", text, repair))
     return out
 
 

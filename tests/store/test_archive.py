@@ -59,7 +59,7 @@ def said(store: SessionStore, *, kv: bool = False) -> str:
 
 def truth(record: SessionRecord) -> SessionRecord:
     """What must be the same everywhere."""
-    return replace(record, id="", parent=None, forked_at=None)
+    return replace(record, id="", parent=None, forked_at=None, origin=None)
 
 
 @pytest.mark.parametrize("form", ["json", "mlxkv"])
@@ -165,8 +165,13 @@ def put(path: tuple[Any, ...], value: Any) -> Callable[[dict[str, Any]], None]:
 
 
 DOCUMENTS: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
-    (put(("format",), "mlxkv chat 2"), "`format` must be"),
-    (put(("title",), "x" * 2000), "`title` must be text"),
+    (
+        put(("format",), "mlxkv chat 3"),
+        "was written by a newer mlxkv .mlxkv chat 3, this one knows mlxkv chat 2.; update",
+    ),
+    (put(("format",), "mlxkv chat x"), "`format` must be"),
+    (put(("format",), None), "`format` must be"),
+    (put(("title",), "x" * 70_000), "`title` must be text"),
     (put(("title",), None), "`title` must be text"),
     (put(("system",), 7), "`system` must be text"),
     (put(("created",), float("1e300")), "UNIX seconds"),
@@ -193,7 +198,42 @@ DOCUMENTS: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
     (put(("params", "sampling", "temperature"), "hot"), "cache and a sampler"),
     (put(("params", "sampling"), {"no_such": 1}), "cache and a sampler"),
     (put(("params", "think"), "yes"), "true, false or null"),
-    (put(("params", "evil"), 1), "must hold cache, sampling and think"),
+    (put(("params", "evil"), 1), "must hold cache, sampling, think and pinned"),
+    (put(("params", "pinned"), -1), "number of tokens"),
+    (put(("params", "pinned"), True), "number of tokens"),
+    (put(("params", "pinned"), 1 << 40), "number of tokens"),
+    (put(("kind",), "file"), "`kind` must be chat or run or endpoint"),
+    (put(("kind",), []), "`kind` must be chat or run or endpoint"),
+    (put(("clock",), "yesterday"), "`clock` must be a local time"),
+    (put(("clock",), "2026-13-29T23:58:12+01:00"), "`clock` must be a local time"),
+    (put(("clock",), "0001-01-01T00:00:00+23:59"), "`clock` must be a local time"),
+    (put(("clock",), "2026-11-29T23:58:12+01:00\n"), "`clock` must be a local time"),
+    (put(("clock",), 7), "`clock` must be a local time"),
+    (put(("seed",), -1), "`seed` must be a whole number"),
+    (put(("seed",), 1 << 63), "`seed` must be a whole number"),
+    (put(("seed",), True), "`seed` must be a whole number"),
+    (put(("settings",), []), "`settings` of the chat must be an object"),
+    (put(("settings",), {"../x": 1}), "small letters, digits and _"),
+    (put(("settings",), {"temp": {"a": 1}}), "the setting temp must be"),
+    (put(("settings",), {"temp": [[1]]}), "the setting temp must be"),
+    (put(("settings",), {f"s{n}": 1 for n in range(300)}), "at most 256"),
+    (put(("preset",), 3), "`preset` must be text"),
+    (put(("origin",), "x" * 2000), "`origin` must be text"),
+    (put(("turns", 1, "tool_calls"), []), "`tool_calls` of turn 2 must be a list"),
+    (put(("turns", 1, "tool_calls"), "x"), "`tool_calls` of turn 2 must be a list"),
+    (put(("turns", 1, "tool_calls"), [{"name": "f"}]), "must have arguments, id, name"),
+    (put(("turns", 1, "tool_calls"), [{"name": 1, "arguments": "", "id": ""}]), "`name` must be text"),
+    (put(("turns", 1, "tool_calls"), [{"name": "f", "arguments": {}, "id": ""}]), "`arguments` must be text"),
+    (put(("turns", 1, "tool_calls"), [{"name": "f", "arguments": "{}", "id": "1"}]), "digest of the turns"),
+    (put(("turns", 1, "tool_call_id"), 7), "`tool_call_id` must be text"),
+    (put(("turns", 0, "attachments"), [{"name": "a", "media_type": "b", "start": 0, "end": 21}]), "within its 20"),
+    (put(("turns", 0, "attachments"), [{"name": "a", "media_type": "b", "start": 3, "end": 2}]), "within its 20"),
+    (put(("turns", 0, "attachments"), [{"name": "a", "media_type": "b", "start": 0.0, "end": 2}]), "within its 20"),
+    (
+        put(("turns", 0, "attachments"), [{"name": None, "media_type": "b", "start": 0, "end": 2}]),
+        "`name` must be text",
+    ),
+    (put(("turns", 0, "attachments"), [{"name": "a", "media_type": "b", "start": 0, "end": 2}]), "digest of the turns"),
     (put(("model", "name"), "evil\x1b[2J"), "must be printable"),
     (put(("model", "model_id"), "0" * 64), "digests of its parts"),
     (put(("model", "parts", "config.hidden"), "9"), "digests of its parts"),
@@ -303,6 +343,7 @@ def test_hostile_files_are_refused_and_leave_nothing(store: SessionStore, tmp_pa
         rebuilt(tmp_path / "path", ["chat", "etc.passwd", "xxh3"], text),
         rebuilt(tmp_path / "nochat", ["chunk.00000", "xxh3"], text),
         rebuilt(tmp_path / "other", ["chat", "xxh3"], text, metadata={"mlxkv": "chat 2"}),
+        rebuilt(tmp_path / "none", ["chat", "xxh3"], text, metadata={"mlxkv": "x"}),
         rebuilt(tmp_path / "json", ["chat", "xxh3"], b'{"format": 1}'),
     ]
     (tmp_path / "link").symlink_to(good)

@@ -14,7 +14,6 @@ from mlxkv.config import Folders
 from mlxkv.errors import CorruptError, StoreError
 from mlxkv.store import SessionStore, TurnRecord, backup
 from mlxkv.store.files import Files
-from mlxkv.store.schema import SCHEMA
 from tests.store.conftest import Talk
 from tests.store.fake import FakeCache, model
 
@@ -182,28 +181,4 @@ def test_a_copy_that_fails_leaves_nothing_and_harms_nothing(folders: Folders, st
     names = [path.name for path in (folders.data / "backups").iterdir()]
     left = [name for name in names if "20990301" in name or name.startswith(".")]
     assert left == (["mlxkv-20990301.db"] if step == "fsync folder" else [])
-    assert texts(folders) == ["one"]
-
-
-def test_an_older_database_is_copied_then_migrated(folders: Folders) -> None:
-    """Format 1 knew no `session.needed`."""
-    say(folders, "one")
-    path = folders.data / "mlxkv.db"
-    with sqlite3.connect(path) as db:
-        db.execute("ALTER TABLE session DROP COLUMN needed")
-        db.execute("PRAGMA user_version=1")
-    db.close()
-    assert texts(folders) == ["one"]
-    with sqlite3.connect(path) as db:
-        assert db.execute("PRAGMA user_version").fetchone()[0] == 2
-        columns = {row[1] for row in db.execute("PRAGMA table_info(session)")}
-    db.close()
-    assert "needed TEXT" in SCHEMA
-    assert "needed" in columns
-    old = next(b for b in backup.list_backups(folders.data) if b.name.endswith("-v1"))
-    with sqlite3.connect(old.path) as db:
-        assert db.execute("PRAGMA user_version").fetchone()[0] == 1
-    db.close()
-    say(folders, "two")
-    backup.restore(folders, old.name)
     assert texts(folders) == ["one"]

@@ -181,7 +181,7 @@ def test_the_database_has_the_settings_of_the_design(real_disk: None, store: Ses
         assert store._database.db.execute(f"PRAGMA {pragma}").fetchone()[0] == value
     db = sqlite3.connect(folders.data / "mlxkv.db")
     assert db.execute("PRAGMA application_id").fetchone()[0] == int.from_bytes(b"mlxk", "big")
-    assert db.execute("PRAGMA user_version").fetchone()[0] == 2
+    assert db.execute("PRAGMA user_version").fetchone()[0] == 3
     db.close()
 
 

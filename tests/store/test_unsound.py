@@ -4,6 +4,7 @@ rows, and no path that a digest leads out of the KV folder."""
 from __future__ import annotations
 
 import datetime
+import os
 import shutil
 import sqlite3
 from collections import Counter
@@ -26,12 +27,18 @@ VALUES: tuple[Any, ...] = (None, -1, 1 << 62, 2.5, "x", "a\0b", "../../../../pre
 COLUMNS = {
     "chunk": ("digest", "size", "grp", "a", "b", "prefix_key", "spec_id", "last_used"),
     "kv_commit": ("pos", "turn_digest", "model", "spec_id", "rng", "digest"),
-    "session": ("updated", "params", "parent", "forked_at", "flags", "kv_written", "needed", "system", "title"),
+    "session": (
+        "updated", "params", "parent", "forked_at", "flags", "kv_written", "needed", "system", "title", "kind", "clock",
+        "settings", "preset", "origin", "seed", "seq",
+    ),
+    "kv_ref": ("kept_for",),
+    "filehash": ("dev", "ino", "size", "mtime_ns", "ctime_ns", "sha256"),
+    "turn_fts_content": ("c0", "c1"),
     "model": ("name", "model_id", "json"),
     "spec": ("json",),
     "meta": ("value",),
-    "turn": ("i", "role", "text", "start", "ids", "stats", "prev", "digest"),
-}
+    "turn": ("i", "role", "text", "start", "ids", "stats", "prev", "digest", "extra"),
+}  # fmt: skip
 
 
 def put(path: Path, table: str, column: str, value: Any) -> None:
@@ -43,7 +50,8 @@ def put(path: Path, table: str, column: str, value: Any) -> None:
         db.execute("UPDATE sqlite_schema SET sql = ? WHERE name = ?", (lax, table))
         db.execute("PRAGMA writable_schema=RESET")
         db.commit()
-        db.execute(f"UPDATE {table} SET {column} = ? WHERE rowid = (SELECT max(rowid) FROM {table})", (value,))
+        key = "kv_commit" if table == "kv_ref" else "rowid"
+        db.execute(f"UPDATE {table} SET {column} = ? WHERE {key} = (SELECT max({key}) FROM {table})", (value,))
         db.commit()
         db.execute("PRAGMA writable_schema=ON")
         db.execute("UPDATE sqlite_schema SET sql = ? WHERE name = ?", (sql, table))
@@ -61,6 +69,7 @@ def use(root: Path) -> None:
             lambda: store.verify(),
             lambda: [again(store, chat.id) for chat in store.list()],
             lambda: store.borrow_kv(FakeCache(), model(), range(100)),
+            lambda: check_hash(store.file_hashes.get(__file__, os.stat(__file__))),
             lambda: store.collect(),
             lambda: store.verify(repair=True),
             lambda: [store.delete(chat.id) for chat in store.list()],
@@ -74,6 +83,10 @@ def check(chat: ChatSummary) -> None:
     assert isinstance(chat.title + chat.model + (chat.parent or ""), str)
     assert isinstance(chat.kv_bytes, int)
     datetime.datetime.fromtimestamp(chat.updated)
+
+
+def check_hash(found: str | None) -> None:
+    assert found in (None, "ab" * 32)
 
 
 def again(store: SessionStore, session: str) -> None:
@@ -91,6 +104,8 @@ def test_no_value_gives_a_traceback_or_wrong_rows(table: str, tmp_path: Path) ->
     original = Original(tmp_path / "original")
     precious = tmp_path / "precious.safetensors"
     precious.write_bytes(b"not ours")
+    with SessionStore.open(folders_in(original.root)) as store:
+        store.file_hashes.put(__file__, os.stat(__file__), "ab" * 32)
     found: Counter[str] = Counter()
     for column in COLUMNS[table]:
         for value in VALUES:

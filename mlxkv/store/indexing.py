@@ -1,0 +1,109 @@
+"""The search index: which words of a turn it holds, how they get in and out, and where a match lies in the text.
+
+FTS5 takes a run of Chinese, Japanese, Thai or Korean letters for one word. So the index holds text in compatibility
+form (NFKC: half width, full width and ligatures are what they stand for) with each of these letters as a word of its
+own; what is looked for is put the same way, as a phrase. The index keeps its own copy of that, since a row can only be
+removed by the words that went in. Inside a transaction of the caller.
+"""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+import unicodedata
+from collections.abc import Iterable, Iterator
+
+from mlxkv.store.sound import as_text
+
+_UNSPACED = (
+    "\u0e00-\u0fff\u1000-\u109f\u1100-\u11ff\u1780-\u17ff\u3005-\u3007\u3040-\u31ff\u3400-\u9fff\ua960-\ua97f"
+    "\uac00-\ud7ff\uf900-\ufaff\U00020000-\U0003ffff"
+)
+"""Scripts without spaces between words, and Hangul, whose words are found inside compounds too."""
+
+_CUT = re.compile(f"[{_UNSPACED}]")
+_JOINING = re.compile("[\u1160-\u11ff\u3131-\u318e\uff9e\uff9f\uffa0-\uffdc]")
+"""Letters that NFKC may join to what stands before them, beside combining marks."""
+
+INDEX = """CREATE VIRTUAL TABLE turn_fts USING fts5(text, thinking, tokenize="unicode61 categories 'L* N* Co M*'")"""
+
+
+def words(text: str) -> str:
+    """`text` as the index holds it: line for line, so that a match can be traced back."""
+    if text.isascii():
+        return text
+    return _CUT.sub(r" \g<0> ", unicodedata.normalize("NFKC", text))
+
+
+def spans_in(text: str, marks: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """Where spans of `words(text)`, ascending, lie in `text`."""
+    at = done = 0
+    lines = iter(text.split("\n"))
+    line = next(lines)
+    held = words(line)
+    origins = None
+    for start, end in marks:
+        while start > done + len(held) and (following := next(lines, None)) is not None:
+            at, done = at + len(line) + 1, done + len(held) + 1
+            line, held, origins = following, words(following), None
+        if origins is None:
+            origins = _origins(line)
+        first, last = (max(0, min(x - done, len(origins) - 1)) for x in (start, end - 1))
+        if origins:
+            yield at + origins[first][0], at + origins[last][1]
+
+
+def _origins(line: str) -> list[tuple[int, int]]:
+    """For each character of `words(line)` the span of `line` that it comes from."""
+    if line.isascii():
+        return [(i, i + 1) for i in range(len(line))]
+    out: list[tuple[int, int]] = []
+    start = 0
+    for end in range(1, len(line) + 1):
+        if end == len(line) or not (unicodedata.category(line[end])[0] == "M" or _JOINING.match(line[end])):
+            out += [(start, end)] * len(words(line[start:end]))
+            start = end
+    return out
+
+
+def index_turn(db: sqlite3.Connection, rowid: int, text: object, thinking: object) -> None:
+    db.execute(
+        "INSERT INTO turn_fts(rowid, text, thinking) VALUES(?, ?, ?)",
+        (rowid, words(as_text(text)), words(as_text(thinking))),
+    )
+
+
+def unindex_turns(db: sqlite3.Connection, rowids: Iterable[int]) -> None:
+    """Take turns out; `forget_deleted` once they are all out."""
+    db.executemany("DELETE FROM turn_fts WHERE rowid = ?", ((rowid,) for rowid in rowids))
+
+
+def forget_deleted(db: sqlite3.Connection) -> None:
+    """Words that were removed linger in segments of the index until these are merged."""
+    db.execute("INSERT INTO turn_fts(turn_fts) VALUES('optimize')")
+
+
+def rebuild(db: sqlite3.Connection) -> None:
+    """Make the index again, whatever is there of it."""
+    db.execute("DROP TABLE IF EXISTS turn_fts")
+    db.execute(INDEX)
+    for row in db.execute("SELECT id, text, thinking FROM turn ORDER BY id").fetchall():
+        index_turn(db, *row)
+
+
+def is_whole(db: sqlite3.Connection) -> bool:
+    """Whether the index is sound and holds the words of every turn, and none else.
+
+    Raises:
+        sqlite3.Error: it is damaged.
+    """
+    db.execute("INSERT INTO turn_fts(turn_fts, rank) VALUES('integrity-check', 1)")
+    held = iter(db.execute("SELECT rowid, text, thinking FROM turn_fts ORDER BY rowid"))
+    said = iter(db.execute("SELECT id, text, thinking FROM turn ORDER BY id"))
+    return (
+        all(
+            next(held, None) == (rowid, words(as_text(text)), words(as_text(thinking)))
+            for rowid, text, thinking in said
+        )
+        and next(held, None) is None
+    )
