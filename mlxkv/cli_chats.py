@@ -32,11 +32,13 @@ _BADGE = "[untrusted KV] "
 
 def ids_for_completion(beginning: str) -> Sequence[tuple[str, str]]:
     """For the shell: ids of chats with their titles, where one of both begins so."""
+    from mlxkv.text import clean
+
     with open_store() as store:
         found = store.list()
     short = _short(found)
     begins = [c for c in found if c.id.startswith(beginning.upper()) or c.title.lower().startswith(beginning.lower())]
-    return [(short[c.id], c.title) for c in begins]
+    return [(short[c.id], " ".join(clean(c.title).split())) for c in begins]
 
 
 Chat = Annotated[str, typer.Argument(help="Id (its beginning) or title.", autocompletion=ids_for_completion)]
@@ -203,12 +205,14 @@ def chats_import(
     ] = False,
 ) -> None:
     """Take in a chat: its turns and ids, which are read again when it is resumed."""
+    from mlxkv.tables import row
+    from mlxkv.text import clean
+
     with open_store() as store:
         done = store.import_chat(file, trust_kv=trust_kv)
     rows = f", KV rows of {done.kv_tokens:,}" if done.kv_tokens else ""
-    print(f"{done.session_id}  {done.title}  {done.num_turns} turns, {done.num_tokens:,} tokens{rows}")
-    from mlxkv.text import clean
-
+    facts = f"{done.num_turns} turns, {done.num_tokens:,} tokens{rows}"
+    print(row([done.session_id, done.title, facts], None))
     print(f"made with {clean(done.model)}; a resume uses that model, or the one -m names", file=sys.stderr)
     if done.notice:
         print(clean(done.notice), file=sys.stderr)

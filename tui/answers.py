@@ -35,7 +35,7 @@ def take(state: ChatState, event: ev.EngineEvent) -> None:
         case ev.ChatRenamed(session_id, title):
             state.answered(cmd.RenameChat)
             if session_id == state.session_id or state.session_id is None:
-                state.title = clean(title)
+                state.title = " ".join(clean(title).split())
             state.chats = tuple(replace(c, title=title) if c.id == session_id else c for c in state.chats)
             state.say(f"Renamed: “{title}”.")
         case ev.ChatDeleted(session_id, title):

@@ -73,7 +73,7 @@ class Story:
 
     def show_chat(self, event: ev.ChatOpened) -> None:
         early, self._early, self._is_open = self._early, [], True
-        self.title, self.turn, self.messages = clean(event.title), None, list(event.messages)
+        self.title, self.turn, self.messages = " ".join(clean(event.title).split()), None, list(event.messages)
         self._kv_before = self._evicted_before = 0
         self._filled_before = next((m.stats.cache_tokens for m in reversed(event.messages) if m.stats), 0)
         self._change = Change(cleared=True, settled=early)

@@ -173,6 +173,7 @@ def _kv(
         for group in {c.head.group for c in found}
     }
     found = [c for c in found if keys[c.head.group][c.head.a, c.head.b] == c.head.prefix_key]
+    found.sort(key=lambda c: (c.head.group, c.head.a, c.head.b, c.digest))  # the same wherever it is exported
     rng = None if newest.rng is None else newest.rng.hex()
     rows = [[c.head.group, c.head.a, c.head.b] for c in found]
     return {"pos": newest.pos, "rng": rng, "spec": spec, "chunks": rows}, found
