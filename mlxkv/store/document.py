@@ -108,6 +108,7 @@ def to_markdown(record: SessionRecord, *, joined: bool = False) -> str:
         if turn.thinking:
             out.append("\n".join(f"> {line}".rstrip() for line in safe(turn.thinking).split("\n")))
         out.append(safe(turn.text) + (" …" if turn.state != "done" else ""))
+        out += [f"→ {' '.join(safe(f'{call.name}({call.arguments})').split())}" for call in turn.tool_calls]
     return "\n\n".join(out) + "\n"
 
 

@@ -85,7 +85,14 @@ def forget_deleted(db: sqlite3.Connection) -> None:
 
 def rebuild(db: sqlite3.Connection) -> None:
     """Make the index again, whatever is there of it."""
-    db.execute("DROP TABLE IF EXISTS turn_fts")
+    try:
+        db.execute("DROP TABLE IF EXISTS turn_fts")
+    except sqlite3.DatabaseError:  # so damaged that FTS5 will not even open it: its tables go one by one
+        db.execute("PRAGMA writable_schema=ON")
+        db.execute("DELETE FROM sqlite_schema WHERE name = 'turn_fts'")
+        db.execute("PRAGMA writable_schema=RESET")
+        for part in ("data", "idx", "content", "docsize", "config"):
+            db.execute(f"DROP TABLE IF EXISTS turn_fts_{part}")
     db.execute(INDEX)
     for row in db.execute("SELECT id, text, thinking FROM turn ORDER BY id").fetchall():
         index_turn(db, *row)

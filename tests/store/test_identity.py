@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -92,3 +93,36 @@ def test_a_local_file_is_hashed_once(tmp_path: Path, store: SessionStore) -> Non
     assert sha256_of(file, store.file_hashes) == "ab" * 32
     file.write_bytes(b"three")
     assert sha256_of(file, store.file_hashes) == hashlib.sha256(b"three").hexdigest()
+
+
+def test_weights_replaced_with_size_and_time_unchanged_are_hashed_again(tmp_path: Path, store: SessionStore) -> None:
+    """The same inode, size and mtime: only the kernel's own time tells."""
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(b"one")
+    info = file.stat()
+    first = sha256_of(file, store.file_hashes)
+    while file.stat().st_ctime_ns == info.st_ctime_ns:
+        file.write_bytes(b"two")
+        os.utime(file, ns=(info.st_atime_ns, info.st_mtime_ns))
+    again = file.stat()
+    assert (again.st_ino, again.st_size, again.st_mtime_ns) == (info.st_ino, info.st_size, info.st_mtime_ns)
+    assert sha256_of(file, store.file_hashes) == hashlib.sha256(b"two").hexdigest() != first
+
+
+def test_an_adapter_and_a_shard_are_parts_of_the_model(tmp_path: Path) -> None:
+    folder, adapter = tmp_path / "model", tmp_path / "adapter"
+    for path in (folder, adapter):
+        path.mkdir()
+    (folder / "model.safetensors").write_bytes(b"weights")
+    (adapter / "adapters.safetensors").write_bytes(b"lora")
+    (adapter / "adapter_config.json").write_text("{}")
+    bare = identify(folder, {"model_type": "llama"})
+    tuned = identify(folder, {"model_type": "llama"}, adapter=adapter)
+    halves = [identify(folder, {"model_type": "llama"}, shard=f"tensor {n}/2") for n in range(2)]
+    assert len({i.model_id for i in (bare, tuned, *halves)}) == 4
+    assert {*tuned.parts} - {*bare.parts} == {"adapter.adapters.safetensors", "adapter.adapter_config.json"}
+    assert halves[1].parts["shard"] == "tensor 1/2"
+    (adapter / "adapters.safetensors").write_bytes(b"other")
+    other = identify(folder, {"model_type": "llama"}, adapter=adapter)
+    assert first_difference(tuned.parts, other.parts) == "adapter.adapters.safetensors"
+    assert {i.template_id for i in (bare, tuned, *halves)} == {bare.template_id}

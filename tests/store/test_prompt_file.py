@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import pytest
 
+from mlxkv.cache.portable import PromptText
 from mlxkv.errors import CorruptError, MismatchError, StoreError
 from mlxkv.safetensors import read_header
 from mlxkv.store import describe_prompt_file, read_prompt_file, write_prompt_file
@@ -152,3 +154,22 @@ def test_a_cache_of_many_layers_fits_the_header(tmp_path: Path) -> None:
     about = describe_prompt_file(tmp_path / "book.kv")
     assert about["num_tokens"] == 4000
     assert 64 < max(b - a for _, a, b in about["parts"]) < 4000
+
+
+def test_the_clock_of_the_prompt_is_kept(tmp_path: Path) -> None:
+    cache = FakeCache()
+    cache.feed(range(1, 40))
+    clock = "2026-11-29T23:58:12+01:00"
+    for kept in (clock, None):
+        prompt = PromptText("be", "a book", "<s>be a book", 30, kept)
+        write_prompt_file(tmp_path / "book.kv", cache, model(), prompt=prompt)
+        assert read_prompt_file(tmp_path / "book.kv", FakeCache(), model()).prompt == prompt
+
+
+@pytest.mark.parametrize("clock", ["yesterday", 7, "2026-11-29"])
+def test_a_clock_that_is_none_is_refused(tmp_path: Path, clock: Any) -> None:
+    cache = FakeCache()
+    cache.feed(range(1, 40))
+    write_prompt_file(tmp_path / "x.kv", cache, model(), prompt=PromptText("be", "a book", "<s>", 30, clock))
+    with pytest.raises(CorruptError, match="clock"):
+        read_prompt_file(tmp_path / "x.kv", FakeCache(), model())

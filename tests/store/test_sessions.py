@@ -5,12 +5,17 @@ from __future__ import annotations
 import sqlite3
 import subprocess
 import sys
+import time
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mlxkv.config import Folders
-from mlxkv.errors import SessionChangedError, SessionLockedError, SessionNotFoundError, StoreError
-from mlxkv.store import SessionStore, TurnRecord
+from mlxkv.errors import CorruptError, SessionChangedError, SessionLockedError, SessionNotFoundError, StoreError
+from mlxkv.store import Attachment, SessionStore, ToolCall, TurnRecord
 from mlxkv.store.ids import is_ulid, new_ulid
 from tests.store.conftest import Talk
 from tests.store.fake import FakeCache, model
@@ -195,3 +200,126 @@ def test_a_reader_never_sees_half_a_change(store: SessionStore, folders: Folders
                 db.execute("SELECT head FROM session").fetchone()  # the snapshot begins here
                 other.add_turn(session, TurnRecord("user", str(n), (n,)))
                 assert len(store._sessions.history(db, session).turns) == n
+
+
+CLOCK = "2026-11-29T23:58:12+01:00"
+
+
+def test_what_a_session_is_made_with_comes_back_and_a_fork_has_it_too(store: SessionStore, folders: Folders) -> None:
+    plain = store.create("plain", model())
+    session = store.create(
+        "x", model(), kind="endpoint", clock=CLOCK, settings={"temp": 0.5}, preset="mine", origin="claude:1", seed=7
+    )
+    call = ToolCall("weather", '{"town": "Porto"}', "call-1")
+    turns = [
+        TurnRecord("user", "a.txt: hi", (1,), attachments=(Attachment("a.txt", start=7, end=9), Attachment("b.png"))),
+        TurnRecord("assistant", "", (2,), tool_calls=(call,)),
+        TurnRecord("tool", "sunny", (3,), tool_call_id="call-1"),
+    ]
+    for turn in turns:
+        store.add_turn(session, turn)
+    fork = store.fork(session, 3)
+    with SessionStore.open(folders) as other:
+        record, copy, bare = other.load(session), other.load(fork), other.load(plain)
+        assert other.verify().problems == ()
+    assert (record.kind, record.clock, record.settings, record.preset) == ("endpoint", CLOCK, {"temp": 0.5}, "mine")
+    assert (record.origin, record.seed) == ("claude:1", 7)
+    assert [replace(turn, start=None) for turn in record.turns] == turns
+    assert copy.turns == record.turns
+    kept = ("kind", "clock", "settings", "preset", "seed")
+    assert all(getattr(copy, name) == getattr(record, name) for name in kept)
+    assert copy.origin is None  # it is not what was imported
+    assert (bare.kind, bare.clock, bare.settings, bare.preset, bare.seed) == ("chat", None, {}, None, None)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"clock": "today"}, {"clock": "2026-11-29T23:58:12"}, {"clock": "2026-02-30T23:58:12+01:00"}, {"kind": "x"},
+     {"seed": -1}, {"seed": 1 << 63}, {"seed": 1.0}],
+)  # fmt: skip
+def test_what_cannot_be_saved_is_refused(store: SessionStore, wrong: dict[str, Any]) -> None:
+    with pytest.raises(StoreError, match="bug"):
+        store.create("x", model(), **wrong)
+    assert store.list() == ()
+
+
+def test_a_title_has_an_end(store: SessionStore) -> None:
+    session = store.create("x" * (1 << 16), model())
+    for rename in (lambda: store.create("x" * (1 << 17), model()), lambda: store.rename(session, "x" * (1 << 17))):
+        with pytest.raises(StoreError, match="at most 65,536"):
+            rename()
+    store.rename(session, "half \udcff")
+    assert store.load(session).title == "half \ufffd"
+    assert store.load(store.create("a", model(), system="half \udcff")).system == "half \ufffd"
+
+
+def test_chats_are_ordered_whatever_the_clock_says(
+    store: SessionStore, folders: Folders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A laptop woke with sixty days too much: the next message with `-c` went into the chat dated in the future."""
+    now, at = time.time(), [0.0]
+    monkeypatch.setattr("mlxkv.store.sessions.time.time", lambda: now + at[0])
+    names = {}
+    for name, ahead in (("first", 0.0), ("ahead", 60 * 86400.0), ("after", 1.0)):
+        at[0] = ahead
+        names[store.create(name, model())] = name
+
+    def listed() -> list[str]:
+        return [chat.title for chat in store.list()]
+
+    assert listed() == ["after", "ahead", "first"]
+    ids = {name: session for session, name in names.items()}
+    assert store.latest() == ids["after"]
+    store.add_turn(ids["first"], TurnRecord("user", "word", (1,)))
+    assert listed() == ["first", "after", "ahead"]
+    store.rename(ids["ahead"], "ahead")  # changes nothing that was said
+    assert store.latest() == ids["first"]
+    store.delete(ids["first"])
+    fork = store.fork(ids["ahead"], 0)
+    assert store.latest() == fork
+    store.add_turn(ids["after"], TurnRecord("user", "word", (1,)))
+    store.add_turn(fork, TurnRecord("user", "word", (1,)))
+    assert [hit.session_id for hit in store.search("word")] == [fork, ids["after"]]
+    assert listed() == ["ahead (2)", "after", "ahead"]
+    with SessionStore.open(folders) as other:
+        assert [chat.title for chat in other.list()] == listed()
+
+
+def test_an_imported_chat_stands_where_its_date_belongs(store: SessionStore, tmp_path: Path) -> None:
+    """What was said here last stays what `-c` goes on with."""
+    old, path = store.create("old", model(), params={"cache": {}, "sampling": {}, "think": None}), tmp_path / "x.mlxkv"
+    store.export_chat(old, path)
+    store.create("middle", model())
+    newest = store.create("newest", model())
+    imported = store.import_chat(path).session_id
+    assert store.latest() == newest
+    assert [chat.title for chat in store.list()] == ["newest", "middle", "old", "old"]
+    store.add_turn(imported, TurnRecord("user", "on", (1,)))
+    assert store.latest() == imported
+
+
+def test_a_damaged_number_leads_no_order_astray(store: SessionStore, folders: Folders) -> None:
+    first, second = store.create("first", model()), store.create("second", model())
+    with closing(sqlite3.connect(folders.data / "mlxkv.db")) as db:
+        db.execute(f"UPDATE session SET seq = {(1 << 63) - 1} WHERE id = ?", (second,))
+        db.commit()
+    store.add_turn(first, TurnRecord("user", "on", (1,)))
+    assert [chat.seq for chat in store.list()] == [(1 << 63) - 1, 2]
+    store.add_turn(second, TurnRecord("user", "on", (1,)))
+    assert [chat.seq for chat in store.list()] == [3, 2]
+
+
+def test_an_extra_that_was_forged_is_noticed(store: SessionStore, folders: Folders) -> None:
+    session = store.create("x", model())
+    store.add_turn(session, TurnRecord("user", "hi", (1,)))
+    store.add_turn(session, TurnRecord("user", "hi", (1,), attachments=(Attachment("a.txt"),)))
+    for where, value in ((0, '{"tool_call_id":"x"}'), (1, ""), (1, '{"tool_call_id":"x"}')):
+        with closing(sqlite3.connect(folders.data / "mlxkv.db")) as db:
+            (before,) = db.execute("SELECT extra FROM turn WHERE i = ?", (where,)).fetchone()
+            db.execute("UPDATE turn SET extra = ? WHERE i = ?", (value, where))
+            db.commit()
+            with pytest.raises(CorruptError, match=f"Turn {where + 1}"):
+                store.load(session)
+            db.execute("UPDATE turn SET extra = ? WHERE i = ?", (before, where))
+            db.commit()
+    assert len(store.load(session).turns) == 2

@@ -87,6 +87,23 @@ def test_the_states_of_the_newest_turns_and_of_forks_are_kept_and_the_files_of_o
     assert hybrid.store.restore_kv(fork, back, identity(), hybrid.cache.tokens[:40]).tokens == 40
 
 
+def test_a_state_that_is_kept_for_its_spacing_stays_and_goes_to_forks(hybrid: Hybrid) -> None:
+    for seed in range(3):
+        hybrid.turn(seed)
+    spaced = hybrid.states(hybrid.id)[0]
+    with hybrid.store._database.writing() as db:
+        db.execute(
+            "UPDATE kv_ref SET kept_for = 'spaced' WHERE chunk IN"
+            " (SELECT digest FROM chunk WHERE b = ? AND grp = 'state')",
+            (spaced,),
+        )
+    for seed in range(3, 6):
+        hybrid.turn(seed)
+    assert spaced in hybrid.states(hybrid.id)
+    assert len(hybrid.states(hybrid.id)) == 5
+    assert spaced in hybrid.states(hybrid.store.fork(hybrid.id, len(hybrid.store.load(hybrid.id).turns)))
+
+
 def test_a_damaged_state_costs_the_way_to_the_one_before_it_and_nothing_else(hybrid: Hybrid) -> None:
     for n in range(2):
         hybrid.turn(n)
