@@ -30,7 +30,7 @@ def first_commands(
     name = model_name(folders, settings, session_id)
     if session_id is not None and fork:
         with open_store(folders) as store:
-            session_id = store.fork(session_id, len(store.load(session_id).turns))
+            session_id = store.fork(session_id)
     if name is None:
         with suppress(ModelNotFoundError):
             name = resolve(BUILT_IN[0]).name
@@ -84,7 +84,7 @@ def model_name(folders: Folders, settings: Settings, session_id: str | None) -> 
         return settings.model
     with open_store(folders) as store:
         chosen = session_id or store.latest()
-        return store.load(chosen).model.name if chosen else None
+        return store.model_of(chosen).name if chosen else None
 
 
 def session_id_of(folders: Folders, session: str | None) -> str | None:

@@ -209,7 +209,7 @@ class Model:
         store = self.store
         session_id = store.find(session)
         if fork:
-            session_id = store.fork(session_id, len(store.load(session_id).turns))
+            session_id = store.fork(session_id)
         record = store.load(session_id)
         config = cache or CacheConfig.from_table(record.params.get("cache"))
         if cache is not None and cache.sinks == "system" and isinstance(pinned := record.params.get("pinned"), int):

@@ -157,7 +157,7 @@ def deleted(front: Front, session_id: str | None) -> Iterator[EngineEvent]:
     if session_id is None:
         raise PromptError("This chat is not saved, so there is nothing to delete; /new starts another.")
     with front.store() as store:
-        title = store.load(session_id).title
+        title = next((chat.title for chat in store.list() if chat.id == session_id), "")
         if session_id == in_front:
             front.close_chat()
         store.delete(session_id)

@@ -247,7 +247,7 @@ def copy_commits(db: sqlite3.Connection, session_id: str, new_id: str, history: 
 def saved_bytes(db: sqlite3.Connection, session_id: str) -> int:
     """Bytes of the chunks that the session refers to, shared ones included."""
     return db.execute(
-        "SELECT coalesce(sum(size), 0) FROM chunk WHERE digest IN (SELECT r.chunk FROM kv_ref r"
+        "SELECT CAST(min(total(size), 9e18) AS INTEGER) FROM chunk WHERE digest IN (SELECT r.chunk FROM kv_ref r"
         " JOIN kv_commit c ON c.id = r.kv_commit WHERE c.session = ?)",
         (session_id,),
     ).fetchone()[0]

@@ -9,7 +9,8 @@ import json
 import re
 import sqlite3
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from mlxkv.errors import CorruptError, SessionChangedError, SessionNotFoundError, StoreError
@@ -32,7 +33,7 @@ from mlxkv.store.identity import ModelIdentity, digest_of
 from mlxkv.store.ids import new_ulid
 from mlxkv.store.indexing import forget_deleted, index_turn, unindex_turns
 from mlxkv.store.records import KINDS, Kind, SearchHit, SessionRecord, TurnRecord
-from mlxkv.store.refs import mark_unused, move_commits
+from mlxkv.store.refs import mark_unused, move_commits, num_removed, saved_bytes
 from mlxkv.store.schema import PINNED, Database
 from mlxkv.store.search import search
 from mlxkv.store.sound import as_text, as_time, is_clock, is_seed
@@ -56,6 +57,8 @@ class Sessions:
         self.seen: dict[str, str] = {}
         self._known: dict[str, History] = {}  # the one used last at the end
         self._checked: set[str] = set()  # verified for the `load` that follows
+        self._sizes: dict[str, tuple[int | None, int]] = {}  # the newest commit and the bytes of rows, for `list`
+        self._removed = 0
 
     def create(
         self, title: str, model: ModelIdentity, system: str | None, params: Mapping[str, Any],
@@ -201,6 +204,7 @@ class Sessions:
     def forget(self, session_id: str) -> None:
         """Whoever opens it next verifies it anew."""
         self._known.pop(session_id, None)
+        self._sizes.pop(session_id, None)
         self._checked.discard(session_id)
 
     def check(self, session_id: str) -> None:
@@ -246,12 +250,10 @@ class Sessions:
                     (session_id,),
                 ).fetchone()
             )
-            try:
+            with _sound(session_id):
                 identity, params, settings = load_model(db, model), json.loads(params), json.loads(settings)
                 if not (isinstance(params, dict) and isinstance(settings, dict)):
                     raise TypeError("its settings are no table")
-            except (TypeError, ValueError, KeyError) as error:
-                raise CorruptError(f"Session {session_id} is damaged ({error}); put a backup in its place.") from error
         self.seen[session_id], (preset, origin, seed) = history.head, more
         return SessionRecord(
             session_id, as_text(title), as_time(created), as_time(updated), identity, system, params,
@@ -260,16 +262,27 @@ class Sessions:
             settings, as_text(preset) or None, as_text(origin) or None, seed if is_seed(seed) else None,
         )  # fmt: skip
 
-    def list(self) -> tuple[ChatSummary, ...]:
-        """Newest first. `kv_bytes` counts a shared chunk for every session that uses it."""
+    def model_of(self, session_id: str) -> ModelIdentity:
+        """Without a look at the turns. Raises SessionNotFoundError, CorruptError."""
+        with self.database.reading() as db, _sound(session_id):
+            row = db.execute("SELECT model FROM session WHERE id = ?", (session_id,)).fetchone()
+            if row is None:
+                raise SessionNotFoundError(f"No session has the id {session_id}; `mlxkv chats ls` lists them.")
+            return load_model(db, row[0])
+
+    def list(self, kv_bytes: Callable[[sqlite3.Connection, str], int] = saved_bytes) -> tuple[ChatSummary, ...]:
+        """Newest first. `kv_bytes`, of one session, counts a shared chunk for every session that uses it."""
         with self.database.reading() as db:
-            rows = db.execute(
+            removed = num_removed(db)
+            if removed != self._removed:
+                self._sizes, self._removed = {}, removed
+            found = db.execute(
                 f"""SELECT s.id, s.title, s.updated, (SELECT count(*) FROM turn WHERE session = s.id),
-                     (SELECT CAST(min(total(size), 9e18) AS INTEGER) FROM chunk WHERE digest IN (
-                        SELECT r.chunk FROM kv_ref r JOIN kv_commit c ON c.id = r.kv_commit WHERE c.session = s.id)),
-                     m.name, s.parent, s.flags & 1, s.flags & {PINNED}, s.seq
+                     (SELECT max(id) FROM kv_commit WHERE session = s.id), m.name, s.parent, s.flags & 1,
+                     s.flags & {PINNED}, s.seq
                    FROM session s JOIN model m ON m.id = s.model {_NEWEST_FIRST}"""
             ).fetchall()
+            rows = [(*row[:4], self._kv_bytes(db, row[0], row[4], kv_bytes), *row[5:]) for row in found]
         return tuple(
             ChatSummary(
                 id, as_text(title), as_time(updated), num_turns, kv_bytes, as_text(name), as_text(parent) or None,
@@ -278,6 +291,19 @@ class Sessions:
             for id, title, updated, num_turns, kv_bytes, name, parent, untrusted, pinned, seq in rows
             if isinstance(id, str)
         )  # fmt: skip
+
+    def _kv_bytes(
+        self,
+        db: sqlite3.Connection,
+        session_id: str,
+        newest: int | None,
+        count: Callable[[sqlite3.Connection, str], int],
+    ) -> int:
+        """Counted when there are new commits only."""
+        known = self._sizes.get(session_id)
+        if known is None or known[0] != newest:
+            known = self._sizes[session_id] = newest, 0 if newest is None else count(db, session_id)
+        return known[1]
 
     def find(self, text: str) -> str:
         """By id, unique beginning of an id, title, unique part of a title.
@@ -333,12 +359,13 @@ class Sessions:
         self.seen.pop(session_id, None)
         self.forget(session_id)
 
-    def fork(self, db: sqlite3.Connection, session_id: str, num_turns: int) -> tuple[str, History]:
-        """Copy the first `num_turns` turns to a new session, inside a transaction of the caller.
+    def fork(self, db: sqlite3.Connection, session_id: str, num_turns: int | None) -> tuple[str, History]:
+        """Copy the first `num_turns` turns (None: all) to a new session, inside a transaction of the caller.
 
         Returns the new id and its history.
         """
         history = self.history(db, session_id)
+        num_turns = len(history.turns) if num_turns is None else num_turns
         if not 0 <= num_turns <= len(history.turns):
             raise StoreError(
                 f"Session {session_id} has {len(history.turns)} turns; it cannot be forked at {num_turns}."
@@ -383,6 +410,15 @@ def checked_title(title: str) -> str:
     if len(title) > MAX_TITLE:
         raise StoreError(f"A title of {len(title):,} characters is too long; give one of at most {MAX_TITLE:,}.")
     return whole(title)
+
+
+@contextmanager
+def _sound(session_id: str) -> Iterator[None]:
+    """What is wrong with a session's own row, as an error for the user."""
+    try:
+        yield
+    except (TypeError, ValueError, KeyError) as error:
+        raise CorruptError(f"Session {session_id} is damaged ({error}); put a backup in its place.") from error
 
 
 def _free_title(db: sqlite3.Connection, title: str) -> str:

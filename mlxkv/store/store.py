@@ -157,7 +157,7 @@ class SessionStore:
 
     def list(self) -> tuple[ChatSummary, ...]:
         """Newest first."""
-        return self._sessions.list()
+        return self._sessions.list(self._saver.committer.saved_bytes)
 
     def find(self, text: str) -> str:
         """The id of the session with this id, unique beginning of an id, title, or unique part of a title.
@@ -213,8 +213,13 @@ class SessionStore:
         """The session goes on with another model. Raises SessionNotFoundError."""
         self._sessions.set_model(session_id, model)
 
-    def fork(self, session_id: str, num_turns: int) -> str:
-        """A new session with the first `num_turns` turns and every saved row that lies on them; writes no KV bytes.
+    def model_of(self, session_id: str) -> ModelIdentity:
+        """The model a session is with; its turns are not looked at. Raises SessionNotFoundError, CorruptError."""
+        return self._sessions.model_of(session_id)
+
+    def fork(self, session_id: str, num_turns: int | None = None) -> str:
+        """A new session with the first `num_turns` turns (None: all) and every saved row that lies on them; no KV bytes
+        are written.
 
         Raises:
             SessionNotFoundError. StoreError: it has fewer turns.
