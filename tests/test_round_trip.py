@@ -262,3 +262,14 @@ def test_a_chat_on_a_quantized_cache_does(
     session = done(saved(model, *["more and more " * 5] * 4, cache=small))
     model.close()
     goes_round(run, session, tmp_path, monkeypatch)
+
+
+def test_a_chat_with_a_model_in_a_folder_of_any_name_does(
+    run: Run,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = mlxkv.load(str(tiny_folder(tmp_path / "mod\u202e\x1b\u00a0el")))
+    session = done(saved(model, "hi"))
+    model.close()
+    goes_round(run, session, tmp_path, monkeypatch)

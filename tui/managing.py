@@ -161,7 +161,7 @@ class ManagingApp(ReadingApp):
                     self.state.submit(cmd.OpenChat(chat.id))
             case "rename":
                 self.state.renaming = chat.id
-                self.prompt.put(f"/rename {chat.title}")
+                self.prompt.put(f"/rename {lists.one_line(chat.title)}")
                 self.prompt.focus()
             case "delete":
                 self.state.show(lists.delete_list(chat.id, chat.title))

@@ -20,7 +20,7 @@ from mlxkv.store.history import extra_fields, genesis, pack_ids, stored_fields, 
 from mlxkv.store.identity import ModelIdentity
 from mlxkv.store.records import KINDS, Attachment, Kind, SessionRecord, ToolCall, TurnRecord
 from mlxkv.store.sound import is_clock, is_seed
-from mlxkv.text import clean
+from mlxkv.text import MARK, clean
 
 FORMAT = "mlxkv chat 2"
 _FORMATS = ("mlxkv chat 1", FORMAT)
@@ -71,7 +71,7 @@ def to_document(record: SessionRecord) -> dict[str, Any]:
         "created": record.created,
         "updated": record.updated,
         "model": {
-            "name": record.model.name,
+            "name": _printable(record.model.name),
             "model_id": record.model.model_id,
             "template_id": record.model.template_id,
             "parts": dict(record.model.parts),
@@ -110,6 +110,11 @@ def to_markdown(record: SessionRecord, *, joined: bool = False) -> str:
         out.append(safe(turn.text) + (" …" if turn.state != "done" else ""))
         out += [f"→ {' '.join(safe(f'{call.name}({call.arguments})').split())}" for call in turn.tool_calls]
     return "\n\n".join(out) + "\n"
+
+
+def _printable(name: str) -> str:
+    """A model's name as a document may have it: it is shown, and looked for, wherever the chat arrives."""
+    return "".join(c if c.isprintable() else MARK for c in clean(name))[-_MAX_NAME:]
 
 
 def from_document(data: bytes, file: str) -> PortableChat:

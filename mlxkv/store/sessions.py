@@ -105,7 +105,7 @@ class Sessions:
         if kind not in KINDS or not (clock is None or is_clock(clock)) or not (seed is None or is_seed(seed)):
             raise StoreError(f"A session cannot have kind {kind!r}, clock {clock!r} and seed {seed!r}; this is a bug.")
         columns |= {
-            "id": new_ulid(), "title": checked_title(title), "kind": kind, "clock": clock, "seed": seed,
+            "id": new_ulid(), "title": _storable(title), "kind": kind, "clock": clock, "seed": seed,
             "settings": to_json(dict(settings or {})),
         }  # fmt: skip
         db.execute(
@@ -241,20 +241,23 @@ class Sessions:
     def load(self, session_id: str, fresh: bool = True) -> SessionRecord:
         """`fresh`: its chain is verified, unless `check` did it for this."""
         with self.database.reading() as db:
-            history = self.history(db, session_id, fresh and session_id not in self._checked)
+            record = self.record(db, session_id, fresh and session_id not in self._checked)
             self._checked.discard(session_id)
-            title, created, updated, model, system, params, parent, forked_at, kind, clock, settings, *more = (
-                db.execute(
-                    "SELECT title, created, updated, model, system, params, parent, forked_at, kind, clock, settings,"
-                    " preset, origin, seed FROM session WHERE id = ?",
-                    (session_id,),
-                ).fetchone()
-            )
-            with _sound(session_id):
-                identity, params, settings = load_model(db, model), json.loads(params), json.loads(settings)
-                if not (isinstance(params, dict) and isinstance(settings, dict)):
-                    raise TypeError("its settings are no table")
-        self.seen[session_id], (preset, origin, seed) = history.head, more
+        self.seen[session_id] = record.head
+        return record
+
+    def record(self, db: sqlite3.Connection, session_id: str, fresh: bool = True) -> SessionRecord:
+        """See `history`. Raises SessionNotFoundError, CorruptError."""
+        history = self.history(db, session_id, fresh)
+        title, created, updated, system, parent, forked_at, kind, clock, preset, origin, seed, *tables = db.execute(
+            "SELECT title, created, updated, system, parent, forked_at, kind, clock, preset, origin, seed,"
+            " model, params, settings FROM session WHERE id = ?",
+            (session_id,),
+        ).fetchone()
+        with _sound(session_id):
+            identity, params, settings = load_model(db, tables[0]), json.loads(tables[1]), json.loads(tables[2])
+            if not (isinstance(params, dict) and isinstance(settings, dict)):
+                raise TypeError("its settings are no table")
         return SessionRecord(
             session_id, as_text(title), as_time(created), as_time(updated), identity, system, params,
             as_text(parent) or None, forked_at if isinstance(forked_at, int) else None, history.turns,
@@ -337,7 +340,7 @@ class Sessions:
 
     def rename(self, session_id: str, title: str) -> None:
         with self.database.writing() as db:
-            named = db.execute("UPDATE session SET title = ? WHERE id = ?", (checked_title(title), session_id))
+            named = db.execute("UPDATE session SET title = ? WHERE id = ?", (_storable(title), session_id))
             if not named.rowcount:
                 raise SessionNotFoundError(f"No session has the id {session_id}; `mlxkv chats ls` lists them.")
 
@@ -405,11 +408,10 @@ def load_model(db: sqlite3.Connection, row_id: str) -> ModelIdentity:
     return ModelIdentity(**json.loads(db.execute("SELECT json FROM model WHERE id = ?", (row_id,)).fetchone()[0]))
 
 
-def checked_title(title: str) -> str:
-    """Raises StoreError: it is too long."""
-    if len(title) > MAX_TITLE:
-        raise StoreError(f"A title of {len(title):,} characters is too long; give one of at most {MAX_TITLE:,}.")
-    return whole(title)
+def _storable(title: str) -> str:
+    """`title` as the database and a document take it."""
+    title = whole(title)
+    return title if len(title) <= MAX_TITLE else f"{title[: MAX_TITLE - 1]}…"
 
 
 @contextmanager
@@ -423,7 +425,7 @@ def _sound(session_id: str) -> Iterator[None]:
 
 def _free_title(db: sqlite3.Connection, title: str) -> str:
     """`title (2)`, the first number that is free, so that a title still finds one session."""
-    title = re.sub(r" \(\d+\)$", "", title)
+    title = re.sub(r" \(\d+\)$", "", title)[: MAX_TITLE - 20]
     n = 2
     while db.execute("SELECT 1 FROM session WHERE title = ?", (f"{title} ({n})",)).fetchone():
         n += 1

@@ -108,7 +108,7 @@ def _turns(database: Database, sessions: Sessions) -> tuple[list[Problem], int, 
         ids = [row[0] for row in db.execute("SELECT id FROM session ORDER BY id")]
         for session_id in ids:
             try:
-                num_turns += len(sessions.history(db, session_id, fresh=True).turns)
+                num_turns += len(sessions.record(db, session_id).turns)
             except (CorruptError, sqlite3.DatabaseError, ValueError, TypeError) as error:
                 out.append(Problem("turns", session_id, str(error)))
     return out, len(ids), num_turns

@@ -70,6 +70,10 @@ def test_a_damaged_chunk_is_found_and_let_go_of(talk: Talk, folders: Folders, da
     [
         ("turns", sql("UPDATE turn SET text = 'forged' WHERE i = 0")),
         ("turns", sql("UPDATE session SET system = 'forged'")),
+        ("turns", sql("UPDATE session SET settings = '[]'")),
+        ("turns", sql("UPDATE session SET params = 'x'")),
+        ("turns", sql("UPDATE model SET json = '{}'")),
+        ("turns", sql("UPDATE turn SET extra = '{}' WHERE i = 1")),
         ("commit", sql("UPDATE kv_commit SET pos = pos - 1")),
         ("chunk", sql("UPDATE chunk SET a = a + 1 WHERE rowid = 1")),
         ("chunk", sql("UPDATE chunk SET prefix_key = 'aa' WHERE rowid = 1")),
