@@ -109,6 +109,7 @@ def test_a_failure_at_any_step_of_a_migration_leaves_one_version_whole(
     class Crash(BaseException):
         pass
 
+    failure = (Crash if way == "crash" else StoreError,)
     while True:
         steps += 1
         left = steps
@@ -121,7 +122,7 @@ def test_a_failure_at_any_step_of_a_migration_leaves_one_version_whole(
 
         try:
             SessionStore.open(folders, before).close()
-        except Crash if way == "crash" else StoreError:
+        except failure:
             assert version_of(path) in range(version, VERSION + 1)
             with sqlite3.connect(path) as db:
                 assert db.execute("SELECT count(*) FROM turn").fetchone()[0] == 8
