@@ -5,10 +5,9 @@ The part of Chat that nothing of a turn needs. On the MLX thread.
 
 from __future__ import annotations
 
-import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Self
 
@@ -21,6 +20,7 @@ from mlxkv.exchange import ChatBackend
 from mlxkv.ids import common_prefix
 from mlxkv.past import Past, spans
 from mlxkv.prompt import Fed
+from mlxkv.running import Runs
 from mlxkv.sampling import SamplingParams
 from mlxkv.store import TurnRecord
 from mlxkv.turn import Turn
@@ -30,16 +30,22 @@ class Beside(ABC):
     """The chat's own parts are declared here and made by the subclass."""
 
     _backend: ChatBackend
-    _cancel: threading.Event
+    _runs: Runs
     _said: Conversation
     _fed: Fed
-    system: str | None
     thinking: bool | None
     cache: PromptCache
 
     @property
     @abstractmethod
+    def system(self) -> str | None: ...
+
+    @property
+    @abstractmethod
     def _past(self) -> Past: ...
+
+    @abstractmethod
+    def _check_cache(self) -> None: ...
 
     @abstractmethod
     def _sampling(self, chosen: Mapping[str, Any]) -> SamplingParams: ...
@@ -55,9 +61,16 @@ class Beside(ABC):
         """Ask something that is no part of the chat: events as of `send`, and nothing is recorded.
 
         The cache holds the question and its answer until the next message, which goes on without them.
+
+        Raises:
+            ConfigError: no such sampling parameter, or a reply is still being generated.
         """
-        self._cancel.clear()
-        prompt, params = self._aside(text), self._sampling(sampling)
+        params = self._sampling(sampling)
+        return self._runs.start(lambda cancelled: self._asked(text, params, cancelled))
+
+    def _asked(self, text: str, params: SamplingParams, cancelled: Callable[[], bool]) -> Iterator[TurnEvent]:
+        self._check_cache()
+        prompt = self._aside(text)
         self._said.bring_back(self.cache, prompt.ids)
         turn = Turn(
             self._backend.runner,
@@ -65,7 +78,7 @@ class Beside(ABC):
             self.cache,
             prompt.ids,
             params,
-            cancelled=self._cancel.is_set,
+            cancelled=cancelled,
             reader=self._backend.prompts.reader(prompt, params.stop),
         )
         with set_wired_limit():
@@ -94,8 +107,9 @@ class Beside(ABC):
             num_pinned: so many of `turns` never rotate out, if they take no more than a quarter of the window.
 
         Raises:
-            StoreError: it cannot be saved. OutOfMemoryError.
+            StoreError: it cannot be saved. OutOfMemoryError. ConfigError: a reply is still being generated.
         """
+        self._runs.check_idle()
         laid, fed = self._past.laid(turns)
         config, pinned = self.cache.plan.resolved, spans(laid)[num_pinned - 1][1] if num_pinned else 0
         if config.window is None or pinned > config.window // 4:
@@ -112,16 +126,20 @@ class Beside(ABC):
         `cancel` stops it; what was read stays read.
 
         Raises:
-            OutOfMemoryError: it does not fit; the next message tries again.
+            OutOfMemoryError: it does not fit; the next message tries again. ConfigError: a reply is still being
+            generated.
         """
-        self._cancel.clear()
+        return self._runs.start(self._read)
+
+    def _read(self, cancelled: Callable[[], bool]) -> Iterator[PrefillProgress]:
+        self._check_cache()
         ids = self._said.log[:-1]  # as after a turn: the last token has been sampled and not been fed
         if not ids:
             return
         self._said.bring_back(self.cache, ids)
         cached, begun = self.cache.reuse(ids).cached, time.perf_counter()
-        with set_wired_limit():
-            for done in self._backend.runner.prefill(self.cache, ids[cached:], self._cancel.is_set):
+        with set_wired_limit(), self.cache.in_use():
+            for done in self._backend.runner.prefill(self.cache, ids[cached:], cancelled):
                 tps = done / max(time.perf_counter() - begun, 1e-9)
                 yield PrefillProgress(done, len(ids) - cached, cached, tps)
         self.cache.checkpoint()
@@ -130,4 +148,5 @@ class Beside(ABC):
 
     def forget(self) -> None:
         """Give the cache's memory back; the next message has everything read again, or brought back from disk."""
+        self._runs.check_idle()
         self.cache = self._backend.make_cache(self.cache.plan.resolved, self.system)

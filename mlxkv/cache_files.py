@@ -33,6 +33,10 @@ class CacheFiles:
     make_cache: Callable[[CacheConfig], PromptCache]
     store: Callable[[], SessionStore]
 
+    @property
+    def model_id(self) -> str:
+        return self.identity().model_id
+
     def write(self, path: Path, cache: PromptCache) -> int:
         config, identity = asdict(cache.plan.resolved), self.identity()
         with self.store().saving_named(path) as room:

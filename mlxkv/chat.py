@@ -7,9 +7,8 @@ retry, edit) never destroys: a saved chat goes on in a fork. On the MLX thread, 
 from __future__ import annotations
 
 import copy
-import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from typing import Any, Self
 
@@ -25,6 +24,7 @@ from mlxkv.ids import common_prefix
 from mlxkv.past import Past
 from mlxkv.prompt import Fed
 from mlxkv.prompt_start import Start, start_from
+from mlxkv.running import Runs
 from mlxkv.sampling import SamplingParams, set_random_state
 from mlxkv.stats import TurnStats
 from mlxkv.store import Restored, SessionRecord, TurnRecord
@@ -52,19 +52,30 @@ class Chat(Beside):
         self._backend = backend
         self._params = params or SamplingParams()
         self._autosave = autosave
-        self._cancel = threading.Event()
+        self._runs = Runs()
         self._said = Conversation(backend.store, backend.identity, backend.lender)
         self._start = Start(system or None)
         if isinstance(cache, PromptCache):
+            backend.check_cache(cache)
             self._start = start_from(cache, system, backend.prompts)
         self._fed = self._start.fed  # what the next prompt can go on from
-        self.system = self._start.system
         self.thinking = think
         if not isinstance(cache, PromptCache):
             cache = backend.make_cache(cache or CacheConfig(), self.system)
         self.cache: PromptCache = cache
         self.stats = TurnStats()
         self.restored: Restored | None = None  # what came back from disk when the chat was resumed
+
+    @property
+    def system(self) -> str | None:
+        """The system prompt."""
+        return self._start.system
+
+    @system.setter
+    def system(self, text: str | None) -> None:
+        raise ConfigError(
+            "The system prompt of a chat cannot be changed once it is made; make another with `model.chat(system=...)`."
+        )
 
     # -- talking -----------------------------------------------------------------------------------------------------
 
@@ -79,13 +90,15 @@ class Chat(Beside):
             sampling: SamplingParams fields for this turn.
 
         Raises:
-            PromptError: `text` is empty. ConfigError: no such sampling parameter. StoreError: the turn cannot be saved.
-            SessionLockedError: the chat is read-only.
+            PromptError: `text` is empty. ConfigError: no such sampling parameter, or a reply is still being generated.
+            StoreError: the turn cannot be saved. SessionLockedError: the chat is read-only. CacheError: something else
+            has fed the layers of `cache`. MismatchError: `cache` was made with another model.
         """
         if not text.strip():
             raise PromptError("The message is empty; write something first.")
         self._said.check_writable()
-        return self._turn(text, self._sampling(sampling), time.perf_counter() if started is None else started)
+        params, begun = self._sampling(sampling), time.perf_counter() if started is None else started
+        return self._runs.start(lambda cancelled: self._turn(text, params, begun, cancelled))
 
     def continue_reply(self, *, started: float | None = None, **sampling: Any) -> Iterator[TurnEvent]:
         """Let the last reply go on where it was stopped or cut at `max_tokens`; events as of `send`.
@@ -95,8 +108,16 @@ class Chat(Beside):
 
         Raises:
             PromptError: there is no such reply, or it had come to its end. SessionLockedError: the chat is read-only.
+            ConfigError: a reply is still being generated.
         """
+        self._runs.check_idle()
         self._said.check_writable()
+        self._cut_reply()
+        params, begun = self._sampling(sampling), time.perf_counter() if started is None else started
+        return self._runs.start(lambda cancelled: self._continued(params, begun, cancelled))
+
+    def _cut_reply(self) -> TurnRecord:
+        """The last turn, if it is a reply that can be continued."""
         last = self._said.turns[-1] if self._said.turns else None
         if last is None or last.role != "assistant":
             raise PromptError("There is no reply to continue; write something first.")
@@ -104,11 +125,14 @@ class Chat(Beside):
         if reason not in ("stopped", "length") or not self._fed.ids:
             why = "was made by another model" if not self._fed.ids else "came to its end"
             raise PromptError(f"The last reply {why}: it cannot be continued; retry it, or write something.")
-        return self._continued(last, self._sampling(sampling), time.perf_counter() if started is None else started)
+        return last
 
     def cancel(self) -> None:
-        """Stop the running reply after its current token or prefill chunk; from any thread. What was said is kept."""
-        self._cancel.set()
+        """Stop the reply that is iterated, or else will be, after its current token or prefill chunk; from any thread.
+
+        What was said is kept. A reply that is asked for later is not stopped.
+        """
+        self._runs.cancel()
 
     @property
     def messages(self) -> tuple[Message, ...]:
@@ -119,8 +143,10 @@ class Chat(Beside):
     def num_messages(self) -> int:
         return len(self._said.turns)
 
-    def _turn(self, text: str, params: SamplingParams, started: float) -> Iterator[TurnEvent]:
-        self._cancel.clear()
+    def _turn(
+        self, text: str, params: SamplingParams, started: float, cancelled: Callable[[], bool]
+    ) -> Iterator[TurnEvent]:
+        self._check_cache()
         said = self._said
         whole = self._start.text + text if not said.turns else text
         if not said.turns:
@@ -130,18 +156,29 @@ class Chat(Beside):
         messages = self._past.messages([*said.turns, TurnRecord("user", whole)])
         prompt = self._backend.prompts.prompt(messages, self._fed, self.thinking)
         if self._autosave and self.session_id is None:
-            self.save(title=title_of(text))
+            self._save(title_of(text))
         start = common_prefix(said.log, prompt.ids)
         said.append(TurnRecord("user", whole, tuple(prompt.ids[start:]), start))
-        yield from self._reply(prompt, TurnRecord("assistant", ""), params, started)
+        yield from self._reply(prompt, TurnRecord("assistant", ""), params, started, cancelled)
 
-    def _continued(self, last: TurnRecord, params: SamplingParams, started: float) -> Iterator[TurnEvent]:
-        self._cancel.clear()
-        prompt = self._past.prompt_before_reply()
+    def _continued(self, params: SamplingParams, started: float, cancelled: Callable[[], bool]) -> Iterator[TurnEvent]:
+        self._check_cache()
+        last, prompt = self._cut_reply(), self._past.prompt_before_reply()
         self._said.reopen_reply()
-        yield from self._reply(prompt, last, params, started)
+        yield from self._reply(prompt, last, params, started, cancelled)
 
-    def _reply(self, prompt: Fed, before: TurnRecord, params: SamplingParams, started: float) -> Iterator[TurnEvent]:
+    def _check_cache(self) -> None:
+        self._backend.check_cache(self.cache)
+        self.cache.check_log()
+
+    def _reply(
+        self,
+        prompt: Fed,
+        before: TurnRecord,
+        params: SamplingParams,
+        started: float,
+        cancelled: Callable[[], bool],
+    ) -> Iterator[TurnEvent]:
         """Generate the reply to `prompt`, of which there is `before` already."""
         past = self._past
         exchange = Exchange(
@@ -154,7 +191,7 @@ class Chat(Beside):
             self.thinking,
             marks=past.marks(prompt, self.thinking) if self.cache.checkpoints.is_needed else (),
             started=started,
-            cancelled=self._cancel.is_set,
+            cancelled=cancelled,
         )
         notice = None
         try:
@@ -181,8 +218,9 @@ class Chat(Beside):
         """Go on before message number `turn` (0 is the first), which must be the user's; its text. See `undo`.
 
         Raises:
-            ConfigError: there is no such message, or it is not the user's.
+            ConfigError: there is no such message, or it is not the user's; or a reply is still being generated.
         """
+        self._runs.check_idle()
         mine = [i for i, t in enumerate(self._said.turns) if t.role == "user"]
         if turn not in mine:
             raise ConfigError(f"Message {turn!r} is not one of yours; yours are {mine}.")
@@ -202,6 +240,7 @@ class Chat(Beside):
         turn = self._last_user() if turn is None else turn
         if turn - 1 in range(len(self._said.turns)) and self._said.turns[turn - 1].role == "user":
             turn -= 1  # it is the reply
+        self._sampling(sampling)  # what is wrong with them is said before anything is taken back
         return self.send(self.rewind(turn), **sampling)
 
     def edit(self, turn: int, text: str, **sampling: Any) -> Iterator[TurnEvent]:
@@ -212,6 +251,7 @@ class Chat(Beside):
         """
         if not text.strip():
             raise PromptError("The message is empty; write something first.")
+        self._sampling(sampling)
         self.rewind(turn)
         return self.send(text, **sampling)
 
@@ -222,14 +262,15 @@ class Chat(Beside):
             turn: a message number: the second chat ends before it if it is the user's, after it if it is a reply.
 
         Raises:
-            ConfigError: there is no such message.
+            ConfigError: there is no such message, or a reply is still being generated.
         """
+        self._runs.check_idle()
         turns = self._said.turns
         if turn is not None and turn not in range(len(turns)):
             raise ConfigError(f"Message {turn!r} is not there to fork at; this chat has {len(turns)}.")
         end = len(turns) if turn is None else turn + (turns[turn].role != "user")
         twin = copy.copy(self)
-        twin._cancel = threading.Event()
+        twin._runs = Runs()
         twin._said, twin.cache = self._said.fork(end), self.cache.fork()
         twin._fed = twin._past.fed() if end < len(turns) or self.read_only else self._fed
         return twin
@@ -280,8 +321,14 @@ class Chat(Beside):
         Returns the session's id.
 
         Raises:
-            StoreError: it cannot be saved. CacheError: it goes on from an imported cache.
+            StoreError: it cannot be saved. CacheError: it goes on from an imported cache, or something else has fed
+            the layers of its cache. ConfigError: a reply is still being generated.
         """
+        self._runs.check_idle()
+        self.cache.check_log()
+        return self._save(title)
+
+    def _save(self, title: str | None) -> str:
         if isinstance(self.cache, ForeignCache):
             raise CacheError("A chat from an imported cache cannot be saved: the ids of its first tokens are unknown.")
         said = self._said
@@ -305,6 +352,7 @@ class Chat(Beside):
 
     def load(self, record: SessionRecord) -> None:
         """Take over a stored session: its turns, and from disk what fits of its rows; see `read_only`."""
+        self._runs.check_idle()
         was_this_models = self._said.resume(record)
         # Another model's ids mean nothing to this one's tokenizer: the next prompt is tokenized anew.
         self._fed = self._past.fed() if was_this_models else Fed()
@@ -316,11 +364,16 @@ class Chat(Beside):
 
     def detach(self) -> None:
         """Go on without the session: nothing of what follows is saved."""
+        self._runs.check_idle()
         self._autosave = False
         self._said.detach()
 
     def close(self) -> str | None:
-        """Let another process open the session, once its rows are on disk; one sentence if they could not be saved."""
+        """Let another process open the session, once its rows are on disk; one sentence if they could not be saved.
+
+        A reply that is still being generated ends here, as if its caller had walked away.
+        """
+        self._runs.close()
         return self._said.close()
 
     def __enter__(self) -> Chat:

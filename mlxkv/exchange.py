@@ -40,6 +40,7 @@ class ChatBackend:
     store: Callable[[], SessionStore]
     identity: Callable[[], ModelIdentity]
     lender: Lender
+    check_cache: Callable[[PromptCache], None]  # raises MismatchError
 
 
 class Exchange:
@@ -111,9 +112,12 @@ class Exchange:
     def finish(self) -> str | None:
         """Record the reply, then its rows; the notice to show when rows could not be saved."""
         turn, said = self.turn, self._said
-        self.fed = self._prompts.replied(self._prompt, turn.raw, (*turn.reply_ids, *turn.generated))
+        ids = (*turn.reply_ids, *turn.generated)
+        self.fed = self._prompts.replied(self._prompt, turn.raw, ids)
         if turn.reason == "stop_string":  # the ids say more than the text: tokenize the text again next time
-            self.fed = self._prompt if self._prompts.has_template else Fed("", self.fed.ids)
+            before = self._prompt.ids
+            shown = () if self._prompts.has_template else self._prompts.shown(turn.text, ids, before)
+            self.fed = Fed("", before + shown) if shown else self._prompt
         self.stats = turn.stats
         said.write_reply(self._record("stopped" if turn.reason == "stopped" else "done"))
         if said.session_id is None:

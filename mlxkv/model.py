@@ -79,11 +79,15 @@ class Model:
 
         Args:
             cache: a PromptCache to go on from (it is changed: pass `pc.fork()` to keep it), or how to bound a new one.
+                Where `prompt` begins with all of the text it holds, it is the whole prompt, and only the rest is
+                prefilled; else it is a continuation.
             max_tokens: 256 by default.
             sampling: SamplingParams fields, e.g. `temperature=0.0`, `stop=["\\n\\n"]`.
 
         Raises:
-            PromptError: the prompt is empty. ConfigError: a parameter has a value it cannot have.
+            PromptError: the prompt is empty. ConfigError: a parameter has a value it cannot have. MismatchError: the
+            PromptCache was made with another model. CacheError: something else has fed its layers, or another reply is
+            being generated on it.
         """
         turn = self._completion(prompt, cache, max_tokens, sampling)
         with set_wired_limit():
@@ -164,8 +168,9 @@ class Model:
             self.loaded.generation, max_tokens=_GENERATE_TOKENS if max_tokens is None else max_tokens, **sampling
         )
         if isinstance(cache, PromptCache):
-            ids = [*cache.tokens, *self._prompts.encode_after(cache.tokens, prompt)]
-            return Turn(self.runner, self.tokenizer, cache, ids, params, started=started)
+            self._check_cache(cache)
+            ids = self._prompts.continued(cache.tokens, prompt)
+            return Turn(self.runner, self.tokenizer, cache, ids, params, started=started, is_kept=True)
         held = self.make_cache(cache or CacheConfig())
         return Turn(self.runner, self.tokenizer, held, self._prompts.encode_raw(prompt), params, started=started)
 
@@ -189,7 +194,8 @@ class Model:
                 the model.
 
         Raises:
-            ConfigError: a system prompt beside a PromptCache, or one that holds raw text.
+            ConfigError: a system prompt beside a PromptCache, or one that holds raw text. MismatchError: the
+            PromptCache was made with another model.
         """
         params = SamplingParams.for_model(self.loaded.generation, **sampling)
         return Chat(self._backend, system=system, cache=cache, params=params, autosave=autosave, think=think)
@@ -259,6 +265,9 @@ class Model:
         """
         return self._files.import_mlx_lm(Path(path), cache)
 
+    def _check_cache(self, cache: PromptCache) -> None:
+        cache.check_model(self.loaded.model, lambda: self.identity.model_id)
+
     def _limit(self) -> int:
         """Bytes that may be used now; 0: nobody looks."""
         return current_device().memory_limit if self.is_limited else 0
@@ -308,6 +317,7 @@ class Model:
             lambda: self.store,
             lambda: self.identity,
             self._lender,
+            self._check_cache,
         )
 
 

@@ -14,6 +14,8 @@ from mlxkv.prompt import Fed, Message, PromptFormat, message
 from mlxkv.prompt_start import Start
 from mlxkv.store import TurnRecord
 
+_TRIED = 3  # replies, the newest first
+
 
 @dataclass(frozen=True)
 class Past:
@@ -29,9 +31,19 @@ class Past:
     model: str | None = None
 
     def messages(self, turns: Sequence[TurnRecord]) -> list[Message]:
-        """The system prompt and `turns`."""
-        system = [message("system", self.start.system)] if self.start.system else []
-        return system + [message(t.role, t.text, t.thinking) for t in turns]
+        """The system prompt and `turns`. Templates may insist that user and model alternate: replies without a word
+        (stopped before the first, or while thinking) are left out, and what is said after one joins what it left open.
+        """
+        out = [message("system", self.start.system)] if self.start.system else []
+        for turn in turns:
+            new = message(turn.role, turn.text, turn.thinking)
+            if not self.prompts.has_template:
+                out.append(new)
+            elif out and out[-1]["role"] == turn.role:
+                out[-1] = new | {"content": f"{out[-1]['content']}\n\n{turn.text}"}
+            elif turn.role != "assistant" or turn.text:
+                out.append(new)
+        return out
 
     def fed(self) -> Fed:
         """What `PromptFormat` left once these turns were done; nothing where another model was fed them, whose ids mean
@@ -42,26 +54,38 @@ class Past:
         newest = next((t for t in reversed(turns) if t.role == "assistant"), None)
         if self.model is not None and newest is not None and newest.params.get("model", self.model) != self.model:
             return Fed()
-        if not prompts.has_template or turns[-1].stats.get("finish_reason") == "stop_string":
-            return Fed("", self.log)
-        if turns[-1].role == "user":
-            return Fed(prompts.render(self.messages(turns)), self.log)
         reply = turns[-1]
-        return prompts.replied(self.prompt_before_reply(), prompts.raw(reply.text, reply.ids), reply.ids)
+        if reply.role == "user":
+            return self._prompt(turns, self.log)
+        prompt, is_cut_off = self.prompt_before_reply(), reply.stats.get("finish_reason") == "stop_string"
+        if prompts.has_template:
+            return prompt if is_cut_off else prompts.replied(prompt, prompts.raw(reply.text, reply.ids), reply.ids)
+        return Fed("", prompt.ids + (prompts.shown(reply.text, reply.ids, prompt.ids) if is_cut_off else reply.ids))
 
     def prompt_before_reply(self) -> Fed:
         """The prompt that the last turn is the reply to."""
-        prompts, turns = self.prompts, self.turns
-        ids = self.log[: len(self.log) - len(turns[-1].ids)]
+        *turns, reply = self.turns
+        return self._prompt(turns, self.log[: len(self.log) - len(reply.ids)], reply.params.get("think"))
+
+    def _prompt(self, turns: Sequence[TurnRecord], ids: TokenIds, think: bool | None = None) -> Fed:
+        """The prompt `ids` that `turns` came to, with the end of the last reply that it still has as it was sampled."""
+        prompts = self.prompts
         if not prompts.has_template:
             return Fed("", ids)
-        text = prompts.render(self.messages(turns[:-1]), think=turns[-1].params.get("think"))
-        cuts: tuple[tuple[int, int], ...] = ()
-        if len(turns) > 3 and turns[-2].start == (end := (turns[-3].start or 0) + len(turns[-3].ids)):
-            before = Fed(prompts.render(self.messages(turns[:-3]), think=turns[-3].params.get("think")))
-            before = prompts.replied(before, prompts.raw(turns[-3].text, turns[-3].ids), turns[-3].ids)
-            cuts = ((len(before.text), end),) if text.startswith(before.text) else ()
-        return Fed(text, ids, cuts)
+        text = prompts.render(self.messages(turns), think=think)
+        places, least = spans(turns), len(ids)
+        replies = []
+        for i in reversed(range(1, len(turns))):
+            if turns[i].role == "assistant" and turns[i].text and places[i][0] + len(turns[i].ids) <= least:
+                replies.append(i)
+            least = min(least, places[i][0])
+        for i in replies[:_TRIED]:
+            reply = turns[i]
+            before = Fed(prompts.render(self.messages(turns[:i]), think=reply.params.get("think")))
+            before = prompts.replied(before, prompts.raw(reply.text, reply.ids), reply.ids)
+            if text.startswith(before.text):
+                return Fed(text, ids, ((len(before.text), places[i][0] + len(reply.ids)),))
+        return Fed(text, ids)
 
     def laid(self, turns: Sequence[TurnRecord]) -> tuple[tuple[TurnRecord, ...], Fed]:
         """`turns` as all that was said in a chat that begins like this one, with ids and places of their own, and what
@@ -84,7 +108,7 @@ class Past:
                 if turn.stats.get("finish_reason") != "stop_string":
                     fed = prompts.replied(fed, prompts.raw(turn.text, ids), ids)
                 elif not prompts.has_template:
-                    fed = Fed("", TokenIds([*log, *ids]))
+                    fed = Fed("", TokenIds([*log, *prompts.shown(turn.text, ids, log)]))
             log[start:] = turn.ids
             out.append(turn)
         return tuple(out), fed

@@ -14,9 +14,9 @@ from typing import Any
 
 from mlxkv.errors import ModelError, PromptError
 from mlxkv.ids import TokenIds, common_prefix
-from mlxkv.reply import Reasoning, ReplyText, raw_text
+from mlxkv.reply import Reasoning, ReplyText, ids_of_text, raw_text
 from mlxkv.templates import ChatTemplate
-from mlxkv.tokens import encode, encode_after, encode_start
+from mlxkv.tokens import decode, encode, encode_after, encode_start
 
 Message = dict[str, str]  # {"role": ..., "content": ...}, as chat templates take it
 
@@ -132,6 +132,12 @@ class PromptFormat:
         """A reply with its markers, as `replied` wants it, from what is shown of it and its ids."""
         return raw_text(self.tokenizer, ids) if self.reasoning else text
 
+    def shown(self, text: str, ids: Sequence[int], before: Sequence[int]) -> tuple[int, ...]:
+        """The ids of a reply that a stop string ended, without that: as sampled, but for a token it began within. Where
+        there is no template: it continues the ids `before`."""
+        kept, rest = ids_of_text(self.tokenizer, text, ids, before)
+        return (*kept, *(self.encode_after((*before, *kept), rest) if rest else ()))
+
     def render(self, messages: Sequence[Message], *, for_reply: bool = True, think: bool | None = None) -> str:
         """The template's text.
 
@@ -156,6 +162,23 @@ class PromptFormat:
     def encode_after(self, before: Sequence[int], text: str) -> list[int]:
         """Ids of plain text that follows the ids `before`; as `encode_raw` where there are none."""
         return encode_after(self.tokenizer, before, text) if before else self.encode_raw(text)
+
+    def continued(self, held: Sequence[int], text: str) -> list[int]:
+        """The ids of raw `text` for a cache that holds `held`: the whole prompt where it begins with all of that, as
+        ids or as text (a last word may be cut into other tokens than it was alone); else a continuation of `held`."""
+        whole = self.encode_raw(text)
+        if not held or common_prefix(held, whole) == len(held) or self._begins_with(text, held):
+            return whole
+        return [*held, *self.encode_after(held, text)]
+
+    def _begins_with(self, text: str, held: Sequence[int]) -> bool:
+        if min(held) < 0:  # an imported cache's tokens have no ids
+            return False
+        bos = self.tokenizer.bos_token or ""
+        ends = self.tokenizer.eos_token_ids
+        ids = list(held[: len(held) - (held[-1] in ends)])  # a reply that ended, after which the text goes on
+        said = [decode(self.tokenizer, part).removeprefix(bos).rstrip("\ufffd") for part in (ids[:16], ids)]
+        return all(x and text.startswith(x) for x in said)
 
     def num_system_tokens(self, system: str | None) -> int:
         """Tokens at the front of every prompt of a chat with this system prompt; 0 without one."""

@@ -77,8 +77,12 @@ class ModelRunner:
         """One chunk from ids[done] on, within the ring's room: its length and its logits, not evaluated."""
         n = min(most, len(ids) - done, cache.room() or most)
         part = ids[done : done + n]
-        logits = self.model(mx.array([list(part)]), cache=cache.layers)
-        mx.eval([layer.state for layer in cache.layers])
+        try:
+            logits = self.model(mx.array([list(part)]), cache=cache.layers)
+            mx.eval([layer.state for layer in cache.layers])
+        except BaseException:
+            cache.recover()
+            raise
         cache.advance(part)
         return n, logits
 
@@ -89,21 +93,27 @@ class ModelRunner:
         at any point leaves the token log equal to what the cache holds. `seen` are the prompt's ids, for penalties.
         """
         step = self._stepper(cache, params, seen)
-        y = step(mx.array([last]))
-        cache.advance([last])
-        mx.async_eval(y)
-        for n in range(1, params.max_tokens + 1):
-            following = y
-            if n < params.max_tokens:
-                following = step(y)
-                mx.async_eval(following)
-            token = int(y.item())  # type: ignore[arg-type]
-            if n < params.max_tokens:
-                cache.advance([token])
-            yield token
-            if n % _CLEAR_EVERY == 0:
-                mx.clear_cache()
-            y = following
+        try:
+            y = step(mx.array([last]))
+            cache.advance([last])
+            mx.async_eval(y)
+            for n in range(1, params.max_tokens + 1):
+                following = y
+                if n < params.max_tokens:
+                    following = step(y)
+                    mx.async_eval(following)
+                token = int(y.item())  # type: ignore[arg-type]
+                if n < params.max_tokens:
+                    cache.advance([token])
+                yield token
+                if n % _CLEAR_EVERY == 0:
+                    mx.clear_cache()
+                y = following
+        except GeneratorExit:  # the caller has what it wanted: nothing was cut in the middle
+            raise
+        except BaseException:
+            cache.recover()
+            raise
 
     def _stepper(
         self, cache: PromptCache, params: SamplingParams, seen: Sequence[int]

@@ -5,7 +5,7 @@ Pure values until `make_sampler` is called, on the MLX thread.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +31,7 @@ class SamplingParams:
         top_p, top_k, min_p: nucleus, count and relative-probability cuts; 0 (or top_p 1) turns a cut off.
         max_tokens: the most tokens of one reply.
         seed: makes sampling repeatable; None continues the thread's random state.
-        stop: strings that end the reply and are not part of it.
+        stop: strings that end the reply and are not part of it; one may be given by itself.
         repetition_penalty, presence_penalty, frequency_penalty: mlx-lm's, over the last 20 tokens; None is off.
 
     Raises:
@@ -59,8 +59,7 @@ class SamplingParams:
             _between("seed", self.seed, 0, 2**64 - 1)
         if self.repetition_penalty is not None:
             _between("repetition_penalty", self.repetition_penalty, 0.0, 100.0)
-        if isinstance(self.stop, str) or not all(isinstance(s, str) and s for s in self.stop):
-            raise ConfigError(f"`stop` is {self.stop!r}; it must be a list of strings that are not empty.")
+        object.__setattr__(self, "stop", _strings(self.stop))
 
     @classmethod
     def for_model(cls, generation: Mapping[str, Any], **chosen: Any) -> SamplingParams:
@@ -80,7 +79,7 @@ class SamplingParams:
             if name not in known:
                 raise ConfigError(f"`{name}` is no sampling parameter; there are {', '.join(sorted(known))}.")
             if value is not None:
-                params = replace(params, **{name: tuple(value) if name == "stop" else value})
+                params = replace(params, **{name: value})
         return params
 
     def make_sampler(self) -> Callable[[mx.array], mx.array]:
@@ -114,6 +113,14 @@ def set_random_state(state: bytes) -> None:
 
     if len(state) == 8:
         mx.random.seed(int.from_bytes(state, "big"))  # a seed's two halves are the key
+
+
+def _strings(stop: Any) -> tuple[str, ...]:
+    """`stop`, whichever way it was given: a string is one stop string, and not one for each of its letters."""
+    found: tuple[Any, ...] = (stop,) if isinstance(stop, str) else tuple(stop) if isinstance(stop, Iterable) else (0,)
+    if not all(isinstance(s, str) and s for s in found):
+        raise ConfigError(f"`stop` is {stop!r}; it must be a string or a list of strings, none of them empty.")
+    return found
 
 
 def _between(field: str, value: Any, low: float, high: float) -> None:

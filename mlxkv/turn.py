@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +15,7 @@ import mlx.core as mx
 
 from mlxkv.cache.prompt_cache import PromptCache, Reuse
 from mlxkv.device import peak_memory, reset_peak_memory
-from mlxkv.errors import PromptError
+from mlxkv.errors import CacheError, PromptError
 from mlxkv.events import Notice, PrefillProgress, TextDelta, TurnEvent, TurnFinished
 from mlxkv.ids import TokenIds
 from mlxkv.reply import ReplyText
@@ -37,6 +38,8 @@ class Turn:
             and `thinking` become the whole reply; `generated` and the events are what is new.
         reader: how ids become text; None shows everything as text that continues the prompt.
         marks: positions in `ids` that one may want to come back to, such as where the reply begins.
+        is_kept: the cache shall go on from the text that was shown: it holds the last token too, and of a stop string
+            none. A chat needs neither: its next prompt says how far the cache goes back.
     """
 
     def __init__(
@@ -52,6 +55,7 @@ class Turn:
         reply: tuple[Sequence[int], str, str] = ((), "", ""),
         reader: ReplyText | None = None,
         marks: Sequence[int] = (),
+        is_kept: bool = False,
     ) -> None:
         if not ids:
             raise PromptError("The prompt is empty; write something first.")
@@ -63,9 +67,8 @@ class Turn:
         self.generated: list[int] = []
         self.reply_ids, self.text, self.thinking = reply
         self._reader = reader or ReplyText(tokenizer, params.stop, before=self.ids)
-        self._shown = (len(self.text), len(self.thinking))
-        self._marks = tuple(marks)
-        self.reason = "stopped"  # what holds if the caller walks away
+        self._marks, self._is_kept = tuple(marks), is_kept
+        self.reason = "stopped"  # what holds if the caller walks away, or the model raises
         self._reuse = Reuse(0)
         self._num_read = 0  # prompt tokens fed by this turn
         self._prefill_s = 0.0
@@ -77,19 +80,19 @@ class Turn:
         reset_peak_memory()
         if self.params.seed is not None:
             mx.random.seed(self.params.seed)
-        for token in self.reply_ids:  # words and characters may go on where the reply was cut
-            self._reader.add(token)
-        self._reuse = self.cache.reuse(self.ids)
-        new = self.ids[self._reuse.cached :]
-        capacity = self.cache.capacity
-        if capacity and len(self.ids) > capacity and self._reuse.cached == 0:
-            yield Notice(
-                f"The prompt has {len(self.ids):,} tokens and the window holds {capacity:,}: "
-                f"all of it is read, the oldest part rotates out."
-            )
-        yield from self._read(new)
-        if not self.cancelled():
-            yield from self._write(new[-1])
+        self._reader.replay(self.reply_ids, self.text, self.thinking)  # words may go on where the reply was cut
+        with self.cache.in_use():
+            self._reuse = self.cache.reuse(self.ids)
+            new = self.ids[self._reuse.cached :]
+            capacity = self.cache.capacity
+            if capacity and len(self.ids) > capacity and self._reuse.cached == 0:
+                yield Notice(
+                    f"The prompt has {len(self.ids):,} tokens and the window holds {capacity:,}: "
+                    f"all of it is read, the oldest part rotates out."
+                )
+            yield from self._read(new)
+            if not self.cancelled():
+                yield from self._write(new[-1])
         yield TurnFinished(self.reason, self.text, self.stats, self.thinking)
 
     def _read(self, new: Sequence[int]) -> Iterator[TurnEvent]:
@@ -114,7 +117,7 @@ class Turn:
         ends = self.tokenizer.eos_token_ids
         begun = time.perf_counter()
         tokens = self.runner.decode(self.cache, last, self.params, self.ids[:-1])
-        self.reason = "length"
+        reason, is_held = "stopped", False
         try:
             for token in tokens:
                 self._last = time.perf_counter()
@@ -124,30 +127,42 @@ class Turn:
                     self._num_read += 1
                 self.generated.append(token)
                 if token in ends:
-                    self.reason = "stop"
+                    reason = "stop"
                     break
                 reader.add(token)
                 yield from self._show()
                 if reader.is_stopped or self.cancelled():
-                    self.reason = "stop_string" if reader.is_stopped else "stopped"
                     break
+            else:
+                reason = "length"
+            is_held = True
         except GeneratorExit:
-            self.reason = "stopped"
+            is_held = True
             raise
-        finally:
+        finally:  # what was held back is part of the reply, however it ends
             tokens.close()
-        reader.finish()
+            reader.finish(is_cut=reason != "stop")
+            self.reason = "stop_string" if reader.is_stopped else reason
+            self.text, self.thinking = reader.text, reader.thinking
+            if self._is_kept and is_held:
+                self._keep()
         yield from self._show()
+
+    def _keep(self) -> None:
+        """Have the cache hold the prompt and what was shown of the reply, an end-of-turn token included."""
+        shown = self._reader.num_tokens_of(self.text) if self.reason == "stop_string" else len(self.generated)
+        ids = [*self.ids, *self.generated[:shown]]
+        if self.cache.tokens == ids:
+            return
+        with suppress(CacheError):  # imported tokens cannot be fed again: what can't go back stays, and the log says so
+            for _ in self.runner.prefill(self.cache, ids[self.cache.reuse(ids).cached :]):
+                pass
 
     def _show(self) -> Iterator[TextDelta]:
         """What is new since the last time."""
-        reader, (text, thinking) = self._reader, self._shown
-        self.text, self.thinking = reader.text, reader.thinking
-        self._shown = max(text, len(reader.text)), max(thinking, len(reader.thinking))
-        if piece := reader.thinking[thinking:]:
-            yield TextDelta(piece, len(self.generated), thinking=True)
-        if piece := reader.text[text:]:
-            yield TextDelta(piece, len(self.generated))
+        self.text, self.thinking = self._reader.text, self._reader.thinking
+        for thinking, piece in self._reader.new():
+            yield TextDelta(piece, len(self.generated), thinking=thinking)
 
     @property
     def raw(self) -> str:

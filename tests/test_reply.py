@@ -77,8 +77,23 @@ def test_any_cut_gives_the_same(thinking: str, text: str, begin: str, opened: bo
         ("<think>a </thin", "a </thin", ""),
         ("</think>\n\nhello", "", "hello"),
         ("<think>\n\n</think>\n\nhello", "", "hello"),
-        ("<think>a</think>b<think>c</think>d", "a", "b<think>c</think>d"),
         ("", "", ""),
+        # several spans of reasoning join
+        ("<think>a</think>b<think>c</think>d", "a\n\nc", "bd"),
+        ("<think>a\n</think>\n\nb\n<think>\nc\n</think>\n\nd", "a\n\nc", "b\nd"),
+        ("<think>a</think>\n<think>c</think>d", "a\n\nc", "d"),
+        ("<think>\n<think>\na</think>b", "a", "b"),
+        ("<think>a</think>b</think>c", "a", "bc"),
+        # reasoning whose beginning was never said
+        ("a\n</think>\n\nb", "a", "b"),
+        ("so be it.</think>b", "so be it.", "b"),
+        ("a</think>b<think>c</think>d", "a\n\nc", "bd"),
+        # talked about
+        ("a <think> tag", "", "a <think> tag"),
+        ("use `<think>` and `</think>`\n", "", "use `<think>` and `</think>`\n"),
+        ("so:\n```\n<think>\na\n</think>\n```\n", "", "so:\n```\n<think>\na\n</think>\n```\n"),
+        ("say <think>x</think>", "", "say <think>x</think>"),
+        ("<think>a <think> tag</think>b", "a <think> tag", "b"),
     ],
 )
 def test_what_is_reasoning(whole: str, thinking: str, text: str) -> None:
@@ -96,7 +111,11 @@ def test_what_is_reasoning(whole: str, thinking: str, text: str) -> None:
             "yes",
         ),
         ("<|channel|>final<|message|>yes", "", "yes"),
-        ("<|channel|>analysis<|message|>a<|end|><|start|>assistant<|channel|>analysis<|message|>b<|end|>", "ab", ""),
+        (
+            "<|channel|>analysis<|message|>a<|end|><|start|>assistant<|channel|>analysis<|message|>b<|end|>",
+            "a\n\nb",
+            "",
+        ),
         ("<|channel|>commentary to=me<|message|>yes", "", "yes"),
         ("no header", "", "no header"),
         ("<|chan", "", ""),

@@ -7,11 +7,15 @@ to there; it knows no text, and no disk: saving goes through the `PromptFiles` i
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
+
+import mlx.core as mx
 
 from mlxkv.cache.checkpoints import EVERY, Checkpoint, Checkpoints
 from mlxkv.cache.frames import Frames
@@ -20,9 +24,9 @@ from mlxkv.cache.plan import CachePlan
 from mlxkv.cache.portable import PromptText
 from mlxkv.cache.probe import leaves
 from mlxkv.cache.ring import RingKVCache
-from mlxkv.cache.state import capture, go_back, is_recurrent, put_back, rewind_floor
+from mlxkv.cache.state import arrays_of, capture, go_back, is_recurrent, put_back, rewind_floor, tokens_fed
 from mlxkv.cache.state_group import StateGroup
-from mlxkv.errors import CacheError, RewindError
+from mlxkv.errors import CacheError, MismatchError, RewindError
 from mlxkv.ids import TokenIds, TokenLog, common_prefix
 
 
@@ -42,6 +46,9 @@ class PromptFiles(Protocol):
 
     def export(self, path: Path, cache: PromptCache, version: str) -> int: ...
 
+    @property
+    def model_id(self) -> str: ...
+
 
 class PromptCache:
     """The caches of all layers of one model, and `tokens`, the ids of everything fed so far.
@@ -57,7 +64,9 @@ class PromptCache:
         self.prompt: PromptText | None = None  # for whoever prefilled it; nothing here looks at it
         self.tokens = TokenLog()
         self.layers: list[Any] = plan.make(model)
+        self._model = model
         self._files = files
+        self._is_in_use = False
         self._frames = Frames(model)
         self._adopt(())
         self._empty = tuple(None if isinstance(c, RingKVCache) else capture(c) for c in leaves(self.layers))
@@ -68,6 +77,69 @@ class PromptCache:
         self._exact = tuple(cache for cache in caches if not is_recurrent(cache))
         self.checkpoints = Checkpoints([cache for cache in caches if is_recurrent(cache)], checkpoints)
         self.groups: tuple[Group, ...] = make_groups(self.plan, caches, self._frames, self.checkpoints, self.tokens)
+        self._note_state()
+
+    # -- who may use it ----------------------------------------------------------------------------------------------
+
+    def check_model(self, model: Any, model_id: Callable[[], str]) -> None:
+        """`model_id` names the weights of `model`; it is asked where the two are not one object.
+
+        Raises:
+            MismatchError: this cache was made with another model.
+        """
+        if model is self._model or (self._files is not None and self._files.model_id == model_id()):
+            return
+        raise MismatchError(
+            "This prompt cache was made with another model; use it with that one, or prefill the text again.", "model"
+        )
+
+    def check_log(self) -> None:
+        """Whether the layers hold the tokens of the log.
+
+        Raises:
+            CacheError: something that does not write the log, such as mlx-lm's own loop, has fed them.
+        """
+        if fed := self._fed_otherwise():
+            raise CacheError(
+                f"The layers of this cache hold {fed} and its log {self.offset:,}: something else has fed them; "
+                f"prefill again, and give other loops the layers of a fork (`pc.fork().layers`)."
+            )
+
+    def _fed_otherwise(self) -> str:
+        """What the layers hold, where it is not what the log says; "" where it is."""
+        fed = {tokens_fed(cache) for cache in leaves(self.layers)}
+        if wrong := fed - {None, 0, self.offset}:  # a layer that the model never calls stays empty
+            return f"{max(filter(None, wrong)):,} tokens"
+        state = self._state()
+        return "" if state is None or self._noted is None or self._noted() is state else "another state"
+
+    def _state(self) -> Any:
+        """One array of the recurrent state, which each token replaces."""
+        first = next(iter(self.checkpoints.caches), None)
+        return None if first is None else next(iter(arrays_of(vars(first)).values()), None)
+
+    def _note_state(self) -> None:
+        """Remember which state belongs to the log. A weak reference: a second owner would have MLX copy the state."""
+        state = self._state() if self.checkpoints.is_needed else None
+        self._noted = None if state is None else weakref.ref(state)
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """While a reply is generated on it.
+
+        Raises:
+            CacheError: one is being generated already, or see `check_log`.
+        """
+        if self._is_in_use:
+            raise CacheError(
+                "A reply is being generated on this prompt cache; close it first, or use a fork (`pc.fork()`)."
+            )
+        self.check_log()
+        self._is_in_use = True
+        try:
+            yield
+        finally:
+            self._is_in_use = False
 
     # -- size --------------------------------------------------------------------------------------------------------
 
@@ -119,6 +191,7 @@ class PromptCache:
     def advance(self, ids: Sequence[int]) -> None:
         """The model has been fed `ids`."""
         self.tokens.extend(ids)
+        self._note_state()
         if self.offset % EVERY == 0:
             self.checkpoints.take(self.offset, is_turn=False)
 
@@ -134,6 +207,7 @@ class PromptCache:
         At least the last id is left to be fed, since its logits are wanted. With recurrent layers the last checkpoint
         before it is kept. Where the rows to go back to have rotated out, everything is forgotten.
         """
+        self.check_log()
         common = common_prefix(self.tokens, ids)
         keep = min(common, len(ids) - 1)
         why = None
@@ -170,6 +244,7 @@ class PromptCache:
         Raises:
             RewindError: a layer no longer holds the rows to go back to; nothing was changed.
         """
+        self.check_log()
         n = self.offset - offset
         if n < 0:
             raise CacheError(f"Cannot rewind to token {offset:,}: only {self.offset:,} have been fed.")
@@ -189,7 +264,31 @@ class PromptCache:
         if checkpoint := self.checkpoints.newest(landing, landing):
             self.checkpoints.go_back(checkpoint)
         self.tokens.cut(landing)
+        self._note_state()
         return landing
+
+    def recover(self) -> None:
+        """After a call of the model that raised: back to what every layer holds, or else to nothing."""
+        target = self.offset
+        if self.checkpoints.is_needed:
+            checkpoint = self.checkpoints.newest(target)
+            target = checkpoint.position if checkpoint else 0
+        try:
+            for cache in self._exact:
+                surplus = (tokens_fed(cache) or 0) - target
+                if surplus > 0 and rewind_floor(cache, target + surplus) <= target:
+                    go_back(cache, surplus)
+            if checkpoint := self.checkpoints.newest(target, target):
+                self.checkpoints.go_back(checkpoint)
+            self.tokens.cut(target)
+            self._note_state()
+            mx.eval([layer.state for layer in self.layers])
+        except Exception:  # whatever the model raised may be raised again: its arrays are part of the graph
+            self.tokens.clear()
+        if not self.tokens or self._fed_otherwise():
+            self.tokens.clear()
+            self.layers[:] = self.plan.make(self._model)
+            self._adopt(())
 
     @property
     def rewindable(self) -> int:
@@ -208,6 +307,7 @@ class PromptCache:
         """Forget everything; ring buffers stay allocated."""
         self.tokens.clear()
         self.checkpoints.clear()
+        self._noted = None
         for cache, empty in zip(leaves(self.layers), self._empty, strict=True):
             if isinstance(cache, RingKVCache):
                 cache.reset()
@@ -215,8 +315,14 @@ class PromptCache:
                 put_back(cache, empty)
 
     def fork(self) -> PromptCache:
-        """An independent copy; buffers are shared until one side writes (copy on write)."""
+        """An independent copy; buffers are shared until one side writes (copy on write).
+
+        Raises:
+            CacheError: see `check_log`.
+        """
+        self.check_log()
         twin = copy.copy(self)
+        twin._is_in_use = False
         twin.tokens = TokenLog(self.tokens)
         twin.layers = [copy.deepcopy(layer) for layer in self.layers]
         twin._adopt(tuple(self.checkpoints))
@@ -247,6 +353,7 @@ class PromptCache:
         if self._files is None or not self.can_save:
             what = "A cache made outside `mlxkv.load`" if self._files is None else ", ".join(self.unsaved)
             raise CacheError(f"{what} cannot be saved; use another model, or `mlxkv.load` to make the cache.")
+        self.check_log()
         return self._files.write(Path(path), self)
 
     def export_mlx_lm(self, path: str | Path, version: str = "0.32") -> int:
@@ -257,6 +364,7 @@ class PromptCache:
         """
         if self._files is None:
             raise CacheError("A cache made outside `mlxkv.load` cannot be exported; make it with `Model.prefill`.")
+        self.check_log()
         return self._files.export(Path(path), self, version)
 
     def layout(self) -> dict[str, Any]:
@@ -285,3 +393,4 @@ class PromptCache:
         """
         for group in self.groups:
             group.finish_restore()
+        self._note_state()

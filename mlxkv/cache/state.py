@@ -37,6 +37,12 @@ def is_recurrent(cache: Any) -> bool:
     return not isinstance(cache, RingKVCache) and not is_rows(cache)
 
 
+def tokens_fed(cache: Any) -> int | None:
+    """The tokens that a cache of rows has been fed; None of others, whose `offset` may count something else."""
+    counts = isinstance(cache, RingKVCache) or type(cache).__name__ in (*_ROWS, "RotatingKVCache", "QuantizedKVCache")
+    return cache.offset if counts else None
+
+
 def rewind_floor(cache: Any, offset: int) -> int:
     """The smallest offset that `go_back` reaches exactly from `offset`; for a cache that is not recurrent."""
     if isinstance(cache, RingKVCache):

@@ -1,0 +1,62 @@
+"""Runs: the replies of one chat, of which one at a time is generated: who may begin, and what stops it.
+
+`cancel` may be called from any thread, the rest on the MLX thread.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable, Generator, Iterator
+from typing import Any, TypeVar
+
+from mlxkv.errors import ConfigError
+
+Event = TypeVar("Event")
+
+
+class Runs:
+    """One run is one iterator of events. It counts from its first event until it ends, is closed or is let go of."""
+
+    def __init__(self) -> None:
+        self._cancel = threading.Event()  # of the run that is iterated, else of the newest
+        self._running: weakref.ref[Generator[Any]] | None = None
+
+    def start(self, events: Callable[[Callable[[], bool]], Iterator[Event]]) -> Iterator[Event]:
+        """A run of `events`, which are made at the first of them and asked whether they were cancelled.
+
+        Raises:
+            ConfigError: see `check_idle`; also from the iterator, where another one has begun since.
+        """
+        self.check_idle()
+        cancel = self._cancel = threading.Event()
+        run = self._run(cancel, events, me := [])
+        me.append(weakref.ref(run))
+        return run
+
+    def _run(
+        self,
+        cancel: threading.Event,
+        events: Callable[[Callable[[], bool]], Iterator[Event]],
+        me: list[weakref.ref[Generator[Any]]],
+    ) -> Generator[Event]:
+        self.check_idle()
+        self._cancel, self._running = cancel, me[0]
+        try:
+            yield from events(cancel.is_set)
+        finally:
+            self._running = None
+
+    def check_idle(self) -> None:
+        """Raises ConfigError: a reply is being generated."""
+        if self._running is not None and self._running() is not None:
+            raise ConfigError("A reply of this chat is still being generated; iterate it to its end or close it.")
+
+    def cancel(self) -> None:
+        """Stop the run that is iterated, else the one made last; one that is made later is not stopped."""
+        self._cancel.set()
+
+    def close(self) -> None:
+        """Walk away from the run, if there is one."""
+        if self._running is not None and (run := self._running()) is not None:
+            run.close()
