@@ -1,12 +1,19 @@
-"""What tests of chats share: a small window, greedy replies, and how to say something."""
+"""What tests of chats share: a small window, greedy replies, how to say something, a model that is told what to say."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import mlx.core as mx
+
 import mlxkv
+from mlxkv.cache.prompt_cache import PromptCache
 from mlxkv.events import TurnFinished
 from mlxkv.model import Model
+from mlxkv.prompt import PromptFormat
+from mlxkv.runner import ModelRunner
+from mlxkv.sampling import SamplingParams
 
 CONFIG = mlxkv.CacheConfig(window=512, block=64)
 GREEDY: dict[str, Any] = {"temperature": 0.0, "max_tokens": 12}
@@ -20,3 +27,32 @@ def say(chat: mlxkv.Chat, text: str, **more: Any) -> TurnFinished:
     *_, last = chat.send(text, **more)
     assert isinstance(last, TurnFinished)
     return last
+
+
+class Scripted(ModelRunner):
+    """Feeds the model, and samples what it is told to; an exception in the script is raised there."""
+
+    script: list[int | BaseException]
+
+    def _stepper(self, cache: PromptCache, params: SamplingParams, seen: Sequence[int]) -> Any:
+        def step(y: mx.array) -> mx.array:
+            self.model(y[None], cache=cache.layers)
+            sampled = self.script.pop(0) if self.script else 2
+            if isinstance(sampled, BaseException):
+                raise sampled
+            return mx.array([sampled])
+
+        return step
+
+
+def scripted(model: Model, ids: Sequence[int | BaseException]) -> None:
+    """The next tokens of `model`; then its end of turn."""
+    if not isinstance(model.runner, Scripted):
+        model.runner = Scripted(model.loaded.model)
+        model.__dict__.pop("_backend", None)
+    model.runner.script = list(ids)
+
+
+def script(model: Model, *replies: str) -> None:
+    prompts = PromptFormat(model.tokenizer)
+    scripted(model, [i for reply in replies for i in (*prompts.encode(reply), 2, 2)])  # one is fed ahead

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import mlx.core as mx
 import pytest
 
 import mlxkv
@@ -17,9 +14,7 @@ from mlxkv.events import TextDelta, TurnFinished
 from mlxkv.model import Model
 from mlxkv.print_mode import PrintRequest, answer
 from mlxkv.prompt import Fed, PromptFormat, message
-from mlxkv.runner import ModelRunner
-from mlxkv.sampling import SamplingParams
-from tests.chats import CONFIG, say
+from tests.chats import CONFIG, say, script
 from tests.hybrids import hybrid_folder
 from tests.reference import largest
 from tests.tokenizers import CHATML, OPENING, STRIPPING, THINK, VOCAB, tiny_folder, tiny_tokenizer
@@ -29,27 +24,6 @@ REPLIES = [
     "<think>\nagain\n</think>\n\nall good",
     "<think>\n\n</think>\n\nok",
 ]
-
-
-class Scripted(ModelRunner):
-    """Feeds the model, and samples what it is told to."""
-
-    script: list[int]
-
-    def _stepper(self, cache: PromptCache, params: SamplingParams, seen: Sequence[int]) -> Any:
-        def step(y: mx.array) -> mx.array:
-            self.model(y[None], cache=cache.layers)
-            return mx.array([self.script.pop(0) if self.script else 2])
-
-        return step
-
-
-def script(model: Model, *replies: str) -> None:
-    if not isinstance(model.runner, Scripted):
-        model.runner = Scripted(model.loaded.model)
-        model.__dict__.pop("_backend", None)
-    prompts = PromptFormat(model.tokenizer)
-    model.runner.script = [i for reply in replies for i in (*prompts.encode(reply), 2, 2)]  # one is fed ahead
 
 
 def loaded(folder: Path, kind: str, template: str) -> Model:

@@ -39,18 +39,21 @@ VOCAB = 64
 
 
 def tiny_tokenizer(
-    template: str | None = CHATML, *, reverse: bool = False, marks: Sequence[str] = ()
+    template: str | None = CHATML, *, reverse: bool = False, marks: Sequence[str] = (), more: Sequence[str] = ()
 ) -> TokenizerWrapper:
-    """One token per character of a small alphabet (others are <unk>), 64 ids, the two ChatML marks, and `marks`."""
+    """One token per character of a small alphabet (others are <unk>), 64 ids, the two ChatML marks, and `marks`.
+
+    `more`: tokens that no text is made of, but a model may sample them; `<0xC3>` is a byte.
+    """
     alphabet = "abcdefghijklmnopqrstuvwxyzABCHMU0123456789 .,?!'\n()-"
     vocab = {"<unk>": 0, "<|im_start|>": 1, "<|im_end|>": 2, "<s>": 3}
-    for char in (*(reversed(alphabet) if reverse else alphabet), *marks):
+    for char in (*(reversed(alphabet) if reverse else alphabet), *marks, *more):
         vocab[char] = len(vocab)
     while len(vocab) < VOCAB:
         vocab[f"<{len(vocab)}>"] = len(vocab)
     raw = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
     raw.pre_tokenizer = pre_tokenizers.Split("", "isolated")  # type: ignore[assignment]
-    raw.decoder = decoders.Fuse()  # type: ignore[assignment]
+    raw.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])  # type: ignore[assignment]
     fast = PreTrainedTokenizerFast(
         tokenizer_object=raw,
         unk_token="<unk>",
