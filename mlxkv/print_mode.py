@@ -156,6 +156,7 @@ def result_json(chat: Chat, model: Model, finished: TurnFinished) -> dict[str, A
         "usage": {
             "prompt_tokens": stats.prompt_tokens,
             "cached_tokens": stats.cached_tokens,
+            "cached_evicted_tokens": stats.cached_evicted_tokens,
             "completion_tokens": stats.generated_tokens,
         },
         "timing": {

@@ -44,7 +44,7 @@ class SessionStatus:
 
 @dataclass(frozen=True)
 class ContextPart:
-    """What one message takes of the window: `live` of its `tokens` are attended, the rest has rotated out."""
+    """What one message takes of the window: `live` of its `tokens` are attended, the rest is evicted."""
 
     role: str  # "system" | "user" | "assistant"
     text: str
@@ -121,3 +121,4 @@ class SessionFigures:
     all_written_bytes: int = 0
     disk_limit: int = 0
     named_disk_bytes: int = 0  # of `all_disk_bytes`
+    cached_evicted_tokens: int = 0  # of `cached_tokens`

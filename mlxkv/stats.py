@@ -15,7 +15,9 @@ class TurnStats:
     Times are seconds, sizes bytes, rates tokens per second. `decode_tps` excludes the time to the first token.
     `cache_bytes` is the sum of the buffers' nbytes, `cache_live_bytes` the part of it that holds attended rows.
     `cache_tokens` counts the tokens attended at the end of the turn, `cache_window` the most there can be
-    (sinks included); `evicted_tokens` is the total that has rotated out of this cache so far.
+    (sinks included); `evicted_tokens` is the total that has rotated out of this cache by the end of the turn.
+    `cached_evicted_tokens` are those of the cached ones that had rotated out when the last prompt token was fed: they
+    are in the log of the cache, and the reply does not see them.
     """
 
     prompt_tokens: int = 0
@@ -23,6 +25,7 @@ class TurnStats:
     prefill_tokens: int = 0
     generated_tokens: int = 0
     evicted_tokens: int = 0
+    cached_evicted_tokens: int = 0
     ttft_s: float = 0.0
     prefill_tps: float = 0.0
     decode_tps: float = 0.0
@@ -71,6 +74,12 @@ def seconds_text(s: float) -> str:
     return f"{minutes}m{seconds:02d}s"
 
 
+def prompt_text(prefill: int, cached: int, evicted: int) -> str:
+    """`prompt 23 + 490 cached + 200 evicted`: what was prefilled, and of the cached tokens those that are attended."""
+    gone = f" + {evicted:,} evicted" if evicted else ""
+    return f"prompt {prefill:,} + {cached - evicted:,} cached{gone}"
+
+
 def stat_segments(stats: TurnStats, kv_added: int = 0) -> list[str]:
     """The parts of the line under a reply, most important first: a narrow screen drops them from the end."""
     kv, grown = bytes_text(stats.cache_live_bytes), bytes_text(kv_added)
@@ -80,7 +89,7 @@ def stat_segments(stats: TurnStats, kv_added: int = 0) -> list[str]:
         f"{rate_text(stats.decode_tps)} tok/s",
         f"{stats.generated_tokens:,} tok",
         f"first token {seconds_text(stats.ttft_s)}",
-        f"read {stats.prefill_tokens:,} new + {stats.cached_tokens:,} cached",
+        prompt_text(stats.prefill_tokens, stats.cached_tokens, stats.cached_evicted_tokens),
         f"KV {kv}{added}",
         seconds_text(stats.total_s),
     ]

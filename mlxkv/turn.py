@@ -182,6 +182,7 @@ class Turn:
             prefill_tokens=prefilled,
             generated_tokens=len(self.generated),
             evicted_tokens=cache.num_evicted,
+            cached_evicted_tokens=cache.num_unattended(reuse.cached + prefilled - 1, reuse.cached),
             ttft_s=(self._first or now) - self.started,
             prefill_tps=prefilled / self._prefill_s if self._prefill_s else 0.0,
             decode_tps=decoded / decode_s if decode_s > 0 else 0.0,

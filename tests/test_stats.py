@@ -17,17 +17,23 @@ DONE = TurnStats(
 def test_the_fields_are_a_contract() -> None:
     """Scripts read these; renaming one breaks them."""
     assert [f.name for f in fields(TurnStats)] == [
-        "prompt_tokens", "cached_tokens", "prefill_tokens", "generated_tokens", "evicted_tokens", "ttft_s",
-        "prefill_tps", "decode_tps", "total_s", "finish_reason", "cache_tokens", "cache_window", "cache_bytes",
-        "cache_live_bytes", "cache_bits", "disk_bytes", "disk_written_bytes", "peak_memory_bytes",
-        "reuse_stopped_at", "reuse_stopped_why",
+        "prompt_tokens", "cached_tokens", "prefill_tokens", "generated_tokens", "evicted_tokens",
+        "cached_evicted_tokens", "ttft_s", "prefill_tps", "decode_tps", "total_s", "finish_reason", "cache_tokens",
+        "cache_window", "cache_bytes", "cache_live_bytes", "cache_bits", "disk_bytes", "disk_written_bytes",
+        "peak_memory_bytes", "reuse_stopped_at", "reuse_stopped_why",
     ]  # fmt: skip
 
 
 def test_a_reply() -> None:
     assert stat_line(DONE, kv_added=50_000_000) == (
-        "42.1 tok/s · 312 tok · first token 0.21s · read 27 new + 5,871 cached · KV 916 MB (+50) · 7.6s"
+        "42.1 tok/s · 312 tok · first token 0.21s · prompt 27 + 5,871 cached · KV 916 MB (+50) · 7.6s"
     )
+
+
+def test_what_had_rotated_out_does_not_count_as_cached() -> None:
+    """In a window of 516 a reply to 713 tokens was said to have 690 cached, 200 of which it could not see."""
+    wrapped = replace(DONE, prefill_tokens=23, cached_tokens=690, prompt_tokens=713, cached_evicted_tokens=200)
+    assert " · prompt 23 + 490 cached + 200 evicted · " in stat_line(wrapped)
 
 
 def test_nothing_is_said_about_kv_that_did_not_grow() -> None:

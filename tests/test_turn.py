@@ -17,7 +17,8 @@ from mlxkv.reply import StopStrings
 from mlxkv.runner import ModelRunner
 from mlxkv.sampling import SamplingParams
 from mlxkv.turn import Turn
-from tests.reference import random_ids, tiny_llama
+from tests.hybrids import tiny
+from tests.reference import FullRecomputation, random_ids, tiny_llama
 from tests.tokenizers import tiny_tokenizer
 
 MODEL, TOKENIZER = tiny_llama(), tiny_tokenizer()
@@ -75,6 +76,49 @@ def test_a_prompt_longer_than_the_window_is_read_with_one_notice() -> None:
     finished = events[-1]
     assert isinstance(finished, TurnFinished)
     assert finished.stats.evicted_tokens >= 300 - 68
+
+
+# What the query at the last prompt token sees, as the slow references say it.
+SEEN = {
+    "ring": (MODEL, lambda p: FullRecomputation(4, 64, 16).visible(p)),
+    "recurrent state and sliding windows": (
+        tiny("recurrent_gemma"),
+        lambda p: range(max(0, p + 1 - 24), p + 1),
+    ),
+    "sliding windows and a ring": (
+        tiny_llama(layer_types=["sliding_attention", "full_attention"], sliding_window=24),
+        lambda p: FullRecomputation(4, 64, 16).visible(p),
+    ),
+    "recurrent state alone": (tiny("mamba2"), lambda p: range(p + 1)),
+    "recurrent state and a ring": (tiny("qwen3_next"), lambda p: FullRecomputation(4, 64, 16).visible(p)),
+}
+
+
+@pytest.mark.parametrize("slack", [0, 32])
+@pytest.mark.parametrize("kind", SEEN)
+def test_cached_tokens_that_had_rotated_out_are_counted_apart(kind: str, slack: int) -> None:
+    """`23 + 690 cached` in a window of 516: 200 of them were no longer attended to."""
+    model, seen = SEEN[kind]
+    held = PromptCache(plan_cache(model, CacheConfig(window=64, block=16, sinks=4, slack=slack)), model)
+    for num_new in (40, 20, 33, 1, 90, 7):  # below the window, across it, more than it at once
+        ids = [*held.tokens, *random_ids(num_new, seed=num_new)]
+        t = Turn(ModelRunner(model, chunk=16), TOKENIZER, held, ids, SamplingParams(temperature=0.0, max_tokens=3))
+        list(t.events())
+        s = t.stats
+        assert s.cached_tokens + s.prefill_tokens == s.prompt_tokens == len(ids)
+        assert s.cached_evicted_tokens == s.cached_tokens - sum(j < s.cached_tokens for j in seen(len(ids) - 1))
+    assert (s.cached_evicted_tokens > 0) is (kind != "recurrent state alone")
+
+
+def test_of_a_prompt_that_was_cancelled_what_was_fed_counts() -> None:
+    held = cache()
+    list(turn(held, random_ids(60)).events())
+    cached = held.offset
+    t = turn(held, [*held.tokens, *random_ids(60, seed=3)], cancelled=lambda: held.offset >= cached + 16)
+    list(t.events())
+    last = t.stats.prompt_tokens - 1
+    seen = sum(j < cached for j in FullRecomputation(4, 64, 16).visible(last))
+    assert t.stats.cached_evicted_tokens == cached - seen > 0
 
 
 def test_cancelling_while_reading_keeps_the_figures_honest() -> None:

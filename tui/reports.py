@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.cells import cell_len
 
 from mlxkv.readings import ContextUse, SessionFigures, SessionStatus
-from mlxkv.stats import bytes_text, rate_text
+from mlxkv.stats import bytes_text, prompt_text, rate_text
 from mlxkv.text import clean
 from mlxkv.tui.listing import cut
 from mlxkv.tui.wording import plural
@@ -21,7 +21,7 @@ def context_lines(use: ContextUse) -> list[str]:
     live, tokens = sum(p.live for p in use.parts), sum(p.tokens for p in use.parts)
     most = max(p.tokens for p in use.parts) or 1
     share = f" of {use.window:,} ({100 * live // use.window}%)" if use.window else ""
-    lines = [f"Context: {live:,} tok{share} · {use.pinned:,} pinned · {tokens - live:,} rotated out"]
+    lines = [f"Context: {live:,} tok{share} · {use.pinned:,} pinned · {tokens - live:,} evicted"]
     number = 0  # of the question, as in /fork 2: a reply has that of the question to it
     for part in use.parts:
         number += part.role == "user"
@@ -54,14 +54,15 @@ def stats_lines(f: SessionFigures) -> list[str]:
     rates = f"{rate_text(f.decode_tps)} tok/s decoding" if f.decode_tps else "nothing decoded yet"
     rates += f" · {rate_text(f.prefill_tps)} tok/s reading" if f.prefill_tps else ""
     asked = f.prefill_tokens + f.cached_tokens
-    saved = f" ({100 * f.cached_tokens // asked}% not read again)" if asked else ""
+    saved = f" ({100 * (f.cached_tokens - f.cached_evicted_tokens) // asked}% reused)" if asked else ""
+    prompt = prompt_text(f.prefill_tokens, f.cached_tokens, f.cached_evicted_tokens)
     limit = f" of {bytes_text(f.disk_limit)}" if f.disk_limit else ""
     named = f", {bytes_text(f.named_disk_bytes)} of it named prompt caches" if f.named_disk_bytes else ""
     return [
         f"This chat: {plural(f.num_turns, 'turn')} · {rates}",
-        f"  tokens   {f.generated_tokens:,} generated · {f.prefill_tokens:,} read · {f.cached_tokens:,} cached{saved}",
+        f"  tokens   {f.generated_tokens:,} generated · {prompt}{saved}",
         f"  KV       {bytes_text(f.kv_bytes)} in memory · {bytes_text(f.disk_bytes)} on disk"
-        f" · {bytes_text(f.disk_written_bytes)} written · {f.evicted_tokens:,} tok rotated out",
+        f" · {bytes_text(f.disk_written_bytes)} written · {f.evicted_tokens:,} tok evicted",
         f"All chats: {f.num_chats:,} · KV on disk {bytes_text(f.all_disk_bytes)}{limit}{named}"
         f" · {bytes_text(f.all_written_bytes)} ever written",
     ]

@@ -41,7 +41,7 @@ def stat_text(stats: TurnStats, width: int, kv_added: int = 0, narrow: bool = Fa
         parts.append(next_step)
     if len(" · ".join(parts)) <= width:
         return " · ".join(parts)
-    short = [p.replace("first token ", "first ").replace(" new + ", "+") for p in stat_segments(stats)]
+    short = [p.replace("first token ", "first ").replace(" + ", "+") for p in stat_segments(stats)]
     if next_step:  # a reply that was cut is better gone on with than timed
         short.insert(1 + (stats.finish_reason == "stopped") * 3, next_step)
     # Rate, tokens, what was read and the KV say most; the times go first.

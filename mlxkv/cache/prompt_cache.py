@@ -24,7 +24,7 @@ from mlxkv.cache.plan import CachePlan
 from mlxkv.cache.portable import PromptText
 from mlxkv.cache.probe import leaves
 from mlxkv.cache.ring import RingKVCache
-from mlxkv.cache.state import arrays_of, capture, go_back, is_recurrent, put_back, rewind_floor, tokens_fed
+from mlxkv.cache.state import arrays_of, capture, go_back, is_recurrent, put_back, rewind_floor, tokens_fed, unseen
 from mlxkv.cache.state_group import StateGroup
 from mlxkv.errors import CacheError, MismatchError, RewindError
 from mlxkv.ids import TokenIds, TokenLog, common_prefix
@@ -176,6 +176,12 @@ class PromptCache:
         """Tokens that have rotated out."""
         geometry = self.plan.geometry
         return geometry.flushes(self.offset) * geometry.block if geometry else 0
+
+    def num_unattended(self, position: int, num_tokens: int) -> int:
+        """Of the first `num_tokens` those that the query at `position` sees in no layer. Recurrent state, which has
+        something of all of them, does not count, and a model of nothing else has none."""
+        spans = [unseen(cache, position) for cache in leaves(self.layers) if tokens_fed(cache)]
+        return min((max(0, min(end, num_tokens) - start) for start, end in spans), default=0)
 
     # -- feeding -----------------------------------------------------------------------------------------------------
 

@@ -43,6 +43,21 @@ def tokens_fed(cache: Any) -> int | None:
     return cache.offset if counts else None
 
 
+def unseen(cache: Any, position: int) -> tuple[int, int]:
+    """The positions [start, end) before it that the query at `position` does not see in this cache of rows."""
+    match cache:
+        case RingKVCache(geometry=geometry, native_window=None):
+            return geometry.sinks, geometry.sinks + geometry.blocks_evicted(position) * geometry.block
+        case RingKVCache(geometry=geometry, native_window=int(window)):
+            return geometry.sinks, position + 1 - window
+    match type(cache).__name__:
+        case "RotatingKVCache":
+            return cache.keep, cache.keep + position + 1 - cache.max_size
+        case "ChunkedKVCache":
+            return 0, position - position % cache.chunk_size
+    return 0, 0
+
+
 def rewind_floor(cache: Any, offset: int) -> int:
     """The smallest offset that `go_back` reaches exactly from `offset`; for a cache that is not recurrent."""
     if isinstance(cache, RingKVCache):

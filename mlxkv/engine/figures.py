@@ -122,6 +122,7 @@ def totals(front: Front) -> SessionFigures:
         generated_tokens=generated,
         prefill_tokens=prefill,
         cached_tokens=sum(s.cached_tokens for s in stats),
+        cached_evicted_tokens=sum(s.cached_evicted_tokens for s in stats),
         evicted_tokens=stats[-1].evicted_tokens if stats else 0,
         decode_tps=_rate(generated, sum(_seconds(s.generated_tokens, s.decode_tps) for s in stats)),
         prefill_tps=_rate(prefill, sum(_seconds(s.prefill_tokens, s.prefill_tps) for s in stats)),

@@ -29,7 +29,7 @@ async def test_a_question_and_its_reply() -> None:
         said = w.said()
         assert " ❯ Why?" in said
         assert "List<String>" in said
-        assert "42.1 tok/s · 312 tok · first 0.21s · read 27+5,871 cached · KV 916 MB" in said
+        assert "42.1 tok/s · 312 tok · first 0.21s · prompt 27+5,871 cached · KV 916 MB" in said
         assert w.app.prompt.text == ""
         assert "ctx ▰▱▱▱▱▱▱▱ 19%" in w.bar("header")
         assert "Qwen3-8B-4bit · Why?" in w.bar("header")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 
 from mlxkv.events import PrefillProgress, TextDelta, TurnFinished, TurnStarted
-from mlxkv.readings import CacheView, ContextPart, ContextUse, SessionStatus
+from mlxkv.readings import CacheView, ContextPart, ContextUse, SessionFigures, SessionStatus
 from mlxkv.tui.blocks import CONTEXT as CONTEXT_INFO
 from mlxkv.tui.blocks import Block, Kind
 from mlxkv.tui.gauges import (
@@ -101,9 +101,9 @@ def test_the_meter_counts_tokens_by_the_second() -> None:
     assert len(meter.rates(100.0)) == 60
 
 
-def test_context_says_what_has_rotated_out() -> None:
+def test_context_says_what_is_evicted() -> None:
     lines = context_lines(CONTEXT)
-    assert lines[0] == "Context: 100 tok of 128 (78%) · 12 pinned · 32 rotated out"
+    assert lines[0] == "Context: 100 tok of 128 (78%) · 12 pinned · 32 evicted"
     rows = [context_line(line, 80) for line in lines[1:]]
     assert "system" in rows[0]
     assert rows[1].endswith("· 8 left")
@@ -127,9 +127,11 @@ def test_context_takes_one_line_per_message_at_any_width(width: int) -> None:
 
 def test_stats_and_memory() -> None:
     text = "\n".join(stats_lines(FIGURES))
-    for words in ("2 turns · 42.1 tok/s decoding · 812 tok/s reading", "99% not read again", "1.1 GB of 20 GB"):
+    for words in ("2 turns · 42.1 tok/s decoding · 812 tok/s reading", "99% reused", "1.1 GB of 20 GB"):
         assert words in text
     assert "prompt caches" not in text
+    wrapped = stats_lines(SessionFigures(prefill_tokens=23, cached_tokens=690, cached_evicted_tokens=200))
+    assert wrapped[1] == "  tokens   0 generated · prompt 23 + 490 cached + 200 evicted (68% reused)"
     some = stats_lines(replace(FIGURES, named_disk_bytes=300_000_000))[-1]
     assert "KV on disk 1.1 GB of 20 GB, 300 MB of it named prompt caches · " in some
     assert memory_lines(STATUS)[0] == "Memory: 5.6 GB of 27 GB usable"

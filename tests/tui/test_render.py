@@ -97,9 +97,9 @@ def test_stat_line_shortens_before_it_drops() -> None:
     block = Block(Kind.STATS, "", stats=STATS, kv_added=50_000_000)
     shown = {width: Renderer(Look()).strips(block, width)[1].text.strip() for width in (120, 80, 40)}
     assert shown[120] == (
-        "42.1 tok/s · 312 tok · first token 0.21s · read 27 new + 5,871 cached · KV 916 MB (+50) · 7.6s"
+        "42.1 tok/s · 312 tok · first token 0.21s · prompt 27 + 5,871 cached · KV 916 MB (+50) · 7.6s"
     )
-    assert shown[80] == "42.1 tok/s · 312 tok · first 0.21s · read 27+5,871 cached · KV 916 MB · 7.6s"[:76].rstrip()
+    assert shown[80] == "42.1 tok/s · 312 tok · first 0.21s · prompt 27+5,871 cached · KV 916 MB"
     assert shown[40] == "42 tok/s · 312 tok"
 
 

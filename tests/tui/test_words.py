@@ -56,7 +56,7 @@ def test_sizes_share_their_unit() -> None:
 def test_stat_line_of_a_stopped_reply() -> None:
     stopped = replace(STATS, finish_reason="stopped")
     assert stat_text(stopped, 40, narrow=True) == "■ stopped · 42 tok/s · 312 tok"
-    assert stat_text(stopped, 76) == "■ stopped · 42.1 tok/s · 312 tok · /retry · /continue · read 27+5,871 cached"
+    assert stat_text(stopped, 78) == "■ stopped · 42.1 tok/s · 312 tok · /retry · /continue · prompt 27+5,871 cached"
     assert stat_text(stopped, 200).endswith("7.6s · /retry · /continue")
     cut = replace(STATS, finish_reason="length")
     assert stat_text(cut, 76).startswith("▲ cut at max-tokens 312 · /continue · 42.1 tok/s")
