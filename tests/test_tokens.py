@@ -168,8 +168,7 @@ def test_a_prompt_cache_is_continued_and_its_completion_completes(stories_path: 
     model = mlxkv.load(str(stories_path))
     pc = model.prefill("Once upon a time", CONFIG)
     done = model.generate(", there", cache=pc, max_tokens=12, temperature=0.0)
-    ids = [*pc.tokens[: len(pc.tokens) - len(done.tokens) + 1], *done.tokens]
-    assert decode(model.tokenizer, ids) == "Once upon a time, there" + done.text
+    assert decode(model.tokenizer, pc.tokens) == "Once upon a time, there" + done.text
     done = model.generate("Once upon a time, there was a", max_tokens=8, temperature=0.0)
     assert done.text.startswith(" ")
     model.close()
