@@ -229,7 +229,7 @@ class Chat(Beside):
         self._fed = self._past.fed()  # the cache goes back when the next prompt says how far
         return text
 
-    def retry(self, turn: int | None = None, **sampling: Any) -> Iterator[TurnEvent]:
+    def retry(self, turn: int | None = None, *, started: float | None = None, **sampling: Any) -> Iterator[TurnEvent]:
         """Generate a reply again: the last one, or message number `turn` (or the reply to it) and forget what followed.
 
         The old one stays in the session this one was forked from.
@@ -241,9 +241,9 @@ class Chat(Beside):
         if turn - 1 in range(len(self._said.turns)) and self._said.turns[turn - 1].role == "user":
             turn -= 1  # it is the reply
         self._sampling(sampling)  # what is wrong with them is said before anything is taken back
-        return self.send(self.rewind(turn), **sampling)
+        return self.send(self.rewind(turn), started=started, **sampling)
 
-    def edit(self, turn: int, text: str, **sampling: Any) -> Iterator[TurnEvent]:
+    def edit(self, turn: int, text: str, *, started: float | None = None, **sampling: Any) -> Iterator[TurnEvent]:
         """Say `text` instead of message number `turn` (0 is the first), which must be the user's, and go on there.
 
         Raises:
@@ -253,7 +253,7 @@ class Chat(Beside):
             raise PromptError("The message is empty; write something first.")
         self._sampling(sampling)
         self.rewind(turn)
-        return self.send(text, **sampling)
+        return self.send(text, started=started, **sampling)
 
     def fork(self, turn: int | None = None) -> Chat:
         """A second chat with the same past; cache buffers and saved rows are shared until they differ.

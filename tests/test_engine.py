@@ -251,3 +251,23 @@ def test_the_process_ends_in_order_in_mid_reply(tiny_path: Path) -> None:
             [sys.executable, "-c", SCRIPT, str(tiny_path)], capture_output=True, text=True, check=False, timeout=120
         )
         assert (done.returncode, done.stdout) == (0, "closed\n"), done.stderr
+
+
+def test_a_stop_before_a_reply_began_holds_and_stops_no_later_one(
+    watched: Watched, tiny_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Esc right after Enter was lost: no chat was there yet to be stopped, or it forgot as it began."""
+    engine = loaded(watched, tiny_path).engine
+    gate, answer = threading.Event(), engine._desk.answer
+    monkeypatch.setattr(engine._desk, "answer", lambda command: (gate.wait(), answer(command)))
+    for command in (Send("hi", 0.0), Retry()):  # to a chat that is not made yet, and to one that is
+        gate.clear()
+        engine.submit(command)
+        engine.stop()
+        gate.set()
+        *events, last = watched.until(TurnFinished, Failed)
+        assert isinstance(last, TurnFinished)
+        assert (last.reason, last.text) == ("stopped", "")
+        assert not any(isinstance(e, TextDelta) for e in events)
+        watched.until(SessionStatus)
+    assert not any(isinstance(e, Failed) or getattr(e, "reason", "") == "stopped" for e in watched.send("on"))

@@ -51,7 +51,7 @@ def run(front: Front, summarise: bool) -> Iterator[EngineEvent]:
         yield ChatOpened(chat.session_id, chat.title)
         yield TurnStarted(ask)
         try:
-            for event in chat.aside(ask, **how):
+            for event in front.begun(chat.aside(ask, **how)):
                 summary = event if isinstance(event, TurnFinished) else None
                 yield event
         except MlxkvError:
@@ -88,7 +88,7 @@ def _gone_on(front: Front, chat: Chat, plan: CompactPlan, summary: TurnFinished 
     front.saved = "saved" if front.save else "off"
     notice = ""
     try:
-        yield from twin.read()
+        yield from front.begun(twin.read())
     except OutOfMemoryError as error:
         notice = str(error)
     yield from chats.versions(front)

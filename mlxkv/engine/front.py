@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from mlxkv.config import Folders, Settings
 from mlxkv.errors import MlxkvError
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from mlxkv.model import Model
     from mlxkv.store import SessionStore
 
+Event = TypeVar("Event")
 _log = logging.getLogger("mlxkv.engine")
 
 
@@ -53,12 +54,26 @@ class Front:
         self.disk_bytes = 0  # KV of all chats, as of the last look
         self._load = load
         self._cancel_load = threading.Event()
+        self.num_asked = self.num_begun = 0  # commands
+        self._num_stopped = 0  # of them, in their order
 
     def stop(self) -> None:
-        """Stop the running reply or load; from any thread."""
+        """Stop the running reply or load, or the one that was asked for and has not begun; from any thread."""
+        self._num_stopped = self.num_asked
         self._cancel_load.set()
         if (chat := self.chat) is not None:
             chat.cancel()
+
+    @property
+    def was_stopped(self) -> bool:
+        """Whether that was so of the command being answered."""
+        return 0 < self.num_begun <= self._num_stopped
+
+    def begun(self, events: Iterator[Event]) -> Iterator[Event]:
+        """`events` of the chat in front; a stop that came before them holds."""
+        if self.was_stopped:
+            self.open_chat.cancel()
+        return events
 
     # -- the model ---------------------------------------------------------------------------------------------------
 
@@ -89,7 +104,8 @@ class Front:
         return self._cancel_load.is_set()
 
     def begin_load(self) -> None:
-        self._cancel_load.clear()
+        if not self.was_stopped:
+            self._cancel_load.clear()
 
     def drop_model(self) -> None:
         """Give all its memory back: two models at once may not fit."""

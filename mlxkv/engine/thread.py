@@ -57,6 +57,7 @@ class Engine:
         if isinstance(command, PausePull):  # it must not wait for a reply to end
             self._desk.pause_download()
         else:
+            self._desk.front.num_asked += 1
             self._commands.put(command)
 
     def stop(self) -> None:
@@ -76,6 +77,7 @@ class Engine:
         error = None
         try:
             while not isinstance(command := self._commands.get(), Shutdown):
+                self._desk.front.num_begun += 1
                 self._desk.answer(command)
         except BaseException as failure:
             _log.exception("the engine stopped")

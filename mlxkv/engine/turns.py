@@ -22,14 +22,14 @@ def run(front: Front, text: str, begin: Begin) -> Iterator[EngineEvent]:
     if front.chat is None:
         _ = front.ready_model
         yield from chats.new(front, None)
-    yield from _streamed(front, text, begin(front.open_chat, front.settings.sampling))
+    yield from _streamed(front, text, front.begun(begin(front.open_chat, front.settings.sampling)))
 
 
 def again(front: Front, begin: Begin) -> Iterator[EngineEvent]:
     """A reply anew, or a message changed: the chat goes back to there first, and the window with it."""
     chat = front.open_chat
     before = chat.messages
-    events = begin(chat, front.settings.sampling)
+    events = front.begun(begin(chat, front.settings.sampling))
     num_kept = len(chat.messages)
     yield from chats.versions(front)
     yield chats.view(chat, num_messages=num_kept)
@@ -38,7 +38,7 @@ def again(front: Front, begin: Begin) -> Iterator[EngineEvent]:
 
 def edited(front: Front, turn: int, text: str, begin: Begin) -> Iterator[EngineEvent]:
     chat = front.open_chat
-    events = begin(chat, front.settings.sampling)
+    events = front.begun(begin(chat, front.settings.sampling))
     yield from chats.versions(front)
     yield chats.view(chat, num_messages=turn)
     yield from _streamed(front, text, events)
@@ -47,7 +47,7 @@ def edited(front: Front, turn: int, text: str, begin: Begin) -> Iterator[EngineE
 def continued(front: Front, begin: Begin) -> Iterator[EngineEvent]:
     """A reply grows: what there was of it is played again, so that text cut in the middle joins up."""
     chat = front.open_chat
-    events = begin(chat, front.settings.sampling)
+    events = front.begun(begin(chat, front.settings.sampling))
     *earlier, last = chat.messages
     yield from chats.versions(front)
     yield chats.view(chat, num_messages=len(earlier))
