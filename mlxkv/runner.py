@@ -71,7 +71,7 @@ class ModelRunner:
     def _chunk(self, cache: PromptCache, num_new: int) -> int:
         """The most tokens of one call that fit in memory."""
         used = memory_used() - cache.nbytes
-        return min(self.chunk, self._budget.chunk(cache.plan, used, cache.offset + num_new))
+        return min(self.chunk, self._budget.chunk(cache.plan, used, cache.offset + num_new, num_new))
 
     def _feed(self, cache: PromptCache, ids: Sequence[int], done: int, most: int) -> tuple[int, mx.array]:
         """One chunk from ids[done] on, within the ring's room: its length and its logits, not evaluated."""

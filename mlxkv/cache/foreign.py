@@ -18,8 +18,9 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlxkv.cache.plan import CachePlan, LayerPlan, RowShape
+from mlxkv.cache.plan import CachePlan, LayerPlan
 from mlxkv.cache.portable import KINDS, OPAQUE, LayerState
+from mlxkv.cache.probe import RowShape
 from mlxkv.cache.prompt_cache import PromptCache, Reuse
 from mlxkv.cache.ring import RingKVCache
 from mlxkv.cache.rows import Codec, Parts, Rows

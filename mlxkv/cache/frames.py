@@ -13,11 +13,13 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlxkv.cache.plan import CachePlan, native_cache
+from mlxkv.cache.plan import CachePlan
 from mlxkv.cache.probe import leaves
 from mlxkv.cache.state import Snapshot, arrays_of, keeps_state, scalars_of, with_arrays
+from mlxkv.cache.traits import native_cache, traits_of
 
 _SETTLED = 16  # tokens after which shapes no longer change, where they are to be saved
+_IS_SETTLED = "settled"
 
 
 @dataclass(frozen=True)
@@ -30,12 +32,11 @@ class Frame:
 
 
 class Frames:
-    """Frames of the model's own caches, in the order of `state.leaves`."""
+    """Frames of the model's own caches, in the order of `state.leaves`; made once per model, which keeps them."""
 
     def __init__(self, model: Any) -> None:
         self._model = model
-        self._known: dict[int, tuple[Frame, ...]] = {}
-        self._is_settled: tuple[bool, ...] | None = None
+        self._known = traits_of(model).frames
 
     def at(self, num_tokens: int) -> tuple[Frame, ...]:
         """After `num_tokens`: exact up to 16, and from there on where `is_settled`."""
@@ -47,16 +48,16 @@ class Frames:
     @property
     def is_settled(self) -> tuple[bool, ...]:
         """For each cache, whether its arrays keep their shapes, however many tokens there are."""
-        if self._is_settled is None:
+        if _IS_SETTLED not in self._known:
             caches = native_cache(self._model)
             frames = self._frames(caches, _SETTLED)
             self._known.setdefault(_SETTLED, frames)
             # A second call, and one token: dtypes may differ from those of the first, too.
             after = self._frames(caches, 1)
-            self._is_settled = tuple(
+            self._known[_IS_SETTLED] = tuple(
                 (a.arrays, a.scalars) == (b.arrays, b.scalars) for a, b in zip(frames, after, strict=True)
             )
-        return self._is_settled
+        return self._known[_IS_SETTLED]
 
     def _frames(self, caches: list[Any], num_tokens: int) -> tuple[Frame, ...]:
         self._model(mx.zeros((1, num_tokens), mx.int32), cache=caches)

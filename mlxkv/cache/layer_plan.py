@@ -11,10 +11,11 @@ from typing import Any
 from mlxkv.cache.config import CacheConfig
 from mlxkv.cache.geometry import Geometry
 from mlxkv.cache.positions import SinkRotation
-from mlxkv.cache.probe import Recorder, RowShape, Sinks
+from mlxkv.cache.probe import RowShape, Sinks
 from mlxkv.cache.quantized import QuantizedRingKVCache
 from mlxkv.cache.ring import RingKVCache
 from mlxkv.cache.rows import PLAIN, Codec, Plane
+from mlxkv.cache.traits import LeafTraits
 from mlxkv.errors import ConfigError
 
 FULL = ("KVCache", "ConcatenateKVCache")
@@ -92,10 +93,16 @@ def counts_rows(model: Any) -> str | None:
 
 
 def plan_leaf(
-    plan: LayerPlan, native: Any, seen: Any, sinks: Sinks, config: CacheConfig, geometry: Geometry, asked: int | None
+    plan: LayerPlan,
+    native: Any,
+    seen: LeafTraits,
+    sinks: Sinks,
+    config: CacheConfig,
+    geometry: Geometry,
+    asked: int | None,
 ) -> LayerPlan:
     """`asked`: the window that the model masks its sliding layers to."""
-    if not isinstance(seen, Recorder) or seen.shape is None:
+    if seen.shape is None:
         return plan
     plan = replace(plan, shape=seen.shape, is_shared=seen.is_shared)
     if plan.native_class in FULL:

@@ -17,9 +17,9 @@ import mlx.nn as nn
 from mlxkv.cache.config import CacheConfig
 from mlxkv.cache.geometry import Geometry
 from mlxkv.cache.layer_plan import FULL, LayerPlan, as_made, counts_rows, plan_leaf, quantized, unbounded_in
-from mlxkv.cache.positions import rotation_for
-from mlxkv.cache.probe import Recorder, RowShape, Sinks, leaves, observe, sink_rotations
+from mlxkv.cache.probe import Sinks, leaves
 from mlxkv.cache.ring import RingKVCache
+from mlxkv.cache.traits import native_cache, traits_of
 from mlxkv.errors import ConfigError, UnboundedError
 
 # Bytes: what a default window is planned with where the caller names no budget.
@@ -88,13 +88,6 @@ class CachePlan:
         return [plan.make(native) for plan, native in zip(self.layers, native_cache(model), strict=True)]
 
 
-def native_cache(model: Any) -> list[Any]:
-    """The cache entries that mlx-lm would use."""
-    from mlx_lm.models.cache import make_prompt_cache
-
-    return make_prompt_cache(model)
-
-
 def trained_length(model: Any) -> int | None:
     """The context the model was trained for, where its arguments say so."""
     args = getattr(model, "args", None)
@@ -124,20 +117,18 @@ def plan_cache(
         config: what to bound it to.
         system_tokens: length of the system prompt, for `sinks="system"`.
         budget: bytes the cache may take when `config.window` is None.
-        is_loaded: two decode steps are run to see how the pinned tokens can be moved. False, for an estimate: nothing
-            is computed, weights are not read, and a layer's own rope is trusted.
+        is_loaded: once per model it is run to see how the pinned tokens can be moved; see `traits.py`. False, for an
+            estimate: nothing is computed, weights are not read, and a layer's own rope is trusted.
 
     Raises:
         ConfigError: `config.bits` does not fit this model's rows or its attention. UnboundedError: `config.window` was
             asked for, and a layer cannot be held to it.
     """
     config = config or CacheConfig()
-    native = native_cache(model)
-    names = [type(cache).__name__ for cache in leaves(native)]
-    seen = observe(model, native)
-    shapes = [leaf.shape if isinstance(leaf, Recorder) else None for leaf in seen]
-    modules = _modules(model)
-    row_bytes = sum(s.row_bytes for name, s in zip(names, shapes, strict=True) if s and name in FULL)
+    traits = traits_of(model)
+    seen = traits.leaves
+    full = [leaf for leaf in seen if leaf.native_class in FULL]
+    row_bytes = sum(leaf.shape.row_bytes for leaf in full if leaf.shape)
     if config.bits is not None:  # scales and biases included, a little more than bits/16 of 16-bit rows
         row_bytes = row_bytes * 9 // 16
     window = config.window or config.default_window(trained_length(model), row_bytes, budget)
@@ -145,15 +136,12 @@ def plan_cache(
     notes = []
     if config.window is not None and geometry.window != window:
         notes.append(f"the window of {window:,} is rounded up to {geometry.window:,}, whole blocks of {geometry.block}")
-    sinks: Sequence[Sinks] = (Sinks(),) * len(names)
-    if config.positions == "streaming" and geometry.sinks and any(name in FULL for name in names):
-        if is_loaded:
-            sinks = sink_rotations(model, native_cache(model), native_cache(model), modules)
-        else:
-            sinks = [_trusted(module, shape) for module, shape in zip(modules, shapes, strict=True)]
+    sinks: Sequence[Sinks] = (Sinks(),) * len(seen)
+    if config.positions == "streaming" and geometry.sinks and full:
+        sinks = traits.sinks(model, is_loaded=is_loaded)
     reason = counts_rows(model)
     flat = iter(zip(seen, sinks, strict=True))
-    asked = {leaf.max_size: leaf.asked_window for leaf in seen if isinstance(leaf, Recorder) and leaf.asked_window}
+    asked = {leaf.max_size: leaf.asked_window for leaf in seen if leaf.asked_window}
     plans = []
     for i, cache in enumerate(native_cache(model)):
         children = getattr(cache, "caches", None)
@@ -214,22 +202,6 @@ def make_cache(model: Any, config: CacheConfig | None = None) -> list[Any]:
     return plan.make(model)
 
 
-def _modules(model: Any) -> list[Any]:
-    """For each leaf of the model's cache the layer it belongs to, as far as their numbers tell; else None."""
-    native = native_cache(model)
-    layers = list(getattr(model, "layers", []))
-    fits = layers and (len(native) <= len(layers) or len(native) % len(layers) == 0)  # loops go through layers again
-    modules = []
-    for i, cache in enumerate(native):
-        modules += [layers[i % len(layers)] if fits else None] * len(leaves([cache]))
-    return modules
-
-
-def _trusted(module: Any, shape: RowShape | None) -> Sinks:
-    rotation = rotation_for(module, shape.k_dim) if module is not None and shape is not None else None
-    return Sinks(rotation, rotation is not None)
-
-
 def _quantized_plan(model: Any, plan: CachePlan) -> CachePlan:
     """The plan with rows of `config.bits`, tried out: packed rows in a decode step if the model takes them.
 
@@ -246,16 +218,25 @@ def _quantized_plan(model: Any, plan: CachePlan) -> CachePlan:
         return replace(plan, layers=tuple(of(layer) for layer in plan.layers))
 
     packed = with_leaves(lambda leaf: quantized(leaf, plan.config))
-    plan = packed
-    if _try_out(model, packed) is None:
+    if _refusal(model, packed) is None:
         return packed
-    fused = with_leaves(lambda leaf: replace(leaf, is_fused=True))
-    if (error := _try_out(model, fused)) is None:
+    fused = with_leaves(lambda leaf: replace(quantized(leaf, plan.config), is_fused=True))
+    if (error := _refusal(model, fused)) is None:
         return fused
     raise ConfigError(
         f"`bits` is {plan.config.bits!r}, and this model's attention does not take quantized rows ({error}); leave it "
         f"out."
     )
+
+
+def _refusal(model: Any, plan: CachePlan) -> str | None:
+    """What `_try_out` says of this plan; a model is tried once."""
+    tried = traits_of(model).tried
+    key = tuple((leaf.geometry, leaf.key_codec, leaf.value_codec, leaf.is_fused) for leaf in plan.leaves)
+    if key not in tried:
+        error = _try_out(model, plan)
+        tried[key] = None if error is None else str(error)
+    return tried[key]
 
 
 def _try_out(model: Any, plan: CachePlan) -> Exception | None:

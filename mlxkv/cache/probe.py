@@ -1,12 +1,12 @@
 """What a model puts into its caches: one token is run through it, with caches that only write down what they get.
 
-Nothing is computed unless `sink_rotations` is asked, which needs the weights. What follows from it is `plan.py`. Used
-on the MLX thread.
+Nothing is computed unless `sink_rotations` is asked, which needs the weights. `traits.py` remembers it, what follows
+from it is `plan.py`. Used on the MLX thread.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,40 +102,47 @@ class Sinks:
 
 
 def sink_rotations(
-    model: Any, natives: Sequence[Any], again: Sequence[Any], modules: Sequence[Any]
+    model: Any, natives: Sequence[Any], again: Sequence[Any], modules: Sequence[Any], kinds: Sequence[Hashable]
 ) -> tuple[Sinks, ...]:
     """What moves each cache's keys forward, found by comparing the keys of one token at two positions.
 
     Ropes alone do not tell: some models normalise keys after rotating them, rotate a part of the row, or keep the
     rotated part among the values. So the model is asked: what it makes of a token at position 977 must be what the
-    rotation makes of the same token at 0. Takes two decode steps. A token alone attends to itself only, so that nothing
-    but the position differs.
+    rotation makes of the same token at 0. Two decode steps, as far as the first layer of each kind needs them. A token
+    alone attends to itself only, so that nothing but the position differs.
 
     Args:
         natives, again: the model's own caches, empty, twice.
         modules: for each cache the layer whose ropes are tried first, or None.
+        kinds: for each cache, of the same kind as which others it is.
     """
     try:
         near, far = observe(model, natives, 0), observe(model, again, _FAR)
     except Exception:  # a model's own code: whatever it raises, its positions stay as they are
         return (Sinks(),) * len(modules)
-    everywhere = [rope for module in _distinct(modules) for rope in ropes_of(module)]
-    trials: list[list[tuple[Sinks, mx.array]]] = []
-    for a, b, module in zip(near, far, modules, strict=True):
-        trials.append([])
-        if not isinstance(a, Recorder) or a.keys is None or a.native_class == "RotatingKVCache":
-            continue
-        unmoved = _error(a.values, b.values)
-        trials[-1].append((Sinks(None, True), mx.maximum(unmoved, _error(a.keys, b.keys))))
-        own = ropes_of(module) if module is not None else []
-        for rope in own or everywhere[:_MOST_ROPES]:
-            for rotation in rotations_of(rope, a.keys.shape[-1]):
-                trials[-1].append((Sinks(rotation, True), mx.maximum(unmoved, _moved(rotation, a.keys, b.keys))))
-    mx.eval([error for trial in trials for _, error in trial])
-    return tuple(
-        next((sinks for sinks, error in trial if float(error.item()) < TOLERANCE), Sinks())  # type: ignore[arg-type]
-        for trial in trials
-    )
+    first = {kind: i for i, kind in reversed(list(enumerate(kinds)))}
+    trials = {kind: _trials(near[i], far[i], modules[i], modules) for kind, i in first.items()}
+    mx.eval([error for trial in trials.values() for _, error in trial])
+    found = {
+        kind: next((sinks for sinks, error in trial if float(error.item()) < TOLERANCE), Sinks())  # type: ignore[arg-type]
+        for kind, trial in trials.items()
+    }
+    return tuple(found[kind] for kind in kinds)
+
+
+def _trials(near: Any, far: Any, module: Any, modules: Sequence[Any]) -> list[tuple[Sinks, mx.array]]:
+    """The ways this cache's keys may move, the likeliest first, and how far off each is; not evaluated."""
+    if not isinstance(near, Recorder) or near.keys is None or near.native_class == "RotatingKVCache":
+        return []
+    unmoved = _error(near.values, far.values)
+    trials = [(Sinks(None, True), mx.maximum(unmoved, _error(near.keys, far.keys)))]
+    ropes = ropes_of(module) if module is not None else []
+    if not ropes:
+        ropes = [rope for other in _distinct(modules) for rope in ropes_of(other)][:_MOST_ROPES]
+    for rope in ropes:
+        for rotation in rotations_of(rope, near.keys.shape[-1]):
+            trials.append((Sinks(rotation, True), mx.maximum(unmoved, _moved(rotation, near.keys, far.keys))))
+    return trials
 
 
 _MOST_ROPES = 8

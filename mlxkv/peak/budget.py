@@ -10,6 +10,7 @@ from mlxkv.cache.config import CacheConfig
 from mlxkv.cache.frames import state_nbytes
 from mlxkv.cache.plan import CachePlan, plan_cache
 from mlxkv.errors import ConfigError, OutOfMemoryError
+from mlxkv.peak.bound import most_bytes, widths
 from mlxkv.peak.predict import prefill_bytes
 from mlxkv.stats import bytes_text
 
@@ -31,6 +32,7 @@ class Budget:
     model: Any
     limit: int
     _known: dict[tuple[Any, ...], int] = field(default_factory=dict)
+    _widths: tuple[int, int] | None = None
 
     def plan(self, config: CacheConfig, used: int, *, system_tokens: int = 0, is_loaded: bool = True) -> CachePlan:
         """A plan of the cache; where the window is left open, of the largest that can also be filled."""
@@ -63,23 +65,33 @@ class Budget:
     def fits(self, plan: CachePlan, used: int, chunk: int = CHUNKS[-1]) -> bool:
         """Whether the cache can be filled in pieces of `chunk` tokens."""
         free = self.limit - used - self._held(plan)
-        # A prediction takes as long as a turn of a small model: none is made where the cache alone is too much.
-        return not self.limit or (free > 0 and self.reading(plan, chunk) <= free)
+        # A prediction takes as long as a turn of a small model: none is made where there is too little or plenty.
+        return not self.limit or self._is_plenty(free, plan, chunk) or (free > 0 and self.reading(plan, chunk) <= free)
+
+    def _is_plenty(self, free: int, plan: CachePlan, chunk: int) -> bool:
+        """Whether a call of `chunk` tokens fits by a bound far above `reading`, known at once."""
+        if self._widths is None:
+            self._widths = widths(self.model)
+        return most_bytes(self._widths, plan, chunk) <= free
 
     def _can_be_filled(self, plan: CachePlan, used: int) -> bool:
-        """In some pieces; the largest are asked about first, since reading a prompt will ask about them."""
-        return any(self.fits(plan, used, chunk) for chunk in (CHUNKS[0], CHUNKS[-1]))
+        """In some pieces; the largest are predicted first, since reading a prompt will ask about them."""
+        is_plenty = self._is_plenty(self.limit - used - self._held(plan), plan, CHUNKS[-1])
+        return is_plenty or any(self.fits(plan, used, chunk) for chunk in (CHUNKS[0], CHUNKS[-1]))
 
     def largest_chunk(self, plan: CachePlan, used: int, tokens: int | None = None) -> int:
         """The most tokens per call with which a prompt that ends at `tokens` (None: anywhere) fits; else the fewest."""
         return self._chunk_that_fits(plan, used, tokens) or CHUNKS[-1]
 
-    def chunk(self, plan: CachePlan, used: int, tokens: int) -> int:
-        """`largest_chunk`, for a prompt about to be read.
+    def chunk(self, plan: CachePlan, used: int, tokens: int, num_new: int | None = None) -> int:
+        """`largest_chunk`, for a prompt about to be read, of which `num_new` tokens (None: all) are not cached.
 
         Raises:
             OutOfMemoryError: not even the smallest piece fits; with what would.
         """
+        free = self.limit - used - self._held(plan)
+        if num_new is not None and self._is_plenty(free, plan, min(num_new, CHUNKS[0])):
+            return CHUNKS[0]
         chunk = self._chunk_that_fits(plan, used, tokens)
         if chunk is None:
             need = self._held(plan) + self.reading(plan, CHUNKS[-1], tokens)
@@ -90,7 +102,7 @@ class Budget:
         return chunk
 
     def _chunk_that_fits(self, plan: CachePlan, used: int, tokens: int | None) -> int | None:
-        if self.fits(plan, used, CHUNKS[0]):  # known from making the cache, so the usual turn predicts nothing
+        if self.fits(plan, used, CHUNKS[0]):  # for the full window, so the next turn finds it known
             return CHUNKS[0]
         free = self.limit - used - self._held(plan)
         return next((c for c in CHUNKS if self.reading(plan, c, tokens) <= free), None)

@@ -16,9 +16,10 @@ import mlx.core as mx
 from mlxkv.cache.config import CacheConfig
 from mlxkv.cache.geometry import Geometry
 from mlxkv.cache.layer_plan import FULL
-from mlxkv.cache.plan import CachePlan, native_cache, plan_cache
+from mlxkv.cache.plan import CachePlan, plan_cache
 from mlxkv.cache.probe import leaves
 from mlxkv.cache.prompt_cache import PromptCache
+from mlxkv.cache.traits import native_cache
 from mlxkv.errors import ConfigError, RewindError, UnboundedError
 from mlxkv.store import read_prompt_file, write_prompt_file
 from mlxkv.store.identity import ModelIdentity

@@ -9,6 +9,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,10 @@ from mlxkv.cache.prompt_cache import PromptCache
 from mlxkv.device import memory_used
 from mlxkv.errors import OutOfMemoryError
 from mlxkv.peak import CHUNKS, Budget, budget
+from mlxkv.peak.bound import most_bytes, widths
 from mlxkv.runner import ModelRunner
 from tests import hybrids
-from tests.peak.models import build
+from tests.peak.models import CASES, build
 from tests.reference import tiny_llama
 from tests.tokenizers import tiny_folder
 
@@ -151,11 +153,11 @@ def test_one_prediction_for_all_prompts(monkeypatch: pytest.MonkeyPatch) -> None
     calls = []
     monkeypatch.setattr(budget, "prefill_bytes", lambda *args: calls.append(args) or 1000)
     model = tiny_llama(layers=1, hidden=64, heads=2, kv_heads=1)
-    memory = Budget(model, 1 << 40)
+    memory = Budget(model, 1 << 20)
     plan = memory.plan(CacheConfig(), 0)
     memory.check(plan, 0)
     for tokens in (1, 50, 700, 5000, 100_000):
-        assert memory.chunk(plan, 0, tokens) == CHUNKS[0]
+        assert memory.chunk(plan, 0, tokens, tokens) == CHUNKS[0]
     assert len(calls) == 1
     assert memory.reading(plan, 128) == memory.reading(plan, 128, 100_000)
     assert len(calls) == 2
@@ -164,6 +166,34 @@ def test_one_prediction_for_all_prompts(monkeypatch: pytest.MonkeyPatch) -> None
     assert len(calls) == 4
     assert not Budget(model, plan.nbytes).fits(plan, 0)
     assert len(calls) == 4  # the cache alone is too much: nothing to predict
+
+
+def test_nothing_is_predicted_where_memory_is_plenty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A graph of the whole model was built before the first token of every process."""
+    monkeypatch.setattr(budget, "prefill_bytes", lambda *args: pytest.fail("predicted"))
+    model = tiny_llama(layers=1, hidden=64, heads=2, kv_heads=1)
+    memory = Budget(model, 1 << 40)
+    plan = memory.plan(CacheConfig(), 0)
+    memory.check(plan, 0)
+    assert memory.chunk(plan, 0, 100_000, 100_000) == CHUNKS[0]
+    small = Budget(model, plan.nbytes + most_bytes(widths(model), plan, 8))
+    assert small.chunk(plan, 0, 1000, 8) == CHUNKS[0]  # a short question fits where a long one would be predicted
+    with pytest.raises(pytest.fail.Exception):
+        small.chunk(plan, 0, 1000, 512)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_bound_is_above_the_prediction(case: str) -> None:
+    model, config = build(case)
+    for bits in (config.bits, None):
+        plan = plan_cache(model, replace(config, bits=bits))
+        for chunk in (1, *CHUNKS):
+            assert most_bytes(widths(model), plan, chunk) > 2 * Budget(model, 0).reading(plan, chunk) > 0
+
+
+def test_no_bound_is_given_for_states() -> None:
+    model = hybrids.tiny("jamba")
+    assert most_bytes(widths(model), plan_cache(model, CacheConfig()), 1) > 1 << 60
 
 
 def test_recurrent_states_and_their_checkpoints_count() -> None:

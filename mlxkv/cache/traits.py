@@ -1,0 +1,135 @@
+"""ModelTraits: what a loaded model puts into its caches: shapes, windows, how its keys move. Found out once per model.
+
+The model owns them: they are an attribute of it and go when it goes. They are found anew where its layers or their
+weights have been exchanged since. Used on the MLX thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+
+from mlxkv.cache.alike import kinds
+from mlxkv.cache.positions import rotation_for
+from mlxkv.cache.probe import Recorder, RowShape, Sinks, leaves, observe, sink_rotations
+
+_ATTRIBUTE = "_mlxkv_traits"
+
+
+@dataclass(frozen=True)
+class LeafTraits:
+    """One cache of a model. `shape` None: it keeps no rows that a ring could. `is_shared`: layers without a cache read
+    it. `asked_window`: what the model masks it to."""
+
+    native_class: str
+    shape: RowShape | None = None
+    is_shared: bool = False
+    asked_window: int | None = None
+    max_size: int | None = None
+
+
+@dataclass
+class ModelTraits:
+    """No reference to the model itself, which would keep its weights.
+
+    Args:
+        leaves: in the order of `probe.leaves`.
+        witnesses: what they were found from.
+        frames: see `frames.Frames`.
+        tried: what came of trying out quantized rows; see `plan`.
+    """
+
+    leaves: tuple[LeafTraits, ...]
+    witnesses: Sequence[Any]
+    frames: dict[Any, Any] = field(default_factory=dict)
+    tried: dict[Hashable, str | None] = field(default_factory=dict)
+    _sinks: dict[bool, tuple[Sinks, ...]] = field(default_factory=dict)
+
+    def sinks(self, model: Any, *, is_loaded: bool) -> tuple[Sinks, ...]:
+        """How each cache's pinned keys are moved; found by two decode steps through one layer of each kind.
+
+        `is_loaded` False: nothing is computed, and a layer's own rope is trusted.
+        """
+        if is_loaded not in self._sinks:
+            modules = _modules(model)
+            if is_loaded:
+                alike = self._kinds(model, modules)
+                found = sink_rotations(model, native_cache(model), native_cache(model), modules, alike)
+            else:
+                found = tuple(_trusted(module, leaf) for module, leaf in zip(modules, self.leaves, strict=True))
+            self._sinks[is_loaded] = found
+        return self._sinks[is_loaded]
+
+    def _kinds(self, model: Any, modules: Sequence[Any]) -> list[Hashable]:
+        """Caches of one kind are treated alike by their layers; a cache whose layer is not known is of its own kind."""
+        is_known = {id(module) for module in modules} == {id(layer) for layer in getattr(model, "layers", ())}
+        of_layers = kinds(modules) if is_known else range(len(modules))
+        passes: dict[int, int] = {}  # loops go through layers again, and may treat them otherwise
+        found: list[Hashable] = []
+        for leaf, module, kind in zip(self.leaves, modules, of_layers, strict=True):
+            passes[id(module)] = passes.get(id(module), 0) + 1
+            found.append((leaf, kind, passes[id(module)]))
+        return found
+
+
+def traits_of(model: Any) -> ModelTraits:
+    """The traits of an mlx-lm model; its weights are not read."""
+    natives = native_cache(model)
+    witnesses = _witnesses(model, natives)
+    known = getattr(model, "__dict__", {}).get(_ATTRIBUTE)
+    if known is not None and _same(known.witnesses, witnesses):
+        return known
+    classes = [type(cache).__name__ for cache in leaves(natives)]
+    seen = observe(model, natives)
+    found = ModelTraits(tuple(_leaf(name, leaf) for name, leaf in zip(classes, seen, strict=True)), witnesses)
+    with contextlib.suppress(AttributeError, TypeError):  # an object that takes no attribute is asked again
+        setattr(model, _ATTRIBUTE, found)
+    return found
+
+
+def native_cache(model: Any) -> list[Any]:
+    """The cache entries that mlx-lm would use."""
+    from mlx_lm.models.cache import make_prompt_cache
+
+    return make_prompt_cache(model)
+
+
+def _leaf(native_class: str, seen: Any) -> LeafTraits:
+    if not isinstance(seen, Recorder):
+        return LeafTraits(native_class)
+    return LeafTraits(native_class, seen.shape, seen.is_shared, seen.asked_window, seen.max_size)
+
+
+def _witnesses(model: Any, natives: Sequence[Any]) -> list[Any]:
+    """What cannot be exchanged without being noticed: the layers, all of the first and the last one, and the caches."""
+    layers = [layer for layer in getattr(model, "layers", ()) if isinstance(layer, nn.Module)]
+    ends = [layers[0], layers[-1]] if layers else [model] if isinstance(model, nn.Module) else []
+    inside = [module for end in ends for _, module in end.named_modules() if module is not model]
+    arrays = [array for end in ends for _, array in tree_flatten(end.parameters())]  # type: ignore[misc]
+    asked = [(type(c).__name__, getattr(c, "max_size", None), getattr(c, "keep", None)) for c in leaves(natives)]
+    return [asked, *layers, *inside, *arrays]
+
+
+def _same(a: Sequence[Any], b: Sequence[Any]) -> bool:
+    return len(a) == len(b) and a[0] == b[0] and all(x is y for x, y in zip(a[1:], b[1:], strict=True))
+
+
+def _modules(model: Any) -> list[Any]:
+    """For each leaf of the model's cache the layer it belongs to, as far as their numbers tell; else None."""
+    native = native_cache(model)
+    layers = list(getattr(model, "layers", []))
+    fits = layers and (len(native) <= len(layers) or len(native) % len(layers) == 0)  # loops go through layers again
+    modules = []
+    for i, cache in enumerate(native):
+        modules += [layers[i % len(layers)] if fits else None] * len(leaves([cache]))
+    return modules
+
+
+def _trusted(module: Any, leaf: LeafTraits) -> Sinks:
+    rotation = rotation_for(module, leaf.shape.k_dim) if module is not None and leaf.shape is not None else None
+    return Sinks(rotation, rotation is not None)
