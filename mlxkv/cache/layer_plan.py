@@ -16,6 +16,7 @@ from mlxkv.cache.quantized import QuantizedRingKVCache
 from mlxkv.cache.ring import RingKVCache
 from mlxkv.cache.rows import PLAIN, Codec, Plane
 from mlxkv.cache.traits import LeafTraits
+from mlxkv.device import Device
 from mlxkv.errors import ConfigError
 
 FULL = ("KVCache", "ConcatenateKVCache")
@@ -128,8 +129,11 @@ def unbounded_in(plan: LayerPlan) -> list[str]:
     return [leaf.native_class for leaf in leaves if leaf.geometry is None and leaf.native_class not in _BOUNDED]
 
 
-def quantized(plan: LayerPlan, config: CacheConfig) -> LayerPlan:
+def quantized(plan: LayerPlan, config: CacheConfig, device: Device) -> LayerPlan:
     """The plan with rows of `config.bits`; groups of 32 where 64 does not divide the head size.
+
+    Decoded for every call where the device's products of packed rows are not exact: a prefill attends to decoded rows,
+    so a reply would depend on which tokens were prefilled and which decoded.
 
     Raises:
         ConfigError: no group size divides the head size.
@@ -146,4 +150,5 @@ def quantized(plan: LayerPlan, config: CacheConfig) -> LayerPlan:
     bits = config.bits if isinstance(config.bits, tuple) else (config.bits, config.bits)
     # An indexer keeps keys alone: rows of no numbers stay what they are.
     keys, values = (Codec(b, sizes[0]) if dim else PLAIN for b, dim in zip(bits, dims, strict=True))
-    return replace(plan, key_codec=keys, value_codec=values)
+    is_fused = not device.has_exact_packed_products(plan.shape.dtype)
+    return replace(plan, key_codec=keys, value_codec=values, is_fused=is_fused)

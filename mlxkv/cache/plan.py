@@ -20,6 +20,7 @@ from mlxkv.cache.layer_plan import FULL, LayerPlan, as_made, counts_rows, plan_l
 from mlxkv.cache.probe import Sinks, leaves
 from mlxkv.cache.ring import RingKVCache
 from mlxkv.cache.traits import native_cache, traits_of
+from mlxkv.device import Device, current_device
 from mlxkv.errors import ConfigError, UnboundedError
 
 # Bytes: what a default window is planned with where the caller names no budget.
@@ -109,6 +110,7 @@ def plan_cache(
     system_tokens: int = 0,
     budget: int = _UNLIMITED,
     is_loaded: bool = True,
+    device: Device | None = None,
 ) -> CachePlan:
     """Plan a bounded cache for any mlx-lm model.
 
@@ -119,6 +121,7 @@ def plan_cache(
         budget: bytes the cache may take when `config.window` is None.
         is_loaded: once per model it is run to see how the pinned tokens can be moved; see `traits.py`. False, for an
             estimate: nothing is computed, weights are not read, and a layer's own rope is trusted.
+        device: what it will run on, for quantized rows; None: this machine.
 
     Raises:
         ConfigError: `config.bits` does not fit this model's rows or its attention. UnboundedError: `config.window` was
@@ -167,7 +170,7 @@ def plan_cache(
             f"`bits` is {config.bits!r}, and {', '.join(unbounded)} stays as the model made it; leave it out."
         )
     if config.bits is not None:
-        plan = _quantized_plan(model, plan)
+        plan = _quantized_plan(model, plan, device or current_device())
     return replace(plan, notes=(*notes, *_notes(plan, unbounded, reason)))
 
 
@@ -202,8 +205,8 @@ def make_cache(model: Any, config: CacheConfig | None = None) -> list[Any]:
     return plan.make(model)
 
 
-def _quantized_plan(model: Any, plan: CachePlan) -> CachePlan:
-    """The plan with rows of `config.bits`, tried out: packed rows in a decode step if the model takes them.
+def _quantized_plan(model: Any, plan: CachePlan, device: Device) -> CachePlan:
+    """The plan with rows of `config.bits`, tried out: packed rows in a decode step if model and device are up to them.
 
     Raises:
         ConfigError: the rows do not divide into groups, or the model needs them as numbers.
@@ -217,10 +220,10 @@ def _quantized_plan(model: Any, plan: CachePlan) -> CachePlan:
 
         return replace(plan, layers=tuple(of(layer) for layer in plan.layers))
 
-    packed = with_leaves(lambda leaf: quantized(leaf, plan.config))
+    packed = with_leaves(lambda leaf: quantized(leaf, plan.config, device))
     if _refusal(model, packed) is None:
         return packed
-    fused = with_leaves(lambda leaf: replace(quantized(leaf, plan.config), is_fused=True))
+    fused = with_leaves(lambda leaf: replace(quantized(leaf, plan.config, device), is_fused=True))
     if (error := _refusal(model, fused)) is None:
         return fused
     raise ConfigError(

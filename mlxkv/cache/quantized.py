@@ -2,7 +2,8 @@
 
 mlx-lm's attention has a path for quantized caches that makes the whole score matrix: right for one query, ruinous for a
 prefill. So a decode step is handed packed rows, and a prefill this layer's rows as numbers, decoded into a temporary,
-for the fused attention. mlx-lm takes the packed path for a cache that has `bits`, so it has them only then.
+for the fused attention; on the CPU in 16 bits a decode step too (`layer_plan.quantized`). mlx-lm takes the packed path
+for a cache that has `bits`, so it has them only then.
 """
 
 from __future__ import annotations

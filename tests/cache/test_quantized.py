@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import mlx.core as mx
@@ -13,8 +14,10 @@ from mlxkv.cache.plan import CachePlan, plan_cache
 from mlxkv.cache.prompt_cache import PromptCache
 from mlxkv.cache.quantized import QuantizedRingKVCache
 from mlxkv.cache.rows import Codec
+from mlxkv.device import Device
 from mlxkv.errors import ConfigError
 from mlxkv.runner import ModelRunner
+from mlxkv.sampling import SamplingParams
 from tests.reference import FullRecomputation, largest, logits_of, random_ids, tiny_llama
 
 BITS = [8, 4, (8, 4)]
@@ -200,3 +203,76 @@ def test_learned_sinks_get_decoded_rows() -> None:
     ids = random_ids(120)
     expected = logits_of(model, caches(model, None), ids, [40, 1])
     assert largest(logits_of(model, packed, ids, [40, 1]) - expected) < 0.05 * largest(expected)
+
+
+def half_precision(kind: str) -> Any:
+    """A bfloat16 model; gemma3's layers see 32 tokens but for every third."""
+    module = importlib.import_module(f"mlx_lm.models.{kind}")
+    arguments = {
+        "model_type": kind, "hidden_size": 64, "num_hidden_layers": 3, "intermediate_size": 128,
+        "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 64, "rms_norm_eps": 1e-5, "vocab_size": 256,
+        "rope_theta": 1e4, "max_position_embeddings": 512, "sliding_window": 32, "sliding_window_pattern": 3,
+        "query_pre_attn_scalar": 64,
+    }  # fmt: skip
+    mx.random.seed(0)
+    model = module.Model(module.ModelArgs.from_dict(arguments))
+    model.set_dtype(mx.bfloat16)
+    mx.eval(model.parameters())
+    return model
+
+
+KINDS = ["gemma3_text", "llama"]
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_decode_step_sees_in_16_bits_what_a_prefill_sees(kind: str, bits: Any) -> None:
+    """MLX's CPU product of packed rows adds up in bfloat16: logits were off by a third in gemma3, past its window."""
+    model, ids = half_precision(kind), random_ids(150, 256)
+    decoded = logits_of(model, caches(model, bits), ids, [1])
+    prefilled = logits_of(model, caches(model, bits), ids, [40, 16])
+    assert largest(decoded - prefilled) <= 0.01 * largest(prefilled)
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_logits_in_16_bits_equal_recomputation_with_decoded_rows(bits: Any) -> None:
+    model, ids = half_precision("llama"), random_ids(150, 256)
+    k, v = bits if isinstance(bits, tuple) else (bits, bits)
+    slow = [QuantizedRecomputation((Codec(k, 32), Codec(v, 32)), layer.self_attn.rope) for layer in model.layers]
+    expected = logits_of(model, slow, ids, [1])
+    assert largest(logits_of(model, caches(model, bits), ids, [1]) - expected) <= 0.01 * largest(expected)
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_cache_that_was_deleted_says_the_same_again(kind: str, bits: Any) -> None:
+    """Greedy replies differed from the 12th token on; the cache is prefilled anew after each eighth of them."""
+    model, ids = half_precision(kind), random_ids(60, 256)
+    runner, greedy = ModelRunner(model), SamplingParams(temperature=0.0, max_tokens=80)
+    cache = PromptCache(plan_cache(model, config(bits)), model)
+    list(runner.prefill(cache, ids[:-1]))
+    said = list(runner.decode(cache, ids[-1], greedy))
+    assert cache.num_evicted
+    for n in range(0, 80, 8):
+        again = PromptCache(plan_cache(model, config(bits)), model)
+        whole = [*ids, *said[:n]]
+        list(runner.prefill(again, whole[:-1]))
+        assert next(runner.decode(again, whole[-1], greedy)) == said[n], n
+    assert cache.reuse([*ids, *said[:10]]).cached == 0  # back to where the rows have rotated out
+    list(runner.prefill(cache, [*ids, *said[:9]]))
+    assert list(runner.decode(cache, said[9], SamplingParams(temperature=0.0, max_tokens=70))) == said[10:]
+
+
+def test_the_device_decides_whether_packed_rows_are_attended() -> None:
+    """Metal's kernel adds up in float32; so does the CPU's for float32 rows."""
+    cpu = Device("any", False, 1, 1, False, is_cpu=True)
+    gpu = Device("any", True, 1, 1, True)
+
+    def is_fused(model: Any, device: Device) -> set[bool]:
+        return {leaf.is_fused for leaf in plan_cache(model, config(8), device=device).leaves}
+
+    half, full = half_precision("llama"), tiny_llama(hidden=128)
+    assert (is_fused(half, cpu), is_fused(half, gpu)) == ({True}, {False})
+    assert (is_fused(full, cpu), is_fused(full, gpu)) == ({False}, {False})
+    half.set_dtype(mx.float16)
+    assert is_fused(half, cpu) == {True}
