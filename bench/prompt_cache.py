@@ -1,4 +1,4 @@
-"""A prompt cache from its file to the first token, in fresh processes: `python -m bench.prompt_cache [MODEL] [--tokens N]`.
+"""A prompt cache from its file to the first token, in a new process: `python -m bench.prompt_cache MODEL [--tokens N]`.
 
 mlxkv's file with mlxkv against mlx-lm's own with mlx-lm: the same text, the same question, both files made once. Then
 fresh processes take turns. Each loads the model first; timed is what follows: the file, the question, one token. The
@@ -16,6 +16,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +47,8 @@ def make(model: str, folder: Path, num_tokens: int) -> None:
     cache = ours.prefill(text_of(ours.tokenizer, num_tokens))
     cache.save(folder / "mlxkv.kv")
     cache.export_mlx_lm(theirs := folder / "mlx-lm.safetensors")
-    save_prompt_cache(str(theirs), load_prompt_cache(str(theirs)))  # as mlx-lm writes it
+    read: Any = load_prompt_cache(str(theirs))
+    save_prompt_cache(str(theirs), read)  # as mlx-lm writes it
     ours.close()
 
 
@@ -75,19 +78,13 @@ def run_mlx_lm(model: str, folder: Path) -> None:
             break
 
 
-class timed:  # noqa: N801
-    """Prints wall and CPU seconds of a block, as JSON."""
-
-    def __init__(self, side: str) -> None:
-        self.side = side
-
-    def __enter__(self) -> None:
-        self.wall, self.cpu = time.perf_counter(), _cpu_seconds()
-
-    def __exit__(self, *error: object) -> None:
-        wall, cpu = time.perf_counter() - self.wall, _cpu_seconds() - self.cpu
-        print(json.dumps({"side": self.side, "wall": wall, "cpu": cpu}), flush=True)
-        os._exit(0)  # what is computed ahead is not waited for
+@contextmanager
+def timed(side: str) -> Iterator[None]:
+    """Prints wall and CPU seconds of a block, and ends the process: what is computed ahead is not waited for."""
+    wall, cpu = time.perf_counter(), _cpu_seconds()
+    yield
+    print(json.dumps({"side": side, "wall": time.perf_counter() - wall, "cpu": _cpu_seconds() - cpu}), flush=True)
+    os._exit(0)
 
 
 def _cpu_seconds() -> float:
@@ -125,7 +122,7 @@ def main() -> None:
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.side:
-        return {"mlxkv": run_mlxkv, "mlx-lm": run_mlx_lm}[args.side](args.model, args.folder)
+        {"mlxkv": run_mlxkv, "mlx-lm": run_mlx_lm}[args.side](args.model, args.folder)
     header("bench.prompt_cache")
     with tempfile.TemporaryDirectory() as temporary:
         folder = (args.folder or Path(temporary)).resolve()

@@ -42,8 +42,9 @@ class ModelRunner:
         The logits are not computed: keep the last token of a prompt for `decode`.
 
         Raises:
-            OutOfMemoryError: the predicted peak does not fit; nothing was fed.
+            OutOfMemoryError: the predicted peak, or a fork's copy of its buffers, does not fit; nothing was fed.
         """
+        self.check(cache)
         most = self._chunk(cache, len(ids)) if ids else self.chunk
         done, cleared = 0, 0
         while done < len(ids) and not cancelled():
@@ -68,9 +69,18 @@ class ModelRunner:
             done += n
         return mx.concatenate(scores) if scores else mx.zeros((0,))
 
+    def check(self, cache: PromptCache) -> None:
+        """Before anything is written to a cache that shares its buffers with a fork.
+
+        Raises:
+            OutOfMemoryError: there is no memory for a copy of them; nothing was changed.
+        """
+        if nbytes := cache.shared_nbytes:
+            self._budget.check_copy(nbytes, memory_used())
+
     def _chunk(self, cache: PromptCache, num_new: int) -> int:
         """The most tokens of one call that fit in memory."""
-        used = memory_used() - cache.nbytes
+        used = memory_used() - (cache.nbytes - cache.shared_nbytes)
         return min(self.chunk, self._budget.chunk(cache.plan, used, cache.offset + num_new, num_new))
 
     def _feed(self, cache: PromptCache, ids: Sequence[int], done: int, most: int) -> tuple[int, mx.array]:
@@ -91,7 +101,11 @@ class ModelRunner:
 
         When token k is yielded it has been fed as well, unless it is the last one that may be: closing the generator
         at any point leaves the token log equal to what the cache holds. `seen` are the prompt's ids, for penalties.
+
+        Raises:
+            OutOfMemoryError: see `check`.
         """
+        self.check(cache)
         step = self._stepper(cache, params, seen)
         try:
             y = step(mx.array([last]))

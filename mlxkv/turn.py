@@ -82,6 +82,7 @@ class Turn:
             mx.random.seed(self.params.seed)
         self._reader.replay(self.reply_ids, self.text, self.thinking)  # words may go on where the reply was cut
         with self.cache.in_use():
+            self.runner.check(self.cache)  # going back moves rows, too
             self._reuse = self.cache.reuse(self.ids)
             new = self.ids[self._reuse.cached :]
             capacity = self.cache.capacity

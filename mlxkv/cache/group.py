@@ -153,6 +153,7 @@ class LayerGroup:
                 if rows is not None:
                     buffers.append((rows, len(rows.arrays)))
                     specs += [(x.shape, x.dtype) for x in rows.arrays]
+                    rows.part()
                     rows.arrays = ()  # the old memory goes before the new one is asked for
         arrays = iter(unwritten(specs))  # together: each call waits for MLX's readers
         for rows, count in buffers:

@@ -161,6 +161,11 @@ class PromptCache:
         return rings + sum(c.nbytes for c in caches if not isinstance(c, RingKVCache) and not c.empty())
 
     @property
+    def shared_nbytes(self) -> int:
+        """Bytes that the next token copies, since a fork holds them too: all rings, or none of them."""
+        return sum(c.shared_nbytes for c in leaves(self.layers) if isinstance(c, RingKVCache))
+
+    @property
     def num_attended(self) -> int:
         """Tokens the next query will see."""
         geometry = self.plan.geometry
@@ -321,7 +326,11 @@ class PromptCache:
                 put_back(cache, empty)
 
     def fork(self) -> PromptCache:
-        """An independent copy; buffers are shared until one side writes (copy on write).
+        """An independent copy, which costs nothing until one side is fed.
+
+        Then that side copies the whole window (`nbytes`, however few tokens are in it), once; the last one that still
+        holds the old buffers writes into them. Models from `mlxkv.load` refuse a copy that does not fit in memory with
+        OutOfMemoryError, before anything is fed.
 
         Raises:
             CacheError: see `check_log`.

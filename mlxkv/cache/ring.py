@@ -174,6 +174,11 @@ class RingKVCache:
             return 0
         return (self._keys.nbytes + self._values.nbytes) * self.geometry.live(self.offset) // self.geometry.rows
 
+    @property
+    def shared_nbytes(self) -> int:
+        """Bytes of the buffers that a fork holds too, which the next write copies."""
+        return sum(rows.shared_nbytes for rows in (self.key_rows, self.value_rows) if rows is not None)
+
     def fork(self) -> Self:
         """An independent copy; the buffers are shared until one side writes."""
         twin = copy.copy(self)

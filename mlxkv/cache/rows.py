@@ -6,6 +6,7 @@ Allocated once and only ever written in slices; a ring says which rows. Quantize
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -67,16 +68,31 @@ class Rows:
         B, H, rows, width = shape
         self.codec = codec
         self.arrays: Parts = tuple(mx.zeros((B, H, rows, p.width), p.dtype) for p in codec.planes(width, dtype))
+        self._holders: weakref.WeakSet[Rows] = weakref.WeakSet(
+            [self]
+        )  # of the memory behind `arrays`: this buffer and unwritten forks
 
     @property
     def nbytes(self) -> int:
         return sum(a.nbytes for a in self.arrays)
+
+    @property
+    def shared_nbytes(self) -> int:
+        """Bytes that the next write copies, since a fork holds them too."""
+        return self.nbytes if len(self._holders) > 1 else 0
+
+    def part(self) -> None:
+        """`arrays` is about to be memory of its own: written to (MLX copies what others hold) or exchanged."""
+        if len(self._holders) > 1:
+            self._holders.discard(self)
+            self._holders = weakref.WeakSet([self])
 
     def put(self, start: int, x: mx.array) -> None:
         """Write rows `x` (B, n_kv_heads, S, width) from row `start` on, in place."""
         self.put_parts(start, self.codec.encode(x))
 
     def put_parts(self, start: int, parts: Sequence[mx.array]) -> None:
+        self.part()
         end = start + parts[0].shape[-2]
         for array, part in zip(self.arrays, parts, strict=True):
             array[..., start:end, :] = part
@@ -89,6 +105,7 @@ class Rows:
         """
         if buffer.shape != self.arrays[0].shape:
             raise CacheError(f"A buffer of {buffer.shape} cannot replace one of {self.arrays[0].shape}.")
+        self.part()
         self.arrays = (buffer, *self.arrays[1:])
 
     def parts(self, start: int, end: int) -> Parts:
@@ -108,6 +125,7 @@ class Rows:
     def move(self, source: int, target: int, count: int) -> None:
         """Copy `count` rows. Evaluated step by step: a pending read would hold the buffer, and the write would then
         copy all of it; and only one copy is alive at a time."""
+        self.part()
         for array in self.arrays:
             block = mx.contiguous(array[..., source : source + count, :])
             mx.eval(block)
@@ -119,6 +137,8 @@ class Rows:
         twin = Rows.__new__(Rows)
         # New array objects: `a[...] = x` changes the Python object that both sides would otherwise hold.
         twin.codec, twin.arrays = self.codec, tuple(mx.array(a) for a in self.arrays)
+        twin._holders = self._holders
+        twin._holders.add(twin)
         return twin
 
 

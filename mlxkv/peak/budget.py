@@ -62,6 +62,18 @@ class Budget:
             f"{bytes_text(self.reading(plan, CHUNKS[-1]))}; {self._free_text(used)}; {self.advice(plan.config, used)}."
         )
 
+    def check_copy(self, nbytes: int, used: int) -> None:
+        """Refuse the first write to a fork, which copies `nbytes`; `used`: all that is taken now.
+
+        Raises:
+            OutOfMemoryError: the copy does not fit; nothing was written.
+        """
+        if self.limit and used + nbytes > self.limit:
+            raise OutOfMemoryError(
+                f"The first token after a fork copies the KV cache, {bytes_text(nbytes)}; {self._free_text(used)}; "
+                f"let go of other forks first, or fork a cache with a smaller window."
+            )
+
     def fits(self, plan: CachePlan, used: int, chunk: int = CHUNKS[-1]) -> bool:
         """Whether the cache can be filled in pieces of `chunk` tokens."""
         free = self.limit - used - self._held(plan)

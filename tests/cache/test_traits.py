@@ -76,7 +76,7 @@ def test_exchanged_weights_are_noticed() -> None:
     assert plan_cache(model, CONFIG).leaves[0].shape.dtype == mx.float32  # type: ignore[union-attr]
     model.set_dtype(mx.bfloat16)
     assert plan_cache(model, CONFIG).leaves[0].shape.dtype == mx.bfloat16  # type: ignore[union-attr]
-    model.layers[1].self_attn.rope = NoPE()
+    model.layers[1].self_attn.rope = NoPE()  # type: ignore[assignment]
     assert [leaf.rotation is None for leaf in plan_cache(model, CONFIG).leaves] == [False, True]
 
 
@@ -96,7 +96,7 @@ def test_the_traits_do_not_keep_the_model() -> None:
 def test_one_layer_of_each_kind_is_run() -> None:
     """Keys of the others were computed too, and with them the whole model."""
     model = tiny_llama(layers=4)
-    model.layers[3].self_attn.rope = NoPE()
+    model.layers[3].self_attn.rope = NoPE()  # type: ignore[assignment]
     plan = plan_cache(model, CONFIG)
     assert [leaf.rotation is None for leaf in plan.leaves] == [False, False, False, True]
     rotations = [leaf.rotation for leaf in plan.leaves]
