@@ -158,7 +158,9 @@ class Chat(Beside):
         if self._autosave and self.session_id is None:
             self._save(title_of(text))
         start = common_prefix(said.log, prompt.ids)
+        is_new = not said.turns or not self._fed.ids
         said.append(TurnRecord("user", whole, tuple(prompt.ids[start:]), start))
+        yield from map(Notice, self._backend.prompts.notices(messages, is_new))
         yield from self._reply(prompt, TurnRecord("assistant", ""), params, started, cancelled)
 
     def _continued(self, params: SamplingParams, started: float, cancelled: Callable[[], bool]) -> Iterator[TurnEvent]:

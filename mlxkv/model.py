@@ -272,6 +272,10 @@ class Model:
         """Bytes that may be used now; 0: nobody looks."""
         return current_device().memory_limit if self.is_limited else 0
 
+    def num_tokens(self, text: str) -> int:
+        """How many tokens `text` takes in a message."""
+        return len(self._prompts.encode_text(text))
+
     # -- what it ties together ---------------------------------------------------------------------------------------
 
     @property

@@ -2,16 +2,19 @@
 
 A reply's text, tokenized again, need not give the ids that were sampled. So where the template's text goes on exactly
 from what was fed and generated before, only the new end is tokenized; where it does not (a template that rewrites
-history, as those do that strip reasoning), what follows the last place that stayed. Pure but for the tokenizer; no MLX.
+history, as those do that strip reasoning), what follows the last place that stayed. Control tokens that a message
+spells are text (`control_tokens`). Pure but for the tokenizer; no MLX.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
+from mlxkv.control_tokens import ControlTokens, Rendered
 from mlxkv.errors import ModelError, PromptError
 from mlxkv.ids import TokenIds, common_prefix
 from mlxkv.reply import Reasoning, ReplyText, ids_of_text, raw_text
@@ -54,6 +57,26 @@ class PromptFormat:
     def has_template(self) -> bool:
         return bool(self.tokenizer.has_chat_template)
 
+    @cached_property
+    def _control(self) -> ControlTokens:
+        markers = self.reasoning.markers if self.reasoning else ()
+        source = self._template.source if self.has_template else ""
+        return ControlTokens(self.tokenizer._tokenizer, source, markers)
+
+    @cached_property
+    def _has_no_system_role(self) -> bool:
+        """Whether the template refuses a system prompt that it could do without, or leaves it out."""
+        user = _message("user", "x")
+        try:
+            without = self._template.render([user])
+        except ModelError:
+            return False
+        try:
+            a, b = (self._template.render([_message("system", x), user]) for x in ("0", "x"))
+        except ModelError:
+            return bool(without)
+        return a == b
+
     def prompt(self, messages: Sequence[Message], fed: Fed, think: bool | None = None) -> Fed:
         """The next prompt: `messages` end with the user's, `fed` is all that came before.
 
@@ -65,12 +88,27 @@ class PromptFormat:
         """
         if not self.has_template:
             return self._continued(messages, fed)
-        text = self.render(messages, think=think)
-        same = common_prefix(text, fed.text)
+        rendered = self._rendered(messages, think=think)
+        same = common_prefix(rendered.text, fed.text)
         cuts = fed.all_cuts
         cuts = cuts[: bisect_right(cuts, (same, len(fed.ids)))]
         chars, num_ids = cuts[-1] if cuts else (0, 0)
-        return Fed(text, fed.ids[:num_ids] + self.encode(text[chars:]), cuts)
+        return Fed(rendered.text, fed.ids[:num_ids] + self._control.encode(rendered.part(chars)), cuts)
+
+    def notices(self, messages: Sequence[Message], is_new: bool) -> Iterator[str]:
+        """What to tell of this model's template and tokenizer, each once: `messages` end with what is said now.
+
+        Args:
+            is_new: nothing was said in this chat before, or with another model.
+        """
+        if is_new and not self.has_template:
+            yield "This model has no chat template: the messages reach it as raw text, one after the other."
+        elif is_new and messages[0]["role"] == "system" and self._has_no_system_role:
+            yield "This model's chat template has no place for a system prompt: the first message begins with it."
+        spelled_in = self._control.spelled_in
+        token = next(filter(None, map(spelled_in, messages if is_new else messages[-1:])), None)
+        if token and not self._control.can_tell and (is_new or not any(map(spelled_in, messages[:-1]))):
+            yield f"This model's tokenizer cannot read {token} as text: in this chat it is a control token."
 
     def replied(self, prompt: Fed, text: str, ids: Sequence[int]) -> Fed:
         """`prompt` with the reply: its `text` with all markers, its `ids` as sampled, an end-of-turn token included."""
@@ -87,11 +125,11 @@ class PromptFormat:
         text = in_front(text)
         if not self.has_template:
             whole = (f"{system}\n\n" if system else "") + text
-            return Fed(whole, TokenIds(self.encode_raw(whole)))
+            return Fed(whole, TokenIds(self._start(whole)))
         head = [_message("system", system)] if system else []
-        a, b = (self.render([*head, _message("user", text + x)]) for x in ("0", "x"))
-        end = next((i for i, (p, q) in enumerate(zip(a, b, strict=False)) if p != q), min(len(a), len(b)))
-        return Fed(a[:end], TokenIds(self.encode(a[:end])))
+        a, b = (self._rendered([*head, _message("user", text + x)]) for x in ("0", "x"))
+        shared = a.part(0, common_prefix(a.text, b.text))
+        return Fed(shared.text, TokenIds(self._control.encode(shared)))
 
     def num_lasting(self, messages: Sequence[Message], prompt: Fed, think: bool | None = None) -> int:
         """How many ids of `prompt`, made of `messages`, stay what they are once there is a reply and a next message.
@@ -101,13 +139,16 @@ class PromptFormat:
         """
         if not self.has_template:
             return len(prompt.ids)
-        same = len(prompt.text) - self._num_reworded(messages, prompt.text, think)
-        lost = self.encode(prompt.text[same:])
+        same, whole = len(prompt.text) - self._num_reworded(messages, prompt.text, think), Rendered(prompt.text)
+        if any(map(self._control.spelled_in, messages)):
+            whole = self._rendered(messages, think=think)
+        lost = self._control.encode(whole.part(same))
         start = len(prompt.ids) - len(lost)
         if start >= 0 and list(prompt.ids[start:]) == lost:
             return start
         chars, num_ids = next((cut for cut in reversed(prompt.cuts) if cut[0] <= same), (0, 0))
-        kept = [*prompt.ids[:num_ids], *self.encode(prompt.text[chars:same])]  # the difference is within a token
+        again = self._control.encode(whole.part(chars, same))
+        kept = [*prompt.ids[:num_ids], *again]  # the difference is within a token
         return next((i for i, (a, b) in enumerate(zip(kept, prompt.ids, strict=False)) if a != b), len(kept))
 
     def _num_reworded(self, messages: Sequence[Message], text: str, think: bool | None) -> int:
@@ -144,15 +185,23 @@ class PromptFormat:
         Raises:
             ModelError: the template refuses these messages, also with the system prompt moved into the first message.
         """
+        return self._rendered(messages, for_reply=for_reply, think=think).text
+
+    def _rendered(self, messages: Sequence[Message], *, for_reply: bool = True, think: bool | None = None) -> Rendered:
+        apart, mark = self._control.marked(messages)
+        moved = _without_system_role(apart)
+        if moved != apart and self._has_no_system_role:
+            apart = moved
         try:
-            return self._template.render(messages, for_reply=for_reply, think=think)
+            text = self._template.render(apart, for_reply=for_reply, think=think)
         except ModelError:
-            if (moved := _without_system_role(messages)) == list(messages):
+            if moved == apart:
                 raise
-            return self._template.render(moved, for_reply=for_reply, think=think)
+            text = self._template.render(moved, for_reply=for_reply, think=think)
+        return Rendered.of(text, mark)
 
     def encode(self, text: str) -> list[int]:
-        """Ids of text that a template made: it brings its own special tokens."""
+        """Ids of `text`, in which control tokens are special wherever they stand, and without the tokenizer's own."""
         return encode(self.tokenizer, text)
 
     def encode_raw(self, text: str) -> list[int]:
@@ -180,16 +229,29 @@ class PromptFormat:
         said = [decode(self.tokenizer, part).removeprefix(bos).rstrip("\ufffd") for part in (ids[:16], ids)]
         return all(x and text.startswith(x) for x in said)
 
+    def encode_text(self, text: str, before: Sequence[int] = ()) -> list[int]:
+        """Ids of what somebody wrote: nothing in it is special. `before`: what it follows."""
+        return self._control.encode_text(text, before)
+
+    def _start(self, text: str) -> list[int]:
+        """`encode_text`, with the tokenizer's own beginning."""
+        own, bare = self.encode_raw("0"), self.encode("0")
+        return [*own[: len(own) - len(bare)], *self.encode_text(text)]
+
     def num_system_tokens(self, system: str | None) -> int:
         """Tokens at the front of every prompt of a chat with this system prompt; 0 without one."""
         if not system:
             return 0
         if not self.has_template:
-            return len(self.encode_raw(system + "\n\n"))
-        a, b = (self.encode(self.render([_message("system", system), _message("user", x)])) for x in ("0", "x"))
-        common = next((i for i, (p, q) in enumerate(zip(a, b, strict=False)) if p != q), min(len(a), len(b)))
+            return len(self._start(system + "\n\n"))
+        a, b = (
+            self._control.encode(self._rendered([_message("system", system), _message("user", x)])) for x in ("0", "x")
+        )
+        common = common_prefix(a, b)
+        if self._has_no_system_role:
+            return common
         try:
-            alone = self.encode(self.render([_message("system", system)], for_reply=False))
+            alone = self._control.encode(self._rendered([_message("system", system)], for_reply=False))
         except ModelError:
             return common
         # Without a user's turn the text ends before the header of that turn, which need not be pinned.
@@ -198,10 +260,10 @@ class PromptFormat:
     def _continued(self, messages: Sequence[Message], fed: Fed) -> Fed:
         text = "".join(m["content"] + ("\n\n" if m["role"] == "system" else "") for m in messages)
         if not fed.ids:
-            return Fed(text, TokenIds(self.encode_raw(text)))
+            return Fed(text, TokenIds(self._start(text)))
         goes_on = len(messages) < 3 and fed.text and text.startswith(fed.text)  # from an opening
         new = text[len(fed.text) :] if goes_on else messages[-1]["content"]
-        return Fed(fed.text + new, fed.ids + self.encode_after(fed.ids, new))
+        return Fed(fed.text + new, fed.ids + self.encode_text(new, fed.ids))
 
 
 def in_front(text: str) -> str:

@@ -61,6 +61,11 @@ class Reasoning:
             return cls(_HARMONY, "hidden")
         return None
 
+    @property
+    def markers(self) -> Iterator[str]:
+        """All of them."""
+        return (marker for edges in self.edges.values() for marker, _ in edges)
+
     def after(self, prompt: str) -> State:
         """Where a reply to this prompt begins: some templates open the reasoning themselves."""
         return "thinking" if self.opening and prompt.rstrip().endswith(self.opening) else self.initial

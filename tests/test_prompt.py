@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+import mlxkv
 from mlxkv.errors import ModelError
+from mlxkv.events import Notice
 from mlxkv.prompt import Fed, PromptFormat
-from tests.tokenizers import CHATML, FORGETFUL, tiny_tokenizer
+from tests.chats import new
+from tests.tokenizers import CHATML, FORGETFUL, tiny_folder, tiny_tokenizer
 
 USER = {"role": "user", "content": "hi"}
+DROPS_SYSTEM = CHATML.replace("for m in messages", "for m in messages if m['role'] != 'system'")
 REFUSES_SYSTEM = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}" + CHATML
 
 
@@ -57,11 +63,45 @@ def test_without_a_template_texts_continue_each_other() -> None:
     )
 
 
-def test_a_template_without_a_system_role_gets_it_in_the_first_message() -> None:
-    prompts = PromptFormat(tiny_tokenizer(REFUSES_SYSTEM))
+@pytest.mark.parametrize("template", [REFUSES_SYSTEM, DROPS_SYSTEM])
+def test_a_template_without_a_system_role_gets_it_in_the_first_message(template: str) -> None:
+    prompts = PromptFormat(tiny_tokenizer(template))
     text = prompts.render([{"role": "system", "content": "be"}, USER])
     assert "be\n\nhi" in text
     assert prompts.num_system_tokens("be") > 0
+
+
+NO_PLACE = "This model's chat template has no place for a system prompt: the first message begins with it."
+NO_TEMPLATE = "This model has no chat template: the messages reach it as raw text, one after the other."
+
+
+@pytest.mark.parametrize(
+    ("template", "system", "told"),
+    [
+        (REFUSES_SYSTEM, "be", [NO_PLACE]),
+        (DROPS_SYSTEM, "be", [NO_PLACE]),
+        (DROPS_SYSTEM, None, []),
+        (CHATML, "be", []),
+        (None, "be", [NO_TEMPLATE]),
+        (None, None, [NO_TEMPLATE]),
+    ],
+)
+def test_what_a_chat_misses_is_told_once(
+    template: str | None, system: str | None, told: list[str], tmp_path: Path
+) -> None:
+    model = mlxkv.load(str(tiny_folder(tmp_path / "m", template=template)))
+
+    def notices(chat: mlxkv.Chat, text: str) -> list[str]:
+        return [event.text for event in chat.send(text) if isinstance(event, Notice)]
+
+    chat = new(model, system=system, autosave=True)
+    assert notices(chat, "hi") == told
+    assert notices(chat, "and?") == []
+    session = chat.session_id
+    assert session
+    chat.close()
+    with model.resume(session) as again:
+        assert notices(again, "and then?") == []
 
 
 def test_a_template_that_refuses_everything_is_an_error_of_one_sentence() -> None:

@@ -102,7 +102,7 @@ def counted(front: Front, key: str, text: str) -> Iterator[TokensCounted]:
     """Nobody waits for this answer, so what goes wrong is no failure: then there is none."""
     num_tokens = None
     with suppress(Exception):
-        num_tokens = len(front.ready_model.tokenizer.encode(text, add_special_tokens=False))
+        num_tokens = front.ready_model.num_tokens(text)
     if num_tokens is not None:
         yield TokensCounted(key, num_tokens)
 
