@@ -79,7 +79,7 @@ def cache_create(
 @cache.command("ls")
 def cache_ls(as_json: Json = False) -> None:
     """The prompt caches: name, date, tokens, size, model, how the text begins."""
-    from mlxkv.stats import bytes_text
+    from mlxkv.stats import bytes_text, disk_text
     from mlxkv.store.space import Space
     from mlxkv.tables import row, width_of_terminal
 
@@ -94,8 +94,7 @@ def cache_ls(as_json: Json = False) -> None:
         columns = [c.name.ljust(wide), _date(c.made), f"{tokens:>12}", f"{bytes_text(c.size):>7}", Path(c.model).name]
         print(row([*columns, " ".join((c.head or c.system or c.error or "").split())], width_of_terminal()))
     space, limit = Space.at(folders.cache), load_settings(folders).disk_limit_bytes
-    of = "no limit" if limit is None else f"the limit is {bytes_text(limit)}"
-    used = f"{bytes_text(space.named())} in all, {bytes_text(space.used())} with the rows of chats; {of}"
+    used = f"KV on disk in all: {disk_text(space.used(), limit, space.named())}"
     print(used if found else f"None yet; `mlxkv cache create` makes one. {used}", file=sys.stderr)
 
 
@@ -156,7 +155,7 @@ def cache_verify(
 
 
 def _verify_store(repair: bool) -> bool:
-    from mlxkv.stats import bytes_text
+    from mlxkv.stats import bytes_text, plural
     from mlxkv.store import SessionStore
     from mlxkv.text import clean
 
@@ -166,7 +165,7 @@ def _verify_store(repair: bool) -> bool:
         mark = "ok" if problem.mended or not problem.is_serious else "!!"
         print(clean(f"{mark}  {problem.text}{' Mended.' if problem.mended else ''}"))
     print(
-        f"{'ok' if report.ok else '!!'}  {report.num_sessions:,} chats, {report.num_turns:,} turns, "
+        f"{'ok' if report.ok else '!!'}  {report.num_sessions:,} chats, {plural(report.num_turns, 'message')}, "
         f"{report.num_chunks:,} chunks, {bytes_text(report.num_bytes)} read"
     )
     return not report.ok

@@ -48,8 +48,8 @@ Output = Annotated[str, typer.Option("--output-format", help="text or json.")]
 
 @chats.command("ls")
 def chats_ls(as_json: Json = False, output: Output = "text") -> None:
-    """The saved chats, newest first, forks below what they came from: id, date, turns, KV on disk, model, title."""
-    from mlxkv.stats import bytes_text
+    """The saved chats, newest first, forks below what they came from: id, date, messages, KV on disk, model, title."""
+    from mlxkv.stats import bytes_text, plural
     from mlxkv.tables import row, width_of_terminal
 
     with open_store() as store:
@@ -60,7 +60,7 @@ def chats_ls(as_json: Json = False, output: Output = "text") -> None:
     short, width = _short(found), width_of_terminal()
     for depth, c in _nested(found):
         title = f"{'  ' * (depth - 1)}{'↳ ' if depth else ''}{_BADGE if c.untrusted else ''}{c.title}"
-        facts = [f"{c.num_turns:>4} turns", f"{bytes_text(c.kv_bytes):>7}", Path(c.model).name]
+        facts = [f"{plural(c.num_turns, 'message'):>12}", f"{bytes_text(c.kv_bytes):>7}", Path(c.model).name]
         print(row([short[c.id], _date(c.updated), *(facts if width is None or width >= _ROOMY else []), title], width))
 
 
@@ -157,7 +157,7 @@ def chats_export(
         Path | None,
         typer.Option("-o", "--output", help="The file to write (.md, .markdown, .json, .mlxkv); else stdout."),
     ] = None,
-    kv: Annotated[bool, typer.Option("--kv/--no-kv", help="mlxkv: with the KV rows, or turns and ids alone.")] = True,
+    kv: Annotated[bool, typer.Option("--kv/--no-kv", help="mlxkv: with KV rows, or messages and ids alone.")] = True,
     force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
 ) -> None:
     """Write a chat to a file. One of json or mlxkv can be imported anywhere."""
@@ -204,14 +204,15 @@ def chats_import(
         bool, typer.Option("--trust-kv", help="Take its KV rows too: only from people you trust; it stays marked.")
     ] = False,
 ) -> None:
-    """Take in a chat: its turns and ids, which are read again when it is resumed."""
+    """Take in a chat: its messages and ids, which are read again when it is resumed."""
+    from mlxkv.stats import plural
     from mlxkv.tables import row
     from mlxkv.text import clean
 
     with open_store() as store:
         done = store.import_chat(file, trust_kv=trust_kv)
     rows = f", KV rows of {done.kv_tokens:,}" if done.kv_tokens else ""
-    facts = f"{done.num_turns} turns, {done.num_tokens:,} tokens{rows}"
+    facts = f"{plural(done.num_turns, 'message')}, {done.num_tokens:,} tokens{rows}"
     print(row([done.session_id, done.title, facts], None))
     print(f"made with {clean(done.model)}; a resume uses that model, or the one -m names", file=sys.stderr)
     if done.notice:

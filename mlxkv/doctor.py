@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from mlxkv.config import Folders, private_folder
 from mlxkv.device import check_platform, current_device
 from mlxkv.errors import MlxkvError
-from mlxkv.stats import bytes_text
+from mlxkv.stats import bytes_text, disk_text
 from mlxkv.text import clean
 
 if TYPE_CHECKING:
@@ -116,9 +116,8 @@ def _store(folders: Folders) -> Iterator[Finding]:
 
 
 def _usage(report: VerifyReport, limit: int | None) -> str:
-    named = f", {bytes_text(report.named_bytes)} of it named prompt caches" if report.named_bytes else ""
-    of = "" if limit is None else f" of {bytes_text(limit)}"
-    return f"{bytes_text(report.disk_bytes)}{of}{named}; {report.num_chunks:,} chunks, `mlxkv cache verify` reads them"
+    used = disk_text(report.disk_bytes, limit, report.named_bytes)
+    return f"{used}; {report.num_chunks:,} chunks, `mlxkv cache verify` reads them"
 
 
 def _damage(report: VerifyReport) -> Iterator[Finding]:

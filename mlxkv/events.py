@@ -115,8 +115,8 @@ class ChatSummary:
     id: str
     title: str
     updated: float
-    num_turns: int
-    kv_bytes: int
+    num_turns: int  # messages: a question and its reply are two
+    kv_bytes: int  # of the files of the rows it refers to
     model: str
     parent: str | None = None
     untrusted: bool = False  # its KV rows were imported: nobody here computed them
@@ -133,7 +133,7 @@ class Branch:
     parent: str | None
     forked_at: int | None
     updated: float
-    num_turns: int
+    num_turns: int  # messages
     is_current: bool = False
 
 

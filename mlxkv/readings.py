@@ -106,7 +106,7 @@ class CompactPlan:
 class SessionFigures:
     """A chat in numbers, and everything on disk. Rates are tokens per second over all turns, 0 where unknown."""
 
-    num_turns: int = 0
+    num_turns: int = 0  # questions, with their replies
     generated_tokens: int = 0
     prefill_tokens: int = 0
     cached_tokens: int = 0
@@ -117,8 +117,9 @@ class SessionFigures:
     disk_bytes: int = 0
     disk_written_bytes: int = 0
     num_chats: int = 0
-    all_disk_bytes: int = 0  # rows of all chats, and named prompt caches
+    all_disk_bytes: int = 0  # rows of all chats, and named prompt caches, with their folders, as `du` counts
     all_written_bytes: int = 0
     disk_limit: int = 0
     named_disk_bytes: int = 0  # of `all_disk_bytes`
     cached_evicted_tokens: int = 0  # of `cached_tokens`
+    num_messages: int = 0  # questions and replies

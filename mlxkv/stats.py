@@ -52,6 +52,17 @@ def bytes_text(n: float) -> str:
     return f"{n:.0f} B"
 
 
+def plural(count: int, thing: str) -> str:
+    """`1 message`, `1,024 messages`."""
+    return f"{count:,} {thing}{'' if count == 1 else 's'}"
+
+
+def disk_text(used: int, limit: int | None, named: int = 0) -> str:
+    """KV on disk in all, as the limit counts it: `631 kB of 20 GB, 52 MB of it named prompt caches`."""
+    of = f" of {bytes_text(limit)}" if limit else ""
+    return bytes_text(used) + of + (f", {bytes_text(named)} of it named prompt caches" if named else "")
+
+
 def tokens_text(n: int) -> str:
     """`830`, `6.3k`, `32k`: cut off, not rounded, so that a window of 32,768 and its sinks is called 32k."""
     if n < 1000:

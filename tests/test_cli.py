@@ -139,7 +139,7 @@ def test_chats_can_be_listed_shown_renamed_searched_and_deleted(run: Run, tiny_p
     ask(run, tiny_path, "hi there")
     listed = run("chats", "ls")
     assert "hi there" in listed.out
-    assert "2 turns" in listed.out
+    assert "2 messages" in listed.out
     assert "## user\n\nhi there" in run("chats", "show", "hi").out
     assert run("chats", "rename", "hi", "greetings").code == 0
     assert "there" in run("chats", "search", "there").out

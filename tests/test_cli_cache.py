@@ -147,9 +147,8 @@ def test_they_count_towards_the_disk_limit(run: Run, book: Path, tiny_path: Path
     prompts = home / "cache" / "prompts"
     used = int(subprocess.run(["du", "-s", "-B1", home / "cache"], capture_output=True, check=True).stdout.split()[0])
     listed = run("cache", "ls").err
-    assert (
-        listed == f"{bytes_text(used - 8192)} in all, {bytes_text(used)} with the rows of chats; the limit is 20 GB\n"
-    )
+    named = f"{bytes_text(used - 8192)} of it named prompt caches"
+    assert listed == f"KV on disk in all: {bytes_text(used)} of 20 GB, {named}\n"
     for name, fmt in (("copy.kv", "kv"), ("theirs.safetensors", "mlx-lm")):
         assert run("cache", "export", "book", "-o", tmp_path / name, "--format", fmt).code == 0
     limit = used + 50_000

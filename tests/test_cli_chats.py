@@ -123,7 +123,7 @@ def test_there_and_back(run: Run, family: list[str], tmp_path: Path, form: str) 
     assert run("chats", "export", "the sea", "--format", form, "-o", path).code == 0
     done = run("chats", "import", path)
     assert done.code == 0, done.err
-    assert "the sea  1 turns, 2 tokens" in done.out
+    assert "the sea  1 message, 2 tokens" in done.out
     new = done.out.split()[0]
     before, after = (json.loads(run("chats", "show", i, "--json").out) for i in (family[1], new))
     assert {**before, "id": ""} == {**after, "id": ""}

@@ -19,6 +19,11 @@ from mlxkv.engine.downloads import Downloads
 from mlxkv.errors import MlxkvError, ModelDownloadError, OutOfMemoryError
 from mlxkv.models.download import Plan, RemoteFile
 from mlxkv.readings import ModelTight
+from mlxkv.stats import bytes_text
+from mlxkv.store.chunks import ChunkFiles
+from mlxkv.store.format import Encoded
+from mlxkv.tui.lists import chat_row
+from mlxkv.tui.reports import stats_lines
 from tests.tokenizers import tiny_folder
 
 SETTINGS = Settings(temperature=0.0, max_tokens=12, window=256)
@@ -210,6 +215,53 @@ def test_the_footer_and_the_figures(said: Said) -> None:
     assert figures.generated_tokens == sum(
         m.stats.generated_tokens for m in said.desk.front.open_chat.messages if m.stats
     )
+
+
+def test_one_chat_has_one_size_on_disk_and_one_count_everywhere(said: Said, monkeypatch: pytest.MonkeyPatch) -> None:
+    """588, 631 and 442 kB of one chat, and "8 turns" beside "16 turns": lists left out what was on its way to the disk,
+    and called messages turns. Asked while the rows are written, and again when they are there."""
+    store, session = said.desk.front.ready_model.store, str(said.desk.front.open_chat.session_id)
+    store.flush(session)
+    before = store.disk_bytes(session)
+    may_write, put = threading.Event(), ChunkFiles.put
+
+    def held(files: ChunkFiles, chunk: Encoded) -> int:
+        may_write.wait()
+        return put(files, chunk)
+
+    monkeypatch.setattr(ChunkFiles, "put", held)
+
+    def of_the_chat() -> set[int]:
+        of_list = said.one(cmd.ListChats(), ev.ChatList).chats[0]
+        of_cache = said.one(cmd.ListCache(), ev.CacheList).chats[0]
+        figures = said.one(cmd.ShowStats(), ev.SessionFigures)
+        assert (figures.num_turns, figures.num_messages) == (3, of_list.num_turns)
+        return {of_list.kv_bytes, of_cache.kv_bytes, figures.disk_bytes, store.disk_bytes(session)}
+
+    def of_all() -> set[int]:
+        figures, cache = said.one(cmd.ShowStats(), ev.SessionFigures), said.one(cmd.ListCache(), ev.CacheList)
+        return {figures.all_disk_bytes, cache.used, store.disk_usage()}
+
+    try:
+        asked = said.ask(cmd.Send("three", 0.0))
+        status = next(e for e in reversed(asked) if isinstance(e, ev.SessionStatus))
+        waiting, all_waiting = of_the_chat(), of_all()
+    finally:
+        may_write.set()
+    assert said.desk.front.open_chat.stats.disk_bytes in waiting
+    store.flush(session)
+    assert waiting == of_the_chat()
+    assert len(waiting) == 1
+    assert min(waiting) > before
+    assert all_waiting == of_all() == {status.disk_bytes}
+    files = (said.desk.front.folders.cache / "kv").glob("??/*.safetensors")
+    assert min(waiting) == sum(file.stat().st_size for file in files)
+    lines = stats_lines(said.one(cmd.ShowStats(), ev.SessionFigures))
+    summary = said.one(cmd.ListChats(), ev.ChatList).chats[0]
+    assert "3 turns (6 messages)" in lines[0]
+    row = chat_row(summary, 0.0)
+    assert row.facts[:2] == ("6 messages", bytes_text(summary.kv_bytes))
+    assert f"{bytes_text(summary.kv_bytes)} on disk" in lines[2]
 
 
 def test_settings_hold_from_the_next_reply_and_bounds_make_another_cache(said: Said) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from mlxkv import commands as cmd
 from mlxkv import events as ev
-from mlxkv.stats import bytes_text
+from mlxkv.stats import bytes_text, disk_text
 from mlxkv.text import clean
 from mlxkv.tui import lists, reports
 from mlxkv.tui.blocks import CONTEXT
@@ -56,7 +56,7 @@ def take(state: ChatState, event: ev.EngineEvent) -> None:
         case ev.CacheCollected(freed, used):
             state.answered(cmd.CollectCache)
             what = f"Freed {bytes_text(freed)}" if freed else "Nothing to remove"
-            state.say(f"{what}; KV on disk takes {bytes_text(used)}.")
+            state.say(f"{what}; KV on disk in all: {disk_text(used, state.status.disk_limit)}.")
         case ev.ChatPinned(_, pinned):
             state.answered(cmd.PinChat)
             stays = "stay on disk whatever else wants the room; /cache pin again lets them go"

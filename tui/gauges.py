@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mlxkv.readings import CacheView, SessionStatus
-from mlxkv.stats import bytes_text, rate_text
+from mlxkv.stats import bytes_text, disk_text, rate_text
 from mlxkv.tui.listing import cut
-from mlxkv.tui.wording import pair_text
 
 BARS = "▁▂▃▄▅▆▇█"
 PINNED, LIVE, EVICTED, FREE, HEAD = "█", "▓", "░", "·", "┃"
@@ -78,7 +77,12 @@ def wide_lines(status: SessionStatus, rates: Sequence[int], prefill_tps: float, 
     parts = [f"Memory  weights {bytes_text(status.weight_bytes)} · KV {kv}"]
     if status.memory_limit:
         parts.append(f"free {bytes_text(max(0, status.memory_limit - status.memory_used))}")
-    lines = [*ring, speed, " · ".join(parts), f"Disk    KV saved in all {disk_text(status)}"]
+    lines = [
+        *ring,
+        speed,
+        " · ".join(parts),
+        f"Disk    KV on disk in all: {disk_text(status.disk_bytes, status.disk_limit)}",
+    ]
     return [cut(line, width) for line in lines]
 
 
@@ -98,10 +102,4 @@ def narrow_lines(status: SessionStatus, rates: Sequence[int], prefill_tps: float
     ]
     if status.memory_limit:
         lines.append(f" free     {bytes_text(max(0, status.memory_limit - status.memory_used))}")
-    return [*lines, f"Disk KV   {disk_text(status)}"]
-
-
-def disk_text(status: SessionStatus) -> str:
-    if not status.disk_limit:
-        return bytes_text(status.disk_bytes)
-    return pair_text(status.disk_bytes, status.disk_limit)
+    return [*lines, f"Disk KV  {disk_text(status.disk_bytes, status.disk_limit)}"]

@@ -8,11 +8,10 @@ from dataclasses import replace
 from mlxkv import commands as cmd
 from mlxkv import events as ev
 from mlxkv.readings import CompactPlan, ModelTight
-from mlxkv.stats import bytes_text
+from mlxkv.stats import bytes_text, disk_text, plural
 from mlxkv.text import clean, marked
 from mlxkv.tui.chats import latest_first, when_text
 from mlxkv.tui.listing import Listing, Row
-from mlxkv.tui.wording import plural
 
 
 def one_line(text: str) -> str:
@@ -20,7 +19,7 @@ def one_line(text: str) -> str:
 
 
 def chats_list(chats: Sequence[ev.ChatSummary], now: float, at: str | None = None) -> Listing:
-    """`● Rust lifetimes      3 turns · 916 MB · 14:02`; ● resumes at once, ○ reads again."""
+    """`● Rust lifetimes      6 messages · 916 MB · 14:02`; ● resumes at once, ○ reads again."""
     newest = latest_first(chats)
     rows = tuple(chat_row(chat, now) for chat in newest)
     index = next((i for i, chat in enumerate(newest) if chat.id == at), 0)
@@ -43,9 +42,12 @@ def cache_list(cache: ev.CacheList, now: float) -> Listing:
     if cache.named:
         rows.append(Row("Prompt caches, for `mlxkv -p --cache NAME`"))
     rows += [Row(f"  {name} · {bytes_text(size)}") for name, size in cache.named]
-    limit = f" of {bytes_text(cache.limit)}" if cache.limit else ""
-    title = f"KV on disk: {bytes_text(cache.used)}{limit}"
-    return Listing(title, tuple(rows), "⏎ open · /cache gc cleans up · esc close", "There is no KV on disk.")
+    return Listing(
+        f"KV on disk in all: {disk_text(cache.used, cache.limit)}",
+        tuple(rows),
+        "⏎ open · /cache gc cleans up · esc close",
+        "There is no KV on disk.",
+    )
 
 
 def rewind_list(messages: Sequence[ev.Message]) -> Listing:

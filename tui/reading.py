@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING
 from textual.app import App, SuspendNotSupported
 
 from mlxkv import commands as cmd
+from mlxkv.stats import plural
 from mlxkv.tui.copying import code_blocks, message_source
 from mlxkv.tui.history import History
 from mlxkv.tui.prompt import Prompt
 from mlxkv.tui.state import ChatState
 from mlxkv.tui.transcript import Transcript
 from mlxkv.tui.view import ChatView
-from mlxkv.tui.wording import number_range, plural
+from mlxkv.tui.wording import number_range
 
 if TYPE_CHECKING:
     from mlxkv.tui.findbar import FindBar

@@ -5,10 +5,9 @@ from __future__ import annotations
 from rich.cells import cell_len
 
 from mlxkv.readings import ContextUse, SessionFigures, SessionStatus
-from mlxkv.stats import bytes_text, prompt_text, rate_text
+from mlxkv.stats import bytes_text, disk_text, plural, prompt_text, rate_text
 from mlxkv.text import clean
 from mlxkv.tui.listing import cut
-from mlxkv.tui.wording import plural
 
 _BAR = 20  # cells at most
 _NAMES = {"system": "system", "user": "you", "assistant": "reply"}
@@ -56,15 +55,13 @@ def stats_lines(f: SessionFigures) -> list[str]:
     asked = f.prefill_tokens + f.cached_tokens
     saved = f" ({100 * (f.cached_tokens - f.cached_evicted_tokens) // asked}% reused)" if asked else ""
     prompt = prompt_text(f.prefill_tokens, f.cached_tokens, f.cached_evicted_tokens)
-    limit = f" of {bytes_text(f.disk_limit)}" if f.disk_limit else ""
-    named = f", {bytes_text(f.named_disk_bytes)} of it named prompt caches" if f.named_disk_bytes else ""
+    used = disk_text(f.all_disk_bytes, f.disk_limit, f.named_disk_bytes)
     return [
-        f"This chat: {plural(f.num_turns, 'turn')} · {rates}",
+        f"This chat: {plural(f.num_turns, 'turn')} ({plural(f.num_messages, 'message')}) · {rates}",
         f"  tokens   {f.generated_tokens:,} generated · {prompt}{saved}",
         f"  KV       {bytes_text(f.kv_bytes)} in memory · {bytes_text(f.disk_bytes)} on disk"
         f" · {bytes_text(f.disk_written_bytes)} written · {f.evicted_tokens:,} tok evicted",
-        f"All chats: {f.num_chats:,} · KV on disk {bytes_text(f.all_disk_bytes)}{limit}{named}"
-        f" · {bytes_text(f.all_written_bytes)} ever written",
+        f"All chats: {f.num_chats:,} · KV on disk in all: {used} · {bytes_text(f.all_written_bytes)} ever written",
     ]
 
 

@@ -95,10 +95,6 @@ def restored_text(tokens: int, num_bytes: int, seconds: float) -> str:
     return f"✓ resumed {tokens:,} tok ({bytes_text(num_bytes)}) in {seconds:.1f}s – nothing re-read"
 
 
-def plural(count: int, thing: str) -> str:
-    return f"{count:,} {thing}{'' if count == 1 else 's'}"
-
-
 def number_range(count: int) -> str:
     """Which numbers there are, after one that is not there: `they are 1 to 4`."""
     return "there is only 1" if count == 1 else f"they are 1 to {count:,}"

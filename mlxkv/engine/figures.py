@@ -109,7 +109,8 @@ def counted(front: Front, key: str, text: str) -> Iterator[TokensCounted]:
 
 def totals(front: Front) -> SessionFigures:
     chat = front.chat
-    stats = [m.stats for m in chat.messages if m.stats is not None] if chat else []
+    messages = chat.messages if chat else ()
+    stats = [m.stats for m in messages if m.stats is not None]
     session = chat.session_id if chat else None
     with front.store() as store:
         chats, front.disk_bytes, all_written = len(store.list()), store.disk_usage(), store.num_bytes_written()
@@ -118,7 +119,8 @@ def totals(front: Front) -> SessionFigures:
         named = store.named_bytes()
     generated, prefill = sum(s.generated_tokens for s in stats), sum(s.prefill_tokens for s in stats)
     return SessionFigures(
-        num_turns=len(stats),
+        num_turns=sum(m.role == "user" for m in messages),
+        num_messages=len(messages),
         generated_tokens=generated,
         prefill_tokens=prefill,
         cached_tokens=sum(s.cached_tokens for s in stats),

@@ -22,18 +22,12 @@ from mlxkv.store.ports import LayerGroup, Range
 from mlxkv.store.refs import remove_chunks
 from mlxkv.store.schema import PINNED, Database
 from mlxkv.store.sound import is_chunk
-from mlxkv.store.space import Space
+from mlxkv.store.space import BLOCK, Space, on_disk
 
 FILE_HEADER = 512  # bytes, and for each tensor:
 TENSOR_HEADER = 128
-BLOCK = 4096  # bytes; file systems give space in such pieces
 HEADROOM = 8 * BLOCK  # a write may also need a folder, and a folder may grow
 MARGIN = 4 * BLOCK  # left free where nothing is written: a folder that is made now and then must not go over
-
-
-def on_disk(size: int) -> int:
-    """What a file of `size` bytes takes."""
-    return -(-size // BLOCK) * BLOCK
 
 
 @dataclass

@@ -10,7 +10,7 @@ import hashlib
 import sqlite3
 import time
 from array import array
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from mlxkv.store.format import ChunkHead, Encoded
@@ -245,12 +245,18 @@ def copy_commits(db: sqlite3.Connection, session_id: str, new_id: str, history: 
 
 
 def saved_bytes(db: sqlite3.Connection, session_id: str) -> int:
-    """Bytes of the chunks that the session refers to, shared ones included."""
+    """A chat's KV on disk: bytes of the chunk files that its commits refer to, shared ones included."""
     return db.execute(
         "SELECT CAST(min(total(size), 9e18) AS INTEGER) FROM chunk WHERE digest IN (SELECT r.chunk FROM kv_ref r"
         " JOIN kv_commit c ON c.id = r.kv_commit WHERE c.session = ?)",
         (session_id,),
     ).fetchone()[0]
+
+
+def unsaved_bytes(db: sqlite3.Connection, session_id: str, waiting: Mapping[str, int]) -> int:
+    """What `saved_bytes` grows by once the session refers to the chunks `waiting` (sizes by digest) too."""
+    there = "SELECT 1 FROM kv_ref r JOIN kv_commit c ON c.id = r.kv_commit WHERE c.session = ? AND r.chunk = ?"
+    return sum(size for digest, size in waiting.items() if not db.execute(there, (session_id, digest)).fetchone())
 
 
 def bytes_written(db: sqlite3.Connection, session_id: str | None) -> int:

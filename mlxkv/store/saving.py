@@ -6,7 +6,7 @@ Owns the newest save of each session. What is new is commit.py's to say, writing
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from mlxkv.store.chunks import ChunkFiles
@@ -26,7 +26,7 @@ class Saver:
     def __init__(self, sessions: Sessions, chunks: ChunkFiles, quota: Quota, writer: Writer) -> None:
         self._chunks, self._quota, self._writer = chunks, quota, writer
         self.committer = Committer(sessions, chunks)
-        self._newest: dict[str, tuple[Job, int]] = {}  # the newest save of a session and its bytes
+        self._newest: dict[str, tuple[Job, Mapping[str, int]]] = {}  # the newest save of a session: sizes by digest
         self._told: dict[str, str] = {}  # the last notice of a session: the same one is not repeated
 
     def save(self, session_id: str, cache: KVCacheLike, model: ModelIdentity, rng: bytes | None) -> KVCommit:
@@ -55,7 +55,7 @@ class Saver:
     def flush(self, session_id: str) -> str | None:
         """Wait for the session's rows to be on disk; one sentence if that failed, told once."""
         self.wait(session_id)
-        job, _ = self._newest.pop(session_id, (None, 0))
+        job, _ = self._newest.pop(session_id, (None, {}))
         if job is None or job.failure is None:
             return None
         return self._once(session_id, f"The KV cache could not be saved, the chat is ({job.failure})")
@@ -69,10 +69,13 @@ class Saver:
         """The session is closed: what is remembered of it goes."""
         self.committer.forget(session_id)
 
-    def waiting_bytes(self, session_id: str) -> int:
-        """Bytes of the session that are on their way to the disk."""
-        job, size = self._newest.get(session_id, (None, 0))
-        return size if job is not None and not job.is_done else 0
+    def waiting(self, session_id: str) -> Mapping[str, int]:
+        """The session's chunks on their way to the disk: digests, and the bytes of each. Ask before the database."""
+        job, sizes = self._newest.get(session_id, (None, {}))
+        return sizes if job is not None and not job.is_done else {}
+
+    def sessions_waiting(self) -> list[str]:
+        return [session_id for session_id in self._newest if self.waiting(session_id)]
 
     def _hand_over(
         self, session_id: str, cache: KVCacheLike, model: ModelIdentity, rng: bytes | None
@@ -81,17 +84,17 @@ class Saver:
         notice = self._once(session_id, plan.notice)
         if not plan.pos:
             return None, KVCommit(0, 0, notice)
-        new = total = 0
+        new, sizes = 0, dict[str, int]()
 
         def counted() -> Iterator[Encoded]:
-            nonlocal new, total
+            nonlocal new
             for chunk in encoded(plan, cache):
-                total += chunk.size
+                sizes[chunk.digest] = chunk.size
                 new += 0 if self._chunks.has(chunk.digest, chunk.size) else chunk.size
                 yield chunk
 
         job = self._writer.hand_over(plan, counted(), _num_bytes(plan, cache))
-        self._newest[session_id] = job, total
+        self._newest[session_id] = job, sizes
         return job, KVCommit(plan.pos, new, notice)
 
     def _plan(self, session_id: str, cache: KVCacheLike, model: ModelIdentity, rng: bytes | None) -> Plan:

@@ -371,7 +371,7 @@ class Sessions:
         num_turns = len(history.turns) if num_turns is None else num_turns
         if not 0 <= num_turns <= len(history.turns):
             raise StoreError(
-                f"Session {session_id} has {len(history.turns)} turns; it cannot be forked at {num_turns}."
+                f"Session {session_id} has {len(history.turns)} messages; it cannot be forked at {num_turns}."
             )
         title = db.execute("SELECT title FROM session WHERE id = ?", (session_id,)).fetchone()[0]
         new_id, now, head = new_ulid(), time.time(), history.digests[num_turns]

@@ -7,7 +7,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,12 +20,19 @@ PROMPTS = "prompts"  # and of the named prompt caches
 DAMAGED = "damaged"  # the folder, in that of the named ones, for what was set aside
 _TEMPORARY = ".mlxkv-"  # how files begin that are being written
 
+BLOCK = 4096  # bytes; file systems give space in such pieces
+
 Room = Callable[[int], object]
 """Told how many bytes a file will have before the first one is written; raises where they may not be."""
 
 
 def any_room(size: int) -> None:
     """Nobody counts there."""
+
+
+def on_disk(size: int) -> int:
+    """What a file of `size` bytes takes."""
+    return -(-size // BLOCK) * BLOCK
 
 
 @dataclass(frozen=True)
@@ -48,6 +55,12 @@ class Space:
         """`used`, but of chunks only those folders are listed that have changed: what is asked for every chunk that is
         written. Files that somebody changes in place are counted as they were."""
         return self.chunks.listing.refresh() + disk_usage(self.prompts) + _own_size(self.chunks.root.parent)
+
+    def to_come(self, waiting: Mapping[str, int]) -> int:
+        """What `used` will grow by when these chunks (sizes by digest) are written, with the folders they need."""
+        new = {digest: size for digest, size in waiting.items() if not self.chunks.has(digest, size)}
+        folders = {folder for digest in new if not (folder := self.chunks.path(digest).parent).exists()}
+        return sum(map(on_disk, new.values())) + len(folders) * _own_size(self.chunks.root)
 
     def named(self) -> int:
         """Bytes of the named prompt caches."""

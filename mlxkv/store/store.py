@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,7 +29,7 @@ from mlxkv.store.pacing import Pace
 from mlxkv.store.ports import KVCacheLike
 from mlxkv.store.quota import Quota
 from mlxkv.store.records import Kind, KVCommit, Restored, SearchHit, SessionRecord, TurnRecord
-from mlxkv.store.refs import bytes_written, copy_commits
+from mlxkv.store.refs import bytes_written, copy_commits, unsaved_bytes
 from mlxkv.store.restore import Restorer
 from mlxkv.store.saving import Saver
 from mlxkv.store.schema import Database
@@ -156,8 +157,9 @@ class SessionStore:
         self._sessions.check(session_id)
 
     def list(self) -> tuple[ChatSummary, ...]:
-        """Newest first."""
-        return self._sessions.list(self._saver.committer.saved_bytes)
+        """Newest first; `kv_bytes` is what `disk_bytes` says of each."""
+        waiting, found = self._saver.sessions_waiting(), self._sessions.list(self._saver.committer.saved_bytes)
+        return tuple(replace(c, kv_bytes=self.disk_bytes(c.id)) if c.id in waiting else c for c in found)
 
     def find(self, text: str) -> str:
         """The id of the session with this id, unique beginning of an id, title, or unique part of a title.
@@ -329,9 +331,11 @@ class SessionStore:
         Paces(self._database).measured(model.model_id, Pace(prefill_tps=tokens_per_second))
 
     def disk_bytes(self, session_id: str) -> int:
-        """Bytes of the chunks the session refers to, shared ones and those on their way to the disk included."""
+        """A chat's KV on disk: bytes of the files of the chunks that the session refers to, shared ones and those on
+        their way to the disk included. What stands beside a chat wherever one is listed."""
+        waiting = self._saver.waiting(session_id)
         with self._database.reading() as db:
-            return self._saver.committer.saved_bytes(db, session_id) + self._saver.waiting_bytes(session_id)
+            return self._saver.committer.saved_bytes(db, session_id) + unsaved_bytes(db, session_id, waiting)
 
     def num_bytes_written(self, session_id: str | None = None) -> int:
         """KV bytes ever written for this session, or by this store, chats that were deleted included."""
@@ -356,9 +360,14 @@ class SessionStore:
         return max(before - self.disk_usage(), 0)
 
     def disk_usage(self, quick: bool = False) -> int:
-        """Bytes that rows of chats and named prompt caches take on the disk: what `disk_limit` holds for. `quick` goes
-        only through folders that have changed since it was last asked."""
-        return self._space.used_as_listed() if quick else self._space.used()
+        """KV on disk in all: bytes that rows of chats and named prompt caches take there with their folders, as `du`
+        counts: what `disk_limit` holds for. Rows on their way to the disk are included. `quick` goes only through
+        folders that have changed since it was last asked."""
+        waiting = {
+            d: size for session in self._saver.sessions_waiting() for d, size in self._saver.waiting(session).items()
+        }
+        used = self._space.used_as_listed() if quick else self._space.used()
+        return used + self._space.to_come(waiting)
 
     def named_bytes(self) -> int:
         """What named prompt caches take of `disk_usage`."""

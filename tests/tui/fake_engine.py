@@ -123,7 +123,7 @@ CONTEXT = ContextUse(
     128, 12,
 )  # fmt: skip
 FIGURES = SessionFigures(2, 624, 54, 11_742, 0, 42.1, 812.0, 916_000_000, 900_000_000, 950_000_000, 2, 1_100_000_000,
-                         2_000_000_000, 20_000_000_000)  # fmt: skip
+                         2_000_000_000, 20_000_000_000, num_messages=4)  # fmt: skip
 
 
 def reply_events(reply: str = REPLY, piece: int = 5, stats: TurnStats = STATS) -> list[EngineEvent]:

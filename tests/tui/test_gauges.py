@@ -75,7 +75,7 @@ def test_the_panel_says_everything_in_words_too() -> None:
     text = "\n".join(wide_lines(STATUS, [0] * 59 + [42], 812.0, 100))
     for words in (
         "pinned 38", "live 6,262", "evicted 0", "of 32,000 rows, full precision", "42 tok/s", "812 tok/s", "free 21 GB",
-        "weights 4.6 GB", "4.8 GB allocated, 936 MB live", "KV saved in all 5.9/20 GB",
+        "weights 4.6 GB", "4.8 GB allocated, 936 MB live", "KV on disk in all: 5.9 GB of 20 GB",
     ):  # fmt: skip
         assert words in text
     assert "4-bit" in "\n".join(wide_lines(replace(STATUS, cache=replace(RING, bits=4)), [], 0.0, 100))
@@ -127,11 +127,15 @@ def test_context_takes_one_line_per_message_at_any_width(width: int) -> None:
 
 def test_stats_and_memory() -> None:
     text = "\n".join(stats_lines(FIGURES))
-    for words in ("2 turns · 42.1 tok/s decoding · 812 tok/s reading", "99% reused", "1.1 GB of 20 GB"):
+    for words in (
+        "2 turns (4 messages) · 42.1 tok/s decoding · 812 tok/s reading",
+        "99% reused",
+        "1.1 GB of 20 GB",
+    ):
         assert words in text
     assert "prompt caches" not in text
     wrapped = stats_lines(SessionFigures(prefill_tokens=23, cached_tokens=690, cached_evicted_tokens=200))
     assert wrapped[1] == "  tokens   0 generated · prompt 23 + 490 cached + 200 evicted (68% reused)"
     some = stats_lines(replace(FIGURES, named_disk_bytes=300_000_000))[-1]
-    assert "KV on disk 1.1 GB of 20 GB, 300 MB of it named prompt caches · " in some
+    assert "KV on disk in all: 1.1 GB of 20 GB, 300 MB of it named prompt caches · " in some
     assert memory_lines(STATUS)[0] == "Memory: 5.6 GB of 27 GB usable"

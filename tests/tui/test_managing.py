@@ -129,7 +129,7 @@ async def test_the_panel_draws_the_cache() -> None:
         await w.until(lambda: w.app.state.status.cache)
         await w.pilot.press("f2")
         await w.until(lambda: "pinned 38" in w.screen())
-        assert "KV saved in all 5.9/20 GB" in w.screen()
+        assert "KV on disk in all: 5.9 GB of 20 GB" in w.screen()
         await w.pilot.press("f2")
         await w.until(lambda: "pinned 38" not in w.screen())
 

@@ -439,9 +439,9 @@ def test_the_cache_on_disk(state: ChatState) -> None:
         ("  book · 52 MB", None, ()),
     ]
     state.apply(CacheCollected(1_200_000, 5_900_000_000))
-    assert lines(state)[-1] == "Freed 1.2 MB; KV on disk takes 5.9 GB."
+    assert lines(state)[-1] == "Freed 1.2 MB; KV on disk in all: 5.9 GB."
     state.apply(CacheCollected(0, 5_900_000_000))
-    assert lines(state)[-1] == "Nothing to remove; KV on disk takes 5.9 GB."
+    assert lines(state)[-1] == "Nothing to remove; KV on disk in all: 5.9 GB."
     run(state, "cache", "all")
     assert "ls, gc or pin" in lines(state)[-1]
 
