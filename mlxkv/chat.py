@@ -203,6 +203,8 @@ class Chat(Beside):
             self._fed, self.stats = exchange.fed, exchange.stats
         if notice:
             yield KVNotSaved(notice)
+        if (no_answer := exchange.no_answer()) is not None:
+            yield no_answer
         turn = exchange.turn
         yield TurnFinished(turn.reason, turn.text, self.stats, turn.thinking)
 

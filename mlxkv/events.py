@@ -49,6 +49,15 @@ class KVNotSaved(Notice):
 
 
 @dataclass(frozen=True)
+class NoAnswer(Notice):
+    """The reply has no text: it was reasoning alone (`thinking`), or nothing. `reason` is that of `TurnFinished`."""
+
+    num_tokens: int = 0
+    reason: str = ""
+    thinking: bool = False
+
+
+@dataclass(frozen=True)
 class TurnFinished:
     """The end of a turn. `reason`: "stop" (the model ended), "length", "stopped" (cancelled), "stop_string"."""
 

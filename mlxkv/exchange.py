@@ -14,11 +14,11 @@ from mlxkv.cache.config import CacheConfig
 from mlxkv.cache.prompt_cache import PromptCache
 from mlxkv.conversation import Conversation
 from mlxkv.device import set_wired_limit
-from mlxkv.events import Notice, PrefillProgress, TextDelta, TurnEvent, TurnFinished
+from mlxkv.events import NoAnswer, Notice, PrefillProgress, TextDelta, TurnEvent, TurnFinished
 from mlxkv.prompt import Fed, PromptFormat
 from mlxkv.runner import ModelRunner
 from mlxkv.sampling import SamplingParams
-from mlxkv.stats import TurnStats
+from mlxkv.stats import TurnStats, no_answer_text
 from mlxkv.store import ModelIdentity, SessionStore, TurnRecord
 from mlxkv.store.lending import Lender
 from mlxkv.turn import Turn
@@ -127,6 +127,15 @@ class Exchange:
         written, notice = said.save_rows(self._cache)
         self.stats = turn.stats_on_disk(said.disk_bytes(), written)
         return notice
+
+    def no_answer(self) -> NoAnswer | None:
+        """For a reply that ended without text; one that was stopped is no surprise."""
+        turn = self.turn
+        if turn.text or turn.reason == "stopped":
+            return None
+        num_tokens, thinking = len(turn.generated), bool(turn.thinking)
+        text = no_answer_text(num_tokens, turn.reason, thinking, "max_tokens", "think=False")
+        return NoAnswer(text, num_tokens, turn.reason, thinking)
 
     def _record(self, state: str) -> TurnRecord:
         turn, model = self.turn, self._said.model

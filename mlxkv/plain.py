@@ -20,11 +20,12 @@ from mlxkv.errors import ConfigError
 from mlxkv.stats import bytes_text, stat_line
 from mlxkv.text import CONTEXT, clean
 from mlxkv.tui import slash
-from mlxkv.tui.blocks import Kind
+from mlxkv.tui.blocks import NO_ANSWER, Kind
 from mlxkv.tui.commands import Run, Unknown, help_rows, parse
 from mlxkv.tui.listing import Listing, PutPrompt, row_line
 from mlxkv.tui.reports import context_line
 from mlxkv.tui.state import ChatState
+from mlxkv.tui.wording import no_answer
 
 _TELL_SECONDS = 5.0  # between two lines about a prompt that is being read or a model on its way
 _WIDTH = 72
@@ -58,6 +59,7 @@ class PlainChat:
         self._before = ""  # the end of the reply so far
         self._told = 0.0
         self._is_thinking = self._done = False
+        self._is_replying = self._is_midline = False  # "Assistant: " is written; the line has not ended
 
     def run(self, first: Sequence[cmd.Command], ask: str | None = None) -> int:
         """Talk until the user leaves; the exit code."""
@@ -176,17 +178,20 @@ class PlainChat:
         match event:
             case ev.TurnStarted():
                 self._say_lines()
-                self._out.write("Assistant: ")
-                self._before, self._is_thinking, self._told = "", False, time.monotonic()
+                self._before, self._is_thinking, self._is_replying, self._told = "", False, False, time.monotonic()
             case ev.TextDelta(text, thinking=thinking):
+                self._begin_reply()
                 if thinking and not self._is_thinking:
                     self._out.write("(thinking) ")
                 self._is_thinking = thinking
                 if not thinking:
                     self._out.write(clean(text, self._before))
                     self._before = (self._before + text)[-CONTEXT:]
-            case ev.TurnFinished(stats=stats):
-                self._line("")
+            case ev.TurnFinished(_, text, stats, thinking):
+                self._begin_reply()
+                self._end_line()
+                if missing := no_answer(text, thinking, stats):
+                    self._line(missing)
                 self._line(f"({spoken(stat_line(stats))})")
             case ev.PrefillProgress(done, total) if self._is_time():
                 self._line(f"(read {done:,} of {total:,} tokens)")
@@ -208,7 +213,10 @@ class PlainChat:
 
     def _show_messages(self, messages: Sequence[ev.Message]) -> None:
         for message in messages:
-            self._line(f"{'User' if message.role == 'user' else 'Assistant'}: {message.text}")
+            text = message.text
+            if message.role != "user":
+                text = text or no_answer(text, message.thinking, message.stats)
+            self._line(f"{'User' if message.role == 'user' else 'Assistant'}: {text}")
 
     def _say_lines(self) -> None:
         """What the state says in its own name; what was said by others is shown as it comes."""
@@ -216,8 +224,18 @@ class PlainChat:
         for block in change.settled:
             if block.kind is Kind.ERROR:
                 self._line(f"Error: {block.text}")
-            elif block.kind is Kind.META:
+            elif block.kind is Kind.META and block.info != NO_ANSWER:  # that is told where the reply is
                 self._line(spoken(context_line(block.text, _WIDTH)))
+
+    def _begin_reply(self) -> None:
+        if not self._is_replying:
+            self._out.write("Assistant: ")
+        self._is_replying = self._is_midline = True
+
+    def _end_line(self) -> None:
+        if self._is_midline:
+            self._out.write("\n")
+        self._is_midline = False
 
     def _is_time(self) -> bool:
         if time.monotonic() - self._told < _TELL_SECONDS:
@@ -227,6 +245,7 @@ class PlainChat:
 
     def _line(self, text: str) -> None:
         """Harmless, whoever made it: every line but the reply itself is written here."""
+        self._end_line()
         self._out.write(f"{clean(text)}\n")
         self._out.flush()
 

@@ -11,12 +11,12 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from mlxkv.events import Notice, PrefillProgress, TextDelta, TurnFinished
-from mlxkv.stats import stat_line
+from mlxkv.events import NoAnswer, Notice, PrefillProgress, TextDelta, TurnEvent, TurnFinished
+from mlxkv.stats import no_answer_text, stat_line
 from mlxkv.text import CONTEXT, clean
 
 if TYPE_CHECKING:
@@ -54,23 +54,27 @@ def answer(
         if chat.restored is not None and not request.quiet:
             print(_restored(chat), file=err)
         try:
-            finished = _print_turn(chat, request, out, err)
+            finished, notices = _print_turn(chat, request, out, err)
         except BrokenPipeError:  # the reader has gone, as in `mlxkv -p ... | head -1`
             chat.cancel()
             sys.stdout = None  # type: ignore[assignment]  # nothing is left to flush at exit
             return 0
         if request.output != "text":
-            result = result_json(chat, model, finished)
+            result = {**result_json(chat, model, finished), "notices": notices}
             print(json.dumps({"type": "result", **result} if request.output == "stream-json" else result), file=out)
         elif not request.quiet:
             print(stat_line(finished.stats), file=err)
     return INTERRUPTED if finished.reason == "stopped" else 0
 
 
-def _print_turn(chat: Chat, request: PrintRequest, out: TextIO, err: TextIO) -> TurnFinished:
+def _print_turn(chat: Chat, request: PrintRequest, out: TextIO, err: TextIO) -> tuple[TurnFinished, list[str]]:
+    """The end of the turn, and the notices on the way."""
     on_screen, before = out.isatty(), ""
+    notices: list[str] = []
     finished: TurnFinished | None = None
-    for event in chat.send(request.question):
+    for event in map(_worded, chat.send(request.question)):
+        if isinstance(event, Notice):
+            notices.append(event.text)
         if request.output == "stream-json" and not isinstance(event, TurnFinished):
             print(json.dumps(_event_json(event)), file=out, flush=True)
             continue
@@ -87,7 +91,15 @@ def _print_turn(chat: Chat, request: PrintRequest, out: TextIO, err: TextIO) -> 
     if request.output == "text":
         print(file=out, flush=True)
     assert finished is not None
-    return finished
+    return finished, notices
+
+
+def _worded(event: TurnEvent) -> TurnEvent:
+    """What to do is said in options, not in arguments."""
+    if not isinstance(event, NoAnswer):
+        return event
+    text = no_answer_text(event.num_tokens, event.reason, event.thinking, "--max-tokens", "--no-think")
+    return replace(event, text=text)
 
 
 def open_cache(model: Model, path: Path) -> PromptCache:

@@ -130,8 +130,9 @@ class Settings:
         holds=NEXT_REPLY,
     )  # fmt: skip
     think: bool | None = _setting(
-        None, "Reasoning before the answer, of models that can.", slash="think", option="--think", holds=NEXT_REPLY
-    )
+        None, "Reasoning before the answer, of models that can.", slash="think", option="--think",
+        null="as the model's template has it", holds=NEXT_REPLY,
+    )  # fmt: skip
     window: int | None = _setting(
         None, "Tokens kept beyond the pinned ones.", slash="ctx", option="--window", low=1, high=2**24,
         null="what fits, at most 32,768", holds=NEW_CACHE,

@@ -57,6 +57,15 @@ def plural(count: int, thing: str) -> str:
     return f"{count:,} {thing}{'' if count == 1 else 's'}"
 
 
+def no_answer_text(num_tokens: int, reason: str, thinking: bool, longer: str, quiet: str) -> str:
+    """What is said of a reply without text. `longer`, `quiet`: how more tokens and no reasoning are asked for."""
+    tokens = plural(num_tokens, "token")
+    if not thinking:
+        return f"The reply is empty ({tokens}); ask in other words."
+    more = f"raise {longer}, or " if reason == "length" else ""
+    return f"The reply was reasoning alone ({tokens}); {more}ask for an answer without reasoning ({quiet})."
+
+
 def disk_text(used: int, limit: int | None, named: int = 0) -> str:
     """KV on disk in all, as the limit counts it: `631 kB of 20 GB, 52 MB of it named prompt caches`."""
     of = f" of {bytes_text(limit)}" if limit else ""

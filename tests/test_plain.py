@@ -4,30 +4,46 @@ from __future__ import annotations
 
 import io
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from mlxkv.commands import Command, Compact, Edit, LoadModel, NewChat, OpenChat, Pull, Rewind, Send
 from mlxkv.config import Folders, Settings
-from mlxkv.events import EngineEvent, PullProgress
+from mlxkv.events import (
+    ChatOpened,
+    EngineEvent,
+    Message,
+    NoAnswer,
+    Notice,
+    PullProgress,
+    TextDelta,
+    TurnFinished,
+    TurnStarted,
+)
 from mlxkv.plain import PlainChat
+from mlxkv.stats import TurnStats
 from mlxkv.text import clean
 from mlxkv.tui.gauges import BARS
 from mlxkv.tui.wording import SPINNER
 from tests.tui.fake_engine import FakeEngine
 from tests.tui.hostile_engine import NAMES, HostileEngine, bomb
 
+Played = Mapping[type[Command], Sequence[EngineEvent]]  # what a command is answered with
+
 
 class PlayedDesk(FakeEngine):
     """A desk that answers as the fake engine does, and one download."""
 
-    def __init__(self, tell: Callable[[EngineEvent], None], engine: FakeEngine | None = None) -> None:
+    def __init__(
+        self, tell: Callable[[EngineEvent], None], engine: FakeEngine | None = None, played: Played | None = None
+    ) -> None:
         super().__init__()
+        self._played = played or {}
         self._tell, self._engine = tell, engine or FakeEngine()
 
     def answer(self, command: Command) -> None:  # type: ignore[override]
         self.commands.append(command)
-        for event in self._engine.answer(command):
+        for event in self._played.get(type(command)) or self._engine.answer(command):
             self._tell(event)
             if isinstance(event, PullProgress) and event.state == "downloading":
                 self._tell(PullProgress(event.name, "done", event.total, event.total))
@@ -37,7 +53,11 @@ class PlayedDesk(FakeEngine):
 
 
 def talk(
-    *lines: str, ask: str | None = None, start: tuple[Command, ...] = (), hostile: bool = False
+    *lines: str,
+    ask: str | None = None,
+    start: tuple[Command, ...] = (),
+    hostile: bool = False,
+    played: Played | None = None,
 ) -> tuple[str, PlayedDesk, int]:
     """The transcript of a session in which the user types `lines` and then Ctrl+D. `hostile`: no echo of them."""
     desks: list[PlayedDesk] = []
@@ -54,7 +74,7 @@ def talk(
         return line
 
     def make(tell: Callable[[EngineEvent], None]) -> PlayedDesk:
-        desks.append(PlayedDesk(tell, HostileEngine() if hostile else None))
+        desks.append(PlayedDesk(tell, HostileEngine() if hostile else None, played))
         return desks[0]
 
     settings = Settings(model=bomb(), system=bomb(1)) if hostile else Settings()
@@ -70,6 +90,22 @@ def test_a_question_and_its_reply() -> None:
     assert "org/Qwen3-8B-4bit is ready.\nUser: Why?\nAssistant: The borrow of `map` lives" in said
     assert "(42.1 tok/s · 312 tok · first token 0.21s" in said
     assert not set(said) & set(SPINNER + BARS + "─│▰▱\x1b")
+
+
+def test_a_reply_of_reasoning_alone_and_a_notice_stand_on_lines_of_their_own() -> None:
+    stats = TurnStats(generated_tokens=40, finish_reason="length")
+    told = NoAnswer("of the engine", 40, "length", True)
+    thought = [TurnStarted("q"), Notice("Reused 300 tokens."), TextDelta("hm", 40, thinking=True), told,
+               TurnFinished("length", "", stats, "hm")]  # fmt: skip
+    said, _, _ = talk("q", "/resume x", played={Send: thought})
+    assert (
+        "User: q\nReused 300 tokens.\nAssistant: (thinking) \nThe reply was reasoning alone (40 tokens); raise" in said
+    )
+    assert said.count("reasoning alone") == 1
+    opened = ChatOpened("c1", "t", (Message("user", "q"), Message("assistant", "", stats, "hm")))
+    said, _, _ = talk(start=(OpenChat("c1"),), played={OpenChat: [opened]})
+    assert "User: q\nAssistant: The reply was reasoning alone (40 tokens); raise max-tokens (/set), or" in said
+    assert said.count("reasoning alone") == 1
 
 
 def test_compacting_asks_first_and_does_not_read_the_chat_out_again() -> None:

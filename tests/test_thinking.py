@@ -10,7 +10,7 @@ import pytest
 
 import mlxkv
 from mlxkv.cache.prompt_cache import PromptCache
-from mlxkv.events import TextDelta, TurnFinished
+from mlxkv.events import NoAnswer, TextDelta, TurnEvent, TurnFinished
 from mlxkv.model import Model
 from mlxkv.print_mode import PrintRequest, answer
 from mlxkv.prompt import Fed, PromptFormat, message
@@ -175,6 +175,73 @@ def test_print_mode_can_ask_for_no_reasoning(tmp_path: Path) -> None:
     out = io.StringIO()
     answer(model, PrintRequest("is it?", save=False, think=False), CONFIG, {"temperature": 0.0}, out, io.StringIO())
     assert out.getvalue() == "just so\n"  # it would be reasoning, had the prompt opened it
+
+
+@pytest.mark.parametrize(
+    ("reply", "num_tokens", "advice"),
+    [
+        ("<think>\nno end of it", 9, "raise --max-tokens, or ask for an answer without reasoning (--no-think)."),
+        ("<think>\nhm\n</think>", 7, "ask for an answer without reasoning (--no-think)."),
+        ("", 1, "ask in other words."),
+    ],
+)
+def test_a_reply_without_text_says_so(reply: str, num_tokens: int, advice: str, tmp_path: Path) -> None:
+    """Reasoning alone was an empty line, exit code 0 and, with -q, no word."""
+    said = f"The reply was reasoning alone ({num_tokens} tokens); {advice}"
+    said = said if reply else f"The reply is empty (1 token); {advice}"
+    for output in ("text", "json", "stream-json"):
+        model = loaded(tmp_path / output, "ring", STRIPPING)
+        script(model, reply)
+        out, err = io.StringIO(), io.StringIO()
+        request = PrintRequest("is it?", save=False, output=output, quiet=True)
+        assert answer(model, request, CONFIG, {"temperature": 0.0, "max_tokens": 9}, out, err) == 0
+        if output == "text":
+            assert (out.getvalue(), err.getvalue()) == ("\n", f"{said}\n")
+        else:
+            *events, result = [json.loads(line) for line in out.getvalue().splitlines()]
+            assert (result["text"], result["notices"]) == ("", [said])
+            assert [e["text"] for e in events if e["type"] == "notice"] == [said] * (output == "stream-json")
+    model = loaded(tmp_path / "api", "ring", STRIPPING)
+    script(model, reply)
+    events = list(model.chat(cache=CONFIG, temperature=0.0, max_tokens=9).send("is it?"))
+    assert isinstance(missing := events[-2], NoAnswer)
+    assert (missing.num_tokens, missing.reason) == (num_tokens, "length" if num_tokens == 9 else "stop")
+    assert ("think=False" in missing.text) is missing.thinking is bool(reply)
+    script(model, "<think>\nhm\n</think>\n\nyes")
+    assert not [e for e in model.chat(cache=CONFIG, temperature=0.0).send("is it?") if isinstance(e, NoAnswer)]
+    model.close()
+
+
+def test_a_reply_that_was_stopped_is_not_said_to_lack_text(tmp_path: Path) -> None:
+    model = loaded(tmp_path / "m", "ring", STRIPPING)
+    script(model, "<think>\none two three")
+    chat, events = model.chat(cache=CONFIG, temperature=0.0, max_tokens=100), list[TurnEvent]()
+    for event in chat.send("count"):
+        events.append(event)
+        if isinstance(event, TextDelta):
+            chat.cancel()
+    assert not [event for event in events if isinstance(event, NoAnswer)]
+    model.close()
+
+
+@pytest.mark.parametrize(
+    "ending",
+    [
+        "{% if enable_thinking %}<think>{% endif %}",
+        "{% if enable_thinking is not defined or enable_thinking %}<think>{% endif %}",
+    ],
+)
+def test_unset_the_templates_own_default_holds(ending: str) -> None:
+    """mlx-lm's wrapper turns reasoning on wherever it sees the marks."""
+    tokenizer = tiny_tokenizer(CHATML + ending, marks=THINK)
+    said = [message("user", "hi")]
+    theirs = tokenizer._tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True)
+    assert PromptFormat(tokenizer).render(said) == theirs
+    for think in (True, False):
+        theirs = tokenizer._tokenizer.apply_chat_template(
+            said, tokenize=False, add_generation_prompt=True, enable_thinking=think
+        )
+        assert PromptFormat(tokenizer).render(said, think=think) == theirs
 
 
 def test_a_marker_that_is_talked_about_is_text(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from mlxkv.stats import TurnStats
 
 NO_MESSAGE = -1
 CONTEXT = "context"  # `info` of a line about what fills the window
+NO_ANSWER = "no answer"  # `info` of a line about a reply without text
 
 
 class Kind(Enum):

@@ -216,6 +216,8 @@ class ChatState(Story):
                 self.session_id = event.session_id or self.session_id  # a new chat has one after its first message
             case ev.KVSaving(done, total):
                 self.saving = 100 * done // total if done < total else None
+            case ev.NoAnswer():
+                pass  # told once the reply has ended, below its reasoning
             case ev.Notice(text):
                 self.say(text)
             case ev.ModelLoading():

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field, replace
 from mlxkv import events as ev
 from mlxkv.stats import TurnStats
 from mlxkv.text import clean
-from mlxkv.tui.blocks import NO_MESSAGE, Block, Kind
+from mlxkv.tui.blocks import NO_ANSWER, NO_MESSAGE, Block, Kind
 from mlxkv.tui.turn import Turn
-from mlxkv.tui.wording import nearly_full_text, restored_text, rotated_text
+from mlxkv.tui.wording import nearly_full_text, no_answer, restored_text, rotated_text
 
 
 @dataclass
@@ -83,6 +83,8 @@ class Story:
                 tokens = f"thought · ~{len(thought) // 4:,} tok"  # how long it took is not kept
                 self._settle([Block(Kind.THOUGHT, tokens, detail=thought, message=number)])
             self._settle([Block(kind, clean(message.text, joined=True), message=number)])
+            if kind is Kind.REPLY:
+                self._tell_no_answer(message)
             if message.stats is not None:
                 self._figures(message.stats, number)
         if event.restored_tokens:
@@ -114,13 +116,18 @@ class Story:
         self.break_off()
         if event.text and not said:
             self._settle([Block(Kind.REPLY, clean(event.text, joined=True), message=number)])
-        self.messages.append(ev.Message("assistant", event.text, event.stats))
+        self.messages.append(ev.Message("assistant", event.text, event.stats, event.thinking))
+        self._tell_no_answer(self.messages[-1])
         self._figures(event.stats, number)
         told = rotated_text(event.stats, self._evicted_before) or nearly_full_text(event.stats, self._filled_before)
         if told:
             self.say(told)
         self._filled_before = event.stats.cache_tokens
         self._evicted_before = max(self._evicted_before, event.stats.evicted_tokens)
+
+    def _tell_no_answer(self, reply: ev.Message) -> None:
+        if text := no_answer(reply.text, reply.thinking, reply.stats):
+            self._settle([Block(Kind.META, text, NO_ANSWER)])
 
     def break_off(self) -> None:
         """The reply ends here; what there is of it stays."""

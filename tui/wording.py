@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from mlxkv.events import ChatSummary, ModelLoading, PrefillProgress, PullProgress
 from mlxkv.readings import SessionStatus
-from mlxkv.stats import TurnStats, bytes_text, fit, rate_text, stat_segments, tokens_text
+from mlxkv.stats import TurnStats, bytes_text, fit, no_answer_text, rate_text, stat_segments, tokens_text
 
 SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 FULL, EMPTY = "▰", "▱"
@@ -54,6 +54,14 @@ def stat_text(stats: TurnStats, width: int, kv_added: int = 0, narrow: bool = Fa
 def _next_step(stats: TurnStats) -> str:
     """What one may want to do about a reply that did not come to its end."""
     return {"length": "/continue", "stopped": "/retry · /continue"}.get(stats.finish_reason, "")
+
+
+def no_answer(text: str, thinking: str, stats: TurnStats | None) -> str:
+    """Under a reply without text; "" where there is one, or the user stopped it."""
+    if text or stats is None or stats.finish_reason == "stopped":
+        return ""
+    longer, quiet = "max-tokens (/set)", "/think off"
+    return no_answer_text(stats.generated_tokens, stats.finish_reason, bool(thinking), longer, quiet)
 
 
 def version_text(version: tuple[int, int]) -> str:

@@ -16,6 +16,7 @@ from mlxkv.events import (
     Message,
     ModelLoading,
     ModelReady,
+    NoAnswer,
     Notice,
     PrefillProgress,
     TextDelta,
@@ -180,6 +181,28 @@ def test_opening_a_chat_shows_its_messages(state: ChatState) -> None:
         ("meta", "mind the gap"),
     ]
     assert state.title == "Ru␛st"
+
+
+def test_a_reply_of_reasoning_alone_says_so_under_its_reasoning(state: ChatState) -> None:
+    """It was an empty reply with figures. When it is made, and when its chat is opened again."""
+    cut = TurnStats(generated_tokens=40, finish_reason="length")
+    feed(state, TurnStarted("q"), TextDelta("hm", 40, thinking=True), NoAnswer("of the engine", 40, "length", True))
+    feed(state, TurnFinished("length", "", cut, "hm"))
+    said = "The reply was reasoning alone (40 tokens); "
+    said += "raise max-tokens (/set), or ask for an answer without reasoning (/think off)."
+    found = [(b.kind, b.text) for b in state.take().settled]
+    assert [kind for kind, _ in found] == [Kind.USER, Kind.THOUGHT, Kind.META, Kind.STATS]
+    assert found[2][1] == said
+    feed(state, ChatOpened("c1", "t", (Message("user", "q"), Message("assistant", "", cut, "hm"))))
+    found = [(b.kind, b.text) for b in state.take().settled]
+    assert [kind for kind, _ in found] == [Kind.USER, Kind.THOUGHT, Kind.REPLY, Kind.META, Kind.STATS]
+    assert found[3][1] == said
+    feed(state, TurnFinished("stop", "", TurnStats(generated_tokens=1, finish_reason="stop")))
+    assert [b.text for b in state.take().settled if b.kind is Kind.META] == [
+        "The reply is empty (1 token); ask in other words."
+    ]
+    feed(state, TurnFinished("stopped", "", TurnStats(finish_reason="stopped"), "hm"))
+    assert not [b for b in state.take().settled if b.kind is Kind.META]
 
 
 def test_kv_added_since_the_turn_before(state: ChatState) -> None:
