@@ -45,4 +45,5 @@ class Block:
     folded: bool = True  # reasoning, and questions that are long
     message: int = NO_MESSAGE
     version: tuple[int, int] = (1, 1)  # of figures: which of how many replies to the same question
+    is_open: bool = False  # Markdown that goes on growing
     source: str = field(default="", compare=False)  # the Markdown it was cut from, fences and blank lines included

@@ -19,6 +19,7 @@ from rich.style import Style
 
 from mlxkv.text import clean
 from mlxkv.tui.code import barred
+from mlxkv.tui.formulas import OPEN, leave_formulas
 from mlxkv.tui.rows import Line, wrap
 from mlxkv.tui.tables import Cell, table_lines
 
@@ -31,9 +32,10 @@ LINK = "mlxkv_link"  # the key in a style's meta
 
 
 def make_parser() -> MarkdownIt:
-    """CommonMark with tables and strikethrough; an image is shown as the link it is."""
+    """CommonMark with tables and strikethrough; an image is shown as the link it is, a formula as it was typed."""
     parser = MarkdownIt("commonmark", {"html": False})
-    return parser.enable(["strikethrough", "table"]).disable(["image", "html_block", "html_inline"])
+    parser.enable(["strikethrough", "table"]).disable(["image", "html_block", "html_inline"])
+    return leave_formulas(parser)
 
 
 @dataclass(frozen=True)
@@ -56,10 +58,10 @@ def _plain(text: str) -> str:
 
 
 class Lines:
-    """One document, from tokens to lines."""
+    """One document, from tokens to lines. `is_open`: it goes on growing."""
 
-    def __init__(self, source: str, parser: MarkdownIt, inks: Inks) -> None:
-        self._tokens, self._inks, self._at = parser.parse(source), inks, 0
+    def __init__(self, source: str, parser: MarkdownIt, inks: Inks, *, is_open: bool = False) -> None:
+        self._tokens, self._inks, self._at = parser.parse(source, {OPEN: is_open}), inks, 0
 
     def lines(self, width: int) -> list[Line]:
         self._at = 0
@@ -156,6 +158,9 @@ class Lines:
         link, label = "", ""
         for token in tokens:
             match token.type:
+                case "math":
+                    label += token.content
+                    yield Segment(_plain(token.content), styles[-1])
                 case "text" | "text_special":
                     label += token.content
                     yield from self._with_addresses(_plain(token.content), styles[-1], link)

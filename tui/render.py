@@ -80,7 +80,7 @@ class Renderer:
 
                 rows = [row for part in split(block.text) for row in self.strips(part, width)]
             case Kind.MARKDOWN:
-                rows += [_row(*line) for line in self._markdown(block.text, room)]
+                rows += [_row(*line) for line in self._markdown(block, room)]
             case Kind.CODE:
                 if block.info and width >= WIDE and not block.tight:
                     rows.append(_row([Segment(cut(clean(block.info), room), muted)], "\n"))
@@ -117,13 +117,13 @@ class Renderer:
             rows += _hang(f"@{file.path} · {file.size(self._count(file.text))}", muted, room, Segment(" ▸ ", muted))
         return rows
 
-    def _markdown(self, text: str, room: int) -> list[Line]:
+    def _markdown(self, block: Block, room: int) -> list[Line]:
         from mlxkv.tui.markdown import Lines
 
         try:
-            return Lines(text, self._parser, self._inks).lines(room)
+            return Lines(block.text, self._parser, self._inks, is_open=block.is_open).lines(room)
         except Exception:  # a bug in a parser must not end the chat; the source is always readable
-            return wrap([Segment(_plain(text))], room)
+            return wrap([Segment(_plain(block.text))], room)
 
     def _code(self, block: Block, room: int) -> list[Line]:
         from mlxkv.tui.code import barred

@@ -12,6 +12,7 @@ import re
 from dataclasses import dataclass, field, replace
 
 from mlxkv.tui.blocks import Block, Kind
+from mlxkv.tui.formulas import closes_block, opens_block
 
 CODE_LINES = 40  # a long fence is cut after so many lines, so that the unfinished part stays cheap to render
 
@@ -43,10 +44,11 @@ class Splitter:
     _partial: str = ""  # the line that has not ended
     _lines: list[str] = field(default_factory=list)  # of the open block
     _source: list[str] = field(default_factory=list)  # the same with fences, and the blank lines around
-    _shape: str = ""  # of the open block: "" | "text" | "item" | "fence" | "indented"
+    _shape: str = ""  # of the open block: "" | "text" | "item" | "fence" | "indented" | "math"
     _blanks: int = 0  # blank lines an item or indented code may still swallow
     _fence: _Fence | None = None  # a fence that is open, at the top or inside an item
     _info: str = ""
+    _opening: str = ""  # of the open formula
     _pieces: int = 0  # of the open fence that were cut off already
     _item_indent: int = 0  # where an item's content starts
     _after_item: bool = False  # the block before was an item: the next one goes on with the list
@@ -69,7 +71,10 @@ class Splitter:
         copy = Splitter(**{**self.__dict__, "_lines": list(self._lines), "_source": list(self._source)})
         if _MARKER_ONLY.match(copy._partial):
             copy._partial = ""
-        return copy.finish()
+        out = copy.finish()
+        if out and out[-1].kind is Kind.MARKDOWN and "$" in out[-1].text:
+            out[-1] = replace(out[-1], is_open=True)
+        return out
 
     # -- one complete line -------------------------------------------------------------------------------
 
@@ -83,6 +88,8 @@ class Splitter:
                 return self._in_indented(line)
             case "text":
                 return self._in_text(line)
+            case "math":
+                return self._in_math(line)
         return self._start(line)
 
     def _start(self, line: str) -> list[Block]:
@@ -93,6 +100,9 @@ class Splitter:
         if (fence := _fence_of(line)) and fence[0].indent < 4:
             self._shape, (self._fence, self._info) = "fence", fence
             return []
+        if opening := opens_block(line):
+            self._lines, self._shape, self._opening = [line], "math", opening
+            return self._close() if closes_block(line, opening, is_first=True) else []
         if _HEADING.match(line) or _BREAK.match(line):
             self._lines, self._shape = [line], "text"
             return self._close()
@@ -115,10 +125,18 @@ class Splitter:
         # As in CommonMark, "1986. A year" inside a paragraph is no list, and an empty item interrupts nothing.
         listed = item and not _BREAK.match(line) and line[item.end() :].strip() and item[2] in "-*+1.1)"
         rule = _BREAK.match(line) and set(line.strip()) != {"-"}  # `---` makes the paragraph a heading
-        if (fence and fence[0].indent < 4) or _HEADING.match(line) or listed or rule:
+        if (fence and fence[0].indent < 4) or _HEADING.match(line) or listed or rule or opens_block(line):
             return self._close() + self._start(line)
         self._take(line)
         return self._close() if _UNDERLINE.match(line) and not self._lines[0].lstrip().startswith(">") else []
+
+    def _in_math(self, line: str) -> list[Block]:
+        """A formula, up to its end or a blank line."""
+        if not line.strip():
+            self._source.append(line)
+            return self._close()
+        self._take(line)
+        return self._close() if closes_block(line, self._opening) else []
 
     def _in_indented(self, line: str) -> list[Block]:
         if not line.strip():
@@ -143,6 +161,7 @@ class Splitter:
             return self._keep(line)
         # A fence ends with the item that holds it; a paragraph may go on without indentation.
         block_start = _fence_of(line) or _HEADING.match(line) or _ITEM.match(line) or _BREAK.match(line)
+        block_start = block_start or opens_block(line)
         lazy = not self._blanks and not block_start and not line.lstrip().startswith(">")
         if self._fence is None and lazy and not _MARKER_ONLY.match(self._lines[-1]):
             return self._keep(line)

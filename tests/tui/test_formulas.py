@@ -1,0 +1,121 @@
+"""Formulas are shown as they were typed, whole or half, and nothing else is taken for one."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlxkv.tui.blocks import Block
+from mlxkv.tui.formulas import OPEN
+from mlxkv.tui.markdown import Lines, make_parser
+from mlxkv.tui.render import Look, Renderer
+from mlxkv.tui.splitter import Splitter, split
+
+FORMULAS = [
+    r"\(a^2\)", r"\( a_1 + b_1 \, c \; d \! e \)", r"\[ \frac{a}{b} \{x\} \\ y \]", "$x*y*z$", "$a_1 + b_1$",
+    r"$\{a\}\_b \$c$", "$$x*y*z$$", r"$$a \\ b$$", r"\(\text{a *b* c}\)", r"\(x \[y\] z\)", r"\(f(\(x\)", r"\(`a`\)",
+    "$<b>&amp;$", r"$2x*y*z = 3 \sin x$",
+]  # fmt: skip
+
+
+def shown(blocks: list[Block], width: int = 100) -> list[str]:
+    """Lines with ink, without our margin."""
+    renderer = Renderer(Look())
+    return [strip.text.strip() for block in blocks for strip in renderer.strips(block, width) if strip.text.strip()]
+
+
+def ink(text: str) -> str:
+    return "".join(text.split())
+
+
+@pytest.mark.parametrize("formula", FORMULAS)
+def test_a_formula_is_shown_as_it_was_typed(formula: str) -> None:
+    r"""`\(` lost its backslash, `\,` and `\{` too, and `x*y*z` its stars."""
+    for before, after in (("", ""), ("so ", ", then *z*"), ("(", ")"), ("**b** ", " is it")):
+        (line,) = shown(split(f"{before}{formula}{after}"))
+        assert line == f"{before}{formula}{after}".replace("*z*", "z" if "z*" in after else "*z*").replace("**b**", "b")
+    for source, line in (
+        (f"# {formula}", formula), (f"- {formula}", f"• {formula}"), (f"> {formula}", f"▌ {formula}"),
+        (f"**is {formula}**", f"is {formula}"), (f"[a {formula}](x)", f"a {formula} (x)"),
+    ):  # fmt: skip
+        assert shown(split(source)) == [line]
+
+
+@pytest.mark.parametrize(
+    ("source", "line"),
+    [
+        (r"\*not bold\* and \_this\_ \\ \# \{", r"*not bold* and _this_ \ # {"),
+        ("$5 and *$6*", "$5 and $6"),
+        ("costs $5, *or* $6.50 or 7$", "costs $5, or $6.50 or 7$"),
+        ("US$5*2*3$", "US$523$"),
+        ("set $HOME and *use* $PATH", "set $HOME and use $PATH"),
+        ("($HOME) *or* ($PATH)", "($HOME) or ($PATH)"),
+        (r"\$5 *or* 6$", "$5 or 6$"),
+        ("$ a *b* $", "$ a b $"),
+        (r"`\(a\)` and ``$x*y*z$``", r"\(a\) and $x*y*z$"),
+        ("a$b*c*d$e", "a$bcd$e"),
+    ],
+)
+def test_what_is_no_formula(source: str, line: str) -> None:
+    assert shown(split(source)) == [line]
+
+
+def test_a_formula_of_many_lines_is_no_list_and_no_heading() -> None:
+    source = "So:\n\\[\na\n- b\n+ c\n= d\n=\n# e \\\\\n> f\n\\]\nwith *x*\n\n1. $$\n   x\n   - y\n   $$"
+    assert shown(split(source)) == [
+        "So:", r"\[", "a", "- b", "+ c", "= d", "=", r"# e \\", "> f", r"\]", "with x", "1. $$", "x", "- y", "$$",
+    ]  # fmt: skip
+
+
+def test_a_formula_that_was_cut_keeps_what_there_is() -> None:
+    assert shown(split(r"so \(a_1 \, x*y*z \{")) == [r"so \(a_1 \, x*y*z \{"]
+    assert shown(split("so\n\\[\n- a \\,")) == ["so", r"\[", r"- a \,"]
+    assert shown(split("$$\n- a\n\n*b*")) == ["$$", "- a", "b"]
+
+
+STREAM = (
+    "so \\(a_1 + x*y*z \\, b\\) and $x*y*z \\; w$ then\n\\[\n- a_1 \\\\\n+ \\{b*c*d\\}\n\\]\nor $$x*y*z$$ end\n\n"
+    "$$\n= e_1 \\! f\n$$\n"
+)
+
+
+def test_half_a_formula_neither_loses_characters_nor_flickers() -> None:
+    for end in range(len(STREAM) + 1):
+        splitter = Splitter()
+        blocks = splitter.feed(STREAM[:end]) + splitter.preview()
+        if not STREAM[:end].endswith(("\n-", "\n+", "\n=", "\n- ", "\n+ ", "\n= ")):  # may be a list: waits for more
+            assert ink("".join(shown(blocks, 200))) == ink(STREAM[:end]), STREAM[:end]
+
+
+PIECES = st.sampled_from(
+    ["\\[", "\\]", "$$", "x \\\\", "+ b", "- a", "= c", "", "text", "\\[a*b*c\\]", "$$ a_1", "so $x*y$ and *z*",
+     "\\(a*b*c\\)", "**b \\(a*", "costs $5", "- $y$ *b*", "# $$z", "> q"]
+)  # fmt: skip
+
+
+@given(st.lists(PIECES, max_size=12).map("\n".join))
+def test_blocks_one_by_one_show_what_the_whole_does(source: str) -> None:
+    look = Look()
+    renderer = Renderer(look)
+    whole = Lines(source, make_parser(), renderer._inks).lines(100)
+    expected = [line for segments, _ in whole if (line := "".join(s.text for s in segments).strip())]
+    got = [ink(line) for line in shown(split(source), 120)]
+    assert got == [ink(line) for line in expected]
+
+
+@pytest.mark.parametrize("piece", ["$a ", "\\(", "[\\(", "$$x$a", "$5 or ", "a$ ", "\\)", "$$", "\\[ "])
+def test_twice_as_much_takes_twice_as_long(piece: str) -> None:
+    """However hostile: no sign looks for its end through the whole text by itself."""
+
+    def cost(count: int) -> float:
+        def once() -> float:
+            begun = time.process_time()
+            make_parser().parse(piece * count, {OPEN: False})
+            return time.process_time() - begun
+
+        return min(once() for _ in range(3))
+
+    assert cost(8000) < 10 * cost(2000) + 0.01
