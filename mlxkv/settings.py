@@ -154,6 +154,10 @@ class Settings:
     mouse: bool = _setting(
         True, "Mouse in the window; off leaves selecting to the terminal.", option="--no-mouse", holds=NEXT_START
     )
+    joined_emoji: bool | None = _setting(
+        None, "Emoji made of several, such as families, as one in the window.", slash="joined-emoji",
+        null="as the terminal draws them", holds=NEXT_START,
+    )  # fmt: skip
     keys: tuple[tuple[str, str], ...] = ()  # the table [keys]: binding id and its keys
 
     @property

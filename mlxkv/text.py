@@ -7,6 +7,7 @@ memory than its last characters. What a terminal would act on, or a reader could
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable
 
 MARK = "\ufffd"
@@ -30,6 +31,15 @@ _ALWAYS = (
     "\u2060-\u206f\u3164\ufe00-\ufe0d\ufeff\uffa0\ufff0-\ufffb\U0001bca0-\U0001bca3\U0001d173-\U0001d17a"
     "\U00013430-\U0001343f\U000e0000-\U000e0fff\ud800-\udfff"
 )
+# What a terminal may draw as one: Unicode's Extended_Pictographic, of its symbols those that sequences are made of.
+_PICTURE = (
+    "[\u2194\u2195\u2620\u2640\u2642\u2695\u2696\u26a7\u26d3\u26f9\u2708\u2764\u27a1\u2b1b\u2b1c\U0001f300-\U0001f3fa"
+    "\U0001f400-\U0001f53d\U0001f546-\U0001f64f\U0001f680-\U0001f6ff\U0001f90c-\U0001f93a\U0001f93c-\U0001f945"
+    "\U0001f947-\U0001faff]"
+)
+_EMOJI_ALONE = f"{_PICTURE}\ufe0f?[\U0001f3fb-\U0001f3ff]?"
+_MOST_JOINED = 4  # emoji: a family; no sequence in use has more
+_JOINTS = re.compile(f"{_EMOJI_ALONE}(?:\u200d{_EMOJI_ALONE}){{1,{_MOST_JOINED - 1}}}(?!\u200d)|(?<=[{_EMOJI}])\u200d")
 _SUSPECT = re.compile(f"[{_ALWAYS}\u200c\u200d]|[{_COMBINING}]{{{FLOOD + 1}}}")  # nearly no text has any
 _UNSAFE = re.compile(
     f"(?P<joint>(?<=[{_EMOJI}])\u200d)|(?<![{_LETTERS}])[\u200c\u200d]|[{_ALWAYS}]"
@@ -50,6 +60,20 @@ def clean(text: str, before: str = "", *, joined: bool = False) -> str:
         return text
     mark = _visible_joined if joined else _visible
     return _UNSAFE.sub(mark, known + text)[len(_UNSAFE.sub(mark, known)) :]  # nothing depends on what follows
+
+
+def clean_joined(text: str) -> str:
+    """`clean` for a terminal that draws joined emoji as one, two cells wide: their joiners stay, and no others."""
+    text = clean(text, joined=True)
+    return _JOINTS.sub(_whole, text) if "\u200d" in text else text
+
+
+def _whole(match: re.Match[str]) -> str:
+    """A sequence as it is, if its first emoji is wide by itself; a joiner of anything else, or of too many, goes."""
+    found = match[0]
+    if len(found) > 1 and (found[1] == "\ufe0f" or unicodedata.east_asian_width(found[0]) == "W"):
+        return found
+    return found.replace("\u200d", "")
 
 
 def _visible(match: re.Match[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import unicodedata
 from itertools import pairwise
@@ -9,8 +10,9 @@ from itertools import pairwise
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.cells import cell_len
 
-from mlxkv.text import CONTEXT, FLOOD, MARK, clean, marked
+from mlxkv.text import CONTEXT, FLOOD, MARK, clean, clean_joined, marked
 
 ANY = st.text(st.characters(codec=None, exclude_categories=()))  # lone surrogates included
 VISIBLE_FORMAT = set("\u0600\u0601\u0602\u0603\u0604\u0605\u06dd\u070f\u0890\u0891\u08e2\U000110bd\U000110cd")
@@ -107,6 +109,34 @@ def test_joined_emoji_are_shown_in_parts_and_copied_whole() -> None:
     assert clean(family, joined=True) == family
     assert clean("👨\u200d\u200dx") == f"👨{MARK}x"  # one joiner says nothing, a row of them may
     assert clean("👨\u200d\u200dx", joined=True) == f"👨\u200d{MARK}x"
+
+
+def test_a_terminal_that_joins_gets_joiners_within_emoji_and_nowhere_else() -> None:
+    for whole in ("👨\u200d👩\u200d👧\u200d👦", "❤\ufe0f\u200d🔥", "👩🏽\u200d💻", "🏴\u200d☠\ufe0f", "क्\u200dष"):
+        assert clean_joined(f"a{whole}b") == f"a{whole}b"
+    for text, shown in (
+        ("👨\u200d", "👨"),  # half of one, in a reply that runs
+        ("👨\u200dx", "👨x"),
+        ("👨\u200d\u200d👩", f"👨{MARK}👩"),
+        ("❤\u200d🔥", "❤🔥"),  # narrow by itself: a terminal's guess
+        ("←\u200d👧", "←👧"),  # no picture, so no terminal joins it
+        ("pass\u200dword", f"pass{MARK}word"),
+        ("1\ufe0f\u20e3\u200d👧", f"1\ufe0f\u20e3{MARK}👧"),
+        ("👨\u200d" + "👧" * 2 + "\x1b\u202e", "👨\u200d👧👧␛" + MARK),
+    ):
+        assert clean_joined(text) == shown
+    many = clean_joined("👩\u200d" * 500)
+    assert many.count("\u200d") <= 3
+
+
+@given(st.text("aé👩\u200d\ufe0f\u0301\x1b", max_size=40))
+def test_what_is_joined_is_as_wide_as_a_terminal_draws_it(text: str) -> None:
+    shown = clean_joined(text)
+    assert clean_joined(shown) == shown
+    assert clean(shown) == clean(text)
+    pieces = re.split("(👩\ufe0f?(?:\u200d👩\ufe0f?)+)", shown)
+    assert all("\u200d" not in piece for piece in pieces[::2])
+    assert all(cell_len(piece) == 2 for piece in pieces[1::2])
 
 
 @pytest.mark.parametrize("mark", ["\u0301", "\u0489", "\u20dd", "\u0e49", "\u064b"])

@@ -8,6 +8,7 @@ is started after the first frame is on the screen.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterable
 from typing import ClassVar
@@ -26,6 +27,7 @@ from mlxkv.config import Folders, Settings
 from mlxkv.text import clean
 from mlxkv.tui import slash
 from mlxkv.tui.commands import COMMANDS, Run, Unknown, hint, parse
+from mlxkv.tui.emoji import joins_emoji
 from mlxkv.tui.history import History
 from mlxkv.tui.keys import Act, Presses, Situation
 from mlxkv.tui.look import look_of
@@ -213,7 +215,7 @@ class ChatApp(ManagingApp, inherit_bindings=False):
 
     def on_prompt_recall(self, message: Prompt.Recall) -> None:
         if message.step < 0 and not self.prompt.text and (queued := self.state.unqueue()) is not None:
-            self.prompt.put(clean(queued))
+            self.prompt.put(queued)
         else:
             text = self.history.older(self.prompt.text) if message.step < 0 else self.history.newer()
             if text is not None:
@@ -260,14 +262,16 @@ class ChatApp(ManagingApp, inherit_bindings=False):
             others = [f for f in self._filters if not isinstance(f, Monochrome | NoColor)]
             self._filters = [*others, NoColor() if theme.ansi else Monochrome()]
         variables = theme.to_color_system().generate()
-        self.transcript.set_look(look_of(variables, theme.dark, theme.ansi))
+        self.transcript.set_look(
+            look_of(variables, theme.dark, theme.ansi, joins_emoji(self.settings.joined_emoji, os.environ))
+        )
 
     # -- keys --------------------------------------------------------------------------------------------
 
     async def on_event(self, event: Event) -> None:
         """What is pasted may come from anywhere, and where it goes may be a line of Textual's own."""
         if isinstance(event, Paste):
-            event.text = clean(event.text.replace("\r\n", "\n").replace("\r", "\n"))
+            event.text = clean(event.text.replace("\r\n", "\n").replace("\r", "\n"), joined=True)
         await super().on_event(event)
 
     def action_escape(self) -> None:

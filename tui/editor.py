@@ -50,4 +50,4 @@ def edited(text: str, command: list[str]) -> str:
         raise EditorError(f"{command[0]} could not be started: {error.strerror}.") from None
     finally:
         Path(name).unlink(missing_ok=True)
-    return clean(data.decode("utf-8", "replace").replace("\r\n", "\n")).removesuffix("\n")
+    return clean(data.decode("utf-8", "replace").replace("\r\n", "\n"), joined=True).removesuffix("\n")

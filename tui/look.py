@@ -9,10 +9,10 @@ from textual.color import Color, ColorParseError
 from mlxkv.tui.render import Look
 
 
-def look_of(variables: Mapping[str, str], dark: bool, ansi: bool) -> Look:
+def look_of(variables: Mapping[str, str], dark: bool, ansi: bool, joined_emoji: bool = False) -> Look:
     """`variables` are the theme's (`app.theme_variables`). An ANSI theme keeps to the terminal's own colours."""
     if ansi:
-        return Look("blue", "green", "red", "dim", "ansi_dark" if dark else "ansi_light")
+        return Look("blue", "green", "red", "dim", "ansi_dark" if dark else "ansi_light", joined_emoji)
     plain = Look()
 
     def colour(name: str, default: str) -> str:
@@ -27,6 +27,7 @@ def look_of(variables: Mapping[str, str], dark: bool, ansi: bool) -> Look:
         error=colour("text-error", plain.error),
         muted=_blend(variables, plain.muted),
         code="monokai" if dark else "friendly",
+        joined_emoji=joined_emoji,
     )
 
 

@@ -8,7 +8,7 @@ escapes are decoded by the parser, so its tokens are cleaned again before they b
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -53,15 +53,17 @@ def _with_link(style: Style, address: str) -> Style:
     return style + Style(underline=True) + Style(meta={LINK: address})
 
 
-def _plain(text: str) -> str:
-    return clean(text).replace("\t", "    ")
-
-
 class Lines:
-    """One document, from tokens to lines. `is_open`: it goes on growing."""
+    """One document, from tokens to lines. `shown` makes text safe to show; `is_open`: it goes on growing."""
 
-    def __init__(self, source: str, parser: MarkdownIt, inks: Inks, *, is_open: bool = False) -> None:
+    def __init__(
+        self, source: str, parser: MarkdownIt, inks: Inks, shown: Callable[[str], str] = clean, *, is_open: bool = False
+    ) -> None:
+        self._shown = shown
         self._tokens, self._inks, self._at = parser.parse(source, {OPEN: is_open}), inks, 0
+
+    def _plain(self, text: str) -> str:
+        return self._shown(text).replace("\t", "    ")
 
     def lines(self, width: int) -> list[Line]:
         self._at = 0
@@ -103,10 +105,10 @@ class Lines:
                 return self._table(width, base)
             case "fence" | "code_block":
                 language = (clean(token.info).split() or [""])[0]
-                return barred(clean(token.content), language, self._inks.code_theme, width, self._inks.muted)
+                return barred(self._shown(token.content), language, self._inks.code_theme, width, self._inks.muted)
             case "hr":
                 return [([Segment("─" * width, self._inks.muted)], "\n")]
-        return wrap([Segment(_plain(token.content), base)], width)  # whatever a later parser may know
+        return wrap([Segment(self._plain(token.content), base)], width)  # whatever a later parser may know
 
     def _text(self, width: int, style: Style) -> list[Line]:
         content, _close = self._next(), self._next()
@@ -160,13 +162,13 @@ class Lines:
             match token.type:
                 case "math":
                     label += token.content
-                    yield Segment(_plain(token.content), styles[-1])
+                    yield Segment(self._plain(token.content), styles[-1])
                 case "text" | "text_special":
                     label += token.content
-                    yield from self._with_addresses(_plain(token.content), styles[-1], link)
+                    yield from self._with_addresses(self._plain(token.content), styles[-1], link)
                 case "code_inline":
                     label += token.content
-                    yield Segment(_plain(token.content), styles[-1] + self._inks.code)
+                    yield Segment(self._plain(token.content), styles[-1] + self._inks.code)
                 case "softbreak":
                     yield Segment(" ", styles[-1])
                 case "hardbreak":
@@ -190,7 +192,7 @@ class Lines:
                 case "em_close" | "strong_close" | "s_close":
                     styles.pop()
                 case _:
-                    yield Segment(_plain(token.content), styles[-1])
+                    yield Segment(self._plain(token.content), styles[-1])
 
     def _with_addresses(self, text: str, style: Style, link: str) -> Iterator[Segment]:
         """An address in plain text is a link to itself."""

@@ -50,7 +50,7 @@ class OfferingArea(TextArea):
 
     def put(self, text: str) -> None:
         """Replace the text; the cursor goes to its end. Of files that were sent along, the names stay."""
-        self.load_text(clean(attach.parts(text)[0]))
+        self.load_text(clean(attach.parts(text)[0], joined=True))
         self.move_cursor(self.document.end)
 
     # -- the menu ----------------------------------------------------------------------------------------

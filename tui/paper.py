@@ -6,9 +6,9 @@ which are seen is the transcript's business. UI thread.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
-from rich.cells import cell_len
+from rich.cells import cell_len, split_graphemes
 from rich.segment import Segment
 from rich.style import Style
 from textual.color import Color
@@ -82,13 +82,26 @@ class Paper:
         if strip.cell_length > width:
             strip = strip.crop(0, width)
         segments: list[Segment] = []
-        for text, style, _ in strip:
+        for text, style in _clustered(strip):
             place = Style.from_meta({"offset": (x, y)})
             segments.append(Segment(text, (base + style if style else base) + place))
             x += len(text)
         if strip.cell_length < width:
             segments.append(Segment(" " * (width - strip.cell_length), base + Style.from_meta({"offset": (x, y)})))
         return Strip(segments, width)
+
+
+def _clustered(strip: Strip) -> Iterator[tuple[str, Style | None]]:
+    """The pieces of a line, cut behind joined emoji: the mouse's place in a piece is counted character by character."""
+    for text, style, _ in strip:
+        start = 0
+        if "\u200d" in text:
+            for first, last, _ in split_graphemes(text)[0]:
+                if "\u200d" in text[first:last]:
+                    yield text[start:last], style
+                    start = last
+        if start < len(text):
+            yield text[start:], style
 
 
 def cropped(

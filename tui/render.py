@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from rich.segment import Segment
 from rich.style import Style
 
-from mlxkv.text import clean
+from mlxkv.text import clean, clean_joined
 from mlxkv.tui.attach import parts
 from mlxkv.tui.blocks import CONTEXT, Block, Kind
 from mlxkv.tui.listing import cut
@@ -46,6 +46,7 @@ class Look:
     error: str = "#ff8787"
     muted: str = "#8f8f8f"
     code: str = "monokai"
+    joined_emoji: bool = False  # of the terminal: it draws them as one
 
 
 class Renderer:
@@ -53,6 +54,7 @@ class Renderer:
 
     def __init__(self, look: Look, count: Callable[[str], int | None] = lambda text: None) -> None:
         self.look, self._count = look, count
+        self._clean = clean_joined if look.joined_emoji else clean
 
     @cached_property
     def _parser(self) -> MarkdownIt:
@@ -95,7 +97,7 @@ class Renderer:
                 if not block.folded and block.detail:
                     quiet = muted + Style(italic=True)
                     rows += [_row([Segment("│ ", muted), *line], gap, margin=EDGE + 2)
-                             for line, gap in wrap([Segment(_plain(block.detail), quiet)], room - 2)]  # fmt: skip
+                             for line, gap in wrap([Segment(self._plain(block.detail), quiet)], room - 2)]  # fmt: skip
             case Kind.META:
                 said = context_line(block.text, room) if block.info == CONTEXT else block.text
                 sign, text = ("✓", said[2:]) if said.startswith("✓ ") else ("·", said)
@@ -109,7 +111,8 @@ class Renderer:
         """A question: long ones and the files that came with it are folded."""
         muted = _style(self.look.muted)
         text, files = parts(block.text) if block.folded else (block.text, [])
-        rows = _hang(text.rstrip("\n"), BOLD, room, Segment(" ❯ ", _style(self.look.accent)))
+        sign = Segment(" ❯ ", _style(self.look.accent))
+        rows = _hung(self._plain(text.rstrip("\n")), BOLD, room, sign)
         if block.folded and len(rows) > LONG:
             rest = len(rows) - SHOWN
             rows = [*rows[:SHOWN], _row([Segment(f"▸ {rest:,} more lines", muted)], "\n")]
@@ -121,23 +124,27 @@ class Renderer:
         from mlxkv.tui.markdown import Lines
 
         try:
-            return Lines(block.text, self._parser, self._inks, is_open=block.is_open).lines(room)
+            return Lines(block.text, self._parser, self._inks, self._clean, is_open=block.is_open).lines(room)
         except Exception:  # a bug in a parser must not end the chat; the source is always readable
-            return wrap([Segment(_plain(block.text))], room)
+            return wrap([Segment(self._plain(block.text))], room)
+
+    def _plain(self, text: str) -> str:
+        return self._clean(text).expandtabs(4)
 
     def _code(self, block: Block, room: int) -> list[Line]:
         from mlxkv.tui.code import barred
 
-        return barred(clean(block.text), block.info, self.look.code, room, self._inks.muted)
-
-
-def _plain(text: str) -> str:
-    return clean(text).expandtabs(4)
+        return barred(self._clean(block.text), block.info, self.look.code, room, self._inks.muted)
 
 
 def _hang(text: str, style: Style, room: int, sign: Segment) -> list[Row]:
     """Plain text behind a sign in the left edge."""
-    lines = wrap([Segment(_plain(text), style)], room)
+    return _hung(clean(text).expandtabs(4), style, room, sign)
+
+
+def _hung(text: str, style: Style, room: int, sign: Segment) -> list[Row]:
+    """`_hang` of text that is clean."""
+    lines = wrap([Segment(text, style)], room)
     return [_row(line, gap, sign if i == 0 else None) for i, (line, gap) in enumerate(lines)]
 
 

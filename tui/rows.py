@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from rich.cells import cell_len, chop_cells
+from rich.cells import cell_len, chop_cells, split_graphemes
 from rich.segment import Segment
 from textual.strip import Strip
 
 _WORD = re.compile(r"\S+")
+_FLAG = re.compile("([\U0001f1e6-\U0001f1ff]{2})")
 
 
 class Row(Strip):
@@ -59,7 +60,7 @@ def _cut_line(text: str, begin: int, end: int, width: int) -> list[Span]:
             gap = " "
         start, stop, used = first, last, size
         if size > width:
-            for piece in chop_cells(word[0], width):
+            for piece in chop(word[0], width):
                 stop = start + len(piece)
                 if stop < last:
                     out.append((start, stop, gap))
@@ -82,10 +83,25 @@ def fold(runs: list[Segment], width: int) -> list[Line]:
     if cell_len(text) <= width:
         return [(runs, "\n")]
     spans: list[Span] = []
-    for piece in chop_cells(text, width):
+    for piece in chop(text, width):
         start = spans[-1][1] if spans else 0
         spans.append((start, start + len(piece), "" if spans else "\n"))
     return _parts(runs, text, spans)
+
+
+def chop(text: str, width: int) -> list[str]:
+    """`text` in pieces of at most `width` cells; a flag, which is two letters of one cell each, stays whole."""
+    if _FLAG.search(text) is None:
+        return chop_cells(text, width)
+    out, used = [""], 0
+    for part in _FLAG.split(text):
+        for piece in [part] if _FLAG.fullmatch(part) else [part[a:b] for a, b, _ in split_graphemes(part)[0]]:
+            size = cell_len(piece)
+            if out[-1] and used + size > width:
+                out.append("")
+                used = 0
+            out[-1], used = out[-1] + piece, used + size
+    return out
 
 
 def _parts(runs: list[Segment], text: str, spans: list[Span]) -> list[Line]:

@@ -93,7 +93,7 @@ class ChatView(Vertical):
             self.open_picker(state.listing)
             state.listing = None
         if state.put is not None:
-            self.prompt.put(clean(state.put))
+            self.prompt.put(state.put)
             state.put = None
 
     def show(self, state: ChatState, hint: str) -> None:

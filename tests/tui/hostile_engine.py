@@ -160,7 +160,7 @@ class HostileEngine(FakeEngine):
             case Send("die"):
                 return [TurnStarted("die"), EngineStopped(bomb(lead, "died"))]
             case Send("think"):
-                end = [TurnFinished("stop", "", STATS), Notice("the end")]
+                end = [TurnFinished("stopped", "", replace(STATS, finish_reason="stopped")), Notice("the end")]
                 return [TurnStarted("think"), TextDelta(bomb(lead, "thinks"), 1, thinking=True), *end]
             case Send("wait"):  # a reply that does not end by itself
                 return [TurnStarted("wait"), TextDelta("waiting ", 1)]

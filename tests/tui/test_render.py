@@ -67,6 +67,47 @@ def test_joined_emoji_are_drawn_in_parts() -> None:
     assert "\u200d" not in shown
 
 
+JOINED = [
+    "👨\u200d👩\u200d👧\u200d👦",
+    "👩🏽\u200d💻",
+    "❤\ufe0f\u200d🔥",
+    "🏳\ufe0f\u200d🌈",
+    "🏴\u200d☠\ufe0f",
+    "🧑🏻\u200d🤝\u200d🧑🏿",
+]
+
+
+def test_a_terminal_that_joins_emoji_gets_them_joined_two_cells_each() -> None:
+    """A family came apart into three people though the terminal could show it."""
+    renderer, width = Renderer(Look(joined_emoji=True)), 30
+    family = JOINED[0]
+    code, table = f"```\n{family} x\n```", f"| {family} | b |\n|---|---|\n| {family * 2} | c |"
+    blocks = [*split(f"a {family} b `{family}` [{family}](http://x)\n\n{code}\n\n{table}"), Block(Kind.USER, family)]
+    shown = [strip for block in blocks for strip in renderer.strips(block, 60)]
+    assert "".join(strip.text for strip in shown).count(family) == 8
+    head, body = (next(strip.text for strip in shown if strip.text.endswith(f"   {last}")) for last in "bc")
+    assert cell_len(head) == cell_len(body)
+    for block in split(
+        " ".join(JOINED * 9) + "\n\n" + "".join(JOINED * 9) + "\n\n```\n" + "".join(JOINED * 9) + "\n```"
+    ):
+        strips = renderer.strips(block, width)
+        assert all(cell_len(strip.text) <= width for strip in strips)
+        assert max(cell_len(strip.text) for strip in strips) >= width - 4
+        text = "".join(strip.text.strip(" │") for strip in strips)
+        assert text.replace(" ", "") == "".join(JOINED * 9)  # none is cut in two
+
+
+def test_a_flag_stays_whole_at_the_edge() -> None:
+    flags = "🇩🇪🇫🇷🇪🇸🇮🇹" * 9
+    for source in (flags, f"x{flags}", f"```\n{flags}\n```"):
+        for width in (20, 21, 22, 23):
+            strips = Renderer(Look()).strips(split(source)[0], width)
+            for strip in strips[1:]:
+                letters = [c for c in strip.text if "\U0001f1e6" <= c <= "\U0001f1ff"]
+                assert len(letters) % 2 == 0
+                assert cell_len(strip.text) <= width
+
+
 def test_no_spaces_at_line_ends() -> None:
     """Rich fills lines up; they would be copied with the text."""
     for line in lines("a paragraph that is long enough to be wrapped, twice even, because it has so many words\n\n- x"):
