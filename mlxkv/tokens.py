@@ -6,11 +6,14 @@ ids. So whatever follows other tokens is encoded and decoded behind some of them
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 from mlxkv.errors import ModelError, first_line
 from mlxkv.ids import common_prefix
+
+Encoder = Callable[[str], list[int]]
 
 _BROKEN = "\N{REPLACEMENT CHARACTER}"  # what bytes decode to that are no character, or not yet
 _CHARACTER = 4  # bytes, and thus tokens, of a character at most
@@ -96,12 +99,16 @@ def encode_start(tokenizer: Any, text: str) -> list[int]:
     return ids
 
 
-def encode_after(tokenizer: Any, before: Sequence[int], text: str) -> list[int]:
-    """Ids of a text that follows the ids `before`: together they decode to the text of both."""
+def encode_after(tokenizer: Any, before: Sequence[int], text: str, encoder: Encoder | None = None) -> list[int]:
+    """Ids of a text that follows the ids `before`: together they decode to the text of both.
+
+    `encoder` is how the text becomes ids by itself; None is `encode`.
+    """
+    encoder = encoder or partial(encode, tokenizer)
     tail = _tail(tokenizer, before) or encode(tokenizer, "a")
     head = len(decode(tokenizer, tail))
     best: tuple[int, list[int]] = (-1, [])
-    for ids in _encodings(tokenizer, text):
+    for ids in _encodings(encoder, text):
         piece = decode(tokenizer, (*tail, *ids[:_CHECKED]))[head:]
         if piece == text or (len(ids) > _CHECKED and text.startswith(piece.rstrip(_BROKEN))):
             return ids
@@ -111,12 +118,11 @@ def encode_after(tokenizer: Any, before: Sequence[int], text: str) -> list[int]:
     return best[1]
 
 
-def _encodings(tokenizer: Any, text: str) -> Iterator[list[int]]:
+def _encodings(encoder: Encoder, text: str) -> Iterator[list[int]]:
     """Ids of the text as a beginning, then as what follows something that it does not melt into."""
-    yield encode(tokenizer, text)
+    yield encoder(text)
     for mark in ("\n", "a", "0"):
-        alone = encode(tokenizer, mark)
-        both = encode(tokenizer, mark + text)
+        alone, both = encoder(mark), encoder(mark + text)
         if both[: len(alone)] == alone:
             yield both[len(alone) :]
 
