@@ -93,7 +93,7 @@ class PromptFormat:
         cuts = fed.all_cuts
         cuts = cuts[: bisect_right(cuts, (same, len(fed.ids)))]
         chars, num_ids = cuts[-1] if cuts else (0, 0)
-        return Fed(rendered.text, fed.ids[:num_ids] + self._control.encode(rendered.part(chars)), cuts)
+        return Fed(rendered.text, fed.ids[:num_ids] + self._encode_from(rendered, chars, fed.ids[:num_ids]), cuts)
 
     def notices(self, messages: Sequence[Message], is_new: bool) -> Iterator[str]:
         """What to tell of this model's template and tokenizer, each once: `messages` end with what is said now.
@@ -147,8 +147,8 @@ class PromptFormat:
         if start >= 0 and list(prompt.ids[start:]) == lost:
             return start
         chars, num_ids = next((cut for cut in reversed(prompt.cuts) if cut[0] <= same), (0, 0))
-        again = self._control.encode(whole.part(chars, same))
-        kept = [*prompt.ids[:num_ids], *again]  # the difference is within a token
+        before = prompt.ids[:num_ids]
+        kept = [*before, *self._encode_from(whole.part(0, same), chars, before)]  # the difference is within a token
         return next((i for i, (a, b) in enumerate(zip(kept, prompt.ids, strict=False)) if a != b), len(kept))
 
     def _num_reworded(self, messages: Sequence[Message], text: str, think: bool | None) -> int:
@@ -203,6 +203,21 @@ class PromptFormat:
     def encode(self, text: str) -> list[int]:
         """Ids of `text`, in which control tokens are special wherever they stand, and without the tokenizer's own."""
         return encode(self.tokenizer, text)
+
+    def _encode_from(self, rendered: Rendered, chars: int, before: Sequence[int]) -> list[int]:
+        """Ids of the template's text from `chars` on, which follows `before`: those that the tokenizer gives it behind
+        the last of these."""
+        rest = rendered.part(chars)
+        if not before:
+            return self._control.encode(rest)
+        last = decode(self.tokenizer, before[-1:])
+        if rendered.text.endswith(last, 0, chars):
+            both = self._control.encode(rendered.part(chars - len(last)))
+            if both[:1] == [before[-1]]:
+                return both[1:]
+        if rest.mark:
+            return self._control.encode(rest)
+        return encode_after(self.tokenizer, before, rest.text, lambda text: self._control.encode(Rendered(text)))
 
     def encode_raw(self, text: str) -> list[int]:
         """Ids of plain text, with the tokenizer's own beginning; it may name special tokens, as with mlx-lm."""

@@ -7,13 +7,12 @@ ids. So whatever follows other tokens is encoded and decoded behind some of them
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from typing import Any
 
 from mlxkv.errors import ModelError, first_line
 from mlxkv.ids import common_prefix
 
-Encoder = Callable[[str], list[int]]
+Behind = Callable[[str], list[int]]
 
 _BROKEN = "\N{REPLACEMENT CHARACTER}"  # what bytes decode to that are no character, or not yet
 _CHARACTER = 4  # bytes, and thus tokens, of a character at most
@@ -99,16 +98,16 @@ def encode_start(tokenizer: Any, text: str) -> list[int]:
     return ids
 
 
-def encode_after(tokenizer: Any, before: Sequence[int], text: str, encoder: Encoder | None = None) -> list[int]:
+def encode_after(tokenizer: Any, before: Sequence[int], text: str, behind: Behind | None = None) -> list[int]:
     """Ids of a text that follows the ids `before`: together they decode to the text of both.
 
-    `encoder` is how the text becomes ids by itself; None is `encode`.
+    `behind` gives ids of some characters and the text after them; None: as `encode` does.
     """
-    encoder = encoder or partial(encode, tokenizer)
+    behind = behind or (lambda mark: encode(tokenizer, mark + text))
     tail = _tail(tokenizer, before) or encode(tokenizer, "a")
     head = len(decode(tokenizer, tail))
     best: tuple[int, list[int]] = (-1, [])
-    for ids in _encodings(encoder, text):
+    for ids in _encodings(tokenizer, behind):
         piece = decode(tokenizer, (*tail, *ids[:_CHECKED]))[head:]
         if piece == text or (len(ids) > _CHECKED and text.startswith(piece.rstrip(_BROKEN))):
             return ids
@@ -118,11 +117,11 @@ def encode_after(tokenizer: Any, before: Sequence[int], text: str, encoder: Enco
     return best[1]
 
 
-def _encodings(encoder: Encoder, text: str) -> Iterator[list[int]]:
-    """Ids of the text as a beginning, then as what follows something that it does not melt into."""
-    yield encoder(text)
+def _encodings(tokenizer: Any, behind: Behind) -> Iterator[list[int]]:
+    """Ids of a text as a beginning, then as what follows something that it does not melt into."""
+    yield behind("")
     for mark in ("\n", "a", "0"):
-        alone, both = encoder(mark), encoder(mark + text)
+        alone, both = encode(tokenizer, mark), behind(mark)
         if both[: len(alone)] == alone:
             yield both[len(alone) :]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import string
 from pathlib import Path
@@ -17,6 +18,7 @@ from transformers import PreTrainedTokenizerFast
 
 import mlxkv
 from mlxkv.cache.foreign import OPAQUE
+from mlxkv.prompt import Fed, PromptFormat, message
 from mlxkv.tokens import Detokenizer, decode, encode_after, encode_start
 from tests.chats import CONFIG
 from tests.tokenizers import tiny_folder
@@ -135,6 +137,30 @@ def test_the_first_space_of_a_completion_is_kept(tokenizer: TokenizerWrapper) ->
     before = encode_start(tokenizer, "ab")
     ids = encode_after(tokenizer, before, " he ab")
     assert read(tokenizer, ids, before) == " he ab"
+
+
+@kinds
+def test_a_chat_continues_with_the_ids_of_the_whole(tokenizer: TokenizerWrapper) -> None:
+    """What follows a reply is what the tokenizer makes of it there, not of it as a text of its own: `▁` and `\\n`."""
+    fast = copy.deepcopy(tokenizer._tokenizer)
+    fast.chat_template = (
+        "{% for m in messages %}{{ m['role'] }}\n{{ m['content'] }}</s>\n{% endfor %}{% if add_generation_prompt %}"
+        "assistant\n{% endif %}"
+    )
+    prompts = PromptFormat(TokenizerWrapper(fast))
+    said = [message("user", "he he"), message("assistant", "ab"), message("user", "a ab")]
+    first = prompts.prompt(said[:1], Fed())
+    for end in ([2], []):  # a reply that came to its end, and one that was cut
+        reply = encode_after(prompts.tokenizer, first.ids, "ab")
+        fed = prompts.replied(first, "ab", [*reply, *end])
+        second = prompts.prompt(said, fed)
+        assert second.ids[: len(fed.ids)] == fed.ids
+        whole = prompts.encode(second.text)
+        assert list(second.ids[len(fed.ids) :]) == whole[len(whole) - len(second.ids) + len(fed.ids) :]
+        assert whole.count(2) == list(second.ids).count(2) == 3
+    opening = prompts.opening(None, "ab")
+    second = prompts.prompt([message("user", "ab\n\nhe")], opening)
+    assert "ab\n\nhe</s>" in decode(prompts.tokenizer, second.ids)
 
 
 def test_a_text_gets_the_beginning_that_its_tokenizer_puts_before_texts_once_and_no_end() -> None:
