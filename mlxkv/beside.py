@@ -149,4 +149,4 @@ class Beside(ABC):
     def forget(self) -> None:
         """Give the cache's memory back; the next message has everything read again, or brought back from disk."""
         self._runs.check_idle()
-        self.cache = self._backend.make_cache(self.cache.plan.resolved, self.system)
+        self.cache = self._backend.new_cache(self.cache.plan.resolved, self.system)

@@ -7,12 +7,12 @@ Says which model a file belongs to and how large a cache it takes; the bytes are
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
 
-from mlxkv.cache.config import CacheConfig
+from mlxkv.cache.config import DEFAULT_SINKS, CacheConfig
 from mlxkv.cache.foreign import ForeignCache, check_fits, to_mlx_lm, window_for
 from mlxkv.cache.prompt_cache import PromptCache
 from mlxkv.errors import MismatchError
@@ -48,7 +48,10 @@ class CacheFiles:
 
     def read(self, path: Path) -> PromptCache:
         """See Model.load_cache."""
-        cache = self.make_cache(CacheConfig.from_table(describe_prompt_file(path).get("config")))
+        config = CacheConfig.from_table(describe_prompt_file(path).get("config"))
+        if config.sinks == "system":  # an older version meant these by it
+            config = replace(config, sinks=DEFAULT_SINKS)
+        cache = self.make_cache(config)
         cache.prompt = read_prompt_file(path, cache, self.identity()).prompt
         return cache
 

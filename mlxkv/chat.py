@@ -9,9 +9,11 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from datetime import datetime
 from typing import Any, Self
 
+from mlxkv import clock
 from mlxkv.beside import Beside
 from mlxkv.cache.config import CacheConfig
 from mlxkv.cache.foreign import ForeignCache
@@ -35,6 +37,7 @@ class Chat(Beside):
 
     Args:
         autosave: make a session at the first turn; else only `save` does.
+        began: the time that the chat's template prints; None is now, or the prompt cache's.
         think: whether the model shall reason before it answers, where its template knows of that; None leaves it to
             the model. `thinking` changes it from the next turn on.
     """
@@ -48,20 +51,21 @@ class Chat(Beside):
         params: SamplingParams | None = None,
         autosave: bool = False,
         think: bool | None = None,
+        began: datetime | None = None,
     ) -> None:
-        self._backend = backend
         self._params = params or SamplingParams()
         self._autosave = autosave
         self._runs = Runs()
         self._said = Conversation(backend.store, backend.identity, backend.lender)
-        self._start = Start(system or None)
+        self._start = Start(system or None, began=began or clock.now())
         if isinstance(cache, PromptCache):
             backend.check_cache(cache)
             self._start = start_from(cache, system, backend.prompts)
+        self._backend = backend.at(self._start.began)
         self._fed = self._start.fed  # what the next prompt can go on from
         self.thinking = think
         if not isinstance(cache, PromptCache):
-            cache = backend.make_cache(cache or CacheConfig(), self.system)
+            cache = self._backend.new_cache(cache or CacheConfig(), self.system)
         self.cache: PromptCache = cache
         self.stats = TurnStats()
         self.restored: Restored | None = None  # what came back from disk when the chat was resumed
@@ -148,6 +152,9 @@ class Chat(Beside):
     ) -> Iterator[TurnEvent]:
         self._check_cache()
         said = self._said
+        if not said.turns and not self.cache.tokens and self.session_id is None:  # made yesterday, begun now
+            self._start = replace(self._start, began=clock.now())
+            self._backend = self._backend.at(self._start.began)
         whole = self._start.text + text if not said.turns else text
         if not said.turns:
             yield from (Notice(f"{note[0].upper()}{note[1:]}.") for note in self.cache.plan.notes)
@@ -352,7 +359,7 @@ class Chat(Beside):
         }
         if pinned:
             params["pinned"] = pinned
-        self._said.begin(title, self.system, params, parent)
+        self._said.begin(title, self.system, params, parent, self._start.began)
 
     def load(self, record: SessionRecord) -> None:
         """Take over a stored session: its turns, and from disk what fits of its rows; see `read_only`."""
@@ -406,4 +413,5 @@ class Chat(Beside):
             params=self._params,
             autosave=self._autosave,
             think=self.thinking,
+            began=self._start.began,
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
+from datetime import datetime
 from typing import Any
 
 from mlxkv.cache.prompt_cache import PromptCache
@@ -112,7 +113,12 @@ class Conversation:
     # -- the session -------------------------------------------------------------------------------------------------
 
     def begin(
-        self, title: str | None, system: str | None, params: Mapping[str, Any], parent: str | None = None
+        self,
+        title: str | None,
+        system: str | None,
+        params: Mapping[str, Any],
+        parent: str | None = None,
+        began: datetime | None = None,
     ) -> None:
         """Make a session of what has been said so far; without `title` it is called by its first line.
 
@@ -122,7 +128,13 @@ class Conversation:
         forked_at = None if parent is None else 0
         self._enter(
             self._store().create(
-                title, self._identity(), system=system, params=params, parent=parent, forked_at=forked_at
+                title,
+                self._identity(),
+                system=system,
+                params=params,
+                parent=parent,
+                forked_at=forked_at,
+                clock=None if began is None else began.isoformat(),
             )
         )
         for turn in self.turns:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime
+from typing import Any, Self
 
 from mlxkv.cache.config import CacheConfig
 from mlxkv.cache.prompt_cache import PromptCache
@@ -36,11 +37,23 @@ class ChatBackend:
     runner: ModelRunner
     tokenizer: Any
     prompts: PromptFormat
-    make_cache: Callable[[CacheConfig, str | None], PromptCache]
+    make_cache: Callable[[CacheConfig, int], PromptCache]  # with so many tokens of the template and system prompt
     store: Callable[[], SessionStore]
     identity: Callable[[], ModelIdentity]
     lender: Lender
     check_cache: Callable[[PromptCache], None]  # raises MismatchError
+
+    def at(self, clock: datetime) -> Self:
+        """The same with a template that prints this time."""
+        return replace(self, prompts=self.prompts.at(clock))
+
+    def new_cache(self, config: CacheConfig, system: str | None) -> PromptCache:
+        """An empty cache for a chat with this system prompt.
+
+        Raises:
+            OutOfMemoryError: it could not be filled.
+        """
+        return self.make_cache(config, self.prompts.num_system_tokens(system) if config.sinks == "system" else 0)
 
 
 class Exchange:

@@ -8,11 +8,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from mlxkv.cache.config import CacheConfig
+from mlxkv import clock
+from mlxkv.cache.config import DEFAULT_SINKS, CacheConfig
 from mlxkv.cache.portable import PromptText
 from mlxkv.cache.prompt_cache import PromptCache
 from mlxkv.cache_files import CacheFiles
@@ -28,7 +30,7 @@ from mlxkv.prompt import Fed, PromptFormat, checked_ids
 from mlxkv.runner import ModelRunner
 from mlxkv.sampling import SamplingParams
 from mlxkv.stats import TurnStats
-from mlxkv.store import ModelIdentity, SessionStore, identify
+from mlxkv.store import ModelIdentity, SessionRecord, SessionStore, identify
 from mlxkv.store.identity import FileHashes
 from mlxkv.store.lending import Lender
 from mlxkv.turn import Turn
@@ -134,20 +136,22 @@ class Model:
             OutOfMemoryError. StoreError: see `save_to`.
         """
         as_chat = system is not None if chat is None else chat
+        backend = self._backend.at(began := clock.now())
         if isinstance(prompt, str):
             if not prompt and not (as_chat and system):
                 raise PromptError("The text to prefill is empty; give some.")
             raw = Fed("", TokenIds(() if as_chat else self._prompts.encode_raw(prompt)))
-            read = self._prompts.opening(system, prompt) if as_chat else raw
+            read = backend.prompts.opening(system, prompt) if as_chat else raw
         else:
             if as_chat:
                 raise ConfigError("Token ids cannot begin a chat: its template wants text; give text, or no `system`.")
             read = Fed("", TokenIds(checked_ids(prompt, getattr(self.loaded.model, "args", None))))
-        held = self.make_cache(cache or CacheConfig(), system)
+        config = cache or CacheConfig()
+        held = backend.new_cache(config, system) if as_chat else self.make_cache(config, system)
         if save_to is not None:
             self._files.check_room(Path(save_to), held, len(read.ids))
         if as_chat:
-            held.prompt = PromptText(system, str(prompt), read.text, len(read.ids))
+            held.prompt = PromptText(system, str(prompt), read.text, len(read.ids), began.isoformat())
         self._lender.lend(held, read.ids)
         borrowed = held.offset
         if borrowed and progress is not None:
@@ -217,16 +221,31 @@ class Model:
         if fork:
             session_id = store.fork(session_id)
         record = store.load(session_id)
-        config = cache or CacheConfig.from_table(record.params.get("cache"))
-        if cache is not None and cache.sinks == "system" and isinstance(pinned := record.params.get("pinned"), int):
-            most = (cache.window or 1 << 24) // 4
-            config = replace(cache, sinks=pinned) if 0 < pinned <= most else cache  # a summary stays pinned
+        began = clock.from_text(record.clock) or clock.from_seconds(record.created)
+        config = self._resumed_config(record, cache, began)
         past = dict(record.params.get("sampling") or {})
         params = SamplingParams.for_model({}, **{**past, **{k: v for k, v in sampling.items() if v is not None}})
         think = record.params.get("think")
-        chat = Chat(self._backend, system=record.system, cache=config, params=params, autosave=True, think=think)
+        chat = Chat(
+            self._backend, system=record.system, cache=config, params=params, autosave=True, think=think, began=began
+        )
         chat.load(record)
         return chat
+
+    def _resumed_config(self, record: SessionRecord, cache: CacheConfig | None, began: datetime) -> CacheConfig:
+        """The bounds of a session, or those asked for, with its pinned tokens where they differ in nothing else."""
+        saved = CacheConfig.from_table(record.params.get("cache"))
+        if saved.sinks == "system" and not record.system:
+            saved = replace(saved, sinks=DEFAULT_SINKS)  # an older version meant these by it
+        if cache is None:
+            return saved
+        if cache.sinks != "system":
+            return cache
+        made = self._backend.at(began).new_cache(cache, record.system)
+        if replace(made.plan.resolved, sinks=saved.sinks) == saved:
+            return saved
+        pinned, most = record.params.get("pinned"), (cache.window or 1 << 24) // 4
+        return replace(cache, sinks=pinned) if isinstance(pinned, int) and 0 < pinned <= most else cache
 
     # -- caches ------------------------------------------------------------------------------------------------------
 
@@ -236,9 +255,12 @@ class Model:
         Raises:
             OutOfMemoryError: it could not be filled beside the weights, by the predicted peak; nothing was allocated.
         """
-        tokens = self._prompts.num_system_tokens(system) if config.sinks == "system" else 0
+        is_pinned = system and config.sinks == "system"
+        return self._make_cache(config, self._prompts.num_system_tokens(system) if is_pinned else 0)
+
+    def _make_cache(self, config: CacheConfig, system_tokens: int) -> PromptCache:
         self._memory.limit = self._limit()
-        plan = self._memory.plan(config, self.loaded.weight_bytes, system_tokens=tokens)
+        plan = self._memory.plan(config, self.loaded.weight_bytes, system_tokens=system_tokens)
         self._memory.check(plan, self.loaded.weight_bytes)
         return PromptCache(plan, self.loaded.model, self._files)
 
@@ -317,7 +339,7 @@ class Model:
             self.runner,
             self.tokenizer,
             self._prompts,
-            self.make_cache,
+            self._make_cache,
             lambda: self.store,
             lambda: self.identity,
             self._lender,

@@ -8,11 +8,13 @@ spells are text (`control_tokens`). Pure but for the tokenizer; no MLX.
 
 from __future__ import annotations
 
+import copy
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
 from mlxkv.control_tokens import ControlTokens, Rendered
 from mlxkv.errors import ModelError, PromptError
@@ -46,16 +48,32 @@ class PromptFormat:
 
     Args:
         tokenizer: mlx-lm's TokenizerWrapper.
+
+    Attributes:
+        clock: the time that the template prints; None: now.
     """
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
+        self.clock: datetime | None = None
         self._template = ChatTemplate(tokenizer)
         self.reasoning = Reasoning.of(tokenizer) if self.has_template else None
+
+    def at(self, clock: datetime) -> Self:
+        """The same at that time."""
+        _ = self._control  # made once, for all of them
+        other = copy.copy(self)
+        other.clock = clock
+        return other
 
     @property
     def has_template(self) -> bool:
         return bool(self.tokenizer.has_chat_template)
+
+    @property
+    def prints_time(self) -> bool:
+        """Whether the template asks for it."""
+        return self.has_template and "strftime_now" in self._template.source
 
     @cached_property
     def _control(self) -> ControlTokens:
@@ -72,7 +90,7 @@ class PromptFormat:
         except ModelError:
             return False
         try:
-            a, b = (self._template.render([_message("system", x), user]) for x in ("0", "x"))
+            a, b = (self._template.render([_message("system", x), user], clock=self.clock) for x in ("0", "x"))
         except ModelError:
             return bool(without)
         return a == b
@@ -193,11 +211,11 @@ class PromptFormat:
         if moved != apart and self._has_no_system_role:
             apart = moved
         try:
-            text = self._template.render(apart, for_reply=for_reply, think=think)
+            text = self._template.render(apart, for_reply=for_reply, think=think, clock=self.clock)
         except ModelError:
             if moved == apart:
                 raise
-            text = self._template.render(moved, for_reply=for_reply, think=think)
+            text = self._template.render(moved, for_reply=for_reply, think=think, clock=self.clock)
         return Rendered.of(text, mark)
 
     def encode(self, text: str) -> list[int]:
@@ -254,19 +272,22 @@ class PromptFormat:
         return [*own[: len(own) - len(bare)], *self.encode_text(text)]
 
     def num_system_tokens(self, system: str | None) -> int:
-        """Tokens at the front of every prompt of a chat with this system prompt; 0 without one."""
-        if not system:
-            return 0
+        """Tokens at the front of every prompt of a chat with this system prompt, or without one: also what the template
+        itself puts before the first message, such as a date or a system prompt of its own."""
         if not self.has_template:
-            return len(self._start(system + "\n\n"))
-        a, b = (
-            self._control.encode(self._rendered([_message("system", system), _message("user", x)])) for x in ("0", "x")
-        )
+            return len(self._start(system + "\n\n")) if system else 0
+        head = [_message("system", system)] if system else []
+        try:
+            a, b = (self._control.encode(self._rendered([*head, _message("user", x)])) for x in ("0", "x"))
+        except ModelError:
+            return 0  # the first message says why
         common = common_prefix(a, b)
-        if self._has_no_system_role:
+        if system and self._has_no_system_role:
             return common
         try:
-            alone = self._control.encode(self._rendered([_message("system", system)], for_reply=False))
+            if not system:  # the user's header may follow what stands in front, or the assistant's
+                return min(common, common_prefix(a, self.encode(self.render([_message("assistant", "0")]))))
+            alone = self._control.encode(self._rendered(head, for_reply=False))
         except ModelError:
             return common
         # Without a user's turn the text ends before the header of that turn, which need not be pinned.

@@ -6,21 +6,28 @@ Pure: looks at a cache's text and ids and never at its rows.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 
+from mlxkv import clock
 from mlxkv.cache.foreign import ForeignCache
+from mlxkv.cache.portable import PromptText
 from mlxkv.cache.prompt_cache import PromptCache
 from mlxkv.errors import ConfigError
 from mlxkv.ids import TokenIds
-from mlxkv.prompt import Fed, PromptFormat, in_front
+from mlxkv.prompt import Fed, PromptFormat, in_front, message
+
+_DAYS = 400  # back from today
 
 
 @dataclass(frozen=True)
 class Start:
-    """`text` stands in front of what is said first; `fed` is what the model has read of both and of `system`."""
+    """`text` stands in front of what is said first; `fed` is what the model has read of both and of `system`.
+    `began` is the time that the template prints."""
 
     system: str | None = None
     text: str = ""
     fed: Fed = field(default_factory=Fed)
+    began: datetime = field(default_factory=clock.now)
 
 
 def start_from(cache: PromptCache, system: str | None, prompts: PromptFormat) -> Start:
@@ -34,11 +41,22 @@ def start_from(cache: PromptCache, system: str | None, prompts: PromptFormat) ->
     if system is not None:
         raise ConfigError("A chat that goes on from a prompt cache has that cache's system prompt; leave `system` out.")
     if isinstance(cache, ForeignCache):
-        return Start(None, "", Fed(prompts.opening(None, "").text, TokenIds(list(cache.tokens))))
+        began = clock.now()
+        return Start(None, "", Fed(prompts.at(began).opening(None, "").text, TokenIds(list(cache.tokens))), began)
     if (prompt := cache.prompt) is None:
         raise ConfigError(
             "This prompt cache holds raw text; make it with `model.prefill(text, system=...)` to chat from it, or use "
             "`model.generate`."
         )
     ids = cache.tokens[: prompt.num_tokens]
-    return Start(prompt.system, in_front(prompt.text), Fed(prompt.rendered, ids))
+    began = clock.from_text(prompt.clock) or _read_off(prompt, prompts)
+    return Start(prompt.system, in_front(prompt.text), Fed(prompt.rendered, ids), began)
+
+
+def _read_off(prompt: PromptText, prompts: PromptFormat) -> datetime:
+    """The latest day on which the template words the text of a file as it stands there: older files have no clock."""
+    today = clock.now()
+    said = [message("system", prompt.system)] if prompt.system else []
+    said.append(message("user", in_front(prompt.text) + "x"))
+    days = (today - timedelta(days) for days in range(_DAYS if prompts.prints_time else 0))
+    return next((day for day in days if prompts.at(day).render(said).startswith(prompt.rendered)), today)

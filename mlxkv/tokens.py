@@ -63,10 +63,11 @@ class Detokenizer:
 
 
 def decode(tokenizer: Any, ids: Sequence[int]) -> str:
-    """Every character of these ids, special tokens included."""
-    if not ids:
+    """Every character of these ids, special tokens included. Negative ones are of unknown tokens and give none."""
+    known = [i for i in ids if i >= 0]
+    if not known:
         return ""
-    return tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    return tokenizer.decode(known, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
 
 def encode(tokenizer: Any, text: str, add_special_tokens: bool = False) -> list[int]:

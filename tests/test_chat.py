@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 import mlxkv
+from mlxkv.cache.config import CacheConfig
 from mlxkv.errors import (
     ConfigError,
     PromptError,
@@ -14,8 +16,8 @@ from mlxkv.errors import (
 )
 from mlxkv.events import Notice, TextDelta, TurnFinished
 from mlxkv.model import Model
-from tests.chats import GREEDY, new, say
-from tests.tokenizers import FORGETFUL, tiny_folder
+from tests.chats import CONFIG, GREEDY, new, say
+from tests.tokenizers import DEFAULTING, FORGETFUL, tiny_folder
 
 
 def test_a_later_turn_reads_only_the_new_message(model: Model) -> None:
@@ -46,6 +48,41 @@ def test_the_system_prompt_is_pinned(model: Model) -> None:
     geometry = chat.cache.plan.geometry
     assert geometry is not None
     assert geometry.sinks == model._prompts.num_system_tokens(system)
+
+
+def test_the_templates_own_system_prompt_stays_when_the_window_wraps(tmp_path: Path) -> None:
+    """SmolLM2's template writes one where there is none: with 4 pinned tokens it rotated out."""
+    model = mlxkv.load(str(tiny_folder(tmp_path / "defaulting", template=DEFAULTING)))
+    front = tuple(model._prompts.encode("<s><|im_start|>system\nyou are tiny<|im_end|>\n<|im_start|>"))
+    chat = model.chat(cache=CacheConfig(window=128, block=16), **GREEDY)
+    for _ in range(6):
+        say(chat, "hi you " * 6)
+    assert chat.stats.evicted_tokens > len(front)
+    assert all(group.held()[0] == (0, len(front)) for group in chat.cache.groups)
+    assert tuple(chat.cache.tokens[: len(front)]) == front
+    assert model.generate("hi", cache=CONFIG, max_tokens=2).stats.cache_window == 516  # raw text has no template
+    model.close()
+
+
+@pytest.mark.parametrize("asked", [None, CONFIG], ids=["saved bounds", "the same bounds by settings"])
+def test_a_chat_saved_with_fewer_pinned_tokens_resumes_with_those(tmp_path: Path, asked: CacheConfig | None) -> None:
+    """Before the template's own system prompt was pinned, 4 tokens were."""
+    model = mlxkv.load(str(tiny_folder(tmp_path / "defaulting", template=DEFAULTING)))
+    chat = model.chat(cache=replace(CONFIG, sinks=4), autosave=True, **GREEDY)
+    for _ in range(8):
+        say(chat, "hi you " * 12)
+    assert chat.stats.evicted_tokens
+    session, held = str(chat.session_id), len(chat.log)
+    chat.close()
+    chat = model.resume(session, cache=asked)
+    assert chat.cache.plan.resolved.sinks == 4
+    stats = say(chat, "and?").stats
+    assert stats.cached_tokens >= held - 1
+    chat.close()
+    other = model.resume(session, cache=replace(CONFIG, window=1024))
+    assert other.cache.plan.resolved.sinks not in (4, "system")
+    other.close()
+    model.close()
 
 
 def test_what_a_stop_string_cut_off_is_not_in_the_next_prompt(model: Model) -> None:

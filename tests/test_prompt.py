@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from mlxkv.errors import ModelError
 from mlxkv.events import Notice
 from mlxkv.prompt import Fed, PromptFormat
 from tests.chats import new
-from tests.tokenizers import CHATML, FORGETFUL, tiny_folder, tiny_tokenizer
+from tests.tokenizers import CHATML, DATED, DEFAULTING, FORGETFUL, tiny_folder, tiny_tokenizer
 
 USER = {"role": "user", "content": "hi"}
 DROPS_SYSTEM = CHATML.replace("for m in messages", "for m in messages if m['role'] != 'system'")
@@ -114,6 +115,26 @@ def test_system_tokens_are_the_systems_own_turn() -> None:
     prompts = PromptFormat(tiny_tokenizer())
     alone = prompts.encode("<|im_start|>system\nbe<|im_end|>\n")
     assert prompts.num_system_tokens("be") == len(alone)
-    assert prompts.num_system_tokens(None) == 0
+    assert prompts.num_system_tokens(None) == 1  # what begins any message
     whole = prompts.prompt([{"role": "system", "content": "be"}, USER], Fed())
     assert list(whole.ids[: len(alone)]) == alone
+
+
+@pytest.mark.parametrize("refuses", [False, True], ids=["any order", "users first"])
+def test_what_the_template_itself_writes_before_the_first_message_counts_as_system_tokens(refuses: bool) -> None:
+    first = "{% if messages[0]['role'] == 'assistant' %}{{ raise_exception('a user comes first') }}{% endif %}"
+    prompts = PromptFormat(tiny_tokenizer((first if refuses else "") + DEFAULTING))
+    header = len(prompts.encode("user\n"))
+    front = len(prompts.encode("<s><|im_start|>system\nyou are tiny<|im_end|>\n<|im_start|>"))
+    assert prompts.num_system_tokens(None) == front + (header if refuses else 0)
+    assert prompts.num_system_tokens("be") == len(prompts.encode("<s><|im_start|>system\nbe<|im_end|>\n"))
+    assert PromptFormat(tiny_tokenizer("{{ raise_exception('never') }}")).num_system_tokens(None) == 0
+
+
+def test_a_format_at_a_time_prints_that_time() -> None:
+    prompts = PromptFormat(tiny_tokenizer(DATED))
+    assert prompts.prints_time
+    assert not PromptFormat(tiny_tokenizer()).prints_time
+    then = datetime.fromisoformat("2026-02-03T23:59:00+13:00")
+    assert "today 2026-02-03 23" in prompts.at(then).render([USER])  # the wall's time there, wherever this runs
+    assert "today 2026-02-03" not in prompts.render([USER])

@@ -35,6 +35,12 @@ STRIPPING = (
     "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
 )
 OPENING = STRIPPING.replace("{% endif %}{% endif %}", "{% else %}<think>\n{% endif %}{% endif %}")  # in the prompt
+# Writes a system prompt of its own where there is none, as SmolLM2's and Qwen2.5's do.
+DEFAULTING = (
+    "<s>{% if messages[0]['role'] != 'system' %}<|im_start|>system\nyou are tiny<|im_end|>\n{% endif %}" + CHATML
+)
+# Prints when it is, as Llama 3.2's and gpt-oss's do.
+DATED = "<|im_start|>system\ntoday {{ strftime_now('%Y-%m-%d %H') }}<|im_end|>\n" + CHATML
 THINK = ("<think>", "</think>")
 VOCAB = 64
 

@@ -24,8 +24,9 @@ class CacheConfig:
     Args:
         window: tokens attended beyond the sinks, rounded up to whole blocks; None picks the largest power of two that
             fits this machine's memory, at most the model's trained length and 32,768.
-        sinks: tokens at the front that never rotate out; "system" pins the system prompt (at most a quarter of the
-            window; 4 tokens where there is none).
+        sinks: tokens at the front that never rotate out; "system" pins all that comes before the first message: the
+            system prompt, and what the template writes there by itself (at least 4 tokens, at most a quarter of the
+            window: of more the beginning).
         block: tokens evicted at a time; None means 256 for a window of 4,096 or more, else about a sixteenth of it.
         slack: tokens that can at least be rewound after wrapping, rounded up to blocks; None means about 512, at
             most a quarter of the window.
@@ -81,10 +82,10 @@ class CacheConfig:
         return 2 ** int(math.log2(max(most, 64)))
 
     def num_sinks(self, window: int, system_tokens: int) -> int:
-        """K for this window and a system prompt of this many tokens."""
+        """K for this window and so many tokens before the first message."""
         if self.sinks != "system":
             return self.sinks
-        return min(system_tokens or DEFAULT_SINKS, window // 4)
+        return min(max(system_tokens, DEFAULT_SINKS), window // 4)
 
     def geometry(self, window: int, system_tokens: int = 0) -> Geometry:
         """The ring of the full-attention layers."""

@@ -60,9 +60,10 @@ class CachePlan:
     @property
     def resolved(self) -> CacheConfig:
         """The config with every default decided, so that the same cache can be made again anywhere."""
-        if self.geometry is None or any(unbounded_in(layer) for layer in self.layers):
+        if (g := self.geometry) is None:
             return self.config
-        g = self.geometry
+        if any(unbounded_in(layer) for layer in self.layers):
+            return replace(self.config, sinks=g.sinks)
         return replace(self.config, window=g.window, sinks=g.sinks, block=g.block, slack=g.undo * g.block)
 
     @property
