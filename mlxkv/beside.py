@@ -87,7 +87,7 @@ class Beside(ABC):
     def num_to_read(self, text: str) -> int:
         """Tokens that `aside` would read: the question, and what the cache does not hold of the chat."""
         ids = self._aside(text).ids
-        return len(ids) - self.cache.landing(min(common_prefix(self.cache.tokens, ids), len(ids) - 1))
+        return len(ids) - self.cache.landing(min(common_prefix(self.cache.log, ids), len(ids) - 1))
 
     def _aside(self, text: str) -> Fed:
         """The prompt; without reasoning first, unless saying so changes what was read before."""
@@ -95,7 +95,7 @@ class Beside(ABC):
         as_ever = prompts.prompt(messages, self._fed, self.thinking)
         if prompts.reasoning is None:
             return as_ever
-        quiet, held = prompts.prompt(messages, self._fed, False), self.cache.tokens
+        quiet, held = prompts.prompt(messages, self._fed, False), self.cache.log
         return quiet if common_prefix(held, quiet.ids) + 64 > common_prefix(held, as_ever.ids) else as_ever
 
     def abridge(self, turns: Sequence[TurnRecord], *, num_pinned: int = 0, title: str | None = None) -> Self:

@@ -152,7 +152,7 @@ class Chat(Beside):
     ) -> Iterator[TurnEvent]:
         self._check_cache()
         said = self._said
-        if not said.turns and not self.cache.tokens and self.session_id is None:  # made yesterday, begun now
+        if not said.turns and not self.cache.log and self.session_id is None:  # made yesterday, begun now
             self._start = replace(self._start, began=clock.now())
             self._backend = self._backend.at(self._start.began)
         whole = self._start.text + text if not said.turns else text
@@ -347,7 +347,7 @@ class Chat(Beside):
             self._begin(title)
         elif title:
             said.rename(title)
-        if self.cache.tokens:
+        if self.cache.log:
             said.save_rows(self.cache, wait=True)
         return str(said.session_id)
 

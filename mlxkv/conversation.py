@@ -231,7 +231,7 @@ class Conversation:
     def bring_back(self, cache: PromptCache, ids: Sequence[int]) -> Restored | None:
         """Where `ids` need rows that the cache does not hold (any more), the disk may have them: this session's, or
         those of another chat that began alike, where nothing is saved too. None where it was not asked."""
-        common = min(common_prefix(cache.tokens, ids), len(ids) - 1)
+        common = min(common_prefix(cache.log, ids), len(ids) - 1)
         held = cache.landing(common)
         if self.session_id is None:
             return self._lender.lend(cache, ids, held)

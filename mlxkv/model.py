@@ -173,7 +173,7 @@ class Model:
         )
         if isinstance(cache, PromptCache):
             self._check_cache(cache)
-            ids = self._prompts.continued(cache.tokens, prompt)
+            ids = self._prompts.continued(cache.log, prompt)
             return Turn(self.runner, self.tokenizer, cache, ids, params, started=started, is_kept=True)
         held = self.make_cache(cache or CacheConfig())
         return Turn(self.runner, self.tokenizer, held, self._prompts.encode_raw(prompt), params, started=started)

@@ -42,13 +42,13 @@ def start_from(cache: PromptCache, system: str | None, prompts: PromptFormat) ->
         raise ConfigError("A chat that goes on from a prompt cache has that cache's system prompt; leave `system` out.")
     if isinstance(cache, ForeignCache):
         began = clock.now()
-        return Start(None, "", Fed(prompts.at(began).opening(None, "").text, TokenIds(list(cache.tokens))), began)
+        return Start(None, "", Fed(prompts.at(began).opening(None, "").text, TokenIds(list(cache.log))), began)
     if (prompt := cache.prompt) is None:
         raise ConfigError(
             "This prompt cache holds raw text; make it with `model.prefill(text, system=...)` to chat from it, or use "
             "`model.generate`."
         )
-    ids = cache.tokens[: prompt.num_tokens]
+    ids = cache.log[: prompt.num_tokens]
     began = clock.from_text(prompt.clock) or _read_off(prompt, prompts)
     return Start(prompt.system, in_front(prompt.text), Fed(prompt.rendered, ids), began)
 

@@ -153,7 +153,7 @@ class Turn:
         """Have the cache hold the prompt and what was shown of the reply, an end-of-turn token included."""
         shown = self._reader.num_tokens_of(self.text) if self.reason == "stop_string" else len(self.generated)
         ids = [*self.ids, *self.generated[:shown]]
-        if self.cache.tokens == ids:
+        if self.cache.log == ids:
             return
         with suppress(CacheError):  # imported tokens cannot be fed again: what can't go back stays, and the log says so
             for _ in self.runner.prefill(self.cache, ids[self.cache.reuse(ids).cached :]):

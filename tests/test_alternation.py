@@ -98,7 +98,7 @@ def nothing_but_an_end(model: Model, chat: Chat) -> None:
 def killed_before_the_reply(model: Model, chat: Chat) -> None:
     """What is on disk then: the user's turn alone."""
     prompt = chat._backend.prompts.prompt(chat._past.messages([*chat.turns, TurnRecord("user", "two")]), chat._fed)
-    chat._said.append(TurnRecord("user", "two", prompt.ids[len(chat.log) :], len(chat.log)))
+    chat._said.append(TurnRecord("user", "two", tuple(prompt.ids[len(chat.log) :]), len(chat.log)))
 
 
 def killed_in_the_reply(model: Model, chat: Chat) -> None:

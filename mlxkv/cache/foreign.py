@@ -37,7 +37,7 @@ def to_mlx_lm(cache: PromptCache) -> list[LayerState]:
     Raises:
         CacheError: it is empty, or mlx-lm has no class for a layer; the message says which and why.
     """
-    if not cache.tokens:
+    if not cache.log:
         raise CacheError("This prompt cache is empty; prefill it before exporting it.")
     return [_state(plan, layer, cache.offset) for plan, layer in zip(cache.plan.layers, cache.layers, strict=True)]
 
@@ -186,7 +186,7 @@ class ForeignCache(PromptCache):
             self.layers[:] = [_mlx_lm_layer(state) for state in states]
             self._adopt(())
             self._empty = tuple(capture(_mlx_lm_layer(state, empty=True)) for state in states)
-            self.tokens.extend([OPAQUE] * states[0].offset)
+            self.log.extend([OPAQUE] * states[0].offset)
 
     def reuse(self, ids: Sequence[int]) -> Reuse:
         """As PromptCache.reuse, but what was imported is never forgotten to be read again.
@@ -194,8 +194,8 @@ class ForeignCache(PromptCache):
         Raises:
             CacheError: the prompt does not go on from all of the imported tokens; nothing was changed.
         """
-        num_opaque = self.tokens.count(OPAQUE)
-        if self.landing(min(common_prefix(self.tokens, ids), len(ids) - 1)) < num_opaque:
+        num_opaque = self.log.count(OPAQUE)
+        if self.landing(min(common_prefix(self.log, ids), len(ids) - 1)) < num_opaque:
             raise CacheError(
                 f"This prompt does not go on from the {num_opaque:,} imported tokens, and those cannot be read again; "
                 f"import the cache again or go on from a fork of it."

@@ -51,7 +51,7 @@ class PromptFiles(Protocol):
 
 
 class PromptCache:
-    """The caches of all layers of one model, and `tokens`, the ids of everything fed so far.
+    """The caches of all layers of one model, and `log`, the ids of everything fed so far.
 
     Args:
         plan: what each layer gets.
@@ -62,7 +62,7 @@ class PromptCache:
     def __init__(self, plan: CachePlan, model: Any, files: PromptFiles | None = None) -> None:
         self.plan = plan
         self.prompt: PromptText | None = None  # for whoever prefilled it; nothing here looks at it
-        self.tokens = TokenLog()
+        self.log = TokenLog()
         self.layers: list[Any] = plan.make(model)
         self._model = model
         self._files = files
@@ -76,7 +76,7 @@ class PromptCache:
         caches = leaves(self.layers)
         self._exact = tuple(cache for cache in caches if not is_recurrent(cache))
         self.checkpoints = Checkpoints([cache for cache in caches if is_recurrent(cache)], checkpoints)
-        self.groups: tuple[Group, ...] = make_groups(self.plan, caches, self._frames, self.checkpoints, self.tokens)
+        self.groups: tuple[Group, ...] = make_groups(self.plan, caches, self._frames, self.checkpoints, self.log)
         self._note_state()
 
     # -- who may use it ----------------------------------------------------------------------------------------------
@@ -144,9 +144,14 @@ class PromptCache:
     # -- size --------------------------------------------------------------------------------------------------------
 
     @property
+    def tokens(self) -> list[int]:
+        """The ids of everything fed so far, as a list of your own."""
+        return list(self.log)
+
+    @property
     def offset(self) -> int:
         """Tokens seen; the position of the next one."""
-        return len(self.tokens)
+        return len(self.log)
 
     @property
     def nbytes(self) -> int:
@@ -201,7 +206,7 @@ class PromptCache:
 
     def advance(self, ids: Sequence[int]) -> None:
         """The model has been fed `ids`."""
-        self.tokens.extend(ids)
+        self.log.extend(ids)
         self._note_state()
         if self.offset % EVERY == 0:
             self.checkpoints.take(self.offset, is_turn=False)
@@ -219,10 +224,10 @@ class PromptCache:
         before it is kept. Where the rows to go back to have rotated out, everything is forgotten.
         """
         self.check_log()
-        common = common_prefix(self.tokens, ids)
+        common = common_prefix(self.log, ids)
         keep = min(common, len(ids) - 1)
         why = None
-        if common < min(len(self.tokens), len(ids)):
+        if common < min(len(self.log), len(ids)):
             why = f"the prompt differs from the cached one from token {common:,} on"
         landing = self.landing(keep)
         if landing:
@@ -274,7 +279,7 @@ class PromptCache:
             go_back(cache, self.offset - landing)
         if checkpoint := self.checkpoints.newest(landing, landing):
             self.checkpoints.go_back(checkpoint)
-        self.tokens.cut(landing)
+        self.log.cut(landing)
         self._note_state()
         return landing
 
@@ -291,13 +296,13 @@ class PromptCache:
                     go_back(cache, surplus)
             if checkpoint := self.checkpoints.newest(target, target):
                 self.checkpoints.go_back(checkpoint)
-            self.tokens.cut(target)
+            self.log.cut(target)
             self._note_state()
             mx.eval([layer.state for layer in self.layers])
         except Exception:  # whatever the model raised may be raised again: its arrays are part of the graph
-            self.tokens.clear()
-        if not self.tokens or self._fed_otherwise():
-            self.tokens.clear()
+            self.log.clear()
+        if not self.log or self._fed_otherwise():
+            self.log.clear()
             self.layers[:] = self.plan.make(self._model)
             self._adopt(())
 
@@ -312,11 +317,11 @@ class PromptCache:
     @property
     def _floor(self) -> int:
         """The smallest offset that every layer but the recurrent ones can go back to."""
-        return max((rewind_floor(cache, self.offset) for cache in self._exact), default=0) if self.tokens else 0
+        return max((rewind_floor(cache, self.offset) for cache in self._exact), default=0) if self.log else 0
 
     def reset(self) -> None:
         """Forget everything; ring buffers stay allocated."""
-        self.tokens.clear()
+        self.log.clear()
         self.checkpoints.clear()
         self._noted = None
         for cache, empty in zip(leaves(self.layers), self._empty, strict=True):
@@ -338,7 +343,7 @@ class PromptCache:
         self.check_log()
         twin = copy.copy(self)
         twin._is_in_use = False
-        twin.tokens = TokenLog(self.tokens)
+        twin.log = TokenLog(self.log)
         twin.layers = [copy.deepcopy(layer) for layer in self.layers]
         twin._adopt(tuple(self.checkpoints))
         return twin
@@ -396,7 +401,7 @@ class PromptCache:
         """Make room for saved rows of `ids`: import them group by group, then `finish_restore`."""
         ids = TokenIds(list(ids))  # they may be those of this cache
         self.reset()
-        self.tokens.extend(ids)
+        self.log.extend(ids)
         for group in self.groups:
             group.begin_restore(len(ids))
 

@@ -68,7 +68,7 @@ class Committer:
             history = self._sessions.history(db, session_id)
             saved = self.saved(session_id, model.model_id, spec)
             saved.update(db, history)
-        pos = common_prefix(history.log, cache.tokens) if cache.groups else 0
+        pos = common_prefix(history.log, cache.log) if cache.groups else 0
         pos = pos if at_most is None else min(pos, at_most)
         for group in cache.groups:
             if group.name == STATE:  # the log may end where no state was kept

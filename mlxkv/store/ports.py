@@ -109,10 +109,10 @@ class LayerGroup(Protocol):
 
 
 class KVCacheLike(Protocol):
-    """All layers and the token log; `offset == len(tokens)`."""
+    """All layers and the token log; `offset == len(log)`."""
 
     @property
-    def tokens(self) -> Sequence[int]: ...
+    def log(self) -> Sequence[int]: ...
 
     @property
     def groups(self) -> Sequence[LayerGroup]: ...

@@ -66,7 +66,7 @@ def write_prompt_file(
     Raises:
         StoreError: the folder does not exist, or the disk refuses.
     """
-    ids = pack_ids(cache.tokens)
+    ids = pack_ids(cache.log)
     metadata = {
         "mlxkv": FORMAT,
         "num_tokens": str(len(ids)),

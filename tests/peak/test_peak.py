@@ -16,6 +16,7 @@ from mlxkv.cache.plan import CachePlan, plan_cache
 from mlxkv.cache.probe import leaves
 from mlxkv.cache.prompt_cache import PromptCache
 from mlxkv.cache.ring import RingKVCache
+from mlxkv.ids import TokenLog
 from mlxkv.peak import prefill_bytes
 from mlxkv.runner import ModelRunner
 from mlxkv.sampling import SamplingParams
@@ -49,7 +50,7 @@ def measured(model: Any, plan: CachePlan, chunk: int) -> int:
             assert leaf.shape is not None
             ring.allocate((1, leaf.shape.heads, 0, leaf.shape.k_dim), leaf.shape.v_dim, *[leaf.shape.dtype] * 2)
             ring.offset = plan.geometry.capacity - chunk - 1 if plan.geometry else 0
-        cache.tokens = [1] * leaves(cache.layers)[0].offset
+        cache.log = TokenLog([1] * leaves(cache.layers)[0].offset)
         mx.eval([layer.state for layer in cache.layers])
         del ring
         runner = ModelRunner(model, chunk)

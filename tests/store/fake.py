@@ -47,7 +47,7 @@ class FakeGroup:
         return [*([(0, self.sinks)] if self.sinks else []), (self._first(offset, undo), offset)]
 
     def held(self) -> list[tuple[int, int]]:
-        return self._ranges(len(self.cache.tokens), 0)
+        return self._ranges(len(self.cache.log), 0)
 
     def required(self, offset: int) -> list[tuple[int, int]]:
         return self._ranges(offset, 0)
@@ -109,7 +109,7 @@ class FakeCache:
     def __init__(
         self, window: int | None = None, sinks: int = 4, block: int = 16, undo: int = 2, run: int = 0, dim: int = DIM
     ) -> None:
-        self.tokens: list[int] = []
+        self.log: list[int] = []
         self.settings = {"window": window, "sinks": sinks, "block": block, "dim": dim}
         self.run = run
         half = None if window is None else window // 2
@@ -120,25 +120,29 @@ class FakeCache:
         self.restoring: list[int] | None = None
         self._prefix = hashlib.blake2b()
 
+    @property
+    def tokens(self) -> list[int]:
+        return self.log
+
     def layout(self) -> dict[str, Any]:
         return {"class": "FakeCache", **self.settings}
 
     def feed(self, ids: Sequence[int]) -> None:
         for token in ids:
             self._prefix.update(token.to_bytes(4, "little"))
-            self.tokens.append(token)
+            self.log.append(token)
             for group in self.groups:
-                group.feed(len(self.tokens) - 1, self._prefix.digest() + bytes([self.run]))
+                group.feed(len(self.log) - 1, self._prefix.digest() + bytes([self.run]))
         for group in self.groups:
             group.evict()
 
     def state(self) -> list[dict[int, bytes]]:
         """What a continuation would read: the required rows of every group."""
-        n = len(self.tokens)
+        n = len(self.log)
         return [{p: g.rows[p] for a, b in g.required(n) for p in range(a, b)} for g in self.groups]
 
     def reset(self) -> None:
-        self.tokens, self.restoring = [], None
+        self.log, self.restoring = [], None
         self._prefix = hashlib.blake2b()
         for group in self.groups:
             group.rows, group.imports = {}, []
@@ -149,9 +153,9 @@ class FakeCache:
 
     def finish_restore(self) -> None:
         assert self.restoring is not None
-        self.tokens = self.restoring
-        for token in self.tokens:
+        self.log = self.restoring
+        for token in self.log:
             self._prefix.update(token.to_bytes(4, "little"))
         for group in self.groups:
-            for a, b in group.required(len(self.tokens)):
+            for a, b in group.required(len(self.log)):
                 assert all(p in group.rows for p in range(a, b)), (group.name, a, b)

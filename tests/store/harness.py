@@ -106,7 +106,7 @@ class Work:
                 if notice := self.store.flush(session):
                     self.ledger.told.append(notice)
                 elif not wait:
-                    self.ledger.rows[title] = len(self.caches[title].tokens)
+                    self.ledger.rows[title] = len(self.caches[title].log)
         except MlxkvError as error:  # the lock cannot be made
             if not self.carry_on:
                 raise
@@ -130,7 +130,7 @@ class Work:
         cache.feed(ids[half:])
         save = store.commit_kv if wait else store.save_kv
         if self.attempt(lambda: self.saved(save(session, cache, model(), rng=b"r").notice)) and wait:
-            self.ledger.rows[title] = len(cache.tokens)
+            self.ledger.rows[title] = len(cache.log)
 
     def saved(self, notice: str | None) -> None:
         if notice:

@@ -30,7 +30,7 @@ def test_round_trip(tmp_path: Path, window: int | None, n: int) -> None:
     fresh = FakeCache(window, run=1)
     restored = read_prompt_file(tmp_path / "book.kv", fresh, model())
     assert (restored.tokens, restored.bytes) == (n, (tmp_path / "book.kv").stat().st_size)
-    assert fresh.tokens == cache.tokens
+    assert fresh.tokens == cache.log
     assert fresh.state() == cache.state()
     assert (tmp_path / "book.kv").stat().st_mode & 0o777 == 0o600
     assert os.listdir(tmp_path) == ["book.kv"] or {*os.listdir(tmp_path)} == {"book.kv", "home"}
@@ -149,7 +149,7 @@ def test_a_cache_of_many_layers_fits_the_header(tmp_path: Path) -> None:
 
     cache = FakeCache()
     cache.groups = (Wide(cache, "full", None, 4, 16, 0, 1),)
-    cache.tokens = list(range(4000))
+    cache.log = list(range(4000))
     write_prompt_file(tmp_path / "book.kv", cache, model())
     about = describe_prompt_file(tmp_path / "book.kv")
     assert about["num_tokens"] == 4000
