@@ -181,7 +181,10 @@ def test_a_message_costs_the_same_in_a_long_chat(tmp_path: Path, home: Path, cou
     assert late["rendered"] <= 2 * (LATE + EACH) + 8
     for what in ("chunks", "files", "listed", "steps"):
         assert late[what] <= 1.5 * early[what] + 4, (what, early, late)
-    assert late["calls"] - late["rendered"] <= 1.25 * (early["calls"] - early["rendered"]), (early, late)
+    calls = [
+        found["calls"] - found["rendered"] for found in (early, late)
+    ]  # each message is made anew for the template
+    assert calls[1] <= 1.5 * calls[0], (early, late)
 
 
 def test_a_history_is_verified_once_per_opening(home: Path, count: Count, tiny_path: Path) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from mlxkv.errors import StoreError
@@ -59,6 +59,7 @@ class Quota:
     limit: int | None
     space: Space
     open_sessions: Callable[[], set[str]]
+    _counted: tuple[Plan | None, int] = field(default=(None, 0), init=False)  # what is used at most during a save
 
     @property
     def description(self) -> str:
@@ -88,8 +89,13 @@ class Quota:
         if self.limit is None:
             return
         target = self.limit - on_disk(size) - HEADROOM
-        if self.space.used_as_listed() <= target:
+        counted_for, used = self._counted
+        if counted_for is not plan:  # who saves is alone: until that is done only its own files are added
+            used = self.space.used_as_listed()
+        if used <= target:
+            self._counted = plan, used + on_disk(size) + 2 * BLOCK
             return
+        self._counted = None, 0
         keep = set(new)
         if all(self._shrink(database, target, keep, plan, old) > target for old in (True, False)):
             raise StoreError(f"The KV cache was not saved: open chats fill {self.description}; raise `disk_limit`.")
