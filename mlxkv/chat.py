@@ -162,6 +162,7 @@ class Chat(Beside):
             said.append(TurnRecord("assistant", "", state="stopped"))
         messages = self._past.messages([*said.turns, TurnRecord("user", whole)])
         prompt = self._backend.prompts.prompt(messages, self._fed, self.thinking)
+        self.cache.check_length(len(prompt.ids))
         if self._autosave and self.session_id is None:
             self._save(title_of(text))
         start = common_prefix(said.log, prompt.ids)

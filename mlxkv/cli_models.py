@@ -40,14 +40,15 @@ def models_pull(repo: Annotated[str, typer.Argument(help="org/name[@revision]")]
 @models.command("info")
 def models_info(model: Annotated[str, typer.Argument(help="Built-in name, folder or org/name.")]) -> None:
     """What a model is, from its configuration; nothing is loaded."""
-    from mlxkv.cache.plan import plan_cache, trained_length
+    from mlxkv.cache.plan import plan_cache
+    from mlxkv.cache.trained import trained_length
     from mlxkv.models import skeleton
     from mlxkv.text import clean
 
     config, network = skeleton(model)
-    plan = plan_cache(network, is_loaded=False)
+    length = trained_length(config)
+    plan = plan_cache(network, is_loaded=False, trained=length)
     quantized = config.get("quantization") or config.get("quantization_config") or {}
-    length = trained_length(network)
     for name, value in {
         "architecture": config.get("model_type"),
         "layers": len(plan.layers),

@@ -56,13 +56,14 @@ def estimate(name: str, config: CacheConfig | None = None) -> Estimate:
     """
     from mlx.utils import tree_flatten
 
+    from mlxkv.cache.trained import trained_length
     from mlxkv.device import current_device
     from mlxkv.models import skeleton
     from mlxkv.peak import Budget
 
-    _, model = skeleton(name)
+    settings, model = skeleton(name)
     weights = sum(array.nbytes for _, array in tree_flatten(model.parameters()) if not isinstance(array, str))
-    budget = Budget(model, current_device().memory_limit)
+    budget = Budget(model, current_device().memory_limit, trained_length(settings))
     plan = budget.plan(config or CacheConfig(), weights, is_loaded=False)
     return _estimate(name, weights, budget, plan)
 

@@ -17,6 +17,7 @@ from mlxkv import clock
 from mlxkv.cache.config import DEFAULT_SINKS, CacheConfig
 from mlxkv.cache.portable import PromptText
 from mlxkv.cache.prompt_cache import PromptCache
+from mlxkv.cache.traits import traits_of
 from mlxkv.cache_files import CacheFiles
 from mlxkv.chat import Chat, ChatBackend
 from mlxkv.config import Folders
@@ -61,7 +62,7 @@ class Model:
         # A folder is remembered by its full path, so that its sessions resume from anywhere.
         self.name = str(loaded.path) if Path(loaded.name).expanduser().is_dir() else loaded.name
         self.tokenizer = loaded.tokenizer
-        self._memory = Budget(loaded.model, self._limit())
+        self._memory = Budget(loaded.model, self._limit(), loaded.trained_length)
         self.runner = ModelRunner(loaded.model, budget=self._memory)
         self._folders = folders
         self._prompts = PromptFormat(loaded.tokenizer)
@@ -238,6 +239,9 @@ class Model:
         if saved.sinks == "system" and not record.system:
             saved = replace(saved, sinks=DEFAULT_SINKS)  # an older version meant these by it
         if cache is None:
+            learned = traits_of(self.loaded.model).learned
+            if learned and saved.window and saved.window > saved.geometry(learned).window:
+                return replace(saved, window=None, block=None, slack=None)  # saved when that was not looked at
             return saved
         if cache.sinks != "system":
             return cache

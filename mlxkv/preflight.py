@@ -64,14 +64,15 @@ def _needs(name: str, config: CacheConfig, limit: int) -> tuple[int, bool, bool]
     """Bytes at the peak, whether they fit, and whether they would with 4 bits."""
     from mlx.utils import tree_flatten
 
-    from mlxkv.cache.plan import plan_cache, trained_length
+    from mlxkv.cache.plan import plan_cache
+    from mlxkv.cache.trained import trained_length
     from mlxkv.models import skeleton
     from mlxkv.peak import CHUNKS, Budget
 
-    _, model = skeleton(name)
+    settings, model = skeleton(name)
     weights = sum(array.nbytes for _, array in tree_flatten(model.parameters()) if not isinstance(array, str))
     budget = Budget(model, limit)
-    wanted = replace(config, window=config.window or usable_window(trained_length(model)))
+    wanted = replace(config, window=config.window or usable_window(trained_length(settings)))
     try:
         plan = plan_cache(model, wanted, is_loaded=False)
     except ConfigError:  # a cache that no window bounds: it grows as one talks

@@ -42,8 +42,10 @@ class ModelRunner:
         The logits are not computed: keep the last token of a prompt for `decode`.
 
         Raises:
-            OutOfMemoryError: the predicted peak, or a fork's copy of its buffers, does not fit; nothing was fed.
+            OutOfMemoryError: the predicted peak, or a fork's copy of its buffers, does not fit. PromptError: `ids` end
+                beyond learned positions. Either way nothing was fed.
         """
+        cache.check_length(cache.offset + len(ids))
         self.check(cache)
         most = self._chunk(cache, len(ids)) if ids else self.chunk
         done, cleared = 0, 0
@@ -57,7 +59,12 @@ class ModelRunner:
         mx.clear_cache()
 
     def score(self, cache: PromptCache, ids: Sequence[int]) -> mx.array:
-        """Feed `ids`; (len(ids) - 1,) the log-probability of each one after those before it (float32)."""
+        """Feed `ids`; (len(ids) - 1,) the log-probability of each one after those before it (float32).
+
+        Raises:
+            PromptError: they end beyond learned positions; nothing was fed.
+        """
+        cache.check_length(cache.offset + len(ids))
         done, scores = 0, []
         while done < len(ids):
             n, logits = self._feed(cache, ids, done, self.chunk)
@@ -97,7 +104,8 @@ class ModelRunner:
         return n, logits
 
     def decode(self, cache: PromptCache, last: int, params: SamplingParams, seen: Sequence[int] = ()) -> Generator[int]:
-        """Feed `last`, the end of the prompt, and yield up to `params.max_tokens` sampled ids.
+        """Feed `last`, the end of the prompt, and yield up to `params.max_tokens` sampled ids, or as many as the model
+        has learned positions for.
 
         When token k is yielded it has been fed as well, unless it is the last one that may be: closing the generator
         at any point leaves the token log equal to what the cache holds. `seen` are the prompt's ids, for penalties.
@@ -105,19 +113,21 @@ class ModelRunner:
         Raises:
             OutOfMemoryError: see `check`.
         """
+        cache.check_length(cache.offset + 1)
         self.check(cache)
+        most = params.max_tokens if cache.num_left is None else min(params.max_tokens, cache.num_left)
         step = self._stepper(cache, params, seen)
         try:
             y = step(mx.array([last]))
             cache.advance([last])
             mx.async_eval(y)
-            for n in range(1, params.max_tokens + 1):
+            for n in range(1, most + 1):
                 following = y
-                if n < params.max_tokens:
+                if n < most:
                     following = step(y)
                     mx.async_eval(following)
                 token = int(y.item())  # type: ignore[arg-type]
-                if n < params.max_tokens:
+                if n < most:
                     cache.advance([token])
                 yield token
                 if n % _CLEAR_EVERY == 0:

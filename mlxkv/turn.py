@@ -61,6 +61,7 @@ class Turn:
             raise PromptError("The prompt is empty; write something first.")
         if len(ids) > MAX_PROMPT_TOKENS:
             raise PromptError(f"The prompt has {len(ids):,} tokens; the limit is {MAX_PROMPT_TOKENS:,}.")
+        cache.check_length(len(ids))
         self.runner, self.tokenizer, self.cache = runner, tokenizer, cache
         self.ids, self.params, self.cancelled = TokenIds(ids), params, cancelled
         self.started = time.perf_counter() if started is None else started
@@ -94,6 +95,11 @@ class Turn:
             yield from self._read(new)
             if not self.cancelled():
                 yield from self._write(new[-1])
+            if self.reason == "length" and self.cache.num_left == 0:
+                yield Notice(
+                    f"The reply ends here: this model has learned positions for {self.cache.offset:,} tokens, and they "
+                    "are used up; begin a new chat."
+                )
         yield TurnFinished(self.reason, self.text, self.stats, self.thinking)
 
     def _read(self, new: Sequence[int]) -> Iterator[TurnEvent]:

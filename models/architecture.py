@@ -77,17 +77,6 @@ def model_classes(config: dict[str, Any], name: str) -> tuple[Any, Any]:
         ) from error
 
 
-def trained_length(config: dict[str, Any]) -> int | None:
-    """The positions the model was trained for, in tokens, also from text_config; None where it does not say."""
-    text = config.get("text_config")
-    for table in (config, text if isinstance(text, dict) else {}):
-        for key in ("max_position_embeddings", "n_positions", "n_ctx", "max_sequence_length"):
-            value = table.get(key)
-            if isinstance(value, int) and not isinstance(value, bool) and value > 0:
-                return value
-    return None
-
-
 def stored_dtype(config: dict[str, Any]) -> str | None:
     """The dtype config.json says the weights have ("bfloat16"), None where it does not say."""
     text = config.get("text_config")

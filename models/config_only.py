@@ -15,6 +15,7 @@ from mlxkv.models.architecture import model_classes, read_config, stored_dtype
 from mlxkv.models.download import download
 from mlxkv.models.hub import Hub, find_local
 from mlxkv.models.resolve import resolve
+from mlxkv.models.rope import settle_ropes
 from mlxkv.models.wording import first_line
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ def skeleton(
     device = device or current_device()
     config = read_config(_config_folder(name, hub or Hub()), name)
     model_class, args_class = model_classes(config, name)
+    config = settle_ropes(config, name)
     try:
         model = model_class(args_class.from_dict(config))
         dtype = {"float16": mx.float16, "bfloat16": mx.bfloat16}.get(stored_dtype(config) or "", mx.float32)

@@ -15,13 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mlxkv.cache.trained import trained_length
 from mlxkv.device import Device, current_device
 from mlxkv.errors import ModelError, ModelFileError, ModelUnsupportedError
-from mlxkv.models.architecture import model_classes, read_config, read_generation_config, trained_length
+from mlxkv.models.architecture import model_classes, read_config, read_generation_config
 from mlxkv.models.download import ensure
 from mlxkv.models.hub import WEIGHTS, Hub
 from mlxkv.models.memory import check_fits, predict_weights
 from mlxkv.models.resolve import resolve
+from mlxkv.models.rope import settle_ropes
 from mlxkv.models.wording import first_line
 from mlxkv.safetensors import Header, check_weights
 
@@ -83,9 +85,11 @@ def load_model(
     config = read_config(folder, name)
     generation = read_generation_config(folder)
     model_classes(config, name)  # refused before a gigabyte is read
+    settled = settle_ropes(config, name)
+    changed = {key: value for key, value in settled.items() if key not in config or value is not config[key]}
     need, promote = predict_weights(_check_weight_files(folder, name), device)
     check_fits(name, need, device)
-    model, config = _read_weights(folder, name, config, promote)
+    model, config = _read_weights(folder, name, config, changed, promote)
     weight_bytes = _evaluate(model, name, config, progress, cancel)
     tokenizer = _tokenizer(folder, name, config)
     load_s = time.perf_counter() - start
@@ -129,13 +133,15 @@ def _check_weight_files(folder: Path, name: str) -> list[Header]:
     return read
 
 
-def _read_weights(folder: Path, name: str, config: dict[str, Any], promote: bool) -> tuple[nn.Module, dict[str, Any]]:
-    """The model with lazy weights, and config.json as mlx-lm completes it."""
+def _read_weights(
+    folder: Path, name: str, config: dict[str, Any], changed: dict[str, Any], promote: bool
+) -> tuple[nn.Module, dict[str, Any]]:
+    """The model with lazy weights, and config.json with what was `changed`, as mlx-lm completes it."""
     import mlx.core as mx
     from mlx_lm.utils import load_model as mlx_lm_load_model
 
     with _blamed_on_weights(name, config):
-        model, config = mlx_lm_load_model(folder, lazy=True, strict=True, trust_remote_code=False)
+        model, config = mlx_lm_load_model(folder, lazy=True, strict=True, model_config=changed, trust_remote_code=False)
         if promote:  # packed weights are integers and stay as they are, their float16 scales do not
             model.set_dtype(mx.float32, lambda dtype: dtype == mx.float16)
     return model, config

@@ -19,6 +19,7 @@ from mlxkv.cache.geometry import Geometry
 from mlxkv.cache.layer_plan import FULL, LayerPlan, as_made, counts_rows, plan_leaf, quantized, unbounded_in
 from mlxkv.cache.probe import Sinks, leaves
 from mlxkv.cache.ring import RingKVCache
+from mlxkv.cache.trained import trained_length
 from mlxkv.cache.traits import native_cache, traits_of
 from mlxkv.device import Device, current_device
 from mlxkv.errors import ConfigError, UnboundedError
@@ -34,6 +35,8 @@ class CachePlan:
     layers: tuple[LayerPlan, ...]
     config: CacheConfig
     notes: tuple[str, ...] = field(default=())
+    learned: int | None = None
+    """Positions that the model has a table of: no more tokens can be fed, whatever the window. None: no such table."""
 
     @property
     def leaves(self) -> tuple[LayerPlan, ...]:
@@ -90,20 +93,6 @@ class CachePlan:
         return [plan.make(native) for plan, native in zip(self.layers, native_cache(model), strict=True)]
 
 
-def trained_length(model: Any) -> int | None:
-    """The context the model was trained for, where its arguments say so."""
-    args = getattr(model, "args", None)
-    for holder in (args, getattr(args, "text_config", None)):
-        value = (
-            holder.get("max_position_embeddings")
-            if isinstance(holder, dict)
-            else getattr(holder, "max_position_embeddings", None)
-        )
-        if isinstance(value, int) and value > 0:
-            return value
-    return None
-
-
 def plan_cache(
     model: Any,
     config: CacheConfig | None = None,
@@ -112,6 +101,7 @@ def plan_cache(
     budget: int = _UNLIMITED,
     is_loaded: bool = True,
     device: Device | None = None,
+    trained: int | None = None,
 ) -> CachePlan:
     """Plan a bounded cache for any mlx-lm model.
 
@@ -123,10 +113,11 @@ def plan_cache(
         is_loaded: once per model it is run to see how the pinned tokens can be moved; see `traits.py`. False, for an
             estimate: nothing is computed, weights are not read, and a layer's own rope is trusted.
         device: what it will run on, for quantized rows; None: this machine.
+        trained: the model's trained length, where its config.json says more of it than the model's arguments.
 
     Raises:
-        ConfigError: `config.bits` does not fit this model's rows or its attention. UnboundedError: `config.window` was
-            asked for, and a layer cannot be held to it.
+        ConfigError: `config.bits` does not fit this model's rows or its attention, or `config.window` is beyond its
+            learned positions. UnboundedError: `config.window` was asked for, and a layer cannot be held to it.
     """
     config = config or CacheConfig()
     traits = traits_of(model)
@@ -135,13 +126,21 @@ def plan_cache(
     row_bytes = sum(leaf.shape.row_bytes for leaf in full if leaf.shape)
     if config.bits is not None:  # scales and biases included, a little more than bits/16 of 16-bit rows
         row_bytes = row_bytes * 9 // 16
-    window = config.window or config.default_window(trained_length(model), row_bytes, budget)
+    learned = traits.learned
+    if learned and config.window and config.window > config.geometry(learned).window:
+        raise ConfigError(
+            f"`window` is {config.window:,}, and this model has learned positions for {learned:,} tokens; ask for no "
+            "more than that."
+        )
+    trained = min((n for n in (trained or trained_length(model), learned) if n), default=None)
+    window = config.window or config.default_window(trained, row_bytes, budget)
     geometry = config.geometry(window, system_tokens)
     notes = []
     if config.window is not None and geometry.window != window:
         notes.append(f"the window of {window:,} is rounded up to {geometry.window:,}, whole blocks of {geometry.block}")
     sinks: Sequence[Sinks] = (Sinks(),) * len(seen)
-    if config.positions == "streaming" and geometry.sinks and full:
+    can_move = learned is None and config.positions == "streaming"  # asking at far positions needs rows of the table
+    if can_move and geometry.sinks and full:
         sinks = traits.sinks(model, is_loaded=is_loaded)
     reason = counts_rows(model)
     flat = iter(zip(seen, sinks, strict=True))
@@ -165,7 +164,7 @@ def plan_cache(
         raise UnboundedError(
             f"`window` is {config.window:,}, and {', '.join(unbounded)} cannot be held to it: {reason}; leave it out."
         )
-    plan = CachePlan(tuple(plans), config, tuple(notes))
+    plan = CachePlan(tuple(plans), config, tuple(notes), learned)
     if config.bits is not None and unbounded:
         raise ConfigError(
             f"`bits` is {config.bits!r}, and {', '.join(unbounded)} stays as the model made it; leave it out."
@@ -182,6 +181,8 @@ def _notes(plan: CachePlan, unbounded: Sequence[str], reason: str | None) -> lis
     streaming = plan.config.positions == "streaming"
     if streaming and any(leaf.geometry and leaf.geometry.sinks and not leaf.is_streaming for leaf in full):
         notes.append("its positions cannot be moved, so the pinned tokens keep the ones they had")
+    if plan.learned:
+        notes.append(f"it has learned positions for {plan.learned:,} tokens, and a chat ends there")
     if unbounded:
         why = f", since {reason}" if reason else ""
         notes.append(f"{_own_caches(unbounded)} is used as the model made it and grows with every token{why}")

@@ -26,7 +26,7 @@ from mlxkv.cache.probe import leaves
 from mlxkv.cache.ring import RingKVCache
 from mlxkv.cache.state import arrays_of, capture, go_back, is_recurrent, put_back, rewind_floor, tokens_fed, unseen
 from mlxkv.cache.state_group import StateGroup
-from mlxkv.errors import CacheError, MismatchError, RewindError
+from mlxkv.errors import CacheError, MismatchError, PromptError, RewindError
 from mlxkv.ids import TokenIds, TokenLog, common_prefix
 
 
@@ -203,6 +203,24 @@ class PromptCache:
             return room
         to_next = EVERY - self.offset % EVERY
         return min(room, to_next) if room else to_next
+
+    @property
+    def num_left(self) -> int | None:
+        """Tokens that can still be fed before the model's learned positions are used up; None: any number."""
+        return None if self.plan.learned is None else max(self.plan.learned - self.offset, 0)
+
+    def check_length(self, num_tokens: int) -> None:
+        """Refuse a prompt that ends beyond the model's learned positions.
+
+        Raises:
+            PromptError: with both numbers; nothing was fed.
+        """
+        learned = self.plan.learned
+        if learned is not None and num_tokens > learned:
+            raise PromptError(
+                f"The prompt has {num_tokens:,} tokens, and this model has learned positions for {learned:,}; shorten "
+                "it, or begin a new chat."
+            )
 
     def advance(self, ids: Sequence[int]) -> None:
         """The model has been fed `ids`."""

@@ -15,6 +15,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from mlxkv.cache.alike import kinds
+from mlxkv.cache.learned import learned_positions
 from mlxkv.cache.positions import rotation_for
 from mlxkv.cache.probe import Recorder, RowShape, Sinks, leaves, observe, sink_rotations
 
@@ -40,12 +41,14 @@ class ModelTraits:
     Args:
         leaves: in the order of `probe.leaves`.
         witnesses: what they were found from.
+        learned: see `learned.learned_positions`.
         frames: see `frames.Frames`.
         tried: what came of trying out quantized rows; see `plan`.
     """
 
     leaves: tuple[LeafTraits, ...]
     witnesses: Sequence[Any]
+    learned: int | None = None
     frames: dict[Any, Any] = field(default_factory=dict)
     tried: dict[Hashable, str | None] = field(default_factory=dict)
     _sinks: dict[bool, tuple[Sinks, ...]] = field(default_factory=dict)
@@ -86,7 +89,8 @@ def traits_of(model: Any) -> ModelTraits:
         return known
     classes = [type(cache).__name__ for cache in leaves(natives)]
     seen = observe(model, natives)
-    found = ModelTraits(tuple(_leaf(name, leaf) for name, leaf in zip(classes, seen, strict=True)), witnesses)
+    found_leaves = tuple(_leaf(name, leaf) for name, leaf in zip(classes, seen, strict=True))
+    found = ModelTraits(found_leaves, witnesses, learned_positions(model))
     with contextlib.suppress(AttributeError, TypeError):  # an object that takes no attribute is asked again
         setattr(model, _ATTRIBUTE, found)
     return found

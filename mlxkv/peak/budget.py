@@ -26,24 +26,31 @@ class Budget:
     """What one model may use: `limit` bytes for all that this process holds in MLX; 0 means no limit.
 
     Everywhere `used` is what is taken without the cache in question, weights included, in bytes; `is_loaded` is False
-    for a skeleton.
+    for a skeleton. `trained` is the model's trained length by its config.json; None: by its arguments.
     """
 
     model: Any
     limit: int
+    trained: int | None = None
     _known: dict[tuple[Any, ...], int] = field(default_factory=dict)
     _widths: tuple[int, int] | None = None
 
     def plan(self, config: CacheConfig, used: int, *, system_tokens: int = 0, is_loaded: bool = True) -> CachePlan:
         """A plan of the cache; where the window is left open, of the largest that can also be filled."""
         share = int(max(self.limit - used, 0) * _CACHE_SHARE) if self.limit else 1 << 62
-        plan = plan_cache(self.model, config, system_tokens=system_tokens, budget=share, is_loaded=is_loaded)
+
+        def planned(share: int) -> CachePlan:
+            return plan_cache(
+                self.model, config, system_tokens=system_tokens, budget=share, is_loaded=is_loaded, trained=self.trained
+            )
+
+        plan = planned(share)
         while config.window is None and not self._can_be_filled(plan, used):
             geometry = plan.geometry
             if geometry is None or geometry.window <= _LEAST_WINDOW:
                 break
             share = min(share, plan.bytes_per_token * geometry.window) // 2
-            smaller = plan_cache(self.model, config, system_tokens=system_tokens, budget=share, is_loaded=is_loaded)
+            smaller = planned(share)
             if smaller.geometry is None or smaller.geometry.window >= geometry.window:
                 break
             plan = smaller

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import re
 from dataclasses import dataclass
@@ -46,19 +47,19 @@ class Architecture:
     family: str
     args: dict[str, Any]
 
-    def build(self) -> Any:
+    def config(self) -> dict[str, Any]:
+        """What a config.json would hold."""
+        args = {**COMMON, "model_type": self.module, **copy.deepcopy(self.args)}
+        if "text_config" not in args:
+            return args
+        text = {**COMMON, "model_type": self.module, **args["text_config"]}
+        return {"model_type": self.module, "vocab_size": VOCAB, **args, "text_config": text}
+
+    def build(self, config: dict[str, Any] | None = None) -> Any:
         """A float32 model with random weights, none of them zero or one throughout."""
         module = importlib.import_module(f"mlx_lm.models.{self.module}")
-        args = {**COMMON, "model_type": self.module, **self.args}
-        if "text_config" in args:
-            args = {
-                "model_type": self.module,
-                "vocab_size": VOCAB,
-                **args,
-                "text_config": {**COMMON, "model_type": self.module, **args["text_config"]},
-            }
         mx.random.seed(0)
-        model = module.Model(module.ModelArgs.from_dict(args))
+        model = module.Model(module.ModelArgs.from_dict(copy.deepcopy(config) if config else self.config()))
         model.update(tree_map_with_path(_shaken, model.parameters()))
         mx.eval(model.parameters())
         model.eval()

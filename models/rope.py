@@ -1,0 +1,300 @@
+"""`rope_parameters`, as transformers 5 writes configs, for the modules of mlx-lm that do not read them.
+
+A model is built without weights and its ropes are compared with what the config says. Where they differ, the same is
+said in the keys that mlx-lm's modules do read; where no wording of it makes the right ropes, the model is refused. A
+config that is read rightly stays as it is, byte for byte: it is part of the identity of saved rows. On the MLX thread.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeGuard
+
+from mlxkv.errors import ModelUnsupportedError
+from mlxkv.models.architecture import model_classes
+
+if TYPE_CHECKING:
+    import mlx.nn as nn
+
+_NEAR = (1, 37, 1009)  # positions at which ropes are compared; large ones are inexact in float32
+_TOLERANCE = 0.01
+_LARGEST = 1e18  # of the numbers in a config; NaN is below nothing
+_LOCAL = ("sliding_attention", "chunked_attention", "local_attention", "local")
+_FULL = ("full_attention", "global_attention", "global", "main")
+_THETAS = ("rope_theta", "rotary_emb_base", "rope_freq_constant", "rope_embedding_base")
+_NOT_SCALING = ("rope_theta", "mrope_section", "mrope_interleaved", "rope_type", "type", "partial_rotary_factor")
+
+
+@dataclass(frozen=True)
+class Rope:
+    """One entry of `rope_parameters`, with transformers' defaults filled in."""
+
+    theta: float
+    kind: str  # transformers' rope_type
+    partial: float | None  # partial_rotary_factor
+    values: Mapping[str, Any]
+
+    @property
+    def scaling(self) -> dict[str, Any] | None:
+        """As `rope_scaling` had it before transformers 5."""
+        values = {key: value for key, value in self.values.items() if key not in _NOT_SCALING and value is not None}
+        if self.kind == "default" and not values:
+            return None
+        if self.kind == "proportional" and self.partial is not None:
+            values["partial_rotary_factor"] = self.partial
+        return {"rope_type": self.kind, "type": self.kind, **values}
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """As transformers 5 writes it, complete."""
+        partial = {} if self.partial is None else {"partial_rotary_factor": self.partial}
+        values = {key: value for key, value in self.values.items() if key != "type"}
+        return {**values, **partial, "rope_type": self.kind, "rope_theta": self.theta}
+
+    def __str__(self) -> str:
+        part = "" if self.partial is None else f" on {self.partial:g} of each row"
+        return f"{ascii(self.kind)[:40]} with theta {self.theta:,.10g}{part}"
+
+
+def settle_ropes(config: dict[str, Any], name: str) -> dict[str, Any]:
+    """`config` with its `rope_parameters` in keys that mlx-lm's module reads; itself where that is not needed.
+
+    Raises:
+        ModelUnsupportedError: the module cannot make these ropes, or takes no notice of them.
+    """
+    ropes = read_ropes(config)
+    if not ropes:
+        return config
+    is_built, missing = False, ""
+    for wording in _wordings(config, ropes):
+        try:
+            model = _build(wording, name)
+        except ModelUnsupportedError:
+            raise
+        except Exception:  # a module's own code; loading says what is wrong if no wording is built
+            continue
+        is_built, missing = True, _missing(model, wording, ropes)
+        if not missing:
+            return wording
+    if not is_built and all(_can_be_made(rope, config) for rope in ropes.values()):
+        return config
+    what = missing or " and ".join(str(rope) for rope in ropes.values())
+    raise ModelUnsupportedError(
+        f"The rope_parameters of {name} ask for {what}, which mlx-lm's {config['model_type']} does not do; use another "
+        "model or a newer mlxkv."
+    )
+
+
+def read_ropes(config: Mapping[str, Any]) -> dict[str, Rope]:
+    """What `rope_parameters` say, by layer type, "" for all layers; {} where there are none, or nothing in them.
+
+    As in transformers: what is missing comes from the older keys beside it, and a `rope_scaling` beside it wins.
+    """
+    old = {**config, **_text(config)}
+    given = _text(config).get("rope_parameters") or config.get("rope_parameters")
+    if not isinstance(given, dict) or not given:
+        return {}
+    nested = {label: values for label, values in given.items() if isinstance(values, dict)} or {"": given}
+    if isinstance(scaling := old.get("rope_scaling"), dict) and scaling:
+        label = next((label for label in ("", *_FULL) if label in nested), "")
+        nested = {**nested, **({label: {**_named(nested[label]), **_named(scaling)}} if label in nested else {})}
+    found = {label: _rope(values, old, label) for label, values in nested.items()}
+    return {label: rope for label, rope in found.items() if rope is not None}
+
+
+def _rope(values: Mapping[str, Any], old: Mapping[str, Any], label: str) -> Rope | None:
+    """None where nothing is said: neither a theta, nor a part of the row, nor another kind than the default."""
+    values = _named(values)
+    kind, partial = values["rope_type"], values.get("partial_rotary_factor")
+    keys = ("rope_local_base_freq", *_THETAS) if label in _LOCAL else _THETAS
+    theta = next((v for v in (values.get("rope_theta"), *(old.get(key) for key in keys)) if _is_number(v)), None)
+    if theta is None:
+        if kind == "default" and partial is None:
+            return None
+        theta = 10_000.0
+    trained, outer = old.get("max_position_embeddings"), old.get("original_max_position_embeddings")
+    if kind in ("yarn", "llama3", "longrope"):  # Phi 3 has it outside, and then that is meant
+        values["original_max_position_embeddings"] = outer or values.get("original_max_position_embeddings") or trained
+    original, factor = values.get("original_max_position_embeddings"), values.get("factor")
+    if kind == "yarn" and factor is None and _is_number(trained) and _is_number(original) and original:
+        factor = trained / original
+    if _is_number(factor):
+        values["factor"] = float(factor)  # some modules insist on it
+    wanted = values.get("attention_factor")
+    if kind == "yarn" and _is_number(wanted) and _is_number(factor) and factor > 1 and not values.get("mscale_all_dim"):
+        values["mscale"] = (wanted - 1) / (0.1 * math.log(factor))  # how mlx-lm comes to the same
+    return Rope(float(theta), kind, float(partial) if _is_number(partial) else None, values)
+
+
+def _named(values: Mapping[str, Any]) -> dict[str, Any]:
+    """With its kind in `rope_type`, whichever of the two names it had, and as mlx-lm calls it."""
+    kind = values.get("rope_type") or values.get("type") or "default"
+    if kind == "su" or (kind == "yarn" and "long_factor" in values):
+        kind = "longrope"
+    kind = "default" if kind == "mrope" else kind
+    return {**{k: v for k, v in values.items() if k != "type"}, "rope_type": kind}
+
+
+def _text(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    text = config.get("text_config")
+    return text if isinstance(text, dict) else config
+
+
+def _is_number(value: object) -> TypeGuard[int | float]:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < _LARGEST
+
+
+# -- wordings ----------------------------------------------------------------------------------------------------------
+
+
+def _wordings(config: dict[str, Any], ropes: Mapping[str, Rope]) -> Iterator[dict[str, Any]]:
+    """The config, then others that say the same, the likeliest first."""
+    yield config
+    types = _text(config).get("layer_types") or ("full_attention", "sliding_attention")
+    kinds = sorted({t for t in types if isinstance(t, str)}) if isinstance(types, (list, tuple)) else []
+    flat = ropes.get("")
+    by_type = dict.fromkeys(kinds, flat.parameters) if flat else {t: rope.parameters for t, rope in ropes.items()}
+    for parameters in (flat.parameters if flat else by_type, by_type, None):
+        said = {**_old_keys(config, ropes), "rope_parameters": parameters}
+        changed = {**config, **said}
+        if _text(config) is not config:
+            changed["text_config"] = {**config["text_config"], **said}
+        yield changed
+
+
+def _old_keys(config: Mapping[str, Any], ropes: Mapping[str, Rope]) -> dict[str, Any]:
+    """In the keys from before transformers 5, under every name that a module of mlx-lm has for them."""
+    every = list(ropes.values())
+    main = next((ropes[label] for label in ("", *_FULL) if label in ropes), every[0])
+    local = next((ropes[label] for label in _LOCAL if label in ropes), None)
+    keys: dict[str, Any] = dict.fromkeys(_THETAS, main.theta)
+    keys["rope_scaling"] = main.scaling
+    if local is not None:
+        keys |= dict.fromkeys(("rope_local_base_freq", "rope_local_theta", "swa_rope_theta"), local.theta)
+    if "compress" in ropes:
+        keys["compress_rope_theta"] = ropes["compress"].theta
+        keys["rope_scaling"] = ropes["compress"].scaling
+    if main.partial is not None:
+        keys |= dict.fromkeys(("partial_rotary_factor", "rotary_pct"), main.partial)
+        if head := _head_dim(_text(config)):
+            keys["rotary_dim"] = int(head * main.partial)
+    if original := main.values.get("original_max_position_embeddings"):
+        keys["original_max_position_embeddings"] = original
+    if isinstance(attention := _text(config).get("attn_config"), dict):  # DBRX
+        keys["attn_config"] = {**attention, "rope_theta": main.theta}
+    return keys
+
+
+def _head_dim(text: Mapping[str, Any]) -> int:
+    if isinstance(text.get("head_dim"), int):
+        return text["head_dim"]
+    hidden, heads = text.get("hidden_size"), text.get("num_attention_heads")
+    return hidden // heads if isinstance(hidden, int) and isinstance(heads, int) and heads else 0
+
+
+# -- what a model does -------------------------------------------------------------------------------------------------
+
+
+def _build(config: dict[str, Any], name: str) -> nn.Module:
+    """The model with random weights that are never computed."""
+    from mlx_lm.utils import _decode_tagged_floats
+
+    model_class, args_class = model_classes(config, name)
+    return model_class(args_class.from_dict(copy.deepcopy(_decode_tagged_floats(config))))
+
+
+def _missing(model: Any, config: Mapping[str, Any], ropes: Mapping[str, Rope]) -> str:
+    """The ropes that a model should have and has not; "" if there are none, or if it has no ropes at all."""
+    from mlxkv.cache.positions import ropes_of
+
+    layers = [[rope for rope in ropes_of(layer) if _dims(rope)] for layer in model.layers]
+    if not any(layers):
+        return ""
+    types = _text(config).get("layer_types")
+    is_known = isinstance(types, list) and len(types) == len(layers) and all(isinstance(t, str) for t in types)
+    labels: list[Any] = types if is_known and isinstance(types, list) else [None] * len(layers)
+    matched: set[str] = set()
+    is_strange = False
+    for label, layer, found in zip(labels, model.layers, layers, strict=True):
+        wanted = {label: ropes[label]} if label in ropes else ropes
+        for rope in found:
+            fits = [label for label, want in wanted.items() if _is_same(rope, want, config, layer)]
+            matched.update(fits)
+            is_strange |= not fits and not ("" in ropes and _is_plain(rope))
+    present = {*ropes} - {*labels} | {label for label, found in zip(labels, layers, strict=True) if found}
+    missing = [str(rope) for label, rope in ropes.items() if label in present and label not in matched]
+    return " and ".join(missing or (str(rope) for rope in ropes.values() if is_strange))
+
+
+def _dims(rope: Any) -> int:
+    """How many numbers of a row it turns; 0 for a layer without positions that calls its lack of a rope a rope."""
+    freqs = getattr(rope, "_freqs", None)
+    return getattr(rope, "dims", None) or getattr(rope, "dim", None) or (0 if freqs is None else 2 * freqs.size)
+
+
+def _is_plain(rope: Any) -> bool:
+    """Of a layer that takes no scaling in any wording, as sliding windows do."""
+    import mlx.nn as nn
+
+    return type(rope) is nn.RoPE and rope.scale == 1.0
+
+
+def _is_same(rope: Any, want: Rope, config: Mapping[str, Any], layer: Any) -> bool:
+    """Whether `rope` turns rows by the angles, and scales them by the factor, that are wanted."""
+    import mlx.core as mx
+
+    dims = _dims(rope)
+    if want.partial is not None and want.kind != "proportional" and dims not in _widths(config, want.partial, layer):
+        return False
+    places = [*_NEAR, 2 * _length(config)] if want.kind == "dynamic" and _length(config) <= 1 << 16 else _NEAR
+    ones, zeros = mx.ones((1, 1, 1, dims // 2)), mx.zeros((1, 1, 1, dims // 2))
+    halves, pairs = mx.concatenate([ones, zeros], axis=-1), mx.stack([ones, zeros], axis=-1).reshape(1, 1, 1, dims)
+    errors = []
+    try:
+        for x, is_interleaved in ((halves, False), (pairs, True)):
+            expected = _make(want, dims, is_interleaved, config)
+            error = [mx.abs(mx.abs(rope(x, offset=at)) - mx.abs(expected(x, offset=at))).max() for at in places]
+            errors.append(mx.max(mx.stack(error)))
+        return float(mx.min(mx.stack(errors)).item()) < _TOLERANCE  # type: ignore[arg-type]
+    except Exception:  # mlx-lm's own code: factors for rows of another width, or none at all
+        return False
+
+
+def _make(want: Rope, dims: int, is_interleaved: bool, config: Mapping[str, Any]) -> Any:
+    """The rope as mlx-lm itself makes it."""
+    from mlx_lm.models.rope_utils import SuScaledRoPE, initialize_rope
+
+    scaling = want.scaling
+    if want.kind == "dynamic" and _is_number(alpha := want.values.get("alpha")) and alpha:
+        return initialize_rope(dims, want.theta * alpha ** (dims / (dims - 2)), is_interleaved)  # Hunyuan's
+    made = initialize_rope(dims, want.theta, is_interleaved, scaling, _length(config))
+    amplitude = want.values.get("long_mscale") or want.values.get("attention_factor")
+    if isinstance(made, SuScaledRoPE) and _is_number(amplitude):
+        made._scale = amplitude
+    return made
+
+
+def _can_be_made(want: Rope, config: Mapping[str, Any]) -> bool:
+    try:
+        _make(want, 64, False, config)
+    except Exception:
+        return False
+    return True
+
+
+def _length(config: Mapping[str, Any]) -> int:
+    length = _text(config).get("max_position_embeddings", config.get("max_position_embeddings"))
+    return length if isinstance(length, int) else 2048
+
+
+def _widths(config: Mapping[str, Any], partial: float, layer: Any) -> set[int]:
+    """How many numbers of a row may be meant by a part of it. Latent attention has a row of its own for positions."""
+    text = _text(config)
+    heads = [text.get(key) for key in ("head_dim", "global_head_dim", "swa_head_dim")]
+    heads += [getattr(module, "head_dim", None) for _, module in layer.named_modules()]
+    heads.append(_head_dim(text))
+    latent = {getattr(module, "qk_rope_head_dim", None) for _, module in layer.named_modules()}
+    return {int(head * partial) for head in heads if isinstance(head, int)} | {w for w in latent if isinstance(w, int)}
