@@ -39,7 +39,7 @@ def models_pull(repo: Annotated[str, typer.Argument(help="org/name[@revision]")]
 
 @models.command("info")
 def models_info(model: Annotated[str, typer.Argument(help="Built-in name, folder or org/name.")]) -> None:
-    """What a model is, from its configuration; nothing is loaded."""
+    """What a model is, from its configuration and its tokenizer; no weights are read."""
     from mlxkv.cache.plan import plan_cache
     from mlxkv.cache.trained import trained_length
     from mlxkv.models import skeleton
@@ -56,8 +56,25 @@ def models_info(model: Annotated[str, typer.Argument(help="Built-in name, folder
         "quantized": f"{quantized['bits']} bits" if "bits" in quantized else "no",
         "KV per token": f"{plan.bytes_per_token:,} bytes",
         "KV cache": plan.description,
+        **_text(model),
     }.items():
         print(f"{name:<15} {clean(str(value))}")
+
+
+def _text(model: str) -> dict[str, str]:
+    """What the tokenizer's files say, as far as they are here."""
+    from mlxkv.errors import ModelError
+    from mlxkv.models import text_side
+
+    try:
+        side = text_side(model)
+    except ModelError as error:
+        return {"tokenizer": str(error)}
+    if side is None:
+        return {"tokenizer": "not downloaded yet"}
+    own = "mlx-lm's own" if side.tokenizer.has_chat_template else "none: what is said continues the text"
+    ends = "; ".join(f"{token.id} {token.text!r} ({', '.join(token.sources)})" for token in side.ends)
+    return {"chat template": str(side.template or own), "ends a reply": ends or "nothing: only --max-tokens"}
 
 
 @models.command("estimate")

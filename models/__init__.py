@@ -4,7 +4,7 @@ Importing it imports neither mlx, mlx_lm nor huggingface_hub; the functions do w
 """
 
 from mlxkv.models.catalogue import CatalogueEntry, catalogue, suggestions
-from mlxkv.models.config_only import skeleton
+from mlxkv.models.config_only import skeleton, text_side
 from mlxkv.models.download import Plan, download, plan_download
 from mlxkv.models.hub import Hub
 from mlxkv.models.load import LoadedModel, LoadProgress, load_model
@@ -29,4 +29,5 @@ __all__ = [
     "resolve",
     "skeleton",
     "suggestions",
+    "text_side",
 ]

@@ -29,7 +29,7 @@ def read_config(folder: Path, name: str) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
         raise ModelNotFoundError(f"{name} is no model: {folder} holds no config.json; name a folder that does.")
-    config = _read_json(path)
+    config = read_json(path)
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or not _MODEL_TYPE.fullmatch(model_type):
         raise ModelFileError(
@@ -45,7 +45,7 @@ def read_generation_config(folder: Path) -> dict[str, Any]:
         ModelFileError: it is not a JSON object.
     """
     path = folder / "generation_config.json"
-    return _read_json(path) if path.is_file() else {}
+    return read_json(path) if path.is_file() else {}
 
 
 def model_classes(config: dict[str, Any], name: str) -> tuple[Any, Any]:
@@ -88,7 +88,12 @@ def stored_dtype(config: dict[str, Any]) -> str | None:
     return None
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """A small JSON object of a model.
+
+    Raises:
+        ModelFileError: it is none.
+    """
     try:
         if path.stat().st_size > MAX_JSON:
             raise ModelFileError(f"{path} is larger than {MAX_JSON >> 20} MiB, so it is no model's; use another model.")

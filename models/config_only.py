@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from mlxkv.device import Device, current_device
 from mlxkv.errors import ModelFileError, ModelUnsupportedError
-from mlxkv.models.architecture import model_classes, read_config, stored_dtype
+from mlxkv.models.architecture import model_classes, read_config, read_generation_config, stored_dtype
 from mlxkv.models.download import download
 from mlxkv.models.hub import Hub, find_local
 from mlxkv.models.resolve import resolve
 from mlxkv.models.rope import settle_ropes
+from mlxkv.models.text_side import TextSide, load_text_side
 from mlxkv.models.wording import first_line
 
 if TYPE_CHECKING:
@@ -62,6 +63,19 @@ def skeleton(
             "download it again or use another model."
         ) from error
     return config, model
+
+
+def text_side(name_or_path: str | Path, *, hub: Hub | None = None) -> TextSide | None:
+    """The tokenizer of a name as in `load_model`, with its template and its end tokens; None where it is not here yet.
+
+    Raises:
+        ModelError and below: as `load_text_side`.
+    """
+    name = str(name_or_path)
+    folder = _config_folder(name, hub or Hub())
+    if not any(folder.glob("tokenizer*")):
+        return None
+    return load_text_side(folder, name, read_config(folder, name), read_generation_config(folder))
 
 
 def _config_folder(name: str, hub: Hub) -> Path:

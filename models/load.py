@@ -6,7 +6,6 @@ safetensors) comes out as one sentence. Knows no cache and no generation.
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,13 +16,16 @@ from typing import TYPE_CHECKING, Any
 
 from mlxkv.cache.trained import trained_length
 from mlxkv.device import Device, current_device
-from mlxkv.errors import ModelError, ModelFileError, ModelUnsupportedError
+from mlxkv.errors import ModelError, ModelFileError
 from mlxkv.models.architecture import model_classes, read_config, read_generation_config
+from mlxkv.models.chat_template import ChatTemplate
 from mlxkv.models.download import ensure
+from mlxkv.models.ends import EndToken
 from mlxkv.models.hub import WEIGHTS, Hub
 from mlxkv.models.memory import check_fits, predict_weights
 from mlxkv.models.resolve import resolve
 from mlxkv.models.rope import settle_ropes
+from mlxkv.models.text_side import load_text_side
 from mlxkv.models.wording import first_line
 from mlxkv.safetensors import Header, check_weights
 
@@ -57,6 +59,8 @@ class LoadedModel:
     load_s: float
     trained_length: int | None  # tokens
     generation: dict[str, Any]
+    ends: tuple[EndToken, ...] = ()  # what ends a reply
+    template: ChatTemplate | None = None
 
 
 def load_model(
@@ -89,12 +93,14 @@ def load_model(
     changed = {key: value for key, value in settled.items() if key not in config or value is not config[key]}
     need, promote = predict_weights(_check_weight_files(folder, name), device)
     check_fits(name, need, device)
-    model, config = _read_weights(folder, name, config, changed, promote)
+    said, (model, config) = config, _read_weights(folder, name, config, changed, promote)
     weight_bytes = _evaluate(model, name, config, progress, cancel)
-    tokenizer = _tokenizer(folder, name, config)
+    text = load_text_side(folder, name, said, generation)
     load_s = time.perf_counter() - start
     length = trained_length(config)
-    return LoadedModel(name, folder, config, model, tokenizer, weight_bytes, load_s, length, generation)
+    return LoadedModel(
+        name, folder, config, model, text.tokenizer, weight_bytes, load_s, length, generation, text.ends, text.template
+    )
 
 
 def _folder(
@@ -175,33 +181,6 @@ def _evaluate(
         if progress is not None:
             progress(LoadProgress(name, "loading", done, total))
     return total
-
-
-def _tokenizer(folder: Path, name: str, config: dict[str, Any]) -> TokenizerWrapper:
-    from mlx_lm.utils import load_tokenizer
-
-    try:
-        tokenizer = load_tokenizer(folder, {"trust_remote_code": False}, eos_token_ids=config.get("eos_token_id"))
-        _add_bos(tokenizer._tokenizer, folder)
-        return tokenizer
-    except Exception as error:
-        if "trust_remote_code" in str(error):
-            raise ModelUnsupportedError(
-                f"The tokenizer of {name} wants its own code run, which mlxkv never does; use another model."
-            ) from error
-        raise ModelFileError(
-            f"The tokenizer of {name} cannot be read ({first_line(error)}); download the model again."
-        ) from error
-
-
-def _add_bos(tokenizer: Any, folder: Path) -> None:
-    """Heed `add_bos_token: true`, which transformers 5 passes over where there is a tokenizer.json."""
-    path = folder / "tokenizer_config.json"
-    wanted = path.is_file() and json.loads(path.read_text(encoding="utf-8")).get("add_bos_token") is True
-    can = hasattr(tokenizer, "update_post_processor") and tokenizer.bos_token is not None
-    if wanted and can and tokenizer.encode("a")[:1] != [tokenizer.bos_token_id]:
-        tokenizer.add_bos_token = True
-        tokenizer.update_post_processor()
 
 
 @contextmanager

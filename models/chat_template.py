@@ -1,0 +1,86 @@
+"""Which chat template a model folder brings, and from which of the places that transformers looks at.
+
+Reads small files. Any thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mlxkv.errors import ModelFileError
+from mlxkv.models.architecture import MAX_JSON, read_json
+from mlxkv.models.wording import first_line
+
+_SPECIAL = ("rag", "tool_use")  # for prompts of another kind: taken where there is nothing else
+
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """`source` is its file, `name` what it is called there; `others` are those that were not taken."""
+
+    text: str
+    source: str
+    name: str = "default"
+    others: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        named = "" if self.name == "default" else f", the one named {self.name!r}"
+        return self.source + named + (f" (not taken: {', '.join(self.others)})" if self.others else "")
+
+
+def find_template(folder: Path) -> ChatTemplate | None:
+    """The template for a chat: of the files in transformers' order the first that has one; None where there is none.
+
+    A tokenizer's own come first: chat_template.jinja and additional_chat_templates/, then tokenizer_config.json. Then
+    what a processor keeps: chat_template.json, processor_config.json. Of several the one called "default" is taken;
+    without it another, "rag" and "tool_use" last.
+
+    Raises:
+        ModelFileError: a file cannot be read.
+    """
+    found: dict[str, ChatTemplate] = {}
+    for source, given in _places(folder):
+        for name, text in _named(given).items():
+            found.setdefault(name, ChatTemplate(text, source, name))
+        if "default" in found:
+            break
+    if not found:
+        return None
+    taken = min(found, key=lambda name: (name != "default", name in _SPECIAL, name))
+    others = tuple(sorted({*found} - {taken}))
+    return ChatTemplate(found[taken].text, found[taken].source, taken, others)
+
+
+def _places(folder: Path) -> list[tuple[str, Any]]:
+    places: list[tuple[str, Any]] = []
+    if (file := folder / "chat_template.jinja").is_file():
+        places.append((file.name, _read(file)))
+    for file in sorted(folder.glob("additional_chat_templates/*.jinja")):
+        places.append((f"{file.parent.name}/{file.name}", {file.stem: _read(file)}))
+    for name in ("tokenizer_config.json", "chat_template.json", "processor_config.json"):
+        if (file := folder / name).is_file():
+            places.append((name, read_json(file).get("chat_template")))
+    return places
+
+
+def _named(given: Any) -> dict[str, str]:
+    """The templates of one file by name; what is no template is passed over."""
+    if isinstance(given, str):
+        return {"default": given}
+    if isinstance(given, list):
+        given = {entry.get("name"): entry.get("template") for entry in given if isinstance(entry, Mapping)}
+    if not isinstance(given, Mapping):
+        return {}
+    return {name: text for name, text in given.items() if isinstance(name, str) and isinstance(text, str)}
+
+
+def _read(file: Path) -> str:
+    try:
+        if file.stat().st_size > MAX_JSON:
+            raise ModelFileError(f"{file} is larger than {MAX_JSON >> 20} MiB; use another model.")
+        return file.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise ModelFileError(f"{file} cannot be read ({first_line(error)}); download the model again.") from error

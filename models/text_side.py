@@ -1,0 +1,90 @@
+"""A model's tokenizer with its chat template and its end tokens, each with where it comes from.
+
+Imports mlx_lm lazily; loads no weights. On the MLX thread.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlxkv.errors import ModelFileError, ModelUnsupportedError
+from mlxkv.models.chat_template import ChatTemplate, find_template
+from mlxkv.models.ends import EndToken, end_tokens, token_ids
+from mlxkv.models.wording import first_line
+
+if TYPE_CHECKING:
+    from mlx_lm.tokenizer_utils import TokenizerWrapper
+
+
+@dataclass(frozen=True)
+class TextSide:
+    """`template` is None where there is none, or where mlx-lm has a renderer of its own for the model."""
+
+    tokenizer: TokenizerWrapper
+    ends: tuple[EndToken, ...]
+    template: ChatTemplate | None
+
+
+def load_text_side(folder: Path, name: str, config: Mapping[str, Any], generation: Mapping[str, Any]) -> TextSide:
+    """The tokenizer in `folder`, ready to use.
+
+    Args:
+        config, generation: config.json and generation_config.json as they are in the folder.
+
+    Raises:
+        ModelUnsupportedError: it wants its own code run. ModelFileError: it cannot be read.
+    """
+    template = find_template(folder)
+    known = [*token_ids([config.get("eos_token_id"), generation.get("eos_token_id")])]
+    try:
+        tokenizer = _load(folder, config, known or None)
+        _add_bos(tokenizer._tokenizer, folder)
+    except Exception as error:
+        if "trust_remote_code" in str(error):
+            raise ModelUnsupportedError(
+                f"The tokenizer of {name} wants its own code run, which mlxkv never does; use another model."
+            ) from error
+        raise ModelFileError(
+            f"The tokenizer of {name} cannot be read ({first_line(error)}); download the model again."
+        ) from error
+    if tokenizer._chat_template is not None:
+        template = None
+    elif template is not None and not isinstance(tokenizer.chat_template, str):  # several, or a processor's
+        tokenizer.chat_template, tokenizer.has_chat_template = template.text, True
+    ends = end_tokens(tokenizer, config, generation)
+    tokenizer.eos_token_ids = {token.id for token in ends}
+    return TextSide(tokenizer, ends, template)
+
+
+def _load(folder: Path, config: Mapping[str, Any], ends: list[int] | None) -> TokenizerWrapper:
+    """mlx-lm's tokenizer. transformers reads config.json for no more than the tokenizer's class, and refuses it for
+    values that have nothing to do with that; then it is told the class in a config of its own."""
+    from mlx_lm.utils import load_tokenizer
+    from transformers import AutoConfig
+
+    extra: dict[str, Any] = {"trust_remote_code": False}
+    try:
+        return load_tokenizer(folder, extra, eos_token_ids=ends)
+    except Exception as error:
+        if "trust_remote_code" in str(error):
+            raise
+        try:
+            named = {key: config[key] for key in ("tokenizer_class",) if isinstance(config.get(key), str)}
+            plain = AutoConfig.for_model(config["model_type"], **named)
+            return load_tokenizer(folder, {**extra, "config": plain}, eos_token_ids=ends)
+        except Exception:
+            raise error from None
+
+
+def _add_bos(tokenizer: Any, folder: Path) -> None:
+    """Heed `add_bos_token: true`, which transformers 5 passes over where there is a tokenizer.json."""
+    path = folder / "tokenizer_config.json"
+    wanted = path.is_file() and json.loads(path.read_text(encoding="utf-8")).get("add_bos_token") is True
+    can = hasattr(tokenizer, "update_post_processor") and tokenizer.bos_token is not None
+    if wanted and can and tokenizer.encode("a")[:1] != [tokenizer.bos_token_id]:
+        tokenizer.add_bos_token = True
+        tokenizer.update_post_processor()
