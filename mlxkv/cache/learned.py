@@ -20,6 +20,8 @@ def learned_positions(model: Any) -> int | None:
     Found by asking: of one token at two offsets, its position is what another row is looked up for. Nothing computed
     but those indices.
     """
+    if not isinstance(model, nn.Module):  # what only behaves like one has no table to be found
+        return None
     kinds = (nn.Embedding, nn.QuantizedEmbedding)
     tables: list[Any] = [module for _, module in model.named_modules() if isinstance(module, kinds)]
     if len({table.weight.shape[0] for table in tables}) < 2:  # of the vocabulary alone
