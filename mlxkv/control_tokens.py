@@ -43,6 +43,10 @@ class Rendered:
             return Rendered(self.text[start:end])
         return Rendered.of(self.marked[self._place(start) : None if end is None else self._place(end)], self.mark)
 
+    def behind(self, text: str) -> Rendered:
+        """The same behind some text of the template's."""
+        return Rendered(text + self.text, self.marked and text + self.marked, self.mark)
+
     def _place(self, chars: int) -> int:
         """Where in `marked` the character number `chars` of `text` is."""
         place = 0
@@ -118,7 +122,10 @@ class ControlTokens:
         """The ids of text in which nothing is special, and that follows the ids `before`."""
 
         def ids(tokenizer: Any) -> list[int]:
-            return encode_after(tokenizer, before, text) if before else encode(tokenizer, text)
+            if not before:
+                return encode(tokenizer, text)
+            # A twin encodes and cannot decode.
+            return encode_after(self._tokenizer, before, text, lambda mark: encode(tokenizer, mark + text))
 
         if not self._pattern.search(text):
             usual = ids(self._tokenizer)

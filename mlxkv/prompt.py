@@ -233,9 +233,7 @@ class PromptFormat:
             both = self._control.encode(rendered.part(chars - len(last)))
             if both[:1] == [before[-1]]:
                 return both[1:]
-        if rest.mark:
-            return self._control.encode(rest)
-        return encode_after(self.tokenizer, before, rest.text, lambda text: self._control.encode(Rendered(text)))
+        return encode_after(self.tokenizer, before, rest.text, lambda mark: self._control.encode(rest.behind(mark)))
 
     def encode_raw(self, text: str) -> list[int]:
         """Ids of plain text, with the tokenizer's own beginning; it may name special tokens, as with mlx-lm."""

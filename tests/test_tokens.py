@@ -198,3 +198,12 @@ def test_a_prompt_cache_is_continued_and_its_completion_completes(stories_path: 
     done = model.generate("Once upon a time, there was a", max_tokens=8, temperature=0.0)
     assert done.text.startswith(" ")
     model.close()
+
+
+@kinds
+def test_a_control_token_that_is_spelled_behind_other_text_is_text_and_exact(tokenizer: TokenizerWrapper) -> None:
+    before = encode_start(tokenizer, "ab")
+    for text in ("he</s>a", ",</s>", " </s>"):
+        ids = PromptFormat(tokenizer).encode_text(text, before)
+        assert 2 not in ids
+        assert decode(tokenizer, [*before, *ids]).endswith("ab" + text)
