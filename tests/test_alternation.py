@@ -12,7 +12,7 @@ import mlxkv
 from mlxkv import compaction
 from mlxkv.chat import Chat
 from mlxkv.errors import OutOfMemoryError
-from mlxkv.events import PrefillProgress, TextDelta
+from mlxkv.events import PrefillProgress, TextDelta, TurnFinished
 from mlxkv.model import Model
 from mlxkv.past import spans
 from mlxkv.store import TurnRecord
@@ -231,3 +231,18 @@ def test_ids_that_were_sampled_stay_as_they_were(model: Model) -> None:
         assert tuple(chat.cache.tokens[start : start + len(sampled)]) == sampled
         assert chat.stats.cached_tokens >= start + len(sampled)
     chat.close()
+
+
+@pytest.mark.parametrize("way", ["before_the_first_event", "during_prefill", "out_of_memory_before_the_first_token"])
+def test_a_reply_that_had_not_begun_can_be_continued(model: Model, way: str) -> None:
+    chat = model.chat(cache=CONFIG, temperature=0.0, max_tokens=40)
+    chat.save()
+    answered(model, chat, "one")
+    WAYS[way](model, chat)
+    for each in (chat.fork(), resumed(model, chat)):
+        told(model, "o", "k", END, END)
+        *_, last = each.continue_reply()
+        assert isinstance(last, TurnFinished)
+        assert last.text == "ok"
+        assert prompt_of(model, each).endswith(f"user\ntwo{END}\n<|im_start|>")
+        each.close()
