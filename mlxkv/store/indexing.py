@@ -36,21 +36,20 @@ def words(text: str) -> str:
 
 
 def spans_in(text: str, marks: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-    """Where spans of `words(text)`, ascending, lie in `text`."""
-    at = done = 0
+    """Where spans of `words(text)`, ascending, lie in `text`. Only lines with a match are traced by the character."""
     lines = iter(text.split("\n"))
-    line = next(lines)
-    held = words(line)
-    origins = None
+    line, at, done = next(lines), 0, 0
+    length, origins = len(words(line)), None
     for start, end in marks:
-        while start > done + len(held) and (following := next(lines, None)) is not None:
-            at, done = at + len(line) + 1, done + len(held) + 1
-            line, held, origins = following, words(following), None
-        if origins is None:
-            origins = _origins(line)
-        first, last = (max(0, min(x - done, len(origins) - 1)) for x in (start, end - 1))
-        if origins:
-            yield at + origins[first][0], at + origins[last][1]
+        found = []
+        for point in (start, end - 1):
+            while point > done + length and (following := next(lines, None)) is not None:
+                at, done, line = at + len(line) + 1, done + length + 1, following
+                length, origins = len(words(line)), None
+            origins = _origins(line) if origins is None else origins
+            low, high = origins[min(point - done, len(origins) - 1)] if origins else (0, 0)
+            found.append((at + low, at + high))
+        yield found[0][0], found[1][1]
 
 
 def _origins(line: str) -> list[tuple[int, int]]:

@@ -118,6 +118,7 @@ def told(store: SessionStore, title: str, *texts: str) -> str:
         ("İİİİ 公园 İ", "公园", ["公园"]),  # lower case has more letters there
         ("İ ISTANBUL 公园", "istanbul 公园", ["ISTANBUL", "公园"]),
         ("one\n\n\ttwo three\u2028four", '"two three four"', ["two three four"]),
+        ("one\n\n\ttwo\n é three\nfour", '"two é three four"', ["two é three four"]),
     ],
 )
 def test_marks_are_of_the_text_whatever_it_says(own: SessionStore, text: str, query: str, expected: list[str]) -> None:
