@@ -35,12 +35,11 @@ CREATE TABLE filehash(
 """Files that were hashed before their ctime was kept are hashed again."""
 
 
-def _nothing(db: sqlite3.Connection) -> None:
-    pass
+Change = str | Callable[[sqlite3.Connection], None]
+"""A statement, or what SQL cannot say."""
 
-
-MIGRATIONS: Mapping[int, tuple[str, Callable[[sqlite3.Connection], None]]] = {1: (_TO_2, _nothing), 2: (_TO_3, rebuild)}
-"""From version n to n + 1: statements, then what SQL cannot say."""
+MIGRATIONS: Mapping[int, tuple[Change, ...]] = {1: (_TO_2,), 2: (*_TO_3.split(";\n"), rebuild)}
+"""From version n to n + 1."""
 
 
 def migrate(db: sqlite3.Connection, before: Step) -> None:
@@ -48,11 +47,9 @@ def migrate(db: sqlite3.Connection, before: Step) -> None:
     while (version := db.execute("PRAGMA user_version").fetchone()[0]) < VERSION:
         db.execute("BEGIN IMMEDIATE")
         try:
-            statements, finish = MIGRATIONS[version]
-            for statement in statements.split(";\n"):
+            for change in MIGRATIONS[version]:
                 before("migrate")
-                db.execute(statement)
-            finish(db)
+                db.execute(change) if isinstance(change, str) else change(db)
             before("migrate")
             db.execute(f"PRAGMA user_version={version + 1}")
             before("commit")
