@@ -86,6 +86,8 @@ def test_ids_are_kept_after_a_message_that_spells_some(kind: str) -> None:
         talk.append(message("user", SPELLED))
         prompt = prompts.prompt(talk, fed)
         assert prompt.ids[: len(fed.ids)] == fed.ids
+        added = list(prompt.ids[len(fed.ids) :])
+        assert added == list(prompts.prompt(talk, Fed()).ids)[-len(added) :]  # as in one piece
         assert structure(tokenizer, prompt.ids) == [START, END] * (2 + 2 * n) + [START]
         talk.append(message("assistant", SPELLED))
         fed = prompts.replied(prompt, SPELLED, [*prompts.encode_text(SPELLED), tokenizer.eos_token_id])
