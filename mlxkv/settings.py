@@ -138,8 +138,8 @@ class Settings:
         null="what fits, at most 32,768", holds=NEW_CACHE,
     )  # fmt: skip
     sinks: int | str = _setting(
-        "system", "Pinned tokens: a number, or system for the system prompt.", slash="sinks", option="--sinks", low=0,
-        high=2**24, word="system", holds=NEW_CACHE,
+        "system", "Pinned tokens: a number, or system for all before the first message.", slash="sinks",
+        option="--sinks", low=0, high=2**24, word="system", holds=NEW_CACHE,
     )  # fmt: skip
     kv_bits: int | None = _setting(
         None, "Bits of the KV cache: none, 8 or 4.", slash="kv-bits", option="--kv-bits", choices=(8, 4),

@@ -18,7 +18,7 @@ _SPECIAL = ("rag", "tool_use")  # for prompts of another kind: taken where there
 
 
 @dataclass(frozen=True)
-class ChatTemplate:
+class FoundTemplate:
     """`source` is its file, `name` what it is called there; `others` are those that were not taken."""
 
     text: str
@@ -31,7 +31,7 @@ class ChatTemplate:
         return self.source + named + (f" (not taken: {', '.join(self.others)})" if self.others else "")
 
 
-def find_template(folder: Path) -> ChatTemplate | None:
+def find_template(folder: Path) -> FoundTemplate | None:
     """The template for a chat: of the files in transformers' order the first that has one; None where there is none.
 
     A tokenizer's own come first: chat_template.jinja and additional_chat_templates/, then tokenizer_config.json. Then
@@ -41,17 +41,17 @@ def find_template(folder: Path) -> ChatTemplate | None:
     Raises:
         ModelFileError: a file cannot be read.
     """
-    found: dict[str, ChatTemplate] = {}
+    found: dict[str, FoundTemplate] = {}
     for source, given in _places(folder):
         for name, text in _named(given).items():
-            found.setdefault(name, ChatTemplate(text, source, name))
+            found.setdefault(name, FoundTemplate(text, source, name))
         if "default" in found:
             break
     if not found:
         return None
     taken = min(found, key=lambda name: (name != "default", name in _SPECIAL, name))
     others = tuple(sorted({*found} - {taken}))
-    return ChatTemplate(found[taken].text, found[taken].source, taken, others)
+    return FoundTemplate(found[taken].text, found[taken].source, taken, others)
 
 
 def _places(folder: Path) -> list[tuple[str, Any]]:

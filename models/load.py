@@ -18,7 +18,7 @@ from mlxkv.cache.trained import trained_length
 from mlxkv.device import Device, current_device
 from mlxkv.errors import ModelError, ModelFileError
 from mlxkv.models.architecture import model_classes, read_config, read_generation_config
-from mlxkv.models.chat_template import ChatTemplate
+from mlxkv.models.chat_template import FoundTemplate
 from mlxkv.models.download import ensure
 from mlxkv.models.ends import EndToken
 from mlxkv.models.hub import WEIGHTS, Hub
@@ -60,7 +60,7 @@ class LoadedModel:
     trained_length: int | None  # tokens
     generation: dict[str, Any]
     ends: tuple[EndToken, ...] = ()  # what ends a reply
-    template: ChatTemplate | None = None
+    template: FoundTemplate | None = None
 
 
 def load_model(

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlxkv.errors import ModelFileError, ModelUnsupportedError
-from mlxkv.models.chat_template import ChatTemplate, find_template
+from mlxkv.models.chat_template import FoundTemplate, find_template
 from mlxkv.models.ends import EndToken, end_tokens, token_ids
 from mlxkv.models.wording import first_line
 
@@ -26,7 +26,7 @@ class TextSide:
 
     tokenizer: TokenizerWrapper
     ends: tuple[EndToken, ...]
-    template: ChatTemplate | None
+    template: FoundTemplate | None
 
 
 def load_text_side(folder: Path, name: str, config: Mapping[str, Any], generation: Mapping[str, Any]) -> TextSide:
