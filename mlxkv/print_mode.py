@@ -60,7 +60,7 @@ def answer(
             sys.stdout = None  # type: ignore[assignment]  # nothing is left to flush at exit
             return 0
         if request.output != "text":
-            result = {**result_json(chat, model, finished), "notices": notices}
+            result = result_json(chat, model, finished) | ({"notices": notices} if notices else {})
             print(json.dumps({"type": "result", **result} if request.output == "stream-json" else result), file=out)
         elif not request.quiet:
             print(stat_line(finished.stats), file=err)

@@ -161,7 +161,8 @@ class Turn:
         ids = [*self.ids, *self.generated[:shown]]
         if self.cache.log == ids:
             return
-        with suppress(CacheError):  # imported tokens cannot be fed again: what can't go back stays, and the log says so
+        # Imported tokens cannot be fed again, and learned positions may be used up: then the log says what is held.
+        with suppress(CacheError, PromptError):
             for _ in self.runner.prefill(self.cache, ids[self.cache.reuse(ids).cached :]):
                 pass
 

@@ -14,6 +14,7 @@ from mlx.utils import tree_flatten
 import mlxkv
 from mlxkv.cache.learned import learned_positions
 from mlxkv.cache.trained import trained_length
+from mlxkv.cache.traits import traits_of
 from mlxkv.config import Folders
 from mlxkv.errors import ConfigError, PromptError
 from mlxkv.events import Notice, TurnFinished
@@ -119,7 +120,7 @@ def test_a_chat_that_reaches_the_end_says_so_and_keeps_what_was_said(model: Mode
 def test_a_chat_saved_with_a_window_beyond_the_table_is_resumed(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before, such a model was given one of 32,768."""
     with monkeypatch.context() as patch:
-        patch.setattr("mlxkv.cache.plan.learned_positions", lambda _: None)
+        patch.setattr(traits_of(model.loaded.model), "learned", None)
         wide = mlxkv.CacheConfig(window=32_768, positions="absolute")
         chat = model.chat(cache=wide, autosave=True, max_tokens=3, **GREEDY)
         list(chat.send("hello"))
