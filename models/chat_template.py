@@ -67,14 +67,19 @@ def _places(folder: Path) -> list[tuple[str, Any]]:
 
 
 def _named(given: Any) -> dict[str, str]:
-    """The templates of one file by name; what is no template is passed over."""
+    """The templates of one file by name; what is no template, or a blank one, is passed over."""
     if isinstance(given, str):
-        return {"default": given}
+        given = {"default": given}
     if isinstance(given, list):
         given = {entry.get("name"): entry.get("template") for entry in given if isinstance(entry, Mapping)}
     if not isinstance(given, Mapping):
         return {}
-    return {name: text for name, text in given.items() if isinstance(name, str) and isinstance(text, str)}
+    return {name: text for name, text in given.items() if isinstance(name, str) and is_template(text)}
+
+
+def is_template(value: Any) -> bool:
+    """A blank one would render every chat as nothing."""
+    return isinstance(value, str) and bool(value.strip())
 
 
 def _read(file: Path) -> str:

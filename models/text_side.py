@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlxkv.errors import ModelFileError, ModelUnsupportedError
-from mlxkv.models.chat_template import FoundTemplate, find_template
+from mlxkv.models.chat_template import FoundTemplate, find_template, is_template
 from mlxkv.models.ends import EndToken, end_tokens, token_ids
 from mlxkv.models.wording import first_line
 
@@ -53,8 +53,8 @@ def load_text_side(folder: Path, name: str, config: Mapping[str, Any], generatio
         ) from error
     if tokenizer._chat_template is not None:
         template = None
-    elif template is not None and not isinstance(tokenizer.chat_template, str):  # several, or a processor's
-        tokenizer.chat_template, tokenizer.has_chat_template = template.text, True
+    elif not is_template(tokenizer.chat_template):  # several, a processor's, or none
+        tokenizer.chat_template, tokenizer.has_chat_template = template and template.text, template is not None
     ends = end_tokens(tokenizer, config, generation)
     tokenizer.eos_token_ids = {token.id for token in ends}
     return TextSide(tokenizer, ends, template)

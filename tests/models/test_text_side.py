@@ -154,6 +154,10 @@ PLACES: list[tuple[dict[str, Any], tuple[str, str, str] | None]] = [
     ({TOOLS: "T", TOKENIZER: {"chat_template": "C"}}, ("C", TOKENIZER, "default")),
     ({LEGACY: {"chat_template": 3}}, None),
     ({LEGACY: {}}, None),
+    ({JINJA: "\n"}, None),
+    ({TOKENIZER: {"chat_template": ""}}, None),
+    ({TOKENIZER: {"chat_template": ""}, LEGACY: {"chat_template": "L"}}, ("L", LEGACY, "default")),
+    ({TOKENIZER: {"chat_template": [{"name": "default", "template": " "}, NAMED[1]]}}, ("T", TOKENIZER, "tool_use")),
 ]
 
 
