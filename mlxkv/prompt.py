@@ -285,10 +285,13 @@ class PromptFormat:
         try:
             if not system:  # the user's header may follow what stands in front, or the assistant's
                 return min(common, common_prefix(a, self.encode(self.render([_message("assistant", "0")]))))
-            alone = self._control.encode(self._rendered(head, for_reply=False))
+            without = self._rendered(head, for_reply=False)
         except ModelError:
             return common
+        if system.strip() not in without.text:  # it comes with the first message, as in Gemma's template
+            return common
         # Without a user's turn the text ends before the header of that turn, which need not be pinned.
+        alone = self._control.encode(without)
         return len(alone) if alone == a[: len(alone)] and len(alone) <= common else common
 
     def _continued(self, messages: Sequence[Message], fed: Fed) -> Fed:

@@ -131,6 +131,20 @@ def test_what_the_template_itself_writes_before_the_first_message_counts_as_syst
     assert PromptFormat(tiny_tokenizer("{{ raise_exception('never') }}")).num_system_tokens(None) == 0
 
 
+# Puts the system prompt in front of the first message, as Gemma 3's does; of a system prompt alone nothing is left.
+IN_FRONT = (
+    "<s>{% if messages[0]['role'] == 'system' %}{% set first = messages[0]['content'] + '\n\n' %}"
+    "{% set rest = messages[1:] %}{% else %}{% set first = '' %}{% set rest = messages %}{% endif %}"
+    "{% for m in rest %}<|im_start|>{{ m['role'] }}\n{{ first if loop.first else '' }}{{ m['content'] }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def test_a_system_prompt_that_comes_with_the_first_message_is_pinned() -> None:
+    prompts = PromptFormat(tiny_tokenizer(IN_FRONT))
+    assert prompts.num_system_tokens("be") == len(prompts.encode("<s><|im_start|>user\nbe\n\n"))
+
+
 def test_a_format_at_a_time_prints_that_time() -> None:
     prompts = PromptFormat(tiny_tokenizer(DATED))
     assert prompts.prints_time
