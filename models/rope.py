@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeGuard
 
-from mlxkv.errors import ModelUnsupportedError
+from mlxkv.errors import ModelFileError, ModelUnsupportedError
 from mlxkv.models.architecture import model_classes
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ _LARGEST = 1e18  # of the numbers in a config; NaN is below nothing
 _LOCAL = ("sliding_attention", "chunked_attention", "local_attention", "local")
 _FULL = ("full_attention", "global_attention", "global", "main")
 _THETAS = ("rope_theta", "rotary_emb_base", "rope_freq_constant", "rope_embedding_base")
+_NUMBERS = ("rope_theta", "factor", "original_max_position_embeddings", "partial_rotary_factor", "attention_factor")
 _NOT_SCALING = ("rope_theta", "mrope_section", "mrope_interleaved", "rope_type", "type", "partial_rotary_factor")
 
 
@@ -64,9 +65,14 @@ def settle_ropes(config: dict[str, Any], name: str) -> dict[str, Any]:
 
     Raises:
         ModelUnsupportedError: the module cannot make these ropes, or takes no notice of them.
+        ModelFileError: what the config says of ropes is no rope.
     """
+    if wrong := _wrong(config):
+        raise ModelFileError(f"The config.json of {name} has {wrong}; correct it or use another model.")
     ropes = read_ropes(config)
     if not ropes:
+        if _has_null_theta(config, name):
+            raise ModelFileError(f"The config.json of {name} has rope_theta null; correct it or use another model.")
         return config
     is_built, missing = False, ""
     for wording in _wordings(config, ropes):
@@ -86,6 +92,45 @@ def settle_ropes(config: dict[str, Any], name: str) -> dict[str, Any]:
         f"The rope_parameters of {name} ask for {what}, which mlx-lm's {config['model_type']} does not do; use another "
         "model or a newer mlxkv."
     )
+
+
+def _wrong(config: Mapping[str, Any]) -> str:
+    """What nothing can be made of, in words; transformers stops at it too. Left alone it would be another rope."""
+    text = _text(config)
+    given = text.get("rope_parameters") or config.get("rope_parameters")
+    if given and not isinstance(given, dict):
+        return f"rope_parameters {_short(given)}, which must be an object"
+    entries = [("", {key: text.get(key) for key in _THETAS if isinstance(text.get(key), (str, bool))})]
+    for label, values in (given or {}).items():
+        if isinstance(values, dict):
+            entries.append((f" for {_short(label)}", values))
+        elif label in (*_LOCAL, *_FULL) and values is not None:
+            return f"rope_parameters {_short(values)} for {_short(label)}, which must be an object"
+    for label, values in (*entries, ("", given or {})):
+        for key in (*_NUMBERS, *_THETAS):
+            value = values.get(key)
+            is_none = key == "partial_rotary_factor" and value == 0  # of a layer without positions
+            if value is not None and not is_none and not (_is_number(value) and value > 0):
+                return f"{key} {_short(value)}{label}, which must be a number above 0"
+    return ""
+
+
+def _has_null_theta(config: dict[str, Any], name: str) -> bool:
+    """Whether a rope would be made of null, which fails at the first token; a model without ropes may say so."""
+    import mlx.nn as nn
+
+    text = _text(config)
+    if not any(key in text and text[key] is None for key in _THETAS):
+        return False
+    try:
+        modules = _build(config, name).modules()
+    except Exception:  # a module's own code; loading says what is wrong
+        return False
+    return any(isinstance(module, nn.RoPE) and module.base is None for module in modules)
+
+
+def _short(value: object) -> str:
+    return ascii(value)[:40] if not isinstance(value, int) or abs(value) < _LARGEST else "beyond 1e18"
 
 
 def read_ropes(config: Mapping[str, Any]) -> dict[str, Rope]:
