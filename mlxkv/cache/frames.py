@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import mlx.core as mx
@@ -36,7 +37,10 @@ class Frames:
 
     def __init__(self, model: Any) -> None:
         self._model = model
-        self._known = traits_of(model).frames
+
+    @cached_property
+    def _known(self) -> dict[Any, Any]:  # not before it is needed: traits are compared with the model each time
+        return traits_of(self._model).frames
 
     def at(self, num_tokens: int) -> tuple[Frame, ...]:
         """After `num_tokens`: exact up to 16, and from there on where `is_settled`."""

@@ -11,6 +11,7 @@ import pytest
 from mlx_lm.models.smollm3 import NoPE
 
 import mlxkv
+from mlxkv.cache import traits
 from mlxkv.cache.alike import kinds
 from mlxkv.cache.config import CacheConfig
 from mlxkv.cache.plan import make_cache, plan_cache
@@ -57,6 +58,18 @@ def test_a_second_cache_of_a_loaded_model_asks_it_nothing(model: mlxkv.Model, mo
     model.make_cache(CONFIG)
     model.chat(cache=CONFIG).close()
     assert calls == []
+
+
+def test_a_second_cache_compares_the_model_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Walking through its modules is a third of what a second cache costs; frames are for saved states alone."""
+    compared: list[Any] = []
+    original = traits._same
+    monkeypatch.setattr(traits, "_same", lambda a, b: compared.append(a) or original(a, b))
+    model = tiny_llama()
+    PromptCache(plan_cache(model, CONFIG), model)
+    assert compared == []
+    PromptCache(plan_cache(model, CONFIG), model)
+    assert len(compared) == 1
 
 
 def test_frames_of_states_are_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
