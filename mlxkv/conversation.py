@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import Any
 
 from mlxkv.cache.prompt_cache import PromptCache
-from mlxkv.errors import CacheError, SessionLockedError, SessionNotFoundError, StoreError
+from mlxkv.errors import CacheError, SessionChangedError, SessionLockedError, SessionNotFoundError, StoreError
 from mlxkv.events import Branch, Message, Sibling
 from mlxkv.ids import TokenIds, TokenLog, common_prefix
 from mlxkv.sampling import random_state
@@ -38,7 +38,7 @@ class Conversation:
         self._store, self._identity, self._lender = store, identity, lender
         self._lock = ExitStack()
         self._holds: SessionStore | None = None  # the store that the lock is of
-        self._reply_is_open = False
+        self._reply_is_open = self._is_closed = False
         self._bare_fork_of: str | None = None  # the session this one was forked from, while nothing was said in it
         self.session_id: str | None = None
         self.read_only: str | None = None  # who has the session open, in one sentence; then nothing can be said in it
@@ -82,9 +82,12 @@ class Conversation:
         self._reply_is_open = True
 
     def check_writable(self) -> None:
-        """Raises SessionLockedError: another process has the session open."""
+        """Raises SessionLockedError: another process has the session open. SessionChangedError: since it was closed
+        here, something else was said in it."""
         if self.read_only is not None:
             raise SessionLockedError(self.read_only)
+        if self._is_closed and self.session_id is not None:
+            self._open_again(self.session_id)
 
     def branch(self, num_turns: int) -> None:
         """Go on from the first `num_turns` turns; a session is left as it is and goes on in a fork."""
@@ -197,6 +200,7 @@ class Conversation:
         if self.session_id is not None and self._holds is not None:
             notice = self._holds.flush(self.session_id)
         self._lock.close()
+        self._is_closed = self.read_only is None
         return notice
 
     def detach(self) -> None:
@@ -261,8 +265,18 @@ class Conversation:
         self._lock = ExitStack()
         self._holds = self._store()
         self._lock.enter_context(self._holds.lock(session_id))
-        self.session_id, self._reply_is_open = session_id, False
+        self.session_id, self._reply_is_open, self._is_closed = session_id, False, False
         self.read_only = self._bare_fork_of = None
+
+    def _open_again(self, session_id: str) -> None:
+        bare_fork_of = self._bare_fork_of
+        self._enter(session_id)
+        self._bare_fork_of = bare_fork_of
+        if [turn.ids for turn in self._store().load(session_id).turns] != [turn.ids for turn in self.turns]:
+            self.close()
+            raise SessionChangedError(
+                f"Session {session_id} was closed here, and something else was said in it since; resume it to go on."
+            )
 
     def _enter_fork(self, session_id: str, num_turns: int) -> None:
         store = self._store()

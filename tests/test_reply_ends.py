@@ -225,7 +225,8 @@ def test_without_a_template_the_stop_string_is_not_in_the_next_prompt(tmp_path: 
         scripted(model, ids_of(model, tokens))
         assert say(chat, "so ", stop=STOP).text == text
     chat.close()
-    for each in (chat, model.resume(session)):
+    for take in (lambda: chat, lambda: model.resume(session)):
+        each = take()
         scripted(model, ids_of(model, f"o k {END}"))
         say(each, " on ", max_tokens=2)
         assert model.tokenizer.decode(each.cache.tokens).startswith("so hiso hhi on ")

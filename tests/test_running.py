@@ -12,7 +12,7 @@ from mlx_lm import stream_generate
 
 import mlxkv
 from mlxkv.chat import Chat
-from mlxkv.errors import CacheError, ConfigError, MismatchError
+from mlxkv.errors import CacheError, ConfigError, MismatchError, SessionChangedError, SessionLockedError
 from mlxkv.events import PrefillProgress, TextDelta, TurnFinished
 from mlxkv.model import Model
 from tests.chats import CONFIG, GREEDY, new, say
@@ -338,3 +338,23 @@ def test_wrong_sampling_takes_nothing_back(model: Model) -> None:
         with pytest.raises(ConfigError):
             act()
     assert len(chat.messages) == 2
+
+
+def test_a_closed_chat_goes_on_where_nobody_else_has_the_session(model: Model) -> None:
+    """What it says after `close` would otherwise be written between the messages of whoever opened the session."""
+    chat = new(model)
+    session = chat.save()
+    say(chat, "one")
+    chat.close()
+    say(chat, "two")  # still the only one
+    chat.close()
+    other = model.resume(session)
+    with pytest.raises(SessionLockedError, match="is open in process"):
+        say(chat, "lost")
+    say(other, "three")
+    other.close()
+    with pytest.raises(SessionChangedError, match="something else was said in it since"):
+        say(chat, "lost")
+    again = model.resume(session)
+    assert [m.text for m in again.messages if m.role == "user"] == ["one", "two", "three"]
+    again.close()
