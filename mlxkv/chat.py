@@ -371,6 +371,9 @@ class Chat(Beside):
         if self.read_only:
             return
         self.restored = self._said.restore_rows(self.cache, self._said.log)
+        if self.restored is not None:
+            tokens = self.restored.tokens
+            self.restored = replace(self.restored, evicted=self.cache.num_unattended(tokens, tokens))
         if self.restored is not None and self.restored.rng is not None:
             set_random_state(self.restored.rng)  # sampling goes on as if the process had never ended
 

@@ -102,7 +102,8 @@ class Message:
 
 @dataclass(frozen=True)
 class ChatOpened:
-    """The chat in front is now this one. `restored_tokens` came back from disk in `restore_s`, 0 for a new chat.
+    """The chat in front is now this one. `restored_tokens` came back from disk in `restore_s`, 0 for a new chat:
+    without those that had rotated out of its window.
 
     `prompt` is what the user takes back to change it; `read_only` says who else has the chat open.
     """

@@ -147,7 +147,8 @@ def _restored(chat: Chat) -> str:
     assert back is not None
     if back.notice:
         return clean(back.notice)
-    return f"resumed {back.tokens:,} tok in {back.seconds:.2f}s"
+    evicted = f" + {back.evicted:,} evicted" if back.evicted else ""
+    return f"resumed {back.tokens - back.evicted:,} tok{evicted} in {back.seconds:.2f}s"
 
 
 def _event_json(event: PrefillProgress | TextDelta | Notice) -> dict[str, Any]:

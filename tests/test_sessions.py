@@ -10,6 +10,8 @@ import mlx.core as mx
 import pytest
 
 import mlxkv
+from mlxkv import print_mode
+from mlxkv.engine.chats import view
 from mlxkv.errors import SessionNotFoundError
 from mlxkv.model import Model
 from tests.chats import CONFIG, GREEDY, new, say
@@ -65,6 +67,20 @@ def test_a_wrapped_chat_resumes_bit_by_bit(args: dict[str, Any], tmp_path: Path)
     resumed.close()
     assert (got.text, got.stats.cached_tokens) == (expected.text, expected.stats.cached_tokens)
     model.close()
+
+
+def test_what_had_rotated_out_is_not_said_to_be_resumed(model: Model) -> None:
+    chat = model.chat(cache=mlxkv.CacheConfig(window=128, block=16, sinks=4), autosave=True, **GREEDY)
+    say(chat, "a long one. " * 40)
+    kept, session = chat.cache.num_attended, chat.session_id
+    assert session
+    assert chat.cache.num_evicted
+    chat.close()
+    with model.resume(session) as again:
+        assert again.restored
+        assert again.restored.tokens - again.restored.evicted == kept
+        assert view(again).restored_tokens == kept
+        assert f"resumed {kept} tok + {again.restored.evicted} evicted in" in print_mode._restored(again)
 
 
 def test_sampling_goes_on_as_if_the_process_had_never_ended(model: Model) -> None:

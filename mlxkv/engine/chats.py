@@ -78,7 +78,9 @@ def opened(front: Front, session_id: str) -> Iterator[EngineEvent]:
 def view(chat: Chat, prompt: str = "", num_messages: int | None = None) -> ChatOpened:
     """The chat as it is now, or its first messages."""
     back = chat.restored
-    restored = (back.tokens, back.bytes, back.seconds) if back and not prompt and num_messages is None else (0, 0, 0.0)
+    restored = (0, 0, 0.0)
+    if back and not prompt and num_messages is None:
+        restored = (back.tokens - back.evicted, back.bytes, back.seconds)
     messages = chat.messages[:num_messages]
     return ChatOpened(chat.session_id, chat.title, messages, *restored, prompt, chat.read_only or "")
 

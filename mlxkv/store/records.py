@@ -115,7 +115,8 @@ class Restored:
     """`tokens` of the prompt are back in the cache after reading `bytes` in `seconds`.
 
     `rng` is the sampler state saved at exactly this point of the log, None if there is none; `notice` is one sentence
-    when rows that were saved could not be used. `shared` of the tokens are rows of another chat that began alike.
+    when rows that were saved could not be used. `shared` of the tokens are rows of another chat that began alike,
+    `evicted` of them had rotated out of the window: nothing came back for those.
     """
 
     tokens: int
@@ -124,3 +125,4 @@ class Restored:
     notice: str | None = None
     rng: bytes | None = None
     shared: int = 0
+    evicted: int = 0
