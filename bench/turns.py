@@ -25,7 +25,7 @@ from mlx_lm.models.llama import Model, ModelArgs
 import mlxkv
 from bench.measure import header
 from mlxkv.config import Folders
-from mlxkv.prompt import PromptFormat
+from mlxkv.templates import ChatTemplate
 
 EACH = 9  # messages that are measured
 QUESTION = "This is question number {}: what is the colour of the sea at noon?"
@@ -36,16 +36,16 @@ class Rendering:
 
     def __init__(self) -> None:
         self.seconds = 0.0
-        render = PromptFormat.render
+        render = ChatTemplate.render
 
-        def timed(prompts: PromptFormat, *args: Any, **more: Any) -> str:
+        def timed(template: ChatTemplate, *args: Any, **more: Any) -> str:
             begun = time.thread_time()
             try:
-                return render(prompts, *args, **more)
+                return render(template, *args, **more)
             finally:
                 self.seconds += time.thread_time() - begun
 
-        PromptFormat.render = timed  # type: ignore[method-assign]
+        ChatTemplate.render = timed  # type: ignore[method-assign]
 
 
 def tiny(folder: Path, tokenizer: Path) -> Path:
