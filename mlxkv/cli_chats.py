@@ -204,7 +204,7 @@ def chats_import(
         bool, typer.Option("--trust-kv", help="Take its KV rows too: only from people you trust; it stays marked.")
     ] = False,
 ) -> None:
-    """Take in a chat: its messages and ids, which are read again when it is resumed."""
+    """Take in a chat: its messages and ids, which are prefilled when it is resumed."""
     from mlxkv.stats import plural
     from mlxkv.tables import row
     from mlxkv.text import clean

@@ -275,7 +275,7 @@ class Conversation:
         if [turn.ids for turn in self._store().load(session_id).turns] != [turn.ids for turn in self.turns]:
             self.close()
             raise SessionChangedError(
-                f"Session {session_id} was closed here, and something else was said in it since; resume it to go on."
+                f"Session {session_id} was closed here, and something else was said in it since; resume it to continue."
             )
 
     def _enter_fork(self, session_id: str, num_turns: int) -> None:

@@ -21,7 +21,7 @@ class PromptText:
     """The text that the first `num_tokens` of a cache were made from, where it is the beginning of a chat.
 
     `text` begins the first message after the prompt `system`; `rendered` is what the chat template made of both, with
-    `clock` for the time (None: nobody kept it).
+    `clock` for the time (None: not kept).
     """
 
     system: str | None
