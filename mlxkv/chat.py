@@ -333,7 +333,7 @@ class Chat(Beside):
         Returns the session's id.
 
         Raises:
-            StoreError: it cannot be saved. CacheError: it goes on from an imported cache, or something else has fed
+            StoreError: it cannot be saved. CacheError: it continues an imported cache, or something else has fed
             the layers of its cache. ConfigError: a reply is still being generated.
         """
         self._runs.check_idle()

@@ -256,7 +256,7 @@ class PromptFormat:
             return False
         bos = self.tokenizer.bos_token or ""
         ends = self.tokenizer.eos_token_ids
-        ids = list(held[: len(held) - (held[-1] in ends)])  # a reply that ended, after which the text goes on
+        ids = list(held[: len(held) - (held[-1] in ends)])  # a reply that ended, after which the text continues
         said = [decode(self.tokenizer, part).removeprefix(bos).rstrip("\ufffd") for part in (ids[:16], ids)]
         return all(x and text.startswith(x) for x in said)
 

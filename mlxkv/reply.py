@@ -222,8 +222,8 @@ class ReplyText:
         self.ends.append(len(self.raw))
 
     def replay(self, ids: Sequence[int], text: str, thinking: str) -> None:
-        """Take the ids of a reply that goes on, of which `text` and `thinking` were shown. No stop string is looked for
-        in what was said before."""
+        """Take the ids of a reply that is continued, of which `text` and `thinking` were shown. No stop string is
+        looked for in what was said before."""
         stops, self._stops = self._stops, StopStrings(())
         for token in ids:
             self.add(token)
@@ -248,7 +248,7 @@ class ReplyText:
         """Nothing follows: show what was held back.
 
         Args:
-            is_cut: the reply might go on: part of a marker is not shown then, since it could not be taken back.
+            is_cut: the reply may be continued: part of a marker is not shown then, since it could not be taken back.
         """
         segment = self._detokenizer.finish()
         self._take(segment.rstrip("\N{REPLACEMENT CHARACTER}") if is_cut else segment)

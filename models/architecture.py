@@ -11,8 +11,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from mlxkv.errors import ModelFileError, ModelNotFoundError, ModelUnsupportedError
-from mlxkv.models.wording import first_line
+from mlxkv.errors import ModelFileError, ModelNotFoundError, ModelUnsupportedError, first_line
 
 MAX_JSON = 32 << 20  # bytes; quantized mixtures list every layer, which is a few MB
 

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlxkv.errors import ModelFileError
+from mlxkv.errors import ModelFileError, first_line
 from mlxkv.models.architecture import MAX_JSON, read_json
-from mlxkv.models.wording import first_line
 
 _SPECIAL = ("rag", "tool_use")  # for prompts of another kind: taken where there is nothing else
 

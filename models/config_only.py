@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlxkv.device import Device, current_device
-from mlxkv.errors import ModelFileError, ModelUnsupportedError
+from mlxkv.errors import ModelFileError, ModelUnsupportedError, first_line
 from mlxkv.models.architecture import model_classes, read_config, read_generation_config, stored_dtype
 from mlxkv.models.download import download
 from mlxkv.models.hub import Hub, find_local
 from mlxkv.models.resolve import resolve
 from mlxkv.models.rope import settle_ropes
 from mlxkv.models.text_side import TextSide, load_text_side
-from mlxkv.models.wording import first_line
 
 if TYPE_CHECKING:
     import mlx.nn as nn

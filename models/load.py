@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlxkv.cache.trained import trained_length
 from mlxkv.device import Device, current_device
-from mlxkv.errors import ModelError, ModelFileError
+from mlxkv.errors import ModelError, ModelFileError, first_line
 from mlxkv.models.architecture import model_classes, read_config, read_generation_config
 from mlxkv.models.chat_template import FoundTemplate
 from mlxkv.models.download import ensure
@@ -26,7 +26,6 @@ from mlxkv.models.memory import check_fits, predict_weights
 from mlxkv.models.resolve import resolve
 from mlxkv.models.rope import settle_ropes
 from mlxkv.models.text_side import load_text_side
-from mlxkv.models.wording import first_line
 from mlxkv.safetensors import Header, check_weights
 
 if TYPE_CHECKING:

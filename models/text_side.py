@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlxkv.errors import ModelFileError, ModelUnsupportedError
+from mlxkv.errors import ModelFileError, ModelUnsupportedError, first_line
 from mlxkv.models.chat_template import FoundTemplate, find_template, is_template
 from mlxkv.models.ends import EndToken, end_tokens, token_ids
-from mlxkv.models.wording import first_line
 
 if TYPE_CHECKING:
     from mlx_lm.tokenizer_utils import TokenizerWrapper

@@ -1,7 +1,7 @@
 """Learned positions: how many rows the table has in which a model looks them up. On the MLX thread.
 
-Rotary positions go on past the trained length, worse and worse. Past the end of a table there is none, and what comes
-out is no number, however few rows a window keeps.
+Rotary positions continue past the trained length, worse and worse. Past the end of a table there is none, and what
+comes out is no number, however few rows a window keeps.
 """
 
 from __future__ import annotations

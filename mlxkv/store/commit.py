@@ -30,7 +30,7 @@ class Plan:
     """One save: the rows of `heads` are new, and with them the log before `pos` is on disk.
 
     `turn` is the head of the history the rows were computed from; `needed` are the ranges of each group without which
-    one cannot go on at `pos`; `kept` are chunks that were saved before, of `kept_bytes`, `gone` those that have
+    one cannot continue at `pos`; `kept` are chunks that were saved before, of `kept_bytes`, `gone` those that have
     vanished. `states` are the recurrent states that were saved before, None where that is not known.
     """
 

@@ -149,7 +149,7 @@ def _end(turn: TurnRecord) -> int:
 
 
 def replay(turns: Iterable[TurnRecord], log: array[int] | None = None) -> array[int]:
-    """The log after `turns`; they go on from `log`, which is changed."""
+    """The log after `turns`; they continue `log`, which is changed."""
     log = array("i") if log is None else log
     for turn in turns:
         del log[turn.start or 0 :]
