@@ -28,13 +28,18 @@ def models_ls() -> None:
 @models.command("pull")
 def models_pull(repo: Annotated[str, typer.Argument(help="org/name[@revision]")]) -> None:
     """Download a model; run it again to go on after an interruption."""
-    from mlxkv.models import download
+    from mlxkv.errors import ModelNotFoundError
+    from mlxkv.models import download, resolve
     from mlxkv.stats import bytes_text
+
+    source = resolve(repo)
+    if source.repo is None:
+        raise ModelNotFoundError(f"{repo!r} is on this machine already; name a repository of a hub to download one.")
 
     def show(done: int, total: int) -> None:
         print(f"\r{bytes_text(done)} / {bytes_text(total)}   ", end="", file=sys.stderr, flush=True)
 
-    print(download(repo, progress=show))
+    print(download(source.repo, source.revision, progress=show))
 
 
 @models.command("info")

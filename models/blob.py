@@ -1,8 +1,7 @@
-"""Fetch one large file of a repository into the hub's cache: resumable, cancellable, and checked against its sha256.
+"""Fetch one file of a repository into the hub's cache: resumable, cancellable, and checked against its hash.
 
-huggingface_hub 2.x starts a broken file again from zero and cannot be cancelled while its Rust part downloads, so the
-large files come through here first; its own `snapshot_download` then finds the blob and links it. Runs on the caller's
-thread, makes no other.
+huggingface_hub starts a broken file again from zero, cannot be cancelled while its Rust part downloads, and believes
+what the server says of a small file's name and size. Runs on the caller's thread; `fetch` has the request's.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from mlxkv.errors import ModelDownloadError
+from mlxkv.models.fetch import Answer, HubSilentError, get
 
 
 def partial_path(blob: Path) -> Path:
@@ -22,17 +22,27 @@ def partial_path(blob: Path) -> Path:
     return blob.with_name(f"{blob.name}.mlxkv-partial")
 
 
-def fetch_blob(url: str, blob: Path, *, size: int, label: str, on_bytes: Callable[[int], None]) -> None:
-    """Make `blob` (its name is the sha256 of its content) from `url`, going on where a partial file ends.
+def fetch_blob(
+    url: str,
+    blob: Path,
+    *,
+    endpoint: str,
+    size: int,
+    is_large: bool,
+    label: str,
+    on_bytes: Callable[[int], None],
+    look: Callable[[], None] = lambda: None,
+) -> None:
+    """Make `blob` from `url`, going on where a partial file ends. `blob` is named by the sha256 of its content, or, if
+    it is not `is_large`, by git's hash of it; its folder exists.
 
     `on_bytes` gets how many more bytes are on disk (the resumed part first; less than 0 when they had to be dropped);
-    what it raises ends the fetch and keeps the partial file. `label` is what messages call the file.
+    what it or `look` raises ends the fetch and keeps the partial file. `label` is what messages call the file.
 
     Raises:
-        ModelDownloadError: another process is fetching it, or what arrived has another hash.
-        Exception: what huggingface_hub or the network raised, once a try has brought no new byte.
+        ModelDownloadError: another process is fetching it, or what arrived has another size or hash.
+        Exception: what `fetch.get` raised, once a try has brought no new byte.
     """
-    blob.parent.mkdir(parents=True, exist_ok=True)
     path = partial_path(blob)
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     with os.fdopen(fd, "r+b") as file:
@@ -40,80 +50,84 @@ def fetch_blob(url: str, blob: Path, *, size: int, label: str, on_bytes: Callabl
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise ModelDownloadError(f"Another process is downloading {label}; wait until it is done.") from error
-        digest, have = _read_partial(file, size)
+        digest = _Digest(size, None if is_large else len(blob.name))
+        resumed = have = _read_partial(file, digest, size)
         on_bytes(have)
-        while have < size:
-            before = have
-            try:
-                have = _fetch_rest(url, file, have, digest, size, on_bytes)
-            except Exception as error:
-                have = file.tell()
-                if not _is_broken_off(error) or have == before:
-                    raise
-            if have == before:
-                raise ModelDownloadError(f"{label} breaks off at byte {have} of {size}; try again later.")
-        if digest.hexdigest() != blob.name:
-            path.unlink()
-            raise ModelDownloadError(f"{label} arrived damaged (its sha256 is not {blob.name[:12]}...); try again.")
+        while True:
+            while have < size:
+                before = have
+                try:
+                    with get(url, endpoint=endpoint, start=have, look=look) as answer:
+                        have = _take_rest(answer, file, have, digest, size, on_bytes)
+                except Exception as error:
+                    have = file.tell()
+                    if not _is_broken_off(error) or have <= before:
+                        raise
+                if have <= before:
+                    raise ModelDownloadError(f"{label} breaks off at byte {have} of {size}; try again later.")
+            if digest.hexdigest() == blob.name:
+                break
+            if not resumed:
+                path.unlink()
+                raise ModelDownloadError(f"{label} arrived damaged (its hash is not {blob.name[:12]}...); try again.")
+            _start_again(file, digest, have, on_bytes)  # what was there before may be what is wrong
+            resumed = have = 0
         file.flush()
         os.fsync(file.fileno())
         os.replace(path, blob)
 
 
-def _read_partial(file: BinaryIO, size: int) -> tuple[_Digest, int]:
-    digest = _Digest()
+def _read_partial(file: BinaryIO, digest: _Digest, size: int) -> int:
     if os.fstat(file.fileno()).st_size > size:
         file.truncate(0)
     while part := file.read(1 << 22):
         digest.update(part)
-    return digest, file.tell()
+    return file.tell()
 
 
-def _fetch_rest(
-    url: str, file: BinaryIO, have: int, digest: _Digest, size: int, on_bytes: Callable[[int], None]
+def _start_again(file: BinaryIO, digest: _Digest, have: int, on_bytes: Callable[[int], None]) -> None:
+    file.seek(0)
+    file.truncate()
+    digest.reset()
+    on_bytes(-have)
+
+
+def _take_rest(
+    answer: Answer, file: BinaryIO, have: int, digest: _Digest, size: int, on_bytes: Callable[[int], None]
 ) -> int:
-    """One request for the bytes from `have` on; returns how many there are then."""
-    from huggingface_hub import get_session
-    from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
-
-    headers = {**build_hf_headers(), "Accept-Encoding": "identity"}
-    if have:
-        headers["Range"] = f"bytes={have}-"
-    with get_session().stream("GET", url, headers=headers, follow_redirects=True, timeout=30) as response:
-        if response.status_code >= 400:
-            response.read()
-        hf_raise_for_status(response)
-        if have and response.status_code != 206:  # the server does not do ranges: it sends everything
-            file.seek(0)
-            file.truncate()
-            digest.reset()
-            on_bytes(-have)
-            have = 0
-        for part in response.iter_bytes():  # as they arrive: a larger chunk would be lost when the connection breaks
-            if have + len(part) > size:
-                raise ModelDownloadError("The hub sends more bytes than it announced; try again later.")
-            file.write(part)
-            digest.update(part)
-            have += len(part)
-            on_bytes(len(part))
+    """Write the bytes from `have` on; returns how many there are then."""
+    if have and answer.status != 206:  # the server does not do ranges: it sends everything
+        _start_again(file, digest, have, on_bytes)
+        have = 0
+    for part in answer.parts:  # as they arrive: a larger chunk would be lost when the connection breaks
+        if have + len(part) > size:
+            raise ModelDownloadError("The hub sends more bytes than it announced; try again later.")
+        file.write(part)
+        digest.update(part)
+        have += len(part)
+        on_bytes(len(part))
     return have
 
 
 def _is_broken_off(error: Exception) -> bool:
     import httpx2
 
-    return isinstance(error, httpx2.TransportError)
+    return isinstance(error, (httpx2.TransportError, HubSilentError))
 
 
 class _Digest:
-    """A sha256 that can start again."""
+    """A file's sha256, or git's hash of it in so many digits; it can start again."""
 
-    def __init__(self) -> None:
-        self._sha = hashlib.sha256()
-        self.update = self._sha.update
+    def __init__(self, size: int, git_digits: int | None) -> None:
+        self._size, self._git_digits = size, git_digits
+        self.reset()
 
     def reset(self) -> None:
-        self.__init__()
+        header = b"" if self._git_digits is None else b"blob %d\0" % self._size
+        self._hash = hashlib.sha1(header) if self._git_digits == 40 else hashlib.sha256(header)
+
+    def update(self, part: bytes) -> None:
+        self._hash.update(part)
 
     def hexdigest(self) -> str:
-        return self._sha.hexdigest()
+        return self._hash.hexdigest()

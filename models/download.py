@@ -5,35 +5,35 @@ Fetches nothing but data files (see hub.ALLOW and hub.NEVER). Blocks the calling
 
 from __future__ import annotations
 
-import re
 import shutil
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from functools import partial
 from pathlib import Path
-from typing import Any
 
-from mlxkv.errors import ModelDownloadError, ModelFileError
+from mlxkv.errors import ModelDownloadError, ModelFileError, ModelNotFoundError
 from mlxkv.models.blob import fetch_blob, partial_path
 from mlxkv.models.hub import ALLOW, NEVER, UNREAD, WEIGHTS, Hub, explain, find_local
+from mlxkv.models.repository import ask_commit, ask_files
+from mlxkv.models.resolve import is_repo
+from mlxkv.models.snapshot import below, has_bytes, link, ref_path, set_ref, snapshot_path
 from mlxkv.stats import bytes_text
 
 Progress = Callable[[int, int], None]  # bytes there, bytes in all
 
 _REPORT = 1 << 20  # bytes between two calls of `progress`: the network gives them in far smaller pieces
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """One file to have: `sha256` for large files (the name of its blob), None for small ones."""
+    """One file to have: `sha256` for large files, None for small ones; `blob` is the name of either's content."""
 
     path: str
     size: int
     sha256: str | None
     is_cached: bool
+    blob: str = ""
 
 
 @dataclass(frozen=True)
@@ -61,45 +61,42 @@ class Plan:
 
 
 def plan_download(
-    repo: str, revision: str | None = None, *, hub: Hub | None = None, allow: Sequence[str] = ALLOW
+    repo: str,
+    revision: str | None = None,
+    *,
+    hub: Hub | None = None,
+    allow: Sequence[str] = ALLOW,
+    look: Callable[[], None] = lambda: None,
 ) -> Plan:
-    """Ask the hub what `repo` holds; downloads nothing. Two requests.
+    """Ask the hub what `repo` holds; downloads nothing. Two requests. What `look` raises ends them.
 
     Raises:
         ModelNotFoundError: no such repository or revision, or it is private.
-        ModelDownloadError: gated, offline, no answer.
-        ModelFileError: there is no model in it that mlx-lm reads.
+        ModelDownloadError: gated, offline, no answer, or one that no hub gives.
+        ModelFileError: there is no model in it that mlx-lm reads, or a file that cannot be one.
     """
     hub = hub or Hub()
-    from huggingface_hub import HfApi
-    from huggingface_hub.hf_api import RepoFile
-    from huggingface_hub.utils import filter_repo_objects
-
+    named = f"{repo}@{revision}" if revision else repo
+    if "@" in repo or not is_repo(named):
+        raise ModelNotFoundError(f"{ascii(named)[:100]} is no repository of a hub; name it as org/name@revision.")
     try:
-        api = HfApi(endpoint=hub.endpoint)
-        commit = api.model_info(repo, revision=revision).sha or ""
-        entries = [e for e in api.list_repo_tree(repo, recursive=True, revision=commit) if isinstance(e, RepoFile)]
+        commit = ask_commit(hub.url(), repo, revision, look=look)
+        entries, all_paths = ask_files(hub.url(), repo, commit, lambda path: _is_wanted(path, allow), look=look)
     except Exception as error:
         raise explain(error, repo, revision) from error
-    wanted = filter_repo_objects(
-        entries, allow_patterns=list(allow), ignore_patterns=[*NEVER, *UNREAD], key=lambda e: e.path
-    )
     storage = hub.storage(repo)
     files, partial_bytes = [], 0
-    for entry in wanted:
-        sha = entry.lfs.sha256 if entry.lfs else None
-        if sha is not None and not _SHA256.fullmatch(sha):
-            raise ModelFileError(f"The hub gives {entry.path!r} of {repo} a hash that is none; use another repository.")
-        is_cached = (storage / "snapshots" / commit / entry.path).is_file()
-        if sha is not None and not is_cached:
-            is_cached = (storage / "blobs" / sha).is_file()
-            rest = partial_path(storage / "blobs" / sha)
-            partial_bytes += min(rest.stat().st_size, entry.size) if not is_cached and rest.is_file() else 0
-        files.append(RemoteFile(entry.path, entry.size, sha, is_cached))
+    for entry in entries:
+        blob = storage / "blobs" / entry.id
+        linked = storage / "snapshots" / commit / entry.path
+        is_cached = has_bytes(linked, entry.size) or has_bytes(blob, entry.size)
+        rest = partial_path(blob)
+        partial_bytes += min(rest.stat().st_size, entry.size) if not is_cached and rest.is_file() else 0
+        files.append(RemoteFile(entry.path, entry.size, entry.id if entry.is_large else None, is_cached, entry.id))
     if not any(f.path == "config.json" for f in files):
         raise ModelFileError(f"{repo} has no config.json, so it is no model mlx-lm can load; use another repository.")
     if WEIGHTS in allow or "*.safetensors" in allow:
-        _require_weights(repo, [f.path for f in files], [e.path for e in entries])
+        _require_weights(repo, [f.path for f in files], all_paths)
     return Plan(repo, revision, commit, tuple(files), partial_bytes)
 
 
@@ -124,41 +121,56 @@ def download(
         ModelNotFoundError, ModelFileError: see `plan_download`.
     """
     hub = hub or Hub()
-    plan = plan_download(repo, revision, hub=hub, allow=allow)
+    stopping = _Stopping(repo, cancel)
+    plan = plan_download(repo, revision, hub=hub, allow=allow, look=stopping.look)
     if check is not None:
         check(plan)
     _check_disk(plan, hub.cache())
-    meter = _Meter(plan, progress, cancel)
+    meter = _Meter(plan, progress, stopping)
     try:
-        return _fetch(plan, hub, allow, meter)
+        return _fetch(plan, hub, meter)
     except Exception as error:
         if error is meter.raised:
             raise
         raise explain(error, repo, revision) from error
 
 
-def _fetch(plan: Plan, hub: Hub, allow: Sequence[str], meter: _Meter) -> Path:
-    from huggingface_hub import hf_hub_url, snapshot_download
+def _fetch(plan: Plan, hub: Hub, meter: _Meter) -> Path:
+    from huggingface_hub import hf_hub_url
 
     meter.add(0)
+    storage, revision = hub.storage(plan.repo), plan.revision or "main"
+    ref = ref_path(storage, revision)
+    blobs = {file: below(storage, "blobs", file.blob) for file in plan.files}
+    links = {file: snapshot_path(storage, plan.commit, file.path) for file in plan.files}
+    (storage / "blobs").mkdir(parents=True, exist_ok=True)
     for file in plan.files:
-        if file.sha256 is not None and not file.is_cached:
-            url = hf_hub_url(plan.repo, file.path, revision=plan.commit, endpoint=hub.endpoint)
-            blob = hub.storage(plan.repo) / "blobs" / file.sha256
-            fetch_blob(url, blob, size=file.size, label=f"{file.path} of {plan.repo}", on_bytes=meter.add)
-    # The hub's own download then links the blobs and fetches the small files. By name, not by commit: it notes which
-    # commit the name means, for the next time there is no network.
-    folder = snapshot_download(
-        plan.repo,
-        revision=plan.revision,
-        endpoint=hub.endpoint,
-        cache_dir=hub.cache(),
-        allow_patterns=list(allow),
-        ignore_patterns=[*NEVER, *UNREAD],
-        tqdm_class=partial(_Bar, meter),  # type: ignore[arg-type]  # anything that makes a bar will do
-    )
+        blob = blobs[file]
+        if not file.is_cached and has_bytes(blob, file.size):
+            meter.add(file.size)  # another file of the same content has just brought it
+        elif not file.is_cached:
+            fetch_blob(
+                hf_hub_url(plan.repo, file.path, revision=plan.commit, endpoint=hub.url()),
+                blob,
+                endpoint=hub.url(),
+                size=file.size,
+                is_large=file.sha256 is not None,
+                label=f"{file.path} of {plan.repo}",
+                on_bytes=meter.add,
+                look=meter.look,
+            )
+    # Linked once all are there, the weights last, and then the commit is named: until then nothing counts as ready.
+    for file in sorted(plan.files, key=lambda file: fnmatchcase(file.path, WEIGHTS)):
+        if not has_bytes(links[file], file.size):
+            link(blobs[file], links[file])
+    if revision != plan.commit:
+        set_ref(ref, plan.commit)
     meter.finish()
-    return Path(folder)
+    return storage / "snapshots" / plan.commit
+
+
+def _is_wanted(path: str, allow: Sequence[str]) -> bool:
+    return any(fnmatchcase(path, p) for p in allow) and not any(fnmatchcase(path, p) for p in (*NEVER, *UNREAD))
 
 
 def ensure(
@@ -202,65 +214,41 @@ def _check_disk(plan: Plan, cache: Path) -> None:
         )
 
 
-class _Meter:
-    """Counts bytes for the callback, and is where a download is cancelled. Safe from the hub's threads."""
+class _Stopping:
+    """Where a download is cancelled."""
 
-    def __init__(self, plan: Plan, progress: Progress | None, cancel: threading.Event | None) -> None:
+    def __init__(self, repo: str, cancel: threading.Event | None) -> None:
+        self._repo, self._cancel = repo, cancel
+
+    def look(self) -> None:
+        if self._cancel is not None and self._cancel.is_set():
+            raise ModelDownloadError(
+                f"The download of {self._repo} was stopped; what has arrived is kept and it goes on from there."
+            )
+
+
+class _Meter:
+    """Counts bytes for the callback."""
+
+    def __init__(self, plan: Plan, progress: Progress | None, stopping: _Stopping) -> None:
         self.raised: Exception | None = None  # what ended the download on purpose
-        self._repo, self._progress, self._cancel = plan.repo, progress, cancel
+        self.look, self._progress = stopping.look, progress
         self._total = plan.total_bytes
         self._done = sum(f.size for f in plan.files if f.is_cached)
         self._reported = -_REPORT
-        self._lock = threading.Lock()
 
     def add(self, count: int) -> None:
-        with self._lock:
+        self.look()
+        self._done += count
+        is_due = abs(self._done - self._reported) >= _REPORT or self._done == self._total
+        if self._progress is not None and is_due:
+            self._reported = self._done
             try:
-                self.look()
-                self._done += count
-                is_due = abs(self._done - self._reported) >= _REPORT or self._done == self._total
-                if self._progress is not None and is_due:
-                    self._reported = self._done
-                    self._progress(min(self._done, self._total), self._total)
+                self._progress(min(self._done, self._total), self._total)
             except Exception as error:
                 self.raised = error
                 raise
 
-    def look(self) -> None:
-        if self._cancel is not None and self._cancel.is_set():
-            self.raised = ModelDownloadError(
-                f"The download of {self._repo} was stopped; what has arrived is kept and it goes on from there."
-            )
-            raise self.raised
-
     def finish(self) -> None:
         self._done = self._total
         self.add(0)
-
-
-class _Bar:
-    """What huggingface_hub needs of a tqdm bar, and nothing on the screen.
-
-    Not a tqdm: making one takes a multiprocessing lock, which fails under Textual (`bad value(s) in fds_to_keep`).
-    The small files are done in one chunk each, so it only serves to stop between two of them.
-    """
-
-    def __init__(self, meter: _Meter, *_: Any, total: float | None = None, **__: Any) -> None:
-        self._meter = meter
-        self.total, self.n = total, 0.0
-        self.format_dict: dict[str, Any] = {"rate": None}
-
-    def update(self, n: float | None = 1) -> None:
-        self.n += n or 0
-        self._meter.look()
-
-    def __enter__(self) -> _Bar:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def _nothing(self, *_: Any, **__: Any) -> None:
-        pass
-
-    close = refresh = set_description = set_description_str = set_postfix_str = _nothing

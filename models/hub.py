@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlxkv.errors import MlxkvError, ModelDownloadError, ModelNotFoundError
+from mlxkv.models.fetch import HubStatusError
+from mlxkv.models.repository import is_id
 
 ALLOW = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "tokenizer*")
 NEVER = ("*.py", "*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.gguf", "*.npz", "*.npy", "*.ckpt", "*.h5", "*.onnx")
@@ -25,6 +27,11 @@ class Hub:
 
     endpoint: str | None = None
     cache_dir: Path | None = None
+
+    def url(self) -> str:
+        from huggingface_hub import constants
+
+        return (self.endpoint or constants.ENDPOINT).rstrip("/")
 
     def cache(self) -> Path:
         from huggingface_hub import constants
@@ -43,8 +50,11 @@ def find_local(hub: Hub, repo: str, revision: str | None = None, *, need_weights
     ref = storage / "refs" / commit
     try:
         if ref.is_file():
-            commit = ref.read_text().strip()
-    except (OSError, UnicodeDecodeError):
+            with ref.open("rb") as file:
+                commit = file.read(100).decode("ascii").strip()
+    except (OSError, ValueError):
+        return None
+    if not is_id(commit):
         return None
     folder = storage / "snapshots" / commit
     if not (folder / "config.json").is_file():
@@ -72,35 +82,38 @@ def is_whole(folder: Path) -> bool:
 
 
 def explain(error: Exception, repo: str, revision: str | None) -> MlxkvError:
-    """The sentence for what huggingface_hub or the network raised while fetching `repo`."""
+    """The sentence for what `fetch.get`, huggingface_hub, the network or the disk raised while fetching `repo`."""
     from huggingface_hub import errors
 
-    cause = error
-    while isinstance(cause, errors.LocalEntryNotFoundError) and isinstance(cause.__cause__, Exception):
-        cause = cause.__cause__  # the hub wraps the reason into "not in the cache"
-    status = getattr(getattr(cause, "response", None), "status_code", None)
-    if isinstance(cause, MlxkvError):
-        return cause
-    if isinstance(cause, errors.OfflineModeIsEnabled):
+    if isinstance(error, MlxkvError):
+        return error
+    if isinstance(error, errors.OfflineModeIsEnabled):
         return ModelDownloadError(
             f"{repo} is not in the cache (or not whole), and HF_HUB_OFFLINE forbids downloading it; unset it once."
         )
-    if isinstance(cause, errors.RevisionNotFoundError):
+    if isinstance(error, HubStatusError):
+        return _explain_status(error, repo, revision)
+    if isinstance(error, OSError) and error.strerror:
+        return ModelDownloadError(f"{repo} could not be saved ({error.strerror}); make room or check the cache folder.")
+    return ModelDownloadError(
+        f"{repo} is not whole in the cache and the hub cannot be reached ({type(error).__name__}); "
+        "check the connection and try again, what has arrived is kept."
+    )
+
+
+def _explain_status(error: HubStatusError, repo: str, revision: str | None) -> MlxkvError:
+    status = error.status
+    if error.code == "RevisionNotFound":
         return ModelNotFoundError(f"The repository {repo} has no revision {revision or 'main'!r}; check its name.")
-    if isinstance(cause, errors.GatedRepoError) or status == 403:
+    if error.code == "EntryNotFound":
+        return ModelDownloadError(f"The hub lacks a file of {repo} that it lists (HTTP {status}); try again later.")
+    if error.code == "GatedRepo" or status == 403:
         return ModelDownloadError(
             f"{repo} is gated (HTTP {status}): accept its terms on its page, run `hf auth login`, then try again."
         )
-    if isinstance(cause, errors.RepositoryNotFoundError) or status in (401, 404):
+    if error.code == "RepoNotFound" or status in (401, 404):
         return ModelNotFoundError(
             f"The hub has no repository {repo} that you may read (HTTP {status}); "
             "check the name, or run `hf auth login` if it is private."
         )
-    if status is not None:
-        return ModelDownloadError(f"The hub answered HTTP {status} when asked for {repo}; try again later.")
-    if isinstance(cause, OSError) and cause.strerror:
-        return ModelDownloadError(f"{repo} could not be saved ({cause.strerror}); make room or check the cache folder.")
-    return ModelDownloadError(
-        f"{repo} is not whole in the cache and the hub cannot be reached ({type(cause).__name__}); "
-        "check the connection and try again, what has arrived is kept."
-    )
+    return ModelDownloadError(f"The hub answered HTTP {status} when asked for {repo}; try again later.")

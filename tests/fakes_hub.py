@@ -1,7 +1,8 @@
 """A hub on 127.0.0.1 that speaks as much of the hub's API as a download needs, and fails on request.
 
 Serves one repository: model info, the file tree, and files with ETag, X-Repo-Commit, redirect-free HEAD and Range. It
-counts requests and the body bytes it sent, and can break a body off, refuse, or send wrong bytes.
+counts requests and the body bytes it sent, and can break a body off, refuse, or send wrong bytes. `rules` make it say
+anything else.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -32,6 +33,9 @@ class FakeHub:
     break_after: int | None = None  # body bytes after which a connection is cut, counted over all answers
     ignores_range: bool = False
     flip: bool = False  # send a wrong last byte
+    rules: list[Callable[[Handler, str], bool]] = field(default_factory=list)  # asked first: whether it has answered
+    over: threading.Event = field(default_factory=threading.Event)  # what a rule waits for that answers nothing
+    tokens: list[str] = field(default_factory=list)  # the paths of requests that came with a token
     requests: list[tuple[str, str]] = field(default_factory=list)
     sent: dict[str, int] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -60,24 +64,26 @@ class FakeHub:
 def serve(hub: FakeHub) -> Iterator[FakeHub]:
     """Run `hub` until the block ends; `hub.endpoint` is its address."""
 
-    class Handler(_Handler):
+    class Served(Handler):
         fake = hub
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Served)
     hub.endpoint = f"http://127.0.0.1:{server.server_address[1]}"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     try:
         yield hub
     finally:
+        hub.over.set()
         server.shutdown()
         thread.join()
         server.server_close()
 
 
-class _Handler(BaseHTTPRequestHandler):
+class Handler(BaseHTTPRequestHandler):
     fake: FakeHub
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # headers and body are two writes, 40 ms apart otherwise
 
     def log_message(self, format: str, *args: object) -> None:
         pass
@@ -92,6 +98,9 @@ class _Handler(BaseHTTPRequestHandler):
         hub, path = self.fake, unquote(urlsplit(self.path).path)
         with hub.lock:
             hub.requests.append((self.command, path))
+            hub.tokens += [path] if "Authorization" in self.headers else []
+        if any(rule(self, path) for rule in hub.rules):
+            return
         if hub.status != 200:
             self.refuse(hub.status, hub.error_code)
         elif path.startswith(f"/api/models/{hub.repo}/tree/"):
