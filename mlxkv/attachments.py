@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mlxkv.errors import PromptError
+from mlxkv.errors import PromptError, shortened
+from mlxkv.regular_file import read_bytes, reason
 
 MAX_BYTES = 32 << 20  # of one file or of stdin
 
@@ -35,12 +37,12 @@ def text_or_file(value: str) -> str:
 
 
 def read_text(path: Path) -> str:
-    """Raises PromptError: it is over 32 MiB, not UTF-8, or cannot be read."""
+    """Raises PromptError: it is no file, over 32 MiB, not UTF-8, or cannot be read."""
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise PromptError(f"{path} is over {MAX_BYTES >> 20} MiB; give a part of it.")
-        return path.read_text(encoding="utf-8")
+        return read_bytes(path, MAX_BYTES, pipes=True).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise PromptError(f"{path} is not UTF-8 text; convert it first.") from error
     except OSError as error:
-        raise PromptError(f"{path} cannot be read ({error.strerror}); check the name.") from error
+        if error.errno == errno.EFBIG:
+            raise PromptError(f"{path} is over {MAX_BYTES >> 20} MiB; give a part of it.") from error
+        raise PromptError(f"{shortened(path)} cannot be read ({reason(error)}); check the name.") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -224,7 +225,7 @@ def cache_export(
     folders = Folders.from_env()
     folder = _folder(folders)
     path = folder.find(name)
-    if output.exists() and not force:
+    if os.path.exists(output) and not force:
         raise StoreError(f"{output} is there already; give --force to replace it.")
     if chosen == "kv":
         if path.suffix != ".kv":

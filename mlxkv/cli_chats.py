@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -161,7 +162,7 @@ def chats_export(
     force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
 ) -> None:
     """Write a chat to a file. One of json or mlxkv can be imported anywhere."""
-    from mlxkv.errors import ConfigError, StoreError
+    from mlxkv.errors import ConfigError, StoreError, shortened
     from mlxkv.stats import bytes_text
     from mlxkv.store.document import to_document, to_markdown
     from mlxkv.store.files import Files
@@ -171,7 +172,7 @@ def chats_export(
     chosen = export_format(format_, output, CHAT_SUFFIXES)
     if chosen == "mlxkv" and output is None:
         raise ConfigError("A file of the format mlxkv is not text; say where to with -o FILE.")
-    if output is not None and output.exists() and not force:
+    if output is not None and os.path.exists(output) and not force:
         raise StoreError(f"{output} is there already; give --force to replace it.")
     with open_store() as store:
         session_id = store.find(chat)
@@ -187,12 +188,12 @@ def chats_export(
     if output is None:
         print(text, end="")
         return
-    if not output.parent.is_dir():
-        raise StoreError(f"The folder {output.parent} does not exist; make it first.")
+    if not os.path.isdir(output.parent):
+        raise StoreError(f"The folder {shortened(output.parent)} does not exist; make it first.")
     try:
         print(f"{output}  {bytes_text(Files().write(output, [text.encode()], output.parent))}")
     except OSError as error:
-        raise StoreError(f"{output} cannot be written ({error.strerror}); check the disk.") from error
+        raise StoreError(f"{shortened(output)} cannot be written ({error.strerror}); check the disk.") from error
 
 
 @chats.command("import")

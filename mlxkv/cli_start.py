@@ -6,6 +6,7 @@ Imports no mlx, mlx_lm or textual until something of it is started.
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -80,7 +81,7 @@ def _first_screen(start: list[Command]) -> FirstScreen:
 
 def model_name(folders: Folders, settings: Settings, session_id: str | None) -> str | None:
     """-m or the setting, else the chat's model, else the last one used; None where there is none."""
-    if settings.model is not None or not (folders.data / "store.json").exists():
+    if settings.model is not None or not os.path.exists(folders.data / "store.json"):
         return settings.model
     with open_store(folders) as store:
         chosen = session_id or store.latest()

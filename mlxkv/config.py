@@ -7,6 +7,7 @@ A variable that is empty counts as not set, as with the XDG variables.
 from __future__ import annotations
 
 import os
+import re
 import stat
 import tomllib
 from collections.abc import Mapping
@@ -14,15 +15,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlxkv.errors import ConfigError
+from mlxkv.errors import ConfigError, first_line, quoted, shortened
+from mlxkv.regular_file import read_text, reason
 from mlxkv.settings import Settings, change, schema
 
-__all__ = ["Folders", "Settings", "load_settings", "private_folder"]
+__all__ = ["Folders", "Settings", "load_settings", "parse_toml", "private_folder", "read_config_file"]
+
+MAX_CONFIG = 1 << 20  # bytes of config.toml
+_LONG_KEY = re.compile(r"(?:[ \t]*\.[ \t]*[\"']?[\w-]{1,512}[\"']?){256}")  # tomllib takes minutes for longer ones
 
 
 @dataclass(frozen=True)
 class Folders:
-    """`MLXKV_HOME` wins; else the XDG folders, on macOS too."""
+    """`MLXKV_HOME` wins; else the XDG folders, on macOS too. A relative folder is one below the current folder."""
 
     config: Path  # config.toml
     data: Path  # chats: the truth
@@ -31,15 +36,22 @@ class Folders:
 
     @classmethod
     def from_env(cls, env: Mapping[str, str] | None = None) -> Folders:
+        """Raises ConfigError: no home folder is known."""
         env = os.environ if env is None else env
-        if home := env.get("MLXKV_HOME"):
-            root = Path(home).expanduser()
+        home = env.get("MLXKV_HOME")
+        try:
+            root = Path(home or env.get("HOME") or Path.home()).expanduser().absolute()
+        except (RuntimeError, OSError) as error:  # `~nobody`; a user without an entry; no current folder
+            raise ConfigError(
+                f"The home folder {quoted(home) if home else ''} is not known ({first_line(error)}); "
+                "set MLXKV_HOME to a folder of your own."
+            ) from error
+        if home:
             return cls(root / "config", root / "data", root / "cache", root / "state")
-        user = Path(env.get("HOME") or Path.home())
 
         def xdg(name: str, default: str) -> Path:
             value = env.get(name, "")
-            base = Path(value) if value.startswith("/") else user / default
+            base = Path(value) if value.startswith("/") else root / default
             return base / "mlxkv"
 
         return cls(
@@ -61,13 +73,35 @@ def private_folder(path: Path) -> Path:
         info = path.stat()
     except OSError as error:
         raise ConfigError(
-            f"The folder {path} cannot be used ({error.strerror}); set MLXKV_HOME to one that can."
+            f"The folder {shortened(path)} cannot be used ({error.strerror}); set MLXKV_HOME to one that can."
         ) from error
     if info.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise ConfigError(f"Others may write to {path}; run `chmod go-w {path}` or set MLXKV_HOME to a private folder.")
     if info.st_uid not in (me := os.getuid(), 0) and me != 0:
         raise ConfigError(f"{path} belongs to another user; set MLXKV_HOME to a folder of your own.")
     return path
+
+
+def read_config_file(path: Path) -> str:
+    """The text of config.toml, "" where there is none. Raises OSError, UnicodeDecodeError."""
+    try:
+        return read_text(path, MAX_CONFIG)
+    except (FileNotFoundError, NotADirectoryError):
+        return ""
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """`tomllib.loads`, with one kind of error for everything that can be wrong.
+
+    Raises:
+        ValueError: no TOML, nested too deeply, a key of hundreds of parts, or a number with thousands of digits.
+    """
+    if _LONG_KEY.search(text):
+        raise ValueError("a key has hundreds of parts")
+    try:
+        return tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(reason(error)) from error
 
 
 def load_settings(
@@ -81,12 +115,11 @@ def load_settings(
     env = os.environ if env is None else env
     settings = Settings()
     path = folders.config / "config.toml"
-    if path.is_file():
-        try:
-            table = tomllib.loads(path.read_text(encoding="utf-8"))
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
-            raise ConfigError(f"{path} cannot be read as TOML ({error}); mend or remove it.") from error
-        settings = change(settings, table, lambda key: f"`{key}` in {path}")
+    try:
+        table = parse_toml(read_config_file(path))
+    except (ValueError, OSError) as error:
+        raise ConfigError(f"{shortened(path)} cannot be read as TOML ({reason(error)}); mend or remove it.") from error
+    settings = change(settings, table, lambda key: f"`{shortened(key)}` in {path}")
     names = {f"MLXKV_{s.name.upper()}": s.name for s in schema()}
     from_env = {key: env[name] for name, key in names.items() if env.get(name)}
     settings = change(settings, from_env, lambda key: f"The environment variable MLXKV_{key.upper()}")

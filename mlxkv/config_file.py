@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import tomllib
 from pathlib import Path
 from typing import Any
 
-from mlxkv.config import Folders, private_folder
+from mlxkv.config import Folders, parse_toml, private_folder, read_config_file
 from mlxkv.errors import ConfigError
+from mlxkv.regular_file import reason, write_private
 
 _TABLE = re.compile(r"\s*\[")
 
@@ -22,17 +22,11 @@ def save_setting(folders: Folders, name: str, value: Any) -> Path:
         ConfigError: the file is not TOML as it stands, or cannot be written.
     """
     path = folders.config / "config.toml"
+    private_folder(folders.config)
     try:
-        private_folder(folders.config)
-        text = path.read_text(encoding="utf-8") if path.exists() else ""
-        new = with_setting(text, name, value)
-        temporary = path.with_suffix(".new")
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_NOFOLLOW", 0)
-        with os.fdopen(os.open(temporary, flags, 0o600), "w", encoding="utf-8", newline="") as file:
-            file.write(new)
-        temporary.replace(path.resolve())  # a link to a file kept elsewhere stays a link
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read as TOML ({error}); mend or remove it.") from error
+        write_private(path, with_setting(read_config_file(path), name, value))
+    except ValueError as error:
+        raise ConfigError(f"{path} cannot be read as TOML ({reason(error)}); mend or remove it.") from error
     except OSError as error:
         raise ConfigError(f"{path} cannot be written ({error.strerror}); the setting holds until you leave.") from error
     return path
@@ -42,9 +36,9 @@ def with_setting(text: str, name: str, value: Any) -> str:
     """`text` with the top-level key `name` set.
 
     Raises:
-        TOMLDecodeError: `text` is not TOML.
+        ValueError: `text` is not TOML.
     """
-    tomllib.loads(text)
+    parse_toml(text)
     end = "\r\n" if "\r\n" in text else "\n"
     lines = text.splitlines(keepends=True)
     statement = f"{name} = {_toml(value)}"

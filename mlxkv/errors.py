@@ -104,6 +104,22 @@ class CorruptError(StoreError):
     pass
 
 
+MOST_SHOWN = 200  # characters of a foreign value in a sentence
+
+
+def shortened(value: object) -> str:
+    """`str(value)` for a sentence: its beginning, and how long it is, where it is long."""
+    text = str(value)
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}… ({len(text):,} characters)"
+
+
+def quoted(value: object) -> str:
+    """`repr(value)` for a sentence, shortened as `shortened` does."""
+    if isinstance(value, str) and len(value) > MOST_SHOWN:
+        return f"{value[:MOST_SHOWN]!r}… ({len(value):,} characters)"
+    return shortened(repr(value))
+
+
 def first_line(error: BaseException) -> str:
     """What a foreign `error` says, for a sentence of ours: its first line, at most 200 characters, printable only; its
     type where it says nothing."""

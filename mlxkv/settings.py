@@ -11,7 +11,7 @@ from dataclasses import Field, dataclass, field, fields, replace
 from functools import cache
 from typing import Any
 
-from mlxkv.errors import ConfigError
+from mlxkv.errors import ConfigError, quoted
 
 NEXT_REPLY, NEW_CACHE, AT_ONCE, NEXT_START = "the next reply", "a new cache", "at once", "the next start"
 _NONE = ("", "none", "auto")
@@ -213,7 +213,7 @@ def change(settings: Settings, values: Mapping[str, Any], where: Callable[[str],
         try:
             settings = replace(settings, **{key: known[key].convert(value)})
         except (ValueError, KeyError, OverflowError) as error:
-            raise ConfigError(f"{where(key)} is {value!r}; it must be {known[key].rule}.") from error
+            raise ConfigError(f"{where(key)} is {quoted(value)}; it must be {known[key].rule}.") from error
     return settings
 
 

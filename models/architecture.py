@@ -6,14 +6,18 @@ Reads small files and mlx-lm's list of model classes; touches no weights. Import
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
 
-from mlxkv.errors import ModelFileError, ModelNotFoundError, ModelUnsupportedError, first_line
+from mlxkv.errors import ModelFileError, ModelNotFoundError, ModelUnsupportedError
+from mlxkv.regular_file import check_regular, parse_json, read_bytes, reason
 
 MAX_JSON = 32 << 20  # bytes; quantized mixtures list every layer, which is a few MB
+
+MAX_TOKENIZER = 256 << 20  # bytes of a vocabulary
+_READ_BY_OTHERS = ("*.json", "*.jinja", "*.txt", "*.model", "tokenizer*", "vocab*", "merges*", "*/*.jinja")
+_BOM = b"\xef\xbb\xbf"
 
 _MODEL_TYPE = re.compile(r"[A-Za-z0-9_-]{1,64}", re.A)  # it becomes part of a module's name
 
@@ -26,9 +30,9 @@ def read_config(folder: Path, name: str) -> dict[str, Any]:
         ModelFileError: it is not a JSON object, or has no usable model_type.
     """
     path = folder / "config.json"
-    if not path.is_file():
-        raise ModelNotFoundError(f"{name} is no model: {folder} holds no config.json; name a folder that does.")
     config = read_json(path)
+    if config is None:
+        raise ModelNotFoundError(f"{name} is no model: {folder} holds no config.json; name a folder that does.")
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or not _MODEL_TYPE.fullmatch(model_type):
         raise ModelFileError(
@@ -43,8 +47,22 @@ def read_generation_config(folder: Path) -> dict[str, Any]:
     Raises:
         ModelFileError: it is not a JSON object.
     """
-    path = folder / "generation_config.json"
-    return read_json(path) if path.is_file() else {}
+    return read_json(folder / "generation_config.json") or {}
+
+
+def check_files(folder: Path) -> None:
+    """Call it before transformers and mlx-lm open files of `folder` by themselves: a pipe would never end.
+
+    Raises:
+        ModelFileError: one is no regular file, is too large or cannot be read, or a small JSON file is no JSON object.
+    """
+    try:
+        for path in sorted({path for pattern in _READ_BY_OTHERS for path in folder.glob(pattern)}):
+            check_regular(path, MAX_TOKENIZER)
+    except OSError as error:
+        raise ModelFileError(f"{error.filename} cannot be read ({reason(error)}); download the model again.") from error
+    for name in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):
+        read_json(folder / name)
 
 
 def model_classes(config: dict[str, Any], name: str) -> tuple[Any, Any]:
@@ -87,20 +105,21 @@ def stored_dtype(config: dict[str, Any]) -> str | None:
     return None
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A small JSON object of a model.
+def read_json(path: Path) -> dict[str, Any] | None:
+    """A small JSON object of a model; None where there is no such file.
 
     Raises:
         ModelFileError: it is none.
     """
     try:
-        if path.stat().st_size > MAX_JSON:
-            raise ModelFileError(f"{path} is larger than {MAX_JSON >> 20} MiB, so it is no model's; use another model.")
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelFileError(
-            f"{path} cannot be read as JSON ({first_line(error)}); download the model again."
-        ) from error
+        data = read_bytes(path, MAX_JSON)
+        if data.startswith(_BOM):
+            raise ValueError("it begins with a byte order mark, which mlx-lm does not read; save it without one")
+        found = parse_json(data)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError) as error:
+        raise ModelFileError(f"{path} cannot be read as JSON ({reason(error)}); download the model again.") from error
     if not isinstance(found, dict):
         raise ModelFileError(f"{path} must hold a JSON object, found {ascii(found)[:80]}; download the model again.")
     return found

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlxkv.errors import ModelFileError, first_line
+from mlxkv.errors import ModelFileError
 from mlxkv.models.architecture import MAX_JSON, read_json
+from mlxkv.regular_file import read_text, reason
 
 _SPECIAL = ("rag", "tool_use")  # for prompts of another kind: taken where there is nothing else
 
@@ -55,13 +56,11 @@ def find_template(folder: Path) -> FoundTemplate | None:
 
 def _places(folder: Path) -> list[tuple[str, Any]]:
     places: list[tuple[str, Any]] = []
-    if (file := folder / "chat_template.jinja").is_file():
-        places.append((file.name, _read(file)))
+    places.append(("chat_template.jinja", _read(folder / "chat_template.jinja")))
     for file in sorted(folder.glob("additional_chat_templates/*.jinja")):
         places.append((f"{file.parent.name}/{file.name}", {file.stem: _read(file)}))
     for name in ("tokenizer_config.json", "chat_template.json", "processor_config.json"):
-        if (file := folder / name).is_file():
-            places.append((name, read_json(file).get("chat_template")))
+        places.append((name, (read_json(folder / name) or {}).get("chat_template")))
     return places
 
 
@@ -81,10 +80,10 @@ def is_template(value: Any) -> bool:
     return isinstance(value, str) and bool(value.strip())
 
 
-def _read(file: Path) -> str:
+def _read(file: Path) -> str | None:
     try:
-        if file.stat().st_size > MAX_JSON:
-            raise ModelFileError(f"{file} is larger than {MAX_JSON >> 20} MiB; use another model.")
-        return file.read_text(encoding="utf-8")
+        return read_text(file, MAX_JSON)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
     except (OSError, ValueError) as error:
-        raise ModelFileError(f"{file} cannot be read ({first_line(error)}); download the model again.") from error
+        raise ModelFileError(f"{file} cannot be read ({reason(error)}); download the model again.") from error

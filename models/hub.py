@@ -6,18 +6,20 @@ Imports huggingface_hub lazily. Any thread may call it.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from mlxkv.errors import MlxkvError, ModelDownloadError, ModelNotFoundError
+from mlxkv.models.architecture import MAX_JSON
 from mlxkv.models.fetch import HubStatusError
 from mlxkv.models.repository import is_id
+from mlxkv.regular_file import read_json, read_text
 
 ALLOW = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "tokenizer*")
 NEVER = ("*.py", "*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.gguf", "*.npz", "*.npy", "*.ckpt", "*.h5", "*.onnx")
 # The hub's own layout also has weights mlx-lm never reads: other formats' copies and duplicates in one file.
 UNREAD = ("*/*.safetensors", "consolidated*.safetensors", "*/*.json", "*/*.txt", "*/*.model")
+MAX_REF = 4096  # bytes of a file that names a commit
 WEIGHTS = "model*.safetensors"  # what mlx-lm reads
 
 
@@ -49,10 +51,10 @@ def find_local(hub: Hub, repo: str, revision: str | None = None, *, need_weights
     commit = revision or "main"
     ref = storage / "refs" / commit
     try:
-        if ref.is_file():
-            with ref.open("rb") as file:
-                commit = file.read(100).decode("ascii").strip()
-    except (OSError, ValueError):
+        commit = read_text(ref, MAX_REF).strip()
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (OSError, UnicodeDecodeError):
         return None
     if not is_id(commit):
         return None
@@ -72,8 +74,8 @@ def is_whole(folder: Path) -> bool:
         return False
     if index.is_file():
         try:
-            names = set(json.loads(index.read_text())["weight_map"].values())
-        except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError):
+            names = set(read_json(index, MAX_JSON)["weight_map"].values())
+        except (OSError, ValueError, KeyError, AttributeError, TypeError):
             return True
         return all((folder / Path(str(name)).name).is_file() for name in names)
     if index.is_symlink():  # a link whose blob is gone

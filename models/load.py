@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from mlxkv.cache.trained import trained_length
 from mlxkv.device import Device, current_device
 from mlxkv.errors import ModelError, ModelFileError, first_line
-from mlxkv.models.architecture import model_classes, read_config, read_generation_config
+from mlxkv.models.architecture import check_files, model_classes, read_config, read_generation_config
 from mlxkv.models.chat_template import FoundTemplate
 from mlxkv.models.download import ensure
 from mlxkv.models.ends import EndToken
@@ -87,6 +87,7 @@ def load_model(
     start = time.perf_counter()
     config = read_config(folder, name)
     generation = read_generation_config(folder)
+    check_files(folder)
     model_classes(config, name)  # refused before a gigabyte is read
     settled = settle_ropes(config, name)
     changed = {key: value for key, value in settled.items() if key not in config or value is not config[key]}

@@ -6,6 +6,7 @@ Reads and deletes files; imports huggingface_hub lazily and no MLX. Any thread m
 from __future__ import annotations
 
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ from mlxkv.errors import MlxkvError, ModelDownloadError, ModelNotFoundError
 from mlxkv.models.architecture import read_config
 from mlxkv.models.hub import Hub, is_whole
 from mlxkv.models.resolve import is_repo, resolve
+from mlxkv.regular_file import reason
 
 if TYPE_CHECKING:
     from huggingface_hub import CachedRepoInfo, HFCacheInfo
@@ -82,10 +84,14 @@ def _scan(hub: Hub) -> HFCacheInfo | None:
         return scan_cache_dir(hub.cache())
     except CacheNotFound:
         return None
+    except (OSError, ValueError) as error:  # a file in its place, or it may not be read
+        raise ModelDownloadError(f"The cache {hub.cache()} cannot be read ({reason(error)}); check it.") from error
 
 
 def _whole_snapshot(repo: CachedRepoInfo) -> Path | None:
     if repo.repo_type != "model":
         return None
     newest_first = sorted(repo.revisions, key=lambda revision: -revision.last_modified)
-    return next((r.snapshot_path for r in newest_first if is_whole(r.snapshot_path)), None)
+    with suppress(OSError):
+        return next((r.snapshot_path for r in newest_first if is_whole(r.snapshot_path)), None)
+    return None

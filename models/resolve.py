@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlxkv.errors import ModelNotFoundError
+from mlxkv.errors import ModelNotFoundError, quoted
 
 BUILT_IN = ("tutor",)
 
@@ -46,18 +46,22 @@ def resolve(name: str, *, built_in_folder: Path | None = None) -> Source:
                 "name a folder or a Hugging Face repository such as mlx-community/Qwen3-0.6B-4bit instead."
             )
         return Source(name, path=path)
-    path = Path(name).expanduser() if name.startswith("~") else Path(name)
-    if name and "\0" not in name:
-        if path.is_dir():
+    try:
+        path = Path(name).expanduser() if name.startswith("~") else Path(name)
+        if name and path.is_dir():
             return Source(name, path=path.resolve())
-        if path.is_file():
+        if name and path.exists():
             raise ModelNotFoundError(f"{name!r} is a file; name the folder that holds config.json and the weights.")
+    except PermissionError as error:
+        raise ModelNotFoundError(f"The folder {quoted(name)} may not be read; check its permissions.") from error
+    except (OSError, ValueError, RuntimeError):  # too long, a NUL, `~nobody`: there can be no such folder
+        pass
     if name.startswith(("/", "./", "../", "~")):
-        raise ModelNotFoundError(f"There is no folder {name!r}; check the path.")
+        raise ModelNotFoundError(f"There is no folder {quoted(name)}; check the path.")
     match = _REPO.fullmatch(name)
     if match is None or not is_repo(name):
         raise ModelNotFoundError(
-            f"{name!r} is no model: name a built-in one ({', '.join(BUILT_IN)}), a folder, "
+            f"{quoted(name)} is no model: name a built-in one ({', '.join(BUILT_IN)}), a folder, "
             "or a Hugging Face repository as org/name or org/name@revision."
         )
     return Source(name, repo=match["id"], revision=match["revision"])

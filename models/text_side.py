@@ -5,13 +5,13 @@ Imports mlx_lm lazily; loads no weights. On the MLX thread.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlxkv.errors import ModelFileError, ModelUnsupportedError, first_line
+from mlxkv.models.architecture import check_files, read_json
 from mlxkv.models.chat_template import FoundTemplate, find_template, is_template
 from mlxkv.models.ends import EndToken, end_tokens, token_ids
 
@@ -37,6 +37,7 @@ def load_text_side(folder: Path, name: str, config: Mapping[str, Any], generatio
     Raises:
         ModelUnsupportedError: it wants its own code run. ModelFileError: it cannot be read.
     """
+    check_files(folder)
     template = find_template(folder)
     known = [*token_ids([config.get("eos_token_id"), generation.get("eos_token_id")])]
     try:
@@ -81,8 +82,7 @@ def _load(folder: Path, config: Mapping[str, Any], ends: list[int] | None) -> To
 
 def _add_bos(tokenizer: Any, folder: Path) -> None:
     """Heed `add_bos_token: true`, which transformers 5 passes over where there is a tokenizer.json."""
-    path = folder / "tokenizer_config.json"
-    wanted = path.is_file() and json.loads(path.read_text(encoding="utf-8")).get("add_bos_token") is True
+    wanted = (read_json(folder / "tokenizer_config.json") or {}).get("add_bos_token") is True
     can = hasattr(tokenizer, "update_post_processor") and tokenizer.bos_token is not None
     if wanted and can and tokenizer.encode("a")[:1] != [tokenizer.bos_token_id]:
         tokenizer.add_bos_token = True

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import os
 import re
-import stat
 from dataclasses import dataclass
 from pathlib import Path
 
+from mlxkv.regular_file import opened, reason
 from mlxkv.stats import tokens_text
 
 MAX_FILE = 1 << 20  # bytes; a million characters fill most windows
@@ -74,17 +74,15 @@ def read(path: str, base: Path) -> Attached:
         AttachError: if it cannot be read, is no regular file, is too large, or is not text in UTF-8.
     """
     try:
-        handle = os.open(base / Path(path).expanduser(), os.O_RDONLY | os.O_NONBLOCK)  # a pipe must not hang the window
-        with os.fdopen(handle, "rb") as file:
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise AttachError(f"{path} is not a regular file, so it cannot be attached.")
+        with opened(base / Path(path).expanduser()) as file:
+            size = os.fstat(file.fileno()).st_size
             data = file.read(MAX_FILE + 1)
     except OSError as error:
-        raise AttachError(f"{path} cannot be read: {error.strerror}.") from None
+        raise AttachError(f"{path} cannot be read: {reason(error)}.") from None
     if len(data) > MAX_FILE:
-        size = max(status.st_size, len(data))
-        raise AttachError(f"{path} has {size:,} bytes; at most {MAX_FILE:,} can be attached. Send a part of it.")
+        raise AttachError(
+            f"{path} has {max(size, len(data)):,} bytes; at most {MAX_FILE:,} can be attached. Send a part of it."
+        )
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError:

@@ -10,7 +10,10 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from mlxkv.regular_file import read_bytes
 from mlxkv.text import clean
+
+_LONGEST = 256 << 20  # bytes
 
 
 class EditorError(Exception):
@@ -38,14 +41,17 @@ def edited(text: str, command: list[str]) -> str:
     Raises:
         EditorError: if the editor failed; then the text is as it was.
     """
-    handle, name = tempfile.mkstemp(prefix="mlxkv-", suffix=".md")
+    try:
+        handle, name = tempfile.mkstemp(prefix="mlxkv-", suffix=".md")
+    except OSError as error:
+        raise EditorError(f"No temporary file can be made ({error.strerror}); set TMPDIR to a folder.") from None
     try:
         with os.fdopen(handle, "w", encoding="utf-8", errors="replace") as file:
             file.write(text)
         code = subprocess.run([*command, name], check=False).returncode
         if code:
             raise EditorError(f"{command[0]} ended with {code}; the prompt is as it was.")
-        data = Path(name).read_bytes()
+        data = read_bytes(name, _LONGEST)
     except OSError as error:
         raise EditorError(f"{command[0]} could not be started: {error.strerror}.") from None
     finally:

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from mlxkv.config import private_folder
 from mlxkv.errors import ConfigError
+from mlxkv.regular_file import check_regular, parse_json, read_bytes, write_private
 
+MOST_BYTES = 256 << 20  # of the file
 KEEP = 1000  # entries; the file is rewritten at twice that
 
 
@@ -56,8 +59,9 @@ class History:
         self._unsaved = []
         try:
             private_folder(self._path.parent)
-            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
+            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK
             with os.fdopen(os.open(self._path, flags, 0o600), "w", encoding="utf-8") as file:
+                check_regular(file.fileno())
                 os.fchmod(file.fileno(), 0o600)
                 file.writelines(lines)
         except (OSError, ConfigError):
@@ -67,9 +71,11 @@ class History:
         if self._path is None:
             return []
         try:
-            with os.fdopen(os.open(self._path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0)), encoding="utf-8") as file:
-                lines = file.readlines()
-        except (OSError, UnicodeDecodeError):
+            lines = read_bytes(self._path, MOST_BYTES, follow=False).decode("utf-8", "replace").split("\n")
+        except FileNotFoundError:
+            return []
+        except OSError:  # whatever it is, nothing is added to it
+            self._path = None
             return []
         entries = [text for line in lines if (text := _entry(line))]
         if len(entries) > 2 * KEEP:
@@ -78,20 +84,14 @@ class History:
 
     def _rewrite(self, entries: list[str]) -> None:
         assert self._path is not None
-        new = self._path.with_suffix(".new")
-        try:
-            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_NOFOLLOW", 0)
-            with os.fdopen(os.open(new, flags, 0o600), "w", encoding="utf-8") as file:
-                file.writelines(json.dumps({"text": text}) + "\n" for text in entries)
-            new.replace(self._path)
-        except OSError:
-            pass
+        with suppress(OSError):
+            write_private(self._path, "".join(json.dumps({"text": text}) + "\n" for text in entries))
 
 
 def _entry(line: str) -> str:
     """The prompt of one line; "" for a line that another program (or a crash) has spoilt."""
     try:
-        value = json.loads(line)
+        value = parse_json(line)
     except ValueError:
         return ""
     text = value.get("text") if isinstance(value, dict) else None

@@ -12,6 +12,7 @@ from pathlib import Path
 from mlxkv import commands as cmd
 from mlxkv.errors import ConfigError
 from mlxkv.export_format import CHAT_FORMATS, CHAT_SUFFIXES, export_format, one_of
+from mlxkv.regular_file import read_text, reason
 from mlxkv.settings import Setting, change, find, schema
 from mlxkv.tui import lists, reports
 from mlxkv.tui.listing import Listing, PutPrompt, Row
@@ -147,10 +148,9 @@ def _system(state: ChatState, argument: str) -> None:
     if argument.startswith("@"):
         path = Path(argument[1:]).expanduser()
         try:
-            with path.open(encoding="utf-8") as file:
-                text = file.read(_LONGEST)
-        except (OSError, UnicodeDecodeError) as error:
-            state.error(f"{path} cannot be read ({error}); check the name.")
+            text = read_text(path, _LONGEST)
+        except (OSError, ValueError) as error:
+            state.error(f"{path} cannot be read ({reason(error)}); check the name.")
             return
     state.system = text
     state.submit(cmd.SetSystem(text))

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import xxhash
 
-from mlxkv.errors import CorruptError, StoreError
+from mlxkv.errors import CorruptError, StoreError, shortened
+from mlxkv.regular_file import open_regular, opened, reason
 from mlxkv.safetensors import Header, encode_header, read_header
 from mlxkv.store.files import Files, Step, no_step
 
@@ -37,11 +38,8 @@ class ArchiveFile:
     def chunk(self, n: int) -> bytes:
         """The bytes of chunk `n`. Raises CorruptError: the file shrank."""
         start, end = self.chunks[n]
-        fd = os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        try:
-            data = _read(fd, start, end)
-        finally:
-            os.close(fd)
+        with opened(self.path, follow=False) as file:
+            data = _read(file.fileno(), start, end)
         if len(data) != end - start:
             raise CorruptError(f"{self.path} changed while it was read.")
         return data
@@ -60,8 +58,8 @@ def write_archive(
     sized = [("chat", "U8", (len(text),), len(text)), ("xxh3", "U8", (16,), 16)]
     sized += [(f"chunk.{n:05}", "U8", (size,), size) for n, (size, _) in enumerate(chunks)]
     header = encode_header(sized, {"mlxkv": FORMAT})
-    if not path.parent.is_dir():
-        raise StoreError(f"The folder {path.parent} does not exist; make it first.")
+    if not os.path.isdir(path.parent):
+        raise StoreError(f"The folder {shortened(path.parent)} does not exist; make it first.")
     try:
         return Files(before).write(path, _hashed([[header, text], *(parts for _, parts in chunks)]), path.parent)
     except OSError as error:
@@ -71,10 +69,10 @@ def write_archive(
 def is_archive(path: Path) -> bool:
     """Whether it begins as these files do; JSON begins with `{` instead of a length."""
     try:
-        with path.open("rb") as file:
+        with opened(path, follow=False) as file:
             head = file.read(9)
     except OSError as error:
-        raise StoreError(f"{path} cannot be read ({error.strerror}); check the name.") from error
+        raise StoreError(f"{shortened(path)} cannot be read ({reason(error)}); check the name.") from error
     return len(head) == 9 and head[8:] == b"{" and head[:1] != b"{"
 
 
@@ -86,7 +84,10 @@ def read_archive(path: Path) -> ArchiveFile:
     """
     header = read_header(path, nofollow=True)
     chunks = _check(path, header)
-    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        fd = open_regular(path, follow=False)
+    except OSError as error:
+        raise CorruptError(f"{path.name} cannot be read ({reason(error)}).") from error
     try:
         h, end = xxhash.xxh3_128(), header.file_size - 16
         for start in range(0, end, _READ):

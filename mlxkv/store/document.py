@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 
 from mlxkv.cache.config import CacheConfig
 from mlxkv.errors import ConfigError, CorruptError
+from mlxkv.regular_file import reason
 from mlxkv.sampling import SamplingParams
 from mlxkv.store.history import extra_fields, genesis, pack_ids, stored_fields, turn_digest
 from mlxkv.store.identity import ModelIdentity
@@ -194,12 +195,12 @@ class _Reader:
 
         try:
             table = json.loads(
-                data.decode("utf-8"),
+                data.decode("utf-8-sig"),
                 object_pairs_hook=unique,
                 parse_constant=lambda text: self.refuse("numbers must be finite", text),
             )
         except (ValueError, RecursionError) as error:
-            self.refuse("it must be one JSON object in UTF-8", str(error))
+            self.refuse("it must be one JSON object in UTF-8", reason(error))
         if not isinstance(table, dict):
             self.refuse("it must be one JSON object", type(table).__name__)
         return table

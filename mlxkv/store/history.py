@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from mlxkv.errors import CorruptError, StoreError
+from mlxkv.regular_file import parse_json
 from mlxkv.store.records import Attachment, ToolCall, TurnRecord
 
 DIGEST_BYTES = 16
@@ -90,7 +91,7 @@ def _extra(turn: TurnRecord) -> str:
 
 def _from_extra(text: str) -> dict[str, Any]:
     """The fields of TurnRecord that `_extra` put into one."""
-    table = json.loads(text) if text else {}
+    table = parse_json(text) if text else {}
     makers = {"tool_calls": ToolCall, "attachments": Attachment}
     return {n: tuple(makers[n](**item) for item in value) if n in makers else value for n, value in table.items()}
 
@@ -196,4 +197,4 @@ def as_record(fields: Sequence[Any], ids: bytes) -> TurnRecord:
 
 
 def _table(text: str) -> Mapping[str, Any]:
-    return json.loads(text)
+    return parse_json(text)

@@ -10,6 +10,7 @@ a file of so many layers of these classes has is computed, and the file must hav
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from mlxkv.cache.portable import KINDS, LayerState
-from mlxkv.errors import ConfigError, CorruptError, StoreError
+from mlxkv.errors import ConfigError, CorruptError, StoreError, shortened
 from mlxkv.safetensors import MAX_DIM, Header, Tensor, encode_header, read_header
 from mlxkv.store.arrays import buffer_of, dtype_name, evaluated
 from mlxkv.store.files import Files, Step, no_step
@@ -79,8 +80,8 @@ def write_mlx_lm(
         header = encode_header(sized, _metadata(layers, version, metadata))
     except ValueError as error:
         raise StoreError(f"This cache does not fit into a file of mlx-lm's ({error}).") from error
-    if not path.parent.is_dir():
-        raise StoreError(f"The folder {path.parent} does not exist; make it first.")
+    if not os.path.isdir(path.parent):
+        raise StoreError(f"The folder {shortened(path.parent)} does not exist; make it first.")
     room(len(header) + sum(size for *_, size in sized))
     try:
         return Files(before).write(path, _bytes(header, tensors), path.parent)

@@ -41,7 +41,7 @@ class Lender:
     def lend(self, cache: PromptCache, ids: Sequence[int], held: int = 0) -> Restored | None:
         """Fill the cache with the longest beginning of `ids` that some chat has saved, if that is more than the `held`
         tokens it has; None where nobody was asked. What is wrong with the store is nothing to whoever only borrows."""
-        if len(ids) - held <= FEW or min(ids) < 0 or not self._database.exists() or not cache.can_save:
+        if len(ids) - held <= FEW or min(ids) < 0 or not os.path.exists(self._database) or not cache.can_save:
             return None
         with suppress(MlxkvError, _UnknownError):
             store = self._store()

@@ -6,8 +6,10 @@ counts, not the file.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -127,7 +129,11 @@ def store_lock(folder: Path, alone: bool = False) -> Iterator[StoreLock]:
 
 def _opened(path: Path) -> int:
     try:
-        return os.open(path, _FLAGS, 0o600)
+        fd = os.open(path, _FLAGS, 0o600)
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)
+            raise OSError(errno.EINVAL, "it is no file")
+        return fd
     except OSError as error:
         raise StoreError(f"The lock {path} cannot be made ({error.strerror}); check the folder.") from error
 

@@ -7,7 +7,7 @@ stays with the session and its forks and keeps other chats from sharing them. On
 
 from __future__ import annotations
 
-import json
+import errno
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -16,7 +16,8 @@ from typing import Any
 
 import xxhash
 
-from mlxkv.errors import CorruptError, StoreError
+from mlxkv.errors import CorruptError, StoreError, shortened
+from mlxkv.regular_file import opened, parse_json, read_bytes, reason
 from mlxkv.safetensors import read_header
 from mlxkv.store.archive import ArchiveFile, is_archive, read_archive, write_archive
 from mlxkv.store.chunks import ChunkFiles
@@ -92,16 +93,16 @@ def read_chat(path: Path) -> tuple[PortableChat, ArchiveFile | None]:
     Raises:
         CorruptError: it breaks a rule. StoreError: it cannot be read.
     """
-    if path.exists() and (path.is_symlink() or not path.is_file()):  # opening a pipe would wait for its other end
-        raise CorruptError(f"{path.name} must be a regular file, no link; give the file itself.")
     if is_archive(path):
         file = read_archive(path)
         return from_document(file.text, path.name), file
-    with path.open("rb") as source:
-        data = source.read(MAX_JSON + 1)
-    if len(data) > MAX_JSON:
-        raise CorruptError(f"{path.name} is over {MAX_JSON >> 20} MiB; a chat of text is not that large.")
-    return from_document(data, path.name), None
+    try:
+        return from_document(read_bytes(path, MAX_JSON, follow=False), path.name), None
+    except OSError as error:
+        if error.errno == errno.EFBIG:
+            text = f"{path.name} is over {MAX_JSON >> 20} MiB; a chat of text is not that large."
+            raise CorruptError(text) from error
+        raise StoreError(f"{shortened(path)} cannot be read ({reason(error)}); check the name.") from error
 
 
 def plan_of(chat: PortableChat, session_id: str, file: ArchiveFile) -> tuple[Plan, list[ChunkHead]]:
@@ -165,7 +166,7 @@ def _kv(
         newest = max(commits, key=lambda c: (c.pos, c.id))
         mine = [c for c in commits if c.spec_id == newest.spec_id]
         saved = saved_chunks(db, mine, history)
-        spec = json.loads(db.execute("SELECT json FROM spec WHERE id = ?", (newest.spec_id,)).fetchone()[0])
+        spec = parse_json(db.execute("SELECT json FROM spec WHERE id = ?", (newest.spec_id,)).fetchone()[0])
     log = history.log
     found = [c for c in saved if c.head.b <= len(log) and _is_sound(chunks, c)]
     keys = {
@@ -188,7 +189,7 @@ def _is_sound(chunks: ChunkFiles, chunk: SavedChunk) -> bool:
 
 
 def _bytes_of(chunks: ChunkFiles, chunk: SavedChunk) -> Iterator[bytes]:
-    with chunks.path(chunk.digest).open("rb") as file:
+    with opened(chunks.path(chunk.digest), follow=False) as file:
         left = chunk.size
         while left and (data := file.read(min(left, 1 << 20))):
             left -= len(data)

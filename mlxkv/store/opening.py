@@ -13,6 +13,7 @@ import uuid
 from pathlib import Path
 
 from mlxkv.errors import CorruptError, StoreError
+from mlxkv.regular_file import read_json, reason
 from mlxkv.store import backup
 from mlxkv.store.files import Files
 from mlxkv.store.locks import StoreLock
@@ -30,6 +31,7 @@ from mlxkv.store.schema import (
 from mlxkv.store.sound import is_sha256
 
 DATABASE = "mlxkv.db"
+MAX_MARKER = 1 << 16  # bytes
 ATTEMPTS = 40  # to be alone with an older database: a process that closes, or one that migrates it, needs a moment
 PAUSE = 0.05  # seconds
 
@@ -97,14 +99,16 @@ def _migrate(db: sqlite3.Connection, data: Path, files: Files, lock: StoreLock) 
 def _read_marker(path: Path) -> str | None:
     """The id of the store, None if there is no store yet."""
     try:
-        value = json.loads(path.read_bytes())
+        value = read_json(path, MAX_MARKER, follow=False)
         if (form := int(value["format"])) > 1:
             raise StoreError(f"{path} was written by a newer mlxkv (format {form}, this one knows 1); update mlxkv.")
         return str(value["store"])
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise StoreError(f"{path} cannot be read ({error}); delete it if {path.parent} holds your chats.") from error
+        raise StoreError(
+            f"{path} cannot be read ({reason(error)}); delete it if {path.parent} holds your chats."
+        ) from error
 
 
 class RememberedHashes:

@@ -5,11 +5,11 @@ Engine thread.
 
 from __future__ import annotations
 
-import json
 from contextlib import suppress
 from typing import Any
 
 from mlxkv.errors import StoreError
+from mlxkv.regular_file import parse_json
 from mlxkv.store.history import to_json
 from mlxkv.store.pacing import Pace, mixed
 from mlxkv.store.schema import Database
@@ -45,7 +45,7 @@ class Paces:
         with self._database.reading() as db:
             row = db.execute("SELECT value FROM meta WHERE key = ?", (_KEY,)).fetchone()
         with suppress(ValueError):
-            return _table(json.loads(row[0]) if row else {})
+            return _table(parse_json(row[0]) if row else {})
         return {}
 
 

@@ -7,7 +7,6 @@ The thread that owns MLX calls `write` and `read`; `describe` and `verify` need 
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import time
@@ -20,7 +19,8 @@ from typing import Any
 import xxhash
 
 from mlxkv.cache.portable import PromptText
-from mlxkv.errors import CorruptError, MismatchError, StoreError
+from mlxkv.errors import CorruptError, MismatchError, StoreError, shortened
+from mlxkv.regular_file import opened, parse_json
 from mlxkv.safetensors import ITEM_SIZES, MAX_HEADER, Header, encode_header, read_header
 from mlxkv.store.arrays import buffer_of, evaluated, to_tensors
 from mlxkv.store.files import Files, Step, no_step
@@ -87,8 +87,8 @@ def write_prompt_file(
         raise StoreError(f"The text of this prompt cache takes {len(text):,} bytes, {MAX_PROMPT:,} can be kept.")
     parts, header = _plan(cache, len(ids), len(text), metadata)
     try:
-        if not path.parent.is_dir():
-            raise StoreError(f"The folder {path.parent} does not exist; make it first.")
+        if not os.path.isdir(path.parent):
+            raise StoreError(f"The folder {shortened(path.parent)} does not exist; make it first.")
         room(len(header) + sum(_nbytes(*s) for s in _shapes(cache, len(ids), len(text), parts).values()))
         return Files(before).write(path, _bytes(header, ids.tobytes(), cache, parts, text), path.parent)
     except OSError as error:
@@ -112,7 +112,7 @@ def verify_prompt_file(path: Path) -> dict[str, Any]:
     """
     about = describe_prompt_file(path)
     try:
-        with path.open("rb", buffering=0) as file:
+        with opened(path) as file:
             h, left = xxhash.xxh3_128(), about["bytes"] - 16
             while left > 0 and (data := file.read(min(left, _READ))):
                 h.update(data)
@@ -153,7 +153,7 @@ def _head(text: str | None) -> str | None:
 
 def _prompt(path: Path, text: bytes, num_tokens: int) -> PromptText | None:
     try:
-        table = json.loads(text)
+        table = parse_json(text)
         if table is None:
             return None
         prompt = PromptText(**table)
@@ -238,7 +238,7 @@ def _described(path: Path, header: Header) -> dict[str, Any]:
             raise CorruptError(f"{path} was written by a newer mlxkv ({found}, this one knows {FORMAT}); update mlxkv.")
         raise CorruptError(f"{path} is not a prompt cache of this mlxkv (format {found!r}, expected {FORMAT!r}).")
     try:
-        about = {key: json.loads(header.metadata[key]) for key in _DESCRIBED}
+        about = {key: parse_json(header.metadata[key]) for key in _DESCRIBED}
         ModelIdentity(**about["model"])
         about["parts"] = [(int(n), int(a), int(b)) for n, a, b in about["parts"]]
         if type(about["num_tokens"]) is not int or not isinstance(about["layout"], dict):
@@ -278,7 +278,7 @@ def _wanted(path: Path, n: int, group: LayerGroup, parts: list[Part], num_tokens
 
 def _fill(path: Path, header: Header, cache: KVCacheLike, parts: list[Part], wanted: list[list[Range]]) -> bytes:
     """Import the rows and return the text's bytes; every byte was hashed and compared."""
-    with path.open("rb", buffering=0) as head:
+    with opened(path) as head:
         h = xxhash.xxh3_128(os.pread(head.fileno(), header.data_start, 0))
     arrays = evaluated(path, header)
     _, ids = next(arrays)

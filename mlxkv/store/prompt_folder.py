@@ -17,6 +17,7 @@ from typing import IO, Any
 
 from mlxkv.config import Folders, private_folder
 from mlxkv.errors import ConfigError, CorruptError, StoreError
+from mlxkv.regular_file import opened, reason
 from mlxkv.safetensors import read_header
 from mlxkv.store.files import Files, disk_usage, regular_size
 from mlxkv.store.interop import describe_mlx_lm
@@ -102,11 +103,11 @@ class PromptFolder:
             StoreError: it cannot be read or written, or there is no room; nothing was left behind.
         """
         try:
-            with source.open("rb") as file:
+            with opened(source) as file:
                 room(size := os.fstat(file.fileno()).st_size)
                 return Files().write(path, _pieces(file, size), path.parent)
         except OSError as error:
-            raise StoreError(f"{source} cannot be copied to {path} ({error.strerror}); check the disk.") from error
+            raise StoreError(f"{source} cannot be copied to {path} ({reason(error)}); check the disk.") from error
 
     def set_aside(self, path: Path) -> None:
         """Move a damaged file out of the way, so that its name is free."""

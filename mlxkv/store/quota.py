@@ -7,13 +7,13 @@ what is counted stays true until it is written. Any thread, with a connection of
 
 from __future__ import annotations
 
-import json
 import sqlite3
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from mlxkv.errors import StoreError
+from mlxkv.regular_file import parse_json
 from mlxkv.stats import bytes_text
 from mlxkv.store.commit import Plan
 from mlxkv.store.files import disk_usage
@@ -215,7 +215,7 @@ _Needed = Mapping[str, list[Range]] | None
 
 def _ranges(text: str) -> _Needed:
     try:
-        table = json.loads(text)
+        table = parse_json(text)
         return {group: [(int(a), int(b)) for a, b in ranges] for group, ranges in table.items()} or None
     except (ValueError, TypeError, AttributeError):
         return None

@@ -7,7 +7,6 @@ The engine thread calls this.
 
 from __future__ import annotations
 
-import json
 import sqlite3
 import time
 from array import array
@@ -18,6 +17,7 @@ from itertools import islice
 
 from mlxkv.errors import StoreError
 from mlxkv.ids import common_prefix
+from mlxkv.regular_file import parse_json
 from mlxkv.stats import bytes_text
 from mlxkv.store.chunks import ChunkFiles
 from mlxkv.store.commit import Committer
@@ -234,8 +234,8 @@ def _difference(
 ) -> str | None:
     """The first field in which the model, else the cache's spec, differs from what a commit was made with."""
     try:
-        old = json.loads(db.execute("SELECT json FROM model WHERE id = ?", (commit[0],)).fetchone()[0])["parts"]
-        old_spec = json.loads(db.execute("SELECT json FROM spec WHERE id = ?", (commit[1],)).fetchone()[0])
+        old = parse_json(db.execute("SELECT json FROM model WHERE id = ?", (commit[0],)).fetchone()[0])["parts"]
+        old_spec = parse_json(db.execute("SELECT json FROM spec WHERE id = ?", (commit[1],)).fetchone()[0])
         return first_difference(model_parts(old), model_parts(model.parts)) or first_difference(old_spec, parts)
     except (ValueError, TypeError, KeyError, AttributeError):
         return None  # what it was made with is damaged as well

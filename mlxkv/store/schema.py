@@ -12,12 +12,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mlxkv.errors import CorruptError, StoreError
+from mlxkv.regular_file import check_regular
 from mlxkv.store.files import Step, no_step
 from mlxkv.store.indexing import INDEX
 
 APPLICATION_ID = 0x6D6C786B  # "mlxk"
 VERSION = 3
 PINNED = 2  # bit of `session.flags`: its rows stay whatever else wants the room
+ENDINGS = ("", "-wal", "-shm", "-journal")  # of the database's files
 ADVICE = "`mlxkv chats backups` shows what to go back to"
 
 SCHEMA = f"""
@@ -67,6 +69,8 @@ def connect(path: Path) -> sqlite3.Connection:
     if sqlite3.sqlite_version_info < (3, 37):
         raise StoreError(f"SQLite {sqlite3.sqlite_version} is too old, 3.37 is needed; use a newer Python.")
     with database_errors(path):
+        for ending in ENDINGS:  # SQLite would wait for a pipe
+            check_regular(f"{path}{ending}")
         db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, isolation_level=None, timeout=10)
     try:
         with database_errors(path):

@@ -5,7 +5,6 @@ Every change is one transaction and a compare-and-swap on the session's head. En
 
 from __future__ import annotations
 
-import json
 import re
 import sqlite3
 import time
@@ -15,6 +14,7 @@ from typing import Any
 
 from mlxkv.errors import CorruptError, SessionChangedError, SessionNotFoundError, StoreError
 from mlxkv.events import ChatSummary
+from mlxkv.regular_file import parse_json
 from mlxkv.store.document import MAX_TITLE, PortableChat
 from mlxkv.store.family import hand_on_forks
 from mlxkv.store.history import (
@@ -255,7 +255,7 @@ class Sessions:
             (session_id,),
         ).fetchone()
         with _sound(session_id):
-            identity, params, settings = load_model(db, tables[0]), json.loads(tables[1]), json.loads(tables[2])
+            identity, params, settings = load_model(db, tables[0]), parse_json(tables[1]), parse_json(tables[2])
             if not (isinstance(params, dict) and isinstance(settings, dict)):
                 raise TypeError("its settings are no table")
         return SessionRecord(
@@ -405,7 +405,7 @@ def save_model(db: sqlite3.Connection, model: ModelIdentity) -> str:
 
 
 def load_model(db: sqlite3.Connection, row_id: str) -> ModelIdentity:
-    return ModelIdentity(**json.loads(db.execute("SELECT json FROM model WHERE id = ?", (row_id,)).fetchone()[0]))
+    return ModelIdentity(**parse_json(db.execute("SELECT json FROM model WHERE id = ?", (row_id,)).fetchone()[0]))
 
 
 def _storable(title: str) -> str:

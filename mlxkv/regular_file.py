@@ -1,0 +1,148 @@
+"""Opening files to read: only regular files, and no more bytes than a limit.
+
+Every file that is read goes through here, ours and foreign ones: a pipe, a socket, a device or a folder under its name
+is refused instead of waited for, and what grows without end is cut off. Libraries that open files by themselves are
+called after `check_regular`. What is in a file is its reader's affair. Any thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+_KINDS = (
+    (stat.S_ISDIR, "it is a folder"), (stat.S_ISFIFO, "it is a pipe"), (stat.S_ISSOCK, "it is a socket"),
+    (stat.S_ISCHR, "it is a device"), (stat.S_ISBLK, "it is a device"), (stat.S_ISLNK, "it is a link"),
+)  # fmt: skip
+_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
+_DESCRIPTORS = ("/dev/fd/", "/dev/stdin", "/proc/self/fd/")  # what this process has open: `-f <(git diff)`
+
+
+def open_regular(path: str | os.PathLike[str], *, follow: bool = True, pipes: bool = False) -> int:
+    """A descriptor of the regular file `path`, to read.
+
+    Args:
+        follow: whether `path` may be a link; not where the file is ours.
+        pipes: whether a pipe that this process has open already, such as /dev/fd/63, may be read too.
+
+    Raises:
+        OSError: there is none, or it is something else; `strerror` says what, for a sentence.
+    """
+    try:
+        _check(os.stat(path, follow_symlinks=follow), path, pipes)
+        fd = os.open(path, _FLAGS | (0 if follow else os.O_NOFOLLOW))
+    except ValueError as error:  # a NUL, or what no file system can name
+        raise OSError(errno.EINVAL, "no file can have this name", str(path)) from error
+    try:
+        _check(os.fstat(fd), path, pipes)
+        os.set_blocking(fd, True)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def check_regular(path: str | os.PathLike[str] | int, limit: int | None = None) -> bool:
+    """Whether `path` (or an open descriptor) is a regular file of at most `limit` bytes; False where nothing is there.
+    For libraries that will open it themselves.
+
+    Raises:
+        OSError: it is something else, or larger; `strerror` says what.
+    """
+    try:
+        info = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except ValueError as error:
+        raise OSError(errno.EINVAL, "no file can have this name", str(path)) from error
+    _check(info, path, False)
+    if limit is not None and info.st_size > limit:
+        raise _too_large(path, limit)
+    return True
+
+
+@contextlib.contextmanager
+def opened(path: str | os.PathLike[str], *, follow: bool = True, pipes: bool = False) -> Iterator[BinaryIO]:
+    """`open_regular` as a file that is closed. Raises OSError."""
+    with os.fdopen(open_regular(path, follow=follow, pipes=pipes), "rb") as file:
+        yield file
+
+
+def read_bytes(path: str | os.PathLike[str], limit: int, *, follow: bool = True, pipes: bool = False) -> bytes:
+    """The whole file. Raises OSError: see `open_regular`; or it has more than `limit` bytes (EFBIG)."""
+    with opened(path, follow=follow, pipes=pipes) as file:
+        if os.fstat(file.fileno()).st_size > limit or len(data := file.read(limit + 1)) > limit:
+            raise _too_large(path, limit)
+    return data
+
+
+def read_text(path: str | os.PathLike[str], limit: int, *, follow: bool = True) -> str:
+    """The whole file, which is UTF-8, without the mark that Windows puts first.
+
+    Raises:
+        OSError: see `read_bytes`. UnicodeDecodeError: it is no UTF-8.
+    """
+    return read_bytes(path, limit, follow=follow).decode("utf-8-sig")
+
+
+def read_json(path: str | os.PathLike[str], limit: int, *, follow: bool = True) -> Any:
+    """What is in a file of JSON. Raises OSError: see `read_bytes`. ValueError: it is no JSON."""
+    return parse_json(read_bytes(path, limit, follow=follow))
+
+
+def parse_json(data: bytes | str) -> Any:
+    """`json.loads`, with one kind of error for everything that can be wrong.
+
+    Raises:
+        ValueError: not UTF-8, not JSON, nested too deeply, or a number with thousands of digits.
+    """
+    try:
+        return json.loads(data.decode("utf-8-sig") if isinstance(data, bytes) else data)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(reason(error)) from error
+
+
+def reason(error: Exception) -> str:
+    """What is wrong with a text that a parser refused, or why a file cannot be read, for a sentence."""
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    if "integer string conversion" in str(error):  # how Python says so is advice for programmers
+        return "a number has thousands of digits"
+    if isinstance(error, UnicodeDecodeError):
+        return f"it is not UTF-8 at byte {error.start:,}"
+    return (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
+
+
+def write_private(path: Path, text: str) -> None:
+    """Replace `path` by a file of `text` (0600), whole or not at all; a link to a file stays a link. Raises OSError."""
+    target = Path(os.path.realpath(path))
+    new = target.with_name(f".mlxkv-{os.urandom(8).hex()}")
+    fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        with os.fdopen(fd, "w", encoding="utf-8", newline="") as file:
+            file.write(text)
+        os.replace(new, target)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(new)
+        raise
+
+
+def _check(info: os.stat_result, path: object, pipes: bool) -> None:
+    if stat.S_ISREG(info.st_mode):
+        return
+    if pipes and stat.S_ISFIFO(info.st_mode) and str(path).startswith(_DESCRIPTORS):
+        return
+    what = next((text for is_kind, text in _KINDS if is_kind(info.st_mode)), "it is something else")
+    raise OSError(errno.EINVAL, f"{what}, not a file", str(path))
+
+
+def _too_large(path: object, limit: int) -> OSError:
+    size = f"{limit >> 20} MiB" if limit >= 1 << 20 else f"{limit:,} bytes"
+    return OSError(errno.EFBIG, f"it is over {size}", str(path))
