@@ -19,7 +19,7 @@ from mlxkv.cache.config import CacheConfig
 from mlxkv.cache.foreign import ForeignCache
 from mlxkv.cache.prompt_cache import PromptCache
 from mlxkv.conversation import Conversation, title_of
-from mlxkv.errors import CacheError, ConfigError, PromptError
+from mlxkv.errors import CacheError, ConfigError, PromptError, ReadOnlyError
 from mlxkv.events import Branch, KVNotSaved, Message, Notice, Sibling, TurnEvent, TurnFinished
 from mlxkv.exchange import ChatBackend, Exchange
 from mlxkv.ids import common_prefix
@@ -164,7 +164,11 @@ class Chat(Beside):
         prompt = self._backend.prompts.prompt(messages, self._fed, self.thinking)
         self.cache.check_length(len(prompt.ids))
         if self._autosave and self.session_id is None:
-            self._save(title_of(text))
+            try:
+                self._save(title_of(text))
+            except ReadOnlyError as error:
+                self._autosave = False
+                yield Notice(str(error))
         start = common_prefix(said.log, prompt.ids)
         is_new = not said.turns or not self._fed.ids
         said.append(TurnRecord("user", whole, tuple(prompt.ids[start:]), start))

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from mlxkv.cli_chats import open_store
 from mlxkv.config import Folders, Settings, private_folder
 from mlxkv.errors import ConfigError, ModelNotFoundError, SessionNotFoundError
+from mlxkv.regular_file import check_regular
 
 if TYPE_CHECKING:
     from mlxkv.commands import Command
@@ -31,7 +32,7 @@ def first_commands(
     name = model_name(folders, settings, session_id)
     if session_id is not None and fork:
         with open_store(folders) as store:
-            session_id = store.fork(session_id)
+            session_id = session_id if store.read_only else store.fork(session_id)
     if name is None:
         with suppress(ModelNotFoundError):
             name = resolve(BUILT_IN[0]).name
@@ -46,8 +47,7 @@ def open_window(folders: Folders, settings: Settings, start: list[Command], ques
     from mlxkv.tui import run
 
     watch_parent()
-    # What goes wrong below belongs in a file: on stderr it would be drawn over the window.
-    logging.basicConfig(filename=private_folder(folders.state) / "mlxkv.log", level=logging.WARNING)
+    _log_to_file(folders)
     if not sys.stderr.isatty():
         sys.__stderr__ = sys.__stdout__  # type: ignore[misc]  # textual draws on stderr, wherever that was sent
     engine = Engine(folders, settings, save=save)
@@ -60,9 +60,19 @@ def talk_in_lines(folders: Folders, settings: Settings, start: list[Command], qu
 
     with suppress(ImportError):
         import readline  # noqa: F401  # `input` then edits lines
-    logging.basicConfig(filename=private_folder(folders.state) / "mlxkv.log", level=logging.WARNING)
+    _log_to_file(folders)
     chat = PlainChat(folders, settings, lambda tell: Desk(folders, settings, tell, save=save), sys.stdout, input)
     return chat.run(start, question)
+
+
+def _log_to_file(folders: Folders) -> None:
+    """What goes wrong belongs in a file: on stderr it would be drawn over the window. Lost where none can be made."""
+    try:
+        path = private_folder(folders.state) / "mlxkv.log"
+        check_regular(path)
+        logging.basicConfig(filename=path, level=logging.WARNING)
+    except (ConfigError, OSError):
+        logging.basicConfig(handlers=[logging.NullHandler()])
 
 
 def _first_screen(start: list[Command]) -> FirstScreen:

@@ -128,6 +128,7 @@ class Conversation:
         `parent`: the session that it is another beginning of.
         """
         self.title = title = title or title_of(self.turns[0].text if self.turns else "")
+        self._store().check_writable()  # before gigabytes of weights are hashed
         forked_at = None if parent is None else 0
         self._enter(
             self._store().create(
@@ -150,9 +151,14 @@ class Conversation:
     def resume(self, record: SessionRecord) -> bool:
         """Take over a stored session; whether it was this model's. From now on it is.
 
-        One that another process has open is only read (`read_only` says who).
+        One that another process has open is only read (`read_only` says who). Where nothing can be saved the turns are
+        taken over without the session.
         """
         self.title, turns = record.title, record.turns
+        if self._store().read_only:
+            last = (replace(turns[-1], state="stopped"),) if turns and turns[-1].state == "open" else turns[-1:]
+            self._take((*turns[:-1], *last))
+            return record.model.model_id == self._identity().model_id
         try:
             self._enter(record.id)
         except SessionLockedError as error:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mlxkv.errors import ConfigError, PlatformError
+from mlxkv.errors import ConfigError, PlatformError, quoted
 from mlxkv.stats import bytes_text
 
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}  # as `bytes_text` words sizes
@@ -98,6 +98,20 @@ def current_device(env: Mapping[str, str] | None = None) -> Device:
     wanted = memory_setting(os.environ if env is None else env)
     limit = found.memory_limit if wanted is None else min(found.memory_limit, wanted)
     return replace(found, memory_limit=limit, is_cpu=is_cpu)
+
+
+def check_temporary_folder(device: Device, env: Mapping[str, str] | None = None) -> None:
+    """Say that MLX would find no place for what it compiles; on the CPU alone, since Metal compiles in memory.
+
+    Raises:
+        ConfigError: TMPDIR, TMP, TEMP or TEMPDIR names no folder that can be written.
+    """
+    env = os.environ if env is None else env
+    name = next((name for name in ("TMPDIR", "TMP", "TEMP", "TEMPDIR") if name in env), None)  # as MLX looks
+    folder = env[name] if name else "/tmp"
+    if device.is_cpu and not (os.path.isdir(folder) and os.access(folder, os.W_OK | os.X_OK)):
+        what = f"{name} is {quoted(folder)}, which" if name else folder
+        raise ConfigError(f"{what} is no folder that can be written to; set TMPDIR to one, MLX compiles there.")
 
 
 def memory_setting(env: Mapping[str, str]) -> int | None:

@@ -47,7 +47,9 @@ def examine(folders: Folders) -> Iterator[Finding]:
         path = getattr(folders, name)
         try:
             private_folder(path)
-            yield Finding(name, str(path))
+            can_write = os.access(path, os.W_OK | os.X_OK)
+            text = "" if can_write else " cannot be written to: what is there is read, nothing is saved."
+            yield Finding(name, f"{path}{text}", ok=can_write)
         except MlxkvError as error:
             yield Finding(name, str(error), ok=False)
     yield from _disk(folders)

@@ -14,6 +14,7 @@ MlxkvError                    one sentence: what was wrong, the value, what to d
 │   └── RewindError           the rows to go back to are no longer held
 ├── PromptError               an empty prompt, or one over the limit
 └── StoreError                a session or a prompt-cache file cannot be used
+    ├── ReadOnlyError         nothing can be saved where the chats are: a read-only disk, or missing permissions
     ├── SessionNotFoundError  no session has this id or title
     ├── SessionLockedError    another process has it open
     ├── SessionChangedError   it was changed by someone else since it was read
@@ -77,6 +78,10 @@ class PromptError(MlxkvError, ValueError):
 
 
 class StoreError(MlxkvError):
+    pass
+
+
+class ReadOnlyError(StoreError):
     pass
 
 

@@ -212,14 +212,15 @@ class Model:
             cache: another bound than the session had (its rows are then read again).
             fork: leave the session as it is and go on in a fork.
 
-        A session that another process has open is only read: `Chat.read_only` says who, `Chat.fork` leads on.
+        A session that another process has open is only read: `Chat.read_only` says who, `Chat.fork` leads on. Where
+        nothing can be saved the chat goes on without its session, and says so once.
 
         Raises:
             SessionNotFoundError: nothing fits. CorruptError: the turns are damaged.
         """
         store = self.store
         session_id = store.find(session)
-        if fork:
+        if fork and not store.read_only:
             session_id = store.fork(session_id)
         record = store.load(session_id)
         began = clock.from_text(record.clock) or clock.from_seconds(record.created)

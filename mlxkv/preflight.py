@@ -37,7 +37,7 @@ def tight(name: str, config: CacheConfig, *, size: int = 0) -> ModelTight | None
         if path is None or (2 * files + _CLEARLY <= device.memory_limit and (config.window or 0) <= WINDOW):
             return None
         need, fits, four_bit = _needs(name, config, device.memory_limit)
-    except MlxkvError:
+    except (MlxkvError, OSError):
         return None  # loading says in its own words what is wrong with this model
     if fits:
         return None

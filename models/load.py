@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlxkv.cache.trained import trained_length
-from mlxkv.device import Device, current_device
+from mlxkv.device import Device, check_temporary_folder, current_device
 from mlxkv.errors import ModelError, ModelFileError, first_line
 from mlxkv.models.architecture import check_files, model_classes, read_config, read_generation_config
 from mlxkv.models.chat_template import FoundTemplate
@@ -80,9 +80,10 @@ def load_model(
         ModelDownloadError: offline, gated, the disk is too small, broken off, cancelled.
         ModelFileError: a file is not what it says it is.
         OutOfMemoryError: the weights would not fit this machine; raised before they are downloaded or read.
-        ModelError: cancelled while loading.
+        ModelError: cancelled while loading. ConfigError: there is no folder for temporary files.
     """
     device = device or current_device()
+    check_temporary_folder(device)
     folder = _folder(name, progress, cancel, hub, device)
     start = time.perf_counter()
     config = read_config(folder, name)

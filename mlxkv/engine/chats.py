@@ -70,7 +70,7 @@ def opened(front: Front, session_id: str) -> Iterator[EngineEvent]:
         yield Notice(chat.restored.notice)
     if not front.save:
         chat.detach()
-    front.saved = "" if chat.read_only else "saved" if front.save else "off"
+    front.saved = "" if chat.read_only else "saved" if chat.session_id else "off"
     figures.look_at_disk(front)
     yield figures.status(front)
 

@@ -55,8 +55,9 @@ def continued(front: Front, begin: Begin) -> Iterator[EngineEvent]:
 
 
 def _streamed(front: Front, text: str, events: Iterator[TurnEvent], said: str = "") -> Iterator[EngineEvent]:
-    front.saved = "saving" if front.save else "off"
-    if front.save:
+    saves = front.save and not front.ready_model.store.read_only
+    front.saved = "saving" if saves else "off"
+    if saves:
         front.ready_model.store.watch_saving(lambda done, total: front.tell(KVSaving(done, total)))
     told = time.monotonic()
     yield TurnStarted(text)
@@ -72,7 +73,7 @@ def _streamed(front: Front, text: str, events: Iterator[TurnEvent], said: str = 
         if time.monotonic() - told >= _STATUS_SECONDS:
             told = time.monotonic()
             yield figures.status(front)
-    if front.save:
+    if saves:
         front.saved = f"not saved: {notice}" if notice else "saved"
     figures.look_at_disk(front)
     yield figures.status(front)

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mlxkv.config import Folders, private_folder
-from mlxkv.errors import StoreError
+from mlxkv.errors import StoreError, quoted
 from mlxkv.store.files import Files, regular_size, sync
 from mlxkv.store.ids import random_name
 from mlxkv.store.locks import store_lock
@@ -121,7 +121,7 @@ def restore(folders: Folders, name: str, files: Files | None = None) -> Path | N
     data, files = folders.data, files or Files()
     known = {backup.name: backup for backup in list_backups(data)}
     if name.removesuffix(".db") not in known:
-        raise StoreError(f"There is no backup {name!r}; there are {', '.join(known) or 'none'}.")
+        raise StoreError(f"There is no backup {quoted(name)}; there are {', '.join(known) or 'none'}.")
     backup = known[name.removesuffix(".db")].path
     check_copy(backup)
     with store_lock(private_folder(data / "locks"), alone=True):

@@ -18,6 +18,7 @@ from mlxkv.store import backup
 from mlxkv.store.files import Files
 from mlxkv.store.locks import StoreLock
 from mlxkv.store.migrations import migrate
+from mlxkv.store.read_only import open_to_read
 from mlxkv.store.schema import (
     ADVICE,
     Database,
@@ -38,9 +39,7 @@ PAUSE = 0.05  # seconds
 
 def open_database(data: Path, files: Files, lock: StoreLock) -> Database:
     path, marker = data / DATABASE, data / "store.json"
-    expected = _read_marker(marker)
-    if expected is not None and not path.exists():
-        raise StoreError(f"{marker} is there but {path} is not: {ADVICE}; or delete {marker.name} to start anew.")
+    expected = _expected(path, marker)
     unclean = (data / "mlxkv.db-wal").exists()
     try:
         create_empty(path)
@@ -96,14 +95,37 @@ def _migrate(db: sqlite3.Connection, data: Path, files: Files, lock: StoreLock) 
     raise StoreError("Another mlxkv, of an older version, has the chats open; close it, then start this one again.")
 
 
-def _read_marker(path: Path) -> str | None:
+def open_read_only(data: Path, why: str) -> Database:
+    """To read alone; see read_only.py. Raises as `open_database`."""
+    path, marker = data / DATABASE, data / "store.json"
+    expected = _expected(path, marker)
+    database = open_to_read(path, why)
+    try:
+        with database.reading() as db:
+            row = db.execute("SELECT value FROM meta WHERE key = 'store'").fetchone()
+        if expected is not None and (row is None or row[0] != expected):
+            raise StoreError(f"{path} is not the database {marker} was made with; delete {marker.name} to use it.")
+    except BaseException:
+        database.close()
+        raise
+    return database
+
+
+def _expected(path: Path, marker: Path) -> str | None:
     """The id of the store, None if there is no store yet."""
+    expected = _read_marker(marker)
+    if expected is not None and not os.path.exists(path):
+        raise StoreError(f"{marker} is there but {path} is not: {ADVICE}; or delete {marker.name} to start anew.")
+    return expected
+
+
+def _read_marker(path: Path) -> str | None:
     try:
         value = read_json(path, MAX_MARKER, follow=False)
         if (form := int(value["format"])) > 1:
             raise StoreError(f"{path} was written by a newer mlxkv (format {form}, this one knows 1); update mlxkv.")
         return str(value["store"])
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StoreError(
@@ -127,6 +149,8 @@ class RememberedHashes:
         return row[0] if row and is_sha256(row[0]) else None
 
     def put(self, path: str, info: os.stat_result, sha256: str) -> None:
+        if self._database.read_only:
+            return  # it is hashed again next time
         with self._database.writing() as db:
             db.execute(
                 "INSERT OR REPLACE INTO filehash VALUES(?, ?, ?, ?, ?, ?, ?)",

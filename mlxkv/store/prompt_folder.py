@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from mlxkv.config import Folders, private_folder
-from mlxkv.errors import ConfigError, CorruptError, StoreError
+from mlxkv.errors import ConfigError, CorruptError, StoreError, quoted
 from mlxkv.regular_file import opened, reason
 from mlxkv.safetensors import read_header
 from mlxkv.store.files import Files, disk_usage, regular_size
@@ -82,7 +82,7 @@ class PromptFolder:
             return found
         names = [path.name.removesuffix(path.suffix) for path in self._files()]
         known = f"there are {', '.join(names[:8])}" if names else "there are none yet; `mlxkv cache create` makes one"
-        raise StoreError(f"No prompt cache is called {name!r}; {known}.")
+        raise StoreError(f"No prompt cache is called {quoted(name)}; {known}.")
 
     def list(self) -> tuple[NamedCache, ...]:
         """By name."""
@@ -110,12 +110,15 @@ class PromptFolder:
             raise StoreError(f"{source} cannot be copied to {path} ({reason(error)}); check the disk.") from error
 
     def set_aside(self, path: Path) -> None:
-        """Move a damaged file out of the way, so that its name is free."""
+        """Move a damaged file out of the way, so that its name is free. Raises StoreError."""
         private_folder(self.path / DAMAGED)
-        Files().move(path, self.path / DAMAGED / f"{path.name}.{int(time.time())}")
+        with _changing(path):
+            Files().move(path, self.path / DAMAGED / f"{path.name}.{int(time.time())}")
 
     def remove(self, path: Path) -> None:
-        Files().remove(path)
+        """Raises StoreError."""
+        with _changing(path):
+            Files().remove(path)
 
     def collect(self) -> int:
         """Remove what was set aside and what crashes left; the bytes freed."""
@@ -156,6 +159,14 @@ class PromptFolder:
     def _entries(self, folder: Path) -> Iterator[Path]:
         with contextlib.suppress(OSError):
             yield from list(folder.iterdir())
+
+
+@contextlib.contextmanager
+def _changing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(f"{path} cannot be removed ({error.strerror}); check the folder.") from error
 
 
 def _pieces(file: IO[bytes], size: int) -> Iterator[bytes]:

@@ -150,6 +150,8 @@ def database_errors(path: Path) -> Iterator[None]:
 class Database:
     """One connection and its two kinds of transaction."""
 
+    read_only: str | None = None  # why nothing can be written, in one sentence
+
     def __init__(self, db: sqlite3.Connection, path: Path, before: Step = no_step) -> None:
         self.db, self.path, self.before = db, path, before
 

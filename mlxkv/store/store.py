@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mlxkv.config import Folders, load_settings, private_folder
+from mlxkv.errors import ConfigError, ReadOnlyError, StoreError
 from mlxkv.events import Branch, ChatSummary, Sibling
 from mlxkv.store import backup
 from mlxkv.store.daily import DailyBackup
@@ -23,11 +24,12 @@ from mlxkv.store.identity import ModelIdentity
 from mlxkv.store.leftovers import remove_unused, sweep
 from mlxkv.store.locks import kv_lock, lock_path, locked, open_sessions, store_lock
 from mlxkv.store.moving import Imported, export_chat, import_chat
-from mlxkv.store.opening import RememberedHashes, open_database
+from mlxkv.store.opening import RememberedHashes, open_database, open_read_only
 from mlxkv.store.paces import Paces
 from mlxkv.store.pacing import Pace
 from mlxkv.store.ports import KVCacheLike
 from mlxkv.store.quota import Quota
+from mlxkv.store.read_only import why_read_only
 from mlxkv.store.records import Kind, KVCommit, Restored, SearchHit, SessionRecord, TurnRecord
 from mlxkv.store.refs import bytes_written, copy_commits, unsaved_bytes
 from mlxkv.store.restore import Restorer
@@ -59,8 +61,9 @@ class SessionStore:
         cls, folders: Folders, before: Step = no_step, *, disk_limit: int | Literal["setting"] | None = "setting",
         files: Files | None = None,
     ) -> SessionStore:  # fmt: skip
-        """Open or make the store; `before` is called before each step on disk (tests crash there).
+        """Open or make the store, or only read it where nothing can be written (`read_only`).
 
+        `before` is called before each step on disk (tests crash there).
         `disk_limit`: bytes for everything in the cache folder, None for as much as the disk has; by default what the
         user has set. Whoever opens the store goes by it, since opening already makes room.
 
@@ -70,10 +73,22 @@ class SessionStore:
         """
         if disk_limit == "setting":
             disk_limit = load_settings(folders).disk_limit_bytes
+        files = files or Files(before)
+        try:
+            return cls._open_to_write(folders, files, disk_limit)
+        except (ConfigError, StoreError) as error:
+            if (why := why_read_only(error, folders.data)) is None:
+                raise
+        database = open_read_only(folders.data, why)
+        store = cls(database, Space.at(folders.cache, files), folders.data / "locks", disk_limit)
+        store._open.callback(database.close)
+        return store
+
+    @classmethod
+    def _open_to_write(cls, folders: Folders, files: Files, disk_limit: int | None) -> SessionStore:
         data = private_folder(folders.data)
         private_folder(folders.cache / KV)
         locks = private_folder(data / "locks")
-        files = files or Files(before)
         with ExitStack() as stack:
             lock = stack.enter_context(store_lock(locks))
             backup_is_due = backup.is_due(data, datetime.date.today())
@@ -100,6 +115,16 @@ class SessionStore:
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+    @property
+    def read_only(self) -> str | None:
+        """Why nothing can be saved, in one sentence; None where it can."""
+        return self._database.read_only
+
+    def check_writable(self) -> None:
+        """Raises ReadOnlyError: see `read_only`."""
+        if self.read_only:
+            raise ReadOnlyError(self.read_only)
 
     # -- sessions and turns ----------------------------------------------------------------------------
 
@@ -255,8 +280,9 @@ class SessionStore:
         """Hold the session; the kernel lets go when the process ends, however it ends. Leaving waits for its rows.
 
         Raises:
-            SessionLockedError: names the process that holds it.
+            SessionLockedError: names the process that holds it. ReadOnlyError.
         """
+        self.check_writable()
         with locked(self._locks, session_id):
             self._held.add(session_id)
             try:
@@ -349,6 +375,7 @@ class SessionStore:
     def collect(self) -> int:
         """Remove what nothing uses: rows that no chat refers to, what was set aside or left by a crash, and rows beyond
         the disk limit; the bytes that frees. Of two processes one does it."""
+        self.check_writable()
         self._writer.wait()
         before = self.disk_usage()
         with kv_lock(self._locks, wait=False) as alone:
@@ -383,6 +410,7 @@ class SessionStore:
         if not self._space.holds(path):
             yield lambda size: None
             return
+        self.check_writable()
         self._writer.wait()
         with kv_lock(self._locks):
             yield lambda size: self._quota.make_room_for_named(self._database, path.stem, size)
@@ -399,6 +427,9 @@ class SessionStore:
         `repair` sets damaged chunks aside, drops what refers to them, makes the search index again and removes
         leftovers. Damaged turns stay as they are: only a backup has them.
         """
+        if self.read_only and not repair:
+            return verify(self._database, self._sessions, self._space, False, False, quick)
+        self.check_writable()
         self._writer.wait()
         with kv_lock(self._locks, wait=False) as alone:
             return verify(self._database, self._sessions, self._space, repair, alone, quick)
