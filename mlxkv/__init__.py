@@ -9,6 +9,7 @@ TYPE_CHECKING = False  # what `typing` says, without the milliseconds it takes t
 if TYPE_CHECKING:
     from typing import Any
 
+    from mlxkv import errors, events
     from mlxkv.cache.config import CacheConfig
     from mlxkv.cache.plan import make_cache
     from mlxkv.cache.prompt_cache import PromptCache
@@ -37,7 +38,9 @@ __all__ = [
     "TurnEvent",
     "TurnFinished",
     "TurnStats",
+    "errors",
     "estimate",
+    "events",
     "load",
     "make_cache",
 ]
@@ -63,11 +66,16 @@ _HOME = {
 }
 
 
+_MODULES = ("errors", "events")
+
+
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    if name not in _HOME and name not in _MODULES:
         raise AttributeError(f"module 'mlxkv' has no attribute {name!r}")
     import importlib
 
+    if name in _MODULES:
+        return importlib.import_module(f"mlxkv.{name}")
     value = getattr(importlib.import_module(_HOME[name]), name)
     globals()[name] = value
     return value

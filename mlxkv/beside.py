@@ -11,17 +11,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Self
 
+from mlxkv.arguments import optional, public, text, whole
 from mlxkv.cache.config import CacheConfig
 from mlxkv.cache.prompt_cache import PromptCache
 from mlxkv.conversation import Conversation
 from mlxkv.device import set_wired_limit
+from mlxkv.errors import PromptError
 from mlxkv.events import PrefillProgress, TurnEvent
 from mlxkv.exchange import ChatBackend
 from mlxkv.ids import common_prefix
 from mlxkv.past import Past, spans
 from mlxkv.prompt import Fed
 from mlxkv.running import Runs
-from mlxkv.sampling import SamplingParams
+from mlxkv.sampling import SAMPLING, SamplingParams
 from mlxkv.store import TurnRecord
 from mlxkv.turn import Turn
 
@@ -33,12 +35,15 @@ class Beside(ABC):
     _runs: Runs
     _said: Conversation
     _fed: Fed
-    thinking: bool | None
     cache: PromptCache
 
     @property
     @abstractmethod
     def system(self) -> str | None: ...
+
+    @property
+    @abstractmethod
+    def thinking(self) -> bool | None: ...
 
     @property
     @abstractmethod
@@ -57,14 +62,17 @@ class Beside(ABC):
     def _another(self, cache: CacheConfig) -> Self:
         """A chat like this one, in which nothing was said."""
 
+    @public(*SAMPLING, text=text)
     def aside(self, text: str, **sampling: Any) -> Iterator[TurnEvent]:
         """Ask something that is no part of the chat: events as of `send`, and nothing is recorded.
 
         The cache holds the question and its answer until the next message, which goes on without them.
 
         Raises:
-            ConfigError: no such sampling parameter, or a reply is still being generated.
+            PromptError: `text` is empty. ConfigError: no such sampling parameter, or a reply is still being generated.
         """
+        if not text.strip():
+            raise PromptError("The question is empty; write something first.")
         params = self._sampling(sampling)
         return self._runs.start(lambda cancelled: self._asked(text, params, cancelled))
 
@@ -84,6 +92,7 @@ class Beside(ABC):
         with set_wired_limit():
             yield from turn.events()
 
+    @public(text=text)
     def num_to_read(self, text: str) -> int:
         """Tokens that `aside` would read: the question, and what the cache does not hold of the chat."""
         ids = self._aside(text).ids
@@ -98,6 +107,7 @@ class Beside(ABC):
         quiet, held = prompts.prompt(messages, self._fed, False), self.cache.log
         return quiet if common_prefix(held, quiet.ids) + 64 > common_prefix(held, as_ever.ids) else as_ever
 
+    @public(num_pinned=whole, title=optional(text))
     def abridge(self, turns: Sequence[TurnRecord], *, num_pinned: int = 0, title: str | None = None) -> Self:
         """Another chat in which only `turns` were said, with this one's system prompt; its cache is empty (see `read`).
 
@@ -120,6 +130,7 @@ class Beside(ABC):
             twin._begin(title, parent=self._said.session_id, pinned=pinned)
         return twin
 
+    @public()
     def read(self) -> Iterator[PrefillProgress]:
         """Read what was said, as far as the cache does not hold it, so that the next message has only itself to read.
 
@@ -146,6 +157,7 @@ class Beside(ABC):
         if self._said.session_id is not None:
             self._said.save_rows(self.cache)
 
+    @public()
     def forget(self) -> None:
         """Give the cache's memory back; the next message has everything read again, or brought back from disk."""
         self._runs.check_idle()

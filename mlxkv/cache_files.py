@@ -6,6 +6,7 @@ Says which model a file belongs to and how large a cache it takes; the bytes are
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from math import prod
@@ -15,10 +16,11 @@ from typing import Any
 from mlxkv.cache.config import DEFAULT_SINKS, CacheConfig
 from mlxkv.cache.foreign import ForeignCache, check_fits, to_mlx_lm, window_for
 from mlxkv.cache.prompt_cache import PromptCache
-from mlxkv.errors import MismatchError
+from mlxkv.errors import FileMissingError, MismatchError
 from mlxkv.safetensors import ITEM_SIZES
 from mlxkv.store import ModelIdentity, SessionStore, describe_prompt_file, read_prompt_file, write_prompt_file
 from mlxkv.store.interop import read_mlx_lm, write_mlx_lm
+from mlxkv.text import clean
 
 _MODEL_ID = "mlxkv_model_id"  # in the metadata of exports
 
@@ -48,6 +50,7 @@ class CacheFiles:
 
     def read(self, path: Path) -> PromptCache:
         """See Model.load_cache."""
+        _check_there(path)
         config = CacheConfig.from_table(describe_prompt_file(path).get("config"))
         if config.sinks == "system":  # an older version meant these by it
             config = replace(config, sinks=DEFAULT_SINKS)
@@ -63,6 +66,7 @@ class CacheFiles:
 
     def import_mlx_lm(self, path: Path, config: CacheConfig | None) -> PromptCache:
         """See Model.import_mlx_lm."""
+        _check_there(path)
         file = read_mlx_lm(path)
         held = self.make_cache(config or CacheConfig())
         check_fits(file.layers, held.plan, path.name)
@@ -73,6 +77,17 @@ class CacheFiles:
         if config is None and held.capacity < file.layers[0].offset:
             held = self.make_cache(CacheConfig(window=window_for(file.layers[0].offset)))
         return ForeignCache(held.plan, self.model, file.layers, self)
+
+
+def _check_there(path: Path) -> None:
+    try:
+        is_folder = stat.S_ISDIR(path.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise FileMissingError(f"There is no file {clean(str(path))}; check the path.") from error
+    except OSError:
+        return  # whoever reads it says why that fails
+    if is_folder:
+        raise FileMissingError(f"{clean(str(path))} is a folder; name the file in it.")
 
 
 def _least_size(cache: PromptCache, num_tokens: int) -> int:

@@ -13,7 +13,8 @@ from dataclasses import asdict, replace
 from datetime import datetime
 from typing import Any, Self
 
-from mlxkv import clock
+from mlxkv import arguments, clock
+from mlxkv.arguments import optional, public, text
 from mlxkv.beside import Beside
 from mlxkv.cache.config import CacheConfig
 from mlxkv.cache.foreign import ForeignCache
@@ -23,13 +24,16 @@ from mlxkv.errors import CacheError, ConfigError, PromptError, ReadOnlyError
 from mlxkv.events import Branch, KVNotSaved, Message, Notice, Sibling, TurnEvent, TurnFinished
 from mlxkv.exchange import ChatBackend, Exchange
 from mlxkv.ids import common_prefix
+from mlxkv.owner import Owner
 from mlxkv.past import Past
 from mlxkv.prompt import Fed
 from mlxkv.prompt_start import Start, start_from
 from mlxkv.running import Runs
-from mlxkv.sampling import SamplingParams, set_random_state
+from mlxkv.sampling import SAMPLING, SamplingParams, set_random_state
 from mlxkv.stats import TurnStats
 from mlxkv.store import Restored, SessionRecord, TurnRecord
+
+_STARTED = optional(arguments.number)
 
 
 class Chat(Beside):
@@ -55,7 +59,8 @@ class Chat(Beside):
     ) -> None:
         self._params = params or SamplingParams()
         self._autosave = autosave
-        self._runs = Runs()
+        self.owner = Owner()
+        self._runs = Runs(self.owner)
         self._said = Conversation(backend.store, backend.identity, backend.lender)
         self._start = Start(system or None, began=began or clock.now())
         if isinstance(cache, PromptCache):
@@ -81,8 +86,18 @@ class Chat(Beside):
             "The system prompt of a chat cannot be changed once it is made; make another with `model.chat(system=...)`."
         )
 
+    @property
+    def thinking(self) -> bool | None:
+        """Whether the model shall reason, from the next turn on; None leaves it to the model."""
+        return self._thinking
+
+    @thinking.setter
+    def thinking(self, think: bool | None) -> None:
+        self._thinking = optional(arguments.flag)("thinking", think)
+
     # -- talking -----------------------------------------------------------------------------------------------------
 
+    @public(*SAMPLING, text=text, started=_STARTED)
     def send(self, text: str, *, started: float | None = None, **sampling: Any) -> Iterator[TurnEvent]:
         """Say `text`; iterate for PrefillProgress, TextDelta, Notice and one TurnFinished at the end.
 
@@ -98,12 +113,12 @@ class Chat(Beside):
             StoreError: the turn cannot be saved. SessionLockedError: the chat is read-only. CacheError: something else
             has fed the layers of `cache`. MismatchError: `cache` was made with another model.
         """
-        if not text.strip():
-            raise PromptError("The message is empty; write something first.")
+        _check_not_empty(text)
         self._said.check_writable()
         params, begun = self._sampling(sampling), time.perf_counter() if started is None else started
         return self._runs.start(lambda cancelled: self._turn(text, params, begun, cancelled))
 
+    @public(*SAMPLING, started=_STARTED)
     def continue_reply(self, *, started: float | None = None, **sampling: Any) -> Iterator[TurnEvent]:
         """Let the last reply go on where it was stopped or cut at `max_tokens`; events as of `send`.
 
@@ -222,6 +237,7 @@ class Chat(Beside):
 
     # -- going back --------------------------------------------------------------------------------------------------
 
+    @public()
     def undo(self) -> str:
         """Take back the last exchange; the user's text of it. A saved chat goes on in a fork.
 
@@ -230,6 +246,7 @@ class Chat(Beside):
         """
         return self.rewind(self._last_user())
 
+    @public(turn=arguments.whole)
     def rewind(self, turn: int) -> str:
         """Go on before message number `turn` (0 is the first), which must be the user's; its text. See `undo`.
 
@@ -237,18 +254,22 @@ class Chat(Beside):
             ConfigError: there is no such message, or it is not the user's; or a reply is still being generated.
         """
         self._runs.check_idle()
+        self._check_mine(turn)
+        return self._take_back(turn)
+
+    def _check_mine(self, turn: int) -> None:
         mine = [i for i, t in enumerate(self._said.turns) if t.role == "user"]
         if turn not in mine:
             raise ConfigError(f"Message {turn!r} is not one of yours; yours are {mine}.")
+
+    def _take_back(self, turn: int) -> str:
         text = self._said.turns[turn].text.removeprefix(self._start.text if turn == 0 else "")
         self._said.branch(turn)
         self._fed = self._past.fed()  # the cache goes back when the next prompt says how far
         return text
 
-    def retry(self, turn: int | None = None, *, started: float | None = None, **sampling: Any) -> Iterator[TurnEvent]:
-        """Generate a reply again: the last one, or message number `turn` (or the reply to it) and forget what followed.
-
-        The old one stays in the session this one was forked from.
+    def question(self, turn: int | None = None) -> int:
+        """The number of the user's message that message number `turn` is, or is the reply to; None: the last one.
 
         Raises:
             PromptError: nothing has been said. ConfigError: there is no such message.
@@ -256,21 +277,49 @@ class Chat(Beside):
         turn = self._last_user() if turn is None else turn
         if turn - 1 in range(len(self._said.turns)) and self._said.turns[turn - 1].role == "user":
             turn -= 1  # it is the reply
-        self._sampling(sampling)  # what is wrong with them is said before anything is taken back
-        return self.send(self.rewind(turn), started=started, **sampling)
+        self._check_mine(turn)
+        return turn
 
+    @public(*SAMPLING, turn=optional(arguments.whole), started=_STARTED)
+    def retry(self, turn: int | None = None, *, started: float | None = None, **sampling: Any) -> Iterator[TurnEvent]:
+        """Generate a reply again: the last one, or message number `turn` (or the reply to it) and forget what followed.
+
+        The chat goes back when the first event is asked for: until then nothing is taken back. The old reply stays in
+        the session this one was forked from.
+
+        Raises:
+            PromptError: nothing has been said. ConfigError: there is no such message.
+        """
+        return self._again(self.question(turn), None, started, sampling)
+
+    @public(*SAMPLING, turn=arguments.whole, text=text, started=_STARTED)
     def edit(self, turn: int, text: str, *, started: float | None = None, **sampling: Any) -> Iterator[TurnEvent]:
         """Say `text` instead of message number `turn` (0 is the first), which must be the user's, and go on there.
+
+        The chat goes back when the first event is asked for.
 
         Raises:
             ConfigError: there is no such message, or it is not the user's. PromptError: `text` is empty.
         """
-        if not text.strip():
-            raise PromptError("The message is empty; write something first.")
-        self._sampling(sampling)
-        self.rewind(turn)
-        return self.send(text, started=started, **sampling)
+        _check_not_empty(text)
+        self._check_mine(turn)
+        return self._again(turn, text, started, sampling)
 
+    def _again(
+        self, turn: int, text: str | None, started: float | None, sampling: Mapping[str, Any]
+    ) -> Iterator[TurnEvent]:
+        params, begun = self._sampling(sampling), time.perf_counter() if started is None else started
+        was = self._said.turns[turn]
+
+        def events(cancelled: Callable[[], bool]) -> Iterator[TurnEvent]:
+            if self._said.turns[turn : turn + 1] != (was,):
+                raise ConfigError("The chat has changed since this was asked for; call `retry` or `edit` again.")
+            said = self._take_back(turn)
+            yield from self._turn(said if text is None else text, params, begun, cancelled)
+
+        return self._runs.start(events)
+
+    @public(turn=optional(arguments.whole))
     def fork(self, turn: int | None = None) -> Chat:
         """A second chat with the same past; cache buffers and saved rows are shared until they differ.
 
@@ -286,16 +335,18 @@ class Chat(Beside):
             raise ConfigError(f"Message {turn!r} is not there to fork at; this chat has {len(turns)}.")
         end = len(turns) if turn is None else turn + (turns[turn].role != "user")
         twin = copy.copy(self)
-        twin._runs = Runs()
+        twin._runs = Runs(self.owner)
         twin._said, twin.cache = self._said.fork(end), self.cache.fork()
         twin._fed = twin._past.fed() if end < len(turns) or self.read_only else self._fed
         return twin
 
+    @public(turn=arguments.whole)
     def siblings(self, turn: int) -> tuple[Sibling, ...]:
         """The versions there are of message number `turn`, in the order they were made; () while nothing is saved."""
         found = self._said.siblings()
         return found[turn] if turn in range(len(found)) else ()
 
+    @public()
     def tree(self) -> tuple[Branch, ...]:
         """This chat and all it was forked from or into, each before its forks; () while nothing is saved."""
         return self._said.tree()
@@ -331,6 +382,7 @@ class Chat(Beside):
         """Which process has the session open, in one sentence: then `fork` and going back lead on. None: it is ours."""
         return self._said.read_only
 
+    @public(title=optional(text))
     def save(self, title: str | None = None) -> str:
         """Make this chat a session, or commit and perhaps rename the one it is; later turns commit by themselves.
 
@@ -366,6 +418,7 @@ class Chat(Beside):
             params["pinned"] = pinned
         self._said.begin(title, self.system, params, parent, self._start.began)
 
+    @public(record=arguments.instance(SessionRecord, advice="`Model.resume` takes an id or a title"))
     def load(self, record: SessionRecord) -> None:
         """Take over a stored session: its turns, and from disk what fits of its rows; see `read_only`."""
         self._runs.check_idle()
@@ -381,12 +434,14 @@ class Chat(Beside):
         if self.restored is not None and self.restored.rng is not None:
             set_random_state(self.restored.rng)  # sampling goes on as if the process had never ended
 
+    @public()
     def detach(self) -> None:
         """Go on without the session: nothing of what follows is saved."""
         self._runs.check_idle()
         self._autosave = False
         self._said.detach()
 
+    @public()
     def close(self) -> str | None:
         """Let another process open the session, once its rows are on disk; one sentence if they could not be saved.
 
@@ -423,3 +478,8 @@ class Chat(Beside):
             think=self.thinking,
             began=self._start.began,
         )
+
+
+def _check_not_empty(text: str) -> None:
+    if not text.strip():
+        raise PromptError("The message is empty; write something first.")

@@ -2,7 +2,9 @@
 
 MlxkvError                    one sentence: what was wrong, the value, what to do
 ├── ConfigError               a setting, a flag or an argument has a value it cannot have
+│   ├── ArgumentError         a function was given a value of the wrong type, or an argument that it does not have
 │   └── UnboundedError        a window was asked for, and a model's cache cannot be held to it
+├── WrongThreadError          a model was used from another thread than the one that loaded it
 ├── PlatformError             this machine cannot run MLX
 ├── ModelError                a model cannot be used
 │   ├── ModelNotFoundError    no such folder, repository or built-in name
@@ -18,6 +20,7 @@ MlxkvError                    one sentence: what was wrong, the value, what to d
     ├── SessionNotFoundError  no session has this id or title
     ├── SessionLockedError    another process has it open
     ├── SessionChangedError   it was changed by someone else since it was read
+    ├── FileMissingError      there is no such file
     ├── MismatchError         it was made with another model or cache layout; `field` says which part
     └── CorruptError          the bytes are not what was written
 """
@@ -33,7 +36,15 @@ class ConfigError(MlxkvError, ValueError):
     pass
 
 
+class ArgumentError(ConfigError, TypeError):
+    """Also a TypeError, which is what Python itself raises for these."""
+
+
 class UnboundedError(ConfigError):
+    pass
+
+
+class WrongThreadError(MlxkvError, RuntimeError):
     pass
 
 
@@ -94,6 +105,10 @@ class SessionLockedError(StoreError):
 
 
 class SessionChangedError(StoreError):
+    pass
+
+
+class FileMissingError(StoreError):
     pass
 
 

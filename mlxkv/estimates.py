@@ -5,9 +5,11 @@ The counting is `mlxkv.peak`'s and `mlxkv.cache.plan`'s; here it is put together
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from mlxkv.arguments import instance, model_name, optional, public
 from mlxkv.cache.config import CacheConfig
 
 if TYPE_CHECKING:
@@ -45,7 +47,8 @@ class Estimate:
         return not self.memory_limit or self.total_bytes <= self.memory_limit
 
 
-def estimate(name: str, config: CacheConfig | None = None) -> Estimate:
+@public(name=model_name, config=optional(instance(CacheConfig)))
+def estimate(name: str | os.PathLike[str], config: CacheConfig | None = None) -> Estimate:
     """What `name` (built-in, folder or repository id) takes with this cache; no weights are read, nothing computed.
 
     Weights: the sum of the model's arrays as config.json describes them. Cache: `CachePlan.nbytes`. Prefill:
@@ -61,6 +64,7 @@ def estimate(name: str, config: CacheConfig | None = None) -> Estimate:
     from mlxkv.models import skeleton
     from mlxkv.peak import Budget
 
+    name = os.fspath(name)
     settings, model = skeleton(name)
     weights = sum(array.nbytes for _, array in tree_flatten(model.parameters()) if not isinstance(array, str))
     budget = Budget(model, current_device().memory_limit, trained_length(settings))

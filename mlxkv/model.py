@@ -5,15 +5,18 @@ Ties the layers together and holds no logic of its own beyond defaults. On the t
 
 from __future__ import annotations
 
+import os
+import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from mlxkv import clock
+from mlxkv import arguments, clock
+from mlxkv.arguments import instance, optional, public, text
 from mlxkv.cache.config import DEFAULT_SINKS, CacheConfig
 from mlxkv.cache.portable import PromptText
 from mlxkv.cache.prompt_cache import PromptCache
@@ -25,11 +28,12 @@ from mlxkv.device import current_device, set_wired_limit
 from mlxkv.errors import ConfigError, PromptError
 from mlxkv.events import TurnEvent
 from mlxkv.ids import TokenIds
-from mlxkv.models import LoadedModel, load_model
+from mlxkv.models import Hub, LoadedModel, LoadProgress, load_model
+from mlxkv.owner import Owned, Owner
 from mlxkv.peak import Budget
 from mlxkv.prompt import Fed, PromptFormat, checked_ids
 from mlxkv.runner import ModelRunner
-from mlxkv.sampling import SamplingParams
+from mlxkv.sampling import SAMPLING, SamplingParams
 from mlxkv.stats import TurnStats
 from mlxkv.store import ModelIdentity, SessionRecord, SessionStore, identify
 from mlxkv.store.identity import FileHashes
@@ -37,6 +41,13 @@ from mlxkv.store.lending import Lender
 from mlxkv.turn import Turn
 
 _GENERATE_TOKENS = 256
+_CONFIG = optional(instance(CacheConfig))
+
+
+def _cache(name: str, value: Any) -> Any:
+    is_file = isinstance(value, str | os.PathLike)
+    advice = "read a file with `Model.load_cache` first" if is_file else ""
+    return optional(instance(PromptCache, CacheConfig, advice=advice))(name, value)
 
 
 @dataclass(frozen=True)
@@ -59,6 +70,7 @@ class Model:
 
     def __init__(self, loaded: LoadedModel, folders: Folders | None = None, *, limited: bool = True) -> None:
         self.loaded, self.is_limited = loaded, limited
+        self.owner = Owner()
         # A folder is remembered by its full path, so that its sessions resume from anywhere.
         self.name = str(loaded.path) if Path(loaded.name).expanduser().is_dir() else loaded.name
         self.tokenizer = loaded.tokenizer
@@ -70,6 +82,7 @@ class Model:
 
     # -- text --------------------------------------------------------------------------------------------------------
 
+    @public(*SAMPLING, prompt=text, cache=_cache)
     def generate(
         self,
         prompt: str,
@@ -92,12 +105,13 @@ class Model:
             PromptCache was made with another model. CacheError: something else has fed its layers, or another reply is
             being generated on it.
         """
-        turn = self._completion(prompt, cache, max_tokens, sampling)
+        turn = self._completion(prompt, cache, max_tokens, sampling)()
         with set_wired_limit():
             for _ in turn.events():
                 pass
         return Completion(turn.text, tuple(turn.generated), turn.stats)
 
+    @public(*SAMPLING, prompt=text, cache=_cache)
     def stream(
         self,
         prompt: str,
@@ -106,11 +120,21 @@ class Model:
         max_tokens: int | None = None,
         **sampling: Any,
     ) -> Iterator[TurnEvent]:
-        """`generate`, as events: PrefillProgress, TextDelta, and TurnFinished at the end."""
-        turn = self._completion(prompt, cache, max_tokens, sampling)
-        with set_wired_limit():
-            yield from turn.events()
+        """`generate`, as events: PrefillProgress, TextDelta, and TurnFinished at the end. What is wrong with the
+        arguments is raised by the call."""
+        make_turn = self._completion(prompt, cache, max_tokens, sampling)
 
+        def events() -> Generator[TurnEvent]:
+            turn = make_turn()
+            with set_wired_limit():
+                yield from turn.events()
+
+        return Owned(self.owner, events())
+
+    @public(
+        cache=_CONFIG, system=optional(text), chat=optional(arguments.flag), progress=optional(arguments.function),
+        save_to=optional(arguments.path),
+    )  # fmt: skip
     def prefill(
         self,
         prompt: str | Sequence[int],
@@ -119,9 +143,10 @@ class Model:
         system: str | None = None,
         chat: bool | None = None,
         progress: Callable[[int, int], object] | None = None,
-        save_to: str | Path | None = None,
+        save_to: str | os.PathLike[str] | None = None,
     ) -> PromptCache:
-        """Read `prompt` (text or token ids) once, into a PromptCache to generate from, chat from, fork or save.
+        """Read `prompt` once, into a PromptCache to generate from, chat from, fork or save: text, or token ids as a
+        list, a tuple or an array of numpy or MLX.
 
         As far as a saved chat of this model and these bounds began alike, its rows are taken from disk instead.
 
@@ -146,7 +171,8 @@ class Model:
         else:
             if as_chat:
                 raise ConfigError("Token ids cannot begin a chat: its template wants text; give text, or no `system`.")
-            read = Fed("", TokenIds(checked_ids(prompt, getattr(self.loaded.model, "args", None))))
+            ids = arguments.token_ids("prompt", prompt)
+            read = Fed("", TokenIds(checked_ids(ids, getattr(self.loaded.model, "args", None))))
         config = cache or CacheConfig()
         held = backend.new_cache(config, system) if as_chat else self.make_cache(config, system)
         if save_to is not None:
@@ -165,7 +191,8 @@ class Model:
 
     def _completion(
         self, prompt: str, cache: PromptCache | CacheConfig | None, max_tokens: int | None, sampling: dict[str, Any]
-    ) -> Turn:
+    ) -> Callable[[], Turn]:
+        """The turn, to be made when it begins: by then the cache may hold more. All that can be checked now is."""
         if not prompt:
             raise PromptError("The prompt is empty; write something first.")
         started = time.perf_counter()
@@ -174,13 +201,22 @@ class Model:
         )
         if isinstance(cache, PromptCache):
             self._check_cache(cache)
-            ids = self._prompts.continued(cache.log, prompt)
-            return Turn(self.runner, self.tokenizer, cache, ids, params, started=started, is_kept=True)
-        held = self.make_cache(cache or CacheConfig())
-        return Turn(self.runner, self.tokenizer, held, self._prompts.encode_raw(prompt), params, started=started)
+
+        def turn() -> Turn:
+            if isinstance(cache, PromptCache):
+                ids, held = self._prompts.continued(cache.log, prompt), cache
+            else:
+                ids, held = self._prompts.encode_raw(prompt), self.make_cache(cache or CacheConfig())
+            is_kept = held is cache
+            return Turn(self.runner, self.tokenizer, held, ids, params, started=started, is_kept=is_kept)
+
+        return turn
 
     # -- chats -------------------------------------------------------------------------------------------------------
 
+    @public(
+        *SAMPLING, system=optional(text), cache=_cache, autosave=arguments.flag, think=optional(arguments.flag)
+    )  # fmt: skip
     def chat(
         self,
         system: str | None = None,
@@ -205,6 +241,7 @@ class Model:
         params = SamplingParams.for_model(self.loaded.generation, **sampling)
         return Chat(self._backend, system=system, cache=cache, params=params, autosave=autosave, think=think)
 
+    @public(*SAMPLING, session=text, cache=_CONFIG, fork=arguments.flag)
     def resume(self, session: str, *, cache: CacheConfig | None = None, fork: bool = False, **sampling: Any) -> Chat:
         """Go on with a session, given by id, by the unique start of one, or by title; rows on disk are not read again.
 
@@ -226,7 +263,7 @@ class Model:
         began = clock.from_text(record.clock) or clock.from_seconds(record.created)
         config = self._resumed_config(record, cache, began)
         past = dict(record.params.get("sampling") or {})
-        params = SamplingParams.for_model({}, **{**past, **{k: v for k, v in sampling.items() if v is not None}})
+        params = replace(SamplingParams.saved(past), **{k: v for k, v in sampling.items() if v is not None})
         think = record.params.get("think")
         chat = Chat(
             self._backend, system=record.system, cache=config, params=params, autosave=True, think=think, began=began
@@ -254,12 +291,14 @@ class Model:
 
     # -- caches ------------------------------------------------------------------------------------------------------
 
-    def make_cache(self, config: CacheConfig, system: str | None = None) -> PromptCache:
+    @public(config=_CONFIG, system=optional(text))
+    def make_cache(self, config: CacheConfig | None = None, system: str | None = None) -> PromptCache:
         """An empty cache for this model.
 
         Raises:
             OutOfMemoryError: it could not be filled beside the weights, by the predicted peak; nothing was allocated.
         """
+        config = config or CacheConfig()
         is_pinned = system and config.sinks == "system"
         return self._make_cache(config, self._prompts.num_system_tokens(system) if is_pinned else 0)
 
@@ -269,16 +308,18 @@ class Model:
         self._memory.check(plan, self.loaded.weight_bytes)
         return PromptCache(plan, self.loaded.model, self._files)
 
-    def load_cache(self, path: str | Path) -> PromptCache:
+    @public(path=arguments.path)
+    def load_cache(self, path: str | os.PathLike[str]) -> PromptCache:
         """A PromptCache that `PromptCache.save` wrote.
 
         Raises:
-            MismatchError: it was made with another model; `field` says which part differs.
-            CorruptError: the bytes are not what was written. StoreError: no such file.
+            FileMissingError: no such file. MismatchError: it was made with another model; `field` says which part
+            differs. CorruptError: the bytes are not what was written.
         """
         return self._files.read(Path(path))
 
-    def import_mlx_lm(self, path: str | Path, cache: CacheConfig | None = None) -> PromptCache:
+    @public(path=arguments.path, cache=_CONFIG)
+    def import_mlx_lm(self, path: str | os.PathLike[str], cache: CacheConfig | None = None) -> PromptCache:
         """A prompt cache that mlx-lm saved (any version), to go on from; its token ids are not in the file.
 
         Whoever made the file decides what the model believes to have read, so import only what you trust.
@@ -287,8 +328,8 @@ class Model:
             cache: how to bound it, where mlx-lm had not bounded or quantized it.
 
         Raises:
-            CorruptError: the file breaks a rule. MismatchError: it was made with another model. CacheError: this model
-            has other caches than keys and values. OutOfMemoryError.
+            FileMissingError: no such file. CorruptError: the file breaks a rule. MismatchError: it was made with
+            another model. CacheError: this model has other caches than keys and values. OutOfMemoryError.
         """
         return self._files.import_mlx_lm(Path(path), cache)
 
@@ -299,6 +340,7 @@ class Model:
         """Bytes that may be used now; 0: nobody looks."""
         return current_device().memory_limit if self.is_limited else 0
 
+    @public(text=text)
     def num_tokens(self, text: str) -> int:
         """How many tokens `text` takes in a message."""
         return len(self._prompts.encode_text(text))
@@ -321,6 +363,7 @@ class Model:
     def has_chat_template(self) -> bool:
         return self._prompts.has_template
 
+    @public()
     def close(self) -> None:
         """Close the session store, if it was opened."""
         if self._store is not None:
@@ -352,16 +395,30 @@ class Model:
         )
 
 
-def load(name: str = "tutor", *, folders: Folders | None = None, limited: bool = True, **options: Any) -> Model:
+@public(
+    name=arguments.model_name, folders=optional(instance(Folders)), limited=arguments.flag,
+    progress=optional(arguments.function), cancel=optional(instance(threading.Event)),
+)  # fmt: skip
+def load(
+    name: str | os.PathLike[str] = "tutor",
+    *,
+    folders: Folders | None = None,
+    limited: bool = True,
+    progress: Callable[[LoadProgress], None] | None = None,
+    cancel: threading.Event | None = None,
+    hub: Hub | None = None,
+) -> Model:
     """Load a model: a built-in name, a local folder, or a Hugging Face repository id (`org/name[@revision]`).
 
     Args:
+        name: as a path object always a folder.
         folders: where sessions lie; None reads MLXKV_HOME or the XDG folders.
         limited: False tries to load what would not fit; the system may end the process.
-        options: `progress` and `cancel`, as `mlxkv.models.load_model` takes them.
+        progress, cancel, hub: as `mlxkv.models.load_model` takes them.
 
     Raises:
         ModelError: and its kinds; one sentence each. OutOfMemoryError: it would not fit.
     """
     device = None if limited else replace(current_device(), memory_limit=1 << 62)
-    return Model(load_model(name, device=device, **options), folders, limited=limited)
+    loaded = load_model(os.fspath(name), device=device, progress=progress, cancel=cancel, hub=hub)
+    return Model(loaded, folders, limited=limited)

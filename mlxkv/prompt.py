@@ -16,8 +16,9 @@ from datetime import datetime
 from functools import cached_property
 from typing import Any, Self
 
+from mlxkv.arguments import shown, whole
 from mlxkv.control_tokens import ControlTokens, Rendered
-from mlxkv.errors import ModelError, PromptError
+from mlxkv.errors import ConfigError, ModelError, PromptError
 from mlxkv.ids import TokenIds, common_prefix
 from mlxkv.reply import Reasoning, ReplyText, ids_of_text, raw_text
 from mlxkv.templates import ChatTemplate
@@ -315,12 +316,17 @@ def checked_ids(ids: Sequence[int], args: Any) -> tuple[int, ...]:
         PromptError: there are none, or one is not of its vocabulary; the message names it.
     """
     size = getattr(args, "vocab_size", None) or 1 << 31
+    found = []
     for i, token in enumerate(ids):
-        if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < size:
-            raise PromptError(f"Token {i} of the prompt is {token!r}; it must be a whole number below {size:,}.")
-    if not len(ids):
+        try:
+            found.append(whole("token", token, 0, size - 1))
+        except ConfigError:
+            raise PromptError(
+                f"Token {i} of the prompt is {shown(token)}; it must be a whole number below {size:,}."
+            ) from None
+    if not found:
         raise PromptError("There are no token ids to prefill; give some.")
-    return tuple(ids)
+    return tuple(found)
 
 
 def message(role: str, text: str, thinking: str = "") -> Message:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Generator, Iterator
 from typing import Any, TypeVar
 
 from mlxkv.errors import ConfigError
+from mlxkv.owner import Owned, Owner
 
 Event = TypeVar("Event")
 
@@ -18,7 +19,8 @@ Event = TypeVar("Event")
 class Runs:
     """One run is one iterator of events. It counts from its first event until it ends, is closed or is let go of."""
 
-    def __init__(self) -> None:
+    def __init__(self, owner: Owner) -> None:
+        self._owner = owner
         self._cancel = threading.Event()  # of the run that is iterated, else of the newest
         self._running: weakref.ref[Generator[Any]] | None = None
 
@@ -26,13 +28,14 @@ class Runs:
         """A run of `events`, which are made at the first of them and asked whether they were cancelled.
 
         Raises:
-            ConfigError: see `check_idle`; also from the iterator, where another one has begun since.
+            ConfigError: see `check_idle`; also from the iterator, where another one has begun since. WrongThreadError:
+            from the iterator on another thread; it is not harmed by that.
         """
         self.check_idle()
         cancel = self._cancel = threading.Event()
         run = self._run(cancel, events, me := [])
         me.append(weakref.ref(run))
-        return run
+        return Owned(self._owner, run)
 
     def _run(
         self,

@@ -6,10 +6,12 @@ Pure values until `make_sampler` is called, on the MLX thread.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
-from mlxkv.errors import ConfigError
+from mlxkv.arguments import keywords, number, shown, whole
+from mlxkv.errors import ArgumentError, ConfigError
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -22,9 +24,24 @@ DEFAULT_TOP_P = 0.95
 PENALISED = 64  # tokens, the last ones: penalties look at fewer
 
 
+_RANGES: dict[str, tuple[Callable[..., float], float, float]] = {
+    "temperature": (number, 0.0, 100.0),
+    "top_p": (number, 0.0, 1.0),
+    "top_k": (whole, 0, 10_000_000),
+    "min_p": (number, 0.0, 1.0),
+    "max_tokens": (whole, 1, 10_000_000),
+    "seed": (whole, 0, 2**64 - 1),
+    "repetition_penalty": (number, 0.0, 100.0),
+    "presence_penalty": (number, -100.0, 100.0),
+    "frequency_penalty": (number, -100.0, 100.0),
+}
+_NULLABLE = ("seed", "repetition_penalty", "presence_penalty", "frequency_penalty")
+
+
+@keywords
 @dataclass(frozen=True)
 class SamplingParams:
-    """How the next token is chosen, and when to stop.
+    """How the next token is chosen, and when to stop. Numbers may be numpy's, MLX's or `fractions`', too.
 
     Args:
         temperature: 0 always takes the likeliest token.
@@ -50,22 +67,20 @@ class SamplingParams:
     frequency_penalty: float | None = None
 
     def __post_init__(self) -> None:
-        _between("temperature", self.temperature, 0.0, 100.0)
-        _between("top_p", self.top_p, 0.0, 1.0)
-        _between("min_p", self.min_p, 0.0, 1.0)
-        _between("top_k", self.top_k, 0, 10_000_000)
-        _between("max_tokens", self.max_tokens, 1, 10_000_000)
-        if self.seed is not None:
-            _between("seed", self.seed, 0, 2**64 - 1)
-        if self.repetition_penalty is not None:
-            _between("repetition_penalty", self.repetition_penalty, 0.0, 100.0)
+        for name, (rule, low, high) in _RANGES.items():
+            value = getattr(self, name)
+            if value is not None or name not in _NULLABLE:
+                object.__setattr__(self, name, rule(name, value, low, high))
         object.__setattr__(self, "stop", _strings(self.stop))
 
     @classmethod
     def for_model(cls, generation: Mapping[str, Any], **chosen: Any) -> SamplingParams:
-        """What the caller chose, else what the model's generation_config.json recommends, else the defaults."""
+        """What the caller chose, else what the model's generation_config.json recommends, else the defaults.
+
+        Raises:
+            ConfigError: as for SamplingParams.
+        """
         params = cls()
-        known = {f.name for f in fields(cls)}
         for name in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty"):
             value = generation.get(name)
             if isinstance(value, int | float) and not isinstance(value, bool):
@@ -75,11 +90,16 @@ class SamplingParams:
                     continue  # a model's own file may hold nonsense; the default is better than a refusal
         if generation.get("do_sample") is False:
             params = replace(params, temperature=0.0)
-        for name, value in chosen.items():
-            if name not in known:
-                raise ConfigError(f"`{name}` is no sampling parameter; there are {', '.join(sorted(known))}.")
-            if value is not None:
-                params = replace(params, **{name: value})
+        return replace(params, **{name: value for name, value in chosen.items() if value is not None})
+
+    @classmethod
+    def saved(cls, table: Mapping[str, Any]) -> SamplingParams:
+        """What was saved with a chat; a name or a value that this version does not take is passed over."""
+        params = cls()
+        for name, value in table.items():
+            if name in cls.__dataclass_fields__ and value is not None:
+                with suppress(ConfigError):
+                    params = replace(params, **{name: value})
         return params
 
     def make_sampler(self) -> Callable[[mx.array], mx.array]:
@@ -115,16 +135,14 @@ def set_random_state(state: bytes) -> None:
         mx.random.seed(int.from_bytes(state, "big"))  # a seed's two halves are the key
 
 
+SAMPLING = tuple(f.name for f in fields(SamplingParams))
+
+
 def _strings(stop: Any) -> tuple[str, ...]:
     """`stop`, whichever way it was given: a string is one stop string, and not one for each of its letters."""
-    found: tuple[Any, ...] = (stop,) if isinstance(stop, str) else tuple(stop) if isinstance(stop, Iterable) else (0,)
+    is_several = isinstance(stop, Iterable) and not isinstance(stop, str | Mapping)
+    found: tuple[Any, ...] = tuple(stop) if is_several else (stop,)  # type: ignore[arg-type]
     if not all(isinstance(s, str) and s for s in found):
-        raise ConfigError(f"`stop` is {stop!r}; it must be a string or a list of strings, none of them empty.")
+        kind = ConfigError if all(isinstance(s, str) for s in found) else ArgumentError
+        raise kind(f"`stop` is {shown(stop)}; it must be a string or a list of strings, none of them empty.")
     return found
-
-
-def _between(field: str, value: Any, low: float, high: float) -> None:
-    kind = int if isinstance(low, int) else int | float
-    if isinstance(value, bool) or not isinstance(value, kind) or not low <= value <= high:
-        whole = "a whole number" if isinstance(low, int) else "a number"
-        raise ConfigError(f"`{field}` is {value!r}; it must be {whole} from {low:,} to {high:,}.")

@@ -111,8 +111,8 @@ def test_each_platform_gets_its_mlx(built: Built) -> None:
 
 NAMES = [
     "CacheConfig", "Chat", "Completion", "Estimate", "MlxkvError", "Model", "Notice", "PrefillProgress",
-    "PromptCache", "SamplingParams", "TextDelta", "TurnEvent", "TurnFinished", "TurnStats", "estimate", "load",
-    "make_cache",
+    "PromptCache", "SamplingParams", "TextDelta", "TurnEvent", "TurnFinished", "TurnStats", "errors", "estimate",
+    "events", "load", "make_cache",
 ]  # fmt: skip
 
 METHODS = {
@@ -131,7 +131,7 @@ def test_the_public_names() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_each_resolves_to_something_of_that_name(name: str) -> None:
     found = getattr(mlxkv, name)
-    assert getattr(found, "__name__", name) == name
+    assert getattr(found, "__name__", name).removeprefix("mlxkv.") == name
 
 
 def test_what_is_not_public_is_not_there() -> None:

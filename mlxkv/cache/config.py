@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
+from mlxkv.arguments import keywords, shown, whole
 from mlxkv.cache.geometry import Geometry
 from mlxkv.config import Settings
 from mlxkv.errors import ConfigError
@@ -17,6 +19,7 @@ _DEFAULT_SLACK = 512
 _MAX_WINDOW = 2**24
 
 
+@keywords
 @dataclass(frozen=True)
 class CacheConfig:
     """A bounded KV cache.
@@ -48,18 +51,17 @@ class CacheConfig:
     positions: Literal["streaming", "absolute"] = "streaming"
 
     def __post_init__(self) -> None:
-        _whole("window", self.window, 1, _MAX_WINDOW)
-        if self.sinks != "system":
-            _whole("sinks", self.sinks, 0, _MAX_WINDOW)
-        _whole("block", self.block, 1, _MAX_WINDOW // 2)
-        _whole("slack", self.slack, 0, _MAX_WINDOW)
-        for bits in self.bits if isinstance(self.bits, tuple) else (self.bits,):
-            if bits not in (None, 4, 8) or (isinstance(self.bits, tuple) and (bits is None or len(self.bits) != 2)):
-                raise ConfigError(f"`bits` is {self.bits!r}; it must be None, 4, 8 or a pair of these like (8, 4).")
-        if self.group_size not in (32, 64):
-            raise ConfigError(f"`group_size` is {self.group_size!r}; it must be 32 or 64.")
-        if self.positions not in ("streaming", "absolute"):
-            raise ConfigError(f'`positions` is {self.positions!r}; it must be "streaming" or "absolute".')
+        for name, low, high in (("window", 1, _MAX_WINDOW), ("block", 1, _MAX_WINDOW // 2), ("slack", 0, _MAX_WINDOW)):
+            if (value := getattr(self, name)) is not None:
+                object.__setattr__(self, name, whole(name, value, low, high))
+        if not _is(self.sinks, "system"):
+            object.__setattr__(self, "sinks", whole("sinks", self.sinks, 0, _MAX_WINDOW, word=' or "system"'))
+        object.__setattr__(self, "bits", _bits(self.bits))
+        if whole("group_size", self.group_size) not in (32, 64):
+            raise ConfigError(f"`group_size` is {shown(self.group_size)}; it must be 32 or 64.")
+        object.__setattr__(self, "group_size", int(self.group_size))
+        if not _is(self.positions, "streaming", "absolute"):
+            raise ConfigError(f'`positions` is {shown(self.positions)}; it must be "streaming" or "absolute".')
 
     @classmethod
     def from_settings(cls, settings: Settings) -> CacheConfig:
@@ -109,8 +111,18 @@ def default_block(window: int) -> int:
     return min(max(2 ** round(math.log2(max(window / 16, 1))), 16), 256)
 
 
-def _whole(field: str, value: object, low: int, high: int) -> None:
-    if value is None:
-        return
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise ConfigError(f"`{field}` is {value!r}; it must be a whole number from {low:,} to {high:,}.")
+def _is(value: object, *words: str) -> bool:
+    return isinstance(value, str) and value in words
+
+
+def _bits(bits: Any) -> int | tuple[int, int] | None:
+    """None, 8 or 4, or a pair of these, as a tuple."""
+    if bits is None:
+        return None
+    is_pair = isinstance(bits, list | tuple)
+    found: tuple[int, ...] = ()
+    with suppress(ConfigError):  # said below
+        found = tuple(whole("bits", n, 4, 8) for n in (bits if is_pair else (bits,)))
+    if len(found) != (2 if is_pair else 1) or not {*found} <= {4, 8}:
+        raise ConfigError(f"`bits` is {shown(bits)}; it must be None, 4, 8 or a pair of these like (8, 4).")
+    return (found[0], found[1]) if is_pair else found[0]

@@ -11,9 +11,9 @@ would have seen here. From then on the window rotates as mlx-lm's does.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -202,7 +202,7 @@ class ForeignCache(PromptCache):
             )
         return super().reuse(ids)
 
-    def save(self, path: str | Path) -> int:
+    def save(self, path: str | os.PathLike[str]) -> int:
         """Raises CacheError: without ids there is nothing to compare a later prompt with."""
         raise CacheError("The token ids of an imported cache are unknown; write it with `export_mlx_lm` instead.")
 

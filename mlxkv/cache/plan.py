@@ -14,6 +14,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
+from mlxkv.arguments import instance, optional, public, wrong_type
 from mlxkv.cache.config import CacheConfig
 from mlxkv.cache.geometry import Geometry
 from mlxkv.cache.layer_plan import FULL, LayerPlan, as_made, counts_rows, plan_leaf, quantized, unbounded_in
@@ -195,6 +196,13 @@ def _own_caches(names: Sequence[str]) -> str:
     return f"the cache that some of its layers keep for themselves ({', '.join(names)})"
 
 
+def _network(name: str, value: Any) -> Any:
+    if not isinstance(value, nn.Module) or not (hasattr(value, "layers") or hasattr(value, "make_cache")):
+        wrong_type(name, value, "an mlx-lm model", "of what `mlxkv.load` returns that is `model.loaded.model`")
+    return value
+
+
+@public(model=_network, config=optional(instance(CacheConfig)))
 def make_cache(model: Any, config: CacheConfig | None = None) -> list[Any]:
     """Bounded caches for an mlx-lm model, to pass as `prompt_cache` to mlx-lm's own loops.
 
@@ -203,7 +211,7 @@ def make_cache(model: Any, config: CacheConfig | None = None) -> list[Any]:
     """
     plan = plan_cache(model, config)
     for note in plan.notes:
-        warnings.warn(note, UserWarning, stacklevel=2)
+        warnings.warn(note, UserWarning, stacklevel=3)  # `public` stands in between
     return plan.make(model)
 
 

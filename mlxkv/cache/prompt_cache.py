@@ -7,6 +7,7 @@ to there; it knows no text, and no disk: saving goes through the `PromptFiles` i
 from __future__ import annotations
 
 import copy
+import os
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +18,8 @@ from typing import Any, Protocol
 
 import mlx.core as mx
 
+from mlxkv import arguments
+from mlxkv.arguments import public, text
 from mlxkv.cache.checkpoints import EVERY, Checkpoint, Checkpoints
 from mlxkv.cache.frames import Frames
 from mlxkv.cache.groups import Group, make_groups
@@ -28,6 +31,7 @@ from mlxkv.cache.state import arrays_of, capture, go_back, is_recurrent, put_bac
 from mlxkv.cache.state_group import StateGroup
 from mlxkv.errors import CacheError, MismatchError, PromptError, RewindError
 from mlxkv.ids import TokenIds, TokenLog, common_prefix
+from mlxkv.owner import Owner
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,7 @@ class PromptCache:
 
     def __init__(self, plan: CachePlan, model: Any, files: PromptFiles | None = None) -> None:
         self.plan = plan
+        self.owner = Owner()
         self.prompt: PromptText | None = None  # for whoever prefilled it; nothing here looks at it
         self.log = TokenLog()
         self.layers: list[Any] = plan.make(model)
@@ -272,6 +277,7 @@ class PromptCache:
         checkpoint = self.checkpoints.newest(offset, floor)
         return checkpoint.position if checkpoint else 0
 
+    @public(offset=arguments.whole)
     def rewind(self, offset: int) -> int:
         """Forget everything from position `landing(offset)` on, exactly as if it had never been fed; that position.
 
@@ -280,8 +286,8 @@ class PromptCache:
         """
         self.check_log()
         n = self.offset - offset
-        if n < 0:
-            raise CacheError(f"Cannot rewind to token {offset:,}: only {self.offset:,} have been fed.")
+        if not 0 <= offset <= self.offset:
+            raise CacheError(f"Cannot rewind to token {offset:,}: {self.offset:,} have been fed, give 0 to that.")
         if n == 0:
             return offset
         landing = self.landing(offset)
@@ -337,6 +343,7 @@ class PromptCache:
         """The smallest offset that every layer but the recurrent ones can go back to."""
         return max((rewind_floor(cache, self.offset) for cache in self._exact), default=0) if self.log else 0
 
+    @public()
     def reset(self) -> None:
         """Forget everything; ring buffers stay allocated."""
         self.log.clear()
@@ -348,6 +355,7 @@ class PromptCache:
             elif empty is not None:
                 put_back(cache, empty)
 
+    @public()
     def fork(self) -> PromptCache:
         """An independent copy, which costs nothing until one side is fed.
 
@@ -382,7 +390,8 @@ class PromptCache:
         except (ValueError, TypeError, AttributeError, IndexError, KeyError, RuntimeError):
             return self.plan.passed_through  # the model cannot be run to see what it makes
 
-    def save(self, path: str | Path) -> int:
+    @public(path=arguments.path)
+    def save(self, path: str | os.PathLike[str]) -> int:
         """Write one file that `Model.load_cache` reads; the bytes written.
 
         Raises:
@@ -394,7 +403,8 @@ class PromptCache:
         self.check_log()
         return self._files.write(Path(path), self)
 
-    def export_mlx_lm(self, path: str | Path, version: str = "0.32") -> int:
+    @public(path=arguments.path, version=text)
+    def export_mlx_lm(self, path: str | os.PathLike[str], version: str = "0.32") -> int:
         """Write a file that mlx-lm's `load_prompt_cache` reads, from 0.32 on or ("0.31") before it; the bytes written.
 
         Raises:

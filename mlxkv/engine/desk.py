@@ -95,9 +95,9 @@ class Desk:
             case cmd.Send(text, sent_at):
                 return turns.run(front, text, lambda chat, how: chat.send(text, started=sent_at, **how))
             case cmd.Retry(turn):
-                return turns.again(front, lambda chat, how: chat.retry(turn, started=now, **how))
+                return turns.again(front, turn, now)
             case cmd.Edit(turn, text, sent_at):
-                return turns.edited(front, turn, text, lambda chat, how: chat.edit(turn, text, started=sent_at, **how))
+                return turns.edited(front, turn, text, sent_at)
             case cmd.Continue():
                 return turns.continued(front, lambda chat, how: chat.continue_reply(started=now, **how))
             case cmd.Rewind(turn):

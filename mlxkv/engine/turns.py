@@ -25,23 +25,28 @@ def run(front: Front, text: str, begin: Begin) -> Iterator[EngineEvent]:
     yield from _streamed(front, text, front.begun(begin(front.open_chat, front.settings.sampling)))
 
 
-def again(front: Front, begin: Begin) -> Iterator[EngineEvent]:
-    """A reply anew, or a message changed: the chat goes back to there first, and the window with it."""
+def again(front: Front, turn: int | None, started: float) -> Iterator[EngineEvent]:
+    """A reply anew."""
     chat = front.open_chat
-    before = chat.messages
-    events = front.begun(begin(chat, front.settings.sampling))
-    num_kept = len(chat.messages)
-    yield from chats.versions(front)
-    yield chats.view(chat, num_messages=num_kept)
-    yield from _streamed(front, before[num_kept].text, events)
+    turn = chat.question(turn)
+    shown = chat.messages[turn].text
+    yield from _sent_instead(front, turn, chat.rewind(turn), shown, started)
 
 
-def edited(front: Front, turn: int, text: str, begin: Begin) -> Iterator[EngineEvent]:
+def edited(front: Front, turn: int, text: str, started: float) -> Iterator[EngineEvent]:
+    """A message changed."""
+    front.open_chat.edit(turn, text)  # raises what is wrong with it, and is not iterated
+    front.open_chat.rewind(turn)
+    yield from _sent_instead(front, turn, text, text, started)
+
+
+def _sent_instead(front: Front, turn: int, text: str, shown: str, started: float) -> Iterator[EngineEvent]:
+    """The chat has gone back to before message number `turn`, and the window follows before anything is said."""
     chat = front.open_chat
-    events = front.begun(begin(chat, front.settings.sampling))
+    events = front.begun(chat.send(text, started=started, **front.settings.sampling))
     yield from chats.versions(front)
     yield chats.view(chat, num_messages=turn)
-    yield from _streamed(front, text, events)
+    yield from _streamed(front, shown, events)
 
 
 def continued(front: Front, begin: Begin) -> Iterator[EngineEvent]:

@@ -1,0 +1,238 @@
+"""Arguments of the public functions: which names a function has, and what may be given for each.
+
+`public` wraps a function, so that a name it does not have and a value of the wrong kind raise at the call (also where a
+generator is returned), each in one sentence. The rules below take a name and a value, and return what is used instead:
+numbers of numpy, MLX and `fractions` as Python's own, paths as `Path`. Pure, any thread; knows no model.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import inspect
+import math
+import operator
+import os
+import reprlib
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, NoReturn, ParamSpec, TypeVar
+
+from mlxkv.errors import ArgumentError, ConfigError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+Rule = Callable[[str, Any], Any]
+_MOST_SHOWN = 60  # characters of a value in a sentence
+
+# -- functions -------------------------------------------------------------------------------------------------------
+
+
+def public(*more: str, **rules: Rule) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """A function whose arguments are checked when it is called; `rules` by argument.
+
+    `more`: the keywords that its `**` argument takes. A method of an object with an `owner` belongs to one thread.
+
+    Raises (the wrapped function):
+        ArgumentError: it has no such argument, one is missing, or a value is of the wrong type. ConfigError: a value is
+        out of its range. WrongThreadError: see `owner.Owner`.
+    """
+
+    def wrap(function: Callable[P, R]) -> Callable[P, R]:
+        signature = functools.cache(lambda: inspect.signature(function))
+
+        @functools.wraps(function)
+        def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+            is_method = next(iter(signature().parameters), "") == "self" and bool(args)
+            if is_method and (owner := getattr(args[0], "owner", None)) is not None:
+                owner.check()
+            name = f"{type(args[0]).__name__}.{function.__name__}" if is_method else f"mlxkv.{function.__name__}"
+            bound = _bound(name, signature(), more, args, kwargs)
+            for argument in bound.arguments.keys() & rules.keys():
+                bound.arguments[argument] = rules[argument](argument, bound.arguments[argument])
+            return function(*bound.args, **bound.kwargs)
+
+        return checked
+
+    return wrap
+
+
+def keywords(cls: type[R]) -> type[R]:
+    """A dataclass that names itself and the near field where it is given a keyword that it does not have."""
+    make: Any = cls.__init__
+    signature = functools.cache(lambda: inspect.signature(make))
+
+    @functools.wraps(make)
+    def checked(self: R, *args: Any, **kwargs: Any) -> None:
+        _bound(cls.__name__, signature(), (), (self, *args), kwargs)
+        make(self, *args, **kwargs)
+
+    cls.__init__ = checked  # type: ignore[method-assign]
+    return cls
+
+
+def _bound(
+    name: str, signature: inspect.Signature, more: Iterable[str], args: Iterable[Any], kwargs: Mapping[str, Any]
+) -> inspect.BoundArguments:
+    """`args` and `kwargs` by the names of the function called `name`."""
+    kinds = {p.name: p.kind for p in signature.parameters.values() if p.name != "self"}
+    known = [n for n, kind in kinds.items() if kind is not inspect.Parameter.VAR_KEYWORD]
+    known += [n for n in more if n not in kinds]
+    for unknown in kwargs.keys() - {*known}:
+        near = difflib.get_close_matches(unknown, known, 1)
+        advice = f"did you mean `{near[0]}`?" if near else f"it has {', '.join(known)}."
+        raise ArgumentError(f"`{name}` has no argument `{_printable(unknown)}`; {advice}")
+    try:
+        return signature.bind(*args, **kwargs)
+    except TypeError as error:
+        raise ArgumentError(f"`{name}` cannot be called so ({error}); it has {', '.join(known)}.") from None
+
+
+# -- values ----------------------------------------------------------------------------------------------------------
+
+
+def shown(value: object) -> str:
+    """`value` in a sentence: on one line, short, printable, whatever its `repr` does."""
+    try:
+        text = " ".join(reprlib.repr(value).split())
+    except Exception:  # a number of 5,000 digits, or a class of the caller's
+        text = f"a value of type {type(value).__name__}"
+    text = _printable(text)
+    return text if len(text) <= _MOST_SHOWN else f"{text[: _MOST_SHOWN - 4]} ..."
+
+
+def wrong_type(name: str, value: object, rule: str, advice: str = "") -> NoReturn:
+    """Raises ArgumentError."""
+    raise ArgumentError(f"`{name}` is {shown(value)}; it must be {rule}{f': {advice}' if advice else ''}.")
+
+
+def optional(rule: Rule) -> Rule:
+    """None, or what `rule` takes."""
+    return lambda name, value: None if value is None else rule(name, value)
+
+
+def text(name: str, value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    advice = "decode the bytes first" if isinstance(value, bytes | bytearray) else ""
+    if isinstance(value, list | tuple) and value and all(_is_number(x) for x in value):
+        advice = "token ids are read by `Model.prefill`"
+    wrong_type(name, value, "text (str)", advice)
+
+
+def path(name: str, value: Any) -> Path:
+    """A file or folder, as str or os.PathLike of str."""
+    found = value
+    if not isinstance(value, str):
+        try:
+            found = os.fspath(value)
+        except TypeError:
+            found = None
+    if not isinstance(found, str):
+        wrong_type(name, value, "a path (str or os.PathLike)")
+    try:
+        is_possible = bool(found) and b"\0" not in os.fsencode(found)
+    except UnicodeEncodeError:
+        is_possible = False
+    if not is_possible:
+        raise ConfigError(f"`{name}` is {shown(value)}; no file can have that name.")
+    return Path(found)
+
+
+def model_name(name: str, value: Any) -> str:
+    """A built-in model, a repository id or a folder; a path object always means a folder."""
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, os.PathLike):
+        wrong_type(name, value, "the name of a model (str) or its folder (os.PathLike)")
+    return os.path.abspath(os.path.expanduser(path(name, value)))
+
+
+def flag(name: str, value: Any) -> bool:
+    plain = _plain(value)
+    if isinstance(plain, bool) or (isinstance(plain, int) and plain in (0, 1)):
+        return bool(plain)
+    wrong_type(name, value, "True or False")
+
+
+def whole(name: str, value: Any, low: float = -math.inf, high: float = math.inf, *, word: str = "") -> int:
+    """A whole number from `low` to `high`; `word` is what else the setting takes."""
+    plain = _plain(value)
+    rule = f"a whole number{_span(low, high)}{word}"
+    if isinstance(plain, bool | str):
+        wrong_type(name, value, rule)
+    try:
+        number = operator.index(plain)
+    except Exception:  # a class of the caller's may raise anything
+        wrong_type(name, value, rule)
+    if not low <= number <= high:
+        raise ConfigError(f"`{name}` is {shown(value)}; it must be {rule}.")
+    return number
+
+
+def number(name: str, value: Any, low: float = -math.inf, high: float = math.inf) -> float:
+    """A finite number from `low` to `high`: whatever has `__float__` or `__index__`; text has neither."""
+    plain = _plain(value)
+    rule = f"a number{_span(low, high)}"
+    if isinstance(plain, bool) or not _is_number(plain):
+        wrong_type(name, value, rule)
+    found = math.nan
+    try:
+        found = plain if isinstance(plain, int) else float(plain)
+        is_possible = math.isfinite(found) and low <= found <= high
+    except Exception:  # a Decimal that signals, an integer of 5,000 digits, a class of the caller's
+        is_possible = False
+    if not is_possible:
+        raise ConfigError(f"`{name}` is {shown(value)}; it must be {rule}.")
+    return found
+
+
+def function(name: str, value: Any) -> Any:
+    return value if callable(value) else wrong_type(name, value, "a function")
+
+
+def instance(*types: type, advice: str = "") -> Rule:
+    """An object of one of our own classes."""
+
+    def rule(name: str, value: Any) -> Any:
+        if isinstance(value, types):
+            return value
+        wrong_type(name, value, " or ".join(f"a {t.__name__}" for t in types), advice)
+
+    return rule
+
+
+def token_ids(name: str, value: Any) -> list[Any]:
+    """The elements of a list, a tuple, an array of one dimension or another sequence; they are not looked at yet."""
+    listed = getattr(value, "tolist", None)
+    if callable(listed) and len(getattr(value, "shape", (0,))) == 1 and not isinstance(value, memoryview):
+        return list(listed())  # type: ignore[call-overload]
+    is_sequence = hasattr(value, "__len__") and hasattr(value, "__getitem__") and not hasattr(value, "shape")
+    if is_sequence and not isinstance(value, str | bytes | bytearray | memoryview | Mapping):
+        return list(value)
+    advice = "decode the bytes first" if isinstance(value, bytes | bytearray) else ""
+    advice = "make a `list` of it first" if hasattr(value, "__next__") else advice
+    wrong_type(name, value, "text (str) or a list of token ids", advice)
+
+
+def _plain(value: Any) -> Any:
+    """The Python number in a numpy or MLX scalar."""
+    if getattr(value, "shape", None) == () and callable(item := getattr(value, "item", None)):
+        return item()
+    return value
+
+
+def _is_number(value: object) -> bool:
+    if isinstance(value, bool | str | bytes) or getattr(value, "shape", ()) != ():
+        return False
+    return hasattr(type(value), "__float__") or hasattr(type(value), "__index__")
+
+
+def _span(low: float, high: float) -> str:
+    if math.isinf(low):
+        return ""
+    return f" from {low:,}" if math.isinf(high) else f" from {low:,} to {high:,}"
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

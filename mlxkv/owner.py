@@ -1,0 +1,50 @@
+"""Owner: the one thread that a model, its chats and its caches belong to, and iterators that only it may advance.
+
+MLX evaluates an array on the thread that made it, and SQLite answers the thread that opened the database. Whoever comes
+from another one is told so before either is asked.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Generator
+from typing import Any, TypeVar
+
+from mlxkv.errors import WrongThreadError
+
+Event = TypeVar("Event")
+
+
+class Owner:
+    """The thread that makes this."""
+
+    def __init__(self) -> None:
+        self._ident, self._name = threading.get_ident(), threading.current_thread().name
+
+    def check(self) -> None:
+        """Raises WrongThreadError: this is another thread."""
+        if threading.get_ident() != self._ident:
+            raise WrongThreadError(
+                f"This model was loaded by the thread {self._name!r} and is used from "
+                f"{threading.current_thread().name!r}; do everything with it on the one that loaded it "
+                "(`chat.cancel()` alone may be called from others)."
+            )
+
+
+class Owned(Generator[Event, Any, None]):
+    """`events`, for their owner only: another thread gets the error, and the owner can continue them."""
+
+    def __init__(self, owner: Owner, events: Generator[Event, Any, None]) -> None:
+        self._owner, self._events = owner, events
+
+    def send(self, value: Any) -> Event:
+        self._owner.check()
+        return self._events.send(value)
+
+    def throw(self, *error: Any) -> Event:
+        self._owner.check()
+        return self._events.throw(*error)
+
+    def close(self) -> None:
+        self._owner.check()
+        self._events.close()
