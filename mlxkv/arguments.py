@@ -24,6 +24,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 Rule = Callable[[str, Any], Any]
 _MOST_SHOWN = 60  # characters of a value in a sentence
+_LONGEST_NAME = 255  # bytes of a file's name: every file system here
 
 # -- functions -------------------------------------------------------------------------------------------------------
 
@@ -120,18 +121,28 @@ def text(name: str, value: Any) -> str:
     wrong_type(name, value, "text (str)", advice)
 
 
+def label(name: str, value: Any) -> str:
+    """Text that can be an id or a title."""
+    try:
+        text(name, value).encode()
+    except UnicodeEncodeError:
+        raise ConfigError(f"`{name}` is {shown(value)}, which has half a character in it; it must be text.") from None
+    return value
+
+
 def path(name: str, value: Any) -> Path:
     """A file or folder, as str or os.PathLike of str."""
     found = value
     if not isinstance(value, str):
         try:
             found = os.fspath(value)
-        except TypeError:
+        except Exception:  # a class of the caller's may raise anything
             found = None
     if not isinstance(found, str):
         wrong_type(name, value, "a path (str or os.PathLike)")
     try:
-        is_possible = bool(found) and b"\0" not in os.fsencode(found)
+        parts = os.fsencode(found).split(b"/")
+        is_possible = bool(found) and b"\0" not in os.fsencode(found) and max(map(len, parts)) <= _LONGEST_NAME
     except UnicodeEncodeError:
         is_possible = False
     if not is_possible:
@@ -197,7 +208,8 @@ def instance(*types: type, advice: str = "") -> Rule:
     def rule(name: str, value: Any) -> Any:
         if isinstance(value, types):
             return value
-        wrong_type(name, value, " or ".join(f"a {t.__name__}" for t in types), advice)
+        names = (f"{'an' if t.__name__[0] in 'AEIOU' else 'a'} {t.__name__}" for t in types)
+        wrong_type(name, value, " or ".join(names), advice)
 
     return rule
 

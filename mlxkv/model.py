@@ -241,7 +241,7 @@ class Model:
         params = SamplingParams.for_model(self.loaded.generation, **sampling)
         return Chat(self._backend, system=system, cache=cache, params=params, autosave=autosave, think=think)
 
-    @public(*SAMPLING, session=text, cache=_CONFIG, fork=arguments.flag)
+    @public(*SAMPLING, session=arguments.label, cache=_CONFIG, fork=arguments.flag)
     def resume(self, session: str, *, cache: CacheConfig | None = None, fork: bool = False, **sampling: Any) -> Chat:
         """Go on with a session, given by id, by the unique start of one, or by title; rows on disk are not read again.
 

@@ -11,7 +11,7 @@ import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
-from mlxkv.errors import CorruptError, StoreError
+from mlxkv.errors import CorruptError, StoreError, WrongThreadError
 from mlxkv.regular_file import check_regular
 from mlxkv.store.files import Step, no_step
 from mlxkv.store.indexing import INDEX
@@ -136,6 +136,11 @@ def database_errors(path: Path) -> Iterator[None]:
         code = (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
         if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
             raise CorruptError(f"The chat database {path} is damaged ({error}); {ADVICE}.") from error
+        if isinstance(error, sqlite3.ProgrammingError) and "thread" in str(error):
+            raise WrongThreadError(
+                "The chat database was opened by another thread; use a model, its chats and its store on the thread "
+                "that loaded the model."
+            ) from error
         if code == sqlite3.SQLITE_BUSY:
             raise StoreError(f"The chat database {path} is busy; close the other mlxkv and try again.") from error
         raise StoreError(f"The chat database {path} cannot be used ({error}); check the disk and try again.") from error

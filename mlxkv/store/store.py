@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+from mlxkv.arguments import flag, label, optional, path, public, text, whole
 from mlxkv.config import Folders, load_settings, private_folder
 from mlxkv.errors import ConfigError, ReadOnlyError, StoreError
 from mlxkv.events import Branch, ChatSummary, Sibling
@@ -128,6 +129,7 @@ class SessionStore:
 
     # -- sessions and turns ----------------------------------------------------------------------------
 
+    @public(title=label, system=optional(label))
     def create(
         self, title: str, model: ModelIdentity, *, system: str | None = None, params: Mapping[str, Any] | None = None,
         parent: str | None = None, forked_at: int | None = None, kind: Kind = "chat", clock: str | None = None,
@@ -169,6 +171,7 @@ class SessionStore:
         self._saver.wait(session_id)  # its rows are saved under the head that is about to change
         return self._sessions.update_open_turn(session_id, turn, head, reopen)
 
+    @public(session_id=label)
     def load(self, session_id: str) -> SessionRecord:
         """Everything about a session, its digest chain verified: here, or since this store holds its lock.
 
@@ -177,6 +180,7 @@ class SessionStore:
         """
         return self._sessions.load(session_id, fresh=session_id not in self._held)
 
+    @public(session_id=label)
     def check(self, session_id: str) -> None:
         """Verify a session that is about to be opened; raises as `load`, which then does not verify it again."""
         self._sessions.check(session_id)
@@ -186,6 +190,7 @@ class SessionStore:
         waiting, found = self._saver.sessions_waiting(), self._sessions.list(self._saver.committer.saved_bytes)
         return tuple(replace(c, kv_bytes=self.disk_bytes(c.id)) if c.id in waiting else c for c in found)
 
+    @public(text=text)
     def find(self, text: str) -> str:
         """The id of the session with this id, unique beginning of an id, title, or unique part of a title.
 
@@ -197,21 +202,25 @@ class SessionStore:
     def latest(self) -> str | None:
         return self._sessions.latest()
 
+    @public(text=text, limit=whole)
     def search(self, text: str, limit: int = 50) -> tuple[SearchHit, ...]:
         """Titles and turns with every word and "quoted phrase" of `text`, best first; the last may be a beginning."""
         return self._sessions.search(text, limit)
 
+    @public(session_id=label)
     def tree(self, session_id: str) -> tuple[Branch, ...]:
         """The chat, what it was forked from and what was forked from it: each before its forks."""
         with self._database.reading() as db:
             return tree(db, session_id)
 
+    @public(session_id=label, first=whole)
     def siblings(self, session_id: str, first: int = 0) -> tuple[tuple[Sibling, ...], ...]:
         """For each message of the chat, from number `first` on, its versions in the order they were made, this chat's
         own among them."""
         with self._database.reading() as db:
             return siblings(db, session_id, first)
 
+    @public(session_id=label, path=path, kv=flag)
     def export_chat(self, session_id: str, path: Path, *, kv: bool = True) -> int:
         """Write a `.mlxkv` file of a session, with its saved rows (`kv`); the bytes.
 
@@ -221,6 +230,7 @@ class SessionStore:
         self.flush(session_id)
         return export_chat(self._sessions, self._chunks, session_id, path, kv)
 
+    @public(path=path, trust_kv=flag)
     def import_chat(self, path: Path, *, trust_kv: bool = False) -> Imported:
         """Take in a chat that `export_chat`, or `mlxkv chats export --format json`, wrote: turns and ids.
 
@@ -232,18 +242,22 @@ class SessionStore:
         """
         return import_chat(self._sessions, self._writer, path, trust_kv)
 
+    @public(session_id=label, title=label)
     def rename(self, session_id: str, title: str) -> None:
         """Raises SessionNotFoundError."""
         self._sessions.rename(session_id, title)
 
+    @public(session_id=label)
     def set_model(self, session_id: str, model: ModelIdentity) -> None:
         """The session goes on with another model. Raises SessionNotFoundError."""
         self._sessions.set_model(session_id, model)
 
+    @public(session_id=label)
     def model_of(self, session_id: str) -> ModelIdentity:
         """The model a session is with; its turns are not looked at. Raises SessionNotFoundError, CorruptError."""
         return self._sessions.model_of(session_id)
 
+    @public(session_id=label, num_turns=optional(whole))
     def fork(self, session_id: str, num_turns: int | None = None) -> str:
         """A new session with the first `num_turns` turns (None: all) and every saved row that lies on them; no KV bytes
         are written.
@@ -258,6 +272,7 @@ class SessionStore:
         self._sessions.seen[new_id] = history.head
         return new_id
 
+    @public(session_id=label)
     def delete(self, session_id: str) -> None:
         """Remove its rows, then the chunks that nothing else uses.
 
@@ -322,6 +337,7 @@ class SessionStore:
         the thread that writes them."""
         self._writer.progress.tell = tell
 
+    @public(session_id=label)
     def flush(self, session_id: str) -> str | None:
         """Wait for the session's rows to be on disk; one sentence if that failed, told once."""
         return self._saver.flush(session_id)
@@ -356,6 +372,7 @@ class SessionStore:
         """What a prefill of this model was measured to do here; `restore_kv` goes by it."""
         Paces(self._database).measured(model.model_id, Pace(prefill_tps=tokens_per_second))
 
+    @public(session_id=label)
     def disk_bytes(self, session_id: str) -> int:
         """A chat's KV on disk: bytes of the files of the chunks that the session refers to, shared ones and those on
         their way to the disk included. What stands beside a chat wherever one is listed."""
@@ -368,6 +385,7 @@ class SessionStore:
         with self._database.reading() as db:
             return bytes_written(db, session_id)
 
+    @public(session_id=label, pinned=flag)
     def pin(self, session_id: str, pinned: bool = True) -> None:
         """Keep the session's rows whatever else wants the room, or no longer. Raises SessionNotFoundError."""
         self._sessions.pin(session_id, pinned)
