@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from mlxkv.errors import ModelError, as_sentence
 from mlxkv.tokens import encode, encode_after
 
 _PRIVATE = range(0xF0000, 0xFFFFE)  # of Unicode's private use: names
@@ -177,8 +178,9 @@ class _Twin:
         nonce = "".join(chr(secrets.choice(_PRIVATE)) for _ in range(_NONCE))
         names = {text: nonce + chr(_PRIVATE[i]) for i, text in enumerate(control)}
         try:
-            made = Tokenizer.from_str(json.dumps(_renamed(json.loads(backend.to_str()), names)))
-        except Exception:  # parts of it may be written in Python
+            with as_sentence(ModelError, str):
+                made = Tokenizer.from_str(json.dumps(_renamed(json.loads(backend.to_str()), names)))
+        except ModelError:  # parts of it may be written in Python
             return None
         twin = copy.copy(tokenizer)  # with whatever its class does to a text before and after
         twin._tokenizer = made

@@ -27,6 +27,9 @@ MlxkvError                    one sentence: what was wrong, the value, what to d
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
 
 class MlxkvError(Exception):
     """Base of all errors raised on purpose; `str(error)` is a sentence for the user."""
@@ -145,3 +148,17 @@ def first_line(error: BaseException) -> str:
     type where it says nothing."""
     text = (str(error).strip() or type(error).__name__).splitlines()[0][:200].rstrip(".: ")
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+@contextmanager
+def as_sentence(kind: type[MlxkvError], sentence: Callable[[str], str]) -> Iterator[None]:
+    """Turn whatever foreign code raises into an error of ours: `sentence` of what it says.
+
+    A panic of Rust is a BaseException and is turned into one too. Ctrl+C, an exit and our own errors pass.
+    """
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit, GeneratorExit, MlxkvError):
+        raise
+    except BaseException as error:
+        raise kind(sentence(first_line(error))) from error

@@ -132,7 +132,7 @@ class PromptFormat:
     def replied(self, prompt: Fed, text: str, ids: Sequence[int]) -> Fed:
         """`prompt` with the reply: its `text` with all markers, its `ids` as sampled, an end-of-turn token included."""
         if ids and ids[-1] in self.tokenizer.eos_token_ids:
-            text += self.tokenizer.decode([ids[-1]])
+            text += decode(self.tokenizer, ids[-1:])
         return Fed(prompt.text + text, prompt.ids + ids, prompt.all_cuts)
 
     def opening(self, system: str | None, text: str) -> Fed:

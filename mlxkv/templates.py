@@ -11,7 +11,9 @@ from datetime import datetime
 from functools import cached_property
 from typing import Any
 
-from mlxkv.errors import ModelError, first_line
+from mlxkv.errors import ModelError, as_sentence
+
+FILE = "chat_template_file"  # an attribute of the tokenizer: the file that its template comes from
 
 
 class ChatTemplate:
@@ -59,7 +61,7 @@ class ChatTemplate:
         variables: dict[str, Any] = {"add_generation_prompt": for_reply}
         if think is not None:
             variables["enable_thinking"] = think
-        try:
+        with as_sentence(ModelError, self._refusal):
             if not self.source:
                 return tokenizer.apply_chat_template(chat, tokenize=False, **variables)
             if clock is not None:
@@ -67,11 +69,11 @@ class ChatTemplate:
             return self._compiled.render(
                 messages=chat, tools=None, documents=None, **{**tokenizer.special_tokens_map, **variables}
             )
-        except (KeyboardInterrupt, SystemExit):
-            raise
-        except BaseException as error:  # a template can fail with anything; a tokenizer panics with a BaseException
-            name, why = tokenizer.name_or_path or "this model", first_line(error)
-            raise ModelError(
-                f"The chat template of {name} refuses this chat ({why}); use another model, or "
-                "`mlxkv.load(...).generate` for raw text."
-            ) from error
+
+    def _refusal(self, why: str) -> str:
+        file = getattr(self._tokenizer, FILE, "")
+        whose = f"{self._tokenizer.name_or_path or 'this model'}{f' ({file})' if file else ''}"
+        return (
+            f"The chat template of {whose} refuses this chat ({why}); use another model, or "
+            "`mlxkv.load(...).generate` for raw text."
+        )

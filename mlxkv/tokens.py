@@ -7,15 +7,17 @@ ids. So whatever follows other tokens is encoded and decoded behind some of them
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
-from mlxkv.errors import ModelError, first_line
+from mlxkv.errors import ModelError, as_sentence
 from mlxkv.ids import common_prefix
 
 Behind = Callable[[str], list[int]]
 
 _BROKEN = "\N{REPLACEMENT CHARACTER}"  # what bytes decode to that are no character, or not yet
 _CHARACTER = 4  # bytes, and thus tokens, of a character at most
+_FILES = ("tokenizer.json", "tokenizer.model", "tekken.json", "tiktoken.model", "vocab.json", "vocab.txt")
 _MOST = 16  # tokens that a token is decoded behind
 _CHECKED = 64  # tokens in which a wrong beginning would show
 
@@ -63,28 +65,44 @@ class Detokenizer:
 
 
 def decode(tokenizer: Any, ids: Sequence[int]) -> str:
-    """Every character of these ids, special tokens included. Negative ones are of unknown tokens and give none."""
+    """Every character of these ids, special tokens included. Negative ones are of unknown tokens and give none.
+
+    Raises:
+        ModelError: the tokenizer fails on them.
+    """
     known = [i for i in ids if i >= 0]
     if not known:
         return ""
-    return tokenizer.decode(known, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+    def failed(why: str) -> str:
+        return f"{_named(tokenizer)} cannot turn token ids into text ({why}); download the model again or use another."
+
+    with as_sentence(ModelError, failed):
+        return tokenizer.decode(known, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
 
 def encode(tokenizer: Any, text: str, add_special_tokens: bool = False) -> list[int]:
-    """Ids of a text by itself.
+    """Ids of a text by itself. transformers calls `encode_batch` of a Rust tokenizer, during which other threads run.
 
     Raises:
         ModelError: the tokenizer fails on it.
     """
-    try:
+
+    def failed(why: str) -> str:
+        return f"{_named(tokenizer)} cannot read this text ({why}); leave out what is odd in it, or use another model."
+
+    with as_sentence(ModelError, failed):
         return list(tokenizer.encode(text, add_special_tokens=add_special_tokens))
-    except (KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException as error:  # a panic of its Rust is no Exception
-        raise ModelError(
-            f"The tokenizer of {tokenizer.name_or_path or 'this model'} cannot read this text "
-            f"({first_line(error)}); leave out what is odd in it."
-        ) from error
+
+
+def tokenizer_file(folder: Path) -> str:
+    """The file in a model's folder that its tokenizer is made of, as an error names it."""
+    return next((name for name in _FILES if (folder / name).is_file()), _FILES[0])
+
+
+def _named(tokenizer: Any) -> str:
+    path = tokenizer.name_or_path
+    return f"The tokenizer of {path} ({tokenizer_file(Path(path))})" if path else "The tokenizer of this model"
 
 
 def encode_start(tokenizer: Any, text: str) -> list[int]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlxkv.prompt import PromptFormat, message
+from mlxkv.tokens import decode
 
 _MARK = "0x0MARK0x0"  # stands for a reply
 _MOST = 4096  # values in one list
@@ -49,7 +50,7 @@ def end_tokens(tokenizer: Any, config: Mapping[str, Any], generation: Mapping[st
     for token in tokenizer.eos_token_ids:
         if token < size:
             sources.setdefault(token, ["mlx-lm"])
-    return tuple(EndToken(token, tokenizer.decode([token]), tuple(sources[token])) for token in sorted(sources))
+    return tuple(EndToken(token, decode(tokenizer, [token]), tuple(sources[token])) for token in sorted(sources))
 
 
 def token_ids(value: Any, tokenizer: Any = None) -> Iterator[int]:

@@ -10,13 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlxkv.errors import ModelFileError, ModelUnsupportedError, first_line
+from mlxkv.errors import ModelFileError, ModelUnsupportedError, as_sentence
 from mlxkv.models.architecture import check_files, read_json
 from mlxkv.models.chat_template import FoundTemplate, find_template, is_template
 from mlxkv.models.ends import EndToken, end_tokens, token_ids
+from mlxkv.templates import FILE
+from mlxkv.tokens import encode, tokenizer_file
 
 if TYPE_CHECKING:
     from mlx_lm.tokenizer_utils import TokenizerWrapper
+
+_BESIDE = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")  # what transformers reads as well
+_PROBE = "a0 <|x|>\n"
 
 
 @dataclass(frozen=True)
@@ -40,24 +45,42 @@ def load_text_side(folder: Path, name: str, config: Mapping[str, Any], generatio
     check_files(folder)
     template = find_template(folder)
     known = [*token_ids([config.get("eos_token_id"), generation.get("eos_token_id")])]
-    try:
-        tokenizer = _load(folder, config, known or None)
-        _add_bos(tokenizer._tokenizer, folder)
-    except Exception as error:
-        if "trust_remote_code" in str(error):
-            raise ModelUnsupportedError(
-                f"The tokenizer of {name} wants its own code run, which mlxkv never does; use another model."
-            ) from error
-        raise ModelFileError(
-            f"The tokenizer of {name} cannot be read ({first_line(error)}); download the model again."
-        ) from error
-    if tokenizer._chat_template is not None:
-        template = None
-    elif not is_template(tokenizer.chat_template):  # several, a processor's, or none
-        tokenizer.chat_template, tokenizer.has_chat_template = template and template.text, template is not None
-    ends = end_tokens(tokenizer, config, generation)
-    tokenizer.eos_token_ids = {token.id for token in ends}
-    return TextSide(tokenizer, ends, template)
+    with as_sentence(ModelFileError, lambda why: _broken(folder, name, why)):
+        try:
+            tokenizer = _load(folder, config, known or None)
+            _add_bos(tokenizer._tokenizer, folder)
+        except Exception as error:
+            if "trust_remote_code" in str(error):
+                raise ModelUnsupportedError(
+                    f"The tokenizer of {name} wants its own code run, which mlxkv never does; use another model."
+                ) from error
+            raise
+        if tokenizer._chat_template is not None:
+            template = None
+        elif not is_template(tokenizer.chat_template):  # several, a processor's, or none
+            tokenizer.chat_template, tokenizer.has_chat_template = template and template.text, template is not None
+        if template is not None:
+            setattr(tokenizer, FILE, template.source)
+        ends = end_tokens(tokenizer, config, generation)
+        tokenizer.eos_token_ids = {token.id for token in ends}
+        return TextSide(tokenizer, ends, template)
+
+
+def _broken(folder: Path, name: str, why: str) -> str:
+    """The sentence about a tokenizer that cannot be made: the file it is made of, unless that works by itself."""
+    file = tokenizer_file(folder)
+    if file == "tokenizer.json":
+        from tokenizers import Tokenizer
+
+        try:
+            with as_sentence(ModelFileError, str):
+                alone = Tokenizer.from_file(str(folder / file))
+                alone.decode(alone.encode(_PROBE).ids)
+        except ModelFileError:
+            pass
+        else:
+            file = next((other for other in _BESIDE if (folder / other).is_file()), file)
+    return f"The tokenizer of {name} ({file}) cannot be read ({why}); download the model again."
 
 
 def _load(folder: Path, config: Mapping[str, Any], ends: list[int] | None) -> TokenizerWrapper:
@@ -84,6 +107,6 @@ def _add_bos(tokenizer: Any, folder: Path) -> None:
     """Heed `add_bos_token: true`, which transformers 5 passes over where there is a tokenizer.json."""
     wanted = (read_json(folder / "tokenizer_config.json") or {}).get("add_bos_token") is True
     can = hasattr(tokenizer, "update_post_processor") and tokenizer.bos_token is not None
-    if wanted and can and tokenizer.encode("a")[:1] != [tokenizer.bos_token_id]:
+    if wanted and can and encode(tokenizer, "a", add_special_tokens=True)[:1] != [tokenizer.bos_token_id]:
         tokenizer.add_bos_token = True
         tokenizer.update_post_processor()

@@ -45,6 +45,29 @@ FAILING = {
     "a macro that calls itself": ("{% macro f(n) %}{{ f(n + 1) }}{% endmacro %}{{ f(0) }}", "recursion"),
     "what the sandbox forbids": ("{{ ''.__class__.__mro__ }}", "unsafe"),
     "a range over the sandbox's limit": ("{% for a in range(10 ** 9) %}x{% endfor %}", "Range too big"),
+    "lipsum": ("{{ lipsum(n='many') }}", "str"),
+    "groupby of what is not there": ("{{ messages | groupby('a.b') | list }}", "no attribute 'a'"),
+    "more text than memory": ("{{ 'a' * 10 ** 16 }}", "MemoryError"),
+    "a longer text than there can be": ("{{ 'a' * 10 ** 40 }}", "cannot fit"),
+    "a number of too many digits": ("{{ 10 ** 5000 }}", "digits"),
+    "nested lists": ("{{ " + "[" * 10_000 + "]" * 10_000 + " }}", "recursion"),
+    "nested parentheses": ("{{ " + "(" * 10_000 + "1" + ")" * 10_000 + " }}", "recursion"),
+    "nested dictionaries": ("{{ " + "{1:" * 10_000 + "1" + "}" * 10_000 + " }}", "recursion"),
+    "nested blocks": ("{% if 1 %}" * 10_000 + "{% endif %}" * 10_000, "recursion"),
+    "a long sum": ("{{ " + "x + " * 10_000 + "x }}", "recursion"),
+    "deep data": (
+        "{% set ns = namespace(x=[]) %}{% for i in range(9999) %}{% set ns.x = [ns.x] %}{% endfor %}{{ ns.x }}",
+        "recursion",
+    ),
+    "another file": ("{% include 'config.json' %}", "loader"),
+    "another template": ("{% extends '/etc/passwd' %}", "loader"),
+    "an import": ("{% import 'os' as os %}", "loader"),
+    "a filter that reads attributes": (
+        "{{ messages | map(attribute='__class__') | list | first | attr('mro') }}",
+        "unsafe",
+    ),
+    "a constructor's globals": ("{{ cycler.__init__.__globals__ }}", "unsafe"),
+    "a list that is changed": ("{{ messages.append(1) }}", "unsafe"),
 }
 
 
@@ -60,12 +83,23 @@ def test_whatever_a_template_fails_with_is_one_sentence(name: str) -> None:
     template, why = FAILING[name]
     tokenizer = tiny_tokenizer(template)
     tokenizer._tokenizer.name_or_path = "models/odd"
+    tokenizer.chat_template_file = "chat_template.jinja"
     with pytest.raises(ModelError) as caught:
         PromptFormat(tokenizer).render([{"role": "system", "content": "be"}, *MESSAGES])
     text = str(caught.value)
-    assert text.startswith("The chat template of models/odd refuses this chat (")
+    assert text.startswith("The chat template of models/odd (chat_template.jinja) refuses this chat (")
     assert why in text
     assert "\n" not in text
+    assert len(text) < 500
+
+
+@pytest.mark.parametrize(
+    "template",
+    ["{{ raise_exception.__globals__ }}", "{{ strftime_now.__code__ }}", "{{ '{0.__class__.__init__}'.format(messages) }}",
+     "{{ self._TemplateReference__context }}", "{{ ''['__class__'] }}"],
+)  # fmt: skip
+def test_the_sandbox_shows_a_template_nothing_of_python(template: str) -> None:
+    assert PromptFormat(tiny_tokenizer(template)).render(MESSAGES) == ""
 
 
 class Panic(BaseException):

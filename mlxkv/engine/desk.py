@@ -59,7 +59,9 @@ class Desk:
                 self._tell(event)
         except MlxkvError as error:
             self._failed(str(error), _kind(error))
-        except Exception as error:
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # a panic of Rust is no Exception
             _log.exception("%s failed", type(command).__name__)
             self._failed(f"Something went wrong ({type(error).__name__}: {_line(error)}); the chat is kept.")
 
@@ -150,6 +152,6 @@ def _kind(error: MlxkvError) -> str:
     return "locked" if isinstance(error, SessionLockedError) else ""
 
 
-def _line(error: Exception) -> str:
+def _line(error: BaseException) -> str:
     text = str(error).strip().splitlines()
     return text[0] if text else "no details"
