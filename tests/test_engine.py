@@ -30,6 +30,7 @@ from mlxkv.events import (
 )
 from mlxkv.readings import SessionStatus
 from mlxkv.store import SessionStore
+from tests.test_hostile_tokenizers import MANY, ROWS, folder_of
 from tests.tokenizers import tiny_folder
 
 SETTINGS = Settings(temperature=0.0, max_tokens=12, window=256)
@@ -271,3 +272,12 @@ def test_a_stop_before_a_reply_began_holds_and_stops_no_later_one(
         assert not any(isinstance(e, TextDelta) for e in events)
         watched.until(SessionStatus)
     assert not any(isinstance(e, Failed) or getattr(e, "reason", "") == "stopped" for e in watched.send("on"))
+
+
+def test_a_panic_of_a_tokenizer_is_an_error_and_the_engine_goes_on(watched: Watched, tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, ROWS["regex bomb"])
+    loaded(watched, folder)
+    assert isinstance(watched.send("hi")[-2], TurnFinished)
+    failed = next(e for e in watched.send(MANY) if isinstance(e, Failed))
+    assert failed.text.startswith(f"The tokenizer of {folder} (tokenizer.json) cannot read this text (")
+    assert any(isinstance(e, TurnFinished) for e in watched.send("yes"))
