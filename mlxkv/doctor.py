@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import datetime
 import importlib.metadata
 import os
 import platform
 import shutil
 import sqlite3
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,14 +18,16 @@ from typing import TYPE_CHECKING
 from mlxkv.config import Folders, private_folder
 from mlxkv.device import check_platform, current_device
 from mlxkv.errors import MlxkvError
-from mlxkv.stats import bytes_text, disk_text
+from mlxkv.stats import bytes_text, disk_text, plural
 from mlxkv.text import clean
 
 if TYPE_CHECKING:
+    from mlxkv.store.ahead import Ahead
     from mlxkv.store.verify import VerifyReport
 
 _LEAST_FREE = 500_000_000  # bytes
 _MOST_SHOWN = 5
+_RELEASED = 1_767_225_600.0  # seconds: the year in which mlxkv appeared, 2026, begins
 
 
 @dataclass(frozen=True)
@@ -113,8 +117,26 @@ def _store(folders: Folders) -> Iterator[Finding]:
             yield Finding("KV on disk", _usage(report, store.disk_limit))
             yield from (Finding("KV", clean(p.text)) for p in report.problems if p.what == "missing")
             yield from _damage(report)
+            yield from _clock(store.find_ahead(time.time()), time.time())
     except MlxkvError as error:
         yield Finding("sessions", str(error), ok=False)
+
+
+def _clock(ahead: Ahead | None, now: float) -> Iterator[Finding]:
+    if now < _RELEASED:
+        yield Finding("clock", f"It says {_day(now)}, which is past; set the clock of this machine.", ok=False)
+    if ahead is None:
+        return
+    days = plural(round((ahead.date - now) / 86_400), "day")
+    yield Finding(
+        "clock",
+        f"The clock was ahead, or is behind now: {clean(ahead.what)} is dated {_day(ahead.date)}, {days} from today. "
+        "Chats stay in the order they were used, and backups are made all the same.",
+    )
+
+
+def _day(seconds: float) -> str:
+    return f"{datetime.datetime.fromtimestamp(seconds):%Y-%m-%d}"
 
 
 def _usage(report: VerifyReport, limit: int | None) -> str:

@@ -132,6 +132,7 @@ class ChatSummary:
     untrusted: bool = False  # its KV rows were imported: nobody here computed them
     pinned: bool = False  # its KV rows stay whatever else wants the room
     seq: int = 0  # larger: used later, whatever the clock says
+    made: int = 0  # larger: made later, whatever the clock says
 
 
 @dataclass(frozen=True)
@@ -144,6 +145,7 @@ class Branch:
     forked_at: int | None
     updated: float
     num_turns: int  # messages
+    made: int = 0  # larger: made later, whatever the clock says
     is_current: bool = False
 
 

@@ -76,17 +76,29 @@ def sidebar_entries(
         families.setdefault(roots[chat.id], []).append(chat)
     out: list[Entry] = []
     group = ""
-    for root, members in families.items():
-        heading = group_text(members[0].updated, now)
+    dates = _believable([members[0].updated for members in families.values()], now)
+    for (root, members), date in zip(families.items(), dates, strict=True):
+        heading = group_text(date, now)
         if heading != group:
             group = heading
             out.append(Entry(heading))
         out += [_entry(chat, "", current, width) for chat in members if chat.id == root]
-        forks = sorted((chat for chat in members if chat.id != root), key=lambda chat: chat.id)  # as they were made
+        forks = sorted((chat for chat in members if chat.id != root), key=lambda chat: (chat.made, chat.id))
         for number, chat in enumerate(forks, 1):
             sign = "└" if number == len(forks) else "├"
             out.append(_entry(chat, f"{sign} ⑂{number} ", current, width))
     return out or [Entry("No chats yet.")]
+
+
+def _believable(dates: Sequence[float], now: float) -> list[float]:
+    """`dates`, which are of chats in the order they were used, newest first, with those that a wrong clock gave put
+    right: none is after `now`, or before that of a chat that was used earlier."""
+    out: list[float] = []
+    latest = 0.0
+    for date in reversed(dates):
+        latest = max(latest, date) if date <= now else latest
+        out.append(latest or now)
+    return out[::-1]
 
 
 def _roots(chats: Sequence[ChatSummary]) -> dict[str, str]:

@@ -47,7 +47,8 @@ def fork_number(front: Front) -> int:
     if front.fork[0] != session and chat is not None:
         front.fork = (session, 0)
         with suppress(MlxkvError):  # a footer is no place to fail
-            forks = sorted(b.session_id for b in chat.tree() if b.parent is not None)  # ids sort by time
+            family = sorted(chat.tree(), key=lambda branch: branch.made)
+            forks = [branch.session_id for branch in family if branch.parent is not None]
             front.fork = (session, forks.index(session) + 1 if session in forks else 0)
     return front.fork[1] if session is not None else 0
 

@@ -2,6 +2,10 @@
 
 A copy is whole or absent: SQLite writes it aside (`VACUUM INTO`), it is checked and synced, then named. Rows of the KV
 cache are in none: they can be computed again. `make` runs on any thread with a connection of its own.
+
+A clock that was ahead or behind must neither prune copies nor prevent them. So the day in a name is only a name: copies
+are ordered by their modification times, and those that are not before that of a new copy are set back; the newest
+`KEEP` stay; whether there is anything to copy is found by comparing chats.
 """
 
 from __future__ import annotations
@@ -25,8 +29,11 @@ from mlxkv.store.locks import store_lock
 from mlxkv.store.schema import APPLICATION_ID, VERSION, create_empty, database_errors
 
 KEEP = 7
-MAX_DAYS = 14  # what was deleted from the chats is gone from the last copy after so many days
-_NAME = re.compile(r"mlxkv-(\d{8})(-v\d+|-replaced-\d+)?\.db")
+_NAME = re.compile(r"mlxkv-(\d{8})(-\d+|-v\d+|-replaced-\d+)?\.db")
+_STEP_NS = 2_000_000_000  # some file systems keep times to two seconds
+_LEAST_NS = 10**18  # and not every one knows times before 1970
+_CHATS = "SELECT id, title, head, model, system, params, flags, parent, settings, preset FROM session ORDER BY id"
+"""All that a copy is for: `head` covers every message."""
 
 
 @dataclass(frozen=True)
@@ -40,20 +47,23 @@ class Backup:
     num_chats: int | None = None
 
 
+def today_here() -> datetime.date:
+    """The local date."""
+    return datetime.date.fromtimestamp(time.time())
+
+
 def list_backups(data: Path) -> tuple[Backup, ...]:
     """Newest first."""
     return tuple(replace(backup, num_chats=_count(backup.path)) for backup in _found(data))
 
 
-def is_due(data: Path, today: datetime.date) -> bool:
-    """Whether the database has changed since the newest copy, and that is not of today.
-
-    To be asked before the database is opened, which touches its files.
-    """
+def is_due(db: sqlite3.Connection, data: Path, today: datetime.date) -> bool:
+    """Whether the chats are not those of the newest copy, and that is not of today. Inside a transaction of `db`."""
     own = [backup for backup in _found(data) if "-replaced-" not in backup.name]
-    if any(backup.day >= today.isoformat() for backup in own):
+    if own and own[0].day == today.isoformat():
         return False
-    return _changed(data / "mlxkv.db", data / "mlxkv.db-wal") > _changed(*(backup.path for backup in own))
+    chats = db.execute(_CHATS).fetchall()
+    return bool(chats) and (not own or chats != _chats(own[0].path))
 
 
 def make(
@@ -64,8 +74,10 @@ def make(
     Raises:
         StoreError: the disk refuses, or the copy is not sound; nothing was left behind.
     """
-    folder, today = private_folder(data / "backups"), today or datetime.date.today()
-    path = folder / f"mlxkv-{today:%Y%m%d}{suffix}.db"
+    folder, today = private_folder(data / "backups"), today or today_here()
+    path, n = folder / f"mlxkv-{today:%Y%m%d}{suffix}.db", 2
+    while not suffix and path.exists():  # the clock was set back to a day that has a copy
+        path, n = folder / f"mlxkv-{today:%Y%m%d}-{n}.db", n + 1
     aside = folder / f".mlxkv-{random_name()}"
     try:
         files.before("backup")
@@ -80,6 +92,7 @@ def make(
                 sync(fd)
             finally:
                 os.close(fd)
+            _set_newest(aside, data)
             files.before("rename")
             os.replace(aside, path)
         except BaseException:
@@ -87,7 +100,7 @@ def make(
                 os.unlink(aside)
             raise
         files.sync_folder(folder)
-        _prune(data, files, today)
+        _prune(data, files)
     except OSError as error:
         raise StoreError(f"The backup {path} cannot be written ({error.strerror}); make room on the disk.") from error
     return path
@@ -138,13 +151,14 @@ def _exchange(data: Path, backup: Path, files: Files) -> Path | None:
     with backup.open("rb") as stream:
         files.write(fresh, iter(lambda: stream.read(1 << 20), b""), data)
     try:
-        aside = data / "backups" / f"mlxkv-{datetime.date.today():%Y%m%d}-replaced-{time.time_ns()}.db"
+        aside = data / "backups" / f"mlxkv-{today_here():%Y%m%d}-replaced-{time.time_ns()}.db"
         there = f"{path.absolute().as_uri()}?mode=rw"
         with contextlib.suppress(sqlite3.Error), closing(sqlite3.connect(there, uri=True)) as db:
             db.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # a database that can be read goes aside with its last turns
         for ending in ("-wal", "-shm", ""):
             with contextlib.suppress(FileNotFoundError):
                 files.move(data / f"mlxkv.db{ending}", aside.with_name(f"{aside.name}{ending}"))
+        _set_newest(aside, data)
         files.move(fresh, path)
         files.sync_folder(data)
     except BaseException:
@@ -157,12 +171,10 @@ def _exchange(data: Path, backup: Path, files: Files) -> Path | None:
     return aside if regular_size(aside) is not None else None
 
 
-def _prune(data: Path, files: Files, today: datetime.date) -> None:
-    oldest = today - datetime.timedelta(days=MAX_DAYS)
-    for n, backup in enumerate(_found(data)):
-        if n and (n >= KEEP or backup.day < oldest.isoformat()):
-            for ending in ("-wal", "-shm", ""):
-                files.remove(backup.path.with_name(f"{backup.path.name}{ending}"))
+def _prune(data: Path, files: Files) -> None:
+    for backup in _found(data)[KEEP:]:
+        for ending in ("-wal", "-shm", ""):
+            files.remove(backup.path.with_name(f"{backup.path.name}{ending}"))
 
 
 def _found(data: Path) -> list[Backup]:
@@ -173,16 +185,29 @@ def _found(data: Path) -> list[Backup]:
             size = regular_size(path)
             if (found := _NAME.fullmatch(path.name)) and size is not None:
                 out.append(Backup(path.stem, path, f"{found[1][:4]}-{found[1][4:6]}-{found[1][6:]}", size))
-    return sorted(out, key=lambda backup: (backup.day, _changed(backup.path)), reverse=True)
+    return sorted(out, key=lambda backup: (_modified_ns(backup.path), backup.day), reverse=True)
 
 
-def _changed(*paths: Path) -> float:
-    """When the newest of them was written, 0 if there is none."""
-    times = [0.0]
-    for path in paths:
-        with contextlib.suppress(OSError):
-            times.append(os.lstat(path).st_mtime)
-    return max(times)
+def _set_newest(path: Path, data: Path) -> None:
+    """Date a file now, and every copy before it, in their order, whatever the clock said when they were made."""
+    latest = max(time.time_ns(), _LEAST_NS)
+    for copy in (path, *(backup.path for backup in _found(data) if backup.path != path)):
+        if copy == path or _modified_ns(copy) > latest:
+            with contextlib.suppress(OSError, OverflowError):
+                os.utime(copy, ns=(latest, latest))
+        latest = _modified_ns(copy) - _STEP_NS
+
+
+def _modified_ns(path: Path) -> int:
+    with contextlib.suppress(OSError):
+        return os.lstat(path).st_mtime_ns
+    return 0
+
+
+def _chats(path: Path) -> list[tuple[object, ...]]:
+    with contextlib.suppress(sqlite3.Error), _connected(path) as db:
+        return db.execute(_CHATS).fetchall()
+    return []  # damaged, or of an older format
 
 
 def _connected(path: Path) -> closing[sqlite3.Connection]:

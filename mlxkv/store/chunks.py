@@ -79,12 +79,13 @@ class ChunkFiles:
                 os.rmdir(self.root / f"{n:02x}")
 
     def stale(self, known: Collection[str], seconds: float = STALE) -> list[Path]:
-        """What a crash left `seconds` ago or earlier: temporary and quarantined files, chunks the database lacks."""
-        limit = time.time() - seconds
+        """What a crash left `seconds` ago or earlier, or while the clock was ahead: temporary and quarantined files,
+        chunks that the database lacks."""
+        now = time.time()
         out: list[Path] = []
         for path, digest in self._all():
             with contextlib.suppress(OSError):
-                if digest not in known and path.lstat().st_mtime < limit:
+                if digest not in known and abs(now - path.lstat().st_mtime) > seconds:
                     out.append(path)
         return out
 

@@ -5,7 +5,6 @@ What a copy is, and how it is made whole or not at all, is backup.py's. Engine t
 
 from __future__ import annotations
 
-import datetime
 import logging
 import threading
 from contextlib import closing
@@ -24,20 +23,23 @@ class DailyBackup:
     def __init__(self, database: Database, files: Files) -> None:
         self._database, self._files = database, files
         self._thread: threading.Thread | None = None
-        self.today = datetime.date.today()
+        self.today = backup.today_here()
 
     def make_if_due(self) -> None:
         """To be called now and then: a window may be left open overnight."""
-        if self.today != (today := datetime.date.today()):
+        if self.today != (today := backup.today_here()):
             self.today = today
-            if backup.is_due(self._database.path.parent, today):
-                self.make()
+            self.start_if_due()
 
-    def make(self) -> None:
-        """Start to copy, if there are chats; what goes wrong is tried again when the store is opened next."""
-        with self._database.reading() as db:
-            if not db.execute("SELECT 1 FROM session LIMIT 1").fetchone():
-                return
+    def start_if_due(self) -> None:
+        """Start to copy what the newest copy lacks; what goes wrong is tried again when the store is opened next."""
+        try:
+            with self._database.reading() as db:
+                if not backup.is_due(db, self._database.path.parent, self.today):
+                    return
+        except StoreError:  # damage is told where it is met, not here
+            _log.exception("whether a daily backup is due is not known")
+            return
         self.wait()
         self._thread = threading.Thread(target=self._copy, name="mlxkv-backup")
         self._thread.start()

@@ -6,7 +6,6 @@ Whatever is wrong raises CorruptError with the rule and the value. Digests are c
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,7 +19,7 @@ from mlxkv.sampling import SamplingParams
 from mlxkv.store.history import extra_fields, genesis, pack_ids, stored_fields, turn_digest
 from mlxkv.store.identity import ModelIdentity
 from mlxkv.store.records import KINDS, Attachment, Kind, SessionRecord, ToolCall, TurnRecord
-from mlxkv.store.sound import is_clock, is_seed
+from mlxkv.store.sound import as_time, is_clock, is_seed
 from mlxkv.text import MARK, clean
 
 FORMAT = "mlxkv chat 2"
@@ -327,6 +326,6 @@ class _Reader:
 
     def time(self, table: Mapping[str, Any], key: str) -> float:
         value = table.get(key)
-        if type(value) not in (int, float) or not math.isfinite(value) or not 0 <= value < 1e11:  # type: ignore[arg-type]
+        if type(value) not in (int, float) or as_time(value) != value:
             self.refuse(f"`{key}` must be UNIX seconds", value)
-        return float(value)  # type: ignore[arg-type]
+        return as_time(value)

@@ -1,13 +1,14 @@
 """Forks as a family: the chats that come from each other, and the versions there are of each message.
 
 Inside a transaction of the caller. Two turns are versions of one message if their `prev` digests are equal:
-the same history lies before them. Engine thread.
+the same history lies before them. Chats were made in the order of their SQL rows: a clock may be wrong. Engine thread.
 """
 
 from __future__ import annotations
 
 import sqlite3
 from collections import defaultdict
+from operator import itemgetter
 
 from mlxkv.events import Branch, Sibling
 
@@ -23,8 +24,8 @@ def tree(db: sqlite3.Connection, session_id: str) -> tuple[Branch, ...]:
     children: dict[str | None, list[Branch]] = defaultdict(list)
     for row in db.execute(
         _FAMILY
-        + " SELECT s.id, s.title, s.parent, s.forked_at, s.updated, (SELECT count(*) FROM turn WHERE session = s.id)"
-        " FROM session s WHERE s.id IN family ORDER BY s.created, s.id",
+        + " SELECT s.id, s.title, s.parent, s.forked_at, s.updated, (SELECT count(*) FROM turn WHERE session = s.id),"
+        " s.rowid FROM session s WHERE s.id IN family ORDER BY s.rowid",
         (session_id,),
     ):
         children[row[2]].append(Branch(*row, is_current=row[0] == session_id))
@@ -42,27 +43,27 @@ def siblings(db: sqlite3.Connection, session_id: str, first: int = 0) -> tuple[t
 
     A version that several chats share is given as this chat's, else as the one that was used last.
     """
-    versions: dict[int, dict[str, Sibling]] = defaultdict(dict)
-    for i, digest, mine, session, text, created in db.execute(
+    versions: dict[int, dict[str, tuple[int, Sibling]]] = defaultdict(dict)
+    for i, digest, mine, session, text, created, made in db.execute(
         _FAMILY
-        + """ SELECT m.i, o.digest, o.digest = m.digest, o.session, o.text, s.created
+        + """ SELECT m.i, o.digest, o.digest = m.digest, o.session, o.text, s.created, s.rowid
           FROM turn m JOIN session s ON s.id IN family JOIN turn o ON o.session = s.id AND o.i = m.i AND o.prev = m.prev
           WHERE m.session = ?1 AND m.i >= ?2 ORDER BY m.i, s.seq, s.updated, s.id""",
         (session_id, first),
     ):
         before = versions[i].get(digest)
-        made = min(created, before.created) if before else created
-        versions[i][digest] = Sibling(session_id if mine else session, text, made, bool(mine))
-    return tuple(tuple(sorted(found.values(), key=lambda s: (s.created, s.session_id))) for found in versions.values())
+        first_made, created = min((made, created), (before[0], before[1].created)) if before else (made, created)
+        versions[i][digest] = first_made, Sibling(session_id if mine else session, text, created, bool(mine))
+    return tuple(
+        tuple(sibling for _, sibling in sorted(found.values(), key=itemgetter(0))) for found in versions.values()
+    )
 
 
 def hand_on_forks(db: sqlite3.Connection, session_id: str) -> None:
     """The forks of a chat that is about to be deleted become forks of the one it came from, else of the oldest of them:
     the family stays one."""
     row = db.execute("SELECT parent, forked_at FROM session WHERE id = ?", (session_id,)).fetchone()
-    forks = db.execute(
-        "SELECT id, forked_at FROM session WHERE parent = ? ORDER BY created, id", (session_id,)
-    ).fetchall()
+    forks = db.execute("SELECT id, forked_at FROM session WHERE parent = ? ORDER BY rowid", (session_id,)).fetchall()
     if row is None or not forks:
         return
     parent, shared = row

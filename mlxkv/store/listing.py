@@ -73,7 +73,7 @@ def _subfolders(root: str) -> list[str]:
 
 def _listed(path: str, mtime_ns: int, deep: bool) -> _Folder:
     """`deep`: with what is in the folders in it; one with such is never settled."""
-    is_settled = time.time_ns() - mtime_ns > _SETTLED_NS
+    is_settled = abs(time.time_ns() - mtime_ns) > _SETTLED_NS  # in the future: the clock was ahead
     sizes, used = {}, 0
     with os.scandir(path) as entries:
         for entry in entries:

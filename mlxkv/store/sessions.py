@@ -282,7 +282,7 @@ class Sessions:
             found = db.execute(
                 f"""SELECT s.id, s.title, s.updated, (SELECT count(*) FROM turn WHERE session = s.id),
                      (SELECT max(id) FROM kv_commit WHERE session = s.id), m.name, s.parent, s.flags & 1,
-                     s.flags & {PINNED}, s.seq
+                     s.flags & {PINNED}, s.seq, s.rowid
                    FROM session s JOIN model m ON m.id = s.model {_NEWEST_FIRST}"""
             ).fetchall()
             rows = [(*row[:4], self._kv_bytes(db, row[0], row[4], kv_bytes), *row[5:]) for row in found]
@@ -290,8 +290,9 @@ class Sessions:
             ChatSummary(
                 id, as_text(title), as_time(updated), num_turns, kv_bytes, as_text(name), as_text(parent) or None,
                 untrusted=bool(untrusted), pinned=bool(pinned), seq=seq if isinstance(seq, int) else 0,
+                made=made,
             )
-            for id, title, updated, num_turns, kv_bytes, name, parent, untrusted, pinned, seq in rows
+            for id, title, updated, num_turns, kv_bytes, name, parent, untrusted, pinned, seq, made in rows
             if isinstance(id, str)
         )  # fmt: skip
 

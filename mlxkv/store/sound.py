@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime
 import re
 
-_LAST = 253_402_300_799.0  # seconds: the end of the year 9999
+_LAST = 253_402_214_400.0  # seconds: a day before the year 10000, which begins earlier in the east
 _DIGEST = re.compile(r"[0-9a-f]{32}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _CLOCK = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d\d:\d\d", re.ASCII)

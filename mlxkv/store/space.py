@@ -93,11 +93,11 @@ class Space:
 
 
 def prompt_temporaries(prompts: Path, seconds: float = STALE) -> list[Path]:
-    """What a crash left `seconds` ago or earlier while it was being written."""
-    out, limit = [], time.time() - seconds
+    """What a crash left `seconds` ago or earlier, or while the clock was ahead, while it was being written."""
+    out, now = [], time.time()
     for path in _entries(prompts):
         with contextlib.suppress(OSError):
-            if path.name.startswith(_TEMPORARY) and path.lstat().st_mtime < limit:
+            if path.name.startswith(_TEMPORARY) and abs(now - path.lstat().st_mtime) > seconds:
                 out.append(path)
     return out
 

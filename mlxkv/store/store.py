@@ -6,7 +6,6 @@ One object per process, used by the thread that opened it (the engine's). Rows r
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import replace
@@ -17,7 +16,7 @@ from mlxkv.arguments import flag, label, optional, path, public, text, whole
 from mlxkv.config import Folders, load_settings, private_folder
 from mlxkv.errors import ConfigError, ReadOnlyError, StoreError
 from mlxkv.events import Branch, ChatSummary, Sibling
-from mlxkv.store import backup
+from mlxkv.store.ahead import Ahead, find_ahead
 from mlxkv.store.daily import DailyBackup
 from mlxkv.store.family import siblings, tree
 from mlxkv.store.files import Files, Step, no_step
@@ -92,7 +91,6 @@ class SessionStore:
         locks = private_folder(data / "locks")
         with ExitStack() as stack:
             lock = stack.enter_context(store_lock(locks))
-            backup_is_due = backup.is_due(data, datetime.date.today())
             database = open_database(data, files, lock)
             stack.callback(database.close)
             store = cls(database, Space.at(folders.cache, files), locks, disk_limit)
@@ -100,8 +98,7 @@ class SessionStore:
             with kv_lock(locks, wait=False) as alone:
                 if alone:  # the limit may have been lowered
                     store._quota.enforce(database)
-            if backup_is_due:
-                store._daily.make()
+            store._daily.start_if_due()
             store._open = stack.pop_all()
         return store
 
@@ -437,6 +434,11 @@ class SessionStore:
         """Raises StoreError where a prompt cache of at least `size` bytes cannot be saved at `path`."""
         if self._space.holds(path):
             self._quota.check_named(self._database, path.stem, size)
+
+    def find_ahead(self, now: float) -> Ahead | None:
+        """The latest date in the store that is more than a day after `now` (seconds since the epoch)."""
+        with self._database.reading() as db:
+            return find_ahead(db, self._database.path.parent, now)
 
     def verify(self, repair: bool = False, *, quick: bool = False) -> VerifyReport:
         """Check everything: the database, every chat's chain, every chunk's bytes, what lies about.
