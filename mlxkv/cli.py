@@ -40,7 +40,8 @@ _COMMANDS = {
 }  # fmt: skip
 
 
-_RESUME_HELP = "Go on with this chat (id or title); alone: choose one."
+_RESUME_HELP = "Go on with this chat (title, id, or the beginning of one); alone: choose one."
+_NO_VALUE = "\0"  # no argument of a program can be that
 
 
 class _Root(TyperGroup):
@@ -119,6 +120,7 @@ def chat(
     settings = load_settings(folders, flags=flags)
     if disk_limit is not None:
         os.environ["MLXKV_DISK_LIMIT"] = disk_limit  # whoever opens the store asks there, not us
+    picks = False
     asked = named_cache(folders, named, system, continue_ or resume is not None)
     from mlxkv.cache.config import CacheConfig
     from mlxkv.device import check_platform
@@ -131,8 +133,9 @@ def chat(
     printing = print_ or asked is not None or output is not Output.text
     printing = printing or not (sys.stdin.isatty() and sys.stdout.isatty())
     plain = settings.plain or bool(os.environ.get("ACCESSIBLE")) or os.environ.get("TERM") == "dumb"
-    picks = resume == "" and not continue_ and not printing  # alone it asks which chat, where somebody can answer
-    session_id = None if picks else session_id_of(folders, "" if continue_ else resume)
+    if resume == _NO_VALUE:  # it asks which chat, where somebody can answer
+        picks, resume, continue_ = not (continue_ or printing), None, continue_ or printing
+    session_id = session_id_of(folders, resume, continue_)
     if printing:
         request = PrintRequest(
             question_with(question, file or [], sys.stdin),
@@ -262,12 +265,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _with_value(args: list[str]) -> list[str]:
-    """`-r` without a value means the last chat; click's options always take one."""
+    """`-r` without a value lets the user choose, or means the last chat; click's options always take one."""
     out = []
     for arg, following in zip(args, [*args[1:], None], strict=True):
         out.append(arg)
         if arg in ("-r", "--resume") and (following is None or following.startswith("-")):
-            out.append("")
+            out.append(_NO_VALUE)
     return out
 
 

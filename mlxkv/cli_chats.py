@@ -42,7 +42,7 @@ def ids_for_completion(beginning: str) -> Sequence[tuple[str, str]]:
     return [(short[c.id], " ".join(clean(c.title).split())) for c in begins]
 
 
-Chat = Annotated[str, typer.Argument(help="Id (its beginning) or title.", autocompletion=ids_for_completion)]
+Chat = Annotated[str, typer.Argument(help="Title, id, or the beginning of one.", autocompletion=ids_for_completion)]
 Json = Annotated[bool, typer.Option("--json", help="As JSON.")]
 Output = Annotated[str, typer.Option("--output-format", help="text or json.")]
 

@@ -98,16 +98,18 @@ def model_name(folders: Folders, settings: Settings, session_id: str | None) -> 
         return store.model_of(chosen).name if chosen else None
 
 
-def session_id_of(folders: Folders, session: str | None) -> str | None:
-    """The id meant by -c ("") or -r; None without them. Said before a model is loaded for seconds.
+def session_id_of(folders: Folders, session: str | None, latest: bool) -> str | None:
+    """The id meant by -r SESSION, or by -c (`latest`); None without them. Said before a model is loaded for seconds.
 
     Raises:
-        SessionNotFoundError: there is no such chat, or none at all.
+        SessionNotFoundError: there is no such chat, or none at all. ConfigError: two chats are meant.
     """
-    if session is None:
+    if latest and session is not None:
+        raise ConfigError("-c means the last chat and -r the one it names; leave out one of both.")
+    if not latest and session is None:
         return None
     with open_store(folders) as store:
-        found = store.find(session) if session else store.latest()
+        found = store.latest() if session is None else store.find(session)
     if found is None:
         raise SessionNotFoundError("There is no chat to continue yet; leave out -c and start one.")
     return found

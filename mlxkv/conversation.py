@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 from mlxkv.cache.prompt_cache import PromptCache
@@ -172,10 +173,13 @@ class Conversation:
             self._store().update_open_turn(record.id, turns[-1])
         self._take(turns)
         mine = self._identity()
-        if record.model.model_id == mine.model_id:
-            return True
-        self._store().set_model(record.id, mine)
-        return False
+        if record.model.model_id != mine.model_id:
+            self._store().set_model(record.id, mine)
+            return False
+        if record.model.name != mine.name:  # the same weights under another name: that is asked for from now on
+            with suppress(StoreError):
+                self._store().rename_model(record.id, mine.name, everywhere=_is_gone(record.model.name))
+        return True
 
     def apart(self, turns: tuple[TurnRecord, ...]) -> Conversation:
         """A second conversation in which `turns` were said; without a session yet."""
@@ -308,6 +312,11 @@ class Conversation:
         start = len(self.log) - sum(len(t.ids) for t in self.turns[i:]) if turn.start is None else turn.start
         self.turns, self.log = (*self.turns[:i], turn), self.log[:start] + turn.ids
         del self._messages[i:]
+
+
+def _is_gone(name: str) -> bool:
+    """Whether this is the path of a folder that is not there, as after it was moved."""
+    return Path(name).is_absolute() and not Path(name).exists()
 
 
 def title_of(text: str) -> str:

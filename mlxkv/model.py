@@ -243,7 +243,7 @@ class Model:
 
     @public(*SAMPLING, session=arguments.label, cache=_CONFIG, fork=arguments.flag)
     def resume(self, session: str, *, cache: CacheConfig | None = None, fork: bool = False, **sampling: Any) -> Chat:
-        """Go on with a session, given by id, by the unique start of one, or by title; rows on disk are not read again.
+        """Go on with a session, given by title, by id, or by the unique start of one; rows on disk are not read again.
 
         Args:
             cache: another bound than the session had (its rows are then read again).
@@ -253,10 +253,14 @@ class Model:
         nothing can be saved the chat goes on without its session, and says so once.
 
         Raises:
-            SessionNotFoundError: nothing fits. CorruptError: the turns are damaged.
+            SessionNotFoundError: nothing fits, or several do. CorruptError: the turns are damaged.
         """
+        return self.reopen(self.store.find(session), cache=cache, fork=fork, **sampling)
+
+    @public(*SAMPLING, session_id=arguments.label, cache=_CONFIG, fork=arguments.flag)
+    def reopen(self, session_id: str, *, cache: CacheConfig | None = None, fork: bool = False, **sampling: Any) -> Chat:
+        """`resume`, by the whole id alone: no title can be taken for it."""
         store = self.store
-        session_id = store.find(session)
         if fork and not store.read_only:
             session_id = store.fork(session_id)
         record = store.load(session_id)

@@ -169,7 +169,7 @@ def test_removing_asks_or_wants_yes(run: Run, family: list[str]) -> None:  # noq
 def test_what_cannot_be_is_said_in_one_sentence(run: Run, family: list[str], tmp_path: Path) -> None:  # noqa: F811
     (tmp_path / "there").write_text("x")
     for args, code, why in (
-        (["show", "nothing"], 1, "No session has the id or title 'nothing'"),
+        (["show", "nothing"], 1, "No chat has the title or id 'nothing'"),
         (["show", "the sky"], 1, "fits"),
         (["export", "the sea", "--format", "pdf"], 2, "'pdf'"),
         (["export", "the sea", "--format", "mlxkv"], 2, "-o FILE"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ import pytest
 
 import mlxkv
 from mlxkv import print_mode
+from mlxkv.cli_start import model_name
+from mlxkv.config import Folders, load_settings
 from mlxkv.engine.chats import view
 from mlxkv.errors import SessionNotFoundError
 from mlxkv.model import Model
@@ -143,6 +146,31 @@ def test_another_model_is_a_notice_in_a_chat_and_nothing_is_lost(model: Model, t
     assert back.restored.tokens > 0  # it is the other model's session now
     back.close()
     other.close()
+
+
+@pytest.mark.parametrize("is_gone", [True, False])
+def test_a_model_that_moved_is_remembered(tmp_path: Path, is_gone: bool) -> None:
+    old, here = tiny_folder(tmp_path / "old"), tmp_path / "new"
+    model = mlxkv.load(str(old))
+    chats = [new(model) for _ in range(3)]
+    for chat, title in zip(chats, ("other", "copied", "last"), strict=True):
+        say(chat, "hi")
+        chat.save(title=title)
+        chat.close()
+    model.close()
+    shutil.copytree(old, here)
+    if is_gone:
+        shutil.rmtree(old)
+    moved = mlxkv.load(str(here))
+    resumed = moved.resume("last")
+    assert resumed.restored is not None
+    assert (resumed.restored.tokens, resumed.restored.notice) == (chats[2].cache.offset, None)
+    resumed.close()
+    names = {chat.title: chat.model for chat in moved.store.list()}
+    moved.close()
+    assert model_name(Folders.from_env(), load_settings(Folders.from_env()), None) == str(here)  # what `-c` loads
+    others = str(here if is_gone else old)
+    assert names == {"last": str(here), "copied": others, "other": others}
 
 
 def test_another_window_is_read_again_with_a_notice_that_names_it(model: Model) -> None:

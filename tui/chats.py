@@ -1,4 +1,4 @@
-"""Finding, naming, dating and nesting chats. Pure; UI thread."""
+"""Ordering, dating and nesting chats. Pure; UI thread."""
 
 from __future__ import annotations
 
@@ -11,20 +11,6 @@ from rich.cells import cell_len, set_cell_size
 from mlxkv.events import ChatSummary
 from mlxkv.stats import bytes_text
 from mlxkv.text import clean
-
-
-def find_chat(chats: Sequence[ChatSummary], wanted: str) -> ChatSummary | None:
-    """By id, then title, then the start of either, then part of the title; the latest of several."""
-    wanted = wanted.strip().casefold()
-    newest = latest_first(chats)
-    tests = (
-        lambda chat: chat.id.casefold() == wanted,
-        lambda chat: chat.title.casefold() == wanted,
-        lambda chat: chat.title.casefold().startswith(wanted),
-        lambda chat: len(wanted) >= 4 and chat.id.casefold().startswith(wanted),
-        lambda chat: wanted in chat.title.casefold(),
-    )
-    return next((chat for test in tests for chat in newest if test(chat)), None)
 
 
 def latest_first(chats: Sequence[ChatSummary]) -> list[ChatSummary]:

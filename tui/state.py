@@ -14,10 +14,12 @@ from dataclasses import replace
 from mlxkv import commands as cmd
 from mlxkv import events as ev
 from mlxkv.config import Settings
+from mlxkv.errors import SessionNotFoundError
+from mlxkv.naming import chats_called
 from mlxkv.stats import fit
 from mlxkv.text import clean
 from mlxkv.tui import answers, lists
-from mlxkv.tui.chats import find_chat
+from mlxkv.tui.chats import latest_first
 from mlxkv.tui.counts import Counts
 from mlxkv.tui.listing import Listing
 from mlxkv.tui.meter import Meter
@@ -310,10 +312,16 @@ class ChatState(Story):
             self.say("No chats yet.")
         elif not wanted:
             self.show(lists.chats_list(chats, self.today(), self.session_id))
-        elif chat := find_chat(chats, wanted):
-            self.submit(cmd.OpenChat(chat.id))
         else:
-            self.say(f"No chat is called “{wanted}”. /resume lists them.")
+            try:
+                fits = chats_called(latest_first(chats), wanted)
+            except SessionNotFoundError:
+                self.say(f"No chat is called “{wanted}”. /resume lists them.")
+                return
+            if len(fits) == 1:
+                self.submit(cmd.OpenChat(fits[0].id))
+            else:
+                self.show(lists.chats_list(fits, self.today(), self.session_id))
 
     # -- helpers -----------------------------------------------------------------------------------------
 

@@ -61,7 +61,7 @@ def opened(front: Front, session_id: str) -> Iterator[EngineEvent]:
         model.store.check(session_id)  # what is damaged is said while the chat in front is still open
     front.close_chat()
     bounds = front.bounds() if front.settings.bounds_cache else None
-    chat = front.chat = model.resume(session_id, cache=bounds, **front.settings.sampling)
+    chat = front.chat = model.reopen(session_id, cache=bounds, **front.settings.sampling)
     if front.settings.think is not None:
         chat.thinking = front.settings.think
     yield from versions(front)

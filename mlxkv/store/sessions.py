@@ -10,10 +10,12 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from mlxkv.errors import CorruptError, SessionChangedError, SessionNotFoundError, StoreError
 from mlxkv.events import ChatSummary
+from mlxkv.naming import chat_called
 from mlxkv.regular_file import parse_json
 from mlxkv.store.document import MAX_TITLE, PortableChat
 from mlxkv.store.family import hand_on_forks
@@ -310,24 +312,8 @@ class Sessions:
         return known[1]
 
     def find(self, text: str) -> str:
-        """By id, unique beginning of an id, title, unique part of a title.
-
-        Raises:
-            SessionNotFoundError: nothing fits, or several do; the message lists the candidates.
-        """
-        chats, lower = self.list(), text.lower()
-        for fits in (
-            [c for c in chats if c.id == text],
-            [c for c in chats if text and c.id.startswith(text.upper())],
-            [c for c in chats if c.title == text],
-            [c for c in chats if text and lower in c.title.lower()],
-        ):
-            if len(fits) == 1:
-                return fits[0].id
-            if fits:
-                raise SessionNotFoundError(f"{text!r} fits {len(fits)} sessions ({_names(fits)}); give the whole id.")
-        known = f"the newest are {_names(chats)}" if chats else "there are none yet"
-        raise SessionNotFoundError(f"No session has the id or title {text!r}; {known}.")
+        """See naming.chat_called. Raises SessionNotFoundError."""
+        return chat_called(self.list(), text).id
 
     def latest(self) -> str | None:
         with self.database.reading() as db:
@@ -351,6 +337,13 @@ class Sessions:
             row_id = save_model(db, model)
             if not db.execute("UPDATE session SET model = ? WHERE id = ?", (row_id, session_id)).rowcount:
                 raise SessionNotFoundError(f"No session has the id {session_id}; `mlxkv chats ls` lists them.")
+
+    def rename_model(self, session_id: str, name: str, everywhere: bool) -> None:
+        """See SessionStore.rename_model."""
+        model = replace(self.model_of(session_id), name=name)
+        with self.database.writing() as db:
+            same = "model = (SELECT model FROM session WHERE id = ?)" if everywhere else "id = ?"
+            db.execute(f"UPDATE session SET model = ? WHERE {same}", (save_model(db, model), session_id))
 
     def delete(self, db: sqlite3.Connection, session_id: str) -> None:
         """Rows only, inside a transaction of the caller; the words leave the search index too."""
@@ -431,7 +424,3 @@ def _free_title(db: sqlite3.Connection, title: str) -> str:
     while db.execute("SELECT 1 FROM session WHERE title = ?", (f"{title} ({n})",)).fetchone():
         n += 1
     return f"{title} ({n})"
-
-
-def _names(chats: list[ChatSummary] | tuple[ChatSummary, ...]) -> str:
-    return ", ".join(f"{c.id} {c.title!r}" for c in chats[:5]) + (", …" if len(chats) > 5 else "")

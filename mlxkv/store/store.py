@@ -189,10 +189,11 @@ class SessionStore:
 
     @public(text=text)
     def find(self, text: str) -> str:
-        """The id of the session with this id, unique beginning of an id, title, or unique part of a title.
+        """The id of the session with this title, else id, else unique beginning of one of both, else unique part of a
+        title.
 
         Raises:
-            SessionNotFoundError: lists the candidates.
+            SessionNotFoundError: lists the candidates; or `text` is empty.
         """
         return self._sessions.find(text)
 
@@ -248,6 +249,15 @@ class SessionStore:
     def set_model(self, session_id: str, model: ModelIdentity) -> None:
         """The session goes on with another model. Raises SessionNotFoundError."""
         self._sessions.set_model(session_id, model)
+
+    @public(session_id=label, name=text)
+    def rename_model(self, session_id: str, name: str, *, everywhere: bool = False) -> None:
+        """The session's model is found under another name now; `everywhere`: and that of all that name it alike.
+
+        Raises:
+            SessionNotFoundError.
+        """
+        self._sessions.rename_model(session_id, name, everywhere)
 
     @public(session_id=label)
     def model_of(self, session_id: str) -> ModelIdentity:

@@ -8,8 +8,9 @@ import pytest
 from rich.cells import cell_len
 
 from mlxkv.commands import OpenChat
+from mlxkv.naming import chats_called
 from mlxkv.readings import SessionStatus
-from mlxkv.tui.chats import find_chat, when_text
+from mlxkv.tui.chats import when_text
 from mlxkv.tui.keys import Act, Presses, Situation
 from mlxkv.tui.listing import Row, row_line
 from mlxkv.tui.lists import chat_row, chats_list
@@ -95,11 +96,9 @@ def test_interrupt() -> None:
 def test_finding_a_chat() -> None:
     older = replace(CHATS[0], id="zz", title="Rust", updated=1.0)
     chats = (*CHATS, older)
-    assert find_chat(chats, "c2") is CHATS[1]
-    assert find_chat(chats, "rust") is older  # the whole title before the start of another
-    assert find_chat(chats, "rus") is CHATS[0]  # the latest of several
-    assert find_chat(chats, "PORTO") is CHATS[1]
-    assert find_chat(chats, "haskell") is None
+    assert chats_called(chats, "c2") == [CHATS[1]]
+    assert chats_called(chats, "rust") == [older]  # the whole title before the start of another
+    assert chats_called(chats, "rus") == [CHATS[0], older]
     assert [row.choice for row in chats_list(chats, 0.0).matching("to trip")] == [OpenChat("c2")]
 
 
