@@ -68,7 +68,8 @@ def chats_ls(as_json: Json = False, output: Output = "text") -> None:
 @chats.command("show")
 def chats_show(chat: Chat, as_json: Json = False, output: Output = "text") -> None:
     """Print a chat."""
-    from mlxkv.store.document import to_document, to_markdown
+    from mlxkv.store.document import to_document
+    from mlxkv.store.markdown import to_markdown
 
     with open_store() as store:
         session_id = store.find(chat)
@@ -114,9 +115,8 @@ def chats_search(
 def chats_rename(chat: Chat, title: Annotated[str, typer.Argument(help="New title.")]) -> None:
     """Give a chat another title."""
     from mlxkv.errors import ConfigError
-    from mlxkv.text import clean
 
-    title = " ".join(clean(title).split())
+    title = " ".join(title.split())  # what cannot be shown is shown by a mark; the title keeps it
     if not title:
         raise ConfigError("The new title is empty; give one.")
     with open_store() as store:
@@ -164,8 +164,9 @@ def chats_export(
     """Write a chat to a file. One of json or mlxkv can be imported anywhere."""
     from mlxkv.errors import ConfigError, StoreError, shortened
     from mlxkv.stats import bytes_text
-    from mlxkv.store.document import to_document, to_markdown
+    from mlxkv.store.document import to_document
     from mlxkv.store.files import Files
+    from mlxkv.store.markdown import to_markdown
 
     if format_ is not None and format_ not in CHAT_FORMATS:
         raise ConfigError(f"The option --format is {format_!r}; it must be {one_of(CHAT_FORMATS)}.")

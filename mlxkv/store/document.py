@@ -9,7 +9,6 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, NoReturn
 
 from mlxkv.cache.config import CacheConfig
@@ -92,24 +91,6 @@ def to_document(record: SessionRecord) -> dict[str, Any]:
         ],
         "head": record.head,
     }  # fmt: skip
-
-
-def to_markdown(record: SessionRecord, *, joined: bool = False) -> str:
-    """For people: what was said. Characters that steer terminals are made visible.
-
-    `joined`: for a file, where emoji that are joined into one stay so; see `clean`.
-    """
-    safe = partial(clean, joined=joined)
-    out = [f"# {' '.join(safe(record.title).split())}", f"{safe(record.model.name)} · {len(record.log):,} tokens"]
-    if record.system is not None:
-        out += ["## system", safe(record.system)]
-    for turn in record.turns:
-        out.append(f"## {safe(turn.role)}")
-        if turn.thinking:
-            out.append("\n".join(f"> {line}".rstrip() for line in safe(turn.thinking).split("\n")))
-        out.append(safe(turn.text) + (" …" if turn.state != "done" else ""))
-        out += [f"→ {' '.join(safe(f'{call.name}({call.arguments})').split())}" for call in turn.tool_calls]
-    return "\n\n".join(out) + "\n"
 
 
 def _printable(name: str) -> str:

@@ -22,7 +22,8 @@ from mlxkv.errors import CorruptError, StoreError
 from mlxkv.safetensors import encode_header, read_header
 from mlxkv.store import SessionRecord, SessionStore, TurnRecord
 from mlxkv.store.archive import read_archive, write_archive
-from mlxkv.store.document import from_document, to_document, to_markdown
+from mlxkv.store.document import from_document, to_document
+from mlxkv.store.markdown import to_markdown
 from tests.store.fake import FakeCache, model
 
 SAID = [

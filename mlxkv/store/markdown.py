@@ -1,0 +1,96 @@
+"""A chat as Markdown, for people: whatever a message holds, the next one is a part of its own.
+
+A reply may end inside a code fence or an HTML comment, or hold a heading that looks like a speaker's. What is open is
+closed, and such a heading is escaped; a CommonMark parser is asked whether that worked. Pure; any thread.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from functools import partial
+from itertools import pairwise
+
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
+
+from mlxkv.store.records import SessionRecord
+from mlxkv.text import clean
+
+_SPEAKERS = ("system", "user", "assistant", "tool")
+_HTML_ENDS = ("-->", "?>", ">", "]]>", "</script>", "</pre>", "</style>", "</textarea>")  # CommonMark 4.6, 1 to 5
+_NEXT = "\n\n## next\n"
+
+
+def to_markdown(record: SessionRecord, *, joined: bool = False) -> str:
+    """The chat with a heading `## user`, `## assistant`, ... before each message. Characters that steer terminals are
+    made visible.
+
+    `joined`: for a file, where emoji that are joined into one stay so; see `clean`.
+    """
+    safe, parser = partial(clean, joined=joined), MarkdownIt("commonmark")
+    title = " ".join(safe(record.title).split())
+    title = re.sub(r"(#+)$", r"\\\1", title)  # else these would only close the heading
+    out = [f"# {title}", f"{safe(record.model.name)} · {len(record.log):,} tokens"]
+    if record.system is not None:
+        out += ["## system", _apart(parser, safe(record.system))]
+    for turn in record.turns:
+        out.append(f"## {safe(turn.role)}")
+        if turn.thinking:
+            out.append("\n".join(f"> {line}".rstrip() for line in safe(turn.thinking).split("\n")))
+        out.append(_apart(parser, safe(turn.text), " …" if turn.state != "done" else ""))
+        out += [f"→ {' '.join(safe(f'{call.name}({call.arguments})').split())}" for call in turn.tool_calls]
+    return "\n\n".join(out) + "\n"
+
+
+def _apart(parser: MarkdownIt, text: str, ending: str = "") -> str:
+    """`text` and `ending` so that what follows is outside of it, and none of its headings is taken for a speaker's."""
+    text = _without_speakers(parser, text)
+    for close in _closings(parser, text):
+        if _is_apart(parser, closed := f"{text}{close}"):
+            break
+    else:
+        fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+        closed = f"{fence}\n{text}\n{fence}"
+    if not ending:
+        return closed
+    is_paragraph = [token.type for token in parser.parse(closed)][-1:] == ["paragraph_close"]
+    return f"{closed}{ending}" if is_paragraph or not closed else f"{closed}\n\n{ending.strip()}"
+
+
+def _closings(parser: MarkdownIt, text: str) -> Iterator[str]:
+    yield ""
+    last = next((token for token in reversed(parser.parse(text)) if token.level == 0), None)
+    if last is not None and last.type == "fence":
+        yield f"\n{last.markup}"
+    yield from (f"\n{end}" for end in _HTML_ENDS)
+
+
+def _is_apart(parser: MarkdownIt, text: str) -> bool:
+    return [token.content for token in _headings(parser.parse(text + _NEXT))][-1:] == ["next"]
+
+
+def _headings(tokens: list[Token]) -> Iterator[Token]:
+    """What second-level headings say that are in no list or quotation."""
+    for opening, inline in pairwise(tokens):
+        if opening.type == "heading_open" and opening.tag == "h2" and opening.level == 0:
+            yield inline
+
+
+def _without_speakers(parser: MarkdownIt, text: str) -> str:
+    """`text` with `## user` as `\\## user`, and a line of hyphens under it as `\\---`."""
+    lines = text.split("\n")
+    while True:
+        found = [h.map for h in _headings(parser.parse("\n".join(lines))) if _shown(h) in _SPEAKERS]
+        if not found:
+            return "\n".join(lines)
+        for place in found:
+            assert place is not None
+            first, end = place  # of the inline content: a line of hyphens comes after it
+            at = first if lines[first].lstrip().startswith("#") else end
+            lines[at] = re.sub(r"^(\s*)", r"\1\\", lines[at])
+
+
+def _shown(heading: Token) -> str:
+    """Its text as it is read, without emphasis and a colon."""
+    return "".join(part.content for part in heading.children or ()).strip().rstrip(":").casefold()
