@@ -1,8 +1,9 @@
 r"""LaTeX in Markdown: where a formula begins and ends, and the parser's rules that leave it as it was typed. Pure; UI.
 
 `\(...\)`, `\[...\]`, `$...$` and `$$...$$`, as GitHub and pandoc read them: a single dollar opens before a character
-that is no blank and closes after one, with no letter or digit outside, so that `$5 and $6` is money. A formula that
-begins a line with `\[` or `$$` is a block up to its end or a blank line, whatever its lines look like to Markdown.
+that is no blank, and the next dollar closes it or there is no formula: after no blank, and with no letter, digit or
+bracket outside, so that `$5 and $6` is money and `$HOME/${USER}` is shell. A formula that begins a line with `\[` or
+`$$` is a block up to its end or a blank line, whatever its lines look like to Markdown.
 """
 
 from __future__ import annotations
@@ -20,10 +21,12 @@ OPEN = "open"  # in the parser's environment: the text goes on growing, so a for
 
 _OPENING = re.compile(r" {0,3}(\\\[|\$\$)")
 _ENDS = {r"\[": re.compile(r"(?<!\\)\\\]"), "$$": re.compile(r"(?<!\\)\$\$")}
-_CLOSING_DOLLAR = re.compile(r"(?<![\s\\$])\$(?![\w$])")
+_DOLLAR = re.compile(r"(?<!\\)\$")
+_CLOSING_DOLLAR = re.compile(r"(?<=[^\s$])\$(?![\w${(])")
 _CLOSING_DOLLARS = re.compile(r"(?<!\\)\$\$")
 _WORD = re.compile(r"(?<![\\\w])[a-zA-Z]{2,}")
 _LONGEST_SUM = 200  # characters of a formula that begins with a digit
+_PROSE = re.compile(r"\$\$\s[^\\{}^_=]*\s[a-zA-Z]{2,}\s")  # the shell's `$$`, its own number, twice in a sentence
 _CLOSED = "formulas"  # in the parser's environment: the text that was looked through, and what closes formulas in it
 
 
@@ -94,9 +97,14 @@ def _end(state: StateInline) -> int | None:
     if not opens:
         return None
     is_amount = not is_double and text[start + 1].isdigit()  # perhaps: `$5, or 6$`
-    if at < len(found) and found[at] <= most and not (is_amount and _has_words(text[start : found[at]])):
-        return found[at]
-    return most if state.env.get(OPEN) and not is_amount else None
+    if at == len(found) or found[at] > most:
+        return most if state.env.get(OPEN) and not is_amount else None
+    end = found[at]
+    if is_double:
+        return None if _PROSE.match(text, start, end) else end
+    if _CLOSING_DOLLAR.match(text, end - 1) is None or text.find("`", start, end) >= 0:
+        return None
+    return None if is_amount and _has_words(text[start:end]) else end
 
 
 def _has_words(text: str) -> bool:
@@ -114,9 +122,9 @@ def _end_of_brackets(text: str, start: int, most: int) -> int:
 
 
 def _closing(state: StateInline) -> tuple[list[int], list[int]]:
-    """The ends of all single and double dollars that may close a formula: looked for once in a text, not at each."""
+    """The ends of all single dollars and of all double ones: looked for once in a text, not at each."""
     known = state.env.get(_CLOSED)
     if known is None or known[0] is not state.src:
-        ends = [[m.end() for m in sign.finditer(state.src)] for sign in (_CLOSING_DOLLAR, _CLOSING_DOLLARS)]
+        ends = [[m.end() for m in sign.finditer(state.src)] for sign in (_DOLLAR, _CLOSING_DOLLARS)]
         known = state.env[_CLOSED] = (state.src, (ends[0], ends[1]))
     return known[1]

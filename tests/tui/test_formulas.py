@@ -17,7 +17,7 @@ from mlxkv.tui.splitter import Splitter, split
 FORMULAS = [
     r"\(a^2\)", r"\( a_1 + b_1 \, c \; d \! e \)", r"\[ \frac{a}{b} \{x\} \\ y \]", "$x*y*z$", "$a_1 + b_1$",
     r"$\{a\}\_b \$c$", "$$x*y*z$$", r"$$a \\ b$$", r"\(\text{a *b* c}\)", r"\(x \[y\] z\)", r"\(f(\(x\)", r"\(`a`\)",
-    "$<b>&amp;$", r"$2x*y*z = 3 \sin x$",
+    "$<b>&amp;$", r"$2x*y*z = 3 \sin x$", "$x$", "$(x*y)^2*z$", "${x*y}*z$", "$[0, 1]*z$", "$$ x*y = z*w $$",
 ]  # fmt: skip
 
 
@@ -57,6 +57,17 @@ def test_a_formula_is_shown_as_it_was_typed(formula: str) -> None:
         ("$ a *b* $", "$ a b $"),
         (r"`\(a\)` and ``$x*y*z$``", r"\(a\) and $x*y*z$"),
         ("a$b*c*d$e", "a$bcd$e"),
+        ("$a$*b*$", "$a$b$"),
+        ("$a$b *C*=${PATH}", "$a$b C=${PATH}"),  # was a formula up to the brace
+        ("$a$b`C`=${PATH}", "$a$bC=${PATH}"),
+        ("${PATH} *or* ${HOME}", "${PATH} or ${HOME}"),
+        ("${A}*b*${C}:$(*pwd*)", "${A}b${C}:$(pwd)"),
+        ("$HOME/*x*/$USER", "$HOME/x/$USER"),
+        ("PATH=$HOME/*bin*:$PATH;x=$(ls)", "PATH=$HOME/bin:$PATH;x=$(ls)"),
+        ("$a `b$` *c*", "$a b$ c"),
+        ("from $5 *to* $6, or 7 $ *a* b$", "from $5 to $6, or 7 $ a b$"),
+        ("$5/*month*, $6", "$5/month, $6"),
+        ("it is $$ *and* not $$", "it is $$ and not $$"),
     ],
 )
 def test_what_is_no_formula(source: str, line: str) -> None:
