@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,18 +50,23 @@ def named(path: str) -> str:
     return f'@"{path}"' if re.search(r"\s", path) else f"@{path}"
 
 
-def files_in(text: str, base: Path) -> list[str]:
-    """The files that `text` names and that are there; a word like `@someone` is only a word."""
+def files_in(text: str, base: Path, recalled: Mapping[str, Attached] = {}) -> list[str]:
+    """The files that `text` names and that are there, or `recalled`; a word like `@someone` is only a word."""
     found: list[str] = []
     for match in _WORD.finditer(text):
-        names = [match[1]] if match[1] else [match[2], match[2].rstrip(".,;:!?)]}'")]
-        name = next((name for name in names if name and _is_there(base, name)), None)
+        name = next((name for name in _names(match) if name in recalled or is_there(base, name)), None)
         if name and name not in found:
             found.append(name)
     return found
 
 
-def _is_there(base: Path, name: str) -> bool:
+def _names(match: re.Match[str]) -> list[str]:
+    """What a word may name: all of it, or all but the punctuation at its end."""
+    names = [match[1]] if match[1] else [match[2], match[2].rstrip(".,;:!?)]}'")]
+    return [name for name in names if name]
+
+
+def is_there(base: Path, name: str) -> bool:
     try:
         return not (base / Path(name).expanduser()).is_dir() and os.path.lexists(base / Path(name).expanduser())
     except (OSError, ValueError, RuntimeError):
@@ -92,13 +98,16 @@ def read(path: str, base: Path) -> Attached:
     return Attached(path, text.replace("\r\n", "\n"))
 
 
-def attach(text: str, base: Path) -> str:
-    """`text` followed by the files it names.
+def attach(text: str, base: Path, recalled: Mapping[str, Attached] = {}) -> str:
+    """`text` followed by the files it names; one that is gone as it was when it was sent before (`recalled`).
 
     Raises:
         AttachError: as `read`, or if they are too large together.
     """
-    files = [read(path, base) for path in files_in(text, base)]
+    files = [
+        recalled[path] if path in recalled and not is_there(base, path) else read(path, base)
+        for path in files_in(text, base, recalled)
+    ]
     total = sum(len(file.text) for file in files)
     if total > MAX_TOTAL:
         raise AttachError(f"The files have {total:,} characters together; at most {MAX_TOTAL:,} can be attached.")
@@ -108,8 +117,23 @@ def attach(text: str, base: Path) -> str:
 def _section(file: Attached) -> str:
     longest = max((len(run) for run in re.findall(r"`{3,}", file.text)), default=2)
     fence = "`" * (longest + 1)
-    path = file.path.replace("`", "'").replace("\n", " ")
-    return f"\n\nFile `{path}`:\n{fence}\n{file.text.rstrip(chr(10))}\n{fence}"
+    return f"\n\nFile `{_heading(file.path)}`:\n{fence}\n{file.text.rstrip(chr(10))}\n{fence}"
+
+
+def _heading(path: str) -> str:
+    return path.replace("`", "'").replace("\n", " ")
+
+
+def recall(text: str) -> tuple[str, dict[str, Attached]]:
+    """A sent text as it was typed, and the files that came with it by the names it has for them.
+
+    Sections that no name in it accounts for were typed or pasted, and stay.
+    """
+    question, files = parts(text)
+    names = {_heading(name): name for match in _WORD.finditer(question) for name in _names(match)}
+    if any(file.path not in names for file in files):
+        return text, {}
+    return question, {names[file.path]: file for file in files}
 
 
 def parts(text: str) -> tuple[str, list[Attached]]:

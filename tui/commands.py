@@ -108,6 +108,11 @@ def parse(text: str) -> Prompt | Run | Unknown:
     return Unknown(f"No command /{match[1]}. " + (f"Did you mean /{close[0]}?" if close else "/help lists them."))
 
 
+def as_typed(text: str) -> str:
+    """What must be typed for `text` to be sent: `/text` is `//text` where it would be a command."""
+    return text if parse(text) == Prompt(text) else f"/{text}"
+
+
 @dataclass(frozen=True)
 class Offer:
     """One line of the completion list: `insert` replaces the whole prompt. `is_prefix`: it was typed that far."""

@@ -40,6 +40,7 @@ class OfferingArea(TextArea):
         self._draft: str | None = None  # what was typed before earlier prompts were searched
         self._offered: object = None  # the text and the cursor that the menu is for
         self._seen: dict[str, tuple[object, attach.Attached]] = {}  # files that were named, by path
+        self._recalled: Mapping[str, attach.Attached] = {}  # files that came with the text that was put here last
         self._files: list[str] = []
         self._files_at = float("-inf")
 
@@ -50,7 +51,12 @@ class OfferingArea(TextArea):
 
     def put(self, text: str) -> None:
         """Replace the text; the cursor goes to its end. Of files that were sent along, the names stay."""
-        self.load_text(clean(attach.parts(text)[0], joined=True))
+        typed, files = attach.recall(text)
+        self._recalled = files or self._recalled
+        typed = clean(typed, joined=True)
+        if not offers.is_command(typed):
+            self._refused = typed  # it is all there already: Enter must send it, and Up go on to the prompt before it
+        self.load_text(typed)
         self.move_cursor(self.document.end)
 
     # -- the menu ----------------------------------------------------------------------------------------
@@ -166,19 +172,22 @@ class OfferingArea(TextArea):
         if "@" not in text or offers.is_command(text):
             return ""
         notes = []
-        for path in attach.files_in(text, self.base)[:4]:
+        for path in attach.files_in(text, self.base, self._recalled)[:4]:
             try:
                 file = self._read(path)
                 tokens = self.count(file.text)
                 over = tokens is not None and 0 < self.window < tokens
                 more = f" · ▲ the window holds {tokens_text(self.window)}" if over else ""
-                notes.append(f"@{path} {file.size(tokens)}{more}")
+                gone = "" if attach.is_there(self.base, path) else " · gone, as it was sent"
+                notes.append(f"@{path} {file.size(tokens)}{gone}{more}")
             except attach.AttachError as error:
                 notes.append(f"✗ {error}")
         return "   ".join(notes)
 
     def _read(self, path: str) -> attach.Attached:
         """The file; read again only if it changed: this is asked with every letter."""
+        if path in self._recalled and not attach.is_there(self.base, path):
+            return self._recalled[path]
         stamp: object = None
         with suppress(OSError, ValueError, RuntimeError):
             status = os.stat(self.base / Path(path).expanduser())

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from mlxkv.tui import attach, files
-from mlxkv.tui.commands import BY_NAME, complete
+from mlxkv.tui.commands import BY_NAME, Prompt, complete, parse
 from mlxkv.tui.fuzzy import best
 from mlxkv.tui.menu import Entry, Menu, Source
 
@@ -69,4 +68,4 @@ def runs_at_once(entry: Entry) -> bool:
 
 
 def is_command(text: str) -> bool:
-    return bool(re.match(r"/[A-Za-z?]", text))
+    return not isinstance(parse(text), Prompt)

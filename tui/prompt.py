@@ -12,6 +12,7 @@ from textual.events import Key, Paste
 from textual.message import Message
 
 from mlxkv.tui import attach, offers
+from mlxkv.tui.commands import as_typed
 from mlxkv.tui.menu import Source
 from mlxkv.tui.offering import OfferingArea
 from mlxkv.tui.pastes import Pastes
@@ -132,16 +133,16 @@ class Prompt(OfferingArea):
 
     def _send(self, text: str) -> None:
         typed = self._pastes.expand(text)
+        if not text.startswith("/"):
+            typed = as_typed(typed)  # a paste that looks like a command is not one
         said = typed
         if not offers.is_command(text):
             try:
-                said = attach.attach(typed, self.base)
+                said = attach.attach(typed, self.base, self._recalled)
             except attach.AttachError as error:
                 self._refused = text  # no list in the place of the reason
                 self._show_menu(None, f"✗ {error}")
                 return
-            if said.startswith("/") and not text.startswith("/"):
-                said = f"/{said}"  # a paste that looks like a command is not one
         self.post_message(self.Submitted(said, typed))
         self._pastes.forget()
         self._draft = None

@@ -20,6 +20,7 @@ from mlxkv.stats import fit
 from mlxkv.text import clean
 from mlxkv.tui import answers, lists
 from mlxkv.tui.chats import latest_first
+from mlxkv.tui.commands import as_typed
 from mlxkv.tui.counts import Counts
 from mlxkv.tui.listing import Listing
 from mlxkv.tui.meter import Meter
@@ -106,8 +107,8 @@ class ChatState(Story):
         self._advance()
 
     def unqueue(self) -> str | None:
-        """Take the last queued prompt back, to edit it."""
-        return self.queue.pop() if self.queue else None
+        """Take the last queued prompt back, to edit it: as it was typed."""
+        return as_typed(self.queue.pop()) if self.queue else None
 
     def resume(self, wanted: str) -> None:
         """Open the chat called `wanted`, or let the user choose."""
@@ -120,7 +121,7 @@ class ChatState(Story):
         wanted = mine[-1] if message is None and mine else message
         if wanted not in mine:
             return False
-        self.editing, self.put = wanted, self.messages[wanted].text
+        self.editing, self.put = wanted, as_typed(self.messages[wanted].text)
         return True
 
     def other_version(self, message: int, step: int) -> bool:
@@ -252,7 +253,7 @@ class ChatState(Story):
         self.answered(cmd.NewChat, cmd.OpenChat, cmd.Rewind, cmd.Fork)
         self.show_chat(event)
         self.session_id, self.read_only = event.session_id, clean(event.read_only)
-        self.editing, self.put = None, event.prompt or self.put
+        self.editing, self.put = None, as_typed(event.prompt) or self.put
         kept = self.status
         self.status = ev.SessionStatus(
             memory_used=kept.memory_used, memory_limit=kept.memory_limit, weight_bytes=kept.weight_bytes,
