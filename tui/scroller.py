@@ -17,7 +17,7 @@ from textual.scroll_view import ScrollView
 from textual.selection import Selection
 from textual.strip import Strip
 
-from mlxkv.tui.layout import Layout
+from mlxkv.tui.layout import Cell, Layout
 from mlxkv.tui.paper import Paper, cropped
 
 SLICE = 0.008  # seconds of background wrapping at a time: half a frame
@@ -117,6 +117,19 @@ class Scroller(ScrollView, can_focus=False):
             top = max(0, min(y - round(at * page), self.lines.height - page))
         self._set_follow(top >= self.lines.height - page)
         self._show(top)
+
+    def show_end(self, cell: Cell) -> None:
+        """Bring the last line of a block into view, at the bottom, unless it is there already."""
+        for _ in range(3):  # what is above it may turn out higher or lower than it was guessed
+            if (index := self.lines.find(cell)) is None:
+                return
+            self.lines.settle(index)
+            end, page = self.lines.start(index) + self.lines.cell(index).height, self.size.height
+            if self.scroll_offset.y < end <= self.scroll_offset.y + page:
+                return
+            top = max(0, end - page)
+            self._set_follow(top >= self.lines.height - page)
+            self._show(top)
 
     def follow_end(self) -> None:
         self._set_follow(True)

@@ -222,7 +222,7 @@ class ChatState(Story):
             case ev.NoAnswer():
                 pass  # told once the reply has ended, below its reasoning
             case ev.Notice(text):
-                self.say(text)
+                self.note(text)
             case ev.ModelLoading():
                 self._loading = event
             case ev.ModelReady(name):
@@ -270,7 +270,8 @@ class ChatState(Story):
             self._later = failed
             self.say("The chat opens when there is a model to go on with: /model lists them.")
             return
-        if self.turn is not None and (failed is None or isinstance(failed, (*_TURNS, cmd.Compact))):
+        is_reply = self.turn is not None and (failed is None or isinstance(failed, (*_TURNS, cmd.Compact)))
+        if is_reply:
             self.break_off()
         if isinstance(failed, cmd.LoadModel):
             self._loading = None
@@ -279,7 +280,7 @@ class ChatState(Story):
         if event.kind == "stopped":
             self.say(event.text)
         else:
-            self.error(event.text + advice(event.kind))
+            self.error(event.text + advice(event.kind), is_answer=not is_reply)
 
     def _engine_stopped(self, error: str | None) -> None:
         self.break_off()
@@ -288,6 +289,7 @@ class ChatState(Story):
         self.error(f"The engine stopped: {error} · chat saved – mlxkv -c" if error else "The engine has stopped.")
 
     def _pulled(self, event: ev.PullProgress) -> None:
+        is_asked = self.pull is None or self.pull.state != "downloading"
         self.pull = event
         name = clean(event.name)
         match event.state:
@@ -296,13 +298,13 @@ class ChatState(Story):
             case "paused":
                 self.say(f"{name}: paused, what has arrived is kept. /pull {name} goes on.")
             case "failed":
-                self.error(event.text)
+                self.error(event.text, is_answer=is_asked)
             case "tight" if event.tight is not None:
                 self.show(lists.tight_list(event.tight))
             case "done" if event.then_load:
                 self.submit(cmd.LoadModel(event.name))
             case "done":
-                self.say(f"{name} is on this machine now; /model {name} loads it.")
+                self.note(f"{name} is on this machine now; /model {name} loads it.")
 
     def choose(self, chats: tuple[ev.ChatSummary, ...]) -> None:
         """Do what the list of chats was wanted for."""

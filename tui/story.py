@@ -18,9 +18,13 @@ from mlxkv.tui.wording import nearly_full_text, no_answer, restored_text, rotate
 
 @dataclass
 class Change:
-    """What the transcript must do: forget everything if `cleared`, append `settled`, show `tail` after it."""
+    """What the transcript must do: forget everything if `cleared`, append `settled`, show `tail` after it.
+
+    `answer`: which of `settled` answers a command of the user's, and must be seen.
+    """
 
     cleared: bool = False
+    answer: int | None = None
     settled: list[Block] = field(default_factory=list)
     tail: list[Block] = field(default_factory=list)
 
@@ -54,8 +58,12 @@ class Story:
     # -- lines of ours -----------------------------------------------------------------------------------
 
     def say(self, text: str) -> None:
-        """A dim line of ours."""
+        """A dim line of ours, which answers the user."""
         self._add(Block(Kind.META, clean(text), tight=self._last is Kind.META))
+
+    def note(self, text: str) -> None:
+        """The same unasked: a reader who has scrolled up stays where they are."""
+        self._add(Block(Kind.META, clean(text), tight=self._last is Kind.META), is_answer=False)
 
     def say_lines(self, lines: Sequence[str], info: str = "") -> None:
         """`info`: what the lines are about, where they are worded for the width there is."""
@@ -66,8 +74,8 @@ class Story:
         """A line that the chat which is about to open must not wipe away."""
         self._early.append(Block(Kind.META, clean(text)))
 
-    def error(self, text: str) -> None:
-        self._add(Block(Kind.ERROR, clean(text)))
+    def error(self, text: str, *, is_answer: bool = True) -> None:
+        self._add(Block(Kind.ERROR, clean(text)), is_answer)
 
     # -- a chat ------------------------------------------------------------------------------------------
 
@@ -121,7 +129,7 @@ class Story:
         self._figures(event.stats, number)
         told = rotated_text(event.stats, self._evicted_before) or nearly_full_text(event.stats, self._filled_before)
         if told:
-            self.say(told)
+            self.note(told)
         self._filled_before = event.stats.cache_tokens
         self._evicted_before = max(self._evicted_before, event.stats.evicted_tokens)
 
@@ -171,8 +179,10 @@ class Story:
         self._change.settled += blocks
         self._last = blocks[-1].kind if blocks else self._last
 
-    def _add(self, block: Block) -> None:
+    def _add(self, block: Block, is_answer: bool = True) -> None:
         """One of our own lines; in the middle of a reply it goes above the unfinished block."""
         self._settle([block])
+        if is_answer:
+            self._change.answer = len(self._change.settled) - 1
         if not self._is_open:
             self._early.append(block)

@@ -110,14 +110,17 @@ class Transcript(Scroller, can_focus=False):
             self.leave_cursor()
         self._place(0)
 
-    def update_blocks(self, settled: Sequence[Block], tail: Sequence[Block] = ()) -> None:
-        """Append final blocks and show `tail` after them until the next call."""
+    def update_blocks(self, settled: Sequence[Block], tail: Sequence[Block] = (), answer: int | None = None) -> None:
+        """Append final blocks and show `tail` after them until the next call. `settled[answer]` must be seen."""
         if self._unfolded:
             settled, tail = _open(settled), _open(tail)
         changed = self.lines.tail_start
         self.lines.update(settled, tail)
         if self.size.height:
+            cell = self.lines.cell(len(self.lines) - len(tail) - len(settled) + answer) if answer is not None else None
             self._show(self.scroll_offset.y, changed)
+            if cell is not None:
+                self.show_end(cell)
 
     def set_look(self, look: Look) -> None:
         self._look, self.paper.accent = look, look.accent

@@ -85,7 +85,7 @@ class ChatView(Vertical):
             self.transcript.clear()
             self.close_picker()
         if change.cleared or change.settled or change.tail != self._tail:
-            self.transcript.update_blocks(change.settled, change.tail)
+            self.transcript.update_blocks(change.settled, change.tail, change.answer)
             self._tail = list(change.tail)
             if self.transcript.finder.wanted is not None:
                 self.post_message(self.Searched())
