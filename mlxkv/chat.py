@@ -154,6 +154,12 @@ class Chat(Beside):
         self._runs.cancel()
 
     @property
+    def think_notice(self) -> str:
+        """Why `thinking` changes nothing with this model: its template has no such switch. "" where it has one. The
+        first turn that `thinking` would change brings it as a Notice."""
+        return self._backend.prompts.think_notice(self.thinking)
+
+    @property
     def messages(self) -> tuple[Message, ...]:
         """What was said, without the system prompt."""
         return self._said.messages
@@ -186,8 +192,11 @@ class Chat(Beside):
                 yield Notice(str(error))
         start = common_prefix(said.log, prompt.ids)
         is_new = not said.turns or not self._fed.ids
+        before = None if is_new else said.turns[-1].params.get("think")
         said.append(TurnRecord("user", whole, tuple(prompt.ids[start:]), start))
         yield from map(Notice, self._backend.prompts.notices(messages, is_new))
+        if self.thinking != before and (notice := self.think_notice):
+            yield Notice(notice)
         yield from self._reply(prompt, TurnRecord("assistant", ""), params, started, cancelled)
 
     def _continued(self, params: SamplingParams, started: float, cancelled: Callable[[], bool]) -> Iterator[TurnEvent]:
@@ -233,7 +242,7 @@ class Chat(Beside):
         if (no_answer := exchange.no_answer()) is not None:
             yield no_answer
         turn = exchange.turn
-        yield TurnFinished(turn.reason, turn.text, self.stats, turn.thinking)
+        yield TurnFinished(turn.reason, turn.text, self.stats, turn.thinking, exchange.can_be_quiet)
 
     # -- going back --------------------------------------------------------------------------------------------------
 

@@ -107,7 +107,10 @@ class Conversation:
     def messages(self) -> tuple[Message, ...]:
         """The turns as they are shown."""
         shown = self._messages
-        shown += [Message(t.role, t.text, _stats_of(t), t.thinking) for t in self.turns[len(shown) :]]
+        shown += [
+            Message(t.role, t.text, _stats_of(t), t.thinking, t.params.get("think") is not False)
+            for t in self.turns[len(shown) :]
+        ]
         return tuple(shown)
 
     def last(self, role: str) -> int | None:

@@ -50,21 +50,27 @@ class KVNotSaved(Notice):
 
 @dataclass(frozen=True)
 class NoAnswer(Notice):
-    """The reply has no text: it was reasoning alone (`thinking`), or nothing. `reason` is that of `TurnFinished`."""
+    """The reply has no text: it was reasoning alone (`thinking`), or nothing. `reason` and `can_be_quiet` are those of
+    `TurnFinished`."""
 
     num_tokens: int = 0
     reason: str = ""
     thinking: bool = False
+    can_be_quiet: bool = True
 
 
 @dataclass(frozen=True)
 class TurnFinished:
-    """The end of a turn. `reason`: "stop" (the model ended), "length", "stopped" (cancelled), "stop_string"."""
+    """The end of a turn. `reason`: "stop" (the model ended), "length", "stopped" (cancelled), "stop_string".
+
+    `can_be_quiet`: reasoning was not turned off, and the model's template has a switch for it.
+    """
 
     reason: str
     text: str
     stats: TurnStats
     thinking: str = ""  # the reasoning before the text
+    can_be_quiet: bool = True
 
 
 TurnEvent = PrefillProgress | TextDelta | Notice | TurnFinished
@@ -98,6 +104,7 @@ class Message:
     text: str
     stats: TurnStats | None = None
     thinking: str = ""
+    can_be_quiet: bool = True  # as of `TurnFinished`
 
 
 @dataclass(frozen=True)

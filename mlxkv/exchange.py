@@ -141,14 +141,20 @@ class Exchange:
         self.stats = turn.stats_on_disk(said.disk_bytes(), written)
         return notice
 
+    @property
+    def can_be_quiet(self) -> bool:
+        """Whether the model can be told not to reason, and was not."""
+        return self._think is not False and self._prompts.has_think_switch
+
     def no_answer(self) -> NoAnswer | None:
         """For a reply that ended without text; one that was stopped is no surprise."""
         turn = self.turn
         if turn.text or turn.reason == "stopped":
             return None
         num_tokens, thinking = len(turn.generated), bool(turn.thinking)
-        text = no_answer_text(num_tokens, turn.reason, thinking, "max_tokens", "think=False")
-        return NoAnswer(text, num_tokens, turn.reason, thinking)
+        quiet = "think=False" if self.can_be_quiet else ""
+        text = no_answer_text(num_tokens, turn.reason, thinking, "max_tokens", quiet)
+        return NoAnswer(text, num_tokens, turn.reason, thinking, self.can_be_quiet)
 
     def _record(self, state: str) -> TurnRecord:
         turn, model = self.turn, self._said.model

@@ -187,10 +187,10 @@ class PlainChat:
                 if not thinking:
                     self._out.write(clean(text, self._before))
                     self._before = (self._before + text)[-CONTEXT:]
-            case ev.TurnFinished(_, text, stats, thinking):
+            case ev.TurnFinished(_, text, stats, thinking, can_be_quiet):
                 self._begin_reply()
                 self._end_line()
-                if missing := no_answer(text, thinking, stats):
+                if missing := no_answer(text, thinking, stats, can_be_quiet):
                     self._line(missing)
                 self._line(f"({spoken(stat_line(stats))})")
             case ev.PrefillProgress(done, total) if self._is_time():
@@ -215,7 +215,7 @@ class PlainChat:
         for message in messages:
             text = message.text
             if message.role != "user":
-                text = text or no_answer(text, message.thinking, message.stats)
+                text = text or no_answer(text, message.thinking, message.stats, message.can_be_quiet)
             self._line(f"{'User' if message.role == 'user' else 'Assistant'}: {text}")
 
     def _say_lines(self) -> None:

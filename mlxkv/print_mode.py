@@ -98,7 +98,8 @@ def _worded(event: TurnEvent) -> TurnEvent:
     """What to do is said in options, not in arguments."""
     if not isinstance(event, NoAnswer):
         return event
-    text = no_answer_text(event.num_tokens, event.reason, event.thinking, "--max-tokens", "--no-think")
+    quiet = "--no-think" if event.can_be_quiet else ""
+    text = no_answer_text(event.num_tokens, event.reason, event.thinking, "--max-tokens", quiet)
     return replace(event, text=text)
 
 

@@ -76,6 +76,19 @@ class PromptFormat:
         """Whether the template asks for it."""
         return self.has_template and "strftime_now" in self._template.source
 
+    @property
+    def has_think_switch(self) -> bool:
+        """Whether the template lets reasoning be turned on and off."""
+        return self.has_template and self._template.think_switch is not None
+
+    def think_notice(self, think: bool | None) -> str:
+        """Says that telling this model to reason, or not to, changes nothing; "" where it does, or where a model that
+        never reasons is told not to."""
+        if think is None or self.has_think_switch or not (think or self.reasoning):
+            return ""
+        what = "on" if think else "off"
+        return f"This model's chat template has no switch for reasoning: turning it {what} changes nothing."
+
     @cached_property
     def _control(self) -> ControlTokens:
         markers = self.reasoning.markers if self.reasoning else ()

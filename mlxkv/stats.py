@@ -58,12 +58,13 @@ def plural(count: int, thing: str) -> str:
 
 
 def no_answer_text(num_tokens: int, reason: str, thinking: bool, longer: str, quiet: str) -> str:
-    """What is said of a reply without text. `longer`, `quiet`: how more tokens and no reasoning are asked for."""
+    """What is said of a reply without text. `longer`, `quiet`: how more tokens and no reasoning are asked for; `quiet`
+    is "" where reasoning is off already or cannot be turned off."""
     tokens = plural(num_tokens, "token")
-    if not thinking:
-        return f"The reply is empty ({tokens}); ask in other words."
-    more = f"raise {longer}, or " if reason == "length" else ""
-    return f"The reply was reasoning alone ({tokens}); {more}ask for an answer without reasoning ({quiet})."
+    what = f"The reply was reasoning alone ({tokens})" if thinking else f"The reply is empty ({tokens})"
+    more = [f"raise {longer}"] if thinking and reason == "length" else []
+    less = [f"ask for an answer without reasoning ({quiet})"] if thinking and quiet else []
+    return f"{what}; {', or '.join([*more, *less]) or 'ask in other words'}."
 
 
 def disk_text(used: int, limit: int | None, named: int = 0) -> str:

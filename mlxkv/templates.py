@@ -15,6 +15,8 @@ from mlxkv.errors import ModelError, as_sentence
 
 FILE = "chat_template_file"  # an attribute of the tokenizer: the file that its template comes from
 
+_SWITCHES = ("enable_thinking", "thinking")  # mlx-lm's own name first
+
 
 class ChatTemplate:
     """What a tokenizer renders chats with: a jinja2 template, or one of mlx-lm's renderers written in Python.
@@ -38,6 +40,22 @@ class ChatTemplate:
 
         return _compile_jinja_template(self.source)
 
+    @cached_property
+    def think_switch(self) -> str | None:
+        """The variable that turns reasoning on and off: Qwen's templates read `enable_thinking`, DeepSeek's `thinking`.
+
+        None where the template reads neither. A renderer written in Python takes mlx-lm's own.
+        """
+        if not self.source:
+            return _SWITCHES[0]
+        from jinja2.meta import find_undeclared_variables
+
+        try:
+            read = find_undeclared_variables(self._compiled.environment.parse(self.source))
+        except Exception:
+            return None  # `render` says what is wrong with it
+        return next((name for name in _SWITCHES if name in read), None)
+
     def render(
         self,
         messages: Sequence[Mapping[str, str]],
@@ -59,8 +77,8 @@ class ChatTemplate:
         tokenizer = self._tokenizer
         chat = [dict(message) for message in messages]
         variables: dict[str, Any] = {"add_generation_prompt": for_reply}
-        if think is not None:
-            variables["enable_thinking"] = think
+        if think is not None and (switch := self.think_switch):
+            variables[switch] = think
         with as_sentence(ModelError, self._refusal):
             if not self.source:
                 return tokenizer.apply_chat_template(chat, tokenize=False, **variables)

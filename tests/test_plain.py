@@ -106,6 +106,8 @@ def test_a_reply_of_reasoning_alone_and_a_notice_stand_on_lines_of_their_own() -
     said, _, _ = talk(start=(OpenChat("c1"),), played={OpenChat: [opened]})
     assert "User: q\nAssistant: The reply was reasoning alone (40 tokens); raise max-tokens (/set), or" in said
     assert said.count("reasoning alone") == 1
+    off = [*thought[:-1], TurnFinished("length", "", stats, "hm", can_be_quiet=False)]
+    assert "raise max-tokens (/set).\n" in talk("q", played={Send: off})[0]
 
 
 def test_compacting_asks_first_and_does_not_read_the_chat_out_again() -> None:

@@ -159,6 +159,58 @@ def test_without_a_word_about_reasoning_the_template_decides() -> None:
     assert prompts.render(MESSAGES, think=True).endswith("<think>")
 
 
+DEEPSEEK = (
+    "{% if not thinking is defined %}{% set thinking = false %}{% endif %}{% generation %}"
+    + CHATML
+    + "{% endgeneration %}"
+    "{% if thinking %}<think>{% else %}</think>{% endif %}"
+)
+SWITCHES = {
+    "Qwen": (
+        CHATML + "{% if enable_thinking is defined and enable_thinking is false %}x{% endif %}",
+        "enable_thinking",
+    ),
+    "DeepSeek": (DEEPSEEK, "thinking"),
+    "Granite": (CHATML + "{%- if thinking %}<think>{% endif %}", "thinking"),
+    "in a macro": (
+        CHATML + "{% macro end() %}{% if thinking %}<think>{% endif %}{% endmacro %}{{ end() }}",
+        "thinking",
+    ),
+    "both": (CHATML + "{% if thinking or enable_thinking %}<think>{% endif %}", "enable_thinking"),
+    "none": (CHATML, None),
+    "a field, a string and a comment": (
+        CHATML + "{# thinking #}{{ 'enable_thinking' }}{{ messages[0].thinking }}",
+        None,
+    ),
+    "a variable of its own": ("{% set thinking = 1 %}" + CHATML + "{% if thinking %}x{% endif %}", None),
+    "not a template": ("{% if %}", None),
+    "raw text": (None, None),
+}
+
+
+@pytest.mark.parametrize("name", SWITCHES)
+def test_reasoning_is_switched_by_the_variable_that_the_template_reads(name: str) -> None:
+    source, switch = SWITCHES[name]
+    prompts = PromptFormat(tiny_tokenizer(source, marks=THINK))
+    assert prompts.has_think_switch is (switch is not None)
+    assert [bool(prompts.think_notice(think)) for think in (None, True, False)] == [
+        False,
+        not switch,
+        not switch and bool(source),
+    ]
+    if switch:
+        plain = prompts.tokenizer._tokenizer.apply_chat_template
+        for think in (True, False):
+            expected = plain(MESSAGES, tokenize=False, add_generation_prompt=True, **{switch: think})
+            assert prompts.render(MESSAGES, think=think) == expected
+        assert prompts.render(MESSAGES, think=True) != prompts.render(MESSAGES, think=False)
+
+
+def test_a_model_that_never_reasons_does_as_it_is_told_not_to() -> None:
+    prompts = PromptFormat(tiny_tokenizer())
+    assert [bool(prompts.think_notice(think)) for think in (None, True, False)] == [False, True, False]
+
+
 def test_a_renderer_written_in_python_is_used_as_mlx_lm_uses_it() -> None:
     tokenizer = tiny_tokenizer(None)
     tokenizer._chat_template = lambda messages, **more: "|".join(m["content"] for m in messages) + str(sorted(more))

@@ -10,7 +10,7 @@ import pytest
 
 import mlxkv
 from mlxkv.cache.prompt_cache import PromptCache
-from mlxkv.events import NoAnswer, TextDelta, TurnEvent, TurnFinished
+from mlxkv.events import NoAnswer, Notice, TextDelta, TurnEvent, TurnFinished
 from mlxkv.model import Model
 from mlxkv.print_mode import PrintRequest, answer
 from mlxkv.prompt import Fed, PromptFormat, message
@@ -209,6 +209,45 @@ def test_a_reply_without_text_says_so(reply: str, num_tokens: int, advice: str, 
     assert ("think=False" in missing.text) is missing.thinking is bool(reply)
     script(model, "<think>\nhm\n</think>\n\nyes")
     assert not [e for e in model.chat(cache=CONFIG, temperature=0.0).send("is it?") if isinstance(e, NoAnswer)]
+    model.close()
+
+
+@pytest.mark.parametrize("template", [STRIPPING, CHATML], ids=["off already", "no switch"])
+def test_no_reply_advises_what_is_so_already_or_cannot_be(template: str, tmp_path: Path) -> None:
+    """`--no-think` was advised to those who had just used it."""
+    for output in ("text", "json"):
+        model = loaded(tmp_path / output, "ring", template)
+        script(model, "<think>\nno end of it")
+        out, err = io.StringIO(), io.StringIO()
+        request = PrintRequest("is it?", save=False, output=output, quiet=True, think=False)
+        answer(model, request, CONFIG, {"temperature": 0.0, "max_tokens": 9}, out, err)
+        said = ["The reply was reasoning alone (9 tokens); raise --max-tokens."]
+        if template == CHATML:
+            said.insert(0, "This model's chat template has no switch for reasoning: turning it off changes nothing.")
+        if output == "text":
+            assert err.getvalue().splitlines() == said
+        else:
+            assert json.loads(out.getvalue())["notices"] == said
+
+
+def test_a_chat_says_once_that_its_model_has_no_switch(tmp_path: Path) -> None:
+    model = loaded(tmp_path / "m", "ring", CHATML)
+    chat = model.chat(cache=CONFIG, temperature=0.0, max_tokens=2, think=True, autosave=True)
+    said: list[list[str]] = []
+    for think in (True, True, None, True, None):
+        chat.thinking = think
+        said.append([e.text for e in chat.send("hi") if isinstance(e, Notice) and "switch" in e.text])
+    told = ["This model's chat template has no switch for reasoning: turning it on changes nothing."]
+    assert said == [told, [], [], told, []]
+    chat.thinking = True
+    assert chat.think_notice == told[0]
+    *_, last = chat.send("hi")
+    assert isinstance(last, TurnFinished)
+    assert not last.can_be_quiet
+    chat.thinking = False
+    list(chat.send("hi"))
+    assert [m.can_be_quiet for m in chat.messages[-4:]] == [True, True, True, False]
+    chat.close()
     model.close()
 
 

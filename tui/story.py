@@ -124,8 +124,9 @@ class Story:
         self.break_off()
         if event.text and not said:
             self._settle([Block(Kind.REPLY, clean(event.text, joined=True), message=number)])
-        self.messages.append(ev.Message("assistant", event.text, event.stats, event.thinking))
-        self._tell_no_answer(self.messages[-1])
+        reply = ev.Message("assistant", event.text, event.stats, event.thinking, event.can_be_quiet)
+        self.messages.append(reply)
+        self._tell_no_answer(reply)
         self._figures(event.stats, number)
         told = rotated_text(event.stats, self._evicted_before) or nearly_full_text(event.stats, self._filled_before)
         if told:
@@ -134,7 +135,7 @@ class Story:
         self._evicted_before = max(self._evicted_before, event.stats.evicted_tokens)
 
     def _tell_no_answer(self, reply: ev.Message) -> None:
-        if text := no_answer(reply.text, reply.thinking, reply.stats):
+        if text := no_answer(reply.text, reply.thinking, reply.stats, reply.can_be_quiet):
             self._settle([Block(Kind.META, text, NO_ANSWER)])
 
     def break_off(self) -> None:

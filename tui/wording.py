@@ -56,11 +56,11 @@ def _next_step(stats: TurnStats) -> str:
     return {"length": "/continue", "stopped": "/retry · /continue"}.get(stats.finish_reason, "")
 
 
-def no_answer(text: str, thinking: str, stats: TurnStats | None) -> str:
+def no_answer(text: str, thinking: str, stats: TurnStats | None, can_be_quiet: bool) -> str:
     """Under a reply without text; "" where there is one, or the user stopped it."""
     if text or stats is None or stats.finish_reason == "stopped":
         return ""
-    longer, quiet = "max-tokens (/set)", "/think off"
+    longer, quiet = "max-tokens (/set)", "/think off" if can_be_quiet else ""
     return no_answer_text(stats.generated_tokens, stats.finish_reason, bool(thinking), longer, quiet)
 
 

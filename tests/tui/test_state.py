@@ -197,6 +197,11 @@ def test_a_reply_of_reasoning_alone_says_so_under_its_reasoning(state: ChatState
     found = [(b.kind, b.text) for b in state.take().settled]
     assert [kind for kind, _ in found] == [Kind.USER, Kind.THOUGHT, Kind.REPLY, Kind.META, Kind.STATS]
     assert found[3][1] == said
+    off = "The reply was reasoning alone (40 tokens); raise max-tokens (/set)."  # not "/think off" where it is off
+    feed(state, TurnFinished("length", "", cut, "hm", can_be_quiet=False))
+    assert off in [b.text for b in state.take().settled]
+    feed(state, ChatOpened("c1", "t", (Message("assistant", "", cut, "hm", can_be_quiet=False),)))
+    assert off in [b.text for b in state.take().settled]
     feed(state, TurnFinished("stop", "", TurnStats(generated_tokens=1, finish_reason="stop")))
     assert [b.text for b in state.take().settled if b.kind is Kind.META] == [
         "The reply is empty (1 token); ask in other words."
