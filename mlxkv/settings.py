@@ -147,7 +147,7 @@ class Settings:
     )  # fmt: skip
     disk_limit: float | None = _setting(
         20.0, "Most KV cache on disk, with prompt caches; 0 keeps none.", slash="disk-limit", option="--disk-limit",
-        low=0, unit="GB", null="as much as the disk has", holds=NEXT_START,
+        low=0, high=1_000_000_000, unit="GB", null="as much as the disk has", holds=NEXT_START,
     )  # fmt: skip
     theme: str = _setting("textual-dark", "Colours of the window; Ctrl+P lists them.", slash="theme")
     plain: bool = _setting(False, "Lines instead of a window, for screen readers.", option="--plain", holds=NEXT_START)

@@ -265,8 +265,6 @@ def test_one_chat_has_one_size_on_disk_and_one_count_everywhere(said: Said, monk
 
 
 def test_settings_hold_from_the_next_reply_and_bounds_make_another_cache(said: Said) -> None:
-    from dataclasses import replace
-
     said.one(cmd.ChangeSettings(replace(SETTINGS, max_tokens=3)), ev.Applied)
     assert said.one(cmd.Send("x", 0.0), ev.TurnFinished).stats.generated_tokens <= 3
     events = said.ask(cmd.ChangeSettings(replace(SETTINGS, window=512)))
@@ -404,3 +402,9 @@ def test_a_download_that_fails_says_why(monkeypatch: pytest.MonkeyPatch, error: 
     last = here.told[-1]
     assert isinstance(last, ev.PullProgress)
     assert (last.state, words in last.text) == ("failed", True)
+
+
+def test_turning_reasoning_on_says_where_that_changes_nothing(said: Said) -> None:
+    applied = said.one(cmd.ChangeSettings(replace(SETTINGS, think=True)), ev.Applied)
+    assert "no switch for reasoning" in applied.text
+    assert said.one(cmd.ChangeSettings(SETTINGS), ev.Applied).text == ""

@@ -5,6 +5,7 @@ What is decided is decided in `state.py` and `slash.py`. UI thread.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from textual.binding import Binding
@@ -76,6 +77,7 @@ class ManagingApp(ReadingApp):
             self._say(f"There is no theme {name!r}; /theme lists them.")
         else:
             self.theme = name
+            self.state.settings = replace(self.state.settings, theme=name)
             self.save_setting("theme")
 
     def save_setting(self, name: str) -> None:

@@ -5,21 +5,26 @@ The window and the line mode share it. The table of commands and their help is `
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from mlxkv import commands as cmd
-from mlxkv.errors import ConfigError
+from mlxkv.errors import ConfigError, ModelNotFoundError
 from mlxkv.export_format import CHAT_FORMATS, CHAT_SUFFIXES, export_format, one_of
+from mlxkv.models import resolve
 from mlxkv.regular_file import read_text, reason
 from mlxkv.settings import Setting, change, find, schema
 from mlxkv.tui import lists, reports
-from mlxkv.tui.listing import Listing, PutPrompt, Row
+from mlxkv.tui.listing import Listing, PutPrompt, Row, cut
+from mlxkv.tui.remarks import remark
 from mlxkv.tui.state import ChatState
 from mlxkv.tui.wording import number_range
 
 _LONGEST = 1 << 20  # bytes of a system prompt in a file
+_LONGEST_NAME = 40  # cells of a name that is none
+_NAME_END = re.compile(r"\s*[\s=]\s*")
 
 
 @dataclass(frozen=True)
@@ -157,14 +162,14 @@ def _system(state: ChatState, argument: str) -> None:
 
 
 def _set(state: ChatState, argument: str) -> Wish | None:
-    name, _, value = argument.partition(" ")
+    name, _, value = _NAME_END.sub(" ", argument.strip(), count=1).partition(" ")  # `/set temp=0.7` is meant well
     if not name:
         state.show(settings_list(state))
         return None
     setting = find(name)
     if setting is None:
         known = ", ".join(s.slash or s.name for s in schema())
-        state.error(f"There is no setting {name}; there are {known}.")
+        state.error(f"There is no setting {cut(name, _LONGEST_NAME)}; there are {known}.")
         return None
     if not value.strip():
         state.say(f"{setting.name} is {_now(state, setting)}. {setting.help} It must be {_on_off(setting.rule)}.")
@@ -174,14 +179,20 @@ def _set(state: ChatState, argument: str) -> Wish | None:
 
 def _change(state: ChatState, setting: Setting, value: str) -> Wish | None:
     try:
-        state.settings = change(state.settings, {setting.name: value}, lambda key: f"/set {setting.slash or key}")
-    except ConfigError as error:
+        settings = change(state.settings, {setting.name: value}, lambda key: f"/set {setting.slash or key}")
+        if settings.model is not None and setting.name == "model":
+            resolve(settings.model)  # what cannot be a model at all would be told at the next start only
+    except (ConfigError, ModelNotFoundError) as error:
         state.error(_on_off(str(error)))
         return None
     if setting.name == "theme":
         return Wish("theme", value)
+    state.settings = settings
+    if setting.name == "system":
+        state.system = settings.system
     state.submit(cmd.ChangeSettings(state.settings))
-    state.say(f"{setting.name} is {_now(state, setting)} from {_from(setting)}.")
+    unusual = remark(setting.name, getattr(settings, setting.name))
+    state.say(f"{setting.name} is {_now(state, setting)} from {_from(setting)}. {unusual}".rstrip())
     return Wish("save", setting.name)
 
 

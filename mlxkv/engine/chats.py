@@ -219,11 +219,13 @@ def resettled(front: Front, settings: Settings) -> Iterator[EngineEvent]:
     before, front.settings = front.settings, settings
     if before.system != settings.system:
         front.system = settings.system
+    notice = ""
     if before.think != settings.think and front.chat is not None:
         front.chat.thinking = settings.think
+        notice = front.chat.think_notice
     bounds = ("window", "sinks", "kv_bits")
     if all(getattr(before, name) == getattr(settings, name) for name in bounds) or front.model is None:
-        yield Applied("")
+        yield Applied(notice)
         return
     chat = front.chat
     if chat is None or not chat.messages:
