@@ -64,6 +64,11 @@ class OpenChat:
 
 
 @dataclass(frozen=True)
+class CheckChat:
+    """Whether the chat in front, which another process has open, can be had now: then `ChatReleased`, else nothing."""
+
+
+@dataclass(frozen=True)
 class ListChats:
     """Every saved chat: `ChatList`."""
 
@@ -224,6 +229,7 @@ Command = (
     | PausePull
     | NewChat
     | OpenChat
+    | CheckChat
     | ListChats
     | SearchChats
     | ShowTree

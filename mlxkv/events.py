@@ -126,6 +126,13 @@ class ChatOpened:
 
 
 @dataclass(frozen=True)
+class ChatReleased:
+    """The chat in front was open in another process, and is so no longer: opened again it can be continued."""
+
+    session_id: str
+
+
+@dataclass(frozen=True)
 class ChatSummary:
     """One line of a list of chats. Times are UNIX seconds."""
 
@@ -363,6 +370,7 @@ EngineEvent = (
     | ModelTight
     | PullProgress
     | ChatOpened
+    | ChatReleased
     | ChatList
     | ChatTree
     | Versions

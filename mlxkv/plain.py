@@ -100,6 +100,9 @@ class PlainChat:
                 if wish := slash.run(self._state, name, argument):
                     self._grant(wish)
             case prompt:
+                if self._state.read_only:
+                    self._desk.answer(cmd.CheckChat())
+                    self._answer()
                 if refusal := self._state.refusal() or self._no_model():
                     self._line(refusal)
                 else:

@@ -17,6 +17,7 @@ from mlxkv.engine import Engine
 from mlxkv.events import (
     ChatList,
     ChatOpened,
+    ChatReleased,
     EngineEvent,
     EngineStopped,
     Failed,
@@ -29,7 +30,7 @@ from mlxkv.events import (
     TurnStarted,
 )
 from mlxkv.readings import SessionStatus
-from mlxkv.store import SessionStore
+from mlxkv.store import SessionStore, TurnRecord
 from tests.test_hostile_tokenizers import MANY, ROWS, folder_of
 from tests.tokenizers import tiny_folder
 
@@ -281,3 +282,29 @@ def test_a_panic_of_a_tokenizer_is_an_error_and_the_engine_goes_on(watched: Watc
     failed = next(e for e in watched.send(MANY) if isinstance(e, Failed))
     assert failed.text.startswith(f"The tokenizer of {folder} (tokenizer.json) cannot read this text (")
     assert any(isinstance(e, TurnFinished) for e in watched.send("yes"))
+
+
+def test_a_chat_that_another_process_had_open_is_had_once_that_lets_go(
+    watched: Watched, tiny_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stayed read-only for ever. The kernel lets go of a lock however the process ends."""
+    monkeypatch.setattr("mlxkv.engine.thread.CHECK_SECONDS", 0.01)
+    loaded(watched, tiny_path)
+    session_id = next(e.session_id for e in reversed(watched.send("hi")) if isinstance(e, SessionStatus))
+    assert session_id is not None
+    watched.engine.submit(NewChat())
+    watched.until(ChatOpened)
+    with SessionStore.open(Folders.from_env()) as other:
+        with other.lock(session_id):
+            watched.engine.submit(OpenChat(session_id))
+            shown = watched.until(ChatOpened)[-1]
+            assert isinstance(shown, ChatOpened)
+            assert shown.read_only
+            other.load(session_id)
+            other.add_turn(session_id, TurnRecord("user", "from there"))
+        assert watched.until(ChatReleased)[-1] == ChatReleased(session_id)
+    watched.engine.submit(OpenChat(session_id))
+    opened = watched.until(ChatOpened)[-1]
+    assert isinstance(opened, ChatOpened)
+    assert (opened.read_only, opened.messages[-1].text) == ("", "from there")
+    assert isinstance(watched.send("and here")[-1], SessionStatus)

@@ -7,10 +7,11 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from mlxkv.commands import Command, Compact, Edit, LoadModel, NewChat, OpenChat, Pull, Rewind, Send
+from mlxkv.commands import CheckChat, Command, Compact, Edit, LoadModel, NewChat, OpenChat, Pull, Rewind, Send
 from mlxkv.config import Folders, Settings
 from mlxkv.events import (
     ChatOpened,
+    ChatReleased,
     EngineEvent,
     Message,
     NoAnswer,
@@ -210,3 +211,27 @@ def test_nothing_hostile_reaches_the_terminal_whatever_the_engine_says() -> None
     assert all(name in said for name in NAMES)
     assert clean(said) == said
     assert "␛" in said
+
+
+class _Each(list[EngineEvent]):
+    """Other events each time."""
+
+    def __init__(self, answers: Iterator[Sequence[EngineEvent]]) -> None:
+        super().__init__([ChatReleased("")])
+        self._answers = answers
+
+    def __iter__(self) -> Iterator[EngineEvent]:
+        return iter(next(self._answers))
+
+
+def test_a_chat_that_was_open_elsewhere_is_looked_at_again_before_a_message_is_refused() -> None:
+    locked = ChatOpened("c1", "Numbers", read_only="Session c1 is open in process 7.")
+    said, desk, _ = talk("hello", start=(LoadModel("m"), OpenChat("c1")), played={OpenChat: [locked]})
+    assert "open in another mlxkv" in said
+    assert not any(isinstance(command, Send) for command in desk.commands)
+
+    answers = iter(((locked,), (ChatOpened("c1", "Numbers"),)))
+    released = {CheckChat: [ChatReleased("c1")], OpenChat: _Each(answers)}
+    said, desk, _ = talk("hello", start=(LoadModel("m"), OpenChat("c1")), played=released)
+    assert "The other mlxkv has closed this chat" in said
+    assert isinstance(desk.commands[-1], Send)

@@ -95,7 +95,8 @@ class ChatState(Story):
         """Why nothing can be said now, "" when it can."""
         if self.stopped:
             return _STOPPED
-        return "This chat is open in another mlxkv: /fork goes on in a copy." if self.read_only else ""
+        wait = "This chat is open in another mlxkv: close it there, or /fork continues in a copy."
+        return wait if self.read_only else ""
 
     def prompt(self, text: str) -> None:
         """Send `text`, or queue it until the engine is free."""
@@ -236,6 +237,10 @@ class ChatState(Story):
                     self.submit(cmd.NewChat())
             case ev.ChatOpened():
                 self._opened(event)
+            case ev.ChatReleased(session_id):
+                again = cmd.OpenChat(session_id)
+                if self.read_only and session_id == self.session_id and again not in self._waiting:
+                    self.submit(again)
             case ev.Versions(messages, first):
                 self.versions += [()] * (first - len(self.versions))
                 self.versions[first:] = messages
@@ -251,7 +256,8 @@ class ChatState(Story):
 
     def _opened(self, event: ev.ChatOpened) -> None:
         self.answered(cmd.NewChat, cmd.OpenChat, cmd.Rewind, cmd.Fork)
-        self.show_chat(event)
+        was_read = bool(self.read_only) and event.session_id == self.session_id
+        self.show_chat(event, stays=was_read)
         self.session_id, self.read_only = event.session_id, clean(event.read_only)
         self.editing, self.put = None, as_typed(event.prompt) or self.put
         kept = self.status
@@ -260,7 +266,9 @@ class ChatState(Story):
             disk_bytes=kept.disk_bytes, disk_limit=kept.disk_limit,
         )  # fmt: skip
         if self.read_only:
-            self.say(f"{self.read_only} Read-only here: /fork goes on in a copy.")
+            self.note(f"{self.read_only} Read-only here until that ends: /fork continues in a copy.")
+        elif was_read:
+            self.note("The other mlxkv has closed this chat: it can be continued here.")
 
     def _failed(self, event: ev.Failed) -> None:
         failed = self._waiting.popleft() if self._waiting else None

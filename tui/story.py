@@ -20,10 +20,12 @@ from mlxkv.tui.wording import nearly_full_text, no_answer, restored_text, rotate
 class Change:
     """What the transcript must do: forget everything if `cleared`, append `settled`, show `tail` after it.
 
-    `answer`: which of `settled` answers a command of the user's, and must be seen.
+    `answer`: which of `settled` answers a command of the user's, and must be seen. `stays`: what was cleared comes
+    again, so a reader who has scrolled up stays where they are.
     """
 
     cleared: bool = False
+    stays: bool = False
     answer: int | None = None
     settled: list[Block] = field(default_factory=list)
     tail: list[Block] = field(default_factory=list)
@@ -79,12 +81,12 @@ class Story:
 
     # -- a chat ------------------------------------------------------------------------------------------
 
-    def show_chat(self, event: ev.ChatOpened) -> None:
+    def show_chat(self, event: ev.ChatOpened, stays: bool = False) -> None:
         early, self._early, self._is_open = self._early, [], True
         self.title, self.turn, self.messages = " ".join(clean(event.title).split()), None, list(event.messages)
         self._kv_before = self._evicted_before = 0
         self._filled_before = next((m.stats.cache_tokens for m in reversed(event.messages) if m.stats), 0)
-        self._change = Change(cleared=True, settled=early)
+        self._change = Change(cleared=True, stays=stays, settled=early)
         for number, message in enumerate(event.messages):
             kind = Kind.USER if message.role == "user" else Kind.REPLY
             if thought := clean(message.thinking, joined=True).strip():

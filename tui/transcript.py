@@ -205,6 +205,18 @@ class Transcript(Scroller, can_focus=False):
         index = next(self.lines.of_message(message), 0)
         return self.lines.start(index) + (not self.lines.cell(index).block.tight)
 
+    def place(self) -> tuple[int, int] | None:
+        """What is at the top for a reader who has scrolled up: a message, and how far into it."""
+        top = self.scroll_offset.y
+        message = self.lines.cell(self.lines.index_at(top)).block.message if len(self.lines) else NO_MESSAGE
+        return None if self.follow or message == NO_MESSAGE else (message, top - self._message_line(message))
+
+    def go_to(self, message: int, offset: int) -> None:
+        """Where `place` was; the end, if there is no such message any more."""
+        if next(self.lines.of_message(message), None) is not None:
+            self._set_follow(False)
+            self._show(self._message_line(message) + offset)
+
     def blocks_of(self, message: int) -> list[Block]:
         return [self.lines.cell(index).block for index in self.lines.of_message(message)]
 

@@ -81,12 +81,15 @@ class ChatView(Vertical):
     def sync(self, state: ChatState) -> None:
         """Take what changed in the transcript, and the list or the text that the state has for us."""
         change = state.take()
+        place = self.transcript.place() if change.stays else None
         if change.cleared:
             self.transcript.clear()
             self.close_picker()
         if change.cleared or change.settled or change.tail != self._tail:
             self.transcript.update_blocks(change.settled, change.tail, change.answer)
             self._tail = list(change.tail)
+            if place is not None:
+                self.transcript.go_to(*place)
             if self.transcript.finder.wanted is not None:
                 self.post_message(self.Searched())
         if state.listing is not None:

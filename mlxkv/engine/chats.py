@@ -23,6 +23,7 @@ from mlxkv.events import (
     ChatHits,
     ChatList,
     ChatOpened,
+    ChatReleased,
     ChatRenamed,
     ChatTree,
     EngineEvent,
@@ -73,6 +74,12 @@ def opened(front: Front, session_id: str) -> Iterator[EngineEvent]:
     front.saved = "" if chat.read_only else "saved" if chat.session_id else "off"
     figures.look_at_disk(front)
     yield figures.status(front)
+
+
+def checked(front: Front) -> Iterator[EngineEvent]:
+    chat = front.chat
+    if chat is not None and chat.read_only and chat.session_id and not front.ready_model.store.is_open(chat.session_id):
+        yield ChatReleased(chat.session_id)
 
 
 def view(chat: Chat, prompt: str = "", num_messages: int | None = None) -> ChatOpened:

@@ -82,6 +82,8 @@ class Desk:
                 return chats.new(front, system)
             case cmd.OpenChat(session_id):
                 return chats.opened(front, session_id)
+            case cmd.CheckChat():
+                return chats.checked(front)
             case cmd.ListChats():
                 return chats.listed(front)
             case cmd.SearchChats(words):

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from mlxkv.commands import Command, PausePull, Shutdown
+from mlxkv.commands import CheckChat, Command, PausePull, Shutdown
 from mlxkv.config import Folders, Settings
 from mlxkv.engine.desk import Desk
 from mlxkv.events import EngineEvent, EngineStopped
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from mlxkv.model import Model
 
 _log = logging.getLogger("mlxkv.engine")
+CHECK_SECONDS = 1.0  # between two looks at a chat that is open elsewhere
 
 
 class Engine:
@@ -73,10 +74,19 @@ class Engine:
 
     # -- the engine thread -------------------------------------------------------------------------------------------
 
+    def _next(self) -> Command:
+        """The next command. Until it comes, look now and then whether a chat that another process has open is free."""
+        while (chat := self._desk.front.chat) is not None and chat.read_only:
+            try:
+                return self._commands.get(timeout=CHECK_SECONDS)
+            except queue.Empty:
+                self._desk.answer(CheckChat())
+        return self._commands.get()
+
     def _run(self) -> None:
         error = None
         try:
-            while not isinstance(command := self._commands.get(), Shutdown):
+            while not isinstance(command := self._next(), Shutdown):
                 self._desk.front.num_begun += 1
                 self._desk.answer(command)
         except BaseException as failure:

@@ -55,18 +55,24 @@ def locked(folder: Path, session_id: str) -> Iterator[None]:
 
 def open_sessions(folder: Path) -> set[str]:
     """The sessions that some process, this one included, holds right now."""
-    found = set()
     with suppress(OSError):
-        for name in filter(is_ulid, os.listdir(folder)):
-            with suppress(OSError):
-                fd = os.open(folder / name, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-                try:
-                    fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-                except OSError:
-                    found.add(name)
-                finally:
-                    os.close(fd)
-    return found
+        return {name for name in filter(is_ulid, os.listdir(folder)) if is_held(folder, name)}
+    return set()
+
+
+def is_held(folder: Path, session_id: str) -> bool:
+    """Whether some process, this one included, holds the session right now."""
+    try:
+        fd = os.open(lock_path(folder, session_id), os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(fd)
+    return False
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from mlxkv.store.family import siblings, tree
 from mlxkv.store.files import Files, Step, no_step
 from mlxkv.store.identity import ModelIdentity
 from mlxkv.store.leftovers import remove_unused, sweep
-from mlxkv.store.locks import kv_lock, lock_path, locked, open_sessions, store_lock
+from mlxkv.store.locks import is_held, kv_lock, lock_path, locked, open_sessions, store_lock
 from mlxkv.store.moving import Imported, export_chat, import_chat
 from mlxkv.store.opening import RememberedHashes, open_database, open_read_only
 from mlxkv.store.paces import Paces
@@ -314,6 +314,10 @@ class SessionStore:
                 self._held.discard(session_id)
                 self._sessions.forget(session_id)
                 self._saver.forget(session_id)
+
+    def is_open(self, session_id: str) -> bool:
+        """Whether some process, this one included, holds the session."""
+        return is_held(self._locks, session_id)
 
     # -- KV --------------------------------------------------------------------------------------------
 

@@ -280,7 +280,7 @@ def test_renaming_another_chat_from_the_sidebar(state: ChatState) -> None:
 def test_a_chat_open_elsewhere_can_only_be_forked(state: ChatState) -> None:
     state.submit(cmd.OpenChat("c1"))
     state.apply(ChatOpened("c1", "Numbers", CHAT, read_only="Session c1 is open in process 7."))
-    assert "Read-only here: /fork" in lines(state)[-1]
+    assert "Read-only here until that ends: /fork" in lines(state)[-1]
     assert "/fork" in state.refusal()
     sent(state)
     state.prompt("three")
