@@ -18,8 +18,9 @@ from mlxkv.stats import tokens_text
 MAX_FILE = 1 << 20  # bytes; a million characters fill most windows
 MAX_TOTAL = 4 << 20
 
-_WORD = re.compile(r"(?<!\S)@(?:\"([^\"\n]+)\"|([^\s\"]\S*))")
-_TYPING = re.compile(r"(?:^|(?<=\s))@(\"[^\"\n]*|[^\s\"]*)$")
+_WORD = re.compile(r"(?<!\S)@(?:\"((?:[^\"\\\n]|\\.)+)\"|([^\s\"]\S*))")
+_TYPING = re.compile(r"(?:^|(?<=\s))@(\"(?:[^\"\\\n]|\\.)*|[^\s\"]*)$")
+_ESCAPED = re.compile(r"\\(.)")
 _SECTION = re.compile(r"\n\nFile `([^`\n]+)`:\n(`{3,})\n(.*?)\n\2(?=\n\nFile `|\n*\Z)", re.DOTALL)
 
 
@@ -42,12 +43,17 @@ class Attached:
 def typing(line: str) -> tuple[int, str] | None:
     """If `line`, up to the cursor, ends in a file that is being named: where its `@` is, and the name so far."""
     match = _TYPING.search(line)
-    return (match.start(), match[1].removeprefix('"')) if match else None
+    if match is None:
+        return None
+    return match.start(), _ESCAPED.sub(r"\1", match[1][1:]) if match[1].startswith('"') else match[1]
 
 
 def named(path: str) -> str:
     """How a prompt names `path`."""
-    return f'@"{path}"' if re.search(r"\s", path) else f"@{path}"
+    if re.search(r"[\s\"]", path) is None:
+        return f"@{path}"
+    quoted = path.replace("\\", "\\\\").replace('"', '\\"')
+    return f'@"{quoted}"'
 
 
 def files_in(text: str, base: Path, recalled: Mapping[str, Attached] = {}) -> list[str]:
@@ -62,7 +68,7 @@ def files_in(text: str, base: Path, recalled: Mapping[str, Attached] = {}) -> li
 
 def _names(match: re.Match[str]) -> list[str]:
     """What a word may name: all of it, or all but the punctuation at its end."""
-    names = [match[1]] if match[1] else [match[2], match[2].rstrip(".,;:!?)]}'")]
+    names = [_ESCAPED.sub(r"\1", match[1])] if match[1] else [match[2], match[2].rstrip(".,;:!?)]}'")]
     return [name for name in names if name]
 
 

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import time
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -39,26 +40,60 @@ def _walk(base: Path) -> list[str]:
 
 
 def list_folder(typed: str, base: Path) -> list[str]:
-    """What a path outside of `base` that is being typed may become: `~/no`, `/etc/ho`, `../x`."""
-    head, _, tail = typed.rpartition("/")
-    folder = base / Path(head + "/").expanduser()
+    """What a path of one folder that is being typed may become: `~/no`, `/etc/ho`, `../x`, `.en`."""
+    head, slash, tail = _folder_of(typed)
     try:
-        with os.scandir(folder) as entries:
+        with os.scandir(_path(base, head + slash)) as entries:
             names = [e.name + ("/" if e.is_dir() else "") for e, _ in zip(entries, range(2000), strict=False)]
     except (OSError, ValueError, RuntimeError):
         return []
     shown = [name for name in names if clean(name) == name and name.startswith(".") == tail.startswith(".")]
-    return [f"{head}/{name}" for name in best(tail, sorted(shown), lambda name: (name,), 50)]
+    found = best(_composed(tail), sorted(shown), lambda name: (_composed(name),), 50)
+    return [f"{head}{slash}{name}" for name in found]
+
+
+def nothing_found(typed: str, base: Path) -> str:
+    """Why no file is offered for `typed`, in one sentence."""
+    head, slash, tail = _folder_of(typed) if is_path(typed) else ("", "", typed)
+    folder = f"the folder {head}{slash}" if slash else "this folder"
+    shown = folder[0].upper() + folder[1:]
+    try:
+        with os.scandir(_path(base, head + slash)) as entries:
+            names = [entry.name for entry, _ in zip(entries, range(2000), strict=False)]
+    except FileNotFoundError:
+        return f"{shown} does not exist."
+    except (OSError, ValueError, RuntimeError) as error:
+        return f"{shown} cannot be read: {getattr(error, 'strerror', None) or error}."
+    if tail and names:
+        return f"No file in {folder} matches {tail}: @{typed} is sent as a word."
+    hidden = f", but hidden ones: @{head}{slash}. lists them" if any(name.startswith(".") for name in names) else ""
+    return f"{shown} has no files to attach{hidden or '; @~/ and @/ begin paths elsewhere'}."
+
+
+def _folder_of(typed: str) -> tuple[str, str, str]:
+    """The folder that is named, its slash, and what is named in it."""
+    return (typed, "/", "") if typed in ("~", "..") else typed.rpartition("/")
+
+
+def _path(base: Path, folder: str) -> Path:
+    return base / Path(folder).expanduser() if folder else base
+
+
+def _composed(name: str) -> str:
+    """Accents as one character each, as they are typed: a file system may keep them apart."""
+    return name if name.isascii() else unicodedata.normalize("NFC", name)
 
 
 def matching(typed: str, files: Sequence[str], limit: int = 50) -> list[str]:
     """The paths that `typed` may mean, best first: by their last part, then by the whole."""
     if not typed:
         return list(files[:limit])
+    typed = _composed(typed)
     letters = re.compile(".*?".join(map(re.escape, typed)), re.IGNORECASE | re.DOTALL)
-    found = [path for path in files if letters.search(path)]
-    return best(typed, found[:2000], lambda path: (path.rpartition("/")[2], path), limit)
+    found = [path for path in files if letters.search(_composed(path))]
+    return best(typed, found[:2000], lambda path: (_composed(path.rpartition("/")[2]), _composed(path)), limit)
 
 
-def is_outside(typed: str) -> bool:
-    return typed.startswith(("/", "~/", "../", "./"))
+def is_path(typed: str) -> bool:
+    """Whether `typed` is looked for in the folder that it names: one elsewhere, or a hidden file."""
+    return typed.startswith(("/", "~/", "../", "./")) or typed == "~" or typed.rpartition("/")[2].startswith(".")

@@ -41,7 +41,7 @@ class OfferingArea(TextArea):
         self._offered: object = None  # the text and the cursor that the menu is for
         self._seen: dict[str, tuple[object, attach.Attached]] = {}  # files that were named, by path
         self._recalled: Mapping[str, attach.Attached] = {}  # files that came with the text that was put here last
-        self._files: list[str] = []
+        self._files: list[str] | None = None  # None: not listed yet
         self._files_at = float("-inf")
 
     def on_mount(self) -> None:
@@ -71,7 +71,7 @@ class OfferingArea(TextArea):
     def _offer(self) -> None:
         """Bring the menu up to date with the text and the cursor."""
         text, (row, column) = self.text, self.cursor_location
-        here = (text, row, column, self._draft is None, len(self._files))
+        here = (text, row, column, self._draft is None, None if self._files is None else len(self._files))
         if here == self._offered:
             return
         self._offered = here
@@ -84,16 +84,19 @@ class OfferingArea(TextArea):
             if self.menu is not None or self.menu_list.display:
                 self._show_menu(None)
             return
-        menu = None
+        menu, note = None, ""
         if text.startswith("/") and "\n" not in text:
             self._place = offers.Place((0, 0), self.document.end)
             menu = offers.command_menu(text, self.words)
         elif found := attach.typing(self.document[row][:column]):
             self._place = offers.Place((row, found[0]), (row, column))
-            menu = offers.file_menu(found[1], self._known_files(), self.base)
+            known = self._known_files()
+            menu = offers.file_menu(found[1], known or (), self.base)
+            if menu is None and known is not None:
+                note = files.nothing_found(found[1], self.base)
         if self._refused == text:
-            menu = None
-        note = "" if menu else self._attached_note(text)
+            menu, note = None, ""
+        note = "" if menu else self._attached_note(text) or note
         if menu is not None or note or self.menu_list.display:
             self._show_menu(menu, note)
 
@@ -153,7 +156,7 @@ class OfferingArea(TextArea):
         self.menu_list.show(self.menu)
         return True
 
-    def _known_files(self) -> list[str]:
+    def _known_files(self) -> list[str] | None:
         if time.monotonic() - self._files_at > FRESH:
             self._files_at = time.monotonic()
             self.run_worker(self._list_files, thread=True, exclusive=True, group="files")

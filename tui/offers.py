@@ -35,8 +35,7 @@ def command_menu(text: str, words: Mapping[str, Sequence[str]]) -> Menu | None:
 
 def file_menu(typed: str, known: Sequence[str], base: Path) -> Menu | None:
     """For `@` and a part of a path."""
-    outside = files.is_outside(typed)
-    found = files.list_folder(typed, base) if outside else files.matching(typed, known)
+    found = files.list_folder(typed, base) if files.is_path(typed) else files.matching(typed, known)
     if not found:
         return None
     return Menu(Source.FILE, [Entry(attach.named(path), path, "", path.startswith(typed)) for path in found])

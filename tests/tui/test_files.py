@@ -1,0 +1,103 @@
+"""`@` in the prompt: which files are offered, and what is said where there is none."""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+from pathlib import Path
+
+import pytest
+
+from mlxkv.tui import attach, files, offers
+from tests.tui.window import Window, window
+
+ACCENT = unicodedata.normalize("NFD", "résumé.txt")  # as some file systems keep it
+NAMES = (
+    "notes.txt",
+    "my notes.txt",
+    'say "hi".txt',
+    'q"uote',
+    "back\\slash two",
+    "日本 語.md",
+    ACCENT,
+    ".env",
+    "src/.hid",
+    "src/a.py",
+)
+
+
+@pytest.fixture
+def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    base = tmp_path / "here"
+    for name in NAMES:
+        (base / name).parent.mkdir(parents=True, exist_ok=True)
+        (base / name).write_text(f"in {name}")
+    for folder in ("empty", "hidden"):
+        (base / folder).mkdir()
+    (base / "hidden" / ".only").write_text("")
+    monkeypatch.setenv("HOME", str(tmp_path / "nobody"))
+    return base
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_name_of_any_letters_is_offered_and_sent(name: str, base: Path) -> None:
+    known = files.list_files(base)
+    typed = unicodedata.normalize("NFC", name)
+    menu = offers.file_menu(typed, known, base)
+    assert menu is not None
+    assert menu.entries[0].label == name
+    written = f"see {menu.entries[0].insert}"
+    assert attach.typing(written.removesuffix('"')) == (4, name)
+    assert attach.files_in(f"{written} and", base) == [name]
+    assert f"\nin {name}\n" in attach.attach(written, base)
+
+
+@pytest.mark.parametrize(
+    ("typed", "why"),
+    [
+        ("nothing", "No file in this folder matches nothing: @nothing is sent as a word."),
+        (".zzz", "No file in this folder matches .zzz"),
+        ("./empty/", "The folder ./empty/ has no files to attach; @~/ and @/ begin paths elsewhere."),
+        ("./empty/x", "The folder ./empty/ has no files to attach"),
+        ("./hidden/", "The folder ./hidden/ has no files to attach, but hidden ones: @./hidden/. lists them."),
+        ("./src/zzz", "No file in the folder ./src/ matches zzz"),
+        ("./none/x", "The folder ./none/ does not exist."),
+        ("/no/such/", "The folder /no/such/ does not exist."),
+        ("~/x", "The folder ~/ does not exist."),
+        ("~", "The folder ~/ does not exist."),
+        ("~nobody-here/x", "No file in this folder matches ~nobody-here/x"),
+        ("./notes.txt/", "The folder ./notes.txt/ cannot be read: Not a directory."),
+        ("/\0/", "The folder /\0/ cannot be read: embedded null byte."),
+        ("/" + "x" * 300 + "/", "cannot be read: File name too long."),
+    ],
+)  # fmt: skip
+def test_where_there_is_none_it_is_said_why(typed: str, why: str, base: Path) -> None:
+    assert offers.file_menu(typed, files.list_files(base), base) is None
+    assert why in files.nothing_found(typed, base)
+
+
+def test_a_folder_that_may_not_be_read(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert files.nothing_found("", base) == "This folder cannot be read: Permission denied."
+
+
+async def _note(w: Window, text: str, note: str) -> None:
+    w.app.prompt.put("")
+    w.app.prompt.insert(text)
+    await w.until(lambda: note in w.screen(), note)
+
+
+async def test_the_window_says_it_and_enter_sends_the_word(base: Path) -> None:
+    async with window() as w:
+        w.app.prompt.base = base / "empty"
+        await _note(w, "@", "This folder has no files to attach")
+        w.app.prompt.base = base
+        w.app.prompt._files_at = float("-inf")
+        await _note(w, "thanks @someone", "No file in this folder matches someone")
+        await w.pilot.press("enter")
+        await w.until(lambda: not w.app.prompt.text)
+        assert w.app.state.messages[-2:][0].text == "thanks @someone"
+        await _note(w, "see @notes.txt,", "@notes.txt 1 line")
