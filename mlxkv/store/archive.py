@@ -93,7 +93,7 @@ def read_archive(path: Path) -> ArchiveFile:
         for start in range(0, end, _READ):
             h.update(_read(fd, start, min(start + _READ, end)))
         if _read(fd, end, header.file_size) != h.digest():
-            raise CorruptError(f"{path.name} has the checksum {h.hexdigest()}, not the one in the file; get it again.")
+            raise CorruptError(f"{path.name} was changed or damaged after it was exported; get it again.")
         chat = next(t for t in header.tensors if t.name == "chat")
         text = _read(fd, header.data_start + chat.start, header.data_start + chat.end)
     except OSError as error:

@@ -116,6 +116,12 @@ class _Reader:
         text = text if len(text) <= 80 else f"{text[:76]} ..."
         raise CorruptError(f"{self.file} is not a chat that can be imported: {rule}, found {text}.")
 
+    def changed(self, what: str) -> NoReturn:
+        raise CorruptError(
+            f"{self.file} was changed after it was exported: {what} does not fit its checksum; import the file as it "
+            "was exported."
+        )
+
     def chat(self, data: bytes) -> PortableChat:
         table = self.parse(data)
         form = table.get("format")
@@ -131,7 +137,7 @@ class _Reader:
         turns = self.turns(table.get("turns"))
         log, head = self.replayed(turns, system)
         if table.get("head") != head:
-            self.refuse("`head` must be the digest of the turns", table.get("head"))
+            self.changed("what was said in it")
         params = self.params(table)
         model = self.model(table.get("model"))
         times = self.time(table, "created"), self.time(table, "updated")
@@ -290,7 +296,7 @@ class _Reader:
             self.refuse("the model's name must be printable", name)
         identity = ModelIdentity.of(name, parts)
         if (found.get("model_id"), found.get("template_id")) != (identity.model_id, identity.template_id):
-            self.refuse("the model's ids must be the digests of its parts", found.get("model_id"))
+            self.changed("what it says of its model")
         return identity
 
     def text(self, table: Mapping[str, Any], key: str, most: int | None = None) -> str:

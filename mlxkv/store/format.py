@@ -136,5 +136,5 @@ def verify_chunk(path: Path, digest: str, size: int) -> Header:
             h.update(part)
             offset += len(part)
     if h.hexdigest() != digest:
-        raise CorruptError(f"The chunk {path.name} has the checksum {h.hexdigest()}, not {digest}.")
+        raise CorruptError(f"The chunk {path.name} is damaged: its bytes do not fit its checksum.")
     return header

@@ -195,4 +195,4 @@ def _bytes_of(chunks: ChunkFiles, chunk: SavedChunk) -> Iterator[bytes]:
             left -= len(data)
             yield data
     if left:
-        raise StoreError(f"The chunk {chunk.digest} vanished while it was exported; try again.")
+        raise StoreError("A file of the KV cache vanished while the chat was exported; try again.")

@@ -169,7 +169,7 @@ def _prompt(path: Path, text: bytes, num_tokens: int) -> PromptText | None:
 
 def _check(path: Path, found: bytes, h: xxhash.xxh3_128) -> None:
     if found != h.digest():
-        raise CorruptError(f"{path} has the checksum {h.hexdigest()}, not the one in the file; make it again.")
+        raise CorruptError(f"{path} was changed or damaged after it was made; make it again.")
 
 
 def _plan(cache: KVCacheLike, num_tokens: int, text_bytes: int, metadata: dict[str, str]) -> tuple[list[Part], bytes]:

@@ -48,7 +48,7 @@ def read_chunk(
             if not go_on(num_bytes):
                 return False
     if h.hexdigest() != digest:
-        raise CorruptError(f"The chunk {path.name} has the checksum {h.hexdigest()}, not {digest}.")
+        raise CorruptError(f"The chunk {path.name} is damaged: its bytes do not fit its checksum.")
     return True
 
 

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import random
+import re
 import tarfile
 import zipfile
 from collections.abc import Callable
@@ -177,11 +178,11 @@ DOCUMENTS: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
     (put(("system",), 7), "`system` must be text"),
     (put(("created",), float("1e300")), "UNIX seconds"),
     (put(("updated",), True), "UNIX seconds"),
-    (put(("head",), "0" * 32), "digest of the turns"),
+    (put(("head",), "0" * 32), "changed after it was exported: what was said in it"),
     (put(("turns",), {}), "`turns` must be a list"),
     (put(("turns", 0), "hi"), "turn 1 must be an object"),
-    (put(("turns", 0, "text"), "another text"), "digest of the turns"),
-    (put(("turns", 0, "ids", 3), 99), "digest of the turns"),
+    (put(("turns", 0, "text"), "another text"), "changed after it was exported: what was said in it"),
+    (put(("turns", 0, "ids", 3), 99), "changed after it was exported: what was said in it"),
     (put(("turns", 1, "role"), "system"), "turn 2 must be of"),
     (put(("turns", 1, "state"), "later"), "turn 2 must be of"),
     (put(("turns", 1, "ids"), [1, -1]), "whole numbers below"),
@@ -225,7 +226,10 @@ DOCUMENTS: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
     (put(("turns", 1, "tool_calls"), [{"name": "f"}]), "must have arguments, id, name"),
     (put(("turns", 1, "tool_calls"), [{"name": 1, "arguments": "", "id": ""}]), "`name` must be text"),
     (put(("turns", 1, "tool_calls"), [{"name": "f", "arguments": {}, "id": ""}]), "`arguments` must be text"),
-    (put(("turns", 1, "tool_calls"), [{"name": "f", "arguments": "{}", "id": "1"}]), "digest of the turns"),
+    (
+        put(("turns", 1, "tool_calls"), [{"name": "f", "arguments": "{}", "id": "1"}]),
+        "changed after it was exported: what was said in it",
+    ),
     (put(("turns", 1, "tool_call_id"), 7), "`tool_call_id` must be text"),
     (put(("turns", 0, "attachments"), [{"name": "a", "media_type": "b", "start": 0, "end": 21}]), "within its 20"),
     (put(("turns", 0, "attachments"), [{"name": "a", "media_type": "b", "start": 3, "end": 2}]), "within its 20"),
@@ -234,10 +238,13 @@ DOCUMENTS: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
         put(("turns", 0, "attachments"), [{"name": None, "media_type": "b", "start": 0, "end": 2}]),
         "`name` must be text",
     ),
-    (put(("turns", 0, "attachments"), [{"name": "a", "media_type": "b", "start": 0, "end": 2}]), "digest of the turns"),
+    (
+        put(("turns", 0, "attachments"), [{"name": "a", "media_type": "b", "start": 0, "end": 2}]),
+        "changed after it was exported: what was said in it",
+    ),
     (put(("model", "name"), "evil\x1b[2J"), "must be printable"),
-    (put(("model", "model_id"), "0" * 64), "digests of its parts"),
-    (put(("model", "parts", "config.hidden"), "9"), "digests of its parts"),
+    (put(("model", "model_id"), "0" * 64), "changed after it was exported: what it says of its model"),
+    (put(("model", "parts", "config.hidden"), "9"), "changed after it was exported: what it says of its model"),
     (put(("model", "parts"), {str(i): "" for i in range(5000)}), "up to 4,096 parts"),
     (put(("model",), None), "`model` must have"),
     (put(("system",), "\ud800"), "whole characters"),
@@ -254,6 +261,7 @@ def test_hostile_documents_are_refused_in_one_sentence(store: SessionStore, chan
     text = str(caught.value)
     assert text.isprintable()
     assert len(text) < 300
+    assert re.search("[0-9a-f]{32}", text) is None, "a digest says nothing to anyone"
 
 
 @pytest.mark.parametrize(
