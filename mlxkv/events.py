@@ -313,7 +313,10 @@ class EngineStopped:
 
 @dataclass(frozen=True)
 class ModelCard:
-    """A model to choose. `is_local`: no download is needed; `fits`: there is memory for it and a KV cache."""
+    """A model to choose. `is_local`: no download is needed; `fits`: there is memory for it and a KV cache.
+
+    `is_folder`: `id` is the path of a folder of the user's. `is_current`: it is the one that is loaded.
+    """
 
     id: str
     size_bytes: int
@@ -321,6 +324,8 @@ class ModelCard:
     note: str = ""
     fits: bool = True
     is_local: bool = False
+    is_folder: bool = False
+    is_current: bool = False
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -85,14 +86,16 @@ def models_list(models: Sequence[ev.ModelCard], current: str, has_chat: bool, on
         if cards:
             rows.append(Row(heading))
         for card in cards:
-            mark = "▌" if card.id == current else " "
+            mark = "▌" if card.is_current or card.id == current else " "
             fit = "fits" if card.fits else "too large here"
             size = bytes_text(card.size_bytes) if card.size_bytes else ""
-            facts = tuple(f for f in (clean(card.note), clean(card.licence), fit, size) if f)
-            rows.append(Row(f"{mark}{clean(card.id)}", cmd.LoadModel(card.id), facts))
+            folder, name = os.path.split(card.id) if card.is_folder else ("", card.id)
+            facts = tuple(f for f in (clean(folder), clean(card.note), clean(card.licence), fit, size) if f)
+            rows.append(Row(f"{mark}{clean(name)}", cmd.LoadModel(card.id), facts, card.id))
     hint = "⏎ load; the chat is read again · esc close" if has_chat else "⏎ load · esc close"
     title = "Models that fit here" if only_fitting else "Models"
-    return Listing(title, tuple(rows), hint, "No model here is called that; /model org/name loads any other.", 1)
+    at = next((i for i, row in enumerate(rows) if row.text.startswith("▌")), 1)
+    return Listing(title, tuple(rows), hint, "No model here is called that; /model org/name loads any other.", at)
 
 
 def hits_list(words: str, hits: Sequence[ev.ChatHit]) -> Listing:

@@ -77,7 +77,7 @@ class Desk:
             case cmd.LoadModel():
                 return models.load(front, command)
             case cmd.ListModels(fitting):
-                return models.listed(fitting)
+                return models.listed(front, fitting)
             case cmd.NewChat(system):
                 return chats.new(front, system)
             case cmd.OpenChat(session_id):

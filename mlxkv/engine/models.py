@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 
 from mlxkv.commands import LoadModel
 from mlxkv.engine import chats
@@ -11,6 +14,8 @@ from mlxkv.engine.front import Front
 from mlxkv.errors import MlxkvError
 from mlxkv.events import EngineEvent, Failed, ModelCard, ModelList, ModelLoading, ModelMissing, ModelReady
 from mlxkv.preflight import tight
+
+RECENT_CHATS, MOST_FOLDERS = 200, 8  # whose folders are listed, the latest first
 
 
 def load(front: Front, wanted: LoadModel) -> Iterator[EngineEvent]:
@@ -88,8 +93,9 @@ def _again(front: Front, session: str | None) -> Iterator[EngineEvent]:
     yield from chats.opened(front, session) if session else chats.new(front, None)
 
 
-def listed(fitting: bool = False) -> Iterator[EngineEvent]:
-    """What is here, last used first, then the rest of the catalogue, smallest first; or the `fitting` ones alone."""
+def listed(front: Front, fitting: bool = False) -> Iterator[EngineEvent]:
+    """What is here: built in, folders that are used, the hub's cache, last used first; then the rest of the catalogue,
+    smallest first. Or the `fitting` ones alone."""
     from mlxkv.device import current_device
     from mlxkv.models import BUILT_IN, catalogue, list_local, resolve
     from mlxkv.models.catalogue import HEADROOM
@@ -108,5 +114,31 @@ def listed(fitting: bool = False) -> Iterator[EngineEvent]:
         entry = known.pop(local.id, None)
         fits = local.size_bytes <= limit * HEADROOM
         cards.append(ModelCard(local.id, local.size_bytes, entry.licence if entry else "", "", fits, True))
+    current = front.model.name if front.model is not None else ""
+    cards[len(BUILT_IN) : len(BUILT_IN)] = _others(front, {card.id for card in cards}, limit * HEADROOM)
     cards += [ModelCard(e.id, e.size_bytes, e.licence, e.note, e.fits(limit)) for e in known.values()]
+    cards = [replace(card, is_current=card.id == current) for card in cards]
     yield ModelList(tuple(card for card in cards if card.fits or not fitting), fitting)
+
+
+def _others(front: Front, known: set[str], most: float) -> Iterator[ModelCard]:
+    """The model that is loaded and the folders of the latest chats, where `known` has them not. Of the folders that are
+    gone only the loaded one is worth a row."""
+    current = [front.model.name] if front.model is not None else []
+    names = list(current)
+    with suppress(MlxkvError), front.store() as store:  # chats that cannot be read hide no models
+        names += [chat.model for chat in store.list()[:RECENT_CHATS]]
+    found = 0
+    for name in dict.fromkeys(names):
+        path = Path(name)
+        if name in known or found == MOST_FOLDERS or not (name in current or _is_model(path)):
+            continue
+        found += 1
+        is_folder = path.is_absolute()
+        size = sum(p.stat().st_size for p in path.glob("*.safetensors")) if is_folder else _size(name)
+        note = "the folder is gone" if is_folder and not _is_model(path) else ""
+        yield ModelCard(name, size, "", note, size <= most, True, is_folder)
+
+
+def _is_model(path: Path) -> bool:
+    return path.is_absolute() and os.path.isfile(path / "config.json")

@@ -288,7 +288,10 @@ class _Reader:
 
     def model(self, found: Any) -> ModelIdentity:
         if not isinstance(found, dict) or not isinstance(found.get("parts"), dict) or len(found["parts"]) > _MAX_PARTS:
-            self.refuse(f"`model` must have a name and up to {_MAX_PARTS:,} parts", found)
+            num_parts = (
+                len(found["parts"]) if isinstance(found, dict) and isinstance(found.get("parts"), dict) else None
+            )
+            self.refuse(f"`model` must have a name and up to {_MAX_PARTS:,} parts", num_parts)
         parts, name = found["parts"], self.text(found, "name", _MAX_NAME)
         if any(not isinstance(v, str) or max(len(k), len(v)) > _MAX_NAME for k, v in parts.items()):
             self.refuse("the model's parts must be short texts", list(parts)[:4])

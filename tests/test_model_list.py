@@ -1,0 +1,49 @@
+"""What `/model` lists: also the folder that is loaded, and those that chats were had with."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mlxkv import commands as cmd
+from mlxkv import events as ev
+from mlxkv.tui.lists import models_list
+from tests.test_engine_chats import Said
+from tests.tokenizers import tiny_folder
+
+
+@pytest.fixture
+def said(home: Path) -> Iterator[Said]:
+    said = Said()
+    yield said
+    said.desk.front.close()
+
+
+def folders(said: Said) -> list[tuple[str, bool, str]]:
+    cards = said.one(cmd.ListModels(), ev.ModelList).models
+    return [(Path(card.id).name, card.is_current, card.note) for card in cards if card.is_folder]
+
+
+def test_the_loaded_folder_and_those_of_chats_are_listed(said: Said, tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        tiny_folder(tmp_path / name)
+    assert folders(said) == []  # nothing is loaded, no chats
+    said.one(cmd.LoadModel(str(tmp_path / "first")), ev.ModelReady)
+    assert folders(said) == [("first", True, "")]
+    said.one(cmd.Send("one", 0.0), ev.TurnFinished)
+    said.one(cmd.NewChat(), ev.ChatOpened)
+    said.one(cmd.LoadModel(f"{tmp_path}/first/../second/"), ev.ModelReady)
+    assert folders(said) == [("second", True, ""), ("first", False, "")]
+
+    cards = said.one(cmd.ListModels(), ev.ModelList).models
+    rows = models_list(cards, "", False).rows
+    (row,) = [row for row in rows if row.text.startswith("▌")]
+    assert (row.text, row.facts[0], row.choice) == ("▌second", str(tmp_path), cmd.LoadModel(str(tmp_path / "second")))
+    assert "tutor" in rows[1].text
+
+    for name in ("first", "second"):
+        shutil.rmtree(tmp_path / name)
+    assert folders(said) == [("second", True, "the folder is gone")]
