@@ -12,14 +12,16 @@ models = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="List, do
 
 @models.command("ls")
 def models_ls() -> None:
-    """Models on this machine, then those that can be downloaded; `*` fits its memory."""
+    """Models on this machine, ready or not, then those that can be downloaded; `*` fits its memory."""
     from mlxkv.device import current_device
     from mlxkv.models import catalogue, list_local
     from mlxkv.stats import bytes_text
+    from mlxkv.text import clean
 
     limit = current_device().memory_limit
-    for local in list_local():
-        print(f"here      {bytes_text(local.size_bytes):>7}  {local.id}")
+    for local in sorted(list_local(with_broken=True), key=lambda local: bool(local.problem)):
+        mark, note = ("broken", f"  {clean(local.problem)}") if local.problem else ("here", "")
+        print(f"{mark:<10}{bytes_text(local.size_bytes):>7}  {local.id}{note}")
     for entry in catalogue():
         mark = "*" if entry.fits(limit) else " "
         print(f"download {mark}{bytes_text(entry.size_bytes):>7}  {entry.id}  {entry.licence}  {entry.note}")
@@ -62,6 +64,7 @@ def models_info(model: Annotated[str, typer.Argument(help="Built-in name, folder
         "KV per token": f"{plan.bytes_per_token:,} bytes",
         "KV cache": plan.description,
         **_text(model),
+        "files": _files(model),
     }.items():
         print(f"{name:<15} {clean(str(value))}")
 
@@ -80,6 +83,17 @@ def _text(model: str) -> dict[str, str]:
     own = "mlx-lm's own" if side.tokenizer.has_chat_template else "none: what is said continues the text"
     ends = "; ".join(f"{token.id} {token.text!r} ({', '.join(token.sources)})" for token in side.ends)
     return {"chat template": str(side.template or own), "ends a reply": ends or "nothing: only --max-tokens"}
+
+
+def _files(model: str) -> str:
+    """Whether it could be loaded now."""
+    from mlxkv.models import Hub, resolve
+    from mlxkv.models.hub import find_local
+    from mlxkv.models.whole import problem
+
+    source = resolve(model)
+    folder = source.path or find_local(Hub(), source.repo or "", source.revision, need_weights=False)
+    return (problem(folder, model) if folder else "") or "all here"
 
 
 @models.command("estimate")

@@ -100,11 +100,15 @@ def _models() -> Iterator[Finding]:
     from mlxkv.models import list_local
 
     try:
-        models = list_local()
+        models = list_local(with_broken=True)
     except (MlxkvError, OSError, ValueError) as error:
         yield Finding("models", f"The model cache cannot be read ({str(error).splitlines()[0]}).", ok=False)
         return
-    yield Finding("models", f"{len(models)} in the cache, {bytes_text(sum(m.size_bytes for m in models))}")
+    ready = sum(not model.problem for model in models)
+    yield Finding("models", f"{ready} in the cache, {bytes_text(sum(m.size_bytes for m in models))}")
+    for model in models:
+        if model.problem:
+            yield Finding("models", f"{model.id} {clean(model.problem)}; `mlxkv models pull {model.id}`.")
 
 
 def _store(folders: Folders) -> Iterator[Finding]:

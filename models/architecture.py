@@ -6,6 +6,7 @@ Reads small files and mlx-lm's list of model classes; touches no weights. Import
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,25 @@ def model_classes(config: dict[str, Any], name: str) -> tuple[Any, Any]:
         raise ModelUnsupportedError(
             f"{name} has the model_type {kind!r}, which this mlx-lm does not know; use another model or a newer mlxkv."
         ) from error
+
+
+def is_known(config: dict[str, Any]) -> bool:
+    """Whether mlx-lm has a module for a config from `read_config`, or names one, as its files tell; imports none.
+
+    For lists; `model_classes` knows better and takes a second.
+    """
+    spec = importlib.util.find_spec("mlx_lm")
+    if spec is None or not spec.submodule_search_locations:
+        return True
+    folder = Path(next(iter(spec.submodule_search_locations)))
+    kind = config["model_type"]
+    if (folder / "models" / f"{kind}.py").is_file():
+        return True
+    try:
+        text = (folder / "utils.py").read_text(encoding="utf-8")
+    except OSError:
+        return True
+    return re.search(rf'^ *\(?"{re.escape(kind)}"', text, re.M) is not None  # a key of one of its tables
 
 
 def stored_dtype(config: dict[str, Any]) -> str | None:

@@ -14,10 +14,11 @@ from pathlib import Path
 
 from mlxkv.errors import ModelDownloadError, ModelFileError, ModelNotFoundError
 from mlxkv.models.blob import fetch_blob, partial_path
-from mlxkv.models.hub import ALLOW, NEVER, UNREAD, WEIGHTS, Hub, explain, find_local
+from mlxkv.models.hub import ALLOW, NEVER, UNREAD, Hub, explain, find_local
 from mlxkv.models.repository import ask_commit, ask_files
 from mlxkv.models.resolve import is_repo
 from mlxkv.models.snapshot import below, has_bytes, link, ref_path, set_ref, snapshot_path
+from mlxkv.models.whole import WEIGHTS
 from mlxkv.stats import bytes_text
 
 Progress = Callable[[int, int], None]  # bytes there, bytes in all
@@ -83,7 +84,7 @@ def plan_download(
         commit = ask_commit(hub.url(), repo, revision, look=look)
         entries, all_paths = ask_files(hub.url(), repo, commit, lambda path: _is_wanted(path, allow), look=look)
     except Exception as error:
-        raise explain(error, repo, revision) from error
+        raise explain(error, hub, repo, revision) from error
     storage = hub.storage(repo)
     files, partial_bytes = [], 0
     for entry in entries:
@@ -132,7 +133,7 @@ def download(
     except Exception as error:
         if error is meter.raised:
             raise
-        raise explain(error, repo, revision) from error
+        raise explain(error, hub, repo, revision) from error
 
 
 def _fetch(plan: Plan, hub: Hub, meter: _Meter) -> Path:

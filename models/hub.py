@@ -10,17 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlxkv.errors import MlxkvError, ModelDownloadError, ModelNotFoundError
-from mlxkv.models.architecture import MAX_JSON
 from mlxkv.models.fetch import HubStatusError
 from mlxkv.models.repository import is_id
-from mlxkv.regular_file import read_json, read_text
+from mlxkv.models.whole import listed, missing_files
+from mlxkv.regular_file import read_text
 
 ALLOW = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "tokenizer*")
 NEVER = ("*.py", "*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.gguf", "*.npz", "*.npy", "*.ckpt", "*.h5", "*.onnx")
 # The hub's own layout also has weights mlx-lm never reads: other formats' copies and duplicates in one file.
 UNREAD = ("*/*.safetensors", "consolidated*.safetensors", "*/*.json", "*/*.txt", "*/*.model")
 MAX_REF = 4096  # bytes of a file that names a commit
-WEIGHTS = "model*.safetensors"  # what mlx-lm reads
 
 
 @dataclass(frozen=True)
@@ -61,29 +60,10 @@ def find_local(hub: Hub, repo: str, revision: str | None = None, *, need_weights
     folder = storage / "snapshots" / commit
     if not (folder / "config.json").is_file():
         return None
-    return folder if not need_weights or is_whole(folder) else None
+    return folder if not need_weights or not missing_files(folder) else None
 
 
-def is_whole(folder: Path) -> bool:
-    """Whether the weights the folder's index names are all there; without an index, whether there are any.
-
-    A broken index is no reason to download again: it counts as whole and the loader says what is wrong with it.
-    """
-    index = folder / "model.safetensors.index.json"
-    if not (folder / "config.json").is_file():
-        return False
-    if index.is_file():
-        try:
-            names = set(read_json(index, MAX_JSON)["weight_map"].values())
-        except (OSError, ValueError, KeyError, AttributeError, TypeError):
-            return True
-        return all((folder / Path(str(name)).name).is_file() for name in names)
-    if index.is_symlink():  # a link whose blob is gone
-        return False
-    return any(path.is_file() for path in folder.glob(WEIGHTS))
-
-
-def explain(error: Exception, repo: str, revision: str | None) -> MlxkvError:
+def explain(error: Exception, hub: Hub, repo: str, revision: str | None) -> MlxkvError:
     """The sentence for what `fetch.get`, huggingface_hub, the network or the disk raised while fetching `repo`."""
     from huggingface_hub import errors
 
@@ -91,16 +71,22 @@ def explain(error: Exception, repo: str, revision: str | None) -> MlxkvError:
         return error
     if isinstance(error, errors.OfflineModeIsEnabled):
         return ModelDownloadError(
-            f"{repo} is not in the cache (or not whole), and HF_HUB_OFFLINE forbids downloading it; unset it once."
+            f"{repo} {_lack(hub, repo, revision)}, and HF_HUB_OFFLINE forbids downloading it; unset it once."
         )
     if isinstance(error, HubStatusError):
         return _explain_status(error, repo, revision)
     if isinstance(error, OSError) and error.strerror:
         return ModelDownloadError(f"{repo} could not be saved ({error.strerror}); make room or check the cache folder.")
     return ModelDownloadError(
-        f"{repo} is not whole in the cache and the hub cannot be reached ({type(error).__name__}); "
+        f"{repo} {_lack(hub, repo, revision)} and the hub cannot be reached ({type(error).__name__}); "
         "check the connection and try again, what has arrived is kept."
     )
+
+
+def _lack(hub: Hub, repo: str, revision: str | None) -> str:
+    half = find_local(hub, repo, revision, need_weights=False)
+    missing = missing_files(half) if half else ()
+    return f"lacks {listed(missing)} in the cache" if missing else "is not in the cache"
 
 
 def _explain_status(error: HubStatusError, repo: str, revision: str | None) -> MlxkvError:

@@ -21,11 +21,12 @@ from mlxkv.models.architecture import check_files, model_classes, read_config, r
 from mlxkv.models.chat_template import FoundTemplate
 from mlxkv.models.download import ensure
 from mlxkv.models.ends import EndToken
-from mlxkv.models.hub import WEIGHTS, Hub
+from mlxkv.models.hub import Hub
 from mlxkv.models.memory import check_fits, predict_weights
 from mlxkv.models.resolve import resolve
 from mlxkv.models.rope import settle_ropes
 from mlxkv.models.text_side import load_text_side
+from mlxkv.models.whole import WEIGHTS, check_whole
 from mlxkv.safetensors import Header, check_weights
 
 if TYPE_CHECKING:
@@ -91,6 +92,7 @@ def load_model(
     check_files(folder)
     model_classes(config, name)  # refused before a gigabyte is read
     settled = settle_ropes(config, name)
+    check_whole(folder, name)
     changed = {key: value for key, value in settled.items() if key not in config or value is not config[key]}
     need, promote = predict_weights(_check_weight_files(folder, name), device)
     check_fits(name, need, device)
@@ -131,10 +133,6 @@ def _check_weight_files(folder: Path, name: str) -> list[Header]:
     """The headers of the files mlx-lm will read; every safetensors file in the folder is checked."""
     headers = {path.name: check_weights(path) for path in sorted(folder.glob("*.safetensors"))}
     read = [headers[path.name] for path in sorted(folder.glob(WEIGHTS))]
-    if not read:
-        raise ModelFileError(
-            f"{name} has a config.json but no {WEIGHTS} in {folder}; download it again or convert it with mlx_lm."
-        )
     if any(c in str(folder) for c in "*?["):
         raise ModelFileError(f"mlx-lm cannot read weights from {folder}, whose path has one of * ? [; rename it.")
     return read

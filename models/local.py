@@ -6,45 +6,50 @@ Reads and deletes files; imports huggingface_hub lazily and no MLX. Any thread m
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlxkv.errors import MlxkvError, ModelDownloadError, ModelNotFoundError
-from mlxkv.models.architecture import read_config
-from mlxkv.models.hub import Hub, is_whole
+from mlxkv.models.architecture import is_known, read_config
+from mlxkv.models.blob import partial_path
+from mlxkv.models.hub import Hub, find_local
 from mlxkv.models.resolve import is_repo, resolve
+from mlxkv.models.whole import problem
 from mlxkv.regular_file import reason
 
 if TYPE_CHECKING:
-    from huggingface_hub import CachedRepoInfo, HFCacheInfo
+    from huggingface_hub import HFCacheInfo
 
 
 @dataclass(frozen=True)
 class LocalModel:
-    """A model in the cache that is whole. `size_bytes` is what it takes on disk, `last_used` UNIX seconds."""
+    """A model in the cache. `size_bytes` is what it takes on disk, `last_used` UNIX seconds.
+
+    `problem` is what keeps it from loading, as a clause ("lacks model.safetensors"); "" for a model that is ready.
+    """
 
     id: str
     model_type: str
     size_bytes: int
     last_used: float
     path: Path
+    problem: str = ""
 
 
-def list_local(hub: Hub | None = None) -> tuple[LocalModel, ...]:
-    """The loadable models in the cache, last used first. Whether mlx-lm has the architecture is left to loading."""
-    info = _scan(hub or Hub())
-    models = []
-    for repo in info.repos if info else ():
-        path = _whole_snapshot(repo)
-        if path is None or not is_repo(repo.repo_id):  # a folder of any name may lie there
-            continue
-        try:
-            model_type = read_config(path, repo.repo_id)["model_type"]
-        except MlxkvError:
-            continue
-        models.append(LocalModel(repo.repo_id, model_type, repo.size_on_disk, repo.last_accessed, path))
+def list_local(hub: Hub | None = None, *, with_broken: bool = False) -> tuple[LocalModel, ...]:
+    """The models in the cache that are ready, last used first; `with_broken` also those that are not.
+
+    A repository that is no language model of mlx-lm's, whatever else it may be, is not listed.
+    """
+    hub = hub or Hub()
+    models: list[LocalModel] = []
+    for storage in hub.cache().glob("models--*"):
+        with suppress(OSError):  # a folder that may not be read hides no other
+            if (model := _look(hub, storage)) is not None and (with_broken or not model.problem):
+                models.append(model)
     return tuple(sorted(models, key=lambda model: (-model.last_used, model.id)))
 
 
@@ -88,10 +93,46 @@ def _scan(hub: Hub) -> HFCacheInfo | None:
         raise ModelDownloadError(f"The cache {hub.cache()} cannot be read ({reason(error)}); check it.") from error
 
 
-def _whole_snapshot(repo: CachedRepoInfo) -> Path | None:
-    if repo.repo_type != "model":
+def _look(hub: Hub, storage: Path) -> LocalModel | None:
+    """The revision that is ready, the default one first; else what is wrong with it, where weights were ever wanted."""
+    repo = storage.name.removeprefix("models--").replace("--", "/")
+    if not is_repo(repo):  # a folder of any name may lie there
         return None
-    newest_first = sorted(repo.revisions, key=lambda revision: -revision.last_modified)
-    with suppress(OSError):
-        return next((r.snapshot_path for r in newest_first if is_whole(r.snapshot_path)), None)
-    return None
+    broken = None
+    for revision in _revisions(storage):
+        folder = find_local(hub, repo, revision, need_weights=False)
+        name = f"{repo}@{revision}" if revision else repo
+        model = _read(name, folder, storage) if folder else None
+        if model is not None and not model.problem:
+            return model
+        broken = broken or model
+    partial = any(storage.glob(str(partial_path(Path("blobs/*")))))
+    if broken is None and partial and not any(storage.glob("snapshots/*/config.json")):
+        return LocalModel(repo, "", _size(storage), storage.stat().st_mtime, storage, "is not downloaded to its end")
+    wanted = partial or (broken and any(broken.path.glob("*.safetensors*")))  # a configuration alone is no half model
+    return broken if wanted else None
+
+
+def _revisions(storage: Path) -> Iterator[str | None]:
+    yield None
+    refs = storage / "refs"
+    yield from sorted(str(path.relative_to(refs)) for path in refs.rglob("*") if path.is_file() and path.name != "main")
+    yield from sorted(path.name for path in (storage / "snapshots").glob("*"))
+
+
+def _read(name: str, folder: Path, storage: Path) -> LocalModel | None:
+    try:
+        config = read_config(folder, name)
+    except MlxkvError:
+        return None
+    if not is_known(config):
+        return None
+    used = max((path.stat().st_atime for path in folder.rglob("*") if path.is_file()), default=0.0)
+    return LocalModel(name, config["model_type"], _size(storage), used, folder, problem(folder, name))
+
+
+def _size(storage: Path) -> int:
+    """Bytes of all revisions; a file that several of them have counts once."""
+    own = [path for path in storage.glob("snapshots/**/*") if not path.is_symlink()]
+    files = [path.stat() for path in (*storage.glob("blobs/*"), *own) if path.is_file()]
+    return sum({(info.st_dev, info.st_ino): info.st_size for info in files}.values())

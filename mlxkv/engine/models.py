@@ -110,12 +110,15 @@ def listed(front: Front, fitting: bool = False) -> Iterator[EngineEvent]:
             continue  # not part of this installation
         size = sum(p.stat().st_size for p in folder.glob("*.safetensors")) if folder else 0
         cards.append(ModelCard(name, size, "MIT", "built in", True, True))
-    for local in list_local():
+    broken = []
+    for local in list_local(with_broken=True):
         entry = known.pop(local.id, None)
-        fits = local.size_bytes <= limit * HEADROOM
-        cards.append(ModelCard(local.id, local.size_bytes, entry.licence if entry else "", "", fits, True))
+        fits = local.size_bytes <= limit * HEADROOM if entry is None else entry.fits(limit)
+        card = ModelCard(local.id, local.size_bytes, entry.licence if entry else "", local.problem, fits, True)
+        (broken if local.problem else cards).append(replace(card, is_local=not local.problem))
     current = front.model.name if front.model is not None else ""
     cards[len(BUILT_IN) : len(BUILT_IN)] = _others(front, {card.id for card in cards}, limit * HEADROOM)
+    cards += broken
     cards += [ModelCard(e.id, e.size_bytes, e.licence, e.note, e.fits(limit)) for e in known.values()]
     cards = [replace(card, is_current=card.id == current) for card in cards]
     yield ModelList(tuple(card for card in cards if card.fits or not fitting), fitting)

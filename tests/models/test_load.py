@@ -158,7 +158,7 @@ def code_in_tokenizer(folder: Path) -> None:
 
 WRONG: dict[str, tuple[Any, type[MlxkvError], str]] = {
     "no config": (lambda f: (f / "config.json").unlink(), ModelNotFoundError, "no config.json"),
-    "no weights": (lambda f: (f / "model.safetensors").unlink(), ModelFileError, "no model.*safetensors"),
+    "no weights": (lambda f: (f / "model.safetensors").unlink(), ModelFileError, "lacks model.safetensors"),
     "config is no JSON": (write("config.json", "{"), ModelFileError, "cannot be read as JSON"),
     "config is not UTF-8": (write("config.json", b'{"\xff'), ModelFileError, "cannot be read as JSON"),
     "config is a list": (write("config.json", "[]"), ModelFileError, "must hold a JSON object"),

@@ -1,0 +1,106 @@
+"""Whether a model's folder has all that loading needs, file by file, without reading a weight.
+
+For lists, which must not offer half a model as ready, and for loading, which says the file's name and not how many
+parameters are missing. Reads small files and headers; imports no MLX. Any thread.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from mlxkv.errors import MlxkvError, ModelFileError
+from mlxkv.models.architecture import is_known, read_config, read_json
+from mlxkv.safetensors import check_weights
+
+WEIGHTS = "model*.safetensors"  # what mlx-lm reads
+INDEX = "model.safetensors.index.json"
+
+_NUMBERED = re.compile(r"(model.*-)(\d{5})-of-(\d{5})\.safetensors", re.A)
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.*", "*.model", "*.tiktoken", "tekken.json")
+
+
+def missing_files(folder: Path) -> tuple[str, ...]:
+    """The names of the files that loading needs and that are not there, which is what a download would bring.
+
+    Shards by the index and by their own numbers; links whose blob is gone; config.json, weights and a tokenizer at all.
+    An index that cannot be read names none: downloading again is no help, and `check_whole` says what is wrong with it.
+    """
+    try:
+        named = _indexed(folder)
+    except ModelFileError:
+        named = set()
+    found = {path.name for path in folder.glob(WEIGHTS) if path.is_file()}
+    missing = {name for name in named | _numbered(found) if not (folder / name).is_file()}
+    missing |= {path.name for path in folder.glob("*") if path.is_symlink() and not path.exists() and _is_read(path)}
+    if not (folder / "config.json").is_file():
+        missing.add("config.json")
+    if not found and not any(name.endswith(".safetensors") for name in missing):
+        missing.add("model.safetensors")
+    if not any(path.is_file() for pattern in _TOKENIZERS for path in folder.glob(pattern)):
+        missing.add("tokenizer.json")
+    return tuple(sorted(missing))
+
+
+def check_whole(folder: Path, name: str) -> None:
+    """Refuse half a model.
+
+    Raises:
+        ModelFileError: files are missing, or the index is not what it has to be.
+    """
+    _indexed(folder)
+    if missing := missing_files(folder):
+        other = " or convert it with mlx_lm" if "model.safetensors" in missing else ""
+        raise ModelFileError(f"{name} lacks {listed(missing)}; download it again{other}.")
+
+
+def problem(folder: Path, name: str) -> str:
+    """Why the model in `folder` cannot be loaded, as a clause; "" where nothing is seen that would prevent it."""
+    if missing := missing_files(folder):
+        return f"lacks {listed(missing)}"
+    try:
+        config = read_config(folder, name)
+        if not is_known(config):
+            return f"has the model_type {config['model_type']}, which this mlx-lm does not know"
+        check_whole(folder, name)
+        for path in sorted(folder.glob(WEIGHTS)):
+            check_weights(path)
+    except MlxkvError as error:
+        return str(error).rstrip(".").rsplit("; ", 1)[0].replace(f"{folder}/", "")
+    return ""
+
+
+def listed(names: tuple[str, ...]) -> str:
+    """At most three of the names."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
+
+
+def _indexed(folder: Path) -> set[str]:
+    """The files that the index names.
+
+    Raises:
+        ModelFileError: it is no table of names, or names a file elsewhere.
+    """
+    path = folder / INDEX
+    if not path.is_file():
+        return set()
+    table = read_json(path).get("weight_map")
+    if not isinstance(table, dict) or not all(isinstance(name, str) for name in table.values()):
+        raise ModelFileError(f"{path} must map tensors to files as weight_map; download the model again.")
+    for name in table.values():
+        if not name.isprintable() or Path(name).name != name or name in ("", "..") or len(name) > 200:
+            raise ModelFileError(f"{path} names {ascii(name)[:80]}, which is no file beside it; use another model.")
+    return set(table.values())
+
+
+def _numbered(found: set[str]) -> set[str]:
+    """All shards, where some say how many there are."""
+    names: set[str] = set()
+    for match in filter(None, map(_NUMBERED.fullmatch, found)):
+        names |= {f"{match[1]}{number:05}-of-{match[3]}.safetensors" for number in range(1, int(match[3]) + 1)}
+    return names
+
+
+def _is_read(path: Path) -> bool:
+    return path.suffix in (".json", ".jinja", ".model", ".txt", ".tiktoken") or path.match(WEIGHTS)
