@@ -96,9 +96,9 @@ def model_classes(config: dict[str, Any], name: str) -> tuple[Any, Any]:
 
 
 def is_known(config: dict[str, Any]) -> bool:
-    """Whether mlx-lm has a module for a config from `read_config`, or names one, as its files tell; imports none.
+    """Whether mlx-lm has a module for a config from `read_config`, as far as its files tell; imports nothing.
 
-    For lists; `model_classes` knows better and takes a second.
+    For lists: `model_classes` knows better and takes a second.
     """
     spec = importlib.util.find_spec("mlx_lm")
     if spec is None or not spec.submodule_search_locations:

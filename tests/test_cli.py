@@ -302,6 +302,7 @@ def test_models_can_be_looked_at_without_loading_them(run: Run, tiny_path: Path)
     assert info.code == 0
     assert "llama" in info.out
     assert "256 bytes" in info.out  # 2 layers x 2 heads x (8 + 8) x 4 bytes
+    assert "all here" in info.out
     estimate = run("models", "estimate", tiny_path, "--window", "256")
     assert "fits" in estimate.out
     assert run("models", "info", "./nowhere").code == 1

@@ -86,6 +86,9 @@ class Rules:
             if tensor.start != offset:
                 self.refuse(f"tensor {tensor.name!r} must start where the one before ends, at {offset}", tensor.start)
             offset = tensor.end
+        if self.weights and data_start + offset > size:
+            whole = data_start + offset
+            raise self.error(f"{self.file} is cut off at {size:,} of its {whole:,} bytes; download it again.")
         if data_start + offset != size:
             self.refuse(f"the tensors must cover the file's {size - data_start} data bytes exactly", offset)
         return Header(metadata, tuple(tensors), data_start, size)

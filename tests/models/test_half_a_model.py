@@ -13,7 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from mlxkv.cli import main
+from mlxkv.engine.models import listed
 from mlxkv.errors import ModelDownloadError, ModelError, ModelFileError
+from mlxkv.events import ModelCard, ModelList
 from mlxkv.models import Hub, list_local, load_model
 from mlxkv.models.hub import find_local
 from mlxkv.models.snapshot import link
@@ -79,7 +82,7 @@ CASES: dict[str, tuple[Damage, str, bool]] = {
     ),
     "a shard that is a pipe": (fifo(SECOND), LACKS.format(SECOND), True),
     "a shard that is a folder": (both(unlink(SECOND), lambda f: (f / SECOND).mkdir()), LACKS.format(SECOND), True),
-    "a shard that ends early": (write(SECOND, SHARD[:-1]), SECOND, False),
+    "a shard that ends early": (write(SECOND, SHARD[:-1]), f"{SECOND} is cut off at {len(SHARD) - 1:,} of", False),
     "a shard that ends in its header": (write(SECOND, SHARD[:20]), SECOND, False),
     "an empty shard": (write(SECOND, b""), SECOND, False),
     "an index of a file outside": (index({"weight_map": {"a": "../x.safetensors"}}), ELSEWHERE.format("'../x"), False),
@@ -198,3 +201,28 @@ def test_a_download_that_was_interrupted_is_listed_as_that(hub: Hub, tmp_path: P
     (model,) = list_local(Hub(cache_dir=tmp_path / "other"), with_broken=True)
     assert (model.id, model.size_bytes, model.problem) == (REPO, 3, "is not downloaded to its end")
     assert list_local(Hub(cache_dir=tmp_path / "other")) == ()
+
+
+def test_the_windows_list_and_the_command_line_tell_half_from_whole(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], home: Path
+) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(hub.cache_dir))
+
+    def shown() -> str:
+        with pytest.raises(SystemExit):
+            main(["models", "ls"])
+        return next(line for line in capsys.readouterr().out.splitlines() if REPO in line)
+
+    def card() -> ModelCard:
+        (event,) = listed()
+        assert isinstance(event, ModelList)
+        return next(card for card in event.models if card.id == REPO)
+
+    assert shown().startswith("here ")
+    assert (card().is_local, card().note) == (True, "")
+    unlink(SECOND)(folder_of(hub))
+    assert shown().startswith("broken ")
+    assert shown().endswith(f"{REPO}  lacks {SECOND}")
+    assert (card().is_local, card().note) == (False, f"lacks {SECOND}")

@@ -176,7 +176,7 @@ WRONG: dict[str, tuple[Any, type[MlxkvError], str]] = {
     "config has more layers": (lambda f: change(f, num_hidden_layers=6), ModelFileError, "do not make the llama"),
     "config has a word for a number": (lambda f: change(f, num_hidden_layers="5"), ModelFileError, "do not make"),
     "quantization is a word": (lambda f: change(f, quantization="yes"), ModelFileError, "do not make"),
-    "weights cut": (cut, ModelFileError, "cover the file's .* exactly"),
+    "weights cut": (cut, ModelFileError, "is cut off at .* of its .* bytes"),
     "weights are text": (write("model.safetensors", "version https://git-lfs"), ModelFileError, "header length"),
     "another file is hostile": (write("extra.safetensors", b"\xff" * 8), ModelFileError, "header length"),
     "no tokenizer": (lambda f: [p.unlink() for p in f.glob("tokenizer*")], ModelFileError, "tokenizer"),
