@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 from mlxkv.errors import MlxkvError, ModelDownloadError, ModelNotFoundError
 from mlxkv.models.architecture import is_known, read_config
 from mlxkv.models.blob import partial_path
-from mlxkv.models.hub import Hub, find_local
+from mlxkv.models.hub import MAX_REF, Hub, find_local
 from mlxkv.models.resolve import is_repo, resolve
 from mlxkv.models.whole import problem
-from mlxkv.regular_file import reason
+from mlxkv.regular_file import check_regular, reason
 
 if TYPE_CHECKING:
     from huggingface_hub import HFCacheInfo
@@ -85,12 +85,17 @@ def remove(name: str, *, hub: Hub | None = None) -> int:
 def _scan(hub: Hub) -> HFCacheInfo | None:
     from huggingface_hub import CacheNotFound, scan_cache_dir
 
+    cache = hub.cache()
     try:
-        return scan_cache_dir(hub.cache())
+        for ref in cache.glob("*/refs/**/*"):  # the hub's scan would wait for a pipe
+            if not ref.is_dir():
+                check_regular(ref, MAX_REF)
+        return scan_cache_dir(cache)
     except CacheNotFound:
         return None
     except (OSError, ValueError) as error:  # a file in its place, or it may not be read
-        raise ModelDownloadError(f"The cache {hub.cache()} cannot be read ({reason(error)}); check it.") from error
+        what = getattr(error, "filename", None) or cache
+        raise ModelDownloadError(f"{what} cannot be read ({reason(error)}); check the model cache {cache}.") from error
 
 
 def _look(hub: Hub, storage: Path) -> LocalModel | None:

@@ -32,7 +32,7 @@ from mlxkv.store.schema import (
 from mlxkv.store.sound import is_sha256
 
 DATABASE = "mlxkv.db"
-MAX_MARKER = 1 << 16  # bytes
+MAX_MARKER = 1 << 20  # bytes
 ATTEMPTS = 40  # to be alone with an older database: a process that closes, or one that migrates it, needs a moment
 PAUSE = 0.05  # seconds
 
