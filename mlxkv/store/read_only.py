@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import shutil
 import sqlite3
 import uuid
@@ -17,7 +18,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from mlxkv.errors import ReadOnlyError, StoreError
-from mlxkv.regular_file import check_regular, reason
+from mlxkv.regular_file import check_regular, open_regular, reason
 from mlxkv.store.files import no_step, regular_size
 from mlxkv.store.migrations import migrate
 from mlxkv.store.schema import ENDINGS, Database, connect, create, database_errors, is_empty, needs_migration
@@ -72,6 +73,8 @@ def open_to_read(path: Path, why: str) -> ReadOnlyDatabase:
     """
     with database_errors(path):
         is_there, *_ = [check_regular(f"{path}{ending}") for ending in ENDINGS]
+        if is_there:
+            os.close(open_regular(path))  # whether it may be read
     copied_to: TemporaryDirectory[str] | None = None
     db = _in_place(path) if is_there else _empty()
     try:
@@ -112,18 +115,14 @@ def _in_place(path: Path) -> sqlite3.Connection | None:
     if not regular_size(f"{path}-wal"):
         ways.append("mode=ro&immutable=1")  # nobody has
     for way in ways:
-        with database_errors(path):
+        with database_errors(path), contextlib.suppress(sqlite3.OperationalError):  # no file beside it can be made
             db = sqlite3.connect(f"{path.absolute().as_uri()}?{way}", uri=True, isolation_level=None, timeout=10)
-        try:
-            with database_errors(path):
-                try:
-                    db.execute("SELECT count(*) FROM sqlite_schema").fetchone()
-                    return db
-                except sqlite3.OperationalError:  # no file beside it can be made
-                    db.close()
-        except BaseException:
-            db.close()
-            raise
+            try:
+                db.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+            except BaseException:
+                db.close()
+                raise
+            return db
     return None
 
 
