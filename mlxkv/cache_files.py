@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from mlxkv.cache.config import DEFAULT_SINKS, CacheConfig
-from mlxkv.cache.foreign import ForeignCache, check_fits, to_mlx_lm, window_for
+from mlxkv.cache.foreign import ForeignCache, as_model_makes, to_mlx_lm, window_for
 from mlxkv.cache.prompt_cache import PromptCache
 from mlxkv.errors import FileMissingError, MismatchError
 from mlxkv.safetensors import ITEM_SIZES
 from mlxkv.store import ModelIdentity, SessionStore, describe_prompt_file, read_prompt_file, write_prompt_file
-from mlxkv.store.interop import read_mlx_lm, write_mlx_lm
+from mlxkv.store.interop import OUR_NAME, read_mlx_lm, write_mlx_lm
 from mlxkv.text import clean
 
 _MODEL_ID = "mlxkv_model_id"  # in the metadata of exports
@@ -27,9 +27,11 @@ _MODEL_ID = "mlxkv_model_id"  # in the metadata of exports
 
 @dataclass(frozen=True)
 class CacheFiles:
-    """`name` is what the user calls the model, `model` mlx-lm's; files in the store's folder count there."""
+    """`name` is what the user calls the model, `source` what mlx-lm can load it by, `model` mlx-lm's; files in the
+    store's folder count there."""
 
     name: str
+    source: str
     model: Any
     identity: Callable[[], ModelIdentity]
     make_cache: Callable[[CacheConfig], PromptCache]
@@ -60,7 +62,9 @@ class CacheFiles:
 
     def export(self, path: Path, cache: PromptCache, version: str) -> int:
         # What `mlx_lm.generate --prompt-cache-file` looks for.
-        about = {"model": self.name, "tokenizer_config": "{}", _MODEL_ID: self.identity().model_id}
+        about = {"model": self.source, "tokenizer_config": "{}", _MODEL_ID: self.identity().model_id}
+        if self.source != self.name:
+            about[OUR_NAME] = self.name
         with self.store().saving_named(path) as room:
             return write_mlx_lm(path, to_mlx_lm(cache), version, about, room=room)
 
@@ -69,14 +73,14 @@ class CacheFiles:
         _check_there(path)
         file = read_mlx_lm(path)
         held = self.make_cache(config or CacheConfig())
-        check_fits(file.layers, held.plan, path.name)
+        layers, notes = as_model_makes(file.layers, held.plan, path.name)
         model_id = self.identity().model_id
         if file.metadata.get(_MODEL_ID, model_id) != model_id:
             why = f"{path.name} was made with other weights than {self.name} has; load the model it was made with."
             raise MismatchError(why, "model_id")
-        if config is None and held.capacity < file.layers[0].offset:
-            held = self.make_cache(CacheConfig(window=window_for(file.layers[0].offset)))
-        return ForeignCache(held.plan, self.model, file.layers, self)
+        if config is None and held.capacity < layers[0].offset:
+            held = self.make_cache(CacheConfig(window=window_for(layers[0].offset)))
+        return ForeignCache(held.plan, self.model, layers, self, notes)
 
 
 def _check_there(path: Path) -> None:

@@ -253,12 +253,13 @@ def cache_import(
     from mlxkv.safetensors import read_header
     from mlxkv.stats import bytes_text
     from mlxkv.store import SessionStore
-    from mlxkv.store.interop import describe_mlx_lm
+    from mlxkv.store.interop import describe_mlx_lm, made_with
 
     folders = Folders.from_env()
     folder = _folder(folders)
     ours = "mlxkv" in read_header(file).metadata
-    made_with = "" if ours else describe_mlx_lm(file)[2].get("model", "")
+    notes: tuple[str, ...] = ()
+    by = "" if ours else made_with(describe_mlx_lm(file)[2])
     path = folder.new(name, imported=not ours, replace=force)
     if ours:
         checked = folder.verify(file)
@@ -267,9 +268,11 @@ def cache_import(
         with SessionStore.open(folders) as store, store.saving_named(path) as room:
             size = folder.take_in(file, path, room)
     else:
-        held = _load(folders, model or made_with or None)
+        held = _load(folders, model or by or None)
         try:
-            size = held.import_mlx_lm(file).export_mlx_lm(path)
+            taken = held.import_mlx_lm(file)
+            size = taken.export_mlx_lm(path)
+            notes = taken.plan.notes
         finally:
             held.close()
     folder.forget_other(path)
@@ -278,6 +281,8 @@ def cache_import(
         print(
             "It holds no token ids and whoever made it decides what the model believes to have read.", file=sys.stderr
         )
+        for note in notes:
+            print(f"{note[0].upper()}{note[1:]}.", file=sys.stderr)
 
 
 def _load(folders: Folders, name: str | None) -> Any:

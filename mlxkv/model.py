@@ -29,6 +29,7 @@ from mlxkv.errors import ConfigError, PromptError
 from mlxkv.events import TurnEvent
 from mlxkv.ids import TokenIds
 from mlxkv.models import Hub, LoadedModel, LoadProgress, load_model
+from mlxkv.models.resolve import is_repo
 from mlxkv.owner import Owned, Owner
 from mlxkv.peak import Budget
 from mlxkv.prompt import Fed, PromptFormat, checked_ids
@@ -326,6 +327,9 @@ class Model:
     def import_mlx_lm(self, path: str | os.PathLike[str], cache: CacheConfig | None = None) -> PromptCache:
         """A prompt cache that mlx-lm saved (any version), to go on from; its token ids are not in the file.
 
+        Rows of another floating type than this model computes in are converted where that loses nothing (a float16
+        model runs in float32 on a CPU); `plan.notes` of the cache says so.
+
         Whoever made the file decides what the model believes to have read, so import only what you trust.
 
         Args:
@@ -383,7 +387,11 @@ class Model:
 
     @property
     def _files(self) -> CacheFiles:
-        return CacheFiles(self.name, self.loaded.model, lambda: self.identity, self.make_cache, lambda: self.store)
+        # mlx-lm knows no built-in model and no revision in a name.
+        source = self.name if is_repo(self.name) and "@" not in self.name else str(self.loaded.path)
+        return CacheFiles(
+            self.name, source, self.loaded.model, lambda: self.identity, self.make_cache, lambda: self.store
+        )
 
     @cached_property
     def _backend(self) -> ChatBackend:

@@ -122,11 +122,14 @@ def _joined(segments: Sequence[Parts]) -> Parts:
 # -- in --------------------------------------------------------------------------------------------------------------
 
 
-def check_fits(states: Sequence[LayerState], plan: CachePlan, what: str) -> None:
-    """`plan` is this model's with plain rows.
+def as_model_makes(
+    states: Sequence[LayerState], plan: CachePlan, what: str
+) -> tuple[tuple[LayerState, ...], tuple[str, ...]]:
+    """`states` in the floating types that the model computes in, and a note where that is not how they came. `plan` is
+    this model's with plain rows.
 
     Raises:
-        MismatchError: another number of layers, or rows of another shape or type.
+        MismatchError: another number of layers, rows of another shape, or of a type that cannot be converted exactly.
         CacheError: the model's own caches are of a kind that cannot be read.
     """
     if plan.passed_through:
@@ -138,8 +141,13 @@ def check_fits(states: Sequence[LayerState], plan: CachePlan, what: str) -> None
             f"{what} has {len(states)} layers and this model {len(plan.layers)}; load the model it was made with.",
             "layers",
         )
-    for layer, state in zip(plan.layers, states, strict=True):
+    out, notes = [], {}
+    for layer, given in zip(plan.layers, states, strict=True):
         assert layer.shape is not None
+        state, types = _converted(given, layer.shape.dtype, what, layer.index)
+        out.append(state)
+        if types:
+            notes[f"the imported rows were converted from {types}, and lost nothing"] = None
         found = tuple(tuple((tuple(x.shape), x.dtype) for x in side) for side in (state.keys, state.values))
         rows = state.keys[0].shape[-2]
         if found != _expected(state, layer.shape, rows):
@@ -148,6 +156,38 @@ def check_fits(states: Sequence[LayerState], plan: CachePlan, what: str) -> None
                 f"makes {layer.shape}; load the model it was made with.",
                 f"layer {layer.index}",
             )
+    return tuple(out), tuple(notes)
+
+
+def _converted(state: LayerState, dtype: mx.Dtype, what: str, index: int) -> tuple[LayerState, str]:
+    """A layer's floating numbers as `dtype`, and from which type to which; "" where they are so already.
+
+    Raises:
+        MismatchError: that would lose something.
+    """
+    types = ""
+    sides = []
+    for side in (state.keys, state.values):
+        parts = []
+        for part in side:
+            if part.dtype != dtype and mx.issubdtype(part.dtype, mx.floating):
+                types = f"{_type_name(part.dtype)} to {_type_name(dtype)}"
+                converted = part.astype(dtype)
+                if not mx.array_equal(converted.astype(part.dtype), part, equal_nan=True):
+                    raise MismatchError(
+                        f"{what} holds {_type_name(part.dtype)} numbers in layer {index}, this model computes in "
+                        f"{_type_name(dtype)}, and some would lose digits; make the file on a machine where the model "
+                        f"computes in {_type_name(dtype)}, too.",
+                        f"layer {index}",
+                    )
+                part = converted
+            parts.append(part)
+        sides.append(tuple(parts))
+    return (replace(state, keys=sides[0], values=sides[1]), types) if types else (state, "")
+
+
+def _type_name(dtype: mx.Dtype) -> str:
+    return str(dtype).removeprefix("mlx.core.")
 
 
 def _expected(state: LayerState, shape: RowShape, rows: int) -> tuple[tuple[tuple[tuple[int, ...], Any], ...], ...]:
@@ -173,13 +213,17 @@ class ForeignCache(PromptCache):
     """An imported cache: nobody here computed its rows, and the log says OPAQUE where their tokens were.
 
     Args:
+        notes: what to tell the user of them.
         states: what was imported; rings take the rows where they can (`can_be_rings`), else every layer is mlx-lm's
             own, exactly as it was saved, so that every later token is as it would be there.
     """
 
-    def __init__(self, plan: CachePlan, model: Any, states: Sequence[LayerState], files: Any = None) -> None:
+    def __init__(
+        self, plan: CachePlan, model: Any, states: Sequence[LayerState], files: Any = None, notes: Sequence[str] = ()
+    ) -> None:
         rings = can_be_rings(states, plan)
-        super().__init__(plan if rings else _all_native(plan), model, files)
+        plan = plan if rings else _all_native(plan)
+        super().__init__(replace(plan, notes=(*plan.notes, *notes)), model, files)
         if rings:
             self._fill_rings(states)
         else:

@@ -17,6 +17,7 @@ from typing import Any, Self
 import mlx.core as mx
 
 from mlxkv.cache.crossing import gather, gather_mask
+from mlxkv.cache.foreign_calls import UNSAVED, ForeignCalls
 from mlxkv.cache.geometry import Geometry, Segment
 from mlxkv.cache.masks import mask_of, row_positions
 from mlxkv.cache.positions import SinkRotation
@@ -24,7 +25,7 @@ from mlxkv.cache.rows import PLAIN, Codec, Parts, Rows, joined
 from mlxkv.errors import CacheError, RewindError
 
 
-class RingKVCache:
+class RingKVCache(ForeignCalls):
     """A preallocated ring of `geometry.rows` rows with pinned attention sinks.
 
     Args:
@@ -91,8 +92,12 @@ class RingKVCache:
         return mask_of(self, N, window_size, return_array)
 
     @property
-    def state(self) -> list[mx.array]:
-        """The arrays, for mx.eval."""
+    def state(self) -> list[Any]:
+        """The arrays, for mx.eval; whoever wants to save them is refused (see `foreign_calls`)."""
+        return [*self._arrays, UNSAVED]
+
+    @property
+    def _arrays(self) -> list[mx.array]:
         if self.key_rows is None:
             return []
         return [*self._keys.arrays, *self._values.arrays, *(self.pristine or ())]
@@ -126,7 +131,7 @@ class RingKVCache:
 
     @property
     def nbytes(self) -> int:
-        return sum(a.nbytes for a in self.state)
+        return sum(a.nbytes for a in self._arrays)
 
     def keys_and_values(self) -> tuple[Any, Any]:
         """The attended rows as numbers, for layers that share another layer's cache."""

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import mlx.core as mx
 
 VERSIONS = ("0.32", "0.31")
+OUR_NAME = "mlxkv_model"  # in the metadata of exports: what mlxkv calls the model, where mlx-lm needs its folder
 MAX_LAYERS = 1024
 _FIELDS = {  # the integers of a layer, in mlx-lm's order
     "KVCache": {"0.32": ("offset",), "0.31": ()},
@@ -136,6 +137,11 @@ def describe_mlx_lm(path: Path) -> tuple[str, tuple[str, ...], dict[str, str]]:
     """
     about = _about(path, read_header(path))
     return about.version, about.classes, about.user
+
+
+def made_with(user: Mapping[str, str]) -> str:
+    """The model that a file's metadata names, as mlxkv's user calls it; "" where it names none."""
+    return user.get(OUR_NAME) or user.get("model", "")
 
 
 def read_mlx_lm(path: Path) -> MlxLmFile:

@@ -20,7 +20,7 @@ from mlxkv.errors import ConfigError, CorruptError, StoreError, quoted
 from mlxkv.regular_file import opened, reason
 from mlxkv.safetensors import read_header
 from mlxkv.store.files import Files, disk_usage, regular_size
-from mlxkv.store.interop import describe_mlx_lm
+from mlxkv.store.interop import describe_mlx_lm, made_with
 from mlxkv.store.prompt_file import describe_prompt_file, verify_prompt_file
 from mlxkv.store.space import DAMAGED, PROMPTS, Room, Space, prompt_temporaries
 
@@ -136,7 +136,7 @@ class PromptFolder:
             if found.is_imported:
                 read_header(path, nofollow=True)
                 _, _, user = describe_mlx_lm(path)
-                return NamedCache(name, path, found.size, found.made, user.get("model", ""), is_imported=True)
+                return NamedCache(name, path, found.size, found.made, made_with(user), is_imported=True)
             about = describe(path)
         except CorruptError as error:
             return NamedCache(name, path, found.size, found.made, is_imported=found.is_imported, error=str(error))

@@ -5,19 +5,23 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import pytest
+from mlx_lm import generate as mlx_lm_generate
+from mlx_lm import load as mlx_lm_load
 from mlx_lm.models import cache as theirs
 
 import mlxkv
-from mlxkv.cache.foreign import ForeignCache
+from mlxkv.cache.foreign import ForeignCache, as_model_makes
 from mlxkv.cache.portable import OPAQUE
+from mlxkv.config import Folders
 from mlxkv.errors import CacheError, ConfigError, MismatchError, StoreError
 from mlxkv.model import Model
-from mlxkv.store.interop import VERSIONS, read_mlx_lm
+from mlxkv.store.interop import VERSIONS, made_with, read_mlx_lm
 from tests.fixtures.mlx_lm.make import CONTINUE, MODELS, PROMPT, STEPS
 from tests.reference import largest, logits_of, random_ids
 from tests.tokenizers import tiny_folder
@@ -237,3 +241,79 @@ def test_what_mlx_lm_cannot_hold_is_refused(models: Any, tmp_path: Path) -> None
     with pytest.raises(CacheError, match="empty"):
         model.make_cache(mlxkv.CacheConfig()).export_mlx_lm(path)
     assert not path.exists()
+
+
+# -- floating types, and the name that mlx-lm loads by ---------------------------------------------------------------
+
+EXACT = [
+    (mx.float16, mx.float32, 1.1, True), (mx.bfloat16, mx.float32, 1.1, True), (mx.float32, mx.float16, 0.5, True),
+    (mx.float32, mx.bfloat16, 0.5, True), (mx.bfloat16, mx.float16, 0.5, True), (mx.float16, mx.bfloat16, 0.5, True),
+    (mx.float32, mx.float16, float("nan"), True), (mx.float32, mx.float16, 1.1, False),
+    (mx.float32, mx.bfloat16, 1.1, False), (mx.bfloat16, mx.float16, 1e30, False),
+    (mx.float16, mx.bfloat16, 1.1, False), (mx.float32, mx.float16, 1e-30, False),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("given", "wanted", "value", "is_exact"), EXACT)
+def test_floating_types_are_converted_where_that_loses_nothing(
+    models: Any, tmp_path: Path, given: mx.Dtype, wanted: mx.Dtype, value: float, is_exact: bool
+) -> None:
+    """A file of mlx-lm's with rows of one type, for a model that computes in another."""
+    model = models("plain")
+    plan = model.make_cache().plan
+    layers = tuple(replace(p, shape=replace(p.shape, dtype=wanted)) for p in plan.layers)
+    shape = layers[0].shape
+    rows = [theirs.KVCache() for _ in layers]
+    for layer in rows:
+        keys, values = (mx.full((1, shape.heads, 3, dim), value, given) for dim in (shape.k_dim, shape.v_dim))
+        layer.update_and_fetch(keys, values)
+    theirs.save_prompt_cache(str(tmp_path / "x.safetensors"), rows)
+    states = read_mlx_lm(tmp_path / "x.safetensors").layers
+    if not is_exact:
+        with pytest.raises(MismatchError, match=r"x holds \w+ numbers in layer 0, .* some would lose digits"):
+            as_model_makes(states, replace(plan, layers=layers), "x")
+        return
+    out, notes = as_model_makes(states, replace(plan, layers=layers), "x")
+    assert {x.dtype for state in out for x in (*state.keys, *state.values)} == {wanted}
+    assert mx.array_equal(
+        out[0].keys[0].astype(mx.float32),
+        mx.full(out[0].keys[0].shape, value, given).astype(mx.float32),
+        equal_nan=True,
+    )
+    assert len(notes) == 1
+    assert "lost nothing" in notes[0]
+
+
+@pytest.fixture(scope="module")
+def tutor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
+    """Float16 weights, which run in float32 on a CPU; and a name that mlx-lm does not know."""
+    model = mlxkv.load("tutor", folders=Folders.from_env({"MLXKV_HOME": str(tmp_path_factory.mktemp("home"))}))
+    yield model
+    model.close()
+
+
+TEXT, MORE = "Once upon a time there was a little girl", " who lived"
+
+
+def test_a_file_that_mlx_lm_made_of_tutor_goes_on_here(tutor: Model, tmp_path: Path) -> None:
+    network, tokenizer = mlx_lm_load(str(tutor.loaded.path))[:2]
+    cache = theirs.make_prompt_cache(network)
+    network(mx.array([tokenizer.encode(TEXT)]), cache=cache)
+    theirs.save_prompt_cache(str(tmp_path / "theirs.safetensors"), cache)
+    taken = tutor.import_mlx_lm(tmp_path / "theirs.safetensors")
+    went_on = tutor.generate(MORE, cache=taken.fork(), max_tokens=8, temperature=0.0)
+    assert went_on.text == tutor.generate(TEXT + MORE, max_tokens=8, temperature=0.0).text
+    taken.export_mlx_lm(tmp_path / "again.safetensors")  # every bit of it is still there
+    for old, new in zip(cache, theirs.load_prompt_cache(str(tmp_path / "again.safetensors")), strict=True):
+        assert mx.array_equal(old.keys[..., : old.offset, :], new.keys.astype(mx.float16))
+
+
+def test_mlx_lm_loads_the_model_that_an_export_names_and_goes_on(tutor: Model, tmp_path: Path) -> None:
+    pc = tutor.prefill(TEXT)
+    pc.export_mlx_lm(tmp_path / "ours.safetensors")
+    cache, about = theirs.load_prompt_cache(str(tmp_path / "ours.safetensors"), return_metadata=True)
+    network, tokenizer = mlx_lm_load(about["model"])[:2]
+    more = tokenizer.encode(MORE, add_special_tokens=False)
+    said = mlx_lm_generate(network, tokenizer, more, prompt_cache=cache, max_tokens=8)
+    assert said.strip() == tutor.generate(MORE, cache=pc, max_tokens=8, temperature=0.0).text.strip()
+    assert made_with(about) == "tutor"
