@@ -19,7 +19,7 @@ from mlxkv.beside import Beside
 from mlxkv.cache.config import CacheConfig
 from mlxkv.cache.foreign import ForeignCache
 from mlxkv.cache.prompt_cache import PromptCache
-from mlxkv.conversation import Conversation, title_of
+from mlxkv.conversation import Conversation, replayed, title_of
 from mlxkv.errors import CacheError, ConfigError, PromptError, ReadOnlyError
 from mlxkv.events import Branch, KVNotSaved, Message, Notice, Sibling, TurnEvent, TurnFinished
 from mlxkv.exchange import ChatBackend, Exchange
@@ -144,6 +144,12 @@ class Chat(Beside):
         if reason not in ("stopped", "length") or not self._fed.ids:
             why = "was made by another model" if not self._fed.ids else "came to its end"
             raise PromptError(f"The last reply {why}: it cannot be continued; retry it, or write something.")
+        learned = self.cache.plan.learned
+        if learned is not None and len(self._said.log) > learned:
+            raise PromptError(
+                f"The last reply ends where this model's {learned:,} learned positions are used up, so it cannot be "
+                "continued; begin a new chat."
+            )
         return last
 
     def cancel(self) -> None:
@@ -264,18 +270,29 @@ class Chat(Beside):
         """
         self._runs.check_idle()
         self._check_mine(turn)
-        return self._take_back(turn)
+        text = self._text_of(turn)
+        self._take_back(turn)
+        return text
 
     def _check_mine(self, turn: int) -> None:
         mine = [i for i, t in enumerate(self._said.turns) if t.role == "user"]
         if turn not in mine:
             raise ConfigError(f"Message {turn!r} is not one of yours; yours are {mine}.")
 
-    def _take_back(self, turn: int) -> str:
-        text = self._said.turns[turn].text.removeprefix(self._start.text if turn == 0 else "")
+    def _text_of(self, turn: int) -> str:
+        """What the user wrote in a message; the first one begins with a prompt cache's text."""
+        return self._said.turns[turn].text.removeprefix(self._start.text if turn == 0 else "")
+
+    def _take_back(self, turn: int) -> None:
         self._said.branch(turn)
         self._fed = self._past.fed()  # the cache goes back when the next prompt says how far
-        return text
+
+    def _check_prompt(self, turns: tuple[TurnRecord, ...], text: str) -> None:
+        """Raises what `_turn` would of `text` after `turns`, while nothing is taken back yet."""
+        prompts = self._backend.prompts
+        past = Past(prompts, self._start, turns, replayed(turns), self._said.model)
+        said = TurnRecord("user", text if turns else self._start.text + text)
+        self.cache.check_length(len(prompts.prompt(past.messages([*turns, said]), past.fed(), self.thinking).ids))
 
     def question(self, turn: int | None = None) -> int:
         """The number of the user's message that message number `turn` is, or is the reply to; None: the last one.
@@ -323,8 +340,10 @@ class Chat(Beside):
         def events(cancelled: Callable[[], bool]) -> Iterator[TurnEvent]:
             if self._said.turns[turn : turn + 1] != (was,):
                 raise ConfigError("The chat has changed since this was asked for; call `retry` or `edit` again.")
-            said = self._take_back(turn)
-            yield from self._turn(said if text is None else text, params, begun, cancelled)
+            asked = self._text_of(turn) if text is None else text
+            self._check_prompt(self._said.turns[:turn], asked)
+            self._take_back(turn)
+            yield from self._turn(asked, params, begun, cancelled)
 
         return self._runs.start(events)
 

@@ -304,17 +304,22 @@ class Conversation:
         self._take(turns)
 
     def _take(self, turns: tuple[TurnRecord, ...]) -> None:
-        log = TokenLog()
-        for turn in turns:
-            log.cut(len(log) if turn.start is None else turn.start)
-            log.extend(turn.ids)
-        self.turns, self.log, self._messages = turns, TokenIds(log), []
+        self.turns, self.log, self._messages = turns, replayed(turns), []
 
     def _replace_from(self, i: int, turn: TurnRecord) -> None:
         """`turn` is the last one now: it comes after, or instead of, the last one, which ends the log."""
         start = len(self.log) - sum(len(t.ids) for t in self.turns[i:]) if turn.start is None else turn.start
         self.turns, self.log = (*self.turns[:i], turn), self.log[:start] + turn.ids
         del self._messages[i:]
+
+
+def replayed(turns: Sequence[TurnRecord]) -> TokenIds:
+    """The token log that `turns` come to."""
+    log = TokenLog()
+    for turn in turns:
+        log.cut(len(log) if turn.start is None else turn.start)
+        log.extend(turn.ids)
+    return TokenIds(log)
 
 
 def _is_gone(name: str) -> bool:

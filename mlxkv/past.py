@@ -102,7 +102,7 @@ class Past:
                 turn = replace(turn, ids=tuple(fed.ids[start:]), start=start)
             else:
                 if not ids or turn.params.get("model", self.model) != self.model:
-                    ids = tuple(prompts.encode_text(turn.text))
+                    ids = tuple(prompts.encode_text(turn.text, log))
                 params = turn.params if self.model is None else {**turn.params, "model": self.model}
                 turn = replace(turn, ids=ids, start=start, params=params)
                 if turn.stats.get("finish_reason") != "stop_string":

@@ -51,8 +51,8 @@ def answer(
     `cache` None keeps the resumed session's.
     """
     with _chat(model, request, cache, sampling) as chat, _interrupts(chat):
-        if chat.restored is not None and not request.quiet:
-            print(_restored(chat), file=err)
+        if (told := _restored(chat)) and not request.quiet:
+            print(told, file=err)
         try:
             finished, notices = _print_turn(chat, request, out, err)
         except BrokenPipeError:  # the reader has gone, as in `mlxkv -p ... | head -1`
@@ -144,8 +144,10 @@ def _interrupts(chat: Chat) -> Iterator[None]:
 
 
 def _restored(chat: Chat) -> str:
+    """What came back from disk; "" where nothing did."""
     back = chat.restored
-    assert back is not None
+    if back is None or not (back.tokens or back.notice):
+        return ""
     if back.notice:
         return clean(back.notice)
     evicted = f" + {back.evicted:,} evicted" if back.evicted else ""

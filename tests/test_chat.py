@@ -157,6 +157,40 @@ def test_retry_keeps_the_old_reply_in_the_parent(model: Model) -> None:
     assert model.store.load(str(old)).turns[1].text != last.text
 
 
+@pytest.mark.parametrize("is_saved", [False, True])
+@pytest.mark.parametrize("again", ["retry", "edit"])
+def test_nothing_is_taken_back_before_the_first_event(model: Model, again: str, is_saved: bool) -> None:
+    chat = new(model)
+    if is_saved:
+        chat.save()
+    say(chat, "hi")
+    turns, session = chat.turns, chat.session_id
+    events = chat.retry() if again == "retry" else chat.edit(0, "hello")
+    assert (chat.turns, chat.session_id) == (turns, session)
+    del events
+    assert (chat.turns, chat.session_id, len(model.store.list())) == (turns, session, int(is_saved))
+    assert say(chat, "and you?").text  # the chat continues where it was
+    events = chat.retry() if again == "retry" else chat.edit(2, "hello")
+    list(chat.edit(2, "something else"))
+    with pytest.raises(ConfigError, match="The chat has changed since"):
+        next(events)
+    assert chat.messages[-1].role == "assistant"
+
+
+def test_an_edit_that_the_template_refuses_takes_nothing_back(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    chat = new(model)
+    say(chat, "hi")
+    turns = chat.turns
+
+    def refuse(num_tokens: int) -> None:
+        raise PromptError("too long")
+
+    monkeypatch.setattr(chat.cache, "check_length", refuse)
+    with pytest.raises(PromptError, match="too long"):
+        list(chat.edit(0, "far too much"))
+    assert chat.turns == turns
+
+
 def test_edit_goes_on_from_an_earlier_message(model: Model) -> None:
     chat = new(model)
     for text in ("one", "two", "three"):

@@ -189,6 +189,18 @@ def test_what_another_model_said_is_text(tmp_path: Path) -> None:
     assert fed.text.endswith(SPELLED)
 
 
+def test_what_another_model_said_is_tokenized_behind_the_prompt() -> None:
+    """A tokenizer puts a space in front of a text by itself, which is none of the reply's."""
+    from mlxkv.past import Past
+    from mlxkv.prompt_start import Start
+
+    prompts = PromptFormat(real_tokenizer("blank first", CHATML))
+    turns = (TurnRecord("user", "who?"), TurnRecord("assistant", "the fox", (5, 6), params={"model": "another"}))
+    laid, _ = Past(prompts, Start(), turns, TokenIds(), "this").laid(turns)
+    assert list(laid[1].ids) == prompts.encode_text("the fox", laid[0].ids)
+    assert prompts.tokenizer.decode([*laid[0].ids, *laid[1].ids]).endswith("the fox")
+
+
 def test_without_a_template_nothing_is_special_but_the_beginning() -> None:
     tokenizer = real_tokenizer("bytes", None)
     from tokenizers.processors import TemplateProcessing

@@ -173,3 +173,11 @@ def test_the_trained_length_is_found_under_every_name(config: dict[str, Any], le
 def test_a_model_and_its_config_say_the_same_length(folder: Path) -> None:
     config, network = skeleton(folder)
     assert trained_length(config) == trained_length(network) == POSITIONS
+
+
+def test_a_reply_that_ended_with_the_table_is_not_continued_and_says_why(model: Model) -> None:
+    """Before, the advice was to shorten a prompt that nobody had written."""
+    chat = model.chat(cache=mlxkv.CacheConfig(window=32, block=16), max_tokens=200, **GREEDY)
+    list(chat.send("hello there"))
+    with pytest.raises(PromptError, match=r"96 learned positions are used up, .* continued; begin a new chat\."):
+        chat.continue_reply()
