@@ -5,7 +5,8 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import mlx.core as mx
 import pytest
@@ -17,6 +18,7 @@ from mlxkv.config import Folders, load_settings
 from mlxkv.engine.chats import view
 from mlxkv.errors import SessionNotFoundError
 from mlxkv.model import Model
+from mlxkv.store import Restored
 from tests.chats import CONFIG, GREEDY, new, say
 from tests.tokenizers import tiny_folder
 
@@ -84,6 +86,15 @@ def test_what_had_rotated_out_is_not_said_to_be_resumed(model: Model) -> None:
         assert again.restored.tokens - again.restored.evicted == kept
         assert view(again).restored_tokens == kept
         assert f"resumed {kept} tok + {again.restored.evicted} evicted in" in print_mode._restored(again)
+
+
+def test_nothing_is_said_of_a_chat_of_which_nothing_came_back() -> None:
+    def told(**back: Any) -> str:
+        return print_mode._restored(cast("Any", SimpleNamespace(restored=Restored(0, 0, 0.0, **back))))
+
+    assert told() == ""
+    assert told(notice="Rows are damaged.") == "Rows are damaged."
+    assert print_mode._restored(cast("Any", SimpleNamespace(restored=None))) == ""
 
 
 def test_sampling_goes_on_as_if_the_process_had_never_ended(model: Model) -> None:
