@@ -32,6 +32,7 @@ from mlxkv.errors import (
 )
 from mlxkv.model import Model
 
+api: Any = mlxkv  # wrong types are the point here
 N = 2  # tokens of a reply
 HALF = "\ud800"  # half a character
 
@@ -70,20 +71,20 @@ def on(loaded: Model) -> Any:
 Call = Callable[[Any], Any]
 REFUSED: list[tuple[str, Call, type[MlxkvError], str]] = [
     # load
-    ("load number", lambda o: mlxkv.load(5), ArgumentError, r"`name` is 5; it must be the name of a model"),
-    ("load bytes", lambda o: mlxkv.load(b"tutor"), ArgumentError, r"`name` is b'tutor'"),
-    ("load odd", lambda o: mlxkv.load(Odd()), ArgumentError, r"`name` is <Odd instance"),
-    ("load path", lambda o: mlxkv.load(Path("tutor")), ModelNotFoundError, r"There is no folder '/"),
-    ("load keyword", lambda o: mlxkv.load(limit=1), ArgumentError, r"`mlxkv.load` has no .* `limited`\?"),
-    ("load limited", lambda o: mlxkv.load(limited="no"), ArgumentError, r"`limited` is 'no'; .* True or False"),
-    ("load folders", lambda o: mlxkv.load(folders="/x"), ArgumentError, r"`folders` is '/x'; .* a Folders"),
-    ("load progress", lambda o: mlxkv.load(progress=5), ArgumentError, r"`progress` is 5; it must be a function"),
-    ("load cancel", lambda o: mlxkv.load(cancel=True), ArgumentError, r"`cancel` is True; it must be an Event"),
+    ("load number", lambda o: api.load(5), ArgumentError, r"`name` is 5; it must be the name of a model"),
+    ("load bytes", lambda o: api.load(b"tutor"), ArgumentError, r"`name` is b'tutor'"),
+    ("load odd", lambda o: api.load(Odd()), ArgumentError, r"`name` is <Odd instance"),
+    ("load path", lambda o: api.load(Path("tutor")), ModelNotFoundError, r"There is no folder '/"),
+    ("load keyword", lambda o: api.load(limit=1), ArgumentError, r"`mlxkv.load` has no .* `limited`\?"),
+    ("load limited", lambda o: api.load(limited="no"), ArgumentError, r"`limited` is 'no'; .* True or False"),
+    ("load folders", lambda o: api.load(folders="/x"), ArgumentError, r"`folders` is '/x'; .* a Folders"),
+    ("load progress", lambda o: api.load(progress=5), ArgumentError, r"`progress` is 5; it must be a function"),
+    ("load cancel", lambda o: api.load(cancel=True), ArgumentError, r"`cancel` is True; it must be an Event"),
     # estimate, make_cache
-    ("estimate", lambda o: mlxkv.estimate(None), ArgumentError, r"`name` is None"),
-    ("estimate config", lambda o: mlxkv.estimate("tutor", {}), ArgumentError, r"`config` is {}; .* CacheConfig"),
-    ("make_cache", lambda o: mlxkv.make_cache(o.model), ArgumentError, r"that is `model.loaded.model`"),
-    ("make_cache config", lambda o: mlxkv.make_cache(o.network, 512), ArgumentError, r"`config` is 512"),
+    ("estimate", lambda o: api.estimate(None), ArgumentError, r"`name` is None"),
+    ("estimate config", lambda o: api.estimate("tutor", {}), ArgumentError, r"`config` is {}; .* CacheConfig"),
+    ("make_cache", lambda o: api.make_cache(o.model), ArgumentError, r"that is `model.loaded.model`"),
+    ("make_cache config", lambda o: api.make_cache(o.network, 512), ArgumentError, r"`config` is 512"),
     # generate, stream
     ("prompt list", lambda o: o.model.generate([1, 2]), ArgumentError, r"`prompt` is \[1, 2\]; .*`Model.prefill`"),
     ("prompt None", lambda o: o.model.generate(None), ArgumentError, r"`prompt` is None; it must be text"),
@@ -199,16 +200,16 @@ REFUSED: list[tuple[str, Call, type[MlxkvError], str]] = [
     ("store.import_chat", lambda o: o.store.import_chat("a" * 999), ConfigError, r"no file can have that name"),
     ("store.pin", lambda o: o.store.pin("a", "no"), ArgumentError, r"`pinned` is 'no'"),
     # dataclasses
-    ("CacheConfig keyword", lambda o: mlxkv.CacheConfig(windw=1), ArgumentError, r"`CacheConfig` .* `window`\?"),
-    ("CacheConfig window", lambda o: mlxkv.CacheConfig(window=512.0), ArgumentError, r"`window` is 512.0"),
-    ("CacheConfig sinks", lambda o: mlxkv.CacheConfig(sinks="all"), ArgumentError, r'`sinks` is .*or "system"'),
-    ("CacheConfig array", lambda o: mlxkv.CacheConfig(sinks=np.ones(2)), ArgumentError, r"`sinks` is array"),
-    ("CacheConfig bits", lambda o: mlxkv.CacheConfig(bits=True), ConfigError, r"`bits` is True"),
-    ("CacheConfig bits 8.0", lambda o: mlxkv.CacheConfig(bits=8.0), ConfigError, r"`bits` is 8.0"),
-    ("CacheConfig group", lambda o: mlxkv.CacheConfig(group_size=64.0), ArgumentError, r"`group_size` is 64.0"),
-    ("CacheConfig position", lambda o: mlxkv.CacheConfig(positions=5), ConfigError, r"`positions` is 5"),
-    ("Sampling keyword", lambda o: mlxkv.SamplingParams(topp=1), ArgumentError, r"`SamplingParams` .* `top_p`\?"),
-    ("Sampling many", lambda o: mlxkv.SamplingParams(*range(11)), ArgumentError, r"too many positional"),
+    ("CacheConfig keyword", lambda o: api.CacheConfig(windw=1), ArgumentError, r"`CacheConfig` .* `window`\?"),
+    ("CacheConfig window", lambda o: api.CacheConfig(window=512.0), ArgumentError, r"`window` is 512.0"),
+    ("CacheConfig sinks", lambda o: api.CacheConfig(sinks="all"), ArgumentError, r'`sinks` is .*or "system"'),
+    ("CacheConfig array", lambda o: api.CacheConfig(sinks=np.ones(2)), ArgumentError, r"`sinks` is array"),
+    ("CacheConfig bits", lambda o: api.CacheConfig(bits=True), ConfigError, r"`bits` is True"),
+    ("CacheConfig bits 8.0", lambda o: api.CacheConfig(bits=8.0), ConfigError, r"`bits` is 8.0"),
+    ("CacheConfig group", lambda o: api.CacheConfig(group_size=64.0), ArgumentError, r"`group_size` is 64.0"),
+    ("CacheConfig position", lambda o: api.CacheConfig(positions=5), ConfigError, r"`positions` is 5"),
+    ("Sampling keyword", lambda o: api.SamplingParams(topp=1), ArgumentError, r"`SamplingParams` .* `top_p`\?"),
+    ("Sampling many", lambda o: api.SamplingParams(*range(11)), ArgumentError, r"too many positional"),
 ]  # fmt: skip
 
 
@@ -308,7 +309,7 @@ ACCEPTED: list[tuple[str, Call, Any]] = [
     ("rewind numpy", lambda o: o.model.prefill(IDS).rewind(np.int64(1)), 1),
     ("think", lambda o: o.model.chat(think=np.bool_(True), autosave=0).thinking, True),
     ("fork", lambda o: o.chat.fork(np.int64(0)).num_messages, 0),
-    ("estimate", lambda o: mlxkv.estimate(o.model.loaded.path).weight_bytes > 0, True),
+    ("estimate", lambda o: api.estimate(o.model.loaded.path).weight_bytes > 0, True),
 ]  # fmt: skip
 
 

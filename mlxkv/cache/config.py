@@ -120,9 +120,9 @@ def _bits(bits: Any) -> int | tuple[int, int] | None:
     if bits is None:
         return None
     is_pair = isinstance(bits, list | tuple)
-    found: tuple[int, ...] = ()
+    found: list[int] = []
     with suppress(ConfigError):  # said below
-        found = tuple(whole("bits", n, 4, 8) for n in (bits if is_pair else (bits,)))
+        found = [whole("bits", n, 4, 8) for n in (bits if is_pair else (bits,))]
     if len(found) != (2 if is_pair else 1) or not {*found} <= {4, 8}:
         raise ConfigError(f"`bits` is {shown(bits)}; it must be None, 4, 8 or a pair of these like (8, 4).")
     return (found[0], found[1]) if is_pair else found[0]

@@ -89,6 +89,7 @@ def _kept_and_found(cache: list[Any]) -> int:
     held = theirs.LRUPromptCache()
     held.insert_cache("model", [*range(80)], cache)
     found, _ = held.fetch_nearest_cache("model", [*range(90)])
+    assert found is not None
     return found[0].offset
 
 
