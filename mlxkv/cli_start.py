@@ -43,15 +43,15 @@ def first_commands(
 
 def open_window(folders: Folders, settings: Settings, start: list[Command], question: str | None, save: bool) -> int:
     from mlxkv.engine import Engine
-    from mlxkv.supervisor import watch_parent
+    from mlxkv.supervised import watch_parent
     from mlxkv.tui import run
 
-    watch_parent()
+    supervisor = watch_parent()
     _log_to_file(folders)
     if not sys.stderr.isatty():
         sys.__stderr__ = sys.__stdout__  # type: ignore[misc]  # textual draws on stderr, wherever that was sent
     engine = Engine(folders, settings, save=save)
-    return run(engine, _first_screen(start), settings, folders, start, question)
+    return run(engine, _first_screen(start), settings, folders, start, question, supervisor)
 
 
 def talk_in_lines(folders: Folders, settings: Settings, start: list[Command], question: str | None, save: bool) -> int:

@@ -8,12 +8,14 @@ import signal
 import subprocess
 import sys
 import termios
+import tty
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
 
 from mlxkv.__main__ import opens_window
-from mlxkv.supervisor import LIFELINE, farewell
+from mlxkv.supervisor import ALIVE, AWAY, LIFELINE, PATIENCE, QUITS, STALL, TICK, UP, Watch, farewell, is_quit
 
 PARENT = "import sys; from mlxkv.supervisor import supervise; sys.exit(supervise([sys.executable, '-c', sys.argv[1]]))"
 
@@ -108,23 +110,151 @@ def test_stopping_the_child_stops_the_job_and_fg_wakes_both() -> None:
 def test_a_child_does_not_outlive_its_parent(hang_up: str, end: signal.Signals) -> None:
     """Without a terminal, whose hang-up would end it as well; also under nohup, which ignores hang-ups."""
     lifeline, held = os.pipe()
+    reports, reporting = os.pipe()
     script = (
         f"import os, signal\nsignal.signal(signal.SIGHUP, signal.{hang_up})\n"
-        "from mlxkv.supervisor import watch_parent\nwatch_parent()\n"
+        "from mlxkv.supervised import watch_parent\nwatch_parent()\n"
         "assert 'MLXKV_LIFELINE' not in os.environ\nos.write(1, b'r')\nwhile True: signal.pause()"
     )
     with subprocess.Popen(
-        [sys.executable, "-c", script], env={**os.environ, LIFELINE: str(lifeline)}, pass_fds=[lifeline],
-        stdout=subprocess.PIPE,
+        [sys.executable, "-c", script], env={**os.environ, LIFELINE: f"{lifeline},{reporting}"},
+        pass_fds=[lifeline, reporting], stdout=subprocess.PIPE,
     ) as child:  # fmt: skip
         assert child.stdout is not None
         assert child.stdout.read(1) == b"r"
-        os.close(lifeline)
-        os.close(held)
+        for fd in (lifeline, reports, reporting, held):
+            os.close(fd)
         try:
             assert child.wait(60) == -end
         finally:
             child.kill()
+
+
+HANGING = """
+import ctypes, os, tty
+from mlxkv.supervised import watch_parent
+supervisor = watch_parent()
+tty.setraw(0)
+supervisor.window_is_up()
+{then}
+os.write(1, b"\x1b[?1049h\x1b[?1003hpainted")
+ctypes.PyDLL(None).sleep(1000)  # holds the interpreter, as a normalizer or a decoder may
+"""
+
+
+@pytest.mark.parametrize(
+    ("then", "typed"),
+    [("", b"\x03"), ("", b"text/quit\r"), ("supervisor.quit()", b"")],
+    ids=["ctrl+c", "/quit", "the window had been told"],
+)
+def test_a_window_that_hangs_is_ended_by_a_quit(then: str, typed: bytes) -> None:
+    run = supervised(HANGING.format(then=then))
+    run.until(b"painted")
+    os.write(run.fd, typed)
+    run.until(b"mlxkv stopped")
+    attributes = termios.tcgetattr(run.fd)
+    assert attributes[3] & termios.ECHO
+    assert attributes[3] & termios.ICANON
+    assert run.end() == 1
+    after = run.output.split(b"painted")[1]
+    for sequence in (b"\x1b[?1049l", b"\x1b[?25h", b"\x1b[?1003l"):
+        assert sequence in after
+    assert b"it hung, perhaps in the model's tokenizer or template. Chat saved - mlxkv -c" in after
+
+
+@dataclass
+class Watched:
+    """A watch over a terminal that nobody reads, by a clock of its own."""
+
+    watch: Watch
+    master: int
+    child_says: int  # a pipe's end
+    child_gets: int
+    woken: int
+    wake: int
+    now: float = 0.0
+
+    def look(self, seconds: float, times: int = 1) -> bool:
+        """Look so often, at this interval."""
+        for _ in range(times):
+            self.now += seconds
+            os.write(self.wake, b".")  # nothing is waited for
+            if self.watch.look(self.woken):
+                return True
+        return False
+
+    def given(self) -> bytes:
+        try:
+            return os.read(self.child_gets, 99)
+        except BlockingIOError:
+            return b""
+
+
+@pytest.fixture
+def watched() -> Iterator[Watched]:
+    master, slave = pty.openpty()
+    tty.setraw(slave)
+    (reports, child_says), (child_gets, keys), (woken, wake) = os.pipe(), os.pipe(), os.pipe()
+    end = Watched(Watch(reports, keys, slave, lambda: end.now), master, child_says, child_gets, woken, wake)
+    os.set_blocking(child_gets, False)
+    yield end
+    for fd in (master, slave, reports, child_says, child_gets, keys, woken, wake):
+        os.close(fd)
+
+
+def test_what_is_typed_while_the_window_hangs_is_handed_over(watched: Watched) -> None:
+    os.write(watched.child_says, UP)
+    watched.look(0)
+    os.write(watched.master, b"some \x03")
+    assert not watched.look(STALL / 2, 2)
+    assert not watched.look(STALL / 2, 1)
+    assert watched.given() == b"some \x03"
+    os.write(watched.child_says, ALIVE)  # it had only been busy: Ctrl+C is its own affair
+    assert not watched.look(PATIENCE, 3)
+
+
+def test_a_window_that_is_slow_but_reads_keeps_its_keys(watched: Watched) -> None:
+    os.write(watched.child_says, UP)
+    watched.look(0)
+    for _ in range(5):
+        os.write(watched.master, b"\x03")
+        assert not watched.look(0)
+        os.write(watched.child_says, ALIVE)
+        assert not watched.look(STALL)
+    assert watched.given() == b""
+
+
+def test_the_keys_of_an_editor_are_left_alone(watched: Watched) -> None:
+    os.write(watched.child_says, UP + AWAY)
+    watched.look(0)
+    os.write(watched.master, b"\x03")
+    os.write(watched.child_says, AWAY)
+    assert not watched.look(STALL)
+    os.write(watched.child_says, AWAY)
+    assert not watched.look(PATIENCE)
+    assert watched.given() == b""
+
+
+def test_after_a_quit_signs_of_life_give_time(watched: Watched) -> None:
+    os.write(watched.child_says, UP + AWAY + QUITS)
+    assert not watched.look(0)
+    for _ in range(9):
+        os.write(watched.child_says, ALIVE)
+        assert not watched.look(PATIENCE / 2)
+    assert watched.look(TICK, 20)
+    assert not watched.look(0.0)  # once is enough
+
+
+@pytest.mark.parametrize(
+    ("typed", "quits"),
+    [(b"\x03", True), (b"text\x04", True), (b"\x11", True), (b"/quit\r", True), (b"/exit\n", True),
+     (b"\x1b[99;5u", True), (b"\x1b[100;69u", True), (b"\x1b[113;5:1u", True),
+     (b"".join(b"\x1b[%d;;%du" % (c, c) for c in b"/quit") + b"\x1b[13u", True),
+     (b"c", False), (b"/quit", False), (b"\x1b[99;2u", False), (b"\x1b[99u", False), (b"\x1b[<35;3;4M", False),
+     (b"\x1b[228;;228u", False), (b"", False)],
+)  # fmt: skip
+def test_which_keys_are_a_quit(typed: bytes, quits: bool) -> None:
+    assert is_quit(typed) is quits
 
 
 def test_what_is_said_at_the_end() -> None:

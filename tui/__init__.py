@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from mlxkv.commands import Command
 from mlxkv.config import Folders, Settings
 from mlxkv.events import FirstScreen
+from mlxkv.supervised import Supervisor
 from mlxkv.tui.port import EnginePort
 
 __all__ = ["EnginePort", "run"]
@@ -20,19 +21,24 @@ def run(
     folders: Folders,
     start: Sequence[Command] = (),
     ask: str | None = None,
+    supervisor: Supervisor | None = None,
 ) -> int:
-    """Show the window until the user leaves; returns the exit code (0, or 1 if the window or the engine failed).
+    """Show the window until the user leaves or the terminal is gone; returns the exit code (0, 1 if the window or the
+    engine failed, 129 without a terminal).
 
     The engine is started once the first frame is painted, is given `start` and then `ask`, and closed whatever happens.
     """
     from mlxkv.tui.app import ChatApp
+    from mlxkv.tui.driver import WindowDriver
 
     # A token must not wait 5 ms for the window to let go of the interpreter.
     sys.setswitchinterval(0.0005)
     try:
-        app = ChatApp(engine, first, settings, folders, start, ask)
+        app = ChatApp(engine, first, settings, folders, start, ask, driver_class=WindowDriver, supervisor=supervisor)
         code = app.run(mouse=settings.mouse)
         return code if code is not None else (app.return_code or 0)
     finally:
+        if supervisor is not None:
+            supervisor.quit()
         engine.stop()
         engine.close()

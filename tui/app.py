@@ -15,6 +15,7 @@ from typing import ClassVar
 
 from textual.app import ComposeResult, SystemCommand
 from textual.binding import Binding, BindingType
+from textual.driver import Driver
 from textual.events import Event, Paste
 from textual.filter import Monochrome, NoColor
 from textual.screen import Screen
@@ -24,6 +25,7 @@ from textual.widgets import Static
 from mlxkv import commands as cmd
 from mlxkv import events as ev
 from mlxkv.config import Folders, Settings
+from mlxkv.supervised import Supervisor
 from mlxkv.text import clean
 from mlxkv.tui import slash
 from mlxkv.tui.commands import COMMANDS, Run, Unknown, hint, parse
@@ -79,12 +81,14 @@ class ChatApp(ManagingApp, inherit_bindings=False):
         ask: str | None = None,
         clock: Callable[[], float] = time.perf_counter,
         today: Callable[[], float] = time.time,
+        driver_class: type[Driver] | None = None,
+        supervisor: Supervisor | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(driver_class=driver_class)
         self.HORIZONTAL_BREAKPOINTS = [(0, "-tiny-w"), (30, "-narrow"), (60, "-normal")]
         self.VERTICAL_BREAKPOINTS = [(0, "-tiny-h"), (8, "-short"), (12, "-tall")]
         self.engine, self.first, self.settings, self.clock = engine, first, settings, clock
-        self.folders = folders
+        self.folders, self.supervisor = folders, supervisor
         self.state = ChatState(clock, settings, today)
         self.history = History(folders.state if folders else None)
         self.first_commands, self._ask = tuple(first_commands), ask
@@ -328,6 +332,8 @@ class ChatApp(ManagingApp, inherit_bindings=False):
         self.screen.refresh(layout=True, repaint=True)
 
     def action_quit_chat(self) -> None:
+        if self.supervisor is not None:
+            self.supervisor.quit()
         self.exit(1 if self.state.failed else 0)
 
     def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:

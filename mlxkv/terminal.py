@@ -1,0 +1,41 @@
+"""Whether the terminal is gone, and what is left to do then. Pure but for file descriptors.
+
+A terminal that goes away sends SIGHUP, which ends the process unless it is ignored, as under nohup and some
+supervisors. Then reading gives nothing or EIO and writing EIO, for ever.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import stat
+import termios
+
+GONE = 128 + signal.SIGHUP  # the exit code, as if the signal had ended us
+_ERRORS = (errno.EIO, errno.ENXIO)
+
+
+def is_gone(error: OSError) -> bool:
+    """Whether a read or write that failed so was on a terminal that is gone."""
+    return error.errno in _ERRORS
+
+
+def has_ended(fd: int) -> bool:
+    """Whether a read of nothing from the terminal `fd` means that it is gone: it does, unless Ctrl+D says so too."""
+    try:
+        return not termios.tcgetattr(fd)[3] & termios.ICANON
+    except termios.error:
+        return True
+
+
+def let_go() -> None:
+    """Let nothing fail any more for a terminal that is gone: its descriptors become /dev/null."""
+    null = os.open(os.devnull, os.O_RDWR)
+    for fd in (0, 1, 2):
+        try:
+            if stat.S_ISCHR(os.fstat(fd).st_mode):
+                os.dup2(null, fd)
+        except OSError:
+            continue
+    os.close(null)
