@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from mlxkv.config import Folders
+from mlxkv.store import SessionStore
 from tests.tui.terminal import Terminal
 
 LONG = ["--temp", "0", "--max-tokens", "2000"]
@@ -159,3 +161,23 @@ def test_lines_instead_of_a_window(model: list[str]) -> None:
     terminal.type("/quit\r")
     assert terminal.end() == 0
     assert b"\x1b[?1049h" not in terminal.output
+
+
+@pytest.mark.parametrize("how", ["hold", "wait"])
+def test_quitting_while_a_template_hangs_loses_nothing(tiny_path: Path, how: str) -> None:
+    """Whether it holds the interpreter, so that the window cannot even read the key, or only the engine."""
+    terminal = Terminal(["-m", str(tiny_path), *LONG[:2], "--max-tokens", "4"], module="tests.tui.hanging")
+    terminal.wait_for("is ready")
+    terminal.type("good\r")
+    terminal.wait_for("saved ✓")
+    terminal.type(f"then {how}\r")
+    terminal.wait_for("it hangs")
+    terminal.type("\x04")
+    terminal.wait_for("mlxkv stopped: it hung, perhaps in the model's tokenizer or template. Chat saved - mlxkv -c")
+    assert terminal.end() == 1
+    assert b"\x1b[?1049l" in terminal.output
+    with SessionStore.open(Folders.from_env()) as store:
+        (chat,) = store.list()
+        turns = store.load(chat.id).turns
+    assert [turn.role for turn in turns][:2] == ["user", "assistant"]
+    assert turns[0].text == "good"

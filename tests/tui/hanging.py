@@ -1,0 +1,45 @@
+"""`python -m tests.tui.hanging`: the command with a chat template that never ends for some messages. Run by tests.
+
+"hold": and holds the interpreter all the while, as a tokenizer's Rust may. "wait": and lets other threads run.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+import threading
+from typing import Any
+
+
+def main() -> None:
+    if sys.argv[1:2] != ["--child"]:
+        from mlxkv.supervisor import supervise
+
+        sys.exit(supervise([sys.executable, "-m", "tests.tui.hanging", "--child", *sys.argv[1:]]))
+    from mlxkv import templates
+    from mlxkv.cli import main as cli
+
+    class Hanging:
+        """A compiled template."""
+
+        def __init__(self, real: Any) -> None:
+            self._real = real
+
+        def render(self, messages: Any, **more: Any) -> str:
+            last = messages[-1]["content"]
+            if last.endswith(("hold", "wait")):
+                os.write(1, b"it hangs")
+            if last.endswith("hold"):
+                ctypes.PyDLL(None).sleep(1000)
+            if last.endswith("wait"):
+                threading.Event().wait()
+            return self._real.render(messages=messages, **more)
+
+    compiled = templates.ChatTemplate._compiled.func  # type: ignore[attr-defined]
+    templates.ChatTemplate._compiled = property(lambda self: Hanging(compiled(self)))  # type: ignore[assignment]
+    cli(sys.argv[2:])
+
+
+if __name__ == "__main__":
+    main()
