@@ -28,6 +28,7 @@ from mlxkv.config import Folders, Settings, load_settings
 from mlxkv.errors import ConfigError, MlxkvError, OutOfMemoryError, PromptError
 from mlxkv.print_mode import PrintRequest
 from mlxkv.settings import help_of
+from mlxkv.terminal import GONE, TerminalOutput, is_gone, let_go
 from mlxkv.text import clean
 
 if TYPE_CHECKING:
@@ -186,7 +187,8 @@ def _print(
         raise OutOfMemoryError(f"{found.text}; {ways_out(found)}.")
     model = load(name, folders=folders, limited=not load_anyway)
     bounds = cache if request.resume is None or settings.bounds_cache else None
-    return answer(model, request, bounds, settings.sampling, sys.stdout, sys.stderr)
+    out, err = TerminalOutput(sys.stdout), TerminalOutput(sys.stderr)
+    return answer(model, request, bounds, settings.sampling, out, err)  # type: ignore[arg-type]
 
 
 # -- the rest --------------------------------------------------------------------------------------------------------
@@ -262,6 +264,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the reader has gone; nothing to flush to at exit
         sys.exit(0)
+    except OSError as error:
+        if not is_gone(error):
+            raise
+        let_go()
+        sys.exit(GONE)
 
 
 def _with_value(args: list[str]) -> list[str]:

@@ -10,12 +10,13 @@ import os
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mlxkv.cli_chats import open_store
 from mlxkv.config import Folders, Settings, private_folder
 from mlxkv.errors import ConfigError, ModelNotFoundError, SessionNotFoundError
 from mlxkv.regular_file import check_regular
+from mlxkv.terminal import TerminalOutput
 
 if TYPE_CHECKING:
     from mlxkv.commands import Command
@@ -61,7 +62,8 @@ def talk_in_lines(folders: Folders, settings: Settings, start: list[Command], qu
     with suppress(ImportError):
         import readline  # noqa: F401  # `input` then edits lines
     _log_to_file(folders)
-    chat = PlainChat(folders, settings, lambda tell: Desk(folders, settings, tell, save=save), sys.stdout, input)
+    out: Any = TerminalOutput(sys.stdout)
+    chat = PlainChat(folders, settings, lambda tell: Desk(folders, settings, tell, save=save), out, input)
     return chat.run(start, question)
 
 
