@@ -6,11 +6,11 @@ One rule for the command line, the window, line mode and Python. Several that fi
 from __future__ import annotations
 
 import datetime
-import unicodedata
 from collections.abc import Sequence
 
 from mlxkv.errors import SessionNotFoundError
 from mlxkv.events import ChatSummary
+from mlxkv.folding import folded
 from mlxkv.stats import plural
 from mlxkv.text import clean
 
@@ -25,12 +25,12 @@ def chats_called(chats: Sequence[ChatSummary], wanted: str) -> list[ChatSummary]
     Raises:
         SessionNotFoundError: nothing fits, or nothing was given.
     """
-    text = folded(wanted)
+    text = _folded(wanted)
     if not text:
         raise SessionNotFoundError(
             "The name of the chat is empty; give a title, an id, or the beginning of one (`mlxkv chats ls` lists them)."
         )
-    names = [(chat, chat.id.casefold(), folded(chat.title)) for chat in chats]
+    names = [(chat, chat.id.casefold(), _folded(chat.title)) for chat in chats]
     for fits in (
         [chat for chat in chats if chat.title == wanted],
         [chat for chat, id, _ in names if id == text],
@@ -58,10 +58,9 @@ def chat_called(chats: Sequence[ChatSummary], wanted: str) -> ChatSummary:
     return fits[0]
 
 
-def folded(text: str) -> str:
-    """`text` for comparing: as it is shown, in one line, without case, width and ways to write an accent."""
-    shown = " ".join(clean(text).split())
-    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", shown).casefold())
+def _folded(text: str) -> str:
+    """As it is shown, in one line."""
+    return folded(" ".join(clean(text).split()))
 
 
 def _named(chats: Sequence[ChatSummary]) -> str:

@@ -9,6 +9,7 @@ from datetime import datetime
 from rich.cells import cell_len, set_cell_size
 
 from mlxkv.events import ChatSummary
+from mlxkv.folding import Wanted
 from mlxkv.stats import bytes_text
 from mlxkv.text import clean
 
@@ -51,10 +52,10 @@ def sidebar_entries(
     chats: Sequence[ChatSummary], words: str, current: str | None, now: float, width: int
 ) -> list[Entry]:
     """Chats under their dates, forks under the chat they came from; while searching a flat list."""
-    wanted = words.casefold().split()
+    wanted = [found for word in words.split() if (found := Wanted.of(word))]
     newest = latest_first(chats)
     if wanted:
-        found = [chat for chat in newest if all(word in chat.title.casefold() for word in wanted)]
+        found = [chat for chat in newest if all(word.is_in(chat.title) for word in wanted)]
         return [_entry(chat, "", current, width) for chat in found] or [Entry("No title has these words.")]
     families: dict[str, list[ChatSummary]] = {}
     roots = _roots(chats)

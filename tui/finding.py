@@ -6,9 +6,9 @@ its source, and wrapped when a match there becomes the current one.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 
+from mlxkv.folding import Wanted
 from mlxkv.tui.blocks import Block
 from mlxkv.tui.layout import Cell, Layout
 from mlxkv.tui.rows import Row
@@ -17,12 +17,7 @@ Span = tuple[int, int, int]  # row of the block, first character, end
 Match = list[Span]  # one span per row that it touches
 
 
-def pattern(words: str) -> re.Pattern[str] | None:
-    parts = [re.escape(part) for part in words.split()]
-    return re.compile(r"\s+".join(parts), re.IGNORECASE) if parts else None
-
-
-def shown_matches(rows: list[Row], wanted: re.Pattern[str]) -> list[Match]:
+def shown_matches(rows: list[Row], wanted: Wanted) -> list[Match]:
     """Where `wanted` stands in lines on the screen."""
     text, starts = "", []
     for row in rows:
@@ -30,11 +25,11 @@ def shown_matches(rows: list[Row], wanted: re.Pattern[str]) -> list[Match]:
         starts.append(len(text))
         text += row.text[row.margin :] if row.margin <= row.cell_length else ""
     out: list[Match] = []
-    for found in wanted.finditer(text):
+    for begin, stop in wanted.places(text):
         spans = []
         for y, start in enumerate(starts):
             end = starts[y + 1] if y + 1 < len(starts) else len(text)
-            first, last = max(found.start(), start), min(found.end(), end)
+            first, last = max(begin, start), min(stop, end)
             if first < last:
                 spans.append((y, first - start + rows[y].margin, last - start + rows[y].margin))
         out.append(spans)
@@ -46,14 +41,14 @@ class Finder:
     """`cell` and `which` are the current match: the `which`-th in that cell."""
 
     lines: Layout
-    wanted: re.Pattern[str] | None = None
+    wanted: Wanted | None = None
     cell: Cell | None = None
     which: int = 0
     _cache: dict[int, tuple[object, list[Match] | int]] = field(default_factory=dict)
 
     def search(self, words: str, top: int) -> bool:
         """Look for `words` from line `top` on, else upwards; whether there is any."""
-        self.wanted, self.cell, self._cache = pattern(words), None, {}
+        self.wanted, self.cell, self._cache = Wanted.of(words), None, {}
         if self.wanted is None or not len(self.lines):
             return False
         index = self.lines.index_at(top)
@@ -107,7 +102,7 @@ class Finder:
         assert self.wanted is not None
         if isinstance(strips, list):
             return shown_matches([row for row in strips if isinstance(row, Row)], self.wanted)
-        return sum(1 for _ in self.wanted.finditer(block.text))
+        return sum(1 for _ in self.wanted.places(block.text))
 
     def numbers(self) -> tuple[int, int]:
         """Which match is the current one, from 1, and how many there are."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from rich.cells import cell_len, set_cell_size
 
 from mlxkv import commands as cmd
+from mlxkv.folding import Wanted
 from mlxkv.text import clean
 
 
@@ -35,7 +36,7 @@ class Row:
 
     @property
     def words(self) -> str:
-        return f"{self.text} {' '.join(self.facts)} {self.more_words}".casefold()
+        return f"{self.text} {' '.join(self.facts)} {self.more_words}"
 
 
 @dataclass(frozen=True)
@@ -55,10 +56,10 @@ class Listing:
 
     def matching(self, typed: str) -> list[Row]:
         """The rows that have every word; headings only while nothing is typed."""
-        parts = typed.casefold().split()
+        parts = [wanted for word in typed.split() if (wanted := Wanted.of(word))]
         if not parts:
             return list(self.rows)
-        return [row for row in self.rows if row.choice is not None and all(part in row.words for part in parts)]
+        return [row for row in self.rows if row.choice is not None and all(part.is_in(row.words) for part in parts)]
 
 
 def row_line(row: Row, width: int) -> str:

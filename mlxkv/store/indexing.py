@@ -13,6 +13,7 @@ import sqlite3
 import unicodedata
 from collections.abc import Iterable, Iterator
 
+from mlxkv.folding import origins
 from mlxkv.store.sound import as_text
 
 _UNSPACED = (
@@ -22,9 +23,6 @@ _UNSPACED = (
 """Scripts without spaces between words, and Hangul, whose words are found inside compounds too."""
 
 _CUT = re.compile(f"[{_UNSPACED}]")
-_JOINING = re.compile("[\u1160-\u11ff\u3131-\u318e\uff9e\uff9f\uffa0-\uffdc]")
-"""Letters that NFKC may join to what stands before them, beside combining marks."""
-
 INDEX = """CREATE VIRTUAL TABLE turn_fts USING fts5(text, thinking, tokenize="unicode61 categories 'L* N* Co M*'")"""
 
 
@@ -54,15 +52,7 @@ def spans_in(text: str, marks: Iterable[tuple[int, int]]) -> Iterator[tuple[int,
 
 def _origins(line: str) -> list[tuple[int, int]]:
     """For each character of `words(line)` the span of `line` that it comes from."""
-    if line.isascii():
-        return [(i, i + 1) for i in range(len(line))]
-    out: list[tuple[int, int]] = []
-    start = 0
-    for end in range(1, len(line) + 1):
-        if end == len(line) or not (unicodedata.category(line[end])[0] == "M" or _JOINING.match(line[end])):
-            out += [(start, end)] * len(words(line[start:end]))
-            start = end
-    return out
+    return origins(line, words)
 
 
 def index_turn(db: sqlite3.Connection, rowid: int, text: object, thinking: object) -> None:

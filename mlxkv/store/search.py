@@ -1,7 +1,8 @@
 """Full text over all turns and titles: what a user typed becomes an FTS5 query that can be only words and phrases.
 
-What the index holds, and how scripts without spaces are found in it, is indexing.py's. Inside a transaction of the
-caller; knows no sessions beyond their titles.
+What the index cannot know (signs, emoji, the inside of a word) is looked for in the texts themselves, one by one. What
+it holds, and how scripts without spaces are found in it, is indexing.py's. Inside a transaction of the caller; knows no
+sessions beyond their titles.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 
+from mlxkv.folding import Wanted
 from mlxkv.store.indexing import INDEX, index_turn, spans_in, words
 from mlxkv.store.records import SearchHit
 from mlxkv.store.sound import as_text
@@ -28,21 +30,68 @@ Span = tuple[int, int]
 
 def search(db: sqlite3.Connection, text: str, limit: int) -> list[SearchHit]:
     """Titles, then turns, that hold every word and "quoted phrase" of `text`, best first; the last word may be a
-    beginning. A title that merely repeats how its chat begins is found as that turn."""
-    terms = _terms(text)
-    if not terms:
-        return []
-    query = " ".join(f'"{term}"' for term in terms) + ("" if text.rstrip().endswith('"') else "*")
-    return [*_titles(db, query), *_turns(db, query, limit)][:limit]
+    beginning. A title that merely repeats how its chat begins is found as that turn.
+
+    Then those that have parts of words; where `text` holds signs, those that have it to the letter come first.
+    """
+    found: list[SearchHit] = []
+    if terms := _terms(text):
+        query = " ".join(f'"{term}"' for term in terms) + ("*" if _is_word(text.rstrip()[-1]) else "")
+        found = [*_titles(db, query), *_turns(db, query, limit)]
+    has_signs = any(not _is_word(c) and not c.isspace() and c != '"' for c in text)
+    if has_signs or len(found) < limit:
+        literal = _literal(db, text, limit)
+        found = [*literal, *found] if has_signs else [*found, *literal]
+    unique = {(hit.session_id, hit.turn): hit for hit in reversed(found)}  # the first of each
+    return [hit for hit in found if unique[hit.session_id, hit.turn] is hit][:limit]
 
 
 def _terms(text: str) -> list[str]:
     """Words and phrases of letters and digits alone: nothing is left that FTS5 could take for an operator."""
     out = []
     for phrase, word in _TERM.findall(unicodedata.normalize("NFKC", text)):
-        found = "".join(c if c.isalnum() or unicodedata.category(c)[0] == "M" else " " for c in phrase or word).split()
+        found = "".join(c if _is_word(c) else " " for c in phrase or word).split()
         out += [" ".join(found)] if phrase and found else found
     return [words(term) for term in out[:MAX_WORDS]]
+
+
+def _is_word(character: str) -> bool:
+    """Whether the index holds it."""
+    return character.isalnum() or unicodedata.category(character)[0] == "M"
+
+
+def _literal(db: sqlite3.Connection, text: str, limit: int) -> list[SearchHit]:
+    """Titles, then turns, in which every part of `text` stands as it is, but for case, width and accents; newest first.
+    Every text is looked at."""
+    parts = [phrase or word for phrase, word in _TERM.findall(text) if phrase or word] or [text]
+    wanted = [found for part in parts[:MAX_WORDS] if (found := Wanted.of(part))]
+    if not wanted:
+        return []
+    out = [
+        _hit(chat, title, None, "title", title, _places(wanted, title))
+        for chat, title in _chats(db)
+        if all(part.is_in(title) for part in wanted) and not _is_beginning(db, chat, title)
+    ]
+    for session, title, i, role, *texts in db.execute(
+        "SELECT s.id, s.title, t.i, t.role, t.text, t.thinking FROM session s JOIN turn t ON t.session = s.id"
+        " ORDER BY s.seq DESC, s.id DESC, t.i"
+    ):
+        if len(out) >= limit:
+            break
+        for said in map(as_text, texts):
+            if all(part.is_in(said) for part in wanted):
+                out.append(_hit(session, as_text(title), i, role, said, _places(wanted, said)))
+                break
+    return out
+
+
+def _places(wanted: Sequence[Wanted], text: str) -> list[Span]:
+    """Of all of them, ascending; where two overlap the first."""
+    out: list[Span] = []
+    for start, end in sorted(span for part in wanted for span in part.places(text)):
+        if not out or start >= out[-1][1]:
+            out.append((start, end))
+    return out
 
 
 def _turns(db: sqlite3.Connection, query: str, limit: int) -> list[SearchHit]:

@@ -47,11 +47,13 @@ def found(store: SessionStore, query: str, limit: int = 50) -> list[int]:
         ('"brown quick"', []),
         ('"not to be', [6]),
         ("everywh", [1]),
-        ('"everywh"', []),
-        ("everywh fox", []),  # only the last word may be a beginning
+        ('"quick bro"', [0]),  # no word, and so a part of the text
+        ("everywh fox", [1]),  # only the last word may be a beginning; else parts of words are found
+        ("ox ats", []),
+        ("wher", [1]),
         ("größenwahn", [3]),
-        ("GROSSENWAHN", []),
-        ("grossenwahn naive", []),
+        ("GROSSENWAHN", [3]),
+        ("grossenwahn naive", [3]),
         ("cafes apfel", [3]),  # marks above letters do not count
         ("公园", [4]),
         ("天气 散步", [4]),
@@ -63,13 +65,17 @@ def found(store: SessionStore, query: str, limit: int = 50) -> list[int]:
         ("values[0]", [5]),
         ("", []),
         ("   ", []),
-        ('"', []),
+        ('"', [6]),
         ("*", []),
+        ("[0]", [5, 0]),  # the sign first, then the word alone
+        (")", [5]),
+        ("dog.", [0]),
+        ("fox,", [1, 0]),
     ],
 )
 def test_what_is_found(store: SessionStore, query: str, chats: list[int]) -> None:
     assert sorted(found(store, query)) == sorted(chats)
-    if query == "fox":
+    if query in ("fox", "[0]", "fox,"):
         assert found(store, query) == chats
 
 

@@ -9,10 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlxkv.events import ChatOpened, Message, TextDelta, TurnStarted
+from mlxkv.folding import Wanted
 from mlxkv.text import clean
 from mlxkv.tui.blocks import Block, Kind
 from mlxkv.tui.copying import code_blocks, message_source, selected
-from mlxkv.tui.finding import Finder, pattern
+from mlxkv.tui.finding import Finder
 from mlxkv.tui.layout import Layout
 from mlxkv.tui.render import Look, Renderer
 from mlxkv.tui.splitter import split
@@ -114,10 +115,10 @@ def test_counts_are_those_of_the_screen(replies: list[str], settled: bool) -> No
         seen.add((finder.cell, finder.which))
         finder.move(1)
     settle_all(lines)
-    wanted = pattern("a b")
+    wanted = Wanted.of("a b")
     assert wanted
     expected = sum(
-        len(wanted.findall("\n".join(row.text for row in lines.cell(i).strips or ()))) for i in range(len(lines))
+        len([*wanted.places("\n".join(row.text for row in lines.cell(i).strips or ()))]) for i in range(len(lines))
     )
     assert len(seen) == expected == finder.numbers()[1]
 
