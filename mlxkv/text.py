@@ -40,6 +40,8 @@ _PICTURE = (
 _EMOJI_ALONE = f"{_PICTURE}\ufe0f?[\U0001f3fb-\U0001f3ff]?"
 _MOST_JOINED = 4  # emoji: a family; no sequence in use has more
 _JOINTS = re.compile(f"{_EMOJI_ALONE}(?:\u200d{_EMOJI_ALONE}){{1,{_MOST_JOINED - 1}}}(?!\u200d)|(?<=[{_EMOJI}])\u200d")
+_TONE = "[\ufe0f\U0001f3fb-\U0001f3ff]"
+_JOINED = re.compile(f"(?!{_TONE})[{_EMOJI}]{_TONE}*(?:\u200d(?:(?!{_TONE})[{_EMOJI}]{_TONE}*)?)+")
 _SUSPECT = re.compile(f"[{_ALWAYS}\u200c\u200d]|[{_COMBINING}]{{{FLOOD + 1}}}")  # nearly no text has any
 _UNSAFE = re.compile(
     f"(?P<joint>(?<=[{_EMOJI}])\u200d)|(?<![{_LETTERS}])[\u200c\u200d]|[{_ALWAYS}]"
@@ -74,6 +76,24 @@ def _whole(match: re.Match[str]) -> str:
     if len(found) > 1 and (found[1] == "\ufe0f" or unicodedata.east_asian_width(found[0]) == "W"):
         return found
     return found.replace("\u200d", "")
+
+
+def rejoined(shown: str, before: str, source: str) -> str:
+    """`shown`, a part of what `clean` made of `source`, with the joiners again that it took; it stands after `before`.
+
+    Which of several alike was joined is told by their order, as long as both have the same.
+    """
+    if not (whole := set(_JOINED.findall(source))):
+        return shown
+    forms = {form.replace("\u200d", ""): form for form in whole}
+    parts = re.compile("|".join(sorted(map(re.escape, forms), key=len, reverse=True)))
+    either = re.compile("|".join(sorted(map(re.escape, {*forms, *whole}), key=len, reverse=True)))
+    there = either.findall(source)
+    here = parts.findall(before + shown)
+    if here != [form.replace("\u200d", "") for form in there[: len(here)]]:
+        return parts.sub(lambda match: forms[match[0]], shown)
+    following = iter(there[len(parts.findall(before)) :])
+    return parts.sub(lambda _: next(following), shown)
 
 
 def _visible(match: re.Match[str]) -> str:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 from mlxkv import commands as cmd
 from mlxkv import events as ev
 from mlxkv.stats import bytes_text, disk_text
-from mlxkv.text import clean
 from mlxkv.tui import lists, reports
 from mlxkv.tui.blocks import CONTEXT
+from mlxkv.tui.story import title_line
 
 if TYPE_CHECKING:
     from mlxkv.tui.state import ChatState
@@ -35,7 +35,7 @@ def take(state: ChatState, event: ev.EngineEvent) -> None:
         case ev.ChatRenamed(session_id, title):
             state.answered(cmd.RenameChat)
             if session_id == state.session_id or state.session_id is None:
-                state.title = " ".join(clean(title).split())
+                state.title = title_line(title)
             state.chats = tuple(replace(c, title=title) if c.id == session_id else c for c in state.chats)
             state.say(f"Renamed: “{title}”.")
         case ev.ChatDeleted(session_id, title):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from mlxkv.text import rejoined
 from mlxkv.tui.blocks import Block, Kind
 from mlxkv.tui.layout import Layout
 from mlxkv.tui.rows import Row
@@ -53,7 +54,10 @@ def selected(lines: Layout, start: Point, end: Point) -> str:
         cell = lines.cell(index)
         rows = [row for row in cell.strips or () if isinstance(row, Row)]
         text, is_whole = _shown(rows, top, start, end)
-        pieces.append((cell.block, source(cell.block) if is_whole else text, is_whole))
+        said = source(cell.block)
+        if not is_whole:  # the screen may show joined emoji in parts
+            text = rejoined(text, _shown(rows, top, (top, 0), start)[0] if start > (top, 0) else "", said)
+        pieces.append((cell.block, said if is_whole else text, is_whole))
     pieces = [piece for piece in pieces if piece[1]]
     if all(block.kind is Kind.CODE for block, _, _ in pieces):  # one's own code wants no fences
         return "\n".join(block.text if is_whole else text for block, text, is_whole in pieces)

@@ -17,6 +17,7 @@ from mlxkv.tui import lists
 from mlxkv.tui.listing import Listing, PutPrompt, Row
 from mlxkv.tui.reading import ReadingApp
 from mlxkv.tui.slash import Wish, run
+from mlxkv.tui.story import title_line
 from mlxkv.tui.view import ROOM_FOR_SIDEBAR
 
 if TYPE_CHECKING:
@@ -163,7 +164,7 @@ class ManagingApp(ReadingApp):
                     self.state.submit(cmd.OpenChat(chat.id))
             case "rename":
                 self.state.renaming = chat.id
-                self.prompt.put(f"/rename {lists.one_line(chat.title)}")
+                self.prompt.put(f"/rename {title_line(chat.title)}")
                 self.prompt.focus()
             case "delete":
                 self.state.show(lists.delete_list(chat.id, chat.title))

@@ -86,7 +86,7 @@ class Renderer:
             case Kind.CODE:
                 if block.info and width >= WIDE and not block.tight:
                     rows.append(_row([Segment(cut(clean(block.info), room), muted)], "\n"))
-                rows += [_row(*line, margin=EDGE + 2) for line in self._code(block, room)]
+                rows += [_row(*line, margin=EDGE + 2) for line in _whole_gaps(self._code(block, room))]
             case Kind.STATS:
                 assert block.stats is not None
                 which = version_text(block.version)
@@ -101,10 +101,10 @@ class Renderer:
             case Kind.META:
                 said = context_line(block.text, room) if block.info == CONTEXT else block.text
                 sign, text = ("✓", said[2:]) if said.startswith("✓ ") else ("·", said)
-                rows += _hang(text, muted, room, Segment(f" {sign} ", muted))
+                rows += _hung(self._plain(text), muted, room, Segment(f" {sign} ", muted))
             case Kind.ERROR:
                 error = _style(self.look.error)
-                rows += _hang(block.text, error, room, Segment(" ✗ ", error))
+                rows += _hung(self._plain(block.text), error, room, Segment(" ✗ ", error))
         return rows
 
     def _user(self, block: Block, room: int) -> list[Row]:
@@ -146,6 +146,16 @@ def _hung(text: str, style: Style, room: int, sign: Segment) -> list[Row]:
     """`_hang` of text that is clean."""
     lines = wrap([Segment(text, style)], room)
     return [_row(line, gap, sign if i == 0 else None) for i, (line, gap) in enumerate(lines)]
+
+
+def _whole_gaps(lines: list[Line]) -> list[Line]:
+    """Where code is cut behind spaces, which are not shown at the end of a line, they are the gap to the next."""
+    out: list[Line] = []
+    ended = ""
+    for line, gap in lines:
+        out.append((line, gap or ended[len(ended.rstrip(" ")) :]))
+        ended = "".join(segment.text for segment in line)
+    return out
 
 
 def _row(line: list[Segment], gap: str, sign: Segment | None = None, margin: int = EDGE) -> Row:

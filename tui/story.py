@@ -16,6 +16,11 @@ from mlxkv.tui.turn import Turn
 from mlxkv.tui.wording import nearly_full_text, no_answer, restored_text, rotated_text
 
 
+def title_line(title: str) -> str:
+    """A title as it is kept and changed: harmless, on one line; what shows it cleans it for the terminal."""
+    return " ".join(clean(title, joined=True).split())
+
+
 @dataclass
 class Change:
     """What the transcript must do: forget everything if `cleared`, append `settled`, show `tail` after it.
@@ -61,29 +66,29 @@ class Story:
 
     def say(self, text: str) -> None:
         """A dim line of ours, which answers the user."""
-        self._add(Block(Kind.META, clean(text), tight=self._last is Kind.META))
+        self._add(Block(Kind.META, clean(text, joined=True), tight=self._last is Kind.META))
 
     def note(self, text: str) -> None:
         """The same unasked: a reader who has scrolled up stays where they are."""
-        self._add(Block(Kind.META, clean(text), tight=self._last is Kind.META), is_answer=False)
+        self._add(Block(Kind.META, clean(text, joined=True), tight=self._last is Kind.META), is_answer=False)
 
     def say_lines(self, lines: Sequence[str], info: str = "") -> None:
         """`info`: what the lines are about, where they are worded for the width there is."""
         for i, line in enumerate(lines):
-            self._add(Block(Kind.META, clean(line), info, tight=i > 0))
+            self._add(Block(Kind.META, clean(line, joined=True), info, tight=i > 0))
 
     def say_after_opening(self, text: str) -> None:
         """A line that the chat which is about to open must not wipe away."""
-        self._early.append(Block(Kind.META, clean(text)))
+        self._early.append(Block(Kind.META, clean(text, joined=True)))
 
     def error(self, text: str, *, is_answer: bool = True) -> None:
-        self._add(Block(Kind.ERROR, clean(text)), is_answer)
+        self._add(Block(Kind.ERROR, clean(text, joined=True)), is_answer)
 
     # -- a chat ------------------------------------------------------------------------------------------
 
     def show_chat(self, event: ev.ChatOpened, stays: bool = False) -> None:
         early, self._early, self._is_open = self._early, [], True
-        self.title, self.turn, self.messages = " ".join(clean(event.title).split()), None, list(event.messages)
+        self.title, self.turn, self.messages = title_line(event.title), None, list(event.messages)
         self._kv_before = self._evicted_before = 0
         self._filled_before = next((m.stats.cache_tokens for m in reversed(event.messages) if m.stats), 0)
         self._change = Change(cleared=True, stays=stays, settled=early)
@@ -109,7 +114,7 @@ class Story:
         if text:
             self._settle([Block(Kind.USER, clean(text, joined=True), message=len(self.messages))])
             self.messages.append(ev.Message("user", text))
-            self.title = self.title or clean(text).strip().split("\n")[0][:60]
+            self.title = self.title or title_line(text.strip().split("\n")[0][:60])
         self.turn = Turn(self.clock())
 
     def hear(self, event: ev.TextDelta | ev.PrefillProgress) -> None:

@@ -133,7 +133,7 @@ class ChatView(Vertical):
         name = state.model if wide and is_repo else short_name(state.model)  # of a folder, its name says enough
         left = Text(" ").append("mlxkv", "bold").append(f"  {name}" if name else "")
         fork = f" ⑂{state.status.fork}" if state.status.fork else ""
-        title = state.title + fork + (" · read-only" if state.read_only else "")
+        title = clean(state.title) + fork + (" · read-only" if state.read_only else "")
         if title and not wide:
             left.append(f" · {title}")
         self.header.show(left, Text().append(f"{gauge} ", LEVELS[level]), title if wide else "")
