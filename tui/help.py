@@ -37,6 +37,7 @@ KEYS = (
     ("  [ ] Space", "its other versions; fold or unfold"),
     ("Ctrl+P", "menu and themes"),
     ("Ctrl+L Ctrl+Z", "redraw, suspend"),
+    ("```", "code; fences are CommonMark's, but ```markdown holds fences with a language to its own end"),
     ("Mouse", "drag to select, Ctrl+C copies; a click on a link shows all of it first"),
 )
 
