@@ -28,12 +28,14 @@ class PrefillProgress:
 class TextDelta:
     """The next piece of the reply. `num_tokens` counts the tokens generated so far, this piece included.
 
-    `thinking`: it is a piece of the model's reasoning, which comes before the text.
+    `thinking`: it is a piece of the model's reasoning, which comes before the text. `restarts`: all that was given as
+    text was reasoning, for its end has come and its beginning never did; this is the whole of it.
     """
 
     text: str
     num_tokens: int
     thinking: bool = False
+    restarts: bool = False
 
 
 @dataclass(frozen=True)

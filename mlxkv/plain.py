@@ -183,9 +183,12 @@ class PlainChat:
                 self._say_lines()
                 self._before, self._is_thinking, self._is_replying, self._told = "", False, False, time.monotonic()
             case ev.TextDelta(text, thinking=thinking):
+                if event.restarts:
+                    self._end_line()
+                    self._is_replying, self._before = False, ""
                 self._begin_reply()
                 if thinking and not self._is_thinking:
-                    self._out.write("(thinking) ")
+                    self._out.write("(all of that was thinking) " if event.restarts else "(thinking) ")
                 self._is_thinking = thinking
                 if not thinking:
                     self._out.write(clean(text, self._before))

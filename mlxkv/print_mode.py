@@ -156,7 +156,10 @@ def _restored(chat: Chat) -> str:
 
 def _event_json(event: PrefillProgress | TextDelta | Notice) -> dict[str, Any]:
     name = "prefill" if isinstance(event, PrefillProgress) else "text" if isinstance(event, TextDelta) else "notice"
-    return {"type": name, **asdict(event)}
+    fields = asdict(event)
+    if not fields.get("restarts"):  # rare
+        fields.pop("restarts", None)
+    return {"type": name, **fields}
 
 
 def result_json(chat: Chat, model: Model, finished: TurnFinished) -> dict[str, Any]:

@@ -181,6 +181,7 @@ class ReplyText:
         raw: everything, as the tokenizer words it, but for the end-of-turn token, and for a character at the very end
             of which not all tokens are there.
         ends: where in `raw` each token ends, after a 0.
+        restarts: what `new` gave as text is reasoning now, which it gives again; whoever shows it sets this back.
 
     Args:
         tokenizer: mlx-lm's TokenizerWrapper.
@@ -210,6 +211,7 @@ class ReplyText:
         self._given = [0, 0]  # characters of text and of reasoning that `new` gave out
         self._in_span = False  # the last piece was reasoning
         self._follows_marker = False  # blanks there are no part of the text
+        self.restarts = False
 
     @property
     def is_stopped(self) -> bool:
@@ -227,7 +229,7 @@ class ReplyText:
         stops, self._stops = self._stops, StopStrings(())
         for token in ids:
             self.add(token)
-        self._stops = stops
+        self._stops, self.restarts = stops, False
         self._given = [common_prefix(self.text, text), common_prefix(self.thinking, thinking)]
 
     def new(self) -> list[tuple[bool, str]]:
@@ -271,7 +273,7 @@ class ReplyText:
     def _show(self, state: State, piece: str) -> None:
         if state == "implied":
             self.thinking, self.text, self._stops.held = (self.text + self._stops.held).strip(), "", ""
-            self._given = [0, len(self.thinking)]  # it has been given out as text
+            self._given, self.restarts = [0, 0], True  # it has been given out as text
         elif state == "hidden":
             self._hidden += piece
             self._follows_marker, self._in_span = True, False

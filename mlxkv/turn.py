@@ -169,8 +169,9 @@ class Turn:
     def _show(self) -> Iterator[TextDelta]:
         """What is new since the last time."""
         self.text, self.thinking = self._reader.text, self._reader.thinking
+        restarts, self._reader.restarts = self._reader.restarts, False
         for thinking, piece in self._reader.new():
-            yield TextDelta(piece, len(self.generated), thinking=thinking)
+            yield TextDelta(piece, len(self.generated), thinking=thinking, restarts=thinking and restarts)
 
     @property
     def raw(self) -> str:

@@ -235,3 +235,9 @@ def test_a_chat_that_was_open_elsewhere_is_looked_at_again_before_a_message_is_r
     said, desk, _ = talk("hello", start=(LoadModel("m"), OpenChat("c1")), played=released)
     assert "The other mlxkv has closed this chat" in said
     assert isinstance(desk.commands[-1], Send)
+
+
+def test_reasoning_that_was_taken_for_text_is_called_so() -> None:
+    events = [TurnStarted("q"), TextDelta("so be it", 3), TextDelta("so be it", 4, thinking=True, restarts=True),
+              TextDelta("yes", 5), TurnFinished("stop", "yes", TurnStats(), "so be it")]  # fmt: skip
+    assert "Assistant: so be it\nAssistant: (all of that was thinking) yes\n" in talk("q", played={Send: events})[0]

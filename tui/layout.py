@@ -79,6 +79,13 @@ class Layout:
         self._cells[index] = Cell(block, guess_height(block, self.width))
         self._forget(index)
 
+    def remove(self, message: int) -> None:
+        """All blocks of a message."""
+        tail = self._cells[len(self._cells) - self._num_tail :]
+        self._num_tail -= sum(cell.block.message == message for cell in tail)
+        self._cells = [cell for cell in self._cells if cell.block.message != message]
+        self._forget(0)
+
     def reset(self, width: int, render: Render | None = None) -> None:
         """Another width or look: every height is a guess again."""
         self._render = render or self._render

@@ -23,7 +23,8 @@ def title_line(title: str) -> str:
 
 @dataclass
 class Change:
-    """What the transcript must do: forget everything if `cleared`, append `settled`, show `tail` after it.
+    """What the transcript must do: forget everything if `cleared`, message number `dropped`, append `settled`, show
+    `tail` after it.
 
     `answer`: which of `settled` answers a command of the user's, and must be seen. `stays`: what was cleared comes
     again, so a reader who has scrolled up stays where they are.
@@ -31,6 +32,7 @@ class Change:
 
     cleared: bool = False
     stays: bool = False
+    dropped: int | None = None
     answer: int | None = None
     settled: list[Block] = field(default_factory=list)
     tail: list[Block] = field(default_factory=list)
@@ -123,6 +125,10 @@ class Story:
         if isinstance(event, ev.PrefillProgress):
             turn.prefill = event
         else:
+            if event.restarts:
+                number, change = len(self.messages), self._change
+                change.settled, change.dropped = [b for b in change.settled if b.message != number], number
+                change.answer = None
             self._settle(self._numbered(turn.delta(event, self.clock())))
 
     def finish_turn(self, event: ev.TurnFinished) -> None:

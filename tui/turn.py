@@ -46,6 +46,9 @@ class Turn:
             self._thinking_since, self._thought_from = now, self.num_tokens
         elif not event.thinking:
             out = self._end_thought(now)
+        if event.restarts:  # what was shown as text was reasoning from the first token on
+            self._splitter, self._said, self._before, self._thought = Splitter(), False, "", ""
+            self._thinking_since, self._thought_from = self._first, 0
         self.num_tokens = max(self.num_tokens, event.num_tokens)
         self._samples.append((now, self.num_tokens))
         if event.thinking:

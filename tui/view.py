@@ -85,6 +85,8 @@ class ChatView(Vertical):
         if change.cleared:
             self.transcript.clear()
             self.close_picker()
+        if change.dropped is not None:
+            self.transcript.drop(change.dropped)
         if change.cleared or change.settled or change.tail != self._tail:
             self.transcript.update_blocks(change.settled, change.tail, change.answer)
             self._tail = list(change.tail)
