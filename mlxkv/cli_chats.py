@@ -90,7 +90,7 @@ def chats_search(
     as_json: Json = False,
     output: Output = "text",
 ) -> None:
-    """Find words in all chats and their titles, the best match first. Signs count; parts of words come after whole ones."""
+    """Find words in all chats and their titles, best match first. Punctuation counts; whole words come before parts."""
     from mlxkv.tables import row, width_of_terminal
     from mlxkv.text import marked
 
