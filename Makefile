@@ -8,6 +8,9 @@ UV := $(shell command -v uv 2>/dev/null)
 PYTHON = $(shell for p in python3 python3.11 python3.12 python3.13 python3.14; do \
 	$$p -c "import sys; sys.exit(sys.version_info < (3, 11))" 2>/dev/null && echo $$p && break; done)
 
+# Tests run side by side, those of one file in one process; make test WORKERS= runs them one after the other.
+WORKERS = --numprocesses=auto --maxprocesses=4 --dist=loadfile
+
 help:
 	@echo "make chat    open the chat; with stdin or stdout in a pipe: print one reply"
 	@echo "make test    run the tests"
@@ -21,7 +24,7 @@ chat: $(VENV)/ready-chat
 	@$(BIN)/mlxkv $(ARGS)
 
 test: $(VENV)/ready-test
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest $(WORKERS) $(ARGS)
 
 lint: $(VENV)/ready-lint
 	$(BIN)/ruff check

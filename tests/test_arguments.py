@@ -270,7 +270,9 @@ def test_stop_strings_that_are_taken(stop: Any, found: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize(
-    "stop", [5, None, "", [""], ["a", 5], b"a", [b"a"], {"a": 1}, True, Odd()], ids=arguments.shown
+    "stop",
+    [5, None, "", [""], ["a", 5], b"a", [b"a"], {"a": 1}, True, Odd()],
+    ids=lambda v: arguments.shown(v).split(" at 0x")[0],
 )
 def test_stop_strings_that_are_refused(stop: Any) -> None:
     with pytest.raises(ConfigError, match=r"^`stop` is .*; it must be a string or a list of strings"):

@@ -19,12 +19,11 @@ from mlxkv.cli_start import _log_to_file
 from mlxkv.config import Folders, load_settings
 from mlxkv.config_file import save_setting
 from mlxkv.errors import ConfigError, MlxkvError, ModelError
-from mlxkv.models import Hub, list_local
+from mlxkv.models import Hub, list_local, remove
 from mlxkv.models.hub import find_local
 from mlxkv.models.resolve import resolve
 from mlxkv.store import SessionStore, describe_prompt_file
 from mlxkv.store.backup import list_backups
-from mlxkv.store.ids import new_ulid
 from mlxkv.tui.attach import AttachError, read
 from mlxkv.tui.history import History
 from tests.tokenizers import tiny_folder
@@ -111,7 +110,7 @@ HOME_FILES: dict[str, tuple[Use, Odd]] = {
     "data/mlxkv.db-wal": (open_store, NOT_FILES),
     "data/mlxkv.db-shm": (open_store, NOT_FILES),
     "data/locks/store": (open_store, LINKS),
-    f"data/locks/{new_ulid()}": (lock_a_chat, LINKS),
+    "data/locks/01JD0000000000000000000000": (lock_a_chat, LINKS),
     "notes.kv": (describe_prompt_file, LINKS | {"endless": (endless, "header length")}),
     "chat.json": (import_a_chat, NOT_FILES | TOO_LARGE | NO_JSON),
     "notes.txt": (lambda path: question_with("", [path], None), NOT_FILES | TOO_LARGE | NO_TEXT),
@@ -197,7 +196,7 @@ def test_a_setting_is_not_written_over_it(odd: str, home: Path) -> None:
 @pytest.mark.parametrize("odd", NOT_FILES | TOO_LARGE)
 @pytest.mark.parametrize("name", ["refs/main", "model.safetensors.index.json"])
 def test_a_repository_in_the_cache_is_passed_over(name: str, odd: str, tmp_path: Path) -> None:
-    """Or said where it is huggingface_hub that would read it."""
+    """In lists; deleting says so, where huggingface_hub would read it."""
     hub, storage = Hub(cache_dir=tmp_path), tmp_path / "models--org--name"
     snapshot = storage / "snapshots" / "main"
     path = (snapshot if name.endswith(".json") else storage) / name
@@ -206,10 +205,9 @@ def test_a_repository_in_the_cache_is_passed_over(name: str, odd: str, tmp_path:
     (snapshot / "config.json").write_text('{"model_type": "llama"}')
     (NOT_FILES | TOO_LARGE)[odd][0](path)
     assert find_local(hub, "org/name") in (None, snapshot)
+    list_local(hub, with_broken=True)
     if path.name == "main" and odd != "a folder":
-        refused(lambda _: list_local(hub), path, "")
-    else:
-        list_local(hub)
+        refused(lambda _: remove("org/name", hub=hub), path, "")
 
 
 @pytest.mark.parametrize("odd", NOT_FILES | TOO_LARGE)
