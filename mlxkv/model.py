@@ -6,6 +6,7 @@ Ties the layers together and holds no logic of its own beyond defaults. On the t
 from __future__ import annotations
 
 import os
+import secrets
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -365,7 +366,10 @@ class Model:
     @cached_property
     def identity(self) -> ModelIdentity:
         """What must match before saved rows may be used."""
-        return identify(self.loaded.path, self.loaded.config, self.store.file_hashes, name=self.name)
+        found = identify(self.loaded.path, self.loaded.config, self.store.file_hashes, name=self.name)
+        if not self.loaded.is_replaced():
+            return found
+        return ModelIdentity.of(found.name, {**found.parts, "file.replaced": secrets.token_hex()})  # no rows are its
 
     @property
     def has_chat_template(self) -> bool:

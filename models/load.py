@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,6 +61,17 @@ class LoadedModel:
     generation: dict[str, Any]
     ends: tuple[EndToken, ...] = ()  # what ends a reply
     template: FoundTemplate | None = None
+    stamps: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # of the weights' files, before they were read
+
+    def is_replaced(self) -> bool:
+        """Whether a file of the weights is another by now: then its hash says nothing about what is in memory."""
+        return bool(self.stamps) and file_stamps(self.path) != self.stamps
+
+
+def file_stamps(folder: Path) -> dict[str, tuple[int, ...]]:
+    """What changes with the content of each weights file: inode, size, mtime and ctime."""
+    infos = {path.name: path.stat() for path in folder.glob("*.safetensors") if path.is_file()}
+    return {name: (i.st_dev, i.st_ino, i.st_size, i.st_mtime_ns, i.st_ctime_ns) for name, i in infos.items()}
 
 
 def load_model(
@@ -94,6 +105,7 @@ def load_model(
     settled = settle_ropes(config, name)
     check_whole(folder, name)
     changed = {key: value for key, value in settled.items() if key not in config or value is not config[key]}
+    stamps = file_stamps(folder)
     need, promote = predict_weights(_check_weight_files(folder, name), device)
     check_fits(name, need, device)
     said, (model, config) = config, _read_weights(folder, name, config, changed, promote)
@@ -102,8 +114,9 @@ def load_model(
     load_s = time.perf_counter() - start
     length = trained_length(config)
     return LoadedModel(
-        name, folder, config, model, text.tokenizer, weight_bytes, load_s, length, generation, text.ends, text.template
-    )
+        name, folder, config, model, text.tokenizer, weight_bytes, load_s, length, generation, text.ends, text.template,
+        stamps,
+    )  # fmt: skip
 
 
 def _folder(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -81,3 +83,20 @@ def test_the_estimate_is_what_is_then_allocated(model: Model, tiny_path: Path) -
     assert e.cache_bytes == result.stats.cache_bytes
     assert e.weight_bytes == model.loaded.weight_bytes
     assert e.fits
+
+
+def test_rows_of_weights_replaced_while_loaded_fit_no_model(tiny_path: Path, tmp_path: Path, home: Path) -> None:
+    """The file's hash names the new weights; the rows are of the old ones."""
+    folder = shutil.copytree(tiny_path, tmp_path / "model")
+    model = mlxkv.load(str(folder))
+    weights = folder / "model.safetensors"
+    info = weights.stat()
+    with weights.open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"\x7f")
+    os.utime(weights, ns=(info.st_atime_ns, info.st_mtime_ns))
+    models = [model, mlxkv.load(str(folder)), mlxkv.load(str(tiny_path))]
+    assert [one.loaded.is_replaced() for one in models] == [True, False, False]
+    assert len({one.identity.model_id for one in models}) == 3
+    for one in models:
+        one.close()

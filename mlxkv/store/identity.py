@@ -12,6 +12,7 @@ import importlib.util
 import json
 import os
 import re
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,6 +21,8 @@ from types import MappingProxyType
 from typing import Any, Protocol
 
 from mlxkv.errors import ModelFileError
+
+RACY_NS = 2_000_000_000  # the coarsest clock of a file system in use
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _REMAPPING = re.compile(r"^MODEL_REMAPPING *= *(\{[^{}]*\})", re.M)
@@ -33,7 +36,13 @@ class FileHashes(Protocol):
 
     def get(self, path: str, info: os.stat_result) -> str | None: ...
 
-    def put(self, path: str, info: os.stat_result, sha256: str) -> None: ...
+    def has(self, path: str) -> bool:
+        """Whether `path` was ever put, whatever it was then."""
+        ...
+
+    def put(self, path: str, info: os.stat_result, sha256: str) -> None:
+        """An empty `sha256`: it was seen, and has to be read."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -96,19 +105,33 @@ def identify(
 
 
 def sha256_of(file: Path, remember: FileHashes | None = None) -> str:
-    """In the Hugging Face cache an LFS file is a link into `blobs` whose target's name is its sha256."""
-    if file.is_symlink():
-        target = Path(os.readlink(file))
-        if target.parent.name == "blobs" and _SHA256.fullmatch(target.name):
-            return target.name
+    """The sha256 of a file's content, read only where that is in doubt.
+
+    What was remembered counts while device, inode, size, mtime and ctime are the same; no program can set the last. A
+    hash is remembered only of a file at rest: one changed in the same tick of the clock as it was read, or, by its
+    ctime, in the future (a clock was set back, or is a server's) would look the same after another change.
+
+    In the Hugging Face cache an LFS file is a link into `blobs` whose target's name is its sha256. That is believed of
+    a file seen for the first time, which was checked when it was downloaded; one that has changed since is read.
+    """
     info = file.stat()
     if remember is not None and (known := remember.get(str(file), info)):
         return known
-    with file.open("rb") as stream:
-        found = hashlib.file_digest(stream, "sha256").hexdigest()
+    found = _by_name(file) if remember is None or not remember.has(str(file)) else None
+    now = time.time_ns()  # before reading: a change meanwhile is noticed next time, as the file is no longer `info`
+    if found is None:
+        with file.open("rb") as stream:
+            found = hashlib.file_digest(stream, "sha256").hexdigest()
     if remember is not None:
-        remember.put(str(file), info, found)  # what it was before hashing: a change meanwhile is noticed next time
+        remember.put(str(file), info, found if info.st_ctime_ns < now - RACY_NS else "")
     return found
+
+
+def _by_name(file: Path) -> str | None:
+    if not file.is_symlink():
+        return None
+    target = Path(os.readlink(file))
+    return target.name if target.parent.name == "blobs" and _SHA256.fullmatch(target.name) else None
 
 
 def code_part(module: str) -> dict[str, str]:

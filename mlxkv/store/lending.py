@@ -66,5 +66,8 @@ class _Known:
             raise _UnknownError
         return found
 
+    def has(self, path: str) -> bool:
+        return self._hashes.has(path)
+
     def put(self, path: str, info: os.stat_result, sha256: str) -> None:
         raise AssertionError("nothing is hashed here")

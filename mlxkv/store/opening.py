@@ -148,6 +148,10 @@ class RememberedHashes:
             ).fetchone()
         return row[0] if row and is_sha256(row[0]) else None
 
+    def has(self, path: str) -> bool:
+        with self._database.reading() as db:
+            return db.execute("SELECT 1 FROM filehash WHERE path = ?", (path,)).fetchone() is not None
+
     def put(self, path: str, info: os.stat_result, sha256: str) -> None:
         if self._database.read_only:
             return  # it is hashed again next time

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
-from mlxkv.store import SessionStore, identify
-from mlxkv.store.identity import code_part, first_difference, sha256_of, spec_id
+import pytest
+
+from mlxkv.store import SessionStore, identify, identity
+from mlxkv.store.identity import FileHashes, code_part, first_difference, sha256_of, spec_id
 
 
 def folder(path: Path) -> Path:
@@ -84,29 +90,119 @@ def test_a_blob_of_the_hugging_face_cache_is_not_read(tmp_path: Path) -> None:
     assert sha256_of(tmp_path / "snapshot" / "config.json") == hashlib.sha256(b"x").hexdigest()
 
 
-def test_a_local_file_is_hashed_once(tmp_path: Path, store: SessionStore) -> None:
-    file = tmp_path / "model.safetensors"
-    file.write_bytes(b"one")
-    info = file.stat()
-    assert sha256_of(file, store.file_hashes) == hashlib.sha256(b"one").hexdigest()
-    store.file_hashes.put(str(file), info, "ab" * 32)
-    assert sha256_of(file, store.file_hashes) == "ab" * 32
+OLD = 1_000_000_000 * 10**9  # an mtime of long ago
+Change = Callable[[Path], Path | None]
+
+
+class Coarse:
+    """A file system whose clock ticks once in an hour."""
+
+    def __init__(self, hashes: FileHashes) -> None:
+        self._hashes = hashes
+
+    def get(self, path: str, info: os.stat_result) -> str | None:
+        return self._hashes.get(path, self._rounded(info))
+
+    def has(self, path: str) -> bool:
+        return self._hashes.has(path)
+
+    def put(self, path: str, info: os.stat_result, sha256: str) -> None:
+        self._hashes.put(path, self._rounded(info), sha256)
+
+    def _rounded(self, info: os.stat_result) -> Any:
+        fields = ("st_dev", "st_ino", "st_size", "st_mtime_ns")
+        return SimpleNamespace(**{name: getattr(info, name) for name in fields}, st_ctime_ns=0)
+
+
+def write(file: Path, data: bytes = b"two") -> None:
+    """In place, with size, inode and mtime as they were."""
+    with file.open("r+b") as stream:
+        stream.write(data)
+    os.utime(file, ns=(OLD, OLD))
+
+
+def grow(file: Path) -> None:
     file.write_bytes(b"three")
-    assert sha256_of(file, store.file_hashes) == hashlib.sha256(b"three").hexdigest()
 
 
-def test_weights_replaced_with_size_and_time_unchanged_are_hashed_again(tmp_path: Path, store: SessionStore) -> None:
-    """The same inode, size and mtime: only the kernel's own time tells."""
-    file = tmp_path / "model.safetensors"
+def rename(file: Path) -> None:
+    new = file.with_name("new")
+    new.write_bytes(b"two")
+    os.utime(new, ns=(OLD, OLD))
+    new.replace(file)
+
+
+def put_back(file: Path) -> None:
+    write(file)
+    write(file, b"one")
+
+
+def copy(file: Path) -> Path:
+    return Path(shutil.copy2(file, file.with_name("copy")))
+
+
+def move(file: Path) -> Path:
+    return file.rename(file.with_name("moved"))
+
+
+def nothing(file: Path) -> None:
+    pass
+
+
+# what happens to the file, how old it was when it was hashed (seconds; < 0: its clock is ahead), how its file system
+# counts time, whether what is remembered of it is believed, and whether its rows are reused
+CASES: dict[str, tuple[Change, float, bool, bool, bool]] = {
+    "nothing": (nothing, 60, False, True, True),
+    "touched": (Path.touch, 60, False, False, True),
+    "made read-only": (lambda file: file.chmod(0o400), 60, False, False, True),
+    "copied to another folder": (copy, 60, False, False, True),
+    "moved": (move, 60, False, False, True),
+    "replaced in place": (write, 60, False, False, False),
+    "replaced by another file": (rename, 60, False, False, False),
+    "replaced by what grew": (grow, 60, False, False, False),
+    "replaced and put back": (put_back, 60, False, False, True),
+    "nothing, hashed as it was written": (nothing, 0, False, False, True),
+    "replaced in the same tick": (write, 0, True, False, False),
+    "replaced in the same tick, a second later": (write, 1, True, False, False),
+    "nothing, and a coarse clock": (nothing, 60, True, True, True),
+    "nothing, and the clock was set back": (nothing, -86400, False, False, True),
+    "replaced, and the clock was set back": (write, -86400, True, False, False),
+}
+
+
+@pytest.mark.parametrize("is_blob", [False, True], ids=["in a folder", "in the cache"])
+@pytest.mark.parametrize(("change", "age", "is_coarse", "is_believed", "is_reused"), CASES.values(), ids=CASES.keys())
+def test_what_is_believed_of_weights_that_may_have_been_replaced(
+    change: Change, age: float, is_coarse: bool, is_believed: bool, is_reused: bool, is_blob: bool,
+    tmp_path: Path, store: SessionStore, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    one = hashlib.sha256(b"one").hexdigest()
+    file = tmp_path / "blobs" / one if is_blob else tmp_path / "model.safetensors"
+    file.parent.mkdir(exist_ok=True)
     file.write_bytes(b"one")
-    info = file.stat()
-    first = sha256_of(file, store.file_hashes)
-    while file.stat().st_ctime_ns == info.st_ctime_ns:
-        file.write_bytes(b"two")
-        os.utime(file, ns=(info.st_atime_ns, info.st_mtime_ns))
-    again = file.stat()
-    assert (again.st_ino, again.st_size, again.st_mtime_ns) == (info.st_ino, info.st_size, info.st_mtime_ns)
-    assert sha256_of(file, store.file_hashes) == hashlib.sha256(b"two").hexdigest() != first
+    os.utime(file, ns=(OLD, OLD))
+    hashes = Coarse(store.file_hashes) if is_coarse else store.file_hashes
+    now = file.stat().st_ctime_ns + int(age * 10**9)
+
+    def named(file: Path) -> Path:
+        link = tmp_path / "link.safetensors"
+        link.unlink(missing_ok=True)
+        link.symlink_to(file)
+        return link if is_blob else file
+
+    monkeypatch.setattr(identity, "time", SimpleNamespace(time_ns=lambda: now))
+    assert sha256_of(named(file), hashes) == one
+    after = change(file) or file
+    num_read = 0
+
+    def digest(stream: Any, name: str) -> Any:
+        nonlocal num_read
+        num_read += 1
+        return hashlib.new(name, stream.read())
+
+    monkeypatch.setattr(identity.hashlib, "file_digest", digest)
+    assert (sha256_of(named(after), hashes) == one) == is_reused
+    assert num_read == (0 if is_believed else 1)
 
 
 def test_an_adapter_and_a_shard_are_parts_of_the_model(tmp_path: Path) -> None:
