@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn, ParamSpec, TypeVar
 
-from mlxkv.errors import ArgumentError, ConfigError
+from mlxkv.errors import ArgumentError, ConfigError, ModelNotFoundError
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -141,8 +141,7 @@ def path(name: str, value: Any) -> Path:
     if not isinstance(found, str):
         wrong_type(name, value, "a path (str or os.PathLike)")
     try:
-        parts = os.fsencode(found).split(b"/")
-        is_possible = bool(found) and b"\0" not in os.fsencode(found) and max(map(len, parts)) <= _LONGEST_NAME
+        is_possible = bool(found) and "\0" not in found and _is_short(found)
     except UnicodeEncodeError:
         is_possible = False
     if not is_possible:
@@ -153,6 +152,8 @@ def path(name: str, value: Any) -> Path:
 def model_name(name: str, value: Any) -> str:
     """A built-in model, a repository id or a folder; a path object always means a folder."""
     if isinstance(value, str):
+        if not _is_short(value, "surrogatepass"):
+            raise ModelNotFoundError(f"{shown(value)} is no model; no folder or repository has a name that long.")
         return value
     if not isinstance(value, os.PathLike):
         wrong_type(name, value, "the name of a model (str) or its folder (os.PathLike)")
@@ -225,6 +226,11 @@ def token_ids(name: str, value: Any) -> list[Any]:
     advice = "decode the bytes first" if isinstance(value, bytes | bytearray) else ""
     advice = "make a `list` of it first" if hasattr(value, "__next__") else advice
     wrong_type(name, value, "text (str) or a list of token ids", advice)
+
+
+def _is_short(path: str, errors: str = "surrogateescape") -> bool:
+    """Whether a file system takes names that long."""
+    return all(len(part) <= _LONGEST_NAME for part in path.encode(errors=errors).split(b"/"))
 
 
 def _plain(value: Any) -> Any:
