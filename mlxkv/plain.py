@@ -18,6 +18,7 @@ from mlxkv import events as ev
 from mlxkv.config import Folders, Settings
 from mlxkv.errors import ConfigError
 from mlxkv.stats import bytes_text, stat_line
+from mlxkv.terminal import handle_interrupts
 from mlxkv.text import CONTEXT, clean
 from mlxkv.tui import slash
 from mlxkv.tui.blocks import NO_ANSWER, Kind
@@ -265,7 +266,7 @@ class PlainChat:
             self._desk.stop()
             self._desk.pause_download()
 
-        before = signal.signal(signal.SIGINT, stop)
+        before = handle_interrupts(stop)
         try:
             yield
         finally:

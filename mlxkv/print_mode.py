@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from mlxkv.events import NoAnswer, Notice, PrefillProgress, TextDelta, TurnEvent, TurnFinished
 from mlxkv.stats import no_answer_text, stat_line
+from mlxkv.terminal import handle_interrupts
 from mlxkv.text import CONTEXT, clean
 
 if TYPE_CHECKING:
@@ -136,7 +137,7 @@ def _interrupts(chat: Chat) -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
         chat.cancel()
 
-    before = signal.signal(signal.SIGINT, stop)
+    before = handle_interrupts(stop)
     try:
         yield
     finally:

@@ -11,6 +11,7 @@ import os
 import signal
 import stat
 import termios
+from collections.abc import Callable
 from typing import Any
 
 GONE = 128 + signal.SIGHUP  # the exit code, as if the signal had ended us
@@ -40,6 +41,15 @@ def let_go() -> None:
         except OSError:
             continue
     os.close(null)
+
+
+def handle_interrupts(handler: Callable[..., object]) -> Any:
+    """Set a handler of Ctrl+C and return what to set afterwards; none where it is ignored, as by `trap '' INT` and in
+    the background of a script."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, handler)
+    return before
 
 
 class TerminalOutput:

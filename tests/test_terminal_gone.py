@@ -13,7 +13,7 @@ import pytest
 
 from mlxkv.config import Folders
 from mlxkv.store import SessionStore
-from mlxkv.terminal import GONE
+from mlxkv.terminal import GONE, handle_interrupts
 from tests.tui.terminal import Terminal
 
 LONG = ["--temp", "0", "--max-tokens", "2000"]
@@ -39,11 +39,11 @@ def code_after_hang_up(terminal: Terminal, limit: float = 60.0) -> int:
     return os.waitstatus_to_exitcode(ended[1])
 
 
-@pytest.mark.parametrize("mode", ["window", "plain", "print"])
+@pytest.mark.parametrize("mode", ["window", "window alone", "plain", "print"])
 def test_it_ends_and_keeps_what_was_said(mode: str, stories_path: Path) -> None:
-    options = {"window": ["Once upon a time"], "plain": ["--plain", "Once upon a time"],
-               "print": ["-p", "Once upon a time"]}  # fmt: skip
-    terminal = Terminal(["-m", str(stories_path), *LONG, *options[mode]], module="mlxkv")
+    options = {"plain": ["--plain"], "print": ["-p"]}.get(mode, [])
+    module = "mlxkv.cli" if mode == "window alone" else "mlxkv"
+    terminal = Terminal(["-m", str(stories_path), *LONG, *options, "Once upon a time"], module=module)
     terminal.wait_for("Lily")
     assert code_after_hang_up(terminal) == GONE
     with SessionStore.open(Folders.from_env()) as store:
@@ -58,3 +58,18 @@ def test_a_question_ends_too(home: Path) -> None:
     terminal = Terminal(["models", "rm", "org/name"], module="mlxkv")
     terminal.wait_for("[y/N]")
     assert code_after_hang_up(terminal) == GONE
+
+
+@pytest.mark.parametrize(("before", "handled"), [(signal.SIG_IGN, 0), (signal.default_int_handler, 1)])
+def test_ctrl_c_stays_ignored_where_it_was(before: signal.Handlers, handled: int) -> None:
+    """A script's `trap '' INT`, and what it runs in the background: Ctrl+C in the terminal is not meant for them."""
+    seen: list[int] = []
+    usual = signal.signal(signal.SIGINT, before)
+    try:
+        restored = handle_interrupts(lambda number, _: seen.append(number))
+        os.kill(os.getpid(), signal.SIGINT)
+        signal.signal(signal.SIGINT, restored)
+    finally:
+        signal.signal(signal.SIGINT, usual)
+    assert len(seen) == handled
+    assert restored is before
