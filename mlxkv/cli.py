@@ -136,7 +136,7 @@ def chat(
     plain = settings.plain or bool(os.environ.get("ACCESSIBLE")) or os.environ.get("TERM") == "dumb"
     if resume == _NO_VALUE:  # it asks which chat, where somebody can answer
         picks, resume, continue_ = not (continue_ or printing), None, continue_ or printing
-    session_id = session_id_of(folders, resume, continue_)
+    session_id = None if picks else session_id_of(folders, resume, continue_)
     if printing:
         request = PrintRequest(
             question_with(question, file or [], sys.stdin),

@@ -244,11 +244,11 @@ def chats_restore_backup(name: Annotated[str, typer.Argument(help="As `mlxkv cha
     print(f"The chats are those of {name} now{kept}.")
 
 
-def open_store(folders: Folders | None = None) -> SessionStore:
-    """The sessions of this user."""
+def open_store(folders: Folders | None = None, *, enforce: bool = True) -> SessionStore:
+    """The sessions of this user. `enforce`: see SessionStore.open."""
     from mlxkv.store import SessionStore
 
-    return SessionStore.open(folders or Folders.from_env())
+    return SessionStore.open(folders or Folders.from_env(), enforce=enforce)
 
 
 def _place(hit: SearchHit) -> list[str]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlxkv.cli_chats import open_store
 from mlxkv.config import Folders, Settings, private_folder
-from mlxkv.errors import ConfigError, ModelNotFoundError, SessionNotFoundError
+from mlxkv.errors import ConfigError, MlxkvError, ModelNotFoundError, SessionNotFoundError
 from mlxkv.regular_file import check_regular
 from mlxkv.terminal import TerminalOutput
 
@@ -32,7 +32,7 @@ def first_commands(
 
     name = model_name(folders, settings, session_id)
     if session_id is not None and fork:
-        with open_store(folders) as store:
+        with open_store(folders, enforce=False) as store:
             session_id = session_id if store.read_only else store.fork(session_id)
     if name is None:
         with suppress(ModelNotFoundError):
@@ -95,7 +95,7 @@ def model_name(folders: Folders, settings: Settings, session_id: str | None) -> 
     """-m or the setting, else the chat's model, else the last one used; None where there is none."""
     if settings.model is not None or not os.path.exists(folders.data / "store.json"):
         return settings.model
-    with open_store(folders) as store:
+    with open_store(folders, enforce=False) as store:
         chosen = session_id or store.latest()
         return store.model_of(chosen).name if chosen else None
 
@@ -109,9 +109,13 @@ def session_id_of(folders: Folders, session: str | None, latest: bool) -> str | 
     if latest and session is not None:
         raise ConfigError("-c means the last chat and -r the one it names; leave out one of both.")
     if not latest and session is None:
+        if (folders.data / "store.json").exists():
+            with suppress(MlxkvError), open_store(folders):
+                pass  # every start goes by the disk limit, which may be lower now
         return None
-    with open_store(folders) as store:
+    with open_store(folders, enforce=False) as store:
         found = store.latest() if session is None else store.find(session)
+        store.enforce_limit(spare=[found] if found else ())  # never at the cost of the chat that is meant
     if found is None:
         raise SessionNotFoundError("There is no chat to continue yet; leave out -c and start one.")
     return found

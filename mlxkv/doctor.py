@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 _LEAST_FREE = 500_000_000  # bytes
 _MOST_SHOWN = 5
+_OVER = (
+    "a chat that is open needs it, named prompt caches take it (`mlxkv cache ls`), or files there cannot be removed."
+)
 _RELEASED = 1_767_225_600.0  # seconds: the year in which mlxkv appeared, 2026, begins
 
 
@@ -119,6 +122,8 @@ def _store(folders: Folders) -> Iterator[Finding]:
             report = store.verify(quick=True)
             yield Finding("sessions", f"{report.num_sessions} chats, sqlite {sqlite3.sqlite_version}")
             yield Finding("KV on disk", _usage(report, store.disk_limit))
+            if store.disk_limit is not None and report.disk_bytes > store.disk_limit:
+                yield Finding("disk limit", f"{folders.cache} is over it: {_OVER}", ok=False)
             yield from (Finding("KV", clean(p.text)) for p in report.problems if p.what == "missing")
             yield from _damage(report)
             yield from _clock(store.find_ahead(time.time()), time.time())

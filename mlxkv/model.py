@@ -275,6 +275,7 @@ class Model:
             self._backend, system=record.system, cache=config, params=params, autosave=True, think=think, began=began
         )
         chat.load(record)
+        store.enforce_limit()  # once the chat's lock is held, so that its own rows stay
         return chat
 
     def _resumed_config(self, record: SessionRecord, cache: CacheConfig | None, began: datetime) -> CacheConfig:
@@ -360,7 +361,7 @@ class Model:
     def store(self) -> SessionStore:
         """The sessions on this machine; opened at first use."""
         if self._store is None:
-            self._store = SessionStore.open(self._folders or Folders.from_env())
+            self._store = SessionStore.open(self._folders or Folders.from_env(), enforce=False)  # see `reopen`
         return self._store
 
     @cached_property

@@ -154,7 +154,7 @@ class Front:
             return
         from mlxkv.store import SessionStore
 
-        with SessionStore.open(self.folders) as store:
+        with SessionStore.open(self.folders, enforce=False) as store:
             yield store
 
     def close(self) -> None:

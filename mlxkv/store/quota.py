@@ -7,19 +7,20 @@ what is counted stays true until it is written. Any thread, with a connection of
 
 from __future__ import annotations
 
+import os
 import sqlite3
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from mlxkv.errors import StoreError
 from mlxkv.regular_file import parse_json
-from mlxkv.stats import bytes_text
+from mlxkv.stats import bytes_text, plural
 from mlxkv.store.commit import Plan
 from mlxkv.store.files import disk_usage
+from mlxkv.store.forgetting import Forgotten, forget, put_back
 from mlxkv.store.format import ChunkHead
 from mlxkv.store.ports import LayerGroup, Range
-from mlxkv.store.refs import remove_chunks
 from mlxkv.store.schema import PINNED, Database
 from mlxkv.store.sound import is_chunk
 from mlxkv.store.space import BLOCK, Space, on_disk
@@ -59,6 +60,8 @@ class Quota:
     limit: int | None
     space: Space
     open_sessions: Callable[[], set[str]]
+    _stuck: set[str] = field(default_factory=set, init=False)  # chunks whose files could not be removed the last time
+    _spared: frozenset[str] = field(default=frozenset(), init=False)
     _counted: tuple[Plan | None, int] = field(default=(None, 0), init=False)  # what is used at most during a save
 
     @property
@@ -98,6 +101,11 @@ class Quota:
         self._counted = None, 0
         keep = set(new)
         if all(self._shrink(database, target, keep, plan, old) > target for old in (True, False)):
+            if self._stuck:
+                files = f"{plural(len(self._stuck), 'file')} in {self.space.chunks.root}"
+                raise StoreError(
+                    f"The KV cache was not saved: {self.description} is full, and {files} cannot be removed; check it."
+                )
             raise StoreError(f"The KV cache was not saved: open chats fill {self.description}; raise `disk_limit`.")
 
     def make_room_for_named(self, database: Database, name: str, size: int) -> None:
@@ -139,10 +147,15 @@ class Quota:
     def _path(self, chunk: _Candidate) -> Path:
         return self.space.chunks.path(chunk.digest)
 
-    def enforce(self, database: Database) -> None:
-        """Go under the limit, as far as open sessions and named prompt caches allow."""
+    def enforce(self, database: Database, spare: Collection[str] = ()) -> None:
+        """Go under the limit, as far as open sessions and named prompt caches allow. `spare`: sessions that count as
+        open, since they are about to be."""
         if self.limit is not None:
-            self._shrink(database, self.limit - MARGIN, set())
+            self._spared = frozenset(spare)
+            try:
+                self._shrink(database, self.limit - MARGIN, set())
+            finally:
+                self._spared = frozenset()
 
     def _shrink(
         self, database: Database, target: int, keep: set[str], saving: Plan | None = None, old: bool = True
@@ -159,14 +172,22 @@ class Quota:
         for path in [*self.space.leftovers(known | keep), *self.space.set_aside()]:
             if used > target:
                 used -= chunks.discard(path)
-        while used > target and (victims := self._victims(database, used - target, keep, saving, old)):
-            for digest in victims:  # after the commit: a crash in between leaves files without a row, not the reverse
+        self._stuck = set()
+        while used > target:
+            victims = self._forget(database, used - target, keep | self._stuck, saving, old)
+            if not victims.chunks:
+                break
+            for digest in victims.digests:
                 chunks.discard(chunks.path(digest))
+            if stuck := {digest for digest in victims.digests if os.path.lexists(chunks.path(digest))}:
+                self._stuck |= stuck
+                with database.writing() as db:
+                    put_back(db, victims, stuck)
             chunks.drop_empty_folders()
             used = self.space.used()
         return used
 
-    def _victims(self, database: Database, num_bytes: int, keep: set[str], saving: Plan | None, old: bool) -> list[str]:
+    def _forget(self, database: Database, num_bytes: int, keep: set[str], saving: Plan | None, old: bool) -> Forgotten:
         """Forget as many chunks as may free `num_bytes`; how many they really free is seen when they are gone."""
         victims = []
         with database.writing() as db:
@@ -176,11 +197,10 @@ class Quota:
                 if not chunk.is_kept and chunk.digest not in keep:
                     num_bytes -= on_disk(chunk.size) + BLOCK  # and perhaps its folder
                     victims.append(chunk.digest)
-            remove_chunks(db, victims)
-        return victims
+            return forget(db, victims)
 
     def _candidates(self, db: sqlite3.Connection, saving: Plan | None, old: bool) -> list[_Candidate]:
-        is_open = self.open_sessions()
+        is_open = self.open_sessions() | self._spared
         needed: dict[str, list[_Needed]] = {}
         used: dict[str, int] = {}
         query = f"SELECT id, seq, needed, flags & {PINNED} FROM session"

@@ -6,7 +6,7 @@ One object per process, used by the thread that opened it (the engine's). Rows r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -59,13 +59,14 @@ class SessionStore:
     @classmethod
     def open(
         cls, folders: Folders, before: Step = no_step, *, disk_limit: int | Literal["setting"] | None = "setting",
-        files: Files | None = None,
+        files: Files | None = None, enforce: bool = True,
     ) -> SessionStore:  # fmt: skip
         """Open or make the store, or only read it where nothing can be written (`read_only`).
 
         `before` is called before each step on disk (tests crash there).
         `disk_limit`: bytes for everything in the cache folder, None for as much as the disk has; by default what the
-        user has set. Whoever opens the store goes by it, since opening already makes room.
+        user has set. Whoever opens the store goes by it: opening already makes room, unless `enforce` is False, for
+        whoever is about to resume a chat whose rows must not go (`enforce_limit`).
 
         Raises:
             StoreError: another program's or a newer format, or the database is gone though there was one.
@@ -75,7 +76,7 @@ class SessionStore:
             disk_limit = load_settings(folders).disk_limit_bytes
         files = files or Files(before)
         try:
-            return cls._open_to_write(folders, files, disk_limit)
+            return cls._open_to_write(folders, files, disk_limit, enforce)
         except (ConfigError, StoreError) as error:
             if (why := why_read_only(error, folders.data)) is None:
                 raise
@@ -85,7 +86,7 @@ class SessionStore:
         return store
 
     @classmethod
-    def _open_to_write(cls, folders: Folders, files: Files, disk_limit: int | None) -> SessionStore:
+    def _open_to_write(cls, folders: Folders, files: Files, disk_limit: int | None, enforce: bool) -> SessionStore:
         data = private_folder(folders.data)
         private_folder(folders.cache / KV)
         locks = private_folder(data / "locks")
@@ -95,9 +96,8 @@ class SessionStore:
             stack.callback(database.close)
             store = cls(database, Space.at(folders.cache, files), locks, disk_limit)
             sweep(database, store._space)
-            with kv_lock(locks, wait=False) as alone:
-                if alone:  # the limit may have been lowered
-                    store._quota.enforce(database)
+            if enforce:
+                store.enforce_limit()
             store._daily.start_if_due()
             store._open = stack.pop_all()
         return store
@@ -400,6 +400,13 @@ class SessionStore:
     def pin(self, session_id: str, pinned: bool = True) -> None:
         """Keep the session's rows whatever else wants the room, or no longer. Raises SessionNotFoundError."""
         self._sessions.pin(session_id, pinned)
+
+    def enforce_limit(self, spare: Collection[str] = ()) -> None:
+        """Go under the disk limit, which may have been lowered. Open sessions keep what they need, and so do those in
+        `spare`: they are about to be opened. What is wrong with the folders is told by whoever needs them."""
+        with suppress(StoreError), kv_lock(self._locks, wait=False) as alone:
+            if alone:  # else who holds it makes room
+                self._quota.enforce(self._database, spare)
 
     def collect(self) -> int:
         """Remove what nothing uses: rows that no chat refers to, what was set aside or left by a crash, and rows beyond
