@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 
+from mlxkv.streams import run
 from mlxkv.supervisor import TYPE_CHECKING, is_terminal, supervise
 
 if TYPE_CHECKING:
@@ -25,6 +26,11 @@ def opens_window(args: Sequence[str]) -> bool:
 
 
 def main() -> None:
+    """The entry point."""
+    run(_main)
+
+
+def _main() -> None:
     args = sys.argv[1:]
     if is_terminal() and opens_window(args):
         # -P: a folder the user happens to be in must not be imported from.

@@ -3,45 +3,111 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Sequence
+import io
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TextIO
 
-from mlxkv.errors import PromptError, shortened
+from mlxkv.encoding import TEXT, decode, marked_encoding, well_formed
+from mlxkv.errors import PromptError, first_line, shortened
 from mlxkv.regular_file import read_bytes, reason
+from mlxkv.stats import bytes_text
+from mlxkv.streams import read_input
+from mlxkv.text import clean
 
 MAX_BYTES = 32 << 20  # of one file or of stdin
+_WAITING = "mlxkv: reading standard input until it ends; with -n or `< /dev/null` it is left alone."
 
 
-def question_with(question: str | None, files: Sequence[Path], stdin: Any) -> str:
-    """Files first, then the question, then what is piped in (`stdin` None: nothing is).
+def question_with(question: str | None, files: Sequence[Path], piped: str = "") -> str:
+    """Files first, then the question, then what was piped in.
 
     Raises:
         PromptError: a file is no text, too large or cannot be read.
     """
-    parts = [f"{path.name}:\n\n{read_text(path)}" for path in files]
+    parts = [f"{well_formed(path.name)}:\n\n{read_text(path)}" for path in files]
     if question:
-        parts.append(question)
-    if stdin is not None and not stdin.isatty():
-        piped = stdin.read(MAX_BYTES + 1)
-        if len(piped) > MAX_BYTES:
-            raise PromptError(f"Standard input is over {MAX_BYTES >> 20} MiB; give less of it.")
-        if piped.strip():
-            parts.append(piped.rstrip("\n"))
+        parts.append(well_formed(question))
+    if piped.strip():
+        parts.append(piped.rstrip("\n"))
     return "\n\n".join(parts)
+
+
+def piped_text(stdin: TextIO, report: bool) -> str:
+    """What is piped in; "" on a terminal. Bytes that are no text become U+FFFD, and stderr says so.
+
+    Args:
+        report: whether stderr also says that something was read: in a shell's `while read` loop that is the rest of
+            the list.
+
+    Raises:
+        PromptError: it is binary, too large or cannot be read.
+    """
+    if stdin.isatty():
+        return ""
+    try:
+        data = read_input(stdin.fileno(), MAX_BYTES, lambda: print(_WAITING, file=sys.stderr))
+    except io.UnsupportedOperation:  # no file, but a text in memory
+        data = stdin.read(MAX_BYTES + 1).encode("utf-8", "surrogateescape")
+    if len(data) > MAX_BYTES:
+        raise PromptError(f"Standard input is over {MAX_BYTES >> 20} MiB; give less of it.")
+    encoding = getattr(stdin, "encoding", None) or "utf-8"
+    try:
+        try:
+            text = decode(data, encoding)
+        except UnicodeDecodeError:
+            text = decode(data, encoding, "replace")
+            print("mlxkv: standard input is not all text; what is not became U+FFFD.", file=sys.stderr)
+    except ValueError as error:
+        raise PromptError(f"Standard input is not text ({error}); give {TEXT}.") from error
+    if report and text.strip():
+        print(f"standard input: {bytes_text(len(data))} read (-n leaves it alone)", file=sys.stderr)
+    return text
+
+
+def piped_lines(stdin: TextIO, out: TextIO) -> Callable[[str], str]:
+    """`input` for a pipe: a line at a time, as soon as it is there, and echoed as a terminal would do.
+
+    The function raises EOFError at the end of input, and PromptError where it is not text or cannot be read.
+    """
+    lines = _lines(stdin)
+
+    def read(prompt: str) -> str:
+        out.write(prompt)
+        out.flush()
+        if (line := next(lines, None)) is None:
+            raise EOFError
+        out.write(f"{clean(line)}\n")
+        return line
+
+    return read
+
+
+def _lines(stdin: TextIO) -> Iterator[str]:
+    try:
+        if isinstance(stdin, io.TextIOWrapper):
+            encoding = marked_encoding(stdin.buffer.peek(4)[:4])  # type: ignore[attr-defined]  # it is buffered
+            stdin.reconfigure(encoding=encoding or stdin.encoding, errors="surrogateescape")
+        for line in iter(stdin.readline, ""):
+            if "\0" in line:
+                raise PromptError(f"Standard input is not text (a NUL is in it); give {TEXT}.")
+            yield well_formed(line.rstrip("\r\n"))
+    except (OSError, UnicodeError) as error:
+        raise PromptError(f"Standard input cannot be read ({first_line(error)}); give text.") from error
 
 
 def text_or_file(value: str) -> str:
     """`value`, or for `@FILE` what is in the file. Raises PromptError."""
-    return read_text(Path(value[1:])) if value.startswith("@") else value
+    return read_text(Path(value[1:])) if value.startswith("@") else well_formed(value)
 
 
 def read_text(path: Path) -> str:
-    """Raises PromptError: it is no file, over 32 MiB, not UTF-8, or cannot be read."""
+    """Raises PromptError: it is no file, over 32 MiB, no text, or cannot be read."""
     try:
-        return read_bytes(path, MAX_BYTES, pipes=True).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise PromptError(f"{path} is not UTF-8 text; convert it first.") from error
+        return decode(read_bytes(path, MAX_BYTES, pipes=True))
+    except ValueError as error:
+        raise PromptError(f"{path} is not UTF-8 text; convert it first (or UTF-16 with a byte order mark).") from error
     except OSError as error:
         if error.errno == errno.EFBIG:
             raise PromptError(f"{path} is over {MAX_BYTES >> 20} MiB; give a part of it.") from error

@@ -16,6 +16,7 @@ from mlxkv.cache.config import CacheConfig
 from mlxkv.cache.prompt_cache import PromptCache
 from mlxkv.conversation import Conversation
 from mlxkv.device import set_wired_limit
+from mlxkv.encoding import well_formed
 from mlxkv.errors import PromptError
 from mlxkv.events import PrefillProgress, TurnEvent
 from mlxkv.exchange import ChatBackend
@@ -100,7 +101,8 @@ class Beside(ABC):
 
     def _aside(self, text: str) -> Fed:
         """The prompt; without reasoning first, unless saying so changes what was read before."""
-        prompts, messages = self._backend.prompts, self._past.messages([*self._said.turns, TurnRecord("user", text)])
+        prompts, asked = self._backend.prompts, TurnRecord("user", well_formed(text))
+        messages = self._past.messages([*self._said.turns, asked])
         as_ever = prompts.prompt(messages, self._fed, self.thinking)
         if prompts.reasoning is None:
             return as_ever

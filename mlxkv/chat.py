@@ -20,6 +20,7 @@ from mlxkv.cache.config import CacheConfig
 from mlxkv.cache.foreign import ForeignCache
 from mlxkv.cache.prompt_cache import PromptCache
 from mlxkv.conversation import Conversation, replayed, title_of
+from mlxkv.encoding import well_formed
 from mlxkv.errors import CacheError, ConfigError, PromptError, ReadOnlyError
 from mlxkv.events import Branch, KVNotSaved, Message, Notice, Sibling, TurnEvent, TurnFinished
 from mlxkv.exchange import ChatBackend, Exchange
@@ -62,7 +63,8 @@ class Chat(Beside):
         self.owner = Owner()
         self._runs = Runs(self.owner)
         self._said = Conversation(backend.store, backend.identity, backend.lender)
-        self._start = Start(system or None, began=began or clock.now())
+        system = well_formed(system) if system else None
+        self._start = Start(system, began=began or clock.now())
         if isinstance(cache, PromptCache):
             backend.check_cache(cache)
             self._start = start_from(cache, system, backend.prompts)
@@ -114,6 +116,7 @@ class Chat(Beside):
             has fed the layers of `cache`. MismatchError: `cache` was made with another model.
         """
         _check_not_empty(text)
+        text = well_formed(text)
         self._said.check_writable()
         params, begun = self._sampling(sampling), time.perf_counter() if started is None else started
         return self._runs.start(lambda cancelled: self._turn(text, params, begun, cancelled))
@@ -422,7 +425,7 @@ class Chat(Beside):
         """
         self._runs.check_idle()
         self.cache.check_log()
-        return self._save(title)
+        return self._save(well_formed(title) if title else None)
 
     def _save(self, title: str | None) -> str:
         if isinstance(self.cache, ForeignCache):

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from mlxkv.attachments import question_with, text_or_file
+from mlxkv.attachments import piped_text, question_with, text_or_file
 from mlxkv.cli_cache import cache
 from mlxkv.cli_chats import chats, ids_for_completion
 from mlxkv.cli_models import models
@@ -25,10 +25,11 @@ from mlxkv.cli_start import first_commands, model_name, named_cache, open_window
 from mlxkv.completion import models as model_names
 from mlxkv.completion import name_the_chat, prompt_caches
 from mlxkv.config import Folders, Settings, load_settings
-from mlxkv.errors import ConfigError, MlxkvError, OutOfMemoryError, PromptError
+from mlxkv.errors import ConfigError, MlxkvError, OutOfMemoryError, OutputClosedError, PromptError
 from mlxkv.print_mode import PrintRequest
 from mlxkv.settings import help_of
-from mlxkv.terminal import GONE, TerminalOutput, is_gone, let_go
+from mlxkv.streams import run
+from mlxkv.terminal import GONE, is_gone, let_go
 from mlxkv.text import clean
 
 if TYPE_CHECKING:
@@ -94,6 +95,7 @@ def chat(
     no_save: Annotated[bool, typer.Option("--no-save", help="Leave nothing on disk.")] = False,
     plain: Annotated[bool, typer.Option("--plain", help=help_of("plain"))] = False,
     no_mouse: Annotated[bool, typer.Option("--no-mouse", help="Leave the mouse to the terminal.")] = False,
+    no_stdin: Annotated[bool, typer.Option("-n", "--no-stdin", help="Do not read standard input.")] = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No figures on stderr.")] = False,
     max_tokens: Annotated[int | None, typer.Option("--max-tokens", help=help_of("max_tokens"))] = None,
     temp: Annotated[float | None, typer.Option("--temp", help=help_of("temperature"))] = None,
@@ -132,14 +134,15 @@ def chat(
 
     check_platform()
     printing = print_ or asked is not None or output is not Output.text
-    printing = printing or not (sys.stdin.isatty() and sys.stdout.isatty())
+    printing = printing or not (plain or (sys.stdin.isatty() and sys.stdout.isatty()))
     plain = settings.plain or bool(os.environ.get("ACCESSIBLE")) or os.environ.get("TERM") == "dumb"
     if resume == _NO_VALUE:  # it asks which chat, where somebody can answer
         picks, resume, continue_ = not (continue_ or printing), None, continue_ or printing
     session_id = None if picks else session_id_of(folders, resume, continue_)
     if printing:
+        reports = bool(question) and not quiet and output is Output.text
         request = PrintRequest(
-            question_with(question, file or [], sys.stdin),
+            question_with(question, file or [], "" if no_stdin else piped_text(sys.stdin, reports)),
             settings.system,
             session_id,
             fork,
@@ -150,7 +153,7 @@ def chat(
             settings.think,
         )
         raise typer.Exit(_print(folders, settings, request, bounds, model, load_anyway))
-    question = question_with(question, file, None) if file else question
+    question = question_with(question, file) if file else question
     talk = talk_in_lines if plain else open_window
     raise typer.Exit(
         talk(
@@ -187,8 +190,7 @@ def _print(
         raise OutOfMemoryError(f"{found.text}; {ways_out(found)}.")
     model = load(name, folders=folders, limited=not load_anyway)
     bounds = cache if request.resume is None or settings.bounds_cache else None
-    out, err = TerminalOutput(sys.stdout), TerminalOutput(sys.stderr)
-    return answer(model, request, bounds, settings.sampling, out, err)  # type: ignore[arg-type]
+    return answer(model, request, bounds, settings.sampling, sys.stdout, sys.stderr)
 
 
 # -- the rest --------------------------------------------------------------------------------------------------------
@@ -254,6 +256,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # a download asks for files and tells nothing
     try:
         app(args=_with_value(args), prog_name="mlxkv")
+    except OutputClosedError:
+        sys.exit(0)
     except MlxkvError as error:
         if debug:
             raise
@@ -261,9 +265,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(2 if isinstance(error, ConfigError | PromptError) else 1)
     except KeyboardInterrupt:
         sys.exit(130)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the reader has gone; nothing to flush to at exit
-        sys.exit(0)
     except OSError as error:
         if not is_gone(error):
             raise
@@ -282,4 +283,4 @@ def _with_value(args: list[str]) -> list[str]:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

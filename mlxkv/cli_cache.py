@@ -53,7 +53,7 @@ def cache_create(
     folders = Folders.from_env()
     flags = {"model": model, "window": window, "sinks": sinks, "system": system and text_or_file(system)}
     settings = load_settings(folders, flags=flags | ({} if kv_bits is None else {"kv_bits": kv_bits}))
-    config, text = CacheConfig.from_settings(settings), question_with(None, file or [], None)
+    config, text = CacheConfig.from_settings(settings), question_with(None, file or [])
     if not text and not settings.system:
         raise PromptError("There is nothing to read; give files with -f or a system prompt with -s.")
     folder = _folder(folders)

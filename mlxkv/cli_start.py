@@ -10,13 +10,13 @@ import os
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from mlxkv.attachments import piped_lines
 from mlxkv.cli_chats import open_store
 from mlxkv.config import Folders, Settings, private_folder
 from mlxkv.errors import ConfigError, MlxkvError, ModelNotFoundError, SessionNotFoundError
 from mlxkv.regular_file import check_regular
-from mlxkv.terminal import TerminalOutput
 
 if TYPE_CHECKING:
     from mlxkv.commands import Command
@@ -59,11 +59,11 @@ def talk_in_lines(folders: Folders, settings: Settings, start: list[Command], qu
     from mlxkv.engine import Desk
     from mlxkv.plain import PlainChat
 
+    read = input if sys.stdin.isatty() else piped_lines(sys.stdin, sys.stdout)
     with suppress(ImportError):
         import readline  # noqa: F401  # `input` then edits lines
     _log_to_file(folders)
-    out: Any = TerminalOutput(sys.stdout)
-    chat = PlainChat(folders, settings, lambda tell: Desk(folders, settings, tell, save=save), out, input)
+    chat = PlainChat(folders, settings, lambda tell: Desk(folders, settings, tell, save=save), sys.stdout, read)
     return chat.run(start, question)
 
 

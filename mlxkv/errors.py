@@ -14,7 +14,9 @@ MlxkvError                    one sentence: what was wrong, the value, what to d
 ├── OutOfMemoryError          the predicted peak does not fit; raised before anything is allocated
 ├── CacheError                a KV cache was asked for something it cannot do
 │   └── RewindError           the rows to go back to are no longer held
-├── PromptError               an empty prompt, or one over the limit
+├── PromptError               an empty prompt, one over the limit, or input that is no text
+├── OutputError               what is printed cannot be written
+│   └── OutputClosedError     its reader has gone, as in `mlxkv chats ls | head -1`
 └── StoreError                a session or a prompt-cache file cannot be used
     ├── ReadOnlyError         nothing can be saved where the chats are: a read-only disk, or missing permissions
     ├── SessionNotFoundError  no session has this id or title
@@ -88,6 +90,14 @@ class RewindError(CacheError):
 
 
 class PromptError(MlxkvError, ValueError):
+    pass
+
+
+class OutputError(MlxkvError):
+    pass
+
+
+class OutputClosedError(OutputError):
     pass
 
 

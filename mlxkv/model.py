@@ -26,6 +26,7 @@ from mlxkv.cache_files import CacheFiles
 from mlxkv.chat import Chat, ChatBackend
 from mlxkv.config import Folders
 from mlxkv.device import current_device, set_wired_limit
+from mlxkv.encoding import well_formed
 from mlxkv.errors import ConfigError, PromptError
 from mlxkv.events import TurnEvent
 from mlxkv.ids import TokenIds
@@ -165,7 +166,9 @@ class Model:
         """
         as_chat = system is not None if chat is None else chat
         backend = self._backend.at(began := clock.now())
+        system = well_formed(system) if system else system
         if isinstance(prompt, str):
+            prompt = well_formed(prompt)
             if not prompt and not (as_chat and system):
                 raise PromptError("The text to prefill is empty; give some.")
             raw = Fed("", TokenIds(() if as_chat else self._prompts.encode_raw(prompt)))
@@ -197,7 +200,7 @@ class Model:
         """The turn, to be made when it begins: by then the cache may hold more. All that can be checked now is."""
         if not prompt:
             raise PromptError("The prompt is empty; write something first.")
-        started = time.perf_counter()
+        prompt, started = well_formed(prompt), time.perf_counter()
         params = SamplingParams.for_model(
             self.loaded.generation, max_tokens=_GENERATE_TOKENS if max_tokens is None else max_tokens, **sampling
         )
@@ -306,8 +309,8 @@ class Model:
             OutOfMemoryError: it could not be filled beside the weights, by the predicted peak; nothing was allocated.
         """
         config = config or CacheConfig()
-        is_pinned = system and config.sinks == "system"
-        return self._make_cache(config, self._prompts.num_system_tokens(system) if is_pinned else 0)
+        pinned = well_formed(system) if system and config.sinks == "system" else ""
+        return self._make_cache(config, self._prompts.num_system_tokens(pinned) if pinned else 0)
 
     def _make_cache(self, config: CacheConfig, system_tokens: int) -> PromptCache:
         self._memory.limit = self._limit()
@@ -353,7 +356,7 @@ class Model:
     @public(text=text)
     def num_tokens(self, text: str) -> int:
         """How many tokens `text` takes in a message."""
-        return len(self._prompts.encode_text(text))
+        return len(self._prompts.encode_text(well_formed(text)))
 
     # -- what it ties together ---------------------------------------------------------------------------------------
 

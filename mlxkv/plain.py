@@ -57,6 +57,7 @@ class PlainChat:
         self._state = ChatState(time.perf_counter, settings)
         self._events: queue.SimpleQueue[ev.EngineEvent] = queue.SimpleQueue()
         self._desk = make_desk(self._events_put)
+        self._next: str | None = None  # what was typed at a question and is no answer to it
         self._before = ""  # the end of the reply so far
         self._told = 0.0
         self._is_thinking = self._done = False
@@ -86,7 +87,11 @@ class PlainChat:
 
     def _ask(self) -> str:
         """One message: a line that ends with a backslash goes on."""
-        text = self._read("User: ")
+        text, self._next = self._next, None
+        if text is not None:
+            self._line(f"User: {text}")
+        else:
+            text = self._read("User: ")
         while text.endswith("\\"):
             text = text[:-1] + "\n" + self._read("")
         return text
@@ -131,7 +136,7 @@ class PlainChat:
                 self._line(f"/{name} needs the window.")
 
     def _choose(self, listing: Listing) -> None:
-        """A numbered list; an empty line leaves things as they are."""
+        """A numbered list. An empty line leaves things as they are; so does any other text, which is taken next."""
         rows = [row for row in listing.rows if row.choice is not None]
         self._line(listing.title)
         for number, row in enumerate(rows, 1):
@@ -139,16 +144,27 @@ class PlainChat:
         if not rows:
             self._line(listing.empty)
             return
-        answer = self._read("Number, or nothing: ").strip()
-        if not answer.isdigit() or not 1 <= int(answer) <= len(rows):
+        number = self._number(len(rows))
+        if number is None:
             return
-        match rows[int(answer) - 1].choice:
+        match rows[number - 1].choice:
             case PutPrompt(text):
                 self._line(f"Type: {text}")
             case None:
                 pass
             case command:
                 self._state.submit(command)
+
+    def _number(self, most: int) -> int | None:
+        """Ask until it is a number from 1 to `most`, or none."""
+        while True:
+            answer = self._read("Number, or nothing: ")
+            if not answer.strip().isdecimal():
+                self._next = answer if answer.strip() else None
+                return None
+            if (digits := answer.strip().lstrip("0")) and len(digits) <= len(str(most)) and int(digits) <= most:
+                return int(digits)
+            self._line("There is no such number." if most == 1 else f"The numbers are 1 to {most}.")
 
     # -- the desk ----------------------------------------------------------------------------------------------------
 

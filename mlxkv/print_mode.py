@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from mlxkv.errors import OutputClosedError
 from mlxkv.events import NoAnswer, Notice, PrefillProgress, TextDelta, TurnEvent, TurnFinished
 from mlxkv.stats import no_answer_text, stat_line
 from mlxkv.terminal import handle_interrupts
@@ -56,9 +57,7 @@ def answer(
             print(told, file=err)
         try:
             finished, notices = _print_turn(chat, request, out, err)
-        except BrokenPipeError:  # the reader has gone, as in `mlxkv -p ... | head -1`
-            chat.cancel()
-            sys.stdout = None  # type: ignore[assignment]  # nothing is left to flush at exit
+        except OutputClosedError:  # as in `mlxkv -p ... | head -1`: what was generated is kept
             return 0
         if request.output != "text":
             result = result_json(chat, model, finished) | ({"notices": notices} if notices else {})

@@ -319,4 +319,7 @@ def _state(name: str) -> State:
 
 def _beginning(text: str, markers: Sequence[str]) -> int:
     """The length of the longest end of `text` that a marker begins with."""
-    return max((n for marker in markers for n in range(1, len(marker)) if text.endswith(marker[:n])), default=0)
+    return max(
+        (n for marker in markers for n in range(1, min(len(marker), len(text) + 1)) if text.endswith(marker[:n])),
+        default=0,
+    )

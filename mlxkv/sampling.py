@@ -8,9 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from mlxkv.arguments import keywords, number, shown, whole
+from mlxkv.encoding import well_formed
 from mlxkv.errors import ArgumentError, ConfigError
 
 if TYPE_CHECKING:
@@ -21,6 +23,11 @@ DEFAULT_TEMPERATURE = 0.7
 DEFAULT_TOP_P = 0.95
 
 
+_LEAST_TEMPERATURE, _LEAST_TOP_P = 1e-3, 1e-6  # below which float16 and float32 leave nothing of the likeliest token
+_LEAST_PENALTY, _MOST_PENALTY = (
+    1e-3,
+    1e4,
+)  # past which float16 makes infinities of logits, and no token is the likeliest
 PENALISED = 64  # tokens, the last ones: penalties look at fewer
 
 
@@ -103,20 +110,35 @@ class SamplingParams:
         return params
 
     def make_sampler(self) -> Callable[[mx.array], mx.array]:
-        """From log-probabilities (1, vocab) to token ids (1,)."""
+        """From log-probabilities (1, vocab) to token ids (1,).
+
+        mlx-lm's own, kept to what it can compute: a top_k of all tokens is none, and a temperature or top_p so small
+        that nothing would be left of the likeliest token takes that one.
+        """
         from mlx_lm.sample_utils import make_sampler
 
-        return make_sampler(temp=self.temperature, top_p=self.top_p, min_p=self.min_p, top_k=self.top_k)
+        temp = self.temperature if self.temperature >= _LEAST_TEMPERATURE else 0.0
+        top_p = max(self.top_p, _LEAST_TOP_P) if self.top_p else 0.0
+
+        @cache
+        def of(vocab: int) -> Callable[[mx.array], mx.array]:
+            return make_sampler(temp, top_p, self.min_p, top_k=self.top_k if self.top_k < vocab else 0)
+
+        return lambda logprobs: of(logprobs.shape[-1])(logprobs)
 
     def make_logits_processors(self) -> list[Callable[[mx.array, mx.array], mx.array]]:
         """Functions of (token ids so far, logits (1, vocab)) that return changed logits."""
         from mlx_lm.sample_utils import make_logits_processors
 
         return make_logits_processors(
-            repetition_penalty=self.repetition_penalty,
-            presence_penalty=self.presence_penalty,
-            frequency_penalty=self.frequency_penalty,
+            repetition_penalty=self.repetition_penalty and max(self.repetition_penalty, _LEAST_PENALTY),
+            presence_penalty=_bounded(self.presence_penalty),
+            frequency_penalty=_bounded(self.frequency_penalty),
         )
+
+
+def _bounded(penalty: float | None) -> float | None:
+    return penalty and max(-_MOST_PENALTY, min(penalty, _MOST_PENALTY))
 
 
 def random_state() -> bytes:
@@ -145,4 +167,4 @@ def _strings(stop: Any) -> tuple[str, ...]:
     if not all(isinstance(s, str) and s for s in found):
         kind = ConfigError if all(isinstance(s, str) for s in found) else ArgumentError
         raise kind(f"`stop` is {shown(stop)}; it must be a string or a list of strings, none of them empty.")
-    return found
+    return tuple(map(well_formed, found))

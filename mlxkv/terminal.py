@@ -50,34 +50,3 @@ def handle_interrupts(handler: Callable[..., object]) -> Any:
     if before is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, handler)
     return before
-
-
-class TerminalOutput:
-    """A text file. Writing to a terminal that is gone ends the process as the signal would (SystemExit with `GONE`),
-    in order: what encloses the write keeps what was said."""
-
-    def __init__(self, file: Any) -> None:
-        self._file = file
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._file, name)
-
-    def write(self, text: str) -> int:
-        try:
-            return self._file.write(text)
-        except OSError as error:
-            _end_if_gone(error)
-            raise
-
-    def flush(self) -> None:
-        try:
-            self._file.flush()
-        except OSError as error:
-            _end_if_gone(error)
-            raise
-
-
-def _end_if_gone(error: OSError) -> None:
-    if is_gone(error):
-        let_go()
-        raise SystemExit(GONE) from error

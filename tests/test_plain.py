@@ -7,6 +7,8 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+import pytest
+
 from mlxkv.commands import CheckChat, Command, Compact, Edit, LoadModel, NewChat, OpenChat, Pull, Rewind, Send
 from mlxkv.config import Folders, Settings
 from mlxkv.events import (
@@ -119,6 +121,31 @@ def test_compacting_asks_first_and_does_not_read_the_chat_out_again() -> None:
     after = said[said.index("Number, or nothing: 1") :]
     assert "compacted: kept" in after
     assert "User: " not in after.replace("User: /compact last", "").removesuffix("User: \n")
+
+
+@pytest.mark.parametrize(
+    ("answers", "compacts", "sent"),
+    [
+        (["1"], 1, []),
+        ([""], 0, []),
+        (["/quit", "never"], 0, []),
+        (["/stats", "Why?"], 0, ["Why?"]),
+        (["Why?"], 0, ["Why?"]),
+        (["two\\", "lines"], 0, ["two\nlines"]),
+        (["0", "7", "99999999999999999999999", "01"], 1, []),
+        (["½", "Why?"], 0, ["½", "Why?"]),
+        (["1 or 2"], 0, ["1 or 2"]),
+    ],
+)
+def test_what_is_no_answer_to_a_question_is_taken_next(answers: list[str], compacts: int, sent: list[str]) -> None:
+    """A command that was typed at a question, or piped in, was swallowed."""
+    said, desk, code = talk("/resume rust", "/compact", *answers)
+    assert code == 0
+    assert len([c for c in desk.commands if isinstance(c, Compact)]) == compacts
+    assert [c.text for c in desk.commands if isinstance(c, Send)] == sent
+    assert said.count("The numbers are 1 to") == (3 if compacts and len(answers) > 1 else 0)
+    if "/quit" in answers:
+        assert "never" not in said
 
 
 def test_a_question_from_the_command_line_and_one_of_two_lines() -> None:

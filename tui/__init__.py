@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 import sys
 from collections.abc import Sequence
+from functools import partial
 
 from mlxkv.commands import Command
 from mlxkv.config import Folders, Settings
@@ -31,6 +33,7 @@ def run(
     from mlxkv.tui.app import ChatApp
     from mlxkv.tui.driver import WindowDriver
 
+    accept_any_bytes()
     # A token must not wait 5 ms for the window to let go of the interpreter.
     sys.setswitchinterval(0.0005)
     try:
@@ -42,3 +45,13 @@ def run(
             supervisor.quit()
         engine.stop()
         engine.close()
+
+
+def accept_any_bytes() -> None:
+    """Typed and pasted bytes that are no UTF-8 become U+FFFD: Textual's decoder ends the window at the first one."""
+    from textual.drivers import linux_driver
+
+    def decoder(name: str) -> partial[codecs.IncrementalDecoder]:
+        return partial(codecs.getincrementaldecoder(name), "replace")
+
+    linux_driver.getincrementaldecoder = decoder  # type: ignore[assignment]

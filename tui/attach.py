@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from mlxkv.encoding import decode
 from mlxkv.regular_file import opened, reason
 from mlxkv.stats import tokens_text
 
@@ -96,12 +97,9 @@ def read(path: str, base: Path) -> Attached:
             f"{path} has {max(size, len(data)):,} bytes; at most {MAX_FILE:,} can be attached. Send a part of it."
         )
     try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        text = "\0"
-    if "\0" in text:
-        raise AttachError(f"{path} is not text in UTF-8, so a model cannot read it.")
-    return Attached(path, text.replace("\r\n", "\n"))
+        return Attached(path, decode(data))
+    except ValueError:
+        raise AttachError(f"{path} is not text in UTF-8, so a model cannot read it.") from None
 
 
 def attach(text: str, base: Path, recalled: Mapping[str, Attached] = {}) -> str:

@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from mlxkv.encoding import well_formed
 from mlxkv.errors import CorruptError, StoreError
 from mlxkv.regular_file import parse_json
 from mlxkv.store.records import Attachment, ToolCall, TurnRecord
@@ -64,14 +65,9 @@ def turn_digest(prev: str, i: int, fields: Sequence[str | int], ids: bytes) -> s
 
 def stored_fields(turn: TurnRecord, start: int) -> tuple[str, str, str, str, str, int, str, str]:
     """What `turn_digest` covers and the table holds, in that order."""
-    role, text, thinking, state = map(whole, (turn.role, turn.text, turn.thinking, turn.state))
+    role, text, thinking, state = map(well_formed, (turn.role, turn.text, turn.thinking, turn.state))
     params, stats = to_json(dict(turn.params)), to_json(dict(turn.stats))
     return role, text, thinking, state, params, start, stats, _extra(turn)
-
-
-def whole(text: str) -> str:
-    """`text` without halves of characters, which no database takes."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def extra_fields(turn: TurnRecord) -> dict[str, Any]:

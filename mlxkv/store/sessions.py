@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+from mlxkv.encoding import well_formed
 from mlxkv.errors import CorruptError, SessionChangedError, SessionNotFoundError, StoreError
 from mlxkv.events import ChatSummary
 from mlxkv.naming import chat_called
@@ -29,7 +30,6 @@ from mlxkv.store.history import (
     to_json,
     turn_digest,
     verified,
-    whole,
 )
 from mlxkv.store.identity import ModelIdentity, digest_of
 from mlxkv.store.ids import new_ulid
@@ -67,7 +67,7 @@ class Sessions:
         parent: str | None = None, forked_at: int | None = None, **more: Any,
     ) -> str:  # fmt: skip
         """`more`: see SessionStore.create."""
-        now, system = time.time(), None if system is None else whole(system)
+        now, system = time.time(), None if system is None else well_formed(system)
         with self.database.writing() as db:
             session_id = self._insert(
                 db, title=title, created=now, updated=now, model=save_model(db, model), system=system,
@@ -404,7 +404,7 @@ def load_model(db: sqlite3.Connection, row_id: str) -> ModelIdentity:
 
 def _storable(title: str) -> str:
     """`title` as the database and a document take it."""
-    title = whole(title)
+    title = well_formed(title)
     return title if len(title) <= MAX_TITLE else f"{title[: MAX_TITLE - 1]}…"
 
 

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from mlxkv.arguments import flag, label, optional, path, public, text, whole
 from mlxkv.config import Folders, load_settings, private_folder
+from mlxkv.encoding import well_formed
 from mlxkv.errors import ConfigError, ReadOnlyError, StoreError
 from mlxkv.events import Branch, ChatSummary, Sibling
 from mlxkv.store.ahead import Ahead, find_ahead
@@ -195,7 +196,7 @@ class SessionStore:
         Raises:
             SessionNotFoundError: lists the candidates; or `text` is empty.
         """
-        return self._sessions.find(text)
+        return self._sessions.find(well_formed(text))
 
     def latest(self) -> str | None:
         return self._sessions.latest()
@@ -203,7 +204,7 @@ class SessionStore:
     @public(text=text, limit=whole)
     def search(self, text: str, limit: int = 50) -> tuple[SearchHit, ...]:
         """Titles and turns with every word and "quoted phrase" of `text`, best first; the last may be a beginning."""
-        return self._sessions.search(text, limit)
+        return self._sessions.search(well_formed(text), limit)
 
     @public(session_id=label)
     def tree(self, session_id: str) -> tuple[Branch, ...]:

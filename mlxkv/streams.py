@@ -1,0 +1,164 @@
+"""Standard input, output and error as the command finds them: closed, full, gone, non-blocking, in any encoding.
+
+`run` is the outermost frame of the command. What is printed goes through the streams that it puts into `sys`, so that a
+failed write is the same error wherever it happens. What may be read as text belongs to `encoding`.
+"""
+
+from __future__ import annotations
+
+import codecs
+import io
+import os
+import select
+import stat
+import sys
+import time
+
+from mlxkv.errors import OutputClosedError, OutputError, PromptError
+from mlxkv.terminal import GONE, is_gone, let_go
+
+TYPE_CHECKING = False  # as in `supervisor`
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import NoReturn
+
+_PIECE = 1 << 16  # bytes
+_PATIENCE = 1.0  # seconds without an end of input, after which something is said
+
+
+class _Descriptor(io.FileIO):
+    """File descriptor 1 or 2. Writes everything, also to a non-blocking pipe.
+
+    Attributes:
+        drops: whether what cannot be written is dropped without an error: always on stderr, whose reader is nobody's
+            only reader, and on stdout once an error was raised and the process is ending.
+    """
+
+    def __init__(self, fd: int, drops: bool) -> None:
+        super().__init__(fd, "wb", closefd=False)
+        self.drops = drops
+
+    def write(self, data: memoryview, /) -> int:  # type: ignore[override]  # that of FileIO may return None
+        while True:
+            try:
+                written = super().write(data)
+            except OSError as error:
+                if self.drops:
+                    return len(data)
+                if is_gone(error) and stat.S_ISCHR(os.fstat(self.fileno()).st_mode):
+                    let_go()
+                    raise SystemExit(GONE) from error  # what encloses the write keeps what was said
+                if isinstance(error, BrokenPipeError):
+                    raise OutputClosedError("The reader of standard output has gone.") from error
+                raise OutputError(
+                    f"Standard output cannot be written ({error.strerror}); free some space or write somewhere else."
+                ) from error
+            if written is not None:
+                return written
+            select.select((), (self,), ())  # a parent made the pipe non-blocking, and it is full
+
+
+def run(main: Callable[[], object]) -> NoReturn:
+    """Prepare the streams, call `main`, flush, and exit: with the code of `main`, and at least 1 if output was lost.
+
+    That the reader has gone is no failure: `mlxkv chats ls | head -1` ends with 0.
+    """
+    prepare()
+    code: str | int | None = 0
+    try:
+        main()
+    except SystemExit as end:
+        code = end.code
+    except BaseException:
+        _flush()
+        raise
+    if (lost := _flush()) and not code:
+        print(f"mlxkv: {lost}", file=sys.stderr)
+        code = 1
+    sys.exit(code)
+
+
+def _flush() -> OutputError | None:
+    """Write what is buffered; the error, unless it is that the reader has gone. From then on failures are silent."""
+    try:
+        sys.stdout.flush()
+    except OutputClosedError:
+        return None
+    except OutputError as error:
+        return error
+    finally:
+        raw = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
+        if isinstance(raw, _Descriptor):
+            raw.drops = True
+    return None
+
+
+def prepare() -> None:
+    """Open `/dev/null` where one of the three descriptors is closed, and put streams into `sys` that do as said above.
+
+    Before anything else is opened: a file with the number 0, 1 or 2 would be taken for a stream, and written to.
+    """
+    for fd in range(3):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest number that is free: `fd`
+    stdin = sys.stdin
+    if not isinstance(stdin, io.TextIOWrapper):
+        stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
+    stdin.reconfigure(encoding=_encoding(stdin), errors="surrogateescape")
+    sys.stdin = sys.__stdin__ = stdin  # type: ignore[misc]
+    sys.stdout = sys.__stdout__ = _writer(1, sys.stdout)  # type: ignore[misc]
+    sys.stderr = sys.__stderr__ = _writer(2, sys.stderr)  # type: ignore[misc]
+
+
+def _writer(fd: int, before: object) -> io.TextIOWrapper:
+    raw = _Descriptor(fd, drops=fd == 2)
+    return io.TextIOWrapper(
+        io.BufferedWriter(raw),  # type: ignore[arg-type]
+        encoding=_encoding(before),
+        errors="backslashreplace",
+        line_buffering=fd == 2 or raw.isatty(),
+        write_through=bool(getattr(before, "write_through", False)),
+    )
+
+
+def _encoding(stream: object) -> str:
+    """The stream's own; UTF-8 where the locale C or POSIX makes it ASCII, as Python does unless it is told not to."""
+    name = getattr(stream, "encoding", None) or "utf-8"
+    is_chosen = "PYTHONIOENCODING" in os.environ
+    return "utf-8" if codecs.lookup(name).name == "ascii" and not is_chosen else name
+
+
+def read_input(fd: int, limit: int, tell: Callable[[], object]) -> bytes:
+    """Everything up to the end of input, or a little more than `limit` bytes. Waits for a slow producer.
+
+    Args:
+        tell: called once, when the end has not come after a second.
+
+    Raises:
+        PromptError: it cannot be read.
+    """
+    parts: list[bytes] = []
+    size, deadline, is_told = 0, time.monotonic() + _PATIENCE, False
+    while size <= limit:
+        left = None if is_told else max(0.0, deadline - time.monotonic())
+        is_ready = bool(select.select((fd,), (), (), left)[0])
+        if not is_told and time.monotonic() >= deadline:
+            tell()
+            is_told = True
+        if not is_ready:
+            continue
+        try:
+            piece = os.read(fd, _PIECE)
+        except BlockingIOError:
+            continue
+        except OSError as error:
+            raise PromptError(
+                f"Standard input cannot be read ({error.strerror}); leave it out with -n, or give `< /dev/null`."
+            ) from error
+        if not piece:
+            break
+        parts.append(piece)
+        size += len(piece)
+    return b"".join(parts)
