@@ -73,15 +73,16 @@ def cache_create(
     finally:
         held.close()
     from mlxkv.stats import bytes_text
+    from mlxkv.store.space import on_disk
 
-    print(f"{name}  {pc.offset:,} tokens  {bytes_text(size)}")
+    print(f"{name}  {pc.offset:,} tokens  {bytes_text(on_disk(size))}")
 
 
 @cache.command("ls")
 def cache_ls(as_json: Json = False) -> None:
     """The prompt caches: name, date, tokens, size, model, how the text begins."""
     from mlxkv.stats import bytes_text, disk_text
-    from mlxkv.store.space import Space
+    from mlxkv.store.space import Space, on_disk
     from mlxkv.tables import row, width_of_terminal
 
     folders = Folders.from_env()
@@ -92,10 +93,11 @@ def cache_ls(as_json: Json = False) -> None:
     wide = max((len(c.name) for c in found), default=0)
     for c in found:
         tokens = "damaged" if c.error else "imported" if c.num_tokens is None else f"{c.num_tokens:,} tok"
-        columns = [c.name.ljust(wide), _date(c.made), f"{tokens:>12}", f"{bytes_text(c.size):>7}", Path(c.model).name]
+        size = bytes_text(on_disk(c.size))  # as the sum below counts it
+        columns = [c.name.ljust(wide), _date(c.made), f"{tokens:>12}", f"{size:>7}", Path(c.model).name]
         print(row([*columns, " ".join((c.head or c.system or c.error or "").split())], width_of_terminal()))
-    space, limit = Space.at(folders.cache), load_settings(folders).disk_limit_bytes
-    used = f"KV on disk in all: {disk_text(space.used(), limit, space.named())}"
+    used, limit = Space.at(folders.cache).used(), load_settings(folders).disk_limit_bytes
+    used = f"KV on disk in all: {disk_text(used, limit, sum(on_disk(c.size) for c in found))}"
     print(used if found else f"None yet; `mlxkv cache create` makes one. {used}", file=sys.stderr)
 
 
@@ -104,6 +106,7 @@ def cache_show(name: Name, as_json: Json = False) -> None:
     """What a prompt cache holds: model, tokens, bytes, bounds, how the text begins."""
     from mlxkv.errors import CorruptError
     from mlxkv.stats import bytes_text
+    from mlxkv.store.space import on_disk
     from mlxkv.text import clean
 
     folder = _folder()
@@ -122,7 +125,7 @@ def cache_show(name: Name, as_json: Json = False) -> None:
         "tokens": "not known: mlx-lm made it, use it only if you trust where it is from"
         if c.num_tokens is None
         else f"{c.num_tokens:,}",
-        "size": bytes_text(c.size),
+        "size": f"{bytes_text(on_disk(c.size))} on disk, {c.size:,} bytes in the file",
         "window": f"{config['window']:,}" if isinstance(config.get("window"), int) else "",
         "bits": str(config["bits"]) if config.get("bits") else "",
         "system": c.system or "",
@@ -254,6 +257,7 @@ def cache_import(
     from mlxkv.stats import bytes_text
     from mlxkv.store import SessionStore
     from mlxkv.store.interop import describe_mlx_lm, made_with
+    from mlxkv.store.space import on_disk
 
     folders = Folders.from_env()
     folder = _folder(folders)
@@ -276,7 +280,7 @@ def cache_import(
         finally:
             held.close()
     folder.forget_other(path)
-    print(f"{name}  {bytes_text(size)}")
+    print(f"{name}  {bytes_text(on_disk(size))}")
     if not ours:
         print(
             "It holds no token ids and whoever made it decides what the model believes to have read.", file=sys.stderr

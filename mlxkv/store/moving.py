@@ -83,7 +83,7 @@ def import_chat(sessions: Sessions, writer: Writer, path: Path, trust_kv: bool) 
         if job.failure is not None:
             raise job.failure
     except StoreError as error:
-        return replace(done, notice=f"The chat was imported, its KV rows were not ({error})")
+        return replace(done, notice=f"The chat was imported without its KV rows: {error}")
     return replace(done, kv_tokens=plan.pos)
 
 
