@@ -38,10 +38,19 @@ def models_pull(repo: Annotated[str, typer.Argument(help="org/name[@revision]")]
     if source.repo is None:
         raise ModelNotFoundError(f"{repo!r} is on this machine already; name a repository of a hub to download one.")
 
+    shown = False
+
     def show(done: int, total: int) -> None:
+        nonlocal shown
+        shown = True
         print(f"\r{bytes_text(done)} / {bytes_text(total)}   ", end="", file=sys.stderr, flush=True)
 
-    print(download(source.repo, source.revision, progress=show))
+    try:
+        folder = download(source.repo, source.revision, progress=show)
+    finally:
+        if shown:
+            print(file=sys.stderr)
+    print(folder)
 
 
 @models.command("info")

@@ -12,7 +12,7 @@ from pathlib import Path
 from mlxkv.errors import MlxkvError, ModelDownloadError, ModelNotFoundError
 from mlxkv.models.fetch import HubStatusError
 from mlxkv.models.repository import is_id
-from mlxkv.models.whole import listed, missing_files
+from mlxkv.models.whole import is_whole, problem
 from mlxkv.regular_file import read_text
 
 ALLOW = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "tokenizer*")
@@ -60,7 +60,7 @@ def find_local(hub: Hub, repo: str, revision: str | None = None, *, need_weights
     folder = storage / "snapshots" / commit
     if not (folder / "config.json").is_file():
         return None
-    return folder if not need_weights or not missing_files(folder) else None
+    return folder if not need_weights or is_whole(folder) else None
 
 
 def explain(error: Exception, hub: Hub, repo: str, revision: str | None) -> MlxkvError:
@@ -85,8 +85,7 @@ def explain(error: Exception, hub: Hub, repo: str, revision: str | None) -> Mlxk
 
 def _lack(hub: Hub, repo: str, revision: str | None) -> str:
     half = find_local(hub, repo, revision, need_weights=False)
-    missing = missing_files(half) if half else ()
-    return f"lacks {listed(missing)} in the cache" if missing else "is not in the cache"
+    return (problem(half, repo) if half else "") or "is not in the cache"
 
 
 def _explain_status(error: HubStatusError, repo: str, revision: str | None) -> MlxkvError:

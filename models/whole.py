@@ -6,12 +6,14 @@ parameters are missing. Reads small files and headers; imports no MLX. Any threa
 
 from __future__ import annotations
 
+import json
+import os
 import re
 from pathlib import Path
 
 from mlxkv.errors import MlxkvError, ModelFileError
 from mlxkv.models.architecture import is_known, read_config, read_json
-from mlxkv.safetensors import check_weights
+from mlxkv.safetensors import MAX_HEADER, check_weights
 
 WEIGHTS = "model*.safetensors"  # what mlx-lm reads
 INDEX = "model.safetensors.index.json"
@@ -40,6 +42,11 @@ def missing_files(folder: Path) -> tuple[str, ...]:
     if not any(path.is_file() for pattern in _TOKENIZERS for path in folder.glob(pattern)):
         missing.add("tokenizer.json")
     return tuple(sorted(missing))
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether a download would bring nothing that is needed: no file is missing, no weights end early."""
+    return not missing_files(folder) and not any(map(_ends_early, folder.glob(WEIGHTS)))
 
 
 def check_whole(folder: Path, name: str) -> None:
@@ -100,6 +107,19 @@ def _numbered(found: set[str]) -> set[str]:
     for match in filter(None, map(_NUMBERED.fullmatch, found)):
         names |= {f"{match[1]}{number:05}-of-{match[3]}.safetensors" for number in range(1, int(match[3]) + 1)}
     return names
+
+
+def _ends_early(path: Path) -> bool:
+    """Whether the header, which is only looked at here and checked before it is loaded, wants more bytes."""
+    try:
+        with path.open("rb") as file:
+            size, length = os.fstat(file.fileno()).st_size, int.from_bytes(file.read(8), "little")
+            if size < 8 + length:
+                return True
+            table = json.loads(file.read(length if length <= MAX_HEADER else 0))
+        return size < 8 + length + max(entry["data_offsets"][1] for name, entry in table.items() if name[:2] != "__")
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError):
+        return False
 
 
 def _is_read(path: Path) -> bool:
