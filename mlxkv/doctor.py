@@ -107,8 +107,8 @@ def _models() -> Iterator[Finding]:
     except (MlxkvError, OSError, ValueError) as error:
         yield Finding("models", f"The model cache cannot be read ({str(error).splitlines()[0]}).", ok=False)
         return
-    ready = sum(not model.problem for model in models)
-    yield Finding("models", f"{ready} in the cache, {bytes_text(sum(m.size_bytes for m in models))}")
+    ready = [model for model in models if not model.problem]
+    yield Finding("models", f"{len(ready)} in the cache, {bytes_text(sum(model.size_bytes for model in ready))}")
     for model in models:
         if model.problem:
             yield Finding("models", f"{model.id} {clean(model.problem)}; `mlxkv models pull {model.id}`.")

@@ -73,7 +73,7 @@ def problem(folder: Path, name: str) -> str:
         for path in sorted(folder.glob(WEIGHTS)):
             check_weights(path)
     except MlxkvError as error:
-        return str(error).rstrip(".").rsplit("; ", 1)[0].replace(f"{folder}/", "")
+        return "is damaged: " + str(error).rstrip(".").rsplit("; ", 1)[0].replace(f"{folder}/", "")
     return ""
 
 
