@@ -14,14 +14,18 @@ models = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="List, do
 def models_ls() -> None:
     """Models on this machine, ready or not, then those that can be downloaded; `*` fits its memory."""
     from mlxkv.device import current_device
+    from mlxkv.errors import MlxkvError
     from mlxkv.models import catalogue, list_local
     from mlxkv.stats import bytes_text
     from mlxkv.text import clean
 
     limit = current_device().memory_limit
-    for local in sorted(list_local(with_broken=True), key=lambda local: bool(local.problem)):
-        mark, note = ("broken", f"  {clean(local.problem)}") if local.problem else ("here", "")
-        print(f"{mark:<10}{bytes_text(local.size_bytes):>7}  {local.id}{note}")
+    try:
+        for local in sorted(list_local(with_broken=True), key=lambda local: bool(local.problem)):
+            mark, note = ("broken", f"  {clean(local.problem)}") if local.problem else ("here", "")
+            print(f"{mark:<10}{bytes_text(local.size_bytes):>7}  {local.id}{note}")
+    except MlxkvError as error:  # what can be downloaded is known all the same
+        print(clean(str(error)), file=sys.stderr)
     for entry in catalogue():
         mark = "*" if entry.fits(limit) else " "
         print(f"download {mark}{bytes_text(entry.size_bytes):>7}  {entry.id}  {entry.licence}  {entry.note}")

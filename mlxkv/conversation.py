@@ -131,8 +131,10 @@ class Conversation:
 
         `parent`: the session that it is another beginning of.
         """
-        self.title = title = title or title_of(self.turns[0].text if self.turns else "")
+        title = title or title_of(self.turns[0].text if self.turns else "")
+        self.title = self.title or title  # as it is called where it cannot be saved
         self._store().check_writable()  # before gigabytes of weights are hashed
+        self.title = title
         forked_at = None if parent is None else 0
         self._enter(
             self._store().create(

@@ -53,7 +53,7 @@ def check_regular(path: str | os.PathLike[str] | int, limit: int | None = None) 
     For libraries that will open it themselves.
 
     Raises:
-        OSError: it is something else, or larger; `strerror` says what.
+        OSError: it is something else, larger, or may not be read; `strerror` says what.
     """
     try:
         info = os.stat(path)
@@ -62,6 +62,8 @@ def check_regular(path: str | os.PathLike[str] | int, limit: int | None = None) 
     except ValueError as error:
         raise OSError(errno.EINVAL, "no file can have this name", str(path)) from error
     _check(info, path, False)
+    if not os.access(path, os.R_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
     if limit is not None and info.st_size > limit:
         raise _too_large(path, limit)
     return True
@@ -140,7 +142,7 @@ def _check(info: os.stat_result, path: object, pipes: bool) -> None:
     if pipes and stat.S_ISFIFO(info.st_mode) and str(path).startswith(_DESCRIPTORS):
         return
     what = next((text for is_kind, text in _KINDS if is_kind(info.st_mode)), "it is something else")
-    raise OSError(errno.EINVAL, f"{what}, not a file", str(path))
+    raise OSError(errno.EINVAL, f"{what}, not a regular file", str(path))
 
 
 def _too_large(path: object, limit: int) -> OSError:

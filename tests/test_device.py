@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from mlxkv import device
-from mlxkv.device import Device, check_platform, current_device, describe, set_wired_limit
+from mlxkv.device import Device, check_platform, check_temporary_folder, current_device, describe, set_wired_limit
 from mlxkv.errors import ConfigError, PlatformError
+from mlxkv.models import load_model
 
 M2 = {
     "architecture": "applegpu_g14s",
@@ -176,3 +177,34 @@ def test_wired_limit_off_metal_is_not_touched(monkeypatch: pytest.MonkeyPatch) -
     fake_wired(monkeypatch, fail)
     with set_wired_limit(Device("Xeon", False, 100, 200, False)):
         pass
+
+
+TEMPORARY = {
+    "missing": ({"TMPDIR": "/no/such/folder"}, "TMPDIR is '/no/such/folder'"),
+    "a file": ({"TMPDIR": __file__}, "TMPDIR is"),
+    "long": ({"TMPDIR": "/" + "t" * 5000}, r"5,001 characters"),
+    "empty": ({"TMPDIR": ""}, "TMPDIR is ''"),
+    "another name": ({"TMP": "/no/such/folder"}, "TMP is"),
+}
+
+
+@pytest.mark.parametrize("name", TEMPORARY)
+def test_no_folder_for_temporary_files(name: str) -> None:
+    """MLX would raise a RuntimeError of C++ from within the first reply."""
+    env, text = TEMPORARY[name]
+    cpu = Device("Xeon", False, 800, 1000, False, is_cpu=True)
+    with pytest.raises(ConfigError, match=text):
+        check_temporary_folder(cpu, env)
+    check_temporary_folder(Device("Apple M2", True, 1, 1, True), env)  # Metal compiles in memory
+
+
+def test_a_folder_for_temporary_files(tmp_path: Path) -> None:
+    check_temporary_folder(current_device(), {"TMPDIR": str(tmp_path)})
+    check_temporary_folder(current_device(), {})
+
+
+def test_a_model_is_not_loaded_without_one(tiny_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", "/no/such/folder")
+    monkeypatch.setattr(device, "current_device", lambda: Device("Xeon", False, 1 << 40, 1 << 40, False, is_cpu=True))
+    with pytest.raises(ConfigError, match="TMPDIR"):
+        load_model(str(tiny_path), device=device.current_device())

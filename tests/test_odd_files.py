@@ -26,6 +26,8 @@ from mlxkv.store import SessionStore, describe_prompt_file
 from mlxkv.store.backup import list_backups
 from mlxkv.tui.attach import AttachError, read
 from mlxkv.tui.history import History
+from mlxkv.tui.slash import run
+from mlxkv.tui.state import ChatState
 from tests.tokenizers import tiny_folder
 
 Spoil = Callable[[Path], object]
@@ -99,6 +101,13 @@ def set_a_setting(path: Path) -> None:
     save_setting(Folders.from_env(), "temperature", 1.0)
 
 
+def set_the_system_prompt(path: Path) -> None:
+    """In the window, where it is shown instead of raised."""
+    state = ChatState(lambda: 0.0)
+    run(state, "system", f"@{path}")
+    raise ConfigError(state.take().settled[-1].text)
+
+
 def load(path: Path) -> None:
     mlxkv.load(str(path.parent))
 
@@ -115,6 +124,7 @@ HOME_FILES: dict[str, tuple[Use, Odd]] = {
     "chat.json": (import_a_chat, NOT_FILES | TOO_LARGE | NO_JSON),
     "notes.txt": (lambda path: question_with("", [path], None), NOT_FILES | TOO_LARGE | NO_TEXT),
     "system.txt": (lambda path: text_or_file(f"@{path}"), NOT_FILES | TOO_LARGE | NO_TEXT),
+    "said.txt": (set_the_system_prompt, NOT_FILES | TOO_LARGE | NO_TEXT),
     "attached.txt": (lambda path: read(path.name, path.parent), NOT_FILES | TOO_LARGE | NO_TEXT),
 }
 MODEL_FILES: dict[str, Odd] = {
@@ -180,15 +190,12 @@ def test_a_file_of_a_model(name: str, odd: str, folder: Path) -> None:
     refused(load, folder / name, MODEL_FILES[name][odd][1])
 
 
-@pytest.mark.parametrize("odd", NOT_FILES | TOO_LARGE | NO_TOML)
+@pytest.mark.parametrize("odd", sorted({*NOT_FILES, *TOO_LARGE, *NO_TOML} - {"a long value"}))
 def test_a_setting_is_not_written_over_it(odd: str, home: Path) -> None:
     path = home / "config/config.toml"
     path.parent.mkdir(parents=True, mode=0o700)
     (NOT_FILES | TOO_LARGE | NO_TOML)[odd][0](path)
     before = os.lstat(path)
-    if odd == "a long value":  # which is TOML, and somebody else's to mend
-        set_a_setting(path)
-        return
     refused(set_a_setting, path, "")
     assert os.lstat(path) == before
 
@@ -254,6 +261,25 @@ def test_a_file_that_may_not_be_read(name: str, home: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(regular_file.os, "open", refuse)
     refused(HOME_FILES[name][0], path, "Permission denied")
+
+
+READS = re.compile(
+    r"(?<![\w.])(?<!def )open\(|\.open\((\"r|encoding|\))|\.read_(text|bytes)\(|json\.load\("
+    r"|sqlite3\.connect\(|O_RDONLY"
+)
+OWN = {  # of the package, of the kernel, or made here a moment ago
+    "mlxkv/device.py", "mlxkv/regular_file.py", "mlxkv/store/identity.py", "mlxkv/store/backup.py",
+    "mlxkv/store/files.py", "mlxkv/store/format.py", "mlxkv/store/schema.py", "mlxkv/store/read_only.py",
+    "mlxkv/store/search.py", "models/catalogue.py",
+}  # fmt: skip
+
+
+def test_nothing_else_opens_files_to_read() -> None:
+    """What is not listed goes through `mlxkv.regular_file`."""
+    root = Path(__file__).parents[1]
+    sources = [path for top in ("mlxkv", "models", "tui") for path in (root / top).rglob("*.py")]
+    found = {str(path.relative_to(root)) for path in sources if READS.search(path.read_text(encoding="utf-8"))}
+    assert {name for name in found if "/training/" not in name} - OWN == set()
 
 
 LONG = "m" * 5000

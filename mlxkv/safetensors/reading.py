@@ -6,7 +6,8 @@ import os
 import stat
 from pathlib import Path
 
-from mlxkv.errors import CorruptError, ModelFileError
+from mlxkv.errors import CorruptError, ModelFileError, shortened
+from mlxkv.regular_file import opened, reason
 from mlxkv.safetensors.rules import Header, Rules
 
 
@@ -33,15 +34,10 @@ def read_header(
     try:
         if isinstance(source, int):
             return _read_fd(source, rules)
-        # O_NONBLOCK: opening a pipe that nobody writes to must not hang before fstat can refuse it
-        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | (os.O_NOFOLLOW if nofollow else 0)
-        fd = os.open(source, flags)
-        try:
-            return _read_fd(fd, rules)
-        finally:
-            os.close(fd)
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        raise rules.error(f"{rules.file} cannot be opened ({getattr(error, 'strerror', None) or error}).") from error
+        with opened(source, follow=not nofollow) as file:
+            return _read_fd(file.fileno(), rules)
+    except OSError as error:
+        raise rules.error(f"{rules.file} cannot be opened ({reason(error)}).") from error
 
 
 def check_weights(path: str | os.PathLike[str]) -> Header:
@@ -80,4 +76,4 @@ def _name_of(source: object) -> str:
 
 
 def _shown(name: str) -> str:
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in name)
+    return shortened("".join(c if c.isprintable() else ascii(c)[1:-1] for c in name))

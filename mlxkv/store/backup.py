@@ -23,6 +23,7 @@ from pathlib import Path
 
 from mlxkv.config import Folders, private_folder
 from mlxkv.errors import StoreError, quoted
+from mlxkv.regular_file import opened
 from mlxkv.store.files import Files, regular_size, sync
 from mlxkv.store.ids import random_name
 from mlxkv.store.locks import store_lock
@@ -148,7 +149,7 @@ def _exchange(data: Path, backup: Path, files: Files) -> Path | None:
     """The old database stays whole and in place until the new one is beside it."""
     path = data / "mlxkv.db"
     fresh = data / f".mlxkv-{random_name()}"
-    with backup.open("rb") as stream:
+    with opened(backup, follow=False) as stream:
         files.write(fresh, iter(lambda: stream.read(1 << 20), b""), data)
     try:
         aside = data / "backups" / f"mlxkv-{today_here():%Y%m%d}-replaced-{time.time_ns()}.db"

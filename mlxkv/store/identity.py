@@ -21,6 +21,7 @@ from types import MappingProxyType
 from typing import Any, Protocol
 
 from mlxkv.errors import ModelFileError
+from mlxkv.regular_file import opened
 
 RACY_NS = 2_000_000_000  # the coarsest clock of a file system in use
 
@@ -120,7 +121,7 @@ def sha256_of(file: Path, remember: FileHashes | None = None) -> str:
     found = _by_name(file) if remember is None or not remember.has(str(file)) else None
     now = time.time_ns()  # before reading: a change meanwhile is noticed next time, as the file is no longer `info`
     if found is None:
-        with file.open("rb") as stream:
+        with opened(file) as stream:
             found = hashlib.file_digest(stream, "sha256").hexdigest()
     if remember is not None:
         remember.put(str(file), info, found if info.st_ctime_ns < now - RACY_NS else "")

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sqlite3
@@ -45,6 +46,9 @@ def open_database(data: Path, files: Files, lock: StoreLock) -> Database:
         create_empty(path)
     except OSError as error:
         raise StoreError(f"The chat database {path} cannot be made ({error.strerror}); check the folder.") from error
+    if not os.access(path, os.W_OK):  # SQLite would say so at the first message
+        denied = PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        raise StoreError(f"The chat database {path} may not be written to; check its permissions.") from denied
     db = connect(path)
     database = Database(db, path, files.before)
     try:
@@ -127,7 +131,9 @@ def _read_marker(path: Path) -> str | None:
         return str(value["store"])
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except OSError as error:
+        raise StoreError(f"{path} cannot be read ({reason(error)}); check that file.") from error
+    except (ValueError, KeyError, TypeError) as error:
         raise StoreError(
             f"{path} cannot be read ({reason(error)}); delete it if {path.parent} holds your chats."
         ) from error

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import os
 import shutil
 import sqlite3
 import uuid
@@ -18,7 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from mlxkv.errors import ReadOnlyError, StoreError
-from mlxkv.regular_file import check_regular, open_regular, reason
+from mlxkv.regular_file import check_regular, reason
 from mlxkv.store.files import no_step, regular_size
 from mlxkv.store.migrations import migrate
 from mlxkv.store.schema import ENDINGS, Database, connect, create, database_errors, is_empty, needs_migration
@@ -73,8 +72,6 @@ def open_to_read(path: Path, why: str) -> ReadOnlyDatabase:
     """
     with database_errors(path):
         is_there, *_ = [check_regular(f"{path}{ending}") for ending in ENDINGS]
-        if is_there:
-            os.close(open_regular(path))  # whether it may be read
     copied_to: TemporaryDirectory[str] | None = None
     db = _in_place(path) if is_there else _empty()
     try:

@@ -89,7 +89,11 @@ class SessionStore:
     @classmethod
     def _open_to_write(cls, folders: Folders, files: Files, disk_limit: int | None, enforce: bool) -> SessionStore:
         data = private_folder(folders.data)
-        private_folder(folders.cache / KV)
+        try:
+            private_folder(folders.cache / KV)
+        except ConfigError as error:  # chats are saved all the same, and of their rows it is said that they are not
+            if why_read_only(error, folders.cache) is None:
+                raise
         locks = private_folder(data / "locks")
         with ExitStack() as stack:
             lock = stack.enter_context(store_lock(locks))

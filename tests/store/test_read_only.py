@@ -22,7 +22,7 @@ from mlxkv.errors import ConfigError, ReadOnlyError, StoreError
 from mlxkv.events import ChatOpened, EngineEvent, Notice, TextDelta, TurnFinished
 from mlxkv.readings import SessionStatus
 from mlxkv.settings import Settings
-from mlxkv.store import SessionStore, read_only
+from mlxkv.store import SessionStore, TurnRecord, read_only
 from tests.store.conftest import Talk
 from tests.store.fake import FakeCache, model
 from tests.store.test_migration import unpacked
@@ -328,3 +328,38 @@ def test_doctor_reads_the_chats_and_says_what_is_wrong(
     assert "ok  sessions         1 chats" in out
     assert "cannot be written to: what is there is read, nothing is saved." in out
     assert frozen() == before
+
+
+def test_a_database_that_may_only_be_read(folders: Folders, chats: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a folder that may be written to SQLite opens it without a word, and the first message fails."""
+    access = os.access
+
+    def refuse(path: Any, mode: int) -> bool:
+        return not (str(path) == str(folders.data / "mlxkv.db") and mode & os.W_OK) and access(path, mode)
+
+    monkeypatch.setattr(os, "access", refuse)
+    with SessionStore.open(folders) as store:
+        assert "Permission denied" in (store.read_only or "")
+        assert len(store.list()) == 2
+
+
+def test_a_cache_folder_that_cannot_be_made_costs_rows_alone(folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
+    mkdir = os.mkdir
+
+    def refuse(path: Any, *mode: int) -> None:
+        if str(path).startswith(str(folders.cache)):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+        mkdir(path, *mode)
+
+    monkeypatch.setattr(os, "mkdir", refuse)
+    with SessionStore.open(folders) as store:
+        assert store.read_only is None
+        talk = store.create("kept", model())
+        cache = FakeCache()
+        record = TurnRecord("user", "hi", tuple(range(8)))
+        store.add_turn(talk, record)
+        cache.feed(record.ids)
+        store.save_kv(talk, cache, model())
+        assert "Read-only file system" in (store.flush(talk) or "")
+    with SessionStore.open(folders) as store:
+        assert len(store.load(talk).turns) == 1
