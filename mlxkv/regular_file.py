@@ -9,18 +9,20 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import json
 import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 _KINDS = (
     (stat.S_ISDIR, "it is a folder"), (stat.S_ISFIFO, "it is a pipe"), (stat.S_ISSOCK, "it is a socket"),
     (stat.S_ISCHR, "it is a device"), (stat.S_ISBLK, "it is a device"), (stat.S_ISLNK, "it is a link"),
 )  # fmt: skip
 _FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
+_MANY_DIGITS = "a number has hundreds of digits"
 _DESCRIPTORS = ("/dev/fd/", "/dev/stdin", "/proc/self/fd/")  # what this process has open: `-f <(git diff)`
 
 
@@ -70,7 +72,7 @@ def check_regular(path: str | os.PathLike[str] | int, limit: int | None = None) 
 
 
 @contextlib.contextmanager
-def opened(path: str | os.PathLike[str], *, follow: bool = True, pipes: bool = False) -> Iterator[BinaryIO]:
+def opened(path: str | os.PathLike[str], *, follow: bool = True, pipes: bool = False) -> Iterator[io.BufferedReader]:
     """`open_regular` as a file that is closed. Raises OSError."""
     with os.fdopen(open_regular(path, follow=follow, pipes=pipes), "rb") as file:
         yield file
@@ -102,12 +104,19 @@ def parse_json(data: bytes | str) -> Any:
     """`json.loads`, with one kind of error for everything that can be wrong.
 
     Raises:
-        ValueError: not UTF-8, not JSON, nested too deeply, or a number with thousands of digits.
+        ValueError: not UTF-8, not JSON, nested too deeply, or a number with hundreds of digits.
     """
     try:
-        return json.loads(data.decode("utf-8-sig") if isinstance(data, bytes) else data)
+        return json.loads(data.decode("utf-8-sig") if isinstance(data, bytes) else data, parse_int=parse_integer)
     except (ValueError, RecursionError) as error:
         raise ValueError(reason(error)) from error
+
+
+def parse_integer(text: str) -> int:
+    """A number in JSON. Raises ValueError: it has hundreds of digits."""
+    if len(text) > 300:  # what no float holds overflows wherever it is used
+        raise ValueError(_MANY_DIGITS)
+    return int(text)
 
 
 def reason(error: Exception) -> str:
@@ -115,9 +124,11 @@ def reason(error: Exception) -> str:
     if isinstance(error, RecursionError):
         return "it is nested too deeply"
     if "integer string conversion" in str(error):  # how Python says so is advice for programmers
-        return "a number has thousands of digits"
+        return _MANY_DIGITS
     if isinstance(error, UnicodeDecodeError):
         return f"it is not UTF-8 at byte {error.start:,}"
+    if isinstance(error, UnicodeEncodeError):
+        return "a text in it holds half a character"
     return (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
 
 

@@ -7,6 +7,7 @@ Reads small files and mlx-lm's list of model classes; touches no weights. Import
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ MAX_JSON = 32 << 20  # bytes; quantized mixtures list every layer, which is a fe
 
 MAX_TOKENIZER = 256 << 20  # bytes of a vocabulary
 _READ_BY_OTHERS = ("*.json", "*.jinja", "*.txt", "*.model", "tokenizer*", "vocab*", "merges*", "*/*.jinja")
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _BOM = b"\xef\xbb\xbf"
 
 _MODEL_TYPE = re.compile(r"[A-Za-z0-9_-]{1,64}", re.A)  # it becomes part of a module's name
@@ -136,6 +138,8 @@ def read_json(path: Path) -> dict[str, Any] | None:
         if data.startswith(_BOM):
             raise ValueError("it begins with a byte order mark, which mlx-lm does not read; save it without one")
         found = parse_json(data)
+        if _SURROGATE.search(data):
+            json.dumps(found, ensure_ascii=False).encode()  # tokenizers and terminals take whole characters alone
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:

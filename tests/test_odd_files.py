@@ -68,14 +68,18 @@ NO_JSON: dict[str, tuple[Spoil, str]] = {
     "no JSON": (lambda path: path.write_text("{"), ""),
     "not UTF-8": (lambda path: path.write_bytes(b'{"a": "\xff"}'), "UTF-8"),
     "nested 100,000 deep": (lambda path: path.write_text("[" * 100_000), "nested too deeply"),
-    "a number of 5,000 digits": (lambda path: path.write_text(f'{{"a": {"9" * 5000}}}'), "thousands of digits"),
+    "a number of 5,000 digits": (lambda path: path.write_text(f'{{"a": {"9" * 5000}}}'), "hundreds of digits"),
+    "a number of 400 digits": (lambda path: path.write_text(f'{{"a": {"9" * 400}}}'), "hundreds of digits"),
     "a list": (lambda path: path.write_text("[]"), ""),
+}
+NO_CHARACTER: dict[str, tuple[Spoil, str]] = {
+    "half a character": (lambda path: path.write_text('{"a": ["\\ud800"]}'), "half a character"),
 }
 NO_TOML: dict[str, tuple[Spoil, str]] = {
     "no TOML": (lambda path: path.write_text("["), ""),
     "not UTF-8": (lambda path: path.write_bytes(b'system = "\xff"'), "UTF-8"),
     "nested 10,000 deep": (lambda path: path.write_text(f"model = {'[' * 10_000}"), "nested too deeply"),
-    "a number of 5,000 digits": (lambda path: path.write_text(f"window = {'9' * 5000}"), "thousands of digits"),
+    "a number of 5,000 digits": (lambda path: path.write_text(f"window = {'9' * 5000}"), "hundreds of digits"),
     "a key of 100,000 parts": (lambda path: path.write_text(f"{'a.' * 100_000}b = 1"), "hundreds of parts"),
     "a long value": (lambda path: path.write_text(f'window = "{"x" * 900_000}"'), "900,000 characters"),
 }
@@ -128,13 +132,13 @@ HOME_FILES: dict[str, tuple[Use, Odd]] = {
     "attached.txt": (lambda path: read(path.name, path.parent), NOT_FILES | TOO_LARGE | NO_TEXT),
 }
 MODEL_FILES: dict[str, Odd] = {
-    "config.json": NOT_FILES | TOO_LARGE | NO_JSON,
-    "generation_config.json": NOT_FILES | TOO_LARGE | NO_JSON,
-    "tokenizer_config.json": NOT_FILES | TOO_LARGE | NO_JSON,
-    "special_tokens_map.json": NOT_FILES | TOO_LARGE | NO_JSON,
-    "added_tokens.json": NOT_FILES | TOO_LARGE | NO_JSON,
-    "chat_template.json": NOT_FILES | TOO_LARGE | NO_JSON,
-    "processor_config.json": NOT_FILES | TOO_LARGE | NO_JSON,
+    "config.json": NOT_FILES | TOO_LARGE | NO_JSON | NO_CHARACTER,
+    "generation_config.json": NOT_FILES | TOO_LARGE | NO_JSON | NO_CHARACTER,
+    "tokenizer_config.json": NOT_FILES | TOO_LARGE | NO_JSON | NO_CHARACTER,
+    "special_tokens_map.json": NOT_FILES | TOO_LARGE | NO_JSON | NO_CHARACTER,
+    "added_tokens.json": NOT_FILES | TOO_LARGE | NO_JSON | NO_CHARACTER,
+    "chat_template.json": NOT_FILES | TOO_LARGE | NO_JSON | NO_CHARACTER,
+    "processor_config.json": NOT_FILES | TOO_LARGE | NO_JSON | NO_CHARACTER,
     "chat_template.jinja": NOT_FILES | TOO_LARGE | NO_TEXT,
     "tokenizer.json": NOT_FILES | TOO_LARGE,
     "tokenizer.model": NOT_FILES | TOO_LARGE,

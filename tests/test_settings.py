@@ -342,3 +342,7 @@ def test_any_file_keeps_its_comments_and_other_values(lines: list[str], name: st
 def test_the_page_about_settings_is_made_from_the_schema() -> None:
     page = Path(__file__).resolve().parents[1] / "docs" / "settings.md"
     assert page.read_text(encoding="utf-8") == as_markdown(), "run `python -m mlxkv.settings > docs/settings.md`"
+
+
+def test_a_disk_limit_beyond_every_disk(tmp_path: Path) -> None:
+    assert load_settings(folders(tmp_path), {"MLXKV_DISK_LIMIT": "1e308"}).disk_limit_bytes == 10**18

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 from mlxkv.cache.config import CacheConfig
 from mlxkv.errors import ConfigError, CorruptError
-from mlxkv.regular_file import reason
+from mlxkv.regular_file import parse_integer, reason
 from mlxkv.sampling import SamplingParams
 from mlxkv.store.history import extra_fields, genesis, pack_ids, stored_fields, turn_digest
 from mlxkv.store.identity import ModelIdentity
@@ -183,6 +183,7 @@ class _Reader:
             table = json.loads(
                 data.decode("utf-8-sig"),
                 object_pairs_hook=unique,
+                parse_int=parse_integer,
                 parse_constant=lambda text: self.refuse("numbers must be finite", text),
             )
         except (ValueError, RecursionError) as error:
