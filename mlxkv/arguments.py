@@ -122,7 +122,7 @@ def text(name: str, value: Any) -> str:
 
 
 def label(name: str, value: Any) -> str:
-    """Text that can be an id or a title."""
+    """Text that can be an id."""
     try:
         text(name, value).encode()
     except UnicodeEncodeError:

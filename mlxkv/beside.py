@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Self
 
-from mlxkv.arguments import label, optional, public, text, whole
+from mlxkv.arguments import optional, public, text, whole
 from mlxkv.cache.config import CacheConfig
 from mlxkv.cache.prompt_cache import PromptCache
 from mlxkv.conversation import Conversation
@@ -109,7 +109,7 @@ class Beside(ABC):
         quiet, held = prompts.prompt(messages, self._fed, False), self.cache.log
         return quiet if common_prefix(held, quiet.ids) + 64 > common_prefix(held, as_ever.ids) else as_ever
 
-    @public(num_pinned=whole, title=optional(label))
+    @public(num_pinned=whole, title=optional(text))
     def abridge(self, turns: Sequence[TurnRecord], *, num_pinned: int = 0, title: str | None = None) -> Self:
         """Another chat in which only `turns` were said, with this one's system prompt; its cache is empty (see `read`).
 

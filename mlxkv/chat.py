@@ -413,7 +413,7 @@ class Chat(Beside):
         """Which process has the session open, in one sentence: then `fork` and going back lead on. None: it is ours."""
         return self._said.read_only
 
-    @public(title=optional(arguments.label))
+    @public(title=optional(text))
     def save(self, title: str | None = None) -> str:
         """Make this chat a session, or commit and perhaps rename the one it is; later turns commit by themselves.
 

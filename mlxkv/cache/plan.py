@@ -197,7 +197,7 @@ def _own_caches(names: Sequence[str]) -> str:
 
 
 def _network(name: str, value: Any) -> Any:
-    if not isinstance(value, nn.Module) or not (hasattr(value, "layers") or hasattr(value, "make_cache")):
+    if not callable(value) or not (hasattr(value, "layers") or hasattr(value, "make_cache")):
         wrong_type(name, value, "an mlx-lm model", "of what `mlxkv.load` returns that is `model.loaded.model`")
     return value
 

@@ -131,7 +131,7 @@ class SessionStore:
 
     # -- sessions and turns ----------------------------------------------------------------------------
 
-    @public(title=label, system=optional(label))
+    @public(title=text, system=optional(text))
     def create(
         self, title: str, model: ModelIdentity, *, system: str | None = None, params: Mapping[str, Any] | None = None,
         parent: str | None = None, forked_at: int | None = None, kind: Kind = "chat", clock: str | None = None,
@@ -245,7 +245,7 @@ class SessionStore:
         """
         return import_chat(self._sessions, self._writer, path, trust_kv)
 
-    @public(session_id=label, title=label)
+    @public(session_id=label, title=text)
     def rename(self, session_id: str, title: str) -> None:
         """Raises SessionNotFoundError."""
         self._sessions.rename(session_id, title)
