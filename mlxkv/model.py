@@ -273,7 +273,7 @@ class Model:
         config = self._resumed_config(record, cache, began)
         past = dict(record.params.get("sampling") or {})
         params = replace(SamplingParams.saved(past), **{k: v for k, v in sampling.items() if v is not None})
-        think = record.params.get("think")
+        think = saved if isinstance(saved := record.params.get("think"), bool) else None
         chat = Chat(
             self._backend, system=record.system, cache=config, params=params, autosave=True, think=think, began=began
         )
