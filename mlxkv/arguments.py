@@ -32,7 +32,7 @@ _LONGEST_NAME = 255  # bytes of a file's name: every file system here
 def public(*more: str, **rules: Rule) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """A function whose arguments are checked when it is called; `rules` by argument.
 
-    `more`: the keywords that its `**` argument takes. A method of an object with an `owner` belongs to one thread.
+    `more`: the keywords that its `**` argument takes. A method of an object with an `_owner` belongs to one thread.
 
     Raises (the wrapped function):
         ArgumentError: it has no such argument, one is missing, or a value is of the wrong type. ConfigError: a value is
@@ -45,7 +45,7 @@ def public(*more: str, **rules: Rule) -> Callable[[Callable[P, R]], Callable[P, 
         @functools.wraps(function)
         def checked(*args: P.args, **kwargs: P.kwargs) -> R:
             is_method = next(iter(signature().parameters), "") == "self" and bool(args)
-            if is_method and (owner := getattr(args[0], "owner", None)) is not None:
+            if is_method and (owner := getattr(args[0], "_owner", None)) is not None:
                 owner.check()
             name = f"{type(args[0]).__name__}.{function.__name__}" if is_method else f"mlxkv.{function.__name__}"
             bound = _bound(name, signature(), more, args, kwargs)

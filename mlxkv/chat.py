@@ -60,8 +60,8 @@ class Chat(Beside):
     ) -> None:
         self._params = params or SamplingParams()
         self._autosave = autosave
-        self.owner = Owner()
-        self._runs = Runs(self.owner)
+        self._owner = Owner()
+        self._runs = Runs(self._owner)
         self._said = Conversation(backend.store, backend.identity, backend.lender)
         system = well_formed(system) if system else None
         self._start = Start(system, began=began or clock.now())
@@ -366,7 +366,7 @@ class Chat(Beside):
             raise ConfigError(f"Message {turn!r} is not there to fork at; this chat has {len(turns)}.")
         end = len(turns) if turn is None else turn + (turns[turn].role != "user")
         twin = copy.copy(self)
-        twin._runs = Runs(self.owner)
+        twin._runs = Runs(self._owner)
         twin._said, twin.cache = self._said.fork(end), self.cache.fork()
         twin._fed = twin._past.fed() if end < len(turns) or self.read_only else self._fed
         return twin

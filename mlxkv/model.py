@@ -73,7 +73,7 @@ class Model:
 
     def __init__(self, loaded: LoadedModel, folders: Folders | None = None, *, limited: bool = True) -> None:
         self.loaded, self.is_limited = loaded, limited
-        self.owner = Owner()
+        self._owner = Owner()
         # A folder is remembered by its full path, so that its sessions resume from anywhere.
         self.name = str(loaded.path) if Path(loaded.name).expanduser().is_dir() else loaded.name
         self.tokenizer = loaded.tokenizer
@@ -132,7 +132,7 @@ class Model:
             with set_wired_limit():
                 yield from turn.events()
 
-        return Owned(self.owner, events())
+        return Owned(self._owner, events())
 
     @public(
         cache=_CONFIG, system=optional(text), chat=optional(arguments.flag), progress=optional(arguments.function),

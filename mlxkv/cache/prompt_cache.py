@@ -65,7 +65,7 @@ class PromptCache:
 
     def __init__(self, plan: CachePlan, model: Any, files: PromptFiles | None = None) -> None:
         self.plan = plan
-        self.owner = Owner()
+        self._owner = Owner()
         self.prompt: PromptText | None = None  # for whoever prefilled it; nothing here looks at it
         self.log = TokenLog()
         self.layers: list[Any] = plan.make(model)
