@@ -16,7 +16,7 @@ from mlxkv.cache.learned import learned_positions
 from mlxkv.cache.trained import trained_length
 from mlxkv.cache.traits import traits_of
 from mlxkv.config import Folders
-from mlxkv.errors import ConfigError, PromptError
+from mlxkv.errors import CacheError, ConfigError, PromptError
 from mlxkv.events import Notice, TurnFinished
 from mlxkv.model import Model
 from mlxkv.models import skeleton
@@ -99,6 +99,21 @@ def test_a_prompt_that_ends_beyond_the_table_is_refused(model: Model) -> None:
     full = model.prefill(ids[1:])
     with pytest.raises(PromptError, match="positions for 96"):
         model.generate("x", cache=full)
+
+
+def test_the_loop_of_mlx_lm_ends_at_the_table_with_a_sentence(model: Model) -> None:
+    """Its own cache would go on, with positions that are none."""
+    from mlx_lm.generate import generate_step
+
+    cache = model.prefill([5] * 40, mlxkv.CacheConfig(window=32, block=16)).fork().layers
+    reply = generate_step(mx.array([5]), model.loaded.model, max_tokens=500, prompt_cache=cache)
+    given = [next(reply) for _ in range(POSITIONS - 41)]
+    with pytest.raises(CacheError, match=r"^This model has learned positions for 96 tokens, and 1 after the 96 of "):
+        given += reply
+    assert len(given) == POSITIONS - 41
+    fresh = model.make_cache(mlxkv.CacheConfig()).layers
+    with pytest.raises(CacheError, match="97 after the 0"):
+        next(generate_step(mx.array([5] * 98), model.loaded.model, prompt_cache=fresh))
 
 
 def test_a_chat_that_reaches_the_end_says_so_and_keeps_what_was_said(model: Model) -> None:

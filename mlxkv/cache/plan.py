@@ -91,7 +91,11 @@ class CachePlan:
         return "; ".join([text, *self.notes]) + "."
 
     def make(self, model: nn.Module) -> list[Any]:
-        return [plan.make(native) for plan, native in zip(self.layers, native_cache(model), strict=True)]
+        made = [plan.make(native) for plan, native in zip(self.layers, native_cache(model), strict=True)]
+        for leaf in leaves(made):
+            if isinstance(leaf, RingKVCache):
+                leaf.longest = self.learned
+        return made
 
 
 def plan_cache(

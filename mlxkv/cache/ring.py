@@ -35,6 +35,9 @@ class RingKVCache(ForeignCalls):
             the sinks, where its geometry has any.
         key_codec, value_codec: how rows are kept.
         is_shared: layers without a cache of their own read this one after each call (`keys_and_values`).
+
+    Attributes:
+        longest: the tokens that the model has learned positions for; None where it has no table of them.
     """
 
     def __init__(
@@ -56,6 +59,7 @@ class RingKVCache(ForeignCalls):
         self.offset = 0
         self.undo_blocks = 0  # valid blocks in the undo area
         self.is_shared = is_shared
+        self.longest: int | None = None
         self._crossed: tuple[mx.array, mx.array] | None = None  # what the last call across a boundary attended to
         self._positions_at = -1  # flushes that `_slot_positions` belong to
         self._slot_positions = mx.zeros((0,), mx.int32)  # position of each row, for array masks
@@ -68,8 +72,16 @@ class RingKVCache(ForeignCalls):
         `keys` (B, n_kv_heads, S, head_dim), `values` likewise. A call inside one block is written in place and
         returns a prefix of the buffers; a call across a block boundary (callers that are not ours) concatenates for
         this layer, with the array mask that `make_mask` made, and leaves the ring as if it had been cut.
+
+        Raises:
+            CacheError: the tokens would lie beyond `longest`; nothing was computed or written.
         """
         S = keys.shape[2]
+        if self.longest is not None and self.offset + S > self.longest:
+            raise CacheError(
+                f"This model has learned positions for {self.longest:,} tokens, and {S:,} after the {self.offset:,} of "
+                "this cache are more; end the reply there, or begin anew with a shorter prompt."
+            )
         self._crossed = None
         if self.key_rows is None:
             self.allocate(keys.shape, values.shape[-1], keys.dtype, values.dtype)

@@ -72,7 +72,7 @@ def _call(
         if isinstance(cache, RingKVCache) and leaf.shape is not None:
             shape = leaf.shape
             cache.allocate((1, shape.heads, 0, shape.k_dim), shape.v_dim, shape.dtype, shape.dtype)
-            cache.offset = end - chunk
+            cache.offset, cache.longest = end - chunk, None
             # Flushing copies two blocks, one at a time, and computes: no part of a graph, and never the peak.
             cache._flush = lambda: None  # type: ignore[method-assign]
             rows += [cache.key_rows, cache.value_rows]
