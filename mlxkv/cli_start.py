@@ -17,6 +17,7 @@ from mlxkv.cli_chats import open_store
 from mlxkv.config import Folders, Settings, private_folder
 from mlxkv.errors import ConfigError, MlxkvError, ModelNotFoundError, SessionNotFoundError
 from mlxkv.regular_file import check_regular
+from mlxkv.terminal import standard_error_in
 
 if TYPE_CHECKING:
     from mlxkv.commands import Command
@@ -48,11 +49,11 @@ def open_window(folders: Folders, settings: Settings, start: list[Command], ques
     from mlxkv.tui import run
 
     supervisor = watch_parent()
-    _log_to_file(folders)
-    if not sys.stderr.isatty():
-        sys.__stderr__ = sys.__stdout__  # type: ignore[misc]  # textual draws on stderr, wherever that was sent
+    log = _log_to_file(folders)
+    sys.__stderr__ = sys.__stdout__  # type: ignore[misc]  # textual draws on stderr, wherever that was sent
     engine = Engine(folders, settings, save=save)
-    return run(engine, _first_screen(start), settings, folders, start, question, supervisor)
+    with standard_error_in(log):
+        return run(engine, _first_screen(start), settings, folders, start, question, supervisor)
 
 
 def talk_in_lines(folders: Folders, settings: Settings, start: list[Command], question: str | None, save: bool) -> int:
@@ -67,14 +68,16 @@ def talk_in_lines(folders: Folders, settings: Settings, start: list[Command], qu
     return chat.run(start, question)
 
 
-def _log_to_file(folders: Folders) -> None:
-    """What goes wrong belongs in a file: on stderr it would be drawn over the window. Lost where none can be made."""
+def _log_to_file(folders: Folders) -> Path:
+    """Log to a file, since on stderr it would be drawn over the window; to /dev/null where no file can be made."""
     try:
         path = private_folder(folders.state) / "mlxkv.log"
         check_regular(path)
         logging.basicConfig(filename=path, level=logging.WARNING)
     except (ConfigError, OSError):
         logging.basicConfig(handlers=[logging.NullHandler()])
+        return Path(os.devnull)
+    return path
 
 
 def _first_screen(start: list[Command]) -> FirstScreen:

@@ -59,7 +59,8 @@ def supervise(command: Sequence[str], *, saves: bool = True) -> int:
     code = _wait(pid, watch)
     said = b"" if heard is None else os.pread(heard, _KEPT, max(0, os.fstat(heard).st_size - _KEPT))
     if code >= 0:
-        _write(2, said)
+        if code or not watch.was_up:  # nothing below a window that ended well: it has told of a panic of Rust's itself
+            _write(2, said)
         return code
     _restore(terminal)
     _write(2, f"{farewell(-code, said, saves, watch.given_up)}\n".encode())
@@ -141,7 +142,7 @@ class Watch:
         self, reports: int, keys: int, terminal: int | None, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._reports, self._keys, self._terminal, self._clock = reports, keys, terminal, clock
-        self.given_up = False
+        self.given_up = self.was_up = False
         self._is_up = self._quits = False
         self._asked: float | None = None  # to quit, or the last sign of life after that
         self._waits: float | None = None  # since then there are keys that nobody fetched
@@ -174,6 +175,7 @@ class Watch:
             if word == QUITS:
                 self._quits = True
             self._is_up = word == UP or (self._is_up and word != AWAY)
+            self.was_up |= self._is_up
             self._asked, self._waits, self._typed = now if self._quits else None, None, b""
 
     def _look_at_keys(self, terminal: int, now: float) -> None:

@@ -11,7 +11,9 @@ import os
 import signal
 import stat
 import termios
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 GONE = 128 + signal.SIGHUP  # the exit code, as if the signal had ended us
@@ -41,6 +43,23 @@ def let_go() -> None:
         except OSError:
             continue
     os.close(null)
+
+
+@contextmanager
+def standard_error_in(path: Path) -> Iterator[None]:
+    """Append to a file what libraries write on a terminal as standard error, such as Rust on a panic, since that would
+    be drawn over a window."""
+    if not os.isatty(2):
+        yield
+        return
+    usual, file = os.dup(2), os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    os.dup2(file, 2)
+    os.close(file)
+    try:
+        yield
+    finally:
+        os.dup2(usual, 2)
+        os.close(usual)
 
 
 def handle_interrupts(handler: Callable[..., object]) -> Any:

@@ -85,6 +85,15 @@ def test_exit_codes_and_what_was_said_on_stderr_come_through() -> None:
     assert b"stopped" not in run.output
 
 
+def test_nothing_is_said_below_a_window_that_ended_well() -> None:
+    run = supervised(
+        "import os, sys\nfrom mlxkv.supervised import watch_parent\nsupervisor = watch_parent()\n"
+        "supervisor.window_is_up()\nos.write(2, b'thread panicked')\nos.write(1, b'bye')"
+    )
+    assert run.end() == 0
+    assert run.output == b"bye"
+
+
 def test_a_signal_is_the_childs() -> None:
     run = supervised(
         "import os, signal, sys\n"

@@ -11,6 +11,7 @@ import pytest
 
 from mlxkv.config import Folders
 from mlxkv.store import SessionStore
+from tests.test_hostile_tokenizers import MANY, ROWS, folder_of
 from tests.tui.terminal import Terminal
 
 LONG = ["--temp", "0", "--max-tokens", "2000"]
@@ -181,3 +182,15 @@ def test_quitting_while_a_template_hangs_loses_nothing(tiny_path: Path, how: str
         turns = store.load(chat.id).turns
     assert [turn.role for turn in turns][:2] == ["user", "assistant"]
     assert turns[0].text == "good"
+
+
+def test_a_panic_of_a_tokenizer_is_not_drawn_over_the_window(tmp_path: Path) -> None:
+    terminal = Terminal(["-m", str(folder_of(tmp_path, ROWS["regex bomb"])), "--max-tokens", "4"], rows=50)
+    terminal.wait_for("is ready")
+    terminal.type(MANY + "\r")
+    terminal.wait_for("cannot read this text")
+    terminal.type("hi\r")
+    terminal.wait_for("saved ✓")
+    terminal.type("\x04")
+    assert terminal.end() == 0
+    assert b"panicked" not in terminal.output
