@@ -53,7 +53,7 @@ def supervise(command: Sequence[str], *, saves: bool = True) -> int:
         {**os.environ, LIFELINE: f"{lifeline},{reporting}"},
         file_actions=[] if heard is None else [(os.POSIX_SPAWN_DUP2, heard, 2)],
     )
-    os.close(lifeline)
+    os.close(lifeline)  # but not `reporting`: without a writer, `reports` would be at its end, and always readable
     _pass_on(pid)
     watch = Watch(reports, keys, open_terminal())
     code = _wait(pid, watch)
@@ -125,6 +125,7 @@ def _wait(pid: int, watch: Watch) -> int:
         elif os.WIFSTOPPED(status):
             os.kill(os.getpid(), signal.SIGSTOP)  # the shell sees its job stopped; it goes on with `fg`
             _send(pid, signal.SIGCONT)
+            watch.hear(ALIVE)  # what was typed meanwhile was for the shell
         else:
             return os.waitstatus_to_exitcode(status)
 
@@ -160,7 +161,7 @@ class Watch:
         if woken in ready:
             os.read(woken, 4096)
         if self._reports in ready:
-            self._hear(os.read(self._reports, 4096))
+            self.hear(os.read(self._reports, 4096))
         now = self._clock()
         if self._terminal is not None and self._is_up and (self._terminal in ready or self._waits is not None):
             self._look_at_keys(self._terminal, now)
@@ -169,7 +170,8 @@ class Watch:
         self.given_up = True
         return True
 
-    def _hear(self, said: bytes) -> None:
+    def hear(self, said: bytes) -> None:
+        """Take in what the child says."""
         now = self._clock()
         for word in (said[i : i + 1] for i in range(len(said))):
             if word == QUITS:
