@@ -21,8 +21,8 @@ from mlxkv.cache.foreign import ForeignCache
 from mlxkv.cache.prompt_cache import PromptCache
 from mlxkv.conversation import Conversation, replayed, title_of
 from mlxkv.encoding import well_formed
-from mlxkv.errors import CacheError, ConfigError, PromptError, ReadOnlyError
-from mlxkv.events import Branch, KVNotSaved, Message, Notice, Sibling, TurnEvent, TurnFinished
+from mlxkv.errors import CacheError, ConfigError, DiskError, PromptError, ReadOnlyError
+from mlxkv.events import Branch, KVNotSaved, Message, Notice, NotSaved, Sibling, TurnEvent, TurnFinished
 from mlxkv.exchange import ChatBackend, Exchange
 from mlxkv.ids import common_prefix
 from mlxkv.owner import Owner
@@ -199,6 +199,8 @@ class Chat(Beside):
             except ReadOnlyError as error:
                 self._autosave = False
                 yield Notice(str(error))
+            except DiskError as error:
+                said.fall_behind(error)
         start = common_prefix(said.log, prompt.ids)
         is_new = not said.turns or not self._fed.ids
         before = None if is_new else said.turns[-1].params.get("think")
@@ -206,6 +208,7 @@ class Chat(Beside):
         yield from map(Notice, self._backend.prompts.notices(messages, is_new))
         if self.thinking != before and (notice := self.think_notice):
             yield Notice(notice)
+        yield from self._saving_news()
         yield from self._reply(prompt, TurnRecord("assistant", ""), params, started, cancelled)
 
     def _continued(self, params: SamplingParams, started: float, cancelled: Callable[[], bool]) -> Iterator[TurnEvent]:
@@ -246,12 +249,17 @@ class Chat(Beside):
         finally:
             notice = exchange.finish()
             self._fed, self.stats = exchange.fed, exchange.stats
+        yield from self._saving_news()
         if notice:
             yield KVNotSaved(notice)
         if (no_answer := exchange.no_answer()) is not None:
             yield no_answer
         turn = exchange.turn
         yield TurnFinished(turn.reason, turn.text, self.stats, turn.thinking, exchange.can_be_quiet)
+
+    def _saving_news(self) -> Iterator[Notice]:
+        if news := self._said.take_news():
+            yield (NotSaved if self._said.is_behind else Notice)(news)
 
     # -- going back --------------------------------------------------------------------------------------------------
 
@@ -407,6 +415,11 @@ class Chat(Beside):
     @property
     def title(self) -> str:
         return self._said.title
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether the disk has refused what was said last: it is in memory alone, and saved once there is room."""
+        return self._said.is_behind
 
     @property
     def read_only(self) -> str | None:

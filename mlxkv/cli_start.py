@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from mlxkv.attachments import piped_lines
 from mlxkv.cli_chats import open_store
 from mlxkv.config import Folders, Settings, private_folder
-from mlxkv.errors import ConfigError, MlxkvError, ModelNotFoundError, SessionNotFoundError
+from mlxkv.errors import ConfigError, DiskError, MlxkvError, ModelNotFoundError, SessionNotFoundError
 from mlxkv.regular_file import check_regular
 from mlxkv.terminal import standard_error_in
 
@@ -98,9 +98,14 @@ def model_name(folders: Folders, settings: Settings, session_id: str | None) -> 
     """-m or the setting, else the chat's model, else the last one used; None where there is none."""
     if settings.model is not None or not os.path.exists(folders.data / "store.json"):
         return settings.model
-    with open_store(folders, enforce=False) as store:
-        chosen = session_id or store.latest()
-        return store.model_of(chosen).name if chosen else None
+    try:
+        with open_store(folders, enforce=False) as store:
+            chosen = session_id or store.latest()
+            return store.model_of(chosen).name if chosen else None
+    except DiskError:
+        if session_id is not None:
+            raise
+        return None  # a full disk is no reason not to talk
 
 
 def session_id_of(folders: Folders, session: str | None, latest: bool) -> str | None:

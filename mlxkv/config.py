@@ -6,6 +6,7 @@ A variable that is empty counts as not set, as with the XDG variables.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import stat
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlxkv.errors import ConfigError, first_line, quoted, shortened
+from mlxkv.errors import ConfigError, DiskError, first_line, quoted, shortened
 from mlxkv.regular_file import read_text, reason
 from mlxkv.settings import Settings, change, schema
 
@@ -66,12 +67,14 @@ def private_folder(path: Path) -> Path:
     """Make `path` (0700) and refuse one that others can write to.
 
     Raises:
-        ConfigError: it is not a folder, cannot be made, or others may write to it.
+        ConfigError: it is not a folder, cannot be made, or others may write to it. DiskError: the disk is full.
     """
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         info = path.stat()
     except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskError(f"The folder {path} cannot be made ({error.strerror}); make room on the disk.") from error
         raise ConfigError(
             f"The folder {shortened(path)} cannot be used ({error.strerror}); set MLXKV_HOME to one that can."
         ) from error

@@ -1,6 +1,7 @@
 """Conversation: the turns of a chat, their token log, and the session that keeps both and the cache's rows on disk.
 
-Every change reaches the disk before it counts. Knows no model and generates nothing: `chat.py` does. On the MLX thread.
+Every change reaches the disk before it counts, unless the disk refuses: then it is kept in mind, told once, and made up
+for with the next change that finds room. Knows no model and generates nothing: `chat.py` does. On the MLX thread.
 """
 
 from __future__ import annotations
@@ -13,7 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from mlxkv.cache.prompt_cache import PromptCache
-from mlxkv.errors import CacheError, SessionChangedError, SessionLockedError, SessionNotFoundError, StoreError
+from mlxkv.errors import (
+    CacheError,
+    DiskError,
+    SessionChangedError,
+    SessionLockedError,
+    SessionNotFoundError,
+    StoreError,
+)
 from mlxkv.events import Branch, Message, Sibling
 from mlxkv.ids import TokenIds, TokenLog, common_prefix
 from mlxkv.sampling import random_state
@@ -40,6 +48,8 @@ class Conversation:
         self._lock = ExitStack()
         self._holds: SessionStore | None = None  # the store that the lock is of
         self._reply_is_open = self._is_closed = False
+        self.is_behind = False  # the disk has refused what was said last
+        self._news: str | None = None  # about that, to be told
         self._bare_fork_of: str | None = None  # the session this one was forked from, while nothing was said in it
         self.session_id: str | None = None
         self.read_only: str | None = None  # who has the session open, in one sentence; then nothing can be said in it
@@ -57,8 +67,7 @@ class Conversation:
             StoreError: it cannot be saved, so it does not count. SessionLockedError: read-only.
         """
         self.check_writable()
-        if self.session_id is not None:
-            self._store().add_turn(self.session_id, turn)
+        self._write(lambda store, session: store.add_turn(session, turn))
         self._bare_fork_of = None
         self._replace_from(len(self.turns), turn)
 
@@ -67,8 +76,7 @@ class Conversation:
         if not self._reply_is_open:
             self.append(reply)
         else:
-            if self.session_id is not None:
-                self._store().update_open_turn(self.session_id, reply)
+            self._write(lambda store, session: store.update_open_turn(session, reply))
             self._replace_from(len(self.turns) - 1, reply)
         self._reply_is_open = reply.state == "open"
 
@@ -76,11 +84,60 @@ class Conversation:
         """The last turn, a reply, goes on: `write_reply` then replaces it by longer ones."""
         self.check_writable()
         reply = replace(self.turns[-1], state="open")
-        if self.session_id is not None:
-            self._store().update_open_turn(self.session_id, reply, reopen=True)
+        self._write(lambda store, session: store.update_open_turn(session, reply, reopen=True))
         self._bare_fork_of = None
         self._replace_from(len(self.turns) - 1, reply)
         self._reply_is_open = True
+
+    def _write(self, change: Callable[[SessionStore, str], object]) -> None:
+        """Change the session, if there is one and the disk takes it."""
+        if self.session_id is None or not self._has_caught_up():
+            return
+        try:
+            change(self._store(), self.session_id)
+        except DiskError as error:
+            self.fall_behind(error)
+
+    def fall_behind(self, error: DiskError) -> None:
+        """What is said now is in memory alone, until `_has_caught_up`."""
+        if not self.is_behind:
+            self.is_behind = True
+            self._news = f"Not saved: {error} What is said meanwhile is kept in memory, and saved once there is room."
+
+    def _has_caught_up(self) -> bool:
+        """Write the turns that the session lacks, if it does. Raises SessionChangedError."""
+        if not self.is_behind or self.session_id is None:
+            return True
+        try:
+            store, session = self._store(), self.session_id
+            saved = store.load(session).turns
+            pairs = enumerate(zip(saved, self.turns, strict=False))
+            n = next((i for i, (there, here) in pairs if not _is_same(there, here)), min(len(saved), len(self.turns)))
+            if n < len(saved) and (n < len(saved) - 1 or n == len(self.turns) or saved[n].state != "open"):
+                raise SessionChangedError(
+                    f"Session {session} was changed by another process while its disk was full; fork it to continue."
+                )
+            for i, turn in enumerate(self.turns[n:], n):
+                write = store.update_open_turn if i < len(saved) else store.add_turn
+                write(session, turn)
+        except DiskError:
+            return False
+        self._catch_up()
+        return True
+
+    def _catch_up(self) -> None:
+        if self.is_behind:
+            self.is_behind, self._news = False, "There is room on the disk again: all that was said is saved."
+
+    def _check_saved(self) -> None:
+        """Raises DiskError: the end of this chat is not saved, so no fork can begin there."""
+        if not self._has_caught_up():
+            raise DiskError("The end of this chat is not saved yet: make room on the disk, then go back or fork.")
+
+    def take_news(self) -> str | None:
+        """What is to be told of saving, once."""
+        news, self._news = self._news, None
+        return news
 
     def check_writable(self) -> None:
         """Raises SessionLockedError: another process has the session open. SessionChangedError: since it was closed
@@ -95,6 +152,7 @@ class Conversation:
         if self.session_id is None:
             self._take(self.turns[:num_turns])
             return
+        self._check_saved()
         store, left, bare_fork_of = self._store(), self.session_id, self._bare_fork_of
         if bare_fork_of is not None:
             with suppress(SessionNotFoundError):
@@ -149,6 +207,7 @@ class Conversation:
         )
         for turn in self.turns:
             self._store().add_turn(str(self.session_id), turn)
+        self._catch_up()
 
     def rename(self, title: str) -> None:
         self._store().rename(str(self.session_id), title)
@@ -175,11 +234,12 @@ class Conversation:
             self._bare_fork_of = record.parent
         if turns and turns[-1].state == "open":  # a crash came while it streamed
             turns = (*turns[:-1], replace(turns[-1], state="stopped"))
-            self._store().update_open_turn(record.id, turns[-1])
+            self._write(lambda store, session: store.update_open_turn(session, turns[-1]))
         self._take(turns)
         mine = self._identity()
         if record.model.model_id != mine.model_id:
-            self._store().set_model(record.id, mine)
+            with suppress(DiskError):
+                self._store().set_model(record.id, mine)
             return False
         if record.model.name != mine.name:  # the same weights under another name: that is asked for from now on
             with suppress(StoreError):
@@ -197,6 +257,7 @@ class Conversation:
         """A second conversation with the same first turns; its session shares the rows on disk."""
         if self.session_id is None:
             return self.apart(self.turns[:num_turns])
+        self._check_saved()
         twin = Conversation(self._store, self._identity, self._lender)
         twin._enter_fork(self.session_id, num_turns)
         return twin
@@ -213,7 +274,9 @@ class Conversation:
         """Let another process open the session, once its rows are on disk; one sentence if they could not be saved."""
         notice = None
         if self.session_id is not None and self._holds is not None:
-            notice = self._holds.flush(self.session_id)
+            if not self._has_caught_up():
+                notice = "The end of this chat is not saved: the disk has no room for it."
+            notice = notice or self._holds.flush(self.session_id)
         self._lock.close()
         self._is_closed = self.read_only is None
         return notice
@@ -230,7 +293,7 @@ class Conversation:
 
         Without `wait` the store writes them while the chat goes on, and tells of a failure the next time or at `close`.
         """
-        if not cache.can_save:
+        if not cache.can_save or self.is_behind:
             return 0, None
         store = self._store()
         try:
@@ -257,7 +320,9 @@ class Conversation:
         is_all_there = 0 < held == common
         if not cache.can_save or len(ids) - held <= (FEW if is_all_there else 1):
             return None
-        return self._store().restore_kv(self.session_id, cache, self._identity(), ids, held)
+        with suppress(DiskError):
+            return self._store().restore_kv(self.session_id, cache, self._identity(), ids, held)
+        return None
 
     @property
     def model(self) -> str | None:
@@ -267,11 +332,15 @@ class Conversation:
     def measured_prefill(self, tokens_per_second: float) -> None:
         """What reading took this time: whether rows are worth restoring is decided by it."""
         if self.session_id is not None:
-            self._store().measured_prefill(self._identity(), tokens_per_second)
+            with suppress(DiskError):
+                self._store().measured_prefill(self._identity(), tokens_per_second)
 
     def disk_bytes(self) -> int:
         """Bytes of rows that the session keeps on disk."""
-        return self._store().disk_bytes(self.session_id) if self.session_id is not None else 0
+        if self.session_id is not None:
+            with suppress(DiskError):
+                return self._store().disk_bytes(self.session_id)
+        return 0
 
     # ----------------------------------------------------------------------------------------------------------------
 
@@ -322,6 +391,10 @@ def replayed(turns: Sequence[TurnRecord]) -> TokenIds:
         log.cut(len(log) if turn.start is None else turn.start)
         log.extend(turn.ids)
     return TokenIds(log)
+
+
+def _is_same(a: TurnRecord, b: TurnRecord) -> bool:
+    return (a.role, a.text, a.thinking, a.state, tuple(a.ids)) == (b.role, b.text, b.thinking, b.state, tuple(b.ids))
 
 
 def _is_gone(name: str) -> bool:

@@ -23,6 +23,7 @@ MlxkvError                    one sentence: what was wrong, the value, what to d
     ├── SessionLockedError    another process has it open
     ├── SessionChangedError   it was changed by someone else since it was read
     ├── FileMissingError      there is no such file
+    ├── DiskError             the disk is full, read-only or failing: nothing was written, and it may be tried again
     ├── MismatchError         it was made with another model or cache layout; `field` says which part
     └── CorruptError          the bytes are not what was written
 """
@@ -106,6 +107,10 @@ class StoreError(MlxkvError):
 
 
 class ReadOnlyError(StoreError):
+    pass
+
+
+class DiskError(StoreError):
     pass
 
 

@@ -51,6 +51,11 @@ class KVNotSaved(Notice):
 
 
 @dataclass(frozen=True)
+class NotSaved(KVNotSaved):
+    """Neither is on disk: the disk is full or fails. What is said is in memory, and saved once there is room."""
+
+
+@dataclass(frozen=True)
 class NoAnswer(Notice):
     """The reply has no text: it was reasoning alone (`thinking`), or nothing. `reason` and `can_be_quiet` are those of
     `TurnFinished`."""

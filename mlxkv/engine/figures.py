@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from mlxkv.engine.front import Front
-from mlxkv.errors import MlxkvError
+from mlxkv.errors import DiskError, MlxkvError
 from mlxkv.events import TokensCounted
 from mlxkv.past import spans
 from mlxkv.readings import CacheView, ContextPart, ContextUse, SessionFigures, SessionStatus
@@ -56,7 +56,8 @@ def fork_number(front: Front) -> int:
 def look_at_disk(front: Front) -> None:
     """Count what all chats keep: once per turn, for it looks at every folder."""
     if front.model is not None and front.save:
-        front.disk_bytes = front.model.store.disk_usage(quick=True)
+        with suppress(DiskError):
+            front.disk_bytes = front.model.store.disk_usage(quick=True)
 
 
 def ring(cache: PromptCache) -> CacheView | None:

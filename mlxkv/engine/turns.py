@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from mlxkv.engine import chats, figures
 from mlxkv.engine.front import Front
+from mlxkv.errors import DiskError
 from mlxkv.events import EngineEvent, KVNotSaved, KVSaving, TextDelta, TurnEvent, TurnFinished, TurnStarted
 
 if TYPE_CHECKING:
@@ -60,10 +62,13 @@ def continued(front: Front, begin: Begin) -> Iterator[EngineEvent]:
 
 
 def _streamed(front: Front, text: str, events: Iterator[TurnEvent], said: str = "") -> Iterator[EngineEvent]:
-    saves = front.save and not front.ready_model.store.read_only
-    front.saved = "saving" if saves else "off"
+    saves = front.save
     if saves:
-        front.ready_model.store.watch_saving(lambda done, total: front.tell(KVSaving(done, total)))
+        with suppress(DiskError):  # the turn tells of it
+            saves = not front.ready_model.store.read_only
+            if saves:
+                front.ready_model.store.watch_saving(lambda done, total: front.tell(KVSaving(done, total)))
+    front.saved = "saving" if saves else "off"
     told = time.monotonic()
     yield TurnStarted(text)
     if said:
@@ -79,6 +84,7 @@ def _streamed(front: Front, text: str, events: Iterator[TurnEvent], said: str = 
             told = time.monotonic()
             yield figures.status(front)
     if saves:
+        notice = notice or ("the disk has no room" if front.open_chat.is_behind else "")
         front.saved = f"not saved: {notice}" if notice else "saved"
     figures.look_at_disk(front)
     yield figures.status(front)

@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlxkv.errors import SessionLockedError, StoreError
+from mlxkv.errors import DiskError, SessionLockedError, StoreError
 from mlxkv.store.ids import checked_ulid, is_ulid
 
 ATTEMPTS = 5  # `open_sessions` of another process holds a lock for a moment
@@ -46,8 +46,9 @@ def locked(folder: Path, session_id: str) -> Iterator[None]:
                         f"Session {session_id} is open in process {_holder(fd)}; close it there or fork the session."
                     ) from error
                 time.sleep(0.01)
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, str(os.getpid()).encode(), 0)
+        with suppress(OSError):  # it is the lock that counts, not who is said to hold it
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, str(os.getpid()).encode(), 0)
         yield
     finally:
         os.close(fd)
@@ -141,7 +142,7 @@ def _opened(path: Path) -> int:
             raise OSError(errno.EINVAL, "it is no file")
         return fd
     except OSError as error:
-        raise StoreError(f"The lock {path} cannot be made ({error.strerror}); check the folder.") from error
+        raise DiskError(f"The lock {path} cannot be made ({error.strerror}); check the folder.") from error
 
 
 def _holder(fd: int) -> str:

@@ -13,7 +13,7 @@ import time
 import uuid
 from pathlib import Path
 
-from mlxkv.errors import CorruptError, StoreError
+from mlxkv.errors import CorruptError, DiskError, StoreError
 from mlxkv.regular_file import read_json, reason
 from mlxkv.store import backup
 from mlxkv.store.files import Files
@@ -45,7 +45,7 @@ def open_database(data: Path, files: Files, lock: StoreLock) -> Database:
     try:
         create_empty(path)
     except OSError as error:
-        raise StoreError(f"The chat database {path} cannot be made ({error.strerror}); check the folder.") from error
+        raise DiskError(f"The chat database {path} cannot be made ({error.strerror}); check the folder.") from error
     if not os.access(path, os.W_OK):  # SQLite would say so at the first message
         denied = PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
         raise StoreError(f"The chat database {path} may not be written to; check its permissions.") from denied
@@ -70,7 +70,7 @@ def open_database(data: Path, files: Files, lock: StoreLock) -> Database:
             try:
                 files.write(marker, [text.encode()], data)
             except OSError as error:
-                raise StoreError(f"{marker} cannot be written ({error.strerror}); check the disk.") from error
+                raise DiskError(f"{marker} cannot be written ({error.strerror}); check the disk.") from error
         elif expected != found:
             raise StoreError(f"{path} is not the database {marker} was made with; delete {marker.name} to use it.")
     except BaseException:

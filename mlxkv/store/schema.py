@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
-from mlxkv.errors import CorruptError, StoreError, WrongThreadError
+from mlxkv.errors import CorruptError, DiskError, StoreError, WrongThreadError
 from mlxkv.regular_file import check_regular
 from mlxkv.store.files import Step, no_step
 from mlxkv.store.indexing import INDEX
@@ -20,6 +21,8 @@ APPLICATION_ID = 0x6D6C786B  # "mlxk"
 VERSION = 3
 PINNED = 2  # bit of `session.flags`: its rows stay whatever else wants the room
 ENDINGS = ("", "-wal", "-shm", "-journal")  # of the database's files
+_DISK_CODES = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN)
+_LEAST_ROOM = 1 << 16  # bytes
 ADVICE = "`mlxkv chats backups` shows what to go back to"
 
 SCHEMA = f"""
@@ -143,13 +146,23 @@ def database_errors(path: Path) -> Iterator[None]:
             ) from error
         if code == sqlite3.SQLITE_BUSY:
             raise StoreError(f"The chat database {path} is busy; close the other mlxkv and try again.") from error
+        if code in _DISK_CODES:
+            why = f"({error}); check" if _has_room(path) else "(no space left on the disk); make room on"
+            raise DiskError(f"The chat database {path} cannot be used {why} the disk and try again.") from error
         raise StoreError(f"The chat database {path} cannot be used ({error}); check the disk and try again.") from error
     except UnicodeDecodeError as error:  # of a name or a message that sqlite3 cannot even say
         raise CorruptError(f"The chat database {path} is damaged (bytes that are no text); {ADVICE}.") from error
     except OSError as error:
-        raise StoreError(
+        raise DiskError(
             f"The chat database {path} cannot be used ({error.strerror}); check the disk and try again."
         ) from error
+
+
+def _has_room(path: Path) -> bool:
+    """Whether the disk has the few pages that SQLite needs; all that it says itself may be "disk I/O error"."""
+    with contextlib.suppress(OSError):
+        return shutil.disk_usage(path.parent).free >= _LEAST_ROOM
+    return True
 
 
 class Database:

@@ -1,0 +1,147 @@
+"""A disk that is full costs no reply: that is told once, and what is said is saved as soon as there is room."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+
+import pytest
+
+import mlxkv
+from mlxkv import cli_start
+from mlxkv.config import Folders, load_settings
+from mlxkv.errors import DiskError
+from mlxkv.events import Notice, NotSaved, TurnFinished
+from mlxkv.model import Model
+from mlxkv.store import SessionStore
+from mlxkv.store.schema import Database
+from tests.chats import CONFIG, GREEDY
+
+
+class Disk:
+    """Is full from the `n`-th of these steps on, until there is `room`."""
+
+    def __init__(self, steps: tuple[str, ...] = ("commit",)) -> None:
+        self.steps, self.left, self.refused = steps, 1 << 30, 0
+
+    def before(self, step: str) -> None:
+        if step in self.steps:
+            self.left -= 1
+            if self.left < 0:
+                self.refused += 1
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def fill(self, after: int = 0) -> None:
+        self.left = after
+
+    def room(self) -> None:
+        self.left = 1 << 30
+
+
+@pytest.fixture
+def disk(model: Model) -> Disk:
+    disk = Disk()
+    model.close()
+    model._store = SessionStore.open(Folders.from_env(), disk.before)
+    return disk
+
+
+def say(chat: mlxkv.Chat, text: str) -> list[Notice]:
+    *events, finished = chat.send(text)
+    assert isinstance(finished, TurnFinished)
+    assert finished.text
+    return [event for event in events if isinstance(event, Notice) and "saved" in event.text]
+
+
+def texts(model: Model, chat: mlxkv.Chat) -> list[str]:
+    return [turn.text for turn in model.store.load(str(chat.session_id)).turns]
+
+
+@pytest.mark.parametrize("after", range(5))
+def test_wherever_the_disk_is_full_there_is_a_reply_and_nothing_is_lost(model: Model, disk: Disk, after: int) -> None:
+    straight = model.chat(cache=CONFIG, autosave=False, **GREEDY)
+    chat = model.chat(cache=CONFIG, autosave=True, **GREEDY)
+    disk.fill(after)
+    told = [notice for text in ("one", "two", "three") for notice in say(chat, text)]
+    assert disk.refused
+    assert [type(notice) for notice in told] == [NotSaved]
+    assert "No space left" in told[0].text
+    assert "kept in memory" in told[0].text
+    assert chat.is_behind
+    assert chat.num_messages == 6
+    disk.room()
+    (notice,) = say(chat, "four")
+    assert "room on the disk again" in notice.text
+    assert not chat.is_behind
+    for text in ("one", "two", "three", "four"):
+        say(straight, text)
+    assert [m.text for m in chat.messages] == [m.text for m in straight.messages] == texts(model, chat)
+    chat.close()
+    resumed = model.resume(str(chat.session_id))
+    assert resumed.restored is not None
+    assert resumed.restored.tokens == chat.cache.offset  # rows were saved too
+    assert say(resumed, "five") == []
+    resumed.close()
+
+
+def test_closing_saves_what_there_is_room_for_and_says_what_there_is_not(model: Model, disk: Disk) -> None:
+    chats = [model.chat(cache=CONFIG, autosave=True, **GREEDY) for _ in range(2)]
+    for chat in chats:
+        say(chat, "one")
+    disk.fill()
+    for chat in chats:
+        say(chat, "two")
+    with pytest.raises(DiskError, match="make room"):
+        chats[0].undo()
+    with pytest.raises(DiskError, match="make room"):
+        chats[0].fork()
+    assert "not saved" in (chats[0].close() or "")
+    disk.room()
+    assert chats[1].close() is None
+    assert [len(texts(model, chat)) for chat in chats] == [2, 4]
+
+
+def test_sqlite_itself_has_no_page_left(model: Model, disk: Disk) -> None:
+    chat = model.chat(cache=CONFIG, autosave=True, **GREEDY)
+    say(chat, "one")
+    db = model.store._database.db
+    pages = db.execute("PRAGMA page_count").fetchone()[0]
+    db.execute(f"PRAGMA max_page_count={pages}")
+    (notice,) = say(chat, "a long message " * 60)
+    assert "full" in notice.text
+    db.execute("PRAGMA max_page_count=1000000")
+    (notice,) = say(chat, "two")
+    assert len(texts(model, chat)) == 6
+    chat.close()
+
+
+def refuse(*_: object, **__: object) -> None:
+    raise DiskError("The chat database cannot be used (no space left on the disk); make room.")
+
+
+def test_a_store_that_cannot_even_be_opened(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    model.close()
+    with monkeypatch.context() as full:
+        full.setattr(SessionStore, "open", refuse)
+        chat = model.chat(cache=CONFIG, autosave=True, **GREEDY)
+        assert [type(n) for n in (*say(chat, "one"), *say(chat, "two"))] == [NotSaved]
+        assert cli_start.model_name(Folders.from_env(), load_settings(Folders.from_env()), None) is None
+        assert cli_start.session_id_of(Folders.from_env(), None, False) is None
+    say(chat, "three")
+    assert len(texts(model, chat)) == 6
+    chat.close()
+
+
+CODES = {
+    "SQLITE_FULL": lambda db: db.execute("PRAGMA max_page_count=1").fetchone(),
+    "SQLITE_READONLY": lambda db: db.execute("PRAGMA query_only=1"),
+}
+
+
+@pytest.mark.parametrize("arm", CODES.values(), ids=CODES)
+def test_what_sqlite_calls_it_is_one_error(model: Model, disk: Disk, arm: Callable[..., object]) -> None:
+    database: Database = model.store._database
+    arm(database.db)
+    with pytest.raises(DiskError), database.writing() as db:
+        db.execute("CREATE TABLE t AS SELECT zeroblob(10000000)")
