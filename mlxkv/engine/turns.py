@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from mlxkv.engine import chats, figures
 from mlxkv.engine.front import Front
 from mlxkv.errors import DiskError
-from mlxkv.events import EngineEvent, KVNotSaved, KVSaving, TextDelta, TurnEvent, TurnFinished, TurnStarted
+from mlxkv.events import EngineEvent, KVNotSaved, KVSaving, NotSaved, TextDelta, TurnEvent, TurnFinished, TurnStarted
 
 if TYPE_CHECKING:
     from mlxkv.chat import Chat
@@ -75,7 +75,7 @@ def _streamed(front: Front, text: str, events: Iterator[TurnEvent], said: str = 
         yield TextDelta(said, 0)
     notice = ""
     for event in events:
-        if isinstance(event, KVNotSaved):
+        if isinstance(event, KVNotSaved) and not isinstance(event, NotSaved):
             notice = event.text
         elif isinstance(event, TurnFinished):  # its reply is on disk by now
             yield from chats.versions(front, max(0, front.open_chat.num_messages - 2))
@@ -84,7 +84,7 @@ def _streamed(front: Front, text: str, events: Iterator[TurnEvent], said: str = 
             told = time.monotonic()
             yield figures.status(front)
     if saves:
-        notice = notice or ("the disk has no room" if front.open_chat.is_behind else "")
+        notice = notice or ("the disk takes no more" if front.open_chat.is_behind else "")
         front.saved = f"not saved: {notice}" if notice else "saved"
     figures.look_at_disk(front)
     yield figures.status(front)

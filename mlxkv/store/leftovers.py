@@ -6,7 +6,9 @@ Any thread, with a connection of its own.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import sqlite3
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 
 from mlxkv.store.chunks import ChunkFiles
@@ -51,6 +53,18 @@ def _remove(chunks: ChunkFiles, digests: Collection[str]) -> None:
     for digest in filter(is_digest, digests):
         with suppress(OSError):  # one that cannot be removed is swept away later
             chunks.remove(digest)
+
+
+def missing_bytes(db: sqlite3.Connection, chunks: ChunkFiles) -> Mapping[str, int]:
+    """By session, how much of what it refers to is not there: whoever cleared the folder told nobody. Only folders that
+    have changed are listed."""
+    chunks.listing.refresh()
+    out: Counter[str] = Counter()
+    for digest, size in db.execute("SELECT digest, size FROM chunk").fetchall():
+        if is_digest(digest) and chunks.listing.folder(digest[:2]).get(f"{digest}.safetensors") is None:
+            query = "SELECT DISTINCT c.session FROM kv_ref r JOIN kv_commit c ON c.id = r.kv_commit WHERE r.chunk = ?"
+            out.update({session: size for (session,) in db.execute(query, (digest,)) if isinstance(size, int)})
+    return out
 
 
 def sweep(database: Database, space: Space) -> None:

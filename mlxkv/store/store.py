@@ -22,7 +22,7 @@ from mlxkv.store.daily import DailyBackup
 from mlxkv.store.family import siblings, tree
 from mlxkv.store.files import Files, Step, no_step
 from mlxkv.store.identity import ModelIdentity
-from mlxkv.store.leftovers import remove_unused, sweep
+from mlxkv.store.leftovers import missing_bytes, remove_unused, sweep
 from mlxkv.store.locks import is_held, kv_lock, lock_path, locked, open_sessions, store_lock
 from mlxkv.store.moving import Imported, export_chat, import_chat
 from mlxkv.store.opening import RememberedHashes, open_database, open_read_only
@@ -188,9 +188,12 @@ class SessionStore:
         self._sessions.check(session_id)
 
     def list(self) -> tuple[ChatSummary, ...]:
-        """Newest first; `kv_bytes` is what `disk_bytes` says of each."""
+        """Newest first; `kv_bytes` is what `disk_bytes` says of each, without files that somebody has removed."""
         waiting, found = self._saver.sessions_waiting(), self._sessions.list(self._saver.committer.saved_bytes)
-        return tuple(replace(c, kv_bytes=self.disk_bytes(c.id)) if c.id in waiting else c for c in found)
+        with self._database.reading() as db:
+            gone = missing_bytes(db, self._chunks)
+        sizes = ((c, self.disk_bytes(c.id) if c.id in waiting else c.kv_bytes - gone.get(c.id, 0)) for c in found)
+        return tuple(c if size == c.kv_bytes else replace(c, kv_bytes=max(size, 0)) for c, size in sizes)
 
     @public(text=text)
     def find(self, text: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -106,3 +107,18 @@ def test_a_chat_larger_than_the_lowered_limit_is_resumed_whole(
     assert session_id_of(folders, "large", False) == talk.id
     with SessionStore.open(folders, enforce=False) as store:
         assert store.disk_bytes(talk.id) == size
+
+
+def test_figures_say_what_is_there_after_somebody_cleared_the_folder(folders: Folders) -> None:
+    with SessionStore.open(folders) as store:
+        ids = [saved(store, f"chat {n}", 300).id for n in range(2)]
+        before = {c.id: c.kv_bytes for c in store.list()}
+        assert all(before[id] == store.disk_bytes(id) for id in ids)
+        first, *_ = sorted((folders.cache / "kv").glob("??/*.safetensors"))
+        size = first.stat().st_size
+        first.unlink()
+        after = {c.id: c.kv_bytes for c in store.list()}
+        assert sum(before.values()) - sum(after.values()) == size
+        shutil.rmtree(folders.cache / "kv")
+        assert [c.kv_bytes for c in store.list()] == [0, 0]
+        assert store.disk_usage() == du(folders)
