@@ -81,8 +81,11 @@ class Sessions:
         stands where its date belongs, so that what was said here last stays the newest."""
         head, length = genesis(chat.system), 0
         with self.database.writing() as db:
+            earlier = "updated <= ?"
+            if chat.updated > time.time():  # one of two clocks is wrong: not before what was used last here
+                earlier = "? AND seq < (SELECT max(seq) FROM session)"
             (place,) = db.execute(
-                f"SELECT coalesce(max(seq), 0) FROM session WHERE updated <= ? AND seq BETWEEN 0 AND {1 << 62}",
+                f"SELECT coalesce(max(seq), 0) FROM session WHERE {earlier} AND seq BETWEEN 0 AND {1 << 62}",
                 (chat.updated,),
             ).fetchone()
             session_id = self._insert(

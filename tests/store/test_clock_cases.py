@@ -151,6 +151,33 @@ def test_rows_go_in_the_order_of_use(folders: Folders, clock: FakeClock, jump: f
     assert gone == [["old"], ["wrong", "old"]]
 
 
+@pytest.mark.parametrize(
+    ("now", "order"),
+    [
+        (NOON, ["last", "imported", "first"]),
+        (0.0, ["last", "imported", "first"]),
+        (NOON + 90 * DAY, ["imported", "last", "first"]),
+    ],
+    ids=["of a clock ahead", "where the clock is behind", "truly newer"],
+)
+def test_an_imported_chat_of_the_future_is_not_the_last_one(
+    folders: Folders, clock: FakeClock, tmp_path: Path, now: float, order: list[str]
+) -> None:
+    clock.now = NOON + 60 * DAY
+    with SessionStore.open(Folders(*(tmp_path / name for name in "abcd"))) as other:
+        chat = other.create("imported", model())
+        other.add_turn(chat, TurnRecord("user", "x", (1,)))
+        other.export_chat(chat, tmp_path / "chat.mlxkv")
+    clock.now = min(now, NOON)
+    for title in ("first", "last"):
+        use(folders, title)
+    clock.now = now
+    with SessionStore.open(folders) as store:
+        store.import_chat(tmp_path / "chat.mlxkv")
+        assert [c.title for c in store.list()] == order
+        assert store.load(str(store.latest())).title == order[0]
+
+
 AHEAD = {
     "a chat": ("chat", NOON + 60 * DAY, "‘wrong’ is dated 2027-01-28, 60 days from today"),
     "a backup": ("backup", NOON + 60 * DAY, "the backup mlxkv-20270128 is dated 2027-01-28"),
