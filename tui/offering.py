@@ -85,7 +85,7 @@ class OfferingArea(TextArea):
                 self._show_menu(None)
             return
         menu, note = None, ""
-        if text.startswith("/") and "\n" not in text:
+        if text.startswith("/") and "\n" not in text and (text == "/" or offers.is_command(text)):
             self._place = offers.Place((0, 0), self.document.end)
             menu = offers.command_menu(text, self.words)
         elif found := attach.typing(self.document[row][:column]):

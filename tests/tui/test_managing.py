@@ -70,6 +70,7 @@ async def test_words_that_no_title_has_are_looked_for_in_all_chats() -> None:
         line = w.app.query_one(Picker).get_option_at_index(0).prompt
         assert isinstance(line, Text)
         assert [line.plain[span.start : span.end] for span in line.spans] == ["train"]
+        await w.until(lambda: isinstance(w.app.focused, Picker))  # the second one, a moment later
         await w.pilot.press("enter")
         await w.until(lambda: OpenChat("c2") in w.engine.commands)
 
