@@ -60,6 +60,12 @@ async def _sent_again(w: Window, kind: type[cmd.Send | cmd.Edit], before: int) -
     return last.text
 
 
+async def _replied(w: Window, engine: FakeEngine) -> None:
+    await w.until(lambda: w.app.state.turn)
+    engine.say(reply_events("ok"))
+    await w.until(lambda: not w.app.state.is_busy)
+
+
 @pytest.mark.parametrize(
     "text", ["/help me", "@someone and\n@nobody", "see @gone.txt" + SECTION.replace("notes", "gone")]
 )
@@ -67,17 +73,18 @@ async def test_every_way_back_to_the_prompt_sends_the_same(text: str, tmp_path: 
     engine = FakeEngine(manual=True)
     async with window(engine) as w:
         w.app.prompt.base = tmp_path
+        w.app.state.submit(cmd.OpenChat("c1"))  # in an empty chat the window lists others beside, which takes its time
+        w.app._sync()
+        await w.until(lambda: len(w.app.state.messages) == 2 and not w.app.state.is_busy)
         w.app.state.prompt(text)  # as if typed
         w.app._sync()
-        engine.say(reply_events("ok"))
-        await w.until(lambda: len(w.app.state.messages) == 2)
+        await _replied(w, engine)
         assert w.app.state.edit()  # /edit, and `e` at the message cursor
         w.app._sync()
         assert await _sent_again(w, cmd.Edit, 0) == text
-        engine.say(reply_events("ok"))
-        await w.until(lambda: w.app.state.turn is None and not w.app.state.is_busy)
-        engine.history = (Message("user", text),)  # /rewind, /undo, /fork
-        w.app.state.submit(cmd.Rewind(0))
+        await _replied(w, engine)
+        engine.history = (*engine.history[:2], Message("user", text))  # /rewind, /undo, /fork
+        w.app.state.submit(cmd.Rewind(2))
         w.app._sync()
         await w.until(lambda: w.app.prompt.text)
         assert await _sent_again(w, cmd.Send, 1) == text
@@ -85,8 +92,7 @@ async def test_every_way_back_to_the_prompt_sends_the_same(text: str, tmp_path: 
         w.app._sync()
         await w.pilot.press("up")
         await w.until(lambda: w.app.prompt.text and not w.app.state.queue)
-        engine.say(reply_events("ok"))
-        await w.until(lambda: w.app.state.turn is None)
+        await _replied(w, engine)
         assert await _sent_again(w, cmd.Send, 2) == text
 
 
