@@ -63,6 +63,7 @@ def run(main: Callable[[], object]) -> NoReturn:
 
     That the reader has gone is no failure: `mlxkv chats ls | head -1` ends with 0.
     """
+    _leave_ascii()
     prepare()
     code: str | int | None = 0
     try:
@@ -76,6 +77,12 @@ def run(main: Callable[[], object]) -> NoReturn:
         print(f"mlxkv: {lost}", file=sys.stderr)
         code = 1
     sys.exit(code)
+
+
+def _leave_ascii() -> None:
+    """Start again in UTF-8 where the locale C or POSIX, and PYTHONUTF8=0, let file names have ASCII letters alone."""
+    if codecs.lookup(sys.getfilesystemencoding()).name == "ascii" and sys.executable and sys.orig_argv[1:]:
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, "PYTHONUTF8": "1"})
 
 
 def _flush() -> OutputError | None:

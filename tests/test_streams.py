@@ -203,6 +203,13 @@ def test_a_fresh_interpreter_without_streams(home: Path) -> None:
     assert done.returncode == 0
 
 
+def test_a_fresh_interpreter_in_an_ascii_locale(home: Path) -> None:
+    env = {**os.environ, "PYTHONUTF8": "0", "LC_ALL": "C", "MLXKV_HOME": f"{home}/café"}
+    env.pop("PYTHONIOENCODING", None)
+    done = subprocess.run([sys.executable, "-m", "mlxkv", "path"], env=env, capture_output=True, check=True)
+    assert f"{home}/café/data\n" in done.stdout.decode()
+
+
 # -- the streams themselves ------------------------------------------------------------------------------------------
 
 

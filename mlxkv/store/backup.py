@@ -85,7 +85,7 @@ def make(
         create_empty(aside)  # 0600; SQLite fills an empty file
         try:
             with database_errors(data / "mlxkv.db"):
-                db.execute("VACUUM INTO ?", (str(aside),))
+                db.execute("VACUUM INTO ?", (aside.absolute().as_uri(),))  # a folder's name may be no text
                 check_copy(aside)
             files.before("fsync")
             fd = os.open(aside, os.O_RDONLY | os.O_CLOEXEC)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import os
 import sqlite3
 import subprocess
 import sys
@@ -54,6 +55,18 @@ def test_opening_makes_one_copy_a_day_if_something_changed(folders: Folders) -> 
         assert backup.is_due(db, folders.data, tomorrow)
         found.path.touch()
         assert backup.is_due(db, folders.data, tomorrow)  # times of files say nothing
+
+
+def test_a_folder_whose_name_is_no_text_is_backed_up_too(folders: Folders, tmp_path: Path) -> None:
+    odd = tmp_path / os.fsdecode(b"odd\xff#?")
+    try:
+        odd.mkdir()
+    except OSError:
+        pytest.skip("this file system has no such names")
+    there = Folders(odd, odd, odd, odd)
+    say(there, "hello")
+    path = copy_now(there, DAY)
+    assert [found.num_chats for found in backup.list_backups(odd) if found.path == path] == [1]
 
 
 def test_a_window_left_open_overnight_makes_one_too(talk: Talk, folders: Folders) -> None:
