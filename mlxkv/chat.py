@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, replace
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from typing import Any, Self
 
@@ -18,10 +19,19 @@ from mlxkv.arguments import optional, public, text
 from mlxkv.beside import Beside
 from mlxkv.cache.config import CacheConfig
 from mlxkv.cache.foreign import ForeignCache
+from mlxkv.cache.overflow import overflow_of
 from mlxkv.cache.prompt_cache import PromptCache
-from mlxkv.conversation import Conversation, replayed, title_of
+from mlxkv.conversation import Conversation, Mark, title_of
 from mlxkv.encoding import well_formed
-from mlxkv.errors import CacheError, ConfigError, DiskError, PromptError, ReadOnlyError
+from mlxkv.errors import (
+    CacheError,
+    ConfigError,
+    DiskError,
+    MessageTooLongError,
+    PromptError,
+    ReadOnlyError,
+    StoreError,
+)
 from mlxkv.events import Branch, KVNotSaved, Message, Notice, NotSaved, Sibling, TurnEvent, TurnFinished
 from mlxkv.exchange import ChatBackend, Exchange
 from mlxkv.ids import common_prefix
@@ -31,8 +41,26 @@ from mlxkv.prompt import Fed
 from mlxkv.prompt_start import Start, start_from
 from mlxkv.running import Runs
 from mlxkv.sampling import SAMPLING, SamplingParams, set_random_state
-from mlxkv.stats import TurnStats
+from mlxkv.stats import TurnStats, evicted_text
 from mlxkv.store import Restored, SessionRecord, TurnRecord
+from mlxkv.turn import check_size
+
+
+@dataclass(frozen=True)
+class Before:
+    """What a chat goes back to where nothing comes of a turn: `fed` is what the next prompt continues."""
+
+    mark: Mark
+    fed: Fed
+
+
+@dataclass(frozen=True)
+class Undo:
+    """`returned`: see TurnFinished."""
+
+    before: Before
+    returned: str
+
 
 _STARTED = optional(arguments.number)
 
@@ -62,6 +90,7 @@ class Chat(Beside):
         self._autosave = autosave
         self._owner = Owner()
         self._runs = Runs(self._owner)
+        self._keeps_message = False  # see `cancel`
         self._said = Conversation(backend.store, backend.identity, backend.lender)
         system = well_formed(system) if system else None
         self._start = Start(system, began=began or clock.now())
@@ -99,19 +128,23 @@ class Chat(Beside):
 
     # -- talking -----------------------------------------------------------------------------------------------------
 
-    @public(*SAMPLING, text=text, started=_STARTED)
-    def send(self, text: str, *, started: float | None = None, **sampling: Any) -> Iterator[TurnEvent]:
+    @public(*SAMPLING, text=text, started=_STARTED, whole=arguments.flag)
+    def send(
+        self, text: str, *, started: float | None = None, whole: bool = False, **sampling: Any
+    ) -> Iterator[TurnEvent]:
         """Say `text`; iterate for PrefillProgress, TextDelta, Notice and one TurnFinished at the end.
 
         A saved chat has the user's turn on disk before anything is generated. Walking away early keeps what was
-        generated, as `cancel` does.
+        generated, as `cancel` does; before the first token of the reply the message leaves the chat again.
 
         Args:
             started: `time.perf_counter()` when the user asked, for the time to first token.
+            whole: refuse a message of which the window would hold only a part.
             sampling: SamplingParams fields for this turn.
 
         Raises:
-            PromptError: `text` is empty. ConfigError: no such sampling parameter, or a reply is still being generated.
+            PromptError: `text` is empty. MessageTooLongError: see `whole`; nothing was said. ConfigError: no such
+            sampling parameter, or a reply is still being generated.
             StoreError: the turn cannot be saved. SessionLockedError: the chat is read-only. CacheError: something else
             has fed the layers of `cache`. MismatchError: `cache` was made with another model.
         """
@@ -119,7 +152,7 @@ class Chat(Beside):
         text = well_formed(text)
         self._said.check_writable()
         params, begun = self._sampling(sampling), time.perf_counter() if started is None else started
-        return self._runs.start(lambda cancelled: self._turn(text, params, begun, cancelled))
+        return self._runs.start(lambda cancelled: self._turn(text, params, begun, cancelled, whole=whole))
 
     @public(*SAMPLING, started=_STARTED)
     def continue_reply(self, *, started: float | None = None, **sampling: Any) -> Iterator[TurnEvent]:
@@ -155,11 +188,17 @@ class Chat(Beside):
             )
         return last
 
-    def cancel(self) -> None:
+    def cancel(self, *, keep_message: bool = False) -> None:
         """Stop the reply that is iterated, or else will be, after its current token or prefill chunk; from any thread.
 
-        What was said is kept. A reply that is asked for later is not stopped.
+        What there is of the reply is kept. If there is nothing of it, the message leaves the chat again
+        (`TurnFinished.returned`), and a retry or an edit is undone; what was prefilled stays in the cache until the
+        next prompt differs from it. A reply that is asked for later is not stopped.
+
+        Args:
+            keep_message: the message stays in the chat though nothing answers it: for a process that is about to end.
         """
+        self._keeps_message = keep_message
         self._runs.cancel()
 
     @property
@@ -178,21 +217,51 @@ class Chat(Beside):
         return len(self._said.turns)
 
     def _turn(
-        self, text: str, params: SamplingParams, started: float, cancelled: Callable[[], bool]
+        self,
+        text: str,
+        params: SamplingParams,
+        started: float,
+        cancelled: Callable[[], bool],
+        before: Before | None = None,
+        *,
+        whole: bool = False,
+        returned: str | None = None,
     ) -> Iterator[TurnEvent]:
+        """`before`: what the chat goes back to if nothing comes of this turn; None: what it is now.
+
+        `returned`: the message that is the user's again then; None: `text`.
+        """
+        before = before or self._before
+        try:
+            prompt = yield from self._prompted(text, whole)
+        except BaseException:
+            with suppress(StoreError):  # what went wrong first is what to tell
+                self._go_back(before)
+            raise
+        undo = Undo(before, text if returned is None else returned)
+        yield from self._reply(prompt, TurnRecord("assistant", ""), params, started, cancelled, undo)
+
+    def _prompted(self, text: str, whole: bool) -> Generator[TurnEvent, None, Fed]:
+        """Add the user's message, on disk too; the prompt that it makes."""
+        self._said.check_writable()
         self._check_cache()
         said = self._said
         if not said.turns and not self.cache.log and self.session_id is None:  # made yesterday, begun now
             self._start = replace(self._start, began=clock.now())
             self._backend = self._backend.at(self._start.began)
-        whole = self._start.text + text if not said.turns else text
+        message = self._start.text + text if not said.turns else text
         if not said.turns:
             yield from (Notice(f"{note[0].upper()}{note[1:]}.") for note in self.cache.plan.notes)
+            yield from map(Notice, filter(None, (self.cache.plan.beyond_training,)))
         elif said.turns[-1].role == "user":  # a crash came before any reply: keep the roles alternating
             said.append(TurnRecord("assistant", "", state="stopped"))
-        messages = self._past.messages([*said.turns, TurnRecord("user", whole)])
+        messages = self._past.messages([*said.turns, TurnRecord("user", message)])
         prompt = self._backend.prompts.prompt(messages, self._fed, self.thinking)
+        check_size(prompt.ids)
         self.cache.check_length(len(prompt.ids))
+        start = common_prefix(said.log, prompt.ids)
+        if whole:
+            self._check_whole(message, len(prompt.ids), start)
         if self._autosave and self.session_id is None:
             try:
                 self._save(title_of(text))
@@ -201,15 +270,35 @@ class Chat(Beside):
                 yield Notice(str(error))
             except DiskError as error:
                 said.fall_behind(error)
-        start = common_prefix(said.log, prompt.ids)
         is_new = not said.turns or not self._fed.ids
-        before = None if is_new else said.turns[-1].params.get("think")
-        said.append(TurnRecord("user", whole, tuple(prompt.ids[start:]), start))
+        thought = None if is_new else said.turns[-1].params.get("think")
+        said.append(TurnRecord("user", message, tuple(prompt.ids[start:]), start))
         yield from map(Notice, self._backend.prompts.notices(messages, is_new))
-        if self.thinking != before and (notice := self.think_notice):
+        if self.thinking != thought and (notice := self.think_notice):
             yield Notice(notice)
         yield from self._saving_news()
-        yield from self._reply(prompt, TurnRecord("assistant", ""), params, started, cancelled)
+        return prompt
+
+    def _check_whole(self, message: str, num_tokens: int, num_before: int) -> None:
+        """Raises MessageTooLongError: the window would evict a part of `message`, which the prompt ends with."""
+        plan = self.cache.plan
+        if overflow_of(plan, num_tokens, num_before) is None:
+            return
+        if (
+            self._said.turns and not self._fed.ids
+        ):  # another model was fed what came before: all of the prompt is new to this one
+            num_before = max(num_before, num_tokens - len(self._backend.prompts.encode_text(message)))
+        if overflow := overflow_of(plan, num_tokens, num_before):
+            raise MessageTooLongError(evicted_text(overflow, "CacheConfig(window={})".format), overflow)
+
+    @property
+    def _before(self) -> Before:
+        """What a turn that begins now goes back to if nothing comes of it."""
+        return Before(self._said.mark(), self._fed)
+
+    def _go_back(self, before: Before) -> None:
+        self._said.return_to(before.mark)
+        self._fed = before.fed
 
     def _continued(self, params: SamplingParams, started: float, cancelled: Callable[[], bool]) -> Iterator[TurnEvent]:
         self._check_cache()
@@ -228,8 +317,9 @@ class Chat(Beside):
         params: SamplingParams,
         started: float,
         cancelled: Callable[[], bool],
+        undo: Undo | None = None,
     ) -> Iterator[TurnEvent]:
-        """Generate the reply to `prompt`, of which there is `before` already."""
+        """Generate the reply to `prompt`, of which there is `before` already. `undo`: if nothing comes of it."""
         past = self._past
         exchange = Exchange(
             self._backend,
@@ -246,10 +336,24 @@ class Chat(Beside):
         notice = None
         try:
             yield from exchange.events()
+        except Exception:
+            undo = None  # what went wrong is told, and the message stays
+            raise
         finally:
-            notice = exchange.finish()
-            self._fed, self.stats = exchange.fed, exchange.stats
+            if undo is None or not exchange.is_unanswered:
+                undo = None
+                notice = exchange.finish()
+                self._fed, self.stats = exchange.fed, exchange.stats
+            else:
+                self.stats = exchange.turn.stats
+                if self._keeps_message:  # as a crash would leave it
+                    self._fed, undo = prompt, None
+                else:
+                    self._go_back(undo.before)
         yield from self._saving_news()
+        if undo is not None:
+            yield TurnFinished("stopped", "", self.stats, unanswered=True, returned=undo.returned)
+            return
         if notice:
             yield KVNotSaved(notice)
         if (no_answer := exchange.no_answer()) is not None:
@@ -295,15 +399,12 @@ class Chat(Beside):
         return self._said.turns[turn].text.removeprefix(self._start.text if turn == 0 else "")
 
     def _take_back(self, turn: int) -> None:
-        self._said.branch(turn)
+        said = self._said
+        if turn == len(said.turns) - 1 and said.read_only is None:  # nothing has answered it: there is nothing to keep
+            said.return_to(replace(said.mark(), turns=said.turns[:turn]))
+        else:
+            said.branch(turn)
         self._fed = self._past.fed()  # the cache goes back when the next prompt says how far
-
-    def _check_prompt(self, turns: tuple[TurnRecord, ...], text: str) -> None:
-        """Raises what `_turn` would of `text` after `turns`, while nothing is taken back yet."""
-        prompts = self._backend.prompts
-        past = Past(prompts, self._start, turns, replayed(turns), self._said.model)
-        said = TurnRecord("user", text if turns else self._start.text + text)
-        self.cache.check_length(len(prompts.prompt(past.messages([*turns, said]), past.fed(), self.thinking).ids))
 
     def question(self, turn: int | None = None) -> int:
         """The number of the user's message that message number `turn` is, or is the reply to; None: the last one.
@@ -329,32 +430,39 @@ class Chat(Beside):
         """
         return self._again(self.question(turn), None, started, sampling)
 
-    @public(*SAMPLING, turn=arguments.whole, text=text, started=_STARTED)
-    def edit(self, turn: int, text: str, *, started: float | None = None, **sampling: Any) -> Iterator[TurnEvent]:
+    @public(*SAMPLING, turn=arguments.whole, text=text, started=_STARTED, whole=arguments.flag)
+    def edit(
+        self, turn: int, text: str, *, started: float | None = None, whole: bool = False, **sampling: Any
+    ) -> Iterator[TurnEvent]:
         """Say `text` instead of message number `turn` (0 is the first), which must be the user's, and go on there.
 
         The chat goes back when the first event is asked for.
 
         Raises:
             ConfigError: there is no such message, or it is not the user's. PromptError: `text` is empty.
+            MessageTooLongError: see `send`; the chat is as it was.
         """
         _check_not_empty(text)
         self._check_mine(turn)
-        return self._again(turn, text, started, sampling)
+        return self._again(turn, text, started, sampling, whole)
 
     def _again(
-        self, turn: int, text: str | None, started: float | None, sampling: Mapping[str, Any]
+        self, turn: int, text: str | None, started: float | None, sampling: Mapping[str, Any], whole: bool = False
     ) -> Iterator[TurnEvent]:
+        """Say `text` (None: the same again) instead of message number `turn`."""
         params, begun = self._sampling(sampling), time.perf_counter() if started is None else started
         was = self._said.turns[turn]
 
         def events(cancelled: Callable[[], bool]) -> Iterator[TurnEvent]:
             if self._said.turns[turn : turn + 1] != (was,):
                 raise ConfigError("The chat has changed since this was asked for; call `retry` or `edit` again.")
-            asked = self._text_of(turn) if text is None else text
-            self._check_prompt(self._said.turns[:turn], asked)
+            is_unanswered = turn == len(self._said.turns) - 1
+            asked, before = self._text_of(turn) if text is None else text, self._before
+            returned = "" if text is None and not is_unanswered else asked
             self._take_back(turn)
-            yield from self._turn(asked, params, begun, cancelled)
+            yield from self._turn(
+                asked, params, begun, cancelled, None if is_unanswered else before, whole=whole, returned=returned
+            )
 
         return self._runs.start(events)
 

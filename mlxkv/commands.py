@@ -114,10 +114,14 @@ class ExportChat:
 
 @dataclass(frozen=True)
 class Send:
-    """Send `text` as the next user turn; `sent_at` is `time.perf_counter()` at Enter."""
+    """Send `text` as the next user turn; `sent_at` is `time.perf_counter()` at Enter.
+
+    Of a message that is too long for the window nothing is sent: `MessageTooLong`; `anyway` sends it all the same.
+    """
 
     text: str
     sent_at: float
+    anyway: bool = False
 
 
 @dataclass(frozen=True)
@@ -129,11 +133,12 @@ class Retry:
 
 @dataclass(frozen=True)
 class Edit:
-    """Say `text` instead of the user's message number `turn`; what followed stays as a sibling."""
+    """Say `text` instead of the user's message number `turn`; what followed stays as a sibling. Else as `Send`."""
 
     turn: int
     text: str
     sent_at: float
+    anyway: bool = False
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,16 @@ from mlxkv.store.lending import FEW, Lender
 _TITLE_LENGTH = 60
 
 
+@dataclass(frozen=True)
+class Mark:
+    """A conversation as it was at one moment; see `Conversation.mark`."""
+
+    session_id: str | None
+    title: str
+    turns: tuple[TurnRecord, ...]
+    bare_fork_of: str | None
+
+
 class Conversation:
     """Turns in order, with or without a session.
 
@@ -49,6 +59,7 @@ class Conversation:
         self._holds: SessionStore | None = None  # the store that the lock is of
         self._reply_is_open = self._is_closed = False
         self.is_behind = False  # the disk has refused what was said last
+        self._cut_to: int | None = None  # turns that the session keeps, once the disk takes that
         self._news: str | None = None  # about that, to be told
         self._bare_fork_of: str | None = None  # the session this one was forked from, while nothing was said in it
         self.session_id: str | None = None
@@ -110,6 +121,9 @@ class Conversation:
             return True
         try:
             store, session = self._store(), self.session_id
+            if self._cut_to is not None:
+                store.remove_last(session, self._cut_to)
+                self._cut_to = None
             saved = store.load(session).turns
             pairs = enumerate(zip(saved, self.turns, strict=False))
             n = next((i for i, (there, here) in pairs if not _is_same(there, here)), min(len(saved), len(self.turns)))
@@ -146,6 +160,44 @@ class Conversation:
             raise SessionLockedError(self.read_only)
         if self._is_closed and self.session_id is not None:
             self._open_again(self.session_id)
+
+    def mark(self) -> Mark:
+        """What `return_to` leads back to."""
+        return Mark(self.session_id, self.title, self.turns, self._bare_fork_of)
+
+    def return_to(self, mark: Mark) -> None:
+        """Undo all that was said since `mark` was made, in place: a session or a fork that was begun since is removed.
+
+        Raises:
+            StoreError: it cannot be undone on disk, so nothing is.
+        """
+        now = self.session_id
+        if now == mark.session_id:
+            if now is not None:
+                try:
+                    self._store().remove_last(now, len(mark.turns))
+                except DiskError as error:
+                    self._cut_to = len(mark.turns) if self._cut_to is None else min(self._cut_to, len(mark.turns))
+                    self.fall_behind(error)
+            self._take(mark.turns)
+        elif mark.session_id is None:
+            self._store().delete(str(now))
+            self._lock.close()
+            self._lock, self.session_id, self._holds = ExitStack(), None, None
+            self._take(mark.turns)
+        else:
+            self._leave_fork(str(now), mark)
+        self._reply_is_open = False
+        self.title, self._bare_fork_of = mark.title, mark.bare_fork_of
+
+    def _leave_fork(self, fork: str, mark: Mark) -> None:
+        """Go back from a fork to the session it was made from, and delete the fork."""
+        store, left = self._store(), str(mark.session_id)
+        try:
+            self.resume(store.load(left))
+        except SessionNotFoundError:  # a fork in which nothing was said did not stay when it was left
+            self._enter_fork(str(mark.bare_fork_of), len(mark.turns))
+        store.delete(fork)
 
     def branch(self, num_turns: int) -> None:
         """Go on from the first `num_turns` turns; a session is left as it is and goes on in a fork."""

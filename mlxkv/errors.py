@@ -15,6 +15,7 @@ MlxkvError                    one sentence: what was wrong, the value, what to d
 ├── CacheError                a KV cache was asked for something it cannot do
 │   └── RewindError           the rows to go back to are no longer held
 ├── PromptError               an empty prompt, one over the limit, or input that is no text
+│   └── MessageTooLongError   the window would hold only a part of the message; `overflow` has the figures
 ├── OutputError               what is printed cannot be written
 │   └── OutputClosedError     its reader has gone, as in `mlxkv chats ls | head -1`
 └── StoreError                a session or a prompt-cache file cannot be used
@@ -32,6 +33,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 
 class MlxkvError(Exception):
@@ -92,6 +94,14 @@ class RewindError(CacheError):
 
 class PromptError(MlxkvError, ValueError):
     pass
+
+
+class MessageTooLongError(PromptError):
+    """`overflow` is a `stats.Overflow`."""
+
+    def __init__(self, message: str, overflow: Any) -> None:
+        super().__init__(message)
+        self.overflow = overflow
 
 
 class OutputError(MlxkvError):

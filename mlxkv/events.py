@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from mlxkv.readings import CompactPlan, ContextUse, ModelTight, SessionFigures, SessionStatus
-from mlxkv.stats import TurnStats
+from mlxkv.stats import Overflow, TurnStats
 
 # -- a turn --------------------------------------------------------------------------------------------
 
@@ -67,10 +67,19 @@ class NoAnswer(Notice):
 
 
 @dataclass(frozen=True)
+class PromptEvicted(Notice):
+    """The window does not hold the prompt. `evicted_text` words `overflow` for those who type options."""
+
+    overflow: Overflow = field(default_factory=lambda: Overflow(0, 0, 0))
+
+
+@dataclass(frozen=True)
 class TurnFinished:
     """The end of a turn. `reason`: "stop" (the model ended), "length", "stopped" (cancelled), "stop_string".
 
     `can_be_quiet`: reasoning was not turned off, and the model's template has a switch for it.
+    `unanswered`: it was stopped before anything came of it, and the chat is as it was before. `returned` is then the
+    message that has left the chat; "" where it did not come with this turn (a retry).
     """
 
     reason: str
@@ -78,6 +87,8 @@ class TurnFinished:
     stats: TurnStats
     thinking: str = ""  # the reasoning before the text
     can_be_quiet: bool = True
+    unanswered: bool = False
+    returned: str = ""
 
 
 TurnEvent = PrefillProgress | TextDelta | Notice | TurnFinished
@@ -300,15 +311,24 @@ class TurnStarted:
 
 
 @dataclass(frozen=True)
+class MessageTooLong:
+    """The answer to `Send` and `Edit`: the window would hold only a part of `text`, so it was not sent."""
+
+    text: str
+    overflow: Overflow
+
+
+@dataclass(frozen=True)
 class Failed:
     """A command failed; `text` is one sentence. The engine goes on.
 
     `kind`: "memory" (it would not fit), "disk" (no room), "locked" (open elsewhere), "stopped" (the user
-    stopped it), "" (anything else).
+    stopped it), "" (anything else). `returned`: the message that was to be sent and is not part of the chat.
     """
 
     text: str
     kind: str = ""
+    returned: str = ""
 
 
 @dataclass(frozen=True)
@@ -402,6 +422,7 @@ EngineEvent = (
     | SessionStatus
     | ContextUse
     | SessionFigures
+    | MessageTooLong
     | Failed
     | EngineStopped
 )

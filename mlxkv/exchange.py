@@ -146,6 +146,12 @@ class Exchange:
         """Whether the model can be told not to reason, and was not."""
         return self._think is not False and self._prompts.has_think_switch
 
+    @property
+    def is_unanswered(self) -> bool:
+        """It was stopped before there was anything of the reply."""
+        turn = self.turn
+        return turn.reason == "stopped" and not (turn.reply_ids or turn.text or turn.thinking)
+
     def no_answer(self) -> NoAnswer | None:
         """For a reply that ended without text; one that was stopped is no surprise."""
         turn = self.turn

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from mlxkv.errors import OutputClosedError
-from mlxkv.events import NoAnswer, Notice, PrefillProgress, TextDelta, TurnEvent, TurnFinished
-from mlxkv.stats import no_answer_text, stat_line
+from mlxkv.events import NoAnswer, Notice, PrefillProgress, PromptEvicted, TextDelta, TurnEvent, TurnFinished
+from mlxkv.stats import evicted_text, no_answer_text, stat_line
 from mlxkv.terminal import handle_interrupts
 from mlxkv.text import CONTEXT, clean
 
@@ -62,6 +62,8 @@ def answer(
         if request.output != "text":
             result = result_json(chat, model, finished) | ({"notices": notices} if notices else {})
             print(json.dumps({"type": "result", **result} if request.output == "stream-json" else result), file=out)
+        elif finished.unanswered and not request.quiet:
+            print("stopped before the reply began: nothing was added to the chat", file=err)
         elif not request.quiet:
             print(stat_line(finished.stats), file=err)
     return INTERRUPTED if finished.reason == "stopped" else 0
@@ -96,6 +98,8 @@ def _print_turn(chat: Chat, request: PrintRequest, out: TextIO, err: TextIO) -> 
 
 def _worded(event: TurnEvent) -> TurnEvent:
     """What to do is said in options, not in arguments."""
+    if isinstance(event, PromptEvicted):
+        return replace(event, text=evicted_text(event.overflow, "--window {}".format))
     if not isinstance(event, NoAnswer):
         return event
     quiet = "--no-think" if event.can_be_quiet else ""
@@ -167,7 +171,7 @@ def result_json(chat: Chat, model: Model, finished: TurnFinished) -> dict[str, A
     stats = finished.stats
     return {
         "chat_id": chat.session_id,
-        "turn_id": len(chat.messages) - 1,
+        "turn_id": None if finished.unanswered else len(chat.messages) - 1,
         "text": finished.text,
         "thinking": finished.thinking,
         "model": model.name,

@@ -5,6 +5,7 @@ Pure values and strings: no MLX, no clock, no terminal.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 
@@ -43,6 +44,24 @@ class TurnStats:
     reuse_stopped_why: str | None = None
 
 
+@dataclass(frozen=True)
+class Overflow:
+    """A prompt of `tokens` of which the window, `capacity` tokens, evicts a part before the reply to it begins.
+
+    `evicted` tokens are of what is new in it, the oldest; `evicted_before` are of the chat before that.
+    `window` is one that would hold all of it with a reply (0: it cannot be had), its KV cache takes `kv_bytes`;
+    `trained`: that is beyond so many tokens, which the model was trained for (0: it is not, or they are unknown).
+    """
+
+    tokens: int
+    capacity: int
+    evicted: int
+    evicted_before: int = 0
+    window: int = 0
+    kv_bytes: int = 0
+    trained: int = 0
+
+
 def bytes_text(n: float) -> str:
     """`936 MB`, `1.7 GB`: decimal units, as Finder and the catalogue count."""
     for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
@@ -65,6 +84,21 @@ def no_answer_text(num_tokens: int, reason: str, thinking: bool, longer: str, qu
     more = [f"raise {longer}"] if thinking and reason == "length" else []
     less = [f"ask for an answer without reasoning ({quiet})"] if thinking and quiet else []
     return f"{what}; {', or '.join([*more, *less]) or 'ask in other words'}."
+
+
+def evicted_text(overflow: Overflow, option: Callable[[int], str]) -> str:
+    """What is said of a prompt that the window does not hold. `option`: how a window is asked for."""
+    before = f" and {overflow.evicted_before:,} of the chat before it" if overflow.evicted_before else ""
+    text = (
+        f"The prompt has {overflow.tokens:,} tokens and the window holds {overflow.capacity:,}: its oldest "
+        f"{overflow.evicted:,}{before} are evicted before the reply"
+    )
+    return f"{text}; {option(overflow.window)} {_window_text(overflow)}." if overflow.window else f"{text}."
+
+
+def _window_text(overflow: Overflow) -> str:
+    beyond = f", beyond the {overflow.trained:,} this model was trained for" if overflow.trained else ""
+    return f"holds all of it ({bytes_text(overflow.kv_bytes)} of KV{beyond})"
 
 
 def disk_text(used: int, limit: int | None, named: int = 0) -> str:
@@ -106,20 +140,20 @@ def stat_segments(stats: TurnStats, kv_added: int = 0) -> list[str]:
     kv, grown = bytes_text(stats.cache_live_bytes), bytes_text(kv_added)
     grown = grown.split()[0] if grown.split()[1] == kv.split()[1] else grown  # the unit once where both share it
     added = f" (+{grown})" if kv_added > 0 else ""
+    decoded = [f"{rate_text(stats.decode_tps)} tok/s"] if stats.decode_tps > 0 else []  # one token has no rate
+    decoded.append(f"{stats.generated_tokens:,} tok")
     parts = [
-        f"{rate_text(stats.decode_tps)} tok/s",
-        f"{stats.generated_tokens:,} tok",
-        f"first token {seconds_text(stats.ttft_s)}",
+        *([f"first token {seconds_text(stats.ttft_s)}"] if stats.generated_tokens else []),
         prompt_text(stats.prefill_tokens, stats.cached_tokens, stats.cached_evicted_tokens),
         f"KV {kv}{added}",
         seconds_text(stats.total_s),
     ]
     match stats.finish_reason:
         case "stopped":
-            return ["■ stopped", parts[0], parts[1], "kept", *parts[2:]]
+            return ["■ stopped", *decoded, *(["kept"] if stats.generated_tokens else []), *parts]
         case "length":
-            return [f"▲ cut at max-tokens {stats.generated_tokens:,}", *parts]
-    return parts
+            return [f"▲ cut at max-tokens {stats.generated_tokens:,}", *decoded, *parts]
+    return [*decoded, *parts]
 
 
 def fit(segments: list[str], width: int) -> str:

@@ -13,17 +13,26 @@ from typing import Any
 
 import mlx.core as mx
 
+from mlxkv.cache.overflow import overflow_of
 from mlxkv.cache.prompt_cache import PromptCache, Reuse
 from mlxkv.device import peak_memory, reset_peak_memory
 from mlxkv.errors import CacheError, PromptError
-from mlxkv.events import Notice, PrefillProgress, TextDelta, TurnEvent, TurnFinished
+from mlxkv.events import Notice, PrefillProgress, PromptEvicted, TextDelta, TurnEvent, TurnFinished
 from mlxkv.ids import TokenIds
 from mlxkv.reply import ReplyText
 from mlxkv.runner import ModelRunner
 from mlxkv.sampling import SamplingParams
-from mlxkv.stats import TurnStats
+from mlxkv.stats import TurnStats, evicted_text
 
 MAX_PROMPT_TOKENS = 4_000_000
+
+
+def check_size(ids: Sequence[int]) -> None:
+    """Raises PromptError: a prompt of these ids is empty, or over the limit."""
+    if not ids:
+        raise PromptError("The prompt is empty; write something first.")
+    if len(ids) > MAX_PROMPT_TOKENS:
+        raise PromptError(f"The prompt has {len(ids):,} tokens; the limit is {MAX_PROMPT_TOKENS:,}: send it in parts.")
 
 
 class Turn:
@@ -57,10 +66,7 @@ class Turn:
         marks: Sequence[int] = (),
         is_kept: bool = False,
     ) -> None:
-        if not ids:
-            raise PromptError("The prompt is empty; write something first.")
-        if len(ids) > MAX_PROMPT_TOKENS:
-            raise PromptError(f"The prompt has {len(ids):,} tokens; the limit is {MAX_PROMPT_TOKENS:,}.")
+        check_size(ids)
         cache.check_length(len(ids))
         self.runner, self.tokenizer, self.cache = runner, tokenizer, cache
         self.ids, self.params, self.cancelled = TokenIds(ids), params, cancelled
@@ -86,12 +92,9 @@ class Turn:
             self.runner.check(self.cache)  # going back moves rows, too
             self._reuse = self.cache.reuse(self.ids)
             new = self.ids[self._reuse.cached :]
-            capacity = self.cache.capacity
-            if capacity and len(self.ids) > capacity and self._reuse.cached == 0:
-                yield Notice(
-                    f"The prompt has {len(self.ids):,} tokens and the window holds {capacity:,}: "
-                    f"all of it is read, the oldest part rotates out."
-                )
+            if overflow := overflow_of(self.cache.plan, len(self.ids), self._reuse.cached):
+                text = evicted_text(overflow, "CacheConfig(window={})".format)
+                yield PromptEvicted(text, overflow)
             yield from self._read(new)
             if not self.cancelled():
                 yield from self._write(new[-1])
@@ -132,6 +135,8 @@ class Turn:
                     self._first = self._last
                     self._prefill_s += self._first - begun
                     self._num_read += 1
+                    if self.cancelled():  # nobody has seen anything of a reply
+                        break
                 self.generated.append(token)
                 if token in ends:
                     reason = "stop"

@@ -199,7 +199,7 @@ def test_a_truncated_chunk_is_read_again_with_one_sentence(run: Run, tiny_path: 
 def test_a_long_prompt_warns_once(run: Run, tiny_path: Path) -> None:
     done = run("-p", "much " * 100, "-m", tiny_path, "--temp", "0", "--max-tokens", "4", "--window", "64")
     assert done.code == 0
-    assert done.err.count("rotates out") == 1
+    assert done.err.count("are evicted before the reply; --window 2048 holds all of it") == 1
 
 
 def test_ctrl_c_keeps_what_was_said_and_exits_130(tiny_path: Path, home: Path) -> None:

@@ -263,13 +263,16 @@ def test_a_stop_before_a_reply_began_holds_and_stops_no_later_one(
     gate, answer = threading.Event(), engine._desk.answer
     monkeypatch.setattr(engine._desk, "answer", lambda command: (gate.wait(), answer(command)))
     for command in (Send("hi", 0.0), Retry()):  # to a chat that is not made yet, and to one that is
+        if isinstance(command, Retry):
+            gate.set()
+            watched.send("hi")
         gate.clear()
         engine.submit(command)
         engine.stop()
         gate.set()
         *events, last = watched.until(TurnFinished, Failed)
         assert isinstance(last, TurnFinished)
-        assert (last.reason, last.text) == ("stopped", "")
+        assert (last.reason, last.text, last.unanswered) == ("stopped", "", True)
         assert not any(isinstance(e, TextDelta) for e in events)
         watched.until(SessionStatus)
     assert not any(isinstance(e, Failed) or getattr(e, "reason", "") == "stopped" for e in watched.send("on"))

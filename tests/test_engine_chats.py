@@ -305,7 +305,7 @@ def test_what_would_not_fit_is_called_so(said: Said) -> None:
         raise OutOfMemoryError("It needs more.")
 
     said.desk.front.open_chat.send = refuse  # type: ignore[method-assign, assignment]
-    assert said.one(cmd.Send("x", 0.0), ev.Failed) == ev.Failed("It needs more.", "memory")
+    assert said.one(cmd.Send("x", 0.0), ev.Failed) == ev.Failed("It needs more.", "memory", "x")
 
 
 # -- downloads -------------------------------------------------------------------------------------------------------

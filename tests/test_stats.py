@@ -7,6 +7,7 @@ from dataclasses import fields, replace
 import pytest
 
 from mlxkv.stats import TurnStats, bytes_text, fit, rate_text, seconds_text, stat_line, stat_segments, tokens_text
+from mlxkv.tui.wording import stat_text
 
 DONE = TurnStats(
     prompt_tokens=5898, cached_tokens=5871, prefill_tokens=27, generated_tokens=312, ttft_s=0.21, decode_tps=42.1,
@@ -43,6 +44,18 @@ def test_nothing_is_said_about_kv_that_did_not_grow() -> None:
 def test_growth_keeps_its_unit_where_the_total_has_another() -> None:
     """`KV 1.2 GB (+50)` would read as 50 GB."""
     assert "KV 1.2 GB (+50 MB)" in stat_line(replace(DONE, cache_live_bytes=1_200_000_000), kv_added=50_000_000)
+
+
+@pytest.mark.parametrize("reason", ["stopped", "stop", "length"])
+@pytest.mark.parametrize("tokens", [0, 1])
+def test_nothing_that_was_decoded_has_no_rate(tokens: int, reason: str) -> None:
+    """`0.0 tok/s` stood under a message that was cancelled, as if the model were slow."""
+    stats = replace(DONE, finish_reason=reason, decode_tps=0.0, generated_tokens=tokens)
+    for line in (stat_line(stats), stat_text(stats, 80), stat_text(stats, 40), stat_text(stats, 40, narrow=True)):
+        assert "tok/s" not in line
+        assert f"{tokens} tok" in line or "cut at max-tokens" in line
+    assert ("kept" in stat_line(stats)) is (tokens == 1 and reason == "stopped")
+    assert ("first token" in stat_line(stats)) is bool(tokens)
 
 
 def test_a_stopped_reply_says_that_it_is_kept() -> None:

@@ -35,7 +35,8 @@ def stat_text(stats: TurnStats, width: int, kv_added: int = 0, narrow: bool = Fa
     if narrow:
         parts = stat_segments(stats)
         mark = [p for p in parts if p.startswith(("■", "▲"))]
-        return fit([*mark, f"{stats.decode_tps:.0f} tok/s", f"{stats.generated_tokens:,} tok"], width)
+        rate = [f"{stats.decode_tps:.0f} tok/s"] if stats.decode_tps > 0 else []
+        return fit([*mark, *rate, f"{stats.generated_tokens:,} tok"], width)
     parts, next_step = stat_segments(stats, kv_added), _next_step(stats)
     if next_step and len(" · ".join([*parts, next_step])) <= width:
         parts.append(next_step)
@@ -43,7 +44,7 @@ def stat_text(stats: TurnStats, width: int, kv_added: int = 0, narrow: bool = Fa
         return " · ".join(parts)
     short = [p.replace("first token ", "first ").replace(" + ", "+") for p in stat_segments(stats)]
     if next_step:  # a reply that was cut is better gone on with than timed
-        short.insert(1 + (stats.finish_reason == "stopped") * 3, next_step)
+        short.insert(short.index("kept") + 1 if "kept" in short else 1, next_step)
     # Rate, tokens, what was read and the KV say most; the times go first.
     for expendable in (short[-1], *(p for p in short if p == "kept" or p.startswith("first "))):
         if len(" · ".join(short)) > width:

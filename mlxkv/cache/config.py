@@ -16,7 +16,7 @@ from mlxkv.errors import ConfigError
 MAX_DEFAULT_WINDOW = 32_768
 DEFAULT_SINKS = 4
 _DEFAULT_SLACK = 512
-_MAX_WINDOW = 2**24
+MAX_WINDOW = 2**24
 
 
 @keywords
@@ -51,11 +51,11 @@ class CacheConfig:
     positions: Literal["streaming", "absolute"] = "streaming"
 
     def __post_init__(self) -> None:
-        for name, low, high in (("window", 1, _MAX_WINDOW), ("block", 1, _MAX_WINDOW // 2), ("slack", 0, _MAX_WINDOW)):
+        for name, low, high in (("window", 1, MAX_WINDOW), ("block", 1, MAX_WINDOW // 2), ("slack", 0, MAX_WINDOW)):
             if (value := getattr(self, name)) is not None:
                 object.__setattr__(self, name, whole(name, value, low, high))
         if not _is(self.sinks, "system"):
-            object.__setattr__(self, "sinks", whole("sinks", self.sinks, 0, _MAX_WINDOW, word=' or "system"'))
+            object.__setattr__(self, "sinks", whole("sinks", self.sinks, 0, MAX_WINDOW, word=' or "system"'))
         object.__setattr__(self, "bits", _bits(self.bits))
         if whole("group_size", self.group_size) not in (32, 64):
             raise ConfigError(f"`group_size` is {shown(self.group_size)}; it must be 32 or 64.")

@@ -38,6 +38,8 @@ class CachePlan:
     notes: tuple[str, ...] = field(default=())
     learned: int | None = None
     """Positions that the model has a table of: no more tokens can be fed, whatever the window. None: no such table."""
+    trained: int | None = None
+    """Tokens that the model was trained for, as far as that is known."""
 
     @property
     def leaves(self) -> tuple[LayerPlan, ...]:
@@ -69,6 +71,17 @@ class CachePlan:
         if any(unbounded_in(layer) for layer in self.layers):
             return replace(self.config, sinks=g.sinks)
         return replace(self.config, window=g.window, sinks=g.sinks, block=g.block, slack=g.undo * g.block)
+
+    @property
+    def beyond_training(self) -> str:
+        """What to tell a user who asked for a window that the model was not trained for; "" otherwise."""
+        window, trained = self.config.window, self.trained
+        if self.geometry is None or window is None or trained is None or window <= trained:
+            return ""
+        return (
+            f"The window of {window:,} tokens is larger than the {trained:,} that this model was trained for: past "
+            "those its replies get worse."
+        )
 
     @property
     def passed_through(self) -> tuple[str, ...]:
@@ -169,7 +182,7 @@ def plan_cache(
         raise UnboundedError(
             f"`window` is {config.window:,}, and {', '.join(unbounded)} cannot be held to it: {reason}; leave it out."
         )
-    plan = CachePlan(tuple(plans), config, tuple(notes), learned)
+    plan = CachePlan(tuple(plans), config, tuple(notes), learned, trained)
     if config.bits is not None and unbounded:
         raise ConfigError(
             f"`bits` is {config.bits!r}, and {', '.join(unbounded)} stays as the model made it; leave it out."

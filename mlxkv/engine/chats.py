@@ -237,7 +237,7 @@ def resettled(front: Front, settings: Settings) -> Iterator[EngineEvent]:
     chat = front.chat
     if chat is None or not chat.messages:
         yield from new(front, None)
-        yield Applied("The KV cache has its new bounds.")
+        yield Applied(" ".join(["The KV cache has its new bounds.", *_beyond_training(front, before)]))
     elif chat.session_id is not None and not chat.read_only:
         try:
             yield from opened(front, chat.session_id)
@@ -245,9 +245,16 @@ def resettled(front: Front, settings: Settings) -> Iterator[EngineEvent]:
             front.settings = before
             yield from opened(front, chat.session_id)
             raise
-        yield Applied("The KV cache has its new bounds; the chat is read into it again with your next message.")
+        text = "The KV cache has its new bounds; the chat is read into it again with your next message."
+        yield Applied(" ".join([text, *_beyond_training(front, before)]))
     else:
         yield Applied("New chats have the new bounds; this one keeps its own.")
+
+
+def _beyond_training(front: Front, before: Settings) -> Iterator[str]:
+    chat = front.chat
+    if chat is not None and front.settings.window != before.window and (text := chat.cache.plan.beyond_training):
+        yield text
 
 
 def given_system(front: Front, text: str | None) -> Iterator[EngineEvent]:

@@ -48,8 +48,8 @@ class Desk:
     def pause_download(self) -> None:
         self._downloads.pause()
 
-    def stop(self) -> None:
-        self.front.stop()
+    def stop(self, *, closing: bool = False) -> None:
+        self.front.stop(closing=closing)
 
     # -- the MLX thread ----------------------------------------------------------------------------------------------
 
@@ -66,7 +66,8 @@ class Desk:
             self._failed(f"Something went wrong ({type(error).__name__}: {_line(error)}); the chat is kept.")
 
     def _failed(self, text: str, kind: str = "") -> None:
-        self._tell(Failed(text, kind))
+        unsent, self.front.unsent = self.front.unsent, ""
+        self._tell(Failed(text, kind, unsent))
         self._tell(figures.status(self.front))
 
     def _events(self, command: cmd.Command) -> Iterator[EngineEvent]:
@@ -96,12 +97,12 @@ class Desk:
                 return chats.deleted(front, session_id)
             case cmd.ExportChat(kind, path, session_id):
                 return chats.exported(front, kind, path, session_id)
-            case cmd.Send(text, sent_at):
-                return turns.run(front, text, lambda chat, how: chat.send(text, started=sent_at, **how))
+            case cmd.Send():
+                return turns.run(front, command)
             case cmd.Retry(turn):
                 return turns.again(front, turn, now)
-            case cmd.Edit(turn, text, sent_at):
-                return turns.edited(front, turn, text, sent_at)
+            case cmd.Edit():
+                return turns.edited(front, command)
             case cmd.Continue():
                 return turns.continued(front, lambda chat, how: chat.continue_reply(started=now, **how))
             case cmd.Rewind(turn):

@@ -50,19 +50,25 @@ class Front:
         self.forced: set[str] = set()  # models to load although they do not fit
         self.before: Before | None = None  # what the chat in front is a short form of
         self.saved = ""
+        self.unsent = ""  # a message that is to be sent and is not part of the chat yet
         self.fork: tuple[str | None, int] = (None, 0)  # a chat, and which of its family's forks it is
         self.disk_bytes = 0  # KV of all chats, as of the last look
         self._load = load
         self._cancel_load = threading.Event()
         self.num_asked = self.num_begun = 0  # commands
         self._num_stopped = 0  # of them, in their order
+        self._is_closing = False
 
-    def stop(self) -> None:
-        """Stop the running reply or load, or the one that was asked for and has not begun; from any thread."""
+    def stop(self, *, closing: bool = False) -> None:
+        """Stop the running reply or load, or the one that was asked for and has not begun; from any thread.
+
+        `closing`: nobody is left to give an unanswered message back to, so that it stays in its chat.
+        """
+        self._is_closing = self._is_closing or closing
         self._num_stopped = self.num_asked
         self._cancel_load.set()
         if (chat := self.chat) is not None:
-            chat.cancel()
+            chat.cancel(keep_message=self._is_closing)
 
     @property
     def was_stopped(self) -> bool:
@@ -72,7 +78,7 @@ class Front:
     def begun(self, events: Iterator[Event]) -> Iterator[Event]:
         """`events` of the chat in front; a stop that came before them holds."""
         if self.was_stopped:
-            self.open_chat.cancel()
+            self.open_chat.cancel(keep_message=self._is_closing)
         return events
 
     # -- the model ---------------------------------------------------------------------------------------------------

@@ -62,14 +62,16 @@ class Engine:
             self._commands.put(command)
 
     def stop(self) -> None:
-        """Stop the running reply or load; what was said or downloaded is kept."""
+        """Stop the running reply or load. What there is of a reply or a download is kept; a message to which there is
+        nothing yet leaves the chat (`TurnFinished.returned`)."""
         self._desk.stop()
 
     def close(self) -> None:
-        """Stop, finish and join the thread; call it before the process ends."""
+        """Stop, finish and join the thread; call it before the process ends. A message that is not answered yet stays
+        in its chat."""
         if self._thread.is_alive():
             self.submit(Shutdown())
-            self.stop()
+            self._desk.stop(closing=True)
             self._thread.join()
 
     # -- the engine thread -------------------------------------------------------------------------------------------

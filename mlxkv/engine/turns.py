@@ -5,12 +5,24 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from mlxkv.commands import Edit, Send
 from mlxkv.engine import chats, figures
 from mlxkv.engine.front import Front
-from mlxkv.errors import DiskError
-from mlxkv.events import EngineEvent, KVNotSaved, KVSaving, NotSaved, TextDelta, TurnEvent, TurnFinished, TurnStarted
+from mlxkv.errors import DiskError, MessageTooLongError, MlxkvError
+from mlxkv.events import (
+    EngineEvent,
+    KVNotSaved,
+    KVSaving,
+    MessageTooLong,
+    NotSaved,
+    TextDelta,
+    TurnEvent,
+    TurnFinished,
+    TurnStarted,
+)
 
 if TYPE_CHECKING:
     from mlxkv.chat import Chat
@@ -19,36 +31,67 @@ _STATUS_SECONDS = 1.0
 Begin = Callable[["Chat", dict[str, Any]], Iterator[TurnEvent]]  # with the sampling parameters that are set
 
 
-def run(front: Front, text: str, begin: Begin) -> Iterator[EngineEvent]:
-    """The user's `text` and the reply."""
+def run(front: Front, send: Send) -> Iterator[EngineEvent]:
+    """The user's message and the reply."""
+    front.unsent = send.text
     if front.chat is None:
         _ = front.ready_model
         yield from chats.new(front, None)
-    yield from _streamed(front, text, front.begun(begin(front.open_chat, front.settings.sampling)))
+    chat, how = front.open_chat, front.settings.sampling
+    yield from _sent(front, send.text, lambda: chat.send(send.text, started=send.sent_at, whole=not send.anyway, **how))
 
 
 def again(front: Front, turn: int | None, started: float) -> Iterator[EngineEvent]:
-    """A reply anew."""
+    """A reply anew: the window goes back to the message first, the chat with the first event."""
     chat = front.open_chat
     turn = chat.question(turn)
     shown = chat.messages[turn].text
-    yield from _sent_instead(front, turn, chat.rewind(turn), shown, started)
-
-
-def edited(front: Front, turn: int, text: str, started: float) -> Iterator[EngineEvent]:
-    """A message changed."""
-    front.open_chat.edit(turn, text)  # raises what is wrong with it, and is not iterated
-    front.open_chat.rewind(turn)
-    yield from _sent_instead(front, turn, text, text, started)
-
-
-def _sent_instead(front: Front, turn: int, text: str, shown: str, started: float) -> Iterator[EngineEvent]:
-    """The chat has gone back to before message number `turn`, and the window follows before anything is said."""
-    chat = front.open_chat
-    events = front.begun(chat.send(text, started=started, **front.settings.sampling))
+    events = front.begun(chat.retry(turn, started=started, **front.settings.sampling))
     yield from chats.versions(front)
     yield chats.view(chat, num_messages=turn)
-    yield from _streamed(front, shown, events)
+    yield from _streamed(front, shown, events, is_instead=True)
+
+
+def edited(front: Front, edit: Edit) -> Iterator[EngineEvent]:
+    """A message changed: as `again`."""
+    front.unsent = edit.text
+    chat, how = front.open_chat, front.settings.sampling
+
+    def begin() -> Iterator[TurnEvent]:
+        return chat.edit(edit.turn, edit.text, started=edit.sent_at, whole=not edit.anyway, **how)
+
+    yield from _sent(front, edit.text, begin, edit.turn)
+
+
+def _sent(
+    front: Front, text: str, begin: Callable[[], Iterator[TurnEvent]], instead_of: int | None = None
+) -> Iterator[EngineEvent]:
+    """`text` as the next message, or instead of one; where it becomes no part of the chat, that is as it was."""
+    chat = front.open_chat
+    before = chat.turns
+    try:
+        events = front.begun(begin())
+        if instead_of is not None:
+            yield from chats.versions(front)
+            yield chats.view(chat, num_messages=instead_of)
+        yield from _streamed(front, text, events, is_instead=instead_of is not None)
+    except MlxkvError as error:
+        if chat.turns != before:
+            front.unsent = ""
+        elif instead_of is not None:
+            yield from _as_it_is(front)
+        if not isinstance(error, MessageTooLongError):
+            raise
+        is_fixed = chat.session_id is None and bool(chat.turns)  # see `chats.resettled`
+        yield MessageTooLong(text, replace(error.overflow, window=0) if is_fixed else error.overflow)
+        yield figures.status(front)
+    front.unsent = ""
+
+
+def _as_it_is(front: Front) -> Iterator[EngineEvent]:
+    chat = front.open_chat
+    yield from chats.versions(front)
+    yield chats.view(chat, num_messages=len(chat.messages))
 
 
 def continued(front: Front, begin: Begin) -> Iterator[EngineEvent]:
@@ -61,7 +104,11 @@ def continued(front: Front, begin: Begin) -> Iterator[EngineEvent]:
     yield from _streamed(front, "", events, last.text)
 
 
-def _streamed(front: Front, text: str, events: Iterator[TurnEvent], said: str = "") -> Iterator[EngineEvent]:
+def _streamed(
+    front: Front, text: str, events: Iterator[TurnEvent], said: str = "", *, is_instead: bool = False
+) -> Iterator[EngineEvent]:
+    """`is_instead`: the chat had gone on otherwise from here, and does again if nothing comes of this."""
+    chat = front.open_chat
     saves = front.save
     if saves:
         with suppress(DiskError):  # the turn tells of it
@@ -74,17 +121,21 @@ def _streamed(front: Front, text: str, events: Iterator[TurnEvent], said: str = 
     if said:
         yield TextDelta(said, 0)
     notice = ""
-    for event in events:
-        if isinstance(event, KVNotSaved) and not isinstance(event, NotSaved):
-            notice = event.text
-        elif isinstance(event, TurnFinished):  # its reply is on disk by now
-            yield from chats.versions(front, max(0, front.open_chat.num_messages - 2))
-        yield event
-        if time.monotonic() - told >= _STATUS_SECONDS:
-            told = time.monotonic()
-            yield figures.status(front)
-    if saves:
-        notice = notice or ("the disk takes no more" if front.open_chat.is_behind else "")
-        front.saved = f"not saved: {notice}" if notice else "saved"
+    try:
+        for event in events:
+            if isinstance(event, KVNotSaved) and not isinstance(event, NotSaved):
+                notice = event.text
+            elif isinstance(event, TurnFinished) and event.unanswered and is_instead:
+                yield from _as_it_is(front)
+            elif isinstance(event, TurnFinished):  # its reply is on disk by now
+                yield from chats.versions(front, max(0, chat.num_messages - 2))
+            yield event
+            if time.monotonic() - told >= _STATUS_SECONDS:
+                told = time.monotonic()
+                yield figures.status(front)
+    finally:
+        if saves:
+            notice = notice or ("the disk takes no more" if chat.is_behind else "")
+            front.saved = f"not saved: {notice}" if notice else "saved" if chat.session_id else ""
     figures.look_at_disk(front)
     yield figures.status(front)

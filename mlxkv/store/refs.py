@@ -215,6 +215,15 @@ def move_commits(db: sqlite3.Connection, session_id: str, head: str, new_head: s
         db.execute("UPDATE kv_commit SET turn_digest = ?, digest = ? WHERE id = ?", (new_head, digest, commit_id))
 
 
+def remove_commits(db: sqlite3.Connection, session_id: str, heads: Collection[str]) -> None:
+    """The session has no turns with these digests any more: forget the rows that were saved at them."""
+    marks = ", ".join("?" * len(heads))
+    query = f"DELETE FROM kv_commit WHERE session = ? AND turn_digest IN ({marks})"
+    if db.execute(query, (session_id, *heads)).rowcount:
+        mark_unused(db)
+        count_removal(db)
+
+
 def _commits_at(
     db: sqlite3.Connection, session_id: str, head: str
 ) -> Iterator[tuple[int, int, str, str, bytes | None]]:

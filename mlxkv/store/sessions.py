@@ -35,7 +35,7 @@ from mlxkv.store.identity import ModelIdentity, digest_of
 from mlxkv.store.ids import new_ulid
 from mlxkv.store.indexing import forget_deleted, index_turn, unindex_turns
 from mlxkv.store.records import KINDS, Kind, SearchHit, SessionRecord, TurnRecord
-from mlxkv.store.refs import mark_unused, move_commits, num_removed, saved_bytes
+from mlxkv.store.refs import mark_unused, move_commits, num_removed, remove_commits, saved_bytes
 from mlxkv.store.schema import PINNED, Database
 from mlxkv.store.search import search
 from mlxkv.store.sound import as_text, as_time, is_clock, is_seed
@@ -172,6 +172,29 @@ class Sessions:
                 move_commits(db, session_id, current, new)
         self._continue(session_id, current, i, record, new)
         return new
+
+    def remove_last(self, session_id: str, num_kept: int) -> None:
+        """Remove all turns but the first `num_kept`, and what was saved of the rows of the others.
+
+        Raises:
+            SessionChangedError: the head moved. SessionNotFoundError.
+        """
+        with self.database.writing() as db:
+            current = self._check_head(db, session_id, None)
+            rows = db.execute(
+                "SELECT id, prev, digest FROM turn WHERE session = ? AND i >= ? ORDER BY i", (session_id, num_kept)
+            ).fetchall()
+            if not rows:
+                return
+            unindex_turns(db, [row[0] for row in rows])
+            db.execute("DELETE FROM turn WHERE session = ? AND i >= ?", (session_id, num_kept))
+            remove_commits(db, session_id, [row[2] for row in rows])
+            head = rows[0][1]
+            db.execute("UPDATE session SET head = ? WHERE id = ?", (head, session_id))
+        self.seen[session_id] = head
+        known = self._known.pop(session_id, None)
+        if known is not None and known.head == current:
+            self._remember(session_id, known.first(num_kept))
 
     def _write_turn(
         self, db: sqlite3.Connection, session_id: str, i: int, turn: TurnRecord, length: int, prev: str

@@ -173,6 +173,16 @@ class SessionStore:
         self._saver.wait(session_id)  # its rows are saved under the head that is about to change
         return self._sessions.update_open_turn(session_id, turn, head, reopen)
 
+    @public(session_id=label, num_kept=whole)
+    def remove_last(self, session_id: str, num_kept: int) -> None:
+        """Remove all turns but the first `num_kept`, as if they had never been added; forks of them stay.
+
+        Raises:
+            SessionChangedError: see add_turn. SessionNotFoundError.
+        """
+        self._saver.wait(session_id)
+        self._sessions.remove_last(session_id, num_kept)
+
     @public(session_id=label)
     def load(self, session_id: str) -> SessionRecord:
         """Everything about a session, its digest chain verified: here, or since this store holds its lock.

@@ -53,6 +53,29 @@ def test_a_turn_with_a_smaller_start_rewrites_the_log(store: SessionStore) -> No
     assert len(store.load(session).turns) == 2
 
 
+def test_the_last_turns_can_be_removed_as_if_they_had_never_been(store: SessionStore, folders: Folders) -> None:
+    session = store.create("x", model())
+    heads = [
+        store.add_turn(session, TurnRecord(role, text, ids))
+        for role, text, ids in (("user", "hello", (1, 2)), ("assistant", "there", (3,)), ("user", "zebra", (4, 5)))
+    ]
+    before = store.load(session)
+    with SessionStore.open(folders) as other:
+        other.load(session)
+        store.remove_last(session, 2)
+        with pytest.raises(SessionChangedError):
+            other.add_turn(session, TurnRecord("user", "late", (9,)))
+        record = other.load(session)
+    assert (record.head, record.log, record.turns) == (heads[1], (1, 2, 3), before.turns[:2])
+    assert store.search("zebra") == ()
+    assert store.search("there")
+    store.remove_last(session, 5)  # there are no more
+    assert store.add_turn(session, TurnRecord("user", "zebra", (4, 5))) == heads[2]
+    store.remove_last(session, 0)
+    assert store.load(session).turns == ()
+    assert store.verify().ok
+
+
 def test_an_open_reply_grows_in_place(store: SessionStore) -> None:
     session = store.create("x", model())
     store.add_turn(session, TurnRecord("user", "hello", (1, 2)))
