@@ -23,13 +23,14 @@ from mlxkv.text import CONTEXT, clean
 from mlxkv.tui import slash
 from mlxkv.tui.blocks import NO_ANSWER, Kind
 from mlxkv.tui.commands import Run, Unknown, help_rows, parse
-from mlxkv.tui.listing import Listing, PutPrompt, row_line
+from mlxkv.tui.listing import Listing, PutPrompt, SendAnyway, row_line
 from mlxkv.tui.reports import context_line
 from mlxkv.tui.state import ChatState
 from mlxkv.tui.wording import no_answer
 
 _TELL_SECONDS = 5.0  # between two lines about a prompt that is being read or a model on its way
 _WIDTH = 72
+_LONG = 500  # characters of a message that is shown again
 
 
 class DeskLike(Protocol):
@@ -150,6 +151,8 @@ class PlainChat:
         match rows[number - 1].choice:
             case PutPrompt(text):
                 self._line(f"Type: {text}")
+            case SendAnyway() as choice:
+                self._state.send_anyway(choice)
             case None:
                 pass
             case command:
@@ -186,9 +189,9 @@ class PlainChat:
             if state.listing is not None:
                 listing, state.listing = state.listing, None
                 self._choose(listing)
-            if state.put is not None:
-                self._line(f"To change: {state.put}")
-                state.put = None
+            for text in filter(None, (state.put, state.returned)):
+                self._line(f"To change: {_beginning(text)}")
+            state.put = state.returned = None
             if not state.outbox:
                 return
 
@@ -210,6 +213,8 @@ class PlainChat:
                 if not thinking:
                     self._out.write(clean(text, self._before))
                     self._before = (self._before + text)[-CONTEXT:]
+            case ev.TurnFinished(unanswered=True):
+                self._line("Stopped before the reply began: the chat is as it was before.")
             case ev.TurnFinished(_, text, stats, thinking, can_be_quiet):
                 self._begin_reply()
                 self._end_line()
@@ -287,6 +292,11 @@ class PlainChat:
             yield
         finally:
             signal.signal(signal.SIGINT, before)
+
+
+def _beginning(text: str) -> str:
+    """A message to be typed again; of a long one, which is still in the terminal's history, how it begins."""
+    return text if len(text) <= _LONG else f"{text[:_LONG]}… ({len(text):,} characters)"
 
 
 _SPOKEN = str.maketrans({"▌": "*", "⑂": "fork", "…": "...", **dict.fromkeys("├└●○█✓▲■")})

@@ -9,13 +9,26 @@ from pathlib import Path
 
 import pytest
 
-from mlxkv.commands import CheckChat, Command, Compact, Edit, LoadModel, NewChat, OpenChat, Pull, Rewind, Send
+from mlxkv.commands import (
+    ChangeSettings,
+    CheckChat,
+    Command,
+    Compact,
+    Edit,
+    LoadModel,
+    NewChat,
+    OpenChat,
+    Pull,
+    Rewind,
+    Send,
+)
 from mlxkv.config import Folders, Settings
 from mlxkv.events import (
     ChatOpened,
     ChatReleased,
     EngineEvent,
     Message,
+    MessageTooLong,
     NoAnswer,
     Notice,
     PullProgress,
@@ -24,7 +37,7 @@ from mlxkv.events import (
     TurnStarted,
 )
 from mlxkv.plain import PlainChat
-from mlxkv.stats import TurnStats
+from mlxkv.stats import Overflow, TurnStats
 from mlxkv.text import clean
 from mlxkv.tui.gauges import BARS
 from mlxkv.tui.wording import SPINNER
@@ -268,3 +281,28 @@ def test_reasoning_that_was_taken_for_text_is_called_so() -> None:
     events = [TurnStarted("q"), TextDelta("so be it", 3), TextDelta("so be it", 4, thinking=True, restarts=True),
               TextDelta("yes", 5), TurnFinished("stop", "yes", TurnStats(), "so be it")]  # fmt: skip
     assert "Assistant: so be it\nAssistant: (all of that was thinking) yes\n" in talk("q", played={Send: events})[0]
+
+
+TOO_LONG = MessageTooLong("much", Overflow(5_102, 1_028, 3_976, 0, 8_192, 96_000_000))
+
+
+@pytest.mark.parametrize(
+    ("answer", "sent"), [("", [False]), ("9", [False]), ("x", [False]), ("1", [False, False]), ("2", [False, True])]
+)
+def test_a_message_that_is_too_long_is_asked_about(answer: str, sent: list[bool]) -> None:
+    said, desk, _ = talk("much", answer, played={Send: [TurnStarted("much"), TOO_LONG]})
+    assert "Not sent: 5,102 tok, and the window holds 1,028" in said
+    sends = [c.anyway for c in desk.commands if isinstance(c, Send)]
+    assert sends == sent
+    assert ("To change: much" in said) is (len(sent) == 1)
+    if answer == "1":
+        assert [c.settings.window for c in desk.commands if isinstance(c, ChangeSettings)] == [8_192]
+
+
+def test_a_message_stopped_before_its_reply_can_be_typed_again() -> None:
+    stats = TurnStats(prompt_tokens=512, finish_reason="stopped")
+    end = TurnFinished("stopped", "", stats, unanswered=True, returned="q")
+    said, _, _ = talk("q", played={Send: [TurnStarted("q"), end]})
+    assert "Stopped before the reply began: the chat is as it was before.\nTo change: q\n" in said
+    assert "tok/s" not in said
+    assert "Assistant:" not in said

@@ -43,7 +43,6 @@ def run(
     finally:
         if supervisor is not None:
             supervisor.quit()
-        engine.stop()
         engine.close()
 
 

@@ -185,7 +185,7 @@ class ChatApp(ManagingApp, inherit_bindings=False):
     def on_prompt_submitted(self, message: Prompt.Submitted) -> None:
         self._typed, self._hint = self.prompt.text, ("", 0.0)  # that it is empty now is no reason to forget what we say
         if not message.text.strip():
-            self._give_back(message.typed)
+            self._give_back(message.text)
             if not self.state.is_ready and not self.state.is_loading:
                 self.action_models()
             elif self.state.is_ready and self.state.is_empty and self.state.chats:
@@ -193,13 +193,13 @@ class ChatApp(ManagingApp, inherit_bindings=False):
             return
         match parse(message.text):
             case Unknown(text):
-                self._give_back(message.typed)
+                self._give_back(message.text)
                 self._say(text, seconds=600)
                 return
             case Run(name, argument):
                 self._run_command(name, argument)
             case _ if refusal := self.state.refusal():
-                self._give_back(message.typed)
+                self._give_back(message.text)
                 self._say(refusal)
                 return
             case prompt:

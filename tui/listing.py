@@ -21,7 +21,19 @@ class PutPrompt:
     text: str
 
 
-Choice = cmd.Command | PutPrompt
+@dataclass(frozen=True)
+class SendAnyway:
+    """Send a message that is too long for the window: into one of `window` tokens, or (0) without what it evicts.
+
+    `turn`: the message of the user's that it replaces.
+    """
+
+    text: str
+    turn: int | None = None
+    window: int = 0
+
+
+Choice = cmd.Command | PutPrompt | SendAnyway
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ from dataclasses import replace
 from mlxkv import commands as cmd
 from mlxkv import events as ev
 from mlxkv.readings import CompactPlan, ModelTight
-from mlxkv.stats import bytes_text, disk_text, plural
+from mlxkv.stats import Overflow, bytes_text, disk_text, plural
 from mlxkv.text import clean, marked
 from mlxkv.tui.chats import latest_first, when_text
-from mlxkv.tui.listing import Listing, Row
+from mlxkv.tui.listing import Listing, Row, SendAnyway
 
 
 def one_line(text: str) -> str:
@@ -147,6 +147,20 @@ def compact_list(plan: CompactPlan) -> Listing:
         if plan.gone_tokens:
             title += f"; the {plan.gone_tokens:,} tok that rotated out are in no summary"
     return replace(confirm(title, (*rows, Row("Leave it"))), hint="⏎ choose · esc leave it")
+
+
+def too_long_list(text: str, turn: int | None, overflow: Overflow) -> Listing:
+    """Asked before a message is sent of which the window would hold a part. What Enter alone chooses sends nothing."""
+    before = f" and {overflow.evicted_before:,} tok of the chat before it" if overflow.evicted_before else ""
+    rows = [Row("Leave it: it stays in the prompt, to be shortened")]
+    if overflow.window:
+        beyond = f"; it was trained for {overflow.trained:,}" if overflow.trained else ""
+        what = f"Send it with /set window {overflow.window}{beyond}"
+        facts = (f"{bytes_text(overflow.kv_bytes)} of KV",)
+        rows.append(Row(what, SendAnyway(text, turn, overflow.window), facts))
+    rows.append(Row(f"Send it without its oldest {overflow.evicted:,} tok{before}", SendAnyway(text, turn)))
+    title = f"Not sent: {overflow.tokens:,} tok, and the window holds {overflow.capacity:,}"
+    return replace(confirm(title, tuple(rows)), hint="⏎ choose · esc leave it")
 
 
 def confirm(title: str, rows: tuple[Row, ...]) -> Listing:

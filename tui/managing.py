@@ -14,7 +14,7 @@ from mlxkv import commands as cmd
 from mlxkv.config import Folders, Settings
 from mlxkv.errors import ConfigError
 from mlxkv.tui import lists
-from mlxkv.tui.listing import Listing, PutPrompt, Row
+from mlxkv.tui.listing import Listing, PutPrompt, Row, SendAnyway
 from mlxkv.tui.reading import ReadingApp
 from mlxkv.tui.slash import Wish, run
 from mlxkv.tui.story import title_line
@@ -100,6 +100,9 @@ class ManagingApp(ReadingApp):
         match message.choice:
             case PutPrompt(text):
                 self.prompt.put(text)
+            case SendAnyway(text) as choice:
+                self.prompt.withdraw(text)
+                self.state.send_anyway(choice)
             case None:
                 pass
             case command:

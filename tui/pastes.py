@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 LINES = 8  # a paste of so many lines, or of so many characters, is folded
 CHARACTERS = 1000
@@ -30,6 +31,11 @@ class Pastes:
         """`text` with every placeholder replaced; what a paste contains is not looked at again."""
         return _MARK.sub(lambda match: self._texts.get(match[0], match[0]), text)
 
-    def forget(self) -> None:
-        """Sent: the numbers start again."""
-        self._texts.clear()
+    def forget(self) -> dict[str, str]:
+        """Sent: the numbers start again. What the placeholders stood for, for `restore`."""
+        texts, self._texts = self._texts, {}
+        return texts
+
+    def restore(self, text: str, texts: Mapping[str, str]) -> str:
+        """`text` as it was before `forget`, its placeholders numbered after those there are now."""
+        return _MARK.sub(lambda match: self.fold(texts[match[0]]) if match[0] in texts else match[0], text)

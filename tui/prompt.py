@@ -5,6 +5,7 @@ What it offers while one types is `offering.py`'s.
 
 from __future__ import annotations
 
+from collections import deque
 from typing import ClassVar
 
 from textual.binding import Binding, BindingType
@@ -18,6 +19,9 @@ from mlxkv.tui.offering import OfferingArea
 from mlxkv.tui.pastes import Pastes
 
 FREED = ("ctrl+k", "ctrl+z", "f6", "f7")  # a text area would take them: they are the window's, or the user's to bind
+
+
+_REMEMBERED = 4  # messages that may still come back
 
 
 class Prompt(OfferingArea):
@@ -51,7 +55,7 @@ class Prompt(OfferingArea):
     ]
 
     class Submitted(Message):
-        """Enter was pressed and the prompt is empty again; an app that refuses gives `typed` back (`put_back`).
+        """Enter was pressed and the prompt is empty again; an app that refuses gives `text` back (`put_back`).
 
         `text` is what is meant: pastes and files are in it. `typed` names the files only.
         """
@@ -107,10 +111,28 @@ class Prompt(OfferingArea):
         for key in FREED:
             self._bindings.key_to_bindings.pop(key, None)
         self._pastes = Pastes()
+        # What was sent last: as it was meant, as it was typed, and its pastes.
+        self._sent: deque[tuple[str, str, dict[str, str]]] = deque(maxlen=_REMEMBERED)
+        self._returned = ("", "")  # what was put back last, as it was meant and as it stands here
 
-    def put_back(self, text: str) -> None:
-        """Undo a send; what was typed since comes after it."""
-        self.put(text + self.text)
+    def put_back(self, text: str, *, apart: bool = False) -> None:
+        """Undo the send of `text`, as it was `Submitted`: pastes and files are placeholders and names again.
+
+        What was typed since comes after it, `apart` from it or as a part of it.
+        """
+        typed, sent = self.text, next((sent for sent in reversed(self._sent) if sent[0] == text), None)
+        if not typed:
+            self._pastes.forget()
+        # A long text that was not typed here is a paste.
+        before = self._pastes.restore(*sent[1:]) if sent else self._pastes.fold(attach.parts(text)[0])
+        self._returned = (text, before)
+        self.put(f"{before}\n\n{typed}" if apart and typed.strip() else before + typed)
+
+    def withdraw(self, text: str) -> None:
+        """`text`, which was put back last, is sent after all; what was typed besides stays."""
+        said, before = self._returned
+        if said == text and self.text.startswith(before):
+            self.put(self.text[len(before) :].lstrip("\n"))
 
     # -- sending -----------------------------------------------------------------------------------------
 
@@ -144,7 +166,7 @@ class Prompt(OfferingArea):
                 self._show_menu(None, f"✗ {error}")
                 return
         self.post_message(self.Submitted(said, typed))
-        self._pastes.forget()
+        self._sent.append((said, text, self._pastes.forget()))
         self._draft = None
         self._show_menu(None)
         self.put("")  # here, not in the app: the next key may be in the queue already

@@ -32,6 +32,7 @@ PROSE = 120  # longer lines are hard to read
 WIDE = 100  # from here on a code block says its language
 LONG = 12  # lines of a question; a longer one is folded
 SHOWN = 8  # lines of a folded question
+HUGE = 1 << 16  # characters of a folded question that are looked at: more than are shown
 
 BOLD = Style(bold=True)
 _style = lru_cache(128)(Style.parse)
@@ -111,10 +112,11 @@ class Renderer:
         """A question: long ones and the files that came with it are folded."""
         muted = _style(self.look.muted)
         text, files = parts(block.text) if block.folded else (block.text, [])
-        sign = Segment(" ❯ ", _style(self.look.accent))
-        rows = _hung(self._plain(text.rstrip("\n")), BOLD, room, sign)
-        if block.folded and len(rows) > LONG:
-            rest = len(rows) - SHOWN
+        sign, whole = Segment(" ❯ ", _style(self.look.accent)), text.rstrip("\n")
+        head = whole[:HUGE] if block.folded else whole
+        rows = _hung(self._plain(head), BOLD, room, sign)
+        if block.folded and (len(rows) > LONG or len(head) < len(whole)):
+            rest = len(rows) - SHOWN + whole.count("\n", len(head))
             rows = [*rows[:SHOWN], _row([Segment(f"▸ {rest:,} more lines", muted)], "\n")]
         for file in files:
             rows += _hang(f"@{file.path} · {file.size(self._count(file.text))}", muted, room, Segment(" ▸ ", muted))

@@ -16,13 +16,13 @@ from mlxkv import events as ev
 from mlxkv.config import Settings
 from mlxkv.errors import SessionNotFoundError
 from mlxkv.naming import chats_called
-from mlxkv.stats import fit
+from mlxkv.stats import evicted_text, fit
 from mlxkv.text import clean
 from mlxkv.tui import answers, lists
 from mlxkv.tui.chats import latest_first
 from mlxkv.tui.commands import as_typed
 from mlxkv.tui.counts import Counts
-from mlxkv.tui.listing import Listing
+from mlxkv.tui.listing import Listing, SendAnyway
 from mlxkv.tui.meter import Meter
 from mlxkv.tui.story import Story
 from mlxkv.tui.wording import advice, loading_text, pull_text, restoring_text, spinner
@@ -46,6 +46,7 @@ class ChatState(Story):
         self.settings = settings or Settings()
         self.outbox: deque[cmd.Command] = deque()
         self.queue: deque[str] = deque()  # prompts typed ahead
+        self.is_held = False  # they wait for the next prompt: the one before them came back
         self.model = ""
         self.session_id: str | None = None
         self.status = ev.SessionStatus()
@@ -64,6 +65,7 @@ class ChatState(Story):
         # For the app to take: a list to show, a text for the prompt.
         self.listing: Listing | None = None
         self.put: str | None = None
+        self.returned: str | None = None  # a message that was not sent, as it was to be sent
         self._ready = False
         self._loading: ev.ModelLoading | None = None
         self._waiting: deque[cmd.Command] = deque()
@@ -100,16 +102,34 @@ class ChatState(Story):
 
     def prompt(self, text: str) -> None:
         """Send `text`, or queue it until the engine is free."""
+        was_held, self.is_held = self.is_held, False
         if self.editing is not None:
             turn, self.editing = self.editing, None
             self.submit(cmd.Edit(turn, text, self.clock()))
             return
-        self.queue.append(text)  # as it is: what the model reads is the user's affair, what is shown is clean
+        add = self.queue.appendleft if was_held else self.queue.append
+        add(text)  # as it is: what the model reads is the user's affair, what is shown is clean
         self._advance()
+
+    def send_anyway(self, choice: SendAnyway) -> None:
+        """What the user has chosen for a message that is too long for the window."""
+        self.is_held, self.editing, self.returned = False, None, None
+        if choice.window:
+            self.settings = replace(self.settings, window=choice.window)
+            self.submit(cmd.ChangeSettings(self.settings))
+        if choice.turn is not None:
+            self.submit(cmd.Edit(choice.turn, choice.text, self.clock(), anyway=not choice.window))
+        elif choice.window:
+            self.queue.appendleft(choice.text)  # once the window is larger
+        else:
+            self.submit(cmd.Send(choice.text, self.clock(), anyway=True))
+            self.begin_turn(choice.text)
 
     def unqueue(self) -> str | None:
         """Take the last queued prompt back, to edit it: as it was typed."""
-        return as_typed(self.queue.pop()) if self.queue else None
+        text = as_typed(self.queue.pop()) if self.queue else None
+        self.is_held = self.is_held and bool(self.queue)
+        return text
 
     def resume(self, wanted: str) -> None:
         """Open the chat called `wanted`, or let the user choose."""
@@ -212,9 +232,14 @@ class ChatState(Story):
             case ev.TurnStarted(text):
                 if self.turn is None:  # not sent from here: a retry
                     self.begin_turn(text)
+            case ev.TurnFinished() if event.unanswered:
+                self._return(event.returned)
             case ev.TurnFinished():
                 self.answered(*_TURNS)
                 self.finish_turn(event)
+            case ev.MessageTooLong(text, overflow):
+                turn = self._return(text)
+                self.show(lists.too_long_list(text, turn, overflow))
             case ev.SessionStatus():
                 self.status = event
                 self.session_id = event.session_id or self.session_id  # a new chat has one after its first message
@@ -222,6 +247,8 @@ class ChatState(Story):
                 self.saving = 100 * done // total if done < total else None
             case ev.NoAnswer():
                 pass  # told once the reply has ended, below its reasoning
+            case ev.PromptEvicted():
+                self.say(evicted_text(event.overflow, "/set window {}".format))
             case ev.Notice(text):
                 self.note(text)
             case ev.ModelLoading():
@@ -270,6 +297,21 @@ class ChatState(Story):
         elif was_read:
             self.note("The other mlxkv has closed this chat: it can be continued here.")
 
+    def _return(self, text: str) -> int | None:
+        """The turn in front came to nothing: `text` is the user's again. Which message it was to replace, if one."""
+        command = self._waiting[0] if self._waiting else None
+        self.answered(*_TURNS)
+        self.turn = None
+        if isinstance(command, cmd.Edit):
+            self.editing = command.turn
+        elif text and self.messages and self.messages[-1].role == "user":
+            self.take_back()
+        if not self.messages:
+            self.session_id = None
+        self.is_held = bool(self.queue)
+        self.returned = text or self.returned
+        return self.editing if isinstance(command, cmd.Edit) else None
+
     def _failed(self, event: ev.Failed) -> None:
         failed = self._waiting.popleft() if self._waiting else None
         if isinstance(failed, cmd.NewChat) and not self._ready:
@@ -279,7 +321,10 @@ class ChatState(Story):
             self.say("The chat opens when there is a model to go on with: /model lists them.")
             return
         is_reply = self.turn is not None and (failed is None or isinstance(failed, (*_TURNS, cmd.Compact)))
-        if is_reply:
+        if event.returned and isinstance(failed, cmd.Send | cmd.Edit):
+            self._waiting.appendleft(failed)
+            self._return(event.returned)
+        elif is_reply:
             self.break_off()
         if isinstance(failed, cmd.LoadModel):
             self._loading = None
@@ -342,7 +387,14 @@ class ChatState(Story):
 
     def _advance(self) -> None:
         """Send the next prompt if nothing is in its way."""
-        if not self.queue or self._waiting or self.turn or not (self._ready and self._is_open) or self.refusal():
+        if (
+            not self.queue
+            or self.is_held
+            or self._waiting
+            or self.turn
+            or not (self._ready and self._is_open)
+            or self.refusal()
+        ):
             return
         text = self.queue.popleft()
         self.submit(cmd.Send(text, self.clock()))

@@ -48,6 +48,7 @@ class Story:
         self.messages: list[ev.Message] = []
         self.versions: list[tuple[ev.Sibling, ...]] = []
         self._is_open = False  # a chat is in front
+        self._is_titled_by: int | None = None  # the message that gave the chat its title
         self._change = Change()
         self._early: list[Block] = []  # said before a chat was open: must survive its opening
         self._kv_before = self._evicted_before = self._filled_before = 0
@@ -90,6 +91,7 @@ class Story:
 
     def show_chat(self, event: ev.ChatOpened, stays: bool = False) -> None:
         early, self._early, self._is_open = self._early, [], True
+        self._is_titled_by = None
         self.title, self.turn, self.messages = title_line(event.title), None, list(event.messages)
         self._kv_before = self._evicted_before = 0
         self._filled_before = next((m.stats.cache_tokens for m in reversed(event.messages) if m.stats), 0)
@@ -104,6 +106,8 @@ class Story:
                 self._tell_no_answer(message)
             if message.stats is not None:
                 self._figures(message.stats, number)
+        if event.messages and event.messages[-1].role == "user":
+            self._settle([Block(Kind.META, "▲ not answered: mlxkv ended before the reply · /retry asks again")])
         if event.restored_tokens:
             self._kv_before = event.restored_bytes
             text = restored_text(event.restored_tokens, event.restored_bytes, event.restore_s)
@@ -114,10 +118,24 @@ class Story:
     def begin_turn(self, text: str) -> None:
         """Without a text a reply goes on."""
         if text:
+            if self.messages and self.messages[-1].role == "user":  # as the chat does, so that numbers agree
+                self.messages.append(ev.Message("assistant", ""))
             self._settle([Block(Kind.USER, clean(text, joined=True), message=len(self.messages))])
+            if not self.title:
+                self.title = title_line(text.lstrip()[:1000].strip().split("\n")[0][:60])
+                self._is_titled_by = len(self.messages)
             self.messages.append(ev.Message("user", text))
-            self.title = self.title or title_line(text.strip().split("\n")[0][:60])
         self.turn = Turn(self.clock())
+
+    def take_back(self) -> str:
+        """The message in front leaves the chat: nothing answered it."""
+        self.turn, number = None, len(self.messages) - 1
+        text = self.messages.pop().text
+        change = self._change
+        change.settled, change.dropped = [block for block in change.settled if block.message != number], number
+        if self._is_titled_by == number:
+            self.title = ""
+        return text
 
     def hear(self, event: ev.TextDelta | ev.PrefillProgress) -> None:
         """The next piece of the reply, or of the way to it."""

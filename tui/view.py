@@ -100,6 +100,9 @@ class ChatView(Vertical):
         if state.put is not None:
             self.prompt.put(state.put)
             state.put = None
+        if state.returned is not None:
+            self.prompt.put_back(state.returned, apart=True)
+            state.returned = None
 
     def show(self, state: ChatState, hint: str) -> None:
         """Word everything around the transcript; `hint` is what a key or command has just said."""
@@ -115,8 +118,9 @@ class ChatView(Vertical):
         self._show_header(state, size.width)
         self._show_activity(state, hint, width)
         self._show_figures(state, sidebar, width)
-        why = "waiting for the current reply · ↑ to edit" if state.turn else "sent when the model is ready · ↑ to edit"
-        self.queued.show([clean(text) for text in state.queue], why)
+        why = "waiting for the current reply" if state.turn else "sent when the model is ready"
+        why = "sent after your next message" if state.is_held else why
+        self.queued.show([clean(text[:1000]) for text in state.queue], f"{why} · ↑ to edit")
         self._show_footer(state, width)
 
     def _show_footer(self, state: ChatState, width: int) -> None:

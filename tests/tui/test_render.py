@@ -158,3 +158,17 @@ def test_any_text_renders_safely_within_the_width(text: str, width: int) -> None
 def test_a_parser_that_fails_leaves_the_source_readable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mlxkv.tui.markdown.Lines.__init__", lambda *_: 1 / 0)
     assert lines("**x**")[1].strip() == "**x**"
+
+
+def test_of_a_huge_paste_only_the_beginning_is_laid_out() -> None:
+    """10 MB took four seconds, in which the window stood still."""
+    seen: list[int] = []
+
+    class Watching(Renderer):
+        def _plain(self, text: str) -> str:
+            seen.append(len(text))
+            return super()._plain(text)
+
+    strips = Watching(Look()).strips(Block(Kind.USER, "a line of a log\n" * 100_000), 80)
+    assert sum(seen) <= 1 << 16
+    assert strips[-1].text.strip() == "▸ 99,992 more lines"
