@@ -128,12 +128,6 @@ class Transcript(Scroller, can_focus=False):
             self.leave_cursor()
         self._again(lambda: self.lines.remove(message))
 
-    def drop(self, message: int) -> None:
-        """Take away all blocks of message number `message`, the last one."""
-        if self.cursor == message:
-            self.leave_cursor()
-        self._again(lambda: self.lines.remove(message))
-
     def set_look(self, look: Look) -> None:
         self._look, self.paper.accent = look, look.accent
         self._again(lambda: self.lines.reset(self.lines.width, Renderer(look, self._count).strips))
