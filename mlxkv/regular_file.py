@@ -64,7 +64,7 @@ def check_regular(path: str | os.PathLike[str] | int, limit: int | None = None) 
     except ValueError as error:
         raise OSError(errno.EINVAL, "no file can have this name", str(path)) from error
     _check(info, path, False)
-    if not os.access(path, os.R_OK):
+    if not isinstance(path, int) and not os.access(path, os.R_OK):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
     if limit is not None and info.st_size > limit:
         raise _too_large(path, limit)
