@@ -12,6 +12,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Mapping
+from types import FrameType
 
 from mlxkv.supervisor import ALIVE, AWAY, LIFELINE, QUITS, TICK, UP
 
@@ -50,7 +51,7 @@ class Supervisor:
     def quit(self) -> None:
         """The user leaves: from now on the parent ends us if we show no sign of life for two seconds.
 
-        There is none while the engine is in a model's tokenizer or template.
+        There is none while the engine stays in one call of a model's tokenizer or template.
         """
         if self._quits:
             return
@@ -59,10 +60,13 @@ class Supervisor:
         threading.Thread(target=self._show_life, daemon=True).start()
 
     def _show_life(self) -> None:
+        last = None
         while True:
             threading.Event().wait(TICK)
-            if not in_foreign_code():
+            call = foreign_call()
+            if call is None or call is not last:
                 self.alive()
+            last = call
 
     def _tell(self, what: bytes) -> None:
         try:
@@ -94,13 +98,13 @@ def watch_parent(env: Mapping[str, str] | None = None) -> Supervisor | None:
     return Supervisor(keys, reports)
 
 
-def in_foreign_code() -> bool:
-    """Whether the engine's thread is in a model's tokenizer or chat template."""
+def foreign_call() -> FrameType | None:
+    """The call in which the engine's thread waits for a model's tokenizer or chat template, if it does."""
     frames = sys._current_frames()
     for thread in threading.enumerate():
         frame = frames.get(thread.ident or 0) if thread.name == "mlxkv-engine" else None
         while frame is not None:
             if frame.f_globals.get("__name__") in _FOREIGN:
-                return True
+                return frame
             frame = frame.f_back
-    return False
+    return None

@@ -192,13 +192,13 @@ class Watch:
                 typed = None  # just now the child has fetched them
             except OSError:
                 typed = b""
-            if typed == b"":  # the terminal is gone, and the child has not noticed
-                self._is_up = False
+            if typed == b"":  # the terminal is gone, and the child has not noticed yet; nobody waits for it
+                self._is_up, self._asked = False, now + 10
             if typed:
                 _write(self._keys, typed)
                 self._typed = self._typed[-100:] + typed
-            if typed == b"" or is_quit(self._typed):
-                self._asked = self._asked or self._waits
+                if is_quit(self._typed):
+                    self._asked = self._asked or self._waits
             self._waits = None
 
 

@@ -39,11 +39,10 @@ def code_after_hang_up(terminal: Terminal, limit: float = 60.0) -> int:
     return os.waitstatus_to_exitcode(ended[1])
 
 
-@pytest.mark.parametrize("mode", ["window", "window alone", "plain", "print"])
+@pytest.mark.parametrize("mode", ["window", "plain", "print"])
 def test_it_ends_and_keeps_what_was_said(mode: str, stories_path: Path) -> None:
     options = {"plain": ["--plain"], "print": ["-p"]}.get(mode, [])
-    module = "mlxkv.cli" if mode == "window alone" else "mlxkv"
-    terminal = Terminal(["-m", str(stories_path), *LONG, *options, "Once upon a time"], module=module)
+    terminal = Terminal(["-m", str(stories_path), *LONG, *options, "Once upon a time"], module="mlxkv")
     terminal.wait_for("Lily")
     assert code_after_hang_up(terminal) == GONE
     with SessionStore.open(Folders.from_env()) as store:
