@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Mapping
 from types import FrameType
 
-from mlxkv.supervisor import ALIVE, AWAY, LIFELINE, QUITS, TICK, UP
+from mlxkv.supervisor import ALIVE, ALONE, AWAY, LIFELINE, QUITS, TICK, UP
 
 _FOREIGN = ("mlxkv.tokens", "mlxkv.templates")  # modules that call what a model brings
 
@@ -44,6 +44,9 @@ class Supervisor:
     def window_is_away(self) -> None:
         """Someone else reads them: an editor, or the shell."""
         self._tell(AWAY)
+
+    def terminal_is_gone(self) -> None:
+        self._tell(ALONE)
 
     def alive(self) -> None:
         self._tell(ALIVE)

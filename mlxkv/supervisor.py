@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 LIFELINE = "MLXKV_LIFELINE"  # in the child's environment: two pipes, of which the first closes when the parent is gone
-UP, AWAY, ALIVE, QUITS = b"+", b"-", b".", b"q"  # what the child says: see `supervised.Supervisor`
+UP, AWAY, ALIVE, QUITS, ALONE = b"+", b"-", b".", b"q", b"a"  # what the child says: see `supervised.Supervisor`
 TICK = 0.2  # seconds between two looks at a window that may no longer answer
 STALL = 0.8  # seconds after which keys that nobody fetched are read here
 PATIENCE = 1.6  # seconds from a quit, or the last sign of life after it, to the end
@@ -148,6 +148,7 @@ class Watch:
         self._asked: float | None = None  # to quit, or the last sign of life after that
         self._waits: float | None = None  # since then there are keys that nobody fetched
         self._typed = b""  # of them
+        self._patience = PATIENCE
         for fd in (reports, keys):
             os.set_blocking(fd, False)
 
@@ -165,7 +166,7 @@ class Watch:
         now = self._clock()
         if self._terminal is not None and self._is_up and (self._terminal in ready or self._waits is not None):
             self._look_at_keys(self._terminal, now)
-        if self._asked is None or now - self._asked < PATIENCE or self.given_up:
+        if self._asked is None or now - self._asked < self._patience or self.given_up:
             return False
         self.given_up = True
         return True
@@ -176,6 +177,8 @@ class Watch:
         for word in (said[i : i + 1] for i in range(len(said))):
             if word == QUITS:
                 self._quits = True
+            if word == ALONE:  # without a terminal: nobody waits for it to end
+                self._patience = 10 * PATIENCE
             self._is_up = word == UP or (self._is_up and word != AWAY)
             self.was_up |= self._is_up
             self._asked, self._waits, self._typed = now if self._quits else None, None, b""
@@ -192,8 +195,8 @@ class Watch:
                 typed = None  # just now the child has fetched them
             except OSError:
                 typed = b""
-            if typed == b"":  # the terminal is gone, and the child has not noticed yet; nobody waits for it
-                self._is_up, self._asked = False, now + 10
+            if typed == b"":  # the terminal is gone, and the child has not noticed
+                self._is_up, self._asked, self._patience = False, now, 10 * PATIENCE
             if typed:
                 _write(self._keys, typed)
                 self._typed = self._typed[-100:] + typed

@@ -50,6 +50,8 @@ class WindowDriver(LinuxDriver):
             if not is_gone(error):
                 raise
             let_go()
+            if supervisor is not None:
+                supervisor.terminal_is_gone()
             self._app.call_later(self._app.exit, GONE)
         finally:
             if supervisor is not None:
