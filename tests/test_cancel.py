@@ -16,7 +16,7 @@ from mlxkv.ids import TokenIds
 from mlxkv.model import Model
 from mlxkv.prompt import Fed
 from mlxkv.runner import ModelRunner
-from mlxkv.store.document import to_markdown
+from mlxkv.store.markdown import to_markdown
 from tests.chats import GREEDY, new, say
 from tests.hybrids import hybrid_folder
 from tests.tokenizers import tiny_tokenizer

@@ -126,7 +126,7 @@ HOME_FILES: dict[str, tuple[Use, Odd]] = {
     "data/locks/01JD0000000000000000000000": (lock_a_chat, LINKS),
     "notes.kv": (describe_prompt_file, LINKS | {"endless": (endless, "header length")}),
     "chat.json": (import_a_chat, NOT_FILES | TOO_LARGE | NO_JSON),
-    "notes.txt": (lambda path: question_with("", [path], None), NOT_FILES | TOO_LARGE | NO_TEXT),
+    "notes.txt": (lambda path: question_with("", [path]), NOT_FILES | TOO_LARGE | NO_TEXT),
     "system.txt": (lambda path: text_or_file(f"@{path}"), NOT_FILES | TOO_LARGE | NO_TEXT),
     "said.txt": (set_the_system_prompt, NOT_FILES | TOO_LARGE | NO_TEXT),
     "attached.txt": (lambda path: read(path.name, path.parent), NOT_FILES | TOO_LARGE | NO_TEXT),
@@ -300,7 +300,7 @@ NAMES = {
 def test_a_name_that_no_file_can_have(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     uses: list[tuple[type[Exception], Callable[[str], object]]] = [
         (ModelError, resolve),
-        (MlxkvError, lambda name: question_with("", [Path(name)], None)),
+        (MlxkvError, lambda name: question_with("", [Path(name)])),
         (MlxkvError, lambda name: import_a_chat(Path(name))),
     ]
     for kind, use in uses:
@@ -345,7 +345,7 @@ def test_a_pipe_that_the_shell_opened_is_read() -> None:
     os.write(write, b"a diff")
     os.close(write)
     try:
-        assert "a diff" in question_with("", [Path(f"/dev/fd/{end}")], None)
+        assert "a diff" in question_with("", [Path(f"/dev/fd/{end}")])
     finally:
         os.close(end)
 

@@ -131,7 +131,7 @@ class Prompt(OfferingArea):
     def withdraw(self, text: str) -> None:
         """`text`, which was put back last, is sent after all; what was typed besides stays."""
         said, before = self._returned
-        if said == text and self.text.startswith(before):
+        if said in (text, as_typed(text)) and self.text.startswith(before):
             self.put(self.text[len(before) :].lstrip("\n"))
 
     # -- sending -----------------------------------------------------------------------------------------

@@ -65,7 +65,7 @@ class ChatState(Story):
         # For the app to take: a list to show, a text for the prompt.
         self.listing: Listing | None = None
         self.put: str | None = None
-        self.returned: str | None = None  # a message that was not sent, as it was to be sent
+        self.returned: str | None = None  # a message that was not sent, as it was typed
         self._ready = False
         self._loading: ev.ModelLoading | None = None
         self._waiting: deque[cmd.Command] = deque()
@@ -248,7 +248,7 @@ class ChatState(Story):
             case ev.NoAnswer():
                 pass  # told once the reply has ended, below its reasoning
             case ev.PromptEvicted():
-                self.say(evicted_text(event.overflow, "/set window {}".format))
+                self.note(evicted_text(event.overflow, "/set window {}".format))
             case ev.Notice(text):
                 self.note(text)
             case ev.ModelLoading():
@@ -309,7 +309,7 @@ class ChatState(Story):
         if not self.messages:
             self.session_id = None
         self.is_held = bool(self.queue)
-        self.returned = text or self.returned
+        self.returned = as_typed(text) if text else self.returned
         return self.editing if isinstance(command, cmd.Edit) else None
 
     def _failed(self, event: ev.Failed) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from mlxkv.cli import main
-from mlxkv.engine.models import listed
+from mlxkv.commands import ListModels
 from mlxkv.errors import ModelDownloadError, ModelError, ModelFileError
 from mlxkv.events import ModelCard, ModelList
 from mlxkv.models import Hub, list_local, load_model
@@ -22,6 +22,7 @@ from mlxkv.models.hub import find_local
 from mlxkv.models.snapshot import link
 from mlxkv.models.whole import INDEX, check_whole, missing_files, problem
 from mlxkv.safetensors import encode
+from tests.test_engine_chats import Said
 
 REPO, COMMIT = "org/model", "c0ffee" * 6 + "cafe"
 FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
@@ -209,6 +210,7 @@ def test_the_windows_list_and_the_command_line_tell_half_from_whole(
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(hub.cache_dir))
+    said = Said()
 
     def shown() -> str:
         with pytest.raises(SystemExit):
@@ -216,8 +218,7 @@ def test_the_windows_list_and_the_command_line_tell_half_from_whole(
         return next(line for line in capsys.readouterr().out.splitlines() if REPO in line)
 
     def card() -> ModelCard:
-        (event,) = listed()
-        assert isinstance(event, ModelList)
+        event = said.one(ListModels(), ModelList)
         return next(card for card in event.models if card.id == REPO)
 
     assert shown().startswith("here ")
