@@ -444,7 +444,7 @@ class Chat(Beside):
         """
         _check_not_empty(text)
         self._check_mine(turn)
-        return self._again(turn, text, started, sampling, whole)
+        return self._again(turn, well_formed(text), started, sampling, whole)
 
     def _again(
         self, turn: int, text: str | None, started: float | None, sampling: Mapping[str, Any], whole: bool = False

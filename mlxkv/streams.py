@@ -59,12 +59,14 @@ class _Descriptor(io.FileIO):
 
 
 def run(main: Callable[[], object]) -> NoReturn:
-    """Prepare the streams, call `main`, flush, and exit: with the code of `main`, and at least 1 if output was lost.
+    """Prepare the streams, call `main`, flush, and exit: with the code of `main`, and at least 1 if output was lost;
+    with `GONE` where a command could not do its work because its terminal is gone.
 
     That the reader has gone is no failure: `mlxkv chats ls | head -1` ends with 0.
     """
     _leave_ascii()
     prepare()
+    was_terminal = os.isatty(0)
     code: str | int | None = 0
     try:
         main()
@@ -76,6 +78,8 @@ def run(main: Callable[[], object]) -> NoReturn:
     if (lost := _flush()) and not code:
         print(f"mlxkv: {lost}", file=sys.stderr)
         code = 1
+    if code == 1 and was_terminal and not os.isatty(0):  # a question that nobody can answer any more
+        code = GONE
     sys.exit(code)
 
 

@@ -20,6 +20,7 @@ from mlxkv import streams
 from mlxkv.config import Folders
 from mlxkv.errors import OutputError
 from mlxkv.store import SessionStore
+from mlxkv.terminal import GONE
 
 ASK = ("-p", "hi", "-m", "TINY", "--max-tokens", "5", "--temp", "0", "--window", "256")
 FULL = "mlxkv: Standard output cannot be written (No space left on device); free some space or write somewhere else.\n"
@@ -243,10 +244,9 @@ def pty_without_a_terminal() -> int:
 @pytest.mark.parametrize(
     ("open_fd", "says"),
     [
-        (pty_without_a_terminal, "Standard output cannot be written (Input/output error); free some space or write"),
         (lambda: os.open(os.devnull, os.O_RDONLY), "Standard output cannot be written (Bad file descriptor); free"),
     ],
-    ids=["the terminal is gone", "a descriptor to read from"],
+    ids=["a descriptor to read from"],
 )
 @pytest.mark.parametrize("drops", [False, True])
 def test_what_cannot_be_written_is_said_once(open_fd: Callable[[], int], says: str, drops: bool) -> None:
@@ -256,6 +256,25 @@ def test_what_cannot_be_written_is_said_once(open_fd: Callable[[], int], says: s
         with pytest.raises(OutputError, match=re.escape(says)):
             out.flush()
         out.buffer.raw.drops = True  # type: ignore[attr-defined]  # as `run` does at the end
+    out.close()
+    os.close(fd)
+
+
+@pytest.mark.parametrize("drops", [False, True])
+def test_output_to_a_terminal_that_is_gone_ends_the_command(drops: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On stderr it is dropped: what goes to stdout may still be wanted."""
+    left: list[bool] = []
+    monkeypatch.setattr(streams, "let_go", lambda: left.append(True))
+    out = writer(fd := pty_without_a_terminal(), drops)
+    out.write("x")
+    if drops:
+        out.flush()
+    else:
+        with pytest.raises(SystemExit) as end:
+            out.flush()
+        assert end.value.code == GONE
+        out.buffer.raw.drops = True  # type: ignore[attr-defined]
+    assert left == ([] if drops else [True])
     out.close()
     os.close(fd)
 
