@@ -24,10 +24,7 @@ DEFAULT_TOP_P = 0.95
 
 
 _LEAST_TEMPERATURE, _LEAST_TOP_P = 1e-3, 1e-6  # below which float16 and float32 leave nothing of the likeliest token
-_LEAST_PENALTY, _MOST_PENALTY = (
-    1e-3,
-    1e4,
-)  # past which float16 makes infinities of logits, and no token is the likeliest
+_LEAST_PENALTY = 1e-3  # of repetition, below which float16 makes infinities of logits, and no token is the likeliest
 PENALISED = 64  # tokens, the last ones: penalties look at fewer
 
 
@@ -132,13 +129,9 @@ class SamplingParams:
 
         return make_logits_processors(
             repetition_penalty=self.repetition_penalty and max(self.repetition_penalty, _LEAST_PENALTY),
-            presence_penalty=_bounded(self.presence_penalty),
-            frequency_penalty=_bounded(self.frequency_penalty),
+            presence_penalty=self.presence_penalty,
+            frequency_penalty=self.frequency_penalty,
         )
-
-
-def _bounded(penalty: float | None) -> float | None:
-    return penalty and max(-_MOST_PENALTY, min(penalty, _MOST_PENALTY))
 
 
 def random_state() -> bytes:

@@ -167,7 +167,7 @@ class Settings:
 
     @property
     def disk_limit_bytes(self) -> int | None:
-        return None if self.disk_limit is None else int(min(self.disk_limit * 1e9, 1e18))
+        return None if self.disk_limit is None else int(self.disk_limit * 1e9)
 
     @property
     def sampling(self) -> dict[str, Any]:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import os
 import stat
+from contextlib import suppress
 from pathlib import Path
 
 from mlxkv.errors import ModelDownloadError
+from mlxkv.regular_file import read_text
 
 
 def below(folder: Path, *names: str) -> Path:
@@ -57,8 +59,9 @@ def link(blob: Path, path: Path) -> None:
 
 def set_ref(path: Path, commit: str) -> None:
     """Note which commit the branch or tag of `ref_path` stands for, for the next time there is no network."""
-    if path.is_file() and not path.is_symlink() and path.read_bytes() == commit.encode():
-        return  # a cache that cannot be written to is no reason to fail
+    with suppress(OSError, UnicodeDecodeError):
+        if read_text(path, len(commit), follow=False) == commit:
+            return  # a cache that cannot be written to is no reason to fail
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_name(f".mlxkv-{os.getpid()}")
     new.unlink(missing_ok=True)

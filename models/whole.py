@@ -13,6 +13,7 @@ from pathlib import Path
 
 from mlxkv.errors import MlxkvError, ModelFileError
 from mlxkv.models.architecture import is_known, read_config, read_json
+from mlxkv.regular_file import opened
 from mlxkv.safetensors import MAX_HEADER, check_weights
 
 WEIGHTS = "model*.safetensors"  # what mlx-lm reads
@@ -112,7 +113,7 @@ def _numbered(found: set[str]) -> set[str]:
 def _ends_early(path: Path) -> bool:
     """Whether the header, which is only looked at here and checked before it is loaded, wants more bytes."""
     try:
-        with path.open("rb") as file:
+        with opened(path) as file:
             size, length = os.fstat(file.fileno()).st_size, int.from_bytes(file.read(8), "little")
             if size < 8 + length:
                 return True

@@ -89,6 +89,7 @@ def test_closing_saves_what_there_is_room_for_and_says_what_there_is_not(model: 
     chats = [model.chat(cache=CONFIG, autosave=True, **GREEDY) for _ in range(2)]
     for chat in chats:
         say(chat, "one")
+        assert model.store.flush(str(chat.session_id)) is None
     disk.fill()
     for chat in chats:
         say(chat, "two")
