@@ -18,7 +18,9 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn, ParamSpec, TypeVar
 
-from mlxkv.errors import ArgumentError, ConfigError, ModelNotFoundError
+from mlxkv.errors import ArgumentError, ConfigError, ModelNotFoundError, PromptError
+
+MAX_PROMPT_TOKENS = 4_000_000
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -81,12 +83,12 @@ def _bound(
     known += [n for n in more if n not in kinds]
     for unknown in kwargs.keys() - {*known}:
         near = difflib.get_close_matches(unknown, known, 1)
-        advice = f"did you mean `{near[0]}`?" if near else f"it has {', '.join(known)}."
+        advice = f"did you mean `{near[0]}`?" if near else f"it has {', '.join(known) or 'none'}."
         raise ArgumentError(f"`{name}` has no argument `{_printable(unknown)}`; {advice}")
     try:
         return signature.bind(*args, **kwargs)
     except TypeError as error:
-        raise ArgumentError(f"`{name}` cannot be called so ({error}); it has {', '.join(known)}.") from None
+        raise ArgumentError(f"`{name}` cannot be called so ({error}); it has {', '.join(known) or 'none'}.") from None
 
 
 # -- values ----------------------------------------------------------------------------------------------------------
@@ -222,6 +224,12 @@ def token_ids(name: str, value: Any) -> list[Any]:
         return list(listed())  # type: ignore[call-overload]
     is_sequence = hasattr(value, "__len__") and hasattr(value, "__getitem__") and not hasattr(value, "shape")
     if is_sequence and not isinstance(value, str | bytes | bytearray | memoryview | Mapping):
+        try:
+            is_short = len(value) <= MAX_PROMPT_TOKENS
+        except OverflowError:  # of a range
+            is_short = False
+        if not is_short:
+            raise PromptError(f"`{name}` has more than {MAX_PROMPT_TOKENS:,} token ids; give it in parts.")
         return list(value)
     advice = "decode the bytes first" if isinstance(value, bytes | bytearray) else ""
     advice = "make a `list` of it first" if hasattr(value, "__next__") else advice

@@ -87,7 +87,7 @@ def _check_there(path: Path) -> None:
     try:
         is_folder = stat.S_ISDIR(path.stat().st_mode)
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise FileMissingError(f"There is no file {clean(str(path))}; check the path.") from error
+        raise FileMissingError(f"There is no file {clean(str(path))!r}; check the path.") from error
     except OSError:
         return  # whoever reads it says why that fails
     if is_folder:

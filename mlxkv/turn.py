@@ -13,6 +13,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from mlxkv.arguments import MAX_PROMPT_TOKENS
 from mlxkv.cache.overflow import overflow_of
 from mlxkv.cache.prompt_cache import PromptCache, Reuse
 from mlxkv.device import peak_memory, reset_peak_memory
@@ -23,8 +24,6 @@ from mlxkv.reply import ReplyText
 from mlxkv.runner import ModelRunner
 from mlxkv.sampling import SamplingParams
 from mlxkv.stats import TurnStats, evicted_text
-
-MAX_PROMPT_TOKENS = 4_000_000
 
 
 def check_size(ids: Sequence[int]) -> None:

@@ -13,7 +13,7 @@ from mlxkv.device import Device, current_device
 from mlxkv.errors import ModelFileError, ModelUnsupportedError, first_line
 from mlxkv.models.architecture import model_classes, read_config, read_generation_config, stored_dtype
 from mlxkv.models.download import download
-from mlxkv.models.hub import Hub, find_local
+from mlxkv.models.hub import Hub, check_hub_settings, find_local
 from mlxkv.models.resolve import resolve
 from mlxkv.models.rope import settle_ropes
 from mlxkv.models.text_side import TextSide, load_text_side
@@ -78,6 +78,7 @@ def text_side(name_or_path: str | Path, *, hub: Hub | None = None) -> TextSide |
 
 
 def _config_folder(name: str, hub: Hub) -> Path:
+    check_hub_settings()
     source = resolve(name)
     if source.path is not None or source.repo is None:
         return source.path or Path(name)

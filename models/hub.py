@@ -6,14 +6,16 @@ Imports huggingface_hub lazily. Any thread may call it.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
-from mlxkv.errors import MlxkvError, ModelDownloadError, ModelNotFoundError
+from mlxkv.errors import ConfigError, MlxkvError, ModelDownloadError, ModelNotFoundError, first_line, quoted, shortened
 from mlxkv.models.fetch import HubStatusError
 from mlxkv.models.repository import is_id
 from mlxkv.models.whole import is_whole, problem
-from mlxkv.regular_file import read_text
+from mlxkv.regular_file import read_text, reason
 
 ALLOW = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "tokenizer*")
 NEVER = ("*.py", "*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.gguf", "*.npz", "*.npy", "*.ckpt", "*.h5", "*.onnx")
@@ -30,18 +32,55 @@ class Hub:
     cache_dir: Path | None = None
 
     def url(self) -> str:
+        """Raises ConfigError: it is no address of the web."""
+        check_hub_settings()
         from huggingface_hub import constants
 
-        return (self.endpoint or constants.ENDPOINT).rstrip("/")
+        url = (self.endpoint or constants.ENDPOINT).rstrip("/")
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ConfigError(
+                f"The address of the hub is {quoted(url)}; set HF_ENDPOINT to one of https://, or unset it."
+            )
+        return url
 
     def cache(self) -> Path:
+        """Raises ConfigError: a folder cannot be there."""
+        check_hub_settings()
         from huggingface_hub import constants
 
-        return Path(self.cache_dir or constants.HF_HUB_CACHE).expanduser()
+        path = Path(self.cache_dir or constants.HF_HUB_CACHE)
+        try:
+            path = path.expanduser()
+            path.stat()
+        except FileNotFoundError:
+            pass
+        except (OSError, RuntimeError) as error:  # RuntimeError: `~` of a user who is not there
+            raise ConfigError(
+                f"The model cache {shortened(path)} cannot be used ({reason(error)}); set HF_HOME to another folder."
+            ) from error
+        return path
 
     def storage(self, repo: str) -> Path:
-        """The repository's folder in the cache."""
+        """The repository's folder in the cache. Raises ConfigError: see `cache`."""
         return self.cache() / f"models--{repo.replace('/', '--')}"
+
+
+def check_hub_settings() -> None:
+    """Before huggingface_hub is imported, by mlx-lm too: it reads its variables then.
+
+    Raises:
+        ConfigError: it cannot be imported with what they are.
+    """
+    try:
+        from huggingface_hub import constants
+
+        _ = urlsplit(constants.ENDPOINT).port
+    except ValueError as error:
+        names = ", ".join(sorted(name for name in os.environ if name.startswith("HF_")))
+        raise ConfigError(
+            f"A setting of the Hugging Face hub cannot be used ({first_line(error)}); check the variables {names}."
+        ) from error
 
 
 def find_local(hub: Hub, repo: str, revision: str | None = None, *, need_weights: bool = True) -> Path | None:
@@ -75,6 +114,10 @@ def explain(error: Exception, hub: Hub, repo: str, revision: str | None) -> Mlxk
         )
     if isinstance(error, HubStatusError):
         return _explain_status(error, repo, revision)
+    if isinstance(error, UnicodeEncodeError):  # of a header
+        return ModelDownloadError(
+            "The token for the hub holds characters that no token has; check HF_TOKEN, or run `hf auth login`."
+        )
     if isinstance(error, OSError) and error.strerror:
         return ModelDownloadError(f"{repo} could not be saved ({error.strerror}); make room or check the cache folder.")
     return ModelDownloadError(

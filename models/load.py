@@ -21,7 +21,7 @@ from mlxkv.models.architecture import check_files, model_classes, read_config, r
 from mlxkv.models.chat_template import FoundTemplate
 from mlxkv.models.download import ensure
 from mlxkv.models.ends import EndToken
-from mlxkv.models.hub import Hub
+from mlxkv.models.hub import Hub, check_hub_settings
 from mlxkv.models.memory import check_fits, predict_weights
 from mlxkv.models.resolve import resolve
 from mlxkv.models.rope import settle_ropes
@@ -92,10 +92,11 @@ def load_model(
         ModelDownloadError: offline, gated, the disk is too small, broken off, cancelled.
         ModelFileError: a file is not what it says it is.
         OutOfMemoryError: the weights would not fit this machine; raised before they are downloaded or read.
-        ModelError: cancelled while loading. ConfigError: there is no folder for temporary files.
+        ModelError: cancelled while loading. ConfigError: no folder for temporary files; see `check_hub_settings`.
     """
     device = device or current_device()
     check_temporary_folder(device)
+    check_hub_settings()
     folder = _folder(name, progress, cancel, hub, device)
     start = time.perf_counter()
     config = read_config(folder, name)

@@ -112,6 +112,8 @@ REFUSED: list[tuple[str, Call, type[MlxkvError], str]] = [
     ("prefill generator", lambda o: o.model.prefill(i for i in (1, 2)), ArgumentError, r"make a `list` of it first"),
     ("prefill matrix", lambda o: o.model.prefill(np.zeros((1, 2), int)), ArgumentError, r"list of token ids"),
     ("prefill scalar", lambda o: o.model.prefill(mx.array(1)), ArgumentError, r"list of token ids"),
+    ("prefill long", lambda o: o.model.prefill(range(10**12)), PromptError, r"more than 4,000,000 token ids"),
+    ("prefill longer", lambda o: o.model.prefill(range(10**30)), PromptError, r"more than 4,000,000 token ids"),
     ("prefill none", lambda o: o.model.prefill([]), PromptError, r"There are no token ids"),
     ("id negative", lambda o: o.model.prefill([1, -2]), PromptError, r"Token 1 of the prompt is -2; .* below 64"),
     ("id beyond", lambda o: o.model.prefill([1, 64]), PromptError, r"Token 1 .* is 64; .* below 64"),
@@ -162,6 +164,7 @@ REFUSED: list[tuple[str, Call, type[MlxkvError], str]] = [
     ("pc.rewind", lambda o: o.pc.rewind("x"), ArgumentError, r"`offset` is 'x'"),
     ("pc.rewind below", lambda o: o.pc.rewind(-1), CacheError, r"rewind to token -1"),
     ("pc.rewind float", lambda o: o.pc.rewind(1.0), ArgumentError, r"`offset` is 1.0; it must be a whole number"),
+    ("undo many", lambda o: o.chat.undo(1), ArgumentError, r"`Chat.undo` .*too many .*; it has none"),
     ("pc.fork", lambda o: o.pc.fork(1), ArgumentError, r"`PromptCache.fork` .*too many positional"),
     # a chat
     ("send None", lambda o: o.chat.send(None), ArgumentError, r"`text` is None; it must be text"),

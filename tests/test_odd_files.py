@@ -24,6 +24,7 @@ from mlxkv.models.hub import find_local
 from mlxkv.models.resolve import resolve
 from mlxkv.store import SessionStore, describe_prompt_file
 from mlxkv.store.backup import list_backups
+from mlxkv.store.files import Files
 from mlxkv.tui.attach import AttachError, read
 from mlxkv.tui.history import History
 from mlxkv.tui.slash import run
@@ -219,6 +220,43 @@ def test_a_repository_in_the_cache_is_passed_over(name: str, odd: str, tmp_path:
     list_local(hub, with_broken=True)
     if path.name == "main" and odd != "a folder":
         refused(lambda _: remove("org/name", hub=hub), path, "")
+
+
+NO_DEVICES = [odd for odd in NOT_FILES if "device" not in odd]  # root would lose the machine's own where this fails
+
+
+@pytest.mark.parametrize("odd", NO_DEVICES)
+def test_what_is_no_file_is_not_replaced(odd: str, home: Path) -> None:
+    home.mkdir(mode=0o700)
+    path = home / "saved.kv"
+    NOT_FILES[odd][0](path)
+    before = os.stat(path)
+    with pytest.raises(OSError, match=NOT_FILES[odd][1]):
+        Files().write_over(path, [b"new"])
+    assert (os.stat(path).st_ino, os.stat(path).st_mode) == (before.st_ino, before.st_mode)
+
+
+def test_a_link_to_a_file_stays_a_link(tmp_path: Path) -> None:
+    """The file may lie on another disk."""
+    (tmp_path / "large").mkdir()
+    link, target = tmp_path / "saved.kv", tmp_path / "large" / "saved.kv"
+    target.write_bytes(b"old")
+    link.symlink_to(target)
+    Files().write_over(link, [b"new"])
+    assert link.is_symlink()
+    assert target.read_bytes() == b"new"
+
+
+def test_exports_go_over_no_pipe(small_model: Path, tmp_path: Path, home: Path) -> None:
+    pipe, model = tmp_path / "pipe.safetensors", mlxkv.load(str(small_model))
+    os.mkfifo(pipe)
+    pc = model.prefill([1, 2, 3])
+    chat = model.chat(autosave=True, max_tokens=1)
+    list(chat.send("hello"))
+    for use in (pc.save, pc.export_mlx_lm, lambda path: model.store.export_chat(chat.save(), path)):
+        refused(use, pipe, "it is a pipe")
+        assert pipe.is_fifo()
+    model.close()
 
 
 @pytest.mark.parametrize("odd", NOT_FILES | TOO_LARGE)

@@ -61,9 +61,9 @@ def write_archive(
     if not os.path.isdir(path.parent):
         raise StoreError(f"The folder {shortened(path.parent)} does not exist; make it first.")
     try:
-        return Files(before).write(path, _hashed([[header, text], *(parts for _, parts in chunks)]), path.parent)
+        return Files(before).write_over(path, _hashed([[header, text], *(parts for _, parts in chunks)]))
     except OSError as error:
-        raise StoreError(f"{path} cannot be written ({error.strerror}); check the disk.") from error
+        raise StoreError(f"{path} cannot be written ({error.strerror}); check the path and the disk.") from error
 
 
 def is_archive(path: Path) -> bool:

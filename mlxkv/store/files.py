@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from mlxkv.regular_file import check_regular
 from mlxkv.store.ids import random_name
 
 Step = Callable[[str], None]
@@ -57,6 +58,16 @@ class Files:
         if is_first:  # the folder's own name; last, since what the disk has to do for it is done by then
             self.sync_folder(path.parent.parent)
         return size
+
+    def write_over(self, path: Path, parts: Iterable[bytes | memoryview]) -> int:
+        """`write` where the user says: a link to a file stays a link, and a pipe, a device or a folder is not replaced.
+
+        Raises:
+            OSError: as `write`; `strerror` says what `path` is.
+        """
+        target = Path(os.path.realpath(path))
+        check_regular(target)
+        return self.write(target, parts, target.parent)
 
     def _write(self, fd: int, part: bytes | memoryview) -> int:
         self.before("write")

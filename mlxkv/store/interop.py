@@ -85,9 +85,11 @@ def write_mlx_lm(
         raise StoreError(f"The folder {shortened(path.parent)} does not exist; make it first.")
     room(len(header) + sum(size for *_, size in sized))
     try:
-        return Files(before).write(path, _bytes(header, tensors), path.parent)
+        return Files(before).write_over(path, _bytes(header, tensors))
     except OSError as error:
-        raise StoreError(f"The prompt cache {path} cannot be written ({error.strerror}); check the disk.") from error
+        raise StoreError(
+            f"The prompt cache {path} cannot be written ({error.strerror}); check the path and the disk."
+        ) from error
 
 
 def _arrays(layer: LayerState) -> Iterator[tuple[int, str, mx.array]]:

@@ -90,9 +90,11 @@ def write_prompt_file(
         if not os.path.isdir(path.parent):
             raise StoreError(f"The folder {shortened(path.parent)} does not exist; make it first.")
         room(len(header) + sum(_nbytes(*s) for s in _shapes(cache, len(ids), len(text), parts).values()))
-        return Files(before).write(path, _bytes(header, ids.tobytes(), cache, parts, text), path.parent)
+        return Files(before).write_over(path, _bytes(header, ids.tobytes(), cache, parts, text))
     except OSError as error:
-        raise StoreError(f"The prompt cache {path} cannot be written ({error.strerror}); check the disk.") from error
+        raise StoreError(
+            f"The prompt cache {path} cannot be written ({error.strerror}); check the path and the disk."
+        ) from error
 
 
 def describe_prompt_file(path: Path) -> dict[str, Any]:
