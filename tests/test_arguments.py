@@ -145,7 +145,7 @@ REFUSED: list[tuple[str, Call, type[MlxkvError], str]] = [
     # caches and their files
     ("Model.make_cache", lambda o: o.model.make_cache(5), ArgumentError, r"`config` is 5"),
     ("num_tokens", lambda o: o.model.num_tokens(5), ArgumentError, r"`text` is 5"),
-    ("load_cache missing", lambda o: o.model.load_cache("missing"), FileMissingError, r"no file missing; check"),
+    ("load_cache missing", lambda o: o.model.load_cache("missing"), FileMissingError, r"no file 'missing'; check"),
     ("load_cache folder", lambda o: o.model.load_cache("/"), FileMissingError, r"/ is a folder"),
     ("load_cache None", lambda o: o.model.load_cache(None), ArgumentError, r"`path` is None; it must be a path"),
     ("load_cache bytes", lambda o: o.model.load_cache(b"x"), ArgumentError, r"`path` is b'x'"),
@@ -154,7 +154,7 @@ REFUSED: list[tuple[str, Call, type[MlxkvError], str]] = [
     ("load_cache half", lambda o: o.model.load_cache(HALF), ConfigError, r"no file can have that name"),
     ("load_cache long", lambda o: o.model.load_cache("a" * 300), ConfigError, r"`path` is 'aaa.*no file can"),
     ("load_cache odd", lambda o: o.model.load_cache(Odd()), ArgumentError, r"`path` is <Odd instance"),
-    ("import missing", lambda o: o.model.import_mlx_lm("missing"), FileMissingError, r"no file missing"),
+    ("import missing", lambda o: o.model.import_mlx_lm("missing"), FileMissingError, r"no file 'missing'"),
     ("import cache", lambda o: o.model.import_mlx_lm("x", 5), ArgumentError, r"`cache` is 5"),
     ("save", lambda o: o.pc.save(None), ArgumentError, r"`path` is None"),
     ("save keyword", lambda o: o.pc.save(pth="x"), ArgumentError, r"`PromptCache.save` .* `path`\?"),
