@@ -53,6 +53,7 @@ class Story:
         self._early: list[Block] = []  # said before a chat was open: must survive its opening
         self._kv_before = self._evicted_before = self._filled_before = 0
         self._last: Kind | None = None  # what the transcript ends with
+        self._told: list[str] = []  # lines of ours since the last reply
 
     @property
     def is_empty(self) -> bool:
@@ -69,10 +70,17 @@ class Story:
 
     def say(self, text: str) -> None:
         """A dim line of ours, which answers the user."""
+        self._told.append(text)
         self._add(Block(Kind.META, clean(text, joined=True), tight=self._last is Kind.META))
 
     def note(self, text: str) -> None:
-        """The same unasked: a reader who has scrolled up stays where they are."""
+        """The same unasked: a reader who has scrolled up stays where they are.
+
+        What was told since the last reply is not told again, such as with a message that was stopped and sent anew.
+        """
+        if any(text in told for told in self._told):
+            return
+        self._told.append(text)
         self._add(Block(Kind.META, clean(text, joined=True), tight=self._last is Kind.META), is_answer=False)
 
     def say_lines(self, lines: Sequence[str], info: str = "") -> None:
@@ -91,6 +99,7 @@ class Story:
 
     def show_chat(self, event: ev.ChatOpened, stays: bool = False) -> None:
         early, self._early, self._is_open = self._early, [], True
+        self._told = [block.text for block in early]
         self._is_titled_by = None
         self.title, self.turn, self.messages = title_line(event.title), None, list(event.messages)
         self._kv_before = self._evicted_before = 0
@@ -157,6 +166,7 @@ class Story:
             self._settle([Block(Kind.REPLY, clean(event.text, joined=True), message=number)])
         reply = ev.Message("assistant", event.text, event.stats, event.thinking, event.can_be_quiet)
         self.messages.append(reply)
+        self._told = []
         self._tell_no_answer(reply)
         self._figures(event.stats, number)
         told = rotated_text(event.stats, self._evicted_before) or nearly_full_text(event.stats, self._filled_before)

@@ -350,3 +350,17 @@ def test_joiners_that_a_script_needs_survive_a_stream(state: ChatState) -> None:
     for n, piece in enumerate(("می", "\u200c", "خواهم"), 1):
         state.apply(TextDelta(piece, n))
     assert [block.text for block in state.take().tail] == ["می\u200cخواهم"]
+
+
+def test_what_was_told_since_the_last_reply_is_not_told_again(state: ChatState) -> None:
+    trained = "The window is larger than this model was trained for."
+    state.say(f"window is 9,000 from now on. {trained}")
+    for _ in range(2):  # the first message of a chat, stopped before its reply and sent again
+        state.prompt("q")
+        feed(state, TurnStarted("q"), Notice(trained), Notice("This home is read-only."))
+        feed(state, TurnFinished("stopped", "", STATS, unanswered=True, returned="q"))
+    told = [text for kind, text in shown(state) if kind == "meta"]
+    assert told == [f"window is 9,000 from now on. {trained}", "This home is read-only."]
+    state.prompt("q")
+    feed(state, TurnStarted("q"), TextDelta("a", 1), TurnFinished("stop", "a", STATS), Notice(trained))
+    assert ("meta", trained) in shown(state)
