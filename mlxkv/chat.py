@@ -63,6 +63,7 @@ class Undo:
 
 
 _STARTED = optional(arguments.number)
+_NOTHING = Mark(None, "", (), None)  # a chat in which nothing was said yet
 
 
 class Chat(Beside):
@@ -386,8 +387,17 @@ class Chat(Beside):
         self._runs.check_idle()
         self._check_mine(turn)
         text = self._text_of(turn)
+        is_all = self._is_all(turn)
         self._take_back(turn)
+        if is_all:
+            self._said.return_to(_NOTHING)
         return text
+
+    def _is_all(self, turn: int) -> bool:
+        """Whether message number `turn` is all there is of a session that was made, and named, for it."""
+        said = self._said
+        is_made_for_it = self._autosave and self.session_id is not None and said.read_only is None
+        return is_made_for_it and turn == 0 and len(said.turns) == 1 and said.title == title_of(self._text_of(0))
 
     def _check_mine(self, turn: int) -> None:
         mine = [i for i, t in enumerate(self._said.turns) if t.role == "user"]
@@ -457,12 +467,13 @@ class Chat(Beside):
             if self._said.turns[turn : turn + 1] != (was,):
                 raise ConfigError("The chat has changed since this was asked for; call `retry` or `edit` again.")
             is_unanswered = turn == len(self._said.turns) - 1
-            asked, before = self._text_of(turn) if text is None else text, self._before
+            asked = self._text_of(turn) if text is None else text
+            before = None if is_unanswered else self._before
+            if self._is_all(turn):
+                before = Before(_NOTHING, self._start.fed)
             returned = "" if text is None and not is_unanswered else asked
             self._take_back(turn)
-            yield from self._turn(
-                asked, params, begun, cancelled, None if is_unanswered else before, whole=whole, returned=returned
-            )
+            yield from self._turn(asked, params, begun, cancelled, before, whole=whole, returned=returned)
 
         return self._runs.start(events)
 

@@ -217,6 +217,29 @@ def test_an_unanswered_message_is_taken_back_in_place(model: Model) -> None:
     chat.close()
 
 
+@pytest.mark.parametrize("title", [None, "a title of its own"])
+@pytest.mark.parametrize("back", ["undo", "retry", "edit"])
+def test_a_session_without_a_message_stays_where_it_was_named_alone(model: Model, back: str, title: str | None) -> None:
+    chat = new(model, autosave=True)
+    for event in chat.send(LONG):
+        if isinstance(event, PrefillProgress):
+            chat.cancel(keep_message=True)  # as it is after a quit
+    session = str(chat.session_id)
+    chat.save(title)
+    chat.close()
+    again = model.resume(session)
+    if back == "undo":
+        assert again.undo() == LONG
+    else:
+        stopped(again, again.retry() if back == "retry" else again.edit(0, LONG.upper()))
+    kept = [session] if title else []
+    assert [s.id for s in model.store.list()] == kept
+    assert (again.title, again.messages) == (title or "", ())
+    say(again, "anew")
+    assert [s.num_turns for s in model.store.list()] == [2]
+    again.close()
+
+
 def test_rows_that_were_saved_with_the_message_go_with_it(model: Model) -> None:
     chat = new(model, autosave=True)
     say(chat, "one")

@@ -105,6 +105,8 @@ def versions(front: Front, first: int = 0) -> Iterator[EngineEvent]:
 def rewound(front: Front, turn: int | None) -> Iterator[EngineEvent]:
     chat = front.open_chat
     text = chat.undo() if turn is None else chat.rewind(turn)
+    if front.save and chat.session_id is None:
+        front.saved = ""
     yield from versions(front)
     yield view(chat, text)
     yield figures.status(front)
