@@ -284,7 +284,8 @@ class ChatState(Story):
     def _opened(self, event: ev.ChatOpened) -> None:
         self.answered(cmd.NewChat, cmd.OpenChat, cmd.Rewind, cmd.Fork)
         was_read = bool(self.read_only) and event.session_id == self.session_id
-        self.show_chat(event, stays=was_read)
+        is_set_anew = bool(self._waiting) and isinstance(self._waiting[0], cmd.ChangeSettings | cmd.SetSystem)
+        self.show_chat(event, stays=was_read, keeps_told=is_set_anew)
         self.session_id, self.read_only = event.session_id, clean(event.read_only)
         self.editing, self.put = None, as_typed(event.prompt) or self.put
         kept = self.status

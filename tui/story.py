@@ -53,7 +53,7 @@ class Story:
         self._early: list[Block] = []  # said before a chat was open: must survive its opening
         self._kv_before = self._evicted_before = self._filled_before = 0
         self._last: Kind | None = None  # what the transcript ends with
-        self._told: list[str] = []  # lines of ours since the last reply
+        self._told: list[Block] = []  # lines of ours since the last reply
 
     @property
     def is_empty(self) -> bool:
@@ -70,7 +70,6 @@ class Story:
 
     def say(self, text: str) -> None:
         """A dim line of ours, which answers the user."""
-        self._told.append(text)
         self._add(Block(Kind.META, clean(text, joined=True), tight=self._last is Kind.META))
 
     def note(self, text: str) -> None:
@@ -78,10 +77,9 @@ class Story:
 
         What was told since the last reply is not told again, such as with a message that was stopped and sent anew.
         """
-        if any(text in told for told in self._told):
-            return
-        self._told.append(text)
-        self._add(Block(Kind.META, clean(text, joined=True), tight=self._last is Kind.META), is_answer=False)
+        text = clean(text, joined=True)
+        if not any(text in told.text for told in self._told):
+            self._add(Block(Kind.META, text, tight=self._last is Kind.META), is_answer=False)
 
     def say_lines(self, lines: Sequence[str], info: str = "") -> None:
         """`info`: what the lines are about, where they are worded for the width there is."""
@@ -97,9 +95,11 @@ class Story:
 
     # -- a chat ------------------------------------------------------------------------------------------
 
-    def show_chat(self, event: ev.ChatOpened, stays: bool = False) -> None:
+    def show_chat(self, event: ev.ChatOpened, stays: bool = False, keeps_told: bool = False) -> None:
+        """`keeps_told`: what we told since the last reply stands below it again."""
+        told = self._told if keeps_told and self._is_open else []
         early, self._early, self._is_open = self._early, [], True
-        self._told = [block.text for block in early]
+        self._told = [*early, *told]
         self._is_titled_by = None
         self.title, self.turn, self.messages = title_line(event.title), None, list(event.messages)
         self._kv_before = self._evicted_before = 0
@@ -121,6 +121,7 @@ class Story:
             self._kv_before = event.restored_bytes
             text = restored_text(event.restored_tokens, event.restored_bytes, event.restore_s)
             self._settle([Block(Kind.META, text)])
+        self._settle(told)
 
     # -- a turn ------------------------------------------------------------------------------------------
 
@@ -224,6 +225,7 @@ class Story:
     def _add(self, block: Block, is_answer: bool = True) -> None:
         """One of our own lines; in the middle of a reply it goes above the unfinished block."""
         self._settle([block])
+        self._told.append(block)
         if is_answer:
             self._change.answer = len(self._change.settled) - 1
         if not self._is_open:

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from mlxkv.commands import Command, Compact, ListChats, LoadModel, NewChat, OpenChat, Send
 from mlxkv.events import (
+    Applied,
     ChatList,
     ChatOpened,
     EngineEvent,
@@ -25,6 +26,7 @@ from mlxkv.events import (
 )
 from mlxkv.readings import SessionStatus
 from mlxkv.stats import TurnStats
+from mlxkv.tui import slash
 from mlxkv.tui.blocks import Kind
 from mlxkv.tui.state import ChatState
 from tests.tui.fake_engine import CHATS, STATS
@@ -364,3 +366,19 @@ def test_what_was_told_since_the_last_reply_is_not_told_again(state: ChatState) 
     state.prompt("q")
     feed(state, TurnStarted("q"), TextDelta("a", 1), TurnFinished("stop", "a", STATS), Notice(trained))
     assert ("meta", trained) in shown(state)
+
+
+@pytest.mark.parametrize("messages", [(), (Message("user", "q"), Message("assistant", "a", STATS))])
+def test_other_bounds_of_the_chat_leave_what_was_answered(state: ChatState, messages: tuple[Message, ...]) -> None:
+    feed(state, ChatOpened("s1", "t", messages))
+    state.error("/set sinks is 'abc'")
+    slash.run(state, "set", "ctx 8")
+    feed(state, ChatOpened("s1", "t", messages), Applied("The KV cache has its new bounds."))
+    change = state.take()
+    assert change.cleared
+    *said, wrong, remark, applied = (b.text for b in change.settled)
+    assert len(said) == (3 if messages else 0)
+    assert wrong == "/set sinks is 'abc'"
+    assert remark.startswith("window is 8")
+    assert "attends only the last 8 tokens" in remark
+    assert applied == "The KV cache has its new bounds."
