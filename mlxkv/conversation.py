@@ -6,11 +6,11 @@ for with the next change that finds room. Knows no model and generates nothing: 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 from mlxkv.cache.prompt_cache import PromptCache
@@ -60,6 +60,7 @@ class Conversation:
         self._reply_is_open = self._is_closed = False
         self.is_behind = False  # the disk has refused what was said last
         self._cut_to: int | None = None  # turns that the session keeps, once the disk takes that
+        self._unwanted: list[str] = []  # sessions that are deleted then
         self._news: str | None = None  # about that, to be told
         self._bare_fork_of: str | None = None  # the session this one was forked from, while nothing was said in it
         self.session_id: str | None = None
@@ -120,6 +121,7 @@ class Conversation:
         if not self.is_behind or self.session_id is None:
             return True
         try:
+            self._delete_unwanted()
             store, session = self._store(), self.session_id
             if self._cut_to is not None:
                 store.remove_last(session, self._cut_to)
@@ -138,6 +140,21 @@ class Conversation:
             return False
         self._catch_up()
         return True
+
+    def _delete(self, session_id: str) -> None:
+        """Delete a session that nothing came of; where the disk refuses, with the next change that finds room."""
+        try:
+            self._store().delete(session_id)
+        except DiskError as error:
+            self._unwanted.append(session_id)
+            self.fall_behind(error)
+
+    def _delete_unwanted(self) -> None:
+        """Raises DiskError."""
+        while self._unwanted:
+            with suppress(SessionNotFoundError, SessionLockedError):  # it is somebody else's affair by now
+                self._store().delete(self._unwanted[0])
+            del self._unwanted[0]
 
     def _catch_up(self) -> None:
         if self.is_behind:
@@ -181,7 +198,7 @@ class Conversation:
                     self.fall_behind(error)
             self._take(mark.turns)
         elif mark.session_id is None:
-            self._store().delete(str(now))
+            self._delete(str(now))
             self._lock.close()
             self._lock, self.session_id, self._holds = ExitStack(), None, None
             self._take(mark.turns)
@@ -197,7 +214,7 @@ class Conversation:
             self.resume(store.load(left))
         except SessionNotFoundError:  # a fork in which nothing was said did not stay when it was left
             self._enter_fork(str(mark.bare_fork_of), len(mark.turns))
-        store.delete(fork)
+        self._delete(fork)
 
     def branch(self, num_turns: int) -> None:
         """Go on from the first `num_turns` turns; a session is left as it is and goes on in a fork."""
@@ -205,11 +222,11 @@ class Conversation:
             self._take(self.turns[:num_turns])
             return
         self._check_saved()
-        store, left, bare_fork_of = self._store(), self.session_id, self._bare_fork_of
+        left, bare_fork_of = self.session_id, self._bare_fork_of
         if bare_fork_of is not None:
             with suppress(SessionNotFoundError):
                 self._enter_fork(bare_fork_of, num_turns)
-                store.delete(left)  # a fork in which nothing was said need not stay
+                self._delete(left)  # a fork in which nothing was said need not stay
                 return
         self._enter_fork(left, num_turns)
 
@@ -244,6 +261,7 @@ class Conversation:
         title = title or title_of(self.turns[0].text if self.turns else "")
         self.title = self.title or title  # as it is called where it cannot be saved
         self._store().check_writable()  # before gigabytes of weights are hashed
+        self._delete_unwanted()
         self.title = title
         forked_at = None if parent is None else 0
         self._enter(
@@ -329,6 +347,9 @@ class Conversation:
             if not self._has_caught_up():
                 notice = "The end of this chat is not saved: the disk has no room for it."
             notice = notice or self._holds.flush(self.session_id)
+        elif self._unwanted:
+            with suppress(StoreError):
+                self._delete_unwanted()
         self._lock.close()
         self._is_closed = self.read_only is None
         return notice
@@ -451,7 +472,7 @@ def _is_same(a: TurnRecord, b: TurnRecord) -> bool:
 
 def _is_gone(name: str) -> bool:
     """Whether this is the path of a folder that is not there, as after it was moved."""
-    return Path(name).is_absolute() and not Path(name).exists()
+    return os.path.isabs(name) and not os.path.exists(name)
 
 
 def title_of(text: str) -> str:

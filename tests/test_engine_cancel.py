@@ -10,6 +10,8 @@ import pytest
 
 from mlxkv import commands as cmd
 from mlxkv import events as ev
+from mlxkv.errors import DiskError
+from mlxkv.store import SessionStore
 from tests.test_engine_chats import SETTINGS, Said, texts
 
 LONG = " ".join(f"word {i}" for i in range(30))
@@ -88,6 +90,20 @@ def test_a_retry_or_an_edit_that_is_stopped_gives_the_old_branch_back(
     assert isinstance(finished, ev.TurnFinished)
     assert (finished.unanswered, finished.returned) == (True, returned)
     assert len(here.one(cmd.ListChats(), ev.ChatList).chats) == 1
+
+
+@pytest.mark.parametrize("command", [cmd.Retry(1), cmd.Edit(0, LONG, 0.0)], ids=["retry", "edit"])
+def test_a_retry_or_an_edit_that_the_disk_refuses_gives_the_old_branch_back(
+    here: Said, command: cmd.Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = here.desk.front.open_chat.messages
+
+    def refuse(*_: object) -> None:
+        raise DiskError("There is no room.")
+
+    monkeypatch.setattr(SessionStore, "fork", refuse)
+    *_, opened = [event for event in here.ask(command) if isinstance(event, ev.ChatOpened)]
+    assert opened.messages == before
 
 
 def test_a_message_that_nobody_is_left_to_take_back_stays(here: Said, tiny_path: Path) -> None:

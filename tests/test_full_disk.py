@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -12,7 +12,7 @@ import mlxkv
 from mlxkv import cli_start
 from mlxkv.config import Folders, load_settings
 from mlxkv.errors import DiskError
-from mlxkv.events import Notice, NotSaved, TurnFinished
+from mlxkv.events import Notice, NotSaved, PrefillProgress, TurnEvent, TurnFinished
 from mlxkv.model import Model
 from mlxkv.store import SessionStore
 from mlxkv.store.schema import Database
@@ -85,11 +85,75 @@ def test_wherever_the_disk_is_full_there_is_a_reply_and_nothing_is_lost(model: M
     resumed.close()
 
 
+LONG = " ".join(f"word {i}" for i in range(30))
+
+
+def stop(disk: Disk, chat: mlxkv.Chat, events: Iterator[TurnEvent]) -> None:
+    """Stop a turn before its reply begins, when its message is on the disk, which is full by now."""
+    if chat.session_id is not None:
+        chat.save()
+    finished: TurnEvent | None = None
+    for finished in events:
+        if isinstance(finished, PrefillProgress):
+            disk.fill()
+            chat.cancel()
+    assert isinstance(finished, TurnFinished)
+    assert finished.unanswered
+    assert disk.refused
+
+
+@pytest.mark.parametrize("until", ["the next message", "the next but one", "the end"])
+def test_a_message_that_was_taken_back_does_not_come_back_with_room(model: Model, disk: Disk, until: str) -> None:
+    chat = model.chat(cache=CONFIG, autosave=True, **GREEDY)
+    say(chat, "one")
+    stop(disk, chat, chat.send(LONG))
+    assert chat.num_messages == 2
+    assert texts(model, chat)[2:] == [LONG]  # the disk refused to forget it
+    if until == "the next but one":
+        say(chat, "three")
+    disk.room()
+    if until != "the end":
+        say(chat, "four")
+    assert chat.close() is None
+    assert LONG not in texts(model, chat)
+    resumed = model.resume(str(chat.session_id))
+    assert [m.text for m in resumed.messages] == [m.text for m in chat.messages]
+    say(resumed, "five")
+    resumed.close()
+    assert len(model.store.list()) == 1
+
+
+def test_the_first_message_of_a_chat_is_taken_back_too(model: Model, disk: Disk) -> None:
+    chat = model.chat(cache=CONFIG, autosave=True, **GREEDY)
+    stop(disk, chat, chat.send(LONG))
+    assert chat.messages == ()
+    disk.room()
+    say(chat, "one")
+    assert chat.close() is None
+    assert [m.text for m in chat.messages] == texts(model, chat)
+    assert [c.title for c in model.store.list()] == ["one"]
+
+
+@pytest.mark.parametrize("how", ["retry", "edit"])
+def test_a_retry_or_an_edit_that_was_stopped_gives_the_old_reply_back(model: Model, disk: Disk, how: str) -> None:
+    chat = model.chat(cache=CONFIG, autosave=True, **GREEDY)
+    for text in (LONG, "two"):
+        say(chat, text)
+    before, session = chat.messages, chat.session_id
+    chat.cache.reset()  # else next to nothing would be prefilled
+    stop(disk, chat, chat.retry(0) if how == "retry" else chat.edit(0, f"{LONG} and more"))
+    assert (chat.messages, chat.session_id) == (before, session)
+    disk.room()
+    say(chat, "three")
+    assert chat.close() is None
+    assert [m.text for m in chat.messages] == texts(model, chat)
+
+
 def test_closing_saves_what_there_is_room_for_and_says_what_there_is_not(model: Model, disk: Disk) -> None:
     chats = [model.chat(cache=CONFIG, autosave=True, **GREEDY) for _ in range(2)]
     for chat in chats:
         say(chat, "one")
-        assert model.store.flush(str(chat.session_id)) is None
+        chat.save()  # its rows were on their way
     disk.fill()
     for chat in chats:
         say(chat, "two")

@@ -43,13 +43,9 @@ def run(front: Front, send: Send) -> Iterator[EngineEvent]:
 
 def again(front: Front, turn: int | None, started: float) -> Iterator[EngineEvent]:
     """A reply anew: the window goes back to the message first, the chat with the first event."""
-    chat = front.open_chat
+    chat, how = front.open_chat, front.settings.sampling
     turn = chat.question(turn)
-    shown = chat.messages[turn].text
-    events = front.begun(chat.retry(turn, started=started, **front.settings.sampling))
-    yield from chats.versions(front)
-    yield chats.view(chat, num_messages=turn)
-    yield from _streamed(front, shown, events, is_instead=True)
+    yield from _sent(front, chat.messages[turn].text, lambda: chat.retry(turn, started=started, **how), turn)
 
 
 def edited(front: Front, edit: Edit) -> Iterator[EngineEvent]:
