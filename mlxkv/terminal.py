@@ -1,4 +1,4 @@
-"""Whether the terminal is gone, and what is left to do then. Pure but for file descriptors.
+"""The terminal as a process has it: whether it is gone and what to do then, its standard error, its Ctrl+C.
 
 A terminal that goes away sends SIGHUP, which ends the process unless it is ignored, as under nohup and some
 supervisors. Then reading gives nothing or EIO and writing EIO, for ever.

@@ -107,7 +107,7 @@ def load_model(
     check_whole(folder, name)
     changed = {key: value for key, value in settled.items() if key not in config or value is not config[key]}
     stamps = file_stamps(folder)
-    need, promote = predict_weights(_check_weight_files(folder, name), device)
+    need, promote = predict_weights(_check_weight_files(folder), device)
     check_fits(name, need, device)
     said, (model, config) = config, _read_weights(folder, name, config, changed, promote)
     weight_bytes = _evaluate(model, name, config, progress, cancel)
@@ -143,7 +143,7 @@ def _folder(
     )
 
 
-def _check_weight_files(folder: Path, name: str) -> list[Header]:
+def _check_weight_files(folder: Path) -> list[Header]:
     """The headers of the files mlx-lm will read; every safetensors file in the folder is checked."""
     headers = {path.name: check_weights(path) for path in sorted(folder.glob("*.safetensors"))}
     read = [headers[path.name] for path in sorted(folder.glob(WEIGHTS))]

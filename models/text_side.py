@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlxkv.errors import ModelFileError, ModelUnsupportedError, as_sentence
-from mlxkv.models.architecture import check_files, read_json
+from mlxkv.models.architecture import BESIDE_TOKENIZER, check_files, read_json
 from mlxkv.models.chat_template import FoundTemplate, find_template, is_template
 from mlxkv.models.ends import EndToken, end_tokens, token_ids
 from mlxkv.templates import FILE
@@ -20,7 +20,6 @@ from mlxkv.tokens import encode, tokenizer_file
 if TYPE_CHECKING:
     from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-_BESIDE = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")  # what transformers reads as well
 _PROBE = "a0 <|x|>\n"
 
 
@@ -79,7 +78,7 @@ def _broken(folder: Path, name: str, why: str) -> str:
         except ModelFileError:
             pass
         else:
-            file = next((other for other in _BESIDE if (folder / other).is_file()), file)
+            file = next((other for other in BESIDE_TOKENIZER if (folder / other).is_file()), file)
     return f"The tokenizer of {name} ({file}) cannot be read ({why}); download the model again."
 
 

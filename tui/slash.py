@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlxkv import commands as cmd
+from mlxkv.encoding import decode
 from mlxkv.errors import ConfigError, ModelNotFoundError
 from mlxkv.export_format import CHAT_FORMATS, CHAT_SUFFIXES, export_format, one_of
 from mlxkv.models import resolve
-from mlxkv.regular_file import read_text, reason
+from mlxkv.regular_file import read_bytes, reason
 from mlxkv.settings import Setting, change, find, schema
 from mlxkv.tui import lists, reports
 from mlxkv.tui.listing import Listing, PutPrompt, Row, cut
@@ -153,7 +154,7 @@ def _system(state: ChatState, argument: str) -> None:
     if argument.startswith("@"):
         path = Path(argument[1:]).expanduser()
         try:
-            text = read_text(path, _LONGEST)
+            text = decode(read_bytes(path, _LONGEST))
         except (OSError, ValueError) as error:
             state.error(f"{path} cannot be read ({reason(error)}); check the name.")
             return

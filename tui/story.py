@@ -137,15 +137,14 @@ class Story:
             self.messages.append(ev.Message("user", text))
         self.turn = Turn(self.clock())
 
-    def take_back(self) -> str:
-        """The message in front leaves the chat: nothing answered it."""
+    def take_back(self) -> None:
+        """The last message leaves the chat: nothing answered it."""
         self.turn, number = None, len(self.messages) - 1
-        text = self.messages.pop().text
+        del self.messages[-1]
         change = self._change
         change.settled, change.dropped = [block for block in change.settled if block.message != number], number
         if self._is_titled_by == number:
             self.title = ""
-        return text
 
     def hear(self, event: ev.TextDelta | ev.PrefillProgress) -> None:
         """The next piece of the reply, or of the way to it."""

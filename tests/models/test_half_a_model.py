@@ -82,6 +82,7 @@ CASES: dict[str, tuple[Damage, str, bool]] = {
         True,
     ),
     "a shard that is a pipe": (fifo(SECOND), LACKS.format(SECOND), True),
+    "a pipe beside the shards": (lambda f: os.mkfifo(f / "model-x.safetensors"), "model-x.safetensors", False),
     "a shard that is a folder": (both(unlink(SECOND), lambda f: (f / SECOND).mkdir()), LACKS.format(SECOND), True),
     "a shard that ends early": (write(SECOND, SHARD[:-1]), f"{SECOND} is cut off at {len(SHARD) - 1:,} of", True),
     "a shard that ends in its header": (write(SECOND, SHARD[:20]), SECOND, True),
@@ -152,12 +153,17 @@ def test_half_a_model(damage: Damage, says: str, is_missing: bool, hub: Hub) -> 
     assert "parameters" not in sentence
 
 
-@pytest.mark.parametrize("damage", [unlink("config.json"), dangle("config.json"), fifo("config.json")])
-def test_without_its_configuration_nobody_can_say_what_it_is(damage: Damage, hub: Hub) -> None:
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [(unlink("config.json"), r"holds no config\.json"), (dangle("config.json"), r"holds no config\.json"),
+     (fifo("config.json"), r"config\.json cannot be read as JSON \(it is a pipe")],
+    ids=["gone", "its blob gone", "a pipe"],
+)  # fmt: skip
+def test_without_its_configuration_a_model_is_in_no_list(damage: Damage, says: str, hub: Hub) -> None:
     damage(folder_of(hub))
     assert list_local(hub, with_broken=True) == ()
     assert find_local(hub, REPO) is None
-    with pytest.raises(ModelError, match=r"config\.json"):
+    with pytest.raises(ModelError, match=says):
         load_model(str(folder_of(hub)))
 
 

@@ -244,9 +244,10 @@ def test_the_list_of_settings_puts_the_command_into_the_prompt(state: ChatState)
 
 
 def test_a_system_prompt_from_a_file(state: ChatState, tmp_path: Path) -> None:
-    (tmp_path / "s").write_text("Be kind.")
-    run(state, "system", f"@{tmp_path}/s")
-    assert sent(state) == [cmd.SetSystem("Be kind.")]
+    for encoding in ("utf-8", "utf-16"):
+        (tmp_path / "s").write_text("Be kind.", encoding=encoding)
+        run(state, "system", f"@{tmp_path}/s")
+        assert sent(state) == [cmd.SetSystem("Be kind.")]
     run(state, "system", f"@{tmp_path}/none")
     assert sent(state) == []
     assert "cannot be read" in lines(state)[-1]
