@@ -5,6 +5,7 @@ What it offers while one types is `offering.py`'s.
 
 from __future__ import annotations
 
+import unicodedata
 from collections import deque
 from typing import ClassVar
 
@@ -22,6 +23,11 @@ FREED = ("ctrl+k", "ctrl+z", "f6", "f7")  # a text area would take them: they ar
 
 
 _REMEMBERED = 4  # messages that may still come back
+
+
+def _is_text(typed: str) -> bool:
+    """Of what Textual takes for no text, being invisible: the joiners of emoji and of Persian, and wide spaces."""
+    return typed in "\u200c\u200d" or unicodedata.category(typed) == "Zs"
 
 
 class Prompt(OfferingArea):
@@ -225,6 +231,10 @@ class Prompt(OfferingArea):
                 event.stop()
                 event.prevent_default()
                 await self.run_action(bound.binding.action)
+        elif (typed := event.character) and not event.is_printable and _is_text(typed):
+            event.stop()
+            event.prevent_default()
+            self._replace_via_keyboard(typed, *self.selection)
         elif event.character == "?" and not self.text:
             event.stop()
             event.prevent_default()

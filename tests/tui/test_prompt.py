@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from textual.events import Paste
+from textual.events import Key, Paste
 
 from mlxkv.commands import Command, CountTokens, NewChat, Send
 from mlxkv.config import Folders
@@ -50,6 +50,20 @@ async def test_a_long_paste_is_one_word_until_it_is_sent() -> None:
         assert sent(w) == [f"what is {paste}{'x' * 1000}"]
         assert w.app.history.entries[-1] == sent(w)[0]
         await w.until(lambda: "more lines" in w.said())
+
+
+@pytest.mark.parametrize(
+    "typed",
+    ["👨\u200d👩\u200d👧", "می\u200cخواهم", "東京\u3000大阪", "10\u00a0km"],
+    ids=["emoji", "Persian", "wide", "fixed"],
+)
+async def test_what_is_typed_has_its_joiners_and_spaces(typed: str) -> None:
+    async with window(FakeEngine(manual=True)) as w:
+        for letter in typed:  # one key each, as an input method or a list of emoji sends them
+            w.app.prompt.post_message(Key(letter, letter))
+        await w.until(lambda: w.app.prompt.text == typed)
+        await w.pilot.press("enter")
+        await w.until(lambda: sent(w) == [typed])
 
 
 async def test_a_paste_that_looks_like_a_command_is_not_one() -> None:
