@@ -21,7 +21,8 @@ def remark(name: str, value: object) -> str:
         case "max_tokens" if value < FEW_TOKENS:
             return "Replies are cut after a few words; /continue lets one grow."
         case "window" if value < SMALL_WINDOW:
-            return f"The model attends only the last {value:,} tokens and the pinned ones; 2,048 or more is usual."
+            last = "token" if value == 1 else f"{value:,} tokens"
+            return f"The model attends only the last {last} and the pinned ones; 2,048 or more is usual."
         case "sinks" if value == 0:
             return (
                 "With nothing pinned the system prompt is evicted too, and replies get worse once the window is full."

@@ -77,7 +77,7 @@ def test_what_is_refused_changes_nothing(name: str, value: str) -> None:
         ("min-p 1", "likeliest"),
         ("max-tokens 1", "cut after a few words"),
         ("max-tokens 512", ""),
-        ("ctx 1", "only the last 1 tokens"),
+        ("ctx 1", "only the last token and"),
         ("ctx 4096", ""),
         ("sinks 0", "evicted too"),
         ("sinks system", ""),
