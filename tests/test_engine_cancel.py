@@ -11,6 +11,7 @@ import pytest
 from mlxkv import commands as cmd
 from mlxkv import events as ev
 from mlxkv.errors import DiskError
+from mlxkv.stats import evicted_text
 from mlxkv.store import SessionStore
 from tests.test_engine_chats import SETTINGS, Said, texts
 
@@ -150,6 +151,8 @@ def test_a_chat_that_is_not_saved_cannot_be_given_a_larger_window(tiny_path: Pat
     assert there.one(cmd.Send("much " * 200, 0.0), ev.MessageTooLong).overflow.window
     there.ask(cmd.Send("hi", 0.0))
     assert there.one(cmd.Send("much " * 200, 0.0), ev.MessageTooLong).overflow.window == 0
+    anyway = there.one(cmd.Send("much " * 200, 0.0, anyway=True), ev.PromptEvicted)
+    assert "/set" not in evicted_text(anyway.overflow, "/set window {}".format)
     there.desk.front.close()
 
 

@@ -18,11 +18,13 @@ from mlxkv.events import (
     KVSaving,
     MessageTooLong,
     NotSaved,
+    PromptEvicted,
     TextDelta,
     TurnEvent,
     TurnFinished,
     TurnStarted,
 )
+from mlxkv.stats import Overflow
 
 if TYPE_CHECKING:
     from mlxkv.chat import Chat
@@ -78,10 +80,14 @@ def _sent(
             yield from _as_it_is(front)
         if not isinstance(error, MessageTooLongError):
             raise
-        is_fixed = chat.session_id is None and bool(chat.turns)  # see `chats.resettled`
-        yield MessageTooLong(text, replace(error.overflow, window=0) if is_fixed else error.overflow)
+        yield MessageTooLong(text, _offered(chat, error.overflow))
         yield figures.status(front)
     front.unsent = ""
+
+
+def _offered(chat: Chat, overflow: Overflow) -> Overflow:
+    """Without a larger window where the chat keeps the one it has: see `chats.resettled`."""
+    return replace(overflow, window=0) if chat.session_id is None and chat.turns else overflow
 
 
 def _as_it_is(front: Front) -> Iterator[EngineEvent]:
@@ -121,6 +127,8 @@ def _streamed(
         for event in events:
             if isinstance(event, KVNotSaved) and not isinstance(event, NotSaved):
                 notice = event.text
+            elif isinstance(event, PromptEvicted):
+                event = replace(event, overflow=_offered(chat, event.overflow))
             elif isinstance(event, TurnFinished) and event.unanswered and is_instead:
                 yield from _as_it_is(front)
             elif isinstance(event, TurnFinished):  # its reply is on disk by now
