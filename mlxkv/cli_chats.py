@@ -247,10 +247,10 @@ def chats_restore_backup(name: Annotated[str, typer.Argument(help="As `mlxkv cha
 
 
 def open_store(folders: Folders | None = None, *, enforce: bool = True) -> SessionStore:
-    """The sessions of this user. `enforce`: see SessionStore.open."""
+    """The sessions of this user, on a full disk to read. `enforce`: see SessionStore.open."""
     from mlxkv.store import SessionStore
 
-    return SessionStore.open(folders or Folders.from_env(), enforce=enforce)
+    return SessionStore.open(folders or Folders.from_env(), enforce=enforce, when_full="read")
 
 
 def _place(hit: SearchHit) -> list[str]:

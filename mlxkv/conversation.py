@@ -373,7 +373,7 @@ class Conversation:
             save = store.commit_kv if wait else store.save_kv
             commit = save(str(self.session_id), cache, self._identity(), random_state())
         except (OSError, StoreError, CacheError) as error:
-            return 0, f"The KV cache could not be saved, the chat is ({error})"
+            return 0, f"{error} The chat itself is saved."
         return commit.bytes_written, commit.notice
 
     def restore_rows(self, cache: PromptCache, ids: Sequence[int]) -> Restored | None:

@@ -118,7 +118,7 @@ def _store(folders: Folders) -> Iterator[Finding]:
     from mlxkv.store import SessionStore
 
     try:
-        with SessionStore.open(folders) as store:
+        with SessionStore.open(folders, when_full="read") as store:
             report = store.verify(quick=True)
             yield Finding("sessions", f"{report.num_sessions} chats, sqlite {sqlite3.sqlite_version}")
             yield Finding("KV on disk", _usage(report, store.disk_limit))

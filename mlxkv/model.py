@@ -367,6 +367,12 @@ class Model:
             self._store = SessionStore.open(self._folders or Folders.from_env(), enforce=False)  # see `reopen`
         return self._store
 
+    def open_store_for_one_reply(self) -> None:
+        """Open the sessions, on a full disk to read: no reply comes after this one that could be saved."""
+        if self._store is None:
+            folders = self._folders or Folders.from_env()
+            self._store = SessionStore.open(folders, enforce=False, when_full="read")
+
     @cached_property
     def identity(self) -> ModelIdentity:
         """What must match before saved rows may be used."""

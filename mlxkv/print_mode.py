@@ -119,6 +119,7 @@ def _chat(model: Model, request: PrintRequest, cache: CacheConfig | None, sampli
     elif request.resume is None:
         chat = model.chat(request.system, cache, autosave=request.save, **sampling)
     else:
+        model.open_store_for_one_reply()
         chat = model.reopen(request.resume, cache=cache, fork=request.fork and request.save, **sampling)
         if not request.save:
             chat.detach()

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
+import shutil
+import sqlite3
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 import mlxkv
 from mlxkv import cli_start
+from mlxkv.cli import main
 from mlxkv.config import Folders, load_settings
 from mlxkv.errors import DiskError
 from mlxkv.events import Notice, NotSaved, PrefillProgress, TurnEvent, TurnFinished
@@ -210,3 +217,56 @@ def test_what_sqlite_calls_it_is_one_error(model: Model, disk: Disk, arm: Callab
     arm(database.db)
     with pytest.raises(DiskError), database.writing() as db:
         db.execute("CREATE TABLE t AS SELECT zeroblob(10000000)")
+
+
+@pytest.fixture
+def full(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No byte is left: SQLite can make no file beside the database."""
+    connect = sqlite3.connect
+
+    def without_room(database: str, *args: Any, **more: Any) -> sqlite3.Connection:
+        if "mode=" in database and "immutable" not in database:
+            raise Full("disk I/O error")
+        return connect(database, *args, **more)
+
+    monkeypatch.setattr(sqlite3, "connect", without_room)
+    nothing_free = type(shutil.disk_usage("."))(1, 1, 0)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: nothing_free)
+
+
+class Full(sqlite3.OperationalError):
+    sqlite_errorcode = sqlite3.SQLITE_IOERR
+
+
+READING = {
+    "chats ls": "hello",
+    "chats show hello": "## user",
+    "chats search hello": "#1 user:",
+    "chats export hello": "# hello",
+    "doctor": "1 chats",
+    "-c -p hello --max-tokens 4": "",
+    "-r hello -p hello --max-tokens 4": "",
+    "-c --fork -p hello --max-tokens 4": "",
+    "chats rm --yes hello": "",
+}
+
+
+@pytest.fixture
+def said(tiny_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A chat of an earlier run."""
+    monkeypatch.setenv("MLXKV_MODEL", str(tiny_path))
+    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+    loaded = mlxkv.load(str(tiny_path))
+    with loaded.chat(autosave=True, **GREEDY) as chat:
+        say(chat, "hello")
+    loaded.close()
+
+
+@pytest.mark.parametrize("command", READING)
+def test_reading_takes_no_room(said: None, full: None, command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(command.split())
+    out = capsys.readouterr()
+    assert READING[command] in out.out
+    assert (end.value.code == 1) == (command in ("doctor", "chats rm --yes hello"))
+    assert out.err.count("is full, so nothing is saved; make room") == ("-p" in command or "rm" in command)

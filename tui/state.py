@@ -335,6 +335,8 @@ class ChatState(Story):
             self.say(event.text)
         else:
             self.error(event.text + advice(event.kind), is_answer=not is_reply)
+        if isinstance(failed, cmd.OpenChat) and self._ready and not self._is_open:
+            self.submit(cmd.NewChat())  # else what is written would wait for ever
 
     def _engine_stopped(self, error: str | None) -> None:
         self.break_off()

@@ -1,4 +1,5 @@
-"""Opening the chats where nothing can be written: a home on a read-only disk, or one that this user may only read.
+"""Opening the chats where nothing can be written: a home on a read-only disk, or one that this user may only read; and,
+for whoever wants to read alone, one on a full disk.
 
 No lock, no marker and no file of SQLite's is made. A database that cannot be read like that, because it is of an older
 format or a crash left turns in its log, is copied to a temporary folder and read there. Where there are no chats there
@@ -16,15 +17,23 @@ from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from mlxkv.errors import ReadOnlyError, StoreError
+from mlxkv.errors import DiskError, ReadOnlyError, StoreError
 from mlxkv.regular_file import check_regular, reason
 from mlxkv.store.files import no_step, regular_size
 from mlxkv.store.migrations import migrate
-from mlxkv.store.schema import ENDINGS, Database, connect, create, database_errors, is_empty, needs_migration
+from mlxkv.store.schema import ENDINGS, Database, connect, create, database_errors, has_room, is_empty, needs_migration
 
 _ERRNOS = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT)  # the last: of a folder that cannot be made
 _CODES = (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_CANTOPEN)
 _PRAGMAS = ("trusted_schema=0", "cell_size_check=1", "query_only=1")
+
+
+def why_full(error: BaseException, database: Path) -> str | None:
+    """What to tell the user if `error`, of opening `database`, came from a disk without room for what SQLite writes
+    beside it; else None."""
+    if not isinstance(error, DiskError) or has_room(database):
+        return None
+    return f"The disk of {database.parent} is full, so nothing is saved; make room on it and try again."
 
 
 def why_read_only(error: BaseException, data: Path) -> str | None:

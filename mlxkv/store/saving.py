@@ -58,7 +58,7 @@ class Saver:
         job, _ = self._newest.pop(session_id, (None, {}))
         if job is None or job.failure is None:
             return None
-        return self._once(session_id, f"The KV cache could not be saved, the chat is ({job.failure})")
+        return self._once(session_id, f"{job.failure} The chat itself is saved.")
 
     def wait(self, session_id: str) -> None:
         """Until nothing of the session is on its way; what went wrong stays to be told."""

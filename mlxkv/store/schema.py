@@ -147,7 +147,7 @@ def database_errors(path: Path) -> Iterator[None]:
         if code == sqlite3.SQLITE_BUSY:
             raise StoreError(f"The chat database {path} is busy; close the other mlxkv and try again.") from error
         if code in _DISK_CODES:
-            why = f"({error}); check" if _has_room(path) else "(no space left on the disk); make room on"
+            why = f"({error}); check" if has_room(path) else "(no space left on the disk); make room on"
             raise DiskError(f"The chat database {path} cannot be used {why} the disk and try again.") from error
         raise StoreError(f"The chat database {path} cannot be used ({error}); check the disk and try again.") from error
     except UnicodeDecodeError as error:  # of a name or a message that sqlite3 cannot even say
@@ -158,7 +158,7 @@ def database_errors(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _has_room(path: Path) -> bool:
+def has_room(path: Path) -> bool:
     """Whether the disk has the few pages that SQLite needs; all that it says itself may be "disk I/O error"."""
     with contextlib.suppress(OSError):
         return shutil.disk_usage(path.parent).free >= _LEAST_ROOM

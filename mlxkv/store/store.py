@@ -25,12 +25,12 @@ from mlxkv.store.identity import ModelIdentity
 from mlxkv.store.leftovers import missing_bytes, remove_unused, sweep
 from mlxkv.store.locks import is_held, kv_lock, lock_path, locked, open_sessions, store_lock
 from mlxkv.store.moving import Imported, export_chat, import_chat
-from mlxkv.store.opening import RememberedHashes, open_database, open_read_only
+from mlxkv.store.opening import DATABASE, RememberedHashes, open_database, open_read_only
 from mlxkv.store.paces import Paces
 from mlxkv.store.pacing import Pace
 from mlxkv.store.ports import KVCacheLike
 from mlxkv.store.quota import Quota
-from mlxkv.store.read_only import why_read_only
+from mlxkv.store.read_only import why_full, why_read_only
 from mlxkv.store.records import Kind, KVCommit, Restored, SearchHit, SessionRecord, TurnRecord
 from mlxkv.store.refs import bytes_written, copy_commits, unsaved_bytes
 from mlxkv.store.restore import Restorer
@@ -60,7 +60,7 @@ class SessionStore:
     @classmethod
     def open(
         cls, folders: Folders, before: Step = no_step, *, disk_limit: int | Literal["setting"] | None = "setting",
-        files: Files | None = None, enforce: bool = True,
+        files: Files | None = None, enforce: bool = True, when_full: Literal["raise", "read"] = "raise",
     ) -> SessionStore:  # fmt: skip
         """Open or make the store, or only read it where nothing can be written (`read_only`).
 
@@ -68,6 +68,7 @@ class SessionStore:
         `disk_limit`: bytes for everything in the cache folder, None for as much as the disk has; by default what the
         user has set. Whoever opens the store goes by it: opening already makes room, unless `enforce` is False, for
         whoever is about to resume a chat whose rows must not go (`enforce_limit`).
+        `when_full`: on a full disk too the chats can be read, but what stays open so is not saved once there is room.
 
         Raises:
             StoreError: another program's or a newer format, or the database is gone though there was one.
@@ -79,7 +80,10 @@ class SessionStore:
         try:
             return cls._open_to_write(folders, files, disk_limit, enforce)
         except (ConfigError, StoreError) as error:
-            if (why := why_read_only(error, folders.data)) is None:
+            why = why_read_only(error, folders.data)
+            if why is None and when_full == "read":
+                why = why_full(error, folders.data / DATABASE)
+            if why is None:
                 raise
         database = open_read_only(folders.data, why)
         store = cls(database, Space.at(folders.cache, files), folders.data / "locks", disk_limit)

@@ -141,6 +141,17 @@ def test_a_failed_open_leaves_the_chat_as_it_was(state: ChatState) -> None:
     assert [type(c) for c in sent(state)] == [OpenChat, Send]
 
 
+def test_where_the_first_chat_cannot_be_opened_a_new_one_is(clock: Clock) -> None:
+    """Else messages would wait for a chat for ever, and the reason must survive its opening."""
+    state = ChatState(clock)
+    state.begin([LoadModel("m"), OpenChat("gone")])
+    feed(state, READY, Failed("The disk is full."))
+    state.prompt("hi")
+    feed(state, OPENED)
+    assert [type(c) for c in sent(state)] == [LoadModel, OpenChat, NewChat, Send]
+    assert ("error", "The disk is full.") in shown(state)
+
+
 def test_a_load_can_be_stopped(clock: Clock) -> None:
     state = ChatState(clock)
     assert not state.stop()
