@@ -147,6 +147,8 @@ def _check_weight_files(folder: Path) -> list[Header]:
     """The headers of the files mlx-lm will read; every safetensors file in the folder is checked."""
     headers = {path.name: check_weights(path) for path in sorted(folder.glob("*.safetensors"))}
     read = [headers[path.name] for path in sorted(folder.glob(WEIGHTS))]
+    if any("\ud800" <= c <= "\udfff" for c in str(folder)):  # bytes that are no text; MLX and tokenizers want text
+        raise ModelFileError(f"mlx-lm cannot read a model from {folder}, whose path is not UTF-8; rename it.")
     if any(c in str(folder) for c in "*?["):
         raise ModelFileError(f"mlx-lm cannot read weights from {folder}, whose path has one of * ? [; rename it.")
     return read

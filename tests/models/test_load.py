@@ -198,6 +198,17 @@ def test_wrong(name: str, model_folder: Path) -> None:
     assert text.endswith(".")
 
 
+def test_a_path_that_is_no_text(model_folder: Path) -> None:
+    """MLX says `std::bad_cast`, which is no reason to download anything again."""
+    odd = model_folder.with_name("odd\udcff")
+    try:
+        model_folder.rename(odd)
+    except OSError:
+        pytest.skip("this disk takes no such name")
+    with pytest.raises(ModelFileError, match="not UTF-8; rename it"):
+        load_model(str(odd))
+
+
 def test_folder_whose_name_is_a_pattern(model_folder: Path) -> None:
     """mlx-lm looks for the weights with glob and would find none."""
     folder = model_folder.rename(model_folder.with_name("model [1]"))
