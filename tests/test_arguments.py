@@ -344,7 +344,7 @@ CLASSES = (mlxkv.Model, mlxkv.Chat, mlxkv.PromptCache)
 INTERNAL = {  # fed with what this library made; no place for a caller's value
     "cancel", "reuse", "landing", "room", "advance", "check_length", "checkpoint", "recover", "num_unattended",
     "layout",
-    "begin_restore", "finish_restore", "check_model", "check_log", "in_use", "question",
+    "begin_restore", "finish_restore", "check_model", "check_log", "in_use", "question", "open_store_for_one_reply",
 }  # fmt: skip
 
 
