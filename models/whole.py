@@ -93,7 +93,7 @@ def _indexed(folder: Path) -> set[str]:
     path = folder / INDEX
     if not path.is_file():
         return set()
-    table = read_json(path).get("weight_map")
+    table = (read_json(path) or {}).get("weight_map")
     if not isinstance(table, dict) or not all(isinstance(name, str) for name in table.values()):
         raise ModelFileError(f"{path} must map tensors to files as weight_map; download the model again.")
     for name in table.values():
