@@ -149,12 +149,20 @@ supervisor.window_is_up()
 os.write(1, b"\x1b[?1049h\x1b[?1003hpainted")
 ctypes.PyDLL(None).sleep(1000)  # holds the interpreter, as a normalizer or a decoder may
 """
+# It lets other threads run, so that the window reads keys and quits; then it waits for its engine.
+WAITING = """supervisor.quit()
+import threading
+wait = "import threading; threading.Event().wait()"
+engine = threading.Thread(target=exec, args=(wait, {"__name__": "mlxkv.templates"}), name="mlxkv-engine")
+engine.start()
+os.write(1, b"painted")
+engine.join()"""
 
 
 @pytest.mark.parametrize(
     ("then", "typed"),
-    [("", b"\x03"), ("", b"text/quit\r"), ("supervisor.quit()", b"")],
-    ids=["ctrl+c", "/quit", "the window had been told"],
+    [("", b"\x03"), ("", b"text/quit\r"), ("supervisor.quit()", b""), (WAITING, b"")],
+    ids=["ctrl+c", "/quit", "the window had been told", "its engine waits for a template"],
 )
 def test_a_window_that_hangs_is_ended_by_a_quit(then: str, typed: bytes) -> None:
     run = supervised(HANGING.format(then=then))

@@ -1,6 +1,6 @@
-"""`python -m tests.tui.hanging`: the command with a chat template that never ends for some messages. Run by tests.
+"""`python -m tests.tui.hanging`: the command with a chat template that never ends for a message that ends in "hold".
 
-"hold": and holds the interpreter all the while, as a tokenizer's Rust may. "wait": and lets other threads run.
+It holds the interpreter all the while, as a tokenizer's Rust may. Run by a test.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-import threading
 from typing import Any
 
 
@@ -27,13 +26,9 @@ def main() -> None:
             self._real = real
 
         def render(self, messages: Any, **more: Any) -> str:
-            last = messages[-1]["content"]
-            if last.endswith(("hold", "wait")):
+            if messages[-1]["content"].endswith("hold"):
                 os.write(1, b"it hangs")
-            if last.endswith("hold"):
                 ctypes.PyDLL(None).sleep(1000)
-            if last.endswith("wait"):
-                threading.Event().wait()
             return self._real.render(messages=messages, **more)
 
     compiled = templates.ChatTemplate._compiled.func  # type: ignore[attr-defined]
