@@ -29,6 +29,7 @@ from mlxkv.stats import TurnStats
 from mlxkv.store import ModelIdentity, Restored, SessionRecord, SessionStore, TurnRecord
 from mlxkv.store.lending import FEW, Lender
 
+MEANWHILE = " What is said meanwhile is kept in memory, and saved once there is room."
 _TITLE_LENGTH = 60
 
 
@@ -114,7 +115,7 @@ class Conversation:
         """What is said now is in memory alone, until `_has_caught_up`."""
         if not self.is_behind:
             self.is_behind = True
-            self._news = f"Not saved: {error} What is said meanwhile is kept in memory, and saved once there is room."
+            self._news = f"Not saved: {error}{MEANWHILE}"
 
     def _has_caught_up(self) -> bool:
         """Write the turns that the session lacks, if it does. Raises SessionChangedError."""

@@ -15,8 +15,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from mlxkv.conversation import MEANWHILE
 from mlxkv.errors import OutputClosedError
-from mlxkv.events import NoAnswer, Notice, PrefillProgress, PromptEvicted, TextDelta, TurnEvent, TurnFinished
+from mlxkv.events import NoAnswer, Notice, NotSaved, PrefillProgress, PromptEvicted, TextDelta, TurnEvent, TurnFinished
 from mlxkv.stats import evicted_text, no_answer_text, stat_line
 from mlxkv.terminal import handle_interrupts
 from mlxkv.text import CONTEXT, clean
@@ -98,6 +99,8 @@ def _print_turn(chat: Chat, request: PrintRequest, out: TextIO, err: TextIO) -> 
 
 def _worded(event: TurnEvent) -> TurnEvent:
     """What to do is said in options, not in arguments."""
+    if isinstance(event, NotSaved):
+        return replace(event, text=event.text.removesuffix(MEANWHILE))  # the process ends before there is room
     if isinstance(event, PromptEvicted):
         return replace(event, text=evicted_text(event.overflow, "--window {}".format))
     if not isinstance(event, NoAnswer):

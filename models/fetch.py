@@ -16,13 +16,15 @@ from queue import Empty, Full, Queue
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
-from mlxkv.errors import ModelDownloadError
+from mlxkv.errors import ModelDownloadError, shortened
+from mlxkv.regular_file import check_regular, reason
 
 TIMEOUT = 30.0  # seconds without a byte
 
 _LOOK = 0.1  # seconds between two looks at whether to stop
 _MAX_REDIRECTS = 10
 _QUEUED = 64  # pieces of at most 64 KiB
+_MAX_TOKEN = 4096  # bytes of its file
 _PORTS = {"http": 80, "https": 443}
 
 
@@ -144,8 +146,15 @@ def redirected(url: str, location: str) -> str:
 
 
 def _headers(url: str, endpoint: str, start: int) -> dict[str, str]:
+    from huggingface_hub import constants
     from huggingface_hub.utils import build_hf_headers
 
+    try:
+        check_regular(constants.HF_TOKEN_PATH, _MAX_TOKEN)
+    except OSError as error:
+        raise ModelDownloadError(
+            f"The hub's token {shortened(constants.HF_TOKEN_PATH)} cannot be read ({reason(error)}); check that file."
+        ) from error
     token = None if _origin(url) == _origin(endpoint) else False  # None: the user's
     headers = {**build_hf_headers(token=token), "Accept-Encoding": "identity"}
     return {**headers, "Range": f"bytes={start}-"} if start else headers

@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 
 import mlxkv
-from mlxkv import cli_start
+from mlxkv import cli_start, print_mode
 from mlxkv.cli import main
 from mlxkv.config import Folders, load_settings
+from mlxkv.conversation import MEANWHILE
 from mlxkv.errors import DiskError
 from mlxkv.events import Notice, NotSaved, PrefillProgress, TurnEvent, TurnFinished
 from mlxkv.model import Model
@@ -270,3 +271,9 @@ def test_reading_takes_no_room(said: None, full: None, command: str, capsys: pyt
     assert READING[command] in out.out
     assert (end.value.code == 1) == (command in ("doctor", "chats rm --yes hello"))
     assert out.err.count("is full, so nothing is saved; make room") == ("-p" in command or "rm" in command)
+
+
+def test_a_reply_that_is_printed_promises_no_later() -> None:
+    """The process ends before there is room."""
+    event = print_mode._worded(NotSaved(f"Not saved: the disk is full.{MEANWHILE}"))
+    assert event == NotSaved("Not saved: the disk is full.")

@@ -60,7 +60,6 @@ CASES = {
     "models ls, no reader": Case(("models", "ls"), stdout="gone", out=empty),
     "cache ls, no reader": Case(("cache", "ls", "--json"), stdout="gone", out=empty),
     "bench, no reader": Case(("bench", "-m", "TINY", "--prompt", "4", "--tokens", "2"), stdout="gone", out=empty),
-    "completion, no reader": Case(("--show-completion", "bash"), stdout="gone", out=empty, says=None),
     "-p, no reader": Case((*ASK, "-q"), stdout="gone", out=empty, prompt="hi"),
     "-p as JSON, no reader": Case((*ASK, "--output-format", "json"), stdout="gone", out=empty, prompt="hi"),
     "--plain, no reader": Case(("--plain", "-m", "TINY"), stdout="gone", out=empty),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -71,5 +72,13 @@ def test_a_cache_that_cannot_be_one(cache: str, says: str) -> None:
 def test_a_token_that_no_header_holds(fake: FakeHub, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "\u043a\u043b\u044e\u0447")
     with pytest.raises(ModelDownloadError, match="check HF_TOKEN"):
+        download("org/model", hub=hub)
+    assert fake.requests == []
+
+
+def test_a_token_in_a_pipe(fake: FakeHub, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    os.mkfifo(tmp_path / "token")
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+    with pytest.raises(ModelDownloadError, match=r"token .* cannot be read \(it is a pipe, not a"):
         download("org/model", hub=hub)
     assert fake.requests == []
