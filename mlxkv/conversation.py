@@ -22,14 +22,13 @@ from mlxkv.errors import (
     SessionNotFoundError,
     StoreError,
 )
-from mlxkv.events import Branch, Message, Sibling
+from mlxkv.events import MEANWHILE, Branch, Message, Sibling
 from mlxkv.ids import TokenIds, TokenLog, common_prefix
 from mlxkv.sampling import random_state
 from mlxkv.stats import TurnStats
 from mlxkv.store import ModelIdentity, Restored, SessionRecord, SessionStore, TurnRecord
 from mlxkv.store.lending import FEW, Lender
 
-MEANWHILE = " What is said meanwhile is kept in memory, and saved once there is room."
 _TITLE_LENGTH = 60
 
 

@@ -50,9 +50,12 @@ class KVNotSaved(Notice):
     """The turn is on disk, rows of its KV cache are not: a resume reads them again."""
 
 
+MEANWHILE = " What is said meanwhile is kept in memory, and saved once there is room."
+
+
 @dataclass(frozen=True)
 class NotSaved(KVNotSaved):
-    """Neither is on disk: the disk is full or fails. What is said is in memory, and saved once there is room."""
+    """Neither is on disk: the disk is full or fails. `text` ends with `MEANWHILE`."""
 
 
 @dataclass(frozen=True)

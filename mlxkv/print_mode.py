@@ -15,9 +15,18 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from mlxkv.conversation import MEANWHILE
 from mlxkv.errors import OutputClosedError
-from mlxkv.events import NoAnswer, Notice, NotSaved, PrefillProgress, PromptEvicted, TextDelta, TurnEvent, TurnFinished
+from mlxkv.events import (
+    MEANWHILE,
+    NoAnswer,
+    Notice,
+    NotSaved,
+    PrefillProgress,
+    PromptEvicted,
+    TextDelta,
+    TurnEvent,
+    TurnFinished,
+)
 from mlxkv.stats import evicted_text, no_answer_text, stat_line
 from mlxkv.terminal import handle_interrupts
 from mlxkv.text import CONTEXT, clean

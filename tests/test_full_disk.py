@@ -18,9 +18,8 @@ import mlxkv
 from mlxkv import cli_start, print_mode
 from mlxkv.cli import main
 from mlxkv.config import Folders, load_settings
-from mlxkv.conversation import MEANWHILE
 from mlxkv.errors import DiskError
-from mlxkv.events import Notice, NotSaved, PrefillProgress, TurnEvent, TurnFinished
+from mlxkv.events import MEANWHILE, Notice, NotSaved, PrefillProgress, TurnEvent, TurnFinished
 from mlxkv.model import Model
 from mlxkv.store import SessionStore
 from mlxkv.store.schema import Database
