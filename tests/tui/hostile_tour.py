@@ -24,6 +24,9 @@ RAW = 13  # begins with ESC c
 PLAYS = [(size, lead) for size in SIZES for lead in range(len(NAMES))] if THOROUGH else [(SIZES[0], 0), (SIZES[1], 6)]
 
 
+FOUND = "Markdown"  # begins the name of what was searched for: the screen before may show it already, but for the mark
+
+
 @dataclass
 class Seen:
     """A screen: what was written from when it was asked for until the next was. `labels`: whose text it shows."""
@@ -58,7 +61,8 @@ class Tour:
         output = self.terminal.output
         ends = [max(0, output.rfind(b"\x1b", 0, at + 1)) for _, _, at in self.begun] + [output.rindex(b"\x1b")]
         cuts = [end - 2 if output[:end].endswith(b"\r\n") else end for end in ends]
-        return [Seen(name, labels, output[cuts[i] : cuts[i + 1]]) for i, (name, labels, _) in enumerate(self.begun)]
+        starts = [cuts[max(0, i - name.startswith(FOUND))] for i, (name, _, _) in enumerate(self.begun)]
+        return [Seen(name, labels, output[starts[i] : cuts[i + 1]]) for i, (name, labels, _) in enumerate(self.begun)]
 
 
 def _wrapped(text: str) -> re.Pattern[str]:
