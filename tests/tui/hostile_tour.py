@@ -85,6 +85,7 @@ def play(
     tour = Tour(terminal)
     try:
         visit(tour, lead, columns >= 100)
+        tour.terminal.catch_up()  # the last screen is painted to its end
         return tour.screens()
     finally:
         os.kill(terminal.pid, signal.SIGKILL)  # how it ends is not what this is about
