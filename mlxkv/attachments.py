@@ -67,7 +67,7 @@ def piped_text(stdin: TextIO, report: bool) -> str:
 
 
 def piped_lines(stdin: TextIO, out: TextIO) -> Callable[[str], str]:
-    """`input` for a pipe: a line at a time, as soon as it is there, and echoed as a terminal would do.
+    """`input` for a pipe: a line at a time, when it arrives, and echoed as by a terminal.
 
     The function raises EOFError at the end of input, and PromptError where it is not text or cannot be read.
     """

@@ -285,9 +285,7 @@ class Chat(Beside):
         plan = self.cache.plan
         if overflow_of(plan, num_tokens, num_before) is None:
             return
-        if (
-            self._said.turns and not self._fed.ids
-        ):  # another model was fed what came before: all of the prompt is new to this one
+        if self._said.turns and not self._fed.ids:  # the earlier turns were another model's: this one prefills them all
             num_before = max(num_before, num_tokens - len(self._backend.prompts.encode_text(message)))
         if overflow := overflow_of(plan, num_tokens, num_before):
             raise MessageTooLongError(evicted_text(overflow, "CacheConfig(window={})".format), overflow)

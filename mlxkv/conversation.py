@@ -259,7 +259,7 @@ class Conversation:
         `parent`: the session that it is another beginning of.
         """
         title = title or title_of(self.turns[0].text if self.turns else "")
-        self.title = self.title or title  # as it is called where it cannot be saved
+        self.title = self.title or title  # its title also where it cannot be saved
         self._store().check_writable()  # before gigabytes of weights are hashed
         self._delete_unwanted()
         self.title = title

@@ -47,7 +47,7 @@ def test_it_ends_and_keeps_what_was_said(mode: str, stories_path: Path) -> None:
     assert code_after_hang_up(terminal) == GONE
     with SessionStore.open(Folders.from_env()) as store:
         (chat,) = store.list()
-        with store.lock(chat.id):  # nobody has it open any more
+        with store.lock(chat.id):  # no process has it open any more
             turns = store.load(chat.id).turns
     assert [turn.role for turn in turns] == ["user", "assistant"]
     assert "Lily" in turns[1].text

@@ -32,7 +32,7 @@ WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 
 @pytest.fixture
 def frozen(home: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], dict[str, bytes]]:
-    """Call it to make `home` a read-only disk, for root too; returns what is there, as often as it is called."""
+    """Call it to make `home` a read-only disk, for root too; returns what is there, each time it is called."""
 
     def is_below(path: Any) -> bool:
         return isinstance(path, str | os.PathLike) and Path(os.fspath(path)).is_relative_to(home)
