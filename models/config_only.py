@@ -19,6 +19,7 @@ from mlxkv.models.rope import settle_ropes
 from mlxkv.models.text_side import TextSide, load_text_side
 
 if TYPE_CHECKING:
+    import mlx.core as mx
     import mlx.nn as nn
 
 _CONFIG_FILES = ("config.json", "generation_config.json", "hf_quant_config.json")
@@ -38,8 +39,6 @@ def skeleton(
     import mlx.core as mx
     from mlx.utils import tree_map
 
-    from mlxkv.peak.predict import thin
-
     name = str(name_or_path)
     device = device or current_device()
     config = read_config(_config_folder(name, hub or Hub()), name)
@@ -52,7 +51,7 @@ def skeleton(
             dtype = mx.float32
         model.set_dtype(dtype)
         _quantize(model, config)
-        model.update(tree_map(thin, model.parameters()))
+        model.update(tree_map(placeholder, model.parameters()))
         mx.eval(model.parameters())  # a number each, seen as many
     except ModelUnsupportedError:
         raise
@@ -101,3 +100,10 @@ def _quantize(model: nn.Module, config: dict[str, Any]) -> None:
         return hasattr(module, "to_quantized") and module["weight"].shape[-1] % group_size == 0
 
     nn.quantize(model, group_size, quantization["bits"], mode=quantization.get("mode", "affine"), class_predicate=how)
+
+
+def placeholder(array: mx.array) -> mx.array:
+    """An array of the same shape and dtype that takes no memory."""
+    import mlx.core as mx
+
+    return mx.broadcast_to(mx.zeros((), array.dtype), array.shape)

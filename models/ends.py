@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mlxkv.prompt import PromptFormat, message
+from mlxkv.templates import ChatTemplate
 from mlxkv.tokens import decode
 
 _MARK = "0x0MARK0x0"  # stands for a reply
@@ -84,13 +84,13 @@ def _end_of_turn(tokenizer: Any) -> int | None:
     (gpt-oss) write another there, which also stands within a reply. A token that opens a reply ends none, and neither
     does one that other text belongs to (Kimi K3).
     """
-    prompts = PromptFormat(tokenizer)
-    if not prompts.has_template:
+    if not tokenizer.has_chat_template:
         return None
-    user = [message("user", "x")]
+    render = ChatTemplate(tokenizer).render
+    user = [{"role": "user", "content": "x"}]
     try:
-        whole = prompts.render([*user, message("assistant", _MARK)], for_reply=False)
-        asked, begun = prompts.render(user, for_reply=False), prompts.render(user)
+        whole = render([*user, {"role": "assistant", "content": _MARK}], for_reply=False)
+        asked, begun = render(user, for_reply=False), render(user)
     except Exception:  # the template's own: that it cannot be used is said where it is
         return None
     opening = begun.removeprefix(asked) if begun != asked else ""

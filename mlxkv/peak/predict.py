@@ -11,6 +11,7 @@ from mlx.utils import tree_flatten
 from mlxkv.cache.plan import CachePlan
 from mlxkv.cache.probe import leaves
 from mlxkv.cache.ring import RingKVCache
+from mlxkv.models.config_only import placeholder
 from mlxkv.peak.allocation import peak_bytes
 from mlxkv.peak.graph import trace
 
@@ -40,11 +41,6 @@ def _copied_rows(plan: CachePlan, chunk: int, end: int) -> int:
     """A sliding-window layer fed across its block boundaries reads its old rows while new ones are written: a copy."""
     rings = [(leaf.geometry, leaf.nbytes) for leaf in plan.leaves if leaf.geometry and leaf.native_window is not None]
     return max((nbytes for ring, nbytes in rings if chunk > ring.block and end > ring.capacity), default=0)
-
-
-def thin(array: mx.array) -> mx.array:
-    """An array of the same shape and dtype that takes no memory."""
-    return mx.broadcast_to(mx.zeros((), array.dtype), array.shape)
 
 
 def _states(logits: mx.array, caches: Sequence[Any]) -> tuple[Arrays, Arrays]:
@@ -83,5 +79,5 @@ def _call(
             buffer.arrays = tuple(next(following) for _ in buffer.arrays)
         return outcome(model(ids, cache=caches), caches)
 
-    held = [thin(array) for buffer in rows for array in buffer.arrays]
+    held = [placeholder(array) for buffer in rows for array in buffer.arrays]
     return call, mx.zeros((1, chunk), mx.int32), *held
