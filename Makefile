@@ -14,7 +14,7 @@ WORKERS = --numprocesses=auto --maxprocesses=4 --dist=loadfile
 help:
 	@echo "make chat    open the chat; with stdin or stdout in a pipe: print one reply"
 	@echo "make test    run the tests"
-	@echo "make lint    ruff, pyright, and who may import whom"
+	@echo "make lint    ruff, pyright, who may import whom, and whether each import is declared"
 	@echo "make bench   speed against mlx-lm on this machine"
 	@echo "make screenshots   the pictures of docs/chat.md"
 	@echo "make tutor   train the built-in model anew; make tutor-eval measures it"
@@ -31,6 +31,8 @@ lint: $(VENV)/ready-lint
 	$(BIN)/ruff format --check
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+	$(BIN)/deptry mlxkv tui models --extend-exclude models/training
+	$(BIN)/deptry tests bench models/training --non-dev-dependency-groups test,train --ignore DEP002
 
 bench: $(VENV)/ready-chat
 	@$(BIN)/python -m bench.quick $(ARGS)

@@ -79,6 +79,11 @@ def test_the_wheel_is_one_package(built: Built) -> None:
     assert {"mlxkv/cli.py", "mlxkv/tui/app.py", "mlxkv/models/load.py", "mlxkv/models/catalogue.toml"} <= wanted
 
 
+def test_the_wheel_says_that_it_is_typed(built: Built) -> None:
+    """Without the marker of PEP 561, type checkers ignore the annotations of an installed package."""
+    assert "mlxkv/py.typed" in built.wheel
+
+
 def test_the_wheel_leaves_out_training_and_tests(built: Built) -> None:
     tops = {name.split("/")[0] for name in built.wheel}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"mlxkv"}
