@@ -16,7 +16,7 @@ from mlx_lm.generate import generate_step
 
 import mlxkv
 from bench.measure import header
-from mlxkv.ids import common_prefix
+from mlxkv.token_ids import common_prefix
 
 PROMPTS = (
     "The capital of France is",

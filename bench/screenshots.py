@@ -13,10 +13,10 @@ from pathlib import Path
 
 from textual.pilot import Pilot
 
-from mlxkv.commands import LoadModel, NewChat
 from mlxkv.config import Folders, Settings
 from mlxkv.engine import Engine
-from mlxkv.events import FirstScreen
+from mlxkv.protocol.commands import LoadModel, NewChat
+from mlxkv.protocol.events import FirstScreen
 from mlxkv.tui.app import ChatApp
 
 QUESTIONS = ("What is a KV cache?", "How do I save a prompt cache?", "What happens when the window is full?")

@@ -17,9 +17,10 @@ from statistics import median
 import textual
 from textual.events import Key
 
-from mlxkv.commands import Command, LoadModel, NewChat, OpenChat, Send
 from mlxkv.config import Settings
-from mlxkv.events import ChatOpened, FirstScreen, Message, TextDelta
+from mlxkv.events import Message, TextDelta
+from mlxkv.protocol.commands import Command, LoadModel, NewChat, OpenChat, Send
+from mlxkv.protocol.events import ChatOpened, FirstScreen
 from mlxkv.tui.app import ChatApp
 from tests.tui.fake_engine import REPLY, STATS, FakeEngine
 
@@ -141,7 +142,7 @@ async def kept_speed(tokens: int = 750, rate: float = 500.0, rounds: int = 5) ->
 FIRST_FRAME = """
 import time
 from mlxkv.config import Folders, Settings
-from mlxkv.events import FirstScreen
+from mlxkv.protocol.events import FirstScreen
 from mlxkv.tui.app import ChatApp
 from tests.tui.fake_engine import FakeEngine
 class Engine(FakeEngine):

@@ -8,8 +8,8 @@ from __future__ import annotations
 import os
 import sys
 
-from mlxkv.streams import run
-from mlxkv.supervisor import TYPE_CHECKING, is_terminal, supervise
+from mlxkv.system.streams import run
+from mlxkv.system.supervisor import TYPE_CHECKING, is_terminal, supervise
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

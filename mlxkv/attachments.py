@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TextIO
 
-from mlxkv.encoding import TEXT, decode, marked_encoding, well_formed
 from mlxkv.errors import PromptError, first_line, shortened
-from mlxkv.regular_file import read_bytes, reason
 from mlxkv.stats import bytes_text
-from mlxkv.streams import read_input
-from mlxkv.text import clean
+from mlxkv.system.regular_file import read_bytes, reason
+from mlxkv.system.streams import read_input
+from mlxkv.text.clean import clean
+from mlxkv.text.encoding import TEXT, decode, marked_encoding, well_formed
 
 MAX_BYTES = 32 << 20  # of one file or of stdin
 _WAITING = "mlxkv: reading standard input until it ends; with -n or `< /dev/null` it is left alone."

@@ -16,16 +16,16 @@ from mlxkv.cache.config import CacheConfig
 from mlxkv.cache.prompt_cache import PromptCache
 from mlxkv.conversation import Conversation
 from mlxkv.device import set_wired_limit
-from mlxkv.encoding import well_formed
 from mlxkv.errors import PromptError
 from mlxkv.events import PrefillProgress, TurnEvent
 from mlxkv.exchange import ChatBackend
-from mlxkv.ids import common_prefix
 from mlxkv.past import Past, spans
 from mlxkv.prompt import Fed
 from mlxkv.running import Runs
 from mlxkv.sampling import SAMPLING, SamplingParams
 from mlxkv.store import TurnRecord
+from mlxkv.text.encoding import well_formed
+from mlxkv.token_ids import common_prefix
 from mlxkv.turn import Turn
 
 

@@ -20,7 +20,7 @@ from mlxkv.errors import FileMissingError, MismatchError
 from mlxkv.safetensors import ITEM_SIZES
 from mlxkv.store import ModelIdentity, SessionStore, describe_prompt_file, read_prompt_file, write_prompt_file
 from mlxkv.store.interop import OUR_NAME, read_mlx_lm, write_mlx_lm
-from mlxkv.text import clean
+from mlxkv.text.clean import clean
 
 _MODEL_ID = "mlxkv_model_id"  # in the metadata of exports
 

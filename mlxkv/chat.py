@@ -22,7 +22,6 @@ from mlxkv.cache.foreign import ForeignCache
 from mlxkv.cache.overflow import overflow_of
 from mlxkv.cache.prompt_cache import PromptCache
 from mlxkv.conversation import Conversation, Mark, title_of
-from mlxkv.encoding import well_formed
 from mlxkv.errors import (
     CacheError,
     ConfigError,
@@ -34,8 +33,6 @@ from mlxkv.errors import (
 )
 from mlxkv.events import Branch, KVNotSaved, Message, Notice, NotSaved, Sibling, TurnEvent, TurnFinished
 from mlxkv.exchange import ChatBackend, Exchange
-from mlxkv.ids import common_prefix
-from mlxkv.owner import Owner
 from mlxkv.past import Past
 from mlxkv.prompt import Fed
 from mlxkv.prompt_start import Start, start_from
@@ -43,6 +40,9 @@ from mlxkv.running import Runs
 from mlxkv.sampling import SAMPLING, SamplingParams, set_random_state
 from mlxkv.stats import TurnStats, evicted_text
 from mlxkv.store import Restored, SessionRecord, TurnRecord
+from mlxkv.system.thread_owner import Owner
+from mlxkv.text.encoding import well_formed
+from mlxkv.token_ids import common_prefix
 from mlxkv.turn import check_size
 
 

@@ -28,9 +28,9 @@ from mlxkv.config import Folders, Settings, load_settings
 from mlxkv.errors import ConfigError, MlxkvError, OutOfMemoryError, OutputClosedError, PromptError
 from mlxkv.print_mode import PrintRequest
 from mlxkv.settings import help_of
-from mlxkv.streams import run
-from mlxkv.terminal import GONE, is_gone, let_go
-from mlxkv.text import clean
+from mlxkv.system.streams import run
+from mlxkv.system.terminal import GONE, is_gone, let_go
+from mlxkv.text.clean import clean
 
 if TYPE_CHECKING:
     from mlxkv.cache.config import CacheConfig

@@ -14,7 +14,7 @@ import typer
 
 from mlxkv.completion import cache_formats, models, prompt_caches
 from mlxkv.config import Folders, load_settings
-from mlxkv.export_format import CACHE_FORMATS, CACHE_SUFFIXES, export_format, one_of
+from mlxkv.protocol.export_format import CACHE_FORMATS, CACHE_SUFFIXES, export_format, one_of
 
 if TYPE_CHECKING:
     from mlxkv.store.prompt_folder import NamedCache, PromptFolder
@@ -107,7 +107,7 @@ def cache_show(name: Name, as_json: Json = False) -> None:
     from mlxkv.errors import CorruptError
     from mlxkv.stats import bytes_text
     from mlxkv.store.space import on_disk
-    from mlxkv.text import clean
+    from mlxkv.text.clean import clean
 
     folder = _folder()
     c = folder.describe(folder.find(name))
@@ -142,7 +142,7 @@ def cache_verify(
     repair: Annotated[bool, typer.Option("--repair", help="Set damaged ones aside; mend the store.")] = False,
 ) -> None:
     """Compare every byte with its checksum: of the prompt caches, and without names of all chats and their rows."""
-    from mlxkv.text import clean
+    from mlxkv.text.clean import clean
 
     folder, bad = _folder(), 0
     for path in [folder.find(name) for name in names] if names else [c.path for c in folder.list()]:
@@ -161,7 +161,7 @@ def cache_verify(
 def _verify_store(repair: bool) -> bool:
     from mlxkv.stats import bytes_text, plural
     from mlxkv.store import SessionStore
-    from mlxkv.text import clean
+    from mlxkv.text.clean import clean
 
     with SessionStore.open(Folders.from_env()) as store:
         report = store.verify(repair)

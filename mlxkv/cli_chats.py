@@ -15,11 +15,11 @@ import typer
 
 from mlxkv.completion import chat_formats
 from mlxkv.config import Folders
-from mlxkv.export_format import CHAT_FORMATS, CHAT_SUFFIXES, export_format, one_of
-from mlxkv.ids import common_prefix
+from mlxkv.protocol.export_format import CHAT_FORMATS, CHAT_SUFFIXES, export_format, one_of
+from mlxkv.token_ids import common_prefix
 
 if TYPE_CHECKING:
-    from mlxkv.events import ChatSummary
+    from mlxkv.protocol.status import ChatSummary
     from mlxkv.store import SearchHit, SessionStore
 
 chats = typer.Typer(
@@ -33,7 +33,7 @@ _BADGE = "[untrusted KV] "
 
 def ids_for_completion(beginning: str) -> Sequence[tuple[str, str]]:
     """For the shell: ids of chats with their titles, where one of both begins so."""
-    from mlxkv.text import clean
+    from mlxkv.text.clean import clean
 
     with open_store() as store:
         found = store.list()
@@ -92,7 +92,7 @@ def chats_search(
 ) -> None:
     """Find words in all chats and their titles, best match first. Punctuation counts; whole words come before parts."""
     from mlxkv.tables import row, width_of_terminal
-    from mlxkv.text import marked
+    from mlxkv.text.clean import marked
 
     with open_store() as store:
         hits = store.search(text, limit)
@@ -130,7 +130,7 @@ def chats_rm(
 ) -> None:
     """Delete chats, and the KV rows that no other chat uses."""
     from mlxkv.errors import ConfigError
-    from mlxkv.text import clean
+    from mlxkv.text.clean import clean
 
     with open_store() as store:
         found = [store.find(name) for name in chat]  # a name that fits nothing is said before anything is deleted
@@ -211,7 +211,7 @@ def chats_import(
     """Take in a chat: its messages and ids, which are prefilled when it is resumed."""
     from mlxkv.stats import plural
     from mlxkv.tables import row
-    from mlxkv.text import clean
+    from mlxkv.text.clean import clean
 
     with open_store() as store:
         done = store.import_chat(file, trust_kv=trust_kv)

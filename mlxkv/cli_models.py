@@ -17,7 +17,7 @@ def models_ls() -> None:
     from mlxkv.errors import MlxkvError
     from mlxkv.models import catalogue, list_local
     from mlxkv.stats import bytes_text
-    from mlxkv.text import clean
+    from mlxkv.text.clean import clean
 
     limit = current_device().memory_limit
     try:
@@ -63,7 +63,7 @@ def models_info(model: Annotated[str, typer.Argument(help="Built-in name, folder
     from mlxkv.cache.plan import plan_cache
     from mlxkv.cache.trained import trained_length
     from mlxkv.models import skeleton
-    from mlxkv.text import clean
+    from mlxkv.text.clean import clean
 
     config, network = skeleton(model)
     length = trained_length(config)

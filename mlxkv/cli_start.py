@@ -16,20 +16,20 @@ from mlxkv.attachments import piped_lines
 from mlxkv.cli_chats import open_store
 from mlxkv.config import Folders, Settings, private_folder
 from mlxkv.errors import ConfigError, DiskError, MlxkvError, ModelNotFoundError, SessionNotFoundError
-from mlxkv.regular_file import check_regular
-from mlxkv.terminal import standard_error_in
+from mlxkv.system.regular_file import check_regular
+from mlxkv.system.terminal import standard_error_in
 
 if TYPE_CHECKING:
-    from mlxkv.commands import Command
-    from mlxkv.events import FirstScreen
+    from mlxkv.protocol.commands import Command
+    from mlxkv.protocol.events import FirstScreen
 
 
 def first_commands(
     folders: Folders, settings: Settings, session_id: str | None, fork: bool, picks: bool, anyway: bool = False
 ) -> list[Command]:
     """What the engine does first: load the model, open the chat."""
-    from mlxkv.commands import ListChats, LoadModel, NewChat, OpenChat
     from mlxkv.models import BUILT_IN, resolve
+    from mlxkv.protocol.commands import ListChats, LoadModel, NewChat, OpenChat
 
     name = model_name(folders, settings, session_id)
     if session_id is not None and fork:
@@ -45,7 +45,7 @@ def first_commands(
 
 def open_window(folders: Folders, settings: Settings, start: list[Command], question: str | None, save: bool) -> int:
     from mlxkv.engine import Engine
-    from mlxkv.supervised import watch_parent
+    from mlxkv.system.supervisor_link import watch_parent
     from mlxkv.tui import run
 
     supervisor = watch_parent()
@@ -82,8 +82,8 @@ def _log_to_file(folders: Folders) -> Path:
 
 def _first_screen(start: list[Command]) -> FirstScreen:
     """Where no model was chosen: three that fit this machine."""
-    from mlxkv.commands import LoadModel
-    from mlxkv.events import FirstScreen, ModelCard
+    from mlxkv.protocol.commands import LoadModel
+    from mlxkv.protocol.events import FirstScreen, ModelCard
 
     if any(isinstance(command, LoadModel) for command in start):
         return FirstScreen()

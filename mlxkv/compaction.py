@@ -13,7 +13,7 @@ from mlxkv.chat import Chat
 from mlxkv.errors import PromptError
 from mlxkv.events import TurnFinished
 from mlxkv.past import spans
-from mlxkv.readings import CompactPlan
+from mlxkv.protocol.status import CompactPlan
 from mlxkv.store import TurnRecord
 
 _MOST = 1024  # tokens of a summary

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, MutableMapping, Sequence
 
 from mlxkv.config import Folders
-from mlxkv.export_format import CACHE_FORMATS, CHAT_FORMATS
+from mlxkv.protocol.export_format import CACHE_FORMATS, CHAT_FORMATS
 
 
 def name_the_chat(env: MutableMapping[str, str], commands: Collection[str]) -> None:

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from mlxkv.errors import ConfigError, DiskError, first_line, quoted, shortened
-from mlxkv.regular_file import read_text, reason
 from mlxkv.settings import Settings, change, schema
+from mlxkv.system.regular_file import read_text, reason
 
 __all__ = ["Folders", "Settings", "load_settings", "parse_toml", "private_folder", "read_config_file"]
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from mlxkv.config import Folders, parse_toml, private_folder, read_config_file
 from mlxkv.errors import ConfigError
-from mlxkv.regular_file import reason, write_private
+from mlxkv.system.regular_file import reason, write_private
 
 _TABLE = re.compile(r"\s*\[")
 

@@ -23,11 +23,11 @@ from mlxkv.errors import (
     StoreError,
 )
 from mlxkv.events import MEANWHILE, Branch, Message, Sibling
-from mlxkv.ids import TokenIds, TokenLog, common_prefix
 from mlxkv.sampling import random_state
 from mlxkv.stats import TurnStats
 from mlxkv.store import ModelIdentity, Restored, SessionRecord, SessionStore, TurnRecord
 from mlxkv.store.lending import FEW, Lender
+from mlxkv.token_ids import TokenIds, TokenLog, common_prefix
 
 _TITLE_LENGTH = 60
 

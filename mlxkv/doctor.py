@@ -19,7 +19,7 @@ from mlxkv.config import Folders, private_folder
 from mlxkv.device import check_platform, current_device
 from mlxkv.errors import MlxkvError
 from mlxkv.stats import bytes_text, disk_text, plural
-from mlxkv.text import clean
+from mlxkv.text.clean import clean
 
 if TYPE_CHECKING:
     from mlxkv.store.ahead import Ahead

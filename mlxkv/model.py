@@ -26,13 +26,10 @@ from mlxkv.cache_files import CacheFiles
 from mlxkv.chat import Chat, ChatBackend
 from mlxkv.config import Folders
 from mlxkv.device import current_device, set_wired_limit
-from mlxkv.encoding import well_formed
 from mlxkv.errors import ConfigError, PromptError
 from mlxkv.events import TurnEvent
-from mlxkv.ids import TokenIds
 from mlxkv.models import Hub, LoadedModel, LoadProgress, load_model
 from mlxkv.models.resolve import is_repo
-from mlxkv.owner import Owned, Owner
 from mlxkv.peak import Budget
 from mlxkv.prompt import Fed, PromptFormat, checked_ids
 from mlxkv.runner import ModelRunner
@@ -41,6 +38,9 @@ from mlxkv.stats import TurnStats
 from mlxkv.store import ModelIdentity, SessionRecord, SessionStore, identify
 from mlxkv.store.identity import FileHashes
 from mlxkv.store.lending import Lender
+from mlxkv.system.thread_owner import Owned, Owner
+from mlxkv.text.encoding import well_formed
+from mlxkv.token_ids import TokenIds
 from mlxkv.turn import Turn
 
 _GENERATE_TOKENS = 256

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from mlxkv.ids import TokenIds, common_prefix
 from mlxkv.prompt import Fed, Message, PromptFormat, message
 from mlxkv.prompt_start import Start
 from mlxkv.store import TurnRecord
+from mlxkv.token_ids import TokenIds, common_prefix
 
 _TRIED = 3  # replies, the newest first
 

@@ -13,13 +13,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol, TextIO
 
-from mlxkv import commands as cmd
-from mlxkv import events as ev
 from mlxkv.config import Folders, Settings
 from mlxkv.errors import ConfigError
+from mlxkv.protocol import commands as cmd
+from mlxkv.protocol import events as ev
 from mlxkv.stats import bytes_text, stat_line
-from mlxkv.terminal import handle_interrupts
-from mlxkv.text import CONTEXT, clean
+from mlxkv.system.terminal import handle_interrupts
+from mlxkv.text.clean import CONTEXT, clean
 from mlxkv.tui import slash
 from mlxkv.tui.blocks import NO_ANSWER, Kind
 from mlxkv.tui.commands import Run, Unknown, help_rows, parse

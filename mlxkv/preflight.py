@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from mlxkv.cache.config import CacheConfig
 from mlxkv.errors import ConfigError, MlxkvError
-from mlxkv.readings import ModelTight
+from mlxkv.protocol.status import ModelTight
 
 WINDOW = 4096  # tokens that a chat needs to be one, where the user asked for no number
 _CLEARLY = 4 << 30  # bytes beside twice the weights' files (float32 of float16) are enough for such a window

@@ -28,8 +28,8 @@ from mlxkv.events import (
     TurnFinished,
 )
 from mlxkv.stats import evicted_text, no_answer_text, stat_line
-from mlxkv.terminal import handle_interrupts
-from mlxkv.text import CONTEXT, clean
+from mlxkv.system.terminal import handle_interrupts
+from mlxkv.text.clean import CONTEXT, clean
 
 if TYPE_CHECKING:
     from mlxkv.cache.config import CacheConfig

@@ -19,9 +19,9 @@ from typing import Any, Self
 from mlxkv.arguments import shown, whole
 from mlxkv.control_tokens import ControlTokens, Rendered
 from mlxkv.errors import ConfigError, ModelError, PromptError
-from mlxkv.ids import TokenIds, common_prefix
 from mlxkv.reply import Reasoning, ReplyText, ids_of_text, raw_text
 from mlxkv.templates import ChatTemplate
+from mlxkv.token_ids import TokenIds, common_prefix
 from mlxkv.tokens import decode, encode, encode_after, encode_start
 
 Message = dict[str, str]  # {"role": ..., "content": ...}, as chat templates take it

@@ -13,8 +13,8 @@ from mlxkv.cache.foreign import ForeignCache
 from mlxkv.cache.portable import PromptText
 from mlxkv.cache.prompt_cache import PromptCache
 from mlxkv.errors import ConfigError
-from mlxkv.ids import TokenIds
 from mlxkv.prompt import Fed, PromptFormat, in_front, message
+from mlxkv.token_ids import TokenIds
 
 _DAYS = 400  # back from today
 

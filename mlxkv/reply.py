@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from mlxkv.ids import common_prefix
+from mlxkv.token_ids import common_prefix
 from mlxkv.tokens import Detokenizer
 
 State = Literal["start", "thinking", "text", "hidden", "implied"]

@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator, Iterator
 from typing import Any, TypeVar
 
 from mlxkv.errors import ConfigError
-from mlxkv.owner import Owned, Owner
+from mlxkv.system.thread_owner import Owned, Owner
 
 Event = TypeVar("Event")
 

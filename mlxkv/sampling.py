@@ -12,8 +12,8 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from mlxkv.arguments import keywords, number, shown, whole
-from mlxkv.encoding import well_formed
 from mlxkv.errors import ArgumentError, ConfigError
+from mlxkv.text.encoding import well_formed
 
 if TYPE_CHECKING:
     import mlx.core as mx

@@ -6,7 +6,7 @@ import shutil
 import unicodedata
 from collections.abc import Sequence
 
-from mlxkv.text import clean
+from mlxkv.text.clean import clean
 
 _WIDE = ("W", "F")
 

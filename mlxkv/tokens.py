@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mlxkv.errors import ModelError, as_sentence
-from mlxkv.ids import common_prefix
+from mlxkv.token_ids import common_prefix
 
 Behind = Callable[[str], list[int]]
 

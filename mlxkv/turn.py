@@ -19,11 +19,11 @@ from mlxkv.cache.prompt_cache import PromptCache, Reuse
 from mlxkv.device import peak_memory, reset_peak_memory
 from mlxkv.errors import CacheError, PromptError
 from mlxkv.events import Notice, PrefillProgress, PromptEvicted, TextDelta, TurnEvent, TurnFinished
-from mlxkv.ids import TokenIds
 from mlxkv.reply import ReplyText
 from mlxkv.runner import ModelRunner
 from mlxkv.sampling import SamplingParams
 from mlxkv.stats import TurnStats, evicted_text
+from mlxkv.token_ids import TokenIds
 
 
 def check_size(ids: Sequence[int]) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mlxkv.errors import ModelFileError, ModelNotFoundError, ModelUnsupportedError
-from mlxkv.regular_file import check_regular, parse_json, read_bytes, reason
+from mlxkv.system.regular_file import check_regular, parse_json, read_bytes, reason
 
 MAX_JSON = 32 << 20  # bytes; quantized mixtures list every layer, which is a few MB
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from mlxkv.errors import ModelFileError
 from mlxkv.models.architecture import MAX_JSON, read_json
-from mlxkv.regular_file import read_text, reason
+from mlxkv.system.regular_file import read_text, reason
 
 _SPECIAL = ("rag", "tool_use")  # for prompts of another kind: taken where there is nothing else
 

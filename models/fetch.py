@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import urljoin, urlsplit
 
 from mlxkv.errors import ModelDownloadError, shortened
-from mlxkv.regular_file import check_regular, reason
+from mlxkv.system.regular_file import check_regular, reason
 
 TIMEOUT = 30.0  # seconds without a byte
 

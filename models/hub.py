@@ -15,7 +15,7 @@ from mlxkv.errors import ConfigError, MlxkvError, ModelDownloadError, ModelNotFo
 from mlxkv.models.fetch import HubStatusError
 from mlxkv.models.repository import is_id
 from mlxkv.models.whole import is_whole, problem
-from mlxkv.regular_file import read_text, reason
+from mlxkv.system.regular_file import read_text, reason
 
 ALLOW = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "tokenizer*")
 NEVER = ("*.py", "*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.gguf", "*.npz", "*.npy", "*.ckpt", "*.h5", "*.onnx")

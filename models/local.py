@@ -18,7 +18,7 @@ from mlxkv.models.blob import partial_path
 from mlxkv.models.hub import MAX_REF, Hub, find_local
 from mlxkv.models.resolve import is_repo, resolve
 from mlxkv.models.whole import problem
-from mlxkv.regular_file import check_regular, reason
+from mlxkv.system.regular_file import check_regular, reason
 
 if TYPE_CHECKING:
     from huggingface_hub import HFCacheInfo

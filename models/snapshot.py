@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from mlxkv.errors import ModelDownloadError
-from mlxkv.regular_file import read_text
+from mlxkv.system.regular_file import read_text
 
 
 def below(folder: Path, *names: str) -> Path:

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from mlxkv.errors import MlxkvError, ModelFileError
 from mlxkv.models.architecture import is_known, read_config, read_json
-from mlxkv.regular_file import opened
 from mlxkv.safetensors import MAX_HEADER, check_weights
+from mlxkv.system.regular_file import opened
 
 WEIGHTS = "model*.safetensors"  # what mlx-lm reads
 INDEX = "model.safetensors.index.json"

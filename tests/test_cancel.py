@@ -12,11 +12,11 @@ import mlxkv
 from mlxkv.chat import Chat
 from mlxkv.errors import MessageTooLongError
 from mlxkv.events import Notice, PrefillProgress, PromptEvicted, TextDelta, TurnEvent, TurnFinished
-from mlxkv.ids import TokenIds
 from mlxkv.model import Model
 from mlxkv.prompt import Fed
 from mlxkv.runner import ModelRunner
 from mlxkv.store.markdown import to_markdown
+from mlxkv.token_ids import TokenIds
 from tests.chats import GREEDY, new, say
 from tests.hybrids import hybrid_folder
 from tests.tokenizers import tiny_tokenizer

@@ -19,7 +19,7 @@ from mlxkv.events import Notice, TextDelta, TurnEvent, TurnFinished
 from mlxkv.print_mode import PrintRequest, _print_turn
 from mlxkv.stats import TurnStats
 from mlxkv.store import SessionStore
-from mlxkv.text import clean
+from mlxkv.text.clean import clean
 from tests.tokenizers import tiny_folder
 from tests.tui.hostile_engine import bomb
 

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from mlxkv import commands as cmd
 from mlxkv import compaction
-from mlxkv import events as ev
 from mlxkv.config import Settings
 from mlxkv.errors import PromptError
-from mlxkv.readings import CompactPlan, ContextUse
+from mlxkv.protocol import commands as cmd
+from mlxkv.protocol import events as ev
+from mlxkv.protocol.status import CompactPlan, ContextUse
 from mlxkv.stats import TurnStats
-from tests.test_engine_chats import Said
+from tests.engine.test_engine_chats import Said
 
 # Drawn with a seed: what a random model finds likeliest is a line feed, again and again.
 SETTINGS = Settings(temperature=1.0, seed=3, max_tokens=12, window=256)

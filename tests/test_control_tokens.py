@@ -14,10 +14,10 @@ from tokenizers import normalizers
 import mlxkv
 from mlxkv.control_tokens import ControlTokens, Rendered
 from mlxkv.events import Notice
-from mlxkv.ids import TokenIds, common_prefix
 from mlxkv.model import Model
 from mlxkv.prompt import Fed, Message, PromptFormat, message
 from mlxkv.store import TurnRecord
+from mlxkv.token_ids import TokenIds, common_prefix
 from tests.chats import new, say
 from tests.test_cli import Run, run  # noqa: F401  # a fixture
 from tests.tokenizers import CHATML, END, HINT, HINTING, KINDS, START, TAG, real_tokenizer, tiny_folder

@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 
 import mlxkv
-from mlxkv import commands as cmd
-from mlxkv import events as ev
 from mlxkv.cache.plan import plan_cache
 from mlxkv.cache.prompt_cache import PromptCache
 from mlxkv.config import Folders, Settings
 from mlxkv.engine import Desk
 from mlxkv.prompt import PromptFormat
+from mlxkv.protocol import commands as cmd
+from mlxkv.protocol import events as ev
 from mlxkv.runner import ModelRunner
 from mlxkv.sampling import PENALISED, SamplingParams
 from mlxkv.store.schema import Database

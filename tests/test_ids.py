@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlxkv.ids import common_prefix
+from mlxkv.token_ids import common_prefix
 
 ids = st.lists(st.integers(0, 2), max_size=40)
 

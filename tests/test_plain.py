@@ -9,7 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from mlxkv.commands import (
+from mlxkv.config import Folders, Settings
+from mlxkv.events import Message, NoAnswer, Notice, TextDelta, TurnFinished
+from mlxkv.plain import PlainChat
+from mlxkv.protocol.commands import (
     ChangeSettings,
     CheckChat,
     Command,
@@ -22,23 +25,9 @@ from mlxkv.commands import (
     Rewind,
     Send,
 )
-from mlxkv.config import Folders, Settings
-from mlxkv.events import (
-    ChatOpened,
-    ChatReleased,
-    EngineEvent,
-    Message,
-    MessageTooLong,
-    NoAnswer,
-    Notice,
-    PullProgress,
-    TextDelta,
-    TurnFinished,
-    TurnStarted,
-)
-from mlxkv.plain import PlainChat
+from mlxkv.protocol.events import ChatOpened, ChatReleased, EngineEvent, MessageTooLong, PullProgress, TurnStarted
 from mlxkv.stats import Overflow, TurnStats
-from mlxkv.text import clean
+from mlxkv.text.clean import clean
 from mlxkv.tui.gauges import BARS
 from mlxkv.tui.wording import SPINNER
 from tests.tui.fake_engine import FakeEngine

@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 
 import mlxkv
-from mlxkv import commands as cmd
-from mlxkv import events as ev
 from mlxkv.cache.config import CacheConfig
 from mlxkv.cli import main
 from mlxkv.errors import OutOfMemoryError
 from mlxkv.preflight import tight
-from mlxkv.readings import ModelTight
-from tests.test_engine_chats import SETTINGS, Said
+from mlxkv.protocol import commands as cmd
+from mlxkv.protocol import events as ev
+from mlxkv.protocol.status import ModelTight
+from tests.engine.test_engine_chats import SETTINGS, Said
 from tests.tokenizers import tiny_folder
 
 # Its KV cache is much larger than its weights.

@@ -7,11 +7,11 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 
-from mlxkv.commands import Command
 from mlxkv.config import Folders, Settings
-from mlxkv.events import FirstScreen
-from mlxkv.supervised import Supervisor
-from mlxkv.tui.port import EnginePort
+from mlxkv.protocol.commands import Command
+from mlxkv.protocol.engine import EnginePort
+from mlxkv.protocol.events import FirstScreen
+from mlxkv.system.supervisor_link import Supervisor
 
 __all__ = ["EnginePort", "run"]
 

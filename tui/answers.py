@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from mlxkv import commands as cmd
-from mlxkv import events as ev
+from mlxkv.protocol import commands as cmd
+from mlxkv.protocol import events as ev
 from mlxkv.stats import bytes_text, disk_text
 from mlxkv.tui import lists, reports
 from mlxkv.tui.blocks import CONTEXT

@@ -22,11 +22,12 @@ from textual.screen import Screen
 from textual.theme import Theme
 from textual.widgets import Static
 
-from mlxkv import commands as cmd
-from mlxkv import events as ev
 from mlxkv.config import Folders, Settings
-from mlxkv.supervised import Supervisor
-from mlxkv.text import clean
+from mlxkv.protocol import commands as cmd
+from mlxkv.protocol import events as ev
+from mlxkv.protocol.engine import EnginePort
+from mlxkv.system.supervisor_link import Supervisor
+from mlxkv.text.clean import clean
 from mlxkv.tui import slash
 from mlxkv.tui.commands import COMMANDS, Run, Unknown, hint, parse
 from mlxkv.tui.emoji import joins_emoji
@@ -34,7 +35,6 @@ from mlxkv.tui.history import History
 from mlxkv.tui.keys import Act, Presses, Situation
 from mlxkv.tui.look import look_of
 from mlxkv.tui.managing import ManagingApp
-from mlxkv.tui.port import EnginePort
 from mlxkv.tui.prompt import Prompt
 from mlxkv.tui.render import warm
 from mlxkv.tui.state import ChatState

@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlxkv.encoding import decode
-from mlxkv.regular_file import opened, reason
 from mlxkv.stats import tokens_text
+from mlxkv.system.regular_file import opened, reason
+from mlxkv.text.encoding import decode
 
 MAX_FILE = 1 << 20  # bytes; a million characters fill most windows
 MAX_TOTAL = 4 << 20

@@ -8,7 +8,7 @@ from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 from textual.widget import Widget
 
-from mlxkv.text import clean
+from mlxkv.text.clean import clean
 
 SHORTEST = 8  # cells of a middle that still say something
 

@@ -8,10 +8,10 @@ from datetime import datetime
 
 from rich.cells import cell_len, set_cell_size
 
-from mlxkv.events import ChatSummary
-from mlxkv.folding import Wanted
+from mlxkv.protocol.status import ChatSummary
 from mlxkv.stats import bytes_text
-from mlxkv.text import clean
+from mlxkv.text.clean import clean
+from mlxkv.text.folding import Wanted
 
 
 def latest_first(chats: Sequence[ChatSummary]) -> list[ChatSummary]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from textual.app import App
 
-from mlxkv.text import clean
+from mlxkv.text.clean import clean
 
 
 def copy(app: App[Any], text: str) -> str:

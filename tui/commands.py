@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 
-from mlxkv.export_format import CHAT_FORMATS
+from mlxkv.protocol.export_format import CHAT_FORMATS
 from mlxkv.tui.fuzzy import best
 
 

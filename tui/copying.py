@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from mlxkv.text import rejoined
+from mlxkv.text.clean import rejoined
 from mlxkv.tui.blocks import Block, Kind
 from mlxkv.tui.layout import Layout
 from mlxkv.tui.rows import Row

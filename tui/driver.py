@@ -16,9 +16,9 @@ from typing import Any
 from textual._xterm_parser import XTermParser
 from textual.drivers.linux_driver import LinuxDriver
 
-from mlxkv.supervised import Supervisor
-from mlxkv.supervisor import open_terminal
-from mlxkv.terminal import GONE, has_ended, is_gone, let_go
+from mlxkv.system.supervisor import open_terminal
+from mlxkv.system.supervisor_link import Supervisor
+from mlxkv.system.terminal import GONE, has_ended, is_gone, let_go
 
 _TICK = 0.1  # seconds until a lone Esc is a key and no beginning
 

@@ -10,8 +10,8 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from mlxkv.regular_file import read_bytes
-from mlxkv.text import clean
+from mlxkv.system.regular_file import read_bytes
+from mlxkv.text.clean import clean
 
 _LONGEST = 256 << 20  # bytes
 

@@ -10,7 +10,7 @@ import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
-from mlxkv.text import clean
+from mlxkv.text.clean import clean
 from mlxkv.tui.fuzzy import best
 
 MOST = 20_000  # files

@@ -11,7 +11,7 @@ from textual.events import Key
 from textual.message import Message
 from textual.widgets import Input, Static
 
-from mlxkv.text import clean
+from mlxkv.text.clean import clean
 
 
 class Line(Input):

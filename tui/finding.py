@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from mlxkv.folding import Wanted
+from mlxkv.text.folding import Wanted
 from mlxkv.tui.blocks import Block
 from mlxkv.tui.layout import Cell, Layout
 from mlxkv.tui.rows import Row

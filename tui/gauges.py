@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mlxkv.readings import CacheView, SessionStatus
+from mlxkv.protocol.status import CacheView, SessionStatus
 from mlxkv.stats import bytes_text, disk_text, rate_text
 from mlxkv.tui.listing import cut
 

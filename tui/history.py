@@ -12,7 +12,7 @@ from pathlib import Path
 
 from mlxkv.config import private_folder
 from mlxkv.errors import ConfigError
-from mlxkv.regular_file import check_regular, parse_json, read_bytes, write_private
+from mlxkv.system.regular_file import check_regular, parse_json, read_bytes, write_private
 
 MOST_BYTES = 256 << 20  # of the file
 KEEP = 1000  # entries; the file is rewritten at twice that

@@ -12,7 +12,7 @@ from textual.containers import VerticalScroll
 from textual.screen import ModalScreen
 from textual.widgets import Static
 
-from mlxkv.text import clean
+from mlxkv.text.clean import clean
 
 
 def is_web(address: str) -> bool:

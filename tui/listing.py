@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 from rich.cells import cell_len, set_cell_size
 
-from mlxkv import commands as cmd
-from mlxkv.folding import Wanted
-from mlxkv.text import clean
+from mlxkv.protocol import commands as cmd
+from mlxkv.text.clean import clean
+from mlxkv.text.folding import Wanted
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,11 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 
-from mlxkv import commands as cmd
-from mlxkv import events as ev
-from mlxkv.readings import CompactPlan, ModelTight
+from mlxkv.protocol import commands as cmd
+from mlxkv.protocol import events as ev
+from mlxkv.protocol.status import CompactPlan, ModelTight
 from mlxkv.stats import Overflow, bytes_text, disk_text, plural
-from mlxkv.text import clean, marked
+from mlxkv.text.clean import clean, marked
 from mlxkv.tui.chats import latest_first, when_text
 from mlxkv.tui.listing import Listing, Row, SendAnyway
 

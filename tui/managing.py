@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 from textual.binding import Binding
 
-from mlxkv import commands as cmd
 from mlxkv.config import Folders, Settings
 from mlxkv.errors import ConfigError
+from mlxkv.protocol import commands as cmd
 from mlxkv.tui import lists
 from mlxkv.tui.listing import Listing, PutPrompt, Row, SendAnyway
 from mlxkv.tui.reading import ReadingApp

@@ -17,7 +17,7 @@ from markdown_it.token import Token
 from rich.segment import Segment
 from rich.style import Style
 
-from mlxkv.text import clean
+from mlxkv.text.clean import clean
 from mlxkv.tui.code import barred
 from mlxkv.tui.formulas import OPEN, leave_formulas
 from mlxkv.tui.rows import Line, wrap

@@ -14,7 +14,7 @@ from rich.text import Text
 from textual.events import Click
 from textual.widgets import Static
 
-from mlxkv.text import clean
+from mlxkv.text.clean import clean
 
 ROWS = 8
 

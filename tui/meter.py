@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import deque
 
-from mlxkv.events import EngineEvent, PrefillProgress, TextDelta, TurnFinished, TurnStarted
+from mlxkv.events import PrefillProgress, TextDelta, TurnFinished
+from mlxkv.protocol.events import EngineEvent, TurnStarted
 
 SECONDS = 60
 

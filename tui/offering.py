@@ -16,7 +16,7 @@ from textual.events import Key
 from textual.widgets import TextArea
 
 from mlxkv.stats import tokens_text
-from mlxkv.text import clean
+from mlxkv.text.clean import clean
 from mlxkv.tui import attach, files, offers
 from mlxkv.tui.menu import Entry, Menu, MenuList, Source
 

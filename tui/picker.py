@@ -8,7 +8,7 @@ from textual.message import Message
 from textual.widgets import OptionList
 from textual.widgets.option_list import Option
 
-from mlxkv import commands as cmd
+from mlxkv.protocol import commands as cmd
 from mlxkv.tui.listing import Choice, Listing, Row, row_line, shown
 
 

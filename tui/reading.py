@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from textual.app import App, SuspendNotSupported
 
-from mlxkv import commands as cmd
+from mlxkv.protocol import commands as cmd
 from mlxkv.stats import plural
 from mlxkv.tui.copying import code_blocks, message_source
 from mlxkv.tui.history import History

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from rich.segment import Segment
 from rich.style import Style
 
-from mlxkv.text import clean, clean_joined
+from mlxkv.text.clean import clean, clean_joined
 from mlxkv.tui.attach import parts
 from mlxkv.tui.blocks import CONTEXT, Block, Kind
 from mlxkv.tui.listing import cut

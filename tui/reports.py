@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from rich.cells import cell_len
 
-from mlxkv.readings import ContextUse, SessionFigures, SessionStatus
+from mlxkv.protocol.status import ContextUse, SessionFigures, SessionStatus
 from mlxkv.stats import bytes_text, disk_text, plural, prompt_text, rate_text
-from mlxkv.text import clean
+from mlxkv.text.clean import clean
 from mlxkv.tui.listing import cut
 
 _BAR = 20  # cells at most

@@ -18,7 +18,7 @@ from textual.message import Message
 from textual.widgets import OptionList, Static
 from textual.widgets.option_list import Option
 
-from mlxkv.events import ChatSummary
+from mlxkv.protocol.status import ChatSummary
 from mlxkv.tui.chats import Entry, sidebar_entries
 
 WIDTH = 31  # with its rule at the right

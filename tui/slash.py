@@ -1,6 +1,6 @@
 """What each slash command does: a change of the state, a command for the engine, or a wish only the caller can grant.
 
-The window and the line mode share it. The table of commands and their help is `commands.py`. Pure; UI thread.
+The window and the line mode share it. The table of commands and their help is `protocol/commands.py`. Pure; UI thread.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlxkv import commands as cmd
-from mlxkv.encoding import decode
 from mlxkv.errors import ConfigError, ModelNotFoundError
-from mlxkv.export_format import CHAT_FORMATS, CHAT_SUFFIXES, export_format, one_of
 from mlxkv.models import resolve
-from mlxkv.regular_file import read_bytes, reason
+from mlxkv.protocol import commands as cmd
+from mlxkv.protocol.export_format import CHAT_FORMATS, CHAT_SUFFIXES, export_format, one_of
 from mlxkv.settings import Setting, change, find, schema
+from mlxkv.system.regular_file import read_bytes, reason
+from mlxkv.text.encoding import decode
 from mlxkv.tui import lists, reports
 from mlxkv.tui.listing import Listing, PutPrompt, Row, cut
 from mlxkv.tui.remarks import remark

@@ -11,13 +11,13 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
-from mlxkv import commands as cmd
-from mlxkv import events as ev
 from mlxkv.config import Settings
 from mlxkv.errors import SessionNotFoundError
-from mlxkv.naming import chats_called
+from mlxkv.protocol import commands as cmd
+from mlxkv.protocol import events as ev
+from mlxkv.protocol.chat_names import chats_called
 from mlxkv.stats import evicted_text, fit
-from mlxkv.text import clean
+from mlxkv.text.clean import clean
 from mlxkv.tui import answers, lists
 from mlxkv.tui.chats import latest_first
 from mlxkv.tui.commands import as_typed

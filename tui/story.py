@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from mlxkv import events as ev
+from mlxkv.protocol import events as ev
 from mlxkv.stats import TurnStats
-from mlxkv.text import clean
+from mlxkv.text.clean import clean
 from mlxkv.tui.blocks import NO_ANSWER, NO_MESSAGE, Block, Kind
 from mlxkv.tui.turn import Turn
 from mlxkv.tui.wording import nearly_full_text, no_answer, restored_text, rotated_text

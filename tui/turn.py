@@ -6,7 +6,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from mlxkv.events import PrefillProgress, TextDelta
-from mlxkv.text import CONTEXT, clean
+from mlxkv.text.clean import CONTEXT, clean
 from mlxkv.tui.blocks import Block, Kind
 from mlxkv.tui.splitter import Splitter
 from mlxkv.tui.wording import fit, prefill_text, seconds_short, spinner, streaming_text, thinking_text

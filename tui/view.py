@@ -13,8 +13,8 @@ from textual.containers import Horizontal, Vertical
 from textual.message import Message
 from textual.widgets import Static
 
-from mlxkv.events import FirstScreen
-from mlxkv.text import clean
+from mlxkv.protocol.events import FirstScreen
+from mlxkv.text.clean import clean
 from mlxkv.tui.bars import Bar, Queued
 from mlxkv.tui.chats import latest_first
 from mlxkv.tui.gauges import narrow_lines, wide_lines

@@ -6,10 +6,10 @@ from rich.cells import cell_len
 from rich.text import Text
 from textual.widget import Widget
 
-from mlxkv.events import FirstScreen
 from mlxkv.models.resolve import BUILT_IN
+from mlxkv.protocol.events import FirstScreen
 from mlxkv.stats import bytes_text
-from mlxkv.text import clean
+from mlxkv.text.clean import clean
 from mlxkv.tui.listing import cut
 from mlxkv.tui.wording import short_name
 

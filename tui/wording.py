@@ -5,8 +5,9 @@ The figures of a turn are worded in `mlxkv.stats`; this adds only what a window 
 
 from __future__ import annotations
 
-from mlxkv.events import ChatSummary, ModelLoading, PrefillProgress, PullProgress
-from mlxkv.readings import SessionStatus
+from mlxkv.events import PrefillProgress
+from mlxkv.protocol.events import ModelLoading, PullProgress
+from mlxkv.protocol.status import ChatSummary, SessionStatus
 from mlxkv.stats import TurnStats, bytes_text, fit, no_answer_text, rate_text, stat_segments, tokens_text
 
 SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"

@@ -26,7 +26,7 @@ from mlxkv.cache.ring import RingKVCache
 from mlxkv.cache.rows import Codec, Parts, Rows
 from mlxkv.cache.state import capture
 from mlxkv.errors import CacheError, MismatchError
-from mlxkv.ids import common_prefix
+from mlxkv.token_ids import common_prefix
 
 # -- out -------------------------------------------------------------------------------------------------------------
 

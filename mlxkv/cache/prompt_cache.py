@@ -30,8 +30,8 @@ from mlxkv.cache.ring import RingKVCache
 from mlxkv.cache.state import arrays_of, capture, go_back, is_recurrent, put_back, rewind_floor, tokens_fed, unseen
 from mlxkv.cache.state_group import StateGroup
 from mlxkv.errors import CacheError, MismatchError, PromptError, RewindError
-from mlxkv.ids import TokenIds, TokenLog, common_prefix
-from mlxkv.owner import Owner
+from mlxkv.system.thread_owner import Owner
+from mlxkv.token_ids import TokenIds, TokenLog, common_prefix
 
 
 @dataclass(frozen=True)

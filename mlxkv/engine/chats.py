@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlxkv.config import Settings
-from mlxkv.engine import figures
-from mlxkv.engine.front import Front
+from mlxkv.engine import status as figures
+from mlxkv.engine.context import Front
 from mlxkv.errors import ConfigError, MlxkvError, PromptError
-from mlxkv.events import (
+from mlxkv.events import Notice
+from mlxkv.protocol.events import (
     Applied,
     ChatDeleted,
     ChatExported,
@@ -27,10 +28,9 @@ from mlxkv.events import (
     ChatRenamed,
     ChatTree,
     EngineEvent,
-    Notice,
     Versions,
 )
-from mlxkv.export_format import CHAT_FORMATS, one_of
+from mlxkv.protocol.export_format import CHAT_FORMATS, one_of
 
 if TYPE_CHECKING:
     from mlxkv.chat import Chat

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from mlxkv.engine import figures
-from mlxkv.engine.front import Front
+from mlxkv.engine import status as figures
+from mlxkv.engine.context import Front
 from mlxkv.errors import PromptError
-from mlxkv.events import CacheCollected, CacheList, ChatPinned, EngineEvent
+from mlxkv.protocol.events import CacheCollected, CacheList, ChatPinned, EngineEvent
 from mlxkv.store.prompt_folder import PromptFolder
 
 

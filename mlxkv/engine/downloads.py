@@ -13,8 +13,8 @@ from collections.abc import Callable
 
 from mlxkv.device import Device
 from mlxkv.errors import MlxkvError, OutOfMemoryError
-from mlxkv.events import EngineEvent, PullProgress
-from mlxkv.readings import ModelTight
+from mlxkv.protocol.events import EngineEvent, PullProgress
+from mlxkv.protocol.status import ModelTight
 
 _RATE_SECONDS = 5.0  # the rate is the mean over so long
 _TELL_SECONDS = 0.2

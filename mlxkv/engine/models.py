@@ -8,12 +8,12 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from mlxkv.commands import LoadModel
 from mlxkv.engine import chats
-from mlxkv.engine.front import Front
+from mlxkv.engine.context import Front
 from mlxkv.errors import MlxkvError
-from mlxkv.events import EngineEvent, Failed, ModelCard, ModelList, ModelLoading, ModelMissing, ModelReady
 from mlxkv.preflight import tight
+from mlxkv.protocol.commands import LoadModel
+from mlxkv.protocol.events import EngineEvent, Failed, ModelCard, ModelList, ModelLoading, ModelMissing, ModelReady
 
 RECENT_CHATS, MOST_FOLDERS = 200, 8  # whose folders are listed, the latest first
 

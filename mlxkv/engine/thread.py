@@ -14,10 +14,10 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from mlxkv.commands import CheckChat, Command, PausePull, Shutdown
 from mlxkv.config import Folders, Settings
-from mlxkv.engine.desk import Desk
-from mlxkv.events import EngineEvent, EngineStopped
+from mlxkv.engine.dispatcher import Desk
+from mlxkv.protocol.commands import CheckChat, Command, PausePull, Shutdown
+from mlxkv.protocol.events import EngineEvent, EngineStopped
 
 if TYPE_CHECKING:
     from mlxkv.model import Model

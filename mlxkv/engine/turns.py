@@ -8,22 +8,13 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from mlxkv.commands import Edit, Send
-from mlxkv.engine import chats, figures
-from mlxkv.engine.front import Front
+from mlxkv.engine import chats
+from mlxkv.engine import status as figures
+from mlxkv.engine.context import Front
 from mlxkv.errors import DiskError, MessageTooLongError, MlxkvError
-from mlxkv.events import (
-    EngineEvent,
-    KVNotSaved,
-    KVSaving,
-    MessageTooLong,
-    NotSaved,
-    PromptEvicted,
-    TextDelta,
-    TurnEvent,
-    TurnFinished,
-    TurnStarted,
-)
+from mlxkv.events import KVNotSaved, NotSaved, PromptEvicted, TextDelta, TurnEvent, TurnFinished
+from mlxkv.protocol.commands import Edit, Send
+from mlxkv.protocol.events import EngineEvent, KVSaving, MessageTooLong, TurnStarted
 from mlxkv.stats import Overflow
 
 if TYPE_CHECKING:

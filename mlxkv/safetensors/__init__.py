@@ -5,9 +5,9 @@ first. Knows no MLX and no tensors' contents, only their names, types, shapes an
 Format: https://huggingface.co/docs/safetensors, of which this accepts a subset.
 """
 
-from mlxkv.safetensors.reading import check_weights, read_header
-from mlxkv.safetensors.rules import ITEM_SIZES, MAX_DIM, MAX_DIMS, MAX_HEADER, Header, Tensor
-from mlxkv.safetensors.writing import encode, encode_header
+from mlxkv.safetensors.header import ITEM_SIZES, MAX_DIM, MAX_DIMS, MAX_HEADER, Header, Tensor
+from mlxkv.safetensors.reader import check_weights, read_header
+from mlxkv.safetensors.writer import encode, encode_header
 
 __all__ = [
     "ITEM_SIZES",

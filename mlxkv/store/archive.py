@@ -16,9 +16,9 @@ from pathlib import Path
 import xxhash
 
 from mlxkv.errors import CorruptError, StoreError, shortened
-from mlxkv.regular_file import open_regular, opened, reason
 from mlxkv.safetensors import Header, encode_header, read_header
 from mlxkv.store.files import Files, Step, no_step
+from mlxkv.system.regular_file import open_regular, opened, reason
 
 FORMAT = "chat 1"  # of the file around the document, which has a format of its own
 _NEWER = re.compile(r"chat [0-9]{1,9}")

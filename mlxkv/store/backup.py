@@ -23,11 +23,11 @@ from pathlib import Path
 
 from mlxkv.config import Folders, private_folder
 from mlxkv.errors import StoreError, quoted
-from mlxkv.regular_file import opened
 from mlxkv.store.files import Files, regular_size, sync
 from mlxkv.store.ids import random_name
 from mlxkv.store.locks import store_lock
 from mlxkv.store.schema import APPLICATION_ID, VERSION, create_empty, database_errors
+from mlxkv.system.regular_file import opened
 
 KEEP = 7
 _NAME = re.compile(r"mlxkv-(\d{8})(-\d+|-v\d+|-replaced-\d+)?\.db")

@@ -10,7 +10,6 @@ import sqlite3
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
-from mlxkv.ids import common_prefix
 from mlxkv.store.arrays import to_tensors
 from mlxkv.store.chunks import ChunkFiles
 from mlxkv.store.format import ChunkHead, Encoded, encode_chunk
@@ -20,6 +19,7 @@ from mlxkv.store.ranges import SHORT, Grid, clipped, covers, without
 from mlxkv.store.refs import STATE, SavedChunk, saved_bytes
 from mlxkv.store.saved import GroupRows, SavedRows
 from mlxkv.store.sessions import Sessions
+from mlxkv.token_ids import common_prefix
 
 _MOST = 8  # sessions
 MOST_SHORT = 7  # chunks in a row; the next save writes their rows again, as one chunk with its own

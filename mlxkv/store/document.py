@@ -13,13 +13,13 @@ from typing import Any, NoReturn
 
 from mlxkv.cache.config import CacheConfig
 from mlxkv.errors import ConfigError, CorruptError
-from mlxkv.regular_file import parse_integer, reason
 from mlxkv.sampling import SamplingParams
 from mlxkv.store.history import extra_fields, genesis, pack_ids, stored_fields, turn_digest
 from mlxkv.store.identity import ModelIdentity
 from mlxkv.store.records import KINDS, Attachment, Kind, SessionRecord, ToolCall, TurnRecord
 from mlxkv.store.sound import as_time, is_clock, is_seed
-from mlxkv.text import MARK, clean
+from mlxkv.system.regular_file import parse_integer, reason
+from mlxkv.text.clean import MARK, clean
 
 FORMAT = "mlxkv chat 2"
 _FORMATS = ("mlxkv chat 1", FORMAT)

@@ -14,8 +14,8 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from mlxkv.regular_file import check_regular
 from mlxkv.store.ids import random_name
+from mlxkv.system.regular_file import check_regular
 
 Step = Callable[[str], None]
 

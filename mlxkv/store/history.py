@@ -13,10 +13,10 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from mlxkv.encoding import well_formed
 from mlxkv.errors import CorruptError, StoreError
-from mlxkv.regular_file import parse_json
 from mlxkv.store.records import Attachment, ToolCall, TurnRecord
+from mlxkv.system.regular_file import parse_json
+from mlxkv.text.encoding import well_formed
 
 DIGEST_BYTES = 16
 

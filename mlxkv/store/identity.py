@@ -21,7 +21,7 @@ from types import MappingProxyType
 from typing import Any, Protocol
 
 from mlxkv.errors import ModelFileError
-from mlxkv.regular_file import opened
+from mlxkv.system.regular_file import opened
 
 RACY_NS = 2_000_000_000  # the coarsest clock of a file system in use
 

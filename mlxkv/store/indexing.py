@@ -13,8 +13,8 @@ import sqlite3
 import unicodedata
 from collections.abc import Iterable, Iterator
 
-from mlxkv.folding import origins
 from mlxkv.store.sound import as_text
+from mlxkv.text.folding import origins
 
 _UNSPACED = (
     "\u0e00-\u0fff\u1000-\u109f\u1100-\u11ff\u1780-\u17ff\u3005-\u3007\u3040-\u31ff\u3400-\u9fff\ua960-\ua97f"

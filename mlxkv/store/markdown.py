@@ -15,7 +15,7 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 from mlxkv.store.records import SessionRecord
-from mlxkv.text import clean
+from mlxkv.text.clean import clean
 
 _SPEAKERS = ("system", "user", "assistant", "tool")
 _HTML_ENDS = ("-->", "?>", ">", "]]>", "</script>", "</pre>", "</style>", "</textarea>")  # CommonMark 4.6, 1 to 5

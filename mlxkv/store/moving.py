@@ -17,7 +17,6 @@ from typing import Any
 import xxhash
 
 from mlxkv.errors import CorruptError, StoreError, shortened
-from mlxkv.regular_file import opened, parse_json, read_bytes, reason
 from mlxkv.safetensors import read_header
 from mlxkv.store.archive import ArchiveFile, is_archive, read_archive, write_archive
 from mlxkv.store.chunks import ChunkFiles
@@ -29,6 +28,7 @@ from mlxkv.store.identity import digest_of
 from mlxkv.store.refs import SavedChunk, saved_chunks, saved_commits, seed
 from mlxkv.store.sessions import Sessions
 from mlxkv.store.writer import Writer
+from mlxkv.system.regular_file import opened, parse_json, read_bytes, reason
 
 UNTRUSTED = 1
 """Bit of `session.flags`: its KV rows were made by somebody else."""

@@ -14,7 +14,6 @@ import uuid
 from pathlib import Path
 
 from mlxkv.errors import CorruptError, DiskError, StoreError
-from mlxkv.regular_file import read_json, reason
 from mlxkv.store import backup
 from mlxkv.store.files import Files
 from mlxkv.store.locks import StoreLock
@@ -31,6 +30,7 @@ from mlxkv.store.schema import (
     needs_migration,
 )
 from mlxkv.store.sound import is_sha256
+from mlxkv.system.regular_file import read_json, reason
 
 DATABASE = "mlxkv.db"
 MAX_MARKER = 1 << 20  # bytes

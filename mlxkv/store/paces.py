@@ -9,10 +9,10 @@ from contextlib import suppress
 from typing import Any
 
 from mlxkv.errors import StoreError
-from mlxkv.regular_file import parse_json
 from mlxkv.store.history import to_json
 from mlxkv.store.pacing import Pace, mixed
 from mlxkv.store.schema import Database
+from mlxkv.system.regular_file import parse_json
 
 _KEY = "pace"
 _SAME = 0.1  # a measurement this close to what is known is not worth a write

@@ -20,7 +20,6 @@ import xxhash
 
 from mlxkv.cache.portable import PromptText
 from mlxkv.errors import CorruptError, MismatchError, StoreError, shortened
-from mlxkv.regular_file import opened, parse_json
 from mlxkv.safetensors import ITEM_SIZES, MAX_HEADER, Header, encode_header, read_header
 from mlxkv.store.arrays import buffer_of, evaluated, to_tensors
 from mlxkv.store.files import Files, Step, no_step
@@ -33,6 +32,7 @@ from mlxkv.store.records import Restored
 from mlxkv.store.refs import STATE
 from mlxkv.store.sound import is_clock
 from mlxkv.store.space import Room, any_room
+from mlxkv.system.regular_file import opened, parse_json
 
 FORMAT = "prompt-cache 2"
 _FORMATS = ("prompt-cache 1", FORMAT)

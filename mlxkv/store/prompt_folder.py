@@ -17,12 +17,12 @@ from typing import IO, Any
 
 from mlxkv.config import Folders, private_folder
 from mlxkv.errors import ConfigError, CorruptError, StoreError, quoted
-from mlxkv.regular_file import opened, reason
 from mlxkv.safetensors import read_header
 from mlxkv.store.files import Files, disk_usage, regular_size
 from mlxkv.store.interop import describe_mlx_lm, made_with
 from mlxkv.store.prompt_file import describe_prompt_file, verify_prompt_file
 from mlxkv.store.space import DAMAGED, PROMPTS, Room, Space, prompt_temporaries
+from mlxkv.system.regular_file import opened, reason
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _SUFFIXES = (".kv", ".safetensors")

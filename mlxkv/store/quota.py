@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mlxkv.errors import StoreError
-from mlxkv.regular_file import parse_json
 from mlxkv.stats import bytes_text, plural
 from mlxkv.store.commit import Plan
 from mlxkv.store.files import disk_usage
@@ -24,6 +23,7 @@ from mlxkv.store.ports import LayerGroup, Range
 from mlxkv.store.schema import PINNED, Database
 from mlxkv.store.sound import is_chunk
 from mlxkv.store.space import BLOCK, Space, on_disk
+from mlxkv.system.regular_file import parse_json
 
 FILE_HEADER = 512  # bytes, and for each tensor:
 TENSOR_HEADER = 128

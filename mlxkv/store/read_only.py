@@ -18,10 +18,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from mlxkv.errors import DiskError, ReadOnlyError, StoreError
-from mlxkv.regular_file import check_regular, reason
 from mlxkv.store.files import no_step, regular_size
 from mlxkv.store.migrations import migrate
 from mlxkv.store.schema import ENDINGS, Database, connect, create, database_errors, has_room, is_empty, needs_migration
+from mlxkv.system.regular_file import check_regular, reason
 
 _ERRNOS = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT)  # the last: of a folder that cannot be made
 _CODES = (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_CANTOPEN)

@@ -16,8 +16,6 @@ from dataclasses import dataclass, replace
 from itertools import islice
 
 from mlxkv.errors import StoreError
-from mlxkv.ids import common_prefix
-from mlxkv.regular_file import parse_json
 from mlxkv.stats import bytes_text
 from mlxkv.store.chunks import ChunkFiles
 from mlxkv.store.commit import Committer
@@ -31,6 +29,8 @@ from mlxkv.store.records import Restored
 from mlxkv.store.refs import SavedChunk, remove_chunks, save_commit, save_spec, saved_chunks, saved_commits
 from mlxkv.store.sessions import Sessions, save_model
 from mlxkv.store.sharing import find_source
+from mlxkv.system.regular_file import parse_json
+from mlxkv.token_ids import common_prefix
 
 WORTH_SHARING = 32  # tokens; fewer are read in no time
 _MOST_OFFERS = 4

@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mlxkv.errors import CorruptError, DiskError, StoreError, WrongThreadError
-from mlxkv.regular_file import check_regular
 from mlxkv.store.files import Step, no_step
 from mlxkv.store.indexing import INDEX
+from mlxkv.system.regular_file import check_regular
 
 APPLICATION_ID = 0x6D6C786B  # "mlxk"
 VERSION = 3

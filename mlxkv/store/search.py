@@ -14,10 +14,10 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 
-from mlxkv.folding import Wanted
 from mlxkv.store.indexing import INDEX, index_turn, spans_in, words
 from mlxkv.store.records import SearchHit
 from mlxkv.store.sound import as_text
+from mlxkv.text.folding import Wanted
 
 MAX_WORDS = 32
 _AROUND = 40  # characters of text on each side of a match

@@ -13,11 +13,9 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from mlxkv.encoding import well_formed
 from mlxkv.errors import CorruptError, SessionChangedError, SessionNotFoundError, StoreError
-from mlxkv.events import ChatSummary
-from mlxkv.naming import chat_called
-from mlxkv.regular_file import parse_json
+from mlxkv.protocol.chat_names import chat_called
+from mlxkv.protocol.status import ChatSummary
 from mlxkv.store.document import MAX_TITLE, PortableChat
 from mlxkv.store.family import hand_on_forks
 from mlxkv.store.history import (
@@ -39,6 +37,8 @@ from mlxkv.store.refs import mark_unused, move_commits, num_removed, remove_comm
 from mlxkv.store.schema import PINNED, Database
 from mlxkv.store.search import search
 from mlxkv.store.sound import as_text, as_time, is_clock, is_seed
+from mlxkv.system.regular_file import parse_json
+from mlxkv.text.encoding import well_formed
 
 _MOST_KNOWN = 8  # histories
 _TURN = "i, role, text, thinking, state, params, start, stats, extra, ids, prev, digest"

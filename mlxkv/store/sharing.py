@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from mlxkv.errors import StoreError
-from mlxkv.ids import common_prefix
 from mlxkv.store.format import prefix_keys
 from mlxkv.store.ranges import MOST_ROWS
 from mlxkv.store.refs import SavedChunk, saved_chunks, saved_commits, seed
 from mlxkv.store.sessions import Sessions
 from mlxkv.store.sound import is_chunk
+from mlxkv.token_ids import common_prefix
 
 _MOST_SOURCES = 4  # sessions that share as much; the one whose log goes on longest with the prompt is taken
 

@@ -14,9 +14,9 @@ from typing import Any, Literal
 
 from mlxkv.arguments import flag, label, optional, path, public, text, whole
 from mlxkv.config import Folders, load_settings, private_folder
-from mlxkv.encoding import well_formed
 from mlxkv.errors import ConfigError, ReadOnlyError, StoreError
-from mlxkv.events import Branch, ChatSummary, Sibling
+from mlxkv.events import Branch, Sibling
+from mlxkv.protocol.status import ChatSummary
 from mlxkv.store.ahead import Ahead, find_ahead
 from mlxkv.store.daily import DailyBackup
 from mlxkv.store.family import siblings, tree
@@ -40,6 +40,7 @@ from mlxkv.store.sessions import Sessions
 from mlxkv.store.space import KV, Room, Space
 from mlxkv.store.verify import VerifyReport, verify
 from mlxkv.store.writer import Writer
+from mlxkv.text.encoding import well_formed
 
 
 class SessionStore:

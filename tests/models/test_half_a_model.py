@@ -14,15 +14,15 @@ from pathlib import Path
 import pytest
 
 from mlxkv.cli import main
-from mlxkv.commands import ListModels
 from mlxkv.errors import ModelDownloadError, ModelError, ModelFileError
-from mlxkv.events import ModelCard, ModelList
 from mlxkv.models import Hub, list_local, load_model
 from mlxkv.models.hub import find_local
 from mlxkv.models.snapshot import link
 from mlxkv.models.whole import INDEX, check_whole, missing_files, problem
+from mlxkv.protocol.commands import ListModels
+from mlxkv.protocol.events import ModelCard, ModelList
 from mlxkv.safetensors import encode
-from tests.test_engine_chats import Said
+from tests.engine.test_engine_chats import Said
 
 REPO, COMMIT = "org/model", "c0ffee" * 6 + "cafe"
 FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"

@@ -16,10 +16,10 @@ from mlxkv.cache.plan import CachePlan, plan_cache
 from mlxkv.cache.probe import leaves
 from mlxkv.cache.prompt_cache import PromptCache
 from mlxkv.cache.ring import RingKVCache
-from mlxkv.ids import TokenLog
 from mlxkv.peak import prefill_bytes
 from mlxkv.runner import ModelRunner
 from mlxkv.sampling import SamplingParams
+from mlxkv.token_ids import TokenLog
 from tests.peak.models import CASES, build, config_of
 from tests.reference import tiny_llama
 

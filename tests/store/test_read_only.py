@@ -19,8 +19,9 @@ from mlxkv.cli import main
 from mlxkv.config import Folders
 from mlxkv.engine import Desk
 from mlxkv.errors import ConfigError, ReadOnlyError, StoreError
-from mlxkv.events import ChatOpened, EngineEvent, Notice, TextDelta, TurnFinished
-from mlxkv.readings import SessionStatus
+from mlxkv.events import Notice, TextDelta, TurnFinished
+from mlxkv.protocol.events import ChatOpened, EngineEvent
+from mlxkv.protocol.status import SessionStatus
 from mlxkv.settings import Settings
 from mlxkv.store import SessionStore, TurnRecord, read_only
 from tests.store.conftest import Talk
@@ -247,7 +248,7 @@ def test_a_saved_chat_continues_unsaved(model: mlxkv.Model, frozen: Freeze) -> N
 
 
 def test_the_window_says_it_too(tiny_path: Path, folders: Folders, frozen: Freeze) -> None:
-    from mlxkv import commands as cmd
+    from mlxkv.protocol import commands as cmd
 
     frozen()
     told: list[EngineEvent] = []

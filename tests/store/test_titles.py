@@ -11,7 +11,7 @@ from mlxkv.cli import main
 from mlxkv.config import Folders
 from mlxkv.store import SessionStore, TurnRecord
 from mlxkv.store.document import to_document
-from mlxkv.text import clean
+from mlxkv.text.clean import clean
 from tests.store.fake import model
 
 TITLES = {

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from mlxkv.errors import CorruptError, MlxkvError
-from mlxkv.events import ChatSummary
+from mlxkv.protocol.status import ChatSummary
 from mlxkv.store import SessionStore, TurnRecord
 from mlxkv.store.chunks import ChunkFiles
 from mlxkv.store.files import Files

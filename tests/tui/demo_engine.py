@@ -6,9 +6,9 @@ import argparse
 import os
 import sys
 
-from mlxkv.commands import Command, LoadModel, NewChat, OpenChat
 from mlxkv.config import Folders, Settings
-from mlxkv.events import FirstScreen, ModelCard
+from mlxkv.protocol.commands import Command, LoadModel, NewChat, OpenChat
+from mlxkv.protocol.events import FirstScreen, ModelCard
 from mlxkv.tui import run
 from tests.tui.fake_engine import ThreadEngine
 

@@ -7,7 +7,8 @@ import time
 from collections import deque
 from collections.abc import Iterable
 
-from mlxkv.commands import (
+from mlxkv.events import Branch, Message, PrefillProgress, TextDelta, TurnFinished
+from mlxkv.protocol.commands import (
     ChangeSettings,
     CollectCache,
     Command,
@@ -38,9 +39,8 @@ from mlxkv.commands import (
     ShowStats,
     ShowTree,
 )
-from mlxkv.events import (
+from mlxkv.protocol.events import (
     Applied,
-    Branch,
     CacheCollected,
     CacheList,
     ChatDeleted,
@@ -51,25 +51,28 @@ from mlxkv.events import (
     ChatOpened,
     ChatPinned,
     ChatRenamed,
-    ChatSummary,
     ChatTree,
     Compacted,
     EngineEvent,
     EngineStopped,
     Failed,
-    Message,
     ModelCard,
     ModelList,
     ModelLoading,
     ModelReady,
-    PrefillProgress,
     PullProgress,
-    TextDelta,
     TokensCounted,
-    TurnFinished,
     TurnStarted,
 )
-from mlxkv.readings import CacheView, CompactPlan, ContextPart, ContextUse, SessionFigures, SessionStatus
+from mlxkv.protocol.status import (
+    CacheView,
+    ChatSummary,
+    CompactPlan,
+    ContextPart,
+    ContextUse,
+    SessionFigures,
+    SessionStatus,
+)
 from mlxkv.stats import TurnStats
 
 REPLY = """The borrow of `map` lives until the last use of `entry`, so the second insert needs a mutable borrow \

@@ -13,7 +13,7 @@ from typing import Any
 
 def main() -> None:
     if sys.argv[1:2] != ["--child"]:
-        from mlxkv.supervisor import supervise
+        from mlxkv.system.supervisor import supervise
 
         sys.exit(supervise([sys.executable, "-m", "tests.tui.hanging", "--child", *sys.argv[1:]]))
     from mlxkv import templates

@@ -2,7 +2,7 @@
 
 The scan reads the bytes that a program wrote to its terminal. It knows the few sequences that the window itself writes,
 with the values they may have; what is left must be characters that a reader sees. It asks Unicode what a character is,
-not `mlxkv.text`, which is what it checks.
+not `mlxkv.text.clean`, which is what it checks.
 """
 
 from __future__ import annotations

@@ -13,7 +13,9 @@ from collections import deque
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
-from mlxkv.commands import (
+from mlxkv.config import Folders, Settings
+from mlxkv.events import Branch, Message, Notice, Sibling, TextDelta, TurnFinished
+from mlxkv.protocol.commands import (
     ChangeSettings,
     Command,
     Compact,
@@ -30,37 +32,29 @@ from mlxkv.commands import (
     Send,
     ShowTree,
 )
-from mlxkv.config import Folders, Settings
-from mlxkv.events import (
+from mlxkv.protocol.events import (
     Applied,
-    Branch,
     ChatDeleted,
     ChatExported,
     ChatList,
     ChatOpened,
     ChatRenamed,
-    ChatSummary,
     ChatTree,
     Compacted,
     EngineEvent,
     EngineStopped,
     Failed,
     FirstScreen,
-    Message,
     ModelCard,
     ModelList,
     ModelLoading,
     ModelMissing,
     ModelReady,
-    Notice,
     PullProgress,
-    Sibling,
-    TextDelta,
-    TurnFinished,
     TurnStarted,
     Versions,
 )
-from mlxkv.readings import CompactPlan, ModelTight
+from mlxkv.protocol.status import ChatSummary, CompactPlan, ModelTight
 from tests.tui.fake_engine import STATS, STATUS, FakeEngine
 from tests.tui.hostile import NAMES, bomb, markdown, piece
 
@@ -204,8 +198,8 @@ def main(lead: int = 0) -> int:
 
 if __name__ == "__main__":
     if "--raw" in sys.argv:
-        import mlxkv.text
+        import mlxkv.text.clean
 
         # Before the window's modules are imported. Half a character would not even be written.
-        mlxkv.text.clean = lambda text, before="", *, joined=False: text.encode("utf-8", "replace").decode()
+        mlxkv.text.clean.clean = lambda text, before="", *, joined=False: text.encode("utf-8", "replace").decode()
     sys.exit(main(int(sys.argv[1])))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from mlxkv import commands as cmd
-from mlxkv import events as ev
+from mlxkv.protocol import commands as cmd
+from mlxkv.protocol import events as ev
 from tests.tui.fake_engine import STATS, FakeEngine, reply_events
 from tests.tui.window import Window, window
 

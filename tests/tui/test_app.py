@@ -12,9 +12,10 @@ from rich.style import Style
 from textual.events import MouseDown, MouseMove, MouseScrollDown, MouseScrollUp, MouseUp
 
 from mlxkv import tui
-from mlxkv.commands import ListChats, LoadModel, NewChat, OpenChat, Send
 from mlxkv.config import Folders, Settings
-from mlxkv.events import ChatOpened, EngineStopped, Failed, KVSaving, Message, TextDelta, TurnFinished
+from mlxkv.events import Message, TextDelta, TurnFinished
+from mlxkv.protocol.commands import ListChats, LoadModel, NewChat, OpenChat, Send
+from mlxkv.protocol.events import ChatOpened, EngineStopped, Failed, KVSaving
 from mlxkv.tui.app import ChatApp
 from mlxkv.tui.help import HelpScreen
 from mlxkv.tui.picker import Picker

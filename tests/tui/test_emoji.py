@@ -7,7 +7,8 @@ from rich.cells import cell_len
 from rich.style import Style
 
 from mlxkv.config import Settings
-from mlxkv.events import ChatOpened, Message
+from mlxkv.events import Message
+from mlxkv.protocol.events import ChatOpened
 from mlxkv.tui.blocks import Block, Kind
 from mlxkv.tui.copying import selected
 from mlxkv.tui.emoji import joins_emoji

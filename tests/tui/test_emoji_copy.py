@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from mlxkv import commands as cmd
-from mlxkv.events import ChatOpened
-from mlxkv.text import clean, rejoined
+from mlxkv.protocol import commands as cmd
+from mlxkv.protocol.events import ChatOpened
+from mlxkv.text.clean import clean, rejoined
 from mlxkv.tui.blocks import Block, Kind
 from mlxkv.tui.copying import code_blocks, message_source, selected
 from mlxkv.tui.layout import Layout

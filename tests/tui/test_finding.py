@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlxkv.events import ChatOpened, Message, TextDelta, TurnStarted
-from mlxkv.folding import Wanted
-from mlxkv.text import clean
+from mlxkv.events import Message, TextDelta
+from mlxkv.protocol.events import ChatOpened, TurnStarted
+from mlxkv.text.clean import clean
+from mlxkv.text.folding import Wanted
 from mlxkv.tui.blocks import Block, Kind
 from mlxkv.tui.copying import code_blocks, message_source, selected
 from mlxkv.tui.finding import Finder

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
-from mlxkv.events import PrefillProgress, TextDelta, TurnFinished, TurnStarted
-from mlxkv.readings import CacheView, ContextPart, ContextUse, SessionFigures, SessionStatus
+from mlxkv.events import PrefillProgress, TextDelta, TurnFinished
+from mlxkv.protocol.events import TurnStarted
+from mlxkv.protocol.status import CacheView, ContextPart, ContextUse, SessionFigures, SessionStatus
 from mlxkv.tui.blocks import CONTEXT as CONTEXT_INFO
 from mlxkv.tui.blocks import Block, Kind
 from mlxkv.tui.gauges import (

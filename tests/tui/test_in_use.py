@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from mlxkv import commands as cmd
-from mlxkv import events as ev
+from mlxkv.protocol import commands as cmd
+from mlxkv.protocol import events as ev
 from mlxkv.tui.state import ChatState
 from tests.tui.fake_engine import FakeEngine
 from tests.tui.window import window

@@ -7,9 +7,9 @@ from textual.events import Paste
 from textual.geometry import Offset
 from textual.selection import Selection
 
-from mlxkv.commands import ChangeSettings, Send
 from mlxkv.config import Folders
 from mlxkv.events import TextDelta, TurnFinished
+from mlxkv.protocol.commands import ChangeSettings, Send
 from tests.tui.fake_engine import STATS, FakeEngine, reply_events
 from tests.tui.window import window
 

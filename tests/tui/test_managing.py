@@ -7,9 +7,10 @@ from dataclasses import replace
 import pytest
 from rich.text import Text
 
-from mlxkv.commands import DeleteChat, Edit, ExportChat, ListChats, LoadModel, OpenChat, RenameChat, Rewind
 from mlxkv.config import Folders, Settings
-from mlxkv.events import ChatSummary, TurnFinished
+from mlxkv.events import TurnFinished
+from mlxkv.protocol.commands import DeleteChat, Edit, ExportChat, ListChats, LoadModel, OpenChat, RenameChat, Rewind
+from mlxkv.protocol.status import ChatSummary
 from mlxkv.tui.chats import group_text, sidebar_entries
 from mlxkv.tui.picker import Picker
 from mlxkv.tui.sidebar import Sidebar

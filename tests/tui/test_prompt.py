@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from textual.events import Key, Paste
 
-from mlxkv.commands import Command, CountTokens, NewChat, Send
 from mlxkv.config import Folders
-from mlxkv.events import EngineEvent, ModelReady, TokensCounted
+from mlxkv.protocol.commands import Command, CountTokens, NewChat, Send
+from mlxkv.protocol.events import EngineEvent, ModelReady, TokensCounted
 from mlxkv.tui.editor import EditorError, edited, editor_command
 from mlxkv.tui.menu import Source
 from tests.tui.fake_engine import STATUS, FakeEngine

@@ -9,8 +9,9 @@ from textual.geometry import Offset
 from textual.selection import Selection
 from textual.strip import Strip
 
-from mlxkv.commands import Fork, OpenChat, Retry, Send
-from mlxkv.events import ChatOpened, Message, TextDelta, TurnFinished
+from mlxkv.events import Message, TextDelta, TurnFinished
+from mlxkv.protocol.commands import Fork, OpenChat, Retry, Send
+from mlxkv.protocol.events import ChatOpened
 from mlxkv.tui.blocks import Kind
 from mlxkv.tui.findbar import FindBar, Line
 from mlxkv.tui.link import LinkScreen, host_note, is_web

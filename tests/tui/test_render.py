@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
-from mlxkv.text import clean
+from mlxkv.text.clean import clean
 from mlxkv.tui.blocks import Block, Kind
 from mlxkv.tui.render import Look, Renderer
 from mlxkv.tui.splitter import split

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from mlxkv.events import TextDelta, TurnStarted
+from mlxkv.events import TextDelta
+from mlxkv.protocol.events import TurnStarted
 from tests.tui.fake_engine import FakeEngine
 from tests.tui.window import window
 

@@ -12,19 +12,12 @@ from textual.events import Paste
 
 import mlxkv
 from mlxkv.cache.prompt_cache import PromptCache
-from mlxkv.commands import ChangeSettings, Edit, LoadModel, NewChat, Send
 from mlxkv.config import Folders, Settings
 from mlxkv.engine import Engine
-from mlxkv.events import (
-    ChatOpened,
-    Failed,
-    Message,
-    MessageTooLong,
-    PrefillProgress,
-    TurnFinished,
-    TurnStarted,
-)
-from mlxkv.readings import SessionStatus
+from mlxkv.events import Message, PrefillProgress, TurnFinished
+from mlxkv.protocol.commands import ChangeSettings, Edit, LoadModel, NewChat, Send
+from mlxkv.protocol.events import ChatOpened, Failed, MessageTooLong, TurnStarted
+from mlxkv.protocol.status import SessionStatus
 from mlxkv.runner import ModelRunner
 from mlxkv.stats import Overflow, TurnStats
 from mlxkv.store import SessionStore

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from mlxkv import commands as cmd
 from mlxkv.events import Message
+from mlxkv.protocol import commands as cmd
 from mlxkv.tui import attach
 from mlxkv.tui.commands import Prompt, as_typed, parse
 from tests.tui.fake_engine import FakeEngine, reply_events

@@ -12,9 +12,9 @@ import pytest
 
 from mlxkv import tui
 from mlxkv.config import Folders, Settings
-from mlxkv.events import FirstScreen
+from mlxkv.protocol.events import FirstScreen
 from mlxkv.tui.app import ChatApp
-from tests.test_supervisor import Run
+from tests.system.test_supervisor import Run
 
 
 class Recorder:
@@ -41,7 +41,7 @@ def test_the_parent_knows_of_the_end_before_the_engine_is_waited_for(
 WINDOW = """
 import os
 from mlxkv import cli_start, engine, tui
-from mlxkv.commands import LoadModel
+from mlxkv.protocol.commands import LoadModel
 from mlxkv.config import Folders, Settings
 engine.Engine = lambda *_, **__: None
 tui.run = lambda *_: os.write(2, b"thread panicked")

@@ -6,7 +6,7 @@ from collections import deque
 
 import pytest
 
-from mlxkv import commands as cmd
+from mlxkv.protocol import commands as cmd
 from mlxkv.settings import schema
 from mlxkv.tui.blocks import Kind
 from mlxkv.tui.slash import Wish, run

@@ -7,28 +7,24 @@ from pathlib import Path
 
 import pytest
 
-from mlxkv import commands as cmd
-from mlxkv.events import (
-    Branch,
+from mlxkv.events import Branch, Message, Sibling, TextDelta, TurnFinished
+from mlxkv.protocol import commands as cmd
+from mlxkv.protocol.events import (
     CacheCollected,
     CacheList,
     ChatDeleted,
     ChatOpened,
     ChatRenamed,
     Failed,
-    Message,
     ModelCard,
     ModelList,
     ModelMissing,
     ModelReady,
     PullProgress,
-    Sibling,
-    TextDelta,
-    TurnFinished,
     TurnStarted,
     Versions,
 )
-from mlxkv.readings import CompactPlan, ContextPart, ContextUse, ModelTight
+from mlxkv.protocol.status import CompactPlan, ContextPart, ContextUse, ModelTight
 from mlxkv.tui.blocks import Kind
 from mlxkv.tui.commands import COMMANDS
 from mlxkv.tui.listing import PutPrompt

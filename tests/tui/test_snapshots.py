@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 from textual.pilot import Pilot
 
-from mlxkv.commands import Command, LoadModel, NewChat, OpenChat
 from mlxkv.config import Settings
-from mlxkv.events import ChatSummary, FirstScreen, ModelCard, TextDelta
+from mlxkv.events import TextDelta
+from mlxkv.protocol.commands import Command, LoadModel, NewChat, OpenChat
+from mlxkv.protocol.events import FirstScreen, ModelCard
+from mlxkv.protocol.status import ChatSummary
 from mlxkv.tui.app import ChatApp
 from tests.tui.fake_engine import CHATS, REPLY, STATUS, FakeEngine
 

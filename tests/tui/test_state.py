@@ -6,25 +6,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlxkv.commands import Command, Compact, ListChats, LoadModel, NewChat, OpenChat, Send
-from mlxkv.events import (
+from mlxkv.events import Message, NoAnswer, Notice, PrefillProgress, TextDelta, TurnFinished
+from mlxkv.protocol.commands import Command, Compact, ListChats, LoadModel, NewChat, OpenChat, Send
+from mlxkv.protocol.events import (
     Applied,
     ChatList,
     ChatOpened,
     EngineEvent,
     EngineStopped,
     Failed,
-    Message,
     ModelLoading,
     ModelReady,
-    NoAnswer,
-    Notice,
-    PrefillProgress,
-    TextDelta,
-    TurnFinished,
     TurnStarted,
 )
-from mlxkv.readings import SessionStatus
+from mlxkv.protocol.status import SessionStatus
 from mlxkv.stats import TurnStats
 from mlxkv.tui import slash
 from mlxkv.tui.blocks import Kind

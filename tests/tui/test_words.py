@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 from rich.cells import cell_len
 
-from mlxkv.commands import OpenChat
-from mlxkv.naming import chats_called
-from mlxkv.readings import SessionStatus
+from mlxkv.protocol.chat_names import chats_called
+from mlxkv.protocol.commands import OpenChat
+from mlxkv.protocol.status import SessionStatus
 from mlxkv.tui.chats import when_text
 from mlxkv.tui.keys import Act, Presses, Situation
 from mlxkv.tui.listing import Row, row_line

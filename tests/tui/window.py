@@ -7,9 +7,9 @@ from contextlib import asynccontextmanager
 
 from textual.pilot import Pilot
 
-from mlxkv.commands import Command, LoadModel, NewChat
 from mlxkv.config import Folders, Settings
-from mlxkv.events import FirstScreen, ModelCard
+from mlxkv.protocol.commands import Command, LoadModel, NewChat
+from mlxkv.protocol.events import FirstScreen, ModelCard
 from mlxkv.tui.app import ChatApp
 from tests.tui.fake_engine import FakeEngine
 

@@ -15,9 +15,12 @@ from dataclasses import dataclass
 import pytest
 
 from mlxkv.__main__ import opens_window
-from mlxkv.supervisor import ALIVE, AWAY, LIFELINE, PATIENCE, QUITS, STALL, TICK, UP, Watch, farewell, is_quit
+from mlxkv.system.supervisor import ALIVE, AWAY, LIFELINE, PATIENCE, QUITS, STALL, TICK, UP, Watch, farewell, is_quit
 
-PARENT = "import sys; from mlxkv.supervisor import supervise; sys.exit(supervise([sys.executable, '-c', sys.argv[1]]))"
+PARENT = (
+    "import sys; from mlxkv.system.supervisor import supervise; "
+    "sys.exit(supervise([sys.executable, '-c', sys.argv[1]]))"
+)
 
 
 @dataclass
@@ -87,7 +90,7 @@ def test_exit_codes_and_what_was_said_on_stderr_come_through() -> None:
 
 def test_nothing_is_said_below_a_window_that_ended_well() -> None:
     run = supervised(
-        "import os, sys\nfrom mlxkv.supervised import watch_parent\nsupervisor = watch_parent()\n"
+        "import os, sys\nfrom mlxkv.system.supervisor_link import watch_parent\nsupervisor = watch_parent()\n"
         "supervisor.window_is_up()\nos.write(2, b'thread panicked')\nos.write(1, b'bye')"
     )
     assert run.end() == 0
@@ -122,7 +125,7 @@ def test_a_child_does_not_outlive_its_parent(hang_up: str, end: signal.Signals) 
     reports, reporting = os.pipe()
     script = (
         f"import os, signal\nsignal.signal(signal.SIGHUP, signal.{hang_up})\n"
-        "from mlxkv.supervised import watch_parent\nwatch_parent()\n"
+        "from mlxkv.system.supervisor_link import watch_parent\nwatch_parent()\n"
         "assert 'MLXKV_LIFELINE' not in os.environ\nos.write(1, b'r')\nwhile True: signal.pause()"
     )
     with subprocess.Popen(
@@ -141,7 +144,7 @@ def test_a_child_does_not_outlive_its_parent(hang_up: str, end: signal.Signals) 
 
 HANGING = """
 import ctypes, os, tty
-from mlxkv.supervised import watch_parent
+from mlxkv.system.supervisor_link import watch_parent
 supervisor = watch_parent()
 tty.setraw(0)
 supervisor.window_is_up()

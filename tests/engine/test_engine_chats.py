@@ -10,15 +10,15 @@ from typing import Any
 
 import pytest
 
-from mlxkv import commands as cmd
-from mlxkv import events as ev
 from mlxkv.config import Folders, Settings, private_folder
 from mlxkv.device import Device
 from mlxkv.engine import Desk
 from mlxkv.engine.downloads import Downloads
 from mlxkv.errors import MlxkvError, ModelDownloadError, OutOfMemoryError
 from mlxkv.models.download import Plan, RemoteFile
-from mlxkv.readings import ModelTight
+from mlxkv.protocol import commands as cmd
+from mlxkv.protocol import events as ev
+from mlxkv.protocol.status import ModelTight
 from mlxkv.stats import bytes_text
 from mlxkv.store.chunks import ChunkFiles
 from mlxkv.store.format import Encoded

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from mlxkv import commands as cmd
-from mlxkv import events as ev
 from mlxkv.errors import DiskError
+from mlxkv.protocol import commands as cmd
+from mlxkv.protocol import events as ev
 from mlxkv.stats import evicted_text
 from mlxkv.store import SessionStore
-from tests.test_engine_chats import SETTINGS, Said, texts
+from tests.engine.test_engine_chats import SETTINGS, Said, texts
 
 LONG = " ".join(f"word {i}" for i in range(30))
 

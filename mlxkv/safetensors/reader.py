@@ -7,8 +7,8 @@ import stat
 from pathlib import Path
 
 from mlxkv.errors import CorruptError, ModelFileError, shortened
-from mlxkv.regular_file import opened, reason
-from mlxkv.safetensors.rules import Header, Rules
+from mlxkv.safetensors.header import Header, Rules
+from mlxkv.system.regular_file import opened, reason
 
 
 def read_header(

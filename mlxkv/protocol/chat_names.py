@@ -9,10 +9,10 @@ import datetime
 from collections.abc import Sequence
 
 from mlxkv.errors import SessionNotFoundError
-from mlxkv.events import ChatSummary
-from mlxkv.folding import folded
+from mlxkv.protocol.status import ChatSummary
 from mlxkv.stats import plural
-from mlxkv.text import clean
+from mlxkv.text.clean import clean
+from mlxkv.text.folding import folded
 
 _MOST_NAMED = 10
 _MOST_SHOWN = 60  # characters of a title

@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from mlxkv.config import Folders, Settings
 from mlxkv.errors import MlxkvError
-from mlxkv.events import EngineEvent, KVNotSaved, ModelLoading
+from mlxkv.events import KVNotSaved
+from mlxkv.protocol.events import EngineEvent, ModelLoading
 
 if TYPE_CHECKING:
     from mlxkv.cache.config import CacheConfig
     from mlxkv.chat import Chat
-    from mlxkv.engine.compacting import Before
+    from mlxkv.engine.compaction import Before
     from mlxkv.engine.downloads import Downloads
     from mlxkv.model import Model
     from mlxkv.store import SessionStore

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
-from mlxkv.text import CONTEXT, FLOOD, MARK, clean, clean_joined, marked
+from mlxkv.text.clean import CONTEXT, FLOOD, MARK, clean, clean_joined, marked
 
 ANY = st.text(st.characters(codec=None, exclude_categories=()))  # lone surrogates included
 VISIBLE_FORMAT = set("\u0600\u0601\u0602\u0603\u0604\u0605\u06dd\u070f\u0890\u0891\u08e2\U000110bd\U000110cd")

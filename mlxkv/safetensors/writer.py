@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import Any
 
 from mlxkv.errors import CorruptError
-from mlxkv.safetensors.rules import Rules
+from mlxkv.safetensors.header import Rules
 
 
 def encode_header(tensors: Sequence[tuple[str, str, tuple[int, ...], int]], metadata: Mapping[str, str]) -> bytes:

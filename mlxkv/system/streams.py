@@ -15,7 +15,7 @@ import sys
 import time
 
 from mlxkv.errors import OutputClosedError, OutputError, PromptError
-from mlxkv.terminal import GONE, is_gone, let_go
+from mlxkv.system.terminal import GONE, is_gone, let_go
 
 TYPE_CHECKING = False  # as in `supervisor`
 if TYPE_CHECKING:

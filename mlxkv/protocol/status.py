@@ -123,3 +123,20 @@ class SessionFigures:
     named_disk_bytes: int = 0  # of `all_disk_bytes`
     cached_evicted_tokens: int = 0  # of `cached_tokens`
     num_messages: int = 0  # questions and replies
+
+
+@dataclass(frozen=True)
+class ChatSummary:
+    """One line of a list of chats. Times are UNIX seconds."""
+
+    id: str
+    title: str
+    updated: float
+    num_turns: int  # messages: a question and its reply are two
+    kv_bytes: int  # of the files of the rows it refers to
+    model: str
+    parent: str | None = None
+    untrusted: bool = False  # its KV rows were imported: nobody here computed them
+    pinned: bool = False  # its KV rows stay whatever else wants the room
+    seq: int = 0  # larger: used later, whatever the clock says
+    made: int = 0  # larger: made later, whatever the clock says

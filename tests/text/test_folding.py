@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlxkv.config import Folders
-from mlxkv.folding import Wanted, folded, origins
 from mlxkv.store import SessionStore, TurnRecord
+from mlxkv.text.folding import Wanted, folded, origins
 from mlxkv.tui.blocks import Block, Kind
 from mlxkv.tui.finding import Finder
 from mlxkv.tui.listing import Listing, PutPrompt, Row

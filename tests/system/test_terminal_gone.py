@@ -13,7 +13,7 @@ import pytest
 
 from mlxkv.config import Folders
 from mlxkv.store import SessionStore
-from mlxkv.terminal import GONE, handle_interrupts
+from mlxkv.system.terminal import GONE, handle_interrupts
 from tests.tui.terminal import Terminal
 
 LONG = ["--temp", "0", "--max-tokens", "2000"]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import deque
 from typing import Protocol
 
-from mlxkv.commands import Command
-from mlxkv.events import EngineEvent
+from mlxkv.protocol.commands import Command
+from mlxkv.protocol.events import EngineEvent
 
 
 class EnginePort(Protocol):

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from mlxkv import commands as cmd
-from mlxkv import events as ev
 from mlxkv.cli import main
 from mlxkv.config import Folders
 from mlxkv.errors import SessionNotFoundError
-from mlxkv.naming import chat_called
+from mlxkv.protocol import commands as cmd
+from mlxkv.protocol import events as ev
+from mlxkv.protocol.chat_names import chat_called
 from mlxkv.settings import Settings
 from mlxkv.store import SessionStore, TurnRecord
 from mlxkv.tui.state import ChatState

@@ -9,13 +9,15 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from mlxkv import commands as cmd
 from mlxkv.config import Folders, Settings
-from mlxkv.engine import chats, compacting, disk, figures, models, turns
+from mlxkv.engine import chats, disk, models, turns
+from mlxkv.engine import compaction as compacting
+from mlxkv.engine import status as figures
+from mlxkv.engine.context import Front
 from mlxkv.engine.downloads import Downloads
-from mlxkv.engine.front import Front
 from mlxkv.errors import MlxkvError, OutOfMemoryError, SessionLockedError
-from mlxkv.events import EngineEvent, Failed
+from mlxkv.protocol import commands as cmd
+from mlxkv.protocol.events import EngineEvent, Failed
 
 if TYPE_CHECKING:
     from mlxkv.model import Model

@@ -10,20 +10,14 @@ from dataclasses import dataclass
 
 from mlxkv import compaction
 from mlxkv.chat import Chat
-from mlxkv.engine import chats, figures
-from mlxkv.engine.front import Front
+from mlxkv.engine import chats
+from mlxkv.engine import status as figures
+from mlxkv.engine.context import Front
 from mlxkv.errors import MlxkvError, OutOfMemoryError, PromptError
-from mlxkv.events import (
-    ChatOpened,
-    Compacted,
-    EngineEvent,
-    Failed,
-    Notice,
-    TurnFinished,
-    TurnStarted,
-)
+from mlxkv.events import Notice, TurnFinished
 from mlxkv.models import BUILT_IN
-from mlxkv.readings import CompactPlan
+from mlxkv.protocol.events import ChatOpened, Compacted, EngineEvent, Failed, TurnStarted
+from mlxkv.protocol.status import CompactPlan
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from mlxkv import commands as cmd
-from mlxkv import events as ev
+from mlxkv.protocol import commands as cmd
+from mlxkv.protocol import events as ev
 from mlxkv.tui.lists import models_list
-from tests.test_engine_chats import Said
+from tests.engine.test_engine_chats import Said
 from tests.tokenizers import tiny_folder
 
 

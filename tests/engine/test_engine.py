@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from mlxkv.commands import ListChats, LoadModel, NewChat, OpenChat, Retry, Send
 from mlxkv.config import Folders, Settings
 from mlxkv.engine import Engine
-from mlxkv.events import (
+from mlxkv.events import Notice, PrefillProgress, TextDelta, TurnFinished
+from mlxkv.protocol.commands import ListChats, LoadModel, NewChat, OpenChat, Retry, Send
+from mlxkv.protocol.events import (
     ChatList,
     ChatOpened,
     ChatReleased,
@@ -23,13 +24,9 @@ from mlxkv.events import (
     Failed,
     ModelLoading,
     ModelReady,
-    Notice,
-    PrefillProgress,
-    TextDelta,
-    TurnFinished,
     TurnStarted,
 )
-from mlxkv.readings import SessionStatus
+from mlxkv.protocol.status import SessionStatus
 from mlxkv.store import SessionStore, TurnRecord
 from tests.test_hostile_tokenizers import MANY, ROWS, folder_of
 from tests.tokenizers import tiny_folder
@@ -233,7 +230,7 @@ SCRIPT = """
 import sys, time
 from mlxkv.config import Folders, Settings
 from mlxkv.engine import Engine
-from mlxkv.commands import LoadModel, Send
+from mlxkv.protocol.commands import (LoadModel, Send)
 from mlxkv.events import TextDelta
 engine = Engine(Folders.from_env(), Settings(max_tokens=500, window=256))
 engine.start()

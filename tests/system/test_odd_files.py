@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 
 import mlxkv
-from mlxkv import regular_file
 from mlxkv.attachments import question_with, text_or_file
 from mlxkv.cli_start import _log_to_file
 from mlxkv.config import Folders, load_settings
@@ -25,6 +24,7 @@ from mlxkv.models.resolve import resolve
 from mlxkv.store import SessionStore, describe_prompt_file
 from mlxkv.store.backup import list_backups
 from mlxkv.store.files import Files
+from mlxkv.system import regular_file
 from mlxkv.tui.attach import AttachError, read
 from mlxkv.tui.history import History
 from mlxkv.tui.slash import run
@@ -310,16 +310,16 @@ READS = re.compile(
     r"|sqlite3\.connect\(|O_RDONLY"
 )
 OWN = {  # of the package, a terminal, or made here a moment ago
-    "mlxkv/device.py", "mlxkv/regular_file.py", "mlxkv/store/identity.py", "mlxkv/store/backup.py",
+    "mlxkv/device.py", "mlxkv/system/regular_file.py", "mlxkv/store/identity.py", "mlxkv/store/backup.py",
     "mlxkv/store/files.py", "mlxkv/store/format.py", "mlxkv/store/schema.py", "mlxkv/store/read_only.py",
-    "mlxkv/store/search.py", "mlxkv/streams.py", "mlxkv/supervisor.py", "models/architecture.py",
+    "mlxkv/store/search.py", "mlxkv/system/streams.py", "mlxkv/system/supervisor.py", "models/architecture.py",
     "models/catalogue.py",
 }  # fmt: skip
 
 
 def test_nothing_else_opens_files_to_read() -> None:
-    """What is not listed goes through `mlxkv.regular_file`."""
-    root = Path(__file__).parents[1]
+    """What is not listed goes through `mlxkv.system.regular_file`."""
+    root = Path(__file__).parents[2]
     sources = [path for top in ("mlxkv", "models", "tui") for path in (root / top).rglob("*.py")]
     found = {str(path.relative_to(root)) for path in sources if READS.search(path.read_text(encoding="utf-8"))}
     assert {name for name in found if "/training/" not in name} - OWN == set()

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from mlxkv.engine.front import Front
+from mlxkv.engine.context import Front
 from mlxkv.errors import DiskError, MlxkvError
-from mlxkv.events import TokensCounted
 from mlxkv.past import spans
-from mlxkv.readings import CacheView, ContextPart, ContextUse, SessionFigures, SessionStatus
+from mlxkv.protocol.events import TokensCounted
+from mlxkv.protocol.status import CacheView, ContextPart, ContextUse, SessionFigures, SessionStatus
 
 if TYPE_CHECKING:
     from mlxkv.cache.prompt_cache import PromptCache

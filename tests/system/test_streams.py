@@ -16,11 +16,11 @@ from pathlib import Path
 
 import pytest
 
-from mlxkv import streams
 from mlxkv.config import Folders
 from mlxkv.errors import OutputError
 from mlxkv.store import SessionStore
-from mlxkv.terminal import GONE
+from mlxkv.system import streams
+from mlxkv.system.terminal import GONE
 
 ASK = ("-p", "hi", "-m", "TINY", "--max-tokens", "5", "--temp", "0", "--window", "256")
 FULL = "mlxkv: Standard output cannot be written (No space left on device); free some space or write somewhere else.\n"
@@ -119,8 +119,8 @@ class Driver:
 
     def __init__(self, tiny: Path) -> None:
         self._tiny = str(tiny).encode()
-        command = [sys.executable, "-m", "tests.stream_cases"]
-        root = Path(__file__).parents[1]
+        command = [sys.executable, "-m", "tests.system.stream_cases"]
+        root = Path(__file__).parents[2]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=root)
 
     def play(self, case: Case, home: Path) -> tuple[int, str, str]:

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Mapping
 from types import FrameType
 
-from mlxkv.supervisor import ALIVE, ALONE, AWAY, LIFELINE, QUITS, TICK, UP
+from mlxkv.system.supervisor import ALIVE, ALONE, AWAY, LIFELINE, QUITS, TICK, UP
 
 _FOREIGN = ("mlxkv.tokens", "mlxkv.templates")  # modules that call what a model brings
 
