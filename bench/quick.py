@@ -21,9 +21,9 @@ from mlxkv.benchmark import Speeds, decode_speeds, prefill_speeds, random_ids
 from mlxkv.cache.config import CacheConfig
 from mlxkv.cache.geometry import Geometry
 from mlxkv.cache.plan import CachePlan, plan_cache
-from mlxkv.cache.positions import SinkRotation
 from mlxkv.cache.ring import RingKVCache
-from mlxkv.runner import ModelRunner
+from mlxkv.cache.sink_rotation import SinkRotation
+from mlxkv.inference.runner import ModelRunner
 
 STORIES = Path(__file__).resolve().parents[1].parent / "shared" / "testdata" / "stories260K"
 STEPS = 64  # decoded tokens per round

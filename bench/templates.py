@@ -21,12 +21,12 @@ from mlx_lm.tokenizer_utils import load as load_tokenizer
 
 import mlxkv
 from mlxkv.cache.prompt_cache import PromptCache
+from mlxkv.chat.prompt import Fed, Message, PromptFormat, message
 from mlxkv.errors import ModelError
 from mlxkv.events import TurnFinished
+from mlxkv.inference.runner import ModelRunner
+from mlxkv.inference.sampling import SamplingParams
 from mlxkv.model import Model
-from mlxkv.prompt import Fed, Message, PromptFormat, message
-from mlxkv.runner import ModelRunner
-from mlxkv.sampling import SamplingParams
 from tests.tokenizers import tiny_folder
 
 ASK, SAY = message("user", "What does  `x = y<z>` do?\n\n\tIt's in  the file. "), message("assistant", "It compares.\n")

@@ -25,7 +25,7 @@ from mlx_lm.models.llama import Model, ModelArgs
 import mlxkv
 from bench.measure import header
 from mlxkv.config import Folders
-from mlxkv.templates import ChatTemplate
+from mlxkv.tokenizer.chat_template import ChatTemplate
 
 EACH = 9  # messages that are measured
 QUESTION = "This is question number {}: what is the colour of the sea at noon?"

@@ -13,12 +13,12 @@ if TYPE_CHECKING:
     from mlxkv.cache.config import CacheConfig
     from mlxkv.cache.plan import make_cache
     from mlxkv.cache.prompt_cache import PromptCache
-    from mlxkv.chat import Chat
+    from mlxkv.chat.chat import Chat
     from mlxkv.errors import MlxkvError
-    from mlxkv.estimates import Estimate, estimate
     from mlxkv.events import Notice, PrefillProgress, TextDelta, TurnEvent, TurnFinished
+    from mlxkv.inference.sampling import SamplingParams
+    from mlxkv.memory.estimate import Estimate, estimate
     from mlxkv.model import Completion, Model, load
-    from mlxkv.sampling import SamplingParams
     from mlxkv.stats import TurnStats
 
 __version__ = "0.1.0"
@@ -47,20 +47,20 @@ __all__ = [
 
 _HOME = {
     "CacheConfig": "mlxkv.cache.config",
-    "Chat": "mlxkv.chat",
+    "Chat": "mlxkv.chat.chat",
     "Completion": "mlxkv.model",
-    "Estimate": "mlxkv.estimates",
+    "Estimate": "mlxkv.memory.estimate",
     "MlxkvError": "mlxkv.errors",
     "Model": "mlxkv.model",
     "Notice": "mlxkv.events",
     "PrefillProgress": "mlxkv.events",
     "PromptCache": "mlxkv.cache.prompt_cache",
-    "SamplingParams": "mlxkv.sampling",
+    "SamplingParams": "mlxkv.inference.sampling",
     "TextDelta": "mlxkv.events",
     "TurnEvent": "mlxkv.events",
     "TurnFinished": "mlxkv.events",
     "TurnStats": "mlxkv.stats",
-    "estimate": "mlxkv.estimates",
+    "estimate": "mlxkv.memory.estimate",
     "load": "mlxkv.model",
     "make_cache": "mlxkv.cache.plan",
 }

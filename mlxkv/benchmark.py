@@ -19,9 +19,9 @@ from mlxkv.stats import bytes_text
 
 if TYPE_CHECKING:
     from mlxkv.cache.plan import CachePlan
+    from mlxkv.inference.runner import ModelRunner
+    from mlxkv.inference.sampling import SamplingParams
     from mlxkv.models import LoadedModel
-    from mlxkv.runner import ModelRunner
-    from mlxkv.sampling import SamplingParams
 
 ROUNDS = 5
 
@@ -64,8 +64,8 @@ def report(loaded: LoadedModel, num_prompt: int, num_tokens: int, rounds: int = 
     """
     from mlxkv.cache.config import CacheConfig
     from mlxkv.device import current_device, set_wired_limit
-    from mlxkv.peak import Budget
-    from mlxkv.runner import ModelRunner
+    from mlxkv.inference.runner import ModelRunner
+    from mlxkv.memory import Budget
 
     device = current_device()
     budget = Budget(loaded.model, device.memory_limit)
@@ -184,6 +184,6 @@ def _timed(stream: Iterator[Any]) -> float:
 
 
 def _greedy(most: int) -> SamplingParams:
-    from mlxkv.sampling import SamplingParams
+    from mlxkv.inference.sampling import SamplingParams
 
     return SamplingParams(temperature=0.0, max_tokens=most)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mlxkv.cache.config import DEFAULT_SINKS, CacheConfig
-from mlxkv.cache.foreign import ForeignCache, as_model_makes, to_mlx_lm, window_for
+from mlxkv.cache.mlx_lm import ForeignCache, as_model_makes, to_mlx_lm, window_for
 from mlxkv.cache.prompt_cache import PromptCache
 from mlxkv.errors import FileMissingError, MismatchError
 from mlxkv.safetensors import ITEM_SIZES

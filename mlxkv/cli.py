@@ -127,7 +127,7 @@ def chat(
     asked = named_cache(folders, named, system, continue_ or resume is not None)
     from mlxkv.cache.config import CacheConfig
     from mlxkv.device import check_platform
-    from mlxkv.sampling import SamplingParams
+    from mlxkv.inference.sampling import SamplingParams
 
     bounds = CacheConfig.from_settings(settings)
     SamplingParams.for_model({}, **settings.sampling)  # what is out of range is said before a model is loaded
@@ -176,9 +176,9 @@ def _print(
 ) -> int:
     if not request.question.strip():
         raise PromptError('The prompt is empty; give one, as in `mlxkv -p "Why is the sky blue?"`.')
+    from mlxkv.memory.preflight import WINDOW, tight, ways_out
     from mlxkv.model import load
     from mlxkv.models import BUILT_IN
-    from mlxkv.preflight import WINDOW, tight, ways_out
     from mlxkv.print_mode import answer
     from mlxkv.store.prompt_folder import PromptFolder
 

@@ -61,7 +61,7 @@ def models_pull(repo: Annotated[str, typer.Argument(help="org/name[@revision]")]
 def models_info(model: Annotated[str, typer.Argument(help="Built-in name, folder or org/name.")]) -> None:
     """What a model is, from its configuration and its tokenizer; no weights are read."""
     from mlxkv.cache.plan import plan_cache
-    from mlxkv.cache.trained import trained_length
+    from mlxkv.cache.trained_length import trained_length
     from mlxkv.models import skeleton
     from mlxkv.text.clean import clean
 
@@ -101,8 +101,8 @@ def _text(model: str) -> dict[str, str]:
 def _files(model: str) -> str:
     """Whether it could be loaded now."""
     from mlxkv.models import Hub, resolve
+    from mlxkv.models.completeness import problem
     from mlxkv.models.hub import find_local
-    from mlxkv.models.whole import problem
 
     source = resolve(model)
     folder = source.path or find_local(Hub(), source.repo or "", source.revision, need_weights=False)
@@ -117,7 +117,7 @@ def models_estimate(
 ) -> None:
     """What a model and its KV cache would take, before anything is loaded."""
     from mlxkv.cache.config import CacheConfig
-    from mlxkv.estimates import estimate
+    from mlxkv.memory.estimate import estimate
     from mlxkv.stats import bytes_text
 
     e = estimate(model, CacheConfig(window=window, bits=kv_bits))

@@ -16,24 +16,26 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from mlxkv import arguments, clock
+from mlxkv import arguments
 from mlxkv.arguments import instance, optional, public, text
 from mlxkv.cache.config import DEFAULT_SINKS, CacheConfig
-from mlxkv.cache.portable import PromptText
+from mlxkv.cache.interchange import PromptText
 from mlxkv.cache.prompt_cache import PromptCache
 from mlxkv.cache.traits import traits_of
 from mlxkv.cache_files import CacheFiles
-from mlxkv.chat import Chat, ChatBackend
+from mlxkv.chat import clock
+from mlxkv.chat.chat import Chat, ChatBackend
+from mlxkv.chat.prompt import Fed, PromptFormat, checked_ids
 from mlxkv.config import Folders
 from mlxkv.device import current_device, set_wired_limit
 from mlxkv.errors import ConfigError, PromptError
 from mlxkv.events import TurnEvent
+from mlxkv.inference.generation import Turn
+from mlxkv.inference.runner import ModelRunner
+from mlxkv.inference.sampling import SAMPLING, SamplingParams
+from mlxkv.memory import Budget
 from mlxkv.models import Hub, LoadedModel, LoadProgress, load_model
 from mlxkv.models.resolve import is_repo
-from mlxkv.peak import Budget
-from mlxkv.prompt import Fed, PromptFormat, checked_ids
-from mlxkv.runner import ModelRunner
-from mlxkv.sampling import SAMPLING, SamplingParams
 from mlxkv.stats import TurnStats
 from mlxkv.store import ModelIdentity, SessionRecord, SessionStore, identify
 from mlxkv.store.identity import FileHashes
@@ -41,7 +43,6 @@ from mlxkv.store.lending import Lender
 from mlxkv.system.thread_owner import Owned, Owner
 from mlxkv.text.encoding import well_formed
 from mlxkv.token_ids import TokenIds
-from mlxkv.turn import Turn
 
 _GENERATE_TOKENS = 256
 _CONFIG = optional(instance(CacheConfig))

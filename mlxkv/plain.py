@@ -228,7 +228,7 @@ class PlainChat:
             case ev.PullProgress(name, "downloading", done, total) if self._is_time():
                 self._line(f"(downloading {name}: {bytes_text(done)} of {bytes_text(total)})")
             case ev.ModelTight():
-                from mlxkv.preflight import ways_out
+                from mlxkv.memory.preflight import ways_out
 
                 self._line(f"{event.text}; when starting, {ways_out(event)}.")
             case ev.ModelReady(name):

@@ -34,7 +34,7 @@ from mlxkv.text.clean import CONTEXT, clean
 if TYPE_CHECKING:
     from mlxkv.cache.config import CacheConfig
     from mlxkv.cache.prompt_cache import PromptCache
-    from mlxkv.chat import Chat
+    from mlxkv.chat.chat import Chat
     from mlxkv.model import Model
 
 INTERRUPTED = 130

@@ -4,12 +4,12 @@ Importing it imports neither mlx, mlx_lm nor huggingface_hub; the functions do w
 """
 
 from mlxkv.models.catalogue import CatalogueEntry, catalogue, suggestions
-from mlxkv.models.config_only import skeleton, text_side
 from mlxkv.models.download import Plan, download, plan_download
 from mlxkv.models.hub import Hub
 from mlxkv.models.load import LoadedModel, LoadProgress, load_model
 from mlxkv.models.local import LocalModel, list_local, remove
 from mlxkv.models.resolve import BUILT_IN, Source, resolve
+from mlxkv.models.skeleton import skeleton, text_side
 
 __all__ = [
     "BUILT_IN",

@@ -14,11 +14,11 @@ from pathlib import Path
 
 from mlxkv.errors import ModelDownloadError, ModelFileError, ModelNotFoundError
 from mlxkv.models.blob import fetch_blob, partial_path
+from mlxkv.models.completeness import WEIGHTS
 from mlxkv.models.hub import ALLOW, NEVER, UNREAD, Hub, explain, find_local
 from mlxkv.models.repository import ask_commit, ask_files
 from mlxkv.models.resolve import is_repo
 from mlxkv.models.snapshot import below, has_bytes, link, ref_path, set_ref, snapshot_path
-from mlxkv.models.whole import WEIGHTS
 from mlxkv.stats import bytes_text
 
 Progress = Callable[[int, int], None]  # bytes there, bytes in all

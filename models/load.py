@@ -14,19 +14,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlxkv.cache.trained import trained_length
+from mlxkv.cache.trained_length import trained_length
 from mlxkv.device import Device, check_temporary_folder, current_device
 from mlxkv.errors import ModelError, ModelFileError, first_line
 from mlxkv.models.architecture import check_files, model_classes, read_config, read_generation_config
 from mlxkv.models.chat_template import FoundTemplate
+from mlxkv.models.completeness import WEIGHTS, check_whole
 from mlxkv.models.download import ensure
-from mlxkv.models.ends import EndToken
+from mlxkv.models.end_tokens import EndToken
 from mlxkv.models.hub import Hub, check_hub_settings
-from mlxkv.models.memory import check_fits, predict_weights
 from mlxkv.models.resolve import resolve
 from mlxkv.models.rope import settle_ropes
-from mlxkv.models.text_side import load_text_side
-from mlxkv.models.whole import WEIGHTS, check_whole
+from mlxkv.models.tokenizer import load_text_side
+from mlxkv.models.weight_memory import check_fits, predict_weights
 from mlxkv.safetensors import Header, check_weights
 
 if TYPE_CHECKING:

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 from mlxkv.errors import MlxkvError, ModelDownloadError, ModelNotFoundError
 from mlxkv.models.architecture import is_known, read_config
 from mlxkv.models.blob import partial_path
+from mlxkv.models.completeness import problem
 from mlxkv.models.hub import MAX_REF, Hub, find_local
 from mlxkv.models.resolve import is_repo, resolve
-from mlxkv.models.whole import problem
 from mlxkv.system.regular_file import check_regular, reason
 
 if TYPE_CHECKING:

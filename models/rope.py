@@ -253,7 +253,7 @@ def _build(config: dict[str, Any], name: str) -> nn.Module:
 
 def _missing(model: Any, config: Mapping[str, Any], ropes: Mapping[str, Rope]) -> str:
     """The ropes that a model should have and has not; "" if there are none, or if it has no ropes at all."""
-    from mlxkv.cache.positions import ropes_of
+    from mlxkv.cache.sink_rotation import ropes_of
 
     layers = [[rope for rope in ropes_of(layer) if _dims(rope)] for layer in model.layers]
     if not any(layers):

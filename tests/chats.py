@@ -9,11 +9,11 @@ import mlx.core as mx
 
 import mlxkv
 from mlxkv.cache.prompt_cache import PromptCache
+from mlxkv.chat.prompt import PromptFormat
 from mlxkv.events import TurnFinished
+from mlxkv.inference.runner import ModelRunner
+from mlxkv.inference.sampling import SamplingParams
 from mlxkv.model import Model
-from mlxkv.prompt import PromptFormat
-from mlxkv.runner import ModelRunner
-from mlxkv.sampling import SamplingParams
 
 CONFIG = mlxkv.CacheConfig(window=512, block=64)
 GREEDY: dict[str, Any] = {"temperature": 0.0, "max_tokens": 12}

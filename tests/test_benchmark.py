@@ -14,8 +14,8 @@ from mlxkv.cache.config import CacheConfig
 from mlxkv.cache.plan import plan_cache
 from mlxkv.cache.traits import traits_of
 from mlxkv.errors import OutOfMemoryError
+from mlxkv.inference.runner import ModelRunner
 from mlxkv.models import load_model
-from mlxkv.runner import ModelRunner
 from tests.reference import tiny_llama
 
 

@@ -16,15 +16,15 @@ import pytest
 import mlxkv
 from mlxkv.cache.plan import plan_cache
 from mlxkv.cache.prompt_cache import PromptCache
+from mlxkv.chat.prompt import PromptFormat
 from mlxkv.config import Folders, Settings
 from mlxkv.engine import Desk
-from mlxkv.prompt import PromptFormat
+from mlxkv.inference.runner import ModelRunner
+from mlxkv.inference.sampling import PENALISED, SamplingParams
 from mlxkv.protocol import commands as cmd
 from mlxkv.protocol import events as ev
-from mlxkv.runner import ModelRunner
-from mlxkv.sampling import PENALISED, SamplingParams
 from mlxkv.store.schema import Database
-from mlxkv.templates import ChatTemplate
+from mlxkv.tokenizer.chat_template import ChatTemplate
 from mlxkv.tui.state import ChatState
 from tests.chats import say
 from tests.hybrids import hybrid_folder

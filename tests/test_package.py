@@ -180,7 +180,7 @@ def imported(code: str, *suspects: str) -> list[str]:
 
 
 def test_the_probe_sees_what_is_imported() -> None:
-    assert imported("import mlxkv.turn", "mlx", "textual") == ["mlx"]
+    assert imported("import mlxkv.inference.generation", "mlx", "textual") == ["mlx"]
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,9 @@ import mlxkv
 from mlxkv.config import Folders
 from mlxkv.model import Model
 from mlxkv.store import Attachment, SessionStore, ToolCall, TurnRecord
+from tests.chat.test_thinking import REPLIES, loaded, script
 from tests.chats import CONFIG, GREEDY, say
 from tests.test_cli import Run, run  # noqa: F401  # a fixture
-from tests.test_thinking import REPLIES, loaded, script
 from tests.tokenizers import STRIPPING, tiny_folder
 
 SMALL = mlxkv.CacheConfig(window=128, block=16, sinks=4)

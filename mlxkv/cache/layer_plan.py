@@ -10,11 +10,11 @@ from typing import Any
 
 from mlxkv.cache.config import CacheConfig
 from mlxkv.cache.geometry import Geometry
-from mlxkv.cache.positions import SinkRotation
 from mlxkv.cache.probe import RowShape, Sinks
 from mlxkv.cache.quantized import QuantizedRingKVCache
 from mlxkv.cache.ring import RingKVCache
 from mlxkv.cache.rows import PLAIN, Codec, Plane
+from mlxkv.cache.sink_rotation import SinkRotation
 from mlxkv.cache.traits import LeafTraits
 from mlxkv.device import Device
 from mlxkv.errors import ConfigError

@@ -1,7 +1,7 @@
 """Which rows each query of a call sees: the ring's part of mlx-lm's `make_mask`.
 
 Rows lie in the order of their slots, not of their positions, so array masks compare positions. Reads the ring, never
-changes it; what a call across a block boundary attends to is `crossing.py`. Used on the MLX thread.
+changes it; what a call across a block boundary attends to is `block_crossing.py`. Used on the MLX thread.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from mlxkv.cache.geometry import Geometry
 from mlxkv.cache.layer_plan import FULL, LayerPlan, as_made, counts_rows, plan_leaf, quantized, unbounded_in
 from mlxkv.cache.probe import Sinks, leaves
 from mlxkv.cache.ring import RingKVCache
-from mlxkv.cache.trained import trained_length
+from mlxkv.cache.trained_length import trained_length
 from mlxkv.cache.traits import native_cache, traits_of
 from mlxkv.device import Device, current_device
 from mlxkv.errors import ConfigError, UnboundedError

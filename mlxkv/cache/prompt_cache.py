@@ -20,15 +20,24 @@ import mlx.core as mx
 
 from mlxkv import arguments
 from mlxkv.arguments import public, text
-from mlxkv.cache.checkpoints import EVERY, Checkpoint, Checkpoints
-from mlxkv.cache.frames import Frames
-from mlxkv.cache.groups import Group, make_groups
+from mlxkv.cache.groups.layer_groups import Group, make_groups
+from mlxkv.cache.groups.state_group import StateGroup
+from mlxkv.cache.interchange import PromptText
 from mlxkv.cache.plan import CachePlan
-from mlxkv.cache.portable import PromptText
 from mlxkv.cache.probe import leaves
+from mlxkv.cache.recurrent.checkpoints import EVERY, Checkpoint, Checkpoints
+from mlxkv.cache.recurrent.state import (
+    arrays_of,
+    capture,
+    go_back,
+    is_recurrent,
+    put_back,
+    rewind_floor,
+    tokens_fed,
+    unseen,
+)
+from mlxkv.cache.recurrent.state_shapes import Frames
 from mlxkv.cache.ring import RingKVCache
-from mlxkv.cache.state import arrays_of, capture, go_back, is_recurrent, put_back, rewind_floor, tokens_fed, unseen
-from mlxkv.cache.state_group import StateGroup
 from mlxkv.errors import CacheError, MismatchError, PromptError, RewindError
 from mlxkv.system.thread_owner import Owner
 from mlxkv.token_ids import TokenIds, TokenLog, common_prefix

@@ -13,9 +13,9 @@ from typing import Any
 import mlx.core as mx
 
 from mlxkv.cache.geometry import Geometry
-from mlxkv.cache.positions import SinkRotation
 from mlxkv.cache.ring import RingKVCache
 from mlxkv.cache.rows import Codec
+from mlxkv.cache.sink_rotation import SinkRotation
 
 
 class QuantizedRingKVCache(RingKVCache):

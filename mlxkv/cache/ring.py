@@ -1,8 +1,8 @@
 """RingKVCache: one layer's keys and values in buffers that are allocated once and rotate in place.
 
 It speaks mlx-lm's cache protocol, so every mlx-lm model and loop can use it. Where rows lie is `geometry.py`, how they
-are kept `rows.py` (`quantized.py` is the same ring in 8 or 4 bits), the sinks' positions are `positions.py`, calls that
-cross a block boundary `crossing.py`, masks `masks.py`, how large a ring should be `plan.py`. Used on the MLX
+are kept `rows.py` (`quantized.py` is the same ring in 8 or 4 bits), the sinks' positions are `sink_rotation.py`, calls
+that cross a block boundary `block_crossing.py`, masks `masks.py`, how large a ring should be `plan.py`. Used on the MLX
 thread.
 
 The rule that keeps writes in place: `buffer[..., a:b, :] = x` is done without a copy only while nobody else holds
@@ -16,12 +16,12 @@ from typing import Any, Self
 
 import mlx.core as mx
 
-from mlxkv.cache.crossing import gather, gather_mask
-from mlxkv.cache.foreign_calls import UNSAVED, ForeignCalls
+from mlxkv.cache.block_crossing import gather, gather_mask
 from mlxkv.cache.geometry import Geometry, Segment
 from mlxkv.cache.masks import mask_of, row_positions
-from mlxkv.cache.positions import SinkRotation
+from mlxkv.cache.mlx_lm_calls import UNSAVED, ForeignCalls
 from mlxkv.cache.rows import PLAIN, Codec, Parts, Rows, joined
+from mlxkv.cache.sink_rotation import SinkRotation
 from mlxkv.errors import CacheError, RewindError
 
 

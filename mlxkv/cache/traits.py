@@ -14,10 +14,10 @@ from typing import Any
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from mlxkv.cache.alike import kinds
-from mlxkv.cache.learned import learned_positions
-from mlxkv.cache.positions import rotation_for
+from mlxkv.cache.equal_layers import kinds
+from mlxkv.cache.learned_positions import learned_positions
 from mlxkv.cache.probe import Recorder, RowShape, Sinks, leaves, observe, sink_rotations
+from mlxkv.cache.sink_rotation import rotation_for
 
 _ATTRIBUTE = "_mlxkv_traits"
 

@@ -1,7 +1,7 @@
 """The chats: opening, going back, forking, naming, finding, writing out. On the MLX thread.
 
-What a chat is and where it is saved belongs to `mlxkv.chat` and `mlxkv.store`; here commands become calls and results
-events.
+What a chat is and where it is saved belongs to `mlxkv.chat.chat` and `mlxkv.store`; here commands become calls and
+results events.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from mlxkv.protocol.events import (
 from mlxkv.protocol.export_format import CHAT_FORMATS, one_of
 
 if TYPE_CHECKING:
-    from mlxkv.chat import Chat
+    from mlxkv.chat.chat import Chat
     from mlxkv.store import SessionStore
 
 # -- opening ---------------------------------------------------------------------------------------------------------

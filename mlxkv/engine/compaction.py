@@ -1,6 +1,6 @@
 """Compacting the chat in front: what it would cost, the summary as it is written, the branch, the way back. MLX thread.
 
-What stays is decided in `mlxkv.compaction`. Stopped or failed, it leaves everything as it was.
+What stays is decided in `mlxkv.chat.compaction`. Stopped or failed, it leaves everything as it was.
 """
 
 from __future__ import annotations
@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from mlxkv import compaction
-from mlxkv.chat import Chat
+from mlxkv.chat import compaction
+from mlxkv.chat.chat import Chat
 from mlxkv.engine import chats
 from mlxkv.engine import status as figures
 from mlxkv.engine.context import Front

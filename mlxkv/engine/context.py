@@ -20,7 +20,7 @@ from mlxkv.protocol.events import EngineEvent, ModelLoading
 
 if TYPE_CHECKING:
     from mlxkv.cache.config import CacheConfig
-    from mlxkv.chat import Chat
+    from mlxkv.chat.chat import Chat
     from mlxkv.engine.compaction import Before
     from mlxkv.engine.downloads import Downloads
     from mlxkv.model import Model
@@ -146,7 +146,7 @@ class Front:
     def bounds(self) -> CacheConfig:
         """What a new cache is to be; of a model that does not fit no more than it takes to talk."""
         from mlxkv.cache.config import CacheConfig
-        from mlxkv.preflight import usable_window
+        from mlxkv.memory.preflight import usable_window
 
         config = CacheConfig.from_settings(self.settings)
         if self.model is None or self.model.is_limited or config.window is not None:

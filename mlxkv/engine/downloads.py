@@ -86,7 +86,7 @@ class Downloads:
     def _fetch(name: str, device: Device, progress: Callable[[int, int], None], cancel: threading.Event) -> None:
         from mlxkv.models import download, resolve
         from mlxkv.models.download import Plan
-        from mlxkv.models.memory import check_fits
+        from mlxkv.models.weight_memory import check_fits
 
         source = resolve(name)
         if source.repo is None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from mlxkv.engine import chats
 from mlxkv.engine.context import Front
 from mlxkv.errors import MlxkvError
-from mlxkv.preflight import tight
+from mlxkv.memory.preflight import tight
 from mlxkv.protocol.commands import LoadModel
 from mlxkv.protocol.events import EngineEvent, Failed, ModelCard, ModelList, ModelLoading, ModelMissing, ModelReady
 

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from mlxkv.chat.replay import spans
 from mlxkv.engine.context import Front
 from mlxkv.errors import DiskError, MlxkvError
-from mlxkv.past import spans
 from mlxkv.protocol.events import TokensCounted
 from mlxkv.protocol.status import CacheView, ContextPart, ContextUse, SessionFigures, SessionStatus
 

@@ -18,7 +18,7 @@ from mlxkv.protocol.events import EngineEvent, KVSaving, MessageTooLong, TurnSta
 from mlxkv.stats import Overflow
 
 if TYPE_CHECKING:
-    from mlxkv.chat import Chat
+    from mlxkv.chat.chat import Chat
 
 _STATUS_SECONDS = 1.0
 Begin = Callable[["Chat", dict[str, Any]], Iterator[TurnEvent]]  # with the sampling parameters that are set

@@ -57,7 +57,7 @@ def empty_arrays(shapes: Shapes) -> dict[str, mx.array]:
     """Arrays to read a chunk into: evaluated, with arbitrary contents."""
     import mlx.core as mx
 
-    from mlxkv.cache.unwritten import unwritten
+    from mlxkv.cache.uninitialized import unwritten
 
     dtypes = {safetensors: getattr(mx, name) for name, safetensors in _DTYPES.items()}
     return dict(zip(shapes, unwritten([(shape, dtypes[dtype]) for shape, dtype in shapes.values()]), strict=True))

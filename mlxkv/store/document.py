@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 from mlxkv.cache.config import CacheConfig
 from mlxkv.errors import ConfigError, CorruptError
-from mlxkv.sampling import SamplingParams
+from mlxkv.inference.sampling import SamplingParams
 from mlxkv.store.history import extra_fields, genesis, pack_ids, stored_fields, turn_digest
 from mlxkv.store.identity import ModelIdentity
 from mlxkv.store.records import KINDS, Attachment, Kind, SessionRecord, ToolCall, TurnRecord

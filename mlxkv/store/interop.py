@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from mlxkv.cache.portable import KINDS, LayerState
+from mlxkv.cache.interchange import KINDS, LayerState
 from mlxkv.errors import ConfigError, CorruptError, StoreError, shortened
 from mlxkv.safetensors import MAX_DIM, Header, Tensor, encode_header, read_header
 from mlxkv.store.arrays import buffer_of, dtype_name, evaluated

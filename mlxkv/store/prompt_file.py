@@ -18,7 +18,7 @@ from typing import Any
 
 import xxhash
 
-from mlxkv.cache.portable import PromptText
+from mlxkv.cache.interchange import PromptText
 from mlxkv.errors import CorruptError, MismatchError, StoreError, shortened
 from mlxkv.safetensors import ITEM_SIZES, MAX_HEADER, Header, encode_header, read_header
 from mlxkv.store.arrays import buffer_of, evaluated, to_tensors

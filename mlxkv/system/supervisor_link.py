@@ -16,7 +16,7 @@ from types import FrameType
 
 from mlxkv.system.supervisor import ALIVE, ALONE, AWAY, LIFELINE, QUITS, TICK, UP
 
-_FOREIGN = ("mlxkv.tokens", "mlxkv.templates")  # modules that call what a model brings
+_FOREIGN = ("mlxkv.tokenizer.tokens", "mlxkv.tokenizer.chat_template")  # modules that call what a model brings
 
 
 class Supervisor:

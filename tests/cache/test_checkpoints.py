@@ -9,16 +9,16 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from mlxkv.cache.checkpoints import EVERY, KEPT, Checkpoints
 from mlxkv.cache.config import CacheConfig
-from mlxkv.cache.frames import state_nbytes
 from mlxkv.cache.plan import plan_cache
 from mlxkv.cache.probe import leaves
 from mlxkv.cache.prompt_cache import PromptCache
-from mlxkv.cache.state import arrays_of, capture, nbytes_of, put_back
+from mlxkv.cache.recurrent.checkpoints import EVERY, KEPT, Checkpoints
+from mlxkv.cache.recurrent.state import arrays_of, capture, nbytes_of, put_back
+from mlxkv.cache.recurrent.state_shapes import state_nbytes
 from mlxkv.errors import RewindError
-from mlxkv.peak.budget import Budget
-from mlxkv.runner import ModelRunner
+from mlxkv.inference.runner import ModelRunner
+from mlxkv.memory.budget import Budget
 from tests.hybrids import CONFIGS, tiny
 from tests.reference import largest, random_ids
 
@@ -136,7 +136,7 @@ def test_a_checkpoint_that_the_rings_cannot_reach_does_not_count() -> None:
 
 
 def test_prefill_stops_for_a_checkpoint_every_1024_tokens_and_decode_takes_them_too() -> None:
-    from mlxkv.sampling import SamplingParams
+    from mlxkv.inference.sampling import SamplingParams
 
     model, ids = tiny("mamba2"), random_ids(EVERY + 700)
     cache = cache_of(model)

@@ -13,7 +13,7 @@ from mlxkv.cache.plan import make_cache, plan_cache
 from mlxkv.cache.prompt_cache import PromptCache
 from mlxkv.cache.ring import RingKVCache
 from mlxkv.errors import CacheError, RewindError
-from mlxkv.runner import ModelRunner
+from mlxkv.inference.runner import ModelRunner
 from tests.reference import largest, logits_of, random_ids, tiny_llama
 
 CONFIG = CacheConfig(window=64, block=16, slack=32, sinks=4)

@@ -16,8 +16,8 @@ from mlxkv.cache.quantized import QuantizedRingKVCache
 from mlxkv.cache.rows import Codec
 from mlxkv.device import Device
 from mlxkv.errors import ConfigError
-from mlxkv.runner import ModelRunner
-from mlxkv.sampling import SamplingParams
+from mlxkv.inference.runner import ModelRunner
+from mlxkv.inference.sampling import SamplingParams
 from tests.reference import FullRecomputation, largest, logits_of, random_ids, tiny_llama
 
 BITS = [8, 4, (8, 4)]

@@ -12,8 +12,8 @@ from mlx_lm.models.smollm3 import NoPE
 
 import mlxkv
 from mlxkv.cache import traits
-from mlxkv.cache.alike import kinds
 from mlxkv.cache.config import CacheConfig
+from mlxkv.cache.equal_layers import kinds
 from mlxkv.cache.plan import make_cache, plan_cache
 from mlxkv.cache.probe import sink_rotations
 from mlxkv.cache.prompt_cache import PromptCache

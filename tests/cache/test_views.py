@@ -8,10 +8,10 @@ from typing import Any, cast
 import pytest
 
 from mlxkv.cache.config import CacheConfig
-from mlxkv.cache.group import LayerGroup
+from mlxkv.cache.groups.ring_group import LayerGroup
 from mlxkv.cache.plan import plan_cache
 from mlxkv.cache.prompt_cache import PromptCache
-from mlxkv.runner import ModelRunner
+from mlxkv.inference.runner import ModelRunner
 from tests.reference import random_ids, tiny_llama
 
 SLIDING = {"sliding_window": 24, "layer_types": ["sliding_attention", "full_attention"] * 2}

@@ -28,7 +28,7 @@ from mlxkv.protocol.events import (
 )
 from mlxkv.protocol.status import SessionStatus
 from mlxkv.store import SessionStore, TurnRecord
-from tests.test_hostile_tokenizers import MANY, ROWS, folder_of
+from tests.tokenizer.test_hostile_tokenizers import MANY, ROWS, folder_of
 from tests.tokenizers import tiny_folder
 
 SETTINGS = Settings(temperature=0.0, max_tokens=12, window=256)
@@ -179,7 +179,7 @@ def test_errors_are_events_and_the_engine_goes_on(watched: Watched, tiny_path: P
 
 def test_a_bug_below_is_an_event_too(watched: Watched, tiny_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded(watched, tiny_path)
-    monkeypatch.setattr("mlxkv.runner.ModelRunner.decode", lambda *a, **k: 1 / 0)
+    monkeypatch.setattr("mlxkv.inference.runner.ModelRunner.decode", lambda *a, **k: 1 / 0)
     failed = watched.send("hi")
     assert any(isinstance(e, Failed) and "ZeroDivisionError" in e.text for e in failed)
     monkeypatch.undo()

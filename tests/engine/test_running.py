@@ -11,7 +11,7 @@ import pytest
 from mlx_lm import stream_generate
 
 import mlxkv
-from mlxkv.chat import Chat
+from mlxkv.chat.chat import Chat
 from mlxkv.errors import CacheError, ConfigError, MismatchError, SessionChangedError, SessionLockedError
 from mlxkv.events import PrefillProgress, TextDelta, TurnFinished
 from mlxkv.model import Model

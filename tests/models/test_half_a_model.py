@@ -16,9 +16,9 @@ import pytest
 from mlxkv.cli import main
 from mlxkv.errors import ModelDownloadError, ModelError, ModelFileError
 from mlxkv.models import Hub, list_local, load_model
+from mlxkv.models.completeness import INDEX, check_whole, missing_files, problem
 from mlxkv.models.hub import find_local
 from mlxkv.models.snapshot import link
-from mlxkv.models.whole import INDEX, check_whole, missing_files, problem
 from mlxkv.protocol.commands import ListModels
 from mlxkv.protocol.events import ModelCard, ModelList
 from mlxkv.safetensors import encode

@@ -13,7 +13,7 @@ from mlxkv.cli import main as cli
 from mlxkv.errors import ModelFileError
 from mlxkv.models import Hub, download, text_side
 from mlxkv.models.chat_template import find_template
-from mlxkv.models.ends import end_tokens, token_ids
+from mlxkv.models.end_tokens import end_tokens, token_ids
 from tests.fakes_hub import FakeHub
 from tests.tokenizers import CHATML, tiny_folder, tiny_tokenizer
 

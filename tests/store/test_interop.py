@@ -16,8 +16,8 @@ from mlx_lm import load as mlx_lm_load
 from mlx_lm.models import cache as theirs
 
 import mlxkv
-from mlxkv.cache.foreign import ForeignCache, as_model_makes
-from mlxkv.cache.portable import OPAQUE
+from mlxkv.cache.interchange import OPAQUE
+from mlxkv.cache.mlx_lm import ForeignCache, as_model_makes
 from mlxkv.config import Folders
 from mlxkv.errors import CacheError, ConfigError, MismatchError, StoreError
 from mlxkv.model import Model

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from mlxkv.cache.portable import PromptText
+from mlxkv.cache.interchange import PromptText
 from mlxkv.config import Folders
 from mlxkv.errors import CorruptError, StoreError
 from mlxkv.store import SessionStore, TurnRecord, backup, opening, read_prompt_file

@@ -19,7 +19,7 @@ import pytest
 from mlxkv.cache.config import CacheConfig
 from mlxkv.cache.plan import plan_cache
 from mlxkv.cache.prompt_cache import PromptCache
-from mlxkv.runner import ModelRunner
+from mlxkv.inference.runner import ModelRunner
 from mlxkv.store import SessionStore, TurnRecord, loading, read_prompt_file, write_prompt_file
 from tests.hybrids import tiny
 from tests.reference import largest, random_ids, tiny_llama

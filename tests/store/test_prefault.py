@@ -14,7 +14,7 @@ from mlxkv.cache.config import CacheConfig
 from mlxkv.cache.plan import plan_cache
 from mlxkv.cache.prompt_cache import PromptCache
 from mlxkv.config import Folders
-from mlxkv.runner import ModelRunner
+from mlxkv.inference.runner import ModelRunner
 from mlxkv.store import SessionStore, TurnRecord, loading, prefault
 from tests.reference import largest, random_ids, tiny_llama
 from tests.store.fake import model as identity

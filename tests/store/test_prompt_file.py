@@ -9,7 +9,7 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from mlxkv.cache.portable import PromptText
+from mlxkv.cache.interchange import PromptText
 from mlxkv.errors import CorruptError, MismatchError, StoreError
 from mlxkv.safetensors import read_header
 from mlxkv.store import describe_prompt_file, read_prompt_file, write_prompt_file

@@ -13,7 +13,7 @@ from mlxkv.cache.plan import plan_cache
 from mlxkv.cache.prompt_cache import PromptCache
 from mlxkv.config import Folders
 from mlxkv.errors import CacheError, MismatchError
-from mlxkv.runner import ModelRunner
+from mlxkv.inference.runner import ModelRunner
 from mlxkv.store import SessionStore, TurnRecord, read_prompt_file, write_prompt_file
 from tests.cache.architectures import ARCHITECTURES
 from tests.hybrids import tiny

@@ -156,7 +156,7 @@ ctypes.PyDLL(None).sleep(1000)  # holds the interpreter, as a normalizer or a de
 WAITING = """supervisor.quit()
 import threading
 wait = "import threading; threading.Event().wait()"
-engine = threading.Thread(target=exec, args=(wait, {"__name__": "mlxkv.templates"}), name="mlxkv-engine")
+engine = threading.Thread(target=exec, args=(wait, {"__name__": "mlxkv.tokenizer.chat_template"}), name="mlxkv-engine")
 engine.start()
 os.write(1, b"painted")
 engine.join()"""

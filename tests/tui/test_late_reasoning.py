@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mlxkv.protocol import events as ev
-from tests.test_thinking import CHATML, CONFIG, loaded, script
+from tests.chat.test_thinking import CHATML, CONFIG, loaded, script
 from tests.tui.fake_engine import STATS, FakeEngine
 from tests.tui.window import window
 

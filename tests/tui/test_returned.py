@@ -15,10 +15,10 @@ from mlxkv.cache.prompt_cache import PromptCache
 from mlxkv.config import Folders, Settings
 from mlxkv.engine import Engine
 from mlxkv.events import Message, PrefillProgress, TurnFinished
+from mlxkv.inference.runner import ModelRunner
 from mlxkv.protocol.commands import ChangeSettings, Edit, LoadModel, NewChat, Send
 from mlxkv.protocol.events import ChatOpened, Failed, MessageTooLong, TurnStarted
 from mlxkv.protocol.status import SessionStatus
-from mlxkv.runner import ModelRunner
 from mlxkv.stats import Overflow, TurnStats
 from mlxkv.store import SessionStore
 from mlxkv.tui.app import ChatApp

@@ -1,0 +1,261 @@
+"""LayerGroup: the layers of one ring geometry, as the store sees them: rows by absolute position, in and out.
+
+Knows which positions are held, which are needed to go on from an offset, and the exact shape of a chunk; knows
+nothing of files. Used on the MLX thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, cast
+
+import mlx.core as mx
+
+from mlxkv.cache.geometry import Geometry
+from mlxkv.cache.plan import LayerPlan
+from mlxkv.cache.ring import RingKVCache
+from mlxkv.cache.rows import Plane, Rows
+from mlxkv.cache.uninitialized import unwritten
+from mlxkv.errors import CacheError
+
+Range = tuple[int, int]  # positions [a, b)
+
+SAFETENSORS_DTYPE = {
+    mx.float32: "F32", mx.float16: "F16", mx.bfloat16: "BF16", mx.uint32: "U32", mx.int32: "I32", mx.int64: "I64",
+    mx.uint8: "U8", mx.bool_: "BOOL",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """The bytes of a ring's array (1, heads, rows, row_bytes), to write rows into. Not to be kept: while it is held,
+    the next token copies the whole array."""
+
+    data: memoryview
+    heads: int
+    rows: int
+    row_bytes: int
+
+
+@dataclass(frozen=True)
+class Places:
+    """`spans`: positions [from, to) in order and the row of the first, None where they are not wanted. `tensors`: the
+    arrays of a chunk by name."""
+
+    spans: tuple[tuple[int, int, int | None], ...]
+    tensors: Mapping[str, Buffer]
+
+
+class LayerGroup:
+    """Layers that share a geometry, so that position p is held by all of them or by none."""
+
+    def __init__(
+        self, name: str, geometry: Geometry, plans: Sequence[LayerPlan], layers: Sequence[RingKVCache]
+    ) -> None:
+        self.name = name
+        self.geometry = geometry
+        self.plans = tuple(plans)
+        self.layers = tuple(layers)
+        self.row_bytes = sum(plan.row_bytes for plan in plans)
+        """Bytes of one position over all layers of the group."""
+        self._names = tuple(tuple(_names(plan)) for plan in plans)
+        self._restoring: int | None = None
+        self._imported: list[Range] = []
+
+    @property
+    def sinks(self) -> int:
+        return self.geometry.sinks
+
+    @property
+    def block(self) -> int:
+        return self.geometry.block
+
+    def layout(self) -> dict[str, Any]:
+        geometry = self.geometry
+        return {
+            "class": type(self.layers[0]).__name__,
+            "bits": [self.plans[0].key_codec.bits, self.plans[0].value_codec.bits],
+            "group_size": self.plans[0].key_codec.group_size if self.plans[0].key_codec.bits else None,
+            "sinks": geometry.sinks,
+            "window": geometry.window,
+            "block": geometry.block,
+            "native_window": self.plans[0].native_window,
+            "streaming": [plan.name for plan in self.plans if plan.rotation is not None],
+            "layers": {
+                p.name: [p.shape.heads, p.shape.k_dim, p.shape.v_dim, SAFETENSORS_DTYPE[p.shape.dtype]]
+                for p in self.plans
+                if p.shape
+            },
+        }
+
+    # -- out ---------------------------------------------------------------------------------------------------------
+
+    def held(self) -> list[Range]:
+        """Position ranges that can be exported now, ascending and disjoint."""
+        ring = self.layers[0]
+        return self._ranges(ring.offset, ring.undo_blocks)
+
+    def export_rows(self, a: int, b: int) -> dict[str, mx.array]:
+        """Positions [a, b) of every layer: contiguous, evaluated copies named as `shapes` says."""
+        arrays = {}
+        for names, ring in zip(self._names, self.layers, strict=True):
+            keys, values = ring.read(a, b)
+            arrays |= dict(zip((name for name, _ in names), (*keys, *values), strict=True))
+        mx.eval(arrays)  # together: one wait for all layers
+        return arrays
+
+    def views(self, a: int, b: int) -> dict[str, list[memoryview]]:
+        """The bytes of positions [a, b) where they lie: for each array of `shapes` its pieces in order. To be dropped
+        before the cache is used, which writes into the same memory."""
+        mx.eval([ring.state for ring in self.layers])
+        out = {}
+        for names, ring in zip(self._names, self.layers, strict=True):
+            for (name, _), pieces in zip(names, ring.lying(a, b), strict=True):
+                out[name] = _slices(pieces)
+        return out
+
+    def shapes(self, rows: int) -> dict[str, tuple[tuple[int, ...], str]]:
+        """Exactly the tensors of a chunk of `rows` rows: name -> (shape, safetensors dtype)."""
+        return {
+            name: ((1, plan.shape.heads, rows, plane.width), SAFETENSORS_DTYPE[plane.dtype])
+            for plan, names in zip(self.plans, self._names, strict=True)
+            if plan.shape
+            for name, plane in names
+        }
+
+    # -- in ----------------------------------------------------------------------------------------------------------
+
+    def required(self, offset: int) -> list[Range]:
+        """What must be imported to go on from `offset`."""
+        return self._ranges(offset, 0)
+
+    def optional(self, offset: int) -> list[Range]:
+        """Evicted blocks that make the ring rewindable again, newest last."""
+        geometry = self.geometry
+        first = max(geometry.flushes(offset) - geometry.undo, 0)
+        starts = (geometry.sinks + n * geometry.block for n in range(first, geometry.flushes(offset)))
+        return [(a, a + geometry.block) for a in starts]
+
+    def begin_restore(self, offset: int) -> None:
+        """Buffers that no fork shares and that nobody zeroed: rows go straight into them; see `places`."""
+        self._restoring, self._imported = offset, []
+        buffers: list[tuple[Rows, int]] = []
+        specs: list[tuple[tuple[int, ...], mx.Dtype]] = []
+        for plan, ring in zip(self.plans, self.layers, strict=True):
+            if plan.shape is None:
+                continue
+            if ring.empty():
+                shape = plan.shape
+                ring.allocate((1, shape.heads, 0, shape.k_dim), shape.v_dim, shape.dtype, shape.dtype)
+            for rows in (ring.key_rows, ring.value_rows):
+                if rows is not None:
+                    buffers.append((rows, len(rows.arrays)))
+                    specs += [(x.shape, x.dtype) for x in rows.arrays]
+                    rows.part()
+                    rows.arrays = ()  # the old memory goes before the new one is asked for
+        arrays = iter(unwritten(specs))  # together: each call waits for MLX's readers
+        for rows, count in buffers:
+            rows.arrays = tuple(islice(arrays, count))
+
+    def places(self, a: int, b: int, parts: Sequence[Range]) -> Places:
+        """Where to write `parts` of the rows of [a, b), a whole chunk; `imported` comes after, for each part."""
+        if self._restoring is None:
+            raise CacheError("Rows can only be imported between begin_restore and finish_restore.")
+        spans: list[tuple[int, int, int | None]] = []
+        at = a
+        for low, high in sorted(range_ for part in parts for range_ in self._wanted(*part)):
+            if at < low:
+                spans.append((at, low, None))
+            spans += [(s.a, s.b, s.row) for s in self.geometry.segments(low, high, self._restoring)]
+            at = high
+        if at < b:
+            spans.append((at, b, None))
+        tensors = {}
+        for names, ring in zip(self._names, self.layers, strict=True):
+            if ring.key_rows is not None and ring.value_rows is not None:
+                arrays = (*ring.key_rows.arrays, *ring.value_rows.arrays)
+                for (name, _), x in zip(names, arrays, strict=True):
+                    _, heads, rows, width = x.shape
+                    tensors[name] = Buffer(_flat(x), heads, rows, width * x.itemsize)
+        return Places(tuple(spans), tensors)
+
+    def imported(self, a: int, b: int) -> None:
+        """The rows of [a, b) have been written to their places."""
+        self._imported += self._wanted(a, b)
+
+    def _wanted(self, a: int, b: int) -> list[Range]:
+        """What of [a, b) is required or optional."""
+        offset = self._restoring or 0
+        ranges = [(max(a, x), min(b, y)) for x, y in (*self.required(offset), *self.optional(offset))]
+        return sorted((x, y) for x, y in ranges if x < y)
+
+    def import_rows(self, a: int, b: int, arrays: dict[str, mx.array]) -> None:
+        """Put positions [a, b) back. Positions that are neither required nor optional are passed over."""
+        if self._restoring is None:
+            raise CacheError("Rows can only be imported between begin_restore and finish_restore.")
+        for start, end in self._wanted(a, b):
+            part = slice(start - a, end - a)
+            for plan, names, ring in zip(self.plans, self._names, self.layers, strict=True):
+                parts = tuple(arrays[name][..., part, :] for name, _ in names)
+                split = len(plan.key_planes)
+                ring.write_at(start, end, self._restoring, parts[:split], parts[split:])
+                mx.eval(ring.state)
+            self._imported.append((start, end))
+
+    def finish_restore(self) -> None:
+        """Go on from the restored offset.
+
+        Raises:
+            CacheError: a required position was not imported.
+        """
+        offset, self._restoring = self._restoring, None
+        if offset is None:
+            raise CacheError("finish_restore was called without begin_restore.")
+        for a, b in self.required(offset):
+            if not self._has(a, b):
+                raise CacheError(f"Positions {a:,} to {b:,} of group {self.name} were not restored.")
+        undo = 0
+        for a, b in reversed(self.optional(offset)):
+            if not self._has(a, b):
+                break
+            undo += 1
+        for ring in self.layers:
+            ring.settle(offset, undo)
+
+    def _has(self, a: int, b: int) -> bool:
+        for low, high in sorted(self._imported):
+            if low <= a < high:
+                a = high
+        return a >= b
+
+    def _ranges(self, offset: int, undo: int) -> list[Range]:
+        K = self.sinks
+        if offset <= K:
+            return [(0, offset)] if offset else []
+        first = self.geometry.first_kept(offset, undo)
+        sinks = [(0, K)] if K else []
+        return [*sinks, (first, offset)]
+
+
+def _names(plan: LayerPlan) -> list[tuple[str, Plane]]:
+    """The names of a layer's arrays in a chunk, keys first: `0.k`, `0.v`; quantized `0.k.w`, `0.k.s`, `0.k.b`, ..."""
+    keys = [(f"{plan.name}.k{plane.name}", plane) for plane in plan.key_planes]
+    return keys + [(f"{plan.name}.v{plane.name}", plane) for plane in plan.value_planes]
+
+
+def _slices(pieces: Sequence[tuple[mx.array, int, int]]) -> list[memoryview]:
+    """The bytes of (array (1, heads, rows, width), first row, rows), head by head."""
+    flat = [(_flat(x), x.shape[2], x.shape[3] * x.itemsize, row, count) for x, row, count in pieces]
+    return [
+        data[(head * rows + row) * row_bytes : (head * rows + row + count) * row_bytes]
+        for head in range(pieces[0][0].shape[1])
+        for data, rows, row_bytes, row, count in flat
+    ]
+
+
+def _flat(x: mx.array) -> memoryview:
+    """The bytes of an evaluated array, not copied."""
+    view = memoryview(cast(Any, x))
+    return view.cast("B") if view.nbytes else memoryview(b"")  # a view of no bytes cannot be cast

@@ -1,0 +1,160 @@
+"""StateGroup: recurrent states, as the store sees them: whole snapshots at a position, in and out.
+
+A snapshot after p tokens is told as the one row [p - 1, p), so that it is kept and found like any row of that position;
+its arrays have the shapes that the model itself makes (`cache/recurrent/state_shapes.py`). Used on the MLX thread.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import mlx.core as mx
+
+from mlxkv.cache.groups.ring_group import SAFETENSORS_DTYPE, Range
+from mlxkv.cache.recurrent.checkpoints import Checkpoints
+from mlxkv.cache.recurrent.state import Snapshot, arrays_of, capture, put_back, scalars_of, with_arrays
+from mlxkv.cache.recurrent.state_shapes import Frame, Frames
+from mlxkv.errors import CacheError
+
+_SETTLED = 1 << 30  # tokens: long after shapes have settled
+
+
+class StateGroup:
+    """The recurrent caches of a model.
+
+    Args:
+        members: what files call them, by place in `state.leaves`; in the order of `checkpoints.caches`.
+        tokens: the log; its length is where the caches are.
+    """
+
+    name = "state"
+    sinks = 0
+    block = 0  # snapshots, not rows
+
+    def __init__(
+        self, members: Mapping[int, str], checkpoints: Checkpoints, frames: Frames, tokens: Sequence[int]
+    ) -> None:
+        self._members, self._checkpoints, self._frames, self._tokens = members, checkpoints, frames, tokens
+        self._restoring: int | None = None
+        self._imported: dict[str, mx.array] | None = None
+
+    @cached_property
+    def unsaved(self) -> tuple[str, ...]:
+        """Class names of the caches whose state has no fixed shape, or numbers that files cannot hold."""
+        frames, settled = self._frames.at(_SETTLED), self._frames.is_settled
+        bad = (
+            not settled[i] or any(dtype not in SAFETENSORS_DTYPE for _, dtype in frames[i].arrays.values())
+            for i in self._members
+        )
+        return tuple(type(c).__name__ for c, is_bad in zip(self._checkpoints.caches, bad, strict=True) if is_bad)
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one snapshot."""
+        return sum(math.prod(shape) * dtype.size for shape, dtype in self._arrays.values())
+
+    def layout(self) -> dict[str, Any]:
+        return {
+            "classes": [type(cache).__name__ for cache in self._checkpoints.caches],
+            "arrays": {name: [*shape, SAFETENSORS_DTYPE[dtype]] for name, (shape, dtype) in self._arrays.items()},
+        }
+
+    # -- out ---------------------------------------------------------------------------------------------------------
+
+    def held(self) -> list[Range]:
+        """Where the caches are, and where the last turn began: from there a rewritten history goes on."""
+        here = len(self._tokens)
+        turn = max((c.position for c in self._checkpoints if c.is_turn and c.position < here), default=0)
+        return [(p - 1, p) for p in (turn, here) if p]
+
+    def export_rows(self, a: int, b: int) -> dict[str, mx.array]:
+        """The snapshot after `b` tokens.
+
+        Raises:
+            CacheError: the caches are not what the model was seen to make.
+        """
+        arrays: dict[str, mx.array] = {}
+        for name, snapshot, frame in zip(self._members.values(), self._snapshots(b), self._at(b), strict=True):
+            found = arrays_of(snapshot)
+            same = {path: (tuple(x.shape), x.dtype) for path, x in found.items()} == frame.arrays
+            if a != b - 1 or not same or scalars_of(snapshot) != frame.scalars:
+                raise CacheError(f"The state of layer {name} at token {b:,} is not what its model makes; not saved.")
+            arrays |= {f"{name}.s{i}": found[path] for i, path in enumerate(frame.arrays)}
+        padded = {name: mx.contiguous(_padded(x, self._arrays[name][0])) for name, x in arrays.items()}
+        mx.eval(padded)
+        return padded
+
+    def shapes(self, rows: int) -> dict[str, tuple[tuple[int, ...], str]]:
+        return {name: (shape, SAFETENSORS_DTYPE[dtype]) for name, (shape, dtype) in self._arrays.items()}
+
+    # -- in ----------------------------------------------------------------------------------------------------------
+
+    def required(self, offset: int) -> list[Range]:
+        return [(offset - 1, offset)] if offset else []
+
+    def optional(self, offset: int) -> list[Range]:
+        return []
+
+    def begin_restore(self, offset: int) -> None:
+        self._restoring, self._imported = offset, None
+
+    def import_rows(self, a: int, b: int, arrays: dict[str, mx.array]) -> None:
+        """Snapshots of other positions are passed over."""
+        if self._restoring is None:
+            raise CacheError("Rows can only be imported between begin_restore and finish_restore.")
+        if (a, b) == (self._restoring - 1, self._restoring):
+            self._imported = arrays
+
+    def finish_restore(self) -> None:
+        """Go on from the restored offset.
+
+        Raises:
+            CacheError: its snapshot was not imported.
+        """
+        (offset, self._restoring), (arrays, self._imported) = (self._restoring, None), (self._imported, None)
+        if offset is None:
+            raise CacheError("finish_restore was called without begin_restore.")
+        if arrays is None:
+            raise CacheError(f"The state at token {offset:,} was not restored.")
+        for name, cache, frame in zip(self._members.values(), self._checkpoints.caches, self._at(offset), strict=True):
+            found = {
+                path: _cut(arrays[f"{name}.s{i}"], shape) for i, (path, (shape, _)) in enumerate(frame.arrays.items())
+            }
+            mx.eval(found)
+            put_back(cache, with_arrays(frame.hollow, found))
+
+    # ----------------------------------------------------------------------------------------------------------------
+
+    def _at(self, num_tokens: int) -> list[Frame]:
+        frames = self._frames.at(num_tokens)
+        return [frames[i] for i in self._members]
+
+    @cached_property
+    def _arrays(self) -> dict[str, tuple[tuple[int, ...], mx.Dtype]]:
+        """The arrays of a chunk: shapes once they have settled; an earlier state fills their beginnings."""
+        return {
+            f"{name}.s{i}": array
+            for name, frame in zip(self._members.values(), self._at(_SETTLED), strict=True)
+            for i, array in enumerate(frame.arrays.values())
+        }
+
+    def _snapshots(self, position: int) -> Sequence[Snapshot]:
+        if position == len(self._tokens):
+            return [capture(cache) for cache in self._checkpoints.caches]
+        checkpoint = self._checkpoints.newest(position, position)
+        if checkpoint is None:
+            raise CacheError(f"The state at token {position:,} was not kept.")
+        return checkpoint.snapshots
+
+
+def _padded(x: mx.array, shape: tuple[int, ...]) -> mx.array:
+    if x.shape == shape:
+        return x
+    return mx.pad(x, [(0, full - size) for full, size in zip(shape, x.shape, strict=True)])
+
+
+def _cut(x: mx.array, shape: tuple[int, ...]) -> mx.array:
+    return x[tuple(slice(0, size) for size in shape)]

@@ -1,0 +1,136 @@
+"""Caches that stay as the model made them: how far back they can go, and snapshots of those that cannot.
+
+Recurrent state (Mamba, linear attention, short convolutions) is overwritten by each token, so the only way back is an
+earlier copy: references to immutable arrays, as good as free until the state moves on. `checkpoints.py` decides when to
+take one, `cache/groups/state_group.py` brings them to disk and back. Used on the MLX thread.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import mlx.core as mx
+
+from mlxkv.cache.plan import LayerPlan
+from mlxkv.cache.ring import RingKVCache
+
+Snapshot = Mapping[str, Any]
+"""One cache's attributes, arrays included."""
+
+_ROWS = ("KVCache", "ConcatenateKVCache", "ChunkedKVCache")
+
+
+def keeps_state(plan: LayerPlan) -> bool:
+    """Whether what is planned for a cache is to leave it recurrent."""
+    return plan.geometry is None and not plan.children and plan.native_class not in _ROWS
+
+
+def is_rows(cache: Any) -> bool:
+    """One of mlx-lm's caches that keeps a row of keys and one of values per position, in order."""
+    return type(cache).__name__ in _ROWS
+
+
+def is_recurrent(cache: Any) -> bool:
+    """Going back takes a snapshot. So does any class unknown here: `trim` need not be exact."""
+    return not isinstance(cache, RingKVCache) and not is_rows(cache)
+
+
+def tokens_fed(cache: Any) -> int | None:
+    """The tokens that a cache of rows has been fed; None of others, whose `offset` may count something else."""
+    counts = isinstance(cache, RingKVCache) or type(cache).__name__ in (*_ROWS, "RotatingKVCache", "QuantizedKVCache")
+    return cache.offset if counts else None
+
+
+def unseen(cache: Any, position: int) -> tuple[int, int]:
+    """The positions [start, end) before it that the query at `position` does not see in this cache of rows."""
+    match cache:
+        case RingKVCache(geometry=geometry, native_window=None):
+            return geometry.sinks, geometry.sinks + geometry.blocks_evicted(position) * geometry.block
+        case RingKVCache(geometry=geometry, native_window=int(window)):
+            return geometry.sinks, position + 1 - window
+    match type(cache).__name__:
+        case "RotatingKVCache":
+            return cache.keep, cache.keep + position + 1 - cache.max_size
+        case "ChunkedKVCache":
+            return 0, position - position % cache.chunk_size
+    return 0, 0
+
+
+def rewind_floor(cache: Any, offset: int) -> int:
+    """The smallest offset that `go_back` reaches exactly from `offset`; for a cache that is not recurrent."""
+    if isinstance(cache, RingKVCache):
+        return offset - cache.rewindable
+    start = getattr(cache, "start_position", 0)
+    # A token of a chunked layer attends to its own chunk, whose older rows may be gone.
+    return min(-(-start // cache.chunk_size) * cache.chunk_size, offset) if start else 0
+
+
+def go_back(cache: Any, num_tokens: int) -> None:
+    """Forget the last `num_tokens`, which `rewind_floor` allows."""
+    cache.trim(num_tokens)
+    if type(cache).__name__ == "ConcatenateKVCache" and cache.keys is not None:  # its `trim` leaves the rows there
+        cache.keys, cache.values = cache.keys[..., : cache.offset, :], cache.values[..., : cache.offset, :]
+
+
+def capture(cache: Any) -> Snapshot:
+    """The cache as it is now. Arrays are shared with it, but for views, which would keep a larger buffer alive."""
+    snapshot = {name: _frozen(value) for name, value in vars(cache).items()}
+    mx.async_eval(list(arrays_of(snapshot).values()))
+    return snapshot
+
+
+def put_back(cache: Any, snapshot: Snapshot) -> None:
+    """Make the cache what it was; the snapshot can be used again."""
+    vars(cache).clear()
+    vars(cache).update(copy.deepcopy(dict(snapshot)))  # new array objects: `a[...] = x` changes them in place
+
+
+def arrays_of(snapshot: Snapshot) -> dict[str, mx.array]:
+    """The arrays of a snapshot by path, e.g. `cache.0`, in a fixed order."""
+    return {path: value for path, value in _flat("", snapshot) if isinstance(value, mx.array)}
+
+
+def scalars_of(snapshot: Snapshot) -> dict[str, Any]:
+    """Everything else, likewise."""
+    return {path: value for path, value in _flat("", snapshot) if not isinstance(value, mx.array)}
+
+
+def nbytes_of(snapshot: Snapshot) -> int:
+    return sum(x.nbytes for x in arrays_of(snapshot).values())
+
+
+def with_arrays(snapshot: Snapshot, arrays: Mapping[str, mx.array | None]) -> Snapshot:
+    """The snapshot with other arrays at the same paths."""
+    return {name: _replaced(name, value, arrays) for name, value in snapshot.items()}
+
+
+def _frozen(value: Any) -> Any:
+    if isinstance(value, mx.array):
+        return mx.contiguous(value)
+    if type(value) in (list, tuple):
+        return type(value)(_frozen(item) for item in value)
+    if type(value) is dict:
+        return {key: _frozen(item) for key, item in value.items()}
+    return copy.deepcopy(value)
+
+
+def _flat(path: str, value: Any) -> Iterator[tuple[str, Any]]:
+    items: Any = ()
+    if isinstance(value, Mapping):
+        items = sorted(value.items())
+    elif isinstance(value, list | tuple):
+        items = enumerate(value)
+    else:
+        yield path, value
+    for key, item in items:
+        yield from _flat(f"{path}.{key}" if path else str(key), item)
+
+
+def _replaced(path: str, value: Any, arrays: Mapping[str, mx.array | None]) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _replaced(f"{path}.{key}", item, arrays) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_replaced(f"{path}.{i}", item, arrays) for i, item in enumerate(value))
+    return arrays.get(path, value)

@@ -1,0 +1,130 @@
+"""Past: what was said, as messages for the chat template and as what the model has been fed of them.
+
+A prompt goes on exactly from what was fed before, so after going back or resuming that is worked out again from the
+turns. Pure but for the tokenizer; no MLX, no disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from mlxkv.chat.prompt import Fed, Message, PromptFormat, message
+from mlxkv.chat.prompt_start import Start
+from mlxkv.store import TurnRecord
+from mlxkv.token_ids import TokenIds, common_prefix
+
+_TRIED = 3  # replies, the newest first
+
+
+@dataclass(frozen=True)
+class Past:
+    """The turns of a chat and the token log of their replay.
+
+    `model`: which model the chat is with, as `TurnRecord.params["model"]` names it; None while nothing is saved.
+    """
+
+    prompts: PromptFormat
+    start: Start
+    turns: tuple[TurnRecord, ...]
+    log: TokenIds
+    model: str | None = None
+
+    def messages(self, turns: Sequence[TurnRecord]) -> list[Message]:
+        """The system prompt and `turns`. Templates may insist that user and model alternate: replies without a word
+        (stopped before the first, or while thinking) are left out, and what is said after one joins what it left open.
+        """
+        out = [message("system", self.start.system)] if self.start.system else []
+        for turn in turns:
+            new = message(turn.role, turn.text, turn.thinking)
+            if not self.prompts.has_template:
+                out.append(new)
+            elif out and out[-1]["role"] == turn.role:
+                out[-1] = new | {"content": f"{out[-1]['content']}\n\n{turn.text}"}
+            elif turn.role != "assistant" or turn.text:
+                out.append(new)
+        return out
+
+    def fed(self) -> Fed:
+        """What `PromptFormat` left once these turns were done; nothing where another model was fed them, whose ids mean
+        nothing to this one's tokenizer."""
+        prompts, turns = self.prompts, self.turns
+        if not turns:
+            return self.start.fed
+        newest = next((t for t in reversed(turns) if t.role == "assistant"), None)
+        if self.model is not None and newest is not None and newest.params.get("model", self.model) != self.model:
+            return Fed()
+        reply = turns[-1]
+        if reply.role == "user":
+            return self._prompt(turns, self.log)
+        prompt, is_cut_off = self.prompt_before_reply(), reply.stats.get("finish_reason") == "stop_string"
+        if prompts.has_template:
+            return prompt if is_cut_off else prompts.replied(prompt, prompts.raw(reply.text, reply.ids), reply.ids)
+        return Fed("", prompt.ids + (prompts.shown(reply.text, reply.ids, prompt.ids) if is_cut_off else reply.ids))
+
+    def prompt_before_reply(self) -> Fed:
+        """The prompt that the last turn is the reply to."""
+        *turns, reply = self.turns
+        return self._prompt(turns, self.log[: len(self.log) - len(reply.ids)], reply.params.get("think"))
+
+    def _prompt(self, turns: Sequence[TurnRecord], ids: TokenIds, think: bool | None = None) -> Fed:
+        """The prompt `ids` that `turns` came to, with the end of the last reply that it still has as it was sampled."""
+        prompts = self.prompts
+        if not prompts.has_template:
+            return Fed("", ids)
+        text = prompts.render(self.messages(turns), think=think)
+        places, least = spans(turns), len(ids)
+        replies = []
+        for i in reversed(range(1, len(turns))):
+            if turns[i].role == "assistant" and turns[i].text and places[i][0] + len(turns[i].ids) <= least:
+                replies.append(i)
+            least = min(least, places[i][0])
+        for i in replies[:_TRIED]:
+            reply = turns[i]
+            before = Fed(prompts.render(self.messages(turns[:i]), think=reply.params.get("think")))
+            before = prompts.replied(before, prompts.raw(reply.text, reply.ids), reply.ids)
+            if text.startswith(before.text):
+                return Fed(text, ids, ((len(before.text), places[i][0] + len(reply.ids)),))
+        return Fed(text, ids)
+
+    def laid(self, turns: Sequence[TurnRecord]) -> tuple[tuple[TurnRecord, ...], Fed]:
+        """`turns` as all that was said in a chat that begins like this one, with ids and places of their own, and what
+        the model is to be fed of them. Replies of this model keep the ids that were sampled."""
+        prompts, fed = self.prompts, self.start.fed
+        log: list[int] = []
+        out: list[TurnRecord] = []
+        for i, turn in enumerate(turns):
+            start, ids = len(log), turn.ids
+            if turn.role == "user":
+                think = turns[i + 1].params.get("think") if i + 1 < len(turns) else None
+                fed = prompts.prompt(self.messages(turns[: i + 1]), fed, think)
+                start = common_prefix(log, fed.ids)
+                turn = replace(turn, ids=tuple(fed.ids[start:]), start=start)
+            else:
+                if not ids or turn.params.get("model", self.model) != self.model:
+                    ids = tuple(prompts.encode_text(turn.text, log))
+                params = turn.params if self.model is None else {**turn.params, "model": self.model}
+                turn = replace(turn, ids=ids, start=start, params=params)
+                if turn.stats.get("finish_reason") != "stop_string":
+                    fed = prompts.replied(fed, prompts.raw(turn.text, ids), ids)
+                elif not prompts.has_template:
+                    fed = Fed("", TokenIds([*log, *prompts.shown(turn.text, ids, log)]))
+            log[start:] = turn.ids
+            out.append(turn)
+        return tuple(out), fed
+
+    def marks(self, prompt: Fed, think: bool | None) -> tuple[int, ...]:
+        """Where to keep the state of recurrent layers in `prompt`: history may go on otherwise from there."""
+        turns = self.turns if self.turns[-1].role == "user" else self.turns[:-1]
+        return (self.prompts.num_lasting(self.messages(turns), prompt, think),)
+
+
+def spans(turns: Sequence[TurnRecord]) -> list[tuple[int, int]]:
+    """Of each turn where its ids begin and end in the log. A template may have rewritten a turn
+    since: then the next one starts before this one's end."""
+    starts: list[int] = []
+    length = 0
+    for turn in turns:  # as their replay makes the log
+        starts.append(length if turn.start is None else turn.start)
+        length = starts[-1] + len(turn.ids)
+    return [(start, min([start + len(turns[i].ids), *starts[i + 1 :]])) for i, start in enumerate(starts)]

@@ -1,0 +1,222 @@
+"""Turn: one prompt in, events out: reuse, prefill, decode, text, figures.
+
+Between token ids (`runner`) and conversations (`chat`). Knows no messages, no template and no disk. On the MLX thread.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
+
+import mlx.core as mx
+
+from mlxkv.arguments import MAX_PROMPT_TOKENS
+from mlxkv.cache.prompt_cache import PromptCache, Reuse
+from mlxkv.device import peak_memory, reset_peak_memory
+from mlxkv.errors import CacheError, PromptError
+from mlxkv.events import Notice, PrefillProgress, PromptEvicted, TextDelta, TurnEvent, TurnFinished
+from mlxkv.inference.reply_parser import ReplyText
+from mlxkv.inference.runner import ModelRunner
+from mlxkv.inference.sampling import SamplingParams
+from mlxkv.memory.overflow import overflow_of
+from mlxkv.stats import TurnStats, evicted_text
+from mlxkv.token_ids import TokenIds
+
+
+def check_size(ids: Sequence[int]) -> None:
+    """Raises PromptError: a prompt of these ids is empty, or over the limit."""
+    if not ids:
+        raise PromptError("The prompt is empty; write something first.")
+    if len(ids) > MAX_PROMPT_TOKENS:
+        raise PromptError(f"The prompt has {len(ids):,} tokens; the limit is {MAX_PROMPT_TOKENS:,}: send it in parts.")
+
+
+class Turn:
+    """One generation on a cache. Iterate `events()` once; then `text`, `generated` and `stats` say what came of it.
+
+    Args:
+        tokenizer: mlx-lm's TokenizerWrapper.
+        ids: the whole prompt; what the cache already holds of it is not read again.
+        started: `time.perf_counter()` when the user asked; the time to the first token counts from there.
+        cancelled: asked before every prefill chunk and after every token.
+        reply: the reply that this turn goes on with: its ids, which `ids` end with, its text and its reasoning. `text`
+            and `thinking` become the whole reply; `generated` and the events are what is new.
+        reader: how ids become text; None shows everything as text that continues the prompt.
+        marks: positions in `ids` that one may want to come back to, such as where the reply begins.
+        is_kept: the cache shall go on from the text that was shown: it holds the last token too, and of a stop string
+            none. A chat needs neither: its next prompt says how far the cache goes back.
+    """
+
+    def __init__(
+        self,
+        runner: ModelRunner,
+        tokenizer: Any,
+        cache: PromptCache,
+        ids: Sequence[int],
+        params: SamplingParams,
+        *,
+        started: float | None = None,
+        cancelled: Callable[[], bool] = bool,
+        reply: tuple[Sequence[int], str, str] = ((), "", ""),
+        reader: ReplyText | None = None,
+        marks: Sequence[int] = (),
+        is_kept: bool = False,
+    ) -> None:
+        check_size(ids)
+        cache.check_length(len(ids))
+        self.runner, self.tokenizer, self.cache = runner, tokenizer, cache
+        self.ids, self.params, self.cancelled = TokenIds(ids), params, cancelled
+        self.started = time.perf_counter() if started is None else started
+        self.generated: list[int] = []
+        self.reply_ids, self.text, self.thinking = reply
+        self._reader = reader or ReplyText(tokenizer, params.stop, before=self.ids)
+        self._marks, self._is_kept = tuple(marks), is_kept
+        self.reason = "stopped"  # what holds if the caller walks away, or the model raises
+        self._reuse = Reuse(0)
+        self._num_read = 0  # prompt tokens fed by this turn
+        self._prefill_s = 0.0
+        self._first: float | None = None  # when the first token came
+        self._last = 0.0
+
+    def events(self) -> Iterator[TurnEvent]:
+        """PrefillProgress per chunk, TextDelta per piece of text, one TurnFinished."""
+        reset_peak_memory()
+        if self.params.seed is not None:
+            mx.random.seed(self.params.seed)
+        self._reader.replay(self.reply_ids, self.text, self.thinking)  # words may go on where the reply was cut
+        with self.cache.in_use():
+            self.runner.check(self.cache)  # going back moves rows, too
+            self._reuse = self.cache.reuse(self.ids)
+            new = self.ids[self._reuse.cached :]
+            if overflow := overflow_of(self.cache.plan, len(self.ids), self._reuse.cached):
+                text = evicted_text(overflow, "CacheConfig(window={})".format)
+                yield PromptEvicted(text, overflow)
+            yield from self._read(new)
+            if not self.cancelled():
+                yield from self._write(new[-1])
+            if self.reason == "length" and self.cache.num_left == 0:
+                yield Notice(
+                    f"The reply ends here: this model has learned positions for {self.cache.offset:,} tokens, and they "
+                    "are used up; begin a new chat."
+                )
+        yield TurnFinished(self.reason, self.text, self.stats, self.thinking)
+
+    def _read(self, new: Sequence[int]) -> Iterator[TurnEvent]:
+        begun = time.perf_counter()
+        total, cached = len(new), self._reuse.cached
+        yield PrefillProgress(0, total, cached, 0.0)
+        start, last = cached, len(self.ids) - 1
+        marks = {min(m, last) for m in self._marks if m > cached} or {last}
+        self.cache.checkpoint()
+        for end in sorted({*marks, last}):
+            for done in self.runner.prefill(self.cache, self.ids[start:end], self.cancelled):
+                self._num_read, self._prefill_s = start - cached + done, time.perf_counter() - begun
+                yield PrefillProgress(self._num_read, total, cached, self._num_read / max(self._prefill_s, 1e-9))
+            if self.cancelled():
+                return
+            if end in marks:
+                self.cache.checkpoint()
+            start = end
+
+    def _write(self, last: int) -> Iterator[TurnEvent]:
+        reader = self._reader
+        ends = self.tokenizer.eos_token_ids
+        begun = time.perf_counter()
+        tokens = self.runner.decode(self.cache, last, self.params, self.ids[:-1])
+        reason, is_held = "stopped", False
+        try:
+            for token in tokens:
+                self._last = time.perf_counter()
+                if self._first is None:
+                    self._first = self._last
+                    self._prefill_s += self._first - begun
+                    self._num_read += 1
+                    if self.cancelled():  # nobody has seen anything of a reply
+                        break
+                self.generated.append(token)
+                if token in ends:
+                    reason = "stop"
+                    break
+                reader.add(token)
+                yield from self._show()
+                if reader.is_stopped or self.cancelled():
+                    break
+            else:
+                reason = "length"
+            is_held = True
+        except GeneratorExit:
+            is_held = True
+            raise
+        finally:  # what was held back is part of the reply, however it ends
+            tokens.close()
+            reader.finish(is_cut=reason != "stop")
+            self.reason = "stop_string" if reader.is_stopped else reason
+            self.text, self.thinking = reader.text, reader.thinking
+            if self._is_kept and is_held:
+                self._keep()
+        yield from self._show()
+
+    def _keep(self) -> None:
+        """Have the cache hold the prompt and what was shown of the reply, an end-of-turn token included."""
+        shown = self._reader.num_tokens_of(self.text) if self.reason == "stop_string" else len(self.generated)
+        ids = [*self.ids, *self.generated[:shown]]
+        if self.cache.log == ids:
+            return
+        # Imported tokens cannot be fed again, and learned positions may be used up: then the log says what is held.
+        with suppress(CacheError, PromptError):
+            for _ in self.runner.prefill(self.cache, ids[self.cache.reuse(ids).cached :]):
+                pass
+
+    def _show(self) -> Iterator[TextDelta]:
+        """What is new since the last time."""
+        self.text, self.thinking = self._reader.text, self._reader.thinking
+        restarts, self._reader.restarts = self._reader.restarts, False
+        for thinking, piece in self._reader.new():
+            yield TextDelta(piece, len(self.generated), thinking=thinking, restarts=thinking and restarts)
+
+    @property
+    def raw(self) -> str:
+        """The whole reply with its markers, as the tokenizer words it, but for the end-of-turn token."""
+        return self._reader.raw
+
+    @property
+    def stats(self) -> TurnStats:
+        """The figures so far; complete once `events` has ended."""
+        now, cache, reuse = time.perf_counter(), self.cache, self._reuse
+        decoded = len(self.generated) - 1
+        decode_s = self._last - self._first if self._first is not None else 0.0
+        prefilled = self._num_read  # less than the prompt if it was cancelled while reading
+        return TurnStats(
+            prompt_tokens=reuse.cached + prefilled,
+            cached_tokens=reuse.cached,
+            prefill_tokens=prefilled,
+            generated_tokens=len(self.generated),
+            evicted_tokens=cache.num_evicted,
+            cached_evicted_tokens=cache.num_unattended(reuse.cached + prefilled - 1, reuse.cached),
+            ttft_s=(self._first or now) - self.started,
+            prefill_tps=prefilled / self._prefill_s if self._prefill_s else 0.0,
+            decode_tps=decoded / decode_s if decode_s > 0 else 0.0,
+            total_s=now - self.started,
+            finish_reason=self.reason,
+            cache_tokens=cache.num_attended,
+            cache_window=cache.capacity,
+            cache_bytes=cache.nbytes,
+            cache_live_bytes=cache.live_nbytes,
+            cache_bits=_bits(cache),
+            peak_memory_bytes=peak_memory(),
+            reuse_stopped_at=reuse.stopped_at,
+            reuse_stopped_why=reuse.why,
+        )
+
+    def stats_on_disk(self, disk_bytes: int, written: int) -> TurnStats:
+        """`stats` with what the store holds of this session and what this turn wrote (bytes)."""
+        return replace(self.stats, disk_bytes=disk_bytes, disk_written_bytes=written)
+
+
+def _bits(cache: PromptCache) -> int | None:
+    """Of the keys, where keys and values differ."""
+    bits = cache.plan.config.bits
+    return bits[0] if isinstance(bits, tuple) else bits

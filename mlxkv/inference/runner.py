@@ -1,0 +1,164 @@
+"""ModelRunner: prefill and decode on token ids. Knows no text and no disk.
+
+Prefill feeds chunks, cut at the ring's block boundaries once its window is full; decode runs one step ahead of what
+it yields. Both keep the cache's token log equal to what the cache holds, however they end. On the MLX thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator, Sequence
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from mlxkv.cache.prompt_cache import PromptCache
+from mlxkv.device import memory_used
+from mlxkv.inference.sampling import PENALISED, SamplingParams
+from mlxkv.memory import Budget
+
+PREFILL_CHUNK = 512  # larger ones make Esc lag for seconds
+_CLEAR_EVERY = 256  # decode steps between returns of MLX's free buffers
+_CLEAR_EVERY_PREFILL = 2048  # prefilled tokens, likewise
+
+
+class ModelRunner:
+    """Runs one mlx-lm model.
+
+    Args:
+        model: called as `model(ids (1, S), cache=layers) -> logits (1, S, vocab)`.
+        chunk: most tokens of one prefill call.
+        budget: what memory there is; a prompt is read in smaller pieces, or refused, where the predicted peak says so.
+    """
+
+    def __init__(self, model: nn.Module, chunk: int = PREFILL_CHUNK, budget: Budget | None = None) -> None:
+        self.model: Any = model
+        self.chunk = chunk
+        self._budget = budget or Budget(model, limit=0)
+
+    def prefill(self, cache: PromptCache, ids: Sequence[int], cancelled: Callable[[], bool] = bool) -> Iterator[int]:
+        """Feed `ids`; yields the number fed after each chunk. Stops early, with the cache in order, once cancelled.
+
+        The logits are not computed: keep the last token of a prompt for `decode`.
+
+        Raises:
+            OutOfMemoryError: the predicted peak, or a fork's copy of its buffers, does not fit. PromptError: `ids` end
+                beyond learned positions. Either way nothing was fed.
+        """
+        cache.check_length(cache.offset + len(ids))
+        self.check(cache)
+        most = self._chunk(cache, len(ids)) if ids else self.chunk
+        done, cleared = 0, 0
+        while done < len(ids) and not cancelled():
+            # Let go of the logits: never computed, they hold the last layer's rows, which the next write would copy.
+            done += self._feed(cache, ids, done, most)[0]
+            if done - cleared >= _CLEAR_EVERY_PREFILL:
+                mx.clear_cache()
+                cleared = done
+            yield done
+        mx.clear_cache()
+
+    def score(self, cache: PromptCache, ids: Sequence[int]) -> mx.array:
+        """Feed `ids`; (len(ids) - 1,) the log-probability of each one after those before it (float32).
+
+        Raises:
+            PromptError: they end beyond learned positions; nothing was fed.
+        """
+        cache.check_length(cache.offset + len(ids))
+        done, scores = 0, []
+        while done < len(ids):
+            n, logits = self._feed(cache, ids, done, self.chunk)
+            following = mx.array(list(ids[done + 1 : done + n + 1]))
+            logits = logits[0, : following.size].astype(mx.float32)
+            if following.size:
+                scores.append(mx.take_along_axis(nn.log_softmax(logits, axis=-1), following[:, None], axis=-1)[:, 0])
+                mx.eval(scores[-1])
+            done += n
+        return mx.concatenate(scores) if scores else mx.zeros((0,))
+
+    def check(self, cache: PromptCache) -> None:
+        """Before anything is written to a cache that shares its buffers with a fork.
+
+        Raises:
+            OutOfMemoryError: there is no memory for a copy of them; nothing was changed.
+        """
+        if nbytes := cache.shared_nbytes:
+            self._budget.check_copy(nbytes, memory_used())
+
+    def _chunk(self, cache: PromptCache, num_new: int) -> int:
+        """The most tokens of one call that fit in memory."""
+        used = memory_used() - (cache.nbytes - cache.shared_nbytes)
+        return min(self.chunk, self._budget.chunk(cache.plan, used, cache.offset + num_new, num_new))
+
+    def _feed(self, cache: PromptCache, ids: Sequence[int], done: int, most: int) -> tuple[int, mx.array]:
+        """One chunk from ids[done] on, within the ring's room: its length and its logits, not evaluated."""
+        n = min(most, len(ids) - done, cache.room() or most)
+        part = ids[done : done + n]
+        try:
+            logits = self.model(mx.array([list(part)]), cache=cache.layers)
+            mx.eval([layer.state for layer in cache.layers])
+        except BaseException:
+            cache.recover()
+            raise
+        cache.advance(part)
+        return n, logits
+
+    def decode(self, cache: PromptCache, last: int, params: SamplingParams, seen: Sequence[int] = ()) -> Generator[int]:
+        """Feed `last`, the end of the prompt, and yield up to `params.max_tokens` sampled ids, or as many as the model
+        has learned positions for.
+
+        When token k is yielded it has been fed as well, unless it is the last one that may be: closing the generator
+        at any point leaves the token log equal to what the cache holds. `seen` are the prompt's ids, for penalties.
+
+        Raises:
+            OutOfMemoryError: see `check`.
+        """
+        cache.check_length(cache.offset + 1)
+        self.check(cache)
+        most = params.max_tokens if cache.num_left is None else min(params.max_tokens, cache.num_left)
+        step = self._stepper(cache, params, seen)
+        try:
+            y = step(mx.array([last]))
+            cache.advance([last])
+            mx.async_eval(y)
+            for n in range(1, most + 1):
+                following = y
+                if n < most:
+                    following = step(y)
+                    mx.async_eval(following)
+                token = int(y.item())  # type: ignore[arg-type]
+                if n < most:
+                    cache.advance([token])
+                yield token
+                if n % _CLEAR_EVERY == 0:
+                    mx.clear_cache()
+                y = following
+        except GeneratorExit:  # the caller has what it wanted: nothing was cut in the middle
+            raise
+        except BaseException:
+            cache.recover()
+            raise
+
+    def _stepper(
+        self, cache: PromptCache, params: SamplingParams, seen: Sequence[int]
+    ) -> Callable[[mx.array], mx.array]:
+        """One decode step: token ids (1,) in, sampled ids (1,) out, nothing evaluated."""
+        model, layers = self.model, cache.layers
+        processors = params.make_logits_processors()
+        if params.temperature == 0 and not processors:
+            # The likeliest token needs no normalised probabilities.
+            return lambda y: mx.argmax(model(y[None], cache=layers)[:, -1, :], axis=-1)
+        sampler = params.make_sampler()
+        # An imported cache's tokens have no ids.
+        tokens = mx.array([i for i in seen[-PENALISED:] if i >= 0] if processors else [], mx.int32)
+
+        def step(y: mx.array) -> mx.array:
+            nonlocal tokens
+            logits = model(y[None], cache=layers)[:, -1, :]
+            if processors:
+                tokens = mx.concatenate([tokens, y.astype(mx.int32)])[-PENALISED:]
+                for processor in processors:
+                    logits = processor(tokens, logits)
+            return sampler(logits - mx.logsumexp(logits, axis=-1, keepdims=True))
+
+        return step

@@ -1,0 +1,90 @@
+"""What a model and its cache would take, before anything is allocated: from the configuration alone.
+
+The counting is `mlxkv.memory`'s and `mlxkv.cache.plan`'s; here it is put together and worded. On the MLX thread.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from mlxkv.arguments import instance, model_name, optional, public
+from mlxkv.cache.config import CacheConfig
+
+if TYPE_CHECKING:
+    from mlxkv.cache.plan import CachePlan
+    from mlxkv.memory import Budget
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Bytes and tokens.
+
+    `prefill_bytes` is what reading a prompt in pieces of `prefill_chunk` tokens takes beside weights and cache (0 for a
+    model whose code does not let itself be looked at), `advice` what would fit where it does not.
+    """
+
+    model: str
+    weight_bytes: int
+    bytes_per_token: int
+    cache_bytes: int
+    window: int
+    sinks: int
+    memory_limit: int
+    description: str
+    prefill_bytes: int = 0
+    prefill_chunk: int = 0
+    advice: str = ""
+
+    @property
+    def total_bytes(self) -> int:
+        """The peak: everything at once."""
+        return self.weight_bytes + self.cache_bytes + self.prefill_bytes
+
+    @property
+    def fits(self) -> bool:
+        return not self.memory_limit or self.total_bytes <= self.memory_limit
+
+
+@public(name=model_name, config=optional(instance(CacheConfig)))
+def estimate(name: str | os.PathLike[str], config: CacheConfig | None = None) -> Estimate:
+    """What `name` (built-in, folder or repository id) takes with this cache; no weights are read, nothing computed.
+
+    Weights: the sum of the model's arrays as config.json describes them. Cache: `CachePlan.nbytes`. Prefill:
+    `mlxkv.memory.prefill_bytes` for the largest chunk that fits, which says how it is found.
+
+    Raises:
+        ModelError: and its kinds, when there is no such model.
+    """
+    from mlx.utils import tree_flatten
+
+    from mlxkv.cache.trained_length import trained_length
+    from mlxkv.device import current_device
+    from mlxkv.memory import Budget
+    from mlxkv.models import skeleton
+
+    name = os.fspath(name)
+    settings, model = skeleton(name)
+    weights = sum(array.nbytes for _, array in tree_flatten(model.parameters()) if not isinstance(array, str))
+    budget = Budget(model, current_device().memory_limit, trained_length(settings))
+    plan = budget.plan(config or CacheConfig(), weights, is_loaded=False)
+    return _estimate(name, weights, budget, plan)
+
+
+def _estimate(name: str, weights: int, budget: Budget, plan: CachePlan) -> Estimate:
+    chunk = budget.largest_chunk(plan, weights)
+    geometry = plan.geometry
+    return Estimate(
+        model=name,
+        weight_bytes=weights,
+        bytes_per_token=plan.bytes_per_token,
+        cache_bytes=plan.nbytes,
+        window=geometry.window if geometry else 0,
+        sinks=geometry.sinks if geometry else 0,
+        memory_limit=budget.limit,
+        description=plan.description,
+        prefill_bytes=budget.reading(plan, chunk),
+        prefill_chunk=chunk,
+        advice="" if budget.fits(plan, weights) else budget.advice(plan.config, weights, is_loaded=False),
+    )

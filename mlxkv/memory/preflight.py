@@ -1,0 +1,87 @@
+"""Whether a model that is about to be loaded will fit with a usable KV cache, from its configuration alone.
+
+Metal ends the process when memory runs out, so this is asked before anything is loaded. On the MLX thread.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from mlxkv.cache.config import CacheConfig
+from mlxkv.errors import ConfigError, MlxkvError
+from mlxkv.protocol.status import ModelTight
+
+WINDOW = 4096  # tokens that a chat needs to be one, where the user asked for no number
+_CLEARLY = 4 << 30  # bytes beside twice the weights' files (float32 of float16) are enough for such a window
+
+
+def tight(name: str, config: CacheConfig, *, size: int = 0) -> ModelTight | None:
+    """What `name` needs, where that is more than there is; None where it fits, and where nobody can say.
+
+    Args:
+        config: the cache that is wanted; without a window, one of 4,096 tokens must fit.
+        size: bytes of a model that is not on this disk, and nothing else of it is known.
+    """
+    from mlxkv.device import current_device
+    from mlxkv.models import Hub, resolve
+    from mlxkv.models.hub import find_local
+
+    device = current_device()
+    if size:
+        need = size if size > device.memory_limit else 0
+        return ModelTight(name, need, device.memory_limit, device.total_memory) if need else None
+    try:
+        source = resolve(name)
+        path = source.path or (find_local(Hub(), source.repo, source.revision) if source.repo else None)
+        files = sum(file.stat().st_size for file in path.glob("*.safetensors")) if path is not None else 0
+        if path is None or (2 * files + _CLEARLY <= device.memory_limit and (config.window or 0) <= WINDOW):
+            return None
+        need, fits, four_bit = _needs(name, config, device.memory_limit)
+    except (MlxkvError, OSError):
+        return None  # loading says in its own words what is wrong with this model
+    if fits:
+        return None
+    return ModelTight(name, need, device.memory_limit, device.total_memory, four_bit)
+
+
+def ways_out(found: ModelTight) -> str:
+    """What to type instead, where nobody can be asked."""
+    from mlxkv.device import current_device
+    from mlxkv.models import BUILT_IN, catalogue
+
+    limit = current_device().memory_limit
+    smaller = max((e for e in catalogue() if e.fits(limit)), key=lambda e: e.size_bytes, default=None)
+    ways = ["--kv-bits 4 makes it fit"] if found.four_bit else []
+    return ", ".join([*ways, f"-m {smaller.id if smaller else BUILT_IN[0]} fits", "--load-anyway tries it"])
+
+
+def usable_window(trained: int | None) -> int:
+    """The window that is wanted of a model where the user named none."""
+    return min(trained or WINDOW, WINDOW)
+
+
+def _needs(name: str, config: CacheConfig, limit: int) -> tuple[int, bool, bool]:
+    """Bytes at the peak, whether they fit, and whether they would with 4 bits."""
+    from mlx.utils import tree_flatten
+
+    from mlxkv.cache.plan import plan_cache
+    from mlxkv.cache.trained_length import trained_length
+    from mlxkv.memory import CHUNKS, Budget
+    from mlxkv.models import skeleton
+
+    settings, model = skeleton(name)
+    weights = sum(array.nbytes for _, array in tree_flatten(model.parameters()) if not isinstance(array, str))
+    budget = Budget(model, limit)
+    wanted = replace(config, window=config.window or usable_window(trained_length(settings)))
+    try:
+        plan = plan_cache(model, wanted, is_loaded=False)
+    except ConfigError:  # a cache that no window bounds: it grows as one talks
+        return weights, weights <= limit, False
+    reading = budget.reading(plan, CHUNKS[-1]) if weights < limit else 0
+    need, four_bit = weights + plan.nbytes + reading, False
+    if config.bits is None and not budget.fits(plan, weights):
+        try:
+            four_bit = budget.fits(plan_cache(model, replace(wanted, bits=4), is_loaded=False), weights)
+        except ConfigError:
+            four_bit = False
+    return need, budget.fits(plan, weights), four_bit

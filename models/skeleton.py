@@ -1,0 +1,109 @@
+"""A model without its weights: mlx-lm's modules with the right shapes and dtypes and nothing evaluated.
+
+For memory estimates (layers, heads, bytes). The arrays are zeros that take no memory, whatever their shape.
+Runs on the thread that owns MLX.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlxkv.device import Device, current_device
+from mlxkv.errors import ModelFileError, ModelUnsupportedError, first_line
+from mlxkv.models.architecture import model_classes, read_config, read_generation_config, stored_dtype
+from mlxkv.models.download import download
+from mlxkv.models.hub import Hub, check_hub_settings, find_local
+from mlxkv.models.resolve import resolve
+from mlxkv.models.rope import settle_ropes
+from mlxkv.models.tokenizer import TextSide, load_text_side
+
+if TYPE_CHECKING:
+    import mlx.core as mx
+    import mlx.nn as nn
+
+_CONFIG_FILES = ("config.json", "generation_config.json", "hf_quant_config.json")
+
+
+def skeleton(
+    name_or_path: str | Path, *, hub: Hub | None = None, device: Device | None = None
+) -> tuple[dict[str, Any], nn.Module]:
+    """(config.json, the model of placeholders) for a name as in `load_model`; of a repository only JSON is fetched.
+
+    The sum of the arrays' `nbytes` is close to what the weights take (exact where config.json says how each layer is
+    quantized); where float16 is slow they count as float32, as loading makes them.
+
+    Raises:
+        ModelError and below: as `load_model`, except that weights are not looked at.
+    """
+    import mlx.core as mx
+    from mlx.utils import tree_map
+
+    name = str(name_or_path)
+    device = device or current_device()
+    config = read_config(_config_folder(name, hub or Hub()), name)
+    model_class, args_class = model_classes(config, name)
+    config = settle_ropes(config, name)
+    try:
+        model = model_class(args_class.from_dict(config))
+        dtype = {"float16": mx.float16, "bfloat16": mx.bfloat16}.get(stored_dtype(config) or "", mx.float32)
+        if dtype == mx.float16 and not device.has_fast_float16:
+            dtype = mx.float32
+        model.set_dtype(dtype)
+        _quantize(model, config)
+        model.update(tree_map(placeholder, model.parameters()))
+        mx.eval(model.parameters())  # a number each, seen as many
+    except ModelUnsupportedError:
+        raise
+    except Exception as error:
+        raise ModelFileError(
+            f"The config.json of {name} does not describe a {config['model_type']} model ({first_line(error)}); "
+            "download it again or use another model."
+        ) from error
+    return config, model
+
+
+def text_side(name_or_path: str | Path, *, hub: Hub | None = None) -> TextSide | None:
+    """The tokenizer of a name as in `load_model`, with its template and its end tokens; None where it is not here yet.
+
+    Raises:
+        ModelError and below: as `load_text_side`.
+    """
+    name = str(name_or_path)
+    folder = _config_folder(name, hub or Hub())
+    if not any(folder.glob("tokenizer*")):
+        return None
+    return load_text_side(folder, name, read_config(folder, name), read_generation_config(folder))
+
+
+def _config_folder(name: str, hub: Hub) -> Path:
+    check_hub_settings()
+    source = resolve(name)
+    if source.path is not None or source.repo is None:
+        return source.path or Path(name)
+    found = find_local(hub, source.repo, source.revision, need_weights=False)
+    return found or download(source.repo, source.revision, hub=hub, allow=_CONFIG_FILES)
+
+
+def _quantize(model: nn.Module, config: dict[str, Any]) -> None:
+    """As mlx-lm does on loading, but without weights to look at: every layer that can be, except those named."""
+    import mlx.nn as nn
+
+    quantization = config.get("quantization")
+    if not isinstance(quantization, dict):
+        return
+    group_size = quantization["group_size"]
+
+    def how(path: str, module: nn.Module) -> bool | dict[str, Any]:
+        if path in quantization:
+            return quantization[path]
+        return hasattr(module, "to_quantized") and module["weight"].shape[-1] % group_size == 0
+
+    nn.quantize(model, group_size, quantization["bits"], mode=quantization.get("mode", "affine"), class_predicate=how)
+
+
+def placeholder(array: mx.array) -> mx.array:
+    """An array of the same shape and dtype that takes no memory."""
+    import mlx.core as mx
+
+    return mx.broadcast_to(mx.zeros((), array.dtype), array.shape)

@@ -1,0 +1,111 @@
+"""A model's tokenizer with its chat template and its end tokens, each with where it comes from.
+
+Imports mlx_lm lazily; loads no weights. On the MLX thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlxkv.errors import ModelFileError, ModelUnsupportedError, as_sentence
+from mlxkv.models.architecture import BESIDE_TOKENIZER, check_files, read_json
+from mlxkv.models.chat_template import FoundTemplate, find_template, is_template
+from mlxkv.models.end_tokens import EndToken, end_tokens, token_ids
+from mlxkv.tokenizer.chat_template import FILE
+from mlxkv.tokenizer.tokens import encode, tokenizer_file
+
+if TYPE_CHECKING:
+    from mlx_lm.tokenizer_utils import TokenizerWrapper
+
+_PROBE = "a0 <|x|>\n"
+
+
+@dataclass(frozen=True)
+class TextSide:
+    """`template` is None where there is none, or where mlx-lm has a renderer of its own for the model."""
+
+    tokenizer: TokenizerWrapper
+    ends: tuple[EndToken, ...]
+    template: FoundTemplate | None
+
+
+def load_text_side(folder: Path, name: str, config: Mapping[str, Any], generation: Mapping[str, Any]) -> TextSide:
+    """The tokenizer in `folder`, ready to use.
+
+    Args:
+        config, generation: config.json and generation_config.json as they are in the folder.
+
+    Raises:
+        ModelUnsupportedError: it wants its own code run. ModelFileError: it cannot be read.
+    """
+    check_files(folder)
+    template = find_template(folder)
+    known = [*token_ids([config.get("eos_token_id"), generation.get("eos_token_id")])]
+    with as_sentence(ModelFileError, lambda why: _broken(folder, name, why)):
+        try:
+            tokenizer = _load(folder, config, known or None)
+            _add_bos(tokenizer._tokenizer, folder)
+        except Exception as error:
+            if "trust_remote_code" in str(error):
+                raise ModelUnsupportedError(
+                    f"The tokenizer of {name} wants its own code run, which mlxkv never does; use another model."
+                ) from error
+            raise
+        if tokenizer._chat_template is not None:
+            template = None
+        elif not is_template(tokenizer.chat_template):  # several, a processor's, or none
+            tokenizer.chat_template, tokenizer.has_chat_template = template and template.text, template is not None
+        if template is not None:
+            setattr(tokenizer, FILE, template.source)
+        ends = end_tokens(tokenizer, config, generation)
+        tokenizer.eos_token_ids = {token.id for token in ends}
+        return TextSide(tokenizer, ends, template)
+
+
+def _broken(folder: Path, name: str, why: str) -> str:
+    """The sentence about a tokenizer that cannot be made: the file it is made of, unless that works by itself."""
+    file = tokenizer_file(folder)
+    if file == "tokenizer.json":
+        from tokenizers import Tokenizer
+
+        try:
+            with as_sentence(ModelFileError, str):
+                alone = Tokenizer.from_file(str(folder / file))
+                alone.decode(alone.encode(_PROBE).ids)
+        except ModelFileError:
+            pass
+        else:
+            file = next((other for other in BESIDE_TOKENIZER if (folder / other).is_file()), file)
+    return f"The tokenizer of {name} ({file}) cannot be read ({why}); download the model again."
+
+
+def _load(folder: Path, config: Mapping[str, Any], ends: list[int] | None) -> TokenizerWrapper:
+    """mlx-lm's tokenizer. transformers reads config.json for no more than the tokenizer's class, and refuses it for
+    values that have nothing to do with that; then it is told the class in a config of its own."""
+    from mlx_lm.utils import load_tokenizer
+    from transformers import AutoConfig
+
+    extra: dict[str, Any] = {"trust_remote_code": False}
+    try:
+        return load_tokenizer(folder, extra, eos_token_ids=ends)
+    except Exception as error:
+        if "trust_remote_code" in str(error):
+            raise
+        try:
+            named = {key: config[key] for key in ("tokenizer_class",) if isinstance(config.get(key), str)}
+            plain = AutoConfig.for_model(config["model_type"], **named)
+            return load_tokenizer(folder, {**extra, "config": plain}, eos_token_ids=ends)
+        except Exception:
+            raise error from None
+
+
+def _add_bos(tokenizer: Any, folder: Path) -> None:
+    """Heed `add_bos_token: true`, which transformers 5 passes over where there is a tokenizer.json."""
+    wanted = (read_json(folder / "tokenizer_config.json") or {}).get("add_bos_token") is True
+    can = hasattr(tokenizer, "update_post_processor") and tokenizer.bos_token is not None
+    if wanted and can and encode(tokenizer, "a", add_special_tokens=True)[:1] != [tokenizer.bos_token_id]:
+        tokenizer.add_bos_token = True
+        tokenizer.update_post_processor()

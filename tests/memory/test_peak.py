@@ -1,0 +1,139 @@
+"""The predicted peak is the one that MLX measures: weights and cache to 1 %, with the prompt being read to 10 %."""
+
+from __future__ import annotations
+
+import gc
+import json
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+from mlx.utils import tree_flatten
+
+import mlxkv
+from mlxkv.cache.plan import CachePlan, plan_cache
+from mlxkv.cache.probe import leaves
+from mlxkv.cache.prompt_cache import PromptCache
+from mlxkv.cache.ring import RingKVCache
+from mlxkv.inference.runner import ModelRunner
+from mlxkv.inference.sampling import SamplingParams
+from mlxkv.memory import prefill_bytes
+from mlxkv.token_ids import TokenLog
+from tests.memory.models import CASES, build, config_of
+from tests.reference import tiny_llama
+
+TRIALS = 3  # how far MLX queues ahead depends on the scheduler of the system; the prediction is for the farthest
+
+
+def nbytes(model: Any) -> int:
+    return sum(array.nbytes for _, array in tree_flatten(model.parameters()) if isinstance(array, mx.array))
+
+
+def settle() -> int:
+    """Bytes in use once nothing is under way."""
+    gc.collect()
+    mx.synchronize()
+    mx.clear_cache()
+    return mx.get_active_memory()
+
+
+def measured(model: Any, plan: CachePlan, chunk: int) -> int:
+    """The most bytes in use, beyond the weights, while the last chunk of a full window is read and a token decoded."""
+    most = 0
+    for _ in range(TRIALS):
+        before = settle()
+        cache = PromptCache(plan, model)
+        ring = None
+        for leaf, ring in zip(plan.leaves, leaves(cache.layers), strict=True):
+            assert isinstance(ring, RingKVCache)
+            assert leaf.shape is not None
+            ring.allocate((1, leaf.shape.heads, 0, leaf.shape.k_dim), leaf.shape.v_dim, *[leaf.shape.dtype] * 2)
+            ring.offset = plan.geometry.capacity - chunk - 1 if plan.geometry else 0
+        cache.log = TokenLog([1] * leaves(cache.layers)[0].offset)
+        mx.eval([layer.state for layer in cache.layers])
+        del ring
+        runner = ModelRunner(model, chunk)
+        mx.reset_peak_memory()
+        list(runner.prefill(cache, [1] * chunk))
+        list(runner.decode(cache, 1, SamplingParams(temperature=1.0, max_tokens=1)))
+        most = max(most, mx.get_peak_memory() - before)
+        del cache
+    return most
+
+
+@pytest.mark.parametrize(("case", "chunk"), [(case, 128 if i % 2 else 256) for i, case in enumerate(CASES)])
+def test_the_peak_of_reading_a_prompt(case: str, chunk: int) -> None:
+    model, config = build(case)
+    plan = plan_cache(model, config)
+    chunk = min(chunk, plan.geometry.window // 2 if plan.geometry else chunk)
+    reading = prefill_bytes(model, plan, chunk)
+    assert reading is not None
+    weights = nbytes(model)
+    found = measured(model, plan, chunk)
+    print(f"{case}, {chunk}: {reading + plan.nbytes:,} predicted, {found:,} measured beside {weights:,} of weights")
+    ratio = (weights + plan.nbytes + reading) / (weights + found)
+    assert 0.98 < ratio < 1.10
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_weights_and_cache_from_the_configuration_alone(case: str, tmp_path: Path) -> None:
+    """Against what is then allocated."""
+    (tmp_path / "config.json").write_text(json.dumps(config_of(case)))
+    model, config = build(case)
+    e = mlxkv.estimate(str(tmp_path), config)
+    assert e.weight_bytes == pytest.approx(nbytes(model), rel=0.01)
+    cache = PromptCache(plan_cache(model, config), model)
+    list(ModelRunner(model).prefill(cache, [1, 2, 3]))
+    assert e.cache_bytes == pytest.approx(cache.nbytes, rel=0.01)
+    assert e.prefill_bytes == prefill_bytes(model, cache.plan, e.prefill_chunk)
+    assert e.total_bytes == e.weight_bytes + e.cache_bytes + e.prefill_bytes
+
+
+def test_predicting_takes_no_memory(tmp_path: Path) -> None:
+    """Eight billion parameters and a window of 32,768 tokens."""
+    config = config_of("half precision") | {
+        "hidden_size": 4096, "num_hidden_layers": 36, "intermediate_size": 12288, "num_attention_heads": 32,
+        "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151936,
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    before = settle()
+    mx.reset_peak_memory()
+    e = mlxkv.estimate(str(tmp_path), mlxkv.CacheConfig(window=32_768))
+    assert e.cache_bytes > 4_800_000_000
+    assert e.prefill_bytes > 100_000_000
+    assert mx.get_peak_memory() - before < 2_000_000
+
+
+def test_longer_pieces_and_fuller_windows_take_more() -> None:
+    model = tiny_llama()
+    plan = plan_cache(model, mlxkv.CacheConfig(window=2048))
+    by_chunk = [prefill_bytes(model, plan, chunk) or 0 for chunk in (128, 256, 512)]
+    assert by_chunk[0] * 1.9 < by_chunk[1] < by_chunk[2] / 1.9
+    by_tokens = [prefill_bytes(model, plan, 128, tokens) or 0 for tokens in (128, 1024, 2052)]
+    assert by_tokens[0] < by_tokens[1] < by_tokens[2] == by_chunk[0]
+
+
+def test_a_chunks_logits_do_not_hold_the_last_layers_rows() -> None:
+    """They did: each further chunk copied that layer's whole buffer."""
+    model = tiny_llama(layers=1)
+    cache = PromptCache(plan_cache(model, mlxkv.CacheConfig(window=16_384)), model)
+    runner = ModelRunner(model, chunk=16)
+    list(runner.prefill(cache, [1] * 16))
+    before = settle()
+    mx.reset_peak_memory()
+    list(runner.prefill(cache, [1] * 32))
+    assert mx.get_peak_memory() - before < cache.nbytes / 4
+
+
+def test_a_model_that_looks_at_numbers_is_not_predicted() -> None:
+    model = tiny_llama()
+
+    class Looking:
+        args, layers = model.args, model.layers
+
+        def __call__(self, ids: mx.array, cache: Any) -> mx.array:
+            return model(ids, cache=cache) * float(ids.sum().item())  # type: ignore[arg-type]
+
+    plan = plan_cache(model, mlxkv.CacheConfig(window=256))
+    assert prefill_bytes(Looking(), plan, 128) is None
