@@ -180,7 +180,7 @@ def _print(
     from mlxkv.model import load
     from mlxkv.models import BUILT_IN
     from mlxkv.print_mode import answer
-    from mlxkv.store.prompt_folder import PromptFolder
+    from mlxkv.store.prompts.folder import PromptFolder
 
     made_with = None if request.cache is None else PromptFolder(folders).describe(request.cache).model
     name = model_flag or made_with or model_name(folders, settings, request.resume) or BUILT_IN[0]

@@ -17,7 +17,7 @@ from mlxkv.config import Folders, load_settings
 from mlxkv.protocol.export_format import CACHE_FORMATS, CACHE_SUFFIXES, export_format, one_of
 
 if TYPE_CHECKING:
-    from mlxkv.store.prompt_folder import NamedCache, PromptFolder
+    from mlxkv.store.prompts.folder import NamedCache, PromptFolder
 
 cache = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="Read a text once, ask it many times.")
 
@@ -73,7 +73,7 @@ def cache_create(
     finally:
         held.close()
     from mlxkv.stats import bytes_text
-    from mlxkv.store.space import on_disk
+    from mlxkv.store.kv.disk_usage import on_disk
 
     print(f"{name}  {pc.offset:,} tokens  {bytes_text(on_disk(size))}")
 
@@ -82,7 +82,7 @@ def cache_create(
 def cache_ls(as_json: Json = False) -> None:
     """The prompt caches: name, date, tokens, size, model, how the text begins."""
     from mlxkv.stats import bytes_text, disk_text
-    from mlxkv.store.space import Space, on_disk
+    from mlxkv.store.kv.disk_usage import Space, on_disk
     from mlxkv.tables import row, width_of_terminal
 
     folders = Folders.from_env()
@@ -106,7 +106,7 @@ def cache_show(name: Name, as_json: Json = False) -> None:
     """What a prompt cache holds: model, tokens, bytes, bounds, how the text begins."""
     from mlxkv.errors import CorruptError
     from mlxkv.stats import bytes_text
-    from mlxkv.store.space import on_disk
+    from mlxkv.store.kv.disk_usage import on_disk
     from mlxkv.text.clean import clean
 
     folder = _folder()
@@ -180,7 +180,7 @@ def cache_gc() -> None:
     """Remove what nothing uses: what was set aside, what crashes left, and rows beyond the disk limit."""
     from mlxkv.stats import bytes_text
     from mlxkv.store import SessionStore
-    from mlxkv.store.space import Space
+    from mlxkv.store.kv.disk_usage import Space
 
     folders = Folders.from_env()
     folder = _folder(folders)
@@ -256,8 +256,8 @@ def cache_import(
     from mlxkv.safetensors import read_header
     from mlxkv.stats import bytes_text
     from mlxkv.store import SessionStore
-    from mlxkv.store.interop import describe_mlx_lm, made_with
-    from mlxkv.store.space import on_disk
+    from mlxkv.store.kv.disk_usage import on_disk
+    from mlxkv.store.prompts.mlx_lm_file import describe_mlx_lm, made_with
 
     folders = Folders.from_env()
     folder = _folder(folders)
@@ -299,7 +299,7 @@ def _load(folders: Folders, name: str | None) -> Any:
 
 
 def _folder(folders: Folders | None = None) -> PromptFolder:
-    from mlxkv.store.prompt_folder import PromptFolder
+    from mlxkv.store.prompts.folder import PromptFolder
 
     return PromptFolder(folders or Folders.from_env())
 

@@ -68,8 +68,8 @@ def chats_ls(as_json: Json = False, output: Output = "text") -> None:
 @chats.command("show")
 def chats_show(chat: Chat, as_json: Json = False, output: Output = "text") -> None:
     """Print a chat."""
-    from mlxkv.store.document import to_document
-    from mlxkv.store.markdown import to_markdown
+    from mlxkv.store.export.document import to_document
+    from mlxkv.store.export.markdown import to_markdown
 
     with open_store() as store:
         session_id = store.find(chat)
@@ -164,9 +164,9 @@ def chats_export(
     """Write a chat to a file. One of json or mlxkv can be imported anywhere."""
     from mlxkv.errors import ConfigError, StoreError, shortened
     from mlxkv.stats import bytes_text
-    from mlxkv.store.document import to_document
+    from mlxkv.store.export.document import to_document
+    from mlxkv.store.export.markdown import to_markdown
     from mlxkv.store.files import Files
-    from mlxkv.store.markdown import to_markdown
 
     if format_ is not None and format_ not in CHAT_FORMATS:
         raise ConfigError(f"The option --format is {format_!r}; it must be {one_of(CHAT_FORMATS)}.")
@@ -227,7 +227,7 @@ def chats_import(
 def chats_backups() -> None:
     """The copies of all chats there are, newest first: name, day, size, chats."""
     from mlxkv.stats import bytes_text
-    from mlxkv.store.backup import list_backups
+    from mlxkv.store.db.backup import list_backups
 
     found = list_backups(Folders.from_env().data)
     for b in found:
@@ -239,7 +239,7 @@ def chats_backups() -> None:
 @chats.command("restore-backup")
 def chats_restore_backup(name: Annotated[str, typer.Argument(help="As `mlxkv chats backups` shows it.")]) -> None:
     """Put a copy in the place of all chats; what is there now becomes a copy itself."""
-    from mlxkv.store.backup import restore
+    from mlxkv.store.db.backup import restore
 
     aside = restore(Folders.from_env(), name)
     kept = f"; the ones before are kept as {aside.stem}" if aside else ""

@@ -140,6 +140,6 @@ def named_cache(folders: Folders, name: str | None, system: str | None, goes_on:
     if system is not None or goes_on:
         other = "-s" if system is not None else "-c or -r"
         raise ConfigError(f"--cache {name} brings its own beginning of a chat; leave out {other}.")
-    from mlxkv.store.prompt_folder import PromptFolder
+    from mlxkv.store.prompts.folder import PromptFolder
 
     return PromptFolder(folders).find(name)

@@ -33,7 +33,7 @@ def models(beginning: str) -> Sequence[str]:
 
 def prompt_caches(beginning: str) -> Sequence[str]:
     """Names of prompt caches."""
-    from mlxkv.store.prompt_folder import PromptFolder
+    from mlxkv.store.prompts.folder import PromptFolder
 
     return [c.name for c in PromptFolder(Folders.from_env()).list() if c.name.startswith(beginning)]
 

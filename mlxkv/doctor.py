@@ -22,7 +22,7 @@ from mlxkv.stats import bytes_text, disk_text, plural
 from mlxkv.text.clean import clean
 
 if TYPE_CHECKING:
-    from mlxkv.store.ahead import Ahead
+    from mlxkv.store.db.future_dates import Ahead
     from mlxkv.store.verify import VerifyReport
 
 _LEAST_FREE = 500_000_000  # bytes

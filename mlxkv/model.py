@@ -22,7 +22,6 @@ from mlxkv.cache.config import DEFAULT_SINKS, CacheConfig
 from mlxkv.cache.interchange import PromptText
 from mlxkv.cache.prompt_cache import PromptCache
 from mlxkv.cache.traits import traits_of
-from mlxkv.cache_files import CacheFiles
 from mlxkv.chat import clock
 from mlxkv.chat.chat import Chat, ChatBackend
 from mlxkv.chat.prompt import Fed, PromptFormat, checked_ids
@@ -38,8 +37,9 @@ from mlxkv.models import Hub, LoadedModel, LoadProgress, load_model
 from mlxkv.models.resolve import is_repo
 from mlxkv.stats import TurnStats
 from mlxkv.store import ModelIdentity, SessionRecord, SessionStore, identify
+from mlxkv.store.borrow import Lender
 from mlxkv.store.identity import FileHashes
-from mlxkv.store.lending import Lender
+from mlxkv.store.prompts.model_caches import CacheFiles
 from mlxkv.system.thread_owner import Owned, Owner
 from mlxkv.text.encoding import well_formed
 from mlxkv.token_ids import TokenIds

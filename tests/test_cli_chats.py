@@ -14,7 +14,7 @@ from mlxkv.cli import main
 from mlxkv.cli_chats import ids_for_completion
 from mlxkv.config import Folders, private_folder
 from mlxkv.store import SessionStore, TurnRecord
-from mlxkv.store.archive import is_archive
+from mlxkv.store.export.archive import is_archive
 from mlxkv.tables import cells
 from tests.store.fake import model
 from tests.test_cli import Run, run  # noqa: F401  # a fixture

@@ -23,7 +23,7 @@ from mlxkv.inference.runner import ModelRunner
 from mlxkv.inference.sampling import PENALISED, SamplingParams
 from mlxkv.protocol import commands as cmd
 from mlxkv.protocol import events as ev
-from mlxkv.store.schema import Database
+from mlxkv.store.db.database import Database
 from mlxkv.tokenizer.chat_template import ChatTemplate
 from mlxkv.tui.state import ChatState
 from tests.chats import say
@@ -47,12 +47,14 @@ class Count:
         self.counts: Counter[str] = Counter()
         self._paused = False
         self._patch = monkeypatch
-        monkeypatch.setattr("mlxkv.store.listing._SETTLED_NS", 0)  # folders are as old as in a chat that takes its time
+        monkeypatch.setattr(
+            "mlxkv.store.kv.folder_listing._SETTLED_NS", 0
+        )  # folders are as old as in a chat that takes its time
         for module in ("history", "sessions"):
             self._tally(f"mlxkv.store.{module}.turn_digest", "verified")
-        self._tally("mlxkv.store.listing._listed", "listed")
-        self._tally("mlxkv.store.refs.is_chunk", "chunks")
-        self._tally("mlxkv.store.chunks.regular_size", "files")
+        self._tally("mlxkv.store.kv.folder_listing._listed", "listed")
+        self._tally("mlxkv.store.kv.commits.is_chunk", "chunks")
+        self._tally("mlxkv.store.kv.chunk_files.regular_size", "files")
         encode, render = PromptFormat.encode, ChatTemplate.render
 
         def counted_encode(prompts: PromptFormat, text: str) -> list[int]:

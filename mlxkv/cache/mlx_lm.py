@@ -1,7 +1,7 @@
 """A prompt cache as mlx-lm keeps one, and back: which of its cache classes holds our rows, and in what order.
 
-Knows both sides' layouts and no files (`store/interop.py` writes and reads those). Arrays leave lazily: a writer can
-evaluate one at a time. Used on the MLX thread.
+Knows both sides' layouts and no files (`store/prompts/mlx_lm_file.py` writes and reads those). Arrays leave lazily: a
+writer can evaluate one at a time. Used on the MLX thread.
 
 A ring that has wrapped becomes a RotatingKVCache with one row more than it attends. mlx-lm overwrites or drops the
 oldest row behind the kept ones before it looks at any, so that row is a blank, and the next token sees exactly what it

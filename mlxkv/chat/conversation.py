@@ -26,7 +26,7 @@ from mlxkv.events import MEANWHILE, Branch, Message, Sibling
 from mlxkv.inference.sampling import random_state
 from mlxkv.stats import TurnStats
 from mlxkv.store import ModelIdentity, Restored, SessionRecord, SessionStore, TurnRecord
-from mlxkv.store.lending import FEW, Lender
+from mlxkv.store.borrow import FEW, Lender
 from mlxkv.token_ids import TokenIds, TokenLog, common_prefix
 
 _TITLE_LENGTH = 60

@@ -22,7 +22,7 @@ from mlxkv.inference.runner import ModelRunner
 from mlxkv.inference.sampling import SamplingParams
 from mlxkv.stats import TurnStats, no_answer_text
 from mlxkv.store import ModelIdentity, SessionStore, TurnRecord
-from mlxkv.store.lending import Lender
+from mlxkv.store.borrow import Lender
 
 _UPDATE_TOKENS = 256  # an open reply is written to disk this often,
 _UPDATE_SECONDS = 2.0  # or this often, whichever comes first

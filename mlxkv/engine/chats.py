@@ -178,8 +178,8 @@ def deleted(front: Front, session_id: str | None) -> Iterator[EngineEvent]:
 
 
 def exported(front: Front, kind: str, path: str, session_id: str | None) -> Iterator[EngineEvent]:
-    from mlxkv.store.document import to_document
-    from mlxkv.store.markdown import to_markdown
+    from mlxkv.store.export.document import to_document
+    from mlxkv.store.export.markdown import to_markdown
 
     if kind not in CHAT_FORMATS:
         raise ConfigError(f"A chat is not exported as {kind!r}; the format must be {one_of(CHAT_FORMATS)}.")

@@ -8,7 +8,7 @@ from mlxkv.engine import status as figures
 from mlxkv.engine.context import Front
 from mlxkv.errors import PromptError
 from mlxkv.protocol.events import CacheCollected, CacheList, ChatPinned, EngineEvent
-from mlxkv.store.prompt_folder import PromptFolder
+from mlxkv.store.prompts.folder import PromptFolder
 
 
 def listed(front: Front) -> Iterator[EngineEvent]:

@@ -1,9 +1,9 @@
 """Sessions and prompt caches on disk. `SessionStore` is the door; docs/session-format.md says what lies behind it."""
 
 from mlxkv.store.identity import ModelIdentity, identify
-from mlxkv.store.prompt_file import describe_prompt_file, read_prompt_file, write_prompt_file
+from mlxkv.store.prompts.kv_file import describe_prompt_file, read_prompt_file, write_prompt_file
 from mlxkv.store.records import Attachment, KVCommit, Restored, SearchHit, SessionRecord, ToolCall, TurnRecord
-from mlxkv.store.store import SessionStore
+from mlxkv.store.session_store import SessionStore
 from mlxkv.store.verify import Problem, VerifyReport
 
 __all__ = [

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from mlxkv.store.ids import random_name
+from mlxkv.store.ulid import random_name
 from mlxkv.system.regular_file import check_regular
 
 Step = Callable[[str], None]

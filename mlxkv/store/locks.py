@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlxkv.errors import DiskError, SessionLockedError, StoreError
-from mlxkv.store.ids import checked_ulid, is_ulid
+from mlxkv.store.ulid import checked_ulid, is_ulid
 
 ATTEMPTS = 5  # `open_sessions` of another process holds a lock for a moment
 _FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlxkv.errors import CorruptError, StoreError
-from mlxkv.store.chunks import ChunkFiles
-from mlxkv.store.format import ChunkHead, verify_chunk
-from mlxkv.store.indexing import is_whole, rebuild
-from mlxkv.store.refs import count_removal, is_commit, mark_unused, remove_chunks
-from mlxkv.store.schema import Database
-from mlxkv.store.sessions import Sessions
-from mlxkv.store.sound import is_chunk
-from mlxkv.store.space import Space
+from mlxkv.store.db.database import Database
+from mlxkv.store.db.search_index import is_whole, rebuild
+from mlxkv.store.db.sessions import Sessions
+from mlxkv.store.kv.chunk_files import ChunkFiles
+from mlxkv.store.kv.chunk_format import ChunkHead, verify_chunk
+from mlxkv.store.kv.commits import count_removal, is_commit, mark_unused, remove_chunks
+from mlxkv.store.kv.disk_usage import Space
+from mlxkv.store.sanity import is_chunk
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from mlxkv.errors import MessageTooLongError
 from mlxkv.events import Notice, PrefillProgress, PromptEvicted, TextDelta, TurnEvent, TurnFinished
 from mlxkv.inference.runner import ModelRunner
 from mlxkv.model import Model
-from mlxkv.store.markdown import to_markdown
+from mlxkv.store.export.markdown import to_markdown
 from mlxkv.token_ids import TokenIds
 from tests.chats import GREEDY, new, say
 from tests.hybrids import hybrid_folder

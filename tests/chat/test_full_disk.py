@@ -22,7 +22,7 @@ from mlxkv.errors import DiskError
 from mlxkv.events import MEANWHILE, Notice, NotSaved, PrefillProgress, TurnEvent, TurnFinished
 from mlxkv.model import Model
 from mlxkv.store import SessionStore
-from mlxkv.store.schema import Database
+from mlxkv.store.db.database import Database
 from tests.chats import CONFIG, GREEDY
 
 

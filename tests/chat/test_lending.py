@@ -17,8 +17,8 @@ from mlxkv.errors import StoreError
 from mlxkv.events import Notice
 from mlxkv.model import Model
 from mlxkv.store import Restored, SessionStore
+from mlxkv.store.borrow import FEW, Lender
 from mlxkv.store.identity import sha256_of
-from mlxkv.store.lending import FEW, Lender
 from tests.chats import CONFIG, GREEDY, say
 from tests.store.fake import model as identity
 from tests.store.test_damage import flip_first_row

@@ -20,8 +20,8 @@ from mlxkv.protocol import commands as cmd
 from mlxkv.protocol import events as ev
 from mlxkv.protocol.status import ModelTight
 from mlxkv.stats import bytes_text
-from mlxkv.store.chunks import ChunkFiles
-from mlxkv.store.format import Encoded
+from mlxkv.store.kv.chunk_files import ChunkFiles
+from mlxkv.store.kv.chunk_format import Encoded
 from mlxkv.tui.lists import chat_row
 from mlxkv.tui.reports import stats_lines
 from tests.tokenizers import tiny_folder

@@ -16,7 +16,9 @@ from unittest import mock
 
 from mlxkv.config import Folders
 from mlxkv.errors import MlxkvError
-from mlxkv.store import SessionStore, TurnRecord, backup, schema
+from mlxkv.store import SessionStore, TurnRecord
+from mlxkv.store.db import backup
+from mlxkv.store.db import database as schema
 from mlxkv.store.files import Files
 from tests.store.fake import FakeCache, model
 
@@ -36,9 +38,9 @@ def no_waiting_for_the_disk() -> Iterator[None]:
 
     with (
         mock.patch("mlxkv.store.files.sync", return_value=None),
-        mock.patch("mlxkv.store.backup.sync", return_value=None),
-        mock.patch("mlxkv.store.schema.connect", connect),
-        mock.patch("mlxkv.store.opening.connect", connect),
+        mock.patch("mlxkv.store.db.backup.sync", return_value=None),
+        mock.patch("mlxkv.store.db.database.connect", connect),
+        mock.patch("mlxkv.store.db.open.connect", connect),
     ):
         yield
 

@@ -22,9 +22,9 @@ from mlxkv.config import Folders
 from mlxkv.errors import CorruptError, StoreError
 from mlxkv.safetensors import encode_header, read_header
 from mlxkv.store import SessionRecord, SessionStore, TurnRecord
-from mlxkv.store.archive import read_archive, write_archive
-from mlxkv.store.document import from_document, to_document
-from mlxkv.store.markdown import to_markdown
+from mlxkv.store.export.archive import read_archive, write_archive
+from mlxkv.store.export.document import from_document, to_document
+from mlxkv.store.export.markdown import to_markdown
 from tests.store.fake import FakeCache, model
 
 SAID = [

@@ -13,7 +13,8 @@ import pytest
 
 from mlxkv.config import Folders
 from mlxkv.errors import CorruptError, StoreError
-from mlxkv.store import SessionStore, TurnRecord, backup
+from mlxkv.store import SessionStore, TurnRecord
+from mlxkv.store.db import backup
 from mlxkv.store.files import Files
 from tests.store.conftest import Talk
 from tests.store.fake import FakeCache, model

@@ -18,7 +18,7 @@ import mlxkv
 from mlxkv.config import Folders, private_folder
 from mlxkv.model import Model
 from mlxkv.store import identity
-from mlxkv.store.prompt_folder import PromptFolder
+from mlxkv.store.prompts.folder import PromptFolder
 from tests.fixtures.stores.before_move.make import CACHES, GREEDY, NEXT, SYSTEM, figures
 
 FOLDER = Path(__file__).parents[1] / "fixtures" / "stores" / "before_move"

@@ -13,7 +13,8 @@ import pytest
 
 from mlxkv.config import Folders
 from mlxkv.doctor import examine
-from mlxkv.store import SessionStore, TurnRecord, backup
+from mlxkv.store import SessionStore, TurnRecord
+from mlxkv.store.db import backup
 from mlxkv.tui.chats import group_text, sidebar_entries
 from tests.store.conftest import Talk
 from tests.store.fake import FakeCache, model

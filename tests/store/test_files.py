@@ -12,9 +12,9 @@ import pytest
 from mlxkv.config import Folders
 from mlxkv.errors import StoreError
 from mlxkv.store import SessionStore
-from mlxkv.store.chunks import ChunkFiles
 from mlxkv.store.files import Files
-from mlxkv.store.format import ChunkHead, encode_chunk
+from mlxkv.store.kv.chunk_files import ChunkFiles
+from mlxkv.store.kv.chunk_format import ChunkHead, encode_chunk
 from tests.store.conftest import Talk
 from tests.store.fake import FakeCache, model
 

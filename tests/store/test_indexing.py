@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from mlxkv.config import Folders
 from mlxkv.store import SessionStore, TurnRecord
-from mlxkv.store.indexing import _origins, is_whole, spans_in, words
+from mlxkv.store.db.search_index import _origins, is_whole, spans_in, words
 from tests.store.fake import model
 
 ODD = (

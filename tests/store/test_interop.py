@@ -21,7 +21,7 @@ from mlxkv.cache.mlx_lm import ForeignCache, as_model_makes
 from mlxkv.config import Folders
 from mlxkv.errors import CacheError, ConfigError, MismatchError, StoreError
 from mlxkv.model import Model
-from mlxkv.store.interop import VERSIONS, made_with, read_mlx_lm
+from mlxkv.store.prompts.mlx_lm_file import VERSIONS, made_with, read_mlx_lm
 from tests.fixtures.mlx_lm.make import CONTINUE, MODELS, PROMPT, STEPS
 from tests.reference import largest, logits_of, random_ids
 from tests.tokenizers import tiny_folder

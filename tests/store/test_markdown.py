@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from mlxkv.store.markdown import to_markdown
+from mlxkv.store.export.markdown import to_markdown
 from mlxkv.store.records import SessionRecord, ToolCall, TurnRecord
 from tests.store.fake import model
 

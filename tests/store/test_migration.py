@@ -17,9 +17,11 @@ import pytest
 from mlxkv.cache.interchange import PromptText
 from mlxkv.config import Folders
 from mlxkv.errors import CorruptError, StoreError
-from mlxkv.store import SessionStore, TurnRecord, backup, opening, read_prompt_file
+from mlxkv.store import SessionStore, TurnRecord, read_prompt_file
+from mlxkv.store.db import backup
+from mlxkv.store.db import open as opening
+from mlxkv.store.db.database import VERSION
 from mlxkv.store.files import Files
-from mlxkv.store.schema import VERSION
 from tests.store.fake import FakeCache, model
 
 STORES = Path(__file__).parents[1] / "fixtures" / "stores"

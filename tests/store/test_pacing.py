@@ -12,8 +12,8 @@ import pytest
 from mlxkv.config import Folders
 from mlxkv.store import SessionStore
 from mlxkv.store.files import Files
-from mlxkv.store.paces import Paces
-from mlxkv.store.pacing import PATIENCE, Offer, Pace, Watch, choose, mixed
+from mlxkv.store.kv.paces import Paces
+from mlxkv.store.kv.pacing import PATIENCE, Offer, Pace, Watch, choose, mixed
 from tests.store.conftest import Talk
 from tests.store.fake import FakeCache, model
 
@@ -25,7 +25,7 @@ BPS_EVEN = TPS * 2 * 16 * DIM * 2  # at this speed of the disk both take as long
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """The caches of these tests count as large."""
-    monkeypatch.setattr("mlxkv.store.pacing.SMALL", 1 << 15)
+    monkeypatch.setattr("mlxkv.store.kv.pacing.SMALL", 1 << 15)
 
 
 def test_a_small_cache_is_always_restored() -> None:

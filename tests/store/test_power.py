@@ -18,9 +18,9 @@ import pytest
 
 from mlxkv.errors import StoreError
 from mlxkv.store import SessionStore, files
+from mlxkv.store.db.sessions import Sessions
 from mlxkv.store.files import Files
-from mlxkv.store.quota import Quota
-from mlxkv.store.sessions import Sessions
+from mlxkv.store.kv.quota import Quota
 from tests.store.harness import LIMIT, Ledger, Work, folders_in, judge, no_waiting_for_the_disk
 from tests.store.power import Disk, PowerCut
 
@@ -41,7 +41,7 @@ def cut(root: Path, n: int, rng: random.Random) -> tuple[bool, Ledger]:
     with (
         no_waiting_for_the_disk(),
         mock.patch("mlxkv.store.files.sync", lambda fd: disk.sync(fd)),
-        mock.patch("mlxkv.store.backup.sync", lambda fd: disk.sync(fd)),
+        mock.patch("mlxkv.store.db.backup.sync", lambda fd: disk.sync(fd)),
         suppress(PowerCut),
         SessionStore.open(folders_in(root), before, disk_limit=LIMIT) as store,
     ):

@@ -15,7 +15,9 @@ from mlxkv.cache.plan import plan_cache
 from mlxkv.cache.prompt_cache import PromptCache
 from mlxkv.config import Folders
 from mlxkv.inference.runner import ModelRunner
-from mlxkv.store import SessionStore, TurnRecord, loading, prefault
+from mlxkv.store import SessionStore, TurnRecord
+from mlxkv.store.kv import chunk_loader as loading
+from mlxkv.store.kv import prefault
 from tests.reference import largest, random_ids, tiny_llama
 from tests.store.fake import model as identity
 from tests.store.test_damage import chunks, flip_first_row

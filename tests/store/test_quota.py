@@ -19,8 +19,8 @@ import pytest
 from mlxkv.config import Folders, private_folder
 from mlxkv.errors import StoreError
 from mlxkv.store import SessionStore, TurnRecord, write_prompt_file
-from mlxkv.store.prompt_folder import PromptFolder
-from mlxkv.store.quota import BLOCK
+from mlxkv.store.kv.quota import BLOCK
+from mlxkv.store.prompts.folder import PromptFolder
 from tests.store.conftest import Talk
 from tests.store.fake import FakeCache, model
 

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlxkv.store.format import prefix_keys
-from mlxkv.store.ranges import Grid, cover, covers, merged, rows_per_chunk, without
+from mlxkv.store.kv.chunk_format import prefix_keys
+from mlxkv.store.kv.ranges import Grid, cover, covers, merged, rows_per_chunk, without
 
 ranges = st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40)), max_size=6)
 

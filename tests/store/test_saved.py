@@ -11,11 +11,11 @@ import pytest
 
 from mlxkv.config import Folders
 from mlxkv.store import SessionStore, TurnRecord
-from mlxkv.store.format import prefix_keys
 from mlxkv.store.identity import spec_id
-from mlxkv.store.listing import Listing
-from mlxkv.store.prefix import EVERY, PrefixKeys
-from mlxkv.store.refs import saved_bytes, saved_chunks, saved_commits
+from mlxkv.store.kv.chunk_format import prefix_keys
+from mlxkv.store.kv.commits import saved_bytes, saved_chunks, saved_commits
+from mlxkv.store.kv.folder_listing import Listing
+from mlxkv.store.kv.prefix_keys import EVERY, PrefixKeys
 from tests.store.conftest import Talk
 from tests.store.fake import FakeCache, model
 
@@ -79,7 +79,7 @@ def test_what_is_remembered_is_what_is_listed(folders: Folders, window: int | No
             elif kind == "remove":  # another process makes room, or finds them damaged
                 with other._database.writing() as db:
                     digests = [row[0] for row in db.execute("SELECT digest FROM chunk ORDER BY digest")]
-                from mlxkv.store.refs import remove_chunks
+                from mlxkv.store.kv.commits import remove_chunks
 
                 with other._database.writing() as db:
                     remove_chunks(db, rng.sample(digests, min(len(digests), 2)))

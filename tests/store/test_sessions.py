@@ -16,7 +16,7 @@ import pytest
 from mlxkv.config import Folders
 from mlxkv.errors import CorruptError, SessionChangedError, SessionLockedError, SessionNotFoundError, StoreError
 from mlxkv.store import Attachment, SessionStore, ToolCall, TurnRecord
-from mlxkv.store.ids import is_ulid, new_ulid
+from mlxkv.store.ulid import is_ulid, new_ulid
 from tests.store.conftest import Talk
 from tests.store.fake import FakeCache, model
 
@@ -282,7 +282,7 @@ def test_chats_are_ordered_whatever_the_clock_says(
 ) -> None:
     """A laptop woke with sixty days too much: the next message with `-c` went into the chat dated in the future."""
     now, at = time.time(), [0.0]
-    monkeypatch.setattr("mlxkv.store.sessions.time.time", lambda: now + at[0])
+    monkeypatch.setattr("mlxkv.store.db.sessions.time.time", lambda: now + at[0])
     names = {}
     for name, ahead in (("first", 0.0), ("ahead", 60 * 86400.0), ("after", 1.0)):
         at[0] = ahead

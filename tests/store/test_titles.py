@@ -10,7 +10,7 @@ import pytest
 from mlxkv.cli import main
 from mlxkv.config import Folders
 from mlxkv.store import SessionStore, TurnRecord
-from mlxkv.store.document import to_document
+from mlxkv.store.export.document import to_document
 from mlxkv.text.clean import clean
 from tests.store.fake import model
 

@@ -12,9 +12,9 @@ import pytest
 from mlxkv.config import Folders
 from mlxkv.errors import SessionLockedError, StoreError
 from mlxkv.store import SessionStore, TurnRecord
-from mlxkv.store.format import Encoded
-from mlxkv.store.schema import Database
-from mlxkv.store.writer import MAX_WAITING, Job
+from mlxkv.store.db.database import Database
+from mlxkv.store.kv.chunk_format import Encoded
+from mlxkv.store.kv.writer import MAX_WAITING, Job
 from tests.store.conftest import Talk
 from tests.store.fake import FakeCache, model
 
@@ -225,7 +225,7 @@ def test_saves_after_each_other_share_a_thread_and_a_connection_until_one_fails(
 def test_the_thread_ends_by_itself_and_the_next_save_starts_another(
     folders: Folders, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mlxkv.store.writer.LINGER", 0.0)
+    monkeypatch.setattr("mlxkv.store.kv.writer.LINGER", 0.0)
     with SessionStore.open(folders) as store:
         talk = Talk(store, FakeCache())
         threads = []
@@ -310,7 +310,7 @@ def test_a_large_save_waits_for_the_disk_instead_of_filling_the_memory(folders: 
 
         store._writer._next = watched  # type: ignore[method-assign]
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("mlxkv.store.writer.MAX_WAITING", 100_000)
+            patch.setattr("mlxkv.store.kv.writer.MAX_WAITING", 100_000)
             store.commit_kv(talk.id, talk.cache, model())
         biggest = 16 * sum(group.row_bytes for group in talk.cache.groups)
         assert plan_bytes > 100_000

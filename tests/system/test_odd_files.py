@@ -22,7 +22,7 @@ from mlxkv.models import Hub, list_local, remove
 from mlxkv.models.hub import find_local
 from mlxkv.models.resolve import resolve
 from mlxkv.store import SessionStore, describe_prompt_file
-from mlxkv.store.backup import list_backups
+from mlxkv.store.db.backup import list_backups
 from mlxkv.store.files import Files
 from mlxkv.system import regular_file
 from mlxkv.tui.attach import AttachError, read
@@ -310,10 +310,10 @@ READS = re.compile(
     r"|sqlite3\.connect\(|O_RDONLY"
 )
 OWN = {  # of the package, a terminal, or made here a moment ago
-    "mlxkv/device.py", "mlxkv/system/regular_file.py", "mlxkv/store/identity.py", "mlxkv/store/backup.py",
-    "mlxkv/store/files.py", "mlxkv/store/format.py", "mlxkv/store/schema.py", "mlxkv/store/read_only.py",
-    "mlxkv/store/search.py", "mlxkv/system/streams.py", "mlxkv/system/supervisor.py", "models/architecture.py",
-    "models/catalogue.py",
+    "mlxkv/device.py", "mlxkv/system/regular_file.py", "mlxkv/store/identity.py", "mlxkv/store/db/backup.py",
+    "mlxkv/store/files.py", "mlxkv/store/kv/chunk_format.py", "mlxkv/store/db/database.py",
+    "mlxkv/store/db/read_only.py", "mlxkv/store/db/search.py", "mlxkv/system/streams.py",
+    "mlxkv/system/supervisor.py", "models/architecture.py", "models/catalogue.py",
 }  # fmt: skip
 
 

@@ -1,0 +1,156 @@
+"""Opening the chats where nothing can be written: a home on a read-only disk, or one that this user may only read; and,
+for whoever wants to read alone, one on a full disk.
+
+No lock, no marker and no file of SQLite's is made. A database that cannot be read like that, because it is of an older
+format or a crash left turns in its log, is copied to a temporary folder and read there. Where there are no chats there
+is an empty database in memory. Engine thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import shutil
+import sqlite3
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from mlxkv.errors import DiskError, ReadOnlyError, StoreError
+from mlxkv.store.db.database import (
+    ENDINGS,
+    Database,
+    connect,
+    create,
+    database_errors,
+    has_room,
+    is_empty,
+    needs_migration,
+)
+from mlxkv.store.db.migrations import migrate
+from mlxkv.store.files import no_step, regular_size
+from mlxkv.system.regular_file import check_regular, reason
+
+_ERRNOS = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT)  # the last: of a folder that cannot be made
+_CODES = (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_CANTOPEN)
+_PRAGMAS = ("trusted_schema=0", "cell_size_check=1", "query_only=1")
+
+
+def why_full(error: BaseException, database: Path) -> str | None:
+    """What to tell the user if `error`, of opening `database`, came from a disk without room for what SQLite writes
+    beside it; else None."""
+    if not isinstance(error, DiskError) or has_room(database):
+        return None
+    return f"The disk of {database.parent} is full, so nothing is saved; make room on it and try again."
+
+
+def why_read_only(error: BaseException, data: Path) -> str | None:
+    """What to tell the user if `error`, of opening the store in `data`, came from being unable to write; else None."""
+    cause = error.__cause__
+    if isinstance(cause, OSError) and cause.errno in _ERRNOS:
+        why = reason(cause)
+    elif isinstance(cause, sqlite3.Error) and (getattr(cause, "sqlite_errorcode", 0) or 0) & 0xFF in _CODES:
+        why = str(cause)
+    else:
+        return None
+    return f"The folder {data} cannot be written to ({why}), so nothing is saved; set MLXKV_HOME to one that can."
+
+
+class ReadOnlyDatabase(Database):
+    """A database to read. `read_only` is the sentence with which every change is refused."""
+
+    def __init__(
+        self, db: sqlite3.Connection, path: Path, read_only: str, copied_to: TemporaryDirectory[str] | None
+    ) -> None:
+        super().__init__(db, path)
+        self.read_only, self._copied_to = read_only, copied_to
+
+    @contextlib.contextmanager
+    def writing(self, lasting: bool = True) -> Iterator[sqlite3.Connection]:
+        """Raises ReadOnlyError."""
+        raise ReadOnlyError(self.read_only)
+        yield self.db  # a context manager has to
+
+    def again(self) -> Database:
+        """Raises ReadOnlyError: other threads only write."""
+        raise ReadOnlyError(self.read_only)
+
+    def close(self) -> None:
+        super().close()
+        if self._copied_to is not None:
+            self._copied_to.cleanup()
+
+
+def open_to_read(path: Path, why: str) -> ReadOnlyDatabase:
+    """The database `path`; `why` is what is told to whoever wants to change it.
+
+    Raises:
+        StoreError: it cannot even be read, or is of a newer format. CorruptError: it is damaged.
+    """
+    with database_errors(path):
+        is_there, *_ = [check_regular(f"{path}{ending}") for ending in ENDINGS]
+    copied_to: TemporaryDirectory[str] | None = None
+    db = _in_place(path) if is_there else _empty()
+    try:
+        if db is not None:
+            with database_errors(path):
+                if is_empty(db):  # a crash came before its first transaction
+                    db.close()
+                    db = _empty()
+                elif needs_migration(db, path):
+                    db.close()
+                    db = None
+        if db is None:
+            copied_to = TemporaryDirectory(prefix="mlxkv-")
+            db = _copied(path, Path(copied_to.name) / path.name)
+        for pragma in _PRAGMAS:
+            db.execute(f"PRAGMA {pragma}").fetchall()
+    except BaseException as error:
+        if db is not None:
+            db.close()
+        if copied_to is not None:
+            copied_to.cleanup()
+        if isinstance(error, OSError):
+            text = f"The chats in {path.parent} cannot be copied to be read ({reason(error)}); set TMPDIR to a folder."
+            raise StoreError(text) from error
+        raise
+    return ReadOnlyDatabase(db, path, why, copied_to)
+
+
+def _empty() -> sqlite3.Connection:
+    db = sqlite3.connect(":memory:", isolation_level=None)
+    create(db, uuid.uuid4().hex)
+    return db
+
+
+def _in_place(path: Path) -> sqlite3.Connection | None:
+    """None where it cannot be read without writing beside it."""
+    ways = ["mode=ro"]  # with the files of a process that has it open
+    if not regular_size(f"{path}-wal"):
+        ways.append("mode=ro&immutable=1")  # nobody has
+    for way in ways:
+        with database_errors(path), contextlib.suppress(sqlite3.OperationalError):  # no file beside it can be made
+            db = sqlite3.connect(f"{path.absolute().as_uri()}?{way}", uri=True, isolation_level=None, timeout=10)
+            try:
+                db.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+            except BaseException:
+                db.close()
+                raise
+            return db
+    return None
+
+
+def _copied(path: Path, to: Path) -> sqlite3.Connection:
+    for ending in ("", "-wal"):
+        with contextlib.suppress(FileNotFoundError):
+            shutil.copyfile(f"{path}{ending}", f"{to}{ending}")
+    db = connect(to)
+    try:
+        with database_errors(path):
+            if needs_migration(db, path):
+                migrate(db, no_step)
+    except BaseException:
+        db.close()
+        raise
+    return db

@@ -1,0 +1,452 @@
+"""Sessions and turns as rows: create, append, update, load, list, find, search, fork. The truth; knows no KV.
+
+Every change is one transaction and a compare-and-swap on the session's head. Engine thread.
+"""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+from mlxkv.errors import CorruptError, SessionChangedError, SessionNotFoundError, StoreError
+from mlxkv.protocol.chat_names import chat_called
+from mlxkv.protocol.status import ChatSummary
+from mlxkv.store.db.branches import hand_on_forks
+from mlxkv.store.db.database import PINNED, Database
+from mlxkv.store.db.history import (
+    History,
+    as_record,
+    genesis,
+    is_genesis,
+    pack_ids,
+    stored_fields,
+    to_json,
+    turn_digest,
+    verified,
+)
+from mlxkv.store.db.search import search
+from mlxkv.store.db.search_index import forget_deleted, index_turn, unindex_turns
+from mlxkv.store.export.document import MAX_TITLE, PortableChat
+from mlxkv.store.identity import ModelIdentity, digest_of
+from mlxkv.store.kv.commits import mark_unused, move_commits, num_removed, remove_commits, saved_bytes
+from mlxkv.store.records import KINDS, Kind, SearchHit, SessionRecord, TurnRecord
+from mlxkv.store.sanity import as_text, as_time, is_clock, is_seed
+from mlxkv.store.ulid import new_ulid
+from mlxkv.system.regular_file import parse_json
+from mlxkv.text.encoding import well_formed
+
+_MOST_KNOWN = 8  # histories
+_TURN = "i, role, text, thinking, state, params, start, stats, extra, ids, prev, digest"
+_NEXT = f"(SELECT coalesce(max(seq), 0) + 1 FROM session WHERE seq BETWEEN 0 AND {1 << 62})"
+"""After every other chat, whatever the clock says; no damaged number leads it astray."""
+_NEWEST_FIRST = "ORDER BY s.seq DESC, s.updated DESC, s.id DESC"
+
+
+class Sessions:
+    """Rows of `session` and `turn`. Remembers the head it last saw of each session, which is what CAS compares.
+
+    Also the histories it has verified: as long as the head is the one that is known, the chain need not be gone through
+    again. Turns that are added here continue it.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+        self.seen: dict[str, str] = {}
+        self._known: dict[str, History] = {}  # the one used last at the end
+        self._checked: set[str] = set()  # verified for the `load` that follows
+        self._sizes: dict[str, tuple[int | None, int]] = {}  # the newest commit and the bytes of rows, for `list`
+        self._removed = 0
+
+    def create(
+        self, title: str, model: ModelIdentity, system: str | None, params: Mapping[str, Any],
+        parent: str | None = None, forked_at: int | None = None, **more: Any,
+    ) -> str:  # fmt: skip
+        """`more`: see SessionStore.create."""
+        now, system = time.time(), None if system is None else well_formed(system)
+        with self.database.writing() as db:
+            session_id = self._insert(
+                db, title=title, created=now, updated=now, model=save_model(db, model), system=system,
+                params=to_json(dict(params)), parent=parent, forked_at=forked_at, head=genesis(system), **more,
+            )  # fmt: skip
+        self.seen[session_id] = genesis(system)
+        return session_id
+
+    def take_in(self, chat: PortableChat, flags: int = 0) -> str:
+        """A session of a chat that was exported elsewhere, with its dates; returns its new id. Among the others it
+        stands where its date belongs, so that what was said here last stays the newest."""
+        head, length = genesis(chat.system), 0
+        with self.database.writing() as db:
+            earlier = "updated <= ?"
+            if chat.updated > time.time():  # one of two clocks is wrong: not before what was used last here
+                earlier = "? AND seq < (SELECT max(seq) FROM session)"
+            (place,) = db.execute(
+                f"SELECT coalesce(max(seq), 0) FROM session WHERE {earlier} AND seq BETWEEN 0 AND {1 << 62}",
+                (chat.updated,),
+            ).fetchone()
+            session_id = self._insert(
+                db, title=chat.title, created=chat.created, updated=chat.updated, model=save_model(db, chat.model),
+                system=chat.system, params=to_json(dict(chat.params)), flags=flags, head=head, kind=chat.kind,
+                clock=chat.clock, settings=chat.settings, preset=chat.preset, origin=chat.origin, seed=chat.seed,
+            )  # fmt: skip
+            for i, turn in enumerate(chat.turns):
+                head, _ = self._write_turn(db, session_id, i, turn, length, head)
+                length = (turn.start or 0) + len(turn.ids)
+            if head != chat.head:
+                raise CorruptError("The chat's turns are not what they are said to be; it was not imported.")
+            db.execute("UPDATE session SET updated = ?, seq = ? WHERE id = ?", (chat.updated, place, session_id))
+        self.seen[session_id] = head
+        return session_id
+
+    def _insert(
+        self, db: sqlite3.Connection, *, title: str, kind: Kind = "chat", clock: str | None = None,
+        seed: int | None = None, settings: Mapping[str, Any] | None = None, **columns: Any,
+    ) -> str:  # fmt: skip
+        """A session without turns; returns its id."""
+        if kind not in KINDS or not (clock is None or is_clock(clock)) or not (seed is None or is_seed(seed)):
+            raise StoreError(f"A session cannot have kind {kind!r}, clock {clock!r} and seed {seed!r}; this is a bug.")
+        columns |= {
+            "id": new_ulid(), "title": _storable(title), "kind": kind, "clock": clock, "seed": seed,
+            "settings": to_json(dict(settings or {})),
+        }  # fmt: skip
+        db.execute(
+            f"INSERT INTO session(seq, {', '.join(columns)}) VALUES({_NEXT}{', ?' * len(columns)})",
+            (*columns.values(),),
+        )
+        return columns["id"]
+
+    def set_flags(self, session_id: str, flags: int) -> None:
+        with self.database.writing() as db:
+            db.execute("UPDATE session SET flags = ? WHERE id = ?", (flags, session_id))
+
+    def pin(self, session_id: str, pinned: bool) -> None:
+        """Raises SessionNotFoundError."""
+        with self.database.writing() as db:
+            flags = f"flags | {PINNED}" if pinned else f"flags & ~{PINNED}"
+            if not db.execute(f"UPDATE session SET flags = {flags} WHERE id = ?", (session_id,)).rowcount:
+                raise SessionNotFoundError(f"No session has the id {session_id}; `mlxkv chats ls` lists them.")
+
+    def add_turn(self, session_id: str, turn: TurnRecord, head: str | None = None) -> str:
+        """Append. `head` is the one the turn was made from, by default the one last seen here.
+
+        Raises:
+            SessionChangedError: it is not the head any more. SessionNotFoundError.
+        """
+        with self.database.writing() as db:
+            current = self._check_head(db, session_id, head)
+            last = db.execute(
+                "SELECT i + 1, start + length(ids) / 4 FROM turn WHERE session = ? ORDER BY i DESC LIMIT 1",
+                (session_id,),
+            ).fetchone()
+            i, length = last or (0, 0)
+            new, record = self._write_turn(db, session_id, i, turn, length, current)
+        self._continue(session_id, current, i, record, new)
+        return new
+
+    def update_open_turn(self, session_id: str, turn: TurnRecord, head: str | None = None, reopen: bool = False) -> str:
+        """Replace the last turn, which must be "open"; its place in the log stays. Returns the new head.
+
+        `reopen`: it may also be one that was finished, if `turn` goes on from its ids.
+
+        Raises:
+            SessionChangedError: the head moved. StoreError: the last turn is not open.
+        """
+        with self.database.writing() as db:
+            current = self._check_head(db, session_id, head)
+            last = db.execute(
+                "SELECT id, i, state, start, prev, ids FROM turn WHERE session = ? ORDER BY i DESC LIMIT 1",
+                (session_id,),
+            ).fetchone()
+            goes_on = last is not None and pack_ids(turn.ids).tobytes().startswith(last[5])
+            if last is None or (last[2] != "open" and not (reopen and goes_on)):
+                raise StoreError(f"The last turn of session {session_id} is finished; add a new turn instead.")
+            rowid, i, _, start, prev, _ = last
+            unindex_turns(db, [rowid])
+            db.execute("DELETE FROM turn WHERE id = ?", (rowid,))
+            new, record = self._write_turn(db, session_id, i, turn, start, prev)
+            if goes_on:
+                move_commits(db, session_id, current, new)
+        self._continue(session_id, current, i, record, new)
+        return new
+
+    def remove_last(self, session_id: str, num_kept: int) -> None:
+        """Remove all turns but the first `num_kept`, and what was saved of the rows of the others.
+
+        Raises:
+            SessionChangedError: the head moved. SessionNotFoundError.
+        """
+        with self.database.writing() as db:
+            current = self._check_head(db, session_id, None)
+            rows = db.execute(
+                "SELECT id, prev, digest FROM turn WHERE session = ? AND i >= ? ORDER BY i", (session_id, num_kept)
+            ).fetchall()
+            if not rows:
+                return
+            unindex_turns(db, [row[0] for row in rows])
+            db.execute("DELETE FROM turn WHERE session = ? AND i >= ?", (session_id, num_kept))
+            remove_commits(db, session_id, [row[2] for row in rows])
+            head = rows[0][1]
+            db.execute("UPDATE session SET head = ? WHERE id = ?", (head, session_id))
+        self.seen[session_id] = head
+        known = self._known.pop(session_id, None)
+        if known is not None and known.head == current:
+            self._remember(session_id, known.first(num_kept))
+
+    def _write_turn(
+        self, db: sqlite3.Connection, session_id: str, i: int, turn: TurnRecord, length: int, prev: str
+    ) -> tuple[str, TurnRecord]:
+        """Its digest, and the turn as it is stored."""
+        start = length if turn.start is None else turn.start
+        if not 0 <= start <= length:
+            raise StoreError(f"Turn {i + 1} cannot start at {start} in a log of {length} tokens; this is a bug.")
+        ids = pack_ids(turn.ids).tobytes()
+        fields = stored_fields(turn, start)
+        digest = turn_digest(prev, i, fields, ids)
+        cursor = db.execute(
+            f"INSERT INTO turn(session, {_TURN}) VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (session_id, i, *fields, ids, prev, digest),
+        )
+        index_turn(db, int(cursor.lastrowid or 0), fields[1], fields[2])
+        db.execute(
+            f"UPDATE session SET head = ?, updated = ?, seq = {_NEXT} WHERE id = ?", (digest, time.time(), session_id)
+        )
+        return digest, as_record(fields, ids)
+
+    def _continue(self, session_id: str, head: str, i: int, turn: TurnRecord, digest: str) -> None:
+        """`turn` is number `i` now, and the last; before that the head was `head`."""
+        self.seen[session_id] = digest
+        known = self._known.pop(session_id, None)
+        if known is not None and known.head == head and i <= len(known.turns):
+            self._remember(session_id, (known if i == len(known.turns) else known.first(i)).with_turn(turn, digest))
+
+    def _remember(self, session_id: str, history: History) -> None:
+        self._known.pop(session_id, None)
+        self._known[session_id] = history
+        if len(self._known) > _MOST_KNOWN:
+            del self._known[next(iter(self._known))]
+
+    def forget(self, session_id: str) -> None:
+        """Whoever opens it next verifies it anew."""
+        self._known.pop(session_id, None)
+        self._sizes.pop(session_id, None)
+        self._checked.discard(session_id)
+
+    def check(self, session_id: str) -> None:
+        """Verify a session that is about to be opened: the next `load` does not do it again. Raises as `load`."""
+        with self.database.reading() as db:
+            self.history(db, session_id, fresh=True)
+        self._checked.add(session_id)
+
+    def _check_head(self, db: sqlite3.Connection, session_id: str, head: str | None) -> str:
+        row = db.execute("SELECT head FROM session WHERE id = ?", (session_id,)).fetchone()
+        if row is None:
+            raise SessionNotFoundError(f"Session {session_id} was deleted; start a new chat.")
+        expected = self.seen.get(session_id, row[0]) if head is None else head
+        if row[0] != expected:
+            raise SessionChangedError(
+                f"Session {session_id} was changed by another process since it was read; open it again or fork it."
+            )
+        return row[0]
+
+    def history(self, db: sqlite3.Connection, session_id: str, fresh: bool = False) -> History:
+        """Inside a transaction of the caller. What was verified before is not verified again while its head is the
+        session's, unless `fresh`. Raises SessionNotFoundError, CorruptError."""
+        row = db.execute("SELECT system, head FROM session WHERE id = ?", (session_id,)).fetchone()
+        if row is None:
+            raise SessionNotFoundError(f"No session has the id {session_id}; `mlxkv chats ls` lists them.")
+        known = self._known.get(session_id)
+        if fresh or known is None or known.head != row[1] or not is_genesis(known.digests[0], row[0]):
+            self.forget(session_id)
+            turns = db.execute(f"SELECT {_TURN} FROM turn WHERE session = ? ORDER BY i", (session_id,))
+            known = verified(turns, *row)
+        self._remember(session_id, known)
+        return known
+
+    def load(self, session_id: str, fresh: bool = True) -> SessionRecord:
+        """`fresh`: its chain is verified, unless `check` did it for this."""
+        with self.database.reading() as db:
+            record = self.record(db, session_id, fresh and session_id not in self._checked)
+            self._checked.discard(session_id)
+        self.seen[session_id] = record.head
+        return record
+
+    def record(self, db: sqlite3.Connection, session_id: str, fresh: bool = True) -> SessionRecord:
+        """See `history`. Raises SessionNotFoundError, CorruptError."""
+        history = self.history(db, session_id, fresh)
+        title, created, updated, system, parent, forked_at, kind, clock, preset, origin, seed, *tables = db.execute(
+            "SELECT title, created, updated, system, parent, forked_at, kind, clock, preset, origin, seed,"
+            " model, params, settings FROM session WHERE id = ?",
+            (session_id,),
+        ).fetchone()
+        with _sound(session_id):
+            identity, params, settings = load_model(db, tables[0]), parse_json(tables[1]), parse_json(tables[2])
+            if not (isinstance(params, dict) and isinstance(settings, dict)):
+                raise TypeError("its settings are no table")
+        return SessionRecord(
+            session_id, as_text(title), as_time(created), as_time(updated), identity, system, params,
+            as_text(parent) or None, forked_at if isinstance(forked_at, int) else None, history.turns,
+            tuple(history.log), history.head, kind if kind in KINDS else "chat", clock if is_clock(clock) else None,
+            settings, as_text(preset) or None, as_text(origin) or None, seed if is_seed(seed) else None,
+        )  # fmt: skip
+
+    def model_of(self, session_id: str) -> ModelIdentity:
+        """Without a look at the turns. Raises SessionNotFoundError, CorruptError."""
+        with self.database.reading() as db, _sound(session_id):
+            row = db.execute("SELECT model FROM session WHERE id = ?", (session_id,)).fetchone()
+            if row is None:
+                raise SessionNotFoundError(f"No session has the id {session_id}; `mlxkv chats ls` lists them.")
+            return load_model(db, row[0])
+
+    def list(self, kv_bytes: Callable[[sqlite3.Connection, str], int] = saved_bytes) -> tuple[ChatSummary, ...]:
+        """Newest first. `kv_bytes`, of one session, counts a shared chunk for every session that uses it."""
+        with self.database.reading() as db:
+            removed = num_removed(db)
+            if removed != self._removed:
+                self._sizes, self._removed = {}, removed
+            found = db.execute(
+                f"""SELECT s.id, s.title, s.updated, (SELECT count(*) FROM turn WHERE session = s.id),
+                     (SELECT max(id) FROM kv_commit WHERE session = s.id), m.name, s.parent, s.flags & 1,
+                     s.flags & {PINNED}, s.seq, s.rowid
+                   FROM session s JOIN model m ON m.id = s.model {_NEWEST_FIRST}"""
+            ).fetchall()
+            rows = [(*row[:4], self._kv_bytes(db, row[0], row[4], kv_bytes), *row[5:]) for row in found]
+        return tuple(
+            ChatSummary(
+                id, as_text(title), as_time(updated), num_turns, kv_bytes, as_text(name), as_text(parent) or None,
+                untrusted=bool(untrusted), pinned=bool(pinned), seq=seq if isinstance(seq, int) else 0,
+                made=made,
+            )
+            for id, title, updated, num_turns, kv_bytes, name, parent, untrusted, pinned, seq, made in rows
+            if isinstance(id, str)
+        )  # fmt: skip
+
+    def _kv_bytes(
+        self,
+        db: sqlite3.Connection,
+        session_id: str,
+        newest: int | None,
+        count: Callable[[sqlite3.Connection, str], int],
+    ) -> int:
+        """Counted when there are new commits only."""
+        known = self._sizes.get(session_id)
+        if known is None or known[0] != newest:
+            known = self._sizes[session_id] = newest, 0 if newest is None else count(db, session_id)
+        return known[1]
+
+    def find(self, text: str) -> str:
+        """See naming.chat_called. Raises SessionNotFoundError."""
+        return chat_called(self.list(), text).id
+
+    def latest(self) -> str | None:
+        with self.database.reading() as db:
+            row = db.execute(f"SELECT s.id FROM session s {_NEWEST_FIRST} LIMIT 1").fetchone()
+        return row[0] if row else None
+
+    def search(self, text: str, limit: int = 50) -> tuple[SearchHit, ...]:
+        """Titles and turns that hold every word and "quoted phrase" of `text` (the last may be a beginning)."""
+        with self.database.reading() as db:
+            return tuple(search(db, text, limit))
+
+    def rename(self, session_id: str, title: str) -> None:
+        with self.database.writing() as db:
+            named = db.execute("UPDATE session SET title = ? WHERE id = ?", (_storable(title), session_id))
+            if not named.rowcount:
+                raise SessionNotFoundError(f"No session has the id {session_id}; `mlxkv chats ls` lists them.")
+
+    def set_model(self, session_id: str, model: ModelIdentity) -> None:
+        """The chat goes on with another model from here."""
+        with self.database.writing() as db:
+            row_id = save_model(db, model)
+            if not db.execute("UPDATE session SET model = ? WHERE id = ?", (row_id, session_id)).rowcount:
+                raise SessionNotFoundError(f"No session has the id {session_id}; `mlxkv chats ls` lists them.")
+
+    def rename_model(self, session_id: str, name: str, everywhere: bool) -> None:
+        """See SessionStore.rename_model."""
+        model = replace(self.model_of(session_id), name=name)
+        with self.database.writing() as db:
+            same = "model = (SELECT model FROM session WHERE id = ?)" if everywhere else "id = ?"
+            db.execute(f"UPDATE session SET model = ? WHERE {same}", (save_model(db, model), session_id))
+
+    def delete(self, db: sqlite3.Connection, session_id: str) -> None:
+        """Rows only, inside a transaction of the caller; the words leave the search index too."""
+        unindex_turns(db, [id for (id,) in db.execute("SELECT id FROM turn WHERE session = ?", (session_id,))])
+        hand_on_forks(db, session_id)
+        if not db.execute("DELETE FROM session WHERE id = ?", (session_id,)).rowcount:
+            raise SessionNotFoundError(f"No session has the id {session_id}; `mlxkv chats ls` lists them.")
+        mark_unused(db)
+        forget_deleted(db)
+        self.seen.pop(session_id, None)
+        self.forget(session_id)
+
+    def fork(self, db: sqlite3.Connection, session_id: str, num_turns: int | None) -> tuple[str, History]:
+        """Copy the first `num_turns` turns (None: all) to a new session, inside a transaction of the caller.
+
+        Returns the new id and its history.
+        """
+        history = self.history(db, session_id)
+        num_turns = len(history.turns) if num_turns is None else num_turns
+        if not 0 <= num_turns <= len(history.turns):
+            raise StoreError(
+                f"Session {session_id} has {len(history.turns)} messages; it cannot be forked at {num_turns}."
+            )
+        title = db.execute("SELECT title FROM session WHERE id = ?", (session_id,)).fetchone()[0]
+        new_id, now, head = new_ulid(), time.time(), history.digests[num_turns]
+        db.execute(
+            "INSERT INTO session(id, title, created, updated, model, spec_id, system, params, flags, parent, forked_at,"
+            " head, kind, clock, settings, preset, seed, seq)"
+            f" SELECT ?, ?, ?, ?, model, spec_id, system, params, flags & ~{PINNED}, id, ?, ?,"
+            f" kind, clock, settings, preset, seed, {_NEXT} FROM session WHERE id = ?",
+            (new_id, _free_title(db, as_text(title)), now, now, num_turns, head, session_id),
+        )
+        for row in db.execute(
+            f"SELECT {_TURN} FROM turn WHERE session = ? AND i < ? ORDER BY i", (session_id, num_turns)
+        ).fetchall():
+            cursor = db.execute(f"INSERT INTO turn(session, {_TURN}) VALUES(?{', ?' * len(row)})", (new_id, *row))
+            index_turn(db, int(cursor.lastrowid or 0), *row[2:4])
+        return new_id, history.first(num_turns)  # whoever opens it verifies what was copied
+
+
+def save_model(db: sqlite3.Connection, model: ModelIdentity) -> str:
+    """The row id of an identity: a hash of its three names, so that a changed template is a row of its own."""
+    names = {"name": model.name, "model_id": model.model_id, "template_id": model.template_id}
+    row_id = digest_of("identity", names)
+    text = to_json({**names, "parts": dict(model.parts)})
+    if db.execute("SELECT 1 FROM model WHERE id = ? AND json = ?", (row_id, text)).fetchone():
+        return row_id  # nothing to write
+    db.execute(
+        "INSERT INTO model VALUES(?, ?, ?, ?) ON CONFLICT(id) DO UPDATE SET json = excluded.json",
+        (row_id, model.name, model.model_id, text),
+    )
+    return row_id
+
+
+def load_model(db: sqlite3.Connection, row_id: str) -> ModelIdentity:
+    return ModelIdentity(**parse_json(db.execute("SELECT json FROM model WHERE id = ?", (row_id,)).fetchone()[0]))
+
+
+def _storable(title: str) -> str:
+    """`title` as the database and a document take it."""
+    title = well_formed(title)
+    return title if len(title) <= MAX_TITLE else f"{title[: MAX_TITLE - 1]}…"
+
+
+@contextmanager
+def _sound(session_id: str) -> Iterator[None]:
+    """What is wrong with a session's own row, as an error for the user."""
+    try:
+        yield
+    except (TypeError, ValueError, KeyError) as error:
+        raise CorruptError(f"Session {session_id} is damaged ({error}); put a backup in its place.") from error
+
+
+def _free_title(db: sqlite3.Connection, title: str) -> str:
+    """`title (2)`, the first number that is free, so that a title still finds one session."""
+    title = re.sub(r" \(\d+\)$", "", title)[: MAX_TITLE - 20]
+    n = 2
+    while db.execute("SELECT 1 FROM session WHERE title = ?", (f"{title} ({n})",)).fetchone():
+        n += 1
+    return f"{title} ({n})"

@@ -1,0 +1,137 @@
+"""A chat in one file that can be given away (`.mlxkv`), and as JSON: written from a session, read with suspicion.
+
+A `.mlxkv` file is a safetensors file: `chat`, the same JSON; `chunk.<n>`, chunk files byte for byte; `xxh3` of every
+byte before it. It has no paths, no links and no compression, so nothing can point out of it or swell; what it says is
+bounded by its size. What a chat must be is `document.py`, its way in and out of the store `transfer.py`. Any thread.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import xxhash
+
+from mlxkv.errors import CorruptError, StoreError, shortened
+from mlxkv.safetensors import Header, encode_header, read_header
+from mlxkv.store.files import Files, Step, no_step
+from mlxkv.system.regular_file import open_regular, opened, reason
+
+FORMAT = "chat 1"  # of the file around the document, which has a format of its own
+_NEWER = re.compile(r"chat [0-9]{1,9}")
+MAX_TEXT = 256 << 20  # bytes of the JSON
+MAX_CHUNKS = 8192
+_READ = 1 << 20
+
+
+@dataclass(frozen=True)
+class ArchiveFile:
+    """A file whose checksum is right: its JSON, and where the chunks' bytes lie."""
+
+    path: Path
+    text: bytes
+    chunks: tuple[tuple[int, int], ...]
+
+    def chunk(self, n: int) -> bytes:
+        """The bytes of chunk `n`. Raises CorruptError: the file shrank."""
+        start, end = self.chunks[n]
+        with opened(self.path, follow=False) as file:
+            data = _read(file.fileno(), start, end)
+        if len(data) != end - start:
+            raise CorruptError(f"{self.path} changed while it was read.")
+        return data
+
+
+def write_archive(
+    path: Path, text: bytes, chunks: Sequence[tuple[int, Iterable[bytes]]], before: Step = no_step
+) -> int:
+    """Write the JSON `text` and chunks, each given as its size and its bytes in parts; the bytes written.
+
+    Raises:
+        StoreError: too much for one file, no such folder, or the disk refuses.
+    """
+    if len(text) > MAX_TEXT or len(chunks) > MAX_CHUNKS:
+        raise StoreError(f"This chat has {len(text):,} bytes of text and {len(chunks):,} chunks; export it without KV.")
+    sized = [("chat", "U8", (len(text),), len(text)), ("xxh3", "U8", (16,), 16)]
+    sized += [(f"chunk.{n:05}", "U8", (size,), size) for n, (size, _) in enumerate(chunks)]
+    header = encode_header(sized, {"mlxkv": FORMAT})
+    if not os.path.isdir(path.parent):
+        raise StoreError(f"The folder {shortened(path.parent)} does not exist; make it first.")
+    try:
+        return Files(before).write_over(path, _hashed([[header, text], *(parts for _, parts in chunks)]))
+    except OSError as error:
+        raise StoreError(f"{path} cannot be written ({error.strerror}); check the path and the disk.") from error
+
+
+def is_archive(path: Path) -> bool:
+    """Whether it begins as these files do; JSON begins with `{` instead of a length."""
+    try:
+        with opened(path, follow=False) as file:
+            head = file.read(9)
+    except OSError as error:
+        raise StoreError(f"{shortened(path)} cannot be read ({reason(error)}); check the name.") from error
+    return len(head) == 9 and head[8:] == b"{" and head[:1] != b"{"
+
+
+def read_archive(path: Path) -> ArchiveFile:
+    """Check the whole file; the chunks' bytes are not kept.
+
+    Raises:
+        CorruptError: one sentence with the rule that it breaks.
+    """
+    header = read_header(path, nofollow=True)
+    chunks = _check(path, header)
+    try:
+        fd = open_regular(path, follow=False)
+    except OSError as error:
+        raise CorruptError(f"{path.name} cannot be read ({reason(error)}).") from error
+    try:
+        h, end = xxhash.xxh3_128(), header.file_size - 16
+        for start in range(0, end, _READ):
+            h.update(_read(fd, start, min(start + _READ, end)))
+        if _read(fd, end, header.file_size) != h.digest():
+            raise CorruptError(f"{path.name} was changed or damaged after it was exported; get it again.")
+        chat = next(t for t in header.tensors if t.name == "chat")
+        text = _read(fd, header.data_start + chat.start, header.data_start + chat.end)
+    except OSError as error:
+        raise CorruptError(f"{path.name} cannot be read ({error.strerror}).") from error
+    finally:
+        os.close(fd)
+    return ArchiveFile(path, text, chunks)
+
+
+def _check(path: Path, header: Header) -> tuple[tuple[int, int], ...]:
+    """The chunks' spans in the file."""
+    form = header.metadata.get("mlxkv", "")
+    if form != FORMAT and _NEWER.fullmatch(form):
+        raise CorruptError(f"{path.name} was written by a newer mlxkv ({form}, this one knows {FORMAT}); update mlxkv.")
+    if header.metadata != {"mlxkv": FORMAT}:
+        raise CorruptError(f"{path.name} is not a chat that this mlxkv exported; `mlxkv chats import` takes those.")
+    names = [t.name for t in header.tensors]
+    count = len(names) - 2
+    if not 0 <= count <= MAX_CHUNKS or names != ["chat", *(f"chunk.{n:05}" for n in range(count)), "xxh3"]:
+        raise CorruptError(f"{path.name} must hold a chat, up to {MAX_CHUNKS:,} chunks and a checksum, in this order.")
+    if any(t.dtype != "U8" or len(t.shape) != 1 for t in header.tensors) or header.tensors[-1].shape != (16,):
+        raise CorruptError(f"{path.name} must hold bytes; it has other tensors.")
+    if header.tensors[0].shape[0] > MAX_TEXT:
+        raise CorruptError(f"{path.name} has {header.tensors[0].shape[0]:,} bytes of text; {MAX_TEXT:,} can be read.")
+    return tuple((header.data_start + t.start, header.data_start + t.end) for t in header.tensors[1:-1])
+
+
+def _hashed(parts: Iterable[Iterable[bytes]]) -> Iterator[bytes]:
+    h = xxhash.xxh3_128()
+    for data in (data for group in parts for data in group):
+        h.update(data)
+        yield data
+    yield h.digest()
+
+
+def _read(fd: int, start: int, end: int) -> bytes:
+    parts = []
+    while start < end and (part := os.pread(fd, end - start, start)):
+        parts.append(part)
+        start += len(part)
+    return b"".join(parts)

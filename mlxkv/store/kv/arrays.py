@@ -1,0 +1,97 @@
+"""Between MLX arrays and bytes: the one place of the store that touches MLX, imported inside the functions.
+
+The thread that owns MLX calls these. An array leaves `load` only after its bytes in memory were checked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from mlxkv.errors import CorruptError, StoreError
+from mlxkv.safetensors import Header, Tensor
+from mlxkv.store.kv.chunk_format import Shapes
+from mlxkv.store.kv.ranges import MAX_CHUNK
+
+if TYPE_CHECKING:
+    import mlx.core as mx
+
+_DTYPES = {
+    "bool_": "BOOL", "uint8": "U8", "int8": "I8", "uint16": "U16", "int16": "I16", "uint32": "U32", "int32": "I32",
+    "uint64": "U64", "int64": "I64", "float16": "F16", "bfloat16": "BF16", "float32": "F32", "complex64": "C64",
+}  # fmt: skip
+
+
+def dtype_name(array: mx.array) -> str:
+    """The safetensors name of an array's dtype."""
+    name = str(array.dtype).rpartition(".")[2]
+    return _DTYPES.get(name) or _DTYPES[name + "_"]
+
+
+def buffer_of(array: mx.array) -> memoryview:
+    """The bytes of an evaluated, contiguous array, not copied."""
+    view = memoryview(cast(Any, array))  # MLX's stub does not say that it is a buffer
+    return view.cast("B") if view.nbytes else memoryview(b"")
+
+
+def to_tensors(
+    arrays: Mapping[str, mx.array], shapes: Shapes
+) -> dict[str, tuple[str, tuple[int, ...], bytes | memoryview]]:
+    """The bytes of exported rows, without a copy where they are contiguous already.
+
+    Raises:
+        StoreError: the cache exported something else than it announced, which would be unreadable later.
+    """
+    import mlx.core as mx
+
+    found = {name: (tuple(x.shape), dtype_name(x)) for name, x in arrays.items()}
+    if found != {name: (tuple(shape), dtype) for name, (shape, dtype) in shapes.items()}:
+        raise StoreError(f"The KV cache exported {found}, not {dict(shapes)}; this is a bug, nothing was saved.")
+    dense = {name: mx.contiguous(x) for name, x in arrays.items()}
+    mx.eval(dense)
+    return {name: (found[name][1], found[name][0], buffer_of(x)) for name, x in dense.items()}
+
+
+def empty_arrays(shapes: Shapes) -> dict[str, mx.array]:
+    """Arrays to read a chunk into: evaluated, with arbitrary contents."""
+    import mlx.core as mx
+
+    from mlxkv.cache.uninitialized import unwritten
+
+    dtypes = {safetensors: getattr(mx, name) for name, safetensors in _DTYPES.items()}
+    return dict(zip(shapes, unwritten([(shape, dtypes[dtype]) for shape, dtype in shapes.values()]), strict=True))
+
+
+def evaluated(path: Path, header: Header) -> Iterator[tuple[str, mx.array]]:
+    """Each array of a file with this checked header, evaluated, in the order of its bytes, 32 MiB at a time.
+
+    Raises:
+        CorruptError: reading failed. Drop every array of the file then: a second eval returns garbage silently.
+    """
+    import mlx.core as mx
+
+    try:
+        lazy = mx.load(str(path), format="safetensors")
+        if not isinstance(lazy, dict):
+            raise CorruptError(f"The file {path.name} is not a table of tensors.")
+        for batch in _batches(header.tensors):
+            arrays = [lazy.pop(tensor.name) for tensor in batch]
+            mx.eval(arrays)  # together: MLX then reads them in parallel
+            for tensor, x in zip(batch, arrays, strict=True):
+                if tuple(x.shape) != tensor.shape or dtype_name(x) != tensor.dtype:
+                    raise CorruptError(f"The file {path.name} changed while it was read.")
+                yield tensor.name, x
+    except (RuntimeError, ValueError, KeyError, OSError) as error:
+        raise CorruptError(f"The file {path.name} cannot be read ({error}).") from error
+
+
+def _batches(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    batch: list[Tensor] = []
+    for tensor in tensors:
+        if batch and tensor.end - batch[0].start > MAX_CHUNK:
+            yield batch
+            batch = []
+        batch.append(tensor)
+    if batch:
+        yield batch

@@ -1,0 +1,106 @@
+"""The KV folder: immutable chunk files named by their content. Disposable: it may vanish at any moment.
+
+Owns paths, dedupe, quarantine and sweeping; what refers to a chunk is the database's business (kv.py). Engine thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import time
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+from mlxkv.errors import CorruptError
+from mlxkv.store.db.database import ADVICE
+from mlxkv.store.files import Files, disk_usage, regular_size
+from mlxkv.store.kv.chunk_format import Encoded
+from mlxkv.store.kv.folder_listing import Listing
+from mlxkv.store.sanity import is_digest
+from mlxkv.store.ulid import random_name
+
+_NAME = re.compile(r"([0-9a-f]{32})\.safetensors")
+STALE = 3600.0  # seconds after which a file that nothing refers to was left by a crash
+
+
+class ChunkFiles:
+    """`<root>/<aa>/<xxh3-128>.safetensors`, with `tmp` and `quarantine` beside."""
+
+    def __init__(self, root: Path, files: Files) -> None:
+        self.root, self.files, self.listing = root, files, Listing(root)
+
+    def path(self, digest: str) -> Path:
+        """Raises CorruptError: `digest` is none, and could lead anywhere."""
+        if not is_digest(digest):
+            raise CorruptError(f"The chat database names a chunk {digest!r:.80}, which is no checksum; {ADVICE}.")
+        return self.root / digest[:2] / f"{digest}.safetensors"
+
+    def has(self, digest: str, size: int) -> bool:
+        return regular_size(f"{self.root}/{digest[:2]}/{digest}.safetensors") == size  # asked for every chunk of a chat
+
+    def put(self, chunk: Encoded) -> int:
+        """Make sure the chunk is there; the bytes written, 0 if it was there already.
+
+        Raises:
+            OSError: it is not, and nothing was left behind.
+        """
+        path = self.path(chunk.digest)
+        if self.has(chunk.digest, chunk.size):
+            for folder in (path.parent, self.root):  # whoever put it there may have been killed before doing this
+                self.files.sync_folder(folder)
+            return 0
+        return self.files.write(path, [chunk.data], self.root / "tmp")
+
+    def quarantine(self, digest: str) -> None:
+        """Move a bad chunk aside, whatever it is (a link is moved, not followed), so that its name is free again."""
+        with contextlib.suppress(OSError):
+            self.files.move(self.path(digest), self.root / "quarantine" / f"{digest}.{random_name()}")
+
+    def remove(self, digest: str) -> None:
+        self.files.remove(self.path(digest))
+
+    def discard(self, path: Path) -> int:
+        """Remove whatever lies there, a folder that was put in a chunk's place too; the bytes of disk that frees."""
+        with contextlib.suppress(OSError):
+            used = disk_usage(path)
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                self.files.remove(path)
+            return used
+        return 0
+
+    def drop_empty_folders(self) -> None:
+        """Under the KV lock: nobody is about to put a chunk into one."""
+        for n in range(256):
+            with contextlib.suppress(OSError):
+                os.rmdir(self.root / f"{n:02x}")
+
+    def stale(self, known: Collection[str], seconds: float = STALE) -> list[Path]:
+        """What a crash left `seconds` ago or earlier, or while the clock was ahead: temporary and quarantined files,
+        chunks that the database lacks."""
+        now = time.time()
+        out: list[Path] = []
+        for path, digest in self._all():
+            with contextlib.suppress(OSError):
+                if digest not in known and abs(now - path.lstat().st_mtime) > seconds:
+                    out.append(path)
+        return out
+
+    def empty_quarantine(self) -> None:
+        """Deleting a chat must not leave its rows here."""
+        with contextlib.suppress(OSError):
+            for path in list((self.root / "quarantine").iterdir()):
+                self.files.remove(path)
+
+    def _all(self) -> Iterator[tuple[Path, str]]:
+        for name in ("tmp", "quarantine"):
+            with contextlib.suppress(OSError):
+                yield from [(path, "") for path in (self.root / name).iterdir()]
+        for n in range(256):
+            with contextlib.suppress(OSError):
+                for entry in list(os.scandir(self.root / f"{n:02x}")):
+                    if found := _NAME.fullmatch(entry.name):
+                        yield Path(entry.path), found[1]

@@ -1,0 +1,140 @@
+"""The bytes of one chunk: encode, name by content, verify. Needs no MLX, knows no folders and no sessions.
+
+A chunk is a safetensors file with sorted names; its name is the xxh3-128 of all its bytes; its metadata say which rows
+of which history it holds, so that a database that points to the wrong chunk is noticed. Any thread.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import xxhash
+
+from mlxkv.errors import CorruptError
+from mlxkv.safetensors import Header, encode_header, read_header
+from mlxkv.store.kv.protocols import Range
+
+FORMAT = "1"
+READ = 1 << 20  # bytes per read while verifying
+
+Shapes = Mapping[str, tuple[tuple[int, ...], str]]
+"""name -> (shape, safetensors dtype)."""
+
+
+@dataclass(frozen=True)
+class ChunkHead:
+    """Rows [a, b) of `group`, computed from the ids that `prefix_key` stands for."""
+
+    group: str
+    a: int
+    b: int
+    prefix_key: str
+
+    def metadata(self) -> dict[str, str]:
+        return {"mlxkv": FORMAT, "group": self.group, "a": str(self.a), "b": str(self.b), "prefix": self.prefix_key}
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A chunk ready to be written: `digest` is its name, `size` its bytes.
+
+    `data` is a copy, so that another thread may write it while the cache's buffers go on; empty once it is on disk.
+    """
+
+    head: ChunkHead
+    data: bytes
+    digest: str
+    size: int
+
+
+def encode_chunk(head: ChunkHead, shapes: Shapes, views: Mapping[str, Sequence[bytes | memoryview]]) -> Encoded:
+    """The chunk of these tensors, each given as the pieces of its bytes, which are copied once.
+
+    Raises:
+        ValueError: a name, dtype or shape is one the reader would refuse, or the pieces have other sizes.
+    """
+    sized = [(name, dtype, shape, sum(map(len, views[name]))) for name, (shape, dtype) in shapes.items()]
+    header = encode_header(sized, head.metadata())
+    data = b"".join([header, *(piece for name in sorted(shapes) for piece in views[name])])
+    return Encoded(head, data, xxhash.xxh3_128_hexdigest(data), len(data))
+
+
+def prefix_keys(ids: array[int], seed: str, ranges: Iterable[Range]) -> dict[Range, str]:
+    """`blake2b(seed | ids[:b] | a | b)` for each range; `seed` names model, spec and group.
+
+    It does not depend on how earlier rows were cut. One pass over the ids; b <= len(ids).
+    """
+    out: dict[Range, str] = {}
+    view = memoryview(ids).cast("B")
+    h = hashlib.blake2b(seed.encode(), digest_size=16)
+    done = 0
+    for a, b in sorted(ranges, key=lambda r: r[1]):
+        h.update(view[4 * done : 4 * b])
+        done = b
+        end = h.copy()
+        end.update(a.to_bytes(8, "little") + b.to_bytes(8, "little"))
+        out[a, b] = end.hexdigest()
+    return out
+
+
+@contextmanager
+def opened(path: Path, size: int) -> Iterator[tuple[int, Header]]:
+    """The descriptor and the strictly checked header of a regular file (no link) of exactly `size` bytes.
+
+    Raises:
+        CorruptError: it is not that.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise CorruptError(f"The chunk {path.name} cannot be opened ({error.strerror}).") from error
+    try:
+        header = read_header(fd, name=path.name)
+        if header.file_size != size:
+            raise CorruptError(f"The chunk {path.name} has {header.file_size} bytes, {size} were written.")
+        yield fd, header
+    except OSError as error:
+        raise CorruptError(f"The chunk {path.name} cannot be read ({error.strerror}).") from error
+    finally:
+        os.close(fd)
+
+
+def check_header(header: Header, head: ChunkHead, shapes: Shapes, name: str) -> None:
+    """Metadata, names, dtypes and shapes are what the caller says, never what the file says.
+
+    Raises:
+        CorruptError: they differ.
+    """
+    if header.metadata != head.metadata():
+        raise CorruptError(f"The chunk {name} holds other rows ({header.metadata}) than {head.metadata()}.")
+    check_tensors(header, shapes, name)
+
+
+def check_tensors(header: Header, shapes: Shapes, name: str) -> None:
+    """Raises CorruptError unless the tensors are exactly `shapes`, in sorted order."""
+    found = [(t.name, t.shape, t.dtype) for t in header.tensors]
+    if found != [(n, tuple(shape), dtype) for n, (shape, dtype) in sorted(shapes.items())]:
+        raise CorruptError(f"The file {name} holds other tensors than this cache has.")
+
+
+def verify_chunk(path: Path, digest: str, size: int) -> Header:
+    """Check size, header and the checksum of all bytes, and return the header.
+
+    Raises:
+        CorruptError: names the file and what is wrong.
+    """
+    with opened(path, size) as (fd, header):
+        h = xxhash.xxh3_128()
+        offset = 0
+        while part := os.pread(fd, READ, offset):
+            h.update(part)
+            offset += len(part)
+    if h.hexdigest() != digest:
+        raise CorruptError(f"The chunk {path.name} is damaged: its bytes do not fit its checksum.")
+    return header

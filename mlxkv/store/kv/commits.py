@@ -1,0 +1,286 @@
+"""Which saved rows belong to a history: rows of `kv_commit`, `kv_ref` and `chunk`, checked against the token log.
+
+The references of all commits of a session form one pool: a commit adds only its new chunks, and whatever still
+belongs to today's log may be used. Reads inside the caller's transaction; touches no files. Engine thread.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sqlite3
+import time
+from array import array
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+from mlxkv.store.db.history import DIGEST_BYTES, History, to_json
+from mlxkv.store.kv.chunk_format import ChunkHead, Encoded
+from mlxkv.store.kv.prefix_keys import PrefixKeys
+from mlxkv.store.sanity import is_chunk
+
+STATE = "state"
+"""The group whose chunks are whole recurrent states: one after p tokens counts as the row [p - 1, p)."""
+KEPT_STATES = 2  # commits; each has the state at its end and the one before the reply
+
+
+@dataclass(frozen=True)
+class SavedCommit:
+    """A verified commit on the chain. `kept`: how many tokens of its log are still the beginning of today's."""
+
+    id: int
+    pos: int
+    num_turns: int
+    model_id: str
+    spec_id: str
+    rng: bytes | None
+    kept: int
+
+
+@dataclass(frozen=True)
+class SavedChunk:
+    """A chunk whose rows [head.a, end) belong to today's log; `end` < `head.b` after history was rewritten."""
+
+    digest: str
+    size: int
+    head: ChunkHead
+    end: int
+
+
+def seed(model_id: str, spec_id: str, group: str) -> str:
+    """What a prefix key starts from."""
+    return f"{model_id} {spec_id} {group}"
+
+
+def commit_digest(pos: int, turn_digest: str, model: str, spec_id: str, rng: bytes | None) -> str:
+    text = to_json([pos, turn_digest, model, spec_id, None if rng is None else rng.hex()])
+    return hashlib.blake2b(text.encode(), digest_size=DIGEST_BYTES).hexdigest()
+
+
+def is_commit(digest: str, pos: int, turn_digest: str, model: str, spec_id: str, rng: bytes | None) -> bool:
+    """Whether a row of `kv_commit` is what was written."""
+    try:
+        return digest == commit_digest(pos, turn_digest, model, spec_id, rng)
+    except (TypeError, AttributeError):  # values that are none of these: the page is damaged
+        return False
+
+
+def saved_commits(db: sqlite3.Connection, session_id: str, history: History, since: int = 0) -> list[SavedCommit]:
+    """Newest first; those that are damaged or not on the chain are left out, and those with an id below `since`."""
+    rows = db.execute(
+        "SELECT c.id, c.pos, c.turn_digest, c.model, c.spec_id, c.rng, c.digest, m.model_id"
+        " FROM kv_commit c JOIN model m ON m.id = c.model WHERE c.session = ? AND c.id >= ? ORDER BY c.id DESC",
+        (session_id, since),
+    ).fetchall()
+    kept, out = history.kept([row[2] for row in rows]), []
+    for row in rows:
+        commit_id, pos, turn, model, spec_id, rng, digest, model_id = row
+        if turn in kept and is_commit(digest, pos, turn, model, spec_id, rng):
+            num_turns, length = kept[turn]
+            out.append(SavedCommit(commit_id, pos, num_turns, model_id, spec_id, rng, min(pos, length)))
+    return out
+
+
+def saved_chunks(
+    db: sqlite3.Connection, commits: Iterable[SavedCommit], history: History,
+    keys: Callable[[SavedCommit, str], PrefixKeys] | None = None,
+) -> list[SavedChunk]:  # fmt: skip
+    """The chunks of `commits` (all of one model and spec) of which at least one row belongs to today's log.
+
+    The key of each is computed from the ids; a row of the database that does not agree is left out. `keys`: of today's
+    log, for a commit's model and spec and a group.
+    """
+    made: dict[str, PrefixKeys] = {}
+    keys = keys or (lambda c, group: made.setdefault(group, PrefixKeys(seed(c.model_id, c.spec_id, group))))
+    out: dict[str, SavedChunk] = {}
+    for commit in commits:
+        rows = db.execute(
+            "SELECT k.digest, k.size, k.grp, k.a, k.b, k.prefix_key FROM kv_ref r JOIN chunk k ON k.digest = r.chunk"
+            " WHERE r.kv_commit = ?",
+            (commit.id,),
+        ).fetchall()
+        rows = [row for row in rows if is_chunk(*row)]
+        log = _log_of(commit, [row[4] for row in rows], history)
+        for digest, size, group, a, b, key in rows:
+            end = min(b, commit.kept)
+            if a < end and b <= len(log) and keys(commit, group).key(log, a, b, commit.kept) == key:
+                out.setdefault(digest, SavedChunk(digest, size, ChunkHead(group, a, b, key), end))
+    return list(out.values())
+
+
+def _log_of(commit: SavedCommit, ends: list[int], history: History) -> array[int]:
+    """The ids the commit's chunks were computed from: today's log, unless history was rewritten under one of them."""
+    if max(ends, default=0) <= commit.kept:
+        return history.log
+    return history.log_after(commit.num_turns, commit.kept)
+
+
+def num_removed(db: sqlite3.Connection) -> int:
+    """How often chunks that sessions refer to were removed from this store."""
+    row = db.execute("SELECT CAST(value AS INTEGER) FROM meta WHERE key = 'kv_removed'").fetchone()
+    return row[0] if row else 0
+
+
+def remove_chunks(db: sqlite3.Connection, digests: Iterable[str]) -> None:
+    """And all references to them: whoever remembers what a session has saved looks again."""
+    digests = list(digests)
+    db.executemany("DELETE FROM chunk WHERE digest = ?", [(digest,) for digest in digests])
+    if digests:
+        count_removal(db)
+
+
+def mark_unused(db: sqlite3.Connection) -> None:
+    """There may be chunks now that nothing refers to; `leftovers.remove_unused` takes the mark away with them."""
+    db.execute("INSERT OR IGNORE INTO meta VALUES('kv_unused', '1')")
+
+
+def count_removal(db: sqlite3.Connection) -> None:
+    db.execute(
+        "INSERT INTO meta VALUES('kv_removed', '1') ON CONFLICT(key) DO UPDATE SET value = CAST(value AS INTEGER) + 1"
+    )
+
+
+def save_spec(db: sqlite3.Connection, spec_id: str, parts: dict[str, str]) -> None:
+    if not db.execute("SELECT 1 FROM spec WHERE id = ?", (spec_id,)).fetchone():
+        db.execute("INSERT INTO spec VALUES(?, ?)", (spec_id, to_json(parts)))
+
+
+def save_commit(
+    db: sqlite3.Connection, session_id: str, pos: int, turn: str, model: str, spec_id: str, rng: bytes | None,
+    chunks: Iterable[Encoded | SavedChunk],
+) -> None:  # fmt: skip
+    """One commit with the chunks that are new; a second commit of the same point replaces the sampler state."""
+    digest = commit_digest(pos, turn, model, spec_id, rng)
+    there = list(_commits_at(db, session_id, turn))
+    same = [row[0] for row in there if row[1:4] == (pos, model, spec_id)]
+    if same:
+        commit_id = same[0]
+        db.execute("UPDATE kv_commit SET rng = ?, digest = ? WHERE id = ?", (rng, digest, commit_id))
+        if commit_id != there[0][0]:  # who has read this one need not expect it to change
+            count_removal(db)
+    else:
+        commit_id = db.execute(
+            "INSERT INTO kv_commit(session, pos, turn_digest, model, spec_id, rng, digest) VALUES(?, ?, ?, ?, ?, ?, ?)",
+            (session_id, pos, turn, model, spec_id, rng, digest),
+        ).lastrowid
+    for chunk in chunks:
+        head = chunk.head
+        db.execute(
+            "INSERT INTO chunk VALUES(?, ?, ?, ?, ?, ?, ?, ?)"
+            " ON CONFLICT(digest) DO UPDATE SET last_used = excluded.last_used",
+            (chunk.digest, chunk.size, head.group, head.a, head.b, head.prefix_key, spec_id, time.time()),
+        )
+        db.execute("INSERT OR IGNORE INTO kv_ref(kv_commit, chunk) VALUES(?, ?)", (commit_id, chunk.digest))
+
+
+def forget_states(db: sqlite3.Connection, session_id: str, among: Collection[str] | None = None) -> list[str]:
+    """Let go of recurrent states but those of the newest commits and, for each fork, the last one before it; which.
+
+    A state is as large as many rows, and only rows are of use to others. What `kept_for` names another reason for
+    stays. `among`: the session has no others.
+    """
+    digests = tuple(among or ())
+    chunks = "k.grp = ?" if among is None else f"k.digest IN ({', '.join('?' * len(digests))})"
+    rows = db.execute(
+        f"SELECT r.kv_commit, r.chunk, k.b FROM chunk k CROSS JOIN kv_ref r ON r.chunk = k.digest"
+        f" CROSS JOIN kv_commit c ON c.id = r.kv_commit WHERE {chunks} AND c.session = ? AND r.kept_for = ''"
+        " ORDER BY c.id DESC, k.b DESC",
+        (*((STATE,) if among is None else digests), session_id),
+    ).fetchall()
+    rows = [row for row in rows if isinstance(row[2], int)]
+    newest = list(dict.fromkeys(commit for commit, _, _ in rows))[:KEPT_STATES]
+    keep = {row[:2] for row in rows if row[0] in newest}
+    for position in _fork_positions(db, session_id):
+        before = max((row for row in rows if row[2] <= position), key=lambda row: row[2], default=None)
+        keep |= {before[:2]} if before else set()
+    old = [row[:2] for row in rows if row[:2] not in keep]
+    db.executemany("DELETE FROM kv_ref WHERE kv_commit = ? AND chunk = ?", old)
+    return [chunk for _, chunk in old]
+
+
+def _fork_positions(db: sqlite3.Connection, session_id: str) -> list[int]:
+    """Where the log stood when this session was forked, and where others were forked from it."""
+    out = []
+    for (k,) in db.execute("SELECT forked_at FROM session WHERE id = ?1 OR parent = ?1", (session_id,)).fetchall():
+        if isinstance(k, int):
+            query = "SELECT start + length(ids) / 4 FROM turn WHERE session = ? AND i = ?"
+            out += [row[0] for row in db.execute(query, (session_id, k - 1))]
+    return out
+
+
+def move_commits(db: sqlite3.Connection, session_id: str, head: str, new_head: str) -> None:
+    """The turn at `head` has grown and has the digest `new_head` now: rows saved at it are still rows of this log."""
+    for row in list(_commits_at(db, session_id, head)):
+        commit_id, pos, model, spec_id, rng = row
+        digest = commit_digest(pos, new_head, model, spec_id, rng)
+        db.execute("UPDATE kv_commit SET turn_digest = ?, digest = ? WHERE id = ?", (new_head, digest, commit_id))
+
+
+def remove_commits(db: sqlite3.Connection, session_id: str, heads: Collection[str]) -> None:
+    """The session has no turns with these digests any more: forget the rows that were saved at them."""
+    marks = ", ".join("?" * len(heads))
+    query = f"DELETE FROM kv_commit WHERE session = ? AND turn_digest IN ({marks})"
+    if db.execute(query, (session_id, *heads)).rowcount:
+        mark_unused(db)
+        count_removal(db)
+
+
+def _commits_at(
+    db: sqlite3.Connection, session_id: str, head: str
+) -> Iterator[tuple[int, int, str, str, bytes | None]]:
+    """The commits that were made at `head`, the newest first. They are the session's last ones: a head does not come
+    back, so that the rest need not be gone through."""
+    for *row, turn in db.execute(
+        "SELECT id, pos, model, spec_id, rng, turn_digest FROM kv_commit WHERE session = ? ORDER BY id DESC",
+        (session_id,),
+    ):
+        if turn != head:
+            return
+        yield tuple(row)  # type: ignore[misc]
+
+
+def copy_commits(db: sqlite3.Connection, session_id: str, new_id: str, history: History) -> None:
+    """Give a fork what was saved on the history it keeps: references only, no rows are copied."""
+    on_chain = {commit.id for commit in saved_commits(db, session_id, history)}
+    for commit_id in sorted(on_chain):
+        copy = db.execute(
+            "INSERT INTO kv_commit(session, pos, turn_digest, model, spec_id, rng, digest)"
+            " SELECT ?, pos, turn_digest, model, spec_id, rng, digest FROM kv_commit WHERE id = ?",
+            (new_id, commit_id),
+        ).lastrowid
+        db.execute(
+            "INSERT INTO kv_ref(kv_commit, chunk, kept_for) SELECT ?, chunk, kept_for FROM kv_ref WHERE kv_commit = ?",
+            (copy, commit_id),
+        )
+
+
+def saved_bytes(db: sqlite3.Connection, session_id: str) -> int:
+    """A chat's KV on disk: bytes of the chunk files that its commits refer to, shared ones included."""
+    return db.execute(
+        "SELECT CAST(min(total(size), 9e18) AS INTEGER) FROM chunk WHERE digest IN (SELECT r.chunk FROM kv_ref r"
+        " JOIN kv_commit c ON c.id = r.kv_commit WHERE c.session = ?)",
+        (session_id,),
+    ).fetchone()[0]
+
+
+def unsaved_bytes(db: sqlite3.Connection, session_id: str, waiting: Mapping[str, int]) -> int:
+    """What `saved_bytes` grows by once the session refers to the chunks `waiting` (sizes by digest) too."""
+    there = "SELECT 1 FROM kv_ref r JOIN kv_commit c ON c.id = r.kv_commit WHERE c.session = ? AND r.chunk = ?"
+    return sum(size for digest, size in waiting.items() if not db.execute(there, (session_id, digest)).fetchone())
+
+
+def bytes_written(db: sqlite3.Connection, session_id: str | None) -> int:
+    """Bytes ever written for the session, or by this store; what `count_written` counted."""
+    if session_id is None:
+        row = db.execute("SELECT CAST(value AS INTEGER) FROM meta WHERE key = 'kv_written'").fetchone()
+    else:
+        row = db.execute("SELECT kv_written FROM session WHERE id = ?", (session_id,)).fetchone()
+    return row[0] if row else 0
+
+
+def count_written(db: sqlite3.Connection, session_id: str, written: int) -> None:
+    """For the session, and for the lifetime of this store."""
+    db.execute("UPDATE session SET kv_written = kv_written + ? WHERE id = ?", (written, session_id))
+    db.execute(
+        "INSERT INTO meta VALUES('kv_written', ?1) ON CONFLICT(key) DO UPDATE SET value = CAST(value AS INTEGER) + ?1",
+        (str(written),),
+    )

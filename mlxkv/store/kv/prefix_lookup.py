@@ -1,0 +1,84 @@
+"""Rows that another session saved and this prompt begins with: the same system prompt, the same document.
+
+Chunks are found by their prefix keys, which stand for model, cache layout and all ids before them; then the ids of the
+session they are from are compared as well. Reads inside the caller's transaction. Engine thread.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from mlxkv.errors import StoreError
+from mlxkv.store.db.sessions import Sessions
+from mlxkv.store.kv.chunk_format import prefix_keys
+from mlxkv.store.kv.commits import SavedChunk, saved_chunks, saved_commits, seed
+from mlxkv.store.kv.ranges import MOST_ROWS
+from mlxkv.store.sanity import is_chunk
+from mlxkv.token_ids import common_prefix
+
+_MOST_SOURCES = 4  # sessions that share as much; the one whose log goes on longest with the prompt is taken
+
+
+@dataclass(frozen=True)
+class Source:
+    """Chunks of a session whose rows [head.a, end) belong to the first `limit` ids of a prompt."""
+
+    session_id: str
+    chunks: tuple[SavedChunk, ...] = ()
+    limit: int = 0
+
+
+def find_source(
+    db: sqlite3.Connection, sessions: Sessions, model_id: str, spec_id: str, groups: Sequence[str], ids: array[int],
+    but: str | None, beyond: int = 0,
+) -> Source | None:  # fmt: skip
+    """The session, other than `but`, that has the longest beginning of `ids` saved, if that is `beyond` ids."""
+    best: Source | None = None
+    for session_id in _candidates(db, model_id, spec_id, groups, ids, but, beyond):
+        try:
+            history = sessions.history(db, session_id, fresh=True)  # nobody has opened it
+        except StoreError:
+            continue  # damaged or just deleted: its rows are of no use to others
+        common = common_prefix(history.log, ids)
+        commits = [c for c in saved_commits(db, session_id, history) if (c.model_id, c.spec_id) == (model_id, spec_id)]
+        limit = max((min(c.kept, common) for c in commits), default=0)
+        if limit > (best.limit if best else 0):
+            saved = saved_chunks(db, commits, history)
+            chunks = [replace(c, end=min(c.end, limit)) for c in saved if c.head.a < limit]
+            best = Source(session_id, tuple(chunks), limit)
+    return best if best is not None and best.limit >= beyond else None
+
+
+def _candidates(
+    db: sqlite3.Connection, model_id: str, spec_id: str, groups: Sequence[str], ids: array[int], but: str | None,
+    beyond: int,
+) -> list[str]:  # fmt: skip
+    """Sessions that refer to the chunk that reaches furthest into `ids`, newest first."""
+    least = min(beyond, len(ids) - MOST_ROWS)  # whoever goes on beyond has a chunk that ends there, or a bit before
+    saved: dict[str, list[tuple[int, int, str, str]]] = {}
+    for digest, size, group, a, b, key in db.execute(
+        "SELECT digest, size, grp, a, b, prefix_key FROM chunk WHERE spec_id = ? AND b <= ? AND b >= ?",
+        (spec_id, len(ids), least),
+    ):
+        if is_chunk(digest, size, group, a, b, key):
+            saved.setdefault(group, []).append((a, b, key, digest))
+    found: list[tuple[int, str]] = []
+    for group in groups:
+        keys = prefix_keys(ids, seed(model_id, spec_id, group), {(a, b) for a, b, *_ in saved.get(group, ())})
+        found += [(b, digest) for a, b, key, digest in saved.get(group, ()) if keys[a, b] == key]
+    out: list[str] = []
+    for _, digest in sorted(found, reverse=True):
+        for (session_id,) in db.execute(
+            "SELECT DISTINCT c.session FROM kv_ref r JOIN kv_commit c ON c.id = r.kv_commit"
+            " JOIN session s ON s.id = c.session WHERE r.chunk = ? AND NOT s.flags & 1"  # imported rows stay alone
+            " ORDER BY c.session DESC LIMIT ?",
+            (digest, _MOST_SOURCES + 1),
+        ):
+            if session_id != but and session_id not in out:
+                out.append(session_id)
+        if len(out) >= _MOST_SOURCES:
+            break
+    return out[:_MOST_SOURCES]

@@ -1,0 +1,252 @@
+"""The disk limit: what goes first when there is no room, and what never goes.
+
+One hard limit over every file and folder in mlxkv's cache folder (disk_usage.py counts them), kept before a byte is
+written. Rows of chats are removed to make room, named prompt caches never. Whoever calls `make_room` holds the KV lock,
+so that what is counted stays true until it is written. Any thread, with a connection of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mlxkv.errors import StoreError
+from mlxkv.stats import bytes_text, plural
+from mlxkv.store.db.database import PINNED, Database
+from mlxkv.store.files import disk_usage
+from mlxkv.store.kv.chunk_format import ChunkHead
+from mlxkv.store.kv.disk_usage import BLOCK, Space, on_disk
+from mlxkv.store.kv.eviction import Forgotten, forget, put_back
+from mlxkv.store.kv.protocols import LayerGroup, Range
+from mlxkv.store.kv.save_plan import Plan
+from mlxkv.store.sanity import is_chunk
+from mlxkv.system.regular_file import parse_json
+
+FILE_HEADER = 512  # bytes, and for each tensor:
+TENSOR_HEADER = 128
+HEADROOM = 8 * BLOCK  # a write may also need a folder, and a folder may grow
+MARGIN = 4 * BLOCK  # left free where nothing is written: a folder that is made now and then must not go over
+
+
+@dataclass
+class _Candidate:
+    """A chunk that may go. `is_needed`: a session cannot be resumed without it."""
+
+    digest: str
+    size: int
+    a: int
+    b: int
+    is_needed: bool = False
+    is_kept: bool = False  # needed by a session that is open or pinned
+    seq: int = 0  # of the chat that was used last
+
+    @property
+    def order(self) -> tuple[bool, int, int]:
+        """Rows that left every window first, then the chats that rest longest; of these the end first, since the
+        beginning is of use without it."""
+        return self.is_needed, self.seq, -self.b if self.is_needed else self.a
+
+
+@dataclass
+class Quota:
+    """`limit` bytes for everything in `space`, None for no limit.
+
+    `open_sessions` names the sessions that are open, in this process or another.
+    """
+
+    limit: int | None
+    space: Space
+    open_sessions: Callable[[], set[str]]
+    _stuck: set[str] = field(default_factory=set, init=False)  # chunks whose files could not be removed the last time
+    _spared: frozenset[str] = field(default=frozenset(), init=False)
+    _counted: tuple[Plan | None, int] = field(default=(None, 0), init=False)  # what is used at most during a save
+
+    @property
+    def description(self) -> str:
+        """The limit in words, with what named prompt caches take of it where that is worth a word."""
+        named, limit = self.space.named(), self.limit or 0
+        worth = named > max(limit // 20, HEADROOM)
+        taken = f", of which named prompt caches take {bytes_text(named)}" if worth else ""
+        return f"the disk limit of {bytes_text(limit)}{taken}"
+
+    def fits(self, plan: Plan, groups: Sequence[LayerGroup]) -> bool:
+        """Whether what this session needs stays under the limit by itself, beside the named prompt caches."""
+        if self.limit is None or not plan.pos:
+            return True
+        free = self.limit - self.space.lasting() - 2 * HEADROOM
+        free -= sum(on_disk(_estimate(head, groups)) + BLOCK for head in plan.heads)
+        if plan.kept_bytes + 2 * BLOCK * len(plan.kept) <= free:  # all of it, so that it need not be gone through
+            return True
+        kept = [c.size for c in plan.kept if _overlaps(plan.needed, c.head.group, c.head.a, c.end)]
+        return sum(on_disk(size) + BLOCK for size in kept) <= free
+
+    def make_room(self, database: Database, size: int, plan: Plan, new: Iterable[str]) -> None:
+        """Remove until a file of `size` bytes fits; what the plan needs and the digests in `new` stay.
+
+        Raises:
+            StoreError: it cannot fit.
+        """
+        if self.limit is None:
+            return
+        target = self.limit - on_disk(size) - HEADROOM
+        counted_for, used = self._counted
+        if counted_for is not plan:  # who saves is alone: until that is done only its own files are added
+            used = self.space.used_as_listed()
+        if used <= target:
+            self._counted = plan, used + on_disk(size) + 2 * BLOCK
+            return
+        self._counted = None, 0
+        keep = set(new)
+        if all(self._shrink(database, target, keep, plan, old) > target for old in (True, False)):
+            if self._stuck:
+                files = f"{plural(len(self._stuck), 'file')} in {self.space.chunks.root}"
+                raise StoreError(
+                    f"The KV cache was not saved: {self.description} is full, and {files} cannot be removed; check it."
+                )
+            raise StoreError(f"The KV cache was not saved: open chats fill {self.description}; raise `disk_limit`.")
+
+    def make_room_for_named(self, database: Database, name: str, size: int) -> None:
+        """Remove rows of chats until a file of `size` bytes fits; nothing goes where that cannot be enough.
+
+        Raises:
+            StoreError: it cannot fit beside the named prompt caches and what open chats need.
+        """
+        self.check_named(database, name, size)
+        if self.limit is None:
+            return
+        target = self.limit - on_disk(size) - HEADROOM
+        if self._shrink(database, target, set()) > target:
+            root = self.space.chunks.root
+            raise StoreError(f"There is no room for {name!r}: files in {root} cannot be removed; check that folder.")
+
+    def check_named(self, database: Database, name: str, size: int) -> None:
+        """Raises StoreError as `make_room_for_named` does, and removes nothing."""
+        if self.limit is None or self.space.used() <= (target := self.limit - on_disk(size) - HEADROOM):
+            return
+        with database.reading() as db:
+            chunks = self._candidates(db, None, True)
+        paths = {kept: [self._path(c) for c in chunks if c.is_kept == kept] for kept in (True, False)}
+        nobodys = [*self.space.leftovers({chunk.digest for chunk in chunks}), *self.space.set_aside()]
+        if self.space.used_without({*paths[False], *nobodys}) <= target:
+            return
+        is_alone_too_large = target < 0
+        named = 0 if is_alone_too_large else self.space.named()
+        is_open = 0 if is_alone_too_large else sum(map(disk_usage, paths[True]))
+        others = [f"other named ones take {bytes_text(named)} of it"] if named > HEADROOM else []
+        others += [f"open chats need {bytes_text(is_open)} of it"] if is_open else []
+        beside = f" ({' and '.join(others)})" if others else ""
+        remedy = "delete some with `mlxkv cache rm`, or raise `disk_limit`" if others else "raise `disk_limit`"
+        raise StoreError(
+            f"The prompt cache {name!r} takes {bytes_text(size)}, which the disk limit of {bytes_text(self.limit)} has"
+            f" no room for{beside}; {remedy}."
+        )
+
+    def _path(self, chunk: _Candidate) -> Path:
+        return self.space.chunks.path(chunk.digest)
+
+    def enforce(self, database: Database, spare: Collection[str] = ()) -> None:
+        """Go under the limit, as far as open sessions and named prompt caches allow. `spare`: sessions that count as
+        open, since they are about to be."""
+        if self.limit is not None:
+            self._spared = frozenset(spare)
+            try:
+                self._shrink(database, self.limit - MARGIN, set())
+            finally:
+                self._spared = frozenset()
+
+    def _shrink(
+        self, database: Database, target: int, keep: set[str], saving: Plan | None = None, old: bool = True
+    ) -> int:
+        """The bytes used when done. `old`: spare what the session that is being saved was saved with last: it counts
+        until the new commit."""
+        chunks = self.space.chunks
+        if (used := self.space.used()) <= target:
+            return used
+        chunks.drop_empty_folders()
+        used = self.space.used()
+        with database.reading() as db:
+            known = {row[0] for row in db.execute("SELECT digest FROM chunk")}
+        for path in [*self.space.leftovers(known | keep), *self.space.set_aside()]:
+            if used > target:
+                used -= chunks.discard(path)
+        self._stuck = set()
+        while used > target:
+            victims = self._forget(database, used - target, keep | self._stuck, saving, old)
+            if not victims.chunks:
+                break
+            for digest in victims.digests:
+                chunks.discard(chunks.path(digest))
+            if stuck := {digest for digest in victims.digests if os.path.lexists(chunks.path(digest))}:
+                self._stuck |= stuck
+                with database.writing() as db:
+                    put_back(db, victims, stuck)
+            chunks.drop_empty_folders()
+            used = self.space.used()
+        return used
+
+    def _forget(self, database: Database, num_bytes: int, keep: set[str], saving: Plan | None, old: bool) -> Forgotten:
+        """Forget as many chunks as may free `num_bytes`; how many they really free is seen when they are gone."""
+        victims = []
+        with database.writing() as db:
+            for chunk in self._candidates(db, saving, old):
+                if num_bytes <= 0:
+                    break
+                if not chunk.is_kept and chunk.digest not in keep:
+                    num_bytes -= on_disk(chunk.size) + BLOCK  # and perhaps its folder
+                    victims.append(chunk.digest)
+            return forget(db, victims)
+
+    def _candidates(self, db: sqlite3.Connection, saving: Plan | None, old: bool) -> list[_Candidate]:
+        is_open = self.open_sessions() | self._spared
+        needed: dict[str, list[_Needed]] = {}
+        used: dict[str, int] = {}
+        query = f"SELECT id, seq, needed, flags & {PINNED} FROM session"
+        for session, seq, text, is_pinned in db.execute(query):
+            used[session] = seq if isinstance(seq, int) else 0
+            needed[session] = [_ranges(text)]
+            if is_pinned:
+                is_open.add(session)
+        if saving:
+            is_open.add(saving.session_id)
+            before = needed.get(saving.session_id, []) if old else []
+            needed[saving.session_id] = [*before, saving.needed]
+        found: dict[str, _Candidate] = {}
+        for digest, size, group, a, b, session in db.execute(
+            "SELECT k.digest, k.size, k.grp, k.a, k.b, c.session FROM chunk k"
+            " LEFT JOIN kv_ref r ON r.chunk = k.digest LEFT JOIN kv_commit c ON c.id = r.kv_commit"
+        ):
+            if not is_chunk(digest, size, group, a, b):
+                continue
+            chunk = found.setdefault(digest, _Candidate(digest, size, a, b))
+            if session is not None:
+                chunk.seq = max(chunk.seq, used.get(session, 0))
+                if any(_overlaps(ranges, group, a, b) for ranges in needed.get(session, [])):
+                    chunk.is_needed = True
+                    chunk.is_kept = chunk.is_kept or session in is_open
+        return sorted(found.values(), key=lambda chunk: chunk.order)
+
+
+_Needed = Mapping[str, list[Range]] | None
+"""Ranges by group; None: not known, so everything may be needed."""
+
+
+def _ranges(text: str) -> _Needed:
+    try:
+        table = parse_json(text)
+        return {group: [(int(a), int(b)) for a, b in ranges] for group, ranges in table.items()} or None
+    except (ValueError, TypeError, AttributeError):
+        return None
+
+
+def _estimate(head: ChunkHead, groups: Sequence[LayerGroup]) -> int:
+    """Bytes of the file, or a little more."""
+    group = next(group for group in groups if group.name == head.group)
+    rows = head.b - head.a
+    return rows * group.row_bytes + FILE_HEADER + TENSOR_HEADER * len(group.shapes(rows))
+
+
+def _overlaps(needed: _Needed, group: str, a: int, b: int) -> bool:
+    return needed is None or any(a < high and low < b for low, high in needed.get(group, ()))

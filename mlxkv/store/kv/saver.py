@@ -1,0 +1,128 @@
+"""Saving rows: cuts a save to what the disk limit has room for, hands it to the writer, and tells once what went wrong.
+
+Owns the newest save of each session. What is new is save_plan.py's to say, writing it writer.py's. Engine thread.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+
+from mlxkv.store.db.sessions import Sessions
+from mlxkv.store.identity import ModelIdentity
+from mlxkv.store.kv.chunk_files import ChunkFiles
+from mlxkv.store.kv.chunk_format import Encoded
+from mlxkv.store.kv.protocols import KVCacheLike
+from mlxkv.store.kv.quota import Quota
+from mlxkv.store.kv.save_plan import Committer, Plan, encoded
+from mlxkv.store.kv.writer import ATTEMPTS, ChunkVanishedError, Job, Writer
+from mlxkv.store.records import KVCommit
+
+
+class Saver:
+    """The saves of one store. Their arguments and errors are those of SessionStore's methods."""
+
+    def __init__(self, sessions: Sessions, chunks: ChunkFiles, quota: Quota, writer: Writer) -> None:
+        self._chunks, self._quota, self._writer = chunks, quota, writer
+        self.committer = Committer(sessions, chunks)
+        self._newest: dict[str, tuple[Job, Mapping[str, int]]] = {}  # the newest save of a session: sizes by digest
+        self._told: dict[str, str] = {}  # the last notice of a session: the same one is not repeated
+
+    def save(self, session_id: str, cache: KVCacheLike, model: ModelIdentity, rng: bytes | None) -> KVCommit:
+        """Returns once the cache may go on; see SessionStore.save_kv."""
+        failed = self.flush(session_id)
+        _, commit = self._hand_over(session_id, cache, model, rng)
+        return replace(commit, notice=commit.notice or failed)
+
+    def save_and_wait(self, session_id: str, cache: KVCacheLike, model: ModelIdentity, rng: bytes | None) -> KVCommit:
+        """Returns once it is on disk; see SessionStore.commit_kv."""
+        self.flush(session_id)
+        written = attempt = 0
+        while True:
+            attempt += 1
+            job, commit = self._hand_over(session_id, cache, model, rng)
+            if job is None:
+                return commit
+            self._writer.wait(job)
+            written += job.bytes_written
+            del self._newest[session_id]
+            if job.error is None:
+                return replace(commit, bytes_written=written)
+            if not isinstance(job.error, ChunkVanishedError) or attempt == ATTEMPTS:
+                raise job.error
+
+    def flush(self, session_id: str) -> str | None:
+        """Wait for the session's rows to be on disk; one sentence if that failed, told once."""
+        self.wait(session_id)
+        job, _ = self._newest.pop(session_id, (None, {}))
+        if job is None or job.failure is None:
+            return None
+        return self._once(session_id, f"{job.failure} The chat itself is saved.")
+
+    def wait(self, session_id: str) -> None:
+        """Until nothing of the session is on its way; what went wrong stays to be told."""
+        if session_id in self._newest:
+            self._writer.wait(self._newest[session_id][0])
+
+    def forget(self, session_id: str) -> None:
+        """The session is closed: what is remembered of it goes."""
+        self.committer.forget(session_id)
+
+    def waiting(self, session_id: str) -> Mapping[str, int]:
+        """The session's chunks on their way to the disk: digests, and the bytes of each. Ask before the database."""
+        job, sizes = self._newest.get(session_id, (None, {}))
+        return sizes if job is not None and not job.is_done else {}
+
+    def sessions_waiting(self) -> list[str]:
+        return [session_id for session_id in self._newest if self.waiting(session_id)]
+
+    def _hand_over(
+        self, session_id: str, cache: KVCacheLike, model: ModelIdentity, rng: bytes | None
+    ) -> tuple[Job | None, KVCommit]:
+        plan = self._plan(session_id, cache, model, rng)
+        notice = self._once(session_id, plan.notice)
+        if not plan.pos:
+            return None, KVCommit(0, 0, notice)
+        new, sizes = 0, dict[str, int]()
+
+        def counted() -> Iterator[Encoded]:
+            nonlocal new
+            for chunk in encoded(plan, cache):
+                sizes[chunk.digest] = chunk.size
+                new += 0 if self._chunks.has(chunk.digest, chunk.size) else chunk.size
+                yield chunk
+
+        job = self._writer.hand_over(plan, counted(), _num_bytes(plan, cache))
+        self._newest[session_id] = job, sizes
+        return job, KVCommit(plan.pos, new, notice)
+
+    def _plan(self, session_id: str, cache: KVCacheLike, model: ModelIdentity, rng: bytes | None) -> Plan:
+        """All of the log, or the longest beginning of it, in sixteenths, that the disk limit has room for."""
+        committer = self.committer
+        whole = plan = committer.plan(session_id, cache, model, rng)
+        if self._quota.fits(plan, cache.groups):
+            return plan
+        ends = {whole.pos * n // 16 for n in range(1, 16)} | {chunk.end for chunk in whole.kept}
+        for at_most in sorted((end for end in ends if end < whole.pos), reverse=True):
+            plan = committer.plan(session_id, cache, model, rng, at_most)
+            if plan.pos and self._quota.fits(plan, cache.groups):
+                what = f"{plan.pos:,} of {whole.pos:,} tokens"
+                break
+        else:
+            plan, what = replace(whole, pos=0, heads=()), "Nothing"
+        notice = f"{what} of this chat's KV cache fits {self._quota.description}; raise `disk_limit`."
+        return replace(plan, notice=notice)
+
+    def _once(self, session_id: str, notice: str | None) -> str | None:
+        """None for the notice that was given last, be it with other numbers."""
+        if notice is None or self._told.get(session_id) == (text := re.sub(r"[\d,]+", "#", notice)):
+            return None
+        self._told[session_id] = text
+        return notice
+
+
+def _num_bytes(plan: Plan, cache: KVCacheLike) -> int:
+    """Of the rows that are to be written, without the files' headers."""
+    row_bytes = {group.name: group.row_bytes for group in cache.groups}
+    return sum((head.b - head.a) * row_bytes[head.group] for head in plan.heads)

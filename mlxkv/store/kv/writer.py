@@ -1,0 +1,230 @@
+"""Saving a cache, the writer thread's half: chunk files, then in one transaction what refers to them.
+
+Owns the one thread that writes rows, so that fsync never holds up a reply. The thread starts with the first save and
+ends a moment after the last: a program that forgets to close the store still ends. Bytes come from the engine thread,
+at most `MAX_WAITING` of them waiting; what went wrong is told at the next call.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, suppress
+
+from mlxkv.errors import SessionChangedError, StoreError
+from mlxkv.store.db.database import Database
+from mlxkv.store.db.history import to_json
+from mlxkv.store.db.sessions import save_model
+from mlxkv.store.kv.chunk_files import ChunkFiles
+from mlxkv.store.kv.chunk_format import Encoded
+from mlxkv.store.kv.commits import STATE, count_written, forget_states, remove_chunks, save_commit, save_spec
+from mlxkv.store.kv.gc import has_unused, remove_if_unused, remove_unused
+from mlxkv.store.kv.quota import Quota
+from mlxkv.store.kv.save_plan import Plan
+from mlxkv.store.kv.save_progress import Progress
+
+ATTEMPTS = 3  # something else may remove a chunk between our writing it and our referring to it
+MAX_WAITING = 64 << 20  # bytes handed over and not written yet; the engine thread waits for room above that
+LINGER = 1.0  # seconds that the thread and its connection wait for another save
+_log = logging.getLogger("mlxkv.store")
+
+
+class ChunkVanishedError(StoreError):
+    """Something else removes files from the KV folder."""
+
+
+class Job:
+    """One save on its way to the disk, of about `total` bytes. Fields are guarded by the writer's condition."""
+
+    def __init__(self, plan: Plan, total: int = 0) -> None:
+        self.plan, self.total = plan, total
+        self.chunks: deque[Encoded] = deque()
+        self.is_complete = self.is_done = False
+        self.error: BaseException | None = None
+        self.bytes_written = 0
+
+    @property
+    def failure(self) -> StoreError | None:
+        """What went wrong, as an error for the user."""
+        if self.error is None or isinstance(self.error, StoreError):
+            return self.error
+        return StoreError(f"The KV cache could not be saved ({type(self.error).__name__}: {self.error}).")
+
+
+class Writer:
+    """Saves in the order they were handed over.
+
+    Args:
+        connect: a connection of the calling thread's own.
+        lock: be the only writer of the KV folder, in all processes.
+    """
+
+    def __init__(
+        self, connect: Callable[[], Database], lock: Callable[[], AbstractContextManager[bool]], chunks: ChunkFiles,
+        quota: Quota,
+    ) -> None:  # fmt: skip
+        self._connect, self._lock, self._chunks, self._quota = connect, lock, chunks, quota
+        self.progress = Progress()
+        self._changed = threading.Condition()
+        self._jobs: deque[Job] = deque()
+        self._is_running = self._is_closing = False
+        self._is_first = True  # save of this process: a crash may have left chunks
+        self._thread: threading.Thread | None = None
+
+    # -- the engine thread -------------------------------------------------------------------------------------------
+
+    def hand_over(self, plan: Plan, chunks: Iterable[Encoded], total: int = 0) -> Job:
+        """Take a save over; returns once all its bytes are written or wait in memory.
+
+        An exception of `chunks` cancels the save and is raised here.
+        """
+        job = Job(plan, total)
+        with self._changed:
+            self._jobs.append(job)
+            if not self._is_running:
+                self._is_running = True
+                self._thread = threading.Thread(target=self._run, name="mlxkv-writer")
+                self._thread.start()
+            self._changed.notify_all()
+        try:
+            for chunk in chunks:
+                with self._changed:
+                    self._changed.wait_for(lambda: job.is_done or sum(c.size for c in job.chunks) < MAX_WAITING)
+                    if job.is_done:  # it failed
+                        break
+                    job.chunks.append(chunk)
+                    self._changed.notify_all()
+        except BaseException as error:
+            with self._changed:
+                job.error = error
+                self._changed.notify_all()
+            self.wait(job)
+            raise
+        with self._changed:
+            job.is_complete = True
+            self._changed.notify_all()
+        return job
+
+    def wait(self, job: Job | None = None) -> None:
+        """Until this save, or every one, is on disk or has failed."""
+        with self._changed:
+            self._changed.wait_for(lambda: job.is_done if job else not self._jobs)
+
+    def close(self) -> None:
+        """Write what is waiting, and let go of the database."""
+        with self._changed:
+            self._is_closing = True
+            self._changed.notify_all()
+        if self._thread is not None:
+            self._thread.join()
+        self._is_closing = False
+
+    # -- the writer thread -------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        database: Database | None = None
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._jobs or self._is_closing, LINGER)
+                if not self._jobs:
+                    self._is_running = False  # under the lock: a save handed over from now on starts a new thread
+                    break
+                job = self._jobs[0]
+            error: BaseException | None = None
+            self.progress.begin(job.total)
+            try:
+                with self._lock():
+                    database = database or self._connect()
+                    self._save(job, database)
+            except BaseException as caught:
+                error = caught
+                if database is not None:
+                    database.close()  # whatever was wrong with it, the next save begins anew
+                    database = None
+                if not isinstance(caught, StoreError | OSError) and caught is not job.error:
+                    _log.exception("saving a KV cache failed")
+            with self._changed:
+                job.error, job.is_done = error, True
+                job.chunks.clear()
+                self._jobs.popleft()
+                self._changed.notify_all()
+            self.progress.end()
+        if database is not None:
+            database.close()
+
+    def _save(self, job: Job, database: Database) -> None:
+        new: list[Encoded] = []
+        try:
+            try:
+                while (chunk := self._next(job)) is not None:
+                    if not self._chunks.has(chunk.digest, chunk.size):
+                        self._quota.make_room(database, chunk.size, job.plan, [c.digest for c in new])
+                    job.bytes_written += self._chunks.put(chunk)
+                    new.append(Encoded(chunk.head, b"", chunk.digest, chunk.size))
+                    self.progress.add(chunk.size)
+            except OSError as error:
+                raise StoreError(
+                    f"The KV cache could not be written to {self._chunks.root} ({error.strerror}); the chat is kept, "
+                    "only reopening it will take longer."
+                ) from error
+            refer(database, self._chunks, job.plan, new, job.bytes_written)
+        except BaseException:
+            with suppress(OSError, StoreError):
+                remove_unused(database, self._chunks, [chunk.digest for chunk in new])
+                with database.writing() as db:
+                    count_written(db, job.plan.session_id, job.bytes_written)
+            raise
+        with suppress(OSError, StoreError):  # what stays goes with the next save
+            if states := [chunk.digest for chunk in new if chunk.head.group == STATE]:
+                known = job.plan.states
+                with database.writing() as db:
+                    old = forget_states(db, job.plan.session_id, None if known is None else {*known, *states})
+                remove_if_unused(database, self._chunks, old)
+            if has_unused(database, thorough=self._is_first):  # rows of a chat that was deleted meanwhile
+                remove_unused(database, self._chunks)
+            self._is_first = False
+
+    def _next(self, job: Job) -> Encoded | None:
+        """The next chunk to write, None after the last."""
+        with self._changed:
+            self._changed.wait_for(lambda: job.error or job.chunks or job.is_complete)
+            if job.error:
+                raise job.error
+            chunk = job.chunks.popleft() if job.chunks else None
+            self._changed.notify_all()
+            return chunk
+
+
+def refer(database: Database, chunks: ChunkFiles, plan: Plan, new: list[Encoded], written: int) -> None:
+    """The commit: from here on the rows count.
+
+    Raises:
+        SessionChangedError: the history that the rows were computed from is no longer the session's.
+        StoreError: a chunk has vanished since it was written.
+    """
+    with database.writing() as db:
+        heads = db.execute(  # from the last one on: a turn or two may have been added since
+            "SELECT head FROM session WHERE id = ?1 UNION ALL SELECT * FROM"
+            " (SELECT digest FROM turn WHERE session = ?1 ORDER BY i DESC)",
+            (plan.session_id,),
+        )
+        if not any(head == plan.turn for (head,) in heads):
+            raise SessionChangedError(
+                f"Session {plan.session_id} was changed or deleted while its KV cache was saved; open it again."
+            )
+        for chunk in plan.gone:
+            if not chunks.has(chunk.digest, chunk.size):
+                remove_chunks(db, [chunk.digest])
+        if not all(chunks.has(chunk.digest, chunk.size) for chunk in new):
+            raise ChunkVanishedError(f"The KV folder {chunks.root} loses files; check what else deletes them.")
+        save_spec(db, plan.spec_id, dict(plan.spec))
+        save_commit(
+            db, plan.session_id, plan.pos, plan.turn, save_model(db, plan.model), plan.spec_id, plan.rng, new
+        )  # fmt: skip
+        db.execute(
+            "UPDATE session SET spec_id = ?, needed = ? WHERE id = ?",
+            (plan.spec_id, to_json(plan.needed), plan.session_id),
+        )
+        count_written(db, plan.session_id, written)
