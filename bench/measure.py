@@ -1,10 +1,10 @@
-"""What every benchmark prints first. Measuring itself is `mlxkv.benchmark`'s, which `mlxkv bench` uses as well."""
+"""What every benchmark prints first. Measuring itself is `mlxkv.cli.bench`'s, which `mlxkv bench` uses as well."""
 
 from __future__ import annotations
 
 import sys
 
-from mlxkv.benchmark import about
+from mlxkv.cli.bench import about
 
 
 def header(title: str) -> None:

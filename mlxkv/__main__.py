@@ -34,8 +34,8 @@ def _main() -> None:
     args = sys.argv[1:]
     if is_terminal() and opens_window(args):
         # -P: a folder the user happens to be in must not be imported from.
-        sys.exit(supervise([sys.executable, "-P", "-m", "mlxkv.cli", *args], saves="--no-save" not in args))
-    from mlxkv.cli import main as cli
+        sys.exit(supervise([sys.executable, "-P", "-m", "mlxkv.cli.app", *args], saves="--no-save" not in args))
+    from mlxkv.cli.app import main as cli
 
     cli()
 

@@ -25,7 +25,7 @@ from mlxkv.protocol import commands as cmd
 from mlxkv.protocol import events as ev
 from mlxkv.store.db.database import Database
 from mlxkv.tokenizer.chat_template import ChatTemplate
-from mlxkv.tui.state import ChatState
+from mlxkv.tui.state.chat_state import ChatState
 from tests.chats import say
 from tests.hybrids import hybrid_folder
 from tests.reference import tiny_llama

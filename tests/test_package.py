@@ -76,7 +76,7 @@ def test_the_wheel_is_one_package(built: Built) -> None:
     """`tui/` and `models/` are installed as mlxkv.tui and mlxkv.models, once, and nothing else is."""
     wanted = in_checkout("mlxkv") | {f"mlxkv/{name}" for name in in_checkout("tui") | in_checkout("models")}
     assert {name for name in built.wheel if ".dist-info/" not in name} == wanted
-    assert {"mlxkv/cli.py", "mlxkv/tui/app.py", "mlxkv/models/load.py", "mlxkv/models/catalogue.toml"} <= wanted
+    assert {"mlxkv/cli/app.py", "mlxkv/tui/app.py", "mlxkv/models/load.py", "mlxkv/models/catalogue.toml"} <= wanted
 
 
 def test_the_wheel_says_that_it_is_typed(built: Built) -> None:
@@ -187,14 +187,14 @@ def test_the_probe_sees_what_is_imported() -> None:
     "code",
     [
         "import mlxkv",
-        "import mlxkv.cli",
+        "import mlxkv.cli.app",
         "import mlxkv.events, mlxkv.stats, mlxkv.config, mlxkv.errors",
         "import mlxkv.models",
         "import mlxkv.tui",
-        "from mlxkv.cli import main; main(['--help'])",
-        "from mlxkv.cli import main; main(['--version'])",
-        "from mlxkv.cli import main; main(['chats', '--help'])",
-        "from mlxkv.cli import main; main(['path'])",
+        "from mlxkv.cli.app import main; main(['--help'])",
+        "from mlxkv.cli.app import main; main(['--version'])",
+        "from mlxkv.cli.app import main; main(['chats', '--help'])",
+        "from mlxkv.cli.app import main; main(['path'])",
     ],
 )
 def test_light_commands_import_nothing_heavy(code: str) -> None:
@@ -202,7 +202,7 @@ def test_light_commands_import_nothing_heavy(code: str) -> None:
 
 
 def test_a_typo_is_told_before_anything_heavy_is_imported() -> None:
-    code = "import mlxkv.cli as c\n    try: c.main(['-p', 'hi', '--temp', 'hot'])\n    except SystemExit: pass"
+    code = "import mlxkv.cli.app as c\n    try: c.main(['-p', 'hi', '--temp', 'hot'])\n    except SystemExit: pass"
     assert imported(code, *HEAVY) == []
 
 

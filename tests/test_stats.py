@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 import pytest
 
 from mlxkv.stats import TurnStats, bytes_text, fit, rate_text, seconds_text, stat_line, stat_segments, tokens_text
-from mlxkv.tui.wording import stat_text
+from mlxkv.tui.state.labels import stat_text
 
 DONE = TurnStats(
     prompt_tokens=5898, cached_tokens=5871, prefill_tokens=27, generated_tokens=312, ttft_s=0.21, decode_tps=42.1,

@@ -31,7 +31,7 @@ def run(
     The engine is started once the first frame is painted, is given `start` and then `ask`, and closed whatever happens.
     """
     from mlxkv.tui.app import ChatApp
-    from mlxkv.tui.driver import WindowDriver
+    from mlxkv.tui.terminal_driver import WindowDriver
 
     accept_any_bytes()
     # A token must not wait 5 ms for the window to let go of the interpreter.

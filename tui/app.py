@@ -1,6 +1,6 @@
 """The chat window: it joins widgets, state and engine, and decides nothing else. UI thread.
 
-What it does for a reader is `reading.py`, about chats, models and settings `managing.py`.
+What it does for a reader is `tui/screens/reading.py`, about chats, models and settings `tui/screens/managing.py`.
 
 Widgets post messages, `ChatState` answers with blocks and commands, one timer drains what the engine said. The engine
 is started after the first frame is on the screen.
@@ -28,17 +28,17 @@ from mlxkv.protocol import events as ev
 from mlxkv.protocol.engine import EnginePort
 from mlxkv.system.supervisor_link import Supervisor
 from mlxkv.text.clean import clean
-from mlxkv.tui import slash
-from mlxkv.tui.commands import COMMANDS, Run, Unknown, hint, parse
 from mlxkv.tui.emoji import joins_emoji
-from mlxkv.tui.history import History
-from mlxkv.tui.keys import Act, Presses, Situation
-from mlxkv.tui.look import look_of
-from mlxkv.tui.managing import ManagingApp
-from mlxkv.tui.prompt import Prompt
-from mlxkv.tui.render import warm
-from mlxkv.tui.state import ChatState
-from mlxkv.tui.view import ChatView
+from mlxkv.tui.markdown.block_renderer import warm
+from mlxkv.tui.screens.chat import ChatView
+from mlxkv.tui.screens.managing import ManagingApp
+from mlxkv.tui.state import slash_actions as slash
+from mlxkv.tui.state.chat_state import ChatState
+from mlxkv.tui.state.key_presses import Act, Presses, Situation
+from mlxkv.tui.state.prompt_history import History
+from mlxkv.tui.state.slash import COMMANDS, Run, Unknown, hint, parse
+from mlxkv.tui.theme import look_of
+from mlxkv.tui.widgets.prompt import Prompt
 
 DRAIN, SLOW_DRAIN = 0.1, 0.2  # seconds between two looks at the engine's events: see `_drained`
 
@@ -324,7 +324,7 @@ class ChatApp(ManagingApp, inherit_bindings=False):
         self._sync()
 
     def action_help(self) -> None:
-        from mlxkv.tui.help import HelpScreen
+        from mlxkv.tui.screens.help import HelpScreen
 
         self.push_screen(HelpScreen())
 

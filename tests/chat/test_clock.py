@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 import mlxkv
 from mlxkv.chat import clock
 from mlxkv.chat.compaction import branch, plan
-from mlxkv.cli import app
+from mlxkv.cli.app import app
 from mlxkv.config import Folders
 from mlxkv.model import Model
 from mlxkv.store import SessionStore

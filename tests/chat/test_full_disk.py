@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 
 import mlxkv
-from mlxkv import cli_start, print_mode
-from mlxkv.cli import main
+from mlxkv.cli import print_mode
+from mlxkv.cli import start as cli_start
+from mlxkv.cli.app import main
 from mlxkv.config import Folders, load_settings
 from mlxkv.errors import DiskError
 from mlxkv.events import MEANWHILE, Notice, NotSaved, PrefillProgress, TurnEvent, TurnFinished

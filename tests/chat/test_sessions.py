@@ -12,8 +12,8 @@ import mlx.core as mx
 import pytest
 
 import mlxkv
-from mlxkv import print_mode
-from mlxkv.cli_start import model_name
+from mlxkv.cli import print_mode
+from mlxkv.cli.start import model_name
 from mlxkv.config import Folders, load_settings
 from mlxkv.engine.chats import view
 from mlxkv.errors import SessionNotFoundError

@@ -11,9 +11,9 @@ import pytest
 import mlxkv
 from mlxkv.cache.prompt_cache import PromptCache
 from mlxkv.chat.prompt import Fed, PromptFormat, message
+from mlxkv.cli.print_mode import PrintRequest, answer
 from mlxkv.events import NoAnswer, Notice, TextDelta, TurnEvent, TurnFinished
 from mlxkv.model import Model
-from mlxkv.print_mode import PrintRequest, answer
 from tests.chats import CONFIG, say, script
 from tests.hybrids import hybrid_folder
 from tests.reference import largest

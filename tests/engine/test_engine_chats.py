@@ -22,8 +22,8 @@ from mlxkv.protocol.status import ModelTight
 from mlxkv.stats import bytes_text
 from mlxkv.store.kv.chunk_files import ChunkFiles
 from mlxkv.store.kv.chunk_format import Encoded
-from mlxkv.tui.lists import chat_row
-from mlxkv.tui.reports import stats_lines
+from mlxkv.tui.state.choice_lists import chat_row
+from mlxkv.tui.state.reports import stats_lines
 from tests.tokenizers import tiny_folder
 
 SETTINGS = Settings(temperature=0.0, max_tokens=12, window=256)

@@ -12,7 +12,7 @@ import pytest
 
 import mlxkv
 from mlxkv.cache.config import CacheConfig
-from mlxkv.cli import main
+from mlxkv.cli.app import main
 from mlxkv.errors import OutOfMemoryError
 from mlxkv.memory.preflight import tight
 from mlxkv.protocol import commands as cmd

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from mlxkv.cli import main
+from mlxkv.cli.app import main
 from mlxkv.errors import ModelDownloadError, ModelError, ModelFileError
 from mlxkv.models import Hub, list_local, load_model
 from mlxkv.models.completeness import INDEX, check_whole, missing_files, problem

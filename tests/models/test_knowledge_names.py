@@ -10,10 +10,10 @@ import pytest
 import typer.main
 
 import mlxkv
-from mlxkv.cli import app
+from mlxkv.cli.app import app
 from mlxkv.config import Settings
 from mlxkv.models.training.knowledge import HERE
-from mlxkv.tui.commands import BY_NAME
+from mlxkv.tui.state.slash import BY_NAME
 
 TOPICS = [
     topic

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import mlxkv
-from mlxkv.cli import main as cli
+from mlxkv.cli.app import main as cli
 from mlxkv.errors import ModelFileError
 from mlxkv.models import Hub, download, text_side
 from mlxkv.models.chat_template import find_template

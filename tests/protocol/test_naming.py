@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mlxkv.cli import main
+from mlxkv.cli.app import main
 from mlxkv.config import Folders
 from mlxkv.errors import SessionNotFoundError
 from mlxkv.protocol import commands as cmd
@@ -14,7 +14,7 @@ from mlxkv.protocol import events as ev
 from mlxkv.protocol.chat_names import chat_called
 from mlxkv.settings import Settings
 from mlxkv.store import SessionStore, TurnRecord
-from mlxkv.tui.state import ChatState
+from mlxkv.tui.state.chat_state import ChatState
 from tests.store.fake import model
 
 NAMES = {  # by id: the newest first

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from mlxkv.cli.doctor import examine
 from mlxkv.config import Folders
-from mlxkv.doctor import examine
 from mlxkv.store import SessionStore, TurnRecord
 from mlxkv.store.db import backup
-from mlxkv.tui.chats import group_text, sidebar_entries
+from mlxkv.tui.state.chat_list import group_text, sidebar_entries
 from tests.store.conftest import Talk
 from tests.store.fake import FakeCache, model
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mlxkv.cli_start import session_id_of
+from mlxkv.cli.start import session_id_of
 from mlxkv.config import Folders
 from mlxkv.errors import StoreError
 from mlxkv.store import SessionStore

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 import mlxkv
-from mlxkv.cli import main
+from mlxkv.cli.app import main
 from mlxkv.config import Folders
 from mlxkv.engine import Desk
 from mlxkv.errors import ConfigError, ReadOnlyError, StoreError

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mlxkv.cli import main
+from mlxkv.cli.app import main
 from mlxkv.config import Folders
 from mlxkv.store import SessionStore, TurnRecord
 from mlxkv.store.export.document import to_document

@@ -81,7 +81,7 @@ def play(case: dict[str, Any], home: str) -> dict[str, Any] | None:
 
 def warm() -> None:
     """Import what a command would import."""
-    for name in ("mlxkv.cli", "typer._adapters"):
+    for name in ("mlxkv.cli.app", "typer._adapters"):
         importlib.import_module(name)
     if sys.platform != "darwin":  # Metal does not survive a fork
         for name in ("engine", "model", "plain", "print_mode", "preflight", "tui.slash"):

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 import mlxkv
-from mlxkv.attachments import question_with, text_or_file
-from mlxkv.cli_start import _log_to_file
+from mlxkv.cli.input_files import question_with, text_or_file
+from mlxkv.cli.start import _log_to_file
 from mlxkv.config import Folders, load_settings
 from mlxkv.config_file import save_setting
 from mlxkv.errors import ConfigError, MlxkvError, ModelError
@@ -25,10 +25,10 @@ from mlxkv.store import SessionStore, describe_prompt_file
 from mlxkv.store.db.backup import list_backups
 from mlxkv.store.files import Files
 from mlxkv.system import regular_file
-from mlxkv.tui.attach import AttachError, read
-from mlxkv.tui.history import History
-from mlxkv.tui.slash import run
-from mlxkv.tui.state import ChatState
+from mlxkv.tui.state.attachments import AttachError, read
+from mlxkv.tui.state.chat_state import ChatState
+from mlxkv.tui.state.prompt_history import History
+from mlxkv.tui.state.slash_actions import run
 from tests.tokenizers import tiny_folder
 
 Spoil = Callable[[Path], object]

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from mlxkv.attachments import piped_lines, piped_text, question_with, read_text, text_or_file
+from mlxkv.cli.input_files import piped_lines, piped_text, question_with, read_text, text_or_file
 from mlxkv.errors import PromptError
 from mlxkv.events import TurnFinished
 from mlxkv.model import Model
 from mlxkv.text.encoding import well_formed
-from mlxkv.tui.attach import AttachError, read
+from mlxkv.tui.state.attachments import AttachError, read
 from tests.chats import CONFIG, say
 
 HALF, MARK = "\ud800", "\ufffd"

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from mlxkv.config import Folders
 from mlxkv.store import SessionStore, TurnRecord
 from mlxkv.text.folding import Wanted, folded, origins
-from mlxkv.tui.blocks import Block, Kind
-from mlxkv.tui.finding import Finder
-from mlxkv.tui.listing import Listing, PutPrompt, Row
+from mlxkv.tui.state.blocks import Block, Kind
+from mlxkv.tui.state.choices import Listing, PutPrompt, Row
+from mlxkv.tui.widgets.search import Finder
 from tests.store.fake import model
 from tests.tui.test_finding import layout, settle_all
 

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from mlxkv.chat.prompt import Fed, PromptFormat
-from mlxkv.cli import main as cli
+from mlxkv.cli.app import main as cli
 from mlxkv.errors import ModelError
 from mlxkv.models import text_side
 from mlxkv.tokenizer.tokens import decode, encode

@@ -16,7 +16,7 @@ def main() -> None:
         from mlxkv.system.supervisor import supervise
 
         sys.exit(supervise([sys.executable, "-m", "tests.tui.hanging", "--child", *sys.argv[1:]]))
-    from mlxkv.cli import main as cli
+    from mlxkv.cli.app import main as cli
     from mlxkv.tokenizer import chat_template as templates
 
     class Hanging:

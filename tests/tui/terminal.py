@@ -27,7 +27,7 @@ class Terminal:
 
     def __init__(
         self, args: Sequence[str], env: Mapping[str, str] | None = None, columns: int = 80, rows: int = 24,
-        module: str = "mlxkv.cli", folder: Path | None = None,
+        module: str = "mlxkv.cli.app", folder: Path | None = None,
     ) -> None:  # fmt: skip
         self.begun = time.perf_counter()
         self.pid, self.fd = pty.fork()

@@ -17,8 +17,8 @@ from mlxkv.events import Message, TextDelta, TurnFinished
 from mlxkv.protocol.commands import ListChats, LoadModel, NewChat, OpenChat, Send
 from mlxkv.protocol.events import ChatOpened, EngineStopped, Failed, KVSaving
 from mlxkv.tui.app import ChatApp
-from mlxkv.tui.help import HelpScreen
-from mlxkv.tui.picker import Picker
+from mlxkv.tui.screens.help import HelpScreen
+from mlxkv.tui.widgets.picker import Picker
 from tests.tui.fake_engine import REPLY, STATS, STATUS, FakeEngine, reply_events
 from tests.tui.window import FIRST, window
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from mlxkv.tui.commands import BY_NAME, COMMANDS, Prompt, Run, Unknown, complete, help_rows, hint, parse
-from mlxkv.tui.fuzzy import best, rank
+from mlxkv.tui.state.fuzzy import best, rank
+from mlxkv.tui.state.slash import BY_NAME, COMMANDS, Prompt, Run, Unknown, complete, help_rows, hint, parse
 
 
 @pytest.mark.parametrize(

@@ -9,13 +9,13 @@ from rich.style import Style
 from mlxkv.config import Settings
 from mlxkv.events import Message
 from mlxkv.protocol.events import ChatOpened
-from mlxkv.tui.blocks import Block, Kind
-from mlxkv.tui.copying import selected
 from mlxkv.tui.emoji import joins_emoji
-from mlxkv.tui.finding import Finder
-from mlxkv.tui.layout import Layout
-from mlxkv.tui.paper import Paper
-from mlxkv.tui.render import Look, Renderer
+from mlxkv.tui.markdown.block_renderer import Look, Renderer
+from mlxkv.tui.state.blocks import Block, Kind
+from mlxkv.tui.widgets.copying import selected
+from mlxkv.tui.widgets.line_layout import Layout
+from mlxkv.tui.widgets.line_painter import Paper
+from mlxkv.tui.widgets.search import Finder
 from tests.tui.window import window
 
 FAMILY = "👨\u200d👩\u200d👧"

@@ -7,12 +7,12 @@ import pytest
 from mlxkv.protocol import commands as cmd
 from mlxkv.protocol.events import ChatOpened
 from mlxkv.text.clean import clean, rejoined
-from mlxkv.tui.blocks import Block, Kind
-from mlxkv.tui.copying import code_blocks, message_source, selected
-from mlxkv.tui.layout import Layout
-from mlxkv.tui.render import Look, Renderer
-from mlxkv.tui.slash import run
-from mlxkv.tui.state import ChatState
+from mlxkv.tui.markdown.block_renderer import Look, Renderer
+from mlxkv.tui.state.blocks import Block, Kind
+from mlxkv.tui.state.chat_state import ChatState
+from mlxkv.tui.state.slash_actions import run
+from mlxkv.tui.widgets.copying import code_blocks, message_source, selected
+from mlxkv.tui.widgets.line_layout import Layout
 
 FAMILY, PARTS = "👨\u200d👩\u200d👧", "👨👩👧"
 WHOLE = {

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from mlxkv.tui import attach, files, offers
+from mlxkv.tui.state import attachments as attach
+from mlxkv.tui.state import completion as offers
+from mlxkv.tui.state import file_index as files
 from tests.tui.window import Window, window
 
 ACCENT = unicodedata.normalize("NFD", "résumé.txt")  # as some file systems keep it

@@ -12,12 +12,12 @@ from mlxkv.events import Message, TextDelta
 from mlxkv.protocol.events import ChatOpened, TurnStarted
 from mlxkv.text.clean import clean
 from mlxkv.text.folding import Wanted
-from mlxkv.tui.blocks import Block, Kind
-from mlxkv.tui.copying import code_blocks, message_source, selected
-from mlxkv.tui.finding import Finder
-from mlxkv.tui.layout import Layout
-from mlxkv.tui.render import Look, Renderer
-from mlxkv.tui.splitter import split
+from mlxkv.tui.markdown.block_renderer import Look, Renderer
+from mlxkv.tui.markdown.stream_splitter import split
+from mlxkv.tui.state.blocks import Block, Kind
+from mlxkv.tui.widgets.copying import code_blocks, message_source, selected
+from mlxkv.tui.widgets.line_layout import Layout
+from mlxkv.tui.widgets.search import Finder
 from tests.tui.fake_engine import REPLY, STATS, FakeEngine
 from tests.tui.window import window
 

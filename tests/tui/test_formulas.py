@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlxkv.tui.blocks import Block
-from mlxkv.tui.formulas import OPEN
-from mlxkv.tui.markdown import Lines, make_parser
-from mlxkv.tui.render import Look, Renderer
-from mlxkv.tui.splitter import Splitter, split
+from mlxkv.tui.markdown.block_renderer import Look, Renderer
+from mlxkv.tui.markdown.formulas import OPEN
+from mlxkv.tui.markdown.renderer import Lines, make_parser
+from mlxkv.tui.markdown.stream_splitter import Splitter, split
+from mlxkv.tui.state.blocks import Block
 
 FORMULAS = [
     r"\(a^2\)", r"\( a_1 + b_1 \, c \; d \! e \)", r"\[ \frac{a}{b} \{x\} \\ y \]", "$x*y*z$", "$a_1 + b_1$",

@@ -12,22 +12,12 @@ from rich.cells import cell_len
 from mlxkv.events import PrefillProgress, TextDelta, TurnFinished
 from mlxkv.protocol.events import TurnStarted
 from mlxkv.protocol.status import CacheView, ContextPart, ContextUse, SessionFigures, SessionStatus
-from mlxkv.tui.blocks import CONTEXT as CONTEXT_INFO
-from mlxkv.tui.blocks import Block, Kind
-from mlxkv.tui.gauges import (
-    EVICTED,
-    FREE,
-    LIVE,
-    PINNED,
-    bar,
-    narrow_lines,
-    ring_strip,
-    sparkline,
-    wide_lines,
-)
-from mlxkv.tui.meter import Meter
-from mlxkv.tui.render import Look, Renderer
-from mlxkv.tui.reports import context_line, context_lines, memory_lines, stats_lines
+from mlxkv.tui.markdown.block_renderer import Look, Renderer
+from mlxkv.tui.state.blocks import CONTEXT as CONTEXT_INFO
+from mlxkv.tui.state.blocks import Block, Kind
+from mlxkv.tui.state.gauges import EVICTED, FREE, LIVE, PINNED, bar, narrow_lines, ring_strip, sparkline, wide_lines
+from mlxkv.tui.state.rate_meter import Meter
+from mlxkv.tui.state.reports import context_line, context_lines, memory_lines, stats_lines
 from tests.tui.fake_engine import CONTEXT, FIGURES, RING, STATS, STATUS
 
 HALF = CacheView(10, 50, 80, 50, 20, 0, 1000, 500)

@@ -9,10 +9,10 @@ import pytest
 from rich.cells import cell_len
 from textual.binding import Binding
 
-from mlxkv.tui.commands import COMMANDS, help_rows
-from mlxkv.tui.help import KEYS, help_text
-from mlxkv.tui.prompt import Prompt
-from mlxkv.tui.transcript import Transcript
+from mlxkv.tui.screens.help import KEYS, help_text
+from mlxkv.tui.state.slash import COMMANDS, help_rows
+from mlxkv.tui.widgets.prompt import Prompt
+from mlxkv.tui.widgets.transcript import Transcript
 from tests.tui.window import Window, window
 
 # What the page names otherwise, or need not: ways out, and what works while a search is open.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mlxkv.protocol import commands as cmd
 from mlxkv.protocol import events as ev
-from mlxkv.tui.state import ChatState
+from mlxkv.tui.state.chat_state import ChatState
 from tests.tui.fake_engine import FakeEngine
 from tests.tui.window import window
 

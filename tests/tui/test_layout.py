@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from textual.strip import Strip
 
-from mlxkv.tui.blocks import Block, Kind
-from mlxkv.tui.layout import Layout
-from mlxkv.tui.render import Look, Renderer
+from mlxkv.tui.markdown.block_renderer import Look, Renderer
+from mlxkv.tui.state.blocks import Block, Kind
+from mlxkv.tui.widgets.line_layout import Layout
 
 
 def block(text: str) -> Block:

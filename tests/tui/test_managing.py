@@ -11,9 +11,9 @@ from mlxkv.config import Folders, Settings
 from mlxkv.events import TurnFinished
 from mlxkv.protocol.commands import DeleteChat, Edit, ExportChat, ListChats, LoadModel, OpenChat, RenameChat, Rewind
 from mlxkv.protocol.status import ChatSummary
-from mlxkv.tui.chats import group_text, sidebar_entries
-from mlxkv.tui.picker import Picker
-from mlxkv.tui.sidebar import Sidebar
+from mlxkv.tui.state.chat_list import group_text, sidebar_entries
+from mlxkv.tui.widgets.picker import Picker
+from mlxkv.tui.widgets.sidebar import Sidebar
 from tests.tui.fake_engine import CHATS, STATS, FakeEngine
 from tests.tui.window import window
 

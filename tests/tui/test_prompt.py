@@ -15,8 +15,8 @@ from textual.events import Key, Paste
 from mlxkv.config import Folders
 from mlxkv.protocol.commands import Command, CountTokens, NewChat, Send
 from mlxkv.protocol.events import EngineEvent, ModelReady, TokensCounted
-from mlxkv.tui.editor import EditorError, edited, editor_command
-from mlxkv.tui.menu import Source
+from mlxkv.tui.external_editor import EditorError, edited, editor_command
+from mlxkv.tui.widgets.completion_menu import Source
 from tests.tui.fake_engine import STATUS, FakeEngine
 from tests.tui.window import Window, window
 

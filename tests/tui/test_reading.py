@@ -12,10 +12,10 @@ from textual.strip import Strip
 from mlxkv.events import Message, TextDelta, TurnFinished
 from mlxkv.protocol.commands import Fork, OpenChat, Retry, Send
 from mlxkv.protocol.events import ChatOpened
-from mlxkv.tui.blocks import Kind
-from mlxkv.tui.findbar import FindBar, Line
-from mlxkv.tui.link import LinkScreen, host_note, is_web
-from mlxkv.tui.paper import FOUND, paint
+from mlxkv.tui.screens.link import LinkScreen, host_note, is_web
+from mlxkv.tui.state.blocks import Kind
+from mlxkv.tui.widgets.find_bar import FindBar, Line
+from mlxkv.tui.widgets.line_painter import FOUND, paint
 from tests.tui.fake_engine import REPLY, STATS, FakeEngine
 from tests.tui.window import Window, window
 

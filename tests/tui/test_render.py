@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 
 from mlxkv.text.clean import clean
-from mlxkv.tui.blocks import Block, Kind
-from mlxkv.tui.render import Look, Renderer
-from mlxkv.tui.splitter import split
+from mlxkv.tui.markdown.block_renderer import Look, Renderer
+from mlxkv.tui.markdown.stream_splitter import split
+from mlxkv.tui.state.blocks import Block, Kind
 from tests.tui.fake_engine import STATS
 from tests.tui.hostile import markdown
 
@@ -156,7 +156,7 @@ def test_any_text_renders_safely_within_the_width(text: str, width: int) -> None
 
 
 def test_a_parser_that_fails_leaves_the_source_readable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mlxkv.tui.markdown.Lines.__init__", lambda *_: 1 / 0)
+    monkeypatch.setattr("mlxkv.tui.markdown.renderer.Lines.__init__", lambda *_: 1 / 0)
     assert lines("**x**")[1].strip() == "**x**"
 
 

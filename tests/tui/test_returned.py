@@ -22,7 +22,7 @@ from mlxkv.protocol.status import SessionStatus
 from mlxkv.stats import Overflow, TurnStats
 from mlxkv.store import SessionStore
 from mlxkv.tui.app import ChatApp
-from mlxkv.tui.picker import Picker
+from mlxkv.tui.widgets.picker import Picker
 from tests.tui.fake_engine import FakeEngine, reply_events
 from tests.tui.window import FIRST, Window, window
 

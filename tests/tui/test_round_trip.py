@@ -8,8 +8,8 @@ import pytest
 
 from mlxkv.events import Message
 from mlxkv.protocol import commands as cmd
-from mlxkv.tui import attach
-from mlxkv.tui.commands import Prompt, as_typed, parse
+from mlxkv.tui.state import attachments as attach
+from mlxkv.tui.state.slash import Prompt, as_typed, parse
 from tests.tui.fake_engine import FakeEngine, reply_events
 from tests.tui.window import Window, window
 

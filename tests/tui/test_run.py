@@ -40,7 +40,8 @@ def test_the_parent_knows_of_the_end_before_the_engine_is_waited_for(
 
 WINDOW = """
 import os
-from mlxkv import cli_start, engine, tui
+from mlxkv.cli import start as cli_start
+from mlxkv import (engine, tui)
 from mlxkv.protocol.commands import LoadModel
 from mlxkv.config import Folders, Settings
 engine.Engine = lambda *_, **__: None

@@ -8,9 +8,9 @@ import pytest
 
 from mlxkv.protocol import commands as cmd
 from mlxkv.settings import schema
-from mlxkv.tui.blocks import Kind
-from mlxkv.tui.slash import Wish, run
-from mlxkv.tui.state import ChatState
+from mlxkv.tui.state.blocks import Kind
+from mlxkv.tui.state.chat_state import ChatState
+from mlxkv.tui.state.slash_actions import Wish, run
 
 REFUSED = {
     "temp": ("-1", "-0.1", "100.1", "1e400", "inf", "nan", "hot", "0,7", "1 2", "true", "0x1"),

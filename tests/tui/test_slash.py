@@ -25,13 +25,13 @@ from mlxkv.protocol.events import (
     Versions,
 )
 from mlxkv.protocol.status import CompactPlan, ContextPart, ContextUse, ModelTight
-from mlxkv.tui.blocks import Kind
-from mlxkv.tui.commands import COMMANDS
-from mlxkv.tui.listing import PutPrompt
-from mlxkv.tui.lists import tree_list
-from mlxkv.tui.reports import context_line, context_lines
-from mlxkv.tui.slash import Wish, run, settings_list
-from mlxkv.tui.state import ChatState
+from mlxkv.tui.state.blocks import Kind
+from mlxkv.tui.state.chat_state import ChatState
+from mlxkv.tui.state.choice_lists import tree_list
+from mlxkv.tui.state.choices import PutPrompt
+from mlxkv.tui.state.reports import context_line, context_lines
+from mlxkv.tui.state.slash import COMMANDS
+from mlxkv.tui.state.slash_actions import Wish, run, settings_list
 from tests.tui.fake_engine import CHATS, STATS
 
 CHAT = (

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from mlxkv.tui.blocks import Block, Kind
-from mlxkv.tui.copying import code_blocks
-from mlxkv.tui.markdown import make_parser
-from mlxkv.tui.render import Look, Renderer
-from mlxkv.tui.splitter import CODE_LINES, Splitter, split
+from mlxkv.tui.markdown.block_renderer import Look, Renderer
+from mlxkv.tui.markdown.renderer import make_parser
+from mlxkv.tui.markdown.stream_splitter import CODE_LINES, Splitter, split
+from mlxkv.tui.state.blocks import Block, Kind
+from mlxkv.tui.widgets.copying import code_blocks
 from tests.tui.fake_engine import REPLY
 
 

@@ -21,9 +21,9 @@ from mlxkv.protocol.events import (
 )
 from mlxkv.protocol.status import SessionStatus
 from mlxkv.stats import TurnStats
-from mlxkv.tui import slash
-from mlxkv.tui.blocks import Kind
-from mlxkv.tui.state import ChatState
+from mlxkv.tui.state import slash_actions as slash
+from mlxkv.tui.state.blocks import Kind
+from mlxkv.tui.state.chat_state import ChatState
 from tests.tui.fake_engine import CHATS, STATS
 
 READY = ModelReady("org/Model-4bit", 1, 0.1, True)

@@ -1,0 +1,286 @@
+"""The command line: parses, checks, and hands over. Imports neither mlx, mlx_lm nor textual to do so.
+
+`mlxkv QUESTION` and its options are the command `chat`, which need not be named. Exit codes: 0 ok, 1 failed, 2 usage,
+130 interrupted. Every error is one sentence on stderr; a traceback only with --debug.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from mlxkv.cli.cache import cache
+from mlxkv.cli.chats import chats, ids_for_completion
+from mlxkv.cli.completion import models as model_names
+from mlxkv.cli.completion import name_the_chat, prompt_caches
+from mlxkv.cli.input_files import piped_text, question_with, text_or_file
+from mlxkv.cli.models import models
+from mlxkv.cli.print_mode import PrintRequest
+from mlxkv.cli.start import first_commands, model_name, named_cache, open_window, session_id_of, talk_in_lines
+from mlxkv.config import Folders, Settings, load_settings
+from mlxkv.errors import ConfigError, MlxkvError, OutOfMemoryError, OutputClosedError, PromptError
+from mlxkv.settings import help_of
+from mlxkv.system.streams import run
+from mlxkv.system.terminal import GONE, is_gone, let_go
+from mlxkv.text.clean import clean
+
+if TYPE_CHECKING:
+    from mlxkv.cache.config import CacheConfig
+
+
+_COMMANDS = {
+    "chat", "chats", "cache", "models", "bench", "doctor", "path", "--help", "-h", "--install-completion",
+    "--show-completion",
+}  # fmt: skip
+
+
+_RESUME_HELP = "Go on with this chat (title, id, or the beginning of one); alone: choose one."
+_NO_VALUE = "\0"  # no argument of a program can be that
+
+
+class _Root(TyperGroup):
+    """Shows the chat's options in `mlxkv --help`, since `chat` need not be named."""
+
+    def format_usage(self, ctx: Any, formatter: Any) -> None:
+        formatter.write_usage("mlxkv", "[OPTIONS] [QUESTION]  |  mlxkv COMMAND ...")
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        self.commands["chat"].format_options(ctx, formatter)
+        self.format_commands(ctx, formatter)
+
+
+app = typer.Typer(
+    cls=_Root,
+    rich_markup_mode=None,
+    no_args_is_help=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Chat with a local model whose KV cache rotates in place and survives a restart.",
+)
+app.add_typer(chats, name="chats")
+app.add_typer(cache, name="cache")
+app.add_typer(models, name="models")
+
+
+class Output(StrEnum):
+    text = "text"
+    json = "json"
+    stream_json = "stream-json"
+
+
+@app.command()
+def chat(
+    question: Annotated[str | None, typer.Argument(help="What to ask first.", show_default=False)] = None,
+    print_: Annotated[bool, typer.Option("-p", "--print", help="Print the reply and end (implied in a pipe).")] = False,
+    model: Annotated[
+        str | None, typer.Option("-m", "--model", help=help_of("model"), autocompletion=model_names)
+    ] = None,
+    system: Annotated[str | None, typer.Option("-s", "--system", help="System prompt, or @FILE.")] = None,
+    file: Annotated[list[Path] | None, typer.Option("-f", "--file", help="Put a file before the question.")] = None,
+    continue_: Annotated[bool, typer.Option("-c", "--continue", help="Go on with the last chat.")] = False,
+    resume: Annotated[
+        str | None, typer.Option("-r", "--resume", help=_RESUME_HELP, autocompletion=ids_for_completion)
+    ] = None,
+    fork: Annotated[bool, typer.Option("--fork", help="With -c or -r: go on in a copy.")] = False,
+    named: Annotated[
+        str | None, typer.Option("--cache", help="With -p: ask this prompt cache.", autocompletion=prompt_caches)
+    ] = None,
+    no_save: Annotated[bool, typer.Option("--no-save", help="Leave nothing on disk.")] = False,
+    plain: Annotated[bool, typer.Option("--plain", help=help_of("plain"))] = False,
+    no_mouse: Annotated[bool, typer.Option("--no-mouse", help="Leave the mouse to the terminal.")] = False,
+    no_stdin: Annotated[bool, typer.Option("-n", "--no-stdin", help="Do not read standard input.")] = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No figures on stderr.")] = False,
+    max_tokens: Annotated[int | None, typer.Option("--max-tokens", help=help_of("max_tokens"))] = None,
+    temp: Annotated[float | None, typer.Option("--temp", help=help_of("temperature"))] = None,
+    top_p: Annotated[float | None, typer.Option("--top-p", help=help_of("top_p"))] = None,
+    top_k: Annotated[int | None, typer.Option("--top-k", help=help_of("top_k"))] = None,
+    min_p: Annotated[float | None, typer.Option("--min-p", help=help_of("min_p"))] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help=help_of("seed"))] = None,
+    think: Annotated[bool | None, typer.Option("--think/--no-think", help=help_of("think"))] = None,
+    window: Annotated[int | None, typer.Option("--window", help=help_of("window"))] = None,
+    sinks: Annotated[str | None, typer.Option("--sinks", help=help_of("sinks"))] = None,
+    kv_bits: Annotated[str | None, typer.Option("--kv-bits", help=help_of("kv_bits"))] = None,
+    disk_limit: Annotated[str | None, typer.Option("--disk-limit", help=help_of("disk_limit"))] = None,
+    load_anyway: Annotated[bool, typer.Option("--load-anyway", help="Try a model that does not fit.")] = False,
+    output: Annotated[Output, typer.Option("--output-format", help="text, json or stream-json.")] = Output.text,
+    debug: Annotated[bool, typer.Option("--debug", help="Tracebacks, for bug reports.", hidden=True)] = False,
+) -> None:
+    """Open the chat, or with -p print one reply."""
+    folders = Folders.from_env()
+    flags = {
+        "model": model, "system": system and text_or_file(system), "temperature": temp, "top_p": top_p, "top_k": top_k,
+        "min_p": min_p, "max_tokens": max_tokens, "seed": seed, "window": window, "sinks": sinks,
+        "plain": plain or None, "mouse": False if no_mouse else None, "kv_bits": kv_bits, "disk_limit": disk_limit,
+        "think": think,
+    }  # fmt: skip
+    settings = load_settings(folders, flags=flags)
+    if disk_limit is not None:
+        os.environ["MLXKV_DISK_LIMIT"] = disk_limit  # whoever opens the store asks there, not us
+    picks = False
+    asked = named_cache(folders, named, system, continue_ or resume is not None)
+    from mlxkv.cache.config import CacheConfig
+    from mlxkv.device import check_platform
+    from mlxkv.inference.sampling import SamplingParams
+
+    bounds = CacheConfig.from_settings(settings)
+    SamplingParams.for_model({}, **settings.sampling)  # what is out of range is said before a model is loaded
+
+    check_platform()
+    printing = print_ or asked is not None or output is not Output.text
+    printing = printing or not (plain or (sys.stdin.isatty() and sys.stdout.isatty()))
+    plain = settings.plain or bool(os.environ.get("ACCESSIBLE")) or os.environ.get("TERM") == "dumb"
+    if resume == _NO_VALUE:  # it asks which chat, where somebody can answer
+        picks, resume, continue_ = not (continue_ or printing), None, continue_ or printing
+    session_id = None if picks else session_id_of(folders, resume, continue_)
+    if printing:
+        reports = bool(question) and not quiet and output is Output.text
+        request = PrintRequest(
+            question_with(question, file or [], "" if no_stdin else piped_text(sys.stdin, reports)),
+            settings.system,
+            session_id,
+            fork,
+            not no_save,
+            quiet,
+            output.value,
+            asked,
+            settings.think,
+        )
+        raise typer.Exit(_print(folders, settings, request, bounds, model, load_anyway))
+    question = question_with(question, file) if file else question
+    talk = talk_in_lines if plain else open_window
+    raise typer.Exit(
+        talk(
+            folders,
+            settings,
+            first_commands(folders, settings, session_id, fork, picks, load_anyway),
+            question,
+            not no_save,
+        )
+    )
+
+
+def _print(
+    folders: Folders,
+    settings: Settings,
+    request: PrintRequest,
+    cache: CacheConfig,
+    model_flag: str | None,
+    load_anyway: bool,
+) -> int:
+    if not request.question.strip():
+        raise PromptError('The prompt is empty; give one, as in `mlxkv -p "Why is the sky blue?"`.')
+    from mlxkv.cli.print_mode import answer
+    from mlxkv.memory.preflight import WINDOW, tight, ways_out
+    from mlxkv.model import load
+    from mlxkv.models import BUILT_IN
+    from mlxkv.store.prompts.folder import PromptFolder
+
+    made_with = None if request.cache is None else PromptFolder(folders).describe(request.cache).model
+    name = model_flag or made_with or model_name(folders, settings, request.resume) or BUILT_IN[0]
+    if load_anyway:
+        cache = cache if cache.window else replace(cache, window=WINDOW)
+    elif found := tight(name, cache):
+        raise OutOfMemoryError(f"{found.text}; {ways_out(found)}.")
+    model = load(name, folders=folders, limited=not load_anyway)
+    bounds = cache if request.resume is None or settings.bounds_cache else None
+    return answer(model, request, bounds, settings.sampling, sys.stdout, sys.stderr)
+
+
+# -- the rest --------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def doctor() -> None:
+    """Look at this machine, the installation and the folders."""
+    from mlxkv.cli.doctor import examine
+
+    wrong = 0
+    for finding in examine(Folders.from_env()):
+        print(f"{'ok ' if finding.ok else '!! '} {finding.subject:<16} {finding.text}")
+        wrong += not finding.ok
+    raise typer.Exit(1 if wrong else 0)
+
+
+@app.command()
+def bench(
+    model: Annotated[
+        str | None, typer.Option("-m", "--model", help=help_of("model"), autocompletion=model_names)
+    ] = None,
+    prompt: Annotated[int, typer.Option("--prompt", min=2, help="Tokens to read.")] = 512,
+    tokens: Annotated[int, typer.Option("--tokens", min=1, help="Tokens to make after them.")] = 64,
+) -> None:
+    """Measure reading and replying, beside mlx-lm's own caches."""
+    from mlxkv.cli.bench import report
+    from mlxkv.device import check_platform
+    from mlxkv.models import BUILT_IN, load_model
+
+    check_platform()
+    folders = Folders.from_env()
+    name = model or model_name(folders, load_settings(folders), None) or BUILT_IN[0]
+    for line in report(load_model(name), prompt, tokens):
+        print(line, flush=True)
+
+
+@app.command()
+def path() -> None:
+    """Where mlxkv keeps things."""
+    folders = Folders.from_env()
+    for name in ("config", "data", "cache", "state"):
+        print(f"{name:<7} {getattr(folders, name)}")
+
+
+# -- helpers ---------------------------------------------------------------------------------------------------------
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The `mlxkv` command."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    if args[:1] in (["--version"], ["-V"]):
+        from mlxkv import __version__
+
+        print(f"mlxkv {__version__}")
+        sys.exit(0)
+    if "_MLXKV_COMPLETE" in os.environ:
+        name_the_chat(os.environ, _COMMANDS)
+    if not args or args[0] not in _COMMANDS:
+        args.insert(0, "chat")
+    debug = "--debug" in args
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its advice about PyTorch is not for our users
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # a download asks for files and tells nothing
+    try:
+        app(args=_with_value(args), prog_name="mlxkv")
+    except OutputClosedError:
+        sys.exit(0)
+    except MlxkvError as error:
+        if debug:
+            raise
+        print(f"mlxkv: {clean(str(error))}", file=sys.stderr)  # it may quote a name that is not ours
+        sys.exit(2 if isinstance(error, ConfigError | PromptError) else 1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except OSError as error:
+        if not is_gone(error):
+            raise
+        let_go()
+        sys.exit(GONE)
+
+
+def _with_value(args: list[str]) -> list[str]:
+    """`-r` without a value lets the user choose, or means the last chat; click's options always take one."""
+    out = []
+    for arg, following in zip(args, [*args[1:], None], strict=True):
+        out.append(arg)
+        if arg in ("-r", "--resume") and (following is None or following.startswith("-")):
+            out.append(_NO_VALUE)
+    return out
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,316 @@
+"""`mlxkv cache ...`: texts that are read once and asked many times. Parses and prints; `Model` and the store work."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mlxkv.cli.completion import cache_formats, models, prompt_caches
+from mlxkv.config import Folders, load_settings
+from mlxkv.protocol.export_format import CACHE_FORMATS, CACHE_SUFFIXES, export_format, one_of
+
+if TYPE_CHECKING:
+    from mlxkv.store.prompts.folder import NamedCache, PromptFolder
+
+cache = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="Read a text once, ask it many times.")
+
+Name = Annotated[str, typer.Argument(help="Name of the prompt cache.", autocompletion=prompt_caches)]
+Names = Annotated[
+    list[str] | None,
+    typer.Argument(help="Names; all of them without any.", show_default=False, autocompletion=prompt_caches),
+]
+Force = Annotated[bool, typer.Option("--force", help="Replace one of the same name.")]
+ModelName = Annotated[
+    str | None, typer.Option("-m", "--model", help="Built-in name, folder or org/name.", autocompletion=models)
+]
+Json = Annotated[bool, typer.Option("--json", help="As JSON.")]
+
+
+@cache.command("create")
+def cache_create(
+    name: Name,
+    file: Annotated[list[Path] | None, typer.Option("-f", "--file", help="A text to read; may be repeated.")] = None,
+    system: Annotated[str | None, typer.Option("-s", "--system", help="System prompt, or @FILE.")] = None,
+    model: ModelName = None,
+    window: Annotated[int | None, typer.Option("--window", help="Tokens kept beyond the pinned ones.")] = None,
+    sinks: Annotated[str | None, typer.Option("--sinks", help="Pinned tokens: a number, or system.")] = None,
+    kv_bits: Annotated[str | None, typer.Option("--kv-bits", help="none, 8 or 4.")] = None,
+    force: Force = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress on stderr.")] = False,
+) -> None:
+    """Read files (and a system prompt), for `mlxkv -p QUESTION --cache NAME`."""
+    from mlxkv.cache.config import CacheConfig
+    from mlxkv.cli.input_files import question_with, text_or_file
+    from mlxkv.errors import PromptError
+
+    folders = Folders.from_env()
+    flags = {"model": model, "window": window, "sinks": sinks, "system": system and text_or_file(system)}
+    settings = load_settings(folders, flags=flags | ({} if kv_bits is None else {"kv_bits": kv_bits}))
+    config, text = CacheConfig.from_settings(settings), question_with(None, file or [])
+    if not text and not settings.system:
+        raise PromptError("There is nothing to read; give files with -f or a system prompt with -s.")
+    folder = _folder(folders)
+    path = folder.new(name, replace=force)
+    held = _load(folders, settings.model)
+    try:
+        show = None if quiet or not sys.stderr.isatty() else _progress
+        pc = held.prefill(text, config, system=settings.system, chat=True, progress=show, save_to=path)
+        size = pc.save(path)
+        folder.forget_other(path)
+        if pc.num_evicted:
+            print(
+                f"The text has {pc.offset:,} tokens and the window holds {pc.capacity:,}: its oldest part rotated out; "
+                f"give a larger --window to keep all of it.",
+                file=sys.stderr,
+            )
+    finally:
+        held.close()
+    from mlxkv.stats import bytes_text
+    from mlxkv.store.kv.disk_usage import on_disk
+
+    print(f"{name}  {pc.offset:,} tokens  {bytes_text(on_disk(size))}")
+
+
+@cache.command("ls")
+def cache_ls(as_json: Json = False) -> None:
+    """The prompt caches: name, date, tokens, size, model, how the text begins."""
+    from mlxkv.cli.tables import row, width_of_terminal
+    from mlxkv.stats import bytes_text, disk_text
+    from mlxkv.store.kv.disk_usage import Space, on_disk
+
+    folders = Folders.from_env()
+    found = _folder(folders).list()
+    if as_json:
+        print(json.dumps([_json(c) for c in found], indent=1))
+        return
+    wide = max((len(c.name) for c in found), default=0)
+    for c in found:
+        tokens = "damaged" if c.error else "imported" if c.num_tokens is None else f"{c.num_tokens:,} tok"
+        size = bytes_text(on_disk(c.size))  # as the sum below counts it
+        columns = [c.name.ljust(wide), _date(c.made), f"{tokens:>12}", f"{size:>7}", Path(c.model).name]
+        print(row([*columns, " ".join((c.head or c.system or c.error or "").split())], width_of_terminal()))
+    used, limit = Space.at(folders.cache).used(), load_settings(folders).disk_limit_bytes
+    used = f"KV on disk in all: {disk_text(used, limit, sum(on_disk(c.size) for c in found))}"
+    print(used if found else f"None yet; `mlxkv cache create` makes one. {used}", file=sys.stderr)
+
+
+@cache.command("show")
+def cache_show(name: Name, as_json: Json = False) -> None:
+    """What a prompt cache holds: model, tokens, bytes, bounds, how the text begins."""
+    from mlxkv.errors import CorruptError
+    from mlxkv.stats import bytes_text
+    from mlxkv.store.kv.disk_usage import on_disk
+    from mlxkv.text.clean import clean
+
+    folder = _folder()
+    c = folder.describe(folder.find(name))
+    if c.error:
+        raise CorruptError(c.error)
+    if as_json:
+        print(json.dumps(_json(c), indent=1))
+        return
+    config = c.config or {}
+    facts = {
+        "name": c.name,
+        "file": str(c.path),
+        "made": _date(c.made),
+        "model": c.model or "unknown",
+        "tokens": "not known: mlx-lm made it, use it only if you trust where it is from"
+        if c.num_tokens is None
+        else f"{c.num_tokens:,}",
+        "size": f"{bytes_text(on_disk(c.size))} on disk, {c.size:,} bytes in the file",
+        "window": f"{config['window']:,}" if isinstance(config.get("window"), int) else "",
+        "bits": str(config["bits"]) if config.get("bits") else "",
+        "system": c.system or "",
+        "text": c.head or "",
+    }
+    for key, value in facts.items():
+        if value:
+            print(f"{key:<8} {' '.join(clean(value).split())}")
+
+
+@cache.command("verify")
+def cache_verify(
+    names: Names = None,
+    repair: Annotated[bool, typer.Option("--repair", help="Set damaged ones aside; mend the store.")] = False,
+) -> None:
+    """Compare every byte with its checksum: of the prompt caches, and without names of all chats and their rows."""
+    from mlxkv.text.clean import clean
+
+    folder, bad = _folder(), 0
+    for path in [folder.find(name) for name in names] if names else [c.path for c in folder.list()]:
+        c = folder.verify(path)
+        if c.error and repair:
+            folder.set_aside(path)
+        bad += bool(c.error) and not repair
+        mended = " Set aside; make it again with `mlxkv cache create`." if repair else ""
+        state = f"!!  {c.name}  {c.error}{mended}" if c.error else f"ok  {c.name}"
+        print(clean(state + (" (mlx-lm's files have no checksum)" if c.is_imported and not c.error else "")))
+    if not names:
+        bad += _verify_store(repair)
+    raise typer.Exit(1 if bad else 0)
+
+
+def _verify_store(repair: bool) -> bool:
+    from mlxkv.stats import bytes_text, plural
+    from mlxkv.store import SessionStore
+    from mlxkv.text.clean import clean
+
+    with SessionStore.open(Folders.from_env()) as store:
+        report = store.verify(repair)
+    for problem in report.problems:
+        mark = "ok" if problem.mended or not problem.is_serious else "!!"
+        print(clean(f"{mark}  {problem.text}{' Mended.' if problem.mended else ''}"))
+    print(
+        f"{'ok' if report.ok else '!!'}  {report.num_sessions:,} chats, {plural(report.num_turns, 'message')}, "
+        f"{report.num_chunks:,} chunks, {bytes_text(report.num_bytes)} read"
+    )
+    return not report.ok
+
+
+@cache.command("gc")
+def cache_gc() -> None:
+    """Remove what nothing uses: what was set aside, what crashes left, and rows beyond the disk limit."""
+    from mlxkv.stats import bytes_text
+    from mlxkv.store import SessionStore
+    from mlxkv.store.kv.disk_usage import Space
+
+    folders = Folders.from_env()
+    folder = _folder(folders)
+    before = Space.at(folders.cache).used()
+    folder.collect()
+    with SessionStore.open(folders) as store:
+        store.collect()
+        after = store.disk_usage()
+    print(f"freed {bytes_text(max(before - after, 0))}")
+
+
+@cache.command("rm")
+def cache_rm(names: Annotated[list[str], typer.Argument(help="Names.", autocompletion=prompt_caches)]) -> None:
+    """Delete prompt caches."""
+    folder = _folder()
+    for path in [folder.find(name) for name in names]:
+        folder.remove(path)
+        print(f"deleted {path.name.removesuffix(path.suffix)}")
+
+
+@cache.command("export")
+def cache_export(
+    name: Name,
+    output: Annotated[Path, typer.Option("-o", "--output", help="The file to write (.safetensors, .kv).")],
+    format_: Annotated[
+        str | None,
+        typer.Option(
+            "--format",
+            help="mlx-lm, mlx-lm-0.31 (or older), or kv; without it kv for a FILE that ends in .kv, else mlx-lm.",
+            autocompletion=cache_formats,
+        ),
+    ] = None,
+    model: ModelName = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+) -> None:
+    """Write a prompt cache for mlx-lm (`mlx_lm.generate --prompt-cache-file`), or as it is."""
+    from mlxkv.cli.print_mode import open_cache
+    from mlxkv.errors import ConfigError, StoreError
+    from mlxkv.stats import bytes_text
+    from mlxkv.store import SessionStore
+
+    if format_ is not None and format_ not in CACHE_FORMATS:
+        raise ConfigError(f"The option --format is {format_!r}; it must be {one_of(tuple(CACHE_FORMATS))}.")
+    chosen = export_format(format_, output, CACHE_SUFFIXES)
+    folders = Folders.from_env()
+    folder = _folder(folders)
+    path = folder.find(name)
+    if os.path.exists(output) and not force:
+        raise StoreError(f"{output} is there already; give --force to replace it.")
+    if chosen == "kv":
+        if path.suffix != ".kv":
+            raise StoreError(f"{name} was made by mlx-lm, whose files have no ids; export it as mlx-lm.")
+        with SessionStore.open(folders) as store, store.saving_named(output) as room:
+            size = folder.take_in(path, output, room)
+    else:
+        held = _load(folders, model or folder.describe(path).model or None)
+        try:
+            size = open_cache(held, path).export_mlx_lm(output, CACHE_FORMATS[chosen])
+        finally:
+            held.close()
+    print(f"{output}  {bytes_text(size)}")
+
+
+@cache.command("import")
+def cache_import(
+    name: Name,
+    file: Annotated[Path, typer.Argument(help="A prompt cache that mlx-lm saved, or a .kv file.")],
+    model: ModelName = None,
+    force: Force = False,
+) -> None:
+    """Take over a prompt cache. mlx-lm's hold no token ids: use only those from people you trust."""
+    from mlxkv.errors import CorruptError
+    from mlxkv.safetensors import read_header
+    from mlxkv.stats import bytes_text
+    from mlxkv.store import SessionStore
+    from mlxkv.store.kv.disk_usage import on_disk
+    from mlxkv.store.prompts.mlx_lm_file import describe_mlx_lm, made_with
+
+    folders = Folders.from_env()
+    folder = _folder(folders)
+    ours = "mlxkv" in read_header(file).metadata
+    notes: tuple[str, ...] = ()
+    by = "" if ours else made_with(describe_mlx_lm(file)[2])
+    path = folder.new(name, imported=not ours, replace=force)
+    if ours:
+        checked = folder.verify(file)
+        if checked.error:
+            raise CorruptError(checked.error)
+        with SessionStore.open(folders) as store, store.saving_named(path) as room:
+            size = folder.take_in(file, path, room)
+    else:
+        held = _load(folders, model or by or None)
+        try:
+            taken = held.import_mlx_lm(file)
+            size = taken.export_mlx_lm(path)
+            notes = taken.plan.notes
+        finally:
+            held.close()
+    folder.forget_other(path)
+    print(f"{name}  {bytes_text(on_disk(size))}")
+    if not ours:
+        print(
+            "It holds no token ids and whoever made it decides what the model believes to have read.", file=sys.stderr
+        )
+        for note in notes:
+            print(f"{note[0].upper()}{note[1:]}.", file=sys.stderr)
+
+
+def _load(folders: Folders, name: str | None) -> Any:
+    from mlxkv.device import check_platform
+    from mlxkv.model import load
+    from mlxkv.models import BUILT_IN
+
+    check_platform()
+    return load(name or BUILT_IN[0], folders=folders)
+
+
+def _folder(folders: Folders | None = None) -> PromptFolder:
+    from mlxkv.store.prompts.folder import PromptFolder
+
+    return PromptFolder(folders or Folders.from_env())
+
+
+def _progress(done: int, total: int) -> None:
+    print(f"\rread {done:,} of {total:,} tokens", end="\n" if done == total else "", file=sys.stderr, flush=True)
+
+
+def _date(seconds: float) -> str:
+    return datetime.datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M")
+
+
+def _json(c: NamedCache) -> dict[str, Any]:
+    return {**asdict(c), "path": str(c.path)}

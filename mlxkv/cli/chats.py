@@ -1,0 +1,315 @@
+"""`mlxkv chats ...`: what is saved, from the command line. Parses and prints; the store does the work."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mlxkv.cli.completion import chat_formats
+from mlxkv.config import Folders
+from mlxkv.protocol.export_format import CHAT_FORMATS, CHAT_SUFFIXES, export_format, one_of
+from mlxkv.token_ids import common_prefix
+
+if TYPE_CHECKING:
+    from mlxkv.protocol.status import ChatSummary
+    from mlxkv.store import SearchHit, SessionStore
+
+chats = typer.Typer(
+    rich_markup_mode=None, no_args_is_help=True, help="List, show, search, move and delete saved chats."
+)
+
+_SHORTEST = 10  # characters of an id: the whole of its time, so that a later chat never makes it ambiguous
+_ROOMY = 90  # cells; in less there is the title instead of figures
+_BADGE = "[untrusted KV] "
+
+
+def ids_for_completion(beginning: str) -> Sequence[tuple[str, str]]:
+    """For the shell: ids of chats with their titles, where one of both begins so."""
+    from mlxkv.text.clean import clean
+
+    with open_store() as store:
+        found = store.list()
+    short = _short(found)
+    begins = [c for c in found if c.id.startswith(beginning.upper()) or c.title.lower().startswith(beginning.lower())]
+    return [(short[c.id], " ".join(clean(c.title).split())) for c in begins]
+
+
+Chat = Annotated[str, typer.Argument(help="Title, id, or the beginning of one.", autocompletion=ids_for_completion)]
+Json = Annotated[bool, typer.Option("--json", help="As JSON.")]
+Output = Annotated[str, typer.Option("--output-format", help="text or json.")]
+
+
+@chats.command("ls")
+def chats_ls(as_json: Json = False, output: Output = "text") -> None:
+    """The saved chats, newest first, forks below what they came from: id, date, messages, KV on disk, model, title."""
+    from mlxkv.cli.tables import row, width_of_terminal
+    from mlxkv.stats import bytes_text, plural
+
+    with open_store() as store:
+        found = store.list()
+    if _as_json(as_json, output):
+        print(json.dumps([asdict(c) for c in found], indent=1))
+        return
+    short, width = _short(found), width_of_terminal()
+    for depth, c in _nested(found):
+        title = f"{'  ' * (depth - 1)}{'↳ ' if depth else ''}{_BADGE if c.untrusted else ''}{c.title}"
+        facts = [f"{plural(c.num_turns, 'message'):>12}", f"{bytes_text(c.kv_bytes):>7}", Path(c.model).name]
+        print(row([short[c.id], _date(c.updated), *(facts if width is None or width >= _ROOMY else []), title], width))
+
+
+@chats.command("show")
+def chats_show(chat: Chat, as_json: Json = False, output: Output = "text") -> None:
+    """Print a chat."""
+    from mlxkv.store.export.document import to_document
+    from mlxkv.store.export.markdown import to_markdown
+
+    with open_store() as store:
+        session_id = store.find(chat)
+        record = store.load(session_id)
+        summary = next(c for c in store.list() if c.id == session_id)
+    if _as_json(as_json, output):
+        print(json.dumps({"id": record.id, "untrusted": summary.untrusted, **to_document(record)}, indent=1))
+        return
+    title, rest = to_markdown(record).split("\n", 1)
+    badge = "KV rows imported from someone else · " if summary.untrusted else ""
+    print(f"{title}\n\n{badge}{record.id} · {rest.lstrip()}", end="")
+
+
+@chats.command("search")
+def chats_search(
+    text: Annotated[str, typer.Argument(help='Words, all of them; "several in quotes" in this order.')],
+    limit: Annotated[int, typer.Option("--limit", min=1, max=10_000, help="Most hits.")] = 50,
+    as_json: Json = False,
+    output: Output = "text",
+) -> None:
+    """Find words in all chats and their titles, best match first. Punctuation counts; whole words come before parts."""
+    from mlxkv.cli.tables import row, width_of_terminal
+    from mlxkv.text.clean import marked
+
+    with open_store() as store:
+        hits = store.search(text, limit)
+        short = _short(store.list())
+    if _as_json(as_json, output):
+        print(json.dumps([asdict(hit) for hit in hits], indent=1))
+        return
+    width = width_of_terminal()
+    for hit in hits:
+        place = row([short.get(hit.session_id, hit.session_id), *_place(hit)], None)
+        snippet, marks = marked(hit.snippet, hit.marks)
+        line = row([place, snippet], width)
+        print(line if width is None else _bold(line, len(place) + 2, marks))
+    if not hits:
+        print("Nothing was found.", file=sys.stderr)
+        raise typer.Exit(1)
+
+
+@chats.command("rename")
+def chats_rename(chat: Chat, title: Annotated[str, typer.Argument(help="New title.")]) -> None:
+    """Give a chat another title."""
+    from mlxkv.errors import ConfigError
+
+    title = " ".join(title.split())  # what cannot be shown is shown by a mark; the title keeps it
+    if not title:
+        raise ConfigError("The new title is empty; give one.")
+    with open_store() as store:
+        store.rename(store.find(chat), title)
+
+
+@chats.command("rm")
+def chats_rm(
+    chat: Annotated[list[str], typer.Argument(help="Ids or titles.", autocompletion=ids_for_completion)],
+    yes: Annotated[bool, typer.Option("-y", "--yes", help="Do not ask.")] = False,
+) -> None:
+    """Delete chats, and the KV rows that no other chat uses."""
+    from mlxkv.errors import ConfigError
+    from mlxkv.text.clean import clean
+
+    with open_store() as store:
+        found = [store.find(name) for name in chat]  # a name that fits nothing is said before anything is deleted
+        titles = {c.id: clean(c.title) for c in store.list()}
+        if not yes and not sys.stdin.isatty():
+            raise ConfigError("Nobody can be asked here; give --yes to delete.")
+        for session_id in dict.fromkeys(found):
+            if yes or typer.confirm(f"Delete {session_id} {titles[session_id]!r}?"):
+                store.delete(session_id)
+                print(f"deleted {session_id}")
+
+
+@chats.command("export")
+def chats_export(
+    chat: Chat,
+    format_: Annotated[
+        str | None,
+        typer.Option(
+            "--format",
+            help="md (to read), json, or mlxkv (with KV rows); without it the one that FILE ends in, else md.",
+            autocompletion=chat_formats,
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="The file to write (.md, .markdown, .json, .mlxkv); else stdout."),
+    ] = None,
+    kv: Annotated[bool, typer.Option("--kv/--no-kv", help="mlxkv: with KV rows, or messages and ids alone.")] = True,
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+) -> None:
+    """Write a chat to a file. One of json or mlxkv can be imported anywhere."""
+    from mlxkv.errors import ConfigError, StoreError, shortened
+    from mlxkv.stats import bytes_text
+    from mlxkv.store.export.document import to_document
+    from mlxkv.store.export.markdown import to_markdown
+    from mlxkv.store.files import Files
+
+    if format_ is not None and format_ not in CHAT_FORMATS:
+        raise ConfigError(f"The option --format is {format_!r}; it must be {one_of(CHAT_FORMATS)}.")
+    chosen = export_format(format_, output, CHAT_SUFFIXES)
+    if chosen == "mlxkv" and output is None:
+        raise ConfigError("A file of the format mlxkv is not text; say where to with -o FILE.")
+    if output is not None and os.path.exists(output) and not force:
+        raise StoreError(f"{output} is there already; give --force to replace it.")
+    with open_store() as store:
+        session_id = store.find(chat)
+        if chosen == "mlxkv":
+            assert output is not None
+            print(f"{output}  {bytes_text(store.export_chat(session_id, output, kv=kv))}")
+            return
+        record = store.load(session_id)
+    in_file = output is not None or not sys.stdout.isatty()
+    text = json.dumps(to_document(record), indent=1) + "\n"
+    if chosen == "md":
+        text = to_markdown(record, joined=in_file)
+    if output is None:
+        print(text, end="")
+        return
+    if not os.path.isdir(output.parent):
+        raise StoreError(f"The folder {shortened(output.parent)} does not exist; make it first.")
+    try:
+        print(f"{output}  {bytes_text(Files().write_over(output, [text.encode()]))}")
+    except OSError as error:
+        raise StoreError(
+            f"{shortened(output)} cannot be written ({error.strerror}); check the path and the disk."
+        ) from error
+
+
+@chats.command("import")
+def chats_import(
+    file: Annotated[
+        Path, typer.Argument(help="A file that `chats export` wrote as json or mlxkv, whatever its name is.")
+    ],
+    trust_kv: Annotated[
+        bool, typer.Option("--trust-kv", help="Take its KV rows too: only from people you trust; it stays marked.")
+    ] = False,
+) -> None:
+    """Take in a chat: its messages and ids, which are prefilled when it is resumed."""
+    from mlxkv.cli.tables import row
+    from mlxkv.stats import plural
+    from mlxkv.text.clean import clean
+
+    with open_store() as store:
+        done = store.import_chat(file, trust_kv=trust_kv)
+    rows = f", KV rows of {done.kv_tokens:,}" if done.kv_tokens else ""
+    facts = f"{plural(done.num_turns, 'message')}, {done.num_tokens:,} tokens{rows}"
+    print(row([done.session_id, done.title, facts], None))
+    print(f"made with {clean(done.model)}; a resume uses that model, or the one -m names", file=sys.stderr)
+    if done.notice:
+        print(clean(done.notice), file=sys.stderr)
+
+
+@chats.command("backups")
+def chats_backups() -> None:
+    """The copies of all chats there are, newest first: name, day, size, chats."""
+    from mlxkv.stats import bytes_text
+    from mlxkv.store.db.backup import list_backups
+
+    found = list_backups(Folders.from_env().data)
+    for b in found:
+        print(f"{b.name}  {b.day}  {bytes_text(b.size):>7}  {'?' if b.num_chats is None else b.num_chats:>4} chats")
+    hint = "`mlxkv chats restore-backup NAME` goes back to one." if found else "One is made every day you chat."
+    print(hint, file=sys.stderr)
+
+
+@chats.command("restore-backup")
+def chats_restore_backup(name: Annotated[str, typer.Argument(help="As `mlxkv chats backups` shows it.")]) -> None:
+    """Put a copy in the place of all chats; what is there now becomes a copy itself."""
+    from mlxkv.store.db.backup import restore
+
+    aside = restore(Folders.from_env(), name)
+    kept = f"; the ones before are kept as {aside.stem}" if aside else ""
+    print(f"The chats are those of {name} now{kept}.")
+
+
+def open_store(folders: Folders | None = None, *, enforce: bool = True) -> SessionStore:
+    """The sessions of this user, on a full disk to read. `enforce`: see SessionStore.open."""
+    from mlxkv.store import SessionStore
+
+    return SessionStore.open(folders or Folders.from_env(), enforce=enforce, when_full="read")
+
+
+def _place(hit: SearchHit) -> list[str]:
+    """Which question it is, or which reply is to: the number that `/fork` takes."""
+    return ["title:"] if hit.turn is None else [hit.title, f"#{hit.turn // 2 + 1} {hit.role}:"]
+
+
+def _bold(line: str, start: int, marks: Sequence[tuple[int, int]]) -> str:
+    """For a terminal: what was found stands out, and cannot be taken for something in the text."""
+    for a, b in reversed(marks):
+        a, b = min(start + a, len(line)), min(start + b, len(line))
+        line = f"{line[:a]}\x1b[1m{line[a:b]}\x1b[0m{line[b:]}"
+    return line
+
+
+def _as_json(flag: bool, output: str) -> bool:
+    from mlxkv.errors import ConfigError
+
+    if output not in ("text", "json"):
+        raise ConfigError(f"The option --output-format is {output!r}; it must be text or json.")
+    return flag or output == "json"
+
+
+def _date(seconds: float) -> str:
+    return datetime.datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M")
+
+
+def _short(found: Sequence[ChatSummary]) -> dict[str, str]:
+    """For each id its shortest beginning that is no other's."""
+    ids = sorted(c.id for c in found)
+    out = {}
+    for before, this, after in zip(["", *ids], ids, [*ids[1:], ""], strict=False):
+        shared = max(common_prefix(this, before), common_prefix(this, after))
+        out[this] = this[: max(shared + 1, _SHORTEST)]
+    return out
+
+
+def _nested(found: Sequence[ChatSummary]) -> list[tuple[int, ChatSummary]]:
+    """Each chat with its depth: forks right below what they came from, families as new as their newest member."""
+    there = {c.id for c in found}
+    children: dict[str | None, list[ChatSummary]] = {}
+    for c in found:  # newest first, and so within each family
+        children.setdefault(c.parent if c.parent in there else None, []).append(c)
+    out: list[tuple[int, ChatSummary]] = []
+    waiting: list[tuple[int, ChatSummary]] = [(0, c) for c in _by_family(children)]
+    while waiting:
+        depth, c = waiting.pop(0)
+        out.append((depth, c))
+        waiting[:0] = [(depth + 1, child) for child in children.get(c.id, [])]
+    return out
+
+
+def _by_family(children: dict[str | None, list[ChatSummary]]) -> list[ChatSummary]:
+    def newest(c: ChatSummary) -> tuple[int, float]:
+        found, waiting = (c.seq, c.updated), list(children.get(c.id, []))
+        while waiting:
+            child = waiting.pop()
+            found = max(found, (child.seq, child.updated))
+            waiting += children.get(child.id, [])
+        return found
+
+    return sorted(children.get(None, []), key=newest, reverse=True)

@@ -1,0 +1,145 @@
+"""How a chat begins: which model, which chat, and whether in the window or in lines. Called by the command line.
+
+Imports no mlx, mlx_lm or textual until something of it is started.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mlxkv.cli.chats import open_store
+from mlxkv.cli.input_files import piped_lines
+from mlxkv.config import Folders, Settings, private_folder
+from mlxkv.errors import ConfigError, DiskError, MlxkvError, ModelNotFoundError, SessionNotFoundError
+from mlxkv.system.regular_file import check_regular
+from mlxkv.system.terminal import standard_error_in
+
+if TYPE_CHECKING:
+    from mlxkv.protocol.commands import Command
+    from mlxkv.protocol.events import FirstScreen
+
+
+def first_commands(
+    folders: Folders, settings: Settings, session_id: str | None, fork: bool, picks: bool, anyway: bool = False
+) -> list[Command]:
+    """What the engine does first: load the model, open the chat."""
+    from mlxkv.models import BUILT_IN, resolve
+    from mlxkv.protocol.commands import ListChats, LoadModel, NewChat, OpenChat
+
+    name = model_name(folders, settings, session_id)
+    if session_id is not None and fork:
+        with open_store(folders, enforce=False) as store:
+            session_id = session_id if store.read_only else store.fork(session_id)
+    if name is None:
+        with suppress(ModelNotFoundError):
+            name = resolve(BUILT_IN[0]).name
+    # A model that a chat or the last run names may be gone, and was not asked for now: it is not downloaded unasked.
+    load: list[Command] = [LoadModel(name, settings.model is None, anyway)] if name else []
+    return [*load, OpenChat(session_id) if session_id else NewChat(), *([ListChats()] if picks else [])]
+
+
+def open_window(folders: Folders, settings: Settings, start: list[Command], question: str | None, save: bool) -> int:
+    from mlxkv.engine import Engine
+    from mlxkv.system.supervisor_link import watch_parent
+    from mlxkv.tui import run
+
+    supervisor = watch_parent()
+    log = _log_to_file(folders)
+    sys.__stderr__ = sys.__stdout__  # type: ignore[misc]  # textual draws on stderr, wherever that was sent
+    engine = Engine(folders, settings, save=save)
+    with standard_error_in(log):
+        return run(engine, _first_screen(start), settings, folders, start, question, supervisor)
+
+
+def talk_in_lines(folders: Folders, settings: Settings, start: list[Command], question: str | None, save: bool) -> int:
+    from mlxkv.engine import Desk
+    from mlxkv.tui.line_mode import PlainChat
+
+    read = input if sys.stdin.isatty() else piped_lines(sys.stdin, sys.stdout)
+    with suppress(ImportError):
+        import readline  # noqa: F401  # `input` then edits lines
+    _log_to_file(folders)
+    chat = PlainChat(folders, settings, lambda tell: Desk(folders, settings, tell, save=save), sys.stdout, read)
+    return chat.run(start, question)
+
+
+def _log_to_file(folders: Folders) -> Path:
+    """Log to a file, since on stderr it would be drawn over the window; to /dev/null where no file can be made."""
+    try:
+        path = private_folder(folders.state) / "mlxkv.log"
+        check_regular(path)
+        logging.basicConfig(filename=path, level=logging.WARNING)
+    except (ConfigError, OSError):
+        logging.basicConfig(handlers=[logging.NullHandler()])
+        return Path(os.devnull)
+    return path
+
+
+def _first_screen(start: list[Command]) -> FirstScreen:
+    """Where no model was chosen: three that fit this machine."""
+    from mlxkv.protocol.commands import LoadModel
+    from mlxkv.protocol.events import FirstScreen, ModelCard
+
+    if any(isinstance(command, LoadModel) for command in start):
+        return FirstScreen()
+    from mlxkv.device import current_device
+    from mlxkv.models import suggestions
+
+    fitting = suggestions(current_device().memory_limit)
+    return FirstScreen(tuple(ModelCard(e.id, e.size_bytes, e.licence, e.note) for e in fitting))
+
+
+def model_name(folders: Folders, settings: Settings, session_id: str | None) -> str | None:
+    """-m or the setting, else the chat's model, else the last one used; None where there is none."""
+    if settings.model is not None or not os.path.exists(folders.data / "store.json"):
+        return settings.model
+    try:
+        with open_store(folders, enforce=False) as store:
+            chosen = session_id or store.latest()
+            return store.model_of(chosen).name if chosen else None
+    except DiskError:
+        if session_id is not None:
+            raise
+        return None  # a full disk is no reason not to talk
+
+
+def session_id_of(folders: Folders, session: str | None, latest: bool) -> str | None:
+    """The id meant by -r SESSION, or by -c (`latest`); None without them. Said before a model is loaded for seconds.
+
+    Raises:
+        SessionNotFoundError: there is no such chat, or none at all. ConfigError: two chats are meant.
+    """
+    if latest and session is not None:
+        raise ConfigError("-c means the last chat and -r the one it names; leave out one of both.")
+    if not latest and session is None:
+        if (folders.data / "store.json").exists():
+            with suppress(MlxkvError), open_store(folders):
+                pass  # every start goes by the disk limit, which may be lower now
+        return None
+    with open_store(folders, enforce=False) as store:
+        found = store.latest() if session is None else store.find(session)
+        store.enforce_limit(spare=[found] if found else ())  # never at the cost of the chat that is meant
+    if found is None:
+        raise SessionNotFoundError("There is no chat to continue yet; leave out -c and start one.")
+    return found
+
+
+def named_cache(folders: Folders, name: str | None, system: str | None, goes_on: bool) -> Path | None:
+    """The file meant by --cache.
+
+    Raises:
+        ConfigError: options that a prompt cache leaves no room for. StoreError: there is none of that name.
+    """
+    if name is None:
+        return None
+    if system is not None or goes_on:
+        other = "-s" if system is not None else "-c or -r"
+        raise ConfigError(f"--cache {name} brings its own beginning of a chat; leave out {other}.")
+    from mlxkv.store.prompts.folder import PromptFolder
+
+    return PromptFolder(folders).find(name)

@@ -1,0 +1,307 @@
+"""Line mode: the chat without a window, for screen readers, dumb terminals and scripts of a terminal.
+
+"User:" and "Assistant:" at the left edge, no colours, no spinner, no box drawing; lists are numbered. Runs on this
+thread, which thereby owns MLX; it shares state and slash commands with the window.
+"""
+
+from __future__ import annotations
+
+import queue
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Protocol, TextIO
+
+from mlxkv.config import Folders, Settings
+from mlxkv.errors import ConfigError
+from mlxkv.protocol import commands as cmd
+from mlxkv.protocol import events as ev
+from mlxkv.stats import bytes_text, stat_line
+from mlxkv.system.terminal import handle_interrupts
+from mlxkv.text.clean import CONTEXT, clean
+from mlxkv.tui.state import slash_actions as slash
+from mlxkv.tui.state.blocks import NO_ANSWER, Kind
+from mlxkv.tui.state.chat_state import ChatState
+from mlxkv.tui.state.choices import Listing, PutPrompt, SendAnyway, row_line
+from mlxkv.tui.state.labels import no_answer
+from mlxkv.tui.state.reports import context_line
+from mlxkv.tui.state.slash import Run, Unknown, help_rows, parse
+
+_TELL_SECONDS = 5.0  # between two lines about a prompt that is being read or a model on its way
+_WIDTH = 72
+_LONG = 500  # characters of a message that is shown again
+
+
+class DeskLike(Protocol):
+    """What is needed of a Desk; a test plays one."""
+
+    def answer(self, command: cmd.Command) -> None: ...
+
+    def stop(self) -> None: ...
+
+    def pause_download(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+MakeDesk = Callable[[Callable[[ev.EngineEvent], None]], DeskLike]
+
+
+class PlainChat:
+    """`read` asks for a line, as `input` does; `make_desk` makes a desk that tells its events where it is told."""
+
+    def __init__(
+        self, folders: Folders, settings: Settings, make_desk: MakeDesk, out: TextIO, read: Callable[[str], str]
+    ) -> None:
+        self._folders, self._out, self._read = folders, out, read
+        self._state = ChatState(time.perf_counter, settings)
+        self._events: queue.SimpleQueue[ev.EngineEvent] = queue.SimpleQueue()
+        self._desk = make_desk(self._events_put)
+        self._next: str | None = None  # what was typed at a question and is no answer to it
+        self._before = ""  # the end of the reply so far
+        self._told = 0.0
+        self._is_thinking = self._done = False
+        self._is_replying = self._is_midline = False  # "Assistant: " is written; the line has not ended
+
+    def run(self, first: Sequence[cmd.Command], ask: str | None = None) -> int:
+        """Talk until the user leaves; the exit code."""
+        try:
+            with self._interrupts():
+                self._state.begin(first)
+                self._answer()
+                if ask:
+                    self._line(f"User: {ask}")
+                    self._state.prompt(ask)
+                    self._answer()
+                while not self._done:
+                    try:
+                        self._take(self._ask())
+                    except EOFError:
+                        break
+            self._line("")
+            return 0
+        finally:
+            self._desk.close()
+
+    # -- the user ----------------------------------------------------------------------------------------------------
+
+    def _ask(self) -> str:
+        """One message: a line that ends with a backslash goes on."""
+        text, self._next = self._next, None
+        if text is not None:
+            self._line(f"User: {text}")
+        else:
+            text = self._read("User: ")
+        while text.endswith("\\"):
+            text = text[:-1] + "\n" + self._read("")
+        return text
+
+    def _take(self, text: str) -> None:
+        if not text.strip():
+            return
+        match parse(text):
+            case Unknown(message):
+                self._line(message)
+            case Run(name, argument):
+                if wish := slash.run(self._state, name, argument):
+                    self._grant(wish)
+            case prompt:
+                if self._state.read_only:
+                    self._desk.answer(cmd.CheckChat())
+                    self._answer()
+                if refusal := self._state.refusal() or self._no_model():
+                    self._line(refusal)
+                else:
+                    self._state.prompt(prompt.text)
+        self._answer()
+
+    def _no_model(self) -> str:
+        return "" if self._state.is_ready else "No model is loaded: /model lists those there are."
+
+    def _grant(self, wish: slash.Wish) -> None:
+        match wish:
+            case slash.Wish("quit"):
+                self._done = True
+            case slash.Wish("help") | slash.Wish("keys"):
+                for usage, about in help_rows():
+                    self._line(f"{usage}: {about}")
+            case slash.Wish("save", name):
+                from mlxkv.config_file import save_setting
+
+                try:
+                    save_setting(self._folders, name, getattr(self._state.settings, name))
+                except ConfigError as error:
+                    self._line(f"Error: {error}")
+            case slash.Wish(name):
+                self._line(f"/{name} needs the window.")
+
+    def _choose(self, listing: Listing) -> None:
+        """A numbered list. An empty line leaves things as they are; so does any other text, which is taken next."""
+        rows = [row for row in listing.rows if row.choice is not None]
+        self._line(listing.title)
+        for number, row in enumerate(rows, 1):
+            self._line(f"{number}. {spoken(row_line(row, _WIDTH)).rstrip()}")
+        if not rows:
+            self._line(listing.empty)
+            return
+        number = self._number(len(rows))
+        if number is None:
+            return
+        match rows[number - 1].choice:
+            case PutPrompt(text):
+                self._line(f"Type: {text}")
+            case SendAnyway() as choice:
+                self._state.send_anyway(choice)
+            case None:
+                pass
+            case command:
+                self._state.submit(command)
+
+    def _number(self, most: int) -> int | None:
+        """Ask until it is a number from 1 to `most`, or none."""
+        while True:
+            answer = self._read("Number, or nothing: ")
+            if not answer.strip().isdecimal():
+                self._next = answer if answer.strip() else None
+                return None
+            if (digits := answer.strip().lstrip("0")) and len(digits) <= len(str(most)) and int(digits) <= most:
+                return int(digits)
+            self._line("There is no such number." if most == 1 else f"The numbers are 1 to {most}.")
+
+    # -- the desk ----------------------------------------------------------------------------------------------------
+
+    def _events_put(self, event: ev.EngineEvent) -> None:
+        if isinstance(event, ev.PullProgress | ev.KVSaving):  # of another thread
+            self._events.put(event)
+        else:
+            self._show(event)
+
+    def _answer(self) -> None:
+        """Until there is nothing left to do."""
+        state = self._state
+        while True:
+            while state.outbox:
+                self._desk.answer(state.outbox.popleft())
+            while state.is_pulling or not self._events.empty():
+                self._show(self._events.get())
+            self._say_lines()
+            if state.listing is not None:
+                listing, state.listing = state.listing, None
+                self._choose(listing)
+            for text in filter(None, (state.put, state.returned)):
+                self._line(f"To change: {_beginning(text)}")
+            state.put = state.returned = None
+            if not state.outbox:
+                return
+
+    def _show(self, event: ev.EngineEvent) -> None:
+        state = self._state
+        state.apply(event)
+        match event:
+            case ev.TurnStarted():
+                self._say_lines()
+                self._before, self._is_thinking, self._is_replying, self._told = "", False, False, time.monotonic()
+            case ev.TextDelta(text, thinking=thinking):
+                if event.restarts:
+                    self._end_line()
+                    self._is_replying, self._before = False, ""
+                self._begin_reply()
+                if thinking and not self._is_thinking:
+                    self._out.write("(all of that was thinking) " if event.restarts else "(thinking) ")
+                self._is_thinking = thinking
+                if not thinking:
+                    self._out.write(clean(text, self._before))
+                    self._before = (self._before + text)[-CONTEXT:]
+            case ev.TurnFinished(unanswered=True):
+                self._line("Stopped before the reply began: the chat is as it was before.")
+            case ev.TurnFinished(_, text, stats, thinking, can_be_quiet):
+                self._begin_reply()
+                self._end_line()
+                if missing := no_answer(text, thinking, stats, can_be_quiet):
+                    self._line(missing)
+                self._line(f"({spoken(stat_line(stats))})")
+            case ev.PrefillProgress(done, total) if self._is_time():
+                self._line(f"(read {done:,} of {total:,} tokens)")
+            case ev.ModelLoading(name, phase, done, total) if total and self._is_time():
+                self._line(f"({phase} {name}: {bytes_text(done)} of {bytes_text(total)})")
+            case ev.PullProgress(name, "downloading", done, total) if self._is_time():
+                self._line(f"(downloading {name}: {bytes_text(done)} of {bytes_text(total)})")
+            case ev.ModelTight():
+                from mlxkv.memory.preflight import ways_out
+
+                self._line(f"{event.text}; when starting, {ways_out(event)}.")
+            case ev.ModelReady(name):
+                self._line(f"{name} is ready.")
+            case ev.ChatOpened(messages=messages) if not state.is_compacting:  # those that stay were read already
+                self._show_messages(messages)
+            case _:
+                self._say_lines()
+        self._out.flush()
+
+    def _show_messages(self, messages: Sequence[ev.Message]) -> None:
+        for message in messages:
+            text = message.text
+            if message.role != "user":
+                text = text or no_answer(text, message.thinking, message.stats, message.can_be_quiet)
+            self._line(f"{'User' if message.role == 'user' else 'Assistant'}: {text}")
+
+    def _say_lines(self) -> None:
+        """What the state says in its own name; what was said by others is shown as it comes."""
+        change = self._state.take()
+        for block in change.settled:
+            if block.kind is Kind.ERROR:
+                self._line(f"Error: {block.text}")
+            elif block.kind is Kind.META and block.info != NO_ANSWER:  # that is told where the reply is
+                self._line(spoken(context_line(block.text, _WIDTH)))
+
+    def _begin_reply(self) -> None:
+        if not self._is_replying:
+            self._out.write("Assistant: ")
+        self._is_replying = self._is_midline = True
+
+    def _end_line(self) -> None:
+        if self._is_midline:
+            self._out.write("\n")
+        self._is_midline = False
+
+    def _is_time(self) -> bool:
+        if time.monotonic() - self._told < _TELL_SECONDS:
+            return False
+        self._told = time.monotonic()
+        return True
+
+    def _line(self, text: str) -> None:
+        """Harmless, whoever made it: every line but the reply itself is written here."""
+        self._end_line()
+        self._out.write(f"{clean(text)}\n")
+        self._out.flush()
+
+    @contextmanager
+    def _interrupts(self) -> Iterator[None]:
+        """Ctrl+C stops a reply, a load or a download and keeps what there is; at the prompt it ends the chat."""
+
+        def stop(*_: object) -> None:
+            if self._state.turn is None and not self._state.is_pulling and not self._state.loads_now:
+                raise KeyboardInterrupt
+            self._desk.stop()
+            self._desk.pause_download()
+
+        before = handle_interrupts(stop)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+
+def _beginning(text: str) -> str:
+    """A message to be typed again; of a long one, which is still in the terminal's history, how it begins."""
+    return text if len(text) <= _LONG else f"{text[:_LONG]}… ({len(text):,} characters)"
+
+
+_SPOKEN = str.maketrans({"▌": "*", "⑂": "fork", "…": "...", **dict.fromkeys("├└●○█✓▲■")})
+
+
+def spoken(text: str) -> str:
+    """Without the signs that a screen reader would spell out; the words beside them say the same."""
+    return " ".join(text.translate(_SPOKEN).split())

@@ -1,0 +1,188 @@
+"""From a block and a width to lines on the screen. Owns the look of the transcript; UI thread.
+
+Everything hangs on one left edge: three columns for replies, the prompt sign in column one. Rendering depends on the
+block, the width and the `Look` only, never on the terminal, so that lines can be cached and compared in tests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING
+
+from rich.segment import Segment
+from rich.style import Style
+
+from mlxkv.text.clean import clean, clean_joined
+from mlxkv.tui.markdown.wrap import Line, Row, wrap
+from mlxkv.tui.state.attachments import parts
+from mlxkv.tui.state.blocks import CONTEXT, Block, Kind
+from mlxkv.tui.state.choices import cut
+from mlxkv.tui.state.labels import stat_text, version_text
+from mlxkv.tui.state.reports import context_line
+
+if TYPE_CHECKING:
+    from markdown_it import MarkdownIt
+
+    from mlxkv.tui.markdown.renderer import Inks
+
+EDGE = 3  # columns left of a reply
+PROSE = 120  # longer lines are hard to read
+WIDE = 100  # from here on a code block says its language
+LONG = 12  # lines of a question; a longer one is folded
+SHOWN = 8  # lines of a folded question
+HUGE = 1 << 16  # characters of a folded question that are looked at: more than are shown
+
+BOLD = Style(bold=True)
+_style = lru_cache(128)(Style.parse)
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a theme decides. Colours as Rich spells them; `code` is a Pygments style."""
+
+    accent: str = "#5fafff"
+    code_ink: str = "#87d7af"
+    error: str = "#ff8787"
+    muted: str = "#8f8f8f"
+    code: str = "monokai"
+    joined_emoji: bool = False  # of the terminal: it draws them as one
+
+
+class Renderer:
+    """Renders blocks in one look. `count` knows the tokens of a file's text, or not (None)."""
+
+    def __init__(self, look: Look, count: Callable[[str], int | None] = lambda text: None) -> None:
+        self.look, self._count = look, count
+        self._clean = clean_joined if look.joined_emoji else clean
+
+    @cached_property
+    def _parser(self) -> MarkdownIt:
+        from mlxkv.tui.markdown.renderer import make_parser
+
+        return make_parser()
+
+    @cached_property
+    def _inks(self) -> Inks:
+        from mlxkv.tui.markdown.renderer import Inks
+
+        look = self.look
+        return Inks(_style(look.accent), _style(look.code_ink), _style(look.muted), look.code)
+
+    def strips(self, block: Block, width: int) -> list[Row]:
+        """The lines of `block`, with the blank line above it if it has one."""
+        room = max(8, min(width - EDGE - 1, PROSE))
+        muted = _style(self.look.muted)
+        rows = [] if block.tight else [Row([])]
+        match block.kind:
+            case Kind.USER:
+                rows += self._user(block, room)
+            case Kind.REPLY:
+                from mlxkv.tui.markdown.stream_splitter import split
+
+                rows = [row for part in split(block.text) for row in self.strips(part, width)]
+            case Kind.MARKDOWN:
+                rows += [_row(*line) for line in self._markdown(block, room)]
+            case Kind.CODE:
+                if block.info and width >= WIDE and not block.tight:
+                    rows.append(_row([Segment(cut(clean(block.info), room), muted)], "\n"))
+                rows += [_row(*line, margin=EDGE + 2) for line in _whole_gaps(self._code(block, room))]
+            case Kind.STATS:
+                assert block.stats is not None
+                which = version_text(block.version)
+                text = which + stat_text(block.stats, room - len(which), block.kv_added, narrow=width < 60)
+                rows += _hang(text, muted, room, Segment(" " * EDGE))
+            case Kind.THOUGHT:
+                rows += _hang(block.text, muted, room, Segment(" ▸ " if block.folded else " ▾ ", muted))
+                if not block.folded and block.detail:
+                    quiet = muted + Style(italic=True)
+                    rows += [_row([Segment("│ ", muted), *line], gap, margin=EDGE + 2)
+                             for line, gap in wrap([Segment(self._plain(block.detail), quiet)], room - 2)]  # fmt: skip
+            case Kind.META:
+                said = context_line(block.text, room) if block.info == CONTEXT else block.text
+                sign, text = ("✓", said[2:]) if said.startswith("✓ ") else ("·", said)
+                rows += _hung(self._plain(text), muted, room, Segment(f" {sign} ", muted))
+            case Kind.ERROR:
+                error = _style(self.look.error)
+                rows += _hung(self._plain(block.text), error, room, Segment(" ✗ ", error))
+        return rows
+
+    def _user(self, block: Block, room: int) -> list[Row]:
+        """A question: long ones and the files that came with it are folded."""
+        muted = _style(self.look.muted)
+        text, files = parts(block.text) if block.folded else (block.text, [])
+        sign, whole = Segment(" ❯ ", _style(self.look.accent)), text.rstrip("\n")
+        head = whole[:HUGE] if block.folded else whole
+        rows = _hung(self._plain(head), BOLD, room, sign)
+        if block.folded and (len(rows) > LONG or len(head) < len(whole)):
+            rest = len(rows) - SHOWN + whole.count("\n", len(head))
+            rows = [*rows[:SHOWN], _row([Segment(f"▸ {rest:,} more lines", muted)], "\n")]
+        for file in files:
+            rows += _hang(f"@{file.path} · {file.size(self._count(file.text))}", muted, room, Segment(" ▸ ", muted))
+        return rows
+
+    def _markdown(self, block: Block, room: int) -> list[Line]:
+        from mlxkv.tui.markdown.renderer import Lines
+
+        try:
+            return Lines(block.text, self._parser, self._inks, self._clean, is_open=block.is_open).lines(room)
+        except Exception:  # a bug in a parser must not end the chat; the source is always readable
+            return wrap([Segment(self._plain(block.text))], room)
+
+    def _plain(self, text: str) -> str:
+        return self._clean(text).expandtabs(4)
+
+    def _code(self, block: Block, room: int) -> list[Line]:
+        from mlxkv.tui.markdown.code import barred
+
+        return barred(self._clean(block.text), block.info, self.look.code, room, self._inks.muted)
+
+
+def _hang(text: str, style: Style, room: int, sign: Segment) -> list[Row]:
+    """Plain text behind a sign in the left edge."""
+    return _hung(clean(text).expandtabs(4), style, room, sign)
+
+
+def _hung(text: str, style: Style, room: int, sign: Segment) -> list[Row]:
+    """`_hang` of text that is clean."""
+    lines = wrap([Segment(text, style)], room)
+    return [_row(line, gap, sign if i == 0 else None) for i, (line, gap) in enumerate(lines)]
+
+
+def _whole_gaps(lines: list[Line]) -> list[Line]:
+    """Where code is cut behind spaces, which are not shown at the end of a line, they are the gap to the next."""
+    out: list[Line] = []
+    ended = ""
+    for line, gap in lines:
+        out.append((line, gap or ended[len(ended.rstrip(" ")) :]))
+        ended = "".join(segment.text for segment in line)
+    return out
+
+
+def _row(line: list[Segment], gap: str, sign: Segment | None = None, margin: int = EDGE) -> Row:
+    """A line behind the edge, without spaces at its end: they would be copied too."""
+    while line and not line[-1].text.strip(" "):
+        line = line[:-1]
+    if line and line[-1].text.endswith(" "):
+        line = [*line[:-1], Segment(line[-1].text.rstrip(" "), line[-1].style)]
+    if not line and sign is None:
+        return Row([], gap)
+    return Row([sign or Segment(" " * EDGE), *(s for s in line if s.text)], gap, margin)
+
+
+def guess_height(block: Block, width: int) -> int:
+    """Lines `block` will roughly need, without rendering it."""
+    room = max(8, min(width - EDGE - 1, PROSE))
+    if len(block.text) <= room:
+        lines = 1 + block.text.count("\n")
+    else:
+        lines = sum(1 + len(line) // room for line in block.text.split("\n"))
+    if block.kind is Kind.USER and block.folded:
+        lines = min(lines, SHOWN + 1)
+    return lines + (not block.tight)
+
+
+def warm() -> None:
+    """Load the Markdown parser before the first reply: in the midst of one that stops the model for some 40 ms."""
+    Renderer(Look()).strips(Block(Kind.REPLY, "*ready*"), 80)

@@ -1,0 +1,59 @@
+"""Source code as coloured lines behind a bar. UI thread. Imported on first use: it brings Pygments."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from pygments.lexer import Lexer
+from pygments.lexers import get_lexer_by_name
+from pygments.token import Token
+from pygments.util import ClassNotFound
+from rich.segment import Segment
+from rich.style import Style
+from rich.syntax import Syntax
+
+from mlxkv.tui.markdown.wrap import Line, fold
+
+BAR = "│ "
+LONGEST = 2000  # characters of a line that are still highlighted: lexers may take quadratic time
+
+
+@lru_cache(64)
+def _lexer(language: str) -> Lexer | None:
+    try:
+        return get_lexer_by_name(language, stripnl=False, ensurenl=False) if language else None
+    except ClassNotFound:
+        return None
+
+
+@lru_cache(1024)
+def _style(theme: str, token: tuple[str, ...]) -> Style:
+    """The colour of a token without the background, which Pygments' styles insist on."""
+    found = Syntax.get_theme(theme).get_style_for_token(token)
+    return Style(color=found.color, bold=found.bold, italic=found.italic)
+
+
+def highlighted(code: str, language: str, theme: str) -> list[list[Segment]]:
+    """`code` line by line. An unknown language, and code with endless lines, is plain text."""
+    lexer = _lexer(language.lower())
+    plain = _style(theme, Token.Text)
+    lines: list[list[Segment]] = [[]]
+    if lexer is None or any(len(line) > LONGEST for line in code.split("\n")):
+        return [[Segment(line, plain)] for line in code.split("\n")]
+    for token, text in lexer.get_tokens(code):
+        style = _style(theme, token)
+        first, *more = text.split("\n")
+        if first:
+            lines[-1].append(Segment(first, style))
+        lines += [[Segment(part, style)] if part else [] for part in more]
+    return lines
+
+
+def barred(code: str, language: str, theme: str, width: int, bar: Style) -> list[Line]:
+    """Lines of `code` folded to `width`, each behind a bar."""
+    code = code.rstrip("\n").expandtabs(4)
+    out: list[Line] = []
+    for line in highlighted(code, language, theme):
+        for i, (segments, gap) in enumerate(fold(line, max(4, width - len(BAR)))):
+            out.append(([Segment(BAR, bar), *segments], "\n" if i == 0 else gap))
+    return out

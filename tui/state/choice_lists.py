@@ -1,0 +1,167 @@
+"""The lists of the window: chats, messages to go back to, branches, models, places where words were found. Pure."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+
+from mlxkv.protocol import commands as cmd
+from mlxkv.protocol import events as ev
+from mlxkv.protocol.status import CompactPlan, ModelTight
+from mlxkv.stats import Overflow, bytes_text, disk_text, plural
+from mlxkv.text.clean import clean, marked
+from mlxkv.tui.state.chat_list import latest_first, when_text
+from mlxkv.tui.state.choices import Listing, Row, SendAnyway
+
+
+def one_line(text: str) -> str:
+    return " ".join(clean(text).split())
+
+
+def chats_list(chats: Sequence[ev.ChatSummary], now: float, at: str | None = None) -> Listing:
+    """`● Rust lifetimes      6 messages · 916 MB · 14:02`; ● resumes at once, ○ reads again."""
+    newest = latest_first(chats)
+    rows = tuple(chat_row(chat, now) for chat in newest)
+    index = next((i for i, chat in enumerate(newest) if chat.id == at), 0)
+    empty = "No title has these words. ⏎ looks for them in what was said."
+    return Listing("Chats", rows, "⏎ resume · esc close", empty, index, searches_chats=True)
+
+
+def chat_row(chat: ev.ChatSummary, now: float) -> Row:
+    sign = "●" if chat.kv_bytes else "○"
+    kv = bytes_text(chat.kv_bytes) if chat.kv_bytes else "no KV"
+    kv += ", pinned" if chat.pinned else ""
+    facts = (plural(chat.num_turns, "message"), kv, when_text(chat.updated, now))
+    return Row(f"{sign} {one_line(chat.title) or 'Untitled'}", cmd.OpenChat(chat.id), facts)
+
+
+def cache_list(cache: ev.CacheList, now: float) -> Listing:
+    """Chats with rows on disk, the largest first, and the named prompt caches."""
+    saved = sorted((chat for chat in cache.chats if chat.kv_bytes), key=lambda chat: -chat.kv_bytes)
+    rows = [replace(row, facts=(row.facts[0], row.facts[2], row.facts[1])) for row in (chat_row(c, now) for c in saved)]
+    if cache.named:
+        rows.append(Row("Prompt caches, for `mlxkv -p --cache NAME`"))
+    rows += [Row(f"  {name} · {bytes_text(size)}") for name, size in cache.named]
+    return Listing(
+        f"KV on disk in all: {disk_text(cache.used, cache.limit)}",
+        tuple(rows),
+        "⏎ open · /cache gc cleans up · esc close",
+        "There is no KV on disk.",
+    )
+
+
+def rewind_list(messages: Sequence[ev.Message]) -> Listing:
+    """The user's messages, to go back before one."""
+    mine = [(i, m) for i, m in enumerate(messages) if m.role == "user"]
+    rows = tuple(Row(f"{n}  {one_line(m.text)}", cmd.Rewind(i)) for n, (i, m) in enumerate(mine, 1))
+    return Listing("Go back to", rows, "⏎ go on before it; what followed stays · esc close", at=len(rows) - 1)
+
+
+def tree_list(branches: Sequence[ev.Branch], now: float) -> Listing:
+    """The family of forks, each below the chat it came from."""
+    depths: dict[str, int] = {}
+    rows, at = [], 0
+    for i, branch in enumerate(branches):
+        depth = depths[branch.session_id] = depths.get(branch.parent or "", -1) + 1
+        lead = "  " * (depth - 1) + "└ ⑂ " if depth else ""
+        mark = "▌" if branch.is_current else " "
+        fork = _fork_text(branch.forked_at) if branch.forked_at is not None and depth else ""
+        facts = tuple(f for f in (fork, plural(branch.num_turns, "message"), when_text(branch.updated, now)) if f)
+        rows.append(Row(f"{mark}{lead}{one_line(branch.title)}", cmd.OpenChat(branch.session_id), facts))
+        at = i if branch.is_current else at
+    return Listing("Branches of this chat", tuple(rows), "⏎ open · esc close", at=at)
+
+
+def _fork_text(forked_at: int) -> str:
+    """Questions and replies alternate; a reply has the number of the question to it."""
+    return f"from {'reply' if forked_at % 2 else 'question'} {forked_at // 2 + 1} on"
+
+
+def models_list(models: Sequence[ev.ModelCard], current: str, has_chat: bool, only_fitting: bool = False) -> Listing:
+    """Those that are here first; choosing another one downloads it."""
+    rows: list[Row] = []
+    for is_local, heading in ((True, "On this machine"), (False, "To download")):
+        cards = [card for card in models if card.is_local is is_local]
+        if cards:
+            rows.append(Row(heading))
+        for card in cards:
+            mark = "▌" if card.is_current or card.id == current else " "
+            fit = "fits" if card.fits else "too large here"
+            size = bytes_text(card.size_bytes) if card.size_bytes else ""
+            folder, name = os.path.split(card.id) if card.is_folder else ("", card.id)
+            facts = tuple(f for f in (clean(folder), clean(card.note), clean(card.licence), fit, size) if f)
+            rows.append(Row(f"{mark}{clean(name)}", cmd.LoadModel(card.id), facts, card.id))
+    hint = "⏎ load; the chat is read again · esc close" if has_chat else "⏎ load · esc close"
+    title = "Models that fit here" if only_fitting else "Models"
+    at = next((i for i, row in enumerate(rows) if row.text.startswith("▌")), 1)
+    return Listing(title, tuple(rows), hint, "No model here is called that; /model org/name loads any other.", at)
+
+
+def hits_list(words: str, hits: Sequence[ev.ChatHit]) -> Listing:
+    rows = []
+    for hit in hits:
+        text, marks = marked(hit.snippet, hit.marks)
+        facts = ("title",) if hit.turn is None else (hit.role, one_line(hit.title))
+        rows.append(Row(text, cmd.OpenChat(hit.session_id), facts, marks=marks))
+    title, hint = f"“{one_line(words)}” in all chats", "⏎ open the chat · esc close"
+    return Listing(title, tuple(rows), hint, "No chat has these words.")
+
+
+def missing_model(name: str, size_bytes: int) -> Listing:
+    """The chat's model is gone: nothing is downloaded unasked."""
+    amount = f" {bytes_text(size_bytes)}" if size_bytes else ""
+    rows = (
+        Row(f"Download{amount} again", cmd.LoadModel(name)),
+        Row("Choose another model; the chat is read again", cmd.ListModels()),
+    )
+    return replace(confirm(f"{clean(name)} is not on this disk", rows), hint="⏎ choose · esc later")
+
+
+def tight_list(tight: ModelTight) -> Listing:
+    """Asked before a model is loaded that does not fit."""
+    rows = [
+        Row("Pick a smaller model", cmd.ListModels(fitting=True)),
+        Row("Load it anyway; the system may end mlxkv", cmd.LoadModel(tight.name, anyway=True)),
+    ]
+    if tight.four_bit:
+        rows.insert(1, Row("Load it with a 4-bit KV cache, which fits", cmd.LoadModel(tight.name, kv_bits=4)))
+    return replace(confirm(clean(tight.text), tuple(rows)), hint="⏎ choose · esc leave it")
+
+
+def delete_list(session_id: str, title: str) -> Listing:
+    rows = (Row("Keep it"), Row("Delete it and the KV rows only it uses", cmd.DeleteChat(session_id)))
+    return confirm(f"Delete “{one_line(title)}”?", rows)
+
+
+def compact_list(plan: CompactPlan) -> Listing:
+    """What the short form of the chat would have, and what that costs."""
+    last = f"last {plan.kept_messages} messages as they are"
+    rows = [Row(f"The {last}, nothing else", cmd.Compact(False), (f"reads {plan.kept_tokens:,} tok",))]
+    title = f"Go on in a short branch? {plan.model} cannot summarise"
+    if plan.summary_tokens:
+        title = "Go on in a short branch? All of this chat stays as it is"
+        reads = plan.ask_tokens + plan.kept_tokens + plan.summary_tokens
+        cost = (f"writes ≤ {plan.summary_tokens:,} tok", f"reads ≤ {reads:,}")
+        rows.insert(0, Row(f"Summary of {plan.older_messages}, the {last}", cmd.Compact(True), cost))
+        if plan.gone_tokens:
+            title += f"; the {plan.gone_tokens:,} tok that rotated out are in no summary"
+    return replace(confirm(title, (*rows, Row("Leave it"))), hint="⏎ choose · esc leave it")
+
+
+def too_long_list(text: str, turn: int | None, overflow: Overflow) -> Listing:
+    """Asked before a message is sent of which the window would hold a part. What Enter alone chooses sends nothing."""
+    before = f" and {overflow.evicted_before:,} tok of the chat before it" if overflow.evicted_before else ""
+    rows = [Row("Leave it: it stays in the prompt, to be shortened")]
+    if overflow.window:
+        beyond = f"; it was trained for {overflow.trained:,}" if overflow.trained else ""
+        what = f"Send it with /set window {overflow.window}{beyond}"
+        facts = (f"{bytes_text(overflow.kv_bytes)} of KV",)
+        rows.append(Row(what, SendAnyway(text, turn, overflow.window), facts))
+    rows.append(Row(f"Send it without its oldest {overflow.evicted:,} tok{before}", SendAnyway(text, turn)))
+    title = f"Not sent: {overflow.tokens:,} tok, and the window holds {overflow.capacity:,}"
+    return replace(confirm(title, tuple(rows)), hint="⏎ choose · esc leave it")
+
+
+def confirm(title: str, rows: tuple[Row, ...]) -> Listing:
+    return Listing(title, rows, searchable=False)

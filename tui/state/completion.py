@@ -1,0 +1,71 @@
+"""What the prompt offers while one types: commands, arguments, files, earlier prompts. Pure; UI thread."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlxkv.tui.state import attachments as attach
+from mlxkv.tui.state import file_index as files
+from mlxkv.tui.state.fuzzy import best
+from mlxkv.tui.state.slash import BY_NAME, Prompt, complete, parse
+from mlxkv.tui.widgets.completion_menu import Entry, Menu, Source
+
+Point = tuple[int, int]  # row, column
+
+
+@dataclass(frozen=True)
+class Place:
+    """What an entry takes the place of."""
+
+    start: Point
+    end: Point
+
+
+def command_menu(text: str, words: Mapping[str, Sequence[str]]) -> Menu | None:
+    """For a line that starts with `/`."""
+    offers = complete(text, words)
+    if not offers:
+        return None
+    source = Source.ARGUMENT if " " in text else Source.COMMAND
+    return Menu(
+        source, [Entry(o.insert, o.label, o.help if source is Source.COMMAND else "", o.is_prefix) for o in offers]
+    )
+
+
+def file_menu(typed: str, known: Sequence[str], base: Path) -> Menu | None:
+    """For `@` and a part of a path."""
+    found = files.list_folder(typed, base) if files.is_path(typed) else files.matching(typed, known)
+    if not found:
+        return None
+    return Menu(Source.FILE, [Entry(attach.named(path), path, "", path.startswith(typed)) for path in found])
+
+
+def history_menu(typed: str, entries: Sequence[str]) -> Menu:
+    """Earlier prompts that have every word of `typed`, the latest first, each once."""
+    words = typed.casefold().split()
+    newest = list(dict.fromkeys(reversed(entries)))
+    found = [entry for entry in newest if all(word in entry.casefold() for word in words)]
+    found = found or best(typed, newest, lambda entry: (entry[:200],))
+    title = "earlier prompts · type to search · ⏎ take · esc back"
+    return Menu(Source.HISTORY, [Entry(entry, entry) for entry in found[:200]], title)
+
+
+def runs_as_typed(text: str, menu: Menu) -> bool:
+    """Whether Enter takes the line as it is, and not the entry that is chosen."""
+    if menu.moved or menu.chosen is None:
+        return menu.chosen is None
+    if menu.source is Source.ARGUMENT:
+        return True
+    return menu.source is Source.COMMAND and text[1:].strip().lower() in BY_NAME
+
+
+def runs_at_once(entry: Entry) -> bool:
+    """Whether Enter runs the chosen command: not if it was only guessed, and not if it lacks its argument."""
+    command = BY_NAME[entry.insert[1:].strip()]
+    return entry.is_prefix and not command.needs_argument
+
+
+def is_command(text: str) -> bool:
+    return not isinstance(parse(text), Prompt)

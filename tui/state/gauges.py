@@ -1,0 +1,105 @@
+"""What the panel draws: the ring as a strip, the last minute as a sparkline, memory and disk as lines. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mlxkv.protocol.status import CacheView, SessionStatus
+from mlxkv.stats import bytes_text, disk_text, rate_text
+from mlxkv.tui.state.choices import cut
+
+BARS = "▁▂▃▄▅▆▇█"
+PINNED, LIVE, EVICTED, FREE, HEAD = "█", "▓", "░", "·", "┃"
+
+
+@dataclass(frozen=True)
+class Strip:
+    """The ring, and below it a line that marks the row the next token is written to."""
+
+    cells: str
+    marks: str
+
+
+def ring_strip(cache: CacheView, width: int) -> Strip:
+    """One cell for an equal share of the rows: pinned, live, free; behind the window the rows evicted last."""
+    rows = max(1, cache.capacity + cache.undo)
+    ends = (cache.pinned, max(cache.live, cache.pinned), cache.capacity, cache.capacity + cache.undo)
+    cells = ""
+    for sign, end in zip((PINNED, LIVE, FREE, EVICTED), ends, strict=True):
+        target = width * end // rows
+        if end and sign is PINNED:
+            target = max(1, target)  # a few rows of many are still worth a cell
+        cells += sign * max(0, target - len(cells))
+    head = min(width - 1, width * cache.head // rows)
+    return Strip(cells.ljust(width, FREE)[:width], f"{' ' * head}▲")
+
+
+def sparkline(rates: Sequence[int], width: int) -> str:
+    """The latest `width` seconds; the tallest bar is the fastest of them, none at all is a blank."""
+    shown = list(rates)[-width:]
+    most = max(shown, default=0)
+    if not most:
+        return " " * len(shown)
+    return "".join(BARS[max(0, -(-rate * len(BARS) // most) - 1)] if rate else " " for rate in shown)
+
+
+def bar(share: float, width: int) -> str:
+    full = min(width, max(round(share * width), 1 if share > 0 else 0))
+    return "▰" * full + "▱" * (width - full)
+
+
+def ring_words(cache: CacheView, room: int = 200) -> str:
+    words = (
+        f"{PINNED} pinned {cache.pinned:,}  {LIVE} live {max(0, cache.live - cache.pinned):,}  "
+        f"{EVICTED} evicted {cache.evicted:,}  ▲ next write  of {cache.capacity:,} rows"
+    )
+    if cache.bits:  # of two ways to say the mark the first that leaves room for the bits
+        ways = [f"{w}, {cache.bits}-bit" for w in (words, words.replace(" next write", " next"))]
+        return next((way for way in ways if len(way) <= room), ways[-1])
+    whole = f"{words}, full precision"
+    return whole if len(whole) <= room else words
+
+
+def wide_lines(status: SessionStatus, rates: Sequence[int], prefill_tps: float, width: int) -> list[str]:
+    """The panel across the window: six lines."""
+    cache = status.cache
+    if cache is None or not cache.capacity:
+        ring = ["Ring    nothing is cached yet", "", ""]
+    else:
+        strip = ring_strip(cache, max(10, width - 9))
+        ring = [f"Ring    {strip.cells}", f"        {strip.marks}", f"        {ring_words(cache, width - 8)}"]
+    now = max((rate for rate in rates[-3:]), default=0)
+    read = f"prefill {rate_text(prefill_tps)} tok/s" if prefill_tps else "prefill –"
+    words = f" {now} tok/s, last 60 s · {read}"
+    speed = f"Speed   {sparkline(rates, max(0, min(60, width - 8 - len(words))))}{words}"
+    kv = f"{bytes_text(cache.allocated_bytes)} allocated, {bytes_text(cache.live_bytes)} live" if cache else "–"
+    parts = [f"Memory  weights {bytes_text(status.weight_bytes)} · KV {kv}"]
+    if status.memory_limit:
+        parts.append(f"free {bytes_text(max(0, status.memory_limit - status.memory_used))}")
+    lines = [
+        *ring,
+        speed,
+        " · ".join(parts),
+        f"Disk    KV on disk in all: {disk_text(status.disk_bytes, status.disk_limit)}",
+    ]
+    return [cut(line, width) for line in lines]
+
+
+def narrow_lines(status: SessionStatus, rates: Sequence[int], prefill_tps: float, width: int) -> list[str]:
+    """The same under the list of chats: one column."""
+    cache = status.cache
+    now = max((rate for rate in rates[-3:]), default=0)
+    rate = f" {now} t/s"
+    bits = "" if cache is None else f"  {cache.bits}-bit" if cache.bits else ""
+    lines = [
+        f"Speed{'last 60 s':>{max(0, width - 6)}}",
+        f" {sparkline(rates, width - 2 - len(rate))}{rate}",
+        f"Prefill{f'{rate_text(prefill_tps)} t/s' if prefill_tps else '–':>{max(0, width - 8)}}",
+        "Memory",
+        f" weights  {bytes_text(status.weight_bytes)}",
+        f" KV       {bytes_text(cache.allocated_bytes if cache else 0)}{bits}",
+    ]
+    if status.memory_limit:
+        lines.append(f" free     {bytes_text(max(0, status.memory_limit - status.memory_used))}")
+    return [*lines, f"Disk KV  {disk_text(status.disk_bytes, status.disk_limit)}"]

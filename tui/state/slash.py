@@ -1,0 +1,166 @@
+"""Slash commands: the one table of them, what a line of input means, and what help says. Pure; UI thread.
+
+What a command does is the app's business. The app may know more words for an argument than the table (models, themes):
+`complete` takes them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+from mlxkv.protocol.export_format import CHAT_FORMATS
+from mlxkv.tui.state.fuzzy import best
+
+
+@dataclass(frozen=True)
+class Slash:
+    """A command as the user may type it. `words` are arguments worth offering."""
+
+    name: str
+    argument: str  # "" | "name" | "[text]": brackets when it may be left out
+    help: str
+    aliases: tuple[str, ...] = ()
+    words: tuple[str, ...] = ()
+
+    @property
+    def needs_argument(self) -> bool:
+        return bool(self.argument) and not self.argument.startswith("[")
+
+    @property
+    def usage(self) -> str:
+        return f"/{self.name} {self.argument}".rstrip()
+
+
+SETTABLE = ("temp", "top-p", "top-k", "min-p", "max-tokens", "ctx", "kv-bits", "seed")
+
+COMMANDS = (
+    Slash("help", "", "keys and commands"),
+    # chats
+    Slash("new", "", "start a new chat", ("clear",)),
+    Slash("resume", "[text]", "open an earlier chat, by title or from a list", ("chats",)),
+    Slash("rename", "[title]", "give this chat another title"),
+    Slash("delete", "", "delete this chat, after asking"),
+    Slash("export", "[format] [path]", "write this chat to a file: md, json or mlxkv, as it ends", words=CHAT_FORMATS),
+    Slash("find", "[text]", "search in this chat"),
+    # turns
+    Slash("fork", "[question]", "go on in a copy, from here or from a question"),
+    Slash("tree", "", "the branches of this chat"),
+    Slash("rewind", "[question]", "go back to a question, by its number or from a list"),
+    Slash("undo", "", "take the last turn back; the old branch stays"),
+    Slash("retry", "", "reply again; the old reply stays", ("regenerate",)),
+    Slash("edit", "[question]", "change the last question, or one by its number, and ask again"),
+    Slash("continue", "", "go on with a reply that was cut off"),
+    Slash("compact", "[summary|last]", "go on with a summary, or the last messages only", words=("summary", "last")),
+    Slash("copy", "[n] [code [k]]", "copy the last reply, the n-th last, or its code", words=("code",)),
+    Slash("paste", "", "paste the clipboard"),
+    # the model
+    Slash("model", "[name]", "choose a model, or load a built-in name, a folder or a repository"),
+    Slash("pull", "repository", "download a model"),
+    Slash("system", "[text|@file|off]", "show or change the system prompt", words=("off",)),
+    Slash("set", "[name] [value]", "show or change a setting", ("settings",), words=SETTABLE),
+    Slash("think", "[on|off]", "reasoning on or off", words=("on", "off")),
+    # figures
+    Slash("context", "", "what fills the window"),
+    Slash("stats", "", "the figures of this chat"),
+    Slash("memory", "", "what takes how much memory"),
+    Slash("cache", "[ls|gc|pin]", "KV on disk: list it, clean it up, keep this chat's", words=("ls", "gc", "pin")),
+    # the program
+    Slash("theme", "[name]", "choose the colours"),
+    Slash("keys", "", "all keys"),
+    Slash("quit", "", "leave; the chat is kept", ("exit", "bye")),
+)
+
+BY_NAME = {name: command for command in COMMANDS for name in (command.name, *command.aliases)}
+_COMMAND = re.compile(r"/([A-Za-z][A-Za-z-]*|\?)(?:\s+(.*))?\s*$", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    text: str
+
+
+@dataclass(frozen=True)
+class Run:
+    name: str
+    argument: str
+
+
+@dataclass(frozen=True)
+class Unknown:
+    message: str
+
+
+def parse(text: str) -> Prompt | Run | Unknown:
+    """A path such as `/usr/bin/env` is no command, and `//text` sends `/text`."""
+    if text.startswith("//"):
+        return Prompt(text[1:])
+    match = _COMMAND.match(text)
+    if match is None:
+        return Prompt(text)
+    word = match[1].lower()
+    if word == "?" or word in BY_NAME:
+        return Run("help" if word == "?" else BY_NAME[word].name, (match[2] or "").strip())
+    close = get_close_matches(word, BY_NAME, n=1, cutoff=0.5)
+    close = close or [name for name in BY_NAME if name.startswith(word[:2])][:1]
+    return Unknown(f"No command /{match[1]}. " + (f"Did you mean /{close[0]}?" if close else "/help lists them."))
+
+
+def as_typed(text: str) -> str:
+    """What must be typed for `text` to be sent: `/text` is `//text` where it would be a command."""
+    return text if parse(text) == Prompt(text) else f"/{text}"
+
+
+@dataclass(frozen=True)
+class Offer:
+    """One line of the completion list: `insert` replaces the whole prompt. `is_prefix`: it was typed that far."""
+
+    insert: str
+    label: str
+    help: str = ""
+    is_prefix: bool = False
+
+
+def complete(text: str, words: Mapping[str, Sequence[str]] | None = None) -> list[Offer]:
+    """What a command being typed may become, best first; then its arguments. `words`: more of them, by command."""
+    if match := re.fullmatch(r"/([A-Za-z-]*)", text):
+        typed = match[1].lower()
+        found = best(typed, COMMANDS, lambda command: (command.name, *command.aliases))
+        return [
+            Offer(f"/{c.name}" + (" " if c.argument else ""), c.usage, _help(c, typed), _is_prefix(c, typed))
+            for c in found
+        ]
+    match = re.fullmatch(r"/([A-Za-z-]+) +(\S*)", text)
+    if match is None or (command := BY_NAME.get(match[1].lower())) is None:
+        return []
+    known = [*command.words, *(words or {}).get(command.name, ())]
+    return [
+        Offer(f"/{match[1]} {word}", word, command.help, word.startswith(match[2]))
+        for word in best(match[2], known, lambda word: (word,))
+        if word != match[2]
+    ]
+
+
+def _is_prefix(command: Slash, typed: str) -> bool:
+    return any(name.startswith(typed) for name in (command.name, *command.aliases))
+
+
+def _help(command: Slash, typed: str) -> str:
+    """With the alias that was meant, where it is not the name that was typed."""
+    if command.name.startswith(typed):
+        return command.help
+    alias = next((alias for alias in command.aliases if alias.startswith(typed)), "")
+    return f"{command.help} (/{alias})" if alias else command.help
+
+
+def hint(text: str) -> str:
+    """While the argument of a command is typed: what the command does."""
+    match = re.match(r"/([A-Za-z-]+)\s", text)
+    command = BY_NAME.get(match[1].lower()) if match else None
+    return f"{command.usage} – {command.help}" if command else ""
+
+
+def help_rows() -> list[tuple[str, str]]:
+    return [(c.usage, c.help + (f" (/{', /'.join(c.aliases)})" if c.aliases else "")) for c in COMMANDS]

@@ -1,0 +1,272 @@
+"""What each slash command does: a change of the state, a command for the engine, or a wish only the caller can grant.
+
+The window and the line mode share it. The table of commands and their help is `protocol/commands.py`. Pure; UI thread.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlxkv.errors import ConfigError, ModelNotFoundError
+from mlxkv.models import resolve
+from mlxkv.protocol import commands as cmd
+from mlxkv.protocol.export_format import CHAT_FORMATS, CHAT_SUFFIXES, export_format, one_of
+from mlxkv.settings import Setting, change, find, schema
+from mlxkv.system.regular_file import read_bytes, reason
+from mlxkv.text.encoding import decode
+from mlxkv.tui.state import choice_lists as lists
+from mlxkv.tui.state import reports
+from mlxkv.tui.state.chat_state import ChatState
+from mlxkv.tui.state.choices import Listing, PutPrompt, Row, cut
+from mlxkv.tui.state.labels import number_range
+from mlxkv.tui.state.remarks import remark
+
+_LONGEST = 1 << 20  # bytes of a system prompt in a file
+_LONGEST_NAME = 40  # cells of a name that is none
+_NAME_END = re.compile(r"\s*[\s=]\s*")
+
+
+@dataclass(frozen=True)
+class Wish:
+    """For the window (or the line mode) to do: "help", "quit", "theme", "copy", "find", "paste", "keys", "save"."""
+
+    name: str
+    argument: str = ""
+
+
+def run(state: ChatState, name: str, argument: str) -> Wish | None:
+    """Do what can be done here; the wish that is left."""
+    if action := _ACTIONS.get(name):
+        return action(state, argument)
+    return Wish(name, argument)
+
+
+# -- chats -----------------------------------------------------------------------------------------------------------
+
+
+def _new(state: ChatState, argument: str) -> None:
+    state.submit(cmd.NewChat())
+
+
+def _rename(state: ChatState, argument: str) -> None:
+    if argument:
+        state.submit(cmd.RenameChat(argument, state.renaming))
+        state.renaming = None
+    else:
+        state.put = f"/rename {state.title}"
+
+
+def _delete(state: ChatState, argument: str) -> None:
+    if state.session_id is None:
+        state.say("This chat is not saved, so there is nothing to delete.")
+    else:
+        state.show(lists.delete_list(state.session_id, state.title))
+
+
+def _export(state: ChatState, argument: str) -> None:
+    kind, _, path = argument.partition(" ")
+    if kind in CHAT_FORMATS:
+        state.submit(cmd.ExportChat(kind, path.strip()))
+    elif argument and not set(argument) & set(" ./\\"):  # a file would have a suffix, or a folder
+        state.error(
+            f"{argument} is no format to export to; it must be {one_of(CHAT_FORMATS)}, as in /export md chat.md."
+        )
+    else:
+        try:
+            state.submit(cmd.ExportChat(export_format(None, Path(argument), CHAT_SUFFIXES), argument))
+        except ConfigError as error:
+            state.error(str(error))
+
+
+# -- turns -----------------------------------------------------------------------------------------------------------
+
+
+def _question(state: ChatState, argument: str) -> int | None:
+    """The message number of question `argument` (from 1), or -1 if there is none."""
+    mine = [i for i, message in enumerate(state.messages) if message.role == "user"]
+    if not argument:
+        return None
+    if not argument.isdecimal() or not 1 <= int(argument) <= len(mine):
+        state.say(f"There is no question {argument}: {number_range(len(mine))}." if mine else "Nothing was said yet.")
+        return -1
+    return mine[int(argument) - 1]
+
+
+def _fork(state: ChatState, argument: str) -> None:
+    if (turn := _question(state, argument)) != -1:
+        state.submit(cmd.Fork(turn))
+
+
+def _rewind(state: ChatState, argument: str) -> None:
+    if not any(m.role == "user" for m in state.messages):
+        state.say("Nothing has been said yet.")
+    elif not argument:
+        state.show(lists.rewind_list(state.messages))
+    elif (turn := _question(state, argument)) != -1:
+        state.submit(cmd.Rewind(turn))
+
+
+def _undo(state: ChatState, argument: str) -> None:
+    state.submit(cmd.Rewind())
+
+
+def _retry(state: ChatState, argument: str) -> None:
+    state.submit(cmd.Retry())
+
+
+def _edit(state: ChatState, argument: str) -> None:
+    if (turn := _question(state, argument)) != -1 and not state.edit(turn):
+        state.say("Nothing has been said yet.")
+
+
+def _compact(state: ChatState, argument: str) -> None:
+    match argument:
+        case "summary" | "last":
+            state.submit(cmd.Compact(argument == "summary"))
+        case "":
+            state.submit(cmd.PlanCompact())
+        case _:
+            state.say("/compact asks first; /compact summary and /compact last do it at once.")
+
+
+# -- the model and what is set ---------------------------------------------------------------------------------------
+
+
+def _model(state: ChatState, argument: str) -> None:
+    state.submit(cmd.LoadModel(argument) if argument else cmd.ListModels())
+
+
+def _pull(state: ChatState, argument: str) -> None:
+    if argument:
+        state.submit(cmd.Pull(argument))
+    else:
+        state.put = "/pull "
+
+
+def _system(state: ChatState, argument: str) -> None:
+    if not argument:
+        none = "New chats have no system prompt; /system TEXT sets it."
+        state.say(f"System prompt of new chats: {state.system}" if state.system else none)
+        return
+    text = None if argument == "off" else argument
+    if argument.startswith("@"):
+        path = Path(argument[1:]).expanduser()
+        try:
+            text = decode(read_bytes(path, _LONGEST))
+        except (OSError, ValueError) as error:
+            state.error(f"{path} cannot be read ({reason(error)}); check the name.")
+            return
+    state.system = text
+    state.submit(cmd.SetSystem(text))
+
+
+def _set(state: ChatState, argument: str) -> Wish | None:
+    name, _, value = _NAME_END.sub(" ", argument.strip(), count=1).partition(" ")  # `/set temp=0.7` is meant well
+    if not name:
+        state.show(settings_list(state))
+        return None
+    setting = find(name)
+    if setting is None:
+        known = ", ".join(s.slash or s.name for s in schema())
+        state.error(f"There is no setting {cut(name, _LONGEST_NAME)}; there are {known}.")
+        return None
+    if not value.strip():
+        state.say(f"{setting.name} is {_now(state, setting)}. {setting.help} It must be {_on_off(setting.rule)}.")
+        return None
+    return _change(state, setting, value.strip())
+
+
+def _change(state: ChatState, setting: Setting, value: str) -> Wish | None:
+    try:
+        settings = change(state.settings, {setting.name: value}, lambda key: f"/set {setting.slash or key}")
+        if settings.model is not None and setting.name == "model":
+            resolve(settings.model)  # what cannot be a model at all would be told at the next start only
+    except (ConfigError, ModelNotFoundError) as error:
+        state.error(_on_off(str(error)))
+        return None
+    if setting.name == "theme":
+        return Wish("theme", value)
+    state.settings = settings
+    if setting.name == "system":
+        state.system = settings.system
+    state.submit(cmd.ChangeSettings(state.settings))
+    unusual = remark(setting.name, getattr(settings, setting.name))
+    state.say(f"{setting.name} is {_now(state, setting)} from {_from(setting)}. {unusual}".rstrip())
+    return Wish("save", setting.name)
+
+
+def _now(state: ChatState, setting: Setting) -> str:
+    """What it is set to, in the words of the chat; what is not set, with what that means."""
+    now = getattr(state.settings, setting.name)
+    return f"none ({setting.null})" if now is None else _shown(setting, now)
+
+
+def _shown(setting: Setting, value: object) -> str:
+    return ("on" if value else "off") if setting.kind == "bool" else setting.shown(value)
+
+
+def _on_off(rule: str) -> str:
+    return rule.replace("true or false", "on or off")  # as config.toml says it, and as one says it here
+
+
+def _from(setting: Setting) -> str:
+    return "now on" if setting.holds == "at once" else f"{setting.holds} on"
+
+
+def _think(state: ChatState, argument: str) -> Wish | None:
+    if argument not in ("", "on", "off"):
+        state.error(f"There is no /think {argument}: it is on or off.")
+        return None
+    setting = next(s for s in schema() if s.name == "think")
+    return _change(state, setting, argument or ("off" if state.settings.think else "on"))
+
+
+def settings_list(state: ChatState) -> Listing:
+    """Every setting with its value; choosing one puts `/set` into the prompt."""
+    rows = []
+    for s in schema():
+        name = s.slash or s.name
+        text = f"{name:<12} {_now(state, s)}"
+        flip = _shown(s, not getattr(state.settings, s.name)) if s.kind == "bool" else ""
+        rows.append(Row(text, PutPrompt(f"/set {name} {flip}"), (s.help,), s.name))
+    return Listing("Settings", tuple(rows), "⏎ change · esc close", "No setting is called that.")
+
+
+# -- figures ---------------------------------------------------------------------------------------------------------
+
+
+def _cache(state: ChatState, argument: str) -> None:
+    wanted = {"": cmd.ListCache(), "ls": cmd.ListCache(), "gc": cmd.CollectCache(), "pin": cmd.PinChat()}
+    if argument in wanted:
+        state.submit(wanted[argument])
+    else:
+        state.say(f"There is no /cache {argument}: it is ls, gc or pin.")
+
+
+_ACTIONS: dict[str, Callable[[ChatState, str], Wish | None]] = {
+    "new": _new,
+    "resume": lambda state, argument: state.resume(argument),
+    "rename": _rename,
+    "delete": _delete,
+    "export": _export,
+    "fork": _fork,
+    "tree": lambda state, _: state.submit(cmd.ShowTree()),
+    "rewind": _rewind,
+    "undo": _undo,
+    "retry": _retry,
+    "edit": _edit,
+    "continue": lambda state, _: state.submit(cmd.Continue()),
+    "compact": _compact,
+    "model": _model,
+    "pull": _pull,
+    "system": _system,
+    "set": _set,
+    "think": _think,
+    "context": lambda state, _: state.submit(cmd.ShowContext()),
+    "stats": lambda state, _: state.submit(cmd.ShowStats()),
+    "memory": lambda state, _: state.say_lines(reports.memory_lines(state.status)),
+    "cache": _cache,
+}

@@ -1,0 +1,43 @@
+"""The panel (F2): the cache as it is, in a few lines above the prompt. It shows text it is given. UI thread."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.text import Text
+from textual.widget import Widget
+
+from mlxkv.tui.state.gauges import EVICTED, FREE, LIVE, PINNED
+
+_INKS = {PINNED: "bold", LIVE: "", EVICTED: "dim", FREE: "dim"}
+
+
+class Panel(Widget, can_focus=False):
+    """Lines of figures; hidden until it is wanted."""
+
+    DEFAULT_CSS = """
+    Panel { height: auto; border-top: solid $panel; background: $background; color: $text; padding: 0 1; }
+    """
+    ALLOW_SELECT = False
+
+    def __init__(self, *, id: str | None = None) -> None:
+        super().__init__(id=id)
+        self._lines: tuple[str, ...] = ()
+
+    def show(self, lines: Sequence[str]) -> None:
+        """Repaint only if something changed."""
+        new = tuple(lines)
+        if new != self._lines:
+            grown = len(new) != len(self._lines)
+            self._lines = new
+            self.refresh(layout=grown)
+
+    def get_content_height(self, container: object, viewport: object, width: int) -> int:
+        return len(self._lines)
+
+    def render(self) -> Text:
+        text = Text("\n".join(self._lines), no_wrap=True, overflow="ellipsis")
+        for sign, ink in _INKS.items():
+            if ink:
+                text.highlight_regex(f"{sign}+", ink)
+        return text

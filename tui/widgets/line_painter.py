@@ -1,0 +1,124 @@
+"""Lines as they go to the screen: as wide as it is, in its colours, with what is selected, found or marked on them.
+
+Owns what was drawn before, so that a line that is only somewhere else now costs nothing. Where lines come from and
+which are seen is the transcript's business. UI thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from rich.cells import cell_len, split_graphemes
+from rich.segment import Segment
+from rich.style import Style
+from textual.color import Color
+from textual.filter import LineFilter
+from textual.geometry import Region
+from textual.selection import Selection
+from textual.strip import Strip
+
+from mlxkv.tui.widgets.line_layout import Layout
+from mlxkv.tui.widgets.search import Finder
+
+MOST = 4000  # lines that are kept
+FOUND, CURRENT = Style(reverse=True), Style(color="black", bgcolor="bright_yellow", bold=True)
+CURSOR = "▌"
+
+
+class Paper:
+    """`accent` is the colour of the mark at the left of one message."""
+
+    def __init__(self, lines: Layout, finder: Finder, accent: str) -> None:
+        self.lines, self.finder, self.accent = lines, finder, accent
+        self.marked: int | None = None
+        self._base, self._width = Style(), 0
+        self._drawn: dict[int, tuple[Strip, Strip]] = {}  # by line: what it was made from, what went to the screen
+
+    def forget(self) -> None:
+        """Something else is marked or found now, or the lines are others."""
+        self._drawn.clear()
+
+    def mark(self, message: int | None) -> None:
+        self.marked = message
+        self.forget()
+
+    def begin(self, base: Style, width: int) -> None:
+        """A frame: `base` is the style of the paper itself."""
+        if (base, width) != (self._base, self._width) or len(self._drawn) > MOST:
+            self._base, self._width = base, width
+            self.forget()
+
+    def line(self, y: int, selection: Selection | None, selected: Style) -> Strip:
+        """Line `y`; what is selected of it in the style `selected`."""
+        strip = self.lines.line(y)
+        span = selection.get_span(y) if selection is not None else None
+        known = self._drawn.get(y)
+        if known is not None and known[0] is strip and span is None:
+            return known[1]
+        out = self._draw(strip, y)
+        if span is not None:
+            return paint(out, strip.text, *span, selected)
+        self._drawn[y] = strip, out
+        return out
+
+    def _draw(self, strip: Strip, y: int) -> Strip:
+        out = self._laid(strip, y)
+        if self.marked is None and self.finder.wanted is None:
+            return out
+        plain = strip.text
+        index = self.lines.index_at(y)
+        cell = self.lines.cell(index) if 0 <= y < self.lines.height else None
+        if cell and self.finder.wanted is not None:
+            for first, last, is_current in self.finder.spans(cell, y - self.lines.start(index)):
+                out = paint(out, plain, first, last, CURRENT if is_current else FOUND)
+        if cell and cell.block.message == self.marked and (plain.strip() or y > self.lines.start(index)):
+            mark = Segment(CURSOR, self._base + Style.parse(self.accent))
+            out = Strip.join([Strip([mark]), out.crop(1)])
+        return out
+
+    def _laid(self, strip: Strip, y: int) -> Strip:
+        """Each piece with its place for the mouse. In one go: strips are dear."""
+        base, width, x = self._base, self._width, 0
+        if strip.cell_length > width:
+            strip = strip.crop(0, width)
+        segments: list[Segment] = []
+        for text, style in _clustered(strip):
+            place = Style.from_meta({"offset": (x, y)})
+            segments.append(Segment(text, (base + style if style else base) + place))
+            x += len(text)
+        if strip.cell_length < width:
+            segments.append(Segment(" " * (width - strip.cell_length), base + Style.from_meta({"offset": (x, y)})))
+        return Strip(segments, width)
+
+
+def _clustered(strip: Strip) -> Iterator[tuple[str, Style | None]]:
+    """The pieces of a line, cut behind joined emoji: the mouse's place in a piece is counted character by character."""
+    for text, style, _ in strip:
+        start = 0
+        if "\u200d" in text:
+            for first, last, _ in split_graphemes(text)[0]:
+                if "\u200d" in text[first:last]:
+                    yield text[start:last], style
+                    start = last
+        if start < len(text):
+            yield text[start:], style
+
+
+def cropped(
+    strips: list[Strip], crop: Region, width: int, filters: Sequence[LineFilter], background: Color
+) -> list[Strip]:
+    """What Textual does with the lines of a widget: filters for the theme and NO_COLOR, and the columns of `crop`."""
+    for line_filter in filters:
+        strips = [strip.apply_filter(line_filter, background) for strip in strips]
+    left, right = crop.column_span
+    return strips if (left, right) == (0, width) else [strip.crop(left, right) for strip in strips]
+
+
+def paint(strip: Strip, plain: str, start: int, end: int, style: Style) -> Strip:
+    """`start` and `end` count characters, -1 the end of the line; the screen counts cells, and may end before."""
+    left = cell_len(plain[:start])
+    right = min(strip.cell_length, cell_len(plain) if end == -1 else cell_len(plain[:end]))
+    if left >= right:
+        return strip
+    before, middle, after = strip.divide([left, right, strip.cell_length])
+    return Strip.join([before, Strip(Segment.apply_style(middle, post_style=style), middle.cell_length), after])

@@ -1,0 +1,92 @@
+"""A list to choose from, in place of the transcript. Typing searches; Enter chooses; Esc is the app's. UI thread."""
+
+from __future__ import annotations
+
+from rich.text import Text
+from textual.events import Key
+from textual.message import Message
+from textual.widgets import OptionList
+from textual.widgets.option_list import Option
+
+from mlxkv.protocol import commands as cmd
+from mlxkv.tui.state.choices import Choice, Listing, Row, row_line, shown
+
+
+class Picker(OptionList):
+    """Mounted when it is needed, removed when something is chosen."""
+
+    DEFAULT_CSS = """
+    Picker, Picker:focus {
+        height: 1fr;
+        max-height: 100%;
+        border: none;
+        border-top: solid $panel;
+        border-title-color: $text;
+        border-title-style: bold;
+        padding: 0 1;
+        background: $background;
+        background-tint: $background 0%;
+    }
+    Picker:nocolor > .option-list--option-highlighted, Picker:nocolor:focus > .option-list--option-highlighted {
+        text-style: bold underline;
+    }
+    """
+
+    class Picked(Message):
+        """`choice` None: a row that means "leave things as they are"."""
+
+        def __init__(self, choice: Choice | None) -> None:
+            super().__init__()
+            self.choice = choice
+
+    def __init__(self, listing: Listing, *, id: str | None = None) -> None:
+        super().__init__(id=id)
+        self.listing = listing
+        self._words, self._rows = "", list(listing.rows)
+
+    def on_mount(self) -> None:
+        self.screen.set_focus(self)  # `focus` comes after the first paint: keys typed then went to the prompt
+        self._fill(self.listing.at)
+
+    def on_resize(self) -> None:
+        self._fill(self.highlighted or 0)
+
+    def _fill(self, at: int = 0) -> None:
+        listing = self.listing
+        self._rows = listing.matching(self._words)
+        width = max(20, self.content_size.width - 2)
+        self.clear_options()
+        self.add_options([self._option(row, width) for row in self._rows] or [Option(listing.empty, disabled=True)])
+        self.highlighted = None if not self._rows else min(max(at, 0), len(self._rows) - 1)
+        hint = " · type to search" if listing.searchable else ""
+        title = f"{listing.title} · {self._words}▏" if self._words else f"{listing.title}{hint}"
+        self.border_title = Text(shown(title))
+
+    def _option(self, row: Row, width: int) -> Option:
+        if row.choice is None and self.listing.searchable:
+            return Option(Text(shown(row.text), "bold", no_wrap=True), disabled=True)
+        line = Text(row_line(row, width), no_wrap=True)
+        for a, b in row.marks:
+            if line.plain.startswith(row.text[:b]):  # the rest was cut off
+                line.stylize("bold underline", a, b)
+        return Option(line)
+
+    def on_key(self, event: Key) -> None:
+        if not self.listing.searchable:
+            return
+        if event.key == "enter" and not self._rows and self.listing.searches_chats:
+            self.post_message(self.Picked(cmd.SearchChats(self._words)))
+        elif event.key == "backspace":
+            self._words = self._words[:-1]
+        elif event.is_printable and event.character:
+            self._words += event.character
+        else:
+            return
+        event.stop()
+        event.prevent_default()
+        self._fill()
+
+    def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
+        event.stop()
+        if event.option_index < len(self._rows):
+            self.post_message(self.Picked(self._rows[event.option_index].choice))

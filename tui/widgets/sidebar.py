@@ -1,0 +1,168 @@
+"""The sidebar (Ctrl+B): chats by date with their forks, and below them the figures of the machine. UI thread.
+
+It shows and says what the user wants; the app decides. While it has the focus its letters are commands, after `/` they
+search.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+from rich.text import Text
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Vertical
+from textual.events import Key
+from textual.message import Message
+from textual.widgets import OptionList, Static
+from textual.widgets.option_list import Option
+
+from mlxkv.protocol.status import ChatSummary
+from mlxkv.tui.state.chat_list import Entry, sidebar_entries
+
+WIDTH = 31  # with its rule at the right
+Wish = Literal["open", "rename", "delete", "export", "leave"]
+
+
+class Sidebar(Vertical):
+    """`show` is called as often as one likes; it repaints what changed."""
+
+    DEFAULT_CSS = """
+    Sidebar {
+        dock: left;
+        width: 31;
+        display: none;
+        border-right: solid $panel;
+        background: $background;
+        padding: 0 0 0 1;
+        & #sidebar-title { height: 1; text-style: bold; color: $text; }
+        & OptionList, & OptionList:focus {
+            height: 1fr;
+            border: none;
+            padding: 0;
+            background: $background;
+            background-tint: $background 0%;
+            scrollbar-size-vertical: 1;
+        }
+        & OptionList:nocolor > .option-list--option-highlighted,
+        & OptionList:nocolor:focus > .option-list--option-highlighted { text-style: bold underline; }
+        & #sidebar-legend { height: 1; color: $text-muted; }
+        & #sidebar-figures { height: auto; border-top: solid $panel; color: $text-muted; }
+    }
+    """
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("r", "wish('rename')", "Rename", id="chats.rename"),
+        Binding("d,delete", "wish('delete')", "Delete", id="chats.delete"),
+        Binding("x", "wish('export')", "Export", id="chats.export"),
+        Binding("slash", "search", "Search", id="chats.search"),
+        Binding("escape,q", "leave", "Back to the prompt", id="chats.leave"),
+    ]
+
+    class Wanted(Message):
+        def __init__(self, wish: Wish, session_id: str = "") -> None:
+            super().__init__()
+            self.wish, self.session_id = wish, session_id
+
+    def __init__(self, *, id: str | None = None) -> None:
+        super().__init__(id=id)
+        self._title = Static("Chats", id="sidebar-title", markup=False)
+        self._list = OptionList()
+        self._legend = Static("● instant resume ○ re-reads", id="sidebar-legend", markup=False)
+        self._figures = Static("", id="sidebar-figures", markup=False)
+        self._shown: tuple[object, ...] = ()
+        self._entries: list[Entry] = []
+        self._chats: tuple[ChatSummary, ...] = ()
+        self._words: str | None = None  # being searched for
+        self._current: str | None = None
+        self._placed = ""  # the chat in front when the cursor was last put on it
+        self._now = float("-inf")
+        self._figures_shown = "?"
+
+    def compose(self) -> ComposeResult:
+        yield self._title
+        yield self._list
+        yield self._legend
+        yield self._figures
+
+    def show(self, chats: tuple[ChatSummary, ...], current: str | None, now: float) -> None:
+        if chats is self._chats and current == self._current and now - self._now < 60:
+            return  # called with every frame: entries of a thousand chats are not made for nothing
+        self._chats, self._current, self._now = chats, current, now
+        self._fill()
+
+    def show_figures(self, lines: Sequence[str]) -> None:
+        text = "\n".join(lines)
+        if text != self._figures_shown:  # an update lays the screen out
+            self._figures_shown = text
+            self._figures.display = bool(lines)
+            self._figures.update(Text(text, no_wrap=True))
+
+    def focus_list(self) -> None:
+        self._list.focus()
+
+    def _fill(self) -> None:
+        width = WIDTH - 4
+        entries = sidebar_entries(self._chats, self._words or "", self._current, self._now, width)
+        state = (tuple(entries), self._words)
+        if state == self._shown:
+            return
+        chosen = self._chosen()
+        self._shown, self._entries = state, entries
+        self._list.clear_options()
+        self._list.add_options([self._option(entry) for entry in entries])
+        if self._current != self._placed and any(e.session_id == self._current for e in entries if self._current):
+            chosen = self._placed = self._current or ""
+        wanted = chosen
+        at = next((i for i, e in enumerate(entries) if e.session_id == wanted and e.session_id), None)
+        first = next((i for i, e in enumerate(entries) if e.session_id), None)
+        self._list.highlighted = first if at is None else at
+        title = "Chats" if self._words is None else f"Chats · {self._words}▏"
+        self._title.update(Text(title if self._words is not None else f"{title}{'/ to search':>{WIDTH - 8}}"))
+
+    @staticmethod
+    def _option(entry: Entry) -> Option:
+        style = "" if entry.session_id else "dim"
+        return Option(Text(entry.text, style, no_wrap=True), disabled=not entry.session_id)
+
+    def _chosen(self) -> str:
+        at = self._list.highlighted
+        return self._entries[at].session_id if at is not None and at < len(self._entries) else ""
+
+    def action_wish(self, wish: Wish) -> None:
+        if chosen := self._chosen():
+            self.post_message(self.Wanted(wish, chosen))
+
+    def action_search(self) -> None:
+        self._words = ""
+        self._fill()
+
+    def action_leave(self) -> None:
+        if self._words is not None:
+            self._words = None
+            self._fill()
+        else:
+            self.post_message(self.Wanted("leave"))
+
+    def on_key(self, event: Key) -> None:
+        if self._words is None:
+            return
+        if event.key == "backspace":
+            self._words = self._words[:-1]
+        elif event.is_printable and event.character:
+            self._words += event.character
+        else:
+            return
+        event.stop()
+        event.prevent_default()
+        self._fill()
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """While words are typed, letters are letters."""
+        return action == "leave" or self._words is None
+
+    def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
+        event.stop()
+        if chosen := self._chosen():
+            self._words = None
+            self.post_message(self.Wanted("open", chosen))

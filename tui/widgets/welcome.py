@@ -1,0 +1,95 @@
+"""What an empty chat shows: how to begin, and the models to begin with. Not a dialog: the prompt keeps the keys."""
+
+from __future__ import annotations
+
+from rich.cells import cell_len
+from rich.text import Text
+from textual.widget import Widget
+
+from mlxkv.models.resolve import BUILT_IN
+from mlxkv.protocol.events import FirstScreen
+from mlxkv.stats import bytes_text
+from mlxkv.text.clean import clean
+from mlxkv.tui.state.choices import cut
+from mlxkv.tui.state.labels import short_name
+
+
+class Welcome(Widget, can_focus=False):
+    """Centred text in place of the transcript."""
+
+    DEFAULT_CSS = """
+    Welcome { height: 1fr; content-align: center middle; background: $background; color: $text; }
+    """
+    ALLOW_SELECT = False
+
+    def __init__(self, first: FirstScreen, *, id: str | None = None) -> None:
+        super().__init__(id=id)
+        self._first = first
+        self._said: tuple[str, bool, bool, tuple[str, ...]] = ("", False, False, ())
+
+    def show(self, model: str, ready: bool, loading: bool, titles: tuple[str, ...] = ()) -> None:
+        """`titles` are of the chats used last."""
+        if (model, ready, loading, titles) != self._said:
+            self._said = (model, ready, loading, titles)
+            self.refresh()
+
+    def render(self) -> Text:
+        model, ready, loading, titles = self._said
+        width = self.content_size.width
+        if ready:
+            lines = welcome_lines([f"{short_name(model)} is ready"], how_to_begin(model) + earlier(titles, width))
+        elif loading:
+            lines = welcome_lines(["One moment"], ["Type ahead; it will be sent."])
+        else:
+            lines = model_lines(self._first, width)
+        return Text("\n", justify="left").join(lines)
+
+
+def how_to_begin(model: str) -> list[str]:
+    """What is told below the model's name; of the built-in one, what it is and how to get a bigger one."""
+    if model == BUILT_IN[0]:
+        return ["It is small: it knows mlxkv and KV caches. /model opens bigger ones.", "Try: What is a KV cache?"]
+    return ["Ask anything. / for commands, ? for help."]
+
+
+def earlier(titles: tuple[str, ...], width: int) -> list[str]:
+    """The chats used last, which Enter lists."""
+    if not titles or width < 40:
+        return []
+    room = min(width - 8, 60)
+    return ["", "⏎ opens an earlier chat:", *(cut(" ".join(clean(title).split()), room) for title in titles)]
+
+
+def welcome_lines(title: list[str], dim: list[str]) -> list[Text]:
+    """All of one width, because the block is centred, not its lines."""
+    width = max(cell_len(line) for line in title + dim)
+    rows = [Text().append(line.center(width), "bold") for line in title] + [Text("")]
+    return rows + [Text().append(line.center(width), "dim") for line in dim]
+
+
+def model_lines(first: FirstScreen, width: int) -> list[Text]:
+    """Name, size, licence, note in columns; what does not fit the width is left out from the right."""
+    how = Text().append("⏎", "bold").append(" lists them all · ", "dim")
+    how.append("/model <repo id or folder>", "bold").append(" loads one", "dim")
+    if not first.models:
+        return [Text("No model is loaded", "bold"), Text(""), how]
+    cards = [(clean(m.id), bytes_text(m.size_bytes), clean(m.licence), clean(m.note), m.fits) for m in first.models]
+    columns = 4
+    while columns > 1:
+        widths = [max(cell_len(str(card[i])) for card in cards) for i in range(columns)]
+        if sum(widths) + 3 * (columns - 1) + 2 <= width:
+            break
+        columns -= 1
+    widths = [max(cell_len(str(card[i])) for card in cards) for i in range(columns)]
+    title = "No model is loaded. These fit this computer:"
+    rows: list[Text] = [Text().append(title, "bold"), Text("")]
+    for card in cards:
+        row = Text().append(str(card[0]) + " " * (widths[0] - cell_len(str(card[0]))), "bold" if card[4] else "dim")
+        for i in range(1, columns):
+            cell = str(card[i])
+            pad = " " * (widths[i] - cell_len(cell))
+            row.append("   " + (pad + cell if i == 1 else cell + pad), "dim")
+        rows.append(row if card[4] else row.append(" (too large)", "dim"))
+    rows += [Text(""), how]
+    block = max(row.cell_len for row in rows)  # one left edge for all rows, the block itself is centred
+    return [row.append(" " * (block - row.cell_len)) for row in rows]
