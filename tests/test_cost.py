@@ -47,11 +47,10 @@ class Count:
         self.counts: Counter[str] = Counter()
         self._paused = False
         self._patch = monkeypatch
-        monkeypatch.setattr(
-            "mlxkv.store.kv.folder_listing._SETTLED_NS", 0
-        )  # folders are as old as in a chat that takes its time
+        # Folders are as old as in a chat that takes its time.
+        monkeypatch.setattr("mlxkv.store.kv.folder_listing._SETTLED_NS", 0)
         for module in ("history", "sessions"):
-            self._tally(f"mlxkv.store.{module}.turn_digest", "verified")
+            self._tally(f"mlxkv.store.db.{module}.turn_digest", "verified")
         self._tally("mlxkv.store.kv.folder_listing._listed", "listed")
         self._tally("mlxkv.store.kv.commits.is_chunk", "chunks")
         self._tally("mlxkv.store.kv.chunk_files.regular_size", "files")

@@ -84,7 +84,7 @@ def warm() -> None:
     for name in ("mlxkv.cli.app", "typer._adapters"):
         importlib.import_module(name)
     if sys.platform != "darwin":  # Metal does not survive a fork
-        for name in ("engine", "model", "plain", "print_mode", "preflight", "tui.slash"):
+        for name in ("engine", "model", "cli.print_mode", "memory.preflight", "tui.line_mode", "tui.state.slash"):
             importlib.import_module(f"mlxkv.{name}")
         for name in ("mlx_lm.models.llama", "transformers.utils.chat_template_utils", "transformers.video_utils"):
             importlib.import_module(name)
