@@ -146,11 +146,13 @@ def _encodings(tokenizer: Any, behind: Behind) -> Iterator[list[int]]:
 
 
 def _tail(tokenizer: Any, ids: Sequence[int]) -> list[int]:
-    """The last of these ids that are whole characters; none where there are none, or they are not known (negative)."""
+    """The last of these ids that are whole characters, or show nothing; none where there are none, or they are unknown
+    (negative)."""
     for start in range(len(ids) - 1, max(len(ids) - 1 - _MOST, -1), -1):
         if ids[start] < 0:
             break
         text = decode(tokenizer, ids[start:])
         if text and not text.startswith(_BROKEN) and not text.endswith(_BROKEN):
             return list(ids[start:])
-    return []
+    recent = list(ids[-_MOST:])  # a space that the tokenizer strips as a beginning is one all the same
+    return recent if recent and min(recent) >= 0 and not decode(tokenizer, recent) else []

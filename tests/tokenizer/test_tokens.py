@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_lm.tokenizer_utils import load as load_tokenizer
@@ -88,6 +88,7 @@ def read(tokenizer: TokenizerWrapper, ids: list[int], before: list[int]) -> str:
 
 @kinds
 @given(texts=st.lists(TEXT, min_size=1, max_size=4))
+@example(texts=[" ", " "])
 def test_texts_that_continue_each_other_decode_to_their_sum(tokenizer: TokenizerWrapper, texts: list[str]) -> None:
     ids = encode_start(tokenizer, texts[0])
     start = decode(tokenizer, ids)
