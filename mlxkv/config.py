@@ -18,9 +18,9 @@ from typing import Any
 
 from mlxkv.errors import ConfigError, DiskError, first_line, quoted, shortened
 from mlxkv.settings import Settings, change, schema
-from mlxkv.system.regular_file import read_text, reason
+from mlxkv.system.regular_file import read_text, reason, write_private
 
-__all__ = ["Folders", "Settings", "load_settings", "parse_toml", "private_folder", "read_config_file"]
+__all__ = ["Folders", "Settings", "load_settings", "private_folder", "save_setting"]
 
 MAX_CONFIG = 1 << 20  # bytes of config.toml
 _LONG_KEY = re.compile(r"(?:[ \t]*\.[ \t]*[\"']?[\w-]{1,512}[\"']?){256}")  # tomllib takes minutes for longer ones
@@ -85,7 +85,7 @@ def private_folder(path: Path) -> Path:
     return path
 
 
-def read_config_file(path: Path) -> str:
+def _read_config_file(path: Path) -> str:
     """The text of config.toml, "" where there is none. Raises OSError, UnicodeDecodeError."""
     try:
         return read_text(path, MAX_CONFIG)
@@ -93,7 +93,7 @@ def read_config_file(path: Path) -> str:
         return ""
 
 
-def parse_toml(text: str) -> dict[str, Any]:
+def _parse_toml(text: str) -> dict[str, Any]:
     """`tomllib.loads`, with one kind of error for everything that can be wrong.
 
     Raises:
@@ -119,9 +119,11 @@ def load_settings(
     settings = Settings()
     path = folders.config / "config.toml"
     try:
-        table = parse_toml(read_config_file(path))
+        table = _parse_toml(_read_config_file(path))
     except (ValueError, OSError) as error:
-        raise ConfigError(f"{shortened(path)} cannot be read as TOML ({reason(error)}); mend or remove it.") from error
+        raise ConfigError(
+            f"{shortened(path)} cannot be read as TOML ({reason(error)}); correct or remove it."
+        ) from error
     settings = change(settings, table, lambda key: f"`{shortened(key)}` in {path}")
     names = {f"MLXKV_{s.name.upper()}": s.name for s in schema()}
     from_env = {key: env[name] for name, key in names.items() if env.get(name)}
@@ -129,3 +131,34 @@ def load_settings(
     given = {key: value for key, value in (flags or {}).items() if value is not None}
     options = {s.name: s.option.split(", ")[-1] for s in schema()}
     return change(settings, given, lambda key: f"The option {options.get(key, key)}")
+
+
+def save_setting(folders: Folders, name: str, value: Any) -> Path:
+    """Write `name = value` into config.toml; "none" for None. Everything else in the file stays as the user wrote it.
+
+    Raises:
+        ConfigError: the file is not TOML, or cannot be written: then it is unchanged.
+    """
+    path = folders.config / "config.toml"
+    private_folder(folders.config)
+    try:
+        write_private(path, with_setting(_read_config_file(path), name, value))
+    except ValueError as error:
+        raise ConfigError(f"{path} cannot be read as TOML ({reason(error)}); correct or remove it.") from error
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written ({error.strerror}); the setting holds until you leave.") from error
+    return path
+
+
+def with_setting(text: str, name: str, value: Any) -> str:
+    """`text` with the top-level key `name` set.
+
+    Raises:
+        ValueError: `text` is not TOML.
+    """
+    import tomlkit  # only where a setting is saved
+
+    _parse_toml(text)
+    document = tomlkit.parse(text)
+    document[name] = "none" if value is None else value
+    return tomlkit.dumps(document)

@@ -13,8 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlxkv.config import Folders, Settings, load_settings, private_folder
-from mlxkv.config_file import save_setting, with_setting
+from mlxkv.config import Folders, Settings, load_settings, private_folder, save_setting, with_setting
 from mlxkv.errors import ConfigError
 from mlxkv.settings import as_markdown, find, schema
 
@@ -301,7 +300,7 @@ def test_changing_a_setting_leaves_everything_else(tmp_path: Path) -> None:
     text = (found.config / "config.toml").read_text(encoding="utf-8")
     assert text.splitlines() == [
         "# mine", "temperature = 0.7  # as it was # really", 'system = "say \\"no\\"\\n\\u007f"', "# about k",
-        'top_k = "none"  # three', "seed = 7", "", "[keys]", '"app.help" = "f1" # help',
+        'top_k="none" # three', "seed = 7", "", "[keys]", '"app.help" = "f1" # help',
         'seed = "no setting: it is in a table"',
     ]  # fmt: skip
     wanted = {"temperature": 0.7, "system": 'say "no"\n\x7f', "seed": 7, "top_k": "none"}

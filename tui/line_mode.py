@@ -127,7 +127,7 @@ class PlainChat:
                 for usage, about in help_rows():
                     self._line(f"{usage}: {about}")
             case slash.Wish("save", name):
-                from mlxkv.config_file import save_setting
+                from mlxkv.config import save_setting
 
                 try:
                     save_setting(self._folders, name, getattr(self._state.settings, name))

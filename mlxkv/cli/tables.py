@@ -1,20 +1,18 @@
-"""Lines of a table for the terminal: columns that fit its width, whatever the text. Pure but for asking the width."""
+"""Rows of a table on the terminal: columns that fit its width, whatever the text."""
 
 from __future__ import annotations
 
 import shutil
-import unicodedata
+import sys
 from collections.abc import Sequence
+
+from rich.cells import cell_len, set_cell_size
 
 from mlxkv.text.clean import clean
 
-_WIDE = ("W", "F")
-
 
 def width_of_terminal() -> int | None:
-    """Cells of a line on the terminal; None where stdout is none: a pipe gets whole lines."""
-    import sys
-
+    """Cells of a line on the terminal; None where stdout is not one: a pipe gets whole lines."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
@@ -26,19 +24,4 @@ def row(columns: Sequence[str], width: int | None) -> str:
 
 def cut(text: str, width: int) -> str:
     """`text` in at most `width` cells, with an ellipsis where something is missing."""
-    if cells(text) <= width:
-        return text
-    used, out = 1, []
-    for char in text:
-        used += cells(char)
-        if used > width:
-            break
-        out.append(char)
-    return "".join(out).rstrip() + "…"
-
-
-def cells(text: str) -> int:
-    """How wide a terminal draws it."""
-    if text.isascii():
-        return len(text)
-    return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in _WIDE else 1 for c in text)
+    return text if cell_len(text) <= width else set_cell_size(text, width - 1).rstrip() + "…"

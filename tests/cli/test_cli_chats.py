@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.cells import cell_len as cells
 
 from mlxkv.cli.app import main
 from mlxkv.cli.chats import ids_for_completion
-from mlxkv.cli.tables import cells
 from mlxkv.config import Folders, private_folder
 from mlxkv.store import SessionStore, TurnRecord
 from mlxkv.store.export.archive import is_archive

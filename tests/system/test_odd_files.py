@@ -15,8 +15,7 @@ import pytest
 import mlxkv
 from mlxkv.cli.input_files import question_with, text_or_file
 from mlxkv.cli.start import _log_to_file
-from mlxkv.config import Folders, load_settings
-from mlxkv.config_file import save_setting
+from mlxkv.config import Folders, load_settings, save_setting
 from mlxkv.errors import ConfigError, MlxkvError, ModelError
 from mlxkv.models import Hub, list_local, remove
 from mlxkv.models.hub import find_local

@@ -85,7 +85,7 @@ class ManagingApp(ReadingApp):
         """Into config.toml, if this window has one."""
         if self.folders is None:
             return
-        from mlxkv.config_file import save_setting
+        from mlxkv.config import save_setting
 
         value = self.theme if name == "theme" else getattr(self.state.settings, name)
         try:
