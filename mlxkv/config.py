@@ -121,9 +121,7 @@ def load_settings(
     try:
         table = _parse_toml(_read_config_file(path))
     except (ValueError, OSError) as error:
-        raise ConfigError(
-            f"{shortened(path)} cannot be read as TOML ({reason(error)}); correct or remove it."
-        ) from error
+        raise ConfigError(f"{shortened(path)} is not valid TOML ({reason(error)}); correct or remove it.") from error
     settings = change(settings, table, lambda key: f"`{shortened(key)}` in {path}")
     names = {f"MLXKV_{s.name.upper()}": s.name for s in schema()}
     from_env = {key: env[name] for name, key in names.items() if env.get(name)}
@@ -144,7 +142,7 @@ def save_setting(folders: Folders, name: str, value: Any) -> Path:
     try:
         write_private(path, with_setting(_read_config_file(path), name, value))
     except ValueError as error:
-        raise ConfigError(f"{path} cannot be read as TOML ({reason(error)}); correct or remove it.") from error
+        raise ConfigError(f"{shortened(path)} is not valid TOML ({reason(error)}); correct or remove it.") from error
     except OSError as error:
         raise ConfigError(f"{path} cannot be written ({error.strerror}); the setting holds until you leave.") from error
     return path

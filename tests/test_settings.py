@@ -229,12 +229,12 @@ def test_an_unknown_key_names_those_there_are(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_not_toml(tmp_path: Path) -> None:
-    assert "cannot be read as TOML" in refusal(tmp_path, "temperature: 0.5")
+    assert "is not valid TOML" in refusal(tmp_path, "temperature: 0.5")
 
 
 def test_a_file_that_is_not_text(tmp_path: Path) -> None:
     (folders(tmp_path, "").config / "config.toml").write_bytes(b"model = '\xff'")
-    assert "cannot be read as TOML" in refusal(tmp_path)
+    assert "is not valid TOML" in refusal(tmp_path)
 
 
 def test_a_folder_with_braces_in_its_name(tmp_path: Path) -> None:
@@ -317,7 +317,7 @@ def test_the_file_is_made_private_and_whole(tmp_path: Path) -> None:
 
 def test_a_broken_file_is_not_written_over(tmp_path: Path) -> None:
     found = folders(tmp_path, "theme = nord")
-    with pytest.raises(ConfigError, match="cannot be read as TOML"):
+    with pytest.raises(ConfigError, match="is not valid TOML"):
         save_setting(found, "theme", "nord")
     assert (found.config / "config.toml").read_text() == "theme = nord"
 
