@@ -1,4 +1,4 @@
-"""Arguments of the public functions: which names a function has, and what may be given for each.
+"""Checks of the arguments of public functions: names and types.
 
 `public` wraps a function, so that a name it does not have and a value of the wrong kind raise at the call (also where a
 generator is returned), each in one sentence. The rules below take a name and a value, and return what is used instead:
@@ -32,7 +32,7 @@ _LONGEST_NAME = 255  # bytes of a file's name: every file system here
 
 
 def public(*more: str, **rules: Rule) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """A function whose arguments are checked when it is called; `rules` by argument.
+    """Decorator: check arguments on each call; `rules` by argument name.
 
     `more`: the keywords that its `**` argument takes. A method of an object with an `_owner` belongs to one thread.
 
@@ -61,7 +61,7 @@ def public(*more: str, **rules: Rule) -> Callable[[Callable[P, R]], Callable[P, 
 
 
 def keywords(cls: type[R]) -> type[R]:
-    """A dataclass that names itself and the near field where it is given a keyword that it does not have."""
+    """Decorator of a dataclass: an unknown keyword raises an error that names the class and the closest field."""
     make: Any = cls.__init__
     signature = functools.cache(lambda: inspect.signature(make))
 
@@ -88,14 +88,16 @@ def _bound(
     try:
         return signature.bind(*args, **kwargs)
     except TypeError as error:
-        raise ArgumentError(f"`{name}` cannot be called so ({error}); it has {', '.join(known) or 'none'}.") from None
+        raise ArgumentError(
+            f"`{name}` cannot be called that way ({error}); it has {', '.join(known) or 'none'}."
+        ) from None
 
 
 # -- values ----------------------------------------------------------------------------------------------------------
 
 
 def shown(value: object) -> str:
-    """`value` in a sentence: on one line, short, printable, whatever its `repr` does."""
+    """`value` for a sentence: on one line, short and printable, whatever its `repr` does."""
     try:
         text = " ".join(reprlib.repr(value).split())
     except Exception:  # a number of 5,000 digits, or a class of the caller's
@@ -110,7 +112,7 @@ def wrong_type(name: str, value: object, rule: str, advice: str = "") -> NoRetur
 
 
 def optional(rule: Rule) -> Rule:
-    """None, or what `rule` takes."""
+    """Accept None, or what `rule` accepts."""
     return lambda name, value: None if value is None else rule(name, value)
 
 
@@ -124,11 +126,11 @@ def text(name: str, value: Any) -> str:
 
 
 def label(name: str, value: Any) -> str:
-    """Text that can be an id."""
+    """Accept text that can be an id."""
     try:
         text(name, value).encode()
     except UnicodeEncodeError:
-        raise ConfigError(f"`{name}` is {shown(value)}, which has half a character in it; it must be text.") from None
+        raise ConfigError(f"`{name}` is {shown(value)}, which contains half a character; it must be text.") from None
     return value
 
 
@@ -155,7 +157,7 @@ def model_name(name: str, value: Any) -> str:
     """A built-in model, a repository id or a folder; a path object always means a folder."""
     if isinstance(value, str):
         if not _is_short(value, "surrogatepass"):
-            raise ModelNotFoundError(f"{shown(value)} is no model; no folder or repository has a name that long.")
+            raise ModelNotFoundError(f"{shown(value)} is not a model; no folder or repository has a name that long.")
         return value
     if not isinstance(value, os.PathLike):
         wrong_type(name, value, "the name of a model (str) or its folder (os.PathLike)")
@@ -206,7 +208,7 @@ def function(name: str, value: Any) -> Any:
 
 
 def instance(*types: type, advice: str = "") -> Rule:
-    """An object of one of our own classes."""
+    """Accept an instance of one of our classes."""
 
     def rule(name: str, value: Any) -> Any:
         if isinstance(value, types):
@@ -218,7 +220,7 @@ def instance(*types: type, advice: str = "") -> Rule:
 
 
 def token_ids(name: str, value: Any) -> list[Any]:
-    """The elements of a list, a tuple, an array of one dimension or another sequence; they are not looked at yet."""
+    """Elements of a list, tuple, one-dimensional array or other sequence; not checked yet."""
     listed = getattr(value, "tolist", None)
     if callable(listed) and len(getattr(value, "shape", (0,))) == 1 and not isinstance(value, memoryview):
         return list(listed())  # type: ignore[call-overload]
@@ -237,12 +239,12 @@ def token_ids(name: str, value: Any) -> list[Any]:
 
 
 def _is_short(path: str, errors: str = "surrogateescape") -> bool:
-    """Whether a file system takes names that long."""
+    """Whether a file system accepts a name of this length."""
     return all(len(part) <= _LONGEST_NAME for part in path.encode(errors=errors).split(b"/"))
 
 
 def _plain(value: Any) -> Any:
-    """The Python number in a numpy or MLX scalar."""
+    """Python number of a numpy or MLX scalar."""
     if getattr(value, "shape", None) == () and callable(item := getattr(value, "item", None)):
         return item()
     return value

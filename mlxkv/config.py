@@ -1,4 +1,4 @@
-"""Where things lie and what the user set: flags > MLXKV_* variables > config.toml > defaults.
+"""Folders and settings: options > MLXKV_* variables > config.toml > defaults.
 
 Read once by the command line and passed down; nothing here is read at import. Folders are made private (0700).
 A variable that is empty counts as not set, as with the XDG variables.
@@ -44,7 +44,7 @@ class Folders:
             root = Path(home or env.get("HOME") or Path.home()).expanduser().absolute()
         except (RuntimeError, OSError) as error:  # `~nobody`; a user without an entry; no current folder
             raise ConfigError(
-                f"The home folder {quoted(home) if home else ''} is not known ({first_line(error)}); "
+                f"The home folder {quoted(home) if home else ''} is unknown ({first_line(error)}); "
                 "set MLXKV_HOME to a folder of your own."
             ) from error
         if home:
@@ -94,7 +94,7 @@ def _read_config_file(path: Path) -> str:
 
 
 def _parse_toml(text: str) -> dict[str, Any]:
-    """`tomllib.loads`, with one kind of error for everything that can be wrong.
+    """`tomllib.loads` that raises ValueError for every kind of invalid input.
 
     Raises:
         ValueError: no TOML, nested too deeply, a key of hundreds of parts, or a number with thousands of digits.
@@ -144,7 +144,7 @@ def save_setting(folders: Folders, name: str, value: Any) -> Path:
     except ValueError as error:
         raise ConfigError(f"{shortened(path)} is not valid TOML ({reason(error)}); correct or remove it.") from error
     except OSError as error:
-        raise ConfigError(f"{path} cannot be written ({error.strerror}); the setting holds until you leave.") from error
+        raise ConfigError(f"{path} cannot be written ({error.strerror}); the setting lasts until you quit.") from error
     return path
 
 

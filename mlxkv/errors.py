@@ -156,7 +156,7 @@ MOST_SHOWN = 200  # characters of a foreign value in a sentence
 
 
 def shortened(value: object) -> str:
-    """`str(value)` for a sentence: its beginning, and how long it is, where it is long."""
+    """`str(value)` for a sentence: if it is long, its beginning and its length."""
     text = str(value)
     return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}… ({len(text):,} characters)"
 
@@ -177,7 +177,7 @@ def first_line(error: BaseException) -> str:
 
 @contextmanager
 def as_sentence(kind: type[MlxkvError], sentence: Callable[[str], str]) -> Iterator[None]:
-    """Turn whatever foreign code raises into an error of ours: `sentence` of what it says.
+    """Turn any exception of foreign code into `error`, with the text `sentence(reason)`.
 
     A panic of Rust is a BaseException and is turned into one too. Ctrl+C, an exit and our own errors pass.
     """

@@ -1,4 +1,4 @@
-"""The one schema of settings: name, kind, range, help, default, and from when a change holds.
+"""Schema of the settings: name, type, range, help, default, and when a change takes effect.
 
 It makes the settings screen, `/set`, the help of the options, docs/settings.md and the checks of config.toml. Pure.
 """
@@ -20,7 +20,7 @@ _YES_NO = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false"
 
 @dataclass(frozen=True)
 class Setting:
-    """One row of the schema. `slash`: its name after `/set`; `option`: on the command line; `holds`: from when."""
+    """One setting. `slash`: its name after `/set`; `option`: its command-line option; `holds`: when a change takes effect."""
 
     name: str
     kind: str  # "int" | "float" | "str" | "bool"
@@ -39,7 +39,7 @@ class Setting:
 
     @property
     def rule(self) -> str:
-        """What a value must be."""
+        """Description of valid values."""
         if self.choices:
             rule = ", ".join(map(str, self.choices))
         else:
@@ -56,7 +56,7 @@ class Setting:
         return f'{rule}, or "none"' if self.nullable else rule
 
     def convert(self, value: Any) -> Any:
-        """`value` from TOML, the environment, an option or `/set` as this setting keeps it.
+        """`value` from TOML, the environment, an option or `/set`, converted to this setting's type.
 
         Raises:
             ValueError, KeyError, OverflowError: it is none of what `rule` says.
@@ -83,7 +83,7 @@ class Setting:
         return number
 
     def shown(self, value: Any) -> str:
-        """`value` as a user would type it."""
+        """`value` as a user types it."""
         if value is None:
             return "none"
         return (
@@ -100,41 +100,41 @@ class Settings:
     """Every setting a user can write into config.toml; None means "decided from the model"."""
 
     model: str | None = _setting(
-        None, "Model to begin with: a built-in name, a folder or org/name.", option="-m, --model",
+        None, "Model to start with: a built-in name, a folder or org/name.", option="-m, --model",
         null="the last one used", holds=NEXT_START,
     )  # fmt: skip
     system: str | None = _setting(
         None, "System prompt of new chats.", option="-s, --system", null="no system prompt", holds="new chats"
     )
     temperature: float | None = _setting(
-        None, "0 always takes the likeliest token.", slash="temp", option="--temp", low=0, high=100, holds=NEXT_REPLY
+        None, "0 always takes the most likely token.", slash="temp", option="--temp", low=0, high=100, holds=NEXT_REPLY
     )
     top_p: float | None = _setting(
-        None, "Only the likeliest tokens that together have this probability; 1 is off.", slash="top-p",
+        None, "Sample from the most likely tokens that together have this probability; 1 is off.", slash="top-p",
         option="--top-p", low=0, high=1, holds=NEXT_REPLY,
     )  # fmt: skip
     top_k: int | None = _setting(
-        None, "Only so many of the likeliest tokens; 0 is off.", slash="top-k", option="--top-k", low=0,
+        None, "Sample from this many of the most likely tokens; 0 is off.", slash="top-k", option="--top-k", low=0,
         high=10_000_000, holds=NEXT_REPLY,
     )  # fmt: skip
     min_p: float | None = _setting(
-        None, "Only tokens this probable beside the likeliest; 0 is off.", slash="min-p", option="--min-p", low=0,
-        high=1, holds=NEXT_REPLY,
+        None, "Sample only tokens with this probability relative to the most likely one; 0 is off.", slash="min-p",
+        option="--min-p", low=0, high=1, holds=NEXT_REPLY,
     )  # fmt: skip
     max_tokens: int | None = _setting(
-        None, "Most tokens of a reply.", slash="max-tokens", option="--max-tokens", low=1, high=10_000_000,
+        None, "Maximum number of tokens of a reply.", slash="max-tokens", option="--max-tokens", low=1, high=10_000_000,
         null="4,096", holds=NEXT_REPLY,
     )  # fmt: skip
     seed: int | None = _setting(
-        None, "Makes sampling repeatable.", slash="seed", option="--seed", low=0, high=2**64 - 1, null="chance",
+        None, "Makes sampling repeatable.", slash="seed", option="--seed", low=0, high=2**64 - 1, null="random",
         holds=NEXT_REPLY,
     )  # fmt: skip
     think: bool | None = _setting(
-        None, "Reasoning before the answer, of models that can.", slash="think", option="--think",
-        null="as the model's template has it", holds=NEXT_REPLY,
+        None, "Reason before the answer, with models that can.", slash="think", option="--think",
+        null="the default of the model's template", holds=NEXT_REPLY,
     )  # fmt: skip
     window: int | None = _setting(
-        None, "Tokens kept beyond the pinned ones.", slash="ctx", option="--window", low=1, high=2**24,
+        None, "Window in tokens, pinned ones not counted.", slash="ctx", option="--window", low=1, high=2**24,
         null="what fits, at most 32,768", holds=NEW_CACHE,
     )  # fmt: skip
     sinks: int | str = _setting(
@@ -146,23 +146,23 @@ class Settings:
         null="the model's own precision", holds=NEW_CACHE,
     )  # fmt: skip
     disk_limit: float | None = _setting(
-        20.0, "Most KV cache on disk, with prompt caches; 0 keeps none.", slash="disk-limit", option="--disk-limit",
-        low=0, high=1_000_000_000, unit="GB", null="as much as the disk has", holds=NEXT_START,
+        20.0, "Limit of KV cache on disk, prompt caches included; 0 saves none.", slash="disk-limit",
+        option="--disk-limit", low=0, high=1_000_000_000, unit="GB", null="no limit but the disk", holds=NEXT_START,
     )  # fmt: skip
-    theme: str = _setting("textual-dark", "Colours of the window; Ctrl+P lists them.", slash="theme")
+    theme: str = _setting("textual-dark", "Colour theme of the window; Ctrl+P lists them.", slash="theme")
     plain: bool = _setting(False, "Lines instead of a window, for screen readers.", option="--plain", holds=NEXT_START)
     mouse: bool = _setting(
-        True, "Mouse in the window; off leaves selecting to the terminal.", option="--no-mouse", holds=NEXT_START
+        True, "Mouse in the window; off leaves selection to the terminal.", option="--no-mouse", holds=NEXT_START
     )
     joined_emoji: bool | None = _setting(
-        None, "Emoji made of several, such as families, as one in the window.", slash="joined-emoji",
-        null="as the terminal draws them", holds=NEXT_START,
+        None, "Draw joined emoji, such as families, as one in the window.", slash="joined-emoji",
+        null="if the terminal is known to", holds=NEXT_START,
     )  # fmt: skip
     keys: tuple[tuple[str, str], ...] = ()  # the table [keys]: binding id and its keys
 
     @property
     def bounds_cache(self) -> bool:
-        """Whether the user set anything about the cache; else a resumed chat keeps its own bounds."""
+        """Whether the user set a cache setting; otherwise a resumed chat keeps its own."""
         return (self.window, self.sinks, self.kv_bits) != (None, "system", None)
 
     @property
@@ -171,7 +171,7 @@ class Settings:
 
     @property
     def sampling(self) -> dict[str, Any]:
-        """The sampling parameters, None where the user chose nothing."""
+        """Sampling parameters; None for those the user did not set."""
         names = ("temperature", "top_p", "top_k", "min_p", "max_tokens", "seed")
         return {name: getattr(self, name) for name in names}
 
@@ -188,7 +188,7 @@ def _row(f: Field[Any]) -> Setting:
 
 
 def find(name: str) -> Setting | None:
-    """By its name, its name after `/set` or the one of its option."""
+    """Find a setting by its name, its name after `/set` or its option."""
     wanted = name.strip().lower().lstrip("-")
     return next((s for s in schema() if wanted in (s.name, s.slash, s.name.replace("_", "-"))), None)
 
@@ -209,7 +209,7 @@ def change(settings: Settings, values: Mapping[str, Any], where: Callable[[str],
             settings = replace(settings, keys=_keys(value, where))
             continue
         if key not in known:
-            raise ConfigError(f"{where(key)} is no setting; the settings are {', '.join(known)}.")
+            raise ConfigError(f"{where(key)} is not a setting; the settings are {', '.join(known)}.")
         try:
             settings = replace(settings, **{key: known[key].convert(value)})
         except (ValueError, KeyError, OverflowError) as error:
@@ -224,7 +224,7 @@ def _keys(value: Any, where: Callable[[str], str]) -> tuple[tuple[str, str], ...
 
 
 def _integer(value: float | str) -> int:
-    """Whole numbers exactly: a seed has up to 64 bits, more than a float can hold."""
+    """Convert exactly: a seed has up to 64 bits, more than a float can hold."""
     number = int(value)
     if isinstance(value, float) and number != value:
         raise ValueError(value)
@@ -236,17 +236,17 @@ def _digits(number: float) -> str:
 
 
 def as_markdown() -> str:
-    """docs/settings.md: every setting with its names, what it may be, what it is without being set."""
+    """docs/settings.md: every setting with its names, its values and its default."""
     lines = [
         "# Settings",
         "",
         "Made from `mlxkv/settings.py`: `python -m mlxkv.settings > docs/settings.md`.",
         "",
-        "A setting is looked for on the command line, in the environment (`MLXKV_` and its name in capitals), in",
-        "`config.toml` (`mlxkv path` says where), and is else what the table says. `/set` in the chat shows them all,",
-        "`/set temp 0.2` changes one and writes it to `config.toml`, whose comments stay as they are.",
+        "A setting comes from the command line, the environment (`MLXKV_` and its name in capitals) or `config.toml`",
+        "(`mlxkv path` prints its folder), in this order; otherwise it has the default below. In the chat, `/set` lists",
+        "all settings, and `/set temp 0.2` changes one and writes it to `config.toml`, whose comments stay.",
         "",
-        "| name | `/set` | option | value | without it | a change holds from |",
+        "| name | `/set` | option | value | default | a change takes effect with |",
         "|---|---|---|---|---|---|",
     ]
     for s in schema():
@@ -256,7 +256,7 @@ def as_markdown() -> str:
         lines.append(f"| {' | '.join(cells)} | {s.holds} |")
     lines += ["", *(f"* `{s.name}`: {s.help}" for s in schema()), ""]
     lines += [
-        "Keys are a table of their own, by the names that `/keys` lists:",
+        "Key bindings are a table of their own, with the names that `/keys` lists:",
         "",
         "```toml",
         "[keys]",

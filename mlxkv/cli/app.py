@@ -1,4 +1,4 @@
-"""The command line: parses, checks, and hands over. Imports neither mlx, mlx_lm nor textual to do so.
+"""Options of `mlxkv`: parse, check, and hand over, without importing mlx, mlx_lm or textual.
 
 `mlxkv QUESTION` and its options are the command `chat`, which need not be named. Exit codes: 0 ok, 1 failed, 2 usage,
 130 interrupted. Every error is one sentence on stderr; a traceback only with --debug.
@@ -42,12 +42,12 @@ _COMMANDS = {
 }  # fmt: skip
 
 
-_RESUME_HELP = "Go on with this chat (title, id, or the beginning of one); alone: choose one."
+_RESUME_HELP = "Resume this chat (title, id or id prefix); alone: choose one."
 _NO_VALUE = "\0"  # no argument of a program can be that
 
 
 class _Root(TyperGroup):
-    """Shows the chat's options in `mlxkv --help`, since `chat` need not be named."""
+    """Lists the options of `chat` in `mlxkv --help`, since `chat` is the default command."""
 
     def format_usage(self, ctx: Any, formatter: Any) -> None:
         formatter.write_usage("mlxkv", "[OPTIONS] [QUESTION]  |  mlxkv COMMAND ...")
@@ -84,11 +84,11 @@ def chat(
     ] = None,
     system: Annotated[str | None, typer.Option("-s", "--system", help="System prompt, or @FILE.")] = None,
     file: Annotated[list[Path] | None, typer.Option("-f", "--file", help="Put a file before the question.")] = None,
-    continue_: Annotated[bool, typer.Option("-c", "--continue", help="Go on with the last chat.")] = False,
+    continue_: Annotated[bool, typer.Option("-c", "--continue", help="Continue the last chat.")] = False,
     resume: Annotated[
         str | None, typer.Option("-r", "--resume", help=_RESUME_HELP, autocompletion=ids_for_completion)
     ] = None,
-    fork: Annotated[bool, typer.Option("--fork", help="With -c or -r: go on in a copy.")] = False,
+    fork: Annotated[bool, typer.Option("--fork", help="With -c or -r: continue in a copy.")] = False,
     named: Annotated[
         str | None, typer.Option("--cache", help="With -p: ask this prompt cache.", autocompletion=prompt_caches)
     ] = None,
@@ -198,7 +198,7 @@ def _print(
 
 @app.command()
 def doctor() -> None:
-    """Look at this machine, the installation and the folders."""
+    """Check the installation, this machine and the folders."""
     from mlxkv.cli.doctor import examine
 
     wrong = 0
@@ -213,10 +213,10 @@ def bench(
     model: Annotated[
         str | None, typer.Option("-m", "--model", help=help_of("model"), autocompletion=model_names)
     ] = None,
-    prompt: Annotated[int, typer.Option("--prompt", min=2, help="Tokens to read.")] = 512,
-    tokens: Annotated[int, typer.Option("--tokens", min=1, help="Tokens to make after them.")] = 64,
+    prompt: Annotated[int, typer.Option("--prompt", min=2, help="Tokens to prefill.")] = 512,
+    tokens: Annotated[int, typer.Option("--tokens", min=1, help="Tokens to generate after them.")] = 64,
 ) -> None:
-    """Measure reading and replying, beside mlx-lm's own caches."""
+    """Measure prefill and decode against mlx-lm's own caches."""
     from mlxkv.cli.bench import report
     from mlxkv.device import check_platform
     from mlxkv.models import BUILT_IN, load_model
@@ -230,7 +230,7 @@ def bench(
 
 @app.command()
 def path() -> None:
-    """Where mlxkv keeps things."""
+    """Print the folders that mlxkv uses."""
     folders = Folders.from_env()
     for name in ("config", "data", "cache", "state"):
         print(f"{name:<7} {getattr(folders, name)}")
@@ -273,7 +273,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _with_value(args: list[str]) -> list[str]:
-    """`-r` without a value lets the user choose, or means the last chat; click's options always take one."""
+    """Give `-r` without a value the value that lets the user choose: click's options always take one."""
     out = []
     for arg, following in zip(args, [*args[1:], None], strict=True):
         out.append(arg)

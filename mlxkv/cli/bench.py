@@ -1,4 +1,4 @@
-"""How fast a model decodes and prefills on our ring and on mlx-lm's own caches: both in turns, in one process.
+"""`mlxkv bench`: decode and prefill on our ring against mlx-lm's own caches, alternating in one process.
 
 Times on a machine that does other things are noise; both sides of a ratio see the same noise, so the ratio is what
 counts. `mlxkv bench` prints it for one model, the repository's bench/ measures more. Used on the MLX thread.
@@ -41,7 +41,7 @@ class Ratio:
 
 @dataclass(frozen=True)
 class Speeds:
-    """One measurement: `tokens` were read or made per round."""
+    """One measurement: `tokens` were prefilled or generated per round."""
 
     what: str
     tokens: int
@@ -57,7 +57,7 @@ class Speeds:
 
 
 def report(loaded: LoadedModel, num_prompt: int, num_tokens: int, rounds: int = ROUNDS) -> Iterator[str]:
-    """The lines that `mlxkv bench` prints, each when it is known; counts are tokens.
+    """Yield the lines that `mlxkv bench` prints, each when it is measured; counts are tokens.
 
     Raises:
         OutOfMemoryError: the caches of both sides do not fit beside the weights. UnboundedError: see `plan_cache`.
@@ -73,7 +73,7 @@ def report(loaded: LoadedModel, num_prompt: int, num_tokens: int, rounds: int = 
     budget.check(plan, loaded.weight_bytes + 3 * plan.nbytes)  # theirs, and a copy of each for a round
     yield from about()
     yield f"model     {loaded.name}, {bytes_text(loaded.weight_bytes)} of weights"
-    yield f"settings  {num_prompt:,} tokens read, {num_tokens:,} made after them, greedy; medians of {rounds}, in turns"
+    yield f"settings  {num_prompt:,} tokens prefilled, {num_tokens:,} generated after them, greedy; medians of {rounds}, alternating"
     yield f"cache     {plan.description}"
     yield f"{'tok/s':<9} {'mlxkv':>9} {'mlx-lm':>9} {'ratio':>7} {'worst':>7}"
     runner = ModelRunner(loaded.model, budget=budget)
@@ -94,7 +94,7 @@ def about() -> Iterator[str]:
 
 
 def compare(ours: Callable[[], float], theirs: Callable[[], float], rounds: int = ROUNDS) -> Ratio:
-    """Run both in turns, `rounds` times after one warm-up each. Each returns the seconds it took."""
+    """Run both alternately, `rounds` times after one warm-up each. Each returns the seconds it took."""
     ours()
     theirs()
     pairs = []
@@ -110,7 +110,7 @@ def compare(ours: Callable[[], float], theirs: Callable[[], float], rounds: int 
 
 
 def prefill_speeds(runner: ModelRunner, plan: CachePlan, ids: list[int], rounds: int = ROUNDS) -> Speeds:
-    """Reading `ids` into an empty cache, the first token of the reply included."""
+    """Prefill `ids` into an empty cache, the first token of the reply included."""
     import mlx.core as mx
     from mlx_lm.generate import generate_step
     from mlx_lm.models.cache import make_prompt_cache
@@ -135,7 +135,7 @@ def prefill_speeds(runner: ModelRunner, plan: CachePlan, ids: list[int], rounds:
 
 
 def decode_speeds(runner: ModelRunner, plan: CachePlan, ids: list[int], steps: int, rounds: int = ROUNDS) -> Speeds:
-    """Making `steps` tokens after the first one, with `ids` in the cache."""
+    """Decode `steps` tokens after the first one, with `ids` in the cache."""
     import mlx.core as mx
     from mlx_lm.generate import generate_step
     from mlx_lm.models.cache import make_prompt_cache
@@ -162,7 +162,7 @@ def decode_speeds(runner: ModelRunner, plan: CachePlan, ids: list[int], steps: i
 
 
 def random_ids(count: int, vocab: int) -> list[int]:
-    """The same each time."""
+    """Random token ids, the same on every call."""
     import mlx.core as mx
 
     return [int(t) for t in mx.random.randint(3, vocab, (count,), key=mx.random.key(1)).tolist()]  # type: ignore[union-attr]

@@ -1,4 +1,4 @@
-"""`mlxkv cache ...`: texts that are read once and asked many times. Parses and prints; `Model` and the store work."""
+"""`mlxkv cache ...`: named prompt caches. Parses and prints; `Model` and the store do the work."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from mlxkv.protocol.export_format import CACHE_FORMATS, CACHE_SUFFIXES, export_f
 if TYPE_CHECKING:
     from mlxkv.store.prompts.folder import NamedCache, PromptFolder
 
-cache = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="Read a text once, ask it many times.")
+cache = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="Prefill a text once, ask about it many times.")
 
 Name = Annotated[str, typer.Argument(help="Name of the prompt cache.", autocompletion=prompt_caches)]
 Names = Annotated[
     list[str] | None,
-    typer.Argument(help="Names; all of them without any.", show_default=False, autocompletion=prompt_caches),
+    typer.Argument(help="Names; without any, all.", show_default=False, autocompletion=prompt_caches),
 ]
-Force = Annotated[bool, typer.Option("--force", help="Replace one of the same name.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace a prompt cache of the same name.")]
 ModelName = Annotated[
     str | None, typer.Option("-m", "--model", help="Built-in name, folder or org/name.", autocompletion=models)
 ]
@@ -36,16 +36,16 @@ Json = Annotated[bool, typer.Option("--json", help="As JSON.")]
 @cache.command("create")
 def cache_create(
     name: Name,
-    file: Annotated[list[Path] | None, typer.Option("-f", "--file", help="A text to read; may be repeated.")] = None,
+    file: Annotated[list[Path] | None, typer.Option("-f", "--file", help="A text to prefill; may be repeated.")] = None,
     system: Annotated[str | None, typer.Option("-s", "--system", help="System prompt, or @FILE.")] = None,
     model: ModelName = None,
-    window: Annotated[int | None, typer.Option("--window", help="Tokens kept beyond the pinned ones.")] = None,
+    window: Annotated[int | None, typer.Option("--window", help="Window in tokens, pinned ones not counted.")] = None,
     sinks: Annotated[str | None, typer.Option("--sinks", help="Pinned tokens: a number, or system.")] = None,
     kv_bits: Annotated[str | None, typer.Option("--kv-bits", help="none, 8 or 4.")] = None,
     force: Force = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress on stderr.")] = False,
 ) -> None:
-    """Read files (and a system prompt), for `mlxkv -p QUESTION --cache NAME`."""
+    """Prefill files (and a system prompt), for `mlxkv -p QUESTION --cache NAME`."""
     from mlxkv.cache.config import CacheConfig
     from mlxkv.cli.input_files import question_with, text_or_file
     from mlxkv.errors import PromptError
@@ -55,7 +55,7 @@ def cache_create(
     settings = load_settings(folders, flags=flags | ({} if kv_bits is None else {"kv_bits": kv_bits}))
     config, text = CacheConfig.from_settings(settings), question_with(None, file or [])
     if not text and not settings.system:
-        raise PromptError("There is nothing to read; give files with -f or a system prompt with -s.")
+        raise PromptError("There is nothing to prefill; give files with -f or a system prompt with -s.")
     folder = _folder(folders)
     path = folder.new(name, replace=force)
     held = _load(folders, settings.model)
@@ -66,7 +66,7 @@ def cache_create(
         folder.forget_other(path)
         if pc.num_evicted:
             print(
-                f"The text has {pc.offset:,} tokens and the window holds {pc.capacity:,}: its oldest part rotated out; "
+                f"The text has {pc.offset:,} tokens and the window holds {pc.capacity:,}: its oldest part was evicted; "
                 f"give a larger --window to keep all of it.",
                 file=sys.stderr,
             )
@@ -80,7 +80,7 @@ def cache_create(
 
 @cache.command("ls")
 def cache_ls(as_json: Json = False) -> None:
-    """The prompt caches: name, date, tokens, size, model, how the text begins."""
+    """List the prompt caches: name, date, tokens, size, model, beginning of the text."""
     from mlxkv.cli.tables import row, width_of_terminal
     from mlxkv.stats import bytes_text, disk_text
     from mlxkv.store.kv.disk_usage import Space, on_disk
@@ -103,7 +103,7 @@ def cache_ls(as_json: Json = False) -> None:
 
 @cache.command("show")
 def cache_show(name: Name, as_json: Json = False) -> None:
-    """What a prompt cache holds: model, tokens, bytes, bounds, how the text begins."""
+    """Show a prompt cache: model, tokens, bytes, window, beginning of the text."""
     from mlxkv.errors import CorruptError
     from mlxkv.stats import bytes_text
     from mlxkv.store.kv.disk_usage import on_disk
@@ -122,7 +122,7 @@ def cache_show(name: Name, as_json: Json = False) -> None:
         "file": str(c.path),
         "made": _date(c.made),
         "model": c.model or "unknown",
-        "tokens": "not known: mlx-lm made it, use it only if you trust where it is from"
+        "tokens": "unknown: mlx-lm wrote it; use it only if you trust its source"
         if c.num_tokens is None
         else f"{c.num_tokens:,}",
         "size": f"{bytes_text(on_disk(c.size))} on disk, {c.size:,} bytes in the file",
@@ -139,9 +139,9 @@ def cache_show(name: Name, as_json: Json = False) -> None:
 @cache.command("verify")
 def cache_verify(
     names: Names = None,
-    repair: Annotated[bool, typer.Option("--repair", help="Set damaged ones aside; mend the store.")] = False,
+    repair: Annotated[bool, typer.Option("--repair", help="Set damaged ones aside; repair the store.")] = False,
 ) -> None:
-    """Compare every byte with its checksum: of the prompt caches, and without names of all chats and their rows."""
+    """Verify every byte of the prompt caches; without names, also all chats and their KV rows."""
     from mlxkv.text.clean import clean
 
     folder, bad = _folder(), 0
@@ -150,7 +150,7 @@ def cache_verify(
         if c.error and repair:
             folder.set_aside(path)
         bad += bool(c.error) and not repair
-        mended = " Set aside; make it again with `mlxkv cache create`." if repair else ""
+        mended = " Set aside; create it again with `mlxkv cache create`." if repair else ""
         state = f"!!  {c.name}  {c.error}{mended}" if c.error else f"ok  {c.name}"
         print(clean(state + (" (mlx-lm's files have no checksum)" if c.is_imported and not c.error else "")))
     if not names:
@@ -177,7 +177,7 @@ def _verify_store(repair: bool) -> bool:
 
 @cache.command("gc")
 def cache_gc() -> None:
-    """Remove what nothing uses: what was set aside, what crashes left, and rows beyond the disk limit."""
+    """Remove unused files: those set aside, those left by crashes, and rows over the disk limit."""
     from mlxkv.stats import bytes_text
     from mlxkv.store import SessionStore
     from mlxkv.store.kv.disk_usage import Space
@@ -209,14 +209,14 @@ def cache_export(
         str | None,
         typer.Option(
             "--format",
-            help="mlx-lm, mlx-lm-0.31 (or older), or kv; without it kv for a FILE that ends in .kv, else mlx-lm.",
+            help="mlx-lm, mlx-lm-0.31 (or older), or kv. Default: kv for a FILE that ends in .kv, else mlx-lm.",
             autocompletion=cache_formats,
         ),
     ] = None,
     model: ModelName = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
 ) -> None:
-    """Write a prompt cache for mlx-lm (`mlx_lm.generate --prompt-cache-file`), or as it is."""
+    """Export a prompt cache for mlx-lm (`mlx_lm.generate --prompt-cache-file`), or unchanged."""
     from mlxkv.cli.print_mode import open_cache
     from mlxkv.errors import ConfigError, StoreError
     from mlxkv.stats import bytes_text
@@ -229,7 +229,7 @@ def cache_export(
     folder = _folder(folders)
     path = folder.find(name)
     if os.path.exists(output) and not force:
-        raise StoreError(f"{output} is there already; give --force to replace it.")
+        raise StoreError(f"{output} exists already; give --force to replace it.")
     if chosen == "kv":
         if path.suffix != ".kv":
             raise StoreError(f"{name} was made by mlx-lm, whose files have no ids; export it as mlx-lm.")
@@ -251,7 +251,7 @@ def cache_import(
     model: ModelName = None,
     force: Force = False,
 ) -> None:
-    """Take over a prompt cache. mlx-lm's hold no token ids: use only those from people you trust."""
+    """Import a prompt cache. mlx-lm's contain no token ids: use only those from people you trust."""
     from mlxkv.errors import CorruptError
     from mlxkv.safetensors import read_header
     from mlxkv.stats import bytes_text
@@ -283,7 +283,7 @@ def cache_import(
     print(f"{name}  {bytes_text(on_disk(size))}")
     if not ours:
         print(
-            "It holds no token ids and whoever made it decides what the model believes to have read.", file=sys.stderr
+            "It contains no token ids: whoever made it decides what the model believes to have read.", file=sys.stderr
         )
         for note in notes:
             print(f"{note[0].upper()}{note[1:]}.", file=sys.stderr)
@@ -305,7 +305,7 @@ def _folder(folders: Folders | None = None) -> PromptFolder:
 
 
 def _progress(done: int, total: int) -> None:
-    print(f"\rread {done:,} of {total:,} tokens", end="\n" if done == total else "", file=sys.stderr, flush=True)
+    print(f"\rprefilled {done:,} of {total:,} tokens", end="\n" if done == total else "", file=sys.stderr, flush=True)
 
 
 def _date(seconds: float) -> str:

@@ -1,4 +1,4 @@
-"""`mlxkv chats ...`: what is saved, from the command line. Parses and prints; the store does the work."""
+"""`mlxkv chats ...`: saved chats. Parses and prints; the store does the work."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from mlxkv.store import SearchHit, SessionStore
 
 chats = typer.Typer(
-    rich_markup_mode=None, no_args_is_help=True, help="List, show, search, move and delete saved chats."
+    rich_markup_mode=None, no_args_is_help=True, help="List, show, search, export and delete saved chats."
 )
 
 _SHORTEST = 10  # characters of an id: the whole of its time, so that a later chat never makes it ambiguous
@@ -32,7 +32,7 @@ _BADGE = "[untrusted KV] "
 
 
 def ids_for_completion(beginning: str) -> Sequence[tuple[str, str]]:
-    """For the shell: ids of chats with their titles, where one of both begins so."""
+    """Ids of chats with their titles, where the id or the title begins with the typed text; for the shell."""
     from mlxkv.text.clean import clean
 
     with open_store() as store:
@@ -42,14 +42,14 @@ def ids_for_completion(beginning: str) -> Sequence[tuple[str, str]]:
     return [(short[c.id], " ".join(clean(c.title).split())) for c in begins]
 
 
-Chat = Annotated[str, typer.Argument(help="Title, id, or the beginning of one.", autocompletion=ids_for_completion)]
+Chat = Annotated[str, typer.Argument(help="Title, id or id prefix.", autocompletion=ids_for_completion)]
 Json = Annotated[bool, typer.Option("--json", help="As JSON.")]
 Output = Annotated[str, typer.Option("--output-format", help="text or json.")]
 
 
 @chats.command("ls")
 def chats_ls(as_json: Json = False, output: Output = "text") -> None:
-    """The saved chats, newest first, forks below what they came from: id, date, messages, KV on disk, model, title."""
+    """List the saved chats, newest first, forks below their origin: id, date, messages, KV on disk, model, title."""
     from mlxkv.cli.tables import row, width_of_terminal
     from mlxkv.stats import bytes_text, plural
 
@@ -85,12 +85,12 @@ def chats_show(chat: Chat, as_json: Json = False, output: Output = "text") -> No
 
 @chats.command("search")
 def chats_search(
-    text: Annotated[str, typer.Argument(help='Words, all of them; "several in quotes" in this order.')],
-    limit: Annotated[int, typer.Option("--limit", min=1, max=10_000, help="Most hits.")] = 50,
+    text: Annotated[str, typer.Argument(help='Words that must all occur; "words in quotes" in this order.')],
+    limit: Annotated[int, typer.Option("--limit", min=1, max=10_000, help="Maximum number of hits.")] = 50,
     as_json: Json = False,
     output: Output = "text",
 ) -> None:
-    """Find words in all chats and their titles, best match first. Punctuation counts; whole words come before parts."""
+    """Search all chats and their titles, best match first. Punctuation counts; whole words come before parts."""
     from mlxkv.cli.tables import row, width_of_terminal
     from mlxkv.text.clean import marked
 
@@ -107,13 +107,13 @@ def chats_search(
         line = row([place, snippet], width)
         print(line if width is None else _bold(line, len(place) + 2, marks))
     if not hits:
-        print("Nothing was found.", file=sys.stderr)
+        print("Nothing found.", file=sys.stderr)
         raise typer.Exit(1)
 
 
 @chats.command("rename")
 def chats_rename(chat: Chat, title: Annotated[str, typer.Argument(help="New title.")]) -> None:
-    """Give a chat another title."""
+    """Rename a chat."""
     from mlxkv.errors import ConfigError
 
     title = " ".join(title.split())  # what cannot be shown is shown by a mark; the title keeps it
@@ -136,7 +136,7 @@ def chats_rm(
         found = [store.find(name) for name in chat]  # a name that fits nothing is said before anything is deleted
         titles = {c.id: clean(c.title) for c in store.list()}
         if not yes and not sys.stdin.isatty():
-            raise ConfigError("Nobody can be asked here; give --yes to delete.")
+            raise ConfigError("There is no terminal to ask on; give --yes to delete.")
         for session_id in dict.fromkeys(found):
             if yes or typer.confirm(f"Delete {session_id} {titles[session_id]!r}?"):
                 store.delete(session_id)
@@ -150,18 +150,20 @@ def chats_export(
         str | None,
         typer.Option(
             "--format",
-            help="md (to read), json, or mlxkv (with KV rows); without it the one that FILE ends in, else md.",
+            help="md (to read), json, or mlxkv (with KV rows). Default: by the ending of FILE, else md.",
             autocompletion=chat_formats,
         ),
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", help="The file to write (.md, .markdown, .json, .mlxkv); else stdout."),
+        typer.Option("-o", "--output", help="The file to write (.md, .markdown, .json, .mlxkv). Default: stdout."),
     ] = None,
-    kv: Annotated[bool, typer.Option("--kv/--no-kv", help="mlxkv: with KV rows, or messages and ids alone.")] = True,
-    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+    kv: Annotated[
+        bool, typer.Option("--kv/--no-kv", help="mlxkv format: with KV rows, or only messages and ids.")
+    ] = True,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
 ) -> None:
-    """Write a chat to a file. One of json or mlxkv can be imported anywhere."""
+    """Export a chat to a file. json and mlxkv can be imported on any machine."""
     from mlxkv.errors import ConfigError, StoreError, shortened
     from mlxkv.stats import bytes_text
     from mlxkv.store.export.document import to_document
@@ -172,9 +174,9 @@ def chats_export(
         raise ConfigError(f"The option --format is {format_!r}; it must be {one_of(CHAT_FORMATS)}.")
     chosen = export_format(format_, output, CHAT_SUFFIXES)
     if chosen == "mlxkv" and output is None:
-        raise ConfigError("A file of the format mlxkv is not text; say where to with -o FILE.")
+        raise ConfigError("The format mlxkv is not text; name a file with -o FILE.")
     if output is not None and os.path.exists(output) and not force:
-        raise StoreError(f"{output} is there already; give --force to replace it.")
+        raise StoreError(f"{output} exists already; give --force to replace it.")
     with open_store() as store:
         session_id = store.find(chat)
         if chosen == "mlxkv":
@@ -201,14 +203,12 @@ def chats_export(
 
 @chats.command("import")
 def chats_import(
-    file: Annotated[
-        Path, typer.Argument(help="A file that `chats export` wrote as json or mlxkv, whatever its name is.")
-    ],
+    file: Annotated[Path, typer.Argument(help="A file that `chats export` wrote as json or mlxkv.")],
     trust_kv: Annotated[
-        bool, typer.Option("--trust-kv", help="Take its KV rows too: only from people you trust; it stays marked.")
+        bool, typer.Option("--trust-kv", help="Import its KV rows too: only from people you trust.")
     ] = False,
 ) -> None:
-    """Take in a chat: its messages and ids, which are prefilled when it is resumed."""
+    """Import a chat: its messages and ids, which are prefilled when it is resumed."""
     from mlxkv.cli.tables import row
     from mlxkv.stats import plural
     from mlxkv.text.clean import clean
@@ -225,41 +225,43 @@ def chats_import(
 
 @chats.command("backups")
 def chats_backups() -> None:
-    """The copies of all chats there are, newest first: name, day, size, chats."""
+    """List the backups of all chats, newest first: name, day, size, chats."""
     from mlxkv.stats import bytes_text
     from mlxkv.store.db.backup import list_backups
 
     found = list_backups(Folders.from_env().data)
     for b in found:
         print(f"{b.name}  {b.day}  {bytes_text(b.size):>7}  {'?' if b.num_chats is None else b.num_chats:>4} chats")
-    hint = "`mlxkv chats restore-backup NAME` goes back to one." if found else "One is made every day you chat."
+    hint = "`mlxkv chats restore-backup NAME` goes back to one." if found else "A backup is made every day you chat."
     print(hint, file=sys.stderr)
 
 
 @chats.command("restore-backup")
-def chats_restore_backup(name: Annotated[str, typer.Argument(help="As `mlxkv chats backups` shows it.")]) -> None:
-    """Put a copy in the place of all chats; what is there now becomes a copy itself."""
+def chats_restore_backup(
+    name: Annotated[str, typer.Argument(help="Name of the backup, as `mlxkv chats backups` lists it.")],
+) -> None:
+    """Replace all chats with those of a backup; the chats of now become a backup themselves."""
     from mlxkv.store.db.backup import restore
 
     aside = restore(Folders.from_env(), name)
-    kept = f"; the ones before are kept as {aside.stem}" if aside else ""
-    print(f"The chats are those of {name} now{kept}.")
+    kept = f"; the previous ones are saved as {aside.stem}" if aside else ""
+    print(f"The chats are now those of {name} now{kept}.")
 
 
 def open_store(folders: Folders | None = None, *, enforce: bool = True) -> SessionStore:
-    """The sessions of this user, on a full disk to read. `enforce`: see SessionStore.open."""
+    """Open the store of this user, read-only on a full disk. `enforce`: see SessionStore.open."""
     from mlxkv.store import SessionStore
 
     return SessionStore.open(folders or Folders.from_env(), enforce=enforce, when_full="read")
 
 
 def _place(hit: SearchHit) -> list[str]:
-    """Which question it is, or which reply is to: the number that `/fork` takes."""
+    """Number of the message, as `/fork` takes it."""
     return ["title:"] if hit.turn is None else [hit.title, f"#{hit.turn // 2 + 1} {hit.role}:"]
 
 
 def _bold(line: str, start: int, marks: Sequence[tuple[int, int]]) -> str:
-    """For a terminal: what was found stands out, and cannot be taken for something in the text."""
+    """Highlight hits on a terminal, with escape sequences that the text itself cannot contain."""
     for a, b in reversed(marks):
         a, b = min(start + a, len(line)), min(start + b, len(line))
         line = f"{line[:a]}\x1b[1m{line[a:b]}\x1b[0m{line[b:]}"
@@ -279,7 +281,7 @@ def _date(seconds: float) -> str:
 
 
 def _short(found: Sequence[ChatSummary]) -> dict[str, str]:
-    """For each id its shortest beginning that is no other's."""
+    """The shortest unique prefix of each id."""
     ids = sorted(c.id for c in found)
     out = {}
     for before, this, after in zip(["", *ids], ids, [*ids[1:], ""], strict=False):
@@ -289,7 +291,7 @@ def _short(found: Sequence[ChatSummary]) -> dict[str, str]:
 
 
 def _nested(found: Sequence[ChatSummary]) -> list[tuple[int, ChatSummary]]:
-    """Each chat with its depth: forks right below what they came from, families as new as their newest member."""
+    """Each chat with its depth: forks directly below their origin, families ordered by their newest member."""
     there = {c.id for c in found}
     children: dict[str | None, list[ChatSummary]] = {}
     for c in found:  # newest first, and so within each family

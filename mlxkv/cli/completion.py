@@ -1,4 +1,4 @@
-"""What the shell offers after Tab: names of chats, prompt caches and models, and the chat's options without its name.
+"""Shell completion: names of chats, prompt caches and models, and options of the default command `chat`.
 
 Typer hands the line over in variables of the environment. Imports no MLX; each function is called once per Tab.
 """
@@ -12,7 +12,7 @@ from mlxkv.protocol.export_format import CACHE_FORMATS, CHAT_FORMATS
 
 
 def name_the_chat(env: MutableMapping[str, str], commands: Collection[str]) -> None:
-    """Put the command `chat`, which need not be typed, into the line to be completed, so that its options are known."""
+    """Insert the default command `chat` into the line to complete, so that its options are offered."""
     for variable in ("COMP_WORDS", "_TYPER_COMPLETE_ARGS"):
         line = env.get(variable, "")
         words = line.split()
@@ -39,10 +39,10 @@ def prompt_caches(beginning: str) -> Sequence[str]:
 
 
 def chat_formats(beginning: str) -> Sequence[str]:
-    """What a chat can be exported as."""
+    """Export formats of a chat."""
     return [name for name in CHAT_FORMATS if name.startswith(beginning)]
 
 
 def cache_formats(beginning: str) -> Sequence[str]:
-    """What a prompt cache can be exported as."""
+    """Export formats of a prompt cache."""
     return [name for name in CACHE_FORMATS if name.startswith(beginning)]

@@ -1,4 +1,4 @@
-"""`mlxkv doctor`: what this machine and installation look like, and what to do about what is wrong."""
+"""`mlxkv doctor`: checks of this machine and installation, and what to do about each problem."""
 
 from __future__ import annotations
 
@@ -27,15 +27,13 @@ if TYPE_CHECKING:
 
 _LEAST_FREE = 500_000_000  # bytes
 _MOST_SHOWN = 5
-_OVER = (
-    "a chat that is open needs it, named prompt caches take it (`mlxkv cache ls`), or files there cannot be removed."
-)
+_OVER = "a chat that is open uses it, named prompt caches use it (`mlxkv cache ls`), or files there cannot be removed."
 _RELEASED = 1_767_225_600.0  # seconds: the year in which mlxkv appeared, 2026, begins
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One line: `ok` False means something has to be done, and `text` says what."""
+    """One line of the report. If `ok` is False, something has to be done, and `text` says what."""
 
     subject: str
     text: str
@@ -43,7 +41,7 @@ class Finding:
 
 
 def examine(folders: Folders) -> Iterator[Finding]:
-    """Look at everything; finds what is wrong instead of raising."""
+    """Check everything; a problem becomes a Finding, never an exception."""
     yield Finding("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
     for package in ("mlxkv", "mlx", "mlx-lm", "textual", "huggingface-hub"):
         with suppress(importlib.metadata.PackageNotFoundError):
@@ -55,7 +53,7 @@ def examine(folders: Folders) -> Iterator[Finding]:
         try:
             private_folder(path)
             can_write = os.access(path, os.W_OK | os.X_OK)
-            text = "" if can_write else " cannot be written to: what is there is read, nothing is saved."
+            text = "" if can_write else " cannot be written to: saved chats can be read, nothing is saved."
             yield Finding(name, f"{path}{text}", ok=can_write)
         except MlxkvError as error:
             yield Finding(name, str(error), ok=False)
@@ -92,9 +90,9 @@ def _disk(folders: Folders) -> Iterator[Finding]:
     try:
         _, _, free = shutil.disk_usage(folders.data)
     except OSError as error:
-        yield Finding("disk", f"{folders.data} cannot be looked at ({error.strerror}).", ok=False)
+        yield Finding("disk", f"{folders.data} cannot be examined ({error.strerror}).", ok=False)
         return
-    text = f"{bytes_text(free)} free where chats lie"
+    text = f"{bytes_text(free)} free on the disk of the chats"
     enough = free >= _LEAST_FREE
     yield Finding("disk", text if enough else f"{text}; free at least {bytes_text(_LEAST_FREE)}.", ok=enough)
 
@@ -133,14 +131,14 @@ def _store(folders: Folders) -> Iterator[Finding]:
 
 def _clock(ahead: Ahead | None, now: float) -> Iterator[Finding]:
     if now < _RELEASED:
-        yield Finding("clock", f"It says {_day(now)}, which is past; set the clock of this machine.", ok=False)
+        yield Finding("clock", f"It is set to {_day(now)}, which is past; set the clock of this machine.", ok=False)
     if ahead is None:
         return
     days = plural(round((ahead.date - now) / 86_400), "day")
     yield Finding(
         "clock",
         f"The clock was ahead, or is behind now: {clean(ahead.what)} is dated {_day(ahead.date)}, {days} from today. "
-        "Chats stay in the order they were used, and backups are made all the same.",
+        "Chats keep the order in which they were used, and backups continue.",
     )
 
 
@@ -150,14 +148,16 @@ def _day(seconds: float) -> str:
 
 def _usage(report: VerifyReport, limit: int | None) -> str:
     used = disk_text(report.disk_bytes, limit, report.named_bytes)
-    return f"{used}; {report.num_chunks:,} chunks, `mlxkv cache verify` reads them"
+    return f"{used}; {report.num_chunks:,} chunks, `mlxkv cache verify` checks them"
 
 
 def _damage(report: VerifyReport) -> Iterator[Finding]:
     serious = [problem for problem in report.problems if problem.is_serious]
     if chunks := [problem for problem in serious if problem.what == "chunk"]:
-        text = f"{clean(chunks[0].text)} {len(chunks):,} of {report.num_chunks:,} chunks are not as they were written:"
-        yield Finding("damage", f"{text} `mlxkv cache verify --repair` drops them, and chats are read again.", ok=False)
+        text = f"{clean(chunks[0].text)} {len(chunks):,} of {report.num_chunks:,} chunk files are damaged:"
+        yield Finding(
+            "damage", f"{text} `mlxkv cache verify --repair` removes them; chats are then prefilled again.", ok=False
+        )
     others = [problem for problem in serious if problem.what != "chunk"]
     yield from (Finding("damage", clean(problem.text), ok=False) for problem in others[:_MOST_SHOWN])
     if more := len(others[_MOST_SHOWN:]):

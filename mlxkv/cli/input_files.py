@@ -17,11 +17,11 @@ from mlxkv.text.clean import clean
 from mlxkv.text.encoding import TEXT, decode, marked_encoding, well_formed
 
 MAX_BYTES = 32 << 20  # of one file or of stdin
-_WAITING = "mlxkv: reading standard input until it ends; with -n or `< /dev/null` it is left alone."
+_WAITING = "mlxkv: reading standard input until it ends; -n or `< /dev/null` skips it."
 
 
 def question_with(question: str | None, files: Sequence[Path], piped: str = "") -> str:
-    """Files first, then the question, then what was piped in.
+    """The prompt: files first, then the question, then piped text.
 
     Raises:
         PromptError: a file is no text, too large or cannot be read.
@@ -35,7 +35,7 @@ def question_with(question: str | None, files: Sequence[Path], piped: str = "") 
 
 
 def piped_text(stdin: TextIO, report: bool) -> str:
-    """What is piped in; "" on a terminal. Bytes that are no text become U+FFFD, and stderr says so.
+    """Piped text; "" on a terminal. Bytes that are not text become U+FFFD, with a warning on stderr.
 
     Args:
         report: whether stderr also says that something was read: in a shell's `while read` loop that is the rest of
@@ -51,23 +51,23 @@ def piped_text(stdin: TextIO, report: bool) -> str:
     except io.UnsupportedOperation:  # no file, but a text in memory
         data = stdin.read(MAX_BYTES + 1).encode("utf-8", "surrogateescape")
     if len(data) > MAX_BYTES:
-        raise PromptError(f"Standard input is over {MAX_BYTES >> 20} MiB; give less of it.")
+        raise PromptError(f"Standard input is over {MAX_BYTES >> 20} MiB; give less.")
     encoding = getattr(stdin, "encoding", None) or "utf-8"
     try:
         try:
             text = decode(data, encoding)
         except UnicodeDecodeError:
             text = decode(data, encoding, "replace")
-            print("mlxkv: standard input is not all text; what is not became U+FFFD.", file=sys.stderr)
+            print("mlxkv: standard input is not all text; invalid bytes became U+FFFD.", file=sys.stderr)
     except ValueError as error:
         raise PromptError(f"Standard input is not text ({error}); give {TEXT}.") from error
     if report and text.strip():
-        print(f"standard input: {bytes_text(len(data))} read (-n leaves it alone)", file=sys.stderr)
+        print(f"standard input: {bytes_text(len(data))} read (-n skips it)", file=sys.stderr)
     return text
 
 
 def piped_lines(stdin: TextIO, out: TextIO) -> Callable[[str], str]:
-    """`input` for a pipe: a line at a time, when it arrives, and echoed as by a terminal.
+    """`input` for a pipe: returns each line when it arrives, and echoes it as a terminal would.
 
     The function raises EOFError at the end of input, and PromptError where it is not text or cannot be read.
     """
@@ -98,12 +98,12 @@ def _lines(stdin: TextIO) -> Iterator[str]:
 
 
 def text_or_file(value: str) -> str:
-    """`value`, or for `@FILE` what is in the file. Raises PromptError."""
+    """`value`, or the content of FILE for `@FILE`. Raises PromptError."""
     return read_text(Path(value[1:])) if value.startswith("@") else well_formed(value)
 
 
 def read_text(path: Path) -> str:
-    """Raises PromptError: it is no file, over 32 MiB, no text, or cannot be read."""
+    """Text of a file. Raises PromptError: it is not a file, larger than 32 MiB, not text, or cannot be read."""
     try:
         return decode(read_bytes(path, MAX_BYTES, pipes=True))
     except ValueError as error:

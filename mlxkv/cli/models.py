@@ -1,4 +1,4 @@
-"""`mlxkv models ...`: what is here, what can be had, what it takes. The work is done by `mlxkv.models`."""
+"""`mlxkv models ...`: local models, downloads, estimates. `mlxkv.models` does the work."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Annotated
 
 import typer
 
-models = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="List, download, measure and delete models.")
+models = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="List, download, describe and delete models.")
 
 
 @models.command("ls")
 def models_ls() -> None:
-    """Models on this machine, ready or not, then those that can be downloaded; `*` fits its memory."""
+    """List the models on this machine, then models to download; `*` fits its memory."""
     from mlxkv.device import current_device
     from mlxkv.errors import MlxkvError
     from mlxkv.models import catalogue, list_local
@@ -33,14 +33,14 @@ def models_ls() -> None:
 
 @models.command("pull")
 def models_pull(repo: Annotated[str, typer.Argument(help="org/name[@revision]")]) -> None:
-    """Download a model; run it again to go on after an interruption."""
+    """Download a model; run it again to continue after an interruption."""
     from mlxkv.errors import ModelNotFoundError
     from mlxkv.models import download, resolve
     from mlxkv.stats import bytes_text
 
     source = resolve(repo)
     if source.repo is None:
-        raise ModelNotFoundError(f"{repo!r} is on this machine already; name a repository of a hub to download one.")
+        raise ModelNotFoundError(f"{repo!r} is on this machine already; to download a model, name its repository.")
 
     shown = False
 
@@ -59,7 +59,7 @@ def models_pull(repo: Annotated[str, typer.Argument(help="org/name[@revision]")]
 
 @models.command("info")
 def models_info(model: Annotated[str, typer.Argument(help="Built-in name, folder or org/name.")]) -> None:
-    """What a model is, from its configuration and its tokenizer; no weights are read."""
+    """Describe a model from its configuration and tokenizer; no weights are read."""
     from mlxkv.cache.plan import plan_cache
     from mlxkv.cache.trained_length import trained_length
     from mlxkv.models import skeleton
@@ -83,7 +83,7 @@ def models_info(model: Annotated[str, typer.Argument(help="Built-in name, folder
 
 
 def _text(model: str) -> dict[str, str]:
-    """What the tokenizer's files say, as far as they are here."""
+    """Facts from the tokenizer's files, as far as they are downloaded."""
     from mlxkv.errors import ModelError
     from mlxkv.models import text_side
 
@@ -93,13 +93,13 @@ def _text(model: str) -> dict[str, str]:
         return {"tokenizer": str(error)}
     if side is None:
         return {"tokenizer": "not downloaded yet"}
-    own = "mlx-lm's own" if side.tokenizer.has_chat_template else "none: what is said continues the text"
+    own = "mlx-lm's own" if side.tokenizer.has_chat_template else "none: messages continue the text"
     ends = "; ".join(f"{token.id} {token.text!r} ({', '.join(token.sources)})" for token in side.ends)
     return {"chat template": str(side.template or own), "ends a reply": ends or "nothing: only --max-tokens"}
 
 
 def _files(model: str) -> str:
-    """Whether it could be loaded now."""
+    """Whether the model can be loaded now."""
     from mlxkv.models import Hub, resolve
     from mlxkv.models.completeness import problem
     from mlxkv.models.hub import find_local
@@ -112,10 +112,10 @@ def _files(model: str) -> str:
 @models.command("estimate")
 def models_estimate(
     model: Annotated[str, typer.Argument(help="Built-in name, folder or org/name.")],
-    window: Annotated[int | None, typer.Option("--window", help="Tokens kept beyond the pinned ones.")] = None,
+    window: Annotated[int | None, typer.Option("--window", help="Window in tokens, pinned ones not counted.")] = None,
     kv_bits: Annotated[int | None, typer.Option("--kv-bits", help="8 or 4.")] = None,
 ) -> None:
-    """What a model and its KV cache would take, before anything is loaded."""
+    """Estimate the memory of a model and its KV cache, before anything is loaded."""
     from mlxkv.cache.config import CacheConfig
     from mlxkv.memory.estimate import estimate
     from mlxkv.stats import bytes_text

@@ -42,7 +42,7 @@ INTERRUPTED = 130
 
 @dataclass(frozen=True)
 class PrintRequest:
-    """What to ask and of which chat. `resume` is a session id; None starts a new chat."""
+    """The prompt and its chat. `resume` is a session id; None starts a new chat."""
 
     question: str
     system: str | None = None
@@ -58,7 +58,7 @@ class PrintRequest:
 def answer(
     model: Model, request: PrintRequest, cache: CacheConfig | None, sampling: dict[str, Any], out: TextIO, err: TextIO
 ) -> int:
-    """Ask and print; the exit code (130 when interrupted, with what was generated printed and kept).
+    """Generate and print one reply; returns the exit code (130 when interrupted: the partial reply is printed and saved).
 
     `cache` None keeps the resumed session's.
     """
@@ -73,14 +73,14 @@ def answer(
             result = result_json(chat, model, finished) | ({"notices": notices} if notices else {})
             print(json.dumps({"type": "result", **result} if request.output == "stream-json" else result), file=out)
         elif finished.unanswered and not request.quiet:
-            print("stopped before the reply began: nothing was added to the chat", file=err)
+            print("stopped before the reply began; the chat is unchanged", file=err)
         elif not request.quiet:
             print(stat_line(finished.stats), file=err)
     return INTERRUPTED if finished.reason == "stopped" else 0
 
 
 def _print_turn(chat: Chat, request: PrintRequest, out: TextIO, err: TextIO) -> tuple[TurnFinished, list[str]]:
-    """The end of the turn, and the notices on the way."""
+    """Print the events of a turn; returns the last one."""
     on_screen, before = out.isatty(), ""
     notices: list[str] = []
     finished: TurnFinished | None = None
@@ -107,7 +107,7 @@ def _print_turn(chat: Chat, request: PrintRequest, out: TextIO, err: TextIO) -> 
 
 
 def _worded(event: TurnEvent) -> TurnEvent:
-    """What to do is said in options, not in arguments."""
+    """A notice that names command-line options instead of Python arguments."""
     if isinstance(event, NotSaved):
         return replace(event, text=event.text.removesuffix(MEANWHILE))  # the process ends before there is room
     if isinstance(event, PromptEvicted):
@@ -120,7 +120,7 @@ def _worded(event: TurnEvent) -> TurnEvent:
 
 
 def open_cache(model: Model, path: Path) -> PromptCache:
-    """A named prompt cache: one of ours, or an imported one."""
+    """Open a named prompt cache, ours or an imported one."""
     return model.import_mlx_lm(path) if path.suffix == ".safetensors" else model.load_cache(path)
 
 
@@ -147,7 +147,7 @@ def _chat(model: Model, request: PrintRequest, cache: CacheConfig | None, sampli
 
 @contextmanager
 def _interrupts(chat: Chat) -> Iterator[None]:
-    """The first Ctrl+C stops the reply and keeps it; a second one is the usual."""
+    """Let the first Ctrl+C stop the reply and keep it; a second one interrupts the process."""
 
     def stop(*_: object) -> None:
         signal.signal(signal.SIGINT, before)
@@ -161,7 +161,7 @@ def _interrupts(chat: Chat) -> Iterator[None]:
 
 
 def _restored(chat: Chat) -> str:
-    """What came back from disk; "" where nothing did."""
+    """One line about restored rows; "" if there are none."""
     back = chat.restored
     if back is None or not (back.tokens or back.notice):
         return ""
@@ -180,7 +180,7 @@ def _event_json(event: PrefillProgress | TextDelta | Notice) -> dict[str, Any]:
 
 
 def result_json(chat: Chat, model: Model, finished: TurnFinished) -> dict[str, Any]:
-    """The object that `--output-format json` prints. Seconds, bytes, tokens."""
+    """Object that `--output-format json` prints. Units: seconds, bytes, tokens."""
     stats = finished.stats
     return {
         "chat_id": chat.session_id,

@@ -1,4 +1,4 @@
-"""How a chat begins: which model, which chat, and whether in the window or in lines. Called by the command line.
+"""Start of a chat: which model, which chat, and whether in the window or in line mode.
 
 Imports no mlx, mlx_lm or textual until something of it is started.
 """
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 def first_commands(
     folders: Folders, settings: Settings, session_id: str | None, fork: bool, picks: bool, anyway: bool = False
 ) -> list[Command]:
-    """What the engine does first: load the model, open the chat."""
+    """First commands for the engine: load the model, open the chat."""
     from mlxkv.models import BUILT_IN, resolve
     from mlxkv.protocol.commands import ListChats, LoadModel, NewChat, OpenChat
 
@@ -69,7 +69,7 @@ def talk_in_lines(folders: Folders, settings: Settings, start: list[Command], qu
 
 
 def _log_to_file(folders: Folders) -> Path:
-    """Log to a file, since on stderr it would be drawn over the window; to /dev/null where no file can be made."""
+    """Log to a file, since stderr would overwrite the window; to /dev/null if no file can be created."""
     try:
         path = private_folder(folders.state) / "mlxkv.log"
         check_regular(path)
@@ -81,7 +81,7 @@ def _log_to_file(folders: Folders) -> Path:
 
 
 def _first_screen(start: list[Command]) -> FirstScreen:
-    """Where no model was chosen: three that fit this machine."""
+    """Suggestions if no model was chosen: three that fit this machine."""
     from mlxkv.protocol.commands import LoadModel
     from mlxkv.protocol.events import FirstScreen, ModelCard
 
@@ -95,7 +95,7 @@ def _first_screen(start: list[Command]) -> FirstScreen:
 
 
 def model_name(folders: Folders, settings: Settings, session_id: str | None) -> str | None:
-    """-m or the setting, else the chat's model, else the last one used; None where there is none."""
+    """-m or the setting, else the chat's model, else the last one used; None if there is none."""
     if settings.model is not None or not os.path.exists(folders.data / "store.json"):
         return settings.model
     try:
@@ -109,13 +109,13 @@ def model_name(folders: Folders, settings: Settings, session_id: str | None) -> 
 
 
 def session_id_of(folders: Folders, session: str | None, latest: bool) -> str | None:
-    """The id meant by -r SESSION, or by -c (`latest`); None without them. Said before a model is loaded for seconds.
+    """Session id for -r SESSION or -c (`latest`); None without them. Errors come before a model is loaded.
 
     Raises:
         SessionNotFoundError: there is no such chat, or none at all. ConfigError: two chats are meant.
     """
     if latest and session is not None:
-        raise ConfigError("-c means the last chat and -r the one it names; leave out one of both.")
+        raise ConfigError("-c means the last chat and -r the one it names; leave out one of them.")
     if not latest and session is None:
         if (folders.data / "store.json").exists():
             with suppress(MlxkvError), open_store(folders):
@@ -130,7 +130,7 @@ def session_id_of(folders: Folders, session: str | None, latest: bool) -> str | 
 
 
 def named_cache(folders: Folders, name: str | None, system: str | None, goes_on: bool) -> Path | None:
-    """The file meant by --cache.
+    """File of the prompt cache that --cache names.
 
     Raises:
         ConfigError: options that a prompt cache leaves no room for. StoreError: there is none of that name.
@@ -139,7 +139,7 @@ def named_cache(folders: Folders, name: str | None, system: str | None, goes_on:
         return None
     if system is not None or goes_on:
         other = "-s" if system is not None else "-c or -r"
-        raise ConfigError(f"--cache {name} brings its own beginning of a chat; leave out {other}.")
+        raise ConfigError(f"--cache {name} brings its own beginning of the chat; leave out {other}.")
     from mlxkv.store.prompts.folder import PromptFolder
 
     return PromptFolder(folders).find(name)

@@ -48,7 +48,7 @@ class SamplingParams:
     """How the next token is chosen, and when to stop. Numbers may be numpy's, MLX's or `fractions`', too.
 
     Args:
-        temperature: 0 always takes the likeliest token.
+        temperature: 0 always takes the most likely token.
         top_p, top_k, min_p: nucleus, count and relative-probability cuts; 0 (or top_p 1) turns a cut off.
         max_tokens: the most tokens of one reply.
         seed: makes sampling repeatable; None continues the thread's random state.

@@ -66,7 +66,7 @@ class SessionStore:
         """Open or make the store, or only read it where nothing can be written (`read_only`).
 
         `before` is called before each step on disk (tests crash there).
-        `disk_limit`: bytes for everything in the cache folder, None for as much as the disk has; by default what the
+        `disk_limit`: bytes for everything in the cache folder, None for no limit but the disk; by default what the
         user has set. Whoever opens the store goes by it: opening already makes room, unless `enforce` is False, for
         whoever is about to resume a chat whose rows must not go (`enforce_limit`).
         `when_full`: on a full disk too the chats can be read, but what stays open so is not saved once there is room.

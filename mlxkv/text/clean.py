@@ -1,4 +1,4 @@
-"""Make text that is not ours safe to show: one function for the screen, the clipboard, titles and exports. Pure.
+"""Foreign text made safe to show, on the screen, in the clipboard, in titles and exports. Pure.
 
 Every character is judged by itself and the few before it, so a stream that cuts an escape sequence in two needs no more
 memory than its last characters. What a terminal would act on, or a reader could not see, becomes a visible mark.
@@ -71,7 +71,7 @@ def clean_joined(text: str) -> str:
 
 
 def _whole(match: re.Match[str]) -> str:
-    """A sequence as it is, if its first emoji is wide by itself; a joiner of anything else, or of too many, goes."""
+    """The joined sequence if its first emoji is wide by itself; else without its joiners."""
     found = match[0]
     if len(found) > 1 and (found[1] == "\ufe0f" or unicodedata.east_asian_width(found[0]) == "W"):
         return found
@@ -79,7 +79,7 @@ def _whole(match: re.Match[str]) -> str:
 
 
 def rejoined(shown: str, before: str, source: str) -> str:
-    """`shown`, a part of what `clean` made of `source`, with the joiners again that it took; it stands after `before`.
+    """`shown`, a part of `clean(source)` after the text `before`, with the joiners that `clean` removed.
 
     Which of several alike was joined is told by their order, as long as both have the same.
     """

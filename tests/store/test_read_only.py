@@ -328,7 +328,7 @@ def test_doctor_reads_the_chats_and_says_what_is_wrong(
         main(["doctor"])
     out = capsys.readouterr().out
     assert "ok  sessions         1 chats" in out
-    assert "cannot be written to: what is there is read, nothing is saved." in out
+    assert "cannot be written to: saved chats can be read, nothing is saved." in out
     assert frozen() == before
 
 

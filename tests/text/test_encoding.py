@@ -96,7 +96,7 @@ def test_bytes_become_text_or_are_refused(name: str, tmp_path: Path, capsys: pyt
 
 def test_what_is_read_beside_a_question_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     assert piped_text(io.StringIO("a log\n"), report=True) == "a log\n"
-    assert capsys.readouterr().err == "standard input: 6 B read (-n leaves it alone)\n"
+    assert capsys.readouterr().err == "standard input: 6 B read (-n skips it)\n"
     piped_text(io.StringIO("\n"), report=True)
     assert capsys.readouterr().err == ""
 

@@ -139,7 +139,7 @@ def test_switches_are_on_and_off_in_every_sentence(state: ChatState) -> None:
     for argument in ("think", "think on", "think", "think maybe", "mouse"):
         run(state, "set", argument)
     none, _, now, wrong, mouse = lines(state)
-    assert none.startswith("think is none (as the model's template has it). ")
+    assert none.startswith("think is none (the default of the model's template). ")
     assert now.startswith("think is on. ")
     assert now.endswith(' It must be on or off, or "none".')
     assert wrong == "/set think is 'maybe'; it must be on or off, or \"none\"."
