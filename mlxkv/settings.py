@@ -20,7 +20,7 @@ _YES_NO = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false"
 
 @dataclass(frozen=True)
 class Setting:
-    """One setting. `slash`: its name after `/set`; `option`: its command-line option; `holds`: when a change takes effect."""
+    """One setting. `slash`: its name after `/set`; `option`: its command-line option; `holds`: when it takes effect."""
 
     name: str
     kind: str  # "int" | "float" | "str" | "bool"
@@ -243,8 +243,8 @@ def as_markdown() -> str:
         "Made from `mlxkv/settings.py`: `python -m mlxkv.settings > docs/settings.md`.",
         "",
         "A setting comes from the command line, the environment (`MLXKV_` and its name in capitals) or `config.toml`",
-        "(`mlxkv path` prints its folder), in this order; otherwise it has the default below. In the chat, `/set` lists",
-        "all settings, and `/set temp 0.2` changes one and writes it to `config.toml`, whose comments stay.",
+        "(`mlxkv path` prints its folder), in this order; otherwise it has the default below. In the chat, `/set`",
+        "lists all settings, and `/set temp 0.2` changes one and writes it to `config.toml`, whose comments stay.",
         "",
         "| name | `/set` | option | value | default | a change takes effect with |",
         "|---|---|---|---|---|---|",

@@ -75,7 +75,7 @@ REFUSED: list[tuple[str, Call, type[MlxkvError], str]] = [
     ("load bytes", lambda o: api.load(b"tutor"), ArgumentError, r"`name` is b'tutor'"),
     ("load odd", lambda o: api.load(Odd()), ArgumentError, r"`name` is <Odd instance"),
     ("load path", lambda o: api.load(Path("tutor")), ModelNotFoundError, r"There is no folder '/"),
-    ("load long", lambda o: api.load("a" * 5000), ModelNotFoundError, r"'aaa.*' is no model; no folder"),
+    ("load long", lambda o: api.load("a" * 5000), ModelNotFoundError, r"'aaa.*' is not a model; no folder"),
     ("load keyword", lambda o: api.load(limit=1), ArgumentError, r"`mlxkv.load` has no .* `limited`\?"),
     ("load limited", lambda o: api.load(limited="no"), ArgumentError, r"`limited` is 'no'; .* True or False"),
     ("load folders", lambda o: api.load(folders="/x"), ArgumentError, r"`folders` is '/x'; .* a Folders"),
@@ -83,7 +83,7 @@ REFUSED: list[tuple[str, Call, type[MlxkvError], str]] = [
     ("load cancel", lambda o: api.load(cancel=True), ArgumentError, r"`cancel` is True; it must be an Event"),
     # estimate, make_cache
     ("estimate", lambda o: api.estimate(None), ArgumentError, r"`name` is None"),
-    ("estimate long", lambda o: api.estimate("org/" + HALF * 300), ModelNotFoundError, r"is no model"),
+    ("estimate long", lambda o: api.estimate("org/" + HALF * 300), ModelNotFoundError, r"is not a model"),
     ("estimate config", lambda o: api.estimate("tutor", {}), ArgumentError, r"`config` is {}; .* CacheConfig"),
     ("make_cache", lambda o: api.make_cache(o.model), ArgumentError, r"that is `model.loaded.model`"),
     ("make_cache config", lambda o: api.make_cache(o.network, 512), ArgumentError, r"`config` is 512"),

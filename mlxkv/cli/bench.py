@@ -73,7 +73,7 @@ def report(loaded: LoadedModel, num_prompt: int, num_tokens: int, rounds: int = 
     budget.check(plan, loaded.weight_bytes + 3 * plan.nbytes)  # theirs, and a copy of each for a round
     yield from about()
     yield f"model     {loaded.name}, {bytes_text(loaded.weight_bytes)} of weights"
-    yield f"settings  {num_prompt:,} tokens prefilled, {num_tokens:,} generated after them, greedy; medians of {rounds}, alternating"
+    yield f"settings  {num_prompt:,} tokens prefilled, {num_tokens:,} generated, greedy; medians of {rounds}"
     yield f"cache     {plan.description}"
     yield f"{'tok/s':<9} {'mlxkv':>9} {'mlx-lm':>9} {'ratio':>7} {'worst':>7}"
     runner = ModelRunner(loaded.model, budget=budget)

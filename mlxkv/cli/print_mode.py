@@ -58,7 +58,7 @@ class PrintRequest:
 def answer(
     model: Model, request: PrintRequest, cache: CacheConfig | None, sampling: dict[str, Any], out: TextIO, err: TextIO
 ) -> int:
-    """Generate and print one reply; returns the exit code (130 when interrupted: the partial reply is printed and saved).
+    """Generate and print one reply; returns the exit code (130 if interrupted; the partial reply is printed and saved).
 
     `cache` None keeps the resumed session's.
     """

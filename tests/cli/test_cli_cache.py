@@ -87,7 +87,7 @@ def test_what_cannot_be_is_said_in_one_sentence(run: Run, book: Path, tiny_path:
         (["cache", "create", "book", "-f", book, "-m", tiny_path], 1, "There is a prompt cache 'book' already"),
         (["cache", "create", "../evil", "-f", book], 2, "cannot be called '../evil'"),
         (["cache", "create", "Big Book", "-f", book], 2, "cannot be called 'Big Book'"),
-        (["cache", "create", "new"], 2, "nothing to read"),
+        (["cache", "create", "new"], 2, "nothing to prefill"),
         (["cache", "create", "new", "-f", tmp_path / "none"], 2, "cannot be read"),
         (["cache", "show", "nothing"], 1, "there are book"),
         (["cache", "show", "../book"], 1, "No prompt cache is called '../book'"),

@@ -85,7 +85,7 @@ def test_search_prints_a_line_per_hit(run: Run, family: list[str], monkeypatch: 
     )  # undo() would bring back the user's own home
     nothing = run("chats", "search", 'no" OR such*')
     assert (nothing.code, nothing.out) == (1, "")
-    assert "Nothing was found" in nothing.err
+    assert "Nothing found" in nothing.err
 
 
 def test_show_and_export_print_markdown(run: Run, family: list[str], tmp_path: Path) -> None:  # noqa: F811
@@ -238,6 +238,6 @@ def test_all_chats_go_back_to_a_copy(run: Run, family: list[str]) -> None:  # no
     assert "4 chats" in listed
     run("chats", "rm", family[1], "--yes")
     assert "the sea" not in run("chats", "ls").out
-    assert "kept as" in run("chats", "restore-backup", listed.split()[0]).out
+    assert "saved as" in run("chats", "restore-backup", listed.split()[0]).out
     assert "the sea" in run("chats", "ls").out
     assert run("chats", "restore-backup", "mlxkv-19990101").code == 1

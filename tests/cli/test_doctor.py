@@ -144,7 +144,7 @@ def test_rows_that_are_gone(folders: Folders, talk: Talk, capsys: pytest.Capture
     DAMAGE["empty"](files[1])
     damage = findings(folders)["damage"]
     assert not damage.ok
-    assert f"2 of {len(files)} chunks" in damage.text
+    assert f"2 of {len(files)} chunk files" in damage.text
     assert "`mlxkv cache verify --repair`" in damage.text
     with pytest.raises(SystemExit, match="1"):
         main(["doctor"])
