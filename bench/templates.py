@@ -21,7 +21,7 @@ from mlx_lm.tokenizer_utils import load as load_tokenizer
 
 import mlxkv
 from mlxkv.cache.prompt_cache import PromptCache
-from mlxkv.chat.prompt import Fed, Message, PromptFormat, message
+from mlxkv.chat.prompt import Message, PromptFormat, PromptState, message
 from mlxkv.errors import ModelError
 from mlxkv.events import TurnFinished
 from mlxkv.inference.runner import ModelRunner
@@ -88,7 +88,7 @@ def compared(tokenizer: TokenizerWrapper, talk: list[Message]) -> str:
     except Exception as error:
         theirs = str(error)
     try:
-        ours = PromptFormat(tokenizer).prompt(talk, Fed())
+        ours = PromptFormat(tokenizer).prompt(talk, PromptState())
     except ModelError as error:
         is_sentence = len(str(error).splitlines()) == 1 and "Traceback" not in str(error)
         return "refused" if isinstance(theirs, str) and is_sentence else f"WE REFUSE: {error}"
@@ -109,8 +109,8 @@ def spelled(tokenizer: TokenizerWrapper) -> str:
     talk = [message("system", evil), message("user", evil), message("assistant", evil, evil), message("user", evil)]
     safe = [{k: t if k == "role" else t.replace(evil, "text") for k, t in m.items()} for m in talk]
     try:
-        expected = prompts.prompt(safe, Fed())
-        got = prompts.prompt(talk, Fed())
+        expected = prompts.prompt(safe, PromptState())
+        got = prompts.prompt(talk, PromptState())
     except ModelError:
         return "refused"
     known = prompts._control._known
@@ -146,7 +146,7 @@ def six_turns(tokenizer: TokenizerWrapper, folder: Path) -> Iterator[tuple[int, 
         question = " ".join(rng.choices(WORDS, k=40)) + "?"
         before, last = len(chat.log), len(chat.turns[-1].ids) if chat.turns else 0
         has_thought = bool(chat.turns and chat.turns[-1].thinking)
-        messages = chat._past.messages([*chat.turns, mlxkv.store.TurnRecord("user", question)])
+        messages = chat._replay.messages([*chat.turns, mlxkv.store.TurnRecord("user", question)])
         runner.script = [*reply(prompts, prompts.render(messages), rng), 0]
         *_, done = chat.send(question)
         assert isinstance(done, TurnFinished)

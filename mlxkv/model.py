@@ -24,12 +24,12 @@ from mlxkv.cache.prompt_cache import PromptCache
 from mlxkv.cache.traits import traits_of
 from mlxkv.chat import clock
 from mlxkv.chat.chat import Chat, ChatBackend
-from mlxkv.chat.prompt import Fed, PromptFormat, checked_ids
+from mlxkv.chat.prompt import PromptFormat, PromptState, checked_ids
 from mlxkv.config import Folders
 from mlxkv.device import current_device, set_wired_limit
 from mlxkv.errors import ConfigError, PromptError
 from mlxkv.events import TurnEvent
-from mlxkv.inference.generation import Turn
+from mlxkv.inference.generation import Generation
 from mlxkv.inference.runner import ModelRunner
 from mlxkv.inference.sampling import SAMPLING, SamplingParams
 from mlxkv.memory import Budget
@@ -172,13 +172,13 @@ class Model:
             prompt = well_formed(prompt)
             if not prompt and not (as_chat and system):
                 raise PromptError("The text to prefill is empty; give some.")
-            raw = Fed("", TokenIds(() if as_chat else self._prompts.encode_raw(prompt)))
-            read = backend.prompts.opening(system, prompt) if as_chat else raw
+            raw = PromptState("", TokenIds(() if as_chat else self._prompts.encode_raw(prompt)))
+            read = backend.prompts.chat_prefix(system, prompt) if as_chat else raw
         else:
             if as_chat:
                 raise ConfigError("Token ids cannot begin a chat: its template wants text; give text, or no `system`.")
             ids = arguments.token_ids("prompt", prompt)
-            read = Fed("", TokenIds(checked_ids(ids, getattr(self.loaded.model, "args", None))))
+            read = PromptState("", TokenIds(checked_ids(ids, getattr(self.loaded.model, "args", None))))
         config = cache or CacheConfig()
         held = backend.new_cache(config, system) if as_chat else self.make_cache(config, system)
         if save_to is not None:
@@ -197,7 +197,7 @@ class Model:
 
     def _completion(
         self, prompt: str, cache: PromptCache | CacheConfig | None, max_tokens: int | None, sampling: dict[str, Any]
-    ) -> Callable[[], Turn]:
+    ) -> Callable[[], Generation]:
         """The turn, to be made when it begins: by then the cache may hold more. All that can be checked now is."""
         if not prompt:
             raise PromptError("The prompt is empty; write something first.")
@@ -208,13 +208,13 @@ class Model:
         if isinstance(cache, PromptCache):
             self._check_cache(cache)
 
-        def turn() -> Turn:
+        def turn() -> Generation:
             if isinstance(cache, PromptCache):
                 ids, held = self._prompts.continued(cache.log, prompt), cache
             else:
                 ids, held = self._prompts.encode_raw(prompt), self.make_cache(cache or CacheConfig())
             is_kept = held is cache
-            return Turn(self.runner, self.tokenizer, held, ids, params, started=started, is_kept=is_kept)
+            return Generation(self.runner, self.tokenizer, held, ids, params, started=started, is_kept=is_kept)
 
         return turn
 

@@ -15,14 +15,14 @@ from mlxkv.arguments import optional, public, text, whole
 from mlxkv.cache.config import CacheConfig
 from mlxkv.cache.prompt_cache import PromptCache
 from mlxkv.chat.conversation import Conversation
-from mlxkv.chat.prompt import Fed
-from mlxkv.chat.replay import Past, spans
+from mlxkv.chat.prompt import PromptState
+from mlxkv.chat.replay import Replay, spans
 from mlxkv.chat.reply import ChatBackend
-from mlxkv.chat.runs import Runs
+from mlxkv.chat.runs import ReplyGate
 from mlxkv.device import set_wired_limit
 from mlxkv.errors import PromptError
 from mlxkv.events import PrefillProgress, TurnEvent
-from mlxkv.inference.generation import Turn
+from mlxkv.inference.generation import Generation
 from mlxkv.inference.sampling import SAMPLING, SamplingParams
 from mlxkv.store import TurnRecord
 from mlxkv.text.encoding import well_formed
@@ -33,9 +33,9 @@ class Beside(ABC):
     """The chat's own parts are declared here and made by the subclass."""
 
     _backend: ChatBackend
-    _runs: Runs
-    _said: Conversation
-    _fed: Fed
+    _gate: ReplyGate
+    _conversation: Conversation
+    _prompt_state: PromptState
     cache: PromptCache
 
     @property
@@ -48,7 +48,7 @@ class Beside(ABC):
 
     @property
     @abstractmethod
-    def _past(self) -> Past: ...
+    def _replay(self) -> Replay: ...
 
     @abstractmethod
     def _check_cache(self) -> None: ...
@@ -75,13 +75,13 @@ class Beside(ABC):
         if not text.strip():
             raise PromptError("The question is empty; write something first.")
         params = self._sampling(sampling)
-        return self._runs.start(lambda cancelled: self._asked(text, params, cancelled))
+        return self._gate.start(lambda cancelled: self._asked(text, params, cancelled))
 
     def _asked(self, text: str, params: SamplingParams, cancelled: Callable[[], bool]) -> Iterator[TurnEvent]:
         self._check_cache()
         prompt = self._aside(text)
-        self._said.bring_back(self.cache, prompt.ids)
-        turn = Turn(
+        self._conversation.restore_rows_for(self.cache, prompt.ids)
+        turn = Generation(
             self._backend.runner,
             self._backend.tokenizer,
             self.cache,
@@ -99,14 +99,14 @@ class Beside(ABC):
         ids = self._aside(text).ids
         return len(ids) - self.cache.landing(min(common_prefix(self.cache.log, ids), len(ids) - 1))
 
-    def _aside(self, text: str) -> Fed:
+    def _aside(self, text: str) -> PromptState:
         """The prompt; without reasoning first, unless saying so changes what was read before."""
         prompts, asked = self._backend.prompts, TurnRecord("user", well_formed(text))
-        messages = self._past.messages([*self._said.turns, asked])
-        as_ever = prompts.prompt(messages, self._fed, self.thinking)
+        messages = self._replay.messages([*self._conversation.turns, asked])
+        as_ever = prompts.prompt(messages, self._prompt_state, self.thinking)
         if prompts.reasoning is None:
             return as_ever
-        quiet, held = prompts.prompt(messages, self._fed, False), self.cache.log
+        quiet, held = prompts.prompt(messages, self._prompt_state, False), self.cache.log
         return quiet if common_prefix(held, quiet.ids) + 64 > common_prefix(held, as_ever.ids) else as_ever
 
     @public(num_pinned=whole, title=optional(text))
@@ -121,15 +121,15 @@ class Beside(ABC):
         Raises:
             StoreError: it cannot be saved. OutOfMemoryError. ConfigError: a reply is still being generated.
         """
-        self._runs.check_idle()
-        laid, fed = self._past.laid(turns)
+        self._gate.check_idle()
+        laid, fed = self._replay.retokenize(turns)
         config, pinned = self.cache.plan.resolved, spans(laid)[num_pinned - 1][1] if num_pinned else 0
         if config.window is None or pinned > config.window // 4:
             pinned = 0
         twin = self._another(replace(config, sinks=pinned) if pinned else config)
-        twin._said, twin._fed = self._said.apart(laid), fed
-        if self._said.session_id is not None:
-            twin._begin(title, parent=self._said.session_id, pinned=pinned)
+        twin._conversation, twin._prompt_state = self._conversation.apart(laid), fed
+        if self._conversation.session_id is not None:
+            twin._begin(title, parent=self._conversation.session_id, pinned=pinned)
         return twin
 
     @public()
@@ -142,25 +142,25 @@ class Beside(ABC):
             OutOfMemoryError: it does not fit; the next message tries again. ConfigError: a reply is still being
             generated.
         """
-        return self._runs.start(self._read)
+        return self._gate.start(self._read)
 
     def _read(self, cancelled: Callable[[], bool]) -> Iterator[PrefillProgress]:
         self._check_cache()
-        ids = self._said.log[:-1]  # as after a turn: the last token has been sampled and not been fed
+        ids = self._conversation.log[:-1]  # as after a turn: the last token has been sampled and not been fed
         if not ids:
             return
-        self._said.bring_back(self.cache, ids)
+        self._conversation.restore_rows_for(self.cache, ids)
         cached, begun = self.cache.reuse(ids).cached, time.perf_counter()
         with set_wired_limit(), self.cache.in_use():
             for done in self._backend.runner.prefill(self.cache, ids[cached:], cancelled):
                 tps = done / max(time.perf_counter() - begun, 1e-9)
                 yield PrefillProgress(done, len(ids) - cached, cached, tps)
         self.cache.checkpoint()
-        if self._said.session_id is not None:
-            self._said.save_rows(self.cache)
+        if self._conversation.session_id is not None:
+            self._conversation.save_rows(self.cache)
 
     @public()
     def forget(self) -> None:
         """Give the cache's memory back; the next message has everything read again, or brought back from disk."""
-        self._runs.check_idle()
+        self._gate.check_idle()
         self.cache = self._backend.new_cache(self.cache.plan.resolved, self.system)

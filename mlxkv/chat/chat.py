@@ -21,12 +21,12 @@ from mlxkv.cache.mlx_lm import ForeignCache
 from mlxkv.cache.prompt_cache import PromptCache
 from mlxkv.chat import clock
 from mlxkv.chat.beside import Beside
-from mlxkv.chat.conversation import Conversation, Mark, title_of
-from mlxkv.chat.prompt import Fed
+from mlxkv.chat.conversation import Conversation, Snapshot, title_of
+from mlxkv.chat.prompt import PromptState
 from mlxkv.chat.prompt_start import Start, start_from
-from mlxkv.chat.replay import Past
-from mlxkv.chat.reply import ChatBackend, Exchange
-from mlxkv.chat.runs import Runs
+from mlxkv.chat.replay import Replay
+from mlxkv.chat.reply import ChatBackend, ReplyRun
+from mlxkv.chat.runs import ReplyGate
 from mlxkv.errors import (
     CacheError,
     ConfigError,
@@ -51,8 +51,8 @@ from mlxkv.token_ids import common_prefix
 class Before:
     """What a chat goes back to where nothing comes of a turn: `fed` is what the next prompt continues."""
 
-    mark: Mark
-    fed: Fed
+    mark: Snapshot
+    fed: PromptState
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Undo:
 
 
 _STARTED = optional(arguments.number)
-_NOTHING = Mark(None, "", (), None)  # a chat in which nothing was said yet
+_NOTHING = Snapshot(None, "", (), None)  # a chat in which nothing was said yet
 
 
 class Chat(Beside):
@@ -91,16 +91,16 @@ class Chat(Beside):
         self._params = params or SamplingParams()
         self._autosave = autosave
         self._owner = Owner()
-        self._runs = Runs(self._owner)
+        self._gate = ReplyGate(self._owner)
         self._keeps_message = False  # see `cancel`
-        self._said = Conversation(backend.store, backend.identity, backend.lender)
+        self._conversation = Conversation(backend.store, backend.identity, backend.lender)
         system = well_formed(system) if system else None
-        self._start = Start(system, began=began or clock.now())
+        self._prefix = Start(system, began=began or clock.now())
         if isinstance(cache, PromptCache):
             backend.check_cache(cache)
-            self._start = start_from(cache, system, backend.prompts)
-        self._backend = backend.at(self._start.began)
-        self._fed = self._start.fed  # what the next prompt can go on from
+            self._prefix = start_from(cache, system, backend.prompts)
+        self._backend = backend.at(self._prefix.began)
+        self._prompt_state = self._prefix.fed  # what the next prompt can go on from
         self.thinking = think
         if not isinstance(cache, PromptCache):
             cache = self._backend.new_cache(cache or CacheConfig(), self.system)
@@ -111,7 +111,7 @@ class Chat(Beside):
     @property
     def system(self) -> str | None:
         """The system prompt."""
-        return self._start.system
+        return self._prefix.system
 
     @system.setter
     def system(self, text: str | None) -> None:
@@ -152,9 +152,9 @@ class Chat(Beside):
         """
         _check_not_empty(text)
         text = well_formed(text)
-        self._said.check_writable()
+        self._conversation.check_writable()
         params, begun = self._sampling(sampling), time.perf_counter() if started is None else started
-        return self._runs.start(lambda cancelled: self._turn(text, params, begun, cancelled, whole=whole))
+        return self._gate.start(lambda cancelled: self._turn(text, params, begun, cancelled, whole=whole))
 
     @public(*SAMPLING, started=_STARTED)
     def continue_reply(self, *, started: float | None = None, **sampling: Any) -> Iterator[TurnEvent]:
@@ -167,23 +167,23 @@ class Chat(Beside):
             PromptError: there is no such reply, or it had come to its end. SessionLockedError: the chat is read-only.
             ConfigError: a reply is still being generated.
         """
-        self._runs.check_idle()
-        self._said.check_writable()
+        self._gate.check_idle()
+        self._conversation.check_writable()
         self._cut_reply()
         params, begun = self._sampling(sampling), time.perf_counter() if started is None else started
-        return self._runs.start(lambda cancelled: self._continued(params, begun, cancelled))
+        return self._gate.start(lambda cancelled: self._continued(params, begun, cancelled))
 
     def _cut_reply(self) -> TurnRecord:
         """The last turn, if it is a reply that can be continued."""
-        last = self._said.turns[-1] if self._said.turns else None
+        last = self._conversation.turns[-1] if self._conversation.turns else None
         if last is None or last.role != "assistant":
             raise PromptError("There is no reply to continue; write something first.")
         reason = last.stats.get("finish_reason", "stopped")
-        if reason not in ("stopped", "length") or not self._fed.ids:
-            why = "was made by another model" if not self._fed.ids else "came to its end"
+        if reason not in ("stopped", "length") or not self._prompt_state.ids:
+            why = "was made by another model" if not self._prompt_state.ids else "came to its end"
             raise PromptError(f"The last reply {why}: it cannot be continued; retry it, or write something.")
         learned = self.cache.plan.learned
-        if learned is not None and len(self._said.log) > learned:
+        if learned is not None and len(self._conversation.log) > learned:
             raise PromptError(
                 f"The last reply ends where this model's {learned:,} learned positions are used up, so it cannot be "
                 "continued; begin a new chat."
@@ -201,7 +201,7 @@ class Chat(Beside):
             keep_message: the message stays in the chat though nothing answers it: for a process that is about to end.
         """
         self._keeps_message = keep_message
-        self._runs.cancel()
+        self._gate.cancel()
 
     @property
     def think_notice(self) -> str:
@@ -212,11 +212,11 @@ class Chat(Beside):
     @property
     def messages(self) -> tuple[Message, ...]:
         """What was said, without the system prompt."""
-        return self._said.messages
+        return self._conversation.messages
 
     @property
     def num_messages(self) -> int:
-        return len(self._said.turns)
+        return len(self._conversation.turns)
 
     def _turn(
         self,
@@ -243,22 +243,22 @@ class Chat(Beside):
         undo = Undo(before, text if returned is None else returned)
         yield from self._reply(prompt, TurnRecord("assistant", ""), params, started, cancelled, undo)
 
-    def _prompted(self, text: str, whole: bool) -> Generator[TurnEvent, None, Fed]:
+    def _prompted(self, text: str, whole: bool) -> Generator[TurnEvent, None, PromptState]:
         """Add the user's message, on disk too; the prompt that it makes."""
-        self._said.check_writable()
+        self._conversation.check_writable()
         self._check_cache()
-        said = self._said
+        said = self._conversation
         if not said.turns and not self.cache.log and self.session_id is None:  # made yesterday, begun now
-            self._start = replace(self._start, began=clock.now())
-            self._backend = self._backend.at(self._start.began)
-        message = self._start.text + text if not said.turns else text
+            self._prefix = replace(self._prefix, began=clock.now())
+            self._backend = self._backend.at(self._prefix.began)
+        message = self._prefix.text + text if not said.turns else text
         if not said.turns:
             yield from (Notice(f"{note[0].upper()}{note[1:]}.") for note in self.cache.plan.notes)
             yield from map(Notice, filter(None, (self.cache.plan.beyond_training,)))
         elif said.turns[-1].role == "user":  # a crash came before any reply: keep the roles alternating
             said.append(TurnRecord("assistant", "", state="stopped"))
-        messages = self._past.messages([*said.turns, TurnRecord("user", message)])
-        prompt = self._backend.prompts.prompt(messages, self._fed, self.thinking)
+        messages = self._replay.messages([*said.turns, TurnRecord("user", message)])
+        prompt = self._backend.prompts.prompt(messages, self._prompt_state, self.thinking)
         check_size(prompt.ids)
         self.cache.check_length(len(prompt.ids))
         start = common_prefix(said.log, prompt.ids)
@@ -272,7 +272,7 @@ class Chat(Beside):
                 yield Notice(str(error))
             except DiskError as error:
                 said.fall_behind(error)
-        is_new = not said.turns or not self._fed.ids
+        is_new = not said.turns or not self._prompt_state.ids
         thought = None if is_new else said.turns[-1].params.get("think")
         said.append(TurnRecord("user", message, tuple(prompt.ids[start:]), start))
         yield from map(Notice, self._backend.prompts.notices(messages, is_new))
@@ -286,7 +286,9 @@ class Chat(Beside):
         plan = self.cache.plan
         if overflow_of(plan, num_tokens, num_before) is None:
             return
-        if self._said.turns and not self._fed.ids:  # the earlier turns were another model's: this one prefills them all
+        if (
+            self._conversation.turns and not self._prompt_state.ids
+        ):  # the earlier turns were another model's: this one prefills them all
             num_before = max(num_before, num_tokens - len(self._backend.prompts.encode_text(message)))
         if overflow := overflow_of(plan, num_tokens, num_before):
             raise MessageTooLongError(evicted_text(overflow, "CacheConfig(window={})".format), overflow)
@@ -294,16 +296,16 @@ class Chat(Beside):
     @property
     def _before(self) -> Before:
         """What a turn that begins now goes back to if nothing comes of it."""
-        return Before(self._said.mark(), self._fed)
+        return Before(self._conversation.mark(), self._prompt_state)
 
     def _go_back(self, before: Before) -> None:
-        self._said.return_to(before.mark)
-        self._fed = before.fed
+        self._conversation.return_to(before.mark)
+        self._prompt_state = before.fed
 
     def _continued(self, params: SamplingParams, started: float, cancelled: Callable[[], bool]) -> Iterator[TurnEvent]:
         self._check_cache()
-        last, prompt = self._cut_reply(), self._past.prompt_before_reply()
-        self._said.reopen_reply()
+        last, prompt = self._cut_reply(), self._replay.prompt_before_reply()
+        self._conversation.reopen_reply()
         yield from self._reply(prompt, last, params, started, cancelled)
 
     def _check_cache(self) -> None:
@@ -312,7 +314,7 @@ class Chat(Beside):
 
     def _reply(
         self,
-        prompt: Fed,
+        prompt: PromptState,
         before: TurnRecord,
         params: SamplingParams,
         started: float,
@@ -320,10 +322,10 @@ class Chat(Beside):
         undo: Undo | None = None,
     ) -> Iterator[TurnEvent]:
         """Generate the reply to `prompt`, of which there is `before` already. `undo`: if nothing comes of it."""
-        past = self._past
-        exchange = Exchange(
+        past = self._replay
+        exchange = ReplyRun(
             self._backend,
-            self._said,
+            self._conversation,
             self.cache,
             prompt,
             before,
@@ -343,11 +345,11 @@ class Chat(Beside):
             if undo is None or not exchange.is_unanswered:
                 undo = None
                 notice = exchange.finish()
-                self._fed, self.stats = exchange.fed, exchange.stats
+                self._prompt_state, self.stats = exchange.fed, exchange.stats
             else:
                 self.stats = exchange.turn.stats
                 if self._keeps_message:  # as a crash would leave it
-                    self._fed, undo = prompt, None
+                    self._prompt_state, undo = prompt, None
                 else:
                     self._go_back(undo.before)
         yield from self._saving_news()
@@ -362,8 +364,8 @@ class Chat(Beside):
         yield TurnFinished(turn.reason, turn.text, self.stats, turn.thinking, exchange.can_be_quiet)
 
     def _saving_news(self) -> Iterator[Notice]:
-        if news := self._said.take_news():
-            yield (NotSaved if self._said.is_behind else Notice)(news)
+        if news := self._conversation.pop_notice():
+            yield (NotSaved if self._conversation.is_behind else Notice)(news)
 
     # -- going back --------------------------------------------------------------------------------------------------
 
@@ -383,37 +385,37 @@ class Chat(Beside):
         Raises:
             ConfigError: there is no such message, or it is not the user's; or a reply is still being generated.
         """
-        self._runs.check_idle()
+        self._gate.check_idle()
         self._check_mine(turn)
         text = self._text_of(turn)
         is_all = self._is_all(turn)
         self._take_back(turn)
         if is_all:
-            self._said.return_to(_NOTHING)
+            self._conversation.return_to(_NOTHING)
         return text
 
     def _is_all(self, turn: int) -> bool:
         """Whether message number `turn` is all there is of a session that was made, and named, for it."""
-        said = self._said
+        said = self._conversation
         is_made_for_it = self._autosave and self.session_id is not None and said.read_only is None
         return is_made_for_it and turn == 0 and len(said.turns) == 1 and said.title == title_of(self._text_of(0))
 
     def _check_mine(self, turn: int) -> None:
-        mine = [i for i, t in enumerate(self._said.turns) if t.role == "user"]
+        mine = [i for i, t in enumerate(self._conversation.turns) if t.role == "user"]
         if turn not in mine:
             raise ConfigError(f"Message {turn!r} is not one of yours; yours are {mine}.")
 
     def _text_of(self, turn: int) -> str:
         """What the user wrote in a message; the first one begins with a prompt cache's text."""
-        return self._said.turns[turn].text.removeprefix(self._start.text if turn == 0 else "")
+        return self._conversation.turns[turn].text.removeprefix(self._prefix.text if turn == 0 else "")
 
     def _take_back(self, turn: int) -> None:
-        said = self._said
+        said = self._conversation
         if turn == len(said.turns) - 1 and said.read_only is None:  # nothing has answered it: there is nothing to keep
             said.return_to(replace(said.mark(), turns=said.turns[:turn]))
         else:
             said.branch(turn)
-        self._fed = self._past.fed()  # the cache goes back when the next prompt says how far
+        self._prompt_state = self._replay.fed()  # the cache goes back when the next prompt says how far
 
     def question(self, turn: int | None = None) -> int:
         """The number of the user's message that message number `turn` is, or is the reply to; None: the last one.
@@ -422,7 +424,7 @@ class Chat(Beside):
             PromptError: nothing has been said. ConfigError: there is no such message.
         """
         turn = self._last_user() if turn is None else turn
-        if turn - 1 in range(len(self._said.turns)) and self._said.turns[turn - 1].role == "user":
+        if turn - 1 in range(len(self._conversation.turns)) and self._conversation.turns[turn - 1].role == "user":
             turn -= 1  # it is the reply
         self._check_mine(turn)
         return turn
@@ -460,21 +462,21 @@ class Chat(Beside):
     ) -> Iterator[TurnEvent]:
         """Say `text` (None: the same again) instead of message number `turn`."""
         params, begun = self._sampling(sampling), time.perf_counter() if started is None else started
-        was = self._said.turns[turn]
+        was = self._conversation.turns[turn]
 
         def events(cancelled: Callable[[], bool]) -> Iterator[TurnEvent]:
-            if self._said.turns[turn : turn + 1] != (was,):
+            if self._conversation.turns[turn : turn + 1] != (was,):
                 raise ConfigError("The chat has changed since this was asked for; call `retry` or `edit` again.")
-            is_unanswered = turn == len(self._said.turns) - 1
+            is_unanswered = turn == len(self._conversation.turns) - 1
             asked = self._text_of(turn) if text is None else text
             before = None if is_unanswered else self._before
             if self._is_all(turn):
-                before = Before(_NOTHING, self._start.fed)
+                before = Before(_NOTHING, self._prefix.fed)
             returned = "" if text is None and not is_unanswered else asked
             self._take_back(turn)
             yield from self._turn(asked, params, begun, cancelled, before, whole=whole, returned=returned)
 
-        return self._runs.start(events)
+        return self._gate.start(events)
 
     @public(turn=optional(arguments.whole))
     def fork(self, turn: int | None = None) -> Chat:
@@ -486,30 +488,30 @@ class Chat(Beside):
         Raises:
             ConfigError: there is no such message, or a reply is still being generated.
         """
-        self._runs.check_idle()
-        turns = self._said.turns
+        self._gate.check_idle()
+        turns = self._conversation.turns
         if turn is not None and turn not in range(len(turns)):
             raise ConfigError(f"Message {turn!r} is not there to fork at; this chat has {len(turns)}.")
         end = len(turns) if turn is None else turn + (turns[turn].role != "user")
         twin = copy.copy(self)
-        twin._runs = Runs(self._owner)
-        twin._said, twin.cache = self._said.fork(end), self.cache.fork()
-        twin._fed = twin._past.fed() if end < len(turns) or self.read_only else self._fed
+        twin._gate = ReplyGate(self._owner)
+        twin._conversation, twin.cache = self._conversation.fork(end), self.cache.fork()
+        twin._prompt_state = twin._replay.fed() if end < len(turns) or self.read_only else self._prompt_state
         return twin
 
     @public(turn=arguments.whole)
     def siblings(self, turn: int) -> tuple[Sibling, ...]:
         """The versions there are of message number `turn`, in the order they were made; () while nothing is saved."""
-        found = self._said.siblings()
+        found = self._conversation.siblings()
         return found[turn] if turn in range(len(found)) else ()
 
     @public()
     def tree(self) -> tuple[Branch, ...]:
         """This chat and all it was forked from or into, each before its forks; () while nothing is saved."""
-        return self._said.tree()
+        return self._conversation.tree()
 
     def _last_user(self) -> int:
-        if (last := self._said.last("user")) is None:
+        if (last := self._conversation.last("user")) is None:
             raise PromptError("There is nothing to go back to: nothing has been said yet.")
         return last
 
@@ -518,31 +520,31 @@ class Chat(Beside):
     @property
     def turns(self) -> tuple[TurnRecord, ...]:
         """What was said with its token ids: turn i is `log[start : start + len(ids)]`."""
-        return self._said.turns
+        return self._conversation.turns
 
     @property
     def log(self) -> tuple[int, ...]:
         """The ids of all that was said, as the model has been fed them."""
-        return tuple(self._said.log)
+        return tuple(self._conversation.log)
 
     @property
     def session_id(self) -> str | None:
         """None while this chat is not saved."""
-        return self._said.session_id
+        return self._conversation.session_id
 
     @property
     def title(self) -> str:
-        return self._said.title
+        return self._conversation.title
 
     @property
     def is_behind(self) -> bool:
         """Whether the disk has refused what was said last: it is in memory alone, and saved once there is room."""
-        return self._said.is_behind
+        return self._conversation.is_behind
 
     @property
     def read_only(self) -> str | None:
         """Which process has the session open, in one sentence: then `fork` and going back lead on. None: it is ours."""
-        return self._said.read_only
+        return self._conversation.read_only
 
     @public(title=optional(text))
     def save(self, title: str | None = None) -> str:
@@ -554,14 +556,14 @@ class Chat(Beside):
             StoreError: it cannot be saved. CacheError: it continues an imported cache, or something else has fed
             the layers of its cache. ConfigError: a reply is still being generated.
         """
-        self._runs.check_idle()
+        self._gate.check_idle()
         self.cache.check_log()
         return self._save(well_formed(title) if title else None)
 
     def _save(self, title: str | None) -> str:
         if isinstance(self.cache, ForeignCache):
             raise CacheError("A chat from an imported cache cannot be saved: the ids of its first tokens are unknown.")
-        said = self._said
+        said = self._conversation
         if said.session_id is None:
             self._begin(title)
         elif title:
@@ -578,18 +580,18 @@ class Chat(Beside):
         }
         if pinned:
             params["pinned"] = pinned
-        self._said.begin(title, self.system, params, parent, self._start.began)
+        self._conversation.begin(title, self.system, params, parent, self._prefix.began)
 
     @public(record=arguments.instance(SessionRecord, advice="`Model.resume` takes an id or a title"))
     def load(self, record: SessionRecord) -> None:
         """Take over a stored session: its turns, and from disk what fits of its rows; see `read_only`."""
-        self._runs.check_idle()
-        was_this_models = self._said.resume(record)
+        self._gate.check_idle()
+        was_this_models = self._conversation.resume(record)
         # Another model's ids mean nothing to this one's tokenizer: the next prompt is tokenized anew.
-        self._fed = self._past.fed() if was_this_models else Fed()
+        self._prompt_state = self._replay.fed() if was_this_models else PromptState()
         if self.read_only:
             return
-        self.restored = self._said.restore_rows(self.cache, self._said.log)
+        self.restored = self._conversation.restore_rows(self.cache, self._conversation.log)
         if self.restored is not None:
             tokens = self.restored.tokens
             self.restored = replace(self.restored, evicted=self.cache.num_unattended(tokens, tokens))
@@ -599,9 +601,9 @@ class Chat(Beside):
     @public()
     def detach(self) -> None:
         """Go on without the session: nothing of what follows is saved."""
-        self._runs.check_idle()
+        self._gate.check_idle()
         self._autosave = False
-        self._said.detach()
+        self._conversation.detach()
 
     @public()
     def close(self) -> str | None:
@@ -609,8 +611,8 @@ class Chat(Beside):
 
         A reply that is still being generated ends here, as if its caller had walked away.
         """
-        self._runs.close()
-        return self._said.close()
+        self._gate.close()
+        return self._conversation.close()
 
     def __enter__(self) -> Chat:
         return self
@@ -621,9 +623,9 @@ class Chat(Beside):
     # ----------------------------------------------------------------------------------------------------------------
 
     @property
-    def _past(self) -> Past:
-        said = self._said
-        return Past(self._backend.prompts, self._start, said.turns, said.log, said.model)
+    def _replay(self) -> Replay:
+        said = self._conversation
+        return Replay(self._backend.prompts, self._prefix, said.turns, said.log, said.model)
 
     def _sampling(self, chosen: Mapping[str, Any]) -> SamplingParams:
         """This chat's parameters, and those given for one turn."""
@@ -638,7 +640,7 @@ class Chat(Beside):
             params=self._params,
             autosave=self._autosave,
             think=self.thinking,
-            began=self._start.began,
+            began=self._prefix.began,
         )
 
 

@@ -33,7 +33,7 @@ _TITLE_LENGTH = 60
 
 
 @dataclass(frozen=True)
-class Mark:
+class Snapshot:
     """A conversation as it was at one moment; see `Conversation.mark`."""
 
     session_id: str | None
@@ -165,7 +165,7 @@ class Conversation:
         if not self._has_caught_up():
             raise DiskError("The end of this chat is not saved yet: make room on the disk, then go back or fork.")
 
-    def take_news(self) -> str | None:
+    def pop_notice(self) -> str | None:
         """What is to be told of saving, once."""
         news, self._news = self._news, None
         return news
@@ -178,11 +178,11 @@ class Conversation:
         if self._is_closed and self.session_id is not None:
             self._open_again(self.session_id)
 
-    def mark(self) -> Mark:
+    def mark(self) -> Snapshot:
         """What `return_to` leads back to."""
-        return Mark(self.session_id, self.title, self.turns, self._bare_fork_of)
+        return Snapshot(self.session_id, self.title, self.turns, self._bare_fork_of)
 
-    def return_to(self, mark: Mark) -> None:
+    def return_to(self, mark: Snapshot) -> None:
         """Undo all that was said since `mark` was made, in place: a session or a fork that was begun since is removed.
 
         Raises:
@@ -207,7 +207,7 @@ class Conversation:
         self._reply_is_open = False
         self.title, self._bare_fork_of = mark.title, mark.bare_fork_of
 
-    def _leave_fork(self, fork: str, mark: Mark) -> None:
+    def _leave_fork(self, fork: str, mark: Snapshot) -> None:
         """Go back from a fork to the session it was made from, and delete the fork."""
         store, left = self._store(), str(mark.session_id)
         try:
@@ -383,7 +383,7 @@ class Conversation:
             return None
         return self._store().restore_kv(self.session_id, cache, self._identity(), ids)
 
-    def bring_back(self, cache: PromptCache, ids: Sequence[int]) -> Restored | None:
+    def restore_rows_for(self, cache: PromptCache, ids: Sequence[int]) -> Restored | None:
         """Where `ids` need rows that the cache does not hold (any more), the disk may have them: this session's, or
         those of another chat that began alike, where nothing is saved too. None where it was not asked."""
         common = min(common_prefix(cache.log, ids), len(ids) - 1)

@@ -28,7 +28,7 @@ Message = dict[str, str]  # {"role": ..., "content": ...}, as chat templates tak
 
 
 @dataclass(frozen=True)
-class Fed:
+class PromptState:
     """What a prompt and its reply came to: `text` as the template words it, `ids` as they were fed and sampled.
 
     `cuts`: places (characters, ids) before the end where the two belong together: a prompt or a reply ends there.
@@ -109,7 +109,7 @@ class PromptFormat:
             return bool(without)
         return a == b
 
-    def prompt(self, messages: Sequence[Message], fed: Fed, think: bool | None = None) -> Fed:
+    def prompt(self, messages: Sequence[Message], fed: PromptState, think: bool | None = None) -> PromptState:
         """The next prompt: `messages` end with the user's, `fed` is all that came before.
 
         Args:
@@ -125,7 +125,9 @@ class PromptFormat:
         cuts = fed.all_cuts
         cuts = cuts[: bisect_right(cuts, (same, len(fed.ids)))]
         chars, num_ids = cuts[-1] if cuts else (0, 0)
-        return Fed(rendered.text, fed.ids[:num_ids] + self._encode_from(rendered, chars, fed.ids[:num_ids]), cuts)
+        return PromptState(
+            rendered.text, fed.ids[:num_ids] + self._encode_from(rendered, chars, fed.ids[:num_ids]), cuts
+        )
 
     def notices(self, messages: Sequence[Message], is_new: bool) -> Iterator[str]:
         """What to tell of this model's template and tokenizer, each once: `messages` end with what is said now.
@@ -142,13 +144,13 @@ class PromptFormat:
         if token and not self._control.can_tell and (is_new or not any(map(spelled_in, messages[:-1]))):
             yield f"This model's tokenizer cannot read {token} as text: in this chat it is a control token."
 
-    def replied(self, prompt: Fed, text: str, ids: Sequence[int]) -> Fed:
+    def with_reply(self, prompt: PromptState, text: str, ids: Sequence[int]) -> PromptState:
         """`prompt` with the reply: its `text` with all markers, its `ids` as sampled, an end-of-turn token included."""
         if ids and ids[-1] in self.tokenizer.eos_token_ids:
             text += decode(self.tokenizer, ids[-1:])
-        return Fed(prompt.text + text, prompt.ids + ids, prompt.all_cuts)
+        return PromptState(prompt.text + text, prompt.ids + ids, prompt.all_cuts)
 
-    def opening(self, system: str | None, text: str) -> Fed:
+    def chat_prefix(self, system: str | None, text: str) -> PromptState:
         """A chat up to where its first message goes on after `text`; what is said next is tokenized by itself.
 
         Raises:
@@ -157,13 +159,13 @@ class PromptFormat:
         text = in_front(text)
         if not self.has_template:
             whole = (f"{system}\n\n" if system else "") + text
-            return Fed(whole, TokenIds(self._start(whole)))
+            return PromptState(whole, TokenIds(self._start(whole)))
         head = [_message("system", system)] if system else []
         a, b = (self._rendered([*head, _message("user", text + x)]) for x in ("0", "x"))
         shared = a.part(0, common_prefix(a.text, b.text))
-        return Fed(shared.text, TokenIds(self._control.encode(shared)))
+        return PromptState(shared.text, TokenIds(self._control.encode(shared)))
 
-    def num_lasting(self, messages: Sequence[Message], prompt: Fed, think: bool | None = None) -> int:
+    def num_lasting(self, messages: Sequence[Message], prompt: PromptState, think: bool | None = None) -> int:
         """How many ids of `prompt`, made of `messages`, stay what they are once there is a reply and a next message.
 
         All of them, unless the template words a reply's beginning otherwise in history, as those do that strip
@@ -196,7 +198,7 @@ class PromptFormat:
                 return len(end)
         return len(text)
 
-    def reader(self, prompt: Fed, stop: Sequence[str] = ()) -> ReplyText:
+    def reader(self, prompt: PromptState, stop: Sequence[str] = ()) -> ReplyText:
         """For the reply to `prompt`: ids to text, with the reasoning told apart."""
         state = self.reasoning.after(prompt.text) if self.reasoning else "text"
         return ReplyText(self.tokenizer, stop, self.reasoning, state, None if self.has_template else prompt.ids)
@@ -308,13 +310,13 @@ class PromptFormat:
         alone = self._control.encode(without)
         return len(alone) if alone == a[: len(alone)] and len(alone) <= common else common
 
-    def _continued(self, messages: Sequence[Message], fed: Fed) -> Fed:
+    def _continued(self, messages: Sequence[Message], fed: PromptState) -> PromptState:
         text = "".join(m["content"] + ("\n\n" if m["role"] == "system" else "") for m in messages)
         if not fed.ids:
-            return Fed(text, TokenIds(self._start(text)))
+            return PromptState(text, TokenIds(self._start(text)))
         goes_on = len(messages) < 3 and fed.text and text.startswith(fed.text)  # from an opening
         new = text[len(fed.text) :] if goes_on else messages[-1]["content"]
-        return Fed(fed.text + new, fed.ids + self.encode_text(new, fed.ids))
+        return PromptState(fed.text + new, fed.ids + self.encode_text(new, fed.ids))
 
 
 def in_front(text: str) -> str:

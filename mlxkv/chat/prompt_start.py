@@ -12,7 +12,7 @@ from mlxkv.cache.interchange import PromptText
 from mlxkv.cache.mlx_lm import ForeignCache
 from mlxkv.cache.prompt_cache import PromptCache
 from mlxkv.chat import clock
-from mlxkv.chat.prompt import Fed, PromptFormat, in_front, message
+from mlxkv.chat.prompt import PromptFormat, PromptState, in_front, message
 from mlxkv.errors import ConfigError
 from mlxkv.token_ids import TokenIds
 
@@ -26,7 +26,7 @@ class Start:
 
     system: str | None = None
     text: str = ""
-    fed: Fed = field(default_factory=Fed)
+    fed: PromptState = field(default_factory=PromptState)
     began: datetime = field(default_factory=clock.now)
 
 
@@ -42,7 +42,9 @@ def start_from(cache: PromptCache, system: str | None, prompts: PromptFormat) ->
         raise ConfigError("A chat that goes on from a prompt cache has that cache's system prompt; leave `system` out.")
     if isinstance(cache, ForeignCache):
         began = clock.now()
-        return Start(None, "", Fed(prompts.at(began).opening(None, "").text, TokenIds(list(cache.log))), began)
+        return Start(
+            None, "", PromptState(prompts.at(began).chat_prefix(None, "").text, TokenIds(list(cache.log))), began
+        )
     if (prompt := cache.prompt) is None:
         raise ConfigError(
             "This prompt cache holds raw text; make it with `model.prefill(text, system=...)` to chat from it, or use "
@@ -50,7 +52,7 @@ def start_from(cache: PromptCache, system: str | None, prompts: PromptFormat) ->
         )
     ids = cache.log[: prompt.num_tokens]
     began = clock.from_text(prompt.clock) or _read_off(prompt, prompts)
-    return Start(prompt.system, in_front(prompt.text), Fed(prompt.rendered, ids), began)
+    return Start(prompt.system, in_front(prompt.text), PromptState(prompt.rendered, ids), began)
 
 
 def _read_off(prompt: PromptText, prompts: PromptFormat) -> datetime:

@@ -1,4 +1,4 @@
-"""Past: what was said, as messages for the chat template and as what the model has been fed of them.
+"""Replay: what was said, as messages for the chat template and as what the model has been fed of them.
 
 A prompt goes on exactly from what was fed before, so after going back or resuming that is worked out again from the
 turns. Pure but for the tokenizer; no MLX, no disk.
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from mlxkv.chat.prompt import Fed, Message, PromptFormat, message
+from mlxkv.chat.prompt import Message, PromptFormat, PromptState, message
 from mlxkv.chat.prompt_start import Start
 from mlxkv.store import TurnRecord
 from mlxkv.token_ids import TokenIds, common_prefix
@@ -18,7 +18,7 @@ _TRIED = 3  # replies, the newest first
 
 
 @dataclass(frozen=True)
-class Past:
+class Replay:
     """The turns of a chat and the token log of their replay.
 
     `model`: which model the chat is with, as `TurnRecord.params["model"]` names it; None while nothing is saved.
@@ -45,7 +45,7 @@ class Past:
                 out.append(new)
         return out
 
-    def fed(self) -> Fed:
+    def fed(self) -> PromptState:
         """What `PromptFormat` left once these turns were done; nothing where another model was fed them, whose ids mean
         nothing to this one's tokenizer."""
         prompts, turns = self.prompts, self.turns
@@ -53,25 +53,27 @@ class Past:
             return self.start.fed
         newest = next((t for t in reversed(turns) if t.role == "assistant"), None)
         if self.model is not None and newest is not None and newest.params.get("model", self.model) != self.model:
-            return Fed()
+            return PromptState()
         reply = turns[-1]
         if reply.role == "user":
             return self._prompt(turns, self.log)
         prompt, is_cut_off = self.prompt_before_reply(), reply.stats.get("finish_reason") == "stop_string"
         if prompts.has_template:
-            return prompt if is_cut_off else prompts.replied(prompt, prompts.raw(reply.text, reply.ids), reply.ids)
-        return Fed("", prompt.ids + (prompts.shown(reply.text, reply.ids, prompt.ids) if is_cut_off else reply.ids))
+            return prompt if is_cut_off else prompts.with_reply(prompt, prompts.raw(reply.text, reply.ids), reply.ids)
+        return PromptState(
+            "", prompt.ids + (prompts.shown(reply.text, reply.ids, prompt.ids) if is_cut_off else reply.ids)
+        )
 
-    def prompt_before_reply(self) -> Fed:
+    def prompt_before_reply(self) -> PromptState:
         """The prompt that the last turn is the reply to."""
         *turns, reply = self.turns
         return self._prompt(turns, self.log[: len(self.log) - len(reply.ids)], reply.params.get("think"))
 
-    def _prompt(self, turns: Sequence[TurnRecord], ids: TokenIds, think: bool | None = None) -> Fed:
+    def _prompt(self, turns: Sequence[TurnRecord], ids: TokenIds, think: bool | None = None) -> PromptState:
         """The prompt `ids` that `turns` came to, with the end of the last reply that it still has as it was sampled."""
         prompts = self.prompts
         if not prompts.has_template:
-            return Fed("", ids)
+            return PromptState("", ids)
         text = prompts.render(self.messages(turns), think=think)
         places, least = spans(turns), len(ids)
         replies = []
@@ -81,13 +83,13 @@ class Past:
             least = min(least, places[i][0])
         for i in replies[:_TRIED]:
             reply = turns[i]
-            before = Fed(prompts.render(self.messages(turns[:i]), think=reply.params.get("think")))
-            before = prompts.replied(before, prompts.raw(reply.text, reply.ids), reply.ids)
+            before = PromptState(prompts.render(self.messages(turns[:i]), think=reply.params.get("think")))
+            before = prompts.with_reply(before, prompts.raw(reply.text, reply.ids), reply.ids)
             if text.startswith(before.text):
-                return Fed(text, ids, ((len(before.text), places[i][0] + len(reply.ids)),))
-        return Fed(text, ids)
+                return PromptState(text, ids, ((len(before.text), places[i][0] + len(reply.ids)),))
+        return PromptState(text, ids)
 
-    def laid(self, turns: Sequence[TurnRecord]) -> tuple[tuple[TurnRecord, ...], Fed]:
+    def retokenize(self, turns: Sequence[TurnRecord]) -> tuple[tuple[TurnRecord, ...], PromptState]:
         """`turns` as all that was said in a chat that begins like this one, with ids and places of their own, and what
         the model is to be fed of them. Replies of this model keep the ids that were sampled."""
         prompts, fed = self.prompts, self.start.fed
@@ -106,14 +108,14 @@ class Past:
                 params = turn.params if self.model is None else {**turn.params, "model": self.model}
                 turn = replace(turn, ids=ids, start=start, params=params)
                 if turn.stats.get("finish_reason") != "stop_string":
-                    fed = prompts.replied(fed, prompts.raw(turn.text, ids), ids)
+                    fed = prompts.with_reply(fed, prompts.raw(turn.text, ids), ids)
                 elif not prompts.has_template:
-                    fed = Fed("", TokenIds([*log, *prompts.shown(turn.text, ids, log)]))
+                    fed = PromptState("", TokenIds([*log, *prompts.shown(turn.text, ids, log)]))
             log[start:] = turn.ids
             out.append(turn)
         return tuple(out), fed
 
-    def marks(self, prompt: Fed, think: bool | None) -> tuple[int, ...]:
+    def marks(self, prompt: PromptState, think: bool | None) -> tuple[int, ...]:
         """Where to keep the state of recurrent layers in `prompt`: history may go on otherwise from there."""
         turns = self.turns if self.turns[-1].role == "user" else self.turns[:-1]
         return (self.prompts.num_lasting(self.messages(turns), prompt, think),)

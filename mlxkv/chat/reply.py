@@ -1,4 +1,4 @@
-"""Exchange: one reply of a chat: brought back what is on disk, generated, shown, recorded, its rows saved.
+"""ReplyRun: one reply of a chat: brought back what is on disk, generated, shown, recorded, its rows saved.
 
 Between the turn (token ids on a cache) and the chat, which knows what is asked. On the MLX thread.
 """
@@ -14,10 +14,10 @@ from typing import Any, Self
 from mlxkv.cache.config import CacheConfig
 from mlxkv.cache.prompt_cache import PromptCache
 from mlxkv.chat.conversation import Conversation
-from mlxkv.chat.prompt import Fed, PromptFormat
+from mlxkv.chat.prompt import PromptFormat, PromptState
 from mlxkv.device import set_wired_limit
 from mlxkv.events import NoAnswer, Notice, PrefillProgress, TextDelta, TurnEvent, TurnFinished
-from mlxkv.inference.generation import Turn
+from mlxkv.inference.generation import Generation
 from mlxkv.inference.runner import ModelRunner
 from mlxkv.inference.sampling import SamplingParams
 from mlxkv.stats import TurnStats, no_answer_text
@@ -56,13 +56,13 @@ class ChatBackend:
         return self.make_cache(config, self.prompts.num_system_tokens(system) if config.sinks == "system" else 0)
 
 
-class Exchange:
+class ReplyRun:
     """The reply to `prompt`, of which there is `before` already. Iterate `events` once, then call `finish`.
 
     Args:
         think: what the template was told about reasoning.
-        marks: see Turn.
-        started, cancelled: see Turn.
+        marks: see Generation.
+        started, cancelled: see Generation.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Exchange:
         backend: ChatBackend,
         said: Conversation,
         cache: PromptCache,
-        prompt: Fed,
+        prompt: PromptState,
         before: TurnRecord,
         params: SamplingParams,
         think: bool | None,
@@ -80,10 +80,10 @@ class Exchange:
         cancelled: Callable[[], bool],
     ) -> None:
         ids = prompt.ids + before.ids
-        self._prompts, self._said, self._cache, self._prompt = backend.prompts, said, cache, prompt
+        self._prompts, self._conversation, self._cache, self._prompt = backend.prompts, said, cache, prompt
         self._params, self._think = params, think
-        self._back = said.bring_back(cache, ids)
-        self.turn = Turn(
+        self._back = said.restore_rows_for(cache, ids)
+        self.turn = Generation(
             backend.runner,
             backend.tokenizer,
             cache,
@@ -108,11 +108,11 @@ class Exchange:
                 if isinstance(event, PrefillProgress) and (reused := self._num_reused(event.cached)):
                     yield Notice(f"Reused {reused:,} tokens from an earlier chat that began alike.")
                 yield event
-                if self._said.session_id is None or not isinstance(event, TextDelta):
+                if self._conversation.session_id is None or not isinstance(event, TextDelta):
                     continue
                 grown = event.num_tokens - saved_tokens
                 if grown >= _UPDATE_TOKENS or time.monotonic() - saved_at >= _UPDATE_SECONDS:
-                    self._said.write_reply(self._record("open"))
+                    self._conversation.write_reply(self._record("open"))
                     saved_at, saved_tokens = time.monotonic(), event.num_tokens
 
     def _num_reused(self, cached: int) -> int:
@@ -124,13 +124,13 @@ class Exchange:
 
     def finish(self) -> str | None:
         """Record the reply, then its rows; the notice to show when rows could not be saved."""
-        turn, said = self.turn, self._said
+        turn, said = self.turn, self._conversation
         ids = (*turn.reply_ids, *turn.generated)
-        self.fed = self._prompts.replied(self._prompt, turn.raw, ids)
+        self.fed = self._prompts.with_reply(self._prompt, turn.raw, ids)
         if turn.reason == "stop_string":  # the ids say more than the text: tokenize the text again next time
             before = self._prompt.ids
             shown = () if self._prompts.has_template else self._prompts.shown(turn.text, ids, before)
-            self.fed = Fed("", before + shown) if shown else self._prompt
+            self.fed = PromptState("", before + shown) if shown else self._prompt
         self.stats = turn.stats
         said.write_reply(self._record("stopped" if turn.reason == "stopped" else "done"))
         if said.session_id is None:
@@ -163,7 +163,7 @@ class Exchange:
         return NoAnswer(text, num_tokens, turn.reason, thinking, self.can_be_quiet)
 
     def _record(self, state: str) -> TurnRecord:
-        turn, model = self.turn, self._said.model
+        turn, model = self.turn, self._conversation.model
         ids, stats = (*turn.reply_ids, *turn.generated), asdict(turn.stats)
         if state == "open":
             stats["finish_reason"] = "stopped"  # what holds if nothing else is ever written

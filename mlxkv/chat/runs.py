@@ -1,4 +1,4 @@
-"""Runs: the replies of one chat, of which one at a time is generated: who may begin, and what stops it.
+"""ReplyGate: the replies of one chat, of which one at a time is generated: who may begin, and what stops it.
 
 `cancel` may be called from any thread, the rest on the MLX thread.
 """
@@ -16,7 +16,7 @@ from mlxkv.system.thread_owner import Owned, Owner
 Event = TypeVar("Event")
 
 
-class Runs:
+class ReplyGate:
     """One run is one iterator of events. It counts from its first event until it ends, is closed or is let go of."""
 
     def __init__(self, owner: Owner) -> None:

@@ -1,4 +1,4 @@
-"""Turn: one prompt in, events out: reuse, prefill, decode, text, figures.
+"""Generation: one prompt in, events out: reuse, prefill, decode, text, figures.
 
 Between token ids (`runner`) and conversations (`chat`). Knows no messages, no template and no disk. On the MLX thread.
 """
@@ -34,7 +34,7 @@ def check_size(ids: Sequence[int]) -> None:
         raise PromptError(f"The prompt has {len(ids):,} tokens; the limit is {MAX_PROMPT_TOKENS:,}: send it in parts.")
 
 
-class Turn:
+class Generation:
     """One generation on a cache. Iterate `events()` once; then `text`, `generated` and `stats` say what came of it.
 
     Args:

@@ -97,8 +97,10 @@ def nothing_but_an_end(model: Model, chat: Chat) -> None:
 
 def killed_before_the_reply(model: Model, chat: Chat) -> None:
     """What is on disk then: the user's turn alone."""
-    prompt = chat._backend.prompts.prompt(chat._past.messages([*chat.turns, TurnRecord("user", "two")]), chat._fed)
-    chat._said.append(TurnRecord("user", "two", tuple(prompt.ids[len(chat.log) :]), len(chat.log)))
+    prompt = chat._backend.prompts.prompt(
+        chat._replay.messages([*chat.turns, TurnRecord("user", "two")]), chat._prompt_state
+    )
+    chat._conversation.append(TurnRecord("user", "two", tuple(prompt.ids[len(chat.log) :]), len(chat.log)))
 
 
 def killed_in_the_reply(model: Model, chat: Chat) -> None:
@@ -106,7 +108,7 @@ def killed_in_the_reply(model: Model, chat: Chat) -> None:
     killed_before_the_reply(model, chat)
     vocab = model.tokenizer.get_vocab()
     open_reply = TurnRecord("assistant", "", (vocab["<think>"], vocab["h"]), thinking="h", state="open")
-    chat._said.write_reply(open_reply)
+    chat._conversation.write_reply(open_reply)
 
 
 WAYS: dict[str, Callable[[Model, Chat], None]] = {

@@ -10,7 +10,7 @@ import pytest
 
 import mlxkv
 from mlxkv.chat.chat import Chat
-from mlxkv.chat.prompt import Fed
+from mlxkv.chat.prompt import PromptState
 from mlxkv.errors import MessageTooLongError
 from mlxkv.events import Notice, PrefillProgress, PromptEvicted, TextDelta, TurnEvent, TurnFinished
 from mlxkv.inference.runner import ModelRunner
@@ -316,7 +316,7 @@ def test_a_chat_that_goes_on_with_another_model_is_not_what_is_too_long(model: M
     chat = model.chat(cache=SMALL, **GREEDY)
     for message in ("one " * 8, "two " * 8, "three " * 8):
         say(chat, message)
-    chat._fed, chat._said.log = Fed(), TokenIds()
+    chat._prompt_state, chat._conversation.log = PromptState(), TokenIds()
     chat.cache.reset()
     assert say(chat, "four", whole=True).text
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import mlxkv
-from mlxkv.chat.prompt import Fed, PromptFormat
+from mlxkv.chat.prompt import PromptFormat, PromptState
 from mlxkv.errors import ModelError
 from mlxkv.events import Notice
 from tests.chats import new
@@ -25,10 +25,10 @@ def said(text: str) -> dict[str, str]:
 
 def test_ids_that_were_sampled_are_kept_even_if_the_tokenizer_would_choose_others() -> None:
     prompts = PromptFormat(tiny_tokenizer())
-    first = prompts.prompt([USER], Fed())
+    first = prompts.prompt([USER], PromptState())
     odd = [7, 3, 9, 2]  # 3 is a token the tokenizer itself never makes from this text; 2 ends the turn
     text = prompts.tokenizer.decode(odd[:-1])
-    fed = prompts.replied(first, text, odd)
+    fed = prompts.with_reply(first, text, odd)
     second = prompts.prompt([USER, said(text), {"role": "user", "content": "and"}], fed)
     assert second.ids[: len(fed.ids)] == fed.ids
     assert second.text == prompts.render([USER, said(text), {"role": "user", "content": "and"}])
@@ -36,7 +36,7 @@ def test_ids_that_were_sampled_are_kept_even_if_the_tokenizer_would_choose_other
 
 def test_a_reply_that_was_cut_off_is_closed_by_the_template() -> None:
     prompts = PromptFormat(tiny_tokenizer())
-    fed = prompts.replied(prompts.prompt([USER], Fed()), "abc", prompts.encode("abc"))
+    fed = prompts.with_reply(prompts.prompt([USER], PromptState()), "abc", prompts.encode("abc"))
     second = prompts.prompt([USER, said("abc"), USER], fed)
     assert second.ids == tuple(prompts.encode(second.text))
     assert second.ids[len(fed.ids)] == 2
@@ -44,8 +44,8 @@ def test_a_reply_that_was_cut_off_is_closed_by_the_template() -> None:
 
 def test_a_template_that_rewrites_history_is_tokenized_anew() -> None:
     prompts = PromptFormat(tiny_tokenizer(FORGETFUL))
-    first = prompts.prompt([USER], Fed())
-    fed = prompts.replied(first, "abc", [*prompts.encode("abc"), 2])
+    first = prompts.prompt([USER], PromptState())
+    fed = prompts.with_reply(first, "abc", [*prompts.encode("abc"), 2])
     second = prompts.prompt([USER, said("abc"), USER], fed)
     assert second.ids == tuple(prompts.encode(second.text))
     assert second.ids[: len(first.ids)] == first.ids
@@ -55,9 +55,9 @@ def test_a_template_that_rewrites_history_is_tokenized_anew() -> None:
 def test_without_a_template_texts_continue_each_other() -> None:
     prompts = PromptFormat(tiny_tokenizer(None))
     assert not prompts.has_template
-    first = prompts.prompt([{"role": "system", "content": "be"}, USER], Fed())
+    first = prompts.prompt([{"role": "system", "content": "be"}, USER], PromptState())
     assert first.ids == tuple(prompts.encode("be\n\nhi"))
-    fed = prompts.replied(first, "abc", prompts.encode("abc"))
+    fed = prompts.with_reply(first, "abc", prompts.encode("abc"))
     assert prompts.prompt([USER, said("abc"), {"role": "user", "content": "x"}], fed).ids == (
         *fed.ids,
         *prompts.encode("x"),
@@ -116,7 +116,7 @@ def test_system_tokens_are_the_systems_own_turn() -> None:
     alone = prompts.encode("<|im_start|>system\nbe<|im_end|>\n")
     assert prompts.num_system_tokens("be") == len(alone)
     assert prompts.num_system_tokens(None) == 1  # what begins any message
-    whole = prompts.prompt([{"role": "system", "content": "be"}, USER], Fed())
+    whole = prompts.prompt([{"role": "system", "content": "be"}, USER], PromptState())
     assert list(whole.ids[: len(alone)]) == alone
 
 

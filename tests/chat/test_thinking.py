@@ -10,7 +10,7 @@ import pytest
 
 import mlxkv
 from mlxkv.cache.prompt_cache import PromptCache
-from mlxkv.chat.prompt import Fed, PromptFormat, message
+from mlxkv.chat.prompt import PromptFormat, PromptState, message
 from mlxkv.cli.print_mode import PrintRequest, answer
 from mlxkv.events import NoAnswer, Notice, TextDelta, TurnEvent, TurnFinished
 from mlxkv.model import Model
@@ -60,7 +60,7 @@ def test_a_stripped_reply_is_all_that_is_read_again(kind: str, template: str, tm
 
     second = say(chat, "sure?")
     assert (second.text, second.thinking) == ("all good", "again")
-    prompt = prompts.render(chat._past.messages(chat.turns[:3]))
+    prompt = prompts.render(chat._replay.messages(chat.turns[:3]))
     assert "hm, so" not in prompt
     ids = prompts.encode(prompt)
     assert chat.cache.tokens[: len(ids)] == ids
@@ -299,21 +299,21 @@ def test_what_lasts_of_a_prompt_ends_where_history_words_the_reply_otherwise() -
     for template, lost in ((CHATML, 0), (STRIPPING, 0), (OPENING, 2)):
         prompts = PromptFormat(tiny_tokenizer(template, marks=THINK))
         messages = [message("user", "hi")]
-        prompt = prompts.prompt(messages, Fed())
+        prompt = prompts.prompt(messages, PromptState())
         assert prompts.num_lasting(messages, prompt) == len(prompt.ids) - lost
-    assert prompts.num_lasting(messages, prompts.prompt(messages, Fed(), False), False) == len(prompt.ids) - 2
+    assert prompts.num_lasting(messages, prompts.prompt(messages, PromptState(), False), False) == len(prompt.ids) - 2
 
 
 def test_a_stripped_reply_leaves_earlier_ids_as_they_were_sampled() -> None:
     prompts = PromptFormat(tiny_tokenizer(STRIPPING, marks=THINK))
     hi, odd = message("user", "hi"), [7, 3, 9]  # 3 is a token the tokenizer never makes from its text
-    first = prompts.prompt([hi], Fed())
-    fed = prompts.replied(first, prompts.raw("", odd), [*odd, 2])
+    first = prompts.prompt([hi], PromptState())
+    fed = prompts.with_reply(first, prompts.raw("", odd), [*odd, 2])
     plain = message("assistant", prompts.raw("", odd))
     second = prompts.prompt([hi, plain, hi], fed)
     assert second.ids[: len(fed.ids)] == fed.ids
     thought = prompts.encode("<think>\na\n</think>\n\nb")
-    fed = prompts.replied(second, prompts.raw("b", thought), [*thought, 2])
+    fed = prompts.with_reply(second, prompts.raw("b", thought), [*thought, 2])
     third = prompts.prompt([hi, plain, hi, message("assistant", "b", "a"), hi], fed)
     assert third.ids[: len(second.ids)] == second.ids
     assert list(third.ids[len(second.ids) :]) == prompts.encode(third.text[len(second.text) :])

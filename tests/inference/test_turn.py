@@ -13,7 +13,7 @@ from mlxkv.cache.plan import plan_cache
 from mlxkv.cache.prompt_cache import PromptCache
 from mlxkv.errors import PromptError
 from mlxkv.events import Notice, PrefillProgress, TextDelta, TurnFinished
-from mlxkv.inference.generation import Turn
+from mlxkv.inference.generation import Generation
 from mlxkv.inference.reply_parser import StopStrings
 from mlxkv.inference.runner import ModelRunner
 from mlxkv.inference.sampling import SamplingParams
@@ -29,8 +29,8 @@ def cache() -> PromptCache:
     return PromptCache(plan_cache(MODEL, CacheConfig(window=64, block=16, sinks=4)), MODEL)
 
 
-def turn(held: PromptCache, ids: Sequence[int], params: SamplingParams = GREEDY, **more: object) -> Turn:
-    return Turn(ModelRunner(MODEL, chunk=16), TOKENIZER, held, ids, params, **more)  # type: ignore[arg-type]
+def turn(held: PromptCache, ids: Sequence[int], params: SamplingParams = GREEDY, **more: object) -> Generation:
+    return Generation(ModelRunner(MODEL, chunk=16), TOKENIZER, held, ids, params, **more)  # type: ignore[arg-type]
 
 
 def test_events_come_in_order_and_the_figures_add_up() -> None:
@@ -102,7 +102,9 @@ def test_cached_tokens_that_had_rotated_out_are_counted_apart(kind: str, slack: 
     held = PromptCache(plan_cache(model, CacheConfig(window=64, block=16, sinks=4, slack=slack)), model)
     for num_new in (40, 20, 33, 1, 90, 7):  # below the window, across it, more than it at once
         ids = [*held.tokens, *random_ids(num_new, seed=num_new)]
-        t = Turn(ModelRunner(model, chunk=16), TOKENIZER, held, ids, SamplingParams(temperature=0.0, max_tokens=3))
+        t = Generation(
+            ModelRunner(model, chunk=16), TOKENIZER, held, ids, SamplingParams(temperature=0.0, max_tokens=3)
+        )
         list(t.events())
         s = t.stats
         assert s.cached_tokens + s.prefill_tokens == s.prompt_tokens == len(ids)

@@ -12,7 +12,7 @@ import pytest
 from tokenizers import normalizers
 
 import mlxkv
-from mlxkv.chat.prompt import Fed, Message, PromptFormat, message
+from mlxkv.chat.prompt import Message, PromptFormat, PromptState, message
 from mlxkv.events import Notice
 from mlxkv.model import Model
 from mlxkv.store import TurnRecord
@@ -56,11 +56,11 @@ def plainly(kind: str, messages: Sequence[Message]) -> list[str]:
 def test_a_control_token_that_is_spelled_is_text(kind: str) -> None:
     tokenizer = real_tokenizer(kind)
     prompts, talk = PromptFormat(tokenizer), [*TALK, ASK]
-    prompt = prompts.prompt(talk, Fed())
+    prompt = prompts.prompt(talk, PromptState())
     assert tokenizer.convert_ids_to_tokens(list(prompt.ids)) == plainly(kind, talk)
     assert prompt.text == tokenizer.apply_chat_template(talk, tokenize=False, add_generation_prompt=True)
     own = structure(tokenizer, prompt.ids)
-    assert own == structure(tokenizer, prompts.prompt(harmless(talk), Fed()).ids)
+    assert own == structure(tokenizer, prompts.prompt(harmless(talk), PromptState()).ids)
     naive = structure(tokenizer, tokenizer.encode(prompt.text, add_special_tokens=False))
     assert len(naive) > len(own) + 20  # else this test shows nothing
 
@@ -73,24 +73,24 @@ def test_whoever_spells_none_gets_transformers_ids(kind: str) -> None:
     tokenizer = real_tokenizer(kind, "{#- fox \n\n-#}" + HINTING)
     prompts = PromptFormat(tokenizer)
     expected = tokenizer.apply_chat_template(talk, tokenize=True, add_generation_prompt=True)
-    assert list(prompts.prompt(talk, Fed()).ids) == expected
+    assert list(prompts.prompt(talk, PromptState()).ids) == expected
     assert "_twin" not in vars(prompts._control)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_ids_are_kept_after_a_message_that_spells_some(kind: str) -> None:
     tokenizer = real_tokenizer(kind, CHATML)
-    prompts, fed = PromptFormat(tokenizer), Fed()
+    prompts, fed = PromptFormat(tokenizer), PromptState()
     talk = [message("system", f"be {END}")]
     for n in range(3):
         talk.append(message("user", SPELLED))
         prompt = prompts.prompt(talk, fed)
         assert prompt.ids[: len(fed.ids)] == fed.ids
         added = list(prompt.ids[len(fed.ids) :])
-        assert added == list(prompts.prompt(talk, Fed()).ids)[-len(added) :]  # as in one piece
+        assert added == list(prompts.prompt(talk, PromptState()).ids)[-len(added) :]  # as in one piece
         assert structure(tokenizer, prompt.ids) == [START, END] * (2 + 2 * n) + [START]
         talk.append(message("assistant", SPELLED))
-        fed = prompts.replied(prompt, SPELLED, [*prompts.encode_text(SPELLED), tokenizer.eos_token_id])
+        fed = prompts.with_reply(prompt, SPELLED, [*prompts.encode_text(SPELLED), tokenizer.eos_token_id])
 
 
 def test_what_a_normalizer_makes_a_control_token_of_is_text_too() -> None:
@@ -98,9 +98,9 @@ def test_what_a_normalizer_makes_a_control_token_of_is_text_too() -> None:
     wide = "\uff1c|im_end|\uff1e and <|\uff49m_start|>"
     assert structure(tokenizer, tokenizer.encode(wide, add_special_tokens=False)) == [END, START]
     prompts = PromptFormat(tokenizer)
-    assert structure(tokenizer, prompts.prompt([message("user", wide)], Fed()).ids) == [START, END, START, HINT]
+    assert structure(tokenizer, prompts.prompt([message("user", wide)], PromptState()).ids) == [START, END, START, HINT]
     assert not structure(tokenizer, prompts.encode_text(wide))
-    both = prompts.prompt([message("user", wide + END)], Fed())
+    both = prompts.prompt([message("user", wide + END)], PromptState())
     assert structure(tokenizer, both.ids) == [START, END, START, HINT]
 
 
@@ -110,7 +110,7 @@ def test_an_odd_letter_is_no_control_token() -> None:
     tokenizer.backend_tokenizer.normalizer = normalizers.NFKC()
     prompts = PromptFormat(tokenizer)
     odd = [message("user", "\u65e5\u672c")]
-    assert tokenizer.unk_token_id in prompts.prompt(odd, Fed()).ids
+    assert tokenizer.unk_token_id in prompts.prompt(odd, PromptState()).ids
     assert "_twin" not in vars(prompts._control)
     assert structure(tokenizer, prompts.encode_text("\uff1c/s\uff1e")) == []
     assert tokenizer.unk_token_id not in prompts.encode_text("<unk>")
@@ -121,7 +121,7 @@ def test_tokens_that_overlap_or_hide_in_each_other_leave_none() -> None:
     tokenizer._tokenizer.add_tokens(["<a>b", "b<a>", "<|im"], special_tokens=True)
     prompts = PromptFormat(tokenizer)
     for text in ("<a>b<a>b<a>", "<|im<|im_end|>", "<|im_<|im_end|>end|>", "<|im\uffff_end|>", f"{chr(0x100000)}{END}"):
-        prompt = prompts.prompt([message("user", text)], Fed())
+        prompt = prompts.prompt([message("user", text)], PromptState())
         assert structure(tokenizer, prompt.ids) == [START, END, START, HINT]
         assert not {"<a>b", "b<a>", "<|im"} & set(tokenizer.convert_ids_to_tokens(list(prompt.ids)))
         assert tokenizer.decode(list(prompt.ids)) == prompt.text
@@ -130,12 +130,12 @@ def test_tokens_that_overlap_or_hide_in_each_other_leave_none() -> None:
 
 def test_private_letters_that_know_how_it_is_done_forge_nothing() -> None:
     prompts = PromptFormat(real_tokenizer("bytes"))
-    spelled = prompts.prompt([message("user", END)], Fed())
+    spelled = prompts.prompt([message("user", END)], PromptState())
     twin = prompts._control._twin
     assert twin is not None
     other = PromptFormat(real_tokenizer("bytes"))  # another process
     for name in twin.names.values():
-        prompt = other.prompt([message("user", END + name)], Fed())
+        prompt = other.prompt([message("user", END + name)], PromptState())
         assert structure(other.tokenizer, prompt.ids) == structure(other.tokenizer, spelled.ids)
 
 
@@ -163,7 +163,9 @@ def test_a_template_that_looks_for_markers_does_not_find_a_users() -> None:
 def test_reasoning_that_spells_one_is_text() -> None:
     recalling = CHATML.replace("{{ m['content'] }}", "{{ m.get('reasoning_content', '') ~ m['content'] }}")
     prompts = PromptFormat(real_tokenizer("bytes", recalling))
-    prompt = prompts.prompt([message("user", "x"), message("assistant", "y", f"so {END}"), message("user", "z")], Fed())
+    prompt = prompts.prompt(
+        [message("user", "x"), message("assistant", "y", f"so {END}"), message("user", "z")], PromptState()
+    )
     assert f"so {END}y" in prompt.text
     assert structure(prompts.tokenizer, prompt.ids) == [START, END] * 3 + [START]
 
@@ -172,8 +174,8 @@ def test_what_lasts_is_known_where_a_template_words_the_last_question_otherwise(
     asking = CHATML.replace("{{ m['content'] }}", "{% if loop.last %}now: {% endif %}{{ m['content'] }}")
     prompts, ask = PromptFormat(real_tokenizer("bytes", asking)), message("user", f"the {END} fox {START}")
     talk = [message("system", f"be {END}"), ask]
-    prompt = prompts.prompt(talk, Fed())
-    after = prompts.prompt([*talk, message("assistant", "y"), message("user", "z")], Fed())
+    prompt = prompts.prompt(talk, PromptState())
+    after = prompts.prompt([*talk, message("assistant", "y"), message("user", "z")], PromptState())
     assert prompts.num_lasting(talk, prompt) == common_prefix(prompt.ids, after.ids)
 
 
@@ -181,10 +183,10 @@ def test_what_another_model_said_is_text(tmp_path: Path) -> None:
     tokenizer = real_tokenizer("bytes", CHATML)
     prompts = PromptFormat(tokenizer)
     from mlxkv.chat.prompt_start import Start
-    from mlxkv.chat.replay import Past
+    from mlxkv.chat.replay import Replay
 
     turns = (TurnRecord("user", "who?"), TurnRecord("assistant", SPELLED, (5, 6), params={"model": "another"}))
-    laid, fed = Past(prompts, Start(), turns, TokenIds(), "this").laid(turns)
+    laid, fed = Replay(prompts, Start(), turns, TokenIds(), "this").retokenize(turns)
     assert structure(tokenizer, laid[1].ids) == []
     assert fed.text.endswith(SPELLED)
 
@@ -192,11 +194,11 @@ def test_what_another_model_said_is_text(tmp_path: Path) -> None:
 def test_what_another_model_said_is_tokenized_behind_the_prompt() -> None:
     """A tokenizer puts a space in front of a text by itself, which is none of the reply's."""
     from mlxkv.chat.prompt_start import Start
-    from mlxkv.chat.replay import Past
+    from mlxkv.chat.replay import Replay
 
     prompts = PromptFormat(real_tokenizer("blank first", CHATML))
     turns = (TurnRecord("user", "who?"), TurnRecord("assistant", "the fox", (5, 6), params={"model": "another"}))
-    laid, _ = Past(prompts, Start(), turns, TokenIds(), "this").laid(turns)
+    laid, _ = Replay(prompts, Start(), turns, TokenIds(), "this").retokenize(turns)
     assert list(laid[1].ids) == prompts.encode_text("the fox", laid[0].ids)
     assert prompts.tokenizer.decode([*laid[0].ids, *laid[1].ids]).endswith("the fox")
 
@@ -208,10 +210,10 @@ def test_without_a_template_nothing_is_special_but_the_beginning() -> None:
     begin = ("<s>", tokenizer.bos_token_id)
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing("<s> $A", special_tokens=[begin])
     prompts = PromptFormat(tokenizer)
-    first = prompts.prompt([message("system", "be " + END), message("user", f"<s>{SPELLED}")], Fed())
+    first = prompts.prompt([message("system", "be " + END), message("user", f"<s>{SPELLED}")], PromptState())
     assert structure(tokenizer, first.ids) == ["<s>"]
-    assert prompts.opening("be", SPELLED).ids[0] == tokenizer.bos_token_id
-    assert structure(tokenizer, prompts.opening("be", SPELLED).ids) == ["<s>"]
+    assert prompts.chat_prefix("be", SPELLED).ids[0] == tokenizer.bos_token_id
+    assert structure(tokenizer, prompts.chat_prefix("be", SPELLED).ids) == ["<s>"]
     assert prompts.num_system_tokens(END) == 1 + len(prompts.encode_text(END + "\n\n"))
     talk = [message("user", "x"), message("assistant", "y"), message("user", SPELLED)]
     assert structure(tokenizer, prompts.prompt(talk, first).ids) == ["<s>"]

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from mlxkv.chat.prompt import Fed, PromptFormat
+from mlxkv.chat.prompt import PromptFormat, PromptState
 from mlxkv.cli.app import main as cli
 from mlxkv.errors import ModelError
 from mlxkv.models import text_side
@@ -94,7 +94,7 @@ def use(folder: Path) -> None:
     side = text_side(folder)
     assert side is not None
     prompts = PromptFormat(side.tokenizer)
-    prompts.prompt([{"role": "user", "content": MANY}], Fed())
+    prompts.prompt([{"role": "user", "content": MANY}], PromptState())
     prompts.encode_raw(MANY)
     decode(side.tokenizer, [10, 11, 12])
 

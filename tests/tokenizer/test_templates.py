@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from mlxkv.chat.prompt import Fed, PromptFormat
+from mlxkv.chat.prompt import PromptFormat, PromptState
 from mlxkv.errors import ModelError
 from mlxkv.tokenizer.chat_template import ChatTemplate
 from tests.tokenizers import CHATML, THINK, tiny_tokenizer
@@ -121,7 +121,7 @@ def test_errors_that_are_no_templates_own_are_sentences_too(
     monkeypatch.undo()
     monkeypatch.setattr(prompts.tokenizer._tokenizer, "encode", fail)
     with pytest.raises(ModelError, match=r"^The tokenizer of this model cannot read this text \("):
-        prompts.prompt(MESSAGES, Fed())
+        prompts.prompt(MESSAGES, PromptState())
 
 
 def test_ctrl_c_while_a_template_renders_is_no_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -225,5 +225,5 @@ def test_a_chat_goes_on_after_a_refusal() -> None:
         tiny_tokenizer("{% if messages | length > 1 %}{{ raise_exception('no') }}{% endif %}" + CHATML)
     )
     with pytest.raises(ModelError):
-        prompts.prompt(MESSAGES, Fed())
-    assert prompts.prompt(MESSAGES[:1], Fed()).ids
+        prompts.prompt(MESSAGES, PromptState())
+    assert prompts.prompt(MESSAGES[:1], PromptState()).ids

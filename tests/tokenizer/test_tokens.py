@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerFast
 
 import mlxkv
 from mlxkv.cache.mlx_lm import OPAQUE
-from mlxkv.chat.prompt import Fed, PromptFormat, message
+from mlxkv.chat.prompt import PromptFormat, PromptState, message
 from mlxkv.tokenizer.tokens import Detokenizer, decode, encode_after, encode_start
 from tests.chats import CONFIG
 from tests.tokenizers import tiny_folder
@@ -150,16 +150,16 @@ def test_a_chat_continues_with_the_ids_of_the_whole(tokenizer: TokenizerWrapper)
     )
     prompts = PromptFormat(TokenizerWrapper(fast))
     said = [message("user", "he he"), message("assistant", "ab"), message("user", "a ab")]
-    first = prompts.prompt(said[:1], Fed())
+    first = prompts.prompt(said[:1], PromptState())
     for end in ([2], []):  # a reply that came to its end, and one that was cut
         reply = encode_after(prompts.tokenizer, first.ids, "ab")
-        fed = prompts.replied(first, "ab", [*reply, *end])
+        fed = prompts.with_reply(first, "ab", [*reply, *end])
         second = prompts.prompt(said, fed)
         assert second.ids[: len(fed.ids)] == fed.ids
         whole = prompts.encode(second.text)
         assert list(second.ids[len(fed.ids) :]) == whole[len(whole) - len(second.ids) + len(fed.ids) :]
         assert whole.count(2) == list(second.ids).count(2) == 3
-    opening = prompts.opening(None, "ab")
+    opening = prompts.chat_prefix(None, "ab")
     second = prompts.prompt([message("user", "ab\n\nhe")], opening)
     assert "ab\n\nhe</s>" in decode(prompts.tokenizer, second.ids)
 
