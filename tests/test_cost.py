@@ -18,7 +18,7 @@ from mlxkv.cache.plan import plan_cache
 from mlxkv.cache.prompt_cache import PromptCache
 from mlxkv.chat.prompt import PromptFormat
 from mlxkv.config import Folders, Settings
-from mlxkv.engine import Desk
+from mlxkv.engine import Dispatcher
 from mlxkv.inference.runner import ModelRunner
 from mlxkv.inference.sampling import PENALISED, SamplingParams
 from mlxkv.protocol import commands as cmd
@@ -155,16 +155,18 @@ def test_a_message_costs_the_same_in_a_long_chat(tmp_path: Path, home: Path, cou
     for n in range(256):  # as any store has sooner or later: each is looked at
         (Folders.from_env().cache / "kv" / f"{n:02x}").mkdir(mode=0o700, parents=True)
     told: list[ev.EngineEvent] = []
-    desk = Desk(Folders.from_env(), Settings(temperature=0.0, max_tokens=2, window=64), told.append, save=True)
+    dispatcher = Dispatcher(
+        Folders.from_env(), Settings(temperature=0.0, max_tokens=2, window=64), told.append, save=True
+    )
     state = ChatState(lambda: 0.0)
-    desk.answer(cmd.LoadModel(str(folder)))
+    dispatcher.handle(cmd.LoadModel(str(folder)))
 
     def send(n: int) -> None:
         told.clear()
-        desk.answer(cmd.Send(question(n), 0.0))
-        chat = desk.front.open_chat
+        dispatcher.handle(cmd.Send(question(n), 0.0))
+        chat = dispatcher.context.current_chat
         _ = chat.messages
-        desk.front.ready_model.store.flush(str(chat.session_id))  # what its rows cost is counted with it
+        dispatcher.context.ready_model.store.flush(str(chat.session_id))  # what its rows cost is counted with it
         for event in told:
             assert not isinstance(event, ev.Failed), event
             state.apply(event)
@@ -172,9 +174,9 @@ def test_a_message_costs_the_same_in_a_long_chat(tmp_path: Path, home: Path, cou
 
     try:
         early, late = early_and_late(count, send)
-        assert len(state.messages) == len(desk.front.open_chat.messages) == 2 * (LATE + EACH)
+        assert len(state.messages) == len(dispatcher.context.current_chat.messages) == 2 * (LATE + EACH)
     finally:
-        desk.front.close()  # not the desk: this thread goes on using MLX
+        dispatcher.context.close()  # not the dispatcher: this thread goes on using MLX
     assert late["verified"] == early["verified"] == 2  # the question and the reply continue the chain
     assert late["encoded"] == early["encoded"] < 200
     few = 2 if kind == "recurrent" else 0  # of the last message alone
@@ -221,16 +223,18 @@ def test_a_history_is_verified_once_per_opening(home: Path, count: Count, tiny_p
 
 def test_the_window_verifies_a_chat_once_when_it_opens_it(home: Path, count: Count, tiny_path: Path) -> None:
     told: list[ev.EngineEvent] = []
-    desk = Desk(Folders.from_env(), Settings(temperature=0.0, max_tokens=2, window=64), told.append, save=True)
-    desk.answer(cmd.LoadModel(str(tiny_path)))
+    dispatcher = Dispatcher(
+        Folders.from_env(), Settings(temperature=0.0, max_tokens=2, window=64), told.append, save=True
+    )
+    dispatcher.handle(cmd.LoadModel(str(tiny_path)))
     for n in range(4):
-        desk.answer(cmd.Send(question(n), 0.0))
-    first = str(desk.front.open_chat.session_id)
+        dispatcher.handle(cmd.Send(question(n), 0.0))
+    first = str(dispatcher.context.current_chat.session_id)
     assert [(len(e.messages), e.first) for e in told if isinstance(e, ev.Versions)][-1] == (2, 6)
-    desk.answer(cmd.NewChat())
-    assert count.during(lambda: desk.answer(cmd.OpenChat(first)))["verified"] == 8
+    dispatcher.handle(cmd.NewChat())
+    assert count.during(lambda: dispatcher.handle(cmd.OpenChat(first)))["verified"] == 8
     assert [len(e.messages) for e in told if isinstance(e, ev.Versions)][-1] == 8
-    desk.front.close()
+    dispatcher.context.close()
 
 
 def test_penalties_look_at_the_end_of_a_long_prompt_only() -> None:

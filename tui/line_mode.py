@@ -33,10 +33,10 @@ _WIDTH = 72
 _LONG = 500  # characters of a message that is shown again
 
 
-class DeskLike(Protocol):
-    """What is needed of a Desk; a test plays one."""
+class DispatcherPort(Protocol):
+    """The part of `Dispatcher` that line mode uses; tests replace it."""
 
-    def answer(self, command: cmd.Command) -> None: ...
+    def handle(self, command: cmd.Command) -> None: ...
 
     def stop(self) -> None: ...
 
@@ -45,19 +45,19 @@ class DeskLike(Protocol):
     def close(self) -> None: ...
 
 
-MakeDesk = Callable[[Callable[[ev.EngineEvent], None]], DeskLike]
+MakeDispatcher = Callable[[Callable[[ev.EngineEvent], None]], DispatcherPort]
 
 
 class PlainChat:
-    """`read` asks for a line, as `input` does; `make_desk` makes a desk that tells its events where it is told."""
+    """`read` asks for a line, as `input` does; `dispatcher` makes one that emits its events to its argument."""
 
     def __init__(
-        self, folders: Folders, settings: Settings, make_desk: MakeDesk, out: TextIO, read: Callable[[str], str]
+        self, folders: Folders, settings: Settings, dispatcher: MakeDispatcher, out: TextIO, read: Callable[[str], str]
     ) -> None:
         self._folders, self._out, self._read = folders, out, read
         self._state = ChatState(time.perf_counter, settings)
         self._events: queue.SimpleQueue[ev.EngineEvent] = queue.SimpleQueue()
-        self._desk = make_desk(self._events_put)
+        self._dispatcher = dispatcher(self._events_put)
         self._next: str | None = None  # what was typed at a question and is no answer to it
         self._before = ""  # the end of the reply so far
         self._told = 0.0
@@ -82,7 +82,7 @@ class PlainChat:
             self._line("")
             return 0
         finally:
-            self._desk.close()
+            self._dispatcher.close()
 
     # -- the user ----------------------------------------------------------------------------------------------------
 
@@ -108,7 +108,7 @@ class PlainChat:
                     self._grant(wish)
             case prompt:
                 if self._state.read_only:
-                    self._desk.answer(cmd.CheckChat())
+                    self._dispatcher.handle(cmd.CheckChat())
                     self._answer()
                 if refusal := self._state.refusal() or self._no_model():
                     self._line(refusal)
@@ -169,7 +169,7 @@ class PlainChat:
                 return int(digits)
             self._line("There is no such number." if most == 1 else f"The numbers are 1 to {most}.")
 
-    # -- the desk ----------------------------------------------------------------------------------------------------
+    # -- the dispatcher ------------------------------------------------------------------------------------------------
 
     def _events_put(self, event: ev.EngineEvent) -> None:
         if isinstance(event, ev.PullProgress | ev.KVSaving):  # of another thread
@@ -182,7 +182,7 @@ class PlainChat:
         state = self._state
         while True:
             while state.outbox:
-                self._desk.answer(state.outbox.popleft())
+                self._dispatcher.handle(state.outbox.popleft())
             while state.is_pulling or not self._events.empty():
                 self._show(self._events.get())
             self._say_lines()
@@ -284,8 +284,8 @@ class PlainChat:
         def stop(*_: object) -> None:
             if self._state.turn is None and not self._state.is_pulling and not self._state.loads_now:
                 raise KeyboardInterrupt
-            self._desk.stop()
-            self._desk.pause_download()
+            self._dispatcher.stop()
+            self._dispatcher.pause_download()
 
         before = handle_interrupts(stop)
         try:

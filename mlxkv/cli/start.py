@@ -57,14 +57,14 @@ def open_window(folders: Folders, settings: Settings, start: list[Command], ques
 
 
 def talk_in_lines(folders: Folders, settings: Settings, start: list[Command], question: str | None, save: bool) -> int:
-    from mlxkv.engine import Desk
+    from mlxkv.engine import Dispatcher
     from mlxkv.tui.line_mode import PlainChat
 
     read = input if sys.stdin.isatty() else piped_lines(sys.stdin, sys.stdout)
     with suppress(ImportError):
         import readline  # noqa: F401  # `input` then edits lines
     _log_to_file(folders)
-    chat = PlainChat(folders, settings, lambda tell: Desk(folders, settings, tell, save=save), sys.stdout, read)
+    chat = PlainChat(folders, settings, lambda emit: Dispatcher(folders, settings, emit, save=save), sys.stdout, read)
     return chat.run(start, question)
 
 

@@ -1,9 +1,9 @@
 """The engine: commands in, events out. Import as `mlxkv.engine`.
 
-`Desk` answers one command after the other on the thread it lives on; `Engine` is a thread with a desk, for a window.
+`Dispatcher` handles one command after the other on its caller's thread; `Engine` runs one on a thread of its own.
 """
 
-from mlxkv.engine.dispatcher import Desk
+from mlxkv.engine.dispatcher import Dispatcher
 from mlxkv.engine.thread import Engine
 
-__all__ = ["Desk", "Engine"]
+__all__ = ["Dispatcher", "Engine"]

@@ -1,6 +1,6 @@
-"""Front: the model and the chat that commands are about, and what was set for them. On the MLX thread, but for `stop`.
+"""EngineContext: the loaded model, the open chat and the settings that commands use. MLX thread, except `stop`.
 
-It opens and closes; what is done with them stands in the modules beside this one.
+It opens and closes them; the handlers in the other modules use them.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ Event = TypeVar("Event")
 _log = logging.getLogger("mlxkv.engine")
 
 
-class Front:
+class EngineContext:
     """`saved` is what the footer says: see SessionStatus. `system` is the system prompt of the next new chat."""
 
     def __init__(
         self,
         folders: Folders,
         settings: Settings,
-        tell: Callable[[EngineEvent], None],
+        emit: Callable[[EngineEvent], None],
         downloads: Downloads,
         *,
         save: bool,
         load: Callable[..., Model] | None,
     ) -> None:
-        self.folders, self.settings, self.tell, self.downloads = folders, settings, tell, downloads
+        self.folders, self.settings, self.emit, self.downloads = folders, settings, emit, downloads
         self.save = save
         self.system = settings.system
         self.model: Model | None = None
@@ -79,7 +79,7 @@ class Front:
     def begun(self, events: Iterator[Event]) -> Iterator[Event]:
         """`events` of the chat in front; a stop that came before them holds."""
         if self.was_stopped:
-            self.open_chat.cancel(keep_message=self._is_closing)
+            self.current_chat.cancel(keep_message=self._is_closing)
         return events
 
     # -- the model ---------------------------------------------------------------------------------------------------
@@ -97,7 +97,7 @@ class Front:
 
     def make_model(self, name: str) -> Model:
         def progress(p: Any) -> None:
-            self.tell(ModelLoading(p.name, p.phase, p.done, p.total))
+            self.emit(ModelLoading(p.name, p.phase, p.done, p.total))
 
         if self._load is not None:
             return self._load(name)
@@ -128,7 +128,7 @@ class Front:
     # -- the chat ----------------------------------------------------------------------------------------------------
 
     @property
-    def open_chat(self) -> Chat:
+    def current_chat(self) -> Chat:
         """The chat in front.
 
         Raises:
@@ -141,7 +141,7 @@ class Front:
     def close_chat(self) -> None:
         chat, self.chat, self.before = self.chat, None, None
         if chat is not None and (notice := chat.close()):
-            self.tell(KVNotSaved(notice))
+            self.emit(KVNotSaved(notice))
 
     def bounds(self) -> CacheConfig:
         """What a new cache is to be; of a model that does not fit no more than it takes to talk."""

@@ -5,32 +5,32 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from mlxkv.engine import status as figures
-from mlxkv.engine.context import Front
+from mlxkv.engine.context import EngineContext
 from mlxkv.errors import PromptError
 from mlxkv.protocol.events import CacheCollected, CacheList, ChatPinned, EngineEvent
 from mlxkv.store.prompts.folder import PromptFolder
 
 
-def listed(front: Front) -> Iterator[EngineEvent]:
-    named = tuple((cache.name, cache.size) for cache in PromptFolder(front.folders).list())
-    with front.store() as store:
-        yield CacheList(store.list(), named, store.disk_usage(), front.settings.disk_limit_bytes or 0)
+def listed(context: EngineContext) -> Iterator[EngineEvent]:
+    named = tuple((cache.name, cache.size) for cache in PromptFolder(context.folders).list())
+    with context.store() as store:
+        yield CacheList(store.list(), named, store.disk_usage(), context.settings.disk_limit_bytes or 0)
 
 
-def collected(front: Front) -> Iterator[EngineEvent]:
-    freed = PromptFolder(front.folders).collect()
-    with front.store() as store:
+def collected(context: EngineContext) -> Iterator[EngineEvent]:
+    freed = PromptFolder(context.folders).collect()
+    with context.store() as store:
         freed += store.collect()
-        front.disk_bytes = store.disk_usage()
-    yield CacheCollected(freed, front.disk_bytes)
-    yield figures.status(front)
+        context.disk_bytes = store.disk_usage()
+    yield CacheCollected(freed, context.disk_bytes)
+    yield figures.status(context)
 
 
-def pinned(front: Front) -> Iterator[EngineEvent]:
-    session = front.open_chat.session_id
+def pinned(context: EngineContext) -> Iterator[EngineEvent]:
+    session = context.current_chat.session_id
     if session is None:
         raise PromptError("This chat is not saved, so there are no rows to keep; write something first.")
-    with front.store() as store:
+    with context.store() as store:
         was = any(chat.id == session and chat.pinned for chat in store.list())
         store.pin(session, not was)
     yield ChatPinned(session, not was)

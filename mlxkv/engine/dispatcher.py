@@ -1,4 +1,4 @@
-"""Desk: which part of the engine answers which command. Errors become events, and it goes on. On the MLX thread."""
+"""Dispatcher: command -> handler. An error becomes a `Failed` event and the next command is handled. MLX thread."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mlxkv.config import Folders, Settings
 from mlxkv.engine import chats, disk, models, turns
 from mlxkv.engine import compaction as compacting
 from mlxkv.engine import status as figures
-from mlxkv.engine.context import Front
+from mlxkv.engine.context import EngineContext
 from mlxkv.engine.downloads import Downloads
 from mlxkv.errors import MlxkvError, OutOfMemoryError, SessionLockedError
 from mlxkv.protocol import commands as cmd
@@ -25,25 +25,25 @@ if TYPE_CHECKING:
 _log = logging.getLogger("mlxkv.engine")
 
 
-class Desk:
+class Dispatcher:
     """Answers commands on the thread it was first used on.
 
     Args:
-        tell: takes every event; called on this thread, and for downloads on theirs.
+        emit: takes every event; called on this thread, and for downloads on theirs.
     """
 
     def __init__(
         self,
         folders: Folders,
         settings: Settings,
-        tell: Callable[[EngineEvent], None],
+        emit: Callable[[EngineEvent], None],
         *,
         save: bool = True,
         load: Callable[..., Model] | None = None,
     ) -> None:
-        self._tell = tell
-        self._downloads = Downloads(tell)
-        self.front = Front(folders, settings, tell, self._downloads, save=save, load=load)
+        self._emit = emit
+        self._downloads = Downloads(emit)
+        self.context = EngineContext(folders, settings, emit, self._downloads, save=save, load=load)
 
     # -- any thread --------------------------------------------------------------------------------------------------
 
@@ -51,14 +51,14 @@ class Desk:
         self._downloads.pause()
 
     def stop(self, *, closing: bool = False) -> None:
-        self.front.stop(closing=closing)
+        self.context.stop(closing=closing)
 
     # -- the MLX thread ----------------------------------------------------------------------------------------------
 
-    def answer(self, command: cmd.Command) -> None:
+    def handle(self, command: cmd.Command) -> None:
         try:
             for event in self._events(command):
-                self._tell(event)
+                self._emit(event)
         except MlxkvError as error:
             self._failed(str(error), _kind(error))
         except (KeyboardInterrupt, SystemExit):
@@ -68,70 +68,70 @@ class Desk:
             self._failed(f"Something went wrong ({type(error).__name__}: {_line(error)}); the chat is kept.")
 
     def _failed(self, text: str, kind: str = "") -> None:
-        unsent, self.front.unsent = self.front.unsent, ""
-        self._tell(Failed(text, kind, unsent))
-        self._tell(figures.status(self.front))
+        unsent, self.context.unsent = self.context.unsent, ""
+        self._emit(Failed(text, kind, unsent))
+        self._emit(figures.status(self.context))
 
     def _events(self, command: cmd.Command) -> Iterator[EngineEvent]:
         from mlxkv.device import current_device
 
-        front, now = self.front, time.perf_counter()
+        context, now = self.context, time.perf_counter()
         match command:
             case cmd.LoadModel():
-                return models.load(front, command)
+                return models.load(context, command)
             case cmd.ListModels(fitting):
-                return models.listed(front, fitting)
+                return models.listed(context, fitting)
             case cmd.NewChat(system):
-                return chats.new(front, system)
+                return chats.new(context, system)
             case cmd.OpenChat(session_id):
-                return chats.opened(front, session_id)
+                return chats.opened(context, session_id)
             case cmd.CheckChat():
-                return chats.checked(front)
+                return chats.checked(context)
             case cmd.ListChats():
-                return chats.listed(front)
+                return chats.listed(context)
             case cmd.SearchChats(words):
-                return chats.found(front, words)
+                return chats.found(context, words)
             case cmd.ShowTree():
-                return chats.tree(front)
+                return chats.tree(context)
             case cmd.RenameChat(title, session_id):
-                return chats.renamed(front, title, session_id)
+                return chats.renamed(context, title, session_id)
             case cmd.DeleteChat(session_id):
-                return chats.deleted(front, session_id)
+                return chats.deleted(context, session_id)
             case cmd.ExportChat(kind, path, session_id):
-                return chats.exported(front, kind, path, session_id)
+                return chats.exported(context, kind, path, session_id)
             case cmd.Send():
-                return turns.run(front, command)
+                return turns.run(context, command)
             case cmd.Retry(turn):
-                return turns.again(front, turn, now)
+                return turns.again(context, turn, now)
             case cmd.Edit():
-                return turns.edited(front, command)
+                return turns.edited(context, command)
             case cmd.Continue():
-                return turns.continued(front, lambda chat, how: chat.continue_reply(started=now, **how))
+                return turns.continued(context, lambda chat, how: chat.continue_reply(started=now, **how))
             case cmd.Rewind(turn):
-                back = compacting.undone(front) if turn is None else None
-                return chats.rewound(front, turn) if back is None else back
+                back = compacting.undone(context) if turn is None else None
+                return chats.rewound(context, turn) if back is None else back
             case cmd.Fork(turn):
-                return chats.forked(front, turn)
+                return chats.forked(context, turn)
             case cmd.ChangeSettings(settings):
-                return chats.resettled(front, settings)
+                return chats.resettled(context, settings)
             case cmd.SetSystem(text):
-                return chats.given_system(front, text)
+                return chats.given_system(context, text)
             case cmd.ShowContext():
-                return iter((figures.context(front),))
+                return iter((figures.context(context),))
             case cmd.ListCache():
-                return disk.listed(front)
+                return disk.listed(context)
             case cmd.CollectCache():
-                return disk.collected(front)
+                return disk.collected(context)
             case cmd.PinChat():
-                return disk.pinned(front)
+                return disk.pinned(context)
             case cmd.CountTokens(key, text):
-                return figures.counted(front, key, text)
+                return figures.counted(context, key, text)
             case cmd.PlanCompact():
-                return iter((compacting.planned(front),))
+                return iter((compacting.planned(context),))
             case cmd.Compact(summarise):
-                return compacting.run(front, summarise)
+                return compacting.run(context, summarise)
             case cmd.ShowStats():
-                return iter((figures.totals(front),))
+                return iter((figures.totals(context),))
             case cmd.Pull(name):
                 self._downloads.start(name, current_device())
             case cmd.PausePull():
@@ -141,7 +141,7 @@ class Desk:
     def close(self) -> None:
         """The thread's last act: MLX's streams of this thread are cleared exactly once, else the process aborts."""
         self._downloads.close()
-        self.front.close()
+        self.context.close()
         gc.collect()
         import mlx.core as mx
 

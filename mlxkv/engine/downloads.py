@@ -22,10 +22,10 @@ _log = logging.getLogger("mlxkv.engine")
 
 
 class Downloads:
-    """`tell` takes every PullProgress, on the download's thread."""
+    """`emit` takes every PullProgress, on the download's thread."""
 
-    def __init__(self, tell: Callable[[EngineEvent], None], clock: Callable[[], float] = time.monotonic) -> None:
-        self._tell, self._clock = tell, clock
+    def __init__(self, emit: Callable[[EngineEvent], None], clock: Callable[[], float] = time.monotonic) -> None:
+        self._emit, self._clock = emit, clock
         self._thread: threading.Thread | None = None
         self._cancel = threading.Event()
         self._name = ""
@@ -39,7 +39,7 @@ class Downloads:
         if self._thread is not None and self._thread.is_alive():
             raise MlxkvError(f"{self._name} is being downloaded; press Esc to pause it first.")
         self._name, self._cancel = name, threading.Event()
-        self._tell(PullProgress(name, "asking", then_load=then_load))
+        self._emit(PullProgress(name, "asking", then_load=then_load))
         self._thread = threading.Thread(
             target=self._run, args=(name, device, then_load, self._cancel), name="mlxkv-download"
         )
@@ -62,16 +62,16 @@ class Downloads:
             nonlocal last
             if meter.take(done) or done == total:
                 last = PullProgress(name, "downloading", done, total, meter.rate, then_load=then_load)
-                self._tell(last)
+                self._emit(last)
 
         def end(state: str, text: str = "") -> None:
-            self._tell(PullProgress(name, state, last.done, last.total, 0.0, text, then_load))
+            self._emit(PullProgress(name, state, last.done, last.total, 0.0, text, then_load))
 
         try:
             self._fetch(name, device, progress, cancel)
         except _TooLargeError as error:
             if then_load:  # nothing was fetched yet: the user decides
-                self._tell(PullProgress(name, "tight", then_load=True, tight=error.found))
+                self._emit(PullProgress(name, "tight", then_load=True, tight=error.found))
             else:
                 end("failed", str(error))
         except MlxkvError as error:
@@ -122,7 +122,7 @@ class _Meter:
         self._samples: deque[tuple[float, int]] = deque()
 
     def take(self, done: int) -> bool:
-        """Remember a total; whether it is time to tell."""
+        """Remember a total; whether it is time to emit."""
         now = self._clock()
         self._samples.append((now, done))
         while len(self._samples) > 2 and self._samples[1][0] <= now - _RATE_SECONDS:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mlxkv.engine import chats
-from mlxkv.engine.context import Front
+from mlxkv.engine.context import EngineContext
 from mlxkv.errors import MlxkvError
 from mlxkv.memory.preflight import tight
 from mlxkv.protocol.commands import LoadModel
@@ -18,21 +18,21 @@ from mlxkv.protocol.events import EngineEvent, Failed, ModelCard, ModelList, Mod
 RECENT_CHATS, MOST_FOLDERS = 200, 8  # whose folders are listed, the latest first
 
 
-def load(front: Front, wanted: LoadModel) -> Iterator[EngineEvent]:
+def load(context: EngineContext, wanted: LoadModel) -> Iterator[EngineEvent]:
     """Load a model; the chat that was in front goes on with it. What fails or is stopped leaves the old model.
 
     `ModelReady` comes last: what is open before it belongs to this command.
     """
     name = wanted.name
     if wanted.anyway:
-        front.forced.add(name)
-    anyway = name in front.forced
-    if front.loads_itself:
+        context.forced.add(name)
+    anyway = name in context.forced
+    if context.loads_itself:
         missing = _must_be_downloaded(name)
         if missing and wanted.ask:
             yield ModelMissing(name, _size(name))
             return
-        bounds = front.bounds() if wanted.kv_bits is None else replace(front.bounds(), bits=wanted.kv_bits)
+        bounds = context.bounds() if wanted.kv_bits is None else replace(context.bounds(), bits=wanted.kv_bits)
         if not anyway and (found := tight(name, bounds, size=_size(name) if missing else 0)):
             yield found
             return
@@ -40,31 +40,31 @@ def load(front: Front, wanted: LoadModel) -> Iterator[EngineEvent]:
             from mlxkv.device import current_device
 
             device = current_device()
-            front.downloads.start(name, replace(device, memory_limit=1 << 62) if anyway else device, then_load=True)
+            context.downloads.start(name, replace(device, memory_limit=1 << 62) if anyway else device, then_load=True)
             return
-    front.begin_load()
+    context.begin_load()
     yield ModelLoading(name, "loading")
-    before, session = front.model.name if front.model else None, front.chat.session_id if front.chat else None
-    settings = front.settings
+    before, session = context.model.name if context.model else None, context.chat.session_id if context.chat else None
+    settings = context.settings
     if wanted.kv_bits is not None:
-        front.settings = replace(settings, kv_bits=wanted.kv_bits)
+        context.settings = replace(settings, kv_bits=wanted.kv_bits)
     if before is not None:
-        front.drop_model()
+        context.drop_model()
     try:
-        front.model = front.make_model(name)
+        context.model = context.make_model(name)
     except MlxkvError as error:
-        was_stopped, front.settings = front.load_was_stopped, settings
+        was_stopped, context.settings = context.load_was_stopped, settings
         if before is not None:
-            front.begin_load()  # the way back must not be stopped by the same key
-            front.model = front.make_model(before)
-            yield from _again(front, session)
+            context.begin_load()  # the way back must not be stopped by the same key
+            context.model = context.make_model(before)
+            yield from _again(context, session)
         if not was_stopped:
             raise
         yield Failed(str(error), "stopped")
         return
-    model = front.model
+    model = context.model
     if before is not None:
-        yield from _again(front, session)
+        yield from _again(context, session)
     yield ModelReady(name, model.loaded.weight_bytes, model.loaded.load_s, model.has_chat_template)
 
 
@@ -88,12 +88,12 @@ def _size(name: str) -> int:
     return next((entry.size_bytes for entry in catalogue() if entry.id == name), 0)
 
 
-def _again(front: Front, session: str | None) -> Iterator[EngineEvent]:
+def _again(context: EngineContext, session: str | None) -> Iterator[EngineEvent]:
     """The chat that was in front goes on with the new model."""
-    yield from chats.opened(front, session) if session else chats.new(front, None)
+    yield from chats.opened(context, session) if session else chats.new(context, None)
 
 
-def listed(front: Front, fitting: bool = False) -> Iterator[EngineEvent]:
+def listed(context: EngineContext, fitting: bool = False) -> Iterator[EngineEvent]:
     """What is here: built in, folders that are used, the hub's cache, last used first; then the rest of the catalogue,
     smallest first. Or the `fitting` ones alone."""
     from mlxkv.device import current_device
@@ -116,20 +116,20 @@ def listed(front: Front, fitting: bool = False) -> Iterator[EngineEvent]:
         fits = local.size_bytes <= limit * HEADROOM if entry is None else entry.fits(limit)
         card = ModelCard(local.id, local.size_bytes, entry.licence if entry else "", local.problem, fits, True)
         (broken if local.problem else cards).append(replace(card, is_local=not local.problem))
-    current = front.model.name if front.model is not None else ""
-    cards[len(BUILT_IN) : len(BUILT_IN)] = _others(front, {card.id for card in cards}, limit * HEADROOM)
+    current = context.model.name if context.model is not None else ""
+    cards[len(BUILT_IN) : len(BUILT_IN)] = _others(context, {card.id for card in cards}, limit * HEADROOM)
     cards += broken
     cards += [ModelCard(e.id, e.size_bytes, e.licence, e.note, e.fits(limit)) for e in known.values()]
     cards = [replace(card, is_current=card.id == current) for card in cards]
     yield ModelList(tuple(card for card in cards if card.fits or not fitting), fitting)
 
 
-def _others(front: Front, known: set[str], most: float) -> Iterator[ModelCard]:
+def _others(context: EngineContext, known: set[str], most: float) -> Iterator[ModelCard]:
     """The model that is loaded and the folders of the latest chats, where `known` has them not. Of the folders that are
     gone only the loaded one is worth a row."""
-    current = [front.model.name] if front.model is not None else []
+    current = [context.model.name] if context.model is not None else []
     names = list(current)
-    with suppress(MlxkvError), front.store() as store:  # chats that cannot be read hide no models
+    with suppress(MlxkvError), context.store() as store:  # chats that cannot be read hide no models
         names += [chat.model for chat in store.list()[:RECENT_CHATS]]
     found = 0
     for name in dict.fromkeys(names):

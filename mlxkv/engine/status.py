@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from mlxkv.chat.replay import spans
-from mlxkv.engine.context import Front
+from mlxkv.engine.context import EngineContext
 from mlxkv.errors import DiskError, MlxkvError
 from mlxkv.protocol.events import TokensCounted
 from mlxkv.protocol.status import CacheView, ContextPart, ContextUse, SessionFigures, SessionStatus
@@ -18,46 +18,46 @@ if TYPE_CHECKING:
 _HEAD = 80  # characters of a message that say which one it is
 
 
-def status(front: Front) -> SessionStatus:
+def status(context: EngineContext) -> SessionStatus:
     import mlx.core as mx
 
     from mlxkv.device import current_device
 
-    cache = front.chat.cache if front.chat else None
+    cache = context.chat.cache if context.chat else None
     return SessionStatus(
         kv_bytes=cache.live_nbytes if cache else 0,
         cache_tokens=cache.num_attended if cache else 0,
         cache_window=cache.capacity if cache else 0,
         memory_used=mx.get_active_memory(),
         memory_limit=current_device().memory_limit,
-        saved=front.saved,
+        saved=context.saved,
         cache=ring(cache) if cache else None,
-        weight_bytes=front.model.loaded.weight_bytes if front.model else 0,
-        disk_bytes=front.disk_bytes,
-        disk_limit=front.settings.disk_limit_bytes or 0,
-        session_id=front.chat.session_id if front.chat else None,
-        fork=fork_number(front),
+        weight_bytes=context.model.loaded.weight_bytes if context.model else 0,
+        disk_bytes=context.disk_bytes,
+        disk_limit=context.settings.disk_limit_bytes or 0,
+        session_id=context.chat.session_id if context.chat else None,
+        fork=fork_number(context),
     )
 
 
-def fork_number(front: Front) -> int:
+def fork_number(context: EngineContext) -> int:
     """Which of its family's forks the chat in front is; looked up once for each chat."""
-    chat = front.chat
+    chat = context.chat
     session = chat.session_id if chat else None
-    if front.fork[0] != session and chat is not None:
-        front.fork = (session, 0)
+    if context.fork[0] != session and chat is not None:
+        context.fork = (session, 0)
         with suppress(MlxkvError):  # a footer is no place to fail
             family = sorted(chat.tree(), key=lambda branch: branch.made)
             forks = [branch.session_id for branch in family if branch.parent is not None]
-            front.fork = (session, forks.index(session) + 1 if session in forks else 0)
-    return front.fork[1] if session is not None else 0
+            context.fork = (session, forks.index(session) + 1 if session in forks else 0)
+    return context.fork[1] if session is not None else 0
 
 
-def look_at_disk(front: Front) -> None:
+def look_at_disk(context: EngineContext) -> None:
     """Count what all chats keep: once per turn, for it looks at every folder."""
-    if front.model is not None and front.save:
+    if context.model is not None and context.save:
         with suppress(DiskError):
-            front.disk_bytes = front.model.store.disk_usage(quick=True)
+            context.disk_bytes = context.model.store.disk_usage(quick=True)
 
 
 def ring(cache: PromptCache) -> CacheView | None:
@@ -80,9 +80,9 @@ def ring(cache: PromptCache) -> CacheView | None:
     )
 
 
-def context(front: Front) -> ContextUse:
+def context(context: EngineContext) -> ContextUse:
     """Message by message, what of it is attended. Pinned for good is the system prompt, or what was set instead."""
-    chat = front.open_chat
+    chat = context.current_chat
     geometry = chat.cache.plan.geometry
     pinned = geometry.sinks if geometry else 0
     offset = min(len(chat.log), chat.cache.offset)  # the last token sampled has not been fed yet
@@ -100,22 +100,22 @@ def context(front: Front) -> ContextUse:
     return ContextUse(tuple(parts), chat.cache.capacity, pinned)
 
 
-def counted(front: Front, key: str, text: str) -> Iterator[TokensCounted]:
+def counted(context: EngineContext, key: str, text: str) -> Iterator[TokensCounted]:
     """Nobody waits for this answer, so what goes wrong is no failure: then there is none."""
     num_tokens = None
     with suppress(Exception):
-        num_tokens = front.ready_model.num_tokens(text)
+        num_tokens = context.ready_model.num_tokens(text)
     if num_tokens is not None:
         yield TokensCounted(key, num_tokens)
 
 
-def totals(front: Front) -> SessionFigures:
-    chat = front.chat
+def totals(context: EngineContext) -> SessionFigures:
+    chat = context.chat
     messages = chat.messages if chat else ()
     stats = [m.stats for m in messages if m.stats is not None]
     session = chat.session_id if chat else None
-    with front.store() as store:
-        chats, front.disk_bytes, all_written = len(store.list()), store.disk_usage(), store.num_bytes_written()
+    with context.store() as store:
+        chats, context.disk_bytes, all_written = len(store.list()), store.disk_usage(), store.num_bytes_written()
         mine = store.disk_bytes(session) if session else 0
         written = store.num_bytes_written(session) if session else 0
         named = store.named_bytes()
@@ -134,10 +134,10 @@ def totals(front: Front) -> SessionFigures:
         disk_bytes=mine,
         disk_written_bytes=written,
         num_chats=chats,
-        all_disk_bytes=front.disk_bytes,
+        all_disk_bytes=context.disk_bytes,
         named_disk_bytes=named,
         all_written_bytes=all_written,
-        disk_limit=front.settings.disk_limit_bytes or 0,
+        disk_limit=context.settings.disk_limit_bytes or 0,
     )
 
 

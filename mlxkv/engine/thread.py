@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from mlxkv.config import Folders, Settings
-from mlxkv.engine.dispatcher import Desk
+from mlxkv.engine.dispatcher import Dispatcher
 from mlxkv.protocol.commands import CheckChat, Command, PausePull, Shutdown
 from mlxkv.protocol.events import EngineEvent, EngineStopped
 
@@ -45,7 +45,7 @@ class Engine:
         load: Callable[..., Model] | None = None,
     ) -> None:
         self.events: deque[EngineEvent] = deque()
-        self._desk = Desk(folders, settings, self.events.append, save=save, load=load)
+        self._dispatcher = Dispatcher(folders, settings, self.events.append, save=save, load=load)
         self._commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="mlxkv-engine")  # not a daemon: it must end in order
 
@@ -56,44 +56,44 @@ class Engine:
 
     def submit(self, command: Command) -> None:
         if isinstance(command, PausePull):  # it must not wait for a reply to end
-            self._desk.pause_download()
+            self._dispatcher.pause_download()
         else:
-            self._desk.front.num_asked += 1
+            self._dispatcher.context.num_asked += 1
             self._commands.put(command)
 
     def stop(self) -> None:
         """Stop the running reply or load. What there is of a reply or a download is kept; a message to which there is
         nothing yet leaves the chat (`TurnFinished.returned`)."""
-        self._desk.stop()
+        self._dispatcher.stop()
 
     def close(self) -> None:
         """Stop, finish and join the thread; call it before the process ends. A message that is not answered yet stays
         in its chat."""
         if self._thread.is_alive():
             self.submit(Shutdown())
-            self._desk.stop(closing=True)
+            self._dispatcher.stop(closing=True)
             self._thread.join()
 
     # -- the engine thread -------------------------------------------------------------------------------------------
 
     def _next(self) -> Command:
         """The next command. Until it comes, look now and then whether a chat that another process has open is free."""
-        while (chat := self._desk.front.chat) is not None and chat.read_only:
+        while (chat := self._dispatcher.context.chat) is not None and chat.read_only:
             try:
                 return self._commands.get(timeout=CHECK_SECONDS)
             except queue.Empty:
-                self._desk.answer(CheckChat())
+                self._dispatcher.handle(CheckChat())
         return self._commands.get()
 
     def _run(self) -> None:
         error = None
         try:
             while not isinstance(command := self._next(), Shutdown):
-                self._desk.front.num_begun += 1
-                self._desk.answer(command)
+                self._dispatcher.context.num_begun += 1
+                self._dispatcher.handle(command)
         except BaseException as failure:
             _log.exception("the engine stopped")
             error = f"The engine stopped ({type(failure).__name__}); restart mlxkv, the chat is saved up to here."
         finally:
-            self._desk.close()
+            self._dispatcher.close()
             self.events.append(EngineStopped(error))

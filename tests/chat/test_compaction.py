@@ -42,7 +42,7 @@ def said(home: Path, tiny_path: Path) -> Iterator[Said]:
     """Four questions and their replies, in a window that holds them."""
     said = talked(tiny_path)
     yield said
-    said.desk.front.close()
+    said.context.close()
 
 
 def spoken(opened: ev.ChatOpened) -> list[tuple[str, str]]:
@@ -50,21 +50,21 @@ def spoken(opened: ev.ChatOpened) -> list[tuple[str, str]]:
 
 
 def test_what_it_costs_is_said_before_and_is_what_it_costs(said: Said) -> None:
-    chat = said.desk.front.open_chat
+    chat = said.context.current_chat
     plan = said.one(cmd.PlanCompact(), CompactPlan)
     assert (plan.kept_tokens + plan.older_tokens, plan.kept_messages + plan.older_messages) == (len(chat.log), 8)
     assert (plan.kept_messages % 2, plan.gone_tokens) == (0, 0)
     finished = said.one(cmd.Compact(), ev.TurnFinished)
     assert finished.stats.prefill_tokens == plan.ask_tokens < 60
     assert finished.stats.generated_tokens <= plan.summary_tokens
-    short = said.desk.front.open_chat
+    short = said.context.current_chat
     assert short is not chat
     again = len(short.turns[1].ids) - finished.stats.generated_tokens  # its marks are written out: `<56>`
     assert len(short.log) <= plan.ask_tokens + plan.summary_tokens + plan.kept_tokens + again
 
 
 def test_the_branch_begins_with_the_summary_and_nothing_is_lost(said: Said) -> None:
-    chat = said.desk.front.open_chat
+    chat = said.context.current_chat
     before, session = chat.messages, chat.session_id
     events = said.ask(cmd.Compact())
     opened = [e for e in events if isinstance(e, ev.ChatOpened)][-1]
@@ -87,20 +87,20 @@ def test_the_branch_begins_with_the_summary_and_nothing_is_lost(said: Said) -> N
 
 def test_the_next_message_reads_only_itself_and_says_what_it_would_after_reading_everything(said: Said) -> None:
     said.ask(cmd.Compact())
-    chat = said.desk.front.open_chat
+    chat = said.context.current_chat
     at = len(chat.log)
     quick = said.one(cmd.Send("go on", 0.0), ev.TurnFinished)
     assert quick.stats.cached_tokens == at - 1
     said.ask(cmd.Rewind())
-    assert len(said.desk.front.open_chat.log) == at  # something had been said: undoing takes that back
-    said.desk.front.open_chat.detach()  # not from disk
-    said.desk.front.open_chat.forget()
+    assert len(said.context.current_chat.log) == at  # something had been said: undoing takes that back
+    said.context.current_chat.detach()  # not from disk
+    said.context.current_chat.forget()
     slow = said.one(cmd.Send("go on", 0.0), ev.TurnFinished)
     assert (slow.text, slow.stats.cached_tokens) == (quick.text, 0)
 
 
 def test_undoing_brings_the_whole_chat_back_without_reading_it(said: Said) -> None:
-    chat = said.desk.front.open_chat
+    chat = said.context.current_chat
     before, session = chat.messages, chat.session_id
     said.ask(cmd.Compact())
     opened = said.one(cmd.Rewind(), ev.ChatOpened)
@@ -111,32 +111,32 @@ def test_undoing_brings_the_whole_chat_back_without_reading_it(said: Said) -> No
 
 def test_the_last_messages_alone(said: Said) -> None:
     plan = said.one(cmd.PlanCompact(), CompactPlan)
-    before = said.desk.front.open_chat.messages
+    before = said.context.current_chat.messages
     events = said.ask(cmd.Compact(summarise=False))
     assert not any(isinstance(e, ev.TextDelta | ev.TurnStarted) for e in events)
     opened = next(e for e in events if isinstance(e, ev.ChatOpened))
     assert opened.messages == before[plan.older_messages :]
     # The first of them no longer ends the reply before it: <|im_end|> and a line feed.
-    assert len(said.desk.front.open_chat.log) == plan.kept_tokens - 2
+    assert len(said.context.current_chat.log) == plan.kept_tokens - 2
 
 
 def test_stopping_the_summary_leaves_everything_as_it_was(said: Said) -> None:
-    chat = said.desk.front.open_chat
+    chat = said.context.current_chat
     before, session = chat.messages, chat.session_id
 
     def tell(event: ev.EngineEvent) -> None:
         said.events.append(event)
         if isinstance(event, ev.TextDelta):
-            said.desk.stop()
+            said.dispatcher.stop()
 
-    said.desk._tell = said.desk.front.tell = tell
+    said.dispatcher._emit = said.context.emit = tell
     events = said.ask(cmd.Compact())
     assert isinstance(events[-1], ev.Failed)
     assert events[-1].kind == "stopped"
     assert [e for e in events if isinstance(e, ev.ChatOpened)][-1].messages == before
-    assert said.desk.front.open_chat.session_id == session
+    assert said.context.current_chat.session_id == session
     assert len(said.one(cmd.ListChats(), ev.ChatList).chats) == 1
-    said.desk._tell = said.desk.front.tell = said.events.append
+    said.dispatcher._emit = said.context.emit = said.events.append
     assert said.one(cmd.Send("go on", 0.0), ev.TurnFinished).stats.prefill_tokens < 60
 
 
@@ -145,17 +145,17 @@ def test_a_summary_stays_when_the_window_is_full_and_after_a_restart(home: Path,
     settings = replace(SETTINGS, window=512)
     said = talked(tiny_path, settings, rounds=4)
     try:
-        assert said.desk.front.open_chat.cache.num_evicted > 0
+        assert said.context.current_chat.cache.num_evicted > 0
         assert said.one(cmd.PlanCompact(), CompactPlan).gone_tokens > 0
         said.ask(cmd.Compact())
-        assert said.desk.front.open_chat.cache.num_evicted == 0
-        short = said.desk.front.open_chat.session_id
-        summary = said.desk.front.open_chat.messages[1].text
+        assert said.context.current_chat.cache.num_evicted == 0
+        short = said.context.current_chat.session_id
+        summary = said.context.current_chat.messages[1].text
         for n in range(12):
             said.one(cmd.Send(f"and once more {n}", 0.0), ev.TurnFinished)
         for again in (said, Said(settings)):
             if again is not said:
-                said.desk.front.close()
+                said.context.close()
                 again.one(cmd.LoadModel(str(tiny_path)), ev.ModelReady)
                 opened = [e for e in again.ask(cmd.OpenChat(str(short))) if isinstance(e, ev.ChatOpened)][-1]
                 assert opened.restored_tokens > 0
@@ -164,22 +164,22 @@ def test_a_summary_stays_when_the_window_is_full_and_after_a_restart(home: Path,
             assert use.parts[1].text == summary[:80]
             assert [p.live == p.tokens for p in use.parts[:3]] == [True, True, False]
     finally:
-        said.desk.front.close()
+        said.context.close()
 
 
 def test_a_chat_that_is_not_saved_can_be_taken_back_too(home: Path, tiny_path: Path) -> None:
     said = talked(tiny_path, save=False)
-    before = said.desk.front.open_chat.messages
+    before = said.context.current_chat.messages
     said.ask(cmd.Compact())
-    assert len(said.desk.front.open_chat.messages) < len(before)
+    assert len(said.context.current_chat.messages) < len(before)
     assert said.one(cmd.Rewind(), ev.ChatOpened).messages == before
     assert said.one(cmd.Send("go on", 0.0), ev.TurnFinished).text
     assert said.one(cmd.ListChats(), ev.ChatList).chats == ()
-    said.desk.front.close()
+    said.context.close()
 
 
 def test_a_model_that_cannot_summarise_is_not_asked_to(said: Said) -> None:
-    said.desk.front.ready_model.name = "tutor"
+    said.context.ready_model.name = "tutor"
     assert said.one(cmd.PlanCompact(), CompactPlan).summary_tokens == 0
     assert "tutor cannot summarise; /compact last" in said.one(cmd.Compact(), ev.Failed).text
     assert said.one(cmd.Compact(summarise=False), ev.Compacted)
@@ -193,8 +193,8 @@ def test_what_cannot_be_compacted_says_why(home: Path, tiny_path: Path) -> None:
     said.one(cmd.Send("long " * 50, 0.0, anyway=True), ev.TurnFinished)
     assert "/set ctx" in said.one(cmd.Compact(), ev.Failed).text
     with pytest.raises(PromptError):
-        compaction.plan(said.desk.front.open_chat, "m", True)
-    said.desk.front.close()
+        compaction.plan(said.context.current_chat, "m", True)
+    said.context.close()
 
 
 def test_a_summary_that_was_cut_ends_with_a_sentence() -> None:

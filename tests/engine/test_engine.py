@@ -257,8 +257,8 @@ def test_a_stop_before_a_reply_began_holds_and_stops_no_later_one(
 ) -> None:
     """Esc right after Enter was lost: no chat was there yet to be stopped, or it forgot as it began."""
     engine = loaded(watched, tiny_path).engine
-    gate, answer = threading.Event(), engine._desk.answer
-    monkeypatch.setattr(engine._desk, "answer", lambda command: (gate.wait(), answer(command)))
+    gate, answer = threading.Event(), engine._dispatcher.handle
+    monkeypatch.setattr(engine._dispatcher, "handle", lambda command: (gate.wait(), answer(command)))
     for command in (Send("hi", 0.0), Retry()):  # to a chat that is not made yet, and to one that is
         if isinstance(command, Retry):
             gate.set()

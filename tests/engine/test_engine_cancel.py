@@ -1,4 +1,4 @@
-"""The desk with a real model: what is stopped before its reply begins, or too long for the window, is not sent."""
+"""The dispatcher with a real model: a message that was stopped before its reply, or that is too long, is not sent."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ def here(home: Path, tiny_path: Path) -> Iterator[Said]:
     for text in ("one", "two"):
         here.one(cmd.Send(text, 0.0), ev.TurnFinished)
     yield here
-    here.desk.front.close()
+    here.context.close()
 
 
 def stop_at(here: Said, kind: type[ev.EngineEvent], closing: bool = False) -> None:
-    """Stop at the first event of this kind that the desk tells."""
-    tell = here.desk._tell
+    """Stop at the first event of this kind that the dispatcher tells."""
+    tell = here.dispatcher._emit
 
     def told(event: ev.EngineEvent) -> None:
         tell(event)
         if isinstance(event, kind):
-            here.desk.stop(closing=closing)
+            here.dispatcher.stop(closing=closing)
 
-    here.desk._tell = told
-    here.desk.front.num_asked = here.desk.front.num_begun = 1  # a window counts its commands
+    here.dispatcher._emit = told
+    here.context.num_asked = here.context.num_begun = 1  # a window counts its commands
 
 
 def one(events: list[ev.EngineEvent], kind: type[ev.EngineEvent]) -> ev.EngineEvent:
@@ -79,7 +79,7 @@ def test_a_new_chat_that_was_stopped_is_in_no_list(here: Said) -> None:
 def test_a_retry_or_an_edit_that_is_stopped_gives_the_old_branch_back(
     here: Said, command: cmd.Command, returned: str
 ) -> None:
-    before = here.desk.front.open_chat.messages
+    before = here.context.current_chat.messages
     stop_at(here, ev.PrefillProgress)
     events = here.ask(command)
     kinds = [type(e) for e in events]
@@ -97,7 +97,7 @@ def test_a_retry_or_an_edit_that_is_stopped_gives_the_old_branch_back(
 def test_a_retry_or_an_edit_that_the_disk_refuses_gives_the_old_branch_back(
     here: Said, command: cmd.Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = here.desk.front.open_chat.messages
+    before = here.context.current_chat.messages
 
     def refuse(*_: object) -> None:
         raise DiskError("There is no room.")
@@ -111,8 +111,8 @@ def test_a_message_that_nobody_is_left_to_take_back_stays(here: Said, tiny_path:
     """The window was closed while it was prefilled. Then it can be asked again, in place."""
     stop_at(here, ev.PrefillProgress, closing=True)
     here.ask(cmd.Send(LONG, 0.0))
-    session = str(here.desk.front.open_chat.session_id)
-    here.desk.front.close()
+    session = str(here.context.current_chat.session_id)
+    here.context.close()
     again = Said()
     again.ask(cmd.LoadModel(str(tiny_path)))
     opened = again.one(cmd.OpenChat(session), ev.ChatOpened)
@@ -120,20 +120,20 @@ def test_a_message_that_nobody_is_left_to_take_back_stays(here: Said, tiny_path:
     assert opened.messages[-1].role == "user"
     assert again.one(cmd.Retry(), ev.TurnFinished).text
     assert len(again.one(cmd.ListChats(), ev.ChatList).chats) == 1
-    again.desk.front.close()
+    again.context.close()
 
 
 @pytest.mark.parametrize("make", [lambda text: cmd.Send(text, 0.0), lambda text: cmd.Edit(2, text, 0.0)])
 def test_a_message_too_long_for_the_window_is_asked_about(here: Said, make: Callable[[str], cmd.Command]) -> None:
-    before = here.desk.front.open_chat.turns
+    before = here.context.current_chat.turns
     much = "much " * 200
     command = make(much)
     events = here.ask(command)
     asked = one(events, ev.MessageTooLong)
     assert isinstance(asked, ev.MessageTooLong)
     assert not any(isinstance(e, ev.Failed | ev.TurnFinished | ev.PrefillProgress) for e in events)
-    assert [(t.role, t.text) for t in here.desk.front.open_chat.turns] == [(t.role, t.text) for t in before]
-    assert (asked.text, asked.overflow.capacity) == (much, here.desk.front.open_chat.cache.capacity)
+    assert [(t.role, t.text) for t in here.context.current_chat.turns] == [(t.role, t.text) for t in before]
+    assert (asked.text, asked.overflow.capacity) == (much, here.context.current_chat.cache.capacity)
     window = asked.overflow.window
     here.ask(cmd.ChangeSettings(replace(SETTINGS, window=window)))
     assert here.one(command, ev.TurnFinished).stats.evicted_tokens == 0
@@ -153,7 +153,7 @@ def test_a_chat_that_is_not_saved_cannot_be_given_a_larger_window(tiny_path: Pat
     assert there.one(cmd.Send("much " * 200, 0.0), ev.MessageTooLong).overflow.window == 0
     anyway = there.one(cmd.Send("much " * 200, 0.0, anyway=True), ev.PromptEvicted)
     assert "/set" not in evicted_text(anyway.overflow, "/set window {}".format)
-    there.desk.front.close()
+    there.context.close()
 
 
 def test_what_cannot_be_sent_comes_back_with_the_reason() -> None:
@@ -162,7 +162,7 @@ def test_what_cannot_be_sent_comes_back_with_the_reason() -> None:
 
 
 def test_a_window_beyond_what_the_model_was_trained_for_is_said_to_be(here: Said) -> None:
-    trained = here.desk.front.ready_model.loaded.trained_length
+    trained = here.context.ready_model.loaded.trained_length
     assert trained
     for window in (2 * trained, trained):
         applied = here.one(cmd.ChangeSettings(replace(SETTINGS, window=window)), ev.Applied)

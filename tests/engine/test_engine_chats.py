@@ -1,4 +1,4 @@
-"""The desk with a real model: going back, forking, naming, exporting, settings; on this thread: events come at once."""
+"""The dispatcher with a real model on this thread: undo, forks, titles, export, settings."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 from mlxkv.config import Folders, Settings, private_folder
 from mlxkv.device import Device
-from mlxkv.engine import Desk
+from mlxkv.engine import Dispatcher
 from mlxkv.engine.downloads import Downloads
 from mlxkv.errors import MlxkvError, ModelDownloadError, OutOfMemoryError
 from mlxkv.models.download import Plan, RemoteFile
@@ -31,15 +31,16 @@ DEVICE = Device("test", False, 10**10, 10**10, False)
 
 
 class Said:
-    """A desk, and what it said since it was last asked something."""
+    """A dispatcher, and what it said since it was last asked something."""
 
     def __init__(self, settings: Settings = SETTINGS, save: bool = True) -> None:
         self.events: list[ev.EngineEvent] = []
-        self.desk = Desk(Folders.from_env(), settings, lambda event: self.events.append(event), save=save)
+        self.dispatcher = Dispatcher(Folders.from_env(), settings, lambda event: self.events.append(event), save=save)
+        self.context = self.dispatcher.context
 
     def ask(self, command: cmd.Command) -> list[ev.EngineEvent]:
         self.events.clear()
-        self.desk.answer(command)
+        self.dispatcher.handle(command)
         return list(self.events)
 
     def one(self, command: cmd.Command, kind: type[Any]) -> Any:
@@ -57,7 +58,7 @@ def said(home: Path, tiny_path: Path) -> Iterator[Said]:
     said.one(cmd.Send("one", 0.0), ev.TurnFinished)
     said.one(cmd.Send("two", 0.0), ev.TurnFinished)
     yield said
-    said.desk.front.close()  # not the desk: this thread goes on using MLX
+    said.context.close()  # not the dispatcher: this thread goes on using MLX
 
 
 def texts(opened: ev.ChatOpened) -> list[str]:
@@ -103,14 +104,14 @@ def test_a_fork_before_a_question_and_after_a_reply(said: Said) -> None:
 
 
 def test_a_cut_reply_goes_on_in_place(said: Said) -> None:
-    before = said.desk.front.open_chat.messages[-1].text
+    before = said.context.current_chat.messages[-1].text
     events = said.ask(cmd.Continue())
     deltas = "".join(e.text for e in events if isinstance(e, ev.TextDelta))
     finished = next(e for e in events if isinstance(e, ev.TurnFinished))
     assert deltas == finished.text
     assert finished.text.startswith(before)
     assert len(finished.text) > len(before)
-    assert len(said.desk.front.open_chat.messages) == 4
+    assert len(said.context.current_chat.messages) == 4
 
 
 def test_naming_finding_and_deleting(said: Said) -> None:
@@ -129,7 +130,7 @@ def test_naming_finding_and_deleting(said: Said) -> None:
 
 def test_the_footer_says_which_fork_the_chat_in_front_is(said: Said) -> None:
     """In the order they were made, as beside the window; a fork of a fork counts on."""
-    first = said.desk.front.open_chat.session_id
+    first = said.context.current_chat.session_id
     for number, turn in ((1, 1), (2, 1), (3, None)):
         status = next(e for e in reversed(said.ask(cmd.Fork(turn))) if isinstance(e, ev.SessionStatus))
         assert status.fork == number
@@ -149,7 +150,7 @@ def test_a_chat_is_written_out_and_never_over_a_file(said: Said, tmp_path: Path)
     assert family in (tmp_path / "out.md").read_text()  # joined, as it was written
     for kind in ("md", "mlxkv"):
         assert "cannot be written" in said.one(cmd.ExportChat(kind, str(tmp_path / "no" / "x")), ev.Failed).text
-    with said.desk.front.store() as store:
+    with said.context.store() as store:
         done = store.import_chat(tmp_path / "out.mlxkv", trust_kv=True)
     assert done.kv_tokens > 0
     assert "must be md, json or mlxkv" in said.one(cmd.ExportChat("pdf", str(tmp_path / "x")), ev.Failed).text
@@ -157,7 +158,7 @@ def test_a_chat_is_written_out_and_never_over_a_file(said: Said, tmp_path: Path)
 
 def test_what_fills_the_window_adds_up(said: Said) -> None:
     use = said.one(cmd.ShowContext(), ev.ContextUse)
-    chat = said.desk.front.open_chat
+    chat = said.context.current_chat
     assert [p.role for p in use.parts] == ["user", "assistant", "user", "assistant"]
     assert sum(p.tokens for p in use.parts) == len(chat.log)
     assert sum(p.live for p in use.parts) == chat.cache.num_attended + 1  # the last token sampled is not fed yet
@@ -175,12 +176,12 @@ def test_tokens_are_counted_by_the_models_own_tokenizer(said: Said, home: Path) 
 
 
 def test_what_lies_on_the_disk_is_listed_cleaned_up_and_kept(said: Said, home: Path) -> None:
-    session = said.desk.front.open_chat.session_id
+    session = said.context.current_chat.session_id
     listed = said.one(cmd.ListCache(), ev.CacheList)
     assert [(c.id, c.kv_bytes > 0) for c in listed.chats] == [(session, True)]
     assert (listed.named, listed.limit) == ((), 20_000_000_000)
     (Folders.from_env().cache / "prompts").mkdir(mode=0o700)
-    said.desk.front.ready_model.prefill("once").save(Folders.from_env().cache / "prompts" / "book.kv")
+    said.context.ready_model.prefill("once").save(Folders.from_env().cache / "prompts" / "book.kv")
     assert [name for name, _ in said.one(cmd.ListCache(), ev.CacheList).named] == ["book"]
     junk = Folders.from_env().cache / "kv" / "quarantine" / "bad.1"
     junk.parent.mkdir(exist_ok=True)
@@ -200,27 +201,27 @@ def test_what_lies_on_the_disk_is_listed_cleaned_up_and_kept(said: Said, home: P
 def test_the_footer_and_the_figures(said: Said) -> None:
     status = [e for e in said.ask(cmd.Send("three", 0.0)) if isinstance(e, ev.SessionStatus)][-1]
     assert status.cache is not None
-    assert status.cache.live == said.desk.front.open_chat.cache.num_attended
-    assert status.cache.allocated_bytes == said.desk.front.open_chat.cache.nbytes
+    assert status.cache.live == said.context.current_chat.cache.num_attended
+    assert status.cache.allocated_bytes == said.context.current_chat.cache.nbytes
     assert (status.session_id, status.weight_bytes > 0, status.disk_limit) == (
-        said.desk.front.open_chat.session_id, True, 20_000_000_000,
+        said.context.current_chat.session_id, True, 20_000_000_000,
     )  # fmt: skip
-    said.desk.front.ready_model.store.flush(str(status.session_id))  # rows that are still written come and go
+    said.context.ready_model.store.flush(str(status.session_id))  # rows that are still written come and go
     figures = said.one(cmd.ShowStats(), ev.SessionFigures)
     assert (figures.num_turns, figures.num_chats, figures.named_disk_bytes) == (3, 1, 0)
-    prompts = private_folder(said.desk.front.folders.cache / "prompts")
+    prompts = private_folder(said.context.folders.cache / "prompts")
     (prompts / "book.kv").write_bytes(bytes(500_000))
     now = said.one(cmd.ShowStats(), ev.SessionFigures)
     assert 500_000 < now.named_disk_bytes <= now.all_disk_bytes - figures.all_disk_bytes
     assert figures.generated_tokens == sum(
-        m.stats.generated_tokens for m in said.desk.front.open_chat.messages if m.stats
+        m.stats.generated_tokens for m in said.context.current_chat.messages if m.stats
     )
 
 
 def test_one_chat_has_one_size_on_disk_and_one_count_everywhere(said: Said, monkeypatch: pytest.MonkeyPatch) -> None:
     """588, 631 and 442 kB of one chat, and "8 turns" beside "16 turns": lists left out what was on its way to the disk,
     and called messages turns. Asked while the rows are written, and again when they are there."""
-    store, session = said.desk.front.ready_model.store, str(said.desk.front.open_chat.session_id)
+    store, session = said.context.ready_model.store, str(said.context.current_chat.session_id)
     store.flush(session)
     before = store.disk_bytes(session)
     may_write, put = threading.Event(), ChunkFiles.put
@@ -248,13 +249,13 @@ def test_one_chat_has_one_size_on_disk_and_one_count_everywhere(said: Said, monk
         waiting, all_waiting = of_the_chat(), of_all()
     finally:
         may_write.set()
-    assert said.desk.front.open_chat.stats.disk_bytes in waiting
+    assert said.context.current_chat.stats.disk_bytes in waiting
     store.flush(session)
     assert waiting == of_the_chat()
     assert len(waiting) == 1
     assert min(waiting) > before
     assert all_waiting == of_all() == {status.disk_bytes}
-    files = (said.desk.front.folders.cache / "kv").glob("??/*.safetensors")
+    files = (said.context.folders.cache / "kv").glob("??/*.safetensors")
     assert min(waiting) == sum(file.stat().st_size for file in files)
     lines = stats_lines(said.one(cmd.ShowStats(), ev.SessionFigures))
     summary = said.one(cmd.ListChats(), ev.ChatList).chats[0]
@@ -269,13 +270,13 @@ def test_settings_hold_from_the_next_reply_and_bounds_make_another_cache(said: S
     assert said.one(cmd.Send("x", 0.0), ev.TurnFinished).stats.generated_tokens <= 3
     events = said.ask(cmd.ChangeSettings(replace(SETTINGS, window=512)))
     assert [type(e) for e in events][-1] is ev.Applied
-    assert said.desk.front.open_chat.cache.plan.resolved.window == 512
-    assert len(said.desk.front.open_chat.messages) == 6
+    assert said.context.current_chat.cache.plan.resolved.window == 512
+    assert len(said.context.current_chat.messages) == 6
     assert isinstance(said.ask(cmd.SetSystem("Be terse."))[0], ev.Applied)
     said.ask(cmd.NewChat())
-    assert said.desk.front.open_chat.system == "Be terse."
+    assert said.context.current_chat.system == "Be terse."
     assert isinstance(said.ask(cmd.SetSystem(None))[-1], ev.Applied)
-    assert said.desk.front.open_chat.system is None
+    assert said.context.current_chat.system is None
 
 
 def test_a_model_that_is_not_here_is_asked_for_not_downloaded(home: Path) -> None:
@@ -290,9 +291,9 @@ def test_a_load_that_is_stopped_leaves_the_old_model_and_the_chat(said: Said, tm
     def tell(event: ev.EngineEvent) -> None:
         said.events.append(event)
         if event == ev.ModelLoading(other, "loading"):
-            said.desk.stop()
+            said.dispatcher.stop()
 
-    said.desk._tell = said.desk.front.tell = tell
+    said.dispatcher._emit = said.context.emit = tell
     events = said.ask(cmd.LoadModel(other))
     text = f"Loading {other} was stopped; load it again when you need it."
     assert events[-1] == ev.Failed(text, "stopped")
@@ -304,7 +305,7 @@ def test_what_would_not_fit_is_called_so(said: Said) -> None:
     def refuse(*args: object, **more: object) -> None:
         raise OutOfMemoryError("It needs more.")
 
-    said.desk.front.open_chat.send = refuse  # type: ignore[method-assign, assignment]
+    said.context.current_chat.send = refuse  # type: ignore[method-assign, assignment]
     assert said.one(cmd.Send("x", 0.0), ev.Failed) == ev.Failed("It needs more.", "memory", "x")
 
 

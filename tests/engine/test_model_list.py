@@ -19,7 +19,7 @@ from tests.tokenizers import tiny_folder
 def said(home: Path) -> Iterator[Said]:
     said = Said()
     yield said
-    said.desk.front.close()
+    said.context.close()
 
 
 def folders(said: Said) -> list[tuple[str, bool, str]]:

@@ -44,7 +44,7 @@ def large(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 def said(home: Path) -> Iterator[Said]:
     said = Said(replace(SETTINGS, window=4096))
     yield said
-    said.desk.front.close()
+    said.context.close()
 
 
 def test_what_is_needed_is_what_loading_and_its_cache_come_to(large: str) -> None:
@@ -62,10 +62,10 @@ def test_what_is_needed_is_what_loading_and_its_cache_come_to(large: str) -> Non
 def test_a_model_that_does_not_fit_is_not_loaded_before_somebody_says_so(said: Said, large: str) -> None:
     (found,) = said.ask(cmd.LoadModel(large))
     assert isinstance(found, ModelTight)
-    assert said.desk.front.model is None
+    assert said.context.model is None
     said.one(cmd.LoadModel(large, anyway=True), ev.ModelReady)
     assert said.one(cmd.Send("hi", 0.0), ev.TurnFinished).text
-    chat = said.desk.front.open_chat
+    chat = said.context.current_chat
     assert chat.cache.plan.config.bits is None
     assert chat.cache.plan.config.window == 4096
     careful = mlxkv.load(large)
@@ -77,19 +77,19 @@ def test_a_model_that_does_not_fit_is_not_loaded_before_somebody_says_so(said: S
 def test_four_bits_are_planned_and_fit(said: Said, large: str) -> None:
     said.one(cmd.LoadModel(large, kv_bits=4), ev.ModelReady)
     assert said.one(cmd.Send("hi", 0.0), ev.TurnFinished).stats.cache_bits == 4
-    assert said.desk.front.open_chat.cache.plan.config.window == 4096
+    assert said.context.current_chat.cache.plan.config.window == 4096
 
 
 def test_the_old_model_and_chat_stay_until_it_is_decided(said: Said, large: str, tiny_path: Path) -> None:
-    said.desk.front.settings = SETTINGS
+    said.context.settings = SETTINGS
     said.one(cmd.LoadModel(str(tiny_path)), ev.ModelReady)
     said.one(cmd.Send("hi", 0.0), ev.TurnFinished)
-    said.desk.front.settings = replace(SETTINGS, window=4096)
+    said.context.settings = replace(SETTINGS, window=4096)
     assert said.one(cmd.LoadModel(large), ModelTight)
     assert said.one(cmd.Send("still there", 0.0), ev.TurnFinished).stats.cached_tokens > 0
     opened = said.one(cmd.LoadModel(large, kv_bits=4), ev.ChatOpened)
     assert [m.text for m in opened.messages if m.role == "user"] == ["hi", "still there"]
-    assert said.desk.front.open_chat.cache.plan.config.bits == 4
+    assert said.context.current_chat.cache.plan.config.bits == 4
 
 
 def test_weights_alone_can_be_too_much_and_are_tried(
@@ -98,10 +98,10 @@ def test_weights_alone_can_be_too_much_and_are_tried(
     monkeypatch.setenv("MLXKV_MEMORY_LIMIT", "10KB")
     found = said.one(cmd.LoadModel(str(tiny_path)), ModelTight)
     assert not found.four_bit
-    said.desk.front.settings = replace(SETTINGS, window=None)
+    said.context.settings = replace(SETTINGS, window=None)
     said.one(cmd.LoadModel(str(tiny_path), anyway=True), ev.ModelReady)
     assert said.one(cmd.Send("hi", 0.0), ev.TurnFinished).text
-    assert said.desk.front.open_chat.cache.capacity <= 4096 + 64
+    assert said.context.current_chat.cache.capacity <= 4096 + 64
 
 
 def test_the_list_of_smaller_ones_has_only_those_that_fit(said: Said, monkeypatch: pytest.MonkeyPatch) -> None:

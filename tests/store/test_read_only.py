@@ -17,7 +17,7 @@ import pytest
 import mlxkv
 from mlxkv.cli.app import main
 from mlxkv.config import Folders
-from mlxkv.engine import Desk
+from mlxkv.engine import Dispatcher
 from mlxkv.errors import ConfigError, ReadOnlyError, StoreError
 from mlxkv.events import Notice, TextDelta, TurnFinished
 from mlxkv.protocol.events import ChatOpened, EngineEvent
@@ -253,7 +253,7 @@ def test_the_window_says_it_too(tiny_path: Path, folders: Folders, frozen: Freez
 
     frozen()
     told: list[EngineEvent] = []
-    desk = Desk(folders, Settings(max_tokens=4), told.append)
+    dispatcher = Dispatcher(folders, Settings(max_tokens=4), told.append)
     for command in (
         cmd.LoadModel(str(tiny_path)),
         cmd.NewChat(),
@@ -261,8 +261,8 @@ def test_the_window_says_it_too(tiny_path: Path, folders: Folders, frozen: Freez
         cmd.Send("hello", 0.0),
         cmd.ShowStats(),
     ):
-        desk.answer(command)
-    desk.front.close()
+        dispatcher.handle(command)
+    dispatcher.context.close()
     assert any(isinstance(event, TextDelta) for event in told)
     notices = [event.text for event in told if isinstance(event, Notice)]
     assert [text for text in notices if "nothing is saved" in text] == notices

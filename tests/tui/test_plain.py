@@ -1,4 +1,4 @@
-"""Line mode with a played desk: what is read, what is printed, and that nothing on the way is drawn."""
+"""Line mode with a fake dispatcher: what is read, what is printed, and that nothing on the way is drawn."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ from tests.tui.hostile_engine import NAMES, HostileEngine, bomb
 Played = Mapping[type[Command], Sequence[EngineEvent]]  # what a command is answered with
 
 
-class PlayedDesk(FakeEngine):
-    """A desk that answers as the fake engine does, and one download."""
+class FakeDispatcher(FakeEngine):
+    """A dispatcher that answers as the fake engine does, and one download."""
 
     def __init__(
         self, tell: Callable[[EngineEvent], None], engine: FakeEngine | None = None, played: Played | None = None
@@ -46,7 +46,7 @@ class PlayedDesk(FakeEngine):
         self._played = played or {}
         self._tell, self._engine = tell, engine or FakeEngine()
 
-    def answer(self, command: Command) -> None:  # type: ignore[override]
+    def handle(self, command: Command) -> None:  # type: ignore[override]
         self.commands.append(command)
         for event in self._played.get(type(command)) or self._engine.answer(command):
             self._tell(event)
@@ -63,9 +63,9 @@ def talk(
     start: tuple[Command, ...] = (),
     hostile: bool = False,
     played: Played | None = None,
-) -> tuple[str, PlayedDesk, int]:
+) -> tuple[str, FakeDispatcher, int]:
     """The transcript of a session in which the user types `lines` and then Ctrl+D. `hostile`: no echo of them."""
-    desks: list[PlayedDesk] = []
+    made: list[FakeDispatcher] = []
     out = io.StringIO()
     typed: Iterator[str] = iter(lines)
 
@@ -78,20 +78,20 @@ def talk(
             out.write(f"{line}\n")
         return line
 
-    def make(tell: Callable[[EngineEvent], None]) -> PlayedDesk:
-        desks.append(PlayedDesk(tell, HostileEngine() if hostile else None, played))
-        return desks[0]
+    def make(tell: Callable[[EngineEvent], None]) -> FakeDispatcher:
+        made.append(FakeDispatcher(tell, HostileEngine() if hostile else None, played))
+        return made[0]
 
     settings = Settings(model=bomb(), system=bomb(1)) if hostile else Settings()
     chat = PlainChat(Folders.from_env(), settings, make, out, read)
     code = chat.run(start or (LoadModel("org/Qwen3-8B-4bit"), NewChat()), ask)
-    return out.getvalue(), desks[0], code
+    return out.getvalue(), made[0], code
 
 
 def test_a_question_and_its_reply() -> None:
-    said, desk, code = talk("Why?")
+    said, dispatcher, code = talk("Why?")
     assert code == 0
-    assert desk.closed == 1
+    assert dispatcher.closed == 1
     assert "org/Qwen3-8B-4bit is ready.\nUser: Why?\nAssistant: The borrow of `map` lives" in said
     assert "(42.1 tok/s · 312 tok · first token 0.21s" in said
     assert not set(said) & set(SPINNER + BARS + "─│▰▱\x1b")
@@ -116,10 +116,10 @@ def test_a_reply_of_reasoning_alone_and_a_notice_stand_on_lines_of_their_own() -
 
 
 def test_compacting_asks_first_and_does_not_read_the_chat_out_again() -> None:
-    said, desk, code = talk("/resume rust", "/compact", "1", "/compact last")
+    said, dispatcher, code = talk("/resume rust", "/compact", "1", "/compact last")
     assert code == 0
     assert "1. Summary of 18, the last 4 messages as they are" in said
-    assert [c.summarise for c in desk.commands if isinstance(c, Compact)] == [True, False]
+    assert [c.summarise for c in dispatcher.commands if isinstance(c, Compact)] == [True, False]
     after = said[said.index("Number, or nothing: 1") :]
     assert "compacted: kept" in after
     assert "User: " not in after.replace("User: /compact last", "").removesuffix("User: \n")
@@ -141,35 +141,35 @@ def test_compacting_asks_first_and_does_not_read_the_chat_out_again() -> None:
 )
 def test_what_is_no_answer_to_a_question_is_taken_next(answers: list[str], compacts: int, sent: list[str]) -> None:
     """A command that was typed at a question, or piped in, was swallowed."""
-    said, desk, code = talk("/resume rust", "/compact", *answers)
+    said, dispatcher, code = talk("/resume rust", "/compact", *answers)
     assert code == 0
-    assert len([c for c in desk.commands if isinstance(c, Compact)]) == compacts
-    assert [c.text for c in desk.commands if isinstance(c, Send)] == sent
+    assert len([c for c in dispatcher.commands if isinstance(c, Compact)]) == compacts
+    assert [c.text for c in dispatcher.commands if isinstance(c, Send)] == sent
     assert said.count("The numbers are 1 to") == (3 if compacts and len(answers) > 1 else 0)
     if "/quit" in answers:
         assert "never" not in said
 
 
 def test_a_question_from_the_command_line_and_one_of_two_lines() -> None:
-    said, desk, _ = talk("one\\", "two", ask="first")
-    assert [c.text for c in desk.commands if isinstance(c, Send)] == ["first", "one\ntwo"]
+    said, dispatcher, _ = talk("one\\", "two", ask="first")
+    assert [c.text for c in dispatcher.commands if isinstance(c, Send)] == ["first", "one\ntwo"]
     assert said.index("User: first") < said.index("Assistant:")
 
 
 def test_a_list_is_numbered_and_a_number_chooses() -> None:
-    said, desk, _ = talk("/resume", "2")
+    said, dispatcher, _ = talk("/resume", "2")
     assert "Chats\n1. Rust lifetimes" in said
-    assert OpenChat("c2") in desk.commands
+    assert OpenChat("c2") in dispatcher.commands
     assert "User: hello\nAssistant: The borrow" in said
-    _, desk, _ = talk("/resume", "", "/resume", "99")
-    assert not any(isinstance(c, OpenChat) for c in desk.commands)
+    _, dispatcher, _ = talk("/resume", "", "/resume", "99")
+    assert not any(isinstance(c, OpenChat) for c in dispatcher.commands)
 
 
 def test_going_back_says_what_was_taken_back() -> None:
-    said, desk, _ = talk("hello", "/undo", "/edit", "better")
-    assert Rewind() in desk.commands
+    said, dispatcher, _ = talk("hello", "/undo", "/edit", "better")
+    assert Rewind() in dispatcher.commands
     assert "To change: hello" in said
-    assert not any(isinstance(c, Edit) for c in desk.commands[:-1]) or desk.commands[-1] is not None
+    assert not any(isinstance(c, Edit) for c in dispatcher.commands[:-1]) or dispatcher.commands[-1] is not None
 
 
 def test_errors_settings_and_downloads_are_lines(home: Path) -> None:
@@ -198,10 +198,10 @@ class Threads(io.StringIO):
 def test_what_a_download_says_on_its_thread_is_written_by_ours() -> None:
     out, lines = Threads(), iter(["/pull org/model"])
 
-    class Downloading(PlayedDesk):
-        def answer(self, command: Command) -> None:
+    class Downloading(FakeDispatcher):
+        def handle(self, command: Command) -> None:
             if not isinstance(command, Pull):
-                super().answer(command)
+                super().handle(command)
                 return
             states = ("asking", "downloading", "done")
             events = [PullProgress(command.name, state, 1, 2) for state in states]
@@ -220,9 +220,9 @@ def test_what_a_download_says_on_its_thread_is_written_by_ours() -> None:
 
 
 def test_without_a_model_nothing_waits_for_ever() -> None:
-    said, desk, _ = talk("hello", start=(NewChat(),))
+    said, dispatcher, _ = talk("hello", start=(NewChat(),))
     assert "No model is loaded: /model lists those there are." in said
-    assert not any(isinstance(c, Send) for c in desk.commands)
+    assert not any(isinstance(c, Send) for c in dispatcher.commands)
 
 
 def test_what_a_model_says_cannot_steer_the_terminal() -> None:
@@ -255,15 +255,15 @@ class _Each(list[EngineEvent]):
 
 def test_a_chat_that_was_open_elsewhere_is_looked_at_again_before_a_message_is_refused() -> None:
     locked = ChatOpened("c1", "Numbers", read_only="Session c1 is open in process 7.")
-    said, desk, _ = talk("hello", start=(LoadModel("m"), OpenChat("c1")), played={OpenChat: [locked]})
+    said, dispatcher, _ = talk("hello", start=(LoadModel("m"), OpenChat("c1")), played={OpenChat: [locked]})
     assert "open in another mlxkv" in said
-    assert not any(isinstance(command, Send) for command in desk.commands)
+    assert not any(isinstance(command, Send) for command in dispatcher.commands)
 
     answers = iter(((locked,), (ChatOpened("c1", "Numbers"),)))
     released = {CheckChat: [ChatReleased("c1")], OpenChat: _Each(answers)}
-    said, desk, _ = talk("hello", start=(LoadModel("m"), OpenChat("c1")), played=released)
+    said, dispatcher, _ = talk("hello", start=(LoadModel("m"), OpenChat("c1")), played=released)
     assert "The other mlxkv has closed this chat" in said
-    assert isinstance(desk.commands[-1], Send)
+    assert isinstance(dispatcher.commands[-1], Send)
 
 
 def test_reasoning_that_was_taken_for_text_is_called_so() -> None:
@@ -280,13 +280,13 @@ TOO_LONG = MessageTooLong("much", Overflow(5_102, 1_028, 3_976, 0, 8_192, 96_000
     [("", [False]), ("9", [False]), ("x", [False, False]), ("1", [False, False]), ("2", [False, True])],
 )
 def test_a_message_that_is_too_long_is_asked_about(answer: str, sent: list[bool]) -> None:
-    said, desk, _ = talk("much", answer, played={Send: [TurnStarted("much"), TOO_LONG]})
+    said, dispatcher, _ = talk("much", answer, played={Send: [TurnStarted("much"), TOO_LONG]})
     assert "Not sent: 5,102 tok, and the window holds 1,028" in said
-    sends = [c.anyway for c in desk.commands if isinstance(c, Send)]
+    sends = [c.anyway for c in dispatcher.commands if isinstance(c, Send)]
     assert sends == sent
     assert ("To change: much" in said) is (answer in ("", "x"))
     if answer == "1":
-        assert [c.settings.window for c in desk.commands if isinstance(c, ChangeSettings)] == [8_192]
+        assert [c.settings.window for c in dispatcher.commands if isinstance(c, ChangeSettings)] == [8_192]
 
 
 def test_a_message_stopped_before_its_reply_can_be_typed_again() -> None:
