@@ -150,7 +150,7 @@ def stat_segments(stats: TurnStats, kv_added: int = 0) -> list[str]:
     ]
     match stats.finish_reason:
         case "stopped":
-            return ["■ stopped", *decoded, *(["kept"] if stats.generated_tokens else []), *parts]
+            return ["■ stopped", *decoded, *parts]
         case "length":
             return [f"▲ cut at max-tokens {stats.generated_tokens:,}", *decoded, *parts]
     return [*decoded, *parts]

@@ -54,13 +54,12 @@ def test_nothing_that_was_decoded_has_no_rate(tokens: int, reason: str) -> None:
     for line in (stat_line(stats), stat_text(stats, 80), stat_text(stats, 40), stat_text(stats, 40, narrow=True)):
         assert "tok/s" not in line
         assert f"{tokens} tok" in line or "cut at max-tokens" in line
-    assert ("kept" in stat_line(stats)) is (tokens == 1 and reason == "stopped")
     assert ("first token" in stat_line(stats)) is bool(tokens)
 
 
-def test_a_stopped_reply_says_that_it_is_kept() -> None:
+def test_a_stopped_reply_says_so() -> None:
     stopped = replace(DONE, finish_reason="stopped", decode_tps=40.9, generated_tokens=88)
-    assert stat_line(stopped).startswith("■ stopped · 40.9 tok/s · 88 tok · kept")
+    assert stat_line(stopped).startswith("■ stopped · 40.9 tok/s · 88 tok · first token")
 
 
 def test_a_cut_reply_says_where() -> None:

@@ -222,7 +222,7 @@ class PlainChat:
                     self._line(missing)
                 self._line(f"({spoken(stat_line(stats))})")
             case ev.PrefillProgress(done, total) if self._is_time():
-                self._line(f"(read {done:,} of {total:,} tokens)")
+                self._line(f"(prefilled {done:,} of {total:,} tokens)")
             case ev.ModelLoading(name, phase, done, total) if total and self._is_time():
                 self._line(f"({phase} {name}: {bytes_text(done)} of {bytes_text(total)})")
             case ev.PullProgress(name, "downloading", done, total) if self._is_time():

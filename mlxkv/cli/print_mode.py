@@ -168,7 +168,7 @@ def _restored(chat: Chat) -> str:
     if back.notice:
         return clean(back.notice)
     evicted = f" + {back.evicted:,} evicted" if back.evicted else ""
-    return f"resumed {back.tokens - back.evicted:,} tok{evicted} in {back.seconds:.2f}s"
+    return f"restored {back.tokens - back.evicted:,} tok{evicted} in {back.seconds:.2f}s"
 
 
 def _event_json(event: PrefillProgress | TextDelta | Notice) -> dict[str, Any]:

@@ -85,7 +85,7 @@ def test_what_had_rotated_out_is_not_said_to_be_resumed(model: Model) -> None:
         assert again.restored
         assert again.restored.tokens - again.restored.evicted == kept
         assert view(again).restored_tokens == kept
-        assert f"resumed {kept} tok + {again.restored.evicted} evicted in" in print_mode._restored(again)
+        assert f"restored {kept} tok + {again.restored.evicted} evicted in" in print_mode._restored(again)
 
 
 def test_nothing_is_said_of_a_chat_of_which_nothing_came_back() -> None:

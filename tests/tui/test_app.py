@@ -56,7 +56,7 @@ async def test_commands() -> None:
         await w.until(lambda: "✗ There is no model “missing”" in w.said())
         await w.ask("/resume porto")
         await w.until(lambda: OpenChat("c2") in w.engine.commands)
-        await w.until(lambda: "✓ resumed 12,288 tok (1.8 GB) in 0.4s – nothing re-read" in w.said())
+        await w.until(lambda: "✓ restored 12,288 tok (1.8 GB) in 0.4s · nothing to prefill" in w.said())
         await w.ask("/bye")
         await w.until(lambda: w.app.return_value == 0)
 

@@ -119,7 +119,7 @@ def test_context_takes_one_line_per_message_at_any_width(width: int) -> None:
 def test_stats_and_memory() -> None:
     text = "\n".join(stats_lines(FIGURES))
     for words in (
-        "2 turns (4 messages) · 42.1 tok/s decoding · 812 tok/s reading",
+        "2 turns (4 messages) · 42.1 tok/s decoding · 812 tok/s prefill",
         "99% reused",
         "1.1 GB of 20 GB",
     ):

@@ -98,7 +98,7 @@ async def test_the_sidebar_hides_where_there_is_no_room_and_comes_back() -> None
 async def test_escape_twice_goes_back_to_a_message() -> None:
     async with window() as w:
         await w.ask("/resume rust")
-        await w.until(lambda: "nothing re-read" in w.said())
+        await w.until(lambda: "nothing to prefill" in w.said())
         await w.pilot.press("escape")
         await w.until(lambda: "esc again goes back" in w.bar("activity"))
         await w.pilot.press("escape")
@@ -111,7 +111,7 @@ async def test_escape_twice_goes_back_to_a_message() -> None:
 async def test_editing_a_message_and_leaving_it() -> None:
     async with window(FakeEngine(manual=True)) as w:
         await w.ask("/resume rust")
-        await w.until(lambda: "nothing re-read" in w.said())
+        await w.until(lambda: "nothing to prefill" in w.said())
         await w.ask("/edit")
         await w.until(lambda: w.app.prompt.text == "hello")
         assert "editing question 1" in w.bar("activity")

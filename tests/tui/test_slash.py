@@ -293,11 +293,11 @@ def test_a_failure_says_what_to_do(state: ChatState, kind: str, advice: str) -> 
     assert advice in lines(state)[-1]
 
 
-def test_what_rotates_out_is_told_once_per_turn_that_drops(state: ChatState) -> None:
-    for evicted, told in ((0, ""), (512, "oldest 512 tok"), (512, ""), (768, "oldest 256 tok rotated out, 768 in all")):
+def test_eviction_is_reported_once_per_turn_that_evicts(state: ChatState) -> None:
+    for evicted, told in ((0, ""), (512, "oldest 512 tok"), (512, ""), (768, "evicted the oldest 256 tok, 768 in all")):
         state.submit(cmd.Send("x", 0.0))
         state.apply(TurnFinished("stop", "y", replace(STATS, evicted_tokens=evicted)))
-        said = [text for text in lines(state) if "rotated" in text]
+        said = [text for text in lines(state) if "evicted" in text]
         assert len(said) == (1 if told else 0)
         assert not told or told in said[0]
 
@@ -333,7 +333,7 @@ def test_compacting_says_what_it_costs_before_it_does_anything(state: ChatState)
     assert sent(state) == [cmd.PlanCompact()]
     state.apply(CompactPlan("Qwen", 32_768, 4, 1_900, 18, 29_300, 500, 71, 1024))
     assert state.listing is not None
-    assert "500 tok that rotated out are in no summary" in state.listing.title
+    assert "500 evicted tok are in no summary" in state.listing.title
     rows = [(row.choice, row.facts) for row in state.listing.rows]
     assert rows == [
         (cmd.Compact(True), ("writes ≤ 1,024 tok", "reads ≤ 2,995")), (cmd.Compact(False), ("reads 1,900 tok",)),
@@ -366,7 +366,7 @@ def test_that_the_window_will_be_full_is_said_once_before_it_is(state: ChatState
     for tokens, told in ((800, False), (930, True), (960, False), (700, False), (950, True)):
         state.submit(cmd.Send("x", 0.0))
         state.apply(TurnFinished("stop", "y", replace(STATS, cache_tokens=tokens, cache_window=1000)))
-        assert any("rotates out soon · /compact" in text for text in lines(state)) is told, tokens
+        assert any("will be evicted soon · /compact" in text for text in lines(state)) is told, tokens
 
 
 TIGHT = ModelTight("org/Large-4bit", 19_200_000_000, 17_500_000_000, 24_000_000_000, True)

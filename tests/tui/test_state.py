@@ -185,7 +185,7 @@ def test_opening_a_chat_shows_its_messages(state: ChatState) -> None:
         ("user", "q"),
         ("reply", "a\n\nb"),
         ("stats", ""),
-        ("meta", "✓ resumed 12,288 tok (1.8 GB) in 0.4s – nothing re-read"),
+        ("meta", "✓ restored 12,288 tok (1.8 GB) in 0.4s · nothing to prefill"),
         ("meta", "mind the gap"),
     ]
     assert state.title == "Ru␛st"
@@ -272,7 +272,7 @@ def test_activity(clock: Clock) -> None:
     assert state.activity(80) == ("", "")  # a short prefill says nothing
     clock.now += 0.6
     feed(state, PrefillProgress(4096, 12_288, 0, 812.0))
-    assert state.activity(80) == ("⠦ reading prompt 4,096/12,288 · 812 tok/s · ~10s left", "esc to cancel")
+    assert state.activity(80) == ("⠦ prefill 4,096/12,288 · 812 tok/s · ~10s left", "esc to cancel")
     feed(state, TextDelta("a", 1))
     clock.now += 3
     feed(state, TextDelta("b", 127))

@@ -50,7 +50,7 @@ def test_type_stop_type_again_quit_and_go_on(model: list[str]) -> None:
 
     second = Terminal(["-c"], rows=50)
     second.wait_for("Once upon a time")
-    second.wait_for("nothing re-read")
+    second.wait_for("nothing to prefill")
     second.type("And\r")
     second.wait_for("esc to stop")
     second.type("\x1b")

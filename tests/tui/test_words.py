@@ -26,7 +26,7 @@ def test_footer() -> None:
     assert "saving" not in footer_text(replace(STATUS, saved="not saved: disk full"), 80, saving=41)
     assert footer_text(SessionStatus(), 80) == ""
     assert footer_text(replace(STATUS, saved="not saved: disk full"), 30).startswith("▲ not saved: disk full")
-    assert footer_text(replace(STATUS, memory_limit=0, saved="off"), 80).endswith("mem 5.6 GB · this chat is not kept")
+    assert footer_text(replace(STATUS, memory_limit=0, saved="off"), 80).endswith("mem 5.6 GB · not saving this chat")
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,7 @@ def test_footer() -> None:
         (19, "ctx ▰▱▱▱▱▱▱▱ 19%", ""),
         (75, "ctx ▰▰▰▰▰▰▱▱ 75%", "warning"),
         (92, "ctx ▰▰▰▰▰▰▰▱ 92% – nearly full", "error"),
-        (100, "ctx ▰▰▰▰▰▰▰▰ 100% – rotating", "error"),
+        (100, "ctx ▰▰▰▰▰▰▰▰ 100% – evicting", "error"),
     ],
 )
 def test_gauge(tokens: int, text: str, level: str) -> None:

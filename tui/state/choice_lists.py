@@ -145,7 +145,7 @@ def compact_list(plan: CompactPlan) -> Listing:
         cost = (f"writes ≤ {plan.summary_tokens:,} tok", f"reads ≤ {reads:,}")
         rows.insert(0, Row(f"Summary of {plan.older_messages}, the {last}", cmd.Compact(True), cost))
         if plan.gone_tokens:
-            title += f"; the {plan.gone_tokens:,} tok that rotated out are in no summary"
+            title += f"; the {plan.gone_tokens:,} evicted tok are in no summary"
     return replace(confirm(title, (*rows, Row("Leave it"))), hint="⏎ choose · esc leave it")
 
 

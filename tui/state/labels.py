@@ -44,10 +44,11 @@ def stat_text(stats: TurnStats, width: int, kv_added: int = 0, narrow: bool = Fa
     if len(" · ".join(parts)) <= width:
         return " · ".join(parts)
     short = [p.replace("first token ", "first ").replace(" + ", "+") for p in stat_segments(stats)]
-    if next_step:  # a reply that was cut is better gone on with than timed
-        short.insert(short.index("kept") + 1 if "kept" in short else 1, next_step)
-    # Rate, tokens, what was read and the KV say most; the times go first.
-    for expendable in (short[-1], *(p for p in short if p == "kept" or p.startswith("first "))):
+    if next_step:  # continuing a reply that was cut matters more than its times
+        at = 1 if stats.finish_reason == "length" else short.index(f"{stats.generated_tokens:,} tok") + 1
+        short.insert(at, next_step)
+    # Rate, tokens, prompt and KV matter most: the times are dropped first.
+    for expendable in (short[-1], *(p for p in short if p.startswith("first "))):
         if len(" · ".join(short)) > width:
             short.remove(expendable)
     return fit(short, width)
@@ -85,8 +86,8 @@ def loading_text(event: ModelLoading) -> list[str]:
 
 def prefill_text(event: PrefillProgress | None) -> list[str]:
     if event is None:
-        return ["reading prompt"]
-    parts = [f"reading prompt {event.done:,}/{event.total:,}"]
+        return ["prefill"]
+    parts = [f"prefill {event.done:,}/{event.total:,}"]
     if event.tps > 0:
         parts.append(f"{rate_text(event.tps)} tok/s")
         parts.append(f"~{seconds_short(max(0, event.total - event.done) / event.tps)} left")
@@ -102,7 +103,7 @@ def streaming_text(tps: float, tokens: int, seconds: float) -> list[str]:
 
 
 def restored_text(tokens: int, num_bytes: int, seconds: float) -> str:
-    return f"✓ resumed {tokens:,} tok ({bytes_text(num_bytes)}) in {seconds:.1f}s – nothing re-read"
+    return f"✓ restored {tokens:,} tok ({bytes_text(num_bytes)}) in {seconds:.1f}s · nothing to prefill"
 
 
 def number_range(count: int) -> str:
@@ -134,7 +135,7 @@ def rotated_text(stats: TurnStats, before: int) -> str:
         return ""
     total = f", {stats.evicted_tokens:,} in all" if before else ""
     full = f"{stats.cache_window:,}/{stats.cache_window:,}"
-    return f"▲ context full {full}: the oldest {gone:,} tok rotated out{total} · /compact · /context · /set ctx"
+    return f"▲ context full {full}: evicted the oldest {gone:,} tok{total} · /compact · /context · /set ctx"
 
 
 def nearly_full_text(stats: TurnStats, before: int) -> str:
@@ -143,7 +144,7 @@ def nearly_full_text(stats: TurnStats, before: int) -> str:
     if not most or stats.evicted_tokens or not before < most <= stats.cache_tokens:
         return ""
     share = 100 * stats.cache_tokens // stats.cache_window
-    return f"▲ context {share}% full: what is oldest rotates out soon · /compact puts a summary in its place"
+    return f"▲ context {share}% full: the oldest tokens will be evicted soon · /compact replaces them with a summary"
 
 
 def advice(kind: str) -> str:
@@ -151,7 +152,7 @@ def advice(kind: str) -> str:
     return {
         "memory": " · chat saved · /set kv-bits 4 · /set ctx · /model",
         "disk": " · free some space, then /retry",
-        "locked": " · /fork goes on in a copy",
+        "locked": " · /fork continues in a copy",
     }.get(kind, "")
 
 
@@ -168,7 +169,7 @@ def footer_text(status: SessionStatus, width: int, narrow: bool = False, saving:
         parts.append(f"{tokens_text(status.cache_tokens)}/{tokens_text(status.cache_window)} tok")
     if status.memory_used:
         parts.append(f"mem {pair_text(status.memory_used, status.memory_limit)}")
-    saved = {"": "", "saving": "saving …", "saved": "saved ✓", "off": "this chat is not kept"}
+    saved = {"": "", "saving": "saving …", "saved": "saved ✓", "off": "not saving this chat"}
     last = saved.get(status.saved, f"▲ {status.saved}")
     if status.saved.startswith("not saved"):  # the one part that must not be dropped
         parts.insert(0, last)
@@ -190,6 +191,6 @@ def gauge_text(status: SessionStatus, width: int) -> tuple[str, str]:
     share = percent(status)
     cells = 16 if width >= 100 else 8
     full = min(cells, max(share * cells // 100, 1 if share else 0))
-    words = " – rotating" if share >= 100 else " – nearly full" if share >= 90 else ""
+    words = " – evicting" if share >= 100 else " – nearly full" if share >= 90 else ""
     level = "error" if share >= 90 else "warning" if share >= 75 else ""
     return f"ctx {FULL * full}{EMPTY * (cells - full)} {share}%{words}", level

@@ -51,7 +51,7 @@ def context_line(line: str, width: int) -> str:
 
 def stats_lines(f: SessionFigures) -> list[str]:
     rates = f"{rate_text(f.decode_tps)} tok/s decoding" if f.decode_tps else "nothing decoded yet"
-    rates += f" · {rate_text(f.prefill_tps)} tok/s reading" if f.prefill_tps else ""
+    rates += f" · {rate_text(f.prefill_tps)} tok/s prefill" if f.prefill_tps else ""
     asked = f.prefill_tokens + f.cached_tokens
     saved = f" ({100 * (f.cached_tokens - f.cached_evicted_tokens) // asked}% reused)" if asked else ""
     prompt = prompt_text(f.prefill_tokens, f.cached_tokens, f.cached_evicted_tokens)

@@ -46,7 +46,7 @@ COMMANDS = (
     Slash("export", "[format] [path]", "write this chat to a file: md, json or mlxkv, as it ends", words=CHAT_FORMATS),
     Slash("find", "[text]", "search in this chat"),
     # turns
-    Slash("fork", "[question]", "go on in a copy, from here or from a question"),
+    Slash("fork", "[question]", "continue in a copy, from here or from a question"),
     Slash("tree", "", "the branches of this chat"),
     Slash("rewind", "[question]", "go back to a question, by its number or from a list"),
     Slash("undo", "", "take the last turn back; the old branch stays"),
