@@ -113,8 +113,8 @@ class ChatApp(ManagingApp, inherit_bindings=False):
         self._theme_changed(self.current_theme)
         if self.settings.keys:
             self.set_keymap(dict(self.settings.keys))
-        self.prompt.count = self.state.counts.of
-        self.transcript.count_with(self.state.counts.of)
+        self.prompt.count = self.state.token_counts.count
+        self.transcript.count_with(self.state.token_counts.count)
         self.prompt.focus()
         self.state.begin(self.first_commands)
         if self._ask:

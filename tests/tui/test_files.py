@@ -49,8 +49,8 @@ def test_a_name_of_any_letters_is_offered_and_sent(name: str, base: Path) -> Non
     assert menu is not None
     assert menu.entries[0].label == name
     written = f"see {menu.entries[0].insert}"
-    assert attach.typing(written.removesuffix('"')) == (4, name)
-    assert attach.files_in(f"{written} and", base) == [name]
+    assert attach.partial_mention(written.removesuffix('"')) == (4, name)
+    assert attach.mentioned_files(f"{written} and", base) == [name]
     assert f"\nin {name}\n" in attach.attach(written, base)
 
 

@@ -15,8 +15,18 @@ from mlxkv.protocol.status import CacheView, ContextPart, ContextUse, SessionFig
 from mlxkv.tui.markdown.block_renderer import Look, Renderer
 from mlxkv.tui.state.blocks import CONTEXT as CONTEXT_INFO
 from mlxkv.tui.state.blocks import Block, Kind
-from mlxkv.tui.state.gauges import EVICTED, FREE, LIVE, PINNED, bar, narrow_lines, ring_strip, sparkline, wide_lines
-from mlxkv.tui.state.rate_meter import Meter
+from mlxkv.tui.state.gauges import (
+    EVICTED,
+    FREE,
+    LIVE,
+    PINNED,
+    SpeedMeter,
+    bar,
+    narrow_lines,
+    ring_strip,
+    sparkline,
+    wide_lines,
+)
 from mlxkv.tui.state.reports import context_line, context_lines, memory_lines, stats_lines
 from tests.tui.fake_engine import CONTEXT, FIGURES, RING, STATS, STATUS
 
@@ -70,23 +80,23 @@ def test_the_panel_says_everything_in_words_too() -> None:
     ):  # fmt: skip
         assert words in text
     assert "4-bit" in "\n".join(wide_lines(replace(STATUS, cache=replace(RING, bits=4)), [], 0.0, 100))
-    assert "nothing is cached yet" in wide_lines(SessionStatus(), [], 0.0, 80)[0]
+    assert "Ring    empty" in wide_lines(SessionStatus(), [], 0.0, 80)[0]
     assert all(len(line) <= 27 for line in narrow_lines(STATUS, [0] * 59 + [420], 1812.0, 27))
 
 
 def test_the_meter_counts_tokens_by_the_second() -> None:
-    meter = Meter()
-    meter.take(TurnStarted("q"), 0.0)
-    meter.take(PrefillProgress(1, 2, 0, 300.0), 0.5)
+    meter = SpeedMeter()
+    meter.record(TurnStarted("q"), 0.0)
+    meter.record(PrefillProgress(1, 2, 0, 300.0), 0.5)
     for i in range(30):
-        meter.take(TextDelta("x", i + 1), 1.0 + i / 10)
+        meter.record(TextDelta("x", i + 1), 1.0 + i / 10)
     assert meter.rates(4.0)[-3:] == [10, 10, 10]
     assert meter.prefill_tps == 300.0
-    meter.take(TurnFinished("stop", "", STATS), 4.0)
-    meter.take(TextDelta("x", 5), 4.5)  # a new reply counts from the beginning
+    meter.record(TurnFinished("stop", "", STATS), 4.0)
+    meter.record(TextDelta("x", 5), 4.5)  # a new reply counts from the beginning
     assert meter.rates(5.0)[-1] == 5
-    meter.take(TurnStarted("after one that failed"), 5.5)
-    meter.take(TextDelta("x", 2), 5.6)
+    meter.record(TurnStarted("after one that failed"), 5.5)
+    meter.record(TextDelta("x", 2), 5.6)
     assert meter.rates(6.0)[-1] == 2
     assert sum(meter.rates(100.0)) == 0
     assert len(meter.rates(100.0)) == 60

@@ -25,7 +25,7 @@ def test_what_must_be_typed(text: str) -> None:
     assert parse(as_typed(text)) == Prompt(text)
 
 
-FILE = attach.Attached("notes.txt", "one\ntwo")
+FILE = attach.Attachment("notes.txt", "one\ntwo")
 SECTION = "\n\nFile `notes.txt`:\n```\none\ntwo\n```"
 
 
@@ -47,8 +47,8 @@ def test_files_that_came_with_it(text: str, typed: str, tmp_path: Path) -> None:
 
 
 def _swapped(
-    recalled: tuple[str, dict[str, attach.Attached]], base: Path
-) -> tuple[str, Path, dict[str, attach.Attached]]:
+    recalled: tuple[str, dict[str, attach.Attachment]], base: Path
+) -> tuple[str, Path, dict[str, attach.Attachment]]:
     return recalled[0], base, recalled[1]
 
 

@@ -16,7 +16,7 @@ from rich.style import Style
 
 from mlxkv.text.clean import clean, clean_joined
 from mlxkv.tui.markdown.wrap import Line, Row, wrap
-from mlxkv.tui.state.attachments import parts
+from mlxkv.tui.state.attachments import split_attachments
 from mlxkv.tui.state.blocks import CONTEXT, Block, Kind
 from mlxkv.tui.state.choices import cut
 from mlxkv.tui.state.labels import stat_text, version_text
@@ -111,7 +111,7 @@ class Renderer:
     def _user(self, block: Block, room: int) -> list[Row]:
         """A question: long ones and the files that came with it are folded."""
         muted = _style(self.look.muted)
-        text, files = parts(block.text) if block.folded else (block.text, [])
+        text, files = split_attachments(block.text) if block.folded else (block.text, [])
         sign, whole = Segment(" ❯ ", _style(self.look.accent)), text.rstrip("\n")
         head = whole[:HUGE] if block.folded else whole
         rows = _hung(self._plain(head), BOLD, room, sign)

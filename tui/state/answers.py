@@ -63,7 +63,7 @@ def take(state: ChatState, event: ev.EngineEvent) -> None:
             stays = "stay on disk whatever else wants the room; /cache pin again lets them go"
             state.say(f"The rows of this chat {stays if pinned else 'may go again when others want the room'}.")
         case ev.TokensCounted(key, tokens):
-            state.counts.take(key, tokens)
+            state.token_counts.set_count(key, tokens)
         case ev.CompactPlan():
             state.answered(cmd.PlanCompact)
             state.show(lists.compact_list(event))

@@ -1,15 +1,16 @@
-"""Files in a prompt: `@src/main.rs` sends the file along. Pure but for reading; UI thread.
+"""What a prompt stands for: files (`@src/main.rs`), their token counts, and placeholders of long pastes. UI thread.
 
-The contents follow the question under a heading with the path, so they are part of what was said: saved with it, shown
-folded, and sent again only when the question is.
+The text of a file follows the question under a heading with its path. It is part of the message: saved with it, shown
+folded. Pure, except that files are read.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
 
 from mlxkv.stats import tokens_text
@@ -19,72 +20,76 @@ from mlxkv.text.encoding import decode
 MAX_FILE = 1 << 20  # bytes; a million characters fill most windows
 MAX_TOTAL = 4 << 20
 
+FOLDED_LINES = 8  # a paste of so many lines, or of so many characters, is shown as a placeholder
+FOLDED_CHARACTERS = 1000
+
 _WORD = re.compile(r"(?<!\S)@(?:\"((?:[^\"\\\n]|\\.)+)\"|([^\s\"]\S*))")
 _TYPING = re.compile(r"(?:^|(?<=\s))@(\"(?:[^\"\\\n]|\\.)*|[^\s\"]*)$")
 _ESCAPED = re.compile(r"\\(.)")
+_PASTE = re.compile(r"\[Pasted text #(\d+) (?:\+[\d,]+ lines|[\d,]+ characters)\]")
 _SECTION = re.compile(r"\n\nFile `([^`\n]+)`:\n(`{3,})\n(.*?)\n\2(?=\n\nFile `|\n*\Z)", re.DOTALL)
 
 
 class AttachError(Exception):
-    """One sentence for the user."""
+    """A file cannot be attached; the message is a sentence for the user."""
 
 
 @dataclass(frozen=True)
-class Attached:
+class Attachment:
     path: str
     text: str
 
     def size(self, tokens: int | None = None) -> str:
-        """`212 lines · 2.9k tok`; `~2.9k` where nobody has counted: a token is about four characters."""
+        """`212 lines · 2.9k tok`; `~2.9k`, estimated at four characters a token, while the count is unknown (None)."""
         lines = self.text.count("\n") + (not self.text.endswith("\n"))
         count, about = (len(self.text) // 4, "~") if tokens is None else (tokens, "")
         return f"{lines:,} line{'' if lines == 1 else 's'} · {about}{tokens_text(count)} tok"
 
 
-def typing(line: str) -> tuple[int, str] | None:
-    """If `line`, up to the cursor, ends in a file that is being named: where its `@` is, and the name so far."""
+def partial_mention(line: str) -> tuple[int, str] | None:
+    """The unfinished `@path` at the end of `line` (the text before the cursor): column of its `@`, and the path."""
     match = _TYPING.search(line)
     if match is None:
         return None
     return match.start(), _ESCAPED.sub(r"\1", match[1][1:]) if match[1].startswith('"') else match[1]
 
 
-def named(path: str) -> str:
-    """How a prompt names `path`."""
+def mention(path: str) -> str:
+    """`@path`, quoted where the path has spaces or quotes."""
     if re.search(r"[\s\"]", path) is None:
         return f"@{path}"
     quoted = path.replace("\\", "\\\\").replace('"', '\\"')
     return f'@"{quoted}"'
 
 
-def files_in(text: str, base: Path, recalled: Mapping[str, Attached] = {}) -> list[str]:
-    """The files that `text` names and that are there, or `recalled`; a word like `@someone` is only a word."""
+def mentioned_files(text: str, base: Path, recalled: Mapping[str, Attachment] = {}) -> list[str]:
+    """Paths mentioned in `text` that exist or are in `recalled`; any other word, such as `@someone`, stays a word."""
     found: list[str] = []
     for match in _WORD.finditer(text):
-        name = next((name for name in _names(match) if name in recalled or is_there(base, name)), None)
+        name = next((name for name in _names(match) if name in recalled or exists(base, name)), None)
         if name and name not in found:
             found.append(name)
     return found
 
 
 def _names(match: re.Match[str]) -> list[str]:
-    """What a word may name: all of it, or all but the punctuation at its end."""
+    """Possible paths of a mention: the whole word, or the word without punctuation at its end."""
     names = [_ESCAPED.sub(r"\1", match[1])] if match[1] else [match[2], match[2].rstrip(".,;:!?)]}'")]
     return [name for name in names if name]
 
 
-def is_there(base: Path, name: str) -> bool:
+def exists(base: Path, name: str) -> bool:
     try:
         return not (base / Path(name).expanduser()).is_dir() and os.path.lexists(base / Path(name).expanduser())
     except (OSError, ValueError, RuntimeError):
         return False
 
 
-def read(path: str, base: Path) -> Attached:
-    """The text of a file.
+def read(path: str, base: Path) -> Attachment:
+    """Read a file to attach.
 
     Raises:
-        AttachError: if it cannot be read, is no regular file, is too large, or is not text in UTF-8.
+        AttachError: if it is unreadable, no regular file, larger than `MAX_FILE`, or not UTF-8 text.
     """
     try:
         with opened(base / Path(path).expanduser()) as file:
@@ -97,20 +102,20 @@ def read(path: str, base: Path) -> Attached:
             f"{path} has {max(size, len(data)):,} bytes; at most {MAX_FILE:,} can be attached. Send a part of it."
         )
     try:
-        return Attached(path, decode(data))
+        return Attachment(path, decode(data))
     except ValueError:
         raise AttachError(f"{path} is not text in UTF-8, so a model cannot read it.") from None
 
 
-def attach(text: str, base: Path, recalled: Mapping[str, Attached] = {}) -> str:
-    """`text` followed by the files it names; one that is gone as it was when it was sent before (`recalled`).
+def attach(text: str, base: Path, recalled: Mapping[str, Attachment] = {}) -> str:
+    """`text` followed by the files it mentions. Of a file that was deleted, the text sent before (`recalled`) is used.
 
     Raises:
-        AttachError: as `read`, or if they are too large together.
+        AttachError: see `read`; also if the files exceed `MAX_TOTAL` together.
     """
     files = [
-        recalled[path] if path in recalled and not is_there(base, path) else read(path, base)
-        for path in files_in(text, base, recalled)
+        recalled[path] if path in recalled and not exists(base, path) else read(path, base)
+        for path in mentioned_files(text, base, recalled)
     ]
     total = sum(len(file.text) for file in files)
     if total > MAX_TOTAL:
@@ -118,7 +123,7 @@ def attach(text: str, base: Path, recalled: Mapping[str, Attached] = {}) -> str:
     return text + "".join(_section(file) for file in files)
 
 
-def _section(file: Attached) -> str:
+def _section(file: Attachment) -> str:
     longest = max((len(run) for run in re.findall(r"`{3,}", file.text)), default=2)
     fence = "`" * (longest + 1)
     return f"\n\nFile `{_heading(file.path)}`:\n{fence}\n{file.text.rstrip(chr(10))}\n{fence}"
@@ -128,22 +133,83 @@ def _heading(path: str) -> str:
     return path.replace("`", "'").replace("\n", " ")
 
 
-def recall(text: str) -> tuple[str, dict[str, Attached]]:
-    """A sent text as it was typed, and the files that came with it by the names it has for them.
+def recall(text: str) -> tuple[str, dict[str, Attachment]]:
+    """A sent text as it was typed, and its attachments by path.
 
-    Sections that no name in it accounts for were typed or pasted, and stay.
+    If a section has no mention in the text, it was typed or pasted: then the text is returned unchanged.
     """
-    question, files = parts(text)
+    question, files = split_attachments(text)
     names = {_heading(name): name for match in _WORD.finditer(question) for name in _names(match)}
     if any(file.path not in names for file in files):
         return text, {}
     return question, {names[file.path]: file for file in files}
 
 
-def parts(text: str) -> tuple[str, list[Attached]]:
-    """A sent text as the question and the files that came with it."""
+def split_attachments(text: str) -> tuple[str, list[Attachment]]:
+    """Split a sent text into the question and its attachments."""
     match = _SECTION.search(text)
     if match is None:
         return text, []
-    files = [Attached(found[1], found[3]) for found in _SECTION.finditer(text, match.start())]
+    files = [Attachment(found[1], found[3]) for found in _SECTION.finditer(text, match.start())]
     return text[: match.start()], files
+
+
+class TokenCounts:
+    """Token counts of texts by the loaded model's tokenizer. Each text is requested once per model.
+
+    `request` takes a key and the text to count; the engine's answer arrives by `set_count`.
+    """
+
+    def __init__(self, request: Callable[[str, str], object]) -> None:
+        self._request = request
+        self._counts: dict[str, int] = {}
+        self._requested: set[str] = set()
+        self._has_model = False
+
+    def count(self, text: str) -> int | None:
+        """Tokens of a file's text as it is sent, without line feeds at its end; None until the engine has counted."""
+        text = text.rstrip("\n")
+        key = blake2b(text.encode("utf-8", "replace"), digest_size=16).hexdigest()
+        if self._has_model and key not in self._requested:
+            self._requested.add(key)
+            self._request(key, text)
+        return self._counts.get(key)
+
+    def set_count(self, key: str, tokens: int) -> None:
+        self._counts[key] = tokens
+
+    def reset(self) -> None:
+        """Drop all counts: another model, with another tokenizer, is loaded."""
+        self._counts.clear()
+        self._requested.clear()
+        self._has_model = True
+
+
+class Pastes:
+    """Long pastes, each shown in the prompt as `[Pasted text #1 +40 lines]`. An edited placeholder is plain text."""
+
+    def __init__(self) -> None:
+        self._texts: dict[str, str] = {}
+
+    def fold(self, text: str) -> str:
+        """A new placeholder for `text`; a short text is returned unchanged."""
+        lines = text.count("\n") + (not text.endswith("\n"))
+        if lines < FOLDED_LINES and len(text) < FOLDED_CHARACTERS:
+            return text
+        size = f"+{lines:,} lines" if lines > 1 else f"{len(text):,} characters"
+        mark = f"[Pasted text #{len(self._texts) + 1} {size}]"
+        self._texts[mark] = text
+        return mark
+
+    def expand(self, text: str) -> str:
+        """`text` with every placeholder replaced by its paste; pastes themselves are not expanded."""
+        return _PASTE.sub(lambda match: self._texts.get(match[0], match[0]), text)
+
+    def clear(self) -> dict[str, str]:
+        """Forget all pastes, once the prompt is sent; returns them for `restore`."""
+        texts, self._texts = self._texts, {}
+        return texts
+
+    def restore(self, text: str, texts: Mapping[str, str]) -> str:
+        """Put the pastes of a cleared prompt back; returns `text` with its placeholders renumbered."""
+        return _PASTE.sub(lambda match: self.fold(texts[match[0]]) if match[0] in texts else match[0], text)

@@ -20,12 +20,12 @@ from mlxkv.stats import evicted_text, fit
 from mlxkv.text.clean import clean
 from mlxkv.tui.state import answers
 from mlxkv.tui.state import choice_lists as lists
+from mlxkv.tui.state.attachments import TokenCounts
 from mlxkv.tui.state.chat_list import latest_first
 from mlxkv.tui.state.choices import Listing, SendAnyway
+from mlxkv.tui.state.gauges import SpeedMeter
 from mlxkv.tui.state.labels import advice, loading_text, pull_text, restoring_text, spinner
-from mlxkv.tui.state.rate_meter import Meter
 from mlxkv.tui.state.slash import as_typed
-from mlxkv.tui.state.token_counts import Counts
 from mlxkv.tui.state.transcript import Story
 
 _MOMENT = (cmd.SearchChats, cmd.ListModels, cmd.ExportChat, cmd.PlanCompact, cmd.Compact, cmd.CollectCache)
@@ -52,7 +52,7 @@ class ChatState(Story):
         self.session_id: str | None = None
         self.status = ev.SessionStatus()
         self.saving: int | None = None  # per cent of the rows that are on their way to the disk
-        self.meter = Meter()
+        self.meter = SpeedMeter()
         self.stopped = False  # the engine is gone
         self.failed = False  # it went with an error
         self.read_only = ""  # who else has the chat open
@@ -61,7 +61,7 @@ class ChatState(Story):
         self.system = self.settings.system  # of new chats
         self.chats: tuple[ev.ChatSummary, ...] = ()
         self.models: tuple[ev.ModelCard, ...] = ()
-        self.counts = Counts(lambda key, text: self.outbox.append(cmd.CountTokens(key, text)))
+        self.token_counts = TokenCounts(lambda key, text: self.outbox.append(cmd.CountTokens(key, text)))
         self.pull: ev.PullProgress | None = None
         # For the app to take: a list to show, a text for the prompt.
         self.listing: Listing | None = None
@@ -226,7 +226,7 @@ class ChatState(Story):
 
     def apply(self, event: ev.EngineEvent) -> None:
         """Take one event; never raises for text, however hostile."""
-        self.meter.take(event, self.clock())
+        self.meter.record(event, self.clock())
         match event:
             case ev.TextDelta() | ev.PrefillProgress():
                 self.hear(event)
@@ -256,7 +256,7 @@ class ChatState(Story):
                 self._loading = event
             case ev.ModelReady(name):
                 self.model, self._ready, self._loading = clean(name), True, None
-                self.counts.forget()
+                self.token_counts.reset()
                 self.answered(cmd.LoadModel)
                 if self._later is not None:
                     later, self._later = self._later, None

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlxkv.tui.state import attachments as attach
-from mlxkv.tui.state import file_index as files
+from mlxkv.tui.state import file_index
+from mlxkv.tui.state.attachments import mention
 from mlxkv.tui.state.fuzzy import best
 from mlxkv.tui.state.slash import BY_NAME, Prompt, complete, parse
 from mlxkv.tui.widgets.completion_menu import Entry, Menu, Source
@@ -36,10 +36,10 @@ def command_menu(text: str, words: Mapping[str, Sequence[str]]) -> Menu | None:
 
 def file_menu(typed: str, known: Sequence[str], base: Path) -> Menu | None:
     """For `@` and a part of a path."""
-    found = files.list_folder(typed, base) if files.is_path(typed) else files.matching(typed, known)
+    found = file_index.list_folder(typed, base) if file_index.is_path(typed) else file_index.matching(typed, known)
     if not found:
         return None
-    return Menu(Source.FILE, [Entry(attach.named(path), path, "", path.startswith(typed)) for path in found])
+    return Menu(Source.FILE, [Entry(mention(path), path, "", path.startswith(typed)) for path in found])
 
 
 def history_menu(typed: str, entries: Sequence[str]) -> Menu:

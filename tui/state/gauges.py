@@ -1,42 +1,46 @@
-"""What the panel draws: the ring as a strip, the last minute as a sparkline, memory and disk as lines. Pure."""
+"""Lines of the cache panel: the ring as a strip, decode speed of the last minute, memory, disk. Pure; UI thread."""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from mlxkv.events import PrefillProgress, TextDelta, TurnFinished
+from mlxkv.protocol.events import EngineEvent, TurnStarted
 from mlxkv.protocol.status import CacheView, SessionStatus
 from mlxkv.stats import bytes_text, disk_text, rate_text
 from mlxkv.tui.state.choices import cut
 
 BARS = "▁▂▃▄▅▆▇█"
+SECONDS = 60  # of decode speed
 PINNED, LIVE, EVICTED, FREE, HEAD = "█", "▓", "░", "·", "┃"
 
 
 @dataclass(frozen=True)
 class Strip:
-    """The ring, and below it a line that marks the row the next token is written to."""
+    """The ring, and the line below it that marks the next row to be written."""
 
     cells: str
     marks: str
 
 
 def ring_strip(cache: CacheView, width: int) -> Strip:
-    """One cell for an equal share of the rows: pinned, live, free; behind the window the rows evicted last."""
+    """Cells for equal shares of the rows: pinned, live, free; after the window, the evicted rows of the undo area."""
     rows = max(1, cache.capacity + cache.undo)
     ends = (cache.pinned, max(cache.live, cache.pinned), cache.capacity, cache.capacity + cache.undo)
     cells = ""
     for sign, end in zip((PINNED, LIVE, FREE, EVICTED), ends, strict=True):
         target = width * end // rows
         if end and sign is PINNED:
-            target = max(1, target)  # a few rows of many are still worth a cell
+            target = max(1, target)  # few as they are, pinned rows always show
         cells += sign * max(0, target - len(cells))
     head = min(width - 1, width * cache.head // rows)
     return Strip(cells.ljust(width, FREE)[:width], f"{' ' * head}▲")
 
 
 def sparkline(rates: Sequence[int], width: int) -> str:
-    """The latest `width` seconds; the tallest bar is the fastest of them, none at all is a blank."""
+    """Bars of the last `width` seconds, scaled to the fastest; a second without tokens is a blank."""
     shown = list(rates)[-width:]
     most = max(shown, default=0)
     if not most:
@@ -49,26 +53,26 @@ def bar(share: float, width: int) -> str:
     return "▰" * full + "▱" * (width - full)
 
 
-def ring_words(cache: CacheView, room: int = 200) -> str:
+def ring_legend(cache: CacheView, room: int = 200) -> str:
     words = (
         f"{PINNED} pinned {cache.pinned:,}  {LIVE} live {max(0, cache.live - cache.pinned):,}  "
         f"{EVICTED} evicted {cache.evicted:,}  ▲ next write  of {cache.capacity:,} rows"
     )
-    if cache.bits:  # of two ways to say the mark the first that leaves room for the bits
-        ways = [f"{w}, {cache.bits}-bit" for w in (words, words.replace(" next write", " next"))]
-        return next((way for way in ways if len(way) <= room), ways[-1])
+    if cache.bits:  # shorten "next write" where the bits would not fit
+        long, short = (f"{w}, {cache.bits}-bit" for w in (words, words.replace(" next write", " next")))
+        return long if len(long) <= room else short
     whole = f"{words}, full precision"
     return whole if len(whole) <= room else words
 
 
 def wide_lines(status: SessionStatus, rates: Sequence[int], prefill_tps: float, width: int) -> list[str]:
-    """The panel across the window: six lines."""
+    """The panel across the window, six lines."""
     cache = status.cache
     if cache is None or not cache.capacity:
-        ring = ["Ring    nothing is cached yet", "", ""]
+        ring = ["Ring    empty", "", ""]
     else:
         strip = ring_strip(cache, max(10, width - 9))
-        ring = [f"Ring    {strip.cells}", f"        {strip.marks}", f"        {ring_words(cache, width - 8)}"]
+        ring = [f"Ring    {strip.cells}", f"        {strip.marks}", f"        {ring_legend(cache, width - 8)}"]
     now = max((rate for rate in rates[-3:]), default=0)
     read = f"prefill {rate_text(prefill_tps)} tok/s" if prefill_tps else "prefill –"
     words = f" {now} tok/s, last 60 s · {read}"
@@ -87,7 +91,7 @@ def wide_lines(status: SessionStatus, rates: Sequence[int], prefill_tps: float, 
 
 
 def narrow_lines(status: SessionStatus, rates: Sequence[int], prefill_tps: float, width: int) -> list[str]:
-    """The same under the list of chats: one column."""
+    """The panel under the list of chats, one column."""
     cache = status.cache
     now = max((rate for rate in rates[-3:]), default=0)
     rate = f" {now} t/s"
@@ -103,3 +107,34 @@ def narrow_lines(status: SessionStatus, rates: Sequence[int], prefill_tps: float
     if status.memory_limit:
         lines.append(f" free     {bytes_text(max(0, status.memory_limit - status.memory_used))}")
     return [*lines, f"Disk KV  {disk_text(status.disk_bytes, status.disk_limit)}"]
+
+
+class SpeedMeter:
+    """Generated tokens per second of the last minute. `prefill_tps` is that of the last prompt, 0 before any."""
+
+    def __init__(self) -> None:
+        self.prefill_tps = 0.0
+        self._seconds: deque[tuple[int, int]] = deque(maxlen=SECONDS + 2)  # second, tokens in it
+        self._counted = 0
+
+    def record(self, event: EngineEvent, now: float) -> None:
+        match event:
+            case TextDelta(_, num_tokens):
+                new, self._counted = max(0, num_tokens - self._counted), max(num_tokens, self._counted)
+                second = int(now)
+                if self._seconds and self._seconds[-1][0] == second:
+                    new += self._seconds.pop()[1]
+                self._seconds.append((second, new))
+            case PrefillProgress(tps=tps) if tps > 0:
+                self.prefill_tps = tps
+            case TurnStarted():
+                self._counted = 0
+            case TurnFinished(stats=stats):
+                self._counted = 0
+                self.prefill_tps = stats.prefill_tps or self.prefill_tps
+
+    def rates(self, now: float) -> list[int]:
+        """Tokens in each of the last 60 whole seconds, the latest last."""
+        counts = dict(self._seconds)
+        end = int(now)
+        return [counts.get(second, 0) for second in range(end - SECONDS, end)]

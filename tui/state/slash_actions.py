@@ -22,9 +22,9 @@ from mlxkv.tui.state import reports
 from mlxkv.tui.state.chat_state import ChatState
 from mlxkv.tui.state.choices import Listing, PutPrompt, Row, cut
 from mlxkv.tui.state.labels import number_range
-from mlxkv.tui.state.remarks import remark
 
 _LONGEST = 1 << 20  # bytes of a system prompt in a file
+_FEW_TOKENS, _SMALL_WINDOW, _SMALL_DISK = 16, 256, 0.1  # tokens, tokens, GB
 _LONGEST_NAME = 40  # cells of a name that is none
 _NAME_END = re.compile(r"\s*[\s=]\s*")
 
@@ -193,7 +193,7 @@ def _change(state: ChatState, setting: Setting, value: str) -> Wish | None:
     if setting.name == "system":
         state.system = settings.system
     state.submit(cmd.ChangeSettings(state.settings))
-    unusual = remark(setting.name, getattr(settings, setting.name))
+    unusual = setting_notice(setting.name, getattr(settings, setting.name))
     state.say(f"{setting.name} is {_now(state, setting)} from {_from(setting)}. {unusual}".rstrip())
     return Wish("save", setting.name)
 
@@ -233,6 +233,33 @@ def settings_list(state: ChatState) -> Listing:
         flip = _shown(s, not getattr(state.settings, s.name)) if s.kind == "bool" else ""
         rows.append(Row(text, PutPrompt(f"/set {name} {flip}"), (s.help,), s.name))
     return Listing("Settings", tuple(rows), "⏎ change · esc close", "No setting is called that.")
+
+
+def setting_notice(name: str, value: object) -> str:
+    """A sentence about a value that is allowed but rarely meant; "" for any other."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return ""
+    match name:
+        case "temperature" if value > 2:
+            return "Above 2 replies are mostly random tokens; 0.6 to 1 is usual."
+        case "top_p" if value == 0:
+            return "0 turns this cut off, as 1 does; a small number such as 0.1 keeps the likeliest tokens."
+        case "top_k" if value == 1:
+            return "That always takes the likeliest token, as temp 0 does."
+        case "min_p" if value == 1:
+            return "That always takes the likeliest token, as temp 0 does."
+        case "max_tokens" if value < _FEW_TOKENS:
+            return "Replies are cut after a few words; /continue lets one grow."
+        case "window" if value < _SMALL_WINDOW:
+            last = "token" if value == 1 else f"{value:,} tokens"
+            return f"The model attends only the last {last} and the pinned ones; 2,048 or more is usual."
+        case "sinks" if value == 0:
+            return (
+                "With nothing pinned the system prompt is evicted too, and replies get worse once the window is full."
+            )
+        case "disk_limit" if value < _SMALL_DISK:
+            return "Next to no KV cache is kept on disk: a chat is prefilled again when it is resumed."
+    return ""
 
 
 # -- figures ---------------------------------------------------------------------------------------------------------

@@ -42,8 +42,8 @@ class OfferingArea(TextArea):
         self._refused = ""  # for this text the menu was closed
         self._draft: str | None = None  # what was typed before earlier prompts were searched
         self._offered: object = None  # the text and the cursor that the menu is for
-        self._seen: dict[str, tuple[object, attach.Attached]] = {}  # files that were named, by path
-        self._recalled: Mapping[str, attach.Attached] = {}  # files that came with the text that was put here last
+        self._seen: dict[str, tuple[object, attach.Attachment]] = {}  # files that were named, by path
+        self._recalled: Mapping[str, attach.Attachment] = {}  # files that came with the text that was put here last
         self._files: list[str] | None = None  # None: not listed yet
         self._files_at = float("-inf")
 
@@ -91,7 +91,7 @@ class OfferingArea(TextArea):
         if text.startswith("/") and "\n" not in text and (text == "/" or offers.is_command(text)):
             self._place = offers.Place((0, 0), self.document.end)
             menu = offers.command_menu(text, self.words)
-        elif found := attach.typing(self.document[row][:column]):
+        elif found := attach.partial_mention(self.document[row][:column]):
             self._place = offers.Place((row, found[0]), (row, column))
             known = self._known_files()
             menu = offers.file_menu(found[1], known or (), self.base)
@@ -178,21 +178,21 @@ class OfferingArea(TextArea):
         if "@" not in text or offers.is_command(text):
             return ""
         notes = []
-        for path in attach.files_in(text, self.base, self._recalled)[:4]:
+        for path in attach.mentioned_files(text, self.base, self._recalled)[:4]:
             try:
                 file = self._read(path)
                 tokens = self.count(file.text)
                 over = tokens is not None and 0 < self.window < tokens
                 more = f" · ▲ the window holds {tokens_text(self.window)}" if over else ""
-                gone = "" if attach.is_there(self.base, path) else " · gone, as it was sent"
+                gone = "" if attach.exists(self.base, path) else " · gone, as it was sent"
                 notes.append(f"@{path} {file.size(tokens)}{gone}{more}")
             except attach.AttachError as error:
                 notes.append(f"✗ {error}")
         return "   ".join(notes)
 
-    def _read(self, path: str) -> attach.Attached:
+    def _read(self, path: str) -> attach.Attachment:
         """The file; read again only if it changed: this is asked with every letter."""
-        if path in self._recalled and not attach.is_there(self.base, path):
+        if path in self._recalled and not attach.exists(self.base, path):
             return self._recalled[path]
         stamp: object = None
         with suppress(OSError, ValueError, RuntimeError):

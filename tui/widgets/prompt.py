@@ -15,7 +15,7 @@ from textual.message import Message
 
 from mlxkv.tui.state import attachments as attach
 from mlxkv.tui.state import completion as offers
-from mlxkv.tui.state.pastes import Pastes
+from mlxkv.tui.state.attachments import Pastes
 from mlxkv.tui.state.slash import as_typed
 from mlxkv.tui.widgets.completing_text_area import OfferingArea
 from mlxkv.tui.widgets.completion_menu import Source
@@ -129,9 +129,9 @@ class Prompt(OfferingArea):
         """
         typed, sent = self.text, next((sent for sent in reversed(self._sent) if sent[0] == text), None)
         if not typed:
-            self._pastes.forget()
+            self._pastes.clear()
         # A long text that was not typed here is a paste.
-        before = self._pastes.restore(*sent[1:]) if sent else self._pastes.fold(attach.parts(text)[0])
+        before = self._pastes.restore(*sent[1:]) if sent else self._pastes.fold(attach.split_attachments(text)[0])
         self._returned = (text, before)
         self.put(f"{before}\n\n{typed}" if apart and typed.strip() else before + typed)
 
@@ -173,7 +173,7 @@ class Prompt(OfferingArea):
                 self._show_menu(None, f"✗ {error}")
                 return
         self.post_message(self.Submitted(said, typed))
-        self._sent.append((said, text, self._pastes.forget()))
+        self._sent.append((said, text, self._pastes.clear()))
         self._draft = None
         self._show_menu(None)
         self.put("")  # here, not in the app: the next key may be in the queue already

@@ -18,7 +18,7 @@ from textual.message import Message
 from textual.selection import Selection
 
 from mlxkv.tui.markdown.block_renderer import Look, Renderer
-from mlxkv.tui.state.attachments import parts
+from mlxkv.tui.state.attachments import split_attachments
 from mlxkv.tui.state.blocks import NO_MESSAGE, Block, Kind
 from mlxkv.tui.widgets import copying
 from mlxkv.tui.widgets.line_layout import Layout
@@ -142,7 +142,7 @@ class Transcript(Scroller, can_focus=False):
 
         def change() -> None:
             for index, block in enumerate(self.lines.blocks):
-                if block.kind is Kind.USER and parts(block.text)[1]:
+                if block.kind is Kind.USER and split_attachments(block.text)[1]:
                     self.lines.change(index, block)
 
         self._again(change)
