@@ -19,7 +19,7 @@ from mlxkv.store.kv.chunk_files import ChunkFiles
 from mlxkv.store.kv.chunk_format import ChunkHead, verify_chunk
 from mlxkv.store.kv.commits import count_removal, is_commit, mark_unused, remove_chunks
 from mlxkv.store.kv.disk_usage import Space
-from mlxkv.store.sanity import is_chunk
+from mlxkv.store.records import is_chunk
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlxkv.store.db.backup import list_backups
-from mlxkv.store.sanity import as_text, as_time
+from mlxkv.store.records import as_text, as_time
 
 _TOLERATED = 86_400.0  # seconds: somebody may have flown west, where the day of the last backup is yet to come
 

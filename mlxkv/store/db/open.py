@@ -29,7 +29,7 @@ from mlxkv.store.db.migrations import migrate
 from mlxkv.store.db.read_only import open_to_read
 from mlxkv.store.files import Files
 from mlxkv.store.locks import StoreLock
-from mlxkv.store.sanity import is_sha256
+from mlxkv.store.records import is_sha256
 from mlxkv.system.regular_file import read_json, reason
 
 DATABASE = "mlxkv.db"

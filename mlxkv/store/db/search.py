@@ -15,8 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 
 from mlxkv.store.db.search_index import INDEX, index_turn, spans_in, words
-from mlxkv.store.records import SearchHit
-from mlxkv.store.sanity import as_text
+from mlxkv.store.records import SearchHit, as_text
 from mlxkv.text.folding import Wanted
 
 MAX_WORDS = 32

@@ -13,7 +13,7 @@ import sqlite3
 import unicodedata
 from collections.abc import Iterable, Iterator
 
-from mlxkv.store.sanity import as_text
+from mlxkv.store.records import as_text
 from mlxkv.text.folding import origins
 
 _UNSPACED = (

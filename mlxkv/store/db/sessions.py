@@ -34,8 +34,7 @@ from mlxkv.store.db.search_index import forget_deleted, index_turn, unindex_turn
 from mlxkv.store.export.document import MAX_TITLE, PortableChat
 from mlxkv.store.identity import ModelIdentity, digest_of
 from mlxkv.store.kv.commits import mark_unused, move_commits, num_removed, remove_commits, saved_bytes
-from mlxkv.store.records import KINDS, Kind, SearchHit, SessionRecord, TurnRecord
-from mlxkv.store.sanity import as_text, as_time, is_clock, is_seed
+from mlxkv.store.records import KINDS, Kind, SearchHit, SessionRecord, TurnRecord, as_text, as_time, is_clock, is_seed
 from mlxkv.store.ulid import new_ulid
 from mlxkv.system.regular_file import parse_json
 from mlxkv.text.encoding import well_formed

@@ -16,8 +16,7 @@ from mlxkv.errors import ConfigError, CorruptError
 from mlxkv.inference.sampling import SamplingParams
 from mlxkv.store.db.history import extra_fields, genesis, pack_ids, stored_fields, turn_digest
 from mlxkv.store.identity import ModelIdentity
-from mlxkv.store.records import KINDS, Attachment, Kind, SessionRecord, ToolCall, TurnRecord
-from mlxkv.store.sanity import as_time, is_clock, is_seed
+from mlxkv.store.records import KINDS, Attachment, Kind, SessionRecord, ToolCall, TurnRecord, as_time, is_clock, is_seed
 from mlxkv.system.regular_file import parse_integer, reason
 from mlxkv.text.clean import MARK, clean
 

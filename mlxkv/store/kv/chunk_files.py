@@ -18,7 +18,7 @@ from mlxkv.store.db.database import ADVICE
 from mlxkv.store.files import Files, disk_usage, regular_size
 from mlxkv.store.kv.chunk_format import Encoded
 from mlxkv.store.kv.folder_listing import Listing
-from mlxkv.store.sanity import is_digest
+from mlxkv.store.records import is_digest
 from mlxkv.store.ulid import random_name
 
 _NAME = re.compile(r"([0-9a-f]{32})\.safetensors")

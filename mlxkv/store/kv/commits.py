@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from mlxkv.store.db.history import DIGEST_BYTES, History, to_json
 from mlxkv.store.kv.chunk_format import ChunkHead, Encoded
 from mlxkv.store.kv.prefix_keys import PrefixKeys
-from mlxkv.store.sanity import is_chunk
+from mlxkv.store.records import is_chunk
 
 STATE = "state"
 """The group whose chunks are whole recurrent states: one after p tokens counts as the row [p - 1, p)."""

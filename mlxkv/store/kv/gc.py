@@ -14,7 +14,7 @@ from contextlib import suppress
 from mlxkv.store.db.database import Database
 from mlxkv.store.kv.chunk_files import ChunkFiles
 from mlxkv.store.kv.disk_usage import Space, prompt_temporaries
-from mlxkv.store.sanity import is_digest
+from mlxkv.store.records import is_digest
 
 
 def has_unused(database: Database, thorough: bool = False) -> bool:

@@ -16,7 +16,7 @@ from mlxkv.store.db.sessions import Sessions
 from mlxkv.store.kv.chunk_format import prefix_keys
 from mlxkv.store.kv.commits import SavedChunk, saved_chunks, saved_commits, seed
 from mlxkv.store.kv.ranges import MOST_ROWS
-from mlxkv.store.sanity import is_chunk
+from mlxkv.store.records import is_chunk
 from mlxkv.token_ids import common_prefix
 
 _MOST_SOURCES = 4  # sessions that share as much; the one whose log goes on longest with the prompt is taken

@@ -22,7 +22,7 @@ from mlxkv.store.kv.disk_usage import BLOCK, Space, on_disk
 from mlxkv.store.kv.eviction import Forgotten, forget, put_back
 from mlxkv.store.kv.protocols import LayerGroup, Range
 from mlxkv.store.kv.save_plan import Plan
-from mlxkv.store.sanity import is_chunk
+from mlxkv.store.records import is_chunk
 from mlxkv.system.regular_file import parse_json
 
 FILE_HEADER = 512  # bytes, and for each tensor:

@@ -30,8 +30,7 @@ from mlxkv.store.kv.commits import STATE
 from mlxkv.store.kv.disk_usage import Room, any_room
 from mlxkv.store.kv.protocols import KVCacheLike, LayerGroup, Range
 from mlxkv.store.kv.ranges import covers, rows_per_chunk
-from mlxkv.store.records import Restored
-from mlxkv.store.sanity import is_clock
+from mlxkv.store.records import Restored, is_clock
 from mlxkv.system.regular_file import opened, parse_json
 
 FORMAT = "prompt-cache 2"
