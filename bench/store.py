@@ -115,7 +115,7 @@ def measure(mib: int, rounds: int, root: Path) -> None:
     pair = Pair(bare_model(), window=tokens + (rounds + 2) * extra)
     theirs = root / "theirs.safetensors"
     with SessionStore.open(Folders.from_env({"MLXKV_HOME": str(root / "home")})) as store:
-        session = store.create("bench", IDENTITY)
+        session = store.sessions.create("bench", IDENTITY)
         store.add_turn(session, TurnRecord("user", "x", pair.feed(tokens)))
         handed: list[float] = []
 
@@ -217,7 +217,7 @@ def amplification(root: Path, turns: int = 50) -> None:
     """Bytes written over 50 turns of 40 to 400 tokens, over the bytes of the rows seen; the window wraps."""
     pair, rng = Pair(bare_model(), window=4096), random.Random(1)
     with SessionStore.open(Folders.from_env({"MLXKV_HOME": str(root / "fifty")})) as store:
-        session = store.create("fifty", IDENTITY)
+        session = store.sessions.create("fifty", IDENTITY)
         for _ in range(turns):
             store.add_turn(session, TurnRecord("user", "x", pair.feed(rng.randint(40, 400), theirs=False)))
             store.commit_kv(session, pair.ours, IDENTITY)

@@ -261,7 +261,7 @@ class Model:
         Raises:
             SessionNotFoundError: nothing fits, or several do. CorruptError: the turns are damaged.
         """
-        return self.reopen(self.store.find(session), cache=cache, fork=fork, **sampling)
+        return self.reopen(self.store.sessions.find(session), cache=cache, fork=fork, **sampling)
 
     @public(*SAMPLING, session_id=arguments.label, cache=_CONFIG, fork=arguments.flag)
     def reopen(self, session_id: str, *, cache: CacheConfig | None = None, fork: bool = False, **sampling: Any) -> Chat:

@@ -265,7 +265,7 @@ class Conversation:
         self.title = title
         forked_at = None if parent is None else 0
         self._enter(
-            self._store().create(
+            self._store().sessions.create(
                 title,
                 self._identity(),
                 system=system,
@@ -280,7 +280,7 @@ class Conversation:
         self._catch_up()
 
     def rename(self, title: str) -> None:
-        self._store().rename(str(self.session_id), title)
+        self._store().sessions.rename(str(self.session_id), title)
         self.title = title
 
     def resume(self, record: SessionRecord) -> bool:
@@ -309,11 +309,11 @@ class Conversation:
         mine = self._identity()
         if record.model.model_id != mine.model_id:
             with suppress(DiskError):
-                self._store().set_model(record.id, mine)
+                self._store().sessions.set_model(record.id, mine)
             return False
         if record.model.name != mine.name:  # the same weights under another name: that is asked for from now on
             with suppress(StoreError):
-                self._store().rename_model(record.id, mine.name, everywhere=_is_gone(record.model.name))
+                self._store().sessions.rename_model(record.id, mine.name, everywhere=_is_gone(record.model.name))
         return True
 
     def apart(self, turns: tuple[TurnRecord, ...]) -> Conversation:

@@ -72,7 +72,7 @@ def chats_show(chat: Chat, as_json: Json = False, output: Output = "text") -> No
     from mlxkv.store.export.markdown import to_markdown
 
     with open_store() as store:
-        session_id = store.find(chat)
+        session_id = store.sessions.find(chat)
         record = store.load(session_id)
         summary = next(c for c in store.list() if c.id == session_id)
     if _as_json(as_json, output):
@@ -95,7 +95,7 @@ def chats_search(
     from mlxkv.text.clean import marked
 
     with open_store() as store:
-        hits = store.search(text, limit)
+        hits = store.sessions.search(text, limit)
         short = _short(store.list())
     if _as_json(as_json, output):
         print(json.dumps([asdict(hit) for hit in hits], indent=1))
@@ -120,7 +120,7 @@ def chats_rename(chat: Chat, title: Annotated[str, typer.Argument(help="New titl
     if not title:
         raise ConfigError("The new title is empty; give one.")
     with open_store() as store:
-        store.rename(store.find(chat), title)
+        store.sessions.rename(store.sessions.find(chat), title)
 
 
 @chats.command("rm")
@@ -133,7 +133,7 @@ def chats_rm(
     from mlxkv.text.clean import clean
 
     with open_store() as store:
-        found = [store.find(name) for name in chat]  # a name that fits nothing is said before anything is deleted
+        found = [store.sessions.find(name) for name in chat]  # an unknown name is reported before anything is deleted
         titles = {c.id: clean(c.title) for c in store.list()}
         if not yes and not sys.stdin.isatty():
             raise ConfigError("There is no terminal to ask on; give --yes to delete.")
@@ -178,7 +178,7 @@ def chats_export(
     if output is not None and os.path.exists(output) and not force:
         raise StoreError(f"{output} exists already; give --force to replace it.")
     with open_store() as store:
-        session_id = store.find(chat)
+        session_id = store.sessions.find(chat)
         if chosen == "mlxkv":
             assert output is not None
             print(f"{output}  {bytes_text(store.export_chat(session_id, output, kv=kv))}")

@@ -22,8 +22,7 @@ from mlxkv.stats import bytes_text, disk_text, plural
 from mlxkv.text.clean import clean
 
 if TYPE_CHECKING:
-    from mlxkv.store.db.future_dates import Ahead
-    from mlxkv.store.verify import VerifyReport
+    from mlxkv.store.verify import FutureDate, VerifyReport
 
 _LEAST_FREE = 500_000_000  # bytes
 _MOST_SHOWN = 5
@@ -114,6 +113,7 @@ def _models() -> Iterator[Finding]:
 
 def _store(folders: Folders) -> Iterator[Finding]:
     from mlxkv.store import SessionStore
+    from mlxkv.store.verify import find_future_date
 
     try:
         with SessionStore.open(folders, when_full="read") as store:
@@ -124,20 +124,20 @@ def _store(folders: Folders) -> Iterator[Finding]:
                 yield Finding("disk limit", f"{folders.cache} is over it: {_OVER}", ok=False)
             yield from (Finding("KV", clean(p.text)) for p in report.problems if p.what == "missing")
             yield from _damage(report)
-            yield from _clock(store.find_ahead(time.time()), time.time())
+            yield from _clock(find_future_date(store.sessions.database, time.time()), time.time())
     except MlxkvError as error:
         yield Finding("sessions", str(error), ok=False)
 
 
-def _clock(ahead: Ahead | None, now: float) -> Iterator[Finding]:
+def _clock(future: FutureDate | None, now: float) -> Iterator[Finding]:
     if now < _RELEASED:
         yield Finding("clock", f"It is set to {_day(now)}, which is past; set the clock of this machine.", ok=False)
-    if ahead is None:
+    if future is None:
         return
-    days = plural(round((ahead.date - now) / 86_400), "day")
+    days = plural(round((future.date - now) / 86_400), "day")
     yield Finding(
         "clock",
-        f"The clock was ahead, or is behind now: {clean(ahead.what)} is dated {_day(ahead.date)}, {days} from today. "
+        f"The clock was ahead, or is behind now: {clean(future.what)} is dated {_day(future.date)}, {days} from today. "
         "Chats keep the order in which they were used, and backups continue.",
     )
 

@@ -100,8 +100,8 @@ def model_name(folders: Folders, settings: Settings, session_id: str | None) -> 
         return settings.model
     try:
         with open_store(folders, enforce=False) as store:
-            chosen = session_id or store.latest()
-            return store.model_of(chosen).name if chosen else None
+            chosen = session_id or store.sessions.latest()
+            return store.sessions.model_of(chosen).name if chosen else None
     except DiskError:
         if session_id is not None:
             raise
@@ -122,7 +122,7 @@ def session_id_of(folders: Folders, session: str | None, latest: bool) -> str | 
                 pass  # every start goes by the disk limit, which may be lower now
         return None
     with open_store(folders, enforce=False) as store:
-        found = store.latest() if session is None else store.find(session)
+        found = store.sessions.latest() if session is None else store.sessions.find(session)
         store.enforce_limit(spare=[found] if found else ())  # never at the cost of the chat that is meant
     if found is None:
         raise SessionNotFoundError("There is no chat to continue yet; leave out -c and start one.")

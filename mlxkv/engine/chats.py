@@ -59,7 +59,7 @@ def opened(context: EngineContext, session_id: str) -> Iterator[EngineEvent]:
     """Resume; a chat that another process has open is shown, and can be forked."""
     model = context.ready_model
     if context.chat is None or context.chat.session_id != session_id:
-        model.store.check(session_id)  # what is damaged is said while the chat in front is still open
+        model.store.sessions.check(session_id)  # what is damaged is said while the chat in front is still open
     context.close_chat()
     bounds = context.bounds() if context.settings.bounds_cache else None
     chat = context.chat = model.reopen(session_id, cache=bounds, **context.settings.sampling)
@@ -147,7 +147,7 @@ def listed(context: EngineContext) -> Iterator[EngineEvent]:
 
 def found(context: EngineContext, words: str) -> Iterator[EngineEvent]:
     with context.store() as store:
-        hits = store.search(words)
+        hits = store.sessions.search(words)
     yield ChatHits(words, tuple(ChatHit(h.session_id, h.title, h.turn, h.role, h.snippet, h.marks) for h in hits))
 
 
@@ -163,7 +163,7 @@ def renamed(context: EngineContext, title: str, session_id: str | None) -> Itera
     if session_id is None:
         raise PromptError("This chat is not saved yet; write something first.")
     with context.store() as store:
-        store.rename(session_id, title)
+        store.sessions.rename(session_id, title)
     yield ChatRenamed(session_id, title)
 
 

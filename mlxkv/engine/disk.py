@@ -32,5 +32,5 @@ def pinned(context: EngineContext) -> Iterator[EngineEvent]:
         raise PromptError("This chat is not saved, so there are no rows to keep; write something first.")
     with context.store() as store:
         was = any(chat.id == session and chat.pinned for chat in store.list())
-        store.pin(session, not was)
+        store.sessions.pin(session, not was)
     yield ChatPinned(session, not was)

@@ -118,7 +118,7 @@ def totals(context: EngineContext) -> SessionFigures:
         chats, context.disk_bytes, all_written = len(store.list()), store.disk_usage(), store.num_bytes_written()
         mine = store.disk_bytes(session) if session else 0
         written = store.num_bytes_written(session) if session else 0
-        named = store.named_bytes()
+        named = store.space.named()
     generated, prefill = sum(s.generated_tokens for s in stats), sum(s.prefill_tokens for s in stats)
     return SessionFigures(
         num_turns=sum(m.role == "user" for m in messages),

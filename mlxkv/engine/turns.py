@@ -109,7 +109,7 @@ def _streamed(
         with suppress(DiskError):  # the turn tells of it
             saves = not context.ready_model.store.read_only
             if saves:
-                context.ready_model.store.watch_saving(lambda done, total: context.emit(KVSaving(done, total)))
+                context.ready_model.store.progress.tell = lambda done, total: context.emit(KVSaving(done, total))
     context.saved = "saving" if saves else "off"
     told = time.monotonic()
     yield TurnStarted(text)

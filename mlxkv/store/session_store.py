@@ -6,13 +6,13 @@ One object per process, used by the thread that opened it (the engine's). Rows r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from mlxkv.arguments import flag, label, optional, path, public, text, whole
+from mlxkv.arguments import flag, label, optional, path, public, whole
 from mlxkv.config import Folders, load_settings, private_folder
 from mlxkv.errors import ConfigError, ReadOnlyError, StoreError
 from mlxkv.events import Branch, Sibling
@@ -20,7 +20,6 @@ from mlxkv.protocol.status import ChatSummary
 from mlxkv.store.db.branches import siblings, tree
 from mlxkv.store.db.daily_backup import DailyBackup
 from mlxkv.store.db.database import Database
-from mlxkv.store.db.future_dates import Ahead, find_ahead
 from mlxkv.store.db.open import DATABASE, RememberedHashes, open_database, open_read_only
 from mlxkv.store.db.read_only import why_full, why_read_only
 from mlxkv.store.db.sessions import Sessions
@@ -38,23 +37,29 @@ from mlxkv.store.kv.restorer import Restorer
 from mlxkv.store.kv.saver import Saver
 from mlxkv.store.kv.writer import Writer
 from mlxkv.store.locks import is_held, kv_lock, lock_path, locked, open_sessions, store_lock
-from mlxkv.store.records import Kind, KVCommit, Restored, SearchHit, SessionRecord, TurnRecord
+from mlxkv.store.records import KVCommit, Restored, SessionRecord, TurnRecord
 from mlxkv.store.verify import VerifyReport, verify
-from mlxkv.text.encoding import well_formed
 
 
 class SessionStore:
-    """Sessions with their KV cache. Every method may raise StoreError; each says what else."""
+    """Sessions with their KV cache. Every method may raise StoreError; each says what else.
+
+    Attributes:
+        sessions: creates, finds, searches and renames sessions; knows no KV.
+        space: what the cache folder holds.
+        progress: `progress.tell` is called with bytes done and in all while rows are written, on the writing thread.
+    """
 
     def __init__(self, database: Database, space: Space, locks: Path, disk_limit: int | None) -> None:
+        self.sessions, self.space = Sessions(database), space
         self.file_hashes = RememberedHashes(database)
         self.disk_limit = disk_limit
-        self._database, self._space, self._chunks, self._locks = database, space, space.chunks, locks
-        self._sessions = Sessions(database)
+        self._database, self._chunks, self._locks = database, space.chunks, locks
         self._held: set[str] = set()
         self._quota = Quota(disk_limit, space, lambda: open_sessions(locks))
         self._writer = Writer(database.again, lambda: kv_lock(locks), space.chunks, self._quota)
-        self._saver = Saver(self._sessions, space.chunks, self._quota, self._writer)
+        self.progress = self._writer.progress
+        self._saver = Saver(self.sessions, space.chunks, self._quota, self._writer)
         self._daily = DailyBackup(database, space.chunks.files)
         self._open = ExitStack()
 
@@ -105,7 +110,7 @@ class SessionStore:
             database = open_database(data, files, lock)
             stack.callback(database.close)
             store = cls(database, Space.at(folders.cache, files), locks, disk_limit)
-            sweep(database, store._space)
+            sweep(database, store.space)
             if enforce:
                 store.enforce_limit()
             store._daily.start_if_due()
@@ -136,24 +141,6 @@ class SessionStore:
 
     # -- sessions and turns ----------------------------------------------------------------------------
 
-    @public(title=text, system=optional(text))
-    def create(
-        self, title: str, model: ModelIdentity, *, system: str | None = None, params: Mapping[str, Any] | None = None,
-        parent: str | None = None, forked_at: int | None = None, kind: Kind = "chat", clock: str | None = None,
-        settings: Mapping[str, Any] | None = None, preset: str | None = None, origin: str | None = None,
-        seed: int | None = None,
-    ) -> str:  # fmt: skip
-        """A session without turns; returns its id. See SessionRecord for what the arguments mean; a fork has its
-        parent's, but for `origin`.
-
-        Raises:
-            StoreError: a value that cannot be saved.
-        """
-        return self._sessions.create(
-            title, model, system, params or {}, parent, forked_at, kind=kind, clock=clock, settings=settings,
-            preset=preset, origin=origin, seed=seed,
-        )  # fmt: skip
-
     def add_turn(self, session_id: str, turn: TurnRecord, *, head: str | None = None) -> str:
         """Append a turn and return the new head; on disk when this returns.
 
@@ -163,7 +150,7 @@ class SessionStore:
             SessionChangedError: somebody else changed the session since. SessionNotFoundError: it was deleted.
         """
         self._daily.make_if_due()
-        return self._sessions.add_turn(session_id, turn, head)
+        return self.sessions.add_turn(session_id, turn, head)
 
     def update_open_turn(
         self, session_id: str, turn: TurnRecord, *, head: str | None = None, reopen: bool = False
@@ -176,7 +163,7 @@ class SessionStore:
             SessionChangedError: see add_turn. StoreError: the last turn is not open.
         """
         self._saver.wait(session_id)  # its rows are saved under the head that is about to change
-        return self._sessions.update_open_turn(session_id, turn, head, reopen)
+        return self.sessions.update_open_turn(session_id, turn, head, reopen)
 
     @public(session_id=label, num_kept=whole)
     def remove_last(self, session_id: str, num_kept: int) -> None:
@@ -186,7 +173,7 @@ class SessionStore:
             SessionChangedError: see add_turn. SessionNotFoundError.
         """
         self._saver.wait(session_id)
-        self._sessions.remove_last(session_id, num_kept)
+        self.sessions.remove_last(session_id, num_kept)
 
     @public(session_id=label)
     def load(self, session_id: str) -> SessionRecord:
@@ -195,38 +182,15 @@ class SessionStore:
         Raises:
             SessionNotFoundError. CorruptError: names the turn that is not what was written.
         """
-        return self._sessions.load(session_id, fresh=session_id not in self._held)
-
-    @public(session_id=label)
-    def check(self, session_id: str) -> None:
-        """Verify a session that is about to be opened; raises as `load`, which then does not verify it again."""
-        self._sessions.check(session_id)
+        return self.sessions.load(session_id, fresh=session_id not in self._held)
 
     def list(self) -> tuple[ChatSummary, ...]:
         """Newest first; `kv_bytes` is what `disk_bytes` says of each, without files that somebody has removed."""
-        waiting, found = self._saver.sessions_waiting(), self._sessions.list(self._saver.committer.saved_bytes)
+        waiting, found = self._saver.sessions_waiting(), self.sessions.list(self._saver.committer.saved_bytes)
         with self._database.reading() as db:
             gone = missing_bytes(db, self._chunks)
         sizes = ((c, self.disk_bytes(c.id) if c.id in waiting else c.kv_bytes - gone.get(c.id, 0)) for c in found)
         return tuple(c if size == c.kv_bytes else replace(c, kv_bytes=max(size, 0)) for c, size in sizes)
-
-    @public(text=text)
-    def find(self, text: str) -> str:
-        """The id of the session with this title, else id, else unique beginning of one of both, else unique part of a
-        title.
-
-        Raises:
-            SessionNotFoundError: lists the candidates; or `text` is empty.
-        """
-        return self._sessions.find(well_formed(text))
-
-    def latest(self) -> str | None:
-        return self._sessions.latest()
-
-    @public(text=text, limit=whole)
-    def search(self, text: str, limit: int = 50) -> tuple[SearchHit, ...]:
-        """Titles and turns with every word and "quoted phrase" of `text`, best first; the last may be a beginning."""
-        return self._sessions.search(well_formed(text), limit)
 
     @public(session_id=label)
     def tree(self, session_id: str) -> tuple[Branch, ...]:
@@ -249,7 +213,7 @@ class SessionStore:
             SessionNotFoundError. CorruptError. StoreError: it cannot be written.
         """
         self.flush(session_id)
-        return export_chat(self._sessions, self._chunks, session_id, path, kv)
+        return export_chat(self.sessions, self._chunks, session_id, path, kv)
 
     @public(path=path, trust_kv=flag)
     def import_chat(self, path: Path, *, trust_kv: bool = False) -> Imported:
@@ -261,31 +225,7 @@ class SessionStore:
         Raises:
             CorruptError: the file breaks a rule; nothing was imported. StoreError.
         """
-        return import_chat(self._sessions, self._writer, path, trust_kv)
-
-    @public(session_id=label, title=text)
-    def rename(self, session_id: str, title: str) -> None:
-        """Raises SessionNotFoundError."""
-        self._sessions.rename(session_id, title)
-
-    @public(session_id=label)
-    def set_model(self, session_id: str, model: ModelIdentity) -> None:
-        """The session goes on with another model. Raises SessionNotFoundError."""
-        self._sessions.set_model(session_id, model)
-
-    @public(session_id=label, name=text)
-    def rename_model(self, session_id: str, name: str, *, everywhere: bool = False) -> None:
-        """The session's model is found under another name now; `everywhere`: and that of all that name it alike.
-
-        Raises:
-            SessionNotFoundError.
-        """
-        self._sessions.rename_model(session_id, name, everywhere)
-
-    @public(session_id=label)
-    def model_of(self, session_id: str) -> ModelIdentity:
-        """The model a session is with; its turns are not looked at. Raises SessionNotFoundError, CorruptError."""
-        return self._sessions.model_of(session_id)
+        return import_chat(self.sessions, self._writer, path, trust_kv)
 
     @public(session_id=label, num_turns=optional(whole))
     def fork(self, session_id: str, num_turns: int | None = None) -> str:
@@ -297,9 +237,9 @@ class SessionStore:
         """
         self._saver.wait(session_id)
         with self._database.writing() as db:
-            new_id, history = self._sessions.fork(db, session_id, num_turns)
+            new_id, history = self.sessions.fork(db, session_id, num_turns)
             copy_commits(db, session_id, new_id, history)
-        self._sessions.seen[new_id] = history.head
+        self.sessions.seen[new_id] = history.head
         return new_id
 
     @public(session_id=label)
@@ -312,7 +252,7 @@ class SessionStore:
         with self.lock(session_id) if session_id not in self._held else nullcontext():
             self._writer.wait()
             with self._database.writing() as db:
-                self._sessions.delete(db, session_id)
+                self.sessions.delete(db, session_id)
             with kv_lock(self._locks, wait=False) as alone:
                 if alone:  # else who holds it does it when done
                     remove_unused(self._database, self._chunks)
@@ -335,7 +275,7 @@ class SessionStore:
             finally:
                 self._saver.wait(session_id)
                 self._held.discard(session_id)
-                self._sessions.forget(session_id)
+                self.sessions.forget(session_id)
                 self._saver.forget(session_id)
 
     def is_open(self, session_id: str) -> bool:
@@ -366,11 +306,6 @@ class SessionStore:
         """
         return self._saver.save_and_wait(session_id, cache, model, rng)
 
-    def watch_saving(self, tell: Callable[[int, int], None]) -> None:
-        """Have `tell` called with bytes done and in all while rows are written, if that takes longer than a blink; on
-        the thread that writes them."""
-        self._writer.progress.tell = tell
-
     @public(session_id=label)
     def flush(self, session_id: str) -> str | None:
         """Wait for the session's rows to be on disk; one sentence if that failed, told once."""
@@ -391,7 +326,7 @@ class SessionStore:
         """
         self._saver.wait(session_id)
         paces = Paces(self._database)
-        restorer = Restorer(self._sessions, self._chunks, paces.get(model.model_id), self._saver.committer)
+        restorer = Restorer(self.sessions, self._chunks, paces.get(model.model_id), self._saver.committer)
         restored, read_bps = restorer.restore(session_id, cache, model, ids, held)
         paces.measured(model.model_id, Pace(read_bps=read_bps))
         return restored
@@ -399,7 +334,7 @@ class SessionStore:
     def borrow_kv(self, cache: KVCacheLike, model: ModelIdentity, ids: Sequence[int], held: int = 0) -> Restored:
         """`restore_kv` for what is saved nowhere: rows of chats that began alike. Nothing is written, no matter what is
         found: not that they were used, how fast they were read, or that one is damaged (it is passed over)."""
-        restorer = Restorer(self._sessions, self._chunks, Paces(self._database).get(model.model_id))
+        restorer = Restorer(self.sessions, self._chunks, Paces(self._database).get(model.model_id))
         return restorer.restore(None, cache, model, ids, held)[0]
 
     def measured_prefill(self, model: ModelIdentity, tokens_per_second: float) -> None:
@@ -419,11 +354,6 @@ class SessionStore:
         with self._database.reading() as db:
             return bytes_written(db, session_id)
 
-    @public(session_id=label, pinned=flag)
-    def pin(self, session_id: str, pinned: bool = True) -> None:
-        """Keep the session's rows whatever else wants the room, or no longer. Raises SessionNotFoundError."""
-        self._sessions.pin(session_id, pinned)
-
     def enforce_limit(self, spare: Collection[str] = ()) -> None:
         """Go under the disk limit, which may have been lowered. Open sessions keep what they need, and so do those in
         `spare`: they are about to be opened. What is wrong with the folders is told by whoever needs them."""
@@ -440,7 +370,7 @@ class SessionStore:
         with kv_lock(self._locks, wait=False) as alone:
             if alone:
                 remove_unused(self._database, self._chunks)
-                sweep(self._database, self._space)
+                sweep(self._database, self.space)
                 self._chunks.empty_quarantine()
                 self._quota.enforce(self._database)
         return max(before - self.disk_usage(), 0)
@@ -452,12 +382,8 @@ class SessionStore:
         waiting = {
             d: size for session in self._saver.sessions_waiting() for d, size in self._saver.waiting(session).items()
         }
-        used = self._space.used_as_listed() if quick else self._space.used()
-        return used + self._space.to_come(waiting)
-
-    def named_bytes(self) -> int:
-        """What named prompt caches take of `disk_usage`."""
-        return self._space.named()
+        used = self.space.used_as_listed() if quick else self.space.used()
+        return used + self.space.to_come(waiting)
 
     @contextmanager
     def saving_named(self, path: Path) -> Iterator[Room]:
@@ -466,7 +392,7 @@ class SessionStore:
         In the folder of the named prompt caches they count, and rows of chats go where there is no room; anywhere else
         nothing is asked. What was yielded raises StoreError where there can be no room; nothing was removed then.
         """
-        if not self._space.holds(path):
+        if not self.space.holds(path):
             yield lambda size: None
             return
         self.check_writable()
@@ -476,13 +402,8 @@ class SessionStore:
 
     def check_named(self, path: Path, size: int) -> None:
         """Raises StoreError where a prompt cache of at least `size` bytes cannot be saved at `path`."""
-        if self._space.holds(path):
+        if self.space.holds(path):
             self._quota.check_named(self._database, path.stem, size)
-
-    def find_ahead(self, now: float) -> Ahead | None:
-        """The latest date in the store that is more than a day after `now` (seconds since the epoch)."""
-        with self._database.reading() as db:
-            return find_ahead(db, self._database.path.parent, now)
 
     def verify(self, repair: bool = False, *, quick: bool = False) -> VerifyReport:
         """Check everything: the database, every chat's chain, every chunk's bytes, what lies about.
@@ -492,8 +413,8 @@ class SessionStore:
         leftovers. Damaged turns stay as they are: only a backup has them.
         """
         if self.read_only and not repair:
-            return verify(self._database, self._sessions, self._space, False, False, quick)
+            return verify(self._database, self.sessions, self.space, False, False, quick)
         self.check_writable()
         self._writer.wait()
         with kv_lock(self._locks, wait=False) as alone:
-            return verify(self._database, self._sessions, self._space, repair, alone, quick)
+            return verify(self._database, self.sessions, self.space, repair, alone, quick)

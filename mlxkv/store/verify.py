@@ -6,12 +6,15 @@ means letting go of them. Needs no MLX. On the thread that opened the store.
 
 from __future__ import annotations
 
+import datetime
 import os
 import sqlite3
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from mlxkv.errors import CorruptError, StoreError
+from mlxkv.store.db.backup import list_backups
 from mlxkv.store.db.database import Database
 from mlxkv.store.db.search_index import is_whole, rebuild
 from mlxkv.store.db.sessions import Sessions
@@ -19,7 +22,9 @@ from mlxkv.store.kv.chunk_files import ChunkFiles
 from mlxkv.store.kv.chunk_format import ChunkHead, verify_chunk
 from mlxkv.store.kv.commits import count_removal, is_commit, mark_unused, remove_chunks
 from mlxkv.store.kv.disk_usage import Space
-from mlxkv.store.records import is_chunk
+from mlxkv.store.records import as_text, as_time, is_chunk
+
+_TOLERATED = 86_400.0  # seconds: somebody may have flown west, where the day of the last backup is yet to come
 
 
 @dataclass(frozen=True)
@@ -197,3 +202,26 @@ def _leftovers(database: Database, space: Space, repair: bool) -> list[Problem]:
         text = "A file that nothing refers to, left by a crash or set aside as damaged; mlxkv removes it after an hour."
         out.append(Problem("leftover", f"{path.parent.name}/{path.name}", text, repair, is_serious=False))
     return out
+
+
+@dataclass(frozen=True)
+class FutureDate:
+    """A date in the store that has not come yet, in seconds since the epoch, and what is dated so."""
+
+    what: str
+    date: float
+
+
+def find_future_date(database: Database, now: float) -> FutureDate | None:
+    """The latest date in the store that is more than a day after `now`: the clock was ahead then, or is behind now."""
+    with database.reading() as db:
+        found = [
+            FutureDate(f"the chat {as_text(title)!r}", max(as_time(updated), as_time(created)))
+            for title, updated, created in db.execute("SELECT title, updated, created FROM session")
+        ]
+    for backup in list_backups(database.path.parent):
+        with suppress(ValueError, OverflowError, OSError):
+            day = datetime.datetime.fromisoformat(backup.day)
+            found.append(FutureDate(f"the backup {backup.name}", day.timestamp()))
+    latest = max(found, key=lambda future: future.date, default=None)
+    return latest if latest is not None and latest.date > now + _TOLERATED else None

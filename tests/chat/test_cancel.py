@@ -101,7 +101,7 @@ def test_the_chat_is_as_it_was(model: Model, turn: str, end: str, is_saved: bool
     before = everything(model, chat)
     ENDS[end](chat, TURNS[turn](chat))
     assert everything(model, chat) == before
-    assert model.store.search("word") == ()
+    assert model.store.sessions.search("word") == ()
     again = say(chat, "three").text
     straight = new(model)
     assert [say(straight, text).text for text in ("one", "two", "three")][-1] == again
@@ -120,7 +120,7 @@ def test_a_chat_that_began_with_the_message_is_gone(model: Model, end: str) -> N
     ENDS[end](chat, chat.send(LONG))
     assert (chat.session_id, chat.title, chat.turns) == (None, "", ())
     assert model.store.list() == ()
-    assert model.store.search("word") == ()
+    assert model.store.sessions.search("word") == ()
     say(chat, "another")
     assert [c.title for c in model.store.list()] == ["another"]
     chat.close()

@@ -99,7 +99,7 @@ def test_nothing_is_said_of_a_chat_of_which_nothing_came_back() -> None:
 
 def test_a_chat_saved_with_parameters_that_are_refused_now_is_resumed_without_them(model: Model) -> None:
     sampling = {"temperature": 0.5, "presence_penalty": 1e9, "top_p": "x", "another version's": 1}
-    session = model.store.create("odd", model.identity, params={"sampling": sampling, "think": "maybe"})
+    session = model.store.sessions.create("odd", model.identity, params={"sampling": sampling, "think": "maybe"})
     with model.resume(session) as chat:
         assert (chat._params, chat.thinking) == (mlxkv.SamplingParams(temperature=0.5), None)
 

@@ -236,7 +236,7 @@ def test_a_kill_in_mid_reply_loses_at_most_its_last_moments(run: Run, tiny_path:
         p.kill()
         p.communicate()
     with SessionStore.open(Folders.from_env()) as store:
-        before = store.load(str(store.latest()))
+        before = store.load(str(store.sessions.latest()))
     assert [(t.role, t.state) for t in before.turns] == [("user", "done"), ("assistant", "open")]
     assert len(before.turns[1].ids) >= 256 - 1
     assert before.turns[1].stats["finish_reason"] == "stopped"  # and not cut at max-tokens

@@ -24,10 +24,10 @@ from tests.store.fake import model
 def family(home: Path) -> list[str]:
     """Two chats, and a fork of the older one with a fork of its own."""
     with SessionStore.open(Folders.from_env()) as store:
-        sky = store.create("the sky 天空\x1b[31m", model(), system="be brief")
+        sky = store.sessions.create("the sky 天空\x1b[31m", model(), system="be brief")
         store.add_turn(sky, TurnRecord("user", "Why is the sky blue?", (1, 2, 3)))
         store.add_turn(sky, TurnRecord("assistant", "Rayleigh scattering, \x1b[2Jmostly.", (4, 5)))
-        sea = store.create("the sea", model())
+        sea = store.sessions.create("the sea", model())
         store.add_turn(sea, TurnRecord("user", "Why is the sea salty?", (1, 2)))
         fork = store.fork(sky, 1)
         return [sky, sea, fork, store.fork(fork, 1)]
@@ -111,7 +111,7 @@ def test_emoji_go_joined_into_files_and_pipes_and_in_parts_to_a_terminal(
 ) -> None:
     joined = "\U0001f468\u200d\U0001f469"
     with SessionStore.open(Folders.from_env()) as store:
-        store.rename(family[0], joined)
+        store.sessions.rename(family[0], joined)
     monkeypatch.setattr(sys.stdout, "isatty", lambda: is_terminal)
     out = run("chats", "export", family[0]).out
     assert (joined in out) is not is_terminal

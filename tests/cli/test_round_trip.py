@@ -148,7 +148,7 @@ def many_turns(model: Model) -> str:
 def with_everything(model: Model) -> str:
     """What later versions will write."""
     store, identity = model.store, model.identity
-    session = store.create(
+    session = store.sessions.create(
         "all", identity, system="be", kind="run", clock="2026-11-29T23:58:12+01:00", seed=(1 << 63) - 1, preset="mine",
         settings={"temp": 0.5, "stop": ["a", "b"], "think": None, "sinks": "system"}, origin="chatgpt:1234",
     )  # fmt: skip
@@ -231,7 +231,7 @@ def test_a_chat_of_the_command_line_does_with_its_files(
                 tmp_path / "a\u202eb.txt", stdin="and this")  # fmt: skip
     assert asked.code == 0, asked.err
     with SessionStore.open(Folders.from_env()) as store:
-        session = str(store.latest())
+        session = str(store.sessions.latest())
         assert "one" in store.load(session).turns[0].text
     goes_round(run, session, tmp_path, monkeypatch)
 

@@ -109,7 +109,7 @@ def folders(home: Path) -> Folders:
     folders = Folders.from_env()
     with SessionStore.open(folders) as store:
         for title in ("Trip to Rome", "Trip to Porto", "01"):
-            store.add_turn(store.create(title, model()), TurnRecord("user", f"about {title}", (1,)))
+            store.add_turn(store.sessions.create(title, model()), TurnRecord("user", f"about {title}", (1,)))
     return folders
 
 

@@ -41,7 +41,7 @@ class Talk:
 
     def __init__(self, store: SessionStore, cache: FakeCache, title: str = "talk") -> None:
         self.store, self.cache, self.title = store, cache, title
-        self.id = store.create(title, model(), system="be brief")
+        self.id = store.sessions.create(title, model(), system="be brief")
         self.bytes_written = 0
 
     def turn(self, n: int, start: int | None = None) -> None:

@@ -115,7 +115,7 @@ class Work:
             self.ledger.failures.append(str(error))
 
     def begin(self, title: str) -> None:
-        self.ids[title] = self.store.create(title, model())
+        self.ids[title] = self.store.sessions.create(title, model())
         self.ledger.turns[title] = []
         self.caches[title] = FakeCache(WINDOW)
 
@@ -165,7 +165,7 @@ def judge(root: Path, ledger: Ledger, newest: str | None = None) -> list[str]:
                 wrong += _judge_chat(
                     store, chats[title], title, said, ledger.rows.get(title, 0) if title == newest else 0
                 )
-            fresh = store.create("d", model())
+            fresh = store.sessions.create("d", model())
             store.add_turn(fresh, TurnRecord("user", "goes on", (1, 2)))
             if store.disk_usage() > LIMIT:
                 wrong.append(f"{store.disk_usage()} bytes on disk, {LIMIT} allowed")

@@ -49,7 +49,7 @@ def store() -> Any:
 
 
 def said(store: SessionStore, *, kv: bool = False) -> str:
-    session_id = store.create("the sky", model(), system="be brief", params=PARAMS)
+    session_id = store.sessions.create("the sky", model(), system="be brief", params=PARAMS)
     cache = FakeCache(64)
     for turn in SAID:
         store.add_turn(session_id, turn)
@@ -97,7 +97,7 @@ def test_trusted_rows_come_along_with_a_badge_that_stays(store: SessionStore, tm
         assert (back.tokens, back.rng, back.notice) == (len(log), b"random", None)
         assert cache.state() == expected.state()
         fork = there.fork(done.session_id, 2)
-        there.rename(done.session_id, "mine")
+        there.sessions.rename(done.session_id, "mine")
         assert {c.id: c.untrusted for c in there.list()} == {done.session_id: True, fork: True}
     with SessionStore.open(other(tmp_path)) as there:
         assert all(c.untrusted for c in there.list())
@@ -113,7 +113,7 @@ def test_untrusted_rows_are_not_shared_with_other_chats(store: SessionStore, tmp
             there.import_chat(path, trust_kv=True)
             if trust_own:
                 said(there, kv=True)
-            mine = there.create("new", model())
+            mine = there.sessions.create("new", model())
             there.add_turn(mine, TurnRecord("user", "same words", tuple(log)))
             found = there.restore_kv(mine, FakeCache(64), model(), log).tokens
             assert (found > 0) is trust_own
@@ -130,7 +130,7 @@ def test_emoji_stay_joined_in_a_file_and_nothing_else_hides_in_it(store: Session
     """A family came out of an exported file as four people."""
     family, heart = "\U0001f468\u200d\U0001f469\u200d\U0001f467", "\u2764\ufe0f\u200d\U0001f525"
     hidden = ["a\u200db", "\u202eright to left", "\U0001f468\u200d\u200dx", "\u2066\ufeff\U000e0041", "\x1b[2J"]
-    chat = store.create(family, model(), system=heart)
+    chat = store.sessions.create(family, model(), system=heart)
     store.add_turn(chat, TurnRecord("user", " ".join([family, heart, *hidden]), (1,), thinking=family))
     file, screen = (to_markdown(store.load(chat), joined=joined) for joined in (True, False))
     assert (file.count(family), file.count(heart)) == (3, 2)

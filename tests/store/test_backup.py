@@ -24,7 +24,7 @@ DAY = datetime.date(2099, 3, 1)  # so that the copy of today, which opening make
 
 def say(folders: Folders, text: str) -> None:
     with SessionStore.open(folders) as store:
-        session = store.latest() or store.create("talk", model())
+        session = store.sessions.latest() or store.sessions.create("talk", model())
         store.load(session)
         store.add_turn(session, TurnRecord("user", text, (1, 2)))
 

@@ -50,7 +50,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeClock]:
 def use(folders: Folders, title: str) -> str:
     """Open the store as a start does, and say something in this chat."""
     with SessionStore.open(folders) as store:
-        chat = next((c.id for c in store.list() if c.title == title), None) or store.create(title, model())
+        chat = next((c.id for c in store.list() if c.title == title), None) or store.sessions.create(title, model())
         store.load(chat)
         store.add_turn(chat, TurnRecord("user", f"at {time.time()}", (1,)))
         return chat
@@ -121,8 +121,8 @@ def test_the_order_of_the_chats_whatever_the_clock_says(
     last = use(folders, "second")
     with SessionStore.open(folders) as store:
         assert [c.title for c in store.list()] == ["second", "while the clock was wrong", "first"]
-        assert store.latest() == last
-        assert [hit.title for hit in store.search("at")][:1] == ["second"]
+        assert store.sessions.latest() == last
+        assert [hit.title for hit in store.sessions.search("at")][:1] == ["second"]
         forks = [store.fork(wrong) for _ in range(2)]
         clock.now = jump - DAY
         forks.append(store.fork(wrong))
@@ -166,7 +166,7 @@ def test_an_imported_chat_of_the_future_is_not_the_last_one(
 ) -> None:
     clock.now = NOON + 60 * DAY
     with SessionStore.open(Folders(*(tmp_path / name for name in "abcd"))) as other:
-        chat = other.create("imported", model())
+        chat = other.sessions.create("imported", model())
         other.add_turn(chat, TurnRecord("user", "x", (1,)))
         other.export_chat(chat, tmp_path / "chat.mlxkv")
     clock.now = min(now, NOON)
@@ -176,7 +176,7 @@ def test_an_imported_chat_of_the_future_is_not_the_last_one(
     with SessionStore.open(folders) as store:
         store.import_chat(tmp_path / "chat.mlxkv")
         assert [c.title for c in store.list()] == order
-        assert store.load(str(store.latest())).title == order[0]
+        assert store.load(str(store.sessions.latest())).title == order[0]
 
 
 AHEAD = {

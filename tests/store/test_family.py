@@ -16,7 +16,7 @@ def say(store: SessionStore, session: str, *texts: str) -> None:
 
 def family(store: SessionStore) -> tuple[str, str, str, str]:
     """a0 a1 a2; from it b0 = a0, a1, b2; from that c = a0, c1; and from a: d = a0, d1."""
-    a = store.create("a", model(), system="be")
+    a = store.sessions.create("a", model(), system="be")
     say(store, a, "a0", "a1", "a2")
     b = store.fork(a, 2)
     say(store, b, "b2")
@@ -37,7 +37,7 @@ def versions(store: SessionStore, session: str) -> list[list[str]]:
 
 def test_each_chat_stands_before_its_forks(store: SessionStore) -> None:
     a, b, c, d = family(store)
-    stranger = store.create("stranger", model(), system="be")
+    stranger = store.sessions.create("stranger", model(), system="be")
     say(store, stranger, "x0")
     expected = [(a, None, None), (b, a, 2), (c, b, 1), (d, a, 1)]
     assert all(tree(store, x) == expected for x in (a, b, c, d))
@@ -48,7 +48,7 @@ def test_each_chat_stands_before_its_forks(store: SessionStore) -> None:
 
 def test_versions_of_a_message_are_those_with_the_same_past(store: SessionStore) -> None:
     a, b, c, _ = family(store)
-    stranger = store.create("stranger", model(), system="be")
+    stranger = store.sessions.create("stranger", model(), system="be")
     say(store, stranger, "a0", "z1")  # begins like the others by chance: none of the family
     assert versions(store, a) == [["a0"], ["a1", "c1", "d1"], ["a2", "b2"]]
     assert versions(store, c) == [["a0"], ["a1", "c1", "d1"]]
@@ -72,7 +72,7 @@ def test_deleting_one_leaves_the_others_one_family(store: SessionStore) -> None:
 
 
 def test_a_reply_that_goes_on_keeps_its_place_and_its_rows(store: SessionStore) -> None:
-    a = store.create("a", model())
+    a = store.sessions.create("a", model())
     say(store, a, "a0")
     store.add_turn(a, TurnRecord("assistant", "so", (1, 2), state="stopped"))
     fork = store.fork(a, 2)
@@ -85,7 +85,7 @@ def test_a_reply_that_goes_on_keeps_its_place_and_its_rows(store: SessionStore) 
 
 def test_rows_that_were_saved_at_a_reply_stay_saved_while_it_grows(store: SessionStore) -> None:
     ids, cache = tuple(range(200)), FakeCache()
-    a = store.create("a", model())
+    a = store.sessions.create("a", model())
     store.add_turn(a, TurnRecord("user", "x", ids[:100]))
     store.add_turn(a, TurnRecord("assistant", "y", ids[100:150], state="stopped"))
     cache.feed(ids[:150])

@@ -148,7 +148,7 @@ def test_a_turn_that_cannot_be_saved_blocks_and_says_so(tmp_path: Path) -> None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with SessionStore.open(folders_in(tmp_path), before) as store:
-        session = store.create("x", model())
+        session = store.sessions.create("x", model())
         store.add_turn(session, TurnRecord("user", "one", (1,)))
         armed = True
         with pytest.raises(StoreError, match="No space left"):

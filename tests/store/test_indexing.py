@@ -49,7 +49,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SessionStore]:
     home = tmp_path_factory.mktemp("search")
     with SessionStore.open(Folders(*(home / name for name in ("config", "data", "cache", "state")))) as opened:
         for text, _, _ in CASES:
-            session = opened.create("x", model())
+            session = opened.sessions.create("x", model())
             opened.add_turn(session, TurnRecord("user", "before\n" * 3 + text + "\nafter", (1,)))
         yield opened
 
@@ -88,12 +88,16 @@ CASES = [
 def test_whatever_stands_in_the_text_is_found(store: SessionStore, text: str, query: str, expected: list[str]) -> None:
     shown = text.replace("\u3000", " ")
     for quoted in (query, f'"{query}"'):
-        hits = {tuple(hit.snippet[a:b] for a, b in hit.marks) for hit in store.search(quoted) if shown in hit.snippet}
+        hits = {
+            tuple(hit.snippet[a:b] for a, b in hit.marks)
+            for hit in store.sessions.search(quoted)
+            if shown in hit.snippet
+        }
         assert hits == {tuple(expected)}
 
 
 def test_marks_of_another_vowel_are_no_match(store: SessionStore) -> None:
-    assert store.search("ตลิด") == ()
+    assert store.sessions.search("ตลิด") == ()
 
 
 @pytest.mark.parametrize(
@@ -113,7 +117,7 @@ def test_marks_of_another_vowel_are_no_match(store: SessionStore) -> None:
 def test_damage_is_found_and_repaired(folders: Folders, damage: str) -> None:
     with SessionStore.open(folders) as store:
         for text, _, _ in CASES:
-            session = store.create("x", model())
+            session = store.sessions.create("x", model())
             store.add_turn(session, TurnRecord("user", text, (1,), thinking=text))
         before = store._database.db.execute("SELECT rowid, text, thinking FROM turn_fts").fetchall()
         assert is_whole(store._database.db)
@@ -130,12 +134,12 @@ def test_damage_is_found_and_repaired(folders: Folders, damage: str) -> None:
 
 def test_a_deleted_word_is_nowhere(folders: Folders) -> None:
     with SessionStore.open(folders) as store:
-        gone = store.create("gone", model())
+        gone = store.sessions.create("gone", model())
         store.add_turn(gone, TurnRecord("user", "ｶﾞｲﾄﾞ 東京都庁 xylophonic", (1,)))
         store.add_turn(gone, TurnRecord("assistant", "quetzalcoatl 사전", (2,), state="open"))
         store.update_open_turn(gone, TurnRecord("assistant", "dodo", (3,)))
         store.delete(gone)
-        assert store.search("ガイド") == store.search("dodo") == ()
+        assert store.sessions.search("ガイド") == store.sessions.search("dodo") == ()
         assert store.verify().problems == ()
     data = b"".join(p.read_bytes() for p in folders.data.rglob("*") if p.is_file())
     for word in ("ガ", "ｶﾞ", "東", "庁", "xylophonic", "quetzalcoatl", "사", "dodo"):

@@ -240,5 +240,5 @@ def test_rows_are_only_committed_on_the_history_they_were_computed_from(
 
 
 def test_a_session_that_was_never_saved_restores_nothing_silently(store: SessionStore) -> None:
-    session = store.create("x", model())
+    session = store.sessions.create("x", model())
     assert store.restore_kv(session, FakeCache(), model(), [1, 2]).notice is None

@@ -67,9 +67,13 @@ def check(folders: Folders) -> None:
         fork = store.load(chats["the sky (2)"])
         assert (fork.parent, fork.forked_at, fork.turns[-1].state) == (sky.id, 2, "open")
         assert store.list()[0].seq > store.list()[1].seq > store.list()[2].seq > 0
-        assert {hit.turn for hit in store.search("カタカナ")} == {2}
-        assert {hit.turn for hit in store.search("python")} == {hit.turn for hit in store.search("사전")} == {3}
-        assert {hit.turn for hit in store.search("blue")} == {0}
+        assert {hit.turn for hit in store.sessions.search("カタカナ")} == {2}
+        assert (
+            {hit.turn for hit in store.sessions.search("python")}
+            == {hit.turn for hit in store.sessions.search("사전")}
+            == {3}
+        )
+        assert {hit.turn for hit in store.sessions.search("blue")} == {0}
         cache = FakeCache(64)
         restored = store.restore_kv(sky.id, cache, model(), sky.log)
         assert (restored.tokens, restored.rng, restored.notice) == (100, b"random", None)
@@ -80,7 +84,7 @@ def check(folders: Folders) -> None:
         with store._database.reading() as db:  # without the file's ctime nobody knows whether it is the same
             assert db.execute("SELECT count(*) FROM filehash").fetchone()[0] == 0
         store.add_turn(sky.id, TurnRecord("user", "more", (1,)))
-        assert store.latest() == sky.id
+        assert store.sessions.latest() == sky.id
 
 
 @pytest.mark.parametrize("version", OLD)
@@ -226,7 +230,7 @@ def newer(path: Path, old: bytes, new: bytes) -> None:
 @pytest.mark.parametrize("kind", ["store", "marker", "backup", "document", "archive", "prompt cache"])
 def test_what_a_newer_version_wrote_is_refused_in_one_sentence(folders: Folders, tmp_path: Path, kind: str) -> None:
     with SessionStore.open(folders) as store:
-        store.create("x", model())
+        store.sessions.create("x", model())
         copy = backup.make(store._database.db, folders.data, Files())
     files = {name: tmp_path / name for name in ("chat.json", "chat.mlxkv", "book.kv")}
     for name, path in files.items():

@@ -64,7 +64,7 @@ def test_it_goes_on_bit_by_bit(kind: str, store: SessionStore, tmp_path: Path, m
     while restored < CUTS:
         if not session or cache.offset > 300:
             cache.reset()
-            session = store.create("cuts", identity())
+            session = store.sessions.create("cuts", identity())
         ids = random_ids(dice.randrange(1, 40), seed=dice.randrange(10_000))
         cache.checkpoint()
         for _ in runner.prefill(cache, ids):

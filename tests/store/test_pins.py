@@ -16,7 +16,7 @@ from tests.store.test_quota import LIMIT, back, feed, saved
 def test_rows_of_a_pinned_chat_outlast_those_of_newer_ones(folders: Folders) -> None:
     with SessionStore.open(folders, disk_limit=LIMIT) as store:
         old, other = saved(store, "old", 500), saved(store, "other", 500)
-        store.pin(old.id)
+        store.sessions.pin(old.id)
         for n in range(4):
             saved(store, f"new {n}", 500)
         assert (back(old), back(other)) == (500, 0)
@@ -24,12 +24,12 @@ def test_rows_of_a_pinned_chat_outlast_those_of_newer_ones(folders: Folders) -> 
         fork = store.fork(old.id, 1)  # keeps what it shares and no more
         assert [chat.id for chat in store.list() if chat.pinned] == [old.id]
         store.delete(fork)
-        store.pin(old.id, False)
+        store.sessions.pin(old.id, False)
         for n in range(4):
             saved(store, f"newer {n}", 500)
         assert back(old) == 0
         with pytest.raises(SessionNotFoundError):
-            store.pin("nobody")
+            store.sessions.pin("nobody")
 
 
 def test_collecting_frees_what_nothing_uses_and_nothing_else(folders: Folders) -> None:

@@ -94,7 +94,7 @@ def test_a_damaged_chunk_among_several_at_once_costs_tokens(
         monkeypatch.setattr(prefault, "_madvise", lambda: None)
     model = tiny_llama()
     runner, plan = ModelRunner(model), plan_cache(model, CacheConfig(window=1024, block=64))
-    cache, session = PromptCache(plan, model), store.create("cuts", identity())
+    cache, session = PromptCache(plan, model), store.sessions.create("cuts", identity())
     for n in range(3):
         ids = random_ids(200, seed=n)
         list(runner.prefill(cache, ids))

@@ -87,10 +87,10 @@ def test_everything_is_read_and_nothing_changed(folders: Folders, chats: str, fr
         assert "Read-only file system" in (store.read_only or "")
         assert str(folders.data) in (store.read_only or "")
         assert {chat.title for chat in store.list()} == {"the sky", "the sea"}
-        assert store.find("the sky") == chats
+        assert store.sessions.find("the sky") == chats
         record = store.load(chats)
         assert len(record.turns) == 2
-        assert {hit.session_id for hit in store.search("question")} >= {chats}
+        assert {hit.session_id for hit in store.sessions.search("question")} >= {chats}
         assert store.disk_usage() > 0
         assert store.verify().ok
         assert store.verify(quick=True).ok
@@ -102,16 +102,16 @@ def test_everything_is_read_and_nothing_changed(folders: Folders, chats: str, fr
 
 
 CHANGES: dict[str, Callable[[SessionStore, str], object]] = {
-    "create": lambda store, chat: store.create("new", model()),
-    "rename": lambda store, chat: store.rename(chat, "other"),
+    "create": lambda store, chat: store.sessions.create("new", model()),
+    "rename": lambda store, chat: store.sessions.rename(chat, "other"),
     "fork": lambda store, chat: store.fork(chat),
     "delete": lambda store, chat: store.delete(chat),
-    "pin": lambda store, chat: store.pin(chat),
+    "pin": lambda store, chat: store.sessions.pin(chat),
     "lock": lambda store, chat: store.lock(chat).__enter__(),
     "collect": lambda store, chat: store.collect(),
     "repair": lambda store, chat: store.verify(repair=True),
-    "set_model": lambda store, chat: store.set_model(chat, model()),
-    "saving_named": lambda store, chat: store.saving_named(store._space.prompts / "a.kv").__enter__(),
+    "set_model": lambda store, chat: store.sessions.set_model(chat, model()),
+    "saving_named": lambda store, chat: store.saving_named(store.space.prompts / "a.kv").__enter__(),
 }
 
 
@@ -142,7 +142,7 @@ def a_log(folders: Folders) -> None:
     """A crash left the last turns in the log, and the file that goes with it is gone."""
     kept = folders.data.parent / "kept"
     with SessionStore.open(folders) as store:
-        store.rename(store.find("the sea"), "the lake")
+        store.sessions.rename(store.sessions.find("the sea"), "the lake")
         shutil.copytree(folders.data, kept)
     for name in ("mlxkv.db", "mlxkv.db-wal"):
         shutil.copyfile(kept / name, folders.data / name)
@@ -178,7 +178,7 @@ def test_whatever_state_it_is_in(
         for chat in store.list():
             store.load(chat.id)
         with pytest.raises(ReadOnlyError):
-            store.create("new", model())
+            store.sessions.create("new", model())
     assert frozen() == before
     assert not list(temporary.iterdir())
 
@@ -356,7 +356,7 @@ def test_a_cache_folder_that_cannot_be_made_costs_rows_alone(folders: Folders, m
     monkeypatch.setattr(os, "mkdir", refuse)
     with SessionStore.open(folders) as store:
         assert store.read_only is None
-        talk = store.create("kept", model())
+        talk = store.sessions.create("kept", model())
         cache = FakeCache()
         record = TurnRecord("user", "hi", tuple(range(8)))
         store.add_turn(talk, record)

@@ -21,7 +21,7 @@ def told(
     store: SessionStore, ids: tuple[int, ...], cache: FakeCache, identity: ModelIdentity | None = None, more: int = 0
 ) -> str:
     """A saved session in which `ids` were said, and then `more` others."""
-    session = store.create("told", identity or model())
+    session = store.sessions.create("told", identity or model())
     for part in (ids, tuple(range(more))):
         if part:
             store.add_turn(session, TurnRecord("user", "x", part))
@@ -32,7 +32,7 @@ def told(
 
 def asked(store: SessionStore, ids: tuple[int, ...], identity: ModelIdentity | None = None) -> str:
     """A new session with a prompt that nothing was computed of."""
-    session = store.create("asked", identity or model())
+    session = store.sessions.create("asked", identity or model())
     store.add_turn(session, TurnRecord("user", "x", ids))
     return session
 

@@ -24,7 +24,7 @@ def remembered(store: SessionStore, session: str, cache: FakeCache) -> tuple[set
     """Chunks with where their rows end, and the bytes of all: as they are known, and as the database has them."""
     spec = spec_id(cache.layout(), model().spec_extra)
     with store._database.reading() as db:
-        history = store._sessions.history(db, session)
+        history = store.sessions.history(db, session)
         rows = store._saver.committer.saved(session, model().model_id, spec)
         rows.update(db, history)
         commits = [c for c in saved_commits(db, session, history) if c.spec_id == spec]

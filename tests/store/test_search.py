@@ -28,13 +28,13 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SessionStore]:
     home = tmp_path_factory.mktemp("search")
     with SessionStore.open(Folders(*(home / name for name in ("config", "data", "cache", "state")))) as opened:
         for i, text in enumerate(TEXTS):
-            session_id = opened.create(f"chat {i}", model())
+            session_id = opened.sessions.create(f"chat {i}", model())
             opened.add_turn(session_id, TurnRecord("user", text, (i,)))
         yield opened
 
 
 def found(store: SessionStore, query: str, limit: int = 50) -> list[int]:
-    return [int(hit.title.split()[1]) for hit in store.search(query, limit)]
+    return [int(hit.title.split()[1]) for hit in store.sessions.search(query, limit)]
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def marked(hit: SearchHit) -> list[str]:
     ],
 )
 def test_what_was_looked_for_is_marked(store: SessionStore, query: str, expected: list[str]) -> None:
-    hit = store.search(query)[0]
+    hit = store.sessions.search(query)[0]
     assert marked(hit) == expected
     assert hit.snippet.strip("…") in TEXTS[found(store, query)[0]]
 
@@ -110,7 +110,7 @@ def own(folders: Folders) -> Iterator[SessionStore]:
 
 
 def told(store: SessionStore, title: str, *texts: str) -> str:
-    session = store.create(title, model())
+    session = store.sessions.create(title, model())
     for i, text in enumerate(texts):
         store.add_turn(session, TurnRecord("user", text, (i,)))
     return session
@@ -129,7 +129,7 @@ def told(store: SessionStore, title: str, *texts: str) -> str:
 )
 def test_marks_are_of_the_text_whatever_it_says(own: SessionStore, text: str, query: str, expected: list[str]) -> None:
     told(own, "x", text)
-    (hit,) = own.search(query)
+    (hit,) = own.sessions.search(query)
     assert marked(hit) == expected
     assert hit.snippet.split() == text.split()
 
@@ -137,20 +137,20 @@ def test_marks_are_of_the_text_whatever_it_says(own: SessionStore, text: str, qu
 def test_titles_are_found_too_and_come_first(own: SessionStore) -> None:
     named = told(own, "Größere [Reise] nach Porto", "Which train?")
     said = told(own, "trains", "the train to Porto")
-    hits = own.search("port")
+    hits = own.sessions.search("port")
     assert [(h.session_id, h.turn, h.role, marked(h)) for h in hits] == [
         (named, None, "title", ["Porto"]),
         (said, 0, "user", ["Porto"]),
     ]
     assert hits[0].snippet == "Größere [Reise] nach Porto"
-    assert [h.session_id for h in own.search("großere reise")] == [named]
-    assert [h.session_id for h in own.search('"nach porto"')] == [named]
-    assert own.search("porto which") == ()  # the words stand together, in a title or in a turn
-    assert len(own.search("port", 1)) == 1
-    own.rename(named, "公园散步")
-    assert [(h.session_id, h.role, marked(h)) for h in own.search("散步")] == [(named, "title", ["散步"])]
+    assert [h.session_id for h in own.sessions.search("großere reise")] == [named]
+    assert [h.session_id for h in own.sessions.search('"nach porto"')] == [named]
+    assert own.sessions.search("porto which") == ()  # the words stand together, in a title or in a turn
+    assert len(own.sessions.search("port", 1)) == 1
+    own.sessions.rename(named, "公园散步")
+    assert [(h.session_id, h.role, marked(h)) for h in own.sessions.search("散步")] == [(named, "title", ["散步"])]
     own.delete(named)
-    assert own.search("散步") == ()
+    assert own.sessions.search("散步") == ()
 
 
 def test_a_title_that_repeats_how_the_chat_begins_is_no_hit_of_its_own(own: SessionStore) -> None:
@@ -158,9 +158,9 @@ def test_a_title_that_repeats_how_the_chat_begins_is_no_hit_of_its_own(own: Sess
     text = "Why is the sky blue at noon and red in the evening, and what has the air to do with it?"
     session = told(own, text[:59] + "…", text)
     fork = own.fork(session, 1)
-    assert [(h.session_id, h.turn) for h in own.search("sky")] == [(fork, 0), (session, 0)]
-    own.rename(session, "the sky")
-    assert [(h.session_id, h.turn) for h in own.search("sky")] == [(session, None), (fork, 0), (session, 0)]
+    assert [(h.session_id, h.turn) for h in own.sessions.search("sky")] == [(fork, 0), (session, 0)]
+    own.sessions.rename(session, "the sky")
+    assert [(h.session_id, h.turn) for h in own.sessions.search("sky")] == [(session, None), (fork, 0), (session, 0)]
 
 
 def test_the_limit_holds(store: SessionStore) -> None:
@@ -169,7 +169,7 @@ def test_the_limit_holds(store: SessionStore) -> None:
 
 @given(st.text(alphabet="ab\"*()^:-+{}.,\\'%_\0 \nANDORNEAR天", max_size=40))
 def test_no_query_is_more_than_words(store: SessionStore, query: str) -> None:
-    store.search(query)
+    store.sessions.search(query)
 
 
 @pytest.mark.parametrize(
@@ -178,5 +178,5 @@ def test_no_query_is_more_than_words(store: SessionStore, query: str) -> None:
      "'; DROP TABLE turn; --", "fox AND", "(fox", "{fox}", "a" * 100_000, "fox " * 10_000, "%天%"],
 )  # fmt: skip
 def test_operators_and_quotes_are_harmless(store: SessionStore, query: str) -> None:
-    store.search(query)
+    store.sessions.search(query)
     assert found(store, "fox") == [1, 0]

@@ -22,7 +22,7 @@ from tests.store.fake import FakeCache, model
 
 
 def test_a_session_comes_back_as_it_was(store: SessionStore, folders: Folders) -> None:
-    session = store.create("sky", model(), system="be brief", params={"window": 64})
+    session = store.sessions.create("sky", model(), system="be brief", params={"window": 64})
     store.add_turn(session, TurnRecord("user", "why is the sky blue?\0 ☃", (1, 2, 3), params={"temperature": 0.5}))
     head = store.add_turn(
         session, TurnRecord("assistant", "scattering", (4, 5), thinking="hm", stats={"decode_tps": 3.5, "n": None})
@@ -40,7 +40,7 @@ def test_a_session_comes_back_as_it_was(store: SessionStore, folders: Folders) -
 
 
 def test_a_turn_with_a_smaller_start_rewrites_the_log(store: SessionStore) -> None:
-    session = store.create("x", model())
+    session = store.sessions.create("x", model())
     store.add_turn(session, TurnRecord("user", "a", (1, 2, 3)))
     store.add_turn(session, TurnRecord("user", "b", (8, 9), start=1))
     assert store.load(session).log == (1, 8, 9)
@@ -54,7 +54,7 @@ def test_a_turn_with_a_smaller_start_rewrites_the_log(store: SessionStore) -> No
 
 
 def test_the_last_turns_can_be_removed_as_if_they_had_never_been(store: SessionStore, folders: Folders) -> None:
-    session = store.create("x", model())
+    session = store.sessions.create("x", model())
     heads = [
         store.add_turn(session, TurnRecord(role, text, ids))
         for role, text, ids in (("user", "hello", (1, 2)), ("assistant", "there", (3,)), ("user", "zebra", (4, 5)))
@@ -67,8 +67,8 @@ def test_the_last_turns_can_be_removed_as_if_they_had_never_been(store: SessionS
             other.add_turn(session, TurnRecord("user", "late", (9,)))
         record = other.load(session)
     assert (record.head, record.log, record.turns) == (heads[1], (1, 2, 3), before.turns[:2])
-    assert store.search("zebra") == ()
-    assert store.search("there")
+    assert store.sessions.search("zebra") == ()
+    assert store.sessions.search("there")
     store.remove_last(session, 5)  # there are no more
     assert store.add_turn(session, TurnRecord("user", "zebra", (4, 5))) == heads[2]
     store.remove_last(session, 0)
@@ -77,14 +77,14 @@ def test_the_last_turns_can_be_removed_as_if_they_had_never_been(store: SessionS
 
 
 def test_an_open_reply_grows_in_place(store: SessionStore) -> None:
-    session = store.create("x", model())
+    session = store.sessions.create("x", model())
     store.add_turn(session, TurnRecord("user", "hello", (1, 2)))
     store.add_turn(session, TurnRecord("assistant", "gre", (3,), state="open"))
     store.update_open_turn(session, TurnRecord("assistant", "greetings", (3, 4), state="open"))
     store.update_open_turn(session, TurnRecord("assistant", "greetings friend", (3, 4, 5)))
     record = store.load(session)
     assert (record.log, record.turns[1].text, record.turns[1].state) == ((1, 2, 3, 4, 5), "greetings friend", "done")
-    assert [hit.turn for hit in store.search("greetings")] == [1]
+    assert [hit.turn for hit in store.sessions.search("greetings")] == [1]
     with store._database.reading() as db:  # words of before are in the index no more
         assert db.execute("SELECT count(*) FROM turn_fts WHERE turn_fts MATCH 'gre'").fetchone()[0] == 0
     with pytest.raises(StoreError, match="finished"):
@@ -92,7 +92,7 @@ def test_an_open_reply_grows_in_place(store: SessionStore) -> None:
 
 
 def test_a_reply_is_never_appended_to_another_history(store: SessionStore, folders: Folders) -> None:
-    session = store.create("x", model())
+    session = store.sessions.create("x", model())
     head = store.add_turn(session, TurnRecord("user", "a", (1,)))
     with SessionStore.open(folders) as other:
         other.load(session)
@@ -107,7 +107,7 @@ def test_a_reply_is_never_appended_to_another_history(store: SessionStore, folde
 
 
 def test_the_lock_of_another_process_names_it_and_dies_with_it(store: SessionStore, folders: Folders) -> None:
-    session = store.create("x", model())
+    session = store.sessions.create("x", model())
     code = (
         "import sys; from mlxkv.config import Folders; from mlxkv.store import SessionStore\n"
         "with SessionStore.open(Folders.from_env()) as store, store.lock(sys.argv[1]):\n"
@@ -134,60 +134,60 @@ def test_the_lock_of_another_process_names_it_and_dies_with_it(store: SessionSto
 
 def test_find_takes_ids_and_titles_and_lists_the_candidates(store: SessionStore) -> None:
     with pytest.raises(SessionNotFoundError, match="none yet"):
-        store.find("sky")
-    sky, sea, again = (store.create(title, model()) for title in ("Blue sky", "Deep sea", "Blue whale"))
-    assert store.find(sky) == sky
-    assert store.find(sea.lower()) == sea
-    assert store.find("Blue sky") == sky
-    assert store.find("SEA") == sea
+        store.sessions.find("sky")
+    sky, sea, again = (store.sessions.create(title, model()) for title in ("Blue sky", "Deep sea", "Blue whale"))
+    assert store.sessions.find(sky) == sky
+    assert store.sessions.find(sea.lower()) == sea
+    assert store.sessions.find("Blue sky") == sky
+    assert store.sessions.find("SEA") == sea
     for text in ("blue", sky[:4]):
         with pytest.raises(SessionNotFoundError) as caught:
-            store.find(text)
+            store.sessions.find(text)
         assert sky in str(caught.value)
         assert again in str(caught.value)
-    store.rename(sea, "Blue\x1b[31m")
+    store.sessions.rename(sea, "Blue\x1b[31m")
     with pytest.raises(SessionNotFoundError) as caught:
-        store.find("blue")
+        store.sessions.find("blue")
     assert "\x1b" not in str(caught.value)
-    assert store.find("Blue sky") == sky
+    assert store.sessions.find("Blue sky") == sky
     with pytest.raises(SessionNotFoundError):
-        store.rename(new_ulid(), "x")
+        store.sessions.rename(new_ulid(), "x")
 
 
 def test_the_list_is_newest_first(talk: Talk) -> None:
-    other = talk.store.create("other", model("second"))
+    other = talk.store.sessions.create("other", model("second"))
     talk.turn(50)
     first, second = talk.store.list()
     assert (first.id, first.num_turns, first.model, first.kv_bytes) == (talk.id, 2, "fake", talk.bytes_written)
     assert (second.id, second.num_turns, second.model, second.kv_bytes) == (other, 0, "second", 0)
-    assert talk.store.latest() == talk.id
-    talk.store.set_model(other, model("third"))
+    assert talk.store.sessions.latest() == talk.id
+    talk.store.sessions.set_model(other, model("third"))
     assert talk.store.load(other).model.name == "third"
 
 
 def test_search_takes_anything_a_user_types(store: SessionStore) -> None:
-    session = store.create("sky", model())
+    session = store.sessions.create("sky", model())
     store.add_turn(session, TurnRecord("user", "why is the sky blue", (1,)))
     store.add_turn(session, TurnRecord("assistant", "rayleigh scattering", (2,), thinking="a hidden thought"))
-    assert [(h.session_id, h.turn, h.snippet, h.marks) for h in store.search("Sky bl")] == [
+    assert [(h.session_id, h.turn, h.snippet, h.marks) for h in store.sessions.search("Sky bl")] == [
         (session, 0, "why is the sky blue", ((11, 14), (15, 19)))
     ]
-    assert [h.turn for h in store.search("hidden")] == [1]
+    assert [h.turn for h in store.sessions.search("hidden")] == [1]
     for text in ("", '"', "sky AND", "NEAR(", "text:sky*", "-sky", "'; DROP TABLE turn; --", "*", "\0"):
-        store.search(text)
+        store.sessions.search(text)
     fork = store.fork(session, 1)
-    assert {h.session_id for h in store.search("sky")} == {session, fork}
+    assert {h.session_id for h in store.sessions.search("sky")} == {session, fork}
 
 
 def test_deleting_leaves_no_word_behind(store: SessionStore, folders: Folders) -> None:
     keep = Talk(store, FakeCache(), "keep")
-    gone = store.create("gone", model(), system="besystemish")
-    fork_of_gone = store.create("child", model(), parent=gone, forked_at=0)
+    gone = store.sessions.create("gone", model(), system="besystemish")
+    fork_of_gone = store.sessions.create("child", model(), parent=gone, forked_at=0)
     store.add_turn(gone, TurnRecord("user", "xylophonic", (1,), thinking="quetzalcoatl"))
     store.delete(gone)
     assert store.load(fork_of_gone).parent is None
     assert store.load(keep.id).turns == ()
-    assert store.search("xylophonic") == ()
+    assert store.sessions.search("xylophonic") == ()
     store.close()
     data = b"".join(p.read_bytes() for p in folders.data.rglob("*") if p.is_file())
     for word in (b"xylophonic", b"quetzalcoatl", b"besystemish"):
@@ -197,7 +197,7 @@ def test_deleting_leaves_no_word_behind(store: SessionStore, folders: Folders) -
 
 
 def test_lone_surrogates_do_not_stop_a_turn(store: SessionStore) -> None:
-    session = store.create("x", model())
+    session = store.sessions.create("x", model())
     store.add_turn(session, TurnRecord("user", "a\udcffb", (1,)))
     assert store.load(session).turns[0].text == "a\ufffdb"
 
@@ -216,22 +216,22 @@ def test_the_database_has_the_settings_of_the_design(real_disk: None, store: Ses
 
 def test_a_reader_never_sees_half_a_change(store: SessionStore, folders: Folders) -> None:
     """Three separate SELECTs reported false corruption under a concurrent writer."""
-    session = store.create("x", model())
+    session = store.sessions.create("x", model())
     with SessionStore.open(folders) as other:
         other.load(session)
         for n in range(40):
             with store._database.reading() as db:
                 db.execute("SELECT head FROM session").fetchone()  # the snapshot begins here
                 other.add_turn(session, TurnRecord("user", str(n), (n,)))
-                assert len(store._sessions.history(db, session).turns) == n
+                assert len(store.sessions.history(db, session).turns) == n
 
 
 CLOCK = "2026-11-29T23:58:12+01:00"
 
 
 def test_what_a_session_is_made_with_comes_back_and_a_fork_has_it_too(store: SessionStore, folders: Folders) -> None:
-    plain = store.create("plain", model())
-    session = store.create(
+    plain = store.sessions.create("plain", model())
+    session = store.sessions.create(
         "x", model(), kind="endpoint", clock=CLOCK, settings={"temp": 0.5}, preset="mine", origin="claude:1", seed=7
     )
     call = ToolCall("weather", '{"town": "Porto"}', "call-1")
@@ -263,18 +263,18 @@ def test_what_a_session_is_made_with_comes_back_and_a_fork_has_it_too(store: Ses
 )  # fmt: skip
 def test_what_cannot_be_saved_is_refused(store: SessionStore, wrong: dict[str, Any]) -> None:
     with pytest.raises(StoreError, match="bug"):
-        store.create("x", model(), **wrong)
+        store.sessions.create("x", model(), **wrong)
     assert store.list() == ()
 
 
 def test_a_title_has_an_end(store: SessionStore) -> None:
     most = 1 << 16
-    session = store.create("x" * (most + 1), model())
+    session = store.sessions.create("x" * (most + 1), model())
     assert store.load(session).title == "x" * (most - 1) + "…"
     assert len(store.load(store.fork(session, 0)).title) <= most
-    store.rename(session, "half \udcff")
+    store.sessions.rename(session, "half \udcff")
     assert store.load(session).title == "half \ufffd"
-    assert store.load(store.create("a", model(), system="half \udcff")).system == "half \ufffd"
+    assert store.load(store.sessions.create("a", model(), system="half \udcff")).system == "half \ufffd"
 
 
 def test_chats_are_ordered_whatever_the_clock_says(
@@ -286,24 +286,24 @@ def test_chats_are_ordered_whatever_the_clock_says(
     names = {}
     for name, ahead in (("first", 0.0), ("ahead", 60 * 86400.0), ("after", 1.0)):
         at[0] = ahead
-        names[store.create(name, model())] = name
+        names[store.sessions.create(name, model())] = name
 
     def listed() -> list[str]:
         return [chat.title for chat in store.list()]
 
     assert listed() == ["after", "ahead", "first"]
     ids = {name: session for session, name in names.items()}
-    assert store.latest() == ids["after"]
+    assert store.sessions.latest() == ids["after"]
     store.add_turn(ids["first"], TurnRecord("user", "word", (1,)))
     assert listed() == ["first", "after", "ahead"]
-    store.rename(ids["ahead"], "ahead")  # changes nothing that was said
-    assert store.latest() == ids["first"]
+    store.sessions.rename(ids["ahead"], "ahead")  # changes nothing that was said
+    assert store.sessions.latest() == ids["first"]
     store.delete(ids["first"])
     fork = store.fork(ids["ahead"], 0)
-    assert store.latest() == fork
+    assert store.sessions.latest() == fork
     store.add_turn(ids["after"], TurnRecord("user", "word", (1,)))
     store.add_turn(fork, TurnRecord("user", "word", (1,)))
-    assert [hit.session_id for hit in store.search("word")] == [fork, ids["after"]]
+    assert [hit.session_id for hit in store.sessions.search("word")] == [fork, ids["after"]]
     assert listed() == ["ahead (2)", "after", "ahead"]
     with SessionStore.open(folders) as other:
         assert [chat.title for chat in other.list()] == listed()
@@ -311,19 +311,22 @@ def test_chats_are_ordered_whatever_the_clock_says(
 
 def test_an_imported_chat_stands_where_its_date_belongs(store: SessionStore, tmp_path: Path) -> None:
     """What was said here last stays what `-c` goes on with."""
-    old, path = store.create("old", model(), params={"cache": {}, "sampling": {}, "think": None}), tmp_path / "x.mlxkv"
+    old, path = (
+        store.sessions.create("old", model(), params={"cache": {}, "sampling": {}, "think": None}),
+        tmp_path / "x.mlxkv",
+    )
     store.export_chat(old, path)
-    store.create("middle", model())
-    newest = store.create("newest", model())
+    store.sessions.create("middle", model())
+    newest = store.sessions.create("newest", model())
     imported = store.import_chat(path).session_id
-    assert store.latest() == newest
+    assert store.sessions.latest() == newest
     assert [chat.title for chat in store.list()] == ["newest", "middle", "old", "old"]
     store.add_turn(imported, TurnRecord("user", "on", (1,)))
-    assert store.latest() == imported
+    assert store.sessions.latest() == imported
 
 
 def test_a_damaged_number_leads_no_order_astray(store: SessionStore, folders: Folders) -> None:
-    first, second = store.create("first", model()), store.create("second", model())
+    first, second = store.sessions.create("first", model()), store.sessions.create("second", model())
     with closing(sqlite3.connect(folders.data / "mlxkv.db")) as db:
         db.execute(f"UPDATE session SET seq = {(1 << 63) - 1} WHERE id = ?", (second,))
         db.commit()
@@ -334,7 +337,7 @@ def test_a_damaged_number_leads_no_order_astray(store: SessionStore, folders: Fo
 
 
 def test_an_extra_that_was_forged_is_noticed(store: SessionStore, folders: Folders) -> None:
-    session = store.create("x", model())
+    session = store.sessions.create("x", model())
     store.add_turn(session, TurnRecord("user", "hi", (1,)))
     store.add_turn(session, TurnRecord("user", "hi", (1,), attachments=(Attachment("a.txt"),)))
     for where, value in ((0, '{"tool_call_id":"x"}'), (1, ""), (1, '{"tool_call_id":"x"}')):

@@ -30,7 +30,7 @@ class Hybrid:
         self.model = tiny("qwen3_next")
         self.plan = plan_cache(self.model, CONFIG)
         self.runner, self.cache = ModelRunner(self.model), self.empty()
-        self.store, self.id = store, store.create("hybrid", identity())
+        self.store, self.id = store, store.sessions.create("hybrid", identity())
 
     def empty(self) -> PromptCache:
         return PromptCache(self.plan, self.model)

@@ -34,7 +34,7 @@ SPACED = {"spaces": "  two  spaces ", "tab and lines": "a\tb\nc\r\nd", "empty": 
 
 @pytest.mark.parametrize("title", [*TITLES.values(), *SPACED.values()], ids=[*TITLES, *SPACED])
 def test_a_title_goes_out_and_comes_in_as_it_is(store: SessionStore, tmp_path: Path, title: str) -> None:
-    chat = store.create(title, model())
+    chat = store.sessions.create(title, model())
     store.add_turn(chat, TurnRecord("user", "hi", (1,)))
     store.export_chat(chat, tmp_path / "1.mlxkv")
     (tmp_path / "1.json").write_text(json.dumps(to_document(store.load(chat))))
@@ -50,7 +50,7 @@ def test_renaming_keeps_every_character_but_those_between_words(
     folders: Folders, title: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with SessionStore.open(folders) as store:
-        chat = store.create("before", model())
+        chat = store.sessions.create("before", model())
     for args in (["rename", "before", title], ["ls"]):
         with pytest.raises(SystemExit) as end:
             main(["chats", *args])

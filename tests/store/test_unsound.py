@@ -64,8 +64,8 @@ def use(root: Path) -> None:
     with suppress(MlxkvError), SessionStore.open(folders_in(root)) as store:
         for work in (
             lambda: [check(chat) for chat in store.list()],
-            lambda: store.find("talk"),
-            lambda: store.search("talk"),
+            lambda: store.sessions.find("talk"),
+            lambda: store.sessions.search("talk"),
             lambda: store.verify(),
             lambda: [again(store, chat.id) for chat in store.list()],
             lambda: store.borrow_kv(FakeCache(), model(), range(100)),

@@ -77,8 +77,8 @@ class Ticks:
 def test_a_save_that_takes_longer_than_a_blink_says_how_far_it_is(folders: Folders, step: float, is_told: bool) -> None:
     with SessionStore.open(folders) as store:
         told: list[tuple[int, int]] = []
-        store.watch_saving(lambda done, total: told.append((done, total)))
-        store._writer.progress._clock = Ticks(step)
+        store.progress.tell = lambda done, total: told.append((done, total))
+        store.progress._clock = Ticks(step)
         talk = Talk(store, FakeCache())
         say(talk, 2000)
         written = store.commit_kv(talk.id, talk.cache, model()).bytes_written
@@ -105,8 +105,8 @@ def test_the_end_is_told_of_a_save_that_fails_too(folders: Folders) -> None:
 
     with SessionStore.open(folders, full) as store:
         told: list[tuple[int, int]] = []
-        store.watch_saving(lambda done, total: told.append((done, total)))
-        store._writer.progress._clock = Ticks(0.5)
+        store.progress.tell = lambda done, total: told.append((done, total))
+        store.progress._clock = Ticks(0.5)
         talk = Talk(store, FakeCache())
         say(talk, 2000)
         store.save_kv(talk.id, talk.cache, model())
@@ -321,7 +321,7 @@ def test_a_large_save_waits_for_the_disk_instead_of_filling_the_memory(folders: 
 def test_two_processes_on_one_session_lose_nothing(folders: Folders) -> None:
     """Both write to two chats as fast as they can: one holds each, the other is told who and goes on elsewhere."""
     with SessionStore.open(folders) as store:
-        ids = [store.create(f"s{n}", model()) for n in range(2)]
+        ids = [store.sessions.create(f"s{n}", model()) for n in range(2)]
     code = (
         "import sys\nfrom mlxkv.config import Folders; from mlxkv.store import SessionStore, TurnRecord\n"
         "from mlxkv.errors import SessionLockedError; from tests.store.fake import FakeCache, model\n"

@@ -135,11 +135,11 @@ def test_half_a_character_from_python_is_a_mark(model: Model) -> None:
     assert chat.messages[0].text == f"b{MARK}"
     chat.save(title=f"t{HALF}")
     assert chat.title == f"t{MARK}"
-    session = model.store.find(f"t{HALF}")
+    session = model.store.sessions.find(f"t{HALF}")
     assert session == chat.session_id
-    model.store.rename(session, f"u{HALF}")
+    model.store.sessions.rename(session, f"u{HALF}")
     assert model.store.load(session).title == f"u{MARK}"
-    assert [hit.session_id for hit in model.store.search(f"{HALF} b")] == [session]
+    assert [hit.session_id for hit in model.store.sessions.search(f"{HALF} b")] == [session]
     chat.close()
 
 

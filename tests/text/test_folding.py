@@ -88,7 +88,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SessionStore]:
 
 @pytest.mark.parametrize(("text", "query", "found"), CASES)
 def test_and_in_all_chats(store: SessionStore, text: str, query: str, found: str) -> None:
-    hits = [hit for hit in store.search(query, 1000) if text.split()[0] in hit.snippet]
+    hits = [hit for hit in store.sessions.search(query, 1000) if text.split()[0] in hit.snippet]
     assert "assistant" in [hit.role for hit in hits]
     marked = {hit.snippet[a:b] for hit in hits for a, b in hit.marks}
     assert set(found.replace("\u3000", " ").split()) <= {word for mark in marked for word in mark.split()}

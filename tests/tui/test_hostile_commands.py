@@ -29,7 +29,9 @@ def chats(home: Path) -> str:
     session = ""
     with SessionStore.open(Folders.from_env()) as store:
         for lead in range(len(NAMES)):
-            session = store.create(piece(lead, "title").encode("utf-8", "replace").decode(), model(), system=text(lead))
+            session = store.sessions.create(
+                piece(lead, "title").encode("utf-8", "replace").decode(), model(), system=text(lead)
+            )
             store.add_turn(session, TurnRecord("user", f"needle {text(lead)}", (1, 2, 3)))
             store.add_turn(session, TurnRecord("assistant", text(lead), (4, 5), thinking=text(lead)))
         store.fork(session, 1)

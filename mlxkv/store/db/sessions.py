@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+from mlxkv.arguments import flag, label, optional, public, text, whole
 from mlxkv.errors import CorruptError, SessionChangedError, SessionNotFoundError, StoreError
 from mlxkv.protocol.chat_names import chat_called
 from mlxkv.protocol.status import ChatSummary
@@ -61,16 +62,23 @@ class Sessions:
         self._sizes: dict[str, tuple[int | None, int]] = {}  # the newest commit and the bytes of rows, for `list`
         self._removed = 0
 
+    @public(title=text, system=optional(text))
     def create(
-        self, title: str, model: ModelIdentity, system: str | None, params: Mapping[str, Any],
+        self, title: str, model: ModelIdentity, *, system: str | None = None, params: Mapping[str, Any] | None = None,
         parent: str | None = None, forked_at: int | None = None, **more: Any,
     ) -> str:  # fmt: skip
-        """`more`: see SessionStore.create."""
+        """Create a session without turns and return its id.
+
+        `more`: `kind`, `clock`, `settings`, `preset`, `origin` and `seed`, as in SessionRecord.
+
+        Raises:
+            StoreError: a value that cannot be saved.
+        """
         now, system = time.time(), None if system is None else well_formed(system)
         with self.database.writing() as db:
             session_id = self._insert(
                 db, title=title, created=now, updated=now, model=save_model(db, model), system=system,
-                params=to_json(dict(params)), parent=parent, forked_at=forked_at, head=genesis(system), **more,
+                params=to_json(dict(params or {})), parent=parent, forked_at=forked_at, head=genesis(system), **more,
             )  # fmt: skip
         self.seen[session_id] = genesis(system)
         return session_id
@@ -122,8 +130,9 @@ class Sessions:
         with self.database.writing() as db:
             db.execute("UPDATE session SET flags = ? WHERE id = ?", (flags, session_id))
 
-    def pin(self, session_id: str, pinned: bool) -> None:
-        """Raises SessionNotFoundError."""
+    @public(session_id=label, pinned=flag)
+    def pin(self, session_id: str, pinned: bool = True) -> None:
+        """Exempt the session's KV rows from the disk limit's eviction, or no longer. Raises SessionNotFoundError."""
         with self.database.writing() as db:
             flags = f"flags | {PINNED}" if pinned else f"flags & ~{PINNED}"
             if not db.execute(f"UPDATE session SET flags = {flags} WHERE id = ?", (session_id,)).rowcount:
@@ -234,8 +243,9 @@ class Sessions:
         self._sizes.pop(session_id, None)
         self._checked.discard(session_id)
 
+    @public(session_id=label)
     def check(self, session_id: str) -> None:
-        """Verify a session that is about to be opened: the next `load` does not do it again. Raises as `load`."""
+        """Verify a session that is about to be opened; the next `load` does not verify it again. Raises as `load`."""
         with self.database.reading() as db:
             self.history(db, session_id, fresh=True)
         self._checked.add(session_id)
@@ -292,8 +302,9 @@ class Sessions:
             settings, as_text(preset) or None, as_text(origin) or None, seed if is_seed(seed) else None,
         )  # fmt: skip
 
+    @public(session_id=label)
     def model_of(self, session_id: str) -> ModelIdentity:
-        """Without a look at the turns. Raises SessionNotFoundError, CorruptError."""
+        """The session's model, without reading its turns. Raises SessionNotFoundError, CorruptError."""
         with self.database.reading() as db, _sound(session_id):
             row = db.execute("SELECT model FROM session WHERE id = ?", (session_id,)).fetchone()
             if row is None:
@@ -336,35 +347,50 @@ class Sessions:
             known = self._sizes[session_id] = newest, 0 if newest is None else count(db, session_id)
         return known[1]
 
+    @public(text=text)
     def find(self, text: str) -> str:
-        """See naming.chat_called. Raises SessionNotFoundError."""
-        return chat_called(self.list(), text).id
+        """The id of the session with this title, else id, else unique prefix of either, else unique part of a title.
+
+        Raises:
+            SessionNotFoundError: lists the candidates; or `text` is empty.
+        """
+        return chat_called(self.list(), well_formed(text)).id
 
     def latest(self) -> str | None:
+        """The id of the session that was used last; None without sessions."""
         with self.database.reading() as db:
             row = db.execute(f"SELECT s.id FROM session s {_NEWEST_FIRST} LIMIT 1").fetchone()
         return row[0] if row else None
 
+    @public(text=text, limit=whole)
     def search(self, text: str, limit: int = 50) -> tuple[SearchHit, ...]:
-        """Titles and turns that hold every word and "quoted phrase" of `text` (the last may be a beginning)."""
+        """Titles and turns with every word and "quoted phrase" of `text`, best first; the last word may be a prefix."""
         with self.database.reading() as db:
-            return tuple(search(db, text, limit))
+            return tuple(search(db, well_formed(text), limit))
 
+    @public(session_id=label, title=text)
     def rename(self, session_id: str, title: str) -> None:
+        """Raises SessionNotFoundError."""
         with self.database.writing() as db:
             named = db.execute("UPDATE session SET title = ? WHERE id = ?", (_storable(title), session_id))
             if not named.rowcount:
                 raise SessionNotFoundError(f"No session has the id {session_id}; `mlxkv chats ls` lists them.")
 
+    @public(session_id=label)
     def set_model(self, session_id: str, model: ModelIdentity) -> None:
-        """The chat goes on with another model from here."""
+        """Continue the session with another model. Raises SessionNotFoundError."""
         with self.database.writing() as db:
             row_id = save_model(db, model)
             if not db.execute("UPDATE session SET model = ? WHERE id = ?", (row_id, session_id)).rowcount:
                 raise SessionNotFoundError(f"No session has the id {session_id}; `mlxkv chats ls` lists them.")
 
-    def rename_model(self, session_id: str, name: str, everywhere: bool) -> None:
-        """See SessionStore.rename_model."""
+    @public(session_id=label, name=text)
+    def rename_model(self, session_id: str, name: str, *, everywhere: bool = False) -> None:
+        """Record another name for the session's model; `everywhere`: in all sessions that have this model and name.
+
+        Raises:
+            SessionNotFoundError.
+        """
         model = replace(self.model_of(session_id), name=name)
         with self.database.writing() as db:
             same = "model = (SELECT model FROM session WHERE id = ?)" if everywhere else "id = ?"
