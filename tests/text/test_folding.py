@@ -80,7 +80,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SessionStore]:
     home = tmp_path_factory.mktemp("search")
     with SessionStore.open(Folders(*(home / name for name in ("config", "data", "cache", "state")))) as opened:
         for n, (text, _, _) in enumerate(CASES):
-            chat = opened.create("x" if n % 2 else text, model())
+            chat = opened.sessions.create("x" if n % 2 else text, model())
             opened.add_turn(chat, TurnRecord("user", "before" if n % 3 else text, (1,)))
             opened.add_turn(chat, TurnRecord("assistant", text, (2,), thinking=text if n % 5 else ""))
         yield opened

@@ -62,7 +62,7 @@ class Sessions:
         self._sizes: dict[str, tuple[int | None, int]] = {}  # the newest commit and the bytes of rows, for `list`
         self._removed = 0
 
-    @public(title=text, system=optional(text))
+    @public("kind", "clock", "settings", "preset", "origin", "seed", title=text, system=optional(text))
     def create(
         self, title: str, model: ModelIdentity, *, system: str | None = None, params: Mapping[str, Any] | None = None,
         parent: str | None = None, forked_at: int | None = None, **more: Any,
