@@ -37,7 +37,7 @@ from mlxkv.models import Hub, LoadedModel, LoadProgress, load_model
 from mlxkv.models.resolve import is_repo
 from mlxkv.stats import TurnStats
 from mlxkv.store import ModelIdentity, SessionRecord, SessionStore, identify
-from mlxkv.store.borrow import Lender
+from mlxkv.store.borrow import Borrower
 from mlxkv.store.identity import FileHashes
 from mlxkv.store.prompts.model_caches import CacheFiles
 from mlxkv.system.thread_owner import Owned, Owner
@@ -185,7 +185,7 @@ class Model:
             self._files.check_room(Path(save_to), held, len(read.ids))
         if as_chat:
             held.prompt = PromptText(system, str(prompt), read.text, len(read.ids), began.isoformat())
-        self._lender.lend(held, read.ids)
+        self._borrower.borrow(held, read.ids)
         borrowed = held.offset
         if borrowed and progress is not None:
             progress(borrowed, len(read.ids))
@@ -394,11 +394,11 @@ class Model:
             self._store = None
 
     @cached_property
-    def _lender(self) -> Lender:
+    def _borrower(self) -> Borrower:
         def identity(hashes: FileHashes) -> ModelIdentity:
             return identify(self.loaded.path, self.loaded.config, hashes, name=self.name)
 
-        return Lender(self._folders or Folders.from_env(), lambda: self.store, identity)
+        return Borrower(self._folders or Folders.from_env(), lambda: self.store, identity)
 
     @property
     def _files(self) -> CacheFiles:
@@ -417,7 +417,7 @@ class Model:
             self._make_cache,
             lambda: self.store,
             lambda: self.identity,
-            self._lender,
+            self._borrower,
             self._check_cache,
         )
 

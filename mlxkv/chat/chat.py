@@ -93,7 +93,7 @@ class Chat(Beside):
         self._owner = Owner()
         self._gate = ReplyGate(self._owner)
         self._keeps_message = False  # see `cancel`
-        self._conversation = Conversation(backend.store, backend.identity, backend.lender)
+        self._conversation = Conversation(backend.store, backend.identity, backend.borrower)
         system = well_formed(system) if system else None
         self._prefix = Start(system, began=began or clock.now())
         if isinstance(cache, PromptCache):

@@ -26,7 +26,7 @@ from mlxkv.events import MEANWHILE, Branch, Message, Sibling
 from mlxkv.inference.sampling import random_state
 from mlxkv.stats import TurnStats
 from mlxkv.store import ModelIdentity, Restored, SessionRecord, SessionStore, TurnRecord
-from mlxkv.store.borrow import FEW, Lender
+from mlxkv.store.borrow import MIN_NEW_TOKENS, Borrower
 from mlxkv.token_ids import TokenIds, TokenLog, common_prefix
 
 _TITLE_LENGTH = 60
@@ -48,13 +48,13 @@ class Conversation:
     Args:
         store: the sessions of this machine, opened when first needed.
         identity: the model that the rows belong to.
-        lender: of rows while there is no session.
+        borrower: of KV rows while there is no session.
     """
 
     def __init__(
-        self, store: Callable[[], SessionStore], identity: Callable[[], ModelIdentity], lender: Lender
+        self, store: Callable[[], SessionStore], identity: Callable[[], ModelIdentity], borrower: Borrower
     ) -> None:
-        self._store, self._identity, self._lender = store, identity, lender
+        self._store, self._identity, self._borrower = store, identity, borrower
         self._lock = ExitStack()
         self._holds: SessionStore | None = None  # the store that the lock is of
         self._reply_is_open = self._is_closed = False
@@ -318,7 +318,7 @@ class Conversation:
 
     def apart(self, turns: tuple[TurnRecord, ...]) -> Conversation:
         """A second conversation in which `turns` were said; without a session yet."""
-        twin = Conversation(self._store, self._identity, self._lender)
+        twin = Conversation(self._store, self._identity, self._borrower)
         twin.title = self.title
         twin._take(turns)
         return twin
@@ -328,7 +328,7 @@ class Conversation:
         if self.session_id is None:
             return self.apart(self.turns[:num_turns])
         self._check_saved()
-        twin = Conversation(self._store, self._identity, self._lender)
+        twin = Conversation(self._store, self._identity, self._borrower)
         twin._enter_fork(self.session_id, num_turns)
         return twin
 
@@ -389,9 +389,9 @@ class Conversation:
         common = min(common_prefix(cache.log, ids), len(ids) - 1)
         held = cache.landing(common)
         if self.session_id is None:
-            return self._lender.lend(cache, ids, held)
+            return self._borrower.borrow(cache, ids, held)
         is_all_there = 0 < held == common
-        if not cache.can_save or len(ids) - held <= (FEW if is_all_there else 1):
+        if not cache.can_save or len(ids) - held <= (MIN_NEW_TOKENS if is_all_there else 1):
             return None
         with suppress(DiskError):
             return self._store().restore_kv(self.session_id, cache, self._identity(), ids, held)

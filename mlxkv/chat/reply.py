@@ -22,7 +22,7 @@ from mlxkv.inference.runner import ModelRunner
 from mlxkv.inference.sampling import SamplingParams
 from mlxkv.stats import TurnStats, no_answer_text
 from mlxkv.store import ModelIdentity, SessionStore, TurnRecord
-from mlxkv.store.borrow import Lender
+from mlxkv.store.borrow import Borrower
 
 _UPDATE_TOKENS = 256  # an open reply is written to disk this often,
 _UPDATE_SECONDS = 2.0  # or this often, whichever comes first
@@ -40,7 +40,7 @@ class ChatBackend:
     make_cache: Callable[[CacheConfig, int], PromptCache]  # with so many tokens of the template and system prompt
     store: Callable[[], SessionStore]
     identity: Callable[[], ModelIdentity]
-    lender: Lender
+    borrower: Borrower
     check_cache: Callable[[PromptCache], None]  # raises MismatchError
 
     def at(self, clock: datetime) -> Self:

@@ -1,7 +1,6 @@
-"""Rows of saved chats for what is saved nowhere, a chat with saving off or a prompt cache, that begins as one of them.
+"""Let unsaved chats and prompt caches reuse KV rows of a saved chat with the same prefix.
 
-Reads what is at hand and writes nothing: no store is made for it, no weights are hashed, nothing says that it was read.
-Engine thread.
+Only reads: creates no store, hashes no weights, records no use. Engine thread.
 """
 
 from __future__ import annotations
@@ -21,15 +20,15 @@ from mlxkv.store.session_store import SessionStore
 if TYPE_CHECKING:
     from mlxkv.cache.prompt_cache import PromptCache
 
-FEW = 256  # new tokens; for fewer the disk is not asked
+MIN_NEW_TOKENS = 256  # up to so many, a prefill is cheaper than asking the disk
 
 
-class Lender:
-    """Lends to one model.
+class Borrower:
+    """Borrows rows for one model.
 
     Args:
-        store: opens the sessions; only asked where there are some.
-        identify: what the model is called there, by means of the file hashes given.
+        store: opens the store; called only if there is a database.
+        identify: makes the model's identity from the file hashes it is given.
     """
 
     def __init__(
@@ -38,32 +37,34 @@ class Lender:
         self._database, self._store, self._identify = folders.data / DATABASE, store, identify
         self._identity: ModelIdentity | None = None
 
-    def lend(self, cache: PromptCache, ids: Sequence[int], held: int = 0) -> Restored | None:
-        """Fill the cache with the longest beginning of `ids` that some chat has saved, if that is more than the `held`
-        tokens it has; None where nobody was asked. What is wrong with the store is nothing to whoever only borrows."""
-        if len(ids) - held <= FEW or min(ids) < 0 or not os.path.exists(self._database) or not cache.can_save:
+    def borrow(self, cache: PromptCache, ids: Sequence[int], held: int = 0) -> Restored | None:
+        """Fill the cache with the longest prefix of `ids` that any chat has saved, if it exceeds the `held` tokens the
+        cache has. None if the store was not asked or cannot be read: a store's errors do not concern a borrower."""
+        if len(ids) - held <= MIN_NEW_TOKENS or min(ids) < 0 or not os.path.exists(self._database):
             return None
-        with suppress(MlxkvError, _UnknownError):
+        if not cache.can_save:
+            return None
+        with suppress(MlxkvError, _NeverHashedError):
             store = self._store()
             if self._identity is None:
-                self._identity = self._identify(_Known(store.file_hashes))
+                self._identity = self._identify(_RememberedHashes(store.file_hashes))
             return store.borrow_kv(cache, self._identity, ids, held)
         return None
 
 
-class _UnknownError(Exception):
-    """A file was never hashed: then no chat was saved with this model."""
+class _NeverHashedError(Exception):
+    """A file of the model was never hashed, so no chat was saved with this model."""
 
 
-class _Known:
-    """Hashes that are remembered; none are made."""
+class _RememberedHashes:
+    """File hashes that are remembered; computes none."""
 
     def __init__(self, hashes: FileHashes) -> None:
         self._hashes = hashes
 
     def get(self, path: str, info: os.stat_result) -> str:
         if (found := self._hashes.get(path, info)) is None:
-            raise _UnknownError
+            raise _NeverHashedError
         return found
 
     def has(self, path: str) -> bool:

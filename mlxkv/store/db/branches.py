@@ -59,7 +59,7 @@ def siblings(db: sqlite3.Connection, session_id: str, first: int = 0) -> tuple[t
     )
 
 
-def hand_on_forks(db: sqlite3.Connection, session_id: str) -> None:
+def reparent_forks(db: sqlite3.Connection, session_id: str) -> None:
     """The forks of a chat that is about to be deleted become forks of the one it came from, else of the oldest of them:
     the family stays one."""
     row = db.execute("SELECT parent, forked_at FROM session WHERE id = ?", (session_id,)).fetchone()

@@ -17,7 +17,7 @@ from mlxkv.arguments import flag, label, optional, public, text, whole
 from mlxkv.errors import CorruptError, SessionChangedError, SessionNotFoundError, StoreError
 from mlxkv.protocol.chat_names import chat_called
 from mlxkv.protocol.status import ChatSummary
-from mlxkv.store.db.branches import hand_on_forks
+from mlxkv.store.db.branches import reparent_forks
 from mlxkv.store.db.database import PINNED, Database
 from mlxkv.store.db.history import (
     History,
@@ -399,7 +399,7 @@ class Sessions:
     def delete(self, db: sqlite3.Connection, session_id: str) -> None:
         """Rows only, inside a transaction of the caller; the words leave the search index too."""
         unindex_turns(db, [id for (id,) in db.execute("SELECT id FROM turn WHERE session = ?", (session_id,))])
-        hand_on_forks(db, session_id)
+        reparent_forks(db, session_id)
         if not db.execute("DELETE FROM session WHERE id = ?", (session_id,)).rowcount:
             raise SessionNotFoundError(f"No session has the id {session_id}; `mlxkv chats ls` lists them.")
         mark_unused(db)

@@ -17,7 +17,7 @@ from mlxkv.errors import StoreError
 from mlxkv.events import Notice
 from mlxkv.model import Model
 from mlxkv.store import Restored, SessionStore
-from mlxkv.store.borrow import FEW, Lender
+from mlxkv.store.borrow import MIN_NEW_TOKENS, Borrower
 from mlxkv.store.identity import sha256_of
 from tests.chats import CONFIG, GREEDY, say
 from tests.store.fake import model as identity
@@ -141,17 +141,17 @@ def test_whom_it_asks_and_for_what(home: Path) -> None:
     class Cache:
         can_save = True
 
-    lender: Any = Lender(Folders.from_env(), lambda: cast(SessionStore, Store()), lambda hashes: identity())
-    assert lender.lend(Cache(), range(FEW)) is None
-    assert lender.lend(Cache(), range(FEW + 100), 100) is None
-    assert lender.lend(Cache(), [-1, *range(FEW)]) is None
+    borrower: Any = Borrower(Folders.from_env(), lambda: cast(SessionStore, Store()), lambda hashes: identity())
+    assert borrower.borrow(Cache(), range(MIN_NEW_TOKENS)) is None
+    assert borrower.borrow(Cache(), range(MIN_NEW_TOKENS + 100), 100) is None
+    assert borrower.borrow(Cache(), [-1, *range(MIN_NEW_TOKENS)]) is None
     bound = Cache()
     bound.can_save = False
-    assert lender.lend(bound, range(FEW + 1)) is None
+    assert borrower.borrow(bound, range(MIN_NEW_TOKENS + 1)) is None
     assert asked == []
-    assert lender.lend(Cache(), range(FEW + 101), 100).tokens == 100
-    assert lender.lend(Cache(), range(FEW + 1)).tokens == 0
-    assert asked == [(FEW + 101, 100), (FEW + 1, 0)]
+    assert borrower.borrow(Cache(), range(MIN_NEW_TOKENS + 101), 100).tokens == 100
+    assert borrower.borrow(Cache(), range(MIN_NEW_TOKENS + 1)).tokens == 0
+    assert asked == [(MIN_NEW_TOKENS + 101, 100), (MIN_NEW_TOKENS + 1, 0)]
 
 
 def test_a_damaged_chunk_is_passed_over_and_left_where_it_is(told: str, tiny_path: Path, home: Path) -> None:
