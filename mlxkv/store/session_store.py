@@ -17,11 +17,12 @@ from mlxkv.config import Folders, load_settings, private_folder
 from mlxkv.errors import ConfigError, ReadOnlyError, StoreError
 from mlxkv.events import Branch, Sibling
 from mlxkv.protocol.status import ChatSummary
+from mlxkv.store.db.backup import DailyBackup
 from mlxkv.store.db.branches import siblings, tree
-from mlxkv.store.db.daily_backup import DailyBackup
 from mlxkv.store.db.database import Database
-from mlxkv.store.db.open import DATABASE, RememberedHashes, open_database, open_read_only
-from mlxkv.store.db.read_only import why_full, why_read_only
+from mlxkv.store.db.file_hashes import RememberedHashes
+from mlxkv.store.db.open import DATABASE, open_database, open_read_only
+from mlxkv.store.db.read_only import full_disk_reason, read_only_reason
 from mlxkv.store.db.sessions import Sessions
 from mlxkv.store.export.transfer import Imported, export_chat, import_chat
 from mlxkv.store.files import Files, Step, no_step
@@ -86,9 +87,9 @@ class SessionStore:
         try:
             return cls._open_to_write(folders, files, disk_limit, enforce)
         except (ConfigError, StoreError) as error:
-            why = why_read_only(error, folders.data)
+            why = read_only_reason(error, folders.data)
             if why is None and when_full == "read":
-                why = why_full(error, folders.data / DATABASE)
+                why = full_disk_reason(error, folders.data / DATABASE)
             if why is None:
                 raise
         database = open_read_only(folders.data, why)
@@ -102,7 +103,7 @@ class SessionStore:
         try:
             private_folder(folders.cache / KV)
         except ConfigError as error:  # chats are saved all the same, and of their rows it is said that they are not
-            if why_read_only(error, folders.cache) is None:
+            if read_only_reason(error, folders.cache) is None:
                 raise
         locks = private_folder(data / "locks")
         with ExitStack() as stack:
@@ -149,7 +150,7 @@ class SessionStore:
         Raises:
             SessionChangedError: somebody else changed the session since. SessionNotFoundError: it was deleted.
         """
-        self._daily.make_if_due()
+        self._daily.start_if_new_day()
         return self.sessions.add_turn(session_id, turn, head)
 
     def update_open_turn(

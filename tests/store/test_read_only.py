@@ -197,14 +197,14 @@ def test_without_room_for_a_copy_that_is_said(
 def test_what_counts_as_not_being_able_to_write(code: int, tmp_path: Path) -> None:
     error = StoreError("no")
     error.__cause__ = OSError(code, os.strerror(code))
-    assert os.strerror(code) in str(read_only.why_read_only(error, tmp_path))
+    assert os.strerror(code) in str(read_only.read_only_reason(error, tmp_path))
 
 
 @pytest.mark.parametrize("cause", [OSError(errno.ENOTDIR, "x"), OSError(errno.ELOOP, "x"), ValueError(), None])
 def test_what_does_not(cause: Exception | None, tmp_path: Path) -> None:
     error = ConfigError("no")
     error.__cause__ = cause
-    assert read_only.why_read_only(error, tmp_path) is None
+    assert read_only.read_only_reason(error, tmp_path) is None
 
 
 def test_damage_is_damage(folders: Folders, chats: str, frozen: Freeze) -> None:

@@ -1,11 +1,12 @@
-"""Copies of the chat database: one a day when it changed, one before each migration, and the way back to one.
+"""Backups of the chat database: one a day if chats changed, one before each migration, and restoring one.
 
-A copy is whole or absent: SQLite writes it aside (`VACUUM INTO`), it is checked and synced, then named. Rows of the KV
-cache are in none: they can be computed again. `make` runs on any thread with a connection of its own.
+A backup is whole or absent: SQLite writes it under a temporary name (`VACUUM INTO`), it is checked and synced, then
+renamed. It holds no KV rows, which can always be computed again. Engine thread; a daily backup has its own thread and
+connection.
 
-A clock that was ahead or behind must neither prune copies nor prevent them. So the day in a name is only a name: copies
-are ordered by their modification times, and those that are not before that of a new copy are set back; the newest
-`KEEP` stay; whether there is anything to copy is found by comparing chats.
+A wrong clock must neither prune backups nor prevent them. So the day in a name is only a name: backups are ordered by
+modification time, and those not older than a new one are dated back; the newest `KEEP` stay; whether a backup is due is
+decided by comparing chats.
 """
 
 from __future__ import annotations
@@ -13,33 +14,36 @@ from __future__ import annotations
 import contextlib
 import datetime
 import json
+import logging
 import os
 import re
 import sqlite3
+import threading
 import time
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mlxkv.config import Folders, private_folder
-from mlxkv.errors import StoreError, quoted
-from mlxkv.store.db.database import APPLICATION_ID, VERSION, create_empty, database_errors
+from mlxkv.errors import ConfigError, StoreError, quoted
+from mlxkv.store.db.database import APPLICATION_ID, VERSION, Database, create_empty, database_errors
 from mlxkv.store.files import Files, regular_size, sync
 from mlxkv.store.locks import store_lock
 from mlxkv.store.ulid import random_name
 from mlxkv.system.regular_file import opened
 
 KEEP = 7
+_log = logging.getLogger("mlxkv.store")
 _NAME = re.compile(r"mlxkv-(\d{8})(-\d+|-v\d+|-replaced-\d+)?\.db")
-_STEP_NS = 2_000_000_000  # some file systems keep times to two seconds
-_LEAST_NS = 10**18  # and not every one knows times before 1970
+_STEP_NS = 2_000_000_000  # some file systems store times to two seconds
+_LEAST_NS = 10**18  # and not every one stores times before 1970
 _CHATS = "SELECT id, title, head, model, system, params, flags, parent, settings, preset FROM session ORDER BY id"
-"""All that a copy is for: `head` covers every message."""
+"""Everything a backup is for: `head` covers every message."""
 
 
 @dataclass(frozen=True)
 class Backup:
-    """`name` without folder and ending; `day` as YYYY-MM-DD; `num_chats` None where it cannot be read."""
+    """A backup file. `name` without folder and suffix; `day` as YYYY-MM-DD; `num_chats` None if it cannot be read."""
 
     name: str
     path: Path
@@ -48,19 +52,18 @@ class Backup:
     num_chats: int | None = None
 
 
-def today_here() -> datetime.date:
-    """The local date."""
+def local_today() -> datetime.date:
     return datetime.date.fromtimestamp(time.time())
 
 
 def list_backups(data: Path) -> tuple[Backup, ...]:
-    """Newest first."""
-    return tuple(replace(backup, num_chats=_count(backup.path)) for backup in _found(data))
+    """All backups, newest first."""
+    return tuple(replace(backup, num_chats=_count(backup.path)) for backup in _backups(data))
 
 
 def is_due(db: sqlite3.Connection, data: Path, today: datetime.date) -> bool:
-    """Whether the chats are not those of the newest copy, and that is not of today. Inside a transaction of `db`."""
-    own = [backup for backup in _found(data) if "-replaced-" not in backup.name]
+    """Whether the chats differ from the newest backup, and that is not of today. Inside a transaction of `db`."""
+    own = [backup for backup in _backups(data) if "-replaced-" not in backup.name]
     if own and own[0].day == today.isoformat():
         return False
     chats = db.execute(_CHATS).fetchall()
@@ -70,14 +73,14 @@ def is_due(db: sqlite3.Connection, data: Path, today: datetime.date) -> bool:
 def make(
     db: sqlite3.Connection, data: Path, files: Files, suffix: str = "", today: datetime.date | None = None
 ) -> Path:
-    """Copy the database to today's backup and drop old ones.
+    """Back up the database under today's date, and prune old backups.
 
     Raises:
-        StoreError: the disk refuses, or the copy is not sound; nothing was left behind.
+        StoreError: the disk is full or fails, or the copy is damaged; nothing was left behind.
     """
-    folder, today = private_folder(data / "backups"), today or today_here()
+    folder, today = private_folder(data / "backups"), today or local_today()
     path, n = folder / f"mlxkv-{today:%Y%m%d}{suffix}.db", 2
-    while not suffix and path.exists():  # the clock was set back to a day that has a copy
+    while not suffix and path.exists():  # the clock was set back to a day that has a backup
         path, n = folder / f"mlxkv-{today:%Y%m%d}-{n}.db", n + 1
     aside = folder / f".mlxkv-{random_name()}"
     try:
@@ -107,18 +110,58 @@ def make(
     return path
 
 
+class DailyBackup:
+    """Daily backups of an open database, on a thread of their own. `today`: the day of the last check."""
+
+    def __init__(self, database: Database, files: Files) -> None:
+        self._database, self._files = database, files
+        self._thread: threading.Thread | None = None
+        self.today = local_today()
+
+    def start_if_new_day(self) -> None:
+        """Check once a day; call it now and then, since a window may stay open overnight."""
+        if self.today != (today := local_today()):
+            self.today = today
+            self.start_if_due()
+
+    def start_if_due(self) -> None:
+        """Start a backup if one is due. A failed one is tried again when the store is next opened."""
+        try:
+            with self._database.reading() as db:
+                if not is_due(db, self._database.path.parent, self.today):
+                    return
+        except StoreError:  # damage is reported by whoever needs the data
+            _log.exception("cannot tell whether a daily backup is due")
+            return
+        self.wait()
+        self._thread = threading.Thread(target=self._run, name="mlxkv-backup")
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Wait for the backup that was started."""
+        if self._thread is not None:
+            self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            with closing(self._database.again()) as own:
+                make(own.db, own.path.parent, self._files)
+        except (StoreError, ConfigError):
+            _log.exception("the daily backup failed")
+
+
 def check_copy(path: Path) -> int:
-    """Its format version.
+    """Check a backup and return its format version.
 
     Raises:
-        StoreError: it is not a sound database of this program.
+        StoreError: it is damaged, or no database of this program.
     """
     with database_errors(path), _connected(path) as db:
         kind = db.execute("PRAGMA application_id").fetchone()[0]
         version = db.execute("PRAGMA user_version").fetchone()[0]
         found = db.execute("PRAGMA quick_check(1)").fetchone()[0]
     if kind != APPLICATION_ID or found != "ok":
-        raise StoreError(f"{path} is not a sound copy of the chats ({found}); use another one.")
+        raise StoreError(f"{path} is damaged or no backup of mlxkv ({found}); use another one.")
     if version > VERSION:
         raise StoreError(
             f"{path} was written by a newer mlxkv (format {version}, this one knows {VERSION}); update mlxkv."
@@ -127,10 +170,10 @@ def check_copy(path: Path) -> int:
 
 
 def restore(folders: Folders, name: str, files: Files | None = None) -> Path | None:
-    """Put a backup in the database's place; where the old one, if there was one, was moved to as a backup of its own.
+    """Replace the database by a backup. The old one becomes a backup of its own, whose path is returned.
 
     Raises:
-        StoreError: no such backup, it is not sound, or another process has the chats open.
+        StoreError: no such backup, it is damaged, or another process has the chats open.
     """
     data, files = folders.data, files or Files()
     known = {backup.name: backup for backup in list_backups(data)}
@@ -140,22 +183,22 @@ def restore(folders: Folders, name: str, files: Files | None = None) -> Path | N
     check_copy(backup)
     with store_lock(private_folder(data / "locks"), alone=True):
         try:
-            return _exchange(data, backup, files)
+            return _replace_database(data, backup, files)
         except OSError as error:
-            raise StoreError(f"The backup {backup} cannot be put in place ({error.strerror}); try again.") from error
+            raise StoreError(f"The backup {backup} cannot be restored ({error.strerror}); try again.") from error
 
 
-def _exchange(data: Path, backup: Path, files: Files) -> Path | None:
-    """The old database stays whole and in place until the new one is beside it."""
+def _replace_database(data: Path, backup: Path, files: Files) -> Path | None:
+    """See `restore`. The old database stays in place until the new one is complete on disk."""
     path = data / "mlxkv.db"
     fresh = data / f".mlxkv-{random_name()}"
     with opened(backup, follow=False) as stream:
         files.write(fresh, iter(lambda: stream.read(1 << 20), b""), data)
     try:
-        aside = data / "backups" / f"mlxkv-{today_here():%Y%m%d}-replaced-{time.time_ns()}.db"
+        aside = data / "backups" / f"mlxkv-{local_today():%Y%m%d}-replaced-{time.time_ns()}.db"
         there = f"{path.absolute().as_uri()}?mode=rw"
         with contextlib.suppress(sqlite3.Error), closing(sqlite3.connect(there, uri=True)) as db:
-            db.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # a database that can be read goes aside with its last turns
+            db.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # a readable database is set aside with its last turns
         for ending in ("-wal", "-shm", ""):
             with contextlib.suppress(FileNotFoundError):
                 files.move(data / f"mlxkv.db{ending}", aside.with_name(f"{aside.name}{ending}"))
@@ -173,13 +216,13 @@ def _exchange(data: Path, backup: Path, files: Files) -> Path | None:
 
 
 def _prune(data: Path, files: Files) -> None:
-    for backup in _found(data)[KEEP:]:
+    for backup in _backups(data)[KEEP:]:
         for ending in ("-wal", "-shm", ""):
             files.remove(backup.path.with_name(f"{backup.path.name}{ending}"))
 
 
-def _found(data: Path) -> list[Backup]:
-    """Newest first; their chats not counted."""
+def _backups(data: Path) -> list[Backup]:
+    """All backups, newest first, without `num_chats`."""
     out = []
     with contextlib.suppress(OSError):
         for path in (data / "backups").iterdir():
@@ -190,9 +233,9 @@ def _found(data: Path) -> list[Backup]:
 
 
 def _set_newest(path: Path, data: Path) -> None:
-    """Date a file now, and every copy before it, in their order, whatever the clock said when they were made."""
+    """Date a file now and every other backup before it, in order, whatever the clock said when they were made."""
     latest = max(time.time_ns(), _LEAST_NS)
-    for copy in (path, *(backup.path for backup in _found(data) if backup.path != path)):
+    for copy in (path, *(backup.path for backup in _backups(data) if backup.path != path)):
         if copy == path or _modified_ns(copy) > latest:
             with contextlib.suppress(OSError, OverflowError):
                 os.utime(copy, ns=(latest, latest))
@@ -208,11 +251,11 @@ def _modified_ns(path: Path) -> int:
 def _chats(path: Path) -> list[tuple[object, ...]]:
     with contextlib.suppress(sqlite3.Error), _connected(path) as db:
         return db.execute(_CHATS).fetchall()
-    return []  # damaged, or of an older format
+    return []  # damaged, or an older format
 
 
 def _connected(path: Path) -> closing[sqlite3.Connection]:
-    """To read a copy, which nobody writes to: no lock and no -wal beside it."""
+    """Open a backup for reading. No process writes to it, so without a lock and without a -wal file."""
     return closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro&immutable=1", uri=True))
 
 

@@ -1,6 +1,6 @@
-"""Opening the store's folder: its marker, its database, and what may stand there instead of them. Engine thread.
+"""Open the store's folder: its marker, and its database, which is created, migrated or refused. Engine thread.
 
-`store.json` says that there is a store: a database that vanished must not be taken for a first start.
+The marker `store.json` holds the store's id: a lost database must not be mistaken for a first start.
 """
 
 from __future__ import annotations
@@ -26,21 +26,25 @@ from mlxkv.store.db.database import (
     needs_migration,
 )
 from mlxkv.store.db.migrations import migrate
-from mlxkv.store.db.read_only import open_to_read
+from mlxkv.store.db.read_only import connect_read_only
 from mlxkv.store.files import Files
 from mlxkv.store.locks import StoreLock
-from mlxkv.store.records import is_sha256
 from mlxkv.system.regular_file import read_json, reason
 
 DATABASE = "mlxkv.db"
 MAX_MARKER = 1 << 20  # bytes
-ATTEMPTS = 40  # to be alone with an older database: a process that closes, or one that migrates it, needs a moment
+ATTEMPTS = 40  # to lock an older database: another process may be closing or migrating it
 PAUSE = 0.05  # seconds
 
 
 def open_database(data: Path, files: Files, lock: StoreLock) -> Database:
+    """Open the database, creating or migrating it first.
+
+    Raises:
+        StoreError: a newer or foreign database, a lost one, or it cannot be written. CorruptError: it is damaged.
+    """
     path, marker = data / DATABASE, data / "store.json"
-    expected = _expected(path, marker)
+    expected = _expected_id(path, marker)
     unclean = (data / "mlxkv.db-wal").exists()
     try:
         create_empty(path)
@@ -59,10 +63,8 @@ def open_database(data: Path, files: Files, lock: StoreLock) -> Database:
                 create(db, uuid.uuid4().hex)
             if needs_migration(db, path):
                 _migrate(db, data, files, lock)
-            row = db.execute("SELECT value FROM meta WHERE key = 'store'").fetchone()
-            if row is None:
+            if (found := _store_id(db)) is None:
                 raise CorruptError(f"The chat database {path} has lost its id; {ADVICE}.")
-            found = row[0]
         if unclean:
             database.quick_check()
         if expected is None:  # the database comes first: a crash in between must not look like a lost database
@@ -71,8 +73,8 @@ def open_database(data: Path, files: Files, lock: StoreLock) -> Database:
                 files.write(marker, [text.encode()], data)
             except OSError as error:
                 raise DiskError(f"{marker} cannot be written ({error.strerror}); check the disk.") from error
-        elif expected != found:
-            raise StoreError(f"{path} is not the database {marker} was made with; delete {marker.name} to use it.")
+        else:
+            _check_id(path, marker, expected, found)
     except BaseException:
         database.close()
         raise
@@ -80,17 +82,17 @@ def open_database(data: Path, files: Files, lock: StoreLock) -> Database:
 
 
 def _migrate(db: sqlite3.Connection, data: Path, files: Files, lock: StoreLock) -> None:
-    """Copy the older database, then bring it to today's format, while no process of the older mlxkv has it open.
+    """Back up the older database, then migrate it, while no process of the older mlxkv has it open.
 
     Raises:
-        StoreError: one has, or the copy cannot be made. CorruptError: the database is damaged.
+        StoreError: one has, or the backup cannot be made. CorruptError: the database is damaged.
     """
     for attempt in range(ATTEMPTS):
         with lock.alone() as alone:
             if not needs_migration(db, data / DATABASE):
                 return  # another process has done it
             if alone:
-                Database(db, data / DATABASE).quick_check()  # damage would be brought along, or end half the way
+                Database(db, data / DATABASE).quick_check()  # damage would be carried over, or fail a migration
                 backup.make(db, data, files, suffix=f"-v{db.execute('PRAGMA user_version').fetchone()[0]}")
                 migrate(db, files.before)
                 return
@@ -100,23 +102,32 @@ def _migrate(db: sqlite3.Connection, data: Path, files: Files, lock: StoreLock) 
 
 
 def open_read_only(data: Path, why: str) -> Database:
-    """To read alone; see read_only.py. Raises as `open_database`."""
+    """Open the database for reading only; `why` is the reason. Raises as `open_database`."""
     path, marker = data / DATABASE, data / "store.json"
-    expected = _expected(path, marker)
-    database = open_to_read(path, why)
+    expected = _expected_id(path, marker)
+    database = connect_read_only(path, why)
     try:
-        with database.reading() as db:
-            row = db.execute("SELECT value FROM meta WHERE key = 'store'").fetchone()
-        if expected is not None and (row is None or row[0] != expected):
-            raise StoreError(f"{path} is not the database {marker} was made with; delete {marker.name} to use it.")
+        if expected is not None:
+            with database.reading() as db:
+                _check_id(path, marker, expected, _store_id(db))
     except BaseException:
         database.close()
         raise
     return database
 
 
-def _expected(path: Path, marker: Path) -> str | None:
-    """The id of the store, None if there is no store yet."""
+def _store_id(db: sqlite3.Connection) -> str | None:
+    row = db.execute("SELECT value FROM meta WHERE key = 'store'").fetchone()
+    return row[0] if row else None
+
+
+def _check_id(path: Path, marker: Path, expected: str, found: str | None) -> None:
+    if expected != found:
+        raise StoreError(f"{path} is not the database {marker} was made with; delete {marker.name} to use it.")
+
+
+def _expected_id(path: Path, marker: Path) -> str | None:
+    """The store's id according to its marker; None if there is no store yet."""
     expected = _read_marker(marker)
     if expected is not None and not os.path.exists(path):
         raise StoreError(f"{marker} is there but {path} is not: {ADVICE}; or delete {marker.name} to start anew.")
@@ -137,32 +148,3 @@ def _read_marker(path: Path) -> str | None:
         raise StoreError(
             f"{path} cannot be read ({reason(error)}); delete it if {path.parent} holds your chats."
         ) from error
-
-
-class RememberedHashes:
-    """The table `filehash`; implements identity.FileHashes."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
-
-    def get(self, path: str, info: os.stat_result) -> str | None:
-        with self._database.reading() as db:
-            row = db.execute(
-                "SELECT sha256 FROM filehash WHERE path = ? AND dev = ? AND ino = ? AND size = ? AND mtime_ns = ?"
-                " AND ctime_ns = ?",
-                (path, info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns),
-            ).fetchone()
-        return row[0] if row and is_sha256(row[0]) else None
-
-    def has(self, path: str) -> bool:
-        with self._database.reading() as db:
-            return db.execute("SELECT 1 FROM filehash WHERE path = ?", (path,)).fetchone() is not None
-
-    def put(self, path: str, info: os.stat_result, sha256: str) -> None:
-        if self._database.read_only:
-            return  # it is hashed again next time
-        with self._database.writing() as db:
-            db.execute(
-                "INSERT OR REPLACE INTO filehash VALUES(?, ?, ?, ?, ?, ?, ?)",
-                (path, info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns, sha256),
-            )

@@ -1,9 +1,8 @@
-"""Opening the chats where nothing can be written: a home on a read-only disk, or one that this user may only read; and,
-for whoever wants to read alone, one on a full disk.
+"""Open chats in a folder that cannot be written: on a read-only or full disk, or without permission. Engine thread.
 
-No lock, no marker and no file of SQLite's is made. A database that cannot be read like that, because it is of an older
-format or a crash left turns in its log, is copied to a temporary folder and read there. Where there are no chats there
-is an empty database in memory. Engine thread.
+Makes no lock, no marker and no file of SQLite's. A database that needs writing to be read (it has an older format, or a
+crash left turns in its WAL) is copied to a temporary folder and read there. Without a database there is an empty one in
+memory.
 """
 
 from __future__ import annotations
@@ -32,21 +31,21 @@ from mlxkv.store.db.migrations import migrate
 from mlxkv.store.files import no_step, regular_size
 from mlxkv.system.regular_file import check_regular, reason
 
-_ERRNOS = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT)  # the last: of a folder that cannot be made
+_ERRNOS = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT)  # ENOENT: a folder cannot be created
 _CODES = (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_CANTOPEN)
 _PRAGMAS = ("trusted_schema=0", "cell_size_check=1", "query_only=1")
 
 
-def why_full(error: BaseException, database: Path) -> str | None:
-    """What to tell the user if `error`, of opening `database`, came from a disk without room for what SQLite writes
-    beside it; else None."""
+def full_disk_reason(error: BaseException, database: Path) -> str | None:
+    """The sentence for the user if `error`, raised while opening `database`, is due to a full disk; else None."""
     if not isinstance(error, DiskError) or has_room(database):
         return None
     return f"The disk of {database.parent} is full, so nothing is saved; make room on it and try again."
 
 
-def why_read_only(error: BaseException, data: Path) -> str | None:
-    """What to tell the user if `error`, of opening the store in `data`, came from being unable to write; else None."""
+def read_only_reason(error: BaseException, data: Path) -> str | None:
+    """The sentence for the user if `error`, raised while opening the store in `data`, is due to a folder that cannot be
+    written; else None."""
     cause = error.__cause__
     if isinstance(cause, OSError) and cause.errno in _ERRNOS:
         why = reason(cause)
@@ -58,7 +57,7 @@ def why_read_only(error: BaseException, data: Path) -> str | None:
 
 
 class ReadOnlyDatabase(Database):
-    """A database to read. `read_only` is the sentence with which every change is refused."""
+    """A database for reading. `read_only` is the message of the error that every change raises."""
 
     def __init__(
         self, db: sqlite3.Connection, path: Path, read_only: str, copied_to: TemporaryDirectory[str] | None
@@ -70,7 +69,7 @@ class ReadOnlyDatabase(Database):
     def writing(self, lasting: bool = True) -> Iterator[sqlite3.Connection]:
         """Raises ReadOnlyError."""
         raise ReadOnlyError(self.read_only)
-        yield self.db  # a context manager has to
+        yield self.db  # makes this a generator
 
     def again(self) -> Database:
         """Raises ReadOnlyError: other threads only write."""
@@ -82,20 +81,20 @@ class ReadOnlyDatabase(Database):
             self._copied_to.cleanup()
 
 
-def open_to_read(path: Path, why: str) -> ReadOnlyDatabase:
-    """The database `path`; `why` is what is told to whoever wants to change it.
+def connect_read_only(path: Path, why: str) -> ReadOnlyDatabase:
+    """Open the database `path` for reading; `why` is the message of the error that a change raises.
 
     Raises:
-        StoreError: it cannot even be read, or is of a newer format. CorruptError: it is damaged.
+        StoreError: it cannot even be read, or has a newer format. CorruptError: it is damaged.
     """
     with database_errors(path):
-        is_there, *_ = [check_regular(f"{path}{ending}") for ending in ENDINGS]
+        exists, *_ = [check_regular(f"{path}{ending}") for ending in ENDINGS]
     copied_to: TemporaryDirectory[str] | None = None
-    db = _in_place(path) if is_there else _empty()
+    db = _in_place(path) if exists else _empty()
     try:
         if db is not None:
             with database_errors(path):
-                if is_empty(db):  # a crash came before its first transaction
+                if is_empty(db):  # a crash before its first transaction
                     db.close()
                     db = _empty()
                 elif needs_migration(db, path):
@@ -112,7 +111,7 @@ def open_to_read(path: Path, why: str) -> ReadOnlyDatabase:
         if copied_to is not None:
             copied_to.cleanup()
         if isinstance(error, OSError):
-            text = f"The chats in {path.parent} cannot be copied to be read ({reason(error)}); set TMPDIR to a folder."
+            text = f"The chats in {path.parent} cannot be copied for reading ({reason(error)}); set TMPDIR to a folder."
             raise StoreError(text) from error
         raise
     return ReadOnlyDatabase(db, path, why, copied_to)
@@ -125,13 +124,13 @@ def _empty() -> sqlite3.Connection:
 
 
 def _in_place(path: Path) -> sqlite3.Connection | None:
-    """None where it cannot be read without writing beside it."""
-    ways = ["mode=ro"]  # with the files of a process that has it open
+    """None if it cannot be read without writing files next to it."""
+    modes = ["mode=ro"]  # uses the -wal and -shm of a process that has it open
     if not regular_size(f"{path}-wal"):
-        ways.append("mode=ro&immutable=1")  # nobody has
-    for way in ways:
-        with database_errors(path), contextlib.suppress(sqlite3.OperationalError):  # no file beside it can be made
-            db = sqlite3.connect(f"{path.absolute().as_uri()}?{way}", uri=True, isolation_level=None, timeout=10)
+        modes.append("mode=ro&immutable=1")  # no process has
+    for mode in modes:
+        with database_errors(path), contextlib.suppress(sqlite3.OperationalError):  # -shm cannot be created
+            db = sqlite3.connect(f"{path.absolute().as_uri()}?{mode}", uri=True, isolation_level=None, timeout=10)
             try:
                 db.execute("SELECT count(*) FROM sqlite_schema").fetchone()
             except BaseException:
