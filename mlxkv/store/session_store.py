@@ -30,8 +30,6 @@ from mlxkv.store.identity import ModelIdentity
 from mlxkv.store.kv.commits import bytes_written, copy_commits, unsaved_bytes
 from mlxkv.store.kv.disk_usage import KV, Room, Space
 from mlxkv.store.kv.gc import missing_bytes, remove_unused, sweep
-from mlxkv.store.kv.paces import Paces
-from mlxkv.store.kv.pacing import Pace
 from mlxkv.store.kv.protocols import KVCacheLike
 from mlxkv.store.kv.quota import Quota
 from mlxkv.store.kv.restorer import Restorer
@@ -61,6 +59,7 @@ class SessionStore:
         self._writer = Writer(database.again, lambda: kv_lock(locks), space.chunks, self._quota)
         self.progress = self._writer.progress
         self._saver = Saver(self.sessions, space.chunks, self._quota, self._writer)
+        self._restorer = Restorer(self.sessions, space.chunks, self._saver.committer)
         self._daily = DailyBackup(database, space.chunks.files)
         self._open = ExitStack()
 
@@ -316,7 +315,7 @@ class SessionStore:
         self, session_id: str, cache: KVCacheLike, model: ModelIdentity, ids: Sequence[int], held: int = 0
     ) -> Restored:
         """Fill the cache with the longest saved prefix of `ids`, of this session or of another that began alike, unless
-        it goes on from the `held` tokens that it has, or reads all again, faster than the disk gives rows.
+        continuing from the `held` tokens that it has, or prefilling all, is faster than this disk.
 
         Missing or damaged rows, or ones of another model or cache layout, cost tokens and give a notice; damaged files
         are moved to the folder `quarantine`. `optional` rows are loaded where they are at hand. The cache is left as it
@@ -326,21 +325,16 @@ class SessionStore:
             SessionNotFoundError. CorruptError: the turns (not the rows) are damaged.
         """
         self._saver.wait(session_id)
-        paces = Paces(self._database)
-        restorer = Restorer(self.sessions, self._chunks, paces.get(model.model_id), self._saver.committer)
-        restored, read_bps = restorer.restore(session_id, cache, model, ids, held)
-        paces.measured(model.model_id, Pace(read_bps=read_bps))
-        return restored
+        return self._restorer.restore(session_id, cache, model, ids, held)
 
     def borrow_kv(self, cache: KVCacheLike, model: ModelIdentity, ids: Sequence[int], held: int = 0) -> Restored:
         """`restore_kv` for what is saved nowhere: rows of chats that began alike. Nothing is written, no matter what is
-        found: not that they were used, how fast they were read, or that one is damaged (it is passed over)."""
-        restorer = Restorer(self.sessions, self._chunks, Paces(self._database).get(model.model_id))
-        return restorer.restore(None, cache, model, ids, held)[0]
+        found: not that they were used, or that one is damaged (it is passed over)."""
+        return self._restorer.restore(None, cache, model, ids, held)
 
     def measured_prefill(self, model: ModelIdentity, tokens_per_second: float) -> None:
-        """What a prefill of this model was measured to do here; `restore_kv` goes by it."""
-        Paces(self._database).measured(model.model_id, Pace(prefill_tps=tokens_per_second))
+        """Take note of the speed of a prefill of this model; `restore_kv` gives up where it would take longer."""
+        self._restorer.prefill_tps[model.model_id] = tokens_per_second
 
     @public(session_id=label)
     def disk_bytes(self, session_id: str) -> int:

@@ -173,7 +173,7 @@ def test_a_checksum_that_is_not_compared_is_noticed(tmp_path: Path) -> None:
     found: Counter[str] = Counter()
     fake = mock.Mock(wraps=xxhash, xxh3_128=Hash, xxh3_128_hexdigest=lambda data: Agreeable(real(data)))
     with contextlib.ExitStack() as stack:
-        for module in ("arrays", "chunk_format", "chunk_loader", "chunk_reader", "restorer"):
+        for module in ("arrays", "chunk_format", "chunk_reader", "restorer"):
             with contextlib.suppress(AttributeError):
                 stack.enter_context(mock.patch(f"mlxkv.store.kv.{module}.xxhash", fake))
         for n in range(60):

@@ -21,7 +21,7 @@ from mlxkv.cache.plan import plan_cache
 from mlxkv.cache.prompt_cache import PromptCache
 from mlxkv.inference.runner import ModelRunner
 from mlxkv.store import SessionStore, TurnRecord, read_prompt_file, write_prompt_file
-from mlxkv.store.kv import chunk_loader as loading
+from mlxkv.store.kv import chunk_reader
 from tests.hybrids import tiny
 from tests.reference import largest, random_ids, tiny_llama
 from tests.store.fake import model as identity
@@ -76,7 +76,7 @@ def test_it_goes_on_bit_by_bit(kind: str, store: SessionStore, tmp_path: Path, m
             write_prompt_file(tmp_path / "x.kv", cache, identity())
             read_prompt_file(tmp_path / "x.kv", back, identity())
         else:
-            monkeypatch.setattr(loading, "_WORTH_THREADS", 0 if restored % 4 else 32 << 20)
+            monkeypatch.setattr(chunk_reader, "_WORTH_THREADS", 0 if restored % 4 else 32 << 20)
             found = store.restore_kv(session, back, identity(), cache.tokens)
             assert (found.tokens, found.notice) == (cache.offset, None)
         assert back.tokens == cache.tokens

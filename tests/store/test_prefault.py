@@ -16,8 +16,7 @@ from mlxkv.cache.prompt_cache import PromptCache
 from mlxkv.config import Folders
 from mlxkv.inference.runner import ModelRunner
 from mlxkv.store import SessionStore, TurnRecord
-from mlxkv.store.kv import chunk_loader as loading
-from mlxkv.store.kv import prefault
+from mlxkv.store.kv import chunk_reader, prefault
 from tests.reference import largest, random_ids, tiny_llama
 from tests.store.fake import model as identity
 from tests.store.test_damage import chunks, flip_first_row
@@ -89,7 +88,7 @@ def _resident() -> int:
 def test_a_damaged_chunk_among_several_at_once_costs_tokens(
     asks: bool, store: SessionStore, folders: Folders, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loading, "_WORTH_THREADS", 0)
+    monkeypatch.setattr(chunk_reader, "_WORTH_THREADS", 0)
     if not asks:
         monkeypatch.setattr(prefault, "_madvise", lambda: None)
     model = tiny_llama()

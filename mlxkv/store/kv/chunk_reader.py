@@ -1,62 +1,196 @@
-"""Reading a chunk straight into the rows of a ring: no copy in between, hashed while the bytes are still in the cache.
+"""Read chunk files into a cache: straight into its rows where its groups offer places, else as arrays to import.
 
-No MLX: buffers come from `LayerGroup.places`. Any thread; nothing that was written may be used before `read_chunk` has
-returned.
+Bytes are hashed while they are in the processor's cache; no row may be used before its whole chunk was verified. Large
+restores read several chunks at once, on threads that touch no MLX. The engine thread calls `load`.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from threading import Event
 
 import xxhash
 
 from mlxkv.errors import CorruptError
 from mlxkv.safetensors import Header
-from mlxkv.store.files import Files
-from mlxkv.store.kv.chunk_format import ChunkHead, Shapes, check_header, opened
-from mlxkv.store.kv.pacing import FIRST
-from mlxkv.store.kv.protocols import PlacesLike
+from mlxkv.store.kv.arrays import buffer_of, empty_arrays
+from mlxkv.store.kv.chunk_files import ChunkFiles
+from mlxkv.store.kv.chunk_format import Shapes, check_header, opened
+from mlxkv.store.kv.commits import SavedChunk
+from mlxkv.store.kv.prefault import prefault, runs
+from mlxkv.store.kv.protocols import KVCacheLike, LayerGroup, PlacesLike, Range, RowPlaces
+from mlxkv.store.kv.ranges import cover
 
 PIECE = 512 << 10  # bytes read and hashed at once: still in a core's own cache, and few enough calls
+FIRST = 16 << 10  # bytes of the first piece: a slow disk should be noticed soon
 MOST_VIEWS = 512  # of one read; systems allow 1,024
+_AT_ONCE = 4  # chunks
+_WORTH_THREADS = 32 << 20  # bytes
 
-GoOn = Callable[[int], bool]
+KeepReading = Callable[[int], bool]
 """Told the bytes of each piece; False ends the reading."""
 
 
-def read_chunk(
-    path: Path, digest: str, size: int, head: ChunkHead, shapes: Shapes, places: PlacesLike, files: Files, go_on: GoOn
-) -> bool:
-    """Read and verify all of it, and put what is wanted into place; False if `go_on` ended it.
+class BadChunkError(Exception):
+    """`chunk` is not what was written."""
 
-    `places` cover [head.a, head.b).
+    def __init__(self, chunk: SavedChunk) -> None:
+        super().__init__(chunk.digest)
+        self.chunk = chunk
+
+
+class TooSlowError(Exception):
+    """The reading was ended by `KeepReading`."""
+
+
+@dataclass(frozen=True)
+class Read:
+    """One chunk of a group, and the ranges of it that are wanted, ascending."""
+
+    group: LayerGroup
+    chunk: SavedChunk
+    parts: tuple[Range, ...]
+
+
+def reads_for(groups: Sequence[LayerGroup], saved: Iterable[SavedChunk], tokens: int) -> list[Read]:
+    """The reads that let every group continue at `tokens`, a position it can be restored to: each chunk once, in
+    order."""
+    saved = list(saved)
+    out: list[Read] = []
+    for group in groups:
+        spans = [(chunk.head.a, chunk.end, chunk) for chunk in saved if chunk.head.group == group.name]
+        wanted: dict[str, tuple[SavedChunk, list[Range]]] = {}
+        for range_ in sorted({*group.required(tokens), *group.optional(tokens)}):
+            for chunk, a, b in cover(spans, range_) or ():  # None only for an optional range
+                wanted.setdefault(chunk.digest, (chunk, []))[1].append((a, b))
+        out += [Read(group, chunk, tuple(parts)) for chunk, parts in wanted.values()]
+    return out
+
+
+def load(
+    cache: KVCacheLike, ids: Sequence[int], reads: Sequence[Read], chunks: ChunkFiles, keep_reading: KeepReading
+) -> None:
+    """Fill the cache with the rows of `ids`. On any error the caller resets it: none of its rows may be used.
 
     Raises:
-        CorruptError: the file is not the one that was written: no row of it may be used.
+        BadChunkError, TooSlowError.
     """
-    with opened(path, size) as (fd, header):
-        check_header(header, head, shapes, path.name)
-        h = xxhash.xxh3_128()
-        os.lseek(fd, 0, os.SEEK_SET)
-        for num_bytes, piece in _pieces(header, places):
-            if files.read(fd, piece) != num_bytes:
-                raise CorruptError(f"The chunk {path.name} is shorter than its header says.")
-            for view in piece:
-                h.update(view)
-            if not go_on(num_bytes):
-                return False
-    if h.hexdigest() != digest:
-        raise CorruptError(f"The chunk {path.name} is damaged: its bytes do not fit its checksum.")
-    return True
+    cache.begin_restore(ids)
+    direct = [read for read in reads if isinstance(read.group, RowPlaces)]
+    if sum(read.chunk.size for read in direct) >= _WORTH_THREADS and len(direct) > 1:
+        _load_in_threads(direct, chunks, keep_reading)
+    else:
+        for read in direct:
+            read_chunk(read, _shapes(read), _places(read), chunks, keep_reading)
+    for read in direct:
+        for part in read.parts:
+            read.group.imported(*part)  # type: ignore[attr-defined]  # it is RowPlaces as well
+    for read in reads:
+        if not isinstance(read.group, RowPlaces):
+            _load_arrays(read, chunks, keep_reading)
+    cache.finish_restore()
+
+
+def _load_in_threads(reads: Sequence[Read], chunks: ChunkFiles, keep_reading: KeepReading) -> None:
+    largest_first = sorted(reads, key=lambda read: -read.chunk.size)  # else the last one may keep one thread busy alone
+    jobs = [(read, _shapes(read), _places(read)) for read in largest_first]  # only this thread may ask MLX
+    groups = {read.group.name: [at for r, _, at in jobs if r.group.name == read.group.name] for read in reads}
+    failed = Event()
+
+    def keep(num_bytes: int) -> bool:
+        return not failed.is_set() and keep_reading(num_bytes)
+
+    with ThreadPoolExecutor(min(_AT_ONCE, os.cpu_count() or 1), "mlxkv-read") as pool:
+        for places in groups.values():
+            list(pool.map(prefault, runs(places)))
+        running = [
+            pool.submit(read_chunk, *job, chunks, lambda size: not failed.is_set() and keep_reading(size))
+            for job in jobs
+        ]
+        try:
+            for future in running:
+                future.result()
+        except BaseException:
+            failed.set()
+            raise
+
+
+def _shapes(read: Read) -> Shapes:
+    return read.group.shapes(read.chunk.head.b - read.chunk.head.a)
+
+
+def _places(read: Read) -> PlacesLike:
+    assert isinstance(read.group, RowPlaces)
+    return read.group.places(read.chunk.head.a, read.chunk.head.b, read.parts)
+
+
+@dataclass(frozen=True)
+class _Flat:
+    """All bytes of an array, as one row."""
+
+    data: memoryview
+    row_bytes: int
+    heads: int = 1
+    rows: int = 1
+
+
+@dataclass(frozen=True)
+class _Arrays:
+    """New arrays for a whole chunk."""
+
+    tensors: dict[str, _Flat]
+    spans: tuple[tuple[int, int, int | None], ...] = ((0, 1, 0),)
+
+
+def _load_arrays(read: Read, chunks: ChunkFiles, keep_reading: KeepReading) -> None:
+    head = read.chunk.head
+    arrays = empty_arrays(shapes := _shapes(read))
+    views = {name: buffer_of(x) for name, x in arrays.items()}
+    places = _Arrays({name: _Flat(data, len(data)) for name, data in views.items()})
+    read_chunk(read, shapes, places, chunks, keep_reading)
+    for a, b in read.parts:
+        rows = arrays
+        if (a, b) != (head.a, head.b):
+            rows = {name: x[..., a - head.a : b - head.a, :] for name, x in arrays.items()}
+        read.group.import_rows(a, b, rows)
+
+
+# -- one chunk -------------------------------------------------------------------------------------------------------
+
+
+def read_chunk(read: Read, shapes: Shapes, places: PlacesLike, chunks: ChunkFiles, keep_reading: KeepReading) -> None:
+    """Read and verify the whole chunk; its wanted rows go to `places`, which cover all of it. Any thread, no MLX.
+
+    Raises:
+        BadChunkError: the file is not the one that was written. TooSlowError: `keep_reading` ended the reading.
+    """
+    chunk = read.chunk
+    path, h = chunks.path(chunk.digest), xxhash.xxh3_128()
+    try:
+        with opened(path, chunk.size) as (fd, header):
+            check_header(header, chunk.head, shapes, path.name)
+            os.lseek(fd, 0, os.SEEK_SET)
+            for num_bytes, piece in _pieces(header, places):
+                if chunks.files.read(fd, piece) != num_bytes:
+                    raise CorruptError(f"The chunk {path.name} is shorter than its header says.")
+                for view in piece:
+                    h.update(view)
+                if not keep_reading(num_bytes):
+                    raise TooSlowError
+        if h.hexdigest() != chunk.digest:
+            raise CorruptError(f"The chunk {path.name} is damaged: its bytes do not match its checksum.")
+    except CorruptError as error:
+        raise BadChunkError(chunk) from error
 
 
 def _pieces(header: Header, places: PlacesLike) -> Iterator[tuple[int, list[memoryview]]]:
     """The bytes of each piece of the file, header first, and where they go."""
     yield header.data_start, [memoryview(bytearray(header.data_start))]
     piece: list[memoryview] = []
-    num_bytes, most = 0, FIRST  # each next piece is twice as large: a slow disk should be noticed soon
+    num_bytes, most = 0, FIRST  # each next piece is twice as large
     for view in _views(header, places):
         size = len(view)
         if num_bytes and (num_bytes + size > most or len(piece) == MOST_VIEWS):

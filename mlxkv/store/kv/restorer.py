@@ -1,19 +1,19 @@
-"""Restoring a cache: find the longest prefix that is saved and sound, of this session or another; decide whether it is
-faster to read than to prefill; read it (chunk_loader.py); set bad chunks aside.
+"""Restore a cache from disk: find the longest saved prefix, of this session or another; read it (chunk_reader.py), or
+give up where prefilling the tokens is faster; move bad chunks to quarantine.
 
-Whatever is wrong with the saved rows costs a re-prefill and a notice, never an exception and never other output.
+Whatever is wrong with the saved rows costs a prefill and a notice, never an exception and never other output.
 The engine thread calls this.
 """
 
 from __future__ import annotations
 
 import sqlite3
+import threading
 import time
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from itertools import islice
 
 from mlxkv.errors import StoreError
 from mlxkv.stats import bytes_text
@@ -21,9 +21,8 @@ from mlxkv.store.db.history import NOTHING_SAID, pack_ids
 from mlxkv.store.db.sessions import Sessions, save_model
 from mlxkv.store.identity import ModelIdentity, first_difference, model_parts, spec_id, spec_parts
 from mlxkv.store.kv.chunk_files import ChunkFiles
-from mlxkv.store.kv.chunk_loader import BadChunkError, Read, TooSlowError, load, reads_for
+from mlxkv.store.kv.chunk_reader import BadChunkError, Read, TooSlowError, load, reads_for
 from mlxkv.store.kv.commits import SavedChunk, remove_chunks, save_commit, save_spec, saved_chunks, saved_commits
-from mlxkv.store.kv.pacing import Offer, Pace, Watch, choose
 from mlxkv.store.kv.prefix_lookup import find_source
 from mlxkv.store.kv.protocols import KVCacheLike, LayerGroup
 from mlxkv.store.kv.ranges import covers, merged
@@ -32,8 +31,9 @@ from mlxkv.store.records import Restored
 from mlxkv.system.regular_file import parse_json
 from mlxkv.token_ids import common_prefix
 
-WORTH_SHARING = 32  # tokens; fewer are read in no time
-_MOST_OFFERS = 4
+WORTH_SHARING = 32  # tokens; fewer are prefilled in no time
+SMALL = 4 << 20  # bytes that any disk reads in no time: restored without a look at the rate
+_TRIAL = 0.03  # of the time a prefill would take: after that a restore has to be faster
 
 
 @dataclass(frozen=True)
@@ -61,73 +61,97 @@ class Saved:
         return replace(self, chunks=tuple(c for c in self.chunks if c.digest not in names))
 
 
-@dataclass(frozen=True)
-class Restorer:
-    """`pace` is what was measured before; `committer` knows what open sessions have saved."""
+class ReadRate:
+    """Compares reading `num_bytes` with a prefill of `prefill_s` seconds (None: never measured). Any thread."""
 
-    sessions: Sessions
-    chunks: ChunkFiles
-    pace: Pace
-    committer: Committer | None = None
+    def __init__(self, num_bytes: int, prefill_s: float | None, clock: Callable[[], float]) -> None:
+        self._num_bytes, self._clock = num_bytes, clock
+        self._prefill_s = prefill_s if num_bytes >= SMALL else None
+        self._lock, self._started, self._done = threading.Lock(), clock(), 0
+
+    def is_fast_enough(self, num_bytes: int) -> bool:
+        """Count bytes that were read. False: a prefill takes less time than reading the rest."""
+        with self._lock:
+            self._done += num_bytes
+            seconds = self._clock() - self._started
+            if self._prefill_s is None or seconds < _TRIAL * self._prefill_s:
+                return True
+            return (self._num_bytes - self._done) * seconds <= self._prefill_s * self._done
+
+    @property
+    def bytes_per_second(self) -> float:
+        return self._done / max(self._clock() - self._started, 1e-9)
+
+
+class Restorer:
+    """The restores of one store. `committer` knows what open sessions have saved.
+
+    `prefill_tps`: the measured prefill of models by id, in tokens per second. A restore gives up when it would take
+    longer. That costs the tokens the cache holds, so where it holds some, the rate of the last restore decides first.
+    """
+
+    def __init__(self, sessions: Sessions, chunks: ChunkFiles, committer: Committer) -> None:
+        self.sessions, self.chunks, self.committer = sessions, chunks, committer
+        self.prefill_tps: dict[str, float] = {}
+        self._last_rate: float | None = None  # bytes per second
 
     def restore(
         self, session_id: str | None, cache: KVCacheLike, model: ModelIdentity, ids: Sequence[int], held: int = 0
-    ) -> tuple[Restored, float | None]:
-        """See SessionStore.restore_kv, and without a session `borrow_kv`. Also how fast it was read (bytes per second),
-        None where too little was."""
+    ) -> Restored:
+        """See SessionStore.restore_kv, and without a session `borrow_kv`."""
         clock = self.chunks.files.clock
         started, packed = clock(), pack_ids(ids)
         if not held:
             cache.reset()
         saved = self._find(session_id, cache, model, packed, held)
-        missing = saved.missing
-        self._set_aside(missing)
+        missing, notice = saved.missing, saved.notice
+        self._quarantine(missing)
+        tps = self.prefill_tps.get(model.model_id)
         bad: list[SavedChunk] = []
         reads: list[Read] = []
-        tokens, read_bps, notice = 0, None, saved.notice
-        while offers := [o for o in _offers(cache.groups, saved) if o.tokens > held]:
-            offer = choose(offers, len(ids), held, self.pace)
-            if offer is None:
-                notice = _slow(offers[0], self.pace.read_bps)
-                read_bps = 2 * (self.pace.read_bps or 0)  # a disk that was slow has another chance some other time
+        tokens = 0
+        while (end := next(restorable_positions(cache.groups, saved.chunks, saved.limit), 0)) > held:
+            reads = reads_for(cache.groups, saved.chunks, end)
+            num_bytes = sum(read.chunk.size for read in reads)
+            if held and tps and self._last_rate and num_bytes / self._last_rate > (end - held) / tps:
+                reads, notice = [], _slow(num_bytes, self._last_rate)
                 break
-            reads = reads_for(cache.groups, saved.chunks, offer.tokens)
-            watch = Watch(offer, held, self.pace, clock)
+            rate = ReadRate(num_bytes, end / tps if tps else None, clock)
             try:
-                load(cache, ids[: offer.tokens], reads, self.chunks, watch)
+                load(cache, ids[:end], reads, self.chunks, rate.is_fast_enough)
             except BadChunkError as error:
                 cache.reset()
                 held = 0
                 bad.append(error.chunk)
                 if session_id is not None:
-                    self._set_aside([error.chunk])
+                    self._quarantine([error.chunk])
                 saved, reads = saved.without([error.chunk]), []
                 continue
             except BaseException as error:
                 cache.reset()
                 if not isinstance(error, TooSlowError):
                     raise
-                reads, read_bps = [], watch.read_bps
-                notice = _slow(offer, read_bps)
+                self._last_rate = rate.bytes_per_second
+                reads, notice = [], _slow(num_bytes, self._last_rate)
                 break
-            tokens, read_bps = offer.tokens, watch.read_bps
+            tokens = end
+            if num_bytes >= SMALL:
+                self._last_rate = rate.bytes_per_second
             break
         if bad or (missing and tokens < saved.promised):
             notice = f"Of the saved KV cache {len(bad)} chunks were damaged and {len(missing)} missing"
         elif tokens < saved.promised and notice is None and not held:
-            notice = "Not all of the saved KV cache is there any more"
+            notice = "Part of the saved KV cache is missing"
+        restored = Restored(tokens, sum(read.chunk.size for read in reads), clock() - started, shared=tokens)
         if session_id is None:
-            return Restored(tokens, sum(r.chunk.size for r in reads), clock() - started, shared=tokens), read_bps
+            return restored
         if notice:
-            notice += f": {tokens} of {len(ids)} tokens came from disk, the rest is read again."
+            notice += f": {tokens} of {len(ids)} tokens were restored, the rest is prefilled."
         shared = max(tokens - saved.own, 0)
         if shared:
             self._adopt(session_id, cache, model, saved, packed, tokens, reads)
         self._touch(read.chunk for read in reads)
-        return Restored(
-            tokens, sum(read.chunk.size for read in reads), clock() - started, notice, saved.rng_at.get(tokens),
-            shared,
-        ), read_bps  # fmt: skip
+        return replace(restored, notice=notice, rng=saved.rng_at.get(tokens), shared=shared)
 
     def _find(
         self, session_id: str | None, cache: KVCacheLike, model: ModelIdentity, ids: array[int], held: int
@@ -136,7 +160,7 @@ class Restorer:
         with self.sessions.database.reading() as db:
             history = NOTHING_SAID if session_id is None else self.sessions.history(db, session_id)
             names = [group.name for group in cache.groups]
-            if session_id is not None and self.committer is not None and held:
+            if session_id is not None and held:
                 rows = self.committer.saved(session_id, model.model_id, spec)
                 rows.update(db, history)
                 beyond = held + WORTH_SHARING
@@ -159,7 +183,7 @@ class Restorer:
             rng_at = {c.pos: c.rng for c in reversed(mine) if c.kept == c.pos == promised}
             missing = [chunk for chunk in saved if not self.chunks.has(chunk.digest, chunk.size)]
             saved = [chunk for chunk in saved if chunk not in missing]
-            own = next(_standing(cache.groups, saved, promised), 0)
+            own = next(restorable_positions(cache.groups, saved, promised), 0)
             beyond = max(own, held) + WORTH_SHARING
             if len(ids) >= beyond and cache.groups:
                 other = find_source(db, self.sessions, model.model_id, spec, names, ids, session_id, beyond)
@@ -179,7 +203,7 @@ class Restorer:
         the other is deleted."""
         end = min(tokens, common_prefix(saved.log, ids))
         chunks = [read.chunk for read in reads if read.chunk.head.b <= end]
-        pos = next(_standing(cache.groups, chunks, end), 0)
+        pos = next(restorable_positions(cache.groups, chunks, end), 0)
         if not pos:
             return
         with suppress(StoreError), self.sessions.database.writing() as db:
@@ -189,7 +213,7 @@ class Restorer:
                 save_spec(db, saved.spec, spec_parts(cache.layout(), model.spec_extra))
                 save_commit(db, session_id, pos, saved.head, save_model(db, model), saved.spec, None, there)
 
-    def _set_aside(self, chunks: Sequence[SavedChunk]) -> None:
+    def _quarantine(self, chunks: Sequence[SavedChunk]) -> None:
         """File first: a bad file under its good name would be taken for saved by the next commit."""
         if not chunks:
             return
@@ -205,14 +229,8 @@ class Restorer:
             db.executemany("UPDATE chunk SET last_used = ? WHERE digest = ?", [(now, c.digest) for c in chunks])
 
 
-def _offers(groups: Sequence[LayerGroup], saved: Saved) -> list[Offer]:
-    """The longest prefixes at which one can go on, and what reading them takes."""
-    positions = islice(_standing(groups, saved.chunks, saved.limit), _MOST_OFFERS)
-    return [Offer(p, sum(read.chunk.size for read in reads_for(groups, saved.chunks, p))) for p in positions]
-
-
-def _standing(groups: Sequence[LayerGroup], chunks: Sequence[SavedChunk], limit: int) -> Iterator[int]:
-    """The positions up to `limit` at which every group can stand, from the last on.
+def restorable_positions(groups: Sequence[LayerGroup], chunks: Sequence[SavedChunk], limit: int) -> Iterator[int]:
+    """The positions up to `limit` at which every group can be resumed, the last one first.
 
     Only `limit` and the ends of what is saved need a look: as the position goes down, so does the first row required,
     so a gap is only escaped by going back to where it begins.
@@ -224,9 +242,9 @@ def _standing(groups: Sequence[LayerGroup], chunks: Sequence[SavedChunk], limit:
             yield p
 
 
-def _slow(offer: Offer, read_bps: float | None) -> str:
-    speed = f" ({bytes_text(read_bps)}/s)" if read_bps else ""
-    return f"Reading {bytes_text(offer.bytes)} from this disk{speed} would take longer than reading the chat again"
+def _slow(num_bytes: int, rate: float) -> str:
+    speed = f"{bytes_text(num_bytes)} from this disk ({bytes_text(rate)}/s)"
+    return f"Restoring {speed} would take longer than a prefill of the chat"
 
 
 def _difference(
