@@ -83,7 +83,7 @@ def cache_ls(as_json: Json = False) -> None:
     """List the prompt caches: name, date, tokens, size, model, beginning of the text."""
     from mlxkv.cli.tables import row, width_of_terminal
     from mlxkv.stats import bytes_text, disk_text
-    from mlxkv.store.kv.disk_usage import Space, on_disk
+    from mlxkv.store.kv.disk_usage import CacheFolder, on_disk
 
     folders = Folders.from_env()
     found = _folder(folders).list()
@@ -96,7 +96,7 @@ def cache_ls(as_json: Json = False) -> None:
         size = bytes_text(on_disk(c.size))  # as the sum below counts it
         columns = [c.name.ljust(wide), _date(c.made), f"{tokens:>12}", f"{size:>7}", Path(c.model).name]
         print(row([*columns, " ".join((c.head or c.system or c.error or "").split())], width_of_terminal()))
-    used, limit = Space.at(folders.cache).used(), load_settings(folders).disk_limit_bytes
+    used, limit = CacheFolder.at(folders.cache).used(), load_settings(folders).disk_limit_bytes
     used = f"KV on disk in all: {disk_text(used, limit, sum(on_disk(c.size) for c in found))}"
     print(used if found else f"None yet; `mlxkv cache create` makes one. {used}", file=sys.stderr)
 
@@ -148,7 +148,7 @@ def cache_verify(
     for path in [folder.find(name) for name in names] if names else [c.path for c in folder.list()]:
         c = folder.verify(path)
         if c.error and repair:
-            folder.set_aside(path)
+            folder.quarantine(path)
         bad += bool(c.error) and not repair
         mended = " Set aside; create it again with `mlxkv cache create`." if repair else ""
         state = f"!!  {c.name}  {c.error}{mended}" if c.error else f"ok  {c.name}"
@@ -180,11 +180,11 @@ def cache_gc() -> None:
     """Remove unused files: those set aside, those left by crashes, and rows over the disk limit."""
     from mlxkv.stats import bytes_text
     from mlxkv.store import SessionStore
-    from mlxkv.store.kv.disk_usage import Space
+    from mlxkv.store.kv.disk_usage import CacheFolder
 
     folders = Folders.from_env()
     folder = _folder(folders)
-    before = Space.at(folders.cache).used()
+    before = CacheFolder.at(folders.cache).used()
     folder.collect()
     with SessionStore.open(folders) as store:
         store.collect()

@@ -28,7 +28,7 @@ from mlxkv.store.export.transfer import Imported, export_chat, import_chat
 from mlxkv.store.files import Files, Step, no_step
 from mlxkv.store.identity import ModelIdentity
 from mlxkv.store.kv.commits import bytes_written, copy_commits, unsaved_bytes
-from mlxkv.store.kv.disk_usage import KV, Room, Space
+from mlxkv.store.kv.disk_usage import KV, CacheFolder, CheckSize
 from mlxkv.store.kv.gc import missing_bytes, remove_unused, sweep
 from mlxkv.store.kv.protocols import KVCacheLike
 from mlxkv.store.kv.quota import Quota
@@ -49,7 +49,7 @@ class SessionStore:
         progress: `progress.tell` is called with bytes done and in all while rows are written, on the writing thread.
     """
 
-    def __init__(self, database: Database, space: Space, locks: Path, disk_limit: int | None) -> None:
+    def __init__(self, database: Database, space: CacheFolder, locks: Path, disk_limit: int | None) -> None:
         self.sessions, self.space = Sessions(database), space
         self.file_hashes = RememberedHashes(database)
         self.disk_limit = disk_limit
@@ -92,7 +92,7 @@ class SessionStore:
             if why is None:
                 raise
         database = open_read_only(folders.data, why)
-        store = cls(database, Space.at(folders.cache, files), folders.data / "locks", disk_limit)
+        store = cls(database, CacheFolder.at(folders.cache, files), folders.data / "locks", disk_limit)
         store._open.callback(database.close)
         return store
 
@@ -109,7 +109,7 @@ class SessionStore:
             lock = stack.enter_context(store_lock(locks))
             database = open_database(data, files, lock)
             stack.callback(database.close)
-            store = cls(database, Space.at(folders.cache, files), locks, disk_limit)
+            store = cls(database, CacheFolder.at(folders.cache, files), locks, disk_limit)
             sweep(database, store.space)
             if enforce:
                 store.enforce_limit()
@@ -377,15 +377,15 @@ class SessionStore:
         waiting = {
             d: size for session in self._saver.sessions_waiting() for d, size in self._saver.waiting(session).items()
         }
-        used = self.space.used_as_listed() if quick else self.space.used()
-        return used + self.space.to_come(waiting)
+        used = self.space.used_quickly() if quick else self.space.used()
+        return used + self.space.growth(waiting)
 
     @contextmanager
-    def saving_named(self, path: Path) -> Iterator[Room]:
-        """Around the writing of a prompt cache: yields what is to be told the bytes before the first one is written.
+    def saving_named(self, path: Path) -> Iterator[CheckSize]:
+        """Context in which to write a prompt cache at `path`: yields a function to call with the file's size first.
 
-        In the folder of the named prompt caches they count, and rows of chats go where there is no room; anywhere else
-        nothing is asked. What was yielded raises StoreError where there can be no room; nothing was removed then.
+        In the folder of the named prompt caches the disk limit holds: rows of chats are removed where needed. The
+        function raises StoreError where the file cannot fit; nothing was removed then.
         """
         if not self.space.holds(path):
             yield lambda size: None
@@ -393,7 +393,7 @@ class SessionStore:
         self.check_writable()
         self._writer.wait()
         with kv_lock(self._locks):
-            yield lambda size: self._quota.make_room_for_named(self._database, path.stem, size)
+            yield lambda size: self._quota.free_space_for_named(self._database, path.stem, size)
 
     def check_named(self, path: Path, size: int) -> None:
         """Raises StoreError where a prompt cache of at least `size` bytes cannot be saved at `path`."""

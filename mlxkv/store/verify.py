@@ -21,7 +21,7 @@ from mlxkv.store.db.sessions import Sessions
 from mlxkv.store.kv.chunk_files import ChunkFiles
 from mlxkv.store.kv.chunk_format import ChunkHead, verify_chunk
 from mlxkv.store.kv.commits import count_removal, is_commit, mark_unused, remove_chunks
-from mlxkv.store.kv.disk_usage import Space
+from mlxkv.store.kv.disk_usage import CacheFolder
 from mlxkv.store.records import as_text, as_time, is_chunk
 
 _TOLERATED = 86_400.0  # seconds: somebody may have flown west, where the day of the last backup is yet to come
@@ -63,7 +63,7 @@ class VerifyReport:
 
 
 def verify(
-    database: Database, sessions: Sessions, space: Space, repair: bool, alone: bool, quick: bool = False
+    database: Database, sessions: Sessions, space: CacheFolder, repair: bool, alone: bool, quick: bool = False
 ) -> VerifyReport:
     """See SessionStore.verify. `alone`: the caller holds the KV lock, so that what lies about is nobody's."""
     problems = _database(database, repair)
@@ -192,11 +192,11 @@ def _missing(
     return [Problem("missing", chunks.root.name, text, repair, is_serious=False)]
 
 
-def _leftovers(database: Database, space: Space, repair: bool) -> list[Problem]:
+def _leftovers(database: Database, space: CacheFolder, repair: bool) -> list[Problem]:
     with database.reading() as db:
         known = {row[0] for row in db.execute("SELECT digest FROM chunk")}
     out = []
-    for path in space.leftovers(known):
+    for path in space.orphans(known):
         if repair:
             space.chunks.discard(path)
         text = "A file that nothing refers to, left by a crash or set aside as damaged; mlxkv removes it after an hour."

@@ -165,7 +165,7 @@ def test_they_count_towards_the_disk_limit(run: Run, book: Path, tiny_path: Path
             patch.setenv("MLXKV_DISK_LIMIT", str(limit / 1e9))
             done = run("cache", *args)
         assert done.code == 1, args
-        assert f"which the disk limit of {bytes_text(limit)} has no room for" in done.err
+        assert f"which does not fit the disk limit of {bytes_text(limit)}" in done.err
         assert "`mlxkv cache rm`, or raise `disk_limit`" in done.err
         assert done.err.count("\n") == 1
         assert [path.name for path in prompts.iterdir()] == ["book.kv"], args

@@ -53,8 +53,8 @@ def write(root: Path, before: Callable[[str], None]) -> None:
         work.run()
         for title in ("a", "c"):
             path = private_folder(book_in(root).parent) / "book.kv"
-            with store.saving_named(path) as room:
-                write_prompt_file(path, work.caches[title], model(), before=step, room=room)
+            with store.saving_named(path) as check_size:
+                write_prompt_file(path, work.caches[title], model(), before=step, check_size=check_size)
             ledger.rows["book"] = len(work.caches[title].tokens)
     ledger.note()
 

@@ -59,8 +59,8 @@ def save_named(store: SessionStore, folders: Folders, name: str, num: int) -> Pa
     cache = FakeCache()
     cache.feed(range(num))
     path = private_folder(folders.cache / "prompts") / f"{name}.kv"
-    with store.saving_named(path) as room:
-        write_prompt_file(path, cache, model(), room=room)
+    with store.saving_named(path) as check_size:
+        write_prompt_file(path, cache, model(), check_size=check_size)
     return path
 
 
@@ -199,9 +199,9 @@ def test_what_is_refused_at_the_very_limit_has_cost_nothing(folders: Folders) ->
             before = sorted(kv.glob("??/*"))
             assert before
             said = None
-            with store.saving_named(private_folder(folders.cache / "prompts") / "book.kv") as room:
+            with store.saving_named(private_folder(folders.cache / "prompts") / "book.kv") as check_size:
                 try:
-                    room(size)
+                    check_size(size)
                 except StoreError as error:
                     said = str(error)
             fits.append(said is None)
@@ -209,7 +209,7 @@ def test_what_is_refused_at_the_very_limit_has_cost_nothing(folders: Folders) ->
                 assert du(folders) + size <= 300_000
                 saved(store, f"again {size}", 150)
             else:
-                assert "which the disk limit" in said
+                assert "fit the disk limit" in said
                 assert sorted(kv.glob("??/*")) == before
     assert fits == sorted(fits, reverse=True)
     assert {*fits} == {True, False}
@@ -230,7 +230,7 @@ def test_a_named_cache_is_never_evicted_for_a_chat(folders: Folders) -> None:
         assert named(folders) == book
         assert not list((folders.cache / "kv").glob("??/*"))
         talk.store = store
-        assert "no room" not in (feed(talk, 10) or "")
+        assert (feed(talk, 10) or "").startswith("Nothing of this chat's KV cache fits")
         assert len(store.load(talk.id).turns) == 6
 
 
@@ -264,8 +264,8 @@ def test_where_a_file_lies_decides_whether_it_counts(folders: Folders, tmp_path:
             (prompts / "book.kv", True),
             (tmp_path / "link" / "book.kv", True),
         ):
-            with pytest.raises(StoreError) if counts else nullcontext(), store.saving_named(path) as room:
-                write_prompt_file(path, cache, model(), room=room)
+            with pytest.raises(StoreError) if counts else nullcontext(), store.saving_named(path) as check_size:
+                write_prompt_file(path, cache, model(), check_size=check_size)
             assert path.exists() != counts
         with store.saving_named(tmp_path / "x"), store.saving_named(tmp_path / "y"):
             pass  # who saves elsewhere waits for nobody

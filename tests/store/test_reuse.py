@@ -118,10 +118,7 @@ def test_ids_are_compared_as_well_as_keys(store: SessionStore, monkeypatch: pyte
     """As if every key collided: what decides is the ids."""
     told(store, tuple(range(300)), FakeCache())
     store._database.db.execute("UPDATE chunk SET prefix_key = '00'")
-    monkeypatch.setattr(
-        "mlxkv.store.kv.prefix_lookup.prefix_keys", lambda ids, seed, ranges: dict.fromkeys(ranges, "00")
-    )
-    monkeypatch.setattr("mlxkv.store.kv.prefix_keys.PrefixKeys.key", lambda *args: "00")
+    monkeypatch.setattr("mlxkv.store.kv.chunk_format.PrefixKeys.key", lambda *args: "00")
     session = asked(store, DOCUMENT)
     assert store.restore_kv(session, FakeCache(), model(), DOCUMENT).tokens == 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
 from array import array
@@ -12,10 +13,9 @@ import pytest
 from mlxkv.config import Folders
 from mlxkv.store import SessionStore, TurnRecord
 from mlxkv.store.identity import spec_id
-from mlxkv.store.kv.chunk_format import prefix_keys
+from mlxkv.store.kv.chunk_format import PrefixKeys
 from mlxkv.store.kv.commits import saved_bytes, saved_chunks, saved_commits
 from mlxkv.store.kv.folder_listing import Listing
-from mlxkv.store.kv.prefix_keys import EVERY, PrefixKeys
 from tests.store.conftest import Talk
 from tests.store.fake import FakeCache, model
 
@@ -116,16 +116,19 @@ def test_rows_that_another_process_removed_are_written_again(talk: Talk, folders
 
 
 def test_prefix_keys_of_a_growing_log_are_those_of_a_whole_one() -> None:
-    rng = random.Random(1)
-    log = array("i", (rng.randrange(1 << 20) for _ in range(5 * EVERY)))
+    def whole(log: array[int], a: int, b: int) -> str:
+        ends = a.to_bytes(8, "little") + b.to_bytes(8, "little")
+        return hashlib.blake2b(b"seed" + log[:b].tobytes() + ends, digest_size=16).hexdigest()
+
+    rng, every = random.Random(1), PrefixKeys.EVERY
+    log = array("i", (rng.randrange(1 << 20) for _ in range(5 * every)))
     keys = PrefixKeys("seed")
-    for end in (10, EVERY, EVERY + 1, 3 * EVERY + 5, 2 * EVERY, 5 * EVERY):
-        assert keys.key(log, 3, end) == prefix_keys(log, "seed", [(3, end)])[3, end]
-    other = log[: 2 * EVERY + 7] + array("i", [1] * EVERY)
-    whole = prefix_keys(other, "seed", [(0, len(other))])[0, len(other)]
-    assert keys.key(other, 0, len(other), 2 * EVERY + 7) == whole
-    keys.cut(2 * EVERY + 7)
-    assert keys.key(other, 0, len(other)) == whole
+    for end in (10, every, every + 1, 3 * every + 5, 2 * every, 5 * every):
+        assert keys.key(log, 3, end) == whole(log, 3, end)
+    other = log[: 2 * every + 7] + array("i", [1] * every)
+    assert keys.key(other, 0, len(other), 2 * every + 7) == whole(other, 0, len(other))
+    keys.cut(2 * every + 7)
+    assert keys.key(other, 0, len(other)) == whole(other, 0, len(other))
 
 
 def test_a_folder_is_listed_again_when_it_has_changed(tmp_path: Path) -> None:

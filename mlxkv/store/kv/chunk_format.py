@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from array import array
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -65,22 +66,44 @@ def encode_chunk(head: ChunkHead, shapes: Shapes, views: Mapping[str, Sequence[b
     return Encoded(head, data, xxhash.xxh3_128_hexdigest(data), len(data))
 
 
-def prefix_keys(ids: array[int], seed: str, ranges: Iterable[Range]) -> dict[Range, str]:
-    """`blake2b(seed | ids[:b] | a | b)` for each range; `seed` names model, spec and group.
+class PrefixKeys:
+    """Keys that name the ids a chunk was computed from: `blake2b(seed | log[:b] | a | b)`; `seed` names model, spec and
+    group.
 
-    It does not depend on how earlier rows were cut. One pass over the ids; b <= len(ids).
+    They do not depend on how earlier rows were cut. Marks are hashes of prefixes of the log, so that a key costs the
+    ids since the last one.
     """
-    out: dict[Range, str] = {}
-    view = memoryview(ids).cast("B")
-    h = hashlib.blake2b(seed.encode(), digest_size=16)
-    done = 0
-    for a, b in sorted(ranges, key=lambda r: r[1]):
-        h.update(view[4 * done : 4 * b])
-        done = b
-        end = h.copy()
-        end.update(a.to_bytes(8, "little") + b.to_bytes(8, "little"))
-        out[a, b] = end.hexdigest()
-    return out
+
+    EVERY = 1024  # ids between two marks
+
+    def __init__(self, seed: str) -> None:
+        self._ends = [0]
+        self._marks = [hashlib.blake2b(seed.encode(), digest_size=16)]
+
+    def cut(self, length: int) -> None:
+        """Drop the marks beyond the first `length` ids, which are unchanged."""
+        keep = bisect_right(self._ends, length)
+        del self._ends[keep:], self._marks[keep:]
+
+    def key(self, log: array[int], a: int, b: int, shared: int | None = None) -> str:
+        """The key of the rows [a, b) of `log`, whose first `shared` ids (all by default) are those the marks are of."""
+        view = memoryview(log).cast("B")
+        most = b if shared is None else min(b, shared)
+        while self._ends[-1] + self.EVERY <= most:
+            end, mark = self._ends[-1], self._marks[-1].copy()
+            mark.update(view[4 * end : 4 * (end + self.EVERY)])
+            self._ends.append(end + self.EVERY)
+            self._marks.append(mark)
+        at = bisect_right(self._ends, most) - 1
+        h = self._marks[at].copy()
+        h.update(view[4 * self._ends[at] : 4 * b])
+        h.update(a.to_bytes(8, "little") + b.to_bytes(8, "little"))
+        return h.hexdigest()
+
+
+def prefix_keys(ids: array[int], seed: str, ranges: Iterable[Range]) -> dict[Range, str]:
+    keys = PrefixKeys(seed)
+    return {(a, b): keys.key(ids, a, b) for a, b in ranges}
 
 
 @contextmanager

@@ -14,8 +14,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from mlxkv.store.db.history import DIGEST_BYTES, History, to_json
-from mlxkv.store.kv.chunk_format import ChunkHead, Encoded
-from mlxkv.store.kv.prefix_keys import PrefixKeys
+from mlxkv.store.kv.chunk_format import ChunkHead, Encoded, PrefixKeys
 from mlxkv.store.records import is_chunk
 
 STATE = "state"

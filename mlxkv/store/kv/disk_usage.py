@@ -1,5 +1,6 @@
-"""What mlxkv's cache folder takes on the disk: rows of chats (`kv`), named prompt caches (`prompts`), and what in both
-is nobody's. Counts and names files; what goes when there is no room is quota.py's. Any thread.
+"""Disk usage of mlxkv's cache folder: rows of chats (`kv`), named prompt caches (`prompts`), orphaned files in both.
+
+Counts and lists files; quota.py decides which are removed. Any thread.
 """
 
 from __future__ import annotations
@@ -14,65 +15,65 @@ from pathlib import Path
 from mlxkv.store.files import Files, disk_usage
 from mlxkv.store.kv.chunk_files import STALE, ChunkFiles
 
-ANY_AGE = -STALE  # under the KV lock nobody is writing, so whatever lies about was left behind
+ANY_AGE = -STALE  # under the KV lock no one is writing: a temporary file of any age is orphaned
 KV = "kv"  # the folders in mlxkv's cache folder: of the chunks,
 PROMPTS = "prompts"  # and of the named prompt caches
-DAMAGED = "damaged"  # the folder, in that of the named ones, for what was set aside
-_TEMPORARY = ".mlxkv-"  # how files begin that are being written
+DAMAGED = "damaged"  # the folder of damaged prompt caches, in the one of the named ones
+_TEMPORARY = ".mlxkv-"  # prefix of files that are being written
 
-BLOCK = 4096  # bytes; file systems give space in such pieces
+BLOCK = 4096  # bytes; file systems allocate such pieces
 
-Room = Callable[[int], object]
-"""Told how many bytes a file will have before the first one is written; raises where they may not be."""
+CheckSize = Callable[[int], object]
+"""Called with the size of a file before its first byte is written; raises where it does not fit."""
 
 
-def any_room(size: int) -> None:
-    """Nobody counts there."""
+def no_limit(size: int) -> None:
+    """A CheckSize that allows every size."""
 
 
 def on_disk(size: int) -> int:
-    """What a file of `size` bytes takes."""
+    """Bytes that a file of `size` bytes takes on the disk."""
     return -(-size // BLOCK) * BLOCK
 
 
 @dataclass(frozen=True)
-class Space:
-    """`prompts`: the folder of the named prompt caches, which need not be there."""
+class CacheFolder:
+    """The chunks and the named prompt caches; the folder `prompts` need not exist."""
 
     chunks: ChunkFiles
     prompts: Path
 
     @classmethod
-    def at(cls, cache: Path, files: Files | None = None) -> Space:
-        """In mlxkv's cache folder; it need not be there."""
+    def at(cls, cache: Path, files: Files | None = None) -> CacheFolder:
+        """The one at `cache`, which need not exist."""
         return cls(ChunkFiles(cache / KV, files or Files()), cache / PROMPTS)
 
     def used(self) -> int:
-        """Bytes of everything in both folders and of the folder they lie in, as `du` counts them."""
+        """Bytes of everything in both folders and of their parent, as `du` counts them."""
         return disk_usage(self.chunks.root) + disk_usage(self.prompts) + _own_size(self.chunks.root.parent)
 
-    def used_as_listed(self) -> int:
-        """`used`, but of chunks only those folders are listed that have changed: what is asked for every chunk that is
-        written. Files that somebody changes in place are counted as they were."""
+    def used_quickly(self) -> int:
+        """`used`, listing only the chunk folders that have changed: called for every chunk that is written. A file that
+        something else changed in place keeps its old size."""
         return self.chunks.listing.refresh() + disk_usage(self.prompts) + _own_size(self.chunks.root.parent)
 
-    def to_come(self, waiting: Mapping[str, int]) -> int:
-        """What `used` will grow by when these chunks (sizes by digest) are written, with the folders they need."""
+    def growth(self, waiting: Mapping[str, int]) -> int:
+        """Bytes that writing these chunks (sizes by digest) and the folders they need adds to `used`."""
         new = {digest: size for digest, size in waiting.items() if not self.chunks.has(digest, size)}
         folders = {folder for digest in new if not (folder := self.chunks.path(digest).parent).exists()}
         return sum(map(on_disk, new.values())) + len(folders) * _own_size(self.chunks.root)
 
     def named(self) -> int:
         """Bytes of the named prompt caches."""
-        gone = [*prompt_temporaries(self.prompts, ANY_AGE), *self.set_aside()]
-        return disk_usage(self.prompts) - sum(map(disk_usage, gone))
+        others = [*prompt_temporaries(self.prompts, ANY_AGE), *self.damaged()]
+        return disk_usage(self.prompts) - sum(map(disk_usage, others))
 
-    def lasting(self) -> int:
-        """Bytes that stay whatever is removed to make room: the named prompt caches, and the folders."""
+    def permanent(self) -> int:
+        """Bytes that removing chunks does not free: the named prompt caches, and the folders."""
         return self.named() + sum(_own_size(folder) for folder in (self.chunks.root, self.chunks.root.parent))
 
     def used_without(self, paths: Collection[Path]) -> int:
-        """`used`, were these files removed, and the folders of chunks that would be empty then."""
+        """`used` without these files, and without the chunk folders that would be empty then."""
         used, folders = self.used() - sum(map(disk_usage, paths)), {path.parent for path in paths}
         for folder in folders:
             if folder.parent == self.chunks.root and len(folder.name) == 2 and {*_entries(folder)} <= {*paths}:
@@ -83,17 +84,17 @@ class Space:
         """Whether `path` is, or would be, a file in the folder of the named prompt caches."""
         return path.resolve().is_relative_to(self.prompts.resolve())
 
-    def leftovers(self, known: Collection[str]) -> list[Path]:
-        """What is nobody's while nobody writes: `known` are the digests of chunks that the database has."""
+    def orphans(self, known: Collection[str]) -> list[Path]:
+        """Orphaned files; call while holding the KV lock. `known`: the digests of chunks that the database has."""
         return [*self.chunks.stale(known, ANY_AGE), *prompt_temporaries(self.prompts, ANY_AGE)]
 
-    def set_aside(self) -> list[Path]:
-        """Named prompt caches that were found damaged; `mlxkv cache gc`, or want of room, removes them."""
+    def damaged(self) -> list[Path]:
+        """Named prompt caches that were found damaged; `mlxkv cache gc` removes them, and the disk limit."""
         return list(_entries(self.prompts / DAMAGED))
 
 
 def prompt_temporaries(prompts: Path, seconds: float = STALE) -> list[Path]:
-    """What a crash left `seconds` ago or earlier, or while the clock was ahead, while it was being written."""
+    """Unfinished files that a crash left `seconds` ago or earlier, or while the clock was ahead."""
     out, now = [], time.time()
     for path in _entries(prompts):
         with contextlib.suppress(OSError):

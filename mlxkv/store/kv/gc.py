@@ -1,7 +1,7 @@
-"""Chunk files that nothing refers to: which there are, and their removal while nobody can start to refer to one.
+"""Orphaned files; call while holding the KV lock, so that no commit can begin to refer to one.
 
-Rows of the database go first, files second: a crash in between leaves files without a row, never a row without a file.
-Any thread, with a connection of its own.
+Database rows go first, files second: a crash in between leaves files without a row, never a row without a file.
+Any thread, with its own connection.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from contextlib import suppress
 
 from mlxkv.store.db.database import Database
 from mlxkv.store.kv.chunk_files import ChunkFiles
-from mlxkv.store.kv.disk_usage import Space, prompt_temporaries
+from mlxkv.store.kv.disk_usage import CacheFolder, prompt_temporaries
 from mlxkv.store.records import is_digest
 
 
 def has_unused(database: Database, thorough: bool = False) -> bool:
-    """Whether somebody has left chunks that nothing refers to; without going through them, unless `thorough`."""
+    """Whether a chat that was deleted or changed left unused chunks; `thorough` looks at the chunks themselves."""
     query = "SELECT 1 FROM meta WHERE key = 'kv_unused'"
     if thorough:
         query = "SELECT 1 FROM chunk WHERE digest NOT IN (SELECT chunk FROM kv_ref) LIMIT 1"
@@ -27,10 +27,7 @@ def has_unused(database: Database, thorough: bool = False) -> bool:
 
 
 def remove_unused(database: Database, chunks: ChunkFiles, also: Sequence[str] = ()) -> None:
-    """Remove chunks that nothing refers to, and of `also` (which may have no row) those that have no reference.
-
-    The caller holds the KV lock, so that nobody starts to refer to such a file in between.
-    """
+    """Remove the chunks that no commit refers to, also among `also`, which may have no database row."""
     with database.writing() as db:
         used = {row[0] for row in db.execute("SELECT chunk FROM kv_ref")}
         rows = [row[0] for row in db.execute("SELECT digest FROM chunk")]
@@ -42,7 +39,7 @@ def remove_unused(database: Database, chunks: ChunkFiles, also: Sequence[str] = 
 
 
 def remove_if_unused(database: Database, chunks: ChunkFiles, digests: Collection[str]) -> None:
-    """`remove_unused`, of these chunks alone."""
+    """Remove those of `digests` that no commit refers to."""
     with database.writing() as db:
         unused = [d for d in digests if not db.execute("SELECT 1 FROM kv_ref WHERE chunk = ? LIMIT 1", (d,)).fetchone()]
         db.executemany("DELETE FROM chunk WHERE digest = ?", [(digest,) for digest in unused])
@@ -51,13 +48,13 @@ def remove_if_unused(database: Database, chunks: ChunkFiles, digests: Collection
 
 def _remove(chunks: ChunkFiles, digests: Collection[str]) -> None:
     for digest in filter(is_digest, digests):
-        with suppress(OSError):  # one that cannot be removed is swept away later
+        with suppress(OSError):  # `sweep` tries again
             chunks.remove(digest)
 
 
 def missing_bytes(db: sqlite3.Connection, chunks: ChunkFiles) -> Mapping[str, int]:
-    """By session, how much of what it refers to is not there: whoever cleared the folder told nobody. Only folders that
-    have changed are listed."""
+    """Bytes of missing chunk files by session: the folder may be cleared at any time. Lists only folders that have
+    changed."""
     chunks.listing.refresh()
     out: Counter[str] = Counter()
     for digest, size in db.execute("SELECT digest, size FROM chunk").fetchall():
@@ -67,8 +64,8 @@ def missing_bytes(db: sqlite3.Connection, chunks: ChunkFiles) -> Mapping[str, in
     return out
 
 
-def sweep(database: Database, space: Space) -> None:
-    """Remove what crashes left behind, asking the database again under its lock before a chunk goes."""
+def sweep(database: Database, space: CacheFolder) -> None:
+    """Remove the files that crashes left, after a second look at the database while it is locked. Needs no KV lock."""
     for path in prompt_temporaries(space.prompts):
         with suppress(OSError):
             space.chunks.files.remove(path)

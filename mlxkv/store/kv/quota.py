@@ -1,8 +1,9 @@
-"""The disk limit: what goes first when there is no room, and what never goes.
+"""The disk limit: which chunks are removed first to stay under it, and which never.
 
-One hard limit over every file and folder in mlxkv's cache folder (disk_usage.py counts them), kept before a byte is
-written. Rows of chats are removed to make room, named prompt caches never. Whoever calls `make_room` holds the KV lock,
-so that what is counted stays true until it is written. Any thread, with a connection of its own.
+One hard limit over every file and folder in mlxkv's cache folder (disk_usage.py counts them), checked before a byte is
+written. Rows of chats are removed to free space, named prompt caches never. Database rows go first and files second, so
+that a crash in between leaves files without a row; a file that cannot be removed gets its row back. The caller of
+`free_space` holds the KV lock, so that the count stays true until the write. Any thread, with its own connection.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from mlxkv.stats import bytes_text, plural
 from mlxkv.store.db.database import PINNED, Database
 from mlxkv.store.files import disk_usage
 from mlxkv.store.kv.chunk_format import ChunkHead
-from mlxkv.store.kv.disk_usage import BLOCK, Space, on_disk
-from mlxkv.store.kv.eviction import Forgotten, forget, put_back
+from mlxkv.store.kv.commits import remove_chunks
+from mlxkv.store.kv.disk_usage import BLOCK, CacheFolder, on_disk
 from mlxkv.store.kv.protocols import LayerGroup, Range
 from mlxkv.store.kv.save_plan import Plan
 from mlxkv.store.records import is_chunk
@@ -27,64 +28,95 @@ from mlxkv.system.regular_file import parse_json
 
 FILE_HEADER = 512  # bytes, and for each tensor:
 TENSOR_HEADER = 128
-HEADROOM = 8 * BLOCK  # a write may also need a folder, and a folder may grow
-MARGIN = 4 * BLOCK  # left free where nothing is written: a folder that is made now and then must not go over
+HEADROOM = 8 * BLOCK  # bytes; a write may also need a folder, and a folder may grow
+MARGIN = 4 * BLOCK  # bytes left free where nothing is written: a new folder must still fit
 
 
 @dataclass
 class _Candidate:
-    """A chunk that may go. `is_needed`: a session cannot be resumed without it."""
+    """A chunk that could be removed. `is_needed`: a session cannot be resumed without it."""
 
     digest: str
     size: int
     a: int
     b: int
     is_needed: bool = False
-    is_kept: bool = False  # needed by a session that is open or pinned
+    is_locked: bool = False  # needed by a session that is open or pinned
     seq: int = 0  # of the chat that was used last
 
     @property
     def order(self) -> tuple[bool, int, int]:
-        """Rows that left every window first, then the chats that rest longest; of these the end first, since the
-        beginning is of use without it."""
+        """Rows evicted from every window first, then the least recently used chats; of these the end first, since the
+        beginning is useful without it."""
         return self.is_needed, self.seq, -self.b if self.is_needed else self.a
+
+
+@dataclass(frozen=True)
+class _Removed:
+    """The rows of `chunk` and `kv_ref` that were removed from the database."""
+
+    chunks: Sequence[tuple[object, ...]] = ()
+    refs: Sequence[tuple[object, ...]] = ()
+
+    @property
+    def digests(self) -> list[str]:
+        return [str(row[0]) for row in self.chunks]
+
+    @classmethod
+    def remove(cls, db: sqlite3.Connection, digests: Collection[str]) -> _Removed:
+        chunks = [row for d in digests for row in db.execute("SELECT * FROM chunk WHERE digest = ?", (d,))]
+        query = "SELECT kv_commit, chunk, kept_for FROM kv_ref WHERE chunk = ?"
+        refs = [row for d in digests for row in db.execute(query, (d,))]
+        remove_chunks(db, digests)
+        return cls(chunks, refs)
+
+    def put_back(self, db: sqlite3.Connection, digests: Collection[str]) -> None:
+        """Insert the rows of `digests` again; a commit that was deleted meanwhile needs none."""
+        for row in self.chunks:
+            if row[0] in digests:
+                db.execute(f"INSERT OR IGNORE INTO chunk VALUES({', '.join('?' * len(row))})", row)
+        db.executemany(
+            "INSERT OR IGNORE INTO kv_ref(kv_commit, chunk, kept_for) SELECT ?1, ?2, ?3"
+            " WHERE EXISTS(SELECT 1 FROM kv_commit WHERE id = ?1)",
+            [row for row in self.refs if row[1] in digests],
+        )
 
 
 @dataclass
 class Quota:
-    """`limit` bytes for everything in `space`, None for no limit.
+    """A limit of `limit` bytes for everything in `space`, None for no limit.
 
-    `open_sessions` names the sessions that are open, in this process or another.
+    `open_sessions` returns the sessions that are open, in this process or another.
     """
 
     limit: int | None
-    space: Space
+    space: CacheFolder
     open_sessions: Callable[[], set[str]]
-    _stuck: set[str] = field(default_factory=set, init=False)  # chunks whose files could not be removed the last time
+    _stuck: set[str] = field(default_factory=set, init=False)  # chunks whose files could not be removed last time
     _spared: frozenset[str] = field(default=frozenset(), init=False)
-    _counted: tuple[Plan | None, int] = field(default=(None, 0), init=False)  # what is used at most during a save
+    _counted: tuple[Plan | None, int] = field(default=(None, 0), init=False)  # the most bytes used during a save
 
     @property
     def description(self) -> str:
-        """The limit in words, with what named prompt caches take of it where that is worth a word."""
+        """The limit in words, with the share of named prompt caches where it matters."""
         named, limit = self.space.named(), self.limit or 0
         worth = named > max(limit // 20, HEADROOM)
         taken = f", of which named prompt caches take {bytes_text(named)}" if worth else ""
         return f"the disk limit of {bytes_text(limit)}{taken}"
 
     def fits(self, plan: Plan, groups: Sequence[LayerGroup]) -> bool:
-        """Whether what this session needs stays under the limit by itself, beside the named prompt caches."""
+        """Whether the session's needed chunks fit under the limit, with the named prompt caches and nothing else."""
         if self.limit is None or not plan.pos:
             return True
-        free = self.limit - self.space.lasting() - 2 * HEADROOM
+        free = self.limit - self.space.permanent() - 2 * HEADROOM
         free -= sum(on_disk(_estimate(head, groups)) + BLOCK for head in plan.heads)
-        if plan.kept_bytes + 2 * BLOCK * len(plan.kept) <= free:  # all of it, so that it need not be gone through
+        if plan.kept_bytes + 2 * BLOCK * len(plan.kept) <= free:  # all of it: no need to look at each
             return True
         kept = [c.size for c in plan.kept if _overlaps(plan.needed, c.head.group, c.head.a, c.end)]
         return sum(on_disk(size) + BLOCK for size in kept) <= free
 
-    def make_room(self, database: Database, size: int, plan: Plan, new: Iterable[str]) -> None:
-        """Remove until a file of `size` bytes fits; what the plan needs and the digests in `new` stay.
+    def free_space(self, database: Database, size: int, plan: Plan, new: Iterable[str]) -> None:
+        """Remove chunks until a file of `size` bytes fits; those the plan needs and the digests in `new` stay.
 
         Raises:
             StoreError: it cannot fit.
@@ -93,8 +125,8 @@ class Quota:
             return
         target = self.limit - on_disk(size) - HEADROOM
         counted_for, used = self._counted
-        if counted_for is not plan:  # who saves is alone: until that is done only its own files are added
-            used = self.space.used_as_listed()
+        if counted_for is not plan:  # only one save runs at a time: until it is done only its files are added
+            used = self.space.used_quickly()
         if used <= target:
             self._counted = plan, used + on_disk(size) + 2 * BLOCK
             return
@@ -108,11 +140,11 @@ class Quota:
                 )
             raise StoreError(f"The KV cache was not saved: open chats fill {self.description}; raise `disk_limit`.")
 
-    def make_room_for_named(self, database: Database, name: str, size: int) -> None:
-        """Remove rows of chats until a file of `size` bytes fits; nothing goes where that cannot be enough.
+    def free_space_for_named(self, database: Database, name: str, size: int) -> None:
+        """Remove rows of chats until a file of `size` bytes fits; nothing is removed where that cannot be enough.
 
         Raises:
-            StoreError: it cannot fit beside the named prompt caches and what open chats need.
+            StoreError: it cannot fit beside the named prompt caches and the rows that open chats need.
         """
         self.check_named(database, name, size)
         if self.limit is None:
@@ -120,17 +152,17 @@ class Quota:
         target = self.limit - on_disk(size) - HEADROOM
         if self._shrink(database, target, set()) > target:
             root = self.space.chunks.root
-            raise StoreError(f"There is no room for {name!r}: files in {root} cannot be removed; check that folder.")
+            raise StoreError(f"{name!r} does not fit: files in {root} cannot be removed; check that folder.")
 
     def check_named(self, database: Database, name: str, size: int) -> None:
-        """Raises StoreError as `make_room_for_named` does, and removes nothing."""
+        """Raises StoreError as `free_space_for_named` does, and removes nothing."""
         if self.limit is None or self.space.used() <= (target := self.limit - on_disk(size) - HEADROOM):
             return
         with database.reading() as db:
             chunks = self._candidates(db, None, True)
-        paths = {kept: [self._path(c) for c in chunks if c.is_kept == kept] for kept in (True, False)}
-        nobodys = [*self.space.leftovers({chunk.digest for chunk in chunks}), *self.space.set_aside()]
-        if self.space.used_without({*paths[False], *nobodys}) <= target:
+        paths = {locked: [self._path(c) for c in chunks if c.is_locked == locked] for locked in (True, False)}
+        unused = [*self.space.orphans({chunk.digest for chunk in chunks}), *self.space.damaged()]
+        if self.space.used_without({*paths[False], *unused}) <= target:
             return
         is_alone_too_large = target < 0
         named = 0 if is_alone_too_large else self.space.named()
@@ -140,16 +172,16 @@ class Quota:
         beside = f" ({' and '.join(others)})" if others else ""
         remedy = "delete some with `mlxkv cache rm`, or raise `disk_limit`" if others else "raise `disk_limit`"
         raise StoreError(
-            f"The prompt cache {name!r} takes {bytes_text(size)}, which the disk limit of {bytes_text(self.limit)} has"
-            f" no room for{beside}; {remedy}."
+            f"The prompt cache {name!r} takes {bytes_text(size)}, which does not fit the disk limit of"
+            f" {bytes_text(self.limit)}{beside}; {remedy}."
         )
 
     def _path(self, chunk: _Candidate) -> Path:
         return self.space.chunks.path(chunk.digest)
 
     def enforce(self, database: Database, spare: Collection[str] = ()) -> None:
-        """Go under the limit, as far as open sessions and named prompt caches allow. `spare`: sessions that count as
-        open, since they are about to be."""
+        """Get under the limit, as far as open sessions and named prompt caches allow. `spare`: sessions about to be
+        opened, which count as open."""
         if self.limit is not None:
             self._spared = frozenset(spare)
             try:
@@ -160,8 +192,8 @@ class Quota:
     def _shrink(
         self, database: Database, target: int, keep: set[str], saving: Plan | None = None, old: bool = True
     ) -> int:
-        """The bytes used when done. `old`: spare what the session that is being saved was saved with last: it counts
-        until the new commit."""
+        """Remove chunks and return the bytes used then. `old`: spare the last commit of the session being saved, which
+        is valid until the new one."""
         chunks = self.space.chunks
         if (used := self.space.used()) <= target:
             return used
@@ -169,12 +201,12 @@ class Quota:
         used = self.space.used()
         with database.reading() as db:
             known = {row[0] for row in db.execute("SELECT digest FROM chunk")}
-        for path in [*self.space.leftovers(known | keep), *self.space.set_aside()]:
+        for path in [*self.space.orphans(known | keep), *self.space.damaged()]:
             if used > target:
                 used -= chunks.discard(path)
         self._stuck = set()
         while used > target:
-            victims = self._forget(database, used - target, keep | self._stuck, saving, old)
+            victims = self._remove_rows(database, used - target, keep | self._stuck, saving, old)
             if not victims.chunks:
                 break
             for digest in victims.digests:
@@ -182,22 +214,24 @@ class Quota:
             if stuck := {digest for digest in victims.digests if os.path.lexists(chunks.path(digest))}:
                 self._stuck |= stuck
                 with database.writing() as db:
-                    put_back(db, victims, stuck)
+                    victims.put_back(db, stuck)
             chunks.drop_empty_folders()
             used = self.space.used()
         return used
 
-    def _forget(self, database: Database, num_bytes: int, keep: set[str], saving: Plan | None, old: bool) -> Forgotten:
-        """Forget as many chunks as may free `num_bytes`; how many they really free is seen when they are gone."""
+    def _remove_rows(
+        self, database: Database, num_bytes: int, keep: set[str], saving: Plan | None, old: bool
+    ) -> _Removed:
+        """Remove the database rows of about `num_bytes` of chunks; the bytes they free show once the files are gone."""
         victims = []
         with database.writing() as db:
             for chunk in self._candidates(db, saving, old):
                 if num_bytes <= 0:
                     break
-                if not chunk.is_kept and chunk.digest not in keep:
+                if not chunk.is_locked and chunk.digest not in keep:
                     num_bytes -= on_disk(chunk.size) + BLOCK  # and perhaps its folder
                     victims.append(chunk.digest)
-            return forget(db, victims)
+            return _Removed.remove(db, victims)
 
     def _candidates(self, db: sqlite3.Connection, saving: Plan | None, old: bool) -> list[_Candidate]:
         is_open = self.open_sessions() | self._spared
@@ -225,12 +259,12 @@ class Quota:
                 chunk.seq = max(chunk.seq, used.get(session, 0))
                 if any(_overlaps(ranges, group, a, b) for ranges in needed.get(session, [])):
                     chunk.is_needed = True
-                    chunk.is_kept = chunk.is_kept or session in is_open
+                    chunk.is_locked = chunk.is_locked or session in is_open
         return sorted(found.values(), key=lambda chunk: chunk.order)
 
 
 _Needed = Mapping[str, list[Range]] | None
-"""Ranges by group; None: not known, so everything may be needed."""
+"""Ranges by group; None: unknown, so everything may be needed."""
 
 
 def _ranges(text: str) -> _Needed:
@@ -242,7 +276,7 @@ def _ranges(text: str) -> _Needed:
 
 
 def _estimate(head: ChunkHead, groups: Sequence[LayerGroup]) -> int:
-    """Bytes of the file, or a little more."""
+    """Bytes of the chunk file, or a few more."""
     group = next(group for group in groups if group.name == head.group)
     rows = head.b - head.a
     return rows * group.row_bytes + FILE_HEADER + TENSOR_HEADER * len(group.shapes(rows))

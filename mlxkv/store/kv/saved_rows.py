@@ -14,9 +14,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from mlxkv.store.db.history import NOTHING_SAID, History
+from mlxkv.store.kv.chunk_format import PrefixKeys
 from mlxkv.store.kv.commits import STATE, SavedChunk, num_removed, saved_chunks, saved_commits, seed
 from mlxkv.store.kv.folder_listing import Listing
-from mlxkv.store.kv.prefix_keys import PrefixKeys
 from mlxkv.store.kv.protocols import Range
 from mlxkv.store.kv.ranges import clipped, merged
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, suppress
@@ -23,16 +24,45 @@ from mlxkv.store.kv.commits import STATE, count_written, forget_states, remove_c
 from mlxkv.store.kv.gc import has_unused, remove_if_unused, remove_unused
 from mlxkv.store.kv.quota import Quota
 from mlxkv.store.kv.save_plan import Plan
-from mlxkv.store.kv.save_progress import Progress
 
 ATTEMPTS = 3  # something else may remove a chunk between our writing it and our referring to it
 MAX_WAITING = 64 << 20  # bytes handed over and not written yet; the engine thread waits for room above that
 LINGER = 1.0  # seconds that the thread and its connection wait for another save
+BLINK = 0.3  # seconds; a save that takes no longer is not worth a report
+EVERY = 1.0  # seconds between two reports
 _log = logging.getLogger("mlxkv.store")
 
 
 class ChunkVanishedError(StoreError):
     """Something else removes files from the KV folder."""
+
+
+class Progress:
+    """Reports a save that takes a while: `tell` (set from any thread) gets bytes done and bytes in all, which are equal
+    at the end."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.tell: Callable[[int, int], None] | None = None
+        self._clock = clock
+        self._done = self._total = 0
+        self._due = 0.0
+        self._told = False
+
+    def begin(self, total: int) -> None:
+        self._done, self._total, self._told = 0, max(1, total), False
+        self._due = self._clock() + BLINK
+
+    def add(self, size: int) -> None:
+        """Count bytes that need no more writing."""
+        self._done += size
+        if self._clock() >= self._due and self.tell is not None:
+            self._due, self._told = self._clock() + EVERY, True
+            self.tell(min(self._done, self._total - 1), self._total)
+
+    def end(self) -> None:
+        """The save is done or has failed."""
+        if self._told and self.tell is not None:
+            self.tell(self._total, self._total)
 
 
 class Job:
@@ -160,7 +190,7 @@ class Writer:
             try:
                 while (chunk := self._next(job)) is not None:
                     if not self._chunks.has(chunk.digest, chunk.size):
-                        self._quota.make_room(database, chunk.size, job.plan, [c.digest for c in new])
+                        self._quota.free_space(database, chunk.size, job.plan, [c.digest for c in new])
                     job.bytes_written += self._chunks.put(chunk)
                     new.append(Encoded(chunk.head, b"", chunk.digest, chunk.size))
                     self.progress.add(chunk.size)

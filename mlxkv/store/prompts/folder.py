@@ -19,7 +19,7 @@ from mlxkv.config import Folders, private_folder
 from mlxkv.errors import ConfigError, CorruptError, StoreError, quoted
 from mlxkv.safetensors import read_header
 from mlxkv.store.files import Files, disk_usage, regular_size
-from mlxkv.store.kv.disk_usage import DAMAGED, PROMPTS, Room, Space, prompt_temporaries
+from mlxkv.store.kv.disk_usage import DAMAGED, PROMPTS, CacheFolder, CheckSize, prompt_temporaries
 from mlxkv.store.prompts.kv_file import describe_prompt_file, verify_prompt_file
 from mlxkv.store.prompts.mlx_lm_file import describe_mlx_lm, made_with
 from mlxkv.system.regular_file import opened, reason
@@ -96,20 +96,20 @@ class PromptFolder:
         """The same, after every byte was compared with the checksum; mlx-lm's files have none."""
         return self._described(path, verify_prompt_file)
 
-    def take_in(self, source: Path, path: Path, room: Room) -> int:
-        """Copy a file from elsewhere to `path` and return its bytes, which `room` is told first.
+    def take_in(self, source: Path, path: Path, check_size: CheckSize) -> int:
+        """Copy a file from elsewhere to `path` and return its bytes; `check_size` is called with them first.
 
         Raises:
-            StoreError: it cannot be read or written, or there is no room; nothing was left behind.
+            StoreError: it cannot be read or written, or does not fit; nothing was left behind.
         """
         try:
             with opened(source) as file:
-                room(size := os.fstat(file.fileno()).st_size)
+                check_size(size := os.fstat(file.fileno()).st_size)
                 return Files().write(path, _pieces(file, size), path.parent)
         except OSError as error:
             raise StoreError(f"{source} cannot be copied to {path} ({reason(error)}); check the disk.") from error
 
-    def set_aside(self, path: Path) -> None:
+    def quarantine(self, path: Path) -> None:
         """Move a damaged file out of the way, so that its name is free. Raises StoreError."""
         private_folder(self.path / DAMAGED)
         with _changing(path):
@@ -123,7 +123,7 @@ class PromptFolder:
     def collect(self) -> int:
         """Remove what was set aside and what crashes left; the bytes freed."""
         before = disk_usage(self.path)
-        for path in (*prompt_temporaries(self.path), *Space.at(self.path.parent).set_aside()):
+        for path in (*prompt_temporaries(self.path), *CacheFolder.at(self.path.parent).damaged()):
             with contextlib.suppress(OSError):
                 Files().remove(path)
         return max(before - disk_usage(self.path), 0)

@@ -27,7 +27,7 @@ from mlxkv.store.identity import ModelIdentity, first_difference, model_parts, s
 from mlxkv.store.kv.arrays import buffer_of, evaluated, to_tensors
 from mlxkv.store.kv.chunk_format import check_tensors
 from mlxkv.store.kv.commits import STATE
-from mlxkv.store.kv.disk_usage import Room, any_room
+from mlxkv.store.kv.disk_usage import CheckSize, no_limit
 from mlxkv.store.kv.protocols import KVCacheLike, LayerGroup, Range
 from mlxkv.store.kv.ranges import covers, rows_per_chunk
 from mlxkv.store.records import Restored, is_clock
@@ -55,12 +55,12 @@ class ReadFile(Restored):
 
 def write_prompt_file(
     path: Path, cache: KVCacheLike, identity: ModelIdentity, config: Mapping[str, Any] | None = None,
-    before: Step = no_step, prompt: PromptText | None = None, room: Room = any_room,
+    before: Step = no_step, prompt: PromptText | None = None, check_size: CheckSize = no_limit,
 ) -> int:  # fmt: skip
     """Write the cache to `path` and return the bytes; an older file there stays whole until the new one is.
 
-    `config`: the CacheConfig's fields, so that a reader can make the right cache first. `prompt`: what was read. `room`
-    is told the bytes before the first one is written, and what it raises ends it.
+    `config`: the CacheConfig's fields, so that a reader can make the right cache first. `prompt`: the prompt's text.
+    `check_size` is called with the bytes before the first one is written; what it raises ends the write.
 
     Raises:
         StoreError: the folder does not exist, or the disk refuses.
@@ -88,7 +88,7 @@ def write_prompt_file(
     try:
         if not os.path.isdir(path.parent):
             raise StoreError(f"The folder {shortened(path.parent)} does not exist; make it first.")
-        room(len(header) + sum(_nbytes(*s) for s in _shapes(cache, len(ids), len(text), parts).values()))
+        check_size(len(header) + sum(_nbytes(*s) for s in _shapes(cache, len(ids), len(text), parts).values()))
         return Files(before).write_over(path, _bytes(header, ids.tobytes(), cache, parts, text))
     except OSError as error:
         raise StoreError(

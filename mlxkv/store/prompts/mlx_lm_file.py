@@ -22,7 +22,7 @@ from mlxkv.errors import ConfigError, CorruptError, StoreError, shortened
 from mlxkv.safetensors import MAX_DIM, Header, Tensor, encode_header, read_header
 from mlxkv.store.files import Files, Step, no_step
 from mlxkv.store.kv.arrays import buffer_of, dtype_name, evaluated
-from mlxkv.store.kv.disk_usage import Room, any_room
+from mlxkv.store.kv.disk_usage import CheckSize, no_limit
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -55,11 +55,11 @@ class MlxLmFile:
 
 def write_mlx_lm(
     path: Path, layers: Sequence[LayerState], version: str, metadata: Mapping[str, str], before: Step = no_step,
-    room: Room = any_room,
+    check_size: CheckSize = no_limit,
 ) -> int:  # fmt: skip
     """Write `layers` so that mlx-lm `version` loads them, and return the bytes. One array is evaluated at a time.
 
-    `room` is told the bytes before the first one is written.
+    `check_size` is called with the bytes before the first one is written.
 
     Raises:
         ConfigError: no such version, or a name mlx-lm would not load. StoreError: the disk refuses, or too many layers.
@@ -83,7 +83,7 @@ def write_mlx_lm(
         raise StoreError(f"This cache does not fit into a file of mlx-lm's ({error}).") from error
     if not os.path.isdir(path.parent):
         raise StoreError(f"The folder {shortened(path.parent)} does not exist; make it first.")
-    room(len(header) + sum(size for *_, size in sized))
+    check_size(len(header) + sum(size for *_, size in sized))
     try:
         return Files(before).write_over(path, _bytes(header, tensors))
     except OSError as error:

@@ -43,8 +43,8 @@ class CacheFiles:
 
     def write(self, path: Path, cache: PromptCache) -> int:
         config, identity = asdict(cache.plan.resolved), self.identity()
-        with self.store().saving_named(path) as room:
-            return write_prompt_file(path, cache, identity, config, prompt=cache.prompt, room=room)
+        with self.store().saving_named(path) as check_size:
+            return write_prompt_file(path, cache, identity, config, prompt=cache.prompt, check_size=check_size)
 
     def check_room(self, path: Path, cache: PromptCache, num_tokens: int) -> None:
         """Raises StoreError: with so many tokens in it the cache cannot be saved at `path` for want of room."""
@@ -65,8 +65,8 @@ class CacheFiles:
         about = {"model": self.source, "tokenizer_config": "{}", _MODEL_ID: self.identity().model_id}
         if self.source != self.name:
             about[OUR_NAME] = self.name
-        with self.store().saving_named(path) as room:
-            return write_mlx_lm(path, to_mlx_lm(cache), version, about, room=room)
+        with self.store().saving_named(path) as check_size:
+            return write_mlx_lm(path, to_mlx_lm(cache), version, about, check_size=check_size)
 
     def import_mlx_lm(self, path: Path, config: CacheConfig | None) -> PromptCache:
         """See Model.import_mlx_lm."""
