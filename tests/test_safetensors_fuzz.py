@@ -12,7 +12,8 @@ import random
 import safetensors
 
 from mlxkv.errors import ModelFileError
-from mlxkv.safetensors import ITEM_SIZES, Header, encode, read_header
+from mlxkv.safetensors import ITEM_SIZES, Header, read_header
+from tests.safetensors_files import encode
 
 COUNT = 100_000 if os.environ.get("MLXKV_THOROUGH") else 2_000
 PIECES = [
@@ -32,7 +33,7 @@ def valid(rng: random.Random) -> bytes:
         name = "".join(rng.choices("abc.019", k=rng.randint(1, 6)))
         parts[name] = (dtype, shape, bytes([i + 1]) * (ITEM_SIZES[dtype] * math.prod(shape)))
     metadata = {str(i): rng.choice(["", "x", "é", "\n"]) for i in range(rng.randint(0, 2))}
-    return b"".join(encode(parts, metadata))
+    return encode(parts, metadata)
 
 
 def mutated(raw: bytes, rng: random.Random) -> bytes:

@@ -1,13 +1,22 @@
-"""The safetensors format, strictly: check a header before any reader maps the file, and write headers of our own.
+"""A strict reader and a writer of safetensors headers: every file is checked before MLX maps it.
 
-`mx.load` trusts what a header says (some hostile files make it read foreign memory), so every file is checked here
-first. Knows no MLX and no tensors' contents, only their names, types, shapes and places. Any thread may call it.
+`mx.load` trusts a header (some hostile files make it read foreign memory), hence the check. Knows no MLX and no
+tensors' contents, only their names, types, shapes and offsets. Any thread may call it.
 Format: https://huggingface.co/docs/safetensors, of which this accepts a subset.
 """
 
-from mlxkv.safetensors.header import ITEM_SIZES, MAX_DIM, MAX_DIMS, MAX_HEADER, Header, Tensor
-from mlxkv.safetensors.reader import check_weights, read_header
-from mlxkv.safetensors.writer import encode, encode_header
+from mlxkv.safetensors.header import (
+    ITEM_SIZES,
+    MAX_DIM,
+    MAX_DIMS,
+    MAX_HEADER,
+    Header,
+    Tensor,
+    check_weights,
+    num_bytes,
+    read_header,
+)
+from mlxkv.safetensors.writer import encode_header, flat_bytes
 
 __all__ = [
     "ITEM_SIZES",
@@ -17,7 +26,8 @@ __all__ = [
     "Header",
     "Tensor",
     "check_weights",
-    "encode",
     "encode_header",
+    "flat_bytes",
+    "num_bytes",
     "read_header",
 ]

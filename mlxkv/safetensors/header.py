@@ -1,14 +1,19 @@
-"""What a header must be, rule by rule, and what comes of one that is. Pure: bytes in, values out."""
+"""Read the header of a safetensors file and check it rule by rule. Nothing but the header is read. Any thread."""
 
 from __future__ import annotations
 
 import json
+import math
+import os
 import re
-from collections.abc import Mapping
+import stat
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NoReturn
 
-from mlxkv.errors import MlxkvError
+from mlxkv.errors import CorruptError, MlxkvError, ModelFileError, shortened
+from mlxkv.system.regular_file import opened, reason
 
 MAX_HEADER = 1 << 20  # bytes
 MAX_DIMS = 8
@@ -40,12 +45,55 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Header:
-    """A header that passed every rule. `tensors` are in the order of their bytes; sizes are bytes."""
+    """A header that passed every rule. `tensors` are in the order of their bytes; sizes are in bytes."""
 
     metadata: dict[str, str]
     tensors: tuple[Tensor, ...]
     data_start: int
     file_size: int
+
+
+def read_header(
+    source: str | os.PathLike[str] | int | bytes | bytearray | memoryview,
+    *,
+    weights: bool = False,
+    nofollow: bool = False,
+    name: str | None = None,
+) -> Header:
+    """Read and check the header of `source`: a path, an open file descriptor (its position is kept) or a whole file.
+
+    `weights` allows the names that model files use and raises ModelFileError; `nofollow` refuses a link as the last
+    part of a path (not for weights: the Hugging Face cache is made of links); `name` is the file's name in messages.
+
+    Raises:
+        CorruptError, ModelFileError (`weights`): one sentence with the file, the rule and the value found.
+    """
+    rules = Rules(_shown(name or _name_of(source)), ModelFileError if weights else CorruptError, weights)
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        view = memoryview(source).cast("B")
+        length = rules.length(bytes(view[:8]), len(view))
+        return rules.header(bytes(view[8 : 8 + length]), len(view))
+    try:
+        if isinstance(source, int):
+            return _read_fd(source, rules)
+        with opened(source, follow=not nofollow) as file:
+            return _read_fd(file.fileno(), rules)
+    except OSError as error:
+        raise rules.error(f"{rules.file} cannot be opened ({reason(error)}).") from error
+
+
+def check_weights(path: str | os.PathLike[str]) -> Header:
+    """`read_header` with the rules for model weights; call it before every `mx.load` of a file that is not ours.
+
+    Raises:
+        ModelFileError: see `read_header`.
+    """
+    return read_header(path, weights=True)
+
+
+def num_bytes(dtype: str, shape: Sequence[int]) -> int:
+    """Bytes of a tensor."""
+    return ITEM_SIZES[dtype] * math.prod(shape)
 
 
 class _Refused(Exception):
@@ -54,7 +102,8 @@ class _Refused(Exception):
 
 @dataclass(frozen=True)
 class Rules:
-    """`file` is what messages call it, `error` what is raised, `weights` whether names may be what model files use."""
+    """The rules for one file. `file` is its name in messages, `error` is raised when a rule is broken, `weights` allows
+    the names that model files use."""
 
     file: str
     error: type[MlxkvError]
@@ -138,9 +187,7 @@ class Rules:
             self.refuse(f"the shape of {name!r} must be at most {MAX_DIMS} integers from 0 to {MAX_DIM}", shape)
         if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_int, offsets)):
             self.refuse(f"the data_offsets of {name!r} must be two integers", offsets)
-        nbytes = ITEM_SIZES[dtype]
-        for n in shape:
-            nbytes *= n
+        nbytes = num_bytes(dtype, shape)
         start, end = offsets
         if end - start != nbytes:
             self.refuse(f"the data_offsets of {name!r} must span {nbytes} bytes, its shape times its dtype", offsets)
@@ -164,7 +211,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _natural(text: str) -> int:
-    # `-0` too: other readers take it for a float. 20 digits hold every 64-bit size.
+    # `-0` is refused too: other readers take it for a float. 20 digits hold every 64-bit size.
     if not text.isdigit() or len(text) > 20:
         raise _Refused("a number must be an integer from 0 to 2^64", text)
     return int(text)
@@ -181,3 +228,33 @@ def _no_float(text: str) -> NoReturn:
 def _short(value: object) -> str:
     text = ascii(value)  # a file's own text reaches a terminal in no other form
     return text if len(text) <= 80 else f"{text[:76]} ..."
+
+
+def _read_fd(fd: int, rules: Rules) -> Header:
+    info = os.fstat(fd)
+    if not stat.S_ISREG(info.st_mode):
+        raise rules.error(f"{rules.file} must be a regular file, found {stat.filemode(info.st_mode)}.")
+    length = rules.length(_pread(fd, 8, 0), info.st_size)
+    text = _pread(fd, length, 8)
+    if len(text) != length:
+        rules.refuse(f"the header must hold {length} bytes (the file shrank while it was read)", len(text))
+    return rules.header(text, info.st_size)
+
+
+def _pread(fd: int, count: int, offset: int) -> bytes:
+    parts = []
+    while count > 0 and (part := os.pread(fd, count, offset)):
+        parts.append(part)
+        count -= len(part)
+        offset += len(part)
+    return b"".join(parts)
+
+
+def _name_of(source: object) -> str:
+    if isinstance(source, (str, os.PathLike)):
+        return str(Path(os.fspath(source)))
+    return "the open file" if isinstance(source, int) else "the data"
+
+
+def _shown(name: str) -> str:
+    return shortened("".join(c if c.isprintable() else ascii(c)[1:-1] for c in name))

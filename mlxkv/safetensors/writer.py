@@ -1,9 +1,9 @@
-"""Headers and files of our own: nothing is written that `read_header` would refuse."""
+"""Write headers that `read_header` accepts. Any thread."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -55,22 +55,7 @@ def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 
 
-def encode(
-    tensors: Mapping[str, tuple[str, tuple[int, ...], bytes | memoryview]], metadata: Mapping[str, str]
-) -> Iterator[bytes | memoryview]:
-    """The parts of a whole file in order, the header first; buffers (C-contiguous) are passed on without a copy.
-
-    Raises:
-        ValueError: `read_header` would refuse the result; nothing is yielded then.
-    """
-    views = {name: _flat(buffer) for name, (_, _, buffer) in tensors.items()}
-    yield encode_header(
-        [(name, dtype, shape, views[name].nbytes) for name, (dtype, shape, _) in tensors.items()], metadata
-    )
-    for name in sorted(views):
-        yield views[name]
-
-
-def _flat(buffer: bytes | memoryview) -> memoryview:
+def flat_bytes(buffer: Any) -> memoryview:
+    """The bytes of a C-contiguous buffer (an evaluated MLX array is one), not copied."""
     view = memoryview(buffer)
     return view.cast("B") if view.nbytes else memoryview(b"")  # a view of no bytes cannot be cast

@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 
 from mlxkv.models import Hub
-from mlxkv.safetensors import encode
 from tests.fakes_hub import FakeHub, serve
+from tests.safetensors_files import encode
 
 
 @pytest.fixture
 def fake() -> Iterator[FakeHub]:
     """A repository with one weights file of 3 MB, small files, and files that must never be fetched."""
     data = bytes(range(256)) * 4 * 3000
-    weights = b"".join(encode({"w": ("U8", (len(data),), data)}, {}))
+    weights = encode({"w": ("U8", (len(data),), data)}, {})
     files = {
         "config.json": b'{"model_type": "llama"}',
         "tokenizer.json": b"{}",

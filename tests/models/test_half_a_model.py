@@ -21,12 +21,12 @@ from mlxkv.models.hub import find_local
 from mlxkv.models.snapshot import link
 from mlxkv.protocol.commands import ListModels
 from mlxkv.protocol.events import ModelCard, ModelList
-from mlxkv.safetensors import encode
 from tests.engine.test_engine_chats import Said
+from tests.safetensors_files import encode
 
 REPO, COMMIT = "org/model", "c0ffee" * 6 + "cafe"
 FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
-SHARD = b"".join(encode({"w": ("U8", (1000,), bytes(1000))}, {}))
+SHARD = encode({"w": ("U8", (1000,), bytes(1000))}, {})
 FILES = {
     "config.json": b'{"model_type": "llama"}',
     "tokenizer.json": b"{}",

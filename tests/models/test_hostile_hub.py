@@ -20,15 +20,15 @@ from mlxkv.models import Hub, download, fetch, list_local, plan_download
 from mlxkv.models.blob import partial_path
 from mlxkv.models.fetch import redirected
 from mlxkv.models.hub import find_local
-from mlxkv.safetensors import encode
 from tests.fakes_hub import COMMIT, FakeHub, Handler, serve
+from tests.safetensors_files import encode
 
 Rule = Callable[[Handler, str], bool]
 REPO, WEIGHTS = "org/model", "model.safetensors"
 FILES = {
     "config.json": b'{"model_type": "llama"}',
     "tokenizer.json": b"{}",
-    WEIGHTS: b"".join(encode({"w": ("U8", (1000,), bytes(1000))}, {})),
+    WEIGHTS: encode({"w": ("U8", (1000,), bytes(1000))}, {}),
 }
 EVIL = "../../../PWNED"
 
