@@ -13,7 +13,7 @@ from typing import Any
 
 import mlx.core as mx
 
-_DTYPES = {
+SAFETENSORS_DTYPE = {
     mx.bool_: "BOOL", mx.uint8: "U8", mx.int8: "I8", mx.uint16: "U16", mx.int16: "I16", mx.uint32: "U32",
     mx.int32: "I32", mx.uint64: "U64", mx.int64: "I64", mx.float16: "F16", mx.bfloat16: "BF16", mx.float32: "F32",
     mx.complex64: "C64",
@@ -41,7 +41,7 @@ class _Hollow:
         header, end = {}, 0
         for i, (shape, dtype) in enumerate(specs):
             start, end = end, end + math.prod(shape) * dtype.size
-            header[_name(i)] = {"dtype": _DTYPES[dtype], "shape": list(shape), "data_offsets": [start, end]}
+            header[_name(i)] = {"dtype": SAFETENSORS_DTYPE[dtype], "shape": list(shape), "data_offsets": [start, end]}
         text = json.dumps(header).encode()
         self._head = len(text).to_bytes(8, "little") + text
         self._size, self._at = len(self._head) + end, 0

@@ -11,8 +11,9 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlxkv.cache.groups.ring_group import SAFETENSORS_DTYPE, Range
+from mlxkv.cache.groups.ring_group import Range
 from mlxkv.cache.recurrent.state_shapes import Frames
+from mlxkv.cache.uninitialized import SAFETENSORS_DTYPE
 from mlxkv.errors import CacheError
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, cast
+from typing import Any
 
 import mlx.core as mx
 
@@ -17,15 +17,11 @@ from mlxkv.cache.geometry import Geometry
 from mlxkv.cache.plan import LayerPlan
 from mlxkv.cache.ring import RingKVCache
 from mlxkv.cache.rows import Plane, Rows
-from mlxkv.cache.uninitialized import unwritten
+from mlxkv.cache.uninitialized import SAFETENSORS_DTYPE, unwritten
 from mlxkv.errors import CacheError
+from mlxkv.safetensors import flat_bytes
 
 Range = tuple[int, int]  # positions [a, b)
-
-SAFETENSORS_DTYPE = {
-    mx.float32: "F32", mx.float16: "F16", mx.bfloat16: "BF16", mx.uint32: "U32", mx.int32: "I32", mx.int64: "I64",
-    mx.uint8: "U8", mx.bool_: "BOOL",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -178,7 +174,7 @@ class LayerGroup:
                 arrays = (*ring.key_rows.arrays, *ring.value_rows.arrays)
                 for (name, _), x in zip(names, arrays, strict=True):
                     _, heads, rows, width = x.shape
-                    tensors[name] = Buffer(_flat(x), heads, rows, width * x.itemsize)
+                    tensors[name] = Buffer(flat_bytes(x), heads, rows, width * x.itemsize)
         return Places(tuple(spans), tensors)
 
     def imported(self, a: int, b: int) -> None:
@@ -247,15 +243,9 @@ def _names(plan: LayerPlan) -> list[tuple[str, Plane]]:
 
 def _slices(pieces: Sequence[tuple[mx.array, int, int]]) -> list[memoryview]:
     """The bytes of (array (1, heads, rows, width), first row, rows), head by head."""
-    flat = [(_flat(x), x.shape[2], x.shape[3] * x.itemsize, row, count) for x, row, count in pieces]
+    flat = [(flat_bytes(x), x.shape[2], x.shape[3] * x.itemsize, row, count) for x, row, count in pieces]
     return [
         data[(head * rows + row) * row_bytes : (head * rows + row + count) * row_bytes]
         for head in range(pieces[0][0].shape[1])
         for data, rows, row_bytes, row, count in flat
     ]
-
-
-def _flat(x: mx.array) -> memoryview:
-    """The bytes of an evaluated array, not copied."""
-    view = memoryview(cast(Any, x))
-    return view.cast("B") if view.nbytes else memoryview(b"")  # a view of no bytes cannot be cast

@@ -13,10 +13,11 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlxkv.cache.groups.ring_group import SAFETENSORS_DTYPE, Range
+from mlxkv.cache.groups.ring_group import Range
 from mlxkv.cache.recurrent.checkpoints import Checkpoints
 from mlxkv.cache.recurrent.state import Snapshot, arrays_of, capture, put_back, scalars_of, with_arrays
 from mlxkv.cache.recurrent.state_shapes import Frame, Frames
+from mlxkv.cache.uninitialized import SAFETENSORS_DTYPE
 from mlxkv.errors import CacheError
 
 _SETTLED = 1 << 30  # tokens: long after shapes have settled

@@ -1,38 +1,28 @@
-"""Between MLX arrays and bytes: the one place of the store that touches MLX, imported inside the functions.
+"""MLX arrays from files and as bytes: the only module of store/kv that imports MLX, inside its functions.
 
-The thread that owns MLX calls these. An array leaves `load` only after its bytes in memory were checked.
+The thread that owns MLX calls these.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 from mlxkv.errors import CorruptError, StoreError
-from mlxkv.safetensors import Header, Tensor
+from mlxkv.safetensors import Header, Tensor, flat_bytes
 from mlxkv.store.kv.chunk_format import Shapes
 from mlxkv.store.kv.ranges import MAX_CHUNK
 
 if TYPE_CHECKING:
     import mlx.core as mx
 
-_DTYPES = {
-    "bool_": "BOOL", "uint8": "U8", "int8": "I8", "uint16": "U16", "int16": "I16", "uint32": "U32", "int32": "I32",
-    "uint64": "U64", "int64": "I64", "float16": "F16", "bfloat16": "BF16", "float32": "F32", "complex64": "C64",
-}  # fmt: skip
-
 
 def dtype_name(array: mx.array) -> str:
     """The safetensors name of an array's dtype."""
-    name = str(array.dtype).rpartition(".")[2]
-    return _DTYPES.get(name) or _DTYPES[name + "_"]
+    from mlxkv.cache.uninitialized import SAFETENSORS_DTYPE
 
-
-def buffer_of(array: mx.array) -> memoryview:
-    """The bytes of an evaluated, contiguous array, not copied."""
-    view = memoryview(cast(Any, array))  # MLX's stub does not say that it is a buffer
-    return view.cast("B") if view.nbytes else memoryview(b"")
+    return SAFETENSORS_DTYPE[array.dtype]
 
 
 def to_tensors(
@@ -50,16 +40,14 @@ def to_tensors(
         raise StoreError(f"The KV cache exported {found}, not {dict(shapes)}; this is a bug, nothing was saved.")
     dense = {name: mx.contiguous(x) for name, x in arrays.items()}
     mx.eval(dense)
-    return {name: (found[name][1], found[name][0], buffer_of(x)) for name, x in dense.items()}
+    return {name: (found[name][1], found[name][0], flat_bytes(x)) for name, x in dense.items()}
 
 
 def empty_arrays(shapes: Shapes) -> dict[str, mx.array]:
     """Arrays to read a chunk into: evaluated, with arbitrary contents."""
-    import mlx.core as mx
+    from mlxkv.cache.uninitialized import SAFETENSORS_DTYPE, unwritten
 
-    from mlxkv.cache.uninitialized import unwritten
-
-    dtypes = {safetensors: getattr(mx, name) for name, safetensors in _DTYPES.items()}
+    dtypes = {name: dtype for dtype, name in SAFETENSORS_DTYPE.items()}
     return dict(zip(shapes, unwritten([(shape, dtypes[dtype]) for shape, dtype in shapes.values()]), strict=True))
 
 

@@ -146,6 +146,15 @@ def check_tensors(header: Header, shapes: Shapes, name: str) -> None:
         raise CorruptError(f"The file {name} holds other tensors than this cache has.")
 
 
+def hash_file(fd: int, end: int) -> xxhash.xxh3_128:
+    """The xxh3-128 of the bytes before `end`, or of fewer where the file is shorter."""
+    h, offset = xxhash.xxh3_128(), 0
+    while part := os.pread(fd, min(READ, end - offset), offset):
+        h.update(part)
+        offset += len(part)
+    return h
+
+
 def verify_chunk(path: Path, digest: str, size: int) -> Header:
     """Check size, header and the checksum of all bytes, and return the header.
 
@@ -153,11 +162,7 @@ def verify_chunk(path: Path, digest: str, size: int) -> Header:
         CorruptError: names the file and what is wrong.
     """
     with opened(path, size) as (fd, header):
-        h = xxhash.xxh3_128()
-        offset = 0
-        while part := os.pread(fd, READ, offset):
-            h.update(part)
-            offset += len(part)
+        h = hash_file(fd, size)
     if h.hexdigest() != digest:
-        raise CorruptError(f"The chunk {path.name} is damaged: its bytes do not fit its checksum.")
+        raise CorruptError(f"The chunk {path.name} is damaged: its bytes do not match its checksum.")
     return header

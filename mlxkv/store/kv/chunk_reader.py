@@ -15,8 +15,8 @@ from threading import Event
 import xxhash
 
 from mlxkv.errors import CorruptError
-from mlxkv.safetensors import Header
-from mlxkv.store.kv.arrays import buffer_of, empty_arrays
+from mlxkv.safetensors import Header, flat_bytes
+from mlxkv.store.kv.arrays import empty_arrays
 from mlxkv.store.kv.chunk_files import ChunkFiles
 from mlxkv.store.kv.chunk_format import Shapes, check_header, opened
 from mlxkv.store.kv.commits import SavedChunk
@@ -148,7 +148,7 @@ class _Arrays:
 def _load_arrays(read: Read, chunks: ChunkFiles, keep_reading: KeepReading) -> None:
     head = read.chunk.head
     arrays = empty_arrays(shapes := _shapes(read))
-    views = {name: buffer_of(x) for name, x in arrays.items()}
+    views = {name: flat_bytes(x) for name, x in arrays.items()}
     places = _Arrays({name: _Flat(data, len(data)) for name, data in views.items()})
     read_chunk(read, shapes, places, chunks, keep_reading)
     for a, b in read.parts:

@@ -20,12 +20,12 @@ import xxhash
 
 from mlxkv.cache.interchange import PromptText
 from mlxkv.errors import CorruptError, MismatchError, StoreError, shortened
-from mlxkv.safetensors import ITEM_SIZES, MAX_HEADER, Header, encode_header, read_header
+from mlxkv.safetensors import MAX_HEADER, Header, encode_header, flat_bytes, num_bytes, read_header
 from mlxkv.store.db.history import pack_ids, to_json, unpack_ids
 from mlxkv.store.files import Files, Step, no_step
 from mlxkv.store.identity import ModelIdentity, first_difference, model_parts, spec_parts
-from mlxkv.store.kv.arrays import buffer_of, evaluated, to_tensors
-from mlxkv.store.kv.chunk_format import check_tensors
+from mlxkv.store.kv.arrays import evaluated, to_tensors
+from mlxkv.store.kv.chunk_format import check_tensors, hash_file
 from mlxkv.store.kv.commits import STATE
 from mlxkv.store.kv.disk_usage import CheckSize, no_limit
 from mlxkv.store.kv.protocols import KVCacheLike, LayerGroup, Range
@@ -38,7 +38,6 @@ _FORMATS = ("prompt-cache 1", FORMAT)
 _NEWER = re.compile(r"prompt-cache [0-9]{1,9}")
 MAX_PROMPT = 256 << 20  # bytes of text in one file
 _HEAD = 200  # characters of text in the header, for lists
-_READ = 1 << 20
 
 _DESCRIBED = ("num_tokens", "layout", "config", "model", "head", "parts")
 
@@ -88,7 +87,8 @@ def write_prompt_file(
     try:
         if not os.path.isdir(path.parent):
             raise StoreError(f"The folder {shortened(path.parent)} does not exist; make it first.")
-        check_size(len(header) + sum(_nbytes(*s) for s in _shapes(cache, len(ids), len(text), parts).values()))
+        shapes = _shapes(cache, len(ids), len(text), parts).values()
+        check_size(len(header) + sum(num_bytes(dtype, shape) for shape, dtype in shapes))
         return Files(before).write_over(path, _bytes(header, ids.tobytes(), cache, parts, text))
     except OSError as error:
         raise StoreError(
@@ -114,11 +114,8 @@ def verify_prompt_file(path: Path) -> dict[str, Any]:
     about = describe_prompt_file(path)
     try:
         with opened(path) as file:
-            h, left = xxhash.xxh3_128(), about["bytes"] - 16
-            while left > 0 and (data := file.read(min(left, _READ))):
-                h.update(data)
-                left -= len(data)
-            _check(path, file.read(16), h)
+            end = about["bytes"] - 16
+            _check(path, os.pread(file.fileno(), 16, end), hash_file(file.fileno(), end))
     except OSError as error:
         raise CorruptError(f"{path} cannot be read ({error.strerror}).") from error
     return about
@@ -184,7 +181,7 @@ def _plan(cache: KVCacheLike, num_tokens: int, text_bytes: int, metadata: dict[s
             for start in range(a, b, rows)
         ]
         shapes = _shapes(cache, num_tokens, text_bytes, parts)
-        sized = [(name, dtype, shape, _nbytes(shape, dtype)) for name, (shape, dtype) in shapes.items()]
+        sized = [(name, dtype, shape, num_bytes(dtype, shape)) for name, (shape, dtype) in shapes.items()]
         try:
             return parts, encode_header(sized, metadata | {"parts": to_json(parts)})
         except ValueError as error:
@@ -205,13 +202,6 @@ def _shapes(
 
 def _name(group: int, part: int, tensor: str) -> str:
     return f"kv.{group:02}.{part:05}.{tensor}"  # sorted names are the order of the bytes, part by part
-
-
-def _nbytes(shape: tuple[int, ...], dtype: str) -> int:
-    size = ITEM_SIZES[dtype]
-    for n in shape:
-        size *= n
-    return size
 
 
 def _bytes(
@@ -283,15 +273,15 @@ def _fill(path: Path, header: Header, cache: KVCacheLike, parts: list[Part], wan
         h = xxhash.xxh3_128(os.pread(head.fileno(), header.data_start, 0))
     arrays = evaluated(path, header)
     _, ids = next(arrays)
-    h.update(buffer_of(ids))
-    cache.begin_restore(unpack_ids(bytes(buffer_of(ids))).tolist())
+    h.update(flat_bytes(ids))
+    cache.begin_restore(unpack_ids(bytes(flat_bytes(ids))).tolist())
     for i, (n, a, b) in enumerate(parts):
         group = cache.groups[n]
         rows = {}
         for name in sorted(group.shapes(b - a)):
             found, x = next(arrays)
             assert found == _name(n, i, name)
-            h.update(buffer_of(x))
+            h.update(flat_bytes(x))
             rows[name] = x
         for low, high in wanted[n]:
             start, end = max(a, low), min(b, high)
@@ -301,8 +291,8 @@ def _fill(path: Path, header: Header, cache: KVCacheLike, parts: list[Part], wan
                     part = {name: x[..., start - a : end - a, :] for name, x in rows.items()}
                 group.import_rows(start, end, part)
     _, text = next(arrays)
-    h.update(buffer_of(text))
+    h.update(flat_bytes(text))
     _, checksum = next(arrays)
-    _check(path, bytes(buffer_of(checksum)), h)
+    _check(path, bytes(flat_bytes(checksum)), h)
     cache.finish_restore()
-    return bytes(buffer_of(text))
+    return bytes(flat_bytes(text))

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from mlxkv.cache.interchange import KINDS, LayerState
 from mlxkv.errors import ConfigError, CorruptError, StoreError, shortened
-from mlxkv.safetensors import MAX_DIM, Header, Tensor, encode_header, read_header
+from mlxkv.safetensors import MAX_DIM, Header, Tensor, encode_header, flat_bytes, read_header
 from mlxkv.store.files import Files, Step, no_step
-from mlxkv.store.kv.arrays import buffer_of, dtype_name, evaluated
+from mlxkv.store.kv.arrays import dtype_name, evaluated
 from mlxkv.store.kv.disk_usage import CheckSize, no_limit
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ def _bytes(header: bytes, tensors: Mapping[str, Any]) -> Iterator[bytes | memory
             continue
         dense = mx.contiguous(x)
         mx.eval(dense)
-        yield buffer_of(dense)
+        yield flat_bytes(dense)
 
 
 # -- reading ---------------------------------------------------------------------------------------------------------

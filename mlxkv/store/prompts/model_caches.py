@@ -9,7 +9,6 @@ from __future__ import annotations
 import stat
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from mlxkv.cache.config import DEFAULT_SINKS, CacheConfig
 from mlxkv.cache.mlx_lm import ForeignCache, as_model_makes, to_mlx_lm, window_for
 from mlxkv.cache.prompt_cache import PromptCache
 from mlxkv.errors import FileMissingError, MismatchError
-from mlxkv.safetensors import ITEM_SIZES
+from mlxkv.safetensors import num_bytes
 from mlxkv.store import ModelIdentity, SessionStore, describe_prompt_file, read_prompt_file, write_prompt_file
 from mlxkv.store.prompts.mlx_lm_file import OUR_NAME, read_mlx_lm, write_mlx_lm
 from mlxkv.text.clean import clean
@@ -97,4 +96,4 @@ def _check_there(path: Path) -> None:
 def _least_size(cache: PromptCache, num_tokens: int) -> int:
     """The fewest bytes of a file of this cache once it has read so many tokens; nothing need be in it yet."""
     shapes = [s for g in cache.groups for a, b in g.required(num_tokens) for s in g.shapes(b - a).values()]
-    return 4 * num_tokens + sum(prod(shape) * ITEM_SIZES[dtype] for shape, dtype in shapes)
+    return 4 * num_tokens + sum(num_bytes(dtype, shape) for shape, dtype in shapes)
