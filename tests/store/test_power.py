@@ -124,7 +124,7 @@ def unlink_before_commit() -> Iterator[None]:
     def candidates(self: Quota, *args: Any) -> list[Any]:
         found = real(self, *args)
         for chunk in found:
-            if not chunk.is_kept:
+            if not chunk.is_locked:
                 self.space.chunks.remove(chunk.digest)
                 break
         return found
