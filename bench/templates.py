@@ -139,14 +139,14 @@ def six_turns(tokenizer: TokenizerWrapper, folder: Path) -> Iterator[tuple[int, 
     """Of each turn but the first: ids of history, those of them before a stripped reply, and those reused."""
     tiny_folder(folder, tokenizer=tokenizer, max_position_embeddings=16384)
     model: Model = mlxkv.load(str(folder))
-    runner = model.runner = Scripted(model.loaded.model)
-    prompts, rng = model._prompts, random.Random(0)
+    runner = model._runtime.runner = Scripted(model.loaded.model)
+    prompts, rng = model._runtime.prompts, random.Random(0)
     chat = model.chat("Be brief.", mlxkv.CacheConfig(window=8192), max_tokens=400, temperature=0.0)
     for n in range(TURNS):
         question = " ".join(rng.choices(WORDS, k=40)) + "?"
         before, last = len(chat.log), len(chat.turns[-1].ids) if chat.turns else 0
         has_thought = bool(chat.turns and chat.turns[-1].thinking)
-        messages = chat._replay.messages([*chat.turns, mlxkv.store.TurnRecord("user", question)])
+        messages = chat._history.replay.messages([*chat.turns, mlxkv.store.TurnRecord("user", question)])
         runner.script = [*reply(prompts, prompts.render(messages), rng), 0]
         *_, done = chat.send(question)
         assert isinstance(done, TurnFinished)

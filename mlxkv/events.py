@@ -7,8 +7,18 @@ the window; `mlxkv.protocol.commands` go the other way. Only strings, numbers an
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 from mlxkv.stats import Overflow, TurnStats
+
+
+class FinishReason(StrEnum):
+    """Why a generation ended."""
+
+    STOP = "stop"  # the model ended it
+    STOP_STRING = "stop_string"
+    LENGTH = "length"  # `max_tokens`, or the model's learned positions are used up
+    STOPPED = "stopped"  # cancelled, or the caller closed the iterator
 
 
 @dataclass(frozen=True)

@@ -1,18 +1,16 @@
-"""Model: what `mlxkv.load` returns: text in, text or events out, chats, sessions and prompt caches.
+"""Model: what `mlxkv.load` returns: text in, text or events out; chats, sessions and prompt caches.
 
-Ties the layers together and holds no logic of its own beyond defaults. On the thread that made it.
+Checks arguments and sets defaults; the parts it ties together are ModelRuntime's. On the thread that made it.
 """
 
 from __future__ import annotations
 
 import os
-import secrets
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +21,9 @@ from mlxkv.cache.interchange import PromptText
 from mlxkv.cache.prompt_cache import PromptCache
 from mlxkv.cache.traits import traits_of
 from mlxkv.chat import clock
-from mlxkv.chat.chat import Chat, ChatBackend
-from mlxkv.chat.prompt import PromptFormat, PromptState, checked_ids
+from mlxkv.chat.chat import Chat
+from mlxkv.chat.prompt import PromptState, checked_ids
+from mlxkv.chat.runtime import ModelRuntime
 from mlxkv.config import Folders
 from mlxkv.device import current_device, set_wired_limit
 from mlxkv.errors import ConfigError, PromptError
@@ -32,14 +31,9 @@ from mlxkv.events import TurnEvent
 from mlxkv.inference.generation import Generation
 from mlxkv.inference.runner import ModelRunner
 from mlxkv.inference.sampling import SAMPLING, SamplingParams
-from mlxkv.memory import Budget
 from mlxkv.models import Hub, LoadedModel, LoadProgress, load_model
-from mlxkv.models.resolve import is_repo
 from mlxkv.stats import TurnStats
-from mlxkv.store import ModelIdentity, SessionRecord, SessionStore, identify
-from mlxkv.store.borrow import Borrower
-from mlxkv.store.identity import FileHashes
-from mlxkv.store.prompts.model_caches import CacheFiles
+from mlxkv.store import ModelIdentity, SessionRecord, SessionStore
 from mlxkv.system.thread_owner import Owned, Owner
 from mlxkv.text.encoding import well_formed
 from mlxkv.token_ids import TokenIds
@@ -56,7 +50,7 @@ def _cache(name: str, value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Completion:
-    """What `Model.generate` made: the text, its token ids (an end-of-text id included), and the figures."""
+    """The result of `Model.generate`: the text, its token ids (an end-of-text id included), and the figures."""
 
     text: str
     tokens: tuple[int, ...]
@@ -68,21 +62,15 @@ class Model:
 
     Args:
         loaded: weights, tokenizer and configuration.
-        folders: where sessions lie; None reads the environment.
-        limited: whether what would not fit is refused. Otherwise it is tried, and the system may end the process.
+        folders: where sessions are stored; None reads the environment.
+        limited: refuse what would not fit in memory; otherwise it is tried, and the system may end the process.
     """
 
     def __init__(self, loaded: LoadedModel, folders: Folders | None = None, *, limited: bool = True) -> None:
         self.loaded, self.is_limited = loaded, limited
         self._owner = Owner()
-        # A folder is remembered by its full path, so that its sessions resume from anywhere.
-        self.name = str(loaded.path) if Path(loaded.name).expanduser().is_dir() else loaded.name
-        self.tokenizer = loaded.tokenizer
-        self._memory = Budget(loaded.model, self._limit(), loaded.trained_length)
-        self.runner = ModelRunner(loaded.model, budget=self._memory)
-        self._folders = folders
-        self._prompts = PromptFormat(loaded.tokenizer)
-        self._store: SessionStore | None = None
+        self._runtime = ModelRuntime(loaded, folders, limited)
+        self.name, self.tokenizer = self._runtime.name, loaded.tokenizer
 
     # -- text --------------------------------------------------------------------------------------------------------
 
@@ -98,7 +86,7 @@ class Model:
         """Continue `prompt` as raw text (no chat template).
 
         Args:
-            cache: a PromptCache to go on from (it is changed: pass `pc.fork()` to keep it), or how to bound a new one.
+            cache: a PromptCache to continue (it is changed: pass `pc.fork()` to keep it), or how to bound a new one.
                 Where `prompt` begins with all of the text it holds, it is the whole prompt, and only the rest is
                 prefilled; else it is a continuation.
             max_tokens: 256 by default.
@@ -106,14 +94,14 @@ class Model:
 
         Raises:
             PromptError: the prompt is empty. ConfigError: a parameter has a value it cannot have. MismatchError: the
-            PromptCache was made with another model. CacheError: something else has fed its layers, or another reply is
+            PromptCache was made with another model. CacheError: its layers were used outside it, or another reply is
             being generated on it.
         """
-        turn = self._completion(prompt, cache, max_tokens, sampling)()
+        generation = self._completion(prompt, cache, max_tokens, sampling)()
         with set_wired_limit():
-            for _ in turn.events():
+            for _ in generation.events():
                 pass
-        return Completion(turn.text, tuple(turn.generated), turn.stats)
+        return Completion(generation.text, tuple(generation.generated), generation.stats)
 
     @public(*SAMPLING, prompt=text, cache=_cache)
     def stream(
@@ -124,14 +112,14 @@ class Model:
         max_tokens: int | None = None,
         **sampling: Any,
     ) -> Iterator[TurnEvent]:
-        """`generate`, as events: PrefillProgress, TextDelta, and TurnFinished at the end. What is wrong with the
-        arguments is raised by the call."""
-        make_turn = self._completion(prompt, cache, max_tokens, sampling)
+        """`generate`, as events: PrefillProgress, TextDelta, and TurnFinished at the end. Arguments are checked by the
+        call."""
+        begin = self._completion(prompt, cache, max_tokens, sampling)
 
         def events() -> Generator[TurnEvent]:
-            turn = make_turn()
+            generation = begin()
             with set_wired_limit():
-                yield from turn.events()
+                yield from generation.events()
 
         return Owned(self._owner, events())
 
@@ -149,56 +137,57 @@ class Model:
         progress: Callable[[int, int], object] | None = None,
         save_to: str | os.PathLike[str] | None = None,
     ) -> PromptCache:
-        """Read `prompt` once, into a PromptCache to generate from, chat from, fork or save: text, or token ids as a
-        list, a tuple or an array of numpy or MLX.
+        """Prefill `prompt` into a PromptCache to generate from, chat from, fork or save: text, or token ids as a list,
+        a tuple or an array of numpy or MLX.
 
-        As far as a saved chat of this model and these bounds began alike, its rows are taken from disk instead.
+        If a saved chat of this model and these bounds has the same prefix, its rows are restored from disk instead.
 
         Args:
             system: makes it the beginning of a chat: this system prompt, then `prompt` as the first message begins,
-                for `Model.chat(cache=pc.fork())`. `chat=True` does so without a system prompt; else it is raw text.
-            progress: called with the tokens read so far and all of them.
-            save_to: where it is going to be saved: if the disk limit leaves no room for it there, that is said before
-                the reading. It is not saved by this.
+                for `Model.chat(cache=pc.fork())`. `chat=True` does so without a system prompt; otherwise it is raw
+                text.
+            progress: called with the tokens prefilled so far and all of them.
+            save_to: where you will save it: raises before the prefill if the disk limit leaves too little space there.
+                It is not saved by this.
 
         Raises:
-            PromptError: there is nothing to read, or an id is not of this model. ConfigError: ids cannot begin a chat.
-            OutOfMemoryError. StoreError: see `save_to`.
+            PromptError: there is nothing to prefill, or an id is not of this model. ConfigError: ids cannot begin a
+            chat. OutOfMemoryError. StoreError: see `save_to`.
         """
         as_chat = system is not None if chat is None else chat
-        backend = self._backend.at(began := clock.now())
+        runtime = self._runtime
+        prompts = runtime.prompts.at(began := clock.now())
         system = well_formed(system) if system else system
         if isinstance(prompt, str):
             prompt = well_formed(prompt)
             if not prompt and not (as_chat and system):
                 raise PromptError("The text to prefill is empty; give some.")
-            raw = PromptState("", TokenIds(() if as_chat else self._prompts.encode_raw(prompt)))
-            read = backend.prompts.chat_prefix(system, prompt) if as_chat else raw
+            raw = PromptState("", TokenIds(() if as_chat else prompts.encode_raw(prompt)))
+            state = prompts.chat_prefix(system, prompt) if as_chat else raw
         else:
             if as_chat:
-                raise ConfigError("Token ids cannot begin a chat: its template wants text; give text, or no `system`.")
+                raise ConfigError("Token ids cannot begin a chat: its template needs text; give text, or no `system`.")
             ids = arguments.token_ids("prompt", prompt)
-            read = PromptState("", TokenIds(checked_ids(ids, getattr(self.loaded.model, "args", None))))
-        config = cache or CacheConfig()
-        held = backend.new_cache(config, system) if as_chat else self.make_cache(config, system)
+            state = PromptState("", TokenIds(checked_ids(ids, getattr(self.loaded.model, "args", None))))
+        held = runtime.new_cache(cache or CacheConfig(), prompts, system) if as_chat else self.make_cache(cache, system)
         if save_to is not None:
-            self._files.check_room(Path(save_to), held, len(read.ids))
+            runtime.files.check_room(Path(save_to), held, len(state.ids))
         if as_chat:
-            held.prompt = PromptText(system, str(prompt), read.text, len(read.ids), began.isoformat())
-        self._borrower.borrow(held, read.ids)
+            held.prompt = PromptText(system, str(prompt), state.text, len(state.ids), began.isoformat())
+        runtime.lender.lend(held, state.ids)
         borrowed = held.offset
         if borrowed and progress is not None:
-            progress(borrowed, len(read.ids))
+            progress(borrowed, len(state.ids))
         with set_wired_limit():
-            for done in self.runner.prefill(held, read.ids[borrowed:]):
+            for done in self.runner.prefill(held, state.ids[borrowed:]):
                 if progress is not None:
-                    progress(borrowed + done, len(read.ids))
+                    progress(borrowed + done, len(state.ids))
         return held
 
     def _completion(
         self, prompt: str, cache: PromptCache | CacheConfig | None, max_tokens: int | None, sampling: dict[str, Any]
     ) -> Callable[[], Generation]:
-        """The turn, to be made when it begins: by then the cache may hold more. All that can be checked now is."""
+        """Check what can be checked now; the generation itself is made when it begins: the cache may hold more then."""
         if not prompt:
             raise PromptError("The prompt is empty; write something first.")
         prompt, started = well_formed(prompt), time.perf_counter()
@@ -206,17 +195,18 @@ class Model:
             self.loaded.generation, max_tokens=_GENERATE_TOKENS if max_tokens is None else max_tokens, **sampling
         )
         if isinstance(cache, PromptCache):
-            self._check_cache(cache)
+            self._runtime.check_cache(cache)
 
-        def turn() -> Generation:
-            if isinstance(cache, PromptCache):
-                ids, held = self._prompts.continued(cache.log, prompt), cache
+        def generation() -> Generation:
+            prompts, held = self._runtime.prompts, cache
+            if isinstance(held, PromptCache):
+                ids = prompts.continued(held.log, prompt)
             else:
-                ids, held = self._prompts.encode_raw(prompt), self.make_cache(cache or CacheConfig())
+                ids, held = prompts.encode_raw(prompt), self.make_cache(held)
             is_kept = held is cache
             return Generation(self.runner, self.tokenizer, held, ids, params, started=started, is_kept=is_kept)
 
-        return turn
+        return generation
 
     # -- chats -------------------------------------------------------------------------------------------------------
 
@@ -232,51 +222,51 @@ class Model:
         think: bool | None = None,
         **sampling: Any,
     ) -> Chat:
-        """A new chat; `autosave` makes it a session at its first turn, else `Chat.save` does.
+        """A new chat; `autosave` makes it a session at its first turn, otherwise only `Chat.save` does.
 
         Args:
             cache: how to bound it, or a PromptCache to begin with (it is changed: pass `pc.fork()` to keep it), which
                 `prefill` made with a system prompt or `chat=True`, or `import_mlx_lm`.
-            think: whether the model shall reason before it answers, where its template knows of that; None leaves it to
-                the model.
+            think: whether the model should reason before it answers, if its template has a switch for that; None leaves
+                it to the model.
 
         Raises:
-            ConfigError: a system prompt beside a PromptCache, or one that holds raw text. MismatchError: the
-            PromptCache was made with another model.
+            ConfigError: both a system prompt and a PromptCache, or a PromptCache that holds raw text. MismatchError:
+            the PromptCache was made with another model.
         """
         params = SamplingParams.for_model(self.loaded.generation, **sampling)
-        return Chat(self._backend, system=system, cache=cache, params=params, autosave=autosave, think=think)
+        return Chat(self._runtime, system=system, cache=cache, params=params, autosave=autosave, think=think)
 
     @public(*SAMPLING, session=arguments.label, cache=_CONFIG, fork=arguments.flag)
     def resume(self, session: str, *, cache: CacheConfig | None = None, fork: bool = False, **sampling: Any) -> Chat:
-        """Go on with a session, given by title, by id, or by the unique start of one; rows on disk are not read again.
+        """Resume a session by title, by id, or by the unique prefix of one; rows on disk are not prefilled again.
 
         Args:
-            cache: another bound than the session had (its rows are then read again).
-            fork: leave the session as it is and go on in a fork.
+            cache: another bound than the session had (its rows are then prefilled again).
+            fork: leave the session unchanged and continue in a fork.
 
-        A session that another process has open is only read: `Chat.read_only` says who, `Chat.fork` leads on. Where
-        nothing can be saved the chat goes on without its session, and says so once.
+        A session that another process has open is read-only: `Chat.read_only` says who, and `Chat.fork` continues it.
+        If nothing can be saved, the chat continues without its session and says so once.
 
         Raises:
-            SessionNotFoundError: nothing fits, or several do. CorruptError: the turns are damaged.
+            SessionNotFoundError: no session matches, or several do. CorruptError: the turns are damaged.
         """
         return self.reopen(self.store.sessions.find(session), cache=cache, fork=fork, **sampling)
 
     @public(*SAMPLING, session_id=arguments.label, cache=_CONFIG, fork=arguments.flag)
     def reopen(self, session_id: str, *, cache: CacheConfig | None = None, fork: bool = False, **sampling: Any) -> Chat:
-        """`resume`, by the whole id alone: no title can be taken for it."""
+        """`resume` by the full id only, which no title can be mistaken for."""
         store = self.store
         if fork and not store.read_only:
             session_id = store.fork(session_id)
         record = store.load(session_id)
         began = clock.from_text(record.clock) or clock.from_seconds(record.created)
         config = self._resumed_config(record, cache, began)
-        past = dict(record.params.get("sampling") or {})
-        params = replace(SamplingParams.saved(past), **{k: v for k, v in sampling.items() if v is not None})
+        saved_params = SamplingParams.saved(dict(record.params.get("sampling") or {}))
+        params = replace(saved_params, **{k: v for k, v in sampling.items() if v is not None})
         think = saved if isinstance(saved := record.params.get("think"), bool) else None
         chat = Chat(
-            self._backend, system=record.system, cache=config, params=params, autosave=True, think=think, began=began
+            self._runtime, system=record.system, cache=config, params=params, autosave=True, think=think, began=began
         )
         chat.load(record)
         store.enforce_limit()  # once the chat's lock is held, so that its own rows stay
@@ -294,7 +284,7 @@ class Model:
             return saved
         if cache.sinks != "system":
             return cache
-        made = self._backend.at(began).new_cache(cache, record.system)
+        made = self._runtime.new_cache(cache, self._runtime.prompts.at(began), record.system)
         if replace(made.plan.resolved, sinks=saved.sinks) == saved:
             return saved
         pinned, most = record.params.get("pinned"), (cache.window or 1 << 24) // 4
@@ -309,15 +299,8 @@ class Model:
         Raises:
             OutOfMemoryError: it could not be filled beside the weights, by the predicted peak; nothing was allocated.
         """
-        config = config or CacheConfig()
-        pinned = well_formed(system) if system and config.sinks == "system" else ""
-        return self._make_cache(config, self._prompts.num_system_tokens(pinned) if pinned else 0)
-
-    def _make_cache(self, config: CacheConfig, system_tokens: int) -> PromptCache:
-        self._memory.limit = self._limit()
-        plan = self._memory.plan(config, self.loaded.weight_bytes, system_tokens=system_tokens)
-        self._memory.check(plan, self.loaded.weight_bytes)
-        return PromptCache(plan, self.loaded.model, self._files)
+        prompts, system = (self._runtime.prompts, well_formed(system)) if system else (None, None)
+        return self._runtime.new_cache(config or CacheConfig(), prompts, system)
 
     @public(path=arguments.path)
     def load_cache(self, path: str | os.PathLike[str]) -> PromptCache:
@@ -327,99 +310,60 @@ class Model:
             FileMissingError: no such file. MismatchError: it was made with another model; `field` says which part
             differs. CorruptError: the bytes are not what was written.
         """
-        return self._files.read(Path(path))
+        return self._runtime.files.read(Path(path))
 
     @public(path=arguments.path, cache=_CONFIG)
     def import_mlx_lm(self, path: str | os.PathLike[str], cache: CacheConfig | None = None) -> PromptCache:
-        """A prompt cache that mlx-lm saved (any version), to go on from; its token ids are not in the file.
+        """A prompt cache that mlx-lm saved (any version), to continue; its token ids are not in the file.
 
         Rows of another floating type than this model computes in are converted where that loses nothing (a float16
         model runs in float32 on a CPU); `plan.notes` of the cache says so.
 
-        Whoever made the file decides what the model believes to have read, so import only what you trust.
+        The file decides what the model takes for its earlier context, so import only files that you trust.
 
         Args:
-            cache: how to bound it, where mlx-lm had not bounded or quantized it.
+            cache: how to bound it, if mlx-lm had not bounded or quantized it.
 
         Raises:
             FileMissingError: no such file. CorruptError: the file breaks a rule. MismatchError: it was made with
             another model. CacheError: this model has other caches than keys and values. OutOfMemoryError.
         """
-        return self._files.import_mlx_lm(Path(path), cache)
-
-    def _check_cache(self, cache: PromptCache) -> None:
-        cache.check_model(self.loaded.model, lambda: self.identity.model_id)
-
-    def _limit(self) -> int:
-        """Bytes that may be used now; 0: nobody looks."""
-        return current_device().memory_limit if self.is_limited else 0
+        return self._runtime.files.import_mlx_lm(Path(path), cache)
 
     @public(text=text)
     def num_tokens(self, text: str) -> int:
         """How many tokens `text` takes in a message."""
-        return len(self._prompts.encode_text(well_formed(text)))
+        return len(self._runtime.prompts.encode_text(well_formed(text)))
 
-    # -- what it ties together ---------------------------------------------------------------------------------------
+    # -- parts -------------------------------------------------------------------------------------------------------
+
+    @property
+    def runner(self) -> ModelRunner:
+        """Prefill and decode on token ids."""
+        return self._runtime.runner
 
     @property
     def store(self) -> SessionStore:
         """The sessions on this machine; opened at first use."""
-        if self._store is None:
-            self._store = SessionStore.open(self._folders or Folders.from_env(), enforce=False)  # see `reopen`
-        return self._store
+        return self._runtime.store
 
     def open_store_for_one_reply(self) -> None:
-        """Open the sessions, on a full disk to read: no reply comes after this one that could be saved."""
-        if self._store is None:
-            folders = self._folders or Folders.from_env()
-            self._store = SessionStore.open(folders, enforce=False, when_full="read")
+        """Open the sessions, on a full disk for reading only: no later reply could be saved."""
+        self._runtime.open_store_for_one_reply()
 
-    @cached_property
+    @property
     def identity(self) -> ModelIdentity:
         """What must match before saved rows may be used."""
-        found = identify(self.loaded.path, self.loaded.config, self.store.file_hashes, name=self.name)
-        if not self.loaded.is_replaced():
-            return found
-        return ModelIdentity.of(found.name, {**found.parts, "file.replaced": secrets.token_hex()})  # no rows are its
+        return self._runtime.identity
 
     @property
     def has_chat_template(self) -> bool:
-        return self._prompts.has_template
+        return self._runtime.prompts.has_template
 
     @public()
     def close(self) -> None:
         """Close the session store, if it was opened."""
-        if self._store is not None:
-            self._store.close()
-            self._store = None
-
-    @cached_property
-    def _borrower(self) -> Borrower:
-        def identity(hashes: FileHashes) -> ModelIdentity:
-            return identify(self.loaded.path, self.loaded.config, hashes, name=self.name)
-
-        return Borrower(self._folders or Folders.from_env(), lambda: self.store, identity)
-
-    @property
-    def _files(self) -> CacheFiles:
-        # mlx-lm knows no built-in model and no revision in a name.
-        source = self.name if is_repo(self.name) and "@" not in self.name else str(self.loaded.path)
-        return CacheFiles(
-            self.name, source, self.loaded.model, lambda: self.identity, self.make_cache, lambda: self.store
-        )
-
-    @cached_property
-    def _backend(self) -> ChatBackend:
-        return ChatBackend(
-            self.runner,
-            self.tokenizer,
-            self._prompts,
-            self._make_cache,
-            lambda: self.store,
-            lambda: self.identity,
-            self._borrower,
-            self._check_cache,
-        )
+        self._runtime.close_store()
 
 
 @public(
@@ -438,8 +382,8 @@ def load(
     """Load a model: a built-in name, a local folder, or a Hugging Face repository id (`org/name[@revision]`).
 
     Args:
-        name: as a path object always a folder.
-        folders: where sessions lie; None reads MLXKV_HOME or the XDG folders.
+        name: a path object is always a folder.
+        folders: where sessions are stored; None reads MLXKV_HOME or the XDG folders.
         limited: False tries to load what would not fit; the system may end the process.
         progress, cancel, hub: as `mlxkv.models.load_model` takes them.
 

@@ -48,8 +48,7 @@ class Scripted(ModelRunner):
 def scripted(model: Model, ids: Sequence[int | BaseException]) -> None:
     """The next tokens of `model`; then its end of turn."""
     if not isinstance(model.runner, Scripted):
-        model.runner = Scripted(model.loaded.model)
-        model.__dict__.pop("_backend", None)
+        model._runtime.runner = Scripted(model.loaded.model)
     model.runner.script = list(ids)
 
 

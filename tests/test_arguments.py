@@ -184,7 +184,7 @@ REFUSED: list[tuple[str, Call, type[MlxkvError], str]] = [
     ("edit beyond", lambda o: o.chat.edit(7, "x"), ConfigError, r"Message 7 is not one of yours"),
     ("rewind", lambda o: o.chat.rewind(None), ArgumentError, r"`turn` is None"),
     ("fork", lambda o: o.chat.fork("x"), ArgumentError, r"`turn` is 'x'"),
-    ("fork beyond", lambda o: o.chat.fork(99), ConfigError, r"Message 99 is not there"),
+    ("fork beyond", lambda o: o.chat.fork(99), ConfigError, r"There is no message 99"),
     ("siblings", lambda o: o.chat.siblings("x"), ArgumentError, r"`turn` is 'x'"),
     ("chat.save", lambda o: o.chat.save(5), ArgumentError, r"`title` is 5"),
     ("chat.load", lambda o: o.chat.load("sky"), ArgumentError, r"must be a SessionRecord: `Model.resume` takes"),

@@ -71,7 +71,7 @@ def test_a_window_that_does_not_fit_is_refused_before_anything_is_allocated(
     model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small = Device("fake", False, 20_000_000, 20_000_000, False)
-    monkeypatch.setattr("mlxkv.model.current_device", lambda: small)
+    monkeypatch.setattr("mlxkv.chat.runtime.current_device", lambda: small)
 
     with pytest.raises(OutOfMemoryError, match="would fit"):
         model.chat(cache=mlxkv.CacheConfig(window=2**16))

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from mlxkv.chat.prefix import ChatPrefix
 from mlxkv.chat.prompt import Message, PromptFormat, PromptState, message
-from mlxkv.chat.prompt_start import Start
 from mlxkv.store import TurnRecord
 from mlxkv.token_ids import TokenIds, common_prefix
 
@@ -25,7 +25,7 @@ class Replay:
     """
 
     prompts: PromptFormat
-    start: Start
+    prefix: ChatPrefix
     turns: tuple[TurnRecord, ...]
     log: TokenIds
     model: str | None = None
@@ -34,7 +34,7 @@ class Replay:
         """The system prompt and `turns`. Templates may insist that user and model alternate: replies without a word
         (stopped before the first, or while thinking) are left out, and what is said after one joins what it left open.
         """
-        out = [message("system", self.start.system)] if self.start.system else []
+        out = [message("system", self.prefix.system)] if self.prefix.system else []
         for turn in turns:
             new = message(turn.role, turn.text, turn.thinking)
             if not self.prompts.has_template:
@@ -45,12 +45,12 @@ class Replay:
                 out.append(new)
         return out
 
-    def fed(self) -> PromptState:
+    def prompt_state(self) -> PromptState:
         """What `PromptFormat` left once these turns were done; nothing where another model was fed them, whose ids mean
         nothing to this one's tokenizer."""
         prompts, turns = self.prompts, self.turns
         if not turns:
-            return self.start.fed
+            return self.prefix.prompt_state
         newest = next((t for t in reversed(turns) if t.role == "assistant"), None)
         if self.model is not None and newest is not None and newest.params.get("model", self.model) != self.model:
             return PromptState()
@@ -92,7 +92,7 @@ class Replay:
     def retokenize(self, turns: Sequence[TurnRecord]) -> tuple[tuple[TurnRecord, ...], PromptState]:
         """`turns` as all that was said in a chat that begins like this one, with ids and places of their own, and what
         the model is to be fed of them. Replies of this model keep the ids that were sampled."""
-        prompts, fed = self.prompts, self.start.fed
+        prompts, fed = self.prompts, self.prefix.prompt_state
         log: list[int] = []
         out: list[TurnRecord] = []
         for i, turn in enumerate(turns):
@@ -115,7 +115,7 @@ class Replay:
             out.append(turn)
         return tuple(out), fed
 
-    def marks(self, prompt: PromptState, think: bool | None) -> tuple[int, ...]:
+    def checkpoints(self, prompt: PromptState, think: bool | None) -> tuple[int, ...]:
         """Where to keep the state of recurrent layers in `prompt`: history may go on otherwise from there."""
         turns = self.turns if self.turns[-1].role == "user" else self.turns[:-1]
         return (self.prompts.num_lasting(self.messages(turns), prompt, think),)

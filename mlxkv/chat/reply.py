@@ -1,173 +1,159 @@
-"""ReplyRun: one reply of a chat: brought back what is on disk, generated, shown, recorded, its rows saved.
+"""ReplyRun: one reply: restore, generate, record, save.
 
-Between the turn (token ids on a cache) and the chat, which knows what is asked. On the MLX thread.
+Between the generation (token ids on a cache) and the chat, which makes both. On the MLX thread.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
-from datetime import datetime
-from typing import Any, Self
+from dataclasses import asdict, dataclass
 
-from mlxkv.cache.config import CacheConfig
-from mlxkv.cache.prompt_cache import PromptCache
-from mlxkv.chat.conversation import Conversation
-from mlxkv.chat.prompt import PromptFormat, PromptState
+from mlxkv.chat.history import History, Undo
+from mlxkv.chat.prompt import PromptState
 from mlxkv.device import set_wired_limit
-from mlxkv.events import NoAnswer, Notice, PrefillProgress, TextDelta, TurnEvent, TurnFinished
+from mlxkv.events import FinishReason, KVNotSaved, NoAnswer, Notice, PrefillProgress, TextDelta, TurnEvent, TurnFinished
 from mlxkv.inference.generation import Generation
-from mlxkv.inference.runner import ModelRunner
 from mlxkv.inference.sampling import SamplingParams
 from mlxkv.stats import TurnStats, no_answer_text
-from mlxkv.store import ModelIdentity, SessionStore, TurnRecord
-from mlxkv.store.borrow import Borrower
+from mlxkv.store import Restored, TurnRecord, TurnState
 
 _UPDATE_TOKENS = 256  # an open reply is written to disk this often,
 _UPDATE_SECONDS = 2.0  # or this often, whichever comes first
-_WORTH_TELLING = 256  # tokens that another chat's rows saved
-_MEASURED_TOKENS = 64  # fewer do not tell how fast a model reads
+_MIN_REPORTED = 256  # tokens reused from another chat; fewer are not reported
+_MIN_MEASURED = 64  # tokens; fewer say little about the speed of prefill
 
 
 @dataclass(frozen=True)
-class ChatBackend:
-    """What a chat needs of the model it runs on; `Model` makes it."""
+class ReplyOptions:
+    """How one reply is generated; see Generation."""
 
-    runner: ModelRunner
-    tokenizer: Any
-    prompts: PromptFormat
-    make_cache: Callable[[CacheConfig, int], PromptCache]  # with so many tokens of the template and system prompt
-    store: Callable[[], SessionStore]
-    identity: Callable[[], ModelIdentity]
-    borrower: Borrower
-    check_cache: Callable[[PromptCache], None]  # raises MismatchError
-
-    def at(self, clock: datetime) -> Self:
-        """The same with a template that prints this time."""
-        return replace(self, prompts=self.prompts.at(clock))
-
-    def new_cache(self, config: CacheConfig, system: str | None) -> PromptCache:
-        """An empty cache for a chat with this system prompt.
-
-        Raises:
-            OutOfMemoryError: it could not be filled.
-        """
-        return self.make_cache(config, self.prompts.num_system_tokens(system) if config.sinks == "system" else 0)
+    params: SamplingParams
+    started: float
+    cancelled: Callable[[], bool] = bool
 
 
 class ReplyRun:
-    """The reply to `prompt`, of which there is `before` already. Iterate `events` once, then call `finish`.
+    """The reply to `prompt`. Iterate `events` once.
 
     Args:
         think: what the template was told about reasoning.
-        marks: see Generation.
-        started, cancelled: see Generation.
+        undo: where the history returns if the reply is stopped before there is anything of it; None: nowhere.
+        keeps_message: asked then; true leaves the message in the history all the same, as a crash would.
     """
 
     def __init__(
         self,
-        backend: ChatBackend,
-        said: Conversation,
-        cache: PromptCache,
+        history: History,
+        generation: Generation,
         prompt: PromptState,
-        before: TurnRecord,
-        params: SamplingParams,
         think: bool | None,
-        *,
-        marks: tuple[int, ...],
-        started: float,
-        cancelled: Callable[[], bool],
+        undo: Undo | None,
+        keeps_message: Callable[[], bool],
     ) -> None:
-        ids = prompt.ids + before.ids
-        self._prompts, self._conversation, self._cache, self._prompt = backend.prompts, said, cache, prompt
-        self._params, self._think = params, think
-        self._back = said.restore_rows_for(cache, ids)
-        self.turn = Generation(
-            backend.runner,
-            backend.tokenizer,
-            cache,
-            ids,
-            params,
-            started=started,
-            cancelled=cancelled,
-            reply=(before.ids, before.text, before.thinking),
-            reader=backend.prompts.reader(prompt, params.stop),
-            marks=marks,
-        )
-        self.fed = prompt
+        self._history, self._conversation, self._prompts = history, history.conversation, history.prompts
+        self._generation, self._prompt, self._think = generation, prompt, think
+        self._undo, self._keeps_message = undo, keeps_message
         self.stats = TurnStats()
 
     def events(self) -> Iterator[TurnEvent]:
-        """The turn's events but the last; a saved chat's open reply reaches the disk every few seconds."""
+        """The generation's events and what was saved; a TurnFinished at the end."""
+        generation = self._generation
+        restored = self._conversation.restore_rows_for(generation.cache, generation.ids)
+        notice, undo = None, self._undo
+        try:
+            yield from self._generate(restored)
+        except Exception:
+            undo = None  # the message stays, and the caller sees the error
+            raise
+        finally:
+            if undo is None or not self._is_unanswered:
+                undo = None
+                notice = self._finish()
+            else:
+                self.stats = generation.stats
+                if self._keeps_message():
+                    self._history.prompt_state, undo = self._prompt, None
+                else:
+                    self._history.return_to(undo.before)
+        yield from self._conversation.unsaved.notices()
+        if undo is not None:
+            yield TurnFinished(FinishReason.STOPPED, "", self.stats, unanswered=True, returned=undo.returned)
+            return
+        if notice:
+            yield KVNotSaved(notice)
+        if (no_answer := self._no_answer()) is not None:
+            yield no_answer
+        yield TurnFinished(generation.reason, generation.text, self.stats, generation.thinking, self._can_be_quiet)
+
+    def _generate(self, restored: Restored | None) -> Iterator[TurnEvent]:
+        """The generation's events but the last; a saved chat's open reply is written every few seconds."""
         saved_at, saved_tokens = time.monotonic(), 0
         with set_wired_limit():
-            for event in self.turn.events():
+            for event in self._generation.events():
                 if isinstance(event, TurnFinished):
                     return
-                if isinstance(event, PrefillProgress) and (reused := self._num_reused(event.cached)):
-                    yield Notice(f"Reused {reused:,} tokens from an earlier chat that began alike.")
+                if isinstance(event, PrefillProgress) and restored is not None:
+                    # The last token of a prompt is prefilled though its row is there: its logits are needed.
+                    reused = restored.shared - max(0, restored.tokens - event.cached)
+                    if reused >= _MIN_REPORTED:
+                        yield Notice(f"Reused {reused:,} tokens of an earlier chat with the same prefix.")
+                    restored = None
                 yield event
                 if self._conversation.session_id is None or not isinstance(event, TextDelta):
                     continue
                 grown = event.num_tokens - saved_tokens
                 if grown >= _UPDATE_TOKENS or time.monotonic() - saved_at >= _UPDATE_SECONDS:
-                    self._conversation.write_reply(self._record("open"))
+                    self._conversation.write_reply(self._record(TurnState.OPEN))
                     saved_at, saved_tokens = time.monotonic(), event.num_tokens
 
-    def _num_reused(self, cached: int) -> int:
-        """Rows of another chat among the `cached` tokens, where that is worth telling, once. The last token of a prompt
-        is fed again though its row is there: its logits are wanted."""
-        back, self._back = self._back, None
-        reused = back.shared - max(0, back.tokens - cached) if back is not None else 0
-        return reused if reused >= _WORTH_TELLING else 0
-
-    def finish(self) -> str | None:
-        """Record the reply, then its rows; the notice to show when rows could not be saved."""
-        turn, said = self.turn, self._conversation
-        ids = (*turn.reply_ids, *turn.generated)
-        self.fed = self._prompts.with_reply(self._prompt, turn.raw, ids)
-        if turn.reason == "stop_string":  # the ids say more than the text: tokenize the text again next time
-            before = self._prompt.ids
-            shown = () if self._prompts.has_template else self._prompts.shown(turn.text, ids, before)
-            self.fed = PromptState("", before + shown) if shown else self._prompt
-        self.stats = turn.stats
-        said.write_reply(self._record("stopped" if turn.reason == "stopped" else "done"))
+    def _finish(self) -> str | None:
+        """Record the reply, then save its rows; a notice if they could not be saved."""
+        generation, said, prompt = self._generation, self._conversation, self._prompt
+        ids = (*generation.reply_ids, *generation.generated)
+        state = self._prompts.with_reply(prompt, generation.raw, ids)
+        if generation.reason == FinishReason.STOP_STRING:  # the ids go beyond the text: tokenize the text next time
+            shown = () if self._prompts.has_template else self._prompts.shown(generation.text, ids, prompt.ids)
+            state = PromptState("", prompt.ids + shown) if shown else prompt
+        is_stopped = generation.reason == FinishReason.STOPPED
+        said.write_reply(self._record(TurnState.STOPPED if is_stopped else TurnState.DONE))
+        self._history.prompt_state, self.stats = state, generation.stats
         if said.session_id is None:
             return None
-        if self.stats.prefill_tokens >= _MEASURED_TOKENS:
-            said.measured_prefill(self.stats.prefill_tps)
-        written, notice = said.save_rows(self._cache)
-        self.stats = turn.stats_on_disk(said.disk_bytes(), written)
+        if self.stats.prefill_tokens >= _MIN_MEASURED:
+            said.record_prefill_speed(self.stats.prefill_tps)
+        written, notice = said.save_rows(generation.cache)
+        self.stats = generation.stats_on_disk(said.disk_bytes(), written)
         return notice
 
     @property
-    def can_be_quiet(self) -> bool:
+    def _can_be_quiet(self) -> bool:
         """Whether the model can be told not to reason, and was not."""
         return self._think is not False and self._prompts.has_think_switch
 
     @property
-    def is_unanswered(self) -> bool:
-        """It was stopped before there was anything of the reply."""
-        turn = self.turn
-        return turn.reason == "stopped" and not (turn.reply_ids or turn.text or turn.thinking)
+    def _is_unanswered(self) -> bool:
+        """Whether the reply was stopped before there was anything of it."""
+        generation = self._generation
+        is_empty = not (generation.reply_ids or generation.text or generation.thinking)
+        return generation.reason == FinishReason.STOPPED and is_empty
 
-    def no_answer(self) -> NoAnswer | None:
-        """For a reply that ended without text; one that was stopped is no surprise."""
-        turn = self.turn
-        if turn.text or turn.reason == "stopped":
+    def _no_answer(self) -> NoAnswer | None:
+        """A notice for a reply without text, unless it was stopped."""
+        generation = self._generation
+        if generation.text or generation.reason == FinishReason.STOPPED:
             return None
-        num_tokens, thinking = len(turn.generated), bool(turn.thinking)
-        quiet = "think=False" if self.can_be_quiet else ""
-        text = no_answer_text(num_tokens, turn.reason, thinking, "max_tokens", quiet)
-        return NoAnswer(text, num_tokens, turn.reason, thinking, self.can_be_quiet)
+        num_tokens, thinking = len(generation.generated), bool(generation.thinking)
+        quiet = "think=False" if self._can_be_quiet else ""
+        text = no_answer_text(num_tokens, generation.reason, thinking, "max_tokens", quiet)
+        return NoAnswer(text, num_tokens, generation.reason, thinking, self._can_be_quiet)
 
-    def _record(self, state: str) -> TurnRecord:
-        turn, model = self.turn, self._conversation.model
-        ids, stats = (*turn.reply_ids, *turn.generated), asdict(turn.stats)
-        if state == "open":
-            stats["finish_reason"] = "stopped"  # what holds if nothing else is ever written
-        chosen = asdict(self._params) | ({} if self._think is None else {"think": self._think})
+    def _record(self, state: TurnState) -> TurnRecord:
+        generation, model = self._generation, self._conversation.model
+        ids, stats = (*generation.reply_ids, *generation.generated), asdict(generation.stats)
+        if state == TurnState.OPEN:
+            stats["finish_reason"] = FinishReason.STOPPED  # right if nothing is written after this
+        params = asdict(generation.params) | ({} if self._think is None else {"think": self._think})
         if model is not None:
-            chosen["model"] = model
-        return TurnRecord("assistant", turn.text, ids, None, turn.thinking, state, chosen, stats)
+            params["model"] = model
+        return TurnRecord("assistant", generation.text, ids, None, generation.thinking, state, params, stats)

@@ -45,7 +45,7 @@ class Generation:
         reply: the reply that this turn goes on with: its ids, which `ids` end with, its text and its reasoning. `text`
             and `thinking` become the whole reply; `generated` and the events are what is new.
         reader: how ids become text; None shows everything as text that continues the prompt.
-        marks: positions in `ids` that one may want to come back to, such as where the reply begins.
+        checkpoints: positions in `ids` that one may want to come back to, such as where the reply begins.
         is_kept: the cache shall go on from the text that was shown: it holds the last token too, and of a stop string
             none. A chat needs neither: its next prompt says how far the cache goes back.
     """
@@ -62,7 +62,7 @@ class Generation:
         cancelled: Callable[[], bool] = bool,
         reply: tuple[Sequence[int], str, str] = ((), "", ""),
         reader: ReplyText | None = None,
-        marks: Sequence[int] = (),
+        checkpoints: Sequence[int] = (),
         is_kept: bool = False,
     ) -> None:
         check_size(ids)
@@ -73,7 +73,7 @@ class Generation:
         self.generated: list[int] = []
         self.reply_ids, self.text, self.thinking = reply
         self._reader = reader or ReplyText(tokenizer, params.stop, before=self.ids)
-        self._marks, self._is_kept = tuple(marks), is_kept
+        self._checkpoints, self._is_kept = tuple(checkpoints), is_kept
         self.reason = "stopped"  # what holds if the caller walks away, or the model raises
         self._reuse = Reuse(0)
         self._num_read = 0  # prompt tokens fed by this turn
@@ -109,7 +109,7 @@ class Generation:
         total, cached = len(new), self._reuse.cached
         yield PrefillProgress(0, total, cached, 0.0)
         start, last = cached, len(self.ids) - 1
-        marks = {min(m, last) for m in self._marks if m > cached} or {last}
+        marks = {min(m, last) for m in self._checkpoints if m > cached} or {last}
         self.cache.checkpoint()
         for end in sorted({*marks, last}):
             for done in self.runner.prefill(self.cache, self.ids[start:end], self.cancelled):

@@ -2,7 +2,16 @@
 
 from mlxkv.store.identity import ModelIdentity, identify
 from mlxkv.store.prompts.kv_file import describe_prompt_file, read_prompt_file, write_prompt_file
-from mlxkv.store.records import Attachment, KVCommit, Restored, SearchHit, SessionRecord, ToolCall, TurnRecord
+from mlxkv.store.records import (
+    Attachment,
+    KVCommit,
+    Restored,
+    SearchHit,
+    SessionRecord,
+    ToolCall,
+    TurnRecord,
+    TurnState,
+)
 from mlxkv.store.session_store import SessionStore
 from mlxkv.store.verify import Problem, VerifyReport
 
@@ -17,6 +26,7 @@ __all__ = [
     "SessionStore",
     "ToolCall",
     "TurnRecord",
+    "TurnState",
     "VerifyReport",
     "describe_prompt_file",
     "identify",

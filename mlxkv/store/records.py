@@ -10,6 +10,7 @@ import datetime
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any, Literal, get_args
 
 from mlxkv.store.identity import ModelIdentity
@@ -44,6 +45,14 @@ class Attachment:
     end: int = 0
 
 
+class TurnState(StrEnum):
+    """How complete a stored turn is."""
+
+    DONE = "done"
+    OPEN = "open"  # a reply that is still being generated
+    STOPPED = "stopped"
+
+
 @dataclass(frozen=True)
 class TurnRecord:
     """One turn. After it the session's token log is `log[:start] + ids`.
@@ -58,7 +67,7 @@ class TurnRecord:
     ids: tuple[int, ...] = ()
     start: int | None = None
     thinking: str = ""
-    state: str = "done"
+    state: str = TurnState.DONE
     params: Mapping[str, Any] = field(default_factory=dict)
     stats: Mapping[str, Any] = field(default_factory=dict)
     tool_calls: tuple[ToolCall, ...] = ()

@@ -97,8 +97,8 @@ def nothing_but_an_end(model: Model, chat: Chat) -> None:
 
 def killed_before_the_reply(model: Model, chat: Chat) -> None:
     """What is on disk then: the user's turn alone."""
-    prompt = chat._backend.prompts.prompt(
-        chat._replay.messages([*chat.turns, TurnRecord("user", "two")]), chat._prompt_state
+    prompt = chat._history.prompts.prompt(
+        chat._history.replay.messages([*chat.turns, TurnRecord("user", "two")]), chat._history.prompt_state
     )
     chat._conversation.append(TurnRecord("user", "two", tuple(prompt.ids[len(chat.log) :]), len(chat.log)))
 

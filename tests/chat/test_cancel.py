@@ -28,7 +28,7 @@ CHUNK = 16
 @pytest.fixture
 def model(model: Model) -> Model:
     """The random chat model, prefilling in small chunks."""
-    model.runner = ModelRunner(model.loaded.model, CHUNK)
+    model._runtime.runner = ModelRunner(model.loaded.model, CHUNK)
     return model
 
 
@@ -174,7 +174,7 @@ def test_what_was_prefilled_stays_until_the_prompt_differs(model: Model) -> None
 def test_of_recurrent_layers_too(tmp_path: Path, kind: str) -> None:
     """Going on from where it was stopped needs no earlier state; another beginning goes back to a checkpoint."""
     model = mlxkv.load(str(hybrid_folder(tmp_path / kind, kind, tiny_tokenizer())))
-    model.runner = ModelRunner(model.loaded.model, CHUNK)
+    model._runtime.runner = ModelRunner(model.loaded.model, CHUNK)
     chat, straight = (model.chat(**GREEDY) for _ in range(2))
     for c in (chat, straight):
         say(c, "hello")
@@ -316,7 +316,7 @@ def test_a_chat_that_goes_on_with_another_model_is_not_what_is_too_long(model: M
     chat = model.chat(cache=SMALL, **GREEDY)
     for message in ("one " * 8, "two " * 8, "three " * 8):
         say(chat, message)
-    chat._prompt_state, chat._conversation.log = PromptState(), TokenIds()
+    chat._history.prompt_state, chat._conversation.log = PromptState(), TokenIds()
     chat.cache.reset()
     assert say(chat, "four", whole=True).text
 

@@ -47,13 +47,13 @@ def test_the_system_prompt_is_pinned(model: Model) -> None:
     chat = new(model, system=system)
     geometry = chat.cache.plan.geometry
     assert geometry is not None
-    assert geometry.sinks == model._prompts.num_system_tokens(system)
+    assert geometry.sinks == model._runtime.prompts.num_system_tokens(system)
 
 
 def test_the_templates_own_system_prompt_stays_when_the_window_wraps(tmp_path: Path) -> None:
     """SmolLM2's template writes one where there is none: with 4 pinned tokens it rotated out."""
     model = mlxkv.load(str(tiny_folder(tmp_path / "defaulting", template=DEFAULTING)))
-    front = tuple(model._prompts.encode("<s><|im_start|>system\nyou are tiny<|im_end|>\n<|im_start|>"))
+    front = tuple(model._runtime.prompts.encode("<s><|im_start|>system\nyou are tiny<|im_end|>\n<|im_start|>"))
     chat = model.chat(cache=CacheConfig(window=128, block=16), **GREEDY)
     for _ in range(6):
         say(chat, "hi you " * 6)
@@ -285,7 +285,7 @@ def test_only_a_cut_reply_can_be_continued(model: Model) -> None:
     with pytest.raises(PromptError, match="no reply"):
         chat.continue_reply()
     say(chat, "hi", stop=[say(new(model), "hi").text[4:6]])
-    with pytest.raises(PromptError, match="came to its end"):
+    with pytest.raises(PromptError, match="is complete"):
         chat.continue_reply()
 
 

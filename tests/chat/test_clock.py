@@ -136,7 +136,7 @@ model = mlxkv.load({str(path)!r})
 chat = model.resume({session!r})
 before = len(chat.log)
 *_, last = chat.send("and now?")
-print(before, last.stats.cached_tokens, last.stats.prefill_tokens, chat._replay.prompts.clock.isoformat())
+print(before, last.stats.cached_tokens, last.stats.prefill_tokens, chat._history.prompts.clock.isoformat())
 chat.close()
 """
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
@@ -165,7 +165,9 @@ def test_a_chat_of_an_older_version_resumes_with_all_reused(
     now.tomorrow()
     chat = dated.resume(session)
     assert all_reused(chat)
-    assert chat._replay.prompts.clock == clock.from_seconds(SessionStore.open(Folders.from_env()).load(session).created)
+    assert chat._history.prompts.clock == clock.from_seconds(
+        SessionStore.open(Folders.from_env()).load(session).created
+    )
     chat.close()
 
 
@@ -187,8 +189,8 @@ def test_a_prompt_cache_is_asked_the_next_day(dated: Model, now: Clock, tmp_path
     now.tomorrow()
     chat = dated.resume(session)  # a chat begun from a cache has the cache's clock
     assert all_reused(chat)
-    assert chat._replay.prompts.clock is not None
-    assert chat._replay.prompts.clock.date() == EVENING.date()
+    assert chat._history.prompts.clock is not None
+    assert chat._history.prompts.clock.date() == EVENING.date()
     chat.close()
 
 

@@ -51,7 +51,7 @@ class Disk:
 def disk(model: Model) -> Disk:
     disk = Disk()
     model.close()
-    model._store = SessionStore.open(Folders.from_env(), disk.before)
+    model._runtime._store = SessionStore.open(Folders.from_env(), disk.before)
     return disk
 
 

@@ -158,7 +158,9 @@ def test_another_model_is_a_notice_in_a_chat_and_nothing_is_lost(model: Model, t
     assert [m.text for m in resumed.messages][:1] == ["hi"]
     # The ids that the first model sampled mean nothing to this one: its own tokenizer read the whole chat.
     prompt = resumed.cache.tokens[: finished.stats.prompt_tokens]
-    assert prompt == other._prompts.encode(other._prompts.render(resumed._replay.messages(resumed.turns[:-1])))
+    assert prompt == other._runtime.prompts.encode(
+        other._runtime.prompts.render(resumed._history.replay.messages(resumed.turns[:-1]))
+    )
     resumed.close()
     back = other.resume("moved")
     assert back.restored is not None

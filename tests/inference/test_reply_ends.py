@@ -198,7 +198,7 @@ def test_chats(model: Model, case: End, saved: bool) -> None:
         assert (last.text, last.reason, twin.messages[-1].text) == (case.then, case.then_reason, case.then)
         assert case.text + "".join(e.text for e in new if isinstance(e, TextDelta) and not e.thinking) == case.then
     else:
-        with pytest.raises(PromptError, match="came to its end"):
+        with pytest.raises(PromptError, match="is complete"):
             twin.continue_reply()
 
     for each, text in ((twin, case.then or case.text), (chat, case.text)):

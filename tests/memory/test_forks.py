@@ -102,7 +102,7 @@ def test_generating_from_a_fork_is_refused_in_a_sentence(model: mlxkv.Model, mon
     book = model.prefill("once upon a time", cache=CacheConfig(window=4096))
     log = list(book.tokens)
     fork = book.fork()
-    monkeypatch.setattr(model._memory, "limit", memory_used() + book.nbytes - 10_000)
+    monkeypatch.setattr(model._runtime.budget, "limit", memory_used() + book.nbytes - 10_000)
     with pytest.raises(OutOfMemoryError, match="let go of other forks first"):
         model.generate(" there was", cache=fork, max_tokens=4, temperature=0.0)
     assert (fork.tokens, book.tokens) == (log, log)

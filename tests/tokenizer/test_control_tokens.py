@@ -182,23 +182,23 @@ def test_what_lasts_is_known_where_a_template_words_the_last_question_otherwise(
 def test_what_another_model_said_is_text(tmp_path: Path) -> None:
     tokenizer = real_tokenizer("bytes", CHATML)
     prompts = PromptFormat(tokenizer)
-    from mlxkv.chat.prompt_start import Start
+    from mlxkv.chat.prefix import ChatPrefix
     from mlxkv.chat.replay import Replay
 
     turns = (TurnRecord("user", "who?"), TurnRecord("assistant", SPELLED, (5, 6), params={"model": "another"}))
-    laid, fed = Replay(prompts, Start(), turns, TokenIds(), "this").retokenize(turns)
+    laid, fed = Replay(prompts, ChatPrefix(), turns, TokenIds(), "this").retokenize(turns)
     assert structure(tokenizer, laid[1].ids) == []
     assert fed.text.endswith(SPELLED)
 
 
 def test_what_another_model_said_is_tokenized_behind_the_prompt() -> None:
     """A tokenizer puts a space in front of a text by itself, which is none of the reply's."""
-    from mlxkv.chat.prompt_start import Start
+    from mlxkv.chat.prefix import ChatPrefix
     from mlxkv.chat.replay import Replay
 
     prompts = PromptFormat(real_tokenizer("blank first", CHATML))
     turns = (TurnRecord("user", "who?"), TurnRecord("assistant", "the fox", (5, 6), params={"model": "another"}))
-    laid, _ = Replay(prompts, Start(), turns, TokenIds(), "this").retokenize(turns)
+    laid, _ = Replay(prompts, ChatPrefix(), turns, TokenIds(), "this").retokenize(turns)
     assert list(laid[1].ids) == prompts.encode_text("the fox", laid[0].ids)
     assert prompts.tokenizer.decode([*laid[0].ids, *laid[1].ids]).endswith("the fox")
 
@@ -227,7 +227,7 @@ def model(tmp_path: Path) -> Model:
 def check(chat: mlxkv.Chat, num_turns: int) -> None:
     """All that was fed has the template's own control tokens and no others, but for what was sampled."""
     fed = [i for turn in chat.turns if turn.role == "user" for i in turn.ids]
-    tokens = structure(chat._backend.tokenizer, fed)
+    tokens = structure(chat._runtime.tokenizer, fed)
     assert tokens.count(START) == 2 * num_turns + bool(chat.system)
     assert set(tokens) <= {START, END}
 
@@ -255,7 +255,7 @@ def test_a_chat_with_such_messages_reuses_all_of_them(model: Model, tmp_path: Pa
     assert done.stats.cached_tokens >= (again.turns[2].start or 0)
     assert (again.turns[2].start or 0) + len(again.turns[2].ids) == length
     check(again, 2)
-    asked = len(again._aside(SPELLED).ids) - len(again.log)
+    asked = len(again._history.aside_prompt(SPELLED, again.thinking, again.cache.log).ids) - len(again.log)
     assert again.num_to_read(SPELLED) <= asked + 1
     twin = again.abridge(again.turns[2:])
     list(twin.read())
@@ -284,7 +284,11 @@ def test_a_pinned_system_prompt_is_counted_as_it_is_fed(model: Model) -> None:
 
 
 def test_tokens_are_counted_as_they_would_be_sent(model: Model) -> None:
-    assert model.num_tokens(SPELLED) == len(model._prompts.encode_text(SPELLED)) > len(model.tokenizer.encode(SPELLED))
+    assert (
+        model.num_tokens(SPELLED)
+        == len(model._runtime.prompts.encode_text(SPELLED))
+        > len(model.tokenizer.encode(SPELLED))
+    )
 
 
 def test_raw_text_keeps_its_control_tokens(model: Model) -> None:

@@ -260,7 +260,7 @@ async def test_with_a_real_engine(home: Path, tiny_path: Path) -> None:
 
     def load(name: str) -> mlxkv.Model:
         model = mlxkv.load(str(tiny_path))
-        model.runner = Held(model.loaded.model, 16)
+        model._runtime.runner = Held(model.loaded.model, 16)
         return model
 
     settings = Settings(temperature=0.0, max_tokens=4, window=512)

@@ -1,53 +1,51 @@
-"""Prompt caches as files of one model: mlxkv's own, and mlx-lm's in and out. `PromptCache.save` comes here.
+"""Prompt caches of one model as files: mlxkv's own, and mlx-lm's in and out. `PromptCache.save` calls this.
 
-Says which model a file belongs to and how large a cache it takes; the bytes are `store/prompts/kv_file.py` and
-`store/prompts/mlx_lm_file.py`. On the MLX thread.
+Decides which model a file belongs to and how large a cache it needs; the bytes are written and read by
+`store/prompts/kv_file.py` and `store/prompts/mlx_lm_file.py`. On the MLX thread.
 """
 
 from __future__ import annotations
 
 import stat
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
+from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from mlxkv.cache.config import DEFAULT_SINKS, CacheConfig
 from mlxkv.cache.mlx_lm import ForeignCache, as_model_makes, to_mlx_lm, window_for
 from mlxkv.cache.prompt_cache import PromptCache
 from mlxkv.errors import FileMissingError, MismatchError
-from mlxkv.safetensors import num_bytes
-from mlxkv.store import ModelIdentity, SessionStore, describe_prompt_file, read_prompt_file, write_prompt_file
+from mlxkv.models.resolve import is_repo
+from mlxkv.safetensors import ITEM_SIZES
+from mlxkv.store import describe_prompt_file, read_prompt_file, write_prompt_file
 from mlxkv.store.prompts.mlx_lm_file import OUR_NAME, read_mlx_lm, write_mlx_lm
 from mlxkv.text.clean import clean
+
+if TYPE_CHECKING:
+    from mlxkv.chat.runtime import ModelRuntime
 
 _MODEL_ID = "mlxkv_model_id"  # in the metadata of exports
 
 
-@dataclass(frozen=True)
-class CacheFiles:
-    """`name` is what the user calls the model, `source` what mlx-lm can load it by, `model` mlx-lm's; files in the
-    store's folder count there."""
+class PromptCacheFiles:
+    """Reads and writes prompt caches of one model; files in the store's folder count towards the disk limit."""
 
-    name: str
-    source: str
-    model: Any
-    identity: Callable[[], ModelIdentity]
-    make_cache: Callable[[CacheConfig], PromptCache]
-    store: Callable[[], SessionStore]
+    def __init__(self, runtime: ModelRuntime) -> None:
+        self._runtime = runtime
 
     @property
     def model_id(self) -> str:
-        return self.identity().model_id
+        return self._runtime.identity.model_id
 
     def write(self, path: Path, cache: PromptCache) -> int:
-        config, identity = asdict(cache.plan.resolved), self.identity()
-        with self.store().saving_named(path) as check_size:
-            return write_prompt_file(path, cache, identity, config, prompt=cache.prompt, check_size=check_size)
+        config, identity = asdict(cache.plan.resolved), self._runtime.identity
+        with self._runtime.store.saving_named(path) as room:
+            return write_prompt_file(path, cache, identity, config, prompt=cache.prompt, room=room)
 
     def check_room(self, path: Path, cache: PromptCache, num_tokens: int) -> None:
-        """Raises StoreError: with so many tokens in it the cache cannot be saved at `path` for want of room."""
-        self.store().check_named(path, _least_size(cache, num_tokens))
+        """Raises StoreError: the disk limit leaves too little space to save the cache with this many tokens."""
+        self._runtime.store.check_named(path, _least_size(cache, num_tokens))
 
     def read(self, path: Path) -> PromptCache:
         """See Model.load_cache."""
@@ -55,31 +53,35 @@ class CacheFiles:
         config = CacheConfig.from_table(describe_prompt_file(path).get("config"))
         if config.sinks == "system":  # an older version meant these by it
             config = replace(config, sinks=DEFAULT_SINKS)
-        cache = self.make_cache(config)
-        cache.prompt = read_prompt_file(path, cache, self.identity()).prompt
+        cache = self._runtime.new_cache(config)
+        cache.prompt = read_prompt_file(path, cache, self._runtime.identity).prompt
         return cache
 
     def export(self, path: Path, cache: PromptCache, version: str) -> int:
         # What `mlx_lm.generate --prompt-cache-file` looks for.
-        about = {"model": self.source, "tokenizer_config": "{}", _MODEL_ID: self.identity().model_id}
-        if self.source != self.name:
-            about[OUR_NAME] = self.name
-        with self.store().saving_named(path) as check_size:
-            return write_mlx_lm(path, to_mlx_lm(cache), version, about, check_size=check_size)
+        name = self._runtime.name
+        # mlx-lm knows no built-in model and no revision in a name.
+        source = name if is_repo(name) and "@" not in name else str(self._runtime.loaded.path)
+        about = {"model": source, "tokenizer_config": "{}", _MODEL_ID: self.model_id}
+        if source != name:
+            about[OUR_NAME] = name
+        with self._runtime.store.saving_named(path) as room:
+            return write_mlx_lm(path, to_mlx_lm(cache), version, about, room=room)
 
     def import_mlx_lm(self, path: Path, config: CacheConfig | None) -> PromptCache:
         """See Model.import_mlx_lm."""
         _check_there(path)
         file = read_mlx_lm(path)
-        held = self.make_cache(config or CacheConfig())
+        held = self._runtime.new_cache(config or CacheConfig())
         layers, notes = as_model_makes(file.layers, held.plan, path.name)
-        model_id = self.identity().model_id
+        model_id = self.model_id
         if file.metadata.get(_MODEL_ID, model_id) != model_id:
-            why = f"{path.name} was made with other weights than {self.name} has; load the model it was made with."
+            name = self._runtime.name
+            why = f"{path.name} was made with other weights than {name} has; load the model it was made with."
             raise MismatchError(why, "model_id")
         if config is None and held.capacity < layers[0].offset:
-            held = self.make_cache(CacheConfig(window=window_for(layers[0].offset)))
-        return ForeignCache(held.plan, self.model, layers, self, notes)
+            held = self._runtime.new_cache(CacheConfig(window=window_for(layers[0].offset)))
+        return ForeignCache(held.plan, self._runtime.model, layers, self, notes)
 
 
 def _check_there(path: Path) -> None:

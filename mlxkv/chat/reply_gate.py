@@ -1,4 +1,4 @@
-"""ReplyGate: the replies of one chat, of which one at a time is generated: who may begin, and what stops it.
+"""ReplyGate: one reply of a chat at a time: which may begin, and what stops it.
 
 `cancel` may be called from any thread, the rest on the MLX thread.
 """
@@ -17,7 +17,7 @@ Event = TypeVar("Event")
 
 
 class ReplyGate:
-    """One run is one iterator of events. It counts from its first event until it ends, is closed or is let go of."""
+    """A run is one iterator of events, from its first event until it ends, is closed or is garbage-collected."""
 
     def __init__(self, owner: Owner) -> None:
         self._owner = owner
@@ -25,11 +25,11 @@ class ReplyGate:
         self._running: weakref.ref[Generator[Any]] | None = None
 
     def start(self, events: Callable[[Callable[[], bool]], Iterator[Event]]) -> Iterator[Event]:
-        """A run of `events`, which are made at the first of them and asked whether they were cancelled.
+        """A run of `events`, which is called at the first event with a function that says whether to stop.
 
         Raises:
-            ConfigError: see `check_idle`; also from the iterator, where another one has begun since. WrongThreadError:
-            from the iterator on another thread; it is not harmed by that.
+            ConfigError: see `check_idle`; also from the iterator, where another run has begun since. WrongThreadError:
+            from the iterator on another thread, which leaves it as it was.
         """
         self.check_idle()
         cancel = self._cancel = threading.Event()
@@ -56,10 +56,10 @@ class ReplyGate:
             raise ConfigError("A reply of this chat is still being generated; iterate it to its end or close it.")
 
     def cancel(self) -> None:
-        """Stop the run that is iterated, else the one made last; one that is made later is not stopped."""
+        """Stop the run that is iterated, else the one made last, but none made later."""
         self._cancel.set()
 
     def close(self) -> None:
-        """Walk away from the run, if there is one."""
+        """Close the run, if there is one."""
         if self._running is not None and (run := self._running()) is not None:
             run.close()
