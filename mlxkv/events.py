@@ -1,7 +1,6 @@
-"""What the layers tell each other: plain frozen dataclasses that may cross threads. No MLX, no textual.
+"""Turn events, from a turn to its caller (script, print mode, engine), and the values in them.
 
-Turn events go from a turn to its caller (script, print mode, engine). Engine events go from the engine thread to
-the window; `mlxkv.protocol.commands` go the other way. Only strings, numbers and these values ever cross that line.
+Frozen dataclasses that may cross threads. No MLX, no Textual.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ class FinishReason(StrEnum):
 
 @dataclass(frozen=True)
 class PrefillProgress:
-    """`done` of `total` new prompt tokens are read; `cached` more came from the KV cache."""
+    """`done` of `total` new prompt tokens are prefilled; `cached` more were in the KV cache."""
 
     done: int
     total: int
@@ -35,8 +34,8 @@ class PrefillProgress:
 class TextDelta:
     """The next piece of the reply. `num_tokens` counts the tokens generated so far, this piece included.
 
-    `thinking`: it is a piece of the model's reasoning, which comes before the text. `restarts`: all that was given as
-    text was reasoning, for its end has come and its beginning never did; this is the whole of it.
+    `thinking`: it is a piece of the model's reasoning, which comes before the text. `restarts`: all text so far was
+    reasoning, since its end marker came without a start marker; this is the whole of it.
     """
 
     text: str
@@ -54,21 +53,20 @@ class Notice:
 
 @dataclass(frozen=True)
 class KVNotSaved(Notice):
-    """The turn is on disk, rows of its KV cache are not: a resume reads them again."""
+    """The turn is saved but not all of its KV rows: a resume prefills those again."""
 
 
-MEANWHILE = " What is said meanwhile is kept in memory, and saved once there is room."
+MEANWHILE = " New messages stay in memory, and are saved once there is space."
 
 
 @dataclass(frozen=True)
 class NotSaved(KVNotSaved):
-    """Neither is on disk: the disk is full or fails. `text` ends with `MEANWHILE`."""
+    """Neither is saved: the disk is full or fails. `text` ends with `MEANWHILE`."""
 
 
 @dataclass(frozen=True)
 class NoAnswer(Notice):
-    """The reply has no text: it was reasoning alone (`thinking`), or nothing. `reason` and `can_be_quiet` are those of
-    `TurnFinished`."""
+    """The reply has no text: only reasoning (`thinking`), or nothing. `reason` and `can_be_quiet`: see TurnFinished."""
 
     num_tokens: int = 0
     reason: str = ""
@@ -78,18 +76,18 @@ class NoAnswer(Notice):
 
 @dataclass(frozen=True)
 class PromptEvicted(Notice):
-    """The window does not hold the prompt. `evicted_text` words `overflow` for those who type options."""
+    """The window evicted a part of the prompt. `evicted_text` describes `overflow` in terms of the options."""
 
     overflow: Overflow = field(default_factory=lambda: Overflow(0, 0, 0))
 
 
 @dataclass(frozen=True)
 class TurnFinished:
-    """The end of a turn. `reason`: "stop" (the model ended), "length", "stopped" (cancelled), "stop_string".
+    """The end of a turn. `reason` is a FinishReason, which equals its string.
 
     `can_be_quiet`: reasoning was not turned off, and the model's template has a switch for it.
-    `unanswered`: it was stopped before anything came of it, and the chat is as it was before. `returned` is then the
-    message that has left the chat; "" where it did not come with this turn (a retry).
+    `unanswered`: it was stopped before anything was generated, and the chat is unchanged. `returned` is then the
+    message that was removed from the chat; "" if it did not come with this turn (a retry).
     """
 
     reason: str
@@ -106,18 +104,18 @@ TurnEvent = PrefillProgress | TextDelta | Notice | TurnFinished
 
 @dataclass(frozen=True)
 class Message:
-    """One turn of a chat as the window shows it."""
+    """One message of a chat for display."""
 
     role: str  # "user" | "assistant"
     text: str
     stats: TurnStats | None = None
     thinking: str = ""
-    can_be_quiet: bool = True  # as of `TurnFinished`
+    can_be_quiet: bool = True  # see TurnFinished
 
 
 @dataclass(frozen=True)
 class Branch:
-    """One chat of a family of forks. `forked_at`: how many messages it shares with `parent`."""
+    """One chat of a tree of forks. `forked_at`: the number of messages it shares with `parent`."""
 
     session_id: str
     title: str
@@ -125,7 +123,7 @@ class Branch:
     forked_at: int | None
     updated: float
     num_turns: int  # messages
-    made: int = 0  # larger: made later, whatever the clock says
+    made: int = 0  # increases with every branch, independent of the clock
     is_current: bool = False
 
 

@@ -203,8 +203,8 @@ class Model:
                 ids = prompts.continued(held.log, prompt)
             else:
                 ids, held = prompts.encode_raw(prompt), self.make_cache(held)
-            is_kept = held is cache
-            return Generation(self.runner, self.tokenizer, held, ids, params, started=started, is_kept=is_kept)
+            keeps_reply = held is cache
+            return Generation(self.runner, self.tokenizer, held, ids, params, started=started, keeps_reply=keeps_reply)
 
         return generation
 
@@ -273,14 +273,14 @@ class Model:
         return chat
 
     def _resumed_config(self, record: SessionRecord, cache: CacheConfig | None, began: datetime) -> CacheConfig:
-        """The bounds of a session, or those asked for, with its pinned tokens where they differ in nothing else."""
+        """The bounds of a session; or those asked for, with its pinned tokens if they differ in nothing else."""
         saved = CacheConfig.from_table(record.params.get("cache"))
         if saved.sinks == "system" and not record.system:
-            saved = replace(saved, sinks=DEFAULT_SINKS)  # an older version meant these by it
+            saved = replace(saved, sinks=DEFAULT_SINKS)  # an older version wrote this for them
         if cache is None:
             learned = traits_of(self.loaded.model).learned
             if learned and saved.window and saved.window > saved.geometry(learned).window:
-                return replace(saved, window=None, block=None, slack=None)  # saved when that was not looked at
+                return replace(saved, window=None, block=None, slack=None)  # saved before this was checked
             return saved
         if cache.sinks != "system":
             return cache
@@ -332,7 +332,7 @@ class Model:
 
     @public(text=text)
     def num_tokens(self, text: str) -> int:
-        """How many tokens `text` takes in a message."""
+        """The number of tokens of `text` in a message."""
         return len(self._runtime.prompts.encode_text(well_formed(text)))
 
     # -- parts -------------------------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
-"""The clock of a chat: the local time it began at, which its template prints for as long as the chat lasts.
+"""The clock of a chat: the local time at which it began, which its template prints as long as the chat lasts.
 
-Otherwise a template that prints today's date would change the front of every prompt at midnight. Pure but for `now`.
+Otherwise a template that prints the date would change the beginning of every prompt at midnight. Pure except `now`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ def now() -> datetime:
 
 
 def from_text(text: str | None) -> datetime | None:
-    """The time that `isoformat` wrote; None where it is not one with an offset."""
+    """Parse an ISO 8601 time with an offset; None if it is not one."""
     try:
         found = datetime.fromisoformat(text or "")
     except ValueError:
@@ -22,7 +22,7 @@ def from_text(text: str | None) -> datetime | None:
 
 
 def from_seconds(seconds: float) -> datetime:
-    """The local time of a UNIX time; now where no calendar knows it."""
+    """The local time of a UNIX time; now if it is out of range."""
     try:
         return datetime.fromtimestamp(seconds).astimezone().replace(microsecond=0)
     except (ValueError, OverflowError, OSError):

@@ -1,9 +1,9 @@
-"""From messages to token ids: the chat template, and the splice that keeps ids the model really generated.
+"""PromptFormat: messages to token ids by the chat template, keeping the ids that the model really generated.
 
-A reply's text, tokenized again, need not give the ids that were sampled. So where the template's text goes on exactly
-from what was fed and generated before, only the new end is tokenized; where it does not (a template that rewrites
-history, as those do that strip reasoning), what follows the last place that stayed. Control tokens that a message
-spells are text (`control_tokens`). Pure but for the tokenizer; no MLX.
+A reply's text, tokenized again, need not give the sampled ids. So while the rendered text continues the last prompt and
+reply exactly, only its new end is tokenized; if the template rewrites history, for example strips reasoning, the part
+after the last unchanged cut. Control tokens in messages are text (`control_tokens`). Pure except for the tokenizer; no
+MLX.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ Message = dict[str, str]  # {"role": ..., "content": ...}, as chat templates tak
 
 @dataclass(frozen=True)
 class PromptState:
-    """What a prompt and its reply came to: `text` as the template words it, `ids` as they were fed and sampled.
+    """A prompt and perhaps its reply: `text` as rendered by the template, `ids` as prefilled and sampled.
 
-    `cuts`: places (characters, ids) before the end where the two belong together: a prompt or a reply ends there.
+    `cuts`: positions (characters, ids) before the end at which both agree: a prompt or a reply ends there.
     """
 
     text: str = ""
@@ -45,13 +45,13 @@ class PromptState:
 
 
 class PromptFormat:
-    """A tokenizer's chat template; without one, the texts of a chat simply continue each other.
+    """A tokenizer's chat template; without one, the messages of a chat are concatenated.
 
     Args:
         tokenizer: mlx-lm's TokenizerWrapper.
 
     Attributes:
-        clock: the time that the template prints; None: now.
+        clock: the time that the template prints; None: the current time.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -61,8 +61,8 @@ class PromptFormat:
         self.reasoning = Reasoning.of(tokenizer) if self.has_template else None
 
     def at(self, clock: datetime) -> Self:
-        """The same at that time."""
-        _ = self._control  # made once, for all of them
+        """A copy that prints this time."""
+        _ = self._control  # compute it once for all copies
         other = copy.copy(self)
         other.clock = clock
         return other
@@ -73,16 +73,16 @@ class PromptFormat:
 
     @property
     def prints_time(self) -> bool:
-        """Whether the template asks for it."""
+        """Whether the template prints the time."""
         return self.has_template and "strftime_now" in self._template.source
 
     @property
     def has_think_switch(self) -> bool:
-        """Whether the template lets reasoning be turned on and off."""
+        """Whether the template can turn reasoning on and off."""
         return self.has_template and self._template.think_switch is not None
 
     def think_notice(self, think: bool | None) -> str:
-        """Says that telling this model to reason, or not to, changes nothing; "" where it does, or where a model that
+        """A sentence if turning reasoning on or off changes nothing with this model; "" if it does, or if a model that
         never reasons is told not to."""
         if think is None or self.has_think_switch or not (think or self.reasoning):
             return ""
@@ -97,7 +97,7 @@ class PromptFormat:
 
     @cached_property
     def _has_no_system_role(self) -> bool:
-        """Whether the template refuses a system prompt that it could do without, or leaves it out."""
+        """Whether the template refuses or drops a system prompt."""
         user = _message("user", "x")
         try:
             without = self._template.render([user])
@@ -109,49 +109,50 @@ class PromptFormat:
             return bool(without)
         return a == b
 
-    def prompt(self, messages: Sequence[Message], fed: PromptState, think: bool | None = None) -> PromptState:
-        """The next prompt: `messages` end with the user's, `fed` is all that came before.
+    def prompt(self, messages: Sequence[Message], before: PromptState, think: bool | None = None) -> PromptState:
+        """The next prompt.
 
         Args:
-            think: whether the model shall reason first, where its template knows of that; None leaves it to the model.
+            messages: all of them; the last is the user's.
+            before: the state of the last prompt and its reply.
+            think: whether the model should reason first, if its template has a switch; None leaves it to the model.
 
         Raises:
             ModelError: the template refuses these messages.
         """
         if not self.has_template:
-            return self._continued(messages, fed)
+            return self._continued(messages, before)
         rendered = self._rendered(messages, think=think)
-        same = common_prefix(rendered.text, fed.text)
-        cuts = fed.all_cuts
-        cuts = cuts[: bisect_right(cuts, (same, len(fed.ids)))]
+        same = common_prefix(rendered.text, before.text)
+        cuts = before.all_cuts
+        cuts = cuts[: bisect_right(cuts, (same, len(before.ids)))]
         chars, num_ids = cuts[-1] if cuts else (0, 0)
-        return PromptState(
-            rendered.text, fed.ids[:num_ids] + self._encode_from(rendered, chars, fed.ids[:num_ids]), cuts
-        )
+        kept = before.ids[:num_ids]
+        return PromptState(rendered.text, kept + self._encode_from(rendered, chars, kept), cuts)
 
     def notices(self, messages: Sequence[Message], is_new: bool) -> Iterator[str]:
-        """What to tell of this model's template and tokenizer, each once: `messages` end with what is said now.
+        """Limits of this model's template and tokenizer that matter for `messages`, each once in a chat.
 
         Args:
-            is_new: nothing was said in this chat before, or with another model.
+            is_new: the last message is the first one with this model.
         """
         if is_new and not self.has_template:
-            yield "This model has no chat template: the messages reach it as raw text, one after the other."
+            yield "This model has no chat template: the messages are passed as raw text, one after the other."
         elif is_new and messages[0]["role"] == "system" and self._has_no_system_role:
-            yield "This model's chat template has no place for a system prompt: the first message begins with it."
+            yield "This model's chat template has no system role: the first message begins with the system prompt."
         spelled_in = self._control.spelled_in
         token = next(filter(None, map(spelled_in, messages if is_new else messages[-1:])), None)
         if token and not self._control.can_tell and (is_new or not any(map(spelled_in, messages[:-1]))):
-            yield f"This model's tokenizer cannot read {token} as text: in this chat it is a control token."
+            yield f"This model's tokenizer cannot encode {token} as text: in this chat it is a control token."
 
     def with_reply(self, prompt: PromptState, text: str, ids: Sequence[int]) -> PromptState:
-        """`prompt` with the reply: its `text` with all markers, its `ids` as sampled, an end-of-turn token included."""
+        """`prompt` and its reply: `text` with all markers, `ids` as sampled, with an end-of-turn token."""
         if ids and ids[-1] in self.tokenizer.eos_token_ids:
             text += decode(self.tokenizer, ids[-1:])
         return PromptState(prompt.text + text, prompt.ids + ids, prompt.all_cuts)
 
     def chat_prefix(self, system: str | None, text: str) -> PromptState:
-        """A chat up to where its first message goes on after `text`; what is said next is tokenized by itself.
+        """The prompt up to the first message's text after `text`; the rest is tokenized by itself.
 
         Raises:
             ModelError: the template refuses it.
@@ -159,21 +160,21 @@ class PromptFormat:
         text = in_front(text)
         if not self.has_template:
             whole = (f"{system}\n\n" if system else "") + text
-            return PromptState(whole, TokenIds(self._start(whole)))
+            return PromptState(whole, TokenIds(self._encode_first(whole)))
         head = [_message("system", system)] if system else []
         a, b = (self._rendered([*head, _message("user", text + x)]) for x in ("0", "x"))
         shared = a.part(0, common_prefix(a.text, b.text))
         return PromptState(shared.text, TokenIds(self._control.encode(shared)))
 
     def num_lasting(self, messages: Sequence[Message], prompt: PromptState, think: bool | None = None) -> int:
-        """How many ids of `prompt`, made of `messages`, stay what they are once there is a reply and a next message.
+        """The number of ids of `prompt`, made of `messages`, that are unchanged in the next prompt.
 
-        All of them, unless the template words a reply's beginning otherwise in history, as those do that strip
-        reasoning. To there a rewritten history goes back.
+        All of them, unless the template renders the beginning of a reply otherwise in history, for example strips
+        reasoning. The next prompt rewinds the cache to there.
         """
         if not self.has_template:
             return len(prompt.ids)
-        same, whole = len(prompt.text) - self._num_reworded(messages, prompt.text, think), Rendered(prompt.text)
+        same, whole = len(prompt.text) - self._num_rewritten(messages, prompt.text, think), Rendered(prompt.text)
         if any(map(self._control.spelled_in, messages)):
             whole = self._rendered(messages, think=think)
         lost = self._control.encode(whole.part(same))
@@ -182,13 +183,13 @@ class PromptFormat:
             return start
         chars, num_ids = next((cut for cut in reversed(prompt.cuts) if cut[0] <= same), (0, 0))
         before = prompt.ids[:num_ids]
-        kept = [*before, *self._encode_from(whole.part(0, same), chars, before)]  # the difference is within a token
+        kept = [*before, *self._encode_from(whole.part(0, same), chars, before)]  # they differ within a token
         return next((i for i, (a, b) in enumerate(zip(kept, prompt.ids, strict=False)) if a != b), len(kept))
 
-    def _num_reworded(self, messages: Sequence[Message], text: str, think: bool | None) -> int:
-        """Characters at the end of `text`, the prompt of `messages`, that history has otherwise.
+    def _num_rewritten(self, messages: Sequence[Message], text: str, think: bool | None) -> int:
+        """The number of characters at the end of `text`, the prompt of `messages`, that differ in history.
 
-        A chat of the last message alone tells, so that a long one is not rendered again, if both end alike.
+        Rendered with the last message alone if that ends equally, so that a long chat is not rendered again.
         """
         for some in (_ends(messages), messages):
             alone = text if some is messages else self.render(some, think=think)
@@ -199,22 +200,22 @@ class PromptFormat:
         return len(text)
 
     def reader(self, prompt: PromptState, stop: Sequence[str] = ()) -> ReplyText:
-        """For the reply to `prompt`: ids to text, with the reasoning told apart."""
+        """A parser for the reply to `prompt`."""
         state = self.reasoning.after(prompt.text) if self.reasoning else "text"
         return ReplyText(self.tokenizer, stop, self.reasoning, state, None if self.has_template else prompt.ids)
 
     def raw(self, text: str, ids: Sequence[int]) -> str:
-        """A reply with its markers, as `replied` wants it, from what is shown of it and its ids."""
+        """A reply with its markers, for `with_reply`, from its displayed text and its ids."""
         return raw_text(self.tokenizer, ids) if self.reasoning else text
 
     def shown(self, text: str, ids: Sequence[int], before: Sequence[int]) -> tuple[int, ...]:
-        """The ids of a reply that a stop string ended, without that: as sampled, but for a token it began within. Where
-        there is no template: it continues the ids `before`."""
+        """The ids of a reply without the stop string that ended it, after the ids `before`; without a template only. As
+        sampled, except for a token that the stop string began within."""
         kept, rest = ids_of_text(self.tokenizer, text, ids, before)
         return (*kept, *(self.encode_after((*before, *kept), rest) if rest else ()))
 
     def render(self, messages: Sequence[Message], *, for_reply: bool = True, think: bool | None = None) -> str:
-        """The template's text.
+        """The rendered text.
 
         Raises:
             ModelError: the template refuses these messages, also with the system prompt moved into the first message.
@@ -235,12 +236,11 @@ class PromptFormat:
         return Rendered.of(text, mark)
 
     def encode(self, text: str) -> list[int]:
-        """Ids of `text`, in which control tokens are special wherever they stand, and without the tokenizer's own."""
+        """Ids of `text`, in which all control tokens are special, without BOS and EOS."""
         return encode(self.tokenizer, text)
 
     def _encode_from(self, rendered: Rendered, chars: int, before: Sequence[int]) -> list[int]:
-        """Ids of the template's text from `chars` on, which follows `before`: those that the tokenizer gives it behind
-        the last of these."""
+        """Ids of the rendered text from `chars` on, encoded behind the last of the ids `before` it."""
         rest = rendered.part(chars)
         if not before:
             return self._control.encode(rest)
@@ -252,83 +252,83 @@ class PromptFormat:
         return encode_after(self.tokenizer, before, rest.text, lambda mark: self._control.encode(rest.behind(mark)))
 
     def encode_raw(self, text: str) -> list[int]:
-        """Ids of plain text, with the tokenizer's own beginning; it may name special tokens, as with mlx-lm."""
+        """Ids of raw text with the BOS token; control tokens in it are special, as in mlx-lm."""
         return encode_start(self.tokenizer, text)
 
     def encode_after(self, before: Sequence[int], text: str) -> list[int]:
-        """Ids of plain text that follows the ids `before`; as `encode_raw` where there are none."""
+        """Ids of raw text that follows the ids `before`; as `encode_raw` if there are none."""
         return encode_after(self.tokenizer, before, text) if before else self.encode_raw(text)
 
     def continued(self, held: Sequence[int], text: str) -> list[int]:
-        """The ids of raw `text` for a cache that holds `held`: the whole prompt where it begins with all of that, as
-        ids or as text (a last word may be cut into other tokens than it was alone); else a continuation of `held`."""
+        """The prompt of raw `text` for a cache that holds the ids `held`: `text` if it begins with all of them, as ids
+        or as text (the last word may be tokenized otherwise); else their continuation."""
         whole = self.encode_raw(text)
         if not held or common_prefix(held, whole) == len(held) or self._begins_with(text, held):
             return whole
         return [*held, *self.encode_after(held, text)]
 
     def _begins_with(self, text: str, held: Sequence[int]) -> bool:
-        if min(held) < 0:  # an imported cache's tokens have no ids
+        if min(held) < 0:  # ids of imported tokens are unknown
             return False
         bos = self.tokenizer.bos_token or ""
         ends = self.tokenizer.eos_token_ids
-        ids = list(held[: len(held) - (held[-1] in ends)])  # a reply that ended, after which the text continues
+        ids = list(held[: len(held) - (held[-1] in ends)])  # without an end-of-text id
         said = [decode(self.tokenizer, part).removeprefix(bos).rstrip("\ufffd") for part in (ids[:16], ids)]
         return all(x and text.startswith(x) for x in said)
 
     def encode_text(self, text: str, before: Sequence[int] = ()) -> list[int]:
-        """Ids of what somebody wrote: nothing in it is special. `before`: what it follows."""
+        """Ids of a message's text, in which nothing is special, after the ids `before`."""
         return self._control.encode_text(text, before)
 
-    def _start(self, text: str) -> list[int]:
-        """`encode_text`, with the tokenizer's own beginning."""
-        own, bare = self.encode_raw("0"), self.encode("0")
-        return [*own[: len(own) - len(bare)], *self.encode_text(text)]
+    def _encode_first(self, text: str) -> list[int]:
+        """`encode_text` with the BOS token."""
+        full, bare = self.encode_raw("0"), self.encode("0")
+        return [*full[: len(full) - len(bare)], *self.encode_text(text)]
 
     def num_system_tokens(self, system: str | None) -> int:
-        """Tokens at the front of every prompt of a chat with this system prompt, or without one: also what the template
-        itself puts before the first message, such as a date or a system prompt of its own."""
+        """The number of tokens before the first message of a chat with this system prompt, or without one; a template
+        may add its own, such as a date or a default system prompt."""
         if not self.has_template:
-            return len(self._start(system + "\n\n")) if system else 0
+            return len(self._encode_first(system + "\n\n")) if system else 0
         head = [_message("system", system)] if system else []
         try:
             a, b = (self._control.encode(self._rendered([*head, _message("user", x)])) for x in ("0", "x"))
         except ModelError:
-            return 0  # the first message says why
+            return 0  # the first message reports the error
         common = common_prefix(a, b)
         if system and self._has_no_system_role:
             return common
         try:
-            if not system:  # the user's header may follow what stands in front, or the assistant's
+            if not system:  # without the header of the first message
                 return min(common, common_prefix(a, self.encode(self.render([_message("assistant", "0")]))))
             without = self._rendered(head, for_reply=False)
         except ModelError:
             return common
-        if system.strip() not in without.text:  # it comes with the first message, as in Gemma's template
+        if system.strip() not in without.text:  # it is rendered with the first message, as in Gemma's template
             return common
-        # Without a user's turn the text ends before the header of that turn, which need not be pinned.
+        # Without a user message the text ends before that message's header, which need not be pinned.
         alone = self._control.encode(without)
         return len(alone) if alone == a[: len(alone)] and len(alone) <= common else common
 
-    def _continued(self, messages: Sequence[Message], fed: PromptState) -> PromptState:
+    def _continued(self, messages: Sequence[Message], before: PromptState) -> PromptState:
         text = "".join(m["content"] + ("\n\n" if m["role"] == "system" else "") for m in messages)
-        if not fed.ids:
-            return PromptState(text, TokenIds(self._start(text)))
-        goes_on = len(messages) < 3 and fed.text and text.startswith(fed.text)  # from an opening
-        new = text[len(fed.text) :] if goes_on else messages[-1]["content"]
-        return PromptState(fed.text + new, fed.ids + self.encode_text(new, fed.ids))
+        if not before.ids:
+            return PromptState(text, TokenIds(self._encode_first(text)))
+        is_first = len(messages) < 3 and before.text and text.startswith(before.text)  # after a `chat_prefix`
+        new = text[len(before.text) :] if is_first else messages[-1]["content"]
+        return PromptState(before.text + new, before.ids + self.encode_text(new, before.ids))
 
 
 def in_front(text: str) -> str:
-    """`text` as it stands before a question."""
+    """`text` before a question."""
     return f"{text}\n\n" if text else ""
 
 
 def checked_ids(ids: Sequence[int], args: Any) -> tuple[int, ...]:
-    """Token ids that a model with these arguments can be fed.
+    """Check token ids for a model with these arguments.
 
     Raises:
-        PromptError: there are none, or one is not of its vocabulary; the message names it.
+        PromptError: there are none, or one is not in the vocabulary; the message names it.
     """
     size = getattr(args, "vocab_size", None) or 1 << 31
     found = []
@@ -345,7 +345,7 @@ def checked_ids(ids: Sequence[int], args: Any) -> tuple[int, ...]:
 
 
 def message(role: str, text: str, thinking: str = "") -> Message:
-    """A message for templates; each calls reasoning by one of two names."""
+    """A message for templates, which call reasoning by one of two names."""
     if thinking:
         return {"role": role, "content": text, "reasoning_content": thinking, "thinking": thinking}
     return {"role": role, "content": text}
@@ -361,7 +361,7 @@ def _message(role: str, content: str) -> Message:
 
 
 def _without_system_role(messages: Sequence[Message]) -> list[Message]:
-    """For templates that know no system role: its text goes to the front of the first message."""
+    """Messages for templates without a system role: the first message begins with the system prompt."""
     if not messages or messages[0]["role"] != "system" or len(messages) < 2:
         return list(messages)
     first = messages[1]

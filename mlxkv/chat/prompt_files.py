@@ -51,7 +51,7 @@ class PromptCacheFiles:
         """See Model.load_cache."""
         _check_there(path)
         config = CacheConfig.from_table(describe_prompt_file(path).get("config"))
-        if config.sinks == "system":  # an older version meant these by it
+        if config.sinks == "system":  # an older version wrote this for them
             config = replace(config, sinks=DEFAULT_SINKS)
         cache = self._runtime.new_cache(config)
         cache.prompt = read_prompt_file(path, cache, self._runtime.identity).prompt
@@ -90,12 +90,12 @@ def _check_there(path: Path) -> None:
     except (FileNotFoundError, NotADirectoryError) as error:
         raise FileMissingError(f"There is no file {clean(str(path))!r}; check the path.") from error
     except OSError:
-        return  # whoever reads it says why that fails
+        return  # reading it reports the error
     if is_folder:
         raise FileMissingError(f"{clean(str(path))} is a folder; name the file in it.")
 
 
 def _least_size(cache: PromptCache, num_tokens: int) -> int:
-    """The fewest bytes of a file of this cache once it has read so many tokens; nothing need be in it yet."""
+    """The smallest file of this cache with this many tokens, in bytes; it may still be empty."""
     shapes = [s for g in cache.groups for a, b in g.required(num_tokens) for s in g.shapes(b - a).values()]
     return 4 * num_tokens + sum(num_bytes(dtype, shape) for shape, dtype in shapes)

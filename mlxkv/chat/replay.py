@@ -1,7 +1,6 @@
-"""Replay: what was said, as messages for the chat template and as what the model has been fed of them.
+"""Replay: the prompt state of a chat, rebuilt from its turns after going back or resuming.
 
-A prompt goes on exactly from what was fed before, so after going back or resuming that is worked out again from the
-turns. Pure but for the tokenizer; no MLX, no disk.
+Pure except for the tokenizer; no MLX, no disk.
 """
 
 from __future__ import annotations
@@ -14,14 +13,14 @@ from mlxkv.chat.prompt import Message, PromptFormat, PromptState, message
 from mlxkv.store import TurnRecord
 from mlxkv.token_ids import TokenIds, common_prefix
 
-_TRIED = 3  # replies, the newest first
+_MAX_TRIED = 3  # replies, the newest first
 
 
 @dataclass(frozen=True)
 class Replay:
     """The turns of a chat and the token log of their replay.
 
-    `model`: which model the chat is with, as `TurnRecord.params["model"]` names it; None while nothing is saved.
+    `model`: the chat's model, as in `TurnRecord.params["model"]`; None while nothing is saved.
     """
 
     prompts: PromptFormat
@@ -31,8 +30,8 @@ class Replay:
     model: str | None = None
 
     def messages(self, turns: Sequence[TurnRecord]) -> list[Message]:
-        """The system prompt and `turns`. Templates may insist that user and model alternate: replies without a word
-        (stopped before the first, or while thinking) are left out, and what is said after one joins what it left open.
+        """The system prompt and `turns`. Templates may insist that roles alternate: replies without text (stopped
+        before it, or while thinking) are left out, and the user messages around one are joined.
         """
         out = [message("system", self.prefix.system)] if self.prefix.system else []
         for turn in turns:
@@ -46,8 +45,7 @@ class Replay:
         return out
 
     def prompt_state(self) -> PromptState:
-        """What `PromptFormat` left once these turns were done; nothing where another model was fed them, whose ids mean
-        nothing to this one's tokenizer."""
+        """The state after these turns; empty if they are of another model, whose ids mean nothing to this tokenizer."""
         prompts, turns = self.prompts, self.turns
         if not turns:
             return self.prefix.prompt_state
@@ -65,12 +63,12 @@ class Replay:
         )
 
     def prompt_before_reply(self) -> PromptState:
-        """The prompt that the last turn is the reply to."""
+        """The prompt that the last turn replies to."""
         *turns, reply = self.turns
         return self._prompt(turns, self.log[: len(self.log) - len(reply.ids)], reply.params.get("think"))
 
     def _prompt(self, turns: Sequence[TurnRecord], ids: TokenIds, think: bool | None = None) -> PromptState:
-        """The prompt `ids` that `turns` came to, with the end of the last reply that it still has as it was sampled."""
+        """The state of the prompt `ids` of `turns`, with a cut after the last reply of which it has the sampled ids."""
         prompts = self.prompts
         if not prompts.has_template:
             return PromptState("", ids)
@@ -81,7 +79,7 @@ class Replay:
             if turns[i].role == "assistant" and turns[i].text and places[i][0] + len(turns[i].ids) <= least:
                 replies.append(i)
             least = min(least, places[i][0])
-        for i in replies[:_TRIED]:
+        for i in replies[:_MAX_TRIED]:
             reply = turns[i]
             before = PromptState(prompts.render(self.messages(turns[:i]), think=reply.params.get("think")))
             before = prompts.with_reply(before, prompts.raw(reply.text, reply.ids), reply.ids)
@@ -90,40 +88,40 @@ class Replay:
         return PromptState(text, ids)
 
     def retokenize(self, turns: Sequence[TurnRecord]) -> tuple[tuple[TurnRecord, ...], PromptState]:
-        """`turns` as all that was said in a chat that begins like this one, with ids and places of their own, and what
-        the model is to be fed of them. Replies of this model keep the ids that were sampled."""
-        prompts, fed = self.prompts, self.prefix.prompt_state
+        """`turns` with new ids and positions, as the only ones of a chat with the same prefix, and the state after
+        them. Replies of this model keep their sampled ids."""
+        prompts, state = self.prompts, self.prefix.prompt_state
         log: list[int] = []
         out: list[TurnRecord] = []
         for i, turn in enumerate(turns):
             start, ids = len(log), turn.ids
             if turn.role == "user":
                 think = turns[i + 1].params.get("think") if i + 1 < len(turns) else None
-                fed = prompts.prompt(self.messages(turns[: i + 1]), fed, think)
-                start = common_prefix(log, fed.ids)
-                turn = replace(turn, ids=tuple(fed.ids[start:]), start=start)
+                state = prompts.prompt(self.messages(turns[: i + 1]), state, think)
+                start = common_prefix(log, state.ids)
+                turn = replace(turn, ids=tuple(state.ids[start:]), start=start)
             else:
                 if not ids or turn.params.get("model", self.model) != self.model:
                     ids = tuple(prompts.encode_text(turn.text, log))
                 params = turn.params if self.model is None else {**turn.params, "model": self.model}
                 turn = replace(turn, ids=ids, start=start, params=params)
                 if turn.stats.get("finish_reason") != "stop_string":
-                    fed = prompts.with_reply(fed, prompts.raw(turn.text, ids), ids)
+                    state = prompts.with_reply(state, prompts.raw(turn.text, ids), ids)
                 elif not prompts.has_template:
-                    fed = PromptState("", TokenIds([*log, *prompts.shown(turn.text, ids, log)]))
+                    state = PromptState("", TokenIds([*log, *prompts.shown(turn.text, ids, log)]))
             log[start:] = turn.ids
             out.append(turn)
-        return tuple(out), fed
+        return tuple(out), state
 
     def checkpoints(self, prompt: PromptState, think: bool | None) -> tuple[int, ...]:
-        """Where to keep the state of recurrent layers in `prompt`: history may go on otherwise from there."""
+        """Positions in `prompt` at which to keep the state of recurrent layers: the next prompt may differ there."""
         turns = self.turns if self.turns[-1].role == "user" else self.turns[:-1]
         return (self.prompts.num_lasting(self.messages(turns), prompt, think),)
 
 
 def spans(turns: Sequence[TurnRecord]) -> list[tuple[int, int]]:
-    """Of each turn where its ids begin and end in the log. A template may have rewritten a turn
-    since: then the next one starts before this one's end."""
+    """The first and last position of each turn's ids in the log. If a template rewrote a turn later, the next one
+    starts before its end."""
     starts: list[int] = []
     length = 0
     for turn in turns:  # as their replay makes the log

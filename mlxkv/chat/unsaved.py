@@ -43,7 +43,7 @@ class UnsavedChanges:
     def finish(self) -> None:
         """The session has everything now."""
         if self.is_behind:
-            self.is_behind, self._notice = False, "There is room on the disk again: the whole chat is saved."
+            self.is_behind, self._notice = False, "The disk has space again: the whole chat is saved."
 
     def write(
         self, session_id: str, turns: Sequence[TurnRecord], change: Callable[[SessionStore, str], object]

@@ -1,6 +1,6 @@
 """Generation: one prompt in, events out: reuse, prefill, decode, text, figures.
 
-Between token ids (`runner`) and conversations (`chat`). Knows no messages, no template and no disk. On the MLX thread.
+Uses ModelRunner for token ids. Knows no messages, no chat template and no disk. On the MLX thread.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from mlxkv.arguments import MAX_PROMPT_TOKENS
 from mlxkv.cache.prompt_cache import PromptCache, Reuse
 from mlxkv.device import peak_memory, reset_peak_memory
 from mlxkv.errors import CacheError, PromptError
-from mlxkv.events import Notice, PrefillProgress, PromptEvicted, TextDelta, TurnEvent, TurnFinished
+from mlxkv.events import FinishReason, Notice, PrefillProgress, PromptEvicted, TextDelta, TurnEvent, TurnFinished
 from mlxkv.inference.reply_parser import ReplyText
 from mlxkv.inference.runner import ModelRunner
 from mlxkv.inference.sampling import SamplingParams
@@ -27,7 +27,7 @@ from mlxkv.token_ids import TokenIds
 
 
 def check_size(ids: Sequence[int]) -> None:
-    """Raises PromptError: a prompt of these ids is empty, or over the limit."""
+    """Raises PromptError: the prompt is empty or over the limit."""
     if not ids:
         raise PromptError("The prompt is empty; write something first.")
     if len(ids) > MAX_PROMPT_TOKENS:
@@ -35,19 +35,19 @@ def check_size(ids: Sequence[int]) -> None:
 
 
 class Generation:
-    """One generation on a cache. Iterate `events()` once; then `text`, `generated` and `stats` say what came of it.
+    """One run of prefill and decode on a cache. Iterate `events()` once; the result is `text`, `generated`, `stats`.
 
     Args:
         tokenizer: mlx-lm's TokenizerWrapper.
-        ids: the whole prompt; what the cache already holds of it is not read again.
+        ids: the whole prompt; tokens that the cache holds are not prefilled again.
         started: `time.perf_counter()` when the user asked; the time to the first token counts from there.
-        cancelled: asked before every prefill chunk and after every token.
-        reply: the reply that this turn goes on with: its ids, which `ids` end with, its text and its reasoning. `text`
-            and `thinking` become the whole reply; `generated` and the events are what is new.
-        reader: how ids become text; None shows everything as text that continues the prompt.
-        checkpoints: positions in `ids` that one may want to come back to, such as where the reply begins.
-        is_kept: the cache shall go on from the text that was shown: it holds the last token too, and of a stop string
-            none. A chat needs neither: its next prompt says how far the cache goes back.
+        cancelled: called before every prefill chunk and after every token.
+        reply: a reply to continue: its ids, which `ids` end with, its text and its reasoning. `text` and `thinking`
+            become the whole reply; `generated` and the events are what is new.
+        reader: parses the reply; None takes everything as text that continues the prompt.
+        checkpoints: positions in `ids` that a later prompt may rewind to, such as the beginning of the reply.
+        keeps_reply: leave the cache at the end of the text that was shown: with the last token, without a stop string.
+            A chat does not need this: its next prompt says how far the cache is rewound.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Generation:
         reply: tuple[Sequence[int], str, str] = ((), "", ""),
         reader: ReplyText | None = None,
         checkpoints: Sequence[int] = (),
-        is_kept: bool = False,
+        keeps_reply: bool = False,
     ) -> None:
         check_size(ids)
         cache.check_length(len(ids))
@@ -73,105 +73,107 @@ class Generation:
         self.generated: list[int] = []
         self.reply_ids, self.text, self.thinking = reply
         self._reader = reader or ReplyText(tokenizer, params.stop, before=self.ids)
-        self._checkpoints, self._is_kept = tuple(checkpoints), is_kept
-        self.reason = "stopped"  # what holds if the caller walks away, or the model raises
+        self._checkpoints, self._keeps_reply = tuple(checkpoints), keeps_reply
+        self.reason = FinishReason.STOPPED  # if the caller closes the iterator, or the model raises
         self._reuse = Reuse(0)
-        self._num_read = 0  # prompt tokens fed by this turn
+        self._num_prefilled = 0
         self._prefill_s = 0.0
-        self._first: float | None = None  # when the first token came
-        self._last = 0.0
+        self._first_at: float | None = None  # time of the first token
+        self._last_at = 0.0
 
     def events(self) -> Iterator[TurnEvent]:
         """PrefillProgress per chunk, TextDelta per piece of text, one TurnFinished."""
         reset_peak_memory()
         if self.params.seed is not None:
             mx.random.seed(self.params.seed)
-        self._reader.replay(self.reply_ids, self.text, self.thinking)  # words may go on where the reply was cut
+        self._reader.replay(self.reply_ids, self.text, self.thinking)  # the reply may have been cut within a word
         with self.cache.in_use():
-            self.runner.check(self.cache)  # going back moves rows, too
+            self.runner.check(self.cache)  # rewinding moves rows
             self._reuse = self.cache.reuse(self.ids)
             new = self.ids[self._reuse.cached :]
             if overflow := overflow_of(self.cache.plan, len(self.ids), self._reuse.cached):
                 text = evicted_text(overflow, "CacheConfig(window={})".format)
                 yield PromptEvicted(text, overflow)
-            yield from self._read(new)
+            yield from self._prefill(new)
             if not self.cancelled():
-                yield from self._write(new[-1])
-            if self.reason == "length" and self.cache.num_left == 0:
+                yield from self._decode(new[-1])
+            if self.reason == FinishReason.LENGTH and self.cache.num_left == 0:
                 yield Notice(
                     f"The reply ends here: this model has learned positions for {self.cache.offset:,} tokens, and they "
                     "are used up; begin a new chat."
                 )
         yield TurnFinished(self.reason, self.text, self.stats, self.thinking)
 
-    def _read(self, new: Sequence[int]) -> Iterator[TurnEvent]:
+    def _prefill(self, new: Sequence[int]) -> Iterator[TurnEvent]:
         begun = time.perf_counter()
         total, cached = len(new), self._reuse.cached
         yield PrefillProgress(0, total, cached, 0.0)
         start, last = cached, len(self.ids) - 1
-        marks = {min(m, last) for m in self._checkpoints if m > cached} or {last}
+        checkpoints = {min(at, last) for at in self._checkpoints if at > cached} or {last}
         self.cache.checkpoint()
-        for end in sorted({*marks, last}):
+        for end in sorted({*checkpoints, last}):
             for done in self.runner.prefill(self.cache, self.ids[start:end], self.cancelled):
-                self._num_read, self._prefill_s = start - cached + done, time.perf_counter() - begun
-                yield PrefillProgress(self._num_read, total, cached, self._num_read / max(self._prefill_s, 1e-9))
+                self._num_prefilled, self._prefill_s = start - cached + done, time.perf_counter() - begun
+                tps = self._num_prefilled / max(self._prefill_s, 1e-9)
+                yield PrefillProgress(self._num_prefilled, total, cached, tps)
             if self.cancelled():
                 return
-            if end in marks:
+            if end in checkpoints:
                 self.cache.checkpoint()
             start = end
 
-    def _write(self, last: int) -> Iterator[TurnEvent]:
+    def _decode(self, last: int) -> Iterator[TurnEvent]:
         reader = self._reader
         ends = self.tokenizer.eos_token_ids
         begun = time.perf_counter()
         tokens = self.runner.decode(self.cache, last, self.params, self.ids[:-1])
-        reason, is_held = "stopped", False
+        reason, is_held = FinishReason.STOPPED, False
         try:
             for token in tokens:
-                self._last = time.perf_counter()
-                if self._first is None:
-                    self._first = self._last
-                    self._prefill_s += self._first - begun
-                    self._num_read += 1
-                    if self.cancelled():  # nobody has seen anything of a reply
+                self._last_at = time.perf_counter()
+                if self._first_at is None:
+                    self._first_at = self._last_at
+                    self._prefill_s += self._first_at - begun
+                    self._num_prefilled += 1
+                    if self.cancelled():  # nothing was shown yet
                         break
                 self.generated.append(token)
                 if token in ends:
-                    reason = "stop"
+                    reason = FinishReason.STOP
                     break
                 reader.add(token)
                 yield from self._show()
                 if reader.is_stopped or self.cancelled():
                     break
             else:
-                reason = "length"
+                reason = FinishReason.LENGTH
             is_held = True
         except GeneratorExit:
             is_held = True
             raise
-        finally:  # what was held back is part of the reply, however it ends
+        finally:  # held-back text is part of the reply, however it ends
             tokens.close()
-            reader.finish(is_cut=reason != "stop")
-            self.reason = "stop_string" if reader.is_stopped else reason
+            reader.finish(is_cut=reason != FinishReason.STOP)
+            self.reason = FinishReason.STOP_STRING if reader.is_stopped else reason
             self.text, self.thinking = reader.text, reader.thinking
-            if self._is_kept and is_held:
-                self._keep()
+            if self._keeps_reply and is_held:
+                self._align_cache()
         yield from self._show()
 
-    def _keep(self) -> None:
-        """Have the cache hold the prompt and what was shown of the reply, an end-of-turn token included."""
-        shown = self._reader.num_tokens_of(self.text) if self.reason == "stop_string" else len(self.generated)
+    def _align_cache(self) -> None:
+        """Make the cache hold the prompt and the reply as shown, with an end-of-turn token."""
+        has_stop_string = self.reason == FinishReason.STOP_STRING
+        shown = self._reader.num_tokens_of(self.text) if has_stop_string else len(self.generated)
         ids = [*self.ids, *self.generated[:shown]]
         if self.cache.log == ids:
             return
-        # Imported tokens cannot be fed again, and learned positions may be used up: then the log says what is held.
+        # Imported tokens cannot be prefilled again, and learned positions may be used up: the log stays right then.
         with suppress(CacheError, PromptError):
             for _ in self.runner.prefill(self.cache, ids[self.cache.reuse(ids).cached :]):
                 pass
 
     def _show(self) -> Iterator[TextDelta]:
-        """What is new since the last time."""
+        """New text and reasoning."""
         self.text, self.thinking = self._reader.text, self._reader.thinking
         restarts, self._reader.restarts = self._reader.restarts, False
         for thinking, piece in self._reader.new():
@@ -179,7 +181,7 @@ class Generation:
 
     @property
     def raw(self) -> str:
-        """The whole reply with its markers, as the tokenizer words it, but for the end-of-turn token."""
+        """The decoded reply with its markers, without the end-of-turn token."""
         return self._reader.raw
 
     @property
@@ -187,8 +189,8 @@ class Generation:
         """The figures so far; complete once `events` has ended."""
         now, cache, reuse = time.perf_counter(), self.cache, self._reuse
         decoded = len(self.generated) - 1
-        decode_s = self._last - self._first if self._first is not None else 0.0
-        prefilled = self._num_read  # less than the prompt if it was cancelled while reading
+        decode_s = self._last_at - self._first_at if self._first_at is not None else 0.0
+        prefilled = self._num_prefilled  # less than the prompt if it was cancelled during prefill
         return TurnStats(
             prompt_tokens=reuse.cached + prefilled,
             cached_tokens=reuse.cached,
@@ -196,7 +198,7 @@ class Generation:
             generated_tokens=len(self.generated),
             evicted_tokens=cache.num_evicted,
             cached_evicted_tokens=cache.num_unattended(reuse.cached + prefilled - 1, reuse.cached),
-            ttft_s=(self._first or now) - self.started,
+            ttft_s=(self._first_at or now) - self.started,
             prefill_tps=prefilled / self._prefill_s if self._prefill_s else 0.0,
             decode_tps=decoded / decode_s if decode_s > 0 else 0.0,
             total_s=now - self.started,
@@ -212,11 +214,11 @@ class Generation:
         )
 
     def stats_on_disk(self, disk_bytes: int, written: int) -> TurnStats:
-        """`stats` with what the store holds of this session and what this turn wrote (bytes)."""
+        """`stats` with the bytes of this session on disk and those that this turn wrote."""
         return replace(self.stats, disk_bytes=disk_bytes, disk_written_bytes=written)
 
 
 def _bits(cache: PromptCache) -> int | None:
-    """Of the keys, where keys and values differ."""
+    """Bits of the keys, if keys and values differ."""
     bits = cache.plan.config.bits
     return bits[0] if isinstance(bits, tuple) else bits

@@ -1,6 +1,6 @@
-"""From sampled ids to what is shown of a reply: text, with the model's reasoning told apart and markers left out.
+"""ReplyText: sampled ids to text and reasoning, without the markers between them, up to a stop string.
 
-Knows how models mark their reasoning, and stop strings; nothing of caches or messages. On the MLX thread.
+Knows how models mark their reasoning; nothing of caches or messages. On the MLX thread.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from mlxkv.token_ids import common_prefix
 from mlxkv.tokenizer.tokens import Detokenizer
 
 State = Literal["start", "thinking", "text", "hidden", "implied"]
-"""`start`: nothing visible was said yet. `hidden`: a header between markers. `implied`: not a state of the reply but a
-remark about it: all the text so far was reasoning, for its end has come and its beginning never did."""
+"""`start`: nothing visible yet. `hidden`: a header between markers. `implied`: not a state of the reply but a fact
+about it: all text so far was reasoning, since a closing marker came without an opening one."""
 
 Edges = Mapping[State, tuple[tuple[str, State], ...]]
 
@@ -28,22 +28,22 @@ _HARMONY: Edges = {  # gpt-oss: a reply is a list of messages, each in a channel
     "thinking": (("<|end|>", "hidden"),),
     "text": (("<|end|>", "hidden"),),
 }
-_TALKING = " \t\"'`(<[*\u201c\u2018"  # before a marker in the middle of a line: it is talked about
+_QUOTING = " \t\"'`(<[*\u201c\u2018"  # before a marker in the middle of a line: it is quoted
 _NAMES: Mapping[str, State] = {"normal": "text", "reasoning": "thinking", "tool": "text"}  # mlx-lm's states
 
 
 @dataclass(frozen=True)
 class Reasoning:
-    """How a model marks its reasoning: which marker leads from which state to which."""
+    """Markers of a model's reasoning, and the states they lead to, by state."""
 
     edges: Edges
     initial: State = "start"
-    opening: str | None = None  # what a prompt ends with that has begun the reasoning itself
-    closing: str | None = None  # the other half of it, where the two come in pairs
+    opening: str | None = None  # the marker; a prompt that ends with it has begun the reasoning
+    closing: str | None = None  # its counterpart, if they come in pairs
 
     @classmethod
     def of(cls, tokenizer: Any) -> Reasoning | None:
-        """By the tokenizer's own markers, as mlx-lm's wrapper finds them; None where it has none."""
+        """The markers that mlx-lm's wrapper finds in the tokenizer; None if there are none."""
         if transitions := tokenizer.response_transitions:
             edges: Edges = {_state(s): tuple((m, _state(to)) for m, to in pairs) for s, pairs in transitions.items()}
             return cls(edges, _state(tokenizer.response_initial_state or "normal"))
@@ -63,16 +63,16 @@ class Reasoning:
 
     @property
     def markers(self) -> Iterator[str]:
-        """All of them."""
+        """All markers."""
         return (marker for edges in self.edges.values() for marker, _ in edges)
 
     def after(self, prompt: str) -> State:
-        """Where a reply to this prompt begins: some templates open the reasoning themselves."""
+        """The state in which a reply to this prompt begins: some templates open the reasoning."""
         return "thinking" if self.opening and prompt.rstrip().endswith(self.opening) else self.initial
 
 
 class StopStrings:
-    """Holds back text that may turn out to be the start of a stop string."""
+    """Holds back text that may be the start of a stop string."""
 
     def __init__(self, stops: Sequence[str]) -> None:
         self.stops = tuple(stops)
@@ -100,17 +100,17 @@ class StopStrings:
 
 
 class ReasoningSplitter:
-    """Tells reasoning from text, however the text is cut into pieces."""
+    """Separates reasoning from text, however the text is cut into pieces."""
 
     def __init__(self, reasoning: Reasoning, state: State) -> None:
         self._reasoning, self._edges = reasoning, reasoning.edges
         self.state: State = state
         self._held = self._said = ""
-        self._was_closed = False  # some reasoning has come to its end
-        self._num_quoted = 0  # beginnings that were talked about and not yet followed by an end
+        self._was_closed = False  # a closing marker was seen
+        self._num_quoted = 0  # quoted opening markers without a closing one so far
 
     def feed(self, text: str) -> Iterator[tuple[State, str]]:
-        """The pieces that are sure, with their states; what may be the beginning of a marker is held back."""
+        """The pieces that are certain, with their states; a possible beginning of a marker is held back."""
         self._held += text
         while True:
             if self.state == "start" and not self._may_begin():
@@ -124,7 +124,7 @@ class ReasoningSplitter:
             at, _, marker, to = min(hits)
             before, after = self._held[:at], at + len(marker)
             if self.state == "start":
-                yield "hidden", ""  # only blanks came before
+                yield "hidden", ""  # only whitespace came before
             elif self._is_quoted(marker, self._said + before):
                 yield self.state, self._say(self._held[:after])
                 self._held = self._held[after:]
@@ -142,7 +142,7 @@ class ReasoningSplitter:
             yield self.state, self._say(piece)
 
     def rest(self, is_cut: bool) -> tuple[State, str]:
-        """What was held back; of a reply that is cut not what may become a marker."""
+        """Text that was held back; nothing if the reply was cut, since it may become a marker."""
         held, self._held = self._held, ""
         return self.state, "" if is_cut else held
 
@@ -151,16 +151,16 @@ class ReasoningSplitter:
         return piece
 
     def _is_quoted(self, marker: str, before: str) -> bool:
-        """Whether a marker that stands in the middle is talked about and not meant: in code, after a blank or a quote.
+        """Whether a marker is quoted and not meant: in code, or within a line after whitespace or a quotation mark.
 
-        Those that are meant stand at the beginning of a line, or follow what was said without a blank.
+        Meant ones are at the beginning of a line, or follow text directly.
         """
         opening, closing = self._reasoning.opening, self._reasoning.closing
         if closing is None or marker not in (opening, closing) or (self.state == "thinking" and marker == closing):
             return False
         line = before[before.rfind("\n") + 1 :]
         in_code = before.count("```") % 2 == 1 or line.count("`") % 2 == 1
-        is_quoted = in_code or (bool(line.strip()) and (line[-1] in _TALKING or self.state == "thinking"))
+        is_quoted = in_code or (bool(line.strip()) and (line[-1] in _QUOTING or self.state == "thinking"))
         if self.state == "text" and marker == opening:
             self._num_quoted += is_quoted
         elif self.state == "text" and self._num_quoted:
@@ -168,7 +168,7 @@ class ReasoningSplitter:
         return is_quoted
 
     def _may_begin(self) -> bool:
-        """Reasoning that has a beginning begins the reply, or stands where `_is_quoted` wants it."""
+        """Whether the reply may still begin with a marker."""
         said = self._held.lstrip()
         return any(said.startswith(marker) or marker.startswith(said) for marker, _ in self._edges.get("start", ()))
 
@@ -177,19 +177,18 @@ class ReplyText:
     """One reply as it grows.
 
     Attributes:
-        text, thinking: what is shown, without markers and without the blank lines around them.
-        raw: everything, as the tokenizer words it, but for the end-of-turn token, and for a character at the very end
-            of which not all tokens are there.
-        ends: where in `raw` each token ends, after a 0.
-        restarts: what `new` gave as text is reasoning now, which it gives again; whoever shows it sets this back.
+        text, thinking: for display, without markers and without the blank lines around them.
+        raw: everything decoded, except the end-of-turn token and an incomplete character at the end.
+        ends: the end of each token in `raw`, after a 0.
+        restarts: text from `new` is reasoning after all, and `new` gives it again; the caller resets this.
 
     Args:
         tokenizer: mlx-lm's TokenizerWrapper.
         stop: strings that end the text (not the reasoning) and are not part of it.
-        reasoning: how it is marked; None takes everything for text.
-        state: where the reply begins; see `Reasoning.after`.
-        before: the ids that it continues exactly; None for a message of its own, where the space goes that many
-            tokenizers begin with.
+        reasoning: its markers; None takes everything as text.
+        state: the first state; see `Reasoning.after`.
+        before: the ids that the reply continues exactly; None for a separate message, from which the leading space of
+            many tokenizers is removed.
     """
 
     def __init__(
@@ -206,11 +205,11 @@ class ReplyText:
         self._stops = StopStrings(stop)
         self._splitter = ReasoningSplitter(reasoning, state) if reasoning else None
         self._hidden = ""
-        self._blank = ""  # at the end of the reasoning so far
+        self._blank = ""  # whitespace at the end of the reasoning so far
         self.ends = [0]  # of each token in `raw`
-        self._given = [0, 0]  # characters of text and of reasoning that `new` gave out
+        self._given = [0, 0]  # characters of text and of reasoning that `new` has given
         self._in_span = False  # the last piece was reasoning
-        self._follows_marker = False  # blanks there are no part of the text
+        self._follows_marker = False  # whitespace there is not part of the text
         self.restarts = False
 
     @property
@@ -219,13 +218,13 @@ class ReplyText:
         return self._stops.hit
 
     def add(self, token: int) -> None:
-        """Take the next id; not an end-of-turn token."""
+        """Add the next id; not an end-of-turn token."""
         self._take(self._detokenizer.add(token))
         self.ends.append(len(self.raw))
 
     def replay(self, ids: Sequence[int], text: str, thinking: str) -> None:
-        """Take the ids of a reply that is continued, of which `text` and `thinking` were shown. No stop string is
-        looked for in what was said before."""
+        """Add the ids of a reply that is continued, of which `text` and `thinking` were shown; stop strings in them are
+        ignored."""
         stops, self._stops = self._stops, StopStrings(())
         for token in ids:
             self.add(token)
@@ -233,13 +232,13 @@ class ReplyText:
         self._given = [common_prefix(self.text, text), common_prefix(self.thinking, thinking)]
 
     def new(self) -> list[tuple[bool, str]]:
-        """What is to be shown beyond what this gave before: whether it is reasoning, and the piece."""
+        """The pieces since the last call: whether each is reasoning, and its text."""
         given, self._given = self._given, [len(self.text), len(self.thinking)]
         pieces = ((True, self.thinking[given[1] :]), (False, self.text[given[0] :]))
         return [piece for piece in pieces if piece[1]]
 
     def num_tokens_of(self, text: str) -> int:
-        """How many of the tokens taken make the beginning `text`: up to the one in which it ends, if that says more.
+        """The number of tokens that make the prefix `text`, without a token that it ends within.
 
         Not for replies with reasoning.
         """
@@ -247,10 +246,10 @@ class ReplyText:
         return count if count < len(self.ends) and self.ends[count] == len(text) else count - 1
 
     def finish(self, is_cut: bool = False) -> None:
-        """Nothing follows: show what was held back.
+        """End the reply: release text that was held back.
 
         Args:
-            is_cut: the reply may be continued: part of a marker is not shown then, since it could not be taken back.
+            is_cut: the reply may be continued: part of a marker stays hidden, since it could not be withdrawn.
         """
         segment = self._detokenizer.finish()
         self._take(segment.rstrip("\N{REPLACEMENT CHARACTER}") if is_cut else segment)
@@ -258,7 +257,7 @@ class ReplyText:
             self._show(*self._splitter.rest(is_cut))
         self.text += self._stops.rest()
         if not self.text and not self.thinking and "<|" not in self._hidden:
-            self.text = self._hidden.strip()  # no header after all
+            self.text = self._hidden.strip()  # it was not a header
 
     def _take(self, segment: str) -> None:
         if segment and not self._is_trimmed:
@@ -273,7 +272,7 @@ class ReplyText:
     def _show(self, state: State, piece: str) -> None:
         if state == "implied":
             self.thinking, self.text, self._stops.held = (self.text + self._stops.held).strip(), "", ""
-            self._given, self.restarts = [0, 0], True  # it has been given out as text
+            self._given, self.restarts = [0, 0], True  # it was given as text
         elif state == "hidden":
             self._hidden += piece
             self._follows_marker, self._in_span = True, False
@@ -294,7 +293,7 @@ class ReplyText:
 
 
 def raw_text(tokenizer: Any, ids: Sequence[int]) -> str:
-    """What `ReplyText.raw` was after these ids; an end-of-turn token at their end does not count."""
+    """`ReplyText.raw` of these ids, without an end-of-turn token at their end."""
     reply = ReplyText(tokenizer)
     has_ended = bool(ids) and ids[-1] in tokenizer.eos_token_ids
     for token in ids[:-1] if has_ended else ids:
@@ -304,8 +303,8 @@ def raw_text(tokenizer: Any, ids: Sequence[int]) -> str:
 
 
 def ids_of_text(tokenizer: Any, text: str, ids: Sequence[int], before: Sequence[int]) -> tuple[tuple[int, ...], str]:
-    """Of a reply that a stop string ended the ids of what was shown, and the rest of `text` that those lack. It follows
-    the ids `before`, and has no reasoning."""
+    """The ids of a reply up to its stop string, and the rest of `text` that they do not cover. The reply follows the
+    ids `before`, and has no reasoning."""
     reply = ReplyText(tokenizer, before=before)
     for token in ids:
         reply.add(token)
@@ -318,7 +317,7 @@ def _state(name: str) -> State:
 
 
 def _beginning(text: str, markers: Sequence[str]) -> int:
-    """The length of the longest end of `text` that a marker begins with."""
+    """The length of the longest suffix of `text` that is a prefix of a marker."""
     return max(
         (n for marker in markers for n in range(1, min(len(marker), len(text) + 1)) if text.endswith(marker[:n])),
         default=0,

@@ -1,7 +1,7 @@
 """ModelRunner: prefill and decode on token ids. Knows no text and no disk.
 
-Prefill feeds chunks, cut at the ring's block boundaries once its window is full; decode runs one step ahead of what
-it yields. Both keep the cache's token log equal to what the cache holds, however they end. On the MLX thread.
+Prefill runs in chunks, cut at the ring's block boundaries once its window is full; decode runs one step ahead of the
+tokens it yields. Both keep the cache's token log equal to the cache's rows, however they end. On the MLX thread.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from mlxkv.device import memory_used
 from mlxkv.inference.sampling import PENALISED, SamplingParams
 from mlxkv.memory import Budget
 
-PREFILL_CHUNK = 512  # larger ones make Esc lag for seconds
+PREFILL_CHUNK = 512  # with larger ones Esc takes seconds
 _CLEAR_EVERY = 256  # decode steps between returns of MLX's free buffers
 _CLEAR_EVERY_PREFILL = 2048  # prefilled tokens, likewise
 
@@ -28,7 +28,7 @@ class ModelRunner:
     Args:
         model: called as `model(ids (1, S), cache=layers) -> logits (1, S, vocab)`.
         chunk: most tokens of one prefill call.
-        budget: what memory there is; a prompt is read in smaller pieces, or refused, where the predicted peak says so.
+        budget: memory limits; by the predicted peak a prompt is prefilled in smaller chunks, or refused.
     """
 
     def __init__(self, model: nn.Module, chunk: int = PREFILL_CHUNK, budget: Budget | None = None) -> None:
@@ -37,20 +37,20 @@ class ModelRunner:
         self._budget = budget or Budget(model, limit=0)
 
     def prefill(self, cache: PromptCache, ids: Sequence[int], cancelled: Callable[[], bool] = bool) -> Iterator[int]:
-        """Feed `ids`; yields the number fed after each chunk. Stops early, with the cache in order, once cancelled.
+        """Prefill `ids`; yields the number done after each chunk. Stops between chunks once cancelled.
 
         The logits are not computed: keep the last token of a prompt for `decode`.
 
         Raises:
             OutOfMemoryError: the predicted peak, or a fork's copy of its buffers, does not fit. PromptError: `ids` end
-                beyond learned positions. Either way nothing was fed.
+                beyond learned positions. Either way the cache is unchanged.
         """
         cache.check_length(cache.offset + len(ids))
         self.check(cache)
-        most = self._chunk(cache, len(ids)) if ids else self.chunk
+        most = self._max_chunk(cache, len(ids)) if ids else self.chunk
         done, cleared = 0, 0
         while done < len(ids) and not cancelled():
-            # Let go of the logits: never computed, they hold the last layer's rows, which the next write would copy.
+            # Drop the logits: not evaluated, they refer to the last layer's rows, which the next write would then copy.
             done += self._feed(cache, ids, done, most)[0]
             if done - cleared >= _CLEAR_EVERY_PREFILL:
                 mx.clear_cache()
@@ -59,10 +59,10 @@ class ModelRunner:
         mx.clear_cache()
 
     def score(self, cache: PromptCache, ids: Sequence[int]) -> mx.array:
-        """Feed `ids`; (len(ids) - 1,) the log-probability of each one after those before it (float32).
+        """Prefill `ids`; the log-probability of each but the first, given those before it: (len(ids) - 1,), float32.
 
         Raises:
-            PromptError: they end beyond learned positions; nothing was fed.
+            PromptError: they end beyond learned positions; the cache is unchanged.
         """
         cache.check_length(cache.offset + len(ids))
         done, scores = 0, []
@@ -77,21 +77,21 @@ class ModelRunner:
         return mx.concatenate(scores) if scores else mx.zeros((0,))
 
     def check(self, cache: PromptCache) -> None:
-        """Before anything is written to a cache that shares its buffers with a fork.
+        """Check that a cache which shares its buffers with a fork can be written.
 
         Raises:
-            OutOfMemoryError: there is no memory for a copy of them; nothing was changed.
+            OutOfMemoryError: there is no memory for a copy of them; the cache is unchanged.
         """
         if nbytes := cache.shared_nbytes:
             self._budget.check_copy(nbytes, memory_used())
 
-    def _chunk(self, cache: PromptCache, num_new: int) -> int:
+    def _max_chunk(self, cache: PromptCache, num_new: int) -> int:
         """The most tokens of one call that fit in memory."""
         used = memory_used() - (cache.nbytes - cache.shared_nbytes)
         return min(self.chunk, self._budget.chunk(cache.plan, used, cache.offset + num_new, num_new))
 
     def _feed(self, cache: PromptCache, ids: Sequence[int], done: int, most: int) -> tuple[int, mx.array]:
-        """One chunk from ids[done] on, within the ring's room: its length and its logits, not evaluated."""
+        """Prefill one chunk from ids[done] on, within a block: its length, and its logits, not evaluated."""
         n = min(most, len(ids) - done, cache.room() or most)
         part = ids[done : done + n]
         try:
@@ -104,8 +104,8 @@ class ModelRunner:
         return n, logits
 
     def decode(self, cache: PromptCache, last: int, params: SamplingParams, seen: Sequence[int] = ()) -> Generator[int]:
-        """Feed `last`, the end of the prompt, and yield up to `params.max_tokens` sampled ids, or as many as the model
-        has learned positions for.
+        """Feed `last`, the end of the prompt, and yield up to `params.max_tokens` sampled ids, fewer if the model's
+        learned positions end before.
 
         When token k is yielded it has been fed as well, unless it is the last one that may be: closing the generator
         at any point leaves the token log equal to what the cache holds. `seen` are the prompt's ids, for penalties.
@@ -133,7 +133,7 @@ class ModelRunner:
                 if n % _CLEAR_EVERY == 0:
                     mx.clear_cache()
                 y = following
-        except GeneratorExit:  # the caller has what it wanted: nothing was cut in the middle
+        except GeneratorExit:  # between two steps: nothing to recover
             raise
         except BaseException:
             cache.recover()
@@ -146,7 +146,7 @@ class ModelRunner:
         model, layers = self.model, cache.layers
         processors = params.make_logits_processors()
         if params.temperature == 0 and not processors:
-            # The likeliest token needs no normalised probabilities.
+            # Greedy sampling needs no normalised probabilities.
             return lambda y: mx.argmax(model(y[None], cache=layers)[:, -1, :], axis=-1)
         sampler = params.make_sampler()
         # An imported cache's tokens have no ids.

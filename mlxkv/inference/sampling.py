@@ -1,4 +1,4 @@
-"""SamplingParams, checked here and turned into mlx-lm's own sampler and logits processors.
+"""SamplingParams: checked here, and made into mlx-lm's sampler and logits processors.
 
 Pure values until `make_sampler` is called, on the MLX thread.
 """
@@ -23,9 +23,9 @@ DEFAULT_TEMPERATURE = 0.7
 DEFAULT_TOP_P = 0.95
 
 
-_LEAST_TEMPERATURE, _LEAST_TOP_P = 1e-3, 1e-6  # below which float16 and float32 leave nothing of the likeliest token
-_LEAST_PENALTY = 1e-3  # of repetition, below which float16 makes infinities of logits, and no token is the likeliest
-PENALISED = 64  # tokens, the last ones: penalties look at fewer
+_LEAST_TEMPERATURE, _LEAST_TOP_P = 1e-3, 1e-6  # below which float16 and float32 underflow for the likeliest token
+_LEAST_PENALTY = 1e-3  # of repetition, below which float16 logits overflow
+PENALISED = 64  # last tokens; penalties use fewer
 
 
 _RANGES: dict[str, tuple[Callable[..., float], float, float]] = {
@@ -45,14 +45,14 @@ _NULLABLE = ("seed", "repetition_penalty", "presence_penalty", "frequency_penalt
 @keywords
 @dataclass(frozen=True)
 class SamplingParams:
-    """How the next token is chosen, and when to stop. Numbers may be numpy's, MLX's or `fractions`', too.
+    """Sampling of the next token, and when to stop. Numbers may also be numpy's, MLX's or `fractions`'.
 
     Args:
         temperature: 0 always takes the most likely token.
         top_p, top_k, min_p: nucleus, count and relative-probability cuts; 0 (or top_p 1) turns a cut off.
         max_tokens: the most tokens of one reply.
         seed: makes sampling repeatable; None continues the thread's random state.
-        stop: strings that end the reply and are not part of it; one may be given by itself.
+        stop: strings that end the reply and are not part of it; a single string is allowed.
         repetition_penalty, presence_penalty, frequency_penalty: mlx-lm's, over the last 20 tokens; None is off.
 
     Raises:
@@ -79,7 +79,7 @@ class SamplingParams:
 
     @classmethod
     def for_model(cls, generation: Mapping[str, Any], **chosen: Any) -> SamplingParams:
-        """What the caller chose, else what the model's generation_config.json recommends, else the defaults.
+        """The caller's values, else those of the model's generation_config.json, else the defaults.
 
         Raises:
             ConfigError: as for SamplingParams.
@@ -91,14 +91,14 @@ class SamplingParams:
                 try:
                     params = replace(params, **{name: value})
                 except ConfigError:
-                    continue  # a model's own file may hold nonsense; the default is better than a refusal
+                    continue  # a bad value in the model's own file: use the default
         if generation.get("do_sample") is False:
             params = replace(params, temperature=0.0)
         return replace(params, **{name: value for name, value in chosen.items() if value is not None})
 
     @classmethod
     def saved(cls, table: Mapping[str, Any]) -> SamplingParams:
-        """What was saved with a chat; a name or a value that this version does not take is passed over."""
+        """Parameters saved with a chat; names and values that this version does not accept are skipped."""
         params = cls()
         for name, value in table.items():
             if name in cls.__dataclass_fields__ and value is not None:
@@ -107,10 +107,10 @@ class SamplingParams:
         return params
 
     def make_sampler(self) -> Callable[[mx.array], mx.array]:
-        """From log-probabilities (1, vocab) to token ids (1,).
+        """A function from log-probabilities (1, vocab) to token ids (1,).
 
-        mlx-lm's own, kept to what it can compute: a top_k of all tokens is none, and a temperature or top_p so small
-        that nothing would be left of the likeliest token takes that one.
+        mlx-lm's, within its limits: a top_k of the whole vocabulary is off, and a temperature or top_p that would
+        underflow takes the likeliest token.
         """
         from mlx_lm.sample_utils import make_sampler
 
@@ -135,7 +135,7 @@ class SamplingParams:
 
 
 def random_state() -> bytes:
-    """This thread's random state, to go on from later."""
+    """This thread's random state, to continue from later."""
     import mlx.core as mx
 
     state: Any = mx.random.state
@@ -143,7 +143,7 @@ def random_state() -> bytes:
 
 
 def set_random_state(state: bytes) -> None:
-    """Go on from what `random_state` gave. A state of another size is passed over: it only makes sampling differ."""
+    """Continue from a state of `random_state`. One of another size is ignored: sampling merely differs."""
     import mlx.core as mx
 
     if len(state) == 8:
@@ -154,7 +154,7 @@ SAMPLING = tuple(f.name for f in fields(SamplingParams))
 
 
 def _strings(stop: Any) -> tuple[str, ...]:
-    """`stop`, whichever way it was given: a string is one stop string, and not one for each of its letters."""
+    """`stop` as a tuple; a string is one stop string, not one for each of its characters."""
     is_several = isinstance(stop, Iterable) and not isinstance(stop, str | Mapping)
     found: tuple[Any, ...] = tuple(stop) if is_several else (stop,)  # type: ignore[arg-type]
     if not all(isinstance(s, str) and s for s in found):

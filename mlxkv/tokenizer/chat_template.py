@@ -1,7 +1,7 @@
 """A tokenizer's chat template, compiled once in transformers' own sandbox.
 
-Templates come with models and are as trustworthy as those: the sandbox keeps them from reaching anything else, and
-whatever one fails with is one sentence. Nothing bounds what one takes: a template that loops without end hangs. Pure.
+Templates are as trustworthy as the models they come with: the sandbox isolates them, and every failure is reported in
+one sentence. Their running time is not limited: an endless loop hangs. Pure.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from typing import Any
 
 from mlxkv.errors import ModelError, as_sentence
 
-FILE = "chat_template_file"  # an attribute of the tokenizer: the file that its template comes from
+FILE = "chat_template_file"  # an attribute of the tokenizer: its template's file
 
 _SWITCHES = ("enable_thinking", "thinking")  # mlx-lm's own name first
 
 
 class ChatTemplate:
-    """What a tokenizer renders chats with: a jinja2 template, or one of mlx-lm's renderers written in Python.
+    """Renders chats for a tokenizer: a jinja2 template, or one of mlx-lm's renderers in Python.
 
     Args:
         tokenizer: mlx-lm's TokenizerWrapper, with a chat template.
@@ -30,7 +30,7 @@ class ChatTemplate:
 
     @cached_property
     def source(self) -> str:
-        """The template's text; "" for a renderer written in Python."""
+        """The template's text; "" for a renderer in Python."""
         is_jinja = self._tokenizer._chat_template is None and self._tokenizer.chat_template is not None
         return self._tokenizer.get_chat_template() if is_jinja else ""
 
@@ -44,7 +44,7 @@ class ChatTemplate:
     def think_switch(self) -> str | None:
         """The variable that turns reasoning on and off: Qwen's templates read `enable_thinking`, DeepSeek's `thinking`.
 
-        None where the template reads neither. A renderer written in Python takes mlx-lm's own.
+        None if the template reads neither. A renderer in Python takes mlx-lm's.
         """
         if not self.source:
             return _SWITCHES[0]
@@ -53,7 +53,7 @@ class ChatTemplate:
         try:
             read = find_undeclared_variables(self._compiled.environment.parse(self.source))
         except Exception:
-            return None  # `render` says what is wrong with it
+            return None  # `render` reports the error
         return next((name for name in _SWITCHES if name in read), None)
 
     def render(
@@ -64,15 +64,15 @@ class ChatTemplate:
         think: bool | None = None,
         clock: datetime | None = None,
     ) -> str:
-        """The text of `messages`, as `apply_chat_template` of transformers makes it.
+        """The text of `messages`, equal to that of transformers' `apply_chat_template`.
 
         Args:
             for_reply: end with the beginning of the assistant's turn.
-            think: whether the model shall reason first; None is the template's own default.
-            clock: what `strftime_now` tells; None is now.
+            think: whether the model should reason first; None: the template's default.
+            clock: the time for `strftime_now`; None: now.
 
         Raises:
-            ModelError: the template fails on these messages, in whatever way.
+            ModelError: the template fails on these messages.
         """
         tokenizer = self._tokenizer
         chat = [dict(message) for message in messages]

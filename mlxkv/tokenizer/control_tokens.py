@@ -1,10 +1,9 @@
-"""Control tokens that people spell out: text as any other; only those that the chat template writes are special.
+"""ControlTokens: `<|im_end|>` in a message is ordinary text; only the chat template's own control tokens are special.
 
-A file, a question or another model's reply may hold `<|im_end|>`. Encoded as usual it would end the message. So a
-character that occurs nowhere in the chat is put inside each such literal before the template is rendered; what still
-stands whole afterwards is the template's own. That is given names that nothing else has, and encoded by a twin of the
-tokenizer whose control tokens have these names: the rest is ordinary text to it, in one piece. Pure but for the
-tokenizer.
+A file, a question or another model's reply may contain `<|im_end|>`, which would end the message if encoded as usual.
+So before rendering, a character that the chat does not contain is inserted into each such literal; the literals that
+are still whole afterwards are the template's. These are replaced by unique names and encoded by a copy of the
+tokenizer whose control tokens have these names: all other text is ordinary to it. Pure except for the tokenizer.
 """
 
 from __future__ import annotations
@@ -21,14 +20,14 @@ from typing import Any
 from mlxkv.errors import ModelError, as_sentence
 from mlxkv.tokenizer.tokens import encode, encode_after
 
-_PRIVATE = range(0xF0000, 0xFFFFE)  # of Unicode's private use: names
-_MARKS = range(0x100000, 0x10FFFE)  # and marks
-_NONCE = 8  # private characters: a text cannot hold a name by chance, nor by knowing this file
+_PRIVATE = range(0xF0000, 0xFFFFE)  # private use area, for names
+_MARKS = range(0x100000, 0x10FFFE)  # for marks
+_NONCE = 8  # random characters, so that no text can contain a name
 
 
 @dataclass(frozen=True)
 class Rendered:
-    """A template's `text`. Where a message spells control tokens, `marked` is the text with `mark` inside each."""
+    """A rendered `text`. If a message contains control tokens, `marked` is the text with `mark` inside each."""
 
     text: str
     marked: str = ""
@@ -45,11 +44,11 @@ class Rendered:
         return Rendered.of(self.marked[self._place(start) : None if end is None else self._place(end)], self.mark)
 
     def behind(self, text: str) -> Rendered:
-        """The same behind some text of the template's."""
+        """`text` of the template, then this."""
         return Rendered(text + self.text, self.marked and text + self.marked, self.mark)
 
     def _place(self, chars: int) -> int:
-        """Where in `marked` the character number `chars` of `text` is."""
+        """The place in `marked` of character `chars` of `text`."""
         place = 0
         for piece in self.marked.split(self.mark):
             if chars < len(piece):
@@ -62,8 +61,8 @@ class Rendered:
 class ControlTokens:
     """The control tokens of a tokenizer and its chat template.
 
-    They are what the tokenizer calls special, and what it adds besides and the template writes, such as `<think>` and
-    `<tool_call>`; not the words, blanks and HTML tags that some tokenizers add.
+    These are the tokenizer's special tokens, and other added tokens that the template writes, such as `<think>` and
+    `<tool_call>`; not the words, whitespace and HTML tags that some tokenizers add.
 
     Args:
         tokenizer: transformers' tokenizer.
@@ -77,7 +76,7 @@ class ControlTokens:
         listed = set(getattr(tokenizer, "chat_control_tokens", None) or ())
         try:
             added = tokenizer.added_tokens_decoder
-        except NotImplementedError:  # mistral-common's, which takes none from text anyway
+        except NotImplementedError:  # mistral-common's, which never takes them from text
             added = {}
         found = {id: token for id, token in added.items() if len(token.content) > 1}
         self._ids = {
@@ -89,12 +88,12 @@ class ControlTokens:
         self._pattern = _any_of(self._ids)
 
     def spelled_in(self, message: Mapping[str, str]) -> str | None:
-        """The first control token that a message spells."""
+        """The first control token in a message's text."""
         hits = (self._pattern.search(text) for key, text in message.items() if key != "role")
         return next((found[0] for found in hits if found), None)
 
     def marked(self, messages: Sequence[Mapping[str, str]]) -> tuple[list[dict[str, str]], str]:
-        """`messages` with a mark inside each control token they spell, and that mark; "" where they spell none."""
+        """`messages` with a mark inside each control token, and that mark; "" if they contain none."""
         if not any(self.spelled_in(message) for message in messages):
             return [dict(message) for message in messages], ""
         used = set(self._source).union(*(text for message in messages for text in message.values()))
@@ -108,7 +107,7 @@ class ControlTokens:
         return [{k: t if k == "role" else apart(t) for k, t in m.items()} for m in messages], mark
 
     def encode(self, rendered: Rendered) -> list[int]:
-        """The ids of a template's text: the tokenizer's own wherever no message spells a control token."""
+        """Ids of rendered text: the tokenizer's own unless a message contains a control token."""
         if not rendered.mark:
             ids = encode(self._tokenizer, rendered.text)
             if not self._can_arise or self._count(ids) <= len(self._pattern.findall(rendered.text)):
@@ -120,12 +119,12 @@ class ControlTokens:
         return encode(twin.tokenizer, named.replace(rendered.mark, ""))
 
     def encode_text(self, text: str, before: Sequence[int] = ()) -> list[int]:
-        """The ids of text in which nothing is special, and that follows the ids `before`."""
+        """Ids of text that follows the ids `before` and in which nothing is special."""
 
         def ids(tokenizer: Any) -> list[int]:
             if not before:
                 return encode(tokenizer, text)
-            # A twin encodes and cannot decode.
+            # The copy can only encode.
             return encode_after(self._tokenizer, before, text, lambda mark: encode(tokenizer, mark + text))
 
         if not self._pattern.search(text):
@@ -136,7 +135,7 @@ class ControlTokens:
 
     @property
     def can_tell(self) -> bool:
-        """Whether this tokenizer can encode a control token's literal as text."""
+        """Whether this tokenizer can encode the text of a control token as ordinary text."""
         return self._twin is not None
 
     def _count(self, ids: Iterable[int]) -> int:
@@ -145,11 +144,11 @@ class ControlTokens:
 
     @cached_property
     def _known(self) -> frozenset[int]:
-        return frozenset(self._ids.values()) - {self._tokenizer.unk_token_id}  # any odd letter makes that one
+        return frozenset(self._ids.values()) - {self._tokenizer.unk_token_id}  # any unknown character becomes that
 
     @cached_property
     def _can_arise(self) -> bool:
-        """Whether a normalizer may make a control token of what does not spell one, such as full-width letters."""
+        """Whether the normalizer may produce a control token from other text, such as full-width letters."""
         backend = getattr(self._tokenizer, "backend_tokenizer", None)
         if backend is None or backend.normalizer is None:
             return False
@@ -162,14 +161,14 @@ class ControlTokens:
 
 @dataclass(frozen=True)
 class _Twin:
-    """A tokenizer with other `names` for its control tokens, and their ids."""
+    """A copy of a tokenizer with other `names` for its control tokens."""
 
     tokenizer: Any
     names: Mapping[str, str]
 
     @classmethod
     def of(cls, tokenizer: Any, control: Mapping[str, int]) -> _Twin | None:
-        """None where the tokenizer is not one of Rust's, or cannot be written as JSON."""
+        """None if the tokenizer is not a Rust one, or cannot be serialized."""
         from tokenizers import Tokenizer
 
         backend = getattr(tokenizer, "backend_tokenizer", None)
@@ -180,9 +179,9 @@ class _Twin:
         try:
             with as_sentence(ModelError, str):
                 made = Tokenizer.from_str(json.dumps(_renamed(json.loads(backend.to_str()), names)))
-        except ModelError:  # parts of it may be written in Python
+        except ModelError:  # parts of it may be in Python
             return None
-        twin = copy.copy(tokenizer)  # with whatever its class does to a text before and after
+        twin = copy.copy(tokenizer)  # keeps what its class does before and after encoding
         twin._tokenizer = made
         if any(made.token_to_id(name) != control[text] for text, name in names.items()):
             return None
@@ -190,7 +189,7 @@ class _Twin:
 
 
 def _renamed(made: dict[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
-    """A tokenizer's JSON with other names for some of its tokens."""
+    """A tokenizer's JSON with some tokens renamed."""
     for token in made["added_tokens"]:
         token["content"] = names.get(token["content"], token["content"])
     model = made["model"]
@@ -201,7 +200,7 @@ def _renamed(made: dict[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
         model["vocab"] = [[names.get(text, text), score] for text, score in vocab]
     if model.get("unk_token") in names:
         model["unk_token"] = names[model["unk_token"]]
-    if merges := model.get("merges"):  # text must not grow into a control token
+    if merges := model.get("merges"):  # text must not merge into a control token
         model["merges"] = [m for m in merges if not _touches(m if isinstance(m, list) else m.split(" "), names)]
     return made | {"post_processor": None, "truncation": None, "padding": None}
 
@@ -212,12 +211,12 @@ def _touches(merge: Sequence[str], names: Mapping[str, str]) -> bool:
 
 
 def _is_markup(text: str) -> bool:
-    """Not a word, blanks, or marks that code and prose have too."""
+    """Whether `text` looks like markup: not a word, whitespace or plain punctuation."""
     return not text[0].isalnum() and not text[0].isspace() and any(c.isalnum() for c in text)
 
 
 def _any_of(words: Iterable[str]) -> re.Pattern[str]:
-    """Finds the longest of `words`, however many there are."""
+    """A pattern that matches the longest of `words`, as a trie."""
     tree: dict[str, Any] = {}
     for word in words:
         node = tree

@@ -1,7 +1,7 @@
-"""Text to token ids and back, exactly: a prompt and what follows it decode to the one text followed by the other.
+"""Text to token ids and back, exactly: a prompt and its continuation decode to the one text followed by the other.
 
-Tokenizers see a beginning where a text continues: some put a space in front of a text, some take one away in front of
-ids. So whatever follows other tokens is encoded and decoded behind some of them. Pure but for the tokenizer.
+Tokenizers treat every text as a beginning: some add a leading space when encoding, some drop one when decoding. So text
+that follows other tokens is encoded and decoded behind some of them. Pure but for the tokenizer.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from mlxkv.token_ids import common_prefix
 
 Behind = Callable[[str], list[int]]
 
-_BROKEN = "\N{REPLACEMENT CHARACTER}"  # what bytes decode to that are no character, or not yet
+_BROKEN = "\N{REPLACEMENT CHARACTER}"  # an invalid or incomplete character
 _CHARACTER = 4  # bytes, and thus tokens, of a character at most
 _FILES = ("tokenizer.json", "tokenizer.model", "tekken.json", "tiktoken.model", "vocab.json", "vocab.txt")
-_MOST = 16  # tokens that a token is decoded behind
-_CHECKED = 64  # tokens in which a wrong beginning would show
+_MOST = 16  # tokens of context for decoding a token
+_CHECKED = 64  # tokens that are enough to see a wrong beginning
 
 
 class Detokenizer:
-    """Token ids to text, one by one: what they add to the text of the ids `before` them.
+    """Token ids to text, one by one, behind the ids `before` them.
 
-    A character of several tokens comes when it is complete. What can never become one comes as U+FFFD.
+    A character of several tokens is returned when it is complete; invalid bytes become U+FFFD.
     """
 
     def __init__(self, tokenizer: Any, before: Sequence[int] = ()) -> None:
@@ -36,7 +36,7 @@ class Detokenizer:
         self._settle(before)
 
     def add(self, token: int) -> str:
-        """The text that is certain now."""
+        """Add a token; the text that is complete now."""
         self._waiting.append(token)
         out = ""
         while self._waiting:
@@ -49,13 +49,13 @@ class Detokenizer:
                     self._settle(self._before)
             elif len(self._waiting) < _CHARACTER:
                 break
-            else:  # the first of them is no part of a character that may still come
+            else:  # the first token cannot belong to a character that is still incomplete
                 out += decode(self._tokenizer, (self._waiting.pop(0),))
                 self._before, self._shown = [], 0
         return out
 
     def finish(self) -> str:
-        """Nothing follows: what was held back."""
+        """End the text; an incomplete character."""
         rest, self._waiting = decode(self._tokenizer, self._waiting), []
         return rest
 
@@ -65,7 +65,7 @@ class Detokenizer:
 
 
 def decode(tokenizer: Any, ids: Sequence[int]) -> str:
-    """Every character of these ids, special tokens included. Negative ones are of unknown tokens and give none.
+    """The text of these ids, special tokens included; negative ids (imported tokens) have none.
 
     Raises:
         ModelError: the tokenizer fails on them.
@@ -82,21 +82,21 @@ def decode(tokenizer: Any, ids: Sequence[int]) -> str:
 
 
 def encode(tokenizer: Any, text: str, add_special_tokens: bool = False) -> list[int]:
-    """Ids of a text by itself. transformers calls `encode_batch` of a Rust tokenizer, during which other threads run.
+    """Ids of a text by itself. A Rust tokenizer releases the GIL meanwhile.
 
     Raises:
         ModelError: the tokenizer fails on it.
     """
 
     def failed(why: str) -> str:
-        return f"{_named(tokenizer)} cannot read this text ({why}); leave out what is odd in it, or use another model."
+        return f"{_named(tokenizer)} cannot encode this text ({why}); remove unusual characters, or use another model."
 
     with as_sentence(ModelError, failed):
         return list(tokenizer.encode(text, add_special_tokens=add_special_tokens))
 
 
 def tokenizer_file(folder: Path) -> str:
-    """The file in a model's folder that its tokenizer is made of, as an error names it."""
+    """The tokenizer's file in a model's folder, for error messages."""
     return next((name for name in _FILES if (folder / name).is_file()), _FILES[0])
 
 
@@ -106,8 +106,7 @@ def _named(tokenizer: Any) -> str:
 
 
 def encode_start(tokenizer: Any, text: str) -> list[int]:
-    """Ids of a text that nothing comes before: with the tokenizer's own beginning, unless the text has it already, and
-    without an end, since something is going to follow."""
+    """Ids of a text at the beginning: with the BOS token, unless the text has it already, and without an EOS token."""
     if (bos := tokenizer.bos_token) is not None and text.startswith(bos):
         return encode(tokenizer, text)
     ids = encode(tokenizer, text, add_special_tokens=True)
@@ -118,9 +117,9 @@ def encode_start(tokenizer: Any, text: str) -> list[int]:
 
 
 def encode_after(tokenizer: Any, before: Sequence[int], text: str, behind: Behind | None = None) -> list[int]:
-    """Ids of a text that follows the ids `before`: together they decode to the text of both.
+    """Ids of a text that follows the ids `before`: together they decode to both texts.
 
-    `behind` gives ids of some characters and the text after them; None: as `encode` does.
+    `behind` encodes some characters and the text after them; None: by `encode`.
     """
     behind = behind or (lambda mark: encode(tokenizer, mark + text))
     tail = _tail(tokenizer, before) or encode(tokenizer, "a")
@@ -131,13 +130,13 @@ def encode_after(tokenizer: Any, before: Sequence[int], text: str, behind: Behin
         if piece == text or (len(ids) > _CHECKED and text.startswith(piece.rstrip(_BROKEN))):
             return ids
         right = common_prefix(piece, text)
-        if right > best[0]:  # a tokenizer that rewords the text: at least its beginning is right
+        if right > best[0]:  # a tokenizer that normalizes the text: take the longest match
             best = (right, ids)
     return best[1]
 
 
 def _encodings(tokenizer: Any, behind: Behind) -> Iterator[list[int]]:
-    """Ids of a text as a beginning, then as what follows something that it does not melt into."""
+    """Candidates: the text as a beginning, then behind characters that it does not merge with."""
     yield behind("")
     for mark in ("\n", "a", "0"):
         alone, both = encode(tokenizer, mark), behind(mark)
@@ -146,8 +145,7 @@ def _encodings(tokenizer: Any, behind: Behind) -> Iterator[list[int]]:
 
 
 def _tail(tokenizer: Any, ids: Sequence[int]) -> list[int]:
-    """The last of these ids that are whole characters, or show nothing; none where there are none, or they are unknown
-    (negative)."""
+    """The last of these ids that decode to whole characters; empty if there are none, or imported tokens come first."""
     for start in range(len(ids) - 1, max(len(ids) - 1 - _MOST, -1), -1):
         if ids[start] < 0:
             break

@@ -57,7 +57,7 @@ def test_a_chat_that_is_not_saved_starts_from_one_that_was(told: str, tiny_path:
     assert done.stats.cached_tokens > 300
     assert done.stats.prefill_tokens < 20
     notices = [event.text for event in events if isinstance(event, Notice)]
-    assert notices == [f"Reused {done.stats.cached_tokens} tokens from an earlier chat that began alike."]
+    assert notices == [f"Reused {done.stats.cached_tokens} tokens of an earlier chat with the same prefix."]
     assert say(chat, "and?").stats.cached_tokens > done.stats.cached_tokens
     assert chat.session_id is None
     chat.close()

@@ -330,7 +330,7 @@ def test_a_fork_at_a_message_ends_before_mine_and_after_a_reply(model: Model) ->
         assert got.text == expected.text
         assert got.stats.cached_tokens >= expected.stats.cached_tokens  # "two" began alike
     assert len(chat.messages) == 6
-    with pytest.raises(ConfigError, match="Message 6 is not there"):
+    with pytest.raises(ConfigError, match="There is no message 6"):
         chat.fork(6)
     for c in (chat, a, b):
         c.close()

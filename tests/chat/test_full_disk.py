@@ -80,7 +80,7 @@ def test_wherever_the_disk_is_full_there_is_a_reply_and_nothing_is_lost(model: M
     assert chat.num_messages == 6
     disk.room()
     (notice,) = say(chat, "four")
-    assert "room on the disk again" in notice.text
+    assert "has space again" in notice.text
     assert not chat.is_behind
     for text in ("one", "two", "three", "four"):
         say(straight, text)
@@ -165,9 +165,9 @@ def test_closing_saves_what_there_is_room_for_and_says_what_there_is_not(model: 
     disk.fill()
     for chat in chats:
         say(chat, "two")
-    with pytest.raises(DiskError, match="make room"):
+    with pytest.raises(DiskError, match="free space"):
         chats[0].undo()
-    with pytest.raises(DiskError, match="make room"):
+    with pytest.raises(DiskError, match="free space"):
         chats[0].fork()
     assert "not saved" in (chats[0].close() or "")
     disk.room()

@@ -72,8 +72,8 @@ def test_a_template_without_a_system_role_gets_it_in_the_first_message(template:
     assert prompts.num_system_tokens("be") > 0
 
 
-NO_PLACE = "This model's chat template has no place for a system prompt: the first message begins with it."
-NO_TEMPLATE = "This model has no chat template: the messages reach it as raw text, one after the other."
+NO_PLACE = "This model's chat template has no system role: the first message begins with the system prompt."
+NO_TEMPLATE = "This model has no chat template: the messages are passed as raw text, one after the other."
 
 
 @pytest.mark.parametrize(

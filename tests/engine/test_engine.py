@@ -280,7 +280,7 @@ def test_a_panic_of_a_tokenizer_is_an_error_and_the_engine_goes_on(watched: Watc
     loaded(watched, folder)
     assert isinstance(watched.send("hi")[-2], TurnFinished)
     failed = next(e for e in watched.send(MANY) if isinstance(e, Failed))
-    assert failed.text.startswith(f"The tokenizer of {folder} (tokenizer.json) cannot read this text (")
+    assert failed.text.startswith(f"The tokenizer of {folder} (tokenizer.json) cannot encode this text (")
     assert any(isinstance(e, TurnFinished) for e in watched.send("yes"))
 
 

@@ -141,7 +141,7 @@ def test_a_new_chat_starts_from_the_system_prompt_of_another(model: Model) -> No
     assert got.stats.prefill_tokens < 40
     notices = [e.text for e in events if isinstance(e, mlxkv.Notice)]
     assert [n for n in notices if "from an earlier chat" in n] == [
-        f"Reused {got.stats.cached_tokens:,} tokens from an earlier chat that began alike."
+        f"Reused {got.stats.cached_tokens:,} tokens of an earlier chat with the same prefix."
     ]
     second.close()
     first_id = str(first.session_id)

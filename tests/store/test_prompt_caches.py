@@ -69,7 +69,7 @@ def test_ids_are_read_as_they_are(model: Model) -> None:
     for ids, what in (([5, 64], "Token 1 .* 64"), ([-1], "Token 0 .* -1"), ([True], "True"), ([], "no token ids")):
         with pytest.raises(PromptError, match=what):
             model.prefill(ids, CONFIG)
-    with pytest.raises(ConfigError, match="template wants text"):
+    with pytest.raises(ConfigError, match="template needs text"):
         model.prefill([5], CONFIG, system="x")
     with pytest.raises(PromptError, match="empty"):
         model.prefill("", CONFIG)

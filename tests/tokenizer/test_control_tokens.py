@@ -318,7 +318,11 @@ def test_a_tokenizer_that_cannot_tell_says_so_once(model: Model, monkeypatch: py
     monkeypatch.setattr(ControlTokens, "_twin", None)
     chat = new(model, autosave=True)
     told = [[e.text for e in chat.send(text) if isinstance(e, Notice)] for text in ("hi", f"a {END}", f"b {START}")]
-    assert told == [[], [f"This model's tokenizer cannot read {END} as text: in this chat it is a control token."], []]
+    assert told == [
+        [],
+        [f"This model's tokenizer cannot encode {END} as text: in this chat it is a control token."],
+        [],
+    ]
     session = chat.session_id
     assert session
     chat.close()

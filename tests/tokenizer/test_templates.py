@@ -120,7 +120,7 @@ def test_errors_that_are_no_templates_own_are_sentences_too(
         prompts.render(MESSAGES)
     monkeypatch.undo()
     monkeypatch.setattr(prompts.tokenizer._tokenizer, "encode", fail)
-    with pytest.raises(ModelError, match=r"^The tokenizer of this model cannot read this text \("):
+    with pytest.raises(ModelError, match=r"^The tokenizer of this model cannot encode this text \("):
         prompts.prompt(MESSAGES, PromptState())
 
 
