@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from datetime import datetime
@@ -20,7 +20,7 @@ from mlxkv.cache.config import CacheConfig
 from mlxkv.cache.mlx_lm import ForeignCache
 from mlxkv.cache.prompt_cache import PromptCache
 from mlxkv.chat import clock
-from mlxkv.chat.conversation import Conversation, title_of
+from mlxkv.chat.conversation import Conversation
 from mlxkv.chat.history import History, HistorySnapshot, Undo
 from mlxkv.chat.prefix import ChatPrefix
 from mlxkv.chat.prompt import PromptState
@@ -33,17 +33,15 @@ from mlxkv.errors import (
     CacheError,
     ConfigError,
     DiskError,
-    MessageTooLongError,
     PromptError,
     ReadOnlyError,
     StoreError,
 )
-from mlxkv.events import Branch, FinishReason, Message, Notice, PrefillProgress, Sibling, TurnEvent
-from mlxkv.inference.generation import Generation, check_size
+from mlxkv.events import Branch, Message, Notice, PrefillProgress, Sibling, TurnEvent
+from mlxkv.inference.generation import Generation
 from mlxkv.inference.sampling import SAMPLING, SamplingParams, set_random_state
-from mlxkv.memory.overflow import overflow_of
-from mlxkv.stats import TurnStats, evicted_text
-from mlxkv.store import Restored, SessionRecord, TurnRecord, TurnState
+from mlxkv.stats import TurnStats
+from mlxkv.store import Restored, SessionRecord, TurnRecord
 from mlxkv.system.thread_owner import Owner
 from mlxkv.text.encoding import well_formed
 from mlxkv.token_ids import common_prefix
@@ -158,7 +156,7 @@ class Chat:
         """
         self._gate.check_idle()
         self._conversation.check_writable()
-        self._cut_reply()
+        self._history.cut_reply(self.cache.plan.learned)
         options = self._options(sampling, started)
         return self._gate.start(lambda cancelled: self._continue(replace(options, cancelled=cancelled)))
 
@@ -230,7 +228,11 @@ class Chat:
         """
         before = before or self._history.snapshot()
         try:
-            prompt = yield from self._add_message(text, whole)
+            self._conversation.check_writable()
+            self._check_cache()
+            prompt = yield from self._history.add_message(
+                text, self.cache, self.thinking, whole=whole, begin_session=self._begin_session
+            )
         except BaseException:
             with suppress(StoreError):  # report the first error, not this one
                 self._history.return_to(before)
@@ -238,74 +240,10 @@ class Chat:
         undo = Undo(before, text if returned is None else returned)
         yield from self._reply(prompt, TurnRecord("assistant", ""), options, undo)
 
-    def _add_message(self, text: str, whole: bool) -> Generator[TurnEvent, None, PromptState]:
-        """Add the user's message, on disk too; the prompt that includes it."""
-        history, said = self._history, self._conversation
-        said.check_writable()
-        self._check_cache()
-        if not said.turns and not self.cache.log and said.session_id is None:  # the chat may have been made yesterday
-            history.begin_at(clock.now())
-        prompts = history.prompts
-        message = history.prefix.text + text if not said.turns else text
-        if not said.turns:
-            yield from (Notice(f"{note[0].upper()}{note[1:]}.") for note in self.cache.plan.notes)
-            yield from map(Notice, filter(None, (self.cache.plan.beyond_training,)))
-        elif said.turns[-1].role == "user":  # a crash left it without a reply: keep the roles alternating
-            said.append(TurnRecord("assistant", "", state=TurnState.STOPPED))
-        messages = history.replay.messages([*said.turns, TurnRecord("user", message)])
-        prompt = prompts.prompt(messages, history.prompt_state, self.thinking)
-        check_size(prompt.ids)
-        self.cache.check_length(len(prompt.ids))
-        start = common_prefix(said.log, prompt.ids)
-        if whole:
-            self._check_whole(message, len(prompt.ids), start)
-        if self._autosave and said.session_id is None:
-            try:
-                self._save(title_of(text))
-            except ReadOnlyError as error:
-                self._autosave = False
-                yield Notice(str(error))
-            except DiskError as error:
-                said.unsaved.postpone(error)
-        is_new = not said.turns or not history.prompt_state.ids
-        thought = None if is_new else said.turns[-1].params.get("think")
-        said.append(TurnRecord("user", message, tuple(prompt.ids[start:]), start))
-        yield from map(Notice, prompts.notices(messages, is_new))
-        if self.thinking != thought and (notice := self.think_notice):
-            yield Notice(notice)
-        yield from said.unsaved.notices()
-        return prompt
-
-    def _check_whole(self, message: str, num_tokens: int, num_before: int) -> None:
-        """Raises MessageTooLongError: the window would evict a part of `message`, which the prompt ends with."""
-        plan, history = self.cache.plan, self._history
-        if overflow_of(plan, num_tokens, num_before) is None:
-            return
-        if self.turns and not history.prompt_state.ids:  # of another model: this one prefills all turns
-            num_before = max(num_before, num_tokens - len(history.prompts.encode_text(message)))
-        if overflow := overflow_of(plan, num_tokens, num_before):
-            raise MessageTooLongError(evicted_text(overflow, "CacheConfig(window={})".format), overflow)
-
-    def _cut_reply(self) -> TurnRecord:
-        """The last turn, if it is a reply that can be continued."""
-        last = self.turns[-1] if self.turns else None
-        if last is None or last.role != "assistant":
-            raise PromptError("There is no reply to continue; write something first.")
-        reason, ids = last.stats.get("finish_reason", FinishReason.STOPPED), self._history.prompt_state.ids
-        if reason not in (FinishReason.STOPPED, FinishReason.LENGTH) or not ids:
-            why = "is complete" if ids else "was made by another model"
-            raise PromptError(f"The last reply {why}, so it cannot be continued; retry it, or write something.")
-        learned = self.cache.plan.learned
-        if learned is not None and len(self._conversation.log) > learned:
-            raise PromptError(
-                f"The last reply ends where this model's {learned:,} learned positions are used up, so it cannot be "
-                "continued; begin a new chat."
-            )
-        return last
-
     def _continue(self, options: ReplyOptions) -> Iterator[TurnEvent]:
         self._check_cache()
-        last, prompt = self._cut_reply(), self._history.replay.prompt_before_reply()
+        history = self._history
+        last, prompt = history.cut_reply(self.cache.plan.learned), history.replay.prompt_before_reply()
         self._conversation.reopen_reply()
         yield from self._reply(prompt, last, options)
 
@@ -589,6 +527,19 @@ class Chat:
         if self.cache.log:
             said.save_rows(self.cache, wait=True)
         return str(said.session_id)
+
+    def _begin_session(self, title: str) -> Notice | None:
+        """Save a new chat that saves itself; a notice if it cannot be saved at all."""
+        if not self._autosave or self.session_id is not None:
+            return None
+        try:
+            self._save(title)
+        except ReadOnlyError as error:
+            self._autosave = False
+            return Notice(str(error))
+        except DiskError as error:
+            self._conversation.unsaved.postpone(error)
+        return None
 
     def _begin(self, title: str | None, parent: str | None = None, pinned: int = 0) -> None:
         params: dict[str, Any] = {

@@ -24,7 +24,7 @@ from mlxkv.errors import (
     SessionNotFoundError,
     StoreError,
 )
-from mlxkv.events import Branch, Message, Sibling
+from mlxkv.events import Branch, Message, Notice, Sibling
 from mlxkv.inference.sampling import random_state
 from mlxkv.stats import TurnStats
 from mlxkv.store import Restored, SessionRecord, SessionStore, TurnRecord, TurnState
@@ -103,13 +103,24 @@ class Conversation:
         self._reply_is_open = True
 
     def _write(self, change: Callable[[SessionStore, str], object]) -> None:
-        """Change the session, if there is one; see `UnsavedChanges.write`."""
-        if self.session_id is not None:
-            self.unsaved.write(self.session_id, self.turns, change)
+        """Change the session, if there is one; on a full disk that is postponed."""
+        if self.session_id is None or not self._is_saved():
+            return
+        try:
+            change(self._store, self.session_id)
+        except DiskError as error:
+            self.unsaved.postpone(error)
 
     def _is_saved(self) -> bool:
         """Whether the session has all turns, now that it was tried again."""
-        return self.session_id is None or self.unsaved.catch_up(self.session_id, self.turns)
+        if self.session_id is None or not self.unsaved.is_behind:
+            return True
+        return self.unsaved.catch_up(self.session_id, self.turns)
+
+    def pop_notice(self) -> Notice | None:
+        """What to tell the user of saving, once."""
+        notice, self.unsaved.notice = self.unsaved.notice, None
+        return notice
 
     def _check_saved(self) -> None:
         """Raises DiskError: the end of this chat is not saved, so no fork can begin there."""

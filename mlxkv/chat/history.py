@@ -1,20 +1,27 @@
-"""History: the conversation of a chat and the prompt state that its next prompt continues, and how to go back in both.
+"""History: the conversation of a chat and the prompt state that its next prompt continues; adds messages and goes back.
 
-Knows the chat template and no model; the cache is rewound later, when the next prompt says how far. On the MLX thread.
+Knows the chat template and no model. The cache is only looked at: the next generation rewinds it. On the MLX thread.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
+from mlxkv.cache.plan import CachePlan
+from mlxkv.cache.prompt_cache import PromptCache
+from mlxkv.chat import clock
 from mlxkv.chat.conversation import Conversation, Snapshot, title_of
 from mlxkv.chat.prefix import ChatPrefix
 from mlxkv.chat.prompt import PromptFormat, PromptState
 from mlxkv.chat.replay import Replay
-from mlxkv.errors import ConfigError, PromptError
-from mlxkv.store import TurnRecord
+from mlxkv.errors import ConfigError, MessageTooLongError, PromptError
+from mlxkv.events import FinishReason, Notice
+from mlxkv.inference.generation import check_size
+from mlxkv.memory.overflow import overflow_of
+from mlxkv.stats import evicted_text
+from mlxkv.store import TurnRecord, TurnState
 from mlxkv.text.encoding import well_formed
 from mlxkv.token_ids import common_prefix
 
@@ -76,6 +83,82 @@ class History:
         quiet = self.prompts.prompt(messages, self.prompt_state, False)
         is_near = common_prefix(cached, quiet.ids) + _QUIET_GAIN > common_prefix(cached, usual.ids)
         return quiet if is_near else usual
+
+    # -- messages ----------------------------------------------------------------------------------------------------
+
+    def add_message(
+        self,
+        text: str,
+        cache: PromptCache,
+        think: bool | None,
+        *,
+        whole: bool,
+        begin_session: Callable[[str], Notice | None],
+    ) -> Generator[Notice, None, PromptState]:
+        """Add a message of the user, on disk too; the prompt that it ends.
+
+        Args:
+            cache: holds the prompt later.
+            whole: refuse a message of which the window would evict a part.
+            begin_session: called with a title before the message counts; what to tell of it.
+        """
+        said, prompts = self.conversation, self.prompts
+        if not said.turns:
+            if not cache.log and said.session_id is None:  # the chat may have been made yesterday
+                self.begin_at(clock.now())
+                prompts = self.prompts
+            yield from (Notice(f"{note[0].upper()}{note[1:]}.") for note in cache.plan.notes)
+            yield from map(Notice, filter(None, (cache.plan.beyond_training,)))
+        elif said.turns[-1].role == "user":  # a crash left it without a reply: keep the roles alternating
+            said.append(TurnRecord("assistant", "", state=TurnState.STOPPED))
+        message = text if said.turns else self.prefix.text + text
+        messages = self.replay.messages([*said.turns, TurnRecord("user", message)])
+        prompt = prompts.prompt(messages, self.prompt_state, think)
+        check_size(prompt.ids)
+        cache.check_length(len(prompt.ids))
+        start = common_prefix(said.log, prompt.ids)
+        if whole:
+            self._check_whole(message, cache.plan, len(prompt.ids), start)
+        if notice := begin_session(title_of(text)):
+            yield notice
+        is_new = not said.turns or not self.prompt_state.ids
+        thought = None if is_new else said.turns[-1].params.get("think")
+        said.append(TurnRecord("user", message, tuple(prompt.ids[start:]), start))
+        yield from map(Notice, prompts.notices(messages, is_new))
+        if think != thought and (text := prompts.think_notice(think)):
+            yield Notice(text)
+        if notice := said.pop_notice():
+            yield notice
+        return prompt
+
+    def _check_whole(self, message: str, plan: CachePlan, num_tokens: int, num_before: int) -> None:
+        """Raises MessageTooLongError: the window would evict a part of `message`, which the prompt ends with."""
+        if overflow_of(plan, num_tokens, num_before) is None:
+            return
+        if self.conversation.turns and not self.prompt_state.ids:  # of another model: this one prefills all turns
+            num_before = max(num_before, num_tokens - len(self.prompts.encode_text(message)))
+        if overflow := overflow_of(plan, num_tokens, num_before):
+            raise MessageTooLongError(evicted_text(overflow, "CacheConfig(window={})".format), overflow)
+
+    def cut_reply(self, learned: int | None) -> TurnRecord:
+        """The last turn, a reply that can be continued. `learned`: the model's learned positions, if it has such.
+
+        Raises:
+            PromptError: it is not a reply, or cannot be continued.
+        """
+        last = self.conversation.turns[-1] if self.conversation.turns else None
+        if last is None or last.role != "assistant":
+            raise PromptError("There is no reply to continue; write something first.")
+        reason, ids = last.stats.get("finish_reason", FinishReason.STOPPED), self.prompt_state.ids
+        if reason not in (FinishReason.STOPPED, FinishReason.LENGTH) or not ids:
+            why = "is complete" if ids else "was made by another model"
+            raise PromptError(f"The last reply {why}, so it cannot be continued; retry it, or write something.")
+        if learned is not None and len(self.conversation.log) > learned:
+            raise PromptError(
+                f"The last reply ends where this model's {learned:,} learned positions are used up, so it cannot be "
+                "continued; begin a new chat."
+            )
+        return last
 
     # -- going back --------------------------------------------------------------------------------------------------
 

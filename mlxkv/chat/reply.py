@@ -76,7 +76,8 @@ class ReplyRun:
                     self._history.prompt_state, undo = self._prompt, None
                 else:
                     self._history.return_to(undo.before)
-        yield from self._conversation.unsaved.notices()
+        if saving := self._conversation.pop_notice():
+            yield saving
         if undo is not None:
             yield TurnFinished(FinishReason.STOPPED, "", self.stats, unanswered=True, returned=undo.returned)
             return

@@ -5,20 +5,21 @@ Conversation keeps the turns; this knows how far the session lags behind them. O
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 
 from mlxkv.chat.runtime import ModelRuntime
 from mlxkv.errors import DiskError, SessionChangedError, SessionLockedError, SessionNotFoundError
 from mlxkv.events import MEANWHILE, Notice, NotSaved
-from mlxkv.store import SessionStore, TurnRecord, TurnState
+from mlxkv.store import TurnRecord, TurnState
 
 
 class UnsavedChanges:
     """Changes of one conversation's session that are in memory alone.
 
     Attributes:
-        is_behind: the session lacks something; the user was told once.
+        is_behind: the session lacks something.
+        notice: tells the user of that once, or that it is over; set to None by whoever shows it.
     """
 
     def __init__(self, runtime: ModelRuntime) -> None:
@@ -26,40 +27,21 @@ class UnsavedChanges:
         self.is_behind = False
         self._cut_to: int | None = None  # turns that the session keeps, once it can be written
         self._to_delete: list[str] = []  # sessions to delete then
-        self._notice: str | None = None
-
-    def notices(self) -> Iterator[Notice]:
-        """What the user should be told of saving, once."""
-        text, self._notice = self._notice, None
-        if text:
-            yield (NotSaved if self.is_behind else Notice)(text)
+        self.notice: Notice | None = None
 
     def postpone(self, error: DiskError) -> None:
         """Keep the changes in memory until `catch_up`."""
         if not self.is_behind:
             self.is_behind = True
-            self._notice = f"Not saved: {error}{MEANWHILE}"
+            self.notice = NotSaved(f"Not saved: {error}{MEANWHILE}")
 
     def finish(self) -> None:
         """The session has everything now."""
         if self.is_behind:
-            self.is_behind, self._notice = False, "The disk has space again: the whole chat is saved."
-
-    def write(
-        self, session_id: str, turns: Sequence[TurnRecord], change: Callable[[SessionStore, str], object]
-    ) -> None:
-        """Write `turns` that the session lacks, then `change` it; on a full disk both are postponed."""
-        if not self.catch_up(session_id, turns):
-            return
-        try:
-            change(self._runtime.store, session_id)
-        except DiskError as error:
-            self.postpone(error)
+            self.is_behind, self.notice = False, Notice("The disk has space again: the whole chat is saved.")
 
     def catch_up(self, session_id: str, turns: Sequence[TurnRecord]) -> bool:
         """Write the turns that the session lacks; False while the disk refuses. Raises SessionChangedError."""
-        if not self.is_behind:
-            return True
         try:
             self.delete_postponed()
             store = self._runtime.store

@@ -75,7 +75,7 @@ def test_wherever_the_disk_is_full_there_is_a_reply_and_nothing_is_lost(model: M
     assert disk.refused
     assert [type(notice) for notice in told] == [NotSaved]
     assert "No space left" in told[0].text
-    assert "kept in memory" in told[0].text
+    assert "stay in memory" in told[0].text
     assert chat.is_behind
     assert chat.num_messages == 6
     disk.room()
