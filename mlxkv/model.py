@@ -174,7 +174,7 @@ class Model:
             runtime.files.check_room(Path(save_to), held, len(state.ids))
         if as_chat:
             held.prompt = PromptText(system, str(prompt), state.text, len(state.ids), began.isoformat())
-        runtime.lender.lend(held, state.ids)
+        runtime.borrower.borrow(held, state.ids)
         borrowed = held.offset
         if borrowed and progress is not None:
             progress(borrowed, len(state.ids))

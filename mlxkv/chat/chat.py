@@ -449,13 +449,13 @@ class Chat:
     @public(turn=arguments.whole)
     def siblings(self, turn: int) -> tuple[Sibling, ...]:
         """The versions of message number `turn`, oldest first; () while nothing is saved."""
-        found = self._conversation.siblings()
+        found = self._runtime.store.siblings(self.session_id) if self.session_id is not None else ()
         return found[turn] if turn in range(len(found)) else ()
 
     @public()
     def tree(self) -> tuple[Branch, ...]:
         """This chat and all it was forked from or into, each before its forks; () while nothing is saved."""
-        return self._conversation.tree()
+        return self._runtime.store.tree(self.session_id) if self.session_id is not None else ()
 
     # -- sessions ----------------------------------------------------------------------------------------------------
 

@@ -24,11 +24,11 @@ from mlxkv.errors import (
     SessionNotFoundError,
     StoreError,
 )
-from mlxkv.events import Branch, Message, Notice, Sibling
+from mlxkv.events import Message, Notice
 from mlxkv.inference.sampling import random_state
 from mlxkv.stats import TurnStats
 from mlxkv.store import Restored, SessionRecord, SessionStore, TurnRecord, TurnState
-from mlxkv.store.borrow import FEW
+from mlxkv.store.borrow import MIN_NEW_TOKENS
 from mlxkv.token_ids import TokenIds, TokenLog, common_prefix
 
 _TITLE_LENGTH = 60
@@ -217,7 +217,7 @@ class Conversation:
         self.title = title
         forked_at = None if parent is None else 0
         self._enter(
-            self._store.create(
+            self._store.sessions.create(
                 title,
                 self._runtime.identity,
                 system=system,
@@ -232,7 +232,7 @@ class Conversation:
         self.unsaved.finish()
 
     def rename(self, title: str) -> None:
-        self._store.rename(str(self.session_id), title)
+        self._store.sessions.rename(str(self.session_id), title)
         self.title = title
 
     def resume(self, record: SessionRecord) -> bool:
@@ -260,11 +260,11 @@ class Conversation:
         mine = self._runtime.identity
         if record.model.model_id != mine.model_id:
             with suppress(DiskError):
-                self._store.set_model(record.id, mine)
+                self._store.sessions.set_model(record.id, mine)
             return False
         if record.model.name != mine.name:  # the same weights under another name
             with suppress(StoreError):
-                self._store.rename_model(record.id, mine.name, everywhere=_is_gone(record.model.name))
+                self._store.sessions.rename_model(record.id, mine.name, everywhere=_is_gone(record.model.name))
         return True
 
     def with_turns(self, turns: tuple[TurnRecord, ...]) -> Conversation:
@@ -282,14 +282,6 @@ class Conversation:
         twin = Conversation(self._runtime)
         twin._enter_fork(self.session_id, num_turns)
         return twin
-
-    def siblings(self) -> tuple[tuple[Sibling, ...], ...]:
-        """For each message its versions in the order they were made; () where nothing is saved."""
-        return self._store.siblings(self.session_id) if self.session_id is not None else ()
-
-    def tree(self) -> tuple[Branch, ...]:
-        """The family of forks this session belongs to; () where nothing is saved."""
-        return self._store.tree(self.session_id) if self.session_id is not None else ()
 
     def close(self) -> str | None:
         """Let another process open the session, once its rows are on disk; one sentence if they could not be saved."""
@@ -340,7 +332,7 @@ class Conversation:
         common = min(common_prefix(cache.log, ids), len(ids) - 1)
         held = cache.landing(common)
         if self.session_id is None:
-            return self._runtime.lender.lend(cache, ids, held)
+            return self._runtime.borrower.borrow(cache, ids, held)
         is_all_there = 0 < held == common
         if not cache.can_save or len(ids) - held <= (MIN_NEW_TOKENS if is_all_there else 1):
             return None

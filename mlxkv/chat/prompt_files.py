@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import stat
 from dataclasses import asdict, replace
-from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +16,7 @@ from mlxkv.cache.mlx_lm import ForeignCache, as_model_makes, to_mlx_lm, window_f
 from mlxkv.cache.prompt_cache import PromptCache
 from mlxkv.errors import FileMissingError, MismatchError
 from mlxkv.models.resolve import is_repo
-from mlxkv.safetensors import ITEM_SIZES
+from mlxkv.safetensors import num_bytes
 from mlxkv.store import describe_prompt_file, read_prompt_file, write_prompt_file
 from mlxkv.store.prompts.mlx_lm_file import OUR_NAME, read_mlx_lm, write_mlx_lm
 from mlxkv.text.clean import clean
@@ -40,8 +39,8 @@ class PromptCacheFiles:
 
     def write(self, path: Path, cache: PromptCache) -> int:
         config, identity = asdict(cache.plan.resolved), self._runtime.identity
-        with self._runtime.store.saving_named(path) as room:
-            return write_prompt_file(path, cache, identity, config, prompt=cache.prompt, room=room)
+        with self._runtime.store.saving_named(path) as check_size:
+            return write_prompt_file(path, cache, identity, config, prompt=cache.prompt, check_size=check_size)
 
     def check_room(self, path: Path, cache: PromptCache, num_tokens: int) -> None:
         """Raises StoreError: the disk limit leaves too little space to save the cache with this many tokens."""
@@ -65,8 +64,8 @@ class PromptCacheFiles:
         about = {"model": source, "tokenizer_config": "{}", _MODEL_ID: self.model_id}
         if source != name:
             about[OUR_NAME] = name
-        with self._runtime.store.saving_named(path) as room:
-            return write_mlx_lm(path, to_mlx_lm(cache), version, about, room=room)
+        with self._runtime.store.saving_named(path) as check_size:
+            return write_mlx_lm(path, to_mlx_lm(cache), version, about, check_size=check_size)
 
     def import_mlx_lm(self, path: Path, config: CacheConfig | None) -> PromptCache:
         """See Model.import_mlx_lm."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from mlxkv.chat.history import History, Undo
 from mlxkv.chat.prompt import PromptState
@@ -124,7 +124,7 @@ class ReplyRun:
         if self.stats.prefill_tokens >= _MIN_MEASURED:
             said.record_prefill_speed(self.stats.prefill_tps)
         written, notice = said.save_rows(generation.cache)
-        self.stats = generation.stats_on_disk(said.disk_bytes(), written)
+        self.stats = replace(generation.stats, disk_bytes=said.disk_bytes(), disk_written_bytes=written)
         return notice
 
     @property

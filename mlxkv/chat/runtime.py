@@ -20,7 +20,7 @@ from mlxkv.inference.runner import ModelRunner
 from mlxkv.memory import Budget
 from mlxkv.models import LoadedModel
 from mlxkv.store import ModelIdentity, SessionStore, identify
-from mlxkv.store.borrow import Lender
+from mlxkv.store.borrow import Borrower
 from mlxkv.store.identity import FileHashes
 
 
@@ -117,9 +117,9 @@ class ModelRuntime:
         return ModelIdentity.of(found.name, {**found.parts, "file.replaced": secrets.token_hex()})
 
     @cached_property
-    def lender(self) -> Lender:
+    def borrower(self) -> Borrower:
         """Rows of saved chats for what is not saved itself."""
-        return Lender(self.folders, lambda: self.store, self._identify)
+        return Borrower(self.folders, lambda: self.store, self._identify)
 
     def _identify(self, hashes: FileHashes) -> ModelIdentity:
         return identify(self.loaded.path, self.loaded.config, hashes, name=self.name)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from typing import Any
 
 import mlx.core as mx
@@ -188,6 +187,7 @@ class Generation:
     def stats(self) -> TurnStats:
         """The figures so far; complete once `events` has ended."""
         now, cache, reuse = time.perf_counter(), self.cache, self._reuse
+        bits = cache.plan.config.bits  # those of keys and of values, if they differ
         decoded = len(self.generated) - 1
         decode_s = self._last_at - self._first_at if self._first_at is not None else 0.0
         prefilled = self._num_prefilled  # less than the prompt if it was cancelled during prefill
@@ -207,18 +207,8 @@ class Generation:
             cache_window=cache.capacity,
             cache_bytes=cache.nbytes,
             cache_live_bytes=cache.live_nbytes,
-            cache_bits=_bits(cache),
+            cache_bits=bits[0] if isinstance(bits, tuple) else bits,
             peak_memory_bytes=peak_memory(),
             reuse_stopped_at=reuse.stopped_at,
             reuse_stopped_why=reuse.why,
         )
-
-    def stats_on_disk(self, disk_bytes: int, written: int) -> TurnStats:
-        """`stats` with the bytes of this session on disk and those that this turn wrote."""
-        return replace(self.stats, disk_bytes=disk_bytes, disk_written_bytes=written)
-
-
-def _bits(cache: PromptCache) -> int | None:
-    """Bits of the keys, if keys and values differ."""
-    bits = cache.plan.config.bits
-    return bits[0] if isinstance(bits, tuple) else bits
