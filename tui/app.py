@@ -26,6 +26,7 @@ from mlxkv.config import Folders, Settings
 from mlxkv.protocol import commands as cmd
 from mlxkv.protocol import events as ev
 from mlxkv.protocol.engine import EnginePort
+from mlxkv.protocol.status import SaveState
 from mlxkv.system.supervisor_link import Supervisor
 from mlxkv.text.clean import clean
 from mlxkv.tui.emoji import joins_emoji
@@ -141,7 +142,7 @@ class ChatApp(ManagingApp, inherit_bindings=False):
                 self.prompt.recount()
             if self._wants_chats(event):
                 self.state.submit(cmd.ListChats())
-            if isinstance(event, ev.SessionStatus) and event.saved not in ("", "off"):
+            if isinstance(event, ev.SessionStatus) and event.saved not in (SaveState.NOTHING, SaveState.OFF):
                 self.history.save()
         self._sync()
         self.call_after_refresh(self._drained, began)

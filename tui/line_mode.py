@@ -172,7 +172,7 @@ class PlainChat:
     # -- the dispatcher ------------------------------------------------------------------------------------------------
 
     def _events_put(self, event: ev.EngineEvent) -> None:
-        if isinstance(event, ev.PullProgress | ev.KVSaving):  # of another thread
+        if isinstance(event, ev.PullProgress | ev.SaveProgress):  # of another thread
             self._events.put(event)
         else:
             self._show(event)
@@ -225,9 +225,9 @@ class PlainChat:
                 self._line(f"(prefilled {done:,} of {total:,} tokens)")
             case ev.ModelLoading(name, phase, done, total) if total and self._is_time():
                 self._line(f"({phase} {name}: {bytes_text(done)} of {bytes_text(total)})")
-            case ev.PullProgress(name, "downloading", done, total) if self._is_time():
+            case ev.PullProgress(name, ev.PullState.DOWNLOADING, done, total) if self._is_time():
                 self._line(f"(downloading {name}: {bytes_text(done)} of {bytes_text(total)})")
-            case ev.ModelTight():
+            case ev.ModelTooLarge():
                 from mlxkv.memory.preflight import ways_out
 
                 self._line(f"{event.text}; when starting, {ways_out(event)}.")
@@ -253,7 +253,7 @@ class PlainChat:
             if block.kind is Kind.ERROR:
                 self._line(f"Error: {block.text}")
             elif block.kind is Kind.META and block.info != NO_ANSWER:  # that is told where the reply is
-                self._line(spoken(context_line(block.text, _WIDTH)))
+                self._line(spoken(context_line(block.context, _WIDTH) if block.context else block.text))
 
     def _begin_reply(self) -> None:
         if not self._is_replying:

@@ -1,6 +1,6 @@
-"""Compacting the chat in front: what it would cost, the summary as it is written, the branch, the way back. MLX thread.
+"""Handlers for compaction: plan, summarise, branch, undo. MLX thread.
 
-What stays is decided in `mlxkv.chat.compaction`. Stopped or failed, it leaves everything as it was.
+`mlxkv.chat.compaction` decides which messages stay. Stopped or failed, compaction leaves the chat unchanged.
 """
 
 from __future__ import annotations
@@ -11,111 +11,103 @@ from dataclasses import dataclass
 from mlxkv.chat import compaction
 from mlxkv.chat.chat import Chat
 from mlxkv.engine import chats
-from mlxkv.engine import status as figures
 from mlxkv.engine.context import EngineContext
+from mlxkv.engine.status import session_status, update_disk_bytes
 from mlxkv.errors import MlxkvError, OutOfMemoryError, PromptError
 from mlxkv.events import Notice, TurnFinished
 from mlxkv.models import BUILT_IN
-from mlxkv.protocol.events import ChatOpened, Compacted, EngineEvent, Failed, TurnStarted
-from mlxkv.protocol.status import CompactPlan
+from mlxkv.protocol.events import ChatOpened, Compacted, EngineEvent, Failed, FailureKind, TurnStarted
+from mlxkv.protocol.status import CompactPlan, SaveState
 
 
 @dataclass(frozen=True)
-class Before:
-    """The chat that the one in front is a short form of. `num_messages`: how many that began with."""
+class Uncompacted:
+    """The chat before compaction. `num_messages` is the length of the compacted branch when it was made."""
 
     session_id: str | None
-    chat: Chat  # for where nothing is saved
+    chat: Chat  # to return to if nothing is saved
     num_messages: int
 
 
-def planned(context: EngineContext) -> CompactPlan:
+def plan_compaction(context: EngineContext) -> CompactPlan:
     model = context.ready_model
-    # The built-in model is far too small to summarise: it would make things up.
-    return compaction.plan(context.current_chat, model.name, model.name not in BUILT_IN and model.has_chat_template)
+    # The built-in model is too small to summarise: it would invent things.
+    can_summarise = model.name not in BUILT_IN and model.has_chat_template
+    return compaction.plan(context.current_chat, model.name, can_summarise)
 
 
-def run(context: EngineContext, summarise: bool) -> Iterator[EngineEvent]:
-    """With `summarise` the reply that is shown is the summary; then the branch is read and shown."""
-    chat, plan, summary = context.current_chat, planned(context), None
-    if summarise and not plan.summary_tokens:
-        raise PromptError(f"{plan.model} cannot summarise; /compact last keeps the last messages as they are.")
-    ask, how = compaction.request(plan.summary_tokens), {**context.settings.sampling, "max_tokens": plan.summary_tokens}
+def compact(context: EngineContext, summarise: bool) -> Iterator[EngineEvent]:
+    """Compact the open chat. With `summarise` the summary is shown as a reply while it is generated."""
+    chat, plan, summary = context.current_chat, plan_compaction(context), None
     if summarise:
+        if not plan.summary_tokens:
+            raise PromptError(f"{plan.model} cannot summarise; /compact last keeps only the last messages.")
+        request = compaction.request(plan.summary_tokens)
         yield ChatOpened(chat.session_id, chat.title)
-        yield TurnStarted(ask)
+        yield TurnStarted(request)
         try:
-            for event in context.begun(chat.aside(ask, **how)):
+            events = chat.aside(request, **{**context.settings.sampling, "max_tokens": plan.summary_tokens})
+            context.apply_earlier_stop()
+            for event in events:
                 summary = event if isinstance(event, TurnFinished) else None
                 yield event
         except MlxkvError:
-            yield chats.view(chat)
+            yield from chats.show_chat(context)
             raise
-        if summary is None or summary.reason == "stopped":
-            yield from _as_before(context, chat)
-            yield Failed("Compacting was stopped: the chat is as it was.", "stopped")
+        is_stopped = summary is None or summary.reason == "stopped"
+        if summary is None or is_stopped or not compaction.summary_of(summary):
+            yield from chats.show_chat(context)
+            yield session_status(context)
+            if not is_stopped:
+                raise MlxkvError(f"{plan.model} wrote no summary, so the chat is unchanged; try /compact last.")
+            yield Failed("Compaction was stopped; the chat is unchanged.", FailureKind.STOPPED)
             return
-        if not compaction.summary_of(summary):
-            yield from _as_before(context, chat)
-            raise MlxkvError(
-                f"{plan.model} wrote no summary, so the chat is as it was; /compact last keeps the last messages."
-            )
-    yield from _gone_on(context, chat, plan, summary)
+    yield from _open_branch(context, chat, plan, summary)
 
 
-def _as_before(context: EngineContext, chat: Chat) -> Iterator[EngineEvent]:
-    yield from chats.versions(context)
-    yield chats.view(chat, num_messages=len(chat.messages))
-    yield figures.status(context)
-
-
-def _gone_on(
+def _open_branch(
     context: EngineContext, chat: Chat, plan: CompactPlan, summary: TurnFinished | None
 ) -> Iterator[EngineEvent]:
     titles: list[str] = []
     if chat.session_id is not None:
         with context.store() as store:
-            titles = [found.title for found in store.list()]
-    twin = compaction.branch(chat, plan, summary, titles)
+            titles = [saved.title for saved in store.list()]
+    branch = compaction.branch(chat, plan, summary, titles)
     context.close_chat()
     if chat.session_id is None:
         chat.forget()  # two caches at once may not fit
-    context.chat, context.before = twin, Before(chat.session_id, chat, len(twin.messages))
-    context.saved = "saved" if context.save else "off"
+    context.chat, context.uncompacted = branch, Uncompacted(chat.session_id, chat, len(branch.messages))
+    context.set_saved(SaveState.SAVED if context.save else SaveState.OFF)
     notice = ""
     try:
-        yield from context.begun(twin.read())
+        events = branch.read()
+        context.apply_earlier_stop()
+        yield from events
     except OutOfMemoryError as error:
         notice = str(error)
-    yield from chats.versions(context)
-    yield chats.view(twin, num_messages=len(twin.messages))
+    yield from chats.show_chat(context)
     if notice:
         yield Notice(notice)
-    what = "a summary that stays pinned, and " if summary is not None else ""
-    used = f"{len(twin.log):,} of {twin.cache.capacity or len(twin.log):,} tok"
-    yield Compacted(
-        f"✓ compacted: {what}the last {plan.kept_messages} messages as they were · {used} · the whole chat is kept: "
-        "/undo goes back to it, /tree shows both"
-    )
-    figures.look_at_disk(context)
-    yield figures.status(context)
+    yield Compacted(summary is not None, plan.kept_messages, len(branch.log), branch.cache.capacity)
+    update_disk_bytes(context)
+    yield session_status(context)
 
 
-def undone(context: EngineContext) -> Iterator[EngineEvent] | None:
-    """Back to the whole chat, while nothing was said in its short form; None where that is not what undoing means."""
-    before, chat = context.before, context.chat
+def undo_compaction(context: EngineContext) -> Iterator[EngineEvent] | None:
+    """Return to the whole chat; None if the open chat was not compacted, or was continued since."""
+    before, chat = context.uncompacted, context.chat
     if before is None or chat is None or len(chat.messages) > before.num_messages:
         return None
-    return _back(context, before)
+    return _return_to(context, before)
 
 
-def _back(context: EngineContext, before: Before) -> Iterator[EngineEvent]:
+def _return_to(context: EngineContext, before: Uncompacted) -> Iterator[EngineEvent]:
     if before.session_id is not None:
-        yield from chats.opened(context, before.session_id)
+        yield from chats.open_chat(context, before.session_id)
+        yield Notice("Returned to the whole chat; the compacted one stays as a branch.")
     else:
         context.close_chat()
         context.chat = before.chat
-        yield from chats.versions(context)
-        yield chats.view(before.chat, num_messages=len(before.chat.messages))
-        yield figures.status(context)
-    yield Notice("The whole chat is back; its short form stays as a branch." if before.session_id else "As it was.")
+        yield from chats.show_chat(context)
+        yield session_status(context)
+        yield Notice("Returned to the whole chat.")

@@ -11,27 +11,27 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from mlxkv.config import Folders, Settings
 from mlxkv.errors import MlxkvError
 from mlxkv.events import KVNotSaved
-from mlxkv.protocol.events import EngineEvent, ModelLoading
+from mlxkv.protocol.events import EngineEvent, LoadPhase, ModelLoading
+from mlxkv.protocol.status import SaveState
 
 if TYPE_CHECKING:
     from mlxkv.cache.config import CacheConfig
     from mlxkv.chat.chat import Chat
-    from mlxkv.engine.compaction import Before
+    from mlxkv.engine.compaction import Uncompacted
     from mlxkv.engine.downloads import Downloads
     from mlxkv.model import Model
     from mlxkv.store import SessionStore
 
-Event = TypeVar("Event")
 _log = logging.getLogger("mlxkv.engine")
 
 
 class EngineContext:
-    """`saved` is what the footer says: see SessionStatus. `system` is the system prompt of the next new chat."""
+    """Attributes are set by handlers; `system` is the system prompt of the next new chat."""
 
     def __init__(
         self,
@@ -48,62 +48,65 @@ class EngineContext:
         self.system = settings.system
         self.model: Model | None = None
         self.chat: Chat | None = None
-        self.forced: set[str] = set()  # models to load although they do not fit
-        self.before: Before | None = None  # what the chat in front is a short form of
-        self.saved = ""
-        self.unsent = ""  # a message that is to be sent and is not part of the chat yet
-        self.fork: tuple[str | None, int] = (None, 0)  # a chat, and which of its family's forks it is
-        self.disk_bytes = 0  # KV of all chats, as of the last look
+        self.oversized: set[str] = set()  # models to load although they do not fit
+        self.uncompacted: Uncompacted | None = None  # what the open chat was compacted from
+        self.saved, self.save_problem = SaveState.NOTHING, ""
+        self.unsent = ""  # a message that is being sent and is not part of the chat yet
+        self.fork_number: tuple[str | None, int] = (None, 0)  # of a session in its family
+        self.disk_bytes = 0  # KV of all chats when last counted
         self._load = load
         self._cancel_load = threading.Event()
-        self.num_asked = self.num_begun = 0  # commands
+        self.num_submitted = self.num_started = 0  # commands
         self._num_stopped = 0  # of them, in their order
         self._is_closing = False
 
     def stop(self, *, closing: bool = False) -> None:
-        """Stop the running reply or load, or the one that was asked for and has not begun; from any thread.
+        """Stop the running reply or load, or one that was submitted and has not started; from any thread.
 
-        `closing`: nobody is left to give an unanswered message back to, so that it stays in its chat.
+        `closing`: an unanswered message stays in its chat, since no window is left to return it to.
         """
         self._is_closing = self._is_closing or closing
-        self._num_stopped = self.num_asked
+        self._num_stopped = self.num_submitted
         self._cancel_load.set()
         if (chat := self.chat) is not None:
             chat.cancel(keep_message=self._is_closing)
 
     @property
     def was_stopped(self) -> bool:
-        """Whether that was so of the command being answered."""
-        return 0 < self.num_begun <= self._num_stopped
+        """Whether the current command was stopped."""
+        return 0 < self.num_started <= self._num_stopped
 
-    def begun(self, events: Iterator[Event]) -> Iterator[Event]:
-        """`events` of the chat in front; a stop that came before them holds."""
+    def apply_earlier_stop(self) -> None:
+        """Cancel the reply just begun if its command was stopped before."""
         if self.was_stopped:
             self.current_chat.cancel(keep_message=self._is_closing)
-        return events
+
+    def set_saved(self, saved: SaveState, problem: str = "") -> None:
+        self.saved, self.save_problem = saved, problem
 
     # -- the model ---------------------------------------------------------------------------------------------------
 
     @property
     def ready_model(self) -> Model:
+        """The loaded model. Raises MlxkvError: there is none."""
         if self.model is None:
             raise MlxkvError("No model is loaded; type /model and a folder or a repository id.")
         return self.model
 
     @property
-    def loads_itself(self) -> bool:
-        """Whether names mean models of this machine and the hub, as they do but in tests."""
-        return self._load is None
+    def has_test_loader(self) -> bool:
+        """Whether a test replaces `mlxkv.load`, so that names are not models of this machine or the hub."""
+        return self._load is not None
 
-    def make_model(self, name: str) -> Model:
+    def load_model(self, name: str) -> Model:
         def progress(p: Any) -> None:
-            self.emit(ModelLoading(p.name, p.phase, p.done, p.total))
+            self.emit(ModelLoading(p.name, LoadPhase(p.phase), p.done, p.total))
 
         if self._load is not None:
             return self._load(name)
         from mlxkv.model import load
 
-        limited = name not in self.forced
+        limited = name not in self.oversized
         return load(name, folders=self.folders, limited=limited, progress=progress, cancel=self._cancel_load)
 
     @property
@@ -114,8 +117,8 @@ class EngineContext:
         if not self.was_stopped:
             self._cancel_load.clear()
 
-    def drop_model(self) -> None:
-        """Give all its memory back: two models at once may not fit."""
+    def unload_model(self) -> None:
+        """Release all memory of the model: two models at once may not fit."""
         self.close_chat()
         if self.model is not None:
             self.model.close()
@@ -129,22 +132,18 @@ class EngineContext:
 
     @property
     def current_chat(self) -> Chat:
-        """The chat in front.
-
-        Raises:
-            MlxkvError: there is none, because nothing has been said.
-        """
+        """The open chat. Raises MlxkvError: there is none."""
         if self.chat is None:
             raise MlxkvError("No chat is open yet; write something first, or open one with /resume.")
         return self.chat
 
     def close_chat(self) -> None:
-        chat, self.chat, self.before = self.chat, None, None
+        chat, self.chat, self.uncompacted = self.chat, None, None
         if chat is not None and (notice := chat.close()):
             self.emit(KVNotSaved(notice))
 
-    def bounds(self) -> CacheConfig:
-        """What a new cache is to be; of a model that does not fit no more than it takes to talk."""
+    def cache_config(self) -> CacheConfig:
+        """The configuration of a new cache; for an oversized model a window that is just usable."""
         from mlxkv.cache.config import CacheConfig
         from mlxkv.memory.preflight import usable_window
 
@@ -155,7 +154,7 @@ class EngineContext:
 
     @contextmanager
     def store(self) -> Iterator[SessionStore]:
-        """The sessions on disk: the model's store, or one opened for this."""
+        """The model's store, or one opened for the block."""
         if self.model is not None:
             yield self.model.store
             return

@@ -10,14 +10,13 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from mlxkv.config import Folders, Settings
-from mlxkv.engine import chats, disk, models, turns
-from mlxkv.engine import compaction as compacting
-from mlxkv.engine import status as figures
+from mlxkv.engine import chats, compaction, models, status, turns
+from mlxkv.engine import settings as session_settings
 from mlxkv.engine.context import EngineContext
 from mlxkv.engine.downloads import Downloads
 from mlxkv.errors import MlxkvError, OutOfMemoryError, SessionLockedError
 from mlxkv.protocol import commands as cmd
-from mlxkv.protocol.events import EngineEvent, Failed
+from mlxkv.protocol.events import EngineEvent, Failed, FailureKind
 
 if TYPE_CHECKING:
     from mlxkv.model import Model
@@ -26,10 +25,10 @@ _log = logging.getLogger("mlxkv.engine")
 
 
 class Dispatcher:
-    """Answers commands on the thread it was first used on.
+    """Handles commands on the caller's thread.
 
     Args:
-        emit: takes every event; called on this thread, and for downloads on theirs.
+        emit: takes every event; called on this thread, for downloads on theirs.
     """
 
     def __init__(
@@ -60,17 +59,17 @@ class Dispatcher:
             for event in self._events(command):
                 self._emit(event)
         except MlxkvError as error:
-            self._failed(str(error), _kind(error))
+            self._fail(str(error), _kind(error))
         except (KeyboardInterrupt, SystemExit):
             raise
-        except BaseException as error:  # a panic of Rust is no Exception
+        except BaseException as error:  # a panic in Rust is not an Exception
             _log.exception("%s failed", type(command).__name__)
-            self._failed(f"Something went wrong ({type(error).__name__}: {_line(error)}); the chat is kept.")
+            self._fail(f"Something went wrong ({type(error).__name__}: {_line(error)}); the chat is safe.")
 
-    def _failed(self, text: str, kind: str = "") -> None:
+    def _fail(self, text: str, kind: FailureKind = FailureKind.OTHER) -> None:
         unsent, self.context.unsent = self.context.unsent, ""
         self._emit(Failed(text, kind, unsent))
-        self._emit(figures.status(self.context))
+        self._emit(status.session_status(self.context))
 
     def _events(self, command: cmd.Command) -> Iterator[EngineEvent]:
         from mlxkv.device import current_device
@@ -78,60 +77,60 @@ class Dispatcher:
         context, now = self.context, time.perf_counter()
         match command:
             case cmd.LoadModel():
-                return models.load(context, command)
+                return models.load_model(context, command)
             case cmd.ListModels(fitting):
-                return models.listed(context, fitting)
+                return models.list_models(context, fitting)
             case cmd.NewChat(system):
-                return chats.new(context, system)
+                return chats.new_chat(context, system)
             case cmd.OpenChat(session_id):
-                return chats.opened(context, session_id)
+                return chats.open_chat(context, session_id)
             case cmd.CheckChat():
-                return chats.checked(context)
+                return chats.check_chat(context)
             case cmd.ListChats():
-                return chats.listed(context)
+                return chats.list_chats(context)
             case cmd.SearchChats(words):
-                return chats.found(context, words)
+                return chats.search_chats(context, words)
             case cmd.ShowTree():
-                return chats.tree(context)
+                return chats.show_tree(context)
             case cmd.RenameChat(title, session_id):
-                return chats.renamed(context, title, session_id)
+                return chats.rename_chat(context, title, session_id)
             case cmd.DeleteChat(session_id):
-                return chats.deleted(context, session_id)
+                return chats.delete_chat(context, session_id)
             case cmd.ExportChat(kind, path, session_id):
-                return chats.exported(context, kind, path, session_id)
+                return chats.export_chat(context, kind, path, session_id)
             case cmd.Send():
-                return turns.run(context, command)
+                return turns.send(context, command)
             case cmd.Retry(turn):
-                return turns.again(context, turn, now)
+                return turns.retry(context, turn, now)
             case cmd.Edit():
-                return turns.edited(context, command)
+                return turns.edit(context, command)
             case cmd.Continue():
-                return turns.continued(context, lambda chat, how: chat.continue_reply(started=now, **how))
+                return turns.continue_reply(context, now)
             case cmd.Rewind(turn):
-                back = compacting.undone(context) if turn is None else None
-                return chats.rewound(context, turn) if back is None else back
+                undone = compaction.undo_compaction(context) if turn is None else None
+                return undone or chats.rewind(context, turn)
             case cmd.Fork(turn):
-                return chats.forked(context, turn)
-            case cmd.ChangeSettings(settings):
-                return chats.resettled(context, settings)
-            case cmd.SetSystem(text):
-                return chats.given_system(context, text)
-            case cmd.ShowContext():
-                return iter((figures.context(context),))
-            case cmd.ListCache():
-                return disk.listed(context)
-            case cmd.CollectCache():
-                return disk.collected(context)
-            case cmd.PinChat():
-                return disk.pinned(context)
-            case cmd.CountTokens(key, text):
-                return figures.counted(context, key, text)
+                return chats.fork(context, turn)
             case cmd.PlanCompact():
-                return iter((compacting.planned(context),))
+                return iter((compaction.plan_compaction(context),))
             case cmd.Compact(summarise):
-                return compacting.run(context, summarise)
+                return compaction.compact(context, summarise)
+            case cmd.ChangeSettings(settings):
+                return session_settings.change_settings(context, settings)
+            case cmd.SetSystem(text):
+                return session_settings.set_system(context, text)
+            case cmd.ShowContext():
+                return iter((status.context_usage(context),))
+            case cmd.ListCache():
+                return status.list_cache(context)
+            case cmd.CollectCache():
+                return status.collect_cache(context)
+            case cmd.PinChat():
+                return status.pin_chat(context)
+            case cmd.CountTokens(key, text):
+                return status.count_tokens(context, key, text)
             case cmd.ShowStats():
-                return iter((figures.totals(context),))
+                return iter((status.session_stats(context),))
             case cmd.Pull(name):
                 self._downloads.start(name, current_device())
             case cmd.PausePull():
@@ -139,7 +138,7 @@ class Dispatcher:
         return iter(())
 
     def close(self) -> None:
-        """The thread's last act: MLX's streams of this thread are cleared exactly once, else the process aborts."""
+        """Close the chat and clear MLX's streams: once, as the last call of the thread, else the process aborts."""
         self._downloads.close()
         self.context.close()
         gc.collect()
@@ -148,13 +147,13 @@ class Dispatcher:
         mx.clear_streams()
 
 
-def _kind(error: MlxkvError) -> str:
+def _kind(error: MlxkvError) -> FailureKind:
     cause = error.__cause__
     if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
-        return "disk"
+        return FailureKind.DISK
     if isinstance(error, OutOfMemoryError):
-        return "memory"
-    return "locked" if isinstance(error, SessionLockedError) else ""
+        return FailureKind.MEMORY
+    return FailureKind.LOCKED if isinstance(error, SessionLockedError) else FailureKind.OTHER
 
 
 def _line(error: BaseException) -> str:

@@ -1,6 +1,6 @@
-"""Downloads: one repository at a time, on a thread of its own that uses no MLX. Starting and pausing: any thread.
+"""Downloads: one repository at a time, on a thread that uses no MLX. `start` and `pause`: any thread.
 
-What has arrived is kept, so a download that was paused, broken off or forgotten goes on where it was.
+The received part is kept, so a download that was paused or interrupted continues there.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from collections.abc import Callable
 
 from mlxkv.device import Device
 from mlxkv.errors import MlxkvError, OutOfMemoryError
-from mlxkv.protocol.events import EngineEvent, PullProgress
-from mlxkv.protocol.status import ModelTight
+from mlxkv.protocol.events import EngineEvent, PullProgress, PullState
+from mlxkv.protocol.status import ModelTooLarge
 
-_RATE_SECONDS = 5.0  # the rate is the mean over so long
-_TELL_SECONDS = 0.2
+_RATE_SECONDS = 5.0  # over which the rate is averaged
+_EMIT_SECONDS = 0.2  # between two events
 _log = logging.getLogger("mlxkv.engine")
 
 
 class Downloads:
-    """`emit` takes every PullProgress, on the download's thread."""
+    """`emit` takes every PullProgress, mostly on the download's thread."""
 
     def __init__(self, emit: Callable[[EngineEvent], None], clock: Callable[[], float] = time.monotonic) -> None:
         self._emit, self._clock = emit, clock
@@ -31,7 +31,7 @@ class Downloads:
         self._name = ""
 
     def start(self, name: str, device: Device, *, then_load: bool = False) -> None:
-        """Begin, or go on after a pause. What would not fit `device` is refused before a byte is fetched.
+        """Start or continue a download. A model that does not fit `device` is refused before anything is fetched.
 
         Raises:
             MlxkvError: another download is running.
@@ -39,7 +39,7 @@ class Downloads:
         if self._thread is not None and self._thread.is_alive():
             raise MlxkvError(f"{self._name} is being downloaded; press Esc to pause it first.")
         self._name, self._cancel = name, threading.Event()
-        self._emit(PullProgress(name, "asking", then_load=then_load))
+        self._emit(PullProgress(name, PullState.ASKING, then_load=then_load))
         self._thread = threading.Thread(
             target=self._run, args=(name, device, then_load, self._cancel), name="mlxkv-download"
         )
@@ -56,31 +56,32 @@ class Downloads:
 
     def _run(self, name: str, device: Device, then_load: bool, cancel: threading.Event) -> None:
         meter = _Meter(self._clock)
-        last = PullProgress(name, "asking", then_load=then_load)
+        last = PullProgress(name, PullState.ASKING, then_load=then_load)
 
         def progress(done: int, total: int) -> None:
             nonlocal last
-            if meter.take(done) or done == total:
-                last = PullProgress(name, "downloading", done, total, meter.rate, then_load=then_load)
+            if meter.record(done) or done == total:
+                last = PullProgress(name, PullState.DOWNLOADING, done, total, meter.rate, then_load=then_load)
                 self._emit(last)
 
-        def end(state: str, text: str = "") -> None:
+        def end(state: PullState, text: str = "") -> None:
             self._emit(PullProgress(name, state, last.done, last.total, 0.0, text, then_load))
 
         try:
             self._fetch(name, device, progress, cancel)
         except _TooLargeError as error:
             if then_load:  # nothing was fetched yet: the user decides
-                self._emit(PullProgress(name, "tight", then_load=True, tight=error.found))
+                self._emit(PullProgress(name, PullState.TOO_LARGE, then_load=True, too_large=error.model))
             else:
-                end("failed", str(error))
+                end(PullState.FAILED, str(error))
         except MlxkvError as error:
-            end("paused" if cancel.is_set() else "failed", str(error))
+            end(PullState.PAUSED if cancel.is_set() else PullState.FAILED, str(error))
         except Exception as error:
             _log.exception("the download of %s failed", name)
-            end("failed", f"The download of {name} broke off ({type(error).__name__}); /pull {name} goes on with it.")
+            reason = type(error).__name__
+            end(PullState.FAILED, f"The download of {name} failed ({reason}); /pull {name} continues it.")
         else:
-            end("done")
+            end(PullState.DONE)
 
     @staticmethod
     def _fetch(name: str, device: Device, progress: Callable[[int, int], None], cancel: threading.Event) -> None:
@@ -96,40 +97,34 @@ class Downloads:
             try:
                 check_fits(name, plan.weight_bytes, device)
             except OutOfMemoryError as error:
-                found = ModelTight(name, plan.weight_bytes, device.memory_limit, device.total_memory)
-                raise _TooLargeError(str(error), found) from error
+                model = ModelTooLarge(name, plan.weight_bytes, device.memory_limit, device.total_memory)
+                raise _TooLargeError(str(error), model) from error
 
-        download(
-            source.repo,
-            source.revision,
-            progress=progress,
-            cancel=cancel,
-            check=check,
-        )
+        download(source.repo, source.revision, progress=progress, cancel=cancel, check=check)
 
 
 class _TooLargeError(MlxkvError):
-    def __init__(self, text: str, found: ModelTight) -> None:
+    def __init__(self, text: str, model: ModelTooLarge) -> None:
         super().__init__(text)
-        self.found = found
+        self.model = model
 
 
 class _Meter:
-    """Bytes per second over the last seconds, from totals that come at any pace."""
+    """Bytes per second over the last seconds, from totals at irregular times."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock, self._told = clock, float("-inf")
+        self._clock, self._last_event = clock, float("-inf")
         self._samples: deque[tuple[float, int]] = deque()
 
-    def take(self, done: int) -> bool:
-        """Remember a total; whether it is time to emit."""
+    def record(self, done: int) -> bool:
+        """Record a total and return whether the next event is due."""
         now = self._clock()
         self._samples.append((now, done))
         while len(self._samples) > 2 and self._samples[1][0] <= now - _RATE_SECONDS:
             self._samples.popleft()
-        if now - self._told < _TELL_SECONDS:
+        if now - self._last_event < _EMIT_SECONDS:
             return False
-        self._told = now
+        self._last_event = now
         return True
 
     @property

@@ -1,4 +1,4 @@
-"""Loading and listing models. A model that has to be downloaded first is, beside the chat that goes on. MLX thread."""
+"""Handlers for models: load, list. A missing model is downloaded while the chat continues. MLX thread."""
 
 from __future__ import annotations
 
@@ -13,28 +13,39 @@ from mlxkv.engine.context import EngineContext
 from mlxkv.errors import MlxkvError
 from mlxkv.memory.preflight import tight
 from mlxkv.protocol.commands import LoadModel
-from mlxkv.protocol.events import EngineEvent, Failed, ModelCard, ModelList, ModelLoading, ModelMissing, ModelReady
+from mlxkv.protocol.events import (
+    EngineEvent,
+    Failed,
+    FailureKind,
+    ModelCard,
+    ModelList,
+    ModelLoading,
+    ModelMissing,
+    ModelReady,
+)
 
-RECENT_CHATS, MOST_FOLDERS = 200, 8  # whose folders are listed, the latest first
+RECENT_CHATS, MOST_FOLDERS = 200, 8  # chats searched for folders of models; folders listed, the latest first
 
 
-def load(context: EngineContext, wanted: LoadModel) -> Iterator[EngineEvent]:
-    """Load a model; the chat that was in front goes on with it. What fails or is stopped leaves the old model.
+def load_model(context: EngineContext, command: LoadModel) -> Iterator[EngineEvent]:
+    """Load a model, with which the open chat continues. If that fails or is stopped, the old model is loaded again.
 
-    `ModelReady` comes last: what is open before it belongs to this command.
+    `ModelReady` comes last: a chat that is opened before belongs to this command.
     """
-    name = wanted.name
-    if wanted.anyway:
-        context.forced.add(name)
-    anyway = name in context.forced
-    if context.loads_itself:
+    name = command.name
+    if command.anyway:
+        context.oversized.add(name)
+    anyway = name in context.oversized
+    if not context.has_test_loader:
         missing = _must_be_downloaded(name)
-        if missing and wanted.ask:
+        if missing and command.ask:
             yield ModelMissing(name, _size(name))
             return
-        bounds = context.bounds() if wanted.kv_bits is None else replace(context.bounds(), bits=wanted.kv_bits)
-        if not anyway and (found := tight(name, bounds, size=_size(name) if missing else 0)):
-            yield found
+        config = context.cache_config()
+        if command.kv_bits is not None:
+            config = replace(config, bits=command.kv_bits)
+        if not anyway and (too_large := tight(name, config, size=_size(name) if missing else 0)):
+            yield too_large
             return
         if missing:
             from mlxkv.device import current_device
@@ -43,36 +54,36 @@ def load(context: EngineContext, wanted: LoadModel) -> Iterator[EngineEvent]:
             context.downloads.start(name, replace(device, memory_limit=1 << 62) if anyway else device, then_load=True)
             return
     context.begin_load()
-    yield ModelLoading(name, "loading")
+    yield ModelLoading(name)
     before, session = context.model.name if context.model else None, context.chat.session_id if context.chat else None
     settings = context.settings
-    if wanted.kv_bits is not None:
-        context.settings = replace(settings, kv_bits=wanted.kv_bits)
+    if command.kv_bits is not None:
+        context.settings = replace(settings, kv_bits=command.kv_bits)
     if before is not None:
-        context.drop_model()
+        context.unload_model()
     try:
-        context.model = context.make_model(name)
+        context.model = context.load_model(name)
     except MlxkvError as error:
         was_stopped, context.settings = context.load_was_stopped, settings
         if before is not None:
-            context.begin_load()  # the way back must not be stopped by the same key
-            context.model = context.make_model(before)
-            yield from _again(context, session)
+            context.begin_load()  # the same key must not stop this load too
+            context.model = context.load_model(before)
+            yield from _reopen(context, session)
         if not was_stopped:
             raise
-        yield Failed(str(error), "stopped")
+        yield Failed(str(error), FailureKind.STOPPED)
         return
     model = context.model
     if before is not None:
-        yield from _again(context, session)
+        yield from _reopen(context, session)
     yield ModelReady(name, model.loaded.weight_bytes, model.loaded.load_s, model.has_chat_template)
 
 
 def _must_be_downloaded(name: str) -> bool:
-    """Whether `name` is a repository that is not whole on this disk.
+    """Whether `name` is a repository that is missing or incomplete on this disk.
 
     Raises:
-        ModelNotFoundError: it can be nothing at all; that must not cost the model that is there.
+        ModelNotFoundError: there is no such model; raised here, before the old one is unloaded.
     """
     from mlxkv.models import Hub, resolve
     from mlxkv.models.hub import find_local
@@ -82,20 +93,22 @@ def _must_be_downloaded(name: str) -> bool:
 
 
 def _size(name: str) -> int:
-    """Bytes to download, 0 where nobody can say."""
+    """Bytes to download, 0 if unknown."""
     from mlxkv.models import catalogue
 
     return next((entry.size_bytes for entry in catalogue() if entry.id == name), 0)
 
 
-def _again(context: EngineContext, session: str | None) -> Iterator[EngineEvent]:
-    """The chat that was in front goes on with the new model."""
-    yield from chats.opened(context, session) if session else chats.new(context, None)
+def _reopen(context: EngineContext, session: str | None) -> Iterator[EngineEvent]:
+    """Continue the chat that was open with the model loaded now."""
+    yield from chats.open_chat(context, session) if session else chats.new_chat(context)
 
 
-def listed(context: EngineContext, fitting: bool = False) -> Iterator[EngineEvent]:
-    """What is here: built in, folders that are used, the hub's cache, last used first; then the rest of the catalogue,
-    smallest first. Or the `fitting` ones alone."""
+def list_models(context: EngineContext, fitting: bool = False) -> Iterator[EngineEvent]:
+    """List models: built in, folders in use, the hub's cache (last used first), then the catalogue (smallest first).
+
+    `fitting`: only those that fit in memory.
+    """
     from mlxkv.device import current_device
     from mlxkv.models import BUILT_IN, catalogue, list_local, resolve
     from mlxkv.models.catalogue import HEADROOM
@@ -125,11 +138,13 @@ def listed(context: EngineContext, fitting: bool = False) -> Iterator[EngineEven
 
 
 def _others(context: EngineContext, known: set[str], most: float) -> Iterator[ModelCard]:
-    """The model that is loaded and the folders of the latest chats, where `known` has them not. Of the folders that are
-    gone only the loaded one is worth a row."""
+    """The loaded model and the folders of the latest chats that are not in `known`.
+
+    A folder that no longer exists is listed only if it is the loaded one.
+    """
     current = [context.model.name] if context.model is not None else []
     names = list(current)
-    with suppress(MlxkvError), context.store() as store:  # chats that cannot be read hide no models
+    with suppress(MlxkvError), context.store() as store:  # unreadable chats do not hide models
         names += [chat.model for chat in store.list()[:RECENT_CHATS]]
     found = 0
     for name in dict.fromkeys(names):
@@ -139,7 +154,7 @@ def _others(context: EngineContext, known: set[str], most: float) -> Iterator[Mo
         found += 1
         is_folder = path.is_absolute()
         size = sum(p.stat().st_size for p in path.glob("*.safetensors")) if is_folder else _size(name)
-        note = "the folder is gone" if is_folder and not _is_model(path) else ""
+        note = "the folder is missing" if is_folder and not _is_model(path) else ""
         yield ModelCard(name, size, "", note, size <= most, True, is_folder)
 
 

@@ -1,4 +1,4 @@
-"""What the engine can say about itself: footer, ring, what fills the window, totals. Reads only. On the MLX thread."""
+"""Handlers that report: footer, ring, context usage, totals, and the KV rows on disk. MLX thread."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ from typing import TYPE_CHECKING
 
 from mlxkv.chat.replay import spans
 from mlxkv.engine.context import EngineContext
-from mlxkv.errors import DiskError, MlxkvError
-from mlxkv.protocol.events import TokensCounted
-from mlxkv.protocol.status import CacheView, ContextPart, ContextUse, SessionFigures, SessionStatus
+from mlxkv.errors import DiskError, MlxkvError, PromptError
+from mlxkv.protocol.events import CacheCollected, CacheList, ChatPinned, EngineEvent, TokensCounted
+from mlxkv.protocol.status import CacheView, ContextPart, ContextUsage, SessionStats, SessionStatus
+from mlxkv.store.prompts.folder import PromptFolder
 
 if TYPE_CHECKING:
     from mlxkv.cache.prompt_cache import PromptCache
 
-_HEAD = 80  # characters of a message that say which one it is
+_HEAD = 80  # characters of a message that identify it
 
 
-def status(context: EngineContext) -> SessionStatus:
+def session_status(context: EngineContext) -> SessionStatus:
     import mlx.core as mx
 
     from mlxkv.device import current_device
@@ -31,37 +32,38 @@ def status(context: EngineContext) -> SessionStatus:
         memory_used=mx.get_active_memory(),
         memory_limit=current_device().memory_limit,
         saved=context.saved,
-        cache=ring(cache) if cache else None,
+        cache=cache_view(cache) if cache else None,
         weight_bytes=context.model.loaded.weight_bytes if context.model else 0,
         disk_bytes=context.disk_bytes,
         disk_limit=context.settings.disk_limit_bytes or 0,
         session_id=context.chat.session_id if context.chat else None,
-        fork=fork_number(context),
+        fork=_fork_number(context),
+        save_problem=context.save_problem,
     )
 
 
-def fork_number(context: EngineContext) -> int:
-    """Which of its family's forks the chat in front is; looked up once for each chat."""
+def _fork_number(context: EngineContext) -> int:
+    """The number of the open chat among its family's forks; looked up once per chat."""
     chat = context.chat
     session = chat.session_id if chat else None
-    if context.fork[0] != session and chat is not None:
-        context.fork = (session, 0)
-        with suppress(MlxkvError):  # a footer is no place to fail
+    if context.fork_number[0] != session and chat is not None:
+        context.fork_number = (session, 0)
+        with suppress(MlxkvError):  # the footer does without it
             family = sorted(chat.tree(), key=lambda branch: branch.made)
             forks = [branch.session_id for branch in family if branch.parent is not None]
-            context.fork = (session, forks.index(session) + 1 if session in forks else 0)
-    return context.fork[1] if session is not None else 0
+            context.fork_number = (session, forks.index(session) + 1 if session in forks else 0)
+    return context.fork_number[1] if session is not None else 0
 
 
-def look_at_disk(context: EngineContext) -> None:
-    """Count what all chats keep: once per turn, for it looks at every folder."""
+def update_disk_bytes(context: EngineContext) -> None:
+    """Count the KV rows of all chats: once per turn, because it lists every folder."""
     if context.model is not None and context.save:
         with suppress(DiskError):
             context.disk_bytes = context.model.store.disk_usage(quick=True)
 
 
-def ring(cache: PromptCache) -> CacheView | None:
-    """None where the model keeps a cache of its own."""
+def cache_view(cache: PromptCache) -> CacheView | None:
+    """The ring; None if the model has caches of its own."""
     geometry = cache.plan.geometry
     if geometry is None:
         return None
@@ -80,12 +82,12 @@ def ring(cache: PromptCache) -> CacheView | None:
     )
 
 
-def context(context: EngineContext) -> ContextUse:
-    """Message by message, what of it is attended. Pinned for good is the system prompt, or what was set instead."""
+def context_usage(context: EngineContext) -> ContextUsage:
+    """Tokens of each message and how many are attended. The sinks are pinned, which hold the system prompt."""
     chat = context.current_chat
     geometry = chat.cache.plan.geometry
     pinned = geometry.sinks if geometry else 0
-    offset = min(len(chat.log), chat.cache.offset)  # the last token sampled has not been fed yet
+    offset = min(len(chat.log), chat.cache.offset)  # the last sampled token is not in the cache yet
     first_kept = geometry.first_kept(offset, 0) if geometry and geometry.flushes(offset) else 0
     turns, places = chat.turns, spans(chat.turns)
     parts: list[ContextPart] = []
@@ -97,11 +99,11 @@ def context(context: EngineContext) -> ContextUse:
     for turn, (start, end) in zip(turns, places, strict=True):
         lost = max(0, min(end, first_kept) - max(start, pinned))
         parts.append(ContextPart(turn.role, turn.text[:_HEAD], end - start, max(0, end - start - lost)))
-    return ContextUse(tuple(parts), chat.cache.capacity, pinned)
+    return ContextUsage(tuple(parts), chat.cache.capacity, pinned)
 
 
-def counted(context: EngineContext, key: str, text: str) -> Iterator[TokensCounted]:
-    """Nobody waits for this answer, so what goes wrong is no failure: then there is none."""
+def count_tokens(context: EngineContext, key: str, text: str) -> Iterator[TokensCounted]:
+    """Count tokens; no event after an error, since the count is only a hint."""
     num_tokens = None
     with suppress(Exception):
         num_tokens = context.ready_model.num_tokens(text)
@@ -109,7 +111,7 @@ def counted(context: EngineContext, key: str, text: str) -> Iterator[TokensCount
         yield TokensCounted(key, num_tokens)
 
 
-def totals(context: EngineContext) -> SessionFigures:
+def session_stats(context: EngineContext) -> SessionStats:
     chat = context.chat
     messages = chat.messages if chat else ()
     stats = [m.stats for m in messages if m.stats is not None]
@@ -120,7 +122,7 @@ def totals(context: EngineContext) -> SessionFigures:
         written = store.num_bytes_written(session) if session else 0
         named = store.space.named()
     generated, prefill = sum(s.generated_tokens for s in stats), sum(s.prefill_tokens for s in stats)
-    return SessionFigures(
+    return SessionStats(
         num_turns=sum(m.role == "user" for m in messages),
         num_messages=len(messages),
         generated_tokens=generated,
@@ -147,3 +149,31 @@ def _seconds(tokens: int, tps: float) -> float:
 
 def _rate(tokens: int, seconds: float) -> float:
     return tokens / seconds if seconds > 0 else 0.0
+
+
+# -- KV rows on disk -------------------------------------------------------------------------------------------------
+
+
+def list_cache(context: EngineContext) -> Iterator[EngineEvent]:
+    named = tuple((cache.name, cache.size) for cache in PromptFolder(context.folders).list())
+    with context.store() as store:
+        yield CacheList(store.list(), named, store.disk_usage(), context.settings.disk_limit_bytes or 0)
+
+
+def collect_cache(context: EngineContext) -> Iterator[EngineEvent]:
+    freed = PromptFolder(context.folders).collect()
+    with context.store() as store:
+        freed += store.collect()
+        context.disk_bytes = store.disk_usage()
+    yield CacheCollected(freed, context.disk_bytes)
+    yield session_status(context)
+
+
+def pin_chat(context: EngineContext) -> Iterator[EngineEvent]:
+    session = context.current_chat.session_id
+    if session is None:
+        raise PromptError("This chat is not saved, so it has no rows to pin; write something first.")
+    with context.store() as store:
+        was_pinned = any(chat.id == session and chat.pinned for chat in store.list())
+        store.sessions.pin(session, not was_pinned)
+    yield ChatPinned(session, not was_pinned)

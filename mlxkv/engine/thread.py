@@ -1,8 +1,7 @@
-"""Engine: the one thread that owns MLX. Commands in, events out; nothing else crosses.
+"""Engine: the thread that owns MLX and handles one command at a time. Its methods may be called from any thread.
 
-It loads, allocates, generates, saves and restores, one command at a time; `stop` and `close` may be called from any
-thread. Only strings, numbers and frozen dataclasses leave this thread: a lazy array evaluated elsewhere has no stream
-there.
+Only strings, numbers and frozen dataclasses leave the thread, since a lazy array can only be evaluated where it was
+made.
 """
 
 from __future__ import annotations
@@ -23,17 +22,17 @@ if TYPE_CHECKING:
     from mlxkv.model import Model
 
 _log = logging.getLogger("mlxkv.engine")
-CHECK_SECONDS = 1.0  # between two looks at a chat that is open elsewhere
+CHECK_SECONDS = 1.0  # between two checks of a chat that is open in another process
 
 
 class Engine:
     """Runs a model for a window.
 
     Args:
-        folders: where sessions lie.
+        folders: of sessions and caches.
         settings: the defaults of new chats.
-        save: False keeps nothing on disk.
-        load: makes a Model; replaced in tests.
+        save: False saves nothing on disk.
+        load: makes a Model; for tests.
     """
 
     def __init__(
@@ -55,20 +54,19 @@ class Engine:
         self._thread.start()
 
     def submit(self, command: Command) -> None:
-        if isinstance(command, PausePull):  # it must not wait for a reply to end
+        if isinstance(command, PausePull):  # it must not wait for the end of a reply
             self._dispatcher.pause_download()
         else:
-            self._dispatcher.context.num_asked += 1
+            self._dispatcher.context.num_submitted += 1
             self._commands.put(command)
 
     def stop(self) -> None:
-        """Stop the running reply or load. What there is of a reply or a download is kept; a message to which there is
-        nothing yet leaves the chat (`TurnFinished.returned`)."""
+        """Stop the running reply or load. A partial reply is kept; a message without one leaves the chat
+        (`TurnFinished.returned`)."""
         self._dispatcher.stop()
 
     def close(self) -> None:
-        """Stop, finish and join the thread; call it before the process ends. A message that is not answered yet stays
-        in its chat."""
+        """Stop, shut down and join; required before the process ends. An unanswered message stays in its chat."""
         if self._thread.is_alive():
             self.submit(Shutdown())
             self._dispatcher.stop(closing=True)
@@ -77,7 +75,7 @@ class Engine:
     # -- the engine thread -------------------------------------------------------------------------------------------
 
     def _next(self) -> Command:
-        """The next command. Until it comes, look now and then whether a chat that another process has open is free."""
+        """Wait for a command. A chat that is locked by another process is checked meanwhile."""
         while (chat := self._dispatcher.context.chat) is not None and chat.read_only:
             try:
                 return self._commands.get(timeout=CHECK_SECONDS)
@@ -89,11 +87,11 @@ class Engine:
         error = None
         try:
             while not isinstance(command := self._next(), Shutdown):
-                self._dispatcher.context.num_begun += 1
+                self._dispatcher.context.num_started += 1
                 self._dispatcher.handle(command)
         except BaseException as failure:
             _log.exception("the engine stopped")
-            error = f"The engine stopped ({type(failure).__name__}); restart mlxkv, the chat is saved up to here."
+            error = f"The engine stopped ({type(failure).__name__}); restart mlxkv; the chat is saved up to here."
         finally:
             self._dispatcher.close()
             self.events.append(EngineStopped(error))

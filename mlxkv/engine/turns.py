@@ -1,4 +1,7 @@
-"""A turn of the chat in front: its events, the footer now and then, and at last what versions there are. MLX thread."""
+"""Handlers for turns: send, retry, edit and continue a reply. MLX thread.
+
+They pass on the events of a turn, and add the message versions and the session's status.
+"""
 
 from __future__ import annotations
 
@@ -6,133 +9,129 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING
 
 from mlxkv.engine import chats
-from mlxkv.engine import status as figures
 from mlxkv.engine.context import EngineContext
+from mlxkv.engine.status import session_status, update_disk_bytes
 from mlxkv.errors import DiskError, MessageTooLongError, MlxkvError
 from mlxkv.events import KVNotSaved, NotSaved, PromptEvicted, TextDelta, TurnEvent, TurnFinished
 from mlxkv.protocol.commands import Edit, Send
-from mlxkv.protocol.events import EngineEvent, KVSaving, MessageTooLong, TurnStarted
+from mlxkv.protocol.events import EngineEvent, MessageTooLong, SaveProgress, TurnStarted
+from mlxkv.protocol.status import SaveState
 from mlxkv.stats import Overflow
 
 if TYPE_CHECKING:
     from mlxkv.chat.chat import Chat
 
-_STATUS_SECONDS = 1.0
-Begin = Callable[["Chat", dict[str, Any]], Iterator[TurnEvent]]  # with the sampling parameters that are set
+_STATUS_SECONDS = 1.0  # between two status events of a turn
 
 
-def run(context: EngineContext, send: Send) -> Iterator[EngineEvent]:
-    """The user's message and the reply."""
-    context.unsent = send.text
+def send(context: EngineContext, command: Send) -> Iterator[EngineEvent]:
+    context.unsent = command.text
     if context.chat is None:
-        _ = context.ready_model
-        yield from chats.new(context, None)
-    chat, how = context.current_chat, context.settings.sampling
-    yield from _sent(
-        context, send.text, lambda: chat.send(send.text, started=send.sent_at, whole=not send.anyway, **how)
-    )
+        _ = context.ready_model  # raises an error without one
+        yield from chats.new_chat(context)
+    start = partial(context.current_chat.send, command.text, whole=not command.anyway)
+    yield from _run(context, command.text, command.sent_at, start)
 
 
-def again(context: EngineContext, turn: int | None, started: float) -> Iterator[EngineEvent]:
-    """A reply anew: the window goes back to the message first, the chat with the first event."""
-    chat, how = context.current_chat, context.settings.sampling
+def retry(context: EngineContext, turn: int | None, started: float) -> Iterator[EngineEvent]:
+    chat = context.current_chat
     turn = chat.question(turn)
-    yield from _sent(context, chat.messages[turn].text, lambda: chat.retry(turn, started=started, **how), turn)
+    yield from _run(context, chat.messages[turn].text, started, partial(chat.retry, turn), turn)
 
 
-def edited(context: EngineContext, edit: Edit) -> Iterator[EngineEvent]:
-    """A message changed: as `again`."""
-    context.unsent = edit.text
-    chat, how = context.current_chat, context.settings.sampling
-
-    def begin() -> Iterator[TurnEvent]:
-        return chat.edit(edit.turn, edit.text, started=edit.sent_at, whole=not edit.anyway, **how)
-
-    yield from _sent(context, edit.text, begin, edit.turn)
+def edit(context: EngineContext, command: Edit) -> Iterator[EngineEvent]:
+    context.unsent = command.text
+    start = partial(context.current_chat.edit, command.turn, command.text, whole=not command.anyway)
+    yield from _run(context, command.text, command.sent_at, start, command.turn)
 
 
-def _sent(
-    context: EngineContext, text: str, begin: Callable[[], Iterator[TurnEvent]], instead_of: int | None = None
+def continue_reply(context: EngineContext, started: float) -> Iterator[EngineEvent]:
+    """Continue the last reply. Its text is emitted again, so that Markdown cut in the middle joins up."""
+    chat = context.current_chat
+    events = chat.continue_reply(started=started, **context.settings.sampling)
+    context.apply_earlier_stop()
+    *earlier, last = chat.messages
+    yield from chats.show_chat(context, num_messages=len(earlier))
+    yield from _stream(context, "", events, last.text)
+
+
+def _run(
+    context: EngineContext,
+    text: str,
+    started: float,
+    start: Callable[..., Iterator[TurnEvent]],
+    replaced: int | None = None,
 ) -> Iterator[EngineEvent]:
-    """`text` as the next message, or instead of one; where it becomes no part of the chat, that is as it was."""
+    """Send `text` as the next message, or in place of message `replaced`: the window goes back to that first.
+
+    If `text` does not become part of the chat, the chat is shown unchanged.
+    """
     chat = context.current_chat
     before = chat.turns
     try:
-        events = context.begun(begin())
-        if instead_of is not None:
-            yield from chats.versions(context)
-            yield chats.view(chat, num_messages=instead_of)
-        yield from _streamed(context, text, events, is_instead=instead_of is not None)
+        events = start(started=started, **context.settings.sampling)
+        context.apply_earlier_stop()
+        if replaced is not None:
+            yield from chats.show_chat(context, num_messages=replaced)
+        yield from _stream(context, text, events, is_replacing=replaced is not None)
     except MlxkvError as error:
         if chat.turns != before:
             context.unsent = ""
-        elif instead_of is not None:
-            yield from _as_it_is(context)
+        elif replaced is not None:
+            yield from chats.show_chat(context)
         if not isinstance(error, MessageTooLongError):
             raise
-        yield MessageTooLong(text, _offered(chat, error.overflow))
-        yield figures.status(context)
+        yield MessageTooLong(text, _possible(chat, error.overflow))
+        yield session_status(context)
     context.unsent = ""
 
 
-def _offered(chat: Chat, overflow: Overflow) -> Overflow:
-    """Without a larger window where the chat keeps the one it has: see `chats.resettled`."""
+def _possible(chat: Chat, overflow: Overflow) -> Overflow:
+    """`overflow` without a larger window if the chat must keep its cache: see `settings.change_settings`."""
     return replace(overflow, window=0) if chat.session_id is None and chat.turns else overflow
 
 
-def _as_it_is(context: EngineContext) -> Iterator[EngineEvent]:
-    chat = context.current_chat
-    yield from chats.versions(context)
-    yield chats.view(chat, num_messages=len(chat.messages))
-
-
-def continued(context: EngineContext, begin: Begin) -> Iterator[EngineEvent]:
-    """A reply grows: what there was of it is played again, so that text cut in the middle joins up."""
-    chat = context.current_chat
-    events = context.begun(begin(chat, context.settings.sampling))
-    *earlier, last = chat.messages
-    yield from chats.versions(context)
-    yield chats.view(chat, num_messages=len(earlier))
-    yield from _streamed(context, "", events, last.text)
-
-
-def _streamed(
-    context: EngineContext, text: str, events: Iterator[TurnEvent], said: str = "", *, is_instead: bool = False
+def _stream(
+    context: EngineContext, text: str, events: Iterator[TurnEvent], said: str = "", *, is_replacing: bool = False
 ) -> Iterator[EngineEvent]:
-    """`is_instead`: the chat had gone on otherwise from here, and does again if nothing comes of this."""
+    """Emit a turn. `is_replacing`: the old branch is shown again if there is no reply."""
     chat = context.current_chat
     saves = context.save
     if saves:
-        with suppress(DiskError):  # the turn tells of it
-            saves = not context.ready_model.store.read_only
+        with suppress(DiskError):  # the turn reports it
+            store = context.ready_model.store
+            saves = not store.read_only
             if saves:
-                context.ready_model.store.progress.tell = lambda done, total: context.emit(KVSaving(done, total))
-    context.saved = "saving" if saves else "off"
-    told = time.monotonic()
+                store.progress.tell = lambda done, total: context.emit(SaveProgress(done, total))
+    context.set_saved(SaveState.SAVING if saves else SaveState.OFF)
+    last_status = time.monotonic()
     yield TurnStarted(text)
     if said:
         yield TextDelta(said, 0)
-    notice = ""
+    problem = ""
     try:
         for event in events:
-            if isinstance(event, KVNotSaved) and not isinstance(event, NotSaved):
-                notice = event.text
-            elif isinstance(event, PromptEvicted):
-                event = replace(event, overflow=_offered(chat, event.overflow))
-            elif isinstance(event, TurnFinished) and event.unanswered and is_instead:
-                yield from _as_it_is(context)
-            elif isinstance(event, TurnFinished):  # its reply is on disk by now
-                yield from chats.versions(context, max(0, chat.num_messages - 2))
+            match event:
+                case KVNotSaved() if not isinstance(event, NotSaved):
+                    problem = event.text
+                case PromptEvicted():
+                    event = replace(event, overflow=_possible(chat, event.overflow))
+                case TurnFinished(unanswered=True) if is_replacing:
+                    yield from chats.show_chat(context)
+                case TurnFinished():  # its reply is on disk by now
+                    yield chats.versions(context, max(0, chat.num_messages - 2))
             yield event
-            if time.monotonic() - told >= _STATUS_SECONDS:
-                told = time.monotonic()
-                yield figures.status(context)
+            if time.monotonic() - last_status >= _STATUS_SECONDS:
+                last_status = time.monotonic()
+                yield session_status(context)
     finally:
         if saves:
-            notice = notice or ("the disk takes no more" if chat.is_behind else "")
-            context.saved = f"not saved: {notice}" if notice else "saved" if chat.session_id else ""
-    figures.look_at_disk(context)
-    yield figures.status(context)
+            problem = problem or ("the disk is full" if chat.is_behind else "")
+            saved = SaveState.SAVED if chat.session_id else SaveState.NOTHING
+            context.set_saved(SaveState.NOT_SAVED if problem else saved, problem)
+    update_disk_bytes(context)
+    yield session_status(context)

@@ -9,13 +9,13 @@ from dataclasses import replace
 
 from mlxkv.cache.config import CacheConfig
 from mlxkv.errors import ConfigError, MlxkvError
-from mlxkv.protocol.status import ModelTight
+from mlxkv.protocol.status import ModelTooLarge
 
 WINDOW = 4096  # tokens that a chat needs to be one, where the user asked for no number
 _CLEARLY = 4 << 30  # bytes beside twice the weights' files (float32 of float16) are enough for such a window
 
 
-def tight(name: str, config: CacheConfig, *, size: int = 0) -> ModelTight | None:
+def tight(name: str, config: CacheConfig, *, size: int = 0) -> ModelTooLarge | None:
     """What `name` needs, where that is more than there is; None where it fits, and where nobody can say.
 
     Args:
@@ -29,7 +29,7 @@ def tight(name: str, config: CacheConfig, *, size: int = 0) -> ModelTight | None
     device = current_device()
     if size:
         need = size if size > device.memory_limit else 0
-        return ModelTight(name, need, device.memory_limit, device.total_memory) if need else None
+        return ModelTooLarge(name, need, device.memory_limit, device.total_memory) if need else None
     try:
         source = resolve(name)
         path = source.path or (find_local(Hub(), source.repo, source.revision) if source.repo else None)
@@ -41,10 +41,10 @@ def tight(name: str, config: CacheConfig, *, size: int = 0) -> ModelTight | None
         return None  # loading says in its own words what is wrong with this model
     if fits:
         return None
-    return ModelTight(name, need, device.memory_limit, device.total_memory, four_bit)
+    return ModelTooLarge(name, need, device.memory_limit, device.total_memory, four_bit)
 
 
-def ways_out(found: ModelTight) -> str:
+def ways_out(found: ModelTooLarge) -> str:
     """What to type instead, where nobody can be asked."""
     from mlxkv.device import current_device
     from mlxkv.models import BUILT_IN, catalogue

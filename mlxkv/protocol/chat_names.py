@@ -1,6 +1,6 @@
-"""Which chat a user means by what was typed: an exact title, an id, or the beginning of one of both. Pure; any thread.
+"""Find chats by name: an exact title, an id, or a prefix or part of one. Pure; any thread.
 
-One rule for the command line, the window, line mode and Python. Several that fit are listed, never guessed among.
+One rule for the command line, the window, line mode and Python. Several matches are listed, never guessed among.
 """
 
 from __future__ import annotations
@@ -19,16 +19,17 @@ _MOST_SHOWN = 60  # characters of a title
 
 
 def chats_called(chats: Sequence[ChatSummary], wanted: str) -> list[ChatSummary]:
-    """Those with this title, else this id, else those whose title or id begins so, else those whose title has this in
-    it; in their order. Titles are compared as they are, then as they are shown, whatever their case and width.
+    """Chats with this title, else with this id, else with this prefix of title or id, else with this part of the title.
+
+    In their order. Titles are compared exactly first, then in the form that is shown, ignoring case and width.
 
     Raises:
-        SessionNotFoundError: nothing fits, or nothing was given.
+        SessionNotFoundError: no chat matches, or the name is empty.
     """
     text = _folded(wanted)
     if not text:
         raise SessionNotFoundError(
-            "The name of the chat is empty; give a title, an id, or the beginning of one (`mlxkv chats ls` lists them)."
+            "The name of the chat is empty; give a title, an id, or a prefix of one (`mlxkv chats ls` lists them)."
         )
     names = [(chat, chat.id.casefold(), _folded(chat.title)) for chat in chats]
     for fits in (
@@ -45,26 +46,26 @@ def chats_called(chats: Sequence[ChatSummary], wanted: str) -> list[ChatSummary]
 
 
 def chat_called(chats: Sequence[ChatSummary], wanted: str) -> ChatSummary:
-    """The one that `chats_called` finds.
+    """The only chat that `chats_called` finds.
 
     Raises:
-        SessionNotFoundError: see there; or several fit, which are listed with id, title and time.
+        SessionNotFoundError: no chat matches, or several do; they are listed with id, title and time.
     """
     fits = chats_called(chats, wanted)
     if len(fits) > 1:
         raise SessionNotFoundError(
-            f"{_short(wanted)!r} fits {plural(len(fits), 'chat')}: {_named(fits)}; give more of the title, or the id."
+            f"{_short(wanted)!r} matches {plural(len(fits), 'chat')}: {_named(fits)}; give a longer part, or the id."
         )
     return fits[0]
 
 
 def _folded(text: str) -> str:
-    """As it is shown, in one line."""
+    """The text as it is shown: one line, without case and width."""
     return folded(" ".join(clean(text).split()))
 
 
 def _named(chats: Sequence[ChatSummary]) -> str:
-    """`01J… "Trip to Porto" of 2026-11-29 14:02`, separated by commas."""
+    """A list such as `01J… "Trip to Porto" of 2026-11-29 14:02, ...`."""
     names = [
         f"{chat.id} {_short(chat.title)!r} of {datetime.datetime.fromtimestamp(chat.updated):%Y-%m-%d %H:%M}"
         for chat in chats[:_MOST_NAMED]

@@ -1,7 +1,7 @@
-"""What the window and the line mode ask of the engine: plain frozen dataclasses that may cross threads.
+"""Commands from a front end to the engine: frozen dataclasses that may cross threads. No MLX, no textual.
 
-Commands are answered in order, each by events of `mlxkv.events`; `PausePull` alone does not wait its turn.
-Message numbers count from 0, the user's and the model's alike. No MLX, no textual.
+Commands are handled in order, and answered by events of `protocol.events`; only `PausePull` does not wait its turn.
+`turn` is the index of a message, the user's or the model's, from 0. `session_id` None means the open chat.
 """
 
 from __future__ import annotations
@@ -15,12 +15,11 @@ from mlxkv.config import Settings
 
 @dataclass(frozen=True)
 class LoadModel:
-    """Load a built-in name, folder or repository id: `ModelReady`. The open chat, if any, goes on with it.
+    """Load a built-in name, folder or repository id: `ModelReady`. An open chat continues with the new model.
 
-    A repository that is not here is downloaded first, beside the chat: `PullProgress`, which ends with "done". With
-    `ask` nobody named it just now, and nothing is downloaded: `ModelMissing`.
-
-    What would not fit is not loaded: `ModelTight`; `anyway` loads it all the same, `kv_bits` with that KV cache.
+    A repository that is not on this machine is downloaded first, while the chat continues: `PullProgress`. With `ask`
+    it is not downloaded: `ModelMissing`. A model that does not fit is not loaded: `ModelTooLarge`; `anyway` loads it
+    nevertheless, `kv_bits` with a KV cache of that many bits.
     """
 
     name: str
@@ -31,21 +30,21 @@ class LoadModel:
 
 @dataclass(frozen=True)
 class ListModels:
-    """The models on this machine and those of the catalogue, or the `fitting` ones alone: `ModelList`."""
+    """List the models on this machine and in the catalogue, or only the `fitting` ones: `ModelList`."""
 
     fitting: bool = False
 
 
 @dataclass(frozen=True)
 class Pull:
-    """Download a repository, or go on with a download that was paused; answered by `PullProgress`, in its own time."""
+    """Download a repository, or continue a paused download: `PullProgress`."""
 
     name: str
 
 
 @dataclass(frozen=True)
 class PausePull:
-    """Stop the download and keep what has arrived."""
+    """Pause the download; the received part is kept."""
 
 
 # -- chats -----------------------------------------------------------------------------------------------------------
@@ -53,41 +52,43 @@ class PausePull:
 
 @dataclass(frozen=True)
 class NewChat:
+    """Start a chat: `ChatOpened`."""
+
     system: str | None = None
 
 
 @dataclass(frozen=True)
 class OpenChat:
-    """Resume a session by id."""
+    """Resume a session: `ChatOpened`."""
 
     session_id: str
 
 
 @dataclass(frozen=True)
 class CheckChat:
-    """Whether the chat in front, which another process has open, can be had now: then `ChatReleased`, else nothing."""
+    """Check whether the other process has closed the open chat: `ChatReleased` if so, else no event."""
 
 
 @dataclass(frozen=True)
 class ListChats:
-    """Every saved chat: `ChatList`."""
+    """List the saved chats: `ChatList`."""
 
 
 @dataclass(frozen=True)
 class SearchChats:
-    """The turns that hold every word of `words`: `ChatHits`."""
+    """Search for messages that contain every word of `words`: `ChatHits`."""
 
     words: str
 
 
 @dataclass(frozen=True)
 class ShowTree:
-    """The chat in front with all it was forked from and into: `ChatTree`."""
+    """Show the ancestors and forks of the open chat: `ChatTree`."""
 
 
 @dataclass(frozen=True)
 class RenameChat:
-    """Answered by `ChatRenamed`. `session_id` None means the chat in front, here and below."""
+    """Set the title: `ChatRenamed`."""
 
     title: str
     session_id: str | None = None
@@ -95,14 +96,14 @@ class RenameChat:
 
 @dataclass(frozen=True)
 class DeleteChat:
-    """Remove a chat and the rows only it uses: `ChatDeleted`. The one in front gives way to a new chat."""
+    """Delete a chat and the rows only it uses: `ChatDeleted`. A new chat replaces the open one."""
 
     session_id: str | None = None
 
 
 @dataclass(frozen=True)
 class ExportChat:
-    """Write a chat to a file: `ChatExported`. An empty `path` names the file by the title."""
+    """Write a chat to a file: `ChatExported`. With an empty `path` the file is named after the title."""
 
     format: str = "md"  # one of `export_format.CHAT_FORMATS`
     path: str = ""
@@ -114,9 +115,9 @@ class ExportChat:
 
 @dataclass(frozen=True)
 class Send:
-    """Send `text` as the next user turn; `sent_at` is `time.perf_counter()` at Enter.
+    """Send `text` as the next user message; `sent_at` is `time.perf_counter()` at Enter.
 
-    Of a message that is too long for the window nothing is sent: `MessageTooLong`; `anyway` sends it all the same.
+    A message that does not fit into the window is not sent: `MessageTooLong`. `anyway` sends it nevertheless.
     """
 
     text: str
@@ -126,14 +127,14 @@ class Send:
 
 @dataclass(frozen=True)
 class Retry:
-    """Generate reply number `turn` (None: the last) again; the old one stays as a sibling."""
+    """Generate reply `turn` (None: the last) again; the old one stays as a sibling."""
 
     turn: int | None = None
 
 
 @dataclass(frozen=True)
 class Edit:
-    """Say `text` instead of the user's message number `turn`; what followed stays as a sibling. Else as `Send`."""
+    """Replace the user's message `turn` by `text`; the old branch stays. Otherwise as `Send`."""
 
     turn: int
     text: str
@@ -143,75 +144,75 @@ class Edit:
 
 @dataclass(frozen=True)
 class Continue:
-    """Go on with a reply that was stopped or cut off."""
+    """Continue a reply that was stopped or cut off."""
 
 
 @dataclass(frozen=True)
 class Rewind:
-    """Go on before the user's message number `turn` (None: the last); its text comes back in `ChatOpened.prompt`."""
+    """Go back to before the user's message `turn` (None: the last); `ChatOpened.prompt` has its text."""
 
     turn: int | None = None
 
 
 @dataclass(frozen=True)
 class Fork:
-    """Go on in a copy: before a message of the user's, after a reply, or with everything (None)."""
+    """Continue in a copy that ends before the user's message or after the reply `turn` (None: a full copy)."""
 
     turn: int | None = None
 
 
 @dataclass(frozen=True)
 class PlanCompact:
-    """What compacting the chat in front would keep and cost: `CompactPlan`."""
+    """Ask what compacting the open chat would keep and cost: `CompactPlan`."""
 
 
 @dataclass(frozen=True)
 class Compact:
-    """Go on in a branch with the last messages, and (`summarise`) a summary of those before them: `Compacted`."""
+    """Continue in a branch with the last messages and (`summarise`) a summary of the older ones: `Compacted`."""
 
     summarise: bool = True
 
 
-# -- what counts, and what is looked at ------------------------------------------------------------------------------
+# -- settings and status ---------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class ChangeSettings:
-    """From now on these hold: sampling at once, bounds of the cache by reading the chat again."""
+    """Apply settings: sampling from the next reply, the size of the cache by prefilling the chat again."""
 
     settings: Settings
 
 
 @dataclass(frozen=True)
 class SetSystem:
-    """The system prompt of this chat if it is empty, else of the next one. None takes it away."""
+    """Set the system prompt of this chat if it is empty, else of the next one. None removes it."""
 
     text: str | None
 
 
 @dataclass(frozen=True)
 class ShowContext:
-    """What fills the window: `ContextUse`."""
+    """Show how the window is used: `ContextUsage`."""
 
 
 @dataclass(frozen=True)
 class ListCache:
-    """What KV lies on the disk: `CacheList`."""
+    """List the KV rows on disk: `CacheList`."""
 
 
 @dataclass(frozen=True)
 class CollectCache:
-    """Remove from the disk what nothing uses: `CacheCollected`."""
+    """Remove unused files from the cache folder: `CacheCollected`."""
 
 
 @dataclass(frozen=True)
 class PinChat:
-    """Keep the rows of the chat in front on the disk whatever else wants the room; if so already, no longer."""
+    """Toggle whether the rows of the open chat are exempt from the disk limit: `ChatPinned`."""
 
 
 @dataclass(frozen=True)
 class CountTokens:
-    """How many tokens `text` has: `TokensCounted` with the same `key`, nothing where there is no model to ask."""
+    """Count the tokens of `text`: `TokensCounted` with the same `key`, no event without a model."""
 
     key: str
     text: str
@@ -219,12 +220,12 @@ class CountTokens:
 
 @dataclass(frozen=True)
 class ShowStats:
-    """The figures of this chat and of everything on disk: `SessionFigures`."""
+    """Show the totals of this chat and of the disk: `SessionStats`."""
 
 
 @dataclass(frozen=True)
 class Shutdown:
-    pass
+    """End the engine thread: `EngineStopped`."""
 
 
 Command = (

@@ -1,4 +1,4 @@
-"""What the window needs of an engine, so that a thread, a child process and a test's fake are interchangeable."""
+"""EnginePort: the methods of an engine that the window uses, so that tests can replace it."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from mlxkv.protocol.events import EngineEvent
 
 
 class EnginePort(Protocol):
-    """`start`, `submit`, `stop` and `close` return at once, but for `close`, which waits for the thread to end."""
+    """All methods return at once except `close`, which waits for the engine thread. Any thread."""
 
     events: deque[EngineEvent]
-    """The engine appends, the window's timer drains."""
+    """The engine appends; the window's timer drains."""
 
     def start(self) -> None:
         """Start the engine thread."""
         ...
 
     def submit(self, command: Command) -> None:
-        """Queue a command; commands are answered in order."""
+        """Queue a command; commands are handled in order."""
         ...
 
     def stop(self) -> None:
-        """Stop the running reply and keep what was said. From any thread."""
+        """Stop the running reply; its text is kept."""
         ...
 
     def close(self) -> None:
-        """Shut down and join. Must be called before the process ends."""
+        """Shut down and join; required before the process ends."""
         ...

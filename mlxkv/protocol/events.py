@@ -1,13 +1,14 @@
-"""Events of the engine for a front end: plain frozen dataclasses that may cross threads. No MLX, no textual.
+"""Events from the engine to a front end: frozen dataclasses that may cross threads. No MLX, no textual.
 
-Those of one turn are public, in `mlxkv.events`; front ends find them here too.
+The events of one turn are public, in `mlxkv.events`; they are exported again here, so that front ends need one module.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from enum import StrEnum
 
-from mlxkv.events import (  # noqa: F401 - front ends find them here
+from mlxkv.events import (  # noqa: F401 - exported again
     MEANWHILE,
     Branch,
     KVNotSaved,
@@ -22,16 +23,38 @@ from mlxkv.events import (  # noqa: F401 - front ends find them here
     TurnEvent,
     TurnFinished,
 )
-from mlxkv.protocol.status import ChatSummary, CompactPlan, ContextUse, ModelTight, SessionFigures, SessionStatus
+from mlxkv.protocol.status import ChatSummary, CompactPlan, ContextUsage, ModelTooLarge, SessionStats, SessionStatus
 from mlxkv.stats import Overflow
+
+
+class LoadPhase(StrEnum):
+    DOWNLOADING = "downloading"
+    LOADING = "loading"
+
+
+class PullState(StrEnum):
+    ASKING = "asking"  # the hub, for the list of files
+    DOWNLOADING = "downloading"
+    PAUSED = "paused"
+    DONE = "done"
+    FAILED = "failed"
+    TOO_LARGE = "too large"  # it would not fit in memory, so nothing was downloaded
+
+
+class FailureKind(StrEnum):
+    OTHER = ""
+    MEMORY = "memory"  # it would not fit
+    DISK = "disk"  # no space left
+    LOCKED = "locked"  # the chat is open in another process
+    STOPPED = "stopped"  # by the user
 
 
 @dataclass(frozen=True)
 class ModelLoading:
-    """`phase`: "downloading" or "loading"; `total` 0 while unknown. Bytes."""
+    """Progress in bytes; `total` is 0 while unknown."""
 
     name: str
-    phase: str
+    phase: LoadPhase = LoadPhase.LOADING
     done: int = 0
     total: int = 0
 
@@ -46,10 +69,9 @@ class ModelReady:
 
 @dataclass(frozen=True)
 class ChatOpened:
-    """The chat in front is now this one. `restored_tokens` came back from disk in `restore_s`, 0 for a new chat:
-    without those that had rotated out of its window.
+    """This is the open chat now. `restored_tokens` were restored from disk in `restore_s`, not counting evicted ones.
 
-    `prompt` is what the user takes back to change it; `read_only` says who else has the chat open.
+    `prompt` is a message returned to the user for editing; `read_only` says who else has the chat open.
     """
 
     session_id: str | None
@@ -64,7 +86,7 @@ class ChatOpened:
 
 @dataclass(frozen=True)
 class ChatReleased:
-    """The chat in front was open in another process, and is so no longer: opened again it can be continued."""
+    """The open chat was locked by another process and no longer is: opened again it can be continued."""
 
     session_id: str
 
@@ -76,14 +98,14 @@ class ChatList:
 
 @dataclass(frozen=True)
 class ChatTree:
-    """All that the chat in front was forked from and into: each chat before its forks."""
+    """The open chat's ancestors and forks: each chat before its forks."""
 
     branches: tuple[Branch, ...]
 
 
 @dataclass(frozen=True)
 class Versions:
-    """For each message of the chat in front from number `first` on its versions, this chat's own among them."""
+    """The versions of each message of the open chat from number `first` on, including the chat's own."""
 
     messages: tuple[tuple[Sibling, ...], ...]
     first: int = 0
@@ -91,7 +113,7 @@ class Versions:
 
 @dataclass(frozen=True)
 class ChatHit:
-    """A turn that was found, or a title (`turn` None); `marks` are the spans of `snippet` that were looked for."""
+    """A message that matches a search, or a title (`turn` None); `marks` are the matching spans of `snippet`."""
 
     session_id: str
     title: str
@@ -132,10 +154,7 @@ class ChatPinned:
 
 @dataclass(frozen=True)
 class CacheList:
-    """What lies in mlxkv's cache folder, which may have up to `limit` bytes (0: no limit) and has `used`.
-
-    `named`: the prompt caches, by name, with their bytes.
-    """
+    """KV rows on disk: `used` bytes of at most `limit` (0: no limit). `named`: prompt caches and their bytes."""
 
     chats: tuple[ChatSummary, ...]
     named: tuple[tuple[str, int], ...]
@@ -145,22 +164,22 @@ class CacheList:
 
 @dataclass(frozen=True)
 class CacheCollected:
-    """What nothing used was removed: bytes freed, and bytes that are still used."""
+    """Unused files were removed from the cache folder: bytes freed, and bytes still in use."""
 
     freed: int
     used: int
 
 
 @dataclass(frozen=True)
-class Applied:
-    """A change of settings or of the system prompt holds; `text` says from when on."""
+class SettingsApplied:
+    """A change of settings or of the system prompt is in effect; `text` says from when."""
 
     text: str
 
 
 @dataclass(frozen=True)
-class KVSaving:
-    """Rows are on their way to the disk, and that takes longer than a blink: bytes; `done` is `total` at the end."""
+class SaveProgress:
+    """Progress in bytes of a long save of KV rows; `done` is `total` at the end."""
 
     done: int
     total: int
@@ -168,7 +187,7 @@ class KVSaving:
 
 @dataclass(frozen=True)
 class TokensCounted:
-    """`key` is the one of `CountTokens`."""
+    """The answer to the `CountTokens` with the same `key`."""
 
     key: str
     tokens: int
@@ -176,21 +195,24 @@ class TokensCounted:
 
 @dataclass(frozen=True)
 class Compacted:
-    """The chat in front is the short form of the one before; `text` says what it has, and how to go back."""
+    """The open chat is now a compacted branch: `tokens` of `window` (0: unlimited)."""
 
-    text: str
+    has_summary: bool
+    kept_messages: int
+    tokens: int
+    window: int
 
 
 @dataclass(frozen=True)
 class TurnStarted:
-    """The user's turn is on disk (unless this chat is not saved) and reading begins."""
+    """The user's message is on disk (unless the chat is not saved) and prefill begins."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class MessageTooLong:
-    """The answer to `Send` and `Edit`: the window would hold only a part of `text`, so it was not sent."""
+    """The answer to `Send` and `Edit`: `text` does not fit into the window, so it was not sent."""
 
     text: str
     overflow: Overflow
@@ -198,29 +220,25 @@ class MessageTooLong:
 
 @dataclass(frozen=True)
 class Failed:
-    """A command failed; `text` is one sentence. The engine goes on.
-
-    `kind`: "memory" (it would not fit), "disk" (no room), "locked" (open elsewhere), "stopped" (the user
-    stopped it), "" (anything else). `returned`: the message that was to be sent and is not part of the chat.
-    """
+    """A command failed; the engine continues. `text` is one sentence, `returned` a message that was not sent."""
 
     text: str
-    kind: str = ""
+    kind: FailureKind = FailureKind.OTHER
     returned: str = ""
 
 
 @dataclass(frozen=True)
 class EngineStopped:
-    """The engine thread has ended; nothing follows."""
+    """The engine thread has ended; this is the last event."""
 
     error: str | None = None
 
 
 @dataclass(frozen=True)
 class ModelCard:
-    """A model to choose. `is_local`: no download is needed; `fits`: there is memory for it and a KV cache.
+    """A row of the list of models. `is_local`: no download is needed; `fits`: memory suffices for it and a KV cache.
 
-    `is_folder`: `id` is the path of a folder of the user's. `is_current`: it is the one that is loaded.
+    `is_folder`: `id` is the path of a folder. `is_current`: the loaded model.
     """
 
     id: str
@@ -235,7 +253,7 @@ class ModelCard:
 
 @dataclass(frozen=True)
 class ModelList:
-    """`only_fitting`: those that are too large were left out."""
+    """`only_fitting`: models that do not fit were left out."""
 
     models: tuple[ModelCard, ...]
     only_fitting: bool = False
@@ -243,7 +261,7 @@ class ModelList:
 
 @dataclass(frozen=True)
 class ModelMissing:
-    """The model of a chat is not on this disk (any more); bytes to download, 0 while unknown."""
+    """The model of a chat is not on this disk; `size_bytes` to download, 0 if unknown."""
 
     name: str
     size_bytes: int = 0
@@ -251,21 +269,19 @@ class ModelMissing:
 
 @dataclass(frozen=True)
 class PullProgress:
-    """A download beside everything else. `state`: "asking" | "downloading" | "paused" | "done" | "failed" | "tight".
+    """Progress of a download, in bytes and bytes per second.
 
-    "tight": what would not fit is not begun; `tight` says by how much.
-
-    Bytes, and bytes per second; `text` says why it failed. `then_load`: it was wanted as the model to talk to.
+    `text` says why it failed, `too_large` what it would need. `then_load`: the model is loaded once it is complete.
     """
 
     name: str
-    state: str
+    state: PullState
     done: int = 0
     total: int = 0
     bytes_per_s: float = 0.0
     text: str = ""
     then_load: bool = False
-    tight: ModelTight | None = None
+    too_large: ModelTooLarge | None = None
 
 
 EngineEvent = (
@@ -277,7 +293,7 @@ EngineEvent = (
     | ModelReady
     | ModelList
     | ModelMissing
-    | ModelTight
+    | ModelTooLarge
     | PullProgress
     | ChatOpened
     | ChatReleased
@@ -288,18 +304,18 @@ EngineEvent = (
     | ChatRenamed
     | ChatDeleted
     | ChatExported
-    | Applied
+    | SettingsApplied
     | ChatPinned
     | CacheList
     | CacheCollected
     | Compacted
-    | KVSaving
+    | SaveProgress
     | TokensCounted
     | CompactPlan
     | TurnStarted
     | SessionStatus
-    | ContextUse
-    | SessionFigures
+    | ContextUsage
+    | SessionStats
     | MessageTooLong
     | Failed
     | EngineStopped
@@ -308,6 +324,6 @@ EngineEvent = (
 
 @dataclass(frozen=True)
 class FirstScreen:
-    """What the window shows before any model is chosen."""
+    """The models that the window lists before one is chosen."""
 
     models: tuple[ModelCard, ...] = field(default=())

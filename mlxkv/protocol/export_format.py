@@ -1,4 +1,4 @@
-"""Which format a file is exported in: the one that was asked for, else the one its name ends in. Pure; any thread."""
+"""Export formats: the one given by an option, else the one of the file's suffix. Pure; any thread."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mlxkv.errors import ConfigError
 CHAT_SUFFIXES: Mapping[str, str] = MappingProxyType(
     {".md": "md", ".markdown": "md", ".json": "json", ".mlxkv": "mlxkv"}
 )
-CHAT_FORMATS = tuple(dict.fromkeys(CHAT_SUFFIXES.values()))  # the first is what a file without a suffix gets
+CHAT_FORMATS = tuple(dict.fromkeys(CHAT_SUFFIXES.values()))  # the first is the default
 CACHE_SUFFIXES: Mapping[str, str] = MappingProxyType({".safetensors": "mlx-lm", ".kv": "kv"})
 CACHE_FORMATS: Mapping[str, str] = MappingProxyType(  # and the version of mlx-lm that reads it
     {"mlx-lm": "0.32", "mlx-lm-0.32": "0.32", "mlx-lm-0.31": "0.31", "kv": ""}
@@ -19,12 +19,10 @@ CACHE_FORMATS: Mapping[str, str] = MappingProxyType(  # and the version of mlx-l
 
 
 def export_format(asked: str | None, path: Path | None, suffixes: Mapping[str, str]) -> str:
-    """The format to write `path` (None: stdout) in. What was `asked` for holds, whatever the name ends in.
-
-    A name without a suffix gets the first of the formats.
+    """The format for `path` (None: stdout): `asked` if given, else by suffix, else the first format.
 
     Raises:
-        ConfigError: nothing was asked for, and the name ends in something else than one of `suffixes`.
+        ConfigError: `path` has a suffix that is not in `suffixes`.
     """
     if asked:
         return asked

@@ -1,16 +1,17 @@
-"""What the engine reads off itself for those who look: ring, footer, window, totals. Plain values; any thread."""
+"""Status values inside events: footer, ring, context usage, totals, rows of lists. Any thread."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 
 
 @dataclass(frozen=True)
 class CacheView:
-    """The ring as rows, for those who look at it. `head` is the row the next token is written to.
+    """The ring in rows. `head` is the row that the next token is written to.
 
-    Rows: `pinned`, then up to `capacity` those attended, `live` of them written; then `undo` that hold what was evicted
-    last. `evicted` counts tokens since the chat began; `bits` None is the model's own precision.
+    `live` of `capacity` rows are attended, the first `pinned` of them for good; `undo` more rows hold the tokens
+    evicted last. `evicted` counts tokens since the chat began; `bits` None is the model's own precision.
     """
 
     pinned: int
@@ -24,27 +25,38 @@ class CacheView:
     bits: int | None = None
 
 
+class SaveState(StrEnum):
+    """Whether the open chat is on disk."""
+
+    NOTHING = ""  # nothing to save yet
+    SAVING = "saving"
+    SAVED = "saved"
+    NOT_SAVED = "not saved"  # `SessionStatus.save_problem` says why
+    OFF = "off"
+
+
 @dataclass(frozen=True)
 class SessionStatus:
-    """The footer: the session's state, not the turn's. Bytes and tokens; `memory_limit` 0 when unknown."""
+    """State of the session for the footer, in bytes and tokens; `memory_limit` is 0 if unknown."""
 
     kv_bytes: int = 0
     cache_tokens: int = 0
     cache_window: int = 0
     memory_used: int = 0
     memory_limit: int = 0
-    saved: str = ""  # "" (nothing to save) | "saving" | "saved" | "not saved: <why>" | "off"
+    saved: SaveState = SaveState.NOTHING
     cache: CacheView | None = None
     weight_bytes: int = 0
     disk_bytes: int = 0  # rows of all chats and named prompt caches
     disk_limit: int = 0  # 0: none
-    session_id: str | None = None  # of the chat in front, once it is saved
-    fork: int = 0  # which of the forks of its family that chat is, from 1 in the order they were made; 0: none
+    session_id: str | None = None  # of the open chat, once it is saved
+    fork: int = 0  # the number of this fork in its family, from 1 in the order they were made; 0: no fork
+    save_problem: str = ""
 
 
 @dataclass(frozen=True)
 class ContextPart:
-    """What one message takes of the window: `live` of its `tokens` are attended, the rest is evicted."""
+    """A message's share of the window: `live` of its `tokens` are attended, the others evicted."""
 
     role: str  # "system" | "user" | "assistant"
     text: str
@@ -53,17 +65,17 @@ class ContextPart:
 
 
 @dataclass(frozen=True)
-class ContextUse:
+class ContextUsage:
     parts: tuple[ContextPart, ...]
     window: int
     pinned: int
 
 
 @dataclass(frozen=True)
-class ModelTight:
-    """A model that was not loaded, because it needs more than there is: bytes at its peak, usable, and of the machine.
+class ModelTooLarge:
+    """A model that was not loaded for lack of memory: bytes needed at its peak, usable, and in the machine.
 
-    `four_bit`: with a KV cache in 4 bits it would fit.
+    `four_bit`: it would fit with a 4-bit KV cache.
     """
 
     name: str
@@ -84,11 +96,11 @@ class ModelTight:
 
 @dataclass(frozen=True)
 class CompactPlan:
-    """What compacting the chat in front would do, in tokens.
+    """What compacting the open chat would do, in tokens.
 
-    The last `kept_messages` stay as they are; of the `older_messages` before them a summary is made, for which
-    `ask_tokens` are read and at most `summary_tokens` (0: this model cannot) written. `gone_tokens` of the older ones
-    have rotated out already: no summary has them.
+    The last `kept_messages` stay unchanged. The `older_messages` before them are summarised, which prefills
+    `ask_tokens` and generates at most `summary_tokens` (0: this model cannot). `evicted_tokens` of the older ones are
+    in no summary, since the window no longer holds them.
     """
 
     model: str
@@ -97,16 +109,16 @@ class CompactPlan:
     kept_tokens: int
     older_messages: int
     older_tokens: int
-    gone_tokens: int = 0
+    evicted_tokens: int = 0
     ask_tokens: int = 0
     summary_tokens: int = 0
 
 
 @dataclass(frozen=True)
-class SessionFigures:
-    """A chat in numbers, and everything on disk. Rates are tokens per second over all turns, 0 where unknown."""
+class SessionStats:
+    """Totals of a chat and of the disk. Rates are tokens per second over all turns, 0 if unknown."""
 
-    num_turns: int = 0  # questions, with their replies
+    num_turns: int = 0  # questions with their replies
     generated_tokens: int = 0
     prefill_tokens: int = 0
     cached_tokens: int = 0
@@ -117,7 +129,7 @@ class SessionFigures:
     disk_bytes: int = 0
     disk_written_bytes: int = 0
     num_chats: int = 0
-    all_disk_bytes: int = 0  # rows of all chats, and named prompt caches, with their folders, as `du` counts
+    all_disk_bytes: int = 0  # all chats and named prompt caches, as `du` counts
     all_written_bytes: int = 0
     disk_limit: int = 0
     named_disk_bytes: int = 0  # of `all_disk_bytes`
@@ -127,16 +139,16 @@ class SessionFigures:
 
 @dataclass(frozen=True)
 class ChatSummary:
-    """One line of a list of chats. Times are UNIX seconds."""
+    """One row of a list of chats. Times are UNIX seconds."""
 
     id: str
     title: str
     updated: float
-    num_turns: int  # messages: a question and its reply are two
-    kv_bytes: int  # of the files of the rows it refers to
+    num_turns: int  # messages: a question and its reply count as two
+    kv_bytes: int  # of the chunk files it refers to
     model: str
     parent: str | None = None
-    untrusted: bool = False  # its KV rows were imported: nobody here computed them
-    pinned: bool = False  # its KV rows stay whatever else wants the room
-    seq: int = 0  # larger: used later, whatever the clock says
-    made: int = 0  # larger: made later, whatever the clock says
+    untrusted: bool = False  # its KV rows were imported, not computed here
+    pinned: bool = False  # its KV rows are exempt from the disk limit
+    seq: int = 0  # larger: used later, independent of the clock
+    made: int = 0  # larger: created later, independent of the clock

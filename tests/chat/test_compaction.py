@@ -13,7 +13,7 @@ from mlxkv.config import Settings
 from mlxkv.errors import PromptError
 from mlxkv.protocol import commands as cmd
 from mlxkv.protocol import events as ev
-from mlxkv.protocol.status import CompactPlan, ContextUse
+from mlxkv.protocol.status import CompactPlan, ContextUsage
 from mlxkv.stats import TurnStats
 from tests.engine.test_engine_chats import Said
 
@@ -53,7 +53,7 @@ def test_what_it_costs_is_said_before_and_is_what_it_costs(said: Said) -> None:
     chat = said.context.current_chat
     plan = said.one(cmd.PlanCompact(), CompactPlan)
     assert (plan.kept_tokens + plan.older_tokens, plan.kept_messages + plan.older_messages) == (len(chat.log), 8)
-    assert (plan.kept_messages % 2, plan.gone_tokens) == (0, 0)
+    assert (plan.kept_messages % 2, plan.evicted_tokens) == (0, 0)
     finished = said.one(cmd.Compact(), ev.TurnFinished)
     assert finished.stats.prefill_tokens == plan.ask_tokens < 60
     assert finished.stats.generated_tokens <= plan.summary_tokens
@@ -146,7 +146,7 @@ def test_a_summary_stays_when_the_window_is_full_and_after_a_restart(home: Path,
     said = talked(tiny_path, settings, rounds=4)
     try:
         assert said.context.current_chat.cache.num_evicted > 0
-        assert said.one(cmd.PlanCompact(), CompactPlan).gone_tokens > 0
+        assert said.one(cmd.PlanCompact(), CompactPlan).evicted_tokens > 0
         said.ask(cmd.Compact())
         assert said.context.current_chat.cache.num_evicted == 0
         short = said.context.current_chat.session_id
@@ -160,7 +160,7 @@ def test_a_summary_stays_when_the_window_is_full_and_after_a_restart(home: Path,
                 opened = [e for e in again.ask(cmd.OpenChat(str(short))) if isinstance(e, ev.ChatOpened)][-1]
                 assert opened.restored_tokens > 0
                 said = again
-            use = again.one(cmd.ShowContext(), ContextUse)
+            use = again.one(cmd.ShowContext(), ContextUsage)
             assert use.parts[1].text == summary[:80]
             assert [p.live == p.tokens for p in use.parts[:3]] == [True, True, False]
     finally:

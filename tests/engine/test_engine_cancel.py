@@ -39,7 +39,7 @@ def stop_at(here: Said, kind: type[ev.EngineEvent], closing: bool = False) -> No
             here.dispatcher.stop(closing=closing)
 
     here.dispatcher._emit = told
-    here.context.num_asked = here.context.num_begun = 1  # a window counts its commands
+    here.context.num_submitted = here.context.num_started = 1  # a window counts its commands
 
 
 def one(events: list[ev.EngineEvent], kind: type[ev.EngineEvent]) -> ev.EngineEvent:
@@ -165,5 +165,5 @@ def test_a_window_beyond_what_the_model_was_trained_for_is_said_to_be(here: Said
     trained = here.context.ready_model.loaded.trained_length
     assert trained
     for window in (2 * trained, trained):
-        applied = here.one(cmd.ChangeSettings(replace(SETTINGS, window=window)), ev.Applied)
+        applied = here.one(cmd.ChangeSettings(replace(SETTINGS, window=window)), ev.SettingsApplied)
         assert (f"larger than the {trained:,} that this model was trained for" in applied.text) is (window > trained)

@@ -18,7 +18,7 @@ from mlxkv.errors import MlxkvError, ModelDownloadError, OutOfMemoryError
 from mlxkv.models.download import Plan, RemoteFile
 from mlxkv.protocol import commands as cmd
 from mlxkv.protocol import events as ev
-from mlxkv.protocol.status import ModelTight
+from mlxkv.protocol.status import ModelTooLarge
 from mlxkv.stats import bytes_text
 from mlxkv.store.kv.chunk_files import ChunkFiles
 from mlxkv.store.kv.chunk_format import Encoded
@@ -157,14 +157,14 @@ def test_a_chat_is_written_out_and_never_over_a_file(said: Said, tmp_path: Path)
 
 
 def test_what_fills_the_window_adds_up(said: Said) -> None:
-    use = said.one(cmd.ShowContext(), ev.ContextUse)
+    use = said.one(cmd.ShowContext(), ev.ContextUsage)
     chat = said.context.current_chat
     assert [p.role for p in use.parts] == ["user", "assistant", "user", "assistant"]
     assert sum(p.tokens for p in use.parts) == len(chat.log)
     assert sum(p.live for p in use.parts) == chat.cache.num_attended + 1  # the last token sampled is not fed yet
     for i in range(12):
         said.one(cmd.Send(f"more and more, {i} times more than before", 0.0), ev.TurnFinished)
-    use = said.one(cmd.ShowContext(), ev.ContextUse)
+    use = said.one(cmd.ShowContext(), ev.ContextUsage)
     gone = sum(p.tokens - p.live for p in use.parts)
     assert gone == chat.cache.num_evicted > 0
     assert sum(p.tokens for p in use.parts) == len(chat.log)
@@ -207,11 +207,11 @@ def test_the_footer_and_the_figures(said: Said) -> None:
         said.context.current_chat.session_id, True, 20_000_000_000,
     )  # fmt: skip
     said.context.ready_model.store.flush(str(status.session_id))  # rows that are still written come and go
-    figures = said.one(cmd.ShowStats(), ev.SessionFigures)
+    figures = said.one(cmd.ShowStats(), ev.SessionStats)
     assert (figures.num_turns, figures.num_chats, figures.named_disk_bytes) == (3, 1, 0)
     prompts = private_folder(said.context.folders.cache / "prompts")
     (prompts / "book.kv").write_bytes(bytes(500_000))
-    now = said.one(cmd.ShowStats(), ev.SessionFigures)
+    now = said.one(cmd.ShowStats(), ev.SessionStats)
     assert 500_000 < now.named_disk_bytes <= now.all_disk_bytes - figures.all_disk_bytes
     assert figures.generated_tokens == sum(
         m.stats.generated_tokens for m in said.context.current_chat.messages if m.stats
@@ -235,12 +235,12 @@ def test_one_chat_has_one_size_on_disk_and_one_count_everywhere(said: Said, monk
     def of_the_chat() -> set[int]:
         of_list = said.one(cmd.ListChats(), ev.ChatList).chats[0]
         of_cache = said.one(cmd.ListCache(), ev.CacheList).chats[0]
-        figures = said.one(cmd.ShowStats(), ev.SessionFigures)
+        figures = said.one(cmd.ShowStats(), ev.SessionStats)
         assert (figures.num_turns, figures.num_messages) == (3, of_list.num_turns)
         return {of_list.kv_bytes, of_cache.kv_bytes, figures.disk_bytes, store.disk_bytes(session)}
 
     def of_all() -> set[int]:
-        figures, cache = said.one(cmd.ShowStats(), ev.SessionFigures), said.one(cmd.ListCache(), ev.CacheList)
+        figures, cache = said.one(cmd.ShowStats(), ev.SessionStats), said.one(cmd.ListCache(), ev.CacheList)
         return {figures.all_disk_bytes, cache.used, store.disk_usage()}
 
     try:
@@ -257,7 +257,7 @@ def test_one_chat_has_one_size_on_disk_and_one_count_everywhere(said: Said, monk
     assert all_waiting == of_all() == {status.disk_bytes}
     files = (said.context.folders.cache / "kv").glob("??/*.safetensors")
     assert min(waiting) == sum(file.stat().st_size for file in files)
-    lines = stats_lines(said.one(cmd.ShowStats(), ev.SessionFigures))
+    lines = stats_lines(said.one(cmd.ShowStats(), ev.SessionStats))
     summary = said.one(cmd.ListChats(), ev.ChatList).chats[0]
     assert "3 turns (6 messages)" in lines[0]
     row = chat_row(summary, 0.0)
@@ -266,16 +266,16 @@ def test_one_chat_has_one_size_on_disk_and_one_count_everywhere(said: Said, monk
 
 
 def test_settings_hold_from_the_next_reply_and_bounds_make_another_cache(said: Said) -> None:
-    said.one(cmd.ChangeSettings(replace(SETTINGS, max_tokens=3)), ev.Applied)
+    said.one(cmd.ChangeSettings(replace(SETTINGS, max_tokens=3)), ev.SettingsApplied)
     assert said.one(cmd.Send("x", 0.0), ev.TurnFinished).stats.generated_tokens <= 3
     events = said.ask(cmd.ChangeSettings(replace(SETTINGS, window=512)))
-    assert [type(e) for e in events][-1] is ev.Applied
+    assert [type(e) for e in events][-1] is ev.SettingsApplied
     assert said.context.current_chat.cache.plan.resolved.window == 512
     assert len(said.context.current_chat.messages) == 6
-    assert isinstance(said.ask(cmd.SetSystem("Be terse."))[0], ev.Applied)
+    assert isinstance(said.ask(cmd.SetSystem("Be terse."))[0], ev.SettingsApplied)
     said.ask(cmd.NewChat())
     assert said.context.current_chat.system == "Be terse."
-    assert isinstance(said.ask(cmd.SetSystem(None))[-1], ev.Applied)
+    assert isinstance(said.ask(cmd.SetSystem(None))[-1], ev.SettingsApplied)
     assert said.context.current_chat.system is None
 
 
@@ -290,13 +290,13 @@ def test_a_load_that_is_stopped_leaves_the_old_model_and_the_chat(said: Said, tm
 
     def tell(event: ev.EngineEvent) -> None:
         said.events.append(event)
-        if event == ev.ModelLoading(other, "loading"):
+        if event == ev.ModelLoading(other, ev.LoadPhase.LOADING):
             said.dispatcher.stop()
 
     said.dispatcher._emit = said.context.emit = tell
     events = said.ask(cmd.LoadModel(other))
     text = f"Loading {other} was stopped; load it again when you need it."
-    assert events[-1] == ev.Failed(text, "stopped")
+    assert events[-1] == ev.Failed(text, ev.FailureKind.STOPPED)
     assert texts(next(e for e in events if isinstance(e, ev.ChatOpened))) == ["one", "two"]
     assert said.one(cmd.Send("three", 0.0), ev.TurnFinished).stats.cached_tokens > 0
 
@@ -306,7 +306,7 @@ def test_what_would_not_fit_is_called_so(said: Said) -> None:
         raise OutOfMemoryError("It needs more.")
 
     said.context.current_chat.send = refuse  # type: ignore[method-assign, assignment]
-    assert said.one(cmd.Send("x", 0.0), ev.Failed) == ev.Failed("It needs more.", "memory", "x")
+    assert said.one(cmd.Send("x", 0.0), ev.Failed) == ev.Failed("It needs more.", ev.FailureKind.MEMORY, "x")
 
 
 # -- downloads -------------------------------------------------------------------------------------------------------
@@ -359,7 +359,7 @@ def test_what_would_not_fit_is_asked_about_before_its_first_byte(monkeypatch: py
 
     monkeypatch.setattr("mlxkv.models.download", download)
     for then_load, device, state in (
-        (True, DEVICE, "tight"), (False, DEVICE, "failed"), (True, replace(DEVICE, memory_limit=1 << 62), "done")
+        (True, DEVICE, "too large"), (False, DEVICE, "failed"), (True, replace(DEVICE, memory_limit=1 << 62), "done")
     ):  # fmt: skip
         told: list[ev.EngineEvent] = []
         downloads = Downloads(told.append)
@@ -369,7 +369,9 @@ def test_what_would_not_fit_is_asked_about_before_its_first_byte(monkeypatch: py
         last = told[-1]
         assert isinstance(last, ev.PullProgress)
         assert last.state == state
-        assert last.tight == (ModelTight("org/large", 2 * 10**10, 10**10, 10**10) if state == "tight" else None)
+        assert last.too_large == (
+            ModelTooLarge("org/large", 2 * 10**10, 10**10, 10**10) if state == "too large" else None
+        )
         assert fetched == (["org/large"] if state == "done" else [])
 
 
@@ -390,7 +392,7 @@ def test_pausing_a_download_and_going_on(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.parametrize(
-    ("error", "words"), [(ModelDownloadError("Offline."), "Offline."), (KeyError("x"), "broke off")]
+    ("error", "words"), [(ModelDownloadError("Offline."), "Offline."), (KeyError("x"), "failed (KeyError)")]
 )
 def test_a_download_that_fails_says_why(monkeypatch: pytest.MonkeyPatch, error: Exception, words: str) -> None:
     here = Download(monkeypatch)
@@ -406,6 +408,6 @@ def test_a_download_that_fails_says_why(monkeypatch: pytest.MonkeyPatch, error: 
 
 
 def test_turning_reasoning_on_says_where_that_changes_nothing(said: Said) -> None:
-    applied = said.one(cmd.ChangeSettings(replace(SETTINGS, think=True)), ev.Applied)
+    applied = said.one(cmd.ChangeSettings(replace(SETTINGS, think=True)), ev.SettingsApplied)
     assert "no switch for reasoning" in applied.text
-    assert said.one(cmd.ChangeSettings(SETTINGS), ev.Applied).text == ""
+    assert said.one(cmd.ChangeSettings(SETTINGS), ev.SettingsApplied).text == ""

@@ -46,4 +46,4 @@ def test_the_loaded_folder_and_those_of_chats_are_listed(said: Said, tmp_path: P
 
     for name in ("first", "second"):
         shutil.rmtree(tmp_path / name)
-    assert folders(said) == [("second", True, "the folder is gone")]
+    assert folders(said) == [("second", True, "the folder is missing")]

@@ -17,7 +17,7 @@ from mlxkv.errors import OutOfMemoryError
 from mlxkv.memory.preflight import tight
 from mlxkv.protocol import commands as cmd
 from mlxkv.protocol import events as ev
-from mlxkv.protocol.status import ModelTight
+from mlxkv.protocol.status import ModelTooLarge
 from tests.engine.test_engine_chats import SETTINGS, Said
 from tests.tokenizers import tiny_folder
 
@@ -61,7 +61,7 @@ def test_what_is_needed_is_what_loading_and_its_cache_come_to(large: str) -> Non
 
 def test_a_model_that_does_not_fit_is_not_loaded_before_somebody_says_so(said: Said, large: str) -> None:
     (found,) = said.ask(cmd.LoadModel(large))
-    assert isinstance(found, ModelTight)
+    assert isinstance(found, ModelTooLarge)
     assert said.context.model is None
     said.one(cmd.LoadModel(large, anyway=True), ev.ModelReady)
     assert said.one(cmd.Send("hi", 0.0), ev.TurnFinished).text
@@ -85,7 +85,7 @@ def test_the_old_model_and_chat_stay_until_it_is_decided(said: Said, large: str,
     said.one(cmd.LoadModel(str(tiny_path)), ev.ModelReady)
     said.one(cmd.Send("hi", 0.0), ev.TurnFinished)
     said.context.settings = replace(SETTINGS, window=4096)
-    assert said.one(cmd.LoadModel(large), ModelTight)
+    assert said.one(cmd.LoadModel(large), ModelTooLarge)
     assert said.one(cmd.Send("still there", 0.0), ev.TurnFinished).stats.cached_tokens > 0
     opened = said.one(cmd.LoadModel(large, kv_bits=4), ev.ChatOpened)
     assert [m.text for m in opened.messages if m.role == "user"] == ["hi", "still there"]
@@ -96,7 +96,7 @@ def test_weights_alone_can_be_too_much_and_are_tried(
     said: Said, tiny_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLXKV_MEMORY_LIMIT", "10KB")
-    found = said.one(cmd.LoadModel(str(tiny_path)), ModelTight)
+    found = said.one(cmd.LoadModel(str(tiny_path)), ModelTooLarge)
     assert not found.four_bit
     said.context.settings = replace(SETTINGS, window=None)
     said.one(cmd.LoadModel(str(tiny_path), anyway=True), ev.ModelReady)
@@ -121,7 +121,7 @@ def test_a_download_that_could_not_fit_is_asked_about_first(said: Said, monkeypa
     asked: list[tuple[str, int]] = []
     start = "mlxkv.engine.downloads.Downloads.start"
     monkeypatch.setattr(start, lambda _, name, device, then_load: asked.append((name, device.memory_limit)))
-    found = said.one(cmd.LoadModel(large.id), ModelTight)
+    found = said.one(cmd.LoadModel(large.id), ModelTooLarge)
     assert (found.need, found.usable) == (large.size_bytes, 10**9)
     assert asked == []
     said.ask(cmd.LoadModel(large.id, anyway=True))

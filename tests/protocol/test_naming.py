@@ -99,7 +99,7 @@ def test_one_rule_here_and_in_the_window(wanted: str, fits: list[str]) -> None:
         return
     assert state.listing is not None  # to choose from
     assert [row.choice for row in state.listing.rows] == [cmd.OpenChat(id) for id in fits]
-    assert f"fits {len(fits)} chats" in said
+    assert f"matches {len(fits)} chats" in said
     assert all(id in said and "of 2027-01-1" in said for id in fits[:10])
     assert ("more;" in said) == (len(fits) > 10)
 
@@ -138,7 +138,7 @@ def test_every_command_refuses_what_is_nothing_or_several(
         args.append("-y")
     code, said = run(*args, capsys=capsys)
     assert code == 1
-    expected = {"trip": "fits 2 chats: ", "Lisbon": "No chat has"}.get(name, "is empty")
+    expected = {"trip": "matches 2 chats: ", "Lisbon": "No chat has"}.get(name, "is empty")
     assert expected in said
     assert "Traceback" not in said
     with SessionStore.open(folders) as store:

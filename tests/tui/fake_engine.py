@@ -40,7 +40,6 @@ from mlxkv.protocol.commands import (
     ShowTree,
 )
 from mlxkv.protocol.events import (
-    Applied,
     CacheCollected,
     CacheList,
     ChatDeleted,
@@ -56,11 +55,14 @@ from mlxkv.protocol.events import (
     EngineEvent,
     EngineStopped,
     Failed,
+    LoadPhase,
     ModelCard,
     ModelList,
     ModelLoading,
     ModelReady,
     PullProgress,
+    PullState,
+    SettingsApplied,
     TokensCounted,
     TurnStarted,
 )
@@ -69,8 +71,9 @@ from mlxkv.protocol.status import (
     ChatSummary,
     CompactPlan,
     ContextPart,
-    ContextUse,
-    SessionFigures,
+    ContextUsage,
+    SaveState,
+    SessionStats,
     SessionStatus,
 )
 from mlxkv.stats import TurnStats
@@ -102,8 +105,9 @@ STATS = TurnStats(
 )  # fmt: skip
 RING = CacheView(38, 6300, 32000, 6300, 0, 0, 4_831_838_208, 936_000_000, None)
 STATUS = SessionStatus(
-    936_000_000, 6300, 32000, 5_600_000_000, 27_000_000_000, "saved", RING, 4_600_000_000, 5_900_000_000, 20_000_000_000
-)
+    936_000_000, 6300, 32000, 5_600_000_000, 27_000_000_000, SaveState.SAVED, RING,
+    4_600_000_000, 5_900_000_000, 20_000_000_000,
+)  # fmt: skip
 CHATS = (
     ChatSummary("c1", "Rust lifetimes", 1_700_000_000.0, 3, 916_000_000, "Qwen3-8B-4bit"),
     ChatSummary("c2", "Trip to Porto", 1_699_900_000.0, 1, 0, "Qwen3-8B-4bit"),
@@ -118,14 +122,14 @@ BRANCHES = (
     Branch("c1", "Rust lifetimes", None, None, 1_700_000_000.0, 3, is_current=True),
     Branch("c3", "Rust lifetimes (2)", "c1", 2, 1_700_000_100.0, 2),
 )
-CONTEXT = ContextUse(
+CONTEXT = ContextUsage(
     (
         ContextPart("system", "Be terse.", 12, 12), ContextPart("user", "hello", 40, 8),
         ContextPart("assistant", "x", 80, 80),
     ),
     128, 12,
 )  # fmt: skip
-FIGURES = SessionFigures(2, 624, 54, 11_742, 0, 42.1, 812.0, 916_000_000, 900_000_000, 950_000_000, 2, 1_100_000_000,
+FIGURES = SessionStats(2, 624, 54, 11_742, 0, 42.1, 812.0, 916_000_000, 900_000_000, 950_000_000, 2, 1_100_000_000,
                          2_000_000_000, 20_000_000_000, num_messages=4)  # fmt: skip
 
 
@@ -167,7 +171,10 @@ class FakeEngine:
             case LoadModel(name):
                 if name == "missing":
                     return [Failed("There is no model “missing”; /model lists those you have.")]
-                return [ModelLoading(name, "loading", 2_100_000_000, 4_600_000_000), ModelReady(name, 10, 0.1, True)]
+                return [
+                    ModelLoading(name, LoadPhase.LOADING, 2_100_000_000, 4_600_000_000),
+                    ModelReady(name, 10, 0.1, True),
+                ]
             case NewChat():
                 return [ChatOpened("n1", "")]
             case OpenChat(session_id):
@@ -188,7 +195,7 @@ class FakeEngine:
             case SearchChats(words):
                 return [ChatHits(words, (ChatHit("c2", "Trip to Porto", 0, "user", "the train to Porto", ((4, 9),)),))]
             case ChangeSettings() | SetSystem():
-                return [Applied("")]
+                return [SettingsApplied("")]
             case ShowContext():
                 return [CONTEXT]
             case ShowStats():
@@ -215,14 +222,14 @@ class FakeEngine:
             case Compact(summarise):
                 kept = self.history[-2:]
                 whole = [ChatOpened("c1", "Rust lifetimes"), TurnStarted("Sum up"), *self._reply()] if summarise else []
-                return [*whole, ChatOpened("c4", "Rust lifetimes · compact", kept), Compacted("✓ compacted: kept")]
+                return [*whole, ChatOpened("c4", "Rust lifetimes · compact", kept), Compacted(True, 2, 120, 256)]
             case Pull(name):
                 return [
-                    PullProgress(name, "asking"),
-                    PullProgress(name, "downloading", 2_100_000_000, 4_600_000_000, 25e6),
+                    PullProgress(name, PullState.ASKING),
+                    PullProgress(name, PullState.DOWNLOADING, 2_100_000_000, 4_600_000_000, 25e6),
                 ]
             case PausePull():
-                return [PullProgress("org/model", "paused", 2_100_000_000, 4_600_000_000)]
+                return [PullProgress("org/model", PullState.PAUSED, 2_100_000_000, 4_600_000_000)]
             case Send(text):
                 return [TurnStarted(text), *self._reply()]
         return []
@@ -268,7 +275,7 @@ class ThreadEngine(FakeEngine):
             match command:
                 case LoadModel(name) if name != "missing":
                     for part in range(10):
-                        self.events.append(ModelLoading(name, "loading", part * 460_000_000, 4_600_000_000))
+                        self.events.append(ModelLoading(name, LoadPhase.LOADING, part * 460_000_000, 4_600_000_000))
                         time.sleep(self.load_s / 10)
                     self.events.append(ModelReady(name, 4_600_000_000, self.load_s, True))
                 case Send(text):
@@ -299,4 +306,6 @@ class ThreadEngine(FakeEngine):
             decode_tps=words / max(spent, 0.001), total_s=spent, finish_reason=reason, cache_live_bytes=self.live,
         )  # fmt: skip
         self.events.append(TurnFinished(reason, reply, stats))
-        self.events.append(SessionStatus(self.live, 6300 + words, 32768, 5_600_000_000, 27_000_000_000, "saved"))
+        self.events.append(
+            SessionStatus(self.live, 6300 + words, 32768, 5_600_000_000, 27_000_000_000, SaveState.SAVED)
+        )

@@ -33,7 +33,6 @@ from mlxkv.protocol.commands import (
     ShowTree,
 )
 from mlxkv.protocol.events import (
-    Applied,
     ChatDeleted,
     ChatExported,
     ChatList,
@@ -44,17 +43,21 @@ from mlxkv.protocol.events import (
     EngineEvent,
     EngineStopped,
     Failed,
+    FailureKind,
     FirstScreen,
+    LoadPhase,
     ModelCard,
     ModelList,
     ModelLoading,
     ModelMissing,
     ModelReady,
     PullProgress,
+    PullState,
+    SettingsApplied,
     TurnStarted,
     Versions,
 )
-from mlxkv.protocol.status import ChatSummary, CompactPlan, ModelTight
+from mlxkv.protocol.status import ChatSummary, CompactPlan, ModelTooLarge, SaveState
 from tests.tui.fake_engine import STATS, STATUS, FakeEngine
 from tests.tui.hostile import NAMES, bomb, markdown, piece
 
@@ -89,7 +92,7 @@ class HostileEngine(FakeEngine):
 
     def stop(self) -> None:
         super().stop()
-        self.say([Failed(bomb(self.lead, "stopped"), "stopped")])
+        self.say([Failed(bomb(self.lead, "stopped"), FailureKind.STOPPED)])
 
     def answer(self, command: Command) -> list[EngineEvent]:
         lead = self.lead
@@ -97,11 +100,11 @@ class HostileEngine(FakeEngine):
             case LoadModel("gone"):
                 return [ModelMissing(piece(lead, "gone"), 5)]
             case LoadModel("slow"):  # until it is stopped
-                return [ModelLoading(piece(lead, "loading").replace("/", "|"), "loading", 1, 2)]
+                return [ModelLoading(piece(lead, "loading").replace("/", "|"), LoadPhase.LOADING, 1, 2)]
             case LoadModel("broken"):
-                return [Failed(bomb(lead, "failed"), "memory")]
+                return [Failed(bomb(lead, "failed"), FailureKind.MEMORY)]
             case LoadModel("large"):
-                return [ModelTight(piece(lead, "needs").replace("/", "|"), 19 << 30, 17 << 30, 24 << 30, True)]
+                return [ModelTooLarge(piece(lead, "needs").replace("/", "|"), 19 << 30, 17 << 30, 24 << 30, True)]
             case LoadModel():
                 return [Notice(bomb(lead, "notice")), ModelReady(piece(lead, "model").replace("/", "|"), 10, 0.1, True)]
             case ListChats():
@@ -127,14 +130,14 @@ class HostileEngine(FakeEngine):
             case ExportChat():
                 return [ChatExported(bomb(lead, "exported"))]
             case ChangeSettings():
-                return [Applied(bomb(lead, "applied"))]
+                return [SettingsApplied(bomb(lead, "applied"))]
             case Pull():
                 name = piece(lead, "pulled").replace("/", "|")
-                return [PullProgress(name, "asking"), PullProgress(name, "downloading", 1, 2, 0.5)]
+                return [PullProgress(name, PullState.ASKING), PullProgress(name, PullState.DOWNLOADING, 1, 2, 0.5)]
             case PausePull():
                 return [
-                    PullProgress(bomb(lead, "paused"), "paused", 1, 2),
-                    PullProgress("p", "failed", text=bomb(lead, "broke")),
+                    PullProgress(bomb(lead, "paused"), PullState.PAUSED, 1, 2),
+                    PullProgress("p", PullState.FAILED, text=bomb(lead, "broke")),
                 ]
             case PlanCompact():  # the second time by a model that cannot summarise
                 self.num_plans += 1
@@ -145,7 +148,7 @@ class HostileEngine(FakeEngine):
                 return [whole, TurnStarted(piece(lead, "asked")), TextDelta(bomb(lead, "sums"), 1)]
             case Compact():
                 kept = (Message("user", piece(lead, "asked")), Message("assistant", piece(lead, "kept"), STATS))
-                return [ChatOpened("c4", piece(lead, "short"), kept), Compacted(piece(lead, "compacted"))]
+                return [ChatOpened("c4", piece(lead, "short"), kept), Compacted(True, 2, 120, 256)]
             case Send(text) if text.startswith("see "):
                 return [TurnStarted(text), TextDelta("seen", 1), TurnFinished("stop", "seen", STATS), Notice("the end")]
             case Send("link"):
@@ -162,7 +165,8 @@ class HostileEngine(FakeEngine):
                 said = "\n\n".join([text, *markdown("stream")[:6]])
                 cut = [TextDelta(said[i : i + 3], i) for i in range(0, len(said), 3)]
                 return [TurnStarted(text), TextDelta(bomb(lead, "thinks"), 1, thinking=True), *cut,
-                        TurnFinished("stop", said, STATS), replace(STATUS, saved=f"not saved: {piece(lead, 'saved')}"),
+                        TurnFinished("stop", said, STATS),
+                        replace(STATUS, saved=SaveState.NOT_SAVED, save_problem=piece(lead, "saved")),
                         Notice("the end")]  # fmt: skip
             case OpenChat("c1"):
                 return [ChatOpened("c1", bomb(lead, "theirs"), self.history, read_only=bomb(lead, "locked"))]

@@ -52,14 +52,16 @@ async def test_an_answer_is_seen(ends: bool) -> None:
             await w.until(lambda answer=answer: answer in shown(w), command)
 
 
-@pytest.mark.parametrize("last", [ev.TurnFinished("stop", LONG, STATS), ev.Failed("It ran out of memory.", "memory")])
+@pytest.mark.parametrize(
+    "last", [ev.TurnFinished("stop", LONG, STATS), ev.Failed("It ran out of memory.", ev.FailureKind.MEMORY)]
+)
 async def test_what_was_not_asked_for_pulls_nobody(last: ev.EngineEvent) -> None:
     engine = FakeEngine(manual=True)
     async with window(engine) as w:
         await scrolled_up(w, engine, ends=False)
         before = w.app.transcript.scroll_offset.y
-        notice, done = ev.Notice("The oldest part rotates out."), ev.PullProgress("org/m", "done")
-        for event in (ev.TextDelta("\n\nmore and more", 99), notice, done, ev.KVSaving(1, 2), last):
+        notice, done = ev.Notice("The oldest part rotates out."), ev.PullProgress("org/m", ev.PullState.DONE)
+        for event in (ev.TextDelta("\n\nmore and more", 99), notice, done, ev.SaveProgress(1, 2), last):
             engine.say([event])
             await w.until(lambda: not engine.events)
             await w.pilot.pause()

@@ -15,7 +15,8 @@ from mlxkv import tui
 from mlxkv.config import Folders, Settings
 from mlxkv.events import Message, TextDelta, TurnFinished
 from mlxkv.protocol.commands import ListChats, LoadModel, NewChat, OpenChat, Send
-from mlxkv.protocol.events import ChatOpened, EngineStopped, Failed, KVSaving
+from mlxkv.protocol.events import ChatOpened, EngineStopped, Failed, SaveProgress
+from mlxkv.protocol.status import SaveState
 from mlxkv.tui.app import ChatApp
 from mlxkv.tui.screens.help import HelpScreen
 from mlxkv.tui.widgets.picker import Picker
@@ -274,9 +275,9 @@ async def test_the_header_says_which_fork_and_the_footer_how_much_of_the_rows_is
         async with window(size=size) as w:
             w.app.state.apply(ChatOpened("c2", "Rust lifetimes", (Message("user", "q"),)))
             w.app.state.apply(
-                replace(w.app.state.status, kv_bytes=10**6, cache_tokens=1, cache_window=9, saved="saved")
+                replace(w.app.state.status, kv_bytes=10**6, cache_tokens=1, cache_window=9, saved=SaveState.SAVED)
             )
-            for event, said in ((KVSaving(412, 1000), "saving KV 41%"), (KVSaving(1000, 1000), "saved ✓")):
+            for event, said in ((SaveProgress(412, 1000), "saving KV 41%"), (SaveProgress(1000, 1000), "saved ✓")):
                 w.app.state.apply(event)
                 w.app._show()
                 assert said in w.bar("footer")

@@ -11,9 +11,8 @@ from rich.cells import cell_len
 
 from mlxkv.events import PrefillProgress, TextDelta, TurnFinished
 from mlxkv.protocol.events import TurnStarted
-from mlxkv.protocol.status import CacheView, ContextPart, ContextUse, SessionFigures, SessionStatus
+from mlxkv.protocol.status import CacheView, ContextPart, ContextUsage, SessionStats, SessionStatus
 from mlxkv.tui.markdown.block_renderer import Look, Renderer
-from mlxkv.tui.state.blocks import CONTEXT as CONTEXT_INFO
 from mlxkv.tui.state.blocks import Block, Kind
 from mlxkv.tui.state.gauges import (
     EVICTED,
@@ -27,7 +26,7 @@ from mlxkv.tui.state.gauges import (
     sparkline,
     wide_lines,
 )
-from mlxkv.tui.state.reports import context_line, context_lines, memory_lines, stats_lines
+from mlxkv.tui.state.reports import context_line, context_rows, context_text, memory_lines, stats_lines
 from tests.tui.fake_engine import CONTEXT, FIGURES, RING, STATS, STATUS
 
 HALF = CacheView(10, 50, 80, 50, 20, 0, 1000, 500)
@@ -103,21 +102,20 @@ def test_the_meter_counts_tokens_by_the_second() -> None:
 
 
 def test_context_says_what_is_evicted() -> None:
-    lines = context_lines(CONTEXT)
-    assert lines[0] == "Context: 100 tok of 128 (78%) · 12 pinned · 32 evicted"
-    rows = [context_line(line, 80) for line in lines[1:]]
+    assert context_text(CONTEXT) == "Context: 100 tok of 128 (78%) · 12 pinned · 32 evicted"
+    rows = [context_line(line, 80) for line in context_rows(CONTEXT)]
     assert "system" in rows[0]
     assert rows[1].endswith("· 8 left")
     assert rows[2].endswith(f"     80 tok {'█' * 20}")
-    gone = ContextUse((ContextPart("user", "日本語 " * 30, 12_345, 0), ContextPart("user", "a\tb", 1, 1)), 64, 0)
-    assert context_line(context_lines(gone)[1], 60).endswith("…  12,345 tok  · out")
+    gone = ContextUsage((ContextPart("user", "日本語 " * 30, 12_345, 0), ContextPart("user", "a\tb", 1, 1)), 64, 0)
+    assert context_line(context_rows(gone)[0], 60).endswith("…  12,345 tok  · out")
 
 
 @pytest.mark.parametrize("width", [20, 28, 31, 40, 45, 56, 60, 80, 120])
 def test_context_takes_one_line_per_message_at_any_width(width: int) -> None:
     """Below 60 columns each message took two or three lines, its figures torn from its text."""
-    use = ContextUse((*CONTEXT.parts, ContextPart("user", "日本語 and more " * 9, 12_345, 45)), 20_000, 12)
-    blocks = [Block(Kind.META, line, CONTEXT_INFO, tight=True) for line in context_lines(use)[1:]]
+    use = ContextUsage((*CONTEXT.parts, ContextPart("user", "日本語 and more " * 9, 12_345, 45)), 20_000, 12)
+    blocks = [Block(Kind.META, row.text, tight=True, context=row) for row in context_rows(use)]
     rows = [Renderer(Look()).strips(block, width) for block in blocks]
     assert [len(lines) for lines in rows] == [1] * 4
     assert all(cell_len(lines[0].text) <= width for lines in rows)
@@ -135,7 +133,7 @@ def test_stats_and_memory() -> None:
     ):
         assert words in text
     assert "prompt caches" not in text
-    wrapped = stats_lines(SessionFigures(prefill_tokens=23, cached_tokens=690, cached_evicted_tokens=200))
+    wrapped = stats_lines(SessionStats(prefill_tokens=23, cached_tokens=690, cached_evicted_tokens=200))
     assert wrapped[1] == "  tokens   0 generated · prompt 23 + 490 cached + 200 evicted (68% reused)"
     some = stats_lines(replace(FIGURES, named_disk_bytes=300_000_000))[-1]
     assert "KV on disk in all: 1.1 GB of 20 GB, 300 MB of it named prompt caches · " in some

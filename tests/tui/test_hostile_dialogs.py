@@ -41,7 +41,7 @@ def visit(tour: Tour, lead: int, is_wide: bool) -> None:
     see("a summary", "\r", "sums PAY", "whole", "asked", "sums")
     see("a summary, stopped", ESC, "stopped PAY", "stopped")
     see("compacting without a summary", "/compact\r", "cannot summarise", "weak")
-    see("compacted", "\r", "compacted PAY", "asked", "kept", "compacted", "short")
+    see("compacted", "\r", "compacted: a pinned", "asked", "kept", "short")
 
 
 @pytest.mark.parametrize(("size", "lead"), PLAYS)

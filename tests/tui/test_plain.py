@@ -24,7 +24,15 @@ from mlxkv.protocol.commands import (
     Rewind,
     Send,
 )
-from mlxkv.protocol.events import ChatOpened, ChatReleased, EngineEvent, MessageTooLong, PullProgress, TurnStarted
+from mlxkv.protocol.events import (
+    ChatOpened,
+    ChatReleased,
+    EngineEvent,
+    MessageTooLong,
+    PullProgress,
+    PullState,
+    TurnStarted,
+)
 from mlxkv.stats import Overflow, TurnStats
 from mlxkv.text.clean import clean
 from mlxkv.tui.line_mode import PlainChat
@@ -51,7 +59,7 @@ class FakeDispatcher(FakeEngine):
         for event in self._played.get(type(command)) or self._engine.answer(command):
             self._tell(event)
             if isinstance(event, PullProgress) and event.state == "downloading":
-                self._tell(PullProgress(event.name, "done", event.total, event.total))
+                self._tell(PullProgress(event.name, PullState.DONE, event.total, event.total))
 
     def pause_download(self) -> None:
         self.stopped += 1
@@ -121,7 +129,7 @@ def test_compacting_asks_first_and_does_not_read_the_chat_out_again() -> None:
     assert "1. Summary of 18, the last 4 messages as they are" in said
     assert [c.summarise for c in dispatcher.commands if isinstance(c, Compact)] == [True, False]
     after = said[said.index("Number, or nothing: 1") :]
-    assert "compacted: kept" in after
+    assert "compacted: a pinned summary and the last" in after
     assert "User: " not in after.replace("User: /compact last", "").removesuffix("User: \n")
 
 
@@ -203,7 +211,7 @@ def test_what_a_download_says_on_its_thread_is_written_by_ours() -> None:
             if not isinstance(command, Pull):
                 super().handle(command)
                 return
-            states = ("asking", "downloading", "done")
+            states = (PullState.ASKING, PullState.DOWNLOADING, PullState.DONE)
             events = [PullProgress(command.name, state, 1, 2) for state in states]
             thread = threading.Thread(target=lambda: [self._tell(event) for event in events])
             thread.start()

@@ -17,7 +17,7 @@ from mlxkv.engine import Engine
 from mlxkv.events import Message, PrefillProgress, TurnFinished
 from mlxkv.inference.runner import ModelRunner
 from mlxkv.protocol.commands import ChangeSettings, Edit, LoadModel, NewChat, Send
-from mlxkv.protocol.events import ChatOpened, Failed, MessageTooLong, TurnStarted
+from mlxkv.protocol.events import ChatOpened, Failed, FailureKind, MessageTooLong, TurnStarted
 from mlxkv.protocol.status import SessionStatus
 from mlxkv.stats import Overflow, TurnStats
 from mlxkv.store import SessionStore
@@ -146,7 +146,7 @@ async def test_an_edit_that_is_stopped_is_an_edit_again() -> None:
 async def test_a_message_that_could_not_be_sent_comes_back_under_the_reason() -> None:
     async with window(FakeEngine(manual=True)) as w:
         sent = await asked(w, "hello")
-        w.engine.say([Failed("The prompt has too many tokens.", "", sent)])
+        w.engine.say([Failed("The prompt has too many tokens.", returned=sent)])
         await w.until(lambda: w.app.prompt.text == "hello")
         assert "✗ The prompt has too many tokens." in w.said()
         assert "❯ hello" not in w.said()
@@ -231,7 +231,7 @@ async def test_a_window_that_cannot_be_had_loses_nothing() -> None:
     class Full(FakeEngine):
         def answer(self, command: object) -> list:  # type: ignore[override]
             if isinstance(command, ChangeSettings):
-                return [Failed("This KV cache needs 9 GB.", "memory")]
+                return [Failed("This KV cache needs 9 GB.", FailureKind.MEMORY)]
             return super().answer(command)  # type: ignore[arg-type]
 
     async with window(Full(manual=True)) as w:

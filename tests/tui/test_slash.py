@@ -16,20 +16,22 @@ from mlxkv.protocol.events import (
     ChatOpened,
     ChatRenamed,
     Failed,
+    FailureKind,
     ModelCard,
     ModelList,
     ModelMissing,
     ModelReady,
     PullProgress,
+    PullState,
     TurnStarted,
     Versions,
 )
-from mlxkv.protocol.status import CompactPlan, ContextPart, ContextUse, ModelTight
+from mlxkv.protocol.status import CompactPlan, ContextPart, ContextUsage, ModelTooLarge
 from mlxkv.tui.state.blocks import Kind
 from mlxkv.tui.state.chat_state import ChatState
 from mlxkv.tui.state.choice_lists import tree_list
 from mlxkv.tui.state.choices import PutPrompt
-from mlxkv.tui.state.reports import context_line, context_lines
+from mlxkv.tui.state.reports import context_line, context_rows
 from mlxkv.tui.state.slash import COMMANDS
 from mlxkv.tui.state.slash_actions import Wish, run, settings_list
 from tests.tui.fake_engine import CHATS, STATS
@@ -126,7 +128,7 @@ def test_what_there_is_only_one_of_is_said_so(state: ChatState) -> None:
 def test_numbers_on_the_screen_are_those_that_commands_take(state: ChatState) -> None:
     """`/context` counted messages from 0, branches messages from 1, `/fork` questions from 1."""
     parts = [ContextPart("system", "s", 1, 1), *(ContextPart(m.role, m.text, 1, 1) for m in CHAT)]
-    shown = [context_line(line, 40).split()[:2] for line in context_lines(ContextUse(tuple(parts), 64, 1))[1:]]
+    shown = [context_line(line, 40).split()[:2] for line in context_rows(ContextUsage(tuple(parts), 64, 1))]
     assert shown == [["system", "s"], ["1", "you"], ["1", "reply"], ["2", "you"], ["2", "reply"]]
     run(state, "edit", "2")
     assert state.activity(80)[0].startswith("editing question 2:")
@@ -284,8 +286,11 @@ def test_a_chat_open_elsewhere_can_only_be_forked(state: ChatState) -> None:
     assert sent(state) == []
 
 
-@pytest.mark.parametrize(("kind", "advice"), [("memory", "/set kv-bits 4"), ("disk", "free some space"), ("", "")])
-def test_a_failure_says_what_to_do(state: ChatState, kind: str, advice: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "advice"),
+    [(FailureKind.MEMORY, "/set kv-bits 4"), (FailureKind.DISK, "free some space"), (FailureKind.OTHER, "")],
+)
+def test_a_failure_says_what_to_do(state: ChatState, kind: FailureKind, advice: str) -> None:
     state.submit(cmd.Send("x", 0.0))
     state.apply(Failed("It failed.", kind))
     assert lines(state)[-1].startswith("It failed.")
@@ -304,19 +309,19 @@ def test_eviction_is_reported_once_per_turn_that_evicts(state: ChatState) -> Non
 
 def test_a_download_goes_on_beside_and_is_loaded_when_it_was_wanted(state: ChatState) -> None:
     state.submit(cmd.LoadModel("org/m"))
-    state.apply(PullProgress("org/m", "asking", then_load=True))
-    state.apply(PullProgress("org/m", "downloading", 2_100_000_000, 4_600_000_000, 25e6, then_load=True))
+    state.apply(PullProgress("org/m", PullState.ASKING, then_load=True))
+    state.apply(PullProgress("org/m", PullState.DOWNLOADING, 2_100_000_000, 4_600_000_000, 25e6, then_load=True))
     assert state.activity(100) == (state.activity(100)[0][:1] + " downloading m 2.1/4.6 GB · 25 MB/s · ~1m40s left",
                                    "esc to pause")  # fmt: skip
     sent(state)
     state.prompt("meanwhile")
     assert [type(c) for c in sent(state)] == [cmd.Send]  # the chat stays usable
     assert state.pause()
-    state.apply(PullProgress("org/m", "paused"))
+    state.apply(PullProgress("org/m", PullState.PAUSED))
     assert not state.pause()
     state.apply(TurnFinished("stop", "y", STATS))
     sent(state)
-    state.apply(PullProgress("org/m", "done", then_load=True))
+    state.apply(PullProgress("org/m", PullState.DONE, then_load=True))
     assert sent(state) == [cmd.LoadModel("org/m")]
 
 
@@ -354,7 +359,7 @@ def test_a_summary_that_is_stopped_leaves_nothing_waiting(state: ChatState) -> N
     assert state.stop()
     state.apply(TurnFinished("stopped", "1", STATS))
     state.apply(ChatOpened("c1", "Numbers", CHAT))
-    state.apply(Failed("Compacting was stopped: the chat is as it was.", "stopped"))
+    state.apply(Failed("Compacting was stopped: the chat is as it was.", FailureKind.STOPPED))
     assert lines(state)[-1] == "Compacting was stopped: the chat is as it was."
     assert state.messages == list(CHAT)
     sent(state)
@@ -369,13 +374,13 @@ def test_that_the_window_will_be_full_is_said_once_before_it_is(state: ChatState
         assert any("will be evicted soon · /compact" in text for text in lines(state)) is told, tokens
 
 
-TIGHT = ModelTight("org/Large-4bit", 19_200_000_000, 17_500_000_000, 24_000_000_000, True)
+TIGHT = ModelTooLarge("org/Large-4bit", 19_200_000_000, 17_500_000_000, 24_000_000_000, True)
 
 
 def test_a_download_that_would_not_fit_is_asked_about(state: ChatState) -> None:
     state.submit(cmd.LoadModel("org/Large-4bit"))
-    state.apply(PullProgress("org/Large-4bit", "asking", then_load=True))
-    state.apply(PullProgress("org/Large-4bit", "tight", then_load=True, tight=TIGHT))
+    state.apply(PullProgress("org/Large-4bit", PullState.ASKING, then_load=True))
+    state.apply(PullProgress("org/Large-4bit", PullState.TOO_LARGE, then_load=True, too_large=TIGHT))
     assert not state.is_pulling
     assert state.listing is not None
     assert [row.choice for row in state.listing.rows] == [
@@ -445,5 +450,5 @@ def test_the_cache_on_disk(state: ChatState) -> None:
 
 def test_an_empty_window_says_so(state: ChatState) -> None:
     state.submit(cmd.ShowContext())
-    state.apply(ContextUse((), 0, 0))
-    assert lines(state) == ["The window is empty: nothing has been said yet."]
+    state.apply(ContextUsage((), 0, 0))
+    assert lines(state) == ["The window is empty; write something first."]

@@ -9,14 +9,16 @@ from hypothesis import strategies as st
 from mlxkv.events import Message, NoAnswer, Notice, PrefillProgress, TextDelta, TurnFinished
 from mlxkv.protocol.commands import Command, Compact, ListChats, LoadModel, NewChat, OpenChat, Send
 from mlxkv.protocol.events import (
-    Applied,
     ChatList,
     ChatOpened,
     EngineEvent,
     EngineStopped,
     Failed,
+    FailureKind,
+    LoadPhase,
     ModelLoading,
     ModelReady,
+    SettingsApplied,
     TurnStarted,
 )
 from mlxkv.protocol.status import SessionStatus
@@ -152,10 +154,10 @@ def test_a_load_can_be_stopped(clock: Clock) -> None:
     assert not state.stop()
     state.submit(LoadModel("org/Big-4bit"))
     state.submit(NewChat())
-    feed(state, ModelLoading("org/Big-4bit", "loading", 2_100_000_000, 4_600_000_000))
+    feed(state, ModelLoading("org/Big-4bit", LoadPhase.LOADING, 2_100_000_000, 4_600_000_000))
     assert state.activity(80) == ("⠋ loading Big-4bit 2.1/4.6 GB · type ahead, it will be sent", "esc to stop")
     assert state.stop()
-    feed(state, Failed("Loading org/Big-4bit was stopped.", "stopped"), Failed("No model is loaded."))
+    feed(state, Failed("Loading org/Big-4bit was stopped.", FailureKind.STOPPED), Failed("No model is loaded."))
     assert shown(state) == [("meta", "Loading org/Big-4bit was stopped.")]
     assert not state.stop()
 
@@ -265,7 +267,7 @@ def test_activity(clock: Clock) -> None:
     state = ChatState(clock)
     assert state.activity(80) == ("", "")
     state.submit(LoadModel("org/Qwen3-8B-4bit"))
-    feed(state, ModelLoading("org/Qwen3-8B-4bit", "loading", 2_100_000_000, 4_600_000_000))
+    feed(state, ModelLoading("org/Qwen3-8B-4bit", LoadPhase.LOADING, 2_100_000_000, 4_600_000_000))
     assert state.activity(80)[0] == "⠋ loading Qwen3-8B-4bit 2.1/4.6 GB · type ahead, it will be sent"
     feed(state, READY, OPENED)
     state.prompt("x")
@@ -379,7 +381,7 @@ def test_other_bounds_of_the_chat_leave_what_was_answered(state: ChatState, mess
     feed(state, ChatOpened("s1", "t", messages))
     state.error("/set sinks is 'abc'")
     slash.run(state, "set", "ctx 8")
-    feed(state, ChatOpened("s1", "t", messages), Applied("The KV cache has its new bounds."))
+    feed(state, ChatOpened("s1", "t", messages), SettingsApplied("The KV cache has its new bounds."))
     change = state.take()
     assert change.cleared
     *said, wrong, remark, applied = (b.text for b in change.settled)

@@ -9,7 +9,7 @@ from rich.cells import cell_len
 
 from mlxkv.protocol.chat_names import chats_called
 from mlxkv.protocol.commands import OpenChat
-from mlxkv.protocol.status import SessionStatus
+from mlxkv.protocol.status import SaveState, SessionStatus
 from mlxkv.tui.state.chat_list import when_text
 from mlxkv.tui.state.choice_lists import chat_row, chats_list
 from mlxkv.tui.state.choices import Row, row_line
@@ -23,10 +23,13 @@ def test_footer() -> None:
     assert footer_text(STATUS, 36) == "KV 936 MB · 6.3k/32k tok"
     assert footer_text(STATUS, 40, narrow=True) == "19% ctx"
     assert footer_text(STATUS, 80, saving=41) == "KV 936 MB · 6.3k/32k tok · mem 5.6/27 GB · saving KV 41%"
-    assert "saving" not in footer_text(replace(STATUS, saved="not saved: disk full"), 80, saving=41)
+    full = replace(STATUS, saved=SaveState.NOT_SAVED, save_problem="disk full")
+    assert "saving" not in footer_text(full, 80, saving=41)
     assert footer_text(SessionStatus(), 80) == ""
-    assert footer_text(replace(STATUS, saved="not saved: disk full"), 30).startswith("▲ not saved: disk full")
-    assert footer_text(replace(STATUS, memory_limit=0, saved="off"), 80).endswith("mem 5.6 GB · not saving this chat")
+    assert footer_text(full, 30).startswith("▲ not saved: disk full")
+    assert footer_text(replace(STATUS, memory_limit=0, saved=SaveState.OFF), 80).endswith(
+        "mem 5.6 GB · not saving this chat"
+    )
 
 
 @pytest.mark.parametrize(

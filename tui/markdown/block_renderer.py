@@ -17,7 +17,7 @@ from rich.style import Style
 from mlxkv.text.clean import clean, clean_joined
 from mlxkv.tui.markdown.wrap import Line, Row, wrap
 from mlxkv.tui.state.attachments import split_attachments
-from mlxkv.tui.state.blocks import CONTEXT, Block, Kind
+from mlxkv.tui.state.blocks import Block, Kind
 from mlxkv.tui.state.choices import cut
 from mlxkv.tui.state.labels import stat_text, version_text
 from mlxkv.tui.state.reports import context_line
@@ -100,7 +100,7 @@ class Renderer:
                     rows += [_row([Segment("│ ", muted), *line], gap, margin=EDGE + 2)
                              for line, gap in wrap([Segment(self._plain(block.detail), quiet)], room - 2)]  # fmt: skip
             case Kind.META:
-                said = context_line(block.text, room) if block.info == CONTEXT else block.text
+                said = context_line(block.context, room) if block.context else block.text
                 sign, text = ("✓", said[2:]) if said.startswith("✓ ") else ("·", said)
                 rows += _hung(self._plain(text), muted, room, Segment(f" {sign} ", muted))
             case Kind.ERROR:

@@ -10,7 +10,6 @@ from mlxkv.protocol import events as ev
 from mlxkv.stats import bytes_text, disk_text
 from mlxkv.tui.state import choice_lists as lists
 from mlxkv.tui.state import reports
-from mlxkv.tui.state.blocks import CONTEXT
 from mlxkv.tui.state.transcript import title_line
 
 if TYPE_CHECKING:
@@ -47,7 +46,7 @@ def take(state: ChatState, event: ev.EngineEvent) -> None:
         case ev.ChatExported(path):
             state.answered(cmd.ExportChat)
             state.say(f"Written to {path}")
-        case ev.Applied(text):
+        case ev.SettingsApplied(text):
             state.answered(cmd.ChangeSettings, cmd.SetSystem)
             if text:
                 state.say(text)
@@ -67,12 +66,12 @@ def take(state: ChatState, event: ev.EngineEvent) -> None:
         case ev.CompactPlan():
             state.answered(cmd.PlanCompact)
             state.show(lists.compact_list(event))
-        case ev.Compacted(text):
+        case ev.Compacted():
             state.answered(cmd.Compact)
-            state.say(text)
-        case ev.ModelTight():
+            state.say(reports.compacted_text(event))
+        case ev.ModelTooLarge():
             state.answered(cmd.LoadModel)
-            state.show(lists.tight_list(event))
+            state.show(lists.too_large_list(event))
         case ev.ModelList(models, only_fitting):
             state.answered(cmd.ListModels)
             state.models = models
@@ -80,9 +79,9 @@ def take(state: ChatState, event: ev.EngineEvent) -> None:
         case ev.ModelMissing(name, size):
             state.answered(cmd.LoadModel)
             state.show(lists.missing_model(name, size))
-        case ev.ContextUse():
+        case ev.ContextUsage():
             state.answered(cmd.ShowContext)
-            state.say_lines(reports.context_lines(event), CONTEXT)
-        case ev.SessionFigures():
+            state.say_lines([reports.context_text(event), *reports.context_rows(event)])
+        case ev.SessionStats():
             state.answered(cmd.ShowStats)
             state.say_lines(reports.stats_lines(event))

@@ -12,7 +12,6 @@ from enum import Enum
 from mlxkv.stats import TurnStats
 
 NO_MESSAGE = -1
-CONTEXT = "context"  # `info` of a line about what fills the window
 NO_ANSWER = "no answer"  # `info` of a line about a reply without text
 
 
@@ -25,6 +24,18 @@ class Kind(Enum):
     STATS = "stats"  # the figures under a reply
     META = "meta"  # a dim line of ours
     ERROR = "error"  # a line that starts with a cross
+
+
+@dataclass(frozen=True)
+class ContextRow:
+    """A message in the answer to /context. `number` is that of its question, `most` the tokens of the longest one."""
+
+    number: int
+    name: str
+    text: str
+    tokens: int
+    live: int
+    most: int
 
 
 @dataclass(frozen=True)
@@ -45,5 +56,6 @@ class Block:
     folded: bool = True  # reasoning, and questions that are long
     message: int = NO_MESSAGE
     version: tuple[int, int] = (1, 1)  # of figures: which of how many replies to the same question
+    context: ContextRow | None = None  # the row to draw instead of `text`
     is_open: bool = False  # Markdown that goes on growing
     source: str = field(default="", compare=False)  # the Markdown it was cut from, fences and blank lines included

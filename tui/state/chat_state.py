@@ -16,6 +16,7 @@ from mlxkv.errors import SessionNotFoundError
 from mlxkv.protocol import commands as cmd
 from mlxkv.protocol import events as ev
 from mlxkv.protocol.chat_names import chats_called
+from mlxkv.protocol.events import PullState
 from mlxkv.stats import evicted_text, fit
 from mlxkv.text.clean import clean
 from mlxkv.tui.state import answers
@@ -195,7 +196,7 @@ class ChatState(Story):
 
     @property
     def is_pulling(self) -> bool:
-        return self.pull is not None and self.pull.state in ("asking", "downloading")
+        return self.pull is not None and self.pull.state in (PullState.ASKING, PullState.DOWNLOADING)
 
     def activity(self, width: int) -> tuple[str, str]:
         """The line above the prompt, left and right."""
@@ -206,7 +207,7 @@ class ChatState(Story):
         match waiting:
             case cmd.LoadModel(name):
                 hint = "esc to stop"
-                text = fit(loading_text(self._loading or ev.ModelLoading(name, "")), room - len(hint))
+                text = fit(loading_text(self._loading or ev.ModelLoading(name)), room - len(hint))
             case cmd.OpenChat(session_id):
                 chat = next((chat for chat in self.chats if chat.id == session_id), None)
                 text, hint = restoring_text(chat), ""
@@ -244,7 +245,7 @@ class ChatState(Story):
             case ev.SessionStatus():
                 self.status = event
                 self.session_id = event.session_id or self.session_id  # a new chat has one after its first message
-            case ev.KVSaving(done, total):
+            case ev.SaveProgress(done, total):
                 self.saving = 100 * done // total if done < total else None
             case ev.NoAnswer():
                 pass  # told once the reply has ended, below its reasoning
@@ -332,7 +333,7 @@ class ChatState(Story):
             self._loading = None
             if failed.kv_bits is not None:
                 self.settings = replace(self.settings, kv_bits=None)
-        if event.kind == "stopped":
+        if event.kind is ev.FailureKind.STOPPED:
             self.say(event.text)
         else:
             self.error(event.text + advice(event.kind), is_answer=not is_reply)
@@ -346,21 +347,21 @@ class ChatState(Story):
         self.error(f"The engine stopped: {error} · chat saved – mlxkv -c" if error else "The engine has stopped.")
 
     def _pulled(self, event: ev.PullProgress) -> None:
-        is_asked = self.pull is None or self.pull.state != "downloading"
+        is_asked = self.pull is None or self.pull.state is not PullState.DOWNLOADING
         self.pull = event
         name = clean(event.name)
         match event.state:
-            case "asking":
+            case PullState.ASKING:
                 self.answered(cmd.Pull, cmd.LoadModel)
-            case "paused":
+            case PullState.PAUSED:
                 self.say(f"{name}: paused, what has arrived is kept. /pull {name} goes on.")
-            case "failed":
+            case PullState.FAILED:
                 self.error(event.text, is_answer=is_asked)
-            case "tight" if event.tight is not None:
-                self.show(lists.tight_list(event.tight))
-            case "done" if event.then_load:
+            case PullState.TOO_LARGE if event.too_large is not None:
+                self.show(lists.too_large_list(event.too_large))
+            case PullState.DONE if event.then_load:
                 self.submit(cmd.LoadModel(event.name))
-            case "done":
+            case PullState.DONE:
                 self.note(f"{name} is on this machine now; /model {name} loads it.")
 
     def choose(self, chats: tuple[ev.ChatSummary, ...]) -> None:

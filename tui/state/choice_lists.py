@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from mlxkv.protocol import commands as cmd
 from mlxkv.protocol import events as ev
-from mlxkv.protocol.status import CompactPlan, ModelTight
+from mlxkv.protocol.status import CompactPlan, ModelTooLarge
 from mlxkv.stats import Overflow, bytes_text, disk_text, plural
 from mlxkv.text.clean import clean, marked
 from mlxkv.tui.state.chat_list import latest_first, when_text
@@ -118,15 +118,15 @@ def missing_model(name: str, size_bytes: int) -> Listing:
     return replace(confirm(f"{clean(name)} is not on this disk", rows), hint="⏎ choose · esc later")
 
 
-def tight_list(tight: ModelTight) -> Listing:
+def too_large_list(model: ModelTooLarge) -> Listing:
     """Asked before a model is loaded that does not fit."""
     rows = [
         Row("Pick a smaller model", cmd.ListModels(fitting=True)),
-        Row("Load it anyway; the system may end mlxkv", cmd.LoadModel(tight.name, anyway=True)),
+        Row("Load it anyway; the system may end mlxkv", cmd.LoadModel(model.name, anyway=True)),
     ]
-    if tight.four_bit:
-        rows.insert(1, Row("Load it with a 4-bit KV cache, which fits", cmd.LoadModel(tight.name, kv_bits=4)))
-    return replace(confirm(clean(tight.text), tuple(rows)), hint="⏎ choose · esc leave it")
+    if model.four_bit:
+        rows.insert(1, Row("Load it with a 4-bit KV cache, which fits", cmd.LoadModel(model.name, kv_bits=4)))
+    return replace(confirm(clean(model.text), tuple(rows)), hint="⏎ choose · esc leave it")
 
 
 def delete_list(session_id: str, title: str) -> Listing:
@@ -144,8 +144,8 @@ def compact_list(plan: CompactPlan) -> Listing:
         reads = plan.ask_tokens + plan.kept_tokens + plan.summary_tokens
         cost = (f"writes ≤ {plan.summary_tokens:,} tok", f"reads ≤ {reads:,}")
         rows.insert(0, Row(f"Summary of {plan.older_messages}, the {last}", cmd.Compact(True), cost))
-        if plan.gone_tokens:
-            title += f"; the {plan.gone_tokens:,} evicted tok are in no summary"
+        if plan.evicted_tokens:
+            title += f"; the {plan.evicted_tokens:,} evicted tok are in no summary"
     return replace(confirm(title, (*rows, Row("Leave it"))), hint="⏎ choose · esc leave it")
 
 

@@ -6,8 +6,8 @@ The figures of a turn are worded in `mlxkv.stats`; this adds only what a window 
 from __future__ import annotations
 
 from mlxkv.events import PrefillProgress
-from mlxkv.protocol.events import ModelLoading, PullProgress
-from mlxkv.protocol.status import ChatSummary, SessionStatus
+from mlxkv.protocol.events import FailureKind, ModelLoading, PullProgress
+from mlxkv.protocol.status import ChatSummary, SaveState, SessionStatus
 from mlxkv.stats import TurnStats, bytes_text, fit, no_answer_text, rate_text, stat_segments, tokens_text
 
 SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
@@ -79,7 +79,7 @@ def seconds_short(s: float) -> str:
 
 
 def loading_text(event: ModelLoading) -> list[str]:
-    what = f"{event.phase or 'loading'} {short_name(event.name)}"
+    what = f"{event.phase} {short_name(event.name)}"
     amount = f" {pair_text(event.done, event.total)}" if event.total or event.done else ""
     return [what + amount, "type ahead, it will be sent"]
 
@@ -147,12 +147,12 @@ def nearly_full_text(stats: TurnStats, before: int) -> str:
     return f"▲ context {share}% full: the oldest tokens will be evicted soon · /compact replaces them with a summary"
 
 
-def advice(kind: str) -> str:
+def advice(kind: FailureKind) -> str:
     """What to do about a failure, after the sentence that names it."""
     return {
-        "memory": " · chat saved · /set kv-bits 4 · /set ctx · /model",
-        "disk": " · free some space, then /retry",
-        "locked": " · /fork continues in a copy",
+        FailureKind.MEMORY: " · chat saved · /set kv-bits 4 · /set ctx · /model",
+        FailureKind.DISK: " · free some space, then /retry",
+        FailureKind.LOCKED: " · /fork continues in a copy",
     }.get(kind, "")
 
 
@@ -169,10 +169,10 @@ def footer_text(status: SessionStatus, width: int, narrow: bool = False, saving:
         parts.append(f"{tokens_text(status.cache_tokens)}/{tokens_text(status.cache_window)} tok")
     if status.memory_used:
         parts.append(f"mem {pair_text(status.memory_used, status.memory_limit)}")
-    saved = {"": "", "saving": "saving …", "saved": "saved ✓", "off": "not saving this chat"}
-    last = saved.get(status.saved, f"▲ {status.saved}")
-    if status.saved.startswith("not saved"):  # the one part that must not be dropped
-        parts.insert(0, last)
+    saved = {SaveState.SAVING: "saving …", SaveState.SAVED: "saved ✓", SaveState.OFF: "not saving this chat"}
+    last = saved.get(status.saved, "")
+    if status.saved is SaveState.NOT_SAVED:  # the one part that must not be dropped
+        parts.insert(0, f"▲ not saved: {status.save_problem}")
     elif saving is not None:
         parts.append(f"saving KV {saving}%")
     elif last:

@@ -1,55 +1,67 @@
-"""Answers to /context, /stats and /memory as lines of text. Pure."""
+"""Answers to /context, /stats, /memory and /compact as text. Pure."""
 
 from __future__ import annotations
 
 from rich.cells import cell_len
 
-from mlxkv.protocol.status import ContextUse, SessionFigures, SessionStatus
+from mlxkv.protocol.events import Compacted
+from mlxkv.protocol.status import ContextUsage, SessionStats, SessionStatus
 from mlxkv.stats import bytes_text, disk_text, plural, prompt_text, rate_text
 from mlxkv.text.clean import clean
+from mlxkv.tui.state.blocks import ContextRow
 from mlxkv.tui.state.choices import cut
 
 _BAR = 20  # cells at most
 _NAMES = {"system": "system", "user": "you", "assistant": "reply"}
 
 
-def context_lines(use: ContextUse) -> list[str]:
-    """What fills the window: a line in words, then one for each message, which `context_line` words for a width."""
-    if not use.parts:
-        return ["The window is empty: nothing has been said yet."]
-    live, tokens = sum(p.live for p in use.parts), sum(p.tokens for p in use.parts)
-    most = max(p.tokens for p in use.parts) or 1
-    share = f" of {use.window:,} ({100 * live // use.window}%)" if use.window else ""
-    lines = [f"Context: {live:,} tok{share} · {use.pinned:,} pinned · {tokens - live:,} evicted"]
-    number = 0  # of the question, as in /fork 2: a reply has that of the question to it
-    for part in use.parts:
-        number += part.role == "user"
-        text, name = " ".join(clean(part.text).split()), _NAMES.get(part.role, part.role)
-        lines.append("\t".join(map(str, (number or "", name, text, part.tokens, part.live, most))))
-    return lines
+def context_text(usage: ContextUsage) -> str:
+    """Totals of the window, above the rows of `context_rows`."""
+    if not usage.parts:
+        return "The window is empty; write something first."
+    live, tokens = sum(p.live for p in usage.parts), sum(p.tokens for p in usage.parts)
+    share = f" of {usage.window:,} ({100 * live // usage.window}%)" if usage.window else ""
+    return f"Context: {live:,} tok{share} · {usage.pinned:,} pinned · {tokens - live:,} evicted"
 
 
-def context_line(line: str, width: int) -> str:
-    """A line of `context_lines` in at most `width` cells, where that is about a message: who, what, tokens and a bar.
+def context_rows(usage: ContextUsage) -> list[ContextRow]:
+    """A row for each message. `number` is that of its question, as in /fork 2; 0 before the first."""
+    most = max((p.tokens for p in usage.parts), default=0) or 1
+    rows: list[ContextRow] = []
+    for part in usage.parts:
+        number = (rows[-1].number if rows else 0) + (part.role == "user")
+        text = " ".join(clean(part.text).split())
+        rows.append(ContextRow(number, _NAMES.get(part.role, part.role), text, part.tokens, part.live, most))
+    return rows
 
-    The bar gives way first, then who; of the text there is what the rest leaves.
+
+def context_line(row: ContextRow, width: int) -> str:
+    """A row in at most `width` cells: number, role, text, tokens and a bar.
+
+    The bar is dropped first, then the role; the text gets the remaining cells.
     """
-    if line.count("\t") != 5:
-        return line
-    number, name, text, tokens, live, most = line.split("\t")
-    gone = "" if live == tokens else " · out" if live == "0" else f" · {int(live):,} left"
+    gone = "" if row.live == row.tokens else f" · {row.live:,} left" if row.live else " · out"
     cells = min(_BAR, max(0, (width - 40) // 2))
-    full = round(cells * int(live) / int(most))
-    bar = "█" * max(full, 1 if int(live) and cells else 0)
-    who = f"{number:>3} {name:<6} " if width >= 30 else ""
-    right = f" {int(tokens):>7,} tok" + (f" {bar}" if cells else "") + gone
-    widest = f" {int(tokens):>7,} tok" + (" " * (cells + 1) if cells else "") + gone
+    full = round(cells * row.live / row.most)
+    bar = "█" * max(full, 1 if row.live and cells else 0)
+    who = f"{row.number or '':>3} {row.name:<6} " if width >= 30 else ""
+    right = f" {row.tokens:>7,} tok" + (f" {bar}" if cells else "") + gone
+    widest = f" {row.tokens:>7,} tok" + (" " * (cells + 1) if cells else "") + gone
     room = max(0, width - len(who) - len(widest))
-    text = cut(text, room) if room > 1 else ""
+    text = cut(row.text, room) if room > 1 else ""
     return cut(f"{who}{text}{' ' * (room - cell_len(text))}{right}", width)
 
 
-def stats_lines(f: SessionFigures) -> list[str]:
+def compacted_text(event: Compacted) -> str:
+    summary = "a pinned summary and " if event.has_summary else ""
+    used = f"{event.tokens:,} of {event.window or event.tokens:,} tok"
+    return (
+        f"✓ compacted: {summary}the last {event.kept_messages} messages · {used} · the whole chat stays saved: /undo "
+        "returns to it, /tree shows both"
+    )
+
+
+def stats_lines(f: SessionStats) -> list[str]:
     rates = f"{rate_text(f.decode_tps)} tok/s decoding" if f.decode_tps else "nothing decoded yet"
     rates += f" · {rate_text(f.prefill_tps)} tok/s prefill" if f.prefill_tps else ""
     asked = f.prefill_tokens + f.cached_tokens

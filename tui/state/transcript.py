@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from mlxkv.protocol import events as ev
 from mlxkv.stats import TurnStats
 from mlxkv.text.clean import clean
-from mlxkv.tui.state.blocks import NO_ANSWER, NO_MESSAGE, Block, Kind
+from mlxkv.tui.state.blocks import NO_ANSWER, NO_MESSAGE, Block, ContextRow, Kind
 from mlxkv.tui.state.labels import nearly_full_text, no_answer, restored_text, rotated_text
 from mlxkv.tui.state.streaming import Turn
 
@@ -81,10 +81,10 @@ class Story:
         if not any(text in told.text for told in self._told):
             self._add(Block(Kind.META, text, tight=self._last is Kind.META), is_answer=False)
 
-    def say_lines(self, lines: Sequence[str], info: str = "") -> None:
-        """`info`: what the lines are about, where they are worded for the width there is."""
+    def say_lines(self, lines: Sequence[str | ContextRow]) -> None:
         for i, line in enumerate(lines):
-            self._add(Block(Kind.META, clean(line, joined=True), info, tight=i > 0))
+            text, row = (line, None) if isinstance(line, str) else (line.text, line)
+            self._add(Block(Kind.META, clean(text, joined=True), tight=i > 0, context=row))
 
     def say_after_opening(self, text: str) -> None:
         """A line that the chat which is about to open must not wipe away."""
