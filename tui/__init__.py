@@ -11,7 +11,7 @@ from mlxkv.config import Folders, Settings
 from mlxkv.protocol.commands import Command
 from mlxkv.protocol.engine import EnginePort
 from mlxkv.protocol.events import FirstScreen
-from mlxkv.system.supervisor_link import Supervisor
+from mlxkv.system.supervisor_link import SupervisorLink
 
 __all__ = ["EnginePort", "run"]
 
@@ -23,7 +23,7 @@ def run(
     folders: Folders,
     start: Sequence[Command] = (),
     ask: str | None = None,
-    supervisor: Supervisor | None = None,
+    supervisor: SupervisorLink | None = None,
 ) -> int:
     """Show the window until the user leaves or the terminal is gone; returns the exit code (0, 1 if the window or the
     engine failed, 129 without a terminal).

@@ -27,7 +27,7 @@ from mlxkv.protocol import commands as cmd
 from mlxkv.protocol import events as ev
 from mlxkv.protocol.engine import EnginePort
 from mlxkv.protocol.status import SaveState
-from mlxkv.system.supervisor_link import Supervisor
+from mlxkv.system.supervisor_link import SupervisorLink
 from mlxkv.text.clean import clean
 from mlxkv.tui.emoji import joins_emoji
 from mlxkv.tui.markdown.block_renderer import warm
@@ -83,7 +83,7 @@ class ChatApp(ManagingApp, inherit_bindings=False):
         clock: Callable[[], float] = time.perf_counter,
         today: Callable[[], float] = time.time,
         driver_class: type[Driver] | None = None,
-        supervisor: Supervisor | None = None,
+        supervisor: SupervisorLink | None = None,
     ) -> None:
         super().__init__(driver_class=driver_class)
         self.HORIZONTAL_BREAKPOINTS = [(0, "-tiny-w"), (30, "-narrow"), (60, "-normal")]

@@ -17,7 +17,7 @@ from textual._xterm_parser import XTermParser
 from textual.drivers.linux_driver import LinuxDriver
 
 from mlxkv.system.supervisor import open_terminal
-from mlxkv.system.supervisor_link import Supervisor
+from mlxkv.system.supervisor_link import SupervisorLink
 from mlxkv.system.terminal import GONE, has_ended, is_gone, let_go
 
 _TICK = 0.1  # seconds until a lone Esc is a key and no beginning
@@ -29,7 +29,7 @@ class WindowDriver(LinuxDriver):
     def __init__(self, app: Any, **more: Any) -> None:
         super().__init__(app, **more)
         self._file: Any = _Screen(self._file)
-        self._supervisor: Supervisor | None = app.supervisor
+        self._supervisor: SupervisorLink | None = app.supervisor
 
     def run_input_thread(self) -> None:
         """Give keys to the app until it stops the driver, or the terminal is gone."""
@@ -37,7 +37,7 @@ class WindowDriver(LinuxDriver):
         own = open_terminal(self.fileno)  # what is there may be fetched by the supervisor before we do
         keys, supervisor = (self.fileno, None) if own is None else (own, self._supervisor)
         if supervisor is not None:
-            supervisor.window_is_up()
+            supervisor.report_window()
         try:
             while not self.exit_event.is_set():
                 for data in self._read(keys, supervisor):
@@ -51,15 +51,15 @@ class WindowDriver(LinuxDriver):
                 raise
             let_go()
             if supervisor is not None:
-                supervisor.terminal_is_gone()
+                supervisor.report_no_terminal()
             self._app.call_later(self._app.exit, GONE)
         finally:
             if supervisor is not None:
-                supervisor.window_is_away()
+                supervisor.report_pause()
             if own is not None:
                 os.close(own)
 
-    def _read(self, keys: int, supervisor: Supervisor | None) -> Iterator[bytes]:
+    def _read(self, keys: int, supervisor: SupervisorLink | None) -> Iterator[bytes]:
         """What was typed within a tick.
 
         Raises:

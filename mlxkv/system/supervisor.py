@@ -1,8 +1,8 @@
-"""A small parent for the window: when Metal aborts the process, it puts the terminal right and says what happened.
+"""The window's parent process: it restores the terminal after a crash, and ends a window that hangs on quit.
 
-Running out of GPU memory is not an exception but an abort, so only another process can clean up. The parent imports
-nothing of the program and sleeps; the child is a fresh process, since Metal does not survive a bare fork. Keys,
-signals, stopping with Ctrl+Z and exit codes are the child's.
+Running out of GPU memory aborts the process, so only another process can clean up. The parent imports nothing else of
+mlxkv; the child is spawned, since Metal does not survive a bare fork. Keys, signals, Ctrl+Z and exit codes are the
+child's. Main thread.
 """
 
 from __future__ import annotations
@@ -14,20 +14,21 @@ import sys
 import termios
 import time
 
-TYPE_CHECKING = False  # what `typing` says, without the milliseconds it takes to import
+TYPE_CHECKING = False  # as in `typing`, without its import time
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-LIFELINE = "MLXKV_LIFELINE"  # in the child's environment: two pipes, of which the first closes when the parent is gone
-UP, AWAY, ALIVE, QUITS, ALONE = b"+", b"-", b".", b"q", b"a"  # what the child says: see `supervised.Supervisor`
-TICK = 0.2  # seconds between two looks at a window that may no longer answer
-STALL = 0.8  # seconds after which keys that nobody fetched are read here
-PATIENCE = 1.6  # seconds from a quit, or the last sign of life after it, to the end
-_KEY = rb"\x1b\[(\d+)(?:;(\d*)[\d:]*)?(?:;[\d:]*)?u"  # as the keyboard protocol has it: its code, its modifiers + 1
-_QUIT = rb"[\x03\x04\x11]|/(?:quit|exit|bye)[\r\n]"  # Ctrl+C, Ctrl+D and Ctrl+Q, and the commands
-_KEPT = 64 << 10  # bytes of what the child wrote on stderr
-# Pasting, focus and mouse reports, the keyboard protocol, synchronized output, long lines, the cursor, the other
-# screen, colours.
+PARENT_PIPE_ENV = "MLXKV_PARENT_PIPE"  # for the child: two pipes, the first of which closes when the parent is gone
+# Reports of the child: see `supervisor_link.SupervisorLink`.
+WINDOW_READS, WINDOW_PAUSED, ALIVE, QUITTING, TERMINAL_GONE = b"+", b"-", b".", b"q", b"a"
+POLL_SECONDS = 0.2  # between two checks of a window that may hang
+HANG_SECONDS = 0.8  # after which the parent reads keys that the child has not read
+QUIT_SECONDS = 1.6  # from a quit, or the last report after it, until the child is killed
+_KEY = rb"\x1b\[(\d+)(?:;(\d*)[\d:]*)?(?:;[\d:]*)?u"  # of the keyboard protocol: key code, modifiers + 1
+_QUIT = rb"[\x03\x04]|/(?:quit|exit|bye)[\r\n]"  # Ctrl+C, Ctrl+D and the commands, as in the window
+_MOST_STDERR = 64 << 10  # bytes of the child's stderr that are shown
+# Turns off synchronized output, the keyboard protocol, bracketed paste, focus and mouse reports; turns on line wrap
+# and the cursor; leaves the alternate screen; resets colours.
 _RESET = (
     b"\x1b[?2026l\x1b[<u\x1b[?2004l\x1b[?1004l\x1b[?1000l\x1b[?1002l\x1b[?1003l\x1b[?1006l\x1b[?1015l\x1b[?1016l"
     b"\x1b[?7h\x1b[?25h\x1b[?1049l\x1b[0m\r\n"
@@ -39,36 +40,40 @@ def supervise(command: Sequence[str], *, saves: bool = True) -> int:
     """Run `command` (a program and its arguments) on this terminal; its exit code, or 128 + the signal that ended it.
 
     Args:
-        saves: whether the last sentence may promise that the chat is on disk.
+        saves: whether the exit message may say that the chat is saved.
     """
     terminal = termios.tcgetattr(0)
-    lifeline, keys = os.pipe()
-    reports, reporting = os.pipe()
-    for fd in (lifeline, reporting):
+    child_keys, keys = os.pipe()
+    reports, child_reports = os.pipe()
+    for fd in (child_keys, child_reports):
         os.set_inheritable(fd, True)
-    heard = _unnamed_file()
+    stderr_file = _unnamed_file()
     pid = os.posix_spawn(
         command[0],
         list(command),
-        {**os.environ, LIFELINE: f"{lifeline},{reporting}"},
-        file_actions=[] if heard is None else [(os.POSIX_SPAWN_DUP2, heard, 2)],
+        {**os.environ, PARENT_PIPE_ENV: f"{child_keys},{child_reports}"},
+        file_actions=[] if stderr_file is None else [(os.POSIX_SPAWN_DUP2, stderr_file, 2)],
     )
-    os.close(lifeline)  # but not `reporting`: without a writer, `reports` would be at its end, and always readable
-    _pass_on(pid)
+    os.close(child_keys)  # but not `child_reports`: without a writer, `reports` would always be readable
+    _forward_signals(pid)
     watch = Watch(reports, keys, open_terminal())
     code = _wait(pid, watch)
-    said = b"" if heard is None else os.pread(heard, _KEPT, max(0, os.fstat(heard).st_size - _KEPT))
+    child_stderr = b"" if stderr_file is None else _end_of(stderr_file)
     if code >= 0:
-        if code or not watch.was_up:  # nothing below a window that ended well: it has told of a panic of Rust's itself
-            _write(2, said)
+        if code or not watch.had_window:  # a window that ended well has shown its errors itself
+            _write(2, child_stderr)
         return code
     _restore(terminal)
-    _write(2, f"{farewell(-code, said, saves, watch.given_up)}\n".encode())
-    return 1 if watch.given_up else 128 - code
+    _write(2, f"{exit_message(-code, child_stderr, saves, watch.killed)}\n".encode())
+    return 1 if watch.killed else 128 - code
+
+
+def _end_of(fd: int) -> bytes:
+    return os.pread(fd, _MOST_STDERR, max(0, os.fstat(fd).st_size - _MOST_STDERR))
 
 
 def _unnamed_file() -> int | None:
-    """Where the child's stderr goes, so that it is not drawn over the window; None where nothing can be written."""
+    """A file for the child's stderr, which would be drawn over the window; None if no file can be written."""
     path = f"{os.environ.get('TMPDIR') or '/tmp'}/mlxkv-{os.getpid()}-{os.urandom(8).hex()}"
     try:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_NOFOLLOW, 0o600)
@@ -78,16 +83,16 @@ def _unnamed_file() -> int | None:
     return fd
 
 
-def farewell(number: int, heard: bytes, saves: bool, given_up: bool = False) -> str:
-    """One sentence about the signal that ended the window, and how to go on.
+def exit_message(number: int, child_stderr: bytes, saves: bool, killed: bool = False) -> str:
+    """One sentence: the signal that ended the window, and how to continue.
 
     Args:
-        given_up: it was us who ended it, since it did not quit.
+        killed: the supervisor ended it, because it did not quit.
     """
     name = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
-    if given_up:
+    if killed:
         what = "it hung, perhaps in the model's tokenizer or template"
-    elif any(sign in heard for sign in _OUT_OF_MEMORY):
+    elif any(text in child_stderr for text in _OUT_OF_MEMORY):
         what = "out of GPU memory"
     elif number == signal.SIGKILL:
         what = "the system ended it (SIGKILL), perhaps because memory ran out"
@@ -98,8 +103,8 @@ def farewell(number: int, heard: bytes, saves: bool, given_up: bool = False) -> 
     return f"mlxkv stopped: {what}." + (" Chat saved - mlxkv -c" if saves else "")
 
 
-def _pass_on(pid: int) -> None:
-    """Signals are the child's affair. What the terminal sends to both of us it gets anyway."""
+def _forward_signals(pid: int) -> None:
+    """Forward signals to the child, except those that the terminal sends to both processes."""
 
     def forward(number: int, _: object) -> None:
         _send(pid, number)
@@ -120,22 +125,22 @@ def _wait(pid: int, watch: Watch) -> int:
     while True:
         done, status = os.waitpid(pid, os.WUNTRACED | os.WNOHANG)
         if not done:
-            if watch.look(woken):
+            if watch.wait(woken):
                 _send(pid, signal.SIGKILL)
         elif os.WIFSTOPPED(status):
-            os.kill(os.getpid(), signal.SIGSTOP)  # the shell sees its job stopped; it goes on with `fg`
+            os.kill(os.getpid(), signal.SIGSTOP)  # the shell sees a stopped job; `fg` continues it
             _send(pid, signal.SIGCONT)
-            watch.hear(ALIVE)  # what was typed meanwhile was for the shell
+            watch.take(ALIVE)  # keys typed meanwhile were for the shell
         else:
             return os.waitstatus_to_exitcode(status)
 
 
 class Watch:
-    """Whether the window still answers: it fetches the keys that are typed, and ends when it is told to quit.
+    """Detects a window that hangs: it does not read keys, or does not end after a quit.
 
     Args:
         reports: a pipe from the child. keys: a pipe to it.
-        terminal: what is read without blocking, where there is one.
+        terminal: opened for non-blocking reads; None if there is none.
         clock: seconds.
     """
 
@@ -143,70 +148,71 @@ class Watch:
         self, reports: int, keys: int, terminal: int | None, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._reports, self._keys, self._terminal, self._clock = reports, keys, terminal, clock
-        self.given_up = self.was_up = False
-        self._is_up = self._quits = False
-        self._asked: float | None = None  # to quit, or the last sign of life after that
-        self._waits: float | None = None  # since then there are keys that nobody fetched
-        self._typed = b""  # of them
-        self._patience = PATIENCE
+        self.killed = self.had_window = False
+        self._reads_keys = self._is_quitting = False
+        self._quit_at: float | None = None  # the quit, or the last report after it
+        self._unread_since: float | None = None  # keys
+        self._typed = b""  # keys read here
+        self._limit = QUIT_SECONDS
         for fd in (reports, keys):
             os.set_blocking(fd, False)
 
-    def look(self, woken: int) -> bool:
-        """Sleep until something happens; whether the window is to be ended now."""
+    def wait(self, woken: int) -> bool:
+        """Sleep until the next event; return whether the window must be killed now."""
         fds = [woken, self._reports]
-        if self._is_up and self._waits is None and self._terminal is not None:
+        if self._reads_keys and self._unread_since is None and self._terminal is not None:
             fds.append(self._terminal)
-        restless = self._waits is not None or (self._asked is not None and not self.given_up)
-        ready, _, _ = select.select(fds, [], [], TICK if restless else None)
+        is_timed = self._unread_since is not None or (self._quit_at is not None and not self.killed)
+        ready, _, _ = select.select(fds, [], [], POLL_SECONDS if is_timed else None)
         if woken in ready:
             os.read(woken, 4096)
         if self._reports in ready:
-            self.hear(os.read(self._reports, 4096))
+            self.take(os.read(self._reports, 4096))
         now = self._clock()
-        if self._terminal is not None and self._is_up and (self._terminal in ready or self._waits is not None):
-            self._look_at_keys(self._terminal, now)
-        if self._asked is None or now - self._asked < self._patience or self.given_up:
+        terminal = self._terminal if self._reads_keys else None
+        if terminal is not None and (terminal in ready or self._unread_since is not None):
+            self._check_keys(terminal, now)
+        if self._quit_at is None or now - self._quit_at < self._limit or self.killed:
             return False
-        self.given_up = True
+        self.killed = True
         return True
 
-    def hear(self, said: bytes) -> None:
-        """Take in what the child says."""
+    def take(self, reports: bytes) -> None:
+        """Process reports of the child."""
         now = self._clock()
-        for word in (said[i : i + 1] for i in range(len(said))):
-            if word == QUITS:
-                self._quits = True
-            if word == ALONE:  # without a terminal: nobody waits for it to end
-                self._patience = 10 * PATIENCE
-            self._is_up = word == UP or (self._is_up and word != AWAY)
-            self.was_up |= self._is_up
-            self._asked, self._waits, self._typed = now if self._quits else None, None, b""
+        for report in (reports[i : i + 1] for i in range(len(reports))):
+            if report == QUITTING:
+                self._is_quitting = True
+            if report == TERMINAL_GONE:  # no one waits for the child to end
+                self._limit = 10 * QUIT_SECONDS
+            self._reads_keys = report == WINDOW_READS or (self._reads_keys and report != WINDOW_PAUSED)
+            self.had_window |= self._reads_keys
+            self._quit_at, self._unread_since, self._typed = now if self._is_quitting else None, None, b""
 
-    def _look_at_keys(self, terminal: int, now: float) -> None:
+    def _check_keys(self, terminal: int, now: float) -> None:
         if not select.select([terminal], [], [], 0)[0]:
-            self._waits = None
-        elif self._waits is None:
-            self._waits = now
-        elif now - self._waits >= STALL:
+            self._unread_since = None
+        elif self._unread_since is None:
+            self._unread_since = now
+        elif now - self._unread_since >= HANG_SECONDS:
             try:
                 typed = os.read(terminal, 4096)
             except BlockingIOError:
-                typed = None  # just now the child has fetched them
+                typed = None  # the child has just read them
             except OSError:
                 typed = b""
-            if typed == b"":  # the terminal is gone, and the child has not noticed
-                self._is_up, self._asked, self._patience = False, now, 10 * PATIENCE
+            if typed == b"":  # the terminal is gone, which the child has not noticed
+                self._reads_keys, self._quit_at, self._limit = False, now, 10 * QUIT_SECONDS
             if typed:
                 _write(self._keys, typed)
                 self._typed = self._typed[-100:] + typed
                 if is_quit(self._typed):
-                    self._asked = self._asked or self._waits
-            self._waits = None
+                    self._quit_at = self._quit_at or self._unread_since
+            self._unread_since = None
 
 
 def open_terminal(fd: int = 0) -> int | None:
-    """The terminal at `fd` once more: reads of this one do not block, whoever else fetches what is there."""
+    """Open the terminal at `fd` again for non-blocking reads, since two processes read it; None if there is none."""
     try:
         return os.open(os.ttyname(fd), os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
     except OSError:
@@ -214,7 +220,7 @@ def open_terminal(fd: int = 0) -> int | None:
 
 
 def is_quit(typed: bytes) -> bool:
-    """Whether a quit is among these keys. One Ctrl+C is enough for a window that does not answer."""
+    """Whether a quit is among these keys. One Ctrl+C is enough for a window that hangs."""
     import re
 
     def plain(key: re.Match[bytes]) -> bytes:
@@ -228,14 +234,14 @@ def _write(fd: int, data: bytes) -> None:
     try:
         os.write(fd, data)
     except OSError:
-        return  # the terminal is gone, or nobody listens
+        return  # the terminal or the reader is gone
 
 
 def _send(pid: int, number: int) -> None:
     try:
         os.kill(pid, number)
     except ProcessLookupError:
-        return  # it has just ended by itself
+        return  # it has just ended
 
 
 def _restore(terminal: list[object]) -> None:
@@ -247,5 +253,5 @@ def _restore(terminal: list[object]) -> None:
 
 
 def is_terminal() -> bool:
-    """Whether there is a terminal to put right."""
+    """Whether there is a terminal to restore."""
     return os.isatty(0) and os.isatty(1) and hasattr(os, "posix_spawn") and sys.executable != ""

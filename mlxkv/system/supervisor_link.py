@@ -1,7 +1,7 @@
-"""The child's end of `supervisor`: it ends with its parent, takes keys from it, and shows it signs of life. Any thread.
+"""The child's side of `supervisor`: it ends with its parent, receives keys from it and reports to it. Any thread.
 
 While a tokenizer or a chat template holds the interpreter, the window can neither read keys nor end. So the parent
-reads keys that nobody fetches: a quit among them is its own affair, the rest it hands over.
+reads unread keys, watches for a quit among them, and sends them here.
 """
 
 from __future__ import annotations
@@ -14,82 +14,90 @@ from collections import deque
 from collections.abc import Mapping
 from types import FrameType
 
-from mlxkv.system.supervisor import ALIVE, ALONE, AWAY, LIFELINE, QUITS, TICK, UP
+from mlxkv.system.supervisor import (
+    ALIVE,
+    PARENT_PIPE_ENV,
+    POLL_SECONDS,
+    QUITTING,
+    TERMINAL_GONE,
+    WINDOW_PAUSED,
+    WINDOW_READS,
+)
 
-_FOREIGN = ("mlxkv.tokenizer.tokens", "mlxkv.tokenizer.chat_template")  # modules that call what a model brings
+_FOREIGN = ("mlxkv.tokenizer.tokens", "mlxkv.tokenizer.chat_template")  # modules that call a model's own code
 
 
-class Supervisor:
-    """What the window knows of its parent.
+class SupervisorLink:
+    """The window's link to its parent.
 
     Args:
-        keys: a pipe from the parent, which closes when it is gone.
-        reports: a pipe to it.
+        keys: a pipe from the parent, which closes when the parent is gone.
+        reports: a pipe to the parent.
 
     Attributes:
-        keys: bytes that the parent read from the terminal meanwhile, the oldest first.
+        keys: bytes that the parent read from the terminal, oldest first.
     """
 
     def __init__(self, keys: int, reports: int) -> None:
         self.keys: deque[bytes] = deque()
         self._reports = reports
-        self._quits = False
+        self._is_quitting = False
         os.set_blocking(reports, False)
         threading.Thread(target=self._listen, args=(keys,), daemon=True).start()
 
-    def window_is_up(self) -> None:
-        """The window reads keys, and says so by `alive` after each read."""
-        self._tell(UP)
+    def report_window(self) -> None:
+        """Report that the window reads keys; it calls `alive` after each read."""
+        self._report(WINDOW_READS)
 
-    def window_is_away(self) -> None:
-        """Someone else reads them: an editor, or the shell."""
-        self._tell(AWAY)
+    def report_pause(self) -> None:
+        """Report that an editor or the shell reads the keys."""
+        self._report(WINDOW_PAUSED)
 
-    def terminal_is_gone(self) -> None:
-        self._tell(ALONE)
+    def report_no_terminal(self) -> None:
+        self._report(TERMINAL_GONE)
 
     def alive(self) -> None:
-        self._tell(ALIVE)
+        self._report(ALIVE)
 
     def quit(self) -> None:
-        """The user leaves: from now on the parent ends us if we show no sign of life for two seconds.
+        """Report a quit: from now on the parent kills this process after two seconds without a report.
 
-        There is none while the engine stays in one call of a model's tokenizer or template.
+        Reports cease while the engine stays in one call of a model's tokenizer or template.
         """
-        if self._quits:
+        if self._is_quitting:
             return
-        self._quits = True
-        self._tell(QUITS)
-        threading.Thread(target=self._show_life, daemon=True).start()
+        self._is_quitting = True
+        self._report(QUITTING)
+        threading.Thread(target=self._keep_reporting, daemon=True).start()
 
-    def _show_life(self) -> None:
+    def _keep_reporting(self) -> None:
         last = None
         while True:
-            threading.Event().wait(TICK)
+            threading.Event().wait(POLL_SECONDS)
             call = foreign_call()
             if call is None or call is not last:
                 self.alive()
             last = call
 
-    def _tell(self, what: bytes) -> None:
+    def _report(self, report: bytes) -> None:
         try:
-            os.write(self._reports, what)
+            os.write(self._reports, report)
         except OSError:
-            return  # it is gone, or does not listen
+            return  # the parent is gone
 
     def _listen(self, fd: int) -> None:
         try:
             while data := os.read(fd, 4096):
                 self.keys.append(data)
         finally:
-            ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN  # as nohup has it
+            ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN  # as under nohup
             os.kill(os.getpid(), signal.SIGTERM if ignored else signal.SIGHUP)
 
 
-def watch_parent(env: Mapping[str, str] | None = None) -> Supervisor | None:
-    """In the child: end when the parent is gone, however that went. None without a parent that watches."""
-    numbers = (os.environ if env is None else env).get(LIFELINE, "").split(",")
-    os.environ.pop(LIFELINE, None)
+def watch_parent(env: Mapping[str, str] | None = None) -> SupervisorLink | None:
+    """In the child: connect to the parent, and end when it is gone. None without a supervising parent."""
+    numbers = (os.environ if env is None else env).get(PARENT_PIPE_ENV, "").split(",")
+    os.environ.pop(PARENT_PIPE_ENV, None)
     if len(numbers) != 2 or not all(number.isdigit() for number in numbers):
         return None
     keys, reports = map(int, numbers)
@@ -98,11 +106,11 @@ def watch_parent(env: Mapping[str, str] | None = None) -> Supervisor | None:
             os.set_inheritable(fd, False)
     except OSError:
         return None
-    return Supervisor(keys, reports)
+    return SupervisorLink(keys, reports)
 
 
 def foreign_call() -> FrameType | None:
-    """The call in which the engine's thread waits for a model's tokenizer or chat template, if it does."""
+    """The frame of the engine thread that is inside a model's tokenizer or chat template, if any."""
     frames = sys._current_frames()
     for thread in threading.enumerate():
         frame = frames.get(thread.ident or 0) if thread.name == "mlxkv-engine" else None

@@ -15,7 +15,19 @@ from dataclasses import dataclass
 import pytest
 
 from mlxkv.__main__ import opens_window
-from mlxkv.system.supervisor import ALIVE, AWAY, LIFELINE, PATIENCE, QUITS, STALL, TICK, UP, Watch, farewell, is_quit
+from mlxkv.system.supervisor import (
+    ALIVE,
+    HANG_SECONDS,
+    PARENT_PIPE_ENV,
+    POLL_SECONDS,
+    QUIT_SECONDS,
+    QUITTING,
+    WINDOW_PAUSED,
+    WINDOW_READS,
+    Watch,
+    exit_message,
+    is_quit,
+)  # fmt: skip
 
 PARENT = (
     "import sys; from mlxkv.system.supervisor import supervise; "
@@ -91,7 +103,7 @@ def test_exit_codes_and_what_was_said_on_stderr_come_through() -> None:
 def test_nothing_is_said_below_a_window_that_ended_well() -> None:
     run = supervised(
         "import os, sys\nfrom mlxkv.system.supervisor_link import watch_parent\nsupervisor = watch_parent()\n"
-        "supervisor.window_is_up()\nos.write(2, b'thread panicked')\nos.write(1, b'bye')"
+        "supervisor.report_window()\nos.write(2, b'thread panicked')\nos.write(1, b'bye')"
     )
     assert run.end() == 0
     assert run.output == b"bye"
@@ -121,20 +133,20 @@ def test_stopping_the_child_stops_the_job_and_fg_wakes_both() -> None:
 @pytest.mark.parametrize(("hang_up", "end"), [("SIG_DFL", signal.SIGHUP), ("SIG_IGN", signal.SIGTERM)])
 def test_a_child_does_not_outlive_its_parent(hang_up: str, end: signal.Signals) -> None:
     """Without a terminal, whose hang-up would end it as well; also under nohup, which ignores hang-ups."""
-    lifeline, held = os.pipe()
-    reports, reporting = os.pipe()
+    child_keys, held = os.pipe()
+    reports, child_reports = os.pipe()
     script = (
         f"import os, signal\nsignal.signal(signal.SIGHUP, signal.{hang_up})\n"
         "from mlxkv.system.supervisor_link import watch_parent\nwatch_parent()\n"
-        "assert 'MLXKV_LIFELINE' not in os.environ\nos.write(1, b'r')\nwhile True: signal.pause()"
+        "assert 'MLXKV_PARENT_PIPE' not in os.environ\nos.write(1, b'r')\nwhile True: signal.pause()"
     )
     with subprocess.Popen(
-        [sys.executable, "-c", script], env={**os.environ, LIFELINE: f"{lifeline},{reporting}"},
-        pass_fds=[lifeline, reporting], stdout=subprocess.PIPE,
+        [sys.executable, "-c", script], env={**os.environ, PARENT_PIPE_ENV: f"{child_keys},{child_reports}"},
+        pass_fds=[child_keys, child_reports], stdout=subprocess.PIPE,
     ) as child:  # fmt: skip
         assert child.stdout is not None
         assert child.stdout.read(1) == b"r"
-        for fd in (lifeline, reports, reporting, held):
+        for fd in (child_keys, reports, child_reports, held):
             os.close(fd)
         try:
             assert child.wait(60) == -end
@@ -147,7 +159,7 @@ import ctypes, os, tty
 from mlxkv.system.supervisor_link import watch_parent
 supervisor = watch_parent()
 tty.setraw(0)
-supervisor.window_is_up()
+supervisor.report_window()
 {then}
 os.write(1, b"\x1b[?1049h\x1b[?1003hpainted")
 ctypes.PyDLL(None).sleep(1000)  # holds the interpreter, as a normalizer or a decoder may
@@ -199,7 +211,7 @@ class Watched:
         for _ in range(times):
             self.now += seconds
             os.write(self.wake, b".")  # nothing is waited for
-            if self.watch.look(self.woken):
+            if self.watch.wait(self.woken):
                 return True
         return False
 
@@ -223,52 +235,52 @@ def watched() -> Iterator[Watched]:
 
 
 def test_what_is_typed_while_the_window_hangs_is_handed_over(watched: Watched) -> None:
-    os.write(watched.child_says, UP)
+    os.write(watched.child_says, WINDOW_READS)
     watched.look(0)
     os.write(watched.master, b"some \x03")
-    assert not watched.look(STALL / 2, 2)
-    assert not watched.look(STALL / 2, 1)
+    assert not watched.look(HANG_SECONDS / 2, 2)
+    assert not watched.look(HANG_SECONDS / 2, 1)
     assert watched.given() == b"some \x03"
     os.write(watched.child_says, ALIVE)  # it had only been busy: Ctrl+C is its own affair
-    assert not watched.look(PATIENCE, 3)
+    assert not watched.look(QUIT_SECONDS, 3)
 
 
 def test_a_window_that_is_slow_but_reads_keeps_its_keys(watched: Watched) -> None:
-    os.write(watched.child_says, UP)
+    os.write(watched.child_says, WINDOW_READS)
     watched.look(0)
     for _ in range(5):
         os.write(watched.master, b"\x03")
         assert not watched.look(0)
         os.write(watched.child_says, ALIVE)
-        assert not watched.look(STALL)
+        assert not watched.look(HANG_SECONDS)
     assert watched.given() == b""
 
 
 def test_the_keys_of_an_editor_are_left_alone(watched: Watched) -> None:
-    os.write(watched.child_says, UP + AWAY)
+    os.write(watched.child_says, WINDOW_READS + WINDOW_PAUSED)
     watched.look(0)
     os.write(watched.master, b"\x03")
-    os.write(watched.child_says, AWAY)
-    assert not watched.look(STALL)
-    os.write(watched.child_says, AWAY)
-    assert not watched.look(PATIENCE)
+    os.write(watched.child_says, WINDOW_PAUSED)
+    assert not watched.look(HANG_SECONDS)
+    os.write(watched.child_says, WINDOW_PAUSED)
+    assert not watched.look(QUIT_SECONDS)
     assert watched.given() == b""
 
 
 def test_after_a_quit_signs_of_life_give_time(watched: Watched) -> None:
-    os.write(watched.child_says, UP + AWAY + QUITS)
+    os.write(watched.child_says, WINDOW_READS + WINDOW_PAUSED + QUITTING)
     assert not watched.look(0)
     for _ in range(9):
         os.write(watched.child_says, ALIVE)
-        assert not watched.look(PATIENCE / 2)
-    assert watched.look(TICK, 20)
+        assert not watched.look(QUIT_SECONDS / 2)
+    assert watched.look(POLL_SECONDS, 20)
     assert not watched.look(0.0)  # once is enough
 
 
 @pytest.mark.parametrize(
     ("typed", "quits"),
-    [(b"\x03", True), (b"text\x04", True), (b"\x11", True), (b"/quit\r", True), (b"/exit\n", True),
-     (b"\x1b[99;5u", True), (b"\x1b[100;69u", True), (b"\x1b[113;5:1u", True),
+    [(b"\x03", True), (b"text\x04", True), (b"\x11", False), (b"/quit\r", True), (b"/exit\n", True),
+     (b"\x1b[99;5u", True), (b"\x1b[100;69u", True), (b"\x1b[113;5:1u", False),
      (b"".join(b"\x1b[%d;;%du" % (c, c) for c in b"/quit") + b"\x1b[13u", True),
      (b"c", False), (b"/quit", False), (b"\x1b[99;2u", False), (b"\x1b[99u", False), (b"\x1b[<35;3;4M", False),
      (b"\x1b[228;;228u", False), (b"", False)],
@@ -278,10 +290,12 @@ def test_which_keys_are_a_quit(typed: bytes, quits: bool) -> None:
 
 
 def test_what_is_said_at_the_end() -> None:
-    assert farewell(signal.SIGKILL, b"", True).startswith("mlxkv stopped: the system ended it (SIGKILL)")
-    assert farewell(signal.SIGTERM, b"", True) == "mlxkv stopped: it was told to end (SIGTERM). Chat saved - mlxkv -c"
-    assert farewell(signal.SIGSEGV, b"x", False) == "mlxkv stopped: it crashed (SIGSEGV)."
-    assert farewell(200, b"", False) == "mlxkv stopped: it crashed (signal 200)."
+    assert exit_message(signal.SIGKILL, b"", True).startswith("mlxkv stopped: the system ended it (SIGKILL)")
+    assert (
+        exit_message(signal.SIGTERM, b"", True) == "mlxkv stopped: it was told to end (SIGTERM). Chat saved - mlxkv -c"
+    )
+    assert exit_message(signal.SIGSEGV, b"x", False) == "mlxkv stopped: it crashed (SIGSEGV)."
+    assert exit_message(200, b"", False) == "mlxkv stopped: it crashed (signal 200)."
 
 
 @pytest.mark.parametrize(
