@@ -1,7 +1,7 @@
-"""The one place where Metal differs from the CPU backend: what this machine is, and how much memory a process may use.
+"""Device: this machine, and how much memory the process may use. All differences of Metal and the CPU backend.
 
-`check_platform` imports no MLX, so that a machine MLX cannot run on gets a sentence instead of an import error.
-Everything that asks MLX must run on the thread that owns it.
+`check_platform` imports no MLX, so that an unsupported machine gets a sentence instead of an import error. Functions
+that call MLX run on the MLX thread.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from typing import Any
 from mlxkv.errors import ConfigError, PlatformError, quoted
 from mlxkv.stats import bytes_text
 
-_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}  # as `bytes_text` words sizes
+_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}  # the units of `bytes_text`
 _SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,6})?)\s*([KMGT]B|)", re.A | re.I)
-MIN_GLIBC = (2, 35)  # what the mlx wheels for Linux are built against
+MIN_GLIBC = (2, 35)  # that the mlx wheels for Linux are built against
 
 
 @dataclass(frozen=True)
 class Device:
-    """The machine as a memory budget: sizes in bytes.
+    """A machine and its memory in bytes.
 
-    `memory_limit` is what this process may use before the system suffers (or, on Metal, aborts it). `is_cpu`: MLX
-    computes on its CPU backend.
+    `memory_limit` is the most this process may use before the system swaps or, on Metal, aborts it. `is_cpu`: MLX uses
+    its CPU backend.
     """
 
     name: str
@@ -51,9 +51,9 @@ class Device:
 
 
 def check_platform(system: str | None = None, machine: str | None = None, libc: tuple[str, str] | None = None) -> None:
-    """Say why MLX cannot run here, before anything imports it. Without arguments: this machine.
+    """Refuse a machine that MLX does not support. Without arguments: this machine.
 
-    `system` and `machine` as in the `platform` module, `libc` as `platform.libc_ver()` gives it.
+    `system` and `machine` are those of the `platform` module, `libc` that of `platform.libc_ver()`.
 
     Raises:
         PlatformError: an Intel Mac, Windows, another system, or a Linux without glibc 2.35.
@@ -85,10 +85,10 @@ def check_platform(system: str | None = None, machine: str | None = None, libc: 
 
 
 def current_device(env: Mapping[str, str] | None = None) -> Device:
-    """What MLX computes on here. `MLXKV_MEMORY_LIMIT` lowers what may be used (`8GB`, `512MB`, or bytes).
+    """The device that MLX uses here. `MLXKV_MEMORY_LIMIT` lowers its memory limit (`8GB`, `512MB`, or bytes).
 
     Raises:
-        ConfigError: that variable is no size.
+        ConfigError: that variable is not a size.
     """
     import mlx.core as mx
 
@@ -101,24 +101,24 @@ def current_device(env: Mapping[str, str] | None = None) -> Device:
 
 
 def check_temporary_folder(device: Device, env: Mapping[str, str] | None = None) -> None:
-    """Say that MLX would find no place for what it compiles; on the CPU alone, since Metal compiles in memory.
+    """Check the folder in which MLX compiles on the CPU; Metal compiles in memory.
 
     Raises:
-        ConfigError: TMPDIR, TMP, TEMP or TEMPDIR names no folder that can be written.
+        ConfigError: TMPDIR, TMP, TEMP or TEMPDIR does not name a writable folder.
     """
     env = os.environ if env is None else env
-    name = next((name for name in ("TMPDIR", "TMP", "TEMP", "TEMPDIR") if name in env), None)  # as MLX looks
+    name = next((name for name in ("TMPDIR", "TMP", "TEMP", "TEMPDIR") if name in env), None)  # in MLX's order
     folder = env[name] if name else "/tmp"
     if device.is_cpu and not (os.path.isdir(folder) and os.access(folder, os.W_OK | os.X_OK)):
         what = f"{name} is {quoted(folder)}, which" if name else folder
-        raise ConfigError(f"{what} is no folder that can be written to; set TMPDIR to one, MLX compiles there.")
+        raise ConfigError(f"{what} is not a writable folder; set TMPDIR to one, because MLX compiles there.")
 
 
 def memory_setting(env: Mapping[str, str]) -> int | None:
-    """Bytes that the user lets mlxkv use, None where nothing is set.
+    """The user's memory limit in bytes, None if there is none.
 
     Raises:
-        ConfigError: it is no size.
+        ConfigError: it is not a size.
     """
     text = env.get("MLXKV_MEMORY_LIMIT", "").strip()
     if not text:
@@ -134,25 +134,25 @@ def memory_setting(env: Mapping[str, str]) -> int | None:
 
 
 def describe(info: Mapping[str, Any], *, is_metal: bool, total_memory: int, cgroup_limit: int | None = None) -> Device:
-    """The Device for what `mx.device_info()` says; pure, so that any machine can be tested on any other."""
+    """The Device for a result of `mx.device_info()`; pure, so that tests can describe any machine."""
     name = str(info.get("device_name") or info.get("architecture") or "unknown device")
     total = int(info.get("memory_size") or total_memory) if is_metal else total_memory
     recommended = info.get("max_recommended_working_set_size") if is_metal else None
-    # 0.8: the system and everything else on it lives in the rest
+    # 0.8: the rest is for the system and other programs
     limit = int(recommended) if recommended else int(min(total, cgroup_limit or total) * 0.8)
-    # float16 runs at about a third of float32's speed on the CPU backend (measured, see design facts)
+    # on the CPU backend float16 is slower than float32
     return Device(name, is_metal, limit, total, has_fast_float16=is_metal)
 
 
 def memory_used() -> int:
-    """Bytes MLX holds in live arrays, its cache of free buffers not counted."""
+    """Bytes of MLX's live arrays, without its cache of free buffers."""
     import mlx.core as mx
 
     return mx.get_active_memory()
 
 
 def peak_memory() -> int:
-    """The most bytes MLX held in live arrays since `reset_peak_memory`."""
+    """The peak of `memory_used` since `reset_peak_memory`."""
     import mlx.core as mx
 
     return mx.get_peak_memory()
@@ -166,7 +166,7 @@ def reset_peak_memory() -> None:
 
 @contextmanager
 def set_wired_limit(device: Device | None = None) -> Iterator[None]:
-    """Keep the model wired (never paged out) inside the block; does nothing off Metal or where macOS refuses."""
+    """Keep the model wired (never paged out) inside the block; no effect without Metal or if macOS refuses."""
     device = current_device() if device is None else device
     if not device.is_metal:
         yield
@@ -185,13 +185,13 @@ def set_wired_limit(device: Device | None = None) -> Iterator[None]:
 
 
 def cgroup_limit(root: Path = Path("/sys/fs/cgroup")) -> int | None:
-    """The memory limit in bytes of the container this process is in, None without one."""
+    """The memory limit in bytes of this process's container, None if there is none."""
     for name in ("memory.max", "memory/memory.limit_in_bytes"):  # version 2, version 1
         try:
             text = (root / name).read_text().strip()
         except OSError:
             continue
-        if text.isdigit() and int(text) < 1 << 60:  # "max", or version 1's way of saying so
+        if text.isdigit() and int(text) < 1 << 60:  # else "max" or, in version 1, a huge number
             return int(text)
     return None
 

@@ -18,7 +18,7 @@ from textual.drivers.linux_driver import LinuxDriver
 
 from mlxkv.system.supervisor import open_terminal
 from mlxkv.system.supervisor_link import SupervisorLink
-from mlxkv.system.terminal import GONE, has_ended, is_gone, let_go
+from mlxkv.system.terminal import GONE, detach_terminal, is_hung_up, is_terminal_error
 
 _TICK = 0.1  # seconds until a lone Esc is a key and no beginning
 
@@ -47,9 +47,9 @@ class WindowDriver(LinuxDriver):
                 for event in parser.tick():
                     self.process_message(event)
         except OSError as error:
-            if not is_gone(error):
+            if not is_terminal_error(error):
                 raise
-            let_go()
+            detach_terminal()
             if supervisor is not None:
                 supervisor.report_no_terminal()
             self._app.call_later(self._app.exit, GONE)
@@ -77,7 +77,7 @@ class WindowDriver(LinuxDriver):
             supervisor.alive()
         if data:
             yield data
-        elif data is not None and has_ended(keys):
+        elif data is not None and is_hung_up(keys):
             raise OSError(errno.EIO, "the terminal is gone")
 
 
@@ -92,12 +92,12 @@ class _Screen:
         try:
             self._file.write(text)
         except OSError as error:
-            if not is_gone(error):
+            if not is_terminal_error(error):
                 raise
 
     def flush(self) -> None:
         try:
             self._file.flush()
         except OSError as error:
-            if not is_gone(error):
+            if not is_terminal_error(error):
                 raise

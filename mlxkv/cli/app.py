@@ -29,7 +29,7 @@ from mlxkv.config import Folders, Settings, load_settings
 from mlxkv.errors import ConfigError, MlxkvError, OutOfMemoryError, OutputClosedError, PromptError
 from mlxkv.settings import help_of
 from mlxkv.system.streams import run
-from mlxkv.system.terminal import GONE, is_gone, let_go
+from mlxkv.system.terminal import GONE, detach_terminal, is_terminal_error
 from mlxkv.text.clean import clean
 
 if TYPE_CHECKING:
@@ -266,9 +266,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except OSError as error:
-        if not is_gone(error):
+        if not is_terminal_error(error):
             raise
-        let_go()
+        detach_terminal()
         sys.exit(GONE)
 
 

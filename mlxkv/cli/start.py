@@ -17,7 +17,7 @@ from mlxkv.cli.input_files import piped_lines
 from mlxkv.config import Folders, Settings, private_folder
 from mlxkv.errors import ConfigError, DiskError, MlxkvError, ModelNotFoundError, SessionNotFoundError
 from mlxkv.system.regular_file import check_regular
-from mlxkv.system.terminal import standard_error_in
+from mlxkv.system.terminal import redirect_stderr
 
 if TYPE_CHECKING:
     from mlxkv.protocol.commands import Command
@@ -52,7 +52,7 @@ def open_window(folders: Folders, settings: Settings, start: list[Command], ques
     log = _log_to_file(folders)
     sys.__stderr__ = sys.__stdout__  # type: ignore[misc]  # textual draws on stderr, wherever that was sent
     engine = Engine(folders, settings, save=save)
-    with standard_error_in(log):
+    with redirect_stderr(log):
         return run(engine, _first_screen(start), settings, folders, start, question, supervisor)
 
 

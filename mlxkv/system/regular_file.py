@@ -1,8 +1,8 @@
-"""Opening files to read: only regular files, and no more bytes than a limit.
+"""Reading regular files up to a size limit.
 
-Every file that is read goes through here, ours and foreign ones: a pipe, a socket, a device or a folder under its name
-is refused instead of waited for, and what grows without end is cut off. Libraries that open files by themselves are
-called after `check_regular`. What is in a file is its reader's affair. Any thread.
+Every file is read through here, our own and foreign ones: a pipe, a socket, a device or a folder is refused instead of
+blocking, and a file that grows is cut off. Libraries that open files themselves are called after `check_regular`. The
+contents belong to the caller. Any thread.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ _KINDS = (
 )  # fmt: skip
 _FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
 _MANY_DIGITS = "a number has hundreds of digits"
-_DESCRIPTORS = ("/dev/fd/", "/dev/stdin", "/proc/self/fd/")  # what this process has open: `-f <(git diff)`
+_DESCRIPTORS = ("/dev/fd/", "/dev/stdin", "/proc/self/fd/")  # open descriptors of this process: `-f <(git diff)`
 
 
 def open_regular(path: str | os.PathLike[str], *, follow: bool = True, pipes: bool = False) -> int:
-    """A descriptor of the regular file `path`, to read.
+    """Open the regular file `path` for reading and return its descriptor.
 
     Args:
-        follow: whether `path` may be a link; not where the file is ours.
-        pipes: whether a pipe that this process has open already, such as /dev/fd/63, may be read too.
+        follow: whether `path` may be a link; False for our own files.
+        pipes: whether a pipe that this process already has open, such as /dev/fd/63, is accepted too.
 
     Raises:
-        OSError: there is none, or it is something else; `strerror` says what, for a sentence.
+        OSError: there is no such file, or it is not a regular one; `strerror` is a clause that says why.
     """
     try:
         _check(os.stat(path, follow_symlinks=follow), path, pipes)
         fd = os.open(path, _FLAGS | (0 if follow else os.O_NOFOLLOW))
-    except ValueError as error:  # a NUL, or what no file system can name
+    except ValueError as error:  # a NUL, or a name that no file system accepts
         raise OSError(errno.EINVAL, "no file can have this name", str(path)) from error
     try:
         _check(os.fstat(fd), path, pipes)
@@ -51,11 +51,12 @@ def open_regular(path: str | os.PathLike[str], *, follow: bool = True, pipes: bo
 
 
 def check_regular(path: str | os.PathLike[str] | int, limit: int | None = None) -> bool:
-    """Whether `path` (or an open descriptor) is a regular file of at most `limit` bytes; False where nothing is there.
-    For libraries that will open it themselves.
+    """Check that `path` (or a descriptor) is a regular file of at most `limit` bytes; False if it does not exist.
+
+    For files that a library opens itself.
 
     Raises:
-        OSError: it is something else, larger, or may not be read; `strerror` says what.
+        OSError: it is not a regular file, too large or not readable; `strerror` says which.
     """
     try:
         info = os.stat(path)
@@ -73,13 +74,13 @@ def check_regular(path: str | os.PathLike[str] | int, limit: int | None = None) 
 
 @contextlib.contextmanager
 def opened(path: str | os.PathLike[str], *, follow: bool = True, pipes: bool = False) -> Iterator[io.BufferedReader]:
-    """`open_regular` as a file that is closed. Raises OSError."""
+    """`open_regular` as a context manager. Raises OSError."""
     with os.fdopen(open_regular(path, follow=follow, pipes=pipes), "rb") as file:
         yield file
 
 
 def read_bytes(path: str | os.PathLike[str], limit: int, *, follow: bool = True, pipes: bool = False) -> bytes:
-    """The whole file. Raises OSError: see `open_regular`; or it has more than `limit` bytes (EFBIG)."""
+    """Read the whole file. Raises OSError: see `open_regular`; or it has more than `limit` bytes (EFBIG)."""
     with opened(path, follow=follow, pipes=pipes) as file:
         if os.fstat(file.fileno()).st_size > limit or len(data := file.read(limit + 1)) > limit:
             raise _too_large(path, limit)
@@ -87,21 +88,21 @@ def read_bytes(path: str | os.PathLike[str], limit: int, *, follow: bool = True,
 
 
 def read_text(path: str | os.PathLike[str], limit: int, *, follow: bool = True) -> str:
-    """The whole file, which is UTF-8, without the mark that Windows puts first.
+    """Read the whole file as UTF-8, without a byte order mark.
 
     Raises:
-        OSError: see `read_bytes`. UnicodeDecodeError: it is no UTF-8.
+        OSError: see `read_bytes`. UnicodeDecodeError: it is not UTF-8.
     """
     return read_bytes(path, limit, follow=follow).decode("utf-8-sig")
 
 
 def read_json(path: str | os.PathLike[str], limit: int, *, follow: bool = True) -> Any:
-    """What is in a file of JSON. Raises OSError: see `read_bytes`. ValueError: it is no JSON."""
+    """Read a JSON file. Raises OSError: see `read_bytes`. ValueError: it is not JSON."""
     return parse_json(read_bytes(path, limit, follow=follow))
 
 
 def parse_json(data: bytes | str) -> Any:
-    """`json.loads`, with one kind of error for everything that can be wrong.
+    """`json.loads` with one kind of error.
 
     Raises:
         ValueError: not UTF-8, not JSON, nested too deeply, or a number with hundreds of digits.
@@ -113,27 +114,27 @@ def parse_json(data: bytes | str) -> Any:
 
 
 def parse_integer(text: str) -> int:
-    """A number in JSON. Raises ValueError: it has hundreds of digits."""
-    if len(text) > 300:  # what no float holds overflows wherever it is used
+    """An integer in JSON. Raises ValueError: it has hundreds of digits."""
+    if len(text) > 300:  # larger than any float
         raise ValueError(_MANY_DIGITS)
     return int(text)
 
 
 def reason(error: Exception) -> str:
-    """What is wrong with a text that a parser refused, or why a file cannot be read, for a sentence."""
+    """The reason of a parse or read error, as a clause of a sentence."""
     if isinstance(error, RecursionError):
         return "it is nested too deeply"
-    if "integer string conversion" in str(error):  # how Python says so is advice for programmers
+    if "integer string conversion" in str(error):  # Python's text is advice for programmers
         return _MANY_DIGITS
     if isinstance(error, UnicodeDecodeError):
         return f"it is not UTF-8 at byte {error.start:,}"
     if isinstance(error, UnicodeEncodeError):
-        return "a text in it holds half a character"
+        return "a text in it has half a character"
     return (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
 
 
 def write_private(path: Path, text: str) -> None:
-    """Replace `path` by a file of `text` (0600), whole or not at all; a link to a file stays a link. Raises OSError."""
+    """Replace `path` atomically by a file of `text` (0600); a link to a file stays a link. Raises OSError."""
     target = Path(os.path.realpath(path))
     new = target.with_name(f".mlxkv-{os.urandom(8).hex()}")
     fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
@@ -152,7 +153,7 @@ def _check(info: os.stat_result, path: object, pipes: bool) -> None:
         return
     if pipes and stat.S_ISFIFO(info.st_mode) and str(path).startswith(_DESCRIPTORS):
         return
-    what = next((text for is_kind, text in _KINDS if is_kind(info.st_mode)), "it is something else")
+    what = next((text for is_kind, text in _KINDS if is_kind(info.st_mode)), "it is a special file")
     raise OSError(errno.EINVAL, f"{what}, not a regular file", str(path))
 
 

@@ -1,7 +1,7 @@
-"""Standard input, output and error as the command finds them: closed, full, gone, non-blocking, in any encoding.
+"""Standard input, output and error of the command: closed, full, disconnected, non-blocking, in any encoding.
 
-`run` is the outermost frame of the command. What is printed goes through the streams that it puts into `sys`, so that a
-failed write is the same error wherever it happens. What may be read as text belongs to `encoding`.
+`run` is the outermost frame of the command. Output goes through the streams that it puts into `sys`, so that a failed
+write is the same error everywhere. Decoding of text belongs to `text.encoding`. Main thread.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import sys
 import time
 
 from mlxkv.errors import OutputClosedError, OutputError, PromptError
-from mlxkv.system.terminal import GONE, is_gone, let_go
+from mlxkv.system.terminal import GONE, detach_terminal, is_terminal_error
 
 TYPE_CHECKING = False  # as in `supervisor`
 if TYPE_CHECKING:
@@ -23,15 +23,15 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
 _PIECE = 1 << 16  # bytes
-_PATIENCE = 1.0  # seconds without an end of input, after which something is said
+_NOTICE_SECONDS = 1.0  # without an end of input, until the user is told
 
 
 class _Descriptor(io.FileIO):
     """File descriptor 1 or 2. Writes everything, also to a non-blocking pipe.
 
     Attributes:
-        drops: whether what cannot be written is dropped without an error: always on stderr, whose reader is nobody's
-            only reader, and on stdout once an error was raised and the process is ending.
+        drops: whether failed writes are ignored: always on stderr, and on stdout once an error was raised and the
+            process is ending.
     """
 
     def __init__(self, fd: int, drops: bool) -> None:
@@ -45,11 +45,11 @@ class _Descriptor(io.FileIO):
             except OSError as error:
                 if self.drops:
                     return len(data)
-                if is_gone(error) and stat.S_ISCHR(os.fstat(self.fileno()).st_mode):
-                    let_go()
-                    raise SystemExit(GONE) from error  # what encloses the write keeps what was said
+                if is_terminal_error(error) and stat.S_ISCHR(os.fstat(self.fileno()).st_mode):
+                    detach_terminal()
+                    raise SystemExit(GONE) from error  # enclosing code saves the chat
                 if isinstance(error, BrokenPipeError):
-                    raise OutputClosedError("The reader of standard output has gone.") from error
+                    raise OutputClosedError("The reader of standard output is gone.") from error
                 raise OutputError(
                     f"Standard output cannot be written ({error.strerror}); free some space or write somewhere else."
                 ) from error
@@ -59,10 +59,10 @@ class _Descriptor(io.FileIO):
 
 
 def run(main: Callable[[], object]) -> NoReturn:
-    """Prepare the streams, call `main`, flush, and exit: with the code of `main`, and at least 1 if output was lost;
-    with `GONE` where a command could not do its work because its terminal is gone.
+    """Prepare the streams, call `main`, flush and exit.
 
-    That the reader has gone is no failure: `mlxkv chats ls | head -1` ends with 0.
+    The exit code is that of `main`, at least 1 if output was lost, and `GONE` if the command failed because its
+    terminal is gone. A reader that closes the pipe is not a failure: `mlxkv chats ls | head -1` exits with 0.
     """
     _leave_ascii()
     prepare()
@@ -78,19 +78,19 @@ def run(main: Callable[[], object]) -> NoReturn:
     if (lost := _flush()) and not code:
         print(f"mlxkv: {lost}", file=sys.stderr)
         code = 1
-    if code == 1 and was_terminal and not os.isatty(0):  # a question that nobody can answer any more
+    if code == 1 and was_terminal and not os.isatty(0):  # a question that cannot be answered any more
         code = GONE
     sys.exit(code)
 
 
 def _leave_ascii() -> None:
-    """Start again in UTF-8 where the locale C or POSIX, and PYTHONUTF8=0, let file names have ASCII letters alone."""
+    """Restart Python in UTF-8 mode if the locale C or POSIX and PYTHONUTF8=0 limit file names to ASCII."""
     if codecs.lookup(sys.getfilesystemencoding()).name == "ascii" and sys.executable and sys.orig_argv[1:]:
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, "PYTHONUTF8": "1"})
 
 
 def _flush() -> OutputError | None:
-    """Write what is buffered; the error, unless it is that the reader has gone. From then on failures are silent."""
+    """Flush stdout and return the error, unless the reader is gone. Later failures are ignored."""
     try:
         sys.stdout.flush()
     except OutputClosedError:
@@ -105,15 +105,15 @@ def _flush() -> OutputError | None:
 
 
 def prepare() -> None:
-    """Open `/dev/null` where one of the three descriptors is closed, and put streams into `sys` that do as said above.
+    """Open `/dev/null` for closed standard descriptors, and replace the streams in `sys`.
 
-    Before anything else is opened: a file with the number 0, 1 or 2 would be taken for a stream, and written to.
+    Call it before any file is opened: a file with descriptor 0, 1 or 2 would be used as a stream.
     """
     for fd in range(3):
         try:
             os.fstat(fd)
         except OSError:
-            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest number that is free: `fd`
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest free number: `fd`
     stdin = sys.stdin
     if not isinstance(stdin, io.TextIOWrapper):
         stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
@@ -135,23 +135,23 @@ def _writer(fd: int, before: object) -> io.TextIOWrapper:
 
 
 def _encoding(stream: object) -> str:
-    """The stream's own; UTF-8 where the locale C or POSIX makes it ASCII, as Python does unless it is told not to."""
+    """The stream's encoding; UTF-8 if the locale C or POSIX makes it ASCII, which is also Python's default."""
     name = getattr(stream, "encoding", None) or "utf-8"
     is_chosen = "PYTHONIOENCODING" in os.environ
     return "utf-8" if codecs.lookup(name).name == "ascii" and not is_chosen else name
 
 
 def read_input(fd: int, limit: int, tell: Callable[[], object]) -> bytes:
-    """Everything up to the end of input, or a little more than `limit` bytes. Waits for a slow producer.
+    """Read everything up to the end of input, or a little more than `limit` bytes. Waits for a slow producer.
 
     Args:
-        tell: called once, when the end has not come after a second.
+        tell: called once if the input has not ended after a second.
 
     Raises:
         PromptError: it cannot be read.
     """
     parts: list[bytes] = []
-    size, deadline, is_told = 0, time.monotonic() + _PATIENCE, False
+    size, deadline, is_told = 0, time.monotonic() + _NOTICE_SECONDS, False
     while size <= limit:
         left = None if is_told else max(0.0, deadline - time.monotonic())
         is_ready = bool(select.select((fd,), (), (), left)[0])

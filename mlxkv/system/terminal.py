@@ -1,7 +1,7 @@
-"""The terminal as a process has it: whether it is gone and what to do then, its standard error, its Ctrl+C.
+"""The process's terminal: detecting that it is gone, redirecting standard error, handling Ctrl+C.
 
-A terminal that goes away sends SIGHUP, which ends the process unless it is ignored, as under nohup and some
-supervisors. Then reading gives nothing or EIO and writing EIO, for ever.
+A terminal that is closed sends SIGHUP, which ends the process unless it is ignored, as under nohup. Then reads return
+nothing or fail with EIO, and writes fail with EIO. Signal handlers: main thread; otherwise any thread.
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-GONE = 128 + signal.SIGHUP  # the exit code, as if the signal had ended us
+GONE = 128 + signal.SIGHUP  # the exit code, as if SIGHUP had ended the process
 _ERRORS = (errno.EIO, errno.ENXIO)
 
 
-def is_gone(error: OSError) -> bool:
-    """Whether a read or write that failed so was on a terminal that is gone."""
+def is_terminal_error(error: OSError) -> bool:
+    """Whether this error of a read or write means that the terminal is gone."""
     return error.errno in _ERRORS
 
 
-def has_ended(fd: int) -> bool:
-    """Whether a read of nothing from the terminal `fd` means that it is gone: it does, unless Ctrl+D says so too."""
+def is_hung_up(fd: int) -> bool:
+    """Whether an empty read from the terminal `fd` means that it is gone, not Ctrl+D."""
     try:
         return not termios.tcgetattr(fd)[3] & termios.ICANON
     except termios.error:
         return True
 
 
-def let_go() -> None:
-    """Let nothing fail any more for a terminal that is gone: its descriptors become /dev/null."""
+def detach_terminal() -> None:
+    """Redirect the descriptors of a terminal that is gone to /dev/null, so that later reads and writes do not fail."""
     null = os.open(os.devnull, os.O_RDWR)
     for fd in (0, 1, 2):
         try:
@@ -46,9 +46,9 @@ def let_go() -> None:
 
 
 @contextmanager
-def standard_error_in(path: Path) -> Iterator[None]:
-    """Append to a file what libraries write on a terminal as standard error, such as Rust on a panic, since that would
-    be drawn over a window."""
+def redirect_stderr(path: Path) -> Iterator[None]:
+    """Redirect standard error from the terminal to a file: a library's output, such as a panic in Rust, would be drawn
+    over the window."""
     if not os.isatty(2):
         yield
         return
@@ -63,8 +63,8 @@ def standard_error_in(path: Path) -> Iterator[None]:
 
 
 def handle_interrupts(handler: Callable[..., object]) -> Any:
-    """Set a handler of Ctrl+C and return what to set afterwards; none where it is ignored, as by `trap '' INT` and in
-    the background of a script."""
+    """Set a handler for Ctrl+C and return the one to restore. If SIGINT is ignored, as after `trap '' INT`, it stays
+    ignored."""
     before = signal.getsignal(signal.SIGINT)
     if before is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, handler)

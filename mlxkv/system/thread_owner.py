@@ -1,7 +1,7 @@
-"""Owner: the one thread that a model, its chats and its caches belong to, and iterators that only it may advance.
+"""Owner: the thread that a model, its chats and its caches belong to. Owned: iterators that only it may advance.
 
-MLX evaluates an array on the thread that made it, and SQLite answers the thread that opened the database. Whoever comes
-from another one is told so before either is asked.
+MLX evaluates an array on the thread that made it, and SQLite connections are bound to their thread. Calls from another
+thread are refused before they reach either.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ Event = TypeVar("Event")
 
 
 class Owner:
-    """The thread that makes this."""
+    """The thread that creates this object."""
 
     def __init__(self) -> None:
         self._ident, self._name = threading.get_ident(), threading.current_thread().name
 
     def check(self) -> None:
-        """Raises WrongThreadError: this is another thread."""
+        """Raises WrongThreadError: called from another thread."""
         if threading.get_ident() != self._ident:
             raise WrongThreadError(
                 f"This model was loaded by the thread {self._name!r} and is used from "
-                f"{threading.current_thread().name!r}; do everything with it on the one that loaded it "
+                f"{threading.current_thread().name!r}; use it only on the thread that loaded it "
                 "(`chat.cancel()` alone may be called from others)."
             )
 
 
 class Owned(Generator[Event, Any, None]):
-    """`events`, for their owner only: another thread gets the error, and the owner can continue them."""
+    """`events` for their owner only. Another thread gets an error, after which the owner can continue them."""
 
     def __init__(self, owner: Owner, events: Generator[Event, Any, None]) -> None:
         self._owner, self._events = owner, events

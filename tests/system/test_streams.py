@@ -263,7 +263,7 @@ def test_what_cannot_be_written_is_said_once(open_fd: Callable[[], int], says: s
 def test_output_to_a_terminal_that_is_gone_ends_the_command(drops: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """On stderr it is dropped: what goes to stdout may still be wanted."""
     left: list[bool] = []
-    monkeypatch.setattr(streams, "let_go", lambda: left.append(True))
+    monkeypatch.setattr(streams, "detach_terminal", lambda: left.append(True))
     out = writer(fd := pty_without_a_terminal(), drops)
     out.write("x")
     if drops:
@@ -295,7 +295,7 @@ def test_the_exit_code_and_the_error_of_a_command_are_its_own(monkeypatch: pytes
 
 @pytest.mark.parametrize("is_blocking", [True, False])
 def test_a_slow_producer_is_waited_for_and_loses_nothing(is_blocking: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streams, "_PATIENCE", 0.0)
+    monkeypatch.setattr(streams, "_NOTICE_SECONDS", 0.0)
     read, write = os.pipe()
     os.set_blocking(read, is_blocking)
     told: list[str] = []
