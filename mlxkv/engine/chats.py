@@ -15,19 +15,7 @@ from mlxkv.engine.context import EngineContext
 from mlxkv.engine.status import session_status, update_disk_bytes
 from mlxkv.errors import ConfigError, PromptError
 from mlxkv.events import Notice
-from mlxkv.protocol.events import (
-    ChatDeleted,
-    ChatExported,
-    ChatHit,
-    ChatHits,
-    ChatList,
-    ChatOpened,
-    ChatReleased,
-    ChatRenamed,
-    ChatTree,
-    EngineEvent,
-    Versions,
-)
+from mlxkv.protocol import events as ev
 from mlxkv.protocol.export_format import CHAT_FORMATS, one_of
 from mlxkv.protocol.status import SaveState
 
@@ -37,7 +25,7 @@ if TYPE_CHECKING:
 # -- open ------------------------------------------------------------------------------------------------------------
 
 
-def new_chat(context: EngineContext, system: str | None = None) -> Iterator[EngineEvent]:
+def new_chat(context: EngineContext, system: str | None = None) -> Iterator[ev.EngineEvent]:
     context.close_chat()
     context.set_saved(SaveState.NOTHING if context.save else SaveState.OFF)
     if context.model is not None:
@@ -48,12 +36,12 @@ def new_chat(context: EngineContext, system: str | None = None) -> Iterator[Engi
             think=context.settings.think,
             **context.settings.sampling,
         )
-    yield Versions(())
-    yield ChatOpened(None, "")  # the first message will be its title
+    yield ev.Versions(())
+    yield ev.ChatOpened(None, "")  # the first message will be its title
     yield session_status(context)
 
 
-def open_chat(context: EngineContext, session_id: str) -> Iterator[EngineEvent]:
+def open_chat(context: EngineContext, session_id: str) -> Iterator[ev.EngineEvent]:
     """Resume a chat. One that is open in another process is shown read-only, and can be forked."""
     model = context.ready_model
     if context.chat is None or context.chat.session_id != session_id:
@@ -74,37 +62,37 @@ def open_chat(context: EngineContext, session_id: str) -> Iterator[EngineEvent]:
     yield session_status(context)
 
 
-def check_chat(context: EngineContext) -> Iterator[EngineEvent]:
+def check_chat(context: EngineContext) -> Iterator[ev.EngineEvent]:
     chat = context.chat
     if chat is None or chat.session_id is None or not chat.read_only:
         return
     if not context.ready_model.store.is_open(chat.session_id):
-        yield ChatReleased(chat.session_id)
+        yield ev.ChatReleased(chat.session_id)
 
 
 def show_chat(
     context: EngineContext, *, prompt: str = "", num_messages: int | None = None, is_restored: bool = False
-) -> Iterator[EngineEvent]:
+) -> Iterator[ev.EngineEvent]:
     """Emit the open chat or its first messages, after their versions. `is_restored`: with the restore's figures."""
     chat = context.current_chat
     yield versions(context)
     restored = chat.restored if is_restored else None
     figures = (restored.tokens - restored.evicted, restored.bytes, restored.seconds) if restored else (0, 0, 0.0)
     messages = chat.messages[:num_messages]
-    yield ChatOpened(chat.session_id, chat.title, messages, *figures, prompt, chat.read_only or "")
+    yield ev.ChatOpened(chat.session_id, chat.title, messages, *figures, prompt, chat.read_only or "")
 
 
-def versions(context: EngineContext, first: int = 0) -> Versions:
-    """Versions of each message from `first` on; to be emitted before the messages they belong to."""
+def versions(context: EngineContext, first: int = 0) -> ev.Versions:
+    """ev.Versions of each message from `first` on; to be emitted before the messages they belong to."""
     chat, model = context.chat, context.model
     session = chat.session_id if chat else None
-    return Versions(model.store.siblings(session, first) if model and session else (), first)
+    return ev.Versions(model.store.siblings(session, first) if model and session else (), first)
 
 
 # -- rewind and fork -------------------------------------------------------------------------------------------------
 
 
-def rewind(context: EngineContext, turn: int | None) -> Iterator[EngineEvent]:
+def rewind(context: EngineContext, turn: int | None) -> Iterator[ev.EngineEvent]:
     chat = context.current_chat
     text = chat.undo() if turn is None else chat.rewind(turn)
     if context.save and chat.session_id is None:
@@ -113,7 +101,7 @@ def rewind(context: EngineContext, turn: int | None) -> Iterator[EngineEvent]:
     yield session_status(context)
 
 
-def fork(context: EngineContext, turn: int | None) -> Iterator[EngineEvent]:
+def fork(context: EngineContext, turn: int | None) -> Iterator[ev.EngineEvent]:
     """Fork before a message of the user, whose text is returned to the prompt, or after a reply."""
     chat, text = context.current_chat, ""
     if not chat.messages:
@@ -128,25 +116,25 @@ def fork(context: EngineContext, turn: int | None) -> Iterator[EngineEvent]:
     yield session_status(context)
 
 
-def show_tree(context: EngineContext) -> Iterator[EngineEvent]:
-    yield ChatTree(context.current_chat.tree())
+def show_tree(context: EngineContext) -> Iterator[ev.EngineEvent]:
+    yield ev.ChatTree(context.current_chat.tree())
 
 
 # -- all chats -------------------------------------------------------------------------------------------------------
 
 
-def list_chats(context: EngineContext) -> Iterator[EngineEvent]:
+def list_chats(context: EngineContext) -> Iterator[ev.EngineEvent]:
     with context.store() as store:
-        yield ChatList(store.list())
+        yield ev.ChatList(store.list())
 
 
-def search_chats(context: EngineContext, words: str) -> Iterator[EngineEvent]:
+def search_chats(context: EngineContext, words: str) -> Iterator[ev.EngineEvent]:
     with context.store() as store:
         hits = store.sessions.search(words)
-    yield ChatHits(words, tuple(ChatHit(h.session_id, h.title, h.turn, h.role, h.snippet, h.marks) for h in hits))
+    yield ev.ChatHits(words, hits)
 
 
-def rename_chat(context: EngineContext, title: str, session_id: str | None) -> Iterator[EngineEvent]:
+def rename_chat(context: EngineContext, title: str, session_id: str | None) -> Iterator[ev.EngineEvent]:
     title = " ".join(title.split())
     if not title:
         raise ConfigError("The title is empty; give one, as in /rename Trip to Porto.")
@@ -160,10 +148,10 @@ def rename_chat(context: EngineContext, title: str, session_id: str | None) -> I
     else:
         with context.store() as store:
             store.sessions.rename(session_id, title)
-    yield ChatRenamed(session_id, title)
+    yield ev.ChatRenamed(session_id, title)
 
 
-def delete_chat(context: EngineContext, session_id: str | None) -> Iterator[EngineEvent]:
+def delete_chat(context: EngineContext, session_id: str | None) -> Iterator[ev.EngineEvent]:
     current = context.chat.session_id if context.chat else None
     session_id = session_id or current
     if session_id is None:
@@ -173,12 +161,12 @@ def delete_chat(context: EngineContext, session_id: str | None) -> Iterator[Engi
         if session_id == current:
             context.close_chat()
         store.delete(session_id)
-    yield ChatDeleted(session_id, title)
+    yield ev.ChatDeleted(session_id, title)
     if session_id == current:
         yield from new_chat(context)
 
 
-def export_chat(context: EngineContext, kind: str, path: str, session_id: str | None) -> Iterator[EngineEvent]:
+def export_chat(context: EngineContext, kind: str, path: str, session_id: str | None) -> Iterator[ev.EngineEvent]:
     from mlxkv.store.export.document import to_document
     from mlxkv.store.export.markdown import to_markdown
 
@@ -203,7 +191,7 @@ def export_chat(context: EngineContext, kind: str, path: str, session_id: str | 
             ) from error
         except OSError as error:
             raise ConfigError(f"{target} cannot be written ({error.strerror}); choose another folder.") from error
-    yield ChatExported(str(target.resolve()))
+    yield ev.ChatExported(str(target.resolve()))
 
 
 def _write_archive(store: SessionStore, session_id: str, target: Path) -> None:

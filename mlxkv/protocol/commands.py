@@ -229,34 +229,8 @@ class Shutdown:
 
 
 Command = (
-    LoadModel
-    | ListModels
-    | Pull
-    | PausePull
-    | NewChat
-    | OpenChat
-    | CheckChat
-    | ListChats
-    | SearchChats
-    | ShowTree
-    | RenameChat
-    | DeleteChat
-    | ExportChat
-    | Send
-    | Retry
-    | Edit
-    | Continue
-    | Rewind
-    | Fork
-    | PlanCompact
-    | Compact
-    | ChangeSettings
-    | SetSystem
-    | ShowContext
-    | ListCache
-    | CollectCache
-    | PinChat
-    | CountTokens
-    | ShowStats
-    | Shutdown
-)
+    LoadModel | ListModels | Pull | PausePull | NewChat | OpenChat | CheckChat | ListChats | SearchChats
+    | ShowTree | RenameChat | DeleteChat | ExportChat | Send | Retry | Edit | Continue | Rewind | Fork
+    | PlanCompact | Compact | ChangeSettings | SetSystem | ShowContext | ListCache | CollectCache | PinChat
+    | CountTokens | ShowStats | Shutdown
+)  # fmt: skip

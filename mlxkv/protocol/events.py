@@ -23,7 +23,15 @@ from mlxkv.events import (  # noqa: F401 - exported again
     TurnEvent,
     TurnFinished,
 )
-from mlxkv.protocol.status import ChatSummary, CompactPlan, ContextUsage, ModelTooLarge, SessionStats, SessionStatus
+from mlxkv.protocol.status import (  # ChatSummary and SearchHit are exported again
+    ChatSummary,
+    CompactPlan,
+    ContextUsage,
+    ModelTooLarge,
+    SearchHit,
+    SessionStats,
+    SessionStatus,
+)  # fmt: skip
 from mlxkv.stats import Overflow
 
 
@@ -112,21 +120,9 @@ class Versions:
 
 
 @dataclass(frozen=True)
-class ChatHit:
-    """A message that matches a search, or a title (`turn` None); `marks` are the matching spans of `snippet`."""
-
-    session_id: str
-    title: str
-    turn: int | None
-    role: str
-    snippet: str
-    marks: tuple[tuple[int, int], ...] = ()
-
-
-@dataclass(frozen=True)
 class ChatHits:
     words: str
-    hits: tuple[ChatHit, ...]
+    hits: tuple[SearchHit, ...]
 
 
 @dataclass(frozen=True)
@@ -285,41 +281,12 @@ class PullProgress:
 
 
 EngineEvent = (
-    PrefillProgress
-    | TextDelta
-    | Notice
-    | TurnFinished
-    | ModelLoading
-    | ModelReady
-    | ModelList
-    | ModelMissing
-    | ModelTooLarge
-    | PullProgress
-    | ChatOpened
-    | ChatReleased
-    | ChatList
-    | ChatTree
-    | Versions
-    | ChatHits
-    | ChatRenamed
-    | ChatDeleted
-    | ChatExported
-    | SettingsApplied
-    | ChatPinned
-    | CacheList
-    | CacheCollected
-    | Compacted
-    | SaveProgress
-    | TokensCounted
-    | CompactPlan
-    | TurnStarted
-    | SessionStatus
-    | ContextUsage
-    | SessionStats
-    | MessageTooLong
-    | Failed
-    | EngineStopped
-)
+    PrefillProgress | TextDelta | Notice | TurnFinished | ModelLoading | ModelReady | ModelList | ModelMissing
+    | ModelTooLarge | PullProgress | ChatOpened | ChatReleased | ChatList | ChatTree | Versions | ChatHits
+    | ChatRenamed | ChatDeleted | ChatExported | SettingsApplied | ChatPinned | CacheList | CacheCollected
+    | Compacted | SaveProgress | TokensCounted | CompactPlan | TurnStarted | SessionStatus | ContextUsage
+    | SessionStats | MessageTooLong | Failed | EngineStopped
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -152,3 +152,18 @@ class ChatSummary:
     pinned: bool = False  # its KV rows are exempt from the disk limit
     seq: int = 0  # larger: used later, independent of the clock
     made: int = 0  # larger: created later, independent of the clock
+
+
+@dataclass(frozen=True)
+class SearchHit:
+    """A message that matches a search, or a title (`turn` None, `role` "title").
+
+    `snippet` is one line of the text; `marks` are its matching spans [start, end).
+    """
+
+    session_id: str
+    title: str
+    turn: int | None
+    role: str
+    snippet: str
+    marks: tuple[tuple[int, int], ...] = ()

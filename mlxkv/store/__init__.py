@@ -1,12 +1,12 @@
 """Sessions and prompt caches on disk. `SessionStore` is the door; docs/session-format.md says what lies behind it."""
 
+from mlxkv.protocol.status import SearchHit
 from mlxkv.store.identity import ModelIdentity, identify
 from mlxkv.store.prompts.kv_file import describe_prompt_file, read_prompt_file, write_prompt_file
 from mlxkv.store.records import (
     Attachment,
     KVCommit,
     Restored,
-    SearchHit,
     SessionRecord,
     ToolCall,
     TurnRecord,

@@ -105,21 +105,6 @@ class SessionRecord:
 
 
 @dataclass(frozen=True)
-class SearchHit:
-    """A turn that matches, or a title: then `turn` is None and `role` "title".
-
-    `snippet` is one line of the text as it is; `marks` are the spans of it [start, end) that were looked for.
-    """
-
-    session_id: str
-    title: str
-    turn: int | None
-    role: str
-    snippet: str
-    marks: tuple[tuple[int, int], ...] = ()
-
-
-@dataclass(frozen=True)
 class KVCommit:
     """The rows of positions before `pos` are on disk; `bytes_written` is what this commit added to the disk.
 

@@ -44,7 +44,6 @@ from mlxkv.protocol.events import (
     CacheList,
     ChatDeleted,
     ChatExported,
-    ChatHit,
     ChatHits,
     ChatList,
     ChatOpened,
@@ -73,6 +72,7 @@ from mlxkv.protocol.status import (
     ContextPart,
     ContextUsage,
     SaveState,
+    SearchHit,
     SessionStats,
     SessionStatus,
 )
@@ -193,7 +193,9 @@ class FakeEngine:
             case ExportChat(kind, path):
                 return [ChatExported(path or f"/tmp/Rust-lifetimes.{kind}")]
             case SearchChats(words):
-                return [ChatHits(words, (ChatHit("c2", "Trip to Porto", 0, "user", "the train to Porto", ((4, 9),)),))]
+                return [
+                    ChatHits(words, (SearchHit("c2", "Trip to Porto", 0, "user", "the train to Porto", ((4, 9),)),))
+                ]
             case ChangeSettings() | SetSystem():
                 return [SettingsApplied("")]
             case ShowContext():

@@ -98,7 +98,7 @@ def models_list(models: Sequence[ev.ModelCard], current: str, has_chat: bool, on
     return Listing(title, tuple(rows), hint, "No model here is called that; /model org/name loads any other.", at)
 
 
-def hits_list(words: str, hits: Sequence[ev.ChatHit]) -> Listing:
+def hits_list(words: str, hits: Sequence[ev.SearchHit]) -> Listing:
     rows = []
     for hit in hits:
         text, marks = marked(hit.snippet, hit.marks)

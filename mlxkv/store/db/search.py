@@ -14,8 +14,9 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 
+from mlxkv.protocol.status import SearchHit
 from mlxkv.store.db.search_index import INDEX, index_turn, spans_in, words
-from mlxkv.store.records import SearchHit, as_text
+from mlxkv.store.records import as_text
 from mlxkv.text.folding import Wanted
 
 MAX_WORDS = 32

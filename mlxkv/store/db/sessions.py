@@ -16,7 +16,7 @@ from typing import Any
 from mlxkv.arguments import flag, label, optional, public, text, whole
 from mlxkv.errors import CorruptError, SessionChangedError, SessionNotFoundError, StoreError
 from mlxkv.protocol.chat_names import chat_called
-from mlxkv.protocol.status import ChatSummary
+from mlxkv.protocol.status import ChatSummary, SearchHit
 from mlxkv.store.db.branches import reparent_forks
 from mlxkv.store.db.database import PINNED, Database
 from mlxkv.store.db.history import (
@@ -35,7 +35,7 @@ from mlxkv.store.db.search_index import forget_deleted, index_turn, unindex_turn
 from mlxkv.store.export.document import MAX_TITLE, PortableChat
 from mlxkv.store.identity import ModelIdentity, digest_of
 from mlxkv.store.kv.commits import mark_unused, move_commits, num_removed, remove_commits, saved_bytes
-from mlxkv.store.records import KINDS, Kind, SearchHit, SessionRecord, TurnRecord, as_text, as_time, is_clock, is_seed
+from mlxkv.store.records import KINDS, Kind, SessionRecord, TurnRecord, as_text, as_time, is_clock, is_seed
 from mlxkv.store.ulid import new_ulid
 from mlxkv.system.regular_file import parse_json
 from mlxkv.text.encoding import well_formed
