@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Literal, get_args
+from typing import Any
 
 from mlxkv.store.identity import ModelIdentity
 
@@ -21,14 +21,23 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 _CLOCK = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d\d:\d\d", re.ASCII)
 MAX_SEED = (1 << 63) - 1
 
-Kind = Literal["chat", "run", "endpoint"]
-KINDS: tuple[str, ...] = get_args(Kind)
-"""What made a session: a chat, one run of print mode, the endpoint."""
+MAX_TITLE = 1 << 16
+
+
+class Kind(StrEnum):
+    """Where a session comes from: a chat, one run of print mode, the endpoint."""
+
+    CHAT = "chat"
+    RUN = "run"
+    ENDPOINT = "endpoint"
+
+
+KINDS = tuple(Kind)
 
 
 @dataclass(frozen=True)
 class ToolCall:
-    """One call that a reply makes. `arguments` is JSON text, as the model wrote it."""
+    """A tool call in a reply. `arguments` is JSON text, as the model wrote it."""
 
     name: str
     arguments: str = "{}"
@@ -37,7 +46,7 @@ class ToolCall:
 
 @dataclass(frozen=True)
 class Attachment:
-    """A file that was sent along: `text[start:end]` of the message is what it holds, nothing where it was left out."""
+    """A file sent with a message: `text[start:end]` of the message is its content, empty if that was left out."""
 
     name: str
     media_type: str = "text/plain"
@@ -55,10 +64,10 @@ class TurnState(StrEnum):
 
 @dataclass(frozen=True)
 class TurnRecord:
-    """One turn. After it the session's token log is `log[:start] + ids`.
+    """One message of a session. After it the session's token log is `log[:start] + ids`.
 
-    `start` None means "at the end of the log" and is filled in when the turn is stored; it is smaller than the log
-    when a chat template rewrote history. `state`: "done", "open" (a reply still streaming), "stopped".
+    `start` None means "at the end of the log" and is filled in when the record is stored; it is less than the log's
+    length if a chat template rewrote history. `state`: "done", "open" (a reply still streaming), "stopped".
     `role`: "user", "assistant", or "tool" with the result of the call `tool_call_id`.
     """
 
@@ -77,11 +86,12 @@ class TurnRecord:
 
 @dataclass(frozen=True)
 class SessionRecord:
-    """A whole session as of one moment. Times are UNIX seconds; `log` is the replay of the turns.
+    """A snapshot of a whole session. Times are UNIX seconds; `log` is the replay of the turns.
 
-    `clock` is the time that the chat's template prints from, ISO 8601 with offset; None (in chats of older versions):
-    `created`. `settings` are the chat's own, by name; `preset` is the name they were taken from. `origin` says what an
-    imported chat was where it came from. `seed` is of the keys that its tokens are drawn with.
+    `id` is empty, and `parent` None, in a session that was read from a document and is in no store yet. `clock` is the
+    time that the chat template prints, ISO 8601 with offset; None in chats of older versions, which print `created`.
+    `settings` are the chat's own, by name; `preset` is the name they were taken from. `origin` identifies an imported
+    chat where it came from. `seed` seeds the keys that tokens are sampled with.
     """
 
     id: str
@@ -96,7 +106,7 @@ class SessionRecord:
     turns: tuple[TurnRecord, ...]
     log: tuple[int, ...]
     head: str
-    kind: Kind = "chat"
+    kind: Kind = Kind.CHAT
     clock: str | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     preset: str | None = None
@@ -106,9 +116,9 @@ class SessionRecord:
 
 @dataclass(frozen=True)
 class KVCommit:
-    """The rows of positions before `pos` are on disk; `bytes_written` is what this commit added to the disk.
+    """The outcome of a save: rows of positions before `pos` are on disk; `bytes_written` were added to the disk.
 
-    `notice` says in one sentence why less than the whole log could be kept.
+    `notice` says in one sentence why less than the whole log could be saved.
     """
 
     pos: int
@@ -118,11 +128,11 @@ class KVCommit:
 
 @dataclass(frozen=True)
 class Restored:
-    """`tokens` of the prompt are back in the cache after reading `bytes` in `seconds`.
+    """The outcome of a restore: the cache holds `tokens` of the prompt, after reading `bytes` in `seconds`.
 
-    `rng` is the sampler state saved at exactly this point of the log, None if there is none; `notice` is one sentence
-    when rows that were saved could not be used. `shared` of the tokens are rows of another chat that began alike,
-    `evicted` of them had rotated out of the window: nothing came back for those.
+    `rng` is the sampler state saved at exactly this position, None if there is none; `notice` is one sentence if saved
+    rows could not be used. `shared` of the tokens are rows of another chat with the same prefix, `evicted` of them had
+    been evicted from the window, so that nothing was loaded for them.
     """
 
     tokens: int
@@ -146,14 +156,14 @@ def is_sha256(value: object) -> bool:
 
 
 def is_chunk(digest: object, size: object, group: object, a: object, b: object, key: object = "") -> bool:
-    """Whether a row of `chunk` can be one: only its checksum and its key tell whether it is true."""
+    """Whether these can be a row of `chunk`; whether they are true, only its checksum and key can tell."""
     if not (is_digest(digest) and isinstance(group, str) and isinstance(key, str)):
         return False
     return isinstance(size, int) and isinstance(a, int) and isinstance(b, int) and size > 0 and 0 <= a < b
 
 
 def is_clock(value: object) -> bool:
-    """Whether it is a local time with its offset, to the second: "2026-11-29T23:58:12+01:00"."""
+    """Whether it is a local time with offset, to the second: "2026-11-29T23:58:12+01:00"."""
     if not (isinstance(value, str) and _CLOCK.fullmatch(value)):
         return False
     try:
@@ -171,5 +181,5 @@ def as_text(value: object) -> str:
 
 
 def as_time(value: object) -> float:
-    """Seconds since the epoch, that any calendar knows."""
+    """Seconds since the epoch within the range of calendars, else 0."""
     return float(value) if isinstance(value, int | float) and 0 <= value <= _LAST else 0.0

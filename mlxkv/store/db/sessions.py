@@ -1,6 +1,6 @@
-"""Sessions and turns as rows: create, append, update, load, list, find, search, fork. The truth; knows no KV.
+"""Sessions and their turns in the database: create, append, update, load, list, find, search, fork.
 
-Every change is one transaction and a compare-and-swap on the session's head. Engine thread.
+Every change is one transaction and a compare-and-swap on the session's head. Loads and saves no KV. Engine thread.
 """
 
 from __future__ import annotations
@@ -32,10 +32,19 @@ from mlxkv.store.db.history import (
 )
 from mlxkv.store.db.search import search
 from mlxkv.store.db.search_index import forget_deleted, index_turn, unindex_turns
-from mlxkv.store.export.document import MAX_TITLE, PortableChat
 from mlxkv.store.identity import ModelIdentity, digest_of
 from mlxkv.store.kv.commits import mark_unused, move_commits, num_removed, remove_commits, saved_bytes
-from mlxkv.store.records import KINDS, Kind, SessionRecord, TurnRecord, as_text, as_time, is_clock, is_seed
+from mlxkv.store.records import (
+    KINDS,
+    MAX_TITLE,
+    Kind,
+    SessionRecord,
+    TurnRecord,
+    as_text,
+    as_time,
+    is_clock,
+    is_seed,
+)
 from mlxkv.store.ulid import new_ulid
 from mlxkv.system.regular_file import parse_json
 from mlxkv.text.encoding import well_formed
@@ -43,23 +52,23 @@ from mlxkv.text.encoding import well_formed
 _MOST_KNOWN = 8  # histories
 _TURN = "i, role, text, thinking, state, params, start, stats, extra, ids, prev, digest"
 _NEXT = f"(SELECT coalesce(max(seq), 0) + 1 FROM session WHERE seq BETWEEN 0 AND {1 << 62})"
-"""After every other chat, whatever the clock says; no damaged number leads it astray."""
+"""The sort key after all others, whatever the clock says; ignores damaged values."""
 _NEWEST_FIRST = "ORDER BY s.seq DESC, s.updated DESC, s.id DESC"
 
 
 class Sessions:
-    """Rows of `session` and `turn`. Remembers the head it last saw of each session, which is what CAS compares.
+    """The tables `session` and `turn`.
 
-    Also the histories it has verified: as long as the head is the one that is known, the chain need not be gone through
-    again. Turns that are added here continue it.
+    Remembers the head it last saw of each session, for compare-and-swap, and verified histories: while a session's head
+    is the known one, its digest chain is not verified again.
     """
 
     def __init__(self, database: Database) -> None:
         self.database = database
         self.seen: dict[str, str] = {}
-        self._known: dict[str, History] = {}  # the one used last at the end
+        self._known: dict[str, History] = {}  # least recently used first
         self._checked: set[str] = set()  # verified for the `load` that follows
-        self._sizes: dict[str, tuple[int | None, int]] = {}  # the newest commit and the bytes of rows, for `list`
+        self._sizes: dict[str, tuple[int | None, int]] = {}  # newest commit and bytes of KV rows, for `list`
         self._removed = 0
 
     @public("kind", "clock", "settings", "preset", "origin", "seed", title=text, system=optional(text))
@@ -83,9 +92,9 @@ class Sessions:
         self.seen[session_id] = genesis(system)
         return session_id
 
-    def take_in(self, chat: PortableChat, flags: int = 0) -> str:
-        """A session of a chat that was exported elsewhere, with its dates; returns its new id. Among the others it
-        stands where its date belongs, so that what was said here last stays the newest."""
+    def import_session(self, chat: SessionRecord) -> str:
+        """Add a session that was exported elsewhere, with its dates, and return its new id. It is sorted in by date, so
+        that the chat last used here stays the newest."""
         head, length = genesis(chat.system), 0
         with self.database.writing() as db:
             earlier = "updated <= ?"
@@ -97,20 +106,20 @@ class Sessions:
             ).fetchone()
             session_id = self._insert(
                 db, title=chat.title, created=chat.created, updated=chat.updated, model=save_model(db, chat.model),
-                system=chat.system, params=to_json(dict(chat.params)), flags=flags, head=head, kind=chat.kind,
+                system=chat.system, params=to_json(dict(chat.params)), head=head, kind=chat.kind,
                 clock=chat.clock, settings=chat.settings, preset=chat.preset, origin=chat.origin, seed=chat.seed,
             )  # fmt: skip
             for i, turn in enumerate(chat.turns):
                 head, _ = self._write_turn(db, session_id, i, turn, length, head)
                 length = (turn.start or 0) + len(turn.ids)
             if head != chat.head:
-                raise CorruptError("The chat's turns are not what they are said to be; it was not imported.")
+                raise CorruptError("The chat's messages do not match its digests; it was not imported.")
             db.execute("UPDATE session SET updated = ?, seq = ? WHERE id = ?", (chat.updated, place, session_id))
         self.seen[session_id] = head
         return session_id
 
     def _insert(
-        self, db: sqlite3.Connection, *, title: str, kind: Kind = "chat", clock: str | None = None,
+        self, db: sqlite3.Connection, *, title: str, kind: Kind = Kind.CHAT, clock: str | None = None,
         seed: int | None = None, settings: Mapping[str, Any] | None = None, **columns: Any,
     ) -> str:  # fmt: skip
         """A session without turns; returns its id."""
@@ -134,15 +143,13 @@ class Sessions:
     def pin(self, session_id: str, pinned: bool = True) -> None:
         """Exempt the session's KV rows from the disk limit's eviction, or no longer. Raises SessionNotFoundError."""
         with self.database.writing() as db:
-            flags = f"flags | {PINNED}" if pinned else f"flags & ~{PINNED}"
-            if not db.execute(f"UPDATE session SET flags = {flags} WHERE id = ?", (session_id,)).rowcount:
-                raise SessionNotFoundError(f"No session has the id {session_id}; `mlxkv chats ls` lists them.")
+            _update(db, session_id, f"flags = flags | {PINNED}" if pinned else f"flags = flags & ~{PINNED}")
 
     def add_turn(self, session_id: str, turn: TurnRecord, head: str | None = None) -> str:
-        """Append. `head` is the one the turn was made from, by default the one last seen here.
+        """Append a turn and return the new head. `head`: the head it continues, by default the one last seen here.
 
         Raises:
-            SessionChangedError: it is not the head any more. SessionNotFoundError.
+            SessionChangedError: it is no longer the head. SessionNotFoundError.
         """
         with self.database.writing() as db:
             current = self._check_head(db, session_id, head)
@@ -156,9 +163,9 @@ class Sessions:
         return new
 
     def update_open_turn(self, session_id: str, turn: TurnRecord, head: str | None = None, reopen: bool = False) -> str:
-        """Replace the last turn, which must be "open"; its place in the log stays. Returns the new head.
+        """Replace the last turn, which must be "open", at the same position of the log. Returns the new head.
 
-        `reopen`: it may also be one that was finished, if `turn` goes on from its ids.
+        `reopen`: it may also be finished, if `turn` continues its ids.
 
         Raises:
             SessionChangedError: the head moved. StoreError: the last turn is not open.
@@ -169,20 +176,20 @@ class Sessions:
                 "SELECT id, i, state, start, prev, ids FROM turn WHERE session = ? ORDER BY i DESC LIMIT 1",
                 (session_id,),
             ).fetchone()
-            goes_on = last is not None and pack_ids(turn.ids).tobytes().startswith(last[5])
-            if last is None or (last[2] != "open" and not (reopen and goes_on)):
+            continues = last is not None and pack_ids(turn.ids).tobytes().startswith(last[5])
+            if last is None or (last[2] != "open" and not (reopen and continues)):
                 raise StoreError(f"The last turn of session {session_id} is finished; add a new turn instead.")
             rowid, i, _, start, prev, _ = last
             unindex_turns(db, [rowid])
             db.execute("DELETE FROM turn WHERE id = ?", (rowid,))
             new, record = self._write_turn(db, session_id, i, turn, start, prev)
-            if goes_on:
+            if continues:
                 move_commits(db, session_id, current, new)
         self._continue(session_id, current, i, record, new)
         return new
 
     def remove_last(self, session_id: str, num_kept: int) -> None:
-        """Remove all turns but the first `num_kept`, and what was saved of the rows of the others.
+        """Remove all turns but the first `num_kept`, and the saved KV rows of the others.
 
         Raises:
             SessionChangedError: the head moved. SessionNotFoundError.
@@ -207,7 +214,7 @@ class Sessions:
     def _write_turn(
         self, db: sqlite3.Connection, session_id: str, i: int, turn: TurnRecord, length: int, prev: str
     ) -> tuple[str, TurnRecord]:
-        """Its digest, and the turn as it is stored."""
+        """Insert a turn; returns its digest and the turn as stored."""
         start = length if turn.start is None else turn.start
         if not 0 <= start <= length:
             raise StoreError(f"Turn {i + 1} cannot start at {start} in a log of {length} tokens; this is a bug.")
@@ -225,7 +232,7 @@ class Sessions:
         return digest, as_record(fields, ids)
 
     def _continue(self, session_id: str, head: str, i: int, turn: TurnRecord, digest: str) -> None:
-        """`turn` is number `i` now, and the last; before that the head was `head`."""
+        """Extend the known history: `turn` is the last now, number `i`; before that the head was `head`."""
         self.seen[session_id] = digest
         known = self._known.pop(session_id, None)
         if known is not None and known.head == head and i <= len(known.turns):
@@ -238,7 +245,7 @@ class Sessions:
             del self._known[next(iter(self._known))]
 
     def forget(self, session_id: str) -> None:
-        """Whoever opens it next verifies it anew."""
+        """Verify the session again when it is next loaded."""
         self._known.pop(session_id, None)
         self._sizes.pop(session_id, None)
         self._checked.discard(session_id)
@@ -262,11 +269,9 @@ class Sessions:
         return row[0]
 
     def history(self, db: sqlite3.Connection, session_id: str, fresh: bool = False) -> History:
-        """Inside a transaction of the caller. What was verified before is not verified again while its head is the
-        session's, unless `fresh`. Raises SessionNotFoundError, CorruptError."""
-        row = db.execute("SELECT system, head FROM session WHERE id = ?", (session_id,)).fetchone()
-        if row is None:
-            raise SessionNotFoundError(f"No session has the id {session_id}; `mlxkv chats ls` lists them.")
+        """A session's verified history, inside a transaction of the caller. A known one is not verified again while its
+        head is the session's, unless `fresh`. Raises SessionNotFoundError, CorruptError."""
+        row = _select(db, session_id, "system, head")
         known = self._known.get(session_id)
         if fresh or known is None or known.head != row[1] or not is_genesis(known.digests[0], row[0]):
             self.forget(session_id)
@@ -276,7 +281,7 @@ class Sessions:
         return known
 
     def load(self, session_id: str, fresh: bool = True) -> SessionRecord:
-        """`fresh`: its chain is verified, unless `check` did it for this."""
+        """A whole session. `fresh`: verify its digest chain, unless `check` just did."""
         with self.database.reading() as db:
             record = self.record(db, session_id, fresh and session_id not in self._checked)
             self._checked.discard(session_id)
@@ -284,32 +289,29 @@ class Sessions:
         return record
 
     def record(self, db: sqlite3.Connection, session_id: str, fresh: bool = True) -> SessionRecord:
-        """See `history`. Raises SessionNotFoundError, CorruptError."""
+        """A whole session, inside a transaction of the caller; see `history`."""
         history = self.history(db, session_id, fresh)
-        title, created, updated, system, parent, forked_at, kind, clock, preset, origin, seed, *tables = db.execute(
-            "SELECT title, created, updated, system, parent, forked_at, kind, clock, preset, origin, seed,"
-            " model, params, settings FROM session WHERE id = ?",
-            (session_id,),
-        ).fetchone()
-        with _sound(session_id):
+        title, created, updated, system, parent, forked_at, kind, clock, preset, origin, seed, *tables = _select(
+            db, session_id, "title, created, updated, system, parent, forked_at, kind, clock, preset, origin, seed,"
+            " model, params, settings",
+        )  # fmt: skip
+        with _intact_row(session_id):
             identity, params, settings = load_model(db, tables[0]), parse_json(tables[1]), parse_json(tables[2])
             if not (isinstance(params, dict) and isinstance(settings, dict)):
                 raise TypeError("its settings are no table")
         return SessionRecord(
             session_id, as_text(title), as_time(created), as_time(updated), identity, system, params,
             as_text(parent) or None, forked_at if isinstance(forked_at, int) else None, history.turns,
-            tuple(history.log), history.head, kind if kind in KINDS else "chat", clock if is_clock(clock) else None,
-            settings, as_text(preset) or None, as_text(origin) or None, seed if is_seed(seed) else None,
+            tuple(history.log), history.head, Kind(kind) if kind in KINDS else Kind.CHAT,
+            clock if is_clock(clock) else None, settings, as_text(preset) or None, as_text(origin) or None,
+            seed if is_seed(seed) else None,
         )  # fmt: skip
 
     @public(session_id=label)
     def model_of(self, session_id: str) -> ModelIdentity:
         """The session's model, without reading its turns. Raises SessionNotFoundError, CorruptError."""
-        with self.database.reading() as db, _sound(session_id):
-            row = db.execute("SELECT model FROM session WHERE id = ?", (session_id,)).fetchone()
-            if row is None:
-                raise SessionNotFoundError(f"No session has the id {session_id}; `mlxkv chats ls` lists them.")
-            return load_model(db, row[0])
+        with self.database.reading() as db, _intact_row(session_id):
+            return load_model(db, _select(db, session_id, "model")[0])
 
     def list(self, kv_bytes: Callable[[sqlite3.Connection, str], int] = saved_bytes) -> tuple[ChatSummary, ...]:
         """Newest first. `kv_bytes`, of one session, counts a shared chunk for every session that uses it."""
@@ -341,7 +343,7 @@ class Sessions:
         newest: int | None,
         count: Callable[[sqlite3.Connection, str], int],
     ) -> int:
-        """Counted when there are new commits only."""
+        """KV bytes of a session, counted again only after new commits."""
         known = self._sizes.get(session_id)
         if known is None or known[0] != newest:
             known = self._sizes[session_id] = newest, 0 if newest is None else count(db, session_id)
@@ -372,17 +374,13 @@ class Sessions:
     def rename(self, session_id: str, title: str) -> None:
         """Raises SessionNotFoundError."""
         with self.database.writing() as db:
-            named = db.execute("UPDATE session SET title = ? WHERE id = ?", (_storable(title), session_id))
-            if not named.rowcount:
-                raise SessionNotFoundError(f"No session has the id {session_id}; `mlxkv chats ls` lists them.")
+            _update(db, session_id, "title = ?", _storable(title))
 
     @public(session_id=label)
     def set_model(self, session_id: str, model: ModelIdentity) -> None:
         """Continue the session with another model. Raises SessionNotFoundError."""
         with self.database.writing() as db:
-            row_id = save_model(db, model)
-            if not db.execute("UPDATE session SET model = ? WHERE id = ?", (row_id, session_id)).rowcount:
-                raise SessionNotFoundError(f"No session has the id {session_id}; `mlxkv chats ls` lists them.")
+            _update(db, session_id, "model = ?", save_model(db, model))
 
     @public(session_id=label, name=text)
     def rename_model(self, session_id: str, name: str, *, everywhere: bool = False) -> None:
@@ -397,11 +395,15 @@ class Sessions:
             db.execute(f"UPDATE session SET model = ? WHERE {same}", (save_model(db, model), session_id))
 
     def delete(self, db: sqlite3.Connection, session_id: str) -> None:
-        """Rows only, inside a transaction of the caller; the words leave the search index too."""
+        """Delete a session and its words in the search index, inside a transaction of the caller; no KV rows.
+
+        Raises:
+            SessionNotFoundError.
+        """
+        _select(db, session_id, "id")
         unindex_turns(db, [id for (id,) in db.execute("SELECT id FROM turn WHERE session = ?", (session_id,))])
         reparent_forks(db, session_id)
-        if not db.execute("DELETE FROM session WHERE id = ?", (session_id,)).rowcount:
-            raise SessionNotFoundError(f"No session has the id {session_id}; `mlxkv chats ls` lists them.")
+        db.execute("DELETE FROM session WHERE id = ?", (session_id,))
         mark_unused(db)
         forget_deleted(db)
         self.seen.pop(session_id, None)
@@ -418,7 +420,7 @@ class Sessions:
             raise StoreError(
                 f"Session {session_id} has {len(history.turns)} messages; it cannot be forked at {num_turns}."
             )
-        title = db.execute("SELECT title FROM session WHERE id = ?", (session_id,)).fetchone()[0]
+        (title,) = _select(db, session_id, "title")
         new_id, now, head = new_ulid(), time.time(), history.digests[num_turns]
         db.execute(
             "INSERT INTO session(id, title, created, updated, model, spec_id, system, params, flags, parent, forked_at,"
@@ -432,16 +434,28 @@ class Sessions:
         ).fetchall():
             cursor = db.execute(f"INSERT INTO turn(session, {_TURN}) VALUES(?{', ?' * len(row)})", (new_id, *row))
             index_turn(db, int(cursor.lastrowid or 0), *row[2:4])
-        return new_id, history.first(num_turns)  # whoever opens it verifies what was copied
+        return new_id, history.first(num_turns)  # the copy is verified when it is loaded
+
+
+def _select(db: sqlite3.Connection, session_id: str, columns: str) -> tuple[Any, ...]:
+    row = db.execute(f"SELECT {columns} FROM session WHERE id = ?", (session_id,)).fetchone()
+    if row is None:
+        raise SessionNotFoundError(f"No session has the id {session_id}; `mlxkv chats ls` lists them.")
+    return row
+
+
+def _update(db: sqlite3.Connection, session_id: str, assignment: str, *values: object) -> None:
+    _select(db, session_id, "id")
+    db.execute(f"UPDATE session SET {assignment} WHERE id = ?", (*values, session_id))
 
 
 def save_model(db: sqlite3.Connection, model: ModelIdentity) -> str:
-    """The row id of an identity: a hash of its three names, so that a changed template is a row of its own."""
+    """Insert an identity; returns its row id, a hash of its three names: another template is another row."""
     names = {"name": model.name, "model_id": model.model_id, "template_id": model.template_id}
     row_id = digest_of("identity", names)
     text = to_json({**names, "parts": dict(model.parts)})
     if db.execute("SELECT 1 FROM model WHERE id = ? AND json = ?", (row_id, text)).fetchone():
-        return row_id  # nothing to write
+        return row_id
     db.execute(
         "INSERT INTO model VALUES(?, ?, ?, ?) ON CONFLICT(id) DO UPDATE SET json = excluded.json",
         (row_id, model.name, model.model_id, text),
@@ -454,14 +468,14 @@ def load_model(db: sqlite3.Connection, row_id: str) -> ModelIdentity:
 
 
 def _storable(title: str) -> str:
-    """`title` as the database and a document take it."""
+    """`title` as valid Unicode of at most `MAX_TITLE` characters."""
     title = well_formed(title)
     return title if len(title) <= MAX_TITLE else f"{title[: MAX_TITLE - 1]}…"
 
 
 @contextmanager
-def _sound(session_id: str) -> Iterator[None]:
-    """What is wrong with a session's own row, as an error for the user."""
+def _intact_row(session_id: str) -> Iterator[None]:
+    """Report damaged values of a session's row as CorruptError."""
     try:
         yield
     except (TypeError, ValueError, KeyError) as error:
@@ -469,7 +483,7 @@ def _sound(session_id: str) -> Iterator[None]:
 
 
 def _free_title(db: sqlite3.Connection, title: str) -> str:
-    """`title (2)`, the first number that is free, so that a title still finds one session."""
+    """`title (2)`, with the first number that is free, so that a title still finds one session."""
     title = re.sub(r" \(\d+\)$", "", title)[: MAX_TITLE - 20]
     n = 2
     while db.execute("SELECT 1 FROM session WHERE title = ?", (f"{title} ({n})",)).fetchone():

@@ -1,6 +1,6 @@
-"""A session as JSON and back: the document, and every rule that one from elsewhere must keep. No files, no SQL.
+"""A session as a JSON document and back; validates documents from elsewhere. No files, no SQL. Any thread.
 
-Whatever is wrong raises CorruptError with the rule and the value. Digests are computed, never taken. Any thread.
+Every violation raises CorruptError with the rule and the value found. Digests are computed, never trusted.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from mlxkv.cache.config import CacheConfig
@@ -16,7 +15,18 @@ from mlxkv.errors import ConfigError, CorruptError
 from mlxkv.inference.sampling import SamplingParams
 from mlxkv.store.db.history import extra_fields, genesis, pack_ids, stored_fields, turn_digest
 from mlxkv.store.identity import ModelIdentity
-from mlxkv.store.records import KINDS, Attachment, Kind, SessionRecord, ToolCall, TurnRecord, as_time, is_clock, is_seed
+from mlxkv.store.records import (
+    KINDS,
+    MAX_TITLE,
+    Attachment,
+    Kind,
+    SessionRecord,
+    ToolCall,
+    TurnRecord,
+    as_time,
+    is_clock,
+    is_seed,
+)
 from mlxkv.system.regular_file import parse_integer, reason
 from mlxkv.text.clean import MARK, clean
 
@@ -25,7 +35,6 @@ _FORMATS = ("mlxkv chat 1", FORMAT)
 _NEWER = re.compile(r"mlxkv chat [0-9]{1,9}")
 MAX_TURNS = 100_000
 MAX_IDS = 1 << 26
-MAX_TITLE = 1 << 16
 _MAX_NAME = 1024
 _MAX_PARTS = 4096
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -33,34 +42,12 @@ _STATES = ("done", "open", "stopped")
 _ROLES = ("user", "assistant", "tool")
 _SETTING = re.compile(r"[a-z][a-z0-9_]{0,63}")
 _MAX_SETTINGS = 256
-_MAX_EXTRA = 1024  # calls or files of one turn
-
-
-@dataclass(frozen=True)
-class PortableChat:
-    """A session that is not in a store yet. `head` is the digest of its chain; `kv` what the document says of rows."""
-
-    title: str
-    created: float
-    updated: float
-    model: ModelIdentity
-    system: str | None
-    params: Mapping[str, Any]
-    turns: tuple[TurnRecord, ...]
-    log: tuple[int, ...]
-    head: str
-    kind: Kind = "chat"
-    clock: str | None = None
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    preset: str | None = None
-    origin: str | None = None
-    seed: int | None = None
-    kv: Any = None
+_MAX_EXTRA = 1024  # tool calls or attachments of one turn
 
 
 def to_document(record: SessionRecord) -> dict[str, Any]:
-    """Everything that is true of a session, JSON-able; times are UNIX seconds. `origin` is what a second import of the
-    same chat is known by: where it came from, else which session it is."""
+    """Everything about a session as JSON values; times are UNIX seconds. `origin` identifies a chat that is imported
+    twice: where it came from, else this session."""
     return {
         "format": FORMAT,
         "title": record.title,
@@ -93,12 +80,12 @@ def to_document(record: SessionRecord) -> dict[str, Any]:
 
 
 def _printable(name: str) -> str:
-    """A model's name as a document may have it: it is shown, and looked for, wherever the chat arrives."""
+    """A model's name as documents may have it: the importing side shows it and looks it up."""
     return "".join(c if c.isprintable() else MARK for c in clean(name))[-_MAX_NAME:]
 
 
-def from_document(data: bytes, file: str) -> PortableChat:
-    """Read and check a document.
+def from_document(data: bytes, file: str) -> tuple[SessionRecord, Any]:
+    """Parse and validate a document: a session without an id, and the unchecked description of its KV rows.
 
     Raises:
         CorruptError: one sentence with the rule that it breaks.
@@ -121,7 +108,7 @@ class _Reader:
             "was exported."
         )
 
-    def chat(self, data: bytes) -> PortableChat:
+    def chat(self, data: bytes) -> tuple[SessionRecord, Any]:
         table = self.parse(data)
         form = table.get("format")
         if form not in _FORMATS:
@@ -136,15 +123,16 @@ class _Reader:
         turns = self.turns(table.get("turns"))
         log, head = self.replayed(turns, system)
         if table.get("head") != head:
-            self.changed("what was said in it")
+            self.changed("its conversation")
         params = self.params(table)
         model = self.model(table.get("model"))
         times = self.time(table, "created"), self.time(table, "updated")
         more = self.since_2(table) if form == FORMAT else {}
-        return PortableChat(title, *times, model, system, params, turns, log, head, **more, kv=table.get("kv"))
+        record = SessionRecord("", title, *times, model, system, params, None, None, turns, log, head, **more)
+        return record, table.get("kv")
 
     def since_2(self, table: dict[str, Any]) -> dict[str, Any]:
-        """What "mlxkv chat 1" did not have."""
+        """The fields that "mlxkv chat 1" did not have."""
         kind, clock, seed = (table.get(key) for key in ("kind", "clock", "seed"))
         if kind not in KINDS:
             self.refuse(f"`kind` must be {' or '.join(KINDS)}", kind)
@@ -155,15 +143,15 @@ class _Reader:
         names = {
             key: self.text(table, key, _MAX_NAME) or None for key in ("preset", "origin") if table.get(key) is not None
         }
-        return {"kind": kind, "clock": clock, "seed": seed, "settings": self.settings(table), **names}
+        return {"kind": Kind(kind), "clock": clock, "seed": seed, "settings": self.settings(table), **names}
 
     def settings(self, table: dict[str, Any]) -> dict[str, Any]:
         settings = self.table(table, "settings", "the chat")
         if len(settings) > _MAX_SETTINGS:
-            self.refuse(f"`settings` must be at most {_MAX_SETTINGS}", len(settings))
+            self.refuse(f"`settings` must have at most {_MAX_SETTINGS} entries", len(settings))
         for name, value in settings.items():
             if not _SETTING.fullmatch(name):
-                self.refuse("the names of `settings` must be small letters, digits and _", name)
+                self.refuse("the names of `settings` must be lower-case letters, digits and _", name)
             items = value if isinstance(value, list) else [value]
             if any(not isinstance(item, str | int | float | None) for item in items):
                 self.refuse(f"the setting {name} must be text, a number, true, false, null or a list of these", value)
@@ -175,7 +163,7 @@ class _Reader:
             if len(table) != len(pairs):
                 self.refuse("no name may be repeated", [key for key, _ in pairs][:8])
             if broken := [text for pair in pairs for text in pair if isinstance(text, str) and _SURROGATE.search(text)]:
-                self.refuse("text must be whole characters", broken[0])
+                self.refuse("text must be valid Unicode", broken[0])
             return table
 
         try:
@@ -200,7 +188,7 @@ class _Reader:
             if not isinstance(turn, dict):
                 self.refuse(f"turn {i + 1} must be an object", turn)
             if turn.get("role") not in _ROLES or turn.get("state") not in _STATES:
-                self.refuse(f"turn {i + 1} must be of {' or '.join(_ROLES)}, and {', '.join(_STATES)}",
+                self.refuse(f"`role` of turn {i + 1} must be {' or '.join(_ROLES)}, and `state` {' or '.join(_STATES)}",
                             (turn.get("role"), turn.get("state")))  # fmt: skip
             ids = turn.get("ids")
             if not isinstance(ids, list) or any(type(t) is not int or not 0 <= t < 1 << 31 for t in ids):
@@ -270,7 +258,7 @@ class _Reader:
         return tuple(log), head
 
     def params(self, table: dict[str, Any]) -> dict[str, Any]:
-        """What a resume will make a cache and a sampler of."""
+        """The parameters of the cache and the sampler, as a resume needs them."""
         params = self.table(table, "params", "the chat")
         if unknown := params.keys() - {"cache", "sampling", "think", "pinned"}:
             self.refuse("`params` must hold cache, sampling, think and pinned", sorted(unknown)[:8])
@@ -283,7 +271,7 @@ class _Reader:
             CacheConfig.from_table(cache)
             SamplingParams.for_model({}, **sampling)
         except (ConfigError, TypeError, ValueError, AttributeError) as error:
-            self.refuse("`params` must be what a cache and a sampler can be made of", str(error))
+            self.refuse("`params` must be valid for a cache and a sampler", str(error))
         return params
 
     def model(self, found: Any) -> ModelIdentity:
@@ -299,7 +287,7 @@ class _Reader:
             self.refuse("the model's name must be printable", name)
         identity = ModelIdentity.of(name, parts)
         if (found.get("model_id"), found.get("template_id")) != (identity.model_id, identity.template_id):
-            self.changed("what it says of its model")
+            self.changed("the description of its model")
         return identity
 
     def text(self, table: Mapping[str, Any], key: str, most: int | None = None) -> str:

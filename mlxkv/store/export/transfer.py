@@ -1,8 +1,8 @@
-"""Moving a chat out of the store into a file, and a file's chat into the store, with its KV rows if they are wanted.
+"""Export a chat from the store to a file, and import one, with its KV rows if wanted.
 
-The chunks travel byte for byte. Taken in, each is hashed again and its key computed from the ids, so that rows cannot
-stand for other tokens than theirs. Whether their numbers are honest nobody can tell: hence the flag UNTRUSTED, which
-stays with the session and its forks and keeps other chats from sharing them. On the thread that opened the store.
+Chunks are copied byte for byte. On import each is hashed again and its key computed from the ids, so that rows cannot
+pass for those of other tokens. Whether their numbers are honest cannot be checked: hence the flag UNTRUSTED, which
+stays with the session and its forks and keeps other chats from sharing the rows. On the thread that opened the store.
 """
 
 from __future__ import annotations
@@ -21,17 +21,18 @@ from mlxkv.safetensors import read_header
 from mlxkv.store.db.history import pack_ids, to_json
 from mlxkv.store.db.sessions import Sessions
 from mlxkv.store.export.archive import ArchiveFile, is_archive, read_archive, write_archive
-from mlxkv.store.export.document import MAX_IDS, PortableChat, from_document, to_document
+from mlxkv.store.export.document import MAX_IDS, from_document, to_document
 from mlxkv.store.identity import digest_of
 from mlxkv.store.kv.chunk_files import ChunkFiles
 from mlxkv.store.kv.chunk_format import ChunkHead, Encoded, prefix_keys, verify_chunk
 from mlxkv.store.kv.commits import SavedChunk, saved_chunks, saved_commits, seed
 from mlxkv.store.kv.save_plan import Plan
 from mlxkv.store.kv.writer import Writer
+from mlxkv.store.records import SessionRecord
 from mlxkv.system.regular_file import opened, parse_json, read_bytes, reason
 
 UNTRUSTED = 1
-"""Bit of `session.flags`: its KV rows were made by somebody else."""
+"""Bit of `session.flags`: someone else computed its KV rows."""
 
 MAX_JSON = 256 << 20
 _HEX = re.compile(r"[0-9a-f]{1,128}")
@@ -40,7 +41,7 @@ _GROUP = re.compile(r"[a-z0-9.]{1,64}")
 
 @dataclass(frozen=True)
 class Imported:
-    """A chat that came in: its new id, and one sentence about rows that were wanted and could not be used."""
+    """An imported chat: its new id, and in `notice` one sentence if its rows were wanted and could not be used."""
 
     session_id: str
     title: str
@@ -52,7 +53,7 @@ class Imported:
 
 
 def export_chat(sessions: Sessions, chunks: ChunkFiles, session_id: str, path: Path, with_kv: bool) -> int:
-    """Write `path`; the bytes. Chunks that are missing or damaged are left out, with those that need them.
+    """Write a session to `path` and return the file's size. Missing or damaged chunks are left out.
 
     Raises:
         StoreError: no such session, too large, or the disk refuses.
@@ -68,15 +69,15 @@ def export_chat(sessions: Sessions, chunks: ChunkFiles, session_id: str, path: P
 
 def import_chat(sessions: Sessions, writer: Writer, path: Path, trust_kv: bool) -> Imported:
     """See SessionStore.import_chat."""
-    chat, file = read_chat(path)
-    session_id = sessions.take_in(chat)
+    chat, kv, file = read_chat(path)
+    session_id = sessions.import_session(chat)
     done = Imported(session_id, chat.title, chat.model.name, len(chat.turns), len(chat.log))
     if not trust_kv:
         return done
     try:
         if file is None:
             raise CorruptError(f"{path.name} holds no KV rows.")
-        plan, heads = plan_of(chat, session_id, file)
+        plan, heads = plan_of(replace(chat, id=session_id), kv, file)
         sessions.set_flags(session_id, UNTRUSTED)  # before there are rows that others could share
         job = writer.hand_over(plan, encoded_of(file, heads))
         writer.wait(job)
@@ -87,17 +88,17 @@ def import_chat(sessions: Sessions, writer: Writer, path: Path, trust_kv: bool) 
     return replace(done, kv_tokens=plan.pos)
 
 
-def read_chat(path: Path) -> tuple[PortableChat, ArchiveFile | None]:
-    """A chat from a `.mlxkv` or `.json` file, checked.
+def read_chat(path: Path) -> tuple[SessionRecord, Any, ArchiveFile | None]:
+    """Read and validate a `.mlxkv` or `.json` file: the session, the description of its rows, and where those are.
 
     Raises:
         CorruptError: it breaks a rule. StoreError: it cannot be read.
     """
     if is_archive(path):
         file = read_archive(path)
-        return from_document(file.text, path.name), file
+        return *from_document(file.text, path.name), file
     try:
-        return from_document(read_bytes(path, MAX_JSON, follow=False), path.name), None
+        return *from_document(read_bytes(path, MAX_JSON, follow=False), path.name), None
     except OSError as error:
         if error.errno == errno.EFBIG:
             text = f"{path.name} is over {MAX_JSON >> 20} MiB; a chat of text is not that large."
@@ -105,29 +106,28 @@ def read_chat(path: Path) -> tuple[PortableChat, ArchiveFile | None]:
         raise StoreError(f"{shortened(path)} cannot be read ({reason(error)}); check the name.") from error
 
 
-def plan_of(chat: PortableChat, session_id: str, file: ArchiveFile) -> tuple[Plan, list[ChunkHead]]:
-    """The save that puts the file's rows into the store, and which rows each of its chunks holds.
+def plan_of(chat: SessionRecord, kv: Any, file: ArchiveFile) -> tuple[Plan, list[ChunkHead]]:
+    """The save plan for the file's rows, described by `kv`, and which rows each of its chunks holds.
 
     Raises:
-        CorruptError: what the document says of the rows does not fit its ids, or breaks a rule.
+        CorruptError: the description does not fit the token ids, or breaks a rule.
     """
-    kv = chat.kv
     refuse = f"The KV rows in {file.path.name} cannot be used"
     if not isinstance(kv, dict) or not isinstance(kv.get("spec"), dict) or not isinstance(kv.get("chunks"), list):
         raise CorruptError(f"{refuse}: there are none.")
     spec, rows = kv["spec"], kv["chunks"]
     if any(not isinstance(v, str) for v in spec.values()) or len(spec) > 1 << 16 or len(rows) != len(file.chunks):
-        raise CorruptError(f"{refuse}: their description is not one.")
+        raise CorruptError(f"{refuse}: their description is malformed.")
     spec_id = digest_of("spec", spec)
     heads = []
     for row in rows:
         fits = isinstance(row, list) and len(row) == 3 and isinstance(row[0], str) and _GROUP.fullmatch(row[0])
         if not fits or any(type(n) is not int for n in row[1:]) or not 0 <= row[1] < row[2] <= len(chat.log):
-            raise CorruptError(f"{refuse}: a chunk is said to hold {ascii(row)[:80]} of {len(chat.log):,} tokens.")
+            raise CorruptError(f"{refuse}: a chunk claims to hold {ascii(row)[:80]} of {len(chat.log):,} tokens.")
         heads.append(tuple(row))
     pos, rng = kv.get("pos"), kv.get("rng")
     if type(pos) is not int or not 0 < pos <= len(chat.log) or pos > MAX_IDS:
-        raise CorruptError(f"{refuse}: they are said to end at {ascii(pos)[:80]} of {len(chat.log):,} tokens.")
+        raise CorruptError(f"{refuse}: they claim to end at {ascii(pos)[:80]} of {len(chat.log):,} tokens.")
     if rng is not None and not (isinstance(rng, str) and _HEX.fullmatch(rng) and len(rng) % 2 == 0):
         raise CorruptError(f"{refuse}: the sampler's state is {ascii(rng)[:80]}.")
     log, keyed = pack_ids(chat.log), {}
@@ -135,13 +135,13 @@ def plan_of(chat: PortableChat, session_id: str, file: ArchiveFile) -> tuple[Pla
         ranges = {(a, b) for g, a, b in heads if g == group}
         keyed[group] = prefix_keys(log, seed(chat.model.model_id, spec_id, group), ranges)
     found = [ChunkHead(group, a, b, keyed[group][a, b]) for group, a, b in heads]
-    plan = Plan(session_id, pos, chat.head, chat.model, spec_id, spec, bytes.fromhex(rng) if rng else None,
+    plan = Plan(chat.id, pos, chat.head, chat.model, spec_id, spec, bytes.fromhex(rng) if rng else None,
                 tuple(found), {})  # fmt: skip
     return plan, found
 
 
 def encoded_of(file: ArchiveFile, heads: list[ChunkHead]) -> Iterator[Encoded]:
-    """The file's chunks, each a strict safetensors file that says it holds the rows that were promised.
+    """The file's chunks, each a strict safetensors file whose metadata are those of its head.
 
     Raises:
         CorruptError: one is not.
@@ -157,7 +157,7 @@ def encoded_of(file: ArchiveFile, heads: list[ChunkHead]) -> Iterator[Encoded]:
 def _kv(
     sessions: Sessions, chunks: ChunkFiles, session_id: str, model_id: str
 ) -> tuple[dict[str, Any] | None, list[SavedChunk]]:
-    """The newest commit's spec, and every sound chunk of that spec that lies on the history."""
+    """The description of the newest commit's rows, and every intact chunk of its spec that fits the history."""
     with sessions.database.reading() as db:
         history = sessions.history(db, session_id)
         commits = [c for c in saved_commits(db, session_id, history) if c.model_id == model_id and c.kept == c.pos]
@@ -168,19 +168,19 @@ def _kv(
         saved = saved_chunks(db, mine, history)
         spec = parse_json(db.execute("SELECT json FROM spec WHERE id = ?", (newest.spec_id,)).fetchone()[0])
     log = history.log
-    found = [c for c in saved if c.head.b <= len(log) and _is_sound(chunks, c)]
+    found = [c for c in saved if c.head.b <= len(log) and _is_intact(chunks, c)]
     keys = {
         group: prefix_keys(log, seed(model_id, newest.spec_id, group), {(c.head.a, c.head.b) for c in found})
         for group in {c.head.group for c in found}
     }
     found = [c for c in found if keys[c.head.group][c.head.a, c.head.b] == c.head.prefix_key]
-    found.sort(key=lambda c: (c.head.group, c.head.a, c.head.b, c.digest))  # the same wherever it is exported
+    found.sort(key=lambda c: (c.head.group, c.head.a, c.head.b, c.digest))  # the same bytes wherever it is exported
     rng = None if newest.rng is None else newest.rng.hex()
     rows = [[c.head.group, c.head.a, c.head.b] for c in found]
     return {"pos": newest.pos, "rng": rng, "spec": spec, "chunks": rows}, found
 
 
-def _is_sound(chunks: ChunkFiles, chunk: SavedChunk) -> bool:
+def _is_intact(chunks: ChunkFiles, chunk: SavedChunk) -> bool:
     try:
         verify_chunk(chunks.path(chunk.digest), chunk.digest, chunk.size)
     except CorruptError:
