@@ -166,8 +166,8 @@ def _verify_store(repair: bool) -> bool:
     with SessionStore.open(Folders.from_env()) as store:
         report = store.verify(repair)
     for problem in report.problems:
-        mark = "ok" if problem.mended or not problem.is_serious else "!!"
-        print(clean(f"{mark}  {problem.text}{' Mended.' if problem.mended else ''}"))
+        mark = "ok" if problem.repaired or not problem.is_serious else "!!"
+        print(clean(f"{mark}  {problem.text}{' Repaired.' if problem.repaired else ''}"))
     print(
         f"{'ok' if report.ok else '!!'}  {report.num_sessions:,} chats, {plural(report.num_turns, 'message')}, "
         f"{report.num_chunks:,} chunks, {bytes_text(report.num_bytes)} read"

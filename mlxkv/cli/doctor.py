@@ -122,7 +122,7 @@ def _store(folders: Folders) -> Iterator[Finding]:
             yield Finding("KV on disk", _usage(report, store.disk_limit))
             if store.disk_limit is not None and report.disk_bytes > store.disk_limit:
                 yield Finding("disk limit", f"{folders.cache} is over it: {_OVER}", ok=False)
-            yield from (Finding("KV", clean(p.text)) for p in report.problems if p.what == "missing")
+            yield from (Finding("KV", clean(p.text)) for p in report.problems if p.kind == "missing")
             yield from _damage(report)
             yield from _clock(find_future_date(store.sessions.database, time.time()), time.time())
     except MlxkvError as error:
@@ -153,12 +153,12 @@ def _usage(report: VerifyReport, limit: int | None) -> str:
 
 def _damage(report: VerifyReport) -> Iterator[Finding]:
     serious = [problem for problem in report.problems if problem.is_serious]
-    if chunks := [problem for problem in serious if problem.what == "chunk"]:
+    if chunks := [problem for problem in serious if problem.kind == "chunk"]:
         text = f"{clean(chunks[0].text)} {len(chunks):,} of {report.num_chunks:,} chunk files are damaged:"
         yield Finding(
             "damage", f"{text} `mlxkv cache verify --repair` removes them; chats are then prefilled again.", ok=False
         )
-    others = [problem for problem in serious if problem.what != "chunk"]
+    others = [problem for problem in serious if problem.kind != "chunk"]
     yield from (Finding("damage", clean(problem.text), ok=False) for problem in others[:_MOST_SHOWN])
     if more := len(others[_MOST_SHOWN:]):
         yield Finding("damage", f"{more:,} more; `mlxkv cache verify` lists all.", ok=False)

@@ -1,7 +1,7 @@
-"""Checking everything the store holds: the database, every chat's chain, every chunk's bytes; and mending what can be.
+"""Check everything the store holds: the database, every chat's digest chain, every chunk's bytes; and repair it.
 
-Turns that are not what was written can only come back from a backup; rows can always be computed again, so mending them
-means letting go of them. Needs no MLX. On the thread that opened the store.
+Damaged turns can only come back from a backup. KV rows can always be computed again, so repairing them means removing
+them. Needs no MLX. On the thread that opened the store.
 """
 
 from __future__ import annotations
@@ -9,8 +9,10 @@ from __future__ import annotations
 import datetime
 import os
 import sqlite3
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 
 from mlxkv.errors import CorruptError, StoreError
@@ -24,29 +26,39 @@ from mlxkv.store.kv.commits import count_removal, is_commit, mark_unused, remove
 from mlxkv.store.kv.disk_usage import CacheFolder
 from mlxkv.store.records import as_text, as_time, is_chunk
 
-_TOLERATED = 86_400.0  # seconds: somebody may have flown west, where the day of the last backup is yet to come
+_TOLERATED = 86_400.0  # seconds: after a flight west, the day of the last backup may be tomorrow
+
+
+class ProblemKind(StrEnum):
+    """The part of the store that is damaged."""
+
+    DATABASE = "database"
+    SEARCH = "search"
+    TURNS = "turns"
+    COMMIT = "commit"
+    CHUNK = "chunk"
+    MISSING = "missing"
+    ORPHAN = "orphan"
 
 
 @dataclass(frozen=True)
 class Problem:
-    """`what`: "database", "search", "turns", "commit", "chunk", "missing" or "leftover"; `subject`: a session, a chunk
-    or a file.
+    """A problem with `subject`: a session, a chunk or a file. `text` is a sentence; `repaired`: it no longer exists.
 
-    `text` is a sentence; `mended` whether it is gone now; `is_serious` False where nothing is lost by it: leftovers,
-    and chunks without a file, since the KV folder may be cleared at any moment.
+    `is_serious` is False for orphaned files and for chunks without a file, since the KV folder may be cleared at any time.
     """
 
-    what: str
+    kind: ProblemKind
     subject: str
     text: str
-    mended: bool = False
+    repaired: bool = False
     is_serious: bool = True
 
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """What was looked at, and what is wrong with it. `num_bytes` were read; the cache folder takes `disk_bytes`, of
-    which `named_bytes` are named prompt caches."""
+    """The counts and problems of one check. `num_bytes` were read; the cache folder takes `disk_bytes`, of which
+    `named_bytes` are named prompt caches."""
 
     num_sessions: int
     num_turns: int
@@ -58,58 +70,62 @@ class VerifyReport:
 
     @property
     def ok(self) -> bool:
-        """Nothing serious is left."""
-        return all(problem.mended or not problem.is_serious for problem in self.problems)
+        """Whether no serious problem remains."""
+        return all(problem.repaired or not problem.is_serious for problem in self.problems)
 
 
 def verify(
-    database: Database, sessions: Sessions, space: CacheFolder, repair: bool, alone: bool, quick: bool = False
+    database: Database, sessions: Sessions, folder: CacheFolder, repair: bool, alone: bool, quick: bool = False
 ) -> VerifyReport:
-    """See SessionStore.verify. `alone`: the caller holds the KV lock, so that what lies about is nobody's."""
-    problems = _database(database, repair)
-    turns, num_sessions, num_turns = _turns(database, sessions)
-    problems += turns + _commits(database, sessions, repair)
+    """See SessionStore.verify. `alone`: the caller holds the KV lock, so that orphaned files may be removed."""
+    problems = [*_check_database(database), *_check_search(database, repair)]
+    turns, num_sessions, num_turns = _check_turns(database, sessions)
+    problems += turns + _check_commits(database, repair)
     with database.reading() as db:
         query = "SELECT rowid, digest, size, grp, a, b, prefix_key FROM chunk ORDER BY digest"
-        found_rows = db.execute(query).fetchall()
-    rows = [row[1:] for row in found_rows if is_chunk(*row[1:])]
-    problems += _unsound(database, [row[0] for row in found_rows if not is_chunk(*row[1:])], repair)
-    num_bytes, missing = 0, []
-    for digest, size, *head in rows:
-        if not os.path.lexists(space.chunks.path(digest)):
+        found = [(rowid, row, is_chunk(*row)) for rowid, *row in db.execute(query)]
+    problems += _check_entries(database, [rowid for rowid, _, is_valid in found if not is_valid], repair)
+    num_bytes, num_chunks, missing = 0, 0, []
+    for digest, size, *head in (row for _, row, is_valid in found if is_valid):
+        num_chunks += 1
+        if not os.path.lexists(folder.chunks.path(digest)):
             missing.append(digest)
-        elif found := _chunk(database, space.chunks, digest, size, None if quick else ChunkHead(*head), repair):
-            problems.append(found)
+        elif problem := _check_chunk(
+            database, folder.chunks, digest, size, None if quick else ChunkHead(*head), repair
+        ):
+            problems.append(problem)
         elif not quick:
             num_bytes += size
-    problems += _missing(database, space.chunks, missing, len(rows), repair)
-    problems += _leftovers(database, space, repair and alone)
-    return VerifyReport(num_sessions, num_turns, len(rows), num_bytes, space.used(), space.named(), tuple(problems))
+    problems += _report_missing(database, folder.chunks, missing, num_chunks, repair)
+    problems += _check_orphans(database, folder, repair and alone)
+    return VerifyReport(num_sessions, num_turns, num_chunks, num_bytes, folder.used(), folder.named(), tuple(problems))
 
 
-def _database(database: Database, repair: bool) -> list[Problem]:
-    out = []
+def _check_database(database: Database) -> list[Problem]:
     try:
         database.integrity_check()
     except CorruptError as error:
-        out.append(Problem("database", database.path.name, str(error)))
+        return [Problem(ProblemKind.DATABASE, database.path.name, str(error))]
+    return []
+
+
+def _check_search(database: Database, repair: bool) -> list[Problem]:
     if database.read_only:
-        return out  # FTS5 compares only where it could write
+        return []  # FTS5 checks its index only where it could write
     try:
         with database.writing() as db:
-            is_sound = is_whole(db)
+            if is_whole(db):
+                return []
     except StoreError:
-        is_sound = False
-    if not is_sound:
-        if repair:
-            with database.writing() as db:
-                rebuild(db)
-        text = "The search index does not match the chats; `mlxkv cache verify --repair` makes it again."
-        out.append(Problem("search", "turn_fts", text, repair))
-    return out
+        pass
+    if repair:
+        with database.writing() as db:
+            rebuild(db)
+    text = "The search index does not match the chats; `mlxkv cache verify --repair` rebuilds it."
+    return [Problem(ProblemKind.SEARCH, "turn_fts", text, repair)]
 
 
-def _turns(database: Database, sessions: Sessions) -> tuple[list[Problem], int, int]:
+def _check_turns(database: Database, sessions: Sessions) -> tuple[list[Problem], int, int]:
     out, num_turns = [], 0
     with database.reading() as db:
         ids = [row[0] for row in db.execute("SELECT id FROM session ORDER BY id")]
@@ -117,12 +133,12 @@ def _turns(database: Database, sessions: Sessions) -> tuple[list[Problem], int, 
             try:
                 num_turns += len(sessions.record(db, session_id).turns)
             except (CorruptError, sqlite3.DatabaseError, ValueError, TypeError) as error:
-                out.append(Problem("turns", session_id, str(error)))
+                out.append(Problem(ProblemKind.TURNS, session_id, str(error)))
     return out, len(ids), num_turns
 
 
-def _commits(database: Database, sessions: Sessions, repair: bool) -> list[Problem]:
-    """Commits that are not what was written. One that merely left the chain is nothing wrong."""
+def _check_commits(database: Database, repair: bool) -> list[Problem]:
+    """Damaged commits. One that merely left the digest chain is fine."""
     bad: list[tuple[int, str]] = []
     with database.reading() as db:
         for commit_id, session, *fields, digest in db.execute(
@@ -131,28 +147,30 @@ def _commits(database: Database, sessions: Sessions, repair: bool) -> list[Probl
             if not is_commit(digest, *fields):
                 bad.append((commit_id, session))
     if bad and repair:
-        with database.writing() as db:
-            db.executemany("DELETE FROM kv_commit WHERE id = ?", [(commit_id,) for commit_id, _ in bad])
-            count_removal(db)
-            mark_unused(db)
-    text = "A saved point of the KV cache is not what was written; the chat will be read again from an earlier one."
-    return [Problem("commit", session, text, repair) for _, session in bad]
+        _delete(database, "kv_commit", [commit_id for commit_id, _ in bad])
+    text = "A commit of the KV cache is damaged; resuming this chat prefills more."
+    return [Problem(ProblemKind.COMMIT, session, text, repair) for _, session in bad]
 
 
-def _unsound(database: Database, rowids: list[int], repair: bool) -> list[Problem]:
-    """Rows that say nothing of any chunk; their files are left without a row and go as such."""
+def _check_entries(database: Database, rowids: Sequence[int], repair: bool) -> list[Problem]:
+    """Rows of `chunk` that describe no chunk; the files, if any, become orphans."""
     if rowids and repair:
-        with database.writing() as db:
-            db.executemany("DELETE FROM chunk WHERE rowid = ?", [(rowid,) for rowid in rowids])
-            count_removal(db)
-    text = "An entry about saved rows of the KV cache is damaged; what they are of is read again."
-    return [Problem("chunk", str(rowid), text, repair) for rowid in rowids]
+        _delete(database, "chunk", rowids)
+    text = "An entry about saved rows of the KV cache is damaged; they are prefilled again."
+    return [Problem(ProblemKind.CHUNK, str(rowid), text, repair) for rowid in rowids]
 
 
-def _chunk(
+def _delete(database: Database, table: str, rowids: Sequence[int]) -> None:
+    with database.writing() as db:
+        db.executemany(f"DELETE FROM {table} WHERE rowid = ?", [(rowid,) for rowid in rowids])
+        count_removal(db)
+        mark_unused(db)
+
+
+def _check_chunk(
     database: Database, chunks: ChunkFiles, digest: str, size: int, head: ChunkHead | None, repair: bool
 ) -> Problem | None:
-    """`head` None: its bytes are not read."""
+    """Check a chunk's bytes against `head`; only the file's size if that is None."""
     try:
         if head is None:
             if (found := _size(chunks.path(digest))) == size:
@@ -164,11 +182,11 @@ def _chunk(
         text = f"The chunk {digest} holds other rows than the database says."
     except CorruptError as error:
         text = str(error)
-    if repair:  # the file first: a bad one under its good name would be taken for saved by the next commit
+    if repair:  # the file first: the next commit would take a damaged file with the right name for saved
         chunks.quarantine(digest)
         with database.writing() as db:
             remove_chunks(db, [digest])
-    return Problem("chunk", digest, text, repair)
+    return Problem(ProblemKind.CHUNK, digest, text, repair)
 
 
 def _size(path: Path) -> int:
@@ -178,29 +196,29 @@ def _size(path: Path) -> int:
         return 0
 
 
-def _missing(
-    database: Database, chunks: ChunkFiles, digests: list[str], num_chunks: int, repair: bool
+def _report_missing(
+    database: Database, chunks: ChunkFiles, digests: Sequence[str], num_chunks: int, repair: bool
 ) -> list[Problem]:
-    """One line for all: whoever cleared the folder need not be told of every file."""
+    """One problem for all missing chunks, since clearing the folder is allowed."""
     if not digests:
         return []
     if repair:
         with database.writing() as db:
             remove_chunks(db, digests)
-    text = f"{len(digests):,} of {num_chunks:,} chunks of the KV cache are not there any more: nothing that was said is"
-    text += " lost, the chats that need them are read again."
-    return [Problem("missing", chunks.root.name, text, repair, is_serious=False)]
+    text = f"{len(digests):,} of {num_chunks:,} chunks of the KV cache are missing: no message is lost, and chats that"
+    text += " need them are prefilled again."
+    return [Problem(ProblemKind.MISSING, chunks.root.name, text, repair, is_serious=False)]
 
 
-def _leftovers(database: Database, space: CacheFolder, repair: bool) -> list[Problem]:
+def _check_orphans(database: Database, folder: CacheFolder, repair: bool) -> list[Problem]:
     with database.reading() as db:
         known = {row[0] for row in db.execute("SELECT digest FROM chunk")}
     out = []
-    for path in space.orphans(known):
+    for path in folder.orphans(known):
         if repair:
-            space.chunks.discard(path)
-        text = "A file that nothing refers to, left by a crash or set aside as damaged; mlxkv removes it after an hour."
-        out.append(Problem("leftover", f"{path.parent.name}/{path.name}", text, repair, is_serious=False))
+            folder.chunks.discard(path)
+        text = "An unused file, left by a crash or set aside as damaged; mlxkv removes it after an hour."
+        out.append(Problem(ProblemKind.ORPHAN, f"{path.parent.name}/{path.name}", text, repair, is_serious=False))
     return out
 
 

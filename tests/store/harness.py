@@ -155,8 +155,8 @@ def judge(root: Path, ledger: Ledger, newest: str | None = None) -> list[str]:
         with SessionStore.open(folders_in(root), disk_limit=LIMIT) as store:
             report = store.verify()
             # Of chunks without a file too: nobody cleared the folder, so a reference to one came before the file.
-            bad = [p for p in report.problems if p.is_serious or p.what == "missing"]
-            wrong += [f"{p.what} {p.subject}: {p.text}" for p in bad]
+            bad = [p for p in report.problems if p.is_serious or p.kind == "missing"]
+            wrong += [f"{p.kind} {p.subject}: {p.text}" for p in bad]
             chats = {chat.title: chat.id for chat in store.list()}
             for title, said in ledger.turns.items():
                 if title not in chats:

@@ -124,10 +124,10 @@ def test_damage_is_found_and_repaired(folders: Folders, damage: str) -> None:
     with closing(sqlite3.connect(folders.data / "mlxkv.db", isolation_level=None)) as db:
         db.execute(damage)
     with SessionStore.open(folders) as store:
-        assert "search" in {p.what for p in store.verify().problems}
+        assert "search" in {p.kind for p in store.verify().problems}
         store.verify(repair=True)
     with SessionStore.open(folders) as store:
-        assert "search" not in {p.what for p in store.verify().problems}
+        assert "search" not in {p.kind for p in store.verify().problems}
         rows = store._database.db.execute("SELECT rowid, text, thinking FROM turn_fts").fetchall()
         assert rows == (before if "turn WHERE" not in damage else [row for row in before if row[0] != 2])
 

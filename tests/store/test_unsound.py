@@ -132,8 +132,8 @@ def test_verify_finds_such_an_entry_and_repair_removes_it(tmp_path: Path) -> Non
     original = Original(tmp_path)
     put(next((tmp_path / "home").rglob("mlxkv.db")), "chunk", "digest", "../../x")
     with SessionStore.open(folders_in(tmp_path)) as store:
-        found = [p.text for p in store.verify().problems if p.what == "chunk"]
-        assert found == ["An entry about saved rows of the KV cache is damaged; what they are of is read again."]
+        found = [p.text for p in store.verify().problems if p.kind == "chunk"]
+        assert found == ["An entry about saved rows of the KV cache is damaged; they are prefilled again."]
         store.verify(repair=True)
-        assert [p for p in store.verify().problems if p.what == "chunk"] == []
+        assert [p for p in store.verify().problems if p.kind == "chunk"] == []
     assert original.judge(tmp_path) == "shorter"

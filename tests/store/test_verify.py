@@ -1,4 +1,4 @@
-"""`SessionStore.verify` finds every kind of damage, mends what can be mended, and finds nothing in a sound store."""
+"""`SessionStore.verify` finds every kind of damage, mends what can be repaired, and finds nothing in a sound store."""
 
 from __future__ import annotations
 
@@ -50,12 +50,14 @@ def test_a_damaged_chunk_is_found_and_let_go_of(talk: Talk, folders: Folders, da
     DAMAGE[damage](path)
     found = talk.store.verify()
     if damage == "missing":
-        assert [(p.what, p.subject, p.mended) for p in found.problems] == [("missing", "kv", False)]
+        assert [(p.kind, p.subject, p.repaired) for p in found.problems] == [("missing", "kv", False)]
     else:
-        assert [(p.what, p.subject, p.mended) for p in found.problems if p.is_serious] == [("chunk", path.stem, False)]
+        assert [(p.kind, p.subject, p.repaired) for p in found.problems if p.is_serious] == [
+            ("chunk", path.stem, False)
+        ]
     assert found.ok == (damage == "missing")
-    mended = talk.store.verify(repair=True)
-    assert mended.ok
+    repaired = talk.store.verify(repair=True)
+    assert repaired.ok
     assert talk.store.verify().problems == ()
     fresh = FakeCache(run=1)
     restored = talk.store.restore_kv(talk.id, fresh, model(), talk.cache.tokens)
@@ -79,7 +81,7 @@ def test_a_damaged_chunk_is_found_and_let_go_of(talk: Talk, folders: Folders, da
         ("chunk", sql("UPDATE chunk SET prefix_key = 'aa' WHERE rowid = 1")),
         ("search", sql("DELETE FROM turn_fts_data WHERE id > 100")),
         ("database", sql("UPDATE session SET parent = 'nobody'")),
-        ("leftover", leave),
+        ("orphan", leave),
     ],
 )
 def test_other_damage_is_found_and_mended_where_that_can_be(
@@ -88,12 +90,12 @@ def test_other_damage_is_found_and_mended_where_that_can_be(
     talk.turn(100)
     damage(folders)
     found = talk.store.verify()
-    assert what in {p.what for p in found.problems}
-    assert found.ok == (what == "leftover")
+    assert what in {p.kind for p in found.problems}
+    assert found.ok == (what == "orphan")
     talk.store.verify(repair=True)
     again = talk.store.verify()
     lasting = {"turns", "database"} & {what}
-    assert {p.what for p in again.problems} == lasting
+    assert {p.kind for p in again.problems} == lasting
     assert again.ok == (not lasting)
 
 
@@ -108,7 +110,7 @@ def test_a_quick_look_reads_no_rows_but_sees_what_is_not_there(talk: Talk, folde
     assert talk.store.verify(quick=True).ok
     DAMAGE[damage](path)
     found = talk.store.verify(quick=True)
-    assert [(p.what, p.subject) for p in found.problems if p.is_serious] == [("chunk", path.stem)]
+    assert [(p.kind, p.subject) for p in found.problems if p.is_serious] == [("chunk", path.stem)]
 
 
 @pytest.mark.parametrize("quick", [True, False])
@@ -122,7 +124,7 @@ def test_a_folder_that_was_cleared_is_a_notice(talk: Talk, folders: Folders, qui
     (problem,) = report.problems
     assert f"{num_chunks} of {num_chunks} chunks" in problem.text
     assert (report.num_turns, report.disk_bytes) == (2, 0)
-    assert talk.store.verify(repair=True, quick=quick).problems[0].mended
+    assert talk.store.verify(repair=True, quick=quick).problems[0].repaired
     assert talk.store.verify().problems == ()
 
 
