@@ -1,4 +1,4 @@
-"""Sessions and prompt caches on disk. `SessionStore` is the door; docs/session-format.md says what lies behind it."""
+"""Sessions and prompt caches on disk, opened with `SessionStore`; docs/session-format.md describes the files."""
 
 from mlxkv.protocol.status import SearchHit
 from mlxkv.store.identity import ModelIdentity, identify

@@ -1,7 +1,7 @@
-"""Files that are either whole or absent: private, written aside, synced, renamed into place, and the folder synced.
+"""Atomic files: private, written under a temporary name, synced, renamed into place, and the folder synced.
 
-Owns the order of those steps; knows nothing about what is written. Every step first calls `before(step)`, where tests
-kill the process or raise an OSError. Any thread; one object per thread is not needed.
+Owns the order of these steps, not the contents. Every step first calls `before(step)`, where tests kill the process or
+raise an OSError. Any thread; objects can be shared.
 """
 
 from __future__ import annotations
@@ -25,16 +25,17 @@ def no_step(step: str) -> None:
 
 
 class Files:
-    """File operations in an order that survives a crash between any two of them."""
+    """File operations in an order that survives a crash between any two steps."""
 
     def __init__(self, before: Step = no_step) -> None:
         self.before = before
 
     def write(self, path: Path, parts: Iterable[bytes | memoryview], tmp: Path) -> int:
-        """Put `path` in place, 0600, via a new file in the folder `tmp` (same disk). Returns its size in bytes.
+        """Write `path` atomically, mode 0600, via a new file in the folder `tmp` (same disk). Returns its size in
+        bytes.
 
         Raises:
-            OSError: nothing was left behind and `path` is what it was.
+            OSError: nothing was left behind and `path` is unchanged.
         """
         self.make_folder(tmp)
         is_first = self._make(path.parent) or (path.parent != tmp and _is_empty(path.parent))
@@ -55,15 +56,16 @@ class Files:
                 os.unlink(name)
             raise
         self.sync_folder(path.parent)
-        if is_first:  # the folder's own name; last, since what the disk has to do for it is done by then
+        if is_first:  # the folder's own name; last, when the disk has little left to do for it
             self.sync_folder(path.parent.parent)
         return size
 
     def write_over(self, path: Path, parts: Iterable[bytes | memoryview]) -> int:
-        """`write` where the user says: a link to a file stays a link, and a pipe, a device or a folder is not replaced.
+        """`write` to a path the user chose: a link to a file stays a link; a pipe, a device or a folder is not
+        replaced.
 
         Raises:
-            OSError: as `write`; `strerror` says what `path` is.
+            OSError: as `write`, or `path` is no regular file.
         """
         target = Path(os.path.realpath(path))
         check_regular(target)
@@ -78,11 +80,11 @@ class Files:
         return written
 
     def clock(self) -> float:
-        """Seconds, to tell how fast files are read."""
+        """Seconds, for measuring how fast files are read."""
         return time.perf_counter()
 
     def read(self, fd: int, views: Sequence[memoryview]) -> int:
-        """Fill `views`, one after the other, from where the file is; fewer bytes only at its end."""
+        """Fill `views` from the file's current position; returns fewer bytes only at its end."""
         num = done = os.readv(fd, views)
         if num == sum(map(len, views)):
             return num
@@ -98,12 +100,13 @@ class Files:
         return done
 
     def make_folder(self, path: Path) -> None:
-        """Make `path` 0700 and its name durable; folders may vanish while we run, so this is asked every time."""
+        """Create `path` with mode 0700 and sync its name. Call it every time, since folders may vanish while mlxkv
+        runs."""
         if self._make(path):
             self.sync_folder(path.parent)
 
     def _make(self, path: Path) -> bool:
-        """Whether it was not there."""
+        """Whether the folder had to be created."""
         if path.is_dir():
             return False
         self.before("mkdir")
@@ -130,7 +133,7 @@ class Files:
 
 
 def sync(fd: int) -> None:
-    """To the platter, not only to the drive's cache: macOS needs F_FULLFSYNC for that, which some disks refuse."""
+    """Sync to the medium, not only to the drive's cache: macOS needs F_FULLFSYNC for that, which some disks refuse."""
     full = getattr(fcntl, "F_FULLFSYNC", None)
     if full is not None:
         with contextlib.suppress(OSError):
@@ -145,7 +148,7 @@ def _is_empty(folder: Path) -> bool:
 
 
 def regular_size(path: str | Path) -> int | None:
-    """The size in bytes of a regular file that is no link, else None."""
+    """The size in bytes of a regular file; None for a link and for anything else."""
     try:
         info = os.lstat(path)
     except OSError:
@@ -154,7 +157,7 @@ def regular_size(path: str | Path) -> int | None:
 
 
 def disk_usage(root: Path) -> int:
-    """Bytes that `root` and everything below it take on the disk, as `du` counts them; 0 if it is not there."""
+    """Bytes on disk of `root` and everything below it, as `du` counts them; 0 if it does not exist."""
     total = 0
     todo = [root]
     with contextlib.suppress(OSError):

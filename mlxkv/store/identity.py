@@ -1,7 +1,7 @@
-"""What must be the same before a KV cache may be used: the model's identity, the cache's layout, and their names.
+"""Digests of a model and of a cache's layout: saved KV rows may be reused only if both are equal.
 
-`parts` keep each input by name, so that a mismatch can name the one that differs. Hashes files, loads no weights,
-imports neither mlx nor mlx_lm. Any thread; hashing gigabytes takes seconds, so `identify` belongs in the background.
+`parts` hold each input by name, so that a mismatch can name the one that differs. Hashes files, loads no weights,
+imports neither mlx nor mlx_lm. Any thread; hashing gigabytes takes seconds.
 """
 
 from __future__ import annotations
@@ -33,22 +33,22 @@ _ROPE = ("rope_scaling", "rope_theta", "rope_parameters", "partial_rotary_factor
 
 
 class FileHashes(Protocol):
-    """Remembers the sha256 of local files by (path, device, inode, size, mtime, ctime)."""
+    """Stores the sha256 of local files by (path, device, inode, size, mtime, ctime)."""
 
     def get(self, path: str, info: os.stat_result) -> str | None: ...
 
     def has(self, path: str) -> bool:
-        """Whether `path` was ever put, whatever it was then."""
+        """Whether `path` was ever put, with any content."""
         ...
 
     def put(self, path: str, info: os.stat_result, sha256: str) -> None:
-        """An empty `sha256`: it was seen, and has to be read."""
+        """Store a digest; an empty `sha256` means that the file was seen and has to be read."""
         ...
 
 
 @dataclass(frozen=True)
 class ModelIdentity:
-    """Ids decide whether a cache fits; `template_id` alone differing only deserves a warning.
+    """The identity of a model. Rows fit if `model_id` is equal; another `template_id` only deserves a warning.
 
     `parts` by prefix: `template.` makes `template_id`; `code.` and `rope.` belong to the cache's spec; all others
     (`config.<key>`, `file.<name>`, `adapter.<name>`, `shard`) make `model_id`.
@@ -80,8 +80,8 @@ def identify(
 ) -> ModelIdentity:  # fmt: skip
     """Identify the model in the folder `path`, loaded with `config` (config.json and any overrides).
 
-    `module` is mlx-lm's module for it, where the caller knows better than `config["model_type"]`. `adapter` is the
-    folder of a LoRA adapter on top of it, `shard` which part of the model this process has ("tensor 0/2").
+    `module` is mlx-lm's module for it, if not `config["model_type"]`. `adapter` is the
+    folder of a LoRA adapter on top of it, `shard` the part of the model that this process has ("tensor 0/2").
 
     Raises:
         ModelFileError: a file cannot be read.
@@ -106,20 +106,20 @@ def identify(
 
 
 def sha256_of(file: Path, remember: FileHashes | None = None) -> str:
-    """The sha256 of a file's content, read only where that is in doubt.
+    """The sha256 of a file's content; reads the file only if needed.
 
-    What was remembered counts while device, inode, size, mtime and ctime are the same; no program can set the last. A
-    hash is remembered only of a file at rest: one changed in the same tick of the clock as it was read, or, by its
-    ctime, in the future (a clock was set back, or is a server's) would look the same after another change.
+    A remembered digest is valid while device, inode, size, mtime and ctime are the same; no program can set the ctime.
+    A digest is remembered only of a file that did not just change: one whose ctime is the current clock tick, or in the
+    future (the clock was set back, or is a server's), could change again unnoticed.
 
-    In the Hugging Face cache an LFS file is a link into `blobs` whose target's name is its sha256. That is believed of
-    a file seen for the first time, which was checked when it was downloaded; one that has changed since is read.
+    In the Hugging Face cache an LFS file is a link into `blobs`, whose target is named by its sha256. That is trusted
+    for a file seen for the first time, since the download verified it; a file that has changed since is read.
     """
     info = file.stat()
     if remember is not None and (known := remember.get(str(file), info)):
         return known
     found = _by_name(file) if remember is None or not remember.has(str(file)) else None
-    now = time.time_ns()  # before reading: a change meanwhile is noticed next time, as the file is no longer `info`
+    now = time.time_ns()  # before reading, so that a change meanwhile is noticed next time
     if found is None:
         with opened(file) as stream:
             found = hashlib.file_digest(stream, "sha256").hexdigest()
@@ -147,7 +147,7 @@ def code_part(module: str) -> dict[str, str]:
 
 
 def _remapped(utils: Path) -> dict[str, str]:
-    """mlx-lm's MODEL_REMAPPING, read from its source: importing it costs a second, parsing all of it 40 ms."""
+    """mlx-lm's MODEL_REMAPPING, read from its source: importing it takes a second, parsing all of it 40 ms."""
     try:
         found = _REMAPPING.search(utils.read_text(encoding="utf-8"))
         return ast.literal_eval(found[1]) if found else {}
@@ -156,7 +156,7 @@ def _remapped(utils: Path) -> dict[str, str]:
 
 
 def spec_parts(layout: Mapping[str, Any], extra: Mapping[str, str]) -> dict[str, str]:
-    """The layout flattened to dotted names, and `ModelIdentity.spec_extra`."""
+    """A cache layout flattened to dotted names, with `extra` (`ModelIdentity.spec_extra`)."""
     return dict(_spec(json.dumps(layout), tuple(extra.items()))[0])
 
 
@@ -164,14 +164,14 @@ def spec_id(layout: Mapping[str, Any], extra: Mapping[str, str]) -> str:
     return _spec(json.dumps(layout), tuple(extra.items()))[1]
 
 
-@lru_cache(maxsize=8)  # asked with every save and restore, and the same for as long as a model is loaded
+@lru_cache(maxsize=8)  # needed by every save and restore; constant while a model is loaded
 def _spec(layout: str, extra: tuple[tuple[str, str], ...]) -> tuple[Mapping[str, str], str]:
     parts = dict(_flat("", json.loads(layout))) | dict(extra)
     return MappingProxyType(parts), digest_of("spec", parts)
 
 
 def digest_of(tag: str, parts: Mapping[str, str]) -> str:
-    """sha256 (64 hex digits) over a tagged, length-prefixed, sorted list: different tables never join to one."""
+    """sha256 (64 hex digits) over a tagged, length-prefixed, sorted list: different tables never collide by joining."""
     h = hashlib.sha256(tag.encode())
     for text in (text for pair in sorted(parts.items()) for text in pair):
         data = text.encode()
@@ -180,7 +180,7 @@ def digest_of(tag: str, parts: Mapping[str, str]) -> str:
 
 
 def first_difference(a: Mapping[str, str], b: Mapping[str, str]) -> str | None:
-    """The alphabetically first name whose value differs or that only one has; None if there is none."""
+    """The alphabetically first name whose value differs or that only one table has; None if the tables are equal."""
     return next((key for key in sorted({*a, *b}) if a.get(key) != b.get(key)), None)
 
 

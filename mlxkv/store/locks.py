@@ -1,7 +1,6 @@
-"""Who may touch what: one process at a time per session, one writer at a time in the KV folder. Any thread.
+"""File locks: one process at a time per session, one writer at a time in the KV folder. Any thread.
 
-flock, which the kernel releases even on kill -9. The file names its holder for the message; it is the lock that
-counts, not the file.
+Uses flock, which the kernel releases even on kill -9. The file holds the process id, for the error message only.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from pathlib import Path
 from mlxkv.errors import DiskError, SessionLockedError, StoreError
 from mlxkv.store.ulid import checked_ulid, is_ulid
 
-ATTEMPTS = 5  # `open_sessions` of another process holds a lock for a moment
+ATTEMPTS = 5  # another process's `open_sessions` may hold a lock for a moment
 _FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
@@ -32,7 +31,7 @@ def locked(folder: Path, session_id: str) -> Iterator[None]:
     """Hold the lock of a session.
 
     Raises:
-        SessionLockedError: names the process that holds it. StoreError: the lock file cannot be made.
+        SessionLockedError: names the process that holds it. StoreError: the lock file cannot be created.
     """
     fd = _opened(lock_path(folder, session_id))
     try:
@@ -46,7 +45,7 @@ def locked(folder: Path, session_id: str) -> Iterator[None]:
                         f"Session {session_id} is open in process {_holder(fd)}; close it there or fork the session."
                     ) from error
                 time.sleep(0.01)
-        with suppress(OSError):  # it is the lock that counts, not who is said to hold it
+        with suppress(OSError):  # only for the error message
             os.ftruncate(fd, 0)
             os.pwrite(fd, str(os.getpid()).encode(), 0)
         yield
@@ -55,14 +54,14 @@ def locked(folder: Path, session_id: str) -> Iterator[None]:
 
 
 def open_sessions(folder: Path) -> set[str]:
-    """The sessions that some process, this one included, holds right now."""
+    """The sessions that any process, this one included, currently locks."""
     with suppress(OSError):
         return {name for name in filter(is_ulid, os.listdir(folder)) if is_held(folder, name)}
     return set()
 
 
 def is_held(folder: Path, session_id: str) -> bool:
-    """Whether some process, this one included, holds the session right now."""
+    """Whether any process, this one included, currently locks the session."""
     try:
         fd = os.open(lock_path(folder, session_id), os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
@@ -78,10 +77,10 @@ def is_held(folder: Path, session_id: str) -> bool:
 
 @contextmanager
 def kv_lock(folder: Path, wait: bool = True) -> Iterator[bool]:
-    """Be the only one that writes chunks, in all processes; whether that is so. Not `wait`: only if it is free.
+    """Lock the KV folder for writing, among all processes; yields whether it is locked. Not `wait`: only if it is free.
 
     Raises:
-        StoreError: the lock file cannot be made.
+        StoreError: the lock file cannot be created.
     """
     fd = _opened(folder / "kv")
     try:
@@ -97,14 +96,14 @@ def kv_lock(folder: Path, wait: bool = True) -> Iterator[bool]:
 
 @dataclass(frozen=True)
 class StoreLock:
-    """Says that the store is open here."""
+    """The lock of an open store, shared by all processes that have it open."""
 
     fd: int
 
     @contextmanager
     def alone(self) -> Iterator[bool]:
-        """Be the only one for a moment; whether that is so: another process may have the store open."""
-        fcntl.flock(self.fd, fcntl.LOCK_UN)  # two that ask at the same time would wait for each other
+        """Hold the lock exclusively for a moment; yields False if another process has the store open."""
+        fcntl.flock(self.fd, fcntl.LOCK_UN)  # two processes upgrading at once would block each other
         try:
             try:
                 fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -118,10 +117,10 @@ class StoreLock:
 
 @contextmanager
 def store_lock(folder: Path, alone: bool = False) -> Iterator[StoreLock]:
-    """Say that the store is open here; `alone`: be the only one, to exchange its database.
+    """Lock the store as open; `alone`: exclusively, in order to replace its database.
 
     Raises:
-        StoreError: another process has it open, or the lock file cannot be made.
+        StoreError: another process has it open, or the lock file cannot be created.
     """
     fd = _opened(folder / "store")
     try:
@@ -139,10 +138,10 @@ def _opened(path: Path) -> int:
         fd = os.open(path, _FLAGS, 0o600)
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             os.close(fd)
-            raise OSError(errno.EINVAL, "it is no file")
+            raise OSError(errno.EINVAL, "not a regular file")
         return fd
     except OSError as error:
-        raise DiskError(f"The lock {path} cannot be made ({error.strerror}); check the folder.") from error
+        raise DiskError(f"The lock file {path} cannot be created ({error.strerror}); check the folder.") from error
 
 
 def _holder(fd: int) -> str:

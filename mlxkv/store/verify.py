@@ -45,7 +45,7 @@ class ProblemKind(StrEnum):
 class Problem:
     """A problem with `subject`: a session, a chunk or a file. `text` is a sentence; `repaired`: it no longer exists.
 
-    `is_serious` is False for orphaned files and for chunks without a file, since the KV folder may be cleared at any time.
+    `is_serious` is False for orphaned files, and for missing ones, since the KV folder may be cleared at any time.
     """
 
     kind: ProblemKind

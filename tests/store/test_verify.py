@@ -1,4 +1,4 @@
-"""`SessionStore.verify` finds every kind of damage, mends what can be repaired, and finds nothing in a sound store."""
+"""`SessionStore.verify` finds every kind of damage, repairs what it can, and finds nothing in an intact store."""
 
 from __future__ import annotations
 

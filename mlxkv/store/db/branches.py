@@ -1,7 +1,7 @@
-"""Forks as a family: the chats that come from each other, and the versions there are of each message.
+"""Trees of forked chats, and the versions of each message. Inside a transaction of the caller. Engine thread.
 
-Inside a transaction of the caller. Two turns are versions of one message if their `prev` digests are equal:
-the same history lies before them. Chats were made in the order of their SQL rows: a clock may be wrong. Engine thread.
+Two messages are versions of each other if their `prev` digests are equal: the same history precedes them. Chats are in
+the order of their SQL rows, since a clock may be wrong.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ _FAMILY = """WITH RECURSIVE
 
 
 def tree(db: sqlite3.Connection, session_id: str) -> tuple[Branch, ...]:
-    """Every chat of the family: each before its forks, forks in the order they were made. () without such a session."""
+    """All chats forked from the same root: each before its forks, forks in the order of creation. () if there is no
+    such session."""
     children: dict[str | None, list[Branch]] = defaultdict(list)
     for row in db.execute(
         _FAMILY
@@ -38,10 +39,9 @@ def tree(db: sqlite3.Connection, session_id: str) -> tuple[Branch, ...]:
 
 
 def siblings(db: sqlite3.Connection, session_id: str, first: int = 0) -> tuple[tuple[Sibling, ...], ...]:
-    """For each message of a chat, from number `first` on, its versions in the order they were made, this chat's own
-    among them.
+    """The versions of each message of a chat, from number `first` on, in the order of creation, this chat's included.
 
-    A version that several chats share is given as this chat's, else as the one that was used last.
+    A version shared by several chats is listed as this chat's, else as that of the chat last used.
     """
     versions: dict[int, dict[str, tuple[int, Sibling]]] = defaultdict(dict)
     for i, digest, mine, session, text, created, made in db.execute(
@@ -60,8 +60,7 @@ def siblings(db: sqlite3.Connection, session_id: str, first: int = 0) -> tuple[t
 
 
 def reparent_forks(db: sqlite3.Connection, session_id: str) -> None:
-    """The forks of a chat that is about to be deleted become forks of the one it came from, else of the oldest of them:
-    the family stays one."""
+    """Make the forks of a chat that will be deleted forks of its parent, else of the oldest of them."""
     row = db.execute("SELECT parent, forked_at FROM session WHERE id = ?", (session_id,)).fetchone()
     forks = db.execute("SELECT id, forked_at FROM session WHERE parent = ? ORDER BY rowid", (session_id,)).fetchall()
     if row is None or not forks:

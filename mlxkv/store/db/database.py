@@ -1,6 +1,6 @@
-"""The database: its SQL, how it is opened, its transactions. Knows no sessions and no KV.
+"""The database: schema, connections, transactions. Knows nothing of sessions and KV.
 
-One connection belongs to the thread that opened it. Every database error leaves here as a StoreError.
+A connection belongs to the thread that opened it. Every database error is raised as a StoreError.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from mlxkv.system.regular_file import check_regular
 
 APPLICATION_ID = 0x6D6C786B  # "mlxk"
 VERSION = 3
-PINNED = 2  # bit of `session.flags`: its rows stay whatever else wants the room
+PINNED = 2  # bit of `session.flags`: its KV rows are exempt from the disk limit
 ENDINGS = ("", "-wal", "-shm", "-journal")  # of the database's files
 _DISK_CODES = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN)
-_LEAST_ROOM = 1 << 16  # bytes
+_MIN_FREE = 1 << 16  # bytes
 ADVICE = "`mlxkv chats backups` shows what to go back to"
 
 SCHEMA = f"""
@@ -64,7 +64,7 @@ CREATE TABLE filehash(
 
 
 def connect(path: Path) -> sqlite3.Connection:
-    """Open `path`, which exists, with every setting the design asks for.
+    """Open the existing file `path` with all settings this store relies on.
 
     Raises:
         StoreError: this Python's SQLite is too old or lacks FTS5. CorruptError: not a database.
@@ -97,10 +97,10 @@ def is_empty(db: sqlite3.Connection) -> bool:
 
 
 def create(db: sqlite3.Connection, store_id: str) -> None:
-    """All tables in one transaction, so that a crash leaves an empty file or a whole schema."""
+    """Create all tables in one transaction, so that a crash leaves an empty file or the whole schema."""
     db.execute("BEGIN IMMEDIATE")
     try:
-        if is_empty(db):  # else another process was faster
+        if is_empty(db):  # else another process just did
             for statement in SCHEMA.split(";\n"):
                 db.execute(statement)
             db.execute("INSERT INTO meta VALUES('store', ?)", (store_id,))
@@ -113,10 +113,10 @@ def create(db: sqlite3.Connection, store_id: str) -> None:
 
 
 def needs_migration(db: sqlite3.Connection, path: Path) -> bool:
-    """Whether this is an older database.
+    """Whether the database has an older format.
 
     Raises:
-        StoreError: a newer or foreign one; the number found and what to do.
+        StoreError: it has a newer one, or belongs to another program.
     """
     if (found := db.execute("PRAGMA application_id").fetchone()[0]) != APPLICATION_ID:
         raise StoreError(f"{path} is not an mlxkv database (application_id {found:#x}); move it away.")
@@ -132,7 +132,7 @@ def needs_migration(db: sqlite3.Connection, path: Path) -> bool:
 
 @contextlib.contextmanager
 def database_errors(path: Path) -> Iterator[None]:
-    """SQLite's exceptions as ours."""
+    """Raise SQLite's and the system's exceptions as StoreError."""
     try:
         yield
     except sqlite3.Error as error:
@@ -150,7 +150,7 @@ def database_errors(path: Path) -> Iterator[None]:
             why = f"({error}); check" if has_room(path) else "(no space left on the disk); make room on"
             raise DiskError(f"The chat database {path} cannot be used {why} the disk and try again.") from error
         raise StoreError(f"The chat database {path} cannot be used ({error}); check the disk and try again.") from error
-    except UnicodeDecodeError as error:  # of a name or a message that sqlite3 cannot even say
+    except UnicodeDecodeError as error:  # sqlite3 fails to decode a name or an error message
         raise CorruptError(f"The chat database {path} is damaged (bytes that are no text); {ADVICE}.") from error
     except OSError as error:
         raise DiskError(
@@ -159,23 +159,24 @@ def database_errors(path: Path) -> Iterator[None]:
 
 
 def has_room(path: Path) -> bool:
-    """Whether the disk has the few pages that SQLite needs; all that it says itself may be "disk I/O error"."""
+    """Whether the disk has the few pages that SQLite needs; its own error may be just "disk I/O error"."""
     with contextlib.suppress(OSError):
-        return shutil.disk_usage(path.parent).free >= _LEAST_ROOM
+        return shutil.disk_usage(path.parent).free >= _MIN_FREE
     return True
 
 
 class Database:
-    """One connection and its two kinds of transaction."""
+    """A connection and its two kinds of transaction. `before` is called before each commit."""
 
-    read_only: str | None = None  # why nothing can be written, in one sentence
+    read_only: str | None = None  # the reason why nothing can be written, in one sentence
 
     def __init__(self, db: sqlite3.Connection, path: Path, before: Step = no_step) -> None:
         self.db, self.path, self.before = db, path, before
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
-        """One snapshot for several SELECTs: without it a concurrent writer looks like corruption."""
+        """Transaction for reading: one snapshot for several SELECTs, else a concurrent writer would look like
+        corruption."""
         with database_errors(self.path):
             self.db.execute("BEGIN")
             try:
@@ -185,9 +186,9 @@ class Database:
 
     @contextlib.contextmanager
     def writing(self, lasting: bool = True) -> Iterator[sqlite3.Connection]:
-        """All or nothing, and alone: the lock is taken at the start, so what is read here stays true until COMMIT.
+        """Transaction for writing. It takes the lock at the start: rows read in it stay the same until it commits.
 
-        Not `lasting`: nobody waits for the disk, and lost power may take it back, together with nothing before it.
+        Not `lasting`: the commit is not synced, so a power failure may undo it, but nothing before it.
         """
         with database_errors(self.path), contextlib.nullcontext() if lasting else self._unsynced():
             self.db.execute("BEGIN IMMEDIATE")
@@ -214,7 +215,7 @@ class Database:
             self.db.execute("ROLLBACK")
 
     def again(self) -> Database:
-        """A second connection, for the calling thread."""
+        """Open a second connection, for the calling thread."""
         return Database(connect(self.path), self.path, self.before)
 
     def quick_check(self) -> None:
@@ -222,7 +223,7 @@ class Database:
         self._check("quick_check(1)")
 
     def integrity_check(self) -> None:
-        """Everything SQLite can check, references between tables too. Raises CorruptError."""
+        """Run all checks of SQLite, foreign keys included. Raises CorruptError."""
         self._check("integrity_check(1)")
         with self.reading() as db:
             if wrong := db.execute("PRAGMA foreign_key_check").fetchone():
@@ -242,6 +243,6 @@ class Database:
 
 
 def create_empty(path: Path) -> None:
-    """Make the file 0600 before SQLite opens it: it copies the mode to -wal and -shm."""
+    """Create the file with mode 0600 before SQLite opens it, which copies the mode to -wal and -shm."""
     with contextlib.suppress(FileExistsError):
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))

@@ -1,7 +1,7 @@
-"""A session's history: the digest chain over its turns and the token log that their replay gives. No SQL, no files.
+"""A session's history: the digest chain over its turns, and the token log that results from them. No SQL, no files.
 
-`digest = blake2b-128(prev | i | len | body | len | ids)`; the chain starts at a digest of the system prompt and knows
-no session id, so that a fork shares its beginning. Any thread.
+`digest = blake2b-128(prev | i | len | body | len | ids)`; the chain starts with a digest of the system prompt and
+omits the session id, so that a fork shares its prefix. Any thread.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def to_json(value: Any) -> str:
 
 
 def pack_ids(ids: Iterable[int]) -> array[int]:
-    """Raises StoreError for an id that is no int32 >= 0."""
+    """Token ids as int32. Raises StoreError for an id that is negative or too large."""
     try:
         packed = array("i", ids)
     except (OverflowError, TypeError) as error:
@@ -54,8 +54,8 @@ def is_genesis(digest: str, system: object) -> bool:
 
 
 def turn_digest(prev: str, i: int, fields: Sequence[str | int], ids: bytes) -> str:
-    """`fields`: role, text, thinking, state, params, start, stats, extra as they are stored. An extra that is empty
-    does not count: there was none in earlier formats."""
+    """The digest after turn `i`. `fields`: role, text, thinking, state, params, start, stats, extra as stored. An empty
+    extra is left out, since earlier formats had none."""
     body = to_json(list(fields[:7] if fields[7] == "" else fields)).encode()
     h = hashlib.blake2b(bytes.fromhex(prev), digest_size=DIGEST_BYTES)
     for part in (i, len(body), body, len(ids), ids):
@@ -64,14 +64,14 @@ def turn_digest(prev: str, i: int, fields: Sequence[str | int], ids: bytes) -> s
 
 
 def stored_fields(turn: TurnRecord, start: int) -> tuple[str, str, str, str, str, int, str, str]:
-    """What `turn_digest` covers and the table holds, in that order."""
+    """The fields that `turn_digest` covers and the table holds, in that order."""
     role, text, thinking, state = map(well_formed, (turn.role, turn.text, turn.thinking, turn.state))
     params, stats = to_json(dict(turn.params)), to_json(dict(turn.stats))
     return role, text, thinking, state, params, start, stats, _extra(turn)
 
 
 def extra_fields(turn: TurnRecord) -> dict[str, Any]:
-    """What few turns have, JSON-able, without what this one has not."""
+    """Tool calls and attachments as JSON values; those that are empty are left out."""
     table = {
         "tool_calls": [asdict(call) for call in turn.tool_calls],
         "attachments": [asdict(file) for file in turn.attachments],
@@ -86,7 +86,7 @@ def _extra(turn: TurnRecord) -> str:
 
 
 def _from_extra(text: str) -> dict[str, Any]:
-    """The fields of TurnRecord that `_extra` put into one."""
+    """The inverse of `_extra`: fields of TurnRecord."""
     table = parse_json(text) if text else {}
     makers = {"tool_calls": ToolCall, "attachments": Attachment}
     return {n: tuple(makers[n](**item) for item in value) if n in makers else value for n, value in table.items()}
@@ -94,7 +94,7 @@ def _from_extra(text: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class History:
-    """Verified turns, their digests (`digests[k]` is the head after k turns) and the log."""
+    """Verified turns, their digests (`digests[k]` is the head after k turns), and the token log."""
 
     turns: tuple[TurnRecord, ...]
     digests: tuple[str, ...]
@@ -105,15 +105,15 @@ class History:
         return self.digests[-1]
 
     def log_after(self, k: int, shared: int = 0) -> array[int]:
-        """The token log as it was after the first `k` turns, of which `shared` tokens are still today's beginning."""
+        """The token log after the first `k` turns; its first `shared` tokens equal those of the current log."""
         first = next((i for i in range(k - 1, -1, -1) if (self.turns[i].start or 0) <= shared), k)
         return replay(self.turns[first:k], self.log[:shared])
 
     def kept(self, heads: Collection[str] | None = None) -> dict[str, tuple[int, int]]:
-        """For each head the history ever had: (k, how many tokens of that log are still the beginning of today's).
+        """For each head the history ever had: (k, the number of tokens that its log shares with the current one).
 
-        A lower bound: a turn that rewrites history to the same ids counts as a change. With `heads` it ends with the
-        last of them.
+        A lower bound: a turn that rewrites history to the same ids counts as a change. With `heads` only these, and
+        later ones, are included.
         """
         out: dict[str, tuple[int, int]] = {}
         lowest, left = len(self.log), None if heads is None else set(heads)
@@ -129,11 +129,11 @@ class History:
         return out
 
     def first(self, k: int) -> History:
-        """As it was after the first `k` turns."""
+        """The history of the first `k` turns."""
         return History(self.turns[:k], self.digests[: k + 1], self.log_after(k, self._shared(k)))
 
     def with_turn(self, turn: TurnRecord, digest: str) -> History:
-        """With one more turn, whose digest continues the chain. `turn` is as it is stored."""
+        """The history with one more turn, as stored, whose digest continues the chain."""
         log = self.log[: turn.start or 0] + pack_ids(turn.ids)
         return History((*self.turns, turn), (*self.digests, digest), log)
 
@@ -146,7 +146,7 @@ def _end(turn: TurnRecord) -> int:
 
 
 def replay(turns: Iterable[TurnRecord], log: array[int] | None = None) -> array[int]:
-    """The log after `turns`; they continue `log`, which is changed."""
+    """Append `turns` to the token log `log`, in place, and return it."""
     log = array("i") if log is None else log
     for turn in turns:
         del log[turn.start or 0 :]
@@ -155,37 +155,37 @@ def replay(turns: Iterable[TurnRecord], log: array[int] | None = None) -> array[
 
 
 def verified(rows: Iterable[Sequence[Any]], system: str | None, head: str) -> History:
-    """The history of rows (i, role, text, thinking, state, params, start, stats, extra, ids, prev, digest), checked.
+    """Verify rows (i, role, text, thinking, state, params, start, stats, extra, ids, prev, digest) as a history.
 
     Raises:
-        CorruptError: names the turn that is not what was written.
+        CorruptError: names the turn that was changed.
     """
     if not isinstance(system, str | None):
-        raise CorruptError("This chat's system prompt is not what was written; put a backup in its place.")
+        raise CorruptError("This chat's system prompt is damaged; restore a backup.")
     digests, turns, length = [genesis(system)], [], 0
     for i, row in enumerate(rows):
         number, start, (ids, prev, digest) = row[0], row[6], row[9:]
         try:
             found = turn_digest(digests[-1], i, row[1:9], ids)
-        except (TypeError, AttributeError):  # a value of a type that is never written
+        except (TypeError, AttributeError):  # a value of a type that mlxkv never writes
             found = None
         if number != i or prev != digests[-1] or digest != found or not 0 <= start <= length:
-            raise CorruptError(f"Turn {i + 1} of this chat is not what was written; put a backup in its place.")
+            raise CorruptError(f"Turn {i + 1} of this chat is not what was written; restore a backup.")
         turn = as_record(row[1:9], ids)
         turns.append(turn)
         digests.append(digest)
         length = _end(turn)
     if digests[-1] != head:
-        raise CorruptError(f"This chat's last turns are missing ({len(turns)} are there); put a backup in its place.")
+        raise CorruptError(f"This chat's last turns are missing ({len(turns)} are left); restore a backup.")
     return History(tuple(turns), tuple(digests), replay(turns))
 
 
 NOTHING_SAID = verified((), None, genesis(None))
-"""Of what is saved nowhere."""
+"""The history of a chat that is not saved."""
 
 
 def as_record(fields: Sequence[Any], ids: bytes) -> TurnRecord:
-    """A turn as it is stored: `fields` are those that `stored_fields` makes."""
+    """A turn from its stored fields; the inverse of `stored_fields`."""
     role, text, thinking, state, params, start, stats, extra = fields
     return TurnRecord(
         role, text, tuple(unpack_ids(ids)), start, thinking, state, _table(params), _table(stats), **_from_extra(extra)

@@ -1,6 +1,6 @@
-"""Bringing an older database to the format of today, one version after the other, each whole or not at all.
+"""Migrate an older database, one version at a time, each in its own transaction. Engine thread.
 
-Whoever calls `migrate` has checked the database and made a backup. Engine thread.
+The caller has checked the database and made a backup.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ CREATE TABLE filehash(
   path TEXT PRIMARY KEY, dev INTEGER NOT NULL, ino INTEGER NOT NULL, size INTEGER NOT NULL,
   mtime_ns INTEGER NOT NULL, ctime_ns INTEGER NOT NULL, sha256 TEXT NOT NULL) STRICT
 """
-"""Files that were hashed before their ctime was kept are hashed again."""
+"""Drops `filehash`: files that were hashed without their ctime are hashed again."""
 
 
 Change = str | Callable[[sqlite3.Connection], None]
-"""A statement, or what SQL cannot say."""
+"""A statement, or a function for what SQL cannot express."""
 
 MIGRATIONS: Mapping[int, tuple[Change, ...]] = {1: (_TO_2,), 2: (*_TO_3.split(";\n"), rebuild)}
-"""From version n to n + 1."""
+"""The changes from version n to n + 1."""
 
 
 def migrate(db: sqlite3.Connection, before: Step) -> None:
-    """One version after the other, each in a transaction of its own."""
+    """Migrate to the current version. `before` is called before each change."""
     while (version := db.execute("PRAGMA user_version").fetchone()[0]) < VERSION:
         db.execute("BEGIN IMMEDIATE")
         try:

@@ -1,8 +1,7 @@
-"""Full text over all turns and titles: what a user typed becomes an FTS5 query that can be only words and phrases.
+"""Full-text search over all messages and titles: user input becomes an FTS5 query of words and phrases only.
 
-What the index cannot know (signs, emoji, the inside of a word) is looked for in the texts themselves, one by one. What
-it holds, and how scripts without spaces are found in it, is search_index.py's. Inside a transaction of the caller;
-knows no sessions beyond their titles.
+What the index lacks (punctuation, emoji, parts of words) is searched in the texts themselves. search_index.py owns the
+index, and how it holds scripts without spaces. Inside a transaction of the caller.
 """
 
 from __future__ import annotations
@@ -29,10 +28,10 @@ Span = tuple[int, int]
 
 
 def search(db: sqlite3.Connection, text: str, limit: int) -> list[SearchHit]:
-    """Titles, then turns, that hold every word and "quoted phrase" of `text`, best first; the last word may be a
-    beginning. A title that merely repeats how its chat begins is found as that turn.
+    """Titles, then messages, with every word and "quoted phrase" of `text`, best first; the last word may be a prefix.
+    A title that merely repeats its chat's first message is found as that message.
 
-    Then those that have parts of words; where `text` holds signs, those that have it to the letter come first.
+    Literal matches, also inside words, follow; if `text` holds punctuation, they come first.
     """
     found: list[SearchHit] = []
     if terms := _terms(text):
@@ -47,7 +46,7 @@ def search(db: sqlite3.Connection, text: str, limit: int) -> list[SearchHit]:
 
 
 def _terms(text: str) -> list[str]:
-    """Words and phrases of letters and digits alone: nothing is left that FTS5 could take for an operator."""
+    """Words and phrases of letters and digits only, so that FTS5 finds no operator in them."""
     out = []
     for phrase, word in _TERM.findall(unicodedata.normalize("NFKC", text)):
         found = "".join(c if _is_word(c) else " " for c in phrase or word).split()
@@ -56,13 +55,13 @@ def _terms(text: str) -> list[str]:
 
 
 def _is_word(character: str) -> bool:
-    """Whether the index holds it."""
+    """Whether the index holds this character."""
     return character.isalnum() or unicodedata.category(character)[0] == "M"
 
 
 def _literal(db: sqlite3.Connection, text: str, limit: int) -> list[SearchHit]:
-    """Titles, then turns, in which every part of `text` stands as it is, but for case, width and accents; newest first.
-    Every text is looked at."""
+    """Titles, then messages, that contain every part of `text` literally, ignoring case, width and accents; newest
+    first. Reads every text."""
     parts = [phrase or word for phrase, word in _TERM.findall(text) if phrase or word] or [text]
     wanted = [found for part in parts[:MAX_WORDS] if (found := Wanted.of(part))]
     if not wanted:
@@ -86,7 +85,7 @@ def _literal(db: sqlite3.Connection, text: str, limit: int) -> list[SearchHit]:
 
 
 def _places(wanted: Sequence[Wanted], text: str) -> list[Span]:
-    """Of all of them, ascending; where two overlap the first."""
+    """The places of all of them, ascending; of overlapping ones only the first."""
     out: list[Span] = []
     for start, end in sorted(span for part in wanted for span in part.places(text)):
         if not out or start >= out[-1][1]:
@@ -112,7 +111,7 @@ def _turns(db: sqlite3.Connection, query: str, limit: int) -> list[SearchHit]:
 
 
 def _titles(db: sqlite3.Connection, query: str) -> list[SearchHit]:
-    """By an index made on the spot: titles are few, change, and should match exactly as turns do."""
+    """Search titles with a temporary index: they are few, change, and should match exactly as messages do."""
     chats, marks = _chats(db), _marks()
     with closing(sqlite3.connect(":memory:")) as memory:
         memory.execute(INDEX)
@@ -131,12 +130,12 @@ def _titles(db: sqlite3.Connection, query: str) -> list[SearchHit]:
 
 
 def _marks() -> tuple[str, str]:
-    """What stands around a match in FTS5's answer: no text can hold it, since it is another one for each search."""
+    """Markers around a match in FTS5's answer; random, so that no text can contain them."""
     return f"<{(nonce := secrets.token_hex(8))}", f"{nonce}>"
 
 
 def _spans(text: str, marked: str, marks: tuple[str, str]) -> list[Span]:
-    """Where in `text` the matches lie that FTS5 has marked in what the index holds of it."""
+    """The spans of `text` that FTS5 marked in its indexed form."""
     found, at, start = [], 0, 0
     for part in re.split(f"({'|'.join(marks)})", marked):
         if part == marks[0]:
@@ -156,13 +155,13 @@ def _chats(db: sqlite3.Connection) -> list[tuple[str, str]]:
 
 
 def _is_beginning(db: sqlite3.Connection, session_id: str, title: str) -> bool:
-    """Whether the title is the first words of the chat, as it is unless the user gave another."""
+    """Whether the title is the beginning of the first message, as it is unless the user renamed the chat."""
     row = db.execute("SELECT text FROM turn WHERE session = ? AND i = 0", (session_id,)).fetchone()
     return row is not None and as_text(row[0]).lstrip().startswith(_FORK.sub("", title).rstrip("…"))
 
 
 def _hit(session_id: str, title: str, turn: int | None, role: str, text: str, spans: Sequence[Span]) -> SearchHit:
-    """With the words around the first match, in one line."""
+    """A hit with one line of the text around the first match."""
     snippet, marks = "", []
     for piece, is_match in _around(text, spans):
         one_line = _SPACE.sub(" ", piece)
@@ -176,7 +175,7 @@ def _around(text: str, spans: Sequence[Span]) -> Iterator[tuple[str, bool]]:
     """The text around the first match, in pieces, and whether each is a match."""
     first, last = spans[0] if spans else (0, 0)
     at, end = max(first - _AROUND, 0), min(last + _AROUND, len(text))
-    if at and (space := _SPACE.search(text, at, first)):  # no half a word, where there are spaces
+    if at and (space := _SPACE.search(text, at, first)):  # not half a word, if there are spaces
         at = space.end()
     yield ("…" if at else ""), False
     for start, stop in spans:

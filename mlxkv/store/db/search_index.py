@@ -1,9 +1,9 @@
-"""The search index: which words of a turn it holds, how they get in and out, and where a match lies in the text.
+"""The search index: adds and removes the words of messages, and finds the span of a match in the original text.
 
 FTS5 takes a run of Chinese, Japanese, Thai or Korean letters for one word. So the index holds text in compatibility
-form (NFKC: half width, full width and ligatures are what they stand for) with each of these letters as a word of its
-own; what is looked for is put the same way, as a phrase. The index keeps its own copy of that, since a row can only be
-removed by the words that went in. Inside a transaction of the caller.
+form (NFKC: half width, full width and ligatures are replaced) with each of these letters as a separate word; queries
+are converted the same way, to phrases. The index keeps its own copy of that text, since a row can only be removed by
+the words that were added. Inside a transaction of the caller.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ INDEX = """CREATE VIRTUAL TABLE turn_fts USING fts5(text, thinking, tokenize="un
 
 
 def words(text: str) -> str:
-    """`text` as the index holds it: line for line, so that a match can be traced back."""
+    """`text` in its indexed form: line by line, so that a match can be traced back."""
     if text.isascii():
         return text
     return _CUT.sub(r" \g<0> ", unicodedata.normalize("NFKC", text))
 
 
 def spans_in(text: str, marks: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-    """Where spans of `words(text)`, ascending, lie in `text`. Only lines with a match are traced by the character."""
+    """The spans of `text` for ascending spans of `words(text)`. Only lines with a match are mapped by character."""
     lines = iter(text.split("\n"))
     line, at, done = next(lines), 0, 0
     length, origins = len(words(line)), None
@@ -51,7 +51,7 @@ def spans_in(text: str, marks: Iterable[tuple[int, int]]) -> Iterator[tuple[int,
 
 
 def _origins(line: str) -> list[tuple[int, int]]:
-    """For each character of `words(line)` the span of `line` that it comes from."""
+    """The span of `line` that each character of `words(line)` comes from."""
     return origins(line, words)
 
 
@@ -63,20 +63,20 @@ def index_turn(db: sqlite3.Connection, rowid: int, text: object, thinking: objec
 
 
 def unindex_turns(db: sqlite3.Connection, rowids: Iterable[int]) -> None:
-    """Take turns out; `forget_deleted` once they are all out."""
+    """Remove messages; call `forget_deleted` after the last one."""
     db.executemany("DELETE FROM turn_fts WHERE rowid = ?", ((rowid,) for rowid in rowids))
 
 
 def forget_deleted(db: sqlite3.Connection) -> None:
-    """Words that were removed linger in segments of the index until these are merged."""
+    """Merge the index's segments: removed words stay in them until then."""
     db.execute("INSERT INTO turn_fts(turn_fts) VALUES('optimize')")
 
 
 def rebuild(db: sqlite3.Connection) -> None:
-    """Make the index again, whatever is there of it."""
+    """Rebuild the index, in whatever state it is."""
     try:
         db.execute("DROP TABLE IF EXISTS turn_fts")
-    except sqlite3.DatabaseError:  # so damaged that FTS5 will not even open it: its tables go one by one
+    except sqlite3.DatabaseError:  # too damaged for FTS5 to open it: drop its tables one by one
         db.execute("PRAGMA writable_schema=ON")
         db.execute("DELETE FROM sqlite_schema WHERE name = 'turn_fts'")
         db.execute("PRAGMA writable_schema=RESET")
@@ -88,7 +88,7 @@ def rebuild(db: sqlite3.Connection) -> None:
 
 
 def is_whole(db: sqlite3.Connection) -> bool:
-    """Whether the index is sound and holds the words of every turn, and none else.
+    """Whether the index is intact and holds exactly the words of every message.
 
     Raises:
         sqlite3.Error: it is damaged.

@@ -1,8 +1,8 @@
-"""A chat in one file that can be given away (`.mlxkv`), and as JSON: written from a session, read with suspicion.
+"""A chat as one file (`.mlxkv`) that can be shared: write it, and read one without trusting it.
 
 A `.mlxkv` file is a safetensors file: `chat`, the same JSON; `chunk.<n>`, chunk files byte for byte; `xxh3` of every
-byte before it. It has no paths, no links and no compression, so nothing can point out of it or swell; what it says is
-bounded by its size. What a chat must be is `document.py`, its way in and out of the store `transfer.py`. Any thread.
+byte before it. Without paths, links and compression nothing can point outside or expand, and its size bounds its
+content. `document.py` validates the chat, `transfer.py` moves it in and out of the store. Any thread.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from mlxkv.safetensors import Header, encode_header, read_header
 from mlxkv.store.files import Files, Step, no_step
 from mlxkv.system.regular_file import open_regular, opened, reason
 
-FORMAT = "chat 1"  # of the file around the document, which has a format of its own
+FORMAT = "chat 1"  # of the file; the document in it has its own format
 _NEWER = re.compile(r"chat [0-9]{1,9}")
 MAX_TEXT = 256 << 20  # bytes of the JSON
 MAX_CHUNKS = 8192
@@ -29,7 +29,7 @@ _READ = 1 << 20
 
 @dataclass(frozen=True)
 class ArchiveFile:
-    """A file whose checksum is right: its JSON, and where the chunks' bytes lie."""
+    """A file whose checksum matches: its JSON, and the spans of the chunks' bytes."""
 
     path: Path
     text: bytes
@@ -48,10 +48,10 @@ class ArchiveFile:
 def write_archive(
     path: Path, text: bytes, chunks: Sequence[tuple[int, Iterable[bytes]]], before: Step = no_step
 ) -> int:
-    """Write the JSON `text` and chunks, each given as its size and its bytes in parts; the bytes written.
+    """Write the JSON `text` and chunks, each as its size and its bytes in parts; returns the file's size.
 
     Raises:
-        StoreError: too much for one file, no such folder, or the disk refuses.
+        StoreError: too large, no such folder, or the disk is full or fails.
     """
     if len(text) > MAX_TEXT or len(chunks) > MAX_CHUNKS:
         raise StoreError(f"This chat has {len(text):,} bytes of text and {len(chunks):,} chunks; export it without KV.")
@@ -67,7 +67,7 @@ def write_archive(
 
 
 def is_archive(path: Path) -> bool:
-    """Whether it begins as these files do; JSON begins with `{` instead of a length."""
+    """Whether the file begins like an archive; JSON begins with `{` instead of a length."""
     try:
         with opened(path, follow=False) as file:
             head = file.read(9)
@@ -77,7 +77,7 @@ def is_archive(path: Path) -> bool:
 
 
 def read_archive(path: Path) -> ArchiveFile:
-    """Check the whole file; the chunks' bytes are not kept.
+    """Verify a whole file; does not keep the chunks' bytes.
 
     Raises:
         CorruptError: one sentence with the rule that it breaks.
@@ -104,7 +104,7 @@ def read_archive(path: Path) -> ArchiveFile:
 
 
 def _check(path: Path, header: Header) -> tuple[tuple[int, int], ...]:
-    """The chunks' spans in the file."""
+    """Check the header; returns the chunks' spans in the file."""
     form = header.metadata.get("mlxkv", "")
     if form != FORMAT and _NEWER.fullmatch(form):
         raise CorruptError(f"{path.name} was written by a newer mlxkv ({form}, this one knows {FORMAT}); update mlxkv.")

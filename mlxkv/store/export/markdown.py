@@ -1,7 +1,7 @@
-"""A chat as Markdown, for people: whatever a message holds, the next one is a part of its own.
+"""A chat as Markdown, for people: whatever a message contains, it cannot swallow or imitate the next one.
 
-A reply may end inside a code fence or an HTML comment, or hold a heading that looks like a speaker's. What is open is
-closed, and such a heading is escaped; a CommonMark parser is asked whether that worked. Pure; any thread.
+A reply may end inside a code fence or an HTML comment, or contain a heading that looks like a speaker's. Open blocks
+are closed and such headings escaped; a CommonMark parser checks the result. Pure; any thread.
 """
 
 from __future__ import annotations
@@ -23,10 +23,9 @@ _NEXT = "\n\n## next\n"
 
 
 def to_markdown(record: SessionRecord, *, joined: bool = False) -> str:
-    """The chat with a heading `## user`, `## assistant`, ... before each message. Characters that steer terminals are
-    made visible.
+    """The chat with a heading `## user`, `## assistant`, ... before each message. Control characters are made visible.
 
-    `joined`: for a file, where emoji that are joined into one stay so; see `clean`.
+    `joined`: for a file, in which joined emoji stay joined; see `clean`.
     """
     safe, parser = partial(clean, joined=joined), MarkdownIt("commonmark")
     title = " ".join(safe(record.title).split())
@@ -44,7 +43,7 @@ def to_markdown(record: SessionRecord, *, joined: bool = False) -> str:
 
 
 def _apart(parser: MarkdownIt, text: str, ending: str = "") -> str:
-    """`text` and `ending` so that what follows is outside of it, and none of its headings is taken for a speaker's."""
+    """`text` and `ending`, closed and escaped so that the next message starts outside of it."""
     text = _without_speakers(parser, text)
     for close in _closings(parser, text):
         if _is_apart(parser, closed := f"{text}{close}"):
@@ -71,7 +70,7 @@ def _is_apart(parser: MarkdownIt, text: str) -> bool:
 
 
 def _headings(tokens: list[Token]) -> Iterator[Token]:
-    """What second-level headings say that are in no list or quotation."""
+    """The contents of second-level headings outside of lists and quotations."""
     for opening, inline in pairwise(tokens):
         if opening.type == "heading_open" and opening.tag == "h2" and opening.level == 0:
             yield inline
@@ -92,5 +91,5 @@ def _without_speakers(parser: MarkdownIt, text: str) -> str:
 
 
 def _shown(heading: Token) -> str:
-    """Its text as it is read, without emphasis and a colon."""
+    """A heading's text as displayed, without emphasis and a final colon."""
     return "".join(part.content for part in heading.children or ()).strip().rstrip(":").casefold()
