@@ -1,7 +1,7 @@
-"""SessionStore: the door to everything on disk. Opens the two folders, and hands each call to the part that owns it.
+"""SessionStore: opens everything on disk, holds its locks, and keeps sessions and their KV rows consistent.
 
-One object per process, used by the thread that opened it (the engine's). Rows reach the disk on a thread of their own
-(store/kv/writer.py); what is asked for next waits for them where it has to.
+One object per process, used by the thread that opened it (the engine's). Another thread writes rows
+(store/kv/writer.py); calls that need them wait for it. Sessions alone are db/sessions.py's.
 """
 
 from __future__ import annotations
@@ -68,16 +68,16 @@ class SessionStore:
         cls, folders: Folders, before: Step = no_step, *, disk_limit: int | Literal["setting"] | None = "setting",
         files: Files | None = None, enforce: bool = True, when_full: Literal["raise", "read"] = "raise",
     ) -> SessionStore:  # fmt: skip
-        """Open or make the store, or only read it where nothing can be written (`read_only`).
+        """Open or create the store, or open it for reading if its folder cannot be written (`read_only`).
 
         `before` is called before each step on disk (tests crash there).
         `disk_limit`: bytes for everything in the cache folder, None for no limit but the disk; by default what the
-        user has set. Whoever opens the store goes by it: opening already makes room, unless `enforce` is False, for
-        whoever is about to resume a chat whose rows must not go (`enforce_limit`).
-        `when_full`: on a full disk too the chats can be read, but what stays open so is not saved once there is room.
+        user has set. Opening enforces it, unless `enforce` is False because a chat will be resumed whose rows must
+        stay (then call `enforce_limit`).
+        `when_full`: "read" opens the store for reading on a full disk too; it then stays unsaved once there is space.
 
         Raises:
-            StoreError: another program's or a newer format, or the database is gone though there was one.
+            StoreError: the database belongs to another program, has a newer format, or is lost.
             CorruptError: the database is damaged. ConfigError: a folder is not private.
         """
         if disk_limit == "setting":
@@ -101,7 +101,7 @@ class SessionStore:
         data = private_folder(folders.data)
         try:
             private_folder(folders.cache / KV)
-        except ConfigError as error:  # chats are saved all the same, and of their rows it is said that they are not
+        except ConfigError as error:  # chats are saved anyway, and saving rows gives a notice
             if read_only_reason(error, folders.cache) is None:
                 raise
         locks = private_folder(data / "locks")
@@ -118,7 +118,7 @@ class SessionStore:
         return store
 
     def close(self) -> None:
-        """Wait for what is being saved, and let go of the database."""
+        """Wait for pending saves, and close the database."""
         self._writer.close()
         self._daily.wait()
         self._open.close()
@@ -131,11 +131,11 @@ class SessionStore:
 
     @property
     def read_only(self) -> str | None:
-        """Why nothing can be saved, in one sentence; None where it can."""
+        """The reason why nothing can be saved, in one sentence; None if saving works."""
         return self._database.read_only
 
     def check_writable(self) -> None:
-        """Raises ReadOnlyError: see `read_only`."""
+        """Raises ReadOnlyError if the store is open for reading only."""
         if self.read_only:
             raise ReadOnlyError(self.read_only)
 
@@ -144,10 +144,10 @@ class SessionStore:
     def add_turn(self, session_id: str, turn: TurnRecord, *, head: str | None = None) -> str:
         """Append a turn and return the new head; on disk when this returns.
 
-        `head` is the head the turn was made from, by default the one this store last saw (create, load, add, update).
+        `head` is the head that the turn continues, by default the one this store last saw (create, load, add, update).
 
         Raises:
-            SessionChangedError: somebody else changed the session since. SessionNotFoundError: it was deleted.
+            SessionChangedError: another process changed the session since. SessionNotFoundError: it was deleted.
         """
         self._daily.start_if_new_day()
         return self.sessions.add_turn(session_id, turn, head)
@@ -157,7 +157,7 @@ class SessionStore:
     ) -> str:
         """Replace the last turn, whose state is "open", by a longer or finished one. Returns the new head.
 
-        `reopen`: it may be finished, if `turn` goes on from its ids; rows that were saved at it stay saved.
+        `reopen`: it may be finished, if `turn` continues its ids; rows that were saved at it stay saved.
 
         Raises:
             SessionChangedError: see add_turn. StoreError: the last turn is not open.
@@ -177,15 +177,15 @@ class SessionStore:
 
     @public(session_id=label)
     def load(self, session_id: str) -> SessionRecord:
-        """Everything about a session, its digest chain verified: here, or since this store holds its lock.
+        """A whole session. Verifies its digest chain, unless that was done since this store locked it.
 
         Raises:
-            SessionNotFoundError. CorruptError: names the turn that is not what was written.
+            SessionNotFoundError. CorruptError: names the turn that was changed.
         """
         return self.sessions.load(session_id, fresh=session_id not in self._held)
 
     def list(self) -> tuple[ChatSummary, ...]:
-        """Newest first; `kv_bytes` is what `disk_bytes` says of each, without files that somebody has removed."""
+        """All chats, newest first; `kv_bytes` of each is its `disk_bytes` without files that are missing."""
         waiting, found = self._saver.sessions_waiting(), self.sessions.list(self._saver.committer.saved_bytes)
         with self._database.reading() as db:
             gone = missing_bytes(db, self._chunks)
@@ -194,20 +194,19 @@ class SessionStore:
 
     @public(session_id=label)
     def tree(self, session_id: str) -> tuple[Branch, ...]:
-        """The chat, what it was forked from and what was forked from it: each before its forks."""
+        """All chats forked from the same root as this one: each before its forks."""
         with self._database.reading() as db:
             return tree(db, session_id)
 
     @public(session_id=label, first=whole)
     def siblings(self, session_id: str, first: int = 0) -> tuple[tuple[Sibling, ...], ...]:
-        """For each message of the chat, from number `first` on, its versions in the order they were made, this chat's
-        own among them."""
+        """The versions of each message of the chat, from number `first` on, in the order of creation."""
         with self._database.reading() as db:
             return siblings(db, session_id, first)
 
     @public(session_id=label, path=path, kv=flag)
     def export_chat(self, session_id: str, path: Path, *, kv: bool = True) -> int:
-        """Write a `.mlxkv` file of a session, with its saved rows (`kv`); the bytes.
+        """Write a session to a `.mlxkv` file, with its saved KV rows if `kv`; returns the file's size.
 
         Raises:
             SessionNotFoundError. CorruptError. StoreError: it cannot be written.
@@ -217,10 +216,10 @@ class SessionStore:
 
     @public(path=path, trust_kv=flag)
     def import_chat(self, path: Path, *, trust_kv: bool = False) -> Imported:
-        """Take in a chat that `export_chat`, or `mlxkv chats export --format json`, wrote: turns and ids.
+        """Import a chat that `export_chat` or `mlxkv chats export --format json` wrote: turns and token ids.
 
-        `trust_kv` takes its rows too, where there are any, and marks the session for good: whoever made the file
-        decides what the model believes to have read.
+        `trust_kv` imports its rows too, if there are any, and marks the session permanently: the author of the file
+        controls what the model takes for its context.
 
         Raises:
             CorruptError: the file breaks a rule; nothing was imported. StoreError.
@@ -229,8 +228,7 @@ class SessionStore:
 
     @public(session_id=label, num_turns=optional(whole))
     def fork(self, session_id: str, num_turns: int | None = None) -> str:
-        """A new session with the first `num_turns` turns (None: all) and every saved row that lies on them; no KV bytes
-        are written.
+        """Create a session with the first `num_turns` turns (None: all) and their saved rows; writes no KV bytes.
 
         Raises:
             SessionNotFoundError. StoreError: it has fewer turns.
@@ -244,7 +242,7 @@ class SessionStore:
 
     @public(session_id=label)
     def delete(self, session_id: str) -> None:
-        """Remove its rows, then the chunks that nothing else uses.
+        """Delete a session, and the chunks that no other session uses.
 
         Raises:
             SessionNotFoundError. SessionLockedError: it is open in another process.
@@ -254,7 +252,7 @@ class SessionStore:
             with self._database.writing() as db:
                 self.sessions.delete(db, session_id)
             with kv_lock(self._locks, wait=False) as alone:
-                if alone:  # else who holds it does it when done
+                if alone:  # else the process that holds the lock removes them when it is done
                     remove_unused(self._database, self._chunks)
             self._chunks.empty_quarantine()
             with suppress(OSError):
@@ -262,10 +260,10 @@ class SessionStore:
 
     @contextmanager
     def lock(self, session_id: str) -> Iterator[None]:
-        """Hold the session; the kernel lets go when the process ends, however it ends. Leaving waits for its rows.
+        """Lock the session; the kernel releases it however the process ends. Exiting waits until its rows are saved.
 
         Raises:
-            SessionLockedError: names the process that holds it. ReadOnlyError.
+            SessionLockedError: names the process that has it open. ReadOnlyError.
         """
         self.check_writable()
         with locked(self._locks, session_id):
@@ -279,16 +277,16 @@ class SessionStore:
                 self._saver.forget(session_id)
 
     def is_open(self, session_id: str) -> bool:
-        """Whether some process, this one included, holds the session."""
+        """Whether any process, this one included, has locked the session."""
         return is_held(self._locks, session_id)
 
     # -- KV --------------------------------------------------------------------------------------------
 
     def save_kv(self, session_id: str, cache: KVCacheLike, model: ModelIdentity, rng: bytes | None = None) -> KVCommit:
-        """Hand over the rows that are new since the last commit on this history, and the sampler's state.
+        """Save the rows that are new since the last commit of this history, and the sampler's state.
 
-        Returns once the cache may go on: the rows are written by another thread. `notice` also says what became of the
-        save before this one, if that failed; its rows are tried again with this one.
+        Returns as soon as the cache may change: another thread writes the rows. `notice` also reports a failure of the
+        previous save, whose rows are saved again with this one.
 
         Raises:
             StoreError: the turns (not the rows) cannot be read.
@@ -298,28 +296,28 @@ class SessionStore:
     def commit_kv(
         self, session_id: str, cache: KVCacheLike, model: ModelIdentity, rng: bytes | None = None
     ) -> KVCommit:
-        """`save_kv`, and wait until it is on disk.
+        """`save_kv`, and wait until the rows are on disk.
 
         Raises:
-            SessionChangedError: the history is another one now. StoreError: a write failed; nothing was left behind and
-            the next call tries again.
+            SessionChangedError: the history has changed. StoreError: a write failed; nothing was left behind, and the
+            next call tries again.
         """
         return self._saver.save_and_wait(session_id, cache, model, rng)
 
     @public(session_id=label)
     def flush(self, session_id: str) -> str | None:
-        """Wait for the session's rows to be on disk; one sentence if that failed, told once."""
+        """Wait until the session's rows are on disk; returns one sentence if that failed, once per failure."""
         return self._saver.flush(session_id)
 
     def restore_kv(
         self, session_id: str, cache: KVCacheLike, model: ModelIdentity, ids: Sequence[int], held: int = 0
     ) -> Restored:
-        """Fill the cache with the longest saved prefix of `ids`, of this session or of another that began alike, unless
-        continuing from the `held` tokens that it has, or prefilling all, is faster than this disk.
+        """Restore the longest saved prefix of `ids`, of this session or of another with the same prefix, unless
+        continuing from the `held` tokens of the cache, or prefilling everything, is faster than this disk.
 
-        Missing or damaged rows, or ones of another model or cache layout, cost tokens and give a notice; damaged files
-        are moved to the folder `quarantine`. `optional` rows are loaded where they are at hand. The cache is left as it
-        is where `tokens` of the answer is 0 and nothing was damaged or slow.
+        Rows that are missing, damaged, or of another model or cache layout cost tokens and give a notice; damaged files
+        are moved to the folder `quarantine`. `optional` rows are loaded if they exist. The cache is unchanged if
+        `tokens` of the result is 0 and nothing was damaged or slow.
 
         Raises:
             SessionNotFoundError. CorruptError: the turns (not the rows) are damaged.
@@ -328,37 +326,37 @@ class SessionStore:
         return self._restorer.restore(session_id, cache, model, ids, held)
 
     def borrow_kv(self, cache: KVCacheLike, model: ModelIdentity, ids: Sequence[int], held: int = 0) -> Restored:
-        """`restore_kv` for what is saved nowhere: rows of chats that began alike. Nothing is written, no matter what is
-        found: not that they were used, or that one is damaged (it is passed over)."""
+        """`restore_kv` for an unsaved chat, from saved chats with the same prefix. Writes nothing: records no use, and
+        skips damaged chunks where they are."""
         return self._restorer.restore(None, cache, model, ids, held)
 
     def measured_prefill(self, model: ModelIdentity, tokens_per_second: float) -> None:
-        """Take note of the speed of a prefill of this model; `restore_kv` gives up where it would take longer."""
+        """Record a model's prefill speed; `restore_kv` gives up if it would take longer."""
         self._restorer.prefill_tps[model.model_id] = tokens_per_second
 
     @public(session_id=label)
     def disk_bytes(self, session_id: str) -> int:
-        """A chat's KV on disk: bytes of the files of the chunks that the session refers to, shared ones and those on
-        their way to the disk included. What stands beside a chat wherever one is listed."""
+        """Bytes of all chunk files that a session refers to, including shared ones and those not yet written. Lists of
+        chats show this."""
         waiting = self._saver.waiting(session_id)
         with self._database.reading() as db:
             return self._saver.committer.saved_bytes(db, session_id) + unsaved_bytes(db, session_id, waiting)
 
     def num_bytes_written(self, session_id: str | None = None) -> int:
-        """KV bytes ever written for this session, or by this store, chats that were deleted included."""
+        """KV bytes ever written for this session; without one by this store, for deleted sessions too."""
         with self._database.reading() as db:
             return bytes_written(db, session_id)
 
     def enforce_limit(self, spare: Collection[str] = ()) -> None:
-        """Go under the disk limit, which may have been lowered. Open sessions keep what they need, and so do those in
-        `spare`: they are about to be opened. What is wrong with the folders is told by whoever needs them."""
+        """Remove rows until the disk limit holds; it may have been lowered. Open sessions keep the rows they need, and
+        so do those in `spare`, which will be opened next. Errors are left to the calls that need the folders."""
         with suppress(StoreError), kv_lock(self._locks, wait=False) as alone:
-            if alone:  # else who holds it makes room
+            if alone:  # else the process that holds the lock enforces it
                 self._quota.enforce(self._database, spare)
 
     def collect(self) -> int:
-        """Remove what nothing uses: rows that no chat refers to, what was set aside or left by a crash, and rows beyond
-        the disk limit; the bytes that frees. Of two processes one does it."""
+        """Remove unused chunks, files that were set aside or left by a crash, and rows beyond the disk limit; returns
+        the bytes freed. Does nothing while another process holds the KV lock."""
         self.check_writable()
         self._writer.wait()
         before = self.disk_usage()
@@ -371,9 +369,8 @@ class SessionStore:
         return max(before - self.disk_usage(), 0)
 
     def disk_usage(self, quick: bool = False) -> int:
-        """KV on disk in all: bytes that rows of chats and named prompt caches take there with their folders, as `du`
-        counts: what `disk_limit` holds for. Rows on their way to the disk are included. `quick` goes only through
-        folders that have changed since it was last asked."""
+        """Bytes on disk of chats' rows and named prompt caches with their folders, as `du` counts them: the value that
+        `disk_limit` limits. Includes rows not yet written. `quick` lists only folders changed since the last call."""
         waiting = {
             d: size for session in self._saver.sessions_waiting() for d, size in self._saver.waiting(session).items()
         }
@@ -384,8 +381,8 @@ class SessionStore:
     def saving_named(self, path: Path) -> Iterator[CheckSize]:
         """Context in which to write a prompt cache at `path`: yields a function to call with the file's size first.
 
-        In the folder of the named prompt caches the disk limit holds: rows of chats are removed where needed. The
-        function raises StoreError where the file cannot fit; nothing was removed then.
+        In the folder of the named prompt caches the disk limit applies: rows of chats are removed if needed. The
+        function raises StoreError if the file cannot fit; nothing was removed then.
         """
         if not self.space.holds(path):
             yield lambda size: None
@@ -396,16 +393,16 @@ class SessionStore:
             yield lambda size: self._quota.free_space_for_named(self._database, path.stem, size)
 
     def check_named(self, path: Path, size: int) -> None:
-        """Raises StoreError where a prompt cache of at least `size` bytes cannot be saved at `path`."""
+        """Raises StoreError if a prompt cache of at least `size` bytes cannot be saved at `path`."""
         if self.space.holds(path):
             self._quota.check_named(self._database, path.stem, size)
 
     def verify(self, repair: bool = False, *, quick: bool = False) -> VerifyReport:
-        """Check everything: the database, every chat's chain, every chunk's bytes, what lies about.
+        """Check everything: the database, every session's digest chain, every chunk's bytes, orphaned files.
 
-        `quick` looks whether the chunks are there in their size instead of reading them all.
-        `repair` sets damaged chunks aside, drops what refers to them, makes the search index again and removes
-        leftovers. Damaged turns stay as they are: only a backup has them.
+        `quick` checks that the chunk files exist in the right size, without reading them. `repair` sets damaged chunks
+        aside with all references to them, rebuilds the search index and removes orphaned files. Damaged turns stay:
+        only a backup can restore them.
         """
         if self.read_only and not repair:
             return verify(self._database, self.sessions, self.space, False, False, quick)

@@ -18,13 +18,13 @@ import xxhash
 from mlxkv.errors import CorruptError, StoreError, shortened
 from mlxkv.safetensors import Header, encode_header, read_header
 from mlxkv.store.files import Files, Step, no_step
+from mlxkv.store.kv.chunk_format import hash_file
 from mlxkv.system.regular_file import open_regular, opened, reason
 
 FORMAT = "chat 1"  # of the file; the document in it has its own format
 _NEWER = re.compile(r"chat [0-9]{1,9}")
 MAX_TEXT = 256 << 20  # bytes of the JSON
 MAX_CHUNKS = 8192
-_READ = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -89,10 +89,8 @@ def read_archive(path: Path) -> ArchiveFile:
     except OSError as error:
         raise CorruptError(f"{path.name} cannot be read ({reason(error)}).") from error
     try:
-        h, end = xxhash.xxh3_128(), header.file_size - 16
-        for start in range(0, end, _READ):
-            h.update(_read(fd, start, min(start + _READ, end)))
-        if _read(fd, end, header.file_size) != h.digest():
+        end = header.file_size - 16
+        if _read(fd, end, header.file_size) != hash_file(fd, end).digest():
             raise CorruptError(f"{path.name} was changed or damaged after it was exported; get it again.")
         chat = next(t for t in header.tensors if t.name == "chat")
         text = _read(fd, header.data_start + chat.start, header.data_start + chat.end)
