@@ -59,7 +59,7 @@ class SessionStore:
         self._writer = Writer(database.again, lambda: kv_lock(locks), space.chunks, self._quota)
         self.progress = self._writer.progress
         self._saver = Saver(self.sessions, space.chunks, self._quota, self._writer)
-        self._restorer = Restorer(self.sessions, space.chunks, self._saver.committer)
+        self._restorer = Restorer(self.sessions, space.chunks, self._saver.planner)
         self._daily = DailyBackup(database, space.chunks.files)
         self._open = ExitStack()
 
@@ -186,7 +186,7 @@ class SessionStore:
 
     def list(self) -> tuple[ChatSummary, ...]:
         """All chats, newest first; `kv_bytes` of each is its `disk_bytes` without files that are missing."""
-        waiting, found = self._saver.sessions_waiting(), self.sessions.list(self._saver.committer.saved_bytes)
+        waiting, found = self._saver.sessions_waiting(), self.sessions.list(self._saver.planner.saved_bytes)
         with self._database.reading() as db:
             gone = missing_bytes(db, self._chunks)
         sizes = ((c, self.disk_bytes(c.id) if c.id in waiting else c.kv_bytes - gone.get(c.id, 0)) for c in found)
@@ -340,7 +340,7 @@ class SessionStore:
         chats show this."""
         waiting = self._saver.waiting(session_id)
         with self._database.reading() as db:
-            return self._saver.committer.saved_bytes(db, session_id) + unsaved_bytes(db, session_id, waiting)
+            return self._saver.planner.saved_bytes(db, session_id) + unsaved_bytes(db, session_id, waiting)
 
     def num_bytes_written(self, session_id: str | None = None) -> int:
         """KV bytes ever written for this session; without one by this store, for deleted sessions too."""

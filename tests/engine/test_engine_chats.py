@@ -21,7 +21,7 @@ from mlxkv.protocol import events as ev
 from mlxkv.protocol.status import ModelTooLarge
 from mlxkv.stats import bytes_text
 from mlxkv.store.kv.chunk_files import ChunkFiles
-from mlxkv.store.kv.chunk_format import Encoded
+from mlxkv.store.kv.chunk_format import EncodedChunk
 from mlxkv.tui.state.choice_lists import chat_row
 from mlxkv.tui.state.reports import stats_lines
 from tests.tokenizers import tiny_folder
@@ -226,7 +226,7 @@ def test_one_chat_has_one_size_on_disk_and_one_count_everywhere(said: Said, monk
     before = store.disk_bytes(session)
     may_write, put = threading.Event(), ChunkFiles.put
 
-    def held(files: ChunkFiles, chunk: Encoded) -> int:
+    def held(files: ChunkFiles, chunk: EncodedChunk) -> int:
         may_write.wait()
         return put(files, chunk)
 

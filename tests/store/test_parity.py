@@ -76,7 +76,7 @@ def test_it_goes_on_bit_by_bit(kind: str, store: SessionStore, tmp_path: Path, m
             write_prompt_file(tmp_path / "x.kv", cache, identity())
             read_prompt_file(tmp_path / "x.kv", back, identity())
         else:
-            monkeypatch.setattr(chunk_reader, "_WORTH_THREADS", 0 if restored % 4 else 32 << 20)
+            monkeypatch.setattr(chunk_reader, "_PARALLEL_FROM", 0 if restored % 4 else 32 << 20)
             found = store.restore_kv(session, back, identity(), cache.tokens)
             assert (found.tokens, found.notice) == (cache.offset, None)
         assert back.tokens == cache.tokens

@@ -88,7 +88,7 @@ def _resident() -> int:
 def test_a_damaged_chunk_among_several_at_once_costs_tokens(
     asks: bool, store: SessionStore, folders: Folders, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(chunk_reader, "_WORTH_THREADS", 0)
+    monkeypatch.setattr(chunk_reader, "_PARALLEL_FROM", 0)
     if not asks:
         monkeypatch.setattr(prefault, "_madvise", lambda: None)
     model = tiny_llama()

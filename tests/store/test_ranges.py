@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlxkv.store.kv.chunk_format import prefix_keys
-from mlxkv.store.kv.ranges import Grid, cover, covers, merged, rows_per_chunk, without
+from mlxkv.store.kv.ranges import Grid, cover, covers, merge, rows_per_chunk, subtract
 
 ranges = st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40)), max_size=6)
 
@@ -22,9 +22,9 @@ def points(found: list[tuple[int, int]]) -> set[int]:
 
 @given(ranges, ranges)
 def test_ranges_are_sets(a: list[tuple[int, int]], b: list[tuple[int, int]]) -> None:
-    assert points(merged(a)) == points(a)
-    assert all(x[1] < y[0] for x, y in pairwise(merged(a)))
-    assert points(without(a, b)) == points(a) - points(b)
+    assert points(merge(a)) == points(a)
+    assert all(x[1] < y[0] for x, y in pairwise(merge(a)))
+    assert points(subtract(a, b)) == points(a) - points(b)
     assert covers(a, b) == (points(b) <= points(a))
 
 

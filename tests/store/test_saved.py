@@ -25,13 +25,13 @@ def remembered(store: SessionStore, session: str, cache: FakeCache) -> tuple[set
     spec = spec_id(cache.layout(), model().spec_extra)
     with store._database.reading() as db:
         history = store.sessions.history(db, session)
-        rows = store._saver.committer.saved(session, model().model_id, spec)
+        rows = store._saver.planner.saved(session, model().model_id, spec)
         rows.update(db, history)
         commits = [c for c in saved_commits(db, session, history) if c.spec_id == spec]
         listed = [c for c in saved_chunks(db, commits, history) if store._chunks.has(c.digest, c.size)]
         assert {(c.digest, c.end) for c in rows.chunks.values()} == {(c.digest, c.end) for c in listed}
-        assert rows.num_bytes == store._saver.committer.saved_bytes(db, session) == saved_bytes(db, session)
-        assert rows.reached >= max((c.kept for c in commits), default=0)
+        assert rows.num_bytes == store._saver.planner.saved_bytes(db, session) == saved_bytes(db, session)
+        assert rows.reached >= max((c.valid for c in commits), default=0)
         for name in ("full", "window64"):
             covered = {p for a, b in rows.group(name).covered for p in range(a, b)}
             assert covered == {p for c in listed if c.head.group == name for p in range(c.head.a, c.end)}

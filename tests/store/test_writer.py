@@ -13,7 +13,7 @@ from mlxkv.config import Folders
 from mlxkv.errors import SessionLockedError, StoreError
 from mlxkv.store import SessionStore, TurnRecord
 from mlxkv.store.db.database import Database
-from mlxkv.store.kv.chunk_format import Encoded
+from mlxkv.store.kv.chunk_format import EncodedChunk
 from mlxkv.store.kv.writer import MAX_WAITING, Job
 from tests.store.conftest import Talk
 from tests.store.fake import FakeCache, model
@@ -281,7 +281,7 @@ def test_a_program_that_forgets_to_close_still_ends_after_its_last_save(folders:
 def test_rows_are_copied_out_of_the_cache(folders: Folders) -> None:
     """A view that is held makes MLX copy the whole buffer at the next token."""
     gate = Gate("fsync")
-    seen: list[Encoded] = []
+    seen: list[EncodedChunk] = []
     with SessionStore.open(folders, gate) as store:
         talk = Talk(store, FakeCache())
         say(talk, 100)
@@ -303,7 +303,7 @@ def test_a_large_save_waits_for_the_disk_instead_of_filling_the_memory(folders: 
         most = 0
         real = store._writer._next
 
-        def watched(job: object) -> Encoded | None:
+        def watched(job: object) -> EncodedChunk | None:
             nonlocal most
             most = max(most, sum(chunk.size for chunk in job.chunks))  # type: ignore[attr-defined]
             return real(job)  # type: ignore[arg-type]

@@ -24,7 +24,7 @@ from mlxkv.store.export.archive import ArchiveFile, is_archive, read_archive, wr
 from mlxkv.store.export.document import MAX_IDS, from_document, to_document
 from mlxkv.store.identity import digest_of
 from mlxkv.store.kv.chunk_files import ChunkFiles
-from mlxkv.store.kv.chunk_format import ChunkHead, Encoded, prefix_keys, verify_chunk
+from mlxkv.store.kv.chunk_format import ChunkHead, EncodedChunk, prefix_keys, verify_chunk
 from mlxkv.store.kv.commits import SavedChunk, saved_chunks, saved_commits, seed
 from mlxkv.store.kv.save_plan import Plan
 from mlxkv.store.kv.writer import Writer
@@ -79,7 +79,7 @@ def import_chat(sessions: Sessions, writer: Writer, path: Path, trust_kv: bool) 
             raise CorruptError(f"{path.name} holds no KV rows.")
         plan, heads = plan_of(replace(chat, id=session_id), kv, file)
         sessions.set_flags(session_id, UNTRUSTED)  # before there are rows that others could share
-        job = writer.hand_over(plan, encoded_of(file, heads))
+        job = writer.submit(plan, encoded_of(file, heads))
         writer.wait(job)
         if job.failure is not None:
             raise job.failure
@@ -140,7 +140,7 @@ def plan_of(chat: SessionRecord, kv: Any, file: ArchiveFile) -> tuple[Plan, list
     return plan, found
 
 
-def encoded_of(file: ArchiveFile, heads: list[ChunkHead]) -> Iterator[Encoded]:
+def encoded_of(file: ArchiveFile, heads: list[ChunkHead]) -> Iterator[EncodedChunk]:
     """The file's chunks, each a strict safetensors file whose metadata are those of its head.
 
     Raises:
@@ -151,7 +151,7 @@ def encoded_of(file: ArchiveFile, heads: list[ChunkHead]) -> Iterator[Encoded]:
         header = read_header(data, name=f"Chunk {n} of {file.path.name}")
         if header.metadata != head.metadata():
             raise CorruptError(f"Chunk {n} of {file.path.name} holds rows of other tokens than this chat has.")
-        yield Encoded(head, data, xxhash.xxh3_128_hexdigest(data), len(data))
+        yield EncodedChunk(head, data, xxhash.xxh3_128_hexdigest(data), len(data))
 
 
 def _kv(
@@ -160,7 +160,7 @@ def _kv(
     """The description of the newest commit's rows, and every intact chunk of its spec that fits the history."""
     with sessions.database.reading() as db:
         history = sessions.history(db, session_id)
-        commits = [c for c in saved_commits(db, session_id, history) if c.model_id == model_id and c.kept == c.pos]
+        commits = [c for c in saved_commits(db, session_id, history) if c.model_id == model_id and c.valid == c.pos]
         if not commits:
             return None, []
         newest = max(commits, key=lambda c: (c.pos, c.id))

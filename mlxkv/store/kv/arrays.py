@@ -51,7 +51,7 @@ def empty_arrays(shapes: Shapes) -> dict[str, mx.array]:
     return dict(zip(shapes, unwritten([(shape, dtypes[dtype]) for shape, dtype in shapes.values()]), strict=True))
 
 
-def evaluated(path: Path, header: Header) -> Iterator[tuple[str, mx.array]]:
+def load_arrays(path: Path, header: Header) -> Iterator[tuple[str, mx.array]]:
     """Each array of a file with this checked header, evaluated, in the order of its bytes, 32 MiB at a time.
 
     Raises:

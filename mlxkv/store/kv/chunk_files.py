@@ -16,7 +16,7 @@ from pathlib import Path
 from mlxkv.errors import CorruptError
 from mlxkv.store.db.database import ADVICE
 from mlxkv.store.files import Files, disk_usage, regular_size
-from mlxkv.store.kv.chunk_format import Encoded
+from mlxkv.store.kv.chunk_format import EncodedChunk
 from mlxkv.store.kv.folder_listing import Listing
 from mlxkv.store.records import is_digest
 from mlxkv.store.ulid import random_name
@@ -40,7 +40,7 @@ class ChunkFiles:
     def has(self, digest: str, size: int) -> bool:
         return regular_size(f"{self.root}/{digest[:2]}/{digest}.safetensors") == size  # asked for every chunk of a chat
 
-    def put(self, chunk: Encoded) -> int:
+    def put(self, chunk: EncodedChunk) -> int:
         """Make sure the chunk is there; the bytes written, 0 if it was there already.
 
         Raises:

@@ -42,7 +42,7 @@ class ChunkHead:
 
 
 @dataclass(frozen=True)
-class Encoded:
+class EncodedChunk:
     """A chunk ready to be written: `digest` is its name, `size` its bytes.
 
     `data` is a copy, so that another thread may write it while the cache's buffers go on; empty once it is on disk.
@@ -54,7 +54,7 @@ class Encoded:
     size: int
 
 
-def encode_chunk(head: ChunkHead, shapes: Shapes, views: Mapping[str, Sequence[bytes | memoryview]]) -> Encoded:
+def encode_chunk(head: ChunkHead, shapes: Shapes, views: Mapping[str, Sequence[bytes | memoryview]]) -> EncodedChunk:
     """The chunk of these tensors, each given as the pieces of its bytes, which are copied once.
 
     Raises:
@@ -63,7 +63,7 @@ def encode_chunk(head: ChunkHead, shapes: Shapes, views: Mapping[str, Sequence[b
     sized = [(name, dtype, shape, sum(map(len, views[name]))) for name, (shape, dtype) in shapes.items()]
     header = encode_header(sized, head.metadata())
     data = b"".join([header, *(piece for name in sorted(shapes) for piece in views[name])])
-    return Encoded(head, data, xxhash.xxh3_128_hexdigest(data), len(data))
+    return EncodedChunk(head, data, xxhash.xxh3_128_hexdigest(data), len(data))
 
 
 class PrefixKeys:

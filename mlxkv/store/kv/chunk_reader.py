@@ -26,9 +26,9 @@ from mlxkv.store.kv.ranges import cover
 
 PIECE = 512 << 10  # bytes read and hashed at once: still in a core's own cache, and few enough calls
 FIRST = 16 << 10  # bytes of the first piece: a slow disk should be noticed soon
-MOST_VIEWS = 512  # of one read; systems allow 1,024
-_AT_ONCE = 4  # chunks
-_WORTH_THREADS = 32 << 20  # bytes
+MAX_VIEWS = 512  # of one read; systems allow 1,024
+_NUM_THREADS = 4  # chunks
+_PARALLEL_FROM = 32 << 20  # bytes
 
 KeepReading = Callable[[int], bool]
 """Told the bytes of each piece; False ends the reading."""
@@ -80,7 +80,7 @@ def load(
     """
     cache.begin_restore(ids)
     direct = [read for read in reads if isinstance(read.group, RowPlaces)]
-    if sum(read.chunk.size for read in direct) >= _WORTH_THREADS and len(direct) > 1:
+    if sum(read.chunk.size for read in direct) >= _PARALLEL_FROM and len(direct) > 1:
         _load_in_threads(direct, chunks, keep_reading)
     else:
         for read in direct:
@@ -103,7 +103,7 @@ def _load_in_threads(reads: Sequence[Read], chunks: ChunkFiles, keep_reading: Ke
     def keep(num_bytes: int) -> bool:
         return not failed.is_set() and keep_reading(num_bytes)
 
-    with ThreadPoolExecutor(min(_AT_ONCE, os.cpu_count() or 1), "mlxkv-read") as pool:
+    with ThreadPoolExecutor(min(_NUM_THREADS, os.cpu_count() or 1), "mlxkv-read") as pool:
         for places in groups.values():
             list(pool.map(prefault, runs(places)))
         running = [
@@ -193,7 +193,7 @@ def _pieces(header: Header, places: PlacesLike) -> Iterator[tuple[int, list[memo
     num_bytes, most = 0, FIRST  # each next piece is twice as large
     for view in _views(header, places):
         size = len(view)
-        if num_bytes and (num_bytes + size > most or len(piece) == MOST_VIEWS):
+        if num_bytes and (num_bytes + size > most or len(piece) == MAX_VIEWS):
             yield num_bytes, piece
             piece, num_bytes, most = [], 0, min(2 * most, PIECE)
         while size > most:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from mlxkv.store.db.history import DIGEST_BYTES, History, to_json
-from mlxkv.store.kv.chunk_format import ChunkHead, Encoded, PrefixKeys
+from mlxkv.store.kv.chunk_format import ChunkHead, EncodedChunk, PrefixKeys
 from mlxkv.store.records import is_chunk
 
 STATE = "state"
@@ -24,7 +24,7 @@ KEPT_STATES = 2  # commits; each has the state at its end and the one before the
 
 @dataclass(frozen=True)
 class SavedCommit:
-    """A verified commit on the chain. `kept`: how many tokens of its log are still the beginning of today's."""
+    """A verified commit on the chain. The first `valid` tokens of its log are still the session's."""
 
     id: int
     pos: int
@@ -32,7 +32,7 @@ class SavedCommit:
     model_id: str
     spec_id: str
     rng: bytes | None
-    kept: int
+    valid: int
 
 
 @dataclass(frozen=True)
@@ -100,17 +100,17 @@ def saved_chunks(
         rows = [row for row in rows if is_chunk(*row)]
         log = _log_of(commit, [row[4] for row in rows], history)
         for digest, size, group, a, b, key in rows:
-            end = min(b, commit.kept)
-            if a < end and b <= len(log) and keys(commit, group).key(log, a, b, commit.kept) == key:
+            end = min(b, commit.valid)
+            if a < end and b <= len(log) and keys(commit, group).key(log, a, b, commit.valid) == key:
                 out.setdefault(digest, SavedChunk(digest, size, ChunkHead(group, a, b, key), end))
     return list(out.values())
 
 
 def _log_of(commit: SavedCommit, ends: list[int], history: History) -> array[int]:
     """The ids the commit's chunks were computed from: today's log, unless history was rewritten under one of them."""
-    if max(ends, default=0) <= commit.kept:
+    if max(ends, default=0) <= commit.valid:
         return history.log
-    return history.log_after(commit.num_turns, commit.kept)
+    return history.log_after(commit.num_turns, commit.valid)
 
 
 def num_removed(db: sqlite3.Connection) -> int:
@@ -145,7 +145,7 @@ def save_spec(db: sqlite3.Connection, spec_id: str, parts: dict[str, str]) -> No
 
 def save_commit(
     db: sqlite3.Connection, session_id: str, pos: int, turn: str, model: str, spec_id: str, rng: bytes | None,
-    chunks: Iterable[Encoded | SavedChunk],
+    chunks: Iterable[EncodedChunk | SavedChunk],
 ) -> None:  # fmt: skip
     """One commit with the chunks that are new; a second commit of the same point replaces the sampler state."""
     digest = commit_digest(pos, turn, model, spec_id, rng)
@@ -171,7 +171,7 @@ def save_commit(
         db.execute("INSERT OR IGNORE INTO kv_ref(kv_commit, chunk) VALUES(?, ?)", (commit_id, chunk.digest))
 
 
-def forget_states(db: sqlite3.Connection, session_id: str, among: Collection[str] | None = None) -> list[str]:
+def remove_old_states(db: sqlite3.Connection, session_id: str, among: Collection[str] | None = None) -> list[str]:
     """Let go of recurrent states but those of the newest commits and, for each fork, the last one before it; which.
 
     A state is as large as many rows, and only rows are of use to others. What `kept_for` names another reason for

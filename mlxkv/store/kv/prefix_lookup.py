@@ -15,11 +15,11 @@ from mlxkv.errors import StoreError
 from mlxkv.store.db.sessions import Sessions
 from mlxkv.store.kv.chunk_format import prefix_keys
 from mlxkv.store.kv.commits import SavedChunk, saved_chunks, saved_commits, seed
-from mlxkv.store.kv.ranges import MOST_ROWS
+from mlxkv.store.kv.ranges import MAX_ROWS
 from mlxkv.store.records import is_chunk
 from mlxkv.token_ids import common_prefix
 
-_MOST_SOURCES = 4  # sessions that share as much; the one whose log goes on longest with the prompt is taken
+_MAX_SOURCES = 4  # sessions that share as much; the one whose log goes on longest with the prompt is taken
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def find_source(
             continue  # damaged or just deleted: its rows are of no use to others
         common = common_prefix(history.log, ids)
         commits = [c for c in saved_commits(db, session_id, history) if (c.model_id, c.spec_id) == (model_id, spec_id)]
-        limit = max((min(c.kept, common) for c in commits), default=0)
+        limit = max((min(c.valid, common) for c in commits), default=0)
         if limit > (best.limit if best else 0):
             saved = saved_chunks(db, commits, history)
             chunks = [replace(c, end=min(c.end, limit)) for c in saved if c.head.a < limit]
@@ -57,7 +57,7 @@ def _candidates(
     beyond: int,
 ) -> list[str]:  # fmt: skip
     """Sessions that refer to the chunk that reaches furthest into `ids`, newest first."""
-    least = min(beyond, len(ids) - MOST_ROWS)  # whoever goes on beyond has a chunk that ends there, or a bit before
+    least = min(beyond, len(ids) - MAX_ROWS)  # whoever goes on beyond has a chunk that ends there, or a bit before
     saved: dict[str, list[tuple[int, int, str, str]]] = {}
     for digest, size, group, a, b, key in db.execute(
         "SELECT digest, size, grp, a, b, prefix_key FROM chunk WHERE spec_id = ? AND b <= ? AND b >= ?",
@@ -75,10 +75,10 @@ def _candidates(
             "SELECT DISTINCT c.session FROM kv_ref r JOIN kv_commit c ON c.id = r.kv_commit"
             " JOIN session s ON s.id = c.session WHERE r.chunk = ? AND NOT s.flags & 1"  # imported rows stay alone
             " ORDER BY c.session DESC LIMIT ?",
-            (digest, _MOST_SOURCES + 1),
+            (digest, _MAX_SOURCES + 1),
         ):
             if session_id != but and session_id not in out:
                 out.append(session_id)
-        if len(out) >= _MOST_SOURCES:
+        if len(out) >= _MAX_SOURCES:
             break
-    return out[:_MOST_SOURCES]
+    return out[:_MAX_SOURCES]

@@ -110,10 +110,10 @@ class Quota:
             return True
         free = self.limit - self.space.permanent() - 2 * HEADROOM
         free -= sum(on_disk(_estimate(head, groups)) + BLOCK for head in plan.heads)
-        if plan.kept_bytes + 2 * BLOCK * len(plan.kept) <= free:  # all of it: no need to look at each
+        if plan.saved_bytes + 2 * BLOCK * len(plan.saved) <= free:  # all of it: no need to look at each
             return True
-        kept = [c.size for c in plan.kept if _overlaps(plan.needed, c.head.group, c.head.a, c.end)]
-        return sum(on_disk(size) + BLOCK for size in kept) <= free
+        saved = [c.size for c in plan.saved if _overlaps(plan.needed, c.head.group, c.head.a, c.end)]
+        return sum(on_disk(size) + BLOCK for size in saved) <= free
 
     def free_space(self, database: Database, size: int, plan: Plan, new: Iterable[str]) -> None:
         """Remove chunks until a file of `size` bytes fits; those the plan needs and the digests in `new` stay.

@@ -10,15 +10,15 @@ from typing import TypeVar
 
 from mlxkv.store.kv.protocols import LayerGroup, Range
 
-MOST_ROWS = 1024  # of a chunk
+MAX_ROWS = 1024  # of a chunk
 SHORT = 64  # rows; chunks shorter than this are merged once there are too many of them
 MAX_CHUNK = 32 << 20  # bytes
 
 T = TypeVar("T")
 
 
-def merged(ranges: Iterable[Range]) -> list[Range]:
-    """Ascending, disjoint, without empty ones."""
+def merge(ranges: Iterable[Range]) -> list[Range]:
+    """Ascending, disjoint, subtract empty ones."""
     out: list[Range] = []
     for a, b in sorted(ranges):
         if a >= b:
@@ -30,24 +30,24 @@ def merged(ranges: Iterable[Range]) -> list[Range]:
     return out
 
 
-def clipped(ranges: Iterable[Range], end: int) -> list[Range]:
-    return merged((a, min(b, end)) for a, b in ranges)
+def clip(ranges: Iterable[Range], end: int) -> list[Range]:
+    return merge((a, min(b, end)) for a, b in ranges)
 
 
-def without(ranges: Iterable[Range], minus: Iterable[Range]) -> list[Range]:
-    out = merged(ranges)
-    for c, d in merged(minus):
+def subtract(ranges: Iterable[Range], minus: Iterable[Range]) -> list[Range]:
+    out = merge(ranges)
+    for c, d in merge(minus):
         out = [part for a, b in out for part in ((a, min(b, c)), (max(a, d), b)) if part[0] < part[1]]
     return out
 
 
 def covers(ranges: Iterable[Range], wanted: Iterable[Range]) -> bool:
-    return not without(wanted, ranges)
+    return not subtract(wanted, ranges)
 
 
 def rows_per_chunk(row_bytes: int) -> int:
     """The largest power of two in 64..1024 that keeps a chunk under 32 MiB."""
-    rows = MOST_ROWS
+    rows = MAX_ROWS
     while rows > SHORT and rows * row_bytes >= MAX_CHUNK:
         rows //= 2
     return rows

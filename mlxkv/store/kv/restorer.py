@@ -25,13 +25,13 @@ from mlxkv.store.kv.chunk_reader import BadChunkError, Read, TooSlowError, load,
 from mlxkv.store.kv.commits import SavedChunk, remove_chunks, save_commit, save_spec, saved_chunks, saved_commits
 from mlxkv.store.kv.prefix_lookup import find_source
 from mlxkv.store.kv.protocols import KVCacheLike, LayerGroup
-from mlxkv.store.kv.ranges import covers, merged
-from mlxkv.store.kv.save_plan import Committer
+from mlxkv.store.kv.ranges import covers, merge
+from mlxkv.store.kv.save_plan import SavePlanner
 from mlxkv.store.records import Restored
 from mlxkv.system.regular_file import parse_json
 from mlxkv.token_ids import common_prefix
 
-WORTH_SHARING = 32  # tokens; fewer are prefilled in no time
+MIN_SHARED = 32  # tokens; fewer are prefilled in no time
 SMALL = 4 << 20  # bytes that any disk reads in no time: restored without a look at the rate
 _TRIAL = 0.03  # of the time a prefill would take: after that a restore has to be faster
 
@@ -84,14 +84,14 @@ class ReadRate:
 
 
 class Restorer:
-    """The restores of one store. `committer` knows what open sessions have saved.
+    """The restores of one store. `planner` knows what open sessions have saved.
 
     `prefill_tps`: the measured prefill of models by id, in tokens per second. A restore gives up when it would take
     longer. That costs the tokens the cache holds, so where it holds some, the rate of the last restore decides first.
     """
 
-    def __init__(self, sessions: Sessions, chunks: ChunkFiles, committer: Committer) -> None:
-        self.sessions, self.chunks, self.committer = sessions, chunks, committer
+    def __init__(self, sessions: Sessions, chunks: ChunkFiles, planner: SavePlanner) -> None:
+        self.sessions, self.chunks, self.planner = sessions, chunks, planner
         self.prefill_tps: dict[str, float] = {}
         self._last_rate: float | None = None  # bytes per second
 
@@ -161,9 +161,9 @@ class Restorer:
             history = NOTHING_SAID if session_id is None else self.sessions.history(db, session_id)
             names = [group.name for group in cache.groups]
             if session_id is not None and held:
-                rows = self.committer.saved(session_id, model.model_id, spec)
+                rows = self.planner.saved(session_id, model.model_id, spec)
                 rows.update(db, history)
-                beyond = held + WORTH_SHARING
+                beyond = held + MIN_SHARED
                 if 0 < rows.reached <= held and not (
                     len(ids) >= beyond
                     and find_source(db, self.sessions, model.model_id, spec, names, ids, session_id, beyond)
@@ -179,12 +179,12 @@ class Restorer:
                 notice = "The saved KV cache was made with another model or setting"
                 notice += f" (`{field}` differs)" if field else ""
             common = common_prefix(history.log, ids)
-            promised = limit = max((min(c.kept, common) for c in mine), default=0) if cache.groups else 0
-            rng_at = {c.pos: c.rng for c in reversed(mine) if c.kept == c.pos == promised}
+            promised = limit = max((min(c.valid, common) for c in mine), default=0) if cache.groups else 0
+            rng_at = {c.pos: c.rng for c in reversed(mine) if c.valid == c.pos == promised}
             missing = [chunk for chunk in saved if not self.chunks.has(chunk.digest, chunk.size)]
             saved = [chunk for chunk in saved if chunk not in missing]
             own = next(restorable_positions(cache.groups, saved, promised), 0)
-            beyond = max(own, held) + WORTH_SHARING
+            beyond = max(own, held) + MIN_SHARED
             if len(ids) >= beyond and cache.groups:
                 other = find_source(db, self.sessions, model.model_id, spec, names, ids, session_id, beyond)
                 if other is not None:
@@ -236,7 +236,7 @@ def restorable_positions(groups: Sequence[LayerGroup], chunks: Sequence[SavedChu
     so a gap is only escaped by going back to where it begins.
     """
     spans = {g.name: [(c.head.a, c.end) for c in chunks if c.head.group == g.name] for g in groups}
-    have = {name: merged(ranges) for name, ranges in spans.items()}
+    have = {name: merge(ranges) for name, ranges in spans.items()}
     for p in sorted({limit, *(b for ranges in spans.values() for _, b in ranges if b < limit)}, reverse=True):
         if p > 0 and all(covers(have[g.name], g.required(p)) for g in groups):
             yield p

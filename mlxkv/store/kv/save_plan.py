@@ -14,15 +14,15 @@ from mlxkv.store.db.sessions import Sessions
 from mlxkv.store.identity import ModelIdentity, spec_id, spec_parts
 from mlxkv.store.kv.arrays import to_tensors
 from mlxkv.store.kv.chunk_files import ChunkFiles
-from mlxkv.store.kv.chunk_format import ChunkHead, Encoded, encode_chunk
+from mlxkv.store.kv.chunk_format import ChunkHead, EncodedChunk, encode_chunk
 from mlxkv.store.kv.commits import STATE, SavedChunk, saved_bytes
 from mlxkv.store.kv.protocols import KVCacheLike, LayerGroup, Range, RowViews
-from mlxkv.store.kv.ranges import SHORT, Grid, clipped, covers, without
+from mlxkv.store.kv.ranges import SHORT, Grid, clip, covers, subtract
 from mlxkv.store.kv.saved_rows import GroupRows, SavedRows
 from mlxkv.token_ids import common_prefix
 
-_MOST = 8  # sessions
-MOST_SHORT = 7  # chunks in a row; the next save writes their rows again, as one chunk with its own
+_MAX_SESSIONS = 8  # sessions
+MAX_SHORT = 7  # chunks in a row; the next save writes their rows again, as one chunk with its own
 
 
 @dataclass(frozen=True)
@@ -43,14 +43,14 @@ class Plan:
     rng: bytes | None
     heads: tuple[ChunkHead, ...]
     needed: Mapping[str, list[Range]]
-    kept: Collection[SavedChunk] = ()
-    kept_bytes: int = 0
-    gone: tuple[SavedChunk, ...] = ()
+    saved: Collection[SavedChunk] = ()
+    saved_bytes: int = 0
+    missing: tuple[SavedChunk, ...] = ()
     states: frozenset[str] | None = None
     notice: str | None = None
 
 
-class Committer:
+class SavePlanner:
     """Remembers the saved rows of the sessions that are open (saved_rows.py), so that a save looks at what is new."""
 
     def __init__(self, sessions: Sessions, chunks: ChunkFiles) -> None:
@@ -85,7 +85,7 @@ class Committer:
         needed = {group.name: group.required(pos) for group in cache.groups} if pos else {}
         return Plan(
             session_id, pos, history.head, model, spec, parts, rng, tuple(heads), needed, saved.chunks.values(),
-            saved.num_bytes, tuple(saved.gone.values()), frozenset(saved.states), notice,
+            saved.num_bytes, tuple(saved.missing.values()), frozenset(saved.states), notice,
         )  # fmt: skip
 
     def saved(self, session_id: str, model_id: str, spec: str) -> SavedRows:
@@ -93,7 +93,7 @@ class Committer:
         found = self._saved.get(session_id)
         if found is None or (found.model_id, found.spec_id) != (model_id, spec):
             found = self._saved[session_id] = SavedRows(session_id, model_id, spec, self._chunks.listing)
-            for other in list(self._saved)[:-_MOST]:
+            for other in list(self._saved)[:-_MAX_SESSIONS]:
                 del self._saved[other]
         return found
 
@@ -106,7 +106,7 @@ class Committer:
         self._saved.pop(session_id, None)
 
 
-def encoded(plan: Plan, cache: KVCacheLike) -> Iterator[Encoded]:
+def encode_chunks(plan: Plan, cache: KVCacheLike) -> Iterator[EncodedChunk]:
     """The plan's chunks, one at a time: memory stays flat if the caller lets go of each before the next."""
     groups = {group.name: group for group in cache.groups}
     for head in plan.heads:
@@ -124,15 +124,15 @@ def _new(group: LayerGroup, pos: int, saved: GroupRows) -> list[Range]:
         known = {(chunk.head.a, chunk.end) for chunk in saved.chunks.values()}
         return [(a, b) for a, b in group.held() if b <= pos and (a, b) not in known]
     grid = Grid(group)
-    held = clipped(group.held(), pos)
+    held = clip(group.held(), pos)
     out: list[Range] = []
-    for a, b in without(held, saved.covered):
+    for a, b in subtract(held, saved.covered):
         out += grid.cut(_merge_start(a, saved, held, grid), b)
     return out
 
 
 def _merge_start(a: int, saved: GroupRows, held: list[Range], grid: Grid) -> int:
-    """Where to start instead of `a`: with the short chunks just before it, if these are MOST_SHORT already.
+    """Where to start instead of `a`: with the short chunks just before it, if these are MAX_SHORT already.
 
     A save writes what is new. Short saves after each other would leave many small files, and taking in the last one
     every time would write the same rows again and again.
@@ -140,12 +140,12 @@ def _merge_start(a: int, saved: GroupRows, held: list[Range], grid: Grid) -> int
     start, num_short = a, 0
     while not grid.is_cut(start):
         first = min(
-            (x for x in saved.starts_before(start) if start - x < SHORT and covers(held, [(x, start)])), default=None
+            (x for x in saved.chunk_starts(start) if start - x < SHORT and covers(held, [(x, start)])), default=None
         )
         if first is None:
             break
         start, num_short = first, num_short + 1
-    return start if num_short >= MOST_SHORT else a
+    return start if num_short >= MAX_SHORT else a
 
 
 def _can_stand(group: LayerGroup, pos: int, saved: GroupRows, new: list[Range]) -> bool:

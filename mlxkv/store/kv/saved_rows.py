@@ -18,7 +18,7 @@ from mlxkv.store.kv.chunk_format import PrefixKeys
 from mlxkv.store.kv.commits import STATE, SavedChunk, num_removed, saved_chunks, saved_commits, seed
 from mlxkv.store.kv.folder_listing import Listing
 from mlxkv.store.kv.protocols import Range
-from mlxkv.store.kv.ranges import clipped, merged
+from mlxkv.store.kv.ranges import clip, merge
 
 
 class GroupRows:
@@ -36,24 +36,24 @@ class GroupRows:
         if self.covered and self.covered[-1][0] <= chunk.head.a <= self.covered[-1][1]:  # at the end, as most are
             self.covered[-1] = (self.covered[-1][0], max(self.covered[-1][1], chunk.end))
         else:
-            self.covered = merged([*self.covered, (chunk.head.a, chunk.end)])
+            self.covered = merge([*self.covered, (chunk.head.a, chunk.end)])
 
     def discard(self, digests: Iterable[str]) -> None:
         for digest in digests:
             chunk = self.chunks.pop(digest)
             del self._ends[bisect_left(self._ends, (chunk.end, digest))]
-        self.covered = merged((chunk.head.a, chunk.end) for chunk in self.chunks.values())
+        self.covered = merge((chunk.head.a, chunk.end) for chunk in self.chunks.values())
 
     def cut(self, length: int) -> list[SavedChunk]:
         """Only the first `length` tokens are the log's any more; the chunks that reached further, taken out."""
         self.keys.cut(length)
-        self.covered = clipped(self.covered, length)
+        self.covered = clip(self.covered, length)
         first = bisect_left(self._ends, (length + 1, ""))
         over = [self.chunks.pop(digest) for _, digest in self._ends[first:]]
         del self._ends[first:]
         return over
 
-    def starts_before(self, end: int) -> list[int]:
+    def chunk_starts(self, end: int) -> list[int]:
         """Where the whole chunks begin that end at `end`."""
         found = []
         for at in range(bisect_left(self._ends, (end, "")), len(self._ends)):
@@ -68,7 +68,7 @@ class GroupRows:
 class SavedRows:
     """Of a session, with one model and cache layout.
 
-    `chunks` by digest; `gone` are those whose files have vanished. `num_bytes` counts all chunks that the session
+    `chunks` by digest; `missing` are those whose files have vanished. `num_bytes` counts all chunks that the session
     refers to, those of other models too; of these `states` are recurrent states. `reached`: no commit saved more of
     today's log.
     """
@@ -87,7 +87,7 @@ class SavedRows:
         self._looked_at: dict[str, Mapping[str, int]] = {}  # folders as they were then
         self.chunks: dict[str, SavedChunk] = {}
         self.groups: dict[str, GroupRows] = {}
-        self.gone: dict[str, SavedChunk] = {}
+        self.missing: dict[str, SavedChunk] = {}
         self.num_bytes = self.reached = 0
 
     def group(self, name: str) -> GroupRows:
@@ -98,22 +98,22 @@ class SavedRows:
     def update(self, db: sqlite3.Connection, history: History) -> None:
         """Take in what has changed."""
         removed = num_removed(db)
-        if not self._follow(history) or self._removed < 0:
+        if not self._follow_history(history) or self._removed < 0:
             self._start_over(history, removed)
-        self._forget_lost(db, removed)
-        self._count(db)
-        self._list(db)
-        self._look_at_folders()
+        self._drop_removed(db, removed)
+        self._count_chunks(db)
+        self._list_chunks(db)
+        self._check_files()
 
     def update_bytes(self, db: sqlite3.Connection) -> int:
         """`num_bytes` as of now."""
-        self._forget_lost(db, num_removed(db))
-        self._count(db)
+        self._drop_removed(db, num_removed(db))
+        self._count_chunks(db)
         return self.num_bytes
 
     # -- what has changed --------------------------------------------------------------------------------------------
 
-    def _follow(self, history: History) -> bool:
+    def _follow_history(self, history: History) -> bool:
         """Forget rows of ids that were replaced; False where the history is not a later one."""
         before, self._history = self._history, history
         shared = _shared(before, history)
@@ -127,14 +127,14 @@ class SavedRows:
                     self._add(replace(chunk, end=shared))
         return True
 
-    def _forget_lost(self, db: sqlite3.Connection, removed: int) -> None:
+    def _drop_removed(self, db: sqlite3.Connection, removed: int) -> None:
         """What others have removed, and states that were let go of."""
         lost: set[str] = set()
         if removed != self._removed:
             self._removed = removed
             query = "SELECT r.chunk FROM kv_commit c JOIN kv_ref r ON r.kv_commit = c.id WHERE c.session = ?"
             there = {row[0] for row in db.execute(query, (self.session_id,))}
-            lost = (self._sizes.keys() | self.gone.keys()) - there
+            lost = (self._sizes.keys() | self.missing.keys()) - there
         elif self.states:
             marks = ", ".join("?" * len(self.states))
             query = f"""SELECT r.chunk FROM kv_ref r CROSS JOIN kv_commit c ON c.id = r.kv_commit
@@ -143,10 +143,10 @@ class SavedRows:
         for digest in lost:
             self.num_bytes -= self._sizes.pop(digest, 0)
             self.states.discard(digest)
-            self.gone.pop(digest, None)
+            self.missing.pop(digest, None)
         self._discard(lost)
 
-    def _count(self, db: sqlite3.Connection) -> None:
+    def _count_chunks(self, db: sqlite3.Connection) -> None:
         """What the commits since the last time refer to."""
         for commit_id, digest, size, group in db.execute(
             "SELECT c.id, k.digest, k.size, k.grp FROM kv_commit c LEFT JOIN kv_ref r ON r.kv_commit = c.id"
@@ -160,12 +160,12 @@ class SavedRows:
                 if group == STATE:
                     self.states.add(digest)
 
-    def _list(self, db: sqlite3.Connection) -> None:
+    def _list_chunks(self, db: sqlite3.Connection) -> None:
         """The chunks of the commits since the last time that belong to the log."""
         commits = saved_commits(db, self.session_id, self._history, self._listed)
         self._listed = max((self._listed, *(commit.id for commit in commits)))
         mine = [c for c in commits if (c.model_id, c.spec_id) == (self.model_id, self.spec_id)]
-        self.reached = max((self.reached, *(c.kept for c in mine)))
+        self.reached = max((self.reached, *(c.valid for c in mine)))
         for chunk in saved_chunks(db, mine, self._history, lambda commit, name: self.group(name).keys):
             known = self.chunks.get(chunk.digest)
             if known is None or known.end < chunk.end:
@@ -173,23 +173,23 @@ class SavedRows:
                     self._discard([known.digest])
                 self._add(chunk)
 
-    def _look_at_folders(self) -> None:
+    def _check_files(self) -> None:
         self._listing.refresh()
-        gone = []
+        missing = []
         for name, digests in self._by_folder.items():
             sizes = self._listing.folder(name)
             if self._looked_at.get(name) is not sizes:
-                gone += [d for d in digests if sizes.get(f"{d}.safetensors") != self.chunks[d].size]
+                missing += [d for d in digests if sizes.get(f"{d}.safetensors") != self.chunks[d].size]
                 self._looked_at[name] = sizes
-        self.gone.update((digest, self.chunks[digest]) for digest in gone)
-        self._discard(gone)
+        self.missing.update((digest, self.chunks[digest]) for digest in missing)
+        self._discard(missing)
 
     # ----------------------------------------------------------------------------------------------------------------
 
     def _add(self, chunk: SavedChunk) -> None:
         self.chunks[chunk.digest] = chunk
         self.group(chunk.head.group).add(chunk)
-        self.gone.pop(chunk.digest, None)
+        self.missing.pop(chunk.digest, None)
         self._by_folder[chunk.digest[:2]].add(chunk.digest)
         self._looked_at.pop(chunk.digest[:2], None)
 

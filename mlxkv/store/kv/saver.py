@@ -12,10 +12,10 @@ from dataclasses import replace
 from mlxkv.store.db.sessions import Sessions
 from mlxkv.store.identity import ModelIdentity
 from mlxkv.store.kv.chunk_files import ChunkFiles
-from mlxkv.store.kv.chunk_format import Encoded
+from mlxkv.store.kv.chunk_format import EncodedChunk
 from mlxkv.store.kv.protocols import KVCacheLike
 from mlxkv.store.kv.quota import Quota
-from mlxkv.store.kv.save_plan import Committer, Plan, encoded
+from mlxkv.store.kv.save_plan import Plan, SavePlanner, encode_chunks
 from mlxkv.store.kv.writer import ATTEMPTS, ChunkVanishedError, Job, Writer
 from mlxkv.store.records import KVCommit
 
@@ -25,14 +25,14 @@ class Saver:
 
     def __init__(self, sessions: Sessions, chunks: ChunkFiles, quota: Quota, writer: Writer) -> None:
         self._chunks, self._quota, self._writer = chunks, quota, writer
-        self.committer = Committer(sessions, chunks)
+        self.planner = SavePlanner(sessions, chunks)
         self._newest: dict[str, tuple[Job, Mapping[str, int]]] = {}  # the newest save of a session: sizes by digest
         self._told: dict[str, str] = {}  # the last notice of a session: the same one is not repeated
 
     def save(self, session_id: str, cache: KVCacheLike, model: ModelIdentity, rng: bytes | None) -> KVCommit:
         """Returns once the cache may go on; see SessionStore.save_kv."""
         failed = self.flush(session_id)
-        _, commit = self._hand_over(session_id, cache, model, rng)
+        _, commit = self._submit(session_id, cache, model, rng)
         return replace(commit, notice=commit.notice or failed)
 
     def save_and_wait(self, session_id: str, cache: KVCacheLike, model: ModelIdentity, rng: bytes | None) -> KVCommit:
@@ -41,7 +41,7 @@ class Saver:
         written = attempt = 0
         while True:
             attempt += 1
-            job, commit = self._hand_over(session_id, cache, model, rng)
+            job, commit = self._submit(session_id, cache, model, rng)
             if job is None:
                 return commit
             self._writer.wait(job)
@@ -67,7 +67,7 @@ class Saver:
 
     def forget(self, session_id: str) -> None:
         """The session is closed: what is remembered of it goes."""
-        self.committer.forget(session_id)
+        self.planner.forget(session_id)
 
     def waiting(self, session_id: str) -> Mapping[str, int]:
         """The session's chunks on their way to the disk: digests, and the bytes of each. Ask before the database."""
@@ -77,7 +77,7 @@ class Saver:
     def sessions_waiting(self) -> list[str]:
         return [session_id for session_id in self._newest if self.waiting(session_id)]
 
-    def _hand_over(
+    def _submit(
         self, session_id: str, cache: KVCacheLike, model: ModelIdentity, rng: bytes | None
     ) -> tuple[Job | None, KVCommit]:
         plan = self._plan(session_id, cache, model, rng)
@@ -86,26 +86,26 @@ class Saver:
             return None, KVCommit(0, 0, notice)
         new, sizes = 0, dict[str, int]()
 
-        def counted() -> Iterator[Encoded]:
+        def counted() -> Iterator[EncodedChunk]:
             nonlocal new
-            for chunk in encoded(plan, cache):
+            for chunk in encode_chunks(plan, cache):
                 sizes[chunk.digest] = chunk.size
                 new += 0 if self._chunks.has(chunk.digest, chunk.size) else chunk.size
                 yield chunk
 
-        job = self._writer.hand_over(plan, counted(), _num_bytes(plan, cache))
+        job = self._writer.submit(plan, counted(), _num_bytes(plan, cache))
         self._newest[session_id] = job, sizes
         return job, KVCommit(plan.pos, new, notice)
 
     def _plan(self, session_id: str, cache: KVCacheLike, model: ModelIdentity, rng: bytes | None) -> Plan:
         """All of the log, or the longest beginning of it, in sixteenths, that the disk limit has room for."""
-        committer = self.committer
-        whole = plan = committer.plan(session_id, cache, model, rng)
+        planner = self.planner
+        whole = plan = planner.plan(session_id, cache, model, rng)
         if self._quota.fits(plan, cache.groups):
             return plan
-        ends = {whole.pos * n // 16 for n in range(1, 16)} | {chunk.end for chunk in whole.kept}
+        ends = {whole.pos * n // 16 for n in range(1, 16)} | {chunk.end for chunk in whole.saved}
         for at_most in sorted((end for end in ends if end < whole.pos), reverse=True):
-            plan = committer.plan(session_id, cache, model, rng, at_most)
+            plan = planner.plan(session_id, cache, model, rng, at_most)
             if plan.pos and self._quota.fits(plan, cache.groups):
                 what = f"{plan.pos:,} of {whole.pos:,} tokens"
                 break

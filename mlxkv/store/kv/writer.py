@@ -19,8 +19,8 @@ from mlxkv.store.db.database import Database
 from mlxkv.store.db.history import to_json
 from mlxkv.store.db.sessions import save_model
 from mlxkv.store.kv.chunk_files import ChunkFiles
-from mlxkv.store.kv.chunk_format import Encoded
-from mlxkv.store.kv.commits import STATE, count_written, forget_states, remove_chunks, save_commit, save_spec
+from mlxkv.store.kv.chunk_format import EncodedChunk
+from mlxkv.store.kv.commits import STATE, count_written, remove_chunks, remove_old_states, save_commit, save_spec
 from mlxkv.store.kv.gc import has_unused, remove_if_unused, remove_unused
 from mlxkv.store.kv.quota import Quota
 from mlxkv.store.kv.save_plan import Plan
@@ -70,7 +70,7 @@ class Job:
 
     def __init__(self, plan: Plan, total: int = 0) -> None:
         self.plan, self.total = plan, total
-        self.chunks: deque[Encoded] = deque()
+        self.chunks: deque[EncodedChunk] = deque()
         self.is_complete = self.is_done = False
         self.error: BaseException | None = None
         self.bytes_written = 0
@@ -105,7 +105,7 @@ class Writer:
 
     # -- the engine thread -------------------------------------------------------------------------------------------
 
-    def hand_over(self, plan: Plan, chunks: Iterable[Encoded], total: int = 0) -> Job:
+    def submit(self, plan: Plan, chunks: Iterable[EncodedChunk], total: int = 0) -> Job:
         """Take a save over; returns once all its bytes are written or wait in memory.
 
         An exception of `chunks` cancels the save and is raised here.
@@ -185,21 +185,21 @@ class Writer:
             database.close()
 
     def _save(self, job: Job, database: Database) -> None:
-        new: list[Encoded] = []
+        new: list[EncodedChunk] = []
         try:
             try:
                 while (chunk := self._next(job)) is not None:
                     if not self._chunks.has(chunk.digest, chunk.size):
                         self._quota.free_space(database, chunk.size, job.plan, [c.digest for c in new])
                     job.bytes_written += self._chunks.put(chunk)
-                    new.append(Encoded(chunk.head, b"", chunk.digest, chunk.size))
+                    new.append(EncodedChunk(chunk.head, b"", chunk.digest, chunk.size))
                     self.progress.add(chunk.size)
             except OSError as error:
                 raise StoreError(
                     f"The KV cache could not be written to {self._chunks.root} ({error.strerror}); the chat is kept, "
                     "only reopening it will take longer."
                 ) from error
-            refer(database, self._chunks, job.plan, new, job.bytes_written)
+            write_commit(database, self._chunks, job.plan, new, job.bytes_written)
         except BaseException:
             with suppress(OSError, StoreError):
                 remove_unused(database, self._chunks, [chunk.digest for chunk in new])
@@ -210,13 +210,13 @@ class Writer:
             if states := [chunk.digest for chunk in new if chunk.head.group == STATE]:
                 known = job.plan.states
                 with database.writing() as db:
-                    old = forget_states(db, job.plan.session_id, None if known is None else {*known, *states})
+                    old = remove_old_states(db, job.plan.session_id, None if known is None else {*known, *states})
                 remove_if_unused(database, self._chunks, old)
             if has_unused(database, thorough=self._is_first):  # rows of a chat that was deleted meanwhile
                 remove_unused(database, self._chunks)
             self._is_first = False
 
-    def _next(self, job: Job) -> Encoded | None:
+    def _next(self, job: Job) -> EncodedChunk | None:
         """The next chunk to write, None after the last."""
         with self._changed:
             self._changed.wait_for(lambda: job.error or job.chunks or job.is_complete)
@@ -227,7 +227,7 @@ class Writer:
             return chunk
 
 
-def refer(database: Database, chunks: ChunkFiles, plan: Plan, new: list[Encoded], written: int) -> None:
+def write_commit(database: Database, chunks: ChunkFiles, plan: Plan, new: list[EncodedChunk], written: int) -> None:
     """The commit: from here on the rows count.
 
     Raises:
@@ -244,7 +244,7 @@ def refer(database: Database, chunks: ChunkFiles, plan: Plan, new: list[Encoded]
             raise SessionChangedError(
                 f"Session {plan.session_id} was changed or deleted while its KV cache was saved; open it again."
             )
-        for chunk in plan.gone:
+        for chunk in plan.missing:
             if not chunks.has(chunk.digest, chunk.size):
                 remove_chunks(db, [chunk.digest])
         if not all(chunks.has(chunk.digest, chunk.size) for chunk in new):

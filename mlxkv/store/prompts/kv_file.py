@@ -24,7 +24,7 @@ from mlxkv.safetensors import MAX_HEADER, Header, encode_header, flat_bytes, num
 from mlxkv.store.db.history import pack_ids, to_json, unpack_ids
 from mlxkv.store.files import Files, Step, no_step
 from mlxkv.store.identity import ModelIdentity, first_difference, model_parts, spec_parts
-from mlxkv.store.kv.arrays import evaluated, to_tensors
+from mlxkv.store.kv.arrays import load_arrays, to_tensors
 from mlxkv.store.kv.chunk_format import check_tensors, hash_file
 from mlxkv.store.kv.commits import STATE
 from mlxkv.store.kv.disk_usage import CheckSize, no_limit
@@ -271,7 +271,7 @@ def _fill(path: Path, header: Header, cache: KVCacheLike, parts: list[Part], wan
     """Import the rows and return the text's bytes; every byte was hashed and compared."""
     with opened(path) as head:
         h = xxhash.xxh3_128(os.pread(head.fileno(), header.data_start, 0))
-    arrays = evaluated(path, header)
+    arrays = load_arrays(path, header)
     _, ids = next(arrays)
     h.update(flat_bytes(ids))
     cache.begin_restore(unpack_ids(bytes(flat_bytes(ids))).tolist())

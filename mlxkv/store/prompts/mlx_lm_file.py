@@ -21,7 +21,7 @@ from mlxkv.cache.interchange import KINDS, LayerState
 from mlxkv.errors import ConfigError, CorruptError, StoreError, shortened
 from mlxkv.safetensors import MAX_DIM, Header, Tensor, encode_header, flat_bytes, read_header
 from mlxkv.store.files import Files, Step, no_step
-from mlxkv.store.kv.arrays import dtype_name, evaluated
+from mlxkv.store.kv.arrays import dtype_name, load_arrays
 from mlxkv.store.kv.disk_usage import CheckSize, no_limit
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ def read_mlx_lm(path: Path) -> MlxLmFile:
     header = read_header(path)
     about = _about(path, header)
     shapes = _check_tensors(about, header)
-    arrays = dict(evaluated(path, header))
+    arrays = dict(load_arrays(path, header))
     layers = []
     for i, kind in enumerate(about.classes):
         numbers = _numbers(about, i, kind, arrays)
