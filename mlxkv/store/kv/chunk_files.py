@@ -1,6 +1,7 @@
-"""The KV folder: immutable chunk files named by their content. Disposable: it may vanish at any moment.
+"""The KV folder: immutable chunk files named by their content. Disposable: it may be deleted at any moment.
 
-Owns paths, dedupe, quarantine and sweeping; what refers to a chunk is the database's business (kv.py). Engine thread.
+Owns paths, deduplication, quarantine and stale files; references to chunks are in the database (commits.py). Engine
+and writer thread.
 """
 
 from __future__ import annotations
@@ -22,17 +23,17 @@ from mlxkv.store.records import is_digest
 from mlxkv.store.ulid import random_name
 
 _NAME = re.compile(r"([0-9a-f]{32})\.safetensors")
-STALE = 3600.0  # seconds after which a file that nothing refers to was left by a crash
+STALE = 3600.0  # seconds after which a file without a reference was left by a crash
 
 
 class ChunkFiles:
-    """`<root>/<aa>/<xxh3-128>.safetensors`, with `tmp` and `quarantine` beside."""
+    """`<root>/<aa>/<xxh3-128>.safetensors`, and the folders `tmp` and `quarantine`."""
 
     def __init__(self, root: Path, files: Files) -> None:
         self.root, self.files, self.listing = root, files, Listing(root)
 
     def path(self, digest: str) -> Path:
-        """Raises CorruptError: `digest` is none, and could lead anywhere."""
+        """Raises CorruptError: `digest` is no digest, and could be any path."""
         if not is_digest(digest):
             raise CorruptError(f"The chat database names a chunk {digest!r:.80}, which is no checksum; {ADVICE}.")
         return self.root / digest[:2] / f"{digest}.safetensors"
@@ -41,20 +42,20 @@ class ChunkFiles:
         return regular_size(f"{self.root}/{digest[:2]}/{digest}.safetensors") == size  # asked for every chunk of a chat
 
     def put(self, chunk: EncodedChunk) -> int:
-        """Make sure the chunk is there; the bytes written, 0 if it was there already.
+        """Write the chunk unless it exists, and return the bytes written.
 
         Raises:
-            OSError: it is not, and nothing was left behind.
+            OSError: the write failed, and left nothing behind.
         """
         path = self.path(chunk.digest)
         if self.has(chunk.digest, chunk.size):
-            for folder in (path.parent, self.root):  # whoever put it there may have been killed before doing this
+            for folder in (path.parent, self.root):  # a process that wrote it may have been killed before this
                 self.files.sync_folder(folder)
             return 0
         return self.files.write(path, [chunk.data], self.root / "tmp")
 
     def quarantine(self, digest: str) -> None:
-        """Move a bad chunk aside, whatever it is (a link is moved, not followed), so that its name is free again."""
+        """Move a bad chunk to the quarantine, so that its name is free again; a link is moved, not followed."""
         with contextlib.suppress(OSError):
             self.files.move(self.path(digest), self.root / "quarantine" / f"{digest}.{random_name()}")
 
@@ -62,7 +63,7 @@ class ChunkFiles:
         self.files.remove(self.path(digest))
 
     def discard(self, path: Path) -> int:
-        """Remove whatever lies there, a folder that was put in a chunk's place too; the bytes of disk that frees."""
+        """Remove a file, or a folder that was put in its place, and return the bytes freed on the disk."""
         with contextlib.suppress(OSError):
             used = disk_usage(path)
             if path.is_dir() and not path.is_symlink():
@@ -73,14 +74,14 @@ class ChunkFiles:
         return 0
 
     def drop_empty_folders(self) -> None:
-        """Under the KV lock: nobody is about to put a chunk into one."""
+        """Remove empty chunk folders; call while holding the KV lock, so that no one is about to write into one."""
         for n in range(256):
             with contextlib.suppress(OSError):
                 os.rmdir(self.root / f"{n:02x}")
 
     def stale(self, known: Collection[str], seconds: float = STALE) -> list[Path]:
-        """What a crash left `seconds` ago or earlier, or while the clock was ahead: temporary and quarantined files,
-        chunks that the database lacks."""
+        """Files that a crash left `seconds` ago or earlier, or while the clock was ahead: temporary and quarantined
+        files, and chunks other than `known`."""
         now = time.time()
         out: list[Path] = []
         for path, digest in self._all():
@@ -90,7 +91,7 @@ class ChunkFiles:
         return out
 
     def empty_quarantine(self) -> None:
-        """Deleting a chat must not leave its rows here."""
+        """Remove all quarantined files: a deleted chat must not leave its rows there."""
         with contextlib.suppress(OSError):
             for path in list((self.root / "quarantine").iterdir()):
                 self.files.remove(path)

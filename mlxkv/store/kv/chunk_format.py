@@ -1,7 +1,7 @@
-"""The bytes of one chunk: encode, name by content, verify. Needs no MLX, knows no folders and no sessions.
+"""The format of a chunk file: encode it, name it by its content, verify it. Knows no MLX, folders or sessions.
 
-A chunk is a safetensors file with sorted names; its name is the xxh3-128 of all its bytes; its metadata say which rows
-of which history it holds, so that a database that points to the wrong chunk is noticed. Any thread.
+A chunk is a safetensors file with sorted tensor names; its name is the xxh3-128 of all its bytes; its metadata name
+the rows and the history they belong to, so that a wrong reference in the database is noticed. Any thread.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Shapes = Mapping[str, tuple[tuple[int, ...], str]]
 
 @dataclass(frozen=True)
 class ChunkHead:
-    """Rows [a, b) of `group`, computed from the ids that `prefix_key` stands for."""
+    """Rows [a, b) of `group`, computed from the token ids that `prefix_key` identifies."""
 
     group: str
     a: int
@@ -43,9 +43,9 @@ class ChunkHead:
 
 @dataclass(frozen=True)
 class EncodedChunk:
-    """A chunk ready to be written: `digest` is its name, `size` its bytes.
+    """A chunk ready to be written: `digest` is its name, `size` its length in bytes.
 
-    `data` is a copy, so that another thread may write it while the cache's buffers go on; empty once it is on disk.
+    `data` is a copy, so that another thread can write it while the cache's buffers change; empty once it is on disk.
     """
 
     head: ChunkHead
@@ -55,10 +55,10 @@ class EncodedChunk:
 
 
 def encode_chunk(head: ChunkHead, shapes: Shapes, views: Mapping[str, Sequence[bytes | memoryview]]) -> EncodedChunk:
-    """The chunk of these tensors, each given as the pieces of its bytes, which are copied once.
+    """Encode tensors, each given as pieces of its bytes, which are copied once.
 
     Raises:
-        ValueError: a name, dtype or shape is one the reader would refuse, or the pieces have other sizes.
+        ValueError: `read_header` would refuse a name, dtype or shape, or the pieces have other sizes.
     """
     sized = [(name, dtype, shape, sum(map(len, views[name]))) for name, (shape, dtype) in shapes.items()]
     header = encode_header(sized, head.metadata())
@@ -67,11 +67,10 @@ def encode_chunk(head: ChunkHead, shapes: Shapes, views: Mapping[str, Sequence[b
 
 
 class PrefixKeys:
-    """Keys that name the ids a chunk was computed from: `blake2b(seed | log[:b] | a | b)`; `seed` names model, spec and
-    group.
+    """Prefix keys, which identify the ids a chunk was computed from: `blake2b(seed | log[:b] | a | b)`.
 
-    They do not depend on how earlier rows were cut. Marks are hashes of prefixes of the log, so that a key costs the
-    ids since the last one.
+    `seed` names model, spec and group. A key does not depend on how earlier rows were cut into chunks. Hashes of
+    prefixes of the log are remembered (marks), so that a key only hashes the ids since the last one.
     """
 
     EVERY = 1024  # ids between two marks
@@ -81,12 +80,12 @@ class PrefixKeys:
         self._marks = [hashlib.blake2b(seed.encode(), digest_size=16)]
 
     def cut(self, length: int) -> None:
-        """Drop the marks beyond the first `length` ids, which are unchanged."""
+        """Forget the marks beyond the first `length` ids, which are unchanged."""
         keep = bisect_right(self._ends, length)
         del self._ends[keep:], self._marks[keep:]
 
     def key(self, log: array[int], a: int, b: int, shared: int | None = None) -> str:
-        """The key of the rows [a, b) of `log`, whose first `shared` ids (all by default) are those the marks are of."""
+        """The key of rows [a, b) of `log`, of whose ids the first `shared` (all by default) are those of the marks."""
         view = memoryview(log).cast("B")
         most = b if shared is None else min(b, shared)
         while self._ends[-1] + self.EVERY <= most:
@@ -102,16 +101,17 @@ class PrefixKeys:
 
 
 def prefix_keys(ids: array[int], seed: str, ranges: Iterable[Range]) -> dict[Range, str]:
+    """The keys of several chunks of one log."""
     keys = PrefixKeys(seed)
     return {(a, b): keys.key(ids, a, b) for a, b in ranges}
 
 
 @contextmanager
 def opened(path: Path, size: int) -> Iterator[tuple[int, Header]]:
-    """The descriptor and the strictly checked header of a regular file (no link) of exactly `size` bytes.
+    """Open a chunk file, which must be regular (no link) and of exactly `size` bytes; yields descriptor and header.
 
     Raises:
-        CorruptError: it is not that.
+        CorruptError: it is another file, or cannot be read.
     """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -120,7 +120,7 @@ def opened(path: Path, size: int) -> Iterator[tuple[int, Header]]:
     try:
         header = read_header(fd, name=path.name)
         if header.file_size != size:
-            raise CorruptError(f"The chunk {path.name} has {header.file_size} bytes, {size} were written.")
+            raise CorruptError(f"The chunk {path.name} has {header.file_size} bytes, expected {size}.")
         yield fd, header
     except OSError as error:
         raise CorruptError(f"The chunk {path.name} cannot be read ({error.strerror}).") from error
@@ -129,13 +129,13 @@ def opened(path: Path, size: int) -> Iterator[tuple[int, Header]]:
 
 
 def check_header(header: Header, head: ChunkHead, shapes: Shapes, name: str) -> None:
-    """Metadata, names, dtypes and shapes are what the caller says, never what the file says.
+    """Compare metadata, names, dtypes and shapes with what the caller expects.
 
     Raises:
         CorruptError: they differ.
     """
     if header.metadata != head.metadata():
-        raise CorruptError(f"The chunk {name} holds other rows ({header.metadata}) than {head.metadata()}.")
+        raise CorruptError(f"The chunk {name} holds other rows ({header.metadata}), expected {head.metadata()}.")
     check_tensors(header, shapes, name)
 
 
@@ -143,7 +143,7 @@ def check_tensors(header: Header, shapes: Shapes, name: str) -> None:
     """Raises CorruptError unless the tensors are exactly `shapes`, in sorted order."""
     found = [(t.name, t.shape, t.dtype) for t in header.tensors]
     if found != [(n, tuple(shape), dtype) for n, (shape, dtype) in sorted(shapes.items())]:
-        raise CorruptError(f"The file {name} holds other tensors than this cache has.")
+        raise CorruptError(f"The file {name} has other tensors than this cache.")
 
 
 def hash_file(fd: int, end: int) -> xxhash.xxh3_128:

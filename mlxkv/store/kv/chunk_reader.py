@@ -1,4 +1,4 @@
-"""Read chunk files into a cache: straight into its rows where its groups offer places, else as arrays to import.
+"""Read chunk files into a cache: straight into its buffers where its groups offer places, else as arrays to import.
 
 Bytes are hashed while they are in the processor's cache; no row may be used before its whole chunk was verified. Large
 restores read several chunks at once, on threads that touch no MLX. The engine thread calls `load`.
@@ -31,11 +31,11 @@ _NUM_THREADS = 4  # chunks
 _PARALLEL_FROM = 32 << 20  # bytes
 
 KeepReading = Callable[[int], bool]
-"""Told the bytes of each piece; False ends the reading."""
+"""Called with the bytes of each piece that was read; False ends the read."""
 
 
 class BadChunkError(Exception):
-    """`chunk` is not what was written."""
+    """The file of `chunk` is missing or damaged."""
 
     def __init__(self, chunk: SavedChunk) -> None:
         super().__init__(chunk.digest)
@@ -43,12 +43,12 @@ class BadChunkError(Exception):
 
 
 class TooSlowError(Exception):
-    """The reading was ended by `KeepReading`."""
+    """KeepReading ended the read."""
 
 
 @dataclass(frozen=True)
 class Read:
-    """One chunk of a group, and the ranges of it that are wanted, ascending."""
+    """One chunk of a group, and the ranges of it to import, ascending."""
 
     group: LayerGroup
     chunk: SavedChunk
@@ -56,8 +56,7 @@ class Read:
 
 
 def reads_for(groups: Sequence[LayerGroup], saved: Iterable[SavedChunk], tokens: int) -> list[Read]:
-    """The reads that let every group continue at `tokens`, a position it can be restored to: each chunk once, in
-    order."""
+    """The reads after which every group can continue at `tokens`, a restorable position: each chunk once, in order."""
     saved = list(saved)
     out: list[Read] = []
     for group in groups:
@@ -73,7 +72,7 @@ def reads_for(groups: Sequence[LayerGroup], saved: Iterable[SavedChunk], tokens:
 def load(
     cache: KVCacheLike, ids: Sequence[int], reads: Sequence[Read], chunks: ChunkFiles, keep_reading: KeepReading
 ) -> None:
-    """Fill the cache with the rows of `ids`. On any error the caller resets it: none of its rows may be used.
+    """Fill the cache with the rows of `ids`. On any error the caller must reset it: its rows are not verified.
 
     Raises:
         BadChunkError, TooSlowError.
@@ -162,10 +161,10 @@ def _load_arrays(read: Read, chunks: ChunkFiles, keep_reading: KeepReading) -> N
 
 
 def read_chunk(read: Read, shapes: Shapes, places: PlacesLike, chunks: ChunkFiles, keep_reading: KeepReading) -> None:
-    """Read and verify the whole chunk; its wanted rows go to `places`, which cover all of it. Any thread, no MLX.
+    """Read and verify the whole chunk into `places`, which cover all of it. Any thread; touches no MLX.
 
     Raises:
-        BadChunkError: the file is not the one that was written. TooSlowError: `keep_reading` ended the reading.
+        BadChunkError: the file is missing or damaged. TooSlowError: `keep_reading` ended the read.
     """
     chunk = read.chunk
     path, h = chunks.path(chunk.digest), xxhash.xxh3_128()
@@ -187,7 +186,7 @@ def read_chunk(read: Read, shapes: Shapes, places: PlacesLike, chunks: ChunkFile
 
 
 def _pieces(header: Header, places: PlacesLike) -> Iterator[tuple[int, list[memoryview]]]:
-    """The bytes of each piece of the file, header first, and where they go."""
+    """Pieces of the file, header first: the bytes of each, and the buffers to read them into."""
     yield header.data_start, [memoryview(bytearray(header.data_start))]
     piece: list[memoryview] = []
     num_bytes, most = 0, FIRST  # each next piece is twice as large
@@ -206,7 +205,7 @@ def _pieces(header: Header, places: PlacesLike) -> Iterator[tuple[int, list[memo
 
 
 def _views(header: Header, places: PlacesLike) -> Iterator[memoryview]:
-    """Where the bytes of the tensors go, in the order of the file."""
+    """The buffers to read the tensors into, in the order of the file."""
     for tensor in header.tensors:
         buffer = places.tensors[tensor.name]
         data, row_bytes = buffer.data, buffer.row_bytes

@@ -1,7 +1,7 @@
-"""Which saved rows belong to a history: rows of `kv_commit`, `kv_ref` and `chunk`, checked against the token log.
+"""Commits of a session's KV rows: the tables `kv_commit`, `kv_ref` and `chunk`, checked against the token log.
 
-The references of all commits of a session form one pool: a commit adds only its new chunks, and whatever still
-belongs to today's log may be used. Reads inside the caller's transaction; touches no files. Engine thread.
+A commit adds only its new chunks. The chunks of all commits of a session form one pool, and every row of it that still
+belongs to the log can be restored. Runs inside the caller's transaction; touches no files. Engine and writer thread.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from mlxkv.store.kv.chunk_format import ChunkHead, EncodedChunk, PrefixKeys
 from mlxkv.store.records import is_chunk
 
 STATE = "state"
-"""The group whose chunks are whole recurrent states: one after p tokens counts as the row [p - 1, p)."""
+"""The group whose chunks are whole recurrent states: the state after p tokens counts as the row [p - 1, p)."""
 KEPT_STATES = 2  # commits; each has the state at its end and the one before the reply
 
 
 @dataclass(frozen=True)
 class SavedCommit:
-    """A verified commit on the chain. The first `valid` tokens of its log are still the session's."""
+    """A verified commit of the history. The first `valid` tokens of its log are still the session's."""
 
     id: int
     pos: int
@@ -37,7 +37,7 @@ class SavedCommit:
 
 @dataclass(frozen=True)
 class SavedChunk:
-    """A chunk whose rows [head.a, end) belong to today's log; `end` < `head.b` after history was rewritten."""
+    """A chunk whose rows [head.a, end) belong to the session's log; `end` < `head.b` after history was rewritten."""
 
     digest: str
     size: int
@@ -46,7 +46,7 @@ class SavedChunk:
 
 
 def seed(model_id: str, spec_id: str, group: str) -> str:
-    """What a prefix key starts from."""
+    """The seed of prefix keys."""
     return f"{model_id} {spec_id} {group}"
 
 
@@ -56,15 +56,15 @@ def commit_digest(pos: int, turn_digest: str, model: str, spec_id: str, rng: byt
 
 
 def is_commit(digest: str, pos: int, turn_digest: str, model: str, spec_id: str, rng: bytes | None) -> bool:
-    """Whether a row of `kv_commit` is what was written."""
+    """Whether a row of `kv_commit` is undamaged."""
     try:
         return digest == commit_digest(pos, turn_digest, model, spec_id, rng)
-    except (TypeError, AttributeError):  # values that are none of these: the page is damaged
+    except (TypeError, AttributeError):  # values of other types: the page is damaged
         return False
 
 
 def saved_commits(db: sqlite3.Connection, session_id: str, history: History, since: int = 0) -> list[SavedCommit]:
-    """Newest first; those that are damaged or not on the chain are left out, and those with an id below `since`."""
+    """The undamaged commits of this history, newest first, with an id of at least `since`."""
     rows = db.execute(
         "SELECT c.id, c.pos, c.turn_digest, c.model, c.spec_id, c.rng, c.digest, m.model_id"
         " FROM kv_commit c JOIN model m ON m.id = c.model WHERE c.session = ? AND c.id >= ? ORDER BY c.id DESC",
@@ -83,10 +83,10 @@ def saved_chunks(
     db: sqlite3.Connection, commits: Iterable[SavedCommit], history: History,
     keys: Callable[[SavedCommit, str], PrefixKeys] | None = None,
 ) -> list[SavedChunk]:  # fmt: skip
-    """The chunks of `commits` (all of one model and spec) of which at least one row belongs to today's log.
+    """The chunks of `commits` (all of one model and spec) of which at least one row belongs to the session's log.
 
-    The key of each is computed from the ids; a row of the database that does not agree is left out. `keys`: of today's
-    log, for a commit's model and spec and a group.
+    The prefix key of each is computed from the ids; a chunk whose database row differs is left out. `keys`: the keys of
+    the log for a commit's model and spec and a group.
     """
     made: dict[str, PrefixKeys] = {}
     keys = keys or (lambda c, group: made.setdefault(group, PrefixKeys(seed(c.model_id, c.spec_id, group))))
@@ -107,20 +107,20 @@ def saved_chunks(
 
 
 def _log_of(commit: SavedCommit, ends: list[int], history: History) -> array[int]:
-    """The ids the commit's chunks were computed from: today's log, unless history was rewritten under one of them."""
+    """The ids the commit's chunks were computed from: the session's log, unless one of them was rewritten since."""
     if max(ends, default=0) <= commit.valid:
         return history.log
     return history.log_after(commit.num_turns, commit.valid)
 
 
 def num_removed(db: sqlite3.Connection) -> int:
-    """How often chunks that sessions refer to were removed from this store."""
+    """Count of removals, in this store, of chunks that sessions referred to."""
     row = db.execute("SELECT CAST(value AS INTEGER) FROM meta WHERE key = 'kv_removed'").fetchone()
     return row[0] if row else 0
 
 
 def remove_chunks(db: sqlite3.Connection, digests: Iterable[str]) -> None:
-    """And all references to them: whoever remembers what a session has saved looks again."""
+    """Remove chunks and all references to them, and count that: SavedRows then looks again."""
     digests = list(digests)
     db.executemany("DELETE FROM chunk WHERE digest = ?", [(digest,) for digest in digests])
     if digests:
@@ -128,7 +128,7 @@ def remove_chunks(db: sqlite3.Connection, digests: Iterable[str]) -> None:
 
 
 def mark_unused(db: sqlite3.Connection) -> None:
-    """There may be chunks now that nothing refers to; `leftovers.remove_unused` takes the mark away with them."""
+    """Note that there may be chunks without a reference; `gc.remove_unused` removes them and the note."""
     db.execute("INSERT OR IGNORE INTO meta VALUES('kv_unused', '1')")
 
 
@@ -147,14 +147,14 @@ def save_commit(
     db: sqlite3.Connection, session_id: str, pos: int, turn: str, model: str, spec_id: str, rng: bytes | None,
     chunks: Iterable[EncodedChunk | SavedChunk],
 ) -> None:  # fmt: skip
-    """One commit with the chunks that are new; a second commit of the same point replaces the sampler state."""
+    """Insert a commit with its new chunks; a second commit of the same position replaces the sampler's state."""
     digest = commit_digest(pos, turn, model, spec_id, rng)
     there = list(_commits_at(db, session_id, turn))
     same = [row[0] for row in there if row[1:4] == (pos, model, spec_id)]
     if same:
         commit_id = same[0]
         db.execute("UPDATE kv_commit SET rng = ?, digest = ? WHERE id = ?", (rng, digest, commit_id))
-        if commit_id != there[0][0]:  # who has read this one need not expect it to change
+        if commit_id != there[0][0]:  # readers do not expect an older commit to change
             count_removal(db)
     else:
         commit_id = db.execute(
@@ -172,10 +172,11 @@ def save_commit(
 
 
 def remove_old_states(db: sqlite3.Connection, session_id: str, among: Collection[str] | None = None) -> list[str]:
-    """Let go of recurrent states but those of the newest commits and, for each fork, the last one before it; which.
+    """Drop the references to recurrent states except those of the newest commits and the last one before each fork;
+    returns the digests of the dropped ones.
 
-    A state is as large as many rows, and only rows are of use to others. What `kept_for` names another reason for
-    stays. `among`: the session has no others.
+    A state is as large as many rows, and other sessions reuse only rows. A reference with a reason in `kept_for` stays.
+    `among`: all states of the session, if they are known.
     """
     digests = tuple(among or ())
     chunks = "k.grp = ?" if among is None else f"k.digest IN ({', '.join('?' * len(digests))})"
@@ -197,7 +198,7 @@ def remove_old_states(db: sqlite3.Connection, session_id: str, among: Collection
 
 
 def _fork_positions(db: sqlite3.Connection, session_id: str) -> list[int]:
-    """Where the log stood when this session was forked, and where others were forked from it."""
+    """Positions in the log at which this session was forked from another, or others from it."""
     out = []
     for (k,) in db.execute("SELECT forked_at FROM session WHERE id = ?1 OR parent = ?1", (session_id,)).fetchall():
         if isinstance(k, int):
@@ -207,7 +208,7 @@ def _fork_positions(db: sqlite3.Connection, session_id: str) -> list[int]:
 
 
 def move_commits(db: sqlite3.Connection, session_id: str, head: str, new_head: str) -> None:
-    """The turn at `head` has grown and has the digest `new_head` now: rows saved at it are still rows of this log."""
+    """Move commits from `head` to `new_head`, the digest of the same turn after it has grown; their rows stay valid."""
     for row in list(_commits_at(db, session_id, head)):
         commit_id, pos, model, spec_id, rng = row
         digest = commit_digest(pos, new_head, model, spec_id, rng)
@@ -215,7 +216,7 @@ def move_commits(db: sqlite3.Connection, session_id: str, head: str, new_head: s
 
 
 def remove_commits(db: sqlite3.Connection, session_id: str, heads: Collection[str]) -> None:
-    """The session has no turns with these digests any more: forget the rows that were saved at them."""
+    """Remove the commits made at turns, given by digest, that the session no longer has."""
     marks = ", ".join("?" * len(heads))
     query = f"DELETE FROM kv_commit WHERE session = ? AND turn_digest IN ({marks})"
     if db.execute(query, (session_id, *heads)).rowcount:
@@ -226,8 +227,8 @@ def remove_commits(db: sqlite3.Connection, session_id: str, heads: Collection[st
 def _commits_at(
     db: sqlite3.Connection, session_id: str, head: str
 ) -> Iterator[tuple[int, int, str, str, bytes | None]]:
-    """The commits that were made at `head`, the newest first. They are the session's last ones: a head does not come
-    back, so that the rest need not be gone through."""
+    """The commits made at `head`, newest first. They are the session's last ones: a head never recurs, so that the
+    search ends at the first other one."""
     for *row, turn in db.execute(
         "SELECT id, pos, model, spec_id, rng, turn_digest FROM kv_commit WHERE session = ? ORDER BY id DESC",
         (session_id,),
@@ -238,7 +239,7 @@ def _commits_at(
 
 
 def copy_commits(db: sqlite3.Connection, session_id: str, new_id: str, history: History) -> None:
-    """Give a fork what was saved on the history it keeps: references only, no rows are copied."""
+    """Copy the commits of the history that a fork keeps: references only, no rows."""
     on_chain = {commit.id for commit in saved_commits(db, session_id, history)}
     for commit_id in sorted(on_chain):
         copy = db.execute(
@@ -253,7 +254,7 @@ def copy_commits(db: sqlite3.Connection, session_id: str, new_id: str, history: 
 
 
 def saved_bytes(db: sqlite3.Connection, session_id: str) -> int:
-    """A chat's KV on disk: bytes of the chunk files that its commits refer to, shared ones included."""
+    """Bytes of the chunk files that the session's commits refer to, shared ones included."""
     return db.execute(
         "SELECT CAST(min(total(size), 9e18) AS INTEGER) FROM chunk WHERE digest IN (SELECT r.chunk FROM kv_ref r"
         " JOIN kv_commit c ON c.id = r.kv_commit WHERE c.session = ?)",
@@ -262,13 +263,13 @@ def saved_bytes(db: sqlite3.Connection, session_id: str) -> int:
 
 
 def unsaved_bytes(db: sqlite3.Connection, session_id: str, waiting: Mapping[str, int]) -> int:
-    """What `saved_bytes` grows by once the session refers to the chunks `waiting` (sizes by digest) too."""
+    """Bytes that `saved_bytes` gains once the session refers to the chunks `waiting` (sizes by digest) too."""
     there = "SELECT 1 FROM kv_ref r JOIN kv_commit c ON c.id = r.kv_commit WHERE c.session = ? AND r.chunk = ?"
     return sum(size for digest, size in waiting.items() if not db.execute(there, (session_id, digest)).fetchone())
 
 
 def bytes_written(db: sqlite3.Connection, session_id: str | None) -> int:
-    """Bytes ever written for the session, or by this store; what `count_written` counted."""
+    """Bytes ever written for the session, or by this store (None)."""
     if session_id is None:
         row = db.execute("SELECT CAST(value AS INTEGER) FROM meta WHERE key = 'kv_written'").fetchone()
     else:
@@ -277,7 +278,7 @@ def bytes_written(db: sqlite3.Connection, session_id: str | None) -> int:
 
 
 def count_written(db: sqlite3.Connection, session_id: str, written: int) -> None:
-    """For the session, and for the lifetime of this store."""
+    """Add to the bytes ever written for the session and by this store."""
     db.execute("UPDATE session SET kv_written = kv_written + ? WHERE id = ?", (written, session_id))
     db.execute(
         "INSERT INTO meta VALUES('kv_written', ?1) ON CONFLICT(key) DO UPDATE SET value = CAST(value AS INTEGER) + ?1",

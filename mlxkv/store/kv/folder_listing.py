@@ -1,7 +1,7 @@
-"""What the KV folder holds, known without going through it: a folder is listed again only after it has changed.
+"""A cached listing of the KV folder: a folder is listed again only after it has changed.
 
-A folder's own modification time tells whether a name came or went. What changes inside a file does not show here; that
-is found when it is read, and by `verify`. Any thread.
+A folder's modification time shows that a name was added or removed. Changes inside a file do not show; reading it or
+`verify` finds them. Any thread.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from pathlib import Path
 
 from mlxkv.store.files import disk_usage
 
-_SETTLED_NS = 2_000_000_000  # a folder changed less than this ago may change again without another time
+_SETTLED_NS = 2_000_000_000  # a folder changed more recently may change again within the same timestamp
 
 
 @dataclass(frozen=True)
 class _Folder:
-    """`sizes`: of the regular files by name. `used`: bytes on the disk of what is in it, without the folder's own."""
+    """`sizes` of its regular files by name; `used`: bytes on the disk of its contents, without its own."""
 
     mtime_ns: int
     is_settled: bool
@@ -34,7 +34,7 @@ _GONE = _Folder(0, False, {}, 0)
 
 
 class Listing:
-    """The folder `root`, which need not be there, and the folders in it."""
+    """The folder `root`, which need not exist, and its subfolders."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -42,7 +42,7 @@ class Listing:
         self._folders: dict[str, _Folder] = {}
 
     def refresh(self) -> int:
-        """Look at every folder; the bytes that `root` takes on the disk, as `du` counts them."""
+        """List the folders that have changed, and return the bytes of `root` on the disk, as `du` counts them."""
         with self._lock:
             known, self._folders, used = self._folders, {}, 0
             root = str(self._root)
@@ -53,14 +53,14 @@ class Listing:
                     found = known.get(name, _GONE)
                     if not found.is_settled or found.mtime_ns != info.st_mtime_ns:
                         found = _listed(f"{root}/{name}", info.st_mtime_ns, deep=bool(name))
-                except OSError:  # it has just gone
+                except OSError:  # it was just removed
                     continue
                 self._folders[name] = found
                 used += found.used
             return used
 
     def folder(self, name: str) -> Mapping[str, int]:
-        """The sizes of the regular files in a folder by name, as of the last `refresh`; the same object until it is
+        """Sizes of the regular files of a subfolder by name, as of the last `refresh`; the same object until it is
         listed again."""
         return self._folders.get(name, _GONE).sizes
 
@@ -72,7 +72,7 @@ def _subfolders(root: str) -> list[str]:
 
 
 def _listed(path: str, mtime_ns: int, deep: bool) -> _Folder:
-    """`deep`: with what is in the folders in it; one with such is never settled."""
+    """List a folder. `deep`: count its subfolders' contents too; a folder that has any is never settled."""
     is_settled = abs(time.time_ns() - mtime_ns) > _SETTLED_NS  # in the future: the clock was ahead
     sizes, used = {}, 0
     with os.scandir(path) as entries:

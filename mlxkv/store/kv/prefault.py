@@ -1,8 +1,7 @@
-"""Memory for rows about to be read, asked of the kernel in long runs: page by page, as rows are written, getting it
-takes longer than the reading.
+"""Prefault memory before rows are read into it: page faults one by one take longer than the reading.
 
-Linux 5.14 or newer; elsewhere, and where the kernel declines, nothing happens and the pages come one by one. No MLX;
-any thread.
+Linux 5.14 or newer; elsewhere, and where the kernel declines, nothing happens and pages fault one by one. No MLX; any
+thread.
 """
 
 from __future__ import annotations
@@ -15,13 +14,13 @@ from collections.abc import Callable, Iterator, Sequence
 
 from mlxkv.store.kv.protocols import PlacesLike
 
-_POPULATE_WRITE = 23  # MADV_POPULATE_WRITE: pages are there and writable afterwards; what they hold stays
-_BETWEEN = 256 << 10  # bytes; so few are cheaper to have than to leave out
+_POPULATE_WRITE = 23  # MADV_POPULATE_WRITE: makes pages present and writable; their contents stay
+_BETWEEN = 256 << 10  # bytes; prefaulting so few more is cheaper than another call
 
 
 def runs(places: Sequence[PlacesLike]) -> Iterator[memoryview]:
-    """Where the rows that are wanted of any of `places`, all in the same tensors, lie: from the first to the last of
-    each head, and heads as one where little is between them."""
+    """The memory of the rows wanted by any of `places`, all in the same tensors: one run per head, from its first to
+    its last row, or one run for all heads where little is between them."""
     spans = [(row, row + b - a) for at in places for a, b, row in at.spans if row is not None]
     if not spans:
         return
@@ -35,7 +34,7 @@ def runs(places: Sequence[PlacesLike]) -> Iterator[memoryview]:
 
 
 def prefault(run: memoryview) -> None:
-    """Ask for the whole pages of a writable `run`. The GIL is released meanwhile."""
+    """Prefault the whole pages of a writable `run`. Releases the GIL meanwhile."""
     advise = _madvise()
     if advise is None:
         return

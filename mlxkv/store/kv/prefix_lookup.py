@@ -1,7 +1,7 @@
-"""Rows that another session saved and this prompt begins with: the same system prompt, the same document.
+"""Find another session's saved rows with the same prefix as a prompt: the same system prompt, the same document.
 
-Chunks are found by their prefix keys, which stand for model, cache layout and all ids before them; then the ids of the
-session they are from are compared as well. Reads inside the caller's transaction. Engine thread.
+Chunks are found by their prefix keys, which identify model, cache layout and all ids before them; then the ids of their
+session are compared as well. Reads inside the caller's transaction. Engine thread.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from mlxkv.store.kv.ranges import MAX_ROWS
 from mlxkv.store.records import is_chunk
 from mlxkv.token_ids import common_prefix
 
-_MAX_SOURCES = 4  # sessions that share as much; the one whose log goes on longest with the prompt is taken
+_MAX_SOURCES = 4  # sessions that share the same chunk; the one with the longest common prefix is taken
 
 
 @dataclass(frozen=True)
 class Source:
-    """Chunks of a session whose rows [head.a, end) belong to the first `limit` ids of a prompt."""
+    """Chunks of a session whose rows [head.a, end) are those of the first `limit` ids of a prompt."""
 
     session_id: str
     chunks: tuple[SavedChunk, ...] = ()
@@ -33,15 +33,15 @@ class Source:
 
 def find_source(
     db: sqlite3.Connection, sessions: Sessions, model_id: str, spec_id: str, groups: Sequence[str], ids: array[int],
-    but: str | None, beyond: int = 0,
+    exclude: str | None, at_least: int = 0,
 ) -> Source | None:  # fmt: skip
-    """The session, other than `but`, that has the longest beginning of `ids` saved, if that is `beyond` ids."""
+    """The session, other than `exclude`, with the longest saved prefix of `ids`, if that has `at_least` ids."""
     best: Source | None = None
-    for session_id in _candidates(db, model_id, spec_id, groups, ids, but, beyond):
+    for session_id in _candidates(db, model_id, spec_id, groups, ids, exclude, at_least):
         try:
-            history = sessions.history(db, session_id, fresh=True)  # nobody has opened it
+            history = sessions.history(db, session_id, fresh=True)  # it is not open here
         except StoreError:
-            continue  # damaged or just deleted: its rows are of no use to others
+            continue  # damaged or just deleted: its rows cannot be used
         common = common_prefix(history.log, ids)
         commits = [c for c in saved_commits(db, session_id, history) if (c.model_id, c.spec_id) == (model_id, spec_id)]
         limit = max((min(c.valid, common) for c in commits), default=0)
@@ -49,15 +49,15 @@ def find_source(
             saved = saved_chunks(db, commits, history)
             chunks = [replace(c, end=min(c.end, limit)) for c in saved if c.head.a < limit]
             best = Source(session_id, tuple(chunks), limit)
-    return best if best is not None and best.limit >= beyond else None
+    return best if best is not None and best.limit >= at_least else None
 
 
 def _candidates(
-    db: sqlite3.Connection, model_id: str, spec_id: str, groups: Sequence[str], ids: array[int], but: str | None,
-    beyond: int,
+    db: sqlite3.Connection, model_id: str, spec_id: str, groups: Sequence[str], ids: array[int],
+    exclude: str | None, at_least: int,
 ) -> list[str]:  # fmt: skip
-    """Sessions that refer to the chunk that reaches furthest into `ids`, newest first."""
-    least = min(beyond, len(ids) - MAX_ROWS)  # whoever goes on beyond has a chunk that ends there, or a bit before
+    """Sessions that refer to the chunk with the longest prefix of `ids`, newest first."""
+    least = min(at_least, len(ids) - MAX_ROWS)  # a longer prefix has a chunk that ends there, or a little before
     saved: dict[str, list[tuple[int, int, str, str]]] = {}
     for digest, size, group, a, b, key in db.execute(
         "SELECT digest, size, grp, a, b, prefix_key FROM chunk WHERE spec_id = ? AND b <= ? AND b >= ?",
@@ -73,11 +73,11 @@ def _candidates(
     for _, digest in sorted(found, reverse=True):
         for (session_id,) in db.execute(
             "SELECT DISTINCT c.session FROM kv_ref r JOIN kv_commit c ON c.id = r.kv_commit"
-            " JOIN session s ON s.id = c.session WHERE r.chunk = ? AND NOT s.flags & 1"  # imported rows stay alone
+            " JOIN session s ON s.id = c.session WHERE r.chunk = ? AND NOT s.flags & 1"  # imported rows are not shared
             " ORDER BY c.session DESC LIMIT ?",
             (digest, _MAX_SOURCES + 1),
         ):
-            if session_id != but and session_id not in out:
+            if session_id != exclude and session_id not in out:
                 out.append(session_id)
         if len(out) >= _MAX_SOURCES:
             break

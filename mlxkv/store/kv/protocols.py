@@ -1,6 +1,6 @@
-"""What the store needs of a KV cache, as protocols: it moves rows in and out and never looks inside.
+"""Protocols that a KV cache implements for the store, which moves rows in and out as bytes.
 
-The cache layer implements these (mlxkv.cache.prompt_cache); tests use a small fake. No MLX at import.
+The cache layer implements them (mlxkv.cache.prompt_cache); tests use a small fake. No MLX at import.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class BufferLike(Protocol):
 
 
 class PlacesLike(Protocol):
-    """Where rows go: `spans` of positions [from, to) with the row of the first, None where they are not wanted."""
+    """Destination of rows: `spans` of positions [from, to) with the row of the first, None for rows to skip."""
 
     @property
     def spans(self) -> Sequence[tuple[int, int, int | None]]: ...
@@ -39,29 +39,29 @@ class PlacesLike(Protocol):
 
 @runtime_checkable
 class RowPlaces(Protocol):
-    """What a LayerGroup may offer besides `import_rows`: places to read rows into without a copy."""
+    """Optional part of a LayerGroup besides `import_rows`: places to read rows into without a copy."""
 
     def places(self, a: int, b: int, parts: Sequence[Range]) -> PlacesLike:
-        """For `parts` of the rows [a, b) of a whole chunk. To be dropped before the cache is used."""
+        """Places for `parts` of the rows [a, b) of a whole chunk. Drop them before the cache is used."""
         ...
 
     def imported(self, a: int, b: int) -> None:
-        """The rows of the part [a, b) are in their places."""
+        """Take note that the rows [a, b) were read into their places."""
         ...
 
 
 @runtime_checkable
 class RowViews(Protocol):
-    """What a LayerGroup may offer besides `export_rows`: rows where they lie, without a copy by MLX."""
+    """Optional part of a LayerGroup besides `export_rows`: views of rows, without a copy by MLX."""
 
     def views(self, a: int, b: int) -> Mapping[str, Sequence[memoryview]]:
-        """The bytes of [a, b) for each tensor of `shapes`, as pieces in order. To be dropped before the cache is used,
-        which writes into the same memory."""
+        """The bytes of [a, b) for each tensor of `shapes`, as pieces in order. Drop them before the cache is used: it
+        writes into the same memory."""
         ...
 
 
 class LayerGroup(Protocol):
-    """Layers that hold the same positions, e.g. all full-attention layers. Rows lie on axis -2 of every tensor."""
+    """Layers that hold the same positions, e.g. all full-attention layers. Axis -2 of every tensor is rows."""
 
     @property
     def name(self) -> str:
@@ -84,11 +84,11 @@ class LayerGroup(Protocol):
         ...
 
     def held(self) -> list[Range]:
-        """What can be exported now, ascending and disjoint: [0, sinks) and [first, offset)."""
+        """Ranges that can be exported now, ascending and disjoint: [0, sinks) and [first, offset)."""
         ...
 
     def required(self, offset: int) -> list[Range]:
-        """What must be imported to continue at `offset`."""
+        """Ranges that must be imported to continue at `offset`."""
         ...
 
     def optional(self, offset: int) -> list[Range]:
@@ -118,7 +118,7 @@ class KVCacheLike(Protocol):
     def groups(self) -> Sequence[LayerGroup]: ...
 
     def layout(self) -> Mapping[str, Any]:
-        """JSON-able: everything besides the model that decides what a row's bytes mean."""
+        """Everything besides the model that the meaning of a row's bytes depends on, as values for JSON."""
         ...
 
     def reset(self) -> None: ...
@@ -126,5 +126,5 @@ class KVCacheLike(Protocol):
     def begin_restore(self, ids: Sequence[int]) -> None: ...
 
     def finish_restore(self) -> None:
-        """After all required rows; on any error before it the caller calls `reset()`."""
+        """End a restore after all required rows; on any error before, the caller calls `reset()`."""
         ...
