@@ -63,7 +63,7 @@ def cache_create(
         show = None if quiet or not sys.stderr.isatty() else _progress
         pc = held.prefill(text, config, system=settings.system, chat=True, progress=show, save_to=path)
         size = pc.save(path)
-        folder.forget_other(path)
+        folder.remove_replaced(path)
         if pc.num_evicted:
             print(
                 f"The text has {pc.offset:,} tokens and the window holds {pc.capacity:,}: its oldest part was evicted; "
@@ -234,7 +234,7 @@ def cache_export(
         if path.suffix != ".kv":
             raise StoreError(f"{name} was made by mlx-lm, whose files have no ids; export it as mlx-lm.")
         with SessionStore.open(folders) as store, store.saving_named(output) as room:
-            size = folder.take_in(path, output, room)
+            size = folder.copy_in(path, output, room)
     else:
         held = _load(folders, model or folder.describe(path).model or None)
         try:
@@ -270,7 +270,7 @@ def cache_import(
         if checked.error:
             raise CorruptError(checked.error)
         with SessionStore.open(folders) as store, store.saving_named(path) as room:
-            size = folder.take_in(file, path, room)
+            size = folder.copy_in(file, path, room)
     else:
         held = _load(folders, model or by or None)
         try:
@@ -279,7 +279,7 @@ def cache_import(
             notes = taken.plan.notes
         finally:
             held.close()
-    folder.forget_other(path)
+    folder.remove_replaced(path)
     print(f"{name}  {bytes_text(on_disk(size))}")
     if not ours:
         print(

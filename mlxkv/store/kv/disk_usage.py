@@ -76,7 +76,7 @@ class CacheFolder:
         """`used` without these files, and without the chunk folders that would be empty then."""
         used, folders = self.used() - sum(map(disk_usage, paths)), {path.parent for path in paths}
         for folder in folders:
-            if folder.parent == self.chunks.root and len(folder.name) == 2 and {*_entries(folder)} <= {*paths}:
+            if folder.parent == self.chunks.root and len(folder.name) == 2 and {*entries(folder)} <= {*paths}:
                 used -= _own_size(folder)
         return used
 
@@ -90,20 +90,21 @@ class CacheFolder:
 
     def damaged(self) -> list[Path]:
         """Named prompt caches that were found damaged; `mlxkv cache gc` removes them, and the disk limit."""
-        return list(_entries(self.prompts / DAMAGED))
+        return list(entries(self.prompts / DAMAGED))
 
 
 def prompt_temporaries(prompts: Path, seconds: float = STALE) -> list[Path]:
     """Unfinished files that a crash left `seconds` ago or earlier, or while the clock was ahead."""
     out, now = [], time.time()
-    for path in _entries(prompts):
+    for path in entries(prompts):
         with contextlib.suppress(OSError):
             if path.name.startswith(_TEMPORARY) and abs(now - path.lstat().st_mtime) > seconds:
                 out.append(path)
     return out
 
 
-def _entries(folder: Path) -> Iterator[Path]:
+def entries(folder: Path) -> Iterator[Path]:
+    """The files and folders in `folder`, which need not exist."""
     with contextlib.suppress(OSError):
         yield from list(folder.iterdir())
 

@@ -1,4 +1,4 @@
-"""Arithmetic on position ranges: what is new, where to cut it into chunks, which chunks cover what is wanted.
+"""Arithmetic on position ranges: subtract saved ones, cut new ones into chunks, cover wanted ones with chunks.
 
 Pure integers; knows no files and no rows. Any thread.
 """
@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 def merge(ranges: Iterable[Range]) -> list[Range]:
-    """Ascending, disjoint, subtract empty ones."""
+    """The union of `ranges`: ascending, disjoint, without empty ones."""
     out: list[Range] = []
     for a, b in sorted(ranges):
         if a >= b:
@@ -54,8 +54,8 @@ def rows_per_chunk(row_bytes: int) -> int:
 
 
 class Grid:
-    """Where a group's chunks may end: at multiples of the chunk size beyond the sinks, so that a prefix is cut alike
-    in every session, and at the last whole block where both sides are long enough to stay."""
+    """Positions where a group's chunks may end: multiples of the chunk size beyond the sinks, so that a prefix is cut
+    the same in every session, and the last whole block where both sides are long enough."""
 
     def __init__(self, group: LayerGroup) -> None:
         self.sinks, self.block = group.sinks, max(1, group.block)
@@ -63,7 +63,7 @@ class Grid:
         self.unit = self.block * (self.rows // self.block) or self.rows
 
     def next_cut(self, a: int) -> int:
-        """The first cell boundary after `a`; the sinks end one."""
+        """The first boundary of a grid cell after `a`; one is the end of the sinks."""
         if a < self.sinks:
             return min(self.sinks, (a // self.rows + 1) * self.rows)
         return self.sinks + ((a - self.sinks) // self.unit + 1) * self.unit
@@ -72,7 +72,7 @@ class Grid:
         return a == 0 or self.next_cut(a - 1) == a
 
     def cut(self, a: int, b: int) -> list[Range]:
-        """[a, b) as chunks: cells, and a long tail that is not a whole block yet by itself."""
+        """Cut [a, b) into chunks: grid cells, and separately a long tail that is not a whole block yet."""
         out: list[Range] = []
         whole = self.sinks + (b - self.sinks) // self.block * self.block if b > self.sinks else b
         while a < b:
@@ -85,7 +85,7 @@ class Grid:
 
 
 def cover(spans: Sequence[tuple[int, int, T]], wanted: Range) -> list[tuple[T, int, int]] | None:
-    """The fewest spans that cover `wanted`, as (item, from, to) in order; None if they cannot."""
+    """The fewest spans that cover `wanted`, as (item, from, to) in order; None where they leave a gap."""
     out: list[tuple[T, int, int]] = []
     a, b = wanted
     while a < b:

@@ -1,8 +1,7 @@
 """Restore a cache from disk: find the longest saved prefix, of this session or another; read it (chunk_reader.py), or
 give up where prefilling the tokens is faster; move bad chunks to quarantine.
 
-Whatever is wrong with the saved rows costs a prefill and a notice, never an exception and never other output.
-The engine thread calls this.
+A fault in the saved rows costs a prefill and a notice; it never raises and never changes the output. Engine thread.
 """
 
 from __future__ import annotations
@@ -31,18 +30,18 @@ from mlxkv.store.records import Restored
 from mlxkv.system.regular_file import parse_json
 from mlxkv.token_ids import common_prefix
 
-MIN_SHARED = 32  # tokens; fewer are prefilled in no time
-SMALL = 4 << 20  # bytes that any disk reads in no time: restored without a look at the rate
-_TRIAL = 0.03  # of the time a prefill would take: after that a restore has to be faster
+MIN_SHARED = 32  # tokens; a prefill of fewer takes no time
+SMALL = 4 << 20  # bytes that any disk reads in no time: restored whatever the rate
+_TRIAL = 0.03  # of the time of a prefill: how long a restore may take before its rate is judged
 
 
 @dataclass(frozen=True)
 class Saved:
-    """What the disk has for a prompt.
+    """Saved rows of a prompt.
 
-    `limit`: how many of its first ids the chunks may be rows of; `own`: how many this session has the rows of, which
-    once had `promised`. `rng_at`: the sampler's state by position. `head` and `log` are the session's; `missing` chunks
-    have no file any more.
+    The chunks have rows of at most the first `limit` ids. This session's own commits cover the first `committed` ids,
+    of which `own` can be restored. `rng_at`: the sampler's state by position. `head` and `log` are the session's; the
+    files of `missing` chunks were deleted.
     """
 
     spec: str
@@ -51,7 +50,7 @@ class Saved:
     chunks: tuple[SavedChunk, ...]
     missing: tuple[SavedChunk, ...]
     own: int
-    promised: int
+    committed: int
     limit: int
     rng_at: Mapping[int, bytes | None]
     notice: str | None
@@ -84,10 +83,10 @@ class ReadRate:
 
 
 class Restorer:
-    """The restores of one store. `planner` knows what open sessions have saved.
+    """The restores of one store. `planner` remembers the saved rows of open sessions.
 
-    `prefill_tps`: the measured prefill of models by id, in tokens per second. A restore gives up when it would take
-    longer. That costs the tokens the cache holds, so where it holds some, the rate of the last restore decides first.
+    `prefill_tps`: the measured prefill of models by id, in tokens per second. A restore that would take longer is given
+    up. That costs the tokens the cache holds: where it holds some, the rate of the last restore is compared first.
     """
 
     def __init__(self, sessions: Sessions, chunks: ChunkFiles, planner: SavePlanner) -> None:
@@ -138,9 +137,9 @@ class Restorer:
             if num_bytes >= SMALL:
                 self._last_rate = rate.bytes_per_second
             break
-        if bad or (missing and tokens < saved.promised):
+        if bad or (missing and tokens < saved.committed):
             notice = f"Of the saved KV cache {len(bad)} chunks were damaged and {len(missing)} missing"
-        elif tokens < saved.promised and notice is None and not held:
+        elif tokens < saved.committed and notice is None and not held:
             notice = "Part of the saved KV cache is missing"
         restored = Restored(tokens, sum(read.chunk.size for read in reads), clock() - started, shared=tokens)
         if session_id is None:
@@ -167,7 +166,7 @@ class Restorer:
                 if 0 < rows.reached <= held and not (
                     len(ids) >= beyond
                     and find_source(db, self.sessions, model.model_id, spec, names, ids, session_id, beyond)
-                ):  # nothing is saved beyond what the cache holds: a long message, most often
+                ):  # the cache holds all that is saved: the prompt ends with a long message, most often
                     return Saved(spec, history.head, history.log, (), (), held, 0, 0, {}, None)
             commits = saved_commits(db, session_id or "", history)
             mine = [c for c in commits if c.model_id == model.model_id and c.spec_id == spec]
@@ -179,28 +178,28 @@ class Restorer:
                 notice = "The saved KV cache was made with another model or setting"
                 notice += f" (`{field}` differs)" if field else ""
             common = common_prefix(history.log, ids)
-            promised = limit = max((min(c.valid, common) for c in mine), default=0) if cache.groups else 0
-            rng_at = {c.pos: c.rng for c in reversed(mine) if c.valid == c.pos == promised}
+            committed = limit = max((min(c.valid, common) for c in mine), default=0) if cache.groups else 0
+            rng_at = {c.pos: c.rng for c in reversed(mine) if c.valid == c.pos == committed}
             missing = [chunk for chunk in saved if not self.chunks.has(chunk.digest, chunk.size)]
             saved = [chunk for chunk in saved if chunk not in missing]
-            own = next(restorable_positions(cache.groups, saved, promised), 0)
+            own = next(restorable_positions(cache.groups, saved, committed), 0)
             beyond = max(own, held) + MIN_SHARED
             if len(ids) >= beyond and cache.groups:
                 other = find_source(db, self.sessions, model.model_id, spec, names, ids, session_id, beyond)
                 if other is not None:
                     known = {chunk.digest for chunk in saved}
-                    there = (c for c in other.chunks if c.digest not in known and self.chunks.has(c.digest, c.size))
-                    saved, limit = [*saved, *there], other.limit
+                    more = (c for c in other.chunks if c.digest not in known and self.chunks.has(c.digest, c.size))
+                    saved, limit = [*saved, *more], other.limit
         return Saved(
-            spec, history.head, history.log, tuple(saved), tuple(missing), own, promised, limit, rng_at, notice
+            spec, history.head, history.log, tuple(saved), tuple(missing), own, committed, limit, rng_at, notice
         )  # fmt: skip
 
     def _adopt(
         self, session_id: str, cache: KVCacheLike, model: ModelIdentity, saved: Saved, ids: array[int], tokens: int,
         reads: Sequence[Read],
     ) -> None:  # fmt: skip
-        """Let the session refer to what it took from another one: then it need not be written again, and stays when
-        the other is deleted."""
+        """Let the session refer to the chunks it restored from another one: it need not write them again, and they stay
+        when the other is deleted."""
         end = min(tokens, common_prefix(saved.log, ids))
         chunks = [read.chunk for read in reads if read.chunk.head.b <= end]
         pos = next(restorable_positions(cache.groups, chunks, end), 0)
@@ -214,26 +213,27 @@ class Restorer:
                 save_commit(db, session_id, pos, saved.head, save_model(db, model), saved.spec, None, there)
 
     def _quarantine(self, chunks: Sequence[SavedChunk]) -> None:
-        """File first: a bad file under its good name would be taken for saved by the next commit."""
+        """Quarantine the files, then remove their database rows: the next commit would take a bad file under its good
+        name for saved rows."""
         if not chunks:
             return
         for chunk in chunks:
             self.chunks.quarantine(chunk.digest)
         with suppress(StoreError), self.sessions.database.writing() as db:
-            # On a read-only disk the chunk is merely found missing again next time.
+            # On a read-only disk the chunk is only found missing again next time.
             remove_chunks(db, [chunk.digest for chunk in chunks])
 
     def _touch(self, chunks: Iterable[SavedChunk]) -> None:
         with suppress(StoreError), self.sessions.database.writing(lasting=False) as db:
-            now = time.time()  # only the order of eviction goes by it
+            now = time.time()  # the disk limit removes the least recently used first
             db.executemany("UPDATE chunk SET last_used = ? WHERE digest = ?", [(now, c.digest) for c in chunks])
 
 
 def restorable_positions(groups: Sequence[LayerGroup], chunks: Sequence[SavedChunk], limit: int) -> Iterator[int]:
     """The positions up to `limit` at which every group can be resumed, the last one first.
 
-    Only `limit` and the ends of what is saved need a look: as the position goes down, so does the first row required,
-    so a gap is only escaped by going back to where it begins.
+    Only `limit` and the ends of saved ranges can be such: as the position goes down, so does the first row required,
+    so that a gap is only avoided by going back to its beginning.
     """
     spans = {g.name: [(c.head.a, c.end) for c in chunks if c.head.group == g.name] for g in groups}
     have = {name: merge(ranges) for name, ranges in spans.items()}
@@ -250,10 +250,10 @@ def _slow(num_bytes: int, rate: float) -> str:
 def _difference(
     db: sqlite3.Connection, commit: tuple[str, str], model: ModelIdentity, parts: dict[str, str]
 ) -> str | None:
-    """The first field in which the model, else the cache's spec, differs from what a commit was made with."""
+    """The first field in which the model, else the cache's spec, differs from a commit's."""
     try:
         old = parse_json(db.execute("SELECT json FROM model WHERE id = ?", (commit[0],)).fetchone()[0])["parts"]
         old_spec = parse_json(db.execute("SELECT json FROM spec WHERE id = ?", (commit[1],)).fetchone()[0])
         return first_difference(model_parts(old), model_parts(model.parts)) or first_difference(old_spec, parts)
     except (ValueError, TypeError, KeyError, AttributeError):
-        return None  # what it was made with is damaged as well
+        return None  # the description of the commit's model or spec is damaged as well

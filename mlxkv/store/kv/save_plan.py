@@ -1,7 +1,6 @@
-"""Saving a cache, the engine thread's half: what is new, and its rows as bytes. Writing them is writer.py's half.
+"""Plan a save: find the rows that are new and export them as bytes. writer.py writes them.
 
-Chunks first, references second: a crash in between leaves a file that nothing refers to, never a reference to nothing.
-Exporting rows is MLX's work, hence the engine thread; what leaves here are bytes and frozen dataclasses.
+Engine thread, since exporting rows needs MLX; the results are bytes and frozen dataclasses.
 """
 
 from __future__ import annotations
@@ -21,17 +20,17 @@ from mlxkv.store.kv.ranges import SHORT, Grid, clip, covers, subtract
 from mlxkv.store.kv.saved_rows import GroupRows, SavedRows
 from mlxkv.token_ids import common_prefix
 
-_MAX_SESSIONS = 8  # sessions
-MAX_SHORT = 7  # chunks in a row; the next save writes their rows again, as one chunk with its own
+_MAX_SESSIONS = 8  # whose saved rows are remembered
+MAX_SHORT = 7  # chunks in a row; the next save writes their rows again, in one chunk with the new ones
 
 
 @dataclass(frozen=True)
 class Plan:
-    """One save: the rows of `heads` are new, and with them the log before `pos` is on disk.
+    """One save: the new rows of `heads` complete the log before `pos` on disk.
 
-    `turn` is the head of the history the rows were computed from; `needed` are the ranges of each group without which
-    one cannot continue at `pos`; `kept` are chunks that were saved before, of `kept_bytes`, `gone` those that have
-    vanished. `states` are the recurrent states that were saved before, None where that is not known.
+    `turn` is the head of the history the rows were computed from; `needed` are the ranges of each group that continuing
+    at `pos` takes. `saved` are the chunks of earlier saves, `saved_bytes` in all, without `missing`, whose files have
+    vanished. `states` are the recurrent states of earlier saves, None where they are not known.
     """
 
     session_id: str
@@ -51,7 +50,7 @@ class Plan:
 
 
 class SavePlanner:
-    """Remembers the saved rows of the sessions that are open (saved_rows.py), so that a save looks at what is new."""
+    """Plans saves. Remembers the saved rows of open sessions (saved_rows.py), so that a save only reads new commits."""
 
     def __init__(self, sessions: Sessions, chunks: ChunkFiles) -> None:
         self._sessions, self._chunks = sessions, chunks
@@ -60,8 +59,8 @@ class SavePlanner:
     def plan(
         self, session_id: str, cache: KVCacheLike, model: ModelIdentity, rng: bytes | None, at_most: int | None = None
     ) -> Plan:
-        """What has to be saved of the session's log, or of its first `at_most` tokens; `pos` 0 and a notice if that
-        is not possible."""
+        """Plan to save the rows of the session's log, or of its first `at_most` tokens; `pos` 0 and a notice if that is
+        impossible."""
         layout = cache.layout()
         parts, spec = spec_parts(layout, model.spec_extra), spec_id(layout, model.spec_extra)
         with self._sessions.database.reading() as db:
@@ -71,12 +70,12 @@ class SavePlanner:
         pos = common_prefix(history.log, cache.log) if cache.groups else 0
         pos = pos if at_most is None else min(pos, at_most)
         for group in cache.groups:
-            if group.name == STATE:  # the log may end where no state was kept
+            if group.name == STATE:  # the log may end at a position without a state
                 pos = max((b for _, b in group.held() if b <= pos), default=pos)
         new = {group.name: _new(group, pos, saved.group(group.name)) for group in cache.groups}
         notice = None
-        if not all(_can_stand(g, pos, saved.group(g.name), new[g.name]) for g in cache.groups):
-            notice = f"The KV cache was not saved: at token {pos} it no longer holds the rows to go on from there."
+        if not all(can_resume_at(g, pos, saved.group(g.name), new[g.name]) for g in cache.groups):
+            notice = f"The KV cache was not saved: it no longer holds the rows needed to continue at token {pos}."
             pos, new = 0, {}
         heads = []
         for name, ranges in new.items():
@@ -89,7 +88,7 @@ class SavePlanner:
         )  # fmt: skip
 
     def saved(self, session_id: str, model_id: str, spec: str) -> SavedRows:
-        """To be updated before it is used."""
+        """The saved rows of a session; call `update` on them before use."""
         found = self._saved.get(session_id)
         if found is None or (found.model_id, found.spec_id) != (model_id, spec):
             found = self._saved[session_id] = SavedRows(session_id, model_id, spec, self._chunks.listing)
@@ -107,7 +106,7 @@ class SavePlanner:
 
 
 def encode_chunks(plan: Plan, cache: KVCacheLike) -> Iterator[EncodedChunk]:
-    """The plan's chunks, one at a time: memory stays flat if the caller lets go of each before the next."""
+    """The plan's chunks, one at a time: memory use stays flat if the caller drops each before the next."""
     groups = {group.name: group for group in cache.groups}
     for head in plan.heads:
         group, shapes = groups[head.group], groups[head.group].shapes(head.b - head.a)
@@ -119,7 +118,7 @@ def encode_chunks(plan: Plan, cache: KVCacheLike) -> Iterator[EncodedChunk]:
 
 
 def _new(group: LayerGroup, pos: int, saved: GroupRows) -> list[Range]:
-    """The chunks to write for one group: rows held and not saved yet, cut on its grid."""
+    """The chunks to write for one group: rows that are held and not saved, cut on its grid."""
     if group.name == STATE:
         known = {(chunk.head.a, chunk.end) for chunk in saved.chunks.values()}
         return [(a, b) for a, b in group.held() if b <= pos and (a, b) not in known]
@@ -132,10 +131,11 @@ def _new(group: LayerGroup, pos: int, saved: GroupRows) -> list[Range]:
 
 
 def _merge_start(a: int, saved: GroupRows, held: list[Range], grid: Grid) -> int:
-    """Where to start instead of `a`: with the short chunks just before it, if these are MAX_SHORT already.
+    """The start of the short chunks just before `a` if there are MAX_SHORT, so that they are written again as one; else
+    `a`.
 
-    A save writes what is new. Short saves after each other would leave many small files, and taking in the last one
-    every time would write the same rows again and again.
+    Short saves would leave many small files, and merging with the last one every time would write the same rows again
+    and again.
     """
     start, num_short = a, 0
     while not grid.is_cut(start):
@@ -148,5 +148,6 @@ def _merge_start(a: int, saved: GroupRows, held: list[Range], grid: Grid) -> int
     return start if num_short >= MAX_SHORT else a
 
 
-def _can_stand(group: LayerGroup, pos: int, saved: GroupRows, new: list[Range]) -> bool:
+def can_resume_at(group: LayerGroup, pos: int, saved: GroupRows, new: list[Range]) -> bool:
+    """Whether the saved and the new rows are enough to continue at `pos`."""
     return covers([*saved.covered, *new], group.required(pos))

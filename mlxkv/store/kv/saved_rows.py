@@ -1,8 +1,8 @@
-"""The saved rows of one open session, kept up to date: a turn reads the commits that are new instead of listing all.
+"""The saved rows of one open session, updated incrementally: a turn reads new commits instead of listing all.
 
-Follows the history (rows of ids that were replaced do not belong to the log any more), other writers (`num_removed`
-counts every removal of rows that were referred to), and the KV folder, from which files may vanish at any moment. It is
-what `refs.saved_chunks` finds. Engine thread.
+Follows the history (rows of ids that were replaced no longer belong to the log), other writers (`num_removed` counts
+removals of referenced rows), and the KV folder, from which files may vanish at any moment. The result is equal to
+`commits.saved_chunks`. Engine thread.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from mlxkv.store.kv.ranges import clip, merge
 
 
 class GroupRows:
-    """The chunks of one group, by where they end."""
+    """The chunks of one group, sorted by their ends."""
 
     def __init__(self, keys: PrefixKeys) -> None:
         self.keys = keys
@@ -45,7 +45,7 @@ class GroupRows:
         self.covered = merge((chunk.head.a, chunk.end) for chunk in self.chunks.values())
 
     def cut(self, length: int) -> list[SavedChunk]:
-        """Only the first `length` tokens are the log's any more; the chunks that reached further, taken out."""
+        """Cut to the first `length` tokens; removes and returns the chunks that reached further."""
         self.keys.cut(length)
         self.covered = clip(self.covered, length)
         first = bisect_left(self._ends, (length + 1, ""))
@@ -54,7 +54,7 @@ class GroupRows:
         return over
 
     def chunk_starts(self, end: int) -> list[int]:
-        """Where the whole chunks begin that end at `end`."""
+        """The starts of the whole chunks that end at `end`."""
         found = []
         for at in range(bisect_left(self._ends, (end, "")), len(self._ends)):
             chunk = self.chunks[self._ends[at][1]]
@@ -66,11 +66,11 @@ class GroupRows:
 
 
 class SavedRows:
-    """Of a session, with one model and cache layout.
+    """The saved rows of a session, for one model and cache layout.
 
     `chunks` by digest; `missing` are those whose files have vanished. `num_bytes` counts all chunks that the session
-    refers to, those of other models too; of these `states` are recurrent states. `reached`: no commit saved more of
-    today's log.
+    refers to, those of other models too; of these `states` are recurrent states. `reached`: the most tokens of
+    the log that a commit saved.
     """
 
     def __init__(self, session_id: str, model_id: str, spec_id: str, listing: Listing) -> None:
@@ -79,7 +79,7 @@ class SavedRows:
 
     def _start_over(self, history: History, removed: int) -> None:
         self._history, self._removed = history, removed
-        # The newest commit there was, when sizes and when chunks were read; it may have got more chunks since.
+        # The newest commit when sizes and when chunks were read; it may have more chunks since.
         self._counted = self._listed = 0
         self._sizes: dict[str, int] = {}  # of all chunks that the session refers to,
         self.states: set[str] = set()  # and which of them are recurrent states
@@ -96,7 +96,7 @@ class SavedRows:
         return self.groups[name]
 
     def update(self, db: sqlite3.Connection, history: History) -> None:
-        """Take in what has changed."""
+        """Take in new commits, removals and changes of the history."""
         removed = num_removed(db)
         if not self._follow_history(history) or self._removed < 0:
             self._start_over(history, removed)
@@ -106,15 +106,15 @@ class SavedRows:
         self._check_files()
 
     def update_bytes(self, db: sqlite3.Connection) -> int:
-        """`num_bytes` as of now."""
+        """Update and return `num_bytes`."""
         self._drop_removed(db, num_removed(db))
         self._count_chunks(db)
         return self.num_bytes
 
-    # -- what has changed --------------------------------------------------------------------------------------------
+    # -- changes ----------------------------------------------------------------------------------------------------
 
     def _follow_history(self, history: History) -> bool:
-        """Forget rows of ids that were replaced; False where the history is not a later one."""
+        """Forget rows of ids that were replaced; False where the history is not a continuation."""
         before, self._history = self._history, history
         shared = _shared(before, history)
         if shared is None:
@@ -128,7 +128,7 @@ class SavedRows:
         return True
 
     def _drop_removed(self, db: sqlite3.Connection, removed: int) -> None:
-        """What others have removed, and states that were let go of."""
+        """Forget chunks that others have removed, and states without a reference."""
         lost: set[str] = set()
         if removed != self._removed:
             self._removed = removed
@@ -147,7 +147,7 @@ class SavedRows:
         self._discard(lost)
 
     def _count_chunks(self, db: sqlite3.Connection) -> None:
-        """What the commits since the last time refer to."""
+        """Add the sizes of the chunks of new commits."""
         for commit_id, digest, size, group in db.execute(
             "SELECT c.id, k.digest, k.size, k.grp FROM kv_commit c LEFT JOIN kv_ref r ON r.kv_commit = c.id"
             " LEFT JOIN chunk k ON k.digest = r.chunk WHERE c.session = ? AND c.id >= ?",
@@ -161,7 +161,7 @@ class SavedRows:
                     self.states.add(digest)
 
     def _list_chunks(self, db: sqlite3.Connection) -> None:
-        """The chunks of the commits since the last time that belong to the log."""
+        """Add the chunks of new commits that belong to the log."""
         commits = saved_commits(db, self.session_id, self._history, self._listed)
         self._listed = max((self._listed, *(commit.id for commit in commits)))
         mine = [c for c in commits if (c.model_id, c.spec_id) == (self.model_id, self.spec_id)]
@@ -208,9 +208,9 @@ class SavedRows:
 
 
 def _shared(before: History, now: History) -> int | None:
-    """How many tokens of an earlier log are the beginning of the one now; None where it is not an earlier one.
+    """The number of tokens that an earlier log shares with the log now; None where it is not an earlier one.
 
-    The last turn may have been replaced: one that has grown keeps its rows, as `Sessions.update_open_turn` says.
+    The last turn may have been replaced; one that has grown keeps its rows (`Sessions.update_open_turn`).
     """
     k, shared = len(before.turns), len(before.log)
     if now.digests[k : k + 1] != (before.head,):

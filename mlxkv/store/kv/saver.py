@@ -1,6 +1,6 @@
-"""Saving rows: cuts a save to what the disk limit has room for, hands it to the writer, and tells once what went wrong.
+"""Save the KV rows of sessions: cut a save to the disk limit, submit it to the writer, report an error once.
 
-Owns the newest save of each session. What is new is save_plan.py's to say, writing it writer.py's. Engine thread.
+Owns the newest save of each session; save_plan.py finds the new rows, writer.py writes them. Engine thread.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from mlxkv.store.records import KVCommit
 
 
 class Saver:
-    """The saves of one store. Their arguments and errors are those of SessionStore's methods."""
+    """The saves of one store. Arguments and errors are those of SessionStore's methods."""
 
     def __init__(self, sessions: Sessions, chunks: ChunkFiles, quota: Quota, writer: Writer) -> None:
         self._chunks, self._quota, self._writer = chunks, quota, writer
         self.planner = SavePlanner(sessions, chunks)
-        self._newest: dict[str, tuple[Job, Mapping[str, int]]] = {}  # the newest save of a session: sizes by digest
-        self._told: dict[str, str] = {}  # the last notice of a session: the same one is not repeated
+        self._newest: dict[str, tuple[Job, Mapping[str, int]]] = {}  # of a session, with its chunks' sizes by digest
+        self._told: dict[str, str] = {}  # the last notice of a session, which is not repeated
 
     def save(self, session_id: str, cache: KVCacheLike, model: ModelIdentity, rng: bytes | None) -> KVCommit:
-        """Returns once the cache may go on; see SessionStore.save_kv."""
+        """Return once the cache may change; see SessionStore.save_kv."""
         failed = self.flush(session_id)
         _, commit = self._submit(session_id, cache, model, rng)
         return replace(commit, notice=commit.notice or failed)
 
     def save_and_wait(self, session_id: str, cache: KVCacheLike, model: ModelIdentity, rng: bytes | None) -> KVCommit:
-        """Returns once it is on disk; see SessionStore.commit_kv."""
+        """Return once it is on disk; see SessionStore.commit_kv."""
         self.flush(session_id)
         written = attempt = 0
         while True:
@@ -53,7 +53,7 @@ class Saver:
                 raise job.error
 
     def flush(self, session_id: str) -> str | None:
-        """Wait for the session's rows to be on disk; one sentence if that failed, told once."""
+        """Wait until the session's rows are on disk; returns one sentence if that failed, once."""
         self.wait(session_id)
         job, _ = self._newest.pop(session_id, (None, {}))
         if job is None or job.failure is None:
@@ -61,16 +61,16 @@ class Saver:
         return self._once(session_id, f"{job.failure} The chat itself is saved.")
 
     def wait(self, session_id: str) -> None:
-        """Until nothing of the session is on its way; what went wrong stays to be told."""
+        """Wait until no save of the session is running; `flush` reports its error."""
         if session_id in self._newest:
             self._writer.wait(self._newest[session_id][0])
 
     def forget(self, session_id: str) -> None:
-        """The session is closed: what is remembered of it goes."""
+        """Forget the saved rows of a session that is closed."""
         self.planner.forget(session_id)
 
     def waiting(self, session_id: str) -> Mapping[str, int]:
-        """The session's chunks on their way to the disk: digests, and the bytes of each. Ask before the database."""
+        """Sizes by digest of the session's chunks that are being written. Call before reading the database."""
         job, sizes = self._newest.get(session_id, (None, {}))
         return sizes if job is not None and not job.is_done else {}
 
@@ -98,7 +98,7 @@ class Saver:
         return job, KVCommit(plan.pos, new, notice)
 
     def _plan(self, session_id: str, cache: KVCacheLike, model: ModelIdentity, rng: bytes | None) -> Plan:
-        """All of the log, or the longest beginning of it, in sixteenths, that the disk limit has room for."""
+        """Plan to save the whole log, or the longest prefix, in sixteenths, that fits the disk limit."""
         planner = self.planner
         whole = plan = planner.plan(session_id, cache, model, rng)
         if self._quota.fits(plan, cache.groups):
@@ -115,7 +115,7 @@ class Saver:
         return replace(plan, notice=notice)
 
     def _once(self, session_id: str, notice: str | None) -> str | None:
-        """None for the notice that was given last, be it with other numbers."""
+        """The notice, or None if it is the last one again, apart from its numbers."""
         if notice is None or self._told.get(session_id) == (text := re.sub(r"[\d,]+", "#", notice)):
             return None
         self._told[session_id] = text
@@ -123,6 +123,6 @@ class Saver:
 
 
 def _num_bytes(plan: Plan, cache: KVCacheLike) -> int:
-    """Of the rows that are to be written, without the files' headers."""
+    """Bytes of the rows to write, without the files' headers."""
     row_bytes = {group.name: group.row_bytes for group in cache.groups}
     return sum((head.b - head.a) * row_bytes[head.group] for head in plan.heads)

@@ -1,8 +1,9 @@
-"""Saving a cache, the writer thread's half: chunk files, then in one transaction what refers to them.
+"""Write saves to disk: chunk files first, then the commit that refers to them, in one transaction.
 
-Owns the one thread that writes rows, so that fsync never holds up a reply. The thread starts with the first save and
-ends a moment after the last: a program that forgets to close the store still ends. Bytes come from the engine thread,
-at most `MAX_WAITING` of them waiting; what went wrong is told at the next call.
+Owns the thread that writes rows, so that fsync never delays a reply. A crash leaves files without a reference, never a
+reference without a file. The thread starts with the first save and ends a moment after the last, so that a program that
+forgets to close the store still ends. The engine thread submits bytes, of which at most `MAX_WAITING` wait; it gets
+errors from the finished job.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ from mlxkv.store.kv.gc import has_unused, remove_if_unused, remove_unused
 from mlxkv.store.kv.quota import Quota
 from mlxkv.store.kv.save_plan import Plan
 
-ATTEMPTS = 3  # something else may remove a chunk between our writing it and our referring to it
-MAX_WAITING = 64 << 20  # bytes handed over and not written yet; the engine thread waits for room above that
+ATTEMPTS = 3  # another program may remove a chunk before the commit refers to it
+MAX_WAITING = 64 << 20  # bytes submitted and not written yet; above that the engine thread waits
 LINGER = 1.0  # seconds that the thread and its connection wait for another save
 BLINK = 0.3  # seconds; a save that takes no longer is not worth a report
 EVERY = 1.0  # seconds between two reports
@@ -34,12 +35,12 @@ _log = logging.getLogger("mlxkv.store")
 
 
 class ChunkVanishedError(StoreError):
-    """Something else removes files from the KV folder."""
+    """Another program removes files from the KV folder."""
 
 
 class Progress:
-    """Reports a save that takes a while: `tell` (set from any thread) gets bytes done and bytes in all, which are equal
-    at the end."""
+    """Progress of a save that takes a while: `tell` (set from any thread) is called with bytes done and in all, which
+    are equal at the end."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.tell: Callable[[int, int], None] | None = None
@@ -66,7 +67,7 @@ class Progress:
 
 
 class Job:
-    """One save on its way to the disk, of about `total` bytes. Fields are guarded by the writer's condition."""
+    """One submitted save of about `total` bytes. The writer's condition guards its fields."""
 
     def __init__(self, plan: Plan, total: int = 0) -> None:
         self.plan, self.total = plan, total
@@ -77,18 +78,18 @@ class Job:
 
     @property
     def failure(self) -> StoreError | None:
-        """What went wrong, as an error for the user."""
+        """The error, as one for the user."""
         if self.error is None or isinstance(self.error, StoreError):
             return self.error
         return StoreError(f"The KV cache could not be saved ({type(self.error).__name__}: {self.error}).")
 
 
 class Writer:
-    """Saves in the order they were handed over.
+    """Writes saves in the order they were submitted.
 
     Args:
-        connect: a connection of the calling thread's own.
-        lock: be the only writer of the KV folder, in all processes.
+        connect: opens a database connection for the calling thread.
+        lock: takes the KV lock, which makes it the only writer of the KV folder in all processes.
     """
 
     def __init__(
@@ -106,7 +107,7 @@ class Writer:
     # -- the engine thread -------------------------------------------------------------------------------------------
 
     def submit(self, plan: Plan, chunks: Iterable[EncodedChunk], total: int = 0) -> Job:
-        """Take a save over; returns once all its bytes are written or wait in memory.
+        """Submit a save; returns once all its bytes are written or wait in memory.
 
         An exception of `chunks` cancels the save and is raised here.
         """
@@ -138,12 +139,12 @@ class Writer:
         return job
 
     def wait(self, job: Job | None = None) -> None:
-        """Until this save, or every one, is on disk or has failed."""
+        """Wait until this save, or every one, is on disk or has failed."""
         with self._changed:
             self._changed.wait_for(lambda: job.is_done if job else not self._jobs)
 
     def close(self) -> None:
-        """Write what is waiting, and let go of the database."""
+        """Finish the waiting saves and close the database connection."""
         with self._changed:
             self._is_closing = True
             self._changed.notify_all()
@@ -159,7 +160,7 @@ class Writer:
             with self._changed:
                 self._changed.wait_for(lambda: self._jobs or self._is_closing, LINGER)
                 if not self._jobs:
-                    self._is_running = False  # under the lock: a save handed over from now on starts a new thread
+                    self._is_running = False  # under the lock: a save submitted from now on starts a new thread
                     break
                 job = self._jobs[0]
             error: BaseException | None = None
@@ -171,7 +172,7 @@ class Writer:
             except BaseException as caught:
                 error = caught
                 if database is not None:
-                    database.close()  # whatever was wrong with it, the next save begins anew
+                    database.close()  # it may be the cause: the next save opens another
                     database = None
                 if not isinstance(caught, StoreError | OSError) and caught is not job.error:
                     _log.exception("saving a KV cache failed")
@@ -196,8 +197,8 @@ class Writer:
                     self.progress.add(chunk.size)
             except OSError as error:
                 raise StoreError(
-                    f"The KV cache could not be written to {self._chunks.root} ({error.strerror}); the chat is kept, "
-                    "only reopening it will take longer."
+                    f"The KV cache could not be written to {self._chunks.root} ({error.strerror}); the chat itself is "
+                    "saved, only resuming it will take longer."
                 ) from error
             write_commit(database, self._chunks, job.plan, new, job.bytes_written)
         except BaseException:
@@ -206,7 +207,7 @@ class Writer:
                 with database.writing() as db:
                     count_written(db, job.plan.session_id, job.bytes_written)
             raise
-        with suppress(OSError, StoreError):  # what stays goes with the next save
+        with suppress(OSError, StoreError):  # the next save removes the rest
             if states := [chunk.digest for chunk in new if chunk.head.group == STATE]:
                 known = job.plan.states
                 with database.writing() as db:
@@ -228,14 +229,14 @@ class Writer:
 
 
 def write_commit(database: Database, chunks: ChunkFiles, plan: Plan, new: list[EncodedChunk], written: int) -> None:
-    """The commit: from here on the rows count.
+    """Insert the commit; from then on the rows can be restored.
 
     Raises:
         SessionChangedError: the history that the rows were computed from is no longer the session's.
-        StoreError: a chunk has vanished since it was written.
+        StoreError: a chunk file has vanished since it was written.
     """
     with database.writing() as db:
-        heads = db.execute(  # from the last one on: a turn or two may have been added since
+        heads = db.execute(  # newest first: a turn or two may have been added since
             "SELECT head FROM session WHERE id = ?1 UNION ALL SELECT * FROM"
             " (SELECT digest FROM turn WHERE session = ?1 ORDER BY i DESC)",
             (plan.session_id,),
@@ -248,7 +249,7 @@ def write_commit(database: Database, chunks: ChunkFiles, plan: Plan, new: list[E
             if not chunks.has(chunk.digest, chunk.size):
                 remove_chunks(db, [chunk.digest])
         if not all(chunks.has(chunk.digest, chunk.size) for chunk in new):
-            raise ChunkVanishedError(f"The KV folder {chunks.root} loses files; check what else deletes them.")
+            raise ChunkVanishedError(f"The KV folder {chunks.root} loses files; check which program deletes them.")
         save_spec(db, plan.spec_id, dict(plan.spec))
         save_commit(
             db, plan.session_id, plan.pos, plan.turn, save_model(db, plan.model), plan.spec_id, plan.rng, new

@@ -1,7 +1,7 @@
-"""A whole prompt cache in one file (`pc.save("book.kv")`): write, describe, read.
+"""A whole prompt cache in one file (`pc.save("book.kv")`): write, describe, verify, read.
 
-A safetensors file: `ids` (int32), the rows as `kv.<group>.<part>.<tensor>`, `prompt` (the text that was read, where it
-begins a chat), and last `xxh3`, the xxh3-128 of every byte before it, so that one pass writes it and one checks it.
+A safetensors file: `ids` (int32), the rows as `kv.<group>.<part>.<tensor>`, `prompt` (its text, where it begins a
+chat), and last `xxh3`, the xxh3-128 of every byte before it, so that one pass writes the file and one verifies it.
 The thread that owns MLX calls `write` and `read`; `describe` and `verify` need no MLX.
 """
 
@@ -47,7 +47,7 @@ Part = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class ReadFile(Restored):
-    """What `read_prompt_file` found beside the rows."""
+    """Result of `read_prompt_file`: the restored rows, and the prompt's text."""
 
     prompt: PromptText | None = None
 
@@ -56,7 +56,7 @@ def write_prompt_file(
     path: Path, cache: KVCacheLike, identity: ModelIdentity, config: Mapping[str, Any] | None = None,
     before: Step = no_step, prompt: PromptText | None = None, check_size: CheckSize = no_limit,
 ) -> int:  # fmt: skip
-    """Write the cache to `path` and return the bytes; an older file there stays whole until the new one is.
+    """Write the cache to `path` and return the bytes; atomic: an older file there stays until the new one is complete.
 
     `config`: the CacheConfig's fields, so that a reader can make the right cache first. `prompt`: the prompt's text.
     `check_size` is called with the bytes before the first one is written; what it raises ends the write.
@@ -82,7 +82,7 @@ def write_prompt_file(
     }
     text = to_json(None if prompt is None else asdict(prompt)).encode()
     if len(text) > MAX_PROMPT:
-        raise StoreError(f"The text of this prompt cache takes {len(text):,} bytes, {MAX_PROMPT:,} can be kept.")
+        raise StoreError(f"The text of this prompt cache takes {len(text):,} bytes; the limit is {MAX_PROMPT:,}.")
     parts, header = _plan(cache, len(ids), len(text), metadata)
     try:
         if not os.path.isdir(path.parent):
@@ -97,19 +97,19 @@ def write_prompt_file(
 
 
 def describe_prompt_file(path: Path) -> dict[str, Any]:
-    """What a file says about itself: num_tokens, layout, config, model, head, parts, bytes. The rows are not checked.
+    """The description in a file's header: num_tokens, layout, config, model, head, parts, bytes. Reads no rows.
 
     Raises:
-        CorruptError: it is no prompt cache.
+        CorruptError: the file is not a prompt cache.
     """
     return _described(path, read_header(path))
 
 
 def verify_prompt_file(path: Path) -> dict[str, Any]:
-    """`describe_prompt_file`, after every byte of the file was compared with its checksum.
+    """`describe_prompt_file`, after verifying the checksum of every byte.
 
     Raises:
-        CorruptError: the bytes are not what was written.
+        CorruptError: the file was changed or damaged.
     """
     about = describe_prompt_file(path)
     try:
@@ -125,7 +125,7 @@ def read_prompt_file(path: Path, cache: KVCacheLike, identity: ModelIdentity) ->
     """Reset the cache and fill it from `path`. On any error the cache is empty.
 
     Raises:
-        MismatchError: made with another model or cache layout; names the field. CorruptError: damaged.
+        MismatchError: it was made with another model or cache layout; names the field. CorruptError: it is damaged.
     """
     started = time.perf_counter()
     cache.reset()
@@ -171,7 +171,7 @@ def _check(path: Path, found: bytes, h: xxhash.xxh3_128) -> None:
 
 
 def _plan(cache: KVCacheLike, num_tokens: int, text_bytes: int, metadata: dict[str, str]) -> tuple[list[Part], bytes]:
-    """Parts small enough to export one by one, large enough for their names to fit the header."""
+    """Divide the rows into parts small enough to export one by one, and few enough for the header; returns it too."""
     rows = min((rows_per_chunk(g.row_bytes) for g in cache.groups if g.name != STATE), default=1)
     while True:
         parts = [
@@ -258,17 +258,17 @@ def _check_identity(path: Path, about: dict[str, Any], cache: KVCacheLike, ident
 
 
 def _wanted(path: Path, n: int, group: LayerGroup, parts: list[Part], num_tokens: int) -> list[Range]:
-    """The ranges to import for one group: all that is required, and what is optional and there."""
-    there = [(a, b) for i, a, b in parts if i == n]
+    """The ranges to import for one group: all required ones, and the optional ones that the file has."""
+    found = [(a, b) for i, a, b in parts if i == n]
     required = group.required(num_tokens)
-    ascending = all(a < b for a, b in there) and all(x[1] <= y[0] for x, y in pairwise(there))
-    if not ascending or not covers(there, required):
+    ascending = all(a < b for a, b in found) and all(x[1] <= y[0] for x, y in pairwise(found))
+    if not ascending or not covers(found, required):
         raise CorruptError(f"{path} lacks rows it needs for {num_tokens} tokens; make the file again.")
-    return [*required, *(r for r in group.optional(num_tokens) if covers(there, [r]))]
+    return [*required, *(r for r in group.optional(num_tokens) if covers(found, [r]))]
 
 
 def _fill(path: Path, header: Header, cache: KVCacheLike, parts: list[Part], wanted: list[list[Range]]) -> bytes:
-    """Import the rows and return the text's bytes; every byte was hashed and compared."""
+    """Import the rows and return the text's bytes; verifies the checksum of every byte."""
     with opened(path) as head:
         h = xxhash.xxh3_128(os.pread(head.fileno(), header.data_start, 0))
     arrays = load_arrays(path, header)
@@ -287,7 +287,7 @@ def _fill(path: Path, header: Header, cache: KVCacheLike, parts: list[Part], wan
             start, end = max(a, low), min(b, high)
             if start < end:
                 part = rows
-                if (start, end) != (a, b):  # a state has no rows, and always comes whole
+                if (start, end) != (a, b):  # a state has no rows, and is always imported whole
                     part = {name: x[..., start - a : end - a, :] for name, x in rows.items()}
                 group.import_rows(start, end, part)
     _, text = next(arrays)

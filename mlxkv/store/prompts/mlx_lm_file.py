@@ -1,7 +1,7 @@
 """mlx-lm's prompt-cache files, both generations: written atomically, read strictly. Knows no model and no token ids.
 
-What mlx-lm's own loader trusts (class names, integers, tree paths) is compared with a closed list here: every name that
-a file of so many layers of these classes has is computed, and the file must have exactly those. On the MLX thread.
+mlx-lm's own loader trusts class names, integers and tree paths. Here every name that a file of so many layers of these
+classes can have is computed, and the file must have exactly those. On the MLX thread.
 
     0.32       tensors `i.0` keys, `i.1` values (quantized `i.0.0` to `i.1.2`), then the integers as scalar tensors;
                metadata `0.<key>` the user's, `1.<i>` classes, `2.0` "", `2.<n>.0|1` name and kind of each scalar
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import mlx.core as mx
 
 VERSIONS = ("0.32", "0.31")
-OUR_NAME = "mlxkv_model"  # in the metadata of exports: what mlxkv calls the model, where mlx-lm needs its folder
+OUR_NAME = "mlxkv_model"  # in the metadata of exports: mlxkv's name of the model, where mlx-lm needs its folder
 MAX_LAYERS = 1024
 _FIELDS = {  # the integers of a layer, in mlx-lm's order
     "KVCache": {"0.32": ("offset",), "0.31": ()},
@@ -43,7 +43,7 @@ _NUMBER = re.compile(r"0|[1-9][0-9]{0,9}")
 
 @dataclass(frozen=True)
 class MlxLmFile:
-    """A file that passed every rule: its layers, what the user wrote beside them, and which generation wrote it."""
+    """A file that passed every rule: its layers, the user's metadata, and the generation of the format."""
 
     layers: tuple[LayerState, ...]
     metadata: Mapping[str, str]
@@ -132,17 +132,17 @@ def _bytes(header: bytes, tensors: Mapping[str, Any]) -> Iterator[bytes | memory
 
 
 def describe_mlx_lm(path: Path) -> tuple[str, tuple[str, ...], dict[str, str]]:
-    """Generation, classes and the user's metadata of a file. Its rows are not read.
+    """Generation, classes and the user's metadata of a file. Reads no rows.
 
     Raises:
-        CorruptError: it is not a prompt cache of mlx-lm's, or one with a class that is not on the list.
+        CorruptError: it is not a prompt cache of mlx-lm's, or has a class that is not on the list.
     """
     about = _about(path, read_header(path))
     return about.version, about.classes, about.user
 
 
 def made_with(user: Mapping[str, str]) -> str:
-    """The model that a file's metadata names, as mlxkv's user calls it; "" where it names none."""
+    """The name of the model in a file's metadata, mlxkv's own if it has one; "" where there is none."""
     return user.get(OUR_NAME) or user.get("model", "")
 
 
@@ -215,7 +215,7 @@ def _known_keys(about: _About) -> set[str]:
 
 
 def _check_tensors(about: _About, header: Header) -> list[int]:
-    """Rows of each layer. Names, dtypes and shapes are what layers of these classes have, and nothing else is there."""
+    """Check names, dtypes and shapes of all tensors, and return the rows of each layer."""
     tensors = {t.name: t for t in header.tensors}
     wanted: set[str] = set()
     rows = []
