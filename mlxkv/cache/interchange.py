@@ -1,7 +1,8 @@
-"""What a cache is outside of its buffers: the text it was made from, a layer as mlx-lm keeps one. No MLX at import."""
+"""Values that a cache exchanges with the store and with mlx-lm: buffers, text, layers. No MLX at import."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -14,6 +15,26 @@ KINDS: tuple[str, ...] = get_args(Kind)
 
 OPAQUE = -1
 """In a token log: a token of an imported cache, whose id nobody knows. It can be gone on from and not read again."""
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """The bytes of an array (1, heads, rows, row_bytes), to read rows into. Drop it soon: while it is referenced, the
+    next token copies the whole array."""
+
+    data: memoryview
+    row_bytes: int
+    heads: int = 1
+    rows: int = 1
+
+
+@dataclass(frozen=True)
+class Places:
+    """Destination of a chunk's rows: `spans` of positions [from, to) in order, with the row of the first, None for rows
+    to skip; `tensors`: the chunk's arrays by name."""
+
+    spans: tuple[tuple[int, int, int | None], ...]
+    tensors: Mapping[str, Buffer]
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import mmap
 import random
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from mlxkv.cache.config import CacheConfig
+from mlxkv.cache.interchange import Buffer, Places
 from mlxkv.cache.plan import plan_cache
 from mlxkv.cache.prompt_cache import PromptCache
 from mlxkv.config import Folders
@@ -22,27 +22,13 @@ from tests.store.fake import model as identity
 from tests.store.test_damage import chunks, flip_first_row
 
 
-@dataclass(frozen=True)
-class Buffer:
-    data: memoryview
-    heads: int
-    rows: int
-    row_bytes: int
-
-
-@dataclass(frozen=True)
-class Places:
-    spans: tuple[tuple[int, int, int | None], ...]
-    tensors: dict[str, Buffer]
-
-
 @pytest.mark.parametrize("between", [0, 256 << 10])
 def test_the_runs_hold_every_row_that_is_wanted(between: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prefault, "_BETWEEN", between)
     dice = random.Random(between)
     for _ in range(50):
         heads, rows, width = dice.randrange(1, 4), dice.randrange(4, 40), dice.randrange(1, 9)
-        tensors = {n: Buffer(memoryview(bytearray(heads * rows * width)), heads, rows, width) for n in "kv"}
+        tensors = {n: Buffer(memoryview(bytearray(heads * rows * width)), width, heads, rows) for n in "kv"}
         places, wanted = [], set()
         for _ in range(dice.randrange(1, 4)):
             row, count = dice.randrange(rows - 2), dice.randrange(1, 3)

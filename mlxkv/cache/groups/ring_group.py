@@ -6,14 +6,14 @@ nothing of files. Used on the MLX thread.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from itertools import islice
 from typing import Any
 
 import mlx.core as mx
 
 from mlxkv.cache.geometry import Geometry
+from mlxkv.cache.interchange import Buffer, Places
 from mlxkv.cache.plan import LayerPlan
 from mlxkv.cache.ring import RingKVCache
 from mlxkv.cache.rows import Plane, Rows
@@ -22,26 +22,6 @@ from mlxkv.errors import CacheError
 from mlxkv.safetensors import flat_bytes
 
 Range = tuple[int, int]  # positions [a, b)
-
-
-@dataclass(frozen=True)
-class Buffer:
-    """The bytes of a ring's array (1, heads, rows, row_bytes), to write rows into. Not to be kept: while it is held,
-    the next token copies the whole array."""
-
-    data: memoryview
-    heads: int
-    rows: int
-    row_bytes: int
-
-
-@dataclass(frozen=True)
-class Places:
-    """`spans`: positions [from, to) in order and the row of the first, None where they are not wanted. `tensors`: the
-    arrays of a chunk by name."""
-
-    spans: tuple[tuple[int, int, int | None], ...]
-    tensors: Mapping[str, Buffer]
 
 
 class LayerGroup:
@@ -174,7 +154,7 @@ class LayerGroup:
                 arrays = (*ring.key_rows.arrays, *ring.value_rows.arrays)
                 for (name, _), x in zip(names, arrays, strict=True):
                     _, heads, rows, width = x.shape
-                    tensors[name] = Buffer(flat_bytes(x), heads, rows, width * x.itemsize)
+                    tensors[name] = Buffer(flat_bytes(x), width * x.itemsize, heads, rows)
         return Places(tuple(spans), tensors)
 
     def imported(self, a: int, b: int) -> None:

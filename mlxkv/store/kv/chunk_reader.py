@@ -14,6 +14,7 @@ from threading import Event
 
 import xxhash
 
+from mlxkv.cache.interchange import Buffer, Places
 from mlxkv.errors import CorruptError
 from mlxkv.safetensors import Header, flat_bytes
 from mlxkv.store.kv.arrays import empty_arrays
@@ -21,7 +22,7 @@ from mlxkv.store.kv.chunk_files import ChunkFiles
 from mlxkv.store.kv.chunk_format import Shapes, check_header, opened
 from mlxkv.store.kv.commits import SavedChunk
 from mlxkv.store.kv.prefault import prefault, runs
-from mlxkv.store.kv.protocols import KVCacheLike, LayerGroup, PlacesLike, Range, RowPlaces
+from mlxkv.store.kv.protocols import KVCacheLike, LayerGroup, Range, RowPlaces
 from mlxkv.store.kv.ranges import cover
 
 PIECE = 512 << 10  # bytes read and hashed at once: still in a core's own cache, and few enough calls
@@ -121,35 +122,16 @@ def _shapes(read: Read) -> Shapes:
     return read.group.shapes(read.chunk.head.b - read.chunk.head.a)
 
 
-def _places(read: Read) -> PlacesLike:
+def _places(read: Read) -> Places:
     assert isinstance(read.group, RowPlaces)
     return read.group.places(read.chunk.head.a, read.chunk.head.b, read.parts)
-
-
-@dataclass(frozen=True)
-class _Flat:
-    """All bytes of an array, as one row."""
-
-    data: memoryview
-    row_bytes: int
-    heads: int = 1
-    rows: int = 1
-
-
-@dataclass(frozen=True)
-class _Arrays:
-    """New arrays for a whole chunk."""
-
-    tensors: dict[str, _Flat]
-    spans: tuple[tuple[int, int, int | None], ...] = ((0, 1, 0),)
 
 
 def _load_arrays(read: Read, chunks: ChunkFiles, keep_reading: KeepReading) -> None:
     head = read.chunk.head
     arrays = empty_arrays(shapes := _shapes(read))
-    views = {name: flat_bytes(x) for name, x in arrays.items()}
-    places = _Arrays({name: _Flat(data, len(data)) for name, data in views.items()})
-    read_chunk(read, shapes, places, chunks, keep_reading)
+    whole = {name: Buffer(flat_bytes(x), x.nbytes) for name, x in arrays.items()}  # as one row
+    read_chunk(read, shapes, Places(((0, 1, 0),), whole), chunks, keep_reading)
     for a, b in read.parts:
         rows = arrays
         if (a, b) != (head.a, head.b):
@@ -160,7 +142,7 @@ def _load_arrays(read: Read, chunks: ChunkFiles, keep_reading: KeepReading) -> N
 # -- one chunk -------------------------------------------------------------------------------------------------------
 
 
-def read_chunk(read: Read, shapes: Shapes, places: PlacesLike, chunks: ChunkFiles, keep_reading: KeepReading) -> None:
+def read_chunk(read: Read, shapes: Shapes, places: Places, chunks: ChunkFiles, keep_reading: KeepReading) -> None:
     """Read and verify the whole chunk into `places`, which cover all of it. Any thread; touches no MLX.
 
     Raises:
@@ -185,7 +167,7 @@ def read_chunk(read: Read, shapes: Shapes, places: PlacesLike, chunks: ChunkFile
         raise BadChunkError(chunk) from error
 
 
-def _pieces(header: Header, places: PlacesLike) -> Iterator[tuple[int, list[memoryview]]]:
+def _pieces(header: Header, places: Places) -> Iterator[tuple[int, list[memoryview]]]:
     """Pieces of the file, header first: the bytes of each, and the buffers to read them into."""
     yield header.data_start, [memoryview(bytearray(header.data_start))]
     piece: list[memoryview] = []
@@ -204,7 +186,7 @@ def _pieces(header: Header, places: PlacesLike) -> Iterator[tuple[int, list[memo
         yield num_bytes, piece
 
 
-def _views(header: Header, places: PlacesLike) -> Iterator[memoryview]:
+def _views(header: Header, places: Places) -> Iterator[memoryview]:
     """The buffers to read the tensors into, in the order of the file."""
     for tensor in header.tensors:
         buffer = places.tensors[tensor.name]

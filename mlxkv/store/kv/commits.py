@@ -70,11 +70,11 @@ def saved_commits(db: sqlite3.Connection, session_id: str, history: History, sin
         " FROM kv_commit c JOIN model m ON m.id = c.model WHERE c.session = ? AND c.id >= ? ORDER BY c.id DESC",
         (session_id, since),
     ).fetchall()
-    kept, out = history.kept([row[2] for row in rows]), []
+    valid, out = history.kept([row[2] for row in rows]), []
     for row in rows:
         commit_id, pos, turn, model, spec_id, rng, digest, model_id = row
-        if turn in kept and is_commit(digest, pos, turn, model, spec_id, rng):
-            num_turns, length = kept[turn]
+        if turn in valid and is_commit(digest, pos, turn, model, spec_id, rng):
+            num_turns, length = valid[turn]
             out.append(SavedCommit(commit_id, pos, num_turns, model_id, spec_id, rng, min(pos, length)))
     return out
 
@@ -149,12 +149,12 @@ def save_commit(
 ) -> None:  # fmt: skip
     """Insert a commit with its new chunks; a second commit of the same position replaces the sampler's state."""
     digest = commit_digest(pos, turn, model, spec_id, rng)
-    there = list(_commits_at(db, session_id, turn))
-    same = [row[0] for row in there if row[1:4] == (pos, model, spec_id)]
+    recent = list(_commits_at(db, session_id, turn))
+    same = [row[0] for row in recent if row[1:4] == (pos, model, spec_id)]
     if same:
         commit_id = same[0]
         db.execute("UPDATE kv_commit SET rng = ?, digest = ? WHERE id = ?", (rng, digest, commit_id))
-        if commit_id != there[0][0]:  # readers do not expect an older commit to change
+        if commit_id != recent[0][0]:  # readers do not expect an older commit to change
             count_removal(db)
     else:
         commit_id = db.execute(
@@ -264,8 +264,8 @@ def saved_bytes(db: sqlite3.Connection, session_id: str) -> int:
 
 def unsaved_bytes(db: sqlite3.Connection, session_id: str, waiting: Mapping[str, int]) -> int:
     """Bytes that `saved_bytes` gains once the session refers to the chunks `waiting` (sizes by digest) too."""
-    there = "SELECT 1 FROM kv_ref r JOIN kv_commit c ON c.id = r.kv_commit WHERE c.session = ? AND r.chunk = ?"
-    return sum(size for digest, size in waiting.items() if not db.execute(there, (session_id, digest)).fetchone())
+    query = "SELECT 1 FROM kv_ref r JOIN kv_commit c ON c.id = r.kv_commit WHERE c.session = ? AND r.chunk = ?"
+    return sum(size for digest, size in waiting.items() if not db.execute(query, (session_id, digest)).fetchone())
 
 
 def bytes_written(db: sqlite3.Connection, session_id: str | None) -> int:

@@ -12,13 +12,13 @@ import mmap
 import sys
 from collections.abc import Callable, Iterator, Sequence
 
-from mlxkv.store.kv.protocols import PlacesLike
+from mlxkv.cache.interchange import Places
 
 _POPULATE_WRITE = 23  # MADV_POPULATE_WRITE: makes pages present and writable; their contents stay
 _BETWEEN = 256 << 10  # bytes; prefaulting so few more is cheaper than another call
 
 
-def runs(places: Sequence[PlacesLike]) -> Iterator[memoryview]:
+def runs(places: Sequence[Places]) -> Iterator[memoryview]:
     """The memory of the rows wanted by any of `places`, all in the same tensors: one run per head, from its first to
     its last row, or one run for all heads where little is between them."""
     spans = [(row, row + b - a) for at in places for a, b, row in at.spans if row is not None]

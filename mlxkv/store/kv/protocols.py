@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+from mlxkv.cache.interchange import Places
+
 if TYPE_CHECKING:
     import mlx.core as mx
 
@@ -15,33 +17,11 @@ Range = tuple[int, int]
 """Positions [a, b)."""
 
 
-class BufferLike(Protocol):
-    """The bytes of an array (1, heads, rows, row_bytes)."""
-
-    @property
-    def data(self) -> memoryview: ...
-    @property
-    def heads(self) -> int: ...
-    @property
-    def rows(self) -> int: ...
-    @property
-    def row_bytes(self) -> int: ...
-
-
-class PlacesLike(Protocol):
-    """Destination of rows: `spans` of positions [from, to) with the row of the first, None for rows to skip."""
-
-    @property
-    def spans(self) -> Sequence[tuple[int, int, int | None]]: ...
-    @property
-    def tensors(self) -> Mapping[str, BufferLike]: ...
-
-
 @runtime_checkable
 class RowPlaces(Protocol):
     """Optional part of a LayerGroup besides `import_rows`: places to read rows into without a copy."""
 
-    def places(self, a: int, b: int, parts: Sequence[Range]) -> PlacesLike:
+    def places(self, a: int, b: int, parts: Sequence[Range]) -> Places:
         """Places for `parts` of the rows [a, b) of a whole chunk. Drop them before the cache is used."""
         ...
 

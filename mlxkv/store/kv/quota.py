@@ -144,7 +144,7 @@ class Quota:
         """Remove rows of chats until a file of `size` bytes fits; nothing is removed where that cannot be enough.
 
         Raises:
-            StoreError: it cannot fit beside the named prompt caches and the rows that open chats need.
+            StoreError: the named prompt caches and the rows that open chats need leave too little space.
         """
         self.check_named(database, name, size)
         if self.limit is None:
@@ -169,11 +169,11 @@ class Quota:
         is_open = 0 if is_alone_too_large else sum(map(disk_usage, paths[True]))
         others = [f"other named ones take {bytes_text(named)} of it"] if named > HEADROOM else []
         others += [f"open chats need {bytes_text(is_open)} of it"] if is_open else []
-        beside = f" ({' and '.join(others)})" if others else ""
+        shares = f" ({' and '.join(others)})" if others else ""
         remedy = "delete some with `mlxkv cache rm`, or raise `disk_limit`" if others else "raise `disk_limit`"
         raise StoreError(
             f"The prompt cache {name!r} takes {bytes_text(size)}, which does not fit the disk limit of"
-            f" {bytes_text(self.limit)}{beside}; {remedy}."
+            f" {bytes_text(self.limit)}{shares}; {remedy}."
         )
 
     def _path(self, chunk: _Candidate) -> Path:

@@ -207,10 +207,10 @@ class Restorer:
             return
         with suppress(StoreError), self.sessions.database.writing() as db:
             row = db.execute("SELECT head FROM session WHERE id = ?", (session_id,)).fetchone()
-            there = [chunk for chunk in chunks if self.chunks.has(chunk.digest, chunk.size)]
+            present = [chunk for chunk in chunks if self.chunks.has(chunk.digest, chunk.size)]
             if row is not None and row[0] == saved.head:
                 save_spec(db, saved.spec, spec_parts(cache.layout(), model.spec_extra))
-                save_commit(db, session_id, pos, saved.head, save_model(db, model), saved.spec, None, there)
+                save_commit(db, session_id, pos, saved.head, save_model(db, model), saved.spec, None, present)
 
     def _quarantine(self, chunks: Sequence[SavedChunk]) -> None:
         """Quarantine the files, then remove their database rows: the next commit would take a bad file under its good

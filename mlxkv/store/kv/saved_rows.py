@@ -133,8 +133,8 @@ class SavedRows:
         if removed != self._removed:
             self._removed = removed
             query = "SELECT r.chunk FROM kv_commit c JOIN kv_ref r ON r.kv_commit = c.id WHERE c.session = ?"
-            there = {row[0] for row in db.execute(query, (self.session_id,))}
-            lost = (self._sizes.keys() | self.missing.keys()) - there
+            present = {row[0] for row in db.execute(query, (self.session_id,))}
+            lost = (self._sizes.keys() | self.missing.keys()) - present
         elif self.states:
             marks = ", ".join("?" * len(self.states))
             query = f"""SELECT r.chunk FROM kv_ref r CROSS JOIN kv_commit c ON c.id = r.kv_commit

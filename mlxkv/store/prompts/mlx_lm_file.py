@@ -274,7 +274,7 @@ def _numbers(about: _About, i: int, kind: str, arrays: Mapping[str, mx.array]) -
             about.refuse(f"`{field}` of layer {i} must be from 0 to {MAX_DIM}", value)
         out[field] = value
     if about.version == "0.31" and kind == "KVCache" and about.metadata.get(f"0.{i}"):
-        about.refuse(f"layer {i} must have no state beside its rows", about.metadata[f"0.{i}"])
+        about.refuse(f"layer {i} must have no state besides its rows", about.metadata[f"0.{i}"])
     return out
 
 
@@ -290,9 +290,9 @@ def _layer(
         in_order = offset <= rows and at == offset
         wrapped = offset >= rows >= size and keep < at <= rows
         if not (keep < size and (in_order or wrapped)):
-            about.refuse(f"layer {i} must be a window that mlx-lm can have come to", {**numbers, "rows": rows})
-        kept = offset if in_order else rows
-        keys, values = (tuple(x[..., :kept, :] for x in side) for side in (keys, values))
+            about.refuse(f"layer {i} must be a window that mlx-lm can produce", {**numbers, "rows": rows})
+        length = offset if in_order else rows
+        keys, values = (tuple(x[..., :length, :] for x in side) for side in (keys, values))
         return LayerState("RotatingKVCache", keys, values, offset, keep, size, at)
     if offset > rows:
         about.refuse(f"`offset` of layer {i} must be at most its {rows} rows", offset)
