@@ -21,18 +21,18 @@ def trained_length(source: Any) -> int | None:
     that is more than the configuration says itself.
     """
     source = getattr(source, "args", source)
-    for table in _tables(source):
+    for table in config_tables(source):
         if length := next((n for key in _KEYS if (n := _length(table.get(key)))), None):
             return max(length, *(_extended(scaling) for scaling in _scalings(table)), 0)
     return None
 
 
-def _tables(source: Any) -> Iterator[Mapping[str, Any]]:
+def config_tables(source: Any) -> Iterator[Mapping[str, Any]]:
     """The configuration of the language model first, then what wraps it."""
     table = source if isinstance(source, Mapping) else getattr(source, "__dict__", {})
     for key in _NESTED:
         if inner := table.get(key):
-            yield from _tables(inner)
+            yield from config_tables(inner)
     yield table
 
 

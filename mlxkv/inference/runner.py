@@ -13,9 +13,9 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlxkv.cache.prompt_cache import PromptCache
-from mlxkv.device import memory_used
+from mlxkv.device import memory_used, peak_memory
 from mlxkv.inference.sampling import PENALISED, SamplingParams
-from mlxkv.memory import Budget
+from mlxkv.memory import CHUNKS, Budget
 
 PREFILL_CHUNK = 512  # with larger ones Esc takes seconds
 _CLEAR_EVERY = 256  # decode steps between returns of MLX's free buffers
@@ -51,7 +51,7 @@ class ModelRunner:
         done, cleared = 0, 0
         while done < len(ids) and not cancelled():
             # Drop the logits: not evaluated, they refer to the last layer's rows, which the next write would then copy.
-            done += self._feed(cache, ids, done, most)[0]
+            done += self._measured_feed(cache, ids, done, most)
             if done - cleared >= _CLEAR_EVERY_PREFILL:
                 mx.clear_cache()
                 cleared = done
@@ -89,6 +89,14 @@ class ModelRunner:
         """The most tokens of one call that fit in memory."""
         used = memory_used() - (cache.nbytes - cache.shared_nbytes)
         return min(self.chunk, self._budget.chunk(cache.plan, used, cache.offset + num_new, num_new))
+
+    def _measured_feed(self, cache: PromptCache, ids: Sequence[int], done: int, most: int) -> int:
+        """`_feed`; its peak corrects the budget where it is this process's highest so far."""
+        before, peak, is_allocated = memory_used(), peak_memory(), cache.offset > 0
+        n, _ = self._feed(cache, ids, done, most)
+        if is_allocated and n in CHUNKS and peak_memory() > peak:
+            self._budget.record_peak(cache.plan, n, cache.offset, peak_memory() - before)
+        return n
 
     def _feed(self, cache: PromptCache, ids: Sequence[int], done: int, most: int) -> tuple[int, mx.array]:
         """Prefill one chunk from ids[done] on, within a block: its length, and its logits, not evaluated."""

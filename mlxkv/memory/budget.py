@@ -1,4 +1,10 @@
-"""Whether a cache and the reading of a prompt fit in memory, and in which pieces to read. On the MLX thread."""
+"""Budget: whether a cache and the prefill of a prompt fit in memory, and in chunks of how many tokens.
+
+    peak = weights + cache + one prefill call
+
+Weights and cache are sums of array sizes. The third part is the formula of `prefill_peak`, corrected by what the
+first chunks of this process took. Loading a model is `preflight.py`. On the MLX thread.
+"""
 
 from __future__ import annotations
 
@@ -10,20 +16,20 @@ from mlxkv.cache.plan import CachePlan, plan_cache
 from mlxkv.cache.recurrent.checkpoints import KEPT
 from mlxkv.cache.recurrent.state_shapes import state_nbytes
 from mlxkv.errors import ConfigError, OutOfMemoryError
-from mlxkv.memory.bound import most_bytes, widths
 from mlxkv.memory.prefill_peak import prefill_bytes
 from mlxkv.stats import bytes_text
 
 CHUNKS = (512, 256, 128)
-"""Tokens of one prefill call, the best first."""
+"""Tokens of one prefill call, the fastest first."""
 
-_CACHE_SHARE = 0.8  # of the memory that the weights leave, for a window that was left open
+_CACHE_SHARE = 0.8  # of the memory beside the weights, for the window where the config names none
 _LEAST_WINDOW = 64
+_MARGIN = 1.25  # over a measured peak: how far MLX queues ahead varies from call to call
 
 
 @dataclass
 class Budget:
-    """What one model may use: `limit` bytes for all that this process holds in MLX; 0 means no limit.
+    """The memory that one model may use: `limit` bytes for all that this process holds in MLX; 0 means no limit.
 
     Everywhere `used` is what is taken without the cache in question, weights included, in bytes; `is_loaded` is False
     for a skeleton. `trained` is the model's trained length by its config.json; None: by its arguments.
@@ -32,11 +38,11 @@ class Budget:
     model: Any
     limit: int
     trained: int | None = None
-    _known: dict[tuple[Any, ...], int] = field(default_factory=dict)
-    _widths: tuple[int, int] | None = None
+    _predicted: dict[tuple[Any, ...], int] = field(default_factory=dict)
+    _measured: dict[tuple[Any, ...], tuple[int, int]] = field(default_factory=dict)  # predicted and measured bytes
 
     def plan(self, config: CacheConfig, used: int, *, system_tokens: int = 0, is_loaded: bool = True) -> CachePlan:
-        """A plan of the cache; where the window is left open, of the largest that can also be filled."""
+        """Plan a cache; where the config names no window, the largest that can also be filled."""
         share = int(max(self.limit - used, 0) * _CACHE_SHARE) if self.limit else 1 << 62
 
         def planned(share: int) -> CachePlan:
@@ -45,7 +51,7 @@ class Budget:
             )
 
         plan = planned(share)
-        while config.window is None and not self._can_be_filled(plan, used):
+        while config.window is None and not self.fits(plan, used):
             geometry = plan.geometry
             if geometry is None or geometry.window <= _LEAST_WINDOW:
                 break
@@ -62,11 +68,12 @@ class Budget:
         Raises:
             OutOfMemoryError: with what would fit; nothing was allocated.
         """
-        if self._can_be_filled(plan, used):
+        if self.fits(plan, used):
             return
         raise OutOfMemoryError(
-            f"This KV cache needs {bytes_text(self._held(plan))}, and reading a prompt "
-            f"{bytes_text(self.reading(plan, CHUNKS[-1]))}; {self._free_text(used)}; {self.advice(plan.config, used)}."
+            f"This KV cache needs {bytes_text(self.cache_bytes(plan))}, and prefilling a prompt "
+            f"{bytes_text(self.prefill_bytes(plan, CHUNKS[-1]))}; {self._free_text(used)}; "
+            f"{self.advice(plan.config, used)}."
         )
 
     def check_copy(self, nbytes: int, used: int) -> None:
@@ -78,53 +85,39 @@ class Budget:
         if self.limit and used + nbytes > self.limit:
             raise OutOfMemoryError(
                 f"The first token after a fork copies the KV cache, {bytes_text(nbytes)}; {self._free_text(used)}; "
-                f"let go of other forks first, or fork a cache with a smaller window."
+                f"delete other forks first, or fork a cache with a smaller window."
             )
 
     def fits(self, plan: CachePlan, used: int, chunk: int = CHUNKS[-1]) -> bool:
-        """Whether the cache can be filled in pieces of `chunk` tokens."""
-        free = self.limit - used - self._held(plan)
-        # A prediction takes as long as a turn of a small model: none is made where there is too little or plenty.
-        return not self.limit or self._is_plenty(free, plan, chunk) or (free > 0 and self.reading(plan, chunk) <= free)
-
-    def _is_plenty(self, free: int, plan: CachePlan, chunk: int) -> bool:
-        """Whether a call of `chunk` tokens fits by a bound far above `reading`, known at once."""
-        if self._widths is None:
-            self._widths = widths(self.model)
-        return most_bytes(self._widths, plan, chunk) <= free
-
-    def _can_be_filled(self, plan: CachePlan, used: int) -> bool:
-        """In some pieces; the largest are predicted first, since reading a prompt will ask about them."""
-        is_plenty = self._is_plenty(self.limit - used - self._held(plan), plan, CHUNKS[-1])
-        return is_plenty or any(self.fits(plan, used, chunk) for chunk in (CHUNKS[0], CHUNKS[-1]))
+        """Whether the cache can be filled in chunks of this many tokens."""
+        return not self.limit or used + self.cache_bytes(plan) + self.prefill_bytes(plan, chunk) <= self.limit
 
     def largest_chunk(self, plan: CachePlan, used: int, tokens: int | None = None) -> int:
         """The most tokens per call with which a prompt that ends at `tokens` (None: anywhere) fits; else the fewest."""
         return self._chunk_that_fits(plan, used, tokens) or CHUNKS[-1]
 
     def chunk(self, plan: CachePlan, used: int, tokens: int, num_new: int | None = None) -> int:
-        """`largest_chunk`, for a prompt about to be read, of which `num_new` tokens (None: all) are not cached.
+        """`largest_chunk` for a prompt about to be prefilled, of which `num_new` tokens (None: all) are not cached.
 
         Raises:
-            OutOfMemoryError: not even the smallest piece fits; with what would.
+            OutOfMemoryError: not even the smallest chunk fits; with what would.
         """
-        free = self.limit - used - self._held(plan)
-        if num_new is not None and self._is_plenty(free, plan, min(num_new, CHUNKS[0])):
-            return CHUNKS[0]
-        chunk = self._chunk_that_fits(plan, used, tokens)
+        chunk = self._chunk_that_fits(plan, used, tokens, num_new)
         if chunk is None:
-            need = self._held(plan) + self.reading(plan, CHUNKS[-1], tokens)
+            need = self.cache_bytes(plan) + self.prefill_bytes(plan, min(num_new or tokens, CHUNKS[-1]), tokens)
             raise OutOfMemoryError(
-                f"Reading a prompt of {tokens:,} tokens needs {bytes_text(need)} with its KV cache; "
+                f"Prefilling a prompt of {tokens:,} tokens needs {bytes_text(need)} with its KV cache; "
                 f"{self._free_text(used)}; {self.advice(plan.config, used)}."
             )
         return chunk
 
-    def _chunk_that_fits(self, plan: CachePlan, used: int, tokens: int | None) -> int | None:
-        if self.fits(plan, used, CHUNKS[0]):  # for the full window, so the next turn finds it known
-            return CHUNKS[0]
-        free = self.limit - used - self._held(plan)
-        return next((c for c in CHUNKS if self.reading(plan, c, tokens) <= free), None)
+    def _chunk_that_fits(
+        self, plan: CachePlan, used: int, tokens: int | None, num_new: int | None = None
+    ) -> int | None:
+        free = self.limit - used - self.cache_bytes(plan)
+        most = CHUNKS[0] if num_new is None else num_new
+        fitting = (c for c in CHUNKS if not self.limit or self.prefill_bytes(plan, min(c, most), tokens) <= free)
+        return next(fitting, None)
 
     def advice(self, config: CacheConfig, used: int, *, is_loaded: bool = True) -> str:
         """What would fit, as the end of a sentence."""
@@ -149,23 +142,46 @@ class Budget:
                 return f"a window of {size:,} tokens in {bits} bits would fit"
         return "no window would fit, so use a smaller model"
 
-    def reading(self, plan: CachePlan, chunk: int, tokens: int | None = None) -> int:
-        """Bytes beside weights and cache; 0 where they cannot be predicted. `tokens` counts as a power of two."""
-        if plan.geometry is None:
-            return 0
-        capacity = plan.geometry.capacity
-        end = capacity if tokens is None else min(capacity, max(1 << (tokens - 1).bit_length(), chunk))
-        key = (plan.geometry, plan.config.bits, chunk, end)
-        if key not in self._known:
-            self._known[key] = prefill_bytes(self.model, plan, chunk, end) or 0
-        return self._known[key]
+    def prefill_bytes(self, plan: CachePlan, chunk: int, tokens: int | None = None) -> int:
+        """Bytes beside weights and cache of a call that ends at `tokens` (None: anywhere)."""
+        predicted = self._formula(plan, chunk, tokens)
+        if (known := self._measured.get(_key(plan))) is None:
+            return predicted
+        at, measured = known
+        if measured > at:
+            return predicted * measured // at
+        # What was measured counts with a margin. Growth beyond it stays the formula's: it may be of another term.
+        return max(predicted - at, 0) + min(predicted, at) * min(int(measured * _MARGIN), at) // at
 
-    def _held(self, plan: CachePlan) -> int:
+    def record_peak(self, plan: CachePlan, chunk: int, tokens: int, measured: int) -> None:
+        """Correct the formula by the measured peak of a call, in bytes beside weights and cache.
+
+        The largest call of a cache geometry counts, and any that took more than predicted.
+        """
+        predicted = prefill_bytes(self.model, plan, chunk, tokens)
+        at, before = self._measured.get(_key(plan), (0, 0))
+        if predicted > at or measured * at > before * predicted > 0:
+            self._measured[_key(plan)] = predicted, measured
+
+    def cache_bytes(self, plan: CachePlan) -> int:
         """Bytes of the cache: its rings, and recurrent states with all the checkpoints of them that may be kept."""
         key = ("states", tuple(leaf.native_class for leaf in plan.leaves))
-        if key not in self._known:
-            self._known[key] = state_nbytes(self.model, plan) * (KEPT + 1)
-        return plan.nbytes + self._known[key]
+        if key not in self._predicted:
+            self._predicted[key] = state_nbytes(self.model, plan) * (KEPT + 1)
+        return plan.nbytes + self._predicted[key]
+
+    def _formula(self, plan: CachePlan, chunk: int, tokens: int | None) -> int:
+        """`prefill_bytes`, remembered; both numbers count as the next power of two, so that few are."""
+        chunk = 1 << (chunk - 1).bit_length()
+        tokens = None if tokens is None else 1 << (max(tokens, chunk) - 1).bit_length()
+        key = (*_key(plan), chunk, tokens)
+        if key not in self._predicted:
+            self._predicted[key] = prefill_bytes(self.model, plan, chunk, tokens)
+        return self._predicted[key]
 
     def _free_text(self, used: int) -> str:
         return f"{bytes_text(max(self.limit - used, 0))} of the {bytes_text(self.limit)} that may be used are free"
+
+
+def _key(plan: CachePlan) -> tuple[Any, ...]:
+    return plan.geometry, plan.config.bits

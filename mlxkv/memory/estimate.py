@@ -84,7 +84,7 @@ def _estimate(name: str, weights: int, budget: Budget, plan: CachePlan) -> Estim
         sinks=geometry.sinks if geometry else 0,
         memory_limit=budget.limit,
         description=plan.description,
-        prefill_bytes=budget.reading(plan, chunk),
+        prefill_bytes=budget.prefill_bytes(plan, chunk),
         prefill_chunk=chunk,
         advice="" if budget.fits(plan, weights) else budget.advice(plan.config, weights, is_loaded=False),
     )

@@ -1,83 +1,142 @@
-"""The peak of one model call, from a model and a plan of its cache. On the MLX thread; nothing is computed."""
+"""Bytes of one prefill: what a model call holds at its peak beside weights and cache, by a formula.
+
+Computed from shapes (the model's modules and the cache plan), so it takes no time and no memory. MLX queues operations
+ahead of computing them and keeps their inputs until then: the peak is the sum of arrays over one to two layers, of the
+largest layer of each kind:
+
+    activations      chunk x outputs of the layer's modules (an expert's once per token that it is chosen for)
+    attention        heads x chunk x rows, where no fused kernel computes scores; masks
+    copied rows      decoded rows of a quantized cache; rows that a sliding-window layer concatenates; keys and values
+                     that latent attention expands
+    recurrent state  what a scan makes of it per token
+    logits           one row, and what a sampler makes of it
+
+The factors are fitted to MLX's CPU backend (tests/memory/test_peak.py): never less than measured, up to about twice as
+much for dense models, more for recurrent ones. On Metal nothing has been measured; there `Budget` corrects the formula
+by the peak of the first chunks, as it does everywhere. On the MLX thread.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import mlx.core as mx
-from mlx.utils import tree_flatten
+import mlx.nn as nn
 
-from mlxkv.cache.plan import CachePlan
-from mlxkv.cache.probe import leaves
-from mlxkv.cache.ring import RingKVCache
-from mlxkv.memory.allocation import peak_bytes
-from mlxkv.memory.graph import trace
-from mlxkv.models.skeleton import placeholder
+from mlxkv.cache.plan import CachePlan, LayerPlan
+from mlxkv.cache.recurrent.state import keeps_state
+from mlxkv.cache.recurrent.state_shapes import largest_state_nbytes
+from mlxkv.cache.trained_length import config_tables
+from mlxkv.device import current_device
 
-Arrays = Sequence[mx.array]
+_LAYERS = 3.5  # of activations: one to two layers, each with as much again for norms, ropes and residuals
+_ATTENTION = 1.25  # layers of scores
+_EXPERTS = 1.5  # outputs of experts, with their sorted inputs
+_LOGITS = 12  # arrays of the vocabulary's size while sampling
+_SCAN = 8  # states per token of a scan that keeps all of them (Mamba-1)
+_QUEUED_STEPS = 50  # states of a loop that keeps the last one
+_SSD_STEP, _SSD_MATRICES = 256, 6  # Mamba-2: matrices of step x step per head
+_FLOAT32 = 4
+_FUSED_HEAD_SIZES = (64, 80, 128)  # of Metal's attention kernel
+_HEADS = ("num_attention_heads", "n_heads", "n_head", "num_heads", "num_query_heads")
+_TOP_K = ("num_experts_per_tok", "num_experts_per_token", "top_k_experts", "moe_topk", "moe_top_k", "moe_k", "top_k")
+_USUAL_TOP_K = 8
 
 
-def prefill_bytes(model: Any, plan: CachePlan, chunk: int, tokens: int | None = None) -> int | None:
-    """The bytes that reading `chunk` tokens takes beyond weights and cache, and decoding one after them.
-
-    None for a model whose graph cannot be had (its own code looks at numbers while it builds it).
+def prefill_bytes(model: Any, plan: CachePlan, chunk: int, tokens: int | None = None) -> int:
+    """The bytes that a prefill of `chunk` tokens takes beside weights and cache, and a decode step after it.
 
     Args:
-        model: its weights are not read; those of a skeleton must be placeholders.
-        tokens: how many the cache holds after the call, at most the window; None: the full window.
+        model: an mlx-lm model or its skeleton; only shapes are read.
+        tokens: how many the cache holds after the call; None: the full window, or `chunk` where nothing bounds it.
     """
-    capacity = plan.geometry.capacity if plan.geometry else chunk
+    capacity = plan.geometry.capacity if plan.geometry else tokens or chunk
     end = max(min(tokens or capacity, capacity), 1)
     chunk = min(chunk, end)
-    try:
-        reading = peak_bytes(trace(*_call(model, plan, chunk, end, _states))) + _copied_rows(plan, chunk, end)
-        return max(reading, peak_bytes(trace(*_call(model, plan, 1, end, _next_token))))
-    except Exception:  # a model's own code: whatever it raises, its graph is not to be had
-        return None
+    item = max((leaf.shape.dtype.size for leaf in plan.leaves if leaf.shape), default=_FLOAT32)
+    layers = [layer for layer in getattr(model, "layers", ()) if isinstance(layer, nn.Module)] or [model]
+    top_k = max(_settings(model, _TOP_K), default=_USUAL_TOP_K)
+    activations = max(_output_bytes(layer, item, top_k) for layer in layers) * chunk
+    expanded = max(_expanded_width(layer) for layer in layers) * end * item
+    attention = max((_attention_bytes(model, leaf, chunk, end, item) for leaf in plan.leaves), default=0)
+    copies = max((_copied_bytes(leaf, chunk, end) for leaf in plan.leaves), default=0)
+    states = max(_state_bytes(layer, chunk, largest_state_nbytes(model, plan)) for layer in layers)
+    logits = _LOGITS * _FLOAT32 * _vocabulary(model)
+    prefill = int(_LAYERS * activations + _ATTENTION * (attention + copies) + 2 * expanded + states)
+    return max(prefill, logits + prefill // chunk)
 
 
-def _copied_rows(plan: CachePlan, chunk: int, end: int) -> int:
-    """A sliding-window layer fed across its block boundaries reads its old rows while new ones are written: a copy."""
-    rings = [(leaf.geometry, leaf.nbytes) for leaf in plan.leaves if leaf.geometry and leaf.native_window is not None]
-    return max((nbytes for ring, nbytes in rings if chunk > ring.block and end > ring.capacity), default=0)
+def _output_bytes(layer: Any, item: int, top_k: int) -> int:
+    """Bytes per token of the outputs of a layer's modules; norms compute in float32."""
+    total = 0.0
+    for module, shape in _weights(layer):
+        if len(shape) == 1:
+            total += shape[0] * _FLOAT32
+        elif len(shape) == 3 and hasattr(module, "num_experts"):
+            total += _EXPERTS * top_k * shape[1] * item
+        else:
+            total += shape[0] * item
+    return int(total)
 
 
-def _states(logits: mx.array, caches: Sequence[Any]) -> tuple[Arrays, Arrays]:
-    arrays = [array for _, array in tree_flatten([cache.state for cache in caches]) if isinstance(array, mx.array)]
-    return arrays, [logits]
+def _expanded_width(layer: Any) -> int:
+    """Numbers per cached row that latent attention makes of it: one projection per head (mlx-lm's MultiLinear)."""
+    return sum(shape[0] * max(shape[1:]) for module, shape in _weights(layer) if "MultiLinear" in type(module).__name__)
 
 
-def _next_token(logits: mx.array, caches: Sequence[Any]) -> tuple[Arrays, Arrays]:
-    """As a sampler with `top_p` does it; the random key is given, so that the one in use stays what it is."""
-    last = logits[:, -1, :]
-    scores = last - mx.logsumexp(last, axis=-1, keepdims=True)
-    order = mx.argsort(scores, axis=-1)
-    likely = mx.cumsum(mx.take_along_axis(mx.exp(scores), order, axis=-1), axis=-1) > 0.1
-    kept = mx.where(mx.put_along_axis(mx.zeros_like(likely), order, likely, axis=-1), scores, -mx.inf)
-    return [mx.random.categorical(kept, key=mx.random.key(0))], []
+def _attention_bytes(model: Any, leaf: LayerPlan, chunk: int, end: int, item: int) -> int:
+    """Scores and masks of one layer."""
+    if keeps_state(leaf):
+        return 0
+    rows = min(leaf.geometry.capacity if leaf.geometry else end, end) + (chunk if leaf.native_window else 0)
+    shape = leaf.shape
+    masks = chunk * rows * _FLOAT32
+    is_latent = shape is not None and shape.k_dim != shape.v_dim  # adds scores of positions to those of contents
+    if current_device().is_metal and shape is not None and not is_latent and shape.k_dim in _FUSED_HEAD_SIZES:
+        return masks
+    heads = max(_settings(model, _HEADS), default=shape.heads if shape else 1)
+    return masks + heads * chunk * rows * (shape.dtype.size if shape else item) * (2 if is_latent else 1)
 
 
-def _call(
-    model: Any, plan: CachePlan, chunk: int, end: int, outcome: Callable[..., tuple[Arrays, Arrays]]
-) -> tuple[Any, ...]:
-    """The call that feeds the tokens before `end`, and its placeholders, for `trace`."""
-    caches = plan.make(model)
-    rows = []
-    for leaf, cache in zip(plan.leaves, leaves(caches), strict=True):
-        if isinstance(cache, RingKVCache) and leaf.shape is not None:
-            shape = leaf.shape
-            cache.allocate((1, shape.heads, 0, shape.k_dim), shape.v_dim, shape.dtype, shape.dtype)
-            cache.offset, cache.longest = end - chunk, None
-            # Flushing copies two blocks, one at a time, and computes: no part of a graph, and never the peak.
-            cache._flush = lambda: None  # type: ignore[method-assign]
-            rows += [cache.key_rows, cache.value_rows]
+def _copied_bytes(leaf: LayerPlan, chunk: int, end: int) -> int:
+    """Rows of one layer that are decoded, or concatenated where a call crosses a sliding window's block boundary."""
+    if leaf.geometry is None or leaf.shape is None:
+        return 0
+    is_decoded = leaf.key_codec.bits is not None or leaf.value_codec.bits is not None
+    is_crossing = leaf.native_window is not None and chunk > leaf.geometry.block and end > leaf.geometry.capacity
+    rows = min(leaf.geometry.capacity, end) + chunk
+    return (is_decoded + is_crossing) * leaf.shape.row_bytes * rows
 
-    def call(ids: mx.array, *arrays: mx.array) -> tuple[Arrays, Arrays]:
-        following = iter(arrays)
-        for buffer in rows:
-            buffer.arrays = tuple(next(following) for _ in buffer.arrays)
-        return outcome(model(ids, cache=caches), caches)
 
-    held = [placeholder(array) for buffer in rows for array in buffer.arrays]
-    return call, mx.zeros((1, chunk), mx.int32), *held
+def _state_bytes(layer: Any, chunk: int, state: int) -> int:
+    """What a recurrent layer's scan makes of `chunk` tokens."""
+    parameters = {
+        name: p for _, module in layer.named_modules() for name, p in module.items() if name in ("A_log", "D")
+    }
+    decay = parameters.get("A_log")
+    if decay is not None and decay.ndim > 1:
+        return _SCAN * chunk * state
+    step = min(chunk, _SSD_STEP)
+    matrices = _SSD_MATRICES * decay.size * step * step * _FLOAT32 if decay is not None and "D" in parameters else 0
+    return min(chunk, _QUEUED_STEPS) * state + matrices
+
+
+def _vocabulary(model: Any) -> int:
+    kinds = (nn.Embedding, nn.QuantizedEmbedding)
+    modules = model.named_modules() if isinstance(model, nn.Module) else ()
+    return max((module["weight"].shape[0] for _, module in modules if isinstance(module, kinds)), default=0)
+
+
+def _weights(layer: Any) -> Iterator[tuple[Any, tuple[int, ...]]]:
+    """The modules of a layer that have a weight, and its shape."""
+    for _, module in layer.named_modules() if isinstance(layer, nn.Module) else ():
+        if isinstance(weight := module.get("weight"), mx.array):
+            yield module, tuple(weight.shape)
+
+
+def _settings(model: Any, names: tuple[str, ...]) -> list[int]:
+    """The whole numbers that the model's arguments give under these names, the largest of a list."""
+    found = [table[name] for table in config_tables(getattr(model, "args", None)) for name in names if name in table]
+    numbers = [max(value, default=0) if isinstance(value, list) else value for value in found]
+    return [n for n in numbers if isinstance(n, int) and not isinstance(n, bool) and n > 0]

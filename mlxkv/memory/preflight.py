@@ -77,8 +77,7 @@ def _needs(name: str, config: CacheConfig, limit: int) -> tuple[int, bool, bool]
         plan = plan_cache(model, wanted, is_loaded=False)
     except ConfigError:  # a cache that no window bounds: it grows as one talks
         return weights, weights <= limit, False
-    reading = budget.reading(plan, CHUNKS[-1]) if weights < limit else 0
-    need, four_bit = weights + plan.nbytes + reading, False
+    need, four_bit = weights + plan.nbytes + budget.prefill_bytes(plan, CHUNKS[-1]), False
     if config.bits is None and not budget.fits(plan, weights):
         try:
             four_bit = budget.fits(plan_cache(model, replace(wanted, bits=4), is_loaded=False), weights)

@@ -240,6 +240,6 @@ def test_memory_is_kept_for_the_checkpoints() -> None:
     model = tiny("qwen3_next")
     plan = plan_cache(model, CONFIG)
     states = state_nbytes(model, plan) * (KEPT + 1)
-    reading = max(Budget(model, limit=1).reading(plan, 128), 1)  # a byte to spare where nothing is predicted
-    assert Budget(model, limit=plan.nbytes + states + reading).fits(plan, used=0)
-    assert not Budget(model, limit=plan.nbytes + states + reading - 1).fits(plan, used=0)
+    prefill = Budget(model, limit=1).prefill_bytes(plan, 128)
+    assert Budget(model, limit=plan.nbytes + states + prefill).fits(plan, used=0)
+    assert not Budget(model, limit=plan.nbytes + states + prefill - 1).fits(plan, used=0)

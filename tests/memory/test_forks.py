@@ -74,7 +74,7 @@ def test_a_copy_that_does_not_fit_is_refused_before_anything_is_fed(num_new: int
         list(runner.prefill(one, new[:-1]))
         return list(runner.decode(one, new[-1], GREEDY))
 
-    with pytest.raises(OutOfMemoryError, match=r"first token after a fork copies the KV cache, .* are free; let go"):
+    with pytest.raises(OutOfMemoryError, match=r"first token after a fork copies the KV cache, .* are free; delete"):
         feed(fork)
     assert fork.tokens == cache.tokens
     assert fork.shared_nbytes == cache.shared_nbytes
@@ -91,9 +91,9 @@ def test_a_prefill_into_a_fork_counts_what_the_others_hold() -> None:
     runner, cache = filled()
     fork = cache.fork()
     plan, model = cache.plan, runner.model
-    need = Budget(model, 0)._held(plan) + Budget(model, 0).reading(plan, 128, 630)
+    need = Budget(model, 0).cache_bytes(plan) + Budget(model, 0).prefill_bytes(plan, 128, 630)
     runner._budget.limit = memory_used() + need - 20_000  # the copy alone would fit
-    with pytest.raises(OutOfMemoryError, match=r"Reading a prompt of 630 tokens needs"):
+    with pytest.raises(OutOfMemoryError, match=r"Prefilling a prompt of 630 tokens needs"):
         list(runner.prefill(fork, random_ids(600)))
     assert fork.offset == 30
 
@@ -103,7 +103,7 @@ def test_generating_from_a_fork_is_refused_in_a_sentence(model: mlxkv.Model, mon
     log = list(book.tokens)
     fork = book.fork()
     monkeypatch.setattr(model._runtime.budget, "limit", memory_used() + book.nbytes - 10_000)
-    with pytest.raises(OutOfMemoryError, match="let go of other forks first"):
+    with pytest.raises(OutOfMemoryError, match="delete other forks first"):
         model.generate(" there was", cache=fork, max_tokens=4, temperature=0.0)
     assert (fork.tokens, book.tokens) == (log, log)
     del fork

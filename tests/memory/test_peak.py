@@ -1,4 +1,4 @@
-"""The predicted peak is the one that MLX measures: weights and cache to 1 %, with the prompt being read to 10 %."""
+"""Predictions against MLX's measurements: weights and cache to 1 %, prefill never less and at most about twice."""
 
 from __future__ import annotations
 
@@ -18,8 +18,10 @@ from mlxkv.cache.prompt_cache import PromptCache
 from mlxkv.cache.ring import RingKVCache
 from mlxkv.inference.runner import ModelRunner
 from mlxkv.inference.sampling import SamplingParams
-from mlxkv.memory import prefill_bytes
+from mlxkv.memory import Budget
+from mlxkv.memory.prefill_peak import prefill_bytes
 from mlxkv.token_ids import TokenLog
+from tests import hybrids
 from tests.memory.models import CASES, build, config_of
 from tests.reference import tiny_llama
 
@@ -39,7 +41,7 @@ def settle() -> int:
 
 
 def measured(model: Any, plan: CachePlan, chunk: int) -> int:
-    """The most bytes in use, beyond the weights, while the last chunk of a full window is read and a token decoded."""
+    """The peak beside the weights while the last chunk of a full window is prefilled and a token decoded."""
     most = 0
     for _ in range(TRIALS):
         before = settle()
@@ -63,17 +65,60 @@ def measured(model: Any, plan: CachePlan, chunk: int) -> int:
 
 
 @pytest.mark.parametrize(("case", "chunk"), [(case, 128 if i % 2 else 256) for i, case in enumerate(CASES)])
-def test_the_peak_of_reading_a_prompt(case: str, chunk: int) -> None:
+def test_the_peak_of_a_prefill(case: str, chunk: int) -> None:
     model, config = build(case)
     plan = plan_cache(model, config)
     chunk = min(chunk, plan.geometry.window // 2 if plan.geometry else chunk)
-    reading = prefill_bytes(model, plan, chunk)
-    assert reading is not None
-    weights = nbytes(model)
-    found = measured(model, plan, chunk)
-    print(f"{case}, {chunk}: {reading + plan.nbytes:,} predicted, {found:,} measured beside {weights:,} of weights")
-    ratio = (weights + plan.nbytes + reading) / (weights + found)
-    assert 0.98 < ratio < 1.10
+    predicted, found = prefill_bytes(model, plan, chunk), measured(model, plan, chunk) - plan.nbytes
+    print(f"{case}, {chunk}: {predicted:,} predicted, {found:,} measured beside weights and cache")
+    # Of a single layer the last chunk computes keys and values alone.
+    assert found <= predicted < found * (2.2 if len(model.layers) > 1 else 16)
+
+
+@pytest.mark.parametrize("name", hybrids.CONFIGS)
+def test_the_peak_of_recurrent_and_chunked_layers(name: str) -> None:
+    model = hybrids.tiny(name)
+    plan = plan_cache(model, mlxkv.CacheConfig())
+    cache = PromptCache(plan, model)
+    runner = ModelRunner(model, 128)
+    list(runner.prefill(cache, [1] * 388))
+    before = settle()
+    mx.reset_peak_memory()
+    list(runner.prefill(cache, [1] * 128))
+    list(runner.decode(cache, 1, SamplingParams(temperature=1.0, max_tokens=1)))
+    found = mx.get_peak_memory() - before
+    predicted = prefill_bytes(model, plan, 128, 517)
+    print(f"{name}: {predicted:,} predicted, {found:,} measured beside weights and cache")
+    assert found <= predicted < 10 * found
+
+
+def test_the_first_chunks_correct_the_formula() -> None:
+    model = tiny_llama()
+    plan = plan_cache(model, mlxkv.CacheConfig(window=2048))
+    budget = Budget(model, 0)
+    small, large = prefill_bytes(model, plan, 128, 256), prefill_bytes(model, plan, 512)
+    assert budget.prefill_bytes(plan, 512) == large
+    budget.record_peak(plan, 128, 256, small // 2)  # what was measured, with a margin; the rest as predicted
+    assert small // 2 < budget.prefill_bytes(plan, 128, 256) < small * 0.7
+    assert large - small // 2 < budget.prefill_bytes(plan, 512) < large
+    budget.record_peak(plan, 128, 256, small * 3)  # more than predicted counts for every other call
+    assert budget.prefill_bytes(plan, 512) == pytest.approx(3 * large, rel=0.01)
+    other = plan_cache(model, mlxkv.CacheConfig(window=512))
+    assert budget.prefill_bytes(other, 128) == prefill_bytes(model, other, 128)
+
+
+def test_a_prefill_records_its_peak() -> None:
+    model = tiny_llama()
+    plan = plan_cache(model, mlxkv.CacheConfig(window=2048))
+    budget = Budget(model, 0)
+    cache = PromptCache(plan, model)
+    runner = ModelRunner(model, 512, budget)
+    settle()
+    mx.reset_peak_memory()
+    list(runner.prefill(cache, [1] * 512))
+    assert budget.prefill_bytes(plan, 512, 1024) == prefill_bytes(model, plan, 512, 1024)  # buffers were made, too
+    list(runner.prefill(cache, [1] * 512))
+    assert budget.prefill_bytes(plan, 512, 1024) < prefill_bytes(model, plan, 512, 1024)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -105,12 +150,12 @@ def test_predicting_takes_no_memory(tmp_path: Path) -> None:
     assert mx.get_peak_memory() - before < 2_000_000
 
 
-def test_longer_pieces_and_fuller_windows_take_more() -> None:
+def test_longer_chunks_and_fuller_windows_take_more() -> None:
     model = tiny_llama()
     plan = plan_cache(model, mlxkv.CacheConfig(window=2048))
-    by_chunk = [prefill_bytes(model, plan, chunk) or 0 for chunk in (128, 256, 512)]
+    by_chunk = [prefill_bytes(model, plan, chunk) for chunk in (128, 256, 512)]
     assert by_chunk[0] * 1.9 < by_chunk[1] < by_chunk[2] / 1.9
-    by_tokens = [prefill_bytes(model, plan, 128, tokens) or 0 for tokens in (128, 1024, 2052)]
+    by_tokens = [prefill_bytes(model, plan, 128, tokens) for tokens in (128, 1024, 2052)]
     assert by_tokens[0] < by_tokens[1] < by_tokens[2] == by_chunk[0]
 
 
@@ -124,16 +169,3 @@ def test_a_chunks_logits_do_not_hold_the_last_layers_rows() -> None:
     mx.reset_peak_memory()
     list(runner.prefill(cache, [1] * 32))
     assert mx.get_peak_memory() - before < cache.nbytes / 4
-
-
-def test_a_model_that_looks_at_numbers_is_not_predicted() -> None:
-    model = tiny_llama()
-
-    class Looking:
-        args, layers = model.args, model.layers
-
-        def __call__(self, ids: mx.array, cache: Any) -> mx.array:
-            return model(ids, cache=cache) * float(ids.sum().item())  # type: ignore[arg-type]
-
-    plan = plan_cache(model, mlxkv.CacheConfig(window=256))
-    assert prefill_bytes(Looking(), plan, 128) is None

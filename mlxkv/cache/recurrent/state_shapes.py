@@ -70,12 +70,21 @@ class Frames:
 
 def state_nbytes(model: Any, plan: CachePlan) -> int:
     """Bytes of the recurrent layers' states; a checkpoint takes as many."""
+    return sum(_states_nbytes(model, plan))
+
+
+def largest_state_nbytes(model: Any, plan: CachePlan) -> int:
+    """Bytes of the largest recurrent layer's state; 0 without such layers."""
+    return max(_states_nbytes(model, plan), default=0)
+
+
+def _states_nbytes(model: Any, plan: CachePlan) -> list[int]:
     states = [keeps_state(leaf) for leaf in plan.leaves]
     if not any(states):
-        return 0
+        return []
     frames = Frames(model).at(_SETTLED)
     of_states = [frame for frame, is_state in zip(frames, states, strict=True) if is_state]
-    return sum(math.prod(shape) * dtype.size for frame in of_states for shape, dtype in frame.arrays.values())
+    return [sum(math.prod(shape) * dtype.size for shape, dtype in frame.arrays.values()) for frame in of_states]
 
 
 def _frame(native: Snapshot) -> Frame:
