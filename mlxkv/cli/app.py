@@ -177,7 +177,7 @@ def _print(
     if not request.question.strip():
         raise PromptError('The prompt is empty; give one, as in `mlxkv -p "Why is the sky blue?"`.')
     from mlxkv.cli.print_mode import answer
-    from mlxkv.memory.preflight import WINDOW, tight, ways_out
+    from mlxkv.memory.preflight import WINDOW, check_fit, ways_out
     from mlxkv.model import load
     from mlxkv.models import BUILT_IN
     from mlxkv.store.prompts.folder import PromptFolder
@@ -186,7 +186,7 @@ def _print(
     name = model_flag or made_with or model_name(folders, settings, request.resume) or BUILT_IN[0]
     if load_anyway:
         cache = cache if cache.window else replace(cache, window=WINDOW)
-    elif found := tight(name, cache):
+    elif found := check_fit(name, cache):
         raise OutOfMemoryError(f"{found.text}; {ways_out(found)}.")
     model = load(name, folders=folders, limited=not load_anyway)
     bounds = cache if request.resume is None or settings.bounds_cache else None

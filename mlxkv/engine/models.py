@@ -11,7 +11,7 @@ from pathlib import Path
 from mlxkv.engine import chats
 from mlxkv.engine.context import EngineContext
 from mlxkv.errors import MlxkvError
-from mlxkv.memory.preflight import tight
+from mlxkv.memory.preflight import check_fit
 from mlxkv.protocol.commands import LoadModel
 from mlxkv.protocol.events import (
     EngineEvent,
@@ -44,7 +44,7 @@ def load_model(context: EngineContext, command: LoadModel) -> Iterator[EngineEve
         config = context.cache_config()
         if command.kv_bits is not None:
             config = replace(config, bits=command.kv_bits)
-        if not anyway and (too_large := tight(name, config, size=_size(name) if missing else 0)):
+        if not anyway and (too_large := check_fit(name, config, size=_size(name) if missing else 0)):
             yield too_large
             return
         if missing:

@@ -1,6 +1,6 @@
-"""What a model and its cache would take, before anything is allocated: from the configuration alone.
+"""Memory estimate of a model and its cache, from the configuration alone, before anything is allocated.
 
-The counting is `mlxkv.memory`'s and `mlxkv.cache.plan`'s; here it is put together and worded. On the MLX thread.
+Puts together the numbers of `budget` and `cache.plan`. On the MLX thread.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 class Estimate:
     """Bytes and tokens.
 
-    `prefill_bytes` is what reading a prompt in pieces of `prefill_chunk` tokens takes beside weights and cache (0 for a
-    model whose code does not let itself be looked at), `advice` what would fit where it does not.
+    `prefill_bytes`: of a prefill in chunks of `prefill_chunk` tokens, beside weights and cache, by a formula that is
+    generous. `advice`: what would fit where this does not.
     """
 
     model: str
@@ -49,13 +49,13 @@ class Estimate:
 
 @public(name=model_name, config=optional(instance(CacheConfig)))
 def estimate(name: str | os.PathLike[str], config: CacheConfig | None = None) -> Estimate:
-    """What `name` (built-in, folder or repository id) takes with this cache; no weights are read, nothing computed.
+    """Estimate the memory of `name` (built-in, folder or repository id) with this cache; no weights are read.
 
     Weights: the sum of the model's arrays as config.json describes them. Cache: `CachePlan.nbytes`. Prefill:
-    `mlxkv.memory.prefill_bytes` for the largest chunk that fits, which says how it is found.
+    `Budget.prefill_bytes` for the largest chunk that fits.
 
     Raises:
-        ModelError: and its kinds, when there is no such model.
+        ModelError: and its kinds, if there is no such model.
     """
     from mlx.utils import tree_flatten
 

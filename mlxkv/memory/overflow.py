@@ -1,4 +1,4 @@
-"""What a prompt loses in a window that is too small for it, and which window would hold it. Pure values; no MLX."""
+"""Tokens that a prompt loses in a window too small for it, and the window that would hold it. Pure values; no MLX."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ from mlxkv.cache.config import MAX_WINDOW
 from mlxkv.cache.plan import CachePlan
 from mlxkv.stats import Overflow
 
-_REPLY = 1024  # tokens to leave for the reply
-_STEP = 1024  # windows are named in multiples of it
+_REPLY = 1024  # tokens reserved for the reply
+_STEP = 1024  # windows are suggested in multiples of it
 
 
 def overflow_of(plan: CachePlan, num_tokens: int, num_before: int) -> Overflow | None:
-    """Of a prompt of `num_tokens`, of which the first `num_before` are not new; None where all that is new is
-    attended when the reply begins."""
+    """The overflow of a prompt of `num_tokens`, whose first `num_before` are not new.
+
+    None if all new tokens are still attended when the reply begins.
+    """
     geometry = plan.geometry
     if geometry is None or num_tokens <= geometry.capacity:
         return None

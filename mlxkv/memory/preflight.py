@@ -1,6 +1,7 @@
-"""Whether a model that is about to be loaded will fit with a usable KV cache, from its configuration alone.
+"""Checks before a model is loaded that it fits with a usable KV cache, from its configuration alone.
 
-Metal ends the process when memory runs out, so this is asked before anything is loaded. On the MLX thread.
+Metal ends the process when memory runs out, so callers ask first. Caches and prompts of a loaded model are `budget.py`.
+On the MLX thread.
 """
 
 from __future__ import annotations
@@ -11,16 +12,16 @@ from mlxkv.cache.config import CacheConfig
 from mlxkv.errors import ConfigError, MlxkvError
 from mlxkv.protocol.status import ModelTooLarge
 
-WINDOW = 4096  # tokens that a chat needs to be one, where the user asked for no number
-_CLEARLY = 4 << 30  # bytes beside twice the weights' files (float32 of float16) are enough for such a window
+WINDOW = 4096  # tokens that a chat should have at least, where the user names no window
+_HEADROOM = 4 << 30  # bytes: with twice the weights' files (float32 of float16), always enough for such a window
 
 
-def tight(name: str, config: CacheConfig, *, size: int = 0) -> ModelTooLarge | None:
-    """What `name` needs, where that is more than there is; None where it fits, and where nobody can say.
+def check_fit(name: str, config: CacheConfig, *, size: int = 0) -> ModelTooLarge | None:
+    """The bytes that `name` needs if they are more than this machine has; None if it fits, or if that is unknown.
 
     Args:
-        config: the cache that is wanted; without a window, one of 4,096 tokens must fit.
-        size: bytes of a model that is not on this disk, and nothing else of it is known.
+        config: of the cache; if it names no window, one of 4,096 tokens must fit.
+        size: bytes of a model that is not on this disk, where only they are known.
     """
     from mlxkv.device import current_device
     from mlxkv.models import Hub, resolve
@@ -34,18 +35,18 @@ def tight(name: str, config: CacheConfig, *, size: int = 0) -> ModelTooLarge | N
         source = resolve(name)
         path = source.path or (find_local(Hub(), source.repo, source.revision) if source.repo else None)
         files = sum(file.stat().st_size for file in path.glob("*.safetensors")) if path is not None else 0
-        if path is None or (2 * files + _CLEARLY <= device.memory_limit and (config.window or 0) <= WINDOW):
+        if path is None or (2 * files + _HEADROOM <= device.memory_limit and (config.window or 0) <= WINDOW):
             return None
         need, fits, four_bit = _needs(name, config, device.memory_limit)
     except (MlxkvError, OSError):
-        return None  # loading says in its own words what is wrong with this model
+        return None  # loading reports what is wrong with this model
     if fits:
         return None
     return ModelTooLarge(name, need, device.memory_limit, device.total_memory, four_bit)
 
 
 def ways_out(found: ModelTooLarge) -> str:
-    """What to type instead, where nobody can be asked."""
+    """Options that work instead, for an error message."""
     from mlxkv.device import current_device
     from mlxkv.models import BUILT_IN, catalogue
 
@@ -56,12 +57,12 @@ def ways_out(found: ModelTooLarge) -> str:
 
 
 def usable_window(trained: int | None) -> int:
-    """The window that is wanted of a model where the user named none."""
+    """The window of a model where the user names none."""
     return min(trained or WINDOW, WINDOW)
 
 
 def _needs(name: str, config: CacheConfig, limit: int) -> tuple[int, bool, bool]:
-    """Bytes at the peak, whether they fit, and whether they would with 4 bits."""
+    """Bytes at the peak, whether they fit, and whether they would with a KV cache in 4 bits."""
     from mlx.utils import tree_flatten
 
     from mlxkv.cache.plan import plan_cache
@@ -75,7 +76,7 @@ def _needs(name: str, config: CacheConfig, limit: int) -> tuple[int, bool, bool]
     wanted = replace(config, window=config.window or usable_window(trained_length(settings)))
     try:
         plan = plan_cache(model, wanted, is_loaded=False)
-    except ConfigError:  # a cache that no window bounds: it grows as one talks
+    except ConfigError:  # a cache that no window bounds grows with the chat
         return weights, weights <= limit, False
     need, four_bit = weights + plan.nbytes + budget.prefill_bytes(plan, CHUNKS[-1]), False
     if config.bits is None and not budget.fits(plan, weights):

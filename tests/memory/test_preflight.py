@@ -14,7 +14,7 @@ import mlxkv
 from mlxkv.cache.config import CacheConfig
 from mlxkv.cli.app import main
 from mlxkv.errors import OutOfMemoryError
-from mlxkv.memory.preflight import tight
+from mlxkv.memory.preflight import check_fit
 from mlxkv.protocol import commands as cmd
 from mlxkv.protocol import events as ev
 from mlxkv.protocol.status import ModelTooLarge
@@ -31,8 +31,8 @@ def large(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A model whose cache fits with 4 bits alone, by a limit that MLXKV_MEMORY_LIMIT sets."""
     name = str(tiny_folder(tmp_path / "large", **WIDE))
     monkeypatch.setenv("MLXKV_MEMORY_LIMIT", "1MB")
-    whole = tight(name, CONFIG)
-    quarter = tight(name, replace(CONFIG, bits=4))
+    whole = check_fit(name, CONFIG)
+    quarter = check_fit(name, replace(CONFIG, bits=4))
     assert whole is not None
     assert quarter is not None
     assert quarter.need < 0.9 * whole.need
@@ -48,15 +48,17 @@ def said(home: Path) -> Iterator[Said]:
 
 
 def test_what_is_needed_is_what_loading_and_its_cache_come_to(large: str) -> None:
-    found = tight(large, CONFIG)
+    found = check_fit(large, CONFIG)
     assert found is not None
     assert found.usable < found.need < 2 * found.usable
     assert found.text.startswith("large needs ~")
     assert found.four_bit
-    assert tight(large, replace(CONFIG, bits=4)) is None
-    assert tight(large, replace(CONFIG, window=64)) is None
-    assert tight(large, CacheConfig()) is None or tight(large, CacheConfig()) == found  # as far as it was trained
-    assert tight("nothing/there", CONFIG) is None  # loading says so
+    assert check_fit(large, replace(CONFIG, bits=4)) is None
+    assert check_fit(large, replace(CONFIG, window=64)) is None
+    assert (
+        check_fit(large, CacheConfig()) is None or check_fit(large, CacheConfig()) == found
+    )  # as far as it was trained
+    assert check_fit("nothing/there", CONFIG) is None  # loading says so
 
 
 def test_a_model_that_does_not_fit_is_not_loaded_before_somebody_says_so(said: Said, large: str) -> None:

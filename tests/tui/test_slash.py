@@ -384,13 +384,13 @@ def test_a_download_that_would_not_fit_is_asked_about(state: ChatState) -> None:
     assert not state.is_pulling
     assert state.listing is not None
     assert [row.choice for row in state.listing.rows] == [
-        cmd.ListModels(fitting=True), cmd.LoadModel(TIGHT.name, kv_bits=4), cmd.LoadModel(TIGHT.name, anyway=True)
+        cmd.ListModels(fitting=True), cmd.LoadModel(TOO_LARGE.name, kv_bits=4), cmd.LoadModel(TOO_LARGE.name, anyway=True)
     ]  # fmt: skip
 
 
 def test_a_model_that_does_not_fit_is_asked_about(state: ChatState) -> None:
     state.submit(cmd.LoadModel("org/Large-4bit"))
-    state.apply(TIGHT)
+    state.apply(TOO_LARGE)
     assert state.listing is not None
     assert state.listing.title == "Large-4bit needs ~19.2 GB, 17.5 GB usable (of 24)"
     assert [row.choice for row in state.listing.rows] == [
@@ -411,7 +411,7 @@ def test_a_model_that_does_not_fit_is_asked_about(state: ChatState) -> None:
 def test_a_chat_that_was_to_be_resumed_opens_once_a_model_was_chosen() -> None:
     state = ChatState(lambda: 100.0)
     state.begin([cmd.LoadModel("org/Large-4bit"), cmd.OpenChat("c1")])
-    state.apply(TIGHT)
+    state.apply(TOO_LARGE)
     state.apply(Failed("No model is loaded."))
     assert "opens when there is a model" in lines(state)[-1]
     sent(state)
