@@ -121,11 +121,10 @@ def models_estimate(
     from mlxkv.stats import bytes_text
 
     e = estimate(model, CacheConfig(window=window, bits=kv_bits))
-    pieces = f"at its peak, {e.prefill_chunk} tokens at a time" if e.prefill_bytes else "unknown"
     for name, size, note in (
         ("weights", e.weight_bytes, ""),
         ("KV cache", e.cache_bytes, f"{e.bytes_per_token:,} bytes per token; {e.description}"),
-        ("prefill", e.prefill_bytes, pieces),
+        ("prefill", e.prefill_bytes, f"at its peak, {e.prefill_chunk} tokens at a time"),
         ("together", e.total_bytes, f"of {bytes_text(e.memory_limit)} usable here"),
     ):
         print(f"{name:<10} {bytes_text(size):>7}  {note}".rstrip())

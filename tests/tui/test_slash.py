@@ -384,8 +384,10 @@ def test_a_download_that_would_not_fit_is_asked_about(state: ChatState) -> None:
     assert not state.is_pulling
     assert state.listing is not None
     assert [row.choice for row in state.listing.rows] == [
-        cmd.ListModels(fitting=True), cmd.LoadModel(TOO_LARGE.name, kv_bits=4), cmd.LoadModel(TOO_LARGE.name, anyway=True)
-    ]  # fmt: skip
+        cmd.ListModels(fitting=True),
+        cmd.LoadModel(TOO_LARGE.name, kv_bits=4),
+        cmd.LoadModel(TOO_LARGE.name, anyway=True),
+    ]
 
 
 def test_a_model_that_does_not_fit_is_asked_about(state: ChatState) -> None:
