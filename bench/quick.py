@@ -78,7 +78,7 @@ def _update(cache: Any, rows: mx.array) -> None:
     while at < rows.shape[2]:
         n = rows.shape[2] - at
         if isinstance(cache, RingKVCache):
-            n = min(n, cache.geometry.room(cache.offset))
+            n = min(n, cache.geometry.tokens_to_boundary(cache.offset))
         cache.update_and_fetch(rows[..., at : at + n, :], rows[..., at : at + n, :])
         mx.eval(cache.state)
         at += n

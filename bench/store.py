@@ -70,7 +70,7 @@ class Pair:
         """Random rows for `num` new tokens; their ids."""
         ids = tuple(self.num_tokens + i for i in range(num))
         while num > 0:
-            n = min(num, CUT, self.ours.room() or CUT)
+            n = min(num, CUT, self.ours.tokens_to_boundary() or CUT)
             start = self.num_tokens
             for layer in range(LAYERS):
                 k, v = (

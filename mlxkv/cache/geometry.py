@@ -1,11 +1,11 @@
-"""The arithmetic of the block ring: which position lies in which row, and what each query sees.
+"""Geometry: the arithmetic of the block ring, from positions to rows, and what each query sees.
 
-Pure integers; no MLX. `ring.py` moves the rows, `prompt_cache.py` asks what can be saved or restored.
+Pure integers; no MLX. `ring.py` moves the rows, `groups/` saves and restores them.
 
     rows   [ sinks K | ring of W/R - 1 block slots | current block R | undo U*R ]
 
-Block n holds positions K + n*R .. K + (n+1)*R - 1. With f blocks evicted, block n lies in slot n % slots, the
-current block is number f + slots, and the last U evicted blocks lie in undo slot n % U.
+Block n holds positions K + n*R .. K + (n+1)*R - 1. With f blocks evicted, block n is in slot n % slots, the
+current block is number f + slots, and each of the last U evicted blocks is in undo slot n % U.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Segment:
-    """Positions a..b-1 lie in rows row..row+(b-a)-1."""
+    """Positions a..b-1, in rows row..row+(b-a)-1."""
 
     a: int
     b: int
@@ -25,7 +25,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class Geometry:
-    """`window` tokens at most are attended beyond the `sinks`, and at least `window - block + 1` once it is full."""
+    """A ring. At most `window` tokens are attended beyond the `sinks`, at least `window - block + 1` once full."""
 
     sinks: int
     window: int
@@ -55,7 +55,7 @@ class Geometry:
         return self.capacity - self.block
 
     def blocks_evicted(self, position: int) -> int:
-        """E(p)/R: blocks that the query at `position` no longer sees."""
+        """Blocks that the query at `position` no longer sees."""
         over = position - self.capacity
         return 0 if over < 0 else over // self.block + 1
 
@@ -64,12 +64,12 @@ class Geometry:
         return self.blocks_evicted(offset - 1)
 
     def live(self, offset: int) -> int:
-        """Rows attended after `offset` tokens: always a prefix of the buffer."""
+        """Number of rows attended after `offset` tokens: always a prefix of the buffer."""
         if offset <= self.capacity:
             return offset
         return self.current + (offset - self.sinks - 1) % self.block + 1
 
-    def room(self, offset: int) -> int:
+    def tokens_to_boundary(self, offset: int) -> int:
         """Tokens that can be written at `offset` before the next block boundary; never 0."""
         if offset < self.capacity:
             return self.capacity - offset
@@ -80,7 +80,7 @@ class Geometry:
         return self.sinks + (self.flushes(offset) - undo) * self.block
 
     def rewind_floor(self, offset: int, undo: int) -> int:
-        """The smallest offset that `undo` valid undo blocks can lead back to."""
+        """The smallest offset to rewind to with `undo` valid undo blocks."""
         flushes = self.flushes(offset) - undo
         return 0 if flushes <= 0 else self.capacity + (flushes - 1) * self.block + 1
 
@@ -91,7 +91,7 @@ class Geometry:
         return self.capacity + (block % self.undo) * self.block
 
     def segments(self, a: int, b: int, offset: int) -> Iterator[Segment]:
-        """Where positions [a, b) lie after `offset` tokens; all of them must be sinks, live, or in the undo area."""
+        """Rows of positions [a, b) after `offset` tokens; all of them must be sinks, live, or in the undo area."""
         flushes = self.flushes(offset)
         if flushes == 0:
             yield Segment(a, b, a)

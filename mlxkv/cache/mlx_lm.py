@@ -239,7 +239,7 @@ class ForeignCache(PromptCache):
             CacheError: the prompt does not go on from all of the imported tokens; nothing was changed.
         """
         num_opaque = self.log.count(OPAQUE)
-        if self.landing(min(common_prefix(self.log, ids), len(ids) - 1)) < num_opaque:
+        if self.rewind_target(min(common_prefix(self.log, ids), len(ids) - 1)) < num_opaque:
             raise CacheError(
                 f"This prompt does not go on from the {num_opaque:,} imported tokens, and those cannot be read again; "
                 f"import the cache again or go on from a fork of it."

@@ -1,7 +1,7 @@
-"""What a model puts into its caches: one token is run through it, with caches that only write down what they get.
+"""Probe: run one token through a model and record what it stores in its caches and where its positions come from.
 
-Nothing is computed unless `sink_rotations` is asked, which needs the weights. `traits.py` remembers it, what follows
-from it is `plan.py`. Used on the MLX thread.
+Nothing is computed unless `sink_rotations` is called, which needs the weights. `traits.py` remembers the results,
+`plan.py` decides by them. On the MLX thread.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 
 from mlxkv.cache.sink_rotation import TOLERANCE, UNUSABLE, SinkRotation, composition_error, ropes_of, rotations_of
 
@@ -167,3 +168,49 @@ def _error(x: mx.array, expected: mx.array) -> mx.array:
 
 def _distinct(modules: Sequence[Any]) -> list[Any]:
     return list({id(module): module for module in modules if module is not None}.values())
+
+
+def learned_positions(model: Any) -> int | None:
+    """The rows of a model's table of learned positions; None without such a table.
+
+    Past its end there is no position, and the output is not a number, however few rows a window keeps (rotary positions
+    only get worse). Found by feeding one token at two offsets: the table is where another row is looked up. Only those
+    indices are computed.
+    """
+    if not isinstance(model, nn.Module):
+        return None
+    kinds = (nn.Embedding, nn.QuantizedEmbedding)
+    tables: list[Any] = [module for _, module in model.named_modules() if isinstance(module, kinds)]
+    if len({table.weight.shape[0] for table in tables}) < 2:  # only that of the vocabulary
+        return None
+    from mlx_lm.models.cache import make_prompt_cache
+
+    seen: list[dict[int, list[mx.array]]] = []
+    own = {id(table): type(table) for table in tables}
+    for offset in (3, 5):
+        looked_up: dict[int, list[mx.array]] = {}
+        seen.append(looked_up)
+        try:
+            for table in tables:
+                table.__class__ = _watched(own[id(table)], looked_up)
+            observe(model, make_prompt_cache(model), offset)
+        except Exception:  # from the model's own code
+            return None
+        finally:
+            for table in tables:
+                table.__class__ = own[id(table)]
+    rows = [t.weight.shape[0] for t in tables if _differ(seen[0].get(id(t), []), seen[1].get(id(t), []))]
+    return min(rows, default=None)
+
+
+def _watched(kind: type, looked_up: dict[int, list[mx.array]]) -> type:
+    class Watched(kind):
+        def __call__(self, x: mx.array) -> mx.array:
+            looked_up.setdefault(id(self), []).append(x)
+            return super().__call__(x)
+
+    return Watched
+
+
+def _differ(a: list[mx.array], b: list[mx.array]) -> bool:
+    return any(not mx.array_equal(x, y).item() for x, y in zip(a, b, strict=False))

@@ -1,7 +1,7 @@
-"""PromptCache: all layers' caches and the log of the tokens they hold.
+"""PromptCache: the caches of all layers and the log of the tokens they hold.
 
-The token log is the truth about what the cache holds. This module decides what of it a prompt can reuse and goes back
-to there; it knows no text, and no disk: saving goes through the `PromptFiles` it was given. Used on the MLX thread.
+The token log is the truth about the contents of the cache. This module decides how much of it a prompt can reuse, and
+rewinds. It knows no text and no disk: saving goes through `PromptFiles`. On the MLX thread.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from mlxkv.cache.recurrent.checkpoints import EVERY, Checkpoint, Checkpoints
 from mlxkv.cache.recurrent.state import (
     arrays_of,
     capture,
-    go_back,
     is_recurrent,
-    put_back,
+    restore_snapshot,
     rewind_floor,
+    rewind_rows,
     tokens_fed,
-    unseen,
+    unseen_positions,
 )
-from mlxkv.cache.recurrent.state_shapes import Frames
+from mlxkv.cache.recurrent.state_shapes import StateShapes
 from mlxkv.cache.ring import RingKVCache
 from mlxkv.errors import CacheError, MismatchError, PromptError, RewindError
 from mlxkv.system.thread_owner import Owner
@@ -45,7 +45,7 @@ from mlxkv.token_ids import TokenIds, TokenLog, common_prefix
 
 @dataclass(frozen=True)
 class Reuse:
-    """`cached` tokens of a prompt are in the cache; `stopped_at` and `why` say where and why the rest is not."""
+    """`cached` tokens of a prompt are in the cache; `stopped_at` and `why` say where reuse ended and why."""
 
     cached: int
     stopped_at: int | None = None
@@ -53,7 +53,7 @@ class Reuse:
 
 
 class PromptFiles(Protocol):
-    """Where prompt caches are saved; the store implements it."""
+    """Saves prompt caches; the store implements it."""
 
     def write(self, path: Path, cache: PromptCache) -> int: ...
 
@@ -64,39 +64,39 @@ class PromptFiles(Protocol):
 
 
 class PromptCache:
-    """The caches of all layers of one model, and `log`, the ids of everything fed so far.
+    """The caches of all layers of one model, and `log`, the ids of all tokens fed so far.
 
     Args:
-        plan: what each layer gets.
+        plan: the cache of each layer.
         model: the mlx-lm model the plan was made from.
-        files: where `save` writes; None makes `save` raise.
+        files: writes for `save`; without it `save` raises.
     """
 
     def __init__(self, plan: CachePlan, model: Any, files: PromptFiles | None = None) -> None:
         self.plan = plan
         self._owner = Owner()
-        self.prompt: PromptText | None = None  # for whoever prefilled it; nothing here looks at it
+        self.prompt: PromptText | None = None  # set and read by the chat; not used here
         self.log = TokenLog()
         self.layers: list[Any] = plan.make(model)
         self._model = model
         self._files = files
         self._is_in_use = False
-        self._frames = Frames(model)
+        self._state_shapes = StateShapes(model)
         self._adopt(())
         self._empty = tuple(None if isinstance(c, RingKVCache) else capture(c) for c in leaves(self.layers))
 
     def _adopt(self, checkpoints: Sequence[Checkpoint]) -> None:
-        """Take `layers` for this cache's own."""
+        """Use `layers` as this cache's own."""
         caches = leaves(self.layers)
         self._exact = tuple(cache for cache in caches if not is_recurrent(cache))
         self.checkpoints = Checkpoints([cache for cache in caches if is_recurrent(cache)], checkpoints)
-        self.groups: tuple[Group, ...] = make_groups(self.plan, caches, self._frames, self.checkpoints, self.log)
+        self.groups: tuple[Group, ...] = make_groups(self.plan, caches, self._state_shapes, self.checkpoints, self.log)
         self._note_state()
 
-    # -- who may use it ----------------------------------------------------------------------------------------------
+    # -- checks before use ---------------------------------------------------------------------------------------------
 
     def check_model(self, model: Any, model_id: Callable[[], str]) -> None:
-        """`model_id` names the weights of `model`; it is asked where the two are not one object.
+        """Check that this cache belongs to `model`; `model_id`, called if it is another object, names its weights.
 
         Raises:
             MismatchError: this cache was made with another model.
@@ -108,41 +108,41 @@ class PromptCache:
         )
 
     def check_log(self) -> None:
-        """Whether the layers hold the tokens of the log.
+        """Check that the layers hold the tokens of the log.
 
         Raises:
-            CacheError: something that does not write the log, such as mlx-lm's own loop, has fed them.
+            CacheError: they were fed by something that does not write the log, such as mlx-lm's own loop.
         """
-        if fed := self._fed_otherwise():
+        if fed := self._log_mismatch():
             raise CacheError(
-                f"The layers of this cache hold {fed} and its log {self.offset:,}: something else has fed them; "
+                f"The layers of this cache hold {fed} and its log {self.offset:,}: they were fed by another loop; "
                 f"prefill again, and give other loops the layers of a fork (`pc.fork().layers`)."
             )
 
-    def _fed_otherwise(self) -> str:
-        """What the layers hold, where it is not what the log says; "" where it is."""
+    def _log_mismatch(self) -> str:
+        """The contents of the layers if they differ from the log, for an error; "" if they are equal."""
         fed = {tokens_fed(cache) for cache in leaves(self.layers)}
-        if wrong := fed - {None, 0, self.offset}:  # a layer that the model never calls stays empty
+        if wrong := fed - {None, 0, self.offset}:  # layers that the model never calls stay empty
             return f"{max(filter(None, wrong)):,} tokens"
         state = self._state()
         return "" if state is None or self._noted is None or self._noted() is state else "another state"
 
     def _state(self) -> Any:
-        """One array of the recurrent state, which each token replaces."""
+        """An array of the recurrent state, which each token replaces."""
         first = next(iter(self.checkpoints.caches), None)
         return None if first is None else next(iter(arrays_of(vars(first)).values()), None)
 
     def _note_state(self) -> None:
-        """Remember which state belongs to the log. A weak reference: a second owner would have MLX copy the state."""
+        """Remember which state belongs to the log. A weak reference: with a second owner MLX would copy the state."""
         state = self._state() if self.checkpoints.is_needed else None
         self._noted = None if state is None else weakref.ref(state)
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
-        """While a reply is generated on it.
+        """Lock this cache while a reply is generated on it.
 
         Raises:
-            CacheError: one is being generated already, or see `check_log`.
+            CacheError: one is being generated already; or see `check_log`.
         """
         if self._is_in_use:
             raise CacheError(
@@ -159,7 +159,7 @@ class PromptCache:
 
     @property
     def tokens(self) -> list[int]:
-        """The ids of everything fed so far, as a list of your own."""
+        """The ids of all tokens fed so far, as a new list."""
         return list(self.log)
 
     @property
@@ -181,7 +181,7 @@ class PromptCache:
 
     @property
     def shared_nbytes(self) -> int:
-        """Bytes that the next token copies, since a fork holds them too: all rings, or none of them."""
+        """Bytes shared with a fork, which the next token copies: of all rings, or 0."""
         return sum(c.shared_nbytes for c in leaves(self.layers) if isinstance(c, RingKVCache))
 
     @property
@@ -197,26 +197,28 @@ class PromptCache:
 
     @property
     def num_evicted(self) -> int:
-        """Tokens that have rotated out."""
+        """Tokens that were evicted."""
         geometry = self.plan.geometry
         return geometry.flushes(self.offset) * geometry.block if geometry else 0
 
     def num_unattended(self, position: int, num_tokens: int) -> int:
-        """Of the first `num_tokens` those that the query at `position` sees in no layer. Recurrent state, which has
-        something of all of them, does not count, and a model of nothing else has none."""
-        spans = [unseen(cache, position) for cache in leaves(self.layers) if tokens_fed(cache)]
+        """Number of the first `num_tokens` that the query at `position` sees in no layer.
+
+        Recurrent state does not count, since every token is part of it; 0 for a model with nothing else.
+        """
+        spans = [unseen_positions(cache, position) for cache in leaves(self.layers) if tokens_fed(cache)]
         return min((max(0, min(end, num_tokens) - start) for start, end in spans), default=0)
 
     # -- feeding -----------------------------------------------------------------------------------------------------
 
-    def room(self) -> int:
-        """Tokens one model call may feed before a block boundary or a checkpoint; 0 means any number."""
+    def tokens_to_boundary(self) -> int:
+        """Tokens that one model call may feed before a block boundary or a checkpoint; 0 means any number."""
         geometry = self.plan.geometry
-        room = geometry.room(self.offset) if geometry else 0
+        to_block = geometry.tokens_to_boundary(self.offset) if geometry else 0
         if not self.checkpoints.is_needed:
-            return room
-        to_next = EVERY - self.offset % EVERY
-        return min(room, to_next) if room else to_next
+            return to_block
+        to_checkpoint = EVERY - self.offset % EVERY
+        return min(to_block, to_checkpoint) if to_block else to_checkpoint
 
     @property
     def num_left(self) -> int | None:
@@ -233,27 +235,27 @@ class PromptCache:
         if learned is not None and num_tokens > learned:
             raise PromptError(
                 f"The prompt has {num_tokens:,} tokens, and this model has learned positions for {learned:,}; shorten "
-                "it, or begin a new chat."
+                "it, or start a new chat."
             )
 
     def advance(self, ids: Sequence[int]) -> None:
-        """The model has been fed `ids`."""
+        """Record that the model was fed `ids`."""
         self.log.extend(ids)
         self._note_state()
         if self.offset % EVERY == 0:
             self.checkpoints.take(self.offset, is_turn=False)
 
     def checkpoint(self) -> None:
-        """A turn begins or ends here: one may want to come back. Costs nothing without recurrent layers."""
+        """Mark the begin or end of a turn, to rewind to later. Free without recurrent layers."""
         self.checkpoints.take(self.offset, is_turn=True)
 
-    # -- going back --------------------------------------------------------------------------------------------------
+    # -- rewinding -----------------------------------------------------------------------------------------------------
 
     def reuse(self, ids: Sequence[int]) -> Reuse:
-        """Keep the longest common prefix of the token log and `ids`, and forget the rest.
+        """Rewind to the longest common prefix of the token log and `ids`.
 
-        At least the last id is left to be fed, since its logits are wanted. With recurrent layers the last checkpoint
-        before it is kept. Where the rows to go back to have rotated out, everything is forgotten.
+        At least the last id is left to be fed, since its logits are needed. With recurrent layers, rewind to the last
+        checkpoint before that. If the rows to rewind to were evicted, forget all tokens.
         """
         self.check_log()
         common = common_prefix(self.log, ids)
@@ -261,22 +263,22 @@ class PromptCache:
         why = None
         if common < min(len(self.log), len(ids)):
             why = f"the prompt differs from the cached one from token {common:,} on"
-        landing = self.landing(keep)
-        if landing:
-            self.rewind(landing)
+        target = self.rewind_target(keep)
+        if target:
+            self.rewind(target)
         else:
             self.reset()
-        if landing == keep:
+        if target == keep:
             return Reuse(keep, common if why else None, why)
         if self.checkpoints.is_needed:
-            back = f"recurrent layers went back to token {landing:,}, where their state was kept"
-            return Reuse(landing, landing, f"{why}; {back}" if why else back)
-        return Reuse(0, keep, "the rows to go back to have rotated out, so the prompt is read again")
+            back = f"recurrent layers rewound to token {target:,}, their last checkpoint"
+            return Reuse(target, target, f"{why}; {back}" if why else back)
+        return Reuse(0, keep, "the rows to rewind to were evicted, so the whole prompt is prefilled")
 
-    def landing(self, offset: int) -> int:
-        """Where rewinding to `offset` leads: there, or with recurrent layers to the last checkpoint before it.
+    def rewind_target(self, offset: int) -> int:
+        """The position reached by rewinding to `offset`: that, or with recurrent layers the last checkpoint before it.
 
-        0 where neither is possible: then everything is forgotten and read again.
+        0 if neither is possible: then all tokens have to be prefilled again.
         """
         if offset >= self.offset:
             return self.offset
@@ -288,36 +290,36 @@ class PromptCache:
 
     @public(offset=arguments.whole)
     def rewind(self, offset: int) -> int:
-        """Forget everything from position `landing(offset)` on, exactly as if it had never been fed; that position.
+        """Forget the tokens from `rewind_target(offset)` on, as if they had never been fed; returns that position.
 
         Raises:
-            RewindError: a layer no longer holds the rows to go back to; nothing was changed.
+            RewindError: a layer no longer holds the rows to rewind to; nothing was changed.
         """
         self.check_log()
         n = self.offset - offset
         if not 0 <= offset <= self.offset:
-            raise CacheError(f"Cannot rewind to token {offset:,}: {self.offset:,} have been fed, give 0 to that.")
+            raise CacheError(f"Cannot rewind to token {offset:,}: give a position from 0 to {self.offset:,}.")
         if n == 0:
             return offset
-        landing = self.landing(offset)
-        if not landing and (offset or self._floor):
+        target = self.rewind_target(offset)
+        if not target and (offset or self._floor):
             raise RewindError(
-                f"Rewinding {n:,} tokens needs rows that have rotated out: this cache can go back "
+                f"Rewinding {n:,} tokens needs rows that were evicted: this cache can rewind "
                 f"{self.rewindable:,}; raise `slack` or prefill again."
             )
-        if not landing:
+        if not target:
             self.reset()
             return 0
         for cache in self._exact:
-            go_back(cache, self.offset - landing)
-        if checkpoint := self.checkpoints.newest(landing, landing):
-            self.checkpoints.go_back(checkpoint)
-        self.log.cut(landing)
+            rewind_rows(cache, self.offset - target)
+        if checkpoint := self.checkpoints.newest(target, target):
+            self.checkpoints.restore(checkpoint)
+        self.log.cut(target)
         self._note_state()
-        return landing
+        return target
 
     def recover(self) -> None:
-        """After a call of the model that raised: back to what every layer holds, or else to nothing."""
+        """Rewind, after a model call that raised, to the tokens that every layer holds; else forget all tokens."""
         target = self.offset
         if self.checkpoints.is_needed:
             checkpoint = self.checkpoints.newest(target)
@@ -326,22 +328,22 @@ class PromptCache:
             for cache in self._exact:
                 surplus = (tokens_fed(cache) or 0) - target
                 if surplus > 0 and rewind_floor(cache, target + surplus) <= target:
-                    go_back(cache, surplus)
+                    rewind_rows(cache, surplus)
             if checkpoint := self.checkpoints.newest(target, target):
-                self.checkpoints.go_back(checkpoint)
+                self.checkpoints.restore(checkpoint)
             self.log.cut(target)
             self._note_state()
             mx.eval([layer.state for layer in self.layers])
-        except Exception:  # whatever the model raised may be raised again: its arrays are part of the graph
+        except Exception:  # the model's error may be raised again: its arrays are part of the graph
             self.log.clear()
-        if not self.log or self._fed_otherwise():
+        if not self.log or self._log_mismatch():
             self.log.clear()
             self.layers[:] = self.plan.make(self._model)
             self._adopt(())
 
     @property
     def rewindable(self) -> int:
-        """Tokens that can be taken back now; with recurrent layers up to the oldest checkpoint (see `landing`)."""
+        """Tokens that can be rewound now; with recurrent layers, to the oldest checkpoint (see `rewind_target`)."""
         floor = self._floor
         if self.checkpoints.is_needed:
             floor = next((c.position for c in self.checkpoints if c.position >= floor), self.offset)
@@ -349,12 +351,12 @@ class PromptCache:
 
     @property
     def _floor(self) -> int:
-        """The smallest offset that every layer but the recurrent ones can go back to."""
+        """The smallest offset that every layer but the recurrent ones can rewind to."""
         return max((rewind_floor(cache, self.offset) for cache in self._exact), default=0) if self.log else 0
 
     @public()
     def reset(self) -> None:
-        """Forget everything; ring buffers stay allocated."""
+        """Forget all tokens; ring buffers stay allocated."""
         self.log.clear()
         self.checkpoints.clear()
         self._noted = None
@@ -362,14 +364,14 @@ class PromptCache:
             if isinstance(cache, RingKVCache):
                 cache.reset()
             elif empty is not None:
-                put_back(cache, empty)
+                restore_snapshot(cache, empty)
 
     @public()
     def fork(self) -> PromptCache:
-        """An independent copy, which costs nothing until one side is fed.
+        """An independent copy, which takes no memory until one side is fed.
 
-        Then that side copies the whole window (`nbytes`, however few tokens are in it), once; the last one that still
-        holds the old buffers writes into them. Models from `mlxkv.load` refuse a copy that does not fit in memory with
+        Then that side copies the whole window (`nbytes`, however few tokens are in it), once; the last cache that holds
+        the old buffers writes into them. Models from `mlxkv.load` refuse a copy that does not fit in memory with
         OutOfMemoryError, before anything is fed.
 
         Raises:
@@ -387,24 +389,24 @@ class PromptCache:
 
     @property
     def can_save(self) -> bool:
-        """False where a layer keeps a cache of the model's own that has no form on disk."""
+        """False if a layer has a cache of the model's own that cannot be written to disk."""
         return not self.unsaved
 
     @cached_property
     def unsaved(self) -> tuple[str, ...]:
-        """The class names of the caches that have no form on disk."""
+        """The class names of the caches that cannot be written to disk."""
         try:
             groups = [group for group in self.groups if isinstance(group, StateGroup)]
             return tuple(sorted({name for group in groups for name in group.unsaved}))
         except (ValueError, TypeError, AttributeError, IndexError, KeyError, RuntimeError):
-            return self.plan.passed_through  # the model cannot be run to see what it makes
+            return self.plan.passed_through  # the model cannot be run to observe its caches
 
     @public(path=arguments.path)
     def save(self, path: str | os.PathLike[str]) -> int:
-        """Write one file that `Model.load_cache` reads; the bytes written.
+        """Write one file that `Model.load_cache` reads; returns the bytes written.
 
         Raises:
-            CacheError: this cache was made without a model to save it for, or a layer has no form on disk.
+            CacheError: this cache was made without `mlxkv.load`, or a layer cannot be written to disk.
         """
         if self._files is None or not self.can_save:
             what = "A cache made outside `mlxkv.load`" if self._files is None else ", ".join(self.unsaved)
@@ -414,7 +416,7 @@ class PromptCache:
 
     @public(path=arguments.path, version=text)
     def export_mlx_lm(self, path: str | os.PathLike[str], version: str = "0.32") -> int:
-        """Write a file that mlx-lm's `load_prompt_cache` reads, from 0.32 on or ("0.31") before it; the bytes written.
+        """Write a file that mlx-lm's `load_prompt_cache` reads, from 0.32 on or ("0.31") before; returns the bytes.
 
         Raises:
             CacheError: mlx-lm has no cache that could hold this one; it says why. ConfigError: no such version.
@@ -425,7 +427,7 @@ class PromptCache:
         return self._files.export(Path(path), self, version)
 
     def layout(self) -> dict[str, Any]:
-        """What has to be equal for saved rows to fit: JSON-able, and the same for the same model and settings."""
+        """The layout that saved rows must have to fit: JSON-able, and equal for the same model and settings."""
         config = self.plan.config
         return {
             "positions": config.positions,
@@ -435,7 +437,7 @@ class PromptCache:
         }
 
     def begin_restore(self, ids: Sequence[int]) -> None:
-        """Make room for saved rows of `ids`: import them group by group, then `finish_restore`."""
+        """Prepare for saved rows of `ids`: import them group by group, then call `finish_restore`."""
         ids = TokenIds(list(ids))  # they may be those of this cache
         self.reset()
         self.log.extend(ids)
@@ -443,10 +445,10 @@ class PromptCache:
             group.begin_restore(len(ids))
 
     def finish_restore(self) -> None:
-        """Every required row is back.
+        """Continue from the restored rows.
 
         Raises:
-            CacheError: one is missing; call `reset`.
+            CacheError: a required row is missing; call `reset`.
         """
         for group in self.groups:
             group.finish_restore()

@@ -1,39 +1,37 @@
 """RingKVCache: one layer's keys and values in buffers that are allocated once and rotate in place.
 
-It speaks mlx-lm's cache protocol, so every mlx-lm model and loop can use it. Where rows lie is `geometry.py`, how they
-are kept `rows.py` (`quantized.py` is the same ring in 8 or 4 bits), the sinks' positions are `sink_rotation.py`, calls
-that cross a block boundary `block_crossing.py`, masks `masks.py`, how large a ring should be `plan.py`. Used on the MLX
-thread.
+It implements mlx-lm's cache protocol, so every mlx-lm model and loop can use it. `geometry.py` maps positions to rows,
+`rows.py` stores them (`quantized.py` is the same ring in 8 or 4 bits), `sink_rotation.py` moves the sinks, `masks.py`
+has masks and calls that cross a block boundary, `plan.py` decides the size. On the MLX thread.
 
-The rule that keeps writes in place: `buffer[..., a:b, :] = x` is done without a copy only while nobody else holds
-the buffer, so no view outlives the attention call that reads it.
+Writes are in place: `buffer[..., a:b, :] = x` makes no copy while nothing else holds the buffer, so no view may outlive
+the attention call that reads it.
 """
 
 from __future__ import annotations
 
 import copy
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 import mlx.core as mx
 
-from mlxkv.cache.block_crossing import gather, gather_mask
 from mlxkv.cache.geometry import Geometry, Segment
-from mlxkv.cache.masks import mask_of, row_positions
-from mlxkv.cache.mlx_lm_calls import UNSAVED, ForeignCalls
+from mlxkv.cache.masks import gather, gather_mask, mask_of, row_positions
+from mlxkv.cache.mlx_lm_calls import UNSAVED, refuse_batch, refuse_quantizing, refuse_saving
 from mlxkv.cache.rows import PLAIN, Codec, Parts, Rows, joined
 from mlxkv.cache.sink_rotation import SinkRotation
 from mlxkv.errors import CacheError, RewindError
 
 
-class RingKVCache(ForeignCalls):
+class RingKVCache:
     """A preallocated ring of `geometry.rows` rows with pinned attention sinks.
 
     Args:
         geometry: rows of the ring; see `geometry.Geometry`.
-        rotation: moves the sinks' keys; None keeps their absolute positions.
+        rotation: moves the sinks' keys; None leaves them at their absolute positions.
         native_window: a sliding-window layer sees exactly this many tokens (itself included), as it was trained, and
             the sinks, where its geometry has any.
-        key_codec, value_codec: how rows are kept.
+        key_codec, value_codec: how rows are stored.
         is_shared: layers without a cache of their own read this one after each call (`keys_and_values`).
 
     Attributes:
@@ -60,8 +58,8 @@ class RingKVCache(ForeignCalls):
         self.undo_blocks = 0  # valid blocks in the undo area
         self.is_shared = is_shared
         self.longest: int | None = None
-        self._crossed: tuple[mx.array, mx.array] | None = None  # what the last call across a boundary attended to
-        self._positions_at = -1  # flushes that `_slot_positions` belong to
+        self._crossed: tuple[mx.array, mx.array] | None = None  # rows that the last call across a boundary attended to
+        self._positions_at = -1  # number of flushes that `_slot_positions` is valid for
         self._slot_positions = mx.zeros((0,), mx.int32)  # position of each row, for array masks
 
     # -- mlx-lm's protocol -------------------------------------------------------------------------------------------
@@ -70,27 +68,27 @@ class RingKVCache(ForeignCalls):
         """Append S tokens and return what they attend to.
 
         `keys` (B, n_kv_heads, S, head_dim), `values` likewise. A call inside one block is written in place and
-        returns a prefix of the buffers; a call across a block boundary (callers that are not ours) concatenates for
-        this layer, with the array mask that `make_mask` made, and leaves the ring as if it had been cut.
+        returns a prefix of the buffers; a call across a block boundary (mlx-lm's own loops) concatenates for this
+        layer, with the array mask that `make_mask` made, and leaves the ring as if the call had been cut.
 
         Raises:
-            CacheError: the tokens would lie beyond `longest`; nothing was computed or written.
+            CacheError: the tokens end beyond `longest`; nothing was computed or written.
         """
         S = keys.shape[2]
         if self.longest is not None and self.offset + S > self.longest:
             raise CacheError(
-                f"This model has learned positions for {self.longest:,} tokens, and {S:,} after the {self.offset:,} of "
-                "this cache are more; end the reply there, or begin anew with a shorter prompt."
+                f"This model has learned positions for {self.longest:,} tokens, and {self.offset:,} in this cache with "
+                f"{S:,} new ones are more; end the reply there, or start a new chat with a shorter prompt."
             )
         self._crossed = None
         if self.key_rows is None:
             self.allocate(keys.shape, values.shape[-1], keys.dtype, values.dtype)
-        if S > self.geometry.room(self.offset):
+        if S > self.geometry.tokens_to_boundary(self.offset):
             fetched = gather(self, keys, values)
             self._crossed = fetched if self.is_shared else None
             done = 0
             while done < S:
-                step = min(S - done, self.geometry.room(self.offset))
+                step = min(S - done, self.geometry.tokens_to_boundary(self.offset))
                 self._write(keys[..., done : done + step, :], values[..., done : done + step, :])
                 done += step
             return fetched
@@ -99,14 +97,31 @@ class RingKVCache(ForeignCalls):
 
     def make_mask(self, N: int, window_size: int | None = None, return_array: bool = False) -> Any:
         """The mask for the next N tokens: None, "causal", or a boolean array (N, rows that will be fetched)."""
-        if N > self.geometry.room(self.offset):
+        if N > self.geometry.tokens_to_boundary(self.offset):
             return gather_mask(self, N, window_size)
         return mask_of(self, N, window_size, return_array)
 
     @property
     def state(self) -> list[Any]:
-        """The arrays, for mx.eval; whoever wants to save them is refused (see `foreign_calls`)."""
+        """The arrays, for mx.eval; saving them is refused (see `mlx_lm_calls`)."""
         return [*self._arrays, UNSAVED]
+
+    @property
+    def meta_state(self) -> NoReturn:
+        """Asked for by `save_prompt_cache` before mlx-lm 0.32."""
+        refuse_saving()
+
+    def to_quantized(self, group_size: int = 64, bits: int = 4) -> Self:
+        """This cache if its rows are quantized so already; called for `kv_bits` of mlx-lm's loops.
+
+        Raises:
+            CacheError: they are not.
+        """
+        if self.key_codec != self.value_codec or self.key_codec != Codec(bits, group_size):
+            refuse_quantizing(group_size, bits)
+        return self
+
+    merge = filter = extend = extract = prepare = finalize = refuse_batch
 
     @property
     def _arrays(self) -> list[mx.array]:
@@ -118,15 +133,15 @@ class RingKVCache(ForeignCalls):
         return True
 
     def trim(self, n: int) -> int:
-        """Forget the last `n` tokens, exactly.
+        """Rewind by `n` tokens, exactly.
 
         Raises:
-            RewindError: the rows to go back to have left the undo area.
+            RewindError: the rows to rewind to are no longer in the undo area.
         """
         n = min(n, self.offset)
         if n > self.rewindable:
             raise RewindError(
-                f"Rewinding {n} tokens needs rows that have rotated out: this cache can go back {self.rewindable}; "
+                f"Rewinding {n} tokens needs rows that were evicted: this cache can rewind {self.rewindable}; "
                 f"raise `slack` or prefill again."
             )
         target, self._crossed = self.offset - n, None
@@ -154,8 +169,8 @@ class RingKVCache(ForeignCalls):
 
     @property
     def keys(self) -> mx.array | None:
-        """The buffer (packed numbers of quantized rows). Models with an indexer tie the evaluation of one cache to
-        another's (`mx.depends`) by setting it, or clear it where they never read it."""
+        """The buffer (packed numbers of quantized rows). Models with an indexer set it to tie the evaluation of one
+        cache to another's (`mx.depends`), or clear it where they never read it."""
         return None if self.key_rows is None else self.key_rows.arrays[0]
 
     @keys.setter
@@ -172,16 +187,16 @@ class RingKVCache(ForeignCalls):
         own = self._values.arrays[0]
         self._values.replace(buffer if buffer.shape == own.shape else mx.zeros_like(own))
 
-    # -- what mlxkv adds ---------------------------------------------------------------------------------------------
+    # -- beyond that protocol -----------------------------------------------------------------------------------------
 
     @property
     def rewindable(self) -> int:
-        """Tokens that `trim` can take back now."""
+        """Tokens that `trim` can rewind now."""
         return self.offset - self.geometry.rewind_floor(self.offset, self.undo_blocks)
 
     @property
     def evicted(self) -> int:
-        """Tokens that have rotated out."""
+        """Tokens that were evicted."""
         return self.geometry.flushes(self.offset) * self.geometry.block
 
     @property
@@ -193,7 +208,7 @@ class RingKVCache(ForeignCalls):
 
     @property
     def shared_nbytes(self) -> int:
-        """Bytes of the buffers that a fork holds too, which the next write copies."""
+        """Bytes of the buffers shared with a fork, which the next write copies."""
         return sum(rows.shared_nbytes for rows in (self.key_rows, self.value_rows) if rows is not None)
 
     def fork(self) -> Self:
@@ -204,11 +219,11 @@ class RingKVCache(ForeignCalls):
         return twin
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        """As mlx-lm's server copies prompt caches: a fork, without a second rope."""
+        """A fork, without a second rope: mlx-lm's server copies prompt caches like this."""
         return self.fork()
 
     def reset(self) -> None:
-        """Forget everything; the buffers stay."""
+        """Forget all tokens; the buffers stay allocated."""
         self.offset = self.undo_blocks = 0
         self._crossed = None
 
@@ -222,15 +237,15 @@ class RingKVCache(ForeignCalls):
             self.pristine = Rows((B, H, self.geometry.sinks, D), k_dtype, self.key_codec).arrays
 
     def read(self, a: int, b: int) -> tuple[Parts, Parts]:
-        """Positions [a, b) of keys and values, sinks pristine; evaluate before the ring goes on. They must be held."""
+        """Positions [a, b) of keys and values, sinks pristine. They must be held; evaluate before the next write."""
         segments = list(self.geometry.segments(a, b, self.offset))
         keys = joined([self._key_parts(s) for s in segments])
         values = joined([self._values.parts(s.row, s.row + s.b - s.a) for s in segments])
         return keys, values
 
-    def lying(self, a: int, b: int) -> list[list[tuple[mx.array, int, int]]]:
-        """Where positions [a, b) lie as `read` would give them: for each array of keys, then of values, which rows of
-        which buffer. They must be held; nothing of it may be kept while the ring goes on."""
+    def row_spans(self, a: int, b: int) -> list[list[tuple[mx.array, int, int]]]:
+        """The rows of positions [a, b), as `read` would return them: for each array of keys, then of values, spans
+        (buffer, first row, rows). The positions must be held; drop the spans before the ring is written to."""
         out: list[list[tuple[mx.array, int, int]]] = []
         for s in self.geometry.segments(a, b, self.offset):
             in_pristine = self.evicted and self.pristine is not None and s.b <= self.geometry.sinks
@@ -241,22 +256,22 @@ class RingKVCache(ForeignCalls):
         return out
 
     def write_at(self, a: int, b: int, offset: int, keys: Parts, values: Parts) -> None:
-        """Put positions [a, b), as `read` gave them, where they lie after `offset` tokens; `settle` comes after."""
+        """Write positions [a, b) from `read` to their rows after `offset` tokens; call `finish_restore` at the end."""
         for s in self.geometry.segments(a, b, offset):
             for rows, parts in ((self._keys, keys), (self._values, values)):
                 rows.put_parts(s.row, [part[..., s.a - a : s.b - a, :] for part in parts])
 
-    def settle(self, offset: int, undo_blocks: int) -> None:
-        """Every needed row has been put back by `write_at`: go on from `offset`."""
+    def finish_restore(self, offset: int, undo_blocks: int) -> None:
+        """Continue from `offset`; `write_at` has written every required row."""
         self.offset, self.undo_blocks = offset, undo_blocks
         if self.evicted:
             self._keep_pristine()
             self._place_sinks(self.evicted)
 
     def positions(self, offset: int) -> mx.array:
-        """(live,) the position that each attended row holds after `offset` tokens (int32)."""
+        """(live,) the position of each attended row after `offset` tokens (int32)."""
         flushes = self.geometry.flushes(offset)
-        if flushes != self._positions_at:  # they change with a flush only: a decode step must not make them anew
+        if flushes != self._positions_at:  # they change with a flush only: not in every decode step
             self._positions_at, self._slot_positions = flushes, row_positions(self.geometry, flushes)
         return self._slot_positions[: self.geometry.live(offset)]
 
@@ -271,7 +286,7 @@ class RingKVCache(ForeignCalls):
         return _allocated(self.value_rows)
 
     def _fetch(self, S: int) -> tuple[Any, Any]:
-        """What the S tokens just written attend to: a prefix of the buffers."""
+        """The rows that the S tokens just written attend to: a prefix of the buffers."""
         live = self.geometry.live(self.offset)
         return self._keys.arrays[0][..., :live, :], self._values.arrays[0][..., :live, :]
 
@@ -286,9 +301,9 @@ class RingKVCache(ForeignCalls):
         self._values.put(start, values)
 
     def _flush(self) -> None:
-        """The current block is complete: oldest block to the undo area, current block to its slot, sinks forward."""
+        """Evict a block: oldest block to the undo area, the complete current block to its slot, sinks forward."""
         geometry = self.geometry
-        n = geometry.flushes(self.offset)  # the block that leaves
+        n = geometry.flushes(self.offset)  # the block to evict
         if n == 0:
             self._keep_pristine()
         old, R = geometry.slot_row(n), geometry.block
@@ -300,9 +315,9 @@ class RingKVCache(ForeignCalls):
         self._place_sinks((n + 1) * R)
 
     def _undo_flush(self) -> None:
-        """Go back to just before the last flush: last ring block to the current area, undo block to its slot."""
+        """Reverse the last flush: last ring block to the current area, undo block to its slot."""
         geometry = self.geometry
-        n = geometry.flushes(self.offset) - 1  # the block that comes back
+        n = geometry.flushes(self.offset) - 1  # the block to restore
         old, R = geometry.slot_row(n), geometry.block
         for rows in (self._keys, self._values):
             rows.move(old, geometry.current, R)
@@ -316,7 +331,7 @@ class RingKVCache(ForeignCalls):
             self.pristine = self._keys.copy(0, self.geometry.sinks)
 
     def _place_sinks(self, evicted: int) -> None:
-        """Put the sinks' keys at the distance they would have if the evicted tokens had never been."""
+        """Move the sinks' keys to the distance they would have without the evicted tokens."""
         if self.rotation is None or self.pristine is None:
             return
         if evicted:
@@ -332,5 +347,5 @@ class RingKVCache(ForeignCalls):
 
 def _allocated(rows: Rows | None) -> Rows:
     if rows is None:
-        raise CacheError("This cache is empty: feed it tokens before reading it.")
+        raise CacheError("This cache is empty; prefill it before reading its rows.")
     return rows

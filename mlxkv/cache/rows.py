@@ -1,6 +1,6 @@
 """Rows: the buffer of one layer's keys or values, in the model's own precision or quantized.
 
-Allocated once and only ever written in slices; a ring says which rows. Quantized rows are three arrays side by side
+Allocated once and written in slices; `ring.py` decides which rows. Quantized rows are three arrays side by side
 (packed numbers, scales, biases), as mlx.core.quantize makes them. Used on the MLX thread.
 """
 
@@ -28,13 +28,13 @@ class Plane:
 
 @dataclass(frozen=True)
 class Codec:
-    """How rows are kept: `bits` None as they come, else 8 or 4 bits in groups of `group_size` numbers."""
+    """How rows are stored: `bits` None unchanged, else 8 or 4 bits in groups of `group_size` numbers."""
 
     bits: int | None = None
     group_size: int = 64
 
     def planes(self, width: int, dtype: mx.Dtype) -> tuple[Plane, ...]:
-        """The arrays that rows of `width` numbers become."""
+        """The arrays that store rows of `width` numbers."""
         if self.bits is None:
             return (Plane("", width, dtype),)
         groups = width // self.group_size
@@ -78,38 +78,38 @@ class Rows:
 
     @property
     def shared_nbytes(self) -> int:
-        """Bytes that the next write copies, since a fork holds them too."""
+        """Bytes shared with a fork, which the next write copies."""
         return self.nbytes if len(self._holders) > 1 else 0
 
-    def part(self) -> None:
-        """`arrays` is about to be memory of its own: written to (MLX copies what others hold) or exchanged."""
+    def unshare(self) -> None:
+        """Stop sharing: `arrays` is about to be written to (MLX then copies what a fork holds) or replaced."""
         if len(self._holders) > 1:
             self._holders.discard(self)
             self._holders = weakref.WeakSet([self])
 
     def put(self, start: int, x: mx.array) -> None:
-        """Write rows `x` (B, n_kv_heads, S, width) from row `start` on, in place."""
+        """Write rows `x` (B, n_kv_heads, S, width) in place, beginning at row `start`."""
         self.put_parts(start, self.codec.encode(x))
 
     def put_parts(self, start: int, parts: Sequence[mx.array]) -> None:
-        self.part()
+        self.unshare()
         end = start + parts[0].shape[-2]
         for array, part in zip(self.arrays, parts, strict=True):
             array[..., start:end, :] = part
 
     def replace(self, buffer: mx.array) -> None:
-        """Another first array of the same shape.
+        """Replace the first array by one of the same shape.
 
         Raises:
             CacheError: it has another shape.
         """
         if buffer.shape != self.arrays[0].shape:
             raise CacheError(f"A buffer of {buffer.shape} cannot replace one of {self.arrays[0].shape}.")
-        self.part()
+        self.unshare()
         self.arrays = (buffer, *self.arrays[1:])
 
     def parts(self, start: int, end: int) -> Parts:
-        """Views of rows [start, end): not to be held across a write, which would then copy the buffer."""
+        """Views of rows [start, end): drop them before the next write, which would otherwise copy the buffer."""
         return tuple(array[..., start:end, :] for array in self.arrays)
 
     def dense(self, start: int, end: int) -> mx.array:
@@ -117,15 +117,15 @@ class Rows:
         return self.codec.decode(self.parts(start, end))
 
     def copy(self, start: int, end: int) -> Parts:
-        """Evaluated copies of rows [start, end), as they are kept."""
+        """Evaluated copies of rows [start, end), as stored."""
         copies = tuple(mx.contiguous(part) for part in self.parts(start, end))
         mx.eval(copies)
         return copies
 
     def move(self, source: int, target: int, count: int) -> None:
-        """Copy `count` rows. Evaluated step by step: a pending read would hold the buffer, and the write would then
-        copy all of it; and only one copy is alive at a time."""
-        self.part()
+        """Copy `count` rows. Evaluated array by array: a pending read would hold the buffer, and the write would then
+        copy all of it; and only one copy exists at a time."""
+        self.unshare()
         for array in self.arrays:
             block = mx.contiguous(array[..., source : source + count, :])
             mx.eval(block)
@@ -143,5 +143,5 @@ class Rows:
 
 
 def joined(segments: Sequence[Parts]) -> Parts:
-    """Rows that follow each other, as one."""
+    """Consecutive rows, concatenated."""
     return tuple(mx.contiguous(mx.concatenate(list(parts), axis=2)) for parts in zip(*segments, strict=True))

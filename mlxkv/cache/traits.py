@@ -15,8 +15,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from mlxkv.cache.equal_layers import kinds
-from mlxkv.cache.learned_positions import learned_positions
-from mlxkv.cache.probe import Recorder, RowShape, Sinks, leaves, observe, sink_rotations
+from mlxkv.cache.probe import Recorder, RowShape, Sinks, learned_positions, leaves, observe, sink_rotations
 from mlxkv.cache.sink_rotation import rotation_for
 
 _ATTRIBUTE = "_mlxkv_traits"
@@ -41,15 +40,15 @@ class ModelTraits:
     Args:
         leaves: in the order of `probe.leaves`.
         witnesses: what they were found from.
-        learned: see `learned.learned_positions`.
-        frames: see `frames.Frames`.
+        learned: see `probe.learned_positions`.
+        state_shapes: see `state_shapes.StateShapes`.
         tried: what came of trying out quantized rows; see `plan`.
     """
 
     leaves: tuple[LeafTraits, ...]
     witnesses: Sequence[Any]
     learned: int | None = None
-    frames: dict[Any, Any] = field(default_factory=dict)
+    state_shapes: dict[Any, Any] = field(default_factory=dict)
     tried: dict[Hashable, str | None] = field(default_factory=dict)
     _sinks: dict[bool, tuple[Sinks, ...]] = field(default_factory=dict)
 

@@ -330,7 +330,7 @@ class Conversation:
         """Restore rows of the prompt `ids` that the cache lacks: this session's, or those of another chat with the same
         prefix. None if the store was not asked."""
         common = min(common_prefix(cache.log, ids), len(ids) - 1)
-        held = cache.landing(common)
+        held = cache.rewind_target(common)
         if self.session_id is None:
             return self._runtime.borrower.borrow(cache, ids, held)
         is_all_there = 0 < held == common

@@ -100,7 +100,7 @@ class ModelRunner:
 
     def _feed(self, cache: PromptCache, ids: Sequence[int], done: int, most: int) -> tuple[int, mx.array]:
         """Prefill one chunk from ids[done] on, within a block: its length, and its logits, not evaluated."""
-        n = min(most, len(ids) - done, cache.room() or most)
+        n = min(most, len(ids) - done, cache.tokens_to_boundary() or most)
         part = ids[done : done + n]
         try:
             logits = self.model(mx.array([list(part)]), cache=cache.layers)

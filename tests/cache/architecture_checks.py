@@ -238,7 +238,7 @@ def run(model: Any, cache: PromptCache, ids: Sequence[int], chunk: int = 24) -> 
     """The logits of `ids`, fed as the runner feeds them."""
     out, at = [], 0
     while at < len(ids):
-        n = min(chunk, len(ids) - at, cache.room() or chunk)
+        n = min(chunk, len(ids) - at, cache.tokens_to_boundary() or chunk)
         out.append(model(mx.array([list(ids[at : at + n])]), cache=cache.layers)[0])
         mx.eval(out[-1], [layer.state for layer in cache.layers])
         cache.advance(ids[at : at + n])

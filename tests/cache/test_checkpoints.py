@@ -14,7 +14,7 @@ from mlxkv.cache.plan import plan_cache
 from mlxkv.cache.probe import leaves
 from mlxkv.cache.prompt_cache import PromptCache
 from mlxkv.cache.recurrent.checkpoints import EVERY, KEPT, Checkpoints
-from mlxkv.cache.recurrent.state import arrays_of, capture, nbytes_of, put_back
+from mlxkv.cache.recurrent.state import arrays_of, capture, nbytes_of, restore_snapshot
 from mlxkv.cache.recurrent.state_shapes import state_nbytes
 from mlxkv.errors import RewindError
 from mlxkv.inference.runner import ModelRunner
@@ -128,10 +128,10 @@ def test_a_checkpoint_that_the_rings_cannot_reach_does_not_count() -> None:
     feed(model, cache, ids[:40])
     cache.checkpoint()
     feed(model, cache, ids[40:330])
-    assert cache.landing(100) == 0
+    assert cache.rewind_target(100) == 0
     cache.checkpoint()
     feed(model, cache, ids[330:350])
-    assert cache.landing(349) == cache.rewind(349) == 330
+    assert cache.rewind_target(349) == cache.rewind(349) == 330
     assert cache.rewindable == 0
 
 
@@ -192,7 +192,7 @@ def test_a_snapshot_holds_no_more_than_its_own_bytes() -> None:
     before = mx.get_active_memory()
     snapshot = capture(cache)
     mx.eval(list(arrays_of(snapshot).values()))
-    put_back(cache, snapshot)
+    restore_snapshot(cache, snapshot)
     del big
     assert before - mx.get_active_memory() > 3_000_000
 
@@ -220,8 +220,8 @@ def test_a_chunked_layer_goes_back_within_its_chunk() -> None:
     cache = cache_of(model)
     for start in range(0, 120, 20):
         feed(model, cache, ids[start : start + 20])
-    assert cache.landing(97) == 97  # chunks of 48 begin at 96
-    assert cache.landing(60) == 0
+    assert cache.rewind_target(97) == 97  # chunks of 48 begin at 96
+    assert cache.rewind_target(60) == 0
     with pytest.raises(RewindError):
         cache.rewind(60)
 

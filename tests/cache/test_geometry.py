@@ -66,7 +66,7 @@ def test_the_attended_rows_are_a_prefix_and_exactly_the_visible_set(g: Geometry,
 
 @given(geometries, st.integers(0, 200))
 def test_a_call_that_keeps_to_the_room_never_crosses_a_boundary(g: Geometry, offset: int) -> None:
-    n = g.room(offset)
+    n = g.tokens_to_boundary(offset)
     assert n >= 1
     assert g.blocks_evicted(offset) == g.blocks_evicted(offset + n - 1)
     if offset >= g.capacity:

@@ -138,7 +138,7 @@ def test_rows_that_rotated_out_mean_reading_again_not_an_error() -> None:
     assert cache.offset == 200
     reuse = cache.reuse([*ids[:10], 1])
     assert reuse.cached == 0
-    assert "rotated out" in (reuse.why or "")
+    assert "were evicted" in (reuse.why or "")
     assert cache.offset == 0
 
 

@@ -32,7 +32,7 @@ def reference(model: Any, g: Geometry = G, streaming: bool = True) -> list[FullR
 
 
 def cut(ring: RingKVCache, n: int) -> int:
-    return min(n, ring.geometry.room(ring.offset))
+    return min(n, ring.geometry.tokens_to_boundary(ring.offset))
 
 
 def feed_cut(model: Any, cache: list[RingKVCache], ids: list[int], step: int) -> mx.array:

@@ -61,7 +61,7 @@ def test_a_second_cache_of_a_loaded_model_asks_it_nothing(model: mlxkv.Model, mo
 
 
 def test_a_second_cache_compares_the_model_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Walking through its modules is a third of what a second cache costs; frames are for saved states alone."""
+    """Walking through its modules is a third of what a second cache costs; state_shapes are for saved states alone."""
     compared: list[Any] = []
     original = traits._same
     monkeypatch.setattr(traits, "_same", lambda a, b: compared.append(a) or original(a, b))

@@ -12,7 +12,7 @@ import pytest
 from mlx.utils import tree_flatten
 
 import mlxkv
-from mlxkv.cache.learned_positions import learned_positions
+from mlxkv.cache.probe import learned_positions
 from mlxkv.cache.trained_length import trained_length
 from mlxkv.cache.traits import traits_of
 from mlxkv.config import Folders

@@ -197,7 +197,7 @@ def test_a_wrapped_ring_is_seen_whole_by_the_next_call(models: Any, tmp_path: Pa
         assert there[0].keys.shape[2] == cache.plan.geometry.live(n + 1)  # a blank row in the next token's place
         one = CONTINUE[:1]
         assert differ(model, cache.fork().layers, there, ONE_BY_ONE, one) < 1e-5, n
-        if cache.room() >= 2:  # several at once: their first token sees every row
+        if cache.tokens_to_boundary() >= 2:  # several at once: their first token sees every row
             there = loaded_back(tmp_path / "book.safetensors", version)
             two = [logits_of(model.loaded.model, c, CONTINUE[:2], [2])[0] for c in (cache.fork().layers, there)]
             assert largest(two[0] - two[1]) < 1e-5, n

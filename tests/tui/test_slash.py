@@ -374,13 +374,13 @@ def test_that_the_window_will_be_full_is_said_once_before_it_is(state: ChatState
         assert any("will be evicted soon · /compact" in text for text in lines(state)) is told, tokens
 
 
-TIGHT = ModelTooLarge("org/Large-4bit", 19_200_000_000, 17_500_000_000, 24_000_000_000, True)
+TOO_LARGE = ModelTooLarge("org/Large-4bit", 19_200_000_000, 17_500_000_000, 24_000_000_000, True)
 
 
 def test_a_download_that_would_not_fit_is_asked_about(state: ChatState) -> None:
     state.submit(cmd.LoadModel("org/Large-4bit"))
     state.apply(PullProgress("org/Large-4bit", PullState.ASKING, then_load=True))
-    state.apply(PullProgress("org/Large-4bit", PullState.TOO_LARGE, then_load=True, too_large=TIGHT))
+    state.apply(PullProgress("org/Large-4bit", PullState.TOO_LARGE, then_load=True, too_large=TOO_LARGE))
     assert not state.is_pulling
     assert state.listing is not None
     assert [row.choice for row in state.listing.rows] == [

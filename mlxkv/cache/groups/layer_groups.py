@@ -14,14 +14,14 @@ from mlxkv.cache.groups.state_group import StateGroup
 from mlxkv.cache.plan import CachePlan, LayerPlan
 from mlxkv.cache.recurrent.checkpoints import Checkpoints
 from mlxkv.cache.recurrent.state import is_recurrent
-from mlxkv.cache.recurrent.state_shapes import Frames
+from mlxkv.cache.recurrent.state_shapes import StateShapes
 from mlxkv.cache.ring import RingKVCache
 
 Group = LayerGroup | NativeGroup | StateGroup
 
 
 def make_groups(
-    plan: CachePlan, caches: Sequence[Any], frames: Frames, checkpoints: Checkpoints, tokens: Sequence[int]
+    plan: CachePlan, caches: Sequence[Any], shapes: StateShapes, checkpoints: Checkpoints, tokens: Sequence[int]
 ) -> tuple[Group, ...]:
     """`caches` in the order of `plan.leaves`.
 
@@ -45,7 +45,7 @@ def make_groups(
         assert geometry is not None
         groups.append(LayerGroup(name, geometry, [p for p, _ in pairs], [r for _, r in pairs]))
     for name, members in rows.items():
-        groups.append(NativeGroup(name, {i: (plan.leaves[i].name, caches[i]) for i in members}, frames))
+        groups.append(NativeGroup(name, {i: (plan.leaves[i].name, caches[i]) for i in members}, shapes))
     if states:
-        groups.append(StateGroup({i: plan.leaves[i].name for i in states}, checkpoints, frames, tokens))
+        groups.append(StateGroup({i: plan.leaves[i].name for i in states}, checkpoints, shapes, tokens))
     return tuple(groups)

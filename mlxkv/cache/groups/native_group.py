@@ -12,7 +12,7 @@ from typing import Any
 import mlx.core as mx
 
 from mlxkv.cache.groups.ring_group import Range
-from mlxkv.cache.recurrent.state_shapes import Frames
+from mlxkv.cache.recurrent.state_shapes import StateShapes
 from mlxkv.cache.uninitialized import SAFETENSORS_DTYPE
 from mlxkv.errors import CacheError
 
@@ -22,15 +22,15 @@ class NativeGroup:
 
     Args:
         members: by place in `state.leaves`: what files call the cache, and the cache.
-        frames: what the model's rows look like.
+        shapes: what the model's rows look like.
     """
 
     sinks = 0
     block = 1
 
-    def __init__(self, name: str, members: Mapping[int, tuple[str, Any]], frames: Frames) -> None:
+    def __init__(self, name: str, members: Mapping[int, tuple[str, Any]], shapes: StateShapes) -> None:
         self.name = name
-        self._members, self._frames = members, frames
+        self._members, self._state_shapes = members, shapes
         self._restoring: int | None = None
         self._imported: list[tuple[Range, dict[str, mx.array]]] = []
 
@@ -38,11 +38,11 @@ class NativeGroup:
     def _rows(self) -> dict[str, tuple[Any, int, int, mx.Dtype]]:
         """For each array of a chunk: its cache, heads, width and dtype. Caches the model does not use have none."""
         out = {}
-        frames = self._frames.at(1)
+        shapes = self._state_shapes.at(1)
         for i, (name, cache) in self._members.items():
             for kind, path in (("k", "keys"), ("v", "values")):
-                if path in frames[i].arrays:
-                    (_, heads, _, width), dtype = frames[i].arrays[path]
+                if path in shapes[i].arrays:
+                    (_, heads, _, width), dtype = shapes[i].arrays[path]
                     out[f"{name}.{kind}"] = (cache, heads, width, dtype)
         return out
 

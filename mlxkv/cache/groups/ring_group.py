@@ -88,7 +88,7 @@ class LayerGroup:
         mx.eval([ring.state for ring in self.layers])
         out = {}
         for names, ring in zip(self._names, self.layers, strict=True):
-            for (name, _), pieces in zip(names, ring.lying(a, b), strict=True):
+            for (name, _), pieces in zip(names, ring.row_spans(a, b), strict=True):
                 out[name] = _slices(pieces)
         return out
 
@@ -129,7 +129,7 @@ class LayerGroup:
                 if rows is not None:
                     buffers.append((rows, len(rows.arrays)))
                     specs += [(x.shape, x.dtype) for x in rows.arrays]
-                    rows.part()
+                    rows.unshare()
                     rows.arrays = ()  # the old memory goes before the new one is asked for
         arrays = iter(unwritten(specs))  # together: each call waits for MLX's readers
         for rows, count in buffers:
@@ -198,7 +198,7 @@ class LayerGroup:
                 break
             undo += 1
         for ring in self.layers:
-            ring.settle(offset, undo)
+            ring.finish_restore(offset, undo)
 
     def _has(self, a: int, b: int) -> bool:
         for low, high in sorted(self._imported):

@@ -15,12 +15,12 @@ import mlx.core as mx
 
 from mlxkv.cache.groups.ring_group import Range
 from mlxkv.cache.recurrent.checkpoints import Checkpoints
-from mlxkv.cache.recurrent.state import Snapshot, arrays_of, capture, put_back, scalars_of, with_arrays
-from mlxkv.cache.recurrent.state_shapes import Frame, Frames
+from mlxkv.cache.recurrent.state import Snapshot, arrays_of, capture, restore_snapshot, scalars_of, with_arrays
+from mlxkv.cache.recurrent.state_shapes import StateShape, StateShapes
 from mlxkv.cache.uninitialized import SAFETENSORS_DTYPE
 from mlxkv.errors import CacheError
 
-_SETTLED = 1 << 30  # tokens: long after shapes have settled
+_CONSTANT_AFTER = 1 << 30  # tokens: long after shapes have settled
 
 
 class StateGroup:
@@ -36,18 +36,18 @@ class StateGroup:
     block = 0  # snapshots, not rows
 
     def __init__(
-        self, members: Mapping[int, str], checkpoints: Checkpoints, frames: Frames, tokens: Sequence[int]
+        self, members: Mapping[int, str], checkpoints: Checkpoints, shapes: StateShapes, tokens: Sequence[int]
     ) -> None:
-        self._members, self._checkpoints, self._frames, self._tokens = members, checkpoints, frames, tokens
+        self._members, self._checkpoints, self._state_shapes, self._tokens = members, checkpoints, shapes, tokens
         self._restoring: int | None = None
         self._imported: dict[str, mx.array] | None = None
 
     @cached_property
     def unsaved(self) -> tuple[str, ...]:
         """Class names of the caches whose state has no fixed shape, or numbers that files cannot hold."""
-        frames, settled = self._frames.at(_SETTLED), self._frames.is_settled
+        shapes, settled = self._state_shapes.at(_CONSTANT_AFTER), self._state_shapes.is_constant
         bad = (
-            not settled[i] or any(dtype not in SAFETENSORS_DTYPE for _, dtype in frames[i].arrays.values())
+            not settled[i] or any(dtype not in SAFETENSORS_DTYPE for _, dtype in shapes[i].arrays.values())
             for i in self._members
         )
         return tuple(type(c).__name__ for c, is_bad in zip(self._checkpoints.caches, bad, strict=True) if is_bad)
@@ -78,12 +78,12 @@ class StateGroup:
             CacheError: the caches are not what the model was seen to make.
         """
         arrays: dict[str, mx.array] = {}
-        for name, snapshot, frame in zip(self._members.values(), self._snapshots(b), self._at(b), strict=True):
+        for name, snapshot, state_shape in zip(self._members.values(), self._snapshots(b), self._at(b), strict=True):
             found = arrays_of(snapshot)
-            same = {path: (tuple(x.shape), x.dtype) for path, x in found.items()} == frame.arrays
-            if a != b - 1 or not same or scalars_of(snapshot) != frame.scalars:
+            same = {path: (tuple(x.shape), x.dtype) for path, x in found.items()} == state_shape.arrays
+            if a != b - 1 or not same or scalars_of(snapshot) != state_shape.scalars:
                 raise CacheError(f"The state of layer {name} at token {b:,} is not what its model makes; not saved.")
-            arrays |= {f"{name}.s{i}": found[path] for i, path in enumerate(frame.arrays)}
+            arrays |= {f"{name}.s{i}": found[path] for i, path in enumerate(state_shape.arrays)}
         padded = {name: mx.contiguous(_padded(x, self._arrays[name][0])) for name, x in arrays.items()}
         mx.eval(padded)
         return padded
@@ -120,26 +120,27 @@ class StateGroup:
             raise CacheError("finish_restore was called without begin_restore.")
         if arrays is None:
             raise CacheError(f"The state at token {offset:,} was not restored.")
-        for name, cache, frame in zip(self._members.values(), self._checkpoints.caches, self._at(offset), strict=True):
+        members = zip(self._members.values(), self._checkpoints.caches, self._at(offset), strict=True)
+        for name, cache, made in members:
             found = {
-                path: _cut(arrays[f"{name}.s{i}"], shape) for i, (path, (shape, _)) in enumerate(frame.arrays.items())
+                path: _cut(arrays[f"{name}.s{i}"], shape) for i, (path, (shape, _)) in enumerate(made.arrays.items())
             }
             mx.eval(found)
-            put_back(cache, with_arrays(frame.hollow, found))
+            restore_snapshot(cache, with_arrays(made.blank, found))
 
     # ----------------------------------------------------------------------------------------------------------------
 
-    def _at(self, num_tokens: int) -> list[Frame]:
-        frames = self._frames.at(num_tokens)
-        return [frames[i] for i in self._members]
+    def _at(self, num_tokens: int) -> list[StateShape]:
+        shapes = self._state_shapes.at(num_tokens)
+        return [shapes[i] for i in self._members]
 
     @cached_property
     def _arrays(self) -> dict[str, tuple[tuple[int, ...], mx.Dtype]]:
         """The arrays of a chunk: shapes once they have settled; an earlier state fills their beginnings."""
         return {
             f"{name}.s{i}": array
-            for name, frame in zip(self._members.values(), self._at(_SETTLED), strict=True)
-            for i, array in enumerate(frame.arrays.values())
+            for name, state_shape in zip(self._members.values(), self._at(_CONSTANT_AFTER), strict=True)
+            for i, array in enumerate(state_shape.arrays.values())
         }
 
     def _snapshots(self, position: int) -> Sequence[Snapshot]:

@@ -1,6 +1,6 @@
-"""Checkpoints: earlier states of the caches that cannot be rewound, to go on from instead.
+"""Checkpoints: earlier states of recurrent caches, to rewind to.
 
-Decides which are kept; what a snapshot is stands in `state.py`. Used on the MLX thread.
+Decides which ones to keep; `state.py` takes and restores snapshots. On the MLX thread.
 """
 
 from __future__ import annotations
@@ -9,16 +9,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mlxkv.cache.recurrent.state import Snapshot, capture, nbytes_of, put_back
+from mlxkv.cache.recurrent.state import Snapshot, capture, nbytes_of, restore_snapshot
 
 EVERY = 1024  # tokens
 KEPT = 8
-_KEPT_BETWEEN_TURNS = 4  # one long reply or document must not push out the beginnings of turns
+_KEPT_BETWEEN_TURNS = 4  # so that one long reply or document does not drop the checkpoints of turns
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The recurrent caches as they were when `position` tokens had been fed; `is_turn`: a turn began or ended there."""
+    """The recurrent caches after `position` tokens; `is_turn`: a turn began or ended there."""
 
     position: int
     is_turn: bool
@@ -41,16 +41,15 @@ class Checkpoints:
 
     @property
     def is_needed(self) -> bool:
-        """Whether there is anything to take checkpoints of."""
+        """Whether there are recurrent caches."""
         return bool(self.caches)
 
     def nbytes(self, offset: int) -> int:
-        """Bytes beyond those of the caches themselves, which have seen `offset` tokens: a state is shared until it
-        moves on."""
+        """Bytes beyond those of the caches, which are at `offset`: a state is shared until it changes."""
         return sum(c.nbytes for c in self._kept if c.position != offset)
 
     def take(self, position: int, *, is_turn: bool) -> None:
-        """Remember the state at `position`, where the caches are now."""
+        """Save the state at `position`, where the caches are now."""
         if not self.caches or not position:
             return
         same = next((c for c in self._kept if c.position == position), None)
@@ -63,13 +62,13 @@ class Checkpoints:
             self._kept.remove(between[0] if len(between) > _KEPT_BETWEEN_TURNS else self._kept[0])
 
     def newest(self, most: int, least: int = 1) -> Checkpoint | None:
-        """The last one from `least` to `most`."""
+        """The last checkpoint at a position from `least` to `most`."""
         return next((c for c in reversed(self._kept) if least <= c.position <= most), None)
 
-    def go_back(self, checkpoint: Checkpoint) -> None:
-        """Put the caches back to it and forget what came after."""
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Restore the caches from it and drop later checkpoints."""
         for cache, snapshot in zip(self.caches, checkpoint.snapshots, strict=True):
-            put_back(cache, snapshot)
+            restore_snapshot(cache, snapshot)
         self._kept = [c for c in self._kept if c.position <= checkpoint.position]
 
     def clear(self) -> None:

@@ -1,8 +1,8 @@
-"""Caches that stay as the model made them: how far back they can go, and snapshots of those that cannot.
+"""Rewinding of the model's own caches, and snapshots of those that cannot be rewound.
 
-Recurrent state (Mamba, linear attention, short convolutions) is overwritten by each token, so the only way back is an
-earlier copy: references to immutable arrays, as good as free until the state moves on. `checkpoints.py` decides when to
-take one, `cache/groups/state_group.py` brings them to disk and back. Used on the MLX thread.
+Recurrent state (Mamba, linear attention, short convolutions) is overwritten by each token, so rewinding needs an
+earlier copy: references to immutable arrays, almost free until the state changes. `checkpoints.py` decides when to take
+one, `cache/groups/state_group.py` saves and restores them. On the MLX thread.
 """
 
 from __future__ import annotations
@@ -23,28 +23,28 @@ _ROWS = ("KVCache", "ConcatenateKVCache", "ChunkedKVCache")
 
 
 def keeps_state(plan: LayerPlan) -> bool:
-    """Whether what is planned for a cache is to leave it recurrent."""
+    """Whether the planned cache is a recurrent one of the model's own."""
     return plan.geometry is None and not plan.children and plan.native_class not in _ROWS
 
 
 def is_rows(cache: Any) -> bool:
-    """One of mlx-lm's caches that keeps a row of keys and one of values per position, in order."""
+    """Whether it is one of mlx-lm's caches with a KV row per position, in order."""
     return type(cache).__name__ in _ROWS
 
 
 def is_recurrent(cache: Any) -> bool:
-    """Going back takes a snapshot. So does any class unknown here: `trim` need not be exact."""
+    """Whether rewinding needs a snapshot; also true of unknown classes, whose `trim` may not be exact."""
     return not isinstance(cache, RingKVCache) and not is_rows(cache)
 
 
 def tokens_fed(cache: Any) -> int | None:
-    """The tokens that a cache of rows has been fed; None of others, whose `offset` may count something else."""
+    """Tokens fed to a cache of rows; None for others, whose `offset` may count something else."""
     counts = isinstance(cache, RingKVCache) or type(cache).__name__ in (*_ROWS, "RotatingKVCache", "QuantizedKVCache")
     return cache.offset if counts else None
 
 
-def unseen(cache: Any, position: int) -> tuple[int, int]:
-    """The positions [start, end) before it that the query at `position` does not see in this cache of rows."""
+def unseen_positions(cache: Any, position: int) -> tuple[int, int]:
+    """Positions [start, end) that the query at `position` no longer sees in this cache of rows."""
     match cache:
         case RingKVCache(geometry=geometry, native_window=None):
             return geometry.sinks, geometry.sinks + geometry.blocks_evicted(position) * geometry.block
@@ -59,30 +59,30 @@ def unseen(cache: Any, position: int) -> tuple[int, int]:
 
 
 def rewind_floor(cache: Any, offset: int) -> int:
-    """The smallest offset that `go_back` reaches exactly from `offset`; for a cache that is not recurrent."""
+    """The smallest offset that `rewind_rows` reaches exactly from `offset`; for a cache that is not recurrent."""
     if isinstance(cache, RingKVCache):
         return offset - cache.rewindable
     start = getattr(cache, "start_position", 0)
-    # A token of a chunked layer attends to its own chunk, whose older rows may be gone.
+    # A token of a chunked layer attends to its own chunk, whose older rows may be evicted.
     return min(-(-start // cache.chunk_size) * cache.chunk_size, offset) if start else 0
 
 
-def go_back(cache: Any, num_tokens: int) -> None:
-    """Forget the last `num_tokens`, which `rewind_floor` allows."""
+def rewind_rows(cache: Any, num_tokens: int) -> None:
+    """Rewind by `num_tokens`, within `rewind_floor`."""
     cache.trim(num_tokens)
-    if type(cache).__name__ == "ConcatenateKVCache" and cache.keys is not None:  # its `trim` leaves the rows there
+    if type(cache).__name__ == "ConcatenateKVCache" and cache.keys is not None:  # its `trim` keeps the rows
         cache.keys, cache.values = cache.keys[..., : cache.offset, :], cache.values[..., : cache.offset, :]
 
 
 def capture(cache: Any) -> Snapshot:
-    """The cache as it is now. Arrays are shared with it, but for views, which would keep a larger buffer alive."""
+    """A snapshot of the cache. It shares arrays, except views, which would keep a larger buffer alive."""
     snapshot = {name: _frozen(value) for name, value in vars(cache).items()}
     mx.async_eval(list(arrays_of(snapshot).values()))
     return snapshot
 
 
-def put_back(cache: Any, snapshot: Snapshot) -> None:
-    """Make the cache what it was; the snapshot can be used again."""
+def restore_snapshot(cache: Any, snapshot: Snapshot) -> None:
+    """Restore the cache; the snapshot can be used again."""
     vars(cache).clear()
     vars(cache).update(copy.deepcopy(dict(snapshot)))  # new array objects: `a[...] = x` changes them in place
 
@@ -93,7 +93,7 @@ def arrays_of(snapshot: Snapshot) -> dict[str, mx.array]:
 
 
 def scalars_of(snapshot: Snapshot) -> dict[str, Any]:
-    """Everything else, likewise."""
+    """The other values of a snapshot by path, in a fixed order."""
     return {path: value for path, value in _flat("", snapshot) if not isinstance(value, mx.array)}
 
 
@@ -102,7 +102,7 @@ def nbytes_of(snapshot: Snapshot) -> int:
 
 
 def with_arrays(snapshot: Snapshot, arrays: Mapping[str, mx.array | None]) -> Snapshot:
-    """The snapshot with other arrays at the same paths."""
+    """A copy of the snapshot with other arrays at the same paths."""
     return {name: _replaced(name, value, arrays) for name, value in snapshot.items()}
 
 

@@ -1,7 +1,7 @@
-"""Frames: what the model itself makes of n tokens, as shapes, dtypes and plain values; nothing is computed.
+"""StateShapes: the shapes, dtypes and plain values of the model's own caches after n tokens; nothing is computed.
 
-A saved state is only ever read into such a frame, so that nothing in a file decides what is allocated. One call of the
-model is run through the graph and thrown away. Used on the MLX thread.
+A saved state is only read into such shapes, so that a file never decides what is allocated. The graph of one call is
+built and thrown away. On the MLX thread.
 """
 
 from __future__ import annotations
@@ -19,57 +19,57 @@ from mlxkv.cache.probe import leaves
 from mlxkv.cache.recurrent.state import Snapshot, arrays_of, keeps_state, scalars_of, with_arrays
 from mlxkv.cache.traits import native_cache, traits_of
 
-_SETTLED = 16  # tokens after which shapes no longer change, where they are to be saved
-_IS_SETTLED = "settled"
+_CONSTANT_AFTER = 16  # tokens after which shapes no longer change, in caches that can be saved
+_IS_CONSTANT = "constant"
 
 
 @dataclass(frozen=True)
-class Frame:
-    """One cache after so many tokens. `arrays`: shape and dtype by path."""
+class StateShape:
+    """One cache after some number of tokens. `arrays`: shape and dtype by path."""
 
     arrays: Mapping[str, tuple[tuple[int, ...], mx.Dtype]]
     scalars: Mapping[str, Any]
-    hollow: Snapshot  # the cache's attributes, with None for each array
+    blank: Snapshot  # the cache's attributes, with None for each array
 
 
-class Frames:
-    """Frames of the model's own caches, in the order of `state.leaves`; made once per model, which keeps them."""
+class StateShapes:
+    """The StateShape of each cache, in the order of `probe.leaves`; found once per model and kept in its traits."""
 
     def __init__(self, model: Any) -> None:
         self._model = model
 
     @cached_property
-    def _known(self) -> dict[Any, Any]:  # not before it is needed: traits are compared with the model each time
-        return traits_of(self._model).frames
+    def _known(self) -> dict[Any, Any]:  # lazy: finding the traits compares them with the model each time
+        return traits_of(self._model).state_shapes
 
-    def at(self, num_tokens: int) -> tuple[Frame, ...]:
-        """After `num_tokens`: exact up to 16, and from there on where `is_settled`."""
-        n = min(num_tokens, _SETTLED)
+    def at(self, num_tokens: int) -> tuple[StateShape, ...]:
+        """After `num_tokens`: exact up to 16, and from there on where `is_constant`."""
+        n = min(num_tokens, _CONSTANT_AFTER)
         if n not in self._known:
-            self._known[n] = self._frames(native_cache(self._model), n)
+            self._known[n] = self._shapes_after(native_cache(self._model), n)
         return self._known[n]
 
     @property
-    def is_settled(self) -> tuple[bool, ...]:
-        """For each cache, whether its arrays keep their shapes, however many tokens there are."""
-        if _IS_SETTLED not in self._known:
+    def is_constant(self) -> tuple[bool, ...]:
+        """For each cache, whether its arrays keep their shapes from there on."""
+        if _IS_CONSTANT not in self._known:
             caches = native_cache(self._model)
-            frames = self._frames(caches, _SETTLED)
-            self._known.setdefault(_SETTLED, frames)
+            shapes = self._shapes_after(caches, _CONSTANT_AFTER)
+            self._known.setdefault(_CONSTANT_AFTER, shapes)
             # A second call, and one token: dtypes may differ from those of the first, too.
-            after = self._frames(caches, 1)
-            self._known[_IS_SETTLED] = tuple(
-                (a.arrays, a.scalars) == (b.arrays, b.scalars) for a, b in zip(frames, after, strict=True)
+            after = self._shapes_after(caches, 1)
+            self._known[_IS_CONSTANT] = tuple(
+                (a.arrays, a.scalars) == (b.arrays, b.scalars) for a, b in zip(shapes, after, strict=True)
             )
-        return self._known[_IS_SETTLED]
+        return self._known[_IS_CONSTANT]
 
-    def _frames(self, caches: list[Any], num_tokens: int) -> tuple[Frame, ...]:
+    def _shapes_after(self, caches: list[Any], num_tokens: int) -> tuple[StateShape, ...]:
         self._model(mx.zeros((1, num_tokens), mx.int32), cache=caches)
-        return tuple(_frame(dict(vars(cache))) for cache in leaves(caches))
+        return tuple(_shape_of(dict(vars(cache))) for cache in leaves(caches))
 
 
 def state_nbytes(model: Any, plan: CachePlan) -> int:
-    """Bytes of the recurrent layers' states; a checkpoint takes as many."""
+    """Bytes of all recurrent layers' states; also of one checkpoint."""
     return sum(_states_nbytes(model, plan))
 
 
@@ -82,11 +82,11 @@ def _states_nbytes(model: Any, plan: CachePlan) -> list[int]:
     states = [keeps_state(leaf) for leaf in plan.leaves]
     if not any(states):
         return []
-    frames = Frames(model).at(_SETTLED)
-    of_states = [frame for frame, is_state in zip(frames, states, strict=True) if is_state]
-    return [sum(math.prod(shape) * dtype.size for shape, dtype in frame.arrays.values()) for frame in of_states]
+    shapes = StateShapes(model).at(_CONSTANT_AFTER)
+    of_states = [made.arrays.values() for made, is_state in zip(shapes, states, strict=True) if is_state]
+    return [sum(math.prod(shape) * dtype.size for shape, dtype in arrays) for arrays in of_states]
 
 
-def _frame(native: Snapshot) -> Frame:
+def _shape_of(native: Snapshot) -> StateShape:
     arrays = {path: (tuple(x.shape), x.dtype) for path, x in arrays_of(native).items()}
-    return Frame(arrays, scalars_of(native), with_arrays(native, dict.fromkeys(arrays)))
+    return StateShape(arrays, scalars_of(native), with_arrays(native, dict.fromkeys(arrays)))
