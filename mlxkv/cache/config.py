@@ -1,4 +1,4 @@
-"""CacheConfig: what a caller may ask of a KV cache, and the ring that follows from it. Pure values; no MLX."""
+"""CacheConfig: the options of a KV cache, and the ring geometry that follows from them. Pure values; no MLX."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ class CacheConfig:
     Args:
         window: tokens attended beyond the sinks, rounded up to whole blocks; None picks the largest power of two that
             fits this machine's memory, at most the model's trained length and 32,768.
-        sinks: tokens at the front that never rotate out; "system" pins all that comes before the first message: the
-            system prompt, and what the template writes there by itself (at least 4 tokens, at most a quarter of the
-            window: of more the beginning).
+        sinks: tokens at the front that are never evicted; "system" pins all tokens before the first message: the
+            system prompt, and what the template itself writes there (at least 4 tokens, at most the first quarter of
+            the window).
         block: tokens evicted at a time; None means 256 for a window of 4,096 or more, else about a sixteenth of it.
-        slack: tokens that can at least be rewound after wrapping, rounded up to blocks; None means about 512, at
-            most a quarter of the window.
+        slack: tokens that can at least be rewound once the window is full, rounded up to blocks; None means about
+            512, at most a quarter of the window.
         bits: None keeps the model's own precision; 8, 4 or a pair (keys, values) quantizes.
         group_size: numbers that share a scale when quantized.
         positions: "streaming" keeps the sinks at the distance they would have without the evicted tokens
             (StreamingLLM, arXiv 2309.17453); "absolute" lets them drift away.
 
     Raises:
-        ConfigError: a field has a value it cannot have; the message names field, value and rule.
+        ConfigError: a field has an invalid value; the message names field, value and rule.
     """
 
     window: int | None = None
@@ -65,26 +65,26 @@ class CacheConfig:
 
     @classmethod
     def from_settings(cls, settings: Settings) -> CacheConfig:
-        """What the user's settings ask for."""
+        """The cache that the user's settings describe."""
         return cls(window=settings.window, sinks=settings.sinks, bits=settings.kv_bits)  # type: ignore[arg-type]
 
     @classmethod
     def from_table(cls, table: Mapping[str, Any] | None) -> CacheConfig:
-        """What was saved as a table, JSON's lists for tuples; names of other versions are passed over."""
+        """Read a saved table, with JSON's lists for tuples; unknown names (of other versions) are ignored."""
         known = {f.name for f in fields(cls)}
         found = ((name, value) for name, value in (table or {}).items() if name in known)
         values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in found}
         return cls(**values)
 
     def default_window(self, trained_length: int | None, bytes_per_token: int, budget: int) -> int:
-        """The window meant by None: a power of two within the trained length, 32,768 and `budget` bytes."""
+        """The window for None: a power of two within the trained length, 32,768 and `budget` bytes."""
         most = min(trained_length or MAX_DEFAULT_WINDOW, MAX_DEFAULT_WINDOW)
         if bytes_per_token:
             most = min(most, budget // bytes_per_token)
         return 2 ** int(math.log2(max(most, 64)))
 
     def num_sinks(self, window: int, system_tokens: int) -> int:
-        """K for this window and so many tokens before the first message."""
+        """The number of sinks for this window, with `system_tokens` before the first message."""
         if self.sinks != "system":
             return self.sinks
         return min(max(system_tokens, DEFAULT_SINKS), window // 4)
@@ -98,7 +98,7 @@ class CacheConfig:
         return Geometry(self.num_sinks(rounded, system_tokens), rounded, block, undo)
 
     def native_geometry(self, native_window: int, slack: int, sinks: int = 0) -> Geometry:
-        """The ring of a layer trained with a sliding window: never fewer than that many tokens beyond its sinks."""
+        """The ring of a layer trained with a sliding window: at least that many tokens beyond its sinks."""
         block = max(16, 2 ** int(math.log2(max(native_window // 8, 1))))
         blocks = max(-(-(native_window + block - 1) // block), 2)
         return Geometry(sinks, blocks * block, block, -(-slack // block))
@@ -121,7 +121,7 @@ def _bits(bits: Any) -> int | tuple[int, int] | None:
         return None
     is_pair = isinstance(bits, list | tuple)
     found: list[int] = []
-    with suppress(ConfigError):  # said below
+    with suppress(ConfigError):  # reported below
         found = [whole("bits", n, 4, 8) for n in (bits if is_pair else (bits,))]
     if len(found) != (2 if is_pair else 1) or not {*found} <= {4, 8}:
         raise ConfigError(f"`bits` is {shown(bits)}; it must be None, 4, 8 or a pair of these like (8, 4).")

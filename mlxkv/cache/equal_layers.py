@@ -1,7 +1,7 @@
-"""Which layers of a model do the same with their input, weights aside: what holds of one then holds of all of them.
+"""Comparison of a model's layers, weights aside, so that a test of one layer holds for all equal ones.
 
-Two layers are alike where their modules have the same classes, settings, shapes and small tables (the frequencies of a
-rope). Whatever is of an unknown kind makes a layer one of its own. Used on the MLX thread.
+Two layers are equal if their modules have the same classes, settings, shapes and small tables (the frequencies of a
+rope). A value of an unknown type makes a layer unique. On the MLX thread.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import mlx.core as mx
 import mlx.nn as nn
 
 _TABLE = 4096  # numbers: a rope's table is compared itself, larger arrays by their shapes
-_NUMBER = ("layer_idx", "layer_id")  # its own: it says nothing of what a layer does that its modules do not
+_NUMBER = ("layer_idx", "layer_id")  # differs between equal layers
 _PLAIN = (bool, int, float, str, bytes, type(None), type, mx.Dtype)
 
 
 def kinds(layers: Sequence[Any]) -> tuple[Hashable, ...]:
-    """For each layer a value that is equal where layers are alike; None for what is no layer."""
+    """For each layer a value that is equal for equal layers; None for other objects."""
     known = {id(layer): layer for layer in layers if isinstance(layer, nn.Module)}
     vectors = {
         id(array): mx.all(array == array[0])

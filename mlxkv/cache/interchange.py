@@ -14,7 +14,7 @@ KINDS: tuple[str, ...] = get_args(Kind)
 """The mlx-lm classes that can be read and written; all others are refused."""
 
 OPAQUE = -1
-"""In a token log: a token of an imported cache, whose id nobody knows. It can be gone on from and not read again."""
+"""In a token log: a token of an imported cache, whose id is unknown. It can be continued, but not prefilled again."""
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,10 @@ class Places:
 
 @dataclass(frozen=True)
 class PromptText:
-    """The text that the first `num_tokens` of a cache were made from, where it is the beginning of a chat.
+    """The text of the first `num_tokens` of a cache that begins a chat.
 
     `text` begins the first message after the prompt `system`; `rendered` is what the chat template made of both, with
-    `clock` for the time (None: not kept).
+    `clock` for the time (None: unknown).
     """
 
     system: str | None
@@ -54,7 +54,7 @@ class PromptText:
 
 @dataclass(frozen=True)
 class LayerState:
-    """One layer as mlx-lm keeps it. `keys` and `values` are one array (1, n_kv_heads, rows, head_dim), or the packed
+    """One layer in mlx-lm's form. `keys` and `values` are one array (1, n_kv_heads, rows, head_dim), or the packed
     numbers, scales and biases of one. `keep`, `max_size` and `idx` belong to the rotating kind, `group_size` and `bits`
     to the quantized one."""
 

@@ -1,6 +1,6 @@
-"""What one cache of a model becomes: a ring and how its rows are kept, or what it was, and its bytes.
+"""LayerPlan: one cache of a model, planned as a ring (with its rows' codec) or left as the model's own, and its bytes.
 
-`plan.py` plans all caches of a model together, `probe.py` finds out what the model puts into them.
+`plan.py` plans all caches of a model together, `probe.py` observes what the model stores in them.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _COUNT_ROWS = {
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """`geometry` None: the model's own cache passes through as it is."""
+    """The plan of one cache. `geometry` None: the model's own cache, unchanged."""
 
     index: int
     native_class: str
@@ -41,14 +41,14 @@ class LayerPlan:
     key_codec: Codec = PLAIN
     value_codec: Codec = PLAIN
     is_fused: bool = False  # quantized rows are always decoded for attention
-    is_streaming: bool = False  # evicted tokens leave no gap between the sinks and the rest
+    is_streaming: bool = False  # no gap between the sinks and the rest after eviction
     is_shared: bool = False  # layers without a cache read this one
     children: tuple[LayerPlan, ...] = ()  # of a CacheList, each by the same rules
     child: int | None = None  # which one this is
 
     @property
     def name(self) -> str:
-        """What files call it: "3", and "3.1" for the second child of a CacheList."""
+        """Its name in files: "3", and "3.1" for the second child of a CacheList."""
         return str(self.index) if self.child is None else f"{self.index}.{self.child}"
 
     @property
@@ -61,13 +61,13 @@ class LayerPlan:
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of one token in this layer, as they are kept."""
+        """Bytes of one token in this layer, as stored."""
         planes = (*self.key_planes, *self.value_planes)
         return self.shape.heads * sum(p.width * p.dtype.size for p in planes) if self.shape else 0
 
     @property
     def nbytes(self) -> int:
-        """Bytes of this layer's buffers, all of them (0 for a pass-through, which grows as it likes)."""
+        """Bytes of all buffers of this layer (0 for the model's own caches, whose size is not bounded here)."""
         if self.geometry is None or self.shape is None:
             return 0
         pristine = self.geometry.sinks if self.rotation is not None else 0
@@ -89,7 +89,7 @@ class LayerPlan:
 
 
 def counts_rows(model: Any) -> str | None:
-    """Why this model needs every row, in order: its attention takes a row's index for a position."""
+    """The reason if this model needs every row in order, since its attention takes a row's index for a position."""
     return _COUNT_ROWS.get(type(model).__module__.rsplit(".", 1)[-1])
 
 
@@ -102,7 +102,7 @@ def plan_leaf(
     geometry: Geometry,
     asked: int | None,
 ) -> LayerPlan:
-    """`asked`: the window that the model masks its sliding layers to."""
+    """Plan one cache. `asked`: the window that the model masks its sliding layers to."""
     if seen.shape is None:
         return plan
     plan = replace(plan, shape=seen.shape, is_shared=seen.is_shared)
@@ -116,10 +116,10 @@ def plan_leaf(
     return replace(plan, geometry=config.native_geometry(window, slack, native.keep), native_window=window)
 
 
-def as_made(plan: LayerPlan) -> LayerPlan:
-    """The plan with the model's own cache, whatever it is."""
+def pass_through(plan: LayerPlan) -> LayerPlan:
+    """The plan with the model's own cache."""
     return LayerPlan(
-        plan.index, plan.native_class, children=tuple(as_made(child) for child in plan.children), child=plan.child
+        plan.index, plan.native_class, children=tuple(pass_through(child) for child in plan.children), child=plan.child
     )
 
 
@@ -148,7 +148,7 @@ def quantized(plan: LayerPlan, config: CacheConfig, device: Device) -> LayerPlan
             f"divide into groups of 32; leave it out for this model."
         )
     bits = config.bits if isinstance(config.bits, tuple) else (config.bits, config.bits)
-    # An indexer keeps keys alone: rows of no numbers stay what they are.
+    # An indexer stores keys only: empty rows are not quantized.
     keys, values = (Codec(b, sizes[0]) if dim else PLAIN for b, dim in zip(bits, dims, strict=True))
     is_fused = not device.has_exact_packed_products(plan.shape.dtype)
     return replace(plan, key_codec=keys, value_codec=values, is_fused=is_fused)

@@ -1,4 +1,4 @@
-"""A prompt cache as mlx-lm keeps one, and back: which of its cache classes holds our rows, and in what order.
+"""Export to mlx-lm's caches, and import from them: which of its classes holds our rows, and in what order.
 
 Knows both sides' layouts and no files (`store/prompts/mlx_lm_file.py` writes and reads those). Arrays leave lazily: a
 writer can evaluate one at a time. Used on the MLX thread.
@@ -32,7 +32,7 @@ from mlxkv.token_ids import common_prefix
 
 
 def to_mlx_lm(cache: PromptCache) -> list[LayerState]:
-    """What mlx-lm has to hold to go on where this cache is.
+    """The layers with which mlx-lm continues this cache.
 
     Raises:
         CacheError: it is empty, or mlx-lm has no class for a layer; the message says which and why.
@@ -66,7 +66,7 @@ def _ring_state(plan: LayerPlan, ring: RingKVCache, offset: int) -> LayerState:
         first, window = max(offset - ring.native_window, 0), ring.native_window
         keys, values = _rows(ring, first, offset)
         return LayerState("RotatingKVCache", keys, values, offset, 0, window, offset - first)
-    # What the next token sees: where the block is full, the oldest one leaves before it.
+    # The rows that the next token sees: if the block is full, the oldest block is evicted before it.
     evicted, sinks = geometry.blocks_evicted(offset) * geometry.block, geometry.sinks
     if not evicted:
         return LayerState("KVCache", *_rows(ring, 0, offset), offset)
@@ -79,7 +79,7 @@ def _ring_state(plan: LayerPlan, ring: RingKVCache, offset: int) -> LayerState:
 
 
 def _pinned_keys(ring: RingKVCache, evicted: int) -> Parts:
-    """The sinks' keys where they are seen from after that many evictions."""
+    """The sinks' keys at their positions after that many evicted tokens."""
     if ring.rotation is None:
         return _parts(ring.key_rows, 0, ring.geometry.sinks)
     pristine = ring.pristine if ring.evicted and ring.pristine else _parts(ring.key_rows, 0, ring.geometry.sinks)
@@ -102,7 +102,7 @@ def _quantized_state(plan: LayerPlan, ring: RingKVCache, offset: int) -> LayerSt
 
 
 def _rows(ring: RingKVCache, a: int, b: int) -> tuple[Parts, Parts]:
-    """Positions [a, b), oldest first, as they are attended."""
+    """Positions [a, b), oldest first, as attended."""
     segments = list(ring.geometry.segments(a, b, ring.offset))
     keys, values = (
         _joined([_parts(rows, s.row, s.row + s.b - s.a) for s in segments]) for rows in (ring.key_rows, ring.value_rows)
@@ -122,10 +122,10 @@ def _joined(segments: Sequence[Parts]) -> Parts:
 # -- in --------------------------------------------------------------------------------------------------------------
 
 
-def as_model_makes(
+def to_model_dtype(
     states: Sequence[LayerState], plan: CachePlan, what: str
 ) -> tuple[tuple[LayerState, ...], tuple[str, ...]]:
-    """`states` in the floating types that the model computes in, and a note where that is not how they came. `plan` is
+    """`states` in the floating types that the model computes in, and a note if they were converted. `plan` is
     this model's with plain rows.
 
     Raises:
@@ -160,10 +160,10 @@ def as_model_makes(
 
 
 def _converted(state: LayerState, dtype: mx.Dtype, what: str, index: int) -> tuple[LayerState, str]:
-    """A layer's floating numbers as `dtype`, and from which type to which; "" where they are so already.
+    """A layer's floating numbers as `dtype`, and a text of the two types; "" if nothing changed.
 
     Raises:
-        MismatchError: that would lose something.
+        MismatchError: the conversion would lose digits.
     """
     types = ""
     sides = []
@@ -199,23 +199,23 @@ def _expected(state: LayerState, shape: RowShape, rows: int) -> tuple[tuple[tupl
 
 
 def can_be_rings(states: Sequence[LayerState], plan: CachePlan) -> bool:
-    """Plain rows for every layer, none of which is a sliding window: then a ring holds them like its own."""
+    """Whether rings can hold these rows: plain ones for every layer, none of which is a sliding window."""
     full = all(layer.native_window is None for layer in plan.layers)
     return full and all(state.kind == "KVCache" for state in states)
 
 
 def window_for(num_tokens: int) -> int:
-    """A window that holds as many, and some more: a power of two."""
+    """A window that holds as many tokens, and more: a power of two."""
     return 2 ** math.ceil(math.log2(num_tokens + 1))
 
 
-class ForeignCache(PromptCache):
-    """An imported cache: nobody here computed its rows, and the log says OPAQUE where their tokens were.
+class ImportedCache(PromptCache):
+    """An imported mlx-lm cache, whose tokens are unknown: OPAQUE in the log.
 
     Args:
-        notes: what to tell the user of them.
-        states: what was imported; rings take the rows where they can (`can_be_rings`), else every layer is mlx-lm's
-            own, exactly as it was saved, so that every later token is as it would be there.
+        notes: for the user, about the imported rows.
+        states: the imported layers; rings take the rows if they can (`can_be_rings`), else every layer is mlx-lm's own,
+            exactly as saved, so that every later token is equal to mlx-lm's.
     """
 
     def __init__(
@@ -233,21 +233,21 @@ class ForeignCache(PromptCache):
             self.log.extend([OPAQUE] * states[0].offset)
 
     def reuse(self, ids: Sequence[int]) -> Reuse:
-        """As PromptCache.reuse, but what was imported is never forgotten to be read again.
+        """PromptCache.reuse, but imported tokens are never forgotten, since they cannot be prefilled again.
 
         Raises:
-            CacheError: the prompt does not go on from all of the imported tokens; nothing was changed.
+            CacheError: the prompt does not continue all of the imported tokens; nothing was changed.
         """
         num_opaque = self.log.count(OPAQUE)
         if self.rewind_target(min(common_prefix(self.log, ids), len(ids) - 1)) < num_opaque:
             raise CacheError(
-                f"This prompt does not go on from the {num_opaque:,} imported tokens, and those cannot be read again; "
-                f"import the cache again or go on from a fork of it."
+                f"This prompt does not continue the {num_opaque:,} imported tokens, which cannot be prefilled again; "
+                f"import the cache again or continue a fork of it."
             )
         return super().reuse(ids)
 
     def save(self, path: str | os.PathLike[str]) -> int:
-        """Raises CacheError: without ids there is nothing to compare a later prompt with."""
+        """Raise CacheError: without ids a later prompt cannot be compared."""
         raise CacheError("The token ids of an imported cache are unknown; write it with `export_mlx_lm` instead.")
 
     def _fill_rings(self, states: Sequence[LayerState]) -> None:

@@ -1,4 +1,4 @@
-"""Refusals of what mlx-lm's functions may ask of a cache and a ring cannot give, each in one sentence.
+"""Errors for mlx-lm's functions that a ring cannot serve, each in one sentence.
 
 mlx-lm saves, quantizes and batches caches of its own classes only: its loader finds a class by name in its own module,
 and its batches have no eviction. A ring converted to one of them would lose its bounds, so the error says how to export

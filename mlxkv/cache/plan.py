@@ -1,7 +1,7 @@
-"""What each layer of a model gets: from the cache the model itself asks for to a bounded one, and its bytes.
+"""CachePlan: a bounded cache for each layer of a model, in place of the caches that the model asks for, and its bytes.
 
-`plan_cache` looks at the model, `CachePlan.make` builds the caches. Used on the thread that owns MLX. What one cache
-becomes is `layer_plan.py`, how a ring works `ring.py`; all layers together with the token log are `prompt_cache.py`.
+`plan_cache` examines the model, `CachePlan.make` builds the caches. `layer_plan.py` plans one cache, `ring.py` is the
+ring, `prompt_cache.py` all layers with the token log. On the MLX thread.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import mlx.nn as nn
 from mlxkv.arguments import instance, optional, public, wrong_type
 from mlxkv.cache.config import CacheConfig
 from mlxkv.cache.geometry import Geometry
-from mlxkv.cache.layer_plan import FULL, LayerPlan, as_made, counts_rows, plan_leaf, quantized, unbounded_in
+from mlxkv.cache.layer_plan import FULL, LayerPlan, counts_rows, pass_through, plan_leaf, quantized, unbounded_in
 from mlxkv.cache.probe import Sinks, leaves
 from mlxkv.cache.ring import RingKVCache
 from mlxkv.cache.trained_length import trained_length
@@ -25,13 +25,13 @@ from mlxkv.cache.traits import native_cache, traits_of
 from mlxkv.device import Device, current_device
 from mlxkv.errors import ConfigError, UnboundedError
 
-# Bytes: what a default window is planned with where the caller names no budget.
+# Bytes to plan a default window with if the caller names no budget.
 _UNLIMITED = 1 << 62
 
 
 @dataclass(frozen=True)
 class CachePlan:
-    """One plan per cache entry of the model, and what to tell the user about it."""
+    """One plan per cache entry of the model, and notes for the user."""
 
     layers: tuple[LayerPlan, ...]
     config: CacheConfig
@@ -43,7 +43,7 @@ class CachePlan:
 
     @property
     def leaves(self) -> tuple[LayerPlan, ...]:
-        """One plan per cache, children of a CacheList in its place: what `probe.leaves` gives for the caches."""
+        """One plan per cache, with the children of a CacheList in its place, in the order of `probe.leaves`."""
         return tuple(leaf for plan in self.layers for leaf in (plan.children or (plan,)))
 
     @property
@@ -53,7 +53,7 @@ class CachePlan:
 
     @property
     def bytes_per_token(self) -> int:
-        """Bytes one attended token takes over all layers."""
+        """Bytes of one attended token over all layers."""
         return sum(leaf.row_bytes for leaf in self.leaves if leaf.geometry)
 
     @property
@@ -65,7 +65,7 @@ class CachePlan:
 
     @property
     def resolved(self) -> CacheConfig:
-        """The config with every default decided, so that the same cache can be made again anywhere."""
+        """The config with every default resolved, so that the same cache can be made on any machine."""
         if (g := self.geometry) is None:
             return self.config
         if any(unbounded_in(layer) for layer in self.layers):
@@ -74,7 +74,7 @@ class CachePlan:
 
     @property
     def beyond_training(self) -> str:
-        """What to tell a user who asked for a window that the model was not trained for; "" otherwise."""
+        """A warning if the config's window is larger than the model was trained for; "" otherwise."""
         window, trained = self.config.window, self.trained
         if self.geometry is None or window is None or trained is None or window <= trained:
             return ""
@@ -85,7 +85,7 @@ class CachePlan:
 
     @property
     def passed_through(self) -> tuple[str, ...]:
-        """Class names of the caches left as they are."""
+        """Class names of the model's own caches that stay unchanged."""
         return tuple(sorted({leaf.native_class for leaf in self.leaves if leaf.geometry is None}))
 
     @property
@@ -175,7 +175,7 @@ def plan_cache(
         )  # fmt: skip
         plans.append(LayerPlan(i, type(cache).__name__, children=planned) if children else planned[0])
     if reason is not None:
-        plans = [as_made(plan) for plan in plans]
+        plans = [pass_through(plan) for plan in plans]
     unbounded = sorted({name for plan in plans for name in unbounded_in(plan)})
     if unbounded and config.window is not None:
         reason = reason or "this model keeps a cache of its own, which only it understands"
@@ -193,7 +193,7 @@ def plan_cache(
 
 
 def _notes(plan: CachePlan, unbounded: Sequence[str], reason: str | None) -> list[str]:
-    """What the user should know about a plan."""
+    """Notes for the user about a plan."""
     notes = []
     full = [leaf for leaf in plan.leaves if leaf.geometry is not None and leaf.native_window is None]
     streaming = plan.config.positions == "streaming"
@@ -228,12 +228,12 @@ def make_cache(model: Any, config: CacheConfig | None = None) -> list[Any]:
     """
     plan = plan_cache(model, config)
     for note in plan.notes:
-        warnings.warn(note, UserWarning, stacklevel=3)  # `public` stands in between
+        warnings.warn(note, UserWarning, stacklevel=3)  # `public` is a frame in between
     return plan.make(model)
 
 
 def _quantized_plan(model: Any, plan: CachePlan, device: Device) -> CachePlan:
-    """The plan with rows of `config.bits`, tried out: packed rows in a decode step if model and device are up to them.
+    """The plan with rows of `config.bits`, tested: packed rows in a decode step if model and device support them.
 
     Raises:
         ConfigError: the rows do not divide into groups, or the model needs them as numbers.
@@ -260,7 +260,7 @@ def _quantized_plan(model: Any, plan: CachePlan, device: Device) -> CachePlan:
 
 
 def _refusal(model: Any, plan: CachePlan) -> str | None:
-    """What `_try_out` says of this plan; a model is tried once."""
+    """The error of `_try_out` for this plan; a model is tested once."""
     tried = traits_of(model).tried
     key = tuple((leaf.geometry, leaf.key_codec, leaf.value_codec, leaf.is_fused) for leaf in plan.leaves)
     if key not in tried:
@@ -270,7 +270,7 @@ def _refusal(model: Any, plan: CachePlan) -> str | None:
 
 
 def _try_out(model: Any, plan: CachePlan) -> Exception | None:
-    """What the model raises when it is fed a few tokens, nothing computed: prefills and decode steps in turns.
+    """The error that the model raises for a few tokens, nothing computed: prefills and decode steps in turns.
 
     First into empty rings, then into full ones: attention may go another way where there are many rows.
     """

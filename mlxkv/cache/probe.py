@@ -22,7 +22,7 @@ _FAR = 977  # a distance at which no frequency of a rope is back where it began
 
 @dataclass(frozen=True)
 class RowShape:
-    """One layer's key and value rows, as the model makes them."""
+    """Shape of one layer's KV rows, as the model makes them."""
 
     heads: int
     k_dim: int
@@ -36,7 +36,7 @@ class RowShape:
 
 
 class Recorder:
-    """Stands in for a cache that is empty at `offset`: one token attends to itself alone."""
+    """A stand-in for a cache that is empty at `offset`: one token attends to itself only."""
 
     def __init__(self, native: Any, offset: int) -> None:
         self.native_class = type(native).__name__
@@ -53,7 +53,7 @@ class Recorder:
         return keys, values
 
     def keys_and_values(self) -> tuple[mx.array, mx.array]:
-        """Read by a layer that has no cache of its own."""
+        """The rows, for a layer without a cache of its own."""
         self.is_shared = True
         return self.keys, self.values
 
@@ -78,7 +78,7 @@ def leaves(caches: Sequence[Any]) -> tuple[Any, ...]:
 
 
 def observe(model: Any, natives: Sequence[Any], offset: int = 0) -> tuple[Any, ...]:
-    """One token at position `offset`, not evaluated: a Recorder for each cache of rows, the cache itself for others.
+    """Feed one token at position `offset`, not evaluated: a Recorder per cache of rows, the cache itself for others.
 
     `natives` are the model's own caches, empty; those without rows are used up.
     """
@@ -96,7 +96,7 @@ def observe(model: Any, natives: Sequence[Any], offset: int = 0) -> tuple[Any, .
 
 @dataclass(frozen=True)
 class Sinks:
-    """How one layer's pinned keys are moved. `is_streaming` without `rotation`: its keys know no positions."""
+    """How one layer's sinks are moved. `is_streaming` without `rotation`: its keys have no positions."""
 
     rotation: SinkRotation | None = None
     is_streaming: bool = False
@@ -105,7 +105,7 @@ class Sinks:
 def sink_rotations(
     model: Any, natives: Sequence[Any], again: Sequence[Any], modules: Sequence[Any], kinds: Sequence[Hashable]
 ) -> tuple[Sinks, ...]:
-    """What moves each cache's keys forward, found by comparing the keys of one token at two positions.
+    """How each cache's keys are moved forward, found by comparing the keys of one token at two positions.
 
     Ropes alone do not tell: some models normalise keys after rotating them, rotate a part of the row, or keep the
     rotated part among the values. So the model is asked: what it makes of a token at position 977 must be what the
@@ -132,7 +132,7 @@ def sink_rotations(
 
 
 def _trials(near: Any, far: Any, module: Any, modules: Sequence[Any]) -> list[tuple[Sinks, mx.array]]:
-    """The ways this cache's keys may move, the likeliest first, and how far off each is; not evaluated."""
+    """The possible ways to move this cache's keys, the likeliest first, and the error of each; not evaluated."""
     if not isinstance(near, Recorder) or near.keys is None or near.native_class == "RotatingKVCache":
         return []
     unmoved = _error(near.values, far.values)
@@ -157,7 +157,7 @@ def _moved(rotation: SinkRotation, near: mx.array, far: mx.array) -> mx.array:
 
 
 def _error(x: mx.array, expected: mx.array) -> mx.array:
-    """The largest difference, of the largest number; infinite for rows of zeros, which show nothing."""
+    """The largest difference relative to the largest number; infinite for rows of zeros."""
     if not expected.size:
         return mx.array(0.0)
     x, expected = x.astype(mx.float32), expected.astype(mx.float32)

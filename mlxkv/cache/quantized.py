@@ -1,8 +1,8 @@
 """QuantizedRingKVCache: the ring in 8 or 4 bits.
 
 mlx-lm's attention has a path for quantized caches that makes the whole score matrix: right for one query, ruinous for a
-prefill. So a decode step is handed packed rows, and a prefill this layer's rows as numbers, decoded into a temporary,
-for the fused attention; on the CPU in 16 bits a decode step too (`layer_plan.quantized`). mlx-lm takes the packed path
+prefill. So a decode step gets packed rows, and a prefill this layer's rows as numbers, decoded into a temporary, for
+the fused attention; on the CPU in 16 bits a decode step too (`layer_plan.quantized`). mlx-lm takes the packed path
 for a cache that has `bits`, so it has them only then.
 """
 
@@ -43,7 +43,7 @@ class QuantizedRingKVCache(RingKVCache):
 
     @property
     def bits(self) -> int:
-        """The bits of the rows just handed out. AttributeError while they are numbers: mlx-lm asks with hasattr."""
+        """The bits of the rows just returned. AttributeError while they are numbers: mlx-lm asks with hasattr."""
         if not self._hands_out_packed or self.key_codec.bits is None:
             raise AttributeError("bits")
         return self.key_codec.bits

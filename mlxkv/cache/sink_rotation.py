@@ -1,7 +1,7 @@
-"""Re-rotating attention sinks, so that an endless chat keeps the distances the model was trained on.
+"""Rotation of attention sinks, so that an endless chat keeps the distances the model was trained on.
 
 Window keys keep their absolute rotary positions: only differences matter and those stay below the window. The sinks
-would drift away without end; after E evicted tokens they are rotated forward by E (StreamingLLM, arXiv 2309.17453).
+would drift away; after E evicted tokens they are rotated forward by E (StreamingLLM, arXiv 2309.17453).
 Rotations compose, so this is one rope call on the sinks' rows, always from pristine copies.
 """
 
@@ -20,7 +20,7 @@ UNUSABLE = (TypeError, ValueError, AttributeError, RuntimeError)  # a rope of an
 
 
 class SinkRotation:
-    """Moves keys that were rotated by a layer's rope forward by any number of positions."""
+    """Moves keys, rotated by a layer's rope, forward by any number of positions."""
 
     def __init__(self, rope: Rope, head_dim: int, start: int = 0) -> None:
         """`start`: first number of a row that the rope sees (some models rotate the end of it)."""
@@ -31,7 +31,7 @@ class SinkRotation:
         self.scale = None if mx.array_equal(scale, mx.ones_like(scale)).item() else scale
 
     def __call__(self, keys: mx.array, by: int) -> mx.array:
-        """`keys` (B, n_kv_heads, rows, head_dim), each row moved forward by `by` positions. A new array."""
+        """`keys` (B, n_kv_heads, rows, head_dim) with each row moved forward by `by` positions; a new array."""
         if self.start:
             still, moving = mx.split(keys, [self.start], axis=-1)
             return mx.concatenate([still, self.rotate(moving, by)], axis=-1)
@@ -57,7 +57,7 @@ def find_rope(layer: nn.Module) -> Rope | None:
 
 
 def ropes_of(layer: nn.Module) -> list[Rope]:
-    """Everything in a layer that goes by the name of a rope."""
+    """All modules of a layer that have the name of a rope."""
     found: dict[int, Any] = {
         id(module): module
         for name, module in layer.named_modules()
@@ -69,7 +69,7 @@ def ropes_of(layer: nn.Module) -> list[Rope]:
 
 
 class TableRope:
-    """The rope of these frequencies, halves of a row rotated against each other."""
+    """A rope of these frequencies; the halves of a row are rotated against each other."""
 
     def __init__(self, freqs: mx.array) -> None:
         self._freqs = freqs  # (dims / 2,)
@@ -80,7 +80,7 @@ class TableRope:
 
 
 def rotations_of(rope: Rope, head_dim: int) -> list[SinkRotation]:
-    """The ways a rope may have been used on rows of `head_dim`: on all of a row, or on the end of it."""
+    """The possible uses of a rope on rows of `head_dim`: on the whole row, or on the end of it."""
     dims = getattr(rope, "dims", None) or getattr(rope, "dim", None)
     if dims is None and (freqs := getattr(rope, "_freqs", None)) is not None:
         dims = 2 * freqs.size
@@ -112,7 +112,7 @@ def rotation_for(layer: nn.Module, head_dim: int) -> SinkRotation | None:
 
 
 def composition_error(rotation: SinkRotation, head_dim: int) -> mx.array:
-    """How far rope(x, a) moved by d is from rope(x, a + d), near and far, of the largest number; not evaluated."""
+    """The error of rope(x, a) moved by d against rope(x, a + d), relative to the largest number; not evaluated."""
     rope, width = rotation.rope, head_dim - rotation.start
     x = mx.random.normal((1, 2, 1, width), key=mx.random.key(0))
     errors = []

@@ -1,4 +1,4 @@
-"""How many positions a model was trained for, by its configuration. Pure values; no MLX."""
+"""Trained length: the number of positions that a model was trained for, by its configuration. Pure values; no MLX."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _EXTENDING = ("yarn", "llama3", "longrope", "su", "deepseek_yarn", "telechat3-ya
 
 
 def trained_length(source: Any) -> int | None:
-    """In tokens, for a config.json or a model (its `args`); None where it does not say.
+    """The trained length of a config.json or a model (its `args`) in tokens; None if it is not given.
 
     A scaled rope extends what the model was first trained for: `original_max_position_embeddings` times `factor` where
     that is more than the configuration says itself.
@@ -28,7 +28,7 @@ def trained_length(source: Any) -> int | None:
 
 
 def config_tables(source: Any) -> Iterator[Mapping[str, Any]]:
-    """The configuration of the language model first, then what wraps it."""
+    """The configuration of the language model first, then the one around it."""
     table = source if isinstance(source, Mapping) else getattr(source, "__dict__", {})
     for key in _NESTED:
         if inner := table.get(key):

@@ -1,7 +1,7 @@
-"""ModelTraits: what a loaded model puts into its caches: shapes, windows, how its keys move. Found out once per model.
+"""ModelTraits: shapes, windows and key rotations of what a loaded model stores in its caches. Found once per model.
 
-The model owns them: they are an attribute of it and go when it goes. They are found anew where its layers or their
-weights have been exchanged since. Used on the MLX thread.
+They are an attribute of the model, with its lifetime. They are found again if its layers or their weights have been
+replaced since. Used on the MLX thread.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ _ATTRIBUTE = "_mlxkv_traits"
 
 @dataclass(frozen=True)
 class LeafTraits:
-    """One cache of a model. `shape` None: it keeps no rows that a ring could. `is_shared`: layers without a cache read
-    it. `asked_window`: what the model masks it to."""
+    """One cache of a model. `shape` None: it has no rows that a ring could store. `is_shared`: layers without a cache
+    read it. `asked_window`: the window that the model masks it to."""
 
     native_class: str
     shape: RowShape | None = None
@@ -35,25 +35,25 @@ class LeafTraits:
 
 @dataclass
 class ModelTraits:
-    """No reference to the model itself, which would keep its weights.
+    """Traits of one model, without a reference to it, which would keep its weights.
 
     Args:
         leaves: in the order of `probe.leaves`.
-        witnesses: what they were found from.
+        origin: the objects they were found from.
         learned: see `probe.learned_positions`.
         state_shapes: see `state_shapes.StateShapes`.
-        tried: what came of trying out quantized rows; see `plan`.
+        tried: errors of quantized rows; see `plan._refusal`.
     """
 
     leaves: tuple[LeafTraits, ...]
-    witnesses: Sequence[Any]
+    origin: Sequence[Any]
     learned: int | None = None
     state_shapes: dict[Any, Any] = field(default_factory=dict)
     tried: dict[Hashable, str | None] = field(default_factory=dict)
     _sinks: dict[bool, tuple[Sinks, ...]] = field(default_factory=dict)
 
     def sinks(self, model: Any, *, is_loaded: bool) -> tuple[Sinks, ...]:
-        """How each cache's pinned keys are moved; found by two decode steps through one layer of each kind.
+        """How each cache's sinks are moved; found by two decode steps through one layer of each kind.
 
         `is_loaded` False: nothing is computed, and a layer's own rope is trusted.
         """
@@ -68,7 +68,7 @@ class ModelTraits:
         return self._sinks[is_loaded]
 
     def _kinds(self, model: Any, modules: Sequence[Any]) -> list[Hashable]:
-        """Caches of one kind are treated alike by their layers; a cache whose layer is not known is of its own kind."""
+        """For each cache its kind: equal layers treat them equally; a cache of an unknown layer has its own kind."""
         is_known = {id(module) for module in modules} == {id(layer) for layer in getattr(model, "layers", ())}
         of_layers = kinds(modules) if is_known else range(len(modules))
         passes: dict[int, int] = {}  # loops go through layers again, and may treat them otherwise
@@ -82,14 +82,14 @@ class ModelTraits:
 def traits_of(model: Any) -> ModelTraits:
     """The traits of an mlx-lm model; its weights are not read."""
     natives = native_cache(model)
-    witnesses = _witnesses(model, natives)
+    origin = _origin(model, natives)
     known = getattr(model, "__dict__", {}).get(_ATTRIBUTE)
-    if known is not None and _same(known.witnesses, witnesses):
+    if known is not None and _same(known.origin, origin):
         return known
     classes = [type(cache).__name__ for cache in leaves(natives)]
     seen = observe(model, natives)
     found_leaves = tuple(_leaf(name, leaf) for name, leaf in zip(classes, seen, strict=True))
-    found = ModelTraits(found_leaves, witnesses, learned_positions(model))
+    found = ModelTraits(found_leaves, origin, learned_positions(model))
     with contextlib.suppress(AttributeError, TypeError):  # an object that takes no attribute is asked again
         setattr(model, _ATTRIBUTE, found)
     return found
@@ -108,8 +108,8 @@ def _leaf(native_class: str, seen: Any) -> LeafTraits:
     return LeafTraits(native_class, seen.shape, seen.is_shared, seen.asked_window, seen.max_size)
 
 
-def _witnesses(model: Any, natives: Sequence[Any]) -> list[Any]:
-    """What cannot be exchanged without being noticed: the layers, all of the first and the last one, and the caches."""
+def _origin(model: Any, natives: Sequence[Any]) -> list[Any]:
+    """Objects whose replacement is noticed: the layers, all parts of the first and the last one, and the caches."""
     layers = [layer for layer in getattr(model, "layers", ()) if isinstance(layer, nn.Module)]
     ends = [layers[0], layers[-1]] if layers else [model] if isinstance(model, nn.Module) else []
     inside = [module for end in ends for _, module in end.named_modules() if module is not model]
@@ -123,7 +123,7 @@ def _same(a: Sequence[Any], b: Sequence[Any]) -> bool:
 
 
 def _modules(model: Any) -> list[Any]:
-    """For each leaf of the model's cache the layer it belongs to, as far as their numbers tell; else None."""
+    """For each leaf of the model's cache its layer, matched by index; None if the counts do not match."""
     native = native_cache(model)
     layers = list(getattr(model, "layers", []))
     fits = layers and (len(native) <= len(layers) or len(native) % len(layers) == 0)  # loops go through layers again

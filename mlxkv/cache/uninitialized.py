@@ -1,7 +1,7 @@
-"""Arrays whose memory nobody has written to: rows are about to be read from disk into them.
+"""Uninitialized arrays, for rows that are about to be read from disk.
 
-MLX has no `empty`, and zeroing gigabytes first takes as long as reading them. Its reader of files allocates such
-memory and has a file fill it, so here is a file that leaves it as it is. Used on the MLX thread.
+MLX has no `empty`, and zeroing gigabytes takes as long as reading them. MLX's file reader allocates memory and lets a
+file fill it, so this module gives it a file that writes nothing. On the MLX thread.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ SAFETENSORS_DTYPE = {
 }  # fmt: skip
 
 
-def unwritten(specs: Sequence[tuple[tuple[int, ...], mx.Dtype]]) -> tuple[mx.array, ...]:
+def uninitialized_arrays(specs: Sequence[tuple[tuple[int, ...], mx.Dtype]]) -> tuple[mx.array, ...]:
     """An evaluated array per shape and dtype, with arbitrary contents."""
     if not specs:
         return ()
-    file: Any = _Hollow(specs)
+    file: Any = _BlankFile(specs)
     found = mx.load(file, format="safetensors")
     assert isinstance(found, dict)
     arrays = tuple(found[_name(i)] for i in range(len(specs)))
@@ -32,8 +32,8 @@ def unwritten(specs: Sequence[tuple[tuple[int, ...], mx.Dtype]]) -> tuple[mx.arr
     return arrays
 
 
-class _Hollow:
-    """A safetensors file whose header is there and whose data nobody wrote."""
+class _BlankFile:
+    """A safetensors file that has a header and writes no data."""
 
     closed = False
 

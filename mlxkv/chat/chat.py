@@ -17,7 +17,7 @@ from typing import Any, Self
 from mlxkv import arguments
 from mlxkv.arguments import optional, public, text
 from mlxkv.cache.config import CacheConfig
-from mlxkv.cache.mlx_lm import ForeignCache
+from mlxkv.cache.mlx_lm import ImportedCache
 from mlxkv.cache.prompt_cache import PromptCache
 from mlxkv.chat import clock
 from mlxkv.chat.conversation import Conversation
@@ -191,7 +191,7 @@ class Chat:
     def num_to_read(self, text: str) -> int:
         """Tokens that `aside` would prefill: the question, and what the cache lacks of the chat."""
         ids = self._history.aside_prompt(text, self.thinking, self.cache.log).ids
-        return len(ids) - self.cache.landing(min(common_prefix(self.cache.log, ids), len(ids) - 1))
+        return len(ids) - self.cache.rewind_target(min(common_prefix(self.cache.log, ids), len(ids) - 1))
 
     @public()
     def read(self) -> Iterator[PrefillProgress]:
@@ -517,7 +517,7 @@ class Chat:
         return self._save(well_formed(title) if title else None)
 
     def _save(self, title: str | None) -> str:
-        if isinstance(self.cache, ForeignCache):
+        if isinstance(self.cache, ImportedCache):
             raise CacheError("A chat from an imported cache cannot be saved: the ids of its first tokens are unknown.")
         said = self._conversation
         if said.session_id is None:

@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from typing import Self
 
 from mlxkv.cache.interchange import PromptText
-from mlxkv.cache.mlx_lm import ForeignCache
+from mlxkv.cache.mlx_lm import ImportedCache
 from mlxkv.cache.prompt_cache import PromptCache
 from mlxkv.chat import clock
 from mlxkv.chat.prompt import PromptFormat, PromptState, in_front, message
@@ -46,7 +46,7 @@ class ChatPrefix:
         """
         if system is not None:
             raise ConfigError("A chat from a prompt cache has the system prompt of that cache; leave `system` out.")
-        if isinstance(cache, ForeignCache):
+        if isinstance(cache, ImportedCache):
             began = clock.now()
             text = prompts.at(began).chat_prefix(None, "").text
             return cls(None, "", PromptState(text, TokenIds(list(cache.log))), began)

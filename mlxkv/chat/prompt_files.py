@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlxkv.cache.config import DEFAULT_SINKS, CacheConfig
-from mlxkv.cache.mlx_lm import ForeignCache, as_model_makes, to_mlx_lm, window_for
+from mlxkv.cache.mlx_lm import ImportedCache, to_mlx_lm, to_model_dtype, window_for
 from mlxkv.cache.prompt_cache import PromptCache
 from mlxkv.errors import FileMissingError, MismatchError
 from mlxkv.models.resolve import is_repo
@@ -72,7 +72,7 @@ class PromptCacheFiles:
         _check_there(path)
         file = read_mlx_lm(path)
         held = self._runtime.new_cache(config or CacheConfig())
-        layers, notes = as_model_makes(file.layers, held.plan, path.name)
+        layers, notes = to_model_dtype(file.layers, held.plan, path.name)
         model_id = self.model_id
         if file.metadata.get(_MODEL_ID, model_id) != model_id:
             name = self._runtime.name
@@ -80,7 +80,7 @@ class PromptCacheFiles:
             raise MismatchError(why, "model_id")
         if config is None and held.capacity < layers[0].offset:
             held = self._runtime.new_cache(CacheConfig(window=window_for(layers[0].offset)))
-        return ForeignCache(held.plan, self._runtime.model, layers, self, notes)
+        return ImportedCache(held.plan, self._runtime.model, layers, self, notes)
 
 
 def _check_there(path: Path) -> None:

@@ -137,7 +137,7 @@ def test_rewinding_further_raises_and_changes_nothing() -> None:
     (ring,) = rings(model)
     feed_cut(model, [ring], ids[:100], 64)
     assert ring.rewindable >= G.undo * G.block
-    with pytest.raises(RewindError, match=f"can go back {ring.rewindable}"):
+    with pytest.raises(RewindError, match=f"can rewind {ring.rewindable}"):
         ring.trim(ring.rewindable + 1)
     (same,) = rings(model)
     feed_cut(model, [same], ids[:100], 64)

@@ -8,7 +8,7 @@ from typing import Any, cast
 import pytest
 
 from mlxkv.cache.config import CacheConfig
-from mlxkv.cache.groups.ring_group import LayerGroup
+from mlxkv.cache.groups.ring_group import RingGroup
 from mlxkv.cache.plan import plan_cache
 from mlxkv.cache.prompt_cache import PromptCache
 from mlxkv.inference.runner import ModelRunner
@@ -17,11 +17,11 @@ from tests.reference import random_ids, tiny_llama
 SLIDING = {"sliding_window": 24, "layer_types": ["sliding_attention", "full_attention"] * 2}
 
 
-def exported(group: LayerGroup, a: int, b: int) -> dict[str, bytes]:
+def exported(group: RingGroup, a: int, b: int) -> dict[str, bytes]:
     return {name: bytes(memoryview(cast(Any, x)).cast("B")) for name, x in group.export_rows(a, b).items()}
 
 
-def seen(group: LayerGroup, a: int, b: int) -> dict[str, bytes]:
+def seen(group: RingGroup, a: int, b: int) -> dict[str, bytes]:
     return {name: b"".join(pieces) for name, pieces in group.views(a, b).items()}
 
 
@@ -30,7 +30,7 @@ def check(cache: PromptCache, rng: random.Random) -> None:
         for low, high in group.held():
             a, b = sorted(rng.sample(range(low, high + 1), 2))
             for part in ((low, high), (a, b)):
-                assert seen(cast(LayerGroup, group), *part) == exported(cast(LayerGroup, group), *part)
+                assert seen(cast(RingGroup, group), *part) == exported(cast(RingGroup, group), *part)
 
 
 @pytest.mark.parametrize(

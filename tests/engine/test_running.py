@@ -198,7 +198,7 @@ def test_what_another_loop_fed_is_noticed(model: Model, tmp_path: Path, kind: st
     pc = model.prefill("once upon a time")
     for _ in stream_generate(model.loaded.model, model.tokenizer, "hi", max_tokens=3, prompt_cache=pc.layers):
         pass
-    with pytest.raises(CacheError, match="something else has fed them"):
+    with pytest.raises(CacheError, match="fed by another loop"):
         FED[name](model, pc, tmp_path)
     pc.reset()
     assert model.generate("once", cache=pc, max_tokens=2).tokens
@@ -210,7 +210,7 @@ def test_a_chat_notices_too_and_is_left_as_it_was(model: Model) -> None:
     for _ in stream_generate(model.loaded.model, model.tokenizer, "x", max_tokens=3, prompt_cache=chat.cache.layers):
         pass
     for act in (lambda: say(chat, "on"), chat.save, chat.fork, lambda: list(chat.continue_reply())):
-        with pytest.raises(CacheError, match="something else has fed them"):
+        with pytest.raises(CacheError, match="fed by another loop"):
             act()
     assert [m.role for m in chat.messages] == ["user", "assistant"]
     chat.forget()

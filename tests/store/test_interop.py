@@ -17,7 +17,7 @@ from mlx_lm.models import cache as theirs
 
 import mlxkv
 from mlxkv.cache.interchange import OPAQUE
-from mlxkv.cache.mlx_lm import ForeignCache, as_model_makes
+from mlxkv.cache.mlx_lm import ImportedCache, to_model_dtype
 from mlxkv.config import Folders
 from mlxkv.errors import CacheError, ConfigError, MismatchError, StoreError
 from mlxkv.model import Model
@@ -120,9 +120,9 @@ def test_a_long_one_widens_the_default_window(models: Any, tmp_path: Path) -> No
 @pytest.mark.parametrize("kind", MODELS)
 def test_imported_tokens_are_never_read_again(models: Any, kind: str) -> None:
     cache = models(kind).import_mlx_lm(FIXTURES / "0.32.2" / f"{kind}.safetensors")
-    assert isinstance(cache, ForeignCache)
+    assert isinstance(cache, ImportedCache)
     for prompt in ([5, 6, 7], [OPAQUE] * 20 + [3], [OPAQUE] * 27):
-        with pytest.raises(CacheError, match="cannot be read again"):
+        with pytest.raises(CacheError, match="cannot be prefilled again"):
             cache.reuse(prompt)
         assert cache.offset == 27
     assert cache.reuse([OPAQUE] * 27 + [3]).cached == 27
@@ -271,9 +271,9 @@ def test_floating_types_are_converted_where_that_loses_nothing(
     states = read_mlx_lm(tmp_path / "x.safetensors").layers
     if not is_exact:
         with pytest.raises(MismatchError, match=r"x holds \w+ numbers in layer 0, .* some would lose digits"):
-            as_model_makes(states, replace(plan, layers=layers), "x")
+            to_model_dtype(states, replace(plan, layers=layers), "x")
         return
-    out, notes = as_model_makes(states, replace(plan, layers=layers), "x")
+    out, notes = to_model_dtype(states, replace(plan, layers=layers), "x")
     assert {x.dtype for state in out for x in (*state.keys, *state.values)} == {wanted}
     assert mx.array_equal(
         out[0].keys[0].astype(mx.float32),

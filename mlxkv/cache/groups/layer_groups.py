@@ -1,4 +1,4 @@
-"""Which of a model's caches the store sees together: rings of one geometry, rows in the model's own caches, and states.
+"""Groups of a model's caches that the store saves together: rings of one geometry, the model's own row caches, states.
 
 Used on the MLX thread.
 """
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mlxkv.cache.groups.native_group import NativeGroup
-from mlxkv.cache.groups.ring_group import LayerGroup
+from mlxkv.cache.groups.ring_group import RingGroup
 from mlxkv.cache.groups.state_group import StateGroup
 from mlxkv.cache.plan import CachePlan, LayerPlan
 from mlxkv.cache.recurrent.checkpoints import Checkpoints
@@ -17,13 +17,13 @@ from mlxkv.cache.recurrent.state import is_recurrent
 from mlxkv.cache.recurrent.state_shapes import StateShapes
 from mlxkv.cache.ring import RingKVCache
 
-Group = LayerGroup | NativeGroup | StateGroup
+Group = RingGroup | NativeGroup | StateGroup
 
 
 def make_groups(
     plan: CachePlan, caches: Sequence[Any], shapes: StateShapes, checkpoints: Checkpoints, tokens: Sequence[int]
 ) -> tuple[Group, ...]:
-    """`caches` in the order of `plan.leaves`.
+    """Group `caches`, given in the order of `plan.leaves`.
 
     Names: "full" and "window<n>" for rings, "rows" and "chunked<n>" for rows in the model's own caches, "state".
     """
@@ -43,7 +43,7 @@ def make_groups(
     for name, pairs in rings.items():
         geometry = pairs[0][0].geometry
         assert geometry is not None
-        groups.append(LayerGroup(name, geometry, [p for p, _ in pairs], [r for _, r in pairs]))
+        groups.append(RingGroup(name, geometry, [p for p, _ in pairs], [r for _, r in pairs]))
     for name, members in rows.items():
         groups.append(NativeGroup(name, {i: (plan.leaves[i].name, caches[i]) for i in members}, shapes))
     if states:

@@ -1,6 +1,6 @@
-"""NativeGroup: layers whose rows stay in the model's own caches (chunked attention, caches no ring takes the place of).
+"""NativeGroup: layers whose rows stay in the model's own caches (chunked attention, caches that no ring replaces).
 
-The same to the store as `group.LayerGroup`: rows by absolute position, in and out. Used on the MLX thread.
+The same interface for the store as `RingGroup`: export and import of rows by absolute position. Used on the MLX thread.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ class NativeGroup:
     """Caches that hold the same positions.
 
     Args:
-        members: by place in `state.leaves`: what files call the cache, and the cache.
-        shapes: what the model's rows look like.
+        members: by index in `plan.leaves`: the cache's name in files, and the cache.
+        shapes: of the model's rows.
     """
 
     sinks = 0
@@ -36,7 +36,7 @@ class NativeGroup:
 
     @cached_property
     def _rows(self) -> dict[str, tuple[Any, int, int, mx.Dtype]]:
-        """For each array of a chunk: its cache, heads, width and dtype. Caches the model does not use have none."""
+        """For each array of a chunk: its cache, heads, width and dtype. Caches unused by the model have none."""
         out = {}
         shapes = self._state_shapes.at(1)
         for i, (name, cache) in self._members.items():
@@ -80,7 +80,7 @@ class NativeGroup:
     # -- in ----------------------------------------------------------------------------------------------------------
 
     def required(self, offset: int) -> list[Range]:
-        """A chunked cache keeps a chunk's length of rows: just as many come back, so that every sum is the same."""
+        """The rows of one chunk, as a chunked cache keeps them: exactly as many, so that every sum is equal."""
         chunk = getattr(self._first, "chunk_size", None) or offset
         return [(max(0, offset - chunk), offset)] if offset else []
 
@@ -100,7 +100,7 @@ class NativeGroup:
                 self._imported.append(((start, end), part))
 
     def finish_restore(self) -> None:
-        """Go on from the restored offset.
+        """Continue from the restored offset.
 
         Raises:
             CacheError: a required position was not imported.

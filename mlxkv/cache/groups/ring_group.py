@@ -1,7 +1,7 @@
-"""LayerGroup: the layers of one ring geometry, as the store sees them: rows by absolute position, in and out.
+"""RingGroup: the layers of one ring geometry, for the store: export and import of rows by absolute position.
 
-Knows which positions are held, which are needed to go on from an offset, and the exact shape of a chunk; knows
-nothing of files. Used on the MLX thread.
+Knows the positions held, those required to continue from an offset, and the exact shape of a chunk; knows no files.
+On the MLX thread.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from mlxkv.cache.interchange import Buffer, Places
 from mlxkv.cache.plan import LayerPlan
 from mlxkv.cache.ring import RingKVCache
 from mlxkv.cache.rows import Plane, Rows
-from mlxkv.cache.uninitialized import SAFETENSORS_DTYPE, unwritten
+from mlxkv.cache.uninitialized import SAFETENSORS_DTYPE, uninitialized_arrays
 from mlxkv.errors import CacheError
 from mlxkv.safetensors import flat_bytes
 
 Range = tuple[int, int]  # positions [a, b)
 
 
-class LayerGroup:
+class RingGroup:
     """Layers that share a geometry, so that position p is held by all of them or by none."""
 
     def __init__(
@@ -74,7 +74,7 @@ class LayerGroup:
         return self._ranges(ring.offset, ring.undo_blocks)
 
     def export_rows(self, a: int, b: int) -> dict[str, mx.array]:
-        """Positions [a, b) of every layer: contiguous, evaluated copies named as `shapes` says."""
+        """Positions [a, b) of every layer: contiguous, evaluated copies, named as in `shapes`."""
         arrays = {}
         for names, ring in zip(self._names, self.layers, strict=True):
             keys, values = ring.read(a, b)
@@ -83,8 +83,8 @@ class LayerGroup:
         return arrays
 
     def views(self, a: int, b: int) -> dict[str, list[memoryview]]:
-        """The bytes of positions [a, b) where they lie: for each array of `shapes` its pieces in order. To be dropped
-        before the cache is used, which writes into the same memory."""
+        """The bytes of positions [a, b) in place: for each array of `shapes` its pieces in order. Drop them before the
+        cache is used, which writes into the same memory."""
         mx.eval([ring.state for ring in self.layers])
         out = {}
         for names, ring in zip(self._names, self.layers, strict=True):
@@ -104,7 +104,7 @@ class LayerGroup:
     # -- in ----------------------------------------------------------------------------------------------------------
 
     def required(self, offset: int) -> list[Range]:
-        """What must be imported to go on from `offset`."""
+        """The positions that must be imported to continue from `offset`."""
         return self._ranges(offset, 0)
 
     def optional(self, offset: int) -> list[Range]:
@@ -115,7 +115,7 @@ class LayerGroup:
         return [(a, a + geometry.block) for a in starts]
 
     def begin_restore(self, offset: int) -> None:
-        """Buffers that no fork shares and that nobody zeroed: rows go straight into them; see `places`."""
+        """Allocate buffers that no fork shares, without zeroing them; `places` says where to write rows."""
         self._restoring, self._imported = offset, []
         buffers: list[tuple[Rows, int]] = []
         specs: list[tuple[tuple[int, ...], mx.Dtype]] = []
@@ -130,13 +130,13 @@ class LayerGroup:
                     buffers.append((rows, len(rows.arrays)))
                     specs += [(x.shape, x.dtype) for x in rows.arrays]
                     rows.unshare()
-                    rows.arrays = ()  # the old memory goes before the new one is asked for
-        arrays = iter(unwritten(specs))  # together: each call waits for MLX's readers
+                    rows.arrays = ()  # frees the old memory before allocating
+        arrays = iter(uninitialized_arrays(specs))  # together: each call waits for MLX's readers
         for rows, count in buffers:
             rows.arrays = tuple(islice(arrays, count))
 
     def places(self, a: int, b: int, parts: Sequence[Range]) -> Places:
-        """Where to write `parts` of the rows of [a, b), a whole chunk; `imported` comes after, for each part."""
+        """Where to write `parts` of the rows of [a, b), a whole chunk; call `imported` for each part then."""
         if self._restoring is None:
             raise CacheError("Rows can only be imported between begin_restore and finish_restore.")
         spans: list[tuple[int, int, int | None]] = []
@@ -158,17 +158,17 @@ class LayerGroup:
         return Places(tuple(spans), tensors)
 
     def imported(self, a: int, b: int) -> None:
-        """The rows of [a, b) have been written to their places."""
+        """Record that the rows of [a, b) were written to their places."""
         self._imported += self._wanted(a, b)
 
     def _wanted(self, a: int, b: int) -> list[Range]:
-        """What of [a, b) is required or optional."""
+        """The parts of [a, b) that are required or optional."""
         offset = self._restoring or 0
         ranges = [(max(a, x), min(b, y)) for x, y in (*self.required(offset), *self.optional(offset))]
         return sorted((x, y) for x, y in ranges if x < y)
 
     def import_rows(self, a: int, b: int, arrays: dict[str, mx.array]) -> None:
-        """Put positions [a, b) back. Positions that are neither required nor optional are passed over."""
+        """Write positions [a, b); those that are neither required nor optional are ignored."""
         if self._restoring is None:
             raise CacheError("Rows can only be imported between begin_restore and finish_restore.")
         for start, end in self._wanted(a, b):
@@ -181,7 +181,7 @@ class LayerGroup:
             self._imported.append((start, end))
 
     def finish_restore(self) -> None:
-        """Go on from the restored offset.
+        """Continue from the restored offset.
 
         Raises:
             CacheError: a required position was not imported.

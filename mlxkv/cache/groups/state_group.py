@@ -66,7 +66,7 @@ class StateGroup:
     # -- out ---------------------------------------------------------------------------------------------------------
 
     def held(self) -> list[Range]:
-        """Where the caches are, and where the last turn began: from there a rewritten history goes on."""
+        """The current position and that of the last turn's begin, to which a rewritten history rewinds."""
         here = len(self._tokens)
         turn = max((c.position for c in self._checkpoints if c.is_turn and c.position < here), default=0)
         return [(p - 1, p) for p in (turn, here) if p]
@@ -82,7 +82,9 @@ class StateGroup:
             found = arrays_of(snapshot)
             same = {path: (tuple(x.shape), x.dtype) for path, x in found.items()} == state_shape.arrays
             if a != b - 1 or not same or scalars_of(snapshot) != state_shape.scalars:
-                raise CacheError(f"The state of layer {name} at token {b:,} is not what its model makes; not saved.")
+                raise CacheError(
+                    f"The state of layer {name} at token {b:,} has another shape than its model makes; not saved."
+                )
             arrays |= {f"{name}.s{i}": found[path] for i, path in enumerate(state_shape.arrays)}
         padded = {name: mx.contiguous(_padded(x, self._arrays[name][0])) for name, x in arrays.items()}
         mx.eval(padded)
@@ -103,14 +105,14 @@ class StateGroup:
         self._restoring, self._imported = offset, None
 
     def import_rows(self, a: int, b: int, arrays: dict[str, mx.array]) -> None:
-        """Snapshots of other positions are passed over."""
+        """Import the snapshot; those of other positions are ignored."""
         if self._restoring is None:
             raise CacheError("Rows can only be imported between begin_restore and finish_restore.")
         if (a, b) == (self._restoring - 1, self._restoring):
             self._imported = arrays
 
     def finish_restore(self) -> None:
-        """Go on from the restored offset.
+        """Continue from the restored offset.
 
         Raises:
             CacheError: its snapshot was not imported.
@@ -136,7 +138,7 @@ class StateGroup:
 
     @cached_property
     def _arrays(self) -> dict[str, tuple[tuple[int, ...], mx.Dtype]]:
-        """The arrays of a chunk: shapes once they have settled; an earlier state fills their beginnings."""
+        """The arrays of a chunk, in their final shapes; an earlier state fills the first part of them."""
         return {
             f"{name}.s{i}": array
             for name, state_shape in zip(self._members.values(), self._at(_CONSTANT_AFTER), strict=True)
@@ -148,7 +150,7 @@ class StateGroup:
             return [capture(cache) for cache in self._checkpoints.caches]
         checkpoint = self._checkpoints.newest(position, position)
         if checkpoint is None:
-            raise CacheError(f"The state at token {position:,} was not kept.")
+            raise CacheError(f"The state at token {position:,} was not saved.")
         return checkpoint.snapshots
 
 

@@ -45,10 +45,12 @@ def to_tensors(
 
 def empty_arrays(shapes: Shapes) -> dict[str, mx.array]:
     """Arrays to read a chunk into: evaluated, with arbitrary contents."""
-    from mlxkv.cache.uninitialized import SAFETENSORS_DTYPE, unwritten
+    from mlxkv.cache.uninitialized import SAFETENSORS_DTYPE, uninitialized_arrays
 
     dtypes = {name: dtype for dtype, name in SAFETENSORS_DTYPE.items()}
-    return dict(zip(shapes, unwritten([(shape, dtypes[dtype]) for shape, dtype in shapes.values()]), strict=True))
+    return dict(
+        zip(shapes, uninitialized_arrays([(shape, dtypes[dtype]) for shape, dtype in shapes.values()]), strict=True)
+    )
 
 
 def load_arrays(path: Path, header: Header) -> Iterator[tuple[str, mx.array]]:
