@@ -59,9 +59,11 @@ def prefill_bytes(model: Any, plan: CachePlan, chunk: int, tokens: int | None = 
     top_k = max(_settings(model, _TOP_K), default=_USUAL_TOP_K)
     activations = max(_output_bytes(layer, item, top_k) for layer in layers) * chunk
     expanded = max(_expanded_width(layer) for layer in layers) * end * item
-    attention = max((_attention_bytes(model, leaf, chunk, end, item) for leaf in plan.leaves), default=0)
+    heads, has_kernel = max(_settings(model, _HEADS), default=0), current_device().is_metal
+    attention = max((_attention_bytes(leaf, chunk, end, item, heads, has_kernel) for leaf in plan.leaves), default=0)
     copies = max((_copied_bytes(leaf, chunk, end) for leaf in plan.leaves), default=0)
-    states = max(_state_bytes(layer, chunk, largest_state_nbytes(model, plan)) for layer in layers)
+    state = largest_state_nbytes(model, plan)
+    states = max(_state_bytes(layer, chunk, state) for layer in layers) if state else 0
     logits = _LOGITS * _FLOAT32 * _vocabulary(model)
     prefill = int(_LAYERS * activations + _ATTENTION * (attention + copies) + 2 * expanded + states)
     return max(prefill, logits + prefill // chunk)
@@ -85,7 +87,7 @@ def _expanded_width(layer: Any) -> int:
     return sum(shape[0] * max(shape[1:]) for module, shape in _weights(layer) if "MultiLinear" in type(module).__name__)
 
 
-def _attention_bytes(model: Any, leaf: LayerPlan, chunk: int, end: int, item: int) -> int:
+def _attention_bytes(leaf: LayerPlan, chunk: int, end: int, item: int, heads: int, has_kernel: bool) -> int:
     """Scores and masks of one layer."""
     if keeps_state(leaf):
         return 0
@@ -93,9 +95,9 @@ def _attention_bytes(model: Any, leaf: LayerPlan, chunk: int, end: int, item: in
     shape = leaf.shape
     masks = chunk * rows * _FLOAT32
     is_latent = shape is not None and shape.k_dim != shape.v_dim  # adds scores of positions to those of contents
-    if current_device().is_metal and shape is not None and not is_latent and shape.k_dim in _FUSED_HEAD_SIZES:
+    if has_kernel and shape is not None and not is_latent and shape.k_dim in _FUSED_HEAD_SIZES:
         return masks
-    heads = max(_settings(model, _HEADS), default=shape.heads if shape else 1)
+    heads = heads or (shape.heads if shape else 1)
     return masks + heads * chunk * rows * (shape.dtype.size if shape else item) * (2 if is_latent else 1)
 
 
@@ -111,9 +113,7 @@ def _copied_bytes(leaf: LayerPlan, chunk: int, end: int) -> int:
 
 def _state_bytes(layer: Any, chunk: int, state: int) -> int:
     """What a recurrent layer's scan makes of `chunk` tokens."""
-    parameters = {
-        name: p for _, module in layer.named_modules() for name, p in module.items() if name in ("A_log", "D")
-    }
+    parameters = {name: p for module in _modules(layer) for name, p in module.items() if name in ("A_log", "D")}
     decay = parameters.get("A_log")
     if decay is not None and decay.ndim > 1:
         return _SCAN * chunk * state
@@ -124,15 +124,18 @@ def _state_bytes(layer: Any, chunk: int, state: int) -> int:
 
 def _vocabulary(model: Any) -> int:
     kinds = (nn.Embedding, nn.QuantizedEmbedding)
-    modules = model.named_modules() if isinstance(model, nn.Module) else ()
-    return max((module["weight"].shape[0] for _, module in modules if isinstance(module, kinds)), default=0)
+    return max((module["weight"].shape[0] for module in _modules(model) if isinstance(module, kinds)), default=0)
 
 
 def _weights(layer: Any) -> Iterator[tuple[Any, tuple[int, ...]]]:
     """The modules of a layer that have a weight, and its shape."""
-    for _, module in layer.named_modules() if isinstance(layer, nn.Module) else ():
+    for module in _modules(layer):
         if isinstance(weight := module.get("weight"), mx.array):
             yield module, tuple(weight.shape)
+
+
+def _modules(layer: Any) -> Iterator[Any]:
+    yield from (module for _, module in layer.named_modules()) if isinstance(layer, nn.Module) else ()
 
 
 def _settings(model: Any, names: tuple[str, ...]) -> list[int]:
