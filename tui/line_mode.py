@@ -228,9 +228,9 @@ class PlainChat:
             case ev.PullProgress(name, ev.PullState.DOWNLOADING, done, total) if self._is_time():
                 self._line(f"(downloading {name}: {bytes_text(done)} of {bytes_text(total)})")
             case ev.ModelTooLarge():
-                from mlxkv.memory.preflight import ways_out
+                from mlxkv.memory.preflight import alternatives
 
-                self._line(f"{event.text}; when starting, {ways_out(event)}.")
+                self._line(f"{event.text}; when starting, {alternatives(event)}.")
             case ev.ModelReady(name):
                 self._line(f"{name} is ready.")
             case ev.ChatOpened(messages=messages) if not state.is_compacting:  # those that stay were read already

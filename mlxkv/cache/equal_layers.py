@@ -17,7 +17,7 @@ _NUMBER = ("layer_idx", "layer_id")  # differs between equal layers
 _PLAIN = (bool, int, float, str, bytes, type(None), type, mx.Dtype)
 
 
-def kinds(layers: Sequence[Any]) -> tuple[Hashable, ...]:
+def layer_kinds(layers: Sequence[Any]) -> tuple[Hashable, ...]:
     """For each layer a value that is equal for equal layers; None for other objects."""
     known = {id(layer): layer for layer in layers if isinstance(layer, nn.Module)}
     vectors = {

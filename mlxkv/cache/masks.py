@@ -25,7 +25,7 @@ def mask_of(ring: RingKVCache, N: int, window_size: int | None, as_array: bool) 
     window = min((w for w in (native, window_size) if w is not None), default=None)
     if window is not None and offset + N > window:
         queries = mx.arange(offset, offset + N)[:, None]
-        return seen(ring, ring.positions(offset + N), queries, window_size)
+        return visible(ring, ring.positions(offset + N), queries, window_size)
     if N == 1:
         return None
     if not as_array:
@@ -44,7 +44,7 @@ def row_positions(geometry: Geometry, flushes: int) -> mx.array:
     return mx.concatenate([mx.arange(geometry.sinks), rows])
 
 
-def seen(ring: RingKVCache, rows: mx.array, queries: mx.array, window_size: int | None) -> mx.array:
+def visible(ring: RingKVCache, rows: mx.array, queries: mx.array, window_size: int | None) -> mx.array:
     """(queries, rows) True where the query sees the row, by the windows that are not the ring's own.
 
     Causal; within the layer's native window, or pinned (mlx-lm's rotating caches may keep the first tokens); and
@@ -97,11 +97,11 @@ def gather_mask(ring: RingKVCache, S: int, window_size: int | None) -> mx.array:
     over = queries - geometry.capacity
     evicted = mx.where(over < 0, 0, (over // geometry.block + 1) * geometry.block)
     sinks = mx.arange(min(K, offset + S))[None]
-    pinned = seen(ring, sinks, queries, window_size)
+    pinned = visible(ring, sinks, queries, window_size)
     parts = [pinned & (evicted == era) for era in _sink_eras(ring, S)]
     old = row_positions(geometry, geometry.flushes(offset))[min(K, live) : live]
     rows = mx.concatenate([old, mx.arange(offset, offset + S)])[None]
-    return mx.concatenate([*parts, (rows >= K + evicted) & seen(ring, rows, queries, window_size)], axis=1)
+    return mx.concatenate([*parts, (rows >= K + evicted) & visible(ring, rows, queries, window_size)], axis=1)
 
 
 def _sink_eras(ring: RingKVCache, S: int) -> list[int]:

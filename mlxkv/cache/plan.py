@@ -107,7 +107,7 @@ class CachePlan:
         made = [plan.make(native) for plan, native in zip(self.layers, native_cache(model), strict=True)]
         for leaf in leaves(made):
             if isinstance(leaf, RingKVCache):
-                leaf.longest = self.learned
+                leaf.max_positions = self.learned
         return made
 
 
@@ -162,7 +162,7 @@ def plan_cache(
         sinks = traits.sinks(model, is_loaded=is_loaded)
     reason = counts_rows(model)
     flat = iter(zip(seen, sinks, strict=True))
-    asked = {leaf.max_size: leaf.asked_window for leaf in seen if leaf.asked_window}
+    asked = {leaf.max_size: leaf.mask_window for leaf in seen if leaf.mask_window}
     plans = []
     for i, cache in enumerate(native_cache(model)):
         children = getattr(cache, "caches", None)
@@ -261,12 +261,12 @@ def _quantized_plan(model: Any, plan: CachePlan, device: Device) -> CachePlan:
 
 def _refusal(model: Any, plan: CachePlan) -> str | None:
     """The error of `_try_out` for this plan; a model is tested once."""
-    tried = traits_of(model).tried
+    known = traits_of(model).quantization_errors
     key = tuple((leaf.geometry, leaf.key_codec, leaf.value_codec, leaf.is_fused) for leaf in plan.leaves)
-    if key not in tried:
+    if key not in known:
         error = _try_out(model, plan)
-        tried[key] = None if error is None else str(error)
-    return tried[key]
+        known[key] = None if error is None else str(error)
+    return known[key]
 
 
 def _try_out(model: Any, plan: CachePlan) -> Exception | None:

@@ -45,7 +45,7 @@ class Recorder:
         self.keys: Any = None  # (B, n_kv_heads, 1, head_dim)
         self.values: Any = None
         self.is_shared = False
-        self.asked_window: int | None = None  # the window a model masks this cache to
+        self.mask_window: int | None = None  # the window a model masks this cache to
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         self.keys, self.values = keys, values
@@ -58,7 +58,7 @@ class Recorder:
         return self.keys, self.values
 
     def make_mask(self, N: int, window_size: int | None = None, return_array: bool = False) -> mx.array | None:
-        self.asked_window = window_size
+        self.mask_window = window_size
         return mx.ones((N, N), mx.bool_) if return_array else None
 
     def maybe_trim_front(self) -> None:

@@ -25,7 +25,7 @@ from mlxkv.cache.groups.state_group import StateGroup
 from mlxkv.cache.interchange import PromptText
 from mlxkv.cache.plan import CachePlan
 from mlxkv.cache.probe import leaves
-from mlxkv.cache.recurrent.checkpoints import EVERY, Checkpoint, Checkpoints
+from mlxkv.cache.recurrent.checkpoints import CHECKPOINT_INTERVAL, Checkpoint, Checkpoints
 from mlxkv.cache.recurrent.state import (
     arrays_of,
     capture,
@@ -217,7 +217,7 @@ class PromptCache:
         to_block = geometry.tokens_to_boundary(self.offset) if geometry else 0
         if not self.checkpoints.is_needed:
             return to_block
-        to_checkpoint = EVERY - self.offset % EVERY
+        to_checkpoint = CHECKPOINT_INTERVAL - self.offset % CHECKPOINT_INTERVAL
         return min(to_block, to_checkpoint) if to_block else to_checkpoint
 
     @property
@@ -242,7 +242,7 @@ class PromptCache:
         """Record that the model was fed `ids`."""
         self.log.extend(ids)
         self._note_state()
-        if self.offset % EVERY == 0:
+        if self.offset % CHECKPOINT_INTERVAL == 0:
             self.checkpoints.take(self.offset, is_turn=False)
 
     def checkpoint(self) -> None:

@@ -18,7 +18,7 @@ import mlx.core as mx
 from mlxkv.cache.geometry import Geometry, Segment
 from mlxkv.cache.masks import gather, gather_mask, mask_of, row_positions
 from mlxkv.cache.mlx_lm_calls import UNSAVED, refuse_batch, refuse_quantizing, refuse_saving
-from mlxkv.cache.rows import PLAIN, Codec, Parts, Rows, joined
+from mlxkv.cache.rows import PLAIN, Codec, Parts, Rows, concatenated
 from mlxkv.cache.sink_rotation import SinkRotation
 from mlxkv.errors import CacheError, RewindError
 
@@ -35,7 +35,7 @@ class RingKVCache:
         is_shared: layers without a cache of their own read this one after each call (`keys_and_values`).
 
     Attributes:
-        longest: the tokens that the model has learned positions for; None where it has no table of them.
+        max_positions: the tokens that the model has learned positions for; None where it has no table of them.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class RingKVCache:
         self.offset = 0
         self.undo_blocks = 0  # valid blocks in the undo area
         self.is_shared = is_shared
-        self.longest: int | None = None
+        self.max_positions: int | None = None
         self._crossed: tuple[mx.array, mx.array] | None = None  # rows that the last call across a boundary attended to
         self._positions_at = -1  # number of flushes that `_slot_positions` is valid for
         self._slot_positions = mx.zeros((0,), mx.int32)  # position of each row, for array masks
@@ -72,13 +72,13 @@ class RingKVCache:
         layer, with the array mask that `make_mask` made, and leaves the ring as if the call had been cut.
 
         Raises:
-            CacheError: the tokens end beyond `longest`; nothing was computed or written.
+            CacheError: the tokens end beyond `max_positions`; nothing was computed or written.
         """
         S = keys.shape[2]
-        if self.longest is not None and self.offset + S > self.longest:
+        if self.max_positions is not None and self.offset + S > self.max_positions:
             raise CacheError(
-                f"This model has learned positions for {self.longest:,} tokens, and {self.offset:,} in this cache with "
-                f"{S:,} new ones are more; end the reply there, or start a new chat with a shorter prompt."
+                f"This model has learned positions for {self.max_positions:,} tokens, and this call ends at "
+                f"{self.offset + S:,}; end the reply there, or start a new chat with a shorter prompt."
             )
         self._crossed = None
         if self.key_rows is None:
@@ -239,8 +239,8 @@ class RingKVCache:
     def read(self, a: int, b: int) -> tuple[Parts, Parts]:
         """Positions [a, b) of keys and values, sinks pristine. They must be held; evaluate before the next write."""
         segments = list(self.geometry.segments(a, b, self.offset))
-        keys = joined([self._key_parts(s) for s in segments])
-        values = joined([self._values.parts(s.row, s.row + s.b - s.a) for s in segments])
+        keys = concatenated([self._key_parts(s) for s in segments])
+        values = concatenated([self._values.parts(s.row, s.row + s.b - s.a) for s in segments])
         return keys, values
 
     def row_spans(self, a: int, b: int) -> list[list[tuple[mx.array, int, int]]]:

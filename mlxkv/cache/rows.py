@@ -142,6 +142,6 @@ class Rows:
         return twin
 
 
-def joined(segments: Sequence[Parts]) -> Parts:
+def concatenated(segments: Sequence[Parts]) -> Parts:
     """Consecutive rows, concatenated."""
     return tuple(mx.contiguous(mx.concatenate(list(parts), axis=2)) for parts in zip(*segments, strict=True))

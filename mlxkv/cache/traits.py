@@ -14,7 +14,7 @@ from typing import Any
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from mlxkv.cache.equal_layers import kinds
+from mlxkv.cache.equal_layers import layer_kinds
 from mlxkv.cache.probe import Recorder, RowShape, Sinks, learned_positions, leaves, observe, sink_rotations
 from mlxkv.cache.sink_rotation import rotation_for
 
@@ -24,12 +24,12 @@ _ATTRIBUTE = "_mlxkv_traits"
 @dataclass(frozen=True)
 class LeafTraits:
     """One cache of a model. `shape` None: it has no rows that a ring could store. `is_shared`: layers without a cache
-    read it. `asked_window`: the window that the model masks it to."""
+    read it. `mask_window`: the window that the model masks it to."""
 
     native_class: str
     shape: RowShape | None = None
     is_shared: bool = False
-    asked_window: int | None = None
+    mask_window: int | None = None
     max_size: int | None = None
 
 
@@ -42,14 +42,14 @@ class ModelTraits:
         origin: the objects they were found from.
         learned: see `probe.learned_positions`.
         state_shapes: see `state_shapes.StateShapes`.
-        tried: errors of quantized rows; see `plan._refusal`.
+        quantization_errors: errors of quantized rows; see `plan._refusal`.
     """
 
     leaves: tuple[LeafTraits, ...]
     origin: Sequence[Any]
     learned: int | None = None
     state_shapes: dict[Any, Any] = field(default_factory=dict)
-    tried: dict[Hashable, str | None] = field(default_factory=dict)
+    quantization_errors: dict[Hashable, str | None] = field(default_factory=dict)
     _sinks: dict[bool, tuple[Sinks, ...]] = field(default_factory=dict)
 
     def sinks(self, model: Any, *, is_loaded: bool) -> tuple[Sinks, ...]:
@@ -70,7 +70,7 @@ class ModelTraits:
     def _kinds(self, model: Any, modules: Sequence[Any]) -> list[Hashable]:
         """For each cache its kind: equal layers treat them equally; a cache of an unknown layer has its own kind."""
         is_known = {id(module) for module in modules} == {id(layer) for layer in getattr(model, "layers", ())}
-        of_layers = kinds(modules) if is_known else range(len(modules))
+        of_layers = layer_kinds(modules) if is_known else range(len(modules))
         passes: dict[int, int] = {}  # loops go through layers again, and may treat them otherwise
         found: list[Hashable] = []
         for leaf, module, kind in zip(self.leaves, modules, of_layers, strict=True):
@@ -105,7 +105,7 @@ def native_cache(model: Any) -> list[Any]:
 def _leaf(native_class: str, seen: Any) -> LeafTraits:
     if not isinstance(seen, Recorder):
         return LeafTraits(native_class)
-    return LeafTraits(native_class, seen.shape, seen.is_shared, seen.asked_window, seen.max_size)
+    return LeafTraits(native_class, seen.shape, seen.is_shared, seen.mask_window, seen.max_size)
 
 
 def _origin(model: Any, natives: Sequence[Any]) -> list[Any]:

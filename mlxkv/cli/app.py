@@ -177,7 +177,7 @@ def _print(
     if not request.question.strip():
         raise PromptError('The prompt is empty; give one, as in `mlxkv -p "Why is the sky blue?"`.')
     from mlxkv.cli.print_mode import answer
-    from mlxkv.memory.preflight import WINDOW, check_fit, ways_out
+    from mlxkv.memory.preflight import WINDOW, alternatives, check_fit
     from mlxkv.model import load
     from mlxkv.models import BUILT_IN
     from mlxkv.store.prompts.folder import PromptFolder
@@ -187,7 +187,7 @@ def _print(
     if load_anyway:
         cache = cache if cache.window else replace(cache, window=WINDOW)
     elif found := check_fit(name, cache):
-        raise OutOfMemoryError(f"{found.text}; {ways_out(found)}.")
+        raise OutOfMemoryError(f"{found.text}; {alternatives(found)}.")
     model = load(name, folders=folders, limited=not load_anyway)
     bounds = cache if request.resume is None or settings.bounds_cache else None
     return answer(model, request, bounds, settings.sampling, sys.stdout, sys.stderr)

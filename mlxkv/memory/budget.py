@@ -13,7 +13,7 @@ from typing import Any
 
 from mlxkv.cache.config import CacheConfig
 from mlxkv.cache.plan import CachePlan, plan_cache
-from mlxkv.cache.recurrent.checkpoints import KEPT
+from mlxkv.cache.recurrent.checkpoints import MAX_CHECKPOINTS
 from mlxkv.cache.recurrent.state_shapes import state_nbytes
 from mlxkv.errors import ConfigError, OutOfMemoryError
 from mlxkv.memory.prefill_peak import prefill_bytes
@@ -167,7 +167,7 @@ class Budget:
         """Bytes of the cache: its rings, and recurrent states with all the checkpoints of them that may be kept."""
         key = ("states", tuple(leaf.native_class for leaf in plan.leaves))
         if key not in self._predicted:
-            self._predicted[key] = state_nbytes(self.model, plan) * (KEPT + 1)
+            self._predicted[key] = state_nbytes(self.model, plan) * (MAX_CHECKPOINTS + 1)
         return plan.nbytes + self._predicted[key]
 
     def _formula(self, plan: CachePlan, chunk: int, tokens: int | None) -> int:

@@ -45,7 +45,7 @@ def check_fit(name: str, config: CacheConfig, *, size: int = 0) -> ModelTooLarge
     return ModelTooLarge(name, need, device.memory_limit, device.total_memory, four_bit)
 
 
-def ways_out(found: ModelTooLarge) -> str:
+def alternatives(found: ModelTooLarge) -> str:
     """Options that work instead, for an error message."""
     from mlxkv.device import current_device
     from mlxkv.models import BUILT_IN, catalogue

@@ -13,7 +13,7 @@ from mlxkv.cache.config import CacheConfig
 from mlxkv.cache.plan import plan_cache
 from mlxkv.cache.probe import leaves
 from mlxkv.cache.prompt_cache import PromptCache
-from mlxkv.cache.recurrent.checkpoints import EVERY, KEPT, Checkpoints
+from mlxkv.cache.recurrent.checkpoints import CHECKPOINT_INTERVAL, MAX_CHECKPOINTS, Checkpoints
 from mlxkv.cache.recurrent.state import arrays_of, capture, nbytes_of, restore_snapshot
 from mlxkv.cache.recurrent.state_shapes import state_nbytes
 from mlxkv.errors import RewindError
@@ -138,18 +138,18 @@ def test_a_checkpoint_that_the_rings_cannot_reach_does_not_count() -> None:
 def test_prefill_stops_for_a_checkpoint_every_1024_tokens_and_decode_takes_them_too() -> None:
     from mlxkv.inference.sampling import SamplingParams
 
-    model, ids = tiny("mamba2"), random_ids(EVERY + 700)
+    model, ids = tiny("mamba2"), random_ids(CHECKPOINT_INTERVAL + 700)
     cache = cache_of(model)
     runner = ModelRunner(model)
     assert list(runner.prefill(cache, ids[:100])) == [100]
     assert list(runner.prefill(cache, ids[100:])) == [512, 924, 1436, 1624]
-    assert [c.position for c in cache.checkpoints] == [EVERY]
+    assert [c.position for c in cache.checkpoints] == [CHECKPOINT_INTERVAL]
     for _ in runner.decode(cache, 1, SamplingParams(temperature=0.0, max_tokens=400)):
         pass
-    assert [c.position for c in cache.checkpoints] == [EVERY, 2 * EVERY]
+    assert [c.position for c in cache.checkpoints] == [CHECKPOINT_INTERVAL, 2 * CHECKPOINT_INTERVAL]
     straight = cache_of(model)
-    feed(model, straight, cache.tokens[: 2 * EVERY])
-    cache.rewind(2 * EVERY + 1)
+    feed(model, straight, cache.tokens[: 2 * CHECKPOINT_INTERVAL])
+    cache.rewind(2 * CHECKPOINT_INTERVAL + 1)
     difference = largest(score(model, cache, ids[:20]) - score(model, straight, ids[:20]))
     assert difference <= 1e-4 * largest(score(model, straight, ids[:20]))
 
@@ -161,7 +161,7 @@ def test_the_newest_are_kept_and_a_long_text_does_not_push_out_the_turns() -> No
     checkpoints = Checkpoints([leaves(cache.layers)[0]])
     for n in range(1, 21):
         checkpoints.take(n, is_turn=n in (2, 3, 5))
-    assert [c.position for c in checkpoints] == [2, 3, 5, 16, 17, 18, 19, 20][-KEPT:]
+    assert [c.position for c in checkpoints] == [2, 3, 5, 16, 17, 18, 19, 20][-MAX_CHECKPOINTS:]
     for n in range(21, 31):
         checkpoints.take(n, is_turn=True)
     assert [c.position for c in checkpoints] == list(range(23, 31))
@@ -239,7 +239,7 @@ def test_memory_is_kept_for_the_checkpoints() -> None:
     """A limit that the rings fit and the states with their checkpoints do not."""
     model = tiny("qwen3_next")
     plan = plan_cache(model, CONFIG)
-    states = state_nbytes(model, plan) * (KEPT + 1)
+    states = state_nbytes(model, plan) * (MAX_CHECKPOINTS + 1)
     prefill = Budget(model, limit=1).prefill_bytes(plan, 128)
     assert Budget(model, limit=plan.nbytes + states + prefill).fits(plan, used=0)
     assert not Budget(model, limit=plan.nbytes + states + prefill - 1).fits(plan, used=0)

@@ -13,7 +13,7 @@ from mlx_lm.models.smollm3 import NoPE
 import mlxkv
 from mlxkv.cache import traits
 from mlxkv.cache.config import CacheConfig
-from mlxkv.cache.equal_layers import kinds
+from mlxkv.cache.equal_layers import layer_kinds
 from mlxkv.cache.plan import make_cache, plan_cache
 from mlxkv.cache.probe import sink_rotations
 from mlxkv.cache.prompt_cache import PromptCache
@@ -121,11 +121,11 @@ def test_layers_are_alike_weights_aside() -> None:
     model.layers[1].self_attn.layer_idx = 1  # its number says nothing
     model.layers[2].self_attn.is_local = True
     model.layers[3].self_attn.rope._freqs = mx.arange(4.0)
-    a, b, c, d, e = kinds(model.layers)
+    a, b, c, d, e = layer_kinds(model.layers)
     assert a == b == e
     assert len({a, c, d}) == 3
     model.layers[4].self_attn.rope._freqs = mx.arange(4.0)
-    assert kinds(model.layers)[4] == d
+    assert layer_kinds(model.layers)[4] == d
 
 
 def test_a_norm_of_one_number_is_not_like_one_of_many() -> None:

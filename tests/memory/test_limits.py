@@ -18,7 +18,7 @@ import mlxkv
 from mlxkv.cache.config import CacheConfig
 from mlxkv.cache.plan import plan_cache
 from mlxkv.cache.prompt_cache import PromptCache
-from mlxkv.cache.recurrent.checkpoints import KEPT
+from mlxkv.cache.recurrent.checkpoints import MAX_CHECKPOINTS
 from mlxkv.cache.recurrent.state_shapes import state_nbytes
 from mlxkv.device import memory_used
 from mlxkv.errors import OutOfMemoryError
@@ -161,7 +161,11 @@ def test_few_predictions_for_all_prompts(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_recurrent_states_and_their_checkpoints_count() -> None:
     model = hybrids.tiny("mamba2")
     plan = plan_cache(model, CacheConfig())
-    assert Budget(model, 0).cache_bytes(plan) == plan.nbytes + (KEPT + 1) * state_nbytes(model, plan) > plan.nbytes
+    assert (
+        Budget(model, 0).cache_bytes(plan)
+        == plan.nbytes + (MAX_CHECKPOINTS + 1) * state_nbytes(model, plan)
+        > plan.nbytes
+    )
 
 
 def test_what_would_fit_does() -> None:

@@ -11,9 +11,9 @@ from typing import Any
 
 from mlxkv.cache.recurrent.state import Snapshot, capture, nbytes_of, restore_snapshot
 
-EVERY = 1024  # tokens
-KEPT = 8
-_KEPT_BETWEEN_TURNS = 4  # so that one long reply or document does not drop the checkpoints of turns
+CHECKPOINT_INTERVAL = 1024  # tokens
+MAX_CHECKPOINTS = 8
+_MAX_BETWEEN_TURNS = 4  # so that one long reply or document does not drop the checkpoints of turns
 
 
 @dataclass(frozen=True)
@@ -57,9 +57,9 @@ class Checkpoints:
             is_turn = is_turn or same.is_turn
             self._kept.remove(same)
         self._kept.append(Checkpoint(position, is_turn, tuple(capture(cache) for cache in self.caches)))
-        if len(self._kept) > KEPT:
+        if len(self._kept) > MAX_CHECKPOINTS:
             between = [c for c in self._kept if not c.is_turn]
-            self._kept.remove(between[0] if len(between) > _KEPT_BETWEEN_TURNS else self._kept[0])
+            self._kept.remove(between[0] if len(between) > _MAX_BETWEEN_TURNS else self._kept[0])
 
     def newest(self, most: int, least: int = 1) -> Checkpoint | None:
         """The last checkpoint at a position from `least` to `most`."""
