@@ -65,14 +65,14 @@ async def pictures(model: str, questions: tuple[str, ...], out: Path, folders: F
                 await camera.ask(question)
             camera.take("chat")
             await pilot.press("f2")
-            await camera.until(lambda: app.view.panel.display)
+            await camera.until(lambda: app.chat.panel.display)
             camera.take("cache")
             await pilot.press("f2")
             before = state.session_id
             await camera.run("/retry")
             await camera.until(lambda: state.session_id != before and not state.turn and len(state.messages) >= 4)
             await pilot.press("ctrl+b")
-            await camera.until(lambda: app.view.sidebar and state.chats)
+            await camera.until(lambda: app.chat.sidebar and state.chats)
             camera.take("chats")
             await pilot.press("escape", "ctrl+b", "ctrl+b")
             for name, line in (("context", "/context"), ("models", "/model"), ("settings", "/set")):

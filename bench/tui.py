@@ -54,7 +54,7 @@ async def flush_and_key(num_messages: int, rounds: int = 60) -> tuple[float, flo
     async with app.run_test(size=(120, 40)) as pilot:
         while not app.state.is_ready or not len(app.transcript.lines):
             await pilot.pause(0.02)
-        while app.transcript.is_wrapping:
+        while app.transcript.view.is_wrapping:
             await pilot.pause(0.02)
         app.state.prompt("go")
         text = REPLY * 40

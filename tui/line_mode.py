@@ -104,8 +104,8 @@ class PlainChat:
             case Unknown(message):
                 self._line(message)
             case Run(name, argument):
-                if wish := slash.run(self._state, name, argument):
-                    self._grant(wish)
+                if request := slash.run(self._state, name, argument):
+                    self._perform(request)
             case prompt:
                 if self._state.read_only:
                     self._dispatcher.handle(cmd.CheckChat())
@@ -119,21 +119,21 @@ class PlainChat:
     def _no_model(self) -> str:
         return "" if self._state.is_ready else "No model is loaded: /model lists those there are."
 
-    def _grant(self, wish: slash.Wish) -> None:
-        match wish:
-            case slash.Wish("quit"):
+    def _perform(self, request: slash.UiRequest) -> None:
+        match request:
+            case slash.UiRequest("quit"):
                 self._done = True
-            case slash.Wish("help") | slash.Wish("keys"):
+            case slash.UiRequest("help") | slash.UiRequest("keys"):
                 for usage, about in help_rows():
                     self._line(f"{usage}: {about}")
-            case slash.Wish("save", name):
+            case slash.UiRequest("save", name):
                 from mlxkv.config import save_setting
 
                 try:
                     save_setting(self._folders, name, getattr(self._state.settings, name))
                 except ConfigError as error:
                     self._line(f"Error: {error}")
-            case slash.Wish(name):
+            case slash.UiRequest(name):
                 self._line(f"/{name} needs the window.")
 
     def _choose(self, listing: Listing) -> None:

@@ -9,7 +9,7 @@ from textual.color import Color, ColorParseError
 from mlxkv.tui.markdown.block_renderer import Look
 
 
-def look_of(variables: Mapping[str, str], dark: bool, ansi: bool, joined_emoji: bool = False) -> Look:
+def theme_colours(variables: Mapping[str, str], dark: bool, ansi: bool, joined_emoji: bool = False) -> Look:
     """`variables` are the theme's (`app.theme_variables`). An ANSI theme keeps to the terminal's own colours."""
     if ansi:
         return Look("blue", "green", "red", "dim", "ansi_dark" if dark else "ansi_light", joined_emoji)

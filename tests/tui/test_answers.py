@@ -13,20 +13,20 @@ LONG = "\n\n".join(f"paragraph {n}" for n in range(60))
 
 
 def shown(w: Window) -> str:
-    top, page = w.app.transcript.scroll_offset.y, w.app.transcript.size.height
+    top, page = w.app.transcript.view.scroll_offset.y, w.app.transcript.size.height
     return "\n".join(w.app.transcript.lines.line(y).text for y in range(top, top + page))
 
 
 async def scrolled_up(w: Window, engine: FakeEngine, ends: bool) -> None:
     """A long reply, finished or still being made, of which the beginning is seen."""
     w.app.state.prompt("tell me")
-    w.app._sync()
+    w.app.chat.sync()
     await w.until(lambda: w.app.state.turn)
     engine.say(reply_events(LONG) if ends else reply_events(LONG)[:-2])
     await w.until(lambda: w.height > 100 and (w.app.state.turn is None) is ends)
     await w.until(lambda: "paragraph 59" in w.screen())
     await w.pilot.press("pageup")
-    await w.until(lambda: not w.app.transcript.follow)
+    await w.until(lambda: not w.app.transcript.view.follow)
 
 
 COMMANDS = (
@@ -46,8 +46,8 @@ async def test_an_answer_is_seen(ends: bool) -> None:
     async with window(engine) as w:
         await scrolled_up(w, engine, ends)
         for command, answer in COMMANDS:
-            w.app.transcript.scroll_page(-1)
-            await w.until(lambda: not w.app.transcript.follow)
+            w.app.transcript.view.scroll_page(-1)
+            await w.until(lambda: not w.app.transcript.view.follow)
             await w.ask(command)
             await w.until(lambda answer=answer: answer in shown(w), command)
 
@@ -59,14 +59,14 @@ async def test_what_was_not_asked_for_pulls_nobody(last: ev.EngineEvent) -> None
     engine = FakeEngine(manual=True)
     async with window(engine) as w:
         await scrolled_up(w, engine, ends=False)
-        before = w.app.transcript.scroll_offset.y
+        before = w.app.transcript.view.scroll_offset.y
         notice, done = ev.Notice("The oldest part rotates out."), ev.PullProgress("org/m", ev.PullState.DONE)
         for event in (ev.TextDelta("\n\nmore and more", 99), notice, done, ev.SaveProgress(1, 2), last):
             engine.say([event])
             await w.until(lambda: not engine.events)
             await w.pilot.pause()
-            assert w.app.transcript.scroll_offset.y == before, event
-            assert not w.app.transcript.follow
+            assert w.app.transcript.view.scroll_offset.y == before, event
+            assert not w.app.transcript.view.follow
 
 
 async def test_a_reader_who_asked_beside_a_reply_stays_with_the_answer() -> None:

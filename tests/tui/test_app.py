@@ -109,7 +109,7 @@ async def test_help() -> None:
 
 async def test_first_screen_without_a_model_is_not_a_dialog() -> None:
     async with window(model=None) as w:
-        assert w.app.view.welcome.display
+        assert w.app.chat.welcome.display
         assert "tutor" in w.screen()
         assert "/model <repo id or folder>" in w.screen()
         await w.pilot.press(*"hi")
@@ -141,14 +141,14 @@ async def test_following_and_scrolling() -> None:
         w.engine.say([TextDelta(f"para {i}\n\n", i) for i in range(50)])
         await w.until(lambda: "para 49" in w.screen())
         await w.pilot.press("pageup")
-        await w.until(lambda: not transcript.follow)
-        top = transcript.scroll_offset.y
+        await w.until(lambda: not transcript.view.follow)
+        top = transcript.view.scroll_offset.y
         w.engine.say([TextDelta(f"more {i}\n\n", i) for i in range(50)])
         await w.until(lambda: "more 49" in w.said())
-        assert transcript.scroll_offset.y == top
+        assert transcript.view.scroll_offset.y == top
         assert "End ↓ to follow" in w.bar("activity")
         await w.pilot.press("end")
-        await w.until(lambda: transcript.follow and "more 49" in w.screen())
+        await w.until(lambda: transcript.view.follow and "more 49" in w.screen())
 
 
 async def test_a_resize_keeps_the_place() -> None:
@@ -160,14 +160,14 @@ async def test_a_resize_keeps_the_place() -> None:
         await w.until(lambda: w.app.state.turn)
         w.engine.say([TextDelta(text, 1), TurnFinished("stop", text, STATS)])
         await w.until(lambda: "5,871 cached" in w.screen())
-        transcript.scroll_to(y=60, animate=False, immediate=True)
-        await w.until(lambda: not transcript.follow)
+        transcript.view.scroll_to(y=60, animate=False, immediate=True)
+        await w.until(lambda: not transcript.view.follow)
         lines = transcript.lines
-        before = lines.index_at(transcript.scroll_offset.y)
+        before = lines.index_at(transcript.view.scroll_offset.y)
         await w.pilot.resize_terminal(60, 30)
         await w.until(lambda: lines.width < 70 and lines.is_exact, "everything wrapped again")
-        assert lines.index_at(transcript.scroll_offset.y) == before
-        assert transcript.virtual_size.height == lines.height
+        assert lines.index_at(transcript.view.scroll_offset.y) == before
+        assert transcript.view.virtual_size.height == lines.height
 
 
 @pytest.mark.parametrize("size", [(29, 24), (80, 7)])
@@ -186,7 +186,7 @@ async def test_tiers() -> None:
         assert "mlxkv" not in w.screen()
         await w.until(lambda: w.bar("footer").strip() == "19% ctx")
         await w.pilot.resize_terminal(80, 10)
-        await w.until(lambda: not w.app.view.footer.display)
+        await w.until(lambda: not w.app.chat.footer.display)
         assert w.app.prompt.size.height == 1
 
 
@@ -249,7 +249,7 @@ async def test_without_colours_an_ansi_theme_is_the_terminals_own(theme: str, mo
     monkeypatch.setenv("NO_COLOR", "1")
     async with window(FakeEngine(manual=True), settings=Settings(theme=theme)) as w:
         await w.pilot.press("ctrl+k")
-        await w.until(lambda: "Rust lifetimes" in w.screen() and w.app.view.picker and w.app.view.picker.has_focus)
+        await w.until(lambda: "Rust lifetimes" in w.screen() and w.app.chat.picker and w.app.chat.picker.has_focus)
 
         def styles(row: int) -> list[Style]:
             return [segment.style for segment in w.app.screen._compositor.render_strips()[row] if segment.style]
@@ -263,7 +263,7 @@ async def test_a_title_too_long_for_the_header_is_cut_not_left_out() -> None:
     async with window(size=(120, 30)) as w:
         for title, shown in (("short", " short "), ("long " * 30, " long long "), ("x", " x ")):
             w.app.state.title = title.strip()
-            w.app._show()
+            w.app.chat.show()
             header = w.bar("header")
             assert shown in header
             assert cell_len(header) <= 120
@@ -279,11 +279,11 @@ async def test_the_header_says_which_fork_and_the_footer_how_much_of_the_rows_is
             )
             for event, said in ((SaveProgress(412, 1000), "saving KV 41%"), (SaveProgress(1000, 1000), "saved ✓")):
                 w.app.state.apply(event)
-                w.app._show()
+                w.app.chat.show()
                 assert said in w.bar("footer")
             assert "⑂" not in w.bar("header")
             w.app.state.apply(replace(w.app.state.status, fork=2))
-            w.app._show()
+            w.app.chat.show()
             assert "Rust lifetimes ⑂2" in w.bar("header")
 
 

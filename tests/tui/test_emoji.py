@@ -13,8 +13,8 @@ from mlxkv.tui.emoji import joins_emoji
 from mlxkv.tui.markdown.block_renderer import Look, Renderer
 from mlxkv.tui.state.blocks import Block, Kind
 from mlxkv.tui.widgets.copying import selected
-from mlxkv.tui.widgets.line_layout import Layout
-from mlxkv.tui.widgets.line_painter import Paper
+from mlxkv.tui.widgets.line_layout import LineLayout
+from mlxkv.tui.widgets.line_painter import LinePainter
 from mlxkv.tui.widgets.search import Finder
 from tests.tui.window import window
 
@@ -45,12 +45,12 @@ def test_known_terminals_join_and_others_do_not(env: dict[str, str], joins: bool
 
 def test_the_mouse_finds_the_character_behind_a_joined_emoji() -> None:
     """Counted one by one, the characters of a family are six cells wide; it takes two."""
-    lines = Layout(Renderer(Look(joined_emoji=True)).strips, 60)
+    lines = LineLayout(Renderer(Look(joined_emoji=True)).strips, 60)
     lines.update([Block(Kind.MARKDOWN, f"ab {FAMILY}{FAMILY} cd", tight=True, message=0)], [])
-    lines.settle(0)
-    paper = Paper(lines, Finder(lines), "red")
-    paper.begin(Style(), 60)
-    strip = paper.line(0, None, Style())
+    lines.render_block(0)
+    painter = LinePainter(lines, Finder(lines), "red")
+    painter.begin(Style(), 60)
+    strip = painter.line(0, None, Style())
     text = lines.line(0).text
     assert strip.cell_length == 60
     assert cell_len(text) == 3 + 3 + 4 + 3

@@ -11,8 +11,8 @@ from mlxkv.tui.markdown.block_renderer import Look, Renderer
 from mlxkv.tui.state.blocks import Block, Kind
 from mlxkv.tui.state.chat_state import ChatState
 from mlxkv.tui.state.slash_actions import run
-from mlxkv.tui.widgets.copying import code_blocks, message_source, selected
-from mlxkv.tui.widgets.line_layout import Layout
+from mlxkv.tui.widgets.copying import code_blocks, message_text, selected
+from mlxkv.tui.widgets.line_layout import LineLayout
 
 FAMILY, PARTS = "👨\u200d👩\u200d👧", "👨👩👧"
 WHOLE = {
@@ -35,9 +35,9 @@ WHOLE = {
 def test_a_part_of_a_block(kind: Kind, emoji: str, width: int) -> None:
     text = f"so {emoji} and then"
     block = Block(kind, "thought" if kind is Kind.THOUGHT else text, detail=text if kind is Kind.THOUGHT else "")
-    lines = Layout(Renderer(Look()).strips, width)
+    lines = LineLayout(Renderer(Look()).strips, width)
     lines.update([Block(kind, block.text, detail=block.detail, folded=False, message=0)], [])
-    lines.settle(0)
+    lines.render_block(0)
     first = 2 if kind is Kind.THOUGHT else 1
     start = lines.line(first).text.index("so") + 1
     copied = selected(lines, (first, start), (lines.height - 1, -1))
@@ -45,9 +45,9 @@ def test_a_part_of_a_block(kind: Kind, emoji: str, width: int) -> None:
 
 
 def test_only_what_was_selected_is_joined() -> None:
-    lines = Layout(Renderer(Look()).strips, 60)
+    lines = LineLayout(Renderer(Look()).strips, 60)
     lines.update([Block(Kind.MARKDOWN, f"a {PARTS} b {FAMILY} c", tight=True, message=0)], [])
-    lines.settle(0)
+    lines.render_block(0)
     line = lines.line(0).text
     second = line.rindex(PARTS)
     assert selected(lines, (0, 5), (0, second)) == f"{PARTS} b "
@@ -66,7 +66,7 @@ def test_where_the_order_is_another_all_are_joined() -> None:
 
 def test_copying_a_message_and_its_code() -> None:
     reply = Block(Kind.REPLY, f"see {FAMILY}\n\n```\n{FAMILY}\n```\n", message=1)
-    assert FAMILY in message_source([reply])
+    assert FAMILY in message_text([reply])
     assert code_blocks([reply]) == [FAMILY]
 
 

@@ -94,12 +94,12 @@ async def _note(w: Window, text: str, note: str) -> None:
 
 async def test_the_window_says_it_and_enter_sends_the_word(base: Path) -> None:
     async with window() as w:
-        w.app.prompt.base = base / "empty"
+        w.app.prompt.files.base = base / "empty"
         await _note(w, "@", "This folder has no files to attach")
         await _note(w, "//help with @", "This folder has no files to attach")
         await _note(w, "/usr/bin and @", "This folder has no files to attach")
-        w.app.prompt.base = base
-        w.app.prompt._files_at = float("-inf")
+        w.app.prompt.files.base = base
+        w.app.prompt.completer._paths_at = float("-inf")
         await _note(w, "thanks @someone", "No file in this folder matches someone")
         await w.pilot.press("enter")
         await w.until(lambda: bool(w.app.state.messages))

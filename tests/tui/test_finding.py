@@ -15,38 +15,38 @@ from mlxkv.text.folding import Wanted
 from mlxkv.tui.markdown.block_renderer import Look, Renderer
 from mlxkv.tui.markdown.stream_splitter import split
 from mlxkv.tui.state.blocks import Block, Kind
-from mlxkv.tui.widgets.copying import code_blocks, message_source, selected
-from mlxkv.tui.widgets.line_layout import Layout
+from mlxkv.tui.widgets.copying import code_blocks, message_text, selected
+from mlxkv.tui.widgets.line_layout import LineLayout
 from mlxkv.tui.widgets.search import Finder
 from tests.tui.fake_engine import REPLY, STATS, FakeEngine
 from tests.tui.window import window
 
 
-def layout(*blocks: Block, width: int = 60) -> Layout:
-    lines = Layout(Renderer(Look()).strips, width)
+def layout(*blocks: Block, width: int = 60) -> LineLayout:
+    lines = LineLayout(Renderer(Look()).strips, width)
     lines.update(blocks, [])
     return lines
 
 
-def chat(*replies: str, width: int = 60) -> Layout:
+def chat(*replies: str, width: int = 60) -> LineLayout:
     blocks: list[Block] = []
     for i, text in enumerate(replies):
         blocks += [Block(Kind.USER, f"question {i}", message=2 * i), Block(Kind.REPLY, text, message=2 * i + 1)]
     return layout(*blocks, width=width)
 
 
-def settle_all(lines: Layout) -> None:
-    while (index := lines.unsettled(0, lines.height)) is not None:
-        lines.settle(index)
+def settle_all(lines: LineLayout) -> None:
+    while (index := lines.unrendered(0, lines.height)) is not None:
+        lines.render_block(index)
 
 
-def all_text(lines: Layout) -> str:
+def all_text(lines: LineLayout) -> str:
     return "\n".join(lines.line(y).text for y in range(lines.height))
 
 
 def test_matches_are_walked_in_order_and_around() -> None:
     lines = chat(*(f"one needle here, number {i}" for i in range(40)))
-    lines.settle_end(10)
+    lines.render_end(10)
     finder = Finder(lines)
     assert finder.search("NEEDLE", lines.height - 10)
     seen = []
@@ -55,7 +55,7 @@ def test_matches_are_walked_in_order_and_around() -> None:
         assert total == 40
         y = finder.line()
         assert y is not None
-        lines.settle_view(y, 1)
+        lines.render_view(y, 1)
         seen.append(int(re.findall(r"number (\d+)", lines.line(finder.line() or 0).text)[0]))
         assert seen[-1] == at - 1
         assert finder.move(1)
@@ -133,8 +133,8 @@ def test_the_whole_of_a_chat_is_its_sources() -> None:
     )
     settle_all(lines)
     assert selected(lines, (0, 0), (lines.height - 1, -1)) == f"why?\n\n{REPLY.strip()}\n\nand?"
-    assert message_source(split(REPLY)) == REPLY.strip()
-    assert message_source([Block(Kind.REPLY, REPLY)]) == REPLY.strip()
+    assert message_text(split(REPLY)) == REPLY.strip()
+    assert message_text([Block(Kind.REPLY, REPLY)]) == REPLY.strip()
 
 
 def test_a_part_is_copied_without_what_wrapping_added() -> None:
@@ -184,7 +184,7 @@ def test_any_selection_is_text_that_is_there(markdown: str, width: int, data: st
 @pytest.mark.parametrize("width", [30, 80])
 def test_a_selection_reaches_into_what_is_not_wrapped(width: int) -> None:
     lines = chat(*(f"reply {i} " + "word " * 30 for i in range(6)), width=width)
-    lines.settle_end(5)
+    lines.render_end(5)
     text = selected(lines, (0, 0), (lines.height - 1, -1))
     assert [line for line in text.split("\n") if line.startswith("question")] == [f"question {i}" for i in range(6)]
     assert all(f"reply {i}" in text for i in range(6))

@@ -56,23 +56,23 @@ async def test_every_command_does_something() -> None:
                 continue
             before = seen(w)
             w.app._run_command(command.name, "")
-            w.app._sync()
+            w.app.chat.sync()
             await w.until(changed(w, before), f"/{command.name} was taken up")
             await w.until(lambda: not w.app.state.is_busy, f"/{command.name} is done")
             await w.until(lambda: w.app.screen.is_mounted, "a dialog is there before it goes")
             while len(w.app.screen_stack) > 1:
                 w.app.pop_screen()
-            w.app.view.close_picker()
+            w.app.chat.close_picker()
             w.app.prompt.put("")
             w.app.state.editing = None
-            w.app._hint = ("", 0.0)
+            w.app.chat._hint = ("", 0.0)
         w.app._run_command("quit", "")
         assert w.app.return_code == 0
 
 
 def seen(w: Window) -> tuple[object, ...]:
-    app = w.app
-    return (len(w.engine.commands), len(app.screen_stack), app.view.picker, app.prompt.text, app._hint, app._find_bar,
+    app, chat = w.app, w.app.chat
+    return (len(w.engine.commands), len(app.screen_stack), chat.picker, app.prompt.text, chat._hint, chat.find_bar,
             len(app.transcript.lines))  # fmt: skip
 
 

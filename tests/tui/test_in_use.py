@@ -40,12 +40,12 @@ async def test_a_reader_stays_where_they_are_and_what_was_typed_stays_too() -> N
         await w.ask("three")
         await w.until(lambda: "open in another mlxkv" in w.bar("activity"))
         await w.pilot.press("pageup", "pageup")
-        await w.until(lambda: not w.app.transcript.follow)
+        await w.until(lambda: not w.app.transcript.view.follow)
         seen = w.screen().splitlines()[2:12]
         engine.history = MORE
         engine.say([ev.ChatReleased("c1")])
         await w.until(lambda: "can be continued here" in w.said())
-        assert (w.app.prompt.text, w.app.transcript.follow) == ("three", False)
+        assert (w.app.prompt.text, w.app.transcript.view.follow) == ("three", False)
         assert w.screen().splitlines()[2:12] == seen
         await w.pilot.press("enter")
         await w.until(lambda: w.sent(cmd.Send))

@@ -111,7 +111,7 @@ async def test_selected_text_is_copied() -> None:
         await w.ask("why")
         await w.until(lambda: "5,871 cached" in w.said())
         row = w.said().split("\n").index("   Three ways out:")
-        w.app.screen.selections = {w.app.transcript: Selection(Offset(3, row), Offset(8, row + 2))}
+        w.app.screen.selections = {w.app.transcript.view: Selection(Offset(3, row), Offset(8, row + 2))}
         await w.pilot.press("ctrl+c")
         await w.until(lambda: w.app.clipboard)
         assert w.app.clipboard == "Three ways out:\n\n1. Cl"

@@ -8,7 +8,7 @@ from textual.strip import Strip
 
 from mlxkv.tui.markdown.block_renderer import Look, Renderer
 from mlxkv.tui.state.blocks import Block, Kind
-from mlxkv.tui.widgets.line_layout import Layout
+from mlxkv.tui.widgets.line_layout import LineLayout
 
 
 def block(text: str) -> Block:
@@ -32,15 +32,15 @@ class Counting:
 @given(BLOCKS, st.integers(20, 90), st.integers(20, 90), st.lists(st.integers(0, 60), max_size=6))
 def test_same_lines_as_rendering_all(blocks: list[Block], first: int, second: int, tops: list[int]) -> None:
     renderer = Renderer(Look())
-    layout = Layout(renderer.strips, first)
+    layout = LineLayout(renderer.strips, first)
     layout.update(blocks[:3], blocks[3:4])
-    layout.settle_end(5)
+    layout.render_end(5)
     layout.update(blocks[3:], [])
     layout.reset(second)
     for top in tops:
-        layout.settle_view(top, 7)
-    while (index := layout.unsettled(0, layout.height)) is not None:
-        layout.settle(index)
+        layout.render_view(top, 7)
+    while (index := layout.unrendered(0, layout.height)) is not None:
+        layout.render_block(index)
     expected = [strip.text for b in blocks for strip in renderer.strips(b, second)]
     assert layout.height == len(expected)
     assert [layout.line(y).text for y in range(layout.height)] == expected
@@ -48,43 +48,43 @@ def test_same_lines_as_rendering_all(blocks: list[Block], first: int, second: in
 
 def test_opening_renders_the_end_only() -> None:
     render = Counting()
-    layout = Layout(render)
+    layout = LineLayout(render)
     layout.update([block(f"a{i}") for i in range(500)], [])
-    layout.settle_end(10)
+    layout.render_end(10)
     assert render.calls == ["a499", "a498", "a497", "a496", "a495"]
 
 
 def test_a_tail_that_did_not_change_is_not_rendered_again() -> None:
     render = Counting()
-    layout = Layout(render)
+    layout = LineLayout(render)
     layout.update([], [block("same"), block("grows")])
-    layout.settle_end(99)
+    layout.render_end(99)
     layout.update([block("same")], [block("grows more")])
-    layout.settle_end(99)
+    layout.render_end(99)
     assert render.calls == ["grows", "same", "grows more"]
     assert [b.text for b in layout.blocks] == ["same", "grows more"]
 
 
 def test_equal_blocks_are_still_two() -> None:
-    layout = Layout(Counting())
+    layout = LineLayout(Counting())
     layout.update([], [block("a b c")])
     layout.update([block("a b c"), block("a b c")], [])  # both look like the old tail
-    layout.settle(0)
-    layout.settle_end(99)
+    layout.render_block(0)
+    layout.render_end(99)
     assert layout.height == 8
 
 
 def test_settling_a_view_leaves_its_top_alone() -> None:
-    layout = Layout(Counting())
+    layout = LineLayout(Counting())
     layout.update([block(" ".join("w" * 9)) for _ in range(20)], [])  # nine lines each, guessed as two
-    layout.settle_view(10, 5)
+    layout.render_view(10, 5)
     assert layout.start(5) == 10
     assert layout.start(6) == 20
 
 
 def test_outside_is_blank() -> None:
-    layout = Layout(Counting())
+    layout = LineLayout(Counting())
     assert layout.line(0).text == ""
     assert layout.index_at(5) == -1 or len(layout) == 0
-    layout.settle_view(0, 10)
-    layout.settle_end(10)
+    layout.render_view(0, 10)
+    layout.render_end(10)

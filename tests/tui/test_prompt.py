@@ -26,7 +26,7 @@ def sent(w: Window) -> list[str]:
 
 
 def labels(w: Window) -> list[str]:
-    menu = w.app.prompt.menu
+    menu = w.app.prompt.completer.menu
     return [entry.label for entry in menu.entries] if menu else []
 
 
@@ -86,7 +86,7 @@ async def test_commands_are_offered_and_run() -> None:
         await w.pilot.press("enter")  # a prefix: runs
         await w.until(lambda: len(w.sent(NewChat)) == 2)
         assert w.app.prompt.text == ""
-        await w.until(lambda: not w.app.prompt.menu_list.display)
+        await w.until(lambda: not w.app.prompt.completer.menu_list.display)
 
 
 async def test_a_guess_is_completed_and_not_run() -> None:
@@ -129,9 +129,9 @@ async def test_a_click_takes_an_entry() -> None:
     async with window() as w:
         await w.pilot.press(*"/r")
         await w.until(lambda: len(labels(w)) > 3)
-        await w.until(lambda: w.app.prompt.menu_list.size.height > 3)
+        await w.until(lambda: w.app.prompt.completer.menu_list.size.height > 3)
         wanted = labels(w)[2].split()[0]
-        await w.pilot.click(w.app.prompt.menu_list, offset=(4, 2))
+        await w.pilot.click(w.app.prompt.completer.menu_list, offset=(4, 2))
         await w.until(lambda: w.app.prompt.text.strip() == wanted)
 
 
@@ -191,7 +191,7 @@ async def test_tokens_of_a_file_are_counted_by_the_model_once_and_a_guess_until_
         await w.until(lambda: "@src/main.rs 3 lines · 12k tok" in w.screen())
         assert "the window holds" not in w.screen()
         engine.events.append(replace(STATUS, cache_window=8_000))
-        await w.until(lambda: w.app.prompt.window == 8_000)
+        await w.until(lambda: w.app.prompt.files.window == 8_000)
         await w.pilot.press("?")
         await w.until(lambda: "12k tok · ▲ the window holds 8k" in w.screen())
         (folder / "src" / "main.rs").write_text("fn other() {}\n")
@@ -231,7 +231,7 @@ async def test_earlier_prompts_are_searched() -> None:
             w.app.history.add(text)
         w.app.prompt.put("draft")
         await w.pilot.press("ctrl+r")
-        await w.until(lambda: w.app.prompt.menu and w.app.prompt.menu.source is Source.HISTORY)
+        await w.until(lambda: w.app.prompt.completer.menu and w.app.prompt.completer.menu.source is Source.HISTORY)
         w.app.prompt.put("")
         await w.pilot.press(*"red")
         await w.until(lambda: labels(w) == ["red wine", "red apples"])

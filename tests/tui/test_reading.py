@@ -14,8 +14,8 @@ from mlxkv.protocol.commands import Fork, OpenChat, Retry, Send
 from mlxkv.protocol.events import ChatOpened
 from mlxkv.tui.screens.link import LinkScreen, host_note, is_web
 from mlxkv.tui.state.blocks import Kind
-from mlxkv.tui.widgets.find_bar import FindBar, Line
-from mlxkv.tui.widgets.line_painter import FOUND, paint
+from mlxkv.tui.widgets.find_bar import FindBar, FindInput
+from mlxkv.tui.widgets.line_painter import MATCH, paint
 from tests.tui.fake_engine import REPLY, STATS, FakeEngine
 from tests.tui.window import Window, window
 
@@ -152,7 +152,7 @@ async def test_search() -> None:
         assert "message 109 with a needle" in w.screen()
         await w.pilot.press("enter", "down", "enter")
         await w.until(lambda: "1/30" in w.screen() and "message 1 with" in w.screen())
-        assert not transcript.follow
+        assert not transcript.view.follow
         await w.pilot.press("x")
         await w.until(lambda: "no match" in w.screen())
         await w.pilot.press("escape")
@@ -201,7 +201,7 @@ def test_only_the_web_is_opened() -> None:
 async def test_a_long_chat_opens_without_being_wrapped() -> None:
     async with window(FakeEngine(manual=True)) as w:
         await chat(w, *(REPLY for _ in range(600)))
-        await w.until(lambda: not w.app.transcript.is_wrapping)
+        await w.until(lambda: not w.app.transcript.view.is_wrapping)
         cells = [w.app.transcript.lines.cell(i) for i in range(len(w.app.transcript.lines))]
         assert sum(cell.strips is not None for cell in cells) < 1000
         assert sum(cell.block.kind is Kind.REPLY for cell in cells) > 200  # not even cut into blocks
@@ -211,14 +211,14 @@ async def test_a_selection_stays_on_its_text_when_lines_above_are_wrapped() -> N
     async with window(FakeEngine(manual=True), size=(60, 20)) as w:
         await chat(w, *(f"message {i}" + "\nword" * 9 for i in range(80)))  # a reply's lines become one: not as guessed
         transcript = w.app.transcript
-        await w.until(lambda: not transcript.is_wrapping)
+        await w.until(lambda: not transcript.view.is_wrapping)
         transcript.lines.reset(transcript.lines.width)  # all heights are guesses again
         transcript.update_blocks([])
         y = next(y for y in range(transcript.lines.height - 19, transcript.lines.height)
                  if "message 79" in transcript.lines.line(y).text)  # fmt: skip
-        w.app.screen.selections = {transcript: Selection(Offset(3, y), Offset(13, y))}
+        w.app.screen.selections = {transcript.view: Selection(Offset(3, y), Offset(13, y))}
         assert w.app.screen.get_selected_text() == "message 79"
-        await w.until(lambda: not transcript.is_wrapping, "wrapped again")
+        await w.until(lambda: not transcript.view.is_wrapping, "wrapped again")
         assert w.app.screen.get_selected_text() == "message 79"
 
 
@@ -230,7 +230,7 @@ async def test_a_flush_lays_nothing_out(monkeypatch: pytest.MonkeyPatch) -> None
         await w.until(lambda: w.app.state.turn)
         w.engine.say([TextDelta("First paragraph.\n\n", 1)])
         await w.until(lambda: "First paragraph" in w.screen())
-        await w.until(lambda: not w.app.transcript.is_wrapping)
+        await w.until(lambda: not w.app.transcript.view.is_wrapping)
         layouts: list[int] = []
         real = type(w.app.screen)._refresh_layout
         monkeypatch.setattr(
@@ -238,7 +238,7 @@ async def test_a_flush_lays_nothing_out(monkeypatch: pytest.MonkeyPatch) -> None
         )
         for i in range(20):
             w.app.state.apply(TextDelta(f"line {i}\n\n", i))
-            w.app._sync()
+            w.app.chat.sync()
             await w.pilot.pause()
         assert "line 19" in w.screen()
         assert len(layouts) <= 2
@@ -247,9 +247,9 @@ async def test_a_flush_lays_nothing_out(monkeypatch: pytest.MonkeyPatch) -> None
 async def test_a_search_that_finds_something_beyond_the_right_edge() -> None:
     """No line of ours is that long; if one ever is, what is not on the screen is not painted, and nothing breaks."""
     strip = Strip([Segment("abc" + "x" * 50)]).crop(0, 10)
-    assert paint(strip, "abc" + "x" * 50, 20, 30, FOUND) == strip
-    assert paint(strip, "abc" + "x" * 50, 2, 30, FOUND).text == strip.text
-    assert paint(strip, "abc" + "x" * 50, 2, -1, FOUND).text == strip.text
+    assert paint(strip, "abc" + "x" * 50, 20, 30, MATCH) == strip
+    assert paint(strip, "abc" + "x" * 50, 2, 30, MATCH).text == strip.text
+    assert paint(strip, "abc" + "x" * 50, 2, -1, MATCH).text == strip.text
 
 
 async def test_keys_of_the_search_line_keep_their_order() -> None:
@@ -258,7 +258,7 @@ async def test_keys_of_the_search_line_keep_their_order() -> None:
         await chat(w, "one", "two")
         await w.pilot.press("ctrl+f", "o", "n")
         line = w.app.focused
-        assert isinstance(line, Line)
+        assert isinstance(line, FindInput)
         for key, character in (("backspace", "\x08"), ("backspace", "\x08"), ("t", "t"), ("w", "w"), ("o", "o")):
             w.app.post_message(Key(key, character))
         await w.until(lambda: line.value == "two", line.value)
@@ -269,7 +269,7 @@ async def test_what_is_pasted_into_the_search_line_is_harmless() -> None:
         await chat(w, "one", "two")
         await w.pilot.press("ctrl+f")
         line = w.app.focused
-        assert isinstance(line, Line)
+        assert isinstance(line, FindInput)
         w.app.post_message(Paste("a\u202eb\x9bc\rd"))
         await w.until(lambda: line.value)
         assert line.value == "a\ufffdb\ufffdc"

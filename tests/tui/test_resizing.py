@@ -24,5 +24,5 @@ async def test_a_reply_is_followed_through_any_size(size: tuple[int, int]) -> No
             engine.say(TextDelta(f"then{number}{i} and more ", i) for i in range(90))
             await w.until(lambda number=number: f"then{number}89" in w.said())
             await w.pilot.pause()
-            assert w.app.transcript.follow, then
+            assert w.app.transcript.view.follow, then
         await w.until(lambda: "then189" in w.screen())

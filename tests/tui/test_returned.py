@@ -50,7 +50,7 @@ async def asked(w: Window, text: str) -> str:
 async def test_escape_in_prefill_takes_the_message_back_as_it_was_typed(tmp_path: Path) -> None:
     (tmp_path / "notes.md").write_text("some notes\n")
     async with window(FakeEngine(manual=True)) as w:
-        w.app.prompt.base = tmp_path
+        w.app.prompt.files.base = tmp_path
         w.app.prompt.post_message(Paste(PASTE))
         await w.until(lambda: w.app.prompt.text == "[Pasted text #1 +40 lines]")
         typed = "[Pasted text #1 +40 lines] and @notes.md"

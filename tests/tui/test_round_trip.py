@@ -72,24 +72,24 @@ async def _replied(w: Window, engine: FakeEngine) -> None:
 async def test_every_way_back_to_the_prompt_sends_the_same(text: str, tmp_path: Path) -> None:
     engine = FakeEngine(manual=True)
     async with window(engine) as w:
-        w.app.prompt.base = tmp_path
+        w.app.prompt.files.base = tmp_path
         w.app.state.submit(cmd.OpenChat("c1"))  # in an empty chat the window lists others beside, which takes its time
-        w.app._sync()
+        w.app.chat.sync()
         await w.until(lambda: len(w.app.state.messages) == 2 and not w.app.state.is_busy)
         w.app.state.prompt(text)  # as if typed
-        w.app._sync()
+        w.app.chat.sync()
         await _replied(w, engine)
         assert w.app.state.edit()  # /edit, and `e` at the message cursor
-        w.app._sync()
+        w.app.chat.sync()
         assert await _sent_again(w, cmd.Edit, 0) == text
         await _replied(w, engine)
         engine.history = (*engine.history[:2], Message("user", text))  # /rewind, /undo, /fork
         w.app.state.submit(cmd.Rewind(2))
-        w.app._sync()
+        w.app.chat.sync()
         await w.until(lambda: w.app.prompt.text)
         assert await _sent_again(w, cmd.Send, 1) == text
         w.app.state.prompt(text)  # waits for the reply to the one before
-        w.app._sync()
+        w.app.chat.sync()
         await w.pilot.press("up")
         await w.until(lambda: w.app.prompt.text and not w.app.state.queue)
         await _replied(w, engine)
@@ -110,6 +110,6 @@ async def test_a_paste_that_looks_like_a_command_is_none_from_the_history_either
 async def test_files_go_along_with_a_path_that_looks_like_a_command(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("one\ntwo")
     async with window() as w:
-        w.app.prompt.base = tmp_path
+        w.app.prompt.files.base = tmp_path
         w.app.prompt.put("/etc/hosts @notes.txt")
         assert await _sent_again(w, cmd.Send, 0) == "/etc/hosts @notes.txt" + SECTION

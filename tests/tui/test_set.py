@@ -10,7 +10,7 @@ from mlxkv.protocol import commands as cmd
 from mlxkv.settings import schema
 from mlxkv.tui.state.blocks import Kind
 from mlxkv.tui.state.chat_state import ChatState
-from mlxkv.tui.state.slash_actions import Wish, run
+from mlxkv.tui.state.slash_actions import UiRequest, run
 
 REFUSED = {
     "temp": ("-1", "-0.1", "100.1", "1e400", "inf", "nan", "hot", "0,7", "1 2", "true", "0x1"),
@@ -109,7 +109,7 @@ def test_a_system_prompt_is_the_one_that_is_shown() -> None:
 
 def test_a_theme_that_does_not_exist_is_not_the_theme() -> None:
     here = state()
-    assert run(here, "set", "theme nope") == Wish("theme", "nope")
+    assert run(here, "set", "theme nope") == UiRequest("theme", "nope")
     assert here.settings.theme == "textual-dark"
     assert not any(isinstance(command, cmd.ChangeSettings) for command in here.outbox)
 

@@ -33,7 +33,7 @@ from mlxkv.tui.state.choice_lists import tree_list
 from mlxkv.tui.state.choices import PutPrompt
 from mlxkv.tui.state.reports import context_line, context_rows
 from mlxkv.tui.state.slash import COMMANDS
-from mlxkv.tui.state.slash_actions import Wish, run, settings_list
+from mlxkv.tui.state.slash_actions import UiRequest, run, settings_list
 from tests.tui.fake_engine import CHATS, STATS
 
 CHAT = (
@@ -221,7 +221,7 @@ def test_a_reply_that_goes_on_has_no_new_question(state: ChatState) -> None:
 
 
 def test_set_checks_changes_and_saves(state: ChatState) -> None:
-    assert run(state, "set", "temp 0.3") == Wish("save", "temperature")
+    assert run(state, "set", "temp 0.3") == UiRequest("save", "temperature")
     (change,) = sent(state)
     assert isinstance(change, cmd.ChangeSettings)
     assert (change.settings.temperature, state.settings.temperature) == (0.3, 0.3)
@@ -231,7 +231,7 @@ def test_set_checks_changes_and_saves(state: ChatState) -> None:
     assert "There is no setting nothing" in lines(state)[-1]
     run(state, "set", "temp")
     assert lines(state)[-1].startswith("temperature is 0.3.")
-    assert run(state, "set", "theme nord") == Wish("theme", "nord")
+    assert run(state, "set", "theme nord") == UiRequest("theme", "nord")
 
 
 def test_the_list_of_settings_puts_the_command_into_the_prompt(state: ChatState) -> None:

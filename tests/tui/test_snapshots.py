@@ -61,8 +61,8 @@ async def until(pilot: Pilot[Any], condition: Callable[[], object]) -> None:
 
 def settled(window: ChatApp) -> bool:
     """Everything is wrapped, so the scroll bar is final, and the engine has nothing more to say."""
-    transcript, bar = window.transcript, window.transcript.vertical_scrollbar
-    at_end = transcript.max_scroll_y == transcript.scroll_offset.y == bar.position
+    transcript, bar = window.transcript, window.transcript.view.vertical_scrollbar
+    at_end = transcript.view.max_scroll_y == transcript.view.scroll_offset.y == bar.position
     return transcript.lines.is_exact and at_end and bar.window_virtual_size == transcript.lines.height
 
 
@@ -125,7 +125,7 @@ def test_sidebar(snap_compare: SnapCompare) -> None:
     async def play(pilot: Pilot[Any]) -> None:
         await until(pilot, lambda: window.state.status.cache and settled(window))
         await pilot.press("ctrl+b")
-        await until(pilot, lambda: window.view.sidebar and window.view.sidebar.has_focus_within and window.state.chats)
+        await until(pilot, lambda: window.chat.sidebar and window.chat.sidebar.has_focus_within and window.state.chats)
         await until(pilot, lambda: settled(window))
 
     assert snap_compare(window, terminal_size=(140, 40), run_before=play)
@@ -141,10 +141,10 @@ def test_panel_and_lists(snap_compare: SnapCompare, name: str, shown: str) -> No
         await until(pilot, lambda: window.state.status.cache and settled(window))
         if name == "f2":
             await pilot.press("f2")
-            await until(pilot, lambda: window.view.panel.display and settled(window))
+            await until(pilot, lambda: window.chat.panel.display and settled(window))
         else:
             window.prompt.put(name)
             await pilot.press("enter")
-            await until(pilot, lambda: window.view.picker and window.view.picker.listing.title == shown)
+            await until(pilot, lambda: window.chat.picker and window.chat.picker.listing.title == shown)
 
     assert snap_compare(window, terminal_size=(80, 24), run_before=play)

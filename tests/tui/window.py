@@ -45,10 +45,10 @@ class Window:
         return self.app.transcript.lines.height
 
     def bar(self, name: str) -> str:
-        return getattr(self.app.view, name).render().plain
+        return getattr(self.app.chat, name).render().plain
 
     def queued(self) -> str:
-        return self.app.view.queued.render().plain
+        return self.app.chat.queued.render().plain
 
     def screen(self) -> str:
         return "\n".join(strip.text for strip in self.app.screen._compositor.render_strips())

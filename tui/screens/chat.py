@@ -1,25 +1,34 @@
-"""Everything on the main screen, from top to bottom, and which of it is shown when. No decisions, no engine. UI thread.
+"""The chat screen: its layout, and routing between its widgets and the chat state. UI thread.
 
-The widgets are kept, not queried: a query looks at the screen in front, which may be help or the palette.
+What is decided is decided in `tui/state/`; commands and requests that concern the whole program are the app's. Widgets
+are attributes, not queried: a query searches the screen in front, which may be help or the palette.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, ClassVar
 
 from rich.text import Text
-from textual.app import ComposeResult
+from textual.app import ComposeResult, SuspendNotSupported
+from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical
-from textual.message import Message
+from textual.screen import Screen
 from textual.widgets import Static
 
+from mlxkv.protocol import commands as cmd
 from mlxkv.protocol.events import FirstScreen
 from mlxkv.text.clean import clean
+from mlxkv.tui.state import choice_lists, slash
 from mlxkv.tui.state.chat_list import latest_first
 from mlxkv.tui.state.chat_state import ChatState
-from mlxkv.tui.state.choices import Listing
+from mlxkv.tui.state.choices import Listing, PutPrompt, SendAnyway
 from mlxkv.tui.state.gauges import narrow_lines, wide_lines
 from mlxkv.tui.state.labels import footer_text, gauge_text, short_name
+from mlxkv.tui.state.prompt_history import History
+from mlxkv.tui.state.transcript import title_line
+from mlxkv.tui.widgets import copying
 from mlxkv.tui.widgets.bars import Bar, Queued
 from mlxkv.tui.widgets.cache_panel import Panel
 from mlxkv.tui.widgets.prompt import Prompt
@@ -27,34 +36,43 @@ from mlxkv.tui.widgets.transcript import Transcript
 from mlxkv.tui.widgets.welcome import Welcome
 
 if TYPE_CHECKING:
+    from mlxkv.tui.widgets.find_bar import FindBar
     from mlxkv.tui.widgets.picker import Picker
     from mlxkv.tui.widgets.sidebar import Sidebar
 
 KEYS = ("⏎ send  ^J newline  ^B chats  F2 cache  ^P menu ", "^J newline  ^B chats  ^P menu ", "^J newline  ^P menu ")
+CURSOR_KEYS = "y copy · c code · e edit · r again · f fork · [ ] versions · space fold · / find · esc"
 LEVELS = {"": "", "warning": "yellow", "error": "red"}
 SIDEBAR_WIDTH = 31  # as in its CSS: it is imported when it is first opened
-ROOM_FOR_SIDEBAR = 100  # columns
-ROOM_FOR_FIGURES = 28  # rows
+MIN_WIDTH_FOR_SIDEBAR = 100  # columns
+MIN_HEIGHT_FOR_FIGURES = 28  # rows
+PANEL_WIDTH, PANEL_HEIGHT = 60, 16  # of the smallest window with the panel
 
 
-class ChatView(Vertical):
-    """Header; sidebar beside transcript (or welcome, or a list), panel, queue, activity, prompt, footer."""
+class ChatScreen(Screen[None]):
+    """Header; sidebar beside transcript (or welcome, or a list), panel, queue, activity, prompt, footer.
+
+    `send` gives the engine the commands that gathered in `state`.
+    """
 
     DEFAULT_CSS = """
-    ChatView {
-        height: 1fr;
+    ChatScreen {
         & #body { height: 1fr; }
         & #main { width: 1fr; height: 1fr; }
         & #input { height: auto; border-top: solid $panel; background: $background; }
         & #sign { width: 3; color: $text-primary; }
     }
     """
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("f2", "panel", "The cache", id="app.panel"),
+        Binding("ctrl+b", "sidebar", "Chats in a sidebar", id="app.sidebar"),
+    ]
 
-    class Searched(Message):
-        """What is searched is no longer the same text."""
-
-    def __init__(self, first: FirstScreen) -> None:
+    def __init__(self, first: FirstScreen, state: ChatState, history: History, send: Callable[[], None]) -> None:
         super().__init__()
+        self.HORIZONTAL_BREAKPOINTS = [(0, "-tiny-w"), (30, "-narrow"), (60, "-normal")]
+        self.VERTICAL_BREAKPOINTS = [(0, "-tiny-h"), (8, "-short"), (12, "-tall")]
+        self.state, self.history, self._send = state, history, send
         self.header, self.activity, self.footer = Bar(id="header"), Bar(id="activity"), Bar(id="footer")
         self.welcome, self.transcript, self.queued = Welcome(first), Transcript(), Queued(id="queued")
         self.panel = Panel(id="panel")
@@ -62,7 +80,10 @@ class ChatView(Vertical):
         self.body, self.main = Horizontal(id="body"), Vertical(id="main")
         self.sidebar: Sidebar | None = None
         self.picker: Picker | None = None
+        self.find_bar: FindBar | None = None
         self.wants_panel = False
+        self._hint: tuple[str, float] = ("", 0.0)  # and until when
+        self._typed = ""
         self._tail: list[object] = []
 
     def compose(self) -> ComposeResult:
@@ -73,15 +94,26 @@ class ChatView(Vertical):
             yield self.panel
             yield self.queued
             yield self.activity
+            yield self.prompt.completer.menu_list
             with Horizontal(id="input"):
                 yield Static(" ❯ ", id="sign", markup=False)
                 yield self.prompt
             yield self.footer
+        yield Static("need 30×8", id="small", markup=False)
 
-    def sync(self, state: ChatState) -> None:
-        """Take what changed in the transcript, and the list or the text that the state has for us."""
-        change = state.take()
-        place = self.transcript.place() if change.stays else None
+    def on_mount(self) -> None:
+        self.prompt.completer.earlier = self.history.entries
+        self.prompt.files.count = self.state.token_counts.count
+        self.transcript.count_with(self.state.token_counts.count)
+        self.prompt.focus()
+
+    # -- showing the state -------------------------------------------------------------------------------
+
+    def sync(self) -> None:
+        """Send the state's commands, and show what changed in it."""
+        self._send()
+        state, change = self.state, self.state.take()
+        position = self.transcript.position() if change.stays else None
         if change.cleared:
             self.transcript.clear()
             self.close_picker()
@@ -90,10 +122,9 @@ class ChatView(Vertical):
         if change.cleared or change.settled or change.tail != self._tail:
             self.transcript.update_blocks(change.settled, change.tail, change.answer)
             self._tail = list(change.tail)
-            if place is not None:
-                self.transcript.go_to(*place)
-            if self.transcript.finder.wanted is not None:
-                self.post_message(self.Searched())
+            if position is not None:
+                self.transcript.scroll_to_position(*position)
+            self._show_match_count()
         if state.listing is not None:
             self.open_picker(state.listing)
             state.listing = None
@@ -103,28 +134,42 @@ class ChatView(Vertical):
         if state.returned is not None:
             self.prompt.put_back(state.returned, apart=True)
             state.returned = None
+        self.prompt.files.window = state.status.cache_window
+        self.show()
 
-    def show(self, state: ChatState, hint: str) -> None:
-        """Word everything around the transcript; `hint` is what a key or command has just said."""
-        size = self.app.size
-        sidebar = self.sidebar is not None and size.width >= ROOM_FOR_SIDEBAR
+    def recount(self) -> None:
+        """Show the tokens of attached files, which have been counted."""
+        self.transcript.recount()
+        self.prompt.completer.recount()
+
+    def show_hint(self, text: str, seconds: float = 5.0) -> None:
+        """Show a line at the right of the activity bar for a while; "" hides it."""
+        self._hint = (text, self.state.clock() + seconds)
+        self.show()
+
+    def show(self) -> None:
+        """Update everything around the transcript."""
+        state, size = self.state, self.app.size
+        has_sidebar = self.sidebar is not None and size.width >= MIN_WIDTH_FOR_SIDEBAR
         if self.sidebar is not None:
-            self.sidebar.display = sidebar
-        width = size.width - (SIDEBAR_WIDTH if sidebar else 0)
-        empty, picking = len(self.transcript.lines) == 0, self.picker is not None
-        self.welcome.display, self.transcript.display = empty and not picking, not empty and not picking
+            self.sidebar.display = has_sidebar
+        width = size.width - (SIDEBAR_WIDTH if has_sidebar else 0)
+        is_empty, is_picking = len(self.transcript.lines) == 0, self.picker is not None
+        self.welcome.display = is_empty and not is_picking
+        self.transcript.display = not is_empty and not is_picking
         titles = tuple(chat.title for chat in latest_first(state.chats)[:3]) if self.welcome.display else ()
         self.welcome.show(state.model, state.is_ready, state.is_loading, titles)
-        self._show_header(state, size.width)
-        self._show_activity(state, hint, width)
-        self._show_figures(state, sidebar, width)
+        self._show_header(size.width)
+        self._show_activity(width)
+        self._show_figures(has_sidebar, width)
         why = "waiting for the current reply" if state.turn else "sent when the model is ready"
         why = "sent after your next message" if state.is_held else why
         self.queued.show([clean(text[:1000]) for text in state.queue], f"{why} · ↑ to edit")
-        self._show_footer(state, width)
+        self._show_footer(width)
 
-    def _show_footer(self, state: ChatState, width: int) -> None:
-        """What the session is comes before what keys there are."""
+    def _show_footer(self, width: int) -> None:
+        """The state of the chat, and as many keys as fit beside it."""
+        state = self.state
         if width < 60:
             self.footer.show(f" {footer_text(state.status, width - 2, narrow=True)}")
             return
@@ -132,8 +177,8 @@ class ChatView(Vertical):
         keys = next((keys for keys in KEYS if len(keys) <= room), KEYS[-1])
         self.footer.show(f" {footer_text(state.status, width - len(keys) - 3, saving=state.saving)}", keys)
 
-    def _show_header(self, state: ChatState, width: int) -> None:
-        wide = width >= 100
+    def _show_header(self, width: int) -> None:
+        state, wide = self.state, width >= 100
         gauge, level = gauge_text(state.status, width)
         is_repo = state.model.count("/") == 1 and state.model[0] not in "./~"
         name = state.model if wide and is_repo else short_name(state.model)  # of a folder, its name says enough
@@ -144,42 +189,194 @@ class ChatView(Vertical):
             left.append(f" · {title}")
         self.header.show(left, Text().append(f"{gauge} ", LEVELS[level]), title if wide else "")
 
-    def _show_activity(self, state: ChatState, hint: str, width: int) -> None:
+    def _show_activity(self, width: int) -> None:
+        state, (hint, until) = self.state, self._hint
+        hint = hint if state.clock() < until else ""
         left, right = state.activity(width)
         if self.picker is not None and not hint:
             right = self.picker.listing.hint
         if hint:
             left, right = (left, hint) if left else (hint, "")
-        elif self.picker is None and not self.transcript.follow:
+        elif self.picker is None and not self.transcript.view.follow:
             right = "End ↓ to follow" if state.turn else "End ↓"
         self.activity.show(f" {left}" if left else "", f"{right} ")
 
-    def _show_figures(self, state: ChatState, sidebar: bool, width: int) -> None:
-        """The panel, if it is wanted; the same figures under the chats, if there is room."""
-        size, now = self.app.size, state.clock()
-        self.panel.display = self.wants_panel and size.height >= 16 and size.width >= 60
+    def _show_figures(self, has_sidebar: bool, width: int) -> None:
+        """The panel, if it is open; the same figures in the sidebar, if they fit."""
+        state, size, now = self.state, self.app.size, self.state.clock()
+        self.panel.display = self.wants_panel and self._panel_fits
         if self.panel.display:
             self.panel.show(wide_lines(state.status, state.meter.rates(now), state.meter.prefill_tps, width - 2))
-        if self.sidebar is not None and sidebar:
+        if self.sidebar is not None and has_sidebar:
             self.sidebar.show(state.chats, state.session_id, state.today())
-            room = size.height >= ROOM_FOR_FIGURES and not self.panel.display
-            lines = narrow_lines(state.status, state.meter.rates(now), state.meter.prefill_tps, 27) if room else []
+            fits = size.height >= MIN_HEIGHT_FOR_FIGURES and not self.panel.display
+            lines = narrow_lines(state.status, state.meter.rates(now), state.meter.prefill_tps, 27) if fits else []
             self.sidebar.show_figures(lines)
 
-    # -- what comes and goes -----------------------------------------------------------------------------
+    # -- the prompt --------------------------------------------------------------------------------------
 
-    def open_sidebar(self) -> Sidebar:
-        from mlxkv.tui.widgets.sidebar import Sidebar
+    def put_back(self, text: str) -> None:
+        """Return a prompt that was not sent, and keep the hint that says why."""
+        self.prompt.put_back(text)
+        self._typed = self.prompt.text
 
-        self.sidebar = Sidebar()
-        self.body.mount(self.sidebar, before=self.main)
-        return self.sidebar
+    def on_prompt_submitted(self) -> None:
+        """Drop the hint; one that the app shows about this prompt must outlive the change to an empty text."""
+        self._typed, self._hint = self.prompt.text, ("", 0.0)
 
-    def close_sidebar(self) -> None:
-        if self.sidebar is not None:
-            self.sidebar.remove()
-            self.sidebar = None
+    def on_text_area_changed(self) -> None:
+        if self.prompt.text == self._typed:  # sent or put back by us
+            return
+        self._typed = self.prompt.text
+        self.show_hint(slash.hint(self.prompt.text), seconds=600)
+
+    def on_prompt_history_requested(self, message: Prompt.HistoryRequested) -> None:
+        if message.step < 0 and not self.prompt.text and (queued := self.state.unqueue()) is not None:
+            self.prompt.put(queued)
+        else:
+            text = self.history.older(self.prompt.text) if message.step < 0 else self.history.newer()
+            if text is not None:
+                self.prompt.put(text)
+        self.sync()
+
+    def on_prompt_scroll_requested(self, message: Prompt.ScrollRequested) -> None:
+        if message.pages is None:
+            self.transcript.view.follow_end()
+        else:
+            self.transcript.view.scroll_page(message.pages)
+
+    def on_prompt_editor_requested(self, message: Prompt.EditorRequested) -> None:
+        from mlxkv.tui.external_editor import EditorError, edited, editor_command
+
+        try:
+            command = editor_command(os.environ)
+            with self.app.suspend():
+                text = edited(message.text, command)
+        except EditorError as error:
+            self.show_hint(str(error))
+        except SuspendNotSupported:
+            self.show_hint("This terminal cannot be left for an editor.")
+        else:
+            self.prompt.put(text)
+            self.app.refresh()
+
+    # -- the transcript ----------------------------------------------------------------------------------
+
+    def on_line_view_follow_changed(self) -> None:
+        self.show()
+
+    def on_prompt_message_cursor_requested(self, message: Prompt.MessageCursorRequested) -> None:
+        self.transcript.move_cursor(message.step)
+
+    def on_transcript_cursor_moved(self, message: Transcript.CursorMoved) -> None:
+        if message.message is not None:
+            self.show_hint(CURSOR_KEYS, seconds=600)
+            return
+        self.show_hint("")
+        if self.focused is None or self.focused is self.transcript:  # the focus may be in a search or a list by now
             self.prompt.focus()
+        if message.typed:
+            self.prompt.insert(message.typed)
+
+    def on_transcript_action_requested(self, message: Transcript.ActionRequested) -> None:
+        number, state, is_done = message.message, self.state, True
+        match message.action:
+            case "copy":
+                self.copy(lambda: copying.message_text(self.transcript.blocks_of(number)))
+            case "copy_code":
+                self.copy(lambda: copying.message_code(self.transcript.blocks_of(number)))
+            case "edit":
+                is_done = state.edit(number) or state.edit(number - 1)
+                self.transcript.leave_cursor()
+            case "retry":
+                reply = next((n for n in (number, number + 1) if self._is_reply(n)), None)
+                is_done = reply is not None
+                if is_done:
+                    state.submit(cmd.Retry(reply))
+                    self.transcript.leave_cursor()
+            case "fork":
+                state.submit(cmd.Fork(number))
+                self.transcript.leave_cursor()
+            case "older" | "newer":
+                if not state.other_version(number, -1 if message.action == "older" else 1):
+                    self.show_hint("There is no other version of this message.")
+        if not is_done:
+            self.show_hint("That is not possible with this message.")
+        self.sync()
+
+    def _is_reply(self, number: int) -> bool:
+        messages = self.state.messages
+        return 0 <= number < len(messages) and messages[number].role == "assistant"
+
+    def action_fold_all(self) -> None:
+        self.show_hint("reasoning unfolded" if self.transcript.fold_all() else "reasoning folded", seconds=2)
+
+    def on_transcript_link_clicked(self, message: Transcript.LinkClicked) -> None:
+        from mlxkv.tui.screens.link import LinkScreen, is_web
+
+        address = message.address
+        if not is_web(address):
+            self.show_hint("Only http and https addresses are opened.")
+            return
+
+        def act(choice: str | None) -> None:
+            if choice == "open":
+                self.app.open_url(address)
+                self.show_hint("opened in the browser", seconds=2)
+            elif choice == "copy":
+                self.copy(lambda: address)
+
+        self.app.push_screen(LinkScreen(address), act)
+
+    # -- copying -----------------------------------------------------------------------------------------
+
+    def copy(self, find_text: Callable[[], str]) -> None:
+        """Copy a text to the clipboard, or tell the user why there is none."""
+        from mlxkv.tui import clipboard
+
+        try:
+            self.show_hint(clipboard.copy(self.app, find_text()), seconds=2)
+        except copying.CopyError as error:
+            self.show_hint(str(error))
+
+    def copy_reply(self, argument: str) -> None:
+        """`/copy [n] [code [k]]`: copy the n-th last reply, or its code."""
+        replies = [i for i, message in enumerate(self.state.messages) if message.role == "assistant"]
+        if self.state.turn is not None:
+            replies.append(len(self.state.messages))
+        self.copy(lambda: copying.reply_text(argument, replies, self.transcript.blocks_of))
+
+    # -- search in the chat ------------------------------------------------------------------------------
+
+    def open_find_bar(self, words: str = "") -> None:
+        from mlxkv.tui.widgets.find_bar import FindBar
+
+        if self.find_bar is not None:
+            self.find_bar.input.focus()
+            return
+        self.find_bar = FindBar(words)
+        self.main.mount(self.find_bar, after=self.transcript)
+
+    def on_find_bar_changed(self, message: FindBar.Changed) -> None:
+        self.transcript.find(message.words)
+        self._show_match_count()
+
+    def on_find_bar_step(self, message: FindBar.Step) -> None:
+        self.transcript.action_match(message.step)
+        self._show_match_count()
+
+    def on_find_bar_closed(self) -> None:
+        if self.find_bar is not None:
+            self.find_bar.remove()
+            self.find_bar = None
+        self.transcript.find("")
+        self.prompt.focus()
+
+    def _show_match_count(self) -> None:
+        if self.find_bar is not None:
+            self.find_bar.show(*self.transcript.finder.numbers())
+
+    # -- lists -------------------------------------------------------------------------------------------
 
     def open_picker(self, listing: Listing) -> None:
         from mlxkv.tui.widgets.picker import Picker
@@ -193,3 +390,79 @@ class ChatView(Vertical):
             self.picker.remove()
             self.picker = None
             self.prompt.focus()
+
+    def on_picker_selected(self, message: Picker.Selected) -> None:
+        self.close_picker()
+        match message.choice:
+            case PutPrompt(text):
+                self.prompt.put(text)
+            case SendAnyway(text) as choice:
+                self.prompt.withdraw(text)
+                self.state.send_anyway(choice)
+            case None:
+                pass
+            case command:
+                self.state.submit(command)
+        self.sync()
+
+    # -- sidebar and panel -------------------------------------------------------------------------------
+
+    def action_sidebar(self) -> None:
+        """Open and focus the sidebar, focus it, or close it; a narrow window has the list instead."""
+        if self.app.size.width < MIN_WIDTH_FOR_SIDEBAR:
+            self.state.resume("")
+        elif self.sidebar is None:
+            from mlxkv.tui.widgets.sidebar import Sidebar
+
+            self.sidebar = Sidebar()
+            self.body.mount(self.sidebar, before=self.main)
+            self.state.submit(cmd.ListChats())
+            self.sidebar.call_after_refresh(self.sidebar.focus_list)
+        elif not self.sidebar.has_focus_within:
+            self.sidebar.focus_list()
+        else:
+            self.sidebar.remove()
+            self.sidebar = None
+            self.prompt.focus()
+        self.sync()
+
+    def on_sidebar_action_requested(self, message: Sidebar.ActionRequested) -> None:
+        chat = next((chat for chat in self.state.chats if chat.id == message.session_id), None)
+        match message.action:
+            case "leave":
+                self.prompt.focus()
+            case _ if chat is None:
+                return
+            case "open":
+                self.prompt.focus()
+                if chat.id != self.state.session_id:
+                    self.state.submit(cmd.OpenChat(chat.id))
+            case "rename":
+                self.state.renaming = chat.id
+                self.prompt.put(f"/rename {title_line(chat.title)}")
+                self.prompt.focus()
+            case "delete":
+                self.state.show(choice_lists.delete_list(chat.id, chat.title))
+            case "export":
+                self.state.submit(cmd.ExportChat(session_id=chat.id))
+        self.sync()
+
+    @property
+    def _panel_fits(self) -> bool:
+        return self.app.size.height >= PANEL_HEIGHT and self.app.size.width >= PANEL_WIDTH
+
+    def action_panel(self) -> None:
+        self.wants_panel = not self.wants_panel
+        if self.wants_panel and not self._panel_fits:
+            self.show_hint(f"The panel needs {PANEL_WIDTH}×{PANEL_HEIGHT}.", seconds=2)
+        self.sync()
+
+    # -- size --------------------------------------------------------------------------------------------
+
+    def on_resize(self) -> None:
+        self.call_after_refresh(self._resized)
+
+    def _resized(self) -> None:
+        if self.focused is None and self.is_current:  # a window that was too small took the focus
+            self.prompt.focus()
+        self.show()

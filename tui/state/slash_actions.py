@@ -30,18 +30,18 @@ _NAME_END = re.compile(r"\s*[\s=]\s*")
 
 
 @dataclass(frozen=True)
-class Wish:
+class UiRequest:
     """For the window (or the line mode) to do: "help", "quit", "theme", "copy", "find", "paste", "keys", "save"."""
 
     name: str
     argument: str = ""
 
 
-def run(state: ChatState, name: str, argument: str) -> Wish | None:
+def run(state: ChatState, name: str, argument: str) -> UiRequest | None:
     """Do what can be done here; the wish that is left."""
     if action := _ACTIONS.get(name):
         return action(state, argument)
-    return Wish(name, argument)
+    return UiRequest(name, argument)
 
 
 # -- chats -----------------------------------------------------------------------------------------------------------
@@ -163,7 +163,7 @@ def _system(state: ChatState, argument: str) -> None:
     state.submit(cmd.SetSystem(text))
 
 
-def _set(state: ChatState, argument: str) -> Wish | None:
+def _set(state: ChatState, argument: str) -> UiRequest | None:
     name, _, value = _NAME_END.sub(" ", argument.strip(), count=1).partition(" ")  # `/set temp=0.7` is meant well
     if not name:
         state.show(settings_list(state))
@@ -179,7 +179,7 @@ def _set(state: ChatState, argument: str) -> Wish | None:
     return _change(state, setting, value.strip())
 
 
-def _change(state: ChatState, setting: Setting, value: str) -> Wish | None:
+def _change(state: ChatState, setting: Setting, value: str) -> UiRequest | None:
     try:
         settings = change(state.settings, {setting.name: value}, lambda key: f"/set {setting.slash or key}")
         if settings.model is not None and setting.name == "model":
@@ -188,14 +188,14 @@ def _change(state: ChatState, setting: Setting, value: str) -> Wish | None:
         state.error(_on_off(str(error)))
         return None
     if setting.name == "theme":
-        return Wish("theme", value)
+        return UiRequest("theme", value)
     state.settings = settings
     if setting.name == "system":
         state.system = settings.system
     state.submit(cmd.ChangeSettings(state.settings))
     unusual = setting_notice(setting.name, getattr(settings, setting.name))
     state.say(f"{setting.name} is {_now(state, setting)} from {_from(setting)}. {unusual}".rstrip())
-    return Wish("save", setting.name)
+    return UiRequest("save", setting.name)
 
 
 def _now(state: ChatState, setting: Setting) -> str:
@@ -216,7 +216,7 @@ def _from(setting: Setting) -> str:
     return "now on" if setting.holds == "at once" else f"{setting.holds} on"
 
 
-def _think(state: ChatState, argument: str) -> Wish | None:
+def _think(state: ChatState, argument: str) -> UiRequest | None:
     if argument not in ("", "on", "off"):
         state.error(f"There is no /think {argument}: it is on or off.")
         return None
@@ -273,7 +273,7 @@ def _cache(state: ChatState, argument: str) -> None:
         state.say(f"There is no /cache {argument}: it is ls, gc or pin.")
 
 
-_ACTIONS: dict[str, Callable[[ChatState, str], Wish | None]] = {
+_ACTIONS: dict[str, Callable[[ChatState, str], UiRequest | None]] = {
     "new": _new,
     "resume": lambda state, argument: state.resume(argument),
     "rename": _rename,

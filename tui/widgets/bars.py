@@ -1,4 +1,4 @@
-"""One-line widgets around the transcript, and the queue above the prompt. They show text they are given. UI thread."""
+"""One-line bars around the transcript, and the queue above the prompt. They show text they are given. UI thread."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from textual.widget import Widget
 
 from mlxkv.text.clean import clean
 
-SHORTEST = 8  # cells of a middle that still say something
+MIN_MIDDLE = 8  # cells; less is not worth showing
 
 
 class Bar(Widget, can_focus=False):
-    """Text at the left, perhaps in the middle, and at the right; the middle gives way, then the left."""
+    """Text at the left, in the middle and at the right; where they do not fit, the middle is cut, then the left."""
 
     DEFAULT_CSS = """
     Bar { height: 1; background: $background; color: $text-muted; }
@@ -36,12 +36,12 @@ class Bar(Widget, can_focus=False):
     def render(self) -> Text:
         left, middle, right = (part.copy() for part in self._parts)
         width = self.content_size.width
-        room = width - right.cell_len - 1
-        if left.cell_len > room:
-            left.truncate(max(0, room), overflow="ellipsis")
+        limit = width - right.cell_len - 1
+        if left.cell_len > limit:
+            left.truncate(max(0, limit), overflow="ellipsis")
         line = left
         first, last = line.cell_len + 2, width - right.cell_len - 1  # the middle is between these
-        if middle.plain and last - first >= min(SHORTEST, middle.cell_len):
+        if middle.plain and last - first >= min(MIN_MIDDLE, middle.cell_len):
             middle.truncate(last - first, overflow="ellipsis")
             start = min(max(first, (width - middle.cell_len) // 2), last - middle.cell_len)
             line.append(" " * (start - line.cell_len)).append_text(middle)
@@ -51,7 +51,7 @@ class Bar(Widget, can_focus=False):
 
 
 class Queued(Widget, can_focus=False):
-    """Prompts that wait, dim, one line each."""
+    """Queued prompts, dim, one line each."""
 
     DEFAULT_CSS = """
     Queued { height: auto; max-height: 5; background: $background; color: $text-muted; display: none; margin-top: 1; }
@@ -64,7 +64,7 @@ class Queued(Widget, can_focus=False):
         self._lines: tuple[str, ...] = ()
 
     def show(self, prompts: Sequence[str], why: str) -> None:
-        """`why` is the line under the prompts: what they wait for."""
+        """`why`, the line below the prompts, says what they wait for."""
         lines = tuple(f" ❯ {' '.join(prompt.split())}" for prompt in prompts[-self.SHOWN :])
         more = len(prompts) - len(lines)
         lines = (*lines, f"   {why}" + (f" · {more} more" if more > 0 else "")) if lines else ()

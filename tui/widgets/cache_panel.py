@@ -1,4 +1,4 @@
-"""The panel (F2): the cache as it is, in a few lines above the prompt. It shows text it is given. UI thread."""
+"""The cache panel (F2): ring, speed, memory and disk in a few lines above the prompt. UI thread."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _INKS = {PINNED: "bold", LIVE: "", EVICTED: "dim", FREE: "dim"}
 
 
 class Panel(Widget, can_focus=False):
-    """Lines of figures; hidden until it is wanted."""
+    """Lines of figures, which it is given; hidden until it is opened."""
 
     DEFAULT_CSS = """
     Panel { height: auto; border-top: solid $panel; background: $background; color: $text; padding: 0 1; }

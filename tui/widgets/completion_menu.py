@@ -1,7 +1,4 @@
-"""The list above the prompt: commands, their arguments, files, earlier prompts. Shows and moves; the prompt decides.
-
-UI thread.
-"""
+"""The completion menu above the prompt: commands, their arguments, files, earlier prompts. UI thread."""
 
 from __future__ import annotations
 
@@ -28,7 +25,7 @@ class Source(Enum):
 
 @dataclass(frozen=True)
 class Entry:
-    """`insert` takes the place of what was typed. `is_prefix`: what was typed is its beginning."""
+    """`insert` replaces the typed text. `is_prefix`: it begins with that text."""
 
     insert: str
     label: str
@@ -38,7 +35,7 @@ class Entry:
 
 @dataclass
 class Menu:
-    """Entries and which of them is chosen. `moved`: the user chose, not we."""
+    """Entries, one of them chosen. `moved`: by the user, not by us."""
 
     source: Source
     entries: list[Entry]
@@ -56,7 +53,7 @@ class Menu:
             self.moved = True
 
     def first_row(self) -> int:
-        """The first entry that is shown."""
+        """The first visible entry."""
         return max(0, min(self.at - ROWS // 2, len(self.entries) - ROWS))
 
 

@@ -1,4 +1,4 @@
-"""The line in which one searches the chat. It says what is wanted; the transcript finds it. UI thread."""
+"""The input for searching in the chat. It posts the words, the transcript finds them. UI thread."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from textual.widgets import Input, Static
 from mlxkv.text.clean import clean
 
 
-class Line(Input):
-    """Deletes and moves when the key's turn comes. Textual sends them up to the app, and letters overtake them."""
+class FindInput(Input):
+    """Deletes and moves in the order of keys. Textual sends those actions to the app, and letters overtake them."""
 
     async def _on_key(self, event: Key) -> None:
         bound = None if event.is_printable else self.screen.active_bindings.get(event.key)
@@ -28,7 +28,7 @@ class Line(Input):
 
 
 class FindBar(Horizontal):
-    """Mounted while a search is on; searches at each letter."""
+    """Mounted while searching; posts the words at each letter."""
 
     DEFAULT_CSS = """
     FindBar {
@@ -42,7 +42,7 @@ class FindBar(Horizontal):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "close", "Close", id="find.close"),
         Binding("enter,down,ctrl+n", "step(1)", "Next match", id="find.next"),
-        Binding("shift+enter,up,ctrl+p", "step(-1)", "Match before", id="find.previous"),
+        Binding("shift+enter,up,ctrl+p", "step(-1)", "Previous match", id="find.previous"),
     ]
 
     class Changed(Message):
@@ -60,7 +60,7 @@ class FindBar(Horizontal):
 
     def __init__(self, words: str = "") -> None:
         super().__init__()
-        self.input = Line(clean(words), placeholder="Search in this chat · ⏎ next · shift+⏎ before · esc close")
+        self.input = FindInput(clean(words), placeholder="Search in this chat · ⏎ next · shift+⏎ previous · esc close")
         self._count = Static("", classes="find-count", markup=False)
 
     def compose(self) -> ComposeResult:
@@ -72,7 +72,7 @@ class FindBar(Horizontal):
         self.input.focus()
 
     def show(self, at: int, total: int) -> None:
-        """`3/17`, or that there is nothing."""
+        """Show `3/17`, or "no match"."""
         self._count.update(f"{at:,}/{total:,}" if total else "no match" if self.input.value.strip() else "")
 
     def on_input_changed(self, event: Input.Changed) -> None:

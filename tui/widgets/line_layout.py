@@ -1,8 +1,7 @@
-"""Where every line of the transcript is. Pure bookkeeping, no widget; UI thread.
+"""Line positions of the blocks of a transcript. Pure, no widget; UI thread.
 
-Heights are exact for what was on the screen and guesses for the rest until somebody asks (`settle`), so that opening a
-chat or changing the width costs the visible part only. For the same reason a whole reply is one block until it comes
-into view, and is cut into its parts then.
+A block's height is a guess until it is rendered, so that opening a chat or changing the width costs the visible part
+only. For the same reason a whole reply is one block until it is scrolled into view, and is split into its parts then.
 """
 
 from __future__ import annotations
@@ -27,13 +26,13 @@ class Cell:
     strips: Sequence[Strip] | None = None  # None: `height` is a guess
 
 
-class Layout:
+class LineLayout:
     """An ordered list of blocks and their lines at one width. The last `num_tail` blocks may still change."""
 
     def __init__(self, render: Render, width: int = 80) -> None:
         self._render, self.width = render, width
         self._cells: list[Cell] = []
-        self._starts = [0]  # of the first blocks; those after it are not added up yet
+        self._starts = [0]  # first lines of the first blocks; the rest are not added up yet
         self._num_tail = 0
 
     def __len__(self) -> int:
@@ -47,16 +46,16 @@ class Layout:
         return self._cells[index]
 
     def find(self, cell: Cell) -> int | None:
-        """Where `cell` is now; None if it is gone."""
+        """The index of `cell`; None if it was removed."""
         return next((i for i, other in enumerate(self._cells) if other is cell), None)
 
     def clear(self) -> None:
         self._cells, self._starts, self._num_tail = [], [0], 0
 
     def update(self, settled: Sequence[Block], tail: Sequence[Block]) -> None:
-        """Replace the tail by blocks that are final and a new tail. Lines of equal blocks are kept.
+        """Replace the tail by final blocks and a new tail; lines of equal blocks are reused.
 
-        A block that grew keeps its cell, so that what is remembered by cell (a match, a place) goes on with it.
+        A block that grew keeps its cell, so that a match or a position remembered by cell stays valid.
         """
         first = len(self._cells) - self._num_tail
         before = self._cells[first:]
@@ -75,19 +74,19 @@ class Layout:
         self._forget(first)
 
     def change(self, index: int, block: Block) -> None:
-        """Another block in the place of block `index`."""
+        """Replace block `index`."""
         self._cells[index] = Cell(block, guess_height(block, self.width))
         self._forget(index)
 
     def remove(self, message: int) -> None:
-        """All blocks of a message."""
+        """Remove all blocks of a message."""
         tail = self._cells[len(self._cells) - self._num_tail :]
         self._num_tail -= sum(cell.block.message == message for cell in tail)
         self._cells = [cell for cell in self._cells if cell.block.message != message]
         self._forget(0)
 
     def reset(self, width: int, render: Render | None = None) -> None:
-        """Another width or look: every height is a guess again."""
+        """Change the width or the renderer: every height is a guess again."""
         self._render = render or self._render
         self.width = width
         for cell in self._cells:
@@ -97,7 +96,7 @@ class Layout:
     # -- lines -------------------------------------------------------------------------------------------
 
     def start(self, index: int) -> int:
-        """The first line of block `index`; of one past the last, the height of everything."""
+        """The first line of block `index`; one past the last block, the total height."""
         for i in range(len(self._starts) - 1, index):
             self._starts.append(self._starts[i] + self._cells[i].height)
         return self._starts[index]
@@ -113,16 +112,16 @@ class Layout:
 
     @property
     def is_exact(self) -> bool:
-        """No height is a guess any more."""
+        """Whether no height is a guess any more."""
         return all(cell.strips is not None for cell in self._cells)
 
     def index_at(self, y: int) -> int:
-        """The block that line `y` is in, clamped."""
+        """The index of the block with line `y`, clamped."""
         _ = self.height
         return max(0, min(bisect_right(self._starts, y) - 1, len(self._cells) - 1))
 
     def line(self, y: int) -> Strip:
-        """Line `y`, which must have been settled to be exact; blank outside."""
+        """Line `y`, exact if its block is rendered; blank outside."""
         if not 0 <= y < self.height:
             return Strip.blank(0)
         index = self.index_at(y)
@@ -131,10 +130,10 @@ class Layout:
         row = y - self._starts[index]
         return strips[row] if row < len(strips) else Strip.blank(0)
 
-    # -- making guesses exact ----------------------------------------------------------------------------
+    # -- rendering ----------------------------------------------------------------------------
 
     def expand(self, index: int) -> int:
-        """Cut block `index` into its parts if it is a whole reply; returns how many blocks it is now."""
+        """Split block `index` if it is a whole reply; returns into how many blocks."""
         block = self._cells[index].block
         if block.kind is not Kind.REPLY:
             return 1
@@ -144,8 +143,8 @@ class Layout:
         self._forget(index)
         return len(parts)
 
-    def settle(self, index: int) -> int:
-        """Render block `index`, or its first part, if it is not; returns by how many lines its height changed."""
+    def render_block(self, index: int) -> int:
+        """Render block `index`, or its first part, unless it is; returns the change of its height in lines."""
         cell = self._cells[index]
         if cell.strips is not None:
             return 0
@@ -157,28 +156,28 @@ class Layout:
         self._forget(index)
         return change
 
-    def settle_end(self, lines: int) -> None:
-        """Make the last `lines` lines exact."""
+    def render_end(self, lines: int) -> None:
+        """Render the last `lines` lines."""
         index = len(self._cells) - 1
         while index >= 0 and lines > 0:
             index += self.expand(index) - 1
-            self.settle(index)
+            self.render_block(index)
             lines -= self._cells[index].height
             index -= 1
 
-    def settle_view(self, top: int, lines: int) -> None:
-        """Make the `lines` lines from `top` on exact; `top` itself stays where it is."""
+    def render_view(self, top: int, lines: int) -> None:
+        """Render `lines` lines from `top` on; `top` itself does not move."""
         if not self._cells:
             return
         while self.expand(self.index_at(top)) > 1:
             pass
         index = self.index_at(top)
         while index < len(self._cells) and self.start(index) < top + lines:
-            self.settle(index)
+            self.render_block(index)
             index += 1
 
-    def unsettled(self, top: int, bottom: int) -> int | None:
-        """A block with lines between `top` and `bottom` whose height is a guess; the last one."""
+    def unrendered(self, top: int, bottom: int) -> int | None:
+        """The last block with lines between `top` and `bottom` whose height is a guess."""
         if not self._cells or bottom <= top:
             return None
         for index in range(self.index_at(bottom - 1), self.index_at(top) - 1, -1):
@@ -191,5 +190,5 @@ class Layout:
         return (i for i, cell in enumerate(self._cells) if cell.block.message == message)
 
     def _forget(self, index: int) -> None:
-        """Starts after block `index` are no longer true."""
+        """Drop the positions after block `index`."""
         del self._starts[index + 1 :]

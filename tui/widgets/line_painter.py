@@ -1,7 +1,7 @@
-"""Lines as they go to the screen: as wide as it is, in its colours, with what is selected, found or marked on them.
+"""Lines as drawn: in the width and colours of the screen, with selection, matches and message cursor. UI thread.
 
-Owns what was drawn before, so that a line that is only somewhere else now costs nothing. Where lines come from and
-which are seen is the transcript's business. UI thread.
+Owns a cache of drawn lines, so that a line that only moved costs nothing. The lines are `line_layout.py`'s, which of
+them are visible is `line_view.py`'s business.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ from textual.geometry import Region
 from textual.selection import Selection
 from textual.strip import Strip
 
-from mlxkv.tui.widgets.line_layout import Layout
+from mlxkv.tui.widgets.line_layout import LineLayout
 from mlxkv.tui.widgets.search import Finder
 
-MOST = 4000  # lines that are kept
-FOUND, CURRENT = Style(reverse=True), Style(color="black", bgcolor="bright_yellow", bold=True)
+MAX_CACHED = 4000  # lines
+MATCH, CURRENT = Style(reverse=True), Style(color="black", bgcolor="bright_yellow", bold=True)
 CURSOR = "▌"
 
 
-class Paper:
-    """`accent` is the colour of the mark at the left of one message."""
+class LinePainter:
+    """`accent` is the colour of the cursor at the left of one message, `marked`."""
 
-    def __init__(self, lines: Layout, finder: Finder, accent: str) -> None:
+    def __init__(self, lines: LineLayout, finder: Finder, accent: str) -> None:
         self.lines, self.finder, self.accent = lines, finder, accent
         self.marked: int | None = None
         self._base, self._width = Style(), 0
-        self._drawn: dict[int, tuple[Strip, Strip]] = {}  # by line: what it was made from, what went to the screen
+        self._drawn: dict[int, tuple[Strip, Strip]] = {}  # by line: the strip it was made from, the drawn one
 
     def forget(self) -> None:
-        """Something else is marked or found now, or the lines are others."""
+        """Drop the cache: the mark, the matches or the lines are others now."""
         self._drawn.clear()
 
     def mark(self, message: int | None) -> None:
@@ -43,13 +43,13 @@ class Paper:
         self.forget()
 
     def begin(self, base: Style, width: int) -> None:
-        """A frame: `base` is the style of the paper itself."""
-        if (base, width) != (self._base, self._width) or len(self._drawn) > MOST:
+        """Begin a frame; `base` is the style of the background."""
+        if (base, width) != (self._base, self._width) or len(self._drawn) > MAX_CACHED:
             self._base, self._width = base, width
             self.forget()
 
     def line(self, y: int, selection: Selection | None, selected: Style) -> Strip:
-        """Line `y`; what is selected of it in the style `selected`."""
+        """Draw line `y`, its selected part in the style `selected`."""
         strip = self.lines.line(y)
         span = selection.get_span(y) if selection is not None else None
         known = self._drawn.get(y)
@@ -62,7 +62,7 @@ class Paper:
         return out
 
     def _draw(self, strip: Strip, y: int) -> Strip:
-        out = self._laid(strip, y)
+        out = self._fit(strip, y)
         if self.marked is None and self.finder.wanted is None:
             return out
         plain = strip.text
@@ -70,29 +70,29 @@ class Paper:
         cell = self.lines.cell(index) if 0 <= y < self.lines.height else None
         if cell and self.finder.wanted is not None:
             for first, last, is_current in self.finder.spans(cell, y - self.lines.start(index)):
-                out = paint(out, plain, first, last, CURRENT if is_current else FOUND)
+                out = paint(out, plain, first, last, CURRENT if is_current else MATCH)
         if cell and cell.block.message == self.marked and (plain.strip() or y > self.lines.start(index)):
             mark = Segment(CURSOR, self._base + Style.parse(self.accent))
             out = Strip.join([Strip([mark]), out.crop(1)])
         return out
 
-    def _laid(self, strip: Strip, y: int) -> Strip:
-        """Each piece with its place for the mouse. In one go: strips are dear."""
+    def _fit(self, strip: Strip, y: int) -> Strip:
+        """Give a line the width of the view, and each segment its offset for the mouse. In one go: strips are slow."""
         base, width, x = self._base, self._width, 0
         if strip.cell_length > width:
             strip = strip.crop(0, width)
         segments: list[Segment] = []
-        for text, style in _clustered(strip):
-            place = Style.from_meta({"offset": (x, y)})
-            segments.append(Segment(text, (base + style if style else base) + place))
+        for text, style in _split_at_joined_emoji(strip):
+            offset = Style.from_meta({"offset": (x, y)})
+            segments.append(Segment(text, (base + style if style else base) + offset))
             x += len(text)
         if strip.cell_length < width:
             segments.append(Segment(" " * (width - strip.cell_length), base + Style.from_meta({"offset": (x, y)})))
         return Strip(segments, width)
 
 
-def _clustered(strip: Strip) -> Iterator[tuple[str, Style | None]]:
-    """The pieces of a line, cut behind joined emoji: the mouse's place in a piece is counted character by character."""
+def _split_at_joined_emoji(strip: Strip) -> Iterator[tuple[str, Style | None]]:
+    """The segments of a line, split after joined emoji: Textual counts the offset in a segment by characters."""
     for text, style, _ in strip:
         start = 0
         if "\u200d" in text:
@@ -107,7 +107,7 @@ def _clustered(strip: Strip) -> Iterator[tuple[str, Style | None]]:
 def cropped(
     strips: list[Strip], crop: Region, width: int, filters: Sequence[LineFilter], background: Color
 ) -> list[Strip]:
-    """What Textual does with the lines of a widget: filters for the theme and NO_COLOR, and the columns of `crop`."""
+    """Apply filters (theme, NO_COLOR) and the columns of `crop`, as Textual does with the lines of a widget."""
     for line_filter in filters:
         strips = [strip.apply_filter(line_filter, background) for strip in strips]
     left, right = crop.column_span
@@ -115,7 +115,7 @@ def cropped(
 
 
 def paint(strip: Strip, plain: str, start: int, end: int, style: Style) -> Strip:
-    """`start` and `end` count characters, -1 the end of the line; the screen counts cells, and may end before."""
+    """Style characters `start` to `end` (-1: the end of the line); `strip` counts cells, and may be shorter."""
     left = cell_len(plain[:start])
     right = min(strip.cell_length, cell_len(plain) if end == -1 else cell_len(plain[:end]))
     if left >= right:

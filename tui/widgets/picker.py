@@ -1,4 +1,4 @@
-"""A list to choose from, in place of the transcript. Typing searches; Enter chooses; Esc is the app's. UI thread."""
+"""A list to choose from, in place of the transcript. Typing searches, Enter chooses, Esc is the app's. UI thread."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mlxkv.tui.state.choices import Choice, Listing, Row, row_line, shown
 
 
 class Picker(OptionList):
-    """Mounted when it is needed, removed when something is chosen."""
+    """Mounted to choose from `listing`, removed when something is chosen."""
 
     DEFAULT_CSS = """
     Picker, Picker:focus {
@@ -32,8 +32,8 @@ class Picker(OptionList):
     }
     """
 
-    class Picked(Message):
-        """`choice` None: a row that means "leave things as they are"."""
+    class Selected(Message):
+        """`choice` None: a row that changes nothing."""
 
         def __init__(self, choice: Choice | None) -> None:
             super().__init__()
@@ -75,7 +75,7 @@ class Picker(OptionList):
         if not self.listing.searchable:
             return
         if event.key == "enter" and not self._rows and self.listing.searches_chats:
-            self.post_message(self.Picked(cmd.SearchChats(self._words)))
+            self.post_message(self.Selected(cmd.SearchChats(self._words)))
         elif event.key == "backspace":
             self._words = self._words[:-1]
         elif event.is_printable and event.character:
@@ -89,4 +89,4 @@ class Picker(OptionList):
     def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
         event.stop()
         if event.option_index < len(self._rows):
-            self.post_message(self.Picked(self._rows[event.option_index].choice))
+            self.post_message(self.Selected(self._rows[event.option_index].choice))

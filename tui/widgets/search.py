@@ -1,7 +1,7 @@
-"""Search inside a chat: what matches, which match is the current one, where it is on the screen. Pure; UI thread.
+"""Search inside a chat: its matches, the current one, and their lines. Pure; UI thread.
 
-What is wrapped is searched as it is shown, so a match may go over a line end; the rest of a long chat is searched in
-its source, and wrapped when a match there becomes the current one.
+Rendered blocks are searched as shown, so a match may span lines; the rest of a long chat is searched in its source, and
+rendered when a match there becomes the current one.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from dataclasses import dataclass, field
 from mlxkv.text.folding import Wanted
 from mlxkv.tui.markdown.wrap import Row
 from mlxkv.tui.state.blocks import Block
-from mlxkv.tui.widgets.line_layout import Cell, Layout
+from mlxkv.tui.widgets.line_layout import Cell, LineLayout
 
 Span = tuple[int, int, int]  # row of the block, first character, end
 Match = list[Span]  # one span per row that it touches
 
 
 def shown_matches(rows: list[Row], wanted: Wanted) -> list[Match]:
-    """Where `wanted` stands in lines on the screen."""
+    """Matches of `wanted` in rendered lines."""
     text, starts = "", []
     for row in rows:
         text += row.gap if starts else ""
@@ -38,16 +38,16 @@ def shown_matches(rows: list[Row], wanted: Wanted) -> list[Match]:
 
 @dataclass
 class Finder:
-    """`cell` and `which` are the current match: the `which`-th in that cell."""
+    """Finds `wanted` in `lines`. The current match is the `which`-th in `cell`."""
 
-    lines: Layout
+    lines: LineLayout
     wanted: Wanted | None = None
     cell: Cell | None = None
     which: int = 0
     _cache: dict[int, tuple[object, list[Match] | int]] = field(default_factory=dict)
 
     def search(self, words: str, top: int) -> bool:
-        """Look for `words` from line `top` on, else upwards; whether there is any."""
+        """Search for `words` from line `top` on, else upwards; returns whether there is a match."""
         self.wanted, self.cell, self._cache = Wanted.of(words), None, {}
         if self.wanted is None or not len(self.lines):
             return False
@@ -55,7 +55,7 @@ class Finder:
         return self._from(index, len(self.lines), 1) or self._from(index - 1, -1, -1)
 
     def move(self, step: int) -> bool:
-        """Go to the next match (1) or the one before (-1); around the end if need be."""
+        """Go to the next match (1) or the previous one (-1), wrapping around at the ends."""
         index = self.lines.find(self.cell) if self.cell else None
         if index is None or self.cell is None:
             return self.wanted is not None and self._from(0, len(self.lines), 1)
@@ -67,7 +67,7 @@ class Finder:
         return self._from(index - 1, -1, -1) or self._from(len(self.lines) - 1, -1, -1)
 
     def _from(self, index: int, end: int, step: int) -> bool:
-        """The first match from block `index` on; matches that only the source has are passed over."""
+        """Go to the first match from block `index` on; skip those that are in the source only."""
         while index < end if step > 0 else index > end:
             if self._count(self.lines.cell(index)):
                 before = len(self.lines)
@@ -75,7 +75,7 @@ class Finder:
                 if parts > 1:
                     end += len(self.lines) - before if step > 0 else 0
                     index += parts - 1 if step < 0 else 0
-                self.lines.settle(index)
+                self.lines.render_block(index)
                 cell = self.lines.cell(index)
                 if count := self._count(cell):
                     self.cell, self.which = cell, 0 if step > 0 else count - 1
@@ -88,24 +88,24 @@ class Finder:
         return found if isinstance(found, int) else len(found)
 
     def matches(self, cell: Cell) -> list[Match] | int:
-        """The matches in lines that are wrapped; in others their number."""
+        """The matches in a rendered block; of others, their number."""
         if self.wanted is None:
             return 0
         stamp: object = cell.strips if cell.strips is not None else cell.block
         known = self._cache.get(id(cell))
         if known is None or known[0] is not stamp:
-            found = self._look(cell.block, cell.strips)
+            found = self._search(cell.block, cell.strips)
             known = self._cache[id(cell)] = (stamp, found)
         return known[1]
 
-    def _look(self, block: Block, strips: object) -> list[Match] | int:
+    def _search(self, block: Block, strips: object) -> list[Match] | int:
         assert self.wanted is not None
         if isinstance(strips, list):
             return shown_matches([row for row in strips if isinstance(row, Row)], self.wanted)
         return sum(1 for _ in self.wanted.places(block.text))
 
     def numbers(self) -> tuple[int, int]:
-        """Which match is the current one, from 1, and how many there are."""
+        """The number of the current match, from 1, and the number of matches."""
         at = total = 0
         for index in range(len(self.lines)):
             cell = self.lines.cell(index)
@@ -115,7 +115,7 @@ class Finder:
         return at, total
 
     def spans(self, cell: Cell, row: int) -> list[tuple[int, int, bool]]:
-        """What to highlight in row `row` of `cell`: first character, end, whether it is the current match."""
+        """Spans to highlight in row `row` of `cell`: first character, end, whether it is the current match."""
         found = self.matches(cell)
         if isinstance(found, int):
             return []

@@ -1,7 +1,6 @@
 """The sidebar (Ctrl+B): chats by date with their forks, and below them the figures of the machine. UI thread.
 
-It shows and says what the user wants; the app decides. While it has the focus its letters are commands, after `/` they
-search.
+It posts requests, the screen acts on them. While it has the focus, letters are commands; after `/` they search.
 """
 
 from __future__ import annotations
@@ -22,11 +21,11 @@ from mlxkv.protocol.status import ChatSummary
 from mlxkv.tui.state.chat_list import Entry, sidebar_entries
 
 WIDTH = 31  # with its rule at the right
-Wish = Literal["open", "rename", "delete", "export", "leave"]
+Action = Literal["open", "rename", "delete", "export", "leave"]
 
 
 class Sidebar(Vertical):
-    """`show` is called as often as one likes; it repaints what changed."""
+    """`show` may be called with every frame: it repaints changes only."""
 
     DEFAULT_CSS = """
     Sidebar {
@@ -52,30 +51,30 @@ class Sidebar(Vertical):
     }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("r", "wish('rename')", "Rename", id="chats.rename"),
-        Binding("d,delete", "wish('delete')", "Delete", id="chats.delete"),
-        Binding("x", "wish('export')", "Export", id="chats.export"),
+        Binding("r", "request('rename')", "Rename", id="chats.rename"),
+        Binding("d,delete", "request('delete')", "Delete", id="chats.delete"),
+        Binding("x", "request('export')", "Export", id="chats.export"),
         Binding("slash", "search", "Search", id="chats.search"),
         Binding("escape,q", "leave", "Back to the prompt", id="chats.leave"),
     ]
 
-    class Wanted(Message):
-        def __init__(self, wish: Wish, session_id: str = "") -> None:
+    class ActionRequested(Message):
+        def __init__(self, action: Action, session_id: str = "") -> None:
             super().__init__()
-            self.wish, self.session_id = wish, session_id
+            self.action, self.session_id = action, session_id
 
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
         self._title = Static("Chats", id="sidebar-title", markup=False)
         self._list = OptionList()
-        self._legend = Static("● instant resume ○ re-reads", id="sidebar-legend", markup=False)
+        self._legend = Static("● instant resume ○ prefills", id="sidebar-legend", markup=False)
         self._figures = Static("", id="sidebar-figures", markup=False)
         self._shown: tuple[object, ...] = ()
         self._entries: list[Entry] = []
         self._chats: tuple[ChatSummary, ...] = ()
-        self._words: str | None = None  # being searched for
+        self._words: str | None = None  # None: not searching
         self._current: str | None = None
-        self._placed = ""  # the chat in front when the cursor was last put on it
+        self._moved_to = ""  # the open chat when the cursor was last moved to it
         self._now = float("-inf")
         self._figures_shown = "?"
 
@@ -87,7 +86,7 @@ class Sidebar(Vertical):
 
     def show(self, chats: tuple[ChatSummary, ...], current: str | None, now: float) -> None:
         if chats is self._chats and current == self._current and now - self._now < 60:
-            return  # called with every frame: entries of a thousand chats are not made for nothing
+            return  # called with every frame: a thousand chats are too many to format each time
         self._chats, self._current, self._now = chats, current, now
         self._fill()
 
@@ -111,8 +110,8 @@ class Sidebar(Vertical):
         self._shown, self._entries = state, entries
         self._list.clear_options()
         self._list.add_options([self._option(entry) for entry in entries])
-        if self._current != self._placed and any(e.session_id == self._current for e in entries if self._current):
-            chosen = self._placed = self._current or ""
+        if self._current != self._moved_to and any(e.session_id == self._current for e in entries if self._current):
+            chosen = self._moved_to = self._current or ""
         wanted = chosen
         at = next((i for i, e in enumerate(entries) if e.session_id == wanted and e.session_id), None)
         first = next((i for i, e in enumerate(entries) if e.session_id), None)
@@ -129,9 +128,9 @@ class Sidebar(Vertical):
         at = self._list.highlighted
         return self._entries[at].session_id if at is not None and at < len(self._entries) else ""
 
-    def action_wish(self, wish: Wish) -> None:
+    def action_request(self, action: Action) -> None:
         if chosen := self._chosen():
-            self.post_message(self.Wanted(wish, chosen))
+            self.post_message(self.ActionRequested(action, chosen))
 
     def action_search(self) -> None:
         self._words = ""
@@ -142,7 +141,7 @@ class Sidebar(Vertical):
             self._words = None
             self._fill()
         else:
-            self.post_message(self.Wanted("leave"))
+            self.post_message(self.ActionRequested("leave"))
 
     def on_key(self, event: Key) -> None:
         if self._words is None:
@@ -158,11 +157,11 @@ class Sidebar(Vertical):
         self._fill()
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """While words are typed, letters are letters."""
+        """Disable the commands while words are typed."""
         return action == "leave" or self._words is None
 
     def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
         event.stop()
         if chosen := self._chosen():
             self._words = None
-            self.post_message(self.Wanted("open", chosen))
+            self.post_message(self.ActionRequested("open", chosen))

@@ -1,4 +1,4 @@
-"""What an empty chat shows: how to begin, and the models to begin with. Not a dialog: the prompt keeps the keys."""
+"""The welcome of an empty chat: how to begin, models to load. No dialog: the prompt keeps the focus. UI thread."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ class Welcome(Widget, can_focus=False):
     def __init__(self, first: FirstScreen, *, id: str | None = None) -> None:
         super().__init__(id=id)
         self._first = first
-        self._said: tuple[str, bool, bool, tuple[str, ...]] = ("", False, False, ())
+        self._shown: tuple[str, bool, bool, tuple[str, ...]] = ("", False, False, ())
 
     def show(self, model: str, ready: bool, loading: bool, titles: tuple[str, ...] = ()) -> None:
-        """`titles` are of the chats used last."""
-        if (model, ready, loading, titles) != self._said:
-            self._said = (model, ready, loading, titles)
+        """`titles` are those of the latest chats."""
+        if (model, ready, loading, titles) != self._shown:
+            self._shown = (model, ready, loading, titles)
             self.refresh()
 
     def render(self) -> Text:
-        model, ready, loading, titles = self._said
+        model, ready, loading, titles = self._shown
         width = self.content_size.width
         if ready:
             lines = welcome_lines([f"{short_name(model)} is ready"], how_to_begin(model) + earlier(titles, width))
@@ -46,29 +46,29 @@ class Welcome(Widget, can_focus=False):
 
 
 def how_to_begin(model: str) -> list[str]:
-    """What is told below the model's name; of the built-in one, what it is and how to get a bigger one."""
+    """Lines below the model's name; for the built-in one, its limits and how to get a bigger one."""
     if model == BUILT_IN[0]:
         return ["It is small: it knows mlxkv and KV caches. /model opens bigger ones.", "Try: What is a KV cache?"]
     return ["Ask anything. / for commands, ? for help."]
 
 
 def earlier(titles: tuple[str, ...], width: int) -> list[str]:
-    """The chats used last, which Enter lists."""
+    """Titles of the latest chats, which Enter lists."""
     if not titles or width < 40:
         return []
-    room = min(width - 8, 60)
-    return ["", "⏎ opens an earlier chat:", *(cut(" ".join(clean(title).split()), room) for title in titles)]
+    longest = min(width - 8, 60)
+    return ["", "⏎ opens an earlier chat:", *(cut(" ".join(clean(title).split()), longest) for title in titles)]
 
 
 def welcome_lines(title: list[str], dim: list[str]) -> list[Text]:
-    """All of one width, because the block is centred, not its lines."""
+    """Lines of equal width, because the block is centred, not its lines."""
     width = max(cell_len(line) for line in title + dim)
     rows = [Text().append(line.center(width), "bold") for line in title] + [Text("")]
     return rows + [Text().append(line.center(width), "dim") for line in dim]
 
 
 def model_lines(first: FirstScreen, width: int) -> list[Text]:
-    """Name, size, licence, note in columns; what does not fit the width is left out from the right."""
+    """Name, size, licence and note in columns; columns that do not fit are left out from the right."""
     how = Text().append("⏎", "bold").append(" lists them all · ", "dim")
     how.append("/model <repo id or folder>", "bold").append(" loads one", "dim")
     if not first.models:
