@@ -1,4 +1,4 @@
-"""The chat window. `run` is all that the command line needs; textual is imported when it is called, not before."""
+"""The chat window. `run` shows it; Textual is imported when it is called, not before."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ def run(
     ask: str | None = None,
     supervisor: SupervisorLink | None = None,
 ) -> int:
-    """Show the window until the user leaves or the terminal is gone; returns the exit code (0, 1 if the window or the
+    """Show the window until the user quits or the terminal is closed; returns the exit code (0, 1 if the window or the
     engine failed, 129 without a terminal).
 
-    The engine is started once the first frame is painted, is given `start` and then `ask`, and closed whatever happens.
+    The engine is started once the first frame is painted, gets `start` and then `ask`, and is always closed.
     """
     from mlxkv.tui.app import ChatApp
     from mlxkv.tui.terminal_driver import WindowDriver
 
     accept_any_bytes()
-    # A token must not wait 5 ms for the window to let go of the interpreter.
+    # A token must not wait 5 ms for the window to release the interpreter lock.
     sys.setswitchinterval(0.0005)
     try:
         app = ChatApp(engine, first, settings, folders, start, ask, driver_class=WindowDriver, supervisor=supervisor)
@@ -47,7 +47,7 @@ def run(
 
 
 def accept_any_bytes() -> None:
-    """Typed and pasted bytes that are no UTF-8 become U+FFFD: Textual's decoder ends the window at the first one."""
+    """Decode typed and pasted bytes that are not UTF-8 as U+FFFD: Textual's decoder raises at the first one."""
     from textual.drivers import linux_driver
 
     def decoder(name: str) -> partial[codecs.IncrementalDecoder]:

@@ -66,7 +66,7 @@ class ChatApp(App[int], inherit_bindings=False):
         Binding("f1", "slash('help')", "Help", id="app.help"),
         Binding("ctrl+k", "slash('resume')", "Open a chat", id="app.chats"),
         Binding("ctrl+n", "slash('new')", "New chat", id="app.new"),
-        Binding("ctrl+t", "slash('think')", "Reasoning on, off", id="app.think", show=False),
+        Binding("ctrl+t", "slash('think')", "Reasoning on or off", id="app.think", show=False),
         Binding("ctrl+l", "redraw", "Redraw", id="app.redraw", show=False),
         Binding("ctrl+z", "suspend_process", "Suspend", id="app.suspend", show=False),
     ]
@@ -117,7 +117,7 @@ class ChatApp(App[int], inherit_bindings=False):
     # -- the engine --------------------------------------------------------------------------------------
 
     def _start(self) -> None:
-        """Start the engine, now that it can delay the first frame no more."""
+        """Start the engine: the first frame is painted, so it can no longer delay that."""
         self._started = True
         self.engine.start()
         warm()
@@ -125,7 +125,7 @@ class ChatApp(App[int], inherit_bindings=False):
 
     def _drain(self) -> None:
         began = self.clock()
-        for _ in range(len(self.engine.events)):  # what comes meanwhile waits for the next round
+        for _ in range(len(self.engine.events)):  # later ones wait for the next drain
             event = self.engine.events.popleft()
             self.state.apply(event)
             if isinstance(event, ev.TokensCounted | ev.ModelReady):
@@ -274,7 +274,7 @@ class ChatApp(App[int], inherit_bindings=False):
     # -- keys --------------------------------------------------------------------------------------------
 
     async def on_event(self, event: Event) -> None:
-        """Clean every paste: it may come from anywhere, and go to an input of Textual's."""
+        """Clean every paste: it may contain anything, and go to an input of Textual's own."""
         if isinstance(event, Paste):
             event.text = clean(event.text.replace("\r\n", "\n").replace("\r", "\n"), joined=True)
         await super().on_event(event)

@@ -1,4 +1,4 @@
-"""Copying: `pbcopy` where there is one (Apple Terminal ignores OSC 52), else the terminal's escape. UI thread."""
+"""The clipboard: `pbcopy` where it exists (Apple Terminal ignores OSC 52), else the terminal's OSC 52. UI thread."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from mlxkv.text.clean import clean
 
 
 def copy(app: App[Any], text: str) -> str:
-    """Put `text` on the clipboard; returns a sentence that is true."""
-    text = clean(text, joined=True)  # a paste into a shell would run what a control character says
+    """Copy `text`; returns what happened, for the user."""
+    text = clean(text, joined=True)  # a shell would act on control characters when it is pasted
     size = f"{len(text):,} characters"
     if tool := shutil.which("pbcopy"):
         try:

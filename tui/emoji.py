@@ -1,7 +1,7 @@
-"""Whether this terminal draws emoji that are joined as one (a family, a profession), two cells wide. Pure.
+"""Whether the terminal draws joined emoji (a family, a profession) as one, two cells wide. Pure.
 
-Elsewhere each part takes two cells, and the rest of the line would stand too far right: there they are shown in parts.
-Textual does not pass on what a terminal says of grapheme clusters (mode 2027), so it is known by its name.
+Other terminals draw each part two cells wide, which shifts the rest of the line, so there they are shown in parts.
+Textual does not pass on a terminal's support of grapheme clusters (mode 2027), so terminals are known by their names.
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ _TERMS = ("xterm-kitty", "xterm-ghostty", "foot", "wezterm", "contour")
 
 
 def joins_emoji(setting: bool | None, env: Mapping[str, str]) -> bool:
-    """The setting; where there is none, whether the terminal is one of those that do, and nothing between it and us
-    (tmux, screen) counts cells its own way."""
+    """The setting; without one, whether the terminal is known to, and no tmux or screen in between counts cells."""
     if setting is not None:
         return setting
     term = env.get("TERM", "")

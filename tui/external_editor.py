@@ -1,4 +1,4 @@
-"""The prompt in the user's own editor. UI thread; the window is suspended meanwhile, the engine goes on."""
+"""Editing the prompt in the user's own editor. UI thread: the window is suspended meanwhile, the engine runs on."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from mlxkv.system.regular_file import read_bytes
 from mlxkv.text.clean import clean
 
-_LONGEST = 256 << 20  # bytes
+_MAX_SIZE = 256 << 20  # bytes
 
 
 class EditorError(Exception):
@@ -24,34 +24,36 @@ def editor_command(env: Mapping[str, str]) -> list[str]:
     """$VISUAL, $EDITOR or vi, with its arguments.
 
     Raises:
-        EditorError: if it is not there.
+        EditorError: if it is not installed.
     """
     try:
         command = shlex.split(env.get("VISUAL") or env.get("EDITOR") or "vi")
     except ValueError:
         command = []
     if not command or shutil.which(command[0], path=env.get("PATH")) is None:
-        raise EditorError(f"The editor {(command or ['?'])[0]!r} was not found. Set EDITOR to one that is there.")
+        raise EditorError(f"The editor {(command or ['?'])[0]!r} was not found. Set EDITOR to an installed one.")
     return command
 
 
 def edited(text: str, command: list[str]) -> str:
-    """`text` after the user has been at it. The file is readable for the user alone and is removed.
+    """`text` after the user has edited it, in a temporary file that only the user can read.
 
     Raises:
-        EditorError: if the editor failed; then the text is as it was.
+        EditorError: if the editor failed; the prompt is unchanged then.
     """
     try:
         handle, name = tempfile.mkstemp(prefix="mlxkv-", suffix=".md")
     except OSError as error:
-        raise EditorError(f"No temporary file can be made ({error.strerror}); set TMPDIR to a folder.") from None
+        raise EditorError(
+            f"No temporary file can be created ({error.strerror}); set TMPDIR to a writable folder."
+        ) from None
     try:
         with os.fdopen(handle, "w", encoding="utf-8", errors="replace") as file:
             file.write(text)
         code = subprocess.run([*command, name], check=False).returncode
         if code:
-            raise EditorError(f"{command[0]} ended with {code}; the prompt is as it was.")
-        data = read_bytes(name, _LONGEST)
+            raise EditorError(f"{command[0]} exited with code {code}; the prompt is unchanged.")
+        data = read_bytes(name, _MAX_SIZE)
     except OSError as error:
         raise EditorError(f"{command[0]} could not be started: {error.strerror}.") from None
     finally:

@@ -1,7 +1,7 @@
-"""Textual's terminal driver, for a terminal that may be gone and a window that may hang. Input and output threads.
+"""Textual's terminal driver, made to survive a closed terminal and a hanging window. Input and output threads.
 
-Textual's own reads nothing for ever from a terminal that is gone, at the full speed of a processor, and stops at the
-first write to it. Keys that the supervising process read meanwhile are taken from there.
+Textual's own spins on reads from a closed terminal, and fails at the first write to it. Keys that the supervising
+process read meanwhile are taken from there.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from mlxkv.system.supervisor import open_terminal
 from mlxkv.system.supervisor_link import SupervisorLink
 from mlxkv.system.terminal import GONE, detach_terminal, is_hung_up, is_terminal_error
 
-_TICK = 0.1  # seconds until a lone Esc is a key and no beginning
+_TICK = 0.1  # seconds until a lone Esc is a key and no escape sequence
 
 
 class WindowDriver(LinuxDriver):
-    """The app's attribute `supervisor` is the parent that watches it, or None."""
+    """Reads keys for a `ChatApp`, whose `supervisor` is the parent process that watches it, or None."""
 
     def __init__(self, app: Any, **more: Any) -> None:
         super().__init__(app, **more)
-        self._file: Any = _Screen(self._file)
+        self._file: Any = _TerminalFile(self._file)
         self._supervisor: SupervisorLink | None = app.supervisor
 
     def run_input_thread(self) -> None:
-        """Give keys to the app until it stops the driver, or the terminal is gone."""
+        """Read keys for the app until it stops the driver, or the terminal is closed."""
         parser, decoder = XTermParser(self._debug), getincrementaldecoder("utf-8")(errors="replace")
-        own = open_terminal(self.fileno)  # what is there may be fetched by the supervisor before we do
+        own = open_terminal(self.fileno)  # the supervisor may read pending keys before we do
         keys, supervisor = (self.fileno, None) if own is None else (own, self._supervisor)
         if supervisor is not None:
             supervisor.report_window()
@@ -60,14 +60,14 @@ class WindowDriver(LinuxDriver):
                 os.close(own)
 
     def _read(self, keys: int, supervisor: SupervisorLink | None) -> Iterator[bytes]:
-        """What was typed within a tick.
+        """Input of one tick.
 
         Raises:
-            OSError: the terminal is gone.
+            OSError: the terminal is closed.
         """
         if not select.select([keys], [], [], _TICK)[0] and not (supervisor and supervisor.keys):
             return
-        while supervisor is not None and supervisor.keys:  # they were typed before those that are there now
+        while supervisor is not None and supervisor.keys:  # they were typed before those of the terminal
             yield supervisor.keys.popleft()
         try:
             data = os.read(keys, 4096)
@@ -81,8 +81,8 @@ class WindowDriver(LinuxDriver):
             raise OSError(errno.EIO, "the terminal is gone")
 
 
-class _Screen:
-    """What the terminal is written through: writes to one that is gone are dropped, reading tells of it."""
+class _TerminalFile:
+    """The terminal's output: writes to a closed one are dropped, the input thread reports it."""
 
     def __init__(self, file: Any) -> None:
         self._file = file

@@ -1,4 +1,4 @@
-"""From a Textual theme to the colours of the transcript. UI thread."""
+"""Colours of the transcript from a Textual theme. UI thread."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mlxkv.tui.markdown.block_renderer import Look
 
 
 def theme_colours(variables: Mapping[str, str], dark: bool, ansi: bool, joined_emoji: bool = False) -> Look:
-    """`variables` are the theme's (`app.theme_variables`). An ANSI theme keeps to the terminal's own colours."""
+    """`variables` are the theme's (`app.theme_variables`). An ANSI theme uses the terminal's own colours."""
     if ansi:
         return Look("blue", "green", "red", "dim", "ansi_dark" if dark else "ansi_light", joined_emoji)
     plain = Look()
@@ -32,9 +32,9 @@ def theme_colours(variables: Mapping[str, str], dark: bool, ansi: bool, joined_e
 
 
 def _blend(variables: Mapping[str, str], default: str) -> str:
-    """Between ink and paper: for lines that must not shout."""
+    """A colour between text and background, for secondary lines."""
     try:
-        paper, ink = Color.parse(variables["background"]), Color.parse(variables["foreground"])
+        background, text = Color.parse(variables["background"]), Color.parse(variables["foreground"])
     except (KeyError, ColorParseError):
         return default
-    return paper.blend(ink, 0.6).hex6.lower()
+    return background.blend(text, 0.6).hex6.lower()

@@ -270,7 +270,7 @@ def test_the_editor_gets_a_file_of_ones_own(tmp_path: Path) -> None:
         "-c",
         f"import sys; sys.argv = ['x', sys.argv[-1], {str(out)!r}]; exec(open({str(script)!r}).read())",
     ]
-    with pytest.raises(EditorError, match="ended with 3; the prompt is as it was"):
+    with pytest.raises(EditorError, match="exited with code 3; the prompt is unchanged"):
         edited("secret", command)
     assert stat.S_IMODE(int(out.read_text(), 8)) == 0o600
     with pytest.raises(EditorError, match="was not found"):

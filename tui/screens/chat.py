@@ -52,7 +52,7 @@ PANEL_WIDTH, PANEL_HEIGHT = 60, 16  # of the smallest window with the panel
 class ChatScreen(Screen[None]):
     """Header; sidebar beside transcript (or welcome, or a list), panel, queue, activity, prompt, footer.
 
-    `send` gives the engine the commands that gathered in `state`.
+    `send` gives the engine the commands that wait in `state`.
     """
 
     DEFAULT_CSS = """
@@ -64,7 +64,7 @@ class ChatScreen(Screen[None]):
     }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("f2", "panel", "The cache", id="app.panel"),
+        Binding("f2", "panel", "Cache panel", id="app.panel"),
         Binding("ctrl+b", "sidebar", "Chats in a sidebar", id="app.sidebar"),
     ]
 
@@ -168,7 +168,7 @@ class ChatScreen(Screen[None]):
         self._show_footer(width)
 
     def _show_footer(self, width: int) -> None:
-        """The state of the chat, and as many keys as fit beside it."""
+        """Show the state of the chat, and as many keys as fit beside it."""
         state = self.state
         if width < 60:
             self.footer.show(f" {footer_text(state.status, width - 2, narrow=True)}")
@@ -202,7 +202,7 @@ class ChatScreen(Screen[None]):
         self.activity.show(f" {left}" if left else "", f"{right} ")
 
     def _show_figures(self, has_sidebar: bool, width: int) -> None:
-        """The panel, if it is open; the same figures in the sidebar, if they fit."""
+        """Show the panel if it is open, else its figures in the sidebar if they fit."""
         state, size, now = self.state, self.app.size, self.state.clock()
         self.panel.display = self.wants_panel and self._panel_fits
         if self.panel.display:
@@ -221,7 +221,7 @@ class ChatScreen(Screen[None]):
         self._typed = self.prompt.text
 
     def on_prompt_submitted(self) -> None:
-        """Drop the hint; one that the app shows about this prompt must outlive the change to an empty text."""
+        """Hide the hint. One that the app shows about this prompt must outlive the change to an empty text."""
         self._typed, self._hint = self.prompt.text, ("", 0.0)
 
     def on_text_area_changed(self) -> None:
@@ -255,7 +255,7 @@ class ChatScreen(Screen[None]):
         except EditorError as error:
             self.show_hint(str(error))
         except SuspendNotSupported:
-            self.show_hint("This terminal cannot be left for an editor.")
+            self.show_hint("This terminal cannot be suspended for an editor.")
         else:
             self.prompt.put(text)
             self.app.refresh()
@@ -265,8 +265,8 @@ class ChatScreen(Screen[None]):
     def on_line_view_follow_changed(self) -> None:
         self.show()
 
-    def on_prompt_message_cursor_requested(self, message: Prompt.MessageCursorRequested) -> None:
-        self.transcript.move_cursor(message.step)
+    def action_message_cursor(self, step: int) -> None:
+        self.transcript.action_move_cursor(step)
 
     def on_transcript_cursor_moved(self, message: Transcript.CursorMoved) -> None:
         if message.message is not None:
@@ -287,21 +287,21 @@ class ChatScreen(Screen[None]):
                 self.copy(lambda: copying.message_code(self.transcript.blocks_of(number)))
             case "edit":
                 is_done = state.edit(number) or state.edit(number - 1)
-                self.transcript.leave_cursor()
+                self.transcript.action_leave_cursor()
             case "retry":
                 reply = next((n for n in (number, number + 1) if self._is_reply(n)), None)
                 is_done = reply is not None
                 if is_done:
                     state.submit(cmd.Retry(reply))
-                    self.transcript.leave_cursor()
+                    self.transcript.action_leave_cursor()
             case "fork":
                 state.submit(cmd.Fork(number))
-                self.transcript.leave_cursor()
+                self.transcript.action_leave_cursor()
             case "older" | "newer":
                 if not state.other_version(number, -1 if message.action == "older" else 1):
                     self.show_hint("There is no other version of this message.")
         if not is_done:
-            self.show_hint("That is not possible with this message.")
+            self.show_hint("This message cannot be changed that way.")
         self.sync()
 
     def _is_reply(self, number: int) -> bool:

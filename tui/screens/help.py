@@ -1,4 +1,4 @@
-"""The help screen: keys and commands on one page. Imported when it is first asked for. UI thread."""
+"""The help screen: keys and commands on one page. Imported when it is first opened. UI thread."""
 
 from __future__ import annotations
 
@@ -18,32 +18,32 @@ from mlxkv.tui.state.slash import help_rows
 KEYS = (
     ("Enter", "send, or queue while a reply runs"),
     ("Ctrl+J", "new line (also Shift+Enter, Alt+Enter, \\ Enter)"),
-    ("Esc", "stop the reply, keep it; twice clears the prompt, or goes back to a message"),
+    ("Esc", "stop the reply; twice clears the prompt, or goes back to a message"),
     ("Ctrl+C", "copy the selection, clear, stop; twice quits"),
     ("Ctrl+D", "quit when the prompt is empty"),
-    ("↑ ↓ Ctrl+R", "earlier prompts, search them; ↑ takes a queued one back"),
+    ("↑ ↓ Ctrl+R", "earlier prompts, search them; ↑ also edits a queued one"),
     ("Ctrl+G", "write the prompt in $EDITOR"),
-    ("@", "send a file along"),
+    ("@", "attach a file"),
     ("PgUp PgDn", "scroll (also Shift+↑ ↓, the wheel)"),
     ("End", "follow the reply again"),
-    ("Ctrl+B Ctrl+K", "chats beside the window, in the window"),
+    ("Ctrl+B Ctrl+K", "chats in a sidebar, chats in a list"),
     ("Ctrl+N", "new chat"),
     ("F2", "the cache: ring, speed, memory, disk"),
     ("Ctrl+T Ctrl+O", "reasoning on or off; fold or unfold it"),
     ("Ctrl+F", "search in this chat"),
-    ("Alt+↑ ↓", "walk over the messages, and on one of them:"),
+    ("Alt+↑ ↓", "move over the messages; then:"),
     ("  y c", "copy it, copy its code"),
     ("  e r f", "edit and ask again, reply again, fork here"),
     ("  [ ] Space", "its other versions; fold or unfold"),
     ("Ctrl+P", "menu and themes"),
     ("Ctrl+L Ctrl+Z", "redraw, suspend"),
-    ("```", "code; fences are CommonMark's, but ```markdown holds fences with a language to its own end"),
-    ("Mouse", "drag to select, Ctrl+C copies; a click on a link shows all of it first"),
+    ("```", "code; fences follow CommonMark, but ```markdown may contain fences with a language"),
+    ("Mouse", "drag to select, Ctrl+C copies; a click on a link shows its full address first"),
 )
 
 
 def help_text(width: int = 120) -> Text:
-    """Two columns, the right one wrapped; where it would be too narrow for that, what a key does stands below it."""
+    """Two columns, the right one wrapped; in a narrow window the right one is below the left."""
     rows = [("Keys", ""), *KEYS, ("", ""), ("Commands", ""), *help_rows(), ("//text", "send a text that starts with /")]
     column = max(len(left) for left, _ in rows) + 2
     is_narrow = width < 2 * column
@@ -61,6 +61,8 @@ def help_text(width: int = 120) -> Text:
 
 
 class HelpScreen(ModalScreen[None]):
+    """The help text, in a window of its size."""
+
     DEFAULT_CSS = """
     HelpScreen { align: center middle; }
     HelpScreen > VerticalScroll {

@@ -1,4 +1,4 @@
-"""Asking before an address is opened: the reader sees all of it first. Imported when it is first needed. UI thread."""
+"""The link screen: shows an address in full before it is opened. Imported when it is first needed. UI thread."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mlxkv.text.clean import clean
 
 
 def is_web(address: str) -> bool:
-    """Only such addresses are ever opened: `file:`, `javascript:` and the like may act at once."""
+    """Whether an address may be opened: `file:`, `javascript:` and the like may run something at once."""
     try:
         parts = urlsplit(address)
     except ValueError:
@@ -25,7 +25,7 @@ def is_web(address: str) -> bool:
 
 
 def host_note(address: str) -> str:
-    """What a host with letters from elsewhere really is: `аpple.com` in Cyrillic is not apple.com."""
+    """The ASCII form of a host with other letters: `аpple.com` in Cyrillic is not apple.com."""
     host = urlsplit(address).hostname or ""
     if host.isascii():
         return ""
@@ -70,5 +70,5 @@ class LinkScreen(ModalScreen[str]):
         with VerticalScroll():
             yield Static(text, markup=False)
 
-    def action_close(self, what: str) -> None:
-        self.dismiss(what)
+    def action_close(self, choice: str) -> None:
+        self.dismiss(choice)

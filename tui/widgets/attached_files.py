@@ -1,7 +1,6 @@
-"""Files that a prompt attaches with `@`: their text as sent, and a note on them while one types. Pure; UI thread.
+"""Files that a prompt attaches with `@`: their text when it is sent, a note on them while one types. Pure; UI thread.
 
-Reading and formatting them is `tui/state/attachments.py`. A file is read once per change, as a note is asked for with
-every letter.
+`tui/state/attachments.py` reads and formats them. A file is read once per change, because each letter updates the note.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from mlxkv.tui.state.completion import is_command
 
 
 class AttachedFiles:
-    """Relative paths start at `base`. `count` returns the tokens of a file's text, `window` holds that many tokens."""
+    """Relative paths start at `base`. `count` returns the tokens of a file's text, `window` is what the model holds."""
 
     def __init__(self) -> None:
         self.base = Path()
@@ -27,13 +26,13 @@ class AttachedFiles:
         self._read: dict[str, tuple[object, attachments.Attachment]] = {}  # by path, with the file's stamp
 
     def recall(self, text: str) -> str:
-        """A prompt as it was typed, from the text that was sent: its files are names again, and stay available."""
+        """The prompt as typed, from the text that was sent: files are names again, and their text stays available."""
         typed, files = attachments.recall(text)
         self._sent = files or self._sent
         return typed
 
     def expand(self, typed: str) -> str:
-        """The text to send: files are in it.
+        """The text to send, with the text of its files.
 
         Raises:
             AttachError: if a file cannot be attached.

@@ -53,8 +53,8 @@ class Prompt(TextArea):
         Binding("ctrl+j,shift+enter,alt+enter", "newline", "Newline", id="prompt.newline"),
         Binding("ctrl+c", "app.interrupt", "Copy, clear, stop, quit", id="prompt.interrupt", show=False),
         Binding("ctrl+d", "end", "Quit", id="prompt.end", show=False),
-        Binding("alt+up", "move_message_cursor(-1)", "Message above", id="prompt.message_above", show=False),
-        Binding("alt+down", "move_message_cursor(1)", "Message below", id="prompt.message_below", show=False),
+        Binding("alt+up", "screen.message_cursor(-1)", "Message above", id="prompt.message_above", show=False),
+        Binding("alt+down", "screen.message_cursor(1)", "Message below", id="prompt.message_below", show=False),
         Binding("ctrl+o", "screen.fold_all", "Fold reasoning", id="prompt.fold", show=False),
         Binding("ctrl+r", "search_history", "Search earlier prompts", id="prompt.history", show=False),
         Binding("ctrl+g", "edit_outside", "Edit in $EDITOR", id="prompt.editor", show=False),
@@ -91,13 +91,6 @@ class Prompt(TextArea):
         def __init__(self, pages: float | None) -> None:
             super().__init__()
             self.pages = pages
-
-    class MessageCursorRequested(Message):
-        """Move the message cursor up (-1) or down (1)."""
-
-        def __init__(self, step: int) -> None:
-            super().__init__()
-            self.step = step
 
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(
@@ -143,9 +136,6 @@ class Prompt(TextArea):
         returned, before = self._returned
         if returned in (text, as_typed(text)) and self.text.startswith(before):
             self.put(self.text[len(before) :].lstrip("\n"))
-
-    def recount(self) -> None:
-        self.completer.recount()
 
     # -- sending -----------------------------------------------------------------------------------------
 
@@ -194,9 +184,6 @@ class Prompt(TextArea):
 
     def action_newline(self) -> None:
         self.replace("\n", *self.selection)
-
-    def action_move_message_cursor(self, step: int) -> None:
-        self.post_message(self.MessageCursorRequested(step))
 
     async def action_end(self) -> None:
         if self.text:

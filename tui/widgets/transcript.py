@@ -33,8 +33,8 @@ class Transcript(Vertical, can_focus=False):
     """Shows blocks; follows the end until the reader scrolls away."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("alt+up,up,k", "cursor(-1)", "Message above", id="message.above", show=False),
-        Binding("alt+down,down,j", "cursor(1)", "Message below", id="message.below", show=False),
+        Binding("alt+up,up,k", "move_cursor(-1)", "Message above", id="message.above", show=False),
+        Binding("alt+down,down,j", "move_cursor(1)", "Message below", id="message.below", show=False),
         Binding("y", "request('copy')", "Copy the message", id="message.copy", show=False),
         Binding("c", "request('copy_code')", "Copy its code", id="message.code", show=False),
         Binding("e", "request('edit')", "Edit and ask again", id="message.edit", show=False),
@@ -48,7 +48,7 @@ class Transcript(Vertical, can_focus=False):
         Binding("N", "match(-1)", "Previous match", id="message.previous", show=False),
         Binding("pageup", "page(-1)", "Scroll", id="message.page_up", show=False),
         Binding("pagedown", "page(1)", "Scroll", id="message.page_down", show=False),
-        Binding("escape,enter,q", "leave", "Back to the prompt", id="message.leave", show=False),
+        Binding("escape,enter,q", "leave_cursor", "Back to the prompt", id="message.leave", show=False),
     ]
 
     class ActionRequested(Message):
@@ -92,7 +92,7 @@ class Transcript(Vertical, can_focus=False):
         self.view.clear()
         self.finder.cell = None
         if self.cursor is not None:
-            self.leave_cursor()
+            self.action_leave_cursor()
 
     def update_blocks(self, settled: Sequence[Block], tail: Sequence[Block] = (), answer: int | None = None) -> None:
         """Append final blocks and show `tail` after them until the next call. `settled[answer]` must be visible."""
@@ -108,7 +108,7 @@ class Transcript(Vertical, can_focus=False):
     def drop(self, message: int) -> None:
         """Remove all blocks of message number `message`, the last one."""
         if self.cursor == message:
-            self.leave_cursor()
+            self.action_leave_cursor()
         self.view.change(lambda: self.lines.remove(message))
 
     def set_look(self, look: Look) -> None:
@@ -165,7 +165,7 @@ class Transcript(Vertical, can_focus=False):
         """The message at the cursor."""
         return self.painter.marked
 
-    def move_cursor(self, step: int) -> None:
+    def action_move_cursor(self, step: int) -> None:
         """Move to the message above (-1) or below (1): first up to the last message, from there down is out."""
         numbers = sorted({block.message for block in self.lines.blocks} - {NO_MESSAGE})
         if not numbers:
@@ -179,14 +179,14 @@ class Transcript(Vertical, can_focus=False):
         elif self.cursor in numbers:
             at = numbers.index(self.cursor) + step
             if at >= len(numbers):
-                self.leave_cursor()
+                self.action_leave_cursor()
                 return
         message = numbers[max(0, at)]
         self.painter.mark(message)
         self.view.show_line(self._message_line(message))
         self.post_message(self.CursorMoved(message))
 
-    def leave_cursor(self, typed: str = "") -> None:
+    def action_leave_cursor(self, typed: str = "") -> None:
         self.can_focus = False
         self.painter.mark(None)
         self.view.refresh()
@@ -211,9 +211,6 @@ class Transcript(Vertical, can_focus=False):
     def blocks_of(self, message: int) -> list[Block]:
         return [self.lines.cell(index).block for index in self.lines.of_message(message)]
 
-    def action_cursor(self, step: int) -> None:
-        self.move_cursor(step)
-
     def action_request(self, action: Action) -> None:
         if self.cursor is not None:
             self.post_message(self.ActionRequested(action, self.cursor))
@@ -221,15 +218,12 @@ class Transcript(Vertical, can_focus=False):
     def action_page(self, pages: int) -> None:
         self.view.scroll_page(pages)
 
-    def action_leave(self) -> None:
-        self.leave_cursor()
-
     def on_key(self, event: Key) -> None:
         """Leave with any other letter: it is typed into the prompt."""
         if event.is_printable and event.character and (self.cursor is None or event.key not in self._own_keys):
             event.stop()
             event.prevent_default()
-            self.leave_cursor(event.character)
+            self.action_leave_cursor(event.character)
 
     @property
     def _own_keys(self) -> set[str]:
@@ -237,7 +231,7 @@ class Transcript(Vertical, can_focus=False):
 
     def on_blur(self, event: Blur) -> None:
         if self.cursor is not None:
-            self.leave_cursor()
+            self.action_leave_cursor()
 
     # -- search ------------------------------------------------------------------------------------------
 

@@ -39,7 +39,7 @@ class Welcome(Widget, can_focus=False):
         if ready:
             lines = welcome_lines([f"{short_name(model)} is ready"], how_to_begin(model) + earlier(titles, width))
         elif loading:
-            lines = welcome_lines(["One moment"], ["Type ahead; it will be sent."])
+            lines = welcome_lines(["One moment"], ["Type ahead: it is sent when the model is ready."])
         else:
             lines = model_lines(self._first, width)
         return Text("\n", justify="left").join(lines)
