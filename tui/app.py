@@ -309,7 +309,7 @@ class ChatApp(App[int], inherit_bindings=False):
             case Act.LEAVE:
                 self.state.editing = None
                 self.prompt.put("")
-            case Act.REWIND:
+            case Act.REWIND if self.state.messages:
                 self.state.show(choice_lists.rewind_list(self.state.messages))
             case Act.CLEAR:
                 self.prompt.put("")
