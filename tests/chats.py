@@ -47,9 +47,10 @@ class Scripted(ModelRunner):
 
 def scripted(model: Model, ids: Sequence[int | BaseException]) -> None:
     """The next tokens of `model`; then its end of turn."""
-    if not isinstance(model.runner, Scripted):
-        model._runtime.runner = Scripted(model.loaded.model)
-    model.runner.script = list(ids)
+    runner = model.runner
+    if not isinstance(runner, Scripted):
+        runner = model._runtime.runner = Scripted(model.loaded.model)
+    runner.script = list(ids)
 
 
 def script(model: Model, *replies: str) -> None:

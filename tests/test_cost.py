@@ -170,11 +170,11 @@ def test_a_message_costs_the_same_in_a_long_chat(tmp_path: Path, home: Path, cou
         for event in told:
             assert not isinstance(event, ev.Failed), event
             state.apply(event)
-        state.take()
+        state.transcript.take_change()
 
     try:
         early, late = early_and_late(count, send)
-        assert len(state.messages) == len(dispatcher.context.current_chat.messages) == 2 * (LATE + EACH)
+        assert len(state.transcript.messages) == len(dispatcher.context.current_chat.messages) == 2 * (LATE + EACH)
     finally:
         dispatcher.context.close()  # not the dispatcher: this thread goes on using MLX
     assert late["verified"] == early["verified"] == 2  # the question and the reply continue the chain

@@ -104,7 +104,7 @@ class ChatApp(App[int], inherit_bindings=False):
         if self.settings.theme in self.available_themes:
             self.theme = self.settings.theme
         else:
-            self.state.error(f"There is no theme {self.settings.theme!r}; Ctrl+P lists them.")
+            self.state.transcript.add_error(f"There is no theme {self.settings.theme!r}; Ctrl+P lists them.")
         self._set_colours(self.current_theme)
         if self.settings.keys:
             self.set_keymap(dict(self.settings.keys))
@@ -141,7 +141,8 @@ class ChatApp(App[int], inherit_bindings=False):
         """Whether the event changes the list of chats while it is shown: in the sidebar, or below the welcome."""
         match event:
             case ev.ChatOpened():
-                return self.chat.sidebar is not None or (self.state.is_empty and not self.state.turn)
+                transcript = self.state.transcript
+                return self.chat.sidebar is not None or (transcript.is_empty and not transcript.reply)
             case ev.TurnFinished():
                 return self.chat.sidebar is not None
         return False
@@ -165,7 +166,7 @@ class ChatApp(App[int], inherit_bindings=False):
             self.chat.put_back(message.text)
             if not self.state.is_ready and not self.state.is_loading:
                 self.action_slash("model")
-            elif self.state.is_ready and self.state.is_empty and self.state.chats:
+            elif self.state.is_ready and self.state.transcript.is_empty and self.state.chats:
                 self.action_slash("resume")
             return
         match parse(message.text):
@@ -248,7 +249,7 @@ class ChatApp(App[int], inherit_bindings=False):
         try:
             save_setting(self.folders, name, value)
         except ConfigError as error:
-            self.state.error(str(error))
+            self.state.transcript.add_error(str(error))
 
     def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:
         yield from super().get_system_commands(screen)
@@ -283,7 +284,7 @@ class ChatApp(App[int], inherit_bindings=False):
         text = bool(self.prompt.text)
         here = Situation(
             self._generating, self.chat.picker is not None, text, editing=self.state.editing is not None,
-            pulling=self.state.is_pulling, said=not self.state.is_empty,
+            pulling=self.state.is_pulling, said=not self.state.transcript.is_empty,
         )  # fmt: skip
         again = "esc again clears the prompt" if text else "esc again goes back to an earlier message"
         self._act(self._presses.escape(here, self.clock()), again)
@@ -295,8 +296,8 @@ class ChatApp(App[int], inherit_bindings=False):
 
     @property
     def _generating(self) -> bool:
-        turn = self.state.turn
-        return self.state.loads_now if turn is None else not turn.stopping
+        turn = self.state.transcript.reply
+        return self.state.is_loading_now if turn is None else not turn.stopping
 
     def _act(self, act: Act, again: str, chosen: str = "") -> None:
         match act:
@@ -305,12 +306,12 @@ class ChatApp(App[int], inherit_bindings=False):
             case Act.CLOSE:
                 self.chat.close_picker()
             case Act.PAUSE:
-                self.state.pause()
+                self.state.pause_download()
             case Act.LEAVE:
                 self.state.editing = None
                 self.prompt.put("")
-            case Act.REWIND if self.state.messages:
-                self.state.show(choice_lists.rewind_list(self.state.messages))
+            case Act.REWIND if self.state.transcript.messages:
+                self.state.show(choice_lists.rewind_list(self.state.transcript.messages))
             case Act.CLEAR:
                 self.prompt.put("")
             case Act.COPY:

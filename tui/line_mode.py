@@ -248,7 +248,7 @@ class PlainChat:
 
     def _say_lines(self) -> None:
         """What the state says in its own name; what was said by others is shown as it comes."""
-        change = self._state.take()
+        change = self._state.transcript.take_change()
         for block in change.settled:
             if block.kind is Kind.ERROR:
                 self._line(f"Error: {block.text}")
@@ -282,7 +282,7 @@ class PlainChat:
         """Ctrl+C stops a reply, a load or a download and keeps what there is; at the prompt it ends the chat."""
 
         def stop(*_: object) -> None:
-            if self._state.turn is None and not self._state.is_pulling and not self._state.loads_now:
+            if self._state.transcript.reply is None and not self._state.is_pulling and not self._state.is_loading_now:
                 raise KeyboardInterrupt
             self._dispatcher.stop()
             self._dispatcher.pause_download()

@@ -109,7 +109,7 @@ def set_the_system_prompt(path: Path) -> None:
     """In the window, where it is shown instead of raised."""
     state = ChatState(lambda: 0.0)
     run(state, "system", f"@{path}")
-    raise ConfigError(state.take().settled[-1].text)
+    raise ConfigError(state.transcript.take_change().settled[-1].text)
 
 
 def load(path: Path) -> None:

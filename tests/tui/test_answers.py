@@ -21,9 +21,9 @@ async def scrolled_up(w: Window, engine: FakeEngine, ends: bool) -> None:
     """A long reply, finished or still being made, of which the beginning is seen."""
     w.app.state.prompt("tell me")
     w.app.chat.sync()
-    await w.until(lambda: w.app.state.turn)
+    await w.until(lambda: w.app.state.transcript.reply)
     engine.say(reply_events(LONG) if ends else reply_events(LONG)[:-2])
-    await w.until(lambda: w.height > 100 and (w.app.state.turn is None) is ends)
+    await w.until(lambda: w.height > 100 and (w.app.state.transcript.reply is None) is ends)
     await w.until(lambda: "paragraph 59" in w.screen())
     await w.pilot.press("pageup")
     await w.until(lambda: not w.app.transcript.view.follow)

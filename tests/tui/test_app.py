@@ -121,7 +121,7 @@ async def test_first_screen_without_a_model_is_not_a_dialog() -> None:
 async def test_errors_are_lines_in_the_transcript() -> None:
     async with window(FakeEngine(manual=True)) as w:
         await w.ask("why")
-        await w.until(lambda: w.app.state.turn)
+        await w.until(lambda: w.app.state.transcript.reply)
         w.engine.say([Failed("Out of \x1bmemory [bold]now[/bold]")])
         await w.until(lambda: "✗ Out of ␛memory [bold]now[/bold]" in w.said())
         w.engine.say([EngineStopped("Metal said no")])
@@ -137,7 +137,7 @@ async def test_following_and_scrolling() -> None:
     async with window(FakeEngine(manual=True)) as w:
         transcript = w.app.transcript
         await w.ask("long")
-        await w.until(lambda: w.app.state.turn)
+        await w.until(lambda: w.app.state.transcript.reply)
         w.engine.say([TextDelta(f"para {i}\n\n", i) for i in range(50)])
         await w.until(lambda: "para 49" in w.screen())
         await w.pilot.press("pageup")
@@ -157,7 +157,7 @@ async def test_a_resize_keeps_the_place() -> None:
         text = "\n\n".join(f"paragraph {i} " + "word " * 40 for i in range(60))
         w.engine.manual = True
         await w.ask("long")
-        await w.until(lambda: w.app.state.turn)
+        await w.until(lambda: w.app.state.transcript.reply)
         w.engine.say([TextDelta(text, 1), TurnFinished("stop", text, STATS)])
         await w.until(lambda: "5,871 cached" in w.screen())
         transcript.view.scroll_to(y=60, animate=False, immediate=True)
@@ -200,7 +200,7 @@ async def test_mouse_fuzz_while_streaming() -> None:
     rng = random.Random(7)
     async with window(FakeEngine(manual=True), size=(60, 20)) as w:
         await w.ask("why")
-        await w.until(lambda: w.app.state.turn)
+        await w.until(lambda: w.app.state.transcript.reply)
         deltas = reply_events(REPLY * 6, piece=7)[1:-2]
         sent, shift = 0, False
         for step in range(2000):
@@ -215,7 +215,7 @@ async def test_mouse_fuzz_while_streaming() -> None:
                 await w.pilot.pause(0.01)
                 _ = w.app.screen.get_selected_text()
         w.engine.say([TurnFinished("stop", "", STATS)])
-        await w.until(lambda: w.app.state.turn is None)
+        await w.until(lambda: w.app.state.transcript.reply is None)
         assert w.app.is_running
         assert "The borrow of map" in w.said()
 
@@ -262,7 +262,7 @@ async def test_without_colours_an_ansi_theme_is_the_terminals_own(theme: str, mo
 async def test_a_title_too_long_for_the_header_is_cut_not_left_out() -> None:
     async with window(size=(120, 30)) as w:
         for title, shown in (("short", " short "), ("long " * 30, " long long "), ("x", " x ")):
-            w.app.state.title = title.strip()
+            w.app.state.transcript.title = title.strip()
             w.app.chat.show()
             header = w.bar("header")
             assert shown in header

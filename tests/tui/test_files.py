@@ -102,6 +102,6 @@ async def test_the_window_says_it_and_enter_sends_the_word(base: Path) -> None:
         w.app.prompt.completer._paths_at = float("-inf")
         await _note(w, "thanks @someone", "No file in this folder matches someone")
         await w.pilot.press("enter")
-        await w.until(lambda: bool(w.app.state.messages))
-        assert w.app.state.messages[-2:][0].text == "thanks @someone"
+        await w.until(lambda: bool(w.app.state.transcript.messages))
+        assert w.app.state.transcript.messages[-2:][0].text == "thanks @someone"
         await _note(w, "see @notes.txt,", "@notes.txt 1 line")

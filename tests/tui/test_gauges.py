@@ -108,7 +108,7 @@ def test_context_says_what_is_evicted() -> None:
     assert rows[1].endswith("· 8 left")
     assert rows[2].endswith(f"     80 tok {'█' * 20}")
     gone = ContextUsage((ContextPart("user", "日本語 " * 30, 12_345, 0), ContextPart("user", "a\tb", 1, 1)), 64, 0)
-    assert context_line(context_rows(gone)[0], 60).endswith("…  12,345 tok  · out")
+    assert context_line(context_rows(gone)[0], 60).endswith("…  12,345 tok  · evicted")
 
 
 @pytest.mark.parametrize("width", [20, 28, 31, 40, 45, 56, 60, 80, 120])
@@ -127,7 +127,7 @@ def test_context_takes_one_line_per_message_at_any_width(width: int) -> None:
 def test_stats_and_memory() -> None:
     text = "\n".join(stats_lines(FIGURES))
     for words in (
-        "2 turns (4 messages) · 42.1 tok/s decoding · 812 tok/s prefill",
+        "2 turns (4 messages) · 42.1 tok/s decode · 812 tok/s prefill",
         "99% reused",
         "1.1 GB of 20 GB",
     ):

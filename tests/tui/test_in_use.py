@@ -26,8 +26,9 @@ def test_it_is_opened_again_once_the_other_has_ended() -> None:
     assert list(state.outbox) == [cmd.OpenChat("c1")]
     state.apply(ev.ChatOpened("c1", "Numbers", MORE))
     assert not state.refusal()
-    assert state.messages == list(MORE)
-    assert state.take().settled[-1].text == "The other mlxkv has closed this chat: it can be continued here."
+    assert state.transcript.messages == list(MORE)
+    last = state.transcript.take_change().settled[-1]
+    assert last.text == "The other mlxkv has closed this chat: you can continue here."
     state.prompt("three")
     assert isinstance(state.outbox[-1], cmd.Send)
 
@@ -36,7 +37,7 @@ async def test_a_reader_stays_where_they_are_and_what_was_typed_stays_too() -> N
     engine = FakeEngine(manual=True)
     async with window(engine) as w:
         engine.say([ev.ChatOpened("c1", "Numbers", SAID, read_only=LOCKED)])
-        await w.until(lambda: "Read-only here until that ends" in w.screen())
+        await w.until(lambda: "Read-only until it is closed there" in w.screen())
         await w.ask("three")
         await w.until(lambda: "open in another mlxkv" in w.bar("activity"))
         await w.pilot.press("pageup", "pageup")
@@ -44,7 +45,7 @@ async def test_a_reader_stays_where_they_are_and_what_was_typed_stays_too() -> N
         seen = w.screen().splitlines()[2:12]
         engine.history = MORE
         engine.say([ev.ChatReleased("c1")])
-        await w.until(lambda: "can be continued here" in w.said())
+        await w.until(lambda: "you can continue here" in w.said())
         assert (w.app.prompt.text, w.app.transcript.view.follow) == ("three", False)
         assert w.screen().splitlines()[2:12] == seen
         await w.pilot.press("enter")

@@ -50,7 +50,7 @@ async def test_a_paste_never_sends_and_is_cleaned() -> None:
 async def test_prompts_queue_while_a_reply_runs() -> None:
     async with window(FakeEngine(manual=True)) as w:
         await w.ask("one")
-        await w.until(lambda: w.app.state.turn)
+        await w.until(lambda: w.app.state.transcript.reply)
         await w.ask("two")
         await w.ask("three")
         await w.until(lambda: "❯ three" in w.queued())
@@ -66,7 +66,7 @@ async def test_prompts_queue_while_a_reply_runs() -> None:
 async def test_escape_stops_and_keeps() -> None:
     async with window(FakeEngine(manual=True)) as w:
         await w.ask("why")
-        await w.until(lambda: w.app.state.turn)
+        await w.until(lambda: w.app.state.transcript.reply)
         w.engine.say([TextDelta("Because", 1)])
         await w.until(lambda: "Because" in w.said())
         assert "esc to stop" in w.bar("activity")
@@ -74,7 +74,7 @@ async def test_escape_stops_and_keeps() -> None:
         await w.until(lambda: w.engine.stopped == 1)
         assert "stopping" in w.bar("activity")
         w.engine.say([TurnFinished("stopped", "Because", STATS)])
-        await w.until(lambda: w.app.state.turn is None)
+        await w.until(lambda: w.app.state.transcript.reply is None)
         assert "Because" in w.said()
         await w.pilot.press("escape")
         await w.until(lambda: "esc again clears" in w.bar("activity"))
@@ -85,14 +85,14 @@ async def test_escape_stops_and_keeps() -> None:
 async def test_control_c() -> None:
     async with window(FakeEngine(manual=True)) as w:
         await w.ask("why")
-        await w.until(lambda: w.app.state.turn)
+        await w.until(lambda: w.app.state.transcript.reply)
         w.app.prompt.put("text")
         await w.pilot.press("ctrl+c")
         await w.until(lambda: w.app.prompt.text == "")
         await w.pilot.press("ctrl+c")
         await w.until(lambda: w.engine.stopped == 1)
         w.engine.say([TurnFinished("stopped", "", STATS)])
-        await w.until(lambda: w.app.state.turn is None)
+        await w.until(lambda: w.app.state.transcript.reply is None)
         await w.pilot.press("ctrl+c")
         await w.until(lambda: "ctrl+c again quits" in w.bar("activity"))
         await w.pilot.press("ctrl+c")

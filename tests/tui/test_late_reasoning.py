@@ -30,7 +30,7 @@ async def test_the_window_takes_it_back_and_folds_it() -> None:
     engine = FakeEngine(manual=True)
     async with window(engine) as w:
         await w.ask("is it?")
-        await w.until(lambda: w.app.state.turn)
+        await w.until(lambda: w.app.state.transcript.reply)
         engine.say([ev.TextDelta("so *be*\n\n```\nit\n```\n\nor", 9)])
         await w.until(lambda: "so be" in w.said())
         engine.say([ev.TextDelta("so *be*\n\n```\nit\n```\n\nor not", 12, thinking=True, restarts=True)])
@@ -41,7 +41,7 @@ async def test_the_window_takes_it_back_and_folds_it() -> None:
         assert "12 tok" in w.said()
         assert "is it?" in w.said()
         engine.say([ev.TurnFinished("stop", "yes", STATS, "so *be*\n\n```\nit\n```\n\nor not")])
-        await w.until(lambda: w.app.state.turn is None)
+        await w.until(lambda: w.app.state.transcript.reply is None)
         assert w.said().count("yes") == 1
         w.app.transcript.fold_all()
         await w.until(lambda: "or not" in w.said())

@@ -187,7 +187,7 @@ def test_errors_settings_and_downloads_are_lines(home: Path) -> None:
     assert (home / "config" / "config.toml").read_text() == "temperature = 0.5\n"
     assert "No command /nonsense." in said
     assert "/theme needs the window." in said
-    assert "org/model is on this machine now" in said
+    assert "org/model is downloaded" in said
     assert "unheard" not in said
 
 
@@ -223,7 +223,7 @@ def test_what_a_download_says_on_its_thread_is_written_by_ours() -> None:
         raise EOFError
 
     assert PlainChat(Folders.from_env(), Settings(), Downloading, out, read).run([NewChat()]) == 0
-    assert "org/model is on this machine now" in out.getvalue()
+    assert "org/model is downloaded" in out.getvalue()
     assert out.writers == {threading.get_ident()}
 
 

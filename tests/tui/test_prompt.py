@@ -209,7 +209,7 @@ async def test_tokens_of_a_file_are_counted_by_the_model_once_and_a_guess_until_
 async def test_a_queued_prompt_comes_back_without_its_files(folder: Path) -> None:
     async with window(FakeEngine(manual=True)) as w:
         await w.ask("one")
-        await w.until(lambda: w.app.state.turn)
+        await w.until(lambda: w.app.state.transcript.reply)
         await w.ask('see @"my notes.txt"')
         await w.until(lambda: w.app.state.queue)
         assert "````\n```\nfence" in w.app.state.queue[0]  # a fence that the file's own cannot end

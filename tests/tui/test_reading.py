@@ -27,7 +27,7 @@ async def chat(w: Window, *texts: str) -> None:
     roles = ("user", "assistant")
     messages = tuple(Message(roles[i % 2], text, STATS if i % 2 else None) for i, text in enumerate(texts))
     w.engine.say([ChatOpened("c9", "test", messages)])
-    await w.until(lambda: len(w.app.state.messages) == len(texts))
+    await w.until(lambda: len(w.app.state.transcript.messages) == len(texts))
     await w.until(lambda: w.app.transcript.size.height > 5)
 
 
@@ -69,7 +69,7 @@ async def test_wishes() -> None:
         await w.until(lambda: w.sent(Fork) == [Fork(3)])
         await w.until(lambda: w.app.focused is w.app.prompt)
         w.engine.say([ChatOpened("c10", "copy", ())])
-        await w.until(lambda: not w.app.state.messages)
+        await w.until(lambda: not w.app.state.transcript.messages)
         await chat(w, "one", "two", "three", "four")
         await w.pilot.press("alt+up", "up", "e")
         await w.until(lambda: w.app.prompt.text == "three")
@@ -227,7 +227,7 @@ async def test_a_flush_lays_nothing_out(monkeypatch: pytest.MonkeyPatch) -> None
     async with window(FakeEngine(manual=True)) as w:
         await chat(w, *(REPLY for _ in range(10)))
         await w.ask("go")
-        await w.until(lambda: w.app.state.turn)
+        await w.until(lambda: w.app.state.transcript.reply)
         w.engine.say([TextDelta("First paragraph.\n\n", 1)])
         await w.until(lambda: "First paragraph" in w.screen())
         await w.until(lambda: not w.app.transcript.view.is_wrapping)

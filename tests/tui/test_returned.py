@@ -43,7 +43,7 @@ async def asked(w: Window, text: str) -> str:
     sent = w.sent(Send)[-1]
     assert isinstance(sent, Send)
     w.engine.say([TurnStarted(sent.text), PrefillProgress(512, 5_000, 0, 100.0)])
-    await w.until(lambda: w.app.state.turn is not None and w.app.state.turn.prefill is not None)
+    await w.until(lambda: w.app.state.transcript.reply is not None and w.app.state.transcript.reply.prefill is not None)
     return sent.text
 
 
@@ -62,7 +62,7 @@ async def test_escape_in_prefill_takes_the_message_back_as_it_was_typed(tmp_path
         await w.pilot.press("escape")
         await w.until(lambda: w.engine.stopped == 1)
         w.engine.say([unanswered(sent), SessionStatus()])
-        await w.until(lambda: w.app.state.turn is None)
+        await w.until(lambda: w.app.state.transcript.reply is None)
         first, since = w.app.prompt.text.split("\n\n")
         assert "@notes.md" in first
         assert w.app.prompt._pastes.expand(first) == f"{PASTE} and @notes.md"
@@ -70,7 +70,7 @@ async def test_escape_in_prefill_takes_the_message_back_as_it_was_typed(tmp_path
         assert len(w.app.prompt.text) < 200
         assert w.said() == ""
         assert "tok/s" not in w.screen()
-        assert (w.app.state.title, w.app.state.session_id, w.app.state.messages) == ("", None, [])
+        assert (w.app.state.transcript.title, w.app.state.session_id, w.app.state.transcript.messages) == ("", None, [])
         await w.pilot.press("enter")
         await w.until(lambda: len(w.sent(Send)) == 2)
         again = w.sent(Send)[-1]
@@ -89,7 +89,7 @@ async def test_only_that_message_leaves_the_transcript() -> None:
         w.engine.say([unanswered(sent)])
         await w.until(lambda: w.app.prompt.text == "and then?")
         assert w.said() == said
-        assert [m.role for m in w.app.state.messages] == ["user", "assistant"]
+        assert [m.role for m in w.app.state.transcript.messages] == ["user", "assistant"]
         await w.pilot.press("enter")
         await w.until(lambda: len(w.sent(Send)) == 3)
         w.engine.say(reply_events())
@@ -130,7 +130,7 @@ async def test_what_waits_can_be_taken_back_instead() -> None:
 async def test_an_edit_that_is_stopped_is_an_edit_again() -> None:
     async with window(FakeEngine(manual=True)) as w:
         w.engine.say([ChatOpened("s1", "title", w.engine.history)])
-        await w.until(lambda: w.app.state.messages)
+        await w.until(lambda: w.app.state.transcript.messages)
         await w.ask("/edit")
         await w.until(lambda: w.app.state.editing == 0)
         await w.ask("changed")
@@ -138,7 +138,7 @@ async def test_an_edit_that_is_stopped_is_an_edit_again() -> None:
         w.engine.say([ChatOpened("s1", "title", w.engine.history), unanswered("changed")])
         await w.until(lambda: w.app.prompt.text == "changed")
         assert w.app.state.editing == 0
-        assert len(w.app.state.messages) == 2
+        assert len(w.app.state.transcript.messages) == 2
         await w.pilot.press("enter")
         await w.until(lambda: len(w.sent(Edit)) == 2)
 
@@ -150,7 +150,7 @@ async def test_a_message_that_could_not_be_sent_comes_back_under_the_reason() ->
         await w.until(lambda: w.app.prompt.text == "hello")
         assert "✗ The prompt has too many tokens." in w.said()
         assert "❯ hello" not in w.said()
-        assert w.app.state.messages == []
+        assert w.app.state.transcript.messages == []
 
 
 async def test_a_message_without_a_reply_is_said_to_be_one() -> None:
@@ -158,7 +158,9 @@ async def test_a_message_without_a_reply_is_said_to_be_one() -> None:
         w.engine.say([ChatOpened("s1", "title", (*w.engine.history, Message("user", "lost?")))])
         await w.until(lambda: "not answered: mlxkv ended before the reply · /retry asks again" in w.said())
         await asked(w, "another")
-        assert [m.role for m in w.app.state.messages] == ["user", "assistant"] * 2 + ["user"]  # as in the chat
+        assert [m.role for m in w.app.state.transcript.messages] == ["user", "assistant"] * 2 + [
+            "user"
+        ]  # as in the chat
 
 
 # -- too long --------------------------------------------------------------------------------------------------------
@@ -186,7 +188,7 @@ async def test_enter_alone_does_not_send_what_is_too_long(keys: tuple[str, ...])
         if keys[1:] != ("enter",) or keys[0] == "n":
             assert w.app.prompt.text == sent
         assert not any(c.anyway for c in w.sent(Send) if isinstance(c, Send))
-        assert w.app.state.messages == [] or keys == ("enter", "enter")
+        assert w.app.state.transcript.messages == [] or keys == ("enter", "enter")
 
 
 async def test_it_is_sent_without_its_oldest_part_where_that_is_chosen() -> None:
@@ -198,7 +200,7 @@ async def test_it_is_sent_without_its_oldest_part_where_that_is_chosen() -> None
         assert isinstance(last, Send)
         assert (last.text, last.anyway) == (sent, True)
         await w.until(lambda: w.app.prompt.text == "")
-        assert [m.text for m in w.app.state.messages] == [sent]
+        assert [m.text for m in w.app.state.transcript.messages] == [sent]
 
 
 async def test_it_is_sent_into_a_larger_window_where_that_is_chosen() -> None:
@@ -272,14 +274,20 @@ async def test_with_a_real_engine(home: Path, tiny_path: Path) -> None:
             w = Window(app, engine, pilot)  # type: ignore[arg-type]
             await w.until(lambda: app.state.is_ready)
             await w.ask(text)
-            await w.until(lambda: app.state.turn and app.state.turn.prefill and app.state.turn.prefill.done)
+            await w.until(
+                lambda: (
+                    app.state.transcript.reply
+                    and app.state.transcript.reply.prefill
+                    and app.state.transcript.reply.prefill.done
+                )
+            )
             await pilot.press("escape")
             await w.until(lambda: app.prompt.text == text)
             assert w.said() == ""
             app.prompt.put(f"{text}!")
             await pilot.press("enter")
-            await w.until(lambda: len(app.state.messages) == 2)
-            reply = app.state.messages[-1]
+            await w.until(lambda: len(app.state.transcript.messages) == 2)
+            reply = app.state.transcript.messages[-1]
             assert reply.stats is not None
             assert reply.stats.cached_tokens == 16
     finally:

@@ -61,7 +61,7 @@ async def _sent_again(w: Window, kind: type[cmd.Send | cmd.Edit], before: int) -
 
 
 async def _replied(w: Window, engine: FakeEngine) -> None:
-    await w.until(lambda: w.app.state.turn)
+    await w.until(lambda: w.app.state.transcript.reply)
     engine.say(reply_events("ok"))
     await w.until(lambda: not w.app.state.is_busy)
 
@@ -75,7 +75,7 @@ async def test_every_way_back_to_the_prompt_sends_the_same(text: str, tmp_path: 
         w.app.prompt.files.base = tmp_path
         w.app.state.submit(cmd.OpenChat("c1"))  # in an empty chat the window lists others beside, which takes its time
         w.app.chat.sync()
-        await w.until(lambda: len(w.app.state.messages) == 2 and not w.app.state.is_busy)
+        await w.until(lambda: len(w.app.state.transcript.messages) == 2 and not w.app.state.is_busy)
         w.app.state.prompt(text)  # as if typed
         w.app.chat.sync()
         await _replied(w, engine)

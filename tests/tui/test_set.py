@@ -38,7 +38,7 @@ def state() -> ChatState:
 
 
 def said(state: ChatState) -> tuple[Kind, str]:
-    (block,) = state.take().settled
+    (block,) = state.transcript.take_change().settled
     return block.kind, block.text
 
 
@@ -104,7 +104,7 @@ def test_a_system_prompt_is_the_one_that_is_shown() -> None:
     here = state()
     run(here, "set", "system Be terse.")
     run(here, "system", "")
-    assert here.take().settled[-1].text == "System prompt of new chats: Be terse."
+    assert here.transcript.take_change().settled[-1].text == "System prompt of new chats: Be terse."
 
 
 def test_a_theme_that_does_not_exist_is_not_the_theme() -> None:

@@ -53,7 +53,7 @@ def state() -> ChatState:
     state.apply(ModelReady("m", 1, 0.1, True))
     state.apply(ChatOpened("c1", "Numbers", CHAT))
     state.outbox.clear()
-    state.take()
+    state.transcript.take_change()
     return state
 
 
@@ -64,14 +64,14 @@ def sent(state: ChatState) -> list[cmd.Command]:
 
 
 def lines(state: ChatState) -> list[str]:
-    return [block.text for block in state.take().settled]
+    return [block.text for block in state.transcript.take_change().settled]
 
 
 def test_every_command_of_the_table_does_something(state: ChatState) -> None:
     for command in COMMANDS:
         fresh = ChatState(lambda: 100.0)
         wish = run(fresh, command.name, "")
-        did = wish or fresh.outbox or fresh.listing or fresh.put is not None or fresh.take().settled
+        did = wish or fresh.outbox or fresh.listing or fresh.put is not None or fresh.transcript.take_change().settled
         assert did, command.name
 
 
@@ -119,7 +119,7 @@ def test_a_question_that_is_not_there(state: ChatState, line: str) -> None:
 
 
 def test_what_there_is_only_one_of_is_said_so(state: ChatState) -> None:
-    state.messages = state.messages[:2]
+    state.transcript.messages = state.transcript.messages[:2]
     run(state, "fork", "²")  # a digit to str.isdigit, no number to int
     run(state, "rewind", "2")
     assert lines(state) == ["There is no question ²: there is only 1.", "There is no question 2: there is only 1."]
@@ -159,7 +159,7 @@ def test_editing_replaces_the_next_prompt(state: ChatState) -> None:
     state.apply(ChatOpened("c2", "Numbers (2)"))
     assert sent(state) == []  # the edit is not answered yet
     state.apply(TurnStarted("uno"))
-    assert state.messages == [Message("user", "uno")]
+    assert state.transcript.messages == [Message("user", "uno")]
     state.apply(TurnFinished("stop", "1", STATS))
     assert [type(c) for c in sent(state)] == [cmd.Send]
 
@@ -199,13 +199,13 @@ def test_versions_are_counted_under_the_reply_and_can_be_stepped_through(state: 
     state.submit(cmd.OpenChat("c0"))
     state.apply(ChatOpened("c0", "Numbers", CHAT))
     sent(state)
-    figures = [block for block in state.take().settled if block.kind is Kind.STATS]
+    figures = [block for block in state.transcript.take_change().settled if block.kind is Kind.STATS]
     assert [block.version for block in figures] == [(1, 2), (3, 3)]  # the second: of the question before it
-    assert state.other_version(1, 1)
-    assert state.other_version(3, -1)
+    assert state.open_version(1, 1)
+    assert state.open_version(3, -1)
     assert sent(state) == [cmd.OpenChat("c1"), cmd.OpenChat("c1")]
-    assert not state.other_version(1, -1)
-    assert not state.other_version(0, 1)
+    assert not state.open_version(1, -1)
+    assert not state.open_version(0, 1)
 
 
 def test_a_reply_that_goes_on_has_no_new_question(state: ChatState) -> None:
@@ -214,10 +214,10 @@ def test_a_reply_that_goes_on_has_no_new_question(state: ChatState) -> None:
     state.apply(TurnStarted(""))
     state.apply(TextDelta("2", 0))
     state.apply(TextDelta(", 3", 2))
-    state.take()
+    state.transcript.take_change()
     state.apply(TurnFinished("stop", "2, 3", STATS))
-    assert [m.text for m in state.messages] == ["one", "1", "two", "2, 3"]
-    assert [(b.kind, b.text) for b in state.take().settled][:1] == [(Kind.MARKDOWN, "2, 3")]
+    assert [m.text for m in state.transcript.messages] == ["one", "1", "two", "2, 3"]
+    assert [(b.kind, b.text) for b in state.transcript.take_change().settled][:1] == [(Kind.MARKDOWN, "2, 3")]
 
 
 def test_set_checks_changes_and_saves(state: ChatState) -> None:
@@ -266,11 +266,11 @@ def test_renaming_another_chat_from_the_sidebar(state: ChatState) -> None:
     run(state, "rename", "New")
     assert sent(state) == [cmd.RenameChat("New", "c9")]
     state.apply(ChatRenamed("c9", "New"))
-    assert state.title == "Numbers"
+    assert state.transcript.title == "Numbers"
     run(state, "rename", "Mine")
     assert sent(state) == [cmd.RenameChat("Mine", None)]
     state.apply(ChatRenamed("c1", "Mine"))
-    assert state.title == "Mine"
+    assert state.transcript.title == "Mine"
 
 
 # -- states ----------------------------------------------------------------------------------------------------------
@@ -279,7 +279,7 @@ def test_renaming_another_chat_from_the_sidebar(state: ChatState) -> None:
 def test_a_chat_open_elsewhere_can_only_be_forked(state: ChatState) -> None:
     state.submit(cmd.OpenChat("c1"))
     state.apply(ChatOpened("c1", "Numbers", CHAT, read_only="Session c1 is open in process 7."))
-    assert "Read-only here until that ends: /fork" in lines(state)[-1]
+    assert "Read-only until it is closed there; /fork" in lines(state)[-1]
     assert "/fork" in state.refusal()
     sent(state)
     state.prompt("three")
@@ -316,9 +316,11 @@ def test_a_download_goes_on_beside_and_is_loaded_when_it_was_wanted(state: ChatS
     sent(state)
     state.prompt("meanwhile")
     assert [type(c) for c in sent(state)] == [cmd.Send]  # the chat stays usable
-    assert state.pause()
+    state.pause_download()
+    assert sent(state) == [cmd.PausePull()]
     state.apply(PullProgress("org/m", PullState.PAUSED))
-    assert not state.pause()
+    state.pause_download()
+    assert not sent(state)
     state.apply(TurnFinished("stop", "y", STATS))
     sent(state)
     state.apply(PullProgress("org/m", PullState.DONE, then_load=True))
@@ -361,7 +363,7 @@ def test_a_summary_that_is_stopped_leaves_nothing_waiting(state: ChatState) -> N
     state.apply(ChatOpened("c1", "Numbers", CHAT))
     state.apply(Failed("Compacting was stopped: the chat is as it was.", FailureKind.STOPPED))
     assert lines(state)[-1] == "Compacting was stopped: the chat is as it was."
-    assert state.messages == list(CHAT)
+    assert state.transcript.messages == list(CHAT)
     sent(state)
     state.prompt("three")
     assert [type(c) for c in sent(state)] == [cmd.Send]
@@ -415,7 +417,7 @@ def test_a_chat_that_was_to_be_resumed_opens_once_a_model_was_chosen() -> None:
     state.begin([cmd.LoadModel("org/Large-4bit"), cmd.OpenChat("c1")])
     state.apply(TOO_LARGE)
     state.apply(Failed("No model is loaded."))
-    assert "opens when there is a model" in lines(state)[-1]
+    assert "opens once a model is loaded" in lines(state)[-1]
     sent(state)
     state.submit(cmd.LoadModel("tutor"))
     state.apply(ModelReady("tutor", 1, 0.1, True))
@@ -453,4 +455,4 @@ def test_the_cache_on_disk(state: ChatState) -> None:
 def test_an_empty_window_says_so(state: ChatState) -> None:
     state.submit(cmd.ShowContext())
     state.apply(ContextUsage((), 0, 0))
-    assert lines(state) == ["The window is empty; write something first."]
+    assert lines(state) == ["The window is empty: this chat has no messages yet."]

@@ -71,10 +71,10 @@ def streaming() -> tuple[ChatApp, Callable[[Pilot[Any]], Awaitable[None]]]:
     window = app(LoadModel("mlx-community/Qwen3-8B-4bit"), OpenChat("c1"))
 
     async def play(pilot: Pilot[Any]) -> None:
-        await until(pilot, lambda: window.state.title)
+        await until(pilot, lambda: window.state.transcript.title)
         window.prompt.put("and with async?")
         await pilot.press("enter")
-        await until(pilot, lambda: window.state.turn)
+        await until(pilot, lambda: window.state.transcript.reply)
         window.engine.events.extend([TextDelta(REPLY[:330], 127), STATUS])
         window.prompt.put("one more thing")
         await pilot.press("enter")

@@ -55,7 +55,7 @@ def state(clock: Clock) -> ChatState:
     state.submit(NewChat())
     feed(state, READY, OPENED)
     state.outbox.clear()
-    state.take()
+    state.transcript.take_change()
     return state
 
 
@@ -65,7 +65,7 @@ def feed(state: ChatState, *events: EngineEvent) -> None:
 
 
 def shown(state: ChatState) -> list[tuple[str, str]]:
-    change = state.take()
+    change = state.transcript.take_change()
     return [(b.kind.value, b.text) for b in (*change.settled, *change.tail)]
 
 
@@ -82,8 +82,8 @@ def test_a_turn(state: ChatState) -> None:
     assert shown(state) == [("user", "why?"), ("markdown", "Because"), ("markdown", "of it")]
     feed(state, TurnFinished("stop", "Because\n\nof it", STATS))
     assert shown(state) == [("markdown", "of it"), ("stats", "")]
-    assert state.turn is None
-    assert state.title == "why?"
+    assert state.transcript.reply is None
+    assert state.transcript.title == "why?"
 
 
 def test_prompts_wait_for_the_model_and_for_the_reply(clock: Clock) -> None:
@@ -173,7 +173,7 @@ def test_a_model_that_cannot_be_loaded(clock: Clock) -> None:
     feed(state, READY)
     assert [type(c) for c in sent(state)][-1] is NewChat
     feed(state, OPENED)
-    change = state.take()
+    change = state.transcript.take_change()
     assert change.cleared
     assert [b.text for b in change.settled] == ["There is no model missing."]
 
@@ -181,7 +181,7 @@ def test_a_model_that_cannot_be_loaded(clock: Clock) -> None:
 def test_opening_a_chat_shows_its_messages(state: ChatState) -> None:
     messages = (Message("user", "q"), Message("assistant", "a\n\nb", STATS))
     feed(state, ChatOpened("c1", "Ru\x1bst", messages, 12_288, 1_800_000_000, 0.4), Notice("mind the gap"))
-    change = state.take()
+    change = state.transcript.take_change()
     assert change.cleared
     assert [(b.kind.value, b.text) for b in change.settled] == [
         ("user", "q"),
@@ -190,7 +190,7 @@ def test_opening_a_chat_shows_its_messages(state: ChatState) -> None:
         ("meta", "✓ restored 12,288 tok (1.8 GB) in 0.4s · nothing to prefill"),
         ("meta", "mind the gap"),
     ]
-    assert state.title == "Ru␛st"
+    assert state.transcript.title == "Ru␛st"
 
 
 def test_a_reply_of_reasoning_alone_says_so_under_its_reasoning(state: ChatState) -> None:
@@ -200,31 +200,31 @@ def test_a_reply_of_reasoning_alone_says_so_under_its_reasoning(state: ChatState
     feed(state, TurnFinished("length", "", cut, "hm"))
     said = "The reply was reasoning alone (40 tokens); "
     said += "raise max-tokens (/set), or ask for an answer without reasoning (/think off)."
-    found = [(b.kind, b.text) for b in state.take().settled]
+    found = [(b.kind, b.text) for b in state.transcript.take_change().settled]
     assert [kind for kind, _ in found] == [Kind.USER, Kind.THOUGHT, Kind.META, Kind.STATS]
     assert found[2][1] == said
     feed(state, ChatOpened("c1", "t", (Message("user", "q"), Message("assistant", "", cut, "hm"))))
-    found = [(b.kind, b.text) for b in state.take().settled]
+    found = [(b.kind, b.text) for b in state.transcript.take_change().settled]
     assert [kind for kind, _ in found] == [Kind.USER, Kind.THOUGHT, Kind.REPLY, Kind.META, Kind.STATS]
     assert found[3][1] == said
     off = "The reply was reasoning alone (40 tokens); raise max-tokens (/set)."  # not "/think off" where it is off
     feed(state, TurnFinished("length", "", cut, "hm", can_be_quiet=False))
-    assert off in [b.text for b in state.take().settled]
+    assert off in [b.text for b in state.transcript.take_change().settled]
     feed(state, ChatOpened("c1", "t", (Message("assistant", "", cut, "hm", can_be_quiet=False),)))
-    assert off in [b.text for b in state.take().settled]
+    assert off in [b.text for b in state.transcript.take_change().settled]
     feed(state, TurnFinished("stop", "", TurnStats(generated_tokens=1, finish_reason="stop")))
-    assert [b.text for b in state.take().settled if b.kind is Kind.META] == [
+    assert [b.text for b in state.transcript.take_change().settled if b.kind is Kind.META] == [
         "The reply is empty (1 token); ask in other words."
     ]
     feed(state, TurnFinished("stopped", "", TurnStats(finish_reason="stopped"), "hm"))
-    assert not [b for b in state.take().settled if b.kind is Kind.META]
+    assert not [b for b in state.transcript.take_change().settled if b.kind is Kind.META]
 
 
 def test_kv_added_since_the_turn_before(state: ChatState) -> None:
     added: list[int] = []
     for live in (900, 950, 940):
         feed(state, TurnFinished("stop", "x", TurnStats(cache_live_bytes=live)))
-        added += [b.kv_added for b in state.take().settled if b.kind is Kind.STATS]
+        added += [b.kv_added for b in state.transcript.take_change().settled if b.kind is Kind.STATS]
     assert added == [0, 50, 0]  # the first has nothing to compare with; a ring may shrink
 
 
@@ -254,7 +254,7 @@ def test_resume_by_title_or_from_a_list(state: ChatState) -> None:
 
 def test_thinking_is_folded(state: ChatState, clock: Clock) -> None:
     state.prompt("why?")
-    state.take()
+    state.transcript.take_change()
     feed(state, TextDelta("hm", 1, thinking=True))
     clock.now += 12
     feed(state, TextDelta(" hm", 318, thinking=True))
@@ -289,8 +289,8 @@ def test_live_rate_is_that_of_the_last_two_seconds(state: ChatState, clock: Cloc
     for step in range(1, 101):
         clock.now += 0.02
         feed(state, TextDelta("a", 100 + step))
-    assert state.turn is not None
-    assert state.turn.rate(clock.now) == pytest.approx(50, rel=0.05)
+    assert state.transcript.reply is not None
+    assert state.transcript.reply.rate(clock.now) == pytest.approx(50, rel=0.05)
 
 
 def test_stop(state: ChatState) -> None:
@@ -298,7 +298,7 @@ def test_stop(state: ChatState) -> None:
     state.prompt("x")
     assert state.stop()
     feed(state, TurnFinished("stopped", "", STATS))
-    assert state.turn is None
+    assert state.transcript.reply is None
 
 
 ANY = st.text(st.characters(codec=None, exclude_categories=()), max_size=20)
@@ -339,8 +339,8 @@ def test_no_order_of_events_breaks_it(script: list[EngineEvent | str]) -> None:
                 pass
             case event:
                 state.apply(event)
-        change = state.take()
-        words = "".join(b.text for b in (*change.settled, *change.tail)) + state.title + state.model
+        change = state.transcript.take_change()
+        words = "".join(b.text for b in (*change.settled, *change.tail)) + state.transcript.title + state.model
         assert "\x1b" not in words + "".join(state.activity(80))
 
 
@@ -350,7 +350,7 @@ def test_the_model_reads_what_was_typed_and_the_screen_shows_it_clean(state: Cha
     sent = state.outbox[-1]
     assert isinstance(sent, Send)
     assert sent.text == "👩\u200d💻 \x1b[31m"
-    shown = [block.text for block in state.take().settled if block.kind is Kind.USER]
+    shown = [block.text for block in state.transcript.take_change().settled if block.kind is Kind.USER]
     assert shown == ["👩\u200d💻 ␛[31m"]  # drawn without the joiner, copied with it
 
 
@@ -359,12 +359,12 @@ def test_joiners_that_a_script_needs_survive_a_stream(state: ChatState) -> None:
     state.apply(TurnStarted("salam"))
     for n, piece in enumerate(("می", "\u200c", "خواهم"), 1):
         state.apply(TextDelta(piece, n))
-    assert [block.text for block in state.take().tail] == ["می\u200cخواهم"]
+    assert [block.text for block in state.transcript.take_change().tail] == ["می\u200cخواهم"]
 
 
 def test_what_was_told_since_the_last_reply_is_not_told_again(state: ChatState) -> None:
     trained = "The window is larger than this model was trained for."
-    state.say(f"window is 9,000 from now on. {trained}")
+    state.transcript.add_line(f"window is 9,000 from now on. {trained}")
     for _ in range(2):  # the first message of a chat, stopped before its reply and sent again
         state.prompt("q")
         feed(state, TurnStarted("q"), Notice(trained), Notice("This home is read-only."))
@@ -379,10 +379,10 @@ def test_what_was_told_since_the_last_reply_is_not_told_again(state: ChatState) 
 @pytest.mark.parametrize("messages", [(), (Message("user", "q"), Message("assistant", "a", STATS))])
 def test_other_bounds_of_the_chat_leave_what_was_answered(state: ChatState, messages: tuple[Message, ...]) -> None:
     feed(state, ChatOpened("s1", "t", messages))
-    state.error("/set sinks is 'abc'")
+    state.transcript.add_error("/set sinks is 'abc'")
     slash.run(state, "set", "ctx 8")
     feed(state, ChatOpened("s1", "t", messages), SettingsApplied("The KV cache has its new bounds."))
-    change = state.take()
+    change = state.transcript.take_change()
     assert change.cleared
     *said, wrong, remark, applied = (b.text for b in change.settled)
     assert len(said) == (3 if messages else 0)

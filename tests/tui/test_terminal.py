@@ -138,7 +138,7 @@ def test_a_chat_open_elsewhere_is_shown_and_forked(stories_path: Path) -> None:
     assert any(isinstance(event, mlxkv.TurnFinished) for event in chat.send("Once upon a time"))
     second = Terminal(["-c"], rows=50)
     second.wait_for("Lily")
-    second.wait_for("Read-only here")
+    second.wait_for("Read-only until")
     second.type("more\r")
     second.wait_for("open in another mlxkv")
     second.type("\x03")  # clears the prompt

@@ -112,8 +112,8 @@ class ChatScreen(Screen[None]):
     def sync(self) -> None:
         """Send the state's commands, and show what changed in it."""
         self._send()
-        state, change = self.state, self.state.take()
-        position = self.transcript.position() if change.stays else None
+        state, change = self.state, self.state.transcript.take_change()
+        position = self.transcript.position() if change.keeps_position else None
         if change.cleared:
             self.transcript.clear()
             self.close_picker()
@@ -162,7 +162,7 @@ class ChatScreen(Screen[None]):
         self._show_header(size.width)
         self._show_activity(width)
         self._show_figures(has_sidebar, width)
-        why = "waiting for the current reply" if state.turn else "sent when the model is ready"
+        why = "waiting for the current reply" if state.transcript.reply else "sent when the model is ready"
         why = "sent after your next message" if state.is_held else why
         self.queued.show([clean(text[:1000]) for text in state.queue], f"{why} · ↑ to edit")
         self._show_footer(width)
@@ -184,7 +184,7 @@ class ChatScreen(Screen[None]):
         name = state.model if wide and is_repo else short_name(state.model)  # of a folder, its name says enough
         left = Text(" ").append("mlxkv", "bold").append(f"  {name}" if name else "")
         fork = f" ⑂{state.status.fork}" if state.status.fork else ""
-        title = clean(state.title) + fork + (" · read-only" if state.read_only else "")
+        title = clean(state.transcript.title) + fork + (" · read-only" if state.read_only else "")
         if title and not wide:
             left.append(f" · {title}")
         self.header.show(left, Text().append(f"{gauge} ", LEVELS[level]), title if wide else "")
@@ -198,7 +198,7 @@ class ChatScreen(Screen[None]):
         if hint:
             left, right = (left, hint) if left else (hint, "")
         elif self.picker is None and not self.transcript.view.follow:
-            right = "End ↓ to follow" if state.turn else "End ↓"
+            right = "End ↓ to follow" if state.transcript.reply else "End ↓"
         self.activity.show(f" {left}" if left else "", f"{right} ")
 
     def _show_figures(self, has_sidebar: bool, width: int) -> None:
@@ -298,14 +298,14 @@ class ChatScreen(Screen[None]):
                 state.submit(cmd.Fork(number))
                 self.transcript.action_leave_cursor()
             case "older" | "newer":
-                if not state.other_version(number, -1 if message.action == "older" else 1):
+                if not state.open_version(number, -1 if message.action == "older" else 1):
                     self.show_hint("There is no other version of this message.")
         if not is_done:
             self.show_hint("This message cannot be changed that way.")
         self.sync()
 
     def _is_reply(self, number: int) -> bool:
-        messages = self.state.messages
+        messages = self.state.transcript.messages
         return 0 <= number < len(messages) and messages[number].role == "assistant"
 
     def action_fold_all(self) -> None:
@@ -341,9 +341,9 @@ class ChatScreen(Screen[None]):
 
     def copy_reply(self, argument: str) -> None:
         """`/copy [n] [code [k]]`: copy the n-th last reply, or its code."""
-        replies = [i for i, message in enumerate(self.state.messages) if message.role == "assistant"]
-        if self.state.turn is not None:
-            replies.append(len(self.state.messages))
+        replies = [i for i, message in enumerate(self.state.transcript.messages) if message.role == "assistant"]
+        if self.state.transcript.reply is not None:
+            replies.append(len(self.state.transcript.messages))
         self.copy(lambda: copying.reply_text(argument, replies, self.transcript.blocks_of))
 
     # -- search in the chat ------------------------------------------------------------------------------

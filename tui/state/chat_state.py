@@ -1,7 +1,7 @@
-"""The chat as the window knows it: engine events in, blocks and commands out. No widget, no thread.
+"""State of the chat window: engine events in, blocks and commands out. No widget; UI thread.
 
-The app applies events, asks for what to show (`take`), and submits what gathers in `outbox`. Commands are answered in
-order, so the first of `_waiting` (those not answered yet) says whom a `Failed` is about, and when the next prompt goes.
+The app applies events, asks the transcript what changed, and submits the commands in `outbox`. The engine answers
+commands in order, so the first of `_waiting` is the one that a `Failed` event is about.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from mlxkv.protocol.chat_names import chats_called
 from mlxkv.protocol.events import PullState
 from mlxkv.stats import evicted_text, fit
 from mlxkv.text.clean import clean
-from mlxkv.tui.state import answers
-from mlxkv.tui.state import choice_lists as lists
+from mlxkv.tui.state import choice_lists
 from mlxkv.tui.state.attachments import TokenCounts
 from mlxkv.tui.state.chat_list import latest_first
 from mlxkv.tui.state.choices import Listing, SendAnyway
 from mlxkv.tui.state.gauges import SpeedMeter
 from mlxkv.tui.state.labels import advice, loading_text, pull_text, restoring_text, spinner
+from mlxkv.tui.state.results import handle_result
 from mlxkv.tui.state.slash import as_typed
-from mlxkv.tui.state.transcript import Story
+from mlxkv.tui.state.transcript import TranscriptModel
 
-_MOMENT = (cmd.SearchChats, cmd.ListModels, cmd.ExportChat, cmd.PlanCompact, cmd.Compact, cmd.CollectCache)
+_BRIEF = (cmd.SearchChats, cmd.ListModels, cmd.ExportChat, cmd.PlanCompact, cmd.Compact, cmd.CollectCache)
 _TURNS = (cmd.Send, cmd.Retry, cmd.Edit, cmd.Continue)
 _STOPPED = "The engine has stopped; quit and start mlxkv again."
 
 
-class ChatState(Story):
-    """Everything on the screen but the prompt. `today` is the clock that dates are told by, UNIX seconds."""
+class ChatState:
+    """Everything on the screen except the prompt. `clock` runs in seconds, `today` in UNIX seconds for dates."""
 
     def __init__(
         self,
@@ -43,43 +43,44 @@ class ChatState(Story):
         settings: Settings | None = None,
         today: Callable[[], float] = time.time,
     ) -> None:
-        super().__init__(clock)
+        self.clock = clock
+        self.transcript = TranscriptModel(clock)
         self.today = today
         self.settings = settings or Settings()
         self.outbox: deque[cmd.Command] = deque()
-        self.queue: deque[str] = deque()  # prompts typed ahead
-        self.is_held = False  # they wait for the next prompt: the one before them came back
+        self.queue: deque[str] = deque()  # prompts to send once the engine is free
+        self.is_held = False  # the queue waits for the next prompt, as the one before it was returned
         self.model = ""
         self.session_id: str | None = None
         self.status = ev.SessionStatus()
-        self.saving: int | None = None  # per cent of the rows that are on their way to the disk
+        self.saving: int | None = None  # percent of the KV rows written, while they are saved
         self.meter = SpeedMeter()
-        self.stopped = False  # the engine is gone
-        self.failed = False  # it went with an error
-        self.read_only = ""  # who else has the chat open
+        self.stopped = False  # the engine has stopped
+        self.failed = False  # it stopped with an error
+        self.read_only = ""  # a notice that another process has the chat open
         self.editing: int | None = None  # the message that the next prompt replaces
-        self.renaming: str | None = None  # the chat that /rename is about, where it is not the one in front
+        self.renaming: str | None = None  # the chat that /rename renames, if not the open one
         self.system = self.settings.system  # of new chats
         self.chats: tuple[ev.ChatSummary, ...] = ()
         self.models: tuple[ev.ModelCard, ...] = ()
         self.token_counts = TokenCounts(lambda key, text: self.outbox.append(cmd.CountTokens(key, text)))
         self.pull: ev.PullProgress | None = None
-        # For the app to take: a list to show, a text for the prompt.
+        # For the app to take: a list to show, a text for the prompt, a message that was not sent.
         self.listing: Listing | None = None
         self.put: str | None = None
-        self.returned: str | None = None  # a message that was not sent, as it was typed
+        self.returned: str | None = None  # as it was typed
         self._ready = False
         self._loading: ev.ModelLoading | None = None
         self._waiting: deque[cmd.Command] = deque()
-        self._later: cmd.OpenChat | None = None  # to be opened once there is a model
-        self._wanted: str | None = None  # the chat to resume once the list is here; "" lets the user choose
+        self._later: cmd.OpenChat | None = None  # to open once a model is loaded
+        self._wanted: str | None = None  # the chat to resume when the list arrives; "" shows the list
 
-    # -- what the user does ------------------------------------------------------------------------------
+    # -- commands of the user ------------------------------------------------------------------------------
 
     def submit(self, command: cmd.Command) -> None:
-        """Ask the engine for something."""
+        """Send the engine a command."""
         if self.stopped:
-            self.error(_STOPPED)
+            self.transcript.add_error(_STOPPED)
             return
         if isinstance(command, cmd.LoadModel) and command.kv_bits is not None:
             self.settings = replace(self.settings, kv_bits=command.kv_bits)
@@ -88,7 +89,7 @@ class ChatState(Story):
         self.outbox.append(command)
 
     def begin(self, commands: Iterable[cmd.Command]) -> None:
-        """What the command line asks for; a list of chats is one to choose from."""
+        """Submit the commands of the command line; `ListChats` shows the list to choose from."""
         for command in commands:
             if isinstance(command, cmd.ListChats):
                 self.resume("")
@@ -96,25 +97,24 @@ class ChatState(Story):
                 self.submit(command)
 
     def refusal(self) -> str:
-        """Why nothing can be said now, "" when it can."""
+        """Why no message can be sent now; "" if one can."""
         if self.stopped:
             return _STOPPED
-        wait = "This chat is open in another mlxkv: close it there, or /fork continues in a copy."
-        return wait if self.read_only else ""
+        locked = "This chat is open in another mlxkv: close it there, or /fork continues in a copy."
+        return locked if self.read_only else ""
 
     def prompt(self, text: str) -> None:
-        """Send `text`, or queue it until the engine is free."""
+        """Send `text`, or queue it until the engine is free. In edit mode it replaces the edited message."""
         was_held, self.is_held = self.is_held, False
         if self.editing is not None:
             turn, self.editing = self.editing, None
             self.submit(cmd.Edit(turn, text, self.clock()))
             return
-        add = self.queue.appendleft if was_held else self.queue.append
-        add(text)  # as it is: what the model reads is the user's affair, what is shown is clean
-        self._advance()
+        (self.queue.appendleft if was_held else self.queue.append)(text)  # not cleaned: the model gets what was typed
+        self._send_next()
 
     def send_anyway(self, choice: SendAnyway) -> None:
-        """What the user has chosen for a message that is too long for the window."""
+        """Send a message that is too long for the window, in the way the user chose."""
         self.is_held, self.editing, self.returned = False, None, None
         if choice.window:
             self.settings = replace(self.settings, window=choice.window)
@@ -122,34 +122,34 @@ class ChatState(Story):
         if choice.turn is not None:
             self.submit(cmd.Edit(choice.turn, choice.text, self.clock(), anyway=not choice.window))
         elif choice.window:
-            self.queue.appendleft(choice.text)  # once the window is larger
+            self.queue.appendleft(choice.text)  # it is sent once the window is larger
         else:
             self.submit(cmd.Send(choice.text, self.clock(), anyway=True))
-            self.begin_turn(choice.text)
+            self.transcript.begin_turn(choice.text)
 
     def unqueue(self) -> str | None:
-        """Take the last queued prompt back, to edit it: as it was typed."""
+        """Remove the last queued prompt and return it as it was typed."""
         text = as_typed(self.queue.pop()) if self.queue else None
         self.is_held = self.is_held and bool(self.queue)
         return text
 
     def resume(self, wanted: str) -> None:
-        """Open the chat called `wanted`, or let the user choose."""
+        """Open the chat whose title or id matches `wanted`; "" lists all chats."""
         self._wanted = wanted
         self.submit(cmd.ListChats())
 
     def edit(self, message: int | None = None) -> bool:
-        """Put a message of the user's (None: the last) into the prompt; the next prompt replaces it."""
-        mine = [i for i, m in enumerate(self.messages) if m.role == "user"]
+        """Put a user message (None: the last) into the prompt for editing; False if there is none."""
+        mine = [i for i, m in enumerate(self.transcript.messages) if m.role == "user"]
         wanted = mine[-1] if message is None and mine else message
         if wanted not in mine:
             return False
-        self.editing, self.put = wanted, as_typed(self.messages[wanted].text)
+        self.editing, self.put = wanted, as_typed(self.transcript.messages[wanted].text)
         return True
 
-    def other_version(self, message: int, step: int) -> bool:
-        """Show the version before (-1) or after (1) of a message; whether there is one."""
-        found = self.version(message, step)
+    def open_version(self, message: int, step: int) -> bool:
+        """Open the previous (-1) or next (1) version of a message; False if there is none."""
+        found = self.transcript.version(message, step)
         if found is not None:
             self.submit(cmd.OpenChat(found.session_id))
         return found is not None
@@ -158,24 +158,21 @@ class ChatState(Story):
         self.listing = listing
 
     def stop(self) -> bool:
-        """Whether there was a reply or a load to stop; the caller then tells the engine."""
-        if self.turn is not None:
-            self.turn.stopping = True
-        return self.turn is not None or self.loads_now
+        """Mark the reply as stopping. True if there is a reply or a load that the caller must stop."""
+        if self.transcript.reply is not None:
+            self.transcript.reply.stopping = True
+        return self.transcript.reply is not None or self.is_loading_now
 
-    def pause(self) -> bool:
-        """Whether there was a download to pause."""
-        if self.pull is None or self.pull.state not in ("asking", "downloading"):
-            return False
-        self.submit(cmd.PausePull())
-        return True
+    def pause_download(self) -> None:
+        if self.is_pulling:
+            self.submit(cmd.PausePull())
 
-    # -- what the window shows ---------------------------------------------------------------------------
+    # -- properties for the window ---------------------------------------------------------------------------
 
     @property
     def is_busy(self) -> bool:
-        """Something moves, so that the activity line must be kept fresh."""
-        return self.turn is not None or bool(self._waiting) or self.is_pulling
+        """Whether the activity line is animated."""
+        return self.transcript.reply is not None or bool(self._waiting) or self.is_pulling
 
     @property
     def is_ready(self) -> bool:
@@ -186,23 +183,23 @@ class ChatState(Story):
         return any(isinstance(c, cmd.LoadModel) for c in self._waiting)
 
     @property
-    def loads_now(self) -> bool:
-        """The engine is at it, and nothing else is before it."""
-        return bool(self._waiting) and isinstance(self._waiting[0], cmd.LoadModel)
+    def is_loading_now(self) -> bool:
+        """Whether the load is the command in progress, not one behind others."""
+        return self._is_running(cmd.LoadModel)
 
     @property
     def is_compacting(self) -> bool:
-        return bool(self._waiting) and isinstance(self._waiting[0], cmd.Compact)
+        return self._is_running(cmd.Compact)
 
     @property
     def is_pulling(self) -> bool:
         return self.pull is not None and self.pull.state in (PullState.ASKING, PullState.DOWNLOADING)
 
     def activity(self, width: int) -> tuple[str, str]:
-        """The line above the prompt, left and right."""
+        """The line above the prompt: text and key hint."""
         now = self.clock()
-        if self.turn is not None:
-            return self.turn.activity(now, width)
+        if self.transcript.reply is not None:
+            return self.transcript.reply.activity(now, width)
         waiting, room = (self._waiting[0] if self._waiting else None), width - 4
         match waiting:
             case cmd.LoadModel(name):
@@ -211,201 +208,210 @@ class ChatState(Story):
             case cmd.OpenChat(session_id):
                 chat = next((chat for chat in self.chats if chat.id == session_id), None)
                 text, hint = restoring_text(chat), ""
-            case command if isinstance(command, _MOMENT):
+            case command if isinstance(command, _BRIEF):
                 text, hint = "one moment", ""
             case _ if self.pull is not None and self.is_pulling:
                 hint = "esc to pause"
                 text = fit(pull_text(self.pull), room - len(hint))
             case _ if self.editing is not None:
                 number = self._question_number(self.editing)
-                return f"editing question {number}: ⏎ asks again, the old branch stays", "esc to leave it"
+                return f"editing question {number}: ⏎ asks again, the old branch stays", "esc to cancel"
             case _:
                 return "", ""
         return f"{spinner(now)} {text}", hint
 
-    # -- what the engine says ----------------------------------------------------------------------------
+    # -- engine events ----------------------------------------------------------------------------
 
     def apply(self, event: ev.EngineEvent) -> None:
-        """Take one event; never raises for text, however hostile."""
+        """Apply one event; never raises, whatever text it has."""
         self.meter.record(event, self.clock())
         match event:
             case ev.TextDelta() | ev.PrefillProgress():
-                self.hear(event)
+                self.transcript.update_reply(event)
             case ev.TurnStarted(text):
-                if self.turn is None:  # not sent from here: a retry
-                    self.begin_turn(text)
+                if self.transcript.reply is None:  # not yet begun by `_send_next`, e.g. a retry
+                    self.transcript.begin_turn(text)
             case ev.TurnFinished() if event.unanswered:
-                self._return(event.returned)
+                self._return_message(event.returned)
             case ev.TurnFinished():
-                self.answered(*_TURNS)
-                self.finish_turn(event)
+                self.complete(*_TURNS)
+                self.transcript.finish_turn(event)
             case ev.MessageTooLong(text, overflow):
-                turn = self._return(text)
-                self.show(lists.too_long_list(text, turn, overflow))
+                turn = self._return_message(text)
+                self.show(choice_lists.too_long_list(text, turn, overflow))
             case ev.SessionStatus():
                 self.status = event
                 self.session_id = event.session_id or self.session_id  # a new chat has one after its first message
             case ev.SaveProgress(done, total):
                 self.saving = 100 * done // total if done < total else None
             case ev.NoAnswer():
-                pass  # told once the reply has ended, below its reasoning
+                pass  # shown when the reply has ended, below its reasoning
             case ev.PromptEvicted():
-                self.note(evicted_text(event.overflow, "/set window {}".format))
+                self.transcript.add_notice(evicted_text(event.overflow, "/set window {}".format))
             case ev.Notice(text):
-                self.note(text)
+                self.transcript.add_notice(text)
             case ev.ModelLoading():
                 self._loading = event
             case ev.ModelReady(name):
                 self.model, self._ready, self._loading = clean(name), True, None
                 self.token_counts.reset()
-                self.answered(cmd.LoadModel)
+                self.complete(cmd.LoadModel)
                 if self._later is not None:
                     later, self._later = self._later, None
                     self.submit(later)
-                elif not self._is_open and not any(isinstance(c, cmd.NewChat | cmd.OpenChat) for c in self._waiting):
+                elif not self.transcript.is_open and not any(
+                    isinstance(c, cmd.NewChat | cmd.OpenChat) for c in self._waiting
+                ):
                     self.submit(cmd.NewChat())
             case ev.ChatOpened():
-                self._opened(event)
+                self._open_chat(event)
             case ev.ChatReleased(session_id):
                 again = cmd.OpenChat(session_id)
                 if self.read_only and session_id == self.session_id and again not in self._waiting:
                     self.submit(again)
             case ev.Versions(messages, first):
-                self.versions += [()] * (first - len(self.versions))
-                self.versions[first:] = messages
+                self.transcript.versions += [()] * (first - len(self.transcript.versions))
+                self.transcript.versions[first:] = messages
             case ev.Failed():
-                self._failed(event)
+                self._handle_failure(event)
             case ev.EngineStopped(error):
-                self._engine_stopped(error)
+                self._handle_engine_stop(error)
             case ev.PullProgress():
-                self._pulled(event)
+                self._update_download(event)
             case _:
-                answers.take(self, event)
-        self._advance()
+                handle_result(self, event)
+        self._send_next()
 
-    def _opened(self, event: ev.ChatOpened) -> None:
-        self.answered(cmd.NewChat, cmd.OpenChat, cmd.Rewind, cmd.Fork)
-        was_read = bool(self.read_only) and event.session_id == self.session_id
-        is_set_anew = bool(self._waiting) and isinstance(self._waiting[0], cmd.ChangeSettings | cmd.SetSystem)
-        self.show_chat(event, stays=was_read, keeps_told=is_set_anew)
+    def _open_chat(self, event: ev.ChatOpened) -> None:
+        self.complete(cmd.NewChat, cmd.OpenChat, cmd.Rewind, cmd.Fork)
+        was_read_only = bool(self.read_only) and event.session_id == self.session_id
+        is_changed = self._is_running(cmd.ChangeSettings, cmd.SetSystem)
+        self.transcript.show_chat(event, keeps_position=was_read_only, keeps_notices=is_changed)
         self.session_id, self.read_only = event.session_id, clean(event.read_only)
         self.editing, self.put = None, as_typed(event.prompt) or self.put
-        kept = self.status
+        old = self.status
         self.status = ev.SessionStatus(
-            memory_used=kept.memory_used, memory_limit=kept.memory_limit, weight_bytes=kept.weight_bytes,
-            disk_bytes=kept.disk_bytes, disk_limit=kept.disk_limit,
+            memory_used=old.memory_used, memory_limit=old.memory_limit, weight_bytes=old.weight_bytes,
+            disk_bytes=old.disk_bytes, disk_limit=old.disk_limit,
         )  # fmt: skip
         if self.read_only:
-            self.note(f"{self.read_only} Read-only here until that ends: /fork continues in a copy.")
-        elif was_read:
-            self.note("The other mlxkv has closed this chat: it can be continued here.")
+            self.transcript.add_notice(
+                f"{self.read_only} Read-only until it is closed there; /fork continues in a copy."
+            )
+        elif was_read_only:
+            self.transcript.add_notice("The other mlxkv has closed this chat: you can continue here.")
 
-    def _return(self, text: str) -> int | None:
-        """The turn in front came to nothing: `text` is the user's again. Which message it was to replace, if one."""
+    def _return_message(self, text: str) -> int | None:
+        """Undo a turn without a reply: put `text` back into the prompt. Returns the message to replace, if any."""
         command = self._waiting[0] if self._waiting else None
-        self.answered(*_TURNS)
-        self.turn = None
+        self.complete(*_TURNS)
+        self.transcript.reply = None
         if isinstance(command, cmd.Edit):
             self.editing = command.turn
-        elif text and self.messages and self.messages[-1].role == "user":
-            self.take_back()
-        if not self.messages:
+        elif text and self.transcript.messages and self.transcript.messages[-1].role == "user":
+            self.transcript.remove_last_message()
+        if not self.transcript.messages:
             self.session_id = None
         self.is_held = bool(self.queue)
         self.returned = as_typed(text) if text else self.returned
         return self.editing if isinstance(command, cmd.Edit) else None
 
-    def _failed(self, event: ev.Failed) -> None:
+    def _handle_failure(self, event: ev.Failed) -> None:
         failed = self._waiting.popleft() if self._waiting else None
         if isinstance(failed, cmd.NewChat) and not self._ready:
-            return  # no model yet: a chat is opened as soon as there is one
+            return  # no model yet; a chat is opened once one is loaded
         if isinstance(failed, cmd.OpenChat) and not self._ready and not self.is_loading:
             self._later = failed
-            self.say("The chat opens when there is a model to go on with: /model lists them.")
+            self.transcript.add_line("The chat opens once a model is loaded; /model lists them.")
             return
-        is_reply = self.turn is not None and (failed is None or isinstance(failed, (*_TURNS, cmd.Compact)))
+        is_reply = self.transcript.reply is not None and (failed is None or isinstance(failed, (*_TURNS, cmd.Compact)))
         if event.returned and isinstance(failed, cmd.Send | cmd.Edit):
             self._waiting.appendleft(failed)
-            self._return(event.returned)
+            self._return_message(event.returned)
         elif is_reply:
-            self.break_off()
+            self.transcript.end_reply()
         if isinstance(failed, cmd.LoadModel):
             self._loading = None
             if failed.kv_bits is not None:
                 self.settings = replace(self.settings, kv_bits=None)
         if event.kind is ev.FailureKind.STOPPED:
-            self.say(event.text)
+            self.transcript.add_line(event.text)
         else:
-            self.error(event.text + advice(event.kind), is_answer=not is_reply)
-        if isinstance(failed, cmd.OpenChat) and self._ready and not self._is_open:
-            self.submit(cmd.NewChat())  # else what is written would wait for ever
+            self.transcript.add_error(event.text + advice(event.kind), is_answer=not is_reply)
+        if isinstance(failed, cmd.OpenChat) and self._ready and not self.transcript.is_open:
+            self.submit(cmd.NewChat())  # otherwise queued prompts would never be sent
 
-    def _engine_stopped(self, error: str | None) -> None:
-        self.break_off()
+    def _handle_engine_stop(self, error: str | None) -> None:
+        self.transcript.end_reply()
         self.stopped, self.failed = True, error is not None
         self._waiting.clear()
-        self.error(f"The engine stopped: {error} · chat saved – mlxkv -c" if error else "The engine has stopped.")
+        self.transcript.add_error(
+            f"The engine stopped: {error} · chat saved – mlxkv -c" if error else "The engine has stopped."
+        )
 
-    def _pulled(self, event: ev.PullProgress) -> None:
-        is_asked = self.pull is None or self.pull.state is not PullState.DOWNLOADING
+    def _update_download(self, event: ev.PullProgress) -> None:
+        is_new = self.pull is None or self.pull.state is not PullState.DOWNLOADING
         self.pull = event
         name = clean(event.name)
         match event.state:
             case PullState.ASKING:
-                self.answered(cmd.Pull, cmd.LoadModel)
+                self.complete(cmd.Pull, cmd.LoadModel)
             case PullState.PAUSED:
-                self.say(f"{name}: paused, what has arrived is kept. /pull {name} goes on.")
+                self.transcript.add_line(f"{name}: download paused. /pull {name} continues it.")
             case PullState.FAILED:
-                self.error(event.text, is_answer=is_asked)
+                self.transcript.add_error(event.text, is_answer=is_new)
             case PullState.TOO_LARGE if event.too_large is not None:
-                self.show(lists.too_large_list(event.too_large))
+                self.show(choice_lists.too_large_list(event.too_large))
             case PullState.DONE if event.then_load:
                 self.submit(cmd.LoadModel(event.name))
             case PullState.DONE:
-                self.note(f"{name} is on this machine now; /model {name} loads it.")
+                self.transcript.add_notice(f"{name} is downloaded; /model {name} loads it.")
 
-    def choose(self, chats: tuple[ev.ChatSummary, ...]) -> None:
-        """Do what the list of chats was wanted for."""
+    def use_chat_list(self, chats: tuple[ev.ChatSummary, ...]) -> None:
+        """Finish `resume`: open the chat that was wanted, or show a list to choose from."""
         wanted, self._wanted = self._wanted, None
-        if wanted is None:  # the sidebar wanted to know
+        if wanted is None:  # requested by the sidebar
             return
         if not chats:
-            self.say("No chats yet.")
+            self.transcript.add_line("No chats yet.")
         elif not wanted:
-            self.show(lists.chats_list(chats, self.today(), self.session_id))
+            self.show(choice_lists.chats_list(chats, self.today(), self.session_id))
         else:
             try:
                 fits = chats_called(latest_first(chats), wanted)
             except SessionNotFoundError:
-                self.say(f"No chat is called “{wanted}”. /resume lists them.")
+                self.transcript.add_line(f"No chat is called “{wanted}”. /resume lists them.")
                 return
             if len(fits) == 1:
                 self.submit(cmd.OpenChat(fits[0].id))
             else:
-                self.show(lists.chats_list(fits, self.today(), self.session_id))
+                self.show(choice_lists.chats_list(fits, self.today(), self.session_id))
 
     # -- helpers -----------------------------------------------------------------------------------------
 
     def _question_number(self, message: int) -> int:
-        """Which question a message of the user's is, from 1: what users are told, and what they type."""
-        return sum(m.role == "user" for m in self.messages[: message + 1])
+        """The number of a user message, from 1, as users see and type it."""
+        return sum(m.role == "user" for m in self.transcript.messages[: message + 1])
 
-    def _advance(self) -> None:
-        """Send the next prompt if nothing is in its way."""
+    def _send_next(self) -> None:
+        """Send the next queued prompt, unless the engine is busy or refuses."""
         if (
             not self.queue
             or self.is_held
             or self._waiting
-            or self.turn
-            or not (self._ready and self._is_open)
+            or self.transcript.reply
+            or not (self._ready and self.transcript.is_open)
             or self.refusal()
         ):
             return
         text = self.queue.popleft()
         self.submit(cmd.Send(text, self.clock()))
-        self.begin_turn(text)
+        self.transcript.begin_turn(text)
 
-    def answered(self, *kinds: type[cmd.Command]) -> None:
-        """The command in front is done, if it is one of these."""
-        if self._waiting and isinstance(self._waiting[0], kinds):
+    def _is_running(self, *kinds: type[cmd.Command]) -> bool:
+        return bool(self._waiting) and isinstance(self._waiting[0], kinds)
+
+    def complete(self, *kinds: type[cmd.Command]) -> None:
+        """The command in progress is done, if it is of one of these types."""
+        if self._is_running(*kinds):
             self._waiting.popleft()

@@ -128,7 +128,7 @@ def pull_text(event: PullProgress) -> list[str]:
     return parts
 
 
-def rotated_text(stats: TurnStats, before: int) -> str:
+def eviction_text(stats: TurnStats, before: int) -> str:
     """Once per turn that drops something: what is gone. "" otherwise."""
     gone = stats.evicted_tokens - before
     if gone <= 0:

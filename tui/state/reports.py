@@ -18,7 +18,7 @@ _NAMES = {"system": "system", "user": "you", "assistant": "reply"}
 def context_text(usage: ContextUsage) -> str:
     """Totals of the window, above the rows of `context_rows`."""
     if not usage.parts:
-        return "The window is empty; write something first."
+        return "The window is empty: this chat has no messages yet."
     live, tokens = sum(p.live for p in usage.parts), sum(p.tokens for p in usage.parts)
     share = f" of {usage.window:,} ({100 * live // usage.window}%)" if usage.window else ""
     return f"Context: {live:,} tok{share} · {usage.pinned:,} pinned · {tokens - live:,} evicted"
@@ -40,7 +40,7 @@ def context_line(row: ContextRow, width: int) -> str:
 
     The bar is dropped first, then the role; the text gets the remaining cells.
     """
-    gone = "" if row.live == row.tokens else f" · {row.live:,} left" if row.live else " · out"
+    gone = "" if row.live == row.tokens else f" · {row.live:,} left" if row.live else " · evicted"
     cells = min(_BAR, max(0, (width - 40) // 2))
     full = round(cells * row.live / row.most)
     bar = "█" * max(full, 1 if row.live and cells else 0)
@@ -62,10 +62,10 @@ def compacted_text(event: Compacted) -> str:
 
 
 def stats_lines(f: SessionStats) -> list[str]:
-    rates = f"{rate_text(f.decode_tps)} tok/s decoding" if f.decode_tps else "nothing decoded yet"
+    rates = f"{rate_text(f.decode_tps)} tok/s decode" if f.decode_tps else "nothing generated yet"
     rates += f" · {rate_text(f.prefill_tps)} tok/s prefill" if f.prefill_tps else ""
-    asked = f.prefill_tokens + f.cached_tokens
-    saved = f" ({100 * (f.cached_tokens - f.cached_evicted_tokens) // asked}% reused)" if asked else ""
+    prompt_tokens = f.prefill_tokens + f.cached_tokens
+    saved = f" ({100 * (f.cached_tokens - f.cached_evicted_tokens) // prompt_tokens}% reused)" if prompt_tokens else ""
     prompt = prompt_text(f.prefill_tokens, f.cached_tokens, f.cached_evicted_tokens)
     used = disk_text(f.all_disk_bytes, f.disk_limit, f.named_disk_bytes)
     return [

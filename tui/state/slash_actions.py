@@ -56,14 +56,14 @@ def _rename(state: ChatState, argument: str) -> None:
         state.submit(cmd.RenameChat(argument, state.renaming))
         state.renaming = None
     else:
-        state.put = f"/rename {state.title}"
+        state.put = f"/rename {state.transcript.title}"
 
 
 def _delete(state: ChatState, argument: str) -> None:
     if state.session_id is None:
-        state.say("This chat is not saved, so there is nothing to delete.")
+        state.transcript.add_line("This chat is not saved, so there is nothing to delete.")
     else:
-        state.show(lists.delete_list(state.session_id, state.title))
+        state.show(lists.delete_list(state.session_id, state.transcript.title))
 
 
 def _export(state: ChatState, argument: str) -> None:
@@ -71,14 +71,14 @@ def _export(state: ChatState, argument: str) -> None:
     if kind in CHAT_FORMATS:
         state.submit(cmd.ExportChat(kind, path.strip()))
     elif argument and not set(argument) & set(" ./\\"):  # a file would have a suffix, or a folder
-        state.error(
+        state.transcript.add_error(
             f"{argument} is no format to export to; it must be {one_of(CHAT_FORMATS)}, as in /export md chat.md."
         )
     else:
         try:
             state.submit(cmd.ExportChat(export_format(None, Path(argument), CHAT_SUFFIXES), argument))
         except ConfigError as error:
-            state.error(str(error))
+            state.transcript.add_error(str(error))
 
 
 # -- turns -----------------------------------------------------------------------------------------------------------
@@ -86,11 +86,13 @@ def _export(state: ChatState, argument: str) -> None:
 
 def _question(state: ChatState, argument: str) -> int | None:
     """The message number of question `argument` (from 1), or -1 if there is none."""
-    mine = [i for i, message in enumerate(state.messages) if message.role == "user"]
+    mine = [i for i, message in enumerate(state.transcript.messages) if message.role == "user"]
     if not argument:
         return None
     if not argument.isdecimal() or not 1 <= int(argument) <= len(mine):
-        state.say(f"There is no question {argument}: {number_range(len(mine))}." if mine else "Nothing was said yet.")
+        state.transcript.add_line(
+            f"There is no question {argument}: {number_range(len(mine))}." if mine else "Nothing was said yet."
+        )
         return -1
     return mine[int(argument) - 1]
 
@@ -101,10 +103,10 @@ def _fork(state: ChatState, argument: str) -> None:
 
 
 def _rewind(state: ChatState, argument: str) -> None:
-    if not any(m.role == "user" for m in state.messages):
-        state.say("Nothing has been said yet.")
+    if not any(m.role == "user" for m in state.transcript.messages):
+        state.transcript.add_line("Nothing has been said yet.")
     elif not argument:
-        state.show(lists.rewind_list(state.messages))
+        state.show(lists.rewind_list(state.transcript.messages))
     elif (turn := _question(state, argument)) != -1:
         state.submit(cmd.Rewind(turn))
 
@@ -119,7 +121,7 @@ def _retry(state: ChatState, argument: str) -> None:
 
 def _edit(state: ChatState, argument: str) -> None:
     if (turn := _question(state, argument)) != -1 and not state.edit(turn):
-        state.say("Nothing has been said yet.")
+        state.transcript.add_line("Nothing has been said yet.")
 
 
 def _compact(state: ChatState, argument: str) -> None:
@@ -129,7 +131,7 @@ def _compact(state: ChatState, argument: str) -> None:
         case "":
             state.submit(cmd.PlanCompact())
         case _:
-            state.say("/compact asks first; /compact summary and /compact last do it at once.")
+            state.transcript.add_line("/compact asks first; /compact summary and /compact last do it at once.")
 
 
 # -- the model and what is set ---------------------------------------------------------------------------------------
@@ -149,7 +151,7 @@ def _pull(state: ChatState, argument: str) -> None:
 def _system(state: ChatState, argument: str) -> None:
     if not argument:
         none = "New chats have no system prompt; /system TEXT sets it."
-        state.say(f"System prompt of new chats: {state.system}" if state.system else none)
+        state.transcript.add_line(f"System prompt of new chats: {state.system}" if state.system else none)
         return
     text = None if argument == "off" else argument
     if argument.startswith("@"):
@@ -157,7 +159,7 @@ def _system(state: ChatState, argument: str) -> None:
         try:
             text = decode(read_bytes(path, _LONGEST))
         except (OSError, ValueError) as error:
-            state.error(f"{path} cannot be read ({reason(error)}); check the name.")
+            state.transcript.add_error(f"{path} cannot be read ({reason(error)}); check the name.")
             return
     state.system = text
     state.submit(cmd.SetSystem(text))
@@ -171,10 +173,12 @@ def _set(state: ChatState, argument: str) -> UiRequest | None:
     setting = find(name)
     if setting is None:
         known = ", ".join(s.slash or s.name for s in schema())
-        state.error(f"There is no setting {cut(name, _LONGEST_NAME)}; there are {known}.")
+        state.transcript.add_error(f"There is no setting {cut(name, _LONGEST_NAME)}; there are {known}.")
         return None
     if not value.strip():
-        state.say(f"{setting.name} is {_now(state, setting)}. {setting.help} It must be {_on_off(setting.rule)}.")
+        state.transcript.add_line(
+            f"{setting.name} is {_now(state, setting)}. {setting.help} It must be {_on_off(setting.rule)}."
+        )
         return None
     return _change(state, setting, value.strip())
 
@@ -185,7 +189,7 @@ def _change(state: ChatState, setting: Setting, value: str) -> UiRequest | None:
         if settings.model is not None and setting.name == "model":
             resolve(settings.model)  # what cannot be a model at all would be told at the next start only
     except (ConfigError, ModelNotFoundError) as error:
-        state.error(_on_off(str(error)))
+        state.transcript.add_error(_on_off(str(error)))
         return None
     if setting.name == "theme":
         return UiRequest("theme", value)
@@ -194,7 +198,7 @@ def _change(state: ChatState, setting: Setting, value: str) -> UiRequest | None:
         state.system = settings.system
     state.submit(cmd.ChangeSettings(state.settings))
     unusual = setting_notice(setting.name, getattr(settings, setting.name))
-    state.say(f"{setting.name} is {_now(state, setting)} from {_from(setting)}. {unusual}".rstrip())
+    state.transcript.add_line(f"{setting.name} is {_now(state, setting)} from {_from(setting)}. {unusual}".rstrip())
     return UiRequest("save", setting.name)
 
 
@@ -218,7 +222,7 @@ def _from(setting: Setting) -> str:
 
 def _think(state: ChatState, argument: str) -> UiRequest | None:
     if argument not in ("", "on", "off"):
-        state.error(f"There is no /think {argument}: it is on or off.")
+        state.transcript.add_error(f"There is no /think {argument}: it is on or off.")
         return None
     setting = next(s for s in schema() if s.name == "think")
     return _change(state, setting, argument or ("off" if state.settings.think else "on"))
@@ -270,7 +274,7 @@ def _cache(state: ChatState, argument: str) -> None:
     if argument in wanted:
         state.submit(wanted[argument])
     else:
-        state.say(f"There is no /cache {argument}: it is ls, gc or pin.")
+        state.transcript.add_line(f"There is no /cache {argument}: it is ls, gc or pin.")
 
 
 _ACTIONS: dict[str, Callable[[ChatState, str], UiRequest | None]] = {
@@ -294,6 +298,6 @@ _ACTIONS: dict[str, Callable[[ChatState, str], UiRequest | None]] = {
     "think": _think,
     "context": lambda state, _: state.submit(cmd.ShowContext()),
     "stats": lambda state, _: state.submit(cmd.ShowStats()),
-    "memory": lambda state, _: state.say_lines(reports.memory_lines(state.status)),
+    "memory": lambda state, _: state.transcript.add_lines(reports.memory_lines(state.status)),
     "cache": _cache,
 }

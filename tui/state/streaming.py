@@ -1,4 +1,4 @@
-"""One reply while it is made: its text as blocks, its phase, its live rate. Pure; UI thread."""
+"""A reply in progress: its text as blocks, its phase, its decode speed. Pure; UI thread."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from mlxkv.tui.markdown.stream_splitter import Splitter
 from mlxkv.tui.state.blocks import Block, Kind
 from mlxkv.tui.state.labels import fit, prefill_text, seconds_short, spinner, streaming_text, thinking_text
 
-RATE_SECONDS = 2.0  # the live rate is the mean over so long
-SETTLED_SECONDS = 0.25  # before that a rate is noise
-QUIET_SECONDS = 0.5  # a prefill shorter than this says nothing
+RATE_SECONDS = 2.0  # the speed shown is the mean of so many seconds
+SETTLED_SECONDS = 0.25  # any earlier the speed is noise
+QUIET_SECONDS = 0.5  # a shorter prefill is not shown
 
 
 @dataclass
-class Turn:
-    """`started` is when it was sent, on the same clock as every `now`."""
+class StreamingReply:
+    """`started` is when the question was sent, on the same clock as every `now`."""
 
     started: float
     stopping: bool = False
@@ -28,33 +28,29 @@ class Turn:
     _samples: deque[tuple[float, int]] = field(default_factory=deque)
     _splitter: Splitter = field(default_factory=Splitter)
     _thinking_since: float | None = None
-    _thought_from: int = 0
+    _thinking_from: int = 0  # tokens before the reasoning
     _thought: str = ""
-    _said: bool = False
-    _before: str = ""  # the last characters of the reply
+    has_text: bool = False
+    _before: str = ""  # the last characters of the text
 
-    @property
-    def said_anything(self) -> bool:
-        return self._said
-
-    def delta(self, event: TextDelta, now: float) -> list[Block]:
-        """Take a piece of text; returns the blocks that are final now."""
+    def add_text(self, event: TextDelta, now: float) -> list[Block]:
+        """Add a piece of text; returns the blocks that are final now."""
         if self._first is None:
             self._first = now
         out: list[Block] = []
         if event.thinking and self._thinking_since is None:
-            self._thinking_since, self._thought_from = now, self.num_tokens
+            self._thinking_since, self._thinking_from = now, self.num_tokens
         elif not event.thinking:
             out = self._end_thought(now)
-        if event.restarts:  # what was shown as text was reasoning from the first token on
-            self._splitter, self._said, self._before, self._thought = Splitter(), False, "", ""
-            self._thinking_since, self._thought_from = self._first, 0
+        if event.restarts:  # the text so far was reasoning, from the first token on
+            self._splitter, self.has_text, self._before, self._thought = Splitter(), False, "", ""
+            self._thinking_since, self._thinking_from = self._first, 0
         self.num_tokens = max(self.num_tokens, event.num_tokens)
         self._samples.append((now, self.num_tokens))
         if event.thinking:
             self._thought += clean(event.text, self._thought, joined=True)
             return out
-        self._said = self._said or bool(event.text)
+        self.has_text = self.has_text or bool(event.text)
         text = clean(event.text, self._before, joined=True)
         self._before = (self._before + event.text)[-CONTEXT:]
         return out + self._splitter.feed(text)
@@ -63,19 +59,19 @@ class Turn:
         return self._end_thought(now) + self._splitter.finish()
 
     def tail(self) -> list[Block]:
-        """What is not final, as it would be if the reply ended here."""
+        """The blocks that are not final, as if the reply ended here."""
         thought = [Block(Kind.THOUGHT, "thinking", detail=self._thought.strip())] if self._thought else []
         return thought + self._splitter.preview()
 
     def _end_thought(self, now: float) -> list[Block]:
         if self._thinking_since is None:
             return []
-        tokens, seconds = self.num_tokens - self._thought_from, now - self._thinking_since
+        tokens, seconds = self.num_tokens - self._thinking_from, now - self._thinking_since
         detail, self._thought, self._thinking_since = self._thought.strip(), "", None
         return [Block(Kind.THOUGHT, f"thought {seconds_short(seconds)} · {tokens:,} tok", detail=detail)]
 
     def rate(self, now: float) -> float:
-        """Tokens per second, the mean of the last two seconds."""
+        """Tokens per second, averaged over the last two seconds."""
         samples = self._samples
         while len(samples) > 2 and samples[1][0] <= now - RATE_SECONDS:
             samples.popleft()
@@ -85,7 +81,7 @@ class Turn:
         return (self.num_tokens - tokens) / (now - start) if now - start >= SETTLED_SECONDS else 0.0
 
     def activity(self, now: float, width: int) -> tuple[str, str]:
-        """The line above the prompt: what goes on, and how to end it."""
+        """The line above the prompt: the current phase, and the key that ends it."""
         sign = spinner(now)
         if self.stopping:
             return f"{sign} stopping …", ""
@@ -94,7 +90,7 @@ class Turn:
                 return "", ""
             parts, hint = prefill_text(self.prefill), "esc to cancel"
         elif self._thinking_since is not None:
-            tokens = self.num_tokens - self._thought_from
+            tokens = self.num_tokens - self._thinking_from
             parts, hint = thinking_text(now - self._thinking_since, tokens, self.rate(now)), "esc to stop"
         else:
             parts, hint = streaming_text(self.rate(now), self.num_tokens, now - self._first), "esc to stop"

@@ -1,0 +1,88 @@
+"""Handle the engine's results that do not change the open chat: lists, trees, figures. Pure; UI thread."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from mlxkv.protocol import commands as cmd
+from mlxkv.protocol import events as ev
+from mlxkv.stats import bytes_text, disk_text
+from mlxkv.tui.state import choice_lists, reports
+from mlxkv.tui.state.transcript import title_line
+
+if TYPE_CHECKING:
+    from mlxkv.tui.state.chat_state import ChatState
+
+
+def handle_result(state: ChatState, event: ev.EngineEvent) -> None:
+    """Show a result to the user; any other event is ignored."""
+    transcript = state.transcript
+    match event:
+        case ev.ChatList(chats):
+            state.complete(cmd.ListChats)
+            state.chats = chats
+            state.use_chat_list(chats)
+        case ev.ChatTree(branches):
+            state.complete(cmd.ShowTree)
+            if len(branches) > 1:
+                state.show(choice_lists.tree_list(branches, state.today()))
+            else:
+                transcript.add_line("This chat has no branches yet; /fork, /edit and /retry make them.")
+        case ev.ChatHits(words, hits):
+            state.complete(cmd.SearchChats)
+            state.show(choice_lists.hits_list(words, hits))
+        case ev.ChatRenamed(session_id, title):
+            state.complete(cmd.RenameChat)
+            if session_id == state.session_id or state.session_id is None:
+                transcript.title = title_line(title)
+            state.chats = tuple(replace(c, title=title) if c.id == session_id else c for c in state.chats)
+            transcript.add_line(f"Renamed: “{title}”.")
+        case ev.ChatDeleted(session_id, title):
+            state.complete(cmd.DeleteChat)
+            state.chats = tuple(c for c in state.chats if c.id != session_id)
+            is_current = session_id == state.session_id
+            (transcript.add_line_after_opening if is_current else transcript.add_line)(f"Deleted “{title}”.")
+        case ev.ChatExported(path):
+            state.complete(cmd.ExportChat)
+            transcript.add_line(f"Written to {path}")
+        case ev.SettingsApplied(text):
+            state.complete(cmd.ChangeSettings, cmd.SetSystem)
+            if text:
+                transcript.add_line(text)
+        case ev.CacheList():
+            state.complete(cmd.ListCache)
+            state.show(choice_lists.cache_list(event, state.today()))
+        case ev.CacheCollected(freed, used):
+            state.complete(cmd.CollectCache)
+            what = f"Freed {bytes_text(freed)}" if freed else "Nothing to remove"
+            transcript.add_line(f"{what}; KV on disk in all: {disk_text(used, state.status.disk_limit)}.")
+        case ev.ChatPinned(_, pinned):
+            state.complete(cmd.PinChat)
+            stays = "stays on disk, even at the disk limit; /cache pin again unpins it"
+            transcript.add_line(f"The KV of this chat {stays if pinned else 'may be removed at the disk limit again'}.")
+        case ev.TokensCounted(key, tokens):
+            state.token_counts.set_count(key, tokens)
+        case ev.CompactPlan():
+            state.complete(cmd.PlanCompact)
+            state.show(choice_lists.compact_list(event))
+        case ev.Compacted():
+            state.complete(cmd.Compact)
+            transcript.add_line(reports.compacted_text(event))
+        case ev.ModelTooLarge():
+            state.complete(cmd.LoadModel)
+            state.show(choice_lists.too_large_list(event))
+        case ev.ModelList(models, only_fitting):
+            state.complete(cmd.ListModels)
+            state.models = models
+            has_messages = not transcript.is_empty
+            state.show(choice_lists.models_list(models, state.model, has_messages, only_fitting))
+        case ev.ModelMissing(name, size):
+            state.complete(cmd.LoadModel)
+            state.show(choice_lists.missing_model(name, size))
+        case ev.ContextUsage():
+            state.complete(cmd.ShowContext)
+            transcript.add_lines([reports.context_text(event), *reports.context_rows(event)])
+        case ev.SessionStats():
+            state.complete(cmd.ShowStats)
+            transcript.add_lines(reports.stats_lines(event))
