@@ -57,11 +57,11 @@ def test_a_name_of_any_letters_is_offered_and_sent(name: str, base: Path) -> Non
 @pytest.mark.parametrize(
     ("typed", "why"),
     [
-        ("nothing", "No file in this folder matches nothing: @nothing is sent as a word."),
+        ("nothing", "No file in this folder matches nothing: @nothing is sent as plain text."),
         (".zzz", "No file in this folder matches .zzz"),
-        ("./empty/", "The folder ./empty/ has no files to attach; @~/ and @/ begin paths elsewhere."),
+        ("./empty/", "The folder ./empty/ has no files to attach; paths elsewhere begin with @~/ or @/."),
         ("./empty/x", "The folder ./empty/ has no files to attach"),
-        ("./hidden/", "The folder ./hidden/ has no files to attach, but hidden ones: @./hidden/. lists them."),
+        ("./hidden/", "The folder ./hidden/ has hidden files only: @./hidden/. lists them."),
         ("./src/zzz", "No file in the folder ./src/ matches zzz"),
         ("./none/x", "The folder ./none/ does not exist."),
         ("/no/such/", "The folder /no/such/ does not exist."),

@@ -51,7 +51,7 @@ async def test_searching_in_the_sidebar_takes_letters_as_letters() -> None:
         await w.until(lambda: w.app.chat.sidebar and w.app.chat.sidebar.has_focus_within)
         await w.pilot.press("slash", *"xdr")
         await w.until(lambda: "Chats · xdr" in w.screen())
-        assert "No title has these words." in w.screen()
+        assert "No title matches." in w.screen()
         await w.pilot.press("backspace", "backspace", "backspace", *"port")
         await w.until(lambda: "916M" not in w.screen())
         await w.pilot.press("enter")

@@ -126,7 +126,7 @@ def test_a_reply_of_reasoning_alone_and_a_notice_stand_on_lines_of_their_own() -
 def test_compacting_asks_first_and_does_not_read_the_chat_out_again() -> None:
     said, dispatcher, code = talk("/resume rust", "/compact", "1", "/compact last")
     assert code == 0
-    assert "1. Summary of 18, the last 4 messages as they are" in said
+    assert "1. A summary of 18 messages, and the last 4 messages unchanged" in said
     assert [c.summarise for c in dispatcher.commands if isinstance(c, Compact)] == [True, False]
     after = said[said.index("Number, or nothing: 1") :]
     assert "compacted: a pinned summary and the last" in after
@@ -289,7 +289,7 @@ TOO_LONG = MessageTooLong("much", Overflow(5_102, 1_028, 3_976, 0, 8_192, 96_000
 )
 def test_a_message_that_is_too_long_is_asked_about(answer: str, sent: list[bool]) -> None:
     said, dispatcher, _ = talk("much", answer, played={Send: [TurnStarted("much"), TOO_LONG]})
-    assert "Not sent: 5,102 tok, and the window holds 1,028" in said
+    assert "Not sent: 5,102 tok, but the window holds 1,028" in said
     sends = [c.anyway for c in dispatcher.commands if isinstance(c, Send)]
     assert sends == sent
     assert ("To change: much" in said) is (answer in ("", "x"))

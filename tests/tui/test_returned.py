@@ -181,7 +181,7 @@ async def test_enter_alone_does_not_send_what_is_too_long(keys: tuple[str, ...])
     """
     async with window(FakeEngine(manual=True)) as w:
         sent = await too_long(w)
-        assert "Not sent: 5,102 tok, and the window holds 1,028" in w.screen()
+        assert "Not sent: 5,102 tok, but the window holds 1,028" in w.screen()
         await w.until(lambda: "Send it with /set window 8192" in w.screen())
         await w.pilot.press(*keys)
         await w.until(lambda: not w.app.query(Picker))

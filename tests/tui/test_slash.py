@@ -103,7 +103,7 @@ def test_a_lone_word_is_a_format_or_nothing(state: ChatState) -> None:
     run(state, "export", "my-chat")
     assert sent(state) == []
     pdf, suffix, _ = lines(state)
-    assert pdf == "pdf is no format to export to; it must be md, json or mlxkv, as in /export md chat.md."
+    assert pdf == "pdf is not an export format; it must be md, json or mlxkv, as in /export md chat.md."
     assert suffix == "chat.pdf ends in .pdf, which names no format; end it in .md, .markdown, .json or .mlxkv."
     for path in ("pdf.md", "./pdf", "~/pdf", "two words"):
         run(state, "export", path)
@@ -134,7 +134,7 @@ def test_numbers_on_the_screen_are_those_that_commands_take(state: ChatState) ->
     assert state.activity(80)[0].startswith("editing question 2:")
     branches = [Branch(str(i), "t", "0" if i else None, i, 0.0, 4) for i in range(4)]
     facts = [row.facts[0] for row in tree_list(branches, 0.0).rows[1:]]
-    assert facts == ["from reply 1 on", "from question 2 on", "from reply 2 on"]
+    assert facts == ["forked at reply 1", "forked at question 2", "forked at reply 2"]
 
 
 def test_switches_are_on_and_off_in_every_sentence(state: ChatState) -> None:
@@ -343,13 +343,13 @@ def test_compacting_says_what_it_costs_before_it_does_anything(state: ChatState)
     assert "500 evicted tok are in no summary" in state.listing.title
     rows = [(row.choice, row.facts) for row in state.listing.rows]
     assert rows == [
-        (cmd.Compact(True), ("writes ≤ 1,024 tok", "reads ≤ 2,995")), (cmd.Compact(False), ("reads 1,900 tok",)),
+        (cmd.Compact(True), ("generates ≤ 1,024 tok", "prefills ≤ 2,995")), (cmd.Compact(False), ("prefills 1,900 tok",)),
         (None, ()),
     ]  # fmt: skip
     state.submit(cmd.PlanCompact())
     state.apply(CompactPlan("tutor", 32_768, 4, 1_900, 18, 29_300))
     assert [row.choice for row in state.listing.rows] == [cmd.Compact(False), None]
-    assert state.listing.rows[0].text == "The last 4 messages as they are, nothing else"
+    assert state.listing.rows[0].text == "Only the last 4 messages"
     assert "tutor cannot summarise" in state.listing.title
 
 

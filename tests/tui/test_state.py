@@ -155,7 +155,7 @@ def test_a_load_can_be_stopped(clock: Clock) -> None:
     state.submit(LoadModel("org/Big-4bit"))
     state.submit(NewChat())
     feed(state, ModelLoading("org/Big-4bit", LoadPhase.LOADING, 2_100_000_000, 4_600_000_000))
-    assert state.activity(80) == ("⠋ loading Big-4bit 2.1/4.6 GB · type ahead, it will be sent", "esc to stop")
+    assert state.activity(80) == ("⠋ loading Big-4bit 2.1/4.6 GB · you can type ahead", "esc to stop")
     assert state.stop()
     feed(state, Failed("Loading org/Big-4bit was stopped.", FailureKind.STOPPED), Failed("No model is loaded."))
     assert shown(state) == [("meta", "Loading org/Big-4bit was stopped.")]
@@ -268,7 +268,7 @@ def test_activity(clock: Clock) -> None:
     assert state.activity(80) == ("", "")
     state.submit(LoadModel("org/Qwen3-8B-4bit"))
     feed(state, ModelLoading("org/Qwen3-8B-4bit", LoadPhase.LOADING, 2_100_000_000, 4_600_000_000))
-    assert state.activity(80)[0] == "⠋ loading Qwen3-8B-4bit 2.1/4.6 GB · type ahead, it will be sent"
+    assert state.activity(80)[0] == "⠋ loading Qwen3-8B-4bit 2.1/4.6 GB · you can type ahead"
     feed(state, READY, OPENED)
     state.prompt("x")
     assert state.activity(80) == ("", "")  # a short prefill says nothing
@@ -388,5 +388,5 @@ def test_other_bounds_of_the_chat_leave_what_was_answered(state: ChatState, mess
     assert len(said) == (3 if messages else 0)
     assert wrong == "/set sinks is 'abc'"
     assert remark.startswith("window is 8")
-    assert "attends only the last 8 tokens" in remark
+    assert "attends only to the last 8 tokens" in remark
     assert applied == "The KV cache has its new bounds."

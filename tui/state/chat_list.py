@@ -56,7 +56,7 @@ def sidebar_entries(
     newest = latest_first(chats)
     if wanted:
         found = [chat for chat in newest if all(word.is_in(chat.title) for word in wanted)]
-        return [_entry(chat, "", current, width) for chat in found] or [Entry("No title has these words.")]
+        return [_entry(chat, "", current, width) for chat in found] or [Entry("No title matches.")]
     families: dict[str, list[ChatSummary]] = {}
     roots = _roots(chats)
     for chat in newest:  # a family stands where its chat that was used last does

@@ -1,4 +1,4 @@
-"""The lists of the window: chats, messages to go back to, branches, models, places where words were found. Pure."""
+"""Lists to choose from: chats, messages to rewind to, branches, models, search hits, confirmations. Pure."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ def one_line(text: str) -> str:
 
 
 def chats_list(chats: Sequence[ev.ChatSummary], now: float, at: str | None = None) -> Listing:
-    """`● Rust lifetimes      6 messages · 916 MB · 14:02`; ● resumes at once, ○ reads again."""
+    """`● Rust lifetimes      6 messages · 916 MB · 14:02`; ● has KV on disk, ○ is prefilled again."""
     newest = latest_first(chats)
     rows = tuple(chat_row(chat, now) for chat in newest)
     index = next((i for i, chat in enumerate(newest) if chat.id == at), 0)
-    empty = "No title has these words. ⏎ looks for them in what was said."
+    empty = "No title matches. ⏎ searches the messages of all chats."
     return Listing("Chats", rows, "⏎ resume · esc close", empty, index, searches_chats=True)
 
 
@@ -37,7 +37,7 @@ def chat_row(chat: ev.ChatSummary, now: float) -> Row:
 
 
 def cache_list(cache: ev.CacheList, now: float) -> Listing:
-    """Chats with rows on disk, the largest first, and the named prompt caches."""
+    """Chats with KV on disk, the largest first, and the named prompt caches."""
     saved = sorted((chat for chat in cache.chats if chat.kv_bytes), key=lambda chat: -chat.kv_bytes)
     rows = [replace(row, facts=(row.facts[0], row.facts[2], row.facts[1])) for row in (chat_row(c, now) for c in saved)]
     if cache.named:
@@ -52,14 +52,14 @@ def cache_list(cache: ev.CacheList, now: float) -> Listing:
 
 
 def rewind_list(messages: Sequence[ev.Message]) -> Listing:
-    """The user's messages, to go back before one."""
+    """The user's messages, to rewind to before one."""
     mine = [(i, m) for i, m in enumerate(messages) if m.role == "user"]
     rows = tuple(Row(f"{n}  {one_line(m.text)}", cmd.Rewind(i)) for n, (i, m) in enumerate(mine, 1))
-    return Listing("Go back to", rows, "⏎ go on before it; what followed stays · esc close", at=len(rows) - 1)
+    return Listing("Rewind to", rows, "⏎ rewind to before it; the old branch stays · esc close", at=len(rows) - 1)
 
 
 def tree_list(branches: Sequence[ev.Branch], now: float) -> Listing:
-    """The family of forks, each below the chat it came from."""
+    """All branches, each below its parent."""
     depths: dict[str, int] = {}
     rows, at = [], 0
     for i, branch in enumerate(branches):
@@ -74,12 +74,12 @@ def tree_list(branches: Sequence[ev.Branch], now: float) -> Listing:
 
 
 def _fork_text(forked_at: int) -> str:
-    """Questions and replies alternate; a reply has the number of the question to it."""
-    return f"from {'reply' if forked_at % 2 else 'question'} {forked_at // 2 + 1} on"
+    """Questions and replies alternate; a reply has the number of its question."""
+    return f"forked at {'reply' if forked_at % 2 else 'question'} {forked_at // 2 + 1}"
 
 
 def models_list(models: Sequence[ev.ModelCard], current: str, has_chat: bool, only_fitting: bool = False) -> Listing:
-    """Those that are here first; choosing another one downloads it."""
+    """Local models first; choosing another one downloads it."""
     rows: list[Row] = []
     for is_local, heading in ((True, "On this machine"), (False, "To download")):
         cards = [card for card in models if card.is_local is is_local]
@@ -87,15 +87,15 @@ def models_list(models: Sequence[ev.ModelCard], current: str, has_chat: bool, on
             rows.append(Row(heading))
         for card in cards:
             mark = "▌" if card.is_current or card.id == current else " "
-            fit = "fits" if card.fits else "too large here"
+            fit = "fits" if card.fits else "too large"
             size = bytes_text(card.size_bytes) if card.size_bytes else ""
             folder, name = os.path.split(card.id) if card.is_folder else ("", card.id)
             facts = tuple(f for f in (clean(folder), clean(card.note), clean(card.licence), fit, size) if f)
             rows.append(Row(f"{mark}{clean(name)}", cmd.LoadModel(card.id), facts, card.id))
-    hint = "⏎ load; the chat is read again · esc close" if has_chat else "⏎ load · esc close"
+    hint = "⏎ load; the chat is prefilled again · esc close" if has_chat else "⏎ load · esc close"
     title = "Models that fit here" if only_fitting else "Models"
     at = next((i for i, row in enumerate(rows) if row.text.startswith("▌")), 1)
-    return Listing(title, tuple(rows), hint, "No model here is called that; /model org/name loads any other.", at)
+    return Listing(title, tuple(rows), hint, "No such model here; /model org/name loads any other.", at)
 
 
 def hits_list(words: str, hits: Sequence[ev.SearchHit]) -> Listing:
@@ -105,28 +105,28 @@ def hits_list(words: str, hits: Sequence[ev.SearchHit]) -> Listing:
         facts = ("title",) if hit.turn is None else (hit.role, one_line(hit.title))
         rows.append(Row(text, cmd.OpenChat(hit.session_id), facts, marks=marks))
     title, hint = f"“{one_line(words)}” in all chats", "⏎ open the chat · esc close"
-    return Listing(title, tuple(rows), hint, "No chat has these words.")
+    return Listing(title, tuple(rows), hint, "No chat matches.")
 
 
 def missing_model(name: str, size_bytes: int) -> Listing:
-    """The chat's model is gone: nothing is downloaded unasked."""
+    """Asked when the chat's model was removed from this machine."""
     amount = f" {bytes_text(size_bytes)}" if size_bytes else ""
     rows = (
         Row(f"Download{amount} again", cmd.LoadModel(name)),
-        Row("Choose another model; the chat is read again", cmd.ListModels()),
+        Row("Choose another model; the chat is prefilled again", cmd.ListModels()),
     )
-    return replace(confirm(f"{clean(name)} is not on this disk", rows), hint="⏎ choose · esc later")
+    return replace(confirm(f"{clean(name)} is not on this machine", rows), hint="⏎ choose · esc cancel")
 
 
 def too_large_list(model: ModelTooLarge) -> Listing:
-    """Asked before a model is loaded that does not fit."""
+    """Asked before loading a model that does not fit in memory."""
     rows = [
         Row("Pick a smaller model", cmd.ListModels(fitting=True)),
-        Row("Load it anyway; the system may end mlxkv", cmd.LoadModel(model.name, anyway=True)),
+        Row("Load it anyway; the system may kill mlxkv", cmd.LoadModel(model.name, anyway=True)),
     ]
     if model.four_bit:
         rows.insert(1, Row("Load it with a 4-bit KV cache, which fits", cmd.LoadModel(model.name, kv_bits=4)))
-    return replace(confirm(clean(model.text), tuple(rows)), hint="⏎ choose · esc leave it")
+    return replace(confirm(clean(model.text), tuple(rows)), hint="⏎ choose · esc cancel")
 
 
 def delete_list(session_id: str, title: str) -> Listing:
@@ -135,32 +135,34 @@ def delete_list(session_id: str, title: str) -> Listing:
 
 
 def compact_list(plan: CompactPlan) -> Listing:
-    """What the short form of the chat would have, and what that costs."""
-    last = f"last {plan.kept_messages} messages as they are"
-    rows = [Row(f"The {last}, nothing else", cmd.Compact(False), (f"reads {plan.kept_tokens:,} tok",))]
-    title = f"Go on in a short branch? {plan.model} cannot summarise"
+    """The choices of /compact and their cost in tokens."""
+    last = f"last {plan.kept_messages} messages unchanged"
+    rows = [
+        Row(f"Only the last {plan.kept_messages} messages", cmd.Compact(False), (f"prefills {plan.kept_tokens:,} tok",))
+    ]
+    title = f"Continue in a shorter branch? {plan.model} cannot summarise"
     if plan.summary_tokens:
-        title = "Go on in a short branch? All of this chat stays as it is"
-        reads = plan.ask_tokens + plan.kept_tokens + plan.summary_tokens
-        cost = (f"writes ≤ {plan.summary_tokens:,} tok", f"reads ≤ {reads:,}")
-        rows.insert(0, Row(f"Summary of {plan.older_messages}, the {last}", cmd.Compact(True), cost))
+        title = "Continue in a shorter branch? This chat stays unchanged"
+        prefill = plan.ask_tokens + plan.kept_tokens + plan.summary_tokens
+        cost = (f"generates ≤ {plan.summary_tokens:,} tok", f"prefills ≤ {prefill:,}")
+        rows.insert(0, Row(f"A summary of {plan.older_messages} messages, and the {last}", cmd.Compact(True), cost))
         if plan.evicted_tokens:
             title += f"; the {plan.evicted_tokens:,} evicted tok are in no summary"
-    return replace(confirm(title, (*rows, Row("Leave it"))), hint="⏎ choose · esc leave it")
+    return replace(confirm(title, (*rows, Row("Cancel"))), hint="⏎ choose · esc cancel")
 
 
 def too_long_list(text: str, turn: int | None, overflow: Overflow) -> Listing:
-    """Asked before a message is sent of which the window would hold a part. What Enter alone chooses sends nothing."""
-    before = f" and {overflow.evicted_before:,} tok of the chat before it" if overflow.evicted_before else ""
-    rows = [Row("Leave it: it stays in the prompt, to be shortened")]
+    """Asked before sending a message that exceeds the window. Plain Enter sends nothing."""
+    before = f" and {overflow.evicted_before:,} tok of the chat" if overflow.evicted_before else ""
+    rows = [Row("Do not send it: shorten it in the prompt")]
     if overflow.window:
         beyond = f"; it was trained for {overflow.trained:,}" if overflow.trained else ""
         what = f"Send it with /set window {overflow.window}{beyond}"
         facts = (f"{bytes_text(overflow.kv_bytes)} of KV",)
         rows.append(Row(what, SendAnyway(text, turn, overflow.window), facts))
-    rows.append(Row(f"Send it without its oldest {overflow.evicted:,} tok{before}", SendAnyway(text, turn)))
-    title = f"Not sent: {overflow.tokens:,} tok, and the window holds {overflow.capacity:,}"
-    return replace(confirm(title, tuple(rows)), hint="⏎ choose · esc leave it")
+    rows.append(Row(f"Send it; its oldest {overflow.evicted:,} tok{before} are evicted", SendAnyway(text, turn)))
+    title = f"Not sent: {overflow.tokens:,} tok, but the window holds {overflow.capacity:,}"
+    return replace(confirm(title, tuple(rows)), hint="⏎ choose · esc cancel")
 
 
 def confirm(title: str, rows: tuple[Row, ...]) -> Listing:

@@ -48,7 +48,7 @@ def history_menu(typed: str, entries: Sequence[str]) -> Menu:
     newest = list(dict.fromkeys(reversed(entries)))
     found = [entry for entry in newest if all(word in entry.casefold() for word in words)]
     found = found or best(typed, newest, lambda entry: (entry[:200],))
-    title = "earlier prompts · type to search · ⏎ take · esc back"
+    title = "earlier prompts · type to search · ⏎ insert · esc back"
     return Menu(Source.HISTORY, [Entry(entry, entry) for entry in found[:200]], title)
 
 

@@ -1,4 +1,4 @@
-"""Which files there are to attach: git's list where there is one, else a walk with limits. Any thread."""
+"""Index of the files that can be attached: `git ls-files` if possible, else a bounded walk. Any thread."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from mlxkv.text.clean import clean
 from mlxkv.tui.state.fuzzy import best
 
-MOST = 20_000  # files
+MAX_FILES = 20_000
 SECONDS = 2.0
 SKIPPED = frozenset({"node_modules", "__pycache__", "venv", "target", "build", "dist"})
 
@@ -23,7 +23,7 @@ def list_files(base: Path) -> list[str]:
     try:
         command = ["git", "-C", str(base), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
         out = subprocess.run(command, capture_output=True, timeout=SECONDS, check=True, stdin=subprocess.DEVNULL).stdout
-        found = [os.fsdecode(name) for name in out.split(b"\0")[:MOST] if name]
+        found = [os.fsdecode(name) for name in out.split(b"\0")[:MAX_FILES] if name]
     except (OSError, subprocess.SubprocessError):
         found = _walk(base)
     return sorted((path for path in found if clean(path) == path), key=lambda path: (path.count("/"), path))
@@ -34,13 +34,13 @@ def _walk(base: Path) -> list[str]:
     for folder, folders, names in os.walk(base):
         folders[:] = sorted(name for name in folders if name not in SKIPPED and not name.startswith("."))
         found += [os.path.relpath(os.path.join(folder, n), base) for n in names if not n.startswith(".")]
-        if len(found) >= MOST or time.monotonic() > until:
+        if len(found) >= MAX_FILES or time.monotonic() > until:
             break
-    return found[:MOST]
+    return found[:MAX_FILES]
 
 
 def list_folder(typed: str, base: Path) -> list[str]:
-    """What a path of one folder that is being typed may become: `~/no`, `/etc/ho`, `../x`, `.en`."""
+    """Completions of a path within its folder: `~/no`, `/etc/ho`, `../x`, `.en`."""
     head, slash, tail = _folder_of(typed)
     try:
         with os.scandir(_path(base, head + slash)) as entries:
@@ -53,7 +53,7 @@ def list_folder(typed: str, base: Path) -> list[str]:
 
 
 def nothing_found(typed: str, base: Path) -> str:
-    """Why no file is offered for `typed`, in one sentence."""
+    """A sentence that says why there is no completion of `typed`."""
     head, slash, tail = _folder_of(typed) if is_path(typed) else ("", "", typed)
     folder = f"the folder {head}{slash}" if slash else "this folder"
     shown = folder[0].upper() + folder[1:]
@@ -65,13 +65,14 @@ def nothing_found(typed: str, base: Path) -> str:
     except (OSError, ValueError, RuntimeError) as error:
         return f"{shown} cannot be read: {getattr(error, 'strerror', None) or error}."
     if tail and names:
-        return f"No file in {folder} matches {tail}: @{typed} is sent as a word."
-    hidden = f", but hidden ones: @{head}{slash}. lists them" if any(name.startswith(".") for name in names) else ""
-    return f"{shown} has no files to attach{hidden or '; @~/ and @/ begin paths elsewhere'}."
+        return f"No file in {folder} matches {tail}: @{typed} is sent as plain text."
+    if any(name.startswith(".") for name in names):
+        return f"{shown} has hidden files only: @{head}{slash}. lists them."
+    return f"{shown} has no files to attach; paths elsewhere begin with @~/ or @/."
 
 
 def _folder_of(typed: str) -> tuple[str, str, str]:
-    """The folder that is named, its slash, and what is named in it."""
+    """The folder of a typed path, the slash, and the rest."""
     return (typed, "/", "") if typed in ("~", "..") else typed.rpartition("/")
 
 
@@ -80,12 +81,12 @@ def _path(base: Path, folder: str) -> Path:
 
 
 def _composed(name: str) -> str:
-    """Accents as one character each, as they are typed: a file system may keep them apart."""
+    """`name` in NFC, as it is typed; file systems may store NFD."""
     return name if name.isascii() else unicodedata.normalize("NFC", name)
 
 
 def matching(typed: str, files: Sequence[str], limit: int = 50) -> list[str]:
-    """The paths that `typed` may mean, best first: by their last part, then by the whole."""
+    """Paths that match `typed`, best first: by file name, then by the whole path."""
     if not typed:
         return list(files[:limit])
     typed = _composed(typed)
@@ -95,5 +96,5 @@ def matching(typed: str, files: Sequence[str], limit: int = 50) -> list[str]:
 
 
 def is_path(typed: str) -> bool:
-    """Whether `typed` is looked for in the folder that it names: one elsewhere, or a hidden file."""
+    """Whether `typed` is completed in its own folder, as it is elsewhere or hidden, and not from the index."""
     return typed.startswith(("/", "~/", "../", "./")) or typed == "~" or typed.rpartition("/")[2].startswith(".")

@@ -14,7 +14,7 @@ from mlxkv.tui.state.choices import cut
 
 BARS = "▁▂▃▄▅▆▇█"
 SECONDS = 60  # of decode speed
-PINNED, LIVE, EVICTED, FREE, HEAD = "█", "▓", "░", "·", "┃"
+PINNED, LIVE, EVICTED, FREE = "█", "▓", "░", "·"
 
 
 @dataclass(frozen=True)

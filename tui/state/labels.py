@@ -81,7 +81,7 @@ def seconds_short(s: float) -> str:
 def loading_text(event: ModelLoading) -> list[str]:
     what = f"{event.phase} {short_name(event.name)}"
     amount = f" {pair_text(event.done, event.total)}" if event.total or event.done else ""
-    return [what + amount, "type ahead, it will be sent"]
+    return [what + amount, "you can type ahead"]
 
 
 def prefill_text(event: PrefillProgress | None) -> list[str]:

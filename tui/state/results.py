@@ -45,7 +45,7 @@ def handle_result(state: ChatState, event: ev.EngineEvent) -> None:
             (transcript.add_line_after_opening if is_current else transcript.add_line)(f"Deleted “{title}”.")
         case ev.ChatExported(path):
             state.complete(cmd.ExportChat)
-            transcript.add_line(f"Written to {path}")
+            transcript.add_line(f"Exported to {path}")
         case ev.SettingsApplied(text):
             state.complete(cmd.ChangeSettings, cmd.SetSystem)
             if text:

@@ -72,7 +72,7 @@ def _export(state: ChatState, argument: str) -> None:
         state.submit(cmd.ExportChat(kind, path.strip()))
     elif argument and not set(argument) & set(" ./\\"):  # a file would have a suffix, or a folder
         state.transcript.add_error(
-            f"{argument} is no format to export to; it must be {one_of(CHAT_FORMATS)}, as in /export md chat.md."
+            f"{argument} is not an export format; it must be {one_of(CHAT_FORMATS)}, as in /export md chat.md."
         )
     else:
         try:
@@ -91,7 +91,7 @@ def _question(state: ChatState, argument: str) -> int | None:
         return None
     if not argument.isdecimal() or not 1 <= int(argument) <= len(mine):
         state.transcript.add_line(
-            f"There is no question {argument}: {number_range(len(mine))}." if mine else "Nothing was said yet."
+            f"There is no question {argument}: {number_range(len(mine))}." if mine else "This chat has no messages yet."
         )
         return -1
     return mine[int(argument) - 1]
@@ -104,7 +104,7 @@ def _fork(state: ChatState, argument: str) -> None:
 
 def _rewind(state: ChatState, argument: str) -> None:
     if not any(m.role == "user" for m in state.transcript.messages):
-        state.transcript.add_line("Nothing has been said yet.")
+        state.transcript.add_line("This chat has no messages yet.")
     elif not argument:
         state.show(lists.rewind_list(state.transcript.messages))
     elif (turn := _question(state, argument)) != -1:
@@ -121,7 +121,7 @@ def _retry(state: ChatState, argument: str) -> None:
 
 def _edit(state: ChatState, argument: str) -> None:
     if (turn := _question(state, argument)) != -1 and not state.edit(turn):
-        state.transcript.add_line("Nothing has been said yet.")
+        state.transcript.add_line("This chat has no messages yet.")
 
 
 def _compact(state: ChatState, argument: str) -> None:
@@ -131,7 +131,7 @@ def _compact(state: ChatState, argument: str) -> None:
         case "":
             state.submit(cmd.PlanCompact())
         case _:
-            state.transcript.add_line("/compact asks first; /compact summary and /compact last do it at once.")
+            state.transcript.add_line("/compact asks first; /compact summary and /compact last start at once.")
 
 
 # -- the model and what is set ---------------------------------------------------------------------------------------
@@ -247,22 +247,22 @@ def setting_notice(name: str, value: object) -> str:
         case "temperature" if value > 2:
             return "Above 2 replies are mostly random tokens; 0.6 to 1 is usual."
         case "top_p" if value == 0:
-            return "0 turns this cut off, as 1 does; a small number such as 0.1 keeps the likeliest tokens."
+            return "0 disables top-p, as 1 does; a small value such as 0.1 keeps only the likeliest tokens."
         case "top_k" if value == 1:
-            return "That always takes the likeliest token, as temp 0 does."
+            return "This always picks the likeliest token, as temp 0 does."
         case "min_p" if value == 1:
-            return "That always takes the likeliest token, as temp 0 does."
+            return "This always picks the likeliest token, as temp 0 does."
         case "max_tokens" if value < _FEW_TOKENS:
-            return "Replies are cut after a few words; /continue lets one grow."
+            return "Replies are cut after a few words; /continue extends one."
         case "window" if value < _SMALL_WINDOW:
             last = "token" if value == 1 else f"{value:,} tokens"
-            return f"The model attends only the last {last} and the pinned ones; 2,048 or more is usual."
+            return f"The model attends only to the last {last} and the pinned ones; 2,048 or more is usual."
         case "sinks" if value == 0:
             return (
                 "With nothing pinned the system prompt is evicted too, and replies get worse once the window is full."
             )
         case "disk_limit" if value < _SMALL_DISK:
-            return "Next to no KV cache is kept on disk: a chat is prefilled again when it is resumed."
+            return "Almost no KV fits on disk: a resumed chat is prefilled again."
     return ""
 
 
