@@ -343,7 +343,8 @@ def test_compacting_says_what_it_costs_before_it_does_anything(state: ChatState)
     assert "500 evicted tok are in no summary" in state.listing.title
     rows = [(row.choice, row.facts) for row in state.listing.rows]
     assert rows == [
-        (cmd.Compact(True), ("generates ≤ 1,024 tok", "prefills ≤ 2,995")), (cmd.Compact(False), ("prefills 1,900 tok",)),
+        (cmd.Compact(True), ("generates ≤ 1,024 tok", "prefills ≤ 2,995")),
+        (cmd.Compact(False), ("prefills 1,900 tok",)),
         (None, ()),
     ]  # fmt: skip
     state.submit(cmd.PlanCompact())
