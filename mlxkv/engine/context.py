@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from mlxkv.config import Folders, Settings
+from mlxkv.engine.downloads import Downloads
 from mlxkv.errors import MlxkvError
 from mlxkv.events import KVNotSaved
 from mlxkv.protocol.events import EngineEvent, LoadPhase, ModelLoading
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from mlxkv.cache.config import CacheConfig
     from mlxkv.chat.chat import Chat
     from mlxkv.engine.compaction import Uncompacted
-    from mlxkv.engine.downloads import Downloads
     from mlxkv.model import Model
     from mlxkv.store import SessionStore
 
@@ -38,12 +38,12 @@ class EngineContext:
         folders: Folders,
         settings: Settings,
         emit: Callable[[EngineEvent], None],
-        downloads: Downloads,
         *,
         save: bool,
         load: Callable[..., Model] | None,
     ) -> None:
-        self.folders, self.settings, self.emit, self.downloads = folders, settings, emit, downloads
+        self.folders, self.settings, self.emit = folders, settings, emit
+        self.downloads = Downloads(emit)
         self.save = save
         self.system = settings.system
         self.model: Model | None = None

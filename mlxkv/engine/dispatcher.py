@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from mlxkv.config import Folders, Settings
+from mlxkv.device import current_device
 from mlxkv.engine import chats, compaction, models, status, turns
 from mlxkv.engine import settings as session_settings
 from mlxkv.engine.context import EngineContext
-from mlxkv.engine.downloads import Downloads
 from mlxkv.errors import MlxkvError, OutOfMemoryError, SessionLockedError
 from mlxkv.protocol import commands as cmd
 from mlxkv.protocol.events import EngineEvent, Failed, FailureKind
@@ -41,13 +41,12 @@ class Dispatcher:
         load: Callable[..., Model] | None = None,
     ) -> None:
         self._emit = emit
-        self._downloads = Downloads(emit)
-        self.context = EngineContext(folders, settings, emit, self._downloads, save=save, load=load)
+        self.context = EngineContext(folders, settings, emit, save=save, load=load)
 
     # -- any thread --------------------------------------------------------------------------------------------------
 
     def pause_download(self) -> None:
-        self._downloads.pause()
+        self.context.downloads.pause()
 
     def stop(self, *, closing: bool = False) -> None:
         self.context.stop(closing=closing)
@@ -72,8 +71,6 @@ class Dispatcher:
         self._emit(status.session_status(self.context))
 
     def _events(self, command: cmd.Command) -> Iterator[EngineEvent]:
-        from mlxkv.device import current_device
-
         context, now = self.context, time.perf_counter()
         match command:
             case cmd.LoadModel():
@@ -132,14 +129,14 @@ class Dispatcher:
             case cmd.ShowStats():
                 return iter((status.session_stats(context),))
             case cmd.Pull(name):
-                self._downloads.start(name, current_device())
+                context.downloads.start(name, current_device())
             case cmd.PausePull():
-                self._downloads.pause()
+                self.context.downloads.pause()
         return iter(())
 
     def close(self) -> None:
         """Close the chat and clear MLX's streams: once, as the last call of the thread, else the process aborts."""
-        self._downloads.close()
+        self.context.downloads.close()
         self.context.close()
         gc.collect()
         import mlx.core as mx

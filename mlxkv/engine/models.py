@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+from mlxkv.device import current_device
 from mlxkv.engine import chats
 from mlxkv.engine.context import EngineContext
 from mlxkv.errors import MlxkvError
@@ -48,8 +49,6 @@ def load_model(context: EngineContext, command: LoadModel) -> Iterator[EngineEve
             yield too_large
             return
         if missing:
-            from mlxkv.device import current_device
-
             device = current_device()
             context.downloads.start(name, replace(device, memory_limit=1 << 62) if anyway else device, then_load=True)
             return
@@ -109,7 +108,6 @@ def list_models(context: EngineContext, fitting: bool = False) -> Iterator[Engin
 
     `fitting`: only those that fit in memory.
     """
-    from mlxkv.device import current_device
     from mlxkv.models import BUILT_IN, catalogue, list_local, resolve
     from mlxkv.models.catalogue import HEADROOM
 

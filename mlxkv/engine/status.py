@@ -7,6 +7,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from mlxkv.chat.replay import spans
+from mlxkv.device import current_device, memory_used
 from mlxkv.engine.context import EngineContext
 from mlxkv.errors import DiskError, MlxkvError, PromptError
 from mlxkv.protocol.events import CacheCollected, CacheList, ChatPinned, EngineEvent, TokensCounted
@@ -20,16 +21,12 @@ _HEAD = 80  # characters of a message that identify it
 
 
 def session_status(context: EngineContext) -> SessionStatus:
-    import mlx.core as mx
-
-    from mlxkv.device import current_device
-
     cache = context.chat.cache if context.chat else None
     return SessionStatus(
         kv_bytes=cache.live_nbytes if cache else 0,
         cache_tokens=cache.num_attended if cache else 0,
         cache_window=cache.capacity if cache else 0,
-        memory_used=mx.get_active_memory(),
+        memory_used=memory_used(),
         memory_limit=current_device().memory_limit,
         saved=context.saved,
         cache=cache_view(cache) if cache else None,
@@ -130,8 +127,8 @@ def session_stats(context: EngineContext) -> SessionStats:
         cached_tokens=sum(s.cached_tokens for s in stats),
         cached_evicted_tokens=sum(s.cached_evicted_tokens for s in stats),
         evicted_tokens=stats[-1].evicted_tokens if stats else 0,
-        decode_tps=_rate(generated, sum(_seconds(s.generated_tokens, s.decode_tps) for s in stats)),
-        prefill_tps=_rate(prefill, sum(_seconds(s.prefill_tokens, s.prefill_tps) for s in stats)),
+        decode_tps=_ratio(generated, sum(_ratio(s.generated_tokens, s.decode_tps) for s in stats)),
+        prefill_tps=_ratio(prefill, sum(_ratio(s.prefill_tokens, s.prefill_tps) for s in stats)),
         kv_bytes=chat.cache.live_nbytes if chat else 0,
         disk_bytes=mine,
         disk_written_bytes=written,
@@ -143,12 +140,8 @@ def session_stats(context: EngineContext) -> SessionStats:
     )
 
 
-def _seconds(tokens: int, tps: float) -> float:
-    return tokens / tps if tps > 0 else 0.0
-
-
-def _rate(tokens: int, seconds: float) -> float:
-    return tokens / seconds if seconds > 0 else 0.0
+def _ratio(a: float, b: float) -> float:
+    return a / b if b > 0 else 0.0
 
 
 # -- KV rows on disk -------------------------------------------------------------------------------------------------
