@@ -194,7 +194,7 @@ def chats_export(
     if not os.path.isdir(output.parent):
         raise StoreError(f"The folder {shortened(output.parent)} does not exist; make it first.")
     try:
-        print(f"{output}  {bytes_text(Files().write_over(output, [text.encode()]))}")
+        print(f"{output}  {bytes_text(Files().overwrite(output, [text.encode()]))}")
     except OSError as error:
         raise StoreError(
             f"{shortened(output)} cannot be written ({error.strerror}); check the path and the disk."

@@ -60,7 +60,7 @@ class Files:
             self.sync_folder(path.parent.parent)
         return size
 
-    def write_over(self, path: Path, parts: Iterable[bytes | memoryview]) -> int:
+    def overwrite(self, path: Path, parts: Iterable[bytes | memoryview]) -> int:
         """`write` to a path the user chose: a link to a file stays a link; a pipe, a device or a folder is not
         replaced.
 

@@ -56,7 +56,7 @@ class SessionStore:
         self._database, self._chunks, self._locks = database, space.chunks, locks
         self._held: set[str] = set()
         self._quota = Quota(disk_limit, space, lambda: open_sessions(locks))
-        self._writer = Writer(database.again, lambda: kv_lock(locks), space.chunks, self._quota)
+        self._writer = Writer(database.new_connection, lambda: kv_lock(locks), space.chunks, self._quota)
         self.progress = self._writer.progress
         self._saver = Saver(self.sessions, space.chunks, self._quota, self._writer)
         self._restorer = Restorer(self.sessions, space.chunks, self._saver.planner)
@@ -237,7 +237,7 @@ class SessionStore:
         with self._database.writing() as db:
             new_id, history = self.sessions.fork(db, session_id, num_turns)
             copy_commits(db, session_id, new_id, history)
-        self.sessions.seen[new_id] = history.head
+        self.sessions.known_heads[new_id] = history.head
         return new_id
 
     @public(session_id=label)

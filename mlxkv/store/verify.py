@@ -18,7 +18,7 @@ from pathlib import Path
 from mlxkv.errors import CorruptError, StoreError
 from mlxkv.store.db.backup import list_backups
 from mlxkv.store.db.database import Database
-from mlxkv.store.db.search_index import is_whole, rebuild
+from mlxkv.store.db.search_index import is_intact, rebuild
 from mlxkv.store.db.sessions import Sessions
 from mlxkv.store.kv.chunk_files import ChunkFiles
 from mlxkv.store.kv.chunk_format import ChunkHead, verify_chunk
@@ -114,7 +114,7 @@ def _check_search(database: Database, repair: bool) -> list[Problem]:
         return []  # FTS5 checks its index only where it could write
     try:
         with database.writing() as db:
-            if is_whole(db):
+            if is_intact(db):
                 return []
     except StoreError:
         pass

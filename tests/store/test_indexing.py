@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from mlxkv.config import Folders
 from mlxkv.store import SessionStore, TurnRecord
-from mlxkv.store.db.search_index import _origins, is_whole, spans_in, words
+from mlxkv.store.db.search_index import _origins, is_intact, original_spans, words
 from tests.store.fake import model
 
 ODD = (
@@ -40,7 +40,7 @@ def test_any_span_of_the_index_is_traced_back(text: str, data: st.DataObject) ->
     end = data.draw(st.integers(start + 1, len(held)))
     if "\n" in (held[start], held[end - 1]):
         return  # no word begins or ends so
-    ((a, b),) = spans_in(text, [(start, end)])
+    ((a, b),) = original_spans(text, [(start, end)])
     assert words(text[a:b]).find(held[start:end]) >= 0
 
 
@@ -120,7 +120,7 @@ def test_damage_is_found_and_repaired(folders: Folders, damage: str) -> None:
             session = store.sessions.create("x", model())
             store.add_turn(session, TurnRecord("user", text, (1,), thinking=text))
         before = store._database.db.execute("SELECT rowid, text, thinking FROM turn_fts").fetchall()
-        assert is_whole(store._database.db)
+        assert is_intact(store._database.db)
     with closing(sqlite3.connect(folders.data / "mlxkv.db", isolation_level=None)) as db:
         db.execute(damage)
     with SessionStore.open(folders) as store:

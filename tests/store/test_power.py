@@ -138,7 +138,7 @@ def head_in_a_second_transaction() -> Iterator[None]:
     real = Sessions.add_turn
 
     def add_turn(self: Sessions, session_id: str, turn: Any, head: str | None = None) -> str:
-        old = self.seen[session_id]
+        old = self.known_heads[session_id]
         new = real(self, session_id, turn, head)
         self.database.db.execute("UPDATE session SET head = ? WHERE id = ?", (old, session_id))
         with self.database.writing() as db:

@@ -231,7 +231,7 @@ def test_what_is_no_file_is_not_replaced(odd: str, home: Path) -> None:
     NOT_FILES[odd][0](path)
     before = os.stat(path)
     with pytest.raises(OSError, match=NOT_FILES[odd][1]):
-        Files().write_over(path, [b"new"])
+        Files().overwrite(path, [b"new"])
     assert (os.stat(path).st_ino, os.stat(path).st_mode) == (before.st_ino, before.st_mode)
 
 
@@ -241,7 +241,7 @@ def test_a_link_to_a_file_stays_a_link(tmp_path: Path) -> None:
     link, target = tmp_path / "saved.kv", tmp_path / "large" / "saved.kv"
     target.write_bytes(b"old")
     link.symlink_to(target)
-    Files().write_over(link, [b"new"])
+    Files().overwrite(link, [b"new"])
     assert link.is_symlink()
     assert target.read_bytes() == b"new"
 

@@ -144,7 +144,7 @@ class DailyBackup:
 
     def _run(self) -> None:
         try:
-            with closing(self._database.again()) as own:
+            with closing(self._database.new_connection()) as own:
                 make(own.db, own.path.parent, self._files)
         except (StoreError, ConfigError):
             _log.exception("the daily backup failed")

@@ -147,7 +147,7 @@ def database_errors(path: Path) -> Iterator[None]:
         if code == sqlite3.SQLITE_BUSY:
             raise StoreError(f"The chat database {path} is busy; close the other mlxkv and try again.") from error
         if code in _DISK_CODES:
-            why = f"({error}); check" if has_room(path) else "(no space left on the disk); make room on"
+            why = f"({error}); check" if has_free_space(path) else "(no space left on the disk); make room on"
             raise DiskError(f"The chat database {path} cannot be used {why} the disk and try again.") from error
         raise StoreError(f"The chat database {path} cannot be used ({error}); check the disk and try again.") from error
     except UnicodeDecodeError as error:  # sqlite3 fails to decode a name or an error message
@@ -158,7 +158,7 @@ def database_errors(path: Path) -> Iterator[None]:
         ) from error
 
 
-def has_room(path: Path) -> bool:
+def has_free_space(path: Path) -> bool:
     """Whether the disk has the few pages that SQLite needs; its own error may be just "disk I/O error"."""
     with contextlib.suppress(OSError):
         return shutil.disk_usage(path.parent).free >= _MIN_FREE
@@ -214,7 +214,7 @@ class Database:
         if self.db.in_transaction:
             self.db.execute("ROLLBACK")
 
-    def again(self) -> Database:
+    def new_connection(self) -> Database:
         """Open a second connection, for the calling thread."""
         return Database(connect(self.path), self.path, self.before)
 

@@ -109,7 +109,7 @@ class History:
         first = next((i for i in range(k - 1, -1, -1) if (self.turns[i].start or 0) <= shared), k)
         return replay(self.turns[first:k], self.log[:shared])
 
-    def kept(self, heads: Collection[str] | None = None) -> dict[str, tuple[int, int]]:
+    def shared_prefixes(self, heads: Collection[str] | None = None) -> dict[str, tuple[int, int]]:
         """For each head the history ever had: (k, the number of tokens that its log shares with the current one).
 
         A lower bound: a turn that rewrites history to the same ids counts as a change. With `heads` only these, and
@@ -154,7 +154,7 @@ def replay(turns: Iterable[TurnRecord], log: array[int] | None = None) -> array[
     return log
 
 
-def verified(rows: Iterable[Sequence[Any]], system: str | None, head: str) -> History:
+def verify_rows(rows: Iterable[Sequence[Any]], system: str | None, head: str) -> History:
     """Verify rows (i, role, text, thinking, state, params, start, stats, extra, ids, prev, digest) as a history.
 
     Raises:
@@ -180,7 +180,7 @@ def verified(rows: Iterable[Sequence[Any]], system: str | None, head: str) -> Hi
     return History(tuple(turns), tuple(digests), replay(turns))
 
 
-NOTHING_SAID = verified((), None, genesis(None))
+EMPTY_HISTORY = verify_rows((), None, genesis(None))
 """The history of a chat that is not saved."""
 
 

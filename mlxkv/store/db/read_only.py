@@ -23,7 +23,7 @@ from mlxkv.store.db.database import (
     connect,
     create,
     database_errors,
-    has_room,
+    has_free_space,
     is_empty,
     needs_migration,
 )
@@ -38,7 +38,7 @@ _PRAGMAS = ("trusted_schema=0", "cell_size_check=1", "query_only=1")
 
 def full_disk_reason(error: BaseException, database: Path) -> str | None:
     """The sentence for the user if `error`, raised while opening `database`, is due to a full disk; else None."""
-    if not isinstance(error, DiskError) or has_room(database):
+    if not isinstance(error, DiskError) or has_free_space(database):
         return None
     return f"The disk of {database.parent} is full, so nothing is saved; make room on it and try again."
 
@@ -71,7 +71,7 @@ class ReadOnlyDatabase(Database):
         raise ReadOnlyError(self.read_only)
         yield self.db  # makes this a generator
 
-    def again(self) -> Database:
+    def new_connection(self) -> Database:
         """Raises ReadOnlyError: other threads only write."""
         raise ReadOnlyError(self.read_only)
 

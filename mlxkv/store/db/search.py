@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 
 from mlxkv.protocol.status import SearchHit
-from mlxkv.store.db.search_index import INDEX, index_turn, spans_in, words
+from mlxkv.store.db.search_index import INDEX, index_turn, original_spans, words
 from mlxkv.store.records import as_text
 from mlxkv.text.folding import Wanted
 
@@ -144,7 +144,7 @@ def _spans(text: str, marked: str, marks: tuple[str, str]) -> list[Span]:
             found.append((start, at))
         else:
             at += len(part)
-    return list(spans_in(text, found))
+    return list(original_spans(text, found))
 
 
 def _chats(db: sqlite3.Connection) -> list[tuple[str, str]]:

@@ -33,7 +33,7 @@ def words(text: str) -> str:
     return _CUT.sub(r" \g<0> ", unicodedata.normalize("NFKC", text))
 
 
-def spans_in(text: str, marks: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+def original_spans(text: str, marks: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
     """The spans of `text` for ascending spans of `words(text)`. Only lines with a match are mapped by character."""
     lines = iter(text.split("\n"))
     line, at, done = next(lines), 0, 0
@@ -87,7 +87,7 @@ def rebuild(db: sqlite3.Connection) -> None:
         index_turn(db, *row)
 
 
-def is_whole(db: sqlite3.Connection) -> bool:
+def is_intact(db: sqlite3.Connection) -> bool:
     """Whether the index is intact and holds exactly the words of every message.
 
     Raises:

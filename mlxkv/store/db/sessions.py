@@ -28,7 +28,7 @@ from mlxkv.store.db.history import (
     stored_fields,
     to_json,
     turn_digest,
-    verified,
+    verify_rows,
 )
 from mlxkv.store.db.search import search
 from mlxkv.store.db.search_index import forget_deleted, index_turn, unindex_turns
@@ -65,7 +65,7 @@ class Sessions:
 
     def __init__(self, database: Database) -> None:
         self.database = database
-        self.seen: dict[str, str] = {}
+        self.known_heads: dict[str, str] = {}
         self._known: dict[str, History] = {}  # least recently used first
         self._checked: set[str] = set()  # verified for the `load` that follows
         self._sizes: dict[str, tuple[int | None, int]] = {}  # newest commit and bytes of KV rows, for `list`
@@ -89,7 +89,7 @@ class Sessions:
                 db, title=title, created=now, updated=now, model=save_model(db, model), system=system,
                 params=to_json(dict(params or {})), parent=parent, forked_at=forked_at, head=genesis(system), **more,
             )  # fmt: skip
-        self.seen[session_id] = genesis(system)
+        self.known_heads[session_id] = genesis(system)
         return session_id
 
     def import_session(self, chat: SessionRecord) -> str:
@@ -115,7 +115,7 @@ class Sessions:
             if head != chat.head:
                 raise CorruptError("The chat's messages do not match its digests; it was not imported.")
             db.execute("UPDATE session SET updated = ?, seq = ? WHERE id = ?", (chat.updated, place, session_id))
-        self.seen[session_id] = head
+        self.known_heads[session_id] = head
         return session_id
 
     def _insert(
@@ -206,7 +206,7 @@ class Sessions:
             remove_commits(db, session_id, [row[2] for row in rows])
             head = rows[0][1]
             db.execute("UPDATE session SET head = ? WHERE id = ?", (head, session_id))
-        self.seen[session_id] = head
+        self.known_heads[session_id] = head
         known = self._known.pop(session_id, None)
         if known is not None and known.head == current:
             self._remember(session_id, known.first(num_kept))
@@ -233,7 +233,7 @@ class Sessions:
 
     def _continue(self, session_id: str, head: str, i: int, turn: TurnRecord, digest: str) -> None:
         """Extend the known history: `turn` is the last now, number `i`; before that the head was `head`."""
-        self.seen[session_id] = digest
+        self.known_heads[session_id] = digest
         known = self._known.pop(session_id, None)
         if known is not None and known.head == head and i <= len(known.turns):
             self._remember(session_id, (known if i == len(known.turns) else known.first(i)).with_turn(turn, digest))
@@ -261,7 +261,7 @@ class Sessions:
         row = db.execute("SELECT head FROM session WHERE id = ?", (session_id,)).fetchone()
         if row is None:
             raise SessionNotFoundError(f"Session {session_id} was deleted; start a new chat.")
-        expected = self.seen.get(session_id, row[0]) if head is None else head
+        expected = self.known_heads.get(session_id, row[0]) if head is None else head
         if row[0] != expected:
             raise SessionChangedError(
                 f"Session {session_id} was changed by another process since it was read; open it again or fork it."
@@ -276,7 +276,7 @@ class Sessions:
         if fresh or known is None or known.head != row[1] or not is_genesis(known.digests[0], row[0]):
             self.forget(session_id)
             turns = db.execute(f"SELECT {_TURN} FROM turn WHERE session = ? ORDER BY i", (session_id,))
-            known = verified(turns, *row)
+            known = verify_rows(turns, *row)
         self._remember(session_id, known)
         return known
 
@@ -285,7 +285,7 @@ class Sessions:
         with self.database.reading() as db:
             record = self.record(db, session_id, fresh and session_id not in self._checked)
             self._checked.discard(session_id)
-        self.seen[session_id] = record.head
+        self.known_heads[session_id] = record.head
         return record
 
     def record(self, db: sqlite3.Connection, session_id: str, fresh: bool = True) -> SessionRecord:
@@ -406,7 +406,7 @@ class Sessions:
         db.execute("DELETE FROM session WHERE id = ?", (session_id,))
         mark_unused(db)
         forget_deleted(db)
-        self.seen.pop(session_id, None)
+        self.known_heads.pop(session_id, None)
         self.forget(session_id)
 
     def fork(self, db: sqlite3.Connection, session_id: str, num_turns: int | None) -> tuple[str, History]:

@@ -61,7 +61,7 @@ def write_archive(
     if not os.path.isdir(path.parent):
         raise StoreError(f"The folder {shortened(path.parent)} does not exist; make it first.")
     try:
-        return Files(before).write_over(path, _hashed([[header, text], *(parts for _, parts in chunks)]))
+        return Files(before).overwrite(path, _hashed([[header, text], *(parts for _, parts in chunks)]))
     except OSError as error:
         raise StoreError(f"{path} cannot be written ({error.strerror}); check the path and the disk.") from error
 

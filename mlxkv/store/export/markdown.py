@@ -32,21 +32,21 @@ def to_markdown(record: SessionRecord, *, joined: bool = False) -> str:
     title = re.sub(r"(#+)$", r"\\\1", title)  # else these would only close the heading
     out = [f"# {title}", f"{safe(record.model.name)} · {len(record.log):,} tokens"]
     if record.system is not None:
-        out += ["## system", _apart(parser, safe(record.system))]
+        out += ["## system", _closed(parser, safe(record.system))]
     for turn in record.turns:
         out.append(f"## {safe(turn.role)}")
         if turn.thinking:
             out.append("\n".join(f"> {line}".rstrip() for line in safe(turn.thinking).split("\n")))
-        out.append(_apart(parser, safe(turn.text), " …" if turn.state != "done" else ""))
+        out.append(_closed(parser, safe(turn.text), " …" if turn.state != "done" else ""))
         out += [f"→ {' '.join(safe(f'{call.name}({call.arguments})').split())}" for call in turn.tool_calls]
     return "\n\n".join(out) + "\n"
 
 
-def _apart(parser: MarkdownIt, text: str, ending: str = "") -> str:
+def _closed(parser: MarkdownIt, text: str, ending: str = "") -> str:
     """`text` and `ending`, closed and escaped so that the next message starts outside of it."""
     text = _without_speakers(parser, text)
     for close in _closings(parser, text):
-        if _is_apart(parser, closed := f"{text}{close}"):
+        if _is_closed(parser, closed := f"{text}{close}"):
             break
     else:
         fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
@@ -65,7 +65,7 @@ def _closings(parser: MarkdownIt, text: str) -> Iterator[str]:
     yield from (f"\n{end}" for end in _HTML_ENDS)
 
 
-def _is_apart(parser: MarkdownIt, text: str) -> bool:
+def _is_closed(parser: MarkdownIt, text: str) -> bool:
     return [token.content for token in _headings(parser.parse(text + _NEXT))][-1:] == ["next"]
 
 

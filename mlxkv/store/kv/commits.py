@@ -70,7 +70,7 @@ def saved_commits(db: sqlite3.Connection, session_id: str, history: History, sin
         " FROM kv_commit c JOIN model m ON m.id = c.model WHERE c.session = ? AND c.id >= ? ORDER BY c.id DESC",
         (session_id, since),
     ).fetchall()
-    valid, out = history.kept([row[2] for row in rows]), []
+    valid, out = history.shared_prefixes([row[2] for row in rows]), []
     for row in rows:
         commit_id, pos, turn, model, spec_id, rng, digest, model_id = row
         if turn in valid and is_commit(digest, pos, turn, model, spec_id, rng):

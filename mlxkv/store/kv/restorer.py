@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 
 from mlxkv.errors import StoreError
 from mlxkv.stats import bytes_text
-from mlxkv.store.db.history import NOTHING_SAID, pack_ids
+from mlxkv.store.db.history import EMPTY_HISTORY, pack_ids
 from mlxkv.store.db.sessions import Sessions, save_model
 from mlxkv.store.identity import ModelIdentity, first_difference, model_parts, spec_id, spec_parts
 from mlxkv.store.kv.chunk_files import ChunkFiles
@@ -157,7 +157,7 @@ class Restorer:
     ) -> Saved:
         spec = spec_id(cache.layout(), model.spec_extra)
         with self.sessions.database.reading() as db:
-            history = NOTHING_SAID if session_id is None else self.sessions.history(db, session_id)
+            history = EMPTY_HISTORY if session_id is None else self.sessions.history(db, session_id)
             names = [group.name for group in cache.groups]
             if session_id is not None and held:
                 rows = self.planner.saved(session_id, model.model_id, spec)

@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from mlxkv.store.db.history import NOTHING_SAID, History
+from mlxkv.store.db.history import EMPTY_HISTORY, History
 from mlxkv.store.kv.chunk_format import PrefixKeys
 from mlxkv.store.kv.commits import STATE, SavedChunk, num_removed, saved_chunks, saved_commits, seed
 from mlxkv.store.kv.folder_listing import Listing
@@ -75,7 +75,7 @@ class SavedRows:
 
     def __init__(self, session_id: str, model_id: str, spec_id: str, listing: Listing) -> None:
         self.session_id, self.model_id, self.spec_id, self._listing = session_id, model_id, spec_id, listing
-        self._start_over(NOTHING_SAID, -1)
+        self._start_over(EMPTY_HISTORY, -1)
 
     def _start_over(self, history: History, removed: int) -> None:
         self._history, self._removed = history, removed

@@ -89,7 +89,7 @@ def write_prompt_file(
             raise StoreError(f"The folder {shortened(path.parent)} does not exist; make it first.")
         shapes = _shapes(cache, len(ids), len(text), parts).values()
         check_size(len(header) + sum(num_bytes(dtype, shape) for shape, dtype in shapes))
-        return Files(before).write_over(path, _bytes(header, ids.tobytes(), cache, parts, text))
+        return Files(before).overwrite(path, _bytes(header, ids.tobytes(), cache, parts, text))
     except OSError as error:
         raise StoreError(
             f"The prompt cache {path} cannot be written ({error.strerror}); check the path and the disk."

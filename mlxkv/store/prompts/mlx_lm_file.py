@@ -85,7 +85,7 @@ def write_mlx_lm(
         raise StoreError(f"The folder {shortened(path.parent)} does not exist; make it first.")
     check_size(len(header) + sum(size for *_, size in sized))
     try:
-        return Files(before).write_over(path, _bytes(header, tensors))
+        return Files(before).overwrite(path, _bytes(header, tensors))
     except OSError as error:
         raise StoreError(
             f"The prompt cache {path} cannot be written ({error.strerror}); check the path and the disk."
