@@ -36,15 +36,13 @@ def locked(folder: Path, session_id: str) -> Iterator[None]:
     fd = _opened(lock_path(folder, session_id))
     try:
         for attempt in range(ATTEMPTS):
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB):
                 break
-            except OSError as error:
-                if attempt == ATTEMPTS - 1:
-                    raise SessionLockedError(
-                        f"Session {session_id} is open in process {_holder(fd)}; close it there or fork the session."
-                    ) from error
-                time.sleep(0.01)
+            if attempt == ATTEMPTS - 1:
+                raise SessionLockedError(
+                    f"Session {session_id} is open in process {_holder(fd)}; close it there or fork the session."
+                )
+            time.sleep(0.01)
         with suppress(OSError):  # only for the error message
             os.ftruncate(fd, 0)
             os.pwrite(fd, str(os.getpid()).encode(), 0)
@@ -67,12 +65,9 @@ def is_held(folder: Path, session_id: str) -> bool:
     except OSError:
         return False
     try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:
-        return True
+        return not _flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
     finally:
         os.close(fd)
-    return False
 
 
 @contextmanager
@@ -84,12 +79,7 @@ def kv_lock(folder: Path, wait: bool = True) -> Iterator[bool]:
     """
     fd = _opened(folder / "kv")
     try:
-        held = True
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except OSError:
-            held = False
-        yield held
+        yield _flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     finally:
         os.close(fd)
 
@@ -105,12 +95,7 @@ class StoreLock:
         """Hold the lock exclusively for a moment; yields False if another process has the store open."""
         fcntl.flock(self.fd, fcntl.LOCK_UN)  # two processes upgrading at once would block each other
         try:
-            try:
-                fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                held = True
-            except OSError:
-                held = False
-            yield held
+            yield _flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         finally:
             fcntl.flock(self.fd, fcntl.LOCK_SH)
 
@@ -124,13 +109,20 @@ def store_lock(folder: Path, alone: bool = False) -> Iterator[StoreLock]:
     """
     fd = _opened(folder / "store")
     try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB if alone else fcntl.LOCK_SH)
-        except OSError as error:
-            raise StoreError("Another mlxkv has the chats open; close it first.") from error
+        if not _flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB if alone else fcntl.LOCK_SH):
+            raise StoreError("Another mlxkv has the chats open; close it first.")
         yield StoreLock(fd)
     finally:
         os.close(fd)
+
+
+def _flock(fd: int, operation: int) -> bool:
+    """Whether the lock was acquired."""
+    try:
+        fcntl.flock(fd, operation)
+    except OSError:
+        return False
+    return True
 
 
 def _opened(path: Path) -> int:

@@ -13,13 +13,13 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
-from pathlib import Path
 
 from mlxkv.errors import CorruptError, StoreError
 from mlxkv.store.db.backup import list_backups
 from mlxkv.store.db.database import Database
 from mlxkv.store.db.search_index import is_intact, rebuild
 from mlxkv.store.db.sessions import Sessions
+from mlxkv.store.files import regular_size
 from mlxkv.store.kv.chunk_files import ChunkFiles
 from mlxkv.store.kv.chunk_format import ChunkHead, verify_chunk
 from mlxkv.store.kv.commits import count_removal, is_commit, mark_unused, remove_chunks
@@ -173,7 +173,7 @@ def _check_chunk(
     """Check a chunk's bytes against `head`; only the file's size if that is None."""
     try:
         if head is None:
-            if (found := _size(chunks.path(digest))) == size:
+            if (found := regular_size(chunks.path(digest)) or 0) == size:
                 return None
             raise CorruptError(f"The chunk {digest} has {found:,} of its {size:,} bytes.")
         header = verify_chunk(chunks.path(digest), digest, size)
@@ -187,13 +187,6 @@ def _check_chunk(
         with database.writing() as db:
             remove_chunks(db, [digest])
     return Problem(ProblemKind.CHUNK, digest, text, repair)
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.lstat().st_size
-    except OSError:
-        return 0
 
 
 def _report_missing(

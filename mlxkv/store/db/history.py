@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from array import array
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -67,7 +67,8 @@ def stored_fields(turn: TurnRecord, start: int) -> tuple[str, str, str, str, str
     """The fields that `turn_digest` covers and the table holds, in that order."""
     role, text, thinking, state = map(well_formed, (turn.role, turn.text, turn.thinking, turn.state))
     params, stats = to_json(dict(turn.params)), to_json(dict(turn.stats))
-    return role, text, thinking, state, params, start, stats, _extra(turn)
+    extra = extra_fields(turn)
+    return role, text, thinking, state, params, start, stats, to_json(extra) if extra else ""
 
 
 def extra_fields(turn: TurnRecord) -> dict[str, Any]:
@@ -80,13 +81,8 @@ def extra_fields(turn: TurnRecord) -> dict[str, Any]:
     return {name: value for name, value in table.items() if value}
 
 
-def _extra(turn: TurnRecord) -> str:
-    table = extra_fields(turn)
-    return to_json(table) if table else ""
-
-
 def _from_extra(text: str) -> dict[str, Any]:
-    """The inverse of `_extra`: fields of TurnRecord."""
+    """The fields of TurnRecord that `extra_fields` made."""
     table = parse_json(text) if text else {}
     makers = {"tool_calls": ToolCall, "attachments": Attachment}
     return {n: tuple(makers[n](**item) for item in value) if n in makers else value for n, value in table.items()}
@@ -188,9 +184,13 @@ def as_record(fields: Sequence[Any], ids: bytes) -> TurnRecord:
     """A turn from its stored fields; the inverse of `stored_fields`."""
     role, text, thinking, state, params, start, stats, extra = fields
     return TurnRecord(
-        role, text, tuple(unpack_ids(ids)), start, thinking, state, _table(params), _table(stats), **_from_extra(extra)
+        role,
+        text,
+        tuple(unpack_ids(ids)),
+        start,
+        thinking,
+        state,
+        parse_json(params),
+        parse_json(stats),
+        **_from_extra(extra),
     )
-
-
-def _table(text: str) -> Mapping[str, Any]:
-    return parse_json(text)

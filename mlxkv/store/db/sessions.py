@@ -137,7 +137,7 @@ class Sessions:
 
     def set_flags(self, session_id: str, flags: int) -> None:
         with self.database.writing() as db:
-            db.execute("UPDATE session SET flags = ? WHERE id = ?", (flags, session_id))
+            _update(db, session_id, "flags = ?", flags)
 
     @public(session_id=label, pinned=flag)
     def pin(self, session_id: str, pinned: bool = True) -> None:
