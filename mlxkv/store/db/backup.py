@@ -106,7 +106,9 @@ def make(
         files.sync_folder(folder)
         _prune(data, files)
     except OSError as error:
-        raise StoreError(f"The backup {path} cannot be written ({error.strerror}); make room on the disk.") from error
+        raise StoreError(
+            f"The backup {path} cannot be written ({error.strerror}); free some space on the disk."
+        ) from error
     return path
 
 

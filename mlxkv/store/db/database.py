@@ -147,11 +147,11 @@ def database_errors(path: Path) -> Iterator[None]:
         if code == sqlite3.SQLITE_BUSY:
             raise StoreError(f"The chat database {path} is busy; close the other mlxkv and try again.") from error
         if code in _DISK_CODES:
-            why = f"({error}); check" if has_free_space(path) else "(no space left on the disk); make room on"
+            why = f"({error}); check" if has_free_space(path) else "(no space left on the disk); free some space on"
             raise DiskError(f"The chat database {path} cannot be used {why} the disk and try again.") from error
         raise StoreError(f"The chat database {path} cannot be used ({error}); check the disk and try again.") from error
     except UnicodeDecodeError as error:  # sqlite3 fails to decode a name or an error message
-        raise CorruptError(f"The chat database {path} is damaged (bytes that are no text); {ADVICE}.") from error
+        raise CorruptError(f"The chat database {path} is damaged (invalid text); {ADVICE}.") from error
     except OSError as error:
         raise DiskError(
             f"The chat database {path} cannot be used ({error.strerror}); check the disk and try again."

@@ -49,7 +49,7 @@ def open_database(data: Path, files: Files, lock: StoreLock) -> Database:
     try:
         create_empty(path)
     except OSError as error:
-        raise DiskError(f"The chat database {path} cannot be made ({error.strerror}); check the folder.") from error
+        raise DiskError(f"The chat database {path} cannot be created ({error.strerror}); check the folder.") from error
     if not os.access(path, os.W_OK):  # SQLite would say so at the first message
         denied = PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
         raise StoreError(f"The chat database {path} may not be written to; check its permissions.") from denied
@@ -85,7 +85,7 @@ def _migrate(db: sqlite3.Connection, data: Path, files: Files, lock: StoreLock) 
     """Back up the older database, then migrate it, while no process of the older mlxkv has it open.
 
     Raises:
-        StoreError: one has, or the backup cannot be made. CorruptError: the database is damaged.
+        StoreError: one has, or the backup failed. CorruptError: the database is damaged.
     """
     for attempt in range(ATTEMPTS):
         with lock.alone() as alone:

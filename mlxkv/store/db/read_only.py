@@ -40,7 +40,7 @@ def full_disk_reason(error: BaseException, database: Path) -> str | None:
     """The sentence for the user if `error`, raised while opening `database`, is due to a full disk; else None."""
     if not isinstance(error, DiskError) or has_free_space(database):
         return None
-    return f"The disk of {database.parent} is full, so nothing is saved; make room on it and try again."
+    return f"The disk of {database.parent} is full, so nothing is saved; free some space and try again."
 
 
 def read_only_reason(error: BaseException, data: Path) -> str | None:

@@ -298,7 +298,7 @@ class Sessions:
         with _intact_row(session_id):
             identity, params, settings = load_model(db, tables[0]), parse_json(tables[1]), parse_json(tables[2])
             if not (isinstance(params, dict) and isinstance(settings, dict)):
-                raise TypeError("its settings are no table")
+                raise TypeError("its settings are not a table")
         return SessionRecord(
             session_id, as_text(title), as_time(created), as_time(updated), identity, system, params,
             as_text(parent) or None, forked_at if isinstance(forked_at, int) else None, history.turns,
@@ -479,7 +479,7 @@ def _intact_row(session_id: str) -> Iterator[None]:
     try:
         yield
     except (TypeError, ValueError, KeyError) as error:
-        raise CorruptError(f"Session {session_id} is damaged ({error}); put a backup in its place.") from error
+        raise CorruptError(f"Session {session_id} is damaged ({error}); restore a backup.") from error
 
 
 def _free_title(db: sqlite3.Connection, title: str) -> str:
