@@ -147,7 +147,7 @@ def database_errors(path: Path) -> Iterator[None]:
         if code == sqlite3.SQLITE_BUSY:
             raise StoreError(f"The chat database {path} is busy; close the other mlxkv and try again.") from error
         if code in _DISK_CODES:
-            why = f"({error}); check" if has_free_space(path) else "(no space left on the disk); free some space on"
+            why = f"({error}); check" if has_free_space(path) else "(no space left); free some space on"
             raise DiskError(f"The chat database {path} cannot be used {why} the disk and try again.") from error
         raise StoreError(f"The chat database {path} cannot be used ({error}); check the disk and try again.") from error
     except UnicodeDecodeError as error:  # sqlite3 fails to decode a name or an error message
