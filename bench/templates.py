@@ -129,7 +129,7 @@ def reply(prompts: PromptFormat, prompt: str, rng: random.Random) -> list[int]:
         case reasoning if reasoning.opening is None:
             said = f"<|channel|>analysis<|message|>{thought}<|end|><|start|>assistant<|channel|>final<|message|>{text}"
         case reasoning:
-            begin = "" if reasoning.after(prompt) == "thinking" else "<think>\n"
+            begin = "" if reasoning.state_after(prompt) == "thinking" else "<think>\n"
             said = f"{begin}{thought}\n</think>\n\n{text}"
     words = [i for word in re.findall(r"\s*\S+|\s+", said) for i in prompts.encode(word)]
     return [*words, prompts.tokenizer.eos_token_id]

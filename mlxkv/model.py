@@ -22,7 +22,7 @@ from mlxkv.cache.prompt_cache import PromptCache
 from mlxkv.cache.traits import traits_of
 from mlxkv.chat import clock
 from mlxkv.chat.chat import Chat
-from mlxkv.chat.prompt import PromptState, checked_ids
+from mlxkv.chat.prompt import PromptState, check_ids
 from mlxkv.chat.runtime import ModelRuntime
 from mlxkv.config import Folders
 from mlxkv.device import current_device, set_wired_limit
@@ -168,10 +168,10 @@ class Model:
             if as_chat:
                 raise ConfigError("Token ids cannot begin a chat: its template needs text; give text, or no `system`.")
             ids = arguments.token_ids("prompt", prompt)
-            state = PromptState("", TokenIds(checked_ids(ids, getattr(self.loaded.model, "args", None))))
+            state = PromptState("", TokenIds(check_ids(ids, getattr(self.loaded.model, "args", None))))
         held = runtime.new_cache(cache or CacheConfig(), prompts, system) if as_chat else self.make_cache(cache, system)
         if save_to is not None:
-            runtime.files.check_room(Path(save_to), held, len(state.ids))
+            runtime.files.check_space(Path(save_to), held, len(state.ids))
         if as_chat:
             held.prompt = PromptText(system, str(prompt), state.text, len(state.ids), began.isoformat())
         runtime.borrower.borrow(held, state.ids)
@@ -200,7 +200,7 @@ class Model:
         def generation() -> Generation:
             prompts, held = self._runtime.prompts, cache
             if isinstance(held, PromptCache):
-                ids = prompts.continued(held.log, prompt)
+                ids = prompts.continuation(held.log, prompt)
             else:
                 ids, held = prompts.encode_raw(prompt), self.make_cache(held)
             keeps_reply = held is cache

@@ -1,6 +1,6 @@
 """Chat: messages in, events out: one turn after the other on one KV cache.
 
-Owns the cache and what varies between turns; what was said, and going back in it, is History's, one reply is
+Owns the cache and what varies between turns; what was conversation, and going back in it, is History's, one reply is
 ReplyRun's. Going back never destroys: a saved chat continues in a fork. On the MLX thread, except `cancel`.
 """
 
@@ -156,7 +156,7 @@ class Chat:
         """
         self._gate.check_idle()
         self._conversation.check_writable()
-        self._history.cut_reply(self.cache.plan.learned)
+        self._history.continuable_reply(self.cache.plan.learned)
         options = self._options(sampling, started)
         return self._gate.start(lambda cancelled: self._continue(replace(options, cancelled=cancelled)))
 
@@ -243,7 +243,7 @@ class Chat:
     def _continue(self, options: ReplyOptions) -> Iterator[TurnEvent]:
         self._check_cache()
         history = self._history
-        last, prompt = history.cut_reply(self.cache.plan.learned), history.replay.prompt_before_reply()
+        last, prompt = history.continuable_reply(self.cache.plan.learned), history.replay.prompt_before_reply()
         self._conversation.reopen_reply()
         yield from self._reply(prompt, last, options)
 
@@ -293,19 +293,19 @@ class Chat:
 
     def _prefill(self, cancelled: Callable[[], bool]) -> Iterator[PrefillProgress]:
         self._check_cache()
-        said = self._conversation
-        ids = said.log[:-1]  # as after a turn: the last token was sampled and is not in the cache
+        conversation = self._conversation
+        ids = conversation.log[:-1]  # as after a turn: the last token was sampled and is not in the cache
         if not ids:
             return
-        said.restore_rows_for(self.cache, ids)
+        conversation.restore_rows_for(self.cache, ids)
         cached, begun = self.cache.reuse(ids).cached, time.perf_counter()
         with set_wired_limit(), self.cache.in_use():
             for done in self._runtime.runner.prefill(self.cache, ids[cached:], cancelled):
                 tps = done / max(time.perf_counter() - begun, 1e-9)
                 yield PrefillProgress(done, len(ids) - cached, cached, tps)
         self.cache.checkpoint()
-        if said.session_id is not None:
-            said.save_rows(self.cache)
+        if conversation.session_id is not None:
+            conversation.save_rows(self.cache)
 
     def _check_cache(self) -> None:
         self._runtime.check_cache(self.cache)
@@ -356,7 +356,7 @@ class Chat:
         Raises:
             PromptError: the chat is empty. ConfigError: there is no such message.
         """
-        return self._again(self.question(turn), None, self._options(sampling, started))
+        return self._replace_message(self.question(turn), None, self._options(sampling, started))
 
     @public(*SAMPLING, turn=arguments.whole, text=text, started=_STARTED, whole=arguments.flag)
     def edit(
@@ -372,9 +372,11 @@ class Chat:
         """
         _check_not_empty(text)
         self._history.check_user(turn)
-        return self._again(turn, well_formed(text), self._options(sampling, started), whole)
+        return self._replace_message(turn, well_formed(text), self._options(sampling, started), whole)
 
-    def _again(self, turn: int, text: str | None, options: ReplyOptions, whole: bool = False) -> Iterator[TurnEvent]:
+    def _replace_message(
+        self, turn: int, text: str | None, options: ReplyOptions, whole: bool = False
+    ) -> Iterator[TurnEvent]:
         """Send `text` (None: the same text) instead of message number `turn`."""
         was, history = self.turns[turn], self._history
 
@@ -519,14 +521,14 @@ class Chat:
     def _save(self, title: str | None) -> str:
         if isinstance(self.cache, ImportedCache):
             raise CacheError("A chat from an imported cache cannot be saved: the ids of its first tokens are unknown.")
-        said = self._conversation
-        if said.session_id is None:
+        conversation = self._conversation
+        if conversation.session_id is None:
             self._begin(title)
         elif title:
-            said.rename(title)
+            conversation.rename(title)
         if self.cache.log:
-            said.save_rows(self.cache, wait=True)
-        return str(said.session_id)
+            conversation.save_rows(self.cache, wait=True)
+        return str(conversation.session_id)
 
     def _begin_session(self, title: str) -> Notice | None:
         """Save a new chat that saves itself; a notice if it cannot be saved at all."""
@@ -555,13 +557,13 @@ class Chat:
     def load(self, record: SessionRecord) -> None:
         """Load a stored session: its turns, and the rows that fit from disk; see `read_only`."""
         self._gate.check_idle()
-        history, said = self._history, self._conversation
-        was_this_models = said.resume(record)
+        history, conversation = self._history, self._conversation
+        was_this_models = conversation.resume(record)
         # Another model's ids mean nothing to this one's tokenizer: the next prompt is tokenized anew.
         history.prompt_state = history.replay.prompt_state() if was_this_models else PromptState()
-        if said.read_only:
+        if conversation.read_only:
             return
-        restored = said.restore_rows(self.cache, said.log)
+        restored = conversation.restore_rows(self.cache, conversation.log)
         if restored is not None:
             tokens = restored.tokens
             restored = replace(restored, evicted=self.cache.num_unattended(tokens, tokens))

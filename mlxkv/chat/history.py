@@ -61,14 +61,14 @@ class History:
 
     @property
     def replay(self) -> Replay:
-        said = self.conversation
-        return Replay(self.prompts, self.prefix, said.turns, said.log, said.model)
+        conversation = self.conversation
+        return Replay(self.prompts, self.prefix, conversation.turns, conversation.log, conversation.model)
 
     def fork(self, num_turns: int) -> History:
         """A second history with the same first turns."""
-        said = self.conversation
-        twin = History(said.fork(num_turns), self.prefix, self.prompts)
-        is_same = num_turns == len(said.turns) and said.read_only is None
+        conversation = self.conversation
+        twin = History(conversation.fork(num_turns), self.prefix, self.prompts)
+        is_same = num_turns == len(conversation.turns) and conversation.read_only is None
         twin.prompt_state = self.prompt_state if is_same else twin.replay.prompt_state()
         return twin
 
@@ -102,32 +102,32 @@ class History:
             whole: refuse a message of which the window would evict a part.
             begin_session: called with a title before the message counts; what to tell of it.
         """
-        said, prompts = self.conversation, self.prompts
-        if not said.turns:
-            if not cache.log and said.session_id is None:  # the chat may have been made yesterday
+        conversation, prompts = self.conversation, self.prompts
+        if not conversation.turns:
+            if not cache.log and conversation.session_id is None:  # the chat may have been made yesterday
                 self.begin_at(clock.now())
                 prompts = self.prompts
             yield from (Notice(f"{note[0].upper()}{note[1:]}.") for note in cache.plan.notes)
             yield from map(Notice, filter(None, (cache.plan.beyond_training,)))
-        elif said.turns[-1].role == "user":  # a crash left it without a reply: keep the roles alternating
-            said.append(TurnRecord("assistant", "", state=TurnState.STOPPED))
-        message = text if said.turns else self.prefix.text + text
-        messages = self.replay.messages([*said.turns, TurnRecord("user", message)])
+        elif conversation.turns[-1].role == "user":  # a crash left it without a reply: keep the roles alternating
+            conversation.append(TurnRecord("assistant", "", state=TurnState.STOPPED))
+        message = text if conversation.turns else self.prefix.text + text
+        messages = self.replay.messages([*conversation.turns, TurnRecord("user", message)])
         prompt = prompts.prompt(messages, self.prompt_state, think)
         check_size(prompt.ids)
         cache.check_length(len(prompt.ids))
-        start = common_prefix(said.log, prompt.ids)
+        start = common_prefix(conversation.log, prompt.ids)
         if whole:
             self._check_whole(message, cache.plan, len(prompt.ids), start)
         if notice := begin_session(title_of(text)):
             yield notice
-        is_new = not said.turns or not self.prompt_state.ids
-        thought = None if is_new else said.turns[-1].params.get("think")
-        said.append(TurnRecord("user", message, tuple(prompt.ids[start:]), start))
+        is_new = not conversation.turns or not self.prompt_state.ids
+        thought = None if is_new else conversation.turns[-1].params.get("think")
+        conversation.append(TurnRecord("user", message, tuple(prompt.ids[start:]), start))
         yield from map(Notice, prompts.notices(messages, is_new))
-        if think != thought and (text := prompts.think_notice(think)):
-            yield Notice(text)
-        if notice := said.pop_notice():
+        if think != thought and (reason := prompts.think_notice(think)):
+            yield Notice(reason)
+        if notice := conversation.pop_notice():
             yield notice
         return prompt
 
@@ -140,7 +140,7 @@ class History:
         if overflow := overflow_of(plan, num_tokens, num_before):
             raise MessageTooLongError(evicted_text(overflow, "CacheConfig(window={})".format), overflow)
 
-    def cut_reply(self, learned: int | None) -> TurnRecord:
+    def continuable_reply(self, learned: int | None) -> TurnRecord:
         """The last turn, a reply that can be continued. `learned`: the model's learned positions, if it has such.
 
         Raises:
@@ -177,18 +177,19 @@ class History:
     def remove_from(self, turn: int) -> None:
         """Remove message number `turn` and those after it. A saved chat continues in a fork, unless the message is the
         last one and has no reply to keep."""
-        said = self.conversation
-        if turn == len(said.turns) - 1 and said.read_only is None:
-            said.return_to(replace(said.snapshot(), turns=said.turns[:turn]))
+        conversation = self.conversation
+        if turn == len(conversation.turns) - 1 and conversation.read_only is None:
+            conversation.return_to(replace(conversation.snapshot(), turns=conversation.turns[:turn]))
         else:
-            said.branch(turn)
+            conversation.branch(turn)
         self.prompt_state = self.replay.prompt_state()
 
     def is_only_message(self, turn: int) -> bool:
-        """Whether message number `turn` is all that its session has, which is also titled by it."""
-        said = self.conversation
-        is_open = said.session_id is not None and said.read_only is None
-        return is_open and turn == 0 and len(said.turns) == 1 and said.title == title_of(self.user_text(0))
+        """Whether message number `turn` is the only one of its session, which has its title from it."""
+        conversation = self.conversation
+        is_saved_here = conversation.session_id is not None and conversation.read_only is None
+        is_only = turn == 0 and len(conversation.turns) == 1
+        return is_saved_here and is_only and conversation.title == title_of(self.user_text(0))
 
     def user_text(self, turn: int) -> str:
         """The text that the user wrote in a message; the first one also has the text of the chat's prompt cache."""

@@ -13,7 +13,7 @@ from mlxkv.cache.interchange import PromptText
 from mlxkv.cache.mlx_lm import ImportedCache
 from mlxkv.cache.prompt_cache import PromptCache
 from mlxkv.chat import clock
-from mlxkv.chat.prompt import PromptFormat, PromptState, in_front, message
+from mlxkv.chat.prompt import PromptFormat, PromptState, before_question, message
 from mlxkv.errors import ConfigError
 from mlxkv.token_ids import TokenIds
 
@@ -57,13 +57,13 @@ class ChatPrefix:
             )
         ids = cache.log[: prompt.num_tokens]
         began = clock.from_text(prompt.clock) or _time_of(prompt, prompts)
-        return cls(prompt.system, in_front(prompt.text), PromptState(prompt.rendered, ids), began)
+        return cls(prompt.system, before_question(prompt.text), PromptState(prompt.rendered, ids), began)
 
 
 def _time_of(prompt: PromptText, prompts: PromptFormat) -> datetime:
     """The latest day for which the template renders the text of a file that has no clock, as older versions wrote."""
     today = clock.now()
-    said = [message("system", prompt.system)] if prompt.system else []
-    said.append(message("user", in_front(prompt.text) + "x"))
+    messages = [message("system", prompt.system)] if prompt.system else []
+    messages.append(message("user", before_question(prompt.text) + "x"))
     days = (today - timedelta(days) for days in range(_DAYS if prompts.prints_time else 0))
-    return next((day for day in days if prompts.at(day).render(said).startswith(prompt.rendered)), today)
+    return next((day for day in days if prompts.at(day).render(messages).startswith(prompt.rendered)), today)

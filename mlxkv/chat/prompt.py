@@ -140,9 +140,9 @@ class PromptFormat:
             yield "This model has no chat template: the messages are passed as raw text, one after the other."
         elif is_new and messages[0]["role"] == "system" and self._has_no_system_role:
             yield "This model's chat template has no system role: the first message begins with the system prompt."
-        spelled_in = self._control.spelled_in
-        token = next(filter(None, map(spelled_in, messages if is_new else messages[-1:])), None)
-        if token and not self._control.can_tell and (is_new or not any(map(spelled_in, messages[:-1]))):
+        find_in = self._control.find_in
+        token = next(filter(None, map(find_in, messages if is_new else messages[-1:])), None)
+        if token and not self._control.can_escape and (is_new or not any(map(find_in, messages[:-1]))):
             yield f"This model's tokenizer cannot encode {token} as text: in this chat it is a control token."
 
     def with_reply(self, prompt: PromptState, text: str, ids: Sequence[int]) -> PromptState:
@@ -157,7 +157,7 @@ class PromptFormat:
         Raises:
             ModelError: the template refuses it.
         """
-        text = in_front(text)
+        text = before_question(text)
         if not self.has_template:
             whole = (f"{system}\n\n" if system else "") + text
             return PromptState(whole, TokenIds(self._encode_first(whole)))
@@ -166,7 +166,7 @@ class PromptFormat:
         shared = a.part(0, common_prefix(a.text, b.text))
         return PromptState(shared.text, TokenIds(self._control.encode(shared)))
 
-    def num_lasting(self, messages: Sequence[Message], prompt: PromptState, think: bool | None = None) -> int:
+    def num_unchanged(self, messages: Sequence[Message], prompt: PromptState, think: bool | None = None) -> int:
         """The number of ids of `prompt`, made of `messages`, that are unchanged in the next prompt.
 
         All of them, unless the template renders the beginning of a reply otherwise in history, for example strips
@@ -175,7 +175,7 @@ class PromptFormat:
         if not self.has_template:
             return len(prompt.ids)
         same, whole = len(prompt.text) - self._num_rewritten(messages, prompt.text, think), Rendered(prompt.text)
-        if any(map(self._control.spelled_in, messages)):
+        if any(map(self._control.find_in, messages)):
             whole = self._rendered(messages, think=think)
         lost = self._control.encode(whole.part(same))
         start = len(prompt.ids) - len(lost)
@@ -201,14 +201,14 @@ class PromptFormat:
 
     def reader(self, prompt: PromptState, stop: Sequence[str] = ()) -> ReplyText:
         """A parser for the reply to `prompt`."""
-        state = self.reasoning.after(prompt.text) if self.reasoning else "text"
+        state = self.reasoning.state_after(prompt.text) if self.reasoning else "text"
         return ReplyText(self.tokenizer, stop, self.reasoning, state, None if self.has_template else prompt.ids)
 
     def raw(self, text: str, ids: Sequence[int]) -> str:
         """A reply with its markers, for `with_reply`, from its displayed text and its ids."""
         return raw_text(self.tokenizer, ids) if self.reasoning else text
 
-    def shown(self, text: str, ids: Sequence[int], before: Sequence[int]) -> tuple[int, ...]:
+    def displayed_ids(self, text: str, ids: Sequence[int], before: Sequence[int]) -> tuple[int, ...]:
         """The ids of a reply without the stop string that ended it, after the ids `before`; without a template only. As
         sampled, except for a token that the stop string began within."""
         kept, rest = ids_of_text(self.tokenizer, text, ids, before)
@@ -249,7 +249,9 @@ class PromptFormat:
             both = self._control.encode(rendered.part(chars - len(last)))
             if both[:1] == [before[-1]]:
                 return both[1:]
-        return encode_after(self.tokenizer, before, rest.text, lambda mark: self._control.encode(rest.behind(mark)))
+        return encode_after(
+            self.tokenizer, before, rest.text, lambda mark: self._control.encode(rest.with_prefix(mark))
+        )
 
     def encode_raw(self, text: str) -> list[int]:
         """Ids of raw text with the BOS token; control tokens in it are special, as in mlx-lm."""
@@ -259,7 +261,7 @@ class PromptFormat:
         """Ids of raw text that follows the ids `before`; as `encode_raw` if there are none."""
         return encode_after(self.tokenizer, before, text) if before else self.encode_raw(text)
 
-    def continued(self, held: Sequence[int], text: str) -> list[int]:
+    def continuation(self, held: Sequence[int], text: str) -> list[int]:
         """The prompt of raw `text` for a cache that holds the ids `held`: `text` if it begins with all of them, as ids
         or as text (the last word may be tokenized otherwise); else their continuation."""
         whole = self.encode_raw(text)
@@ -273,8 +275,8 @@ class PromptFormat:
         bos = self.tokenizer.bos_token or ""
         ends = self.tokenizer.eos_token_ids
         ids = list(held[: len(held) - (held[-1] in ends)])  # without an end-of-text id
-        said = [decode(self.tokenizer, part).removeprefix(bos).rstrip("\ufffd") for part in (ids[:16], ids)]
-        return all(x and text.startswith(x) for x in said)
+        texts = [decode(self.tokenizer, part).removeprefix(bos).rstrip("\ufffd") for part in (ids[:16], ids)]
+        return all(x and text.startswith(x) for x in texts)
 
     def encode_text(self, text: str, before: Sequence[int] = ()) -> list[int]:
         """Ids of a message's text, in which nothing is special, after the ids `before`."""
@@ -319,12 +321,12 @@ class PromptFormat:
         return PromptState(before.text + new, before.ids + self.encode_text(new, before.ids))
 
 
-def in_front(text: str) -> str:
+def before_question(text: str) -> str:
     """`text` before a question."""
     return f"{text}\n\n" if text else ""
 
 
-def checked_ids(ids: Sequence[int], args: Any) -> tuple[int, ...]:
+def check_ids(ids: Sequence[int], args: Any) -> tuple[int, ...]:
     """Check token ids for a model with these arguments.
 
     Raises:

@@ -42,7 +42,7 @@ class PromptCacheFiles:
         with self._runtime.store.saving_named(path) as check_size:
             return write_prompt_file(path, cache, identity, config, prompt=cache.prompt, check_size=check_size)
 
-    def check_room(self, path: Path, cache: PromptCache, num_tokens: int) -> None:
+    def check_space(self, path: Path, cache: PromptCache, num_tokens: int) -> None:
         """Raises StoreError: the disk limit leaves too little space to save the cache with this many tokens."""
         self._runtime.store.check_named(path, _least_size(cache, num_tokens))
 

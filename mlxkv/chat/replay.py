@@ -59,7 +59,7 @@ class Replay:
         if prompts.has_template:
             return prompt if is_cut_off else prompts.with_reply(prompt, prompts.raw(reply.text, reply.ids), reply.ids)
         return PromptState(
-            "", prompt.ids + (prompts.shown(reply.text, reply.ids, prompt.ids) if is_cut_off else reply.ids)
+            "", prompt.ids + (prompts.displayed_ids(reply.text, reply.ids, prompt.ids) if is_cut_off else reply.ids)
         )
 
     def prompt_before_reply(self) -> PromptState:
@@ -108,7 +108,7 @@ class Replay:
                 if turn.stats.get("finish_reason") != "stop_string":
                     state = prompts.with_reply(state, prompts.raw(turn.text, ids), ids)
                 elif not prompts.has_template:
-                    state = PromptState("", TokenIds([*log, *prompts.shown(turn.text, ids, log)]))
+                    state = PromptState("", TokenIds([*log, *prompts.displayed_ids(turn.text, ids, log)]))
             log[start:] = turn.ids
             out.append(turn)
         return tuple(out), state
@@ -116,7 +116,7 @@ class Replay:
     def checkpoints(self, prompt: PromptState, think: bool | None) -> tuple[int, ...]:
         """Positions in `prompt` at which to keep the state of recurrent layers: the next prompt may differ there."""
         turns = self.turns if self.turns[-1].role == "user" else self.turns[:-1]
-        return (self.prompts.num_lasting(self.messages(turns), prompt, think),)
+        return (self.prompts.num_unchanged(self.messages(turns), prompt, think),)
 
 
 def spans(turns: Sequence[TurnRecord]) -> list[tuple[int, int]]:

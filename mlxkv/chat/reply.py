@@ -110,21 +110,21 @@ class ReplyRun:
 
     def _finish(self) -> str | None:
         """Record the reply, then save its rows; a notice if they could not be saved."""
-        generation, said, prompt = self._generation, self._conversation, self._prompt
+        generation, conversation, prompt = self._generation, self._conversation, self._prompt
         ids = (*generation.reply_ids, *generation.generated)
         state = self._prompts.with_reply(prompt, generation.raw, ids)
         if generation.reason == FinishReason.STOP_STRING:  # the ids go beyond the text: tokenize the text next time
-            shown = () if self._prompts.has_template else self._prompts.shown(generation.text, ids, prompt.ids)
+            shown = () if self._prompts.has_template else self._prompts.displayed_ids(generation.text, ids, prompt.ids)
             state = PromptState("", prompt.ids + shown) if shown else prompt
         is_stopped = generation.reason == FinishReason.STOPPED
-        said.write_reply(self._record(TurnState.STOPPED if is_stopped else TurnState.DONE))
+        conversation.write_reply(self._record(TurnState.STOPPED if is_stopped else TurnState.DONE))
         self._history.prompt_state, self.stats = state, generation.stats
-        if said.session_id is None:
+        if conversation.session_id is None:
             return None
         if self.stats.prefill_tokens >= _MIN_MEASURED:
-            said.record_prefill_speed(self.stats.prefill_tps)
-        written, notice = said.save_rows(generation.cache)
-        self.stats = replace(generation.stats, disk_bytes=said.disk_bytes(), disk_written_bytes=written)
+            conversation.record_prefill_speed(self.stats.prefill_tps)
+        written, notice = conversation.save_rows(generation.cache)
+        self.stats = replace(generation.stats, disk_bytes=conversation.disk_bytes(), disk_written_bytes=written)
         return notice
 
     @property

@@ -175,7 +175,7 @@ class Generation:
         """New text and reasoning."""
         self.text, self.thinking = self._reader.text, self._reader.thinking
         restarts, self._reader.restarts = self._reader.restarts, False
-        for thinking, piece in self._reader.new():
+        for thinking, piece in self._reader.new_pieces():
             yield TextDelta(piece, len(self.generated), thinking=thinking, restarts=thinking and restarts)
 
     @property

@@ -66,7 +66,7 @@ class Reasoning:
         """All markers."""
         return (marker for edges in self.edges.values() for marker, _ in edges)
 
-    def after(self, prompt: str) -> State:
+    def state_after(self, prompt: str) -> State:
         """The state in which a reply to this prompt begins: some templates open the reasoning."""
         return "thinking" if self.opening and prompt.rstrip().endswith(self.opening) else self.initial
 
@@ -105,7 +105,7 @@ class ReasoningSplitter:
     def __init__(self, reasoning: Reasoning, state: State) -> None:
         self._reasoning, self._edges = reasoning, reasoning.edges
         self.state: State = state
-        self._held = self._said = ""
+        self._held = self._seen = ""
         self._was_closed = False  # a closing marker was seen
         self._num_quoted = 0  # quoted opening markers without a closing one so far
 
@@ -125,12 +125,12 @@ class ReasoningSplitter:
             before, after = self._held[:at], at + len(marker)
             if self.state == "start":
                 yield "hidden", ""  # only whitespace came before
-            elif self._is_quoted(marker, self._said + before):
-                yield self.state, self._say(self._held[:after])
+            elif self._is_quoted(marker, self._seen + before):
+                yield self.state, self._add_seen(self._held[:after])
                 self._held = self._held[after:]
                 continue
             else:
-                yield self.state, self._say(before)
+                yield self.state, self._add_seen(before)
                 if self.state == "text" and marker == self._reasoning.closing and not self._was_closed:
                     yield "implied", ""
                 yield "hidden", ""
@@ -139,15 +139,15 @@ class ReasoningSplitter:
         if self.state != "start":
             sure = len(self._held) - _beginning(self._held, [marker for marker, _ in edges])
             piece, self._held = self._held[:sure], self._held[sure:]
-            yield self.state, self._say(piece)
+            yield self.state, self._add_seen(piece)
 
     def rest(self, is_cut: bool) -> tuple[State, str]:
         """Text that was held back; nothing if the reply was cut, since it may become a marker."""
         held, self._held = self._held, ""
         return self.state, "" if is_cut else held
 
-    def _say(self, piece: str) -> str:
-        self._said += piece
+    def _add_seen(self, piece: str) -> str:
+        self._seen += piece
         return piece
 
     def _is_quoted(self, marker: str, before: str) -> bool:
@@ -169,8 +169,8 @@ class ReasoningSplitter:
 
     def _may_begin(self) -> bool:
         """Whether the reply may still begin with a marker."""
-        said = self._held.lstrip()
-        return any(said.startswith(marker) or marker.startswith(said) for marker, _ in self._edges.get("start", ()))
+        start = self._held.lstrip()
+        return any(start.startswith(marker) or marker.startswith(start) for marker, _ in self._edges.get("start", ()))
 
 
 class ReplyText:
@@ -231,7 +231,7 @@ class ReplyText:
         self._stops, self.restarts = stops, False
         self._given = [common_prefix(self.text, text), common_prefix(self.thinking, thinking)]
 
-    def new(self) -> list[tuple[bool, str]]:
+    def new_pieces(self) -> list[tuple[bool, str]]:
         """The pieces since the last call: whether each is reasoning, and its text."""
         given, self._given = self._given, [len(self.text), len(self.thinking)]
         pieces = ((True, self.thinking[given[1] :]), (False, self.text[given[0] :]))

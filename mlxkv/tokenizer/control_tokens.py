@@ -43,7 +43,7 @@ class Rendered:
             return Rendered(self.text[start:end])
         return Rendered.of(self.marked[self._place(start) : None if end is None else self._place(end)], self.mark)
 
-    def behind(self, text: str) -> Rendered:
+    def with_prefix(self, text: str) -> Rendered:
         """`text` of the template, then this."""
         return Rendered(text + self.text, self.marked and text + self.marked, self.mark)
 
@@ -87,14 +87,14 @@ class ControlTokens:
         self._are_normalized = any(token.normalized for token in found.values() if token.content in self._ids)
         self._pattern = _any_of(self._ids)
 
-    def spelled_in(self, message: Mapping[str, str]) -> str | None:
+    def find_in(self, message: Mapping[str, str]) -> str | None:
         """The first control token in a message's text."""
         hits = (self._pattern.search(text) for key, text in message.items() if key != "role")
         return next((found[0] for found in hits if found), None)
 
     def marked(self, messages: Sequence[Mapping[str, str]]) -> tuple[list[dict[str, str]], str]:
         """`messages` with a mark inside each control token, and that mark; "" if they contain none."""
-        if not any(self.spelled_in(message) for message in messages):
+        if not any(self.find_in(message) for message in messages):
             return [dict(message) for message in messages], ""
         used = set(self._source).union(*(text for message in messages for text in message.values()))
         mark = next(c for c in map(chr, _MARKS) if c not in used)
@@ -134,7 +134,7 @@ class ControlTokens:
         return ids(self._twin.tokenizer if self._twin else self._tokenizer)
 
     @property
-    def can_tell(self) -> bool:
+    def can_escape(self) -> bool:
         """Whether this tokenizer can encode the text of a control token as ordinary text."""
         return self._twin is not None
 

@@ -300,8 +300,8 @@ def test_what_lasts_of_a_prompt_ends_where_history_words_the_reply_otherwise() -
         prompts = PromptFormat(tiny_tokenizer(template, marks=THINK))
         messages = [message("user", "hi")]
         prompt = prompts.prompt(messages, PromptState())
-        assert prompts.num_lasting(messages, prompt) == len(prompt.ids) - lost
-    assert prompts.num_lasting(messages, prompts.prompt(messages, PromptState(), False), False) == len(prompt.ids) - 2
+        assert prompts.num_unchanged(messages, prompt) == len(prompt.ids) - lost
+    assert prompts.num_unchanged(messages, prompts.prompt(messages, PromptState(), False), False) == len(prompt.ids) - 2
 
 
 def test_a_stripped_reply_leaves_earlier_ids_as_they_were_sampled() -> None:

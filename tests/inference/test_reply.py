@@ -124,15 +124,15 @@ def test_what_is_reasoning(whole: str, thinking: str, text: str) -> None:
 def test_channels(whole: str, thinking: str, text: str) -> None:
     assert HARMONY is not None
     for pieces in ([whole], list(whole)):
-        reply = read(pieces, HARMONY, HARMONY.after("<|start|>assistant"))
+        reply = read(pieces, HARMONY, HARMONY.state_after("<|start|>assistant"))
         assert (reply.thinking, reply.text) == (thinking, text)
 
 
 def test_a_prompt_may_have_opened_the_reasoning() -> None:
     assert THINKING is not None
-    assert THINKING.after("<|im_start|>assistant\n<think>\n") == "thinking"
-    assert THINKING.after("<|im_start|>assistant\n<think>\n\n</think>\n\n") == "start"
-    assert THINKING.after("<|im_start|>user\n<think><|im_end|>\n<|im_start|>assistant\n") == "start"
+    assert THINKING.state_after("<|im_start|>assistant\n<think>\n") == "thinking"
+    assert THINKING.state_after("<|im_start|>assistant\n<think>\n\n</think>\n\n") == "start"
+    assert THINKING.state_after("<|im_start|>user\n<think><|im_end|>\n<|im_start|>assistant\n") == "start"
 
 
 def test_a_stop_string_ends_the_text_and_not_the_reasoning() -> None:

@@ -176,7 +176,7 @@ def test_what_lasts_is_known_where_a_template_words_the_last_question_otherwise(
     talk = [message("system", f"be {END}"), ask]
     prompt = prompts.prompt(talk, PromptState())
     after = prompts.prompt([*talk, message("assistant", "y"), message("user", "z")], PromptState())
-    assert prompts.num_lasting(talk, prompt) == common_prefix(prompt.ids, after.ids)
+    assert prompts.num_unchanged(talk, prompt) == common_prefix(prompt.ids, after.ids)
 
 
 def test_what_another_model_said_is_text(tmp_path: Path) -> None:
