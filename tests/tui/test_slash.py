@@ -390,7 +390,7 @@ def test_a_download_that_would_not_fit_is_asked_about(state: ChatState) -> None:
         cmd.ListModels(fitting=True),
         cmd.LoadModel(TOO_LARGE.name, kv_bits=4),
         cmd.LoadModel(TOO_LARGE.name, anyway=True),
-    ]
+    ]  # fmt: skip
 
 
 def test_a_model_that_does_not_fit_is_asked_about(state: ChatState) -> None:
