@@ -90,7 +90,7 @@ def test_every_logit_is_a_number_up_to_the_end(model: Model) -> None:
 
 
 def test_a_prompt_that_ends_beyond_the_table_is_refused(model: Model) -> None:
-    says = rf"The prompt has 97 tokens, .* positions for {POSITIONS}; shorten it, or begin a new chat\."
+    says = rf"The prompt has 97 tokens, .* positions for {POSITIONS}; shorten it, or start a new chat\."
     ids = [5] * (POSITIONS + 1)
     with pytest.raises(PromptError, match=says):
         model.prefill(ids)
@@ -114,7 +114,7 @@ def test_the_loop_of_mlx_lm_ends_at_the_table_with_a_sentence(model: Model) -> N
         given += reply
     assert len(given) == POSITIONS - 41
     fresh = model.make_cache(mlxkv.CacheConfig()).layers
-    with pytest.raises(CacheError, match="97 after the 0"):
+    with pytest.raises(CacheError, match="this call ends at 97"):
         next(generate_step(mx.array([5] * 98), model.loaded.model, prompt_cache=fresh))
 
 
