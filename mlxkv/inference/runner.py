@@ -92,9 +92,10 @@ class ModelRunner:
 
     def _measured_feed(self, cache: PromptCache, ids: Sequence[int], done: int, most: int) -> int:
         """`_feed`; its peak corrects the budget where it is this process's highest so far."""
-        before, peak, is_allocated = memory_used(), peak_memory(), cache.offset > 0
+        before, peak = memory_used(), peak_memory()
+        allocates = not cache.offset or cache.shared_nbytes > 0  # buffers, or a fork's copy of them
         n, _ = self._feed(cache, ids, done, most)
-        if is_allocated and n in CHUNKS and peak_memory() > peak:
+        if not allocates and n in CHUNKS and peak_memory() > peak:
             self._budget.record_peak(cache.plan, n, cache.offset, peak_memory() - before)
         return n
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 
+import mlx.core as mx
 import pytest
 
 import mlxkv
@@ -110,3 +111,14 @@ def test_generating_from_a_fork_is_refused_in_a_sentence(model: mlxkv.Model, mon
     del fork
     gc.collect()
     assert len(model.generate(" there was", cache=book, max_tokens=4, temperature=0.0).tokens) == 4
+
+
+def test_a_forks_copy_does_not_count_as_the_peak_of_a_prefill() -> None:
+    """It would make every later prompt of this cache look as if it took a whole cache more."""
+    runner, cache = filled()
+    fork = cache.fork()
+    predicted = runner._budget.prefill_bytes(cache.plan, 512)
+    gc.collect()
+    mx.reset_peak_memory()
+    list(runner.prefill(fork, random_ids(512)))
+    assert runner._budget.prefill_bytes(cache.plan, 512) == predicted
