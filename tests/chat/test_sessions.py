@@ -83,7 +83,6 @@ def test_what_had_rotated_out_is_not_said_to_be_resumed(model: Model) -> None:
     with model.resume(session) as again:
         assert again.restored
         assert again.restored.tokens - again.restored.evicted == kept
-        assert again.restored.tokens - again.restored.evicted == kept
         assert f"restored {kept} tok + {again.restored.evicted} evicted in" in print_mode._restored(again)
 
 
