@@ -68,11 +68,11 @@ def read_header(
     Raises:
         CorruptError, ModelFileError (`weights`): one sentence with the file, the rule and the value found.
     """
-    rules = Rules(_shown(name or _name_of(source)), ModelFileError if weights else CorruptError, weights)
+    rules = Rules(_printable(name or _source_name(source)), ModelFileError if weights else CorruptError, weights)
     if isinstance(source, (bytes, bytearray, memoryview)):
         view = memoryview(source).cast("B")
-        length = rules.length(bytes(view[:8]), len(view))
-        return rules.header(bytes(view[8 : 8 + length]), len(view))
+        length = rules.check_length(bytes(view[:8]), len(view))
+        return rules.check_header(bytes(view[8 : 8 + length]), len(view))
     try:
         if isinstance(source, int):
             return _read_fd(source, rules)
@@ -112,10 +112,10 @@ class Rules:
     def refuse(self, rule: str, found: object) -> NoReturn:
         raise self.error(f"{self.file} is not a valid safetensors file: {rule}, found {_short(found)}.")
 
-    def length(self, head: bytes, size: int) -> int:
+    def check_length(self, head: bytes, size: int) -> int:
         """The length of the JSON, from the first 8 bytes of a file of `size` bytes."""
         if len(head) < 8:
-            self.refuse("a file has at least 8 bytes", size)
+            self.refuse("a file must have at least 8 bytes", size)
         length = int.from_bytes(head, "little")
         if not 2 <= length <= MAX_HEADER:
             self.refuse(f"the header length must be 2 to {MAX_HEADER}", length)
@@ -123,11 +123,11 @@ class Rules:
             self.refuse(f"the header must end within the file's {size} bytes", 8 + length)
         return length
 
-    def header(self, text: bytes, size: int) -> Header:
+    def check_header(self, text: bytes, size: int) -> Header:
         """The checked header, from the JSON of a file of `size` bytes."""
         table = self.parse(text)
-        metadata = self.metadata(table.pop("__metadata__", {}))
-        tensors = [self.tensor(name, entry) for name, entry in table.items()]
+        metadata = self.check_metadata(table.pop("__metadata__", {}))
+        tensors = [self.check_tensor(name, entry) for name, entry in table.items()]
         tensors.sort(key=lambda t: (t.start, t.end, t.name))
         data_start = 8 + len(text)
         offset = 0
@@ -148,10 +148,10 @@ class Rules:
         try:
             table = json.loads(
                 text.decode("utf-8"),
-                object_pairs_hook=_unique,
-                parse_constant=_no_constant,
+                object_pairs_hook=_without_duplicates,
+                parse_constant=_refuse_constant,
                 parse_int=_natural,
-                parse_float=_no_float,
+                parse_float=_refuse_float,
             )
         except _Refused as error:
             self.refuse(str(error.args[0]), error.args[1])
@@ -163,7 +163,7 @@ class Rules:
             self.refuse("the header must be one JSON object", table)
         return table
 
-    def metadata(self, found: object) -> dict[str, str]:
+    def check_metadata(self, found: object) -> dict[str, str]:
         if not isinstance(found, dict):
             self.refuse("__metadata__ must be an object", found)
         for key, value in found.items():
@@ -174,7 +174,7 @@ class Rules:
                     self.refuse("__metadata__ must be Unicode text without lone surrogates", text)
         return found
 
-    def tensor(self, name: str, entry: object) -> Tensor:
+    def check_tensor(self, name: str, entry: object) -> Tensor:
         if not (_WEIGHT_NAME if self.weights else _OUR_NAME).fullmatch(name):
             rule = "1 to 256 printable ASCII characters" if self.weights else "1 to 64 of a-z, 0-9 and the dot"
             self.refuse(f"a tensor name must be {rule}", name)
@@ -202,7 +202,7 @@ def _is_dim(value: Any) -> bool:
     return _is_int(value) and 0 <= value <= MAX_DIM
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     table = dict(pairs)
     if len(table) != len(pairs):
         keys = [key for key, _ in pairs]
@@ -217,11 +217,11 @@ def _natural(text: str) -> int:
     return int(text)
 
 
-def _no_constant(text: str) -> NoReturn:
+def _refuse_constant(text: str) -> NoReturn:
     raise _Refused("NaN and Infinity are not JSON", text)
 
 
-def _no_float(text: str) -> NoReturn:
+def _refuse_float(text: str) -> NoReturn:
     raise _Refused("a number must be an integer", text)
 
 
@@ -234,11 +234,11 @@ def _read_fd(fd: int, rules: Rules) -> Header:
     info = os.fstat(fd)
     if not stat.S_ISREG(info.st_mode):
         raise rules.error(f"{rules.file} must be a regular file, found {stat.filemode(info.st_mode)}.")
-    length = rules.length(_pread(fd, 8, 0), info.st_size)
+    length = rules.check_length(_pread(fd, 8, 0), info.st_size)
     text = _pread(fd, length, 8)
     if len(text) != length:
         rules.refuse(f"the header must hold {length} bytes (the file shrank while it was read)", len(text))
-    return rules.header(text, info.st_size)
+    return rules.check_header(text, info.st_size)
 
 
 def _pread(fd: int, count: int, offset: int) -> bytes:
@@ -250,11 +250,11 @@ def _pread(fd: int, count: int, offset: int) -> bytes:
     return b"".join(parts)
 
 
-def _name_of(source: object) -> str:
+def _source_name(source: object) -> str:
     if isinstance(source, (str, os.PathLike)):
         return str(Path(os.fspath(source)))
     return "the open file" if isinstance(source, int) else "the data"
 
 
-def _shown(name: str) -> str:
+def _printable(name: str) -> str:
     return shortened("".join(c if c.isprintable() else ascii(c)[1:-1] for c in name))

@@ -22,14 +22,14 @@ def encode_header(tensors: Sequence[tuple[str, str, tuple[int, ...], int]], meta
     """
     try:
         entries, size = _entries(tuple(sorted((n, dtype, tuple(shape), nbytes) for n, dtype, shape, nbytes in tensors)))
-        found = _RULES.metadata(dict(sorted(metadata.items())))
+        found = _RULES.check_metadata(dict(sorted(metadata.items())))
         fields = [f'"__metadata__":{_json(found)}'] if found else []
         text = ("{" + ",".join([*fields, *entries]) + "}").encode()
         text += b" " * (-len(text) % 8)
         head = len(text).to_bytes(8, "little")
-        _RULES.length(head, 8 + len(text) + size)
+        _RULES.check_length(head, 8 + len(text) + size)
     except (CorruptError, TypeError, UnicodeEncodeError) as error:
-        raise ValueError(f"Not a header this program would read back: {error}") from error
+        raise ValueError(f"This header would be refused when read: {error}") from error
     return head + text
 
 
@@ -45,7 +45,7 @@ def _entries(tensors: tuple[tuple[str, str, tuple[int, ...], int], ...]) -> tupl
         if name in out:
             raise ValueError(f"Two tensors are called {name!r}.")
         entry = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, offset + nbytes]}
-        _RULES.tensor(name, entry)
+        _RULES.check_tensor(name, entry)
         out[name] = f"{_json(name)}:{_json(entry)}"
         offset += nbytes
     return list(out.values()), offset
