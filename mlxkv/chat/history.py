@@ -156,7 +156,7 @@ class History:
         if learned is not None and len(self.conversation.log) > learned:
             raise PromptError(
                 f"The last reply ends where this model's {learned:,} learned positions are used up, so it cannot be "
-                "continued; begin a new chat."
+                "continued; start a new chat."
             )
         return last
 

@@ -99,7 +99,7 @@ class Generation:
             if self.reason == FinishReason.LENGTH and self.cache.num_left == 0:
                 yield Notice(
                     f"The reply ends here: this model has learned positions for {self.cache.offset:,} tokens, and they "
-                    "are used up; begin a new chat."
+                    "are used up; start a new chat."
                 )
         yield TurnFinished(self.reason, self.text, self.stats, self.thinking)
 

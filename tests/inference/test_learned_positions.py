@@ -196,5 +196,5 @@ def test_a_reply_that_ended_with_the_table_is_not_continued_and_says_why(model: 
     """Before, the advice was to shorten a prompt that nobody had written."""
     chat = model.chat(cache=mlxkv.CacheConfig(window=32, block=16), max_tokens=200, **GREEDY)
     list(chat.send("hello there"))
-    with pytest.raises(PromptError, match=r"96 learned positions are used up, .* continued; begin a new chat\."):
+    with pytest.raises(PromptError, match=r"96 learned positions are used up, .* continued; start a new chat\."):
         chat.continue_reply()
