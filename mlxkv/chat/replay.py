@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 from mlxkv.chat.prefix import ChatPrefix
 from mlxkv.chat.prompt import Message, PromptFormat, PromptState, message
+from mlxkv.events import FinishReason
 from mlxkv.store import TurnRecord
 from mlxkv.token_ids import TokenIds, common_prefix
 
@@ -55,7 +56,7 @@ class Replay:
         reply = turns[-1]
         if reply.role == "user":
             return self._prompt(turns, self.log)
-        prompt, is_cut_off = self.prompt_before_reply(), reply.stats.get("finish_reason") == "stop_string"
+        prompt, is_cut_off = self.prompt_before_reply(), reply.stats.get("finish_reason") == FinishReason.STOP_STRING
         if prompts.has_template:
             return prompt if is_cut_off else prompts.with_reply(prompt, prompts.raw(reply.text, reply.ids), reply.ids)
         return PromptState(
@@ -105,7 +106,7 @@ class Replay:
                     ids = tuple(prompts.encode_text(turn.text, log))
                 params = turn.params if self.model is None else {**turn.params, "model": self.model}
                 turn = replace(turn, ids=ids, start=start, params=params)
-                if turn.stats.get("finish_reason") != "stop_string":
+                if turn.stats.get("finish_reason") != FinishReason.STOP_STRING:
                     state = prompts.with_reply(state, prompts.raw(turn.text, ids), ids)
                 elif not prompts.has_template:
                     state = PromptState("", TokenIds([*log, *prompts.displayed_ids(turn.text, ids, log)]))
