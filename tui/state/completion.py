@@ -4,15 +4,52 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 
 from mlxkv.tui.state import file_index
 from mlxkv.tui.state.attachments import mention
 from mlxkv.tui.state.fuzzy import best
 from mlxkv.tui.state.slash import BY_NAME, Prompt, complete, parse
-from mlxkv.tui.widgets.completion_menu import Entry, Menu, Source
 
 Point = tuple[int, int]  # row, column
+
+
+class Source(StrEnum):
+    COMMAND = "command"
+    ARGUMENT = "argument"
+    FILE = "file"
+    HISTORY = "history"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """`insert` replaces the typed text. `is_prefix`: it begins with that text."""
+
+    insert: str
+    label: str
+    note: str = ""
+    is_prefix: bool = False
+
+
+@dataclass
+class Menu:
+    """Entries, one of them chosen. `moved`: by the user, not by us."""
+
+    source: Source
+    entries: list[Entry]
+    title: str = ""
+    at: int = 0
+    moved: bool = False
+
+    @property
+    def chosen(self) -> Entry | None:
+        return self.entries[self.at] if self.entries else None
+
+    def move(self, step: int) -> None:
+        if self.entries:
+            self.at = (self.at + step) % len(self.entries)
+            self.moved = True
 
 
 @dataclass(frozen=True)

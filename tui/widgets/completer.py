@@ -12,8 +12,9 @@ from collections.abc import Callable, Sequence
 from textual.widgets import TextArea
 
 from mlxkv.tui.state import attachments, completion, file_index
+from mlxkv.tui.state.completion import Entry, Menu, Source
 from mlxkv.tui.widgets.attached_files import AttachedFiles
-from mlxkv.tui.widgets.completion_menu import Entry, Menu, MenuList, Source
+from mlxkv.tui.widgets.completion_menu import MenuList
 
 FILE_LIST_AGE = 10.0  # seconds for which a list of files is good
 
@@ -105,7 +106,7 @@ class Completer:
             self.close()
 
     def close(self) -> None:
-        """Close the menu, and end a search in earlier prompts with the draft back in place."""
+        """Close the menu; a search in earlier prompts ends with the draft restored."""
         if self._draft is not None:
             draft, self._draft = self._draft, None
             self._put(draft)
@@ -122,7 +123,7 @@ class Completer:
             self.take(self.menu.entries[index])
 
     def handle_key(self, key: str) -> bool:
-        """Move in the open menu, take an entry or close it; returns whether the key was one for that."""
+        """Move in the open menu, take an entry or close it; returns whether the key did that."""
         if self.menu is None:
             return False
         self.update()  # letters may have come since

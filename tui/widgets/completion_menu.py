@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from enum import Enum
 
 from rich.cells import cell_len, set_cell_size
 from rich.text import Text
@@ -12,53 +10,13 @@ from textual.events import Click
 from textual.widgets import Static
 
 from mlxkv.text.clean import clean
+from mlxkv.tui.state.completion import Menu
 
 ROWS = 8
 
 
-class Source(Enum):
-    COMMAND = "command"
-    ARGUMENT = "argument"
-    FILE = "file"
-    HISTORY = "history"
-
-
-@dataclass(frozen=True)
-class Entry:
-    """`insert` replaces the typed text. `is_prefix`: it begins with that text."""
-
-    insert: str
-    label: str
-    note: str = ""
-    is_prefix: bool = False
-
-
-@dataclass
-class Menu:
-    """Entries, one of them chosen. `moved`: by the user, not by us."""
-
-    source: Source
-    entries: list[Entry]
-    title: str = ""
-    at: int = 0
-    moved: bool = False
-
-    @property
-    def chosen(self) -> Entry | None:
-        return self.entries[self.at] if self.entries else None
-
-    def move(self, step: int) -> None:
-        if self.entries:
-            self.at = (self.at + step) % len(self.entries)
-            self.moved = True
-
-    def first_row(self) -> int:
-        """The first visible entry."""
-        return max(0, min(self.at - ROWS // 2, len(self.entries) - ROWS))
-
-
 class MenuList(Static):
-    """Draws a menu, or a note where there is none. A click calls `picked` with the entry's index."""
+    """Draws a menu, or a note instead. A click calls `picked` with the entry's index."""
 
     DEFAULT_CSS = """
     MenuList { height: auto; max-height: 9; display: none; padding: 0 1; background: $background; color: $text-muted; }
@@ -79,7 +37,7 @@ class MenuList(Static):
 
     def _drawn(self, menu: Menu) -> Text:
         width = max(20, self.app.size.width - 4)
-        first = menu.first_row()
+        first = _first_row(menu)
         shown = menu.entries[first : first + ROWS]
         column = min(width // 2, max((cell_len(_line(entry.label)) for entry in shown), default=0) + 2)
         text = Text(no_wrap=True, overflow="ellipsis")
@@ -105,7 +63,12 @@ class MenuList(Static):
         if self._menu is not None:
             row = event.y - bool(self._menu.title)
             if 0 <= row < min(ROWS, len(self._menu.entries)):
-                self._picked(self._menu.first_row() + row)
+                self._picked(_first_row(self._menu) + row)
+
+
+def _first_row(menu: Menu) -> int:
+    """The first visible entry."""
+    return max(0, min(menu.at - ROWS // 2, len(menu.entries) - ROWS))
 
 
 def _line(text: str) -> str:

@@ -1,4 +1,4 @@
-"""A scrolling widget over cached lines, of any number: it wraps what is visible, the rest around it ahead. UI thread.
+"""A scrolling widget over any number of cached lines; wraps those in view, then those near it. UI thread.
 
 Owns scrolling, following the end, and telling Textual only what it needs. Which blocks there are, and what can be done
 with them, is its owner's business.
@@ -57,7 +57,7 @@ class LineView(ScrollView, can_focus=False):
         self._drawn_bar: tuple[int, ...] = ()
 
     def _size_updated(self, size: Size, virtual_size: Size, container_size: Size, layout: bool = True) -> bool:
-        """Textual fits the scroll offset into the new size before the lines are: no scrolling of the reader's."""
+        """Textual clamps the offset to the new size before the lines have it: not the reader's scrolling."""
         self._is_placing = True
         try:
             return super()._size_updated(size, virtual_size, container_size, layout)
@@ -72,7 +72,7 @@ class LineView(ScrollView, can_focus=False):
             self.show(self.scroll_offset.y)
 
     def change(self, change: Callable[[], None]) -> None:
-        """Change any lines; the block at the top stays at the top."""
+        """Apply `change` to the lines; the block at the top stays there."""
         self.painter.forget()
         top = self.lines.index_at(self.scroll_offset.y)
         offset = self.scroll_offset.y - (self.lines.start(top) if len(self.lines) else 0)
@@ -226,7 +226,7 @@ class LineView(ScrollView, can_focus=False):
     # -- lines -------------------------------------------------------------------------------------------
 
     def render_lines(self, crop: Region) -> list[Strip]:
-        """From our own cache: Textual's is invalid whenever a line moves, and draws borders, which this has not."""
+        """Use our own cache: Textual's is invalid whenever a line moves, and draws borders, which there are none of."""
         self.painter.begin(self.rich_style, self.size.width)  # once per frame: the style walks up the tree
         strips = [self.render_line(y) for y in crop.line_range]
         return cropped(strips, crop, self.size.width, self.get_line_filters(), self.background_colors[1])

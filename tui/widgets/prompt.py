@@ -17,10 +17,10 @@ from textual.widgets import TextArea
 from mlxkv.text.clean import clean
 from mlxkv.tui.state import attachments, completion
 from mlxkv.tui.state.attachments import Pastes
+from mlxkv.tui.state.completion import Source
 from mlxkv.tui.state.slash import as_typed
 from mlxkv.tui.widgets.attached_files import AttachedFiles
 from mlxkv.tui.widgets.completer import Completer
-from mlxkv.tui.widgets.completion_menu import Source
 
 UNBOUND = ("ctrl+k", "ctrl+z", "f6", "f7")  # Textual's text area binds them; the window or the user does so here
 _NUM_SENT = 4  # prompts that may still be returned
@@ -228,7 +228,7 @@ class Prompt(TextArea):
             event.prevent_default()
 
     async def _handle_key(self, event: Key) -> bool:
-        """Do what a key means here and not to Textual's text area; returns whether it was such a key.
+        """Handle a key that Textual's text area does not have, or has for something else; returns whether it was one.
 
         A priority binding would run on the app's queue, ahead of letters still in this widget's: "hello", Enter would
         send "hel".

@@ -40,8 +40,8 @@ class Transcript(Vertical, can_focus=False):
         Binding("e", "request('edit')", "Edit and ask again", id="message.edit", show=False),
         Binding("r", "request('retry')", "Reply again", id="message.retry", show=False),
         Binding("f", "request('fork')", "Continue from here in a copy", id="message.fork", show=False),
-        Binding("left_square_bracket", "request('older')", "Other reply", id="message.older", show=False),
-        Binding("right_square_bracket", "request('newer')", "Other reply", id="message.newer", show=False),
+        Binding("left_square_bracket", "request('older')", "Previous version", id="message.older", show=False),
+        Binding("right_square_bracket", "request('newer')", "Next version", id="message.newer", show=False),
         Binding("space", "fold", "Fold, unfold", id="message.fold", show=False),
         Binding("slash", "app.slash('find')", "Search in this chat", id="message.find", show=False),
         Binding("n", "match(1)", "Next match", id="message.next", show=False),
@@ -95,7 +95,7 @@ class Transcript(Vertical, can_focus=False):
             self.action_leave_cursor()
 
     def update_blocks(self, settled: Sequence[Block], tail: Sequence[Block] = (), answer: int | None = None) -> None:
-        """Append final blocks and show `tail` after them until the next call. `settled[answer]` must be visible."""
+        """Append final blocks, and `tail` until the next call; scroll to `settled[answer]`."""
         if self._unfolded:
             settled, tail = _unfold(settled), _unfold(tail)
         changed = self.lines.tail_start
@@ -219,7 +219,7 @@ class Transcript(Vertical, can_focus=False):
         self.view.scroll_page(pages)
 
     def on_key(self, event: Key) -> None:
-        """Leave with any other letter: it is typed into the prompt."""
+        """Any other letter leaves the cursor and is typed into the prompt."""
         if event.is_printable and event.character and (self.cursor is None or event.key not in self._own_keys):
             event.stop()
             event.prevent_default()
