@@ -1,4 +1,4 @@
-"""TurnStats, the figures of one turn, and how figures are worded everywhere (window, print mode, JSON).
+"""TurnStats, the measurements of one turn, and the formatting of numbers for the window and print mode.
 
 Pure values and strings: no MLX, no clock, no terminal.
 """
@@ -11,14 +11,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class TurnStats:
-    """What one turn cost. `cached_tokens + prefill_tokens == prompt_tokens` always.
+    """Measurements of one turn. Always `cached_tokens + prefill_tokens == prompt_tokens`.
 
     Times are seconds, sizes bytes, rates tokens per second. `decode_tps` excludes the time to the first token.
     `cache_bytes` is the sum of the buffers' nbytes, `cache_live_bytes` the part of it that holds attended rows.
-    `cache_tokens` counts the tokens attended at the end of the turn, `cache_window` the most there can be
-    (sinks included); `evicted_tokens` is the total that has rotated out of this cache by the end of the turn.
-    `cached_evicted_tokens` are those of the cached ones that had rotated out when the last prompt token was fed: they
-    are in the log of the cache, and the reply does not see them.
+    `cache_tokens` counts the tokens attended at the end of the turn, `cache_window` is their maximum (sinks
+    included), `evicted_tokens` the total evicted from this cache by the end of the turn. `cached_evicted_tokens` are
+    the cached tokens that were already evicted when the last prompt token was computed: the reply does not attend to
+    them.
     """
 
     prompt_tokens: int = 0
@@ -46,11 +46,11 @@ class TurnStats:
 
 @dataclass(frozen=True)
 class Overflow:
-    """A prompt of `tokens` of which the window, `capacity` tokens, evicts a part before the reply to it begins.
+    """A prompt of `tokens` that exceeds the window of `capacity` tokens, so that a part is evicted before the reply.
 
-    `evicted` tokens are of what is new in it, the oldest; `evicted_before` are of the chat before that.
-    `window` is one that would hold all of it with a reply (0: it cannot be had), its KV cache takes `kv_bytes`;
-    `trained`: that is beyond so many tokens, which the model was trained for (0: it is not, or they are unknown).
+    `evicted` counts the oldest of its new tokens, `evicted_before` those of the chat before them. `window` is a window
+    that would hold the prompt and a reply (0: not possible), with a KV cache of `kv_bytes`. `trained` is the context
+    length the model was trained for, if `window` exceeds it (else 0).
     """
 
     tokens: int
@@ -77,8 +77,8 @@ def plural(count: int, thing: str) -> str:
 
 
 def no_answer_text(num_tokens: int, reason: str, thinking: bool, longer: str, quiet: str) -> str:
-    """What is said of a reply without text. `longer`, `quiet`: how more tokens and no reasoning are asked for; `quiet`
-    is "" where reasoning is off already or cannot be turned off."""
+    """The notice for a reply without text. `longer` and `quiet` name the settings for more tokens and no reasoning;
+    `quiet` is "" if reasoning is off or cannot be turned off."""
     tokens = plural(num_tokens, "token")
     what = f"The reply was reasoning alone ({tokens})" if thinking else f"The reply is empty ({tokens})"
     more = [f"raise {longer}"] if thinking and reason == "length" else []
@@ -87,7 +87,7 @@ def no_answer_text(num_tokens: int, reason: str, thinking: bool, longer: str, qu
 
 
 def evicted_text(overflow: Overflow, option: Callable[[int], str]) -> str:
-    """What is said of a prompt that the window does not hold. `option`: how a window is asked for."""
+    """The notice for a prompt that exceeds the window. `option` formats the setting for a window."""
     before = f" and {overflow.evicted_before:,} of the chat before it" if overflow.evicted_before else ""
     text = (
         f"The prompt has {overflow.tokens:,} tokens and the window holds {overflow.capacity:,}: its oldest "
@@ -102,13 +102,13 @@ def _window_text(overflow: Overflow) -> str:
 
 
 def disk_text(used: int, limit: int | None, named: int = 0) -> str:
-    """KV on disk in all, as the limit counts it: `631 kB of 20 GB, 52 MB of it named prompt caches`."""
+    """Total KV on disk, as the limit counts it: `631 kB of 20 GB, 52 MB of it named prompt caches`."""
     of = f" of {bytes_text(limit)}" if limit else ""
     return bytes_text(used) + of + (f", {bytes_text(named)} of it named prompt caches" if named else "")
 
 
 def tokens_text(n: int) -> str:
-    """`830`, `6.3k`, `32k`: cut off, not rounded, so that a window of 32,768 and its sinks is called 32k."""
+    """`830`, `6.3k`, `32k`: rounded down, so that a window of 32,768 with its sinks is 32k."""
     if n < 1000:
         return str(n)
     return f"{n // 100 / 10}k" if n < 10_000 and n % 1000 >= 100 else f"{n // 1000}k"
@@ -130,13 +130,13 @@ def seconds_text(s: float) -> str:
 
 
 def prompt_text(prefill: int, cached: int, evicted: int) -> str:
-    """`prompt 23 + 490 cached + 200 evicted`: what was prefilled, and of the cached tokens those that are attended."""
+    """`prompt 23 + 490 cached + 200 evicted`: prefilled tokens, cached tokens that are attended, and the rest."""
     gone = f" + {evicted:,} evicted" if evicted else ""
     return f"prompt {prefill:,} + {cached - evicted:,} cached{gone}"
 
 
 def stat_segments(stats: TurnStats, kv_added: int = 0) -> list[str]:
-    """The parts of the line under a reply, most important first: a narrow screen drops them from the end."""
+    """Parts of the line under a reply, most important first; a narrow screen drops the last ones."""
     kv, grown = bytes_text(stats.cache_live_bytes), bytes_text(kv_added)
     grown = grown.split()[0] if grown.split()[1] == kv.split()[1] else grown  # the unit once where both share it
     added = f" (+{grown})" if kv_added > 0 else ""

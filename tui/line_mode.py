@@ -49,7 +49,10 @@ MakeDispatcher = Callable[[Callable[[ev.EngineEvent], None]], DispatcherPort]
 
 
 class PlainChat:
-    """`read` asks for a line, as `input` does; `dispatcher` makes one that emits its events to its argument."""
+    """A chat on a plain terminal. `read` prompts for a line, as `input` does.
+
+    `dispatcher` makes a dispatcher that emits its events to the argument.
+    """
 
     def __init__(
         self, folders: Folders, settings: Settings, dispatcher: MakeDispatcher, out: TextIO, read: Callable[[str], str]
@@ -65,7 +68,7 @@ class PlainChat:
         self._is_replying = self._is_midline = False  # "Assistant: " is written; the line has not ended
 
     def run(self, first: Sequence[cmd.Command], ask: str | None = None) -> int:
-        """Talk until the user leaves; the exit code."""
+        """Run until the user quits; returns the exit code."""
         try:
             with self._interrupts():
                 self._state.begin(first)
@@ -87,7 +90,7 @@ class PlainChat:
     # -- the user ----------------------------------------------------------------------------------------------------
 
     def _ask(self) -> str:
-        """One message: a line that ends with a backslash goes on."""
+        """Read one message; a line that ends with a backslash continues on the next line."""
         text, self._next = self._next, None
         if text is not None:
             self._line(f"User: {text}")
@@ -117,7 +120,7 @@ class PlainChat:
         self._answer()
 
     def _no_model(self) -> str:
-        return "" if self._state.is_ready else "No model is loaded: /model lists those there are."
+        return "" if self._state.is_ready else "No model is loaded; /model lists them."
 
     def _perform(self, request: slash.UiRequest) -> None:
         match request:
@@ -137,7 +140,7 @@ class PlainChat:
                 self._line(f"/{name} needs the window.")
 
     def _choose(self, listing: Listing) -> None:
-        """A numbered list. An empty line leaves things as they are; so does any other text, which is taken next."""
+        """Show a numbered list and read a choice. An empty line chooses nothing; other text is the next message."""
         rows = [row for row in listing.rows if row.choice is not None]
         self._line(listing.title)
         for number, row in enumerate(rows, 1):
@@ -159,15 +162,15 @@ class PlainChat:
                 self._state.submit(command)
 
     def _number(self, most: int) -> int | None:
-        """Ask until it is a number from 1 to `most`, or none."""
+        """Read a number from 1 to `most`; None if the answer is no number."""
         while True:
-            answer = self._read("Number, or nothing: ")
+            answer = self._read("Number (Enter for none): ")
             if not answer.strip().isdecimal():
                 self._next = answer if answer.strip() else None
                 return None
             if (digits := answer.strip().lstrip("0")) and len(digits) <= len(str(most)) and int(digits) <= most:
                 return int(digits)
-            self._line("There is no such number." if most == 1 else f"The numbers are 1 to {most}.")
+            self._line("Choose 1, or nothing." if most == 1 else f"Choose a number from 1 to {most}.")
 
     # -- the dispatcher ------------------------------------------------------------------------------------------------
 
@@ -178,7 +181,7 @@ class PlainChat:
             self._show(event)
 
     def _answer(self) -> None:
-        """Until there is nothing left to do."""
+        """Run commands and show events until nothing is left to do."""
         state = self._state
         while True:
             while state.outbox:
@@ -190,7 +193,7 @@ class PlainChat:
                 listing, state.listing = state.listing, None
                 self._choose(listing)
             for text in filter(None, (state.put, state.returned)):
-                self._line(f"To change: {_beginning(text)}")
+                self._line(f"To edit: {_beginning(text)}")
             state.put = state.returned = None
             if not state.outbox:
                 return
@@ -208,13 +211,13 @@ class PlainChat:
                     self._is_replying, self._before = False, ""
                 self._begin_reply()
                 if thinking and not self._is_thinking:
-                    self._out.write("(all of that was thinking) " if event.restarts else "(thinking) ")
+                    self._out.write("(all of the above was thinking) " if event.restarts else "(thinking) ")
                 self._is_thinking = thinking
                 if not thinking:
                     self._out.write(clean(text, self._before))
                     self._before = (self._before + text)[-CONTEXT:]
             case ev.TurnFinished(unanswered=True):
-                self._line("Stopped before the reply began: the chat is as it was before.")
+                self._line("Stopped before the reply began; the chat is unchanged.")
             case ev.TurnFinished(_, text, stats, thinking, can_be_quiet):
                 self._begin_reply()
                 self._end_line()
@@ -247,7 +250,7 @@ class PlainChat:
             self._line(f"{'User' if message.role == 'user' else 'Assistant'}: {text}")
 
     def _say_lines(self) -> None:
-        """What the state says in its own name; what was said by others is shown as it comes."""
+        """Write the notices and errors of the state; messages are written as they arrive."""
         change = self._state.transcript.take_change()
         for block in change.settled:
             if block.kind is Kind.ERROR:
@@ -272,14 +275,14 @@ class PlainChat:
         return True
 
     def _line(self, text: str) -> None:
-        """Harmless, whoever made it: every line but the reply itself is written here."""
+        """Write a line, cleaned. Everything except the reply itself is written here."""
         self._end_line()
         self._out.write(f"{clean(text)}\n")
         self._out.flush()
 
     @contextmanager
     def _interrupts(self) -> Iterator[None]:
-        """Ctrl+C stops a reply, a load or a download and keeps what there is; at the prompt it ends the chat."""
+        """Let Ctrl+C stop a reply, a load or a download, or quit at the prompt."""
 
         def stop(*_: object) -> None:
             if self._state.transcript.reply is None and not self._state.is_pulling and not self._state.is_loading_now:
@@ -295,7 +298,7 @@ class PlainChat:
 
 
 def _beginning(text: str) -> str:
-    """A message to be typed again; of a long one, which is still in the terminal's history, how it begins."""
+    """A message to type again; a long one is cut, as the terminal still shows it."""
     return text if len(text) <= _LONG else f"{text[:_LONG]}… ({len(text):,} characters)"
 
 
@@ -303,5 +306,5 @@ _SPOKEN = str.maketrans({"▌": "*", "⑂": "fork", "…": "...", **dict.fromkey
 
 
 def spoken(text: str) -> str:
-    """Without the signs that a screen reader would spell out; the words beside them say the same."""
+    """Remove signs that a screen reader would spell out; the words next to them say the same."""
     return " ".join(text.translate(_SPOKEN).split())

@@ -126,9 +126,9 @@ def test_a_reply_of_reasoning_alone_and_a_notice_stand_on_lines_of_their_own() -
 def test_compacting_asks_first_and_does_not_read_the_chat_out_again() -> None:
     said, dispatcher, code = talk("/resume rust", "/compact", "1", "/compact last")
     assert code == 0
-    assert "1. A summary of 18 messages, and the last 4 messages unchanged" in said
+    assert "1. A summary of 18 messages; the last 4 messages unchanged" in said
     assert [c.summarise for c in dispatcher.commands if isinstance(c, Compact)] == [True, False]
-    after = said[said.index("Number, or nothing: 1") :]
+    after = said[said.index("Number (Enter for none): 1") :]
     assert "compacted: a pinned summary and the last" in after
     assert "User: " not in after.replace("User: /compact last", "").removesuffix("User: \n")
 
@@ -153,7 +153,7 @@ def test_what_is_no_answer_to_a_question_is_taken_next(answers: list[str], compa
     assert code == 0
     assert len([c for c in dispatcher.commands if isinstance(c, Compact)]) == compacts
     assert [c.text for c in dispatcher.commands if isinstance(c, Send)] == sent
-    assert said.count("The numbers are 1 to") == (3 if compacts and len(answers) > 1 else 0)
+    assert said.count("Choose a number from 1 to") == (3 if compacts and len(answers) > 1 else 0)
     if "/quit" in answers:
         assert "never" not in said
 
@@ -176,7 +176,7 @@ def test_a_list_is_numbered_and_a_number_chooses() -> None:
 def test_going_back_says_what_was_taken_back() -> None:
     said, dispatcher, _ = talk("hello", "/undo", "/edit", "better")
     assert Rewind() in dispatcher.commands
-    assert "To change: hello" in said
+    assert "To edit: hello" in said
     assert not any(isinstance(c, Edit) for c in dispatcher.commands[:-1]) or dispatcher.commands[-1] is not None
 
 
@@ -229,7 +229,7 @@ def test_what_a_download_says_on_its_thread_is_written_by_ours() -> None:
 
 def test_without_a_model_nothing_waits_for_ever() -> None:
     said, dispatcher, _ = talk("hello", start=(NewChat(),))
-    assert "No model is loaded: /model lists those there are." in said
+    assert "No model is loaded; /model lists them." in said
     assert not any(isinstance(c, Send) for c in dispatcher.commands)
 
 
@@ -277,7 +277,9 @@ def test_a_chat_that_was_open_elsewhere_is_looked_at_again_before_a_message_is_r
 def test_reasoning_that_was_taken_for_text_is_called_so() -> None:
     events = [TurnStarted("q"), TextDelta("so be it", 3), TextDelta("so be it", 4, thinking=True, restarts=True),
               TextDelta("yes", 5), TurnFinished("stop", "yes", TurnStats(), "so be it")]  # fmt: skip
-    assert "Assistant: so be it\nAssistant: (all of that was thinking) yes\n" in talk("q", played={Send: events})[0]
+    assert (
+        "Assistant: so be it\nAssistant: (all of the above was thinking) yes\n" in talk("q", played={Send: events})[0]
+    )
 
 
 TOO_LONG = MessageTooLong("much", Overflow(5_102, 1_028, 3_976, 0, 8_192, 96_000_000))
@@ -292,7 +294,7 @@ def test_a_message_that_is_too_long_is_asked_about(answer: str, sent: list[bool]
     assert "Not sent: 5,102 tok, but the window holds 1,028" in said
     sends = [c.anyway for c in dispatcher.commands if isinstance(c, Send)]
     assert sends == sent
-    assert ("To change: much" in said) is (answer in ("", "x"))
+    assert ("To edit: much" in said) is (answer in ("", "x"))
     if answer == "1":
         assert [c.settings.window for c in dispatcher.commands if isinstance(c, ChangeSettings)] == [8_192]
 
@@ -301,6 +303,6 @@ def test_a_message_stopped_before_its_reply_can_be_typed_again() -> None:
     stats = TurnStats(prompt_tokens=512, finish_reason="stopped")
     end = TurnFinished("stopped", "", stats, unanswered=True, returned="q")
     said, _, _ = talk("q", played={Send: [TurnStarted("q"), end]})
-    assert "Stopped before the reply began: the chat is as it was before.\nTo change: q\n" in said
+    assert "Stopped before the reply began; the chat is unchanged.\nTo edit: q\n" in said
     assert "tok/s" not in said
     assert "Assistant:" not in said

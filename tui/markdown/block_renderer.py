@@ -1,7 +1,7 @@
-"""From a block and a width to lines on the screen. Owns the look of the transcript; UI thread.
+"""Renders a block at a width as lines. Owns the look of the transcript; UI thread.
 
-Everything hangs on one left edge: three columns for replies, the prompt sign in column one. Rendering depends on the
-block, the width and the `Look` only, never on the terminal, so that lines can be cached and compared in tests.
+Replies are indented by three columns, with the prompt sign in column one. Rendering depends only on the block, the
+width and the `Look`, never on the terminal, so that lines can be cached and compared in tests.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _style = lru_cache(128)(Style.parse)
 
 @dataclass(frozen=True)
 class Look:
-    """What a theme decides. Colours as Rich spells them; `code` is a Pygments style."""
+    """Colours of a theme, as Rich spells them; `code` is a Pygments style."""
 
     accent: str = "#5fafff"
     code_ink: str = "#87d7af"
@@ -51,7 +51,7 @@ class Look:
 
 
 class Renderer:
-    """Renders blocks in one look. `count` knows the tokens of a file's text, or not (None)."""
+    """Renders blocks in one look. `count` returns the tokens of a file's text, None while unknown."""
 
     def __init__(self, look: Look, count: Callable[[str], int | None] = lambda text: None) -> None:
         self.look, self._count = look, count
@@ -71,7 +71,7 @@ class Renderer:
         return Inks(_style(look.accent), _style(look.code_ink), _style(look.muted), look.code)
 
     def strips(self, block: Block, width: int) -> list[Row]:
-        """The lines of `block`, with the blank line above it if it has one."""
+        """Lines of `block`, including the blank line above it if it has one."""
         room = max(8, min(width - EDGE - 1, PROSE))
         muted = _style(self.look.muted)
         rows = [] if block.tight else [Row([])]
@@ -109,7 +109,7 @@ class Renderer:
         return rows
 
     def _user(self, block: Block, room: int) -> list[Row]:
-        """A question: long ones and the files that came with it are folded."""
+        """A question. Long text and attachments are folded."""
         muted = _style(self.look.muted)
         text, files = split_attachments(block.text) if block.folded else (block.text, [])
         sign, whole = Segment(" ❯ ", _style(self.look.accent)), text.rstrip("\n")
@@ -140,18 +140,18 @@ class Renderer:
 
 
 def _hang(text: str, style: Style, room: int, sign: Segment) -> list[Row]:
-    """Plain text behind a sign in the left edge."""
+    """Plain text with a sign in the left margin."""
     return _hung(clean(text).expandtabs(4), style, room, sign)
 
 
 def _hung(text: str, style: Style, room: int, sign: Segment) -> list[Row]:
-    """`_hang` of text that is clean."""
+    """`_hang` for text that was cleaned."""
     lines = wrap([Segment(text, style)], room)
     return [_row(line, gap, sign if i == 0 else None) for i, (line, gap) in enumerate(lines)]
 
 
 def _whole_gaps(lines: list[Line]) -> list[Line]:
-    """Where code is cut behind spaces, which are not shown at the end of a line, they are the gap to the next."""
+    """Move spaces at the end of a folded code line, which are not drawn, into the gap to the next line."""
     out: list[Line] = []
     ended = ""
     for line, gap in lines:
@@ -161,7 +161,7 @@ def _whole_gaps(lines: list[Line]) -> list[Line]:
 
 
 def _row(line: list[Segment], gap: str, sign: Segment | None = None, margin: int = EDGE) -> Row:
-    """A line behind the edge, without spaces at its end: they would be copied too."""
+    """A line with its left margin, without trailing spaces, which would be copied."""
     while line and not line[-1].text.strip(" "):
         line = line[:-1]
     if line and line[-1].text.endswith(" "):
@@ -172,7 +172,7 @@ def _row(line: list[Segment], gap: str, sign: Segment | None = None, margin: int
 
 
 def guess_height(block: Block, width: int) -> int:
-    """Lines `block` will roughly need, without rendering it."""
+    """Estimated height of `block`, without rendering it."""
     room = max(8, min(width - EDGE - 1, PROSE))
     if len(block.text) <= room:
         lines = 1 + block.text.count("\n")
@@ -184,5 +184,5 @@ def guess_height(block: Block, width: int) -> int:
 
 
 def warm() -> None:
-    """Load the Markdown parser before the first reply: in the midst of one that stops the model for some 40 ms."""
+    """Load the Markdown parser before the first reply; loading it during one would stall decoding by about 40 ms."""
     Renderer(Look()).strips(Block(Kind.REPLY, "*ready*"), 80)

@@ -1,4 +1,4 @@
-"""Source code as coloured lines behind a bar. UI thread. Imported on first use: it brings Pygments."""
+"""Highlighted source code with a bar at its left. UI thread. Imported on first use, as it loads Pygments."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def _lexer(language: str) -> Lexer | None:
 
 @lru_cache(1024)
 def _style(theme: str, token: tuple[str, ...]) -> Style:
-    """The colour of a token without the background, which Pygments' styles insist on."""
+    """Style of a token, without the background that Pygments styles set."""
     found = Syntax.get_theme(theme).get_style_for_token(token)
     return Style(color=found.color, bold=found.bold, italic=found.italic)
 
 
 def highlighted(code: str, language: str, theme: str) -> list[list[Segment]]:
-    """`code` line by line. An unknown language, and code with endless lines, is plain text."""
+    """Highlighted lines. An unknown language, or a line longer than `LONGEST`, gives plain text."""
     lexer = _lexer(language.lower())
     plain = _style(theme, Token.Text)
     lines: list[list[Segment]] = [[]]

@@ -1,4 +1,4 @@
-r"""LaTeX in Markdown: where a formula begins and ends, and the parser's rules that leave it as it was typed. Pure; UI.
+r"""LaTeX in Markdown: where formulas begin and end, and parser rules that show them as typed. Pure; UI thread.
 
 `\(...\)`, `\[...\]`, `$...$` and `$$...$$`, as GitHub and pandoc read them: a single dollar opens before a character
 that is no blank, and the next dollar closes it or there is no formula: after no blank, and with no letter, digit or
@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # the splitter needs no parser, and starting the window neith
     from markdown_it.rules_block import StateBlock
     from markdown_it.rules_inline import StateInline
 
-OPEN = "open"  # in the parser's environment: the text goes on growing, so a formula may still be closed
+OPEN = "open"  # in the parser's environment: the text is still growing, so a formula may still be closed
 
 _OPENING = re.compile(r" {0,3}(\\\[|\$\$)")
 _ENDS = {r"\[": re.compile(r"(?<!\\)\\\]"), "$$": re.compile(r"(?<!\\)\$\$")}
@@ -31,7 +31,7 @@ _CLOSED = "formulas"  # in the parser's environment: the text that was looked th
 
 
 def opens_block(line: str) -> str | None:
-    """What `line` opens a block of a formula with; None where it does not, or goes on after the formula's end."""
+    """The delimiter with which `line` opens a formula block; None if it opens none, or has text after the formula."""
     match = _OPENING.match(line)
     if match is None:
         return None
@@ -40,7 +40,7 @@ def opens_block(line: str) -> str | None:
 
 
 def closes_block(line: str, opening: str, *, is_first: bool = False) -> bool:
-    """Whether a block that begins with `opening` ends in `line`; `is_first`: it also begins there."""
+    """Whether a formula block opened by `opening` ends in `line`. `is_first`: `line` also opens it."""
     start = line.find(opening) + len(opening) if is_first else 0
     return _ENDS[opening].search(line, start) is not None
 
@@ -82,7 +82,7 @@ def _inline(state: StateInline, silent: bool) -> bool:
 
 
 def _end(state: StateInline) -> int | None:
-    """Where the formula ends that begins here; None where none does."""
+    """End of the formula that begins here; None if none does."""
     text, start, most = state.src, state.pos, state.posMax
     if text[start] == "\\" and text[start + 1 : min(start + 2, most)] in ("(", "["):
         return _end_of_brackets(text, start, most)
@@ -112,7 +112,7 @@ def _has_words(text: str) -> bool:
 
 
 def _end_of_brackets(text: str, start: int, most: int) -> int:
-    """One that is not closed goes to the end: a reply that was cut, or is not finished."""
+    """End of a bracketed formula; an unclosed one extends to the end of the text."""
     closing, at = {"(": ")", "[": "]"}[text[start + 1]], start + 2
     while (at := text.find("\\", at, most)) >= 0:
         if text[at + 1 : at + 2] == closing:
@@ -122,7 +122,7 @@ def _end_of_brackets(text: str, start: int, most: int) -> int:
 
 
 def _closing(state: StateInline) -> tuple[list[int], list[int]]:
-    """The ends of all single dollars and of all double ones: looked for once in a text, not at each."""
+    """Ends of all single and all double dollar signs, searched once per text."""
     known = state.env.get(_CLOSED)
     if known is None or known[0] is not state.src:
         ends = [[m.end() for m in sign.finditer(state.src)] for sign in (_DOLLAR, _CLOSING_DOLLARS)]

@@ -1,4 +1,4 @@
-"""Markdown as lines on the screen: nothing vanishes, nothing opens by itself. UI thread.
+"""Renders Markdown as lines: all text stays visible, no link opens by itself. UI thread.
 
 Raw HTML is off in the parser, so `<think>` and `List<String>` are shown as they are. Links show their whole address;
 where that is http or https the text carries it as `meta`, for a click to ask about. Entities (`&#x202e;`) and percent
@@ -32,7 +32,7 @@ LINK = "mlxkv_link"  # the key in a style's meta
 
 
 def make_parser() -> MarkdownIt:
-    """CommonMark with tables and strikethrough; an image is shown as the link it is, a formula as it was typed."""
+    """CommonMark with tables and strikethrough; an image is shown as a link, a formula as typed."""
     parser = MarkdownIt("commonmark", {"html": False})
     parser.enable(["strikethrough", "table"]).disable(["image", "html_block", "html_inline"])
     return leave_formulas(parser)
@@ -54,7 +54,7 @@ def _with_link(style: Style, address: str) -> Style:
 
 
 class Lines:
-    """One document, from tokens to lines. `shown` makes text safe to show; `is_open`: it goes on growing."""
+    """One document, from tokens to lines. `shown` makes text safe to show; `is_open`: the text is still growing."""
 
     def __init__(
         self, source: str, parser: MarkdownIt, inks: Inks, shown: Callable[[str], str] = clean, *, is_open: bool = False
@@ -76,7 +76,7 @@ class Lines:
         return self._tokens[self._at - 1]
 
     def _blocks(self, width: int, end: str, depth: int, tight: bool, base: Style = PLAIN) -> list[Line]:
-        """Lines up to the token `end`, with blank ones between blocks unless they are `tight`."""
+        """Lines up to the token `end`, with blank lines between blocks unless `tight`."""
         out: list[Line] = []
         while self._at < len(self._tokens):
             token = self._next()
@@ -195,7 +195,7 @@ class Lines:
                     yield Segment(self._plain(token.content), styles[-1])
 
     def _with_addresses(self, text: str, style: Style, link: str) -> Iterator[Segment]:
-        """An address in plain text is a link to itself."""
+        """Make links of URLs in plain text."""
         start = 0
         for match in () if link else _ADDRESS.finditer(text):
             yield Segment(text[start : match.start()], style)

@@ -1,10 +1,10 @@
-"""Cuts a Markdown stream into top-level blocks that can be rendered one by one. Pure; UI thread.
+"""Splits a Markdown stream into top-level blocks that can be rendered one by one. Pure; UI thread.
 
-It works line by line, on complete lines only, so the pieces in which text arrives cannot matter. It knows just enough
-of CommonMark to find where a block ends; what is inside a block is the Markdown parser's business (`renderer.py`). The
-sources of the blocks, put together, are the text again.
-A reference link defined in another block stays as it was typed: that is the price of not parsing twice.
-In one thing it departs from CommonMark, for models write it so: a block of Markdown holds fenced code to its own end.
+It works on complete lines only, so the result does not depend on how the text is split into pieces. It knows just
+enough of CommonMark to find where a block ends; the Markdown parser renders the inside (`renderer.py`). The sources of
+the blocks, joined, are the text. Time is linear: each line is looked at once, whatever the length of its block.
+A reference link defined in another block is shown as typed, as blocks are parsed separately.
+It differs from CommonMark in one rule, because models write it so: a ```markdown fence may contain fenced code.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _HEADING = re.compile(r" {0,3}#{1,6}(?:[ \t]|$)")
 _BREAK = re.compile(r" {0,3}(?:(?:\*[ \t]*){3,}|(?:-[ \t]*){3,}|(?:_[ \t]*){3,})$")
 _UNDERLINE = re.compile(r" {0,3}(?:=+|-+)[ \t]*$")
 _MARKDOWN = ("markdown", "md", "mdx")
-_MARKER_ONLY = re.compile(r"\s*(?:[-*+=_`~#>|: ]+|\d{1,9}[.)]?\s*)$")  # may turn out to be anything
+_MARKER_ONLY = re.compile(r"\s*(?:[-*+=_`~#>|: ]+|\d{1,9}[.)]?\s*)$")  # may become anything
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class _Fence:
         return _indent(line) < self.indent + 4 and len(text) >= len(self.mark) and set(text) == {self.mark[0]}
 
     def holds(self, line: str) -> bool:
-        """Whether `line` opens, with a language, a fence whose end would be taken for the end of this one."""
+        """Whether `line` opens an inner fence (with a language) whose end could be taken for the end of this one."""
         found = _fence_of(line)
         return (
             found is not None and bool(found[1]) and found[0].mark[0] == self.mark[0]
@@ -46,9 +46,9 @@ class _Fence:
 
 @dataclass
 class Splitter:
-    """Feed text as it comes; each call returns the blocks that are now final.
+    """Splits text as it arrives. `feed` returns the blocks that are final now, `finish` the rest.
 
-    `preview()` is what the rest would be if the stream ended now, and `finish()` makes it so.
+    `preview` returns what `finish` would, and changes nothing.
     """
 
     _partial: str = ""  # the line that has not ended
@@ -78,7 +78,7 @@ class Splitter:
         return out
 
     def preview(self) -> list[Block]:
-        """The open block as it stands. A line that is only markers waits: it would flicker as a heading or a rule."""
+        """The open block so far, without a last line of markers only, which would flicker as a heading or a rule."""
         copy = Splitter(**{**self.__dict__, "_lines": list(self._lines), "_source": list(self._source)})
         if _MARKER_ONLY.match(copy._partial):
             copy._partial = ""
@@ -104,7 +104,7 @@ class Splitter:
         return self._start(line)
 
     def _start(self, line: str) -> list[Block]:
-        """`line` is the first of a new block."""
+        """Begin a new block with `line`."""
         self._source.append(line)
         if not line.strip():
             return []
@@ -127,7 +127,7 @@ class Splitter:
         return []
 
     def _in_text(self, line: str) -> list[Block]:
-        """A paragraph, quote or table, up to a blank line or something that may interrupt it."""
+        """In a paragraph, quote or table: up to a blank line or a block that may interrupt it."""
         if not line.strip():
             self._source.append(line)
             return self._close()
@@ -142,7 +142,7 @@ class Splitter:
         return self._close() if _UNDERLINE.match(line) and not self._lines[0].lstrip().startswith(">") else []
 
     def _in_math(self, line: str) -> list[Block]:
-        """A formula, up to its end or a blank line."""
+        """In a formula: up to its end or a blank line."""
         if not line.strip():
             self._source.append(line)
             return self._close()
@@ -208,7 +208,7 @@ class Splitter:
         self._lines.append(line if shown is None else shown)
 
     def _cut(self) -> list[Block]:
-        """Hand over what the open fence holds; it goes on."""
+        """Return the code of the open fence so far; the fence stays open."""
         block = Block(Kind.CODE, "\n".join(self._lines), self._info, self._pieces > 0, source=self._take_source())
         self._lines, self._pieces = [], self._pieces + 1
         return [block]
@@ -237,7 +237,7 @@ def _indent(line: str) -> int:
 
 
 def _outdent(line: str, columns: int) -> str:
-    """`line` without up to `columns` of its indentation."""
+    """Remove up to `columns` of indentation."""
     if not columns:
         return line
     text = line.lstrip(" \t")
@@ -245,7 +245,7 @@ def _outdent(line: str, columns: int) -> str:
 
 
 def _fence_of(line: str) -> tuple[_Fence, str] | None:
-    """The fence that `line` opens, and its language. A backtick fence cannot have backticks after it."""
+    """The fence that `line` opens, and its language; a backtick fence has no backticks in its info string."""
     match = _FENCE.match(line)
     if match is None or (match[2][0] == "`" and "`" in match[3]):
         return None
@@ -253,6 +253,6 @@ def _fence_of(line: str) -> tuple[_Fence, str] | None:
 
 
 def split(text: str) -> list[Block]:
-    """All blocks of a finished text."""
+    """Split a finished text."""
     splitter = Splitter()
     return splitter.feed(text) + splitter.finish()

@@ -1,4 +1,4 @@
-"""A Markdown table as lines: columns as wide as they need, as narrow as they must. Pure; UI thread."""
+"""Markdown tables as lines, with columns shrunk to fit the width. Pure; UI thread."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from rich.style import Style
 from mlxkv.tui.markdown.wrap import Line, width_of, wrap
 
 GAP = "   "
-NARROWEST = 6  # cells of a column; with less room each row is shown as a list of its cells
+NARROWEST = 6  # cells of a column; where they do not fit, each row is shown as a list of its cells
 
 Cell = list[Segment]
 
@@ -33,7 +33,7 @@ def _natural(cell: Cell) -> int:
 
 
 def _shrunk(need: list[int], room: int) -> list[int]:
-    """The widest columns give way first."""
+    """Column widths that fit `room`; the widest columns shrink first."""
     widths = list(need)
     while sum(widths) > room:
         most = max(widths)
@@ -61,7 +61,7 @@ def _row(cells: list[Cell], aligns: list[str], widths: list[int]) -> list[Line]:
 
 
 def _listed(head: list[Cell], rows: list[list[Cell]], width: int) -> list[Line]:
-    """One line per cell, `heading: cell`, for windows that are too narrow for columns."""
+    """One line per cell, `heading: cell`, where the width is too small for columns."""
     out: list[Line] = []
     for row in rows or [[[] for _ in head]]:
         for heading, cell in zip(head, row, strict=True):

@@ -1,4 +1,4 @@
-"""Lines on the screen that remember what they were in the text, and wrapping. Pure; UI thread."""
+"""Wrapping text into screen lines that record their source text. Pure; UI thread."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _FLAG = re.compile("([\U0001f1e6-\U0001f1ff]{2})")
 
 
 class Row(Strip):
-    """A line. `gap` is what stood between it and the line above in the text: a line end, or what wrapping took away.
+    """A screen line. `gap` is the text between it and the line above: a newline, or the spaces that wrapping dropped.
 
-    `margin`: cells at its left that are ours, not the text's.
+    `margin`: cells at its left that are not part of the text.
     """
 
     __slots__ = ["gap", "margin"]
@@ -31,7 +31,7 @@ Span = tuple[int, int, str]  # start, end, gap
 
 
 def cuts(text: str, width: int) -> list[Span]:
-    """Where to cut `text` so that each part fits. Words stay whole where they can."""
+    """Spans of `text` that fit `width` each; words are broken only if they exceed it."""
     out: list[Span] = []
     begin = 0
     for line in text.split("\n"):
@@ -78,7 +78,7 @@ def wrap(runs: list[Segment], width: int) -> list[Line]:
 
 
 def fold(runs: list[Segment], width: int) -> list[Line]:
-    """Lines of at most `width` cells, cut at the edge and not between words: for code, where spaces mean something."""
+    """Lines of at most `width` cells, cut at any character, for code."""
     text = "".join(run.text for run in runs)
     if cell_len(text) <= width:
         return [(runs, "\n")]
@@ -90,7 +90,7 @@ def fold(runs: list[Segment], width: int) -> list[Line]:
 
 
 def chop(text: str, width: int) -> list[str]:
-    """`text` in pieces of at most `width` cells; a flag, which is two letters of one cell each, stays whole."""
+    """`text` in pieces of at most `width` cells; a flag (two regional indicators) stays whole."""
     if _FLAG.search(text) is None:
         return chop_cells(text, width)
     out, used = [""], 0

@@ -1,4 +1,4 @@
-"""Ordering, dating and nesting chats. Pure; UI thread."""
+"""Order, dates and nesting of the list of chats. Pure; UI thread."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def latest_first(chats: Sequence[ChatSummary]) -> list[ChatSummary]:
 
 
 def when_text(then: float, now: float) -> str:
-    """`14:02` today, `yesterday`, else `2 Sep`, with the year if it is another one."""
+    """`14:02` today, `yesterday`, else `2 Sep`, with the year if it is not this year."""
     day, today = datetime.fromtimestamp(then), datetime.fromtimestamp(now)
     days = (today.date() - day.date()).days
     if days == 0:
@@ -30,7 +30,7 @@ def when_text(then: float, now: float) -> str:
 
 
 def group_text(then: float, now: float) -> str:
-    """`Today`, `Yesterday`, `September`, with the year if it is another one."""
+    """`Today`, `Yesterday`, `September`, with the year if it is not this year."""
     day, today = datetime.fromtimestamp(then), datetime.fromtimestamp(now)
     days = (today.date() - day.date()).days
     if days <= 0:
@@ -42,7 +42,7 @@ def group_text(then: float, now: float) -> str:
 
 @dataclass(frozen=True)
 class Entry:
-    """A line of the sidebar; without `session_id` it is a heading."""
+    """A line of the sidebar; a heading has no `session_id`."""
 
     text: str
     session_id: str = ""
@@ -51,7 +51,7 @@ class Entry:
 def sidebar_entries(
     chats: Sequence[ChatSummary], words: str, current: str | None, now: float, width: int
 ) -> list[Entry]:
-    """Chats under their dates, forks under the chat they came from; while searching a flat list."""
+    """Chats grouped by date with forks below their parent; a flat list while searching."""
     wanted = [found for word in words.split() if (found := Wanted.of(word))]
     newest = latest_first(chats)
     if wanted:
@@ -59,7 +59,7 @@ def sidebar_entries(
         return [_entry(chat, "", current, width) for chat in found] or [Entry("No title matches.")]
     families: dict[str, list[ChatSummary]] = {}
     roots = _roots(chats)
-    for chat in newest:  # a family stands where its chat that was used last does
+    for chat in newest:  # a family is placed by its most recent chat
         families.setdefault(roots[chat.id], []).append(chat)
     out: list[Entry] = []
     group = ""
@@ -78,8 +78,8 @@ def sidebar_entries(
 
 
 def _believable(dates: Sequence[float], now: float) -> list[float]:
-    """`dates`, which are of chats in the order they were used, newest first, with those that a wrong clock gave put
-    right: none is after `now`, or before that of a chat that was used earlier."""
+    """Correct dates that a wrong clock gave. `dates` are in order of use, newest first: none may be after `now`, or
+    before the date of a chat that was used earlier."""
     out: list[float] = []
     latest = 0.0
     for date in reversed(dates):
@@ -89,7 +89,7 @@ def _believable(dates: Sequence[float], now: float) -> list[float]:
 
 
 def _roots(chats: Sequence[ChatSummary]) -> dict[str, str]:
-    """Of each chat the one that its family began with, as far as it is still there."""
+    """The oldest existing ancestor of each chat."""
     parents = {chat.id: chat.parent for chat in chats}
     roots: dict[str, str] = {}
     for chat in chats:

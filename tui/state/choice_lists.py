@@ -145,7 +145,7 @@ def compact_list(plan: CompactPlan) -> Listing:
         title = "Continue in a shorter branch? This chat stays unchanged"
         prefill = plan.ask_tokens + plan.kept_tokens + plan.summary_tokens
         cost = (f"generates ≤ {plan.summary_tokens:,} tok", f"prefills ≤ {prefill:,}")
-        rows.insert(0, Row(f"A summary of {plan.older_messages} messages, and {last} unchanged", cmd.Compact(True), cost))
+        rows.insert(0, Row(f"A summary of {plan.older_messages} messages; {last} unchanged", cmd.Compact(True), cost))
         if plan.evicted_tokens:
             title += f"; the {plan.evicted_tokens:,} evicted tok are in no summary"
     return replace(confirm(title, (*rows, Row("Cancel"))), hint="⏎ choose · esc cancel")

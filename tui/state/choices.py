@@ -1,7 +1,6 @@
-"""A list to choose from, as values: rows, what they are found by, what choosing one means. Pure; UI thread.
+"""Values of a list to choose from: rows, search words, choices. Pure; UI thread.
 
-`tui/widgets/picker.py` draws any of them; `choice_lists.py` makes those of chats, messages, branches, models and
-settings.
+`tui/widgets/picker.py` draws the lists, `choice_lists.py` makes them.
 """
 
 from __future__ import annotations
@@ -17,16 +16,16 @@ from mlxkv.text.folding import Wanted
 
 @dataclass(frozen=True)
 class PutPrompt:
-    """Put a text into the prompt, for the user to finish."""
+    """Put a text into the prompt for the user to complete."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class SendAnyway:
-    """Send a message that is too long for the window: into one of `window` tokens, or (0) without what it evicts.
+    """Send a message that exceeds the window, after enlarging it to `window` tokens (0: evict instead).
 
-    `turn`: the message of the user's that it replaces.
+    `turn` is the user message to replace, if any.
     """
 
     text: str
@@ -39,13 +38,13 @@ Choice = cmd.Command | PutPrompt | SendAnyway
 
 @dataclass(frozen=True)
 class Row:
-    """`facts` stand at the right, the last one where there is room for one alone. Without `choice` it is a heading."""
+    """`facts` are shown at the right; if only one fits, the last. A row without `choice` is a heading."""
 
     text: str
     choice: Choice | None = None
     facts: tuple[str, ...] = ()
-    more_words: str = ""  # found by these too
-    marks: tuple[tuple[int, int], ...] = ()  # spans of `text`, which is clean then, that stand out
+    more_words: str = ""  # additional search words
+    marks: tuple[tuple[int, int], ...] = ()  # highlighted spans of `text`, which must be clean
 
     @property
     def words(self) -> str:
@@ -54,9 +53,9 @@ class Row:
 
 @dataclass(frozen=True)
 class Listing:
-    """`hint` says what Enter does; `at` is the row to begin with.
+    """`hint` says what Enter does; `at` is the row selected first.
 
-    With `searches_chats` words that no row has are looked for in what was said in all chats.
+    `searches_chats`: if no row matches, Enter searches the messages of all chats.
     """
 
     title: str
@@ -68,7 +67,7 @@ class Listing:
     searches_chats: bool = False
 
     def matching(self, typed: str) -> list[Row]:
-        """The rows that have every word; headings only while nothing is typed."""
+        """Rows that contain every word; headings only while nothing is typed."""
         parts = [wanted for word in typed.split() if (wanted := Wanted.of(word))]
         if not parts:
             return list(self.rows)
@@ -76,9 +75,9 @@ class Listing:
 
 
 def row_line(row: Row, width: int) -> str:
-    """Text at the left, facts at the right. Where there is no room for all, the first facts go, the text last.
+    """Text at the left, facts at the right. If space is short, facts are dropped from the first, then the text is cut.
 
-    Every list is drawn by way of this, so this is where a row's text becomes harmless, whoever made it.
+    Every list is drawn by this function, so row texts are cleaned here.
     """
     whole, facts = shown(row.text), [shown(fact) for fact in (row.facts if width >= 60 else row.facts[-1:])]
     while len(facts) > 1 and cell_len(whole) + cell_len(" · ".join(facts)) + 2 > width:

@@ -1,4 +1,4 @@
-"""What the prompt offers while one types: commands, arguments, files, earlier prompts. Pure; UI thread."""
+"""Completions in the prompt: commands, arguments, files, earlier prompts. Pure; UI thread."""
 
 from __future__ import annotations
 
@@ -54,14 +54,14 @@ class Menu:
 
 @dataclass(frozen=True)
 class Place:
-    """What an entry takes the place of."""
+    """The span of the prompt that an entry replaces."""
 
     start: Point
     end: Point
 
 
 def command_menu(text: str, words: Mapping[str, Sequence[str]]) -> Menu | None:
-    """For a line that starts with `/`."""
+    """Completions of a line that starts with `/`."""
     offers = complete(text, words)
     if not offers:
         return None
@@ -72,7 +72,7 @@ def command_menu(text: str, words: Mapping[str, Sequence[str]]) -> Menu | None:
 
 
 def file_menu(typed: str, known: Sequence[str], base: Path) -> Menu | None:
-    """For `@` and a part of a path."""
+    """Completions of `@` and a partial path."""
     found = file_index.list_folder(typed, base) if file_index.is_path(typed) else file_index.matching(typed, known)
     if not found:
         return None
@@ -80,7 +80,7 @@ def file_menu(typed: str, known: Sequence[str], base: Path) -> Menu | None:
 
 
 def history_menu(typed: str, entries: Sequence[str]) -> Menu:
-    """Earlier prompts that have every word of `typed`, the latest first, each once."""
+    """Earlier prompts that contain every word of `typed`, latest first, without duplicates."""
     words = typed.casefold().split()
     newest = list(dict.fromkeys(reversed(entries)))
     found = [entry for entry in newest if all(word in entry.casefold() for word in words)]
@@ -90,7 +90,7 @@ def history_menu(typed: str, entries: Sequence[str]) -> Menu:
 
 
 def runs_as_typed(text: str, menu: Menu) -> bool:
-    """Whether Enter takes the line as it is, and not the entry that is chosen."""
+    """Whether Enter submits the line as typed, instead of the selected entry."""
     if menu.moved or menu.chosen is None:
         return menu.chosen is None
     if menu.source is Source.ARGUMENT:
@@ -99,7 +99,7 @@ def runs_as_typed(text: str, menu: Menu) -> bool:
 
 
 def runs_at_once(entry: Entry) -> bool:
-    """Whether Enter runs the chosen command: not if it was only guessed, and not if it lacks its argument."""
+    """Whether Enter runs the selected command: not after a fuzzy match, or if its argument is missing."""
     command = BY_NAME[entry.insert[1:].strip()]
     return entry.is_prefix and not command.needs_argument
 

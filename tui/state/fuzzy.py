@@ -1,4 +1,4 @@
-"""Fuzzy matching for lists one types into: commands, files, models, chats. Pure."""
+"""Fuzzy matching of commands, files, models and chats. Pure."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ BREAKS = frozenset("/_-. ")
 
 
 def rank(typed: str, text: str) -> tuple[int, int, int] | None:
-    """Smaller is better; None if the letters of `typed` are not in `text` in that order. Both in lower case.
+    """Rank of a match, smaller is better; None if `text` lacks the letters of `typed` in order. Both are lower case.
 
-    A prefix comes first, then a part that starts a word, any part, and scattered letters by how far they stretch.
+    Best is a prefix, then a match at the start of a word, any substring, and scattered letters by their spread.
     """
     if not typed:
         return (0, 0, len(text))
@@ -33,7 +33,7 @@ def rank(typed: str, text: str) -> tuple[int, int, int] | None:
 
 
 def best(typed: str, items: Iterable[T], names: Callable[[T], Iterable[str]], limit: int = 50) -> list[T]:
-    """The items of which a name matches, best first; in their own order where they match alike or nothing is typed."""
+    """Items with a matching name, best first; ties, and all items if nothing is typed, keep their order."""
     typed = typed.casefold()
     if not typed:
         return [item for item, _ in zip(items, range(limit), strict=False)]

@@ -1,24 +1,24 @@
-"""What Esc and Ctrl+C do, decided from the situation alone. Pure; UI thread."""
+"""Actions of Esc and Ctrl+C, decided from the situation. Pure; UI thread."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 
-AGAIN = 1.0  # seconds in which a second press counts as one
+AGAIN = 1.0  # seconds within which a press counts as the second one
 
 
-class Act(Enum):
+class Act(StrEnum):
     NOTHING = "nothing"
     STOP = "stop"
     PAUSE = "pause"  # the download
-    LEAVE = "leave"  # what is being edited
+    LEAVE = "leave"  # edit mode
     REWIND = "rewind"
     CLOSE = "close"
     CLEAR = "clear"
     COPY = "copy"
     QUIT = "quit"
-    ARM = "arm"  # say that a second press does it
+    ARM = "arm"  # announce what a second press does
 
 
 @dataclass
@@ -29,18 +29,18 @@ class Situation:
     selection: bool = False
     editing: bool = False
     pulling: bool = False
-    said: bool = False  # there is something to go back to
+    said: bool = False  # the chat has messages
 
 
 @dataclass
 class Presses:
-    """Remembers the last Esc and Ctrl+C."""
+    """Times of the last Esc and Ctrl+C."""
 
     _escape: float = float("-inf")
     _interrupt: float = float("-inf")
 
     def escape(self, here: Situation, now: float) -> Act:
-        """Stop a reply, close a list, leave editing, pause a download; else the second press clears or goes back."""
+        """Stop a reply, close a list, leave editing, pause a download; else the second press clears or rewinds."""
         for condition, act in (
             (here.generating, Act.STOP),
             (here.overlay, Act.CLOSE),

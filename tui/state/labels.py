@@ -1,6 +1,6 @@
-"""The words around a chat: stat line, activity, footer, gauge, header. Pure functions; UI thread.
+"""Texts around a chat: stat line, activity line, footer, gauge. Pure; UI thread.
 
-The figures of a turn are worded in `mlxkv.stats`; this adds only what a window needs to fit them.
+`mlxkv.stats` formats the stats of a turn; this fits them into a width.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def pair_text(done: float, total: float) -> str:
 
 
 def stat_text(stats: TurnStats, width: int, kv_added: int = 0, narrow: bool = False) -> str:
-    """The line under a reply. Words are shortened before a figure is dropped; `narrow` keeps rate and tokens."""
+    """The line under a reply. Words are shortened before numbers are dropped; `narrow` keeps only rate and tokens."""
     if narrow:
         parts = stat_segments(stats)
         mark = [p for p in parts if p.startswith(("■", "▲"))]
@@ -55,12 +55,12 @@ def stat_text(stats: TurnStats, width: int, kv_added: int = 0, narrow: bool = Fa
 
 
 def _next_step(stats: TurnStats) -> str:
-    """What one may want to do about a reply that did not come to its end."""
+    """Commands for a reply that did not finish."""
     return {"length": "/continue", "stopped": "/retry · /continue"}.get(stats.finish_reason, "")
 
 
 def no_answer(text: str, thinking: str, stats: TurnStats | None, can_be_quiet: bool) -> str:
-    """Under a reply without text; "" where there is one, or the user stopped it."""
+    """The notice under a reply without text; "" if it has text, or the user stopped it."""
     if text or stats is None or stats.finish_reason == "stopped":
         return ""
     longer, quiet = "max-tokens (/set)", "/think off" if can_be_quiet else ""
@@ -68,13 +68,13 @@ def no_answer(text: str, thinking: str, stats: TurnStats | None, can_be_quiet: b
 
 
 def version_text(version: tuple[int, int]) -> str:
-    """`‹ 2/3 ›` where there is more than one version of a message."""
+    """`‹ 2/3 ›` if a message has several versions."""
     number, count = version
     return f"‹ {number}/{count} ›  " if count > 1 else ""
 
 
 def seconds_short(s: float) -> str:
-    """`12s`, `2m05s`: for times that count up."""
+    """`12s`, `2m05s`: whole seconds, for running times."""
     return f"{s:.0f}s" if s < 60 else f"{int(s) // 60}m{int(s) % 60:02d}s"
 
 
@@ -107,17 +107,17 @@ def restored_text(tokens: int, num_bytes: int, seconds: float) -> str:
 
 
 def number_range(count: int) -> str:
-    """Which numbers there are, after one that is not there: `they are 1 to 4`."""
+    """The valid numbers, after an invalid one: `they are 1 to 4`."""
     return "there is only 1" if count == 1 else f"they are 1 to {count:,}"
 
 
 def restoring_text(chat: ChatSummary | None) -> str:
-    """Before it is known how many tokens are on disk, their bytes are."""
+    """Shown before the number of tokens on disk is known."""
     return f"restoring {bytes_text(chat.kv_bytes)} from disk" if chat and chat.kv_bytes else "restoring the chat"
 
 
 def pull_text(event: PullProgress) -> list[str]:
-    """`downloading Qwen3-8B-4bit 2.1/4.6 GB`, bytes per second, what is left."""
+    """`downloading Qwen3-8B-4bit 2.1/4.6 GB`, bytes per second, time left."""
     what = f"downloading {short_name(event.name)}"
     if not event.total:
         return [what]
@@ -129,17 +129,18 @@ def pull_text(event: PullProgress) -> list[str]:
 
 
 def eviction_text(stats: TurnStats, before: int) -> str:
-    """Once per turn that drops something: what is gone. "" otherwise."""
-    gone = stats.evicted_tokens - before
-    if gone <= 0:
+    """The notice of a turn that evicted tokens; "" if it did not. `before`: tokens evicted before the turn."""
+    evicted = stats.evicted_tokens - before
+    if evicted <= 0:
         return ""
     total = f", {stats.evicted_tokens:,} in all" if before else ""
     full = f"{stats.cache_window:,}/{stats.cache_window:,}"
-    return f"▲ context full {full}: evicted the oldest {gone:,} tok{total} · /compact · /context · /set ctx"
+    return f"▲ context full {full}: evicted the oldest {evicted:,} tok{total} · /compact · /context · /set ctx"
 
 
 def nearly_full_text(stats: TurnStats, before: int) -> str:
-    """Once, while all of it is still there: a summary made now has everything. `before`: tokens attended last time."""
+    """A warning, once, before anything is evicted: a summary made now covers the whole chat. `before`: tokens cached
+    after the last turn."""
     most = stats.cache_window * 9 // 10
     if not most or stats.evicted_tokens or not before < most <= stats.cache_tokens:
         return ""
@@ -148,7 +149,7 @@ def nearly_full_text(stats: TurnStats, before: int) -> str:
 
 
 def advice(kind: FailureKind) -> str:
-    """What to do about a failure, after the sentence that names it."""
+    """What to do about a failure, appended to its message."""
     return {
         FailureKind.MEMORY: " · chat saved · /set kv-bits 4 · /set ctx · /model",
         FailureKind.DISK: " · free some space, then /retry",
@@ -157,9 +158,9 @@ def advice(kind: FailureKind) -> str:
 
 
 def footer_text(status: SessionStatus, width: int, narrow: bool = False, saving: int | None = None) -> str:
-    """The session, not the turn: `KV 936 MB · 6.3k/32k tok · mem 5.6/27 GB · saved ✓`.
+    """State of the session: `KV 936 MB · 6.3k/32k tok · mem 5.6/27 GB · saved ✓`.
 
-    `saving`: per cent of the rows that are being written.
+    `saving`: percent of the KV rows written so far.
     """
     if narrow:
         return f"{percent(status)}% ctx" if status.cache_window else ""
@@ -171,7 +172,7 @@ def footer_text(status: SessionStatus, width: int, narrow: bool = False, saving:
         parts.append(f"mem {pair_text(status.memory_used, status.memory_limit)}")
     saved = {SaveState.SAVING: "saving …", SaveState.SAVED: "saved ✓", SaveState.OFF: "not saving this chat"}
     last = saved.get(status.saved, "")
-    if status.saved is SaveState.NOT_SAVED:  # the one part that must not be dropped
+    if status.saved is SaveState.NOT_SAVED:  # must never be dropped
         parts.insert(0, f"▲ not saved: {status.save_problem}")
     elif saving is not None:
         parts.append(f"saving KV {saving}%")
@@ -185,7 +186,7 @@ def percent(status: SessionStatus) -> int:
 
 
 def gauge_text(status: SessionStatus, width: int) -> tuple[str, str]:
-    """The context gauge and its level: "" | "warning" (75 %) | "error" (90 %). A full ring goes on, rotating."""
+    """The context gauge and its level: "" | "warning" (75 %) | "error" (90 %). A full ring evicts the oldest block."""
     if not status.cache_window:
         return "", ""
     share = percent(status)

@@ -1,6 +1,6 @@
-"""What was typed before, across runs: one JSON line per prompt in the state folder (0600). UI thread.
+"""Prompt history across runs: one JSON line per prompt in the state folder (mode 0600). UI thread.
 
-Nothing is written until `save` is called: a chat that is not kept must leave no prompt behind either.
+Nothing is written until `save` is called: a chat that is not saved must leave no prompts on disk.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ KEEP = 1000  # entries; the file is rewritten at twice that
 
 
 class History:
-    """A list of prompts and a cursor in it. `draft` is what was being typed when the cursor left the end."""
+    """A list of prompts and a cursor in it. `_draft` is the unfinished prompt below the last one."""
 
     def __init__(self, folder: Path | None) -> None:
         self._path = folder / "prompts.jsonl" if folder else None
@@ -29,14 +29,14 @@ class History:
         self._draft = ""
 
     def add(self, text: str) -> None:
-        """Remember `text`; the same prompt twice in a row is one entry."""
+        """Append `text`, unless it equals the last entry."""
         if text.strip() and self.entries[-1:] != [text]:
             self.entries.append(text)
             self._unsaved.append(text)
         self._at, self._draft = len(self.entries), ""
 
     def older(self, current: str) -> str | None:
-        """The entry before, or None at the beginning."""
+        """The previous entry, None at the beginning."""
         if self._at == len(self.entries):
             self._draft = current
         if self._at == 0:
@@ -45,14 +45,14 @@ class History:
         return self.entries[self._at]
 
     def newer(self) -> str | None:
-        """The entry after, the draft after the last one, then None."""
+        """The next entry, the draft after the last one, then None."""
         if self._at >= len(self.entries):
             return None
         self._at += 1
         return self._draft if self._at == len(self.entries) else self.entries[self._at]
 
     def save(self) -> None:
-        """Append what is new. A disk that refuses costs the history only, so errors end here."""
+        """Append new entries to the file. Errors are ignored: only the history is lost."""
         if not self._unsaved or self._path is None:
             return
         lines = [json.dumps({"text": text}) + "\n" for text in self._unsaved]
@@ -74,7 +74,7 @@ class History:
             lines = read_bytes(self._path, MOST_BYTES, follow=False).decode("utf-8", "replace").split("\n")
         except FileNotFoundError:
             return []
-        except OSError:  # whatever it is, nothing is added to it
+        except OSError:  # never append to a file that cannot be read
             self._path = None
             return []
         entries = [text for line in lines if (text := _entry(line))]
@@ -89,7 +89,7 @@ class History:
 
 
 def _entry(line: str) -> str:
-    """The prompt of one line; "" for a line that another program (or a crash) has spoilt."""
+    """The prompt in a line of the file; "" if the line is corrupt."""
     try:
         value = parse_json(line)
     except ValueError:

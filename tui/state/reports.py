@@ -1,4 +1,4 @@
-"""Answers to /context, /stats, /memory and /compact as text. Pure."""
+"""Texts that answer /context, /stats, /memory and /compact. Pure."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
-"""Slash commands: the one table of them, what a line of input means, and what help says. Pure; UI thread.
+"""The table of slash commands; parsing, completion and help. Pure; UI thread.
 
-What a command does is the app's business. The app may know more words for an argument than the table (models, themes):
-`complete` takes them.
+`slash_actions.py` runs them.
 """
 
 from __future__ import annotations
@@ -17,10 +16,10 @@ from mlxkv.tui.state.fuzzy import best
 
 @dataclass(frozen=True)
 class Slash:
-    """A command as the user may type it. `words` are arguments worth offering."""
+    """A slash command. `words` are completions of its argument."""
 
     name: str
-    argument: str  # "" | "name" | "[text]": brackets when it may be left out
+    argument: str  # "" | "name" | "[text]": brackets if it is optional
     help: str
     aliases: tuple[str, ...] = ()
     words: tuple[str, ...] = ()
@@ -99,7 +98,7 @@ class Unknown:
 
 
 def parse(text: str) -> Prompt | Run | Unknown:
-    """A path such as `/usr/bin/env` is no command, and `//text` sends `/text`."""
+    """Parse a line of input. A path such as `/usr/bin/env` is not a command; `//text` sends `/text`."""
     if text.startswith("//"):
         return Prompt(text[1:])
     match = _COMMAND.match(text)
@@ -114,13 +113,13 @@ def parse(text: str) -> Prompt | Run | Unknown:
 
 
 def as_typed(text: str) -> str:
-    """What must be typed for `text` to be sent: `/text` is `//text` where it would be a command."""
+    """The input that sends `text`: `/text` becomes `//text` if it would be a command."""
     return text if parse(text) == Prompt(text) else f"/{text}"
 
 
 @dataclass(frozen=True)
 class Offer:
-    """One line of the completion list: `insert` replaces the whole prompt. `is_prefix`: it was typed that far."""
+    """A completion; `insert` replaces the whole prompt. `is_prefix`: it begins with the typed text."""
 
     insert: str
     label: str
@@ -129,7 +128,7 @@ class Offer:
 
 
 def complete(text: str, words: Mapping[str, Sequence[str]] | None = None) -> list[Offer]:
-    """What a command being typed may become, best first; then its arguments. `words`: more of them, by command."""
+    """Completions of a command or of its argument, best first. `words`: more arguments (models, themes), by command."""
     if match := re.fullmatch(r"/([A-Za-z-]*)", text):
         typed = match[1].lower()
         found = best(typed, COMMANDS, lambda command: (command.name, *command.aliases))
@@ -153,7 +152,7 @@ def _is_prefix(command: Slash, typed: str) -> bool:
 
 
 def _help(command: Slash, typed: str) -> str:
-    """With the alias that was meant, where it is not the name that was typed."""
+    """Help text, with the alias that matched."""
     if command.name.startswith(typed):
         return command.help
     alias = next((alias for alias in command.aliases if alias.startswith(typed)), "")
@@ -161,7 +160,7 @@ def _help(command: Slash, typed: str) -> str:
 
 
 def hint(text: str) -> str:
-    """While the argument of a command is typed: what the command does."""
+    """Usage and help of a command while its argument is typed."""
     match = re.match(r"/([A-Za-z-]+)\s", text)
     command = BY_NAME.get(match[1].lower()) if match else None
     return f"{command.usage} – {command.help}" if command else ""

@@ -1,6 +1,6 @@
-"""What each slash command does: a change of the state, a command for the engine, or a wish only the caller can grant.
+"""Run slash commands: change the state, send a command to the engine, or return a request for the user interface.
 
-The window and the line mode share it. The table of commands and their help is `protocol/commands.py`. Pure; UI thread.
+Shared by the window and line mode. `slash.py` has the table of commands. UI thread; pure but for `/system @file`.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from mlxkv.tui.state.chat_state import ChatState
 from mlxkv.tui.state.choices import Listing, PutPrompt, Row, cut
 from mlxkv.tui.state.labels import number_range
 
-_LONGEST = 1 << 20  # bytes of a system prompt in a file
+_LONGEST = 1 << 20  # bytes of a system prompt file
 _FEW_TOKENS, _SMALL_WINDOW, _SMALL_DISK = 16, 256, 0.1  # tokens, tokens, GB
-_LONGEST_NAME = 40  # cells of a name that is none
+_LONGEST_NAME = 40  # cells of an unknown name
 _NAME_END = re.compile(r"\s*[\s=]\s*")
 
 
 @dataclass(frozen=True)
 class UiRequest:
-    """For the window (or the line mode) to do: "help", "quit", "theme", "copy", "find", "paste", "keys", "save"."""
+    """An action of the window or line mode: "help", "quit", "theme", "copy", "find", "paste", "keys" or "save"."""
 
     name: str
     argument: str = ""
 
 
 def run(state: ChatState, name: str, argument: str) -> UiRequest | None:
-    """Do what can be done here; the wish that is left."""
+    """Run a command; returns the part that only the user interface can do."""
     if action := _ACTIONS.get(name):
         return action(state, argument)
     return UiRequest(name, argument)
@@ -70,7 +70,7 @@ def _export(state: ChatState, argument: str) -> None:
     kind, _, path = argument.partition(" ")
     if kind in CHAT_FORMATS:
         state.submit(cmd.ExportChat(kind, path.strip()))
-    elif argument and not set(argument) & set(" ./\\"):  # a file would have a suffix, or a folder
+    elif argument and not set(argument) & set(" ./\\"):  # a path has a suffix or a folder
         state.transcript.add_error(
             f"{argument} is not an export format; it must be {one_of(CHAT_FORMATS)}, as in /export md chat.md."
         )
@@ -166,7 +166,7 @@ def _system(state: ChatState, argument: str) -> None:
 
 
 def _set(state: ChatState, argument: str) -> UiRequest | None:
-    name, _, value = _NAME_END.sub(" ", argument.strip(), count=1).partition(" ")  # `/set temp=0.7` is meant well
+    name, _, value = _NAME_END.sub(" ", argument.strip(), count=1).partition(" ")  # also accept `/set temp=0.7`
     if not name:
         state.show(settings_list(state))
         return None
@@ -187,7 +187,7 @@ def _change(state: ChatState, setting: Setting, value: str) -> UiRequest | None:
     try:
         settings = change(state.settings, {setting.name: value}, lambda key: f"/set {setting.slash or key}")
         if settings.model is not None and setting.name == "model":
-            resolve(settings.model)  # what cannot be a model at all would be told at the next start only
+            resolve(settings.model)  # otherwise an invalid model would be reported only at the next start
     except (ConfigError, ModelNotFoundError) as error:
         state.transcript.add_error(_on_off(str(error)))
         return None
@@ -203,7 +203,7 @@ def _change(state: ChatState, setting: Setting, value: str) -> UiRequest | None:
 
 
 def _now(state: ChatState, setting: Setting) -> str:
-    """What it is set to, in the words of the chat; what is not set, with what that means."""
+    """The value of a setting as text; for one that is not set, also what that means."""
     now = getattr(state.settings, setting.name)
     return f"none ({setting.null})" if now is None else _shown(setting, now)
 
@@ -213,7 +213,7 @@ def _shown(setting: Setting, value: object) -> str:
 
 
 def _on_off(rule: str) -> str:
-    return rule.replace("true or false", "on or off")  # as config.toml says it, and as one says it here
+    return rule.replace("true or false", "on or off")  # config.toml has true and false, the chat on and off
 
 
 def _from(setting: Setting) -> str:

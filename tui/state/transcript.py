@@ -17,7 +17,7 @@ from mlxkv.tui.state.streaming import StreamingReply
 
 
 def title_line(title: str) -> str:
-    """A title on one line, without control characters. The terminal's own cleaning is left to the widgets."""
+    """A title on one line, without control characters."""
     return " ".join(clean(title, joined=True).split())
 
 
