@@ -20,7 +20,7 @@ from mlxkv.protocol import events as ev
 from mlxkv.stats import bytes_text, stat_line
 from mlxkv.system.terminal import handle_interrupts
 from mlxkv.text.clean import CONTEXT, clean
-from mlxkv.tui.state import slash_actions as slash
+from mlxkv.tui.state import slash_actions
 from mlxkv.tui.state.blocks import NO_ANSWER, Kind
 from mlxkv.tui.state.chat_state import ChatState
 from mlxkv.tui.state.choices import Listing, PutPrompt, SendAnyway, row_line
@@ -107,7 +107,7 @@ class PlainChat:
             case Unknown(message):
                 self._line(message)
             case Run(name, argument):
-                if request := slash.run(self._state, name, argument):
+                if request := slash_actions.run(self._state, name, argument):
                     self._perform(request)
             case prompt:
                 if self._state.read_only:
@@ -122,21 +122,21 @@ class PlainChat:
     def _no_model(self) -> str:
         return "" if self._state.is_ready else "No model is loaded; /model lists them."
 
-    def _perform(self, request: slash.UiRequest) -> None:
+    def _perform(self, request: slash_actions.UiRequest) -> None:
         match request:
-            case slash.UiRequest("quit"):
+            case slash_actions.UiRequest("quit"):
                 self._done = True
-            case slash.UiRequest("help") | slash.UiRequest("keys"):
+            case slash_actions.UiRequest("help") | slash_actions.UiRequest("keys"):
                 for usage, about in help_rows():
                     self._line(f"{usage}: {about}")
-            case slash.UiRequest("save", name):
+            case slash_actions.UiRequest("save", name):
                 from mlxkv.config import save_setting
 
                 try:
                     save_setting(self._folders, name, getattr(self._state.settings, name))
                 except ConfigError as error:
                     self._line(f"Error: {error}")
-            case slash.UiRequest(name):
+            case slash_actions.UiRequest(name):
                 self._line(f"/{name} needs the window.")
 
     def _choose(self, listing: Listing) -> None:

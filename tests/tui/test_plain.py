@@ -126,7 +126,7 @@ def test_a_reply_of_reasoning_alone_and_a_notice_stand_on_lines_of_their_own() -
 def test_compacting_asks_first_and_does_not_read_the_chat_out_again() -> None:
     said, dispatcher, code = talk("/resume rust", "/compact", "1", "/compact last")
     assert code == 0
-    assert "1. A summary of 18 messages; the last 4 messages unchanged" in said
+    assert "1. A summary of 18 messages, and the last 4 messages" in said
     assert [c.summarise for c in dispatcher.commands if isinstance(c, Compact)] == [True, False]
     after = said[said.index("Number (Enter for none): 1") :]
     assert "compacted: a pinned summary and the last" in after

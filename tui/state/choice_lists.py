@@ -136,16 +136,14 @@ def delete_list(session_id: str, title: str) -> Listing:
 
 def compact_list(plan: CompactPlan) -> Listing:
     """The choices of /compact and their cost in tokens."""
-    last = f"last {plan.kept_messages} messages unchanged"
-    rows = [
-        Row(f"Only the last {plan.kept_messages} messages", cmd.Compact(False), (f"prefills {plan.kept_tokens:,} tok",))
-    ]
+    last = f"the last {plan.kept_messages} messages"
+    rows = [Row(f"Only {last}", cmd.Compact(False), (f"prefills {plan.kept_tokens:,} tok",))]
     title = f"Continue in a shorter branch? {plan.model} cannot summarise"
     if plan.summary_tokens:
         title = "Continue in a shorter branch? This chat stays unchanged"
         prefill = plan.ask_tokens + plan.kept_tokens + plan.summary_tokens
         cost = (f"generates ≤ {plan.summary_tokens:,} tok", f"prefills ≤ {prefill:,}")
-        rows.insert(0, Row(f"A summary of {plan.older_messages} messages; {last} unchanged", cmd.Compact(True), cost))
+        rows.insert(0, Row(f"A summary of {plan.older_messages} messages, and {last}", cmd.Compact(True), cost))
         if plan.evicted_tokens:
             title += f"; the {plan.evicted_tokens:,} evicted tok are in no summary"
     return replace(confirm(title, (*rows, Row("Cancel"))), hint="⏎ choose · esc cancel")

@@ -17,8 +17,7 @@ from mlxkv.protocol.export_format import CHAT_FORMATS, CHAT_SUFFIXES, export_for
 from mlxkv.settings import Setting, change, find, schema
 from mlxkv.system.regular_file import read_bytes, reason
 from mlxkv.text.encoding import decode
-from mlxkv.tui.state import choice_lists as lists
-from mlxkv.tui.state import reports
+from mlxkv.tui.state import choice_lists, reports
 from mlxkv.tui.state.chat_state import ChatState
 from mlxkv.tui.state.choices import Listing, PutPrompt, Row, cut
 from mlxkv.tui.state.labels import number_range
@@ -63,7 +62,7 @@ def _delete(state: ChatState, argument: str) -> None:
     if state.session_id is None:
         state.transcript.add_line("This chat is not saved, so there is nothing to delete.")
     else:
-        state.show(lists.delete_list(state.session_id, state.transcript.title))
+        state.show(choice_lists.delete_list(state.session_id, state.transcript.title))
 
 
 def _export(state: ChatState, argument: str) -> None:
@@ -106,7 +105,7 @@ def _rewind(state: ChatState, argument: str) -> None:
     if not any(m.role == "user" for m in state.transcript.messages):
         state.transcript.add_line("This chat has no messages yet.")
     elif not argument:
-        state.show(lists.rewind_list(state.transcript.messages))
+        state.show(choice_lists.rewind_list(state.transcript.messages))
     elif (turn := _question(state, argument)) != -1:
         state.submit(cmd.Rewind(turn))
 
