@@ -48,7 +48,7 @@ def visit(tour: Tour, lead: int, is_wide: bool) -> None:
     see("streamed", "\x1b[Fhello\r", "the end", "saved")
     see("thinking", "think\r", "thinks PAY", "thinks")
     for name, keys, text, *labels in (
-        ("rewind", "/rewind\r", "Go back to", "question"), ("tree", "/tree\r", "Branches of", "branch"),
+        ("rewind", "/rewind\r", "Rewind to", "question"), ("tree", "/tree\r", "Branches of", "branch"),
         ("delete", "/delete\r", "Delete “", "title"), ("help", "/help\r", "send, or queue"),
         ("keys", "/keys\r", "Keys"),
         ("models", "/model\r", "Models", "id"),

@@ -64,7 +64,7 @@ async def test_words_that_no_title_has_are_looked_for_in_all_chats() -> None:
         await w.pilot.press("ctrl+k")
         await w.until(lambda: isinstance(w.app.focused, Picker))
         await w.pilot.press(*"train")
-        await w.until(lambda: "looks for them in what was said" in w.screen())
+        await w.until(lambda: "searches the messages of all chats" in w.screen())
         await w.pilot.press("enter")
         await w.until(lambda: "“train” in all chats" in w.screen())
         assert "the train to Porto" in w.screen()
@@ -102,7 +102,7 @@ async def test_escape_twice_goes_back_to_a_message() -> None:
         await w.pilot.press("escape")
         await w.until(lambda: "esc again goes back" in w.bar("activity"))
         await w.pilot.press("escape")
-        await w.until(lambda: "Go back to" in w.screen())
+        await w.until(lambda: "Rewind to" in w.screen())
         await w.pilot.press("enter")
         await w.until(lambda: Rewind(0) in w.engine.commands)
         await w.until(lambda: w.app.prompt.text == "hello")
@@ -140,7 +140,7 @@ async def test_choosing_a_model_and_a_setting() -> None:
     async with window(model=None, size=(100, 30)) as w:
         await w.pilot.press("enter")  # nothing typed, no model: the models there are
         await w.until(lambda: "On this machine" in w.screen())
-        await w.until(lambda: "too large here" in w.screen())
+        await w.until(lambda: "too large" in w.screen())
         await w.pilot.press("enter")
         await w.until(lambda: LoadModel("tutor") in w.engine.commands)
         await w.ask("/set")

@@ -169,7 +169,7 @@ async def test_a_message_without_a_reply_is_said_to_be_one() -> None:
 async def too_long(w: Window, overflow: Overflow = OVERFLOW) -> str:
     sent = await asked(w, "much " * 100)
     w.engine.say([MessageTooLong(sent, overflow)])
-    await w.until(lambda: isinstance(w.app.focused, Picker) and "Send it without its oldest 3,976 tok" in w.screen())
+    await w.until(lambda: isinstance(w.app.focused, Picker) and "Send it; its oldest 3,976 tok" in w.screen())
     return sent
 
 
@@ -224,7 +224,7 @@ async def test_where_the_window_cannot_be_raised_that_is_not_offered() -> None:
     async with window(FakeEngine(manual=True)) as w:
         await too_long(w, replace(OVERFLOW, window=0, evicted_before=200))
         assert "/set window" not in w.screen()
-        await w.until(lambda: "its oldest 3,976 tok and 200 tok of the chat before it" in w.screen())
+        await w.until(lambda: "its oldest 3,976 tok and 200 tok of the chat are evicted" in w.screen())
 
 
 async def test_a_window_that_cannot_be_had_loses_nothing() -> None:
