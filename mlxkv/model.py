@@ -171,7 +171,7 @@ class Model:
             state = PromptState("", TokenIds(check_ids(ids, getattr(self.loaded.model, "args", None))))
         held = runtime.new_cache(cache or CacheConfig(), prompts, system) if as_chat else self.make_cache(cache, system)
         if save_to is not None:
-            runtime.files.check_space(Path(save_to), held, len(state.ids))
+            runtime.check_space(Path(save_to), held, len(state.ids))
         if as_chat:
             held.prompt = PromptText(system, str(prompt), state.text, len(state.ids), began.isoformat())
         runtime.borrower.borrow(held, state.ids)
@@ -310,7 +310,7 @@ class Model:
             FileMissingError: no such file. MismatchError: it was made with another model; `field` says which part
             differs. CorruptError: the bytes are not what was written.
         """
-        return self._runtime.files.read(Path(path))
+        return self._runtime.load_cache(Path(path))
 
     @public(path=arguments.path, cache=_CONFIG)
     def import_mlx_lm(self, path: str | os.PathLike[str], cache: CacheConfig | None = None) -> PromptCache:
@@ -328,7 +328,7 @@ class Model:
             FileMissingError: no such file. CorruptError: the file breaks a rule. MismatchError: it was made with
             another model. CacheError: this model has other caches than keys and values. OutOfMemoryError.
         """
-        return self._runtime.files.import_mlx_lm(Path(path), cache)
+        return self._runtime.import_mlx_lm(Path(path), cache)
 
     @public(text=text)
     def num_tokens(self, text: str) -> int:

@@ -53,11 +53,11 @@ class Reuse:
 
 
 class PromptFiles(Protocol):
-    """Saves prompt caches; the store implements it."""
+    """Saves prompt caches; ModelRuntime implements it."""
 
-    def write(self, path: Path, cache: PromptCache) -> int: ...
+    def write_cache(self, path: Path, cache: PromptCache) -> int: ...
 
-    def export(self, path: Path, cache: PromptCache, version: str) -> int: ...
+    def export_cache(self, path: Path, cache: PromptCache, version: str) -> int: ...
 
     @property
     def model_id(self) -> str: ...
@@ -412,7 +412,7 @@ class PromptCache:
             what = "A cache made outside `mlxkv.load`" if self._files is None else ", ".join(self.unsaved)
             raise CacheError(f"{what} cannot be saved; use another model, or `mlxkv.load` to make the cache.")
         self.check_log()
-        return self._files.write(Path(path), self)
+        return self._files.write_cache(Path(path), self)
 
     @public(path=arguments.path, version=text)
     def export_mlx_lm(self, path: str | os.PathLike[str], version: str = "0.32") -> int:
@@ -424,7 +424,7 @@ class PromptCache:
         if self._files is None:
             raise CacheError("A cache made outside `mlxkv.load` cannot be exported; make it with `Model.prefill`.")
         self.check_log()
-        return self._files.export(Path(path), self, version)
+        return self._files.export_cache(Path(path), self, version)
 
     def layout(self) -> dict[str, Any]:
         """The layout that saved rows must have to fit: JSON-able, and equal for the same model and settings."""

@@ -244,13 +244,13 @@ class Conversation:
         self.title, turns = record.title, record.turns
         if self._store.read_only:
             self._set_turns(_closed(turns))
-            return record.model.model_id == self._runtime.identity.model_id
+            return record.model.model_id == self._runtime.model_id
         try:
             self._enter(record.id)
         except SessionLockedError as error:
             self.read_only, self.session_id = str(error), record.id
             self._set_turns(turns)
-            return record.model.model_id == self._runtime.identity.model_id
+            return record.model.model_id == self._runtime.model_id
         if record.forked_at == len(turns):
             self._empty_fork_of = record.parent
         closed = _closed(turns)
@@ -343,7 +343,7 @@ class Conversation:
     @property
     def model(self) -> str | None:
         """A short id of the model that generates the replies; None while nothing is saved."""
-        return self._runtime.identity.model_id[:16] if self.session_id is not None else None
+        return self._runtime.model_id[:16] if self.session_id is not None else None
 
     def record_prefill_speed(self, tokens_per_second: float) -> None:
         """Tell the store how fast prefill is, which decides whether rows are worth restoring."""

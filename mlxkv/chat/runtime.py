@@ -1,27 +1,44 @@
 """ModelRuntime: a loaded model with what its chats and prompt caches need: runner, prompts, memory, sessions.
 
-Made by `Model`, one for each loaded model; knows no chat. Used on the thread that loaded the model.
+Made by `Model`, one for each loaded model; knows no chat. Decides which model a file of a prompt cache belongs to; the
+bytes are read and written by `store/prompts`. Used on the thread that loaded the model.
 """
 
 from __future__ import annotations
 
 import secrets
+import stat
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from mlxkv.cache.config import CacheConfig
+from mlxkv.cache.config import DEFAULT_SINKS, CacheConfig
+from mlxkv.cache.mlx_lm import ImportedCache, to_mlx_lm, to_model_dtype, window_for
 from mlxkv.cache.prompt_cache import PromptCache
 from mlxkv.chat.prompt import PromptFormat
-from mlxkv.chat.prompt_files import PromptCacheFiles
 from mlxkv.config import Folders
 from mlxkv.device import current_device
+from mlxkv.errors import FileMissingError, MismatchError
 from mlxkv.inference.runner import ModelRunner
 from mlxkv.memory import Budget
 from mlxkv.models import LoadedModel
-from mlxkv.store import ModelIdentity, SessionStore, identify
+from mlxkv.models.resolve import is_repo
+from mlxkv.safetensors import num_bytes
+from mlxkv.store import (
+    ModelIdentity,
+    SessionStore,
+    describe_prompt_file,
+    identify,
+    read_prompt_file,
+    write_prompt_file,
+)
 from mlxkv.store.borrow import Borrower
 from mlxkv.store.identity import FileHashes
+from mlxkv.store.prompts.mlx_lm_file import OUR_NAME, read_mlx_lm, write_mlx_lm
+from mlxkv.text.clean import clean
+
+_MODEL_ID = "mlxkv_model_id"  # in the metadata of exports
 
 
 class ModelRuntime:
@@ -69,19 +86,62 @@ class ModelRuntime:
         self.budget.limit = self._memory_limit()
         plan = self.budget.plan(config, self.loaded.weight_bytes, system_tokens=num_pinned)
         self.budget.check(plan, self.loaded.weight_bytes)
-        return PromptCache(plan, self.model, self.files)
+        return PromptCache(plan, self.model, self)
 
     def check_cache(self, cache: PromptCache) -> None:
         """Raises MismatchError: the cache was made with another model."""
-        cache.check_model(self.model, lambda: self.identity.model_id)
-
-    @cached_property
-    def files(self) -> PromptCacheFiles:
-        return PromptCacheFiles(self)
+        cache.check_model(self.model, lambda: self.model_id)
 
     def _memory_limit(self) -> int:
         """Bytes that may be used now; 0 for no limit."""
         return current_device().memory_limit if self.is_limited else 0
+
+    # -- prompt caches as files ----------------------------------------------------------------------------------------
+
+    def write_cache(self, path: Path, cache: PromptCache) -> int:
+        """Write a file for `load_cache`; its size. Files in the store's folder count towards the disk limit."""
+        config = asdict(cache.plan.resolved)
+        with self.store.saving_named(path) as check_size:
+            return write_prompt_file(path, cache, self.identity, config, prompt=cache.prompt, check_size=check_size)
+
+    def check_space(self, path: Path, cache: PromptCache, num_tokens: int) -> None:
+        """Raises StoreError: the disk limit leaves too little space to save the cache with this many tokens."""
+        shapes = [s for g in cache.groups for a, b in g.required(num_tokens) for s in g.shapes(b - a).values()]
+        self.store.check_named(path, 4 * num_tokens + sum(num_bytes(dtype, shape) for shape, dtype in shapes))
+
+    def load_cache(self, path: Path) -> PromptCache:
+        """See Model.load_cache."""
+        _check_there(path)
+        config = CacheConfig.from_table(describe_prompt_file(path).get("config"))
+        if config.sinks == "system":  # an older version wrote this for them
+            config = replace(config, sinks=DEFAULT_SINKS)
+        cache = self.new_cache(config)
+        cache.prompt = read_prompt_file(path, cache, self.identity).prompt
+        return cache
+
+    def export_cache(self, path: Path, cache: PromptCache, version: str) -> int:
+        """Write a file for mlx-lm, with the metadata that `mlx_lm.generate --prompt-cache-file` reads; its size."""
+        name = self.name
+        # mlx-lm knows no built-in model and no revision in a name.
+        source = name if is_repo(name) and "@" not in name else str(self.loaded.path)
+        about = {"model": source, "tokenizer_config": "{}", _MODEL_ID: self.model_id}
+        if source != name:
+            about[OUR_NAME] = name
+        with self.store.saving_named(path) as check_size:
+            return write_mlx_lm(path, to_mlx_lm(cache), version, about, check_size=check_size)
+
+    def import_mlx_lm(self, path: Path, config: CacheConfig | None) -> PromptCache:
+        """See Model.import_mlx_lm."""
+        _check_there(path)
+        file = read_mlx_lm(path)
+        held = self.new_cache(config or CacheConfig())
+        layers, notes = to_model_dtype(file.layers, held.plan, path.name)
+        if file.metadata.get(_MODEL_ID, self.model_id) != self.model_id:
+            why = f"{path.name} was made with other weights than {self.name} has; load the model it was made with."
+            raise MismatchError(why, "model_id")
+        if config is None and held.capacity < layers[0].offset:
+            held = self.new_cache(CacheConfig(window=window_for(layers[0].offset)))
+        return ImportedCache(held.plan, self.model, layers, self, notes)
 
     # -- sessions ----------------------------------------------------------------------------------------------------
 
@@ -116,6 +176,10 @@ class ModelRuntime:
         # The files are no longer those that were loaded: no saved rows match.
         return ModelIdentity.of(found.name, {**found.parts, "file.replaced": secrets.token_hex()})
 
+    @property
+    def model_id(self) -> str:
+        return self.identity.model_id
+
     @cached_property
     def borrower(self) -> Borrower:
         """Rows of saved chats for what is not saved itself."""
@@ -123,3 +187,14 @@ class ModelRuntime:
 
     def _identify(self, hashes: FileHashes) -> ModelIdentity:
         return identify(self.loaded.path, self.loaded.config, hashes, name=self.name)
+
+
+def _check_there(path: Path) -> None:
+    try:
+        is_folder = stat.S_ISDIR(path.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise FileMissingError(f"There is no file {clean(str(path))!r}; check the path.") from error
+    except OSError:
+        return  # reading it reports the error
+    if is_folder:
+        raise FileMissingError(f"{clean(str(path))} is a folder; name the file in it.")
