@@ -146,7 +146,7 @@ def six_turns(tokenizer: TokenizerWrapper, folder: Path) -> Iterator[tuple[int, 
         question = " ".join(rng.choices(WORDS, k=40)) + "?"
         before, last = len(chat.log), len(chat.turns[-1].ids) if chat.turns else 0
         has_thought = bool(chat.turns and chat.turns[-1].thinking)
-        messages = chat._history.replay.messages([*chat.turns, mlxkv.store.TurnRecord("user", question)])
+        messages = chat._history.messages([*chat.turns, mlxkv.store.TurnRecord("user", question)])
         runner.script = [*reply(prompts, prompts.render(messages), rng), 0]
         *_, done = chat.send(question)
         assert isinstance(done, TurnFinished)

@@ -1,7 +1,7 @@
-"""Chat: messages in, events out: one turn after the other on one KV cache.
+"""Chat: messages in, events out: one turn after another on one KV cache.
 
-Owns the cache and what varies between turns; what was conversation, and going back in it, is History's, one reply is
-ReplyRun's. Going back never destroys: a saved chat continues in a fork. On the MLX thread, except `cancel`.
+Owns the cache and the settings of the next turn; History owns the messages and goes back in them, ReplyRun makes one
+reply. Going back never destroys: a saved chat continues in a fork. On the MLX thread, except `cancel`.
 """
 
 from __future__ import annotations
@@ -21,11 +21,10 @@ from mlxkv.cache.mlx_lm import ImportedCache
 from mlxkv.cache.prompt_cache import PromptCache
 from mlxkv.chat import clock
 from mlxkv.chat.conversation import Conversation
-from mlxkv.chat.history import History, HistorySnapshot, Undo
+from mlxkv.chat.history import History, HistorySnapshot, spans
 from mlxkv.chat.prefix import ChatPrefix
 from mlxkv.chat.prompt import PromptState
-from mlxkv.chat.replay import spans
-from mlxkv.chat.reply import ReplyOptions, ReplyRun
+from mlxkv.chat.reply import ReplyOptions, ReplyRun, make_generation, prefill
 from mlxkv.chat.reply_gate import ReplyGate
 from mlxkv.chat.runtime import ModelRuntime
 from mlxkv.device import set_wired_limit
@@ -38,7 +37,6 @@ from mlxkv.errors import (
     StoreError,
 )
 from mlxkv.events import Branch, Message, Notice, PrefillProgress, Sibling, TurnEvent
-from mlxkv.inference.generation import Generation
 from mlxkv.inference.sampling import SAMPLING, SamplingParams, set_random_state
 from mlxkv.stats import TurnStats
 from mlxkv.store import Restored, SessionRecord, TurnRecord
@@ -137,8 +135,7 @@ class Chat:
             StoreError: the turn cannot be saved. SessionLockedError: the chat is read-only. CacheError: the layers of
             `cache` were used outside this chat. MismatchError: `cache` was made with another model.
         """
-        _check_not_empty(text)
-        text = well_formed(text)
+        text = _checked("message", text)
         self._conversation.check_writable()
         options = self._options(sampling, started)
         return self._gate.start(lambda cancelled: self._turn(text, replace(options, cancelled=cancelled), whole=whole))
@@ -182,9 +179,7 @@ class Chat:
         Raises:
             PromptError: `text` is empty. ConfigError: no such sampling parameter, or a reply is still being generated.
         """
-        if not text.strip():
-            raise PromptError("The question is empty; write something first.")
-        options = self._options(sampling)
+        text, options = _checked("question", text), self._options(sampling)
         return self._gate.start(lambda cancelled: self._aside(text, replace(options, cancelled=cancelled)))
 
     @public(text=text)
@@ -212,21 +207,10 @@ class Chat:
         self.cache = self._new_cache(self.cache.plan.resolved)
 
     def _turn(
-        self,
-        text: str,
-        options: ReplyOptions,
-        before: HistorySnapshot | None = None,
-        *,
-        whole: bool = False,
-        returned: str | None = None,
+        self, text: str, options: ReplyOptions, undo: HistorySnapshot | None = None, *, whole: bool = False
     ) -> Iterator[TurnEvent]:
-        """A message and its reply.
-
-        Args:
-            before: where the chat returns if nothing comes of the turn; None: to its state now.
-            returned: the text that the user gets back then; None: `text`.
-        """
-        before = before or self._history.snapshot()
+        """A message and its reply. `undo`: the state to return to if nothing is generated; None: the present one."""
+        undo = undo or self._history.snapshot(text)
         try:
             self._conversation.check_writable()
             self._check_cache()
@@ -235,29 +219,25 @@ class Chat:
             )
         except BaseException:
             with suppress(StoreError):  # report the first error, not this one
-                self._history.return_to(before)
+                self._history.return_to(undo)
             raise
-        undo = Undo(before, text if returned is None else returned)
         yield from self._reply(prompt, TurnRecord("assistant", ""), options, undo)
 
     def _continue(self, options: ReplyOptions) -> Iterator[TurnEvent]:
         self._check_cache()
         history = self._history
-        last, prompt = history.continuable_reply(self.cache.plan.learned), history.replay.prompt_before_reply()
+        last, prompt = history.continuable_reply(self.cache.plan.learned), history.prompt_before_reply()
         self._conversation.reopen_reply()
         yield from self._reply(prompt, last, options)
 
     def _reply(
-        self, prompt: PromptState, before: TurnRecord, options: ReplyOptions, undo: Undo | None = None
+        self, prompt: PromptState, before: TurnRecord, options: ReplyOptions, undo: HistorySnapshot | None = None
     ) -> Iterator[TurnEvent]:
         """Generate the reply to `prompt`, which begins with the reply `before`; `undo`: if nothing is generated."""
-        history = self._history
-        generation = self._generation(
-            prompt,
-            options,
-            reply=(before.ids, before.text, before.thinking),
-            checkpoints=history.replay.checkpoints(prompt, self.thinking) if self.cache.checkpoints.is_needed else (),
-        )
+        history, cache = self._history, self.cache
+        checkpoints = history.checkpoints(prompt, self.thinking) if cache.checkpoints.is_needed else ()
+        reply = (before.ids, before.text, before.thinking)
+        generation = make_generation(self._runtime, history, cache, prompt, options, reply, checkpoints)
         run = ReplyRun(history, generation, prompt, self.thinking, undo, lambda: self._keeps_message)
         try:
             yield from run.events()
@@ -269,43 +249,11 @@ class Chat:
         prompt = self._history.aside_prompt(text, self.thinking, self.cache.log)
         self._conversation.restore_rows_for(self.cache, prompt.ids)
         with set_wired_limit():
-            yield from self._generation(prompt, options).events()
-
-    def _generation(
-        self,
-        prompt: PromptState,
-        options: ReplyOptions,
-        reply: tuple[Sequence[int], str, str] = ((), "", ""),
-        checkpoints: Sequence[int] = (),
-    ) -> Generation:
-        return Generation(
-            self._runtime.runner,
-            self._runtime.tokenizer,
-            self.cache,
-            prompt.ids + reply[0],
-            options.params,
-            started=options.started,
-            cancelled=options.cancelled,
-            reply=reply,
-            reader=self._history.prompts.reader(prompt, options.params.stop),
-            checkpoints=checkpoints,
-        )
+            yield from make_generation(self._runtime, self._history, self.cache, prompt, options).events()
 
     def _prefill(self, cancelled: Callable[[], bool]) -> Iterator[PrefillProgress]:
         self._check_cache()
-        conversation = self._conversation
-        ids = conversation.log[:-1]  # as after a turn: the last token was sampled and is not in the cache
-        if not ids:
-            return
-        conversation.restore_rows_for(self.cache, ids)
-        cached, begun = self.cache.reuse(ids).cached, time.perf_counter()
-        with set_wired_limit(), self.cache.in_use():
-            for done in self._runtime.runner.prefill(self.cache, ids[cached:], cancelled):
-                tps = done / max(time.perf_counter() - begun, 1e-9)
-                yield PrefillProgress(done, len(ids) - cached, cached, tps)
-        self.cache.checkpoint()
-        if conversation.session_id is not None:
-            conversation.save_rows(self.cache)
+        yield from prefill(self._runtime, self._conversation, self.cache, cancelled)
 
     def _check_cache(self) -> None:
         self._runtime.check_cache(self.cache)
@@ -339,11 +287,7 @@ class Chat:
         return text
 
     def question(self, turn: int | None = None) -> int:
-        """The number of the user's message that message number `turn` is, or is the reply to; None: the last one.
-
-        Raises:
-            PromptError: the chat is empty. ConfigError: there is no such message.
-        """
+        """The number of the user's message that message number `turn` is, or replies to; None: the last one."""
         return self._history.question(turn)
 
     @public(*SAMPLING, turn=optional(arguments.whole), started=_STARTED)
@@ -370,9 +314,9 @@ class Chat:
             ConfigError: there is no such message, or it is not the user's. PromptError: `text` is empty.
             MessageTooLongError: see `send`; the chat is unchanged.
         """
-        _check_not_empty(text)
+        text = _checked("message", text)
         self._history.check_user(turn)
-        return self._replace_message(turn, well_formed(text), self._options(sampling, started), whole)
+        return self._replace_message(turn, text, self._options(sampling, started), whole)
 
     def _replace_message(
         self, turn: int, text: str | None, options: ReplyOptions, whole: bool = False
@@ -383,14 +327,15 @@ class Chat:
         def events(cancelled: Callable[[], bool]) -> Iterator[TurnEvent]:
             if self.turns[turn : turn + 1] != (was,):
                 raise ConfigError("The chat has changed since this was asked for; call `retry` or `edit` again.")
-            is_unanswered = turn == len(self.turns) - 1
+            is_unanswered, is_only = turn == len(self.turns) - 1, self._autosave and history.is_only_message(turn)
             asked = history.user_text(turn) if text is None else text
-            before = None if is_unanswered else history.snapshot()
-            if self._autosave and history.is_only_message(turn):
-                before = history.empty()
-            returned = "" if text is None and not is_unanswered else asked
+            undo = history.snapshot("" if text is None and not is_unanswered else asked)
             history.remove_from(turn)
-            yield from self._turn(asked, replace(options, cancelled=cancelled), before, whole=whole, returned=returned)
+            if is_only:
+                undo = history.empty(undo.returned)
+            elif is_unanswered:
+                undo = history.snapshot(asked)
+            yield from self._turn(asked, replace(options, cancelled=cancelled), undo, whole=whole)
 
         return self._gate.start(events)
 
@@ -429,7 +374,7 @@ class Chat:
             StoreError: it cannot be saved. OutOfMemoryError. ConfigError: a reply is still being generated.
         """
         self._gate.check_idle()
-        turns, state = self._history.replay.retokenize(turns)
+        turns, state = self._history.retokenize(turns)
         config, pinned = self.cache.plan.resolved, spans(turns)[num_pinned - 1][1] if num_pinned else 0
         if config.window is None or pinned > config.window // 4:
             pinned = 0
@@ -469,10 +414,6 @@ class Chat:
     def messages(self) -> tuple[Message, ...]:
         """All messages, without the system prompt."""
         return self._conversation.messages
-
-    @property
-    def num_messages(self) -> int:
-        return len(self.turns)
 
     @property
     def turns(self) -> tuple[TurnRecord, ...]:
@@ -544,11 +485,8 @@ class Chat:
         return None
 
     def _begin(self, title: str | None, parent: str | None = None, pinned: int = 0) -> None:
-        params: dict[str, Any] = {
-            "cache": asdict(self.cache.plan.resolved),
-            "sampling": asdict(self._params),
-            "think": self.thinking,
-        }
+        cache, sampling = asdict(self.cache.plan.resolved), asdict(self._params)
+        params: dict[str, Any] = {"cache": cache, "sampling": sampling, "think": self.thinking}
         if pinned:
             params["pinned"] = pinned
         self._conversation.begin(title, self.system, params, parent, self._history.prefix.began)
@@ -557,10 +495,8 @@ class Chat:
     def load(self, record: SessionRecord) -> None:
         """Load a stored session: its turns, and the rows that fit from disk; see `read_only`."""
         self._gate.check_idle()
-        history, conversation = self._history, self._conversation
-        was_this_models = conversation.resume(record)
-        # Another model's ids mean nothing to this one's tokenizer: the next prompt is tokenized anew.
-        history.prompt_state = history.replay.prompt_state() if was_this_models else PromptState()
+        self._history.load(record)
+        conversation = self._conversation
         if conversation.read_only:
             return
         restored = conversation.restore_rows(self.cache, conversation.log)
@@ -605,6 +541,7 @@ class Chat:
         return self._runtime.new_cache(config, self._history.prompts, self.system)
 
 
-def _check_not_empty(text: str) -> None:
+def _checked(what: str, text: str) -> str:
     if not text.strip():
-        raise PromptError("The message is empty; write something first.")
+        raise PromptError(f"The {what} is empty; write something first.")
+    return well_formed(text)

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, replace
 
 from mlxkv.chat.chat import Chat
-from mlxkv.chat.replay import spans
+from mlxkv.chat.history import spans
 from mlxkv.errors import PromptError
 from mlxkv.events import FinishReason, TurnFinished
 from mlxkv.protocol.status import CompactPlan

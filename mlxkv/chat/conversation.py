@@ -192,10 +192,6 @@ class Conversation:
         ]
         return tuple(shown)
 
-    def last(self, role: str) -> int | None:
-        """The number of the last turn of `role`."""
-        return next((i for i in range(len(self.turns) - 1, -1, -1) if self.turns[i].role == role), None)
-
     # -- the session -------------------------------------------------------------------------------------------------
 
     def begin(

@@ -1,6 +1,7 @@
 """History: the conversation of a chat and the prompt state that its next prompt continues; adds messages and goes back.
 
-Knows the chat template and no model. The cache is only looked at: the next generation rewinds it. On the MLX thread.
+After going back or resuming, the prompt state is rebuilt from the turns. Knows the chat template and no model, and only
+reads the cache: the next generation rewinds it. On the MLX thread.
 """
 
 from __future__ import annotations
@@ -14,41 +15,34 @@ from mlxkv.cache.prompt_cache import PromptCache
 from mlxkv.chat import clock
 from mlxkv.chat.conversation import Conversation, Snapshot, title_of
 from mlxkv.chat.prefix import ChatPrefix
-from mlxkv.chat.prompt import PromptFormat, PromptState
-from mlxkv.chat.replay import Replay
+from mlxkv.chat.prompt import Message, PromptFormat, PromptState, message
 from mlxkv.errors import ConfigError, MessageTooLongError, PromptError
 from mlxkv.events import FinishReason, Notice
 from mlxkv.inference.generation import check_size
 from mlxkv.memory.overflow import overflow_of
 from mlxkv.stats import evicted_text
-from mlxkv.store import TurnRecord, TurnState
+from mlxkv.store import SessionRecord, TurnRecord, TurnState
 from mlxkv.text.encoding import well_formed
-from mlxkv.token_ids import common_prefix
+from mlxkv.token_ids import TokenIds, common_prefix
 
 _QUIET_GAIN = 64  # tokens that may be prefilled again so that an aside is answered without reasoning
+_MAX_TRIED = 3  # replies, the newest first
 
 
 @dataclass(frozen=True)
 class HistorySnapshot:
-    """A history at one moment."""
+    """A history to return to, for example if a turn is stopped before its reply. `returned`: see TurnFinished."""
 
     conversation: Snapshot
     prompt_state: PromptState
-
-
-@dataclass(frozen=True)
-class Undo:
-    """Where a history returns if nothing comes of a turn. `returned`: see TurnFinished."""
-
-    before: HistorySnapshot
-    returned: str
+    returned: str = ""
 
 
 class History:
-    """What was said in one chat.
+    """The conversation of one chat, and its prompt state.
 
     Args:
-        prompts: the chat template, at any time: the history's own prints the time of `prefix`.
+        prompts: the chat template; the history's copy prints the time at which `prefix` began.
     """
 
     def __init__(self, conversation: Conversation, prefix: ChatPrefix, prompts: PromptFormat) -> None:
@@ -59,24 +53,24 @@ class History:
         """Set the time that the template prints."""
         self.prefix, self.prompts = replace(self.prefix, began=time), self.prompts.at(time)
 
-    @property
-    def replay(self) -> Replay:
-        conversation = self.conversation
-        return Replay(self.prompts, self.prefix, conversation.turns, conversation.log, conversation.model)
+    def load(self, record: SessionRecord) -> None:
+        """Load a stored session; another model's ids mean nothing to this tokenizer: all is then tokenized again."""
+        was_this_models = self.conversation.resume(record)
+        self.prompt_state = self._replayed_state() if was_this_models else PromptState()
 
     def fork(self, num_turns: int) -> History:
         """A second history with the same first turns."""
         conversation = self.conversation
         twin = History(conversation.fork(num_turns), self.prefix, self.prompts)
         is_same = num_turns == len(conversation.turns) and conversation.read_only is None
-        twin.prompt_state = self.prompt_state if is_same else twin.replay.prompt_state()
+        twin.prompt_state = self.prompt_state if is_same else twin._replayed_state()
         return twin
 
     def aside_prompt(self, text: str, think: bool | None, cached: Sequence[int]) -> PromptState:
         """The prompt of a question that is not recorded, for a cache that holds the ids `cached`; without reasoning,
         unless the template would then word earlier messages otherwise."""
         asked = TurnRecord("user", well_formed(text))
-        messages = self.replay.messages([*self.conversation.turns, asked])
+        messages = self.messages([*self.conversation.turns, asked])
         usual = self.prompts.prompt(messages, self.prompt_state, think)
         if self.prompts.reasoning is None:
             return usual
@@ -112,7 +106,7 @@ class History:
         elif conversation.turns[-1].role == "user":  # a crash left it without a reply: keep the roles alternating
             conversation.append(TurnRecord("assistant", "", state=TurnState.STOPPED))
         message = text if conversation.turns else self.prefix.text + text
-        messages = self.replay.messages([*conversation.turns, TurnRecord("user", message)])
+        messages = self.messages([*conversation.turns, TurnRecord("user", message)])
         prompt = prompts.prompt(messages, self.prompt_state, think)
         check_size(prompt.ids)
         cache.check_length(len(prompt.ids))
@@ -160,14 +154,105 @@ class History:
             )
         return last
 
+    # -- the prompt state, from the turns ------------------------------------------------------------------------------
+
+    def messages(self, turns: Sequence[TurnRecord]) -> list[Message]:
+        """The system prompt and `turns`. Templates may insist that roles alternate: replies without text (stopped
+        before it, or while thinking) are left out, and the user messages around one are joined."""
+        out = [message("system", self.prefix.system)] if self.prefix.system else []
+        for turn in turns:
+            new = message(turn.role, turn.text, turn.thinking)
+            if not self.prompts.has_template:
+                out.append(new)
+            elif out and out[-1]["role"] == turn.role:
+                out[-1] = new | {"content": f"{out[-1]['content']}\n\n{turn.text}"}
+            elif turn.role != "assistant" or turn.text:
+                out.append(new)
+        return out
+
+    def _replayed_state(self) -> PromptState:
+        """The state after these turns; empty if they are of another model, whose ids mean nothing to this tokenizer."""
+        prompts, turns, model = self.prompts, self.conversation.turns, self.conversation.model
+        if not turns:
+            return self.prefix.prompt_state
+        newest = next((t for t in reversed(turns) if t.role == "assistant"), None)
+        if model is not None and newest is not None and newest.params.get("model", model) != model:
+            return PromptState()
+        reply = turns[-1]
+        if reply.role == "user":
+            return self._prompt(turns, self.conversation.log)
+        prompt, is_cut_off = self.prompt_before_reply(), reply.stats.get("finish_reason") == FinishReason.STOP_STRING
+        if prompts.has_template:
+            return prompt if is_cut_off else prompts.with_reply(prompt, prompts.raw(reply.text, reply.ids), reply.ids)
+        return PromptState(
+            "", prompt.ids + (prompts.displayed_ids(reply.text, reply.ids, prompt.ids) if is_cut_off else reply.ids)
+        )
+
+    def prompt_before_reply(self) -> PromptState:
+        """The prompt that the last turn replies to."""
+        (*turns, reply), log = self.conversation.turns, self.conversation.log
+        return self._prompt(turns, log[: len(log) - len(reply.ids)], reply.params.get("think"))
+
+    def _prompt(self, turns: Sequence[TurnRecord], ids: TokenIds, think: bool | None = None) -> PromptState:
+        """The state of the prompt `ids` of `turns`, with a cut after the last reply of which it has the sampled ids."""
+        prompts = self.prompts
+        if not prompts.has_template:
+            return PromptState("", ids)
+        text = prompts.render(self.messages(turns), think=think)
+        places, least = spans(turns), len(ids)
+        replies = []
+        for i in reversed(range(1, len(turns))):
+            if turns[i].role == "assistant" and turns[i].text and places[i][0] + len(turns[i].ids) <= least:
+                replies.append(i)
+            least = min(least, places[i][0])
+        for i in replies[:_MAX_TRIED]:
+            reply = turns[i]
+            before = PromptState(prompts.render(self.messages(turns[:i]), think=reply.params.get("think")))
+            before = prompts.with_reply(before, prompts.raw(reply.text, reply.ids), reply.ids)
+            if text.startswith(before.text):
+                return PromptState(text, ids, ((len(before.text), places[i][0] + len(reply.ids)),))
+        return PromptState(text, ids)
+
+    def retokenize(self, turns: Sequence[TurnRecord]) -> tuple[tuple[TurnRecord, ...], PromptState]:
+        """`turns` with new ids and positions, as the only ones of a chat with the same prefix, and the state after
+        them. Replies of this model keep their sampled ids."""
+        prompts, state, model = self.prompts, self.prefix.prompt_state, self.conversation.model
+        log: list[int] = []
+        out: list[TurnRecord] = []
+        for i, turn in enumerate(turns):
+            start, ids = len(log), turn.ids
+            if turn.role == "user":
+                think = turns[i + 1].params.get("think") if i + 1 < len(turns) else None
+                state = prompts.prompt(self.messages(turns[: i + 1]), state, think)
+                start = common_prefix(log, state.ids)
+                turn = replace(turn, ids=tuple(state.ids[start:]), start=start)
+            else:
+                if not ids or turn.params.get("model", model) != model:
+                    ids = tuple(prompts.encode_text(turn.text, log))
+                params = turn.params if model is None else {**turn.params, "model": model}
+                turn = replace(turn, ids=ids, start=start, params=params)
+                if turn.stats.get("finish_reason") != FinishReason.STOP_STRING:
+                    state = prompts.with_reply(state, prompts.raw(turn.text, ids), ids)
+                elif not prompts.has_template:
+                    state = PromptState("", TokenIds([*log, *prompts.displayed_ids(turn.text, ids, log)]))
+            log[start:] = turn.ids
+            out.append(turn)
+        return tuple(out), state
+
+    def checkpoints(self, prompt: PromptState, think: bool | None) -> tuple[int, ...]:
+        """Positions in `prompt` at which to keep the state of recurrent layers: the next prompt may differ there."""
+        turns = self.conversation.turns
+        turns = turns if turns[-1].role == "user" else turns[:-1]
+        return (self.prompts.num_unchanged(self.messages(turns), prompt, think),)
+
     # -- going back --------------------------------------------------------------------------------------------------
 
-    def snapshot(self) -> HistorySnapshot:
-        return HistorySnapshot(self.conversation.snapshot(), self.prompt_state)
+    def snapshot(self, returned: str = "") -> HistorySnapshot:
+        return HistorySnapshot(self.conversation.snapshot(), self.prompt_state, returned)
 
-    def empty(self) -> HistorySnapshot:
+    def empty(self, returned: str = "") -> HistorySnapshot:
         """The state before the first message."""
-        return HistorySnapshot(Snapshot(), self.prefix.prompt_state)
+        return HistorySnapshot(Snapshot(), self.prefix.prompt_state, returned)
 
     def return_to(self, before: HistorySnapshot) -> None:
         """Undo every change since `before`. Raises StoreError: it cannot be undone on disk, so nothing is."""
@@ -182,7 +267,7 @@ class History:
             conversation.return_to(replace(conversation.snapshot(), turns=conversation.turns[:turn]))
         else:
             conversation.branch(turn)
-        self.prompt_state = self.replay.prompt_state()
+        self.prompt_state = self._replayed_state()
 
     def is_only_message(self, turn: int) -> bool:
         """Whether message number `turn` is the only one of its session, which has its title from it."""
@@ -203,9 +288,10 @@ class History:
 
     def last_user(self) -> int:
         """The number of the user's last message. Raises PromptError: there is none."""
-        if (last := self.conversation.last("user")) is None:
-            raise PromptError("There is nothing to go back to: this chat has no messages yet.")
-        return last
+        for turn in reversed(range(len(self.conversation.turns))):
+            if self.conversation.turns[turn].role == "user":
+                return turn
+        raise PromptError("There is nothing to go back to: this chat has no messages yet.")
 
     def question(self, turn: int | None) -> int:
         """The number of the user's message that message number `turn` is, or replies to; None: the last one.
@@ -219,3 +305,14 @@ class History:
             turn -= 1  # `turn` is the reply
         self.check_user(turn)
         return turn
+
+
+def spans(turns: Sequence[TurnRecord]) -> list[tuple[int, int]]:
+    """The first and last position of each turn's ids in the log. If a template rewrote a turn later, the next one
+    starts before its end."""
+    starts: list[int] = []
+    length = 0
+    for turn in turns:  # as their replay makes the log
+        starts.append(length if turn.start is None else turn.start)
+        length = starts[-1] + len(turn.ids)
+    return [(start, min([start + len(turns[i].ids), *starts[i + 1 :]])) for i, start in enumerate(starts)]

@@ -6,11 +6,14 @@ Between the generation (token ids on a cache) and the chat, which makes both. On
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 
-from mlxkv.chat.history import History, Undo
+from mlxkv.cache.prompt_cache import PromptCache
+from mlxkv.chat.conversation import Conversation
+from mlxkv.chat.history import History, HistorySnapshot
 from mlxkv.chat.prompt import PromptState
+from mlxkv.chat.runtime import ModelRuntime
 from mlxkv.device import set_wired_limit
 from mlxkv.events import FinishReason, KVNotSaved, NoAnswer, Notice, PrefillProgress, TextDelta, TurnEvent, TurnFinished
 from mlxkv.inference.generation import Generation
@@ -33,6 +36,48 @@ class ReplyOptions:
     cancelled: Callable[[], bool] = bool
 
 
+def make_generation(
+    runtime: ModelRuntime,
+    history: History,
+    cache: PromptCache,
+    prompt: PromptState,
+    options: ReplyOptions,
+    reply: tuple[Sequence[int], str, str] = ((), "", ""),
+    checkpoints: Sequence[int] = (),
+) -> Generation:
+    """The generation that answers `prompt`; see its arguments."""
+    return Generation(
+        runtime.runner,
+        runtime.tokenizer,
+        cache,
+        prompt.ids + reply[0],
+        options.params,
+        started=options.started,
+        cancelled=options.cancelled,
+        reply=reply,
+        reader=history.prompts.reader(prompt, options.params.stop),
+        checkpoints=checkpoints,
+    )
+
+
+def prefill(
+    runtime: ModelRuntime, conversation: Conversation, cache: PromptCache, cancelled: Callable[[], bool]
+) -> Iterator[PrefillProgress]:
+    """Restore and prefill the rows of a conversation that the cache lacks, and save the new ones."""
+    ids = conversation.log[:-1]  # as after a turn: the last token was sampled and is not in the cache
+    if not ids:
+        return
+    conversation.restore_rows_for(cache, ids)
+    cached, begun = cache.reuse(ids).cached, time.perf_counter()
+    with set_wired_limit(), cache.in_use():
+        for done in runtime.runner.prefill(cache, ids[cached:], cancelled):
+            tps = done / max(time.perf_counter() - begun, 1e-9)
+            yield PrefillProgress(done, len(ids) - cached, cached, tps)
+    cache.checkpoint()
+    if conversation.session_id is not None:
+        conversation.save_rows(cache)
+
+
 class ReplyRun:
     """The reply to `prompt`. Iterate `events` once.
 
@@ -48,7 +93,7 @@ class ReplyRun:
         generation: Generation,
         prompt: PromptState,
         think: bool | None,
-        undo: Undo | None,
+        undo: HistorySnapshot | None,
         keeps_message: Callable[[], bool],
     ) -> None:
         self._history, self._conversation, self._prompts = history, history.conversation, history.prompts
@@ -75,7 +120,7 @@ class ReplyRun:
                 if self._keeps_message():
                     self._history.prompt_state, undo = self._prompt, None
                 else:
-                    self._history.return_to(undo.before)
+                    self._history.return_to(undo)
         if saving := self._conversation.pop_notice():
             yield saving
         if undo is not None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from mlxkv.chat.replay import spans
+from mlxkv.chat.history import spans
 from mlxkv.device import current_device, memory_used
 from mlxkv.engine.context import EngineContext
 from mlxkv.errors import DiskError, MlxkvError, PromptError

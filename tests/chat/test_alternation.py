@@ -11,7 +11,7 @@ import pytest
 import mlxkv
 from mlxkv.chat import compaction
 from mlxkv.chat.chat import Chat
-from mlxkv.chat.replay import spans
+from mlxkv.chat.history import spans
 from mlxkv.errors import OutOfMemoryError
 from mlxkv.events import PrefillProgress, TextDelta, TurnFinished
 from mlxkv.model import Model
@@ -98,7 +98,7 @@ def nothing_but_an_end(model: Model, chat: Chat) -> None:
 def killed_before_the_reply(model: Model, chat: Chat) -> None:
     """What is on disk then: the user's turn alone."""
     prompt = chat._history.prompts.prompt(
-        chat._history.replay.messages([*chat.turns, TurnRecord("user", "two")]), chat._history.prompt_state
+        chat._history.messages([*chat.turns, TurnRecord("user", "two")]), chat._history.prompt_state
     )
     chat._conversation.append(TurnRecord("user", "two", tuple(prompt.ids[len(chat.log) :]), len(chat.log)))
 

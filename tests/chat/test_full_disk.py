@@ -77,7 +77,7 @@ def test_wherever_the_disk_is_full_there_is_a_reply_and_nothing_is_lost(model: M
     assert "No space left" in told[0].text
     assert "stay in memory" in told[0].text
     assert chat.is_behind
-    assert chat.num_messages == 6
+    assert len(chat.turns) == 6
     disk.room()
     (notice,) = say(chat, "four")
     assert "has space again" in notice.text
@@ -115,7 +115,7 @@ def test_a_message_that_was_taken_back_does_not_come_back_with_room(model: Model
     chat = model.chat(cache=CONFIG, autosave=True, **GREEDY)
     say(chat, "one")
     stop(disk, chat, chat.send(LONG))
-    assert chat.num_messages == 2
+    assert len(chat.turns) == 2
     assert texts(model, chat)[2:] == [LONG]  # the disk refused to forget it
     if until == "the next but one":
         say(chat, "three")

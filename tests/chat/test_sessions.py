@@ -157,7 +157,7 @@ def test_another_model_is_a_notice_in_a_chat_and_nothing_is_lost(model: Model, t
     # The ids that the first model sampled mean nothing to this one: its own tokenizer read the whole chat.
     prompt = resumed.cache.tokens[: finished.stats.prompt_tokens]
     assert prompt == other._runtime.prompts.encode(
-        other._runtime.prompts.render(resumed._history.replay.messages(resumed.turns[:-1]))
+        other._runtime.prompts.render(resumed._history.messages(resumed.turns[:-1]))
     )
     resumed.close()
     back = other.resume("moved")

@@ -60,7 +60,7 @@ def test_a_stripped_reply_is_all_that_is_read_again(kind: str, template: str, tm
 
     second = say(chat, "sure?")
     assert (second.text, second.thinking) == ("all good", "again")
-    prompt = prompts.render(chat._history.replay.messages(chat.turns[:3]))
+    prompt = prompts.render(chat._history.messages(chat.turns[:3]))
     assert "hm, so" not in prompt
     ids = prompts.encode(prompt)
     assert chat.cache.tokens[: len(ids)] == ids

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from mlxkv.chat.prompt import Message, PromptFormat, PromptState, message
 from mlxkv.events import Notice
 from mlxkv.model import Model
 from mlxkv.store import TurnRecord
-from mlxkv.token_ids import TokenIds, common_prefix
+from mlxkv.token_ids import common_prefix
 from mlxkv.tokenizer.control_tokens import ControlTokens, Rendered
 from tests.chats import new, say
 from tests.cli.test_cli import Run, run  # noqa: F401  # a fixture
@@ -182,23 +183,23 @@ def test_what_lasts_is_known_where_a_template_words_the_last_question_otherwise(
 def test_what_another_model_said_is_text(tmp_path: Path) -> None:
     tokenizer = real_tokenizer("bytes", CHATML)
     prompts = PromptFormat(tokenizer)
+    from mlxkv.chat.history import History
     from mlxkv.chat.prefix import ChatPrefix
-    from mlxkv.chat.replay import Replay
 
     turns = (TurnRecord("user", "who?"), TurnRecord("assistant", SPELLED, (5, 6), params={"model": "another"}))
-    laid, fed = Replay(prompts, ChatPrefix(), turns, TokenIds(), "this").retokenize(turns)
+    laid, fed = History(SimpleNamespace(model="this"), ChatPrefix(), prompts).retokenize(turns)  # type: ignore[arg-type]
     assert structure(tokenizer, laid[1].ids) == []
     assert fed.text.endswith(SPELLED)
 
 
 def test_what_another_model_said_is_tokenized_behind_the_prompt() -> None:
     """A tokenizer puts a space in front of a text by itself, which is none of the reply's."""
+    from mlxkv.chat.history import History
     from mlxkv.chat.prefix import ChatPrefix
-    from mlxkv.chat.replay import Replay
 
     prompts = PromptFormat(real_tokenizer("blank first", CHATML))
     turns = (TurnRecord("user", "who?"), TurnRecord("assistant", "the fox", (5, 6), params={"model": "another"}))
-    laid, _ = Replay(prompts, ChatPrefix(), turns, TokenIds(), "this").retokenize(turns)
+    laid, _ = History(SimpleNamespace(model="this"), ChatPrefix(), prompts).retokenize(turns)  # type: ignore[arg-type]
     assert list(laid[1].ids) == prompts.encode_text("the fox", laid[0].ids)
     assert prompts.tokenizer.decode([*laid[0].ids, *laid[1].ids]).endswith("the fox")
 
