@@ -37,7 +37,7 @@ from mlxkv.errors import (
     StoreError,
 )
 from mlxkv.events import Branch, Message, Notice, PrefillProgress, Sibling, TurnEvent
-from mlxkv.inference.sampling import SAMPLING, SamplingParams, set_random_state
+from mlxkv.inference.sampling import SAMPLING, SamplingParams
 from mlxkv.stats import TurnStats
 from mlxkv.store import Restored, SessionRecord, TurnRecord
 from mlxkv.system.thread_owner import Owner
@@ -48,16 +48,16 @@ _STARTED = optional(arguments.number)
 
 
 class Chat:
-    """A conversation with a model. Made by `Model.chat` and `Model.resume`.
+    """A conversation with a model. Made by `Model.chat` and `Model.resume`, which describe most arguments.
+
+    While a reply is being generated, every method that would change the chat raises ConfigError, except `cancel` and
+    `close`.
 
     Args:
-        autosave: make a session at the first turn; otherwise only `save` does.
         began: the time that the chat template prints; None: now, or the prompt cache's.
-        think: whether the model should reason before it answers, if its template has a switch for that; None leaves it
-            to the model. `thinking` changes it from the next turn on.
 
     Attributes:
-        restored: what was restored from disk when the chat was resumed.
+        restored: the rows restored from disk when the chat was resumed.
     """
 
     def __init__(
@@ -109,8 +109,7 @@ class Chat:
 
     @property
     def think_notice(self) -> str:
-        """Why `thinking` changes nothing with this model: its template has no such switch. "" where it has one. The
-        first turn that `thinking` would change brings it as a Notice."""
+        """A sentence if the model's template has no switch for `thinking`, else ""; also a Notice of the next turn."""
         return self._history.prompts.think_notice(self.thinking)
 
     # -- turns -------------------------------------------------------------------------------------------------------
@@ -121,19 +120,18 @@ class Chat:
     ) -> Iterator[TurnEvent]:
         """Send `text`; iterate for PrefillProgress, TextDelta, Notice and one TurnFinished at the end.
 
-        A saved chat has the user's message on disk before anything is generated. Closing the iterator early keeps what
-        was generated, as `cancel` does; before the first token of the reply the message is removed again.
+        In a saved chat, the message is on disk before anything is generated. Closing the iterator early is like
+        `cancel`.
 
         Args:
             started: `time.perf_counter()` when the user asked, for the time to first token.
-            whole: refuse a message of which the window would hold only a part.
+            whole: refuse a message that the window would hold only partly.
             sampling: SamplingParams fields for this turn.
 
         Raises:
             PromptError: `text` is empty. MessageTooLongError: see `whole`; the chat is unchanged. ConfigError: no such
-            sampling parameter, or a reply is still being generated.
-            StoreError: the turn cannot be saved. SessionLockedError: the chat is read-only. CacheError: the layers of
-            `cache` were used outside this chat. MismatchError: `cache` was made with another model.
+            sampling parameter. StoreError: the turn cannot be saved. SessionLockedError: the chat is read-only.
+            CacheError: the layers of `cache` were used outside this chat. MismatchError: it is another model's.
         """
         text = _checked("message", text)
         self._conversation.check_writable()
@@ -144,12 +142,11 @@ class Chat:
     def continue_reply(self, *, started: float | None = None, **sampling: Any) -> Iterator[TurnEvent]:
         """Continue the last reply where it was stopped or cut at `max_tokens`; events as of `send`.
 
-        It grows in place: TextDelta brings what is new, TurnFinished the whole text. Only the last token is prefilled
-        again: its logits are needed.
+        TextDelta contains only new text, TurnFinished the whole reply. Only the last token is prefilled again, for its
+        logits.
 
         Raises:
             PromptError: there is no such reply, or it is complete. SessionLockedError: the chat is read-only.
-            ConfigError: a reply is still being generated.
         """
         self._gate.check_idle()
         self._conversation.check_writable()
@@ -158,47 +155,42 @@ class Chat:
         return self._gate.start(lambda cancelled: self._continue(replace(options, cancelled=cancelled)))
 
     def cancel(self, *, keep_message: bool = False) -> None:
-        """Stop the reply that is iterated, or else will be, after its current token or prefill chunk; from any thread.
+        """Stop the reply being iterated, or else the newest, after its current token or prefill chunk; from any thread.
 
-        The part of the reply that was generated is kept. If there is none, the message is removed from the chat
-        (`TurnFinished.returned`), and a retry or an edit is undone; prefilled tokens stay in the cache until the next
-        prompt differs from them. A reply that is asked for later is not stopped.
+        The text generated so far is kept. If there is none, the message is removed from the chat
+        (`TurnFinished.returned`), and a retry or an edit is undone; prefilled tokens stay in the cache. Replies that
+        begin later are not stopped.
 
         Args:
-            keep_message: the message stays in the chat without a reply: for a process that is about to end.
+            keep_message: keep a message without a reply too: for a process that is about to end.
         """
         self._keeps_message = keep_message
         self._gate.cancel()
 
     @public(*SAMPLING, text=text)
     def aside(self, text: str, **sampling: Any) -> Iterator[TurnEvent]:
-        """Ask something that is not part of the chat: events as of `send`, and nothing is recorded.
-
-        The cache holds the question and its answer until the next message, which continues without them.
+        """Ask a question that is not recorded in the chat; events as of `send`. The next message continues without it.
 
         Raises:
-            PromptError: `text` is empty. ConfigError: no such sampling parameter, or a reply is still being generated.
+            PromptError: `text` is empty. ConfigError: no such sampling parameter.
         """
         text, options = _checked("question", text), self._options(sampling)
         return self._gate.start(lambda cancelled: self._aside(text, replace(options, cancelled=cancelled)))
 
     @public(text=text)
     def num_to_read(self, text: str) -> int:
-        """Tokens that `aside` would prefill: the question, and what the cache lacks of the chat."""
+        """The number of tokens that `aside` would prefill: the question, and any of the chat that the cache lacks."""
         ids = self._history.aside_prompt(text, self.thinking, self.cache.log).ids
         return len(ids) - self.cache.rewind_target(min(common_prefix(self.cache.log, ids), len(ids) - 1))
 
     @public()
     def read(self) -> Iterator[PrefillProgress]:
-        """Prefill the chat as far as the cache lacks it, so that the next message has only itself to prefill.
-
-        `cancel` stops it; prefilled tokens stay.
+        """Prefill the tokens of the chat that the cache lacks, before the next message. `cancel` stops it.
 
         Raises:
-            OutOfMemoryError: it does not fit; the next message tries again. ConfigError: a reply is still being
-            generated.
+            OutOfMemoryError: it does not fit; the next message tries again.
         """
-        return self._gate.start(self._prefill)
+        return self._gate.start(lambda cancelled: prefill(self._runtime, self._conversation, self.cache, cancelled))
 
     @public()
     def forget(self) -> None:
@@ -213,7 +205,7 @@ class Chat:
         undo = undo or self._history.snapshot(text)
         try:
             self._conversation.check_writable()
-            self._check_cache()
+            self._runtime.check_cache(self.cache)
             prompt = yield from self._history.add_message(
                 text, self.cache, self.thinking, whole=whole, begin_session=self._begin_session
             )
@@ -224,7 +216,7 @@ class Chat:
         yield from self._reply(prompt, TurnRecord("assistant", ""), options, undo)
 
     def _continue(self, options: ReplyOptions) -> Iterator[TurnEvent]:
-        self._check_cache()
+        self._runtime.check_cache(self.cache)
         history = self._history
         last, prompt = history.continuable_reply(self.cache.plan.learned), history.prompt_before_reply()
         self._conversation.reopen_reply()
@@ -245,25 +237,17 @@ class Chat:
             self.stats = run.stats
 
     def _aside(self, text: str, options: ReplyOptions) -> Iterator[TurnEvent]:
-        self._check_cache()
+        self._runtime.check_cache(self.cache)
         prompt = self._history.aside_prompt(text, self.thinking, self.cache.log)
         self._conversation.restore_rows_for(self.cache, prompt.ids)
         with set_wired_limit():
             yield from make_generation(self._runtime, self._history, self.cache, prompt, options).events()
 
-    def _prefill(self, cancelled: Callable[[], bool]) -> Iterator[PrefillProgress]:
-        self._check_cache()
-        yield from prefill(self._runtime, self._conversation, self.cache, cancelled)
-
-    def _check_cache(self) -> None:
-        self._runtime.check_cache(self.cache)
-        self.cache.check_log()
-
     # -- going back --------------------------------------------------------------------------------------------------
 
     @public()
     def undo(self) -> str:
-        """Remove the last turn; the user's text of it. A saved chat continues in a fork.
+        """Remove the last turn and return the user's text. A saved chat continues in a fork.
 
         Raises:
             PromptError: the chat is empty.
@@ -272,10 +256,10 @@ class Chat:
 
     @public(turn=arguments.whole)
     def rewind(self, turn: int) -> str:
-        """Continue before message number `turn` (0 is the first), which must be the user's; its text. See `undo`.
+        """Continue before message number `turn` (0 is the first), which must be the user's, as `undo` does.
 
         Raises:
-            ConfigError: there is no such message, or it is not the user's; or a reply is still being generated.
+            ConfigError: there is no such message, or it is not the user's.
         """
         self._gate.check_idle()
         history = self._history
@@ -292,10 +276,9 @@ class Chat:
 
     @public(*SAMPLING, turn=optional(arguments.whole), started=_STARTED)
     def retry(self, turn: int | None = None, *, started: float | None = None, **sampling: Any) -> Iterator[TurnEvent]:
-        """Generate a reply again: the last one, or message number `turn` (or the reply to it), without what followed.
+        """Generate a reply again: the last one, or message number `turn` (or its reply), dropping later messages.
 
-        The chat goes back when the first event is asked for. The old reply stays in the session that this one was
-        forked from.
+        The chat changes at the first event. The old reply stays in the session that this one was forked from.
 
         Raises:
             PromptError: the chat is empty. ConfigError: there is no such message.
@@ -308,11 +291,10 @@ class Chat:
     ) -> Iterator[TurnEvent]:
         """Send `text` instead of message number `turn` (0 is the first), which must be the user's, and continue there.
 
-        The chat goes back when the first event is asked for.
+        The chat changes at the first event.
 
         Raises:
-            ConfigError: there is no such message, or it is not the user's. PromptError: `text` is empty.
-            MessageTooLongError: see `send`; the chat is unchanged.
+            ConfigError: there is no such message, or it is not the user's. PromptError, MessageTooLongError: as `send`.
         """
         text = _checked("message", text)
         self._history.check_user(turn)
@@ -349,29 +331,27 @@ class Chat:
             turn: a message number: the second chat ends before it if it is the user's, after it if it is a reply.
 
         Raises:
-            ConfigError: there is no such message, or a reply is still being generated.
+            ConfigError: there is no such message.
         """
         self._gate.check_idle()
         turns = self.turns
         if turn is not None and turn not in range(len(turns)):
             raise ConfigError(f"There is no message {turn!r} to fork at; this chat has {len(turns)}.")
-        twin = copy.copy(self)
-        twin._gate = ReplyGate(self._owner)
-        twin._history = self._history.fork(len(turns) if turn is None else turn + (turns[turn].role != "user"))
-        twin.cache = self.cache.fork()
+        twin, kept = copy.copy(self), len(turns) if turn is None else turn + (turns[turn].role != "user")
+        twin._gate, twin._history, twin.cache = ReplyGate(self._owner), self._history.fork(kept), self.cache.fork()
         return twin
 
     @public(num_pinned=arguments.whole, title=optional(text))
     def abridge(self, turns: Sequence[TurnRecord], *, num_pinned: int = 0, title: str | None = None) -> Self:
-        """Another chat of only `turns`, with this one's system prompt and an empty cache (see `read`).
+        """A new chat with only `turns`, this one's system prompt and an empty cache (see `read`).
 
-        This chat stays unchanged. If it is saved, so is the other, as a fork of it before its first message.
+        If this chat is saved, so is the new one, as a fork of it before its first message.
 
         Args:
             num_pinned: this many of `turns` are never evicted, if they take no more than a quarter of the window.
 
         Raises:
-            StoreError: it cannot be saved. OutOfMemoryError. ConfigError: a reply is still being generated.
+            StoreError: it cannot be saved. OutOfMemoryError.
         """
         self._gate.check_idle()
         turns, state = self._history.retokenize(turns)
@@ -436,24 +416,21 @@ class Chat:
 
     @property
     def is_behind(self) -> bool:
-        """Whether the disk was full: the last messages are in memory alone, and saved once there is space."""
+        """Whether the last messages are in memory alone because the disk is full; they are saved once it has space."""
         return self._conversation.unsaved.is_behind
 
     @property
     def read_only(self) -> str | None:
-        """Which process has the session open, in one sentence: then only `fork` and going back are possible, both in a
-        fork. None: it is ours."""
+        """A sentence naming the other process that has the session open; then only forks can continue. Else None."""
         return self._conversation.read_only
 
     @public(title=optional(text))
     def save(self, title: str | None = None) -> str:
-        """Make this chat a session, or save and perhaps rename its session; later turns are saved automatically.
-
-        Returns the session's id.
+        """Save this chat, perhaps under a new title, and every later turn; returns the session's id.
 
         Raises:
             StoreError: it cannot be saved. CacheError: it continues an imported cache, or the layers of its cache were
-            used outside this chat. ConfigError: a reply is still being generated.
+            used outside this chat.
         """
         self._gate.check_idle()
         self.cache.check_log()
@@ -472,7 +449,7 @@ class Chat:
         return str(conversation.session_id)
 
     def _begin_session(self, title: str) -> Notice | None:
-        """Save a new chat that saves itself; a notice if it cannot be saved at all."""
+        """Save a new chat if `autosave` is on; a notice if it cannot be saved at all."""
         if not self._autosave or self.session_id is not None:
             return None
         try:
@@ -493,19 +470,11 @@ class Chat:
 
     @public(record=arguments.instance(SessionRecord, advice="`Model.resume` takes an id or a title"))
     def load(self, record: SessionRecord) -> None:
-        """Load a stored session: its turns, and the rows that fit from disk; see `read_only`."""
+        """Load a stored session: its turns, and as many of its rows as fit; see `read_only`."""
         self._gate.check_idle()
         self._history.load(record)
-        conversation = self._conversation
-        if conversation.read_only:
-            return
-        restored = conversation.restore_rows(self.cache, conversation.log)
-        if restored is not None:
-            tokens = restored.tokens
-            restored = replace(restored, evicted=self.cache.num_unattended(tokens, tokens))
-            if restored.rng is not None:
-                set_random_state(restored.rng)  # sampling continues as if the process had not ended
-        self.restored = restored
+        if not self.read_only:
+            self.restored = self._conversation.restore_rows(self.cache)
 
     @public()
     def detach(self) -> None:
@@ -516,10 +485,7 @@ class Chat:
 
     @public()
     def close(self) -> str | None:
-        """Let another process open the session, once its rows are on disk; one sentence if they could not be saved.
-
-        A reply that is still being generated ends here, as if its iterator had been closed.
-        """
+        """End the reply, save all rows and unlock the session; one sentence if something could not be saved."""
         self._gate.close()
         return self._conversation.close()
 

@@ -1,7 +1,7 @@
-"""Conversation: the turns of a chat, their token log, and the session that keeps both and the cache's rows on disk.
+"""Conversation: the turns of a chat, their token log, and the session that saves both and the cache's rows.
 
-Every change is saved before it counts, unless the disk is full: then `UnsavedChanges` postpones it. Knows no prompt and
-generates nothing: that is the chat's. On the MLX thread.
+Every change is saved before it counts, unless the disk is full: then `UnsavedChanges` postpones it. Knows no prompts
+and generates nothing. On the MLX thread.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from mlxkv.errors import (
     StoreError,
 )
 from mlxkv.events import Message, Notice
-from mlxkv.inference.sampling import random_state
+from mlxkv.inference.sampling import random_state, set_random_state
 from mlxkv.stats import TurnStats
 from mlxkv.store import Restored, SessionRecord, SessionStore, TurnRecord, TurnState
 from mlxkv.store.borrow import MIN_NEW_TOKENS
@@ -36,7 +36,7 @@ _TITLE_LENGTH = 60
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A conversation at one moment; see `Conversation.snapshot`."""
+    """A conversation that `Conversation.return_to` restores."""
 
     session_id: str | None = None
     title: str = ""
@@ -49,8 +49,8 @@ class Conversation:
 
     Attributes:
         session_id: None while nothing is saved.
-        read_only: which process has the session open, in one sentence; then no turn can be added.
-        log: the replay of the turns' ids, as the model was given them.
+        read_only: a sentence naming the process that has the session open; then no turn can be added.
+        log: the ids of the turns, as the model was given them.
     """
 
     def __init__(self, runtime: ModelRuntime) -> None:
@@ -103,7 +103,7 @@ class Conversation:
         self._reply_is_open = True
 
     def _write(self, change: Callable[[SessionStore, str], object]) -> None:
-        """Change the session, if there is one; on a full disk that is postponed."""
+        """Change the session, if there is one; postponed if the disk is full."""
         if self.session_id is None or not self._is_saved():
             return
         try:
@@ -112,13 +112,13 @@ class Conversation:
             self.unsaved.postpone(error)
 
     def _is_saved(self) -> bool:
-        """Whether the session has all turns, now that it was tried again."""
+        """Whether the session has all turns; postponed changes are tried again first."""
         if self.session_id is None or not self.unsaved.is_behind:
             return True
         return self.unsaved.catch_up(self.session_id, self.turns)
 
     def pop_notice(self) -> Notice | None:
-        """What to tell the user of saving, once."""
+        """The notice about saving, if one is due."""
         notice, self.unsaved.notice = self.unsaved.notice, None
         return notice
 
@@ -136,7 +136,6 @@ class Conversation:
             self._open_again(self.session_id)
 
     def snapshot(self) -> Snapshot:
-        """The state that `return_to` goes back to."""
         return Snapshot(self.session_id, self.title, self.turns, self._empty_fork_of)
 
     def return_to(self, before: Snapshot) -> None:
@@ -232,10 +231,9 @@ class Conversation:
         self.title = title
 
     def resume(self, record: SessionRecord) -> bool:
-        """Load a stored session; whether it was this model's. From now on it is.
+        """Load a stored session and make it this model's; whether it was already.
 
-        A session that another process has open is read-only. If nothing can be saved, the turns are loaded without the
-        session.
+        A session that another process has open is read-only. If nothing can be saved, only the turns are loaded.
         """
         self.title, turns = record.title, record.turns
         if self._store.read_only:
@@ -259,19 +257,20 @@ class Conversation:
                 self._store.sessions.set_model(record.id, mine)
             return False
         if record.model.name != mine.name:  # the same weights under another name
+            is_gone = os.path.isabs(record.model.name) and not os.path.exists(record.model.name)
             with suppress(StoreError):
-                self._store.sessions.rename_model(record.id, mine.name, everywhere=_is_gone(record.model.name))
+                self._store.sessions.rename_model(record.id, mine.name, everywhere=is_gone)
         return True
 
     def with_turns(self, turns: tuple[TurnRecord, ...]) -> Conversation:
-        """A second conversation of these turns, not saved yet."""
+        """A new conversation of these turns, not saved yet."""
         twin = Conversation(self._runtime)
         twin.title = self.title
         twin._set_turns(turns)
         return twin
 
     def fork(self, num_turns: int) -> Conversation:
-        """A second conversation with the same first turns; its session shares the rows on disk."""
+        """A new conversation with the same first turns; its session shares the rows on disk."""
         if self.session_id is None:
             return self.with_turns(self.turns[:num_turns])
         self._check_saved()
@@ -280,7 +279,7 @@ class Conversation:
         return twin
 
     def close(self) -> str | None:
-        """Let another process open the session, once its rows are on disk; one sentence if they could not be saved."""
+        """Save all rows and unlock the session; one sentence if something could not be saved."""
         notice = None
         if self.session_id is not None and self._locked_store is not None:
             if not self._is_saved():
@@ -315,12 +314,15 @@ class Conversation:
             return 0, f"{error} The chat itself is saved."
         return commit.bytes_written, commit.notice
 
-    def restore_rows(self, cache: PromptCache, ids: Sequence[int]) -> Restored | None:
-        """Restore the longest saved prefix of `ids` into the cache; None where nothing can be saved."""
+    def restore_rows(self, cache: PromptCache) -> Restored | None:
+        """Restore the longest saved prefix into the cache, and the random state; None where nothing can be saved."""
         cache.reset()
-        if self.session_id is None or not cache.can_save or not ids:
+        if self.session_id is None or not cache.can_save or not self.log:
             return None
-        return self._store.restore_kv(self.session_id, cache, self._runtime.identity, ids)
+        restored = self._store.restore_kv(self.session_id, cache, self._runtime.identity, self.log)
+        if restored.rng is not None:
+            set_random_state(restored.rng)  # sampling continues as if the process had not ended
+        return replace(restored, evicted=cache.num_unattended(restored.tokens, restored.tokens))
 
     def restore_rows_for(self, cache: PromptCache, ids: Sequence[int]) -> Restored | None:
         """Restore rows of the prompt `ids` that the cache lacks: this session's, or those of another chat with the same
@@ -343,15 +345,13 @@ class Conversation:
 
     def record_prefill_speed(self, tokens_per_second: float) -> None:
         """Tell the store how fast prefill is, which decides whether rows are worth restoring."""
-        if self.session_id is not None:
-            with suppress(DiskError):
-                self._store.measured_prefill(self._runtime.identity, tokens_per_second)
+        with suppress(DiskError):
+            self._store.measured_prefill(self._runtime.identity, tokens_per_second)
 
     def disk_bytes(self) -> int:
         """Bytes of the session's rows on disk."""
-        if self.session_id is not None:
-            with suppress(DiskError):
-                return self._store.disk_bytes(self.session_id)
+        with suppress(DiskError):
+            return self._store.disk_bytes(str(self.session_id))
         return 0
 
     # ----------------------------------------------------------------------------------------------------------------
@@ -409,11 +409,6 @@ def _closed(turns: tuple[TurnRecord, ...]) -> tuple[TurnRecord, ...]:
     if not turns or turns[-1].state != TurnState.OPEN:
         return turns
     return (*turns[:-1], replace(turns[-1], state=TurnState.STOPPED))
-
-
-def _is_gone(name: str) -> bool:
-    """Whether `name` is the path of a folder that no longer exists."""
-    return os.path.isabs(name) and not os.path.exists(name)
 
 
 def title_of(text: str) -> str:

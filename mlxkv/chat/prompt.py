@@ -1,4 +1,4 @@
-"""PromptFormat: messages to token ids by the chat template, keeping the ids that the model really generated.
+"""PromptFormat: messages to token ids by the chat template, keeping the ids that the model generated.
 
 A reply's text, tokenized again, need not give the sampled ids. So while the rendered text continues the last prompt and
 reply exactly, only its new end is tokenized; if the template rewrites history, for example strips reasoning, the part
@@ -40,7 +40,6 @@ class PromptState:
 
     @property
     def all_cuts(self) -> tuple[tuple[int, int], ...]:
-        """`cuts` and the end."""
         return (*self.cuts, (len(self.text), len(self.ids))) if self.text else self.cuts
 
 
@@ -98,13 +97,13 @@ class PromptFormat:
     @cached_property
     def _has_no_system_role(self) -> bool:
         """Whether the template refuses or drops a system prompt."""
-        user = _message("user", "x")
+        user = message("user", "x")
         try:
             without = self._template.render([user])
         except ModelError:
             return False
         try:
-            a, b = (self._template.render([_message("system", x), user], clock=self.clock) for x in ("0", "x"))
+            a, b = (self._template.render([message("system", x), user], clock=self.clock) for x in ("0", "x"))
         except ModelError:
             return bool(without)
         return a == b
@@ -161,8 +160,8 @@ class PromptFormat:
         if not self.has_template:
             whole = (f"{system}\n\n" if system else "") + text
             return PromptState(whole, TokenIds(self._encode_first(whole)))
-        head = [_message("system", system)] if system else []
-        a, b = (self._rendered([*head, _message("user", text + x)]) for x in ("0", "x"))
+        head = [message("system", system)] if system else []
+        a, b = (self._rendered([*head, message("user", text + x)]) for x in ("0", "x"))
         shared = a.part(0, common_prefix(a.text, b.text))
         return PromptState(shared.text, TokenIds(self._control.encode(shared)))
 
@@ -191,9 +190,10 @@ class PromptFormat:
 
         Rendered with the last message alone if that ends equally, so that a long chat is not rendered again.
         """
-        for some in (_ends(messages), messages):
+        ends = [*(m for m in messages[:1] if m["role"] == "system"), messages[-1]]
+        for some in (ends, messages):
             alone = text if some is messages else self.render(some, think=think)
-            later = self.render([*some, _message("assistant", "x"), _message("user", "x")], think=think)
+            later = self.render([*some, message("assistant", "x"), message("user", "x")], think=think)
             end = alone[common_prefix(alone, later) :]
             if text.endswith(end) and len(end) < len(alone):
                 return len(end)
@@ -292,9 +292,9 @@ class PromptFormat:
         may add its own, such as a date or a default system prompt."""
         if not self.has_template:
             return len(self._encode_first(system + "\n\n")) if system else 0
-        head = [_message("system", system)] if system else []
+        head = [message("system", system)] if system else []
         try:
-            a, b = (self._control.encode(self._rendered([*head, _message("user", x)])) for x in ("0", "x"))
+            a, b = (self._control.encode(self._rendered([*head, message("user", x)])) for x in ("0", "x"))
         except ModelError:
             return 0  # the first message reports the error
         common = common_prefix(a, b)
@@ -302,7 +302,7 @@ class PromptFormat:
             return common
         try:
             if not system:  # without the header of the first message
-                return min(common, common_prefix(a, self.encode(self.render([_message("assistant", "0")]))))
+                return min(common, common_prefix(a, self.encode(self.render([message("assistant", "0")]))))
             without = self._rendered(head, for_reply=False)
         except ModelError:
             return common
@@ -353,18 +353,9 @@ def message(role: str, text: str, thinking: str = "") -> Message:
     return {"role": role, "content": text}
 
 
-def _ends(messages: Sequence[Message]) -> list[Message]:
-    """The system prompt and the last message."""
-    return [*(m for m in messages[:1] if m["role"] == "system"), messages[-1]]
-
-
-def _message(role: str, content: str) -> Message:
-    return {"role": role, "content": content}
-
-
 def _without_system_role(messages: Sequence[Message]) -> list[Message]:
     """Messages for templates without a system role: the first message begins with the system prompt."""
     if not messages or messages[0]["role"] != "system" or len(messages) < 2:
         return list(messages)
     first = messages[1]
-    return [_message(first["role"], messages[0]["content"] + "\n\n" + first["content"]), *messages[2:]]
+    return [message(first["role"], messages[0]["content"] + "\n\n" + first["content"]), *messages[2:]]

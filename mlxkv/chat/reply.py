@@ -64,6 +64,7 @@ def prefill(
     runtime: ModelRuntime, conversation: Conversation, cache: PromptCache, cancelled: Callable[[], bool]
 ) -> Iterator[PrefillProgress]:
     """Restore and prefill the rows of a conversation that the cache lacks, and save the new ones."""
+    runtime.check_cache(cache)
     ids = conversation.log[:-1]  # as after a turn: the last token was sampled and is not in the cache
     if not ids:
         return

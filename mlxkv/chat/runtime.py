@@ -89,8 +89,9 @@ class ModelRuntime:
         return PromptCache(plan, self.model, self)
 
     def check_cache(self, cache: PromptCache) -> None:
-        """Raises MismatchError: the cache was made with another model."""
+        """Raises MismatchError: the cache was made with another model. CacheError: its layers were used outside it."""
         cache.check_model(self.model, lambda: self.model_id)
+        cache.check_log()
 
     def _memory_limit(self) -> int:
         """Bytes that may be used now; 0 for no limit."""
