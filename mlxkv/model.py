@@ -1,6 +1,6 @@
-"""Model: what `mlxkv.load` returns: text in, text or events out; chats, sessions and prompt caches.
+"""Model, which `mlxkv.load` returns: text in, text or events out; chats, sessions and prompt caches.
 
-Checks arguments and sets defaults; the parts it ties together are ModelRuntime's. On the thread that made it.
+Checks arguments and sets defaults; ModelRuntime owns the parts. On the thread that made it.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Model:
     Args:
         loaded: weights, tokenizer and configuration.
         folders: where sessions are stored; None reads the environment.
-        limited: refuse what would not fit in memory; otherwise it is tried, and the system may end the process.
+        limited: refuse caches and prompts that would not fit in memory; otherwise the system may end the process.
     """
 
     def __init__(self, loaded: LoadedModel, folders: Folders | None = None, *, limited: bool = True) -> None:
@@ -83,7 +83,7 @@ class Model:
         max_tokens: int | None = None,
         **sampling: Any,
     ) -> Completion:
-        """Continue `prompt` as raw text (no chat template).
+        """Continue `prompt` as raw text, without the chat template.
 
         Args:
             cache: a PromptCache to continue (it is changed: pass `pc.fork()` to keep it), or how to bound a new one.
@@ -148,7 +148,7 @@ class Model:
                 text.
             progress: called with the tokens prefilled so far and all of them.
             save_to: where you will save it: raises before the prefill if the disk limit leaves too little space there.
-                It is not saved by this.
+                This does not save it.
 
         Raises:
             PromptError: there is nothing to prefill, or an id is not of this model. ConfigError: ids cannot begin a
@@ -187,7 +187,7 @@ class Model:
     def _completion(
         self, prompt: str, cache: PromptCache | CacheConfig | None, max_tokens: int | None, sampling: dict[str, Any]
     ) -> Callable[[], Generation]:
-        """Check what can be checked now; the generation itself is made when it begins: the cache may hold more then."""
+        """Check the arguments now; the generation is made when it begins, since the cache may hold more by then."""
         if not prompt:
             raise PromptError("The prompt is empty; write something first.")
         prompt, started = well_formed(prompt), time.perf_counter()
@@ -304,7 +304,7 @@ class Model:
 
     @public(path=arguments.path)
     def load_cache(self, path: str | os.PathLike[str]) -> PromptCache:
-        """A PromptCache that `PromptCache.save` wrote.
+        """Load a file that `PromptCache.save` wrote.
 
         Raises:
             FileMissingError: no such file. MismatchError: it was made with another model; `field` says which part
@@ -314,12 +314,12 @@ class Model:
 
     @public(path=arguments.path, cache=_CONFIG)
     def import_mlx_lm(self, path: str | os.PathLike[str], cache: CacheConfig | None = None) -> PromptCache:
-        """A prompt cache that mlx-lm saved (any version), to continue; its token ids are not in the file.
+        """Load a prompt cache that mlx-lm saved (any version), to continue it; the file has no token ids.
 
         Rows of another floating type than this model computes in are converted where that loses nothing (a float16
         model runs in float32 on a CPU); `plan.notes` of the cache says so.
 
-        The file decides what the model takes for its earlier context, so import only files that you trust.
+        The file becomes the model's earlier context, so import only files that you trust.
 
         Args:
             cache: how to bound it, if mlx-lm had not bounded or quantized it.
@@ -353,7 +353,7 @@ class Model:
 
     @property
     def identity(self) -> ModelIdentity:
-        """What must match before saved rows may be used."""
+        """The hashes that must match before saved rows may be used."""
         return self._runtime.identity
 
     @property
@@ -384,7 +384,7 @@ def load(
     Args:
         name: a path object is always a folder.
         folders: where sessions are stored; None reads MLXKV_HOME or the XDG folders.
-        limited: False tries to load what would not fit; the system may end the process.
+        limited: False also tries to load a model that would not fit; the system may end the process.
         progress, cancel, hub: as `mlxkv.models.load_model` takes them.
 
     Raises:

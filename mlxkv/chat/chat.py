@@ -24,7 +24,7 @@ from mlxkv.chat.conversation import Conversation
 from mlxkv.chat.history import History, HistorySnapshot, spans
 from mlxkv.chat.prefix import ChatPrefix
 from mlxkv.chat.prompt import PromptState
-from mlxkv.chat.reply import ReplyOptions, ReplyRun, make_generation, prefill
+from mlxkv.chat.reply import ReplyOptions, ReplyRun, make_generation, prefill_chat
 from mlxkv.chat.reply_gate import ReplyGate
 from mlxkv.chat.runtime import ModelRuntime
 from mlxkv.device import set_wired_limit
@@ -178,19 +178,21 @@ class Chat:
         return self._gate.start(lambda cancelled: self._aside(text, replace(options, cancelled=cancelled)))
 
     @public(text=text)
-    def num_to_read(self, text: str) -> int:
+    def num_to_prefill(self, text: str) -> int:
         """The number of tokens that `aside` would prefill: the question, and any of the chat that the cache lacks."""
         ids = self._history.aside_prompt(text, self.thinking, self.cache.log).ids
         return len(ids) - self.cache.rewind_target(min(common_prefix(self.cache.log, ids), len(ids) - 1))
 
     @public()
-    def read(self) -> Iterator[PrefillProgress]:
+    def prefill(self) -> Iterator[PrefillProgress]:
         """Prefill the tokens of the chat that the cache lacks, before the next message. `cancel` stops it.
 
         Raises:
             OutOfMemoryError: it does not fit; the next message tries again.
         """
-        return self._gate.start(lambda cancelled: prefill(self._runtime, self._conversation, self.cache, cancelled))
+        return self._gate.start(
+            lambda cancelled: prefill_chat(self._runtime, self._conversation, self.cache, cancelled)
+        )
 
     @public()
     def forget(self) -> None:
@@ -256,7 +258,7 @@ class Chat:
 
     @public(turn=arguments.whole)
     def rewind(self, turn: int) -> str:
-        """Continue before message number `turn` (0 is the first), which must be the user's, as `undo` does.
+        """Remove message number `turn` (0 is the first), which must be the user's, and all later ones; see `undo`.
 
         Raises:
             ConfigError: there is no such message, or it is not the user's.
@@ -343,7 +345,7 @@ class Chat:
 
     @public(num_pinned=arguments.whole, title=optional(text))
     def abridge(self, turns: Sequence[TurnRecord], *, num_pinned: int = 0, title: str | None = None) -> Self:
-        """A new chat with only `turns`, this one's system prompt and an empty cache (see `read`).
+        """A new chat with only `turns`, this one's system prompt and an empty cache (see `prefill`).
 
         If this chat is saved, so is the new one, as a fork of it before its first message.
 
@@ -439,14 +441,13 @@ class Chat:
     def _save(self, title: str | None) -> str:
         if isinstance(self.cache, ImportedCache):
             raise CacheError("A chat from an imported cache cannot be saved: the ids of its first tokens are unknown.")
-        conversation = self._conversation
-        if conversation.session_id is None:
+        if self.session_id is None:
             self._begin(title)
         elif title:
-            conversation.rename(title)
+            self._conversation.rename(title)
         if self.cache.log:
-            conversation.save_rows(self.cache, wait=True)
-        return str(conversation.session_id)
+            self._conversation.save_rows(self.cache, wait=True)
+        return str(self.session_id)
 
     def _begin_session(self, title: str) -> Notice | None:
         """Save a new chat if `autosave` is on; a notice if it cannot be saved at all."""
@@ -464,8 +465,7 @@ class Chat:
     def _begin(self, title: str | None, parent: str | None = None, pinned: int = 0) -> None:
         cache, sampling = asdict(self.cache.plan.resolved), asdict(self._params)
         params: dict[str, Any] = {"cache": cache, "sampling": sampling, "think": self.thinking}
-        if pinned:
-            params["pinned"] = pinned
+        params |= {"pinned": pinned} if pinned else {}
         self._conversation.begin(title, self.system, params, parent, self._history.prefix.began)
 
     @public(record=arguments.instance(SessionRecord, advice="`Model.resume` takes an id or a title"))

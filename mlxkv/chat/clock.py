@@ -1,4 +1,4 @@
-"""The clock of a chat: the local time at which it began, which its template prints as long as the chat lasts.
+"""The clock of a chat: its template always prints the local time at which the chat began.
 
 Otherwise a template that prints the date would change the beginning of every prompt at midnight. Pure except `now`.
 """

@@ -25,7 +25,7 @@ def plan(chat: Chat, model: str, can_summarise: bool) -> CompactPlan:
     """Plan which messages to keep, and what the summary would cost.
 
     Raises:
-        PromptError: there is nothing to leave out, or the last turn alone fills the window.
+        PromptError: there are no older messages, or the last turn alone fills the window.
     """
     turns, places, window = chat.turns, spans(chat.turns), chat.cache.capacity
     questions = [i for i, turn in enumerate(turns) if turn.role == "user"]
@@ -49,7 +49,7 @@ def plan(chat: Chat, model: str, can_summarise: bool) -> CompactPlan:
         older_messages=first,
         older_tokens=places[first][0],
         evicted_tokens=min(chat.cache.num_evicted, places[first][0]),
-        ask_tokens=chat.num_to_read(request(summary)) if summary else 0,
+        ask_tokens=chat.num_to_prefill(request(summary)) if summary else 0,
         summary_tokens=summary,
     )
 
@@ -72,8 +72,8 @@ def summary_of(finished: TurnFinished) -> str:
 
 
 def branch(chat: Chat, plan: CompactPlan, summary: TurnFinished | None, titles: Iterable[str] = ()) -> Chat:
-    """The chat to continue in, not prefilled yet, with a title that is not in `titles`. Without `summary` the older
-    messages are left out.
+    """Make the chat to continue in, not prefilled yet, with a title that is not in `titles`. Without a `summary` the
+    older messages are simply dropped.
 
     Raises:
         StoreError: it cannot be saved. OutOfMemoryError.
@@ -81,7 +81,7 @@ def branch(chat: Chat, plan: CompactPlan, summary: TurnFinished | None, titles: 
     turns = chat.turns[plan.older_messages :]
     head: tuple[TurnRecord, ...] = ()
     if summary is not None:
-        # The ids are tokenized from the text, so a stop string does not matter any more.
+        # The ids are tokenized from the text, so a stop string no longer matters.
         stats = asdict(replace(summary.stats, finish_reason=FinishReason.STOP))
         reply = TurnRecord("assistant", summary_of(summary), stats=stats)
         head = (TurnRecord("user", request(plan.summary_tokens)), reply)

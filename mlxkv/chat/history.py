@@ -26,7 +26,7 @@ from mlxkv.text.encoding import well_formed
 from mlxkv.token_ids import TokenIds, common_prefix
 
 _QUIET_GAIN = 64  # tokens that may be prefilled again so that an aside is answered without reasoning
-_MAX_TRIED = 3  # replies, the newest first
+_MAX_TRIED = 3  # replies that a cut may follow, the newest first
 
 
 @dataclass(frozen=True)
@@ -54,12 +54,12 @@ class History:
         self.prefix, self.prompts = replace(self.prefix, began=time), self.prompts.at(time)
 
     def load(self, record: SessionRecord) -> None:
-        """Load a stored session; another model's ids mean nothing to this tokenizer: all is then tokenized again."""
+        """Load a stored session. If its ids are another model's, the next prompt is tokenized from the text."""
         was_this_models = self.conversation.resume(record)
         self.prompt_state = self._replayed_state() if was_this_models else PromptState()
 
     def fork(self, num_turns: int) -> History:
-        """A second history with the same first turns."""
+        """A new history with the same first turns."""
         conversation = self.conversation
         twin = History(conversation.fork(num_turns), self.prefix, self.prompts)
         is_same = num_turns == len(conversation.turns) and conversation.read_only is None
@@ -68,7 +68,7 @@ class History:
 
     def aside_prompt(self, text: str, think: bool | None, cached: Sequence[int]) -> PromptState:
         """The prompt of a question that is not recorded, for a cache that holds the ids `cached`; without reasoning,
-        unless the template would then word earlier messages otherwise."""
+        unless the template would then render earlier messages differently."""
         asked = TurnRecord("user", well_formed(text))
         messages = self.messages([*self.conversation.turns, asked])
         usual = self.prompts.prompt(messages, self.prompt_state, think)
@@ -89,12 +89,12 @@ class History:
         whole: bool,
         begin_session: Callable[[str], Notice | None],
     ) -> Generator[Notice, None, PromptState]:
-        """Add a message of the user, on disk too; the prompt that it ends.
+        """Add and save a message of the user, yielding notices; returns the prompt that ends with it.
 
         Args:
-            cache: holds the prompt later.
-            whole: refuse a message of which the window would evict a part.
-            begin_session: called with a title before the message counts; what to tell of it.
+            cache: the one that the prompt will be prefilled into.
+            whole: refuse a message if the window would evict a part of it.
+            begin_session: called with a title before the message is added; may return a notice.
         """
         conversation, prompts = self.conversation, self.prompts
         if not conversation.turns:
@@ -126,7 +126,7 @@ class History:
         return prompt
 
     def _check_whole(self, message: str, plan: CachePlan, num_tokens: int, num_before: int) -> None:
-        """Raises MessageTooLongError: the window would evict a part of `message`, which the prompt ends with."""
+        """Raises MessageTooLongError: the window would evict a part of `message`, which ends the prompt."""
         if overflow_of(plan, num_tokens, num_before) is None:
             return
         if self.conversation.turns and not self.prompt_state.ids:  # of another model: this one prefills all turns
@@ -135,7 +135,7 @@ class History:
             raise MessageTooLongError(evicted_text(overflow, "CacheConfig(window={})".format), overflow)
 
     def continuable_reply(self, learned: int | None) -> TurnRecord:
-        """The last turn, a reply that can be continued. `learned`: the model's learned positions, if it has such.
+        """The last turn, a reply that can be continued. `learned`: the number of the model's learned positions, if any.
 
         Raises:
             PromptError: it is not a reply, or cannot be continued.
@@ -171,7 +171,7 @@ class History:
         return out
 
     def _replayed_state(self) -> PromptState:
-        """The state after these turns; empty if they are of another model, whose ids mean nothing to this tokenizer."""
+        """The state after all turns; empty if their ids are another model's, which this tokenizer cannot decode."""
         prompts, turns, model = self.prompts, self.conversation.turns, self.conversation.model
         if not turns:
             return self.prefix.prompt_state
@@ -194,7 +194,7 @@ class History:
         return self._prompt(turns, log[: len(log) - len(reply.ids)], reply.params.get("think"))
 
     def _prompt(self, turns: Sequence[TurnRecord], ids: TokenIds, think: bool | None = None) -> PromptState:
-        """The state of the prompt `ids` of `turns`, with a cut after the last reply of which it has the sampled ids."""
+        """The state of the prompt `ids` of `turns`, with a cut after the last reply whose sampled ids it contains."""
         prompts = self.prompts
         if not prompts.has_template:
             return PromptState("", ids)
@@ -214,8 +214,8 @@ class History:
         return PromptState(text, ids)
 
     def retokenize(self, turns: Sequence[TurnRecord]) -> tuple[tuple[TurnRecord, ...], PromptState]:
-        """`turns` with new ids and positions, as the only ones of a chat with the same prefix, and the state after
-        them. Replies of this model keep their sampled ids."""
+        """`turns` with new ids and positions, as if they alone followed the prefix, and the state after them. Replies
+        of this model keep their sampled ids."""
         prompts, state, model = self.prompts, self.prefix.prompt_state, self.conversation.model
         log: list[int] = []
         out: list[TurnRecord] = []
@@ -255,7 +255,7 @@ class History:
         return HistorySnapshot(Snapshot(), self.prefix.prompt_state, returned)
 
     def return_to(self, before: HistorySnapshot) -> None:
-        """Undo every change since `before`. Raises StoreError: it cannot be undone on disk, so nothing is."""
+        """Undo every change since `before`. Raises StoreError: the disk refuses, so nothing is undone."""
         self.conversation.return_to(before.conversation)
         self.prompt_state = before.prompt_state
 
@@ -270,14 +270,14 @@ class History:
         self.prompt_state = self._replayed_state()
 
     def is_only_message(self, turn: int) -> bool:
-        """Whether message number `turn` is the only one of its session, which has its title from it."""
+        """Whether message number `turn` is the only one of its session, whose title comes from it."""
         conversation = self.conversation
         is_saved_here = conversation.session_id is not None and conversation.read_only is None
         is_only = turn == 0 and len(conversation.turns) == 1
         return is_saved_here and is_only and conversation.title == title_of(self.user_text(0))
 
     def user_text(self, turn: int) -> str:
-        """The text that the user wrote in a message; the first one also has the text of the chat's prompt cache."""
+        """The user's own text of a message, which in the first one follows the text of the chat's prompt cache."""
         return self.conversation.turns[turn].text.removeprefix(self.prefix.text if turn == 0 else "")
 
     def check_user(self, turn: int) -> None:
@@ -294,11 +294,7 @@ class History:
         raise PromptError("There is nothing to go back to: this chat has no messages yet.")
 
     def question(self, turn: int | None) -> int:
-        """The number of the user's message that message number `turn` is, or replies to; None: the last one.
-
-        Raises:
-            PromptError: the chat is empty. ConfigError: there is no such message.
-        """
+        """See Chat.question. Raises PromptError: the chat is empty. ConfigError: there is no such message."""
         turn = self.last_user() if turn is None else turn
         turns = self.conversation.turns
         if turn - 1 in range(len(turns)) and turns[turn - 1].role == "user":
@@ -312,7 +308,7 @@ def spans(turns: Sequence[TurnRecord]) -> list[tuple[int, int]]:
     starts before its end."""
     starts: list[int] = []
     length = 0
-    for turn in turns:  # as their replay makes the log
+    for turn in turns:
         starts.append(length if turn.start is None else turn.start)
         length = starts[-1] + len(turn.ids)
     return [(start, min([start + len(turns[i].ids), *starts[i + 1 :]])) for i, start in enumerate(starts)]

@@ -1,6 +1,6 @@
-"""ChatPrefix: how a chat begins: empty, or with a prompt cache, whose text begins its first message.
+"""ChatPrefix: the beginning of a chat: empty, or a prompt cache, whose text begins the first message.
 
-Pure: looks at a cache's text and ids, never at its rows.
+Pure: reads a cache's text and ids, never its rows.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ class ChatPrefix:
 
     @classmethod
     def of_cache(cls, cache: PromptCache, system: str | None, prompts: PromptFormat) -> Self:
-        """The prefix that `cache` holds.
+        """Make the prefix that `cache` contains.
 
-        An imported cache holds whatever comes before the text of a first message, as in mlx-lm's own command.
+        An imported cache is taken to end before the text of the first message, as in mlx-lm's own command.
 
         Raises:
             ConfigError: it has a system prompt of its own, or holds raw text.

@@ -1,9 +1,9 @@
 """PromptFormat: messages to token ids by the chat template, keeping the ids that the model generated.
 
 A reply's text, tokenized again, need not give the sampled ids. So while the rendered text continues the last prompt and
-reply exactly, only its new end is tokenized; if the template rewrites history, for example strips reasoning, the part
-after the last unchanged cut. Control tokens in messages are text (`control_tokens`). Pure except for the tokenizer; no
-MLX.
+reply exactly, only its new end is tokenized; if the template renders history differently, for example strips reasoning,
+the part after the last unchanged cut is. Control tokens in messages are text (`control_tokens`). Pure except for the
+tokenizer; no MLX.
 """
 
 from __future__ import annotations
@@ -81,8 +81,8 @@ class PromptFormat:
         return self.has_template and self._template.think_switch is not None
 
     def think_notice(self, think: bool | None) -> str:
-        """A sentence if turning reasoning on or off changes nothing with this model; "" if it does, or if a model that
-        never reasons is told not to."""
+        """A sentence if this model cannot turn reasoning on or off as `think` says, else "". A model that never reasons
+        can be told not to."""
         if think is None or self.has_think_switch or not (think or self.reasoning):
             return ""
         what = "on" if think else "off"
@@ -109,7 +109,7 @@ class PromptFormat:
         return a == b
 
     def prompt(self, messages: Sequence[Message], before: PromptState, think: bool | None = None) -> PromptState:
-        """The next prompt.
+        """Render and tokenize the next prompt.
 
         Args:
             messages: all of them; the last is the user's.
@@ -130,7 +130,7 @@ class PromptFormat:
         return PromptState(rendered.text, kept + self._encode_from(rendered, chars, kept), cuts)
 
     def notices(self, messages: Sequence[Message], is_new: bool) -> Iterator[str]:
-        """Limits of this model's template and tokenizer that matter for `messages`, each once in a chat.
+        """Sentences about limits of the template and tokenizer that affect `messages`, each once in a chat.
 
         Args:
             is_new: the last message is the first one with this model.
@@ -168,7 +168,7 @@ class PromptFormat:
     def num_unchanged(self, messages: Sequence[Message], prompt: PromptState, think: bool | None = None) -> int:
         """The number of ids of `prompt`, made of `messages`, that are unchanged in the next prompt.
 
-        All of them, unless the template renders the beginning of a reply otherwise in history, for example strips
+        All of them, unless the template renders the beginning of a reply differently in history, for example strips
         reasoning. The next prompt rewinds the cache to there.
         """
         if not self.has_template:
@@ -188,7 +188,7 @@ class PromptFormat:
     def _num_rewritten(self, messages: Sequence[Message], text: str, think: bool | None) -> int:
         """The number of characters at the end of `text`, the prompt of `messages`, that differ in history.
 
-        Rendered with the last message alone if that ends equally, so that a long chat is not rendered again.
+        Renders the last message alone if that ends the same way, so that a long chat is not rendered again.
         """
         ends = [*(m for m in messages[:1] if m["role"] == "system"), messages[-1]]
         for some in (ends, messages):
@@ -209,13 +209,13 @@ class PromptFormat:
         return raw_text(self.tokenizer, ids) if self.reasoning else text
 
     def displayed_ids(self, text: str, ids: Sequence[int], before: Sequence[int]) -> tuple[int, ...]:
-        """The ids of a reply without the stop string that ended it, after the ids `before`; without a template only. As
-        sampled, except for a token that the stop string began within."""
+        """The ids of a reply without the stop string that ended it, after the ids `before`; for models without a
+        template. As sampled, unless the stop string begins within a token."""
         kept, rest = ids_of_text(self.tokenizer, text, ids, before)
         return (*kept, *(self.encode_after((*before, *kept), rest) if rest else ()))
 
     def render(self, messages: Sequence[Message], *, for_reply: bool = True, think: bool | None = None) -> str:
-        """The rendered text.
+        """Render `messages`.
 
         Raises:
             ModelError: the template refuses these messages, also with the system prompt moved into the first message.
@@ -263,7 +263,7 @@ class PromptFormat:
 
     def continuation(self, held: Sequence[int], text: str) -> list[int]:
         """The prompt of raw `text` for a cache that holds the ids `held`: `text` if it begins with all of them, as ids
-        or as text (the last word may be tokenized otherwise); else their continuation."""
+        or as text (the last word may be tokenized differently); else their continuation."""
         whole = self.encode_raw(text)
         if not held or common_prefix(held, whole) == len(held) or self._begins_with(text, held):
             return whole

@@ -1,6 +1,6 @@
-"""ReplyRun: one reply: restore, generate, record, save.
+"""ReplyRun: one reply: restore, generate, record, save. Also the prefill of a chat without a reply.
 
-Between the generation (token ids on a cache) and the chat, which makes both. On the MLX thread.
+Between the generation, which knows only token ids, and the chat. On the MLX thread.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def make_generation(
     reply: tuple[Sequence[int], str, str] = ((), "", ""),
     checkpoints: Sequence[int] = (),
 ) -> Generation:
-    """The generation that answers `prompt`; see its arguments."""
+    """A generation for `prompt`, which a reply to continue may begin; see Generation."""
     return Generation(
         runtime.runner,
         runtime.tokenizer,
@@ -60,7 +60,7 @@ def make_generation(
     )
 
 
-def prefill(
+def prefill_chat(
     runtime: ModelRuntime, conversation: Conversation, cache: PromptCache, cancelled: Callable[[], bool]
 ) -> Iterator[PrefillProgress]:
     """Restore and prefill the rows of a conversation that the cache lacks, and save the new ones."""
@@ -83,9 +83,9 @@ class ReplyRun:
     """The reply to `prompt`. Iterate `events` once.
 
     Args:
-        think: what the template was told about reasoning.
-        undo: where the history returns if the reply is stopped before there is anything of it; None: nowhere.
-        keeps_message: asked then; true leaves the message in the history all the same, as a crash would.
+        think: the template's switch for reasoning; None: unset.
+        undo: the history to return to if the reply is stopped before its first token; None: never.
+        keeps_message: called in that case; true keeps the message in the history, as a crash would.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class ReplyRun:
         self.stats = TurnStats()
 
     def events(self) -> Iterator[TurnEvent]:
-        """The generation's events and what was saved; a TurnFinished at the end."""
+        """The generation's events, notices about saving, and a TurnFinished at the end."""
         generation = self._generation
         restored = self._conversation.restore_rows_for(generation.cache, generation.ids)
         notice, undo = None, self._undo
@@ -141,7 +141,7 @@ class ReplyRun:
                 if isinstance(event, TurnFinished):
                     return
                 if isinstance(event, PrefillProgress) and restored is not None:
-                    # The last token of a prompt is prefilled though its row is there: its logits are needed.
+                    # The last token of a prompt is prefilled even if its row is cached: its logits are needed.
                     reused = restored.shared - max(0, restored.tokens - event.cached)
                     if reused >= _MIN_REPORTED:
                         yield Notice(f"Reused {reused:,} tokens of an earlier chat with the same prefix.")
@@ -175,12 +175,12 @@ class ReplyRun:
 
     @property
     def _can_be_quiet(self) -> bool:
-        """Whether the model can be told not to reason, and was not."""
+        """Whether reasoning could be turned off, and was not."""
         return self._think is not False and self._prompts.has_think_switch
 
     @property
     def _is_unanswered(self) -> bool:
-        """Whether the reply was stopped before there was anything of it."""
+        """Whether the reply was stopped before it had any text, reasoning or ids."""
         generation = self._generation
         is_empty = not (generation.reply_ids or generation.text or generation.thinking)
         return generation.reason == FinishReason.STOPPED and is_empty

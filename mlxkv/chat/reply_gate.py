@@ -1,4 +1,4 @@
-"""ReplyGate: one reply of a chat at a time: which may begin, and what stops it.
+"""ReplyGate: lets one reply of a chat run at a time, and cancels it.
 
 `cancel` may be called from any thread, the rest on the MLX thread.
 """
@@ -25,11 +25,11 @@ class ReplyGate:
         self._running: weakref.ref[Generator[Any]] | None = None
 
     def start(self, events: Callable[[Callable[[], bool]], Iterator[Event]]) -> Iterator[Event]:
-        """A run of `events`, which is called at the first event with a function that says whether to stop.
+        """Start a run of `events`, which is called at the first event with a function that tells whether to stop.
 
         Raises:
             ConfigError: see `check_idle`; also from the iterator, where another run has begun since. WrongThreadError:
-            from the iterator on another thread, which leaves it as it was.
+            from the iterator on another thread, which leaves it unchanged.
         """
         self.check_idle()
         cancel = self._cancel = threading.Event()

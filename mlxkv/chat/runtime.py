@@ -46,10 +46,10 @@ class ModelRuntime:
 
     Args:
         folders: None reads the environment when the store is first needed.
-        is_limited: refuse what would not fit in memory; otherwise it is tried, and the system may end the process.
+        is_limited: refuse caches and prompts that would not fit in memory; otherwise the system may end the process.
 
     Attributes:
-        name: what the user calls the model; of a folder the full path, so that its sessions resume from anywhere.
+        name: the user's name for the model; for a folder its full path, so that its sessions resume from anywhere.
         prompts: the chat template at the current time; a chat makes its own with `PromptFormat.at`.
     """
 
@@ -170,11 +170,11 @@ class ModelRuntime:
 
     @cached_property
     def identity(self) -> ModelIdentity:
-        """What must match before saved rows may be used."""
+        """The hashes that must match before saved rows may be used."""
         found = self._identify(self.store.file_hashes)
         if not self.loaded.is_replaced():
             return found
-        # The files are no longer those that were loaded: no saved rows match.
+        # The files have changed since they were loaded: no saved rows match.
         return ModelIdentity.of(found.name, {**found.parts, "file.replaced": secrets.token_hex()})
 
     @property
@@ -183,7 +183,7 @@ class ModelRuntime:
 
     @cached_property
     def borrower(self) -> Borrower:
-        """Rows of saved chats for what is not saved itself."""
+        """Lets unsaved chats and prompt caches reuse rows of saved chats."""
         return Borrower(self.folders, lambda: self.store, self._identify)
 
     def _identify(self, hashes: FileHashes) -> ModelIdentity:

@@ -1,6 +1,6 @@
-"""UnsavedChanges: what a full disk refused to take of a session, written with the next change for which there is space.
+"""UnsavedChanges: changes of a session that a full disk refused; they are written with the next change that fits.
 
-Conversation keeps the turns; this knows how far the session lags behind them. On the MLX thread.
+Conversation has the turns; this knows how far the session lags behind them. On the MLX thread.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from mlxkv.store import TurnRecord, TurnState
 
 
 class UnsavedChanges:
-    """Changes of one conversation's session that are in memory alone.
+    """Changes of one conversation's session that are only in memory.
 
     Attributes:
         is_behind: the session lacks something.
-        notice: tells the user of that once, or that it is over; set to None by whoever shows it.
+        notice: for the user, when that begins or ends; whoever shows it sets it to None.
     """
 
     def __init__(self, runtime: ModelRuntime) -> None:
@@ -36,7 +36,7 @@ class UnsavedChanges:
             self.notice = NotSaved(f"Not saved: {error}{MEANWHILE}")
 
     def finish(self) -> None:
-        """The session has everything now."""
+        """Record that the session has everything."""
         if self.is_behind:
             self.is_behind, self.notice = False, Notice("The disk has space again: the whole chat is saved.")
 
@@ -72,7 +72,7 @@ class UnsavedChanges:
             self.postpone(error)
 
     def delete(self, session_id: str) -> None:
-        """Delete a session that is not needed."""
+        """Delete a session, later if the disk refuses."""
         try:
             self._runtime.store.delete(session_id)
         except DiskError as error:
@@ -80,7 +80,7 @@ class UnsavedChanges:
             self.postpone(error)
 
     def delete_postponed(self) -> None:
-        """Raises DiskError: the disk still refuses."""
+        """Delete what `delete` could not. Raises DiskError: the disk still refuses."""
         while self._to_delete:
             with suppress(SessionNotFoundError, SessionLockedError):  # another process has it, or has deleted it
                 self._runtime.store.delete(self._to_delete[0])

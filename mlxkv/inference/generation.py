@@ -1,4 +1,4 @@
-"""Generation: one prompt in, events out: reuse, prefill, decode, text, figures.
+"""Generation: one prompt in, events out: reuse, prefill, decode, text, statistics.
 
 Uses ModelRunner for token ids. Knows no messages, no chat template and no disk. On the MLX thread.
 """
@@ -42,11 +42,11 @@ class Generation:
         started: `time.perf_counter()` when the user asked; the time to the first token counts from there.
         cancelled: called before every prefill chunk and after every token.
         reply: a reply to continue: its ids, which `ids` end with, its text and its reasoning. `text` and `thinking`
-            become the whole reply; `generated` and the events are what is new.
+            become the whole reply; `generated` and the events contain only the new part.
         reader: parses the reply; None takes everything as text that continues the prompt.
         checkpoints: positions in `ids` that a later prompt may rewind to, such as the beginning of the reply.
-        keeps_reply: leave the cache at the end of the text that was shown: with the last token, without a stop string.
-            A chat does not need this: its next prompt says how far the cache is rewound.
+        keeps_reply: end the cache where the displayed text ends: with the last token, without a stop string. A chat
+            does not need this: its next prompt rewinds the cache.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class Generation:
         self._last_at = 0.0
 
     def events(self) -> Iterator[TurnEvent]:
-        """PrefillProgress per chunk, TextDelta per piece of text, one TurnFinished."""
+        """Yield PrefillProgress per chunk, TextDelta per piece of text, and one TurnFinished."""
         reset_peak_memory()
         if self.params.seed is not None:
             mx.random.seed(self.params.seed)
@@ -166,13 +166,13 @@ class Generation:
         ids = [*self.ids, *self.generated[:shown]]
         if self.cache.log == ids:
             return
-        # Imported tokens cannot be prefilled again, and learned positions may be used up: the log stays right then.
+        # Imported tokens cannot be prefilled again, and learned positions may be used up: the log is correct anyway.
         with suppress(CacheError, PromptError):
             for _ in self.runner.prefill(self.cache, ids[self.cache.reuse(ids).cached :]):
                 pass
 
     def _show(self) -> Iterator[TextDelta]:
-        """New text and reasoning."""
+        """Yield new text and reasoning."""
         self.text, self.thinking = self._reader.text, self._reader.thinking
         restarts, self._reader.restarts = self._reader.restarts, False
         for thinking, piece in self._reader.new_pieces():
@@ -185,7 +185,7 @@ class Generation:
 
     @property
     def stats(self) -> TurnStats:
-        """The figures so far; complete once `events` has ended."""
+        """The statistics so far; complete once `events` has ended."""
         now, cache, reuse = time.perf_counter(), self.cache, self._reuse
         bits = cache.plan.config.bits  # those of keys and of values, if they differ
         decoded = len(self.generated) - 1

@@ -1,6 +1,6 @@
 """ReplyText: sampled ids to text and reasoning, without the markers between them, up to a stop string.
 
-Knows how models mark their reasoning; nothing of caches or messages. On the MLX thread.
+Knows how models mark their reasoning, but no caches or messages. On the MLX thread.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from mlxkv.token_ids import common_prefix
 from mlxkv.tokenizer.tokens import Detokenizer
 
 State = Literal["start", "thinking", "text", "hidden", "implied"]
-"""`start`: nothing visible yet. `hidden`: a header between markers. `implied`: not a state of the reply but a fact
-about it: all text so far was reasoning, since a closing marker came without an opening one."""
+"""`start`: nothing visible yet. `hidden`: a header between markers. `implied`, only beside a piece: all text so far was
+reasoning, since a closing marker came without an opening one."""
 
 Edges = Mapping[State, tuple[tuple[str, State], ...]]
 
@@ -100,7 +100,7 @@ class StopStrings:
 
 
 class ReasoningSplitter:
-    """Separates reasoning from text, however the text is cut into pieces."""
+    """Separates reasoning from text that arrives in arbitrary pieces."""
 
     def __init__(self, reasoning: Reasoning, state: State) -> None:
         self._reasoning, self._edges = reasoning, reasoning.edges
@@ -110,7 +110,7 @@ class ReasoningSplitter:
         self._num_quoted = 0  # quoted opening markers without a closing one so far
 
     def feed(self, text: str) -> Iterator[tuple[State, str]]:
-        """The pieces that are certain, with their states; a possible beginning of a marker is held back."""
+        """Yield the certain pieces with their states; a possible beginning of a marker is held back."""
         self._held += text
         while True:
             if self.state == "start" and not self._may_begin():
@@ -142,7 +142,7 @@ class ReasoningSplitter:
             yield self.state, self._add_seen(piece)
 
     def rest(self, is_cut: bool) -> tuple[State, str]:
-        """Text that was held back; nothing if the reply was cut, since it may become a marker."""
+        """The text held back; "" if the reply was cut, since it may become a marker."""
         held, self._held = self._held, ""
         return self.state, "" if is_cut else held
 
@@ -151,9 +151,9 @@ class ReasoningSplitter:
         return piece
 
     def _is_quoted(self, marker: str, before: str) -> bool:
-        """Whether a marker is quoted and not meant: in code, or within a line after whitespace or a quotation mark.
+        """Whether a marker is only quoted: in code, or within a line after whitespace or a quotation mark.
 
-        Meant ones are at the beginning of a line, or follow text directly.
+        Real ones are at the beginning of a line, or follow text directly.
         """
         opening, closing = self._reasoning.opening, self._reasoning.closing
         if closing is None or marker not in (opening, closing) or (self.state == "thinking" and marker == closing):
@@ -179,14 +179,14 @@ class ReplyText:
     Attributes:
         text, thinking: for display, without markers and without the blank lines around them.
         raw: everything decoded, except the end-of-turn token and an incomplete character at the end.
-        ends: the end of each token in `raw`, after a 0.
-        restarts: text from `new` is reasoning after all, and `new` gives it again; the caller resets this.
+        ends: 0, then the end of each token in `raw`.
+        restarts: earlier text is reasoning after all, and `new_pieces` returns it again; the caller resets this.
 
     Args:
         tokenizer: mlx-lm's TokenizerWrapper.
         stop: strings that end the text (not the reasoning) and are not part of it.
         reasoning: its markers; None takes everything as text.
-        state: the first state; see `Reasoning.after`.
+        state: the first state; see `Reasoning.state_after`.
         before: the ids that the reply continues exactly; None for a separate message, from which the leading space of
             many tokenizers is removed.
     """
@@ -206,15 +206,15 @@ class ReplyText:
         self._splitter = ReasoningSplitter(reasoning, state) if reasoning else None
         self._hidden = ""
         self._blank = ""  # whitespace at the end of the reasoning so far
-        self.ends = [0]  # of each token in `raw`
-        self._given = [0, 0]  # characters of text and of reasoning that `new` has given
+        self.ends = [0]
+        self._given = [0, 0]  # characters of text and of reasoning that `new_pieces` has returned
         self._in_span = False  # the last piece was reasoning
         self._follows_marker = False  # whitespace there is not part of the text
         self.restarts = False
 
     @property
     def is_stopped(self) -> bool:
-        """A stop string was found."""
+        """Whether a stop string was found."""
         return self._stops.hit
 
     def add(self, token: int) -> None:
@@ -223,8 +223,7 @@ class ReplyText:
         self.ends.append(len(self.raw))
 
     def replay(self, ids: Sequence[int], text: str, thinking: str) -> None:
-        """Add the ids of a reply that is continued, of which `text` and `thinking` were shown; stop strings in them are
-        ignored."""
+        """Add the ids of a reply to continue, whose `text` and `thinking` were shown; stop strings are ignored."""
         stops, self._stops = self._stops, StopStrings(())
         for token in ids:
             self.add(token)
@@ -238,10 +237,7 @@ class ReplyText:
         return [piece for piece in pieces if piece[1]]
 
     def num_tokens_of(self, text: str) -> int:
-        """The number of tokens that make the prefix `text`, without a token that it ends within.
-
-        Not for replies with reasoning.
-        """
+        """The number of tokens that lie wholly within the prefix `text`; not for replies with reasoning."""
         count = bisect_left(self.ends, len(text))
         return count if count < len(self.ends) and self.ends[count] == len(text) else count - 1
 
@@ -249,7 +245,7 @@ class ReplyText:
         """End the reply: release text that was held back.
 
         Args:
-            is_cut: the reply may be continued: part of a marker stays hidden, since it could not be withdrawn.
+            is_cut: the reply may be continued, so part of a marker stays hidden: it could not be withdrawn.
         """
         segment = self._detokenizer.finish()
         self._take(segment.rstrip("\N{REPLACEMENT CHARACTER}") if is_cut else segment)
@@ -272,7 +268,7 @@ class ReplyText:
     def _show(self, state: State, piece: str) -> None:
         if state == "implied":
             self.thinking, self.text, self._stops.held = (self.text + self._stops.held).strip(), "", ""
-            self._given, self.restarts = [0, 0], True  # it was given as text
+            self._given, self.restarts = [0, 0], True  # it was returned as text
         elif state == "hidden":
             self._hidden += piece
             self._follows_marker, self._in_span = True, False
@@ -303,8 +299,8 @@ def raw_text(tokenizer: Any, ids: Sequence[int]) -> str:
 
 
 def ids_of_text(tokenizer: Any, text: str, ids: Sequence[int], before: Sequence[int]) -> tuple[tuple[int, ...], str]:
-    """The ids of a reply up to its stop string, and the rest of `text` that they do not cover. The reply follows the
-    ids `before`, and has no reasoning."""
+    """The ids of a reply before its stop string, and the rest of its `text`. The reply follows the ids `before`
+    and has no reasoning."""
     reply = ReplyText(tokenizer, before=before)
     for token in ids:
         reply.add(token)

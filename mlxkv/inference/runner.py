@@ -59,7 +59,7 @@ class ModelRunner:
         mx.clear_cache()
 
     def score(self, cache: PromptCache, ids: Sequence[int]) -> mx.array:
-        """Prefill `ids`; the log-probability of each but the first, given those before it: (len(ids) - 1,), float32.
+        """Prefill `ids`; the log-probability of each id but the first, given those before it: (len(ids) - 1,), float32.
 
         Raises:
             PromptError: they end beyond learned positions; the cache is unchanged.
@@ -91,7 +91,7 @@ class ModelRunner:
         return min(self.chunk, self._budget.chunk(cache.plan, used, cache.offset + num_new, num_new))
 
     def _measured_feed(self, cache: PromptCache, ids: Sequence[int], done: int, most: int) -> int:
-        """`_feed`; its peak corrects the budget where it is this process's highest so far."""
+        """`_feed`, and correct the budget if its peak is this process's highest so far."""
         before, peak = memory_used(), peak_memory()
         allocates = not cache.offset or cache.shared_nbytes > 0  # buffers, or a fork's copy of them
         n, _ = self._feed(cache, ids, done, most)
@@ -116,8 +116,8 @@ class ModelRunner:
         """Feed `last`, the end of the prompt, and yield up to `params.max_tokens` sampled ids, fewer if the model's
         learned positions end before.
 
-        When token k is yielded it has been fed as well, unless it is the last one that may be: closing the generator
-        at any point leaves the token log equal to what the cache holds. `seen` are the prompt's ids, for penalties.
+        A token has been fed when it is yielded, unless it is the last one: closing the generator at any point leaves
+        the token log equal to the cache. `seen` are the prompt's ids, for penalties.
 
         Raises:
             OutOfMemoryError: see `check`.

@@ -22,11 +22,9 @@ DEFAULT_MAX_TOKENS = 4096
 DEFAULT_TEMPERATURE = 0.7
 DEFAULT_TOP_P = 0.95
 
-
 _LEAST_TEMPERATURE, _LEAST_TOP_P = 1e-3, 1e-6  # below which float16 and float32 underflow for the likeliest token
 _LEAST_PENALTY = 1e-3  # of repetition, below which float16 logits overflow
 PENALISED = 64  # last tokens; penalties use fewer
-
 
 _RANGES: dict[str, tuple[Callable[..., float], float, float]] = {
     "temperature": (number, 0.0, 100.0),
@@ -98,7 +96,7 @@ class SamplingParams:
 
     @classmethod
     def saved(cls, table: Mapping[str, Any]) -> SamplingParams:
-        """Parameters saved with a chat; names and values that this version does not accept are skipped."""
+        """Parameters saved with a chat; unknown names and invalid values are skipped."""
         params = cls()
         for name, value in table.items():
             if name in cls.__dataclass_fields__ and value is not None:

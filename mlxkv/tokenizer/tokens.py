@@ -1,7 +1,7 @@
 """Text to token ids and back, exactly: a prompt and its continuation decode to the one text followed by the other.
 
 Tokenizers treat every text as a beginning: some add a leading space when encoding, some drop one when decoding. So text
-that follows other tokens is encoded and decoded behind some of them. Pure but for the tokenizer.
+that follows other tokens is encoded and decoded after some of them. Pure except for the tokenizer.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _CHECKED = 64  # tokens that are enough to see a wrong beginning
 
 
 class Detokenizer:
-    """Token ids to text, one by one, behind the ids `before` them.
+    """Token ids to text, one by one, after the ids `before` them.
 
     A character of several tokens is returned when it is complete; invalid bytes become U+FFFD.
     """
@@ -36,7 +36,7 @@ class Detokenizer:
         self._settle(before)
 
     def add(self, token: int) -> str:
-        """Add a token; the text that is complete now."""
+        """Add a token; returns the text that is complete now."""
         self._waiting.append(token)
         out = ""
         while self._waiting:
@@ -55,7 +55,7 @@ class Detokenizer:
         return out
 
     def finish(self) -> str:
-        """End the text; an incomplete character."""
+        """End the text; returns an incomplete character."""
         rest, self._waiting = decode(self._tokenizer, self._waiting), []
         return rest
 
@@ -152,5 +152,5 @@ def _tail(tokenizer: Any, ids: Sequence[int]) -> list[int]:
         text = decode(tokenizer, ids[start:])
         if text and not text.startswith(_BROKEN) and not text.endswith(_BROKEN):
             return list(ids[start:])
-    recent = list(ids[-_MOST:])  # a space that the tokenizer strips as a beginning is one all the same
+    recent = list(ids[-_MOST:])  # a space that the tokenizer strips at the beginning still counts
     return recent if recent and min(recent) >= 0 and not decode(tokenizer, recent) else []

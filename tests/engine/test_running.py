@@ -37,10 +37,10 @@ def begin(chat: Chat, how: str) -> Any:
             return chat.aside("what was that?")
         case _:
             chat.forget()
-            return chat.read()
+            return chat.prefill()
 
 
-WAYS = ("send", "retry", "edit", "continue_reply", "aside", "read")
+WAYS = ("send", "retry", "edit", "continue_reply", "aside", "prefill")
 
 
 @pytest.mark.parametrize("how", WAYS)
@@ -50,7 +50,7 @@ def test_a_cancel_before_the_first_event_holds(model: Model, how: str) -> None:
     chat.cancel()
     seen = list(events)
     assert not any(isinstance(e, TextDelta) for e in seen)
-    if how == "read":
+    if how == "prefill":
         assert not chat.cache.tokens
     else:
         assert isinstance(seen[-1], TurnFinished)
@@ -78,7 +78,7 @@ REFUSED: dict[str, Callable[[Chat], object]] = {
     "edit": lambda chat: chat.edit(0, "x"),
     "continue_reply": lambda chat: chat.continue_reply(),
     "aside": lambda chat: chat.aside("x"),
-    "read": lambda chat: chat.read(),
+    "prefill": lambda chat: chat.prefill(),
     "undo": lambda chat: chat.undo(),
     "rewind": lambda chat: chat.rewind(0),
     "fork": lambda chat: chat.fork(),
