@@ -55,9 +55,6 @@ class Chat:
 
     Args:
         began: the time that the chat template prints; None: now, or the prompt cache's.
-
-    Attributes:
-        restored: the rows restored from disk when the chat was resumed.
     """
 
     def __init__(
@@ -72,12 +69,11 @@ class Chat:
         began: datetime | None = None,
     ) -> None:
         self._runtime, self._params, self._autosave = runtime, params or SamplingParams(), autosave
-        self._owner = Owner()
+        self._owner, self._keeps_message = Owner(), False  # see `cancel`
         self._gate = ReplyGate(self._owner)
-        self._keeps_message = False  # see `cancel`
         self.thinking = think
         self.stats = TurnStats()
-        self.restored: Restored | None = None
+        self.restored: Restored | None = None  # the rows restored from disk when the chat was resumed
         system = well_formed(system) if system else None
         if isinstance(cache, PromptCache):
             runtime.check_cache(cache)
@@ -249,16 +245,12 @@ class Chat:
 
     @public()
     def undo(self) -> str:
-        """Remove the last turn and return the user's text. A saved chat continues in a fork.
-
-        Raises:
-            PromptError: the chat is empty.
-        """
+        """Remove the last turn and return the user's text. Raises PromptError: the chat is empty."""
         return self.rewind(self._history.last_user())
 
     @public(turn=arguments.whole)
     def rewind(self, turn: int) -> str:
-        """Remove message number `turn` (0 is the first), which must be the user's, and all later ones; see `undo`.
+        """Remove message number `turn` (0 is the first), which must be the user's, and all later ones; its text.
 
         Raises:
             ConfigError: there is no such message, or it is not the user's.

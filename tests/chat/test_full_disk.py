@@ -270,7 +270,7 @@ def test_reading_takes_no_room(said: None, full: None, command: str, capsys: pyt
     out = capsys.readouterr()
     assert READING[command] in out.out
     assert (end.value.code == 1) == (command in ("doctor", "chats rm --yes hello"))
-    assert out.err.count("is full, so nothing is saved; make room") == ("-p" in command or "rm" in command)
+    assert out.err.count("is full, so nothing is saved; free some space") == ("-p" in command or "rm" in command)
 
 
 def test_a_reply_that_is_printed_promises_no_later() -> None:
