@@ -58,7 +58,7 @@ class Completion:
 
 
 class Model:
-    """A loaded model and everything to do with it. Made by `mlxkv.load`.
+    """A loaded model. Made by `mlxkv.load`.
 
     Args:
         loaded: weights, tokenizer and configuration.

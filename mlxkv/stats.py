@@ -115,7 +115,7 @@ def tokens_text(n: int) -> str:
 
 
 def rate_text(tps: float) -> str:
-    """One decimal below 100, none above."""
+    """`45.2`, `141`: one decimal below 100."""
     return f"{tps:.1f}" if tps < 99.95 else f"{tps:.0f}"
 
 

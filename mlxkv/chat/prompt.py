@@ -240,7 +240,7 @@ class PromptFormat:
         return encode(self.tokenizer, text)
 
     def _encode_from(self, rendered: Rendered, chars: int, before: Sequence[int]) -> list[int]:
-        """Ids of the rendered text from `chars` on, encoded behind the last of the ids `before` it."""
+        """Ids of the rendered text from `chars` on, encoded after the last of the ids `before` it."""
         rest = rendered.part(chars)
         if not before:
             return self._control.encode(rest)

@@ -237,7 +237,7 @@ class ReplyText:
         return [piece for piece in pieces if piece[1]]
 
     def num_tokens_of(self, text: str) -> int:
-        """The number of tokens that lie wholly within the prefix `text`; not for replies with reasoning."""
+        """The number of tokens that end within the prefix `text`; not for replies with reasoning."""
         count = bisect_left(self.ends, len(text))
         return count if count < len(self.ends) and self.ends[count] == len(text) else count - 1
 

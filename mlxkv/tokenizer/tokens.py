@@ -13,8 +13,6 @@ from typing import Any
 from mlxkv.errors import ModelError, as_sentence
 from mlxkv.token_ids import common_prefix
 
-Behind = Callable[[str], list[int]]
-
 _BROKEN = "\N{REPLACEMENT CHARACTER}"  # an invalid or incomplete character
 _CHARACTER = 4  # bytes, and thus tokens, of a character at most
 _FILES = ("tokenizer.json", "tokenizer.model", "tekken.json", "tiktoken.model", "vocab.json", "vocab.txt")
@@ -116,16 +114,18 @@ def encode_start(tokenizer: Any, text: str) -> list[int]:
     return ids
 
 
-def encode_after(tokenizer: Any, before: Sequence[int], text: str, behind: Behind | None = None) -> list[int]:
+def encode_after(
+    tokenizer: Any, before: Sequence[int], text: str, encode_marked: Callable[[str], list[int]] | None = None
+) -> list[int]:
     """Ids of a text that follows the ids `before`: together they decode to both texts.
 
-    `behind` encodes some characters and the text after them; None: by `encode`.
+    `encode_marked` encodes the characters that it is given and the text after them; None: by `encode`.
     """
-    behind = behind or (lambda mark: encode(tokenizer, mark + text))
+    encode_marked = encode_marked or (lambda mark: encode(tokenizer, mark + text))
     tail = _tail(tokenizer, before) or encode(tokenizer, "a")
     head = len(decode(tokenizer, tail))
     best: tuple[int, list[int]] = (-1, [])
-    for ids in _encodings(tokenizer, behind):
+    for ids in _encodings(tokenizer, encode_marked):
         piece = decode(tokenizer, (*tail, *ids[:_CHECKED]))[head:]
         if piece == text or (len(ids) > _CHECKED and text.startswith(piece.rstrip(_BROKEN))):
             return ids
@@ -135,11 +135,11 @@ def encode_after(tokenizer: Any, before: Sequence[int], text: str, behind: Behin
     return best[1]
 
 
-def _encodings(tokenizer: Any, behind: Behind) -> Iterator[list[int]]:
-    """Candidates: the text as a beginning, then behind characters that it does not merge with."""
-    yield behind("")
+def _encodings(tokenizer: Any, encode_marked: Callable[[str], list[int]]) -> Iterator[list[int]]:
+    """Candidates: the text by itself, then after characters that it does not merge with."""
+    yield encode_marked("")
     for mark in ("\n", "a", "0"):
-        alone, both = encode(tokenizer, mark), behind(mark)
+        alone, both = encode(tokenizer, mark), encode_marked(mark)
         if both[: len(alone)] == alone:
             yield both[len(alone) :]
 

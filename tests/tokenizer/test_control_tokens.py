@@ -187,8 +187,8 @@ def test_what_another_model_said_is_text(tmp_path: Path) -> None:
     from mlxkv.chat.prefix import ChatPrefix
 
     turns = (TurnRecord("user", "who?"), TurnRecord("assistant", SPELLED, (5, 6), params={"model": "another"}))
-    laid, fed = History(SimpleNamespace(model="this"), ChatPrefix(), prompts).retokenize(turns)  # type: ignore[arg-type]
-    assert structure(tokenizer, laid[1].ids) == []
+    made, fed = History(SimpleNamespace(model="this"), ChatPrefix(), prompts).retokenize(turns)  # type: ignore[arg-type]
+    assert structure(tokenizer, made[1].ids) == []
     assert fed.text.endswith(SPELLED)
 
 
@@ -199,9 +199,9 @@ def test_what_another_model_said_is_tokenized_behind_the_prompt() -> None:
 
     prompts = PromptFormat(real_tokenizer("blank first", CHATML))
     turns = (TurnRecord("user", "who?"), TurnRecord("assistant", "the fox", (5, 6), params={"model": "another"}))
-    laid, _ = History(SimpleNamespace(model="this"), ChatPrefix(), prompts).retokenize(turns)  # type: ignore[arg-type]
-    assert list(laid[1].ids) == prompts.encode_text("the fox", laid[0].ids)
-    assert prompts.tokenizer.decode([*laid[0].ids, *laid[1].ids]).endswith("the fox")
+    made, _ = History(SimpleNamespace(model="this"), ChatPrefix(), prompts).retokenize(turns)  # type: ignore[arg-type]
+    assert list(made[1].ids) == prompts.encode_text("the fox", made[0].ids)
+    assert prompts.tokenizer.decode([*made[0].ids, *made[1].ids]).endswith("the fox")
 
 
 def test_without_a_template_nothing_is_special_but_the_beginning() -> None:
