@@ -9,7 +9,7 @@ from mlxkv.models.hub import Hub
 from mlxkv.models.load import LoadedModel, LoadProgress, load_model
 from mlxkv.models.local import LocalModel, list_local, remove
 from mlxkv.models.resolve import BUILT_IN, Source, resolve
-from mlxkv.models.skeleton import skeleton, text_side
+from mlxkv.models.skeleton import find_tokenizer, skeleton
 
 __all__ = [
     "BUILT_IN",
@@ -22,6 +22,7 @@ __all__ = [
     "Source",
     "catalogue",
     "download",
+    "find_tokenizer",
     "list_local",
     "load_model",
     "plan_download",
@@ -29,5 +30,4 @@ __all__ = [
     "resolve",
     "skeleton",
     "suggestions",
-    "text_side",
 ]

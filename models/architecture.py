@@ -19,7 +19,7 @@ MAX_JSON = 32 << 20  # bytes; quantized mixtures list every layer, which is a fe
 
 MAX_TOKENIZER = 256 << 20  # bytes of a vocabulary
 _READ_BY_OTHERS = ("*.json", "*.jinja", "*.txt", "*.model", "tokenizer*", "vocab*", "merges*", "*/*.jinja")
-BESIDE_TOKENIZER = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")  # read by transformers
+TOKENIZER_CONFIGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")  # read by transformers
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _BOM = b"\xef\xbb\xbf"
 
@@ -65,7 +65,7 @@ def check_files(folder: Path) -> None:
             check_regular(path, MAX_TOKENIZER)
     except OSError as error:
         raise ModelFileError(f"{error.filename} cannot be read ({reason(error)}); download the model again.") from error
-    for name in BESIDE_TOKENIZER:
+    for name in TOKENIZER_CONFIGS:
         read_json(folder / name)
 
 

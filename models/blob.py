@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from mlxkv.errors import ModelDownloadError
-from mlxkv.models.fetch import Answer, HubSilentError, get
+from mlxkv.models.fetch import Answer, HubTimeoutError, get
 
 
 def partial_path(blob: Path) -> Path:
@@ -31,13 +31,13 @@ def fetch_blob(
     is_large: bool,
     label: str,
     on_bytes: Callable[[int], None],
-    look: Callable[[], None] = lambda: None,
+    poll: Callable[[], None] = lambda: None,
 ) -> None:
     """Make `blob` from `url`, going on where a partial file ends. `blob` is named by the sha256 of its content, or, if
     it is not `is_large`, by git's hash of it; its folder exists.
 
     `on_bytes` gets how many more bytes are on disk (the resumed part first; less than 0 when they had to be dropped);
-    what it or `look` raises ends the fetch and keeps the partial file. `label` is what messages call the file.
+    what it or `poll` raises ends the fetch and keeps the partial file. `label` is what messages call the file.
 
     Raises:
         ModelDownloadError: another process is fetching it, or what arrived has another size or hash.
@@ -57,7 +57,7 @@ def fetch_blob(
             while have < size:
                 before = have
                 try:
-                    with get(url, endpoint=endpoint, start=have, look=look) as answer:
+                    with get(url, endpoint=endpoint, start=have, poll=poll) as answer:
                         have = _take_rest(answer, file, have, digest, size, on_bytes)
                 except Exception as error:
                     have = file.tell()
@@ -112,7 +112,7 @@ def _take_rest(
 def _is_broken_off(error: Exception) -> bool:
     import httpx2
 
-    return isinstance(error, (httpx2.TransportError, HubSilentError))
+    return isinstance(error, (httpx2.TransportError, HubTimeoutError))
 
 
 class _Digest:

@@ -27,7 +27,7 @@ def missing_files(folder: Path) -> tuple[str, ...]:
     """The names of the files that loading needs and that are not there, which is what a download would bring.
 
     Shards by the index and by their own numbers; links whose blob is gone; config.json, weights and a tokenizer at all.
-    An index that cannot be read names none: downloading again is no help, and `check_whole` says what is wrong with it.
+    An index that cannot be read names none: downloading again is no help, and `check_complete` says what is wrong with it.
     """
     try:
         named = _indexed(folder)
@@ -45,12 +45,12 @@ def missing_files(folder: Path) -> tuple[str, ...]:
     return tuple(sorted(missing))
 
 
-def is_whole(folder: Path) -> bool:
+def is_complete(folder: Path) -> bool:
     """Whether a download would bring nothing that is needed: no file is missing, no weights end early."""
-    return not missing_files(folder) and not any(map(_ends_early, folder.glob(WEIGHTS)))
+    return not missing_files(folder) and not any(map(_is_truncated, folder.glob(WEIGHTS)))
 
 
-def check_whole(folder: Path, name: str) -> None:
+def check_complete(folder: Path, name: str) -> None:
     """Refuse half a model.
 
     Raises:
@@ -59,18 +59,18 @@ def check_whole(folder: Path, name: str) -> None:
     _indexed(folder)
     if missing := missing_files(folder):
         other = " or convert it with mlx_lm" if "model.safetensors" in missing else ""
-        raise ModelFileError(f"{name} lacks {listed(missing)}; download it again{other}.")
+        raise ModelFileError(f"{name} lacks {first_three(missing)}; download it again{other}.")
 
 
 def problem(folder: Path, name: str) -> str:
     """Why the model in `folder` cannot be loaded, as a clause; "" where nothing is seen that would prevent it."""
     if missing := missing_files(folder):
-        return f"lacks {listed(missing)}"
+        return f"lacks {first_three(missing)}"
     try:
         config = read_config(folder, name)
         if not is_known(config):
             return f"has the model_type {config['model_type']}, which this mlx-lm does not know"
-        check_whole(folder, name)
+        check_complete(folder, name)
         for path in sorted(folder.glob(WEIGHTS)):
             check_weights(path)
     except MlxkvError as error:
@@ -78,7 +78,7 @@ def problem(folder: Path, name: str) -> str:
     return ""
 
 
-def listed(names: tuple[str, ...]) -> str:
+def first_three(names: tuple[str, ...]) -> str:
     """At most three of the names."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(names[:3]) + more
@@ -110,7 +110,7 @@ def _numbered(found: set[str]) -> set[str]:
     return names
 
 
-def _ends_early(path: Path) -> bool:
+def _is_truncated(path: Path) -> bool:
     """Whether the header, which is only looked at here and checked before it is loaded, wants more bytes."""
     try:
         with opened(path) as file:

@@ -15,10 +15,10 @@ from pathlib import Path
 from mlxkv.errors import ModelDownloadError, ModelFileError, ModelNotFoundError
 from mlxkv.models.blob import fetch_blob, partial_path
 from mlxkv.models.completeness import WEIGHTS
-from mlxkv.models.hub import ALLOW, NEVER, UNREAD, Hub, explain, find_local
-from mlxkv.models.repository import ask_commit, ask_files
+from mlxkv.models.hub import ALLOW, NEVER, NOT_LOADED, Hub, explain, find_local
+from mlxkv.models.repository import fetch_commit, fetch_file_list
 from mlxkv.models.resolve import is_repo
-from mlxkv.models.snapshot import below, has_bytes, link, ref_path, set_ref, snapshot_path
+from mlxkv.models.snapshot import has_bytes, link, path_below, ref_path, set_ref, snapshot_path
 from mlxkv.stats import bytes_text
 
 Progress = Callable[[int, int], None]  # bytes there, bytes in all
@@ -67,9 +67,9 @@ def plan_download(
     *,
     hub: Hub | None = None,
     allow: Sequence[str] = ALLOW,
-    look: Callable[[], None] = lambda: None,
+    poll: Callable[[], None] = lambda: None,
 ) -> Plan:
-    """Ask the hub what `repo` holds; downloads nothing. Two requests. What `look` raises ends them.
+    """Ask the hub what `repo` holds; downloads nothing. Two requests. What `poll` raises ends them.
 
     Raises:
         ModelNotFoundError: no such repository or revision, or it is private.
@@ -81,8 +81,8 @@ def plan_download(
     if "@" in repo or not is_repo(named):
         raise ModelNotFoundError(f"{ascii(named)[:100]} is no repository of a hub; name it as org/name@revision.")
     try:
-        commit = ask_commit(hub.url(), repo, revision, look=look)
-        entries, all_paths = ask_files(hub.url(), repo, commit, lambda path: _is_wanted(path, allow), look=look)
+        commit = fetch_commit(hub.url(), repo, revision, poll=poll)
+        entries, all_paths = fetch_file_list(hub.url(), repo, commit, lambda path: _is_wanted(path, allow), poll=poll)
     except Exception as error:
         raise explain(error, hub, repo, revision) from error
     storage = hub.storage(repo)
@@ -123,7 +123,7 @@ def download(
     """
     hub = hub or Hub()
     stopping = _Stopping(repo, cancel)
-    plan = plan_download(repo, revision, hub=hub, allow=allow, look=stopping.look)
+    plan = plan_download(repo, revision, hub=hub, allow=allow, poll=stopping.poll)
     if check is not None:
         check(plan)
     _check_disk(plan, hub.cache())
@@ -142,7 +142,7 @@ def _fetch(plan: Plan, hub: Hub, meter: _Meter) -> Path:
     meter.add(0)
     storage, revision = hub.storage(plan.repo), plan.revision or "main"
     ref = ref_path(storage, revision)
-    blobs = {file: below(storage, "blobs", file.blob) for file in plan.files}
+    blobs = {file: path_below(storage, "blobs", file.blob) for file in plan.files}
     links = {file: snapshot_path(storage, plan.commit, file.path) for file in plan.files}
     (storage / "blobs").mkdir(parents=True, exist_ok=True)
     for file in plan.files:
@@ -158,7 +158,7 @@ def _fetch(plan: Plan, hub: Hub, meter: _Meter) -> Path:
                 is_large=file.sha256 is not None,
                 label=f"{file.path} of {plan.repo}",
                 on_bytes=meter.add,
-                look=meter.look,
+                poll=meter.poll,
             )
     # Linked once all are there, the weights last, and then the commit is named: until then nothing counts as ready.
     for file in sorted(plan.files, key=lambda file: fnmatchcase(file.path, WEIGHTS)):
@@ -171,7 +171,7 @@ def _fetch(plan: Plan, hub: Hub, meter: _Meter) -> Path:
 
 
 def _is_wanted(path: str, allow: Sequence[str]) -> bool:
-    return any(fnmatchcase(path, p) for p in allow) and not any(fnmatchcase(path, p) for p in (*NEVER, *UNREAD))
+    return any(fnmatchcase(path, p) for p in allow) and not any(fnmatchcase(path, p) for p in (*NEVER, *NOT_LOADED))
 
 
 def ensure(
@@ -221,7 +221,7 @@ class _Stopping:
     def __init__(self, repo: str, cancel: threading.Event | None) -> None:
         self._repo, self._cancel = repo, cancel
 
-    def look(self) -> None:
+    def poll(self) -> None:
         if self._cancel is not None and self._cancel.is_set():
             raise ModelDownloadError(
                 f"The download of {self._repo} was stopped; what has arrived is kept and it goes on from there."
@@ -233,13 +233,13 @@ class _Meter:
 
     def __init__(self, plan: Plan, progress: Progress | None, stopping: _Stopping) -> None:
         self.raised: Exception | None = None  # what ended the download on purpose
-        self.look, self._progress = stopping.look, progress
+        self.poll, self._progress = stopping.poll, progress
         self._total = plan.total_bytes
         self._done = sum(f.size for f in plan.files if f.is_cached)
         self._reported = -_REPORT
 
     def add(self, count: int) -> None:
-        self.look()
+        self.poll()
         self._done += count
         is_due = abs(self._done - self._reported) >= _REPORT or self._done == self._total
         if self._progress is not None and is_due:

@@ -21,7 +21,7 @@ from mlxkv.system.regular_file import check_regular, reason
 
 TIMEOUT = 30.0  # seconds without a byte
 
-_LOOK = 0.1  # seconds between two looks at whether to stop
+_POLL = 0.1  # seconds between two looks at whether to stop
 _MAX_REDIRECTS = 10
 _QUEUED = 64  # pieces of at most 64 KiB
 _MAX_TOKEN = 4096  # bytes of its file
@@ -36,7 +36,7 @@ class HubStatusError(Exception):
         self.status, self.code = status, code
 
 
-class HubSilentError(ModelDownloadError):
+class HubTimeoutError(ModelDownloadError):
     def __init__(self) -> None:
         super().__init__(
             f"The hub sent nothing for {TIMEOUT:g} s; check the connection and try again, what has arrived is kept."
@@ -53,13 +53,13 @@ class Answer:
 
 
 @contextmanager
-def get(url: str, *, endpoint: str, start: int = 0, look: Callable[[], None] = lambda: None) -> Iterator[Answer]:
+def get(url: str, *, endpoint: str, start: int = 0, poll: Callable[[], None] = lambda: None) -> Iterator[Answer]:
     """GET `url` from byte `start` on. `endpoint` is the hub's URL: only its host is sent the token.
 
-    `look` is called ten times a second; what it raises ends the request.
+    `poll` is called ten times a second; what it raises ends the request.
 
     Raises:
-        HubStatusError: the answer is an error. HubSilentError: nothing came for `TIMEOUT` seconds.
+        HubStatusError: the answer is an error. HubTimeoutError: nothing came for `TIMEOUT` seconds.
         ModelDownloadError: redirects that must not be followed, or an encoding that was not asked for.
         Exception: what huggingface_hub or the network raised.
     """
@@ -70,28 +70,28 @@ def get(url: str, *, endpoint: str, start: int = 0, look: Callable[[], None] = l
     )
     thread.start()
     try:
-        status, next_url = _take(queue, look)
-        yield Answer(status, next_url, _parts(queue, look))
+        status, next_url = _take(queue, poll)
+        yield Answer(status, next_url, _parts(queue, poll))
     finally:
         stop.set()
 
 
-def _parts(queue: Queue[Any], look: Callable[[], None]) -> Iterator[bytes]:
-    while (part := _take(queue, look)) is not None:
+def _parts(queue: Queue[Any], poll: Callable[[], None]) -> Iterator[bytes]:
+    while (part := _take(queue, poll)) is not None:
         yield part
 
 
-def _take(queue: Queue[Any], look: Callable[[], None]) -> Any:
-    for _ in range(max(1, round(TIMEOUT / _LOOK))):
-        look()
+def _take(queue: Queue[Any], poll: Callable[[], None]) -> Any:
+    for _ in range(max(1, round(TIMEOUT / _POLL))):
+        poll()
         try:
-            item = queue.get(timeout=_LOOK)
+            item = queue.get(timeout=_POLL)
         except Empty:
             continue
         if isinstance(item, BaseException):
             raise item
         return item
-    raise HubSilentError
+    raise HubTimeoutError
 
 
 def _request(url: str, endpoint: str, start: int, queue: Queue[Any], stop: threading.Event) -> None:
@@ -100,7 +100,7 @@ def _request(url: str, endpoint: str, start: int, queue: Queue[Any], stop: threa
     def put(item: object) -> None:
         while not stop.is_set():
             with suppress(Full):
-                queue.put(item, timeout=_LOOK)
+                queue.put(item, timeout=_POLL)
                 return
 
     import httpx2
@@ -127,7 +127,7 @@ def _request(url: str, endpoint: str, start: int, queue: Queue[Any], stop: threa
             return
         raise ModelDownloadError(f"The hub redirects more than {_MAX_REDIRECTS} times; use another hub.")
     except httpx2.TimeoutException:
-        put(HubSilentError())
+        put(HubTimeoutError())
     except BaseException as error:  # whatever it is, the caller's thread says it
         put(error)
 

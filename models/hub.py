@@ -12,7 +12,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from mlxkv.errors import ConfigError, MlxkvError, ModelDownloadError, ModelNotFoundError, first_line, quoted, shortened
-from mlxkv.models.completeness import is_whole, problem
+from mlxkv.models.completeness import is_complete, problem
 from mlxkv.models.fetch import HubStatusError
 from mlxkv.models.repository import is_id
 from mlxkv.system.regular_file import read_text, reason
@@ -20,7 +20,7 @@ from mlxkv.system.regular_file import read_text, reason
 ALLOW = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "tokenizer*")
 NEVER = ("*.py", "*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.gguf", "*.npz", "*.npy", "*.ckpt", "*.h5", "*.onnx")
 # The hub's own layout also has weights mlx-lm never reads: other formats' copies and duplicates in one file.
-UNREAD = ("*/*.safetensors", "consolidated*.safetensors", "*/*.json", "*/*.txt", "*/*.model")
+NOT_LOADED = ("*/*.safetensors", "consolidated*.safetensors", "*/*.json", "*/*.txt", "*/*.model")
 MAX_REF = 4096  # bytes of a file that names a commit
 
 
@@ -99,7 +99,7 @@ def find_local(hub: Hub, repo: str, revision: str | None = None, *, need_weights
     folder = storage / "snapshots" / commit
     if not (folder / "config.json").is_file():
         return None
-    return folder if not need_weights or is_whole(folder) else None
+    return folder if not need_weights or is_complete(folder) else None
 
 
 def explain(error: Exception, hub: Hub, repo: str, revision: str | None) -> MlxkvError:

@@ -19,13 +19,13 @@ from mlxkv.device import Device, check_temporary_folder, current_device
 from mlxkv.errors import ModelError, ModelFileError, first_line
 from mlxkv.models.architecture import check_files, model_classes, read_config, read_generation_config
 from mlxkv.models.chat_template import FoundTemplate
-from mlxkv.models.completeness import WEIGHTS, check_whole
+from mlxkv.models.completeness import WEIGHTS, check_complete
 from mlxkv.models.download import ensure
 from mlxkv.models.end_tokens import EndToken
 from mlxkv.models.hub import Hub, check_hub_settings
 from mlxkv.models.resolve import resolve
-from mlxkv.models.rope import settle_ropes
-from mlxkv.models.tokenizer import load_text_side
+from mlxkv.models.rope import normalize_ropes
+from mlxkv.models.tokenizer import load_tokenizer
 from mlxkv.models.weight_memory import check_fits, predict_weights
 from mlxkv.safetensors import Header, check_weights
 
@@ -63,7 +63,7 @@ class LoadedModel:
     template: FoundTemplate | None = None
     stamps: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # of the weights' files, before they were read
 
-    def is_replaced(self) -> bool:
+    def files_changed(self) -> bool:
         """Whether a file of the weights is another by now: then its hash says nothing about what is in memory."""
         return bool(self.stamps) and file_stamps(self.path) != self.stamps
 
@@ -103,15 +103,15 @@ def load_model(
     generation = read_generation_config(folder)
     check_files(folder)
     model_classes(config, name)  # refused before a gigabyte is read
-    settled = settle_ropes(config, name)
-    check_whole(folder, name)
+    settled = normalize_ropes(config, name)
+    check_complete(folder, name)
     changed = {key: value for key, value in settled.items() if key not in config or value is not config[key]}
     stamps = file_stamps(folder)
     need, promote = predict_weights(_check_weight_files(folder), device)
     check_fits(name, need, device)
     said, (model, config) = config, _read_weights(folder, name, config, changed, promote)
     weight_bytes = _evaluate(model, name, config, progress, cancel)
-    text = load_text_side(folder, name, said, generation)
+    text = load_tokenizer(folder, name, said, generation)
     load_s = time.perf_counter() - start
     length = trained_length(config)
     return LoadedModel(
@@ -161,7 +161,7 @@ def _read_weights(
     import mlx.core as mx
     from mlx_lm.utils import load_model as mlx_lm_load_model
 
-    with _blamed_on_weights(name, config):
+    with _weights_errors(name, config):
         model, config = mlx_lm_load_model(folder, lazy=True, strict=True, model_config=changed, trust_remote_code=False)
         if promote:  # packed weights are integers and stay as they are, their float16 scales do not
             model.set_dtype(mx.float32, lambda dtype: dtype == mx.float16)
@@ -190,7 +190,7 @@ def _evaluate(
             continue
         if cancel is not None and cancel.is_set():
             raise ModelError(f"Loading {name} was stopped; load it again when you need it.")
-        with _blamed_on_weights(name, config):
+        with _weights_errors(name, config):
             mx.eval(step)
         done, step, waiting = done + waiting, [], 0
         if progress is not None:
@@ -199,7 +199,7 @@ def _evaluate(
 
 
 @contextmanager
-def _blamed_on_weights(name: str, config: dict[str, Any]) -> Iterator[None]:
+def _weights_errors(name: str, config: dict[str, Any]) -> Iterator[None]:
     try:
         yield
     except Exception as error:

@@ -48,7 +48,7 @@ def list_local(hub: Hub | None = None, *, with_broken: bool = False) -> tuple[Lo
     models: list[LocalModel] = []
     for storage in hub.cache().glob("models--*"):
         with suppress(OSError):  # a folder that may not be read hides no other
-            if (model := _look(hub, storage)) is not None and (with_broken or not model.problem):
+            if (model := _inspect(hub, storage)) is not None and (with_broken or not model.problem):
                 models.append(model)
     return tuple(sorted(models, key=lambda model: (-model.last_used, model.id)))
 
@@ -98,7 +98,7 @@ def _scan(hub: Hub) -> HFCacheInfo | None:
         raise ModelDownloadError(f"{what} cannot be read ({reason(error)}); check the model cache {cache}.") from error
 
 
-def _look(hub: Hub, storage: Path) -> LocalModel | None:
+def _inspect(hub: Hub, storage: Path) -> LocalModel | None:
     """The revision that is ready, the default one first; else what is wrong with it, where weights were ever wanted."""
     repo = storage.name.removeprefix("models--").replace("--", "/")
     if not is_repo(repo):  # a folder of any name may lie there

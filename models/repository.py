@@ -20,7 +20,7 @@ from mlxkv.stats import bytes_text
 
 MAX_ENTRIES = 100_000  # files and folders
 MAX_ANSWER = 32 << 20  # bytes of JSON, all pages of a list together
-MAX_BESIDE = 1 << 30  # bytes of one file that is no weights
+MAX_OTHER_FILE = 1 << 30  # bytes of one file that is no weights
 
 _ID = re.compile(r"[0-9a-f]{40,64}", re.A)
 _MAX_PAGES = 200  # the hub's have a thousand entries
@@ -41,23 +41,23 @@ def is_id(value: object) -> bool:
     return isinstance(value, str) and _ID.fullmatch(value) is not None
 
 
-def ask_commit(endpoint: str, repo: str, revision: str | None, *, look: Callable[[], None] = lambda: None) -> str:
+def fetch_commit(endpoint: str, repo: str, revision: str | None, *, poll: Callable[[], None] = lambda: None) -> str:
     """The commit that `revision` (None: the default branch) stands for."""
     url = f"{endpoint}/api/models/{repo}"
-    found, _, _ = _ask(f"{url}/revision/{quote(revision, safe='')}" if revision else url, endpoint, repo, look=look)
+    found, _, _ = _ask(f"{url}/revision/{quote(revision, safe='')}" if revision else url, endpoint, repo, poll=poll)
     commit = found.get("sha") if isinstance(found, dict) else None
     if not is_id(commit):
         raise _wrong(repo, f"the commit {_short(commit)}, which is none")
     return str(commit)
 
 
-def ask_files(
+def fetch_file_list(
     endpoint: str,
     repo: str,
     commit: str,
     is_wanted: Callable[[str], bool],
     *,
-    look: Callable[[], None] = lambda: None,
+    poll: Callable[[], None] = lambda: None,
 ) -> tuple[list[Entry], list[str]]:
     """The files of `repo` that are wanted, and the paths of all.
 
@@ -68,7 +68,7 @@ def ask_files(
     url: str | None = f"{endpoint}/api/models/{repo}/tree/{commit}?recursive=true"
     paths, wanted, left, seen = [], [], MAX_ANSWER, 0
     for _ in range(_MAX_PAGES):
-        page, size, url = _ask(url, endpoint, repo, limit=left, look=look)
+        page, size, url = _ask(url, endpoint, repo, limit=left, poll=poll)
         if not isinstance(page, list):
             raise _wrong(repo, f"{_short(page)} instead of a list of files")
         left, seen = left - size, seen + len(page)
@@ -93,7 +93,7 @@ def _entry(item: dict[str, Any], repo: str) -> Entry:
         raise _wrong(repo, f"{_short(path)} with the hash {_short(ident)}, which is none", ModelFileError)
     if type(size) is not int or size < 0:
         raise _wrong(repo, f"{_short(path)} with the size {_short(size)}, which is none", ModelFileError)
-    if size > MAX_BESIDE and not path.endswith(".safetensors"):
+    if size > MAX_OTHER_FILE and not path.endswith(".safetensors"):
         raise _wrong(repo, f"{_short(path)} with {bytes_text(size)}, more than such a file has", ModelFileError)
     parts = path.split("/")
     is_odd = any(c in "\\:" or unicodedata.category(c) in ("Cc", "Cs") for c in path)
@@ -117,11 +117,11 @@ def _refuse_collisions(paths: Iterable[str], repo: str) -> None:
 
 
 def _ask(
-    url: str | None, endpoint: str, repo: str, *, limit: int = MAX_ANSWER, look: Callable[[], None]
+    url: str | None, endpoint: str, repo: str, *, limit: int = MAX_ANSWER, poll: Callable[[], None]
 ) -> tuple[Any, int, str | None]:
     """(JSON of an answer, its bytes, the next page)."""
     body = bytearray()
-    with get(url or "", endpoint=endpoint, look=look) as answer:
+    with get(url or "", endpoint=endpoint, poll=poll) as answer:
         for part in answer.parts:
             body += part
             if len(body) > limit:

@@ -1,7 +1,7 @@
 """`rope_parameters`, as transformers 5 writes configs, for the modules of mlx-lm that do not read them.
 
 A model is built without weights and its ropes are compared with what the config says. Where they differ, the same is
-said in the keys that mlx-lm's modules do read; where no wording of it makes the right ropes, the model is refused. A
+said in the keys that mlx-lm's modules do read; where no variant of it makes the right ropes, the model is refused. A
 config that is read rightly stays as it is, byte for byte: it is part of the identity of saved rows. On the MLX thread.
 """
 
@@ -60,7 +60,7 @@ class Rope:
         return f"{ascii(self.kind)[:40]} with theta {self.theta:,.10g}{part}"
 
 
-def settle_ropes(config: dict[str, Any], name: str) -> dict[str, Any]:
+def normalize_ropes(config: dict[str, Any], name: str) -> dict[str, Any]:
     """`config` with its `rope_parameters` in keys that mlx-lm's module reads; itself where that is not needed.
 
     Raises:
@@ -75,17 +75,17 @@ def settle_ropes(config: dict[str, Any], name: str) -> dict[str, Any]:
             raise ModelFileError(f"The config.json of {name} has rope_theta null; correct it or use another model.")
         return config
     is_built, missing = False, ""
-    for wording in _wordings(config, ropes):
+    for variant in _variants(config, ropes):
         try:
-            model = _build(wording, name)
+            model = _build(variant, name)
         except ModelUnsupportedError:
             raise
-        except Exception:  # a module's own code; loading says what is wrong if no wording is built
+        except Exception:  # a module's own code; loading says what is wrong if no variant is built
             continue
-        is_built, missing = True, _missing(model, wording, ropes)
+        is_built, missing = True, _missing(model, variant, ropes)
         if not missing:
-            return wording
-    if not is_built and all(_can_be_made(rope, config) for rope in ropes.values()):
+            return variant
+    if not is_built and all(_can_make(rope, config) for rope in ropes.values()):
         return config
     what = missing or " and ".join(str(rope) for rope in ropes.values())
     raise ModelUnsupportedError(
@@ -145,14 +145,17 @@ def read_ropes(config: Mapping[str, Any]) -> dict[str, Rope]:
     nested = {label: values for label, values in given.items() if isinstance(values, dict)} or {"": given}
     if isinstance(scaling := old.get("rope_scaling"), dict) and scaling:
         label = next((label for label in ("", *_FULL) if label in nested), "")
-        nested = {**nested, **({label: {**_named(nested[label]), **_named(scaling)}} if label in nested else {})}
+        nested = {
+            **nested,
+            **({label: {**_normalized(nested[label]), **_normalized(scaling)}} if label in nested else {}),
+        }
     found = {label: _rope(values, old, label) for label, values in nested.items()}
     return {label: rope for label, rope in found.items() if rope is not None}
 
 
 def _rope(values: Mapping[str, Any], old: Mapping[str, Any], label: str) -> Rope | None:
     """None where nothing is said: neither a theta, nor a part of the row, nor another kind than the default."""
-    values = _named(values)
+    values = _normalized(values)
     kind, partial = values["rope_type"], values.get("partial_rotary_factor")
     keys = ("rope_local_base_freq", *_THETAS) if label in _LOCAL else _THETAS
     theta = next((v for v in (values.get("rope_theta"), *(old.get(key) for key in keys)) if _is_number(v)), None)
@@ -174,7 +177,7 @@ def _rope(values: Mapping[str, Any], old: Mapping[str, Any], label: str) -> Rope
     return Rope(float(theta), kind, float(partial) if _is_number(partial) else None, values)
 
 
-def _named(values: Mapping[str, Any]) -> dict[str, Any]:
+def _normalized(values: Mapping[str, Any]) -> dict[str, Any]:
     """With its kind in `rope_type`, whichever of the two names it had, and as mlx-lm calls it."""
     kind = values.get("rope_type") or values.get("type") or "default"
     if kind == "su" or (kind == "yarn" and "long_factor" in values):
@@ -195,7 +198,7 @@ def _is_number(value: object) -> TypeGuard[int | float]:
 # -- wordings ----------------------------------------------------------------------------------------------------------
 
 
-def _wordings(config: dict[str, Any], ropes: Mapping[str, Rope]) -> Iterator[dict[str, Any]]:
+def _variants(config: dict[str, Any], ropes: Mapping[str, Rope]) -> Iterator[dict[str, Any]]:
     """The config, then others that say the same, the likeliest first."""
     yield config
     types = _text(config).get("layer_types") or ("full_attention", "sliding_attention")
@@ -281,7 +284,7 @@ def _dims(rope: Any) -> int:
 
 
 def _is_plain(rope: Any) -> bool:
-    """Of a layer that takes no scaling in any wording, as sliding windows do."""
+    """Of a layer that takes no scaling in any variant, as sliding windows do."""
     import mlx.nn as nn
 
     return type(rope) is nn.RoPE and rope.scale == 1.0
@@ -322,7 +325,7 @@ def _make(want: Rope, dims: int, is_interleaved: bool, config: Mapping[str, Any]
     return made
 
 
-def _can_be_made(want: Rope, config: Mapping[str, Any]) -> bool:
+def _can_make(want: Rope, config: Mapping[str, Any]) -> bool:
     try:
         _make(want, 64, False, config)
     except Exception:

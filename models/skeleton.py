@@ -15,8 +15,8 @@ from mlxkv.models.architecture import model_classes, read_config, read_generatio
 from mlxkv.models.download import download
 from mlxkv.models.hub import Hub, check_hub_settings, find_local
 from mlxkv.models.resolve import resolve
-from mlxkv.models.rope import settle_ropes
-from mlxkv.models.tokenizer import TextSide, load_text_side
+from mlxkv.models.rope import normalize_ropes
+from mlxkv.models.tokenizer import ModelTokenizer, load_tokenizer
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -43,7 +43,7 @@ def skeleton(
     device = device or current_device()
     config = read_config(_config_folder(name, hub or Hub()), name)
     model_class, args_class = model_classes(config, name)
-    config = settle_ropes(config, name)
+    config = normalize_ropes(config, name)
     try:
         model = model_class(args_class.from_dict(config))
         dtype = {"float16": mx.float16, "bfloat16": mx.bfloat16}.get(stored_dtype(config) or "", mx.float32)
@@ -63,17 +63,17 @@ def skeleton(
     return config, model
 
 
-def text_side(name_or_path: str | Path, *, hub: Hub | None = None) -> TextSide | None:
+def find_tokenizer(name_or_path: str | Path, *, hub: Hub | None = None) -> ModelTokenizer | None:
     """The tokenizer of a name as in `load_model`, with its template and its end tokens; None where it is not here yet.
 
     Raises:
-        ModelError and below: as `load_text_side`.
+        ModelError and below: as `load_tokenizer`.
     """
     name = str(name_or_path)
     folder = _config_folder(name, hub or Hub())
     if not any(folder.glob("tokenizer*")):
         return None
-    return load_text_side(folder, name, read_config(folder, name), read_generation_config(folder))
+    return load_tokenizer(folder, name, read_config(folder, name), read_generation_config(folder))
 
 
 def _config_folder(name: str, hub: Hub) -> Path:

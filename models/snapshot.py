@@ -15,7 +15,7 @@ from mlxkv.errors import ModelDownloadError
 from mlxkv.system.regular_file import read_text
 
 
-def below(folder: Path, *names: str) -> Path:
+def path_below(folder: Path, *names: str) -> Path:
     """`folder`/names, which with all links resolved lies in a folder below `folder`; nothing is made.
 
     Raises:
@@ -28,11 +28,11 @@ def below(folder: Path, *names: str) -> Path:
 
 
 def snapshot_path(storage: Path, commit: str, name: str) -> Path:
-    return below(storage, "snapshots", commit, *name.split("/"))
+    return path_below(storage, "snapshots", commit, *name.split("/"))
 
 
 def ref_path(storage: Path, revision: str) -> Path:
-    return below(storage, "refs", *revision.split("/"))
+    return path_below(storage, "refs", *revision.split("/"))
 
 
 def has_bytes(path: Path, size: int) -> bool:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlxkv.errors import ModelFileError, ModelUnsupportedError, as_sentence
-from mlxkv.models.architecture import BESIDE_TOKENIZER, check_files, read_json
+from mlxkv.models.architecture import TOKENIZER_CONFIGS, check_files, read_json
 from mlxkv.models.chat_template import FoundTemplate, find_template, is_template
 from mlxkv.models.end_tokens import EndToken, end_tokens, token_ids
 from mlxkv.tokenizer.chat_template import FILE
@@ -24,7 +24,7 @@ _PROBE = "a0 <|x|>\n"
 
 
 @dataclass(frozen=True)
-class TextSide:
+class ModelTokenizer:
     """`template` is None where there is none, or where mlx-lm has a renderer of its own for the model."""
 
     tokenizer: TokenizerWrapper
@@ -32,7 +32,7 @@ class TextSide:
     template: FoundTemplate | None
 
 
-def load_text_side(folder: Path, name: str, config: Mapping[str, Any], generation: Mapping[str, Any]) -> TextSide:
+def load_tokenizer(folder: Path, name: str, config: Mapping[str, Any], generation: Mapping[str, Any]) -> ModelTokenizer:
     """The tokenizer in `folder`, ready to use.
 
     Args:
@@ -44,7 +44,7 @@ def load_text_side(folder: Path, name: str, config: Mapping[str, Any], generatio
     check_files(folder)
     template = find_template(folder)
     known = [*token_ids([config.get("eos_token_id"), generation.get("eos_token_id")])]
-    with as_sentence(ModelFileError, lambda why: _broken(folder, name, why)):
+    with as_sentence(ModelFileError, lambda why: _tokenizer_error(folder, name, why)):
         try:
             tokenizer = _load(folder, config, known or None)
             _add_bos(tokenizer._tokenizer, folder)
@@ -62,10 +62,10 @@ def load_text_side(folder: Path, name: str, config: Mapping[str, Any], generatio
             setattr(tokenizer, FILE, template.source)
         ends = end_tokens(tokenizer, config, generation)
         tokenizer.eos_token_ids = {token.id for token in ends}
-        return TextSide(tokenizer, ends, template)
+        return ModelTokenizer(tokenizer, ends, template)
 
 
-def _broken(folder: Path, name: str, why: str) -> str:
+def _tokenizer_error(folder: Path, name: str, why: str) -> str:
     """The sentence about a tokenizer that cannot be made: the file it is made of, unless that works by itself."""
     file = tokenizer_file(folder)
     if file == "tokenizer.json":
@@ -78,26 +78,26 @@ def _broken(folder: Path, name: str, why: str) -> str:
         except ModelFileError:
             pass
         else:
-            file = next((other for other in BESIDE_TOKENIZER if (folder / other).is_file()), file)
+            file = next((other for other in TOKENIZER_CONFIGS if (folder / other).is_file()), file)
     return f"The tokenizer of {name} ({file}) cannot be read ({why}); download the model again."
 
 
 def _load(folder: Path, config: Mapping[str, Any], ends: list[int] | None) -> TokenizerWrapper:
     """mlx-lm's tokenizer. transformers reads config.json for no more than the tokenizer's class, and refuses it for
     values that have nothing to do with that; then it is told the class in a config of its own."""
-    from mlx_lm.utils import load_tokenizer
+    from mlx_lm.utils import load_tokenizer as mlx_lm_load_tokenizer
     from transformers import AutoConfig
 
     extra: dict[str, Any] = {"trust_remote_code": False}
     try:
-        return load_tokenizer(folder, extra, eos_token_ids=ends)
+        return mlx_lm_load_tokenizer(folder, extra, eos_token_ids=ends)
     except Exception as error:
         if "trust_remote_code" in str(error):
             raise
         try:
             named = {key: config[key] for key in ("tokenizer_class",) if isinstance(config.get(key), str)}
             plain = AutoConfig.for_model(config["model_type"], **named)
-            return load_tokenizer(folder, {**extra, "config": plain}, eos_token_ids=ends)
+            return mlx_lm_load_tokenizer(folder, {**extra, "config": plain}, eos_token_ids=ends)
         except Exception:
             raise error from None
 

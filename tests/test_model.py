@@ -96,7 +96,7 @@ def test_rows_of_weights_replaced_while_loaded_fit_no_model(tiny_path: Path, tmp
         file.write(b"\x7f")
     os.utime(weights, ns=(info.st_atime_ns, info.st_mtime_ns))
     models = [model, mlxkv.load(str(folder)), mlxkv.load(str(tiny_path))]
-    assert [one.loaded.is_replaced() for one in models] == [True, False, False]
+    assert [one.loaded.files_changed() for one in models] == [True, False, False]
     assert len({one.identity.model_id for one in models}) == 3
     for one in models:
         one.close()

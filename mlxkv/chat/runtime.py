@@ -172,7 +172,7 @@ class ModelRuntime:
     def identity(self) -> ModelIdentity:
         """The hashes that must match before saved rows may be used."""
         found = self._identify(self.store.file_hashes)
-        if not self.loaded.is_replaced():
+        if not self.loaded.files_changed():
             return found
         # The files have changed since they were loaded: no saved rows match.
         return ModelIdentity.of(found.name, {**found.parts, "file.replaced": secrets.token_hex()})

@@ -85,10 +85,10 @@ def models_info(model: Annotated[str, typer.Argument(help="Built-in name, folder
 def _text(model: str) -> dict[str, str]:
     """Facts from the tokenizer's files, as far as they are downloaded."""
     from mlxkv.errors import ModelError
-    from mlxkv.models import text_side
+    from mlxkv.models import find_tokenizer
 
     try:
-        side = text_side(model)
+        side = find_tokenizer(model)
     except ModelError as error:
         return {"tokenizer": str(error)}
     if side is None:

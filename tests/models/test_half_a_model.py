@@ -16,7 +16,7 @@ import pytest
 from mlxkv.cli.app import main
 from mlxkv.errors import ModelDownloadError, ModelError, ModelFileError
 from mlxkv.models import Hub, list_local, load_model
-from mlxkv.models.completeness import INDEX, check_whole, missing_files, problem
+from mlxkv.models.completeness import INDEX, check_complete, missing_files, problem
 from mlxkv.models.hub import find_local
 from mlxkv.models.snapshot import link
 from mlxkv.protocol.commands import ListModels
@@ -130,7 +130,7 @@ def folder_of(hub: Hub) -> Path:
 
 def test_a_whole_model_is_ready(hub: Hub) -> None:
     folder = folder_of(hub)
-    check_whole(folder, REPO)
+    check_complete(folder, REPO)
     assert (missing_files(folder), problem(folder, REPO)) == ((), "")
     assert find_local(hub, REPO) == folder
     assert [model.id for model in list_local(hub)] == [REPO]

@@ -14,7 +14,7 @@ import pytest
 from mlxkv.cache.sink_rotation import ropes_of
 from mlxkv.errors import ModelFileError, ModelUnsupportedError
 from mlxkv.models import load_model, skeleton
-from mlxkv.models.rope import settle_ropes
+from mlxkv.models.rope import normalize_ropes
 from mlxkv.store import identify
 from tests.cache.architectures import ARCHITECTURES
 from tests.reference import largest
@@ -54,7 +54,7 @@ def in_new_style(name: str, theta: float) -> dict[str, Any]:
 def outcome(name: str) -> str:
     """What becomes of two thetas."""
     try:
-        far, near = (settle_ropes(in_new_style(name, theta), name) for theta in (10_000.0, 400_000.0))
+        far, near = (normalize_ropes(in_new_style(name, theta), name) for theta in (10_000.0, 400_000.0))
         models = [ARCHITECTURES[name].build(config) for config in (far, near)]
     except ModelUnsupportedError as error:
         return "refused" if "rope_parameters" in str(error) else str(error)
@@ -145,7 +145,7 @@ def settings(name: str, keys: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize(("name", "parameters", "old"), SAME, ids=[f"{i}-{case[0]}" for i, case in enumerate(SAME)])
 def test_logits_are_those_of_the_old_keys(name: str, parameters: dict[str, Any], old: dict[str, Any]) -> None:
-    new = settle_ropes(settings(name, {"rope_parameters": parameters}), name)
+    new = normalize_ropes(settings(name, {"rope_parameters": parameters}), name)
     assert largest(logits(name, new) - logits(name, settings(name, old))) == 0.0
 
 
@@ -161,7 +161,7 @@ def test_a_config_that_is_read_rightly_stays_as_it_is(name: str) -> None:
             "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
         }
     before = json.dumps(config)
-    assert settle_ropes(config, name) is config
+    assert normalize_ropes(config, name) is config
     assert json.dumps(config) == before
 
 
@@ -182,7 +182,7 @@ NOT_DONE: list[tuple[str, dict[str, Any], str]] = [
 @pytest.mark.parametrize(("name", "parameters", "what"), NOT_DONE)
 def test_what_a_module_does_not_do_is_refused_by_name(name: str, parameters: dict[str, Any], what: str) -> None:
     with pytest.raises(ModelUnsupportedError) as caught:
-        settle_ropes(settings(name, {"rope_parameters": parameters}), "org/model")
+        normalize_ropes(settings(name, {"rope_parameters": parameters}), "org/model")
     text = str(caught.value)
     assert what in text
     assert f"mlx-lm's {name} does not do" in text
@@ -192,13 +192,13 @@ def test_what_a_module_does_not_do_is_refused_by_name(name: str, parameters: dic
 
 def test_what_a_module_does_anyway_is_not_refused() -> None:
     config = settings("qwen", {"rope_parameters": {"rope_type": "default", "rope_theta": 10_000}})
-    assert settle_ropes(config, "qwen") is config
+    assert normalize_ropes(config, "qwen") is config
 
 
 @pytest.mark.parametrize("value", [None, [], {}, {"a": 1}, {"rope_theta": None}])
 def test_parameters_that_say_nothing(value: Any) -> None:
     config = settings("llama", {"rope_parameters": value})
-    assert settle_ropes(config, "llama") is config
+    assert normalize_ropes(config, "llama") is config
 
 
 @pytest.mark.parametrize("kind", ["yarn", "longrope", "default"])
@@ -208,7 +208,7 @@ def test_odd_values_are_refused_or_understood(kind: str, value: Any) -> None:
     for name in names:
         given = {"rope_type": kind, "rope_theta": 1e4, "factor": 2.0, "low_freq_factor": 1.0, name: value}
         with contextlib.suppress(ModelUnsupportedError, ModelFileError):
-            settle_ropes(settings("llama", {"rope_parameters": given}), "llama")
+            normalize_ropes(settings("llama", {"rope_parameters": given}), "llama")
 
 
 @pytest.mark.parametrize(
@@ -231,7 +231,7 @@ def test_odd_values_are_refused_or_understood(kind: str, value: Any) -> None:
 def test_what_is_no_rope_is_refused_in_a_sentence(keys: dict[str, Any], what: str) -> None:
     """Not taken for theta 10,000 without a word, and no traceback at the first token."""
     with pytest.raises(ModelFileError, match=what):
-        settle_ropes(settings("llama", {}) | keys, "llama")
+        normalize_ropes(settings("llama", {}) | keys, "llama")
 
 
 def test_a_scaling_beside_the_parameters_wins_as_in_transformers() -> None:
@@ -239,9 +239,9 @@ def test_a_scaling_beside_the_parameters_wins_as_in_transformers() -> None:
         "rope_parameters": {"rope_type": "default", "rope_theta": 5e5},
         "rope_scaling": {"type": "linear", "factor": 2.0},
     }
-    new = settle_ropes(settings("llama", both), "llama")
+    new = normalize_ropes(settings("llama", both), "llama")
     assert (new["rope_theta"], new["rope_scaling"]["factor"]) == (5e5, 2.0)
-    nested = settle_ropes(settings("gemma3_text", {"rope_parameters": GEMMA, "rope_scaling": YARN}), "gemma")
+    nested = normalize_ropes(settings("gemma3_text", {"rope_parameters": GEMMA, "rope_scaling": YARN}), "gemma")
     assert nested["rope_scaling"]["rope_type"] == "yarn"
 
 
@@ -295,6 +295,6 @@ _SIZES = {
 @pytest.mark.parametrize("name", KNOWN)
 def test_the_identity_of_other_models_is_what_it_was(name: str, tmp_path: Path) -> None:
     config, known = KNOWN[name]
-    settled = settle_ropes({**_SIZES, **config}, name)
+    settled = normalize_ropes({**_SIZES, **config}, name)
     (tmp_path / "model.safetensors").write_bytes(b"weights")
     assert identify(tmp_path, settled).model_id == known

@@ -19,7 +19,7 @@ import pytest
 from mlxkv.chat.prompt import PromptFormat, PromptState
 from mlxkv.cli.app import main as cli
 from mlxkv.errors import ModelError
-from mlxkv.models import text_side
+from mlxkv.models import find_tokenizer
 from mlxkv.tokenizer.tokens import decode, encode
 from tests.tokenizers import tiny_folder, tiny_tokenizer
 
@@ -91,7 +91,7 @@ def folder_of(tmp_path: Path, change: dict[str, Any] | str | bytes, file: str = 
 
 def use(folder: Path) -> None:
     """What a chat does with a tokenizer: load it, read a message, write a reply."""
-    side = text_side(folder)
+    side = find_tokenizer(folder)
     assert side is not None
     prompts = PromptFormat(side.tokenizer)
     prompts.prompt([{"role": "user", "content": MANY}], PromptState())
@@ -139,7 +139,7 @@ def test_so_is_its_configuration(name: str, tmp_path: Path) -> None:
      sequence("normalizers", {"type": "Prepend", "prepend": "aaaa"}, 9)],
 )  # fmt: skip
 def test_what_makes_much_of_a_text_is_trusted(growing: dict[str, Any], tmp_path: Path) -> None:
-    side = text_side(folder_of(tmp_path, {"normalizer": growing}))
+    side = find_tokenizer(folder_of(tmp_path, {"normalizer": growing}))
     assert side is not None
     assert len(encode(side.tokenizer, "aaaa")) > 32
 

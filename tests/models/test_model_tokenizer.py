@@ -11,7 +11,7 @@ import pytest
 import mlxkv
 from mlxkv.cli.app import main as cli
 from mlxkv.errors import ModelFileError
-from mlxkv.models import Hub, download, text_side
+from mlxkv.models import Hub, download, find_tokenizer
 from mlxkv.models.chat_template import find_template
 from mlxkv.models.end_tokens import end_tokens, token_ids
 from tests.fakes_hub import FakeHub
@@ -203,7 +203,7 @@ def test_of_a_model_without_any_that_is_said(tmp_path: Path, capsys: pytest.Capt
     assert "chat template   none" in info(folder, capsys)
     for file in folder.glob("tokenizer*"):
         file.unlink()
-    assert text_side(folder) is None
+    assert find_tokenizer(folder) is None
     assert "not downloaded yet" in info(folder, capsys)
 
 
