@@ -1,32 +1,32 @@
 """Every error mlxkv raises on purpose.
 
 MlxkvError                    one sentence: what was wrong, the value, what to do
-├── ConfigError               a setting, a flag or an argument has a value it cannot have
-│   ├── ArgumentError         a function was given a value of the wrong type, or an argument that it does not have
-│   └── UnboundedError        a window was asked for, and a model's cache cannot be held to it
-├── WrongThreadError          a model was used from another thread than the one that loaded it
+├── ConfigError               a setting, an option or an argument has an invalid value
+│   ├── ArgumentError         a value of the wrong type, or an unknown argument
+│   └── UnboundedError        a window was requested, but the model's cache cannot be limited
+├── WrongThreadError          a model was used on another thread than the one that loaded it
 ├── PlatformError             this machine cannot run MLX
 ├── ModelError                a model cannot be used
 │   ├── ModelNotFoundError    no such folder, repository or built-in name
-│   ├── ModelUnsupportedError mlx-lm has no such architecture, or the repository wants to run its own code
-│   ├── ModelDownloadError    offline, gated, disk too small, broken off
-│   └── ModelFileError        a weights file that is not what it says it is
+│   ├── ModelUnsupportedError mlx-lm lacks the architecture, or the model requires running its own code
+│   ├── ModelDownloadError    offline, gated, disk too small, interrupted
+│   └── ModelFileError        a file of the model is damaged or invalid
 ├── OutOfMemoryError          the predicted peak does not fit; raised before anything is allocated
-├── CacheError                a KV cache was asked for something it cannot do
-│   └── RewindError           the rows to go back to are no longer held
-├── PromptError               an empty prompt, one over the limit, or input that is no text
-│   └── MessageTooLongError   the window would hold only a part of the message; `overflow` has the figures
-├── OutputError               what is printed cannot be written
-│   └── OutputClosedError     its reader has gone, as in `mlxkv chats ls | head -1`
+├── CacheError                a KV cache does not support the operation
+│   └── RewindError           the rows to rewind to have been evicted
+├── PromptError               an empty prompt, one over the limit, or input that is not text
+│   └── MessageTooLongError   the message does not fit the window; `overflow` has the numbers
+├── OutputError               output cannot be written
+│   └── OutputClosedError     its reader is gone, as in `mlxkv chats ls | head -1`
 └── StoreError                a session or a prompt-cache file cannot be used
-    ├── ReadOnlyError         nothing can be saved where the chats are: a read-only disk, or missing permissions
+    ├── ReadOnlyError         chats cannot be saved: a read-only disk, or missing permissions
     ├── SessionNotFoundError  no session has this id or title
     ├── SessionLockedError    another process has it open
-    ├── SessionChangedError   it was changed by someone else since it was read
-    ├── FileMissingError      there is no such file
-    ├── DiskError             the disk is full, read-only or failing: nothing was written, and it may be tried again
+    ├── SessionChangedError   another process changed it since it was read
+    ├── FileMissingError      the file does not exist
+    ├── DiskError             the disk is full, read-only or failing: nothing was written; a retry is possible
     ├── MismatchError         it was made with another model or cache layout; `field` says which part
-    └── CorruptError          the bytes are not what was written
+    └── CorruptError          the bytes differ from those written
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class ConfigError(MlxkvError, ValueError):
 
 
 class ArgumentError(ConfigError, TypeError):
-    """Also a TypeError, which is what Python itself raises for these."""
+    """Also a TypeError, as Python raises in these cases."""
 
 
 class UnboundedError(ConfigError):
@@ -156,7 +156,7 @@ MOST_SHOWN = 200  # characters of a foreign value in a sentence
 
 
 def shortened(value: object) -> str:
-    """`str(value)` for a sentence: if it is long, its beginning and its length."""
+    """`str(value)` for a sentence; a long one is cut, and its length is given."""
     text = str(value)
     return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}… ({len(text):,} characters)"
 
@@ -168,18 +168,23 @@ def quoted(value: object) -> str:
     return shortened(repr(value))
 
 
+def escaped(value: object) -> str:
+    """`ascii(value)` for a sentence, at most 80 characters: foreign text must not control the terminal."""
+    text = ascii(value)
+    return text if len(text) <= 80 else f"{text[:76]} ..."
+
+
 def first_line(error: BaseException) -> str:
-    """What a foreign `error` says, for a sentence of ours: its first line, at most 200 characters, printable only; its
-    type where it says nothing."""
+    """First line of a foreign error for a sentence, at most 200 printable characters; its type if it is empty."""
     text = (str(error).strip() or type(error).__name__).splitlines()[0][:200].rstrip(".: ")
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 @contextmanager
 def as_sentence(kind: type[MlxkvError], sentence: Callable[[str], str]) -> Iterator[None]:
-    """Turn any exception of foreign code into `error`, with the text `sentence(reason)`.
+    """Convert any exception of foreign code into `kind` with the text `sentence(reason)`.
 
-    A panic of Rust is a BaseException and is turned into one too. Ctrl+C, an exit and our own errors pass.
+    This includes panics in Rust, which are BaseExceptions. Ctrl+C, exits and our own errors pass.
     """
     try:
         yield

@@ -1,6 +1,6 @@
-"""Models: suggestions, download, loading, and what lies in the cache. Import as `mlxkv.models`.
+"""Models: suggestions, downloads, loading, and the models in the cache. Import as `mlxkv.models`.
 
-Importing it imports neither mlx, mlx_lm nor huggingface_hub; the functions do when they are called.
+Importing it imports neither mlx, mlx_lm nor huggingface_hub; only its functions do, when called.
 """
 
 from mlxkv.models.catalogue import CatalogueEntry, catalogue, suggestions

@@ -1,6 +1,6 @@
-"""What a model folder says about itself: config.json and generation_config.json, and whether mlx-lm knows the type.
+"""Reads config.json and generation_config.json of a model folder, and checks that mlx-lm supports the architecture.
 
-Reads small files and mlx-lm's list of model classes; touches no weights. Imports mlx_lm lazily. Any thread may call
+Reads small files and mlx-lm's list of model classes; no weights. Imports mlx_lm lazily. Any thread may call
 `read_config`; the rest imports MLX.
 """
 
@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from mlxkv.errors import ModelFileError, ModelNotFoundError, ModelUnsupportedError
+from mlxkv.errors import ModelFileError, ModelNotFoundError, ModelUnsupportedError, escaped
 from mlxkv.system.regular_file import check_regular, parse_json, read_bytes, reason
 
 MAX_JSON = 32 << 20  # bytes; quantized mixtures list every layer, which is a few MB
@@ -27,26 +27,26 @@ _MODEL_TYPE = re.compile(r"[A-Za-z0-9_-]{1,64}", re.A)  # it becomes part of a m
 
 
 def read_config(folder: Path, name: str) -> dict[str, Any]:
-    """config.json of a model folder.
+    """Read config.json of a model folder.
 
     Raises:
-        ModelNotFoundError: there is none.
+        ModelNotFoundError: the file does not exist.
         ModelFileError: it is not a JSON object, or has no usable model_type.
     """
     path = folder / "config.json"
     config = read_json(path)
     if config is None:
-        raise ModelNotFoundError(f"{name} is no model: {folder} holds no config.json; name a folder that does.")
+        raise ModelNotFoundError(f"{name} is not a model: {folder} holds no config.json; name a folder that does.")
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or not _MODEL_TYPE.fullmatch(model_type):
         raise ModelFileError(
-            f"{path} must name the architecture as model_type, found {ascii(model_type)[:80]}; use another model."
+            f"{path} must name the architecture as model_type, found {escaped(model_type)}; use another model."
         )
     return config
 
 
 def read_generation_config(folder: Path) -> dict[str, Any]:
-    """generation_config.json (the authors' temperature, top_p, ...), {} where there is none.
+    """Read generation_config.json (the authors' temperature, top_p, ...); {} if it does not exist.
 
     Raises:
         ModelFileError: it is not a JSON object.
@@ -55,10 +55,10 @@ def read_generation_config(folder: Path) -> dict[str, Any]:
 
 
 def check_files(folder: Path) -> None:
-    """Call it before transformers and mlx-lm open files of `folder` by themselves: a pipe would never end.
+    """Check the small files of `folder` before transformers and mlx-lm open them: reading a pipe would never end.
 
     Raises:
-        ModelFileError: one is no regular file, is too large or cannot be read, or a small JSON file is no JSON object.
+        ModelFileError: one is not a regular file, is too large or cannot be read, or is not a JSON object.
     """
     try:
         for path in sorted({path for pattern in _READ_BY_OTHERS for path in folder.glob(pattern)}):
@@ -70,17 +70,17 @@ def check_files(folder: Path) -> None:
 
 
 def model_classes(config: dict[str, Any], name: str) -> tuple[Any, Any]:
-    """mlx-lm's (Model, ModelArgs) for a config from `read_config`.
+    """Return mlx-lm's (Model, ModelArgs) for a config from `read_config`.
 
-    `auto_map` alone is no reason to refuse: many configs keep it for other programs though mlx-lm has the architecture.
+    `auto_map` alone is accepted: many configs keep it for other programs although mlx-lm has the architecture.
 
     Raises:
-        ModelUnsupportedError: mlx-lm has no such architecture, or the repository wants its own code run.
+        ModelUnsupportedError: mlx-lm has no such architecture, or the repository requires running its own code.
     """
     if config.get("model_file"):
         raise ModelUnsupportedError(
-            f"{name} wants to run its own program {ascii(config['model_file'])[:80]} to build the model, which mlxkv "
-            "never does; use a model of an architecture mlx-lm has."
+            f"{name} requires running its own program {escaped(config['model_file'])}, which mlxkv never "
+            "does; use a model with an architecture that mlx-lm has."
         )
     from mlx_lm.utils import _get_classes
 
@@ -90,18 +90,18 @@ def model_classes(config: dict[str, Any], name: str) -> tuple[Any, Any]:
         kind = config["model_type"]
         if config.get("auto_map"):
             raise ModelUnsupportedError(
-                f"{name} has the model_type {kind!r}, which mlx-lm does not know, and wants its own code run instead "
-                "(auto_map), which mlxkv never does; use another model."
+                f"{name} has the model_type {kind!r}, which mlx-lm does not support, and requires running its own "
+                "code (auto_map), which mlxkv never does; use another model."
             ) from error
         raise ModelUnsupportedError(
-            f"{name} has the model_type {kind!r}, which this mlx-lm does not know; use another model or a newer mlxkv."
+            f"{name} has the model_type {kind!r}, which mlx-lm does not support; use another model or a newer mlxkv."
         ) from error
 
 
 def is_known(config: dict[str, Any]) -> bool:
-    """Whether mlx-lm has a module for a config from `read_config`, as far as its files tell; imports nothing.
+    """Whether mlx-lm seems to support this config, judged from mlx-lm's files without importing it.
 
-    For lists: `model_classes` knows better and takes a second.
+    For lists: `model_classes` is certain but takes a second.
     """
     spec = importlib.util.find_spec("mlx_lm")
     if spec is None or not spec.submodule_search_locations:
@@ -118,7 +118,7 @@ def is_known(config: dict[str, Any]) -> bool:
 
 
 def stored_dtype(config: dict[str, Any]) -> str | None:
-    """The dtype config.json says the weights have ("bfloat16"), None where it does not say."""
+    """The dtype of the weights by config.json ("bfloat16"), or None."""
     text = config.get("text_config")
     for table in (config, text if isinstance(text, dict) else {}):
         for key in ("dtype", "torch_dtype"):
@@ -129,22 +129,22 @@ def stored_dtype(config: dict[str, Any]) -> str | None:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """A small JSON object of a model; None where there is no such file.
+    """Read a small JSON object of a model; None if the file does not exist.
 
     Raises:
-        ModelFileError: it is none.
+        ModelFileError: it cannot be read as JSON, or is not an object.
     """
     try:
         data = read_bytes(path, MAX_JSON)
         if data.startswith(_BOM):
-            raise ValueError("it begins with a byte order mark, which mlx-lm does not read; save it without one")
+            raise ValueError("it begins with a byte order mark, which mlx-lm does not accept; save it without one")
         found = parse_json(data)
         if _SURROGATE.search(data):
-            json.dumps(found, ensure_ascii=False).encode()  # tokenizers and terminals take whole characters alone
+            json.dumps(found, ensure_ascii=False).encode()  # tokenizers and terminals reject lone surrogates
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:
         raise ModelFileError(f"{path} cannot be read as JSON ({reason(error)}); download the model again.") from error
     if not isinstance(found, dict):
-        raise ModelFileError(f"{path} must hold a JSON object, found {ascii(found)[:80]}; download the model again.")
+        raise ModelFileError(f"{path} must hold a JSON object, found {escaped(found)}; download the model again.")
     return found

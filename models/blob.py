@@ -1,7 +1,7 @@
-"""Fetch one file of a repository into the hub's cache: resumable, cancellable, and checked against its hash.
+"""Downloads one file of a repository into the hub's cache: resumable, cancellable, checked against its hash.
 
-huggingface_hub starts a broken file again from zero, cannot be cancelled while its Rust part downloads, and believes
-what the server says of a small file's name and size. Runs on the caller's thread; `fetch` has the request's.
+huggingface_hub restarts a broken download from zero, cannot be cancelled while its Rust part downloads, and trusts the
+server's name and size of a small file. Runs on the caller's thread; `fetch` has the request's.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from mlxkv.models.fetch import Answer, HubTimeoutError, get
 
 
 def partial_path(blob: Path) -> Path:
-    """Where the bytes of a file that is not whole yet lie."""
+    """The file for the bytes of an incomplete download."""
     return blob.with_name(f"{blob.name}.mlxkv-partial")
 
 
@@ -33,15 +33,15 @@ def fetch_blob(
     on_bytes: Callable[[int], None],
     poll: Callable[[], None] = lambda: None,
 ) -> None:
-    """Make `blob` from `url`, going on where a partial file ends. `blob` is named by the sha256 of its content, or, if
-    it is not `is_large`, by git's hash of it; its folder exists.
+    """Download `url` to `blob`, continuing a partial file. `blob` is named by its sha256, or by its git hash if not
+    `is_large`; its folder exists.
 
-    `on_bytes` gets how many more bytes are on disk (the resumed part first; less than 0 when they had to be dropped);
-    what it or `poll` raises ends the fetch and keeps the partial file. `label` is what messages call the file.
+    `on_bytes` receives the number of bytes added on disk (first the resumed part; negative when they are dropped). An
+    exception from it or from `poll` ends the download and keeps the partial file. `label` names the file in messages.
 
     Raises:
-        ModelDownloadError: another process is fetching it, or what arrived has another size or hash.
-        Exception: what `fetch.get` raised, once a try has brought no new byte.
+        ModelDownloadError: another process is downloading it, or the size or the hash is wrong.
+        Exception: from `fetch.get`, once an attempt added no new byte.
     """
     path = partial_path(blob)
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
@@ -58,10 +58,10 @@ def fetch_blob(
                 before = have
                 try:
                     with get(url, endpoint=endpoint, start=have, poll=poll) as answer:
-                        have = _take_rest(answer, file, have, digest, size, on_bytes)
+                        have = _write_parts(answer, file, have, digest, size, on_bytes)
                 except Exception as error:
                     have = file.tell()
-                    if not _is_broken_off(error) or have <= before:
+                    if not _is_interrupted(error) or have <= before:
                         raise
                 if have <= before:
                     raise ModelDownloadError(f"{label} breaks off at byte {have} of {size}; try again later.")
@@ -70,7 +70,7 @@ def fetch_blob(
             if not resumed:
                 path.unlink()
                 raise ModelDownloadError(f"{label} arrived damaged (its hash is not {blob.name[:12]}...); try again.")
-            _start_again(file, digest, have, on_bytes)  # what was there before may be what is wrong
+            _restart(file, digest, have, on_bytes)  # the resumed part may be damaged
             resumed = have = 0
         file.flush()
         os.fsync(file.fileno())
@@ -85,23 +85,23 @@ def _read_partial(file: BinaryIO, digest: _Digest, size: int) -> int:
     return file.tell()
 
 
-def _start_again(file: BinaryIO, digest: _Digest, have: int, on_bytes: Callable[[int], None]) -> None:
+def _restart(file: BinaryIO, digest: _Digest, have: int, on_bytes: Callable[[int], None]) -> None:
     file.seek(0)
     file.truncate()
     digest.reset()
     on_bytes(-have)
 
 
-def _take_rest(
+def _write_parts(
     answer: Answer, file: BinaryIO, have: int, digest: _Digest, size: int, on_bytes: Callable[[int], None]
 ) -> int:
-    """Write the bytes from `have` on; returns how many there are then."""
-    if have and answer.status != 206:  # the server does not do ranges: it sends everything
-        _start_again(file, digest, have, on_bytes)
+    """Write the bytes from `have` on; return the new total."""
+    if have and answer.status != 206:  # the server does not support ranges: it sends everything
+        _restart(file, digest, have, on_bytes)
         have = 0
-    for part in answer.parts:  # as they arrive: a larger chunk would be lost when the connection breaks
+    for part in answer.parts:  # as they arrive: a larger piece would be lost when the connection breaks
         if have + len(part) > size:
-            raise ModelDownloadError("The hub sends more bytes than it announced; try again later.")
+            raise ModelDownloadError("The hub sent more bytes than it announced; try again later.")
         file.write(part)
         digest.update(part)
         have += len(part)
@@ -109,14 +109,14 @@ def _take_rest(
     return have
 
 
-def _is_broken_off(error: Exception) -> bool:
+def _is_interrupted(error: Exception) -> bool:
     import httpx2
 
     return isinstance(error, (httpx2.TransportError, HubTimeoutError))
 
 
 class _Digest:
-    """A file's sha256, or git's hash of it in so many digits; it can start again."""
+    """A file's sha256, or git's hash of it with this many digits; can be reset."""
 
     def __init__(self, size: int, git_digits: int | None) -> None:
         self._size, self._git_digits = size, git_digits

@@ -1,4 +1,4 @@
-"""The models mlxkv suggests, read from catalogue.toml beside it. Values only; the hub is not asked."""
+"""The models mlxkv suggests, read from catalogue.toml. Makes no requests to the hub."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
-HEADROOM = 0.85  # of the limit; the rest is for the KV cache and the prefill
+HEADROOM = 0.85  # of the limit; the rest is for the KV cache and prefill
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class CatalogueEntry:
 
 
 def suggestions(limit: int) -> tuple[CatalogueEntry, ...]:
-    """Three to begin with on a machine with `limit` bytes: quick, balanced, and the largest that fits."""
+    """Three models for a machine with `limit` bytes: quick, balanced, and the largest that fits."""
     fitting = [entry for entry in catalogue() if entry.fits(limit)]
     if len(fitting) <= 3:
         return tuple(fitting)

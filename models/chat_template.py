@@ -1,4 +1,4 @@
-"""Which chat template a model folder brings, and from which of the places that transformers looks at.
+"""Finds the chat template of a model folder, in the places where transformers looks.
 
 Reads small files. Any thread.
 """
@@ -14,12 +14,12 @@ from mlxkv.errors import ModelFileError
 from mlxkv.models.architecture import MAX_JSON, read_json
 from mlxkv.system.regular_file import read_text, reason
 
-_SPECIAL = ("rag", "tool_use")  # for prompts of another kind: taken where there is nothing else
+_SPECIAL = ("rag", "tool_use")  # for other kinds of prompts: used only if there is nothing else
 
 
 @dataclass(frozen=True)
 class FoundTemplate:
-    """`source` is its file, `name` what it is called there; `others` are those that were not taken."""
+    """A chat template: its file (`source`), its `name` there, and the names of unused `others`."""
 
     text: str
     source: str
@@ -27,16 +27,16 @@ class FoundTemplate:
     others: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        named = "" if self.name == "default" else f", the one named {self.name!r}"
+        named = "" if self.name == "default" else f", named {self.name!r}"
         return self.source + named + (f" (not taken: {', '.join(self.others)})" if self.others else "")
 
 
 def find_template(folder: Path) -> FoundTemplate | None:
-    """The template for a chat: of the files in transformers' order the first that has one; None where there is none.
+    """The template for a chat, from the first file in transformers' order that has one, or None.
 
-    A tokenizer's own come first: chat_template.jinja and additional_chat_templates/, then tokenizer_config.json. Then
-    what a processor keeps: chat_template.json, processor_config.json. Of several the one called "default" is taken;
-    without it another, "rag" and "tool_use" last.
+    The tokenizer's files come first: chat_template.jinja and additional_chat_templates/, then tokenizer_config.json;
+    then the processor's: chat_template.json, processor_config.json. Of several templates "default" is used; without it
+    another one, "rag" and "tool_use" last.
 
     Raises:
         ModelFileError: a file cannot be read.
@@ -55,8 +55,7 @@ def find_template(folder: Path) -> FoundTemplate | None:
 
 
 def _places(folder: Path) -> list[tuple[str, Any]]:
-    places: list[tuple[str, Any]] = []
-    places.append(("chat_template.jinja", _read(folder / "chat_template.jinja")))
+    places: list[tuple[str, Any]] = [("chat_template.jinja", _read(folder / "chat_template.jinja"))]
     for file in sorted(folder.glob("additional_chat_templates/*.jinja")):
         places.append((f"{file.parent.name}/{file.name}", {file.stem: _read(file)}))
     for name in ("tokenizer_config.json", "chat_template.json", "processor_config.json"):
@@ -65,7 +64,7 @@ def _places(folder: Path) -> list[tuple[str, Any]]:
 
 
 def _named(given: Any) -> dict[str, str]:
-    """The templates of one file by name; what is no template, or a blank one, is passed over."""
+    """The templates of one file by name; invalid and blank ones are skipped."""
     if isinstance(given, str):
         given = {"default": given}
     if isinstance(given, list):
@@ -76,7 +75,7 @@ def _named(given: Any) -> dict[str, str]:
 
 
 def is_template(value: Any) -> bool:
-    """A blank one would render every chat as nothing."""
+    """Whether `value` is a template; a blank one would render every chat as nothing."""
     return isinstance(value, str) and bool(value.strip())
 
 

@@ -1,7 +1,7 @@
-"""Whether a model's folder has all that loading needs, file by file, without reading a weight.
+"""Checks that a model folder has every file that loading needs.
 
-For lists, which must not offer half a model as ready, and for loading, which says the file's name and not how many
-parameters are missing. Reads small files and headers; imports no MLX. Any thread.
+Lists must not offer an incomplete model as ready, and loading should name the missing file rather than a number of
+parameters. Reads small files and headers; imports no MLX. Any thread.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 import re
 from pathlib import Path
 
-from mlxkv.errors import MlxkvError, ModelFileError
+from mlxkv.errors import MlxkvError, ModelFileError, escaped
 from mlxkv.models.architecture import is_known, read_config, read_json
 from mlxkv.safetensors import MAX_HEADER, check_weights
 from mlxkv.system.regular_file import opened
@@ -24,10 +24,10 @@ _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.*", "*.model", "*.tik
 
 
 def missing_files(folder: Path) -> tuple[str, ...]:
-    """The names of the files that loading needs and that are not there, which is what a download would bring.
+    """Names of the missing files that loading needs and a download would add.
 
-    Shards by the index and by their own numbers; links whose blob is gone; config.json, weights and a tokenizer at all.
-    An index that cannot be read names none: downloading again is no help, and `check_complete` says what is wrong with it.
+    Shards by the index and by their numbers; links to missing blobs; config.json, weights and a tokenizer.
+    An unreadable index names none: downloading again would not help, and `check_complete` reports it.
     """
     try:
         named = _indexed(folder)
@@ -46,15 +46,15 @@ def missing_files(folder: Path) -> tuple[str, ...]:
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether a download would bring nothing that is needed: no file is missing, no weights end early."""
+    """Whether no file is missing and no weights file is truncated."""
     return not missing_files(folder) and not any(map(_is_truncated, folder.glob(WEIGHTS)))
 
 
 def check_complete(folder: Path, name: str) -> None:
-    """Refuse half a model.
+    """Refuse an incomplete model.
 
     Raises:
-        ModelFileError: files are missing, or the index is not what it has to be.
+        ModelFileError: files are missing, or the index is invalid.
     """
     _indexed(folder)
     if missing := missing_files(folder):
@@ -63,13 +63,13 @@ def check_complete(folder: Path, name: str) -> None:
 
 
 def problem(folder: Path, name: str) -> str:
-    """Why the model in `folder` cannot be loaded, as a clause; "" where nothing is seen that would prevent it."""
+    """Why the model in `folder` cannot be loaded, as a clause; "" if no problem is found."""
     if missing := missing_files(folder):
         return f"lacks {first_three(missing)}"
     try:
         config = read_config(folder, name)
         if not is_known(config):
-            return f"has the model_type {config['model_type']}, which this mlx-lm does not know"
+            return f"has the model_type {config['model_type']}, which this mlx-lm does not support"
         check_complete(folder, name)
         for path in sorted(folder.glob(WEIGHTS)):
             check_weights(path)
@@ -79,16 +79,16 @@ def problem(folder: Path, name: str) -> str:
 
 
 def first_three(names: tuple[str, ...]) -> str:
-    """At most three of the names."""
+    """The first three names, and the number of the others."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(names[:3]) + more
 
 
 def _indexed(folder: Path) -> set[str]:
-    """The files that the index names.
+    """The weights files that the index names.
 
     Raises:
-        ModelFileError: it is no table of names, or names a file elsewhere.
+        ModelFileError: it is not a table of names, or names a file in another folder.
     """
     path = folder / INDEX
     if not path.is_file():
@@ -98,12 +98,12 @@ def _indexed(folder: Path) -> set[str]:
         raise ModelFileError(f"{path} must map tensors to files as weight_map; download the model again.")
     for name in table.values():
         if not name.isprintable() or Path(name).name != name or name in ("", "..") or len(name) > 200:
-            raise ModelFileError(f"{path} names {ascii(name)[:80]}, which is no file beside it; use another model.")
+            raise ModelFileError(f"{path} names {escaped(name)}, which is outside its folder; use another model.")
     return set(table.values())
 
 
 def _numbered(found: set[str]) -> set[str]:
-    """All shards, where some say how many there are."""
+    """All shards, by the total in the names of the found ones."""
     names: set[str] = set()
     for match in filter(None, map(_NUMBERED.fullmatch, found)):
         names |= {f"{match[1]}{number:05}-of-{match[3]}.safetensors" for number in range(1, int(match[3]) + 1)}
@@ -111,7 +111,7 @@ def _numbered(found: set[str]) -> set[str]:
 
 
 def _is_truncated(path: Path) -> bool:
-    """Whether the header, which is only looked at here and checked before it is loaded, wants more bytes."""
+    """Whether the file is shorter than its header says; the header is validated only on loading."""
     try:
         with opened(path) as file:
             size, length = os.fstat(file.fileno()).st_size, int.from_bytes(file.read(8), "little")

@@ -1,6 +1,6 @@
-"""Bring a repository from the hub into its cache: what it weighs, whether there is room, the bytes, with progress.
+"""Downloads a repository from the hub into its cache: sizes, free disk space, the files, progress.
 
-Fetches nothing but data files (see hub.ALLOW and hub.NEVER). Blocks the calling thread; `progress` is called on it.
+Only data files (see hub.ALLOW and hub.NEVER). Blocks the calling thread; `progress` is called on it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from mlxkv.errors import ModelDownloadError, ModelFileError, ModelNotFoundError
+from mlxkv.errors import ModelDownloadError, ModelFileError, ModelNotFoundError, escaped
 from mlxkv.models.blob import fetch_blob, partial_path
 from mlxkv.models.completeness import WEIGHTS
 from mlxkv.models.hub import ALLOW, NEVER, NOT_LOADED, Hub, explain, find_local
@@ -21,14 +21,14 @@ from mlxkv.models.resolve import is_repo
 from mlxkv.models.snapshot import has_bytes, link, path_below, ref_path, set_ref, snapshot_path
 from mlxkv.stats import bytes_text
 
-Progress = Callable[[int, int], None]  # bytes there, bytes in all
+Progress = Callable[[int, int], None]  # bytes on disk, bytes in total
 
-_REPORT = 1 << 20  # bytes between two calls of `progress`: the network gives them in far smaller pieces
+_REPORT = 1 << 20  # bytes between two calls of `progress`: they arrive in far smaller pieces
 
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """One file to have: `sha256` for large files, None for small ones; `blob` is the name of either's content."""
+    """A file of a repository. `sha256`: None for small files; `blob`: name of its content in the cache."""
 
     path: str
     size: int
@@ -45,7 +45,7 @@ class Plan:
     revision: str | None
     commit: str
     files: tuple[RemoteFile, ...]
-    partial_bytes: int  # of the missing files, already here
+    partial_bytes: int  # already downloaded of the missing files
 
     @property
     def weight_bytes(self) -> int:
@@ -57,7 +57,7 @@ class Plan:
 
     @property
     def missing_bytes(self) -> int:
-        """Still to come over the network."""
+        """Bytes left to download."""
         return sum(f.size for f in self.files if not f.is_cached) - self.partial_bytes
 
 
@@ -69,17 +69,17 @@ def plan_download(
     allow: Sequence[str] = ALLOW,
     poll: Callable[[], None] = lambda: None,
 ) -> Plan:
-    """Ask the hub what `repo` holds; downloads nothing. Two requests. What `poll` raises ends them.
+    """List the files of `repo` with two requests to the hub. An exception from `poll` ends them.
 
     Raises:
-        ModelNotFoundError: no such repository or revision, or it is private.
-        ModelDownloadError: gated, offline, no answer, or one that no hub gives.
-        ModelFileError: there is no model in it that mlx-lm reads, or a file that cannot be one.
+        ModelNotFoundError: the repository or revision does not exist, or is private.
+        ModelDownloadError: gated, offline, no answer, or an invalid one.
+        ModelFileError: it holds no model that mlx-lm can load, or lists an invalid file.
     """
     hub = hub or Hub()
     named = f"{repo}@{revision}" if revision else repo
     if "@" in repo or not is_repo(named):
-        raise ModelNotFoundError(f"{ascii(named)[:100]} is no repository of a hub; name it as org/name@revision.")
+        raise ModelNotFoundError(f"{escaped(named)} is not a repository id; use org/name or org/name@revision.")
     try:
         commit = fetch_commit(hub.url(), repo, revision, poll=poll)
         entries, all_paths = fetch_file_list(hub.url(), repo, commit, lambda path: _is_wanted(path, allow), poll=poll)
@@ -95,7 +95,7 @@ def plan_download(
         partial_bytes += min(rest.stat().st_size, entry.size) if not is_cached and rest.is_file() else 0
         files.append(RemoteFile(entry.path, entry.size, entry.id if entry.is_large else None, is_cached, entry.id))
     if not any(f.path == "config.json" for f in files):
-        raise ModelFileError(f"{repo} has no config.json, so it is no model mlx-lm can load; use another repository.")
+        raise ModelFileError(f"{repo} has no config.json, so mlx-lm cannot load it; use another repository.")
     if WEIGHTS in allow or "*.safetensors" in allow:
         _require_weights(repo, [f.path for f in files], all_paths)
     return Plan(repo, revision, commit, tuple(files), partial_bytes)
@@ -111,23 +111,26 @@ def download(
     allow: Sequence[str] = ALLOW,
     check: Callable[[Plan], None] | None = None,
 ) -> Path:
-    """Make the snapshot of `repo` whole in the cache and return its folder.
+    """Download what the cache lacks of `repo` and return its snapshot folder.
 
-    `progress` gets (bytes there, bytes in all); what it raises ends the download, as setting `cancel` does. What has
-    arrived is kept, and the next call fetches only the rest. `check` sees the plan before anything is fetched and may
-    refuse it by raising.
+    `progress` receives (bytes on disk, bytes in total); its exceptions end the download, as setting `cancel` does.
+    Partial files stay, and the next call continues them. `check` may refuse the plan by raising.
 
     Raises:
-        ModelDownloadError: offline, gated, the disk is too small, broken off, damaged, cancelled.
+        ModelDownloadError: offline, gated, disk too small, interrupted, damaged, cancelled.
         ModelNotFoundError, ModelFileError: see `plan_download`.
     """
     hub = hub or Hub()
-    stopping = _Stopping(repo, cancel)
-    plan = plan_download(repo, revision, hub=hub, allow=allow, poll=stopping.poll)
+
+    def poll() -> None:
+        if cancel is not None and cancel.is_set():
+            raise ModelDownloadError(f"The download of {repo} was stopped; start it again to continue.")
+
+    plan = plan_download(repo, revision, hub=hub, allow=allow, poll=poll)
     if check is not None:
         check(plan)
     _check_disk(plan, hub.cache())
-    meter = _Meter(plan, progress, stopping)
+    meter = _Meter(plan, progress, poll)
     try:
         return _fetch(plan, hub, meter)
     except Exception as error:
@@ -148,7 +151,7 @@ def _fetch(plan: Plan, hub: Hub, meter: _Meter) -> Path:
     for file in plan.files:
         blob = blobs[file]
         if not file.is_cached and has_bytes(blob, file.size):
-            meter.add(file.size)  # another file of the same content has just brought it
+            meter.add(file.size)  # just downloaded for another file with the same content
         elif not file.is_cached:
             fetch_blob(
                 hf_hub_url(plan.repo, file.path, revision=plan.commit, endpoint=hub.url()),
@@ -160,7 +163,7 @@ def _fetch(plan: Plan, hub: Hub, meter: _Meter) -> Path:
                 on_bytes=meter.add,
                 poll=meter.poll,
             )
-    # Linked once all are there, the weights last, and then the commit is named: until then nothing counts as ready.
+    # Link when all blobs exist, weights last, then set the ref: until then nothing counts as ready.
     for file in sorted(plan.files, key=lambda file: fnmatchcase(file.path, WEIGHTS)):
         if not has_bytes(links[file], file.size):
             link(blobs[file], links[file])
@@ -183,7 +186,7 @@ def ensure(
     cancel: threading.Event | None = None,
     check: Callable[[Plan], None] | None = None,
 ) -> Path:
-    """The snapshot folder of `repo`: from the cache without asking the network when it is whole there, else downloaded.
+    """The snapshot folder of `repo`: from the cache, without any request, if it is complete there; else downloaded.
 
     Raises:
         ModelDownloadError, ModelNotFoundError, ModelFileError: see `download`.
@@ -215,25 +218,12 @@ def _check_disk(plan: Plan, cache: Path) -> None:
         )
 
 
-class _Stopping:
-    """Where a download is cancelled."""
-
-    def __init__(self, repo: str, cancel: threading.Event | None) -> None:
-        self._repo, self._cancel = repo, cancel
-
-    def poll(self) -> None:
-        if self._cancel is not None and self._cancel.is_set():
-            raise ModelDownloadError(
-                f"The download of {self._repo} was stopped; what has arrived is kept and it goes on from there."
-            )
-
-
 class _Meter:
-    """Counts bytes for the callback."""
+    """Counts bytes, reports them, and ends a cancelled download."""
 
-    def __init__(self, plan: Plan, progress: Progress | None, stopping: _Stopping) -> None:
-        self.raised: Exception | None = None  # what ended the download on purpose
-        self.poll, self._progress = stopping.poll, progress
+    def __init__(self, plan: Plan, progress: Progress | None, poll: Callable[[], None]) -> None:
+        self.raised: Exception | None = None  # by `progress`: it ended the download on purpose
+        self.poll, self._progress = poll, progress
         self._total = plan.total_bytes
         self._done = sum(f.size for f in plan.files if f.is_cached)
         self._reported = -_REPORT

@@ -1,7 +1,7 @@
-"""Which tokens end a reply: the union of all that a model's files name, and what its template ends a turn with.
+"""Finds the tokens that end a reply: all that a model's files name, and the one with which its template ends a turn.
 
-Each source alone is wrong for some published model: generation_config.json leaves out the end of the text, config.json
-the end of the turn, and the tokenizer knows one of them. Pure but for the tokenizer.
+Each source alone is wrong for some published model: generation_config.json omits the end of the text, config.json the
+end of the turn, and the tokenizer has only one of them. Pure but for the tokenizer.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from typing import Any
 from mlxkv.tokenizer.chat_template import ChatTemplate
 from mlxkv.tokenizer.tokens import decode
 
-_MARK = "0x0MARK0x0"  # stands for a reply
+_MARK = "0x0MARK0x0"  # placeholder for a reply
 _MOST = 4096  # values in one list
 
 
 @dataclass(frozen=True)
 class EndToken:
-    """A token that ends a reply, its text, and the files that say so."""
+    """A token that ends a reply, its text, and the files that name it."""
 
     id: int
     text: str
@@ -27,7 +27,7 @@ class EndToken:
 
 
 def end_tokens(tokenizer: Any, config: Mapping[str, Any], generation: Mapping[str, Any]) -> tuple[EndToken, ...]:
-    """In ascending order. What no token can be (negative, beyond the vocabulary, no number) is passed over.
+    """All end tokens, ascending. Invalid values (negative, beyond the vocabulary, not a number) are skipped.
 
     Args:
         tokenizer: mlx-lm's TokenizerWrapper, with the chat template in place.
@@ -54,7 +54,7 @@ def end_tokens(tokenizer: Any, config: Mapping[str, Any], generation: Mapping[st
 
 
 def token_ids(value: Any, tokenizer: Any = None) -> Iterator[int]:
-    """The token ids in a value of `eos_token_id`: numbers, also as words or nested; a token's text where it is one."""
+    """The token ids in a value of `eos_token_id`: numbers, digits in a string, texts of tokens, also nested."""
     todo = [value]
     for _ in range(_MOST):
         if not todo:
@@ -78,11 +78,11 @@ def _is_id(value: Any) -> bool:
 
 
 def _end_of_turn(tokenizer: Any) -> int | None:
-    """The special token that the template puts after a reply which is the end of a chat, if it puts one there.
+    """The special token that the template puts after the last reply of a chat, or None.
 
-    Of several in a row the last (Cohere's end a text, then the turn). Where no user's turn follows, since some
-    (gpt-oss) write another there, which also stands within a reply. A token that opens a reply ends none, and neither
-    does one that other text belongs to (Kimi K3).
+    Of several in a row the last one (Cohere's templates end the text, then the turn). The reply must be the last
+    message, since some templates (gpt-oss) use another token before a user's turn, which also occurs within replies. A
+    token that opens a reply does not end one, and neither does one that other text follows (Kimi K3).
     """
     if not tokenizer.has_chat_template:
         return None
@@ -91,7 +91,7 @@ def _end_of_turn(tokenizer: Any) -> int | None:
     try:
         whole = render([*user, {"role": "assistant", "content": _MARK}], for_reply=False)
         asked, begun = render(user, for_reply=False), render(user)
-    except Exception:  # the template's own: that it cannot be used is said where it is
+    except Exception:  # an error of the template, reported when it is used
         return None
     opening = begun.removeprefix(asked) if begun != asked else ""
     after = whole.rpartition(_MARK)[2].lstrip() if _MARK in whole else ""

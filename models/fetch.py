@@ -1,9 +1,9 @@
-"""One GET from a hub: silence ends it, a cancel never waits, and the user's token goes to the hub alone.
+"""One GET request to a hub: with a timeout, cancelled at once, and the user's token is sent to the hub only.
 
-All that a server says is foreign. huggingface_hub lends its session and headers (proxies, token, offline mode) and no
-more: it sends the token to whatever host the next page of a list is on, and reads answers of any size. The request
-has a thread of its own, because a name lookup or headers that arrive a byte at a time obey no timeout of the socket.
-What arrives is handed over on the caller's thread; the other one ends with its connection.
+Nothing from the server is trusted. Only huggingface_hub's session and headers are used (proxies, token, offline mode):
+its own requests send the token to whatever host the next page of a list is on, and read answers of any size. The
+request runs on its own thread, because no socket timeout applies to a name lookup or to headers that arrive a byte at
+a time. The caller's thread receives the data; the other one ends with its connection.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from queue import Empty, Full, Queue
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
-from mlxkv.errors import ModelDownloadError, shortened
+from mlxkv.errors import ModelDownloadError, escaped, shortened
 from mlxkv.system.regular_file import check_regular, reason
 
 TIMEOUT = 30.0  # seconds without a byte
 
-_POLL = 0.1  # seconds between two looks at whether to stop
+_POLL = 0.1  # seconds between two calls of `poll`
 _MAX_REDIRECTS = 10
 _QUEUED = 64  # pieces of at most 64 KiB
 _MAX_TOKEN = 4096  # bytes of its file
@@ -39,13 +39,13 @@ class HubStatusError(Exception):
 class HubTimeoutError(ModelDownloadError):
     def __init__(self) -> None:
         super().__init__(
-            f"The hub sent nothing for {TIMEOUT:g} s; check the connection and try again, what has arrived is kept."
+            f"The hub sent nothing for {TIMEOUT:g} s; check the connection and try again, the download will continue."
         )
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A successful answer. `parts` yields its body as it arrives; `next_url` is the next page of a list."""
+    """A successful response. `parts` yields its body as it arrives; `next_url` is the next page of a list."""
 
     status: int
     next_url: str | None
@@ -54,14 +54,14 @@ class Answer:
 
 @contextmanager
 def get(url: str, *, endpoint: str, start: int = 0, poll: Callable[[], None] = lambda: None) -> Iterator[Answer]:
-    """GET `url` from byte `start` on. `endpoint` is the hub's URL: only its host is sent the token.
+    """GET `url` from byte `start` on. `endpoint` is the hub's URL: the token is sent to its host only.
 
-    `poll` is called ten times a second; what it raises ends the request.
+    `poll` is called ten times a second; its exceptions end the request.
 
     Raises:
-        HubStatusError: the answer is an error. HubTimeoutError: nothing came for `TIMEOUT` seconds.
-        ModelDownloadError: redirects that must not be followed, or an encoding that was not asked for.
-        Exception: what huggingface_hub or the network raised.
+        HubStatusError: an HTTP error. HubTimeoutError: no data for `TIMEOUT` seconds.
+        ModelDownloadError: a redirect that must not be followed, or an encoding that was not requested.
+        Exception: from huggingface_hub or the network.
     """
     queue: Queue[Any] = Queue(_QUEUED)
     stop = threading.Event()
@@ -95,7 +95,7 @@ def _take(queue: Queue[Any], poll: Callable[[], None]) -> Any:
 
 
 def _request(url: str, endpoint: str, start: int, queue: Queue[Any], stop: threading.Event) -> None:
-    """On its own thread: (status, next page), then the body's pieces, then None; or the exception instead."""
+    """Put (status, next page), the parts of the body and None into `queue`, or an exception. On its own thread."""
 
     def put(item: object) -> None:
         while not stop.is_set():
@@ -116,7 +116,7 @@ def _request(url: str, endpoint: str, start: int, queue: Queue[Any], stop: threa
                 if not 200 <= response.status_code < 300:
                     raise HubStatusError(response.status_code, response.headers.get("X-Error-Code", ""))
                 if response.headers.get("Content-Encoding", "identity") != "identity":
-                    raise ModelDownloadError("The hub packs its answers though it was asked not to; use another hub.")
+                    raise ModelDownloadError("The hub compresses answers although asked not to; use another hub.")
                 next_url = response.links.get("next", {}).get("url")
                 put((response.status_code, redirected(url, next_url) if next_url else None))
                 for part in response.iter_raw():
@@ -128,20 +128,20 @@ def _request(url: str, endpoint: str, start: int, queue: Queue[Any], stop: threa
         raise ModelDownloadError(f"The hub redirects more than {_MAX_REDIRECTS} times; use another hub.")
     except httpx2.TimeoutException:
         put(HubTimeoutError())
-    except BaseException as error:  # whatever it is, the caller's thread says it
+    except BaseException as error:  # raised on the caller's thread
         put(error)
 
 
 def redirected(url: str, location: str) -> str:
-    """The address that an answer of `url` sends on to.
+    """The absolute URL of a redirect from `url`.
 
     Raises:
-        ModelDownloadError: it is not of the web, or leaves encryption.
+        ModelDownloadError: it is not http(s), or goes from https to http.
     """
     target = urljoin(url, location)
     scheme = urlsplit(target).scheme
     if scheme not in _PORTS or (scheme == "http" and urlsplit(url).scheme == "https"):
-        raise ModelDownloadError(f"The hub sends on to {ascii(target)[:80]}, which is not followed; use another hub.")
+        raise ModelDownloadError(f"The hub redirects to {escaped(target)}, which is not allowed; use another hub.")
     return target
 
 

@@ -1,6 +1,6 @@
-"""Which hub and which cache, what of a repository is ever fetched, and hub failures in one sentence.
+"""The hub and its cache, the files that may be downloaded, and errors of the hub as one sentence.
 
-The only settings here are those huggingface_hub has itself; None means its own (HF_ENDPOINT, HF_HOME, HF_HUB_OFFLINE).
+The settings are huggingface_hub's; None means its own (HF_ENDPOINT, HF_HOME, HF_HUB_OFFLINE).
 Imports huggingface_hub lazily. Any thread may call it.
 """
 
@@ -19,20 +19,20 @@ from mlxkv.system.regular_file import read_text, reason
 
 ALLOW = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "tokenizer*")
 NEVER = ("*.py", "*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.gguf", "*.npz", "*.npy", "*.ckpt", "*.h5", "*.onnx")
-# The hub's own layout also has weights mlx-lm never reads: other formats' copies and duplicates in one file.
+# Weights that mlx-lm never reads: copies in other formats, and duplicates in one file.
 NOT_LOADED = ("*/*.safetensors", "consolidated*.safetensors", "*/*.json", "*/*.txt", "*/*.model")
 MAX_REF = 4096  # bytes of a file that names a commit
 
 
 @dataclass(frozen=True)
 class Hub:
-    """`endpoint` is the hub's URL, `cache_dir` its cache (the folder with `models--org--name` in it)."""
+    """A hub: its URL and its cache folder (with subfolders such as `models--org--name`)."""
 
     endpoint: str | None = None
     cache_dir: Path | None = None
 
     def url(self) -> str:
-        """Raises ConfigError: it is no address of the web."""
+        """The hub's URL. Raises ConfigError: it is not http(s)."""
         check_hub_settings()
         from huggingface_hub import constants
 
@@ -40,12 +40,12 @@ class Hub:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ConfigError(
-                f"The address of the hub is {quoted(url)}; set HF_ENDPOINT to one of https://, or unset it."
+                f"The address of the hub is {quoted(url)}; set HF_ENDPOINT to an https:// URL, or unset it."
             )
         return url
 
     def cache(self) -> Path:
-        """Raises ConfigError: a folder cannot be there."""
+        """The cache folder. Raises ConfigError: it cannot be used."""
         check_hub_settings()
         from huggingface_hub import constants
 
@@ -55,7 +55,7 @@ class Hub:
             path.stat()
         except FileNotFoundError:
             pass
-        except (OSError, RuntimeError) as error:  # RuntimeError: `~` of a user who is not there
+        except (OSError, RuntimeError) as error:  # RuntimeError: `~` of an unknown user
             raise ConfigError(
                 f"The model cache {shortened(path)} cannot be used ({reason(error)}); set HF_HOME to another folder."
             ) from error
@@ -67,10 +67,10 @@ class Hub:
 
 
 def check_hub_settings() -> None:
-    """Before huggingface_hub is imported, by mlx-lm too: it reads its variables then.
+    """Import huggingface_hub, which reads its variables then; call it before mlx-lm imports it.
 
     Raises:
-        ConfigError: it cannot be imported with what they are.
+        ConfigError: a variable has an invalid value.
     """
     try:
         from huggingface_hub import constants
@@ -84,7 +84,7 @@ def check_hub_settings() -> None:
 
 
 def find_local(hub: Hub, repo: str, revision: str | None = None, *, need_weights: bool = True) -> Path | None:
-    """The snapshot folder of a repository that is whole in the cache, else None; never asks the network."""
+    """The snapshot folder of a repository that is complete in the cache, or None; makes no requests."""
     storage = hub.storage(repo)
     commit = revision or "main"
     ref = storage / "refs" / commit
@@ -103,26 +103,26 @@ def find_local(hub: Hub, repo: str, revision: str | None = None, *, need_weights
 
 
 def explain(error: Exception, hub: Hub, repo: str, revision: str | None) -> MlxkvError:
-    """The sentence for what `fetch.get`, huggingface_hub, the network or the disk raised while fetching `repo`."""
+    """Convert an error from `fetch.get`, huggingface_hub, the network or the disk into one sentence about `repo`."""
     from huggingface_hub import errors
 
     if isinstance(error, MlxkvError):
         return error
     if isinstance(error, errors.OfflineModeIsEnabled):
         return ModelDownloadError(
-            f"{repo} {_lack(hub, repo, revision)}, and HF_HUB_OFFLINE forbids downloading it; unset it once."
+            f"{repo} {_lack(hub, repo, revision)}, and HF_HUB_OFFLINE forbids downloading it; unset it to download."
         )
     if isinstance(error, HubStatusError):
         return _explain_status(error, repo, revision)
     if isinstance(error, UnicodeEncodeError):  # of a header
         return ModelDownloadError(
-            "The token for the hub holds characters that no token has; check HF_TOKEN, or run `hf auth login`."
+            "The token for the hub has invalid characters; check HF_TOKEN, or run `hf auth login`."
         )
     if isinstance(error, OSError) and error.strerror:
         return ModelDownloadError(f"{repo} could not be saved ({error.strerror}); make room or check the cache folder.")
     return ModelDownloadError(
         f"{repo} {_lack(hub, repo, revision)} and the hub cannot be reached ({type(error).__name__}); "
-        "check the connection and try again, what has arrived is kept."
+        "check the connection and try again, the download will continue."
     )
 
 
@@ -136,14 +136,14 @@ def _explain_status(error: HubStatusError, repo: str, revision: str | None) -> M
     if error.code == "RevisionNotFound":
         return ModelNotFoundError(f"The repository {repo} has no revision {revision or 'main'!r}; check its name.")
     if error.code == "EntryNotFound":
-        return ModelDownloadError(f"The hub lacks a file of {repo} that it lists (HTTP {status}); try again later.")
+        return ModelDownloadError(f"The hub lists a file of {repo} that it lacks (HTTP {status}); try again later.")
     if error.code == "GatedRepo" or status == 403:
         return ModelDownloadError(
             f"{repo} is gated (HTTP {status}): accept its terms on its page, run `hf auth login`, then try again."
         )
     if error.code == "RepoNotFound" or status in (401, 404):
         return ModelNotFoundError(
-            f"The hub has no repository {repo} that you may read (HTTP {status}); "
+            f"The hub has no repository {repo} that you can read (HTTP {status}); "
             "check the name, or run `hf auth login` if it is private."
         )
     return ModelDownloadError(f"The hub answered HTTP {status} when asked for {repo}; try again later.")

@@ -1,7 +1,7 @@
-"""Load a model: resolve its name, download it where needed, check every header and the memory first, then the weights.
+"""Loads a model: resolves its name, downloads it if needed, checks headers and memory, then reads the weights.
 
-Runs on the thread that owns MLX and evaluates every weight there. What fails below (mlx-lm, transformers, JSON,
-safetensors) comes out as one sentence. Knows no cache and no generation.
+Runs on the thread that owns MLX and evaluates every weight there. Errors of mlx-lm, transformers, JSON and safetensors
+become one sentence. Independent of caches and generation.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     import mlx.nn as nn
     from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-_STEP = 64 << 20  # bytes evaluated between two looks at `cancel`
+_STEP = 64 << 20  # bytes evaluated between two checks of `cancel`
 
 
 @dataclass(frozen=True)
@@ -59,17 +59,17 @@ class LoadedModel:
     load_s: float
     trained_length: int | None  # tokens
     generation: dict[str, Any]
-    ends: tuple[EndToken, ...] = ()  # what ends a reply
+    ends: tuple[EndToken, ...] = ()  # tokens that end a reply
     template: FoundTemplate | None = None
-    stamps: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # of the weights' files, before they were read
+    stamps: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # of the weights files, before they were read
 
     def files_changed(self) -> bool:
-        """Whether a file of the weights is another by now: then its hash says nothing about what is in memory."""
+        """Whether a weights file has changed since: then its hash does not describe the weights in memory."""
         return bool(self.stamps) and file_stamps(self.path) != self.stamps
 
 
 def file_stamps(folder: Path) -> dict[str, tuple[int, ...]]:
-    """What changes with the content of each weights file: inode, size, mtime and ctime."""
+    """Device, inode, size, mtime and ctime of each weights file, which change with its content."""
     infos = {path.name: path.stat() for path in folder.glob("*.safetensors") if path.is_file()}
     return {name: (i.st_dev, i.st_ino, i.st_size, i.st_mtime_ns, i.st_ctime_ns) for name, i in infos.items()}
 
@@ -82,17 +82,17 @@ def load_model(
     hub: Hub | None = None,
     device: Device | None = None,
 ) -> LoadedModel:
-    """Load a built-in name, a folder, or `org/name[@revision]` from the hub's cache or, where it is not whole, the hub.
+    """Load a built-in model, a folder, or `org/name[@revision]`, downloading what the hub's cache lacks.
 
-    `progress` is called on this thread; what it raises ends the load. `cancel` may be set from any thread.
+    `progress` is called on this thread; its exceptions end the load. `cancel` may be set from any thread.
 
     Raises:
         ModelNotFoundError: no such name, folder, repository or revision; or the folder holds no model.
-        ModelUnsupportedError: mlx-lm lacks the architecture, or the repository wants its own code run.
-        ModelDownloadError: offline, gated, the disk is too small, broken off, cancelled.
-        ModelFileError: a file is not what it says it is.
+        ModelUnsupportedError: mlx-lm lacks the architecture, or the repository requires running its own code.
+        ModelDownloadError: offline, gated, disk too small, interrupted, cancelled.
+        ModelFileError: a file is damaged or invalid.
         OutOfMemoryError: the weights would not fit this machine; raised before they are downloaded or read.
-        ModelError: cancelled while loading. ConfigError: no folder for temporary files; see `check_hub_settings`.
+        ModelError: cancelled while loading. ConfigError: no temporary folder, or see `check_hub_settings`.
     """
     device = device or current_device()
     check_temporary_folder(device)
@@ -103,15 +103,15 @@ def load_model(
     generation = read_generation_config(folder)
     check_files(folder)
     model_classes(config, name)  # refused before a gigabyte is read
-    settled = normalize_ropes(config, name)
+    normalized = normalize_ropes(config, name)
     check_complete(folder, name)
-    changed = {key: value for key, value in settled.items() if key not in config or value is not config[key]}
+    changed = {key: value for key, value in normalized.items() if key not in config or value is not config[key]}
     stamps = file_stamps(folder)
     need, promote = predict_weights(_check_weight_files(folder), device)
     check_fits(name, need, device)
-    said, (model, config) = config, _read_weights(folder, name, config, changed, promote)
+    given, (model, config) = config, _read_weights(folder, name, config, changed, promote)
     weight_bytes = _evaluate(model, name, config, progress, cancel)
-    text = load_tokenizer(folder, name, said, generation)
+    text = load_tokenizer(folder, name, given, generation)
     load_s = time.perf_counter() - start
     length = trained_length(config)
     return LoadedModel(
@@ -147,23 +147,23 @@ def _check_weight_files(folder: Path) -> list[Header]:
     """The headers of the files mlx-lm will read; every safetensors file in the folder is checked."""
     headers = {path.name: check_weights(path) for path in sorted(folder.glob("*.safetensors"))}
     read = [headers[path.name] for path in sorted(folder.glob(WEIGHTS))]
-    if any("\ud800" <= c <= "\udfff" for c in str(folder)):  # bytes that are no text; MLX and tokenizers want text
+    if any("\ud800" <= c <= "\udfff" for c in str(folder)):  # MLX and tokenizers require a UTF-8 path
         raise ModelFileError(f"mlx-lm cannot read a model from {folder}, whose path is not UTF-8; rename it.")
     if any(c in str(folder) for c in "*?["):
-        raise ModelFileError(f"mlx-lm cannot read weights from {folder}, whose path has one of * ? [; rename it.")
+        raise ModelFileError(f"mlx-lm cannot read weights from {folder}, whose path contains *, ? or [; rename it.")
     return read
 
 
 def _read_weights(
     folder: Path, name: str, config: dict[str, Any], changed: dict[str, Any], promote: bool
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """The model with lazy weights, and config.json with what was `changed`, as mlx-lm completes it."""
+    """The model with lazy weights, and mlx-lm's completed config with the `changed` keys."""
     import mlx.core as mx
     from mlx_lm.utils import load_model as mlx_lm_load_model
 
     with _weights_errors(name, config):
         model, config = mlx_lm_load_model(folder, lazy=True, strict=True, model_config=changed, trust_remote_code=False)
-        if promote:  # packed weights are integers and stay as they are, their float16 scales do not
+        if promote:  # packed weights are integers and unaffected; their float16 scales are converted
             model.set_dtype(mx.float32, lambda dtype: dtype == mx.float16)
     return model, config
 
@@ -175,7 +175,7 @@ def _evaluate(
     progress: Callable[[LoadProgress], None] | None,
     cancel: threading.Event | None,
 ) -> int:
-    """Bring the weights into memory in steps, so that it can be shown and stopped; returns their bytes."""
+    """Load the weights into memory in steps, for progress and cancellation; return their bytes."""
     import mlx.core as mx
     from mlx.utils import tree_flatten
 
@@ -204,6 +204,6 @@ def _weights_errors(name: str, config: dict[str, Any]) -> Iterator[None]:
         yield
     except Exception as error:
         raise ModelFileError(
-            f"The weights of {name} do not make the {config['model_type']} model its config.json describes "
+            f"The weights of {name} do not fit the {config['model_type']} model that its config.json describes "
             f"({first_line(error)}); download it again or use another model."
         ) from error

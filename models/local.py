@@ -1,4 +1,4 @@
-"""The models in the hub's cache: which can be loaded, how large they are, when they were last used, and removing one.
+"""Lists and removes the models in the hub's cache.
 
 Reads and deletes files; imports huggingface_hub lazily and no MLX. Any thread may call it.
 """
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LocalModel:
-    """A model in the cache. `size_bytes` is what it takes on disk, `last_used` UNIX seconds.
+    """A model in the cache. `size_bytes` on disk; `last_used` in UNIX seconds.
 
-    `problem` is what keeps it from loading, as a clause ("lacks model.safetensors"); "" for a model that is ready.
+    `problem`: why it cannot be loaded, as a clause ("lacks model.safetensors"); "" for a model that is ready.
     """
 
     id: str
@@ -40,24 +40,24 @@ class LocalModel:
 
 
 def list_local(hub: Hub | None = None, *, with_broken: bool = False) -> tuple[LocalModel, ...]:
-    """The models in the cache that are ready, last used first; `with_broken` also those that are not.
+    """The models in the cache that are ready, last used first; `with_broken` includes the others.
 
-    A repository that is no language model of mlx-lm's, whatever else it may be, is not listed.
+    Repositories that are not language models supported by mlx-lm are not listed.
     """
     hub = hub or Hub()
     models: list[LocalModel] = []
     for storage in hub.cache().glob("models--*"):
-        with suppress(OSError):  # a folder that may not be read hides no other
+        with suppress(OSError):  # an unreadable folder must not hide the others
             if (model := _inspect(hub, storage)) is not None and (with_broken or not model.problem):
                 models.append(model)
     return tuple(sorted(models, key=lambda model: (-model.last_used, model.id)))
 
 
 def remove(name: str, *, hub: Hub | None = None) -> int:
-    """Delete a repository (whole or not, all revisions) from the cache; returns the bytes that frees.
+    """Delete a repository (complete or not, all revisions) from the cache; return the bytes freed.
 
     Raises:
-        ModelNotFoundError: it is not in the cache, or is a folder of the user's, which is theirs to delete.
+        ModelNotFoundError: it is not in the cache, or is a folder, which only the user may delete.
         ModelDownloadError: the files could not be deleted.
     """
     hub = hub or Hub()
@@ -66,14 +66,14 @@ def remove(name: str, *, hub: Hub | None = None) -> int:
         raise ModelNotFoundError(f"{name} is a folder, not a model in the cache; delete the folder yourself.")
     folder = hub.storage(source.repo)
     if not folder.is_dir():
-        raise ModelNotFoundError(f"{source.repo} is not in the cache {hub.cache()}; `mlxkv models ls` lists what is.")
+        raise ModelNotFoundError(f"{source.repo} is not in the cache {hub.cache()}; see `mlxkv models ls`.")
     info = _scan(hub)
     repo = next((r for r in info.repos if r.repo_type == "model" and r.repo_id == source.repo), None) if info else None
     freed = sum(p.stat().st_size for p in (folder / "blobs").glob("*") if p.is_file())
     try:
         if info and repo:
             info.delete_revisions(*(revision.commit_hash for revision in repo.revisions)).execute()
-        if folder.is_dir():  # partial files, which the hub's scan does not know
+        if folder.is_dir():  # partial files, which the hub's scan does not list
             shutil.rmtree(folder)
     except OSError as error:
         raise ModelDownloadError(
@@ -87,21 +87,21 @@ def _scan(hub: Hub) -> HFCacheInfo | None:
 
     cache = hub.cache()
     try:
-        for ref in cache.glob("*/refs/**/*"):  # the hub's scan would wait for a pipe
+        for ref in cache.glob("*/refs/**/*"):  # the hub's scan would block on a pipe
             if not ref.is_dir():
                 check_regular(ref, MAX_REF)
         return scan_cache_dir(cache)
     except CacheNotFound:
         return None
-    except (OSError, ValueError) as error:  # a file in its place, or it may not be read
+    except (OSError, ValueError) as error:  # not a folder, or not readable
         what = getattr(error, "filename", None) or cache
         raise ModelDownloadError(f"{what} cannot be read ({reason(error)}); check the model cache {cache}.") from error
 
 
 def _inspect(hub: Hub, storage: Path) -> LocalModel | None:
-    """The revision that is ready, the default one first; else what is wrong with it, where weights were ever wanted."""
+    """The first revision that is ready, beginning with the default one; else a broken one if it has or had weights."""
     repo = storage.name.removeprefix("models--").replace("--", "/")
-    if not is_repo(repo):  # a folder of any name may lie there
+    if not is_repo(repo):  # a folder with some other name
         return None
     broken = None
     for revision in _revisions(storage):
@@ -113,8 +113,10 @@ def _inspect(hub: Hub, storage: Path) -> LocalModel | None:
         broken = broken or model
     partial = any(storage.glob(str(partial_path(Path("blobs/*")))))
     if broken is None and partial and not any(storage.glob("snapshots/*/config.json")):
-        return LocalModel(repo, "", _size(storage), storage.stat().st_mtime, storage, "is not downloaded to its end")
-    wanted = partial or (broken and any(broken.path.glob("*.safetensors*")))  # a configuration alone is no half model
+        return LocalModel(repo, "", _size(storage), storage.stat().st_mtime, storage, "is not fully downloaded")
+    wanted = partial or (
+        broken and any(broken.path.glob("*.safetensors*"))
+    )  # a configuration alone is not a broken model
     return broken if wanted else None
 
 
@@ -137,7 +139,7 @@ def _read(name: str, folder: Path, storage: Path) -> LocalModel | None:
 
 
 def _size(storage: Path) -> int:
-    """Bytes of all revisions; a file that several of them have counts once."""
+    """Bytes of all revisions; files that they share count once."""
     own = [path for path in storage.glob("snapshots/**/*") if not path.is_symlink()]
     files = [path.stat() for path in (*storage.glob("blobs/*"), *own) if path.is_file()]
     return sum({(info.st_dev, info.st_ino): info.st_size for info in files}.values())

@@ -1,6 +1,6 @@
-"""From the name a user gives to what it means: the built-in model, a folder, or a repository on the hub.
+"""Resolves a model name: a built-in model, a folder, or a repository on the hub.
 
-Looks at the file system only; downloading is download.py's, reading is load.py's. Any thread may call it.
+Reads only the file system; download.py downloads and load.py loads. Any thread may call it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _REPO = re.compile(r"(?P<id>[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95})(?:@
 
 @dataclass(frozen=True)
 class Source:
-    """Where a model comes from: `path` (it is on this disk), or `repo` with its `revision` (None: the default)."""
+    """Where a model comes from: a local `path`, or `repo` with its `revision` (None: the default)."""
 
     name: str
     path: Path | None = None
@@ -27,16 +27,16 @@ class Source:
 
 
 def is_repo(name: str) -> bool:
-    """Whether `name` can be a repository's, with or without a revision."""
+    """Whether `name` can be a repository id, with or without a revision."""
     match = _REPO.fullmatch(name)
     return match is not None and ".." not in name and "--" not in match["id"]
 
 
 def resolve(name: str, *, built_in_folder: Path | None = None) -> Source:
-    """What `name` means: a built-in name, a folder (it wins over a repository so called), or `org/name[@revision]`.
+    """Resolve a built-in name, a folder (it wins over a repository of the same name), or `org/name[@revision]`.
 
     Raises:
-        ModelNotFoundError: it can be none of these.
+        ModelNotFoundError: it is none of these.
     """
     if name in BUILT_IN:
         path = (built_in_folder or Path(__file__).parent) / name
@@ -53,15 +53,15 @@ def resolve(name: str, *, built_in_folder: Path | None = None) -> Source:
         if name and path.exists():
             raise ModelNotFoundError(f"{name!r} is a file; name the folder that holds config.json and the weights.")
     except PermissionError as error:
-        raise ModelNotFoundError(f"The folder {quoted(name)} may not be read; check its permissions.") from error
-    except (OSError, ValueError, RuntimeError):  # too long, a NUL, `~nobody`: there can be no such folder
+        raise ModelNotFoundError(f"The folder {quoted(name)} cannot be read; check its permissions.") from error
+    except (OSError, ValueError, RuntimeError):  # too long, a NUL, an unknown user after `~`: not a folder
         pass
     if name.startswith(("/", "./", "../", "~")):
         raise ModelNotFoundError(f"There is no folder {quoted(name)}; check the path.")
     match = _REPO.fullmatch(name)
     if match is None or not is_repo(name):
         raise ModelNotFoundError(
-            f"{quoted(name)} is no model: name a built-in one ({', '.join(BUILT_IN)}), a folder, "
+            f"{quoted(name)} is not a model: name a built-in one ({', '.join(BUILT_IN)}), a folder, "
             "or a Hugging Face repository as org/name or org/name@revision."
         )
     return Source(name, repo=match["id"], revision=match["revision"])

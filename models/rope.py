@@ -1,8 +1,8 @@
-"""`rope_parameters`, as transformers 5 writes configs, for the modules of mlx-lm that do not read them.
+"""Translates the `rope_parameters` of transformers 5 for modules of mlx-lm that do not read them.
 
-A model is built without weights and its ropes are compared with what the config says. Where they differ, the same is
-said in the keys that mlx-lm's modules do read; where no variant of it makes the right ropes, the model is refused. A
-config that is read rightly stays as it is, byte for byte: it is part of the identity of saved rows. On the MLX thread.
+A model is built without weights and its ropes are compared with the config. If they differ, variants of the config with
+the keys that mlx-lm's modules read are tried; if none gives the right ropes, the model is refused. A config that is
+read correctly stays unchanged, since it is part of the identity of saved rows. On the MLX thread.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeGuard
 
-from mlxkv.errors import ModelFileError, ModelUnsupportedError
+from mlxkv.errors import ModelFileError, ModelUnsupportedError, escaped
 from mlxkv.models.architecture import model_classes
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _NEAR = (1, 37, 1009)  # positions at which ropes are compared; large ones are inexact in float32
 _TOLERANCE = 0.01
-_LARGEST = 1e18  # of the numbers in a config; NaN is below nothing
+_LARGEST = 1e18  # limit of numbers in a config; excludes NaN too
 _LOCAL = ("sliding_attention", "chunked_attention", "local_attention", "local")
 _FULL = ("full_attention", "global_attention", "global", "main")
 _THETAS = ("rope_theta", "rotary_emb_base", "rope_freq_constant", "rope_embedding_base")
@@ -40,7 +40,7 @@ class Rope:
 
     @property
     def scaling(self) -> dict[str, Any] | None:
-        """As `rope_scaling` had it before transformers 5."""
+        """The `rope_scaling` of configs before transformers 5."""
         values = {key: value for key, value in self.values.items() if key not in _NOT_SCALING and value is not None}
         if self.kind == "default" and not values:
             return None
@@ -50,22 +50,22 @@ class Rope:
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """As transformers 5 writes it, complete."""
+        """The complete entry of transformers 5."""
         partial = {} if self.partial is None else {"partial_rotary_factor": self.partial}
         values = {key: value for key, value in self.values.items() if key != "type"}
         return {**values, **partial, "rope_type": self.kind, "rope_theta": self.theta}
 
     def __str__(self) -> str:
         part = "" if self.partial is None else f" on {self.partial:g} of each row"
-        return f"{ascii(self.kind)[:40]} with theta {self.theta:,.10g}{part}"
+        return f"{escaped(self.kind)} with theta {self.theta:,.10g}{part}"
 
 
 def normalize_ropes(config: dict[str, Any], name: str) -> dict[str, Any]:
-    """`config` with its `rope_parameters` in keys that mlx-lm's module reads; itself where that is not needed.
+    """Translate `rope_parameters` into keys that mlx-lm's module reads; return `config` itself if that is not needed.
 
     Raises:
-        ModelUnsupportedError: the module cannot make these ropes, or takes no notice of them.
-        ModelFileError: what the config says of ropes is no rope.
+        ModelUnsupportedError: the module cannot make these ropes, or ignores them.
+        ModelFileError: the config has invalid values for ropes.
     """
     if wrong := _wrong(config):
         raise ModelFileError(f"The config.json of {name} has {wrong}; correct it or use another model.")
@@ -80,7 +80,7 @@ def normalize_ropes(config: dict[str, Any], name: str) -> dict[str, Any]:
             model = _build(variant, name)
         except ModelUnsupportedError:
             raise
-        except Exception:  # a module's own code; loading says what is wrong if no variant is built
+        except Exception:  # a module's own code; loading reports the error if no variant can be built
             continue
         is_built, missing = True, _missing(model, variant, ropes)
         if not missing:
@@ -89,34 +89,34 @@ def normalize_ropes(config: dict[str, Any], name: str) -> dict[str, Any]:
         return config
     what = missing or " and ".join(str(rope) for rope in ropes.values())
     raise ModelUnsupportedError(
-        f"The rope_parameters of {name} ask for {what}, which mlx-lm's {config['model_type']} does not do; use another "
-        "model or a newer mlxkv."
+        f"The rope_parameters of {name} require {what}, which mlx-lm's {config['model_type']} does not support; use "
+        "another model or a newer mlxkv."
     )
 
 
 def _wrong(config: Mapping[str, Any]) -> str:
-    """What nothing can be made of, in words; transformers stops at it too. Left alone it would be another rope."""
+    """Describe an invalid value, or ""; transformers rejects it too, and mlx-lm would make a wrong rope."""
     text = _text(config)
     given = text.get("rope_parameters") or config.get("rope_parameters")
     if given and not isinstance(given, dict):
-        return f"rope_parameters {_short(given)}, which must be an object"
+        return f"rope_parameters {escaped(given)}, which must be an object"
     entries = [("", {key: text.get(key) for key in _THETAS if isinstance(text.get(key), (str, bool))})]
     for label, values in (given or {}).items():
         if isinstance(values, dict):
-            entries.append((f" for {_short(label)}", values))
+            entries.append((f" for {escaped(label)}", values))
         elif label in (*_LOCAL, *_FULL) and values is not None:
-            return f"rope_parameters {_short(values)} for {_short(label)}, which must be an object"
+            return f"rope_parameters {escaped(values)} for {escaped(label)}, which must be an object"
     for label, values in (*entries, ("", given or {})):
         for key in (*_NUMBERS, *_THETAS):
             value = values.get(key)
-            is_none = key == "partial_rotary_factor" and value == 0  # of a layer without positions
+            is_none = key == "partial_rotary_factor" and value == 0  # in a layer without positions
             if value is not None and not is_none and not (_is_number(value) and value > 0):
-                return f"{key} {_short(value)}{label}, which must be a number above 0"
+                return f"{key} {escaped(value)}{label}, which must be a number above 0 and below 1e18"
     return ""
 
 
 def _has_null_theta(config: dict[str, Any], name: str) -> bool:
-    """Whether a rope would be made of null, which fails at the first token; a model without ropes may say so."""
+    """Whether a rope would get a null theta, which fails at the first token; harmless in a model without ropes."""
     import mlx.nn as nn
 
     text = _text(config)
@@ -124,19 +124,15 @@ def _has_null_theta(config: dict[str, Any], name: str) -> bool:
         return False
     try:
         modules = _build(config, name).modules()
-    except Exception:  # a module's own code; loading says what is wrong
+    except Exception:  # a module's own code; loading reports the error
         return False
     return any(isinstance(module, nn.RoPE) and module.base is None for module in modules)
 
 
-def _short(value: object) -> str:
-    return ascii(value)[:40] if not isinstance(value, int) or abs(value) < _LARGEST else "beyond 1e18"
-
-
 def read_ropes(config: Mapping[str, Any]) -> dict[str, Rope]:
-    """What `rope_parameters` say, by layer type, "" for all layers; {} where there are none, or nothing in them.
+    """The ropes by layer type ("" for all layers) in `rope_parameters`; {} if there are none.
 
-    As in transformers: what is missing comes from the older keys beside it, and a `rope_scaling` beside it wins.
+    As in transformers, missing values come from the older keys, and `rope_scaling` wins.
     """
     old = {**config, **_text(config)}
     given = _text(config).get("rope_parameters") or config.get("rope_parameters")
@@ -154,7 +150,7 @@ def read_ropes(config: Mapping[str, Any]) -> dict[str, Rope]:
 
 
 def _rope(values: Mapping[str, Any], old: Mapping[str, Any], label: str) -> Rope | None:
-    """None where nothing is said: neither a theta, nor a part of the row, nor another kind than the default."""
+    """A rope; None if it has no theta, no partial factor, and the default kind."""
     values = _normalized(values)
     kind, partial = values["rope_type"], values.get("partial_rotary_factor")
     keys = ("rope_local_base_freq", *_THETAS) if label in _LOCAL else _THETAS
@@ -164,21 +160,21 @@ def _rope(values: Mapping[str, Any], old: Mapping[str, Any], label: str) -> Rope
             return None
         theta = 10_000.0
     trained, outer = old.get("max_position_embeddings"), old.get("original_max_position_embeddings")
-    if kind in ("yarn", "llama3", "longrope"):  # Phi 3 has it outside, and then that is meant
+    if kind in ("yarn", "llama3", "longrope"):  # Phi 3 has it outside, and then that one counts
         values["original_max_position_embeddings"] = outer or values.get("original_max_position_embeddings") or trained
     original, factor = values.get("original_max_position_embeddings"), values.get("factor")
     if kind == "yarn" and factor is None and _is_number(trained) and _is_number(original) and original:
         factor = trained / original
     if _is_number(factor):
-        values["factor"] = float(factor)  # some modules insist on it
+        values["factor"] = float(factor)  # some modules require a float
     wanted = values.get("attention_factor")
     if kind == "yarn" and _is_number(wanted) and _is_number(factor) and factor > 1 and not values.get("mscale_all_dim"):
-        values["mscale"] = (wanted - 1) / (0.1 * math.log(factor))  # how mlx-lm comes to the same
+        values["mscale"] = (wanted - 1) / (0.1 * math.log(factor))  # gives the same factor in mlx-lm
     return Rope(float(theta), kind, float(partial) if _is_number(partial) else None, values)
 
 
 def _normalized(values: Mapping[str, Any]) -> dict[str, Any]:
-    """With its kind in `rope_type`, whichever of the two names it had, and as mlx-lm calls it."""
+    """The values with mlx-lm's name of the kind in `rope_type`, also if it was in `type`."""
     kind = values.get("rope_type") or values.get("type") or "default"
     if kind == "su" or (kind == "yarn" and "long_factor" in values):
         kind = "longrope"
@@ -199,7 +195,7 @@ def _is_number(value: object) -> TypeGuard[int | float]:
 
 
 def _variants(config: dict[str, Any], ropes: Mapping[str, Rope]) -> Iterator[dict[str, Any]]:
-    """The config, then others that say the same, the likeliest first."""
+    """The config, then equivalent ones, the likeliest first."""
     yield config
     types = _text(config).get("layer_types") or ("full_attention", "sliding_attention")
     kinds = sorted({t for t in types if isinstance(t, str)}) if isinstance(types, (list, tuple)) else []
@@ -214,7 +210,7 @@ def _variants(config: dict[str, Any], ropes: Mapping[str, Rope]) -> Iterator[dic
 
 
 def _old_keys(config: Mapping[str, Any], ropes: Mapping[str, Rope]) -> dict[str, Any]:
-    """In the keys from before transformers 5, under every name that a module of mlx-lm has for them."""
+    """The ropes as keys of configs before transformers 5, under every name that a module of mlx-lm reads."""
     every = list(ropes.values())
     main = next((ropes[label] for label in ("", *_FULL) if label in ropes), every[0])
     local = next((ropes[label] for label in _LOCAL if label in ropes), None)
@@ -243,11 +239,11 @@ def _head_dim(text: Mapping[str, Any]) -> int:
     return hidden // heads if isinstance(hidden, int) and isinstance(heads, int) and heads else 0
 
 
-# -- what a model does -------------------------------------------------------------------------------------------------
+# -- ropes of a model ------------------------------------------------------------------------------------------------
 
 
 def _build(config: dict[str, Any], name: str) -> nn.Module:
-    """The model with random weights that are never computed."""
+    """The model with random weights, never evaluated."""
     from mlx_lm.utils import _decode_tagged_floats
 
     model_class, args_class = model_classes(config, name)
@@ -255,7 +251,7 @@ def _build(config: dict[str, Any], name: str) -> nn.Module:
 
 
 def _missing(model: Any, config: Mapping[str, Any], ropes: Mapping[str, Rope]) -> str:
-    """The ropes that a model should have and has not; "" if there are none, or if it has no ropes at all."""
+    """The wanted ropes that a model lacks; "" if it lacks none, or has no ropes at all."""
     from mlxkv.cache.sink_rotation import ropes_of
 
     layers = [[rope for rope in ropes_of(layer) if _dims(rope)] for layer in model.layers]
@@ -265,33 +261,33 @@ def _missing(model: Any, config: Mapping[str, Any], ropes: Mapping[str, Rope]) -
     is_known = isinstance(types, list) and len(types) == len(layers) and all(isinstance(t, str) for t in types)
     labels: list[Any] = types if is_known and isinstance(types, list) else [None] * len(layers)
     matched: set[str] = set()
-    is_strange = False
+    is_unexpected = False
     for label, layer, found in zip(labels, model.layers, layers, strict=True):
         wanted = {label: ropes[label]} if label in ropes else ropes
         for rope in found:
             fits = [label for label, want in wanted.items() if _is_same(rope, want, config, layer)]
             matched.update(fits)
-            is_strange |= not fits and not ("" in ropes and _is_plain(rope))
+            is_unexpected |= not fits and not ("" in ropes and _is_plain(rope))
     present = {*ropes} - {*labels} | {label for label, found in zip(labels, layers, strict=True) if found}
     missing = [str(rope) for label, rope in ropes.items() if label in present and label not in matched]
-    return " and ".join(missing or (str(rope) for rope in ropes.values() if is_strange))
+    return " and ".join(missing or (str(rope) for rope in ropes.values() if is_unexpected))
 
 
 def _dims(rope: Any) -> int:
-    """How many numbers of a row it turns; 0 for a layer without positions that calls its lack of a rope a rope."""
+    """The number of dimensions it rotates; 0 for the placeholder of a layer without positions."""
     freqs = getattr(rope, "_freqs", None)
     return getattr(rope, "dims", None) or getattr(rope, "dim", None) or (0 if freqs is None else 2 * freqs.size)
 
 
 def _is_plain(rope: Any) -> bool:
-    """Of a layer that takes no scaling in any variant, as sliding windows do."""
+    """Whether it has no scaling, as in sliding-window layers, which never take any."""
     import mlx.nn as nn
 
     return type(rope) is nn.RoPE and rope.scale == 1.0
 
 
 def _is_same(rope: Any, want: Rope, config: Mapping[str, Any], layer: Any) -> bool:
-    """Whether `rope` turns rows by the angles, and scales them by the factor, that are wanted."""
+    """Whether `rope` rotates and scales rows as `want` does."""
     import mlx.core as mx
 
     dims = _dims(rope)
@@ -307,12 +303,12 @@ def _is_same(rope: Any, want: Rope, config: Mapping[str, Any], layer: Any) -> bo
             error = [mx.abs(mx.abs(rope(x, offset=at)) - mx.abs(expected(x, offset=at))).max() for at in places]
             errors.append(mx.max(mx.stack(error)))
         return float(mx.min(mx.stack(errors)).item()) < _TOLERANCE  # type: ignore[arg-type]
-    except Exception:  # mlx-lm's own code: factors for rows of another width, or none at all
+    except Exception:  # mlx-lm's own code, e.g. factors for rows of another width
         return False
 
 
 def _make(want: Rope, dims: int, is_interleaved: bool, config: Mapping[str, Any]) -> Any:
-    """The rope as mlx-lm itself makes it."""
+    """The rope made by mlx-lm."""
     from mlx_lm.models.rope_utils import SuScaledRoPE, initialize_rope
 
     scaling = want.scaling
@@ -339,7 +335,7 @@ def _length(config: Mapping[str, Any]) -> int:
 
 
 def _widths(config: Mapping[str, Any], partial: float, layer: Any) -> set[int]:
-    """How many numbers of a row may be meant by a part of it. Latent attention has a row of its own for positions."""
+    """The possible dimensions of a partial rope. Latent attention has separate rows for positions."""
     text = _text(config)
     heads = [text.get(key) for key in ("head_dim", "global_head_dim", "swa_head_dim")]
     heads += [getattr(module, "head_dim", None) for _, module in layer.named_modules()]

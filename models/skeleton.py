@@ -1,6 +1,6 @@
-"""A model without its weights: mlx-lm's modules with the right shapes and dtypes and nothing evaluated.
+"""A model without its weights: mlx-lm's modules with the right shapes and dtypes, for memory estimates.
 
-For memory estimates (layers, heads, bytes). The arrays are zeros that take no memory, whatever their shape.
+The arrays are broadcast zeros, which take no memory.
 Runs on the thread that owns MLX.
 """
 
@@ -28,13 +28,13 @@ _CONFIG_FILES = ("config.json", "generation_config.json", "hf_quant_config.json"
 def skeleton(
     name_or_path: str | Path, *, hub: Hub | None = None, device: Device | None = None
 ) -> tuple[dict[str, Any], nn.Module]:
-    """(config.json, the model of placeholders) for a name as in `load_model`; of a repository only JSON is fetched.
+    """Return (config.json, model with placeholder weights); `name_or_path` as in `load_model`. Downloads only JSON.
 
-    The sum of the arrays' `nbytes` is close to what the weights take (exact where config.json says how each layer is
-    quantized); where float16 is slow they count as float32, as loading makes them.
+    The sum of the arrays' `nbytes` is close to the size of the weights (exact if config.json says how each layer is
+    quantized). As in loading, float16 becomes float32 where it is slow.
 
     Raises:
-        ModelError and below: as `load_model`, except that weights are not looked at.
+        ModelError: as in `load_model`, but weights are not checked.
     """
     import mlx.core as mx
     from mlx.utils import tree_map
@@ -52,7 +52,7 @@ def skeleton(
         model.set_dtype(dtype)
         _quantize(model, config)
         model.update(tree_map(placeholder, model.parameters()))
-        mx.eval(model.parameters())  # a number each, seen as many
+        mx.eval(model.parameters())  # one number each, broadcast
     except ModelUnsupportedError:
         raise
     except Exception as error:
@@ -64,10 +64,10 @@ def skeleton(
 
 
 def find_tokenizer(name_or_path: str | Path, *, hub: Hub | None = None) -> ModelTokenizer | None:
-    """The tokenizer of a name as in `load_model`, with its template and its end tokens; None where it is not here yet.
+    """Find the tokenizer of a model without its weights; None if it is not downloaded.
 
     Raises:
-        ModelError and below: as `load_tokenizer`.
+        ModelError: as in `load_tokenizer`.
     """
     name = str(name_or_path)
     folder = _config_folder(name, hub or Hub())
@@ -86,7 +86,7 @@ def _config_folder(name: str, hub: Hub) -> Path:
 
 
 def _quantize(model: nn.Module, config: dict[str, Any]) -> None:
-    """As mlx-lm does on loading, but without weights to look at: every layer that can be, except those named."""
+    """Quantize as mlx-lm does on loading, but without weights: every possible layer, except as config.json says."""
     import mlx.nn as nn
 
     quantization = config.get("quantization")
@@ -103,7 +103,7 @@ def _quantize(model: nn.Module, config: dict[str, Any]) -> None:
 
 
 def placeholder(array: mx.array) -> mx.array:
-    """An array of the same shape and dtype that takes no memory."""
+    """An array of the same shape and dtype, taking no memory."""
     import mlx.core as mx
 
     return mx.broadcast_to(mx.zeros((), array.dtype), array.shape)

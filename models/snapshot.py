@@ -1,7 +1,7 @@
-"""Files in the hub's cache layout: blobs by their hash, a folder of links for each commit, and what names stand for.
+"""Files in the hub's cache layout: blobs by hash, a folder of links per commit, and refs.
 
-Writes below the repository's folder and nowhere else, whatever links lie in it already. That folder itself, and the
-cache, may be links: they are the user's. Any thread.
+Writes only below the repository's folder, whatever links it contains. That folder and the cache may be links made by
+the user. Any thread.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from mlxkv.system.regular_file import read_text
 
 
 def path_below(folder: Path, *names: str) -> Path:
-    """`folder`/names, which with all links resolved lies in a folder below `folder`; nothing is made.
+    """Join `folder` and `names`, and check that the result stays below `folder` with all links resolved.
 
     Raises:
         ModelDownloadError: a link leads out of it.
@@ -36,7 +36,7 @@ def ref_path(storage: Path, revision: str) -> Path:
 
 
 def has_bytes(path: Path, size: int) -> bool:
-    """Whether `path` is a file of so many bytes; one that a crash cut off is none."""
+    """Whether `path` is a file of exactly `size` bytes; not so if a crash truncated it."""
     try:
         info = path.stat()
     except OSError:
@@ -45,7 +45,7 @@ def has_bytes(path: Path, size: int) -> bool:
 
 
 def link(blob: Path, path: Path) -> None:
-    """Make `path` a link to `blob`, also where something is; on a disk without links, the blob itself."""
+    """Make `path` a link to `blob`, replacing any file; on a disk without links, move the blob there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_name(f".mlxkv-{os.getpid()}")
     try:
@@ -58,10 +58,10 @@ def link(blob: Path, path: Path) -> None:
 
 
 def set_ref(path: Path, commit: str) -> None:
-    """Note which commit the branch or tag of `ref_path` stands for, for the next time there is no network."""
+    """Save the commit of a branch or tag at `path`, for use without network."""
     with suppress(OSError, UnicodeDecodeError):
         if read_text(path, len(commit), follow=False) == commit:
-            return  # a cache that cannot be written to is no reason to fail
+            return  # a read-only cache must not fail here
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_name(f".mlxkv-{os.getpid()}")
     new.unlink(missing_ok=True)

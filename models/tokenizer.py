@@ -1,4 +1,4 @@
-"""A model's tokenizer with its chat template and its end tokens, each with where it comes from.
+"""Loads a model's tokenizer with its chat template and end tokens, and the files they come from.
 
 Imports mlx_lm lazily; loads no weights. On the MLX thread.
 """
@@ -25,7 +25,7 @@ _PROBE = "a0 <|x|>\n"
 
 @dataclass(frozen=True)
 class ModelTokenizer:
-    """`template` is None where there is none, or where mlx-lm has a renderer of its own for the model."""
+    """A tokenizer ready to use. `template` is None without one, or if mlx-lm renders the model's chats in Python."""
 
     tokenizer: TokenizerWrapper
     ends: tuple[EndToken, ...]
@@ -33,13 +33,13 @@ class ModelTokenizer:
 
 
 def load_tokenizer(folder: Path, name: str, config: Mapping[str, Any], generation: Mapping[str, Any]) -> ModelTokenizer:
-    """The tokenizer in `folder`, ready to use.
+    """Load the tokenizer in `folder`.
 
     Args:
-        config, generation: config.json and generation_config.json as they are in the folder.
+        config, generation: contents of config.json and generation_config.json.
 
     Raises:
-        ModelUnsupportedError: it wants its own code run. ModelFileError: it cannot be read.
+        ModelUnsupportedError: it requires running its own code. ModelFileError: it cannot be read.
     """
     check_files(folder)
     template = find_template(folder)
@@ -51,12 +51,12 @@ def load_tokenizer(folder: Path, name: str, config: Mapping[str, Any], generatio
         except Exception as error:
             if "trust_remote_code" in str(error):
                 raise ModelUnsupportedError(
-                    f"The tokenizer of {name} wants its own code run, which mlxkv never does; use another model."
+                    f"The tokenizer of {name} requires running its own code, which mlxkv never does; use another model."
                 ) from error
             raise
         if tokenizer._chat_template is not None:
             template = None
-        elif not is_template(tokenizer.chat_template):  # several, a processor's, or none
+        elif not is_template(tokenizer.chat_template):  # several templates, a processor's, or none
             tokenizer.chat_template, tokenizer.has_chat_template = template and template.text, template is not None
         if template is not None:
             setattr(tokenizer, FILE, template.source)
@@ -66,7 +66,7 @@ def load_tokenizer(folder: Path, name: str, config: Mapping[str, Any], generatio
 
 
 def _tokenizer_error(folder: Path, name: str, why: str) -> str:
-    """The sentence about a tokenizer that cannot be made: the file it is made of, unless that works by itself."""
+    """The error about a tokenizer that cannot be loaded; names tokenizer.json only if that file alone fails."""
     file = tokenizer_file(folder)
     if file == "tokenizer.json":
         from tokenizers import Tokenizer
@@ -83,8 +83,11 @@ def _tokenizer_error(folder: Path, name: str, why: str) -> str:
 
 
 def _load(folder: Path, config: Mapping[str, Any], ends: list[int] | None) -> TokenizerWrapper:
-    """mlx-lm's tokenizer. transformers reads config.json for no more than the tokenizer's class, and refuses it for
-    values that have nothing to do with that; then it is told the class in a config of its own."""
+    """mlx-lm's tokenizer.
+
+    transformers needs only the tokenizer's class from config.json, but rejects the file for unrelated values; then it
+    gets a config with the class alone.
+    """
     from mlx_lm.utils import load_tokenizer as mlx_lm_load_tokenizer
     from transformers import AutoConfig
 
@@ -103,7 +106,7 @@ def _load(folder: Path, config: Mapping[str, Any], ends: list[int] | None) -> To
 
 
 def _add_bos(tokenizer: Any, folder: Path) -> None:
-    """Heed `add_bos_token: true`, which transformers 5 passes over where there is a tokenizer.json."""
+    """Apply `add_bos_token: true`, which transformers 5 ignores if there is a tokenizer.json."""
     wanted = (read_json(folder / "tokenizer_config.json") or {}).get("add_bos_token") is True
     can = hasattr(tokenizer, "update_post_processor") and tokenizer.bos_token is not None
     if wanted and can and encode(tokenizer, "a", add_special_tokens=True)[:1] != [tokenizer.bos_token_id]:

@@ -1,12 +1,11 @@
-"""What a model's weights will take in memory, from headers alone, and the refusal when that is too much.
+"""Predicts the memory of a model's weights from their headers, and refuses too large ones.
 
-Counts weights only; the KV cache and prefill are predicted in mlxkv.cache. Pure values: any thread may call it.
+The KV cache and prefill are predicted in mlxkv.cache. Pure: any thread may call it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NoReturn
 
 from mlxkv.device import Device
 from mlxkv.errors import OutOfMemoryError
@@ -16,9 +15,9 @@ from mlxkv.stats import bytes_text
 
 
 def predict_weights(headers: Iterable[Header], device: Device) -> tuple[int, bool]:
-    """(bytes the weights take in memory, whether float16 becomes float32 there).
+    """Return (bytes of the weights in memory, whether float16 becomes float32).
 
-    float16 is kept where it is fast, and where float32 would not fit.
+    float16 stays where it is fast, or where float32 would not fit.
     """
     stored = halves = 0
     for header in headers:
@@ -30,24 +29,19 @@ def predict_weights(headers: Iterable[Header], device: Device) -> tuple[int, boo
 
 
 def check_fits(name: str, weight_bytes: int, device: Device) -> None:
-    """Refuse weights that this process cannot hold.
+    """Refuse weights that do not fit the memory limit.
 
     Raises:
-        OutOfMemoryError: names what is needed, what there is, and a model that would fit.
+        OutOfMemoryError: the message names both sizes and a model that fits.
     """
-    if weight_bytes > device.memory_limit:
-        _refuse(name, weight_bytes, device)
-
-
-def _refuse(name: str, weight_bytes: int, device: Device) -> NoReturn:
+    if weight_bytes <= device.memory_limit:
+        return
     fitting = [entry for entry in catalogue() if entry.fits(device.memory_limit)]
     best = max(fitting, key=lambda entry: entry.size_bytes, default=None)
     advice = (
-        f"{best.id} ({bytes_text(best.size_bytes)}) would fit"
-        if best
-        else f"a model under {bytes_text(device.memory_limit)} would fit"
+        f"{best.id} ({bytes_text(best.size_bytes)})" if best else f"a model under {bytes_text(device.memory_limit)}"
     )
     raise OutOfMemoryError(
         f"The weights of {name} need {bytes_text(weight_bytes)} and this machine lets a process use "
-        f"{bytes_text(device.memory_limit)} of its {bytes_text(device.total_memory)}; {advice}."
+        f"{bytes_text(device.memory_limit)} of its {bytes_text(device.total_memory)}; {advice} would fit."
     )

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from mlxkv.errors import CorruptError, MlxkvError, ModelFileError, shortened
+from mlxkv.errors import CorruptError, MlxkvError, ModelFileError, escaped, shortened
 from mlxkv.system.regular_file import opened, reason
 
 MAX_HEADER = 1 << 20  # bytes
@@ -110,7 +110,7 @@ class Rules:
     weights: bool
 
     def refuse(self, rule: str, found: object) -> NoReturn:
-        raise self.error(f"{self.file} is not a valid safetensors file: {rule}, found {_short(found)}.")
+        raise self.error(f"{self.file} is not a valid safetensors file: {rule}, found {escaped(found)}.")
 
     def check_length(self, head: bytes, size: int) -> int:
         """The length of the JSON, from the first 8 bytes of a file of `size` bytes."""
@@ -168,7 +168,7 @@ class Rules:
             self.refuse("__metadata__ must be an object", found)
         for key, value in found.items():
             if not isinstance(value, str):
-                self.refuse(f"__metadata__ {_short(key)} must be a string", value)
+                self.refuse(f"__metadata__ {escaped(key)} must be a string", value)
             for text in (key, value):
                 if any("\ud800" <= c <= "\udfff" for c in text):
                     self.refuse("__metadata__ must be Unicode text without lone surrogates", text)
@@ -223,11 +223,6 @@ def _refuse_constant(text: str) -> NoReturn:
 
 def _refuse_float(text: str) -> NoReturn:
     raise _Refused("a number must be an integer", text)
-
-
-def _short(value: object) -> str:
-    text = ascii(value)  # a file's own text reaches a terminal in no other form
-    return text if len(text) <= 80 else f"{text[:76]} ..."
 
 
 def _read_fd(fd: int, rules: Rules) -> Header:

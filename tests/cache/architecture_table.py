@@ -137,33 +137,33 @@ tests make rows anew and compare them with this file.
   both see the same.
 * **quantized**: `bits=8`, `4` and `(8, 4)` past the window, packed or decoded, or the reason why
   `CacheConfig(bits=...)` is refused.
-* **rewindable**: going back over an eviction gives exactly the logits of never having fed the rest. Recurrent layers go
-  back to the last checkpoint (turn starts, and every 1,024 tokens); llama 4 within its current attention chunk.
-* **streaming positions**: pinned tokens move along, so that evicted ones leave no gap; else they keep their absolute
-  positions. Checked on the keys themselves: a model may normalise them after rotating, which no rope tells.
-* **resumed bit by bit**: saved to a file, read into another cache, and the logits go on exactly equal.
+* **rewindable**: rewinding past an eviction gives exactly the logits of a cache without the later tokens. Recurrent
+  layers rewind to the last checkpoint (turn starts, and every 1,024 tokens), llama 4 within its attention chunk.
+* **streaming positions**: pinned tokens are shifted, so that evicted ones leave no gap; else they keep their absolute
+  positions. Checked on the keys themselves: a model may normalise them after rotating, which its rope does not show.
+* **resumed bit by bit**: saved to a file, restored into another cache, and all further logits are exactly equal.
 
-## What is read from a model's files
+## Values from a model's files
 
 * **Rope**: `rope_parameters`, as transformers 5 writes configs (one table, or one per layer type), are compared with
-  the ropes that the model really has. Where its module reads them, nothing changes; where it does not, they are put
-  into the older keys that it does read (`rope_theta`, `rope_scaling`, `rope_local_base_freq`,
-  `partial_rotary_factor`, ...), and rows saved before do not fit any more; where no wording makes those ropes, the
-  model is refused by name. Of two answers `rope_parameters` give theta, and a `rope_scaling` beside them gives the
-  scaling, as in transformers. `gptj`, `phixtral`, `plamo2`, `qwen` and `recurrent_gemma` know one theta, 10,000.
-  Values that mlx-lm's ropes have no place for in either form (YaRN's `truncate`) stay unread.
-* **Trained length**: `max_position_embeddings`, `n_positions`, `seq_length`, `max_seq_len`, `n_ctx` and their like,
+  the ropes that the model really has. If its module does not read them, they are put into the older keys that it
+  reads (`rope_theta`, `rope_scaling`, `rope_local_base_freq`,
+  `partial_rotary_factor`, ...), and rows saved before no longer fit; if no variant gives those ropes, the
+  model is refused. If both exist, `rope_parameters` give theta and `rope_scaling` gives the
+  scaling, as in transformers. `gptj`, `phixtral`, `plamo2`, `qwen` and `recurrent_gemma` support one theta, 10,000.
+  Values that mlx-lm's ropes do not support in either form (YaRN's `truncate`) are ignored.
+* **Trained length**: `max_position_embeddings`, `n_positions`, `seq_length`, `max_seq_len`, `n_ctx` and similar keys,
   of the text model first; a YaRN, Llama 3 or long rope extends it to `original_max_position_embeddings` times
-  `factor`, where that is more.
-* **What ends a reply**: every token that config.json, its `text_config`, generation_config.json or the tokenizer
+  `factor`, if that is more.
+* **End of a reply**: every token that config.json, its `text_config`, generation_config.json or the tokenizer
   names as `eos_token`, and the special token that the chat template puts after a reply at the end of a chat
-  (`<|im_end|>`, `<|eot_id|>`, `<end_of_turn>`, gpt-oss' `<|return|>`). Numbers may be words or nested; what no token
-  can be is passed over.
-* **Chat template**: chat_template.jinja, additional_chat_templates/*.jinja, tokenizer_config.json, then what a
-  processor keeps: chat_template.json, processor_config.json. Of several the one named "default"; where there is none,
-  the first by name, "rag" and "tool_use" last.
+  (`<|im_end|>`, `<|eot_id|>`, `<end_of_turn>`, gpt-oss' `<|return|>`). Numbers may be text or nested; invalid
+  values are skipped.
+* **Chat template**: chat_template.jinja, additional_chat_templates/*.jinja, tokenizer_config.json, then the
+  processor's files: chat_template.json, processor_config.json. Of several templates the one named "default", else the
+  first by name, "rag" and "tool_use" last.
 
-`mlxkv models info` says which template is used, and what ends a reply by which file.
+`mlxkv models info` shows the template and the end tokens, each with its file.
 
 """
 

@@ -298,7 +298,7 @@ def test_hash_that_is_a_path(fake: FakeHub, hub: Hub, monkeypatch: pytest.Monkey
         if isinstance(lfs := entry.get("lfs"), dict):
             lfs["oid"] = "../../../../evil"
     monkeypatch.setattr(fake, "tree", lambda: tree)
-    with pytest.raises(ModelFileError, match=r"hash '\.\./.*, which is none"):
+    with pytest.raises(ModelFileError, match=r"invalid hash '\.\./"):
         download(REPO, hub=hub)
 
 

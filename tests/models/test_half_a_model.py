@@ -206,7 +206,7 @@ def test_a_download_that_was_interrupted_is_listed_as_that(hub: Hub, tmp_path: P
     blobs.mkdir(parents=True)
     (blobs / f"{'a' * 64}.mlxkv-partial").write_bytes(b"123")
     (model,) = list_local(Hub(cache_dir=tmp_path / "other"), with_broken=True)
-    assert (model.id, model.size_bytes, model.problem) == (REPO, 3, "is not downloaded to its end")
+    assert (model.id, model.size_bytes, model.problem) == (REPO, 3, "is not fully downloaded")
     assert list_local(Hub(cache_dir=tmp_path / "other")) == ()
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from mlxkv.cache.config import CacheConfig
-from mlxkv.errors import ConfigError, CorruptError
+from mlxkv.errors import ConfigError, CorruptError, escaped
 from mlxkv.inference.sampling import SamplingParams
 from mlxkv.store.db.history import extra_fields, genesis, pack_ids, stored_fields, turn_digest
 from mlxkv.store.identity import ModelIdentity
@@ -98,9 +98,7 @@ class _Reader:
         self.file = file
 
     def refuse(self, rule: str, found: object) -> NoReturn:
-        text = ascii(found)
-        text = text if len(text) <= 80 else f"{text[:76]} ..."
-        raise CorruptError(f"{self.file} is not a chat that can be imported: {rule}, found {text}.")
+        raise CorruptError(f"{self.file} is not a chat that can be imported: {rule}, found {escaped(found)}.")
 
     def changed(self, what: str) -> NoReturn:
         raise CorruptError(

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from mlxkv.cache.interchange import KINDS, LayerState
-from mlxkv.errors import ConfigError, CorruptError, StoreError, shortened
+from mlxkv.errors import ConfigError, CorruptError, StoreError, escaped, shortened
 from mlxkv.safetensors import MAX_DIM, Header, Tensor, encode_header, flat_bytes, read_header
 from mlxkv.store.files import Files, Step, no_step
 from mlxkv.store.kv.arrays import dtype_name, load_arrays
@@ -179,8 +179,7 @@ class _About:
 
 
 def _sentence(file: str, rule: str, found: object) -> str:
-    text = ascii(found)
-    return f"{file} is not a prompt cache of mlx-lm's: {rule}, found {text if len(text) <= 80 else text[:76] + ' ...'}."
+    return f"{file} is not a prompt cache of mlx-lm's: {rule}, found {escaped(found)}."
 
 
 def _about(path: Path, header: Header) -> _About:
