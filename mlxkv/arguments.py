@@ -1,8 +1,8 @@
 """Checks of the arguments of public functions: names and types.
 
-`public` wraps a function, so that a name it does not have and a value of the wrong kind raise at the call (also where a
-generator is returned), each in one sentence. The rules below take a name and a value, and return what is used instead:
-numbers of numpy, MLX and `fractions` as Python's own, paths as `Path`. Pure, any thread; knows no model.
+`public` wraps a function: an unknown argument or a value of the wrong type raises at the call (also for generators), in
+one sentence. The rules below take a name and a value and return the converted value: numbers of numpy, MLX and
+`fractions` as Python's own, paths as `Path`. Pure, any thread.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn, ParamSpec, TypeVar
 
-from mlxkv.errors import ArgumentError, ConfigError, ModelNotFoundError, PromptError
+from mlxkv.errors import ArgumentError, ConfigError, ModelNotFoundError, PromptError, printable
 
 MAX_PROMPT_TOKENS = 4_000_000
 
@@ -37,8 +37,8 @@ def public(*more: str, **rules: Rule) -> Callable[[Callable[P, R]], Callable[P, 
     `more`: the keywords that its `**` argument takes. A method of an object with an `_owner` belongs to one thread.
 
     Raises (the wrapped function):
-        ArgumentError: it has no such argument, one is missing, or a value is of the wrong type. ConfigError: a value is
-        out of its range. WrongThreadError: see `owner.Owner`.
+        ArgumentError: an argument is unknown or missing, or a value has the wrong type. ConfigError: a value is out of
+        range. WrongThreadError: see `owner.Owner`.
     """
 
     def wrap(function: Callable[P, R]) -> Callable[P, R]:
@@ -77,14 +77,14 @@ def keywords(cls: type[R]) -> type[R]:
 def _bound(
     name: str, signature: inspect.Signature, more: Iterable[str], args: Iterable[Any], kwargs: Mapping[str, Any]
 ) -> inspect.BoundArguments:
-    """`args` and `kwargs` by the names of the function called `name`."""
+    """Bind `args` and `kwargs` to the parameters of the function `name`."""
     kinds = {p.name: p.kind for p in signature.parameters.values() if p.name != "self"}
     known = [n for n, kind in kinds.items() if kind is not inspect.Parameter.VAR_KEYWORD]
     known += [n for n in more if n not in kinds]
     for unknown in kwargs.keys() - {*known}:
         near = difflib.get_close_matches(unknown, known, 1)
         advice = f"did you mean `{near[0]}`?" if near else f"it has {', '.join(known) or 'none'}."
-        raise ArgumentError(f"`{name}` has no argument `{_printable(unknown)}`; {advice}")
+        raise ArgumentError(f"`{name}` has no argument `{printable(unknown)}`; {advice}")
     try:
         return signature.bind(*args, **kwargs)
     except TypeError as error:
@@ -97,12 +97,12 @@ def _bound(
 
 
 def shown(value: object) -> str:
-    """`value` for a sentence: on one line, short and printable, whatever its `repr` does."""
+    """`value` for a sentence: one short, printable line, even if its `repr` fails."""
     try:
         text = " ".join(reprlib.repr(value).split())
-    except Exception:  # a number of 5,000 digits, or a class of the caller's
+    except Exception:  # a number of 5,000 digits, or a class of the caller
         text = f"a value of type {type(value).__name__}"
-    text = _printable(text)
+    text = printable(text)
     return text if len(text) <= _MOST_SHOWN else f"{text[: _MOST_SHOWN - 4]} ..."
 
 
@@ -126,7 +126,7 @@ def text(name: str, value: Any) -> str:
 
 
 def label(name: str, value: Any) -> str:
-    """Accept text that can be an id."""
+    """Accept text that is valid as an id."""
     try:
         text(name, value).encode()
     except UnicodeEncodeError:
@@ -140,7 +140,7 @@ def path(name: str, value: Any) -> Path:
     if not isinstance(value, str):
         try:
             found = os.fspath(value)
-        except Exception:  # a class of the caller's may raise anything
+        except Exception:  # a class of the caller may raise anything
             found = None
     if not isinstance(found, str):
         wrong_type(name, value, "a path (str or os.PathLike)")
@@ -172,14 +172,14 @@ def flag(name: str, value: Any) -> bool:
 
 
 def whole(name: str, value: Any, low: float = -math.inf, high: float = math.inf, *, word: str = "") -> int:
-    """A whole number from `low` to `high`; `word` is what else the setting takes."""
+    """A whole number from `low` to `high`; `word` names other valid values."""
     plain = _plain(value)
     rule = f"a whole number{_span(low, high)}{word}"
     if isinstance(plain, bool | str):
         wrong_type(name, value, rule)
     try:
         number = operator.index(plain)
-    except Exception:  # a class of the caller's may raise anything
+    except Exception:  # a class of the caller may raise anything
         wrong_type(name, value, rule)
     if not low <= number <= high:
         raise ConfigError(f"`{name}` is {shown(value)}; it must be {rule}.")
@@ -196,7 +196,7 @@ def number(name: str, value: Any, low: float = -math.inf, high: float = math.inf
     try:
         found = plain if isinstance(plain, int) else float(plain)
         is_possible = math.isfinite(found) and low <= found <= high
-    except Exception:  # a Decimal that signals, an integer of 5,000 digits, a class of the caller's
+    except Exception:  # a Decimal that signals, an integer of 5,000 digits, a class of the caller
         is_possible = False
     if not is_possible:
         raise ConfigError(f"`{name}` is {shown(value)}; it must be {rule}.")
@@ -220,7 +220,7 @@ def instance(*types: type, advice: str = "") -> Rule:
 
 
 def token_ids(name: str, value: Any) -> list[Any]:
-    """Elements of a list, tuple, one-dimensional array or other sequence; not checked yet."""
+    """Elements of a list, tuple, one-dimensional array or other sequence; unchecked."""
     listed = getattr(value, "tolist", None)
     if callable(listed) and len(getattr(value, "shape", (0,))) == 1 and not isinstance(value, memoryview):
         return list(listed())  # type: ignore[call-overload]
@@ -260,7 +260,3 @@ def _span(low: float, high: float) -> str:
     if math.isinf(low):
         return ""
     return f" from {low:,}" if math.isinf(high) else f" from {low:,} to {high:,}"
-
-
-def _printable(text: str) -> str:
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

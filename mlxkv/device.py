@@ -144,26 +144,6 @@ def describe(info: Mapping[str, Any], *, is_metal: bool, total_memory: int, cgro
     return Device(name, is_metal, limit, total, has_fast_float16=is_metal)
 
 
-def memory_used() -> int:
-    """Bytes of MLX's live arrays, without its cache of free buffers."""
-    import mlx.core as mx
-
-    return mx.get_active_memory()
-
-
-def peak_memory() -> int:
-    """The peak of `memory_used` since `reset_peak_memory`."""
-    import mlx.core as mx
-
-    return mx.get_peak_memory()
-
-
-def reset_peak_memory() -> None:
-    import mlx.core as mx
-
-    mx.reset_peak_memory()
-
-
 @contextmanager
 def set_wired_limit(device: Device | None = None) -> Iterator[None]:
     """Keep the model wired (never paged out) inside the block; no effect without Metal or if macOS refuses."""

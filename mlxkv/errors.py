@@ -1,33 +1,4 @@
-"""Every error mlxkv raises on purpose.
-
-MlxkvError                    one sentence: what was wrong, the value, what to do
-├── ConfigError               a setting, an option or an argument has an invalid value
-│   ├── ArgumentError         a value of the wrong type, or an unknown argument
-│   └── UnboundedError        a window was requested, but the model's cache cannot be limited
-├── WrongThreadError          a model was used on another thread than the one that loaded it
-├── PlatformError             this machine cannot run MLX
-├── ModelError                a model cannot be used
-│   ├── ModelNotFoundError    no such folder, repository or built-in name
-│   ├── ModelUnsupportedError mlx-lm lacks the architecture, or the model requires running its own code
-│   ├── ModelDownloadError    offline, gated, disk too small, interrupted
-│   └── ModelFileError        a file of the model is damaged or invalid
-├── OutOfMemoryError          the predicted peak does not fit; raised before anything is allocated
-├── CacheError                a KV cache does not support the operation
-│   └── RewindError           the rows to rewind to have been evicted
-├── PromptError               an empty prompt, one over the limit, or input that is not text
-│   └── MessageTooLongError   the message does not fit the window; `overflow` has the numbers
-├── OutputError               output cannot be written
-│   └── OutputClosedError     its reader is gone, as in `mlxkv chats ls | head -1`
-└── StoreError                a session or a prompt-cache file cannot be used
-    ├── ReadOnlyError         chats cannot be saved: a read-only disk, or missing permissions
-    ├── SessionNotFoundError  no session has this id or title
-    ├── SessionLockedError    another process has it open
-    ├── SessionChangedError   another process changed it since it was read
-    ├── FileMissingError      the file does not exist
-    ├── DiskError             the disk is full, read-only or failing: nothing was written; a retry is possible
-    ├── MismatchError         it was made with another model or cache layout; `field` says which part
-    └── CorruptError          the bytes differ from those written
-"""
+"""Every error mlxkv raises on purpose. Its text is one sentence: what was wrong, the value, what to do."""
 
 from __future__ import annotations
 
@@ -41,63 +12,63 @@ class MlxkvError(Exception):
 
 
 class ConfigError(MlxkvError, ValueError):
-    pass
+    """A setting, an option or an argument has an invalid value."""
 
 
 class ArgumentError(ConfigError, TypeError):
-    """Also a TypeError, as Python raises in these cases."""
+    """A value of the wrong type, or an unknown argument; also a TypeError, as Python raises then."""
 
 
 class UnboundedError(ConfigError):
-    pass
+    """A window was requested, but the model's cache cannot be limited."""
 
 
 class WrongThreadError(MlxkvError, RuntimeError):
-    pass
+    """A model was used on another thread than the one that loaded it."""
 
 
 class PlatformError(MlxkvError):
-    pass
+    """This machine cannot run MLX."""
 
 
 class ModelError(MlxkvError):
-    pass
+    """A model cannot be used."""
 
 
 class ModelNotFoundError(ModelError):
-    pass
+    """No such folder, repository or built-in name."""
 
 
 class ModelUnsupportedError(ModelError):
-    pass
+    """Mlx-lm lacks the architecture, or the model requires running its own code."""
 
 
 class ModelDownloadError(ModelError):
-    pass
+    """Offline, gated, disk too small, interrupted."""
 
 
 class ModelFileError(ModelError):
-    pass
+    """A file of the model is damaged or invalid."""
 
 
 class OutOfMemoryError(MlxkvError):
-    pass
+    """The predicted peak does not fit; raised before anything is allocated."""
 
 
 class CacheError(MlxkvError):
-    pass
+    """A KV cache does not support the operation."""
 
 
 class RewindError(CacheError):
-    pass
+    """The rows to rewind to have been evicted."""
 
 
 class PromptError(MlxkvError, ValueError):
-    pass
+    """An empty prompt, one over the limit, or input that is not text."""
 
 
 class MessageTooLongError(PromptError):
-    """`overflow` is a `stats.Overflow`."""
+    """The message does not fit the window; `overflow` is a `stats.Overflow`."""
 
     def __init__(self, message: str, overflow: Any) -> None:
         super().__init__(message)
@@ -105,39 +76,39 @@ class MessageTooLongError(PromptError):
 
 
 class OutputError(MlxkvError):
-    pass
+    """Output cannot be written."""
 
 
 class OutputClosedError(OutputError):
-    pass
+    """Its reader is gone, as in `mlxkv chats ls | head -1`."""
 
 
 class StoreError(MlxkvError):
-    pass
+    """A session or a prompt-cache file cannot be used."""
 
 
 class ReadOnlyError(StoreError):
-    pass
+    """Chats cannot be saved: a read-only disk, or missing permissions."""
 
 
 class DiskError(StoreError):
-    pass
+    """The disk is full, read-only or failing: nothing was written; a retry is possible."""
 
 
 class SessionNotFoundError(StoreError):
-    pass
+    """No session has this id or title."""
 
 
 class SessionLockedError(StoreError):
-    pass
+    """Another process has it open."""
 
 
 class SessionChangedError(StoreError):
-    pass
+    """Another process changed it since it was read."""
 
 
 class FileMissingError(StoreError):
-    pass
+    """The file does not exist."""
 
 
 class MismatchError(StoreError):
@@ -149,7 +120,7 @@ class MismatchError(StoreError):
 
 
 class CorruptError(StoreError):
-    pass
+    """The bytes differ from those written."""
 
 
 MOST_SHOWN = 200  # characters of a foreign value in a sentence
@@ -174,10 +145,15 @@ def escaped(value: object) -> str:
     return text if len(text) <= 80 else f"{text[:76]} ..."
 
 
+def printable(text: str) -> str:
+    """`text` with escapes in place of characters that cannot be printed."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 def first_line(error: BaseException) -> str:
     """First line of a foreign error for a sentence, at most 200 printable characters; its type if it is empty."""
     text = (str(error).strip() or type(error).__name__).splitlines()[0][:200].rstrip(".: ")
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    return printable(text)
 
 
 @contextmanager

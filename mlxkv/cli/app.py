@@ -19,8 +19,8 @@ from typer.core import TyperGroup
 
 from mlxkv.cli.cache import cache
 from mlxkv.cli.chats import chats, ids_for_completion
+from mlxkv.cli.completion import insert_chat_command, prompt_caches
 from mlxkv.cli.completion import models as model_names
-from mlxkv.cli.completion import name_the_chat, prompt_caches
 from mlxkv.cli.input_files import piped_text, question_with, text_or_file
 from mlxkv.cli.models import models
 from mlxkv.cli.print_mode import PrintRequest
@@ -248,7 +248,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"mlxkv {__version__}")
         sys.exit(0)
     if "_MLXKV_COMPLETE" in os.environ:
-        name_the_chat(os.environ, _COMMANDS)
+        insert_chat_command(os.environ, _COMMANDS)
     if not args or args[0] not in _COMMANDS:
         args.insert(0, "chat")
     debug = "--debug" in args

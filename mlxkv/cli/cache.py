@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import json
 import os
 import sys
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mlxkv.cli.completion import cache_formats, models, prompt_caches
+from mlxkv.cli.completion import models, prompt_caches
 from mlxkv.config import Folders, load_settings
 from mlxkv.protocol.export_format import CACHE_FORMATS, CACHE_SUFFIXES, export_format, one_of
 
@@ -80,8 +79,8 @@ def cache_create(
 
 @cache.command("ls")
 def cache_ls(as_json: Json = False) -> None:
-    """List the prompt caches: name, date, tokens, size, model, beginning of the text."""
-    from mlxkv.cli.tables import row, width_of_terminal
+    """List the prompt caches: name, date, tokens, size, model, start of the text."""
+    from mlxkv.cli.tables import date_text, row, width_of_terminal
     from mlxkv.stats import bytes_text, disk_text
     from mlxkv.store.kv.disk_usage import CacheFolder, on_disk
 
@@ -93,8 +92,8 @@ def cache_ls(as_json: Json = False) -> None:
     wide = max((len(c.name) for c in found), default=0)
     for c in found:
         tokens = "damaged" if c.error else "imported" if c.num_tokens is None else f"{c.num_tokens:,} tok"
-        size = bytes_text(on_disk(c.size))  # as the sum below counts it
-        columns = [c.name.ljust(wide), _date(c.made), f"{tokens:>12}", f"{size:>7}", Path(c.model).name]
+        size = bytes_text(on_disk(c.size))  # as counted in the total below
+        columns = [c.name.ljust(wide), date_text(c.made), f"{tokens:>12}", f"{size:>7}", Path(c.model).name]
         print(row([*columns, " ".join((c.head or c.system or c.error or "").split())], width_of_terminal()))
     used, limit = CacheFolder.at(folders.cache).used(), load_settings(folders).disk_limit_bytes
     used = f"KV on disk in all: {disk_text(used, limit, sum(on_disk(c.size) for c in found))}"
@@ -103,7 +102,8 @@ def cache_ls(as_json: Json = False) -> None:
 
 @cache.command("show")
 def cache_show(name: Name, as_json: Json = False) -> None:
-    """Show a prompt cache: model, tokens, bytes, window, beginning of the text."""
+    """Show a prompt cache: model, tokens, bytes, window, start of the text."""
+    from mlxkv.cli.tables import date_text
     from mlxkv.errors import CorruptError
     from mlxkv.stats import bytes_text
     from mlxkv.store.kv.disk_usage import on_disk
@@ -120,7 +120,7 @@ def cache_show(name: Name, as_json: Json = False) -> None:
     facts = {
         "name": c.name,
         "file": str(c.path),
-        "made": _date(c.made),
+        "made": date_text(c.made),
         "model": c.model or "unknown",
         "tokens": "unknown: mlx-lm wrote it; use it only if you trust its source"
         if c.num_tokens is None
@@ -150,8 +150,8 @@ def cache_verify(
         if c.error and repair:
             folder.quarantine(path)
         bad += bool(c.error) and not repair
-        mended = " Set aside; create it again with `mlxkv cache create`." if repair else ""
-        state = f"!!  {c.name}  {c.error}{mended}" if c.error else f"ok  {c.name}"
+        advice = " Set aside; create it again with `mlxkv cache create`." if repair else ""
+        state = f"!!  {c.name}  {c.error}{advice}" if c.error else f"ok  {c.name}"
         print(clean(state + (" (mlx-lm's files have no checksum)" if c.is_imported and not c.error else "")))
     if not names:
         bad += _verify_store(repair)
@@ -209,8 +209,8 @@ def cache_export(
         str | None,
         typer.Option(
             "--format",
-            help="mlx-lm, mlx-lm-0.31 (or older), or kv. Default: kv for a FILE that ends in .kv, else mlx-lm.",
-            autocompletion=cache_formats,
+            help="mlx-lm, mlx-lm-0.31 (or older), or kv. Default: by FILE's suffix, else mlx-lm.",
+            autocompletion=lambda incomplete: [name for name in CACHE_FORMATS if name.startswith(incomplete)],
         ),
     ] = None,
     model: ModelName = None,
@@ -282,9 +282,7 @@ def cache_import(
     folder.remove_replaced(path)
     print(f"{name}  {bytes_text(on_disk(size))}")
     if not ours:
-        print(
-            "It contains no token ids: whoever made it decides what the model believes to have read.", file=sys.stderr
-        )
+        print("It contains no token ids: its creator decides what the model believes it has read.", file=sys.stderr)
         for note in notes:
             print(f"{note[0].upper()}{note[1:]}.", file=sys.stderr)
 
@@ -306,10 +304,6 @@ def _folder(folders: Folders | None = None) -> PromptFolder:
 
 def _progress(done: int, total: int) -> None:
     print(f"\rprefilled {done:,} of {total:,} tokens", end="\n" if done == total else "", file=sys.stderr, flush=True)
-
-
-def _date(seconds: float) -> str:
-    return datetime.datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M")
 
 
 def _json(c: NamedCache) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import json
 import os
 import sys
@@ -13,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mlxkv.cli.completion import chat_formats
 from mlxkv.config import Folders
 from mlxkv.protocol.export_format import CHAT_FORMATS, CHAT_SUFFIXES, export_format, one_of
 from mlxkv.token_ids import common_prefix
@@ -26,18 +24,18 @@ chats = typer.Typer(
     rich_markup_mode=None, no_args_is_help=True, help="List, show, search, export and delete saved chats."
 )
 
-_SHORTEST = 10  # characters of an id: the whole of its time, so that a later chat never makes it ambiguous
-_ROOMY = 90  # cells; in less there is the title instead of figures
+_SHORTEST = 10  # characters of an id: its whole timestamp, so that a later chat never makes it ambiguous
+_ROOMY = 90  # cells; narrower terminals get only the title
 _BADGE = "[untrusted KV] "
 
 
 def ids_for_completion(beginning: str) -> Sequence[tuple[str, str]]:
-    """Ids of chats with their titles, where the id or the title begins with the typed text; for the shell."""
+    """Ids and titles of chats whose id or title begins with the typed text; for the shell."""
     from mlxkv.text.clean import clean
 
     with open_store() as store:
         found = store.list()
-    short = _short(found)
+    short = _short_ids(found)
     begins = [c for c in found if c.id.startswith(beginning.upper()) or c.title.lower().startswith(beginning.lower())]
     return [(short[c.id], " ".join(clean(c.title).split())) for c in begins]
 
@@ -50,7 +48,7 @@ Output = Annotated[str, typer.Option("--output-format", help="text or json.")]
 @chats.command("ls")
 def chats_ls(as_json: Json = False, output: Output = "text") -> None:
     """List the saved chats, newest first, forks below their origin: id, date, messages, KV on disk, model, title."""
-    from mlxkv.cli.tables import row, width_of_terminal
+    from mlxkv.cli.tables import date_text, row, width_of_terminal
     from mlxkv.stats import bytes_text, plural
 
     with open_store() as store:
@@ -58,11 +56,13 @@ def chats_ls(as_json: Json = False, output: Output = "text") -> None:
     if _as_json(as_json, output):
         print(json.dumps([asdict(c) for c in found], indent=1))
         return
-    short, width = _short(found), width_of_terminal()
+    short, width = _short_ids(found), width_of_terminal()
     for depth, c in _nested(found):
         title = f"{'  ' * (depth - 1)}{'↳ ' if depth else ''}{_BADGE if c.untrusted else ''}{c.title}"
         facts = [f"{plural(c.num_turns, 'message'):>12}", f"{bytes_text(c.kv_bytes):>7}", Path(c.model).name]
-        print(row([short[c.id], _date(c.updated), *(facts if width is None or width >= _ROOMY else []), title], width))
+        print(
+            row([short[c.id], date_text(c.updated), *(facts if width is None or width >= _ROOMY else []), title], width)
+        )
 
 
 @chats.command("show")
@@ -96,7 +96,7 @@ def chats_search(
 
     with open_store() as store:
         hits = store.sessions.search(text, limit)
-        short = _short(store.list())
+        short = _short_ids(store.list())
     if _as_json(as_json, output):
         print(json.dumps([asdict(hit) for hit in hits], indent=1))
         return
@@ -116,7 +116,7 @@ def chats_rename(chat: Chat, title: Annotated[str, typer.Argument(help="New titl
     """Rename a chat."""
     from mlxkv.errors import ConfigError
 
-    title = " ".join(title.split())  # what cannot be shown is shown by a mark; the title keeps it
+    title = " ".join(title.split())  # unprintable characters stay in the title and are shown as marks
     if not title:
         raise ConfigError("The new title is empty; give one.")
     with open_store() as store:
@@ -150,8 +150,8 @@ def chats_export(
         str | None,
         typer.Option(
             "--format",
-            help="md (to read), json, or mlxkv (with KV rows). Default: by the ending of FILE, else md.",
-            autocompletion=chat_formats,
+            help="md (to read), json, or mlxkv (with KV rows). Default: by FILE's suffix, else md.",
+            autocompletion=lambda incomplete: [name for name in CHAT_FORMATS if name.startswith(incomplete)],
         ),
     ] = None,
     output: Annotated[
@@ -218,7 +218,7 @@ def chats_import(
     rows = f", KV rows of {done.kv_tokens:,}" if done.kv_tokens else ""
     facts = f"{plural(done.num_turns, 'message')}, {done.num_tokens:,} tokens{rows}"
     print(row([done.session_id, done.title, facts], None))
-    print(f"made with {clean(done.model)}; a resume uses that model, or the one -m names", file=sys.stderr)
+    print(f"made with {clean(done.model)}; resuming uses that model, or the one -m names", file=sys.stderr)
     if done.notice:
         print(clean(done.notice), file=sys.stderr)
 
@@ -232,7 +232,7 @@ def chats_backups() -> None:
     found = list_backups(Folders.from_env().data)
     for b in found:
         print(f"{b.name}  {b.day}  {bytes_text(b.size):>7}  {'?' if b.num_chats is None else b.num_chats:>4} chats")
-    hint = "`mlxkv chats restore-backup NAME` goes back to one." if found else "A backup is made every day you chat."
+    hint = "`mlxkv chats restore-backup NAME` restores one." if found else "A backup is made every day you chat."
     print(hint, file=sys.stderr)
 
 
@@ -240,12 +240,12 @@ def chats_backups() -> None:
 def chats_restore_backup(
     name: Annotated[str, typer.Argument(help="Name of the backup, as `mlxkv chats backups` lists it.")],
 ) -> None:
-    """Replace all chats with those of a backup; the chats of now become a backup themselves."""
+    """Replace all chats with those of a backup; the current ones become a backup first."""
     from mlxkv.store.db.backup import restore
 
-    aside = restore(Folders.from_env(), name)
-    kept = f"; the previous ones are saved as {aside.stem}" if aside else ""
-    print(f"The chats are now those of {name} now{kept}.")
+    previous = restore(Folders.from_env(), name)
+    kept = f"; the previous ones are saved as {previous.stem}" if previous else ""
+    print(f"The chats are now those of {name}{kept}.")
 
 
 def open_store(folders: Folders | None = None, *, enforce: bool = True) -> SessionStore:
@@ -276,11 +276,7 @@ def _as_json(flag: bool, output: str) -> bool:
     return flag or output == "json"
 
 
-def _date(seconds: float) -> str:
-    return datetime.datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M")
-
-
-def _short(found: Sequence[ChatSummary]) -> dict[str, str]:
+def _short_ids(found: Sequence[ChatSummary]) -> dict[str, str]:
     """The shortest unique prefix of each id."""
     ids = sorted(c.id for c in found)
     out = {}

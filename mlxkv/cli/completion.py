@@ -1,6 +1,6 @@
 """Shell completion: names of chats, prompt caches and models, and options of the default command `chat`.
 
-Typer hands the line over in variables of the environment. Imports no MLX; each function is called once per Tab.
+Typer passes the line in environment variables. Imports no MLX; each function is called once per Tab.
 """
 
 from __future__ import annotations
@@ -8,10 +8,9 @@ from __future__ import annotations
 from collections.abc import Collection, MutableMapping, Sequence
 
 from mlxkv.config import Folders
-from mlxkv.protocol.export_format import CACHE_FORMATS, CHAT_FORMATS
 
 
-def name_the_chat(env: MutableMapping[str, str], commands: Collection[str]) -> None:
+def insert_chat_command(env: MutableMapping[str, str], commands: Collection[str]) -> None:
     """Insert the default command `chat` into the line to complete, so that its options are offered."""
     for variable in ("COMP_WORDS", "_TYPER_COMPLETE_ARGS"):
         line = env.get(variable, "")
@@ -36,13 +35,3 @@ def prompt_caches(beginning: str) -> Sequence[str]:
     from mlxkv.store.prompts.folder import PromptFolder
 
     return [c.name for c in PromptFolder(Folders.from_env()).list() if c.name.startswith(beginning)]
-
-
-def chat_formats(beginning: str) -> Sequence[str]:
-    """Export formats of a chat."""
-    return [name for name in CHAT_FORMATS if name.startswith(beginning)]
-
-
-def cache_formats(beginning: str) -> Sequence[str]:
-    """Export formats of a prompt cache."""
-    return [name for name in CACHE_FORMATS if name.startswith(beginning)]

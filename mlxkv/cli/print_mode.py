@@ -1,7 +1,7 @@
 """Print mode: one reply on stdout, everything else on stderr. For pipes and scripts.
 
-Runs a turn on this thread, which thereby owns MLX. What may be asked and how is parsed in `cli`; here is how it is
-answered: text, one JSON object, or a line of JSON per event.
+Runs a turn on this thread, which then owns MLX. `app` parses the options; the output is text, one JSON object, or a
+line of JSON per event.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class PrintRequest:
     quiet: bool = False
     output: str = "text"  # or "json", "stream-json"
     cache: Path | None = None  # a prompt cache to begin with; such a chat is not saved
-    think: bool | None = None  # reason first, where the model can; None leaves it to the chat
+    think: bool | None = None  # reason first, if the model can; None: as the chat does
 
 
 def answer(
@@ -63,11 +63,11 @@ def answer(
     `cache` None keeps the resumed session's.
     """
     with _chat(model, request, cache, sampling) as chat, _interrupts(chat):
-        if (told := _restored(chat)) and not request.quiet:
-            print(told, file=err)
+        if (restored := _restored(chat)) and not request.quiet:
+            print(restored, file=err)
         try:
             finished, notices = _print_turn(chat, request, out, err)
-        except OutputClosedError:  # as in `mlxkv -p ... | head -1`: what was generated is kept
+        except OutputClosedError:  # as in `mlxkv -p ... | head -1`: the generated part is saved
             return 0
         if request.output != "text":
             result = result_json(chat, model, finished) | ({"notices": notices} if notices else {})
@@ -109,7 +109,7 @@ def _print_turn(chat: Chat, request: PrintRequest, out: TextIO, err: TextIO) -> 
 def _worded(event: TurnEvent) -> TurnEvent:
     """A notice that names command-line options instead of Python arguments."""
     if isinstance(event, NotSaved):
-        return replace(event, text=event.text.removesuffix(MEANWHILE))  # the process ends before there is room
+        return replace(event, text=event.text.removesuffix(MEANWHILE))  # the process ends before space is freed
     if isinstance(event, PromptEvicted):
         return replace(event, text=evicted_text(event.overflow, "--window {}".format))
     if not isinstance(event, NoAnswer):
@@ -181,6 +181,8 @@ def _event_json(event: PrefillProgress | TextDelta | Notice) -> dict[str, Any]:
 
 def result_json(chat: Chat, model: Model, finished: TurnFinished) -> dict[str, Any]:
     """Object that `--output-format json` prints. Units: seconds, bytes, tokens."""
+    import mlx.core as mx
+
     stats = finished.stats
     return {
         "chat_id": chat.session_id,
@@ -213,11 +215,5 @@ def result_json(chat: Chat, model: Model, finished: TurnFinished) -> dict[str, A
             "disk_written_bytes": stats.disk_written_bytes,
         },
         "reuse": {"stopped_at": stats.reuse_stopped_at, "why": stats.reuse_stopped_why},
-        "memory": {"active_bytes": _active_bytes(), "peak_bytes": stats.peak_memory_bytes},
+        "memory": {"active_bytes": mx.get_active_memory(), "peak_bytes": stats.peak_memory_bytes},
     }
-
-
-def _active_bytes() -> int:
-    from mlxkv.device import memory_used
-
-    return memory_used()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import shutil
 import sys
 from collections.abc import Sequence
@@ -12,16 +13,20 @@ from mlxkv.text.clean import clean
 
 
 def width_of_terminal() -> int | None:
-    """Cells of a line on the terminal; None where stdout is not one: a pipe gets whole lines."""
+    """Cells of a line on the terminal; None if stdout is a pipe or file, which gets whole lines."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def row(columns: Sequence[str], width: int | None) -> str:
-    """The columns, two spaces between them; what does not fit `width` is cut from the end. Cleaned."""
+    """The cleaned columns, separated by two spaces and cut to `width`."""
     line = "  ".join(clean(" ".join(c.expandtabs(1).splitlines())) for c in columns).rstrip()
     return line if width is None else cut(line, width)
 
 
+def date_text(seconds: float) -> str:
+    return f"{datetime.datetime.fromtimestamp(seconds):%Y-%m-%d %H:%M}"
+
+
 def cut(text: str, width: int) -> str:
-    """`text` in at most `width` cells, with an ellipsis where something is missing."""
+    """`text` cut to `width` cells, with an ellipsis."""
     return text if cell_len(text) <= width else set_cell_size(text, width - 1).rstrip() + "…"

@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from mlxkv.chat.history import spans
-from mlxkv.device import current_device, memory_used
+from mlxkv.device import current_device
 from mlxkv.engine.context import EngineContext
 from mlxkv.errors import DiskError, MlxkvError, PromptError
 from mlxkv.protocol.events import CacheCollected, CacheList, ChatPinned, EngineEvent, TokensCounted
@@ -21,12 +21,14 @@ _HEAD = 80  # characters of a message that identify it
 
 
 def session_status(context: EngineContext) -> SessionStatus:
+    import mlx.core as mx
+
     cache = context.chat.cache if context.chat else None
     return SessionStatus(
         kv_bytes=cache.live_nbytes if cache else 0,
         cache_tokens=cache.num_attended if cache else 0,
         cache_window=cache.capacity if cache else 0,
-        memory_used=memory_used(),
+        memory_used=mx.get_active_memory(),
         memory_limit=current_device().memory_limit,
         saved=context.saved,
         cache=cache_view(cache) if cache else None,

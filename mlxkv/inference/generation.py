@@ -14,7 +14,6 @@ import mlx.core as mx
 
 from mlxkv.arguments import MAX_PROMPT_TOKENS
 from mlxkv.cache.prompt_cache import PromptCache, Reuse
-from mlxkv.device import peak_memory, reset_peak_memory
 from mlxkv.errors import CacheError, PromptError
 from mlxkv.events import FinishReason, Notice, PrefillProgress, PromptEvicted, TextDelta, TurnEvent, TurnFinished
 from mlxkv.inference.reply_parser import ReplyText
@@ -82,7 +81,7 @@ class Generation:
 
     def events(self) -> Iterator[TurnEvent]:
         """Yield PrefillProgress per chunk, TextDelta per piece of text, and one TurnFinished."""
-        reset_peak_memory()
+        mx.reset_peak_memory()
         if self.params.seed is not None:
             mx.random.seed(self.params.seed)
         self._reader.replay(self.reply_ids, self.text, self.thinking)  # the reply may have been cut within a word
@@ -208,7 +207,7 @@ class Generation:
             cache_bytes=cache.nbytes,
             cache_live_bytes=cache.live_nbytes,
             cache_bits=bits[0] if isinstance(bits, tuple) else bits,
-            peak_memory_bytes=peak_memory(),
+            peak_memory_bytes=mx.get_peak_memory(),
             reuse_stopped_at=reuse.stopped_at,
             reuse_stopped_why=reuse.why,
         )

@@ -13,7 +13,6 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlxkv.cache.prompt_cache import PromptCache
-from mlxkv.device import memory_used, peak_memory
 from mlxkv.inference.sampling import PENALISED, SamplingParams
 from mlxkv.memory import CHUNKS, Budget
 
@@ -83,20 +82,20 @@ class ModelRunner:
             OutOfMemoryError: there is no memory for a copy of them; the cache is unchanged.
         """
         if nbytes := cache.shared_nbytes:
-            self._budget.check_copy(nbytes, memory_used())
+            self._budget.check_copy(nbytes, mx.get_active_memory())
 
     def _max_chunk(self, cache: PromptCache, num_new: int) -> int:
         """The most tokens of one call that fit in memory."""
-        used = memory_used() - (cache.nbytes - cache.shared_nbytes)
+        used = mx.get_active_memory() - (cache.nbytes - cache.shared_nbytes)
         return min(self.chunk, self._budget.chunk(cache.plan, used, cache.offset + num_new, num_new))
 
     def _measured_feed(self, cache: PromptCache, ids: Sequence[int], done: int, most: int) -> int:
         """`_feed`, and correct the budget if its peak is this process's highest so far."""
-        before, peak = memory_used(), peak_memory()
+        before, peak = mx.get_active_memory(), mx.get_peak_memory()
         allocates = not cache.offset or cache.shared_nbytes > 0  # buffers, or a fork's copy of them
         n, _ = self._feed(cache, ids, done, most)
-        if not allocates and n in CHUNKS and peak_memory() > peak:
-            self._budget.record_peak(cache.plan, n, cache.offset, peak_memory() - before)
+        if not allocates and n in CHUNKS and mx.get_peak_memory() > peak:
+            self._budget.record_peak(cache.plan, n, cache.offset, mx.get_peak_memory() - before)
         return n
 
     def _feed(self, cache: PromptCache, ids: Sequence[int], done: int, most: int) -> tuple[int, mx.array]:

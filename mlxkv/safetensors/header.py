@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from mlxkv.errors import CorruptError, MlxkvError, ModelFileError, escaped, shortened
+from mlxkv.errors import CorruptError, MlxkvError, ModelFileError, escaped, printable, shortened
 from mlxkv.system.regular_file import opened, reason
 
 MAX_HEADER = 1 << 20  # bytes
@@ -68,7 +68,9 @@ def read_header(
     Raises:
         CorruptError, ModelFileError (`weights`): one sentence with the file, the rule and the value found.
     """
-    rules = Rules(_printable(name or _source_name(source)), ModelFileError if weights else CorruptError, weights)
+    rules = Rules(
+        shortened(printable(name or _source_name(source))), ModelFileError if weights else CorruptError, weights
+    )
     if isinstance(source, (bytes, bytearray, memoryview)):
         view = memoryview(source).cast("B")
         length = rules.check_length(bytes(view[:8]), len(view))
@@ -249,7 +251,3 @@ def _source_name(source: object) -> str:
     if isinstance(source, (str, os.PathLike)):
         return str(Path(os.fspath(source)))
     return "the open file" if isinstance(source, int) else "the data"
-
-
-def _printable(name: str) -> str:
-    return shortened("".join(c if c.isprintable() else ascii(c)[1:-1] for c in name))

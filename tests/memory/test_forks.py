@@ -11,7 +11,6 @@ import mlxkv
 from mlxkv.cache.config import CacheConfig
 from mlxkv.cache.plan import plan_cache
 from mlxkv.cache.prompt_cache import PromptCache
-from mlxkv.device import memory_used
 from mlxkv.errors import OutOfMemoryError
 from mlxkv.inference.runner import ModelRunner
 from mlxkv.inference.sampling import SamplingParams
@@ -33,19 +32,19 @@ def test_the_bytes_that_are_shared_are_those_that_the_first_token_copies() -> No
     runner, cache = filled()
     assert cache.shared_nbytes == 0
     gc.collect()  # caches of earlier tests
-    before = memory_used()
+    before = mx.get_active_memory()
     a, b = cache.fork(), cache.fork()
-    assert memory_used() - before < 1000
+    assert mx.get_active_memory() - before < 1000
     rings = sum(leaf.geometry.rows * leaf.row_bytes for leaf in cache.plan.leaves if leaf.geometry)
     assert a.shared_nbytes == b.shared_nbytes == cache.shared_nbytes == rings
     list(runner.prefill(a, [5]))
-    assert memory_used() - before == pytest.approx(rings, rel=0.01)
+    assert mx.get_active_memory() - before == pytest.approx(rings, rel=0.01)
     assert (a.shared_nbytes, b.shared_nbytes) == (0, rings)
     list(runner.prefill(b, [6]))
-    assert memory_used() - before == pytest.approx(2 * rings, rel=0.01)
+    assert mx.get_active_memory() - before == pytest.approx(2 * rings, rel=0.01)
     assert cache.shared_nbytes == 0  # the last one that holds the old buffers writes into them
     list(runner.prefill(cache, [7]))
-    assert memory_used() - before == pytest.approx(2 * rings, rel=0.01)
+    assert mx.get_active_memory() - before == pytest.approx(2 * rings, rel=0.01)
 
 
 def test_a_fork_that_is_gone_shares_nothing() -> None:
@@ -69,7 +68,7 @@ def test_a_copy_that_does_not_fit_is_refused_before_anything_is_fed(num_new: int
     """Four forks of 183 tokens took 803 MB that the budget knew nothing of."""
     runner, cache = filled()
     fork = cache.fork()
-    runner._budget.limit = memory_used() + cache.nbytes - 10_000
+    runner._budget.limit = mx.get_active_memory() + cache.nbytes - 10_000
     new = random_ids(num_new, seed=3)
 
     def feed(one: PromptCache) -> list[int]:
@@ -82,7 +81,7 @@ def test_a_copy_that_does_not_fit_is_refused_before_anything_is_fed(num_new: int
     assert fork.shared_nbytes == cache.shared_nbytes
     runner._budget.limit = 0
     expected = feed(cache.fork())
-    runner._budget.limit = memory_used() + cache.nbytes - 10_000
+    runner._budget.limit = mx.get_active_memory() + cache.nbytes - 10_000
     del fork
     gc.collect()
     assert feed(cache) == expected  # nothing was lost, and the last one needs no copy
@@ -94,7 +93,7 @@ def test_a_prefill_into_a_fork_counts_what_the_others_hold() -> None:
     fork = cache.fork()
     plan, model = cache.plan, runner.model
     need = Budget(model, 0).cache_bytes(plan) + Budget(model, 0).prefill_bytes(plan, 128, 630)
-    runner._budget.limit = memory_used() + need - 20_000  # the copy alone would fit
+    runner._budget.limit = mx.get_active_memory() + need - 20_000  # the copy alone would fit
     with pytest.raises(OutOfMemoryError, match=r"Prefilling a prompt of 630 tokens needs"):
         list(runner.prefill(fork, random_ids(600)))
     assert fork.offset == 30
@@ -104,7 +103,7 @@ def test_generating_from_a_fork_is_refused_in_a_sentence(model: mlxkv.Model, mon
     book = model.prefill("once upon a time", cache=CacheConfig(window=4096))
     log = list(book.tokens)
     fork = book.fork()
-    monkeypatch.setattr(model._runtime.budget, "limit", memory_used() + book.nbytes - 10_000)
+    monkeypatch.setattr(model._runtime.budget, "limit", mx.get_active_memory() + book.nbytes - 10_000)
     with pytest.raises(OutOfMemoryError, match="delete other forks first"):
         model.generate(" there was", cache=fork, max_tokens=4, temperature=0.0)
     assert (fork.tokens, book.tokens) == (log, log)

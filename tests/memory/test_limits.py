@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import pytest
 
 import mlxkv
@@ -20,7 +21,6 @@ from mlxkv.cache.plan import plan_cache
 from mlxkv.cache.prompt_cache import PromptCache
 from mlxkv.cache.recurrent.checkpoints import MAX_CHECKPOINTS
 from mlxkv.cache.recurrent.state_shapes import state_nbytes
-from mlxkv.device import memory_used
 from mlxkv.errors import OutOfMemoryError
 from mlxkv.inference.runner import ModelRunner
 from mlxkv.memory import CHUNKS, Budget, budget
@@ -39,7 +39,6 @@ CHILD = """
 import json, resource, sys
 import mlx.core as mx
 import mlxkv
-from mlxkv.device import peak_memory, reset_peak_memory
 from mlxkv.errors import OutOfMemoryError
 
 first, limit = True, int(sys.argv[1])
@@ -51,10 +50,10 @@ for line in sys.stdin:
         used = int(open("/proc/self/statm").read().split()[5]) * 4096  # what RLIMIT_DATA counts
         resource.setrlimit(resource.RLIMIT_DATA, (used + 2 * limit, used + 2 * limit))
         first = False
-    reset_peak_memory()
+    mx.reset_peak_memory()
     try:
         stats = model.generate("once " * 150, max_tokens=2, cache=mlxkv.CacheConfig(window=window, bits=bits)).stats
-        print(json.dumps(["works", peak_memory(), stats.cache_bytes]), flush=True)
+        print(json.dumps(["works", mx.get_peak_memory(), stats.cache_bytes]), flush=True)
     except OutOfMemoryError as error:
         print(json.dumps(["refused", str(error)]), flush=True)
     model.close()
@@ -118,7 +117,7 @@ def test_the_runner_asks_before_it_prefills() -> None:
 
     def read(limit: int) -> PromptCache:
         cache = PromptCache(plan, model)
-        budget = Budget(model, memory_used() + limit)
+        budget = Budget(model, mx.get_active_memory() + limit)
         done = list(ModelRunner(model, budget=budget).prefill(cache, [1] * 2052))
         pieces.append(done[0])
         return cache
