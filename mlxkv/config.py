@@ -28,11 +28,11 @@ _LONG_KEY = re.compile(r"(?:[ \t]*\.[ \t]*[\"']?[\w-]{1,512}[\"']?){256}")  # to
 
 @dataclass(frozen=True)
 class Folders:
-    """`MLXKV_HOME` wins; else the XDG folders, on macOS too. A relative folder is one below the current folder."""
+    """`MLXKV_HOME` wins; else the XDG folders, on macOS too. Relative folders are below the current one."""
 
     config: Path  # config.toml
-    data: Path  # chats: the truth
-    cache: Path  # KV chunks: disposable
+    data: Path  # chats
+    cache: Path  # KV chunks, which can be recreated
     state: Path  # log, prompt history
 
     @classmethod
@@ -42,7 +42,7 @@ class Folders:
         home = env.get("MLXKV_HOME")
         try:
             root = Path(home or env.get("HOME") or Path.home()).expanduser().absolute()
-        except (RuntimeError, OSError) as error:  # `~nobody`; a user without an entry; no current folder
+        except (RuntimeError, OSError) as error:  # unknown user after `~`, user without an entry, no current folder
             raise ConfigError(
                 f"The home folder {quoted(home) if home else ''} is unknown ({first_line(error)}); "
                 "set MLXKV_HOME to a folder of your own."
@@ -64,29 +64,29 @@ class Folders:
 
 
 def private_folder(path: Path) -> Path:
-    """Make `path` (0700) and refuse one that others can write to.
+    """Create `path` (0700), and refuse a folder that others can write to.
 
     Raises:
-        ConfigError: it is not a folder, cannot be made, or others may write to it. DiskError: the disk is full.
+        ConfigError: it is not a folder, cannot be created, or others can write to it. DiskError: the disk is full.
     """
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         info = path.stat()
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DiskError(f"The folder {path} cannot be made ({error.strerror}); make room on the disk.") from error
+            raise DiskError(f"The folder {path} cannot be created ({error.strerror}); free some disk space.") from error
         raise ConfigError(
-            f"The folder {shortened(path)} cannot be used ({error.strerror}); set MLXKV_HOME to one that can."
+            f"The folder {shortened(path)} cannot be used ({error.strerror}); set MLXKV_HOME to another folder."
         ) from error
     if info.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise ConfigError(f"Others may write to {path}; run `chmod go-w {path}` or set MLXKV_HOME to a private folder.")
+        raise ConfigError(f"Others can write to {path}; run `chmod go-w {path}` or set MLXKV_HOME to a private folder.")
     if info.st_uid not in (me := os.getuid(), 0) and me != 0:
         raise ConfigError(f"{path} belongs to another user; set MLXKV_HOME to a folder of your own.")
     return path
 
 
 def _read_config_file(path: Path) -> str:
-    """The text of config.toml, "" where there is none. Raises OSError, UnicodeDecodeError."""
+    """The text of config.toml, "" if it does not exist. Raises OSError, UnicodeDecodeError."""
     try:
         return read_text(path, MAX_CONFIG)
     except (FileNotFoundError, NotADirectoryError):
@@ -97,7 +97,7 @@ def _parse_toml(text: str) -> dict[str, Any]:
     """`tomllib.loads` that raises ValueError for every kind of invalid input.
 
     Raises:
-        ValueError: no TOML, nested too deeply, a key of hundreds of parts, or a number with thousands of digits.
+        ValueError: not TOML, nested too deeply, a key of hundreds of parts, or a number with thousands of digits.
     """
     if _LONG_KEY.search(text):
         raise ValueError("a key has hundreds of parts")
@@ -132,7 +132,7 @@ def load_settings(
 
 
 def save_setting(folders: Folders, name: str, value: Any) -> Path:
-    """Write `name = value` into config.toml; "none" for None. Everything else in the file stays as the user wrote it.
+    """Write `name = value` into config.toml; "none" for None. The rest of the file stays unchanged.
 
     Raises:
         ConfigError: the file is not TOML, or cannot be written: then it is unchanged.

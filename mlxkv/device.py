@@ -1,7 +1,7 @@
-"""Device: this machine, and how much memory the process may use. All differences of Metal and the CPU backend.
+"""The device: its memory limit, and the differences between Metal and the CPU backend.
 
-`check_platform` imports no MLX, so that an unsupported machine gets a sentence instead of an import error. Functions
-that call MLX run on the MLX thread.
+`check_platform` imports no MLX, so that an unsupported machine gets a clear message instead of an import error.
+Functions that call MLX run on the MLX thread.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from mlxkv.stats import bytes_text
 
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}  # the units of `bytes_text`
 _SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,6})?)\s*([KMGT]B|)", re.A | re.I)
-MIN_GLIBC = (2, 35)  # that the mlx wheels for Linux are built against
+MIN_GLIBC = (2, 35)  # which the mlx wheels for Linux require
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,9 @@ class Device:
     is_cpu: bool = False
 
     def has_exact_packed_products(self, dtype: Any) -> bool:
-        """Whether a product with quantized rows of this mlx dtype adds up in float32.
+        """Whether products with quantized rows of this mlx dtype accumulate in float32.
 
-        The CPU backend adds up in the rows' own dtype: in 16 bits that is off by 1.5 to 7.7 %, more with length.
+        The CPU backend accumulates in the rows' dtype: in 16 bits the error is 1.5 to 7.7 %, more with length.
         """
         return not self.is_cpu or dtype.size >= 4
 
@@ -63,14 +63,14 @@ def check_platform(system: str | None = None, machine: str | None = None, libc: 
     if system == "Darwin":
         if machine != "arm64":
             raise PlatformError(
-                f"MLX needs Apple silicon, and this Python says it runs on {machine}: use an Apple silicon Mac, "
+                f"MLX needs Apple silicon, and this Python runs on {machine}: use an Apple silicon Mac, "
                 "or an arm64 build of Python if this is one."
             )
         return
     if system != "Linux":
         raise PlatformError(f"MLX runs on macOS and Linux, not on {system or 'this system'}; use one of those.")
     if machine not in ("x86_64", "aarch64"):
-        raise PlatformError(f"MLX for Linux exists for x86_64 and aarch64, not for {machine}; use another machine.")
+        raise PlatformError(f"MLX for Linux supports x86_64 and aarch64, not {machine}; use another machine.")
     name, version = platform.libc_ver() if libc is None else libc
     wanted = ".".join(map(str, MIN_GLIBC))
     if name != "glibc":
@@ -134,7 +134,7 @@ def memory_setting(env: Mapping[str, str]) -> int | None:
 
 
 def describe(info: Mapping[str, Any], *, is_metal: bool, total_memory: int, cgroup_limit: int | None = None) -> Device:
-    """The Device for a result of `mx.device_info()`; pure, so that tests can describe any machine."""
+    """The Device for a result of `mx.device_info()`; pure, so that tests can use any machine."""
     name = str(info.get("device_name") or info.get("architecture") or "unknown device")
     total = int(info.get("memory_size") or total_memory) if is_metal else total_memory
     recommended = info.get("max_recommended_working_set_size") if is_metal else None

@@ -1,6 +1,6 @@
 """Schema of the settings: name, type, range, help, default, and when a change takes effect.
 
-It makes the settings screen, `/set`, the help of the options, docs/settings.md and the checks of config.toml. Pure.
+Source of the settings screen, `/set`, the help of the options, docs/settings.md and the checks of config.toml. Pure.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Setting:
     low: float = -math.inf
     high: float = math.inf
     choices: tuple[Any, ...] = ()
-    word: str = ""  # the one word a number may be instead
+    word: str = ""  # a word allowed instead of a number
     unit: str = ""
     nullable: bool = False
     null: str = "the model's own"  # what "none" means
@@ -59,7 +59,7 @@ class Setting:
         """`value` from TOML, the environment, an option or `/set`, converted to this setting's type.
 
         Raises:
-            ValueError, KeyError, OverflowError: it is none of what `rule` says.
+            ValueError, KeyError, OverflowError: it does not satisfy `rule`.
         """
         if isinstance(value, str) and self.nullable and value.lower() in _NONE:
             return None
@@ -147,7 +147,7 @@ class Settings:
     )  # fmt: skip
     disk_limit: float | None = _setting(
         20.0, "Limit of KV cache on disk, prompt caches included; 0 saves none.", slash="disk-limit",
-        option="--disk-limit", low=0, high=1_000_000_000, unit="GB", null="no limit but the disk", holds=NEXT_START,
+        option="--disk-limit", low=0, high=1_000_000_000, unit="GB", null="limited only by the disk", holds=NEXT_START,
     )  # fmt: skip
     theme: str = _setting("textual-dark", "Colour theme of the window; Ctrl+P lists them.", slash="theme")
     plain: bool = _setting(False, "Lines instead of a window, for screen readers.", option="--plain", holds=NEXT_START)
@@ -178,7 +178,7 @@ class Settings:
 
 @cache
 def schema() -> tuple[Setting, ...]:
-    """Every setting but the table of keys, in the order they are shown."""
+    """Every setting except the table of keys, in display order."""
     return tuple(_row(f) for f in fields(Settings) if f.metadata)
 
 
@@ -240,11 +240,11 @@ def as_markdown() -> str:
     lines = [
         "# Settings",
         "",
-        "Made from `mlxkv/settings.py`: `python -m mlxkv.settings > docs/settings.md`.",
+        "Generated from `mlxkv/settings.py`: `python -m mlxkv.settings > docs/settings.md`.",
         "",
         "A setting comes from the command line, the environment (`MLXKV_` and its name in capitals) or `config.toml`",
         "(`mlxkv path` prints its folder), in this order; otherwise it has the default below. In the chat, `/set`",
-        "lists all settings, and `/set temp 0.2` changes one and writes it to `config.toml`, whose comments stay.",
+        "lists all settings, and `/set temp 0.2` changes one and saves it in `config.toml`, keeping its comments.",
         "",
         "| name | `/set` | option | value | default | a change takes effect with |",
         "|---|---|---|---|---|---|",

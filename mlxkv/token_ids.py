@@ -1,4 +1,4 @@
-"""Token ids: packed, so that a long chat's are copied and compared as memory, and how far two sequences agree.
+"""Packed token ids, which are copied and compared as memory, and the common prefix of two sequences.
 
 Pure; any thread.
 """
@@ -11,7 +11,7 @@ from typing import overload
 
 
 class TokenIds(Sequence[int]):
-    """Token ids at four bytes each: equal to a tuple or list of the same ids, and never changed in place."""
+    """Token ids at four bytes each: equal to a tuple or list of the same ids; immutable."""
 
     __slots__ = ("packed",)
 
@@ -51,7 +51,7 @@ class TokenIds(Sequence[int]):
 
 
 class TokenLog(TokenIds):
-    """TokenIds that grow and are cut at their end."""
+    """Token ids that can be extended and truncated."""
 
     __slots__ = ()
     __hash__ = None  # type: ignore[assignment]
@@ -63,7 +63,7 @@ class TokenLog(TokenIds):
         self.packed.extend(packed(ids))
 
     def cut(self, length: int) -> None:
-        """Forget all ids but the first `length`."""
+        """Keep only the first `length` ids."""
         del self.packed[length:]
 
     def clear(self) -> None:
@@ -71,10 +71,10 @@ class TokenLog(TokenIds):
 
 
 def packed(ids: Iterable[int]) -> array[int]:
-    """The ids as int32; not to be changed, since it may be `ids` themselves.
+    """The ids as int32; do not change the result, which may be `ids` itself.
 
     Raises:
-        OverflowError, TypeError: one is no int32.
+        OverflowError, TypeError: one is not an int32.
     """
     if isinstance(ids, TokenIds):
         return ids.packed
@@ -82,9 +82,9 @@ def packed(ids: Iterable[int]) -> array[int]:
 
 
 def common_prefix(a: Sequence[int] | str, b: Sequence[int] | str) -> int:
-    """How many leading ids, or characters, are equal.
+    """Number of equal leading ids or characters.
 
-    Halving on whole compares, since Python loops over 100,000 ids are slow; most often one is a beginning of the other.
+    Binary search, since Python loops over 100,000 ids are slow; usually one sequence is a prefix of the other.
     """
     x, y = (a, b) if isinstance(a, str) and isinstance(b, str) else (_comparable(a), _comparable(b))
     low, high = 0, min(len(x), len(y))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import shutil
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -16,25 +16,14 @@ from mlxkv.errors import ModelDownloadError, ModelFileError, ModelNotFoundError,
 from mlxkv.models.blob import fetch_blob, partial_path
 from mlxkv.models.completeness import WEIGHTS
 from mlxkv.models.hub import ALLOW, NEVER, NOT_LOADED, Hub, explain, find_local
-from mlxkv.models.repository import fetch_commit, fetch_file_list
+from mlxkv.models.repository import RemoteFile, fetch_commit, fetch_file_list
 from mlxkv.models.resolve import is_repo
-from mlxkv.models.snapshot import has_bytes, link, path_below, ref_path, set_ref, snapshot_path
+from mlxkv.models.snapshot import has_bytes, link, path_below, set_ref
 from mlxkv.stats import bytes_text
 
 Progress = Callable[[int, int], None]  # bytes on disk, bytes in total
 
 _REPORT = 1 << 20  # bytes between two calls of `progress`: they arrive in far smaller pieces
-
-
-@dataclass(frozen=True)
-class RemoteFile:
-    """A file of a repository. `sha256`: None for small files; `blob`: name of its content in the cache."""
-
-    path: str
-    size: int
-    sha256: str | None
-    is_cached: bool
-    blob: str = ""
 
 
 @dataclass(frozen=True)
@@ -93,7 +82,7 @@ def plan_download(
         is_cached = has_bytes(linked, entry.size) or has_bytes(blob, entry.size)
         rest = partial_path(blob)
         partial_bytes += min(rest.stat().st_size, entry.size) if not is_cached and rest.is_file() else 0
-        files.append(RemoteFile(entry.path, entry.size, entry.id if entry.is_large else None, is_cached, entry.id))
+        files.append(replace(entry, is_cached=is_cached))
     if not any(f.path == "config.json" for f in files):
         raise ModelFileError(f"{repo} has no config.json, so mlx-lm cannot load it; use another repository.")
     if WEIGHTS in allow or "*.safetensors" in allow:
@@ -144,9 +133,9 @@ def _fetch(plan: Plan, hub: Hub, meter: _Meter) -> Path:
 
     meter.add(0)
     storage, revision = hub.storage(plan.repo), plan.revision or "main"
-    ref = ref_path(storage, revision)
-    blobs = {file: path_below(storage, "blobs", file.blob) for file in plan.files}
-    links = {file: snapshot_path(storage, plan.commit, file.path) for file in plan.files}
+    ref = path_below(storage, "refs", *revision.split("/"))
+    blobs = {file: path_below(storage, "blobs", file.id) for file in plan.files}
+    links = {file: path_below(storage, "snapshots", plan.commit, *file.path.split("/")) for file in plan.files}
     (storage / "blobs").mkdir(parents=True, exist_ok=True)
     for file in plan.files:
         blob = blobs[file]
@@ -158,7 +147,7 @@ def _fetch(plan: Plan, hub: Hub, meter: _Meter) -> Path:
                 blob,
                 endpoint=hub.url(),
                 size=file.size,
-                is_large=file.sha256 is not None,
+                is_large=file.is_large,
                 label=f"{file.path} of {plan.repo}",
                 on_bytes=meter.add,
                 poll=meter.poll,

@@ -27,13 +27,14 @@ _MAX_PAGES = 200  # of a thousand entries on the hub
 
 
 @dataclass(frozen=True)
-class Entry:
-    """A file. `id` is its sha256 if it `is_large` (stored as LFS), else its git hash."""
+class RemoteFile:
+    """A file of a repository. `id` is its sha256 if it `is_large` (stored as LFS), else its git hash."""
 
     path: str
     size: int
     id: str
     is_large: bool
+    is_cached: bool = False
 
 
 def is_id(value: object) -> bool:
@@ -60,7 +61,7 @@ def fetch_file_list(
     is_wanted: Callable[[str], bool],
     *,
     poll: Callable[[], None] = lambda: None,
-) -> tuple[list[Entry], list[str]]:
+) -> tuple[list[RemoteFile], list[str]]:
     """The wanted files of `repo`, and the paths of all files.
 
     Raises:
@@ -81,14 +82,14 @@ def fetch_file_list(
                 raise _wrong(repo, f"the file {escaped(item)}, which has no path")
             if item.get("type", "file") == "file":
                 paths.append(item["path"])
-                wanted += [_entry(item, repo)] if is_wanted(item["path"]) else []
+                wanted += [_remote_file(item, repo)] if is_wanted(item["path"]) else []
         if url is None:
-            _refuse_collisions([entry.path for entry in wanted], repo)
+            _refuse_collisions([file.path for file in wanted], repo)
             return wanted, paths
     raise _wrong(repo, f"a list of more than {MAX_ENTRIES:,} files, or an endless one")
 
 
-def _entry(item: dict[str, Any], repo: str) -> Entry:
+def _remote_file(item: dict[str, Any], repo: str) -> RemoteFile:
     path, size, lfs = item["path"], item.get("size"), item.get("lfs")
     ident = lfs.get("oid") if isinstance(lfs, dict) else item.get("oid")
     if not is_id(ident) or (lfs and len(str(ident)) != 64) or len(str(ident)) not in (40, 64):
@@ -101,7 +102,7 @@ def _entry(item: dict[str, Any], repo: str) -> Entry:
     is_odd = any(c in "\\:" or unicodedata.category(c) in ("Cc", "Cs") for c in path)
     if is_odd or any(part in ("", ".", "..") or len(part.encode()) > 200 for part in parts) or len(parts) > 16:
         raise _wrong(repo, f"the file {escaped(path)}, which would be outside its folder", ModelFileError)
-    return Entry(path, size, str(ident), bool(lfs))
+    return RemoteFile(path, size, str(ident), bool(lfs))
 
 
 def _refuse_collisions(paths: Iterable[str], repo: str) -> None:

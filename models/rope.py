@@ -252,6 +252,8 @@ def _build(config: dict[str, Any], name: str) -> nn.Module:
 
 def _missing(model: Any, config: Mapping[str, Any], ropes: Mapping[str, Rope]) -> str:
     """The wanted ropes that a model lacks; "" if it lacks none, or has no ropes at all."""
+    import mlx.nn as nn
+
     from mlxkv.cache.sink_rotation import ropes_of
 
     layers = [[rope for rope in ropes_of(layer) if _dims(rope)] for layer in model.layers]
@@ -267,7 +269,8 @@ def _missing(model: Any, config: Mapping[str, Any], ropes: Mapping[str, Rope]) -
         for rope in found:
             fits = [label for label, want in wanted.items() if _is_same(rope, want, config, layer)]
             matched.update(fits)
-            is_unexpected |= not fits and not ("" in ropes and _is_plain(rope))
+            is_plain = type(rope) is nn.RoPE and rope.scale == 1.0  # sliding-window layers never take a scaling
+            is_unexpected |= not fits and not ("" in ropes and is_plain)
     present = {*ropes} - {*labels} | {label for label, found in zip(labels, layers, strict=True) if found}
     missing = [str(rope) for label, rope in ropes.items() if label in present and label not in matched]
     return " and ".join(missing or (str(rope) for rope in ropes.values() if is_unexpected))
@@ -277,13 +280,6 @@ def _dims(rope: Any) -> int:
     """The number of dimensions it rotates; 0 for the placeholder of a layer without positions."""
     freqs = getattr(rope, "_freqs", None)
     return getattr(rope, "dims", None) or getattr(rope, "dim", None) or (0 if freqs is None else 2 * freqs.size)
-
-
-def _is_plain(rope: Any) -> bool:
-    """Whether it has no scaling, as in sliding-window layers, which never take any."""
-    import mlx.nn as nn
-
-    return type(rope) is nn.RoPE and rope.scale == 1.0
 
 
 def _is_same(rope: Any, want: Rope, config: Mapping[str, Any], layer: Any) -> bool:

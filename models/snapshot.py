@@ -27,14 +27,6 @@ def path_below(folder: Path, *names: str) -> Path:
     return path
 
 
-def snapshot_path(storage: Path, commit: str, name: str) -> Path:
-    return path_below(storage, "snapshots", commit, *name.split("/"))
-
-
-def ref_path(storage: Path, revision: str) -> Path:
-    return path_below(storage, "refs", *revision.split("/"))
-
-
 def has_bytes(path: Path, size: int) -> bool:
     """Whether `path` is a file of exactly `size` bytes; not so if a crash truncated it."""
     try:

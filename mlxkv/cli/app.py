@@ -1,4 +1,4 @@
-"""Options of `mlxkv`: parse, check, and hand over, without importing mlx, mlx_lm or textual.
+"""The options of `mlxkv`: parsed and checked without importing mlx, mlx_lm or textual.
 
 `mlxkv QUESTION` and its options are the command `chat`, which need not be named. Exit codes: 0 ok, 1 failed, 2 usage,
 130 interrupted. Every error is one sentence on stderr; a traceback only with --debug.
@@ -43,7 +43,7 @@ _COMMANDS = {
 
 
 _RESUME_HELP = "Resume this chat (title, id or id prefix); alone: choose one."
-_NO_VALUE = "\0"  # no argument of a program can be that
+_NO_VALUE = "\0"  # no argument of a program can contain it
 
 
 class _Root(TyperGroup):
@@ -122,7 +122,7 @@ def chat(
     }  # fmt: skip
     settings = load_settings(folders, flags=flags)
     if disk_limit is not None:
-        os.environ["MLXKV_DISK_LIMIT"] = disk_limit  # whoever opens the store asks there, not us
+        os.environ["MLXKV_DISK_LIMIT"] = disk_limit  # the store reads it when it is opened
     picks = False
     asked = named_cache(folders, named, system, continue_ or resume is not None)
     from mlxkv.cache.config import CacheConfig
@@ -130,13 +130,13 @@ def chat(
     from mlxkv.inference.sampling import SamplingParams
 
     bounds = CacheConfig.from_settings(settings)
-    SamplingParams.for_model({}, **settings.sampling)  # what is out of range is said before a model is loaded
+    SamplingParams.for_model({}, **settings.sampling)  # reports invalid values before a model is loaded
 
     check_platform()
     printing = print_ or asked is not None or output is not Output.text
     printing = printing or not (plain or (sys.stdin.isatty() and sys.stdout.isatty()))
     plain = settings.plain or bool(os.environ.get("ACCESSIBLE")) or os.environ.get("TERM") == "dumb"
-    if resume == _NO_VALUE:  # it asks which chat, where somebody can answer
+    if resume == _NO_VALUE:  # show the list of chats, on a terminal
         picks, resume, continue_ = not (continue_ or printing), None, continue_ or printing
     session_id = None if picks else session_id_of(folders, resume, continue_)
     if printing:
@@ -193,7 +193,7 @@ def _print(
     return answer(model, request, bounds, settings.sampling, sys.stdout, sys.stderr)
 
 
-# -- the rest --------------------------------------------------------------------------------------------------------
+# -- other commands ---------------------------------------------------------------------------------------------------
 
 
 @app.command()
@@ -236,7 +236,7 @@ def path() -> None:
         print(f"{name:<7} {getattr(folders, name)}")
 
 
-# -- helpers ---------------------------------------------------------------------------------------------------------
+# -- start -------------------------------------------------------------------------------------------------------------
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -253,7 +253,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         args.insert(0, "chat")
     debug = "--debug" in args
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its advice about PyTorch is not for our users
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # a download asks for files and tells nothing
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # downloads send no usage data
     try:
         app(args=_with_value(args), prog_name="mlxkv")
     except OutputClosedError:
@@ -261,7 +261,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except MlxkvError as error:
         if debug:
             raise
-        print(f"mlxkv: {clean(str(error))}", file=sys.stderr)  # it may quote a name that is not ours
+        print(f"mlxkv: {clean(str(error))}", file=sys.stderr)  # it may quote foreign text
         sys.exit(2 if isinstance(error, ConfigError | PromptError) else 1)
     except KeyboardInterrupt:
         sys.exit(130)
@@ -273,7 +273,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _with_value(args: list[str]) -> list[str]:
-    """Give `-r` without a value the value that lets the user choose: click's options always take one."""
+    """Give `-r` without a value the value for choosing a chat: click's options always take one."""
     out = []
     for arg, following in zip(args, [*args[1:], None], strict=True):
         out.append(arg)

@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 
 _LEAST_FREE = 500_000_000  # bytes
 _MOST_SHOWN = 5
-_OVER = "a chat that is open uses it, named prompt caches use it (`mlxkv cache ls`), or files there cannot be removed."
-_RELEASED = 1_767_225_600.0  # seconds: the year in which mlxkv appeared, 2026, begins
+_OVER = "an open chat uses it, named prompt caches use it (`mlxkv cache ls`), or files there cannot be removed."
+_RELEASED = 1_767_225_600.0  # seconds: the beginning of 2026, the year of mlxkv's release
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report. If `ok` is False, something has to be done, and `text` says what."""
+    """One line of the report. If not `ok`, `text` says what to do."""
 
     subject: str
     text: str
@@ -131,7 +131,7 @@ def _store(folders: Folders) -> Iterator[Finding]:
 
 def _clock(future: FutureDate | None, now: float) -> Iterator[Finding]:
     if now < _RELEASED:
-        yield Finding("clock", f"It is set to {_day(now)}, which is past; set the clock of this machine.", ok=False)
+        yield Finding("clock", f"It is set to {_day(now)}, which is in the past; set this machine's clock.", ok=False)
     if future is None:
         return
     days = plural(round((future.date - now) / 86_400), "day")

@@ -24,7 +24,7 @@ def question_with(question: str | None, files: Sequence[Path], piped: str = "") 
     """The prompt: files first, then the question, then piped text.
 
     Raises:
-        PromptError: a file is no text, too large or cannot be read.
+        PromptError: a file is not text, too large or cannot be read.
     """
     parts = [f"{well_formed(path.name)}:\n\n{read_text(path)}" for path in files]
     if question:
@@ -38,8 +38,7 @@ def piped_text(stdin: TextIO, report: bool) -> str:
     """Piped text; "" on a terminal. Bytes that are not text become U+FFFD, with a warning on stderr.
 
     Args:
-        report: whether stderr also says that something was read: in a shell's `while read` loop that is the rest of
-            the list.
+        report: also report the size on stderr: in a shell's `while read` loop it would be the rest of the list.
 
     Raises:
         PromptError: it is binary, too large or cannot be read.
@@ -48,7 +47,7 @@ def piped_text(stdin: TextIO, report: bool) -> str:
         return ""
     try:
         data = read_input(stdin.fileno(), MAX_BYTES, lambda: print(_WAITING, file=sys.stderr))
-    except io.UnsupportedOperation:  # no file, but a text in memory
+    except io.UnsupportedOperation:  # text in memory instead of a file
         data = stdin.read(MAX_BYTES + 1).encode("utf-8", "surrogateescape")
     if len(data) > MAX_BYTES:
         raise PromptError(f"Standard input is over {MAX_BYTES >> 20} MiB; give less.")
@@ -69,7 +68,7 @@ def piped_text(stdin: TextIO, report: bool) -> str:
 def piped_lines(stdin: TextIO, out: TextIO) -> Callable[[str], str]:
     """`input` for a pipe: returns each line when it arrives, and echoes it as a terminal would.
 
-    The function raises EOFError at the end of input, and PromptError where it is not text or cannot be read.
+    The function raises EOFError at the end of input, and PromptError if it is not text or cannot be read.
     """
     lines = _lines(stdin)
 
@@ -91,7 +90,7 @@ def _lines(stdin: TextIO) -> Iterator[str]:
             stdin.reconfigure(encoding=encoding or stdin.encoding, errors="surrogateescape")
         for line in iter(stdin.readline, ""):
             if "\0" in line:
-                raise PromptError(f"Standard input is not text (a NUL is in it); give {TEXT}.")
+                raise PromptError(f"Standard input is not text (it contains a NUL); give {TEXT}.")
             yield well_formed(line.rstrip("\r\n"))
     except (OSError, UnicodeError) as error:
         raise PromptError(f"Standard input cannot be read ({first_line(error)}); give text.") from error

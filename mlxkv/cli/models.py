@@ -24,7 +24,7 @@ def models_ls() -> None:
         for local in sorted(list_local(with_broken=True), key=lambda local: bool(local.problem)):
             mark, note = ("broken", f"  {clean(local.problem)}") if local.problem else ("here", "")
             print(f"{mark:<10}{bytes_text(local.size_bytes):>7}  {local.id}{note}")
-    except MlxkvError as error:  # what can be downloaded is known all the same
+    except MlxkvError as error:  # models to download are listed all the same
         print(clean(str(error)), file=sys.stderr)
     for entry in catalogue():
         mark = "*" if entry.fits(limit) else " "
@@ -83,19 +83,19 @@ def models_info(model: Annotated[str, typer.Argument(help="Built-in name, folder
 
 
 def _text(model: str) -> dict[str, str]:
-    """Facts from the tokenizer's files, as far as they are downloaded."""
+    """Facts from the tokenizer's files, if they are downloaded."""
     from mlxkv.errors import ModelError
     from mlxkv.models import find_tokenizer
 
     try:
-        side = find_tokenizer(model)
+        found = find_tokenizer(model)
     except ModelError as error:
         return {"tokenizer": str(error)}
-    if side is None:
+    if found is None:
         return {"tokenizer": "not downloaded yet"}
-    own = "mlx-lm's own" if side.tokenizer.has_chat_template else "none: messages continue the text"
-    ends = "; ".join(f"{token.id} {token.text!r} ({', '.join(token.sources)})" for token in side.ends)
-    return {"chat template": str(side.template or own), "ends a reply": ends or "nothing: only --max-tokens"}
+    own = "mlx-lm's own" if found.tokenizer.has_chat_template else "none: messages continue the text"
+    ends = "; ".join(f"{token.id} {token.text!r} ({', '.join(token.sources)})" for token in found.ends)
+    return {"chat template": str(found.template or own), "ends a reply": ends or "nothing: only --max-tokens"}
 
 
 def _files(model: str) -> str:

@@ -1,6 +1,6 @@
-"""Start of a chat: which model, which chat, and whether in the window or in line mode.
+"""Starts a chat in the window or in line mode: chooses the model and the chat.
 
-Imports no mlx, mlx_lm or textual until something of it is started.
+Imports mlx, mlx_lm and textual only when it starts one.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def first_commands(
     if name is None:
         with suppress(ModelNotFoundError):
             name = resolve(BUILT_IN[0]).name
-    # A model that a chat or the last run names may be gone, and was not asked for now: it is not downloaded unasked.
+    # A model that only a chat or the last run names may be gone: it is not downloaded unasked.
     load: list[Command] = [LoadModel(name, settings.model is None, anyway)] if name else []
     return [*load, OpenChat(session_id) if session_id else NewChat(), *([ListChats()] if picks else [])]
 
@@ -50,7 +50,7 @@ def open_window(folders: Folders, settings: Settings, start: list[Command], ques
 
     supervisor = watch_parent()
     log = _log_to_file(folders)
-    sys.__stderr__ = sys.__stdout__  # type: ignore[misc]  # textual draws on stderr, wherever that was sent
+    sys.__stderr__ = sys.__stdout__  # type: ignore[misc]  # textual draws on stderr, even if that is redirected
     engine = Engine(folders, settings, save=save)
     with redirect_stderr(log):
         return run(engine, _first_screen(start), settings, folders, start, question, supervisor)
@@ -105,41 +105,41 @@ def model_name(folders: Folders, settings: Settings, session_id: str | None) -> 
     except DiskError:
         if session_id is not None:
             raise
-        return None  # a full disk is no reason not to talk
+        return None  # a chat needs no disk
 
 
 def session_id_of(folders: Folders, session: str | None, latest: bool) -> str | None:
     """Session id for -r SESSION or -c (`latest`); None without them. Errors come before a model is loaded.
 
     Raises:
-        SessionNotFoundError: there is no such chat, or none at all. ConfigError: two chats are meant.
+        SessionNotFoundError: there is no such chat, or none at all. ConfigError: both options are given.
     """
     if latest and session is not None:
-        raise ConfigError("-c means the last chat and -r the one it names; leave out one of them.")
+        raise ConfigError("-c continues the last chat and -r another one; leave out one of them.")
     if not latest and session is None:
         if (folders.data / "store.json").exists():
             with suppress(MlxkvError), open_store(folders):
-                pass  # every start goes by the disk limit, which may be lower now
+                pass  # every start applies the disk limit, which may be lower now
         return None
     with open_store(folders, enforce=False) as store:
         found = store.sessions.latest() if session is None else store.sessions.find(session)
-        store.enforce_limit(spare=[found] if found else ())  # never at the cost of the chat that is meant
+        store.enforce_limit(spare=[found] if found else ())  # never evicts the chosen chat
     if found is None:
         raise SessionNotFoundError("There is no chat to continue yet; leave out -c and start one.")
     return found
 
 
-def named_cache(folders: Folders, name: str | None, system: str | None, goes_on: bool) -> Path | None:
+def named_cache(folders: Folders, name: str | None, system: str | None, continues: bool) -> Path | None:
     """File of the prompt cache that --cache names.
 
     Raises:
-        ConfigError: options that a prompt cache leaves no room for. StoreError: there is none of that name.
+        ConfigError: an option conflicts with a prompt cache. StoreError: there is none of this name.
     """
     if name is None:
         return None
-    if system is not None or goes_on:
+    if system is not None or continues:
         other = "-s" if system is not None else "-c or -r"
-        raise ConfigError(f"--cache {name} brings its own beginning of the chat; leave out {other}.")
+        raise ConfigError(f"--cache {name} already contains the beginning of the chat; leave out {other}.")
     from mlxkv.store.prompts.folder import PromptFolder
 
     return PromptFolder(folders).find(name)

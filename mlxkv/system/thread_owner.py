@@ -1,4 +1,4 @@
-"""Owner: the thread that a model, its chats and its caches belong to. Owned: iterators that only it may advance.
+"""The thread that a model, its chats and its caches belong to (Owner), and generators bound to it (Owned).
 
 MLX evaluates an array on the thread that made it, and SQLite connections are bound to their thread. Calls from another
 thread are refused before they reach either.
@@ -27,12 +27,12 @@ class Owner:
             raise WrongThreadError(
                 f"This model was loaded by the thread {self._name!r} and is used from "
                 f"{threading.current_thread().name!r}; use it only on the thread that loaded it "
-                "(`chat.cancel()` alone may be called from others)."
+                "(only `chat.cancel()` may be called from others)."
             )
 
 
 class Owned(Generator[Event, Any, None]):
-    """`events` for their owner only. Another thread gets an error, after which the owner can continue them."""
+    """`events` for their owner only. Another thread gets an error, and the owner can still continue."""
 
     def __init__(self, owner: Owner, events: Generator[Event, Any, None]) -> None:
         self._owner, self._events = owner, events

@@ -1,7 +1,7 @@
-"""Foreign text made safe to show, on the screen, in the clipboard, in titles and exports. Pure.
+"""Makes foreign text safe for the screen, the clipboard, titles and exports. Pure.
 
-Every character is judged by itself and the few before it, so a stream that cuts an escape sequence in two needs no more
-memory than its last characters. What a terminal would act on, or a reader could not see, becomes a visible mark.
+Each character is checked with the few before it, so a stream that splits an escape sequence needs only its last
+characters. Characters that a terminal would obey, or a reader could not see, become visible marks.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ import unicodedata
 from collections.abc import Iterable
 
 MARK = "\ufffd"
-CONTEXT = 10  # characters before a piece of text that count for it
-FLOOD = 8  # combining marks on one letter; no script stacks more, a flood of them covers the lines around it
+CONTEXT = 10  # characters before a piece of text that affect it
+FLOOD = 8  # combining marks on one letter; no script needs more; a flood would cover the lines around it
 
-# The scripts that are spelled with joiners (Persian, Hindi, ...), and what emoji sequences join.
+# The scripts that are spelled with joiners (Persian, Hindi, ...), and the emoji of sequences.
 _LETTERS = "\u0600-\u08ff\u0900-\u0dff\u1000-\u109f\ufb50-\ufdff\ufe70-\ufefc"
 _EMOJI = "\u2190-\u21ff\u2300-\u23ff\u2600-\u27bf\u2934-\u2b55\ufe0f\U0001f000-\U0001faff"
-# Combining marks of the scripts that floods are made of.
+# Combining marks used in floods.
 _COMBINING = (
     "\u0300-\u036f\u0483-\u0489\u0591-\u05bd\u05bf\u05c1\u05c2\u0610-\u061a\u064b-\u065f\u0670\u06d6-\u06dc\u06df-\u06e4"
     "\u0e31\u0e34-\u0e3a\u0e47-\u0e4e\u0eb1\u0eb4-\u0ebc\u0ec8-\u0ece\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff"
@@ -31,7 +31,7 @@ _ALWAYS = (
     "\u2060-\u206f\u3164\ufe00-\ufe0d\ufeff\uffa0\ufff0-\ufffb\U0001bca0-\U0001bca3\U0001d173-\U0001d17a"
     "\U00013430-\U0001343f\U000e0000-\U000e0fff\ud800-\udfff"
 )
-# What a terminal may draw as one: Unicode's Extended_Pictographic, of its symbols those that sequences are made of.
+# Emoji that a terminal may draw as one: Unicode's Extended_Pictographic, its symbols only if sequences use them.
 _PICTURE = (
     "[\u2194\u2195\u2620\u2640\u2642\u2695\u2696\u26a7\u26d3\u26f9\u2708\u2764\u27a1\u2b1b\u2b1c\U0001f300-\U0001f3fa"
     "\U0001f400-\U0001f53d\U0001f546-\U0001f64f\U0001f680-\U0001f6ff\U0001f90c-\U0001f93a\U0001f93c-\U0001f945"
@@ -42,7 +42,7 @@ _MOST_JOINED = 4  # emoji: a family; no sequence in use has more
 _JOINTS = re.compile(f"{_EMOJI_ALONE}(?:\u200d{_EMOJI_ALONE}){{1,{_MOST_JOINED - 1}}}(?!\u200d)|(?<=[{_EMOJI}])\u200d")
 _TONE = "[\ufe0f\U0001f3fb-\U0001f3ff]"
 _JOINED = re.compile(f"(?!{_TONE})[{_EMOJI}]{_TONE}*(?:\u200d(?:(?!{_TONE})[{_EMOJI}]{_TONE}*)?)+")
-_SUSPECT = re.compile(f"[{_ALWAYS}\u200c\u200d]|[{_COMBINING}]{{{FLOOD + 1}}}")  # nearly no text has any
+_SUSPECT = re.compile(f"[{_ALWAYS}\u200c\u200d]|[{_COMBINING}]{{{FLOOD + 1}}}")  # rare in real text
 _UNSAFE = re.compile(
     f"(?P<joint>(?<=[{_EMOJI}])\u200d)|(?<![{_LETTERS}])[\u200c\u200d]|[{_ALWAYS}]"
     f"|(?<=[{_COMBINING}]{{{FLOOD}}})[{_COMBINING}]"
@@ -50,12 +50,12 @@ _UNSAFE = re.compile(
 
 
 def clean(text: str, before: str = "", *, joined: bool = False) -> str:
-    """`text` with every character that could steer a terminal or hide from a reader replaced by a visible one.
+    """Replace every character that could control a terminal or be invisible to a reader by a visible one.
 
     C0 controls and DEL become their control pictures (`␛` for escape), the rest U+FFFD. Newline and tab stay. Terminals
-    disagree about the width of emoji that are joined into one, so the joiner after an emoji goes and its parts are
-    shown side by side; `joined` keeps it, for files and the clipboard. `before` is what a stream said just before
-    `text`; only its last `CONTEXT` characters count.
+    disagree about the width of emoji that are joined into one, so the joiner after an emoji is removed and its parts
+    are shown side by side; `joined` keeps it, for files and the clipboard. `before`: the text just before `text` in a
+    stream; only its last `CONTEXT` characters matter.
     """
     known = before[-CONTEXT:]
     if _SUSPECT.search(known + text) is None:
@@ -65,7 +65,7 @@ def clean(text: str, before: str = "", *, joined: bool = False) -> str:
 
 
 def clean_joined(text: str) -> str:
-    """`clean` for a terminal that draws joined emoji as one, two cells wide: their joiners stay, and no others."""
+    """`clean` for a terminal that draws joined emoji as one, two cells wide: keeps only their joiners."""
     text = clean(text, joined=True)
     return _JOINTS.sub(_whole, text) if "\u200d" in text else text
 
@@ -110,7 +110,7 @@ def _visible_joined(match: re.Match[str]) -> str:
 
 
 def marked(text: str, spans: Iterable[tuple[int, int]]) -> tuple[str, tuple[tuple[int, int], ...]]:
-    """`text` cleaned, and where its `spans` [start, end), ascending, are in that: cleaning may drop characters."""
+    """The cleaned `text`, with its ascending `spans` [start, end) adjusted: cleaning may drop characters."""
     out, moved, done = "", [], 0
     for start, end in spans:
         out += clean(text[done:start], text[:done])

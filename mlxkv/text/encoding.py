@@ -1,7 +1,7 @@
 """Text from outside as valid Unicode: arguments, standard input, files, pastes and strings from Python. Pure.
 
-The rule: bytes are UTF-8 unless a byte order mark says otherwise, and what is no character becomes U+FFFD. Paths are
-left as they come, so that a file with any name is found.
+The rule: bytes are UTF-8 unless a byte order mark says otherwise, and invalid characters become U+FFFD. Paths stay
+unchanged, so that files with any name are found.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import codecs
 import re
 
 _HALF = re.compile("[\ud800-\udfff]")
-_UNDECODED = re.compile("(?<![\ud800-\udbff])[\udc80-\udcff]+")  # bytes of an argument that its locale does not know
+_UNDECODED = re.compile("(?<![\ud800-\udbff])[\udc80-\udcff]+")  # undecodable bytes of an argument
 _MARKS = {  # UTF-32's little-endian mark begins with UTF-16's
     codecs.BOM_UTF8: "utf-8-sig",
     codecs.BOM_UTF32_LE: "utf-32",
@@ -22,10 +22,10 @@ TEXT = "UTF-8, or UTF-16 with a byte order mark"  # for sentences
 
 
 def well_formed(text: str) -> str:
-    """`text` without halves of characters, which no tokenizer, database or file takes.
+    """`text` without lone surrogates, which no tokenizer, database or file accepts.
 
-    Two halves that belong together become their character. Bytes that Python could not decode (`surrogateescape`) are
-    decoded as UTF-8. Whatever is left over becomes U+FFFD.
+    Surrogate pairs become their character. Bytes that Python could not decode (`surrogateescape`) are
+    decoded as UTF-8. The others become U+FFFD.
     """
     if _HALF.search(text) is None:
         return text
@@ -34,20 +34,17 @@ def well_formed(text: str) -> str:
 
 
 def marked_encoding(data: bytes) -> str | None:
-    """The encoding that a byte order mark at the beginning of `data` names."""
+    """The encoding of a byte order mark at the beginning of `data`, or None."""
     return next((name for mark, name in _MARKS.items() if data.startswith(mark)), None)
 
 
 def decode(data: bytes, encoding: str = "utf-8", errors: str = "strict") -> str:
-    """The text of a file or a pipe, its line ends as newlines.
-
-    Args:
-        encoding: that of `data` without a byte order mark.
+    """The text of a file or a pipe, with newlines as line ends. `encoding` applies without a byte order mark.
 
     Raises:
-        ValueError: it is no text: a NUL is in it, as in UTF-16 without a mark; or `errors` is strict and it is invalid.
+        ValueError: it contains a NUL, as in UTF-16 without a mark; or it is invalid and `errors` is strict.
     """
     text = data.decode(marked_encoding(data) or encoding, errors)
     if "\0" in text:
-        raise ValueError("a NUL is in it")
+        raise ValueError("it contains a NUL")
     return text.replace("\r\n", "\n").replace("\r", "\n")

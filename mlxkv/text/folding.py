@@ -1,7 +1,7 @@
-"""Text compared as people read it: without regard to case, width, accents that were not asked for, and line ends.
+"""Folds text for searching: ignores case, width, line ends, and accents if the query has none.
 
-`ｶﾞｲﾄﾞ` is `ガイド`, `Ｃ＋＋` is `c++`, and a Hangul syllable is what its letters spell; a place that is found
-is one of the text as it is. Pure; any thread.
+`ｶﾞｲﾄﾞ` equals `ガイド`, `Ｃ＋＋` equals `c++`, and a Hangul syllable equals its letters; matches are spans of the
+original text. Pure; any thread.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from dataclasses import dataclass
 Span = tuple[int, int]
 
 _JOINING = re.compile("[\u1160-\u11ff\u3131-\u318e\uff9e\uff9f\uffa0-\uffdc]")
-"""Letters that NFKC may join to those before them, beside combining marks."""
+"""Letters, other than combining marks, that NFKC may join to those before them."""
 
 _ACCENTS = re.compile("[\u0300-\u036f]+")
 
 
 def folded(text: str, accents: bool = True) -> str:
-    """`text` for comparing. Not `accents`: without those of Latin, Greek and Cyrillic letters."""
+    """`text` for comparison; without `accents` those of Latin, Greek and Cyrillic letters are removed."""
     if text.isascii():
         return text.lower()
     text = unicodedata.normalize("NFKC", text).casefold()
@@ -30,8 +30,7 @@ def folded(text: str, accents: bool = True) -> str:
 
 
 def origins(line: str, change: Callable[[str], str]) -> list[Span]:
-    """For each character of `change(line)` the span of `line` that it comes from; `change` treats each letter with its
-    marks by itself."""
+    """The span of `line` behind each character of `change(line)`; each letter is changed with its marks."""
     if line.isascii():
         return [(i, i + 1) for i in range(len(line))]
     out: list[Span] = []
@@ -54,14 +53,14 @@ def _joins(piece: str, letter: str) -> bool:
 
 @dataclass(frozen=True)
 class Wanted:
-    """Words in this order, with whatever space between them."""
+    """A query: words in this order, with any whitespace between them."""
 
     pattern: re.Pattern[str]
     accents: bool
 
     @classmethod
     def of(cls, words: str) -> Wanted | None:
-        """None: there is nothing to look for."""
+        """None if `words` is empty."""
         accents = folded(words) != folded(words, accents=False)
         parts = [re.escape(part) for part in folded(words, accents).split()]
         return cls(re.compile(r"\s+".join(parts)), accents) if parts else None
@@ -70,7 +69,7 @@ class Wanted:
         return self.pattern.search(folded(text, self.accents)) is not None
 
     def places(self, text: str) -> Iterator[Span]:
-        """Where they stand in `text`, ascending."""
+        """Spans of the matches in `text`, ascending."""
         found = [match.span() for match in self.pattern.finditer(folded(text, self.accents))]
         if not found:
             return

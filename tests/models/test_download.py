@@ -26,7 +26,7 @@ def names(folder: Path) -> set[str]:
 
 def partial_of(hub: Hub, fake: FakeHub) -> Path:
     (file,) = [f for f in plan_download(REPO, hub=hub).files if f.path == WEIGHTS]
-    return partial_path(hub.storage(REPO) / "blobs" / str(file.sha256))
+    return partial_path(hub.storage(REPO) / "blobs" / file.id)
 
 
 def test_whole(fake: FakeHub, hub: Hub) -> None:

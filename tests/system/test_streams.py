@@ -24,7 +24,7 @@ from mlxkv.system.terminal import GONE
 
 ASK = ("-p", "hi", "-m", "TINY", "--max-tokens", "5", "--temp", "0", "--window", "256")
 FULL = "mlxkv: Standard output cannot be written (No space left on device); free some space or write somewhere else.\n"
-BINARY = "mlxkv: Standard input is not text (a NUL is in it); give UTF-8, or UTF-16 with a byte order mark.\n"
+BINARY = "mlxkv: Standard input is not text (it contains a NUL); give UTF-8, or UTF-16 with a byte order mark.\n"
 LOSSY = "mlxkv: standard input is not all text; invalid bytes became U+FFFD.\n"
 
 
