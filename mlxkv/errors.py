@@ -40,7 +40,7 @@ class ModelNotFoundError(ModelError):
 
 
 class ModelUnsupportedError(ModelError):
-    """Mlx-lm lacks the architecture, or the model requires running its own code."""
+    """mlx-lm lacks the architecture, or the model requires running its own code."""
 
 
 class ModelDownloadError(ModelError):

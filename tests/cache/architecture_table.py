@@ -124,17 +124,16 @@ def read_rows() -> dict[str, str]:
 _HEAD = """\
 # Models
 
-What mlxkv does with the cache of each architecture that mlx-lm {version} knows. The table is written by
-`python -m bench.architectures`: every row was run, on a tiny model of that architecture with random weights, and the
-tests make rows anew and compare them with this file.
+What mlxkv does with the cache of each architecture in mlx-lm {version}. The table is written by
+`python -m bench.architectures`: every row comes from a run of a tiny model of that architecture with random weights, and
+the tests repeat rows and compare them with this file.
 
 * **bounded**: the rows held never exceed sinks + window + undo, at any step, and the logits equal those of one call
-  over all tokens with a mask that shows exactly what is kept, to 1e-5 of the largest logit. Where that cannot be, a
-  `window` that was asked for is refused with `UnboundedError`, and without one the model's own caches are used.
+  over all tokens with a mask that shows exactly the held rows, to 1e-5 of the largest logit. If that is impossible, a
+  requested `window` is refused with `UnboundedError`, and otherwise the model's own caches are used.
 * Before anything is evicted the logits equal those with mlx-lm's own caches: exactly in one call; in pieces and decode
-  steps exactly where no layer has a sliding window, else to 1e-5, since rows then lie in another order and are added up
-  in it. PLaMo 3 is equal in one call alone: mlx-lm's decode steps see one token less than its prefill does, and here
-  both see the same.
+  steps exactly if no layer has a sliding window, else to 1e-5, since rows are then summed in another order. PLaMo 3 is equal
+  only in one call: mlx-lm's decode steps see one token fewer than its prefill, and here both see the same.
 * **quantized**: `bits=8`, `4` and `(8, 4)` past the window, packed or decoded, or the reason why
   `CacheConfig(bits=...)` is refused.
 * **rewindable**: rewinding past an eviction gives exactly the logits of a cache without the later tokens. Recurrent
@@ -149,8 +148,9 @@ tests make rows anew and compare them with this file.
   the ropes that the model really has. If its module does not read them, they are put into the older keys that it
   reads (`rope_theta`, `rope_scaling`, `rope_local_base_freq`,
   `partial_rotary_factor`, ...), and rows saved before no longer fit; if no variant gives those ropes, the
-  model is refused. If both exist, `rope_parameters` give theta and `rope_scaling` gives the
-  scaling, as in transformers. `gptj`, `phixtral`, `plamo2`, `qwen` and `recurrent_gemma` support one theta, 10,000.
+  model is refused, and so is a config whose rope values are not positive numbers. If both
+  exist, `rope_parameters` give theta and `rope_scaling` gives the scaling, as in transformers. `gptj`,
+  `phixtral`, `plamo2`, `qwen` and `recurrent_gemma` support one theta, 10,000.
   Values that mlx-lm's ropes do not support in either form (YaRN's `truncate`) are ignored.
 * **Trained length**: `max_position_embeddings`, `n_positions`, `seq_length`, `max_seq_len`, `n_ctx` and similar keys,
   of the text model first; a YaRN, Llama 3 or long rope extends it to `original_max_position_embeddings` times
