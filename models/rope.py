@@ -269,9 +269,7 @@ def _missing(model: Any, config: Mapping[str, Any], ropes: Mapping[str, Rope]) -
         for rope in found:
             fits = [label for label, want in wanted.items() if _is_same(rope, want, config, layer)]
             matched.update(fits)
-            is_plain = (
-                type(rope) is nn.RoPE and getattr(rope, "scale", None) == 1.0
-            )  # sliding-window layers never take a scaling
+            is_plain = type(rope) is nn.RoPE and getattr(rope, "scale", None) == 1.0  # as in sliding windows
             is_unexpected |= not fits and not ("" in ropes and is_plain)
     present = {*ropes} - {*labels} | {label for label, found in zip(labels, layers, strict=True) if found}
     missing = [str(rope) for label, rope in ropes.items() if label in present and label not in matched]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -13,7 +12,7 @@ import typer
 
 from mlxkv.cli.completion import models, prompt_caches
 from mlxkv.config import Folders, load_settings
-from mlxkv.protocol.export_format import CACHE_FORMATS, CACHE_SUFFIXES, export_format, one_of
+from mlxkv.protocol.export_format import CACHE_FORMATS, CACHE_SUFFIXES, export_format
 
 if TYPE_CHECKING:
     from mlxkv.store.prompts.folder import NamedCache, PromptFolder
@@ -218,18 +217,14 @@ def cache_export(
 ) -> None:
     """Export a prompt cache for mlx-lm (`mlx_lm.generate --prompt-cache-file`), or unchanged."""
     from mlxkv.cli.print_mode import open_cache
-    from mlxkv.errors import ConfigError, StoreError
+    from mlxkv.errors import StoreError
     from mlxkv.stats import bytes_text
     from mlxkv.store import SessionStore
 
-    if format_ is not None and format_ not in CACHE_FORMATS:
-        raise ConfigError(f"The option --format is {format_!r}; it must be {one_of(tuple(CACHE_FORMATS))}.")
-    chosen = export_format(format_, output, CACHE_SUFFIXES)
+    chosen = export_format(format_, output, CACHE_SUFFIXES, tuple(CACHE_FORMATS), force=force)
     folders = Folders.from_env()
     folder = _folder(folders)
     path = folder.find(name)
-    if os.path.exists(output) and not force:
-        raise StoreError(f"{output} exists already; give --force to replace it.")
     if chosen == "kv":
         if path.suffix != ".kv":
             raise StoreError(f"{name} was made by mlx-lm, whose files have no ids; export it as mlx-lm.")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mlxkv.config import Folders
-from mlxkv.protocol.export_format import CHAT_FORMATS, CHAT_SUFFIXES, export_format, one_of
+from mlxkv.protocol.export_format import CHAT_FORMATS, CHAT_SUFFIXES, export_format
 from mlxkv.token_ids import common_prefix
 
 if TYPE_CHECKING:
@@ -170,13 +170,9 @@ def chats_export(
     from mlxkv.store.export.markdown import to_markdown
     from mlxkv.store.files import Files
 
-    if format_ is not None and format_ not in CHAT_FORMATS:
-        raise ConfigError(f"The option --format is {format_!r}; it must be {one_of(CHAT_FORMATS)}.")
-    chosen = export_format(format_, output, CHAT_SUFFIXES)
+    chosen = export_format(format_, output, CHAT_SUFFIXES, CHAT_FORMATS, force=force)
     if chosen == "mlxkv" and output is None:
         raise ConfigError("The format mlxkv is not text; name a file with -o FILE.")
-    if output is not None and os.path.exists(output) and not force:
-        raise StoreError(f"{output} exists already; give --force to replace it.")
     with open_store() as store:
         session_id = store.sessions.find(chat)
         if chosen == "mlxkv":

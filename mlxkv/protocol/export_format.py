@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
-from mlxkv.errors import ConfigError
+from mlxkv.errors import ConfigError, StoreError
 
 CHAT_SUFFIXES: Mapping[str, str] = MappingProxyType(
     {".md": "md", ".markdown": "md", ".json": "json", ".mlxkv": "mlxkv"}
@@ -18,12 +19,23 @@ CACHE_FORMATS: Mapping[str, str] = MappingProxyType(  # and the version of mlx-l
 )
 
 
-def export_format(asked: str | None, path: Path | None, suffixes: Mapping[str, str]) -> str:
+def export_format(
+    asked: str | None,
+    path: Path | None,
+    suffixes: Mapping[str, str],
+    formats: Sequence[str] = (),
+    *,
+    force: bool = True,
+) -> str:
     """The format for `path` (None: stdout): `asked` if given, else by suffix, else the first format.
 
     Raises:
-        ConfigError: `path` has a suffix that is not in `suffixes`.
+        ConfigError: `asked` is not in `formats`, or the suffix of `path` not in `suffixes`. StoreError: `path` exists.
     """
+    if asked is not None and asked not in formats:
+        raise ConfigError(f"The option --format is {asked!r}; it must be {one_of(formats)}.")
+    if path is not None and not force and os.path.exists(path):
+        raise StoreError(f"{path} exists already; give --force to replace it.")
     if asked:
         return asked
     suffix = path.suffix if path is not None else ""

@@ -125,15 +125,15 @@ _HEAD = """\
 # Models
 
 What mlxkv does with the cache of each architecture in mlx-lm {version}. The table is written by
-`python -m bench.architectures`: every row comes from a run of a tiny model of that architecture with random weights, and
-the tests repeat rows and compare them with this file.
+`python -m bench.architectures`: every row comes from a run of a tiny model with random weights, and the tests repeat
+rows and compare them with this file.
 
 * **bounded**: the rows held never exceed sinks + window + undo, at any step, and the logits equal those of one call
   over all tokens with a mask that shows exactly the held rows, to 1e-5 of the largest logit. If that is impossible, a
   requested `window` is refused with `UnboundedError`, and otherwise the model's own caches are used.
 * Before anything is evicted the logits equal those with mlx-lm's own caches: exactly in one call; in pieces and decode
-  steps exactly if no layer has a sliding window, else to 1e-5, since rows are then summed in another order. PLaMo 3 is equal
-  only in one call: mlx-lm's decode steps see one token fewer than its prefill, and here both see the same.
+  steps exactly if no layer has a sliding window, else to 1e-5, since rows are then summed in another order. PLaMo 3
+  is equal only in one call: mlx-lm's decode steps see one token fewer than its prefill; here both see the same.
 * **quantized**: `bits=8`, `4` and `(8, 4)` past the window, packed or decoded, or the reason why
   `CacheConfig(bits=...)` is refused.
 * **rewindable**: rewinding past an eviction gives exactly the logits of a cache without the later tokens. Recurrent
