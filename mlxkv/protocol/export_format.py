@@ -1,4 +1,4 @@
-"""Export formats: the one given by an option, else the one of the file's suffix. Pure; any thread."""
+"""Export formats, chosen by an option or else by the suffix of the file. Any thread."""
 
 from __future__ import annotations
 
