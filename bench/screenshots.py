@@ -1,6 +1,6 @@
-"""Pictures of the chat for docs/chat.md, from the real program: `python -m bench.screenshots -m MODEL --out FOLDER`.
+"""Screenshots of the chat for docs/chat.md, from the real program: `python -m bench.screenshots -m MODEL --out FOLDER`.
 
-The window runs without a terminal, with a real engine and a home of its own; Textual exports what it shows as SVG.
+The window runs without a terminal, with a real engine and a home folder of its own; Textual exports its screen as SVG.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from textual.pilot import Pilot
 from mlxkv.config import Folders, Settings
 from mlxkv.engine import Engine
 from mlxkv.protocol.commands import LoadModel, NewChat
-from mlxkv.protocol.events import FirstScreen
 from mlxkv.tui.app import ChatApp
 
 QUESTIONS = ("What is a KV cache?", "How do I save a prompt cache?", "What happens when the window is full?")
@@ -24,7 +23,7 @@ SIZE = (110, 34)
 
 
 class Camera:
-    """An app under a pilot, and where its pictures go."""
+    """Screenshots of an app under a pilot, written to `out`."""
 
     def __init__(self, app: ChatApp, pilot: Pilot[int], out: Path) -> None:
         self.app, self.pilot, self.out = app, pilot, out
@@ -32,17 +31,19 @@ class Camera:
     async def until(self, condition: Callable[[], object]) -> None:
         while not condition():
             await self.pilot.pause(0.05)
-        await self.pilot.pause(0.3)  # until what follows from it is painted
+        await self.pilot.pause(0.3)  # until its effects are painted
 
     async def run(self, line: str) -> None:
         self.app.prompt.put(line)
         await self.pilot.press("enter")
 
     async def ask(self, question: str) -> None:
-        state = self.app.state
-        done = len(state.messages) + 2
+        state, transcript = self.app.state, self.app.state.transcript
+        done = len(transcript.messages) + 2
         await self.run(question)
-        await self.until(lambda: len(state.messages) >= done and not state.turn and "saved" in state.status.saved)
+        await self.until(
+            lambda: len(transcript.messages) >= done and not transcript.reply and "saved" in state.status.saved
+        )
 
     def take(self, name: str) -> None:
         path = self.out / f"{name}.svg"
@@ -53,14 +54,14 @@ class Camera:
 async def pictures(model: str, questions: tuple[str, ...], out: Path, folders: Folders) -> None:
     settings = Settings(temperature=0.0, max_tokens=160)
     engine = Engine(folders, settings)
-    app = ChatApp(engine, FirstScreen(), settings, None, [LoadModel(model), NewChat()])
+    app = ChatApp(engine, (), settings, None, [LoadModel(model), NewChat()])
     try:
         async with app.run_test(size=SIZE) as pilot:
-            camera, state = Camera(app, pilot, out), app.state
+            camera, state, transcript = Camera(app, pilot, out), app.state, app.state.transcript
             await camera.until(lambda: state.is_ready)
             await camera.ask(questions[-1])
             await camera.run("/new")
-            await camera.until(lambda: state.is_empty)
+            await camera.until(lambda: transcript.is_empty)
             for question in questions[:-1]:
                 await camera.ask(question)
             camera.take("chat")
@@ -70,7 +71,9 @@ async def pictures(model: str, questions: tuple[str, ...], out: Path, folders: F
             await pilot.press("f2")
             before = state.session_id
             await camera.run("/retry")
-            await camera.until(lambda: state.session_id != before and not state.turn and len(state.messages) >= 4)
+            await camera.until(
+                lambda: state.session_id != before and not transcript.reply and len(transcript.messages) >= 4
+            )
             await pilot.press("ctrl+b")
             await camera.until(lambda: app.chat.sidebar and state.chats)
             camera.take("chats")

@@ -20,7 +20,7 @@ from textual.events import Key
 from mlxkv.config import Settings
 from mlxkv.events import Message, TextDelta
 from mlxkv.protocol.commands import Command, LoadModel, NewChat, OpenChat, Send
-from mlxkv.protocol.events import ChatOpened, FirstScreen
+from mlxkv.protocol.events import ChatOpened
 from mlxkv.tui.app import ChatApp
 from tests.tui.fake_engine import REPLY, STATS, FakeEngine
 
@@ -36,7 +36,7 @@ def app_with(num_messages: int) -> tuple[ChatApp, FakeEngine]:
     engine = FakeEngine(manual=True)
     engine.history = old_messages(num_messages)
     commands: list[Command] = [LoadModel(MODEL), OpenChat("c1")]
-    return ChatApp(engine, FirstScreen(), Settings(), None, commands), engine
+    return ChatApp(engine, (), Settings(), None, commands), engine
 
 
 async def painted(app: ChatApp) -> None:
@@ -61,7 +61,7 @@ async def flush_and_key(num_messages: int, rounds: int = 60) -> tuple[float, flo
         for i in range(rounds):
             app.state.apply(TextDelta(text[40 * i : 40 * i + 40], 8 * i))
             start = time.process_time()
-            app._sync()
+            app.chat.sync()
             await painted(app)
             flushes.append(time.process_time() - start)
         for _ in range(rounds // 2):
@@ -85,7 +85,7 @@ async def opening(num_messages: int) -> float:
         event = ChatOpened("c2", "long", old_messages(num_messages))
         start = time.process_time()
         app.state.apply(event)
-        app._sync()
+        app.chat.sync()
         await painted(app)
         spent = time.process_time() - start
         engine.events.clear()
@@ -130,7 +130,7 @@ async def kept_speed(tokens: int = 750, rate: float = 500.0, rounds: int = 5) ->
         alone = BusyEngine(tokens, 1 / rate)
         await asyncio.to_thread(alone.decode)
         beside = BusyEngine(tokens, 1 / rate)
-        app = ChatApp(beside, FirstScreen(), Settings(), None, [LoadModel(MODEL), NewChat()], "go")
+        app = ChatApp(beside, (), Settings(), None, [LoadModel(MODEL), NewChat()], "go")
         async with app.run_test(size=(120, 40)):
             cpu, start = time.thread_time(), time.perf_counter()
             await asyncio.to_thread(beside.done.wait)
@@ -142,14 +142,13 @@ async def kept_speed(tokens: int = 750, rate: float = 500.0, rounds: int = 5) ->
 FIRST_FRAME = """
 import time
 from mlxkv.config import Folders, Settings
-from mlxkv.protocol.events import FirstScreen
 from mlxkv.tui.app import ChatApp
 from tests.tui.fake_engine import FakeEngine
 class Engine(FakeEngine):
     def start(self):
         print(time.time() - START, time.process_time())
         app.exit(0)
-app = ChatApp(Engine(), FirstScreen(), Settings(), Folders.from_env())
+app = ChatApp(Engine(), (), Settings(), Folders.from_env())
 app.run(headless=True, size=(120, 40))
 """
 

@@ -10,7 +10,7 @@ from functools import partial
 from mlxkv.config import Folders, Settings
 from mlxkv.protocol.commands import Command
 from mlxkv.protocol.engine import EnginePort
-from mlxkv.protocol.events import FirstScreen
+from mlxkv.protocol.events import ModelCard
 from mlxkv.system.supervisor_link import SupervisorLink
 
 __all__ = ["EnginePort", "run"]
@@ -18,7 +18,7 @@ __all__ = ["EnginePort", "run"]
 
 def run(
     engine: EnginePort,
-    first: FirstScreen,
+    suggestions: tuple[ModelCard, ...],
     settings: Settings,
     folders: Folders,
     start: Sequence[Command] = (),
@@ -28,7 +28,8 @@ def run(
     """Show the window until the user quits or the terminal is closed; returns the exit code (0, 1 if the window or the
     engine failed, 129 without a terminal).
 
-    The engine is started once the first frame is painted, gets `start` and then `ask`, and is always closed.
+    `suggestions` are listed until a model is chosen. The engine starts after the first frame, gets `start` and then
+    `ask`, and is always closed.
     """
     from mlxkv.tui.app import ChatApp
     from mlxkv.tui.terminal_driver import WindowDriver
@@ -37,7 +38,9 @@ def run(
     # A token must not wait 5 ms for the window to release the interpreter lock.
     sys.setswitchinterval(0.0005)
     try:
-        app = ChatApp(engine, first, settings, folders, start, ask, driver_class=WindowDriver, supervisor=supervisor)
+        app = ChatApp(
+            engine, suggestions, settings, folders, start, ask, driver_class=WindowDriver, supervisor=supervisor
+        )
         code = app.run(mouse=settings.mouse)
         return code if code is not None else (app.return_code or 0)
     finally:

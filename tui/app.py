@@ -74,7 +74,7 @@ class ChatApp(App[int], inherit_bindings=False):
     def __init__(
         self,
         engine: EnginePort,
-        first: ev.FirstScreen,
+        suggestions: tuple[ev.ModelCard, ...],
         settings: Settings,
         folders: Folders | None,
         first_commands: Iterable[cmd.Command] = (),
@@ -92,7 +92,7 @@ class ChatApp(App[int], inherit_bindings=False):
         self.first_commands, self._ask = tuple(first_commands), ask
         self._presses = Presses()
         self._started = False
-        self.chat = ChatScreen(first, self.state, self.history, self._send_commands)
+        self.chat = ChatScreen(suggestions, self.state, self.history, self._send_commands)
         self.transcript, self.prompt = self.chat.transcript, self.chat.prompt
 
     def get_default_screen(self) -> Screen[None]:

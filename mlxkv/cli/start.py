@@ -21,7 +21,7 @@ from mlxkv.system.terminal import redirect_stderr
 
 if TYPE_CHECKING:
     from mlxkv.protocol.commands import Command
-    from mlxkv.protocol.events import FirstScreen
+    from mlxkv.protocol.events import ModelCard
 
 
 def first_commands(
@@ -53,7 +53,7 @@ def open_window(folders: Folders, settings: Settings, start: list[Command], ques
     sys.__stderr__ = sys.__stdout__  # type: ignore[misc]  # textual draws on stderr, even if that is redirected
     engine = Engine(folders, settings, save=save)
     with redirect_stderr(log):
-        return run(engine, _first_screen(start), settings, folders, start, question, supervisor)
+        return run(engine, _suggestions(start), settings, folders, start, question, supervisor)
 
 
 def talk_in_lines(folders: Folders, settings: Settings, start: list[Command], question: str | None, save: bool) -> int:
@@ -80,18 +80,18 @@ def _log_to_file(folders: Folders) -> Path:
     return path
 
 
-def _first_screen(start: list[Command]) -> FirstScreen:
-    """Suggestions if no model was chosen: three that fit this machine."""
+def _suggestions(start: list[Command]) -> tuple[ModelCard, ...]:
+    """Three models that fit this machine; none if one was chosen."""
     from mlxkv.protocol.commands import LoadModel
-    from mlxkv.protocol.events import FirstScreen, ModelCard
+    from mlxkv.protocol.events import ModelCard
 
     if any(isinstance(command, LoadModel) for command in start):
-        return FirstScreen()
+        return ()
     from mlxkv.device import current_device
     from mlxkv.models import suggestions
 
     fitting = suggestions(current_device().memory_limit)
-    return FirstScreen(tuple(ModelCard(e.id, e.size_bytes, e.licence, e.note) for e in fitting))
+    return tuple(ModelCard(e.id, e.size_bytes, e.licence, e.note) for e in fitting)
 
 
 def model_name(folders: Folders, settings: Settings, session_id: str | None) -> str | None:

@@ -5,7 +5,7 @@ The events of one turn are public, in `mlxkv.events`; they are exported again he
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 
 from mlxkv.events import (  # noqa: F401 - exported again
@@ -287,10 +287,3 @@ EngineEvent = (
     | Compacted | SaveProgress | TokensCounted | CompactPlan | TurnStarted | SessionStatus | ContextUsage
     | SessionStats | MessageTooLong | Failed | EngineStopped
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class FirstScreen:
-    """The models that the window lists before one is chosen."""
-
-    models: tuple[ModelCard, ...] = field(default=())

@@ -8,16 +8,14 @@ import sys
 
 from mlxkv.config import Folders, Settings
 from mlxkv.protocol.commands import Command, LoadModel, NewChat, OpenChat
-from mlxkv.protocol.events import FirstScreen, ModelCard
+from mlxkv.protocol.events import ModelCard
 from mlxkv.tui import run
 from tests.tui.fake_engine import ThreadEngine
 
-CARDS = FirstScreen(
-    (
-        ModelCard("tutor", 1_400_000, "MIT", "built in, knows this program"),
-        ModelCard("mlx-community/Qwen3-4B-4bit", 2_300_000_000, "Apache-2.0", "fast"),
-        ModelCard("mlx-community/Qwen3-32B-4bit", 18_400_000_000, "Apache-2.0", "", fits=False),
-    )
+CARDS = (
+    ModelCard("tutor", 1_400_000, "MIT", "built in, knows this program"),
+    ModelCard("mlx-community/Qwen3-4B-4bit", 2_300_000_000, "Apache-2.0", "fast"),
+    ModelCard("mlx-community/Qwen3-32B-4bit", 18_400_000_000, "Apache-2.0", "", fits=False),
 )
 
 

@@ -44,7 +44,6 @@ from mlxkv.protocol.events import (
     EngineStopped,
     Failed,
     FailureKind,
-    FirstScreen,
     LoadPhase,
     ModelCard,
     ModelList,
@@ -197,7 +196,7 @@ def main(lead: int = 0) -> int:
         ModelCard("b", 1, piece(lead, "terms")[:28], piece(lead + 1, "about")[:28]),
     )
     settings = Settings(model=bomb(lead), system=bomb(lead, "system"))
-    return run(HostileEngine(lead), FirstScreen(cards), settings, Folders.from_env(os.environ))
+    return run(HostileEngine(lead), cards, settings, Folders.from_env(os.environ))
 
 
 if __name__ == "__main__":

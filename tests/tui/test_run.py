@@ -12,7 +12,6 @@ import pytest
 
 from mlxkv import tui
 from mlxkv.config import Folders, Settings
-from mlxkv.protocol.events import FirstScreen
 from mlxkv.tui.app import ChatApp
 from tests.system.test_supervisor import Run
 
@@ -34,7 +33,7 @@ def test_the_parent_knows_of_the_end_before_the_engine_is_waited_for(
     monkeypatch.setattr(ChatApp, "run", lambda *_, **__: 0)
     monkeypatch.setattr(sys, "setswitchinterval", lambda _: None)
     one: Any = Recorder()
-    assert tui.run(one, FirstScreen(), Settings(), Folders.from_env(), supervisor=one) == 0
+    assert tui.run(one, (), Settings(), Folders.from_env(), supervisor=one) == 0
     assert one.asked == ["quit", "close"]
 
 

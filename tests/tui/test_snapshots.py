@@ -13,7 +13,7 @@ from textual.pilot import Pilot
 from mlxkv.config import Settings
 from mlxkv.events import TextDelta
 from mlxkv.protocol.commands import Command, LoadModel, NewChat, OpenChat
-from mlxkv.protocol.events import FirstScreen, ModelCard
+from mlxkv.protocol.events import ModelCard
 from mlxkv.protocol.status import ChatSummary
 from mlxkv.tui.app import ChatApp
 from tests.tui.fake_engine import CHATS, REPLY, STATUS, FakeEngine
@@ -27,11 +27,9 @@ FAMILY = (
     replace(CHATS[1], updated=TODAY - 40 * 86_400.0),
 )
 SnapCompare = Callable[..., bool]
-FIRST = FirstScreen(
-    (
-        ModelCard("tutor", 1_400_000, "MIT", "built in"),
-        ModelCard("mlx-community/Qwen3-32B-4bit", 18_400_000_000, "Apache-2.0", fits=False),
-    )
+FIRST = (
+    ModelCard("tutor", 1_400_000, "MIT", "built in"),
+    ModelCard("mlx-community/Qwen3-32B-4bit", 18_400_000_000, "Apache-2.0", fits=False),
 )
 
 

@@ -9,11 +9,11 @@ from textual.pilot import Pilot
 
 from mlxkv.config import Folders, Settings
 from mlxkv.protocol.commands import Command, LoadModel, NewChat
-from mlxkv.protocol.events import FirstScreen, ModelCard
+from mlxkv.protocol.events import ModelCard
 from mlxkv.tui.app import ChatApp
 from tests.tui.fake_engine import FakeEngine
 
-FIRST = FirstScreen((ModelCard("tutor", 1_400_000, "MIT", "built in"),))
+FIRST = (ModelCard("tutor", 1_400_000, "MIT", "built in"),)
 
 
 class Window:

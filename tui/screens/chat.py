@@ -18,7 +18,7 @@ from textual.screen import Screen
 from textual.widgets import Static
 
 from mlxkv.protocol import commands as cmd
-from mlxkv.protocol.events import FirstScreen
+from mlxkv.protocol.events import ModelCard
 from mlxkv.text.clean import clean
 from mlxkv.tui.state import choice_lists, slash
 from mlxkv.tui.state.chat_list import latest_first
@@ -68,13 +68,15 @@ class ChatScreen(Screen[None]):
         Binding("ctrl+b", "sidebar", "Chats in a sidebar", id="app.sidebar"),
     ]
 
-    def __init__(self, first: FirstScreen, state: ChatState, history: History, send: Callable[[], None]) -> None:
+    def __init__(
+        self, suggestions: tuple[ModelCard, ...], state: ChatState, history: History, send: Callable[[], None]
+    ) -> None:
         super().__init__()
         self.HORIZONTAL_BREAKPOINTS = [(0, "-tiny-w"), (30, "-narrow"), (60, "-normal")]
         self.VERTICAL_BREAKPOINTS = [(0, "-tiny-h"), (8, "-short"), (12, "-tall")]
         self.state, self.history, self._send = state, history, send
         self.header, self.activity, self.footer = Bar(id="header"), Bar(id="activity"), Bar(id="footer")
-        self.welcome, self.transcript, self.queued = Welcome(first), Transcript(), Queued(id="queued")
+        self.welcome, self.transcript, self.queued = Welcome(suggestions), Transcript(), Queued(id="queued")
         self.panel = Panel(id="panel")
         self.prompt = Prompt(id="prompt")
         self.body, self.main = Horizontal(id="body"), Vertical(id="main")

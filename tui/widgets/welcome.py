@@ -7,7 +7,7 @@ from rich.text import Text
 from textual.widget import Widget
 
 from mlxkv.models.resolve import BUILT_IN
-from mlxkv.protocol.events import FirstScreen
+from mlxkv.protocol.events import ModelCard
 from mlxkv.stats import bytes_text
 from mlxkv.text.clean import clean
 from mlxkv.tui.state.choices import cut
@@ -22,9 +22,9 @@ class Welcome(Widget, can_focus=False):
     """
     ALLOW_SELECT = False
 
-    def __init__(self, first: FirstScreen, *, id: str | None = None) -> None:
+    def __init__(self, suggestions: tuple[ModelCard, ...], *, id: str | None = None) -> None:
         super().__init__(id=id)
-        self._first = first
+        self._suggestions = suggestions
         self._shown: tuple[str, bool, bool, tuple[str, ...]] = ("", False, False, ())
 
     def show(self, model: str, ready: bool, loading: bool, titles: tuple[str, ...] = ()) -> None:
@@ -41,7 +41,7 @@ class Welcome(Widget, can_focus=False):
         elif loading:
             lines = welcome_lines(["One moment"], ["Type ahead: it is sent when the model is ready."])
         else:
-            lines = model_lines(self._first, width)
+            lines = model_lines(self._suggestions, width)
         return Text("\n", justify="left").join(lines)
 
 
@@ -67,13 +67,13 @@ def welcome_lines(title: list[str], dim: list[str]) -> list[Text]:
     return rows + [Text().append(line.center(width), "dim") for line in dim]
 
 
-def model_lines(first: FirstScreen, width: int) -> list[Text]:
+def model_lines(suggestions: tuple[ModelCard, ...], width: int) -> list[Text]:
     """Name, size, licence and note in columns; columns that do not fit are left out from the right."""
     how = Text().append("⏎", "bold").append(" lists them all · ", "dim")
     how.append("/model <repo id or folder>", "bold").append(" loads one", "dim")
-    if not first.models:
+    if not suggestions:
         return [Text("No model is loaded", "bold"), Text(""), how]
-    cards = [(clean(m.id), bytes_text(m.size_bytes), clean(m.licence), clean(m.note), m.fits) for m in first.models]
+    cards = [(clean(m.id), bytes_text(m.size_bytes), clean(m.licence), clean(m.note), m.fits) for m in suggestions]
     columns = 4
     while columns > 1:
         widths = [max(cell_len(str(card[i])) for card in cards) for i in range(columns)]
