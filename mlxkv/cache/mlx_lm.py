@@ -24,7 +24,7 @@ from mlxkv.cache.probe import RowShape
 from mlxkv.cache.prompt_cache import PromptCache, Reuse
 from mlxkv.cache.recurrent.state import capture
 from mlxkv.cache.ring import RingKVCache
-from mlxkv.cache.rows import Codec, Parts, Rows
+from mlxkv.cache.rows import Codec, Parts, Rows, concatenated
 from mlxkv.errors import CacheError, MismatchError
 from mlxkv.token_ids import common_prefix
 
@@ -49,9 +49,8 @@ def _state(plan: LayerPlan, layer: Any, offset: int) -> LayerState:
     if kind not in KINDS:
         raise CacheError(f"Layer {plan.index} is a {kind}; of mlx-lm's caches only {', '.join(KINDS)} can be exported.")
     if kind == "QuantizedKVCache":
-        packed = [tuple(part[..., :offset, :] for part in parts) for parts in (layer.keys, layer.values)]
-        size, bits = layer.group_size, layer.bits
-        return LayerState("QuantizedKVCache", packed[0], packed[1], offset, group_size=size, bits=bits)
+        keys, values = (tuple(part[..., :offset, :] for part in parts) for parts in (layer.keys, layer.values))
+        return LayerState(kind, keys, values, offset, group_size=layer.group_size, bits=layer.bits)
     keys, values = (x[..., : min(offset, x.shape[-2]), :] for x in (layer.keys, layer.values))
     if kind == "RotatingKVCache":
         return LayerState("RotatingKVCache", (keys,), (values,), offset, layer.keep, layer.max_size, layer._idx)
@@ -73,7 +72,7 @@ def _ring_state(plan: LayerPlan, ring: RingKVCache, offset: int) -> LayerState:
     window = _rows(ring, sinks + evicted, offset)
     pinned = (_pinned_keys(ring, evicted), _parts(ring.value_rows, 0, sinks))
     blank = [tuple(mx.zeros_like(x[..., :1, :]) for x in side) for side in window]
-    keys, values = (_joined([p, z, w]) for p, z, w in zip(pinned, blank, window, strict=True))
+    keys, values = (concatenated([p, z, w]) for p, z, w in zip(pinned, blank, window, strict=True))
     rows = keys[0].shape[-2]
     return LayerState("RotatingKVCache", keys, values, offset, sinks, rows, rows)
 
@@ -105,7 +104,8 @@ def _rows(ring: RingKVCache, a: int, b: int) -> tuple[Parts, Parts]:
     """Positions [a, b), oldest first, as attended."""
     segments = list(ring.geometry.segments(a, b, ring.offset))
     keys, values = (
-        _joined([_parts(rows, s.row, s.row + s.b - s.a) for s in segments]) for rows in (ring.key_rows, ring.value_rows)
+        concatenated([_parts(rows, s.row, s.row + s.b - s.a) for s in segments])
+        for rows in (ring.key_rows, ring.value_rows)
     )
     return keys, values
 
@@ -113,10 +113,6 @@ def _rows(ring: RingKVCache, a: int, b: int) -> tuple[Parts, Parts]:
 def _parts(rows: Rows | None, start: int, end: int) -> Parts:
     assert rows is not None  # a cache with tokens has buffers
     return rows.parts(start, end)
-
-
-def _joined(segments: Sequence[Parts]) -> Parts:
-    return tuple(mx.concatenate(list(parts), axis=-2) for parts in zip(*segments, strict=True))
 
 
 # -- in --------------------------------------------------------------------------------------------------------------

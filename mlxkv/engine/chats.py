@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from mlxkv.engine.context import EngineContext
 from mlxkv.engine.status import session_status, update_disk_bytes
@@ -18,9 +17,6 @@ from mlxkv.events import Notice
 from mlxkv.protocol import events as ev
 from mlxkv.protocol.export_format import CHAT_FORMATS, one_of
 from mlxkv.protocol.status import SaveState
-
-if TYPE_CHECKING:
-    from mlxkv.store import SessionStore
 
 # -- open ------------------------------------------------------------------------------------------------------------
 
@@ -45,7 +41,7 @@ def open_chat(context: EngineContext, session_id: str) -> Iterator[ev.EngineEven
     """Resume a chat. One that is open in another process is shown read-only, and can be forked."""
     model = context.ready_model
     if context.chat is None or context.chat.session_id != session_id:
-        model.store.sessions.check(session_id)  # damage is reported before the current chat is closed
+        model.store.sessions.check(session_id)  # reports damage before the current chat is closed
     context.close_chat()
     config = context.cache_config() if context.settings.bounds_cache else None
     chat = context.chat = model.reopen(session_id, cache=config, **context.settings.sampling)
@@ -83,7 +79,7 @@ def show_chat(
 
 
 def versions(context: EngineContext, first: int = 0) -> ev.Versions:
-    """ev.Versions of each message from `first` on; to be emitted before the messages they belong to."""
+    """Versions of each message from `first` on; to be emitted before the messages themselves."""
     chat, model = context.chat, context.model
     session = chat.session_id if chat else None
     return ev.Versions(model.store.siblings(session, first) if model and session else (), first)
@@ -184,7 +180,11 @@ def export_chat(context: EngineContext, kind: str, path: str, session_id: str | 
                     document = json.dumps(to_document(record), indent=1) + "\n"
                     file.write(document if kind == "json" else to_markdown(record, joined=True))
             if kind == "mlxkv":
-                _write_archive(store, session_id, target)
+                try:  # it replaces the empty file that reserves the name
+                    store.export_chat(session_id, target)
+                except BaseException:
+                    target.unlink(missing_ok=True)
+                    raise
         except FileExistsError as error:
             raise ConfigError(
                 f"{target} exists already; give another name, as in /export {kind} other.{kind}."
@@ -192,15 +192,6 @@ def export_chat(context: EngineContext, kind: str, path: str, session_id: str | 
         except OSError as error:
             raise ConfigError(f"{target} cannot be written ({error.strerror}); choose another folder.") from error
     yield ev.ChatExported(str(target.resolve()))
-
-
-def _write_archive(store: SessionStore, session_id: str, target: Path) -> None:
-    """Replace the empty file that reserves the name."""
-    try:
-        store.export_chat(session_id, target)
-    except BaseException:
-        target.unlink(missing_ok=True)
-        raise
 
 
 def _file_name(title: str) -> str:

@@ -1,6 +1,6 @@
 """EngineContext: the loaded model, the open chat and the settings that commands use. MLX thread, except `stop`.
 
-It opens and closes them; the handlers in the other modules use them.
+It opens and closes them for the handlers in the other modules.
 """
 
 from __future__ import annotations
@@ -49,15 +49,15 @@ class EngineContext:
         self.model: Model | None = None
         self.chat: Chat | None = None
         self.oversized: set[str] = set()  # models to load although they do not fit
-        self.uncompacted: Uncompacted | None = None  # what the open chat was compacted from
+        self.uncompacted: Uncompacted | None = None  # the chat that the open one was compacted from
         self.saved, self.save_problem = SaveState.NOTHING, ""
         self.unsent = ""  # a message that is being sent and is not part of the chat yet
         self.fork_number: tuple[str | None, int] = (None, 0)  # of a session in its family
         self.disk_bytes = 0  # KV of all chats when last counted
-        self._load = load
-        self._cancel_load = threading.Event()
+        self.load = load  # a test's replacement of `mlxkv.load`; its names are not models of this machine or the hub
+        self.cancel_load = threading.Event()
         self.num_submitted = self.num_started = 0  # commands
-        self._num_stopped = 0  # of them, in their order
+        self._num_stopped = 0  # of the submitted ones, in order
         self._is_closing = False
 
     def stop(self, *, closing: bool = False) -> None:
@@ -67,7 +67,7 @@ class EngineContext:
         """
         self._is_closing = self._is_closing or closing
         self._num_stopped = self.num_submitted
-        self._cancel_load.set()
+        self.cancel_load.set()
         if (chat := self.chat) is not None:
             chat.cancel(keep_message=self._is_closing)
 
@@ -93,29 +93,20 @@ class EngineContext:
             raise MlxkvError("No model is loaded; type /model and a folder or a repository id.")
         return self.model
 
-    @property
-    def has_test_loader(self) -> bool:
-        """Whether a test replaces `mlxkv.load`, so that names are not models of this machine or the hub."""
-        return self._load is not None
-
     def load_model(self, name: str) -> Model:
         def progress(p: Any) -> None:
             self.emit(ModelLoading(p.name, LoadPhase(p.phase), p.done, p.total))
 
-        if self._load is not None:
-            return self._load(name)
+        if self.load is not None:
+            return self.load(name)
         from mlxkv.model import load
 
         limited = name not in self.oversized
-        return load(name, folders=self.folders, limited=limited, progress=progress, cancel=self._cancel_load)
-
-    @property
-    def load_was_stopped(self) -> bool:
-        return self._cancel_load.is_set()
+        return load(name, folders=self.folders, limited=limited, progress=progress, cancel=self.cancel_load)
 
     def begin_load(self) -> None:
         if not self.was_stopped:
-            self._cancel_load.clear()
+            self.cancel_load.clear()
 
     def unload_model(self) -> None:
         """Release all memory of the model: two models at once may not fit."""

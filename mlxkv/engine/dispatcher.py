@@ -63,7 +63,8 @@ class Dispatcher:
             raise
         except BaseException as error:  # a panic in Rust is not an Exception
             _log.exception("%s failed", type(command).__name__)
-            self._fail(f"Something went wrong ({type(error).__name__}: {_line(error)}); the chat is safe.")
+            reason = next(iter(str(error).strip().splitlines()), "no details")
+            self._fail(f"Something went wrong ({type(error).__name__}: {reason}); the chat is safe.")
 
     def _fail(self, text: str, kind: FailureKind = FailureKind.OTHER) -> None:
         unsent, self.context.unsent = self.context.unsent, ""
@@ -131,11 +132,11 @@ class Dispatcher:
             case cmd.Pull(name):
                 context.downloads.start(name, current_device())
             case cmd.PausePull():
-                self.context.downloads.pause()
+                context.downloads.pause()
         return iter(())
 
     def close(self) -> None:
-        """Close the chat and clear MLX's streams: once, as the last call of the thread, else the process aborts."""
+        """Close the chat and clear MLX's streams: the last call on this thread; without it the process aborts."""
         self.context.downloads.close()
         self.context.close()
         gc.collect()
@@ -151,8 +152,3 @@ def _kind(error: MlxkvError) -> FailureKind:
     if isinstance(error, OutOfMemoryError):
         return FailureKind.MEMORY
     return FailureKind.LOCKED if isinstance(error, SessionLockedError) else FailureKind.OTHER
-
-
-def _line(error: BaseException) -> str:
-    text = str(error).strip().splitlines()
-    return text[0] if text else "no details"

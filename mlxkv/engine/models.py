@@ -29,15 +29,15 @@ RECENT_CHATS, MOST_FOLDERS = 200, 8  # chats searched for folders of models; fol
 
 
 def load_model(context: EngineContext, command: LoadModel) -> Iterator[EngineEvent]:
-    """Load a model, with which the open chat continues. If that fails or is stopped, the old model is loaded again.
+    """Load a model; the open chat continues with it. If that fails or is stopped, load the old model again.
 
-    `ModelReady` comes last: a chat that is opened before belongs to this command.
+    `ModelReady` comes last: a chat opened before it belongs to this command.
     """
     name = command.name
     if command.anyway:
         context.oversized.add(name)
     anyway = name in context.oversized
-    if not context.has_test_loader:
+    if context.load is None:
         missing = _must_be_downloaded(name)
         if missing and command.ask:
             yield ModelMissing(name, _size(name))
@@ -63,7 +63,7 @@ def load_model(context: EngineContext, command: LoadModel) -> Iterator[EngineEve
     try:
         context.model = context.load_model(name)
     except MlxkvError as error:
-        was_stopped, context.settings = context.load_was_stopped, settings
+        was_stopped, context.settings = context.cancel_load.is_set(), settings
         if before is not None:
             context.begin_load()  # the same key must not stop this load too
             context.model = context.load_model(before)
@@ -99,7 +99,7 @@ def _size(name: str) -> int:
 
 
 def _reopen(context: EngineContext, session: str | None) -> Iterator[EngineEvent]:
-    """Continue the chat that was open with the model loaded now."""
+    """Continue the chat that was open, with the model that is loaded now."""
     yield from chats.open_chat(context, session) if session else chats.new_chat(context)
 
 

@@ -7,14 +7,9 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from mlxkv.arguments import instance, model_name, optional, public
 from mlxkv.cache.config import CacheConfig
-
-if TYPE_CHECKING:
-    from mlxkv.cache.plan import CachePlan
-    from mlxkv.memory import Budget
 
 
 @dataclass(frozen=True)
@@ -69,10 +64,6 @@ def estimate(name: str | os.PathLike[str], config: CacheConfig | None = None) ->
     weights = sum(array.nbytes for _, array in tree_flatten(model.parameters()) if not isinstance(array, str))
     budget = Budget(model, current_device().memory_limit, trained_length(settings))
     plan = budget.plan(config or CacheConfig(), weights, is_loaded=False)
-    return _estimate(name, weights, budget, plan)
-
-
-def _estimate(name: str, weights: int, budget: Budget, plan: CachePlan) -> Estimate:
     chunk = budget.largest_chunk(plan, weights)
     geometry = plan.geometry
     return Estimate(

@@ -31,7 +31,7 @@ class NativeGroup:
     def __init__(self, name: str, members: Mapping[int, tuple[str, Any]], shapes: StateShapes) -> None:
         self.name = name
         self._members, self._state_shapes = members, shapes
-        self._restoring: int | None = None
+        self._restoring = 0  # the offset to continue from
         self._imported: list[tuple[Range, dict[str, mx.array]]] = []
 
     @cached_property
@@ -91,8 +91,6 @@ class NativeGroup:
         self._restoring, self._imported = offset, []
 
     def import_rows(self, a: int, b: int, arrays: dict[str, mx.array]) -> None:
-        if self._restoring is None:
-            raise CacheError("Rows can only be imported between begin_restore and finish_restore.")
         for low, high in self.required(self._restoring):
             start, end = max(a, low), min(b, high)
             if start < end:
@@ -105,9 +103,7 @@ class NativeGroup:
         Raises:
             CacheError: a required position was not imported.
         """
-        offset, self._restoring = self._restoring, None
-        if offset is None:
-            raise CacheError("finish_restore was called without begin_restore.")
+        offset = self._restoring
         parts, self._imported = sorted(self._imported, key=lambda part: part[0]), []
         for a, b in self.required(offset):
             at = a

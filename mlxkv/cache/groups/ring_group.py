@@ -37,7 +37,7 @@ class RingGroup:
         self.row_bytes = sum(plan.row_bytes for plan in plans)
         """Bytes of one position over all layers of the group."""
         self._names = tuple(tuple(_names(plan)) for plan in plans)
-        self._restoring: int | None = None
+        self._restoring = 0  # the offset to continue from
         self._imported: list[Range] = []
 
     @property
@@ -137,8 +137,6 @@ class RingGroup:
 
     def places(self, a: int, b: int, parts: Sequence[Range]) -> Places:
         """Where to write `parts` of the rows of [a, b), a whole chunk; call `imported` for each part then."""
-        if self._restoring is None:
-            raise CacheError("Rows can only be imported between begin_restore and finish_restore.")
         spans: list[tuple[int, int, int | None]] = []
         at = a
         for low, high in sorted(range_ for part in parts for range_ in self._wanted(*part)):
@@ -163,14 +161,12 @@ class RingGroup:
 
     def _wanted(self, a: int, b: int) -> list[Range]:
         """The parts of [a, b) that are required or optional."""
-        offset = self._restoring or 0
-        ranges = [(max(a, x), min(b, y)) for x, y in (*self.required(offset), *self.optional(offset))]
+        wanted = (*self.required(self._restoring), *self.optional(self._restoring))
+        ranges = [(max(a, x), min(b, y)) for x, y in wanted]
         return sorted((x, y) for x, y in ranges if x < y)
 
     def import_rows(self, a: int, b: int, arrays: dict[str, mx.array]) -> None:
         """Write positions [a, b); those that are neither required nor optional are ignored."""
-        if self._restoring is None:
-            raise CacheError("Rows can only be imported between begin_restore and finish_restore.")
         for start, end in self._wanted(a, b):
             part = slice(start - a, end - a)
             for plan, names, ring in zip(self.plans, self._names, self.layers, strict=True):
@@ -186,9 +182,7 @@ class RingGroup:
         Raises:
             CacheError: a required position was not imported.
         """
-        offset, self._restoring = self._restoring, None
-        if offset is None:
-            raise CacheError("finish_restore was called without begin_restore.")
+        offset = self._restoring
         for a, b in self.required(offset):
             if not self._has(a, b):
                 raise CacheError(f"Positions {a:,} to {b:,} of group {self.name} were not restored.")

@@ -1,7 +1,7 @@
 """StateGroup: recurrent states, as the store sees them: whole snapshots at a position, in and out.
 
-A snapshot after p tokens is told as the one row [p - 1, p), so that it is kept and found like any row of that position;
-its arrays have the shapes that the model itself makes (`cache/recurrent/state_shapes.py`). Used on the MLX thread.
+A snapshot after p tokens is named as the one row [p - 1, p), so that it is saved and found like any row of that
+position; its arrays have the shapes that the model makes (`cache/recurrent/state_shapes.py`). Used on the MLX thread.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class StateGroup:
     """The recurrent caches of a model.
 
     Args:
-        members: what files call them, by place in `state.leaves`; in the order of `checkpoints.caches`.
-        tokens: the log; its length is where the caches are.
+        members: their names in files, by index in `plan.leaves`; in the order of `checkpoints.caches`.
+        tokens: the log; its length is the position of the caches.
     """
 
     name = "state"
@@ -39,7 +39,7 @@ class StateGroup:
         self, members: Mapping[int, str], checkpoints: Checkpoints, shapes: StateShapes, tokens: Sequence[int]
     ) -> None:
         self._members, self._checkpoints, self._state_shapes, self._tokens = members, checkpoints, shapes, tokens
-        self._restoring: int | None = None
+        self._restoring = 0  # the offset to continue from
         self._imported: dict[str, mx.array] | None = None
 
     @cached_property
@@ -66,7 +66,7 @@ class StateGroup:
     # -- out ---------------------------------------------------------------------------------------------------------
 
     def held(self) -> list[Range]:
-        """The current position and that of the last turn's begin, to which a rewritten history rewinds."""
+        """The current position and that of the last turn's start, to which a rewritten history rewinds."""
         here = len(self._tokens)
         turn = max((c.position for c in self._checkpoints if c.is_turn and c.position < here), default=0)
         return [(p - 1, p) for p in (turn, here) if p]
@@ -75,7 +75,7 @@ class StateGroup:
         """The snapshot after `b` tokens.
 
         Raises:
-            CacheError: the caches are not what the model was seen to make.
+            CacheError: the caches differ from those that the model was observed to make.
         """
         arrays: dict[str, mx.array] = {}
         for name, snapshot, state_shape in zip(self._members.values(), self._snapshots(b), self._at(b), strict=True):
@@ -106,8 +106,6 @@ class StateGroup:
 
     def import_rows(self, a: int, b: int, arrays: dict[str, mx.array]) -> None:
         """Import the snapshot; those of other positions are ignored."""
-        if self._restoring is None:
-            raise CacheError("Rows can only be imported between begin_restore and finish_restore.")
         if (a, b) == (self._restoring - 1, self._restoring):
             self._imported = arrays
 
@@ -117,9 +115,7 @@ class StateGroup:
         Raises:
             CacheError: its snapshot was not imported.
         """
-        (offset, self._restoring), (arrays, self._imported) = (self._restoring, None), (self._imported, None)
-        if offset is None:
-            raise CacheError("finish_restore was called without begin_restore.")
+        offset, arrays, self._imported = self._restoring, self._imported, None
         if arrays is None:
             raise CacheError(f"The state at token {offset:,} was not restored.")
         members = zip(self._members.values(), self._checkpoints.caches, self._at(offset), strict=True)
