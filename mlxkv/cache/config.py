@@ -27,8 +27,8 @@ class CacheConfig:
     Args:
         window: tokens attended beyond the sinks, rounded up to whole blocks; None picks the largest power of two that
             fits this machine's memory, at most the model's trained length and 32,768.
-        sinks: tokens at the front that are never evicted; "system" pins all tokens before the first message: the
-            system prompt, and what the template itself writes there (at least 4 tokens, at most the first quarter of
+        sinks: first tokens, which are never evicted; "system" pins all tokens before the first message: the
+            system prompt, and text that the template adds there (at least 4 tokens, at most the first quarter of
             the window).
         block: tokens evicted at a time; None means 256 for a window of 4,096 or more, else about a sixteenth of it.
         slack: tokens that can at least be rewound once the window is full, rounded up to blocks; None means about
@@ -77,25 +77,20 @@ class CacheConfig:
         return cls(**values)
 
     def default_window(self, trained_length: int | None, bytes_per_token: int, budget: int) -> int:
-        """The window for None: a power of two within the trained length, 32,768 and `budget` bytes."""
+        """The default window: a power of two within the trained length, 32,768 and `budget` bytes."""
         most = min(trained_length or MAX_DEFAULT_WINDOW, MAX_DEFAULT_WINDOW)
         if bytes_per_token:
             most = min(most, budget // bytes_per_token)
         return 2 ** int(math.log2(max(most, 64)))
 
-    def num_sinks(self, window: int, system_tokens: int) -> int:
-        """The number of sinks for this window, with `system_tokens` before the first message."""
-        if self.sinks != "system":
-            return self.sinks
-        return min(max(system_tokens, DEFAULT_SINKS), window // 4)
-
     def geometry(self, window: int, system_tokens: int = 0) -> Geometry:
-        """The ring of the full-attention layers."""
+        """The ring of the full-attention layers, with `system_tokens` before the first message."""
         block = self.block or default_block(window)
         rounded = max(-(-window // block), 2) * block
         slack = min(_DEFAULT_SLACK, rounded // 4) if self.slack is None else self.slack
         undo = -(-slack // block) if self.slack is not None else max(slack // block, 1)
-        return Geometry(self.num_sinks(rounded, system_tokens), rounded, block, undo)
+        sinks = min(max(system_tokens, DEFAULT_SINKS), rounded // 4) if self.sinks == "system" else self.sinks
+        return Geometry(sinks, rounded, block, undo)
 
     def native_geometry(self, native_window: int, slack: int, sinks: int = 0) -> Geometry:
         """The ring of a layer trained with a sliding window: at least that many tokens beyond its sinks."""
@@ -105,7 +100,7 @@ class CacheConfig:
 
 
 def default_block(window: int) -> int:
-    """256 for windows from 4,096, else the power of two nearest a sixteenth, between 16 and 256."""
+    """256 for windows of 4,096 or more, else the power of two nearest a sixteenth, between 16 and 256."""
     if window >= 4096:
         return 256
     return min(max(2 ** round(math.log2(max(window / 16, 1))), 16), 256)

@@ -19,8 +19,8 @@ OPAQUE = -1
 
 @dataclass(frozen=True)
 class Buffer:
-    """The bytes of an array (1, heads, rows, row_bytes), to read rows into. Drop it soon: while it is referenced, the
-    next token copies the whole array."""
+    """The bytes of an array (1, heads, rows, row_bytes), to read rows into. Release it soon: while it is referenced,
+    the next token copies the whole array."""
 
     data: memoryview
     row_bytes: int

@@ -44,7 +44,7 @@ class LayerPlan:
     is_streaming: bool = False  # no gap between the sinks and the rest after eviction
     is_shared: bool = False  # layers without a cache read this one
     children: tuple[LayerPlan, ...] = ()  # of a CacheList, each by the same rules
-    child: int | None = None  # which one this is
+    child: int | None = None  # its index there
 
     @property
     def name(self) -> str:
@@ -89,7 +89,7 @@ class LayerPlan:
 
 
 def counts_rows(model: Any) -> str | None:
-    """The reason if this model needs every row in order, since its attention takes a row's index for a position."""
+    """The reason if this model needs every row in order, since its attention uses a row's index as a position."""
     return _COUNT_ROWS.get(type(model).__module__.rsplit(".", 1)[-1])
 
 

@@ -1,6 +1,6 @@
-"""Export to mlx-lm's caches, and import from them: which of its classes holds our rows, and in what order.
+"""Export to mlx-lm's caches, and import from them: the class for each layer, and the order of its rows.
 
-Knows both sides' layouts and no files (`store/prompts/mlx_lm_file.py` writes and reads those). Arrays leave lazily: a
+Knows the layouts of both and no files (`store/prompts/mlx_lm_file.py` writes and reads those). Arrays leave lazily: a
 writer can evaluate one at a time. Used on the MLX thread.
 
 A ring that has wrapped becomes a RotatingKVCache with one row more than it attends. mlx-lm overwrites or drops the
@@ -201,7 +201,7 @@ def can_be_rings(states: Sequence[LayerState], plan: CachePlan) -> bool:
 
 
 def window_for(num_tokens: int) -> int:
-    """A window that holds as many tokens, and more: a power of two."""
+    """The smallest power of two above `num_tokens`."""
     return 2 ** math.ceil(math.log2(num_tokens + 1))
 
 

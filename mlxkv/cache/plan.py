@@ -25,8 +25,7 @@ from mlxkv.cache.traits import native_cache, traits_of
 from mlxkv.device import Device, current_device
 from mlxkv.errors import ConfigError, UnboundedError
 
-# Bytes to plan a default window with if the caller names no budget.
-_UNLIMITED = 1 << 62
+_UNLIMITED = 1 << 62  # bytes for a default window if the caller names no budget
 
 
 @dataclass(frozen=True)
@@ -37,9 +36,9 @@ class CachePlan:
     config: CacheConfig
     notes: tuple[str, ...] = field(default=())
     learned: int | None = None
-    """Positions that the model has a table of: no more tokens can be fed, whatever the window. None: no such table."""
+    """Positions in the model's table of them: no more tokens can be fed, whatever the window. None: no such table."""
     trained: int | None = None
-    """Tokens that the model was trained for, as far as that is known."""
+    """Tokens that the model was trained for; None if unknown."""
 
     @property
     def leaves(self) -> tuple[LayerPlan, ...]:
@@ -79,8 +78,8 @@ class CachePlan:
         if self.geometry is None or window is None or trained is None or window <= trained:
             return ""
         return (
-            f"The window of {window:,} tokens is larger than the {trained:,} that this model was trained for: past "
-            "those its replies get worse."
+            f"The window of {window:,} tokens is larger than the {trained:,} that this model was trained for; "
+            "beyond that its replies get worse."
         )
 
     @property
@@ -93,7 +92,7 @@ class CachePlan:
         """One sentence: how this model's cache is bounded."""
         geometry = self.geometry
         if geometry is None:
-            return "; ".join(["This model's own caches are used as they are", *self.notes]) + "."
+            return "; ".join(["This model's own caches are used unchanged", *self.notes]) + "."
         rings = sum(any(leaf.geometry for leaf in (layer.children or (layer,))) for layer in self.layers)
         text = (
             f"{rings} layers keep {geometry.sinks} + {geometry.window:,} tokens, "
@@ -125,13 +124,13 @@ def plan_cache(
 
     Args:
         model: an mlx-lm model.
-        config: what to bound it to.
+        config: its bounds.
         system_tokens: length of the system prompt, for `sinks="system"`.
         budget: bytes the cache may take when `config.window` is None.
         is_loaded: once per model it is run to see how the pinned tokens can be moved; see `traits.py`. False, for an
-            estimate: nothing is computed, weights are not read, and a layer's own rope is trusted.
-        device: what it will run on, for quantized rows; None: this machine.
-        trained: the model's trained length, where its config.json says more of it than the model's arguments.
+            estimate: nothing is computed, no weights are read, and a layer's own rope is trusted.
+        device: the machine it will run on, for quantized rows; None: this one.
+        trained: the model's trained length, if its config.json says more about it than the model's arguments.
 
     Raises:
         ConfigError: `config.bits` does not fit this model's rows or its attention, or `config.window` is beyond its
@@ -157,7 +156,7 @@ def plan_cache(
     if config.window is not None and geometry.window != window:
         notes.append(f"the window of {window:,} is rounded up to {geometry.window:,}, whole blocks of {geometry.block}")
     sinks: Sequence[Sinks] = (Sinks(),) * len(seen)
-    can_move = learned is None and config.positions == "streaming"  # asking at far positions needs rows of the table
+    can_move = learned is None and config.positions == "streaming"  # probing far positions needs rows of the table
     if can_move and geometry.sinks and full:
         sinks = traits.sinks(model, is_loaded=is_loaded)
     reason = counts_rows(model)
@@ -178,15 +177,13 @@ def plan_cache(
         plans = [pass_through(plan) for plan in plans]
     unbounded = sorted({name for plan in plans for name in unbounded_in(plan)})
     if unbounded and config.window is not None:
-        reason = reason or "this model keeps a cache of its own, which only it understands"
+        reason = reason or "this model has a cache of its own that mlxkv cannot bound"
         raise UnboundedError(
             f"`window` is {config.window:,}, and {', '.join(unbounded)} cannot be held to it: {reason}; leave it out."
         )
     plan = CachePlan(tuple(plans), config, tuple(notes), learned, trained)
     if config.bits is not None and unbounded:
-        raise ConfigError(
-            f"`bits` is {config.bits!r}, and {', '.join(unbounded)} stays as the model made it; leave it out."
-        )
+        raise ConfigError(f"`bits` is {config.bits!r}, and {', '.join(unbounded)} cannot be quantized; leave it out.")
     if config.bits is not None:
         plan = _quantized_plan(model, plan, device or current_device())
     return replace(plan, notes=(*notes, *_notes(plan, unbounded, reason)))
@@ -198,24 +195,24 @@ def _notes(plan: CachePlan, unbounded: Sequence[str], reason: str | None) -> lis
     full = [leaf for leaf in plan.leaves if leaf.geometry is not None and leaf.native_window is None]
     streaming = plan.config.positions == "streaming"
     if streaming and any(leaf.geometry and leaf.geometry.sinks and not leaf.is_streaming for leaf in full):
-        notes.append("its positions cannot be moved, so the pinned tokens keep the ones they had")
+        notes.append("its positions cannot be moved, so the pinned tokens keep theirs")
     if plan.learned:
         notes.append(f"it has learned positions for {plan.learned:,} tokens, and a chat ends there")
     if unbounded:
         why = f", since {reason}" if reason else ""
-        notes.append(f"{_own_caches(unbounded)} is used as the model made it and grows with every token{why}")
+        notes.append(f"{_own_caches(unbounded)} is used unchanged and grows with every token{why}")
     if others := [name for name in plan.passed_through if name not in unbounded]:
-        notes.append(f"{_own_caches(others)} is used as the model made it, outside the cache budget")
+        notes.append(f"{_own_caches(others)} is used unchanged, outside the cache budget")
     return notes
 
 
 def _own_caches(names: Sequence[str]) -> str:
-    return f"the cache that some of its layers keep for themselves ({', '.join(names)})"
+    return f"the model's own cache in some layers ({', '.join(names)})"
 
 
 def _network(name: str, value: Any) -> Any:
     if not callable(value) or not (hasattr(value, "layers") or hasattr(value, "make_cache")):
-        wrong_type(name, value, "an mlx-lm model", "of what `mlxkv.load` returns that is `model.loaded.model`")
+        wrong_type(name, value, "an mlx-lm model", "for a model from `mlxkv.load` that is `model.loaded.model`")
     return value
 
 
@@ -224,7 +221,7 @@ def make_cache(model: Any, config: CacheConfig | None = None) -> list[Any]:
     """Bounded caches for an mlx-lm model, to pass as `prompt_cache` to mlx-lm's own loops.
 
     Returns one entry per layer. `sinks="system"` means 4 here, where there is no chat. Warns of layers whose caches
-    stay as the model made them, and of a window that had to be rounded up.
+    stay unchanged, and of a window that was rounded up.
     """
     plan = plan_cache(model, config)
     for note in plan.notes:
@@ -264,15 +261,14 @@ def _refusal(model: Any, plan: CachePlan) -> str | None:
     known = traits_of(model).quantization_errors
     key = tuple((leaf.geometry, leaf.key_codec, leaf.value_codec, leaf.is_fused) for leaf in plan.leaves)
     if key not in known:
-        error = _try_out(model, plan)
-        known[key] = None if error is None else str(error)
+        known[key] = _try_out(model, plan)
     return known[key]
 
 
-def _try_out(model: Any, plan: CachePlan) -> Exception | None:
-    """The error that the model raises for a few tokens, nothing computed: prefills and decode steps in turns.
+def _try_out(model: Any, plan: CachePlan) -> str | None:
+    """The error that the model raises for a few tokens; None if it takes them. Nothing is computed.
 
-    First into empty rings, then into full ones: attention may go another way where there are many rows.
+    Prefills and decode steps, first into empty rings, then into full ones: attention may differ with many rows.
     """
     caches = plan.make(model)
     try:
@@ -284,5 +280,5 @@ def _try_out(model: Any, plan: CachePlan) -> Exception | None:
         for n in (1, 2, 1):
             model(mx.zeros((1, n), mx.int32), cache=caches)
     except Exception as error:  # a model's own code may raise anything
-        return error
+        return str(error)
     return None

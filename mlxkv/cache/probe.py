@@ -17,7 +17,8 @@ from mlxkv.cache.sink_rotation import TOLERANCE, UNUSABLE, SinkRotation, composi
 
 _ROWS = ("KVCache", "ConcatenateKVCache", "RotatingKVCache", "ChunkedKVCache")
 _TOKEN = 7  # any that has an embedding; 0 is often padding
-_FAR = 977  # a distance at which no frequency of a rope is back where it began
+_MOST_ROPES = 8  # of other layers, tried where a layer has none
+_FAR = 977  # a distance that is no multiple of any period of a rope
 
 
 @dataclass(frozen=True)
@@ -107,19 +108,19 @@ def sink_rotations(
 ) -> tuple[Sinks, ...]:
     """How each cache's keys are moved forward, found by comparing the keys of one token at two positions.
 
-    Ropes alone do not tell: some models normalise keys after rotating them, rotate a part of the row, or keep the
-    rotated part among the values. So the model is asked: what it makes of a token at position 977 must be what the
-    rotation makes of the same token at 0. Two decode steps, as far as the first layer of each kind needs them. A token
-    alone attends to itself only, so that nothing but the position differs.
+    Ropes alone are not enough: some models normalise keys after rotating them, rotate a part of the row, or keep the
+    rotated part among the values. So the model is tested: the key it makes of a token at position 977 must be the
+    rotated key of the same token at 0. Two decode steps, computed only as far as the first layer of each kind
+    needs. A lone token attends to itself only, so that nothing but the position differs.
 
     Args:
         natives, again: the model's own caches, empty, twice.
         modules: for each cache the layer whose ropes are tried first, or None.
-        kinds: for each cache, of the same kind as which others it is.
+        kinds: for each cache a value that is equal for caches of the same kind.
     """
     try:
         near, far = observe(model, natives, 0), observe(model, again, _FAR)
-    except Exception:  # a model's own code: whatever it raises, its positions stay as they are
+    except Exception:  # from the model's own code: its sinks are not moved
         return (Sinks(),) * len(modules)
     first = {kind: i for i, kind in reversed(list(enumerate(kinds)))}
     trials = {kind: _trials(near[i], far[i], modules[i], modules) for kind, i in first.items()}
@@ -132,21 +133,19 @@ def sink_rotations(
 
 
 def _trials(near: Any, far: Any, module: Any, modules: Sequence[Any]) -> list[tuple[Sinks, mx.array]]:
-    """The possible ways to move this cache's keys, the likeliest first, and the error of each; not evaluated."""
+    """The possible ways to move this cache's keys, the most likely first, and the error of each; not evaluated."""
     if not isinstance(near, Recorder) or near.keys is None or near.native_class == "RotatingKVCache":
         return []
     unmoved = _error(near.values, far.values)
     trials = [(Sinks(None, True), mx.maximum(unmoved, _error(near.keys, far.keys)))]
     ropes = ropes_of(module) if module is not None else []
     if not ropes:
-        ropes = [rope for other in _distinct(modules) for rope in ropes_of(other)][:_MOST_ROPES]
+        distinct = {id(other): other for other in modules if other is not None}.values()
+        ropes = [rope for other in distinct for rope in ropes_of(other)][:_MOST_ROPES]
     for rope in ropes:
         for rotation in rotations_of(rope, near.keys.shape[-1]):
             trials.append((Sinks(rotation, True), mx.maximum(unmoved, _moved(rotation, near.keys, far.keys))))
     return trials
-
-
-_MOST_ROPES = 8
 
 
 def _moved(rotation: SinkRotation, near: mx.array, far: mx.array) -> mx.array:
@@ -166,16 +165,12 @@ def _error(x: mx.array, expected: mx.array) -> mx.array:
     return mx.where((scale > 0) & (error == error), error, mx.inf)  # a NaN is no match
 
 
-def _distinct(modules: Sequence[Any]) -> list[Any]:
-    return list({id(module): module for module in modules if module is not None}.values())
-
-
 def learned_positions(model: Any) -> int | None:
     """The rows of a model's table of learned positions; None without such a table.
 
     Past its end there is no position, and the output is not a number, however few rows a window keeps (rotary positions
-    only get worse). Found by feeding one token at two offsets: the table is where another row is looked up. Only those
-    indices are computed.
+    only get worse). Found by feeding one token at two offsets: the table is the one whose looked-up row differs. Only
+    those indices are computed.
     """
     if not isinstance(model, nn.Module):
         return None
@@ -199,7 +194,12 @@ def learned_positions(model: Any) -> int | None:
         finally:
             for table in tables:
                 table.__class__ = own[id(table)]
-    rows = [t.weight.shape[0] for t in tables if _differ(seen[0].get(id(t), []), seen[1].get(id(t), []))]
+    rows = [
+        table.weight.shape[0]
+        for table in tables
+        for x, y in zip(*(looked_up.get(id(table), []) for looked_up in seen), strict=False)
+        if not mx.array_equal(x, y).item()
+    ]
     return min(rows, default=None)
 
 
@@ -210,7 +210,3 @@ def _watched(kind: type, looked_up: dict[int, list[mx.array]]) -> type:
             return super().__call__(x)
 
     return Watched
-
-
-def _differ(a: list[mx.array], b: list[mx.array]) -> bool:
-    return any(not mx.array_equal(x, y).item() for x, y in zip(a, b, strict=False))

@@ -86,7 +86,7 @@ class PromptCache:
         self._empty = tuple(None if isinstance(c, RingKVCache) else capture(c) for c in leaves(self.layers))
 
     def _adopt(self, checkpoints: Sequence[Checkpoint]) -> None:
-        """Use `layers` as this cache's own."""
+        """Set up the groups and checkpoints of `layers`."""
         caches = leaves(self.layers)
         self._exact = tuple(cache for cache in caches if not is_recurrent(cache))
         self.checkpoints = Checkpoints([cache for cache in caches if is_recurrent(cache)], checkpoints)
@@ -246,7 +246,7 @@ class PromptCache:
             self.checkpoints.take(self.offset, is_turn=False)
 
     def checkpoint(self) -> None:
-        """Mark the begin or end of a turn, to rewind to later. Free without recurrent layers."""
+        """Mark the start or end of a turn, to rewind to later. Free without recurrent layers."""
         self.checkpoints.take(self.offset, is_turn=True)
 
     # -- rewinding -----------------------------------------------------------------------------------------------------

@@ -1,8 +1,8 @@
 """QuantizedRingKVCache: the ring in 8 or 4 bits.
 
-mlx-lm's attention has a path for quantized caches that makes the whole score matrix: right for one query, ruinous for a
-prefill. So a decode step gets packed rows, and a prefill this layer's rows as numbers, decoded into a temporary, for
-the fused attention; on the CPU in 16 bits a decode step too (`layer_plan.quantized`). mlx-lm takes the packed path
+mlx-lm's attention has a path for quantized caches that makes the whole score matrix: fine for one query, far too large
+for a prefill. So a decode step gets packed rows, and a prefill gets this layer's rows decoded into a temporary, for the
+fused attention; on the CPU in 16 bits a decode step too (`layer_plan.quantized`). mlx-lm takes the packed path
 for a cache that has `bits`, so it has them only then.
 """
 
@@ -23,7 +23,7 @@ class QuantizedRingKVCache(RingKVCache):
 
     Args:
         key_codec, value_codec: bits and group size of each; where they differ, or with `is_fused` or `is_shared`, every
-            call gets decoded rows, since mlx-lm's packed attention knows one number of bits, and no learned sinks.
+            call gets decoded rows, since mlx-lm's packed attention supports one number of bits and no learned sinks.
     """
 
     def __init__(

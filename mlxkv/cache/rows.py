@@ -68,9 +68,8 @@ class Rows:
         B, H, rows, width = shape
         self.codec = codec
         self.arrays: Parts = tuple(mx.zeros((B, H, rows, p.width), p.dtype) for p in codec.planes(width, dtype))
-        self._holders: weakref.WeakSet[Rows] = weakref.WeakSet(
-            [self]
-        )  # of the memory behind `arrays`: this buffer and unwritten forks
+        # The holders of the memory behind `arrays`: this buffer and unwritten forks.
+        self._holders: weakref.WeakSet[Rows] = weakref.WeakSet([self])
 
     @property
     def nbytes(self) -> int:

@@ -26,7 +26,7 @@ class SinkRotation:
         """`start`: first number of a row that the rope sees (some models rotate the end of it)."""
         self.rope = rope
         self.start, head_dim = start, head_dim - start
-        # Some ropes also multiply (YaRN's mscale): what rope does to ones at position 0 is that factor, per dimension.
+        # Some ropes also multiply (YaRN's mscale): a rope of ones at position 0 is that factor, per dimension.
         scale = rope(mx.ones((1, 1, 1, head_dim), dtype=mx.float32), offset=0)
         self.scale = None if mx.array_equal(scale, mx.ones_like(scale)).item() else scale
 

@@ -71,7 +71,7 @@ class ModelTraits:
         """For each cache its kind: equal layers treat them equally; a cache of an unknown layer has its own kind."""
         is_known = {id(module) for module in modules} == {id(layer) for layer in getattr(model, "layers", ())}
         of_layers = layer_kinds(modules) if is_known else range(len(modules))
-        passes: dict[int, int] = {}  # loops go through layers again, and may treat them otherwise
+        passes: dict[int, int] = {}  # models that loop use a layer more than once, and may treat it differently
         found: list[Hashable] = []
         for leaf, module, kind in zip(self.leaves, modules, of_layers, strict=True):
             passes[id(module)] = passes.get(id(module), 0) + 1
@@ -88,9 +88,14 @@ def traits_of(model: Any) -> ModelTraits:
         return known
     classes = [type(cache).__name__ for cache in leaves(natives)]
     seen = observe(model, natives)
-    found_leaves = tuple(_leaf(name, leaf) for name, leaf in zip(classes, seen, strict=True))
+    found_leaves = tuple(
+        LeafTraits(name, leaf.shape, leaf.is_shared, leaf.mask_window, leaf.max_size)
+        if isinstance(leaf, Recorder)
+        else LeafTraits(name)
+        for name, leaf in zip(classes, seen, strict=True)
+    )
     found = ModelTraits(found_leaves, origin, learned_positions(model))
-    with contextlib.suppress(AttributeError, TypeError):  # an object that takes no attribute is asked again
+    with contextlib.suppress(AttributeError, TypeError):  # an object that takes no attribute is observed again
         setattr(model, _ATTRIBUTE, found)
     return found
 
@@ -100,12 +105,6 @@ def native_cache(model: Any) -> list[Any]:
     from mlx_lm.models.cache import make_prompt_cache
 
     return make_prompt_cache(model)
-
-
-def _leaf(native_class: str, seen: Any) -> LeafTraits:
-    if not isinstance(seen, Recorder):
-        return LeafTraits(native_class)
-    return LeafTraits(native_class, seen.shape, seen.is_shared, seen.mask_window, seen.max_size)
 
 
 def _origin(model: Any, natives: Sequence[Any]) -> list[Any]:
@@ -126,7 +125,9 @@ def _modules(model: Any) -> list[Any]:
     """For each leaf of the model's cache its layer, matched by index; None if the counts do not match."""
     native = native_cache(model)
     layers = list(getattr(model, "layers", []))
-    fits = layers and (len(native) <= len(layers) or len(native) % len(layers) == 0)  # loops go through layers again
+    fits = layers and (
+        len(native) <= len(layers) or len(native) % len(layers) == 0
+    )  # models that loop use layers again
     modules = []
     for i, cache in enumerate(native):
         modules += [layers[i % len(layers)] if fits else None] * len(leaves([cache]))

@@ -104,9 +104,9 @@ def fork(context: EngineContext, turn: int | None) -> Iterator[ev.EngineEvent]:
         raise PromptError("There is nothing to fork yet; write something first.")
     if turn is not None and turn in range(len(chat.messages)) and chat.messages[turn].role == "user":
         text = chat.messages[turn].text
-    twin = chat.fork(turn)
+    forked = chat.fork(turn)
     context.close_chat()
-    context.chat = twin
+    context.chat = forked
     context.set_saved(SaveState.SAVED if context.save else SaveState.OFF)
     yield from show_chat(context, prompt=text)
     yield session_status(context)

@@ -134,7 +134,7 @@ class EngineContext:
             self.emit(KVNotSaved(notice))
 
     def cache_config(self) -> CacheConfig:
-        """The configuration of a new cache; for an oversized model a window that is just usable."""
+        """The configuration of a new cache; for an oversized model a small window."""
         from mlxkv.cache.config import CacheConfig
         from mlxkv.memory.preflight import usable_window
 

@@ -49,7 +49,7 @@ class Downloads:
         self._cancel.set()
 
     def close(self) -> None:
-        """Pause and wait for the thread; from the thread that owns this."""
+        """Pause and wait for the download's thread."""
         self._cancel.set()
         if self._thread is not None:
             self._thread.join()

@@ -14,7 +14,7 @@ _CACHE_SETTINGS = ("window", "sinks", "kv_bits")
 
 
 def change_settings(context: EngineContext, settings: Settings) -> Iterator[EngineEvent]:
-    """Apply sampling from the next reply on. Other cache settings need a new cache, and the chat is prefilled again."""
+    """Apply sampling from the next reply on; settings of the cache need a new one, and the chat is prefilled again."""
     before, context.settings = context.settings, settings
     if before.system != settings.system:
         context.system = settings.system

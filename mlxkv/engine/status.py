@@ -47,7 +47,7 @@ def _fork_number(context: EngineContext) -> int:
     session = chat.session_id if chat else None
     if context.fork_number[0] != session and chat is not None:
         context.fork_number = (session, 0)
-        with suppress(MlxkvError):  # the footer does without it
+        with suppress(MlxkvError):  # the footer then shows no number
             family = sorted(chat.tree(), key=lambda branch: branch.made)
             forks = [branch.session_id for branch in family if branch.parent is not None]
             context.fork_number = (session, forks.index(session) + 1 if session in forks else 0)
@@ -82,7 +82,7 @@ def cache_view(cache: PromptCache) -> CacheView | None:
 
 
 def context_usage(context: EngineContext) -> ContextUsage:
-    """Tokens of each message and how many are attended. The sinks are pinned, which hold the system prompt."""
+    """Tokens of each message and how many are attended. The sinks, which hold the system prompt, are pinned."""
     chat = context.current_chat
     geometry = chat.cache.plan.geometry
     pinned = geometry.sinks if geometry else 0

@@ -1,6 +1,6 @@
 """Handlers for turns: send, retry, edit and continue a reply. MLX thread.
 
-They pass on the events of a turn, and add the message versions and the session's status.
+They forward the events of a turn, and add the message versions and the session's status.
 """
 
 from __future__ import annotations
@@ -50,13 +50,13 @@ def edit(context: EngineContext, command: Edit) -> Iterator[EngineEvent]:
 
 
 def continue_reply(context: EngineContext, started: float) -> Iterator[EngineEvent]:
-    """Continue the last reply. Its text is emitted again, so that Markdown cut in the middle joins up."""
+    """Continue the last reply. Its text is emitted again, so that Markdown cut in the middle is rendered whole."""
     chat = context.current_chat
     events = chat.continue_reply(started=started, **context.settings.sampling)
     context.apply_earlier_stop()
-    *earlier, last = chat.messages
-    yield from chats.show_chat(context, num_messages=len(earlier))
-    yield from _stream(context, "", events, last.text)
+    messages = chat.messages
+    yield from chats.show_chat(context, num_messages=len(messages) - 1)
+    yield from _stream(context, "", events, messages[-1].text)
 
 
 def _run(
@@ -66,7 +66,7 @@ def _run(
     start: Callable[..., Iterator[TurnEvent]],
     replaced: int | None = None,
 ) -> Iterator[EngineEvent]:
-    """Send `text` as the next message, or in place of message `replaced`: the window goes back to that first.
+    """Send `text` as the next message, or in place of message `replaced`; the window then shows the chat before it.
 
     If `text` does not become part of the chat, the chat is shown unchanged.
     """
@@ -96,7 +96,7 @@ def _possible(chat: Chat, overflow: Overflow) -> Overflow:
 
 
 def _stream(
-    context: EngineContext, text: str, events: Iterator[TurnEvent], said: str = "", *, is_replacing: bool = False
+    context: EngineContext, text: str, events: Iterator[TurnEvent], earlier: str = "", *, is_replacing: bool = False
 ) -> Iterator[EngineEvent]:
     """Emit a turn. `is_replacing`: the old branch is shown again if there is no reply."""
     chat = context.current_chat
@@ -110,8 +110,8 @@ def _stream(
     context.set_saved(SaveState.SAVING if saves else SaveState.OFF)
     last_status = time.monotonic()
     yield TurnStarted(text)
-    if said:
-        yield TextDelta(said, 0)
+    if earlier:
+        yield TextDelta(earlier, 0)
     problem = ""
     try:
         for event in events:

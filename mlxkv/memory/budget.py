@@ -1,9 +1,9 @@
-"""Budget: whether a cache and the prefill of a prompt fit in memory, and in chunks of how many tokens.
+"""Budget: whether a cache and the prefill of a prompt fit in memory, and in chunks of what size.
 
     peak = weights + cache + one prefill call
 
-Weights and cache are sums of array sizes. The third part is the formula of `prefill_peak`, corrected by what the
-first chunks of this process took. Loading a model is `preflight.py`. On the MLX thread.
+Weights and cache are sums of array sizes. The third part is the formula of `prefill_peak`, corrected by the peaks of
+the first chunks of this process. Loading a model is `preflight.py`. On the MLX thread.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ _MARGIN = 1.25  # over a measured peak: how far MLX queues ahead varies from cal
 class Budget:
     """The memory that one model may use: `limit` bytes for all that this process holds in MLX; 0 means no limit.
 
-    Everywhere `used` is what is taken without the cache in question, weights included, in bytes; `is_loaded` is False
-    for a skeleton. `trained` is the model's trained length by its config.json; None: by its arguments.
+    Everywhere `used` is the memory in use without the cache in question, weights included, in bytes; `is_loaded` is
+    False for a skeleton. `trained` is the model's trained length by its config.json; None: by its arguments.
     """
 
     model: Any
@@ -63,10 +63,10 @@ class Budget:
         return plan
 
     def check(self, plan: CachePlan, used: int) -> None:
-        """Refuse a cache that cannot be filled.
+        """Check that a cache can be filled.
 
         Raises:
-            OutOfMemoryError: with what would fit; nothing was allocated.
+            OutOfMemoryError: nothing was allocated; the message says what would fit.
         """
         if self.fits(plan, used):
             return
@@ -77,7 +77,7 @@ class Budget:
         )
 
     def check_copy(self, nbytes: int, used: int) -> None:
-        """Refuse the first write to a fork, which copies `nbytes`; `used`: all that is taken now.
+        """Check that the first write to a fork fits, which copies `nbytes`; `used`: all memory in use now.
 
         Raises:
             OutOfMemoryError: the copy does not fit; nothing was written.
@@ -92,17 +92,13 @@ class Budget:
         """Whether the cache can be filled in chunks of this many tokens."""
         return not self.limit or used + self.cache_bytes(plan) + self.prefill_bytes(plan, chunk) <= self.limit
 
-    def largest_chunk(self, plan: CachePlan, used: int, tokens: int | None = None) -> int:
-        """The most tokens per call with which a prompt that ends at `tokens` (None: anywhere) fits; else the fewest."""
-        return self._chunk_that_fits(plan, used, tokens) or CHUNKS[-1]
-
     def chunk(self, plan: CachePlan, used: int, tokens: int, num_new: int | None = None) -> int:
-        """`largest_chunk` for a prompt about to be prefilled, of which `num_new` tokens (None: all) are not cached.
+        """The largest chunk that fits for a prompt of `tokens`, of which `num_new` (None: all) are not cached.
 
         Raises:
-            OutOfMemoryError: not even the smallest chunk fits; with what would.
+            OutOfMemoryError: not even the smallest chunk fits; the message says what would.
         """
-        chunk = self._chunk_that_fits(plan, used, tokens, num_new)
+        chunk = self.largest_chunk(plan, used, tokens, num_new)
         if chunk is None:
             need = self.cache_bytes(plan) + self.prefill_bytes(plan, min(num_new or tokens, CHUNKS[-1]), tokens)
             raise OutOfMemoryError(
@@ -111,16 +107,17 @@ class Budget:
             )
         return chunk
 
-    def _chunk_that_fits(
-        self, plan: CachePlan, used: int, tokens: int | None, num_new: int | None = None
+    def largest_chunk(
+        self, plan: CachePlan, used: int, tokens: int | None = None, num_new: int | None = None
     ) -> int | None:
+        """The largest chunk of a prompt that ends at `tokens` (None: anywhere) and fits; None if none does."""
         free = self.limit - used - self.cache_bytes(plan)
         most = CHUNKS[0] if num_new is None else num_new
         fitting = (c for c in CHUNKS if not self.limit or self.prefill_bytes(plan, min(c, most), tokens) <= free)
         return next(fitting, None)
 
     def advice(self, config: CacheConfig, used: int, *, is_loaded: bool = True) -> str:
-        """What would fit, as the end of a sentence."""
+        """The window or model that would fit, as the end of a sentence."""
 
         def window(config: CacheConfig, most: int) -> int | None:
             size = 1 << most.bit_length() - 1
@@ -164,14 +161,14 @@ class Budget:
             self._measured[_key(plan)] = predicted, measured
 
     def cache_bytes(self, plan: CachePlan) -> int:
-        """Bytes of the cache: its rings, and recurrent states with all the checkpoints of them that may be kept."""
+        """Bytes of the cache: its rings, recurrent states and the most checkpoints of these."""
         key = ("states", tuple(leaf.native_class for leaf in plan.leaves))
         if key not in self._predicted:
-            self._predicted[key] = state_nbytes(self.model, plan) * (MAX_CHECKPOINTS + 1)
+            self._predicted[key] = sum(state_nbytes(self.model, plan)) * (MAX_CHECKPOINTS + 1)
         return plan.nbytes + self._predicted[key]
 
     def _formula(self, plan: CachePlan, chunk: int, tokens: int | None) -> int:
-        """`prefill_bytes`, remembered; both numbers count as the next power of two, so that few are."""
+        """`prefill_bytes`, remembered for both numbers rounded up to powers of two."""
         chunk = 1 << (chunk - 1).bit_length()
         tokens = None if tokens is None else 1 << (max(tokens, chunk) - 1).bit_length()
         key = (*_key(plan), chunk, tokens)

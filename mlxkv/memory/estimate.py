@@ -16,8 +16,8 @@ from mlxkv.cache.config import CacheConfig
 class Estimate:
     """Bytes and tokens.
 
-    `prefill_bytes`: of a prefill in chunks of `prefill_chunk` tokens, beside weights and cache, by a formula that is
-    generous. `advice`: what would fit where this does not.
+    `prefill_bytes`: of a prefill in chunks of `prefill_chunk` tokens, beside weights and cache, by a generous
+    formula. `advice`: the window or model that would fit, if this one does not.
     """
 
     model: str
@@ -56,7 +56,7 @@ def estimate(name: str | os.PathLike[str], config: CacheConfig | None = None) ->
 
     from mlxkv.cache.trained_length import trained_length
     from mlxkv.device import current_device
-    from mlxkv.memory import Budget
+    from mlxkv.memory import CHUNKS, Budget
     from mlxkv.models import skeleton
 
     name = os.fspath(name)
@@ -64,7 +64,7 @@ def estimate(name: str | os.PathLike[str], config: CacheConfig | None = None) ->
     weights = sum(array.nbytes for _, array in tree_flatten(model.parameters()) if not isinstance(array, str))
     budget = Budget(model, current_device().memory_limit, trained_length(settings))
     plan = budget.plan(config or CacheConfig(), weights, is_loaded=False)
-    chunk = budget.largest_chunk(plan, weights)
+    chunk = budget.largest_chunk(plan, weights) or CHUNKS[-1]
     geometry = plan.geometry
     return Estimate(
         model=name,

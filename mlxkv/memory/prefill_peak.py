@@ -1,4 +1,4 @@
-"""Bytes of one prefill: what a model call holds at its peak beside weights and cache, by a formula.
+"""Bytes of one prefill: the peak of a model call beside weights and cache, by a formula.
 
 Computed from shapes (the model's modules and the cache plan), so it takes no time and no memory. MLX queues operations
 ahead of computing them and keeps their inputs until then: the peak is the sum of arrays over one to two layers, of the
@@ -8,8 +8,8 @@ largest layer of each kind:
     attention        heads x chunk x rows, where no fused kernel computes scores; masks
     copied rows      decoded rows of a quantized cache; rows that a sliding-window layer concatenates; keys and values
                      that latent attention expands
-    recurrent state  what a scan makes of it per token
-    logits           one row, and what a sampler makes of it
+    recurrent state  copies that a scan makes per token
+    logits           one row, and the sampler's copies of it
 
 The factors are fitted to MLX's CPU backend (tests/memory/test_peak.py): never less than measured, up to about twice as
 much for dense models, more for recurrent ones. On Metal nothing has been measured; there `Budget` corrects the formula
@@ -26,7 +26,7 @@ import mlx.nn as nn
 
 from mlxkv.cache.plan import CachePlan, LayerPlan
 from mlxkv.cache.recurrent.state import keeps_state
-from mlxkv.cache.recurrent.state_shapes import largest_state_nbytes
+from mlxkv.cache.recurrent.state_shapes import state_nbytes
 from mlxkv.cache.trained_length import config_tables
 from mlxkv.device import current_device
 
@@ -62,7 +62,7 @@ def prefill_bytes(model: Any, plan: CachePlan, chunk: int, tokens: int | None = 
     heads, has_kernel = max(_settings(model, _HEADS), default=0), current_device().is_metal
     attention = max((_attention_bytes(leaf, chunk, end, item, heads, has_kernel) for leaf in plan.leaves), default=0)
     copies = max((_copied_bytes(leaf, chunk, end) for leaf in plan.leaves), default=0)
-    state = largest_state_nbytes(model, plan)
+    state = max(state_nbytes(model, plan), default=0)
     states = max(_state_bytes(layer, chunk, state) for layer in layers) if state else 0
     logits = _LOGITS * _FLOAT32 * _vocabulary(model)
     prefill = int(_LAYERS * activations + _ATTENTION * (attention + copies) + 2 * expanded + states)
@@ -83,12 +83,12 @@ def _output_bytes(layer: Any, item: int, top_k: int) -> int:
 
 
 def _expanded_width(layer: Any) -> int:
-    """Numbers per cached row that latent attention makes of it: one projection per head (mlx-lm's MultiLinear)."""
+    """Numbers that latent attention expands a cached row to: one projection per head (mlx-lm's MultiLinear)."""
     return sum(shape[0] * max(shape[1:]) for module, shape in _weights(layer) if "MultiLinear" in type(module).__name__)
 
 
 def _attention_bytes(leaf: LayerPlan, chunk: int, end: int, item: int, heads: int, has_kernel: bool) -> int:
-    """Scores and masks of one layer."""
+    """Bytes of scores and masks of one layer."""
     if keeps_state(leaf):
         return 0
     rows = min(leaf.geometry.capacity if leaf.geometry else end, end) + (chunk if leaf.native_window else 0)
@@ -102,7 +102,7 @@ def _attention_bytes(leaf: LayerPlan, chunk: int, end: int, item: int, heads: in
 
 
 def _copied_bytes(leaf: LayerPlan, chunk: int, end: int) -> int:
-    """Rows of one layer that are decoded, or concatenated where a call crosses a sliding window's block boundary."""
+    """Bytes of rows that are decoded, or concatenated where a call crosses a sliding window's block boundary."""
     if leaf.geometry is None or leaf.shape is None:
         return 0
     is_decoded = leaf.key_codec.bits is not None or leaf.value_codec.bits is not None
@@ -112,7 +112,7 @@ def _copied_bytes(leaf: LayerPlan, chunk: int, end: int) -> int:
 
 
 def _state_bytes(layer: Any, chunk: int, state: int) -> int:
-    """What a recurrent layer's scan makes of `chunk` tokens."""
+    """Bytes that a recurrent layer's scan holds for `chunk` tokens."""
     parameters = {name: p for module in _modules(layer) for name, p in module.items() if name in ("A_log", "D")}
     decay = parameters.get("A_log")
     if decay is not None and decay.ndim > 1:
@@ -128,7 +128,7 @@ def _vocabulary(model: Any) -> int:
 
 
 def _weights(layer: Any) -> Iterator[tuple[Any, tuple[int, ...]]]:
-    """The modules of a layer that have a weight, and its shape."""
+    """The modules of a layer that have a weight, with its shape."""
     for module in _modules(layer):
         if isinstance(weight := module.get("weight"), mx.array):
             yield module, tuple(weight.shape)

@@ -21,7 +21,7 @@ _MOST_SHOWN = 60  # characters of a title
 def chats_called(chats: Sequence[ChatSummary], wanted: str) -> list[ChatSummary]:
     """Chats with this title, else with this id, else with this prefix of title or id, else with this part of the title.
 
-    In their order. Titles are compared exactly first, then in the form that is shown, ignoring case and width.
+    Titles are compared exactly first, then as shown, ignoring case and width. The order is kept.
 
     Raises:
         SessionNotFoundError: no chat matches, or the name is empty.

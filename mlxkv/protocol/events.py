@@ -94,7 +94,7 @@ class ChatOpened:
 
 @dataclass(frozen=True)
 class ChatReleased:
-    """The open chat was locked by another process and no longer is: opened again it can be continued."""
+    """The other process has closed the open chat, which can be continued once it is opened again."""
 
     session_id: str
 

@@ -10,7 +10,7 @@ from enum import StrEnum
 class CacheView:
     """The ring in rows. `head` is the row that the next token is written to.
 
-    `live` of `capacity` rows are attended, the first `pinned` of them for good; `undo` more rows hold the tokens
+    `live` of `capacity` rows are attended, the first `pinned` of them always; `undo` more rows hold the tokens
     evicted last. `evicted` counts tokens since the chat began; `bits` None is the model's own precision.
     """
 

@@ -14,7 +14,7 @@ from mlxkv.cache.plan import plan_cache
 from mlxkv.cache.probe import leaves
 from mlxkv.cache.prompt_cache import PromptCache
 from mlxkv.cache.recurrent.checkpoints import CHECKPOINT_INTERVAL, MAX_CHECKPOINTS, Checkpoints
-from mlxkv.cache.recurrent.state import arrays_of, capture, nbytes_of, restore_snapshot
+from mlxkv.cache.recurrent.state import arrays_of, capture, restore_snapshot
 from mlxkv.cache.recurrent.state_shapes import state_nbytes
 from mlxkv.errors import RewindError
 from mlxkv.inference.runner import ModelRunner
@@ -175,7 +175,12 @@ def test_the_bytes_of_checkpoints_are_counted() -> None:
     cache.checkpoint()
     assert cache.nbytes == plain  # shared with the caches until they move on
     feed(model, cache, ids[20:])
-    state = sum(nbytes_of(capture(c)) for c in leaves(cache.layers) if type(c).__name__ == "ArraysCache")
+    state = sum(
+        x.nbytes
+        for c in leaves(cache.layers)
+        if type(c).__name__ == "ArraysCache"
+        for x in arrays_of(capture(c)).values()
+    )
     assert state > 0
     assert cache.nbytes == plain + state
     cache.reset()
@@ -232,14 +237,14 @@ def test_the_bytes_of_states_are_known_before_any_is_made(name: str) -> None:
     cache = cache_of(model)
     feed(model, cache, random_ids(30))
     states = [leaf for leaf in leaves(cache.layers) if type(leaf).__name__ == "ArraysCache"]
-    assert state_nbytes(model, cache.plan) == sum(leaf.nbytes for leaf in states) > 0
+    assert sum(state_nbytes(model, cache.plan)) == sum(leaf.nbytes for leaf in states) > 0
 
 
 def test_memory_is_kept_for_the_checkpoints() -> None:
     """A limit that the rings fit and the states with their checkpoints do not."""
     model = tiny("qwen3_next")
     plan = plan_cache(model, CONFIG)
-    states = state_nbytes(model, plan) * (MAX_CHECKPOINTS + 1)
+    states = sum(state_nbytes(model, plan)) * (MAX_CHECKPOINTS + 1)
     prefill = Budget(model, limit=1).prefill_bytes(plan, 128)
     assert Budget(model, limit=plan.nbytes + states + prefill).fits(plan, used=0)
     assert not Budget(model, limit=plan.nbytes + states + prefill - 1).fits(plan, used=0)

@@ -58,7 +58,7 @@ def test_a_class_that_is_not_known_stays_and_is_named() -> None:
         pass
 
     model = Asking(tiny_llama(), Peculiar, KVCache)
-    with pytest.warns(UserWarning, match=r"\(Peculiar\) is used as the model made it and grows with every token"):
+    with pytest.warns(UserWarning, match=r"\(Peculiar\) is used unchanged and grows with every token"):
         caches = make_cache(model, CacheConfig(sinks=4))
     assert [type(cache) for cache in caches] == [Peculiar, RingKVCache]
     with pytest.raises(UnboundedError, match="`window` is 64, and Peculiar cannot be held to it"):

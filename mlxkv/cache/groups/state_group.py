@@ -121,7 +121,8 @@ class StateGroup:
         members = zip(self._members.values(), self._checkpoints.caches, self._at(offset), strict=True)
         for name, cache, made in members:
             found = {
-                path: _cut(arrays[f"{name}.s{i}"], shape) for i, (path, (shape, _)) in enumerate(made.arrays.items())
+                path: arrays[f"{name}.s{i}"][tuple(map(slice, shape))]
+                for i, (path, (shape, _)) in enumerate(made.arrays.items())
             }
             mx.eval(found)
             restore_snapshot(cache, with_arrays(made.blank, found))
@@ -154,7 +155,3 @@ def _padded(x: mx.array, shape: tuple[int, ...]) -> mx.array:
     if x.shape == shape:
         return x
     return mx.pad(x, [(0, full - size) for full, size in zip(shape, x.shape, strict=True)])
-
-
-def _cut(x: mx.array, shape: tuple[int, ...]) -> mx.array:
-    return x[tuple(slice(0, size) for size in shape)]

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mlxkv.cache.recurrent.state import Snapshot, capture, nbytes_of, restore_snapshot
+from mlxkv.cache.recurrent.state import Snapshot, arrays_of, capture, restore_snapshot
 
 CHECKPOINT_INTERVAL = 1024  # tokens
 MAX_CHECKPOINTS = 8
@@ -26,7 +26,7 @@ class Checkpoint:
 
     @property
     def nbytes(self) -> int:
-        return sum(nbytes_of(snapshot) for snapshot in self.snapshots)
+        return sum(x.nbytes for snapshot in self.snapshots for x in arrays_of(snapshot).values())
 
 
 class Checkpoints:
@@ -49,7 +49,7 @@ class Checkpoints:
         return sum(c.nbytes for c in self._kept if c.position != offset)
 
     def take(self, position: int, *, is_turn: bool) -> None:
-        """Save the state at `position`, where the caches are now."""
+        """Save the state at `position`, the current one of the caches."""
         if not self.caches or not position:
             return
         same = next((c for c in self._kept if c.position == position), None)

@@ -19,7 +19,7 @@ from mlxkv.cache.ring import RingKVCache
 Snapshot = Mapping[str, Any]
 """One cache's attributes, arrays included."""
 
-_ROWS = ("KVCache", "ConcatenateKVCache", "ChunkedKVCache")
+_ROWS = ("KVCache", "ConcatenateKVCache", "ChunkedKVCache")  # a KV row per position, in order
 
 
 def keeps_state(plan: LayerPlan) -> bool:
@@ -27,14 +27,9 @@ def keeps_state(plan: LayerPlan) -> bool:
     return plan.geometry is None and not plan.children and plan.native_class not in _ROWS
 
 
-def is_rows(cache: Any) -> bool:
-    """Whether it is one of mlx-lm's caches with a KV row per position, in order."""
-    return type(cache).__name__ in _ROWS
-
-
 def is_recurrent(cache: Any) -> bool:
     """Whether rewinding needs a snapshot; also true of unknown classes, whose `trim` may not be exact."""
-    return not isinstance(cache, RingKVCache) and not is_rows(cache)
+    return not isinstance(cache, RingKVCache) and type(cache).__name__ not in _ROWS
 
 
 def tokens_fed(cache: Any) -> int | None:
@@ -95,10 +90,6 @@ def arrays_of(snapshot: Snapshot) -> dict[str, mx.array]:
 def scalars_of(snapshot: Snapshot) -> dict[str, Any]:
     """The other values of a snapshot by path, in a fixed order."""
     return {path: value for path, value in _flat("", snapshot) if not isinstance(value, mx.array)}
-
-
-def nbytes_of(snapshot: Snapshot) -> int:
-    return sum(x.nbytes for x in arrays_of(snapshot).values())
 
 
 def with_arrays(snapshot: Snapshot, arrays: Mapping[str, mx.array | None]) -> Snapshot:

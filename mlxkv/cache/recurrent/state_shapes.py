@@ -19,7 +19,7 @@ from mlxkv.cache.probe import leaves
 from mlxkv.cache.recurrent.state import Snapshot, arrays_of, keeps_state, scalars_of, with_arrays
 from mlxkv.cache.traits import native_cache, traits_of
 
-_CONSTANT_AFTER = 16  # tokens after which shapes no longer change, in caches that can be saved
+_CONSTANT_AFTER = 16  # tokens after which the shapes of caches that can be saved no longer change
 _IS_CONSTANT = "constant"
 
 
@@ -43,7 +43,7 @@ class StateShapes:
         return traits_of(self._model).state_shapes
 
     def at(self, num_tokens: int) -> tuple[StateShape, ...]:
-        """After `num_tokens`: exact up to 16, and from there on where `is_constant`."""
+        """Shapes after `num_tokens`: exact up to 16, and from then on where `is_constant`."""
         n = min(num_tokens, _CONSTANT_AFTER)
         if n not in self._known:
             self._known[n] = self._shapes_after(native_cache(self._model), n)
@@ -51,12 +51,12 @@ class StateShapes:
 
     @property
     def is_constant(self) -> tuple[bool, ...]:
-        """For each cache, whether its arrays keep their shapes from there on."""
+        """For each cache, whether its arrays keep their shapes from then on."""
         if _IS_CONSTANT not in self._known:
             caches = native_cache(self._model)
             shapes = self._shapes_after(caches, _CONSTANT_AFTER)
             self._known.setdefault(_CONSTANT_AFTER, shapes)
-            # A second call, and one token: dtypes may differ from those of the first, too.
+            # A second call, of one token: dtypes may also differ from those of the first.
             after = self._shapes_after(caches, 1)
             self._known[_IS_CONSTANT] = tuple(
                 (a.arrays, a.scalars) == (b.arrays, b.scalars) for a, b in zip(shapes, after, strict=True)
@@ -68,17 +68,8 @@ class StateShapes:
         return tuple(_shape_of(dict(vars(cache))) for cache in leaves(caches))
 
 
-def state_nbytes(model: Any, plan: CachePlan) -> int:
-    """Bytes of all recurrent layers' states; also of one checkpoint."""
-    return sum(_states_nbytes(model, plan))
-
-
-def largest_state_nbytes(model: Any, plan: CachePlan) -> int:
-    """Bytes of the largest recurrent layer's state; 0 without such layers."""
-    return max(_states_nbytes(model, plan), default=0)
-
-
-def _states_nbytes(model: Any, plan: CachePlan) -> list[int]:
+def state_nbytes(model: Any, plan: CachePlan) -> list[int]:
+    """Bytes of each recurrent layer's state."""
     states = [keeps_state(leaf) for leaf in plan.leaves]
     if not any(states):
         return []
