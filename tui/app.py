@@ -100,7 +100,8 @@ class ChatApp(App[int], inherit_bindings=False):
 
     def on_mount(self) -> None:
         self.theme_changed_signal.subscribe(self, self._set_colours)
-        self.app_resume_signal.subscribe(self, self._resumed)
+        # After Ctrl+Z and `fg` the terminal shows the shell's text, and Textual paints only changes.
+        self.app_resume_signal.subscribe(self, lambda _: self.call_after_refresh(self.action_redraw))
         if self.settings.theme in self.available_themes:
             self.theme = self.settings.theme
         else:
@@ -227,7 +228,7 @@ class ChatApp(App[int], inherit_bindings=False):
             for binding in owner.BINDINGS
             if isinstance(binding, Binding) and binding.id
         ]
-        self.state.show(Listing("Keys", tuple(rows), "[keys] in config.toml changes them · esc close"))
+        self.state.listing = Listing("Keys", tuple(rows), "[keys] in config.toml changes them · esc close")
 
     def _choose_theme(self, name: str) -> None:
         if not name:
@@ -258,10 +259,6 @@ class ChatApp(App[int], inherit_bindings=False):
                 yield SystemCommand(f"/{command.name}", command.help, partial(self._run_command, command.name))
 
     # -- the terminal ------------------------------------------------------------------------------------
-
-    def _resumed(self, _: object) -> None:
-        """Redraw after Ctrl+Z and `fg`: the terminal shows the shell's text, and Textual paints only changes."""
-        self.call_after_refresh(self.action_redraw)
 
     def _set_colours(self, theme: Theme) -> None:
         if self.no_color:  # Textual decides this before the theme is known, and draws ansi themes black on black
@@ -306,12 +303,12 @@ class ChatApp(App[int], inherit_bindings=False):
             case Act.CLOSE:
                 self.chat.close_picker()
             case Act.PAUSE:
-                self.state.pause_download()
+                self.state.submit(cmd.PausePull())
             case Act.LEAVE:
                 self.state.editing = None
                 self.prompt.put("")
             case Act.REWIND if self.state.transcript.messages:
-                self.state.show(choice_lists.rewind_list(self.state.transcript.messages))
+                self.state.listing = choice_lists.rewind_list(self.state.transcript.messages)
             case Act.CLEAR:
                 self.prompt.put("")
             case Act.COPY:

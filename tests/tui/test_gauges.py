@@ -33,9 +33,9 @@ HALF = CacheView(10, 50, 80, 50, 20, 0, 1000, 500)
 
 
 def test_the_ring_shows_each_row_once() -> None:
-    strip = ring_strip(HALF, 100)
-    assert strip.cells == PINNED * 10 + LIVE * 40 + FREE * 30 + EVICTED * 20
-    assert strip.marks.index("▲") == 50
+    cells, marks = ring_strip(HALF, 100)
+    assert cells == PINNED * 10 + LIVE * 40 + FREE * 30 + EVICTED * 20
+    assert marks.index("▲") == 50
 
 
 def test_bits_are_told_in_80_columns() -> None:
@@ -51,12 +51,12 @@ def test_bits_are_told_in_80_columns() -> None:
 def test_any_ring_fills_its_width(pinned: int, live: int, capacity: int, undo: int, width: int) -> None:
     live = min(live, capacity)
     view = CacheView(min(pinned, live), live, capacity, min(live, capacity - 1), undo, 0, 0, 0)
-    strip = ring_strip(view, width)
-    assert len(strip.cells) == width
-    assert strip.marks.index("▲") < width
-    assert (PINNED in strip.cells) == (view.pinned > 0)
+    cells, marks = ring_strip(view, width)
+    assert len(cells) == width
+    assert marks.index("▲") < width
+    assert (PINNED in cells) == (view.pinned > 0)
     order = [PINNED, LIVE, FREE, EVICTED]
-    assert [order.index(c) for c in strip.cells] == sorted(order.index(c) for c in strip.cells)
+    assert [order.index(c) for c in cells] == sorted(order.index(c) for c in cells)
 
 
 def test_the_sparkline_scales_to_its_tallest() -> None:

@@ -316,11 +316,10 @@ def test_a_download_goes_on_beside_and_is_loaded_when_it_was_wanted(state: ChatS
     sent(state)
     state.prompt("meanwhile")
     assert [type(c) for c in sent(state)] == [cmd.Send]  # the chat stays usable
-    state.pause_download()
+    state.submit(cmd.PausePull())
     assert sent(state) == [cmd.PausePull()]
     state.apply(PullProgress("org/m", PullState.PAUSED))
-    state.pause_download()
-    assert not sent(state)
+    assert not state.is_pulling
     state.apply(TurnFinished("stop", "y", STATS))
     sent(state)
     state.apply(PullProgress("org/m", PullState.DONE, then_load=True))

@@ -444,7 +444,7 @@ class ChatScreen(Screen[None]):
                 self.prompt.put(f"/rename {title_line(chat.title)}")
                 self.prompt.focus()
             case "delete":
-                self.state.show(choice_lists.delete_list(chat.id, chat.title))
+                self.state.listing = choice_lists.delete_list(chat.id, chat.title)
             case "export":
                 self.state.submit(cmd.ExportChat(session_id=chat.id))
         self.sync()

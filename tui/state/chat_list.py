@@ -12,6 +12,7 @@ from mlxkv.protocol.status import ChatSummary
 from mlxkv.stats import bytes_text
 from mlxkv.text.clean import clean
 from mlxkv.text.folding import Wanted
+from mlxkv.tui.state.choices import cut
 
 
 def latest_first(chats: Sequence[ChatSummary]) -> list[ChatSummary]:
@@ -63,7 +64,7 @@ def sidebar_entries(
         families.setdefault(roots[chat.id], []).append(chat)
     out: list[Entry] = []
     group = ""
-    dates = _believable([members[0].updated for members in families.values()], now)
+    dates = _plausible_dates([members[0].updated for members in families.values()], now)
     for (root, members), date in zip(families.items(), dates, strict=True):
         heading = group_text(date, now)
         if heading != group:
@@ -77,7 +78,7 @@ def sidebar_entries(
     return out or [Entry("No chats yet.")]
 
 
-def _believable(dates: Sequence[float], now: float) -> list[float]:
+def _plausible_dates(dates: Sequence[float], now: float) -> list[float]:
     """Correct dates that a wrong clock gave. `dates` are in order of use, newest first: none may be after `now`, or
     before the date of a chat that was used earlier."""
     out: list[float] = []
@@ -108,5 +109,4 @@ def _entry(chat: ChatSummary, lead: str, current: str | None, width: int) -> Ent
     facts = f"{'●' if chat.kv_bytes else '○'} {kv:>4}"
     title = f"{mark}{lead}{' '.join(clean(chat.title or 'Untitled').split())}"
     room = width - cell_len(facts) - 1
-    title = title if cell_len(title) <= room else set_cell_size(title, room - 1) + "…"
-    return Entry(f"{title}{' ' * (room - cell_len(title))} {facts}", chat.id)
+    return Entry(f"{set_cell_size(cut(title, room), room)} {facts}", chat.id)

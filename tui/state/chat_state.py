@@ -35,7 +35,7 @@ _STOPPED = "The engine has stopped; quit and start mlxkv again."
 
 
 class ChatState:
-    """Everything on the screen except the prompt. `clock` runs in seconds, `today` in UNIX seconds for dates."""
+    """Everything on the screen except the prompt. `clock` gives seconds, `today` UNIX seconds for dates."""
 
     def __init__(
         self,
@@ -69,7 +69,7 @@ class ChatState:
         self.listing: Listing | None = None
         self.put: str | None = None
         self.returned: str | None = None  # as it was typed
-        self._ready = False
+        self.is_ready = False  # a model is loaded
         self._loading: ev.ModelLoading | None = None
         self._waiting: deque[cmd.Command] = deque()
         self._later: cmd.OpenChat | None = None  # to open once a model is loaded
@@ -78,7 +78,7 @@ class ChatState:
     # -- commands of the user ------------------------------------------------------------------------------
 
     def submit(self, command: cmd.Command) -> None:
-        """Send the engine a command."""
+        """Queue a command for the engine."""
         if self.stopped:
             self.transcript.add_error(_STOPPED)
             return
@@ -154,18 +154,11 @@ class ChatState:
             self.submit(cmd.OpenChat(found.session_id))
         return found is not None
 
-    def show(self, listing: Listing) -> None:
-        self.listing = listing
-
     def stop(self) -> bool:
         """Mark the reply as stopping. True if there is a reply or a load that the caller must stop."""
         if self.transcript.reply is not None:
             self.transcript.reply.stopping = True
         return self.transcript.reply is not None or self.is_loading_now
-
-    def pause_download(self) -> None:
-        if self.is_pulling:
-            self.submit(cmd.PausePull())
 
     # -- properties for the window ---------------------------------------------------------------------------
 
@@ -173,10 +166,6 @@ class ChatState:
     def is_busy(self) -> bool:
         """Whether the activity line is animated."""
         return self.transcript.reply is not None or bool(self._waiting) or self.is_pulling
-
-    @property
-    def is_ready(self) -> bool:
-        return self._ready
 
     @property
     def is_loading(self) -> bool:
@@ -214,7 +203,7 @@ class ChatState:
                 hint = "esc to pause"
                 text = fit(pull_text(self.pull), room - len(hint))
             case _ if self.editing is not None:
-                number = self._question_number(self.editing)
+                number = sum(m.role == "user" for m in self.transcript.messages[: self.editing + 1])
                 return f"editing question {number}: ⏎ asks again, the old branch stays", "esc to cancel"
             case _:
                 return "", ""
@@ -238,7 +227,7 @@ class ChatState:
                 self.transcript.finish_turn(event)
             case ev.MessageTooLong(text, overflow):
                 turn = self._return_message(text)
-                self.show(choice_lists.too_long_list(text, turn, overflow))
+                self.listing = choice_lists.too_long_list(text, turn, overflow)
             case ev.SessionStatus():
                 self.status = event
                 self.session_id = event.session_id or self.session_id  # a new chat has one after its first message
@@ -253,7 +242,7 @@ class ChatState:
             case ev.ModelLoading():
                 self._loading = event
             case ev.ModelReady(name):
-                self.model, self._ready, self._loading = clean(name), True, None
+                self.model, self.is_ready, self._loading = clean(name), True, None
                 self.token_counts.reset()
                 self.complete(cmd.LoadModel)
                 if self._later is not None:
@@ -318,9 +307,9 @@ class ChatState:
 
     def _handle_failure(self, event: ev.Failed) -> None:
         failed = self._waiting.popleft() if self._waiting else None
-        if isinstance(failed, cmd.NewChat) and not self._ready:
+        if isinstance(failed, cmd.NewChat) and not self.is_ready:
             return  # no model yet; a chat is opened once one is loaded
-        if isinstance(failed, cmd.OpenChat) and not self._ready and not self.is_loading:
+        if isinstance(failed, cmd.OpenChat) and not self.is_ready and not self.is_loading:
             self._later = failed
             self.transcript.add_line("The chat opens once a model is loaded; /model lists them.")
             return
@@ -338,7 +327,7 @@ class ChatState:
             self.transcript.add_line(event.text)
         else:
             self.transcript.add_error(event.text + advice(event.kind), is_answer=not is_reply)
-        if isinstance(failed, cmd.OpenChat) and self._ready and not self.transcript.is_open:
+        if isinstance(failed, cmd.OpenChat) and self.is_ready and not self.transcript.is_open:
             self.submit(cmd.NewChat())  # otherwise queued prompts would never be sent
 
     def _handle_engine_stop(self, error: str | None) -> None:
@@ -361,21 +350,21 @@ class ChatState:
             case PullState.FAILED:
                 self.transcript.add_error(event.text, is_answer=is_new)
             case PullState.TOO_LARGE if event.too_large is not None:
-                self.show(choice_lists.too_large_list(event.too_large))
+                self.listing = choice_lists.too_large_list(event.too_large)
             case PullState.DONE if event.then_load:
                 self.submit(cmd.LoadModel(event.name))
             case PullState.DONE:
                 self.transcript.add_notice(f"{name} is downloaded; /model {name} loads it.")
 
     def use_chat_list(self, chats: tuple[ev.ChatSummary, ...]) -> None:
-        """Finish `resume`: open the chat that was wanted, or show a list to choose from."""
+        """Complete `resume`: open the chat that was wanted, or show a list to choose from."""
         wanted, self._wanted = self._wanted, None
         if wanted is None:  # requested by the sidebar
             return
         if not chats:
             self.transcript.add_line("No chats yet.")
         elif not wanted:
-            self.show(choice_lists.chats_list(chats, self.today(), self.session_id))
+            self.listing = choice_lists.chats_list(chats, self.today(), self.session_id)
         else:
             try:
                 fits = chats_called(latest_first(chats), wanted)
@@ -385,13 +374,9 @@ class ChatState:
             if len(fits) == 1:
                 self.submit(cmd.OpenChat(fits[0].id))
             else:
-                self.show(choice_lists.chats_list(fits, self.today(), self.session_id))
+                self.listing = choice_lists.chats_list(fits, self.today(), self.session_id)
 
     # -- helpers -----------------------------------------------------------------------------------------
-
-    def _question_number(self, message: int) -> int:
-        """The number of a user message, from 1, as users see and type it."""
-        return sum(m.role == "user" for m in self.transcript.messages[: message + 1])
 
     def _send_next(self) -> None:
         """Send the next queued prompt, unless the engine is busy or refuses."""
@@ -400,7 +385,7 @@ class ChatState:
             or self.is_held
             or self._waiting
             or self.transcript.reply
-            or not (self._ready and self.transcript.is_open)
+            or not (self.is_ready and self.transcript.is_open)
             or self.refusal()
         ):
             return

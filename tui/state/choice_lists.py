@@ -52,7 +52,7 @@ def cache_list(cache: ev.CacheList, now: float) -> Listing:
 
 
 def rewind_list(messages: Sequence[ev.Message]) -> Listing:
-    """The user's messages, to rewind to before one."""
+    """The user's messages; choosing one rewinds to before it."""
     mine = [(i, m) for i, m in enumerate(messages) if m.role == "user"]
     rows = tuple(Row(f"{n}  {one_line(m.text)}", cmd.Rewind(i)) for n, (i, m) in enumerate(mine, 1))
     return Listing("Rewind to", rows, "⏎ rewind to before it; the old branch stays · esc close", at=len(rows) - 1)
@@ -66,16 +66,13 @@ def tree_list(branches: Sequence[ev.Branch], now: float) -> Listing:
         depth = depths[branch.session_id] = depths.get(branch.parent or "", -1) + 1
         lead = "  " * (depth - 1) + "└ ⑂ " if depth else ""
         mark = "▌" if branch.is_current else " "
-        fork = _fork_text(branch.forked_at) if branch.forked_at is not None and depth else ""
+        fork = ""
+        if (at_message := branch.forked_at) is not None and depth:  # a reply has the number of its question
+            fork = f"forked at {'reply' if at_message % 2 else 'question'} {at_message // 2 + 1}"
         facts = tuple(f for f in (fork, plural(branch.num_turns, "message"), when_text(branch.updated, now)) if f)
         rows.append(Row(f"{mark}{lead}{one_line(branch.title)}", cmd.OpenChat(branch.session_id), facts))
         at = i if branch.is_current else at
     return Listing("Branches of this chat", tuple(rows), "⏎ open · esc close", at=at)
-
-
-def _fork_text(forked_at: int) -> str:
-    """Questions and replies alternate; a reply has the number of its question."""
-    return f"forked at {'reply' if forked_at % 2 else 'question'} {forked_at // 2 + 1}"
 
 
 def models_list(models: Sequence[ev.ModelCard], current: str, has_chat: bool, only_fitting: bool = False) -> Listing:
@@ -109,24 +106,24 @@ def hits_list(words: str, hits: Sequence[ev.SearchHit]) -> Listing:
 
 
 def missing_model(name: str, size_bytes: int) -> Listing:
-    """Asked when the chat's model was removed from this machine."""
+    """Choices when the chat's model was removed from this machine."""
     amount = f" {bytes_text(size_bytes)}" if size_bytes else ""
     rows = (
         Row(f"Download{amount} again", cmd.LoadModel(name)),
         Row("Choose another model; the chat is prefilled again", cmd.ListModels()),
     )
-    return replace(confirm(f"{clean(name)} is not on this machine", rows), hint="⏎ choose · esc cancel")
+    return confirm(f"{clean(name)} is not on this machine", rows)
 
 
 def too_large_list(model: ModelTooLarge) -> Listing:
-    """Asked before loading a model that does not fit in memory."""
+    """Choices before loading a model that does not fit in memory."""
     rows = [
         Row("Pick a smaller model", cmd.ListModels(fitting=True)),
         Row("Load it anyway; the system may kill mlxkv", cmd.LoadModel(model.name, anyway=True)),
     ]
     if model.four_bit:
         rows.insert(1, Row("Load it with a 4-bit KV cache, which fits", cmd.LoadModel(model.name, kv_bits=4)))
-    return replace(confirm(clean(model.text), tuple(rows)), hint="⏎ choose · esc cancel")
+    return confirm(clean(model.text), rows)
 
 
 def delete_list(session_id: str, title: str) -> Listing:
@@ -146,11 +143,11 @@ def compact_list(plan: CompactPlan) -> Listing:
         rows.insert(0, Row(f"A summary of {plan.older_messages} messages, and {last}", cmd.Compact(True), cost))
         if plan.evicted_tokens:
             title += f"; the {plan.evicted_tokens:,} evicted tok are in no summary"
-    return replace(confirm(title, (*rows, Row("Cancel"))), hint="⏎ choose · esc cancel")
+    return confirm(title, (*rows, Row("Cancel")))
 
 
 def too_long_list(text: str, turn: int | None, overflow: Overflow) -> Listing:
-    """Asked before sending a message that exceeds the window. Plain Enter sends nothing."""
+    """Choices before sending a message that exceeds the window. Enter alone sends nothing."""
     before = f" and {overflow.evicted_before:,} tok of the chat" if overflow.evicted_before else ""
     rows = [Row("Do not send it: shorten it in the prompt")]
     if overflow.window:
@@ -160,8 +157,8 @@ def too_long_list(text: str, turn: int | None, overflow: Overflow) -> Listing:
         rows.append(Row(what, SendAnyway(text, turn, overflow.window), facts))
     rows.append(Row(f"Send it; its oldest {overflow.evicted:,} tok{before} are evicted", SendAnyway(text, turn)))
     title = f"Not sent: {overflow.tokens:,} tok, but the window holds {overflow.capacity:,}"
-    return replace(confirm(title, tuple(rows)), hint="⏎ choose · esc cancel")
+    return confirm(title, rows)
 
 
-def confirm(title: str, rows: tuple[Row, ...]) -> Listing:
-    return Listing(title, rows, searchable=False)
+def confirm(title: str, rows: Sequence[Row]) -> Listing:
+    return Listing(title, tuple(rows), "⏎ choose · esc cancel", searchable=False)

@@ -46,10 +46,6 @@ class Row:
     more_words: str = ""  # additional search words
     marks: tuple[tuple[int, int], ...] = ()  # highlighted spans of `text`, which must be clean
 
-    @property
-    def words(self) -> str:
-        return f"{self.text} {' '.join(self.facts)} {self.more_words}"
-
 
 @dataclass(frozen=True)
 class Listing:
@@ -71,7 +67,8 @@ class Listing:
         parts = [wanted for word in typed.split() if (wanted := Wanted.of(word))]
         if not parts:
             return list(self.rows)
-        return [row for row in self.rows if row.choice is not None and all(part.is_in(row.words) for part in parts)]
+        words = {row: f"{row.text} {' '.join(row.facts)} {row.more_words}" for row in self.rows if row.choice}
+        return [row for row, text in words.items() if all(part.is_in(text) for part in parts)]
 
 
 def row_line(row: Row, width: int) -> str:

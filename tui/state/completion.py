@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -10,9 +10,7 @@ from pathlib import Path
 from mlxkv.tui.state import file_index
 from mlxkv.tui.state.attachments import mention
 from mlxkv.tui.state.fuzzy import best
-from mlxkv.tui.state.slash import BY_NAME, Prompt, complete, parse
-
-Point = tuple[int, int]  # row, column
+from mlxkv.tui.state.slash import BY_NAME, Completion, Prompt, complete, parse
 
 
 class Source(StrEnum):
@@ -22,28 +20,18 @@ class Source(StrEnum):
     HISTORY = "history"
 
 
-@dataclass(frozen=True)
-class Entry:
-    """`insert` replaces the typed text. `is_prefix`: it begins with that text."""
-
-    insert: str
-    label: str
-    note: str = ""
-    is_prefix: bool = False
-
-
 @dataclass
 class Menu:
-    """Entries, one of them chosen. `moved`: by the user, not by us."""
+    """Completions, one of them chosen. `moved`: the user has moved the choice."""
 
     source: Source
-    entries: list[Entry]
+    entries: list[Completion]
     title: str = ""
     at: int = 0
     moved: bool = False
 
     @property
-    def chosen(self) -> Entry | None:
+    def chosen(self) -> Completion | None:
         return self.entries[self.at] if self.entries else None
 
     def move(self, step: int) -> None:
@@ -52,23 +40,10 @@ class Menu:
             self.moved = True
 
 
-@dataclass(frozen=True)
-class Place:
-    """The span of the prompt that an entry replaces."""
-
-    start: Point
-    end: Point
-
-
-def command_menu(text: str, words: Mapping[str, Sequence[str]]) -> Menu | None:
+def command_menu(text: str) -> Menu | None:
     """Completions of a line that starts with `/`."""
-    offers = complete(text, words)
-    if not offers:
-        return None
-    source = Source.ARGUMENT if " " in text else Source.COMMAND
-    return Menu(
-        source, [Entry(o.insert, o.label, o.help if source is Source.COMMAND else "", o.is_prefix) for o in offers]
-    )
+    entries = complete(text)
+    return Menu(Source.ARGUMENT if " " in text else Source.COMMAND, entries) if entries else None
 
 
 def file_menu(typed: str, known: Sequence[str], base: Path) -> Menu | None:
@@ -76,7 +51,7 @@ def file_menu(typed: str, known: Sequence[str], base: Path) -> Menu | None:
     found = file_index.list_folder(typed, base) if file_index.is_path(typed) else file_index.matching(typed, known)
     if not found:
         return None
-    return Menu(Source.FILE, [Entry(mention(path), path, "", path.startswith(typed)) for path in found])
+    return Menu(Source.FILE, [Completion(mention(path), path, "", path.startswith(typed)) for path in found])
 
 
 def history_menu(typed: str, entries: Sequence[str]) -> Menu:
@@ -86,7 +61,7 @@ def history_menu(typed: str, entries: Sequence[str]) -> Menu:
     found = [entry for entry in newest if all(word in entry.casefold() for word in words)]
     found = found or best(typed, newest, lambda entry: (entry[:200],))
     title = "earlier prompts · type to search · ⏎ insert · esc back"
-    return Menu(Source.HISTORY, [Entry(entry, entry) for entry in found[:200]], title)
+    return Menu(Source.HISTORY, [Completion(entry, entry) for entry in found[:200]], title)
 
 
 def runs_as_typed(text: str, menu: Menu) -> bool:
@@ -98,7 +73,7 @@ def runs_as_typed(text: str, menu: Menu) -> bool:
     return menu.source is Source.COMMAND and text[1:].strip().lower() in BY_NAME
 
 
-def runs_at_once(entry: Entry) -> bool:
+def runs_at_once(entry: Completion) -> bool:
     """Whether Enter runs the selected command: not after a fuzzy match, or if its argument is missing."""
     command = BY_NAME[entry.insert[1:].strip()]
     return entry.is_prefix and not command.needs_argument

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from mlxkv.events import PrefillProgress, TextDelta, TurnFinished
 from mlxkv.protocol.events import EngineEvent, TurnStarted
@@ -17,16 +16,11 @@ SECONDS = 60  # of decode speed
 PINNED, LIVE, EVICTED, FREE = "█", "▓", "░", "·"
 
 
-@dataclass(frozen=True)
-class Strip:
-    """The ring, and the line below it that marks the next row to be written."""
+def ring_strip(cache: CacheView, width: int) -> tuple[str, str]:
+    """The ring, and the line below it that marks the next row to be written.
 
-    cells: str
-    marks: str
-
-
-def ring_strip(cache: CacheView, width: int) -> Strip:
-    """Cells for equal shares of the rows: pinned, live, free; after the window, the evicted rows of the undo area."""
+    Cells are equal shares of the rows: pinned, live, free; after the window, the evicted rows of the undo area.
+    """
     rows = max(1, cache.capacity + cache.undo)
     ends = (cache.pinned, max(cache.live, cache.pinned), cache.capacity, cache.capacity + cache.undo)
     cells = ""
@@ -36,7 +30,7 @@ def ring_strip(cache: CacheView, width: int) -> Strip:
             target = max(1, target)  # few as they are, pinned rows always show
         cells += sign * max(0, target - len(cells))
     head = min(width - 1, width * cache.head // rows)
-    return Strip(cells.ljust(width, FREE)[:width], f"{' ' * head}▲")
+    return cells.ljust(width, FREE)[:width], f"{' ' * head}▲"
 
 
 def sparkline(rates: Sequence[int], width: int) -> str:
@@ -71,11 +65,11 @@ def wide_lines(status: SessionStatus, rates: Sequence[int], prefill_tps: float, 
     if cache is None or not cache.capacity:
         ring = ["Ring    empty", "", ""]
     else:
-        strip = ring_strip(cache, max(10, width - 9))
-        ring = [f"Ring    {strip.cells}", f"        {strip.marks}", f"        {ring_legend(cache, width - 8)}"]
+        cells, mark = ring_strip(cache, max(10, width - 9))
+        ring = [f"Ring    {cells}", f"        {mark}", f"        {ring_legend(cache, width - 8)}"]
     now = max((rate for rate in rates[-3:]), default=0)
-    read = f"prefill {rate_text(prefill_tps)} tok/s" if prefill_tps else "prefill –"
-    words = f" {now} tok/s, last 60 s · {read}"
+    prefill = f"prefill {rate_text(prefill_tps)} tok/s" if prefill_tps else "prefill –"
+    words = f" {now} tok/s, last 60 s · {prefill}"
     speed = f"Speed   {sparkline(rates, max(0, min(60, width - 8 - len(words))))}{words}"
     kv = f"{bytes_text(cache.allocated_bytes)} allocated, {bytes_text(cache.live_bytes)} live" if cache else "–"
     parts = [f"Memory  weights {bytes_text(status.weight_bytes)} · KV {kv}"]

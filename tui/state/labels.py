@@ -38,7 +38,8 @@ def stat_text(stats: TurnStats, width: int, kv_added: int = 0, narrow: bool = Fa
         mark = [p for p in parts if p.startswith(("■", "▲"))]
         rate = [f"{stats.decode_tps:.0f} tok/s"] if stats.decode_tps > 0 else []
         return fit([*mark, *rate, f"{stats.generated_tokens:,} tok"], width)
-    parts, next_step = stat_segments(stats, kv_added), _next_step(stats)
+    parts = stat_segments(stats, kv_added)
+    next_step = {"length": "/continue", "stopped": "/retry · /continue"}.get(stats.finish_reason, "")
     if next_step and len(" · ".join([*parts, next_step])) <= width:
         parts.append(next_step)
     if len(" · ".join(parts)) <= width:
@@ -52,11 +53,6 @@ def stat_text(stats: TurnStats, width: int, kv_added: int = 0, narrow: bool = Fa
         if len(" · ".join(short)) > width:
             short.remove(expendable)
     return fit(short, width)
-
-
-def _next_step(stats: TurnStats) -> str:
-    """Commands for a reply that did not finish."""
-    return {"length": "/continue", "stopped": "/retry · /continue"}.get(stats.finish_reason, "")
 
 
 def no_answer(text: str, thinking: str, stats: TurnStats | None, can_be_quiet: bool) -> str:
@@ -112,7 +108,6 @@ def number_range(count: int) -> str:
 
 
 def restoring_text(chat: ChatSummary | None) -> str:
-    """Shown before the number of tokens on disk is known."""
     return f"restoring {bytes_text(chat.kv_bytes)} from disk" if chat and chat.kv_bytes else "restoring the chat"
 
 

@@ -79,13 +79,9 @@ class History:
             return []
         entries = [text for line in lines if (text := _entry(line))]
         if len(entries) > 2 * KEEP:
-            self._rewrite(entries[-KEEP:])
+            with suppress(OSError):
+                write_private(self._path, "".join(json.dumps({"text": text}) + "\n" for text in entries[-KEEP:]))
         return entries[-KEEP:]
-
-    def _rewrite(self, entries: list[str]) -> None:
-        assert self._path is not None
-        with suppress(OSError):
-            write_private(self._path, "".join(json.dumps({"text": text}) + "\n" for text in entries))
 
 
 def _entry(line: str) -> str:

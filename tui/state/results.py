@@ -26,12 +26,12 @@ def handle_result(state: ChatState, event: ev.EngineEvent) -> None:
         case ev.ChatTree(branches):
             state.complete(cmd.ShowTree)
             if len(branches) > 1:
-                state.show(choice_lists.tree_list(branches, state.today()))
+                state.listing = choice_lists.tree_list(branches, state.today())
             else:
                 transcript.add_line("This chat has no branches yet; /fork, /edit and /retry make them.")
         case ev.ChatHits(words, hits):
             state.complete(cmd.SearchChats)
-            state.show(choice_lists.hits_list(words, hits))
+            state.listing = choice_lists.hits_list(words, hits)
         case ev.ChatRenamed(session_id, title):
             state.complete(cmd.RenameChat)
             if session_id == state.session_id or state.session_id is None:
@@ -52,7 +52,7 @@ def handle_result(state: ChatState, event: ev.EngineEvent) -> None:
                 transcript.add_line(text)
         case ev.CacheList():
             state.complete(cmd.ListCache)
-            state.show(choice_lists.cache_list(event, state.today()))
+            state.listing = choice_lists.cache_list(event, state.today())
         case ev.CacheCollected(freed, used):
             state.complete(cmd.CollectCache)
             what = f"Freed {bytes_text(freed)}" if freed else "Nothing to remove"
@@ -65,21 +65,21 @@ def handle_result(state: ChatState, event: ev.EngineEvent) -> None:
             state.token_counts.set_count(key, tokens)
         case ev.CompactPlan():
             state.complete(cmd.PlanCompact)
-            state.show(choice_lists.compact_list(event))
+            state.listing = choice_lists.compact_list(event)
         case ev.Compacted():
             state.complete(cmd.Compact)
             transcript.add_line(reports.compacted_text(event))
         case ev.ModelTooLarge():
             state.complete(cmd.LoadModel)
-            state.show(choice_lists.too_large_list(event))
+            state.listing = choice_lists.too_large_list(event)
         case ev.ModelList(models, only_fitting):
             state.complete(cmd.ListModels)
             state.models = models
             has_messages = not transcript.is_empty
-            state.show(choice_lists.models_list(models, state.model, has_messages, only_fitting))
+            state.listing = choice_lists.models_list(models, state.model, has_messages, only_fitting)
         case ev.ModelMissing(name, size):
             state.complete(cmd.LoadModel)
-            state.show(choice_lists.missing_model(name, size))
+            state.listing = choice_lists.missing_model(name, size)
         case ev.ContextUsage():
             state.complete(cmd.ShowContext)
             transcript.add_lines([reports.context_text(event), *reports.context_rows(event)])

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 
@@ -118,37 +117,34 @@ def as_typed(text: str) -> str:
 
 
 @dataclass(frozen=True)
-class Offer:
-    """A completion; `insert` replaces the whole prompt. `is_prefix`: it begins with the typed text."""
+class Completion:
+    """`insert` replaces the typed text. `is_prefix`: it begins with that text."""
 
     insert: str
     label: str
-    help: str = ""
+    note: str = ""
     is_prefix: bool = False
 
 
-def complete(text: str, words: Mapping[str, Sequence[str]] | None = None) -> list[Offer]:
-    """Completions of a command or of its argument, best first. `words`: more arguments (models, themes), by command."""
+def complete(text: str) -> list[Completion]:
+    """Completions of a command or of its argument, best first."""
     if match := re.fullmatch(r"/([A-Za-z-]*)", text):
         typed = match[1].lower()
-        found = best(typed, COMMANDS, lambda command: (command.name, *command.aliases))
         return [
-            Offer(f"/{c.name}" + (" " if c.argument else ""), c.usage, _help(c, typed), _is_prefix(c, typed))
-            for c in found
-        ]
+            Completion(
+                f"/{c.name}" + (" " if c.argument else ""), c.usage, _help(c, typed),
+                any(name.startswith(typed) for name in (c.name, *c.aliases)),
+            )
+            for c in best(typed, COMMANDS, lambda command: (command.name, *command.aliases))
+        ]  # fmt: skip
     match = re.fullmatch(r"/([A-Za-z-]+) +(\S*)", text)
     if match is None or (command := BY_NAME.get(match[1].lower())) is None:
         return []
-    known = [*command.words, *(words or {}).get(command.name, ())]
     return [
-        Offer(f"/{match[1]} {word}", word, command.help, word.startswith(match[2]))
-        for word in best(match[2], known, lambda word: (word,))
+        Completion(f"/{match[1]} {word}", word, is_prefix=word.startswith(match[2]))
+        for word in best(match[2], command.words, lambda word: (word,))
         if word != match[2]
     ]
-
-
-def _is_prefix(command: Slash, typed: str) -> bool:
-    return any(name.startswith(typed) for name in (command.name, *command.aliases))
 
 
 def _help(command: Slash, typed: str) -> str:

@@ -46,10 +46,6 @@ def run(state: ChatState, name: str, argument: str) -> UiRequest | None:
 # -- chats -----------------------------------------------------------------------------------------------------------
 
 
-def _new(state: ChatState, argument: str) -> None:
-    state.submit(cmd.NewChat())
-
-
 def _rename(state: ChatState, argument: str) -> None:
     if argument:
         state.submit(cmd.RenameChat(argument, state.renaming))
@@ -62,7 +58,7 @@ def _delete(state: ChatState, argument: str) -> None:
     if state.session_id is None:
         state.transcript.add_line("This chat is not saved, so there is nothing to delete.")
     else:
-        state.show(choice_lists.delete_list(state.session_id, state.transcript.title))
+        state.listing = choice_lists.delete_list(state.session_id, state.transcript.title)
 
 
 def _export(state: ChatState, argument: str) -> None:
@@ -105,17 +101,9 @@ def _rewind(state: ChatState, argument: str) -> None:
     if not any(m.role == "user" for m in state.transcript.messages):
         state.transcript.add_line("This chat has no messages yet.")
     elif not argument:
-        state.show(choice_lists.rewind_list(state.transcript.messages))
+        state.listing = choice_lists.rewind_list(state.transcript.messages)
     elif (turn := _question(state, argument)) != -1:
         state.submit(cmd.Rewind(turn))
-
-
-def _undo(state: ChatState, argument: str) -> None:
-    state.submit(cmd.Rewind())
-
-
-def _retry(state: ChatState, argument: str) -> None:
-    state.submit(cmd.Retry())
 
 
 def _edit(state: ChatState, argument: str) -> None:
@@ -133,11 +121,7 @@ def _compact(state: ChatState, argument: str) -> None:
             state.transcript.add_line("/compact asks first; /compact summary and /compact last start at once.")
 
 
-# -- the model and what is set ---------------------------------------------------------------------------------------
-
-
-def _model(state: ChatState, argument: str) -> None:
-    state.submit(cmd.LoadModel(argument) if argument else cmd.ListModels())
+# -- the model and its settings ---------------------------------------------------------------------------------------
 
 
 def _pull(state: ChatState, argument: str) -> None:
@@ -167,7 +151,7 @@ def _system(state: ChatState, argument: str) -> None:
 def _set(state: ChatState, argument: str) -> UiRequest | None:
     name, _, value = _NAME_END.sub(" ", argument.strip(), count=1).partition(" ")  # also accept `/set temp=0.7`
     if not name:
-        state.show(settings_list(state))
+        state.listing = settings_list(state)
         return None
     setting = find(name)
     if setting is None:
@@ -197,12 +181,13 @@ def _change(state: ChatState, setting: Setting, value: str) -> UiRequest | None:
         state.system = settings.system
     state.submit(cmd.ChangeSettings(state.settings))
     unusual = setting_notice(setting.name, getattr(settings, setting.name))
-    state.transcript.add_line(f"{setting.name} is {_now(state, setting)} from {_from(setting)}. {unusual}".rstrip())
+    since = "now on" if setting.holds == "at once" else f"{setting.holds} on"
+    state.transcript.add_line(f"{setting.name} is {_now(state, setting)} from {since}. {unusual}".rstrip())
     return UiRequest("save", setting.name)
 
 
 def _now(state: ChatState, setting: Setting) -> str:
-    """The value of a setting as text; for one that is not set, also what that means."""
+    """The value of a setting as text; for one that is not set, the effect of that."""
     now = getattr(state.settings, setting.name)
     return f"none ({setting.null})" if now is None else _shown(setting, now)
 
@@ -213,10 +198,6 @@ def _shown(setting: Setting, value: object) -> str:
 
 def _on_off(rule: str) -> str:
     return rule.replace("true or false", "on or off")  # config.toml has true and false, the chat on and off
-
-
-def _from(setting: Setting) -> str:
-    return "now on" if setting.holds == "at once" else f"{setting.holds} on"
 
 
 def _think(state: ChatState, argument: str) -> UiRequest | None:
@@ -247,9 +228,7 @@ def setting_notice(name: str, value: object) -> str:
             return "Above 2 replies are mostly random tokens; 0.6 to 1 is usual."
         case "top_p" if value == 0:
             return "0 disables top-p, as 1 does; a small value such as 0.1 keeps only the likeliest tokens."
-        case "top_k" if value == 1:
-            return "This always picks the likeliest token, as temp 0 does."
-        case "min_p" if value == 1:
+        case "top_k" | "min_p" if value == 1:
             return "This always picks the likeliest token, as temp 0 does."
         case "max_tokens" if value < _FEW_TOKENS:
             return "Replies are cut after a few words; /continue extends one."
@@ -277,7 +256,7 @@ def _cache(state: ChatState, argument: str) -> None:
 
 
 _ACTIONS: dict[str, Callable[[ChatState, str], UiRequest | None]] = {
-    "new": _new,
+    "new": lambda state, _: state.submit(cmd.NewChat()),
     "resume": lambda state, argument: state.resume(argument),
     "rename": _rename,
     "delete": _delete,
@@ -285,12 +264,12 @@ _ACTIONS: dict[str, Callable[[ChatState, str], UiRequest | None]] = {
     "fork": _fork,
     "tree": lambda state, _: state.submit(cmd.ShowTree()),
     "rewind": _rewind,
-    "undo": _undo,
-    "retry": _retry,
+    "undo": lambda state, _: state.submit(cmd.Rewind()),
+    "retry": lambda state, _: state.submit(cmd.Retry()),
     "edit": _edit,
     "continue": lambda state, _: state.submit(cmd.Continue()),
     "compact": _compact,
-    "model": _model,
+    "model": lambda state, argument: state.submit(cmd.LoadModel(argument) if argument else cmd.ListModels()),
     "pull": _pull,
     "system": _system,
     "set": _set,

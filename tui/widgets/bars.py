@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 from textual.widget import Widget
 
 from mlxkv.text.clean import clean
+from mlxkv.tui.state.choices import cut
 
 MIN_MIDDLE = 8  # cells; less is not worth showing
 
@@ -78,5 +78,4 @@ class Queued(Widget, can_focus=False):
 
     def render(self) -> Text:
         width = max(4, self.content_size.width)
-        cut = [line if cell_len(line) <= width else set_cell_size(line, width - 1) + "…" for line in self._lines]
-        return Text("\n".join(cut), style="dim", no_wrap=True)
+        return Text("\n".join(cut(line, width) for line in self._lines), style="dim", no_wrap=True)

@@ -12,7 +12,8 @@ from collections.abc import Callable, Sequence
 from textual.widgets import TextArea
 
 from mlxkv.tui.state import attachments, completion, file_index
-from mlxkv.tui.state.completion import Entry, Menu, Source
+from mlxkv.tui.state.completion import Menu, Source
+from mlxkv.tui.state.slash import Completion
 from mlxkv.tui.widgets.attached_files import AttachedFiles
 from mlxkv.tui.widgets.completion_menu import MenuList
 
@@ -28,7 +29,7 @@ class Completer:
         self.menu: Menu | None = None
         self.menu_list = MenuList(self._pick)
         self.dismissed = ""  # a text that gets no menu
-        self._replaced = completion.Place((0, 0), (0, 0))  # the span that an entry replaces
+        self._replaced = (0, 0), (0, 0)  # the span that an entry replaces
         self._draft: str | None = None  # typed before the search in earlier prompts began
         self._completed: object = None  # the text and the cursor that the menu is for
         self._paths: list[str] | None = None  # None: not listed yet
@@ -37,7 +38,7 @@ class Completer:
     @property
     def typed(self) -> str:
         """The text that an entry would replace."""
-        return self._area.get_text_range(self._replaced.start, self._replaced.end)
+        return self._area.get_text_range(*self._replaced)
 
     def update(self) -> None:
         """Bring the menu up to date with the text and the cursor."""
@@ -47,7 +48,7 @@ class Completer:
             return
         self._completed = here
         if self._draft is not None:
-            self._replaced = completion.Place((0, 0), area.document.end)
+            self._replaced = (0, 0), area.document.end
             self.show(completion.history_menu(text, self.earlier))
             return
         if not text:
@@ -57,10 +58,10 @@ class Completer:
             return
         menu, note = None, ""
         if text.startswith("/") and "\n" not in text and (text == "/" or completion.is_command(text)):
-            self._replaced = completion.Place((0, 0), area.document.end)
-            menu = completion.command_menu(text, {})
+            self._replaced = (0, 0), area.document.end
+            menu = completion.command_menu(text)
         elif found := attachments.partial_mention(area.document[row][:column]):
-            self._replaced = completion.Place((row, found[0]), (row, column))
+            self._replaced = (row, found[0]), (row, column)
             known = self._known_paths()
             base = self._attached.base
             menu = completion.file_menu(found[1], known or (), base)
@@ -90,7 +91,7 @@ class Completer:
         self.menu = menu
         self.menu_list.show(menu, note)
 
-    def take(self, entry: Entry) -> None:
+    def take(self, entry: Completion) -> None:
         """Replace the typed part by the entry."""
         source = self.menu.source if self.menu else Source.COMMAND
         if source is Source.HISTORY:
@@ -100,7 +101,7 @@ class Completer:
             return
         has_more = entry.insert.endswith(("/", '/"', " "))
         insert = entry.insert + (" " if source is Source.FILE and not has_more else "")
-        result = self._area.replace(insert, self._replaced.start, self._replaced.end)
+        result = self._area.replace(insert, *self._replaced)
         self._area.move_cursor(result.end_location)
         if not has_more:
             self.close()

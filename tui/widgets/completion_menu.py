@@ -10,6 +10,7 @@ from textual.events import Click
 from textual.widgets import Static
 
 from mlxkv.text.clean import clean
+from mlxkv.tui.state.choices import cut
 from mlxkv.tui.state.completion import Menu
 
 ROWS = 8
@@ -46,11 +47,7 @@ class MenuList(Static):
         for i, entry in enumerate(shown, first):
             label = _line(entry.label)
             if entry.note:
-                label = (
-                    set_cell_size(label, column)
-                    if cell_len(label) <= column
-                    else set_cell_size(label, column - 2) + "… "
-                )
+                label = set_cell_size(cut(label, column - 1), column)
             if text:
                 text.append("\n")
             text.append("▌" if i == menu.at else " ").append(label, "bold" if i == menu.at else "")
