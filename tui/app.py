@@ -1,6 +1,6 @@
 """The chat window's app: engine events in, commands out, slash commands, theme, keys and exit. UI thread.
 
-The layout and the routing between widgets and chat state is `tui/screens/chat.py`. Widgets post messages, `ChatState`
+`tui/screens/chat.py` has the layout and routes between widgets and chat state. Widgets post messages, `ChatState`
 turns them into blocks and commands, one timer drains the engine's events. The engine starts after the first frame.
 """
 
@@ -30,7 +30,7 @@ from mlxkv.protocol.status import SaveState
 from mlxkv.system.supervisor_link import SupervisorLink
 from mlxkv.text.clean import clean
 from mlxkv.tui.emoji import joins_emoji
-from mlxkv.tui.markdown.block_renderer import warm
+from mlxkv.tui.markdown.block_renderer import warm_up
 from mlxkv.tui.screens.chat import ChatScreen
 from mlxkv.tui.state import choice_lists, slash_actions
 from mlxkv.tui.state.chat_state import ChatState
@@ -42,7 +42,7 @@ from mlxkv.tui.state.slash_actions import UiRequest
 from mlxkv.tui.theme import theme_colours
 from mlxkv.tui.widgets.prompt import Prompt
 
-DRAIN, SLOW_DRAIN = 0.1, 0.2  # seconds between two drains of the engine's events: see `_drained`
+DRAIN, SLOW_DRAIN = 0.1, 0.2  # seconds between two drains of the engine's events: see `_schedule_drain`
 
 
 class ChatApp(App[int], inherit_bindings=False):
@@ -118,10 +118,10 @@ class ChatApp(App[int], inherit_bindings=False):
     # -- the engine --------------------------------------------------------------------------------------
 
     def _start(self) -> None:
-        """Start the engine: the first frame is painted, so it can no longer delay that."""
+        """Start the engine, which can no longer delay the first frame."""
         self._started = True
         self.engine.start()
-        warm()
+        warm_up()
         self._drain()
 
     def _drain(self) -> None:
@@ -136,7 +136,7 @@ class ChatApp(App[int], inherit_bindings=False):
             if isinstance(event, ev.SessionStatus) and event.saved not in (SaveState.NOTHING, SaveState.OFF):
                 self.history.save()
         self.chat.sync()
-        self.call_after_refresh(self._drained, began)
+        self.call_after_refresh(self._schedule_drain, began)
 
     def _wants_chats(self, event: ev.EngineEvent) -> bool:
         """Whether the event changes the list of chats while it is shown: in the sidebar, or below the welcome."""
@@ -148,7 +148,7 @@ class ChatApp(App[int], inherit_bindings=False):
                 return self.chat.sidebar is not None
         return False
 
-    def _drained(self, began: float) -> None:
+    def _schedule_drain(self, began: float) -> None:
         """Schedule the next frame: ten a second, down to five if painting them takes more than a fortieth of the time.
 
         A slow machine or terminal gets fewer frames, not a slower model.
@@ -265,14 +265,14 @@ class ChatApp(App[int], inherit_bindings=False):
             others = [f for f in self._filters if not isinstance(f, Monochrome | NoColor)]
             self._filters = [*others, NoColor() if theme.ansi else Monochrome()]
         variables = theme.to_color_system().generate()
-        self.transcript.set_look(
+        self.transcript.set_colours(
             theme_colours(variables, theme.dark, theme.ansi, joins_emoji(self.settings.joined_emoji, os.environ))
         )
 
     # -- keys --------------------------------------------------------------------------------------------
 
     async def on_event(self, event: Event) -> None:
-        """Clean every paste: it may contain anything, and go to an input of Textual's own."""
+        """Clean every paste, as it may also go to one of Textual's own inputs."""
         if isinstance(event, Paste):
             event.text = clean(event.text.replace("\r\n", "\n").replace("\r", "\n"), joined=True)
         await super().on_event(event)
@@ -281,7 +281,7 @@ class ChatApp(App[int], inherit_bindings=False):
         text = bool(self.prompt.text)
         here = Situation(
             self._generating, self.chat.picker is not None, text, editing=self.state.editing is not None,
-            pulling=self.state.is_pulling, said=not self.state.transcript.is_empty,
+            pulling=self.state.is_pulling, has_messages=not self.state.transcript.is_empty,
         )  # fmt: skip
         again = "esc again clears the prompt" if text else "esc again goes back to an earlier message"
         self._act(self._presses.escape(here, self.clock()), again)
@@ -304,7 +304,7 @@ class ChatApp(App[int], inherit_bindings=False):
                 self.chat.close_picker()
             case Act.PAUSE:
                 self.state.submit(cmd.PausePull())
-            case Act.LEAVE:
+            case Act.STOP_EDITING:
                 self.state.editing = None
                 self.prompt.put("")
             case Act.REWIND if self.state.transcript.messages:

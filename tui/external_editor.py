@@ -1,4 +1,4 @@
-"""Editing the prompt in the user's own editor. UI thread: the window is suspended meanwhile, the engine runs on."""
+"""Editing the prompt in the user's own editor. UI thread: the window is suspended, the engine keeps running."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def editor_command(env: Mapping[str, str]) -> list[str]:
     return command
 
 
-def edited(text: str, command: list[str]) -> str:
-    """`text` after the user has edited it, in a temporary file that only the user can read.
+def edit_text(text: str, command: list[str]) -> str:
+    """Let the user edit `text` in a temporary file that only they can read; returns the result.
 
     Raises:
         EditorError: if the editor failed; the prompt is unchanged then.

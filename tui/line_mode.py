@@ -1,7 +1,7 @@
 """Line mode: the chat without a window, for screen readers, dumb terminals and scripts of a terminal.
 
-"User:" and "Assistant:" at the left edge, no colours, no spinner, no box drawing; lists are numbered. Runs on this
-thread, which thereby owns MLX; it shares state and slash commands with the window.
+"User:" and "Assistant:" at the left edge, no colours, no spinner, no box drawing; lists are numbered. Runs on the
+calling thread, which thereby owns MLX; it shares state and slash commands with the window.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from mlxkv.tui.state.labels import no_answer
 from mlxkv.tui.state.reports import context_line
 from mlxkv.tui.state.slash import Run, Unknown, help_rows, parse
 
-_TELL_SECONDS = 5.0  # between two lines about a prompt that is being read or a model on its way
+_PROGRESS_SECONDS = 5.0  # between two lines about a prefill, a load or a download
 _WIDTH = 72
-_LONG = 500  # characters of a message that is shown again
+_LONG = 500  # characters of a message to type again
 
 
 class DispatcherPort(Protocol):
@@ -60,10 +60,10 @@ class PlainChat:
         self._folders, self._out, self._read = folders, out, read
         self._state = ChatState(time.perf_counter, settings)
         self._events: queue.SimpleQueue[ev.EngineEvent] = queue.SimpleQueue()
-        self._dispatcher = dispatcher(self._events_put)
-        self._next: str | None = None  # what was typed at a question and is no answer to it
+        self._dispatcher = dispatcher(self._emit)
+        self._next: str | None = None  # typed at a question but no answer to it
         self._before = ""  # the end of the reply so far
-        self._told = 0.0
+        self._progress_at = 0.0
         self._is_thinking = self._done = False
         self._is_replying = self._is_midline = False  # "Assistant: " is written; the line has not ended
 
@@ -79,7 +79,7 @@ class PlainChat:
                     self._answer()
                 while not self._done:
                     try:
-                        self._take(self._ask())
+                        self._handle_line(self._ask())
                     except EOFError:
                         break
             self._line("")
@@ -100,7 +100,7 @@ class PlainChat:
             text = text[:-1] + "\n" + self._read("")
         return text
 
-    def _take(self, text: str) -> None:
+    def _handle_line(self, text: str) -> None:
         if not text.strip():
             return
         match parse(text):
@@ -113,14 +113,12 @@ class PlainChat:
                 if self._state.read_only:
                     self._dispatcher.handle(cmd.CheckChat())
                     self._answer()
-                if refusal := self._state.refusal() or self._no_model():
+                no_model = "" if self._state.is_ready else "No model is loaded; /model lists them."
+                if refusal := self._state.refusal() or no_model:
                     self._line(refusal)
                 else:
                     self._state.prompt(prompt.text)
         self._answer()
-
-    def _no_model(self) -> str:
-        return "" if self._state.is_ready else "No model is loaded; /model lists them."
 
     def _perform(self, request: slash_actions.UiRequest) -> None:
         match request:
@@ -144,7 +142,7 @@ class PlainChat:
         rows = [row for row in listing.rows if row.choice is not None]
         self._line(listing.title)
         for number, row in enumerate(rows, 1):
-            self._line(f"{number}. {spoken(row_line(row, _WIDTH)).rstrip()}")
+            self._line(f"{number}. {without_signs(row_line(row, _WIDTH)).rstrip()}")
         if not rows:
             self._line(listing.empty)
             return
@@ -162,7 +160,7 @@ class PlainChat:
                 self._state.submit(command)
 
     def _number(self, most: int) -> int | None:
-        """Read a number from 1 to `most`; None if the answer is no number."""
+        """Read a number from 1 to `most`; None if the answer is not a number."""
         while True:
             answer = self._read("Number (Enter for none): ")
             if not answer.strip().isdecimal():
@@ -174,8 +172,8 @@ class PlainChat:
 
     # -- the dispatcher ------------------------------------------------------------------------------------------------
 
-    def _events_put(self, event: ev.EngineEvent) -> None:
-        if isinstance(event, ev.PullProgress | ev.SaveProgress):  # of another thread
+    def _emit(self, event: ev.EngineEvent) -> None:
+        if isinstance(event, ev.PullProgress | ev.SaveProgress):  # from another thread
             self._events.put(event)
         else:
             self._show(event)
@@ -188,12 +186,12 @@ class PlainChat:
                 self._dispatcher.handle(state.outbox.popleft())
             while state.is_pulling or not self._events.empty():
                 self._show(self._events.get())
-            self._say_lines()
+            self._show_lines()
             if state.listing is not None:
                 listing, state.listing = state.listing, None
                 self._choose(listing)
             for text in filter(None, (state.put, state.returned)):
-                self._line(f"To edit: {_beginning(text)}")
+                self._line(f"To edit: {_shortened(text)}")
             state.put = state.returned = None
             if not state.outbox:
                 return
@@ -203,8 +201,13 @@ class PlainChat:
         state.apply(event)
         match event:
             case ev.TurnStarted():
-                self._say_lines()
-                self._before, self._is_thinking, self._is_replying, self._told = "", False, False, time.monotonic()
+                self._show_lines()
+                self._before, self._is_thinking, self._is_replying, self._progress_at = (
+                    "",
+                    False,
+                    False,
+                    time.monotonic(),
+                )
             case ev.TextDelta(text, thinking=thinking):
                 if event.restarts:
                     self._end_line()
@@ -223,7 +226,7 @@ class PlainChat:
                 self._end_line()
                 if missing := no_answer(text, thinking, stats, can_be_quiet):
                     self._line(missing)
-                self._line(f"({spoken(stat_line(stats))})")
+                self._line(f"({without_signs(stat_line(stats))})")
             case ev.PrefillProgress(done, total) if self._is_time():
                 self._line(f"(prefilled {done:,} of {total:,} tokens)")
             case ev.ModelLoading(name, phase, done, total) if total and self._is_time():
@@ -236,10 +239,10 @@ class PlainChat:
                 self._line(f"{event.text}; when starting, {alternatives(event)}.")
             case ev.ModelReady(name):
                 self._line(f"{name} is ready.")
-            case ev.ChatOpened(messages=messages) if not state.is_compacting:  # those that stay were read already
+            case ev.ChatOpened(messages=messages) if not state.is_compacting:  # they are written already
                 self._show_messages(messages)
             case _:
-                self._say_lines()
+                self._show_lines()
         self._out.flush()
 
     def _show_messages(self, messages: Sequence[ev.Message]) -> None:
@@ -249,14 +252,14 @@ class PlainChat:
                 text = text or no_answer(text, message.thinking, message.stats, message.can_be_quiet)
             self._line(f"{'User' if message.role == 'user' else 'Assistant'}: {text}")
 
-    def _say_lines(self) -> None:
+    def _show_lines(self) -> None:
         """Write the notices and errors of the state; messages are written as they arrive."""
         change = self._state.transcript.take_change()
         for block in change.settled:
             if block.kind is Kind.ERROR:
                 self._line(f"Error: {block.text}")
-            elif block.kind is Kind.META and block.info != NO_ANSWER:  # that is told where the reply is
-                self._line(spoken(context_line(block.context, _WIDTH) if block.context else block.text))
+            elif block.kind is Kind.META and block.info != NO_ANSWER:  # shown with the reply
+                self._line(without_signs(context_line(block.context, _WIDTH) if block.context else block.text))
 
     def _begin_reply(self) -> None:
         if not self._is_replying:
@@ -269,9 +272,9 @@ class PlainChat:
         self._is_midline = False
 
     def _is_time(self) -> bool:
-        if time.monotonic() - self._told < _TELL_SECONDS:
+        if time.monotonic() - self._progress_at < _PROGRESS_SECONDS:
             return False
-        self._told = time.monotonic()
+        self._progress_at = time.monotonic()
         return True
 
     def _line(self, text: str) -> None:
@@ -297,14 +300,14 @@ class PlainChat:
             signal.signal(signal.SIGINT, before)
 
 
-def _beginning(text: str) -> str:
-    """A message to type again; a long one is cut, as the terminal still shows it."""
+def _shortened(text: str) -> str:
+    """A message to type again, cut if it is long: the terminal still shows the whole."""
     return text if len(text) <= _LONG else f"{text[:_LONG]}… ({len(text):,} characters)"
 
 
-_SPOKEN = str.maketrans({"▌": "*", "⑂": "fork", "…": "...", **dict.fromkeys("├└●○█✓▲■")})
+_SIGNS = str.maketrans({"▌": "*", "⑂": "fork", "…": "...", **dict.fromkeys("├└●○█✓▲■")})
 
 
-def spoken(text: str) -> str:
+def without_signs(text: str) -> str:
     """Remove signs that a screen reader would spell out; the words next to them say the same."""
-    return " ".join(text.translate(_SPOKEN).split())
+    return " ".join(text.translate(_SIGNS).split())

@@ -1,7 +1,7 @@
 """Textual's terminal driver, made to survive a closed terminal and a hanging window. Input and output threads.
 
 Textual's own spins on reads from a closed terminal, and fails at the first write to it. Keys that the supervising
-process read meanwhile are taken from there.
+process has read are taken from it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from mlxkv.system.supervisor import open_terminal
 from mlxkv.system.supervisor_link import SupervisorLink
 from mlxkv.system.terminal import GONE, detach_terminal, is_hung_up, is_terminal_error
 
-_TICK = 0.1  # seconds until a lone Esc is a key and no escape sequence
+_TICK = 0.1  # seconds after which a lone Esc is a key, not an escape sequence
 
 
 class WindowDriver(LinuxDriver):

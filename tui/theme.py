@@ -6,14 +6,14 @@ from collections.abc import Mapping
 
 from textual.color import Color, ColorParseError
 
-from mlxkv.tui.markdown.block_renderer import Look
+from mlxkv.tui.markdown.block_renderer import Colours
 
 
-def theme_colours(variables: Mapping[str, str], dark: bool, ansi: bool, joined_emoji: bool = False) -> Look:
+def theme_colours(variables: Mapping[str, str], dark: bool, ansi: bool, joined_emoji: bool = False) -> Colours:
     """`variables` are the theme's (`app.theme_variables`). An ANSI theme uses the terminal's own colours."""
     if ansi:
-        return Look("blue", "green", "red", "dim", "ansi_dark" if dark else "ansi_light", joined_emoji)
-    plain = Look()
+        return Colours("blue", "green", "red", "dim", "ansi_dark" if dark else "ansi_light", joined_emoji)
+    plain = Colours()
 
     def colour(name: str, default: str) -> str:
         try:
@@ -21,20 +21,16 @@ def theme_colours(variables: Mapping[str, str], dark: bool, ansi: bool, joined_e
         except (KeyError, ColorParseError):
             return default
 
-    return Look(
+    try:  # between background and text, for secondary lines
+        background, text = Color.parse(variables["background"]), Color.parse(variables["foreground"])
+        muted = background.blend(text, 0.6).hex6.lower()
+    except (KeyError, ColorParseError):
+        muted = plain.muted
+    return Colours(
         accent=colour("text-primary", plain.accent),
-        code_ink=colour("text-success", plain.code_ink),
+        code=colour("text-success", plain.code),
         error=colour("text-error", plain.error),
-        muted=_blend(variables, plain.muted),
-        code="monokai" if dark else "friendly",
+        muted=muted,
+        code_theme="monokai" if dark else "friendly",
         joined_emoji=joined_emoji,
     )
-
-
-def _blend(variables: Mapping[str, str], default: str) -> str:
-    """A colour between text and background, for secondary lines."""
-    try:
-        background, text = Color.parse(variables["background"]), Color.parse(variables["foreground"])
-    except (KeyError, ColorParseError):
-        return default
-    return background.blend(text, 0.6).hex6.lower()

@@ -294,5 +294,5 @@ async def test_the_dearer_a_frame_the_fewer_of_them(monkeypatch: pytest.MonkeyPa
         monkeypatch.setattr(w.app, "set_timer", lambda delay, callback: waits.append(delay))
         monkeypatch.setattr(w.app, "clock", lambda: 10.0)
         for cost in (0.0, 0.002, 0.004, 0.03, 0.1):
-            w.app._drained(10.0 - cost)
+            w.app._schedule_drain(10.0 - cost)
     assert waits[:5] == pytest.approx([0.1, 0.1, 0.16, 0.2, 0.4])

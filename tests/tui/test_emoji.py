@@ -10,7 +10,7 @@ from mlxkv.config import Settings
 from mlxkv.events import Message
 from mlxkv.protocol.events import ChatOpened
 from mlxkv.tui.emoji import joins_emoji
-from mlxkv.tui.markdown.block_renderer import Look, Renderer
+from mlxkv.tui.markdown.block_renderer import Colours, Renderer
 from mlxkv.tui.state.blocks import Block, Kind
 from mlxkv.tui.widgets.copying import selected
 from mlxkv.tui.widgets.line_layout import LineLayout
@@ -45,7 +45,7 @@ def test_known_terminals_join_and_others_do_not(env: dict[str, str], joins: bool
 
 def test_the_mouse_finds_the_character_behind_a_joined_emoji() -> None:
     """Counted one by one, the characters of a family are six cells wide; it takes two."""
-    lines = LineLayout(Renderer(Look(joined_emoji=True)).strips, 60)
+    lines = LineLayout(Renderer(Colours(joined_emoji=True)).strips, 60)
     lines.update([Block(Kind.MARKDOWN, f"ab {FAMILY}{FAMILY} cd", tight=True, message=0)], [])
     lines.render_block(0)
     painter = LinePainter(lines, Finder(lines), "red")

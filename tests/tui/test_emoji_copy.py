@@ -7,7 +7,7 @@ import pytest
 from mlxkv.protocol import commands as cmd
 from mlxkv.protocol.events import ChatOpened
 from mlxkv.text.clean import clean, rejoined
-from mlxkv.tui.markdown.block_renderer import Look, Renderer
+from mlxkv.tui.markdown.block_renderer import Colours, Renderer
 from mlxkv.tui.state.blocks import Block, Kind
 from mlxkv.tui.state.chat_state import ChatState
 from mlxkv.tui.state.slash_actions import run
@@ -35,7 +35,7 @@ WHOLE = {
 def test_a_part_of_a_block(kind: Kind, emoji: str, width: int) -> None:
     text = f"so {emoji} and then"
     block = Block(kind, "thought" if kind is Kind.THOUGHT else text, detail=text if kind is Kind.THOUGHT else "")
-    lines = LineLayout(Renderer(Look()).strips, width)
+    lines = LineLayout(Renderer(Colours()).strips, width)
     lines.update([Block(kind, block.text, detail=block.detail, folded=False, message=0)], [])
     lines.render_block(0)
     first = 2 if kind is Kind.THOUGHT else 1
@@ -45,7 +45,7 @@ def test_a_part_of_a_block(kind: Kind, emoji: str, width: int) -> None:
 
 
 def test_only_what_was_selected_is_joined() -> None:
-    lines = LineLayout(Renderer(Look()).strips, 60)
+    lines = LineLayout(Renderer(Colours()).strips, 60)
     lines.update([Block(Kind.MARKDOWN, f"a {PARTS} b {FAMILY} c", tight=True, message=0)], [])
     lines.render_block(0)
     line = lines.line(0).text

@@ -12,7 +12,7 @@ from mlxkv.events import Message, TextDelta
 from mlxkv.protocol.events import ChatOpened, TurnStarted
 from mlxkv.text.clean import clean
 from mlxkv.text.folding import Wanted
-from mlxkv.tui.markdown.block_renderer import Look, Renderer
+from mlxkv.tui.markdown.block_renderer import Colours, Renderer
 from mlxkv.tui.markdown.stream_splitter import split
 from mlxkv.tui.state.blocks import Block, Kind
 from mlxkv.tui.widgets.copying import code_blocks, message_text, selected
@@ -23,7 +23,7 @@ from tests.tui.window import window
 
 
 def layout(*blocks: Block, width: int = 60) -> LineLayout:
-    lines = LineLayout(Renderer(Look()).strips, width)
+    lines = LineLayout(Renderer(Colours()).strips, width)
     lines.update(blocks, [])
     return lines
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlxkv.tui.markdown.block_renderer import Look, Renderer
+from mlxkv.tui.markdown.block_renderer import Colours, Renderer
 from mlxkv.tui.markdown.formulas import OPEN
 from mlxkv.tui.markdown.renderer import Lines, make_parser
 from mlxkv.tui.markdown.stream_splitter import Splitter, split
@@ -23,7 +23,7 @@ FORMULAS = [
 
 def shown(blocks: list[Block], width: int = 100) -> list[str]:
     """Lines with ink, without our margin."""
-    renderer = Renderer(Look())
+    renderer = Renderer(Colours())
     return [strip.text.strip() for block in blocks for strip in renderer.strips(block, width) if strip.text.strip()]
 
 
@@ -109,9 +109,9 @@ PIECES = st.sampled_from(
 
 @given(st.lists(PIECES, max_size=12).map("\n".join))
 def test_blocks_one_by_one_show_what_the_whole_does(source: str) -> None:
-    look = Look()
-    renderer = Renderer(look)
-    whole = Lines(source, make_parser(), renderer._inks).lines(100)
+    colours = Colours()
+    renderer = Renderer(colours)
+    whole = Lines(source, make_parser(), renderer._styles).lines(100)
     expected = [line for segments, _ in whole if (line := "".join(s.text for s in segments).strip())]
     got = [ink(line) for line in shown(split(source), 120)]
     assert got == [ink(line) for line in expected]

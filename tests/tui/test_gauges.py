@@ -12,7 +12,7 @@ from rich.cells import cell_len
 from mlxkv.events import PrefillProgress, TextDelta, TurnFinished
 from mlxkv.protocol.events import TurnStarted
 from mlxkv.protocol.status import CacheView, ContextPart, ContextUsage, SessionStats, SessionStatus
-from mlxkv.tui.markdown.block_renderer import Look, Renderer
+from mlxkv.tui.markdown.block_renderer import Colours, Renderer
 from mlxkv.tui.state.blocks import Block, Kind
 from mlxkv.tui.state.gauges import (
     EVICTED,
@@ -116,7 +116,7 @@ def test_context_takes_one_line_per_message_at_any_width(width: int) -> None:
     """Below 60 columns each message took two or three lines, its figures torn from its text."""
     use = ContextUsage((*CONTEXT.parts, ContextPart("user", "日本語 and more " * 9, 12_345, 45)), 20_000, 12)
     blocks = [Block(Kind.META, row.text, tight=True, context=row) for row in context_rows(use)]
-    rows = [Renderer(Look()).strips(block, width) for block in blocks]
+    rows = [Renderer(Colours()).strips(block, width) for block in blocks]
     assert [len(lines) for lines in rows] == [1] * 4
     assert all(cell_len(lines[0].text) <= width for lines in rows)
     assert all(f" {part.tokens:,} tok" in lines[0].text for part, lines in zip(use.parts, rows, strict=True))

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from textual.strip import Strip
 
-from mlxkv.tui.markdown.block_renderer import Look, Renderer
+from mlxkv.tui.markdown.block_renderer import Colours, Renderer
 from mlxkv.tui.state.blocks import Block, Kind
 from mlxkv.tui.widgets.line_layout import LineLayout
 
@@ -31,7 +31,7 @@ class Counting:
 
 @given(BLOCKS, st.integers(20, 90), st.integers(20, 90), st.lists(st.integers(0, 60), max_size=6))
 def test_same_lines_as_rendering_all(blocks: list[Block], first: int, second: int, tops: list[int]) -> None:
-    renderer = Renderer(Look())
+    renderer = Renderer(Colours())
     layout = LineLayout(renderer.strips, first)
     layout.update(blocks[:3], blocks[3:4])
     layout.render_end(5)

@@ -15,7 +15,7 @@ from textual.events import Key, Paste
 from mlxkv.config import Folders
 from mlxkv.protocol.commands import Command, CountTokens, NewChat, Send
 from mlxkv.protocol.events import EngineEvent, ModelReady, TokensCounted
-from mlxkv.tui.external_editor import EditorError, edited, editor_command
+from mlxkv.tui.external_editor import EditorError, edit_text, editor_command
 from mlxkv.tui.state.completion import Source
 from tests.tui.fake_engine import STATUS, FakeEngine
 from tests.tui.window import Window, window
@@ -271,7 +271,7 @@ def test_the_editor_gets_a_file_of_ones_own(tmp_path: Path) -> None:
         f"import sys; sys.argv = ['x', sys.argv[-1], {str(out)!r}]; exec(open({str(script)!r}).read())",
     ]
     with pytest.raises(EditorError, match="exited with code 3; the prompt is unchanged"):
-        edited("secret", command)
+        edit_text("secret", command)
     assert stat.S_IMODE(int(out.read_text(), 8)) == 0o600
     with pytest.raises(EditorError, match="was not found"):
         editor_command({"EDITOR": "'", "PATH": os.defpath})

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 
 from mlxkv.text.clean import clean
-from mlxkv.tui.markdown.block_renderer import Look, Renderer
+from mlxkv.tui.markdown.block_renderer import Colours, Renderer
 from mlxkv.tui.markdown.stream_splitter import split
 from mlxkv.tui.state.blocks import Block, Kind
 from tests.tui.fake_engine import STATS
@@ -16,7 +16,7 @@ from tests.tui.hostile import markdown
 
 
 def lines(source: str, width: int = 60) -> list[str]:
-    renderer = Renderer(Look())
+    renderer = Renderer(Colours())
     return [strip.text for block in split(clean(source)) for strip in renderer.strips(block, width)]
 
 
@@ -32,7 +32,7 @@ def test_raw_html_and_markup_stay_visible(source: str) -> None:
 
 def test_links_show_where_they_go_and_are_not_clickable() -> None:
     block = split("see [the bank](http://evil.example/x) and ![pic](http://e.example/p.png)")[0]
-    strips = Renderer(Look()).strips(block, 100)
+    strips = Renderer(Colours()).strips(block, 100)
     text = "".join(strip.text for strip in strips)
     assert "the bank (http://evil.example/x)" in text
     assert "http://e.example/p.png" in text
@@ -60,7 +60,7 @@ def test_joined_emoji_are_drawn_in_parts() -> None:
     family = "👨\u200d👩\u200d👧"
     code = f"```\n{family}\n```"
     table = f"| {family} |\n|---|\n| x |"
-    renderer = Renderer(Look())
+    renderer = Renderer(Colours())
     blocks = [*split(f"a {family} b `{family}` [{family}](http://x)\n\n{code}\n\n{table}"), Block(Kind.USER, family)]
     shown = "".join(strip.text for block in blocks for strip in renderer.strips(block, 60))
     assert shown.count("👨👩👧") == 6
@@ -79,7 +79,7 @@ JOINED = [
 
 def test_a_terminal_that_joins_emoji_gets_them_joined_two_cells_each() -> None:
     """A family came apart into three people though the terminal could show it."""
-    renderer, width = Renderer(Look(joined_emoji=True)), 30
+    renderer, width = Renderer(Colours(joined_emoji=True)), 30
     family = JOINED[0]
     code, table = f"```\n{family} x\n```", f"| {family} | b |\n|---|---|\n| {family * 2} | c |"
     blocks = [*split(f"a {family} b `{family}` [{family}](http://x)\n\n{code}\n\n{table}"), Block(Kind.USER, family)]
@@ -101,7 +101,7 @@ def test_a_flag_stays_whole_at_the_edge() -> None:
     flags = "🇩🇪🇫🇷🇪🇸🇮🇹" * 9
     for source in (flags, f"x{flags}", f"```\n{flags}\n```"):
         for width in (20, 21, 22, 23):
-            strips = Renderer(Look()).strips(split(source)[0], width)
+            strips = Renderer(Colours()).strips(split(source)[0], width)
             for strip in strips[1:]:
                 letters = [c for c in strip.text if "\U0001f1e6" <= c <= "\U0001f1ff"]
                 assert len(letters) % 2 == 0
@@ -122,7 +122,7 @@ def test_a_wide_window_names_the_language() -> None:
 @pytest.mark.parametrize("width", [20, 59, 100, 140])
 def test_hostile_markdown_fits_the_width(width: int) -> None:
     """A fence with a language of 700 letters was as wide as that, and a search that found it there ended the window."""
-    renderer = Renderer(Look())
+    renderer = Renderer(Colours())
     for text in markdown(""):
         rows = [row for block in split(clean(text)) for row in renderer.strips(block, width)]
         assert max(row.cell_length for row in rows) <= width
@@ -130,13 +130,13 @@ def test_hostile_markdown_fits_the_width(width: int) -> None:
 
 
 def test_user_text_is_plain() -> None:
-    strips = Renderer(Look()).strips(Block(Kind.USER, "**not bold** <b>\n  [x](y)"), 40)
+    strips = Renderer(Colours()).strips(Block(Kind.USER, "**not bold** <b>\n  [x](y)"), 40)
     assert [strip.text for strip in strips] == ["", " ❯ **not bold** <b>", "     [x](y)"]
 
 
 def test_stat_line_shortens_before_it_drops() -> None:
     block = Block(Kind.STATS, "", stats=STATS, kv_added=50_000_000)
-    shown = {width: Renderer(Look()).strips(block, width)[1].text.strip() for width in (120, 80, 40)}
+    shown = {width: Renderer(Colours()).strips(block, width)[1].text.strip() for width in (120, 80, 40)}
     assert shown[120] == (
         "42.1 tok/s · 312 tok · first token 0.21s · prompt 27 + 5,871 cached · KV 916 MB (+50) · 7.6s"
     )
@@ -146,7 +146,7 @@ def test_stat_line_shortens_before_it_drops() -> None:
 
 @given(st.text(st.characters(codec=None, exclude_categories=())), st.integers(20, 130))
 def test_any_text_renders_safely_within_the_width(text: str, width: int) -> None:
-    renderer = Renderer(Look())
+    renderer = Renderer(Colours())
     for block in [*split(clean(text)), Block(Kind.USER, clean(text)), Block(Kind.ERROR, clean(text))]:
         for strip in renderer.strips(block, width):
             assert clean(strip.text) == strip.text
@@ -169,6 +169,6 @@ def test_of_a_huge_paste_only_the_beginning_is_laid_out() -> None:
             seen.append(len(text))
             return super()._plain(text)
 
-    strips = Watching(Look()).strips(Block(Kind.USER, "a line of a log\n" * 100_000), 80)
+    strips = Watching(Colours()).strips(Block(Kind.USER, "a line of a log\n" * 100_000), 80)
     assert sum(seen) <= 1 << 16
     assert strips[-1].text.strip() == "▸ 99,992 more lines"

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from mlxkv.tui.markdown.block_renderer import Look, Renderer
+from mlxkv.tui.markdown.block_renderer import Colours, Renderer
 from mlxkv.tui.markdown.renderer import make_parser
 from mlxkv.tui.markdown.stream_splitter import CODE_LINES, Splitter, split
 from mlxkv.tui.state.blocks import Block, Kind
@@ -127,8 +127,8 @@ def test_pieces_leave_no_trace(markdown: str, cuts: list[int]) -> None:
     whole = split(markdown)
     assert [b.source for b in blocks] == [b.source for b in whole]
     assert blocks == whole
-    renderer = Renderer(Look())
-    assert [renderer.strips(b, 40) for b in blocks] == [Renderer(Look()).strips(b, 40) for b in whole]
+    renderer = Renderer(Colours())
+    assert [renderer.strips(b, 40) for b in blocks] == [Renderer(Colours()).strips(b, 40) for b in whole]
 
 
 @given(st.lists(LINES, max_size=14).map("\n".join))

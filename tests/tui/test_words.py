@@ -77,10 +77,10 @@ def test_escape() -> None:
     assert presses.escape(typing, 2.5) is Act.ARM  # too late for the second
     assert presses.escape(Situation(overlay=True, text=True), 3.0) is Act.CLOSE
     assert presses.escape(Situation(), 4.0) is Act.NOTHING
-    assert presses.escape(Situation(said=True), 4.5) is Act.REWIND  # the press before was the first of two
-    assert presses.escape(Situation(said=True), 5.0) is Act.ARM
-    assert presses.escape(Situation(said=True), 6.5) is Act.ARM  # too late
-    assert presses.escape(Situation(editing=True, text=True, said=True), 7.0) is Act.LEAVE
+    assert presses.escape(Situation(has_messages=True), 4.5) is Act.REWIND  # the press before was the first of two
+    assert presses.escape(Situation(has_messages=True), 5.0) is Act.ARM
+    assert presses.escape(Situation(has_messages=True), 6.5) is Act.ARM  # too late
+    assert presses.escape(Situation(editing=True, text=True, has_messages=True), 7.0) is Act.STOP_EDITING
     assert presses.escape(Situation(pulling=True), 8.0) is Act.PAUSE
 
 

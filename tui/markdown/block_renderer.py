@@ -1,7 +1,7 @@
-"""Renders a block at a width as lines. Owns the look of the transcript; UI thread.
+"""Renders a block at a width as lines. Owns signs, indentation and colours of the transcript. UI thread.
 
 Replies are indented by three columns, with the prompt sign in column one. Rendering depends only on the block, the
-width and the `Look`, never on the terminal, so that lines can be cached and compared in tests.
+width and the `Colours`, never on the terminal, so that lines can be cached and compared in tests.
 """
 
 from __future__ import annotations
@@ -25,37 +25,37 @@ from mlxkv.tui.state.reports import context_line
 if TYPE_CHECKING:
     from markdown_it import MarkdownIt
 
-    from mlxkv.tui.markdown.renderer import Inks
+    from mlxkv.tui.markdown.renderer import Styles
 
 EDGE = 3  # columns left of a reply
 PROSE = 120  # longer lines are hard to read
-WIDE = 100  # from here on a code block says its language
-LONG = 12  # lines of a question; a longer one is folded
+WIDE = 100  # from this width on a code block shows its language
+LONG = 12  # lines; a longer question is folded
 SHOWN = 8  # lines of a folded question
-HUGE = 1 << 16  # characters of a folded question that are looked at: more than are shown
+HUGE = 1 << 16  # characters of a folded question that are wrapped; more than are shown
 
 BOLD = Style(bold=True)
 _style = lru_cache(128)(Style.parse)
 
 
 @dataclass(frozen=True)
-class Look:
-    """Colours of a theme, as Rich spells them; `code` is a Pygments style."""
+class Colours:
+    """Colours of a theme, as Rich spells them; `code_theme` is a Pygments style."""
 
     accent: str = "#5fafff"
-    code_ink: str = "#87d7af"
+    code: str = "#87d7af"
     error: str = "#ff8787"
     muted: str = "#8f8f8f"
-    code: str = "monokai"
-    joined_emoji: bool = False  # of the terminal: it draws them as one
+    code_theme: str = "monokai"
+    joined_emoji: bool = False  # the terminal draws joined emoji as one
 
 
 class Renderer:
-    """Renders blocks in one look. `count` returns the tokens of a file's text, None while unknown."""
+    """Renders blocks in `colours`. `count` returns the tokens of a file's text, None while unknown."""
 
-    def __init__(self, look: Look, count: Callable[[str], int | None] = lambda text: None) -> None:
-        self.look, self._count = look, count
-        self._clean = clean_joined if look.joined_emoji else clean
+    def __init__(self, colours: Colours, count: Callable[[str], int | None] = lambda text: None) -> None:
+        self.colours, self._count = colours, count
+        self._clean = clean_joined if colours.joined_emoji else clean
 
     @cached_property
     def _parser(self) -> MarkdownIt:
@@ -64,16 +64,16 @@ class Renderer:
         return make_parser()
 
     @cached_property
-    def _inks(self) -> Inks:
-        from mlxkv.tui.markdown.renderer import Inks
+    def _styles(self) -> Styles:
+        from mlxkv.tui.markdown.renderer import Styles
 
-        look = self.look
-        return Inks(_style(look.accent), _style(look.code_ink), _style(look.muted), look.code)
+        colours = self.colours
+        return Styles(_style(colours.accent), _style(colours.code), _style(colours.muted), colours.code_theme)
 
     def strips(self, block: Block, width: int) -> list[Row]:
         """Lines of `block`, including the blank line above it if it has one."""
         room = max(8, min(width - EDGE - 1, PROSE))
-        muted = _style(self.look.muted)
+        muted = _style(self.colours.muted)
         rows = [] if block.tight else [Row([])]
         match block.kind:
             case Kind.USER:
@@ -87,65 +87,61 @@ class Renderer:
             case Kind.CODE:
                 if block.info and width >= WIDE and not block.tight:
                     rows.append(_row([Segment(cut(clean(block.info), room), muted)], "\n"))
-                rows += [_row(*line, margin=EDGE + 2) for line in _whole_gaps(self._code(block, room))]
+                from mlxkv.tui.markdown.code import code_lines
+
+                code = code_lines(self._clean(block.text), block.info, self.colours.code_theme, room, muted)
+                rows += [_row(*line, margin=EDGE + 2) for line in _whole_gaps(code)]
             case Kind.STATS:
                 assert block.stats is not None
                 which = version_text(block.version)
                 text = which + stat_text(block.stats, room - len(which), block.kv_added, narrow=width < 60)
-                rows += _hang(text, muted, room, Segment(" " * EDGE))
+                rows += _with_sign(text, muted, room, Segment(" " * EDGE))
             case Kind.THOUGHT:
-                rows += _hang(block.text, muted, room, Segment(" ▸ " if block.folded else " ▾ ", muted))
+                rows += _with_sign(
+                    self._plain(block.text), muted, room, Segment(" ▸ " if block.folded else " ▾ ", muted)
+                )
                 if not block.folded and block.detail:
                     quiet = muted + Style(italic=True)
                     rows += [_row([Segment("│ ", muted), *line], gap, margin=EDGE + 2)
                              for line, gap in wrap([Segment(self._plain(block.detail), quiet)], room - 2)]  # fmt: skip
             case Kind.META:
-                said = context_line(block.context, room) if block.context else block.text
-                sign, text = ("✓", said[2:]) if said.startswith("✓ ") else ("·", said)
-                rows += _hung(self._plain(text), muted, room, Segment(f" {sign} ", muted))
+                line = context_line(block.context, room) if block.context else block.text
+                mark, text = ("✓", line[2:]) if line.startswith("✓ ") else ("·", line)
+                rows += _with_sign(self._plain(text), muted, room, Segment(f" {mark} ", muted))
             case Kind.ERROR:
-                error = _style(self.look.error)
-                rows += _hung(self._plain(block.text), error, room, Segment(" ✗ ", error))
+                error = _style(self.colours.error)
+                rows += _with_sign(self._plain(block.text), error, room, Segment(" ✗ ", error))
         return rows
 
     def _user(self, block: Block, room: int) -> list[Row]:
         """A question. Long text and attachments are folded."""
-        muted = _style(self.look.muted)
+        muted = _style(self.colours.muted)
         text, files = split_attachments(block.text) if block.folded else (block.text, [])
-        sign, whole = Segment(" ❯ ", _style(self.look.accent)), text.rstrip("\n")
+        sign, whole = Segment(" ❯ ", _style(self.colours.accent)), text.rstrip("\n")
         head = whole[:HUGE] if block.folded else whole
-        rows = _hung(self._plain(head), BOLD, room, sign)
+        rows = _with_sign(self._plain(head), BOLD, room, sign)
         if block.folded and (len(rows) > LONG or len(head) < len(whole)):
             rest = len(rows) - SHOWN + whole.count("\n", len(head))
             rows = [*rows[:SHOWN], _row([Segment(f"▸ {rest:,} more lines", muted)], "\n")]
         for file in files:
-            rows += _hang(f"@{file.path} · {file.size(self._count(file.text))}", muted, room, Segment(" ▸ ", muted))
+            note = self._plain(f"@{file.path} · {file.size(self._count(file.text))}")
+            rows += _with_sign(note, muted, room, Segment(" ▸ ", muted))
         return rows
 
     def _markdown(self, block: Block, room: int) -> list[Line]:
         from mlxkv.tui.markdown.renderer import Lines
 
         try:
-            return Lines(block.text, self._parser, self._inks, self._clean, is_open=block.is_open).lines(room)
+            return Lines(block.text, self._parser, self._styles, self._clean, is_open=block.is_open).lines(room)
         except Exception:  # a bug in a parser must not end the chat; the source is always readable
             return wrap([Segment(self._plain(block.text))], room)
 
     def _plain(self, text: str) -> str:
         return self._clean(text).expandtabs(4)
 
-    def _code(self, block: Block, room: int) -> list[Line]:
-        from mlxkv.tui.markdown.code import barred
 
-        return barred(self._clean(block.text), block.info, self.look.code, room, self._inks.muted)
-
-
-def _hang(text: str, style: Style, room: int, sign: Segment) -> list[Row]:
-    """Plain text with a sign in the left margin."""
-    return _hung(clean(text).expandtabs(4), style, room, sign)
-
-
-def _hung(text: str, style: Style, room: int, sign: Segment) -> list[Row]:
-    """`_hang` for text that was cleaned."""
+def _with_sign(text: str, style: Style, room: int, sign: Segment) -> list[Row]:
+    """Plain text, cleaned, with a sign in the left margin of its first line."""
     lines = wrap([Segment(text, style)], room)
     return [_row(line, gap, sign if i == 0 else None) for i, (line, gap) in enumerate(lines)]
 
@@ -183,6 +179,6 @@ def guess_height(block: Block, width: int) -> int:
     return lines + (not block.tight)
 
 
-def warm() -> None:
+def warm_up() -> None:
     """Load the Markdown parser before the first reply; loading it during one would stall decoding by about 40 ms."""
-    Renderer(Look()).strips(Block(Kind.REPLY, "*ready*"), 80)
+    Renderer(Colours()).strips(Block(Kind.REPLY, "*ready*"), 80)

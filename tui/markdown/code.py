@@ -33,8 +33,8 @@ def _style(theme: str, token: tuple[str, ...]) -> Style:
     return Style(color=found.color, bold=found.bold, italic=found.italic)
 
 
-def highlighted(code: str, language: str, theme: str) -> list[list[Segment]]:
-    """Highlighted lines. An unknown language, or a line longer than `LONGEST`, gives plain text."""
+def highlight(code: str, language: str, theme: str) -> list[list[Segment]]:
+    """Highlight code, line by line. An unknown language, or a line longer than `LONGEST`, gives plain text."""
     lexer = _lexer(language.lower())
     plain = _style(theme, Token.Text)
     lines: list[list[Segment]] = [[]]
@@ -49,11 +49,11 @@ def highlighted(code: str, language: str, theme: str) -> list[list[Segment]]:
     return lines
 
 
-def barred(code: str, language: str, theme: str, width: int, bar: Style) -> list[Line]:
+def code_lines(code: str, language: str, theme: str, width: int, bar: Style) -> list[Line]:
     """Lines of `code` folded to `width`, each behind a bar."""
     code = code.rstrip("\n").expandtabs(4)
     out: list[Line] = []
-    for line in highlighted(code, language, theme):
+    for line in highlight(code, language, theme):
         for i, (segments, gap) in enumerate(fold(line, max(4, width - len(BAR)))):
             out.append(([Segment(BAR, bar), *segments], "\n" if i == 0 else gap))
     return out

@@ -1,8 +1,8 @@
 r"""LaTeX in Markdown: where formulas begin and end, and parser rules that show them as typed. Pure; UI thread.
 
-`\(...\)`, `\[...\]`, `$...$` and `$$...$$`, as GitHub and pandoc read them: a single dollar opens before a character
-that is no blank, and the next dollar closes it or there is no formula: after no blank, and with no letter, digit or
-bracket outside, so that `$5 and $6` is money and `$HOME/${USER}` is shell. A formula that begins a line with `\[` or
+`\(...\)`, `\[...\]`, `$...$` and `$$...$$`, as in GitHub and pandoc: a single dollar opens a formula before a
+non-blank, and the next dollar must close it: after a non-blank, and before no letter, digit or bracket. So `$5 and $6`
+is money and `$HOME/${USER}` is shell. A formula that begins a line with `\[` or
 `$$` is a block up to its end or a blank line, whatever its lines look like to Markdown.
 """
 
@@ -12,7 +12,7 @@ import re
 from bisect import bisect_left
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # the splitter needs no parser, and starting the window neither
+if TYPE_CHECKING:  # neither the splitter nor the start of the window needs it
     from markdown_it import MarkdownIt
     from markdown_it.rules_block import StateBlock
     from markdown_it.rules_inline import StateInline
@@ -26,8 +26,8 @@ _CLOSING_DOLLAR = re.compile(r"(?<=[^\s$])\$(?![\w${(])")
 _CLOSING_DOLLARS = re.compile(r"(?<!\\)\$\$")
 _WORD = re.compile(r"(?<![\\\w])[a-zA-Z]{2,}")
 _LONGEST_SUM = 200  # characters of a formula that begins with a digit
-_PROSE = re.compile(r"\$\$\s[^\\{}^_=]*\s[a-zA-Z]{2,}\s")  # the shell's `$$`, its own number, twice in a sentence
-_CLOSED = "formulas"  # in the parser's environment: the text that was looked through, and what closes formulas in it
+_PROSE = re.compile(r"\$\$\s[^\\{}^_=]*\s[a-zA-Z]{2,}\s")  # the shell's `$$`, its process id, twice in a sentence
+_CLOSED = "formulas"  # in the parser's environment: the text searched, and the ends of formulas in it
 
 
 def opens_block(line: str) -> str | None:
@@ -45,7 +45,7 @@ def closes_block(line: str, opening: str, *, is_first: bool = False) -> bool:
     return _ENDS[opening].search(line, start) is not None
 
 
-def leave_formulas(parser: MarkdownIt) -> MarkdownIt:
+def add_formula_rules(parser: MarkdownIt) -> MarkdownIt:
     parser.block.ruler.before("fence", "math_block", _block, {"alt": ["paragraph", "reference", "blockquote", "list"]})
     parser.inline.ruler.before("escape", "math", _inline)
     return parser

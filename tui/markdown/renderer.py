@@ -1,6 +1,6 @@
 """Renders Markdown as lines: all text stays visible, no link opens by itself. UI thread.
 
-Raw HTML is off in the parser, so `<think>` and `List<String>` are shown as they are. Links show their whole address;
+Raw HTML is off in the parser, so `<think>` and `List<String>` are shown literally. Links show their whole address;
 where that is http or https the text carries it as `meta`, for a click to ask about. Entities (`&#x202e;`) and percent
 escapes are decoded by the parser, so its tokens are cleaned again before they become text. Imported on first use.
 """
@@ -18,13 +18,13 @@ from rich.segment import Segment
 from rich.style import Style
 
 from mlxkv.text.clean import clean
-from mlxkv.tui.markdown.code import barred
-from mlxkv.tui.markdown.formulas import OPEN, leave_formulas
+from mlxkv.tui.markdown.code import code_lines
+from mlxkv.tui.markdown.formulas import OPEN, add_formula_rules
 from mlxkv.tui.markdown.tables import Cell, table_lines
 from mlxkv.tui.markdown.wrap import Line, wrap
 
 PLAIN = Style()
-LEAST = 12  # cells of text: deeper nesting than that leaves room for is not indented any further
+LEAST = 12  # cells of text; nesting that would leave fewer is not indented
 QUOTE = "▌ "
 BULLETS = "•◦▪"
 _ADDRESS = re.compile(r"https?://[^\s<>\"'`|\ufffd\u2400-\u2421]*[^\s<>\"'`|\ufffd\u2400-\u2421.,;:!?)\]}]")
@@ -35,11 +35,11 @@ def make_parser() -> MarkdownIt:
     """CommonMark with tables and strikethrough; an image is shown as a link, a formula as typed."""
     parser = MarkdownIt("commonmark", {"html": False})
     parser.enable(["strikethrough", "table"]).disable(["image", "html_block", "html_inline"])
-    return leave_formulas(parser)
+    return add_formula_rules(parser)
 
 
 @dataclass(frozen=True)
-class Inks:
+class Styles:
     """The styles of Markdown, and the Pygments theme of code."""
 
     accent: Style
@@ -54,16 +54,22 @@ def _with_link(style: Style, address: str) -> Style:
 
 
 class Lines:
-    """One document, from tokens to lines. `shown` makes text safe to show; `is_open`: the text is still growing."""
+    """One document, from tokens to lines. `safe` makes text safe to show; `is_open`: the text is still growing."""
 
     def __init__(
-        self, source: str, parser: MarkdownIt, inks: Inks, shown: Callable[[str], str] = clean, *, is_open: bool = False
+        self,
+        source: str,
+        parser: MarkdownIt,
+        styles: Styles,
+        safe: Callable[[str], str] = clean,
+        *,
+        is_open: bool = False,
     ) -> None:
-        self._shown = shown
-        self._tokens, self._inks, self._at = parser.parse(source, {OPEN: is_open}), inks, 0
+        self._safe = safe
+        self._tokens, self._styles, self._at = parser.parse(source, {OPEN: is_open}), styles, 0
 
     def _plain(self, text: str) -> str:
-        return self._shown(text).replace("\t", "    ")
+        return self._safe(text).replace("\t", "    ")
 
     def lines(self, width: int) -> list[Line]:
         self._at = 0
@@ -93,22 +99,24 @@ class Lines:
             case "paragraph_open":
                 return self._text(width, base)
             case "heading_open":
-                ink = self._inks.accent if token.tag in ("h1", "h2") else PLAIN
-                return self._text(width, base + ink + Style(bold=True))
+                colour = self._styles.accent if token.tag in ("h1", "h2") else PLAIN
+                return self._text(width, base + colour + Style(bold=True))
             case "bullet_list_open" | "ordered_list_open":
                 return self._list(token, width, depth, base)
             case "blockquote_open":
                 bar, inner = (QUOTE, width - len(QUOTE)) if width - len(QUOTE) >= LEAST else ("", width)
                 lines = self._blocks(inner, "blockquote_close", depth, False, base + Style(italic=True))
-                return [([Segment(bar, self._inks.muted), *line], gap) for line, gap in lines]
+                return [([Segment(bar, self._styles.muted), *line], gap) for line, gap in lines]
             case "table_open":
                 return self._table(width, base)
             case "fence" | "code_block":
                 language = (clean(token.info).split() or [""])[0]
-                return barred(self._shown(token.content), language, self._inks.code_theme, width, self._inks.muted)
+                return code_lines(
+                    self._safe(token.content), language, self._styles.code_theme, width, self._styles.muted
+                )
             case "hr":
-                return [([Segment("─" * width, self._inks.muted)], "\n")]
-        return wrap([Segment(self._plain(token.content), base)], width)  # whatever a later parser may know
+                return [([Segment("─" * width, self._styles.muted)], "\n")]
+        return wrap([Segment(self._plain(token.content), base)], width)  # a token type of a later parser
 
     def _text(self, width: int, style: Style) -> list[Line]:
         content, _close = self._next(), self._next()
@@ -131,7 +139,7 @@ class Lines:
             if not indent:
                 lines = [([], "\n"), *lines]
             (first, gap), *more = lines
-            out.append(([Segment(sign, self._inks.accent), *first], gap))
+            out.append(([Segment(sign, self._styles.accent), *first], gap))
             out += [([Segment(indent), *line], gap) for line, gap in more]
             number = None if number is None else number + 1
         return out
@@ -151,7 +159,7 @@ class Lines:
                 case "inline":
                     style = base + Style(bold=True) if heading else base
                     rows[-1].append(list(self._inline(token.children or [], style)))
-        return table_lines(rows[0], rows[1:], aligns, width, self._inks.muted)
+        return table_lines(rows[0], rows[1:], aligns, width, self._styles.muted)
 
     # -- inside a line -----------------------------------------------------------------------------------
 
@@ -168,7 +176,7 @@ class Lines:
                     yield from self._with_addresses(self._plain(token.content), styles[-1], link)
                 case "code_inline":
                     label += token.content
-                    yield Segment(self._plain(token.content), styles[-1] + self._inks.code)
+                    yield Segment(self._plain(token.content), styles[-1] + self._styles.code)
                 case "softbreak":
                     yield Segment(" ", styles[-1])
                 case "hardbreak":
@@ -184,9 +192,9 @@ class Lines:
                     styles.append(self._link_style(styles[-1], link))
                 case "link_close":
                     if link and clean(label).strip() not in (link, link.removeprefix("mailto:")):
-                        yield Segment(" (", self._inks.muted)
-                        yield Segment(link, self._link_style(self._inks.muted, link))
-                        yield Segment(")", self._inks.muted)
+                        yield Segment(" (", self._styles.muted)
+                        yield Segment(link, self._link_style(self._styles.muted, link))
+                        yield Segment(")", self._styles.muted)
                     styles.pop()
                     link = ""
                 case "em_close" | "strong_close" | "s_close":

@@ -4,7 +4,7 @@ It works on complete lines only, so the result does not depend on how the text i
 enough of CommonMark to find where a block ends; the Markdown parser renders the inside (`renderer.py`). The sources of
 the blocks, joined, are the text. Time is linear: each line is looked at once, whatever the length of its block.
 A reference link defined in another block is shown as typed, as blocks are parsed separately.
-It differs from CommonMark in one rule, because models write it so: a ```markdown fence may contain fenced code.
+It differs from CommonMark in one rule, because models write it that way: a ```markdown fence may contain fenced code.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from mlxkv.tui.markdown.formulas import closes_block, opens_block
 from mlxkv.tui.state.blocks import Block, Kind
 
-CODE_LINES = 40  # a long fence is cut after so many lines, so that the unfinished part stays cheap to render
+CODE_LINES = 40  # after which a long fence is cut, so that the unfinished part stays cheap to render
 
 _FENCE = re.compile(r"( *)(`{3,}|~{3,})(.*)$")
 _ITEM = re.compile(r"( {0,3})([-*+]|\d{1,9}[.)])( +|\t|$)")
@@ -35,7 +35,7 @@ class _Fence:
         text = line.strip(" \t")
         return _indent(line) < self.indent + 4 and len(text) >= len(self.mark) and set(text) == {self.mark[0]}
 
-    def holds(self, line: str) -> bool:
+    def opens_inner(self, line: str) -> bool:
         """Whether `line` opens an inner fence (with a language) whose end could be taken for the end of this one."""
         found = _fence_of(line)
         return (
@@ -62,7 +62,7 @@ class Splitter:
     _opening: str = ""  # of the open formula
     _pieces: int = 0  # of the open fence that were cut off already
     _item_indent: int = 0  # where an item's content starts
-    _after_item: bool = False  # the block before was an item: the next one goes on with the list
+    _after_item: bool = False  # the block before was an item: the next one continues the list
 
     def feed(self, text: str) -> list[Block]:
         *lines, self._partial = (self._partial + text).split("\n")
@@ -170,7 +170,7 @@ class Splitter:
             elif self._fence.closes(line):
                 self._fence = None
             return self._keep(line)
-        # A fence ends with the item that holds it; a paragraph may go on without indentation.
+        # A fence ends with the item that holds it; a paragraph may continue without indentation.
         block_start = _fence_of(line) or _HEADING.match(line) or _ITEM.match(line) or _BREAK.match(line)
         block_start = block_start or opens_block(line)
         lazy = not self._blanks and not block_start and not line.lstrip().startswith(">")
@@ -180,7 +180,7 @@ class Splitter:
 
     def _in_fence(self, line: str) -> list[Block]:
         assert self._fence is not None
-        if self._info.lower() in _MARKDOWN and self._fence.holds(line):
+        if self._info.lower() in _MARKDOWN and self._fence.opens_inner(line):
             self._inside += 1
         elif self._fence.closes(line):
             if not self._inside:

@@ -19,8 +19,8 @@ def table_lines(head: list[Cell], body: list[list[Cell]], aligns: list[str], wid
     need = [max(1, *(_natural(row[i]) for row in (head, *rows))) for i in range(len(head))]
     room = width - len(GAP) * (len(head) - 1)
     if sum(need) > room and room < NARROWEST * len(head):
-        return _listed(head, rows, width)
-    widths = _shrunk(need, room)
+        return _as_list(head, rows, width)
+    widths = _shrink(need, room)
     out = _row(head, aligns, widths)
     out.append(([Segment("─" * (sum(widths) + len(GAP) * (len(head) - 1)), rule)], "\n"))
     for row in rows:
@@ -32,7 +32,7 @@ def _natural(cell: Cell) -> int:
     return max(width_of(line) for line, _ in wrap(cell, 10**6))
 
 
-def _shrunk(need: list[int], room: int) -> list[int]:
+def _shrink(need: list[int], room: int) -> list[int]:
     """Column widths that fit `room`; the widest columns shrink first."""
     widths = list(need)
     while sum(widths) > room:
@@ -60,7 +60,7 @@ def _row(cells: list[Cell], aligns: list[str], widths: list[int]) -> list[Line]:
     return out
 
 
-def _listed(head: list[Cell], rows: list[list[Cell]], width: int) -> list[Line]:
+def _as_list(head: list[Cell], rows: list[list[Cell]], width: int) -> list[Line]:
     """One line per cell, `heading: cell`, where the width is too small for columns."""
     out: list[Line] = []
     for row in rows or [[[] for _ in head]]:

@@ -1,7 +1,7 @@
 """The chat screen: its layout, and routing between its widgets and the chat state. UI thread.
 
-What is decided is decided in `tui/state/`; commands and requests that concern the whole program are the app's. Widgets
-are attributes, not queried: a query searches the screen in front, which may be help or the palette.
+Decisions are made in `tui/state/`; commands and requests that concern the whole program are the app's. Widgets are
+attributes, not queried: a query searches the active screen, which may be help or the palette.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from textual.app import ComposeResult, SuspendNotSupported
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical
 from textual.screen import Screen
-from textual.widgets import Static
+from textual.widgets import Input, Static
 
 from mlxkv.protocol import commands as cmd
 from mlxkv.protocol.events import ModelCard
@@ -52,7 +52,7 @@ PANEL_WIDTH, PANEL_HEIGHT = 60, 16  # of the smallest window with the panel
 class ChatScreen(Screen[None]):
     """Header; sidebar beside transcript (or welcome, or a list), panel, queue, activity, prompt, footer.
 
-    `send` gives the engine the commands that wait in `state`.
+    `send` sends the engine the commands that wait in `state`.
     """
 
     DEFAULT_CSS = """
@@ -140,7 +140,7 @@ class ChatScreen(Screen[None]):
         self.show()
 
     def recount(self) -> None:
-        """Show the tokens of attached files, which have been counted."""
+        """Show the token counts of attached files once they have arrived."""
         self.transcript.recount()
         self.prompt.completer.recount()
 
@@ -223,7 +223,7 @@ class ChatScreen(Screen[None]):
         self._typed = self.prompt.text
 
     def on_prompt_submitted(self) -> None:
-        """Hide the hint. One that the app shows about this prompt must outlive the change to an empty text."""
+        """Hide the hint; one that the app then shows about this prompt stays when the text becomes empty."""
         self._typed, self._hint = self.prompt.text, ("", 0.0)
 
     def on_text_area_changed(self) -> None:
@@ -248,12 +248,12 @@ class ChatScreen(Screen[None]):
             self.transcript.view.scroll_page(message.pages)
 
     def on_prompt_editor_requested(self, message: Prompt.EditorRequested) -> None:
-        from mlxkv.tui.external_editor import EditorError, edited, editor_command
+        from mlxkv.tui.external_editor import EditorError, edit_text, editor_command
 
         try:
             command = editor_command(os.environ)
             with self.app.suspend():
-                text = edited(message.text, command)
+                text = edit_text(message.text, command)
         except EditorError as error:
             self.show_hint(str(error))
         except SuspendNotSupported:
@@ -359,15 +359,19 @@ class ChatScreen(Screen[None]):
         self.find_bar = FindBar(words)
         self.main.mount(self.find_bar, after=self.transcript)
 
-    def on_find_bar_changed(self, message: FindBar.Changed) -> None:
-        self.transcript.find(message.words)
+    def on_input_changed(self, event: Input.Changed) -> None:
+        if self.find_bar is not None:  # it may be closed by now
+            self.transcript.find(event.value)
+            self._show_match_count()
+
+    def on_input_submitted(self) -> None:
+        self.action_match(1)
+
+    def action_match(self, step: int) -> None:
+        self.transcript.action_match(step)
         self._show_match_count()
 
-    def on_find_bar_step(self, message: FindBar.Step) -> None:
-        self.transcript.action_match(message.step)
-        self._show_match_count()
-
-    def on_find_bar_closed(self) -> None:
+    def action_close_find_bar(self) -> None:
         if self.find_bar is not None:
             self.find_bar.remove()
             self.find_bar = None
@@ -401,9 +405,7 @@ class ChatScreen(Screen[None]):
             case SendAnyway(text) as choice:
                 self.prompt.withdraw(text)
                 self.state.send_anyway(choice)
-            case None:
-                pass
-            case command:
+            case command if command is not None:
                 self.state.submit(command)
         self.sync()
 

@@ -1,4 +1,4 @@
-"""What a prompt stands for: files (`@src/main.rs`), their token counts, and placeholders of long pastes. UI thread.
+"""Attachments of a prompt: files (`@src/main.rs`), their token counts, placeholders of long pastes. UI thread.
 
 The text of a file follows the question under a heading with its path. It is part of the message: saved with it, shown
 folded. Pure, except that files are read.
@@ -20,7 +20,7 @@ from mlxkv.text.encoding import decode
 MAX_FILE = 1 << 20  # bytes; a million characters fill most windows
 MAX_TOTAL = 4 << 20
 
-FOLDED_LINES = 8  # a paste of so many lines, or of so many characters, is shown as a placeholder
+FOLDED_LINES = 8  # a paste of that many lines or characters is shown as a placeholder
 FOLDED_CHARACTERS = 1000
 
 _WORD = re.compile(r"(?<!\S)@(?:\"((?:[^\"\\\n]|\\.)+)\"|([^\s\"]\S*))")
@@ -108,7 +108,7 @@ def read(path: str, base: Path) -> Attachment:
 
 
 def attach(text: str, base: Path, recalled: Mapping[str, Attachment] = {}) -> str:
-    """`text` followed by the files it mentions. Of a file that was deleted, the text sent before (`recalled`) is used.
+    """`text` followed by the files it mentions. For a deleted file the text sent before (`recalled`) is used.
 
     Raises:
         AttachError: see `read`; also if the files exceed `MAX_TOTAL` together.
@@ -179,7 +179,7 @@ class TokenCounts:
         self._counts[key] = tokens
 
     def reset(self) -> None:
-        """Drop all counts: another model, with another tokenizer, is loaded."""
+        """Drop all counts, because another model (and tokenizer) was loaded."""
         self._counts.clear()
         self._requested.clear()
         self._has_model = True
@@ -211,5 +211,5 @@ class Pastes:
         return texts
 
     def restore(self, text: str, texts: Mapping[str, str]) -> str:
-        """Put the pastes of a cleared prompt back; returns `text` with its placeholders renumbered."""
+        """Restore the pastes of a cleared prompt; returns `text` with its placeholders renumbered."""
         return _PASTE.sub(lambda match: self.fold(texts[match[0]]) if match[0] in texts else match[0], text)

@@ -20,9 +20,9 @@ class Kind(StrEnum):
     REPLY = "reply"  # a whole reply, cut into the kinds below when it comes into view
     MARKDOWN = "markdown"  # a paragraph, table, heading, quote or list item
     CODE = "code"  # (a piece of) a fenced block, without its fences; `info` is the language
-    THOUGHT = "thought"  # reasoning; `text` says how much, `detail` is the reasoning itself
+    THOUGHT = "thought"  # reasoning: `text` is its size, `detail` the reasoning itself
     STATS = "stats"  # the figures under a reply
-    META = "meta"  # a dim line of ours
+    META = "meta"  # a dim notice
     ERROR = "error"  # a line that starts with a cross
 
 
@@ -43,7 +43,7 @@ class Block:
     """`tight`: no blank line above it, because it continues the block before (list items, long code).
 
     `message` is the index of the message it belongs to, which the message cursor moves by; stats and reasoning have
-    that of their reply, lines of ours have none.
+    that of their reply, notices have none.
     """
 
     kind: Kind

@@ -79,7 +79,7 @@ def sidebar_entries(
 
 
 def _plausible_dates(dates: Sequence[float], now: float) -> list[float]:
-    """Correct dates that a wrong clock gave. `dates` are in order of use, newest first: none may be after `now`, or
+    """Correct dates written under a wrong clock. `dates` are in order of use, newest first: none may be after `now`, or
     before the date of a chat that was used earlier."""
     out: list[float] = []
     latest = 0.0

@@ -173,7 +173,7 @@ class ChatState:
 
     @property
     def is_loading_now(self) -> bool:
-        """Whether the load is the command in progress, not one behind others."""
+        """Whether the load is the command in progress, not a queued one."""
         return self._is_running(cmd.LoadModel)
 
     @property
@@ -212,7 +212,7 @@ class ChatState:
     # -- engine events ----------------------------------------------------------------------------
 
     def apply(self, event: ev.EngineEvent) -> None:
-        """Apply one event; never raises, whatever text it has."""
+        """Apply one event; never raises, whatever its text."""
         self.meter.record(event, self.clock())
         match event:
             case ev.TextDelta() | ev.PrefillProgress():
@@ -397,6 +397,6 @@ class ChatState:
         return bool(self._waiting) and isinstance(self._waiting[0], kinds)
 
     def complete(self, *kinds: type[cmd.Command]) -> None:
-        """The command in progress is done, if it is of one of these types."""
+        """Complete the command in progress, if it is of one of these types."""
         if self._is_running(*kinds):
             self._waiting.popleft()

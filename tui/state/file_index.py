@@ -53,7 +53,7 @@ def list_folder(typed: str, base: Path) -> list[str]:
 
 
 def nothing_found(typed: str, base: Path) -> str:
-    """A sentence that says why there is no completion of `typed`."""
+    """The reason why there is no completion of `typed`, as a sentence."""
     head, slash, tail = _folder_of(typed) if is_path(typed) else ("", "", typed)
     folder = f"the folder {head}{slash}" if slash else "this folder"
     shown = folder[0].upper() + folder[1:]
@@ -96,5 +96,5 @@ def matching(typed: str, files: Sequence[str], limit: int = 50) -> list[str]:
 
 
 def is_path(typed: str) -> bool:
-    """Whether `typed` is completed in its own folder, as it is elsewhere or hidden, and not from the index."""
+    """Whether `typed` is completed from its own folder, because the index lacks it: elsewhere, or hidden."""
     return typed.startswith(("/", "~/", "../", "./")) or typed == "~" or typed.rpartition("/")[2].startswith(".")

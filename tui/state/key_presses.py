@@ -12,7 +12,7 @@ class Act(StrEnum):
     NOTHING = "nothing"
     STOP = "stop"
     PAUSE = "pause"  # the download
-    LEAVE = "leave"  # edit mode
+    STOP_EDITING = "stop editing"
     REWIND = "rewind"
     CLOSE = "close"
     CLEAR = "clear"
@@ -29,7 +29,7 @@ class Situation:
     selection: bool = False
     editing: bool = False
     pulling: bool = False
-    said: bool = False  # the chat has messages
+    has_messages: bool = False
 
 
 @dataclass
@@ -44,14 +44,14 @@ class Presses:
         for condition, act in (
             (here.generating, Act.STOP),
             (here.overlay, Act.CLOSE),
-            (here.editing, Act.LEAVE),
+            (here.editing, Act.STOP_EDITING),
             (here.pulling, Act.PAUSE),
         ):
             if condition:
                 self._escape = float("-inf")
                 return act
         second, self._escape = now - self._escape <= AGAIN, now
-        if not here.text and not here.said:
+        if not here.text and not here.has_messages:
             return Act.NOTHING
         if second:
             self._escape = float("-inf")

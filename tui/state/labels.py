@@ -144,7 +144,7 @@ def nearly_full_text(stats: TurnStats, before: int) -> str:
 
 
 def advice(kind: FailureKind) -> str:
-    """What to do about a failure, appended to its message."""
+    """Advice on a failure, appended to its message."""
     return {
         FailureKind.MEMORY: " · chat saved · /set kv-bits 4 · /set ctx · /model",
         FailureKind.DISK: " · free some space, then /retry",

@@ -11,8 +11,8 @@ from mlxkv.tui.markdown.stream_splitter import Splitter
 from mlxkv.tui.state.blocks import Block, Kind
 from mlxkv.tui.state.labels import fit, prefill_text, seconds_short, spinner, streaming_text, thinking_text
 
-RATE_SECONDS = 2.0  # the speed shown is the mean of so many seconds
-SETTLED_SECONDS = 0.25  # any earlier the speed is noise
+RATE_SECONDS = 2.0  # over which the speed shown is averaged
+SETTLED_SECONDS = 0.25  # before that the speed is noise
 QUIET_SECONDS = 0.5  # a shorter prefill is not shown
 
 
@@ -24,7 +24,7 @@ class StreamingReply:
     stopping: bool = False
     prefill: PrefillProgress | None = None
     num_tokens: int = 0
-    _first: float | None = None  # when the first token came
+    _first: float | None = None  # when the first token arrived
     _samples: deque[tuple[float, int]] = field(default_factory=deque)
     _splitter: Splitter = field(default_factory=Splitter)
     _thinking_since: float | None = None

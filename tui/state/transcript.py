@@ -23,7 +23,7 @@ def title_line(title: str) -> str:
 
 @dataclass
 class TranscriptChange:
-    """What a view must do, in this order: clear, drop the blocks of message `dropped`, append `settled`, show `tail`.
+    """Steps for a view, in this order: clear, drop the blocks of message `dropped`, append `settled`, show `tail`.
 
     `answer` is the index in `settled` of the line that answers a command of the user: it must be scrolled into view.
     `keeps_position`: the same chat follows, so a reader who has scrolled up stays there.
@@ -42,7 +42,7 @@ class TranscriptChange:
 
 
 class TranscriptModel:
-    """`reply` is the reply in progress, from the sending of its question on; `messages` does not include it yet."""
+    """`reply` is the reply in progress, from when its question is sent; `messages` does not include it yet."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -56,14 +56,14 @@ class TranscriptModel:
         self._before_opening: list[Block] = []  # lines to show again once a chat opens
         self._kv_before = self._evicted_before = self._filled_before = 0
         self._last: Kind | None = None  # kind of the last block
-        self._notices: list[Block] = []  # lines of ours since the last reply
+        self._notices: list[Block] = []  # since the last reply
 
     @property
     def is_empty(self) -> bool:
         return not self.messages
 
     def take_change(self) -> TranscriptChange:
-        """What changed since the last call."""
+        """Return the changes since the last call."""
         change, self._change = self._change, TranscriptChange()
         change.tail = self._numbered(self.reply.tail()) if self.reply else []
         return change
@@ -77,7 +77,7 @@ class TranscriptModel:
     def add_notice(self, text: str) -> None:
         """Add a dim line that the user did not ask for; a reader who has scrolled up stays there.
 
-        A notice is shown once per reply, also where a message is stopped and sent again.
+        A notice is shown once per reply, even if a message is stopped and sent again.
         """
         text = clean(text, joined=True)
         if not any(text in notice.text for notice in self._notices):
@@ -131,7 +131,7 @@ class TranscriptModel:
     def begin_turn(self, text: str) -> None:
         """Add the user's message; without a text the last reply is continued."""
         if text:
-            if self.messages and self.messages[-1].role == "user":  # as the engine does, so that numbers agree
+            if self.messages and self.messages[-1].role == "user":  # as in the engine, so that numbers agree
                 self.messages.append(ev.Message("assistant", ""))
             self._append([Block(Kind.USER, clean(text, joined=True), message=len(self.messages))])
             if not self.title:
@@ -141,7 +141,7 @@ class TranscriptModel:
         self.reply = StreamingReply(self._clock())
 
     def remove_last_message(self) -> None:
-        """Remove a message of the user's that got no reply."""
+        """Remove the last user message, which got no reply."""
         self.reply, number = None, len(self.messages) - 1
         del self.messages[-1]
         self._change.drop(number)
@@ -221,7 +221,7 @@ class TranscriptModel:
         self._last = blocks[-1].kind if blocks else self._last
 
     def _add(self, block: Block, is_answer: bool = True) -> None:
-        """Add a line of ours; during a reply it goes above the unfinished block."""
+        """Add a line between the messages; during a reply it goes above the unfinished block."""
         self._append([block])
         self._notices.append(block)
         if is_answer:

@@ -1,4 +1,4 @@
-"""Files that a prompt attaches with `@`: their text when it is sent, a note on them while one types. Pure; UI thread.
+"""Files that a prompt attaches with `@`: their text when it is sent, a note on them while it is typed. Pure; UI thread.
 
 `tui/state/attachments.py` reads and formats them. A file is read once per change, because each letter updates the note.
 """
@@ -16,7 +16,7 @@ from mlxkv.tui.state.completion import is_command
 
 
 class AttachedFiles:
-    """Relative paths start at `base`. `count` returns the tokens of a file's text, `window` is what the model holds."""
+    """Relative paths start at `base`. `count` returns the tokens of a file's text, `window` the model's tokens."""
 
     def __init__(self) -> None:
         self.base = Path()

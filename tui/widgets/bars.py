@@ -1,4 +1,4 @@
-"""One-line bars around the transcript, and the queue above the prompt. They show text they are given. UI thread."""
+"""One-line bars around the transcript, and the queue above the prompt. UI thread."""
 
 from __future__ import annotations
 

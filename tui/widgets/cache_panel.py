@@ -9,11 +9,11 @@ from textual.widget import Widget
 
 from mlxkv.tui.state.gauges import EVICTED, FREE, LIVE, PINNED
 
-_INKS = {PINNED: "bold", LIVE: "", EVICTED: "dim", FREE: "dim"}
+_STYLES = {PINNED: "bold", LIVE: "", EVICTED: "dim", FREE: "dim"}
 
 
 class Panel(Widget, can_focus=False):
-    """Lines of figures, which it is given; hidden until it is opened."""
+    """Shows lines of figures."""
 
     DEFAULT_CSS = """
     Panel { height: auto; border-top: solid $panel; background: $background; color: $text; padding: 0 1; }
@@ -37,7 +37,7 @@ class Panel(Widget, can_focus=False):
 
     def render(self) -> Text:
         text = Text("\n".join(self._lines), no_wrap=True, overflow="ellipsis")
-        for sign, ink in _INKS.items():
-            if ink:
-                text.highlight_regex(f"{sign}+", ink)
+        for sign, style in _STYLES.items():
+            if style:
+                text.highlight_regex(f"{sign}+", style)
         return text

@@ -1,6 +1,6 @@
-"""Completion for a text area: offers commands, files or earlier prompts while one is typed. UI thread.
+"""Completion for a text area: suggests commands, files or earlier prompts while one is typed. UI thread.
 
-Owns the open menu and the part of the text that an entry replaces. Entries come from `tui/state/completion.py`,
+Owns the open menu and the span that an entry replaces. Entries come from `tui/state/completion.py`,
 `completion_menu.py` draws them, and the prompt decides what Enter does.
 """
 
@@ -17,7 +17,7 @@ from mlxkv.tui.state.slash import Completion
 from mlxkv.tui.widgets.attached_files import AttachedFiles
 from mlxkv.tui.widgets.completion_menu import MenuList
 
-FILE_LIST_AGE = 10.0  # seconds for which a list of files is good
+FILE_LIST_AGE = 10.0  # seconds for which a list of files is used
 
 
 class Completer:
@@ -41,7 +41,7 @@ class Completer:
         return self._area.get_text_range(*self._replaced)
 
     def update(self) -> None:
-        """Bring the menu up to date with the text and the cursor."""
+        """Update the menu after a change of the text or the cursor."""
         area, text, (row, column) = self._area, self._area.text, self._area.cursor_location
         here = (text, row, column, self._draft is None, None if self._paths is None else len(self._paths))
         if here == self._completed:
@@ -78,7 +78,7 @@ class Completer:
             self.update()
 
     def recount(self) -> None:
-        """Refresh the note on attached files: their tokens have been counted."""
+        """Refresh the note on attached files once their tokens have been counted."""
         if self.menu is None and self.menu_list.display and "@" in self._area.text:
             self.show(None, self._attached.note(self._area.text))
 
@@ -91,7 +91,7 @@ class Completer:
         self.menu = menu
         self.menu_list.show(menu, note)
 
-    def take(self, entry: Completion) -> None:
+    def insert(self, entry: Completion) -> None:
         """Replace the typed part by the entry."""
         source = self.menu.source if self.menu else Source.COMMAND
         if source is Source.HISTORY:
@@ -100,8 +100,8 @@ class Completer:
             self.close()
             return
         has_more = entry.insert.endswith(("/", '/"', " "))
-        insert = entry.insert + (" " if source is Source.FILE and not has_more else "")
-        result = self._area.replace(insert, *self._replaced)
+        text = entry.insert + (" " if source is Source.FILE and not has_more else "")
+        result = self._area.replace(text, *self._replaced)
         self._area.move_cursor(result.end_location)
         if not has_more:
             self.close()
@@ -121,13 +121,13 @@ class Completer:
 
     def _pick(self, index: int) -> None:
         if self.menu is not None:
-            self.take(self.menu.entries[index])
+            self.insert(self.menu.entries[index])
 
     def handle_key(self, key: str) -> bool:
-        """Move in the open menu, take an entry or close it; returns whether the key did that."""
+        """Move in the open menu, take an entry or close it; returns whether the key was handled."""
         if self.menu is None:
             return False
-        self.update()  # letters may have come since
+        self.update()  # letters may have been typed since
         if self.menu is None:
             return False
         match key:
@@ -136,7 +136,7 @@ class Completer:
             case "down" | "ctrl+n" | "ctrl+r" if key != "ctrl+r" or self._draft is not None:
                 self.menu.move(1)
             case "tab" if self.menu.chosen is not None:
-                self.take(self.menu.chosen)
+                self.insert(self.menu.chosen)
                 return True
             case "escape":
                 self.close()

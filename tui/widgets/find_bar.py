@@ -1,4 +1,4 @@
-"""The input for searching in the chat. It posts the words, the transcript finds them. UI thread."""
+"""The input for searching in the chat; the screen handles its text and its keys. UI thread."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal
 from textual.events import Key
-from textual.message import Message
 from textual.widgets import Input, Static
 
 from mlxkv.text.clean import clean
@@ -28,7 +27,7 @@ class FindInput(Input):
 
 
 class FindBar(Horizontal):
-    """Mounted while searching; posts the words at each letter."""
+    """Mounted while searching; the screen searches at each letter."""
 
     DEFAULT_CSS = """
     FindBar {
@@ -40,23 +39,10 @@ class FindBar(Horizontal):
     }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape", "close", "Close", id="find.close"),
-        Binding("enter,down,ctrl+n", "step(1)", "Next match", id="find.next"),
-        Binding("shift+enter,up,ctrl+p", "step(-1)", "Previous match", id="find.previous"),
+        Binding("escape", "screen.close_find_bar", "Close", id="find.close"),
+        Binding("enter,down,ctrl+n", "screen.match(1)", "Next match", id="find.next"),
+        Binding("shift+enter,up,ctrl+p", "screen.match(-1)", "Previous match", id="find.previous"),
     ]
-
-    class Changed(Message):
-        def __init__(self, words: str) -> None:
-            super().__init__()
-            self.words = words
-
-    class Step(Message):
-        def __init__(self, step: int) -> None:
-            super().__init__()
-            self.step = step
-
-    class Closed(Message):
-        pass
 
     def __init__(self, words: str = "") -> None:
         super().__init__()
@@ -74,17 +60,3 @@ class FindBar(Horizontal):
     def show(self, at: int, total: int) -> None:
         """Show `3/17`, or "no match"."""
         self._count.update(f"{at:,}/{total:,}" if total else "no match" if self.input.value.strip() else "")
-
-    def on_input_changed(self, event: Input.Changed) -> None:
-        event.stop()
-        self.post_message(self.Changed(event.value))
-
-    def on_input_submitted(self, event: Input.Submitted) -> None:
-        event.stop()
-        self.post_message(self.Step(1))
-
-    def action_step(self, step: int) -> None:
-        self.post_message(self.Step(step))
-
-    def action_close(self) -> None:
-        self.post_message(self.Closed())

@@ -112,7 +112,7 @@ class LineLayout:
 
     @property
     def is_exact(self) -> bool:
-        """Whether no height is a guess any more."""
+        """Whether every block is rendered."""
         return all(cell.strips is not None for cell in self._cells)
 
     def index_at(self, y: int) -> int:
@@ -133,7 +133,7 @@ class LineLayout:
     # -- rendering ----------------------------------------------------------------------------
 
     def expand(self, index: int) -> int:
-        """Split block `index` if it is a whole reply; returns into how many blocks."""
+        """Split block `index` if it is a whole reply; returns the number of blocks."""
         block = self._cells[index].block
         if block.kind is not Kind.REPLY:
             return 1
@@ -144,7 +144,7 @@ class LineLayout:
         return len(parts)
 
     def render_block(self, index: int) -> int:
-        """Render block `index`, or its first part, unless it is; returns the change of its height in lines."""
+        """Render block `index`, or its first part, if it is not rendered; returns the change of its height in lines."""
         cell = self._cells[index]
         if cell.strips is not None:
             return 0

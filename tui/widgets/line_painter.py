@@ -1,7 +1,7 @@
 """Lines as drawn: in the width and colours of the screen, with selection, matches and message cursor. UI thread.
 
-Owns a cache of drawn lines, so that a line that only moved costs nothing. The lines are `line_layout.py`'s, which of
-them are visible is `line_view.py`'s business.
+Owns a cache of drawn lines, so that a line that only moved costs nothing. `line_layout.py` has the
+lines, `line_view.py` decides which are visible.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class LinePainter:
         self._drawn: dict[int, tuple[Strip, Strip]] = {}  # by line: the strip it was made from, the drawn one
 
     def forget(self) -> None:
-        """Drop the cache: the mark, the matches or the lines are others now."""
+        """Drop the cache, because the mark, the matches or the lines have changed."""
         self._drawn.clear()
 
     def mark(self, message: int | None) -> None:

@@ -1,7 +1,7 @@
 """A scrolling widget over any number of cached lines; wraps those in view, then those near it. UI thread.
 
-Owns scrolling, following the end, and telling Textual only what it needs. Which blocks there are, and what can be done
-with them, is its owner's business.
+Owns scrolling, following the end, and the size and repaints that Textual is told of. The blocks, and what can be done
+with them, are its owner's.
 """
 
 from __future__ import annotations
@@ -46,18 +46,18 @@ class LineView(ScrollView, can_focus=False):
     """
 
     class FollowChanged(Message):
-        """The reader left the end, or came back to it."""
+        """The reader left the end, or returned to it."""
 
-    def __init__(self, lines: LineLayout, painter: LinePainter, *, id: str | None = None) -> None:
-        super().__init__(id=id)
+    def __init__(self, lines: LineLayout, painter: LinePainter) -> None:
+        super().__init__()
         self.lines, self.painter = lines, painter
         self.follow = True
         self.is_wrapping = False
-        self._is_placing = False  # a scroll of ours, not the reader's
+        self._is_placing = False  # scrolled by the program, not by the reader
         self._drawn_bar: tuple[int, ...] = ()
 
     def _size_updated(self, size: Size, virtual_size: Size, container_size: Size, layout: bool = True) -> bool:
-        """Textual clamps the offset to the new size before the lines have it: not the reader's scrolling."""
+        """Do not take Textual's clamping of the offset to a new size for the reader's scrolling."""
         self._is_placing = True
         try:
             return super()._size_updated(size, virtual_size, container_size, layout)
@@ -119,7 +119,7 @@ class LineView(ScrollView, can_focus=False):
             self.refresh(Region(0, first, self.size.width, self.size.height - first))
 
     def _set_bar(self) -> None:
-        """Move the scroll bar where the change is visible: drawing it costs as much as all the text."""
+        """Move the scroll bar only if the change is visible: drawing it costs as much as all the text."""
         page, height = self.size.height, max(1, self.lines.height)
         drawn = (page, *(round(8 * page * part / height) for part in (self.scroll_y, page)))
         if drawn != self._drawn_bar:
@@ -128,7 +128,7 @@ class LineView(ScrollView, can_focus=False):
             self.vertical_scrollbar.position = self.scroll_y
 
     def _set_height(self) -> None:
-        """Tell Textual the height. It would lay out the screen, which is needed only when the bar comes or goes."""
+        """Set the height, without a layout of the screen unless the scroll bar appears or disappears."""
         old, new, page = self.virtual_size, Size(self.lines.width, self.lines.height), self.size.height
         if old.width == new.width and (old.height > page) == (new.height > page):
             self.set_reactive(LineView.virtual_size, new)  # pyright: ignore[reportArgumentType]
@@ -180,7 +180,7 @@ class LineView(ScrollView, can_focus=False):
         return below if below is not None else self.lines.unrendered(max(0, top - NEAR), top)
 
     def _wrap_more(self) -> None:
-        """Wrap a slice of what is near but not visible, keeping the visible lines in place."""
+        """Wrap a slice of the lines near the view, keeping the visible ones in place."""
         until, top, moved, has_changed = perf_counter() + SLICE, self.top, 0, False
         while True:
             index = self._next_near(moved)
@@ -200,7 +200,7 @@ class LineView(ScrollView, can_focus=False):
             self._place(self.lines.height - self.size.height if self.follow else top + moved)
 
     def _move_selection(self, lines: int) -> None:
-        """The lines above have grown: the selected ones are further down now."""
+        """Move the selection down by `lines`, by which the text above has grown."""
         if (selection := self.text_selection) is not None:
             start, end = (Offset(p.x, p.y + lines) if p else None for p in (selection.start, selection.end))
             self.screen.selections = {**self.screen.selections, self: Selection(start, end)}
@@ -226,7 +226,7 @@ class LineView(ScrollView, can_focus=False):
     # -- lines -------------------------------------------------------------------------------------------
 
     def render_lines(self, crop: Region) -> list[Strip]:
-        """Use our own cache: Textual's is invalid whenever a line moves, and draws borders, which there are none of."""
+        """Use our own cache: Textual's is invalid whenever a line moves, and draws borders."""
         self.painter.begin(self.rich_style, self.size.width)  # once per frame: the style walks up the tree
         strips = [self.render_line(y) for y in crop.line_range]
         return cropped(strips, crop, self.size.width, self.get_line_filters(), self.background_colors[1])

@@ -1,4 +1,4 @@
-"""A list to choose from, in place of the transcript. Typing searches, Enter chooses, Esc is the app's. UI thread."""
+"""A list to choose from, in place of the transcript. Typing searches, Enter chooses, the app handles Esc. UI thread."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ class Picker(OptionList):
             super().__init__()
             self.choice = choice
 
-    def __init__(self, listing: Listing, *, id: str | None = None) -> None:
-        super().__init__(id=id)
+    def __init__(self, listing: Listing) -> None:
+        super().__init__()
         self.listing = listing
         self._words, self._rows = "", list(listing.rows)
 
     def on_mount(self) -> None:
-        self.screen.set_focus(self)  # `focus` comes after the first paint: keys typed then went to the prompt
+        self.screen.set_focus(self)  # `focus` acts after the first paint: keys typed before would go to the prompt
         self._fill(self.listing.at)
 
     def on_resize(self) -> None:

@@ -1,6 +1,6 @@
 """The prompt: a text area in which Enter sends. It posts requests, the screen and the app act on them. UI thread.
 
-Completion is `completer.py`'s, files that a prompt names are `attached_files.py`'s.
+`completer.py` completes, `attached_files.py` reads the files that a prompt names.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ class Prompt(TextArea):
 
     def action_send(self) -> None:
         completer = self.completer
-        completer.update()  # letters may have come since it was drawn
+        completer.update()  # letters may have been typed since it was drawn
         menu, (row, column) = completer.menu, self.cursor_location
         if column and self.document[row][column - 1] == "\\":  # `\` + Enter, for terminals without Shift+Enter
             self.replace("\n", (row, column - 1), (row, column))
@@ -155,7 +155,7 @@ class Prompt(TextArea):
             elif menu.source is Source.FILE and completer.typed == chosen.insert:
                 self._send(self.text)
             else:
-                completer.take(chosen)
+                completer.insert(chosen)
 
     def _send(self, text: str) -> None:
         typed = self._pastes.expand(text)

@@ -88,7 +88,7 @@ class Finder:
         return found if isinstance(found, int) else len(found)
 
     def matches(self, cell: Cell) -> list[Match] | int:
-        """The matches in a rendered block; of others, their number."""
+        """The matches in a rendered block; for others, their number."""
         if self.wanted is None:
             return 0
         stamp: object = cell.strips if cell.strips is not None else cell.block

@@ -1,4 +1,4 @@
-"""The sidebar (Ctrl+B): chats by date with their forks, and below them the figures of the machine. UI thread.
+"""The sidebar (Ctrl+B): chats by date with their forks, and below them speed, memory and disk. UI thread.
 
 It posts requests, the screen acts on them. While it has the focus, letters are commands; after `/` they search.
 """
@@ -63,8 +63,8 @@ class Sidebar(Vertical):
             super().__init__()
             self.action, self.session_id = action, session_id
 
-    def __init__(self, *, id: str | None = None) -> None:
-        super().__init__(id=id)
+    def __init__(self) -> None:
+        super().__init__()
         self._title = Static("Chats", id="sidebar-title", markup=False)
         self._list = OptionList()
         self._legend = Static("● instant resume ○ prefills", id="sidebar-legend", markup=False)
@@ -109,20 +109,18 @@ class Sidebar(Vertical):
         chosen = self._chosen()
         self._shown, self._entries = state, entries
         self._list.clear_options()
-        self._list.add_options([self._option(entry) for entry in entries])
+        self._list.add_options(
+            Option(Text(e.text, "" if e.session_id else "dim", no_wrap=True), disabled=not e.session_id)
+            for e in entries
+        )
         if self._current != self._moved_to and any(e.session_id == self._current for e in entries if self._current):
             chosen = self._moved_to = self._current or ""
-        wanted = chosen
-        at = next((i for i, e in enumerate(entries) if e.session_id == wanted and e.session_id), None)
-        first = next((i for i, e in enumerate(entries) if e.session_id), None)
-        self._list.highlighted = first if at is None else at
+        chats = [i for i, entry in enumerate(entries) if entry.session_id]
+        self._list.highlighted = next(
+            (i for i in chats if entries[i].session_id == chosen), chats[0] if chats else None
+        )
         title = "Chats" if self._words is None else f"Chats · {self._words}▏"
         self._title.update(Text(title if self._words is not None else f"{title}{'/ to search':>{WIDTH - 8}}"))
-
-    @staticmethod
-    def _option(entry: Entry) -> Option:
-        style = "" if entry.session_id else "dim"
-        return Option(Text(entry.text, style, no_wrap=True), disabled=not entry.session_id)
 
     def _chosen(self) -> str:
         at = self._list.highlighted

@@ -18,7 +18,7 @@ from textual.events import Blur, Click, Key, MouseDown
 from textual.geometry import Offset
 from textual.message import Message
 
-from mlxkv.tui.markdown.block_renderer import Look, Renderer
+from mlxkv.tui.markdown.block_renderer import Colours, Renderer
 from mlxkv.tui.state.attachments import split_attachments
 from mlxkv.tui.state.blocks import NO_MESSAGE, Block, Kind
 from mlxkv.tui.widgets.line_layout import LineLayout
@@ -72,13 +72,13 @@ class Transcript(Vertical, can_focus=False):
             super().__init__()
             self.address = address
 
-    def __init__(self, look: Look | None = None, *, id: str | None = None) -> None:
-        super().__init__(id=id)
-        self._look = look or Look()
+    def __init__(self, colours: Colours | None = None) -> None:
+        super().__init__()
+        self._colours = colours or Colours()
         self._count: Callable[[str], int | None] = lambda text: None
-        self.lines = LineLayout(Renderer(self._look).strips)
+        self.lines = LineLayout(Renderer(self._colours).strips)
         self.finder = Finder(self.lines)
-        self.painter = LinePainter(self.lines, self.finder, self._look.accent)
+        self.painter = LinePainter(self.lines, self.finder, self._colours.accent)
         self.view = LineView(self.lines, self.painter)
         self._unfolded = False  # all reasoning, also of replies to come
         self._pressed = Offset(-1, -1)
@@ -111,17 +111,17 @@ class Transcript(Vertical, can_focus=False):
             self.action_leave_cursor()
         self.view.change(lambda: self.lines.remove(message))
 
-    def set_look(self, look: Look) -> None:
-        self._look, self.painter.accent = look, look.accent
-        self.view.change(lambda: self.lines.reset(self.lines.width, Renderer(look, self._count).strips))
+    def set_colours(self, colours: Colours) -> None:
+        self._colours, self.painter.accent = colours, colours.accent
+        self.view.change(lambda: self.lines.reset(self.lines.width, Renderer(colours, self._count).strips))
 
     def count_with(self, count: Callable[[str], int | None]) -> None:
         """`count` returns the tokens of an attached file, or None until they are counted (then: `recount`)."""
         self._count = count
-        self.set_look(self._look)
+        self.set_colours(self._colours)
 
     def recount(self) -> None:
-        """Render messages with files again: their tokens have been counted."""
+        """Render messages with attached files again once their tokens have been counted."""
         self._change_blocks(
             lambda block: block if block.kind is Kind.USER and split_attachments(block.text)[1] else None
         )
@@ -166,7 +166,7 @@ class Transcript(Vertical, can_focus=False):
         return self.painter.marked
 
     def action_move_cursor(self, step: int) -> None:
-        """Move to the message above (-1) or below (1): first up to the last message, from there down is out."""
+        """Move to the message above (-1) or below (1), first to the last one; below that the cursor is hidden."""
         numbers = sorted({block.message for block in self.lines.blocks} - {NO_MESSAGE})
         if not numbers:
             return
@@ -203,7 +203,7 @@ class Transcript(Vertical, can_focus=False):
         return None if self.view.follow or message == NO_MESSAGE else (message, top - self._message_line(message))
 
     def scroll_to_position(self, message: int, offset: int) -> None:
-        """Scroll to a `position`; to the end, if there is no such message any more."""
+        """Scroll to a `position`, unless its message was removed."""
         if next(self.lines.of_message(message), None) is not None:
             self.view.set_follow(False)
             self.view.show(self._message_line(message) + offset)

@@ -22,8 +22,8 @@ class Welcome(Widget, can_focus=False):
     """
     ALLOW_SELECT = False
 
-    def __init__(self, suggestions: tuple[ModelCard, ...], *, id: str | None = None) -> None:
-        super().__init__(id=id)
+    def __init__(self, suggestions: tuple[ModelCard, ...]) -> None:
+        super().__init__()
         self._suggestions = suggestions
         self._shown: tuple[str, bool, bool, tuple[str, ...]] = ("", False, False, ())
 
@@ -74,18 +74,14 @@ def model_lines(suggestions: tuple[ModelCard, ...], width: int) -> list[Text]:
     if not suggestions:
         return [Text("No model is loaded", "bold"), Text(""), how]
     cards = [(clean(m.id), bytes_text(m.size_bytes), clean(m.licence), clean(m.note), m.fits) for m in suggestions]
-    columns = 4
-    while columns > 1:
-        widths = [max(cell_len(str(card[i])) for card in cards) for i in range(columns)]
-        if sum(widths) + 3 * (columns - 1) + 2 <= width:
-            break
-        columns -= 1
-    widths = [max(cell_len(str(card[i])) for card in cards) for i in range(columns)]
+    widths = [max(cell_len(str(card[i])) for card in cards) for i in range(4)]
+    while len(widths) > 1 and sum(widths) + 3 * (len(widths) - 1) + 2 > width:
+        widths.pop()
     title = "No model is loaded. These fit this computer:"
     rows: list[Text] = [Text().append(title, "bold"), Text("")]
     for card in cards:
         row = Text().append(str(card[0]) + " " * (widths[0] - cell_len(str(card[0]))), "bold" if card[4] else "dim")
-        for i in range(1, columns):
+        for i in range(1, len(widths)):
             cell = str(card[i])
             pad = " " * (widths[i] - cell_len(cell))
             row.append("   " + (pad + cell if i == 1 else cell + pad), "dim")
