@@ -22,22 +22,16 @@ def latest_first(chats: Sequence[ChatSummary]) -> list[ChatSummary]:
 def when_text(then: float, now: float) -> str:
     """`14:02` today, `yesterday`, else `2 Sep`, with the year if it is not this year."""
     day, today = datetime.fromtimestamp(then), datetime.fromtimestamp(now)
-    days = (today.date() - day.date()).days
-    if days == 0:
-        return f"{day:%H:%M}"
-    if days == 1:
-        return "yesterday"
+    if (days := (today.date() - day.date()).days) in (0, 1):
+        return "yesterday" if days else f"{day:%H:%M}"
     return f"{day.day} {day:%b}" + ("" if day.year == today.year else f" {day.year}")
 
 
 def group_text(then: float, now: float) -> str:
     """`Today`, `Yesterday`, `September`, with the year if it is not this year."""
     day, today = datetime.fromtimestamp(then), datetime.fromtimestamp(now)
-    days = (today.date() - day.date()).days
-    if days <= 0:
-        return "Today"
-    if days == 1:
-        return "Yesterday"
+    if (days := (today.date() - day.date()).days) <= 1:
+        return "Yesterday" if days == 1 else "Today"
     return f"{day:%B}" if day.year == today.year else f"{day:%B} {day.year}"
 
 

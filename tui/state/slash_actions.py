@@ -38,9 +38,8 @@ class UiRequest:
 
 def run(state: ChatState, name: str, argument: str) -> UiRequest | None:
     """Run a command; returns the part that only the user interface can do."""
-    if action := _ACTIONS.get(name):
-        return action(state, argument)
-    return UiRequest(name, argument)
+    action = _ACTIONS.get(name)
+    return action(state, argument) if action else UiRequest(name, argument)
 
 
 # -- chats -----------------------------------------------------------------------------------------------------------
@@ -236,9 +235,7 @@ def setting_notice(name: str, value: object) -> str:
             last = "token" if value == 1 else f"{value:,} tokens"
             return f"The model attends only to the last {last} and the pinned ones; 2,048 or more is usual."
         case "sinks" if value == 0:
-            return (
-                "With nothing pinned the system prompt is evicted too, and replies get worse once the window is full."
-            )
+            return "With nothing pinned the system prompt is evicted too, and replies get worse in a full window."
         case "disk_limit" if value < _SMALL_DISK:
             return "Almost no KV fits on disk: a resumed chat is prefilled again."
     return ""

@@ -37,9 +37,9 @@ class Welcome(Widget, can_focus=False):
         model, ready, loading, titles = self._shown
         width = self.content_size.width
         if ready:
-            lines = welcome_lines([f"{short_name(model)} is ready"], how_to_begin(model) + earlier(titles, width))
+            lines = welcome_lines(f"{short_name(model)} is ready", how_to_begin(model) + earlier(titles, width))
         elif loading:
-            lines = welcome_lines(["One moment"], ["Type ahead: it is sent when the model is ready."])
+            lines = welcome_lines("One moment", ["Type ahead: it is sent when the model is ready."])
         else:
             lines = model_lines(self._suggestions, width)
         return Text("\n", justify="left").join(lines)
@@ -60,10 +60,10 @@ def earlier(titles: tuple[str, ...], width: int) -> list[str]:
     return ["", "⏎ opens an earlier chat:", *(cut(" ".join(clean(title).split()), longest) for title in titles)]
 
 
-def welcome_lines(title: list[str], dim: list[str]) -> list[Text]:
+def welcome_lines(title: str, dim: list[str]) -> list[Text]:
     """Lines of equal width, because the block is centred, not its lines."""
-    width = max(cell_len(line) for line in title + dim)
-    rows = [Text().append(line.center(width), "bold") for line in title] + [Text("")]
+    width = max(cell_len(line) for line in (title, *dim))
+    rows = [Text().append(title.center(width), "bold"), Text("")]
     return rows + [Text().append(line.center(width), "dim") for line in dim]
 
 
@@ -73,19 +73,19 @@ def model_lines(suggestions: tuple[ModelCard, ...], width: int) -> list[Text]:
     how.append("/model <repo id or folder>", "bold").append(" loads one", "dim")
     if not suggestions:
         return [Text("No model is loaded", "bold"), Text(""), how]
-    cards = [(clean(m.id), bytes_text(m.size_bytes), clean(m.licence), clean(m.note), m.fits) for m in suggestions]
-    widths = [max(cell_len(str(card[i])) for card in cards) for i in range(4)]
+    cards = [(clean(m.id), bytes_text(m.size_bytes), clean(m.licence), clean(m.note)) for m in suggestions]
+    widths = [max(map(cell_len, column)) for column in zip(*cards, strict=True)]
     while len(widths) > 1 and sum(widths) + 3 * (len(widths) - 1) + 2 > width:
         widths.pop()
     title = "No model is loaded. These fit this computer:"
     rows: list[Text] = [Text().append(title, "bold"), Text("")]
-    for card in cards:
-        row = Text().append(str(card[0]) + " " * (widths[0] - cell_len(str(card[0]))), "bold" if card[4] else "dim")
-        for i in range(1, len(widths)):
-            cell = str(card[i])
-            pad = " " * (widths[i] - cell_len(cell))
-            row.append("   " + (pad + cell if i == 1 else cell + pad), "dim")
-        rows.append(row if card[4] else row.append(" (too large)", "dim"))
+    for model, card in zip(suggestions, cards, strict=True):
+        row = Text()
+        for i, (cell, width) in enumerate(zip(card, widths, strict=False)):
+            pad = " " * (width - cell_len(cell))
+            text = f"   {pad}{cell}" if i == 1 else f"{'   ' if i else ''}{cell}{pad}"
+            row.append(text, "bold" if i == 0 and model.fits else "dim")
+        rows.append(row if model.fits else row.append(" (too large)", "dim"))
     rows += [Text(""), how]
     block = max(row.cell_len for row in rows)  # one left edge for all rows, the block itself is centred
     return [row.append(" " * (block - row.cell_len)) for row in rows]
