@@ -33,8 +33,10 @@ from mlxkv.cache.config import CacheConfig
 from mlxkv.cache.plan import plan_cache
 from mlxkv.cache.prompt_cache import PromptCache
 from mlxkv.config import Folders
-from mlxkv.store import ModelIdentity, SessionStore, TurnRecord
 from mlxkv.store.files import sync
+from mlxkv.store.identity import ModelIdentity
+from mlxkv.store.records import TurnRecord
+from mlxkv.store.session_store import SessionStore
 
 LAYERS, HEADS, DIM = 28, 8, 128  # as Qwen3-0.6B keeps them, in bfloat16: 112 KiB per token
 ROW_BYTES = LAYERS * 2 * HEADS * DIM * 2

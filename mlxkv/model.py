@@ -33,7 +33,9 @@ from mlxkv.inference.runner import ModelRunner
 from mlxkv.inference.sampling import SAMPLING, SamplingParams
 from mlxkv.models import Hub, LoadedModel, LoadProgress, load_model
 from mlxkv.stats import TurnStats
-from mlxkv.store import ModelIdentity, SessionRecord, SessionStore
+from mlxkv.store.identity import ModelIdentity
+from mlxkv.store.records import SessionRecord
+from mlxkv.store.session_store import SessionStore
 from mlxkv.system.thread_owner import Owned, Owner
 from mlxkv.text.encoding import well_formed
 from mlxkv.token_ids import TokenIds

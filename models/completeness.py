@@ -13,7 +13,7 @@ from pathlib import Path
 
 from mlxkv.errors import MlxkvError, ModelFileError, escaped
 from mlxkv.models.architecture import is_known, read_config, read_json
-from mlxkv.safetensors import MAX_HEADER, check_weights
+from mlxkv.safetensors.header import MAX_HEADER, check_weights
 from mlxkv.system.regular_file import opened
 
 WEIGHTS = "model*.safetensors"  # what mlx-lm reads

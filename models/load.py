@@ -27,7 +27,7 @@ from mlxkv.models.resolve import resolve
 from mlxkv.models.rope import normalize_ropes
 from mlxkv.models.tokenizer import load_tokenizer
 from mlxkv.models.weight_memory import check_fits, predict_weights
-from mlxkv.safetensors import Header, check_weights
+from mlxkv.safetensors.header import Header, check_weights
 
 if TYPE_CHECKING:
     import mlx.nn as nn

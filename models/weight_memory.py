@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from mlxkv.device import Device
 from mlxkv.errors import OutOfMemoryError
 from mlxkv.models.catalogue import catalogue
-from mlxkv.safetensors import Header
+from mlxkv.safetensors.header import Header
 from mlxkv.stats import bytes_text
 
 

@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlxkv.errors import CorruptError, ModelFileError
-from mlxkv.safetensors import ITEM_SIZES, MAX_HEADER, check_weights, encode_header, read_header
+from mlxkv.safetensors.header import ITEM_SIZES, MAX_HEADER, check_weights, read_header
+from mlxkv.safetensors.writer import encode_header
 from tests.safetensors_files import encode
 
 

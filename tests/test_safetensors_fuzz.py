@@ -12,7 +12,7 @@ import random
 import safetensors
 
 from mlxkv.errors import ModelFileError
-from mlxkv.safetensors import ITEM_SIZES, Header, read_header
+from mlxkv.safetensors.header import ITEM_SIZES, Header, read_header
 from tests.safetensors_files import encode
 
 COUNT = 100_000 if os.environ.get("MLXKV_THOROUGH") else 2_000

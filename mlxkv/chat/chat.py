@@ -39,7 +39,7 @@ from mlxkv.errors import (
 from mlxkv.events import Branch, Message, Notice, PrefillProgress, Sibling, TurnEvent
 from mlxkv.inference.sampling import SAMPLING, SamplingParams
 from mlxkv.stats import TurnStats
-from mlxkv.store import Restored, SessionRecord, TurnRecord
+from mlxkv.store.records import Restored, SessionRecord, TurnRecord
 from mlxkv.system.thread_owner import Owner
 from mlxkv.text.encoding import well_formed
 from mlxkv.token_ids import common_prefix

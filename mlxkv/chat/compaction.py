@@ -14,7 +14,7 @@ from mlxkv.chat.history import spans
 from mlxkv.errors import PromptError
 from mlxkv.events import FinishReason, TurnFinished
 from mlxkv.protocol.status import CompactPlan
-from mlxkv.store import TurnRecord
+from mlxkv.store.records import TurnRecord
 
 _MAX_SUMMARY = 1024  # tokens
 _MIN_SUMMARY = 48

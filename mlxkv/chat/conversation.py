@@ -27,8 +27,9 @@ from mlxkv.errors import (
 from mlxkv.events import Message, Notice
 from mlxkv.inference.sampling import random_state, set_random_state
 from mlxkv.stats import TurnStats
-from mlxkv.store import Restored, SessionRecord, SessionStore, TurnRecord, TurnState
 from mlxkv.store.borrow import MIN_NEW_TOKENS
+from mlxkv.store.records import Restored, SessionRecord, TurnRecord, TurnState
+from mlxkv.store.session_store import SessionStore
 from mlxkv.token_ids import TokenIds, TokenLog, common_prefix
 
 _TITLE_LENGTH = 60

@@ -21,7 +21,7 @@ from mlxkv.events import FinishReason, Notice
 from mlxkv.inference.generation import check_size
 from mlxkv.memory.overflow import overflow_of
 from mlxkv.stats import evicted_text
-from mlxkv.store import SessionRecord, TurnRecord, TurnState
+from mlxkv.store.records import SessionRecord, TurnRecord, TurnState
 from mlxkv.text.encoding import well_formed
 from mlxkv.token_ids import TokenIds, common_prefix
 

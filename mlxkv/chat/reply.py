@@ -19,7 +19,7 @@ from mlxkv.events import FinishReason, KVNotSaved, NoAnswer, Notice, PrefillProg
 from mlxkv.inference.generation import Generation
 from mlxkv.inference.sampling import SamplingParams
 from mlxkv.stats import TurnStats, no_answer_text
-from mlxkv.store import Restored, TurnRecord, TurnState
+from mlxkv.store.records import Restored, TurnRecord, TurnState
 
 _UPDATE_TOKENS = 256  # an open reply is written to disk this often,
 _UPDATE_SECONDS = 2.0  # or this often, whichever comes first

@@ -24,18 +24,12 @@ from mlxkv.inference.runner import ModelRunner
 from mlxkv.memory import Budget
 from mlxkv.models import LoadedModel
 from mlxkv.models.resolve import is_repo
-from mlxkv.safetensors import num_bytes
-from mlxkv.store import (
-    ModelIdentity,
-    SessionStore,
-    describe_prompt_file,
-    identify,
-    read_prompt_file,
-    write_prompt_file,
-)
+from mlxkv.safetensors.header import num_bytes
 from mlxkv.store.borrow import Borrower
-from mlxkv.store.identity import FileHashes
+from mlxkv.store.identity import FileHashes, ModelIdentity, identify
+from mlxkv.store.prompts.kv_file import describe_prompt_file, read_prompt_file, write_prompt_file
 from mlxkv.store.prompts.mlx_lm_file import OUR_NAME, read_mlx_lm, write_mlx_lm
+from mlxkv.store.session_store import SessionStore
 from mlxkv.text.clean import clean
 
 _MODEL_ID = "mlxkv_model_id"  # in the metadata of exports

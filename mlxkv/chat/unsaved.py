@@ -11,7 +11,7 @@ from contextlib import suppress
 from mlxkv.chat.runtime import ModelRuntime
 from mlxkv.errors import DiskError, SessionChangedError, SessionLockedError, SessionNotFoundError
 from mlxkv.events import MEANWHILE, Notice, NotSaved
-from mlxkv.store import TurnRecord, TurnState
+from mlxkv.store.records import TurnRecord, TurnState
 
 
 class UnsavedChanges:

@@ -159,7 +159,7 @@ def cache_verify(
 
 def _verify_store(repair: bool) -> bool:
     from mlxkv.stats import bytes_text, plural
-    from mlxkv.store import SessionStore
+    from mlxkv.store.session_store import SessionStore
     from mlxkv.text.clean import clean
 
     with SessionStore.open(Folders.from_env()) as store:
@@ -178,8 +178,8 @@ def _verify_store(repair: bool) -> bool:
 def cache_gc() -> None:
     """Remove unused files: those set aside, those left by crashes, and rows over the disk limit."""
     from mlxkv.stats import bytes_text
-    from mlxkv.store import SessionStore
     from mlxkv.store.kv.disk_usage import CacheFolder
+    from mlxkv.store.session_store import SessionStore
 
     folders = Folders.from_env()
     folder = _folder(folders)
@@ -219,7 +219,7 @@ def cache_export(
     from mlxkv.cli.print_mode import open_cache
     from mlxkv.errors import StoreError
     from mlxkv.stats import bytes_text
-    from mlxkv.store import SessionStore
+    from mlxkv.store.session_store import SessionStore
 
     chosen = export_format(format_, output, CACHE_SUFFIXES, tuple(CACHE_FORMATS), force=force)
     folders = Folders.from_env()
@@ -248,11 +248,11 @@ def cache_import(
 ) -> None:
     """Import a prompt cache. mlx-lm's contain no token ids: use only those from people you trust."""
     from mlxkv.errors import CorruptError
-    from mlxkv.safetensors import read_header
+    from mlxkv.safetensors.header import read_header
     from mlxkv.stats import bytes_text
-    from mlxkv.store import SessionStore
     from mlxkv.store.kv.disk_usage import on_disk
     from mlxkv.store.prompts.mlx_lm_file import describe_mlx_lm, made_with
+    from mlxkv.store.session_store import SessionStore
 
     folders = Folders.from_env()
     folder = _folder(folders)

@@ -17,8 +17,8 @@ from mlxkv.protocol.export_format import CHAT_FORMATS, CHAT_SUFFIXES, export_for
 from mlxkv.token_ids import common_prefix
 
 if TYPE_CHECKING:
-    from mlxkv.protocol.status import ChatSummary
-    from mlxkv.store import SearchHit, SessionStore
+    from mlxkv.protocol.status import ChatSummary, SearchHit
+    from mlxkv.store.session_store import SessionStore
 
 chats = typer.Typer(
     rich_markup_mode=None, no_args_is_help=True, help="List, show, search, export and delete saved chats."
@@ -246,7 +246,7 @@ def chats_restore_backup(
 
 def open_store(folders: Folders | None = None, *, enforce: bool = True) -> SessionStore:
     """Open the store of this user, read-only on a full disk. `enforce`: see SessionStore.open."""
-    from mlxkv.store import SessionStore
+    from mlxkv.store.session_store import SessionStore
 
     return SessionStore.open(folders or Folders.from_env(), enforce=enforce, when_full="read")
 

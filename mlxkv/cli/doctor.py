@@ -112,7 +112,7 @@ def _models() -> Iterator[Finding]:
 
 
 def _store(folders: Folders) -> Iterator[Finding]:
-    from mlxkv.store import SessionStore
+    from mlxkv.store.session_store import SessionStore
     from mlxkv.store.verify import find_future_date
 
     try:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from mlxkv.chat.chat import Chat
     from mlxkv.engine.compaction import Uncompacted
     from mlxkv.model import Model
-    from mlxkv.store import SessionStore
+    from mlxkv.store.session_store import SessionStore
 
 _log = logging.getLogger("mlxkv.engine")
 
@@ -149,7 +149,7 @@ class EngineContext:
         if self.model is not None:
             yield self.model.store
             return
-        from mlxkv.store import SessionStore
+        from mlxkv.store.session_store import SessionStore
 
         with SessionStore.open(self.folders, enforce=False) as store:
             yield store

@@ -4,30 +4,3 @@
 tensors' contents, only their names, types, shapes and offsets. Any thread may call it.
 Format: https://huggingface.co/docs/safetensors, of which this accepts a subset.
 """
-
-from mlxkv.safetensors.header import (
-    ITEM_SIZES,
-    MAX_DIM,
-    MAX_DIMS,
-    MAX_HEADER,
-    Header,
-    Tensor,
-    check_weights,
-    num_bytes,
-    read_header,
-)
-from mlxkv.safetensors.writer import encode_header, flat_bytes
-
-__all__ = [
-    "ITEM_SIZES",
-    "MAX_DIM",
-    "MAX_DIMS",
-    "MAX_HEADER",
-    "Header",
-    "Tensor",
-    "check_weights",
-    "encode_header",
-    "flat_bytes",
-    "num_bytes",
-    "read_header",
-]

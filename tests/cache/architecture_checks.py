@@ -21,8 +21,8 @@ from mlxkv.cache.probe import leaves
 from mlxkv.cache.prompt_cache import PromptCache
 from mlxkv.cache.traits import native_cache
 from mlxkv.errors import ConfigError, RewindError, UnboundedError
-from mlxkv.store import read_prompt_file, write_prompt_file
 from mlxkv.store.identity import ModelIdentity
+from mlxkv.store.prompts.kv_file import read_prompt_file, write_prompt_file
 from tests.reference import largest
 
 CONFIG = CacheConfig(window=64, sinks=4, block=16, slack=32, positions="absolute", group_size=32)

@@ -15,7 +15,7 @@ from mlxkv.chat.history import spans
 from mlxkv.errors import OutOfMemoryError
 from mlxkv.events import PrefillProgress, TextDelta, TurnFinished
 from mlxkv.model import Model
-from mlxkv.store import TurnRecord
+from mlxkv.store.records import TurnRecord
 from tests.chats import CONFIG, say, scripted
 from tests.tokenizers import CHATML, THINK, tiny_folder, tiny_tokenizer
 

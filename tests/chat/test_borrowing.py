@@ -16,9 +16,10 @@ from mlxkv.config import Folders
 from mlxkv.errors import StoreError
 from mlxkv.events import Notice
 from mlxkv.model import Model
-from mlxkv.store import Restored, SessionStore
 from mlxkv.store.borrow import MIN_NEW_TOKENS, Borrower
 from mlxkv.store.identity import sha256_of
+from mlxkv.store.records import Restored
+from mlxkv.store.session_store import SessionStore
 from tests.chats import CONFIG, GREEDY, say
 from tests.store.fake import model as identity
 from tests.store.test_damage import flip_first_row

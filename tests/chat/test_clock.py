@@ -19,7 +19,7 @@ from mlxkv.chat.compaction import branch, plan
 from mlxkv.cli.app import app
 from mlxkv.config import Folders
 from mlxkv.model import Model
-from mlxkv.store import SessionStore
+from mlxkv.store.session_store import SessionStore
 from tests.chats import CONFIG, GREEDY, new, say
 from tests.tokenizers import DATED, tiny_folder
 

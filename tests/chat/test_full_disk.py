@@ -22,8 +22,8 @@ from mlxkv.config import Folders, load_settings
 from mlxkv.errors import DiskError
 from mlxkv.events import MEANWHILE, Notice, NotSaved, PrefillProgress, TurnEvent, TurnFinished
 from mlxkv.model import Model
-from mlxkv.store import SessionStore
 from mlxkv.store.db.database import Database
+from mlxkv.store.session_store import SessionStore
 from tests.chats import CONFIG, GREEDY
 
 

@@ -17,7 +17,7 @@ from mlxkv.cli.start import model_name
 from mlxkv.config import Folders, load_settings
 from mlxkv.errors import SessionNotFoundError
 from mlxkv.model import Model
-from mlxkv.store import Restored
+from mlxkv.store.records import Restored
 from tests.chats import CONFIG, GREEDY, new, say
 from tests.tokenizers import tiny_folder
 

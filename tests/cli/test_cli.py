@@ -18,7 +18,7 @@ from mlxkv.cli.print_mode import PrintRequest, _print_turn
 from mlxkv.config import Folders
 from mlxkv.events import Notice, TextDelta, TurnEvent, TurnFinished
 from mlxkv.stats import TurnStats
-from mlxkv.store import SessionStore
+from mlxkv.store.session_store import SessionStore
 from mlxkv.text.clean import clean
 from tests.tokenizers import tiny_folder
 from tests.tui.hostile_engine import bomb

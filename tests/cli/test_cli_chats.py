@@ -14,8 +14,9 @@ from rich.cells import cell_len as cells
 from mlxkv.cli.app import main
 from mlxkv.cli.chats import ids_for_completion
 from mlxkv.config import Folders, private_folder
-from mlxkv.store import SessionStore, TurnRecord
 from mlxkv.store.export.archive import is_archive
+from mlxkv.store.records import TurnRecord
+from mlxkv.store.session_store import SessionStore
 from tests.cli.test_cli import Run, run  # noqa: F401  # a fixture
 from tests.store.fake import model
 

@@ -15,7 +15,7 @@ from mlxkv.cli.doctor import Finding, examine
 from mlxkv.config import Folders
 from mlxkv.device import Device
 from mlxkv.errors import PlatformError
-from mlxkv.store import SessionStore
+from mlxkv.store.session_store import SessionStore
 from tests.store.conftest import Talk
 from tests.store.fake import FakeCache
 from tests.store.test_damage import DAMAGE, chunks

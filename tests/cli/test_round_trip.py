@@ -11,7 +11,8 @@ import pytest
 import mlxkv
 from mlxkv.config import Folders
 from mlxkv.model import Model
-from mlxkv.store import Attachment, SessionStore, ToolCall, TurnRecord
+from mlxkv.store.records import Attachment, ToolCall, TurnRecord
+from mlxkv.store.session_store import SessionStore
 from tests.chat.test_thinking import REPLIES, loaded, script
 from tests.chats import CONFIG, GREEDY, say
 from tests.cli.test_cli import Run, run  # noqa: F401  # a fixture

@@ -27,7 +27,8 @@ from mlxkv.protocol.events import (
     TurnStarted,
 )
 from mlxkv.protocol.status import SessionStatus
-from mlxkv.store import SessionStore, TurnRecord
+from mlxkv.store.records import TurnRecord
+from mlxkv.store.session_store import SessionStore
 from tests.tokenizer.test_hostile_tokenizers import MANY, ROWS, folder_of
 from tests.tokenizers import tiny_folder
 

@@ -12,7 +12,7 @@ from mlxkv.errors import DiskError
 from mlxkv.protocol import commands as cmd
 from mlxkv.protocol import events as ev
 from mlxkv.stats import evicted_text
-from mlxkv.store import SessionStore
+from mlxkv.store.session_store import SessionStore
 from tests.engine.test_engine_chats import SETTINGS, Said, texts
 
 LONG = " ".join(f"word {i}" for i in range(30))

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from mlxkv.config import Folders
-from mlxkv.store import SessionStore, TurnRecord
+from mlxkv.store.records import TurnRecord
+from mlxkv.store.session_store import SessionStore
 from tests.store.fake import FakeCache, model
 from tests.store.harness import no_waiting_for_the_disk
 

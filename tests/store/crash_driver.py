@@ -15,7 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mlxkv.config import private_folder
-from mlxkv.store import SessionStore, read_prompt_file, write_prompt_file
+from mlxkv.store.prompts.kv_file import read_prompt_file, write_prompt_file
+from mlxkv.store.session_store import SessionStore
 from tests.store.fake import FakeCache, model
 from tests.store.harness import LIMIT, WINDOW, Ledger, Work, folders_in, judge, no_waiting_for_the_disk
 

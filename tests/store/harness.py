@@ -16,10 +16,11 @@ from unittest import mock
 
 from mlxkv.config import Folders
 from mlxkv.errors import MlxkvError
-from mlxkv.store import SessionStore, TurnRecord
 from mlxkv.store.db import backup
 from mlxkv.store.db import database as schema
 from mlxkv.store.files import Files
+from mlxkv.store.records import TurnRecord
+from mlxkv.store.session_store import SessionStore
 from tests.store.fake import FakeCache, model
 
 WINDOW = 32

@@ -20,11 +20,13 @@ import xxhash
 
 from mlxkv.config import Folders
 from mlxkv.errors import CorruptError, StoreError
-from mlxkv.safetensors import encode_header, read_header
-from mlxkv.store import SessionRecord, SessionStore, TurnRecord
+from mlxkv.safetensors.header import read_header
+from mlxkv.safetensors.writer import encode_header
 from mlxkv.store.export.archive import read_archive, write_archive
 from mlxkv.store.export.document import from_document, to_document
 from mlxkv.store.export.markdown import to_markdown
+from mlxkv.store.records import SessionRecord, TurnRecord
+from mlxkv.store.session_store import SessionStore
 from tests.store.fake import FakeCache, model
 
 SAID = [

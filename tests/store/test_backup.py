@@ -13,9 +13,10 @@ import pytest
 
 from mlxkv.config import Folders
 from mlxkv.errors import CorruptError, StoreError
-from mlxkv.store import SessionStore, TurnRecord
 from mlxkv.store.db import backup
 from mlxkv.store.files import Files
+from mlxkv.store.records import TurnRecord
+from mlxkv.store.session_store import SessionStore
 from tests.store.conftest import Talk
 from tests.store.fake import FakeCache, model
 
@@ -170,7 +171,7 @@ def test_nobody_goes_back_under_an_open_chat(folders: Folders) -> None:
     say(folders, "one")
     copy = copy_now(folders, DAY)
     code = (
-        "import sys; from mlxkv.config import Folders; from mlxkv.store import SessionStore\n"
+        "import sys; from mlxkv.config import Folders; from mlxkv.store.session_store import SessionStore\n"
         "with SessionStore.open(Folders.from_env()) as store:\n    print('open', flush=True); sys.stdin.read()"
     )
     child = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)

@@ -17,7 +17,8 @@ from typing import Any
 from unittest import mock
 
 from mlxkv.errors import MlxkvError
-from mlxkv.store import SessionRecord, SessionStore, TurnRecord
+from mlxkv.store.records import SessionRecord, TurnRecord
+from mlxkv.store.session_store import SessionStore
 from tests.store.conftest import Talk
 from tests.store.fake import FakeCache, model
 from tests.store.harness import folders_in

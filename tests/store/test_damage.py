@@ -12,8 +12,9 @@ import pytest
 
 from mlxkv.config import Folders
 from mlxkv.errors import ConfigError, CorruptError, MlxkvError, StoreError
-from mlxkv.store import SessionStore, TurnRecord
 from mlxkv.store.kv.chunk_format import verify_chunk
+from mlxkv.store.records import TurnRecord
+from mlxkv.store.session_store import SessionStore
 from tests.store.conftest import Talk
 from tests.store.fake import FakeCache, model
 
@@ -167,7 +168,7 @@ def test_verifying_a_chunk_needs_no_mlx(talk: Talk, folders: Folders) -> None:
     talk.turn(50)
     path = chunks(folders)[0]
     code = (
-        "import sys; from pathlib import Path; import mlxkv.store; "
+        "import sys; from pathlib import Path; import mlxkv.store.session_store; "
         "from mlxkv.store.kv.chunk_format import verify_chunk; "
         f"p = Path({str(path)!r}); verify_chunk(p, p.stem, p.stat().st_size); "
         "assert not [m for m in sys.modules if m.split('.')[0] in ('mlx', 'mlx_lm', 'textual')]"

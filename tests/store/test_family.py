@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from mlxkv.errors import StoreError
-from mlxkv.store import SessionStore, TurnRecord
+from mlxkv.store.records import TurnRecord
+from mlxkv.store.session_store import SessionStore
 from tests.store.fake import FakeCache, model
 
 

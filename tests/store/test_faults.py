@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 
 from mlxkv.errors import StoreError
-from mlxkv.store import SessionStore, TurnRecord
 from mlxkv.store.files import Files
+from mlxkv.store.records import TurnRecord
+from mlxkv.store.session_store import SessionStore
 from tests.store.fake import FakeCache, model
 from tests.store.harness import LIMIT, Ledger, Work, folders_in, judge
 

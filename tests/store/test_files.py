@@ -11,10 +11,10 @@ import pytest
 
 from mlxkv.config import Folders
 from mlxkv.errors import StoreError
-from mlxkv.store import SessionStore
 from mlxkv.store.files import Files
 from mlxkv.store.kv.chunk_files import ChunkFiles
 from mlxkv.store.kv.chunk_format import ChunkHead, encode_chunk
+from mlxkv.store.session_store import SessionStore
 from tests.store.conftest import Talk
 from tests.store.fake import FakeCache, model
 

@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
-from mlxkv.store import SessionStore, identify, identity
-from mlxkv.store.identity import FileHashes, code_part, first_difference, sha256_of, spec_id
+from mlxkv.store import identity
+from mlxkv.store.identity import FileHashes, code_part, first_difference, identify, sha256_of, spec_id
+from mlxkv.store.session_store import SessionStore
 
 
 def folder(path: Path) -> Path:

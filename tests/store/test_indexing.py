@@ -11,8 +11,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mlxkv.config import Folders
-from mlxkv.store import SessionStore, TurnRecord
 from mlxkv.store.db.search_index import _origins, is_intact, original_spans, words
+from mlxkv.store.records import TurnRecord
+from mlxkv.store.session_store import SessionStore
 from tests.store.fake import model
 
 ODD = (

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from mlxkv.errors import CorruptError
-from mlxkv.safetensors import read_header
+from mlxkv.safetensors.header import read_header
 from mlxkv.store.prompts.mlx_lm_file import describe_mlx_lm, read_mlx_lm
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "mlx_lm"

@@ -8,7 +8,8 @@ import pytest
 
 from mlxkv.config import Folders
 from mlxkv.errors import SessionChangedError
-from mlxkv.store import SessionStore, TurnRecord
+from mlxkv.store.records import TurnRecord
+from mlxkv.store.session_store import SessionStore
 from tests.store.conftest import Talk
 from tests.store.fake import FakeCache, model
 

@@ -17,11 +17,13 @@ import pytest
 from mlxkv.cache.interchange import PromptText
 from mlxkv.config import Folders
 from mlxkv.errors import CorruptError, StoreError
-from mlxkv.store import SessionStore, TurnRecord, read_prompt_file
 from mlxkv.store.db import backup
 from mlxkv.store.db import open as opening
 from mlxkv.store.db.database import VERSION
 from mlxkv.store.files import Files
+from mlxkv.store.prompts.kv_file import read_prompt_file
+from mlxkv.store.records import TurnRecord
+from mlxkv.store.session_store import SessionStore
 from tests.store.fake import FakeCache, model
 
 STORES = Path(__file__).parents[1] / "fixtures" / "stores"
@@ -146,7 +148,7 @@ def test_a_failure_at_any_step_of_a_migration_leaves_one_version_whole(
 def test_a_kill_in_the_middle_of_a_migration_does_too(folders: Folders, kill: str) -> None:
     path = unpacked(folders, 2)
     code = (
-        "import os, signal, sys; from mlxkv.config import Folders; from mlxkv.store import SessionStore\n"
+        "import os, signal, sys; from mlxkv.config import Folders; from mlxkv.store.session_store import SessionStore\n"
         "left = 9\n"
         "def before(step):\n"
         "    global left\n"

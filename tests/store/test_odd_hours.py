@@ -13,8 +13,8 @@ import pytest
 from mlxkv.cli.start import session_id_of
 from mlxkv.config import Folders
 from mlxkv.errors import StoreError
-from mlxkv.store import SessionStore
 from mlxkv.store.files import Files
+from mlxkv.store.session_store import SessionStore
 from tests.store.conftest import Talk
 from tests.store.fake import FakeCache
 from tests.store.test_quota import back, du, feed, saved

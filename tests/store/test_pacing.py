@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import pytest
 
 from mlxkv.config import Folders
-from mlxkv.store import SessionStore
 from mlxkv.store.files import Files
 from mlxkv.store.kv.restorer import ReadRate
+from mlxkv.store.session_store import SessionStore
 from tests.store.conftest import Talk
 from tests.store.fake import FakeCache, model
 

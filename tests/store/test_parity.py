@@ -20,8 +20,10 @@ from mlxkv.cache.config import CacheConfig
 from mlxkv.cache.plan import plan_cache
 from mlxkv.cache.prompt_cache import PromptCache
 from mlxkv.inference.runner import ModelRunner
-from mlxkv.store import SessionStore, TurnRecord, read_prompt_file, write_prompt_file
 from mlxkv.store.kv import chunk_reader
+from mlxkv.store.prompts.kv_file import read_prompt_file, write_prompt_file
+from mlxkv.store.records import TurnRecord
+from mlxkv.store.session_store import SessionStore
 from tests.hybrids import tiny
 from tests.reference import largest, random_ids, tiny_llama
 from tests.store.fake import model as identity

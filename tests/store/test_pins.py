@@ -9,7 +9,7 @@ import pytest
 
 from mlxkv.config import Folders
 from mlxkv.errors import SessionNotFoundError
-from mlxkv.store import SessionStore
+from mlxkv.store.session_store import SessionStore
 from tests.store.test_quota import LIMIT, back, feed, saved
 
 

@@ -17,10 +17,11 @@ from unittest import mock
 import pytest
 
 from mlxkv.errors import StoreError
-from mlxkv.store import SessionStore, files
+from mlxkv.store import files
 from mlxkv.store.db.sessions import Sessions
 from mlxkv.store.files import Files
 from mlxkv.store.kv.quota import Quota
+from mlxkv.store.session_store import SessionStore
 from tests.store.harness import LIMIT, Ledger, Work, folders_in, judge, no_waiting_for_the_disk
 from tests.store.power import Disk, PowerCut
 

@@ -15,8 +15,9 @@ from mlxkv.cache.plan import plan_cache
 from mlxkv.cache.prompt_cache import PromptCache
 from mlxkv.config import Folders
 from mlxkv.inference.runner import ModelRunner
-from mlxkv.store import SessionStore, TurnRecord
 from mlxkv.store.kv import chunk_reader, prefault
+from mlxkv.store.records import TurnRecord
+from mlxkv.store.session_store import SessionStore
 from tests.reference import largest, random_ids, tiny_llama
 from tests.store.fake import model as identity
 from tests.store.test_damage import chunks, flip_first_row

@@ -11,8 +11,8 @@ import pytest
 
 from mlxkv.cache.interchange import PromptText
 from mlxkv.errors import CorruptError, MismatchError, StoreError
-from mlxkv.safetensors import read_header
-from mlxkv.store import describe_prompt_file, read_prompt_file, write_prompt_file
+from mlxkv.safetensors.header import read_header
+from mlxkv.store.prompts.kv_file import describe_prompt_file, read_prompt_file, write_prompt_file
 from tests.store.fake import FakeCache, FakeGroup, model
 
 

@@ -18,9 +18,11 @@ import pytest
 
 from mlxkv.config import Folders, private_folder
 from mlxkv.errors import StoreError
-from mlxkv.store import SessionStore, TurnRecord, write_prompt_file
 from mlxkv.store.kv.quota import BLOCK
 from mlxkv.store.prompts.folder import PromptFolder
+from mlxkv.store.prompts.kv_file import write_prompt_file
+from mlxkv.store.records import TurnRecord
+from mlxkv.store.session_store import SessionStore
 from tests.store.conftest import Talk
 from tests.store.fake import FakeCache, model
 

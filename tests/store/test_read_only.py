@@ -23,8 +23,9 @@ from mlxkv.events import Notice, TextDelta, TurnFinished
 from mlxkv.protocol.events import ChatOpened, EngineEvent
 from mlxkv.protocol.status import SessionStatus
 from mlxkv.settings import Settings
-from mlxkv.store import SessionStore, TurnRecord
 from mlxkv.store.db import read_only
+from mlxkv.store.records import TurnRecord
+from mlxkv.store.session_store import SessionStore
 from tests.store.conftest import Talk
 from tests.store.fake import FakeCache, model
 from tests.store.test_migration import unpacked

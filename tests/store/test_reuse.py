@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from mlxkv.config import Folders
-from mlxkv.store import SessionStore, TurnRecord
 from mlxkv.store.identity import ModelIdentity
+from mlxkv.store.records import TurnRecord
+from mlxkv.store.session_store import SessionStore
 from tests.store.conftest import Talk
 from tests.store.fake import FakeCache, model
 from tests.store.test_damage import chunks, flip_first_row

@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 
 from mlxkv.config import Folders
-from mlxkv.store import SessionStore, TurnRecord
 from mlxkv.store.identity import spec_id
 from mlxkv.store.kv.chunk_format import PrefixKeys
 from mlxkv.store.kv.commits import saved_bytes, saved_chunks, saved_commits
 from mlxkv.store.kv.folder_listing import Listing
+from mlxkv.store.records import TurnRecord
+from mlxkv.store.session_store import SessionStore
 from tests.store.conftest import Talk
 from tests.store.fake import FakeCache, model
 

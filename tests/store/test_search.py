@@ -9,7 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlxkv.config import Folders
-from mlxkv.store import SearchHit, SessionStore, TurnRecord
+from mlxkv.protocol.status import SearchHit
+from mlxkv.store.records import TurnRecord
+from mlxkv.store.session_store import SessionStore
 from tests.store.fake import model
 
 TEXTS = [

@@ -15,7 +15,8 @@ import pytest
 
 from mlxkv.config import Folders
 from mlxkv.errors import CorruptError, SessionChangedError, SessionLockedError, SessionNotFoundError, StoreError
-from mlxkv.store import Attachment, SessionStore, ToolCall, TurnRecord
+from mlxkv.store.records import Attachment, ToolCall, TurnRecord
+from mlxkv.store.session_store import SessionStore
 from mlxkv.store.ulid import is_ulid, new_ulid
 from tests.store.conftest import Talk
 from tests.store.fake import FakeCache, model
@@ -109,7 +110,7 @@ def test_a_reply_is_never_appended_to_another_history(store: SessionStore, folde
 def test_the_lock_of_another_process_names_it_and_dies_with_it(store: SessionStore, folders: Folders) -> None:
     session = store.sessions.create("x", model())
     code = (
-        "import sys; from mlxkv.config import Folders; from mlxkv.store import SessionStore\n"
+        "import sys; from mlxkv.config import Folders; from mlxkv.store.session_store import SessionStore\n"
         "with SessionStore.open(Folders.from_env()) as store, store.lock(sys.argv[1]):\n"
         "    print('held', flush=True); sys.stdin.read()"
     )

@@ -14,7 +14,9 @@ from mlxkv.cache.prompt_cache import PromptCache
 from mlxkv.config import Folders
 from mlxkv.errors import CacheError, MismatchError
 from mlxkv.inference.runner import ModelRunner
-from mlxkv.store import SessionStore, TurnRecord, read_prompt_file, write_prompt_file
+from mlxkv.store.prompts.kv_file import read_prompt_file, write_prompt_file
+from mlxkv.store.records import TurnRecord
+from mlxkv.store.session_store import SessionStore
 from tests.cache.architectures import ARCHITECTURES
 from tests.hybrids import tiny
 from tests.reference import largest, random_ids

@@ -9,8 +9,9 @@ import pytest
 
 from mlxkv.cli.app import main
 from mlxkv.config import Folders
-from mlxkv.store import SessionStore, TurnRecord
 from mlxkv.store.export.document import to_document
+from mlxkv.store.records import TurnRecord
+from mlxkv.store.session_store import SessionStore
 from mlxkv.text.clean import clean
 from tests.store.fake import model
 

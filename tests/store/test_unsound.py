@@ -16,9 +16,10 @@ import pytest
 
 from mlxkv.errors import CorruptError, MlxkvError
 from mlxkv.protocol.status import ChatSummary
-from mlxkv.store import SessionStore, TurnRecord
 from mlxkv.store.files import Files
 from mlxkv.store.kv.chunk_files import ChunkFiles
+from mlxkv.store.records import TurnRecord
+from mlxkv.store.session_store import SessionStore
 from tests.store.fake import FakeCache, model
 from tests.store.harness import folders_in
 from tests.store.test_corruption import Original

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mlxkv.config import Folders
-from mlxkv.store import SessionStore
+from mlxkv.store.session_store import SessionStore
 from tests.store.conftest import Talk
 from tests.store.fake import FakeCache, model
 from tests.store.test_damage import DAMAGE, chunks

@@ -11,10 +11,11 @@ import pytest
 
 from mlxkv.config import Folders
 from mlxkv.errors import SessionLockedError, StoreError
-from mlxkv.store import SessionStore, TurnRecord
 from mlxkv.store.db.database import Database
 from mlxkv.store.kv.chunk_format import EncodedChunk
 from mlxkv.store.kv.writer import MAX_WAITING, Job
+from mlxkv.store.records import TurnRecord
+from mlxkv.store.session_store import SessionStore
 from tests.store.conftest import Talk
 from tests.store.fake import FakeCache, model
 
@@ -268,7 +269,8 @@ def test_what_needs_the_rows_waits_for_them(folders: Folders) -> None:
 def test_a_program_that_forgets_to_close_still_ends_after_its_last_save(folders: Folders) -> None:
     code = (
         "from tests.store.conftest import Talk; from tests.store.fake import FakeCache, model\n"
-        "from mlxkv.config import Folders; from mlxkv.store import SessionStore, TurnRecord\n"
+        "from mlxkv.config import Folders; from mlxkv.store.records import TurnRecord\n"
+        "from mlxkv.store.session_store import SessionStore\n"
         "store = SessionStore.open(Folders.from_env()); talk = Talk(store, FakeCache())\n"
         "ids = tuple(range(100)); store.add_turn(talk.id, TurnRecord('user', 'x', ids)); talk.cache.feed(ids)\n"
         "store.save_kv(talk.id, talk.cache, model()); print(talk.id)"
@@ -323,7 +325,8 @@ def test_two_processes_on_one_session_lose_nothing(folders: Folders) -> None:
     with SessionStore.open(folders) as store:
         ids = [store.sessions.create(f"s{n}", model()) for n in range(2)]
     code = (
-        "import sys\nfrom mlxkv.config import Folders; from mlxkv.store import SessionStore, TurnRecord\n"
+        "import sys\nfrom mlxkv.config import Folders; from mlxkv.store.records import TurnRecord\n"
+        "from mlxkv.store.session_store import SessionStore\n"
         "from mlxkv.errors import SessionLockedError; from tests.store.fake import FakeCache, model\n"
         "me, rounds, ids = sys.argv[1], int(sys.argv[2]), sys.argv[3:]; acked = refused = 0\n"
         "with SessionStore.open(Folders.from_env()) as store:\n"

@@ -20,9 +20,10 @@ from mlxkv.errors import ConfigError, MlxkvError, ModelError
 from mlxkv.models import Hub, list_local, remove
 from mlxkv.models.hub import find_local
 from mlxkv.models.resolve import resolve
-from mlxkv.store import SessionStore, describe_prompt_file
 from mlxkv.store.db.backup import list_backups
 from mlxkv.store.files import Files
+from mlxkv.store.prompts.kv_file import describe_prompt_file
+from mlxkv.store.session_store import SessionStore
 from mlxkv.system import regular_file
 from mlxkv.tui.state.attachments import AttachError, read
 from mlxkv.tui.state.chat_state import ChatState

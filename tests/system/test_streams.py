@@ -18,7 +18,7 @@ import pytest
 
 from mlxkv.config import Folders
 from mlxkv.errors import OutputError
-from mlxkv.store import SessionStore
+from mlxkv.store.session_store import SessionStore
 from mlxkv.system import streams
 from mlxkv.system.terminal import GONE
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from mlxkv.config import Folders
-from mlxkv.store import SessionStore
+from mlxkv.store.session_store import SessionStore
 from mlxkv.system.terminal import GONE, handle_interrupts
 from tests.tui.terminal import Terminal
 

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlxkv.config import Folders
-from mlxkv.store import SessionStore, TurnRecord
+from mlxkv.store.records import TurnRecord
+from mlxkv.store.session_store import SessionStore
 from mlxkv.text.folding import Wanted, folded, origins
 from mlxkv.tui.state.blocks import Block, Kind
 from mlxkv.tui.state.choices import Listing, PutPrompt, Row

@@ -16,7 +16,7 @@ import mlxkv
 from mlxkv.chat.prompt import Message, PromptFormat, PromptState, message
 from mlxkv.events import Notice
 from mlxkv.model import Model
-from mlxkv.store import TurnRecord
+from mlxkv.store.records import TurnRecord
 from mlxkv.token_ids import common_prefix
 from mlxkv.tokenizer.control_tokens import ControlTokens, Rendered
 from tests.chats import new, say

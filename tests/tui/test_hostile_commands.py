@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from mlxkv.config import Folders
-from mlxkv.safetensors import encode_header
-from mlxkv.store import SessionStore, TurnRecord
+from mlxkv.safetensors.writer import encode_header
+from mlxkv.store.records import TurnRecord
+from mlxkv.store.session_store import SessionStore
 from tests.store.fake import model
 from tests.tui.hostile import NAMES, bomb, faults, piece, shown
 from tests.tui.hostile_tour import RAW, SIZES, THOROUGH

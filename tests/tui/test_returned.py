@@ -20,7 +20,7 @@ from mlxkv.protocol.commands import ChangeSettings, Edit, LoadModel, NewChat, Se
 from mlxkv.protocol.events import ChatOpened, Failed, FailureKind, MessageTooLong, TurnStarted
 from mlxkv.protocol.status import SessionStatus
 from mlxkv.stats import Overflow, TurnStats
-from mlxkv.store import SessionStore
+from mlxkv.store.session_store import SessionStore
 from mlxkv.tui.app import ChatApp
 from mlxkv.tui.widgets.picker import Picker
 from tests.tui.fake_engine import FakeEngine, reply_events

@@ -11,7 +11,7 @@ import pytest
 
 import mlxkv
 from mlxkv.config import Folders
-from mlxkv.store import SessionStore
+from mlxkv.store.session_store import SessionStore
 from tests.tui.terminal import Terminal
 
 LONG = ["--temp", "0", "--max-tokens", "2000"]

@@ -19,7 +19,7 @@ from mlxkv.cache.ring import RingKVCache
 from mlxkv.cache.rows import Plane, Rows
 from mlxkv.cache.uninitialized import SAFETENSORS_DTYPE, uninitialized_arrays
 from mlxkv.errors import CacheError
-from mlxkv.safetensors import flat_bytes
+from mlxkv.safetensors.writer import flat_bytes
 
 Range = tuple[int, int]  # positions [a, b)
 

@@ -16,7 +16,8 @@ from pathlib import Path
 import xxhash
 
 from mlxkv.errors import CorruptError, StoreError, shortened
-from mlxkv.safetensors import Header, encode_header, read_header
+from mlxkv.safetensors.header import Header, read_header
+from mlxkv.safetensors.writer import encode_header
 from mlxkv.store.files import Files, Step, no_step
 from mlxkv.store.kv.chunk_format import hash_file
 from mlxkv.system.regular_file import open_regular, opened, reason

@@ -17,7 +17,7 @@ from typing import Any
 import xxhash
 
 from mlxkv.errors import CorruptError, StoreError, shortened
-from mlxkv.safetensors import read_header
+from mlxkv.safetensors.header import read_header
 from mlxkv.store.db.history import pack_ids, to_json
 from mlxkv.store.db.sessions import Sessions
 from mlxkv.store.export.archive import ArchiveFile, is_archive, read_archive, write_archive

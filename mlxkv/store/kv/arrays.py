@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlxkv.errors import CorruptError, StoreError
-from mlxkv.safetensors import Header, Tensor, flat_bytes
+from mlxkv.safetensors.header import Header, Tensor
+from mlxkv.safetensors.writer import flat_bytes
 from mlxkv.store.kv.chunk_format import Shapes
 from mlxkv.store.kv.ranges import MAX_CHUNK
 

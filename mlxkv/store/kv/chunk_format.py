@@ -18,7 +18,8 @@ from pathlib import Path
 import xxhash
 
 from mlxkv.errors import CorruptError
-from mlxkv.safetensors import Header, encode_header, read_header
+from mlxkv.safetensors.header import Header, read_header
+from mlxkv.safetensors.writer import encode_header
 from mlxkv.store.kv.protocols import Range
 
 FORMAT = "1"

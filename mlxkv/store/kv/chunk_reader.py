@@ -16,7 +16,8 @@ import xxhash
 
 from mlxkv.cache.interchange import Buffer, Places
 from mlxkv.errors import CorruptError
-from mlxkv.safetensors import Header, flat_bytes
+from mlxkv.safetensors.header import Header
+from mlxkv.safetensors.writer import flat_bytes
 from mlxkv.store.kv.arrays import empty_arrays
 from mlxkv.store.kv.chunk_files import ChunkFiles
 from mlxkv.store.kv.chunk_format import Shapes, check_header, opened

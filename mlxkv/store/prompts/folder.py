@@ -17,7 +17,7 @@ from typing import IO, Any
 
 from mlxkv.config import Folders, private_folder
 from mlxkv.errors import ConfigError, CorruptError, StoreError, quoted
-from mlxkv.safetensors import read_header
+from mlxkv.safetensors.header import read_header
 from mlxkv.store.files import Files, disk_usage, regular_size
 from mlxkv.store.kv.disk_usage import DAMAGED, PROMPTS, CacheFolder, CheckSize, entries, prompt_temporaries
 from mlxkv.store.prompts.kv_file import describe_prompt_file, verify_prompt_file

@@ -20,7 +20,8 @@ import xxhash
 
 from mlxkv.cache.interchange import PromptText
 from mlxkv.errors import CorruptError, MismatchError, StoreError, shortened
-from mlxkv.safetensors import MAX_HEADER, Header, encode_header, flat_bytes, num_bytes, read_header
+from mlxkv.safetensors.header import MAX_HEADER, Header, num_bytes, read_header
+from mlxkv.safetensors.writer import encode_header, flat_bytes
 from mlxkv.store.db.history import pack_ids, to_json, unpack_ids
 from mlxkv.store.files import Files, Step, no_step
 from mlxkv.store.identity import ModelIdentity, first_difference, model_parts, spec_parts

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from mlxkv.cache.interchange import KINDS, LayerState
 from mlxkv.errors import ConfigError, CorruptError, StoreError, escaped, shortened
-from mlxkv.safetensors import MAX_DIM, Header, Tensor, encode_header, flat_bytes, read_header
+from mlxkv.safetensors.header import MAX_DIM, Header, Tensor, read_header
+from mlxkv.safetensors.writer import encode_header, flat_bytes
 from mlxkv.store.files import Files, Step, no_step
 from mlxkv.store.kv.arrays import dtype_name, load_arrays
 from mlxkv.store.kv.disk_usage import CheckSize, no_limit
