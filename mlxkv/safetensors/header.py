@@ -56,10 +56,8 @@ class Header:
 def read_header(
     source: str | os.PathLike[str] | int | bytes | bytearray | memoryview,
     *,
-    weights: bool = False,
-    nofollow: bool = False,
-    name: str | None = None,
-) -> Header:
+    weights: bool = False, nofollow: bool = False, name: str | None = None,
+) -> Header:  # fmt: skip
     """Read and check the header of `source`: a path, an open file descriptor (its position is kept) or a whole file.
 
     `weights` allows the names that model files use and raises ModelFileError; `nofollow` refuses a link as the last
@@ -85,16 +83,11 @@ def read_header(
 
 
 def check_weights(path: str | os.PathLike[str]) -> Header:
-    """`read_header` with the rules for model weights; call it before every `mx.load` of a file that is not ours.
-
-    Raises:
-        ModelFileError: see `read_header`.
-    """
+    """`read_header` with the rules for model weights. Call it before `mx.load` of any file that mlxkv did not write."""
     return read_header(path, weights=True)
 
 
 def num_bytes(dtype: str, shape: Sequence[int]) -> int:
-    """Bytes of a tensor."""
     return ITEM_SIZES[dtype] * math.prod(shape)
 
 
@@ -231,14 +224,15 @@ def _read_fd(fd: int, rules: Rules) -> Header:
     info = os.fstat(fd)
     if not stat.S_ISREG(info.st_mode):
         raise rules.error(f"{rules.file} must be a regular file, found {stat.filemode(info.st_mode)}.")
-    length = rules.check_length(_pread(fd, 8, 0), info.st_size)
-    text = _pread(fd, length, 8)
+    length = rules.check_length(pread(fd, 8, 0), info.st_size)
+    text = pread(fd, length, 8)
     if len(text) != length:
         rules.refuse(f"the header must hold {length} bytes (the file shrank while it was read)", len(text))
     return rules.check_header(text, info.st_size)
 
 
-def _pread(fd: int, count: int, offset: int) -> bytes:
+def pread(fd: int, count: int, offset: int) -> bytes:
+    """`count` bytes from `offset` on; fewer where the file ends earlier."""
     parts = []
     while count > 0 and (part := os.pread(fd, count, offset)):
         parts.append(part)

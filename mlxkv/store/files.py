@@ -11,9 +11,11 @@ import fcntl
 import os
 import stat
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import IO
 
+from mlxkv.errors import StoreError, shortened
 from mlxkv.store.ulid import random_name
 from mlxkv.system.regular_file import check_regular
 
@@ -31,18 +33,16 @@ class Files:
         self.before = before
 
     def write(self, path: Path, parts: Iterable[bytes | memoryview], tmp: Path) -> int:
-        """Write `path` atomically, mode 0600, via a new file in the folder `tmp` (same disk). Returns its size in
-        bytes.
+        """Write `path` atomically, mode 0600, via a new file in the folder `tmp` (same disk). Returns its bytes.
 
         Raises:
             OSError: nothing was left behind and `path` is unchanged.
         """
         self.make_folder(tmp)
         is_first = self._make(path.parent) or (path.parent != tmp and _is_empty(path.parent))
-        name = tmp / f".mlxkv-{random_name()}"
-        self.before("create")
-        fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        try:
+        with temporary(tmp) as name:
+            self.before("create")
+            fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
             try:
                 size = sum(self._write(fd, part) for part in parts)
                 self.before("fsync")
@@ -51,25 +51,26 @@ class Files:
                 os.close(fd)
             self.before("rename")
             os.replace(name, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(name)
-            raise
         self.sync_folder(path.parent)
         if is_first:  # the folder's own name; last, when the disk has little left to do for it
             self.sync_folder(path.parent.parent)
         return size
 
-    def overwrite(self, path: Path, parts: Iterable[bytes | memoryview]) -> int:
+    def overwrite(self, path: Path, parts: Iterable[bytes | memoryview], what: str = "") -> int:
         """`write` to a path the user chose: a link to a file stays a link; a pipe, a device or a folder is not
-        replaced.
+        replaced. `what` precedes the path in the error message.
 
         Raises:
-            OSError: as `write`, or `path` is no regular file.
+            StoreError: there is no such folder, `path` is no regular file, or the disk is full or fails.
         """
-        target = Path(os.path.realpath(path))
-        check_regular(target)
-        return self.write(target, parts, target.parent)
+        check_folder(path)
+        try:
+            check_regular(target := Path(os.path.realpath(path)))
+            return self.write(target, parts, target.parent)
+        except OSError as error:
+            raise StoreError(
+                f"{what}{path} cannot be written ({error.strerror}); check the path and the disk."
+            ) from error
 
     def _write(self, fd: int, part: bytes | memoryview) -> int:
         self.before("write")
@@ -115,11 +116,7 @@ class Files:
 
     def sync_folder(self, path: Path) -> None:
         self.before("fsync folder")
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            sync(fd)
-        finally:
-            os.close(fd)
+        sync_path(path)
 
     def remove(self, path: Path) -> None:
         self.before("unlink")
@@ -140,6 +137,40 @@ def sync(fd: int) -> None:
             fcntl.fcntl(fd, full)
             return
     os.fsync(fd)
+
+
+def sync_path(path: Path) -> None:
+    """Sync a file or a folder."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        sync(fd)
+    finally:
+        os.close(fd)
+
+
+@contextlib.contextmanager
+def temporary(folder: Path) -> Iterator[Path]:
+    """A new path in `folder`; an error removes the file there."""
+    path = folder / f".mlxkv-{random_name()}"
+    try:
+        yield path
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+        raise
+
+
+def check_folder(path: Path) -> None:
+    """Raises StoreError if the folder of `path` does not exist."""
+    if not os.path.isdir(path.parent):
+        raise StoreError(f"The folder {shortened(path.parent)} does not exist; make it first.")
+
+
+def pieces(file: IO[bytes], size: int) -> Iterator[bytes]:
+    """The next `size` bytes of the file in pieces; fewer where it ends earlier."""
+    while size > 0 and (data := file.read(min(size, 1 << 20))):
+        size -= len(data)
+        yield data
 
 
 def _is_empty(folder: Path) -> bool:

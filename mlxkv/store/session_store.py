@@ -274,7 +274,7 @@ class SessionStore:
                 self._saver.wait(session_id)
                 self._held.discard(session_id)
                 self.sessions.forget(session_id)
-                self._saver.forget(session_id)
+                self._saver.planner.forget(session_id)
 
     def is_open(self, session_id: str) -> bool:
         """Whether any process, this one included, has locked the session."""

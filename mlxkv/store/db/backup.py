@@ -23,13 +23,13 @@ import time
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from mlxkv.config import Folders, private_folder
 from mlxkv.errors import ConfigError, StoreError, quoted
 from mlxkv.store.db.database import APPLICATION_ID, VERSION, Database, create_empty, database_errors
-from mlxkv.store.files import Files, regular_size, sync
+from mlxkv.store.files import Files, regular_size, sync_path, temporary
 from mlxkv.store.locks import store_lock
-from mlxkv.store.ulid import random_name
 from mlxkv.system.regular_file import opened
 
 KEEP = 7
@@ -58,16 +58,17 @@ def local_today() -> datetime.date:
 
 def list_backups(data: Path) -> tuple[Backup, ...]:
     """All backups, newest first."""
-    return tuple(replace(backup, num_chats=_count(backup.path)) for backup in _backups(data))
+    counts = ((backup, _rows(backup.path, "SELECT count(*) FROM session")) for backup in _backups(data))
+    return tuple(replace(backup, num_chats=count[0][0] if count else None) for backup, count in counts)
 
 
 def is_due(db: sqlite3.Connection, data: Path, today: datetime.date) -> bool:
-    """Whether the chats differ from the newest backup, and that is not of today. Inside a transaction of `db`."""
+    """Whether the chats differ from the newest backup and that is not from today. Inside a transaction of `db`."""
     own = [backup for backup in _backups(data) if "-replaced-" not in backup.name]
     if own and own[0].day == today.isoformat():
         return False
     chats = db.execute(_CHATS).fetchall()
-    return bool(chats) and (not own or chats != _chats(own[0].path))
+    return bool(chats) and (not own or chats != _rows(own[0].path, _CHATS))
 
 
 def make(
@@ -82,27 +83,18 @@ def make(
     path, n = folder / f"mlxkv-{today:%Y%m%d}{suffix}.db", 2
     while not suffix and path.exists():  # the clock was set back to a day that has a backup
         path, n = folder / f"mlxkv-{today:%Y%m%d}-{n}.db", n + 1
-    aside = folder / f".mlxkv-{random_name()}"
     try:
         files.before("backup")
-        create_empty(aside)  # 0600; SQLite fills an empty file
-        try:
+        with temporary(folder) as aside:
+            create_empty(aside)  # 0600; SQLite fills an empty file
             with database_errors(data / "mlxkv.db"):
                 db.execute("VACUUM INTO ?", (aside.absolute().as_uri(),))  # a folder's name may be no text
                 check_copy(aside)
             files.before("fsync")
-            fd = os.open(aside, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                sync(fd)
-            finally:
-                os.close(fd)
+            sync_path(aside)
             _set_newest(aside, data)
             files.before("rename")
             os.replace(aside, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(aside)
-            raise
         files.sync_folder(folder)
         _prune(data, files)
     except OSError as error:
@@ -121,13 +113,13 @@ class DailyBackup:
         self.today = local_today()
 
     def start_if_new_day(self) -> None:
-        """Check once a day; call it now and then, since a window may stay open overnight."""
+        """Check once a day. Call it often: a window may stay open overnight."""
         if self.today != (today := local_today()):
             self.today = today
             self.start_if_due()
 
     def start_if_due(self) -> None:
-        """Start a backup if one is due. A failed one is tried again when the store is next opened."""
+        """Start a backup if one is due. After a failure the next opening of the store tries again."""
         try:
             with self._database.reading() as db:
                 if not is_due(db, self._database.path.parent, self.today):
@@ -193,10 +185,9 @@ def restore(folders: Folders, name: str, files: Files | None = None) -> Path | N
 def _replace_database(data: Path, backup: Path, files: Files) -> Path | None:
     """See `restore`. The old database stays in place until the new one is complete on disk."""
     path = data / "mlxkv.db"
-    fresh = data / f".mlxkv-{random_name()}"
-    with opened(backup, follow=False) as stream:
-        files.write(fresh, iter(lambda: stream.read(1 << 20), b""), data)
-    try:
+    with temporary(data) as fresh:
+        with opened(backup, follow=False) as stream:
+            files.write(fresh, iter(lambda: stream.read(1 << 20), b""), data)
         aside = data / "backups" / f"mlxkv-{local_today():%Y%m%d}-replaced-{time.time_ns()}.db"
         there = f"{path.absolute().as_uri()}?mode=rw"
         with contextlib.suppress(sqlite3.Error), closing(sqlite3.connect(there, uri=True)) as db:
@@ -207,10 +198,6 @@ def _replace_database(data: Path, backup: Path, files: Files) -> Path | None:
         _set_newest(aside, data)
         files.move(fresh, path)
         files.sync_folder(data)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(fresh)
-        raise
     with contextlib.suppress(sqlite3.Error), closing(sqlite3.connect(path)) as db:
         store_id = db.execute("SELECT value FROM meta WHERE key = 'store'").fetchone()[0]
         files.write(data / "store.json", [json.dumps({"format": 1, "store": store_id}).encode()], data)
@@ -235,7 +222,7 @@ def _backups(data: Path) -> list[Backup]:
 
 
 def _set_newest(path: Path, data: Path) -> None:
-    """Date a file now and every other backup before it, in order, whatever the clock said when they were made."""
+    """Set a file's time to now and every other backup's before it, in order, whatever the clock said at the time."""
     latest = max(time.time_ns(), _LEAST_NS)
     for copy in (path, *(backup.path for backup in _backups(data) if backup.path != path)):
         if copy == path or _modified_ns(copy) > latest:
@@ -250,18 +237,13 @@ def _modified_ns(path: Path) -> int:
     return 0
 
 
-def _chats(path: Path) -> list[tuple[object, ...]]:
+def _rows(path: Path, query: str) -> list[tuple[Any, ...]]:
+    """The result of a query on a backup; empty if that is damaged or has an older format."""
     with contextlib.suppress(sqlite3.Error), _connected(path) as db:
-        return db.execute(_CHATS).fetchall()
-    return []  # damaged, or an older format
+        return db.execute(query).fetchall()
+    return []
 
 
 def _connected(path: Path) -> closing[sqlite3.Connection]:
-    """Open a backup for reading. No process writes to it, so without a lock and without a -wal file."""
+    """Open a backup for reading, without a lock or a -wal file, since no process writes to it."""
     return closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro&immutable=1", uri=True))
-
-
-def _count(path: Path) -> int | None:
-    with contextlib.suppress(sqlite3.Error), _connected(path) as db:
-        return db.execute("SELECT count(*) FROM session").fetchone()[0]
-    return None

@@ -19,10 +19,15 @@ from mlxkv.system.regular_file import check_regular
 
 APPLICATION_ID = 0x6D6C786B  # "mlxk"
 VERSION = 3
+UNTRUSTED = 1  # bit of `session.flags`: someone else computed its KV rows
 PINNED = 2  # bit of `session.flags`: its KV rows are exempt from the disk limit
 ENDINGS = ("", "-wal", "-shm", "-journal")  # of the database's files
 _DISK_CODES = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN)
 _MIN_FREE = 1 << 16  # bytes
+_PRAGMAS = (
+    "trusted_schema=0", "foreign_keys=1", "secure_delete=1", "fullfsync=1", "checkpoint_fullfsync=1",
+    "journal_mode=WAL", "synchronous=FULL", "cell_size_check=1",
+)  # fmt: skip
 ADVICE = "`mlxkv chats backups` shows what to go back to"
 
 SCHEMA = f"""
@@ -81,10 +86,7 @@ def connect(path: Path) -> sqlite3.Connection:
                 raise StoreError(
                     "This Python's SQLite was built without FTS5, which searching chats needs; use another Python."
                 )
-            for pragma in (
-                "trusted_schema=0", "foreign_keys=1", "secure_delete=1", "fullfsync=1", "checkpoint_fullfsync=1",
-                "journal_mode=WAL", "synchronous=FULL", "cell_size_check=1",
-            ):  # fmt: skip
+            for pragma in _PRAGMAS:
                 db.execute(f"PRAGMA {pragma}").fetchall()
     except BaseException:
         db.close()

@@ -128,23 +128,19 @@ def _check_id(path: Path, marker: Path, expected: str, found: str | None) -> Non
 
 def _expected_id(path: Path, marker: Path) -> str | None:
     """The store's id according to its marker; None if there is no store yet."""
-    expected = _read_marker(marker)
-    if expected is not None and not os.path.exists(path):
-        raise StoreError(f"{marker} is there but {path} is not: {ADVICE}; or delete {marker.name} to start anew.")
-    return expected
-
-
-def _read_marker(path: Path) -> str | None:
     try:
-        value = read_json(path, MAX_MARKER, follow=False)
+        value = read_json(marker, MAX_MARKER, follow=False)
         if (form := int(value["format"])) > 1:
-            raise StoreError(f"{path} was written by a newer mlxkv (format {form}, this one knows 1); update mlxkv.")
-        return str(value["store"])
+            raise StoreError(f"{marker} was written by a newer mlxkv (format {form}, this one knows 1); update mlxkv.")
+        expected = str(value["store"])
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        raise StoreError(f"{path} cannot be read ({reason(error)}); check that file.") from error
+        raise StoreError(f"{marker} cannot be read ({reason(error)}); check that file.") from error
     except (ValueError, KeyError, TypeError) as error:
         raise StoreError(
-            f"{path} cannot be read ({reason(error)}); delete it if {path.parent} holds your chats."
+            f"{marker} cannot be read ({reason(error)}); delete it if {marker.parent} holds your chats."
         ) from error
+    if not os.path.exists(path):
+        raise StoreError(f"{marker} exists but {path} does not: {ADVICE}; or delete {marker.name} to start over.")
+    return expected

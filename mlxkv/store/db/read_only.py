@@ -44,8 +44,8 @@ def full_disk_reason(error: BaseException, database: Path) -> str | None:
 
 
 def read_only_reason(error: BaseException, data: Path) -> str | None:
-    """The sentence for the user if `error`, raised while opening the store in `data`, is due to a folder that cannot be
-    written; else None."""
+    """The sentence for the user if `error`, raised while opening the store in `data`, is due to a folder that is not
+    writable; else None."""
     cause = error.__cause__
     if isinstance(cause, OSError) and cause.errno in _ERRNOS:
         why = reason(cause)
@@ -124,10 +124,10 @@ def _empty() -> sqlite3.Connection:
 
 
 def _in_place(path: Path) -> sqlite3.Connection | None:
-    """None if it cannot be read without writing files next to it."""
+    """A connection to the file itself; None if reading it needs files written next to it."""
     modes = ["mode=ro"]  # uses the -wal and -shm of a process that has it open
     if not regular_size(f"{path}-wal"):
-        modes.append("mode=ro&immutable=1")  # no process has
+        modes.append("mode=ro&immutable=1")  # no process has it open
     for mode in modes:
         with database_errors(path), contextlib.suppress(sqlite3.OperationalError):  # -shm cannot be created
             db = sqlite3.connect(f"{path.absolute().as_uri()}?{mode}", uri=True, isolation_level=None, timeout=10)

@@ -10,7 +10,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from mlxkv.arguments import flag, label, optional, public, text, whole
@@ -18,7 +18,7 @@ from mlxkv.errors import CorruptError, SessionChangedError, SessionNotFoundError
 from mlxkv.protocol.chat_names import chat_called
 from mlxkv.protocol.status import ChatSummary, SearchHit
 from mlxkv.store.db.branches import reparent_forks
-from mlxkv.store.db.database import PINNED, Database
+from mlxkv.store.db.database import PINNED, UNTRUSTED, Database
 from mlxkv.store.db.history import (
     History,
     as_record,
@@ -93,8 +93,8 @@ class Sessions:
         return session_id
 
     def import_session(self, chat: SessionRecord) -> str:
-        """Add a session that was exported elsewhere, with its dates, and return its new id. It is sorted in by date, so
-        that the chat last used here stays the newest."""
+        """Add a session that was exported elsewhere, with its dates, and return its new id. It is sorted by date: the
+        chat last used here stays the newest."""
         head, length = genesis(chat.system), 0
         with self.database.writing() as db:
             earlier = "updated <= ?"
@@ -122,7 +122,7 @@ class Sessions:
         self, db: sqlite3.Connection, *, title: str, kind: Kind = Kind.CHAT, clock: str | None = None,
         seed: int | None = None, settings: Mapping[str, Any] | None = None, **columns: Any,
     ) -> str:  # fmt: skip
-        """A session without turns; returns its id."""
+        """Insert a session without turns and return its id."""
         if kind not in KINDS or not (clock is None or is_clock(clock)) or not (seed is None or is_seed(seed)):
             raise StoreError(f"A session cannot have kind {kind!r}, clock {clock!r} and seed {seed!r}; this is a bug.")
         columns |= {
@@ -135,13 +135,14 @@ class Sessions:
         )
         return columns["id"]
 
-    def set_flags(self, session_id: str, flags: int) -> None:
+    def set_untrusted(self, session_id: str) -> None:
+        """Mark the session for good: someone else computed its KV rows."""
         with self.database.writing() as db:
-            _update(db, session_id, "flags = ?", flags)
+            _update(db, session_id, f"flags = flags | {UNTRUSTED}")
 
     @public(session_id=label, pinned=flag)
     def pin(self, session_id: str, pinned: bool = True) -> None:
-        """Exempt the session's KV rows from the disk limit's eviction, or no longer. Raises SessionNotFoundError."""
+        """Exempt the session's KV rows from eviction by the disk limit, or stop that. Raises SessionNotFoundError."""
         with self.database.writing() as db:
             _update(db, session_id, f"flags = flags | {PINNED}" if pinned else f"flags = flags & ~{PINNED}")
 
@@ -321,33 +322,23 @@ class Sessions:
                 self._sizes, self._removed = {}, removed
             found = db.execute(
                 f"""SELECT s.id, s.title, s.updated, (SELECT count(*) FROM turn WHERE session = s.id),
-                     (SELECT max(id) FROM kv_commit WHERE session = s.id), m.name, s.parent, s.flags & 1,
+                     (SELECT max(id) FROM kv_commit WHERE session = s.id), m.name, s.parent, s.flags & {UNTRUSTED},
                      s.flags & {PINNED}, s.seq, s.rowid
                    FROM session s JOIN model m ON m.id = s.model {_NEWEST_FIRST}"""
             ).fetchall()
-            rows = [(*row[:4], self._kv_bytes(db, row[0], row[4], kv_bytes), *row[5:]) for row in found]
+            for id, _, _, _, newest, *_ in found:
+                if id not in self._sizes or self._sizes[id][0] != newest:  # there are new commits
+                    self._sizes[id] = newest, 0 if newest is None else kv_bytes(db, id)
         return tuple(
             ChatSummary(
-                id, as_text(title), as_time(updated), num_turns, kv_bytes, as_text(name), as_text(parent) or None,
+                id, as_text(title), as_time(updated), num_turns, self._sizes[id][1], as_text(name),
+                as_text(parent) or None,
                 untrusted=bool(untrusted), pinned=bool(pinned), seq=seq if isinstance(seq, int) else 0,
                 made=made,
             )
-            for id, title, updated, num_turns, kv_bytes, name, parent, untrusted, pinned, seq, made in rows
+            for id, title, updated, num_turns, _, name, parent, untrusted, pinned, seq, made in found
             if isinstance(id, str)
         )  # fmt: skip
-
-    def _kv_bytes(
-        self,
-        db: sqlite3.Connection,
-        session_id: str,
-        newest: int | None,
-        count: Callable[[sqlite3.Connection, str], int],
-    ) -> int:
-        """KV bytes of a session, counted again only after new commits."""
-        known = self._sizes.get(session_id)
-        if known is None or known[0] != newest:
-            known = self._sizes[session_id] = newest, 0 if newest is None else count(db, session_id)
-        return known[1]
 
     @public(text=text)
     def find(self, text: str) -> str:
@@ -451,9 +442,8 @@ def _update(db: sqlite3.Connection, session_id: str, assignment: str, *values: o
 
 def save_model(db: sqlite3.Connection, model: ModelIdentity) -> str:
     """Insert an identity; returns its row id, a hash of its three names: another template is another row."""
-    names = {"name": model.name, "model_id": model.model_id, "template_id": model.template_id}
-    row_id = digest_of("identity", names)
-    text = to_json({**names, "parts": dict(model.parts)})
+    row_id = digest_of("identity", {name: getattr(model, name) for name in ("name", "model_id", "template_id")})
+    text = to_json(asdict(model))
     if db.execute("SELECT 1 FROM model WHERE id = ? AND json = ?", (row_id, text)).fetchone():
         return row_id
     db.execute(

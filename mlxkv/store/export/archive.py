@@ -7,7 +7,6 @@ content. `document.py` validates the chat, `transfer.py` moves it in and out of 
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,11 +15,11 @@ from pathlib import Path
 import xxhash
 
 from mlxkv.errors import CorruptError, StoreError, shortened
-from mlxkv.safetensors.header import Header, read_header
+from mlxkv.safetensors.header import Header, pread, read_header
 from mlxkv.safetensors.writer import encode_header
 from mlxkv.store.files import Files, Step, no_step
 from mlxkv.store.kv.chunk_format import hash_file
-from mlxkv.system.regular_file import open_regular, opened, reason
+from mlxkv.system.regular_file import opened, reason
 
 FORMAT = "chat 1"  # of the file; the document in it has its own format
 _NEWER = re.compile(r"chat [0-9]{1,9}")
@@ -40,7 +39,7 @@ class ArchiveFile:
         """The bytes of chunk `n`. Raises CorruptError: the file shrank."""
         start, end = self.chunks[n]
         with opened(self.path, follow=False) as file:
-            data = _read(file.fileno(), start, end)
+            data = pread(file.fileno(), end - start, start)
         if len(data) != end - start:
             raise CorruptError(f"{self.path} changed while it was read.")
         return data
@@ -59,12 +58,7 @@ def write_archive(
     sized = [("chat", "U8", (len(text),), len(text)), ("xxh3", "U8", (16,), 16)]
     sized += [(f"chunk.{n:05}", "U8", (size,), size) for n, (size, _) in enumerate(chunks)]
     header = encode_header(sized, {"mlxkv": FORMAT})
-    if not os.path.isdir(path.parent):
-        raise StoreError(f"The folder {shortened(path.parent)} does not exist; make it first.")
-    try:
-        return Files(before).overwrite(path, _hashed([[header, text], *(parts for _, parts in chunks)]))
-    except OSError as error:
-        raise StoreError(f"{path} cannot be written ({error.strerror}); check the path and the disk.") from error
+    return Files(before).overwrite(path, _hashed([[header, text], *(parts for _, parts in chunks)]))
 
 
 def is_archive(path: Path) -> bool:
@@ -86,19 +80,14 @@ def read_archive(path: Path) -> ArchiveFile:
     header = read_header(path, nofollow=True)
     chunks = _check(path, header)
     try:
-        fd = open_regular(path, follow=False)
+        with opened(path, follow=False) as file:
+            fd, end = file.fileno(), header.file_size - 16
+            if pread(fd, 16, end) != hash_file(fd, end).digest():
+                raise CorruptError(f"{path.name} was changed or damaged after it was exported; get it again.")
+            chat = header.tensors[0]
+            text = pread(fd, chat.end - chat.start, header.data_start + chat.start)
     except OSError as error:
         raise CorruptError(f"{path.name} cannot be read ({reason(error)}).") from error
-    try:
-        end = header.file_size - 16
-        if _read(fd, end, header.file_size) != hash_file(fd, end).digest():
-            raise CorruptError(f"{path.name} was changed or damaged after it was exported; get it again.")
-        chat = next(t for t in header.tensors if t.name == "chat")
-        text = _read(fd, header.data_start + chat.start, header.data_start + chat.end)
-    except OSError as error:
-        raise CorruptError(f"{path.name} cannot be read ({error.strerror}).") from error
-    finally:
-        os.close(fd)
     return ArchiveFile(path, text, chunks)
 
 
@@ -126,11 +115,3 @@ def _hashed(parts: Iterable[Iterable[bytes]]) -> Iterator[bytes]:
         h.update(data)
         yield data
     yield h.digest()
-
-
-def _read(fd: int, start: int, end: int) -> bytes:
-    parts = []
-    while start < end and (part := os.pread(fd, end - start, start)):
-        parts.append(part)
-        start += len(part)
-    return b"".join(parts)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any, NoReturn
 
 from mlxkv.cache.config import CacheConfig
@@ -23,6 +24,7 @@ from mlxkv.store.records import (
     SessionRecord,
     ToolCall,
     TurnRecord,
+    TurnState,
     as_time,
     is_clock,
     is_seed,
@@ -31,6 +33,7 @@ from mlxkv.system.regular_file import parse_integer, reason
 from mlxkv.text.clean import MARK, clean
 
 FORMAT = "mlxkv chat 2"
+_AS_STORED = ("title", "kind", "created", "updated", "system", "clock", "seed", "preset", "head")
 _FORMATS = ("mlxkv chat 1", FORMAT)
 _NEWER = re.compile(r"mlxkv chat [0-9]{1,9}")
 MAX_TURNS = 100_000
@@ -38,7 +41,7 @@ MAX_IDS = 1 << 26
 _MAX_NAME = 1024
 _MAX_PARTS = 4096
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_STATES = ("done", "open", "stopped")
+_STATES = tuple(TurnState)
 _ROLES = ("user", "assistant", "tool")
 _SETTING = re.compile(r"[a-z][a-z0-9_]{0,63}")
 _MAX_SETTINGS = 256
@@ -50,23 +53,11 @@ def to_document(record: SessionRecord) -> dict[str, Any]:
     twice: where it came from, else this session."""
     return {
         "format": FORMAT,
-        "title": record.title,
-        "kind": record.kind,
+        **{name: getattr(record, name) for name in _AS_STORED},
         "origin": record.origin or f"mlxkv:{record.id}",
-        "created": record.created,
-        "updated": record.updated,
-        "model": {
-            "name": _printable(record.model.name),
-            "model_id": record.model.model_id,
-            "template_id": record.model.template_id,
-            "parts": dict(record.model.parts),
-        },
-        "system": record.system,
+        "model": asdict(record.model) | {"name": _printable(record.model.name)},
         "params": dict(record.params),
-        "clock": record.clock,
-        "seed": record.seed,
         "settings": dict(record.settings),
-        "preset": record.preset,
         "turns": [
             {
                 "role": t.role, "text": t.text, "thinking": t.thinking, "state": t.state, "start": t.start,
@@ -75,7 +66,6 @@ def to_document(record: SessionRecord) -> dict[str, Any]:
             }
             for t in record.turns
         ],
-        "head": record.head,
     }  # fmt: skip
 
 
@@ -212,26 +202,23 @@ class _Reader:
             out["tool_call_id"] = self.text(turn, "tool_call_id", _MAX_NAME)
         if "tool_calls" in turn:
             calls = self.items(turn, "tool_calls", {"id", "name", "arguments"}, where)
-            out["tool_calls"] = tuple(
-                ToolCall(
-                    self.text(call, "name", _MAX_NAME), self.text(call, "arguments"), self.text(call, "id", _MAX_NAME)
-                )
-                for call in calls
-            )
+            for call in calls:
+                self.text(call, "arguments")
+                self.names(call, "name", "id")
+            out["tool_calls"] = tuple(ToolCall(**call) for call in calls)
         if "attachments" in turn:
             files = self.items(turn, "attachments", {"name", "media_type", "start", "end"}, where)
             for file in files:
                 start, end = file["start"], file["end"]
                 if type(start) is not int or type(end) is not int or not 0 <= start <= end <= length:
                     self.refuse(f"an attachment of {where} must lie within its {length:,} characters", (start, end))
-            out["attachments"] = tuple(
-                Attachment(
-                    self.text(file, "name", _MAX_NAME), self.text(file, "media_type", _MAX_NAME), file["start"],
-                    file["end"],
-                )
-                for file in files
-            )  # fmt: skip
+                self.names(file, "name", "media_type")
+            out["attachments"] = tuple(Attachment(**file) for file in files)
         return out
+
+    def names(self, table: Mapping[str, Any], *keys: str) -> None:
+        for key in keys:
+            self.text(table, key, _MAX_NAME)
 
     def items(self, turn: dict[str, Any], key: str, names: set[str], where: str) -> list[dict[str, Any]]:
         found = turn[key]

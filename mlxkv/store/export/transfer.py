@@ -22,6 +22,7 @@ from mlxkv.store.db.history import pack_ids, to_json
 from mlxkv.store.db.sessions import Sessions
 from mlxkv.store.export.archive import ArchiveFile, is_archive, read_archive, write_archive
 from mlxkv.store.export.document import MAX_IDS, from_document, to_document
+from mlxkv.store.files import pieces
 from mlxkv.store.identity import digest_of
 from mlxkv.store.kv.chunk_files import ChunkFiles
 from mlxkv.store.kv.chunk_format import ChunkHead, EncodedChunk, prefix_keys, verify_chunk
@@ -30,9 +31,6 @@ from mlxkv.store.kv.save_plan import Plan
 from mlxkv.store.kv.writer import Writer
 from mlxkv.store.records import SessionRecord
 from mlxkv.system.regular_file import opened, parse_json, read_bytes, reason
-
-UNTRUSTED = 1
-"""Bit of `session.flags`: someone else computed its KV rows."""
 
 MAX_JSON = 256 << 20
 _HEX = re.compile(r"[0-9a-f]{1,128}")
@@ -78,7 +76,7 @@ def import_chat(sessions: Sessions, writer: Writer, path: Path, trust_kv: bool) 
         if file is None:
             raise CorruptError(f"{path.name} holds no KV rows.")
         plan, heads = plan_of(replace(chat, id=session_id), kv, file)
-        sessions.set_flags(session_id, UNTRUSTED)  # before there are rows that others could share
+        sessions.set_untrusted(session_id)  # before there are rows that others could share
         job = writer.submit(plan, encoded_of(file, heads))
         writer.wait(job)
         if job.failure is not None:
@@ -189,9 +187,9 @@ def _is_intact(chunks: ChunkFiles, chunk: SavedChunk) -> bool:
 
 
 def _bytes_of(chunks: ChunkFiles, chunk: SavedChunk) -> Iterator[bytes]:
+    left = chunk.size
     with opened(chunks.path(chunk.digest), follow=False) as file:
-        left = chunk.size
-        while left and (data := file.read(min(left, 1 << 20))):
+        for data in pieces(file, chunk.size):
             left -= len(data)
             yield data
     if left:

@@ -59,9 +59,6 @@ class ChunkFiles:
         with contextlib.suppress(OSError):
             self.files.move(self.path(digest), self.root / "quarantine" / f"{digest}.{random_name()}")
 
-    def remove(self, digest: str) -> None:
-        self.files.remove(self.path(digest))
-
     def discard(self, path: Path) -> int:
         """Remove a file, or a folder that was put in its place, and return the bytes freed on the disk."""
         with contextlib.suppress(OSError):
@@ -74,7 +71,7 @@ class ChunkFiles:
         return 0
 
     def drop_empty_folders(self) -> None:
-        """Remove empty chunk folders; call while holding the KV lock, so that no one is about to write into one."""
+        """Remove empty chunk folders; call while holding the KV lock, so that no process is about to write into one."""
         for n in range(256):
             with contextlib.suppress(OSError):
                 os.rmdir(self.root / f"{n:02x}")

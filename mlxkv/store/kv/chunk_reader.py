@@ -107,10 +107,7 @@ def _load_in_threads(reads: Sequence[Read], chunks: ChunkFiles, keep_reading: Ke
     with ThreadPoolExecutor(min(_NUM_THREADS, os.cpu_count() or 1), "mlxkv-read") as pool:
         for places in groups.values():
             list(pool.map(prefault, runs(places)))
-        running = [
-            pool.submit(read_chunk, *job, chunks, lambda size: not failed.is_set() and keep_reading(size))
-            for job in jobs
-        ]
+        running = [pool.submit(read_chunk, *job, chunks, keep) for job in jobs]
         try:
             for future in running:
                 future.result()

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import sqlite3
 import time
-from array import array
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -98,19 +97,14 @@ def saved_chunks(
             (commit.id,),
         ).fetchall()
         rows = [row for row in rows if is_chunk(*row)]
-        log = _log_of(commit, [row[4] for row in rows], history)
+        log = history.log  # the ids the chunks were computed from, unless one of them was rewritten since
+        if max((row[4] for row in rows), default=0) > commit.valid:
+            log = history.log_after(commit.num_turns, commit.valid)
         for digest, size, group, a, b, key in rows:
             end = min(b, commit.valid)
             if a < end and b <= len(log) and keys(commit, group).key(log, a, b, commit.valid) == key:
                 out.setdefault(digest, SavedChunk(digest, size, ChunkHead(group, a, b, key), end))
     return list(out.values())
-
-
-def _log_of(commit: SavedCommit, ends: list[int], history: History) -> array[int]:
-    """The ids the commit's chunks were computed from: the session's log, unless one of them was rewritten since."""
-    if max(ends, default=0) <= commit.valid:
-        return history.log
-    return history.log_after(commit.num_turns, commit.valid)
 
 
 def num_removed(db: sqlite3.Connection) -> int:

@@ -32,8 +32,7 @@ def remove_unused(database: Database, chunks: ChunkFiles, also: Sequence[str] = 
         used = {row[0] for row in db.execute("SELECT chunk FROM kv_ref")}
         rows = [row[0] for row in db.execute("SELECT digest FROM chunk")]
         unused = {digest for digest in (*rows, *also) if digest not in used}
-        if unused:
-            db.executemany("DELETE FROM chunk WHERE digest = ?", [(digest,) for digest in unused])
+        db.executemany("DELETE FROM chunk WHERE digest = ?", [(digest,) for digest in unused])
         db.execute("DELETE FROM meta WHERE key = 'kv_unused'")
     _remove(chunks, unused)
 
@@ -49,7 +48,7 @@ def remove_if_unused(database: Database, chunks: ChunkFiles, digests: Collection
 def _remove(chunks: ChunkFiles, digests: Collection[str]) -> None:
     for digest in filter(is_digest, digests):
         with suppress(OSError):  # `sweep` tries again
-            chunks.remove(digest)
+            chunks.files.remove(chunks.path(digest))
 
 
 def missing_bytes(db: sqlite3.Connection, chunks: ChunkFiles) -> Mapping[str, int]:

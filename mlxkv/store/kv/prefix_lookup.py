@@ -26,9 +26,8 @@ _MAX_SOURCES = 4  # sessions that share the same chunk; the one with the longest
 class Source:
     """Chunks of a session whose rows [head.a, end) are those of the first `limit` ids of a prompt."""
 
-    session_id: str
-    chunks: tuple[SavedChunk, ...] = ()
-    limit: int = 0
+    chunks: tuple[SavedChunk, ...]
+    limit: int
 
 
 def find_source(
@@ -48,7 +47,7 @@ def find_source(
         if limit > (best.limit if best else 0):
             saved = saved_chunks(db, commits, history)
             chunks = [replace(c, end=min(c.end, limit)) for c in saved if c.head.a < limit]
-            best = Source(session_id, tuple(chunks), limit)
+            best = Source(tuple(chunks), limit)
     return best if best is not None and best.limit >= at_least else None
 
 

@@ -65,10 +65,6 @@ class Saver:
         if session_id in self._newest:
             self._writer.wait(self._newest[session_id][0])
 
-    def forget(self, session_id: str) -> None:
-        """Forget the saved rows of a session that is closed."""
-        self.planner.forget(session_id)
-
     def waiting(self, session_id: str) -> Mapping[str, int]:
         """Sizes by digest of the session's chunks that are being written. Call before reading the database."""
         job, sizes = self._newest.get(session_id, (None, {}))

@@ -13,12 +13,12 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from mlxkv.config import Folders, private_folder
 from mlxkv.errors import ConfigError, CorruptError, StoreError, quoted
 from mlxkv.safetensors.header import read_header
-from mlxkv.store.files import Files, disk_usage, regular_size
+from mlxkv.store.files import Files, disk_usage, pieces, regular_size
 from mlxkv.store.kv.disk_usage import DAMAGED, PROMPTS, CacheFolder, CheckSize, entries, prompt_temporaries
 from mlxkv.store.prompts.kv_file import describe_prompt_file, verify_prompt_file
 from mlxkv.store.prompts.mlx_lm_file import describe_mlx_lm, made_with
@@ -105,7 +105,7 @@ class PromptFolder:
         try:
             with opened(source) as file:
                 check_size(size := os.fstat(file.fileno()).st_size)
-                return Files().write(path, _pieces(file, size), path.parent)
+                return Files().write(path, pieces(file, size), path.parent)  # it may be growing
         except OSError as error:
             raise StoreError(f"{source} cannot be copied to {path} ({reason(error)}); check the disk.") from error
 
@@ -161,13 +161,6 @@ def _changing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise StoreError(f"{path} cannot be removed ({error.strerror}); check the folder.") from error
-
-
-def _pieces(file: IO[bytes], size: int) -> Iterator[bytes]:
-    """Pieces of the file, no more than `size` bytes in all, though it may be growing."""
-    while size > 0 and (data := file.read(min(size, 1 << 20))):
-        size -= len(data)
-        yield data
 
 
 def _check_name(name: str) -> None:

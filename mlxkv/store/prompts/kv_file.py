@@ -19,11 +19,11 @@ from typing import Any
 import xxhash
 
 from mlxkv.cache.interchange import PromptText
-from mlxkv.errors import CorruptError, MismatchError, StoreError, shortened
+from mlxkv.errors import CorruptError, MismatchError, StoreError
 from mlxkv.safetensors.header import MAX_HEADER, Header, num_bytes, read_header
 from mlxkv.safetensors.writer import encode_header, flat_bytes
 from mlxkv.store.db.history import pack_ids, to_json, unpack_ids
-from mlxkv.store.files import Files, Step, no_step
+from mlxkv.store.files import Files, Step, check_folder, no_step
 from mlxkv.store.identity import ModelIdentity, first_difference, model_parts, spec_parts
 from mlxkv.store.kv.arrays import load_arrays, to_tensors
 from mlxkv.store.kv.chunk_format import check_tensors, hash_file
@@ -72,29 +72,16 @@ def write_prompt_file(
         "layout": to_json(cache.layout()),
         "config": to_json(None if config is None else dict(config)),
         "head": to_json(None if prompt is None else {"system": _head(prompt.system), "text": _head(prompt.text)}),
-        "model": to_json(
-            {
-                "name": identity.name,
-                "model_id": identity.model_id,
-                "template_id": identity.template_id,
-                "parts": dict(identity.parts),
-            }
-        ),
+        "model": to_json(asdict(identity)),
     }
     text = to_json(None if prompt is None else asdict(prompt)).encode()
     if len(text) > MAX_PROMPT:
         raise StoreError(f"The text of this prompt cache takes {len(text):,} bytes; the limit is {MAX_PROMPT:,}.")
     parts, header = _plan(cache, len(ids), len(text), metadata)
-    try:
-        if not os.path.isdir(path.parent):
-            raise StoreError(f"The folder {shortened(path.parent)} does not exist; make it first.")
-        shapes = _shapes(cache, len(ids), len(text), parts).values()
-        check_size(len(header) + sum(num_bytes(dtype, shape) for shape, dtype in shapes))
-        return Files(before).overwrite(path, _bytes(header, ids.tobytes(), cache, parts, text))
-    except OSError as error:
-        raise StoreError(
-            f"The prompt cache {path} cannot be written ({error.strerror}); check the path and the disk."
-        ) from error
+    check_folder(path)
+    shapes = _shapes(cache, len(ids), len(text), parts).values()
+    check_size(len(header) + sum(num_bytes(dtype, shape) for shape, dtype in shapes))
+    return Files(before).overwrite(path, _bytes(header, ids.tobytes(), cache, parts, text), "The prompt cache ")
 
 
 def describe_prompt_file(path: Path) -> dict[str, Any]:
@@ -244,7 +231,6 @@ def _described(path: Path, header: Header) -> dict[str, Any]:
 
 def _check_identity(path: Path, about: dict[str, Any], cache: KVCacheLike, identity: ModelIdentity) -> None:
     made_with = ModelIdentity(**about["model"])
-    field = None
     if made_with.model_id != identity.model_id:
         field = first_difference(model_parts(made_with.parts), model_parts(identity.parts)) or "model_id"
     else:

@@ -10,7 +10,6 @@ classes can have is computed, and the file must have exactly those. On the MLX t
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,10 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from mlxkv.cache.interchange import KINDS, LayerState
-from mlxkv.errors import ConfigError, CorruptError, StoreError, escaped, shortened
+from mlxkv.errors import ConfigError, CorruptError, StoreError, escaped
 from mlxkv.safetensors.header import MAX_DIM, Header, Tensor, read_header
 from mlxkv.safetensors.writer import encode_header, flat_bytes
-from mlxkv.store.files import Files, Step, no_step
+from mlxkv.store.files import Files, Step, check_folder, no_step
 from mlxkv.store.kv.arrays import dtype_name, load_arrays
 from mlxkv.store.kv.disk_usage import CheckSize, no_limit
 
@@ -82,15 +81,9 @@ def write_mlx_lm(
         header = encode_header(sized, _metadata(layers, version, metadata))
     except ValueError as error:
         raise StoreError(f"This cache does not fit into a file of mlx-lm's ({error}).") from error
-    if not os.path.isdir(path.parent):
-        raise StoreError(f"The folder {shortened(path.parent)} does not exist; make it first.")
+    check_folder(path)
     check_size(len(header) + sum(size for *_, size in sized))
-    try:
-        return Files(before).overwrite(path, _bytes(header, tensors))
-    except OSError as error:
-        raise StoreError(
-            f"The prompt cache {path} cannot be written ({error.strerror}); check the path and the disk."
-        ) from error
+    return Files(before).overwrite(path, _bytes(header, tensors), "The prompt cache ")
 
 
 def _arrays(layer: LayerState) -> Iterator[tuple[int, str, mx.array]]:
