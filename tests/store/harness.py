@@ -39,7 +39,6 @@ def no_waiting_for_the_disk() -> Iterator[None]:
 
     with (
         mock.patch("mlxkv.store.files.sync", return_value=None),
-        mock.patch("mlxkv.store.db.backup.sync", return_value=None),
         mock.patch("mlxkv.store.db.database.connect", connect),
         mock.patch("mlxkv.store.db.open.connect", connect),
     ):

@@ -42,7 +42,6 @@ def cut(root: Path, n: int, rng: random.Random) -> tuple[bool, Ledger]:
     with (
         no_waiting_for_the_disk(),
         mock.patch("mlxkv.store.files.sync", lambda fd: disk.sync(fd)),
-        mock.patch("mlxkv.store.db.backup.sync", lambda fd: disk.sync(fd)),
         suppress(PowerCut),
         SessionStore.open(folders_in(root), before, disk_limit=LIMIT) as store,
     ):
