@@ -154,7 +154,7 @@ class Rules:
             self.refuse("the header must be UTF-8", text[error.start : error.start + 8])
         except (ValueError, RecursionError) as error:
             self.refuse("the header must be one JSON object", str(error))
-        if not isinstance(table, dict):  # cannot happen: it begins with {
+        if not isinstance(table, dict):  # impossible: it begins with {
             self.refuse("the header must be one JSON object", table)
         return table
 

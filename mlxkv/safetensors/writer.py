@@ -14,7 +14,7 @@ from mlxkv.safetensors.header import Rules
 def encode_header(tensors: Sequence[tuple[str, str, tuple[int, ...], int]], metadata: Mapping[str, str]) -> bytes:
     """The bytes before the data: 8-byte little-endian length and JSON padded with spaces to a multiple of 8.
 
-    `tensors` are (name, dtype, shape, nbytes), laid out contiguously in the order of their sorted names, which is the
+    `tensors` are (name, dtype, shape, nbytes), contiguous in the order of their sorted names, which is the
     order to write the buffers in. The same arguments in any order give the same bytes.
 
     Raises:
@@ -38,7 +38,7 @@ _RULES = Rules("the new file", CorruptError, weights=False)
 
 @lru_cache(maxsize=16)  # the chunks of a chat have a handful of shapes
 def _entries(tensors: tuple[tuple[str, str, tuple[int, ...], int], ...]) -> tuple[list[str], int]:
-    """Each tensor as JSON, checked, and the bytes of them all."""
+    """Each tensor as checked JSON, and the bytes of all."""
     out: dict[str, str] = {}
     offset = 0
     for name, dtype, shape, nbytes in tensors:

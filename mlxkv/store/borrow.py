@@ -20,7 +20,7 @@ from mlxkv.store.session_store import SessionStore
 if TYPE_CHECKING:
     from mlxkv.cache.prompt_cache import PromptCache
 
-MIN_NEW_TOKENS = 256  # up to so many, a prefill is cheaper than asking the disk
+MIN_NEW_TOKENS = 256  # for fewer, a prefill is cheaper than a look at the disk
 
 
 class Borrower:
@@ -39,7 +39,7 @@ class Borrower:
 
     def borrow(self, cache: PromptCache, ids: Sequence[int], held: int = 0) -> Restored | None:
         """Fill the cache with the longest prefix of `ids` that any chat has saved, if it exceeds the `held` tokens the
-        cache has. None if the store was not asked or cannot be read: a store's errors do not concern a borrower."""
+        cache has. None if the store was not used or cannot be read: its errors do not matter to a borrower."""
         if len(ids) - held <= MIN_NEW_TOKENS or min(ids) < 0 or not os.path.exists(self._database):
             return None
         if not cache.can_save:
@@ -57,7 +57,7 @@ class _NeverHashedError(Exception):
 
 
 class _RememberedHashes:
-    """File hashes that are remembered; computes none."""
+    """Remembered file hashes; computes none."""
 
     def __init__(self, hashes: FileHashes) -> None:
         self._hashes = hashes

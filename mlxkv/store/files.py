@@ -52,7 +52,7 @@ class Files:
             self.before("rename")
             os.replace(name, path)
         self.sync_folder(path.parent)
-        if is_first:  # the folder's own name; last, when the disk has little left to do for it
+        if is_first:  # the folder's own name; last, when little is left to sync
             self.sync_folder(path.parent.parent)
         return size
 
@@ -90,7 +90,7 @@ class Files:
         if num == sum(map(len, views)):
             return num
         left = list(views)
-        while num:  # a signal came, or the file ends here
+        while num:  # interrupted by a signal, or at the end of the file
             while left and num >= len(left[0]):
                 num -= len(left.pop(0))
             if not left:
@@ -101,8 +101,7 @@ class Files:
         return done
 
     def make_folder(self, path: Path) -> None:
-        """Create `path` with mode 0700 and sync its name. Call it every time, since folders may vanish while mlxkv
-        runs."""
+        """Create `path` with mode 0700 and sync its name. Call it before each write: folders may vanish at any time."""
         if self._make(path):
             self.sync_folder(path.parent)
 

@@ -80,8 +80,8 @@ def identify(
 ) -> ModelIdentity:  # fmt: skip
     """Identify the model in the folder `path`, loaded with `config` (config.json and any overrides).
 
-    `module` is mlx-lm's module for it, if not `config["model_type"]`. `adapter` is the
-    folder of a LoRA adapter on top of it, `shard` the part of the model that this process has ("tensor 0/2").
+    `module`: mlx-lm's module for it, if not `config["model_type"]`. `adapter`: the folder of a LoRA adapter on top of
+    it. `shard`: the part of the model that this process has ("tensor 0/2").
 
     Raises:
         ModelFileError: a file cannot be read.

@@ -72,7 +72,7 @@ def is_held(folder: Path, session_id: str) -> bool:
 
 @contextmanager
 def kv_lock(folder: Path, wait: bool = True) -> Iterator[bool]:
-    """Lock the KV folder for writing, among all processes; yields whether it is locked. Not `wait`: only if it is free.
+    """Lock the KV folder for writing; yields whether that succeeded. Not `wait`: only if it is free.
 
     Raises:
         StoreError: the lock file cannot be created.

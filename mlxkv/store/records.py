@@ -15,7 +15,7 @@ from typing import Any
 
 from mlxkv.store.identity import ModelIdentity
 
-_LAST = 253_402_214_400.0  # seconds: a day before the year 10000, which begins earlier in the east
+_LAST = 253_402_214_400.0  # seconds: a day before the year 10000, for any time zone
 _DIGEST = re.compile(r"[0-9a-f]{32}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _CLOCK = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d\d:\d\d", re.ASCII)
@@ -156,7 +156,7 @@ def is_sha256(value: object) -> bool:
 
 
 def is_chunk(digest: object, size: object, group: object, a: object, b: object, key: object = "") -> bool:
-    """Whether these can be a row of `chunk`; whether they are true, only its checksum and key can tell."""
+    """Whether these can be a row of `chunk`; only its checksum and key show whether they are true."""
     if not (is_digest(digest) and isinstance(group, str) and isinstance(key, str)):
         return False
     return isinstance(size, int) and isinstance(a, int) and isinstance(b, int) and size > 0 and 0 <= a < b

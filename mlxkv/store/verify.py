@@ -179,7 +179,7 @@ def _check_chunk(
         header = verify_chunk(chunks.path(digest), digest, size)
         if header.metadata == head.metadata():
             return None
-        text = f"The chunk {digest} holds other rows than the database says."
+        text = f"The chunk {digest} holds other rows than the database expects."
     except CorruptError as error:
         text = str(error)
     if repair:  # the file first: the next commit would take a damaged file with the right name for saved
@@ -217,14 +217,14 @@ def _check_orphans(database: Database, folder: CacheFolder, repair: bool) -> lis
 
 @dataclass(frozen=True)
 class FutureDate:
-    """A date in the store that has not come yet, in seconds since the epoch, and what is dated so."""
+    """A date in the future, in seconds since the epoch, and the chat or backup that has it."""
 
     what: str
     date: float
 
 
 def find_future_date(database: Database, now: float) -> FutureDate | None:
-    """The latest date in the store that is more than a day after `now`: the clock was ahead then, or is behind now."""
+    """The latest date in the store that is more than a day after `now`: the clock was ahead, or is behind now."""
     with database.reading() as db:
         found = [
             FutureDate(f"the chat {as_text(title)!r}", max(as_time(updated), as_time(created)))

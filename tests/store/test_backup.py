@@ -192,7 +192,7 @@ def test_a_copy_that_fails_leaves_nothing_and_harms_nothing(folders: Folders, st
         if found == step:
             raise OSError(28, "No space left on device")
 
-    with SessionStore.open(folders) as store, pytest.raises(StoreError, match="make room"):
+    with SessionStore.open(folders) as store, pytest.raises(StoreError, match="free some space"):
         backup.make(store._database.db, folders.data, Files(fail), today=DAY)
     names = [path.name for path in (folders.data / "backups").iterdir()]
     left = [name for name in names if "20990301" in name or name.startswith(".")]

@@ -85,7 +85,7 @@ def test_a_chunk_that_vanishes_before_it_is_referred_to_is_written_again(
         written = put(chunk)  # type: ignore[arg-type]
         if not lost:
             lost.append(chunk)
-            files.remove(chunk.digest)  # type: ignore[attr-defined]
+            files.files.remove(files.path(chunk.digest))  # type: ignore[attr-defined]
         return written
 
     monkeypatch.setattr(files, "put", put_and_lose)

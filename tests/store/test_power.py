@@ -125,7 +125,7 @@ def unlink_before_commit() -> Iterator[None]:
         found = real(self, *args)
         for chunk in found:
             if not chunk.is_locked:
-                self.space.chunks.remove(chunk.digest)
+                self.space.chunks.files.remove(self.space.chunks.path(chunk.digest))
                 break
         return found
 

@@ -124,7 +124,7 @@ class DailyBackup:
             with self._database.reading() as db:
                 if not is_due(db, self._database.path.parent, self.today):
                     return
-        except StoreError:  # damage is reported by whoever needs the data
+        except StoreError:  # damage is reported by the calls that need the data
             _log.exception("cannot tell whether a daily backup is due")
             return
         self.wait()
@@ -148,14 +148,14 @@ def check_copy(path: Path) -> int:
     """Check a backup and return its format version.
 
     Raises:
-        StoreError: it is damaged, or no database of this program.
+        StoreError: it is damaged, or not a database of mlxkv.
     """
     with database_errors(path), _connected(path) as db:
         kind = db.execute("PRAGMA application_id").fetchone()[0]
         version = db.execute("PRAGMA user_version").fetchone()[0]
         found = db.execute("PRAGMA quick_check(1)").fetchone()[0]
     if kind != APPLICATION_ID or found != "ok":
-        raise StoreError(f"{path} is damaged or no backup of mlxkv ({found}); use another one.")
+        raise StoreError(f"{path} is damaged or not a backup made by mlxkv ({found}); use another one.")
     if version > VERSION:
         raise StoreError(
             f"{path} was written by a newer mlxkv (format {version}, this one knows {VERSION}); update mlxkv."
@@ -172,7 +172,7 @@ def restore(folders: Folders, name: str, files: Files | None = None) -> Path | N
     data, files = folders.data, files or Files()
     known = {backup.name: backup for backup in list_backups(data)}
     if name.removesuffix(".db") not in known:
-        raise StoreError(f"There is no backup {quoted(name)}; there are {', '.join(known) or 'none'}.")
+        raise StoreError(f"There is no backup {quoted(name)}; the backups are: {', '.join(known) or 'none'}.")
     backup = known[name.removesuffix(".db")].path
     check_copy(backup)
     with store_lock(private_folder(data / "locks"), alone=True):

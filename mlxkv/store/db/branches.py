@@ -60,7 +60,7 @@ def siblings(db: sqlite3.Connection, session_id: str, first: int = 0) -> tuple[t
 
 
 def reparent_forks(db: sqlite3.Connection, session_id: str) -> None:
-    """Make the forks of a chat that will be deleted forks of its parent, else of the oldest of them."""
+    """Reparent the forks of a chat that will be deleted: to its parent, else to the oldest of them."""
     row = db.execute("SELECT parent, forked_at FROM session WHERE id = ?", (session_id,)).fetchone()
     forks = db.execute("SELECT id, forked_at FROM session WHERE parent = ? ORDER BY rowid", (session_id,)).fetchall()
     if row is None or not forks:

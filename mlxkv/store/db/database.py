@@ -28,7 +28,7 @@ _PRAGMAS = (
     "trusted_schema=0", "foreign_keys=1", "secure_delete=1", "fullfsync=1", "checkpoint_fullfsync=1",
     "journal_mode=WAL", "synchronous=FULL", "cell_size_check=1",
 )  # fmt: skip
-ADVICE = "`mlxkv chats backups` shows what to go back to"
+ADVICE = "`mlxkv chats backups` lists the backups to restore"
 
 SCHEMA = f"""
 CREATE TABLE meta(key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
@@ -102,7 +102,7 @@ def create(db: sqlite3.Connection, store_id: str) -> None:
     """Create all tables in one transaction, so that a crash leaves an empty file or the whole schema."""
     db.execute("BEGIN IMMEDIATE")
     try:
-        if is_empty(db):  # else another process just did
+        if is_empty(db):  # else another process has just created them
             for statement in SCHEMA.split(";\n"):
                 db.execute(statement)
             db.execute("INSERT INTO meta VALUES('store', ?)", (store_id,))
@@ -161,7 +161,7 @@ def database_errors(path: Path) -> Iterator[None]:
 
 
 def has_free_space(path: Path) -> bool:
-    """Whether the disk has the few pages that SQLite needs; its own error may be just "disk I/O error"."""
+    """Whether the disk has the few pages that SQLite needs, whose own error may just be "disk I/O error"."""
     with contextlib.suppress(OSError):
         return shutil.disk_usage(path.parent).free >= _MIN_FREE
     return True
@@ -177,8 +177,7 @@ class Database:
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
-        """Transaction for reading: one snapshot for several SELECTs, else a concurrent writer would look like
-        corruption."""
+        """Read transaction: one snapshot for several SELECTs, or a concurrent writer would look like corruption."""
         with database_errors(self.path):
             self.db.execute("BEGIN")
             try:
@@ -188,7 +187,7 @@ class Database:
 
     @contextlib.contextmanager
     def writing(self, lasting: bool = True) -> Iterator[sqlite3.Connection]:
-        """Transaction for writing. It takes the lock at the start: rows read in it stay the same until it commits.
+        """Write transaction. Takes the lock at the start, so that rows read in it do not change until it commits.
 
         Not `lasting`: the commit is not synced, so a power failure may undo it, but nothing before it.
         """
@@ -230,7 +229,7 @@ class Database:
         with self.reading() as db:
             if wrong := db.execute("PRAGMA foreign_key_check").fetchone():
                 raise CorruptError(
-                    f"The chat database {self.path} is damaged (a row of {wrong[0]} refers to none of {wrong[2]}); "
+                    f"The chat database {self.path} is damaged (a row of {wrong[0]} refers to a missing {wrong[2]}); "
                     f"{ADVICE}."
                 )
 

@@ -163,10 +163,10 @@ def verify_rows(rows: Iterable[Sequence[Any]], system: str | None, head: str) ->
         number, start, (ids, prev, digest) = row[0], row[6], row[9:]
         try:
             found = turn_digest(digests[-1], i, row[1:9], ids)
-        except (TypeError, AttributeError):  # a value of a type that mlxkv never writes
+        except (TypeError, AttributeError):  # a type that mlxkv never writes
             found = None
         if number != i or prev != digests[-1] or digest != found or not 0 <= start <= length:
-            raise CorruptError(f"Turn {i + 1} of this chat is not what was written; restore a backup.")
+            raise CorruptError(f"Turn {i + 1} of this chat was changed after it was written; restore a backup.")
         turn = as_record(row[1:9], ids)
         turns.append(turn)
         digests.append(digest)

@@ -52,7 +52,7 @@ def open_database(data: Path, files: Files, lock: StoreLock) -> Database:
         raise DiskError(f"The chat database {path} cannot be created ({error.strerror}); check the folder.") from error
     if not os.access(path, os.W_OK):  # SQLite would say so at the first message
         denied = PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
-        raise StoreError(f"The chat database {path} may not be written to; check its permissions.") from denied
+        raise StoreError(f"The chat database {path} is not writable; check its permissions.") from denied
     db = connect(path)
     database = Database(db, path, files.before)
     try:
@@ -85,7 +85,7 @@ def _migrate(db: sqlite3.Connection, data: Path, files: Files, lock: StoreLock) 
     """Back up the older database, then migrate it, while no process of the older mlxkv has it open.
 
     Raises:
-        StoreError: one has, or the backup failed. CorruptError: the database is damaged.
+        StoreError: such a process has it open, or the backup failed. CorruptError: the database is damaged.
     """
     for attempt in range(ATTEMPTS):
         with lock.alone() as alone:
@@ -98,7 +98,7 @@ def _migrate(db: sqlite3.Connection, data: Path, files: Files, lock: StoreLock) 
                 return
         if attempt < ATTEMPTS - 1:
             time.sleep(PAUSE)
-    raise StoreError("Another mlxkv, of an older version, has the chats open; close it, then start this one again.")
+    raise StoreError("Another mlxkv, of an older version, has the chats open; close it, then start mlxkv again.")
 
 
 def open_read_only(data: Path, why: str) -> Database:
@@ -123,7 +123,7 @@ def _store_id(db: sqlite3.Connection) -> str | None:
 
 def _check_id(path: Path, marker: Path, expected: str, found: str | None) -> None:
     if expected != found:
-        raise StoreError(f"{path} is not the database {marker} was made with; delete {marker.name} to use it.")
+        raise StoreError(f"{path} is not the database that {marker} was created with; delete {marker.name} to use it.")
 
 
 def _expected_id(path: Path, marker: Path) -> str | None:

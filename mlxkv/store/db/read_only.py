@@ -53,7 +53,7 @@ def read_only_reason(error: BaseException, data: Path) -> str | None:
         why = str(cause)
     else:
         return None
-    return f"The folder {data} cannot be written to ({why}), so nothing is saved; set MLXKV_HOME to one that can."
+    return f"The folder {data} cannot be written to ({why}), so nothing is saved; set MLXKV_HOME to a writable folder."
 
 
 class ReadOnlyDatabase(Database):

@@ -77,15 +77,15 @@ def _literal(db: sqlite3.Connection, text: str, limit: int) -> list[SearchHit]:
     ):
         if len(out) >= limit:
             break
-        for said in map(as_text, texts):
-            if all(part.is_in(said) for part in wanted):
-                out.append(_hit(session, as_text(title), i, role, said, _places(wanted, said)))
+        for message in map(as_text, texts):
+            if all(part.is_in(message) for part in wanted):
+                out.append(_hit(session, as_text(title), i, role, message, _places(wanted, message)))
                 break
     return out
 
 
 def _places(wanted: Sequence[Wanted], text: str) -> list[Span]:
-    """The places of all of them, ascending; of overlapping ones only the first."""
+    """The places of all parts, ascending; only the first of overlapping ones."""
     out: list[Span] = []
     for start, end in sorted(span for part in wanted for span in part.places(text)):
         if not out or start >= out[-1][1]:
@@ -155,7 +155,7 @@ def _chats(db: sqlite3.Connection) -> list[tuple[str, str]]:
 
 
 def _is_beginning(db: sqlite3.Connection, session_id: str, title: str) -> bool:
-    """Whether the title is the beginning of the first message, as it is unless the user renamed the chat."""
+    """Whether the title is the beginning of the first message, which it is unless the user renamed the chat."""
     row = db.execute("SELECT text FROM turn WHERE session = ? AND i = 0", (session_id,)).fetchone()
     return row is not None and as_text(row[0]).lstrip().startswith(_FORK.sub("", title).rstrip("…"))
 

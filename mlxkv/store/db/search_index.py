@@ -73,7 +73,7 @@ def forget_deleted(db: sqlite3.Connection) -> None:
 
 
 def rebuild(db: sqlite3.Connection) -> None:
-    """Rebuild the index, in whatever state it is."""
+    """Rebuild the index, even if it is damaged."""
     try:
         db.execute("DROP TABLE IF EXISTS turn_fts")
     except sqlite3.DatabaseError:  # too damaged for FTS5 to open it: drop its tables one by one
@@ -95,11 +95,11 @@ def is_intact(db: sqlite3.Connection) -> bool:
     """
     db.execute("INSERT INTO turn_fts(turn_fts, rank) VALUES('integrity-check', 1)")
     held = iter(db.execute("SELECT rowid, text, thinking FROM turn_fts ORDER BY rowid"))
-    said = iter(db.execute("SELECT id, text, thinking FROM turn ORDER BY id"))
+    turns = iter(db.execute("SELECT id, text, thinking FROM turn ORDER BY id"))
     return (
         all(
             next(held, None) == (rowid, words(as_text(text)), words(as_text(thinking)))
-            for rowid, text, thinking in said
+            for rowid, text, thinking in turns
         )
         and next(held, None) is None
     )

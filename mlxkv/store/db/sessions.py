@@ -98,7 +98,7 @@ class Sessions:
         head, length = genesis(chat.system), 0
         with self.database.writing() as db:
             earlier = "updated <= ?"
-            if chat.updated > time.time():  # one of two clocks is wrong: not before what was used last here
+            if chat.updated > time.time():  # one of two clocks is wrong: the chat last used here stays first
                 earlier = "? AND seq < (SELECT max(seq) FROM session)"
             (place,) = db.execute(
                 f"SELECT coalesce(max(seq), 0) FROM session WHERE {earlier} AND seq BETWEEN 0 AND {1 << 62}",
@@ -233,7 +233,7 @@ class Sessions:
         return digest, as_record(fields, ids)
 
     def _continue(self, session_id: str, head: str, i: int, turn: TurnRecord, digest: str) -> None:
-        """Extend the known history: `turn` is the last now, number `i`; before that the head was `head`."""
+        """Extend the known history by `turn`, number `i`, now the last; the head before it was `head`."""
         self.known_heads[session_id] = digest
         known = self._known.pop(session_id, None)
         if known is not None and known.head == head and i <= len(known.turns):
@@ -315,7 +315,7 @@ class Sessions:
             return load_model(db, _select(db, session_id, "model")[0])
 
     def list(self, kv_bytes: Callable[[sqlite3.Connection, str], int] = saved_bytes) -> tuple[ChatSummary, ...]:
-        """Newest first. `kv_bytes`, of one session, counts a shared chunk for every session that uses it."""
+        """All chats, newest first. `kv_bytes` counts a chunk shared by sessions for each of them."""
         with self.database.reading() as db:
             removed = num_removed(db)
             if removed != self._removed:

@@ -70,7 +70,7 @@ def to_document(record: SessionRecord) -> dict[str, Any]:
 
 
 def _printable(name: str) -> str:
-    """A model's name as documents may have it: the importing side shows it and looks it up."""
+    """A model's name as documents allow it: an importing mlxkv shows it and looks it up."""
     return "".join(c if c.isprintable() else MARK for c in clean(name))[-_MAX_NAME:]
 
 
@@ -120,7 +120,7 @@ class _Reader:
         return record, table.get("kv")
 
     def since_2(self, table: dict[str, Any]) -> dict[str, Any]:
-        """The fields that "mlxkv chat 1" did not have."""
+        """The fields that "mlxkv chat 1" lacks."""
         kind, clock, seed = (table.get(key) for key in ("kind", "clock", "seed"))
         if kind not in KINDS:
             self.refuse(f"`kind` must be {' or '.join(KINDS)}", kind)
@@ -211,7 +211,7 @@ class _Reader:
             for file in files:
                 start, end = file["start"], file["end"]
                 if type(start) is not int or type(end) is not int or not 0 <= start <= end <= length:
-                    self.refuse(f"an attachment of {where} must lie within its {length:,} characters", (start, end))
+                    self.refuse(f"an attachment of {where} must be within its {length:,} characters", (start, end))
                 self.names(file, "name", "media_type")
             out["attachments"] = tuple(Attachment(**file) for file in files)
         return out

@@ -1,4 +1,4 @@
-"""Export a chat from the store to a file, and import one, with its KV rows if wanted.
+"""Export a chat from the store to a file, and import one, with or without its KV rows.
 
 Chunks are copied byte for byte. On import each is hashed again and its key computed from the ids, so that rows cannot
 pass for those of other tokens. Whether their numbers are honest cannot be checked: hence the flag UNTRUSTED, which
@@ -39,7 +39,7 @@ _GROUP = re.compile(r"[a-z0-9.]{1,64}")
 
 @dataclass(frozen=True)
 class Imported:
-    """An imported chat: its new id, and in `notice` one sentence if its rows were wanted and could not be used."""
+    """An imported chat: its new id, and in `notice` one sentence if its rows were requested but could not be used."""
 
     session_id: str
     title: str

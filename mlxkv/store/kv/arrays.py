@@ -29,10 +29,10 @@ def dtype_name(array: mx.array) -> str:
 def to_tensors(
     arrays: Mapping[str, mx.array], shapes: Shapes
 ) -> dict[str, tuple[str, tuple[int, ...], bytes | memoryview]]:
-    """The bytes of exported rows, without a copy where they are contiguous already.
+    """The bytes of exported rows, copied only if they are not contiguous.
 
     Raises:
-        StoreError: the cache exported something else than it announced, which would be unreadable later.
+        StoreError: the cache exported other tensors than it announced, which would be unreadable later.
     """
     import mlx.core as mx
 

@@ -33,7 +33,7 @@ class ChunkFiles:
         self.root, self.files, self.listing = root, files, Listing(root)
 
     def path(self, digest: str) -> Path:
-        """Raises CorruptError: `digest` is no digest, and could be any path."""
+        """The path of a chunk. Raises CorruptError if `digest` is not one: it could be any path."""
         if not is_digest(digest):
             raise CorruptError(f"The chat database names a chunk {digest!r:.80}, which is no checksum; {ADVICE}.")
         return self.root / digest[:2] / f"{digest}.safetensors"

@@ -86,7 +86,7 @@ class PrefixKeys:
         del self._ends[keep:], self._marks[keep:]
 
     def key(self, log: array[int], a: int, b: int, shared: int | None = None) -> str:
-        """The key of rows [a, b) of `log`, of whose ids the first `shared` (all by default) are those of the marks."""
+        """The key of rows [a, b) of `log`, whose first `shared` ids (default: all) are those of the marks."""
         view = memoryview(log).cast("B")
         most = b if shared is None else min(b, shared)
         while self._ends[-1] + self.EVERY <= most:
@@ -148,7 +148,7 @@ def check_tensors(header: Header, shapes: Shapes, name: str) -> None:
 
 
 def hash_file(fd: int, end: int) -> xxhash.xxh3_128:
-    """The xxh3-128 of the bytes before `end`, or of fewer where the file is shorter."""
+    """The xxh3-128 of the bytes before `end`, or of fewer if the file is shorter."""
     h, offset = xxhash.xxh3_128(), 0
     while part := os.pread(fd, min(READ, end - offset), offset):
         h.update(part)
@@ -160,7 +160,7 @@ def verify_chunk(path: Path, digest: str, size: int) -> Header:
     """Check size, header and the checksum of all bytes, and return the header.
 
     Raises:
-        CorruptError: names the file and what is wrong.
+        CorruptError: names the file and the fault.
     """
     with opened(path, size) as (fd, header):
         h = hash_file(fd, size)

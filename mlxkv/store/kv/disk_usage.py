@@ -15,7 +15,7 @@ from pathlib import Path
 from mlxkv.store.files import Files, disk_usage
 from mlxkv.store.kv.chunk_files import STALE, ChunkFiles
 
-ANY_AGE = -STALE  # under the KV lock no one is writing: a temporary file of any age is orphaned
+ANY_AGE = -STALE  # nothing is written under the KV lock: a temporary file of any age is orphaned
 KV = "kv"  # the folders in mlxkv's cache folder: of the chunks,
 PROMPTS = "prompts"  # and of the named prompt caches
 DAMAGED = "damaged"  # the folder of damaged prompt caches, in the one of the named ones
@@ -45,7 +45,7 @@ class CacheFolder:
 
     @classmethod
     def at(cls, cache: Path, files: Files | None = None) -> CacheFolder:
-        """The one at `cache`, which need not exist."""
+        """The cache folder at `cache`, which need not exist."""
         return cls(ChunkFiles(cache / KV, files or Files()), cache / PROMPTS)
 
     def used(self) -> int:
@@ -89,7 +89,7 @@ class CacheFolder:
         return [*self.chunks.stale(known, ANY_AGE), *prompt_temporaries(self.prompts, ANY_AGE)]
 
     def damaged(self) -> list[Path]:
-        """Named prompt caches that were found damaged; `mlxkv cache gc` removes them, and the disk limit."""
+        """Damaged named prompt caches, which `mlxkv cache gc` and the disk limit remove."""
         return list(entries(self.prompts / DAMAGED))
 
 

@@ -34,7 +34,7 @@ def find_source(
     db: sqlite3.Connection, sessions: Sessions, model_id: str, spec_id: str, groups: Sequence[str], ids: array[int],
     exclude: str | None, at_least: int = 0,
 ) -> Source | None:  # fmt: skip
-    """The session, other than `exclude`, with the longest saved prefix of `ids`, if that has `at_least` ids."""
+    """The session, other than `exclude`, with the longest saved prefix of `ids`, if it has `at_least` ids."""
     best: Source | None = None
     for session_id in _candidates(db, model_id, spec_id, groups, ids, exclude, at_least):
         try:

@@ -26,7 +26,7 @@ class RowPlaces(Protocol):
         ...
 
     def imported(self, a: int, b: int) -> None:
-        """Take note that the rows [a, b) were read into their places."""
+        """Note that the rows [a, b) were read into their places."""
         ...
 
 
@@ -80,7 +80,7 @@ class LayerGroup(Protocol):
         ...
 
     def export_rows(self, a: int, b: int) -> Mapping[str, mx.array]:
-        """Contiguous, evaluated copies of the rows of [a, b), which lies within one range of `held()`."""
+        """Contiguous, evaluated copies of the rows of [a, b), which is within one range of `held()`."""
         ...
 
     def import_rows(self, a: int, b: int, arrays: dict[str, mx.array]) -> None:
@@ -98,7 +98,7 @@ class KVCacheLike(Protocol):
     def groups(self) -> Sequence[LayerGroup]: ...
 
     def layout(self) -> Mapping[str, Any]:
-        """Everything besides the model that the meaning of a row's bytes depends on, as values for JSON."""
+        """Everything that determines the meaning of a row's bytes, besides the model, as JSON values."""
         ...
 
     def reset(self) -> None: ...

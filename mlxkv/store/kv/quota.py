@@ -1,4 +1,4 @@
-"""The disk limit: which chunks are removed first to stay under it, and which never.
+"""The disk limit, and the order in which chunks are removed to stay under it; some never are.
 
 One hard limit over every file and folder in mlxkv's cache folder (disk_usage.py counts them), checked before a byte is
 written. Rows of chats are removed to free space, named prompt caches never. Database rows go first and files second, so
@@ -98,10 +98,10 @@ class Quota:
 
     @property
     def description(self) -> str:
-        """The limit in words, with the share of named prompt caches where it matters."""
+        """The limit in words, with the share of named prompt caches if it is large."""
         named, limit = self.space.named(), self.limit or 0
-        worth = named > max(limit // 20, HEADROOM)
-        taken = f", of which named prompt caches take {bytes_text(named)}" if worth else ""
+        is_large = named > max(limit // 20, HEADROOM)
+        taken = f", of which named prompt caches take {bytes_text(named)}" if is_large else ""
         return f"the disk limit of {bytes_text(limit)}{taken}"
 
     def fits(self, plan: Plan, groups: Sequence[LayerGroup]) -> bool:
@@ -141,7 +141,7 @@ class Quota:
             raise StoreError(f"The KV cache was not saved: open chats fill {self.description}; raise `disk_limit`.")
 
     def free_space_for_named(self, database: Database, name: str, size: int) -> None:
-        """Remove rows of chats until a file of `size` bytes fits; nothing is removed where that cannot be enough.
+        """Remove rows of chats until a file of `size` bytes fits; nothing is removed if that cannot be enough.
 
         Raises:
             StoreError: the named prompt caches and the rows that open chats need leave too little space.

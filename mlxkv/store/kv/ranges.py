@@ -85,7 +85,7 @@ class Grid:
 
 
 def cover(spans: Sequence[tuple[int, int, T]], wanted: Range) -> list[tuple[T, int, int]] | None:
-    """The fewest spans that cover `wanted`, as (item, from, to) in order; None where they leave a gap."""
+    """The fewest spans that cover `wanted`, as (item, from, to) in order; None if they leave a gap."""
     out: list[tuple[T, int, int]] = []
     a, b = wanted
     while a < b:

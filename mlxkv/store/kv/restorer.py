@@ -138,7 +138,7 @@ class Restorer:
                 self._last_rate = rate.bytes_per_second
             break
         if bad or (missing and tokens < saved.committed):
-            notice = f"Of the saved KV cache {len(bad)} chunks were damaged and {len(missing)} missing"
+            notice = f"In the saved KV cache {len(bad)} chunks were damaged and {len(missing)} missing"
         elif tokens < saved.committed and notice is None and not held:
             notice = "Part of the saved KV cache is missing"
         restored = Restored(tokens, sum(read.chunk.size for read in reads), clock() - started, shared=tokens)
@@ -232,8 +232,8 @@ class Restorer:
 def restorable_positions(groups: Sequence[LayerGroup], chunks: Sequence[SavedChunk], limit: int) -> Iterator[int]:
     """The positions up to `limit` at which every group can be resumed, the last one first.
 
-    Only `limit` and the ends of saved ranges can be such: as the position goes down, so does the first row required,
-    so that a gap is only avoided by going back to its beginning.
+    Only `limit` and the ends of saved ranges are candidates: the first row required moves down with the position, so
+    that only a position before a gap avoids it.
     """
     spans = {g.name: [(c.head.a, c.end) for c in chunks if c.head.group == g.name] for g in groups}
     have = {name: merge(ranges) for name, ranges in spans.items()}

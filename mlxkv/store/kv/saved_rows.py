@@ -96,7 +96,7 @@ class SavedRows:
         return self.groups[name]
 
     def update(self, db: sqlite3.Connection, history: History) -> None:
-        """Take in new commits, removals and changes of the history."""
+        """Apply new commits, removals and changes of the history."""
         removed = num_removed(db)
         if not self._follow_history(history) or self._removed < 0:
             self._start_over(history, removed)
@@ -114,7 +114,7 @@ class SavedRows:
     # -- changes ----------------------------------------------------------------------------------------------------
 
     def _follow_history(self, history: History) -> bool:
-        """Forget rows of ids that were replaced; False where the history is not a continuation."""
+        """Forget rows of ids that were replaced; False if the history is not a continuation."""
         before, self._history = self._history, history
         shared = _shared(before, history)
         if shared is None:
@@ -138,7 +138,7 @@ class SavedRows:
         elif self.states:
             marks = ", ".join("?" * len(self.states))
             query = f"""SELECT r.chunk FROM kv_ref r CROSS JOIN kv_commit c ON c.id = r.kv_commit
-                WHERE r.chunk IN ({marks}) AND c.session = ?"""  # CROSS: in this order, not by way of all commits
+                WHERE r.chunk IN ({marks}) AND c.session = ?"""  # CROSS: in this order, else SQLite scans all commits
             lost = self.states - {row[0] for row in db.execute(query, (*self.states, self.session_id))}
         for digest in lost:
             self.num_bytes -= self._sizes.pop(digest, 0)
@@ -208,7 +208,7 @@ class SavedRows:
 
 
 def _shared(before: History, now: History) -> int | None:
-    """The number of tokens that an earlier log shares with the log now; None where it is not an earlier one.
+    """The number of tokens that an earlier log shares with the log now; None if it is not an earlier one.
 
     The last turn may have been replaced; one that has grown keeps its rows (`Sessions.update_open_turn`).
     """

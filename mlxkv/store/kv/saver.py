@@ -53,7 +53,7 @@ class Saver:
                 raise job.error
 
     def flush(self, session_id: str) -> str | None:
-        """Wait until the session's rows are on disk; returns one sentence if that failed, once."""
+        """Wait until the session's rows are on disk; returns one sentence if that failed, once per failure."""
         self.wait(session_id)
         job, _ = self._newest.pop(session_id, (None, {}))
         if job is None or job.failure is None:
@@ -111,7 +111,7 @@ class Saver:
         return replace(plan, notice=notice)
 
     def _once(self, session_id: str, notice: str | None) -> str | None:
-        """The notice, or None if it is the last one again, apart from its numbers."""
+        """The notice; None if it repeats the last one, apart from numbers."""
         if notice is None or self._told.get(session_id) == (text := re.sub(r"[\d,]+", "#", notice)):
             return None
         self._told[session_id] = text

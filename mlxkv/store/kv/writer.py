@@ -29,7 +29,7 @@ from mlxkv.store.kv.save_plan import Plan
 ATTEMPTS = 3  # another program may remove a chunk before the commit refers to it
 MAX_WAITING = 64 << 20  # bytes submitted and not written yet; above that the engine thread waits
 LINGER = 1.0  # seconds that the thread and its connection wait for another save
-BLINK = 0.3  # seconds; a save that takes no longer is not worth a report
+BLINK = 0.3  # seconds; a shorter save is not reported
 EVERY = 1.0  # seconds between two reports
 _log = logging.getLogger("mlxkv.store")
 
@@ -39,8 +39,7 @@ class ChunkVanishedError(StoreError):
 
 
 class Progress:
-    """Progress of a save that takes a while: `tell` (set from any thread) is called with bytes done and in all, which
-    are equal at the end."""
+    """Progress of a long save: calls `tell` (set from any thread) with bytes done and in total, equal at the end."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.tell: Callable[[int, int], None] | None = None
@@ -61,7 +60,7 @@ class Progress:
             self.tell(min(self._done, self._total - 1), self._total)
 
     def end(self) -> None:
-        """The save is done or has failed."""
+        """Report the end of a save, done or failed."""
         if self._told and self.tell is not None:
             self.tell(self._total, self._total)
 
@@ -78,7 +77,7 @@ class Job:
 
     @property
     def failure(self) -> StoreError | None:
-        """The error, as one for the user."""
+        """The error as a StoreError, for the user."""
         if self.error is None or isinstance(self.error, StoreError):
             return self.error
         return StoreError(f"The KV cache could not be saved ({type(self.error).__name__}: {self.error}).")

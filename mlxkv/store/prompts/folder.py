@@ -49,7 +49,7 @@ class NamedCache:
 
 
 class PromptFolder:
-    """The named prompt caches of this user. Raises ConfigError where the folder cannot be made private."""
+    """The named prompt caches of this user. Raises ConfigError if the folder cannot be made private."""
 
     def __init__(self, folders: Folders) -> None:
         self.path = folders.cache / PROMPTS
@@ -89,7 +89,7 @@ class PromptFolder:
         return tuple(self.describe(path) for path in self._files())
 
     def describe(self, path: Path) -> NamedCache:
-        """The description in a file's header, or the error why it cannot be used; reads no rows."""
+        """The description in a file's header, or the reason it cannot be used; reads no rows."""
         return self._described(path, describe_prompt_file)
 
     def verify(self, path: Path) -> NamedCache:
@@ -97,7 +97,7 @@ class PromptFolder:
         return self._described(path, verify_prompt_file)
 
     def copy_in(self, source: Path, path: Path, check_size: CheckSize) -> int:
-        """Copy the file `source` to `path` and return its bytes; `check_size` is called with them first.
+        """Copy the file `source` to `path` and return its size, with which `check_size` is called first.
 
         Raises:
             StoreError: it cannot be read or written, or does not fit; nothing was left behind.
@@ -166,5 +166,5 @@ def _changing(path: Path) -> Iterator[None]:
 def _check_name(name: str) -> None:
     if not _NAME.fullmatch(name):
         raise ConfigError(
-            f"A prompt cache cannot be called {name[:80]!r}; use up to 64 small letters, digits, dots, - and _."
+            f"A prompt cache cannot be called {name[:80]!r}; use up to 64 lower-case letters, digits, dots, - and _."
         )

@@ -1,6 +1,6 @@
 """A whole prompt cache in one file (`pc.save("book.kv")`): write, describe, verify, read.
 
-A safetensors file: `ids` (int32), the rows as `kv.<group>.<part>.<tensor>`, `prompt` (its text, where it begins a
+A safetensors file: `ids` (int32), the rows as `kv.<group>.<part>.<tensor>`, `prompt` (its text, if it begins a
 chat), and last `xxh3`, the xxh3-128 of every byte before it, so that one pass writes the file and one verifies it.
 The thread that owns MLX calls `write` and `read`; `describe` and `verify` need no MLX.
 """
@@ -57,10 +57,10 @@ def write_prompt_file(
     path: Path, cache: KVCacheLike, identity: ModelIdentity, config: Mapping[str, Any] | None = None,
     before: Step = no_step, prompt: PromptText | None = None, check_size: CheckSize = no_limit,
 ) -> int:  # fmt: skip
-    """Write the cache to `path` and return the bytes; atomic: an older file there stays until the new one is complete.
+    """Write the cache to `path` atomically and return the file's size.
 
     `config`: the CacheConfig's fields, so that a reader can make the right cache first. `prompt`: the prompt's text.
-    `check_size` is called with the bytes before the first one is written; what it raises ends the write.
+    `check_size` is called with the file's size before the first byte is written; an exception ends the write.
 
     Raises:
         StoreError: the folder does not exist, or the disk refuses.
@@ -159,7 +159,7 @@ def _check(path: Path, found: bytes, h: xxhash.xxh3_128) -> None:
 
 
 def _plan(cache: KVCacheLike, num_tokens: int, text_bytes: int, metadata: dict[str, str]) -> tuple[list[Part], bytes]:
-    """Divide the rows into parts small enough to export one by one, and few enough for the header; returns it too."""
+    """Divide the rows into parts small enough to export one by one, and few enough for the header; returns both."""
     rows = min((rows_per_chunk(g.row_bytes) for g in cache.groups if g.name != STATE), default=1)
     while True:
         parts = [

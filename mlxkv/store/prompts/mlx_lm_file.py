@@ -57,9 +57,9 @@ def write_mlx_lm(
     path: Path, layers: Sequence[LayerState], version: str, metadata: Mapping[str, str], before: Step = no_step,
     check_size: CheckSize = no_limit,
 ) -> int:  # fmt: skip
-    """Write `layers` so that mlx-lm `version` loads them, and return the bytes. One array is evaluated at a time.
+    """Write `layers` so that mlx-lm `version` loads them; returns the file's size. Evaluates one array at a time.
 
-    `check_size` is called with the bytes before the first one is written.
+    `check_size` is called with the file's size before the first byte is written.
 
     Raises:
         ConfigError: no such version, or a name mlx-lm would not load. StoreError: the disk refuses, or too many layers.
@@ -136,7 +136,7 @@ def describe_mlx_lm(path: Path) -> tuple[str, tuple[str, ...], dict[str, str]]:
 
 
 def made_with(user: Mapping[str, str]) -> str:
-    """The name of the model in a file's metadata, mlxkv's own if it has one; "" where there is none."""
+    """The name of the model in a file's metadata, mlxkv's own if it has one; "" if there is none."""
     return user.get(OUR_NAME) or user.get("model", "")
 
 
