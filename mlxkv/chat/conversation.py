@@ -347,7 +347,7 @@ class Conversation:
     def record_prefill_speed(self, tokens_per_second: float) -> None:
         """Tell the store how fast prefill is, which decides whether rows are worth restoring."""
         with suppress(DiskError):
-            self._store.measured_prefill(self._runtime.identity, tokens_per_second)
+            self._store.set_prefill_speed(self._runtime.identity, tokens_per_second)
 
     def disk_bytes(self) -> int:
         """Bytes of the session's rows on disk."""

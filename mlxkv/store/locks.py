@@ -91,7 +91,7 @@ class StoreLock:
     fd: int
 
     @contextmanager
-    def alone(self) -> Iterator[bool]:
+    def exclusive(self) -> Iterator[bool]:
         """Hold the lock exclusively for a moment; yields False if another process has the store open."""
         fcntl.flock(self.fd, fcntl.LOCK_UN)  # two processes upgrading at once would block each other
         try:
@@ -101,15 +101,15 @@ class StoreLock:
 
 
 @contextmanager
-def store_lock(folder: Path, alone: bool = False) -> Iterator[StoreLock]:
-    """Lock the store as open; `alone`: exclusively, in order to replace its database.
+def store_lock(folder: Path, exclusive: bool = False) -> Iterator[StoreLock]:
+    """Lock the store as open; `exclusive`: for this process only, to replace its database.
 
     Raises:
         StoreError: another process has it open, or the lock file cannot be created.
     """
     fd = _opened(folder / "store")
     try:
-        if not _flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB if alone else fcntl.LOCK_SH):
+        if not _flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB if exclusive else fcntl.LOCK_SH):
             raise StoreError("Another mlxkv has the chats open; close it first.")
         yield StoreLock(fd)
     finally:

@@ -1,7 +1,7 @@
 """SessionStore: opens everything on disk, holds its locks, and keeps sessions and their KV rows consistent.
 
 One object per process, used by the thread that opened it (the engine's). Another thread writes rows
-(store/kv/writer.py); calls that need them wait for it. Sessions alone are db/sessions.py's.
+(store/kv/writer.py); calls that need them wait for it. Sessions without KV are db/sessions.py's.
 """
 
 from __future__ import annotations
@@ -186,7 +186,7 @@ class SessionStore:
 
     def list(self) -> tuple[ChatSummary, ...]:
         """All chats, newest first; `kv_bytes` of each is its `disk_bytes` without files that are missing."""
-        waiting, found = self._saver.sessions_waiting(), self.sessions.list(self._saver.planner.saved_bytes)
+        waiting, found = self._saver.pending_sessions(), self.sessions.list(self._saver.planner.saved_bytes)
         with self._database.reading() as db:
             gone = missing_bytes(db, self._chunks)
         sizes = ((c, self.disk_bytes(c.id) if c.id in waiting else c.kv_bytes - gone.get(c.id, 0)) for c in found)
@@ -251,8 +251,8 @@ class SessionStore:
             self._writer.wait()
             with self._database.writing() as db:
                 self.sessions.delete(db, session_id)
-            with kv_lock(self._locks, wait=False) as alone:
-                if alone:  # else the process that holds the lock removes them when it is done
+            with kv_lock(self._locks, wait=False) as is_locked:
+                if is_locked:  # else the process that holds the lock removes them when it is done
                     remove_unused(self._database, self._chunks)
             self._chunks.empty_quarantine()
             with suppress(OSError):
@@ -330,15 +330,15 @@ class SessionStore:
         skips damaged chunks where they are."""
         return self._restorer.restore(None, cache, model, ids, held)
 
-    def measured_prefill(self, model: ModelIdentity, tokens_per_second: float) -> None:
-        """Record a model's prefill speed; `restore_kv` gives up if it would take longer."""
+    def set_prefill_speed(self, model: ModelIdentity, tokens_per_second: float) -> None:
+        """Set the measured prefill speed of a model; `restore_kv` gives up if it would take longer."""
         self._restorer.prefill_tps[model.model_id] = tokens_per_second
 
     @public(session_id=label)
     def disk_bytes(self, session_id: str) -> int:
         """Bytes of all chunk files that a session refers to, including shared ones and those not yet written. Lists of
         chats show this."""
-        waiting = self._saver.waiting(session_id)
+        waiting = self._saver.pending_sizes(session_id)
         with self._database.reading() as db:
             return self._saver.planner.saved_bytes(db, session_id) + unsaved_bytes(db, session_id, waiting)
 
@@ -350,8 +350,8 @@ class SessionStore:
     def enforce_limit(self, spare: Collection[str] = ()) -> None:
         """Remove rows until the disk limit holds; it may have been lowered. Open sessions keep the rows they need, and
         so do those in `spare`, which will be opened next. Errors are left to the calls that need the folders."""
-        with suppress(StoreError), kv_lock(self._locks, wait=False) as alone:
-            if alone:  # else the process that holds the lock enforces it
+        with suppress(StoreError), kv_lock(self._locks, wait=False) as is_locked:
+            if is_locked:  # else the process that holds the lock enforces it
                 self._quota.enforce(self._database, spare)
 
     def collect(self) -> int:
@@ -360,8 +360,8 @@ class SessionStore:
         self.check_writable()
         self._writer.wait()
         before = self.disk_usage()
-        with kv_lock(self._locks, wait=False) as alone:
-            if alone:
+        with kv_lock(self._locks, wait=False) as is_locked:
+            if is_locked:
                 remove_unused(self._database, self._chunks)
                 sweep(self._database, self.space)
                 self._chunks.empty_quarantine()
@@ -372,7 +372,9 @@ class SessionStore:
         """Bytes on disk of chats' rows and named prompt caches with their folders, as `du` counts them: the value that
         `disk_limit` limits. Includes rows not yet written. `quick` lists only folders changed since the last call."""
         waiting = {
-            d: size for session in self._saver.sessions_waiting() for d, size in self._saver.waiting(session).items()
+            d: size
+            for session in self._saver.pending_sessions()
+            for d, size in self._saver.pending_sizes(session).items()
         }
         used = self.space.used_quickly() if quick else self.space.used()
         return used + self.space.growth(waiting)
@@ -408,5 +410,5 @@ class SessionStore:
             return verify(self._database, self.sessions, self.space, False, False, quick)
         self.check_writable()
         self._writer.wait()
-        with kv_lock(self._locks, wait=False) as alone:
-            return verify(self._database, self.sessions, self.space, repair, alone, quick)
+        with kv_lock(self._locks, wait=False) as is_locked:
+            return verify(self._database, self.sessions, self.space, repair, is_locked, quick)

@@ -26,7 +26,7 @@ from mlxkv.store.kv.commits import count_removal, is_commit, mark_unused, remove
 from mlxkv.store.kv.disk_usage import CacheFolder
 from mlxkv.store.records import as_text, as_time, is_chunk
 
-_TOLERATED = 86_400.0  # seconds: after a flight west, the day of the last backup may be tomorrow
+_TOLERANCE = 86_400.0  # seconds: after a flight west, the day of the last backup may be tomorrow
 
 
 class ProblemKind(StrEnum):
@@ -75,9 +75,9 @@ class VerifyReport:
 
 
 def verify(
-    database: Database, sessions: Sessions, folder: CacheFolder, repair: bool, alone: bool, quick: bool = False
+    database: Database, sessions: Sessions, folder: CacheFolder, repair: bool, is_locked: bool, quick: bool = False
 ) -> VerifyReport:
-    """See SessionStore.verify. `alone`: the caller holds the KV lock, so that orphaned files may be removed."""
+    """See SessionStore.verify. `is_locked`: the caller holds the KV lock, so that orphaned files may be removed."""
     problems = [*_check_database(database), *_check_search(database, repair)]
     turns, num_sessions, num_turns = _check_turns(database, sessions)
     problems += turns + _check_commits(database, repair)
@@ -97,7 +97,7 @@ def verify(
         elif not quick:
             num_bytes += size
     problems += _report_missing(database, folder.chunks, missing, num_chunks, repair)
-    problems += _check_orphans(database, folder, repair and alone)
+    problems += _check_orphans(database, folder, repair and is_locked)
     return VerifyReport(num_sessions, num_turns, num_chunks, num_bytes, folder.used(), folder.named(), tuple(problems))
 
 
@@ -235,4 +235,4 @@ def find_future_date(database: Database, now: float) -> FutureDate | None:
             day = datetime.datetime.fromisoformat(backup.day)
             found.append(FutureDate(f"the backup {backup.name}", day.timestamp()))
     latest = max(found, key=lambda future: future.date, default=None)
-    return latest if latest is not None and latest.date > now + _TOLERATED else None
+    return latest if latest is not None and latest.date > now + _TOLERANCE else None

@@ -90,7 +90,7 @@ def test_the_first_token_never_comes_later_than_by_the_better_way(folders: Folde
     for bps in speeds:
         restore[bps], tokens = trial.ttft(bps)
         assert tokens == num_tokens  # no prefill was measured yet: all of it
-    trial.store.measured_prefill(model(), TPS)
+    trial.store.set_prefill_speed(model(), TPS)
     worst, from_disk = 0.0, []
     for bps in [*speeds, *reversed(speeds)]:
         seconds, tokens = trial.ttft(bps)
@@ -106,7 +106,7 @@ def test_the_first_token_never_comes_later_than_by_the_better_way(folders: Folde
 def test_tokens_that_the_cache_holds_are_not_given_up_for_a_disk_that_was_slow(folders: Folders) -> None:
     trial = Trial(folders, 300)
     ids = trial.talk.cache.tokens
-    trial.store.measured_prefill(model(), TPS)
+    trial.store.set_prefill_speed(model(), TPS)
     trial.ttft(BPS_EVEN / 10)
     cache = FakeCache(dim=DIM)
     cache.feed(ids[:100])

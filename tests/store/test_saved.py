@@ -121,7 +121,7 @@ def test_prefix_keys_of_a_growing_log_are_those_of_a_whole_one() -> None:
         ends = a.to_bytes(8, "little") + b.to_bytes(8, "little")
         return hashlib.blake2b(b"seed" + log[:b].tobytes() + ends, digest_size=16).hexdigest()
 
-    rng, every = random.Random(1), PrefixKeys.EVERY
+    rng, every = random.Random(1), PrefixKeys.MARK_EVERY
     log = array("i", (rng.randrange(1 << 20) for _ in range(5 * every)))
     keys = PrefixKeys("seed")
     for end in (10, every, every + 1, 3 * every + 5, 2 * every, 5 * every):

@@ -226,7 +226,7 @@ def test_saves_after_each_other_share_a_thread_and_a_connection_until_one_fails(
 def test_the_thread_ends_by_itself_and_the_next_save_starts_another(
     folders: Folders, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mlxkv.store.kv.writer.LINGER", 0.0)
+    monkeypatch.setattr("mlxkv.store.kv.writer.KEEP_ALIVE", 0.0)
     with SessionStore.open(folders) as store:
         talk = Talk(store, FakeCache())
         threads = []

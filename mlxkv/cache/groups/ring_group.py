@@ -155,7 +155,7 @@ class RingGroup:
                     tensors[name] = Buffer(flat_bytes(x), width * x.itemsize, heads, rows)
         return Places(tuple(spans), tensors)
 
-    def imported(self, a: int, b: int) -> None:
+    def mark_imported(self, a: int, b: int) -> None:
         """Record that the rows of [a, b) were written to their places."""
         self._imported += self._wanted(a, b)
 

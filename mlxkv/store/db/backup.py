@@ -85,16 +85,16 @@ def make(
         path, n = folder / f"mlxkv-{today:%Y%m%d}-{n}.db", n + 1
     try:
         files.before("backup")
-        with temporary(folder) as aside:
-            create_empty(aside)  # 0600; SQLite fills an empty file
+        with temporary(folder) as copy:
+            create_empty(copy)  # 0600; SQLite fills an empty file
             with database_errors(data / "mlxkv.db"):
-                db.execute("VACUUM INTO ?", (aside.absolute().as_uri(),))  # a folder's name may be no text
-                check_copy(aside)
+                db.execute("VACUUM INTO ?", (copy.absolute().as_uri(),))  # a folder's name may be no text
+                check_copy(copy)
             files.before("fsync")
-            sync_path(aside)
-            _set_newest(aside, data)
+            sync_path(copy)
+            _set_newest(copy, data)
             files.before("rename")
-            os.replace(aside, path)
+            os.replace(copy, path)
         files.sync_folder(folder)
         _prune(data, files)
     except OSError as error:
@@ -175,7 +175,7 @@ def restore(folders: Folders, name: str, files: Files | None = None) -> Path | N
         raise StoreError(f"There is no backup {quoted(name)}; the backups are: {', '.join(known) or 'none'}.")
     backup = known[name.removesuffix(".db")].path
     check_copy(backup)
-    with store_lock(private_folder(data / "locks"), alone=True):
+    with store_lock(private_folder(data / "locks"), exclusive=True):
         try:
             return _replace_database(data, backup, files)
         except OSError as error:
@@ -188,20 +188,20 @@ def _replace_database(data: Path, backup: Path, files: Files) -> Path | None:
     with temporary(data) as fresh:
         with opened(backup, follow=False) as stream:
             files.write(fresh, iter(lambda: stream.read(1 << 20), b""), data)
-        aside = data / "backups" / f"mlxkv-{local_today():%Y%m%d}-replaced-{time.time_ns()}.db"
+        replaced = data / "backups" / f"mlxkv-{local_today():%Y%m%d}-replaced-{time.time_ns()}.db"
         there = f"{path.absolute().as_uri()}?mode=rw"
         with contextlib.suppress(sqlite3.Error), closing(sqlite3.connect(there, uri=True)) as db:
-            db.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # a readable database is set aside with its last turns
+            db.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # a readable database is set replaced with its last turns
         for ending in ("-wal", "-shm", ""):
             with contextlib.suppress(FileNotFoundError):
-                files.move(data / f"mlxkv.db{ending}", aside.with_name(f"{aside.name}{ending}"))
-        _set_newest(aside, data)
+                files.move(data / f"mlxkv.db{ending}", replaced.with_name(f"{replaced.name}{ending}"))
+        _set_newest(replaced, data)
         files.move(fresh, path)
         files.sync_folder(data)
     with contextlib.suppress(sqlite3.Error), closing(sqlite3.connect(path)) as db:
         store_id = db.execute("SELECT value FROM meta WHERE key = 'store'").fetchone()[0]
         files.write(data / "store.json", [json.dumps({"format": 1, "store": store_id}).encode()], data)
-    return aside if regular_size(aside) is not None else None
+    return replaced if regular_size(replaced) is not None else None
 
 
 def _prune(data: Path, files: Files) -> None:

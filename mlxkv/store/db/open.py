@@ -88,10 +88,10 @@ def _migrate(db: sqlite3.Connection, data: Path, files: Files, lock: StoreLock) 
         StoreError: such a process has it open, or the backup failed. CorruptError: the database is damaged.
     """
     for attempt in range(ATTEMPTS):
-        with lock.alone() as alone:
+        with lock.exclusive() as is_exclusive:
             if not needs_migration(db, data / DATABASE):
                 return  # another process has done it
-            if alone:
+            if is_exclusive:
                 Database(db, data / DATABASE).quick_check()  # damage would be carried over, or fail a migration
                 backup.make(db, data, files, suffix=f"-v{db.execute('PRAGMA user_version').fetchone()[0]}")
                 migrate(db, files.before)

@@ -39,7 +39,7 @@ def search(db: sqlite3.Connection, text: str, limit: int) -> list[SearchHit]:
         found = [*_titles(db, query), *_turns(db, query, limit)]
     has_signs = any(not _is_word(c) and not c.isspace() and c != '"' for c in text)
     if has_signs or len(found) < limit:
-        literal = _literal(db, text, limit)
+        literal = _literal_hits(db, text, limit)
         found = [*literal, *found] if has_signs else [*found, *literal]
     unique = {(hit.session_id, hit.turn): hit for hit in reversed(found)}  # the first of each
     return [hit for hit in found if unique[hit.session_id, hit.turn] is hit][:limit]
@@ -59,7 +59,7 @@ def _is_word(character: str) -> bool:
     return character.isalnum() or unicodedata.category(character)[0] == "M"
 
 
-def _literal(db: sqlite3.Connection, text: str, limit: int) -> list[SearchHit]:
+def _literal_hits(db: sqlite3.Connection, text: str, limit: int) -> list[SearchHit]:
     """Titles, then messages, that contain every part of `text` literally, ignoring case, width and accents; newest
     first. Reads every text."""
     parts = [phrase or word for phrase, word in _TERM.findall(text) if phrase or word] or [text]
@@ -69,7 +69,7 @@ def _literal(db: sqlite3.Connection, text: str, limit: int) -> list[SearchHit]:
     out = [
         _hit(chat, title, None, "title", title, _places(wanted, title))
         for chat, title in _chats(db)
-        if all(part.is_in(title) for part in wanted) and not _is_beginning(db, chat, title)
+        if all(part.is_in(title) for part in wanted) and not _repeats_message(db, chat, title)
     ]
     for session, title, i, role, *texts in db.execute(
         "SELECT s.id, s.title, t.i, t.role, t.text, t.thinking FROM session s JOIN turn t ON t.session = s.id"
@@ -125,7 +125,7 @@ def _titles(db: sqlite3.Connection, query: str) -> list[SearchHit]:
     return [
         _hit(chat, title, None, "title", title, _spans(title, marked, marks))
         for chat, title, marked in found
-        if not _is_beginning(db, chat, title)
+        if not _repeats_message(db, chat, title)
     ]
 
 
@@ -154,7 +154,7 @@ def _chats(db: sqlite3.Connection) -> list[tuple[str, str]]:
     ]
 
 
-def _is_beginning(db: sqlite3.Connection, session_id: str, title: str) -> bool:
+def _repeats_message(db: sqlite3.Connection, session_id: str, title: str) -> bool:
     """Whether the title is the beginning of the first message, which it is unless the user renamed the chat."""
     row = db.execute("SELECT text FROM turn WHERE session = ? AND i = 0", (session_id,)).fetchone()
     return row is not None and as_text(row[0]).lstrip().startswith(_FORK.sub("", title).rstrip("…"))
@@ -163,7 +163,7 @@ def _is_beginning(db: sqlite3.Connection, session_id: str, title: str) -> bool:
 def _hit(session_id: str, title: str, turn: int | None, role: str, text: str, spans: Sequence[Span]) -> SearchHit:
     """A hit with one line of the text around the first match."""
     snippet, marks = "", []
-    for piece, is_match in _around(text, spans):
+    for piece, is_match in _snippet_pieces(text, spans):
         one_line = _SPACE.sub(" ", piece)
         if is_match and one_line:
             marks.append((len(snippet), len(snippet) + len(one_line)))
@@ -171,7 +171,7 @@ def _hit(session_id: str, title: str, turn: int | None, role: str, text: str, sp
     return SearchHit(session_id, title, turn, role, snippet, tuple(marks))
 
 
-def _around(text: str, spans: Sequence[Span]) -> Iterator[tuple[str, bool]]:
+def _snippet_pieces(text: str, spans: Sequence[Span]) -> Iterator[tuple[str, bool]]:
     """The text around the first match, in pieces, and whether each is a match."""
     first, last = spans[0] if spans else (0, 0)
     at, end = max(first - _AROUND, 0), min(last + _AROUND, len(text))

@@ -115,11 +115,11 @@ class _Reader:
         params = self.params(table)
         model = self.model(table.get("model"))
         times = self.time(table, "created"), self.time(table, "updated")
-        more = self.since_2(table) if form == FORMAT else {}
+        more = self.fields_of_2(table) if form == FORMAT else {}
         record = SessionRecord("", title, *times, model, system, params, None, None, turns, log, head, **more)
         return record, table.get("kv")
 
-    def since_2(self, table: dict[str, Any]) -> dict[str, Any]:
+    def fields_of_2(self, table: dict[str, Any]) -> dict[str, Any]:
         """The fields that "mlxkv chat 1" lacks."""
         kind, clock, seed = (table.get(key) for key in ("kind", "clock", "seed"))
         if kind not in KINDS:

@@ -74,7 +74,7 @@ class PrefixKeys:
     prefixes of the log are remembered (marks), so that a key only hashes the ids since the last one.
     """
 
-    EVERY = 1024  # ids between two marks
+    MARK_EVERY = 1024  # ids between two marks
 
     def __init__(self, seed: str) -> None:
         self._ends = [0]
@@ -89,10 +89,10 @@ class PrefixKeys:
         """The key of rows [a, b) of `log`, whose first `shared` ids (default: all) are those of the marks."""
         view = memoryview(log).cast("B")
         most = b if shared is None else min(b, shared)
-        while self._ends[-1] + self.EVERY <= most:
+        while self._ends[-1] + self.MARK_EVERY <= most:
             end, mark = self._ends[-1], self._marks[-1].copy()
-            mark.update(view[4 * end : 4 * (end + self.EVERY)])
-            self._ends.append(end + self.EVERY)
+            mark.update(view[4 * end : 4 * (end + self.MARK_EVERY)])
+            self._ends.append(end + self.MARK_EVERY)
             self._marks.append(mark)
         at = bisect_right(self._ends, most) - 1
         h = self._marks[at].copy()

@@ -88,7 +88,7 @@ def load(
             read_chunk(read, _shapes(read), _places(read), chunks, keep_reading)
     for read in direct:
         for part in read.parts:
-            read.group.imported(*part)  # type: ignore[attr-defined]  # it is RowPlaces as well
+            read.group.mark_imported(*part)  # type: ignore[attr-defined]  # it is RowPlaces as well
     for read in reads:
         if not isinstance(read.group, RowPlaces):
             _load_arrays(read, chunks, keep_reading)

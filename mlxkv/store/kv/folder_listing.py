@@ -30,7 +30,7 @@ class _Folder:
     used: int
 
 
-_GONE = _Folder(0, False, {}, 0)
+_NO_FOLDER = _Folder(0, False, {}, 0)
 
 
 class Listing:
@@ -50,7 +50,7 @@ class Listing:
                 try:
                     info = os.lstat(f"{root}/{name}" if name else root)
                     used += info.st_blocks * 512
-                    found = known.get(name, _GONE)
+                    found = known.get(name, _NO_FOLDER)
                     if not found.is_settled or found.mtime_ns != info.st_mtime_ns:
                         found = _listed(f"{root}/{name}", info.st_mtime_ns, deep=bool(name))
                 except OSError:  # it was just removed
@@ -62,7 +62,7 @@ class Listing:
     def folder(self, name: str) -> Mapping[str, int]:
         """Sizes of the regular files of a subfolder by name, as of the last `refresh`; the same object until it is
         listed again."""
-        return self._folders.get(name, _GONE).sizes
+        return self._folders.get(name, _NO_FOLDER).sizes
 
 
 def _subfolders(root: str) -> list[str]:

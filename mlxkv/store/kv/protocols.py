@@ -25,7 +25,7 @@ class RowPlaces(Protocol):
         """Places for `parts` of the rows [a, b) of a whole chunk. Drop them before the cache is used."""
         ...
 
-    def imported(self, a: int, b: int) -> None:
+    def mark_imported(self, a: int, b: int) -> None:
         """Note that the rows [a, b) were read into their places."""
         ...
 

@@ -70,7 +70,7 @@ class _Removed:
         remove_chunks(db, digests)
         return cls(chunks, refs)
 
-    def put_back(self, db: sqlite3.Connection, digests: Collection[str]) -> None:
+    def reinsert(self, db: sqlite3.Connection, digests: Collection[str]) -> None:
         """Insert the rows of `digests` again; a commit that was deleted meanwhile needs none."""
         for row in self.chunks:
             if row[0] in digests:
@@ -214,7 +214,7 @@ class Quota:
             if stuck := {digest for digest in victims.digests if os.path.lexists(chunks.path(digest))}:
                 self._stuck |= stuck
                 with database.writing() as db:
-                    victims.put_back(db, stuck)
+                    victims.reinsert(db, stuck)
             chunks.drop_empty_folders()
             used = self.space.used()
         return used

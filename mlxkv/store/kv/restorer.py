@@ -32,7 +32,7 @@ from mlxkv.token_ids import common_prefix
 
 MIN_SHARED = 32  # tokens; a prefill of fewer takes no time
 SMALL = 4 << 20  # bytes that any disk reads in no time: restored whatever the rate
-_TRIAL = 0.03  # of the time of a prefill: how long a restore may take before its rate is judged
+_TRIAL_SHARE = 0.03  # of the time of a prefill: how long a restore may take before its rate is judged
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class ReadRate:
         with self._lock:
             self._done += num_bytes
             seconds = self._clock() - self._started
-            if self._prefill_s is None or seconds < _TRIAL * self._prefill_s:
+            if self._prefill_s is None or seconds < _TRIAL_SHARE * self._prefill_s:
                 return True
             return (self._num_bytes - self._done) * seconds <= self._prefill_s * self._done
 

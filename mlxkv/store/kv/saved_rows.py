@@ -84,7 +84,7 @@ class SavedRows:
         self._sizes: dict[str, int] = {}  # of all chunks that the session refers to,
         self.states: set[str] = set()  # and which of them are recurrent states
         self._by_folder: dict[str, set[str]] = defaultdict(set)  # `chunks`
-        self._looked_at: dict[str, Mapping[str, int]] = {}  # folders as they were then
+        self._checked_folders: dict[str, Mapping[str, int]] = {}  # folders as they were then
         self.chunks: dict[str, SavedChunk] = {}
         self.groups: dict[str, GroupRows] = {}
         self.missing: dict[str, SavedChunk] = {}
@@ -178,9 +178,9 @@ class SavedRows:
         missing = []
         for name, digests in self._by_folder.items():
             sizes = self._listing.folder(name)
-            if self._looked_at.get(name) is not sizes:
+            if self._checked_folders.get(name) is not sizes:
                 missing += [d for d in digests if sizes.get(f"{d}.safetensors") != self.chunks[d].size]
-                self._looked_at[name] = sizes
+                self._checked_folders[name] = sizes
         self.missing.update((digest, self.chunks[digest]) for digest in missing)
         self._discard(missing)
 
@@ -191,7 +191,7 @@ class SavedRows:
         self.group(chunk.head.group).add(chunk)
         self.missing.pop(chunk.digest, None)
         self._by_folder[chunk.digest[:2]].add(chunk.digest)
-        self._looked_at.pop(chunk.digest[:2], None)
+        self._checked_folders.pop(chunk.digest[:2], None)
 
     def _discard(self, digests: Iterable[str]) -> None:
         by_group: dict[str, list[str]] = defaultdict(list)

@@ -27,7 +27,7 @@ class Saver:
         self._chunks, self._quota, self._writer = chunks, quota, writer
         self.planner = SavePlanner(sessions, chunks)
         self._newest: dict[str, tuple[Job, Mapping[str, int]]] = {}  # of a session, with its chunks' sizes by digest
-        self._told: dict[str, str] = {}  # the last notice of a session, which is not repeated
+        self._last_notices: dict[str, str] = {}  # of a session, not to be repeated
 
     def save(self, session_id: str, cache: KVCacheLike, model: ModelIdentity, rng: bytes | None) -> KVCommit:
         """Return once the cache may change; see SessionStore.save_kv."""
@@ -58,26 +58,26 @@ class Saver:
         job, _ = self._newest.pop(session_id, (None, {}))
         if job is None or job.failure is None:
             return None
-        return self._once(session_id, f"{job.failure} The chat itself is saved.")
+        return self._unless_repeated(session_id, f"{job.failure} The chat itself is saved.")
 
     def wait(self, session_id: str) -> None:
         """Wait until no save of the session is running; `flush` reports its error."""
         if session_id in self._newest:
             self._writer.wait(self._newest[session_id][0])
 
-    def waiting(self, session_id: str) -> Mapping[str, int]:
+    def pending_sizes(self, session_id: str) -> Mapping[str, int]:
         """Sizes by digest of the session's chunks that are being written. Call before reading the database."""
         job, sizes = self._newest.get(session_id, (None, {}))
         return sizes if job is not None and not job.is_done else {}
 
-    def sessions_waiting(self) -> list[str]:
-        return [session_id for session_id in self._newest if self.waiting(session_id)]
+    def pending_sessions(self) -> list[str]:
+        return [session_id for session_id in self._newest if self.pending_sizes(session_id)]
 
     def _submit(
         self, session_id: str, cache: KVCacheLike, model: ModelIdentity, rng: bytes | None
     ) -> tuple[Job | None, KVCommit]:
         plan = self._plan(session_id, cache, model, rng)
-        notice = self._once(session_id, plan.notice)
+        notice = self._unless_repeated(session_id, plan.notice)
         if not plan.pos:
             return None, KVCommit(0, 0, notice)
         new, sizes = 0, dict[str, int]()
@@ -110,11 +110,11 @@ class Saver:
         notice = f"{what} of this chat's KV cache fits {self._quota.description}; raise `disk_limit`."
         return replace(plan, notice=notice)
 
-    def _once(self, session_id: str, notice: str | None) -> str | None:
+    def _unless_repeated(self, session_id: str, notice: str | None) -> str | None:
         """The notice; None if it repeats the last one, apart from numbers."""
-        if notice is None or self._told.get(session_id) == (text := re.sub(r"[\d,]+", "#", notice)):
+        if notice is None or self._last_notices.get(session_id) == (text := re.sub(r"[\d,]+", "#", notice)):
             return None
-        self._told[session_id] = text
+        self._last_notices[session_id] = text
         return notice
 
 

@@ -28,9 +28,9 @@ from mlxkv.store.kv.save_plan import Plan
 
 ATTEMPTS = 3  # another program may remove a chunk before the commit refers to it
 MAX_WAITING = 64 << 20  # bytes submitted and not written yet; above that the engine thread waits
-LINGER = 1.0  # seconds that the thread and its connection wait for another save
-BLINK = 0.3  # seconds; a shorter save is not reported
-EVERY = 1.0  # seconds between two reports
+KEEP_ALIVE = 1.0  # seconds that the thread and its connection wait for another save
+REPORT_AFTER = 0.3  # seconds; a shorter save is not reported
+REPORT_EVERY = 1.0  # seconds between two reports
 _log = logging.getLogger("mlxkv.store")
 
 
@@ -46,22 +46,22 @@ class Progress:
         self._clock = clock
         self._done = self._total = 0
         self._due = 0.0
-        self._told = False
+        self._has_reported = False
 
     def begin(self, total: int) -> None:
-        self._done, self._total, self._told = 0, max(1, total), False
-        self._due = self._clock() + BLINK
+        self._done, self._total, self._has_reported = 0, max(1, total), False
+        self._due = self._clock() + REPORT_AFTER
 
     def add(self, size: int) -> None:
         """Count bytes that need no more writing."""
         self._done += size
         if self._clock() >= self._due and self.tell is not None:
-            self._due, self._told = self._clock() + EVERY, True
+            self._due, self._has_reported = self._clock() + REPORT_EVERY, True
             self.tell(min(self._done, self._total - 1), self._total)
 
     def end(self) -> None:
         """Report the end of a save, done or failed."""
-        if self._told and self.tell is not None:
+        if self._has_reported and self.tell is not None:
             self.tell(self._total, self._total)
 
 
@@ -157,7 +157,7 @@ class Writer:
         database: Database | None = None
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._jobs or self._is_closing, LINGER)
+                self._changed.wait_for(lambda: self._jobs or self._is_closing, KEEP_ALIVE)
                 if not self._jobs:
                     self._is_running = False  # under the lock: a save submitted from now on starts a new thread
                     break
