@@ -232,7 +232,7 @@ def _read_fd(fd: int, rules: Rules) -> Header:
 
 
 def pread(fd: int, count: int, offset: int) -> bytes:
-    """`count` bytes from `offset` on; fewer where the file ends earlier."""
+    """`count` bytes from `offset` on; fewer if the file ends earlier."""
     parts = []
     while count > 0 and (part := os.pread(fd, count, offset)):
         parts.append(part)

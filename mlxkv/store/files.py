@@ -33,7 +33,7 @@ class Files:
         self.before = before
 
     def write(self, path: Path, parts: Iterable[bytes | memoryview], tmp: Path) -> int:
-        """Write `path` atomically, mode 0600, via a new file in the folder `tmp` (same disk). Returns its bytes.
+        """Write `path` atomically, mode 0600, via a new file in the folder `tmp` (same disk). Returns its size.
 
         Raises:
             OSError: nothing was left behind and `path` is unchanged.
@@ -63,7 +63,8 @@ class Files:
         Raises:
             StoreError: there is no such folder, `path` is no regular file, or the disk is full or fails.
         """
-        check_folder(path)
+        if not os.path.isdir(path.parent):
+            raise StoreError(f"The folder {shortened(path.parent)} does not exist; make it first.")
         try:
             check_regular(target := Path(os.path.realpath(path)))
             return self.write(target, parts, target.parent)
@@ -159,14 +160,8 @@ def temporary(folder: Path) -> Iterator[Path]:
         raise
 
 
-def check_folder(path: Path) -> None:
-    """Raises StoreError if the folder of `path` does not exist."""
-    if not os.path.isdir(path.parent):
-        raise StoreError(f"The folder {shortened(path.parent)} does not exist; make it first.")
-
-
 def pieces(file: IO[bytes], size: int) -> Iterator[bytes]:
-    """The next `size` bytes of the file in pieces; fewer where it ends earlier."""
+    """The next `size` bytes of the file in pieces; fewer if it ends earlier."""
     while size > 0 and (data := file.read(min(size, 1 << 20))):
         size -= len(data)
         yield data

@@ -191,7 +191,7 @@ def _replace_database(data: Path, backup: Path, files: Files) -> Path | None:
         replaced = data / "backups" / f"mlxkv-{local_today():%Y%m%d}-replaced-{time.time_ns()}.db"
         there = f"{path.absolute().as_uri()}?mode=rw"
         with contextlib.suppress(sqlite3.Error), closing(sqlite3.connect(there, uri=True)) as db:
-            db.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # a readable database is set replaced with its last turns
+            db.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # so that a readable database keeps its last turns
         for ending in ("-wal", "-shm", ""):
             with contextlib.suppress(FileNotFoundError):
                 files.move(data / f"mlxkv.db{ending}", replaced.with_name(f"{replaced.name}{ending}"))

@@ -204,7 +204,7 @@ class _Reader:
             calls = self.items(turn, "tool_calls", {"id", "name", "arguments"}, where)
             for call in calls:
                 self.text(call, "arguments")
-                self.names(call, "name", "id")
+                self.check_names(call, "name", "id")
             out["tool_calls"] = tuple(ToolCall(**call) for call in calls)
         if "attachments" in turn:
             files = self.items(turn, "attachments", {"name", "media_type", "start", "end"}, where)
@@ -212,11 +212,11 @@ class _Reader:
                 start, end = file["start"], file["end"]
                 if type(start) is not int or type(end) is not int or not 0 <= start <= end <= length:
                     self.refuse(f"an attachment of {where} must be within its {length:,} characters", (start, end))
-                self.names(file, "name", "media_type")
+                self.check_names(file, "name", "media_type")
             out["attachments"] = tuple(Attachment(**file) for file in files)
         return out
 
-    def names(self, table: Mapping[str, Any], *keys: str) -> None:
+    def check_names(self, table: Mapping[str, Any], *keys: str) -> None:
         for key in keys:
             self.text(table, key, _MAX_NAME)
 

@@ -23,7 +23,7 @@ from mlxkv.errors import CorruptError, MismatchError, StoreError
 from mlxkv.safetensors.header import MAX_HEADER, Header, num_bytes, read_header
 from mlxkv.safetensors.writer import encode_header, flat_bytes
 from mlxkv.store.db.history import pack_ids, to_json, unpack_ids
-from mlxkv.store.files import Files, Step, check_folder, no_step
+from mlxkv.store.files import Files, Step, no_step
 from mlxkv.store.identity import ModelIdentity, first_difference, model_parts, spec_parts
 from mlxkv.store.kv.arrays import load_arrays, to_tensors
 from mlxkv.store.kv.chunk_format import check_tensors, hash_file
@@ -78,7 +78,6 @@ def write_prompt_file(
     if len(text) > MAX_PROMPT:
         raise StoreError(f"The text of this prompt cache takes {len(text):,} bytes; the limit is {MAX_PROMPT:,}.")
     parts, header = _plan(cache, len(ids), len(text), metadata)
-    check_folder(path)
     shapes = _shapes(cache, len(ids), len(text), parts).values()
     check_size(len(header) + sum(num_bytes(dtype, shape) for shape, dtype in shapes))
     return Files(before).overwrite(path, _bytes(header, ids.tobytes(), cache, parts, text), "The prompt cache ")

@@ -20,7 +20,7 @@ from mlxkv.cache.interchange import KINDS, LayerState
 from mlxkv.errors import ConfigError, CorruptError, StoreError, escaped
 from mlxkv.safetensors.header import MAX_DIM, Header, Tensor, read_header
 from mlxkv.safetensors.writer import encode_header, flat_bytes
-from mlxkv.store.files import Files, Step, check_folder, no_step
+from mlxkv.store.files import Files, Step, no_step
 from mlxkv.store.kv.arrays import dtype_name, load_arrays
 from mlxkv.store.kv.disk_usage import CheckSize, no_limit
 
@@ -81,7 +81,6 @@ def write_mlx_lm(
         header = encode_header(sized, _metadata(layers, version, metadata))
     except ValueError as error:
         raise StoreError(f"This cache does not fit into a file of mlx-lm's ({error}).") from error
-    check_folder(path)
     check_size(len(header) + sum(size for *_, size in sized))
     return Files(before).overwrite(path, _bytes(header, tensors), "The prompt cache ")
 
