@@ -91,7 +91,7 @@ class SessionRecord:
     `id` is empty, and `parent` None, in a session that was read from a document and is in no store yet. `clock` is the
     time that the chat template prints, ISO 8601 with offset; None in chats of older versions, which print `created`.
     `settings` are the chat's own, by name; `preset` is the name they were taken from. `origin` identifies an imported
-    chat where it came from. `seed` seeds the keys that tokens are sampled with.
+    chat at its source. `seed` seeds the keys that tokens are sampled with.
     """
 
     id: str

@@ -327,7 +327,7 @@ class SessionStore:
 
     def borrow_kv(self, cache: KVCacheLike, model: ModelIdentity, ids: Sequence[int], held: int = 0) -> Restored:
         """`restore_kv` for an unsaved chat, from saved chats with the same prefix. Writes nothing: records no use, and
-        skips damaged chunks where they are."""
+        leaves damaged chunks in place."""
         return self._restorer.restore(None, cache, model, ids, held)
 
     def set_prefill_speed(self, model: ModelIdentity, tokens_per_second: float) -> None:

@@ -111,7 +111,7 @@ def _check_database(database: Database) -> list[Problem]:
 
 def _check_search(database: Database, repair: bool) -> list[Problem]:
     if database.read_only:
-        return []  # FTS5 checks its index only where it could write
+        return []  # FTS5 checks its index only in a writable database
     try:
         with database.writing() as db:
             if is_intact(db):
@@ -138,7 +138,7 @@ def _check_turns(database: Database, sessions: Sessions) -> tuple[list[Problem],
 
 
 def _check_commits(database: Database, repair: bool) -> list[Problem]:
-    """Damaged commits. One that merely left the digest chain is fine."""
+    """Damaged commits. One that only left the digest chain is valid."""
     bad: list[tuple[int, str]] = []
     with database.reading() as db:
         for commit_id, session, *fields, digest in db.execute(

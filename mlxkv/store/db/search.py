@@ -29,7 +29,7 @@ Span = tuple[int, int]
 
 def search(db: sqlite3.Connection, text: str, limit: int) -> list[SearchHit]:
     """Titles, then messages, with every word and "quoted phrase" of `text`, best first; the last word may be a prefix.
-    A title that merely repeats its chat's first message is found as that message.
+    A title that only repeats its chat's first message is found as that message.
 
     Literal matches, also inside words, follow; if `text` holds punctuation, they come first.
     """

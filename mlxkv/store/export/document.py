@@ -50,7 +50,7 @@ _MAX_EXTRA = 1024  # tool calls or attachments of one turn
 
 def to_document(record: SessionRecord) -> dict[str, Any]:
     """Everything about a session as JSON values; times are UNIX seconds. `origin` identifies a chat that is imported
-    twice: where it came from, else this session."""
+    twice: its source, else this session."""
     return {
         "format": FORMAT,
         **{name: getattr(record, name) for name in _AS_STORED},

@@ -1,4 +1,4 @@
-"""Read chunk files into a cache: straight into its buffers where its groups offer places, else as arrays to import.
+"""Read chunk files into a cache: straight into its buffers if its groups offer places, else as arrays to import.
 
 Bytes are hashed while they are in the processor's cache; no row may be used before its whole chunk was verified. Large
 restores read several chunks at once, on threads that touch no MLX. The engine thread calls `load`.
@@ -88,7 +88,7 @@ def load(
             read_chunk(read, _shapes(read), _places(read), chunks, keep_reading)
     for read in direct:
         for part in read.parts:
-            read.group.mark_imported(*part)  # type: ignore[attr-defined]  # it is RowPlaces as well
+            read.group.mark_imported(*part)  # type: ignore[attr-defined]  # it is a RowPlaces too
     for read in reads:
         if not isinstance(read.group, RowPlaces):
             _load_arrays(read, chunks, keep_reading)

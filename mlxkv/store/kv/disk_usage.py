@@ -24,7 +24,7 @@ _TEMPORARY = ".mlxkv-"  # prefix of files that are being written
 BLOCK = 4096  # bytes; file systems allocate such pieces
 
 CheckSize = Callable[[int], object]
-"""Called with the size of a file before its first byte is written; raises where it does not fit."""
+"""Called with the size of a file before its first byte is written; raises if it does not fit."""
 
 
 def no_limit(size: int) -> None:

@@ -1,6 +1,6 @@
 """Prefault memory before rows are read into it: page faults one by one take longer than the reading.
 
-Linux 5.14 or newer; elsewhere, and where the kernel declines, nothing happens and pages fault one by one. No MLX; any
+Linux 5.14 or newer; elsewhere, and if the kernel declines, nothing happens and pages fault one by one. No MLX; any
 thread.
 """
 

@@ -29,7 +29,7 @@ from mlxkv.system.regular_file import parse_json
 FILE_HEADER = 512  # bytes, and for each tensor:
 TENSOR_HEADER = 128
 HEADROOM = 8 * BLOCK  # bytes; a write may also need a folder, and a folder may grow
-MARGIN = 4 * BLOCK  # bytes left free where nothing is written: a new folder must still fit
+MARGIN = 4 * BLOCK  # bytes left free when nothing is written: a new folder must still fit
 
 
 @dataclass

@@ -55,7 +55,7 @@ def rows_per_chunk(row_bytes: int) -> int:
 
 class Grid:
     """Positions where a group's chunks may end: multiples of the chunk size beyond the sinks, so that a prefix is cut
-    the same in every session, and the last whole block where both sides are long enough."""
+    the same in every session, and the last whole block if both sides are long enough."""
 
     def __init__(self, group: LayerGroup) -> None:
         self.sinks, self.block = group.sinks, max(1, group.block)

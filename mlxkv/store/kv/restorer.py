@@ -31,7 +31,7 @@ from mlxkv.system.regular_file import parse_json
 from mlxkv.token_ids import common_prefix
 
 MIN_SHARED = 32  # tokens; a prefill of fewer takes no time
-SMALL = 4 << 20  # bytes that any disk reads in no time: restored whatever the rate
+SMALL = 4 << 20  # bytes that any disk reads in no time: restored at any rate
 _TRIAL_SHARE = 0.03  # of the time of a prefill: how long a restore may take before its rate is judged
 
 
@@ -86,7 +86,7 @@ class Restorer:
     """The restores of one store. `planner` remembers the saved rows of open sessions.
 
     `prefill_tps`: the measured prefill of models by id, in tokens per second. A restore that would take longer is given
-    up. That costs the tokens the cache holds: where it holds some, the rate of the last restore is compared first.
+    up. That costs the tokens the cache holds: if it holds some, the last rate is checked first.
     """
 
     def __init__(self, sessions: Sessions, chunks: ChunkFiles, planner: SavePlanner) -> None:
@@ -256,4 +256,4 @@ def _difference(
         old_spec = parse_json(db.execute("SELECT json FROM spec WHERE id = ?", (commit[1],)).fetchone()[0])
         return first_difference(model_parts(old), model_parts(model.parts)) or first_difference(old_spec, parts)
     except (ValueError, TypeError, KeyError, AttributeError):
-        return None  # the description of the commit's model or spec is damaged as well
+        return None  # the description of the commit's model or spec is damaged too

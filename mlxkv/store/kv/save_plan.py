@@ -30,7 +30,7 @@ class Plan:
 
     `turn` is the head of the history the rows were computed from; `needed` are the ranges of each group that continuing
     at `pos` takes. `saved` are the chunks of earlier saves, `saved_bytes` in all, without `missing`, whose files have
-    vanished. `states` are the recurrent states of earlier saves, None where they are not known.
+    vanished. `states` are the recurrent states of earlier saves, None if unknown.
     """
 
     session_id: str
