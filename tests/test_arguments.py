@@ -190,7 +190,7 @@ REFUSED: list[tuple[str, Call, type[MlxkvError], str]] = [
     ("chat.load", lambda o: o.chat.load("sky"), ArgumentError, r"must be a SessionRecord: `Model.resume` takes"),
     ("aside", lambda o: o.chat.aside(None), ArgumentError, r"`text` is None"),
     ("aside empty", lambda o: o.chat.aside(""), PromptError, r"The question is empty"),
-    ("num_to_prefill", lambda o: o.chat.num_to_prefill(1), ArgumentError, r"`text` is 1"),
+    ("num_to_read", lambda o: o.chat.num_to_read(1), ArgumentError, r"`text` is 1"),
     ("thinking", lambda o: setattr(o.chat, "thinking", "maybe"), ArgumentError, r"`thinking` is 'maybe'"),
     ("system", lambda o: setattr(o.chat, "system", "x"), ConfigError, r"cannot be changed"),
     # the store

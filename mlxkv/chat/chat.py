@@ -174,13 +174,13 @@ class Chat:
         return self._gate.start(lambda cancelled: self._aside(text, replace(options, cancelled=cancelled)))
 
     @public(text=text)
-    def num_to_prefill(self, text: str) -> int:
+    def num_to_read(self, text: str) -> int:
         """The number of tokens that `aside` would prefill: the question, and any of the chat that the cache lacks."""
         ids = self._history.aside_prompt(text, self.thinking, self.cache.log).ids
         return len(ids) - self.cache.rewind_target(min(common_prefix(self.cache.log, ids), len(ids) - 1))
 
     @public()
-    def prefill(self) -> Iterator[PrefillProgress]:
+    def read(self) -> Iterator[PrefillProgress]:
         """Prefill the tokens of the chat that the cache lacks, before the next message. `cancel` stops it.
 
         Raises:
@@ -388,6 +388,10 @@ class Chat:
     def messages(self) -> tuple[Message, ...]:
         """All messages, without the system prompt."""
         return self._conversation.messages
+
+    @property
+    def num_messages(self) -> int:
+        return len(self.turns)
 
     @property
     def turns(self) -> tuple[TurnRecord, ...]:

@@ -49,7 +49,7 @@ def plan(chat: Chat, model: str, can_summarise: bool) -> CompactPlan:
         older_messages=first,
         older_tokens=places[first][0],
         evicted_tokens=min(chat.cache.num_evicted, places[first][0]),
-        ask_tokens=chat.num_to_prefill(request(summary)) if summary else 0,
+        ask_tokens=chat.num_to_read(request(summary)) if summary else 0,
         summary_tokens=summary,
     )
 

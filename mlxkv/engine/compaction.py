@@ -80,7 +80,7 @@ def _open_branch(
     context.set_saved(SaveState.SAVED if context.save else SaveState.OFF)
     notice = ""
     try:
-        events = branch.prefill()
+        events = branch.read()
         context.apply_earlier_stop()
         yield from events
     except OutOfMemoryError as error:

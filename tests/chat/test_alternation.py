@@ -212,7 +212,7 @@ def test_going_back_and_on_in_such_a_chat(model: Model, way: str) -> None:
     twin.close()
 
     short = chat.abridge(chat.turns[2:], num_pinned=0)
-    list(short.prefill())
+    list(short.read())
     answered(model, short, "four")
     assert joined in prompt_of(model, short)
     short.close()

@@ -93,7 +93,7 @@ def test_whatever_a_chat_can_do_keeps_its_date(dated: Model, now: Clock) -> None
     for text in ("hi " * 30, "and?", "or?", "so?"):
         say(chat, text)
     now.tomorrow()
-    assert chat.num_to_prefill("what was it?") < 80
+    assert chat.num_to_read("what was it?") < 80
     assert all_reused(chat.fork(), "a fork")
     fork = chat.fork(2)
     assert say(fork, "another").stats.cached_tokens > 100
@@ -109,7 +109,7 @@ def test_whatever_a_chat_can_do_keeps_its_date(dated: Model, now: Clock) -> None
     for text in ("and?", "so?"):
         say(chat, text)
     short = branch(chat, plan(chat, "tiny", can_summarise=False), None)
-    list(short.prefill())
+    list(short.read())
     assert front(dated, short) == "today 2026-02-03 23<|im_end|>"
     assert all_reused(short)
 

@@ -38,7 +38,7 @@ def saved(model: Model, *texts: str, **more: Any) -> mlxkv.Chat:
 def compacted(model: Model) -> str:
     chat = saved(model, "what is a cache", "and a ring", system="be brief")
     twin = chat.abridge(chat.turns, num_pinned=2, title="talk · compact")
-    list(twin.prefill())
+    list(twin.read())
     say(twin, "more")
     chat.close()
     session = done(twin)

@@ -350,7 +350,7 @@ def test_a_download_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_would_not_fit_is_asked_about_before_its_first_byte(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
     """A name that was typed, and is in no catalogue: the hub knows its size."""
-    plan = Plan("org/large", None, "c", (RemoteFile("model.safetensors", 2 * 10**10, None, False),), 0)
+    plan = Plan("org/large", None, "c", (RemoteFile("model.safetensors", 2 * 10**10, "b" * 40, False),), 0)
     fetched: list[str] = []
 
     def download(repo: str, *_: object, check: Callable[[Plan], None], **__: object) -> None:

@@ -37,7 +37,7 @@ def begin(chat: Chat, how: str) -> Any:
             return chat.aside("what was that?")
         case _:
             chat.forget()
-            return chat.prefill()
+            return chat.read()
 
 
 WAYS = ("send", "retry", "edit", "continue_reply", "aside", "prefill")
@@ -78,7 +78,7 @@ REFUSED: dict[str, Callable[[Chat], object]] = {
     "edit": lambda chat: chat.edit(0, "x"),
     "continue_reply": lambda chat: chat.continue_reply(),
     "aside": lambda chat: chat.aside("x"),
-    "prefill": lambda chat: chat.prefill(),
+    "read": lambda chat: chat.read(),
     "undo": lambda chat: chat.undo(),
     "rewind": lambda chat: chat.rewind(0),
     "fork": lambda chat: chat.fork(),

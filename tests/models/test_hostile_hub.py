@@ -338,7 +338,7 @@ def test_a_link_in_the_cache_leads_nowhere_else(
 
 @pytest.mark.parametrize("place", ["refs/main", f"snapshots/{COMMIT}/config.json", "blobs/partial"])
 def test_a_file_outside_is_not_written_through_a_link(place: str, fake: FakeHub, hub: Hub, tmp_path: Path) -> None:
-    blob = next(file for file in plan_download(REPO, hub=hub).files if file.path == "config.json").blob
+    blob = next(file for file in plan_download(REPO, hub=hub).files if file.path == "config.json").id
     link = hub.storage(REPO) / place.replace("partial", partial_path(Path(blob)).name)
     outside = tmp_path / "outside"
     outside.write_bytes(b"mine")

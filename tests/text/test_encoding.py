@@ -128,7 +128,7 @@ def test_half_a_character_from_python_is_a_mark(model: Model) -> None:
     assert chat.system == MARK
     assert say(chat, f"a{HALF}").text is not None
     assert chat.messages[0].text == f"a{MARK}"
-    assert chat.num_to_prefill(HALF) == chat.num_to_prefill(MARK)
+    assert chat.num_to_read(HALF) == chat.num_to_read(MARK)
     for ask in (lambda: chat.aside(HALF), lambda: chat.edit(0, f"b{HALF}")):
         *_, last = ask()
         assert isinstance(last, TurnFinished)

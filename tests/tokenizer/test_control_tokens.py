@@ -257,9 +257,9 @@ def test_a_chat_with_such_messages_reuses_all_of_them(model: Model, tmp_path: Pa
     assert (again.turns[2].start or 0) + len(again.turns[2].ids) == length
     check(again, 2)
     asked = len(again._history.aside_prompt(SPELLED, again.thinking, again.cache.log).ids) - len(again.log)
-    assert again.num_to_prefill(SPELLED) <= asked + 1
+    assert again.num_to_read(SPELLED) <= asked + 1
     twin = again.abridge(again.turns[2:])
-    list(twin.prefill())
+    list(twin.read())
     assert say(twin, SPELLED).stats.cached_tokens >= len(again.turns[2].ids)
     check(twin, 2)
     again.close()
