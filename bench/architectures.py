@@ -1,6 +1,6 @@
-"""Writes docs/models.md: `python -m bench.architectures [NAME ...]`.
+"""Write docs/models.md: `python -m bench.architectures [NAME ...]`.
 
-Runs every check of every architecture, about two minutes, or of those named, whose rows are then replaced.
+Runs every check of every architecture, about two minutes, or of the named ones, and replaces their rows.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What every benchmark prints first. Measuring itself is `mlxkv.cli.bench`'s, which `mlxkv bench` uses as well."""
+"""The header that every benchmark prints. `mlxkv.cli.bench` measures."""
 
 from __future__ import annotations
 

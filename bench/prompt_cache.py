@@ -1,7 +1,7 @@
-"""A prompt cache from its file to the first token, in a new process: `python -m bench.prompt_cache MODEL [--tokens N]`.
+"""From a prompt cache's file to the first token, in a new process: `python -m bench.prompt_cache MODEL [--tokens N]`.
 
 mlxkv's file with mlxkv against mlx-lm's own with mlx-lm: the same text, the same question, both files made once. Then
-fresh processes take turns. Each loads the model first; timed is what follows: the file, the question, one token. The
+fresh processes take turns. Each loads the model first; the time is that of the file, the question and one token. The
 files are in the page cache.
 """
 
@@ -38,7 +38,7 @@ def text_of(tokenizer: Any, num_tokens: int) -> list[int]:
 
 
 def make(model: str, folder: Path, num_tokens: int) -> None:
-    """Both files, of one prefill."""
+    """Make both files from one prefill."""
     from mlx_lm.models.cache import load_prompt_cache, save_prompt_cache
 
     import mlxkv
@@ -80,7 +80,7 @@ def run_mlx_lm(model: str, folder: Path) -> None:
 
 @contextmanager
 def timed(side: str) -> Iterator[None]:
-    """Prints wall and CPU seconds of a block, and ends the process: what is computed ahead is not waited for."""
+    """Print wall and CPU seconds of a block, and end the process without waiting for queued computations."""
     wall, cpu = time.perf_counter(), _cpu_seconds()
     yield
     print(json.dumps({"side": side, "wall": time.perf_counter() - wall, "cpu": _cpu_seconds() - cpu}), flush=True)

@@ -45,7 +45,7 @@ def plan(model: Any, window: int) -> CachePlan:
 
 
 def turn_update(window: int = 4096, turn: int = 64, heads: int = 8, dim: int = 64) -> tuple[float, float, float, float]:
-    """A 64-token update on a full window, cache alone.
+    """Time a 64-token update on a full window, of the cache alone.
 
     Returns the ratio of the median turns, that of the mean turns (every fourth one flushes a block), and the largest
     rise of peak memory of each side in layers.

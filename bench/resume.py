@@ -1,6 +1,6 @@
-"""A resumed chat's time to first token, against reading it again: `python -m bench.resume [MODEL] [--tokens N ...]`.
+"""A resumed chat's time to first token, against a prefill: `python -m bench.resume [MODEL] [--tokens N ...]`.
 
-Each chat is saved, closed and resumed; mlxkv restores its rows or reads it again, as it measured to be faster. The
+Each chat is saved, closed and resumed; mlxkv restores its rows or prefills, whichever it measured to be faster. The
 files are in the page cache, so this is the disk at its best.
 """
 

@@ -1,7 +1,7 @@
 """Lines, files, folders and layers of this repository: `python -m bench.size`.
 
-Product code is what `git ls-files` has of mlxkv/, tui/ and models/ but for models/training, the recipe of the built-in
-model. Lines are counted as `wc -l` does.
+Product code is all Python files in git below mlxkv/, tui/ and models/, except models/training, the recipe of the
+built-in model. Lines are counted as `wc -l` does.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def tracked(*folders: str) -> list[Path]:
-    """Python files that git knows below these folders, relative to the repository, sorted."""
+    """Python files below these folders that git does not ignore, relative to the repository, sorted."""
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *folders],
         cwd=ROOT,
@@ -47,7 +47,7 @@ def layers() -> list[list[str]]:
 
 
 class Classes:
-    """Classes of the product, by name: where they are, their bases, how often they are called."""
+    """Classes of the product by name: files, bases and number of calls."""
 
     def __init__(self, files: Iterable[Path]) -> None:
         self.file: dict[str, Path] = {}

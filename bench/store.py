@@ -2,7 +2,7 @@
 
 One cache of the given size in each program's own form, the same rows in both, on the same disk, in one process, in
 turns. mlx-lm writes without fsync; mlxkv's times end when the rows are durable (`synced`) and, for comparison, when the
-engine may go on (`handed over`). No model is run: rows are random.
+engine may continue (`handed over`). No model is run: rows are random.
 
 Every load gets memory fresh from the kernel, as in a program just started: else glibc keeps the memory of the load
 before or gives it back, as it happens, and a load is three times as fast or not (`--reuse` leaves it to glibc).
@@ -46,7 +46,7 @@ _M_MMAP_THRESHOLD = -3  # glibc's name for: allocations as large as this are giv
 
 
 def bare_model() -> Model:
-    """The shape of a model whose layers keep such rows; it is never run."""
+    """A model whose layers have rows of this shape; it is never run."""
     args = ModelArgs(model_type="llama", hidden_size=64, num_hidden_layers=LAYERS, intermediate_size=64,
                      num_attention_heads=HEADS, num_key_value_heads=HEADS, head_dim=DIM, rms_norm_eps=1e-5,
                      vocab_size=256, max_position_embeddings=1 << 17)  # fmt: skip

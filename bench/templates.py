@@ -1,7 +1,7 @@
-"""Chat templates beside transformers' own rendering, and what six turns reuse: `python -m bench.templates FOLDER ...`.
+"""Chat templates against transformers, and the tokens that six turns reuse: `python -m bench.templates FOLDER ...`.
 
 A folder with a tokenizer.json is a tokenizer, with its own template or, as FOLDER:FILE.jinja, with that one; another
-folder is one of templates, each of which is rendered with every tokenizer. Nothing is downloaded and nothing is kept.
+folder is one of templates, each of which is rendered with every tokenizer. Nothing is downloaded or saved.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ WORDS = (
 
 
 class Scripted(ModelRunner):
-    """Feeds the model, and samples what it is told to."""
+    """Feeds the model, and samples the given tokens."""
 
     script: list[int]
 
@@ -76,7 +76,7 @@ class Scripted(ModelRunner):
 
 
 def compared(tokenizer: TokenizerWrapper, talk: list[Message]) -> str:
-    """same, moved (the system prompt, to where the template has a place for it), refused by both, or what differs."""
+    """Result: same, moved (a system prompt that the template puts elsewhere), refused by both, or the difference."""
     theirs: tuple[str, list[int]] | str
 
     def transformers(messages: list[Message]) -> tuple[str, list[int]]:
@@ -102,7 +102,7 @@ def compared(tokenizer: TokenizerWrapper, talk: list[Message]) -> str:
 
 
 def spelled(tokenizer: TokenizerWrapper) -> str:
-    """Whether all control tokens in a chat are the template's, where the messages spell each of them."""
+    """Whether all control tokens in a chat are the template's when messages spell each of them."""
     prompts = PromptFormat(tokenizer)
     control = list(prompts._control._ids)
     evil = " a".join(random.Random(0).sample(control, min(len(control), 40)))
@@ -121,7 +121,7 @@ def spelled(tokenizer: TokenizerWrapper) -> str:
 
 
 def reply(prompts: PromptFormat, prompt: str, rng: random.Random) -> list[int]:
-    """What a model would sample, cut into tokens as no tokenizer would: reasoning where there is any, and the end."""
+    """A sampled reply, cut into tokens as no tokenizer would: reasoning if the template has any, and the end."""
     thought, text = (" ".join(rng.choices(WORDS, k=30)) for _ in range(2))
     match prompts.reasoning:
         case None:
@@ -136,7 +136,7 @@ def reply(prompts: PromptFormat, prompt: str, rng: random.Random) -> list[int]:
 
 
 def six_turns(tokenizer: TokenizerWrapper, folder: Path) -> Iterator[tuple[int, int, int]]:
-    """Of each turn but the first: ids of history, those of them before a stripped reply, and those reused."""
+    """For each turn but the first: ids of the history, those before a stripped reply, and those reused."""
     tiny_folder(folder, tokenizer=tokenizer, max_position_embeddings=16384)
     model: Model = mlxkv.load(str(folder))
     runner = model._runtime.runner = Scripted(model.loaded.model)

@@ -1,4 +1,4 @@
-"""What the window costs, in process time: `python -m bench.tui`. No model; a fake engine says the words.
+"""Process time of the window: `python -m bench.tui`. No model; a fake engine emits the text.
 
 Budgets (design/chat-ui.md): a flush <= 20 ms at 200 messages, key echo <= 8 ms, 500 messages to first paint <= 150 ms,
 first frame <= 0.5 s after the process starts, >= 95 % of decode speed kept at 500 tok/s.
@@ -40,7 +40,7 @@ def app_with(num_messages: int) -> tuple[ChatApp, FakeEngine]:
 
 
 async def painted(app: ChatApp) -> None:
-    """Until everything that is queued now is on the screen."""
+    """Wait until everything that is queued now is on the screen."""
     done = asyncio.Event()
     app.call_after_refresh(done.set)
     await done.wait()
@@ -120,7 +120,7 @@ class BusyEngine(FakeEngine):
 
 
 async def kept_speed(tokens: int = 750, rate: float = 500.0, rounds: int = 5) -> tuple[float, float]:
-    """Decode speed beside the window over decode speed alone, the median of rounds that take turns.
+    """Ratio of the decode speed with the window to that without, the median of alternating rounds.
 
     And the window's processor time per second of the stream, which a busy machine disturbs less.
     """

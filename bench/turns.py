@@ -1,4 +1,4 @@
-"""What a message costs the longer a saved chat is: `python -m bench.turns [MODEL] [--exchanges N ...]`.
+"""Cost of a message by the length of a saved chat: `python -m bench.turns [MODEL] [--exchanges N ...]`.
 
 CPU seconds of all threads, with the rows written and what is on disk synced, medians of nine messages; the chat
 template's rendering, which grows with the chat, is counted apart. The window is small, so that the model's own part

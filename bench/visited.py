@@ -1,9 +1,9 @@
-"""Modules of ours that a turn visits before its first token, and its spine: `python -m bench.visited [MODEL]`.
+"""Modules of mlxkv that a turn visits before its first token, and its spine: `python -m bench.visited [MODEL]`.
 
 Visited: each module of which a function was entered on the calling thread between `Chat.send` and the first TextDelta,
 in the order of first entry. Imports, and methods that a dataclass generates, are not counted.
 Spine: the modules of the functions that are active when the first layer's KV cache is first updated, outermost first.
-Beside it: the modules that are not on the spine and are called by one that is; `*` marks the others.
+Next to it: the modules that are not on the spine and are called by one that is; `*` marks the others.
 """
 
 from __future__ import annotations

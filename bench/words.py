@@ -1,8 +1,8 @@
-"""Words of the product, one item a line, to be read to the end: `python -m bench.words [--section S] [--under PATH]`.
+"""Words of the product, one item a line, for proofreading: `python -m bench.words [--section S] [--under PATH]`.
 
 names: public names of modules with their parameters, public methods and fields of public classes.
 docstrings: the first line of each docstring, with its owner.
-strings: what the screen may show: string literals of two words or more, f-strings with {…} for their fields, whole
+strings: text that the screen may show: string literals of two words or more, f-strings with {…} for their fields, whole
 docstrings of commands (they are their help), texts in *.toml. Left out by rules of thumb: what goes to a log, to a
 regular expression, to SQL; CSS. A label of one word is not found.
 
