@@ -168,7 +168,7 @@ def _verify_store(repair: bool) -> bool:
         mark = "ok" if problem.repaired or not problem.is_serious else "!!"
         print(clean(f"{mark}  {problem.text}{' Repaired.' if problem.repaired else ''}"))
     print(
-        f"{'ok' if report.ok else '!!'}  {report.num_sessions:,} chats, {plural(report.num_turns, 'message')}, "
+        f"{'ok' if report.ok else '!!'}  {plural(report.num_sessions, 'chat')}, {plural(report.num_turns, 'message')}, "
         f"{report.num_chunks:,} chunks, {bytes_text(report.num_bytes)} read"
     )
     return not report.ok

@@ -118,7 +118,7 @@ def _store(folders: Folders) -> Iterator[Finding]:
     try:
         with SessionStore.open(folders, when_full="read") as store:
             report = store.verify(quick=True)
-            yield Finding("sessions", f"{report.num_sessions} chats, sqlite {sqlite3.sqlite_version}")
+            yield Finding("sessions", f"{plural(report.num_sessions, 'chat')}, sqlite {sqlite3.sqlite_version}")
             yield Finding("KV on disk", _usage(report, store.disk_limit))
             if store.disk_limit is not None and report.disk_bytes > store.disk_limit:
                 yield Finding("disk limit", f"{folders.cache} is over it: {_OVER}", ok=False)
@@ -148,7 +148,7 @@ def _day(seconds: float) -> str:
 
 def _usage(report: VerifyReport, limit: int | None) -> str:
     used = disk_text(report.disk_bytes, limit, report.named_bytes)
-    return f"{used}; {report.num_chunks:,} chunks, `mlxkv cache verify` checks them"
+    return f"{used}; {plural(report.num_chunks, 'chunk')}, `mlxkv cache verify` checks them"
 
 
 def _damage(report: VerifyReport) -> Iterator[Finding]:

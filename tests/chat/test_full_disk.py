@@ -244,7 +244,7 @@ READING = {
     "chats show hello": "## user",
     "chats search hello": "#1 user:",
     "chats export hello": "# hello",
-    "doctor": "1 chats",
+    "doctor": "1 chat",
     "-c -p hello --max-tokens 4": "",
     "-r hello -p hello --max-tokens 4": "",
     "-c --fork -p hello --max-tokens 4": "",

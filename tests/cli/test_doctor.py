@@ -133,7 +133,7 @@ def talk(folders: Folders) -> Talk:
 
 def test_what_lies_on_disk(folders: Folders, talk: Talk) -> None:
     found = findings(folders)
-    assert found["sessions"].text.startswith("1 chats")
+    assert found["sessions"].text.startswith("1 chat")
     assert f" of 20 GB; {len(chunks(folders))} chunks" in found["KV on disk"].text
     assert "damage" not in found
 

@@ -282,7 +282,7 @@ COMMANDS = {
     "chats export hello --format json": '"turns"',
     "chats backups": "",
     "cache ls": "",
-    "cache verify": "1 chats",
+    "cache verify": "1 chat",
     "models ls": "download",
     "models info tutor": "architecture",
     "path": "config",
@@ -329,7 +329,7 @@ def test_doctor_reads_the_chats_and_says_what_is_wrong(
     with pytest.raises(SystemExit):
         main(["doctor"])
     out = capsys.readouterr().out
-    assert "ok  sessions         1 chats" in out
+    assert "ok  sessions         1 chat," in out
     assert "cannot be written to: saved chats can be read, nothing is saved." in out
     assert frozen() == before
 
