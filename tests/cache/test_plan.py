@@ -72,7 +72,7 @@ def test_a_model_that_counts_rows_is_not_bounded_and_says_why() -> None:
     plan = plan_cache(model, CacheConfig())
     assert "since its last layers take the number of rows" in plan.description
     assert plan.resolved == CacheConfig()
-    with pytest.raises(ConfigError, match="`bits` is 8, and KVCache stays"):
+    with pytest.raises(ConfigError, match="`bits` is 8, and KVCache cannot be quantized"):
         plan_cache(model, CacheConfig(bits=8))
 
 

@@ -190,7 +190,7 @@ def test_a_truncated_chunk_is_read_again_with_one_sentence(run: Run, tiny_path: 
         chunk.write_bytes(chunk.read_bytes()[:-50])
     done = run("-c", "-p", "and?", "--output-format", "json")
     assert done.code == 0
-    assert "read again" in done.err
+    assert "the rest is prefilled" in done.err
     result = json.loads(done.out)
     assert result["usage"]["cached_tokens"] == 0
     assert result["turn_id"] == 3

@@ -174,7 +174,7 @@ def test_what_cannot_be_is_said_in_one_sentence(run: Run, family: list[str], tmp
     (tmp_path / "there").write_text("x")
     for args, code, why in (
         (["show", "nothing"], 1, "No chat has the title or id 'nothing'"),
-        (["show", "the sky"], 1, "fits"),
+        (["show", "the sky"], 1, "matches 3 chats"),
         (["export", "the sea", "--format", "pdf"], 2, "'pdf'"),
         (["export", "the sea", "--format", "mlxkv"], 2, "-o FILE"),
         (["export", "the sea", "-o", tmp_path / "there"], 1, "--force"),

@@ -274,7 +274,7 @@ def test_a_store_whose_database_is_gone_is_not_a_first_start(folders: Folders) -
     path = folders.data / "mlxkv.db"
     data = path.read_bytes()
     path.unlink()
-    with pytest.raises(StoreError, match=r"mlxkv\.db is not"):
+    with pytest.raises(StoreError, match=r"mlxkv\.db does not"):
         SessionStore.open(folders)
     assert not path.exists()
     path.write_bytes(b"")

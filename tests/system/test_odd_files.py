@@ -16,7 +16,7 @@ import mlxkv
 from mlxkv.cli.input_files import question_with, text_or_file
 from mlxkv.cli.start import _log_to_file
 from mlxkv.config import Folders, load_settings, save_setting
-from mlxkv.errors import ConfigError, MlxkvError, ModelError
+from mlxkv.errors import ConfigError, MlxkvError, ModelError, StoreError
 from mlxkv.models import Hub, list_local, remove
 from mlxkv.models.hub import find_local
 from mlxkv.models.resolve import resolve
@@ -231,7 +231,7 @@ def test_what_is_no_file_is_not_replaced(odd: str, home: Path) -> None:
     path = home / "saved.kv"
     NOT_FILES[odd][0](path)
     before = os.stat(path)
-    with pytest.raises(OSError, match=NOT_FILES[odd][1]):
+    with pytest.raises(StoreError, match=NOT_FILES[odd][1]):
         Files().overwrite(path, [b"new"])
     assert (os.stat(path).st_ino, os.stat(path).st_mode) == (before.st_ino, before.st_mode)
 

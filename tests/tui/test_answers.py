@@ -35,7 +35,7 @@ COMMANDS = (
     ("/set temp", "temperature is none"),
     ("/set temp hot", "must be a number"),
     ("/fork 9", "There is no question 9"),
-    ("/export pdf", "pdf is no format"),
+    ("/export pdf", "pdf is not an export format"),
     ("/context", "Context:"),
 )
 
