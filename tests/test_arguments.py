@@ -218,6 +218,7 @@ REFUSED: list[tuple[str, Call, type[MlxkvError], str]] = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("call", "kind", "says"), [pytest.param(*row[1:], id=row[0]) for row in REFUSED])
 def test_refused_at_the_call_in_one_sentence(on: Any, call: Call, kind: type[MlxkvError], says: str) -> None:
     with pytest.raises(kind, match=says) as refused:

@@ -144,6 +144,7 @@ def question(n: int) -> str:
     return f"what is number {n:04}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["plain", "rewriting", "recurrent"])
 def test_a_message_costs_the_same_in_a_long_chat(tmp_path: Path, home: Path, count: Count, kind: str) -> None:
     """With a template that words history otherwise at each turn too, and with recurrent layers."""
@@ -190,6 +191,7 @@ def test_a_message_costs_the_same_in_a_long_chat(tmp_path: Path, home: Path, cou
     assert calls[1] <= 1.5 * calls[0], (early, late)
 
 
+@pytest.mark.slow
 def test_a_history_is_verified_once_per_opening(home: Path, count: Count, tiny_path: Path) -> None:
     model = mlxkv.load(str(tiny_path))
     chat = model.chat(cache=CONFIG, temperature=0.0, max_tokens=2, autosave=True)

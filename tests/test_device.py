@@ -120,6 +120,7 @@ def test_platforms_that_do_not(system: str, machine: str, libc: tuple[str, str],
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_checking_the_platform_imports_no_mlx() -> None:
     """Where MLX cannot be imported, this has to be able to say so."""
     code = (

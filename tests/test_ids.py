@@ -12,6 +12,7 @@ from mlxkv.token_ids import common_prefix
 ids = st.lists(st.integers(0, 2), max_size=40)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [list, tuple, lambda x: array("i", x)])
 @given(a=ids, b=ids)
 def test_the_common_prefix_is_all_that_agrees(

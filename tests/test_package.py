@@ -72,6 +72,7 @@ def in_checkout(folder: str) -> set[str]:
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_wheel_is_one_package(built: Built) -> None:
     """`tui/` and `models/` are installed as mlxkv.tui and mlxkv.models, once, and nothing else is."""
     wanted = in_checkout("mlxkv") | {f"mlxkv/{name}" for name in in_checkout("tui") | in_checkout("models")}
@@ -179,10 +180,12 @@ def imported(code: str, *suspects: str) -> list[str]:
     return run.stdout.splitlines()[-1].split()[1:]
 
 
+@pytest.mark.slow
 def test_the_probe_sees_what_is_imported() -> None:
     assert imported("import mlxkv.inference.generation", "mlx", "textual") == ["mlx"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "code",
     [
@@ -201,11 +204,13 @@ def test_light_commands_import_nothing_heavy(code: str) -> None:
     assert imported(code, *HEAVY) == []
 
 
+@pytest.mark.slow
 def test_a_typo_is_told_before_anything_heavy_is_imported() -> None:
     code = "import mlxkv.cli.app as c\n    try: c.main(['-p', 'hi', '--temp', 'hot'])\n    except SystemExit: pass"
     assert imported(code, *HEAVY) == []
 
 
+@pytest.mark.slow
 def test_nothing_below_the_window_imports_textual() -> None:
     """A script, print mode and the engine run without it. (import-linter reads the code; this runs it.)"""
     modules = [path.relative_to(ROOT).with_suffix("") for path in sorted((ROOT / "mlxkv").rglob("*.py"))]
@@ -217,6 +222,7 @@ def test_nothing_below_the_window_imports_textual() -> None:
 # -- what the documents say ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("document", ["README.md", "docs/scripting.md"])
 def test_the_python_in_the_documents_runs(
     document: str, stories_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

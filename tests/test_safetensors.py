@@ -258,6 +258,7 @@ def build(tensors: dict[str, tuple[str, list[int]]], metadata: dict[str, str]) -
     return encode(parts, metadata)
 
 
+@pytest.mark.slow
 @given(TENSORS, METADATA)
 def test_what_we_write_both_read(tensors: dict[str, tuple[str, list[int]]], metadata: dict[str, str]) -> None:
     data = build(tensors, metadata)
@@ -268,6 +269,7 @@ def test_what_we_write_both_read(tensors: dict[str, tuple[str, list[int]]], meta
     assert check_never_looser(data)
 
 
+@pytest.mark.slow
 @given(TENSORS, METADATA, st.data())
 def test_never_looser_with_bytes_changed(
     tensors: dict[str, tuple[str, list[int]]], metadata: dict[str, str], data: st.DataObject

@@ -9,11 +9,14 @@ import math
 import os
 import random
 
+import pytest
 import safetensors
 
 from mlxkv.errors import ModelFileError
 from mlxkv.safetensors.header import ITEM_SIZES, Header, read_header
 from tests.safetensors_files import encode
+
+pytestmark = pytest.mark.slow
 
 COUNT = 100_000 if os.environ.get("MLXKV_THOROUGH") else 2_000
 PIECES = [

@@ -30,6 +30,7 @@ def test_every_model_of_mlx_lm_is_here_or_says_why_not() -> None:
     assert len(ARCHITECTURES) >= 100
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_logits_are_those_of_mlx_lm_and_rows_are_bounded(name: str) -> None:
     model = ARCHITECTURES[name].build()
@@ -40,6 +41,7 @@ def test_logits_are_those_of_mlx_lm_and_rows_are_bounded(name: str) -> None:
     assert f"| `{name}` | {native} | {becomes} | {bounded} |" in read_rows()[name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CHECKED)
 def test_the_row_in_the_documentation_is_what_checks_show(name: str, tmp_path: Path) -> None:
     assert str(make_row(name, tmp_path / "cache.kv")) == read_rows()[name]

@@ -39,6 +39,7 @@ def score(model: Any, cache: PromptCache, ids: Sequence[int]) -> mx.array:
     return ModelRunner(model).score(cache, ids)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
 def test_going_back_again_and_again_is_as_if_the_rest_had_never_been(name: str) -> None:
     """Turns of random lengths, then back to random places, past the window of 128: exactly a run that was cut alike."""
@@ -67,6 +68,7 @@ def test_going_back_again_and_again_is_as_if_the_rest_had_never_been(name: str) 
     assert cache.nbytes >= sum(leaf.nbytes for leaf in leaves(cache.layers))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RECURRENT)
 def test_a_run_that_was_cut_otherwise_differs_by_rounding_alone(name: str) -> None:
     model, ids = tiny(name), random_ids(120)
@@ -135,6 +137,7 @@ def test_a_checkpoint_that_the_rings_cannot_reach_does_not_count() -> None:
     assert cache.rewindable == 0
 
 
+@pytest.mark.slow
 def test_prefill_stops_for_a_checkpoint_every_1024_tokens_and_decode_takes_them_too() -> None:
     from mlxkv.inference.sampling import SamplingParams
 
@@ -202,6 +205,7 @@ def test_a_snapshot_holds_no_more_than_its_own_bytes() -> None:
     assert before - mx.get_active_memory() > 3_000_000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["falcon_h1", "recurrent_gemma", "llama4"])
 def test_a_fork_and_a_reset_leave_the_other_alone(name: str) -> None:
     model, ids = tiny(name), random_ids(90)
@@ -231,6 +235,7 @@ def test_a_chunked_layer_goes_back_within_its_chunk() -> None:
         cache.rewind(60)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RECURRENT)
 def test_the_bytes_of_states_are_known_before_any_is_made(name: str) -> None:
     model = tiny(name)

@@ -60,6 +60,7 @@ REFUSED: list[tuple[str, Call, str]] = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("call", "says"), [pytest.param(*row[1:], id=row[0]) for row in REFUSED])
 def test_refused_in_a_sentence_that_names_the_export(
     model: Any, cache: list[Any], tmp_path: Path, call: Call, says: str
@@ -93,6 +94,7 @@ def _kept_and_found(cache: list[Any]) -> int:
     return found[0].offset
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("call", "found"), [pytest.param(*row[1:], id=row[0]) for row in ALLOWED])
 def test_what_works_as_with_their_own(model: Any, cache: list[Any], call: Callable[..., Any], found: Any) -> None:
     assert call(model, cache) == found

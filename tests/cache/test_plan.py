@@ -32,6 +32,7 @@ class Asking:
         return [make() for make in self.caches]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("calls", [[1], [40, 1], [7]])
 def test_a_rotating_cache_that_keeps_the_first_tokens_still_does(calls: list[int]) -> None:
     """mlx-lm's prefill masks the kept ones away, its decode steps see them: those are what counts."""

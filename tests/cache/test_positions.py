@@ -31,6 +31,7 @@ def rope(scaling: dict[str, Any] | None, traditional: bool = False) -> Any:
     return initialize_rope(32, 10_000.0, traditional, scaling, 2048)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("traditional", [False, True])
 @pytest.mark.parametrize("scaling", [None, {"rope_type": "linear", "factor": 4.0}, LLAMA3, YARN, LONG])
 @pytest.mark.parametrize("by", [1, 64, 4096])

@@ -33,6 +33,7 @@ def continuation(model: object, cache: PromptCache, ids: list[int]) -> mx.array:
     return ModelRunner(model).score(cache, ids)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("more", [{}, SLIDING])
 def test_planned_bytes_are_the_allocated_bytes_and_never_change(more: dict) -> None:
     model = tiny_llama(**more)
@@ -116,6 +117,7 @@ def test_reuse_reads_only_what_is_new_and_says_where_it_stopped() -> None:
     assert cache.reuse([63 - ids[0], 2]).cached == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("more", [{}, SLIDING])
 @pytest.mark.parametrize("back", [1, 9, 32])
 def test_after_reuse_the_continuation_is_as_if_the_rest_had_never_been(more: dict, back: int) -> None:
@@ -153,6 +155,7 @@ def test_a_fork_leaves_its_origin_alone() -> None:
     assert largest(continuation(model, cache, ids[100:]) - continuation(model, straight, ids[100:])) == 0.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("more", [{}, SLIDING])
 @pytest.mark.parametrize("fed", [3, 4, 40, 68, 69, 100, 163])
 def test_exported_rows_come_back_bit_by_bit_and_can_be_rewound(more: dict, fed: int) -> None:

@@ -60,6 +60,7 @@ class QuantizedRecomputation(FullRecomputation):
         return mx.concatenate(seen, axis=2), mx.concatenate([self.values[j] for j in self.visible(p)], axis=2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", BITS)
 def test_logits_equal_recomputation_with_quantized_rows(model: Any, bits: Any) -> None:
     ids = random_ids(150)
@@ -70,6 +71,7 @@ def test_logits_equal_recomputation_with_quantized_rows(model: Any, bits: Any) -
     assert largest(got - expected) < 1e-3 * largest(expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("chunk", [7, 512])
 def test_any_chunking_sees_the_same(model: Any, bits: Any, chunk: int) -> None:
@@ -78,6 +80,7 @@ def test_any_chunking_sees_the_same(model: Any, bits: Any, chunk: int) -> None:
     assert largest(scored(model, ids, bits, chunk) - scored(model, ids, bits, 1)) < 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [8, 4])
 def test_callers_that_do_not_cut_see_the_same(model: Any, bits: int) -> None:
     ids = random_ids(150)
@@ -85,6 +88,7 @@ def test_callers_that_do_not_cut_see_the_same(model: Any, bits: int) -> None:
     assert largest(logits_of(model, caches(model, bits), ids, [90, 1, 40]) - cut) < 1e-3 * largest(cut)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [8, 4])
 def test_before_wrapping_it_is_mlx_lms_quantized_cache(model: Any, bits: int) -> None:
     ids = random_ids(60)
@@ -105,6 +109,7 @@ def test_only_a_decode_step_is_handed_packed_rows(model: Any) -> None:
     assert (ring.bits, ring.group_size) == (8, 32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", BITS)
 def test_rewinding_after_wrapping_is_exact(model: Any, bits: Any) -> None:
     ids, other = random_ids(150), random_ids(40, seed=4)
@@ -117,6 +122,7 @@ def test_rewinding_after_wrapping_is_exact(model: Any, bits: Any) -> None:
         assert largest(runner.score(rewound, other) - runner.score(straight, other)) == 0.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("fed", [3, 60, 163])
 def test_exported_rows_come_back_bit_by_bit(model: Any, bits: Any, fed: int) -> None:
@@ -135,6 +141,7 @@ def test_exported_rows_come_back_bit_by_bit(model: Any, bits: Any, fed: int) -> 
     assert largest(runner.score(cache, ids[fed:190]) - runner.score(back, ids[fed:190])) == 0.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("bits", "share"), [(8, 0.57), (4, 0.32), ((8, 4), 0.45)])
 def test_bytes(bits: Any, share: float) -> None:
     """Of 16-bit rows, at group size 64; and exactly what the plan says."""
@@ -152,6 +159,7 @@ def allocated(plan: CachePlan, model: Any) -> int:
     return cache.nbytes
 
 
+@pytest.mark.slow
 def test_prefill_takes_no_more_memory_than_the_unquantized_ring_and_one_layer() -> None:
     wide = tiny_llama(layers=6, hidden=256)
     peaks = {}
@@ -176,6 +184,7 @@ def test_rows_that_do_not_divide_into_groups_are_refused() -> None:
         plan_cache(tiny_llama(), config(8))
 
 
+@pytest.mark.slow
 def test_sliding_windows_are_quantized_too(model: Any) -> None:
     sliding = tiny_llama(hidden=128, layer_types=["sliding_attention", "full_attention"], sliding_window=20)
     plain, packed = caches(sliding, None), caches(sliding, 8)
@@ -185,6 +194,7 @@ def test_sliding_windows_are_quantized_too(model: Any) -> None:
     assert largest(logits_of(sliding, packed, ids, [40, 1]) - expected) < 0.05 * largest(expected)
 
 
+@pytest.mark.slow
 def test_learned_sinks_get_decoded_rows() -> None:
     """gpt-oss: mlx-lm's packed attention refuses its learned sinks, in mid-generation."""
     from mlx_lm.models.gpt_oss import Model, ModelArgs
@@ -224,6 +234,7 @@ def half_precision(kind: str) -> Any:
 KINDS = ["gemma3_text", "llama"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_decode_step_sees_in_16_bits_what_a_prefill_sees(kind: str, bits: Any) -> None:
@@ -234,6 +245,7 @@ def test_a_decode_step_sees_in_16_bits_what_a_prefill_sees(kind: str, bits: Any)
     assert largest(decoded - prefilled) <= 0.01 * largest(prefilled)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", BITS)
 def test_logits_in_16_bits_equal_recomputation_with_decoded_rows(bits: Any) -> None:
     model, ids = half_precision("llama"), random_ids(150, 256)
@@ -243,6 +255,7 @@ def test_logits_in_16_bits_equal_recomputation_with_decoded_rows(bits: Any) -> N
     assert largest(logits_of(model, caches(model, bits), ids, [1]) - expected) <= 0.01 * largest(expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_cache_that_was_deleted_says_the_same_again(kind: str, bits: Any) -> None:

@@ -46,6 +46,7 @@ def feed_cut(model: Any, cache: list[RingKVCache], ids: list[int], step: int) ->
     return mx.concatenate(out)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("streaming", [True, False])
 def test_logits_equal_full_recomputation(streaming: bool) -> None:
     model, ids = tiny_llama(), random_ids(150)
@@ -54,6 +55,7 @@ def test_logits_equal_full_recomputation(streaming: bool) -> None:
     assert largest(got - expected) < 1e-4 * largest(expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [3, 8, 512])
 def test_any_chunking_cut_at_boundaries_gives_the_same_logits(step: int) -> None:
     model, ids = tiny_llama(), random_ids(150)
@@ -61,6 +63,7 @@ def test_any_chunking_cut_at_boundaries_gives_the_same_logits(step: int) -> None
     assert largest(feed_cut(model, rings(model), ids, step) - one) < 1e-5 * largest(one)
 
 
+@pytest.mark.slow
 @given(st.lists(st.integers(1, 70), min_size=1, max_size=6), st.booleans())
 def test_callers_that_do_not_cut_see_the_same_and_leave_the_same_ring(sizes: list[int], streaming: bool) -> None:
     model, ids = tiny_llama(layers=1), random_ids(150)
@@ -80,6 +83,7 @@ def test_before_wrapping_it_is_mlx_lms_kv_cache() -> None:
     assert largest(logits_of(model, rings(model), ids, [20, 5, 1]) - expected) == 0.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("window", [5, 16, 24])
 @pytest.mark.parametrize("sizes", [[1], [7], [64, 1], [3, 40, 1]])
 def test_native_sliding_windows_equal_mlx_lms_rotating_cache(window: int, sizes: list[int]) -> None:
@@ -96,6 +100,7 @@ def test_native_sliding_windows_equal_mlx_lms_rotating_cache(window: int, sizes:
     assert largest(logits_of(model, ours, ids, sizes) - expected) < 1e-4 * largest(expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sizes", [[1], [7], [20, 40, 1]])
 def test_a_model_that_masks_a_full_cache_to_a_window_gets_exactly_its_window(sizes: list[int]) -> None:
     """Some models keep KVCache and pass `window_size` to the mask: the pinned rows must not show through it."""
@@ -116,6 +121,7 @@ def test_a_model_that_masks_a_full_cache_to_a_window_gets_exactly_its_window(siz
         at += n
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fed", [30, 36, 37, 44, 61, 101])
 @pytest.mark.parametrize("step", [1, 64])
 def test_rewinding_within_the_slack_is_exact(fed: int, step: int) -> None:
@@ -190,6 +196,7 @@ def test_writes_stay_in_place(heads: int) -> None:
     assert ring.nbytes == buffers
 
 
+@pytest.mark.slow
 def test_a_wrapped_ring_decodes_one_step_ahead_without_copies() -> None:
     """200 tokens under async_eval on a 32,768-row ring: peak memory rises by less than 5 % of the cache."""
     model = tiny_llama(layers=4)
@@ -208,6 +215,7 @@ def test_a_wrapped_ring_decodes_one_step_ahead_without_copies() -> None:
     assert mx.get_peak_memory() - before < 0.05 * total
 
 
+@pytest.mark.slow
 def test_it_can_be_used_with_a_batch() -> None:
     model, ids = tiny_llama(), random_ids(80)
     batch = mx.array([ids, list(reversed(ids))])

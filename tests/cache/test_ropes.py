@@ -77,6 +77,7 @@ def rope_classes() -> set[str]:
     return found
 
 
+@pytest.mark.slow
 def test_no_rope_of_mlx_lm_is_left_out() -> None:
     assert rope_classes() == {name for name in (*ROPES, *NOT_OF_KEYS) if not name.startswith("nn.")}
 

@@ -19,6 +19,8 @@ from mlxkv.cache.plan import make_cache
 from tests.cache.architectures import ARCHITECTURES
 from tests.reference import random_ids
 
+pytestmark = pytest.mark.slow
+
 TOKENS = 96
 
 

@@ -135,6 +135,7 @@ def test_a_norm_of_one_number_is_not_like_one_of_many() -> None:
     assert [leaf.rotation is None for leaf in plan_cache(model, CONFIG).leaves] == [False, True]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["llama", "gemma3_text", "smollm3", "cohere2", "exaone4", "llama4_text", "iquestloopcoder", "youtu_llm"]
 )

@@ -14,6 +14,8 @@ from mlxkv.cache.prompt_cache import PromptCache
 from mlxkv.inference.runner import ModelRunner
 from tests.reference import random_ids, tiny_llama
 
+pytestmark = pytest.mark.slow
+
 SLIDING = {"sliding_window": 24, "layer_types": ["sliding_attention", "full_attention"] * 2}
 
 

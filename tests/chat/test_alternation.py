@@ -139,6 +139,7 @@ def resumed(model: Model, chat: Chat) -> Chat:
     return model.resume(str(chat.session_id))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("way", "how"),
     [(w, h) for w in WAYS for h in ("in memory", "saved", "resumed") if h == "resumed" or "killed" not in w],
@@ -171,6 +172,7 @@ def test_the_next_message_is_accepted(model: Model, way: str, how: str) -> None:
     chat.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", [w for w in WAYS if w not in ("out_of_memory_in_the_middle", *LEAVES)])
 def test_going_back_and_on_in_such_a_chat(model: Model, way: str) -> None:
     chat = model.chat(cache=CONFIG, temperature=0.0, max_tokens=40)

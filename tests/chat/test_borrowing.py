@@ -48,6 +48,7 @@ def contents(home: Path) -> dict[str, str]:
     return {str(p): hashlib.sha256(p.read_bytes()).hexdigest() for p in files} | {"rows": rows}
 
 
+@pytest.mark.slow
 def test_a_chat_that_is_not_saved_starts_from_one_that_was(told: str, tiny_path: Path, home: Path) -> None:
     before = contents(home)
     model = mlxkv.load(str(tiny_path))
@@ -66,6 +67,7 @@ def test_a_chat_that_is_not_saved_starts_from_one_that_was(told: str, tiny_path:
     assert contents(home) == before
 
 
+@pytest.mark.slow
 def test_a_prompt_cache_starts_from_a_chat_and_a_fork_of_it_says_the_same(told: str, tiny_path: Path) -> None:
     model = mlxkv.load(str(tiny_path))
     seen: list[tuple[int, int]] = []
@@ -79,6 +81,7 @@ def test_a_prompt_cache_starts_from_a_chat_and_a_fork_of_it_says_the_same(told: 
     model.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bound", [mlxkv.CacheConfig(window=256, block=64), mlxkv.CacheConfig(window=512, sinks=4)])
 def test_rows_of_other_bounds_are_not_taken(told: str, tiny_path: Path, bound: mlxkv.CacheConfig) -> None:
     model = mlxkv.load(str(tiny_path))
@@ -87,6 +90,7 @@ def test_rows_of_other_bounds_are_not_taken(told: str, tiny_path: Path, bound: m
     model.close()
 
 
+@pytest.mark.slow
 def test_nothing_is_made_or_hashed_for_it(tiny_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where no chat was saved there is no store to ask; where none was with this model, its weights stay unread."""
     hashed: list[str] = []
@@ -118,6 +122,7 @@ def test_a_store_that_cannot_be_opened_is_nothing_to_it(told: str, tiny_path: Pa
     model.close()
 
 
+@pytest.mark.slow
 def test_an_imported_cache_is_never_given_up_for_rows_of_a_chat(told: str, model: Model, tmp_path: Path) -> None:
     """Nobody knows which ids its first tokens were: what is forgotten of it cannot be read again."""
     model.prefill("an", CONFIG, chat=True).export_mlx_lm(tmp_path / "x.safetensors")
@@ -155,6 +160,7 @@ def test_whom_it_asks_and_for_what(home: Path) -> None:
     assert asked == [(MIN_NEW_TOKENS + 101, 100), (MIN_NEW_TOKENS + 1, 0)]
 
 
+@pytest.mark.slow
 def test_a_damaged_chunk_is_passed_over_and_left_where_it_is(told: str, tiny_path: Path, home: Path) -> None:
     for path in (home / "cache" / "kv").glob("??/*.safetensors"):
         flip_first_row(path)

@@ -93,6 +93,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("turn", "end", "is_saved"), CASES)
 def test_the_chat_is_as_it_was(model: Model, turn: str, end: str, is_saved: bool) -> None:
     chat = new(model, autosave=is_saved)
@@ -114,6 +115,7 @@ def test_the_chat_is_as_it_was(model: Model, turn: str, end: str, is_saved: bool
         resumed.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", ENDS)
 def test_a_chat_that_began_with_the_message_is_gone(model: Model, end: str) -> None:
     chat = new(model, autosave=True)
@@ -146,6 +148,7 @@ def test_what_is_returned_is_the_message_as_it_was_sent(model: Model) -> None:
     assert next(e.returned for e in retry if isinstance(e, TurnFinished)) == ""
 
 
+@pytest.mark.slow
 def test_what_was_prefilled_stays_until_the_prompt_differs(model: Model) -> None:
     """People press Esc, fix a word and send again: only what follows the common beginning is prefilled."""
     chat = new(model)
@@ -170,6 +173,7 @@ def test_what_was_prefilled_stays_until_the_prompt_differs(model: Model) -> None
     assert say(chat, "on").text == say(straight, "on").text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["mamba2", "lfm2"])
 def test_of_recurrent_layers_too(tmp_path: Path, kind: str) -> None:
     """Going on from where it was stopped needs no earlier state; another beginning goes back to a checkpoint."""
@@ -217,6 +221,7 @@ def test_an_unanswered_message_is_taken_back_in_place(model: Model) -> None:
     chat.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("title", [None, "a title of its own"])
 @pytest.mark.parametrize("back", ["undo", "retry", "edit"])
 def test_a_session_without_a_message_stays_where_it_was_named_alone(model: Model, back: str, title: str | None) -> None:
@@ -240,6 +245,7 @@ def test_a_session_without_a_message_stays_where_it_was_named_alone(model: Model
     again.close()
 
 
+@pytest.mark.slow
 def test_rows_that_were_saved_with_the_message_go_with_it(model: Model) -> None:
     chat = new(model, autosave=True)
     say(chat, "one")
@@ -277,6 +283,7 @@ def test_what_is_cancelled_with_the_first_token_was_seen_by_nobody(model: Model,
 SMALL = mlxkv.CacheConfig(window=64, block=16, sinks=4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("earlier", "text", "is_refused"),
     [
@@ -311,6 +318,7 @@ def test_a_message_of_which_the_window_holds_a_part_is_refused_where_that_is_ask
     assert [e.overflow.tokens for e in told] == [overflow.tokens]
 
 
+@pytest.mark.slow
 def test_a_chat_that_goes_on_with_another_model_is_not_what_is_too_long(model: Model) -> None:
     """All of it is read into the new cache; what is said now fits."""
     chat = model.chat(cache=SMALL, **GREEDY)

@@ -50,6 +50,7 @@ def test_the_system_prompt_is_pinned(model: Model) -> None:
     assert geometry.sinks == model._runtime.prompts.num_system_tokens(system)
 
 
+@pytest.mark.slow
 def test_the_templates_own_system_prompt_stays_when_the_window_wraps(tmp_path: Path) -> None:
     """SmolLM2's template writes one where there is none: with 4 pinned tokens it rotated out."""
     model = mlxkv.load(str(tiny_folder(tmp_path / "defaulting", template=DEFAULTING)))
@@ -64,6 +65,7 @@ def test_the_templates_own_system_prompt_stays_when_the_window_wraps(tmp_path: P
     model.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("asked", [None, CONFIG], ids=["saved bounds", "the same bounds by settings"])
 def test_a_chat_saved_with_fewer_pinned_tokens_resumes_with_those(tmp_path: Path, asked: CacheConfig | None) -> None:
     """Before the template's own system prompt was pinned, 4 tokens were."""
@@ -97,6 +99,7 @@ def test_what_a_stop_string_cut_off_is_not_in_the_next_prompt(model: Model) -> N
     assert f"assistant\n{finished.text}<|im_end|>" in prompt
 
 
+@pytest.mark.slow
 def test_cancel_keeps_what_was_said(model: Model) -> None:
     chat = new(model, max_tokens=400)
     text = ""
@@ -130,6 +133,7 @@ def test_an_empty_message_is_refused_and_changes_nothing(model: Model, text: str
 # -- going back ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_undo_forks_and_the_next_turn_is_as_if_it_had_never_been(model: Model) -> None:
     chat, straight = new(model), new(model)
     say(chat, "hi")
@@ -157,6 +161,7 @@ def test_retry_keeps_the_old_reply_in_the_parent(model: Model) -> None:
     assert model.store.load(str(old)).turns[1].text != last.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_saved", [False, True])
 @pytest.mark.parametrize("again", ["retry", "edit"])
 def test_nothing_is_taken_back_before_the_first_event(model: Model, again: str, is_saved: bool) -> None:
@@ -201,6 +206,7 @@ def test_edit_goes_on_from_an_earlier_message(model: Model) -> None:
         chat.edit(1, "x")
 
 
+@pytest.mark.slow
 def test_going_back_further_than_the_cache_can_reads_rows_from_disk(model: Model) -> None:
     """The window has long wrapped: only the session's chunks still hold the old rows."""
     small = mlxkv.CacheConfig(window=128, block=16, slack=16, sinks=4)
@@ -247,6 +253,7 @@ def test_a_long_prompt_goes_through_the_ring_with_one_notice(model: Model) -> No
 # -- forks and versions ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_reply_that_was_cut_goes_on_in_place_as_if_it_had_never_been(model: Model) -> None:
     chat, straight = new(model), new(model, max_tokens=36)
     session = chat.save()
@@ -265,6 +272,7 @@ def test_a_reply_that_was_cut_goes_on_in_place_as_if_it_had_never_been(model: Mo
     chat.close()
 
 
+@pytest.mark.slow
 def test_a_stopped_reply_goes_on_after_a_restart(model: Model) -> None:
     chat, straight = (new(model, max_tokens=40) for _ in range(2))
     session = chat.save()
@@ -289,6 +297,7 @@ def test_only_a_cut_reply_can_be_continued(model: Model) -> None:
         chat.continue_reply()
 
 
+@pytest.mark.slow
 def test_versions_of_a_message_and_the_tree_of_chats(model: Model) -> None:
     chat = new(model, temperature=1.5)
     chat.save(title="sky")
@@ -316,6 +325,7 @@ def test_versions_of_a_message_and_the_tree_of_chats(model: Model) -> None:
     other.close()
 
 
+@pytest.mark.slow
 def test_a_fork_at_a_message_ends_before_mine_and_after_a_reply(model: Model) -> None:
     chat, straight = new(model), new(model)
     chat.save()
@@ -336,6 +346,7 @@ def test_a_fork_at_a_message_ends_before_mine_and_after_a_reply(model: Model) ->
         c.close()
 
 
+@pytest.mark.slow
 def test_going_back_twice_leaves_no_empty_fork_behind(model: Model) -> None:
     chat = new(model)
     chat.save(title="sky")
@@ -346,6 +357,7 @@ def test_going_back_twice_leaves_no_empty_fork_behind(model: Model) -> None:
     chat.close()
 
 
+@pytest.mark.slow
 def test_a_chat_that_is_open_elsewhere_is_read_only_and_can_be_forked(model: Model, tiny_path: Path) -> None:
     chat, straight = new(model), new(model)
     chat.save(title="mine")
@@ -370,6 +382,7 @@ def test_a_chat_that_is_open_elsewhere_is_read_only_and_can_be_forked(model: Mod
     other.close()
 
 
+@pytest.mark.slow
 def test_ids_of_another_model_are_never_taken_for_this_ones(model: Model, tmp_path: Path) -> None:
     chat = new(model)
     chat.save(title="moved")

@@ -88,6 +88,7 @@ def test_a_chat_over_midnight_keeps_its_date(dated: Model, now: Clock) -> None:
     assert front(dated, other) == "today 2026-02-04 23<|im_end|>"
 
 
+@pytest.mark.slow
 def test_whatever_a_chat_can_do_keeps_its_date(dated: Model, now: Clock) -> None:
     chat = new(dated, system="be brief", autosave=True)
     for text in ("hi " * 30, "and?", "or?", "so?"):
@@ -122,6 +123,7 @@ def test_a_chat_that_waited_for_its_first_message_begins_with_it(dated: Model, n
     assert front(dated, chat) == "today 2026-02-04 23<|im_end|>"
 
 
+@pytest.mark.slow
 def test_a_resume_the_next_day_in_a_new_process_keeps_the_date(
     dated: Model, path: Path, now: Clock, home: Path
 ) -> None:
@@ -171,6 +173,7 @@ def test_a_chat_of_an_older_version_resumes_with_all_reused(
     chat.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_old", [False, True], ids=["with a clock", "of an older version"])
 def test_a_prompt_cache_is_asked_the_next_day(dated: Model, now: Clock, tmp_path: Path, is_old: bool) -> None:
     pc = dated.prefill(BOOK, CONFIG, system="be brief")

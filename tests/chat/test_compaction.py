@@ -49,6 +49,7 @@ def spoken(opened: ev.ChatOpened) -> list[tuple[str, str]]:
     return [(m.role, m.text) for m in opened.messages]
 
 
+@pytest.mark.slow
 def test_what_it_costs_is_said_before_and_is_what_it_costs(said: Said) -> None:
     chat = said.context.current_chat
     plan = said.one(cmd.PlanCompact(), CompactPlan)
@@ -63,6 +64,7 @@ def test_what_it_costs_is_said_before_and_is_what_it_costs(said: Said) -> None:
     assert len(short.log) <= plan.ask_tokens + plan.summary_tokens + plan.kept_tokens + again
 
 
+@pytest.mark.slow
 def test_the_branch_begins_with_the_summary_and_nothing_is_lost(said: Said) -> None:
     chat = said.context.current_chat
     before, session = chat.messages, chat.session_id
@@ -85,6 +87,7 @@ def test_the_branch_begins_with_the_summary_and_nothing_is_lost(said: Said) -> N
     assert said.one(cmd.Send("still there", 0.0), ev.TurnFinished).stats.prefill_tokens < 60
 
 
+@pytest.mark.slow
 def test_the_next_message_reads_only_itself_and_says_what_it_would_after_reading_everything(said: Said) -> None:
     said.ask(cmd.Compact())
     chat = said.context.current_chat
@@ -99,6 +102,7 @@ def test_the_next_message_reads_only_itself_and_says_what_it_would_after_reading
     assert (slow.text, slow.stats.cached_tokens) == (quick.text, 0)
 
 
+@pytest.mark.slow
 def test_undoing_brings_the_whole_chat_back_without_reading_it(said: Said) -> None:
     chat = said.context.current_chat
     before, session = chat.messages, chat.session_id
@@ -109,6 +113,7 @@ def test_undoing_brings_the_whole_chat_back_without_reading_it(said: Said) -> No
     assert len(said.one(cmd.Rewind(), ev.ChatOpened).messages) == 6  # the second takes a turn back, as ever
 
 
+@pytest.mark.slow
 def test_the_last_messages_alone(said: Said) -> None:
     plan = said.one(cmd.PlanCompact(), CompactPlan)
     before = said.context.current_chat.messages
@@ -120,6 +125,7 @@ def test_the_last_messages_alone(said: Said) -> None:
     assert len(said.context.current_chat.log) == plan.kept_tokens - 2
 
 
+@pytest.mark.slow
 def test_stopping_the_summary_leaves_everything_as_it_was(said: Said) -> None:
     chat = said.context.current_chat
     before, session = chat.messages, chat.session_id
@@ -140,6 +146,7 @@ def test_stopping_the_summary_leaves_everything_as_it_was(said: Said) -> None:
     assert said.one(cmd.Send("go on", 0.0), ev.TurnFinished).stats.prefill_tokens < 60
 
 
+@pytest.mark.slow
 def test_a_summary_stays_when_the_window_is_full_and_after_a_restart(home: Path, tiny_path: Path) -> None:
     """A window that was full when compacting began, and is again afterwards: it rotates, the summary does not."""
     settings = replace(SETTINGS, window=512)
@@ -167,6 +174,7 @@ def test_a_summary_stays_when_the_window_is_full_and_after_a_restart(home: Path,
         said.context.close()
 
 
+@pytest.mark.slow
 def test_a_chat_that_is_not_saved_can_be_taken_back_too(home: Path, tiny_path: Path) -> None:
     said = talked(tiny_path, save=False)
     before = said.context.current_chat.messages
@@ -178,6 +186,7 @@ def test_a_chat_that_is_not_saved_can_be_taken_back_too(home: Path, tiny_path: P
     said.context.close()
 
 
+@pytest.mark.slow
 def test_a_model_that_cannot_summarise_is_not_asked_to(said: Said) -> None:
     said.context.ready_model.name = "tutor"
     assert said.one(cmd.PlanCompact(), CompactPlan).summary_tokens == 0
@@ -185,6 +194,7 @@ def test_a_model_that_cannot_summarise_is_not_asked_to(said: Said) -> None:
     assert said.one(cmd.Compact(summarise=False), ev.Compacted)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_compacted_says_why(home: Path, tiny_path: Path) -> None:
     said = Said(SETTINGS)
     said.one(cmd.LoadModel(str(tiny_path)), ev.ModelReady)

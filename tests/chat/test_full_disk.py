@@ -66,6 +66,7 @@ def texts(model: Model, chat: mlxkv.Chat) -> list[str]:
     return [turn.text for turn in model.store.load(str(chat.session_id)).turns]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", range(5))
 def test_wherever_the_disk_is_full_there_is_a_reply_and_nothing_is_lost(model: Model, disk: Disk, after: int) -> None:
     straight = model.chat(cache=CONFIG, autosave=False, **GREEDY)
@@ -110,6 +111,7 @@ def stop(disk: Disk, chat: mlxkv.Chat, events: Iterator[TurnEvent]) -> None:
     assert disk.refused
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("until", ["the next message", "the next but one", "the end"])
 def test_a_message_that_was_taken_back_does_not_come_back_with_room(model: Model, disk: Disk, until: str) -> None:
     chat = model.chat(cache=CONFIG, autosave=True, **GREEDY)
@@ -142,6 +144,7 @@ def test_the_first_message_of_a_chat_is_taken_back_too(model: Model, disk: Disk)
     assert [c.title for c in model.store.list()] == ["one"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["retry", "edit"])
 def test_a_retry_or_an_edit_that_was_stopped_gives_the_old_reply_back(model: Model, disk: Disk, how: str) -> None:
     chat = model.chat(cache=CONFIG, autosave=True, **GREEDY)
@@ -157,6 +160,7 @@ def test_a_retry_or_an_edit_that_was_stopped_gives_the_old_reply_back(model: Mod
     assert [m.text for m in chat.messages] == texts(model, chat)
 
 
+@pytest.mark.slow
 def test_closing_saves_what_there_is_room_for_and_says_what_there_is_not(model: Model, disk: Disk) -> None:
     chats = [model.chat(cache=CONFIG, autosave=True, **GREEDY) for _ in range(2)]
     for chat in chats:
@@ -175,6 +179,7 @@ def test_closing_saves_what_there_is_room_for_and_says_what_there_is_not(model: 
     assert [len(texts(model, chat)) for chat in chats] == [2, 4]
 
 
+@pytest.mark.slow
 def test_sqlite_itself_has_no_page_left(model: Model, disk: Disk) -> None:
     chat = model.chat(cache=CONFIG, autosave=True, **GREEDY)
     say(chat, "one")
@@ -193,6 +198,7 @@ def refuse(*_: object, **__: object) -> None:
     raise DiskError("The chat database cannot be used (no space left on the disk); make room.")
 
 
+@pytest.mark.slow
 def test_a_store_that_cannot_even_be_opened(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     model.close()
     with monkeypatch.context() as full:
@@ -263,6 +269,7 @@ def said(tiny_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", READING)
 def test_reading_takes_no_room(said: None, full: None, command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:

@@ -71,6 +71,7 @@ def test_a_fork_goes_on_beside_its_origin(model: Model) -> None:
     assert say(chat, "and you?").text == say(straight, "and you?").text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("back", [1, 2])
 def test_a_resumed_chat_goes_on_and_goes_back_with_states_from_disk(model: Model, back: int) -> None:
     chat, straight = new(model), new(model)
@@ -93,6 +94,7 @@ def test_a_resumed_chat_goes_on_and_goes_back_with_states_from_disk(model: Model
     resumed.close()
 
 
+@pytest.mark.slow
 def test_a_prompt_cache_is_saved_loaded_and_asked_twice(model: Model, tmp_path: Path) -> None:
     book = model.prefill("once upon a time there was a cache " * 3)
     size = book.save(tmp_path / "book.kv")

@@ -76,6 +76,7 @@ NO_PLACE = "This model's chat template has no system role: the first message beg
 NO_TEMPLATE = "This model has no chat template: the messages are passed as raw text, one after the other."
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("template", "system", "told"),
     [

@@ -22,6 +22,7 @@ from tests.chats import CONFIG, GREEDY, new, say
 from tests.tokenizers import tiny_folder
 
 
+@pytest.mark.slow
 def test_a_resumed_chat_goes_on_bit_by_bit_without_reading_anything_again(model: Model, tiny_path: Path) -> None:
     chat, straight = new(model, system="be"), new(model, system="be")
     for text in ("hi", "and you?"):
@@ -43,6 +44,7 @@ def test_a_resumed_chat_goes_on_bit_by_bit_without_reading_anything_again(model:
     assert session == resumed.session_id
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "args",
     [
@@ -73,6 +75,7 @@ def test_a_wrapped_chat_resumes_bit_by_bit(args: dict[str, Any], tmp_path: Path)
     model.close()
 
 
+@pytest.mark.slow
 def test_what_had_rotated_out_is_not_said_to_be_resumed(model: Model) -> None:
     chat = model.chat(cache=mlxkv.CacheConfig(window=128, block=16, sinks=4), autosave=True, **GREEDY)
     say(chat, "a long one. " * 40)
@@ -102,6 +105,7 @@ def test_a_chat_saved_with_parameters_that_are_refused_now_is_resumed_without_th
         assert (chat._params, chat.thinking) == (mlxkv.SamplingParams(temperature=0.5), None)
 
 
+@pytest.mark.slow
 def test_sampling_goes_on_as_if_the_process_had_never_ended(model: Model) -> None:
     wild = {"temperature": 1.5, "max_tokens": 12}
     chat = model.chat(cache=CONFIG, **wild)
@@ -141,6 +145,7 @@ def test_after_a_crash_before_any_reply_the_roles_still_alternate(model: Model) 
     resumed.close()
 
 
+@pytest.mark.slow
 def test_another_model_is_a_notice_in_a_chat_and_nothing_is_lost(model: Model, tmp_path: Path) -> None:
     chat = new(model)
     say(chat, "hi")
@@ -167,6 +172,7 @@ def test_another_model_is_a_notice_in_a_chat_and_nothing_is_lost(model: Model, t
     other.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_gone", [True, False])
 def test_a_model_that_moved_is_remembered(tmp_path: Path, is_gone: bool) -> None:
     old, here = tiny_folder(tmp_path / "old"), tmp_path / "new"

@@ -41,6 +41,7 @@ def kind(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("template", [STRIPPING, OPENING], ids=["written", "opened in the prompt"])
 def test_a_stripped_reply_is_all_that_is_read_again(kind: str, template: str, tmp_path: Path) -> None:
     model = loaded(tmp_path / "m", kind, template)
@@ -85,6 +86,7 @@ def test_a_stripped_reply_is_all_that_is_read_again(kind: str, template: str, tm
     model.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("template", [STRIPPING, OPENING], ids=["written", "opened in the prompt"])
 def test_a_thinking_chat_resumes_and_goes_on_as_if_it_had_never_ended(kind: str, template: str, tmp_path: Path) -> None:
     model = loaded(tmp_path / "m", kind, template)
@@ -114,6 +116,7 @@ def test_a_thinking_chat_resumes_and_goes_on_as_if_it_had_never_ended(kind: str,
     model.close()
 
 
+@pytest.mark.slow
 def test_a_chat_can_be_told_not_to_think(kind: str, tmp_path: Path) -> None:
     model = loaded(tmp_path / "m", kind, OPENING)
     script(model, "just so", "<think>", "and so")
@@ -128,6 +131,7 @@ def test_a_chat_can_be_told_not_to_think(kind: str, tmp_path: Path) -> None:
     model.close()
 
 
+@pytest.mark.slow
 def test_reasoning_that_was_stopped_can_be_continued(kind: str, tmp_path: Path) -> None:
     model = loaded(tmp_path / "m", kind, STRIPPING)
     script(model, "<think>\none two three\n</think>\n\nfour")
@@ -151,6 +155,7 @@ def test_reasoning_that_was_stopped_can_be_continued(kind: str, tmp_path: Path) 
     model.close()
 
 
+@pytest.mark.slow
 def test_print_mode_prints_the_answer_and_keeps_the_reasoning_for_those_who_ask(tmp_path: Path) -> None:
     outputs = {}
     for output, think in (("text", None), ("json", True), ("stream-json", None)):
@@ -177,6 +182,7 @@ def test_print_mode_can_ask_for_no_reasoning(tmp_path: Path) -> None:
     assert out.getvalue() == "just so\n"  # it would be reasoning, had the prompt opened it
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("reply", "num_tokens", "advice"),
     [
@@ -212,6 +218,7 @@ def test_a_reply_without_text_says_so(reply: str, num_tokens: int, advice: str, 
     model.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("template", [STRIPPING, CHATML], ids=["off already", "no switch"])
 def test_no_reply_advises_what_is_so_already_or_cannot_be(template: str, tmp_path: Path) -> None:
     """`--no-think` was advised to those who had just used it."""

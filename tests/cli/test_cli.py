@@ -56,6 +56,7 @@ def ask(run: Run, path: Path, text: str, *more: str, stdin: str = "") -> Ran:
     return run("-p", text, "-m", path, *GREEDY, *more, stdin=stdin)
 
 
+@pytest.mark.slow
 def test_the_reply_is_on_stdout_and_the_figures_on_stderr(run: Run, tiny_path: Path) -> None:
     done = ask(run, tiny_path, "hi")
     assert done.code == 0
@@ -66,6 +67,7 @@ def test_the_reply_is_on_stdout_and_the_figures_on_stderr(run: Run, tiny_path: P
     assert ask(run, tiny_path, "hi", "-q").err == ""
 
 
+@pytest.mark.slow
 def test_real_weights_say_what_mlx_lm_says(run: Run, stories_path: Path) -> None:
     """A model without a chat template continues the raw text, with the same ids."""
     import mlx_lm
@@ -77,6 +79,7 @@ def test_real_weights_say_what_mlx_lm_says(run: Run, stories_path: Path) -> None
     assert "Lily" in done.out
 
 
+@pytest.mark.slow
 def test_json_is_one_object_with_the_agreed_fields(run: Run, tiny_path: Path) -> None:
     done = ask(run, tiny_path, "hi", "--output-format", "json")
     result = json.loads(done.out)
@@ -100,6 +103,7 @@ def test_stream_json_is_an_event_a_line_and_the_result_last(run: Run, tiny_path:
     assert "".join(e["text"] for e in lines if e["type"] == "text") == lines[-1]["text"]
 
 
+@pytest.mark.slow
 def test_continuing_reads_nothing_again_and_says_so(run: Run, tiny_path: Path) -> None:
     first = json.loads(ask(run, tiny_path, "hi", "--output-format", "json").out)
     done = run("-c", "-p", "and you?", "--output-format", "json", "-q")  # the session knows its model and settings
@@ -114,6 +118,7 @@ def test_continuing_reads_nothing_again_and_says_so(run: Run, tiny_path: Path) -
     assert by_title["turn_id"] == 5
 
 
+@pytest.mark.slow
 def test_standard_input_and_files_join_the_question(run: Run, tiny_path: Path, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("some notes")
     ask(run, tiny_path, "why?", "-f", str(tmp_path / "notes.txt"), stdin="a log\n")
@@ -122,6 +127,7 @@ def test_standard_input_and_files_join_the_question(run: Run, tiny_path: Path, t
     assert run("-m", tiny_path, *GREEDY, stdin="only piped").code == 0
 
 
+@pytest.mark.slow
 def test_the_disk_limit_of_the_command_line_reaches_the_store(
     run: Run, tiny_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -135,6 +141,7 @@ def test_no_save_leaves_nothing(run: Run, tiny_path: Path, home: Path) -> None:
     assert not [p for p in home.rglob("*") if p.is_file()]
 
 
+@pytest.mark.slow
 def test_chats_can_be_listed_shown_renamed_searched_and_deleted(run: Run, tiny_path: Path, home: Path) -> None:
     ask(run, tiny_path, "hi there")
     listed = run("chats", "ls")
@@ -148,6 +155,7 @@ def test_chats_can_be_listed_shown_renamed_searched_and_deleted(run: Run, tiny_p
     assert not list(home.rglob("*.safetensors"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("args", "code", "says"),
     [
@@ -175,6 +183,7 @@ def test_bad_input_is_one_sentence(run: Run, args: list[str], code: int, says: s
     assert "Traceback" not in done.err
 
 
+@pytest.mark.slow
 def test_a_session_of_another_model_is_read_again_with_one_sentence(run: Run, tiny_path: Path, tmp_path: Path) -> None:
     ask(run, tiny_path, "hi")
     other = tiny_folder(tmp_path / "other", seed=7)
@@ -184,6 +193,7 @@ def test_a_session_of_another_model_is_read_again_with_one_sentence(run: Run, ti
     assert "hi" in run("chats", "show", "hi").out
 
 
+@pytest.mark.slow
 def test_a_truncated_chunk_is_read_again_with_one_sentence(run: Run, tiny_path: Path, home: Path) -> None:
     ask(run, tiny_path, "hi")
     for chunk in home.rglob("*.safetensors"):
@@ -196,12 +206,14 @@ def test_a_truncated_chunk_is_read_again_with_one_sentence(run: Run, tiny_path: 
     assert result["turn_id"] == 3
 
 
+@pytest.mark.slow
 def test_a_long_prompt_warns_once(run: Run, tiny_path: Path) -> None:
     done = run("-p", "much " * 100, "-m", tiny_path, "--temp", "0", "--max-tokens", "4", "--window", "64")
     assert done.code == 0
     assert done.err.count("are evicted before the reply; --window 2048 holds all of it") == 1
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_what_was_said_and_exits_130(tiny_path: Path, home: Path) -> None:
     command = [
         sys.executable,
@@ -228,6 +240,7 @@ def test_ctrl_c_keeps_what_was_said_and_exits_130(tiny_path: Path, home: Path) -
     assert (first + rest).strip()[:20] in shown.stdout
 
 
+@pytest.mark.slow
 def test_a_kill_in_mid_reply_loses_at_most_its_last_moments(run: Run, tiny_path: Path, home: Path) -> None:
     command = [*MLXKV, "-p", "hi", "-m", str(tiny_path), "--max-tokens", "100000", "--temp", "0", "--window", "256"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as p:
@@ -247,6 +260,7 @@ def test_a_kill_in_mid_reply_loses_at_most_its_last_moments(run: Run, tiny_path:
         assert [t.state for t in store.load(before.id).turns] == ["done", "stopped", "done", "done"]
 
 
+@pytest.mark.slow
 def test_a_reader_that_goes_away_is_no_error(tiny_path: Path, home: Path) -> None:
     mlxkv = " ".join([*MLXKV, "-p", "hi", "-m", str(tiny_path), "--max-tokens", "20000", "--temp", "0"])
     command = mlxkv + " | head -c 5; exit ${PIPESTATUS[0]}"
@@ -308,6 +322,7 @@ def test_models_can_be_looked_at_without_loading_them(run: Run, tiny_path: Path)
     assert run("models", "info", "./nowhere").code == 1
 
 
+@pytest.mark.slow
 def test_quantized_rows_from_the_command_line(run: Run, tiny_path: Path, tmp_path: Path) -> None:
     wide = tiny_folder(tmp_path / "wide", hidden=128)
     first = json.loads(ask(run, wide, "hi", "--kv-bits", "8", "--output-format", "json").out)
@@ -328,6 +343,7 @@ def test_path_and_doctor(run: Run, home: Path) -> None:
     assert run("doctor").code == 0
 
 
+@pytest.mark.slow
 def test_bench_prints_a_ratio(run: Run, tiny_path: Path) -> None:
     done = run("bench", "-m", tiny_path, "--prompt", "8", "--tokens", "2")
     assert done.code == 0

@@ -16,6 +16,8 @@ from tests.cli.test_cli import Run, run  # noqa: F401  # a fixture
 from tests.fixtures.mlx_lm.make import MODELS
 from tests.tokenizers import tiny_folder
 
+pytestmark = pytest.mark.slow
+
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "mlx_lm"
 ASK = ["--temp", "0", "--max-tokens", "8"]
 

@@ -34,6 +34,7 @@ def family(home: Path) -> list[str]:
         return [sky, sea, fork, store.fork(fork, 1)]
 
 
+@pytest.mark.slow
 def test_a_list_nests_forks_and_fits_the_width(run: Run, family: list[str], monkeypatch: Any) -> None:  # noqa: F811
     lines = run("chats", "ls").out.splitlines()
     ids = [line.split()[0] for line in lines]  # made in one millisecond, chats share more than the first ten characters
@@ -54,6 +55,7 @@ def test_a_list_nests_forks_and_fits_the_width(run: Run, family: list[str], monk
         assert narrow[0].endswith("…")
 
 
+@pytest.mark.slow
 def test_json_says_everything(run: Run, family: list[str]) -> None:  # noqa: F811
     listed = json.loads(run("chats", "ls", "--json").out)
     assert {c["id"] for c in listed} == {*family}
@@ -67,6 +69,7 @@ def test_json_says_everything(run: Run, family: list[str]) -> None:  # noqa: F81
     assert [snippet[a:b] for a, b in hits[0]["marks"]] == ["Rayleigh"]
 
 
+@pytest.mark.slow
 def test_search_prints_a_line_per_hit(run: Run, family: list[str], monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     lines = run("chats", "search", "why is").out.splitlines()
     assert len(lines) == 4
@@ -89,6 +92,7 @@ def test_search_prints_a_line_per_hit(run: Run, family: list[str], monkeypatch: 
     assert "Nothing found" in nothing.err
 
 
+@pytest.mark.slow
 def test_show_and_export_print_markdown(run: Run, family: list[str], tmp_path: Path) -> None:  # noqa: F811
     assert run("chats", "export", family[0]).out == (
         "# the sky 天空␛[31m\n\nfake · 5 tokens\n\n## system\n\nbe brief\n\n## user\n\nWhy is the sky blue?\n\n"
@@ -102,6 +106,7 @@ def test_show_and_export_print_markdown(run: Run, family: list[str], tmp_path: P
     assert (tmp_path / "sea.md").stat().st_mode & 0o777 == 0o600
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_terminal", [True, False])
 def test_emoji_go_joined_into_files_and_pipes_and_in_parts_to_a_terminal(
     run: Run,  # noqa: F811
@@ -120,6 +125,7 @@ def test_emoji_go_joined_into_files_and_pipes_and_in_parts_to_a_terminal(
     assert joined in (tmp_path / "emoji.md").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["json", "mlxkv"])
 def test_there_and_back(run: Run, family: list[str], tmp_path: Path, form: str) -> None:  # noqa: F811
     path = tmp_path / f"sea.{form}"
@@ -136,6 +142,7 @@ def test_there_and_back(run: Run, family: list[str], tmp_path: Path, form: str) 
         assert trusted.err.endswith("The chat was imported without its KV rows: sea.json holds no KV rows.\n")
 
 
+@pytest.mark.slow
 def test_the_format_is_the_one_that_the_file_ends_in(run: Run, family: list[str], tmp_path: Path) -> None:  # noqa: F811
     """`-o chat.json` and `-o chat.mlxkv` once held Markdown."""
     for name, begins in (
@@ -159,6 +166,7 @@ def test_the_format_is_the_one_that_the_file_ends_in(run: Run, family: list[str]
     assert not (tmp_path / "a.pdf").exists()
 
 
+@pytest.mark.slow
 def test_removing_asks_or_wants_yes(run: Run, family: list[str]) -> None:  # noqa: F811
     refused = run("chats", "rm", "the sea")
     assert refused.code == 2
@@ -190,6 +198,7 @@ def test_what_cannot_be_is_said_in_one_sentence(run: Run, family: list[str], tmp
         assert done.err.count("\n") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("line", "offered"),
     [
@@ -232,6 +241,7 @@ def test_the_shell_completes_ids_and_titles(family: list[str]) -> None:
     assert len(ids_for_completion("")) == 4
 
 
+@pytest.mark.slow
 def test_all_chats_go_back_to_a_copy(run: Run, family: list[str]) -> None:  # noqa: F811
     """Opening the store made a copy of the four chats; one is deleted, and all come back."""
     run("chats", "ls")

@@ -12,6 +12,8 @@ import pytest
 
 from tests.fakes_hub import FakeHub, serve
 
+pytestmark = pytest.mark.slow
+
 ASK = ["-p", "hi", "--temp", "0", "--max-tokens", "8", "--window", "256"]
 
 

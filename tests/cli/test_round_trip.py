@@ -18,6 +18,8 @@ from tests.chats import CONFIG, GREEDY, say
 from tests.cli.test_cli import Run, run  # noqa: F401  # a fixture
 from tests.tokenizers import STRIPPING, tiny_folder
 
+pytestmark = pytest.mark.slow
+
 SMALL = mlxkv.CacheConfig(window=128, block=16, sinks=4)
 
 

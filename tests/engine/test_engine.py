@@ -78,6 +78,7 @@ def loaded(watched: Watched, path: Path) -> Watched:
     return watched
 
 
+@pytest.mark.slow
 def test_a_turn_tells_everything_in_order(watched: Watched, tiny_path: Path) -> None:
     loaded(watched, tiny_path)
     watched.engine.submit(NewChat("be good"))
@@ -95,6 +96,7 @@ def test_a_turn_tells_everything_in_order(watched: Watched, tiny_path: Path) -> 
     assert status.kv_bytes > 0
 
 
+@pytest.mark.slow
 def test_a_chat_is_listed_and_opened_again_without_reading(watched: Watched, tiny_path: Path) -> None:
     loaded(watched, tiny_path)
     watched.send("hi there")
@@ -115,6 +117,7 @@ def test_a_chat_is_listed_and_opened_again_without_reading(watched: Watched, tin
     assert finished.stats.cached_tokens >= opened.restored_tokens
 
 
+@pytest.mark.slow
 def test_without_saving_a_resumed_chat_stays_as_it_was(home: Path, tiny_path: Path) -> None:
     """`mlxkv -c --no-save`: what follows is not kept, and the options given are the ones that count."""
     for save in (True, False):
@@ -141,6 +144,7 @@ def test_without_saving_a_resumed_chat_stays_as_it_was(home: Path, tiny_path: Pa
         assert [c.num_turns for c in store.list()] == [2]
 
 
+@pytest.mark.slow
 def test_stop_from_another_thread_keeps_what_was_said(home: Path, tiny_path: Path) -> None:
     engine = Engine(Folders.from_env(), Settings(temperature=0.0, max_tokens=5000, window=256))
     engine.start()
@@ -155,6 +159,7 @@ def test_stop_from_another_thread_keeps_what_was_said(home: Path, tiny_path: Pat
     assert finished.text
 
 
+@pytest.mark.slow
 def test_retry_goes_on_in_a_fork(watched: Watched, tiny_path: Path) -> None:
     loaded(watched, tiny_path)
     watched.send("hi")
@@ -167,6 +172,7 @@ def test_retry_goes_on_in_a_fork(watched: Watched, tiny_path: Path) -> None:
     assert len(listed.chats) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [Send("hi", 0.0), OpenChat("nothing"), LoadModel("no such model"), Retry()])
 def test_errors_are_events_and_the_engine_goes_on(watched: Watched, tiny_path: Path, command: object) -> None:
     watched.engine.submit(command)  # type: ignore[arg-type]
@@ -178,6 +184,7 @@ def test_errors_are_events_and_the_engine_goes_on(watched: Watched, tiny_path: P
     assert isinstance(watched.send("hi")[-2], TurnFinished)
 
 
+@pytest.mark.slow
 def test_a_bug_below_is_an_event_too(watched: Watched, tiny_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded(watched, tiny_path)
     monkeypatch.setattr("mlxkv.inference.runner.ModelRunner.decode", lambda *a, **k: 1 / 0)
@@ -187,6 +194,7 @@ def test_a_bug_below_is_an_event_too(watched: Watched, tiny_path: Path, monkeypa
     assert isinstance(watched.send("hi")[-2], TurnFinished)
 
 
+@pytest.mark.slow
 def test_switching_models_goes_on_with_the_chat_and_says_what_is_read_again(
     watched: Watched, tiny_path: Path, tmp_path: Path
 ) -> None:
@@ -199,6 +207,7 @@ def test_switching_models_goes_on_with_the_chat_and_says_what_is_read_again(
     assert any(isinstance(e, Notice) and "model" in e.text for e in events)
 
 
+@pytest.mark.slow
 def test_a_name_that_cannot_be_does_not_cost_the_model_that_is_there(watched: Watched, tiny_path: Path) -> None:
     loaded(watched, tiny_path)
     watched.send("hi")
@@ -207,6 +216,7 @@ def test_a_name_that_cannot_be_does_not_cost_the_model_that_is_there(watched: Wa
     assert not any(isinstance(e, ChatOpened) for e in events)  # it was not even taken away
 
 
+@pytest.mark.slow
 def test_a_model_that_cannot_be_loaded_leaves_the_old_one(watched: Watched, tiny_path: Path, tmp_path: Path) -> None:
     loaded(watched, tiny_path)
     watched.send("hi")
@@ -244,6 +254,7 @@ print("closed")
 """
 
 
+@pytest.mark.slow
 def test_the_process_ends_in_order_in_mid_reply(tiny_path: Path) -> None:
     """Streams of a thread that are not cleared abort the process at exit in most runs: three runs, no abort."""
     for _ in range(3):
@@ -253,6 +264,7 @@ def test_the_process_ends_in_order_in_mid_reply(tiny_path: Path) -> None:
         assert (done.returncode, done.stdout) == (0, "closed\n"), done.stderr
 
 
+@pytest.mark.slow
 def test_a_stop_before_a_reply_began_holds_and_stops_no_later_one(
     watched: Watched, tiny_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -276,6 +288,7 @@ def test_a_stop_before_a_reply_began_holds_and_stops_no_later_one(
     assert not any(isinstance(e, Failed) or getattr(e, "reason", "") == "stopped" for e in watched.send("on"))
 
 
+@pytest.mark.slow
 def test_a_panic_of_a_tokenizer_is_an_error_and_the_engine_goes_on(watched: Watched, tmp_path: Path) -> None:
     folder = folder_of(tmp_path, ROWS["regex bomb"])
     loaded(watched, folder)
@@ -285,6 +298,7 @@ def test_a_panic_of_a_tokenizer_is_an_error_and_the_engine_goes_on(watched: Watc
     assert any(isinstance(e, TurnFinished) for e in watched.send("yes"))
 
 
+@pytest.mark.slow
 def test_a_chat_that_another_process_had_open_is_had_once_that_lets_go(
     watched: Watched, tiny_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -73,6 +73,7 @@ def test_a_new_chat_that_was_stopped_is_in_no_list(here: Said) -> None:
     assert len(here.one(cmd.ListChats(), ev.ChatList).chats) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "returned"), [(cmd.Retry(1), ""), (cmd.Edit(0, LONG, 0.0), LONG)], ids=["retry", "edit"]
 )
@@ -93,6 +94,7 @@ def test_a_retry_or_an_edit_that_is_stopped_gives_the_old_branch_back(
     assert len(here.one(cmd.ListChats(), ev.ChatList).chats) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [cmd.Retry(1), cmd.Edit(0, LONG, 0.0)], ids=["retry", "edit"])
 def test_a_retry_or_an_edit_that_the_disk_refuses_gives_the_old_branch_back(
     here: Said, command: cmd.Command, monkeypatch: pytest.MonkeyPatch
@@ -107,6 +109,7 @@ def test_a_retry_or_an_edit_that_the_disk_refuses_gives_the_old_branch_back(
     assert opened.messages == before
 
 
+@pytest.mark.slow
 def test_a_message_that_nobody_is_left_to_take_back_stays(here: Said, tiny_path: Path) -> None:
     """The window was closed while it was prefilled. Then it can be asked again, in place."""
     stop_at(here, ev.PrefillProgress, closing=True)
@@ -123,6 +126,7 @@ def test_a_message_that_nobody_is_left_to_take_back_stays(here: Said, tiny_path:
     again.context.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [lambda text: cmd.Send(text, 0.0), lambda text: cmd.Edit(2, text, 0.0)])
 def test_a_message_too_long_for_the_window_is_asked_about(here: Said, make: Callable[[str], cmd.Command]) -> None:
     before = here.context.current_chat.turns
@@ -139,6 +143,7 @@ def test_a_message_too_long_for_the_window_is_asked_about(here: Said, make: Call
     assert here.one(command, ev.TurnFinished).stats.evicted_tokens == 0
 
 
+@pytest.mark.slow
 def test_what_is_sent_anyway_says_what_is_evicted(here: Said) -> None:
     events = here.ask(cmd.Send("much " * 200, 0.0, anyway=True))
     assert one(events, ev.PromptEvicted)

@@ -65,6 +65,7 @@ def texts(opened: ev.ChatOpened) -> list[str]:
     return [m.text for m in opened.messages if m.role == "user"]
 
 
+@pytest.mark.slow
 def test_rewinding_gives_the_text_back_and_leaves_the_old_branch(said: Said) -> None:
     opened = said.one(cmd.Rewind(2), ev.ChatOpened)
     assert (texts(opened), opened.prompt) == (["one"], "two")
@@ -74,6 +75,7 @@ def test_rewinding_gives_the_text_back_and_leaves_the_old_branch(said: Said) -> 
     assert [(b.num_turns, b.forked_at, b.is_current) for b in branches] == [(4, None, False), (4, 2, True)]
 
 
+@pytest.mark.slow
 def test_a_retry_is_shown_where_it_happens_and_counted_as_a_version(said: Said) -> None:
     events = said.ask(cmd.Retry(1))
     kinds = [type(e) for e in events]
@@ -94,6 +96,7 @@ def test_an_edit_replaces_the_question(said: Said) -> None:
     assert [s.text for s in versions.messages[0]] == ["one", "uno"]
 
 
+@pytest.mark.slow
 def test_a_fork_before_a_question_and_after_a_reply(said: Said) -> None:
     before = said.one(cmd.Fork(2), ev.ChatOpened)
     assert (texts(before), before.prompt) == (["one"], "two")
@@ -114,6 +117,7 @@ def test_a_cut_reply_goes_on_in_place(said: Said) -> None:
     assert len(said.context.current_chat.messages) == 4
 
 
+@pytest.mark.slow
 def test_naming_finding_and_deleting(said: Said) -> None:
     assert said.one(cmd.RenameChat("  Two\n numbers "), ev.ChatRenamed).title == "Two numbers"
     hits = said.one(cmd.SearchChats("two"), ev.ChatHits).hits
@@ -156,6 +160,7 @@ def test_a_chat_is_written_out_and_never_over_a_file(said: Said, tmp_path: Path)
     assert "must be md, json or mlxkv" in said.one(cmd.ExportChat("pdf", str(tmp_path / "x")), ev.Failed).text
 
 
+@pytest.mark.slow
 def test_what_fills_the_window_adds_up(said: Said) -> None:
     use = said.one(cmd.ShowContext(), ev.ContextUsage)
     chat = said.context.current_chat
@@ -284,6 +289,7 @@ def test_a_model_that_is_not_here_is_asked_for_not_downloaded(home: Path) -> Non
     assert said.ask(cmd.LoadModel("org/never-heard-of", ask=True)) == [ev.ModelMissing("org/never-heard-of", 0)]
 
 
+@pytest.mark.slow
 def test_a_load_that_is_stopped_leaves_the_old_model_and_the_chat(said: Said, tmp_path: Path) -> None:
     """Esc just when the window says that it loads; the way back to the old model is not stopped with it."""
     other = str(tiny_folder(tmp_path / "other"))

@@ -14,6 +14,8 @@ from mlxkv.tui.state.choice_lists import models_list
 from tests.engine.test_engine_chats import Said
 from tests.tokenizers import tiny_folder
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def said(home: Path) -> Iterator[Said]:

@@ -43,6 +43,7 @@ def begin(chat: Chat, how: str) -> Any:
 WAYS = ("send", "retry", "edit", "continue_reply", "aside", "prefill")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", WAYS)
 def test_a_cancel_before_the_first_event_holds(model: Model, how: str) -> None:
     chat = new(model)
@@ -57,6 +58,7 @@ def test_a_cancel_before_the_first_event_holds(model: Model, how: str) -> None:
         assert seen[-1].reason == "stopped"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", WAYS)
 def test_a_cancel_that_came_before_does_not_stop_the_next(model: Model, how: str) -> None:
     chat = new(model)
@@ -89,6 +91,7 @@ REFUSED: dict[str, Callable[[Chat], object]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", REFUSED)
 @pytest.mark.parametrize("saved", [False, True])
 def test_what_changes_a_chat_is_refused_while_a_reply_is_generated(model: Model, name: str, saved: bool) -> None:
@@ -119,6 +122,7 @@ def test_an_iterator_that_began_too_late_is_refused(model: Model) -> None:
     assert [m.text for m in chat.messages if m.role == "user"] == ["one"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["never started", "closed", "let go of", "in a cycle", "ended", "raised"])
 def test_no_iterator_blocks_the_chat_for_ever(model: Model, how: str) -> None:
     chat = new(model)
@@ -168,6 +172,7 @@ def test_a_cache_serves_one_reply_at_a_time(model: Model) -> None:
 # -- the system prompt -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_system_prompt_cannot_be_set_without_saying_so(model: Model) -> None:
     chat = new(model, system="be good")
     with pytest.raises(ConfigError, match="cannot be changed"):
@@ -189,6 +194,7 @@ FED: dict[str, Callable[[Model, Any, Path], object]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["llama", "mamba2", "qwen3_next"])
 @pytest.mark.parametrize("name", FED)
 def test_what_another_loop_fed_is_noticed(model: Model, tmp_path: Path, kind: str, name: str) -> None:
@@ -204,6 +210,7 @@ def test_what_another_loop_fed_is_noticed(model: Model, tmp_path: Path, kind: st
     assert model.generate("once", cache=pc, max_tokens=2).tokens
 
 
+@pytest.mark.slow
 def test_a_chat_notices_too_and_is_left_as_it_was(model: Model) -> None:
     chat = new(model)
     say(chat, "hi")
@@ -235,6 +242,7 @@ class Failing:
         return self._layer(*args, **kwargs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["llama", "qwen3_next", "lfm2"])
 @pytest.mark.parametrize("fails_at", [1, 2, 4])
 def test_a_call_that_raised_in_the_middle_leaves_log_and_layers_equal(tmp_path: Path, kind: str, fails_at: int) -> None:
@@ -263,6 +271,7 @@ def test_a_call_that_raised_in_the_middle_leaves_log_and_layers_equal(tmp_path: 
 # -- a cache of another model ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hidden", [32, 64], ids=["of the same shapes", "of other shapes"])
 def test_a_cache_of_another_model_is_refused(model: Model, tmp_path: Path, hidden: int) -> None:
     other = mlxkv.load(str(tiny_folder(tmp_path / "other", seed=7, hidden=hidden)))
@@ -308,6 +317,7 @@ def test_the_whole_text_is_not_fed_twice(model: Model) -> None:
     assert again.stats.prefill_tokens <= 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", ["there", "o", "once upon a tim", "Once upon a time"])
 def test_what_does_not_begin_with_all_that_is_held_goes_on_from_it(model: Model, text: str) -> None:
     pc = model.prefill("once upon a time")
@@ -316,6 +326,7 @@ def test_what_does_not_begin_with_all_that_is_held_goes_on_from_it(model: Model,
     assert pc.tokens[: len(held) + len(text)] == [*held, *model.tokenizer.encode(text)]
 
 
+@pytest.mark.slow
 def test_a_stop_string_is_one_string(model: Model) -> None:
     free = model.generate("once", max_tokens=30, temperature=1.5, seed=2)
     stop = free.text[7:10]
@@ -340,6 +351,7 @@ def test_wrong_sampling_takes_nothing_back(model: Model) -> None:
     assert len(chat.messages) == 2
 
 
+@pytest.mark.slow
 def test_a_closed_chat_goes_on_where_nobody_else_has_the_session(model: Model) -> None:
     """What it says after `close` would otherwise be written between the messages of whoever opened the session."""
     chat = new(model)

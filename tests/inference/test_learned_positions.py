@@ -50,6 +50,7 @@ def model(folder: Path, tmp_path: Path) -> Model:
     return model
 
 
+@pytest.mark.slow
 def test_the_window_meant_by_none_is_within_the_table(model: Model, folder: Path) -> None:
     assert model.loaded.trained_length == POSITIONS
     assert learned_positions(model.loaded.model) == POSITIONS
@@ -60,6 +61,7 @@ def test_the_window_meant_by_none_is_within_the_table(model: Model, folder: Path
     assert mlxkv.estimate(str(folder)).window == 64
 
 
+@pytest.mark.slow
 def test_a_window_beyond_the_table_is_refused_with_both_numbers(model: Model) -> None:
     with pytest.raises(
         ConfigError, match=r"`window` is 4,096, .* positions for 96 tokens; ask for no more than that\."
@@ -68,6 +70,7 @@ def test_a_window_beyond_the_table_is_refused_with_both_numbers(model: Model) ->
     assert model.make_cache(mlxkv.CacheConfig(window=POSITIONS)).plan.learned == POSITIONS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("window", [32, POSITIONS])
 def test_a_reply_ends_where_the_table_does(model: Model, window: int) -> None:
     """Also in a window that rotates long before: positions go on with the tokens."""
@@ -101,6 +104,7 @@ def test_a_prompt_that_ends_beyond_the_table_is_refused(model: Model) -> None:
         model.generate("x", cache=full)
 
 
+@pytest.mark.slow
 def test_the_loop_of_mlx_lm_ends_at_the_table_with_a_sentence(model: Model) -> None:
     """Its own cache would go on, with positions that are none."""
     from mlx_lm.generate import generate_step
@@ -118,6 +122,7 @@ def test_the_loop_of_mlx_lm_ends_at_the_table_with_a_sentence(model: Model) -> N
         next(generate_step(mx.array([5] * 98), model.loaded.model, prompt_cache=fresh))
 
 
+@pytest.mark.slow
 def test_a_chat_that_reaches_the_end_says_so_and_keeps_what_was_said(model: Model) -> None:
     chat = model.chat(cache=mlxkv.CacheConfig(window=32, block=16), autosave=True, max_tokens=200, **GREEDY)
     *_, notice, last = chat.send("hello there", stop=["never"])
@@ -148,6 +153,7 @@ def test_a_chat_saved_with_a_window_beyond_the_table_is_resumed(model: Model, mo
     assert [turn.text for turn in again.turns] == [turn.text for turn in chat.turns]
 
 
+@pytest.mark.slow
 def test_only_these_two_have_a_table() -> None:
     found = {name for name in ("gpt2", "gpt_bigcode", "gemma3n", "longcat_flash_ngram", "gemma4", "llama", "gptj")
              if learned_positions(ARCHITECTURES[name].build())}  # fmt: skip
@@ -192,6 +198,7 @@ def test_a_model_and_its_config_say_the_same_length(folder: Path) -> None:
     assert trained_length(config) == trained_length(network) == POSITIONS
 
 
+@pytest.mark.slow
 def test_a_reply_that_ended_with_the_table_is_not_continued_and_says_why(model: Model) -> None:
     """Before, the advice was to shorten a prompt that nobody had written."""
     chat = model.chat(cache=mlxkv.CacheConfig(window=32, block=16), max_tokens=200, **GREEDY)

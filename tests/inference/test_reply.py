@@ -46,6 +46,7 @@ def test_markers_come_from_the_tokenizer() -> None:
     assert Reasoning.of(tiny_tokenizer(CHATML)) is None
 
 
+@pytest.mark.slow
 @settings(max_examples=300)
 @given(
     st.text(alphabet="ab<t\n ", max_size=12),

@@ -152,6 +152,7 @@ def given(model: Model, case: End) -> dict[str, Any]:
     return {"max_tokens": case.max_tokens, "temperature": 0.0, **({"stop": case.stop} if case.stop else {})}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", [c for c in ENDS if not c.thinking and c.leave != "cancel"], ids=named)
 def test_raw_text(model: Model, case: End) -> None:
     pc = model.prefill("once upon")
@@ -170,6 +171,7 @@ def test_raw_text(model: Model, case: End) -> None:
     assert largest(model.runner.score(pc, ids) - model.runner.score(fresh, ids)) < 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("saved", [False, True], ids=["in memory", "saved and resumed"])
 @pytest.mark.parametrize("case", ENDS, ids=named)
 def test_chats(model: Model, case: End, saved: bool) -> None:
@@ -213,6 +215,7 @@ def test_chats(model: Model, case: End, saved: bool) -> None:
         each.close()
 
 
+@pytest.mark.slow
 def test_without_a_template_the_stop_string_is_not_in_the_next_prompt(tmp_path: Path) -> None:
     """Texts continue each other there, and so did the tokens of the stop string."""
     made = tiny_folder(tmp_path / "m", template=None)

@@ -110,6 +110,7 @@ def perplexity(scores: mx.array, start: int) -> float:
     return math.exp(-mx.mean(scores[start - 1 :]).item())  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_an_endless_text_stays_as_good_as_a_pure_window(stories: Any, stream: list[int]) -> None:
     """Tokens 2k..4k at a trained length of 512: pinned sinks must not make a window worse (StreamingLLM)."""
     pure = ModelRunner(stories).score(cache_of(stories, CacheConfig(window=256, block=64, sinks=0)), stream)
@@ -118,12 +119,14 @@ def test_an_endless_text_stays_as_good_as_a_pure_window(stories: Any, stream: li
     assert perplexity(kept[0], 2048) <= 1.02 * perplexity(pure, 2048)
 
 
+@pytest.mark.slow
 def test_one_token_at_a_time_scores_exactly_the_same(stories: Any, stream: list[int]) -> None:
     part = stream[:900]
     one, many = (ModelRunner(stories, chunk).score(cache_of(stories, ENDLESS), part) for chunk in (1, 512))
     assert largest(one - many) == 0.0
 
 
+@pytest.mark.slow
 def test_mlx_lms_own_prefill_of_2048_sees_the_same(stories: Any, stream: list[int]) -> None:
     """generate_step feeds 2,047 tokens in one call: the next logits equal full recomputation."""
     prompt = stream[:2048]
@@ -135,6 +138,7 @@ def test_mlx_lms_own_prefill_of_2048_sees_the_same(stories: Any, stream: list[in
     assert largest(logprobs - expected) < 1e-4 * largest(expected)
 
 
+@pytest.mark.slow
 def test_memory_stays_constant_over_20000_tokens() -> None:
     model = tiny_llama(layers=1, hidden=16, heads=2, kv_heads=1, vocab=16)
     cache = cache_of(model, CacheConfig(window=256))

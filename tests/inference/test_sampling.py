@@ -56,6 +56,7 @@ def uncompiled() -> Iterator[None]:
     mx.enable_compile()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("chosen", "allowed"), ROWS, ids=[str(chosen) for chosen, _ in ROWS])
 def test_extremes(chosen: dict[str, Any], allowed: Sequence[int]) -> None:
     """In float16, which overflows first."""

@@ -94,6 +94,7 @@ SEEN = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("slack", [0, 32])
 @pytest.mark.parametrize("kind", SEEN)
 def test_cached_tokens_that_had_rotated_out_are_counted_apart(kind: str, slack: int) -> None:
@@ -161,6 +162,7 @@ def test_an_empty_prompt_is_refused() -> None:
         turn(cache(), [])
 
 
+@pytest.mark.slow
 @settings(max_examples=400)
 @given(
     st.text(alphabet="ab.", max_size=30),

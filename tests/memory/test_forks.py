@@ -28,6 +28,7 @@ def filled(num_tokens: int = 30) -> tuple[ModelRunner, PromptCache]:
     return ModelRunner(model, budget=Budget(model, 0)), cache
 
 
+@pytest.mark.slow
 def test_the_bytes_that_are_shared_are_those_that_the_first_token_copies() -> None:
     runner, cache = filled()
     assert cache.shared_nbytes == 0
@@ -47,6 +48,7 @@ def test_the_bytes_that_are_shared_are_those_that_the_first_token_copies() -> No
     assert mx.get_active_memory() - before == pytest.approx(2 * rings, rel=0.01)
 
 
+@pytest.mark.slow
 def test_a_fork_that_is_gone_shares_nothing() -> None:
     _, cache = filled()
     fork = cache.fork()
@@ -63,6 +65,7 @@ def test_a_restored_fork_has_buffers_of_its_own() -> None:
     assert cache.shared_nbytes == fork.shared_nbytes == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_new", [1, 3])
 def test_a_copy_that_does_not_fit_is_refused_before_anything_is_fed(num_new: int) -> None:
     """Four forks of 183 tokens took 803 MB that the budget knew nothing of."""
@@ -99,6 +102,7 @@ def test_a_prefill_into_a_fork_counts_what_the_others_hold() -> None:
     assert fork.offset == 30
 
 
+@pytest.mark.slow
 def test_generating_from_a_fork_is_refused_in_a_sentence(model: mlxkv.Model, monkeypatch: pytest.MonkeyPatch) -> None:
     book = model.prefill("once upon a time", cache=CacheConfig(window=4096))
     log = list(book.tokens)
@@ -112,6 +116,7 @@ def test_generating_from_a_fork_is_refused_in_a_sentence(model: mlxkv.Model, mon
     assert len(model.generate(" there was", cache=book, max_tokens=4, temperature=0.0).tokens) == 4
 
 
+@pytest.mark.slow
 def test_a_forks_copy_does_not_count_as_the_peak_of_a_prefill() -> None:
     """It would make every later prompt of this cache look as if it took a whole cache more."""
     runner, cache = filled()

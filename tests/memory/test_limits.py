@@ -71,6 +71,7 @@ def cells(folder: Path) -> Iterator[tuple[str, int, int | None]]:
                 yield path, int(LIMIT * share / row), bits
 
 
+@pytest.mark.slow
 def test_no_cell_ends_the_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     matrix = list(cells(tmp_path))
     monkeypatch.setenv("MLXKV_MEMORY_LIMIT", str(LIMIT))

@@ -64,6 +64,7 @@ def measured(model: Any, plan: CachePlan, chunk: int) -> int:
     return most
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("case", "chunk"), [(case, 128 if i % 2 else 256) for i, case in enumerate(CASES)])
 def test_the_peak_of_a_prefill(case: str, chunk: int) -> None:
     model, config = build(case)
@@ -75,6 +76,7 @@ def test_the_peak_of_a_prefill(case: str, chunk: int) -> None:
     assert found <= predicted < found * (2.2 if len(model.layers) > 1 else 16)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", hybrids.CONFIGS)
 def test_the_peak_of_recurrent_and_chunked_layers(name: str) -> None:
     model = hybrids.tiny(name)
@@ -107,6 +109,7 @@ def test_the_first_chunks_correct_the_formula() -> None:
     assert budget.prefill_bytes(other, 128) == prefill_bytes(model, other, 128)
 
 
+@pytest.mark.slow
 def test_a_prefill_records_its_peak() -> None:
     model = tiny_llama()
     plan = plan_cache(model, mlxkv.CacheConfig(window=2048))
@@ -121,6 +124,7 @@ def test_a_prefill_records_its_peak() -> None:
     assert budget.prefill_bytes(plan, 512, 1024) < prefill_bytes(model, plan, 512, 1024)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_weights_and_cache_from_the_configuration_alone(case: str, tmp_path: Path) -> None:
     """Against what is then allocated."""
@@ -135,6 +139,7 @@ def test_weights_and_cache_from_the_configuration_alone(case: str, tmp_path: Pat
     assert e.total_bytes == e.weight_bytes + e.cache_bytes + e.prefill_bytes
 
 
+@pytest.mark.slow
 def test_predicting_takes_no_memory(tmp_path: Path) -> None:
     """Eight billion parameters and a window of 32,768 tokens."""
     config = config_of("half precision") | {
@@ -159,6 +164,7 @@ def test_longer_chunks_and_fuller_windows_take_more() -> None:
     assert by_tokens[0] < by_tokens[1] < by_tokens[2] == by_chunk[0]
 
 
+@pytest.mark.slow
 def test_a_chunks_logits_do_not_hold_the_last_layers_rows() -> None:
     """They did: each further chunk copied that layer's whole buffer."""
     model = tiny_llama(layers=1)

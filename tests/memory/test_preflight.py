@@ -47,6 +47,7 @@ def said(home: Path) -> Iterator[Said]:
     said.context.close()
 
 
+@pytest.mark.slow
 def test_what_is_needed_is_what_loading_and_its_cache_come_to(large: str) -> None:
     found = check_fit(large, CONFIG)
     assert found is not None
@@ -61,6 +62,7 @@ def test_what_is_needed_is_what_loading_and_its_cache_come_to(large: str) -> Non
     assert check_fit("nothing/there", CONFIG) is None  # loading says so
 
 
+@pytest.mark.slow
 def test_a_model_that_does_not_fit_is_not_loaded_before_somebody_says_so(said: Said, large: str) -> None:
     (found,) = said.ask(cmd.LoadModel(large))
     assert isinstance(found, ModelTooLarge)
@@ -82,6 +84,7 @@ def test_four_bits_are_planned_and_fit(said: Said, large: str) -> None:
     assert said.context.current_chat.cache.plan.config.window == 4096
 
 
+@pytest.mark.slow
 def test_the_old_model_and_chat_stay_until_it_is_decided(said: Said, large: str, tiny_path: Path) -> None:
     said.context.settings = SETTINGS
     said.one(cmd.LoadModel(str(tiny_path)), ev.ModelReady)
@@ -130,6 +133,7 @@ def test_a_download_that_could_not_fit_is_asked_about_first(said: Said, monkeypa
     assert asked == [(large.id, 1 << 62)]
 
 
+@pytest.mark.slow
 def test_print_mode_says_it_in_a_sentence_with_the_options(
     large: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -39,6 +39,7 @@ def test_fits_leaves_room() -> None:
     assert not entry.fits(entry.size_bytes)
 
 
+@pytest.mark.slow
 def test_importing_costs_nothing() -> None:
     code = "import sys, mlxkv.models; sys.exit(any(m in sys.modules for m in ('mlx', 'mlx_lm', 'huggingface_hub')))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

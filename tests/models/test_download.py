@@ -239,6 +239,7 @@ def test_half_a_snapshot_counts_as_not_there(fake: FakeHub, hub: Hub, monkeypatc
         ensure(REPO, hub=hub)
 
 
+@pytest.mark.slow
 def test_one_of_two_shards_counts_as_not_there(fake: FakeHub, hub: Hub) -> None:
     weights = fake.files.pop(WEIGHTS)
     fake.files["model-00001-of-00002.safetensors"] = weights

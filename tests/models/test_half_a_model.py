@@ -136,6 +136,7 @@ def test_a_whole_model_is_ready(hub: Hub) -> None:
     assert [model.id for model in list_local(hub)] == [REPO]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("damage", "says", "is_missing"), CASES.values(), ids=CASES.keys())
 def test_half_a_model(damage: Damage, says: str, is_missing: bool, hub: Hub) -> None:
     folder = folder_of(hub)
@@ -210,6 +211,7 @@ def test_a_download_that_was_interrupted_is_listed_as_that(hub: Hub, tmp_path: P
     assert list_local(Hub(cache_dir=tmp_path / "other")) == ()
 
 
+@pytest.mark.slow
 def test_the_windows_list_and_the_command_line_tell_half_from_whole(
     hub: Hub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], home: Path
 ) -> None:

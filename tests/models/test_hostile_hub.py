@@ -259,6 +259,7 @@ def check_honest(hub: Hub, fake: FakeHub, tmp_path: Path) -> None:
     check_disk(hub, tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rule", "says"), [pytest.param(*case[1:], id=case[0]) for case in CASES])
 def test_a_lie_is_a_sentence(rule: Rule, says: str | None, fake: FakeHub, hub: Hub, tmp_path: Path) -> None:
     fake.rules.append(rule)
@@ -267,6 +268,7 @@ def test_a_lie_is_a_sentence(rule: Rule, says: str | None, fake: FakeHub, hub: H
     check_honest(hub, fake, tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", [pytest.param(case[1], id=case[0]) for case in SILENT])
 def test_silence_ends(rule: Rule, fake: FakeHub, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake.rules.append(rule)
@@ -315,6 +317,7 @@ def test_where_a_redirect_may_lead(url: str, location: str, target: str | None) 
         redirected(url, location)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["blobs", "refs", "snapshots", f"snapshots/{COMMIT}", f"snapshots/{COMMIT}/a"])
 @pytest.mark.parametrize("exists", [True, False])
 def test_a_link_in_the_cache_leads_nowhere_else(

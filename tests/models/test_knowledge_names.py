@@ -37,6 +37,7 @@ OPTIONS = {o for command in COMMANDS.values() for parameter in command.params fo
 OPTIONS |= {"--help", "--version"}  # looked at before the parser is made, so that they are quick
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("topic", TOPICS, ids=lambda topic: topic["id"])
 def test_an_answer_names_only_what_there_is(topic: dict[str, str]) -> None:
     answer = topic["answer"]

@@ -63,6 +63,7 @@ def story(loaded: LoadedModel) -> str:
     return mlx_lm.generate(loaded.model, loaded.tokenizer, "Once upon a time", max_tokens=20, sampler=sampler)
 
 
+@pytest.mark.slow
 def test_real_model(stories_path: Path) -> None:
     seen: list[LoadProgress] = []
     loaded = load_model(str(stories_path), progress=seen.append)
@@ -76,6 +77,7 @@ def test_real_model(stories_path: Path) -> None:
     assert seen[-1] == LoadProgress(str(stories_path), "loading", loaded.weight_bytes, loaded.weight_bytes)
 
 
+@pytest.mark.slow
 def test_float16_becomes_float32_where_it_is_slow(model_folder: Path) -> None:
     convert(model_folder, mx.float16)
     loaded = load_model(str(model_folder), device=CPU)
@@ -185,6 +187,7 @@ WRONG: dict[str, tuple[Any, type[MlxkvError], str]] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WRONG)
 def test_wrong(name: str, model_folder: Path) -> None:
     """One printable sentence of the right kind, whatever is wrong."""
@@ -220,6 +223,7 @@ def publish(fake: FakeHub, folder: Path) -> None:
     fake.files = {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
+@pytest.mark.slow
 def test_from_the_hub(fake: FakeHub, hub: Hub, stories_path: Path) -> None:
     publish(fake, stories_path)
     seen: list[LoadProgress] = []

@@ -52,6 +52,7 @@ def info(folder: Path, capsys: pytest.CaptureFixture[str]) -> str:
 CONFIG, GENERATION, TOKENIZER = "config.json", "generation_config.json", "tokenizer_config.json"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("config", "generation", "expected"),
     [
@@ -122,6 +123,7 @@ def test_a_line_break_that_is_a_token_of_its_own_ends_nothing() -> None:
     assert [token.text for token in end_tokens(tokenizer, {}, {})] == ["<|im_end|>", "<|eot|>"]
 
 
+@pytest.mark.slow
 def test_a_long_nest_of_lists_is_understood_in_time() -> None:
     deep: list[Any] = [3]
     for _ in range(100_000):
@@ -161,6 +163,7 @@ PLACES: list[tuple[dict[str, Any], tuple[str, str, str] | None]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("files", "expected"), PLACES)
 def test_a_template_is_found_where_it_lies(
     tmp_path: Path, files: dict[str, Any], expected: tuple[str, str, str] | None

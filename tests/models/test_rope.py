@@ -70,6 +70,7 @@ REFUSED = {"gptj", "phixtral", "plamo2", "qwen", "recurrent_gemma", "deepseek_v4
 WITHOUT = {"gpt2", "gpt_bigcode", "jamba", "kimi_k3", "kimi_linear", "mamba", "mamba2", "nemotron_h", "rwkv7"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_another_theta_gives_other_logits_or_is_refused(name: str) -> None:
     wanted = {"refused"} if name in REFUSED else {"has no ropes"} if name in WITHOUT else {"translated", "read"}
@@ -143,6 +144,7 @@ def settings(name: str, keys: dict[str, Any]) -> dict[str, Any]:
     return config
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "parameters", "old"), SAME, ids=[f"{i}-{case[0]}" for i, case in enumerate(SAME)])
 def test_logits_are_those_of_the_old_keys(name: str, parameters: dict[str, Any], old: dict[str, Any]) -> None:
     new = normalize_ropes(settings(name, {"rope_parameters": parameters}), name)
@@ -179,6 +181,7 @@ NOT_DONE: list[tuple[str, dict[str, Any], str]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "parameters", "what"), NOT_DONE)
 def test_what_a_module_does_not_do_is_refused_by_name(name: str, parameters: dict[str, Any], what: str) -> None:
     with pytest.raises(ModelUnsupportedError) as caught:
@@ -201,6 +204,7 @@ def test_parameters_that_say_nothing(value: Any) -> None:
     assert normalize_ropes(config, "llama") is config
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["yarn", "longrope", "default"])
 @pytest.mark.parametrize("value", [None, -1, float("nan"), "4", [], 10**400])
 def test_odd_values_are_refused_or_understood(kind: str, value: Any) -> None:

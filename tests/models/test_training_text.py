@@ -21,6 +21,7 @@ def chats() -> list[Chat]:
     return [maker.chat() for _ in range(1500)]
 
 
+@pytest.mark.slow
 def test_the_same_seed_makes_the_same_chats() -> None:
     topics = read_topics()
     first, second = Maker(topics, 3), Maker(topics, 3)
@@ -35,6 +36,7 @@ def test_values_lie_on_one_side_of_the_split(kind: str) -> None:
     assert not any(is_held_out(value(rng, kind, held_out=False)) for _ in range(20))
 
 
+@pytest.mark.slow
 def test_no_chat_tells_a_held_out_value(chats: list[Chat]) -> None:
     noted = [reply for chat in chats for _, reply in chat.exchanges if reply.startswith("I will remember that")]
     told = [m[1] for reply in noted if reply.count(" is ") == 1 and (m := re.search(r" is (.+)\.$", reply))]
@@ -42,12 +44,14 @@ def test_no_chat_tells_a_held_out_value(chats: list[Chat]) -> None:
     assert [v for v in told if is_held_out(v)] == []
 
 
+@pytest.mark.slow
 def test_no_phrasing_is_both_asked_and_held_out() -> None:
     topics = read_topics()
     asked = {plain(q) for t in topics for q in t.ask}
     assert [q for t in topics for q in t.held_out if plain(q) in asked] == []
 
 
+@pytest.mark.slow
 def test_noise_never_makes_a_question_that_is_measured_with(monkeypatch: pytest.MonkeyPatch) -> None:
     """Even where it would: here every other phrasing is turned into a held-out one."""
     topics = read_topics()
@@ -60,6 +64,7 @@ def test_noise_never_makes_a_question_that_is_measured_with(monkeypatch: pytest.
     assert [q for q in made if plain(q) in never] == []
 
 
+@pytest.mark.slow
 def test_what_is_unrelated_is_no_phrasing() -> None:
     topics = read_topics()
     asked = {plain(q) for t in topics for q in t.ask}
@@ -69,6 +74,7 @@ def test_what_is_unrelated_is_no_phrasing() -> None:
     assert [q for q in made if plain(q) in asked] == []
 
 
+@pytest.mark.slow
 def test_jumbled_questions_are_labelled_where_that_is_sure() -> None:
     topics = read_topics()
     first, second = ([j.question() for _ in range(500)] for j in (_jumbler(topics), _jumbler(topics)))
@@ -83,12 +89,14 @@ def _jumbler(topics: list[Topic]) -> Jumbler:
     return Jumbler(topics, random.Random(5))
 
 
+@pytest.mark.slow
 def test_the_knowledge_is_large_and_terse() -> None:
     topics = read_topics()
     assert len(topics) >= 250
     assert [t.id for t in topics if len(t.answer) > 240 or len(t.ask) < 6 or len(t.held_out) < 2] == []
 
 
+@pytest.mark.slow
 def test_the_cases_are_always_the_same() -> None:
     topics = read_topics()
     assert [c.question for g in groups(topics).values() for c in g] == [

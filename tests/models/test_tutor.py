@@ -32,6 +32,7 @@ def tutor() -> mlxkv.Model:
     return mlxkv.load("tutor")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("figure", list(FLOORS))
 def test_held_out_cases_stay_above_their_floor(tutor: mlxkv.Model, figure: str) -> None:
     every, floor = FLOORS[figure]
@@ -45,6 +46,7 @@ def test_it_knows_what_a_kv_cache_is(tutor: mlxkv.Model) -> None:
     assert "stores the keys and values" in said
 
 
+@pytest.mark.slow
 def test_what_rotated_out_is_forgotten(tutor: mlxkv.Model) -> None:
     """The demonstration: the same chat, in a large window and in a small one, and with the fact pinned."""
     assert "Norbel" in _asked_later(tutor, window=1024)

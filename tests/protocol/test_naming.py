@@ -128,6 +128,7 @@ COMMANDS = (
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["", "  ", "trip", "Lisbon"])
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
 def test_every_command_refuses_what_is_nothing_or_several(
@@ -146,6 +147,7 @@ def test_every_command_refuses_what_is_nothing_or_several(
         assert [(c.title, c.num_turns) for c in store.list()] == [("01", 1), ("Trip to Porto", 1), ("Trip to Rome", 1)]
 
 
+@pytest.mark.slow
 def test_an_exact_title_is_meant_at_every_command(folders: Folders, capsys: pytest.CaptureFixture[str]) -> None:
     for command in (("show", "01"), ("export", "01"), ("rename", "01", "02"), ("rm", "02", "-y")):
         code, said = run("chats", *command, capsys=capsys)

@@ -254,6 +254,7 @@ DOCUMENTS: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("change", "why"), DOCUMENTS)
 def test_hostile_documents_are_refused_in_one_sentence(store: SessionStore, change: Any, why: str) -> None:
     document = json.loads(json.dumps(to_document(store.load(said(store)))))
@@ -283,6 +284,7 @@ def _places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     return [path, *(place for key, item in items for place in _places(item, (*path, key)))]
 
 
+@pytest.mark.slow
 def test_documents_with_any_value_changed_are_refused_or_harmless(store: SessionStore) -> None:
     rng, count = random.Random(7), 100_000 if os.environ.get("MLXKV_THOROUGH") else 500
     text = json.dumps(to_document(store.load(said(store))))
@@ -330,6 +332,7 @@ def rebuilt(
     return path
 
 
+@pytest.mark.slow
 def test_hostile_files_are_refused_and_leave_nothing(store: SessionStore, tmp_path: Path) -> None:
     good = tmp_path / "good.mlxkv"
     session_id = said(store, kv=True)
@@ -375,6 +378,7 @@ def kv(**changes: Any) -> Callable[[dict[str, Any]], None]:
     return lambda found: found.update(changes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "why"),
     [

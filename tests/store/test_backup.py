@@ -167,6 +167,7 @@ def test_a_copy_that_is_not_sound_is_refused_and_nothing_moves(folders: Folders)
     assert texts(folders) == ["one"]
 
 
+@pytest.mark.slow
 def test_nobody_goes_back_under_an_open_chat(folders: Folders) -> None:
     say(folders, "one")
     copy = copy_now(folders, DAY)

@@ -84,6 +84,7 @@ CASES = {  # where the clock jumps to, and where it is afterwards
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("jump", "after"), CASES.values(), ids=CASES)
 def test_backups_whatever_the_clock_says(folders: Folders, clock: FakeClock, jump: float, after: float) -> None:
     days = [NOON - n * DAY for n in range(6, -1, -1)]
@@ -110,6 +111,7 @@ def test_backups_whatever_the_clock_says(folders: Folders, clock: FakeClock, jum
     assert copies == [2, 2, 1, 1, 1, 1, 1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("jump", "after"), CASES.values(), ids=CASES)
 def test_the_order_of_the_chats_whatever_the_clock_says(
     folders: Folders, clock: FakeClock, jump: float, after: float
@@ -135,6 +137,7 @@ def test_the_order_of_the_chats_whatever_the_clock_says(
     assert headings[0] == group_text(after, after)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("jump", "after"), CASES.values(), ids=CASES)
 def test_rows_go_in_the_order_of_use(folders: Folders, clock: FakeClock, jump: float, after: float) -> None:
     with SessionStore.open(folders) as store:
@@ -153,6 +156,7 @@ def test_rows_go_in_the_order_of_use(folders: Folders, clock: FakeClock, jump: f
     assert gone == [["old"], ["wrong", "old"]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("now", "order"),
     [
@@ -189,6 +193,7 @@ AHEAD = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("what", "then", "said"), AHEAD.values(), ids=AHEAD)
 def test_doctor_says_that_the_clock_was_ahead(
     folders: Folders, clock: FakeClock, what: str, then: float, said: str | None
@@ -219,6 +224,7 @@ def test_doctor_says_that_the_clock_is_behind(folders: Folders, clock: FakeClock
     assert "behind now" in found[1].text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("zone", "change"),
     [

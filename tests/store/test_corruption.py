@@ -16,12 +16,16 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import pytest
+
 from mlxkv.errors import MlxkvError
 from mlxkv.store.records import SessionRecord, TurnRecord
 from mlxkv.store.session_store import SessionStore
 from tests.store.conftest import Talk
 from tests.store.fake import FakeCache, model
 from tests.store.harness import folders_in
+
+pytestmark = pytest.mark.slow
 
 ROUNDS = 100_000 if os.environ.get("MLXKV_THOROUGH") else 1000
 

@@ -7,6 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.slow
+
 
 def test_kill_before_every_step(tmp_path: Path) -> None:
     root = Path(__file__).resolve().parents[2]

@@ -80,6 +80,7 @@ DAMAGE: dict[str, Callable[[Path], None]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", DAMAGE)
 @pytest.mark.parametrize("window", [None, 64])
 def test_every_damaged_chunk_costs_tokens_but_never_gives_other_rows(
@@ -161,6 +162,7 @@ def test_a_database_that_points_to_the_wrong_chunk_is_noticed(talk: Talk, folder
     assert talk.store.restore_kv(talk.id, FakeCache(), model(), talk.cache.tokens).tokens == 0
 
 
+@pytest.mark.slow
 def test_verifying_a_chunk_needs_no_mlx(talk: Talk, folders: Folders) -> None:
     import subprocess
     import sys
@@ -185,6 +187,7 @@ def test_verifying_a_chunk_needs_no_mlx(talk: Talk, folders: Folders) -> None:
         verify_chunk(path, path.stem, size)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", ["rng = x'07'", "pos = 39", "turn_digest = 'aa'", "spec_id = 'aa'", "model = 'aa'"])
 def test_a_damaged_commit_is_not_used(talk: Talk, folders: Folders, change: str) -> None:
     talk.turn(40)
@@ -196,6 +199,7 @@ def test_a_damaged_commit_is_not_used(talk: Talk, folders: Folders, change: str)
     assert (restored.tokens, restored.rng) == (0, None)
 
 
+@pytest.mark.slow
 def test_the_kv_folder_may_vanish_while_running(talk: Talk, folders: Folders) -> None:
     talk.turn(100)
     shutil.rmtree(folders.cache / "kv")
@@ -307,6 +311,7 @@ def test_everything_on_disk_is_private(talk: Talk, folders: Folders) -> None:
         SessionStore.open(folders)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", ["create", "write", "fsync", "rename", "fsync folder", "mkdir", "commit"])
 @pytest.mark.parametrize("fails", [OSError(28, "No space left on device"), OSError(5, "Input/output error")])
 def test_a_failed_write_leaves_nothing_behind_and_the_next_one_works(

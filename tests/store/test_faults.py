@@ -85,6 +85,7 @@ def num_points(root: Path) -> int:
     return (1 << 60) - files.left
 
 
+@pytest.mark.slow
 def test_every_operation_fails_in_every_way(tmp_path: Path) -> None:
     points = num_points(tmp_path / "whole")
     tried: Counter[str] = Counter()
@@ -123,6 +124,7 @@ class FullDisk(Files):
         return super()._write(fd, part)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(40 if THOROUGH else 10))
 def test_a_disk_that_is_full_at_a_random_point_keeps_the_old_state_and_says_so(tmp_path: Path, seed: int) -> None:
     rng = random.Random(seed)
@@ -159,6 +161,7 @@ def test_a_turn_that_cannot_be_saved_blocks_and_says_so(tmp_path: Path) -> None:
         store.add_turn(session, TurnRecord("user", "two", (2,)))
 
 
+@pytest.mark.slow
 def test_the_kv_folder_deleted_before_every_step_loses_no_turn_and_gives_no_wrong_row(tmp_path: Path) -> None:
     points = num_points(tmp_path / "whole")
     stride = 1 if THOROUGH else 9

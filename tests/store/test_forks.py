@@ -31,6 +31,7 @@ def rows(chat: mlxkv.Chat) -> list[mx.array]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "args",
     [{}, {"hidden": 128, "bits": 4}, {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 40}],
@@ -64,6 +65,7 @@ def test_every_message_can_be_gone_back_to_exactly(args: dict[str, Any], tmp_pat
     print(f"read again at each of {len(read)} messages: {read} tokens; {written:,} bytes were saved before")
 
 
+@pytest.mark.slow
 def test_hybrids_go_back_to_the_beginning_of_a_turn(tmp_path: Path) -> None:
     """Recurrent layers stand where a snapshot was kept: where the last turns began, and before their replies."""
     model = mlxkv.load(str(hybrid_folder(tmp_path / "jamba", "jamba", tiny_tokenizer())))
@@ -84,6 +86,7 @@ def test_hybrids_go_back_to_the_beginning_of_a_turn(tmp_path: Path) -> None:
     assert all(mx.array_equal(a, b).item() for a, b in zip(rows(back), rows(straight), strict=True))
 
 
+@pytest.mark.slow
 def test_where_the_rows_are_gone_only_what_is_missing_is_read(model: Model, folders: Folders) -> None:
     small = mlxkv.CacheConfig(window=128, block=16, slack=16, sinks=4)
     chat = model.chat(cache=small, **GREEDY)
@@ -105,6 +108,7 @@ def test_where_the_rows_are_gone_only_what_is_missing_is_read(model: Model, fold
     assert expected.stats.prefill_tokens < got.stats.prefill_tokens < got.stats.prompt_tokens
 
 
+@pytest.mark.slow
 def test_a_fork_at_8k_tokens_writes_no_rows(model: Model, folders: Folders) -> None:
     chat = model.chat(cache=mlxkv.CacheConfig(window=8192), **GREEDY)
     for n in range(20):

@@ -171,6 +171,7 @@ CASES: dict[str, tuple[Change, float, bool, bool, bool]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_blob", [False, True], ids=["in a folder", "in the cache"])
 @pytest.mark.parametrize(("change", "age", "is_coarse", "is_believed", "is_reused"), CASES.values(), ids=CASES.keys())
 def test_what_is_believed_of_weights_that_may_have_been_replaced(

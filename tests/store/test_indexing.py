@@ -85,6 +85,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("text", "query", "expected"), CASES)
 def test_whatever_stands_in_the_text_is_found(store: SessionStore, text: str, query: str, expected: list[str]) -> None:
     shown = text.replace("\u3000", " ")
@@ -101,6 +102,7 @@ def test_marks_of_another_vowel_are_no_match(store: SessionStore) -> None:
     assert store.sessions.search("ตลิด") == ()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "damage",
     [

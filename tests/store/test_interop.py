@@ -79,6 +79,7 @@ def differ(model: Model, ours: list[Any], other: list[Any], sizes: list[int], id
 # -- in --------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sizes", [AT_ONCE, ONE_BY_ONE], ids=["prefill", "decode"])
 @pytest.mark.parametrize("kind", MODELS)
 @pytest.mark.parametrize("version", MADE_BY)
@@ -171,6 +172,7 @@ def test_an_export_goes_on_there_exactly_as_here(models: Any, tmp_path: Path, ve
         assert differ(model, cache.fork().layers, there, sizes) == 0.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", VERSIONS)
 def test_a_quantized_export_decodes_there_exactly_as_here(models: Any, tmp_path: Path, version: str) -> None:
     model = models("quantized")
@@ -182,6 +184,7 @@ def test_a_quantized_export_decodes_there_exactly_as_here(models: Any, tmp_path:
         assert differ(model, cache.fork().layers, there, ONE_BY_ONE) == 0.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sinks", [0, 4])
 @pytest.mark.parametrize("version", VERSIONS)
 def test_a_wrapped_ring_is_seen_whole_by_the_next_call(models: Any, tmp_path: Path, version: str, sinks: int) -> None:
@@ -203,6 +206,7 @@ def test_a_wrapped_ring_is_seen_whole_by_the_next_call(models: Any, tmp_path: Pa
             assert largest(two[0] - two[1]) < 1e-5, n
 
 
+@pytest.mark.slow
 def test_a_sliding_window_goes_on_there(tmp_path: Path) -> None:
     """A model whose own caches rotate: mlx-lm, having read the same ids, says the same."""
     kinds = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 16}
@@ -222,6 +226,7 @@ def test_a_sliding_window_goes_on_there(tmp_path: Path) -> None:
     model.close()
 
 
+@pytest.mark.slow
 def test_what_mlx_lm_cannot_hold_is_refused(models: Any, tmp_path: Path) -> None:
     model, ids = models("quantized"), random_ids(120, seed=2)
     path = tmp_path / "x.safetensors"
@@ -254,6 +259,7 @@ EXACT = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("given", "wanted", "value", "is_exact"), EXACT)
 def test_floating_types_are_converted_where_that_loses_nothing(
     models: Any, tmp_path: Path, given: mx.Dtype, wanted: mx.Dtype, value: float, is_exact: bool
@@ -295,6 +301,7 @@ def tutor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
 TEXT, MORE = "Once upon a time there was a little girl", " who lived"
 
 
+@pytest.mark.slow
 def test_a_file_that_mlx_lm_made_of_tutor_goes_on_here(tutor: Model, tmp_path: Path) -> None:
     network, tokenizer = mlx_lm_load(str(tutor.loaded.path))[:2]
     cache = theirs.make_prompt_cache(network)
@@ -308,6 +315,7 @@ def test_a_file_that_mlx_lm_made_of_tutor_goes_on_here(tutor: Model, tmp_path: P
         assert mx.array_equal(old.keys[..., : old.offset, :], new.keys.astype(mx.float16))
 
 
+@pytest.mark.slow
 def test_mlx_lm_loads_the_model_that_an_export_names_and_goes_on(tutor: Model, tmp_path: Path) -> None:
     pc = tutor.prefill(TEXT)
     pc.export_mlx_lm(tmp_path / "ours.safetensors")

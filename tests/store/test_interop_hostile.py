@@ -120,6 +120,7 @@ HOSTILE: list[tuple[str, str, Callable[[Table, bytearray], object], str]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("version", "kind", "change", "why"), HOSTILE)
 def test_each_is_refused_in_one_sentence(tmp_path: Path, version: str, kind: str, change: Any, why: str) -> None:
     path = rewritten(FIXTURES / version / f"{kind}.safetensors", tmp_path / "hostile.safetensors", change)
@@ -154,6 +155,7 @@ def test_what_is_cut_or_no_such_file_at_all_is_refused(tmp_path: Path, version: 
         describe_mlx_lm(tmp_path / "nowhere")
 
 
+@pytest.mark.slow
 def test_random_damage_is_refused_or_harmless(tmp_path: Path) -> None:
     """A file with a few bytes changed, mostly in its header, is read or refused in a sentence; nothing else happens."""
     rng, count = random.Random(7), 100_000 if os.environ.get("MLXKV_THOROUGH") else 300

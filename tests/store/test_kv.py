@@ -47,6 +47,7 @@ def test_evicted_blocks_come_back_when_they_are_at_hand(store: SessionStore) -> 
     assert group.imports == sorted(group.imports)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("window", "block"), [(None, 16), (None, 256), (1024, 64), (2048, 256)])
 def test_a_row_is_written_once(store: SessionStore, window: int | None, block: int) -> None:
     """50 turns of 40 to 400 tokens write at most 1.25 times the rows' bytes, headers included."""
@@ -60,6 +61,7 @@ def test_a_row_is_written_once(store: SessionStore, window: int | None, block: i
     assert store.disk_bytes(talk.id) <= talk.bytes_written
 
 
+@pytest.mark.slow
 def test_short_saves_write_what_is_new_until_eight_of_them_become_one(talk: Talk) -> None:
     talk.turn(100)
     row_bytes = sum(group.row_bytes for group in talk.cache.groups)

@@ -98,6 +98,7 @@ def check(record: SessionRecord) -> None:
             assert text in part.replace("\\", "") or "\\" in (text or "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
 def test_each_message_is_a_part_of_its_own(text: str) -> None:
     for state in ("done", "stopped"):

@@ -89,6 +89,7 @@ def check(folders: Folders) -> None:
         assert store.sessions.latest() == sky.id
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", OLD)
 def test_an_older_store_is_copied_then_migrated_and_nothing_is_lost(folders: Folders, version: int) -> None:
     path = unpacked(folders, version)
@@ -105,6 +106,7 @@ def test_an_older_store_is_copied_then_migrated_and_nothing_is_lost(folders: Fol
     check(folders)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["crash", "full disk"])
 @pytest.mark.parametrize("version", OLD)
 def test_a_failure_at_any_step_of_a_migration_leaves_one_version_whole(
@@ -144,6 +146,7 @@ def test_a_failure_at_any_step_of_a_migration_leaves_one_version_whole(
     assert steps > 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kill", ["migrate", "commit", "committed"])
 def test_a_kill_in_the_middle_of_a_migration_does_too(folders: Folders, kill: str) -> None:
     path = unpacked(folders, 2)

@@ -40,6 +40,7 @@ WHICH = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", WHICH)
 def test_only_what_was_removed_is_forgotten(folders: Folders, which: str) -> None:
     with SessionStore.open(folders, disk_limit=None) as store:
@@ -75,6 +76,7 @@ def _failure(talk: Talk) -> str:
         return str(error)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("named", ["oldest", "middle", "newest", None, "-c"])
 def test_a_start_goes_by_the_limit_but_not_at_the_cost_of_the_chat_it_resumes(
     folders: Folders, monkeypatch: pytest.MonkeyPatch, named: str | None

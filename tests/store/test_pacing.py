@@ -80,6 +80,7 @@ class Trial:
         return self.files.now - before + (len(self.talk.cache.tokens) - restored.tokens) / TPS, restored.tokens
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_tokens", [300, 500, 700, 1000])
 def test_the_first_token_never_comes_later_than_by_the_better_way(folders: Folders, num_tokens: int) -> None:
     """Disks from ten times too slow to a hundred times faster, in any order."""

@@ -28,6 +28,8 @@ from tests.hybrids import tiny
 from tests.reference import largest, random_ids, tiny_llama
 from tests.store.fake import model as identity
 
+pytestmark = pytest.mark.slow
+
 CUTS = 200 if os.environ.get("MLXKV_THOROUGH") else 20  # of each kind
 CONFIG = CacheConfig(window=96, block=16, slack=32, sinks=4)
 SLIDING = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 20}

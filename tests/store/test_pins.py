@@ -13,6 +13,7 @@ from mlxkv.store.session_store import SessionStore
 from tests.store.test_quota import LIMIT, back, feed, saved
 
 
+@pytest.mark.slow
 def test_rows_of_a_pinned_chat_outlast_those_of_newer_ones(folders: Folders) -> None:
     with SessionStore.open(folders, disk_limit=LIMIT) as store:
         old, other = saved(store, "old", 500), saved(store, "other", 500)

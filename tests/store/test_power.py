@@ -77,6 +77,7 @@ def sweep(root: Path, stride: int, first: int = 1) -> tuple[int, list[str]]:
         shutil.rmtree(one)
 
 
+@pytest.mark.slow
 def test_lost_power_before_any_step_loses_nothing_that_was_acknowledged(tmp_path: Path) -> None:
     cuts, wrong = sweep(tmp_path, 1 if THOROUGH else 4)
     print(f"{cuts} power cuts, {len(wrong)} violations")
@@ -158,6 +159,7 @@ BUGS: dict[str, Callable[[], AbstractContextManager[None]]] = {
 """The fifth, no checksum compare, is one that damage shows, not lost power: see test_corruption.py."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bug", BUGS)
 def test_a_bug_put_in_on_purpose_is_noticed(tmp_path: Path, bug: str) -> None:
     with BUGS[bug]():

@@ -71,6 +71,7 @@ def _resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("asks", [True, False])
 def test_a_damaged_chunk_among_several_at_once_costs_tokens(
     asks: bool, store: SessionStore, folders: Folders, monkeypatch: pytest.MonkeyPatch

@@ -26,6 +26,7 @@ def asked_afresh(model: Model, question: str, system: str | None = "be brief") -
     return say(chat, f"{BOOK}\n\n{question}").text
 
 
+@pytest.mark.slow
 def test_a_chat_goes_on_from_a_prompt_cache_without_reading_it(model: Model, tmp_path: Path) -> None:
     pc = model.prefill(BOOK, CONFIG, system="be brief")
     pc.save(tmp_path / "book.kv")
@@ -40,6 +41,7 @@ def test_a_chat_goes_on_from_a_prompt_cache_without_reading_it(model: Model, tmp
     assert more.stats.prefill_tokens < 60
 
 
+@pytest.mark.slow
 def test_undo_retry_and_a_save_keep_the_document_once(model: Model) -> None:
     chat = model.chat(cache=model.prefill(BOOK, CONFIG, chat=True), **GREEDY)
     first = say(chat, "who?")
@@ -79,6 +81,7 @@ def test_ids_are_read_as_they_are(model: Model) -> None:
     assert only.rendered.endswith("<|im_start|>user\n")
 
 
+@pytest.mark.slow
 def test_progress_is_told(model: Model) -> None:
     seen: list[tuple[int, int]] = []
     pc = model.prefill(
@@ -116,6 +119,7 @@ def test_what_the_disk_limit_has_no_room_for_is_said_before_it_is_read(
     model.close()
 
 
+@pytest.mark.slow
 def test_recurrent_layers_are_saved_and_cannot_go_to_mlx_lm(tmp_path: Path) -> None:
     model = mlxkv.load(str(hybrid_folder(tmp_path / "lfm2", "lfm2", tiny_tokenizer())))
     pc = model.prefill(BOOK, CONFIG, system="be brief")

@@ -73,6 +73,7 @@ def test_another_model_or_layout_is_named(tmp_path: Path) -> None:
     assert read_prompt_file(path, fresh, model(**{"template.x": "1"})).tokens == 300
 
 
+@pytest.mark.slow
 def test_every_flipped_byte_is_an_error_and_leaves_the_cache_empty(tmp_path: Path) -> None:
     """Each byte of the header, and a sample of the ids, the rows and the checksum."""
     path = tmp_path / "book.kv"
@@ -133,6 +134,7 @@ def test_a_failed_rewrite_keeps_the_old_file(tmp_path: Path) -> None:
         assert not list(tmp_path.glob(".mlxkv-*"))
 
 
+@pytest.mark.slow
 def test_a_cache_of_many_layers_fits_the_header(tmp_path: Path) -> None:
     """Every part names all layers' tensors; with chunks of the usual size their names would pass the limit of 1 MiB."""
 

@@ -70,6 +70,7 @@ def named(folders: Folders) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in (folders.cache / "prompts").glob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 def test_the_limit_holds_after_every_operation(folders: Folders, tmp_path: Path) -> None:
     rng = random.Random(5)
     talks: list[Talk] = []
@@ -217,6 +218,7 @@ def test_what_is_refused_at_the_very_limit_has_cost_nothing(folders: Folders) ->
     assert {*fits} == {True, False}
 
 
+@pytest.mark.slow
 def test_a_named_cache_is_never_evicted_for_a_chat(folders: Folders) -> None:
     with SessionStore.open(folders, disk_limit=300_000) as store:
         save_named(store, folders, "book", 700)
@@ -273,6 +275,7 @@ def test_where_a_file_lies_decides_whether_it_counts(folders: Folders, tmp_path:
             pass  # who saves elsewhere waits for nobody
 
 
+@pytest.mark.slow
 def test_rows_that_left_the_window_go_first_then_the_chat_that_rests_longest(folders: Folders) -> None:
     """The limit goes down step by step: at each the chats that come back whole are noted."""
     with SessionStore.open(folders, disk_limit=None) as store:
@@ -307,6 +310,7 @@ def test_of_a_chat_the_end_goes_first_so_that_its_beginning_is_of_use(folders: F
         assert 100 < back(talk) < 490
 
 
+@pytest.mark.slow
 def test_a_chat_that_is_open_anywhere_keeps_its_rows(folders: Folders) -> None:
     with SessionStore.open(folders, disk_limit=200_000) as store:
         talk = saved(store, "open", 150)

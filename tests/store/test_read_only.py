@@ -116,6 +116,7 @@ CHANGES: dict[str, Callable[[SessionStore, str], object]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_change_is_refused_in_one_sentence(change: str, folders: Folders, chats: str, frozen: Freeze) -> None:
     before = frozen()
@@ -164,6 +165,7 @@ HOMES: dict[str, tuple[Callable[[Folders], None], set[str]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", HOMES)
 def test_whatever_state_it_is_in(
     name: str, folders: Folders, chats: str, frozen: Freeze, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -231,6 +233,7 @@ def test_a_chat_replies_and_says_once_that_it_is_not_saved(model: mlxkv.Model, f
     assert chat.close() is None
 
 
+@pytest.mark.slow
 def test_a_saved_chat_continues_unsaved(model: mlxkv.Model, frozen: Freeze, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mlxkv.store.identity.RACY_NS", 0)  # the model's files may have been written just now
     with model.chat(autosave=True, max_tokens=4, temperature=0.0) as chat:
@@ -302,6 +305,7 @@ def said(tiny_path: Path, home: Path) -> None:
     loaded.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands_that_read(
     command: str, said: None, frozen: Freeze, tiny_path: Path, monkeypatch: pytest.MonkeyPatch,
@@ -320,6 +324,7 @@ def test_commands_that_read(
     assert frozen() == before
 
 
+@pytest.mark.slow
 def test_doctor_reads_the_chats_and_says_what_is_wrong(
     said: None, frozen: Freeze, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

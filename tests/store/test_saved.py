@@ -39,6 +39,7 @@ def remembered(store: SessionStore, session: str, cache: FakeCache) -> tuple[set
     return {(c.digest, c.end) for c in listed}, rows.num_bytes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("window", [None, 64])
 @pytest.mark.parametrize("seed", range(4))
 def test_what_is_remembered_is_what_is_listed(folders: Folders, window: int | None, seed: int) -> None:

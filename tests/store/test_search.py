@@ -39,6 +39,7 @@ def found(store: SessionStore, query: str, limit: int = 50) -> list[int]:
     return [int(hit.title.split()[1]) for hit in store.sessions.search(query, limit)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("query", "chats"),
     [
@@ -169,11 +170,13 @@ def test_the_limit_holds(store: SessionStore) -> None:
     assert len(found(store, "fox", 1)) == 1
 
 
+@pytest.mark.slow
 @given(st.text(alphabet="ab\"*()^:-+{}.,\\'%_\0 \nANDORNEAR天", max_size=40))
 def test_no_query_is_more_than_words(store: SessionStore, query: str) -> None:
     store.sessions.search(query)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "query",
     ['"', '""', 'fox" OR 1', "fox*", "-fox", "^fox", "text:fox", "NEAR(fox dog, 2)", "fox\0dog",

@@ -107,6 +107,7 @@ def test_a_reply_is_never_appended_to_another_history(store: SessionStore, folde
     store.add_turn(session, TurnRecord("assistant", "to b", (3,)))  # it was loaded again
 
 
+@pytest.mark.slow
 def test_the_lock_of_another_process_names_it_and_dies_with_it(store: SessionStore, folders: Folders) -> None:
     session = store.sessions.create("x", model())
     code = (

@@ -70,6 +70,7 @@ def hybrid(store: SessionStore) -> Hybrid:
     return Hybrid(store)
 
 
+@pytest.mark.slow
 def test_the_states_of_the_newest_turns_and_of_forks_are_kept_and_the_files_of_others_go(
     hybrid: Hybrid, folders: Folders
 ) -> None:
@@ -89,6 +90,7 @@ def test_the_states_of_the_newest_turns_and_of_forks_are_kept_and_the_files_of_o
     assert hybrid.store.restore_kv(fork, back, identity(), hybrid.cache.tokens[:40]).tokens == 40
 
 
+@pytest.mark.slow
 def test_a_state_that_is_kept_for_its_spacing_stays_and_goes_to_forks(hybrid: Hybrid) -> None:
     for seed in range(3):
         hybrid.turn(seed)
@@ -106,6 +108,7 @@ def test_a_state_that_is_kept_for_its_spacing_stays_and_goes_to_forks(hybrid: Hy
     assert spaced in hybrid.states(hybrid.store.fork(hybrid.id, len(hybrid.store.load(hybrid.id).turns)))
 
 
+@pytest.mark.slow
 def test_a_damaged_state_costs_the_way_to_the_one_before_it_and_nothing_else(hybrid: Hybrid) -> None:
     for n in range(2):
         hybrid.turn(n)
@@ -154,6 +157,7 @@ def test_shapes_are_the_models_whatever_the_cache_holds(hybrid: Hybrid, tmp_path
         write_prompt_file(tmp_path / "x.kv", hybrid.cache, identity())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_tokens", [1, 2, 3, 5, 40])
 def test_a_state_that_is_not_full_yet_keeps_its_length(num_tokens: int, tmp_path: Path) -> None:
     """n-gram embeddings look back a few tokens, and at the beginning there are fewer."""

@@ -15,6 +15,8 @@ from mlxkv.store.session_store import SessionStore
 from mlxkv.text.clean import clean
 from tests.store.fake import model
 
+pytestmark = pytest.mark.slow
+
 TITLES = {
     "escape": "\x1b[31mred\x1b[0m",
     "zero": "a\x00b",

@@ -100,6 +100,7 @@ def again(store: SessionStore, session: str) -> None:
     store.fork(session, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("table", COLUMNS)
 def test_no_value_gives_a_traceback_or_wrong_rows(table: str, tmp_path: Path) -> None:
     original = Original(tmp_path / "original")

@@ -43,6 +43,7 @@ def test_a_sound_store_has_no_problems(talk: Talk) -> None:
     assert report.disk_bytes > report.num_bytes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_chunk_is_found_and_let_go_of(talk: Talk, folders: Folders, damage: str) -> None:
     talk.turn(100)
@@ -67,6 +68,7 @@ def test_a_damaged_chunk_is_found_and_let_go_of(talk: Talk, folders: Folders, da
     assert fresh.state() == uninterrupted.state()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("what", "damage"),
     [

@@ -266,6 +266,7 @@ def test_what_needs_the_rows_waits_for_them(folders: Folders) -> None:
                 store.delete(talk.id)
 
 
+@pytest.mark.slow
 def test_a_program_that_forgets_to_close_still_ends_after_its_last_save(folders: Folders) -> None:
     code = (
         "from tests.store.conftest import Talk; from tests.store.fake import FakeCache, model\n"
@@ -320,6 +321,7 @@ def test_a_large_save_waits_for_the_disk_instead_of_filling_the_memory(folders: 
         assert most <= 100_000 + 4 * biggest
 
 
+@pytest.mark.slow
 def test_two_processes_on_one_session_lose_nothing(folders: Folders) -> None:
     """Both write to two chats as fast as they can: one holds each, the other is told who and goes on elsewhere."""
     with SessionStore.open(folders) as store:

@@ -179,6 +179,7 @@ def refused(use: Use, path: Path, text: str) -> None:
     assert len(sentence) < 1000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "odd"), [(name, odd) for name, (_, odds) in HOME_FILES.items() for odd in odds])
 def test_a_file_of_ours_or_the_users(name: str, odd: str, home: Path) -> None:
     use, odds = HOME_FILES[name]
@@ -188,6 +189,7 @@ def test_a_file_of_ours_or_the_users(name: str, odd: str, home: Path) -> None:
     refused(use, path, odds[odd][1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "odd"), [(name, odd) for name, odds in MODEL_FILES.items() for odd in odds])
 def test_a_file_of_a_model(name: str, odd: str, folder: Path) -> None:
     (folder / name).unlink(missing_ok=True)

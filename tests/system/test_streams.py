@@ -147,6 +147,7 @@ def driver(tiny_path: Path) -> Iterator[Driver]:
     made.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_streams(name: str, driver: Driver, home: Path) -> None:
     case = CASES[name]
@@ -166,6 +167,7 @@ def test_streams(name: str, driver: Driver, home: Path) -> None:
     assert all(len(chat.turns) == 2 for chat in chats)  # with what was generated, whoever read it
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("stdout", "code", "says"), [("gone", 0, ""), ("full", 1, FULL)])
 def test_chats_that_cannot_be_printed(stdout: str, code: int, says: str, driver: Driver, home: Path) -> None:
     if stdout == "full" and not os.path.exists("/dev/full"):
@@ -197,12 +199,14 @@ def test_the_encoding_is_the_locales_unless_that_has_none(
     assert streams._encoding(given) == encoding
 
 
+@pytest.mark.slow
 def test_a_fresh_interpreter_without_streams(home: Path) -> None:
     command = [sys.executable, "-m", "mlxkv", "path"]
     done = subprocess.run(["bash", "-c", 'exec "$@" <&- >&- 2>&-', "-", *command], check=False)
     assert done.returncode == 0
 
 
+@pytest.mark.slow
 def test_a_fresh_interpreter_in_an_ascii_locale(home: Path) -> None:
     env = {**os.environ, "PYTHONUTF8": "0", "LC_ALL": "C", "MLXKV_HOME": f"{home}/café"}
     env.pop("PYTHONIOENCODING", None)

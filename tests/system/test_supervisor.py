@@ -78,6 +78,7 @@ os.kill(os.getpid(), {number})
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGABRT, signal.SIGKILL, signal.SIGSEGV])
 def test_after_an_abort_the_terminal_is_as_it_was(number: signal.Signals) -> None:
     run = supervised(DYING.format(number=int(number)))
@@ -174,6 +175,7 @@ os.write(1, b"painted")
 engine.join()"""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("then", "typed"),
     [("", b"\x03"), ("", b"text/quit\r"), ("supervisor.quit()", b""), (WAITING, b"")],

@@ -39,6 +39,7 @@ def code_after_hang_up(terminal: Terminal, limit: float = 60.0) -> int:
     return os.waitstatus_to_exitcode(ended[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["window", "plain", "print"])
 def test_it_ends_and_keeps_what_was_said(mode: str, stories_path: Path) -> None:
     options = {"plain": ["--plain"], "print": ["-p"]}.get(mode, [])
@@ -53,6 +54,7 @@ def test_it_ends_and_keeps_what_was_said(mode: str, stories_path: Path) -> None:
     assert "Lily" in turns[1].text
 
 
+@pytest.mark.slow
 def test_a_question_ends_too(home: Path) -> None:
     terminal = Terminal(["models", "rm", "org/name"], module="mlxkv")
     terminal.wait_for("[y/N]")

@@ -87,6 +87,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SessionStore]:
         yield opened
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("text", "query", "found"), CASES)
 def test_and_in_all_chats(store: SessionStore, text: str, query: str, found: str) -> None:
     hits = [hit for hit in store.sessions.search(query, 1000) if text.split()[0] in hit.snippet]

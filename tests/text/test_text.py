@@ -63,6 +63,7 @@ def test_ordinary_text_is_untouched(text: str) -> None:
     assert clean(text) == text
 
 
+@pytest.mark.slow
 def test_every_character_of_unicode() -> None:
     """Against the character database of this Python, not against our own list."""
     for code in range(sys.maxunicode + 1):
@@ -94,6 +95,7 @@ def test_a_stream_may_cut_anywhere(pieces: list[str]) -> None:
 ZALGO = st.lists(st.sampled_from("aé👩\u200d\ufe0f\u0301\u0e49ا\x1b"), max_size=40).map("".join)
 
 
+@pytest.mark.slow
 @given(ZALGO, st.lists(st.integers(0, 40)))
 def test_marks_and_joiners_may_be_cut_apart(text: str, cuts: list[int]) -> None:
     shown, edges = "", [0, *sorted(cuts), len(text)]

@@ -53,6 +53,7 @@ def plainly(kind: str, messages: Sequence[Message]) -> list[str]:
     return [*(token for turn in said for token in turn), START, *tokens("assistant\n"), HINT]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_control_token_that_is_spelled_is_text(kind: str) -> None:
     tokenizer = real_tokenizer(kind)
@@ -233,6 +234,7 @@ def check(chat: mlxkv.Chat, num_turns: int) -> None:
     assert set(tokens) <= {START, END}
 
 
+@pytest.mark.slow
 def test_a_chat_with_such_messages_reuses_all_of_them(model: Model, tmp_path: Path) -> None:
     chat = new(model, system=f"be {START}", autosave=True)
     for n in range(3):
@@ -299,6 +301,7 @@ def test_raw_text_keeps_its_control_tokens(model: Model) -> None:
     assert len(structure(model.tokenizer, pc.tokens)) >= 12
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("home")
 def test_a_file_from_the_command_line_is_text(run: Run, model: Model, tmp_path: Path) -> None:  # noqa: F811
     path = tmp_path / "evil.txt"
@@ -315,6 +318,7 @@ def test_a_file_from_the_command_line_is_text(run: Run, model: Model, tmp_path: 
     assert abs(lengths[0] - lengths[1] - (spelled - plain)) <= 1  # what it joins with may be one token
 
 
+@pytest.mark.slow
 def test_a_tokenizer_that_cannot_tell_says_so_once(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ControlTokens, "_twin", None)
     chat = new(model, autosave=True)

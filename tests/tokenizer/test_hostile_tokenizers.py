@@ -107,6 +107,7 @@ def check(error: ModelError, folder: Path, file: str) -> None:
     assert len(text) < 500 + len(str(folder))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ROWS)
 def test_a_hostile_tokenizer_is_a_sentence_that_names_its_file(name: str, tmp_path: Path) -> None:
     folder = folder_of(tmp_path, ROWS[name])

@@ -78,6 +78,7 @@ def test_a_template_renders_as_transformers_does(name: str) -> None:
     assert PromptFormat(tokenizer).render(MESSAGES) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAILING)
 def test_whatever_a_template_fails_with_is_one_sentence(name: str) -> None:
     template, why = FAILING[name]

@@ -86,6 +86,7 @@ def read(tokenizer: TokenizerWrapper, ids: list[int], before: list[int]) -> str:
     return "".join([*map(stream.add, ids), stream.finish()])
 
 
+@pytest.mark.slow
 @kinds
 @given(texts=st.lists(TEXT, min_size=1, max_size=4))
 @example(texts=[" ", " "])
@@ -115,6 +116,7 @@ def test_text_behind_ids_that_nobody_knows_begins_as_behind_a_letter(tokenizer: 
     assert read(tokenizer, ids, encode_start(tokenizer, "a")) == "he"
 
 
+@pytest.mark.slow
 @kinds
 def test_every_character_and_every_byte_comes_out_as_it_is(tokenizer: TokenizerWrapper) -> None:
     before = encode_start(tokenizer, "a")
@@ -124,6 +126,7 @@ def test_every_character_and_every_byte_comes_out_as_it_is(tokenizer: TokenizerW
         assert (parts, last, stream.finish()) == ([""] * len(parts), text, "")  # never half of it
 
 
+@pytest.mark.slow
 @kinds
 def test_bytes_that_are_no_character_do_not_take_others_with_them(tokenizer: TokenizerWrapper) -> None:
     vocab = tokenizer.get_vocab()
@@ -191,6 +194,7 @@ def test_add_bos_token_of_the_configuration_holds(tmp_path: Path) -> None:
         model.close()
 
 
+@pytest.mark.slow
 def test_a_prompt_cache_is_continued_and_its_completion_completes(stories_path: Path) -> None:
     model = mlxkv.load(str(stories_path))
     pc = model.prefill("Once upon a time", CONFIG)

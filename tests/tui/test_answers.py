@@ -9,6 +9,8 @@ from mlxkv.protocol import events as ev
 from tests.tui.fake_engine import STATS, FakeEngine, reply_events
 from tests.tui.window import Window, window
 
+pytestmark = pytest.mark.slow
+
 LONG = "\n\n".join(f"paragraph {n}" for n in range(60))
 
 

@@ -24,6 +24,7 @@ from tests.tui.fake_engine import REPLY, STATS, STATUS, FakeEngine, reply_events
 from tests.tui.window import FIRST, window
 
 
+@pytest.mark.slow
 async def test_a_question_and_its_reply() -> None:
     async with window() as w:
         await w.ask("Why?")
@@ -38,12 +39,14 @@ async def test_a_question_and_its_reply() -> None:
         await w.until(lambda: "KV 936 MB · 6.3k/32k tok · mem 5.6/27 GB · saved ✓" in w.bar("footer"))
 
 
+@pytest.mark.slow
 async def test_a_question_from_the_command_line_waits_for_the_model() -> None:
     async with window(ask="first thing") as w:
         await w.until(lambda: "5,871 cached" in w.said())
         assert [type(c) for c in w.engine.commands] == [LoadModel, NewChat, Send]  # the list of chats can wait
 
 
+@pytest.mark.slow
 async def test_commands() -> None:
     async with window() as w:
         await w.ask("/new")
@@ -62,6 +65,7 @@ async def test_commands() -> None:
         await w.until(lambda: w.app.return_value == 0)
 
 
+@pytest.mark.slow
 async def test_picking_a_chat() -> None:
     async with window() as w:
         await w.ask("/resume")
@@ -81,6 +85,7 @@ async def test_picking_a_chat() -> None:
         assert len(w.sent(ListChats)) >= 2
 
 
+@pytest.mark.slow
 async def test_an_empty_chat_offers_the_last_ones() -> None:
     async with window() as w:
         await w.until(lambda: "⏎ opens an earlier chat" in w.screen())
@@ -91,6 +96,7 @@ async def test_an_empty_chat_offers_the_last_ones() -> None:
         await w.until(lambda: OpenChat("c1") in w.engine.commands)
 
 
+@pytest.mark.slow
 async def test_help() -> None:
     async with window() as w:
         for key in ("?", "f1"):
@@ -107,6 +113,7 @@ async def test_help() -> None:
         await w.until(lambda: w.app.prompt.text == "a?")
 
 
+@pytest.mark.slow
 async def test_first_screen_without_a_model_is_not_a_dialog() -> None:
     async with window(model=None) as w:
         assert w.app.chat.welcome.display
@@ -118,6 +125,7 @@ async def test_first_screen_without_a_model_is_not_a_dialog() -> None:
         await w.until(lambda: "tutor is ready" in w.screen())
 
 
+@pytest.mark.slow
 async def test_errors_are_lines_in_the_transcript() -> None:
     async with window(FakeEngine(manual=True)) as w:
         await w.ask("why")
@@ -133,6 +141,7 @@ async def test_errors_are_lines_in_the_transcript() -> None:
         await w.until(lambda: w.app.return_value == 1)
 
 
+@pytest.mark.slow
 async def test_following_and_scrolling() -> None:
     async with window(FakeEngine(manual=True)) as w:
         transcript = w.app.transcript
@@ -151,6 +160,7 @@ async def test_following_and_scrolling() -> None:
         await w.until(lambda: transcript.view.follow and "more 49" in w.screen())
 
 
+@pytest.mark.slow
 async def test_a_resize_keeps_the_place() -> None:
     async with window(size=(120, 30)) as w:
         transcript = w.app.transcript
@@ -170,6 +180,7 @@ async def test_a_resize_keeps_the_place() -> None:
         assert transcript.view.virtual_size.height == lines.height
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(29, 24), (80, 7)])
 async def test_too_small(size: tuple[int, int]) -> None:
     async with window(size=size) as w:
@@ -179,6 +190,7 @@ async def test_too_small(size: tuple[int, int]) -> None:
         assert "need 30×8" not in w.screen()
 
 
+@pytest.mark.slow
 async def test_tiers() -> None:
     async with window(size=(50, 20)) as w:
         await w.ask("why")
@@ -190,11 +202,13 @@ async def test_tiers() -> None:
         assert w.app.prompt.size.height == 1
 
 
+@pytest.mark.slow
 async def test_an_unknown_theme_is_only_a_line() -> None:
     async with window(settings=Settings(theme="no-such")) as w:
         await w.until(lambda: "no theme 'no-such'" in w.said())
 
 
+@pytest.mark.slow
 async def test_mouse_fuzz_while_streaming() -> None:
     """A press over a streaming Markdown widget crashes Textual 8.2.8 (Textual#6643); ours must not care."""
     rng = random.Random(7)
@@ -243,6 +257,7 @@ def test_run_gives_the_engine_what_to_begin_with(monkeypatch: pytest.MonkeyPatch
     assert tui.run(FakeEngine(), FIRST, Settings(mouse=False), Folders.from_env()) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("theme", ["ansi-dark", "ansi-light"])
 async def test_without_colours_an_ansi_theme_is_the_terminals_own(theme: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """It was black on black. And of a list one still sees which row is chosen."""
@@ -259,6 +274,7 @@ async def test_without_colours_an_ansi_theme_is_the_terminals_own(theme: str, mo
         assert not any(s.underline for s in styles(4))
 
 
+@pytest.mark.slow
 async def test_a_title_too_long_for_the_header_is_cut_not_left_out() -> None:
     async with window(size=(120, 30)) as w:
         for title, shown in (("short", " short "), ("long " * 30, " long long "), ("x", " x ")):
@@ -270,6 +286,7 @@ async def test_a_title_too_long_for_the_header_is_cut_not_left_out() -> None:
             assert ("…" in header) is (title.startswith("long"))
 
 
+@pytest.mark.slow
 async def test_the_header_says_which_fork_and_the_footer_how_much_of_the_rows_is_saved() -> None:
     for size in ((120, 30), (80, 24)):
         async with window(size=size) as w:
@@ -287,6 +304,7 @@ async def test_the_header_says_which_fork_and_the_footer_how_much_of_the_rows_is
             assert "Rust lifetimes ⑂2" in w.bar("header")
 
 
+@pytest.mark.slow
 async def test_the_dearer_a_frame_the_fewer_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its share of the time is what the model loses on a machine with few cores."""
     waits: list[float] = []

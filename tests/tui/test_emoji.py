@@ -65,6 +65,7 @@ def test_the_mouse_finds_the_character_behind_a_joined_emoji() -> None:
     assert selected(lines, (0, start), (0, start + len(FAMILY))) == FAMILY
 
 
+@pytest.mark.slow
 async def test_a_setting_joins_them_in_the_window_and_parts_are_the_default() -> None:
     opened = ChatOpened("c1", "t", (Message("user", f"hi {FAMILY}"), Message("assistant", f"I see {FAMILY}, all")))
     for setting, shown in ((True, FAMILY), (False, "👨👩👧")):

@@ -92,6 +92,7 @@ async def _note(w: Window, text: str, note: str) -> None:
     await w.until(lambda: note in w.screen(), note)
 
 
+@pytest.mark.slow
 async def test_the_window_says_it_and_enter_sends_the_word(base: Path) -> None:
     async with window() as w:
         w.app.prompt.files.base = base / "empty"

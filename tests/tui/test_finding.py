@@ -104,6 +104,7 @@ def test_what_only_the_source_has_is_passed_over() -> None:
     assert finder.numbers()[1] == 1
 
 
+@pytest.mark.slow
 @given(st.lists(st.sampled_from(["ab", "a b", "b\n\na", "- ab", "xx", "a\nb"]), min_size=1, max_size=6), st.booleans())
 def test_counts_are_those_of_the_screen(replies: list[str], settled: bool) -> None:
     lines = chat(*replies)
@@ -190,6 +191,7 @@ def test_a_selection_reaches_into_what_is_not_wrapped(width: int) -> None:
     assert all(f"reply {i}" in text for i in range(6))
 
 
+@pytest.mark.slow
 async def test_matches_are_counted_while_the_reply_grows() -> None:
     """The count once stayed what it was when the last letter was typed."""
     async with window(FakeEngine(manual=True)) as w:

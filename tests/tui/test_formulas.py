@@ -31,6 +31,7 @@ def ink(text: str) -> str:
     return "".join(text.split())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("formula", FORMULAS)
 def test_a_formula_is_shown_as_it_was_typed(formula: str) -> None:
     r"""`\(` lost its backslash, `\,` and `\{` too, and `x*y*z` its stars."""
@@ -93,6 +94,7 @@ STREAM = (
 )
 
 
+@pytest.mark.slow
 def test_half_a_formula_neither_loses_characters_nor_flickers() -> None:
     for end in range(len(STREAM) + 1):
         splitter = Splitter()
@@ -107,6 +109,7 @@ PIECES = st.sampled_from(
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @given(st.lists(PIECES, max_size=12).map("\n".join))
 def test_blocks_one_by_one_show_what_the_whole_does(source: str) -> None:
     colours = Colours()
@@ -117,6 +120,7 @@ def test_blocks_one_by_one_show_what_the_whole_does(source: str) -> None:
     assert got == [ink(line) for line in expected]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("piece", ["$a ", "\\(", "[\\(", "$$x$a", "$5 or ", "a$ ", "\\)", "$$", "\\[ "])
 def test_twice_as_much_takes_twice_as_long(piece: str) -> None:
     """However hostile: no sign looks for its end through the whole text by itself."""

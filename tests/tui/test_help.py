@@ -46,6 +46,7 @@ def test_no_word_is_cut_off(width: int) -> None:
     assert all(about in words for _, about in (*KEYS, *help_rows()))
 
 
+@pytest.mark.slow
 async def test_every_command_does_something() -> None:
     """A command that nobody takes up would pass by in silence."""
     async with window(size=(100, 30)) as w:

@@ -15,6 +15,8 @@ import pytest
 from tests.tui.hostile import PAYLOADS, VISIBLE, bomb, copied, faults, markdown, piece, shown
 from tests.tui.hostile_tour import ESC, PLAYS, RAW, SIZES, Tour, check, check_raw, click, drag, paste, play
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:

@@ -16,6 +16,8 @@ from tests.tui.hostile import NAMES, bomb, faults, piece, shown
 from tests.tui.hostile_tour import RAW, SIZES, THOROUGH
 from tests.tui.terminal import Terminal
 
+pytestmark = pytest.mark.slow
+
 SHOWN = range(len(NAMES)) if THOROUGH else (0, RAW)
 
 

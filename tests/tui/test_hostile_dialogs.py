@@ -37,13 +37,14 @@ def visit(tour: Tour, lead: int, is_wide: bool) -> None:
     see("unfolded", "\x1b[1;3A ", "inside PAY", "inside")
     see("folded", " ", "▸ @sent.txt")
     go(ESC, "Ask anything")
-    see("compacting", "/compact\r", "Summary of 18")
+    see("compacting", "/compact\r", "A summary of 18")
     see("a summary", "\r", "sums PAY", "whole", "asked", "sums")
     see("a summary, stopped", ESC, "stopped PAY", "stopped")
     see("compacting without a summary", "/compact\r", "cannot summarise", "weak")
     see("compacted", "\r", "compacted: a pinned", "asked", "kept", "short")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("size", "lead"), PLAYS)
 def test_nothing_of_theirs_reaches_the_terminal(folder: Path, home: Path, size: tuple[int, int], lead: int) -> None:
     check(play(visit, folder, home, size, lead), size)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from mlxkv.protocol import commands as cmd
 from mlxkv.protocol import events as ev
 from mlxkv.tui.state.chat_state import ChatState
@@ -33,6 +35,7 @@ def test_it_is_opened_again_once_the_other_has_ended() -> None:
     assert isinstance(state.outbox[-1], cmd.Send)
 
 
+@pytest.mark.slow
 async def test_a_reader_stays_where_they_are_and_what_was_typed_stays_too() -> None:
     engine = FakeEngine(manual=True)
     async with window(engine) as w:

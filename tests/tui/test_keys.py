@@ -13,6 +13,8 @@ from mlxkv.protocol.commands import ChangeSettings, Send
 from tests.tui.fake_engine import STATS, FakeEngine, reply_events
 from tests.tui.window import window
 
+pytestmark = pytest.mark.slow
+
 
 async def test_typed_letters_and_enter_arrive_in_order() -> None:
     """A priority binding for Enter once sent "hel" for "hello"."""

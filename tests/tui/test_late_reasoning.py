@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from mlxkv.protocol import events as ev
 from tests.chat.test_thinking import CHATML, CONFIG, loaded, script
 from tests.tui.fake_engine import STATS, FakeEngine
@@ -26,6 +28,7 @@ def test_the_stream_says_what_the_reply_says(tmp_path: Path) -> None:
     model.close()
 
 
+@pytest.mark.slow
 async def test_the_window_takes_it_back_and_folds_it() -> None:
     engine = FakeEngine(manual=True)
     async with window(engine) as w:

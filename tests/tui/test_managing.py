@@ -21,6 +21,7 @@ DAY = 86_400.0
 NOON = 1_700_049_600.0  # in Europe and America
 
 
+@pytest.mark.slow
 async def test_the_sidebar_lists_opens_renames_exports_and_deletes() -> None:
     async with window(size=(140, 40)) as w:
         await w.pilot.press("ctrl+b")
@@ -44,6 +45,7 @@ async def test_the_sidebar_lists_opens_renames_exports_and_deletes() -> None:
         await w.until(lambda: DeleteChat("c2") in w.engine.commands)
 
 
+@pytest.mark.slow
 async def test_searching_in_the_sidebar_takes_letters_as_letters() -> None:
     async with window(size=(140, 40)) as w:
         await w.pilot.press("ctrl+b")
@@ -59,6 +61,7 @@ async def test_searching_in_the_sidebar_takes_letters_as_letters() -> None:
         assert not w.sent(ExportChat)
 
 
+@pytest.mark.slow
 async def test_words_that_no_title_has_are_looked_for_in_all_chats() -> None:
     async with window() as w:
         await w.pilot.press("ctrl+k")
@@ -76,6 +79,7 @@ async def test_words_that_no_title_has_are_looked_for_in_all_chats() -> None:
         await w.until(lambda: OpenChat("c2") in w.engine.commands)
 
 
+@pytest.mark.slow
 async def test_a_narrow_window_has_the_list_instead() -> None:
     async with window(size=(80, 24)) as w:
         await w.pilot.press("ctrl+b")
@@ -85,6 +89,7 @@ async def test_a_narrow_window_has_the_list_instead() -> None:
         await w.until(lambda: w.app.focused is w.app.prompt)
 
 
+@pytest.mark.slow
 async def test_the_sidebar_hides_where_there_is_no_room_and_comes_back() -> None:
     async with window(size=(140, 40)) as w:
         await w.pilot.press("ctrl+b")
@@ -95,6 +100,7 @@ async def test_the_sidebar_hides_where_there_is_no_room_and_comes_back() -> None
         await w.until(lambda: "instant resume" in w.screen())
 
 
+@pytest.mark.slow
 async def test_escape_twice_goes_back_to_a_message() -> None:
     async with window() as w:
         await w.ask("/resume rust")
@@ -108,6 +114,7 @@ async def test_escape_twice_goes_back_to_a_message() -> None:
         await w.until(lambda: w.app.prompt.text == "hello")
 
 
+@pytest.mark.slow
 async def test_editing_a_message_and_leaving_it() -> None:
     async with window(FakeEngine(manual=True)) as w:
         await w.ask("/resume rust")
@@ -125,6 +132,7 @@ async def test_editing_a_message_and_leaving_it() -> None:
         await w.until(lambda: "❯ hello!" in w.said())
 
 
+@pytest.mark.slow
 async def test_the_panel_draws_the_cache() -> None:
     async with window(size=(100, 30)) as w:
         await w.ask("why")
@@ -136,6 +144,7 @@ async def test_the_panel_draws_the_cache() -> None:
         await w.until(lambda: "pinned 38" not in w.screen())
 
 
+@pytest.mark.slow
 async def test_choosing_a_model_and_a_setting() -> None:
     async with window(model=None, size=(100, 30)) as w:
         await w.pilot.press("enter")  # nothing typed, no model: the models there are
@@ -149,6 +158,7 @@ async def test_choosing_a_model_and_a_setting() -> None:
         await w.until(lambda: w.app.prompt.text == "/set seed ")
 
 
+@pytest.mark.slow
 async def test_a_setting_changed_in_the_window_is_written_down(home: object) -> None:
     folders = Folders.from_env()
     async with window(folders=folders) as w:
@@ -160,6 +170,7 @@ async def test_a_setting_changed_in_the_window_is_written_down(home: object) -> 
         assert w.app.theme == "nord"
 
 
+@pytest.mark.slow
 async def test_keys_from_the_settings() -> None:
     async with window(settings=Settings(keys=(("app.panel", "f7,f9"),)), size=(100, 30)) as w:
         await w.ask("why")
@@ -168,6 +179,7 @@ async def test_keys_from_the_settings() -> None:
         await w.until(lambda: "pinned 38" in w.screen())
 
 
+@pytest.mark.slow
 async def test_the_list_is_asked_for_again_when_a_chat_has_changed() -> None:
     async with window(size=(140, 40)) as w:
         await w.until(lambda: len(w.sent(ListChats)) == 1)  # for the welcome

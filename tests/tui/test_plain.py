@@ -299,6 +299,7 @@ def test_a_message_that_is_too_long_is_asked_about(answer: str, sent: list[bool]
         assert [c.settings.window for c in dispatcher.commands if isinstance(c, ChangeSettings)] == [8_192]
 
 
+@pytest.mark.slow
 def test_a_message_stopped_before_its_reply_can_be_typed_again() -> None:
     stats = TurnStats(prompt_tokens=512, finish_reason="stopped")
     end = TurnFinished("stopped", "", stats, unanswered=True, returned="q")

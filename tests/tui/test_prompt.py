@@ -30,6 +30,7 @@ def labels(w: Window) -> list[str]:
     return [entry.label for entry in menu.entries] if menu else []
 
 
+@pytest.mark.slow
 async def test_it_grows_to_a_third_of_the_screen() -> None:
     async with window(size=(80, 30)) as w:
         for rows in (1, 5, 30):
@@ -37,6 +38,7 @@ async def test_it_grows_to_a_third_of_the_screen() -> None:
             await w.until(lambda rows=rows: w.app.prompt.size.height == min(max(rows, 2), 9), f"{rows} rows")
 
 
+@pytest.mark.slow
 async def test_a_long_paste_is_one_word_until_it_is_sent() -> None:
     paste = "\n".join(f"line {i}" for i in range(40))
     async with window(FakeEngine(manual=True)) as w:
@@ -52,6 +54,7 @@ async def test_a_long_paste_is_one_word_until_it_is_sent() -> None:
         await w.until(lambda: "more lines" in w.said())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "typed",
     ["👨\u200d👩\u200d👧", "می\u200cخواهم", "東京\u3000大阪", "10\u00a0km"],
@@ -66,6 +69,7 @@ async def test_what_is_typed_has_its_joiners_and_spaces(typed: str) -> None:
         await w.until(lambda: sent(w) == [typed])
 
 
+@pytest.mark.slow
 async def test_a_paste_that_looks_like_a_command_is_not_one() -> None:
     async with window(FakeEngine(manual=True)) as w:
         w.app.prompt.post_message(Paste("/new\n" + "x\n" * 9))
@@ -76,6 +80,7 @@ async def test_a_paste_that_looks_like_a_command_is_not_one() -> None:
         assert len(w.sent(NewChat)) == 1
 
 
+@pytest.mark.slow
 async def test_commands_are_offered_and_run() -> None:
     async with window() as w:
         await w.pilot.press("/")
@@ -89,6 +94,7 @@ async def test_commands_are_offered_and_run() -> None:
         await w.until(lambda: not w.app.prompt.completer.menu_list.display)
 
 
+@pytest.mark.slow
 async def test_a_guess_is_completed_and_not_run() -> None:
     async with window() as w:
         await w.pilot.press(*"/nw")
@@ -98,6 +104,7 @@ async def test_a_guess_is_completed_and_not_run() -> None:
         assert len(w.sent(NewChat)) == 1
 
 
+@pytest.mark.slow
 async def test_enter_right_after_the_letters_means_those_letters() -> None:
     """The menu is drawn a moment later; with what it offered before, `/q` once ran `/help`."""
     async with window() as w:
@@ -106,6 +113,7 @@ async def test_enter_right_after_the_letters_means_those_letters() -> None:
         await w.until(lambda: w.app.return_value == 0)
 
 
+@pytest.mark.slow
 async def test_moving_in_the_menu() -> None:
     async with window() as w:
         await w.pilot.press(*"/re")
@@ -125,6 +133,7 @@ async def test_moving_in_the_menu() -> None:
         assert w.app.prompt.text == "/th"
 
 
+@pytest.mark.slow
 async def test_a_click_takes_an_entry() -> None:
     async with window() as w:
         await w.pilot.press(*"/r")
@@ -146,6 +155,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return base
 
 
+@pytest.mark.slow
 async def test_a_file_is_named_completed_and_sent_along(folder: Path) -> None:
     async with window(FakeEngine(manual=True)) as w:
         await w.pilot.press(*"look at @mai")
@@ -175,6 +185,7 @@ class Slow(FakeEngine):
         self.events.append(TokensCounted(key, tokens))
 
 
+@pytest.mark.slow
 async def test_tokens_of_a_file_are_counted_by_the_model_once_and_a_guess_until_then(folder: Path) -> None:
     engine = Slow(manual=True)
     async with window(engine) as w:
@@ -206,6 +217,7 @@ async def test_tokens_of_a_file_are_counted_by_the_model_once_and_a_guess_until_
         assert len(w.sent(CountTokens)) == 4
 
 
+@pytest.mark.slow
 async def test_a_queued_prompt_comes_back_without_its_files(folder: Path) -> None:
     async with window(FakeEngine(manual=True)) as w:
         await w.ask("one")
@@ -217,6 +229,7 @@ async def test_a_queued_prompt_comes_back_without_its_files(folder: Path) -> Non
         await w.until(lambda: w.app.prompt.text == 'see @"my notes.txt"')
 
 
+@pytest.mark.slow
 async def test_a_file_that_is_no_text_is_refused_and_the_prompt_kept(folder: Path) -> None:
     async with window() as w:
         await w.ask("see @picture.png")
@@ -225,6 +238,7 @@ async def test_a_file_that_is_no_text_is_refused_and_the_prompt_kept(folder: Pat
         assert not sent(w)
 
 
+@pytest.mark.slow
 async def test_earlier_prompts_are_searched() -> None:
     async with window(FakeEngine(manual=True), folders=Folders.from_env()) as w:
         for text in ("red apples", "green pears", "red wine"):
@@ -245,6 +259,7 @@ async def test_earlier_prompts_are_searched() -> None:
         assert not sent(w)
 
 
+@pytest.mark.slow
 async def test_the_prompt_in_an_editor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     script = tmp_path / "editor.py"
     script.write_text("import sys\nopen(sys.argv[1], 'a').write(' and \\x1bmore\\n')\n")

@@ -31,6 +31,7 @@ async def chat(w: Window, *texts: str) -> None:
     await w.until(lambda: w.app.transcript.size.height > 5)
 
 
+@pytest.mark.slow
 async def test_the_cursor_walks_over_messages_and_says_what_it_can_do() -> None:
     async with window(FakeEngine(manual=True)) as w:
         await chat(w, "one", "two", "three", REPLY)
@@ -54,6 +55,7 @@ async def test_the_cursor_walks_over_messages_and_says_what_it_can_do() -> None:
         assert "y copy" not in w.bar("activity")
 
 
+@pytest.mark.slow
 async def test_letters_that_mean_nothing_to_the_cursor_go_to_the_prompt() -> None:
     async with window(FakeEngine(manual=True)) as w:
         await chat(w, "one", "two")
@@ -62,6 +64,7 @@ async def test_letters_that_mean_nothing_to_the_cursor_go_to_the_prompt() -> Non
         assert w.app.transcript.cursor is None
 
 
+@pytest.mark.slow
 async def test_wishes() -> None:
     async with window(FakeEngine(manual=True)) as w:
         await chat(w, "one", "two", "three", "four")
@@ -78,6 +81,7 @@ async def test_wishes() -> None:
         await w.until(lambda: w.sent(Retry) == [Retry(3)])
 
 
+@pytest.mark.slow
 async def test_there_is_no_other_version() -> None:
     async with window(FakeEngine(manual=True)) as w:
         await chat(w, "one", "two")
@@ -86,6 +90,7 @@ async def test_there_is_no_other_version() -> None:
         assert not w.sent(OpenChat)
 
 
+@pytest.mark.slow
 async def test_reasoning_unfolds() -> None:
     async with window(FakeEngine(manual=True)) as w:
         await w.ask("why")
@@ -110,6 +115,7 @@ async def test_reasoning_unfolds() -> None:
         await w.until(lambda: w.app.clipboard == "Because.")  # what was thought is not the reply
 
 
+@pytest.mark.slow
 async def test_reasoning_of_an_earlier_run_is_there() -> None:
     async with window(FakeEngine(manual=True)) as w:
         w.engine.say([ChatOpened("c9", "t", (Message("user", "q"), Message("assistant", "a", STATS, "hm " * 40)))])
@@ -118,6 +124,7 @@ async def test_reasoning_of_an_earlier_run_is_there() -> None:
         await w.until(lambda: "│ hm hm" in w.said())
 
 
+@pytest.mark.slow
 async def test_a_long_question_unfolds_with_a_click() -> None:
     async with window(FakeEngine(manual=True), size=(80, 40)) as w:
         await chat(w, "\n".join(f"row {i}" for i in range(20)), "short")
@@ -127,6 +134,7 @@ async def test_a_long_question_unfolds_with_a_click() -> None:
         await w.until(lambda: "row 19" in w.said())
 
 
+@pytest.mark.slow
 async def test_copy_command() -> None:
     async with window(FakeEngine(manual=True)) as w:
         await chat(w, "q", "first\n\n```\na\n```\n\n```\nb\n```", "q", "second")
@@ -138,6 +146,7 @@ async def test_copy_command() -> None:
             await w.until(lambda said=said: said in w.bar("activity"), argument)
 
 
+@pytest.mark.slow
 async def test_search() -> None:
     async with window(FakeEngine(manual=True)) as w:
         await chat(w, *(f"message {i} with a {'needle' if i % 4 == 1 else 'straw'}" for i in range(120)))
@@ -160,6 +169,7 @@ async def test_search() -> None:
         assert transcript.finder.wanted is None
 
 
+@pytest.mark.slow
 async def test_search_from_the_message_cursor() -> None:
     async with window(FakeEngine(manual=True)) as w:
         await chat(w, "needle one", "straw", "needle two", "straw")
@@ -168,6 +178,7 @@ async def test_search_from_the_message_cursor() -> None:
         assert "y copy" not in w.bar("activity")
 
 
+@pytest.mark.slow
 async def test_a_link_is_shown_whole_before_it_opens(monkeypatch: pytest.MonkeyPatch) -> None:
     async with window(FakeEngine(manual=True)) as w:
         opened: list[str] = []
@@ -198,6 +209,7 @@ def test_only_the_web_is_opened() -> None:
     assert "xn--" in host_note("https://аpple.com/")  # the first letter is Cyrillic
 
 
+@pytest.mark.slow
 async def test_a_long_chat_opens_without_being_wrapped() -> None:
     async with window(FakeEngine(manual=True)) as w:
         await chat(w, *(REPLY for _ in range(600)))
@@ -207,6 +219,7 @@ async def test_a_long_chat_opens_without_being_wrapped() -> None:
         assert sum(cell.block.kind is Kind.REPLY for cell in cells) > 200  # not even cut into blocks
 
 
+@pytest.mark.slow
 async def test_a_selection_stays_on_its_text_when_lines_above_are_wrapped() -> None:
     async with window(FakeEngine(manual=True), size=(60, 20)) as w:
         await chat(w, *(f"message {i}" + "\nword" * 9 for i in range(80)))  # a reply's lines become one: not as guessed
@@ -222,6 +235,7 @@ async def test_a_selection_stays_on_its_text_when_lines_above_are_wrapped() -> N
         assert w.app.screen.get_selected_text() == "message 79"
 
 
+@pytest.mark.slow
 async def test_a_flush_lays_nothing_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each layout of the screen costs as much as three flushes."""
     async with window(FakeEngine(manual=True)) as w:
@@ -252,6 +266,7 @@ async def test_a_search_that_finds_something_beyond_the_right_edge() -> None:
     assert paint(strip, "abc" + "x" * 50, 2, -1, MATCH).text == strip.text
 
 
+@pytest.mark.slow
 async def test_keys_of_the_search_line_keep_their_order() -> None:
     """All in one burst, as over a slow line: letters overtook backspaces."""
     async with window(FakeEngine(manual=True)) as w:
@@ -264,6 +279,7 @@ async def test_keys_of_the_search_line_keep_their_order() -> None:
         await w.until(lambda: line.value == "two", line.value)
 
 
+@pytest.mark.slow
 async def test_what_is_pasted_into_the_search_line_is_harmless() -> None:
     async with window(FakeEngine(manual=True)) as w:
         await chat(w, "one", "two")

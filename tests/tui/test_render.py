@@ -119,6 +119,7 @@ def test_a_wide_window_names_the_language() -> None:
     assert [line.strip() for line in lines("```rust\nx\n```", 80)] == ["", "│ x"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [20, 59, 100, 140])
 def test_hostile_markdown_fits_the_width(width: int) -> None:
     """A fence with a language of 700 letters was as wide as that, and a search that found it there ended the window."""

@@ -9,6 +9,8 @@ from mlxkv.protocol.events import TurnStarted
 from tests.tui.fake_engine import FakeEngine
 from tests.tui.window import window
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("size", [(25, 6), (40, 12), (140, 40)])
 async def test_a_reply_is_followed_through_any_size(size: tuple[int, int]) -> None:

@@ -26,6 +26,8 @@ from mlxkv.tui.widgets.picker import Picker
 from tests.tui.fake_engine import FakeEngine, reply_events
 from tests.tui.window import FIRST, Window, window
 
+pytestmark = pytest.mark.slow
+
 PASTE = "\n".join(f"line {i}" for i in range(40))
 OVERFLOW = Overflow(5_102, 1_028, 3_976, 0, 8_192, 96_000_000)
 

@@ -66,6 +66,7 @@ async def _replied(w: Window, engine: FakeEngine) -> None:
     await w.until(lambda: not w.app.state.is_busy)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "text", ["/help me", "@someone and\n@nobody", "see @gone.txt" + SECTION.replace("notes", "gone")]
 )
@@ -96,6 +97,7 @@ async def test_every_way_back_to_the_prompt_sends_the_same(text: str, tmp_path: 
         assert await _sent_again(w, cmd.Send, 2) == text
 
 
+@pytest.mark.slow
 async def test_a_paste_that_looks_like_a_command_is_none_from_the_history_either() -> None:
     async with window() as w:
         pasted = "/quit\n" * 9
@@ -107,6 +109,7 @@ async def test_a_paste_that_looks_like_a_command_is_none_from_the_history_either
         assert await _sent_again(w, cmd.Send, 1) == pasted
 
 
+@pytest.mark.slow
 async def test_files_go_along_with_a_path_that_looks_like_a_command(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("one\ntwo")
     async with window() as w:

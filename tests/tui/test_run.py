@@ -50,6 +50,7 @@ os.write(2, b"after it")
 """
 
 
+@pytest.mark.slow
 def test_a_panic_of_a_tokenizer_is_not_drawn_over_the_window(home: Path) -> None:
     """Rust prints it on descriptor 2, whatever Python makes of that."""
     pid, fd = pty.fork()

@@ -46,6 +46,7 @@ def test_the_table_has_every_setting() -> None:
     assert set(REFUSED) == {s.slash or s.name for s in schema()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in REFUSED.items() for value in values],
                          ids=lambda text: text[:20])  # fmt: skip
 def test_what_is_refused_changes_nothing(name: str, value: str) -> None:

@@ -75,6 +75,7 @@ def test_every_command_of_the_table_does_something(state: ChatState) -> None:
         assert did, command.name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("line", "command"),
     [

@@ -18,6 +18,8 @@ from mlxkv.protocol.status import ChatSummary
 from mlxkv.tui.app import ChatApp
 from tests.tui.fake_engine import CHATS, REPLY, STATUS, FakeEngine
 
+pytestmark = pytest.mark.slow
+
 TODAY = 1_700_049_600.0
 FAMILY = (
     replace(CHATS[0], updated=TODAY - 7200.0),

@@ -115,6 +115,7 @@ LINES = st.sampled_from(
 MARKDOWN = st.one_of(st.lists(LINES, max_size=14).map("\n".join), st.text("`~-*#>|1. \nab$\\[]()", max_size=60))
 
 
+@pytest.mark.slow
 @given(MARKDOWN, st.lists(st.integers(0, 200), max_size=12))
 def test_pieces_leave_no_trace(markdown: str, cuts: list[int]) -> None:
     """Same blocks and same lines as in one go, and the preview is always what `finish` would say."""
@@ -149,6 +150,7 @@ def test_the_sources_are_the_text_again(markdown: str) -> None:
     assert not markdown[len(joined) :].strip()
 
 
+@pytest.mark.slow
 @given(st.lists(LINES, max_size=12).map("\n".join))
 def test_against_the_parser(markdown: str) -> None:
     """No cut falls inside a top-level block that markdown-it sees, but between the items of a list."""

@@ -14,6 +14,8 @@ from mlxkv.config import Folders
 from mlxkv.store.session_store import SessionStore
 from tests.tui.terminal import Terminal
 
+pytestmark = pytest.mark.slow
+
 LONG = ["--temp", "0", "--max-tokens", "2000"]
 
 

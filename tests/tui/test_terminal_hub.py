@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests.fakes_hub import FakeHub, serve
 from tests.tui.terminal import Terminal
+
+pytestmark = pytest.mark.slow
 
 
 def test_a_model_is_downloaded_in_the_window_and_loaded(tiny_path: Path, tmp_path: Path) -> None:
