@@ -60,7 +60,7 @@ def chat_called(chats: Sequence[ChatSummary], wanted: str) -> ChatSummary:
 
 
 def _folded(text: str) -> str:
-    """The text as it is shown: one line, without case and width."""
+    """The displayed text for comparison: one line, without case and width."""
     return folded(" ".join(clean(text).split()))
 
 

@@ -134,7 +134,7 @@ def _heading(path: str) -> str:
 
 
 def recall(text: str) -> tuple[str, dict[str, Attachment]]:
-    """A sent text as it was typed, and its attachments by path.
+    """The typed form of a sent text, and its attachments by path.
 
     If a section has no mention in the text, it was typed or pasted: then the text is returned unchanged.
     """
@@ -167,7 +167,7 @@ class TokenCounts:
         self._has_model = False
 
     def count(self, text: str) -> int | None:
-        """Tokens of a file's text as it is sent, without line feeds at its end; None until the engine has counted."""
+        """Tokens of a file's text as sent, without trailing line feeds; None until the engine has counted."""
         text = text.rstrip("\n")
         key = blake2b(text.encode("utf-8", "replace"), digest_size=16).hexdigest()
         if self._has_model and key not in self._requested:

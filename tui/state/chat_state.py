@@ -68,7 +68,7 @@ class ChatState:
         # For the app to take: a list to show, a text for the prompt, a message that was not sent.
         self.listing: Listing | None = None
         self.put: str | None = None
-        self.returned: str | None = None  # as it was typed
+        self.returned: str | None = None  # as typed
         self.is_ready = False  # a model is loaded
         self._loading: ev.ModelLoading | None = None
         self._waiting: deque[cmd.Command] = deque()
@@ -128,7 +128,7 @@ class ChatState:
             self.transcript.begin_turn(choice.text)
 
     def unqueue(self) -> str | None:
-        """Remove the last queued prompt and return it as it was typed."""
+        """Remove the last queued prompt and return it as typed."""
         text = as_typed(self.queue.pop()) if self.queue else None
         self.is_held = self.is_held and bool(self.queue)
         return text

@@ -81,7 +81,7 @@ def _path(base: Path, folder: str) -> Path:
 
 
 def _composed(name: str) -> str:
-    """`name` in NFC, as it is typed; file systems may store NFD."""
+    """`name` in NFC, as typed; file systems may store NFD."""
     return name if name.isascii() else unicodedata.normalize("NFC", name)
 
 

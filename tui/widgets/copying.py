@@ -23,7 +23,7 @@ class CopyError(Exception):
 
 
 def source(block: Block) -> str:
-    """The text of a block as it was written."""
+    """The source text of a block."""
     match block.kind:
         case Kind.THOUGHT:
             return block.text if block.folded else block.detail

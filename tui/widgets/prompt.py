@@ -108,7 +108,7 @@ class Prompt(TextArea):
         self.completer = Completer(self, self.files, self.put)
         self._pastes = Pastes()
         self._sent: deque[tuple[str, str, dict[str, str]]] = deque(maxlen=_NUM_SENT)  # as sent, as typed, its pastes
-        self._returned = ("", "")  # the text put back last: as it was sent, as it is shown here
+        self._returned = ("", "")  # the text put back last: as sent, as shown here
 
     def put(self, text: str) -> None:
         """Replace the text; the cursor goes to its end. Attached files become names again."""
@@ -119,7 +119,7 @@ class Prompt(TextArea):
         self.move_cursor(self.document.end)
 
     def put_back(self, text: str, *, apart: bool = False) -> None:
-        """Undo the send of `text`, as it was `Submitted`: pastes and files are placeholders and names again.
+        """Undo the send of `text`, as `Submitted`: pastes and files are placeholders and names again.
 
         Text typed since then comes after it, in a paragraph of its own with `apart`.
         """
