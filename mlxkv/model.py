@@ -181,7 +181,8 @@ class Model:
         if borrowed and progress is not None:
             progress(borrowed, len(state.ids))
         with set_wired_limit():
-            for done in self.runner.prefill(held, state.ids[borrowed:]):
+            prefixes = [prompts.num_system_tokens(system), len(state.ids)] if as_chat else [len(state.ids)]
+            for done in self.runner.prefill(held, state.ids[borrowed:], prefixes=prefixes):
                 if progress is not None:
                     progress(borrowed + done, len(state.ids))
         return held

@@ -17,6 +17,7 @@ MAX_DEFAULT_WINDOW = 32_768
 DEFAULT_SINKS = 4
 _DEFAULT_SLACK = 512
 MAX_WINDOW = 2**24
+MAX_BYTES = 2**50
 
 
 @keywords
@@ -37,6 +38,8 @@ class CacheConfig:
         group_size: numbers that share a scale when quantized.
         positions: "streaming" keeps the sinks at the distance they would have without the evicted tokens
             (StreamingLLM, arXiv 2309.17453); "absolute" lets them drift away.
+        checkpoint_bytes: memory for earlier states of recurrent layers, to rewind to; at least one is kept. None means
+            the larger of a quarter of the rows' memory and six states.
 
     Raises:
         ConfigError: a field has an invalid value; the message names field, value and rule.
@@ -49,9 +52,16 @@ class CacheConfig:
     bits: int | tuple[int, int] | None = None
     group_size: int = 64
     positions: Literal["streaming", "absolute"] = "streaming"
+    checkpoint_bytes: int | None = None
 
     def __post_init__(self) -> None:
-        for name, low, high in (("window", 1, MAX_WINDOW), ("block", 1, MAX_WINDOW // 2), ("slack", 0, MAX_WINDOW)):
+        bounds = {
+            "window": (1, MAX_WINDOW),
+            "block": (1, MAX_WINDOW // 2),
+            "slack": (0, MAX_WINDOW),
+            "checkpoint_bytes": (0, MAX_BYTES),
+        }
+        for name, (low, high) in bounds.items():
             if (value := getattr(self, name)) is not None:
                 object.__setattr__(self, name, whole(name, value, low, high))
         if not _is(self.sinks, "system"):

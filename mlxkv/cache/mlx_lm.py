@@ -224,7 +224,7 @@ class ImportedCache(PromptCache):
             self._fill_rings(states)
         else:
             self.layers[:] = [_mlx_lm_layer(state) for state in states]
-            self._adopt(())
+            self._adopt(None)
             self._empty = tuple(capture(_mlx_lm_layer(state, empty=True)) for state in states)
             self.log.extend([OPAQUE] * states[0].offset)
 

@@ -25,7 +25,7 @@ from mlxkv.cache.groups.state_group import StateGroup
 from mlxkv.cache.interchange import PromptText
 from mlxkv.cache.plan import CachePlan
 from mlxkv.cache.probe import leaves
-from mlxkv.cache.recurrent.checkpoints import CHECKPOINT_INTERVAL, Checkpoint, Checkpoints
+from mlxkv.cache.recurrent.checkpoints import Checkpoints
 from mlxkv.cache.recurrent.state import (
     arrays_of,
     capture,
@@ -82,14 +82,19 @@ class PromptCache:
         self._files = files
         self._is_in_use = False
         self._state_shapes = StateShapes(model)
-        self._adopt(())
+        self._adopt(None)
         self._empty = tuple(None if isinstance(c, RingKVCache) else capture(c) for c in leaves(self.layers))
 
-    def _adopt(self, checkpoints: Sequence[Checkpoint]) -> None:
-        """Set up the groups and checkpoints of `layers`."""
+    def _adopt(self, checkpoints: Checkpoints | None) -> None:
+        """Set up the groups of `layers`, and their checkpoints: a fork of those given."""
         caches = leaves(self.layers)
         self._exact = tuple(cache for cache in caches if not is_recurrent(cache))
-        self.checkpoints = Checkpoints([cache for cache in caches if is_recurrent(cache)], checkpoints)
+        recurrent = [cache for cache in caches if is_recurrent(cache)]
+        self.checkpoints = (
+            Checkpoints(recurrent, self.plan.nbytes, self.plan.config.checkpoint_bytes)
+            if checkpoints is None
+            else checkpoints.fork(recurrent)
+        )
         self.groups: tuple[Group, ...] = make_groups(self.plan, caches, self._state_shapes, self.checkpoints, self.log)
         self._note_state()
 
@@ -212,13 +217,9 @@ class PromptCache:
     # -- feeding -----------------------------------------------------------------------------------------------------
 
     def tokens_to_boundary(self) -> int:
-        """Tokens that one model call may feed before a block boundary or a checkpoint; 0 means any number."""
+        """Tokens that one model call may feed before a block boundary; 0 means any number."""
         geometry = self.plan.geometry
-        to_block = geometry.tokens_to_boundary(self.offset) if geometry else 0
-        if not self.checkpoints.is_needed:
-            return to_block
-        to_checkpoint = CHECKPOINT_INTERVAL - self.offset % CHECKPOINT_INTERVAL
-        return min(to_block, to_checkpoint) if to_block else to_checkpoint
+        return geometry.tokens_to_boundary(self.offset) if geometry else 0
 
     @property
     def num_left(self) -> int | None:
@@ -241,13 +242,29 @@ class PromptCache:
     def advance(self, ids: Sequence[int]) -> None:
         """Record that the model was fed `ids`."""
         self.log.extend(ids)
-        self._note_state()
-        if self.offset % CHECKPOINT_INTERVAL == 0:
-            self.checkpoints.take(self.offset, is_turn=False)
+        if self.checkpoints.is_needed:
+            self._note_state()
+            if self.checkpoints.is_far_back(self.offset):
+                self.checkpoint()
+            elif self.checkpoints.is_over_budget:  # the newest one no longer shares the state of the layers
+                self.checkpoints.thin(self.offset, self._floor)
 
-    def checkpoint(self) -> None:
-        """Mark the start or end of a turn, to rewind to later. Free without recurrent layers."""
-        self.checkpoints.take(self.offset, is_turn=True)
+    def begin_turn(self, *, is_prefix: bool = False) -> None:
+        """Mark the start of a turn, to rewind to later; see `checkpoint`."""
+        if self.checkpoints.is_needed:
+            self.checkpoints.begin_turn(self.offset)
+            self.checkpoint(is_prefix=is_prefix)
+
+    def checkpoint(self, *, is_prefix: bool = False) -> None:
+        """Take a checkpoint, to rewind to later, such as before a reply. Free without recurrent layers.
+
+        Args:
+            is_prefix: a part ends here that other chats begin with too, such as the system prompt; its checkpoint is
+                never dropped for others.
+        """
+        if self.checkpoints.is_needed:
+            self.checkpoints.take(self.offset, is_prefix=is_prefix)
+            self.checkpoints.thin(self.offset, self._floor)
 
     # -- rewinding -----------------------------------------------------------------------------------------------------
 
@@ -339,7 +356,7 @@ class PromptCache:
         if not self.log or self._log_mismatch():
             self.log.clear()
             self.layers[:] = self.plan.make(self._model)
-            self._adopt(())
+            self._adopt(None)
 
     @property
     def rewindable(self) -> int:
@@ -382,7 +399,7 @@ class PromptCache:
         twin._is_in_use = False
         twin.log = TokenLog(self.log)
         twin.layers = [copy.deepcopy(layer) for layer in self.layers]
-        twin._adopt(tuple(self.checkpoints))
+        twin._adopt(self.checkpoints)
         return twin
 
     # -- disk --------------------------------------------------------------------------------------------------------
@@ -453,3 +470,4 @@ class PromptCache:
         for group in self.groups:
             group.finish_restore()
         self._note_state()
+        self.checkpoint()

@@ -39,6 +39,7 @@ from mlxkv.errors import (
 from mlxkv.events import Branch, Message, Notice, PrefillProgress, Sibling, TurnEvent
 from mlxkv.inference.sampling import SAMPLING, SamplingParams
 from mlxkv.stats import TurnStats
+from mlxkv.store.kv.state_saves import Occasion
 from mlxkv.store.records import Restored, SessionRecord, TurnRecord
 from mlxkv.system.thread_owner import Owner
 from mlxkv.text.encoding import well_formed
@@ -186,9 +187,7 @@ class Chat:
         Raises:
             OutOfMemoryError: it does not fit; the next message tries again.
         """
-        return self._gate.start(
-            lambda cancelled: prefill_chat(self._runtime, self._conversation, self.cache, cancelled)
-        )
+        return self._gate.start(lambda cancelled: prefill_chat(self._runtime, self._history, self.cache, cancelled))
 
     @public()
     def forget(self) -> None:
@@ -225,7 +224,7 @@ class Chat:
     ) -> Iterator[TurnEvent]:
         """Generate the reply to `prompt`, which begins with the reply `before`; `undo`: if nothing is generated."""
         history, cache = self._history, self.cache
-        checkpoints = history.checkpoints(prompt, self.thinking) if cache.checkpoints.is_needed else ()
+        checkpoints = history.checkpoints(prompt, self.thinking, cache) if cache.checkpoints.is_needed else ()
         reply = (before.ids, before.text, before.thinking)
         generation = make_generation(self._runtime, history, cache, prompt, options, reply, checkpoints)
         run = ReplyRun(history, generation, prompt, self.thinking, undo, lambda: self._keeps_message)
@@ -480,10 +479,24 @@ class Chat:
         self._conversation.detach()
 
     @public()
+    def pause(self) -> None:
+        """Save what a long prefill would cost if the process ended now; for a pause of the user of a minute or so."""
+        self._gate.check_idle()
+        self._save_states(Occasion.PAUSE)
+
+    @public()
     def close(self) -> str | None:
         """End the reply, save all rows and unlock the session; one sentence if something could not be saved."""
         self._gate.close()
-        return self._conversation.close()
+        notice = self._save_states(Occasion.CLOSING)
+        return self._conversation.close() or notice
+
+    def _save_states(self, occasion: Occasion) -> str | None:
+        """Save recurrent states; a notice if that failed. Rows are saved after every turn."""
+        cache, conversation = self.cache, self._conversation
+        if not cache.checkpoints.is_needed or not conversation.is_open_here:
+            return None
+        return conversation.save_rows(cache, occasion=occasion, resume_at=self._history.resume_at)[1]
 
     def __enter__(self) -> Chat:
         return self

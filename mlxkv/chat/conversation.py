@@ -28,6 +28,7 @@ from mlxkv.events import Message, Notice
 from mlxkv.inference.sampling import random_state, set_random_state
 from mlxkv.stats import TurnStats
 from mlxkv.store.borrow import MIN_NEW_TOKENS
+from mlxkv.store.kv.state_saves import Occasion
 from mlxkv.store.records import Restored, SessionRecord, TurnRecord, TurnState
 from mlxkv.store.session_store import SessionStore
 from mlxkv.token_ids import TokenIds, TokenLog, common_prefix
@@ -293,6 +294,11 @@ class Conversation:
         self._is_closed = self.read_only is None
         return notice
 
+    @property
+    def is_open_here(self) -> bool:
+        """Whether this process has the session open to write it."""
+        return self.session_id is not None and self.read_only is None and not self._is_closed
+
     def detach(self) -> None:
         """Continue without the session: later turns are not saved."""
         self.close()
@@ -300,17 +306,23 @@ class Conversation:
 
     # -- rows --------------------------------------------------------------------------------------------------------
 
-    def save_rows(self, cache: PromptCache, wait: bool = False) -> tuple[int, str | None]:
+    def save_rows(
+        self,
+        cache: PromptCache,
+        wait: bool = False,
+        occasion: Occasion = Occasion.TURN,
+        resume_at: Callable[[], int] | None = None,
+    ) -> tuple[int, str | None]:
         """Save the cache's new rows: bytes written, and a notice if that failed (the turns are saved already).
 
         Without `wait` the store writes them in the background and reports a failure the next time or at `close`.
+        `occasion` and `resume_at`: see SessionStore.save_kv.
         """
         if not cache.can_save or self.unsaved.is_behind:
             return 0, None
-        store = self._store
+        store, args = self._store, (str(self.session_id), cache, self._runtime.identity, random_state())
         try:
-            save = store.commit_kv if wait else store.save_kv
-            commit = save(str(self.session_id), cache, self._runtime.identity, random_state())
+            commit = store.commit_kv(*args) if wait else store.save_kv(*args, occasion, resume_at)
         except (OSError, StoreError, CacheError) as error:
             return 0, f"{error} The chat itself is saved."
         return commit.bytes_written, commit.notice
@@ -332,8 +344,7 @@ class Conversation:
         held = cache.rewind_target(common)
         if self.session_id is None:
             return self._runtime.borrower.borrow(cache, ids, held)
-        is_all_there = 0 < held == common
-        if not cache.can_save or len(ids) - held <= (MIN_NEW_TOKENS if is_all_there else 1):
+        if not cache.can_save or len(ids) - held <= (MIN_NEW_TOKENS if held else 1):
             return None
         with suppress(DiskError):
             return self._store.restore_kv(self.session_id, cache, self._runtime.identity, ids, held)

@@ -12,11 +12,13 @@ from datetime import datetime
 
 from mlxkv.cache.plan import CachePlan
 from mlxkv.cache.prompt_cache import PromptCache
+from mlxkv.cache.recurrent.checkpoints import MIN_CHECKPOINTS
+from mlxkv.cache.recurrent.spacing import needed
 from mlxkv.chat import clock
 from mlxkv.chat.conversation import Conversation, Snapshot, title_of
 from mlxkv.chat.prefix import ChatPrefix
 from mlxkv.chat.prompt import Message, PromptFormat, PromptState, message
-from mlxkv.errors import ConfigError, MessageTooLongError, PromptError
+from mlxkv.errors import ConfigError, MessageTooLongError, ModelError, PromptError
 from mlxkv.events import FinishReason, Notice
 from mlxkv.inference.generation import check_size
 from mlxkv.memory.overflow import overflow_of
@@ -26,6 +28,7 @@ from mlxkv.text.encoding import well_formed
 from mlxkv.token_ids import TokenIds, common_prefix
 
 _QUIET_GAIN = 64  # tokens that may be prefilled again so that an aside is answered without reasoning
+_MIN_PREFIX = 64  # tokens; a shorter prefix is prefilled again in no time
 _MAX_TRIED = 3  # replies that a cut may follow, the newest first
 
 
@@ -48,9 +51,11 @@ class History:
     def __init__(self, conversation: Conversation, prefix: ChatPrefix, prompts: PromptFormat) -> None:
         self.conversation, self.prefix, self.prompts = conversation, prefix, prompts.at(prefix.began)
         self.prompt_state = prefix.prompt_state
+        self._prefix_ends: list[int] | None = None
 
     def begin_at(self, time: datetime) -> None:
         """Set the time that the template prints."""
+        self._prefix_ends = None
         self.prefix, self.prompts = replace(self.prefix, began=time), self.prompts.at(time)
 
     def load(self, record: SessionRecord) -> None:
@@ -239,11 +244,38 @@ class History:
             out.append(turn)
         return tuple(out), state
 
-    def checkpoints(self, prompt: PromptState, think: bool | None) -> tuple[int, ...]:
-        """Positions in `prompt` at which to keep the state of recurrent layers: the next prompt may differ there."""
+    # -- checkpoints of recurrent layers -------------------------------------------------------------------------------
+
+    def checkpoints(self, prompt: PromptState, think: bool | None, cache: PromptCache) -> tuple[int, ...]:
+        """Positions in `prompt` to rewind `cache` to: where the next prompt may differ, and turns to go back to."""
         turns = self.conversation.turns
         turns = turns if turns[-1].role == "user" else turns[:-1]
-        return (self.prompts.num_unchanged(self.messages(turns), prompt, think),)
+        cached = common_prefix(cache.log, prompt.ids)
+        return *self.turn_starts(cached), self.prompts.num_unchanged(self.messages(turns), prompt, think)
+
+    def resume_at(self) -> int:
+        """The number of tokens of this chat that the next prompt continues; a template may rewrite the last reply."""
+        turns, log = self.conversation.turns, self.conversation.log
+        next_turns = [*turns, TurnRecord("user", "x")]
+        try:
+            return common_prefix(log, self.prompts.prompt(self.messages(next_turns), self.prompt_state).ids)
+        except ModelError:
+            return len(log)  # the next message reports it
+
+    def turn_starts(self, cached: int) -> list[int]:
+        """The starts of turns beyond the first `cached` tokens that going back by some turns needs."""
+        turns = self.conversation.turns
+        starts = [start for (start, _), turn in zip(spans(turns), turns, strict=True) if turn.role == "user"]
+        new = [start for start in starts if start > cached]
+        return sorted(needed(new, len(self.conversation.log), MIN_CHECKPOINTS, (), starts)) if len(new) > 1 else []
+
+    @property
+    def prefix_ends(self) -> list[int]:
+        """The ends of the system prompt, and of the prompt cache that the chat began with."""
+        if self._prefix_ends is None:
+            ends = {self.prompts.num_system_tokens(self.prefix.system), len(self.prefix.prompt_state.ids)}
+            self._prefix_ends = sorted(end for end in ends if end >= _MIN_PREFIX)
+        return self._prefix_ends
 
     # -- going back --------------------------------------------------------------------------------------------------
 

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 
 from mlxkv.cache.prompt_cache import PromptCache
-from mlxkv.chat.conversation import Conversation
 from mlxkv.chat.history import History, HistorySnapshot
 from mlxkv.chat.prompt import PromptState
 from mlxkv.chat.runtime import ModelRuntime
@@ -46,6 +45,7 @@ def make_generation(
     checkpoints: Sequence[int] = (),
 ) -> Generation:
     """A generation for `prompt`, which a reply to continue may begin; see Generation."""
+    prefixes = history.prefix_ends if cache.checkpoints.is_needed else ()
     return Generation(
         runtime.runner,
         runtime.tokenizer,
@@ -57,26 +57,29 @@ def make_generation(
         reply=reply,
         reader=history.prompts.reader(prompt, options.params.stop),
         checkpoints=checkpoints,
+        prefixes=prefixes,
     )
 
 
 def prefill_chat(
-    runtime: ModelRuntime, conversation: Conversation, cache: PromptCache, cancelled: Callable[[], bool]
+    runtime: ModelRuntime, history: History, cache: PromptCache, cancelled: Callable[[], bool]
 ) -> Iterator[PrefillProgress]:
     """Restore and prefill the rows of a conversation that the cache lacks, and save the new ones."""
     runtime.check_cache(cache)
+    conversation = history.conversation
     ids = conversation.log[:-1]  # as after a turn: the last token was sampled and is not in the cache
     if not ids:
         return
     conversation.restore_rows_for(cache, ids)
     cached, begun = cache.reuse(ids).cached, time.perf_counter()
     with set_wired_limit(), cache.in_use():
-        for done in runtime.runner.prefill(cache, ids[cached:], cancelled):
+        stops, prefixes = history.turn_starts(cached), history.prefix_ends
+        for done in runtime.runner.prefill(cache, ids[cached:], cancelled, stops, prefixes):
             tps = done / max(time.perf_counter() - begun, 1e-9)
             yield PrefillProgress(done, len(ids) - cached, cached, tps)
     cache.checkpoint()
     if conversation.session_id is not None:
-        conversation.save_rows(cache)
+        conversation.save_rows(cache, resume_at=history.resume_at)
 
 
 class ReplyRun:
@@ -169,7 +172,7 @@ class ReplyRun:
             return None
         if self.stats.prefill_tokens >= _MIN_MEASURED:
             conversation.record_prefill_speed(self.stats.prefill_tps)
-        written, notice = conversation.save_rows(generation.cache)
+        written, notice = conversation.save_rows(generation.cache, resume_at=self._history.resume_at)
         self.stats = replace(generation.stats, disk_bytes=conversation.disk_bytes(), disk_written_bytes=written)
         return notice
 

@@ -44,6 +44,7 @@ class Generation:
             become the whole reply; `generated` and the events contain only the new part.
         reader: parses the reply; None takes everything as text that continues the prompt.
         checkpoints: positions in `ids` that a later prompt may rewind to, such as the beginning of the reply.
+        prefixes: positions at which parts end that other chats begin with too, such as the system prompt.
         keeps_reply: end the cache where the displayed text ends: with the last token, without a stop string. A chat
             does not need this: its next prompt rewinds the cache.
     """
@@ -61,6 +62,7 @@ class Generation:
         reply: tuple[Sequence[int], str, str] = ((), "", ""),
         reader: ReplyText | None = None,
         checkpoints: Sequence[int] = (),
+        prefixes: Sequence[int] = (),
         keeps_reply: bool = False,
     ) -> None:
         check_size(ids)
@@ -71,7 +73,7 @@ class Generation:
         self.generated: list[int] = []
         self.reply_ids, self.text, self.thinking = reply
         self._reader = reader or ReplyText(tokenizer, params.stop, before=self.ids)
-        self._checkpoints, self._keeps_reply = tuple(checkpoints), keeps_reply
+        self._checkpoints, self._prefixes, self._keeps_reply = checkpoints, prefixes, keeps_reply
         self.reason = FinishReason.STOPPED  # if the caller closes the iterator, or the model raises
         self._reuse = Reuse(0)
         self._num_prefilled = 0
@@ -104,21 +106,13 @@ class Generation:
 
     def _prefill(self, new: Sequence[int]) -> Iterator[TurnEvent]:
         begun = time.perf_counter()
-        total, cached = len(new), self._reuse.cached
+        total, cached, last = len(new), self._reuse.cached, len(self.ids) - 1
         yield PrefillProgress(0, total, cached, 0.0)
-        start, last = cached, len(self.ids) - 1
-        checkpoints = {min(at, last) for at in self._checkpoints if at > cached} or {last}
-        self.cache.checkpoint()
-        for end in sorted({*checkpoints, last}):
-            for done in self.runner.prefill(self.cache, self.ids[start:end], self.cancelled):
-                self._num_prefilled, self._prefill_s = start - cached + done, time.perf_counter() - begun
-                tps = self._num_prefilled / max(self._prefill_s, 1e-9)
-                yield PrefillProgress(self._num_prefilled, total, cached, tps)
-            if self.cancelled():
-                return
-            if end in checkpoints:
-                self.cache.checkpoint()
-            start = end
+        self.cache.begin_turn(is_prefix=cached in self._prefixes)
+        stops = {*(min(at, last) for at in self._checkpoints), last}
+        for done in self.runner.prefill(self.cache, new[:-1], self.cancelled, stops, self._prefixes):
+            self._num_prefilled, self._prefill_s = done, time.perf_counter() - begun
+            yield PrefillProgress(done, total, cached, done / max(self._prefill_s, 1e-9))
 
     def _decode(self, last: int) -> Iterator[TurnEvent]:
         reader = self._reader

@@ -6,7 +6,7 @@ tokens it yields. Both keep the cache's token log equal to the cache's rows, how
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -35,10 +35,21 @@ class ModelRunner:
         self.chunk = chunk
         self._budget = budget or Budget(model, limit=0)
 
-    def prefill(self, cache: PromptCache, ids: Sequence[int], cancelled: Callable[[], bool] = bool) -> Iterator[int]:
+    def prefill(
+        self,
+        cache: PromptCache,
+        ids: Sequence[int],
+        cancelled: Callable[[], bool] = bool,
+        checkpoints: Collection[int] = (),
+        prefixes: Collection[int] = (),
+    ) -> Iterator[int]:
         """Prefill `ids`; yields the number done after each chunk. Stops between chunks once cancelled.
 
         The logits are not computed: keep the last token of a prompt for `decode`.
+
+        Args:
+            checkpoints: positions in the cache to rewind to later; only recurrent layers need them.
+            prefixes: those at the end of a chat's prefix, see `PromptCache.checkpoint`.
 
         Raises:
             OutOfMemoryError: the predicted peak, or a fork's copy of its buffers, does not fit. PromptError: `ids` end
@@ -47,10 +58,14 @@ class ModelRunner:
         cache.check_length(cache.offset + len(ids))
         self.check(cache)
         most = self._max_chunk(cache, len(ids)) if ids else self.chunk
+        stops = {*checkpoints, *prefixes} if cache.checkpoints.is_needed else set[int]()
         done, cleared = 0, 0
         while done < len(ids) and not cancelled():
             # Drop the logits: not evaluated, they refer to the last layer's rows, which the next write would then copy.
-            done += self._measured_feed(cache, ids, done, most)
+            to_stop = min((stop - cache.offset for stop in stops if stop > cache.offset), default=most)
+            done += self._measured_feed(cache, ids, done, min(most, to_stop))
+            if cache.offset in stops:
+                cache.checkpoint(is_prefix=cache.offset in prefixes)
             if done - cleared >= _CLEAR_EVERY_PREFILL:
                 mx.clear_cache()
                 cleared = done

@@ -13,7 +13,7 @@ from typing import Any
 
 from mlxkv.cache.config import CacheConfig
 from mlxkv.cache.plan import CachePlan, plan_cache
-from mlxkv.cache.recurrent.checkpoints import MAX_CHECKPOINTS
+from mlxkv.cache.recurrent.checkpoints import max_checkpoints
 from mlxkv.cache.recurrent.state_shapes import state_nbytes
 from mlxkv.errors import ConfigError, OutOfMemoryError
 from mlxkv.memory.prefill_peak import prefill_bytes
@@ -161,11 +161,20 @@ class Budget:
             self._measured[_key(plan)] = predicted, measured
 
     def cache_bytes(self, plan: CachePlan) -> int:
-        """Bytes of the cache: its rings, recurrent states and the most checkpoints of these."""
+        """Bytes of the cache: its rings, recurrent states and the checkpoints of these."""
+        return plan.nbytes + self.state_bytes(plan) + self.checkpoint_bytes(plan)
+
+    def state_bytes(self, plan: CachePlan) -> int:
+        """Bytes of the recurrent states; 0 without recurrent layers."""
         key = ("states", tuple(leaf.native_class for leaf in plan.leaves))
         if key not in self._predicted:
-            self._predicted[key] = sum(state_nbytes(self.model, plan)) * (MAX_CHECKPOINTS + 1)
-        return plan.nbytes + self._predicted[key]
+            self._predicted[key] = sum(state_nbytes(self.model, plan))
+        return self._predicted[key]
+
+    def checkpoint_bytes(self, plan: CachePlan) -> int:
+        """Bytes of the most checkpoints that are kept; 0 without recurrent layers."""
+        state = self.state_bytes(plan)
+        return state and state * max_checkpoints(plan.nbytes, state, plan.config.checkpoint_bytes)
 
     def _formula(self, plan: CachePlan, chunk: int, tokens: int | None) -> int:
         """`prefill_bytes`, remembered for both numbers rounded up to powers of two."""

@@ -6,7 +6,7 @@ One object per process, used by the thread that opened it (the engine's). Anothe
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -34,6 +34,7 @@ from mlxkv.store.kv.protocols import KVCacheLike
 from mlxkv.store.kv.quota import Quota
 from mlxkv.store.kv.restorer import Restorer
 from mlxkv.store.kv.saver import Saver
+from mlxkv.store.kv.state_saves import Occasion
 from mlxkv.store.kv.writer import Writer
 from mlxkv.store.locks import is_held, kv_lock, lock_path, locked, open_sessions, store_lock
 from mlxkv.store.records import KVCommit, Restored, SessionRecord, TurnRecord
@@ -282,21 +283,32 @@ class SessionStore:
 
     # -- KV --------------------------------------------------------------------------------------------
 
-    def save_kv(self, session_id: str, cache: KVCacheLike, model: ModelIdentity, rng: bytes | None = None) -> KVCommit:
+    def save_kv(
+        self,
+        session_id: str,
+        cache: KVCacheLike,
+        model: ModelIdentity,
+        rng: bytes | None = None,
+        occasion: Occasion = Occasion.TURN,
+        resume_at: Callable[[], int] | None = None,
+    ) -> KVCommit:
         """Save the rows that are new since the last commit of this history, and the sampler's state.
 
         Returns as soon as the cache may change: another thread writes the rows. `notice` also reports a failure of the
         previous save, whose rows are saved again with this one.
 
+        Args:
+            occasion: decides with `resume_at` which recurrent states are written; see `choose_states`.
+
         Raises:
             StoreError: the turns (not the rows) cannot be read.
         """
-        return self._saver.save(session_id, cache, model, rng)
+        return self._saver.save(session_id, cache, model, rng, occasion, resume_at)
 
     def commit_kv(
         self, session_id: str, cache: KVCacheLike, model: ModelIdentity, rng: bytes | None = None
     ) -> KVCommit:
-        """`save_kv`, and wait until the rows are on disk.
+        """`save_kv` as when closing, and wait until the rows are on disk.
 
         Raises:
             SessionChangedError: the history has changed. StoreError: a write failed; nothing was left behind, and the

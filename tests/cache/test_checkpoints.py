@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import mlx.core as mx
@@ -13,7 +14,7 @@ from mlxkv.cache.config import CacheConfig
 from mlxkv.cache.plan import plan_cache
 from mlxkv.cache.probe import leaves
 from mlxkv.cache.prompt_cache import PromptCache
-from mlxkv.cache.recurrent.checkpoints import CHECKPOINT_INTERVAL, MAX_CHECKPOINTS, Checkpoints
+from mlxkv.cache.recurrent.checkpoints import CHECKPOINT_INTERVAL, MIN_CHECKPOINTS, max_checkpoints
 from mlxkv.cache.recurrent.state import arrays_of, capture, restore_snapshot
 from mlxkv.cache.recurrent.state_shapes import state_nbytes
 from mlxkv.errors import RewindError
@@ -138,36 +139,89 @@ def test_a_checkpoint_that_the_rings_cannot_reach_does_not_count() -> None:
 
 
 @pytest.mark.slow
-def test_prefill_stops_for_a_checkpoint_every_1024_tokens_and_decode_takes_them_too() -> None:
+def test_a_long_prefill_and_a_long_reply_take_checkpoints_and_no_call_is_cut_for_them() -> None:
     from mlxkv.inference.sampling import SamplingParams
 
-    model, ids = tiny("mamba2"), random_ids(CHECKPOINT_INTERVAL + 700)
+    model, ids = tiny("mamba2"), random_ids(1724)
     cache = cache_of(model)
     runner = ModelRunner(model)
     assert list(runner.prefill(cache, ids[:100])) == [100]
-    assert list(runner.prefill(cache, ids[100:])) == [512, 924, 1436, 1624]
-    assert [c.position for c in cache.checkpoints] == [CHECKPOINT_INTERVAL]
-    for _ in runner.decode(cache, 1, SamplingParams(temperature=0.0, max_tokens=400)):
+    assert list(runner.prefill(cache, ids[100:])) == [512, 1024, 1536, 1624]
+    assert [c.position for c in cache.checkpoints] == [1124]
+    for _ in runner.decode(cache, 1, SamplingParams(temperature=0.0, max_tokens=500)):
         pass
-    assert [c.position for c in cache.checkpoints] == [CHECKPOINT_INTERVAL, 2 * CHECKPOINT_INTERVAL]
+    assert [c.position for c in cache.checkpoints] == [1124, 1124 + CHECKPOINT_INTERVAL]
     straight = cache_of(model)
-    feed(model, straight, cache.tokens[: 2 * CHECKPOINT_INTERVAL])
-    cache.rewind(2 * CHECKPOINT_INTERVAL + 1)
+    feed(model, straight, cache.tokens[: 1124 + CHECKPOINT_INTERVAL])
+    cache.rewind(1124 + CHECKPOINT_INTERVAL + 1)
     difference = largest(score(model, cache, ids[:20]) - score(model, straight, ids[:20]))
     assert difference <= 1e-4 * largest(score(model, straight, ids[:20]))
 
 
-def test_the_newest_are_kept_and_a_long_text_does_not_push_out_the_turns() -> None:
+def test_prefill_stops_where_checkpoints_are_asked_for() -> None:
+    model, ids = tiny("mamba2"), random_ids(700)
+    cache = cache_of(model)
+    assert list(ModelRunner(model).prefill(cache, ids, checkpoints=[600], prefixes=[90])) == [90, 600, 700]
+    assert [(c.position, c.is_prefix) for c in cache.checkpoints] == [(90, True), (600, False)]
+    llama = tiny("llama4")
+    assert list(ModelRunner(llama).prefill(cache_of(llama), ids[:80], checkpoints=[60])) == [80]
+
+
+@pytest.mark.parametrize("turn", [10, 30, 60, 100, 400, 1600])
+def test_going_back_five_turns_prefills_at_most_half_of_the_distance(turn: int) -> None:
+    """The rule, within the six states that are kept by default, through a chat of 8,000 tokens."""
     model = tiny("mamba2")
     cache = cache_of(model)
-    feed(model, cache, [1, 2, 3])
-    checkpoints = Checkpoints([leaves(cache.layers)[0]])
-    for n in range(1, 21):
-        checkpoints.take(n, is_turn=n in (2, 3, 5))
-    assert [c.position for c in checkpoints] == [2, 3, 5, 16, 17, 18, 19, 20][-MAX_CHECKPOINTS:]
-    for n in range(21, 31):
-        checkpoints.take(n, is_turn=True)
-    assert [c.position for c in checkpoints] == list(range(23, 31))
+    feed(model, cache, random_ids(80))  # the rest only counts tokens
+
+    def fed(num_tokens: int) -> None:
+        for done in range(0, num_tokens, 512):
+            cache.advance([1] * min(512, num_tokens - done))
+
+    fed(500)
+    cache.checkpoint(is_prefix=True)
+    starts, positions = [], []
+    while cache.offset < 8000:
+        starts.append(cache.offset)
+        cache.begin_turn()
+        fed(turn // 2)
+        cache.checkpoint()
+        fed(turn - turn // 2)
+        back = [(cache.offset - at, at - cache.rewind_target(at)) for at in (*starts[-5:], starts[-1] + turn // 2)]
+        assert all(again <= distance / 2 + 128 for distance, again in back), (cache.offset, back)
+        positions = [c.position for c in cache.checkpoints if c.position != cache.offset]
+        assert len(positions) <= MIN_CHECKPOINTS
+        assert positions[0] == 580
+    assert len(positions) == MIN_CHECKPOINTS
+
+
+def test_memory_does_not_grow_with_the_chat() -> None:
+    """It is what the budget counts from the fourth turn on."""
+    model = tiny("qwen3_next")
+    state = sum(state_nbytes(model, plan_cache(model, CONFIG)))
+    cache = cache_of(model, replace(CONFIG, window=1024, checkpoint_bytes=6 * state))
+    used = []
+    for turn in range(12):
+        cache.begin_turn()
+        feed(model, cache, random_ids(20, seed=turn))
+        cache.checkpoint()
+        feed(model, cache, random_ids(10, seed=100 + turn))
+        used.append(cache.nbytes)
+    assert {*used[3:]} == {Budget(model, 0).cache_bytes(cache.plan)}
+    assert used == sorted(used)
+
+
+def test_a_budget_in_bytes_bounds_the_checkpoints() -> None:
+    model = tiny("qwen3_next")
+    state = sum(state_nbytes(model, plan_cache(model, CONFIG)))
+    for most, config in ((2, replace(CONFIG, checkpoint_bytes=2 * state)), (1, replace(CONFIG, checkpoint_bytes=0))):
+        cache = cache_of(model, config)
+        for seed in range(6):
+            feed(model, cache, random_ids(10, seed=seed))
+            cache.checkpoint()
+        feed(model, cache, [1])
+        assert len(list(cache.checkpoints)) == most
+        assert Budget(model, 0).checkpoint_bytes(cache.plan) == most * state
 
 
 def test_the_bytes_of_checkpoints_are_counted() -> None:
@@ -249,7 +303,8 @@ def test_memory_is_kept_for_the_checkpoints() -> None:
     """A limit that the rings fit and the states with their checkpoints do not."""
     model = tiny("qwen3_next")
     plan = plan_cache(model, CONFIG)
-    states = sum(state_nbytes(model, plan)) * (MAX_CHECKPOINTS + 1)
+    state = sum(state_nbytes(model, plan))
+    states = state * (max_checkpoints(plan.nbytes, state, None) + 1)
     prefill = Budget(model, limit=1).prefill_bytes(plan, 128)
     assert Budget(model, limit=plan.nbytes + states + prefill).fits(plan, used=0)
     assert not Budget(model, limit=plan.nbytes + states + prefill - 1).fits(plan, used=0)

@@ -19,7 +19,7 @@ import mlxkv
 from mlxkv.cache.config import CacheConfig
 from mlxkv.cache.plan import plan_cache
 from mlxkv.cache.prompt_cache import PromptCache
-from mlxkv.cache.recurrent.checkpoints import MAX_CHECKPOINTS
+from mlxkv.cache.recurrent.checkpoints import MIN_CHECKPOINTS
 from mlxkv.cache.recurrent.state_shapes import state_nbytes
 from mlxkv.errors import OutOfMemoryError
 from mlxkv.inference.runner import ModelRunner
@@ -163,7 +163,7 @@ def test_recurrent_states_and_their_checkpoints_count() -> None:
     plan = plan_cache(model, CacheConfig())
     assert (
         Budget(model, 0).cache_bytes(plan)
-        == plan.nbytes + (MAX_CHECKPOINTS + 1) * sum(state_nbytes(model, plan))
+        == plan.nbytes + (MIN_CHECKPOINTS + 1) * sum(state_nbytes(model, plan))
         > plan.nbytes
     )
 

@@ -14,6 +14,7 @@ from mlxkv.cache.prompt_cache import PromptCache
 from mlxkv.config import Folders
 from mlxkv.errors import CacheError, MismatchError
 from mlxkv.inference.runner import ModelRunner
+from mlxkv.store.kv.state_saves import MAX_STATES, Occasion
 from mlxkv.store.prompts.kv_file import read_prompt_file, write_prompt_file
 from mlxkv.store.records import TurnRecord
 from mlxkv.store.session_store import SessionStore
@@ -22,7 +23,7 @@ from tests.hybrids import tiny
 from tests.reference import largest, random_ids
 from tests.store.fake import model as identity
 
-CONFIG = CacheConfig(window=256, block=16, slack=32, sinks=4)
+CONFIG = CacheConfig(window=4096, block=16, slack=512, sinks=4)
 
 
 class Hybrid:
@@ -41,13 +42,18 @@ class Hybrid:
         for _ in self.runner.prefill(cache, ids):
             pass
 
-    def turn(self, seed: int) -> None:
+    def turn(self, seed: int, num_tokens: int = 10, occasion: Occasion = Occasion.CLOSING) -> None:
         for role in ("user", "assistant"):
-            ids = random_ids(10, seed=seed + 100 * (role == "user"))
+            ids = random_ids(num_tokens, seed=seed + 100 * (role == "user"))
             self.cache.checkpoint()
             self.feed(self.cache, ids)
-            self.store.add_turn(self.id, TurnRecord(role, role, tuple(ids)))
-        self.store.commit_kv(self.id, self.cache, identity())
+            self.store.add_turn(self.id, TurnRecord(role, role, tuple(ids), len(self.cache.log) - num_tokens))
+        self.save(occasion)
+
+    def save(self, occasion: Occasion, resume_at: int | None = None) -> None:
+        at = None if resume_at is None else lambda: resume_at
+        assert self.store.save_kv(self.id, self.cache, identity(), None, occasion, at).notice is None
+        self.store._saver.wait(self.id)
 
     def states(self, session: str) -> list[int]:
         """Positions of the states that a session refers to."""
@@ -71,41 +77,116 @@ def hybrid(store: SessionStore) -> Hybrid:
 
 
 @pytest.mark.slow
-def test_the_states_of_the_newest_turns_and_of_forks_are_kept_and_the_files_of_others_go(
-    hybrid: Hybrid, folders: Folders
-) -> None:
-    for n in range(3):
-        hybrid.turn(n)
-    assert hybrid.states(hybrid.id) == [30, 40, 50, 60]  # before each reply, and after it
-    fork = hybrid.store.fork(hybrid.id, 4)
-    assert hybrid.states(fork) == [30, 40]
-    for n in range(3, 6):
-        hybrid.turn(n)
-    assert hybrid.states(hybrid.id) == [40, 90, 100, 110, 120]
-    assert hybrid.files(10) == hybrid.files(50) == []
+def test_a_state_is_written_when_1024_tokens_are_new_and_only_one(hybrid: Hybrid) -> None:
+    written = []
+    for n in range(8):
+        hybrid.turn(n, 200, Occasion.TURN)
+        written.append(hybrid.states(hybrid.id))
+    assert written[:6] == [[], [], [1200], [1200], [1200], [1200, 2400]]
+
+
+@pytest.mark.slow
+def test_a_pause_writes_a_state_that_the_next_one_replaces(hybrid: Hybrid) -> None:
+    hybrid.turn(0, 100, Occasion.TURN)
+    hybrid.save(Occasion.PAUSE)
+    assert hybrid.states(hybrid.id) == []  # fewer than 256 tokens
+    hybrid.turn(1, 100, Occasion.TURN)
+    for _ in range(2):
+        hybrid.save(Occasion.PAUSE)
+        assert hybrid.states(hybrid.id) == [400]
+    (path,) = hybrid.files(400)
+    hybrid.turn(2, 100, Occasion.TURN)
+    assert hybrid.states(hybrid.id) == [400]
+    hybrid.turn(3, 100, Occasion.TURN)
+    hybrid.save(Occasion.PAUSE)
+    assert hybrid.states(hybrid.id) == [800]
+    assert not path.exists()
+
+
+@pytest.mark.slow
+def test_closing_writes_what_going_back_needs_and_the_files_of_others_go(hybrid: Hybrid, folders: Folders) -> None:
+    for n in range(12):
+        hybrid.turn(n, 40)
+    kept = hybrid.states(hybrid.id)
+    assert kept[-1] == 960
+    for turns in range(1, 6):
+        target = 960 - 80 * turns
+        back = target - max(p for p in kept if p <= target)
+        assert back <= 40 * turns + 128
+    fork = hybrid.store.fork(hybrid.id, 12)
+    before_fork = hybrid.states(fork)[-1]
+    for n in range(12, 30):
+        hybrid.turn(n, 40)
+    assert before_fork in hybrid.states(hybrid.id)
+    assert len(hybrid.states(hybrid.id)) <= MAX_STATES + 1
     on_disk = {path.stem for path in (folders.cache / "kv").glob("??/*.safetensors")}
     with hybrid.store._database.reading() as db:
         assert on_disk == {row[0] for row in db.execute("SELECT chunk FROM kv_ref")}
     back = hybrid.empty()
-    assert hybrid.store.restore_kv(fork, back, identity(), hybrid.cache.tokens[:40]).tokens == 40
+    assert hybrid.store.restore_kv(fork, back, identity(), hybrid.cache.tokens[:480]).tokens == before_fork
 
 
 @pytest.mark.slow
-def test_a_state_that_is_kept_for_its_spacing_stays_and_goes_to_forks(hybrid: Hybrid) -> None:
+def test_the_state_of_the_system_prompt_stays_and_serves_other_chats(hybrid: Hybrid) -> None:
+    hybrid.feed(hybrid.cache, random_ids(300))
+    hybrid.cache.checkpoint(is_prefix=True)
+    hybrid.store.add_turn(hybrid.id, TurnRecord("user", "x", tuple(hybrid.cache.tokens)))
+    for n in range(14):
+        hybrid.turn(n, 60, Occasion.TURN)
+        if n == 0:
+            assert hybrid.states(hybrid.id) == [300]
+        hybrid.save(Occasion.PAUSE)
+    assert hybrid.states(hybrid.id)[0] == 300
+    other = hybrid.store.sessions.create("other", identity())
+    back, ids = hybrid.empty(), [*random_ids(300), *random_ids(40, seed=77)]
+    hybrid.store.add_turn(other, TurnRecord("user", "y", tuple(ids)))
+    assert hybrid.store.restore_kv(other, back, identity(), ids).tokens == 300
+    with hybrid.store._database.reading() as db:
+        kept_for = {
+            row[0]
+            for row in db.execute(
+                "SELECT kept_for FROM kv_ref JOIN chunk ON digest = chunk WHERE grp = 'state' AND b = 300"
+            )
+        }
+    assert kept_for == {"prefix"}
+
+
+@pytest.mark.slow
+def test_after_a_kill_the_chat_continues_from_the_last_state_and_says_so(hybrid: Hybrid) -> None:
+    for n in range(4):
+        hybrid.turn(n, 200, Occasion.TURN)
+    hybrid.store._writer.wait()
+    back = hybrid.empty()
+    restored = hybrid.store.restore_kv(hybrid.id, back, identity(), hybrid.cache.tokens)
+    assert (restored.tokens, back.offset) == (1200, 1200)
+    assert restored.notice == (
+        "The recurrent layers continue from their last saved state: 1200 of 1600 tokens were restored, the rest is "
+        "prefilled."
+    )
+
+
+@pytest.mark.slow
+def test_a_rewritten_reply_gets_a_state_where_the_next_prompt_continues(hybrid: Hybrid) -> None:
+    hybrid.turn(0, 100, Occasion.TURN)
+    hybrid.save(Occasion.CLOSING, resume_at=110)
+    assert hybrid.states(hybrid.id) == [100, 200]
+
+
+@pytest.mark.slow
+def test_a_state_that_is_kept_for_a_reason_stays_and_goes_to_forks(hybrid: Hybrid) -> None:
     for seed in range(3):
         hybrid.turn(seed)
-    spaced = hybrid.states(hybrid.id)[0]
+    reason = hybrid.states(hybrid.id)[0]
     with hybrid.store._database.writing() as db:
         db.execute(
-            "UPDATE kv_ref SET kept_for = 'spaced' WHERE chunk IN"
+            "UPDATE kv_ref SET kept_for = 'reason' WHERE chunk IN"
             " (SELECT digest FROM chunk WHERE b = ? AND grp = 'state')",
-            (spaced,),
+            (reason,),
         )
-    for seed in range(3, 6):
+    for seed in range(3, 30):
         hybrid.turn(seed)
-    assert spaced in hybrid.states(hybrid.id)
-    assert len(hybrid.states(hybrid.id)) == 5
-    assert spaced in hybrid.states(hybrid.store.fork(hybrid.id, len(hybrid.store.load(hybrid.id).turns)))
+    assert reason in hybrid.states(hybrid.id)
+    assert reason in hybrid.states(hybrid.store.fork(hybrid.id, len(hybrid.store.load(hybrid.id).turns)))
 
 
 @pytest.mark.slow
@@ -118,13 +199,12 @@ def test_a_damaged_state_costs_the_way_to_the_one_before_it_and_nothing_else(hyb
     path.write_bytes(data)
     back = hybrid.empty()
     restored = hybrid.store.restore_kv(hybrid.id, back, identity(), hybrid.cache.tokens)
-    assert restored.tokens == back.offset == 30
+    assert restored.tokens == back.offset == 20
     assert "damaged" in str(restored.notice)
-    assert back.tokens == hybrid.cache.tokens[:30]
+    assert back.tokens == hybrid.cache.tokens[:20]
     straight, probe = hybrid.empty(), random_ids(20, seed=9)
     hybrid.feed(straight, hybrid.cache.tokens[:10])
-    for start in (10, 20):
-        hybrid.feed(straight, hybrid.cache.tokens[start : start + 10])
+    hybrid.feed(straight, hybrid.cache.tokens[10:20])
     assert largest(hybrid.runner.score(back, probe) - hybrid.runner.score(straight, probe)) == 0.0
 
 
@@ -139,12 +219,12 @@ def test_without_any_state_everything_is_read_again(hybrid: Hybrid) -> None:
     assert restored.notice
 
 
-def test_a_log_that_ends_between_two_states_is_saved_up_to_the_first(hybrid: Hybrid) -> None:
+def test_a_log_that_ends_between_two_states_is_resumed_at_the_first(hybrid: Hybrid) -> None:
     hybrid.feed(hybrid.cache, random_ids(10))
     hybrid.cache.checkpoint()
     hybrid.feed(hybrid.cache, random_ids(10, seed=2))
     hybrid.store.add_turn(hybrid.id, TurnRecord("user", "x", tuple(hybrid.cache.tokens[:15])))
-    assert hybrid.store.commit_kv(hybrid.id, hybrid.cache, identity()).pos == 10
+    assert hybrid.store.commit_kv(hybrid.id, hybrid.cache, identity()).pos == 15
     back = hybrid.empty()
     assert hybrid.store.restore_kv(hybrid.id, back, identity(), hybrid.cache.tokens[:15]).tokens == 10
 

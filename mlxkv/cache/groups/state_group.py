@@ -65,11 +65,14 @@ class StateGroup:
 
     # -- out ---------------------------------------------------------------------------------------------------------
 
+    @property
+    def prefixes(self) -> list[int]:
+        """The positions of the checkpoints at the ends of prefixes."""
+        return self._checkpoints.prefixes
+
     def held(self) -> list[Range]:
-        """The current position and that of the last turn's start, to which a rewritten history rewinds."""
-        here = len(self._tokens)
-        turn = max((c.position for c in self._checkpoints if c.is_turn and c.position < here), default=0)
-        return [(p - 1, p) for p in (turn, here) if p]
+        """The current position and those of the checkpoints."""
+        return [(p - 1, p) for p in sorted({*(c.position for c in self._checkpoints), len(self._tokens)}) if p]
 
     def export_rows(self, a: int, b: int) -> dict[str, mx.array]:
         """The snapshot after `b` tokens.

@@ -18,7 +18,6 @@ from mlxkv.store.records import is_chunk
 
 STATE = "state"
 """The group whose chunks are whole recurrent states: the state after p tokens counts as the row [p - 1, p)."""
-KEPT_STATES = 2  # commits; each has the state at its end and the one before the reply
 
 
 @dataclass(frozen=True)
@@ -139,9 +138,12 @@ def save_spec(db: sqlite3.Connection, spec_id: str, parts: dict[str, str]) -> No
 
 def save_commit(
     db: sqlite3.Connection, session_id: str, pos: int, turn: str, model: str, spec_id: str, rng: bytes | None,
-    chunks: Iterable[EncodedChunk | SavedChunk],
+    chunks: Iterable[EncodedChunk | SavedChunk], prefixes: Collection[int] = (),
 ) -> None:  # fmt: skip
-    """Insert a commit with its new chunks; a second commit of the same position replaces the sampler's state."""
+    """Insert a commit with its new chunks; a second commit of the same position replaces the sampler's state.
+
+    Recurrent states at `prefixes`, and those that another session keeps as such, stay as long as the commit.
+    """
     digest = commit_digest(pos, turn, model, spec_id, rng)
     recent = list(_commits_at(db, session_id, turn))
     same = [row[0] for row in recent if row[1:4] == (pos, model, spec_id)]
@@ -162,15 +164,21 @@ def save_commit(
             " ON CONFLICT(digest) DO UPDATE SET last_used = excluded.last_used",
             (chunk.digest, chunk.size, head.group, head.a, head.b, head.prefix_key, spec_id, time.time()),
         )
-        db.execute("INSERT OR IGNORE INTO kv_ref(kv_commit, chunk) VALUES(?, ?)", (commit_id, chunk.digest))
+        kept_for = "prefix" if head.group == STATE and head.b in prefixes else ""
+        db.execute(
+            "INSERT OR IGNORE INTO kv_ref(kv_commit, chunk, kept_for)"
+            " VALUES(?1, ?2, max(?3, (SELECT coalesce(max(kept_for), '') FROM kv_ref WHERE chunk = ?2)))",
+            (commit_id, chunk.digest, kept_for),
+        )
 
 
-def remove_old_states(db: sqlite3.Connection, session_id: str, among: Collection[str] | None = None) -> list[str]:
-    """Drop the references to recurrent states except those of the newest commits and the last one before each fork;
+def remove_old_states(
+    db: sqlite3.Connection, session_id: str, kept: Collection[int], among: Collection[str] | None = None
+) -> list[str]:
+    """Drop the references to recurrent states except those at the positions `kept` and the last one before each fork;
     returns the digests of the dropped ones.
 
-    A state is as large as many rows, and other sessions reuse only rows. A reference with a reason in `kept_for` stays.
-    `among`: all states of the session, if they are known.
+    A reference with a reason in `kept_for` stays. `among`: all states of the session, if they are known.
     """
     digests = tuple(among or ())
     chunks = "k.grp = ?" if among is None else f"k.digest IN ({', '.join('?' * len(digests))})"
@@ -181,8 +189,7 @@ def remove_old_states(db: sqlite3.Connection, session_id: str, among: Collection
         (*((STATE,) if among is None else digests), session_id),
     ).fetchall()
     rows = [row for row in rows if isinstance(row[2], int)]
-    newest = list(dict.fromkeys(commit for commit, _, _ in rows))[:KEPT_STATES]
-    keep = {row[:2] for row in rows if row[0] in newest}
+    keep = {row[:2] for row in rows if row[2] in kept}
     for position in _fork_positions(db, session_id):
         before = max((row for row in rows if row[2] <= position), key=lambda row: row[2], default=None)
         keep |= {before[:2]} if before else set()

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import sqlite3
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from mlxkv.errors import StoreError
 from mlxkv.store.db.sessions import Sessions
 from mlxkv.store.kv.chunk_format import prefix_keys
 from mlxkv.store.kv.commits import SavedChunk, saved_chunks, saved_commits, seed
-from mlxkv.store.kv.ranges import MAX_ROWS
+from mlxkv.store.kv.protocols import LayerGroup
+from mlxkv.store.kv.ranges import MAX_ROWS, covers, merge
 from mlxkv.store.records import is_chunk
 from mlxkv.token_ids import common_prefix
 
@@ -31,12 +32,14 @@ class Source:
 
 
 def find_source(
-    db: sqlite3.Connection, sessions: Sessions, model_id: str, spec_id: str, groups: Sequence[str], ids: array[int],
-    exclude: str | None, at_least: int = 0,
+    db: sqlite3.Connection, sessions: Sessions, model_id: str, spec_id: str, groups: Sequence[LayerGroup],
+    ids: array[int], exclude: str | None, at_least: int = 0,
 ) -> Source | None:  # fmt: skip
-    """The session, other than `exclude`, with the longest saved prefix of `ids`, if it has `at_least` ids."""
-    best: Source | None = None
-    for session_id in _candidates(db, model_id, spec_id, groups, ids, exclude, at_least):
+    """The session, other than `exclude`, with the longest saved prefix of `ids` that can be restored, if it has
+    `at_least` ids."""
+    best, most = None, 0
+    names = [group.name for group in groups]
+    for session_id in _candidates(db, model_id, spec_id, names, ids, exclude, at_least):
         try:
             history = sessions.history(db, session_id, fresh=True)  # it is not open here
         except StoreError:
@@ -44,11 +47,25 @@ def find_source(
         common = common_prefix(history.log, ids)
         commits = [c for c in saved_commits(db, session_id, history) if (c.model_id, c.spec_id) == (model_id, spec_id)]
         limit = max((min(c.valid, common) for c in commits), default=0)
-        if limit > (best.limit if best else 0):
+        if limit > most:
             saved = saved_chunks(db, commits, history)
-            chunks = [replace(c, end=min(c.end, limit)) for c in saved if c.head.a < limit]
-            best = Source(tuple(chunks), limit)
-    return best if best is not None and best.limit >= at_least else None
+            chunks = tuple(replace(c, end=min(c.end, limit)) for c in saved if c.head.a < limit)
+            if (tokens := next(restorable_positions(groups, chunks, limit), 0)) > most:
+                best, most = Source(chunks, limit), tokens
+    return best if most >= at_least else None
+
+
+def restorable_positions(groups: Sequence[LayerGroup], chunks: Sequence[SavedChunk], limit: int) -> Iterator[int]:
+    """The positions up to `limit` at which every group can be resumed, the last one first.
+
+    Only `limit` and the ends of saved ranges are candidates: the first row required moves down with the position, so
+    that only a position before a gap avoids it.
+    """
+    spans = {g.name: [(c.head.a, c.end) for c in chunks if c.head.group == g.name] for g in groups}
+    have = {name: merge(ranges) for name, ranges in spans.items()}
+    for p in sorted({limit, *(b for ranges in spans.values() for _, b in ranges if b < limit)}, reverse=True):
+        if p > 0 and all(covers(have[g.name], g.required(p)) for g in groups):
+            yield p
 
 
 def _candidates(

@@ -40,6 +40,16 @@ class RowViews(Protocol):
         ...
 
 
+@runtime_checkable
+class RecurrentStates(Protocol):
+    """A LayerGroup of whole recurrent states instead of rows: the state after p tokens counts as the row [p - 1, p)."""
+
+    @property
+    def prefixes(self) -> Sequence[int]:
+        """Positions of states where parts end that other chats begin with too."""
+        ...
+
+
 class LayerGroup(Protocol):
     """Layers that hold the same positions, e.g. all full-attention layers. Axis -2 of every tensor is rows."""
 

@@ -10,7 +10,7 @@ import sqlite3
 import threading
 import time
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -22,9 +22,9 @@ from mlxkv.store.identity import ModelIdentity, first_difference, model_parts, s
 from mlxkv.store.kv.chunk_files import ChunkFiles
 from mlxkv.store.kv.chunk_reader import BadChunkError, Read, TooSlowError, load, reads_for
 from mlxkv.store.kv.commits import SavedChunk, remove_chunks, save_commit, save_spec, saved_chunks, saved_commits
-from mlxkv.store.kv.prefix_lookup import find_source
-from mlxkv.store.kv.protocols import KVCacheLike, LayerGroup
-from mlxkv.store.kv.ranges import covers, merge
+from mlxkv.store.kv.prefix_lookup import find_source, restorable_positions
+from mlxkv.store.kv.protocols import KVCacheLike, LayerGroup, RecurrentStates
+from mlxkv.store.kv.ranges import covers
 from mlxkv.store.kv.save_plan import SavePlanner
 from mlxkv.store.records import Restored
 from mlxkv.system.regular_file import parse_json
@@ -140,7 +140,7 @@ class Restorer:
         if bad or (missing and tokens < saved.committed):
             notice = f"In the saved KV cache {len(bad)} chunks were damaged and {len(missing)} missing"
         elif tokens < saved.committed and notice is None and not held:
-            notice = "Part of the saved KV cache is missing"
+            notice = _why_shorter(cache.groups, saved)
         restored = Restored(tokens, sum(read.chunk.size for read in reads), clock() - started, shared=tokens)
         if session_id is None:
             return restored
@@ -150,7 +150,7 @@ class Restorer:
         if shared:
             self._adopt(session_id, cache, model, saved, packed, tokens, reads)
         self._touch(read.chunk for read in reads)
-        return replace(restored, notice=notice, rng=saved.rng_at.get(tokens), shared=shared)
+        return replace(restored, notice=notice, rng=saved.rng_at.get(saved.committed), shared=shared)
 
     def _find(
         self, session_id: str | None, cache: KVCacheLike, model: ModelIdentity, ids: array[int], held: int
@@ -158,14 +158,13 @@ class Restorer:
         spec = spec_id(cache.layout(), model.spec_extra)
         with self.sessions.database.reading() as db:
             history = EMPTY_HISTORY if session_id is None else self.sessions.history(db, session_id)
-            names = [group.name for group in cache.groups]
             if session_id is not None and held:
                 rows = self.planner.saved(session_id, model.model_id, spec)
                 rows.update(db, history)
                 beyond = held + MIN_SHARED
                 if 0 < rows.reached <= held and not (
                     len(ids) >= beyond
-                    and find_source(db, self.sessions, model.model_id, spec, names, ids, session_id, beyond)
+                    and find_source(db, self.sessions, model.model_id, spec, cache.groups, ids, session_id, beyond)
                 ):  # the cache holds all that is saved: the prompt ends with a long message, most often
                     return Saved(spec, history.head, history.log, (), (), held, 0, 0, {}, None)
             commits = saved_commits(db, session_id or "", history)
@@ -185,7 +184,7 @@ class Restorer:
             own = next(restorable_positions(cache.groups, saved, committed), 0)
             beyond = max(own, held) + MIN_SHARED
             if len(ids) >= beyond and cache.groups:
-                other = find_source(db, self.sessions, model.model_id, spec, names, ids, session_id, beyond)
+                other = find_source(db, self.sessions, model.model_id, spec, cache.groups, ids, session_id, beyond)
                 if other is not None:
                     known = {chunk.digest for chunk in saved}
                     more = (c for c in other.chunks if c.digest not in known and self.chunks.has(c.digest, c.size))
@@ -229,17 +228,13 @@ class Restorer:
             db.executemany("UPDATE chunk SET last_used = ? WHERE digest = ?", [(now, c.digest) for c in chunks])
 
 
-def restorable_positions(groups: Sequence[LayerGroup], chunks: Sequence[SavedChunk], limit: int) -> Iterator[int]:
-    """The positions up to `limit` at which every group can be resumed, the last one first.
-
-    Only `limit` and the ends of saved ranges are candidates: the first row required moves down with the position, so
-    that only a position before a gap avoids it.
-    """
-    spans = {g.name: [(c.head.a, c.end) for c in chunks if c.head.group == g.name] for g in groups}
-    have = {name: merge(ranges) for name, ranges in spans.items()}
-    for p in sorted({limit, *(b for ranges in spans.values() for _, b in ranges if b < limit)}, reverse=True):
-        if p > 0 and all(covers(have[g.name], g.required(p)) for g in groups):
-            yield p
+def _why_shorter(groups: Sequence[LayerGroup], saved: Saved) -> str:
+    """Why not all saved tokens could be restored: all rows are there and a state is not, or rows are missing."""
+    rows = [group for group in groups if not isinstance(group, RecurrentStates)]
+    ranges = {g.name: [(c.head.a, c.end) for c in saved.chunks if c.head.group == g.name] for g in rows}
+    if len(rows) < len(groups) and all(covers(ranges[g.name], g.required(saved.committed)) for g in rows):
+        return "The recurrent layers continue from their last saved state"
+    return "Part of the saved KV cache is missing"
 
 
 def _slow(num_bytes: int, rate: float) -> str:

@@ -6,7 +6,7 @@ Owns the newest save of each session; save_plan.py finds the new rows, writer.py
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
 from mlxkv.store.db.sessions import Sessions
@@ -16,6 +16,7 @@ from mlxkv.store.kv.chunk_format import EncodedChunk
 from mlxkv.store.kv.protocols import KVCacheLike
 from mlxkv.store.kv.quota import Quota
 from mlxkv.store.kv.save_plan import Plan, SavePlanner, encode_chunks
+from mlxkv.store.kv.state_saves import Occasion
 from mlxkv.store.kv.writer import ATTEMPTS, ChunkVanishedError, Job, Writer
 from mlxkv.store.records import KVCommit
 
@@ -29,10 +30,13 @@ class Saver:
         self._newest: dict[str, tuple[Job, Mapping[str, int]]] = {}  # of a session, with its chunks' sizes by digest
         self._last_notices: dict[str, str] = {}  # of a session, not to be repeated
 
-    def save(self, session_id: str, cache: KVCacheLike, model: ModelIdentity, rng: bytes | None) -> KVCommit:
+    def save(
+        self, session_id: str, cache: KVCacheLike, model: ModelIdentity, rng: bytes | None, occasion: Occasion,
+        resume_at: Callable[[], int] | None,
+    ) -> KVCommit:  # fmt: skip
         """Return once the cache may change; see SessionStore.save_kv."""
         failed = self.flush(session_id)
-        _, commit = self._submit(session_id, cache, model, rng)
+        _, commit = self._submit(session_id, cache, model, rng, occasion, resume_at)
         return replace(commit, notice=commit.notice or failed)
 
     def save_and_wait(self, session_id: str, cache: KVCacheLike, model: ModelIdentity, rng: bytes | None) -> KVCommit:
@@ -41,7 +45,7 @@ class Saver:
         written = attempt = 0
         while True:
             attempt += 1
-            job, commit = self._submit(session_id, cache, model, rng)
+            job, commit = self._submit(session_id, cache, model, rng, Occasion.CLOSING, None)
             if job is None:
                 return commit
             self._writer.wait(job)
@@ -74,9 +78,10 @@ class Saver:
         return [session_id for session_id in self._newest if self.pending_sizes(session_id)]
 
     def _submit(
-        self, session_id: str, cache: KVCacheLike, model: ModelIdentity, rng: bytes | None
-    ) -> tuple[Job | None, KVCommit]:
-        plan = self._plan(session_id, cache, model, rng)
+        self, session_id: str, cache: KVCacheLike, model: ModelIdentity, rng: bytes | None, occasion: Occasion,
+        resume_at: Callable[[], int] | None,
+    ) -> tuple[Job | None, KVCommit]:  # fmt: skip
+        plan = self._plan(session_id, cache, model, rng, occasion, resume_at)
         notice = self._unless_repeated(session_id, plan.notice)
         if not plan.pos:
             return None, KVCommit(0, 0, notice)
@@ -90,18 +95,23 @@ class Saver:
                 yield chunk
 
         job = self._writer.submit(plan, counted(), _num_bytes(plan, cache))
+        if occasion == Occasion.PAUSE:
+            self.planner.note_pause(plan)
         self._newest[session_id] = job, sizes
         return job, KVCommit(plan.pos, new, notice)
 
-    def _plan(self, session_id: str, cache: KVCacheLike, model: ModelIdentity, rng: bytes | None) -> Plan:
+    def _plan(
+        self, session_id: str, cache: KVCacheLike, model: ModelIdentity, rng: bytes | None, occasion: Occasion,
+        resume_at: Callable[[], int] | None,
+    ) -> Plan:  # fmt: skip
         """Plan to save the whole log, or the longest prefix, in sixteenths, that fits the disk limit."""
         planner = self.planner
-        whole = plan = planner.plan(session_id, cache, model, rng)
+        whole = plan = planner.plan(session_id, cache, model, rng, None, occasion, resume_at)
         if self._quota.fits(plan, cache.groups):
             return plan
         ends = {whole.pos * n // 16 for n in range(1, 16)} | {chunk.end for chunk in whole.saved}
         for at_most in sorted((end for end in ends if end < whole.pos), reverse=True):
-            plan = planner.plan(session_id, cache, model, rng, at_most)
+            plan = planner.plan(session_id, cache, model, rng, at_most, occasion, resume_at)
             if plan.pos and self._quota.fits(plan, cache.groups):
                 what = f"{plan.pos:,} of {whole.pos:,} tokens"
                 break

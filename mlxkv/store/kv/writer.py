@@ -208,9 +208,10 @@ class Writer:
             raise
         with suppress(OSError, StoreError):  # the next save removes the rest
             if states := [chunk.digest for chunk in new if chunk.head.group == STATE]:
-                known = job.plan.states
+                plan, known = job.plan, job.plan.states
+                among = None if known is None else {*known, *states}
                 with database.writing() as db:
-                    old = remove_old_states(db, job.plan.session_id, None if known is None else {*known, *states})
+                    old = remove_old_states(db, plan.session_id, plan.kept_states, among)
                 remove_if_unused(database, self._chunks, old)
             if has_unused(database, thorough=self._is_first):  # rows of a chat that was deleted meanwhile
                 remove_unused(database, self._chunks)
@@ -251,7 +252,8 @@ def write_commit(database: Database, chunks: ChunkFiles, plan: Plan, new: list[E
             raise ChunkVanishedError(f"The KV folder {chunks.root} loses files; check which program deletes them.")
         save_spec(db, plan.spec_id, dict(plan.spec))
         save_commit(
-            db, plan.session_id, plan.pos, plan.turn, save_model(db, plan.model), plan.spec_id, plan.rng, new
+            db, plan.session_id, plan.pos, plan.turn, save_model(db, plan.model), plan.spec_id, plan.rng, new,
+            plan.prefixes,
         )  # fmt: skip
         db.execute(
             "UPDATE session SET spec_id = ?, needed = ? WHERE id = ?",
