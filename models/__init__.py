@@ -9,7 +9,7 @@ from mlxkv.models.hub import Hub
 from mlxkv.models.load import LoadedModel, LoadProgress, load_model
 from mlxkv.models.local import LocalModel, list_local, remove
 from mlxkv.models.resolve import BUILT_IN, Source, resolve
-from mlxkv.models.skeleton import find_tokenizer, skeleton
+from mlxkv.models.skeleton import find_tokenizer, parts_not_loaded, skeleton
 
 __all__ = [
     "BUILT_IN",
@@ -25,6 +25,7 @@ __all__ = [
     "find_tokenizer",
     "list_local",
     "load_model",
+    "parts_not_loaded",
     "plan_download",
     "remove",
     "resolve",

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mlxkv.errors import ModelFileError, ModelNotFoundError, ModelUnsupportedError, escaped
+from mlxkv.models.text_part import text_config
 from mlxkv.system.regular_file import check_regular, parse_json, read_bytes, reason
 
 MAX_JSON = 32 << 20  # bytes; quantized mixtures list every layer, which is a few MB
@@ -24,6 +25,19 @@ _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _BOM = b"\xef\xbb\xbf"
 
 _MODEL_TYPE = re.compile(r"[A-Za-z0-9_-]{1,64}", re.A)  # it becomes part of a module's name
+# Repositories that mlx-lm runs, of families that it has only in part, by the beginning of the model_type it lacks.
+_INSTEAD = {
+    "qwen4": "mlx-community/Qwen3.6-35B-A3B-4bit",
+    "qwen": "mlx-community/Qwen3.5-4B-MLX-4bit",
+    "glm": "mlx-community/GLM-4.7-Flash-4bit",
+    "lfm": "mlx-community/LFM2.5-8B-A1B-MLX-4bit",
+    "nemotron": "mlx-community/NVIDIA-Nemotron-3-Nano-4B-4bit",
+    "gemma": "mlx-community/gemma-4-e4b-it-4bit",
+    "diffusion_gemma": "mlx-community/gemma-4-e4b-it-4bit",
+    "mistral": "mlx-community/Ministral-3-3B-Instruct-2512-4bit",
+    "ministral": "mlx-community/Ministral-3-3B-Instruct-2512-4bit",
+    "granite": "mlx-community/granite-4.1-3b-4bit",
+}
 
 
 def read_config(folder: Path, name: str) -> dict[str, Any]:
@@ -36,7 +50,9 @@ def read_config(folder: Path, name: str) -> dict[str, Any]:
     path = folder / "config.json"
     config = read_json(path)
     if config is None:
-        raise ModelNotFoundError(f"{name} is not a model: {folder} holds no config.json; name a folder that does.")
+        inner = sorted(found.parent.name for found in folder.glob("*/config.json"))
+        which = f"one of its folders that do ({', '.join(inner[:4])})" if inner else "a folder that does"
+        raise ModelNotFoundError(f"{name} is not a model: {folder} holds no config.json; name {which}.")
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or not _MODEL_TYPE.fullmatch(model_type):
         raise ModelFileError(
@@ -93,16 +109,27 @@ def model_classes(config: dict[str, Any], name: str) -> tuple[Any, Any]:
                 f"{name} has the model_type {kind!r}, which mlx-lm does not support, and requires running its own "
                 "code (auto_map), which mlxkv never does; use another model."
             ) from error
+        family = next((start for start in _INSTEAD if kind.startswith(start)), "")
+        other = f"use {_INSTEAD[family]} or a newer mlxkv" if family else "use another model or a newer mlxkv"
         raise ModelUnsupportedError(
-            f"{name} has the model_type {kind!r}, which mlx-lm does not support; use another model or a newer mlxkv."
+            f"{name} has the model_type {kind!r}, which mlx-lm does not support; {other}."
         ) from error
 
 
 def is_known(config: dict[str, Any]) -> bool:
-    """Whether mlx-lm seems to support this config, judged from mlx-lm's files without importing it.
+    """Whether mlx-lm seems to support this config or its text part, judged from its files without importing it.
 
     For lists: `model_classes` is certain but takes a second.
     """
+    return _has_module(runnable(config))
+
+
+def runnable(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration that mlx-lm runs of a config from `read_config`: see `text_config`."""
+    return text_config(config, _has_module)
+
+
+def _has_module(config: dict[str, Any]) -> bool:
     spec = importlib.util.find_spec("mlx_lm")
     if spec is None or not spec.submodule_search_locations:
         return True

@@ -83,6 +83,7 @@ def plan_download(
         rest = partial_path(blob)
         partial_bytes += min(rest.stat().st_size, entry.size) if not is_cached and rest.is_file() else 0
         files.append(replace(entry, is_cached=is_cached))
+    _refuse_folders(repo, all_paths)
     if not any(f.path == "config.json" for f in files):
         raise ModelFileError(f"{repo} has no config.json, so mlx-lm cannot load it; use another repository.")
     if WEIGHTS in allow or "*.safetensors" in allow:
@@ -183,6 +184,19 @@ def ensure(
     hub = hub or Hub()
     found = find_local(hub, repo, revision)
     return found or download(repo, revision, hub=hub, progress=progress, cancel=cancel, check=check)
+
+
+def _refuse_folders(repo: str, all_paths: list[str]) -> None:
+    """Refuse a repository whose models, such as several quantizations, are in folders of their own."""
+    if any(fnmatchcase(path, WEIGHTS) for path in all_paths if "/" not in path):
+        return
+    inner = sorted(path.partition("/")[0] for path in all_paths if fnmatchcase(path, f"*/{WEIGHTS}"))
+    inner = [name for name in dict.fromkeys(inner) if f"{name}/config.json" in all_paths]
+    if inner:
+        raise ModelFileError(
+            f"{repo} keeps its models in the folders {', '.join(inner)}, of which mlxkv downloads none; run "
+            f"`hf download {repo} --include '{inner[0]}/*' --local-dir DIR`, then use -m DIR/{inner[0]}."
+        )
 
 
 def _require_weights(repo: str, wanted: list[str], all_paths: list[str]) -> None:

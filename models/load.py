@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from mlxkv.cache.trained_length import trained_length
 from mlxkv.device import Device, check_temporary_folder, current_device
 from mlxkv.errors import ModelError, ModelFileError, first_line
-from mlxkv.models.architecture import check_files, model_classes, read_config, read_generation_config
+from mlxkv.models.architecture import check_files, model_classes, read_config, read_generation_config, runnable
 from mlxkv.models.chat_template import FoundTemplate
 from mlxkv.models.completeness import WEIGHTS, check_complete
 from mlxkv.models.download import ensure
@@ -25,6 +25,7 @@ from mlxkv.models.end_tokens import EndToken
 from mlxkv.models.hub import Hub, check_hub_settings
 from mlxkv.models.resolve import resolve
 from mlxkv.models.rope import normalize_ropes
+from mlxkv.models.text_part import classes, forget_names
 from mlxkv.models.tokenizer import load_tokenizer
 from mlxkv.models.weight_memory import check_fits, predict_weights
 from mlxkv.safetensors.header import Header, check_weights
@@ -99,17 +100,18 @@ def load_model(
     check_hub_settings()
     folder = _folder(name, progress, cancel, hub, device)
     start = time.perf_counter()
-    config = read_config(folder, name)
+    given = read_config(folder, name)
+    config = runnable(given)
     generation = read_generation_config(folder)
     check_files(folder)
     model_classes(config, name)  # refused before a gigabyte is read
     normalized = normalize_ropes(config, name)
     check_complete(folder, name)
-    changed = {key: value for key, value in normalized.items() if key not in config or value is not config[key]}
+    changed = {key: value for key, value in normalized.items() if key not in given or value is not given[key]}
     stamps = file_stamps(folder)
     need, promote = predict_weights(_check_weight_files(folder), device)
     check_fits(name, need, device)
-    given, (model, config) = config, _read_weights(folder, name, config, changed, promote)
+    model, config = _read_weights(folder, name, config, changed, promote)
     weight_bytes = _evaluate(model, name, config, progress, cancel)
     text = load_tokenizer(folder, name, given, generation)
     load_s = time.perf_counter() - start
@@ -162,7 +164,14 @@ def _read_weights(
     from mlx_lm.utils import load_model as mlx_lm_load_model
 
     with _weights_errors(name, config):
-        model, config = mlx_lm_load_model(folder, lazy=True, strict=True, model_config=changed, trust_remote_code=False)
+        model, config = mlx_lm_load_model(
+            folder,
+            lazy=True,
+            strict=True,
+            model_config=changed,
+            get_model_classes=lambda config: classes(model_classes(config, name)),  # type: ignore[arg-type]
+        )
+        forget_names(model)
         if promote:  # packed weights are integers and unaffected; their float16 scales are converted
             model.set_dtype(mx.float32, lambda dtype: dtype == mx.float16)
     return model, config

@@ -6,17 +6,21 @@ Runs on the thread that owns MLX.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlxkv.device import Device, current_device
-from mlxkv.errors import ModelFileError, ModelUnsupportedError, first_line
-from mlxkv.models.architecture import model_classes, read_config, read_generation_config, stored_dtype
+from mlxkv.errors import MlxkvError, ModelFileError, ModelUnsupportedError, first_line
+from mlxkv.models.architecture import model_classes, read_config, read_generation_config, runnable, stored_dtype
+from mlxkv.models.completeness import WEIGHTS
 from mlxkv.models.download import download
 from mlxkv.models.hub import Hub, check_hub_settings, find_local
 from mlxkv.models.resolve import resolve
 from mlxkv.models.rope import normalize_ropes
+from mlxkv.models.text_part import not_loaded, text_name
 from mlxkv.models.tokenizer import ModelTokenizer, load_tokenizer
+from mlxkv.safetensors.header import check_weights
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -41,7 +45,7 @@ def skeleton(
 
     name = str(name_or_path)
     device = device or current_device()
-    config = read_config(_config_folder(name, hub or Hub()), name)
+    config = runnable(read_config(_config_folder(name, hub or Hub()), name))
     model_class, args_class = model_classes(config, name)
     config = normalize_ropes(config, name)
     try:
@@ -76,6 +80,17 @@ def find_tokenizer(name_or_path: str | Path, *, hub: Hub | None = None) -> Model
     return load_tokenizer(folder, name, read_config(folder, name), read_generation_config(folder))
 
 
+def parts_not_loaded(name_or_path: str | Path, *, hub: Hub | None = None) -> str:
+    """What of a repository mlxkv does not load, by `not_loaded`; reads headers of weights, if they are there."""
+    name = str(name_or_path)
+    folder = _config_folder(name, hub or Hub())
+    sizes: list[tuple[str, int]] = []
+    with suppress(MlxkvError):  # loading reports a damaged file
+        for path in sorted(folder.glob(WEIGHTS)):
+            sizes += [(tensor.name, tensor.end - tensor.start) for tensor in check_weights(path).tensors]
+    return not_loaded(read_config(folder, name), sizes)
+
+
 def _config_folder(name: str, hub: Hub) -> Path:
     check_hub_settings()
     source = resolve(name)
@@ -93,10 +108,11 @@ def _quantize(model: nn.Module, config: dict[str, Any]) -> None:
     if not isinstance(quantization, dict):
         return
     group_size = quantization["group_size"]
+    named = {text_name(path): how for path, how in quantization.items()}
 
     def how(path: str, module: nn.Module) -> bool | dict[str, Any]:
-        if path in quantization:
-            return quantization[path]
+        if text_name(path) in named:
+            return named[text_name(path)]
         return hasattr(module, "to_quantized") and module["weight"].shape[-1] % group_size == 0
 
     nn.quantize(model, group_size, quantization["bits"], mode=quantization.get("mode", "affine"), class_predicate=how)

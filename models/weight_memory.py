@@ -10,18 +10,19 @@ from collections.abc import Iterable
 from mlxkv.device import Device
 from mlxkv.errors import OutOfMemoryError
 from mlxkv.models.catalogue import catalogue
+from mlxkv.models.text_part import tensor_kind
 from mlxkv.safetensors.header import Header
 from mlxkv.stats import bytes_text
 
 
 def predict_weights(headers: Iterable[Header], device: Device) -> tuple[int, bool]:
-    """Return (bytes of the weights in memory, whether float16 becomes float32).
+    """Return (bytes of the text part's weights in memory, whether float16 becomes float32).
 
     float16 stays where it is fast, or where float32 would not fit.
     """
     stored = halves = 0
     for header in headers:
-        for tensor in header.tensors:
+        for tensor in (tensor for tensor in header.tensors if not tensor_kind(tensor.name)):
             stored += tensor.end - tensor.start
             halves += tensor.end - tensor.start if tensor.dtype == "F16" else 0
     promote = halves > 0 and not device.has_fast_float16 and stored + halves <= device.memory_limit

@@ -62,7 +62,7 @@ def models_info(model: Annotated[str, typer.Argument(help="Built-in name, folder
     """Describe a model from its configuration and tokenizer; no weights are read."""
     from mlxkv.cache.plan import plan_cache
     from mlxkv.cache.trained_length import trained_length
-    from mlxkv.models import skeleton
+    from mlxkv.models import parts_not_loaded, skeleton
     from mlxkv.text.clean import clean
 
     config, network = skeleton(model)
@@ -76,6 +76,7 @@ def models_info(model: Annotated[str, typer.Argument(help="Built-in name, folder
         "quantized": f"{quantized['bits']} bits" if "bits" in quantized else "no",
         "KV per token": f"{plan.bytes_per_token:,} bytes",
         "KV cache": plan.description,
+        **({"not loaded": f"{others}: mlxkv runs the text part"} if (others := parts_not_loaded(model)) else {}),
         **_text(model),
         "files": _files(model),
     }.items():
@@ -128,6 +129,8 @@ def models_estimate(
         ("together", e.total_bytes, f"of {bytes_text(e.memory_limit)} usable here"),
     ):
         print(f"{name:<10} {bytes_text(size):>7}  {note}".rstrip())
+    if e.not_loaded:
+        print(f"not loaded: {e.not_loaded}")
     print("fits" if e.fits else f"does not fit; {e.advice}")
 
 

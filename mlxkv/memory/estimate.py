@@ -17,7 +17,8 @@ class Estimate:
     """Bytes and tokens.
 
     `prefill_bytes`: of a prefill in chunks of `prefill_chunk` tokens, beside weights and cache, by a generous
-    formula. `advice`: the window or model that would fit, if this one does not.
+    formula. `advice`: the window or model that would fit, if this one does not. `not_loaded`: parts of the repository
+    that `weight_bytes` does not count, such as "images (812 MB)".
     """
 
     model: str
@@ -31,6 +32,7 @@ class Estimate:
     prefill_bytes: int = 0
     prefill_chunk: int = 0
     advice: str = ""
+    not_loaded: str = ""
 
     @property
     def total_bytes(self) -> int:
@@ -57,7 +59,7 @@ def estimate(name: str | os.PathLike[str], config: CacheConfig | None = None) ->
     from mlxkv.cache.trained_length import trained_length
     from mlxkv.device import current_device
     from mlxkv.memory import CHUNKS, Budget
-    from mlxkv.models import skeleton
+    from mlxkv.models import parts_not_loaded, skeleton
 
     name = os.fspath(name)
     settings, model = skeleton(name)
@@ -78,4 +80,5 @@ def estimate(name: str | os.PathLike[str], config: CacheConfig | None = None) ->
         prefill_bytes=budget.prefill_bytes(plan, chunk),
         prefill_chunk=chunk,
         advice="" if budget.fits(plan, weights) else budget.advice(plan.config, weights, is_loaded=False),
+        not_loaded=parts_not_loaded(name),
     )

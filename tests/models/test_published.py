@@ -1,0 +1,164 @@
+"""Repositories as they are published: vision towers, prefixes and files that mlx-lm does not read; or one sentence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import mlx.core as mx
+import pytest
+
+import mlxkv
+from mlxkv.chat.prompt import PromptFormat, message
+from mlxkv.device import current_device
+from mlxkv.errors import ModelFileError, ModelNotFoundError, ModelUnsupportedError
+from mlxkv.models import Hub, download, skeleton
+from mlxkv.models.completeness import problem
+from mlxkv.models.skeleton import parts_not_loaded
+from mlxkv.models.text_part import not_loaded, tensor_kind, text_name
+from mlxkv.models.weight_memory import predict_weights
+from mlxkv.safetensors.header import check_weights
+from tests.chats import CONFIG, say
+from tests.fakes_hub import FakeHub
+from tests.repositories import FORMS, PARTS, UNSUPPORTED, other_bytes, publish, write_json
+from tests.tokenizers import THINK, tiny_tokenizer
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FORMS)
+def test_a_published_repository_loads_chats_and_resumes(name: str, tmp_path: Path) -> None:
+    form, folder = FORMS[name], tmp_path / "model"
+    reference = publish(folder, form)
+    model = mlxkv.load(str(folder))
+    loaded = model.loaded
+    ids = mx.array([[5, 9, 14, 20, 7, 31]])
+    assert mx.array_equal(loaded.model(ids), reference(ids)), "the weights are not those that were published"
+    assert "sanitize" not in vars(loaded.model)  # it would keep the weights of a model that is closed
+    assert problem(folder, str(folder)) == ""
+
+    estimate = mlxkv.estimate(folder, CONFIG)
+    headers = [check_weights(path) for path in folder.glob("*.safetensors")]
+    stored = sum(tensor.end - tensor.start for header in headers for tensor in header.tensors)
+    assert loaded.weight_bytes == estimate.weight_bytes
+    assert stored - predict_weights(headers, current_device())[0] == other_bytes(form)
+    assert bool(form.others) == bool(estimate.not_loaded)
+
+    assert {token.id for token in loaded.ends} >= {2, 57}  # all of generation_config.json
+    assert str(loaded.template) == form.template
+    chat = model.chat(system="be kind", cache=CONFIG, temperature=0.0, max_tokens=8, think=False)
+    chat.save(title="published")
+    first = say(chat, "hello")
+    assert first.stats.generated_tokens > 0
+    chat.close()
+    chat = model.resume("published")
+    second = say(chat, "again")
+    assert second.stats.cached_tokens > 0
+    fresh = model.chat(system="be kind", cache=CONFIG, temperature=0.0, max_tokens=8, think=False)
+    say(fresh, "hello")
+    assert say(fresh, "again").text == second.text
+    model.close()
+
+
+@pytest.mark.parametrize("kind", UNSUPPORTED)
+def test_a_family_that_mlx_lm_lacks_is_refused_in_a_sentence(kind: str, tmp_path: Path) -> None:
+    config = {"model_type": kind, "text_config": {"model_type": f"{kind}_text", "hidden_size": 64}, "vision_config": {}}
+    write_json(tmp_path / "config.json", config)
+    for ask in (lambda: mlxkv.load(str(tmp_path)), lambda: mlxkv.estimate(tmp_path)):
+        with pytest.raises(ModelUnsupportedError) as caught:
+            ask()
+        text = str(caught.value)
+        assert f"has the model_type '{kind}', which mlx-lm does not support; use " in text
+        assert text.endswith("a newer mlxkv.")
+        assert ("mlx-community/" in text) is kind.startswith(("qwen", "glm", "lfm", "nemotron", "diffusion_gemma"))
+
+
+def test_the_repository_named_instead_is_of_the_same_family(tmp_path: Path) -> None:
+    for kind, repo in (("qwen4_exp", "Qwen3.6-35B-A3B"), ("qwen9", "Qwen3.5-4B"), ("glm4v", "GLM-4.7-Flash")):
+        write_json(tmp_path / "config.json", {"model_type": kind})
+        with pytest.raises(ModelUnsupportedError, match=f"use mlx-community/{repo}"):
+            skeleton(tmp_path)
+
+
+def test_a_qwen_without_linear_layers_is_not_taken_for_qwen3_5(tmp_path: Path) -> None:
+    write_json(tmp_path / "config.json", {"model_type": "qwen3_8", "hidden_size": 64})
+    with pytest.raises(ModelUnsupportedError, match="'qwen3_8'"):
+        skeleton(tmp_path)
+
+
+def test_a_folder_of_quantizations_names_them(tmp_path: Path) -> None:
+    for bits in ("4bit", "8bit"):
+        write_json(tmp_path / bits / "config.json", {"model_type": "lfm2"})
+    with pytest.raises(ModelNotFoundError, match=r"name one of its folders that do \(4bit, 8bit\)\."):
+        mlxkv.load(str(tmp_path))
+
+
+def test_a_repository_of_quantizations_says_how_to_take_one(fake: FakeHub, hub: Hub) -> None:
+    files = {f"{bits}/{name}": b"{}" for bits in ("4bit", "6bit") for name in ("config.json", "model.safetensors")}
+    fake.files = {"README.md": b"", **files}
+    for root in ({}, {"config.json": b'{"model_type": "lfm2"}'}):
+        fake.files |= root
+        with pytest.raises(ModelFileError) as caught:
+            download("org/model", hub=hub)
+        assert "in the folders 4bit, 6bit, of which mlxkv downloads none" in str(caught.value)
+        assert "`hf download org/model --include '4bit/*' --local-dir DIR`, then use -m DIR/4bit." in str(caught.value)
+    assert not fake.sent
+
+
+def test_a_tokenizer_in_mistrals_own_format_alone_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    publish(tmp_path, FORMS["Ministral 3, mlx-community"])
+    for path in tmp_path.glob("tokenizer*"):
+        path.unlink()
+    with pytest.raises(ModelFileError) as caught:
+        mlxkv.load(str(tmp_path))
+    assert "tekken.json" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("model.visual.blocks.0.attn.qkv.weight", "images"),
+        ("vision_tower.patch_embed.proj.weight", "images"),
+        ("vision_model.embeddings.patch_embedding.weight", "images"),
+        ("model.vision_embedder.patch_dense.weight", "images"),
+        ("model.embed_vision.embedding_projection.scales", "images"),
+        ("model.multi_modal_projector.linear_1.weight", "images"),
+        ("model.audio_tower.layers.0.norm_out.weight", "sound"),
+        ("embed_audio.embedding_projection.weight", "sound"),
+        ("mtp.fc.weight", "draft layers"),
+        ("language_model.mtp.layers.0.mlp.up_proj.weight", "draft layers"),
+        ("model.language_model.layers.0.mlp.up_proj.weight", ""),
+        ("language_model.lm_head.weight", ""),
+        ("model.embed_tokens.weight", ""),
+        ("model.layers.0.visual_gate.weight", ""),
+    ],
+)
+def test_tensors_of_other_parts_are_told_by_their_names(name: str, kind: str) -> None:
+    assert tensor_kind(name) == kind
+
+
+@pytest.mark.parametrize(
+    ("name", "short"),
+    [
+        ("model.language_model.layers.0.x", "model.layers.0.x"),
+        ("language_model.model.layers.0.x", "model.layers.0.x"),
+        ("language_model.lm_head.weight", "lm_head.weight"),
+        ("model.layers.0.x", "model.layers.0.x"),
+    ],
+)
+def test_every_prefix_gives_the_name_of_the_text_model(name: str, short: str) -> None:
+    assert text_name(name) == short
+
+
+def test_what_is_not_loaded_is_told_from_the_weights_or_before_them_from_the_configuration(tmp_path: Path) -> None:
+    config = {"vision_config": {"depth": 1}, "audio_config": {"layers": 1}}
+    assert not_loaded(config, []) == "images, sound"
+    assert not_loaded(config, [("model.layers.0.x", 9)]) == ""
+    tensors = [("visual.a", 1_000), ("mtp.fc", 2_000), ("visual.b", 500)]
+    assert not_loaded({}, tensors) == "images (1.5 kB), draft layers (2.0 kB)"
+    write_json(tmp_path / "config.json", {"model_type": "llama"})
+    assert parts_not_loaded(tmp_path) == ""
+
+
+def test_a_vision_template_takes_plain_text() -> None:
+    prompts = PromptFormat(tiny_tokenizer(PARTS, marks=THINK))
+    parts = prompts._template.render([{"role": "user", "content": [{"type": "text", "text": "hi"}]}])  # type: ignore[list-item]
+    assert prompts.render([message("user", "hi")]) == parts
