@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,7 @@ from mlxkv.errors import DiskError, MlxkvError, PromptError
 from mlxkv.protocol.events import CacheCollected, CacheList, ChatPinned, EngineEvent, TokensCounted
 from mlxkv.protocol.status import CacheView, ContextPart, ContextUsage, SessionStats, SessionStatus
 from mlxkv.store.prompts.folder import PromptFolder
+from mlxkv.store.records import TurnRecord
 
 if TYPE_CHECKING:
     from mlxkv.cache.prompt_cache import PromptCache
@@ -89,6 +90,7 @@ def context_usage(context: EngineContext) -> ContextUsage:
     offset = min(len(chat.log), chat.cache.offset)  # the last sampled token is not in the cache yet
     first_kept = geometry.first_kept(offset, 0) if geometry and geometry.flushes(offset) else 0
     turns, places = chat.turns, spans(chat.turns)
+    removed, again = _removed(context, turns, places)
     parts: list[ContextPart] = []
     if chat.system and turns:
         end = places[0][1]
@@ -98,7 +100,22 @@ def context_usage(context: EngineContext) -> ContextUsage:
     for turn, (start, end) in zip(turns, places, strict=True):
         lost = max(0, min(end, first_kept) - max(start, pinned))
         parts.append(ContextPart(turn.role, turn.text[:_HEAD], end - start, max(0, end - start - lost)))
-    return ContextUsage(tuple(parts), chat.cache.capacity, pinned)
+    return ContextUsage(tuple(parts), chat.cache.capacity, pinned, removed, again)
+
+
+def _removed(context: EngineContext, turns: Sequence[TurnRecord], places: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    """`ContextUsage.removed` and `again`: (0, 0) if the last question follows the reply before it as it was."""
+    asked = next((i for i in reversed(range(len(turns))) if turns[i].role == "user"), 0)
+    if asked == 0 or turns[asked - 1].role != "assistant":
+        return 0, 0
+    reply, start = turns[asked - 1], places[asked][0]
+    lost = places[asked - 1][0] + len(reply.ids) - start
+    if lost <= 0:
+        return 0, 0
+    kept = min(lost, context.ready_model.num_tokens(reply.text) + 1)  # and its end-of-turn token
+    stats = turns[asked + 1].stats if asked + 1 < len(turns) else {}
+    rewound = stats.get("reuse_stopped_at")  # to an earlier checkpoint, if the model has recurrent layers
+    return lost - kept, kept + (0 if rewound is None else max(0, start - rewound))
 
 
 def count_tokens(context: EngineContext, key: str, text: str) -> Iterator[TokensCounted]:

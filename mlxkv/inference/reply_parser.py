@@ -28,6 +28,7 @@ _HARMONY: Edges = {  # gpt-oss: a reply is a list of messages, each in a channel
     "thinking": (("<|end|>", "hidden"),),
     "text": (("<|end|>", "hidden"),),
 }
+_PAIRS = (("[THINK]", "[/THINK]"), ("<seed:think>", "</seed:think>"))  # Mistral's and Seed's, unknown to mlx-lm
 _QUOTING = " \t\"'`(<[*\u201c\u2018"  # before a marker in the middle of a line: it is quoted
 _NAMES: Mapping[str, State] = {"normal": "text", "reasoning": "thinking", "tool": "text"}  # mlx-lm's states
 
@@ -43,12 +44,16 @@ class Reasoning:
 
     @classmethod
     def of(cls, tokenizer: Any) -> Reasoning | None:
-        """The markers that mlx-lm's wrapper finds in the tokenizer; None if there are none."""
+        """The markers that mlx-lm's wrapper finds in the tokenizer, or one of `_PAIRS`; None if there are none."""
         if transitions := tokenizer.response_transitions:
             edges: Edges = {_state(s): tuple((m, _state(to)) for m, to in pairs) for s, pairs in transitions.items()}
             return cls(edges, _state(tokenizer.response_initial_state or "normal"))
+        vocab = tokenizer.get_vocab()
+        pair = next((pair for pair in _PAIRS if all(marker in vocab for marker in pair)), None)
         if tokenizer.has_thinking:
-            begin, end = tokenizer.think_start, tokenizer.think_end
+            pair = tokenizer.think_start, tokenizer.think_end
+        if pair is not None:
+            begin, end = pair
             unseen: tuple[tuple[str, State], ...] = tuple((m, "text") for m in tokenizer.structural_markers)
             edges = {
                 "start": ((begin, "thinking"), (end, "text"), *unseen),
@@ -56,7 +61,6 @@ class Reasoning:
                 "text": ((begin, "thinking"), (end, "text"), *unseen),
             }
             return cls(edges, "start", begin, end)
-        vocab = tokenizer.get_vocab()
         if all(marker in vocab for marker in ("<|start|>", "<|channel|>", "<|message|>", "<|end|>")):
             return cls(_HARMONY, "hidden")
         return None

@@ -66,9 +66,17 @@ class ContextPart:
 
 @dataclass(frozen=True)
 class ContextUsage:
+    """How the window is used, in tokens.
+
+    `removed`: what the chat template left out of the reply before the last question, such as its reasoning; `again`:
+    tokens prefilled a second time for that.
+    """
+
     parts: tuple[ContextPart, ...]
     window: int
     pinned: int
+    removed: int = 0
+    again: int = 0
 
 
 @dataclass(frozen=True)

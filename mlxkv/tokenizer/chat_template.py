@@ -15,6 +15,7 @@ from mlxkv.errors import ModelError, as_sentence
 
 FILE = "chat_template_file"  # an attribute of the tokenizer: its template's file
 
+_PROBE = "0x0TEXT0x0"
 _SWITCHES = ("enable_thinking", "thinking")  # mlx-lm's own name first
 
 
@@ -56,6 +57,18 @@ class ChatTemplate:
             return None  # `render` reports the error
         return next((name for name in _SWITCHES if name in read), None)
 
+    @cached_property
+    def _takes_parts(self) -> bool:
+        """Whether the template shows the text of a list of parts alone, as those of some vision models do."""
+
+        def shows(content: Any) -> bool:
+            try:
+                return _PROBE in self._render([{"role": "user", "content": content}], {"add_generation_prompt": True})
+            except Exception:  # `render` reports the error
+                return False
+
+        return bool(self.source) and not shows(_PROBE) and shows(_parts(_PROBE))
+
     def render(
         self,
         messages: Sequence[Mapping[str, str]],
@@ -75,7 +88,7 @@ class ChatTemplate:
             ModelError: the template fails on these messages.
         """
         tokenizer = self._tokenizer
-        chat = [dict(message) for message in messages]
+        chat: list[dict[str, Any]] = [dict(message) for message in messages]
         variables: dict[str, Any] = {"add_generation_prompt": for_reply}
         if think is not None and (switch := self.think_switch):
             variables[switch] = think
@@ -84,9 +97,13 @@ class ChatTemplate:
                 return tokenizer.apply_chat_template(chat, tokenize=False, **variables)
             if clock is not None:
                 variables["strftime_now"] = clock.strftime
-            return self._compiled.render(
-                messages=chat, tools=None, documents=None, **{**tokenizer.special_tokens_map, **variables}
-            )
+            if self._takes_parts:
+                chat = [{**m, "content": _parts(m["content"])} for m in chat]
+            return self._render(chat, variables)
+
+    def _render(self, chat: Sequence[Mapping[str, Any]], variables: Mapping[str, Any]) -> str:
+        own = self._tokenizer.special_tokens_map
+        return self._compiled.render(messages=chat, tools=None, documents=None, **{**own, **variables})
 
     def _refusal(self, why: str) -> str:
         file = getattr(self._tokenizer, FILE, "")
@@ -95,3 +112,7 @@ class ChatTemplate:
             f"The chat template of {whose} refuses this chat ({why}); use another model, or "
             "`mlxkv.load(...).generate` for raw text."
         )
+
+
+def _parts(text: str) -> list[dict[str, str]]:
+    return [{"type": "text", "text": text}]

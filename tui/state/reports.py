@@ -24,6 +24,16 @@ def context_text(usage: ContextUsage) -> str:
     return f"Context: {live:,} tok{share} · {usage.pinned:,} pinned · {tokens - live:,} evicted"
 
 
+def context_note(usage: ContextUsage) -> list[str]:
+    """A line about what the template left out of an earlier reply, or none."""
+    if usage.removed <= 0:
+        return []
+    return [
+        f"The chat template left {usage.removed:,} tok of reasoning out of the reply before the last question; "
+        f"{usage.again:,} tok after it were prefilled again."
+    ]
+
+
 def context_rows(usage: ContextUsage) -> list[ContextRow]:
     """A row for each message. `number` is that of its question, as in /fork 2; 0 before the first."""
     most = max((p.tokens for p in usage.parts), default=0) or 1

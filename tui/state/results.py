@@ -82,7 +82,9 @@ def handle_result(state: ChatState, event: ev.EngineEvent) -> None:
             state.listing = choice_lists.missing_model(name, size)
         case ev.ContextUsage():
             state.complete(cmd.ShowContext)
-            transcript.add_lines([reports.context_text(event), *reports.context_rows(event)])
+            transcript.add_lines(
+                [reports.context_text(event), *reports.context_rows(event), *reports.context_note(event)]
+            )
         case ev.SessionStats():
             state.complete(cmd.ShowStats)
             transcript.add_lines(reports.stats_lines(event))
