@@ -7,7 +7,9 @@ except what `classes` returns.
 
 from __future__ import annotations
 
+import inspect
 import re
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +23,7 @@ _SAME = {
     "qwen3_5_text": "qwen3_5", "qwen3_6": "qwen3_5", "qwen3_8": "qwen3_5", "qwen3_5_moe_text": "qwen3_5_moe",
     "qwen3_6_moe": "qwen3_5_moe", "qwen3_8_moe": "qwen3_5_moe",
 }  # fmt: skip
+_FP8_BLOCK = 128  # rows and columns that share a scale, unless the whole tensor does
 _OTHER = re.compile(
     r"(?:model\.|language_model\.)*"
     r"(vision_\w+|visual|audio_\w+|embed_vision|embed_audio|multi_modal_projector|mm_projector|mtp)\."
@@ -85,6 +88,8 @@ def _text_weights(
 
     wanted = {name for name, _ in tree_flatten(model.parameters())}
     text = {name: array for name, array in weights.items() if not tensor_kind(name)}
+    if not _decodes_fp8(model):
+        text = _with_plain_fp8(text)
     if type(model).__module__.endswith(".bailing_moe_v3"):
         text = _with_plain_kv_b(text, model.args.kv_lora_rank)
     prefix = "language_model." if hasattr(model, "language_model") else ""
@@ -110,6 +115,30 @@ def _with_plain_kv_b(weights: dict[str, Any], rank: int) -> dict[str, Any]:
         weight, scales, biases = (weights.pop(f"{path}.{part}", None) for part in ("weight", "scales", "biases"))
         group_size, bits = rank // scales.shape[-1], weight.shape[-1] * 32 // rank
         weights[f"{path}.weight"] = mx.dequantize(weight, scales, biases, group_size, bits)
+    return weights
+
+
+def _decodes_fp8(model: Any) -> bool:
+    """Whether the module of `model`, or of its text part, decodes FP8 itself."""
+    parts = (model, getattr(model, "language_model", model))
+    return any("from_fp8" in inspect.getsource(sys.modules[type(part).__module__]) for part in parts)
+
+
+def _with_plain_fp8(weights: dict[str, Any]) -> dict[str, Any]:
+    """`weights` with FP8 decoded. MLX loads it as bytes; some modules take these for numbers (ministral3)."""
+    import mlx.core as mx
+
+    for name in [name for name in weights if name.endswith(".weight_scale_inv")]:
+        weight, scale = weights[name.removesuffix("_scale_inv")], weights[name]
+        if weight.dtype != mx.uint8:
+            continue
+        plain = mx.from_fp8(weight, dtype=mx.bfloat16)
+        if scale.size > 1:
+            if weight.ndim != 2 or scale.shape != tuple(-(-n // _FP8_BLOCK) for n in weight.shape):
+                continue  # loading reports it
+            scale = mx.repeat(mx.repeat(scale, _FP8_BLOCK, 0), _FP8_BLOCK, 1)[: weight.shape[0], : weight.shape[1]]
+        weights[name.removesuffix("_scale_inv")] = (plain * scale).astype(mx.bfloat16)
+        del weights[name]
     return weights
 
 

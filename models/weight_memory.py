@@ -23,7 +23,7 @@ def predict_weights(headers: Iterable[Header], device: Device) -> tuple[int, boo
     stored = halves = 0
     for header in headers:
         for tensor in (tensor for tensor in header.tensors if not tensor_kind(tensor.name)):
-            stored += tensor.end - tensor.start
+            stored += (tensor.end - tensor.start) * (2 if tensor.dtype == "F8_E4M3" else 1)  # decoded to 16 bits
             halves += tensor.end - tensor.start if tensor.dtype == "F16" else 0
     promote = halves > 0 and not device.has_fast_float16 and stored + halves <= device.memory_limit
     return (stored + halves if promote else stored), promote

@@ -135,6 +135,39 @@ def _joined_kv_b(network: nn.Module, weights: dict[str, mx.array]) -> dict[str, 
     return weights
 
 
+def _block_fp8(network: nn.Module, weights: dict[str, mx.array]) -> dict[str, mx.array]:
+    """The linear layers in FP8 with a scale for each 128 x 128 weights, as Qwen publishes them."""
+
+    def scales(weight: mx.array) -> tuple[mx.array, mx.array]:
+        scale = mx.random.uniform(0.01, 0.02, [-(-n // 128) for n in weight.shape]).astype(mx.bfloat16)
+        return scale, mx.repeat(mx.repeat(scale, 128, 0), 128, 1)[: weight.shape[0], : weight.shape[1]]
+
+    return _fp8(network, weights, scales)
+
+
+def _tensor_fp8(network: nn.Module, weights: dict[str, mx.array]) -> dict[str, mx.array]:
+    """The linear layers in FP8 with one scale each and one for their input, as Mistral publishes them."""
+    scale = mx.array(0.015, mx.bfloat16)
+    weights = _fp8(network, weights, lambda _: (scale, scale))
+    inputs = [name.removesuffix("weight_scale_inv") for name in weights if name.endswith("weight_scale_inv")]
+    return weights | {f"{path}activation_scale": scale for path in inputs}
+
+
+def _fp8(
+    network: nn.Module, weights: dict[str, mx.array], scales: Callable[[mx.array], tuple[mx.array, mx.array]]
+) -> dict[str, mx.array]:
+    parameters: list[Any] = tree_flatten(network.parameters())  # type: ignore[assignment]
+    plain: list[tuple[str, mx.array]] = []
+    for (own, weight), name in zip(parameters, list(weights), strict=True):
+        if name.endswith("_proj.weight"):
+            scale, each = scales(weight)
+            packed = mx.to_fp8(weight / each)
+            weights |= {name: packed, f"{name}_scale_inv": scale}
+            plain.append((own, mx.from_fp8(packed, dtype=mx.bfloat16) * each))
+    network.load_weights(plain, strict=False)
+    return weights
+
+
 @dataclass(frozen=True)
 class Form:
     """A form of repository: its config.json, the name of each of mlx-lm's parameters, and prefixes of other tensors.
@@ -195,6 +228,14 @@ FORMS: dict[str, Form] = {
     ),
     "Ministral 3, nested": Form(
         _MISTRAL, _nested, ("model.vision_tower.patch_conv", "model.multi_modal_projector.patch_merger.merging_layer")
+    ),
+    "Ministral 3, original in FP8": Form(
+        {**_MISTRAL, "quantization_config": {"quant_method": "fp8", "activation_scheme": "static"}}, _nested,
+        ("model.vision_tower.patch_conv",), stored=_tensor_fp8,
+    ),
+    "Qwen3.6, in FP8": Form(
+        {**_qwen(), "quantization_config": {"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [128, 128]}},
+        _nested, ("model.visual.blocks.0.attn.qkv",), stored=_block_fp8,
     ),
     "LFM2.5": Form({"architectures": ["Lfm2ForCausalLM"], **_LFM}, files=()),
     "LFM2.5-2.6B, odd prefix": Form(
@@ -294,6 +335,15 @@ def _save(folder: Path, weights: dict[str, mx.array], num_files: int) -> None:
         file = "model.safetensors" if num_files == 1 else f"model.safetensors-{i + 1:05}-of-{num_files:05}.safetensors"
         part = names[i::num_files]
         mx.save_safetensors(str(folder / file), {name: weights[name] for name in part}, metadata={"format": "mlx"})  # type: ignore[arg-type]
+        _name_fp8(folder / file)
         table |= dict.fromkeys(part, file)
     total = sum(array.nbytes for array in weights.values())
     write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": table})
+
+
+def _name_fp8(file: Path) -> None:
+    """Change the dtype of FP8 tensors in a header, which MLX writes as bytes."""
+    data = file.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.dumps(json.loads(data[8 : 8 + length])).replace('"dtype": "U8"', '"dtype": "F8_E4M3"').encode()
+    file.write_bytes(len(header).to_bytes(8, "little") + header + data[8 + length :])
