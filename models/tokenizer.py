@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlxkv.errors import ModelFileError, ModelUnsupportedError, as_sentence
-from mlxkv.models.architecture import TOKENIZER_CONFIGS, check_files, read_json
+from mlxkv.models.architecture import INSTEAD, TOKENIZER_CONFIGS, check_files, read_json
 from mlxkv.models.chat_template import FoundTemplate, find_template, is_template
 from mlxkv.models.end_tokens import EndToken, end_tokens, token_ids
 from mlxkv.tokenizer.chat_template import FILE
@@ -68,6 +68,11 @@ def load_tokenizer(folder: Path, name: str, config: Mapping[str, Any], generatio
 def _tokenizer_error(folder: Path, name: str, why: str) -> str:
     """The error about a tokenizer that cannot be loaded; names tokenizer.json only if that file alone fails."""
     file = tokenizer_file(folder)
+    if file == "tekken.json":
+        return (
+            f"{name} has its tokenizer in Mistral's format alone (tekken.json), which mlxkv cannot read; use a "
+            f"repository with a tokenizer.json, such as {INSTEAD['mistral']}."
+        )
     if file == "tokenizer.json":
         from tokenizers import Tokenizer
 

@@ -93,7 +93,7 @@ def _gemma(kind: str = "gemma4", **more: Any) -> dict[str, Any]:
     return {
         "architectures": ["Gemma4ForConditionalGeneration"], "model_type": kind, "text_config": _GEMMA,
         "vocab_size": VOCAB, "vision_config": {**_VISION, "model_type": "gemma4_vision"}, "dtype": "bfloat16",
-        "audio_config": {"model_type": "gemma4_audio", "hidden_size": 32}, "eos_token_id": [2, 57],
+        "audio_config": {"model_type": "gemma4_audio", "hidden_size": 32}, "eos_token_id": [2, 62],
         "boi_token_id": 60, "eoi_token_id": 61, "vision_soft_tokens_per_image": 280, **more,
     }  # fmt: skip
 
@@ -275,7 +275,7 @@ def publish(folder: Path, form: Form, seed: int = 0) -> nn.Module:
         weights[f"{other}.weight"] = mx.random.normal((32, 32)).astype(mx.bfloat16)
     _save(folder, weights, form.num_files)
     write_json(folder / "config.json", config)
-    write_json(folder / "generation_config.json", {"eos_token_id": [2, 57], "temperature": 0.6, "top_k": 20})
+    write_json(folder / "generation_config.json", {"eos_token_id": [2, 62], "temperature": 0.6, "top_k": 20})
     for name in form.files:
         write_json(folder / name, {"image_processor_type": "ImageProcessor", "processor_class": "Processor"})
     (folder / "README.md").write_text("---\nlibrary_name: mlx\n---\n")
