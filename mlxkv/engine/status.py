@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from mlxkv.cache.prompt_cache import PromptCache
 
 _HEAD = 80  # characters of a message that identify it
+_OPENING = 16  # tokens at most that a template writes before a reply and not into history
 
 
 def session_status(context: EngineContext) -> SessionStatus:
@@ -108,9 +109,9 @@ def _removed(context: EngineContext, turns: Sequence[TurnRecord], places: Sequen
     asked = next((i for i in reversed(range(len(turns))) if turns[i].role == "user"), 0)
     if asked == 0 or turns[asked - 1].role != "assistant":
         return 0, 0
-    reply, start = turns[asked - 1], places[asked][0]
-    lost = places[asked - 1][0] + len(reply.ids) - start
-    if lost <= 0:
+    reply, begin, start = turns[asked - 1], places[asked - 1][0], places[asked][0]
+    lost = begin + len(reply.ids) - start
+    if lost <= 0 or start < begin - _OPENING:  # it begins differently: reasoning was turned on in the system prompt
         return 0, 0
     kept = min(lost, context.ready_model.num_tokens(reply.text) + 1)  # and its end-of-turn token
     stats = turns[asked + 1].stats if asked + 1 < len(turns) else {}

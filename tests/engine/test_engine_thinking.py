@@ -56,3 +56,21 @@ def test_context_says_what_the_template_removed_and_what_that_cost(kind: str, ho
     said.one(cmd.Send("really?", 0.0), ev.TurnFinished)  # the reply before it had no reasoning
     assert context_note(said.one(cmd.ShowContext(), ev.ContextUsage)) == []
     said.context.close()  # not the dispatcher: this thread goes on using MLX
+
+
+@pytest.mark.slow
+def test_a_prompt_that_begins_differently_is_not_taken_for_stripped_reasoning(home: Path, tmp_path: Path) -> None:
+    switched = "{% if enable_thinking %}<|im_start|>system\nthink first<|im_end|>\n{% endif %}" + STRIPPING
+    folder = tiny_folder(tmp_path / "m", tokenizer=tiny_tokenizer(switched, marks=THINK))
+    said = Said(replace(SETTINGS, max_tokens=100))
+    said.one(cmd.LoadModel(str(folder)), ev.ModelReady)
+    script(said.context.ready_model, f"{_THOUGHTS}yes")
+    said.one(cmd.Send("is it?", 0.0), ev.TurnFinished)
+    said.context.current_chat.thinking = True
+    script(said.context.ready_model, f"{_THOUGHTS}no")
+    done = said.one(cmd.Send("sure?", 0.0), ev.TurnFinished)
+    assert done.stats.cached_tokens < 4
+    use = said.one(cmd.ShowContext(), ev.ContextUsage)
+    assert context_note(use) == []
+    assert [part.role for part in use.parts] == ["user", "assistant", "user", "assistant"]
+    said.context.close()
