@@ -26,7 +26,7 @@ _BOM = b"\xef\xbb\xbf"
 
 _MODEL_TYPE = re.compile(r"[A-Za-z0-9_-]{1,64}", re.A)  # it becomes part of a module's name
 # Repositories that mlx-lm runs, of families that it has only in part, by the beginning of the model_type it lacks.
-INSTEAD = {
+_INSTEAD = {
     "qwen4": "mlx-community/Qwen3.6-35B-A3B-4bit",
     "qwen": "mlx-community/Qwen3.5-4B-MLX-4bit",
     "glm": "mlx-community/GLM-4.7-Flash-4bit",
@@ -109,11 +109,15 @@ def model_classes(config: dict[str, Any], name: str) -> tuple[Any, Any]:
                 f"{name} has the model_type {kind!r}, which mlx-lm does not support, and requires running its own "
                 "code (auto_map), which mlxkv never does; use another model."
             ) from error
-        family = next((start for start in INSTEAD if kind.startswith(start)), "")
-        other = f"use {INSTEAD[family]} or a newer mlxkv" if family else "use another model or a newer mlxkv"
+        other = f"use {repository_like(kind) or 'another model'} or a newer mlxkv"
         raise ModelUnsupportedError(
             f"{name} has the model_type {kind!r}, which mlx-lm does not support; {other}."
         ) from error
+
+
+def repository_like(kind: str) -> str:
+    """A repository that mlx-lm runs of the family of the model_type `kind`; "" if none is known."""
+    return next((repo for start, repo in _INSTEAD.items() if kind.startswith(start)), "")
 
 
 def is_known(config: dict[str, Any]) -> bool:

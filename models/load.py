@@ -16,8 +16,15 @@ from typing import TYPE_CHECKING, Any
 
 from mlxkv.cache.trained_length import trained_length
 from mlxkv.device import Device, check_temporary_folder, current_device
-from mlxkv.errors import ModelError, ModelFileError, first_line
-from mlxkv.models.architecture import check_files, model_classes, read_config, read_generation_config, runnable
+from mlxkv.errors import ModelError, ModelFileError, escaped, first_line
+from mlxkv.models.architecture import (
+    check_files,
+    model_classes,
+    read_config,
+    read_generation_config,
+    repository_like,
+    runnable,
+)
 from mlxkv.models.chat_template import FoundTemplate
 from mlxkv.models.completeness import WEIGHTS, check_complete
 from mlxkv.models.download import ensure
@@ -212,7 +219,15 @@ def _weights_errors(name: str, config: dict[str, Any]) -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        kind, why = config["model_type"], first_line(error)
+        quantized = config.get("quantization_config")
+        if "quantization" not in config and isinstance(quantized, dict) and "quant_method" in quantized:
+            other = repository_like(kind) or "a repository in MLX format, such as mlx-community's"
+            raise ModelFileError(
+                f"{name} is quantized in the format {escaped(quantized['quant_method'])}, which mlx-lm's {kind} "
+                f"cannot load ({why}); use {other}."
+            ) from error
         raise ModelFileError(
-            f"The weights of {name} do not fit the {config['model_type']} model that its config.json describes "
-            f"({first_line(error)}); download it again or use another model."
+            f"The weights of {name} do not fit the {kind} model that its config.json describes "
+            f"({why}); download it again or use another model."
         ) from error

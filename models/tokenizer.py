@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlxkv.errors import ModelFileError, ModelUnsupportedError, as_sentence
-from mlxkv.models.architecture import INSTEAD, TOKENIZER_CONFIGS, check_files, read_json
+from mlxkv.models.architecture import TOKENIZER_CONFIGS, check_files, read_json, repository_like
 from mlxkv.models.chat_template import FoundTemplate, find_template, is_template
 from mlxkv.models.end_tokens import EndToken, end_tokens, token_ids
 from mlxkv.tokenizer.chat_template import FILE
@@ -71,7 +71,7 @@ def _tokenizer_error(folder: Path, name: str, why: str) -> str:
     if file == "tekken.json":
         return (
             f"{name} has its tokenizer in Mistral's format alone (tekken.json), which mlxkv cannot read; use a "
-            f"repository with a tokenizer.json, such as {INSTEAD['mistral']}."
+            f"repository with a tokenizer.json, such as {repository_like('mistral')}."
         )
     if file == "tokenizer.json":
         from tokenizers import Tokenizer

@@ -239,7 +239,7 @@ FORMS: dict[str, Form] = {
     ),
     "LFM2.5": Form({"architectures": ["Lfm2ForCausalLM"], **_LFM}, files=()),
     "LFM2.5-2.6B, odd prefix": Form(
-        {"architectures": ["Lfm2ForCausalLM"], **_LFM}, lambda name: "language_model." + name,
+        {"architectures": ["Lfm2ForCausalLM"], **_LFM, "vision_config": {}}, lambda name: "language_model." + name,
         bits=lambda _: 4, files=(),
     ),
     "LFM2.5-VL": Form(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import mlx.core as mx
@@ -113,6 +114,23 @@ def test_a_tokenizer_in_mistrals_own_format_alone_is_refused_in_a_sentence(tmp_p
         mlxkv.load(str(tmp_path))
     assert "has its tokenizer in Mistral's format alone (tekken.json)" in str(caught.value)
     assert "such as mlx-community/Ministral-3-3B-Instruct-2512-4bit." in str(caught.value)
+
+
+def test_a_format_of_quantization_that_mlx_lm_lacks_is_named(tmp_path: Path) -> None:
+    """Google's Gemma 4 for phones and for vLLM are in compressed-tensors."""
+    form = FORMS["Gemma 4 E2B, original"]
+    quantization = {"quant_method": "compressed-tensors", "format": "pack-quantized"}
+    packed = replace(
+        form,
+        config={**form.config, "quantization_config": quantization},
+        rename=lambda name: form.rename(name).replace("_proj.weight", "_proj.weight_packed"),
+    )
+    publish(tmp_path, packed)
+    with pytest.raises(ModelFileError) as caught:
+        mlxkv.load(str(tmp_path))
+    text = str(caught.value)
+    assert "is quantized in the format 'compressed-tensors', which mlx-lm's gemma4 cannot load (" in text
+    assert text.endswith("; use mlx-community/gemma-4-e4b-it-4bit.")
 
 
 @pytest.mark.parametrize(
