@@ -88,7 +88,7 @@ def _text_weights(
 
     wanted = {name for name, _ in tree_flatten(model.parameters())}
     text = {name: array for name, array in weights.items() if not tensor_kind(name)}
-    if not _decodes_fp8(model):
+    if any(name.endswith(".weight_scale_inv") for name in text) and not _decodes_fp8(model):
         text = _with_plain_fp8(text)
     if type(model).__module__.endswith(".bailing_moe_v3"):
         text = _with_plain_kv_b(text, model.args.kv_lora_rank)

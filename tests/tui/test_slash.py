@@ -457,3 +457,12 @@ def test_an_empty_window_says_so(state: ChatState) -> None:
     state.submit(cmd.ShowContext())
     state.apply(ContextUsage((), 0, 0))
     assert lines(state) == ["The window is empty: this chat has no messages yet."]
+
+
+def test_context_ends_with_the_reasoning_that_the_template_removed(state: ChatState) -> None:
+    state.submit(cmd.ShowContext())
+    state.apply(ContextUsage((ContextPart("user", "hi", 9, 9),), 64, 1, removed=1_200, again=34))
+    assert lines(state)[-1] == (
+        "The chat template left 1,200 tok of reasoning out of the reply before the last question; 34 tok after it were "
+        "prefilled again."
+    )
