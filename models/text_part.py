@@ -43,9 +43,10 @@ def text_config(config: dict[str, Any], is_known: Callable[[dict[str, Any]], boo
     text = config.get("text_config")
     if kind in _SAME and "linear_num_value_heads" in (text if isinstance(text, dict) else config):
         return config | {"model_type": _SAME[kind]}
-    if not isinstance(text, dict) or not isinstance(text.get("model_type"), str) or not is_known(text):
-        return config
-    return config | text  # the rest, such as `quantization`, is beside it
+    has_more = "vision_config" in config or "audio_config" in config
+    if has_more and isinstance(text, dict) and isinstance(text.get("model_type"), str) and is_known(text):
+        return config | text  # the rest, such as `quantization`, is beside it
+    return config
 
 
 def tensor_kind(name: str) -> str:
@@ -130,7 +131,7 @@ def _with_plain_fp8(weights: dict[str, Any]) -> dict[str, Any]:
 
     for name in [name for name in weights if name.endswith(".weight_scale_inv")]:
         weight, scale = weights[name.removesuffix("_scale_inv")], weights[name]
-        if weight.dtype != mx.uint8:
+        if weight.dtype != mx.uint8 or scale.dtype == mx.uint8:  # scales may be powers of two, in FP8 themselves
             continue
         plain = mx.from_fp8(weight, dtype=mx.bfloat16)
         if scale.size > 1:

@@ -13,6 +13,7 @@ from mlxkv.chat.prompt import PromptFormat, message
 from mlxkv.device import current_device
 from mlxkv.errors import ModelFileError, ModelNotFoundError, ModelUnsupportedError
 from mlxkv.models import Hub, download, skeleton
+from mlxkv.models.architecture import is_known, runnable
 from mlxkv.models.completeness import problem
 from mlxkv.models.skeleton import parts_not_loaded
 from mlxkv.models.text_part import not_loaded, tensor_kind, text_name
@@ -85,6 +86,13 @@ def test_a_qwen_without_linear_layers_is_not_taken_for_qwen3_5(tmp_path: Path) -
     write_json(tmp_path / "config.json", {"model_type": "qwen3_8", "hidden_size": 64})
     with pytest.raises(ModelUnsupportedError, match="'qwen3_8'"):
         skeleton(tmp_path)
+
+
+@pytest.mark.parametrize("part", ["vision_config", "audio_config", "diffusion_config"])
+def test_the_text_part_alone_runs_if_the_other_parts_are_for_images_or_sound(part: str) -> None:
+    config = {"model_type": "new_vl", "text_config": {"model_type": "llama", "hidden_size": 64}, part: {}}
+    assert (runnable(config)["model_type"] == "llama") is (part != "diffusion_config")
+    assert is_known(config) is (part != "diffusion_config")
 
 
 def test_a_folder_of_quantizations_names_them(tmp_path: Path) -> None:
