@@ -93,8 +93,11 @@ def _text_weights(
         text = _with_plain_fp8(text)
     if type(model).__module__.endswith(".bailing_moe_v3"):
         text = _with_plain_kv_b(text, model.args.kv_lora_rank)
-    prefix = "language_model." if hasattr(model, "language_model") else ""
-    renamed = {prefix + text_name(name): array for name, array in text.items()}
+    is_nested = any(name.startswith("model.language_model.") for name in wanted)  # gemma3n's
+    prefix = "language_model." if any(name.startswith("language_model.") for name in wanted) else ""
+    names = map(text_name, text)
+    names = (f"model.language_model.{n.removeprefix('model.')}" if is_nested else prefix + n for n in names)
+    renamed = dict(zip(names, text.values(), strict=True))
     try:
         found = own(dict(text))
         if wanted <= found.keys() or renamed.keys() == text.keys():

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import pytest
+from mlx.utils import tree_flatten
 
 import mlxkv
 from mlxkv.chat.prompt import PromptFormat, message
@@ -16,9 +19,10 @@ from mlxkv.models import Hub, download, skeleton
 from mlxkv.models.architecture import is_known, runnable
 from mlxkv.models.completeness import problem
 from mlxkv.models.skeleton import parts_not_loaded
-from mlxkv.models.text_part import not_loaded, tensor_kind, text_name
+from mlxkv.models.text_part import classes, not_loaded, tensor_kind, text_name
 from mlxkv.models.weight_memory import predict_weights
 from mlxkv.safetensors.header import check_weights
+from tests.cache.architectures import ARCHITECTURES
 from tests.chats import CONFIG, say
 from tests.fakes_hub import FakeHub
 from tests.repositories import FORMS, PARTS, UNSUPPORTED, other_bytes, publish, write_json
@@ -175,6 +179,32 @@ def test_tensors_of_other_parts_are_told_by_their_names(name: str, kind: str) ->
 )
 def test_every_prefix_gives_the_name_of_the_text_model(name: str, short: str) -> None:
     assert text_name(name) == short
+
+
+@pytest.mark.slow
+def test_the_weights_of_every_architecture_are_found_under_every_prefix() -> None:
+    """mlx-lm finds those of 2 of 107 under `language_model.`, of 19 of 123 under `model.language_model.`."""
+    wrong: list[tuple[str, str]] = []
+    for name, architecture in ARCHITECTURES.items():
+        module = importlib.import_module(f"mlx_lm.models.{architecture.module}")
+        make, args_class = classes((module.Model, module.ModelArgs))
+        model: Any = make(args_class.from_dict(architecture.config()))
+        parameters: dict[str, mx.array] = dict(tree_flatten(model.parameters()))  # type: ignore[arg-type]
+        assert not any(map(tensor_kind, parameters)), "a parameter would not be loaded"
+        expected = {key: array.shape for key, array in parameters.items()}
+        text = {text_name(key): array for key, array in parameters.items()}
+        for prefix in ("", "language_model."):
+            found = model.sanitize({prefix + key: array for key, array in text.items()})
+            wrong += [(name, prefix)] * ({key: array.shape for key, array in found.items()} != expected)
+        nested = {
+            f"model.language_model.{key.removeprefix('model.')}": array
+            for key, array in text.items()
+            if key.startswith("model.")
+        }
+        beside = {key: array for key, array in text.items() if not key.startswith("model.")}
+        found = model.sanitize(nested | beside)
+        wrong += [(name, "model.language_model.")] * ({key: array.shape for key, array in found.items()} != expected)
+    assert wrong == []
 
 
 def test_what_is_not_loaded_is_told_from_the_weights_or_before_them_from_the_configuration(tmp_path: Path) -> None:
