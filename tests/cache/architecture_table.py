@@ -159,9 +159,18 @@ rows and compare them with this file.
   names as `eos_token`, and the special token that the chat template puts after a reply at the end of a chat
   (`<|im_end|>`, `<|eot_id|>`, `<end_of_turn>`, gpt-oss' `<|return|>`). Numbers may be text or nested; invalid
   values are skipped.
+* **Vision repositories** (Qwen3.5 to 3.8, Gemma 4, Mistral 3, LFM2.5-VL, ...): the text part is loaded, whichever
+  prefix its tensors have (`language_model.`, `model.language_model.`, none; tested with each architecture below).
+  Tensors for images, sound and draft layers (MTP) stay on disk: memory checks and `mlxkv models estimate` do not
+  count them, `mlxkv models info` says so. If mlx-lm lacks the model_type but has that of `text_config`, this one
+  runs; `qwen3_6`, `qwen3_8` and `qwen3_5_text` run as `qwen3_5`. A quantized `kv_b_proj` of Ling 3.0 is unpacked on
+  loading.
+* **FP8** (`weight_scale_inv`, for a whole tensor or for blocks of 128 x 128) is decoded to bfloat16 on loading where
+  mlx-lm's module does not: `ministral3` takes the bytes for numbers.
 * **Chat template**: chat_template.jinja, additional_chat_templates/*.jinja, tokenizer_config.json, then the
   processor's files: chat_template.json, processor_config.json. Of several templates the one named "default", else the
-  first by name, "rag" and "tool_use" last.
+  first by name, "rag" and "tool_use" last. A template that shows the text of lists of parts alone, as some vision
+  models' do, gets such lists.
 
 `mlxkv models info` shows the template and the end tokens, each with its file.
 
