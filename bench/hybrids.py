@@ -3,8 +3,8 @@
 Prints a Markdown table: what, measured, goal, and whether it is met. The model is random, of one real layer shape
 (hybrid_models.py). Bytes are measured with all its layers (`--layers`); tokens, which do not depend on the number of
 layers, with `--few-layers`, so that chats of 8,000 tokens are affordable on a CPU. Where only the number of tokens to
-prefill counts, the reply is closed before the prefill begins. `--speed` compares with mlx-lm's own loop and caches
-instead, `--kills N` kills a chatting process N times.
+prefill counts, the reply is closed before the prefill begins. `--kills N` kills a chatting process N times
+instead. `bench.hybrid_speed` measures speed.
 """
 
 from __future__ import annotations
@@ -30,15 +30,17 @@ import mlx.core as mx
 import mlxkv
 from bench.hybrid_models import FAMILIES, OVERHEAD, Family, build
 from bench.measure import header
+from mlxkv.cache.config import CacheConfig
 from mlxkv.chat.history import spans
 from mlxkv.config import Folders
 from mlxkv.events import Notice, PrefillProgress
 from mlxkv.store.db.open import DATABASE
 
 REPLY = 4  # tokens
-CONFIG = mlxkv.CacheConfig(window=4096)
-LONG = mlxkv.CacheConfig(window=16_384)  # holds all of the long chat
+CONFIG = CacheConfig(window=4096)
+LONG = CacheConfig(window=16_384)  # holds all of the long chat
 TURN = 30  # tokens of a short turn, its reply included
+NUM_LONG = 20  # turns of the long chat
 INTERVAL = 1024  # new tokens that are worth a state on disk
 
 
@@ -57,7 +59,7 @@ class Bench:
         """A text that the template makes this many tokens of."""
         return "".join(self._dice.choices("abcdefghijklmnopqrstuvwxyz", k=num_tokens - OVERHEAD))
 
-    def chat(self, system: str | None = None, config: mlxkv.CacheConfig = CONFIG) -> mlxkv.Chat:
+    def chat(self, system: str | None = None, config: CacheConfig = CONFIG) -> mlxkv.Chat:
         return self.model.chat(system, config, autosave=True, temperature=0.0, max_tokens=REPLY)
 
     def turn(self, chat: mlxkv.Chat, num_tokens: int = TURN) -> mlxkv.TurnStats:
@@ -105,7 +107,7 @@ def state_bytes(cache: Any) -> int:
     return sum(layer.nbytes for layer in cache.layers if type(layer).__name__ == "ArraysCache")
 
 
-# -- bytes ---------------------------------------------------------------------------------------------------------------
+# -- bytes -------------------------------------------------------------------------------------------------------------
 
 
 def measure_bytes(bench: Bench, num_turns: int) -> None:
@@ -133,8 +135,8 @@ def measure_bytes(bench: Bench, num_turns: int) -> None:
         f"{mb(statistics.median(totals))}: states {mb(statistics.median(w['states'] for w in written))}, "
         f"rows {mb(statistics.median(w['rows'] for w in written))}; largest {mb(max(totals))}",
         "its rows", statistics.median(w["states"] for w in written) == 0)  # fmt: skip
-    row(f"written by {num_turns} turns, times {100 / num_turns:.1f} for 100", f"{mb(states + rows)}: states {mb(states)},"
-        f" rows {mb(rows)}; 100 turns {mb((states + rows) * 100 / num_turns)}",
+    row(f"written by {num_turns} turns, times {100 / num_turns:.1f} for 100",
+        f"{mb(states + rows)}: states {mb(states)}, rows {mb(rows)}; 100 turns {mb((states + rows) * 100 / num_turns)}",
         f"rows and at most {num_states} states", states <= 1.02 * num_states * state)  # fmt: skip
     closing_bytes: Counter[str] = Counter()
     with bench.written(closing_bytes):
@@ -167,7 +169,7 @@ def print_mode(bench: Bench, system: str) -> tuple[int, int, str]:
     return usage["prompt_tokens"], usage["cached_tokens"], done.stderr.strip()
 
 
-# -- tokens --------------------------------------------------------------------------------------------------------------
+# -- tokens ------------------------------------------------------------------------------------------------------------
 
 
 def measure_sharing(bench: Bench, num_system: int) -> None:
@@ -235,26 +237,37 @@ def measure_back(bench: Bench, turns: list[int], title: str) -> None:
 
 def measure_shared_prefill(bench: Bench, num_system: int) -> None:
     """Two chats and a named prompt cache with the same system prompt: what each prefills."""
-    system, prefilled = bench.text(num_system), []
-    chats = [bench.chat(system) for _ in range(2)]
-    for chat in chats:
-        prefilled.append(bench.turn(chat).prefill_tokens)
+    system = bench.text(num_system)
+    first, second = bench.chat(system), bench.chat(system)
+    prefilled = [bench.turn(first).prefill_tokens, first_progress(second.send(bench.text(16))).total]
     runner, fed = bench.model.runner, Counter[str]()
     prefill = runner.prefill
 
     def counted(cache: Any, ids: Any, *more: Any) -> Iterator[int]:
         fed["tokens"] += len(ids)
-        return prefill(cache, ids, *more)
+        return iter(())  # counted is enough
 
     runner.prefill = counted  # type: ignore[method-assign]
-    cache = bench.model.prefill("", CONFIG, system=system)
+    bench.model.prefill("", CONFIG, system=system)
     runner.prefill = prefill  # type: ignore[method-assign]
     prefilled.append(fed["tokens"])
-    num_bytes = cache.save(bench.root / "named.kv")
-    row(f"two chats and a named prompt cache ({mb(num_bytes)}) with a system prompt of {num_system:,} tokens prefill",
+    row(f"two chats and a named prompt cache with a system prompt of {num_system:,} tokens prefill",
         ", ".join(f"{n:,}" for n in prefilled), "once", sum(prefilled) <= num_system + 128)  # fmt: skip
-    for chat in chats:
-        chat.close()
+    first.close()
+
+
+def kill(root: Path, family: str, kills: int) -> None:
+    """Kill a chatting process this often: tests/store/kill_hybrids.py, which fails if anything is lost."""
+    (folder := root / "kills").mkdir()
+    command = [sys.executable, "-m", "tests.store.kill_hybrids", family, str(folder), "--kills", str(kills)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"lost after a kill: {done.stderr}")
+    found = json.loads(done.stdout)
+    row(f"{kills} kills at random moments in {found['turns']} turns, {found['tokens']:,} tokens",
+        f"nothing acknowledged lost; at most {found['most prefilled by the next turn']:,} tokens prefilled by the next "
+        f"turn, {found['most tokens since the last state']:,} since the last state on disk",
+        "those since the last state, and the message", True)  # fmt: skip
 
 
 def main() -> None:
@@ -262,28 +275,37 @@ def main() -> None:
     parser.add_argument("--family", choices=FAMILIES, default="qwen3_5")
     parser.add_argument("--layers", type=int, help="of the model that bytes are measured with; all by default")
     parser.add_argument("--few-layers", type=int, help="of the model that tokens are counted with")
+    parser.add_argument("--part", choices=("all", "bytes", "tokens"), default="all")
     parser.add_argument("--turns", type=int, default=30, help="short turns")
     parser.add_argument("--tokens", type=int, default=8000, help="of the long chat")
+    parser.add_argument("--kills", type=int, default=0, help="only kill a chatting process (of tiny layers) this often")
     parser.add_argument("--system", type=int, nargs=2, default=(580, 2000), help="tokens of the system prompts")
     args = parser.parse_args()
     family = FAMILIES[args.family]
     header(f"bench.hybrids --family {family.name}")
     layers, few = args.layers or family.num_layers, args.few_layers or family.few
-    num_long = 20
-    print(f"random {family.name}, {family.dtype}; bytes with {layers} layers, tokens with {few}; turns of {TURN} tokens, "
-          f"the long chat has {num_long} of {args.tokens // num_long}\n")  # fmt: skip
-    print("| what | measured | goal | met |\n|---|---|---|---|")
+    print(
+        f"random {family.name}, {family.dtype}; bytes with {layers} layers, tokens with {few}; turns of {TURN} tokens,"
+    )
+    each = args.tokens // NUM_LONG
+    print(f"in the long chat {NUM_LONG} of {each}; window {CONFIG.window:,}, to go back {LONG.window:,}\n")
+    print("| what | measured | goal | met |\n|---|---|---|---|", flush=True)
     with tempfile.TemporaryDirectory() as root:
         os.chmod(root, 0o700)
-        bench = Bench(Path(root) / "all", family, layers)
-        measure_bytes(bench, args.turns)
-        bench.close()
-        bench = Bench(Path(root) / "few", family, few)
-        measure_sharing(bench, args.system[0])
-        measure_shared_prefill(bench, args.system[1])
-        measure_back(bench, [TURN] * 7, f"{7 * TURN} tokens")
-        measure_back(bench, [args.tokens // num_long] * num_long, f"{args.tokens:,} tokens")
-        bench.close()
+        if args.kills:
+            kill(Path(root), family.name, args.kills)
+            return
+        if args.part != "tokens":
+            bench = Bench(Path(root) / "all", family, layers)
+            measure_bytes(bench, args.turns)
+            bench.close()
+        if args.part != "bytes":
+            bench = Bench(Path(root) / "few", family, few)
+            measure_sharing(bench, args.system[0])
+            measure_shared_prefill(bench, args.system[1])
+            measure_back(bench, [TURN] * 7, f"{7 * TURN} tokens")
+            measure_back(bench, [each] * NUM_LONG, f"{args.tokens:,} tokens")
+            bench.close()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,92 @@
+"""Speed of a hybrid beside mlx-lm's own loop and caches, in one process: `python -m bench.hybrid_speed`.
+
+Prefill, decode of 64 tokens, and a turn: a message and a reply on a cache that holds a prompt, with the checkpoints
+that a chat takes. Medians of five, the two sides alternating; ratios above 1 mean mlxkv is faster. The model is random,
+of one real layer shape (hybrid_models.py).
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+from mlx_lm.generate import stream_generate
+from mlx_lm.models.cache import make_prompt_cache
+
+import mlxkv
+from bench.hybrid_models import FAMILIES, VOCAB, build
+from bench.measure import header
+from mlxkv.cache.config import CacheConfig
+from mlxkv.cache.plan import CachePlan, plan_cache
+from mlxkv.cache.prompt_cache import PromptCache
+from mlxkv.cli.bench import Speeds, compare, decode_speeds, prefill_speeds, random_ids
+from mlxkv.config import Folders
+from mlxkv.inference.generation import Generation
+from mlxkv.inference.sampling import SamplingParams
+
+MESSAGE, REPLY = 64, 32  # tokens of the turn
+DECODED = 64
+
+
+def turn_speeds(model: mlxkv.Model, plan: CachePlan, ids: list[int]) -> Speeds:
+    """A turn on a cache that holds `ids`. Each round has a copy of its own, made before the clock runs."""
+    network, runner = model.loaded.model, model.runner
+    message, params = random_ids(MESSAGE, VOCAB), SamplingParams(temperature=0.0, max_tokens=REPLY)
+    full, cache = PromptCache(plan, network), make_prompt_cache(network)
+    for _ in runner.prefill(full, ids):
+        pass
+    for at in range(0, len(ids), runner.chunk):
+        network(mx.array([ids[at : at + runner.chunk]]), cache=cache)
+        mx.eval([layer.state for layer in cache])
+
+    def timed(events: Any) -> float:
+        begun = time.perf_counter()
+        for _ in events:
+            pass
+        return time.perf_counter() - begun
+
+    def ours() -> float:
+        return timed(Generation(runner, model.tokenizer, full.fork(), [*ids, *message], params).events())
+
+    def theirs() -> float:
+        fresh = copy.deepcopy(cache)
+        return timed(stream_generate(network, model.tokenizer, message, max_tokens=REPLY, prompt_cache=fresh))
+
+    return Speeds(f"a turn of {MESSAGE} + {REPLY} tokens after", MESSAGE + REPLY, compare(ours, theirs))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--family", choices=FAMILIES, default="qwen3_5")
+    parser.add_argument("--layers", type=int, help="a few by default; the real number needs a GPU")
+    parser.add_argument("--tokens", type=int, default=2048, help="of the prompt")
+    args = parser.parse_args()
+    family = FAMILIES[args.family]
+    layers = args.layers or family.few
+    header(f"bench.hybrid_speed --family {family.name} --layers {layers} --tokens {args.tokens}")
+    print("| what | mlxkv, tok/s | mlx-lm | ratio (median of 5) | worst pair |\n|---|---|---|---|---|", flush=True)
+    with tempfile.TemporaryDirectory() as root:
+        os.chmod(root, 0o700)
+        folders = Folders.from_env({"MLXKV_HOME": str(Path(root) / "home")})
+        model = mlxkv.load(build(Path(root) / "model", family, layers), folders=folders)
+        ids = random_ids(args.tokens, VOCAB)
+        plan = plan_cache(model.loaded.model, CacheConfig(window=args.tokens + 512))
+        for measure in (
+            lambda: prefill_speeds(model.runner, plan, ids),
+            lambda: decode_speeds(model.runner, plan, ids, DECODED),
+            lambda: turn_speeds(model, plan, ids),
+        ):
+            found = measure()
+            speeds = f"{found.ours_tps:.1f} | {found.theirs_tps:.1f} | {found.ratio.median:.3f}"
+            print(f"| {found.what} {args.tokens:,} tokens | {speeds} | {found.ratio.worst:.3f} |", flush=True)
+        model.close()
+
+
+if __name__ == "__main__":
+    main()
