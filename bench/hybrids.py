@@ -209,7 +209,7 @@ def measure_back(bench: Bench, turns: list[int], title: str) -> None:
     chat = bench.chat(config=LONG)
     for num_tokens in turns:
         bench.turn(chat, num_tokens)
-    back = range(1, min(len(turns), 10))
+    back = range(1, len(turns))
 
     def show(where: str, which: int, found: dict[int, tuple[int, int]]) -> None:
         far, lost = found[which]
@@ -282,13 +282,14 @@ def main() -> None:
     parser.add_argument("--system", type=int, nargs=2, default=(580, 2000), help="tokens of the system prompts")
     args = parser.parse_args()
     family = FAMILIES[args.family]
-    header(f"bench.hybrids --family {family.name}")
     layers, few = args.layers or family.num_layers, args.few_layers or family.few
-    print(
-        f"random {family.name}, {family.dtype}; bytes with {layers} layers, tokens with {few}; turns of {TURN} tokens,"
-    )
     each = args.tokens // NUM_LONG
-    print(f"in the long chat {NUM_LONG} of {each}; window {CONFIG.window:,}, to go back {LONG.window:,}\n")
+    header(f"bench.hybrids --family {family.name}")
+    if not args.kills:
+        print(
+            f"random {family.name}, {family.dtype}; bytes with {layers} layers, tokens with {few}; turns of {TURN} tokens,"
+        )
+        print(f"in the long chat {NUM_LONG} of {each}; window {CONFIG.window:,}, to go back {LONG.window:,}\n")
     print("| what | measured | goal | met |\n|---|---|---|---|", flush=True)
     with tempfile.TemporaryDirectory() as root:
         os.chmod(root, 0o700)
