@@ -286,10 +286,10 @@ def main() -> None:
     each = args.tokens // NUM_LONG
     header(f"bench.hybrids --family {family.name}")
     if not args.kills:
+        print(f"random {family.name}, {family.dtype}; bytes with {layers} layers, tokens with {few};")
         print(
-            f"random {family.name}, {family.dtype}; bytes with {layers} layers, tokens with {few}; turns of {TURN} tokens,"
+            f"turns of {TURN} tokens, in the long chat {NUM_LONG} of {each}; window {CONFIG.window:,}, to go back {LONG.window:,}\n"
         )
-        print(f"in the long chat {NUM_LONG} of {each}; window {CONFIG.window:,}, to go back {LONG.window:,}\n")
     print("| what | measured | goal | met |\n|---|---|---|---|", flush=True)
     with tempfile.TemporaryDirectory() as root:
         os.chmod(root, 0o700)
