@@ -287,9 +287,8 @@ def main() -> None:
     header(f"bench.hybrids --family {family.name}")
     if not args.kills:
         print(f"random {family.name}, {family.dtype}; bytes with {layers} layers, tokens with {few};")
-        print(
-            f"turns of {TURN} tokens, in the long chat {NUM_LONG} of {each}; window {CONFIG.window:,}, to go back {LONG.window:,}\n"
-        )
+        print(f"turns of {TURN} tokens, in the long chat {NUM_LONG} of {each};")
+        print(f"window {CONFIG.window:,}, {LONG.window:,} to go back\n")
     print("| what | measured | goal | met |\n|---|---|---|---|", flush=True)
     with tempfile.TemporaryDirectory() as root:
         os.chmod(root, 0o700)
