@@ -280,7 +280,9 @@ class Model:
         saved = CacheConfig.from_table(record.params.get("cache"))
         if saved.sinks == "system" and not record.system:
             saved = replace(saved, sinks=DEFAULT_SINKS)  # an older version wrote this for them
-        if cache is None:
+        if cache is not None:
+            saved = replace(saved, checkpoint_bytes=cache.checkpoint_bytes)  # concerns no saved rows
+        if cache is None or replace(cache, checkpoint_bytes=None) == CacheConfig():
             learned = traits_of(self.loaded.model).learned
             if learned and saved.window and saved.window > saved.geometry(learned).window:
                 return replace(saved, window=None, block=None, slack=None)  # saved before this was checked

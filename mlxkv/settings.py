@@ -145,6 +145,10 @@ class Settings:
         None, "Bits of the KV cache: none, 8 or 4.", slash="kv-bits", option="--kv-bits", choices=(8, 4),
         null="the model's own precision", holds=NEW_CACHE,
     )  # fmt: skip
+    checkpoint_limit: float | None = _setting(
+        None, "Memory for earlier states of recurrent layers, to go back to.", slash="checkpoint-limit", low=0,
+        high=1_000_000, unit="GB", null="a quarter of the window's memory, at least six states", holds=NEW_CACHE,
+    )  # fmt: skip
     disk_limit: float | None = _setting(
         20.0, "Limit of KV cache on disk, prompt caches included; 0 saves none.", slash="disk-limit",
         option="--disk-limit", low=0, high=1_000_000_000, unit="GB", null="limited only by the disk", holds=NEXT_START,
@@ -163,7 +167,11 @@ class Settings:
     @property
     def bounds_cache(self) -> bool:
         """Whether the user set a cache setting; otherwise a resumed chat keeps its own."""
-        return (self.window, self.sinks, self.kv_bits) != (None, "system", None)
+        return (self.window, self.sinks, self.kv_bits, self.checkpoint_limit) != (None, "system", None, None)
+
+    @property
+    def checkpoint_bytes(self) -> int | None:
+        return None if self.checkpoint_limit is None else int(self.checkpoint_limit * 1e9)
 
     @property
     def disk_limit_bytes(self) -> int | None:

@@ -12,6 +12,7 @@ from mlxkv.protocol.commands import Command
 from mlxkv.protocol.engine import EnginePort
 from mlxkv.protocol.events import ModelCard
 from mlxkv.system.supervisor_link import SupervisorLink
+from mlxkv.system.terminal import close_before_ending
 
 __all__ = ["EnginePort", "run"]
 
@@ -37,16 +38,15 @@ def run(
     accept_any_bytes()
     # A token must not wait 5 ms for the window to release the interpreter lock.
     sys.setswitchinterval(0.0005)
-    try:
-        app = ChatApp(
-            engine, suggestions, settings, folders, start, ask, driver_class=WindowDriver, supervisor=supervisor
-        )
-        code = app.run(mouse=settings.mouse)
-        return code if code is not None else (app.return_code or 0)
-    finally:
-        if supervisor is not None:
-            supervisor.quit()
-        engine.close()
+    app = ChatApp(engine, suggestions, settings, folders, start, ask, driver_class=WindowDriver, supervisor=supervisor)
+    with close_before_ending(lambda: app.call_later(app.exit, 0)):
+        try:
+            code = app.run(mouse=settings.mouse)
+            return code if code is not None else (app.return_code or 0)
+        finally:
+            if supervisor is not None:
+                supervisor.quit()
+            engine.close()
 
 
 def accept_any_bytes() -> None:

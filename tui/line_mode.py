@@ -18,7 +18,7 @@ from mlxkv.errors import ConfigError
 from mlxkv.protocol import commands as cmd
 from mlxkv.protocol import events as ev
 from mlxkv.stats import bytes_text, stat_line
-from mlxkv.system.terminal import handle_interrupts
+from mlxkv.system.terminal import close_before_ending, handle_interrupts
 from mlxkv.text.clean import CONTEXT, clean
 from mlxkv.tui.state import slash_actions
 from mlxkv.tui.state.blocks import NO_ANSWER, Kind
@@ -38,7 +38,7 @@ class DispatcherPort(Protocol):
 
     def handle(self, command: cmd.Command) -> None: ...
 
-    def stop(self) -> None: ...
+    def stop(self, *, closing: bool = False) -> None: ...
 
     def pause_download(self) -> None: ...
 
@@ -69,6 +69,17 @@ class PlainChat:
 
     def run(self, first: Sequence[cmd.Command], ask: str | None = None) -> int:
         """Run until the user quits; returns the exit code."""
+        with close_before_ending(self._end):
+            return self._run(first, ask)
+
+    def _end(self) -> None:
+        """Stop the reply and quit; at the prompt, end its reading."""
+        self._done = True
+        self._dispatcher.stop(closing=True)
+        if self._state.transcript.reply is None:
+            raise EOFError
+
+    def _run(self, first: Sequence[cmd.Command], ask: str | None) -> int:
         try:
             with self._interrupts():
                 self._state.begin(first)

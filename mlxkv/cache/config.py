@@ -76,7 +76,12 @@ class CacheConfig:
     @classmethod
     def from_settings(cls, settings: Settings) -> CacheConfig:
         """The cache that the user's settings describe."""
-        return cls(window=settings.window, sinks=settings.sinks, bits=settings.kv_bits)  # type: ignore[arg-type]
+        return cls(
+            window=settings.window,
+            sinks=settings.sinks,  # type: ignore[arg-type]
+            bits=settings.kv_bits,
+            checkpoint_bytes=settings.checkpoint_bytes,
+        )
 
     @classmethod
     def from_table(cls, table: Mapping[str, Any] | None) -> CacheConfig:

@@ -25,6 +25,7 @@ from mlxkv.cache.traits import native_cache, traits_of
 from mlxkv.device import Device, current_device
 from mlxkv.errors import ConfigError, UnboundedError
 
+RECURRENT = ("ArraysCache",)  # mlx-lm's caches of recurrent layers; budgets count their states and checkpoints
 _UNLIMITED = 1 << 62  # bytes for a default window if the caller names no budget
 
 
@@ -92,7 +93,10 @@ class CachePlan:
         """One sentence: how this model's cache is bounded."""
         geometry = self.geometry
         if geometry is None:
-            return "; ".join(["This model's own caches are used unchanged", *self.notes]) + "."
+            what = "This model's own caches are used unchanged"
+            if {*self.passed_through} <= {*RECURRENT}:
+                what = "All layers are recurrent and keep a state of constant size"
+            return "; ".join([what, *self.notes]) + "."
         rings = sum(any(leaf.geometry for leaf in (layer.children or (layer,))) for layer in self.layers)
         text = (
             f"{rings} layers keep {geometry.sinks} + {geometry.window:,} tokens, "
@@ -100,6 +104,8 @@ class CachePlan:
         )
         if self.config.bits is not None:
             text += f", in {self.config.bits} bits"
+        if states := sum(leaf.native_class in RECURRENT for leaf in self.leaves):
+            text += f"; {states} keep a recurrent state"
         return "; ".join([text, *self.notes]) + "."
 
     def make(self, model: nn.Module) -> list[Any]:
@@ -201,7 +207,7 @@ def _notes(plan: CachePlan, unbounded: Sequence[str], reason: str | None) -> lis
     if unbounded:
         why = f", since {reason}" if reason else ""
         notes.append(f"{_own_caches(unbounded)} is used unchanged and grows with every token{why}")
-    if others := [name for name in plan.passed_through if name not in unbounded]:
+    if others := [name for name in plan.passed_through if name not in (*unbounded, *RECURRENT)]:
         notes.append(f"{_own_caches(others)} is used unchanged, outside the cache budget")
     return notes
 

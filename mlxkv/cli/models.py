@@ -61,13 +61,16 @@ def models_pull(repo: Annotated[str, typer.Argument(help="org/name[@revision]")]
 def models_info(model: Annotated[str, typer.Argument(help="Built-in name, folder or org/name.")]) -> None:
     """Describe a model from its configuration and tokenizer; no weights are read."""
     from mlxkv.cache.plan import plan_cache
+    from mlxkv.cache.recurrent.state_shapes import state_nbytes
     from mlxkv.cache.trained_length import trained_length
     from mlxkv.models import parts_not_loaded, skeleton
+    from mlxkv.stats import bytes_text
     from mlxkv.text.clean import clean
 
     config, network = skeleton(model)
     length = trained_length(config)
     plan = plan_cache(network, is_loaded=False, trained=length)
+    state = sum(state_nbytes(network, plan))
     quantized = config.get("quantization") or config.get("quantization_config") or {}
     for name, value in {
         "architecture": config.get("model_type"),
@@ -76,6 +79,7 @@ def models_info(model: Annotated[str, typer.Argument(help="Built-in name, folder
         "quantized": f"{quantized['bits']} bits" if "bits" in quantized else "no",
         "KV per token": f"{plan.bytes_per_token:,} bytes",
         "KV cache": plan.description,
+        **({"recurrent state": f"{bytes_text(state)}, whatever the length of the chat"} if state else {}),
         **({"not loaded": f"{others}: mlxkv runs the text part"} if (others := parts_not_loaded(model)) else {}),
         **_text(model),
         "files": _files(model),
@@ -122,9 +126,12 @@ def models_estimate(
     from mlxkv.stats import bytes_text
 
     e = estimate(model, CacheConfig(window=window, bits=kv_bits))
+    states = e.state_bytes + e.checkpoint_bytes
+    kept = f"recurrent state {bytes_text(e.state_bytes)}, checkpoints up to {bytes_text(e.checkpoint_bytes)}"
     for name, size, note in (
         ("weights", e.weight_bytes, ""),
-        ("KV cache", e.cache_bytes, f"{e.bytes_per_token:,} bytes per token; {e.description}"),
+        ("KV cache", e.cache_bytes - states, f"{e.bytes_per_token:,} bytes per token; {e.description}"),
+        *([("states", states, kept)] if states else []),
         ("prefill", e.prefill_bytes, f"at its peak, {e.prefill_chunk} tokens at a time"),
         ("together", e.total_bytes, f"of {bytes_text(e.memory_limit)} usable here"),
     ):

@@ -28,7 +28,7 @@ from mlxkv.events import (
     TurnFinished,
 )
 from mlxkv.stats import evicted_text, no_answer_text, stat_line
-from mlxkv.system.terminal import handle_interrupts
+from mlxkv.system.terminal import close_before_ending, handle_interrupts
 from mlxkv.text.clean import CONTEXT, clean
 
 if TYPE_CHECKING:
@@ -137,12 +137,13 @@ def _chat(model: Model, request: PrintRequest, cache: CacheConfig | None, sampli
             chat.detach()
     if request.think is not None:
         chat.thinking = request.think
-    try:
-        yield chat
-    finally:
-        if notice := chat.close():
-            print(clean(notice), file=sys.stderr)
-        model.close()
+    with close_before_ending(lambda: chat.cancel(keep_message=True)):
+        try:
+            yield chat
+        finally:
+            if notice := chat.close():
+                print(clean(notice), file=sys.stderr)
+            model.close()
 
 
 @contextmanager

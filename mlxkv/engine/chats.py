@@ -66,6 +66,12 @@ def check_chat(context: EngineContext) -> Iterator[ev.EngineEvent]:
         yield ev.ChatReleased(chat.session_id)
 
 
+def pause(context: EngineContext) -> Iterator[ev.EngineEvent]:
+    if context.chat is not None:
+        context.chat.pause()
+    return iter(())
+
+
 def show_chat(
     context: EngineContext, *, prompt: str = "", num_messages: int | None = None, is_restored: bool = False
 ) -> Iterator[ev.EngineEvent]:

@@ -84,6 +84,8 @@ class Dispatcher:
                 return chats.open_chat(context, session_id)
             case cmd.CheckChat():
                 return chats.check_chat(context)
+            case cmd.Pause():
+                return chats.pause(context)
             case cmd.ListChats():
                 return chats.list_chats(context)
             case cmd.SearchChats(words):

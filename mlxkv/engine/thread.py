@@ -11,11 +11,12 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from mlxkv.config import Folders, Settings
 from mlxkv.engine.dispatcher import Dispatcher
-from mlxkv.protocol.commands import CheckChat, Command, PausePull, Shutdown
+from mlxkv.protocol.commands import CheckChat, Command, Pause, PausePull, Shutdown
 from mlxkv.protocol.events import EngineEvent, EngineStopped
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("mlxkv.engine")
 CHECK_SECONDS = 1.0  # between two checks of a chat that is open in another process
+PAUSE_SECONDS = 60.0  # without a command, after which the chat saves what a long prefill would cost
 
 
 class Engine:
@@ -75,12 +77,18 @@ class Engine:
     # -- the engine thread -------------------------------------------------------------------------------------------
 
     def _next(self) -> Command:
-        """Wait for a command. A chat that is locked by another process is checked meanwhile."""
-        while (chat := self._dispatcher.context.chat) is not None and chat.read_only:
-            try:
+        """Wait for a command. Meanwhile, a chat that is locked by another process is checked, and the open chat saves
+        its recurrent state once."""
+        chat = self._dispatcher.context.chat
+        while chat is not None and chat.read_only:
+            with suppress(queue.Empty):
                 return self._commands.get(timeout=CHECK_SECONDS)
-            except queue.Empty:
-                self._dispatcher.handle(CheckChat())
+            self._dispatcher.handle(CheckChat())
+            chat = self._dispatcher.context.chat
+        if chat is not None:
+            with suppress(queue.Empty):
+                return self._commands.get(timeout=PAUSE_SECONDS)
+            self._dispatcher.handle(Pause())
         return self._commands.get()
 
     def _run(self) -> None:

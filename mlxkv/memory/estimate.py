@@ -16,9 +16,10 @@ from mlxkv.cache.config import CacheConfig
 class Estimate:
     """Bytes and tokens.
 
-    `prefill_bytes`: of a prefill in chunks of `prefill_chunk` tokens, beside weights and cache, by a generous
-    formula. `advice`: the window or model that would fit, if this one does not. `not_loaded`: parts of the repository
-    that `weight_bytes` does not count, such as "images (812 MB)".
+    `cache_bytes`: of the rings, of the state of recurrent layers (`state_bytes`) and of its checkpoints
+    (`checkpoint_bytes`). `prefill_bytes`: of a prefill in chunks of `prefill_chunk` tokens, beside weights and cache,
+    by a generous formula. `advice`: the window or model that would fit, if this one does not. `not_loaded`: parts of
+    the repository that `weight_bytes` does not count, such as "images (812 MB)".
     """
 
     model: str
@@ -33,6 +34,8 @@ class Estimate:
     prefill_chunk: int = 0
     advice: str = ""
     not_loaded: str = ""
+    state_bytes: int = 0
+    checkpoint_bytes: int = 0
 
     @property
     def total_bytes(self) -> int:
@@ -48,8 +51,8 @@ class Estimate:
 def estimate(name: str | os.PathLike[str], config: CacheConfig | None = None) -> Estimate:
     """Estimate the memory of `name` (built-in, folder or repository id) with this cache; no weights are read.
 
-    Weights: the sum of the model's arrays as config.json describes them. Cache: `CachePlan.nbytes`. Prefill:
-    `Budget.prefill_bytes` for the largest chunk that fits.
+    Weights: the sum of the model's arrays as config.json describes them. Cache:
+    `Budget.cache_bytes`. Prefill: `Budget.prefill_bytes` for the largest chunk that fits.
 
     Raises:
         ModelError: and its kinds, if there is no such model.
@@ -72,7 +75,7 @@ def estimate(name: str | os.PathLike[str], config: CacheConfig | None = None) ->
         model=name,
         weight_bytes=weights,
         bytes_per_token=plan.bytes_per_token,
-        cache_bytes=plan.nbytes,
+        cache_bytes=budget.cache_bytes(plan),
         window=geometry.window if geometry else 0,
         sinks=geometry.sinks if geometry else 0,
         memory_limit=budget.limit,
@@ -81,4 +84,6 @@ def estimate(name: str | os.PathLike[str], config: CacheConfig | None = None) ->
         prefill_chunk=chunk,
         advice="" if budget.fits(plan, weights) else budget.advice(plan.config, weights, is_loaded=False),
         not_loaded=parts_not_loaded(name),
+        state_bytes=budget.state_bytes(plan),
+        checkpoint_bytes=budget.checkpoint_bytes(plan),
     )

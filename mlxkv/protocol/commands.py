@@ -70,6 +70,11 @@ class CheckChat:
 
 
 @dataclass(frozen=True)
+class Pause:
+    """The user has been away for a while: save what a long prefill would cost if the process ended. No event."""
+
+
+@dataclass(frozen=True)
 class ListChats:
     """List the saved chats: `ChatList`."""
 
@@ -229,8 +234,8 @@ class Shutdown:
 
 
 Command = (
-    LoadModel | ListModels | Pull | PausePull | NewChat | OpenChat | CheckChat | ListChats | SearchChats
-    | ShowTree | RenameChat | DeleteChat | ExportChat | Send | Retry | Edit | Continue | Rewind | Fork
+    LoadModel | ListModels | Pull | PausePull | NewChat | OpenChat | CheckChat | Pause | ListChats
+    | SearchChats    | ShowTree | RenameChat | DeleteChat | ExportChat | Send | Retry | Edit | Continue | Rewind | Fork
     | PlanCompact | Compact | ChangeSettings | SetSystem | ShowContext | ListCache | CollectCache | PinChat
     | CountTokens | ShowStats | Shutdown
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""The process's terminal: detecting that it is gone, redirecting standard error, handling Ctrl+C.
+"""The process's terminal: detecting that it is gone, redirecting standard error, handling Ctrl+C and other signals.
 
 A terminal that is closed sends SIGHUP, which ends the process unless it is ignored, as under nohup. Then reads return
 nothing or fail with EIO, and writes fail with EIO. Signal handlers: main thread; otherwise any thread.
@@ -11,6 +11,7 @@ import os
 import signal
 import stat
 import termios
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -60,6 +61,29 @@ def redirect_stderr(path: Path) -> Iterator[None]:
     finally:
         os.dup2(usual, 2)
         os.close(usual)
+
+
+@contextmanager
+def close_before_ending(stop: Callable[[], object]) -> Iterator[None]:
+    """Call `stop` when SIGTERM or SIGHUP tells the process to end, and let the signal end it after the block, which
+    has saved what is open by then. A signal that is ignored, as under nohup, stays ignored."""
+    received: list[int] = []
+
+    def handler(number: int, _: object) -> None:
+        received.append(number)
+        stop()
+
+    is_main = threading.current_thread() is threading.main_thread()
+    numbers = [n for n in (signal.SIGTERM, signal.SIGHUP) if is_main and signal.getsignal(n) is signal.SIG_DFL]
+    for number in numbers:
+        signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
+        if received:
+            os.kill(os.getpid(), received[0])
 
 
 def handle_interrupts(handler: Callable[..., object]) -> Any:

@@ -258,7 +258,7 @@ class ThreadEngine(FakeEngine):
         self._inbox.append(command)
         self._wake.release()
 
-    def stop(self) -> None:
+    def stop(self, *, closing: bool = False) -> None:
         self._halt.set()
 
     def close(self) -> None:
