@@ -160,7 +160,7 @@ class FakeEngine:
     def say(self, events: Iterable[EngineEvent]) -> None:
         self.events.extend(events)
 
-    def stop(self) -> None:
+    def stop(self, *, closing: bool = False) -> None:
         self.stopped += 1
 
     def close(self) -> None:
