@@ -16,6 +16,7 @@ from tests.cache.architecture_checks import Parity, parity, planned, quantizes, 
 from tests.cache.architectures import ARCHITECTURES, NOT_BUILT
 
 DOCS = Path(__file__).parents[2] / "docs" / "models.md"
+REAL_MODELS_TITLE = "## Real models"  # the last section, by `python -m bench.shapes`
 UNEQUAL_IN_PIECES = ("plamo3",)  # mlx-lm's own decode steps see one token less than its prefill
 _CHUNKED = 105  # back to here from 119 stays within a chunk of 20
 
@@ -178,8 +179,10 @@ rows and compare them with this file.
 
 
 def document(rows: Mapping[str, str], version: str) -> str:
-    """The whole file, of one row for each architecture."""
+    """The whole file, of one row for each architecture; the section on real models stays."""
     head = [field.name.replace("_", " ") for field in fields(Row)]
     lines = [f"| {' | '.join(head)} |", "|" + " --- |" * len(head), *(rows[name] for name in ARCHITECTURES)]
     absent = [f"* `{name}`: {why}." for name, why in sorted(NOT_BUILT.items())]
-    return _HEAD.format(version=version) + "\n".join([*lines, "", "Not run here:", "", *absent, ""])
+    _, title, real_models = DOCS.read_text().partition(REAL_MODELS_TITLE)
+    lines += ["", "Not run here:", "", *absent, "", title + real_models]
+    return _HEAD.format(version=version) + "\n".join(lines)
