@@ -10,7 +10,7 @@ import argparse
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -68,20 +68,24 @@ def written_bytes(plan: CachePlan, state: int, tokens: int, start: int = _START)
     return rows + min(tokens // _INTERVAL, 1) * state  # at most one state a turn
 
 
-def make_row(real: RealModel) -> Row:
-    """Compute one row; builds the model without weights."""
+def without_weights(config: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
+    """The settings and the model of this config.json."""
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "config.json").write_text(json.dumps(real.config()))
-        settings, model = skeleton(folder)
+        (Path(folder) / "config.json").write_text(json.dumps(config))
+        return skeleton(folder)
+
+
+def make_row(real: RealModel) -> Row:
+    """Compute one row."""
+    settings, model = without_weights(real.config())
     budget = Budget(model, 0, trained_length(settings))
     default, at_8k, at_32k = (
         budget.plan(CacheConfig(window=window), 0, is_loaded=False) for window in (None, 8192, 32768)
     )
     state = sum(state_nbytes(model, default))
-    layers: Any = model.layers
     return Row(
         f"{real.name} (`{real.module}`)",
-        _layers(default, len(layers)),
+        _layers(default, len(model.layers)),
         _token(default),
         _bytes(state),
         _bytes(checkpoint_budget(default.nbytes, state)),
