@@ -22,8 +22,6 @@ from mlxkv.cache.probe import leaves
 from mlxkv.cache.prompt_cache import PromptCache
 from mlxkv.cache.recurrent.state import keeps_state
 from mlxkv.cache.recurrent.state_shapes import state_nbytes
-from mlxkv.inference.runner import ModelRunner
-from mlxkv.inference.sampling import SamplingParams
 from mlxkv.store.identity import ModelIdentity
 from mlxkv.store.prompts.kv_file import read_prompt_file, write_prompt_file
 from tests.cache.architecture_checks import (
@@ -79,16 +77,15 @@ def test_it_keeps_what_the_real_model_keeps(shape: RealShape) -> None:
 @pytest.mark.slow
 def test_greedy_tokens_are_those_of_mlx_lm(shape: RealShape, model: Any) -> None:
     """A ring of the model's own sliding window rotates, and no other."""
-    ids = token_ids(shape.window + 6)
-    params, window = SamplingParams(temperature=0, max_tokens=3), 2 * len(ids) + 64
-    cache = PromptCache(plan_cache(model, CacheConfig(window=window)), model)
-    expected = [
-        token for token, _ in generate_step(mx.array(ids), model, max_tokens=3, prompt_cache=make_prompt_cache(model))
-    ]
-    runner = ModelRunner(model)
-    for _ in runner.prefill(cache, ids[:-1]):
-        pass
-    assert list(runner.decode(cache, ids[-1], params)) == expected
+    ids = mx.array(token_ids(shape.window + 6))
+    plan = plan_cache(model, CacheConfig(window=2 * ids.size + 64))
+    ours, theirs = (
+        list(generate_step(ids, model, max_tokens=3, prompt_cache=cache))
+        for cache in (plan.make(model), make_prompt_cache(model))
+    )
+    assert [token for token, _ in ours] == [token for token, _ in theirs]
+    for (_, got), (_, expected) in zip(ours, theirs, strict=True):
+        assert difference(got, expected) < 1e-5
 
 
 @pytest.mark.slow
