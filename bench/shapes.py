@@ -123,8 +123,8 @@ def _bytes(n: int) -> str:
 
 _TEXT = """
 What a chat costs on the models that people with Macs choose in November 2026, by their configurations alone, in 16-bit
-rows and with the default window of 32,768 tokens. `python -m bench.shapes --write` writes this section with the
-product's own arithmetic; the configurations and their sources are in `bench/real_models.py`.
+rows and with the window that is the default where memory allows, 32,768 tokens. `python -m bench.shapes --write` makes
+this section by the product's own arithmetic; the configurations and their sources are in `bench/real_models.py`.
 
 * **layers**: full: rows of all attended tokens; of n: rows of a sliding window of n tokens; state: a recurrent state;
   none: nothing, or the rows of another layer.
