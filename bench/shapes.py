@@ -19,14 +19,12 @@ from bench.real_models import REAL_MODELS, RealModel
 from mlxkv.cache.config import CacheConfig
 from mlxkv.cache.plan import CachePlan
 from mlxkv.cache.recurrent.state import keeps_state
-from mlxkv.cache.recurrent.state_shapes import state_nbytes
 from mlxkv.cache.trained_length import trained_length
 from mlxkv.memory import Budget
 from mlxkv.models import skeleton
+from mlxkv.store.kv.state_saves import MIN_TURN
 from tests.cache.architecture_table import DOCS, REAL_MODELS_TITLE
 
-_FEWEST_STATES = 5
-_INTERVAL = 1024  # new tokens for which one state is written
 _START = 8192  # the turn that is measured begins here
 
 
@@ -38,7 +36,7 @@ class Row:
     layers: str
     a_token: str
     one_state: str
-    checkpoint_budget: str
+    checkpoints: str
     written_by_50: str
     written_by_2000: str
     memory_at_8k: str
@@ -48,16 +46,6 @@ class Row:
         return f"| {' | '.join(astuple(self))} |"
 
 
-def checkpoint_budget(rings: int, state: int) -> int:
-    """Bytes that checkpoints may take beside rings of `rings` bytes, of a model with states of `state` bytes."""
-    return max(rings // 4, _FEWEST_STATES * state) if state else 0
-
-
-def cache_bytes(rings: int, state: int) -> int:
-    """Bytes of a full cache: rings, the state, and the checkpoints that the budget holds."""
-    return rings + (1 + checkpoint_budget(rings, state) // state) * state if state else rings
-
-
 def written_bytes(plan: CachePlan, state: int, tokens: int, start: int = _START) -> int:
     """Bytes of rows and states that a turn of `tokens` after `start` adds to a chat on disk, once it has ended."""
     rows, end = 0, start + tokens
@@ -65,7 +53,7 @@ def written_bytes(plan: CachePlan, state: int, tokens: int, start: int = _START)
         if (g := leaf.geometry) is not None:
             oldest = g.first_kept(end, min(g.flushes(end), g.undo))  # a sliding window holds no older rows
             rows += leaf.row_bytes * (end - max(start, oldest))
-    return rows + min(tokens // _INTERVAL, 1) * state  # at most one state a turn
+    return rows + (state if tokens >= MIN_TURN else 0)
 
 
 def without_weights(config: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
@@ -82,17 +70,17 @@ def make_row(real: RealModel) -> Row:
     default, at_8k, at_32k = (
         budget.plan(CacheConfig(window=window), 0, is_loaded=False) for window in (None, 8192, 32768)
     )
-    state = sum(state_nbytes(model, default))
+    state = budget.state_bytes(default)
     return Row(
         f"{real.name} (`{real.module}`)",
         _layers(default, len(model.layers)),
         _token(default),
         _bytes(state),
-        _bytes(checkpoint_budget(default.nbytes, state)),
+        _bytes(budget.checkpoint_bytes(default)),
         _bytes(written_bytes(default, state, 50)),
         _bytes(written_bytes(default, state, 2000)),
-        _bytes(cache_bytes(at_8k.nbytes, state)),
-        _bytes(cache_bytes(at_32k.nbytes, state)),
+        _bytes(budget.cache_bytes(at_8k)),
+        _bytes(budget.cache_bytes(at_32k)),
     )
 
 
@@ -130,11 +118,11 @@ this section by the product's own arithmetic; the configurations and their sourc
   none: nothing, or the rows of another layer.
 * **a token**: its rows in all layers; sliding windows drop it later, full layers keep it. **one state**: of all
   recurrent layers, of constant size.
-* **checkpoint budget**: the most that earlier states take beside the one in use: a quarter of the rings, at least five
-  states.
+* **checkpoints**: the most that earlier states take beside the one in use: a quarter of the rings, at least 6 states,
+  at most 64.
 * **written by 50, by 2000**: bytes that a turn of so many tokens adds to a chat of 8,192 tokens on disk: its rows, and
   a state if 1,024 tokens came since the last one.
-* **memory at 8k, at 32k**: of a full cache with a window of 8,192 or 32,768 tokens: rings, state and checkpoint budget.
+* **memory at 8k, at 32k**: of a full cache with a window of 8,192 or 32,768 tokens: rings, state and checkpoints.
 """
 
 

@@ -15,7 +15,7 @@ from mlx.utils import tree_map
 from mlx_lm.generate import generate_step
 from mlx_lm.models.cache import make_prompt_cache
 
-from bench.shapes import DOCS, cache_bytes, checkpoint_budget, make_row, without_weights, written_bytes
+from bench.shapes import DOCS, make_row, without_weights, written_bytes
 from mlxkv.cache.config import CacheConfig
 from mlxkv.cache.plan import CachePlan, plan_cache
 from mlxkv.cache.probe import leaves
@@ -145,14 +145,6 @@ def _leaves_of(plan: CachePlan, group: str) -> list[Any]:
         for leaf in plan.leaves
         if leaf.geometry and group == ("full" if leaf.native_window is None else f"window{leaf.native_window}")
     ]
-
-
-def test_the_budget_of_checkpoints() -> None:
-    assert checkpoint_budget(8000, 100) == 2000
-    assert checkpoint_budget(800, 100) == 500
-    assert checkpoint_budget(800, 0) == 0
-    assert cache_bytes(800, 100) == 800 + 6 * 100
-    assert cache_bytes(800, 0) == 800
 
 
 @pytest.mark.parametrize("shape", [REAL_SHAPES["qwen3_5"], REAL_SHAPES["gemma4, shared layers"]])
