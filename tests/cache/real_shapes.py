@@ -1,8 +1,8 @@
-"""Models of four layers with the real layer shapes of this year's families: `bench.real_models`, shortened.
+"""Models of three or four layers with the real layer shapes of this year's families: `bench.real_models`, shortened.
 
 What the cache depends on stays: heads, head sizes, sizes of states, windows, shared layers and their order. The width
 of the model is real only where a state or a head size follows from it; vocabulary, MLPs and experts are small, and
-windows above 128 are 48, since a test must pass them.
+windows above 128 are 24, since a test must pass them.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ _SMALL: dict[str, Any] = {
     "num_experts_per_tok": 2, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 32,
     "moe_shared_expert_intermediate_size": 32,
 }  # fmt: skip
-_CONV = {"hidden_size": 2048, "full_attn_idxs": [2]}  # the state is as wide as the model
+_CONV = {"hidden_size": 2048, "full_attn_idxs": [2], "num_hidden_layers": 3}  # the state is as wide as the model
 _GRANITE = {"hidden_size": 512, "num_attention_heads": 8}  # 64 numbers per head, as with 32 heads of 2,048
 
 
 @dataclass(frozen=True)
 class RealShape:
-    """Four layers of `model`, with these fields of its configuration changed. `window`: of its sliding layers.
+    """Some layers of `model`, with these fields of its configuration changed. `window`: of its sliding layers.
     `has_experts`: MLX's CPU backend multiplies them in float32 only."""
 
     model: str
@@ -63,11 +63,11 @@ REAL_SHAPES = {
     "lfm2": RealShape("LFM2.5-1.2B", _CONV),
     "gemma4, shared layers": RealShape(
         "gemma-4-E2B",
-        {"layer_types": _IN_TURN, "num_kv_shared_layers": 2, "vocab_size_per_layer_input": VOCAB, "sliding_window": 48},
-        48,
+        {"layer_types": _IN_TURN, "num_kv_shared_layers": 2, "vocab_size_per_layer_input": VOCAB, "sliding_window": 24},
+        24,
     ),
-    "gemma4, keys as values": RealShape("gemma-4-12B", {"layer_types": _FULL_LAST, "sliding_window": 48}, 48),
+    "gemma4, keys as values": RealShape("gemma-4-12B", {"layer_types": _FULL_LAST, "sliding_window": 24}, 24),
     "gpt_oss": RealShape("gpt-oss-20b", {"layer_types": _IN_TURN}, 128, has_experts=True),
-    "muse_glimmer": RealShape("Muse-Glimmer-30B", {"sliding_window": 48}, 48),
+    "muse_glimmer": RealShape("Muse-Glimmer-30B", {"sliding_window": 24}, 24),
     "ministral3": RealShape("Ministral-3-8B"),
 }
