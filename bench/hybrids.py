@@ -243,7 +243,7 @@ def measure_shared_prefill(bench: Bench, num_system: int) -> None:
     runner, fed = bench.model.runner, Counter[str]()
     prefill = runner.prefill
 
-    def counted(cache: Any, ids: Any, *more: Any) -> Iterator[int]:
+    def counted(cache: Any, ids: Any, *more: Any, **named: Any) -> Iterator[int]:
         fed["tokens"] += len(ids)
         return iter(())  # counted is enough
 

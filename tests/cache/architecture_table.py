@@ -138,7 +138,7 @@ rows and compare them with this file.
 * **quantized**: `bits=8`, `4` and `(8, 4)` past the window, packed or decoded, or the reason why
   `CacheConfig(bits=...)` is refused.
 * **rewindable**: rewinding past an eviction gives exactly the logits of a cache without the later tokens. Recurrent
-  layers rewind to the last checkpoint (turn starts, and every 1,024 tokens), llama 4 within its attention chunk.
+  layers rewind to the last checkpoint before the place asked for, llama 4 within its attention chunk.
 * **streaming positions**: pinned tokens are shifted, so that evicted ones leave no gap; else they keep their absolute
   positions. Checked on the keys themselves: a model may normalise them after rotating, which its rope does not show.
 * **resumed bit by bit**: saved to a file, restored into another cache, and all further logits are exactly equal.

@@ -29,8 +29,9 @@ from mlxkv.protocol.events import (
 from mlxkv.protocol.status import SessionStatus
 from mlxkv.store.records import TurnRecord
 from mlxkv.store.session_store import SessionStore
+from tests.hybrids import hybrid_folder
 from tests.tokenizer.test_hostile_tokenizers import MANY, ROWS, folder_of
-from tests.tokenizers import tiny_folder
+from tests.tokenizers import tiny_folder, tiny_tokenizer
 
 SETTINGS = Settings(temperature=0.0, max_tokens=12, window=256)
 
@@ -323,3 +324,31 @@ def test_a_chat_that_another_process_had_open_is_had_once_that_lets_go(
     assert isinstance(opened, ChatOpened)
     assert (opened.read_only, opened.messages[-1].text) == ("", "from there")
     assert isinstance(watched.send("and here")[-1], SessionStatus)
+
+
+@pytest.mark.slow
+def test_a_pause_saves_the_state_of_recurrent_layers(
+    watched: Watched, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mlxkv.engine.thread.PAUSE_SECONDS", 0.01)
+    loaded(watched, hybrid_folder(tmp_path / "hybrid", "granitemoehybrid", tiny_tokenizer()))
+    for _ in range(2):
+        watched.send("hi " * 50)
+    with SessionStore.open(Folders.from_env()) as store:
+        (chat,) = store.list()
+        end = time.monotonic() + 60
+        while not (states := states_on_disk(store, chat.id)):
+            assert time.monotonic() < end
+            threading.Event().wait(0.01)
+        log = store.load(chat.id).log
+    assert states == [len(log) - 1]
+
+
+def states_on_disk(store: SessionStore, session: str) -> list[int]:
+    """Positions of the recurrent states that a session refers to."""
+    with store._database.reading() as db:
+        query = (
+            "SELECT DISTINCT b FROM chunk JOIN kv_ref ON chunk = chunk.digest JOIN kv_commit ON kv_commit.id = kv_commit"
+            " WHERE session = ? AND grp = 'state' ORDER BY b"
+        )
+        return [row[0] for row in db.execute(query, (session,))]
