@@ -479,8 +479,11 @@ class Chat:
         self._conversation.detach()
 
     @public()
-    def pause(self) -> None:
-        """Save what a long prefill would cost if the process ended now; for a pause of the user of a minute or so."""
+    def checkpoint(self) -> None:
+        """Save the state of recurrent layers, if a kill of this process would cost a prefill of 256 tokens or more.
+
+        The window does so after a minute without a command. Rows are saved after every turn anyway.
+        """
         self._gate.check_idle()
         self._save_states(Occasion.PAUSE)
 

@@ -68,7 +68,7 @@ def check_chat(context: EngineContext) -> Iterator[ev.EngineEvent]:
 
 def pause(context: EngineContext) -> Iterator[ev.EngineEvent]:
     if context.chat is not None:
-        context.chat.pause()
+        context.chat.checkpoint()
     return iter(())
 
 

@@ -166,6 +166,17 @@ def test_after_a_kill_the_chat_continues_from_the_last_state_and_says_so(hybrid:
 
 
 @pytest.mark.slow
+def test_an_archive_takes_the_states_along(hybrid: Hybrid, tmp_path: Path) -> None:
+    for n in range(3):
+        hybrid.turn(n, 100)
+    hybrid.store.export_chat(hybrid.id, tmp_path / "x.mlxkv")
+    done = hybrid.store.import_chat(tmp_path / "x.mlxkv", trust_kv=True)
+    assert hybrid.states(done.session_id) == hybrid.states(hybrid.id)
+    restored = hybrid.store.restore_kv(done.session_id, hybrid.empty(), identity(), hybrid.cache.tokens)
+    assert (restored.tokens, restored.notice) == (600, None)
+
+
+@pytest.mark.slow
 def test_a_rewritten_reply_gets_a_state_where_the_next_prompt_continues(hybrid: Hybrid) -> None:
     hybrid.turn(0, 100, Occasion.TURN)
     hybrid.save(Occasion.CLOSING, resume_at=110)

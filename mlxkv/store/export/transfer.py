@@ -26,7 +26,7 @@ from mlxkv.store.files import pieces
 from mlxkv.store.identity import digest_of
 from mlxkv.store.kv.chunk_files import ChunkFiles
 from mlxkv.store.kv.chunk_format import ChunkHead, EncodedChunk, prefix_keys, verify_chunk
-from mlxkv.store.kv.commits import SavedChunk, saved_chunks, saved_commits, seed
+from mlxkv.store.kv.commits import STATE, SavedChunk, saved_chunks, saved_commits, seed
 from mlxkv.store.kv.save_plan import Plan
 from mlxkv.store.kv.writer import Writer
 from mlxkv.store.records import SessionRecord
@@ -134,7 +134,7 @@ def plan_of(chat: SessionRecord, kv: Any, file: ArchiveFile) -> tuple[Plan, list
         keyed[group] = prefix_keys(log, seed(chat.model.model_id, spec_id, group), ranges)
     found = [ChunkHead(group, a, b, keyed[group][a, b]) for group, a, b in heads]
     plan = Plan(chat.id, pos, chat.head, chat.model, spec_id, spec, bytes.fromhex(rng) if rng else None,
-                tuple(found), {})  # fmt: skip
+                tuple(found), {}, kept_states=frozenset(b for group, _, b in heads if group == STATE))  # fmt: skip
     return plan, found
 
 
