@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from dataclasses import replace
 
 import mlx.core as mx
@@ -90,7 +91,7 @@ def test_mlx_lms_own_ways_with_caches_work() -> None:
     assert largest(logits_of(model, copied, ids[:9], [1]) - logits_of(model, straight, ids[:9], [1])) < 1e-5
 
 
-def test_other_caches_pass_through_with_a_warning_that_names_them() -> None:
+def test_recurrent_layers_pass_through_and_are_no_news() -> None:
     from mlx_lm.models.cache import ArraysCache
 
     class Hybrid(type(tiny_llama())):  # type: ignore[misc]
@@ -98,10 +99,11 @@ def test_other_caches_pass_through_with_a_warning_that_names_them() -> None:
             return [*super().make_cache(), ArraysCache(2)]
 
     model = Hybrid(tiny_llama().args)
-    with pytest.warns(UserWarning, match="ArraysCache"):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
         make_cache(model, replace(CONFIG, positions="absolute"))
     plan = plan_cache(model, CONFIG)
-    assert "ArraysCache" in plan.description
+    assert "; 1 keep a recurrent state" in plan.description
     assert plan.passed_through == ("ArraysCache",)
 
 

@@ -348,7 +348,7 @@ def states_on_disk(store: SessionStore, session: str) -> list[int]:
     """Positions of the recurrent states that a session refers to."""
     with store._database.reading() as db:
         query = (
-            "SELECT DISTINCT b FROM chunk JOIN kv_ref ON chunk = chunk.digest JOIN kv_commit ON kv_commit.id = kv_commit"
-            " WHERE session = ? AND grp = 'state' ORDER BY b"
+            "SELECT DISTINCT b FROM chunk JOIN kv_ref ON chunk = chunk.digest"
+            " JOIN kv_commit ON kv_commit.id = kv_commit WHERE session = ? AND grp = 'state' ORDER BY b"
         )
         return [row[0] for row in db.execute(query, (session,))]
