@@ -101,10 +101,13 @@ def _window_text(overflow: Overflow) -> str:
     return f"holds all of it ({bytes_text(overflow.kv_bytes)} of KV{beyond})"
 
 
-def disk_text(used: int, limit: int | None, named: int = 0) -> str:
-    """Total KV on disk, as the limit counts it: `631 kB of 20 GB, 52 MB of it named prompt caches`."""
+def disk_text(used: int, limit: int | None, named: int = 0, states: int = 0) -> str:
+    """Total KV on disk, as the limit counts it: `631 MB of 20 GB, 52 MB of it named prompt caches`; `states`: bytes of
+    recurrent states."""
     of = f" of {bytes_text(limit)}" if limit else ""
-    return bytes_text(used) + of + (f", {bytes_text(named)} of it named prompt caches" if named else "")
+    parts = [(named, "named prompt caches"), (states, "recurrent states")]
+    texts = [f"{bytes_text(size)} of it {what}" for size, what in parts if size]
+    return bytes_text(used) + of + (f", {' and '.join(texts)}" if texts else "")
 
 
 def tokens_text(n: int) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -95,7 +96,8 @@ def cache_ls(as_json: Json = False) -> None:
         columns = [c.name.ljust(wide), date_text(c.made), f"{tokens:>12}", f"{size:>7}", Path(c.model).name]
         print(row([*columns, " ".join((c.head or c.system or c.error or "").split())], width_of_terminal()))
     used, limit = CacheFolder.at(folders.cache).used(), load_settings(folders).disk_limit_bytes
-    used = f"KV on disk in all: {disk_text(used, limit, sum(on_disk(c.size) for c in found))}"
+    named = sum(on_disk(c.size) for c in found)
+    used = f"KV on disk in all: {disk_text(used, limit, named, _state_bytes(folders))}"
     print(used if found else f"None yet; `mlxkv cache create` makes one. {used}", file=sys.stderr)
 
 
@@ -125,6 +127,8 @@ def cache_show(name: Name, as_json: Json = False) -> None:
         if c.num_tokens is None
         else f"{c.num_tokens:,}",
         "size": f"{bytes_text(on_disk(c.size))} on disk, {c.size:,} bytes in the file",
+        "rows": bytes_text(c.row_bytes) if c.state_bytes else "",
+        "state": f"{bytes_text(c.state_bytes)}, of the recurrent layers" if c.state_bytes else "",
         "window": f"{config['window']:,}" if isinstance(config.get("window"), int) else "",
         "bits": str(config["bits"]) if config.get("bits") else "",
         "system": c.system or "",
@@ -291,6 +295,18 @@ def _load(folders: Folders, name: str | None) -> Any:
     return load(name or BUILT_IN[0], folders=folders)
 
 
+def _state_bytes(folders: Folders) -> int:
+    """Bytes of the recurrent states of all chats; 0 if there are no chats, or they cannot be read."""
+    from mlxkv.errors import MlxkvError
+    from mlxkv.store.db.open import DATABASE
+    from mlxkv.store.session_store import SessionStore
+
+    if (folders.data / DATABASE).exists():
+        with suppress(MlxkvError), SessionStore.open(folders, enforce=False, when_full="read") as store:
+            return store.state_bytes()
+    return 0
+
+
 def _folder(folders: Folders | None = None) -> PromptFolder:
     from mlxkv.store.prompts.folder import PromptFolder
 
@@ -302,4 +318,5 @@ def _progress(done: int, total: int) -> None:
 
 
 def _json(c: NamedCache) -> dict[str, Any]:
-    return {**asdict(c), "path": str(c.path)}
+    shares = () if c.state_bytes else ("row_bytes", "state_bytes")
+    return {key: value for key, value in asdict(c).items() if key not in shares} | {"path": str(c.path)}

@@ -119,7 +119,7 @@ def _store(folders: Folders) -> Iterator[Finding]:
         with SessionStore.open(folders, when_full="read") as store:
             report = store.verify(quick=True)
             yield Finding("sessions", f"{plural(report.num_sessions, 'chat')}, sqlite {sqlite3.sqlite_version}")
-            yield Finding("KV on disk", _usage(report, store.disk_limit))
+            yield Finding("KV on disk", _usage(report, store.disk_limit, store.state_bytes()))
             if store.disk_limit is not None and report.disk_bytes > store.disk_limit:
                 yield Finding("disk limit", f"{folders.cache} is over it: {_OVER}", ok=False)
             yield from (Finding("KV", clean(p.text)) for p in report.problems if p.kind == "missing")
@@ -146,8 +146,8 @@ def _day(seconds: float) -> str:
     return f"{datetime.datetime.fromtimestamp(seconds):%Y-%m-%d}"
 
 
-def _usage(report: VerifyReport, limit: int | None) -> str:
-    used = disk_text(report.disk_bytes, limit, report.named_bytes)
+def _usage(report: VerifyReport, limit: int | None, states: int) -> str:
+    used = disk_text(report.disk_bytes, limit, report.named_bytes, states)
     return f"{used}; {plural(report.num_chunks, 'chunk')}, `mlxkv cache verify` checks them"
 
 

@@ -11,7 +11,7 @@ from mlxkv.device import current_device
 from mlxkv.engine.context import EngineContext
 from mlxkv.errors import DiskError, MlxkvError, PromptError
 from mlxkv.protocol.events import CacheCollected, CacheList, ChatPinned, EngineEvent, TokensCounted
-from mlxkv.protocol.status import CacheView, ContextPart, ContextUsage, SessionStats, SessionStatus
+from mlxkv.protocol.status import CacheView, ContextPart, ContextUsage, SessionStats, SessionStatus, StateUsage
 from mlxkv.store.prompts.folder import PromptFolder
 from mlxkv.store.records import TurnRecord
 
@@ -101,7 +101,27 @@ def context_usage(context: EngineContext) -> ContextUsage:
     for turn, (start, end) in zip(turns, places, strict=True):
         lost = max(0, min(end, first_kept) - max(start, pinned))
         parts.append(ContextPart(turn.role, turn.text[:_HEAD], end - start, max(0, end - start - lost)))
-    return ContextUsage(tuple(parts), chat.cache.capacity, pinned, removed, again)
+    return ContextUsage(tuple(parts), chat.cache.capacity, pinned, removed, again, _state_usage(context))
+
+
+def _state_usage(context: EngineContext) -> StateUsage | None:
+    """The recurrent states of the open chat in memory and on disk; None if there are none."""
+    cache, session = context.current_chat.cache, context.current_chat.session_id
+    checkpoints, rows, states = cache.checkpoints, 0, 0
+    if not (checkpoints.is_needed and cache.log):
+        return None
+    if session is not None:
+        with suppress(DiskError), context.store() as store:
+            states = store.state_bytes(session)
+            rows = max(store.disk_bytes(session) - states, 0)
+    return StateUsage(
+        state=checkpoints.state_nbytes,
+        checkpoints=checkpoints.nbytes(cache.offset),
+        limit=checkpoints.max_nbytes,
+        positions=tuple(c.position for c in checkpoints if c.position != cache.offset),  # that one is the state itself
+        disk_rows=rows,
+        disk_states=states,
+    )
 
 
 def _removed(context: EngineContext, turns: Sequence[TurnRecord], places: Sequence[tuple[int, int]]) -> tuple[int, int]:
@@ -170,7 +190,8 @@ def _ratio(a: float, b: float) -> float:
 def list_cache(context: EngineContext) -> Iterator[EngineEvent]:
     named = tuple((cache.name, cache.size) for cache in PromptFolder(context.folders).list())
     with context.store() as store:
-        yield CacheList(store.list(), named, store.disk_usage(), context.settings.disk_limit_bytes or 0)
+        used, limit = store.disk_usage(), context.settings.disk_limit_bytes or 0
+        yield CacheList(store.list(), named, used, limit, store.state_bytes())
 
 
 def collect_cache(context: EngineContext) -> Iterator[EngineEvent]:

@@ -80,6 +80,7 @@ class ChatOpened:
     """This is the open chat now. `restored_tokens` were restored from disk in `restore_s`, not counting evicted ones.
 
     `prompt` is a message returned to the user for editing; `read_only` says who else has the chat open.
+    `left_tokens` of the chat were not restored: the next turn prefills them.
     """
 
     session_id: str | None
@@ -90,6 +91,7 @@ class ChatOpened:
     restore_s: float = 0.0
     prompt: str = ""
     read_only: str = ""
+    left_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -150,12 +152,14 @@ class ChatPinned:
 
 @dataclass(frozen=True)
 class CacheList:
-    """KV rows on disk: `used` bytes of at most `limit` (0: no limit). `named`: prompt caches and their bytes."""
+    """KV on disk: `used` bytes of at most `limit` (0: no limit). `named`: prompt caches and their bytes. `states`:
+    bytes of the chats' recurrent states."""
 
     chats: tuple[ChatSummary, ...]
     named: tuple[tuple[str, int], ...]
     used: int
     limit: int
+    states: int = 0
 
 
 @dataclass(frozen=True)

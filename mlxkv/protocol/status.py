@@ -65,11 +65,27 @@ class ContextPart:
 
 
 @dataclass(frozen=True)
+class StateUsage:
+    """What the recurrent layers of a chat take, in bytes.
+
+    `state` is one state; its checkpoints, at `positions` in tokens, take `checkpoints` bytes of at most `limit`. On
+    disk the chat has `disk_rows` and `disk_states`.
+    """
+
+    state: int
+    checkpoints: int
+    limit: int
+    positions: tuple[int, ...] = ()
+    disk_rows: int = 0
+    disk_states: int = 0
+
+
+@dataclass(frozen=True)
 class ContextUsage:
     """How the window is used, in tokens.
 
     `removed`: what the chat template left out of the reply before the last question, such as its reasoning; `again`:
-    tokens prefilled a second time for that.
+    tokens prefilled a second time for that. `recurrent` is None if the model has no recurrent layers.
     """
 
     parts: tuple[ContextPart, ...]
@@ -77,6 +93,7 @@ class ContextUsage:
     pinned: int
     removed: int = 0
     again: int = 0
+    recurrent: StateUsage | None = None
 
 
 @dataclass(frozen=True)

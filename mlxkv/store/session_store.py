@@ -27,7 +27,7 @@ from mlxkv.store.db.sessions import Sessions
 from mlxkv.store.export.transfer import Imported, export_chat, import_chat
 from mlxkv.store.files import Files, Step, no_step
 from mlxkv.store.identity import ModelIdentity
-from mlxkv.store.kv.commits import bytes_written, copy_commits, unsaved_bytes
+from mlxkv.store.kv.commits import STATE, bytes_written, copy_commits, state_bytes, unsaved_bytes
 from mlxkv.store.kv.disk_usage import KV, CacheFolder, CheckSize
 from mlxkv.store.kv.gc import missing_bytes, remove_unused, sweep
 from mlxkv.store.kv.protocols import KVCacheLike
@@ -353,6 +353,15 @@ class SessionStore:
         waiting = self._saver.pending_sizes(session_id)
         with self._database.reading() as db:
             return self._saver.planner.saved_bytes(db, session_id) + unsaved_bytes(db, session_id, waiting)
+
+    @public(session_id=optional(label))
+    def state_bytes(self, session_id: str | None = None) -> int:
+        """Bytes of the recurrent states among the `disk_bytes` of a session; without one of all sessions, each counted
+        once."""
+        sessions = self._saver.pending_sessions() if session_id is None else [session_id]
+        waiting = {d: size for s in sessions for d, size in self._saver.pending_sizes(s, STATE).items()}
+        with self._database.reading() as db:
+            return state_bytes(db, session_id, waiting)
 
     def num_bytes_written(self, session_id: str | None = None) -> int:
         """KV bytes ever written for this session; without one by this store, for deleted sessions too."""

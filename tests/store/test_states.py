@@ -160,7 +160,7 @@ def test_after_a_kill_the_chat_continues_from_the_last_state_and_says_so(hybrid:
     restored = hybrid.store.restore_kv(hybrid.id, back, identity(), hybrid.cache.tokens)
     assert (restored.tokens, back.offset) == (1200, 1200)
     assert restored.notice == (
-        "The recurrent layers continue from their last saved state: 1200 of 1600 tokens were restored, the rest is "
+        "The recurrent layers continue from their last saved state: 1,200 of 1,600 tokens were restored, the rest is "
         "prefilled."
     )
 

@@ -44,7 +44,7 @@ def cache_list(cache: ev.CacheList, now: float) -> Listing:
         rows.append(Row("Prompt caches, for `mlxkv -p --cache NAME`"))
     rows += [Row(f"  {name} · {bytes_text(size)}") for name, size in cache.named]
     return Listing(
-        f"KV on disk in all: {disk_text(cache.used, cache.limit)}",
+        f"KV on disk in all: {disk_text(cache.used, cache.limit, states=cache.states)}",
         tuple(rows),
         "⏎ open · /cache gc cleans up · esc close",
         "There is no KV on disk.",

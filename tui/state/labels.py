@@ -98,8 +98,10 @@ def streaming_text(tps: float, tokens: int, seconds: float) -> list[str]:
     return [*([f"{rate_text(tps)} tok/s"] if tps else []), f"{tokens:,} tok", f"{seconds:.1f}s"]
 
 
-def restored_text(tokens: int, num_bytes: int, seconds: float) -> str:
-    return f"✓ restored {tokens:,} tok ({bytes_text(num_bytes)}) in {seconds:.1f}s · nothing to prefill"
+def restored_text(tokens: int, num_bytes: int, seconds: float, left: int) -> str:
+    """`left`: tokens of the chat that were not restored."""
+    prefill = f"{left:,} tok to prefill" if left else "nothing to prefill"
+    return f"✓ restored {tokens:,} tok ({bytes_text(num_bytes)}) in {seconds:.1f}s · {prefill}"
 
 
 def number_range(count: int) -> str:

@@ -12,6 +12,7 @@ from mlxkv.tui.state.blocks import ContextRow
 from mlxkv.tui.state.choices import cut
 
 _BAR = 20  # cells at most
+_POSITIONS = 6  # of checkpoints, at most
 _NAMES = {"system": "system", "user": "you", "assistant": "reply"}
 
 
@@ -32,6 +33,21 @@ def context_note(usage: ContextUsage) -> list[str]:
         f"The chat template left {usage.removed:,} tok of reasoning out of the reply before the last question; "
         f"{usage.again:,} tok after it were prefilled again."
     ]
+
+
+def state_lines(usage: ContextUsage) -> list[str]:
+    """Two lines about recurrent states, in memory and on disk; none for a model without them."""
+    if (recurrent := usage.recurrent) is None:
+        return []
+    checkpoints = f"checkpoints {bytes_text(recurrent.checkpoints)} of {bytes_text(recurrent.limit)}"
+    if at := [f"{p:,}" for p in recurrent.positions]:
+        some = at if len(at) <= _POSITIONS else [f"{at[0]} …", *at[1 - _POSITIONS :]]
+        checkpoints += f" (at {', '.join(some)} tok)".replace("…,", "…")
+    lines = [f"Recurrent state {bytes_text(recurrent.state)} · {checkpoints}"]
+    if recurrent.disk_rows or recurrent.disk_states:
+        states = f"states {bytes_text(recurrent.disk_states)}" if recurrent.disk_states else "no state yet"
+        lines.append(f"On disk: rows {bytes_text(recurrent.disk_rows)} · {states}")
+    return lines
 
 
 def context_rows(usage: ContextUsage) -> list[ContextRow]:

@@ -82,9 +82,9 @@ def handle_result(state: ChatState, event: ev.EngineEvent) -> None:
             state.listing = choice_lists.missing_model(name, size)
         case ev.ContextUsage():
             state.complete(cmd.ShowContext)
-            transcript.add_lines(
-                [reports.context_text(event), *reports.context_rows(event), *reports.context_note(event)]
-            )
+            rows = reports.context_rows(event)
+            notes = [*reports.context_note(event), *reports.state_lines(event)]
+            transcript.add_lines([reports.context_text(event), *rows, *notes])
         case ev.SessionStats():
             state.complete(cmd.ShowStats)
             transcript.add_lines(reports.stats_lines(event))

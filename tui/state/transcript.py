@@ -122,7 +122,7 @@ class TranscriptModel:
             self._append([Block(Kind.META, "▲ not answered: mlxkv ended before the reply · /retry asks again")])
         if event.restored_tokens:
             self._kv_before = event.restored_bytes
-            text = restored_text(event.restored_tokens, event.restored_bytes, event.restore_s)
+            text = restored_text(event.restored_tokens, event.restored_bytes, event.restore_s, event.left_tokens)
             self._append([Block(Kind.META, text)])
         self._append(notices)
 

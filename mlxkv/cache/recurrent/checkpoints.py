@@ -79,6 +79,16 @@ class Checkpoints:
         """Bytes beyond those of the caches, which are at `offset`: a state is shared until it changes."""
         return sum(c.nbytes for c in self._kept if c.position != offset)
 
+    @property
+    def state_nbytes(self) -> int:
+        """Bytes of the state of the caches."""
+        return sum(cache.nbytes for cache in self.caches if not cache.empty())
+
+    @property
+    def max_nbytes(self) -> int:
+        """Bytes that the checkpoints may take; 0 before the first one."""
+        return self._most * self._kept[-1].nbytes if self._kept else 0
+
     def is_far_back(self, offset: int) -> bool:
         """Whether the newest checkpoint is far before `offset`."""
         return offset - (self._kept[-1].position if self._kept else 0) >= CHECKPOINT_INTERVAL

@@ -19,6 +19,9 @@ from mlxkv.store.records import is_chunk
 STATE = "state"
 """The group whose chunks are whole recurrent states: the state after p tokens counts as the row [p - 1, p)."""
 
+PREFIX = "prefix"
+"""`kv_ref.kept_for` of a state at the end of a prefix that other chats begin with too, such as a system prompt."""
+
 
 @dataclass(frozen=True)
 class SavedCommit:
@@ -164,7 +167,7 @@ def save_commit(
             " ON CONFLICT(digest) DO UPDATE SET last_used = excluded.last_used",
             (chunk.digest, chunk.size, head.group, head.a, head.b, head.prefix_key, spec_id, time.time()),
         )
-        kept_for = "prefix" if head.group == STATE and head.b in prefixes else ""
+        kept_for = PREFIX if head.group == STATE and head.b in prefixes else ""
         db.execute(
             "INSERT OR IGNORE INTO kv_ref(kv_commit, chunk, kept_for)"
             " VALUES(?1, ?2, max(?3, (SELECT coalesce(max(kept_for), '') FROM kv_ref WHERE chunk = ?2)))",
@@ -267,6 +270,17 @@ def unsaved_bytes(db: sqlite3.Connection, session_id: str, waiting: Mapping[str,
     """Bytes that `saved_bytes` gains once the session refers to the chunks `waiting` (sizes by digest) too."""
     query = "SELECT 1 FROM kv_ref r JOIN kv_commit c ON c.id = r.kv_commit WHERE c.session = ? AND r.chunk = ?"
     return sum(size for digest, size in waiting.items() if not db.execute(query, (session_id, digest)).fetchone())
+
+
+def state_bytes(db: sqlite3.Connection, session_id: str | None, waiting: Mapping[str, int]) -> int:
+    """Bytes of the recurrent states that the session's commits refer to, or of all (None), each counted once, and of
+    those `waiting` to be written (sizes by digest)."""
+    found = db.execute(
+        "SELECT digest, size FROM chunk WHERE grp = ?1 AND (?2 IS NULL OR digest IN (SELECT r.chunk FROM kv_ref r"
+        " JOIN kv_commit c ON c.id = r.kv_commit WHERE c.session = ?2))",
+        (STATE, session_id),
+    )
+    return sum({**waiting, **{digest: size for digest, size in found if isinstance(size, int)}}.values())
 
 
 def bytes_written(db: sqlite3.Connection, session_id: str | None) -> int:

@@ -19,7 +19,7 @@ from mlxkv.stats import bytes_text, plural
 from mlxkv.store.db.database import PINNED, Database
 from mlxkv.store.files import disk_usage
 from mlxkv.store.kv.chunk_format import ChunkHead
-from mlxkv.store.kv.commits import remove_chunks
+from mlxkv.store.kv.commits import PREFIX, STATE, remove_chunks, state_bytes
 from mlxkv.store.kv.disk_usage import BLOCK, CacheFolder, on_disk
 from mlxkv.store.kv.protocols import LayerGroup, Range
 from mlxkv.store.kv.save_plan import Plan
@@ -34,7 +34,8 @@ MARGIN = 4 * BLOCK  # bytes left free when nothing is written: a new folder must
 
 @dataclass
 class _Candidate:
-    """A chunk that could be removed. `is_needed`: a session cannot be resumed without it."""
+    """A chunk that could be removed. `is_needed`: a session cannot be resumed without it, or it is the state at the end
+    of a system prompt, which other chats begin with too."""
 
     digest: str
     size: int
@@ -46,8 +47,8 @@ class _Candidate:
 
     @property
     def order(self) -> tuple[bool, int, int]:
-        """Rows evicted from every window first, then the least recently used chats; of these the end first, since the
-        beginning is useful without it."""
+        """Rows evicted from every window and states that only going back needs first, then the least recently used
+        chats; of these the end first, since the beginning is useful without it."""
         return self.is_needed, self.seq, -self.b if self.is_needed else self.a
 
 
@@ -96,13 +97,14 @@ class Quota:
     _spared: frozenset[str] = field(default=frozenset(), init=False)
     _counted: tuple[Plan | None, int] = field(default=(None, 0), init=False)  # the most bytes used during a save
 
-    @property
-    def description(self) -> str:
-        """The limit in words, with the share of named prompt caches if it is large."""
-        named, limit = self.space.named(), self.limit or 0
-        is_large = named > max(limit // 20, HEADROOM)
-        taken = f", of which named prompt caches take {bytes_text(named)}" if is_large else ""
-        return f"the disk limit of {bytes_text(limit)}{taken}"
+    def description(self, database: Database) -> str:
+        """The limit in words, with the shares of named prompt caches and of recurrent states if they are large."""
+        limit = self.limit or 0
+        with database.reading() as db:
+            parts = {"named prompt caches": self.space.named(), "recurrent states": state_bytes(db, None, {})}
+        large = max(limit // 20, HEADROOM)
+        texts = [f"{what} take {bytes_text(size)}" for what, size in parts.items() if size > large]
+        return f"the disk limit of {bytes_text(limit)}" + (f", of which {' and '.join(texts)}" if texts else "")
 
     def fits(self, plan: Plan, groups: Sequence[LayerGroup]) -> bool:
         """Whether the session's needed chunks fit under the limit, with the named prompt caches and nothing else."""
@@ -133,12 +135,13 @@ class Quota:
         self._counted = None, 0
         keep = set(new)
         if all(self._shrink(database, target, keep, plan, old) > target for old in (True, False)):
+            what = self.description(database)
             if self._stuck:
                 files = f"{plural(len(self._stuck), 'file')} in {self.space.chunks.root}"
                 raise StoreError(
-                    f"The KV cache was not saved: {self.description} is full, and {files} cannot be removed; check it."
+                    f"The KV cache was not saved: {what} is full, and {files} cannot be removed; check it."
                 )
-            raise StoreError(f"The KV cache was not saved: open chats fill {self.description}; raise `disk_limit`.")
+            raise StoreError(f"The KV cache was not saved: open chats fill {what}; raise `disk_limit`.")
 
     def free_space_for_named(self, database: Database, name: str, size: int) -> None:
         """Remove rows of chats until a file of `size` bytes fits; nothing is removed if that cannot be enough.
@@ -248,8 +251,8 @@ class Quota:
             before = needed.get(saving.session_id, []) if old else []
             needed[saving.session_id] = [*before, saving.needed]
         found: dict[str, _Candidate] = {}
-        for digest, size, group, a, b, session in db.execute(
-            "SELECT k.digest, k.size, k.grp, k.a, k.b, c.session FROM chunk k"
+        for digest, size, group, a, b, session, kept_for in db.execute(
+            "SELECT k.digest, k.size, k.grp, k.a, k.b, c.session, r.kept_for FROM chunk k"
             " LEFT JOIN kv_ref r ON r.chunk = k.digest LEFT JOIN kv_commit c ON c.id = r.kv_commit"
         ):
             if not is_chunk(digest, size, group, a, b):
@@ -257,6 +260,7 @@ class Quota:
             chunk = found.setdefault(digest, _Candidate(digest, size, a, b))
             if session is not None:
                 chunk.seq = max(chunk.seq, used.get(session, 0))
+                chunk.is_needed = chunk.is_needed or (group == STATE and kept_for == PREFIX)
                 if any(_overlaps(ranges, group, a, b) for ranges in needed.get(session, [])):
                     chunk.is_needed = True
                     chunk.is_locked = chunk.is_locked or session in is_open

@@ -145,7 +145,7 @@ class Restorer:
         if session_id is None:
             return restored
         if notice:
-            notice += f": {tokens} of {len(ids)} tokens were restored, the rest is prefilled."
+            notice += f": {tokens:,} of {len(ids):,} tokens were restored, the rest is prefilled."
         shared = max(tokens - saved.own, 0)
         if shared:
             self._adopt(session_id, cache, model, saved, packed, tokens, reads)

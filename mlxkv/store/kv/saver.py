@@ -25,9 +25,9 @@ class Saver:
     """The saves of one store. Arguments and errors are those of SessionStore's methods."""
 
     def __init__(self, sessions: Sessions, chunks: ChunkFiles, quota: Quota, writer: Writer) -> None:
-        self._chunks, self._quota, self._writer = chunks, quota, writer
+        self._database, self._chunks, self._quota, self._writer = sessions.database, chunks, quota, writer
         self.planner = SavePlanner(sessions, chunks)
-        self._newest: dict[str, tuple[Job, Mapping[str, int]]] = {}  # of a session, with its chunks' sizes by digest
+        self._newest: dict[str, tuple[Job, Mapping[str, tuple[str, int]]]] = {}  # with groups and sizes by digest
         self._last_notices: dict[str, str] = {}  # of a session, not to be repeated
 
     def save(
@@ -69,10 +69,13 @@ class Saver:
         if session_id in self._newest:
             self._writer.wait(self._newest[session_id][0])
 
-    def pending_sizes(self, session_id: str) -> Mapping[str, int]:
-        """Sizes by digest of the session's chunks that are being written. Call before reading the database."""
-        job, sizes = self._newest.get(session_id, (None, {}))
-        return sizes if job is not None and not job.is_done else {}
+    def pending_sizes(self, session_id: str, group: str | None = None) -> Mapping[str, int]:
+        """Sizes by digest of the session's chunks, or those of one group, that are being written. Call before reading
+        the database."""
+        job, chunks = self._newest.get(session_id, (None, {}))
+        if job is None or job.is_done:
+            return {}
+        return {digest: size for digest, (name, size) in chunks.items() if group in (None, name)}
 
     def pending_sessions(self) -> list[str]:
         return [session_id for session_id in self._newest if self.pending_sizes(session_id)]
@@ -85,19 +88,19 @@ class Saver:
         notice = self._unless_repeated(session_id, plan.notice)
         if not plan.pos:
             return None, KVCommit(0, 0, notice)
-        new, sizes = 0, dict[str, int]()
+        new, chunks = 0, dict[str, tuple[str, int]]()
 
         def counted() -> Iterator[EncodedChunk]:
             nonlocal new
             for chunk in encode_chunks(plan, cache):
-                sizes[chunk.digest] = chunk.size
+                chunks[chunk.digest] = chunk.head.group, chunk.size
                 new += 0 if self._chunks.has(chunk.digest, chunk.size) else chunk.size
                 yield chunk
 
         job = self._writer.submit(plan, counted(), _num_bytes(plan, cache))
         if occasion == Occasion.PAUSE:
             self.planner.note_pause(plan)
-        self._newest[session_id] = job, sizes
+        self._newest[session_id] = job, chunks
         return job, KVCommit(plan.pos, new, notice)
 
     def _plan(
@@ -117,7 +120,7 @@ class Saver:
                 break
         else:
             plan, what = replace(whole, pos=0, heads=()), "Nothing"
-        notice = f"{what} of this chat's KV cache fits {self._quota.description}; raise `disk_limit`."
+        notice = f"{what} of this chat's KV cache fits {self._quota.description(self._database)}; raise `disk_limit`."
         return replace(plan, notice=notice)
 
     def _unless_repeated(self, session_id: str, notice: str | None) -> str | None:

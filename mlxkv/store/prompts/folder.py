@@ -33,6 +33,7 @@ class NamedCache:
     """One entry of a list. `num_tokens` None: unknown without reading the rows. `head` is the beginning of the text.
 
     `error` is a sentence if the file cannot be used, `is_imported` true if mlx-lm made it, `made` is in UNIX seconds.
+    `row_bytes` and `state_bytes` (recurrent layers) are parts of `size`, 0 in an imported one.
     """
 
     name: str
@@ -46,6 +47,8 @@ class NamedCache:
     config: dict[str, Any] | None = None
     is_imported: bool = False
     error: str | None = None
+    row_bytes: int = 0
+    state_bytes: int = 0
 
 
 class PromptFolder:
@@ -143,7 +146,7 @@ class PromptFolder:
         system, text = (head[key] if isinstance(head.get(key), str) else None for key in ("system", "text"))
         return replace(
             found, model=str(about["model"]["name"]), num_tokens=about["num_tokens"], system=system, head=text,
-            config=about["config"],
+            config=about["config"], row_bytes=about["row_bytes"], state_bytes=about["state_bytes"],
         )  # fmt: skip
 
     def _find(self, name: str) -> Path | None:

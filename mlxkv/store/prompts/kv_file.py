@@ -84,7 +84,8 @@ def write_prompt_file(
 
 
 def describe_prompt_file(path: Path) -> dict[str, Any]:
-    """The description in a file's header: num_tokens, layout, config, model, head, parts, bytes. Reads no rows.
+    """The description in a file's header: num_tokens, layout, config, model, head, parts, bytes, and of these the
+    row_bytes and state_bytes. Reads no rows.
 
     Raises:
         CorruptError: the file is not a prompt cache.
@@ -225,7 +226,20 @@ def _described(path: Path, header: Header) -> dict[str, Any]:
             raise TypeError("config")
     except (KeyError, ValueError, TypeError, RecursionError) as error:
         raise CorruptError(f"The description inside {path} cannot be read ({error}); make the file again.") from error
-    return about | {"bytes": header.file_size}
+    return about | {"bytes": header.file_size} | _shares(header, about["layout"])
+
+
+def _shares(header: Header, layout: Mapping[str, Any]) -> dict[str, int]:
+    """Bytes of the rows and of the recurrent state."""
+    groups = layout.get("groups")
+    group = groups.get(STATE) if isinstance(groups, dict) else None
+    names = group.get("arrays") if isinstance(group, dict) else None
+    out = {"row_bytes": 0, "state_bytes": 0}
+    for tensor in header.tensors:
+        if tensor.name.startswith("kv."):
+            is_state = isinstance(names, dict) and tensor.name.split(".", 3)[-1] in names
+            out["state_bytes" if is_state else "row_bytes"] += tensor.end - tensor.start
+    return out
 
 
 def _check_identity(path: Path, about: dict[str, Any], cache: KVCacheLike, identity: ModelIdentity) -> None:
