@@ -105,9 +105,8 @@ def disk_text(used: int, limit: int | None, named: int = 0, states: int = 0) -> 
     """Total KV on disk, as the limit counts it: `631 MB of 20 GB, 52 MB of it named prompt caches`; `states`: bytes of
     recurrent states."""
     of = f" of {bytes_text(limit)}" if limit else ""
-    parts = [(named, "named prompt caches"), (states, "recurrent states")]
-    texts = [f"{bytes_text(size)} of it {what}" for size, what in parts if size]
-    return bytes_text(used) + of + (f", {' and '.join(texts)}" if texts else "")
+    shares = [(named, "named prompt caches"), (states, "recurrent states")]
+    return bytes_text(used) + of + "".join(f", {bytes_text(size)} of it {what}" for size, what in shares if size)
 
 
 def tokens_text(n: int) -> str:

@@ -81,7 +81,8 @@ def show_chat(
     restored = chat.restored if is_restored else None
     figures = (restored.tokens - restored.evicted, restored.bytes, restored.seconds) if restored else (0, 0, 0.0)
     messages = chat.messages[:num_messages]
-    left = max(len(chat.log) - 1 - chat.cache.offset, 0) if restored else 0  # the last id is prefilled for its logits
+    left = len(chat.log) - chat.cache.offset if restored else 0
+    left = left if left > 1 else 0  # a stopped reply's last token is in no cache
     yield ev.ChatOpened(chat.session_id, chat.title, messages, *figures, prompt, chat.read_only or "", left)
 
 

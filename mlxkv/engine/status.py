@@ -107,7 +107,7 @@ def context_usage(context: EngineContext) -> ContextUsage:
 def _state_usage(context: EngineContext) -> StateUsage | None:
     """The recurrent states of the open chat in memory and on disk; None if there are none."""
     cache, session = context.current_chat.cache, context.current_chat.session_id
-    checkpoints, rows, states = cache.checkpoints, 0, 0
+    checkpoints, rows, states = cache.checkpoints, None, None
     if not (checkpoints.is_needed and cache.log):
         return None
     if session is not None:

@@ -69,15 +69,15 @@ class StateUsage:
     """What the recurrent layers of a chat take, in bytes.
 
     `state` is one state; its checkpoints, at `positions` in tokens, take `checkpoints` bytes of at most `limit`. On
-    disk the chat has `disk_rows` and `disk_states`.
+    disk the chat has `disk_rows` and `disk_states`; None: it is not saved.
     """
 
     state: int
     checkpoints: int
     limit: int
     positions: tuple[int, ...] = ()
-    disk_rows: int = 0
-    disk_states: int = 0
+    disk_rows: int | None = None
+    disk_states: int | None = None
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,17 @@ from pathlib import Path
 import pytest
 from mlx_lm.models.cache import load_prompt_cache
 
+from mlxkv.cli.cache import cache_ls, cache_show
+from mlxkv.cli.doctor import examine
+from mlxkv.config import Folders, private_folder
 from mlxkv.stats import bytes_text
+from mlxkv.store.prompts.folder import PromptFolder
+from mlxkv.store.prompts.kv_file import write_prompt_file
+from mlxkv.store.session_store import SessionStore
 from tests.cli.test_cli import Run, run  # noqa: F401  # a fixture
 from tests.fixtures.mlx_lm.make import MODELS
+from tests.store.fake import FakeCache, model
+from tests.store.test_states import Hybrid
 from tests.tokenizers import tiny_folder
 
 pytestmark = pytest.mark.slow
@@ -81,6 +89,33 @@ def test_they_are_listed_shown_verified_and_removed(run: Run, book: Path, tiny_p
     assert not list((home / "cache" / "prompts" / "damaged").iterdir())
     assert run("cache", "rm", "alone").code == 0
     assert run("cache", "ls").out == ""
+
+
+def test_rows_and_recurrent_states_are_told_apart(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folders = Folders.from_env()
+    prompts = private_folder(folders.cache / "prompts")
+    with SessionStore.open(folders) as store:
+        hybrid = Hybrid(store)
+        hybrid.turn(0)
+        states = bytes_text(store.state_bytes())
+    for name, cache in (("hybrid", hybrid.cache), ("other", FakeCache())):
+        write_prompt_file(prompts / f"{name}.kv", cache, model())
+    about = PromptFolder(folders).describe(prompts / "hybrid.kv")
+    cache_show("hybrid")
+    lines = capsys.readouterr().out.splitlines()
+    assert f"rows     {bytes_text(about.row_bytes)}" in lines
+    assert f"state    {bytes_text(about.state_bytes)}, of the recurrent layers" in lines
+    cache_show("hybrid", as_json=True)
+    shown = json.loads(capsys.readouterr().out)
+    assert (shown["row_bytes"], shown["state_bytes"]) == (about.row_bytes, about.state_bytes)
+    cache_ls()
+    assert capsys.readouterr().err.endswith(f", {states} of it recurrent states\n")
+    cache_show("other")
+    assert not [line for line in capsys.readouterr().out.splitlines() if line.startswith(("rows", "state"))]
+    cache_show("other", as_json=True)
+    assert not {"row_bytes", "state_bytes"} & json.loads(capsys.readouterr().out).keys()
+    (usage,) = (finding.text for finding in examine(folders) if finding.subject == "KV on disk")
+    assert f"{states} of it recurrent states; " in usage
 
 
 def test_what_cannot_be_is_said_in_one_sentence(run: Run, book: Path, tiny_path: Path, tmp_path: Path) -> None:  # noqa: F811

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,12 @@ from mlxkv.cache.prompt_cache import PromptCache
 from mlxkv.config import Folders
 from mlxkv.errors import CacheError, MismatchError
 from mlxkv.inference.runner import ModelRunner
+from mlxkv.stats import bytes_text
+from mlxkv.store.kv.chunk_files import ChunkFiles
+from mlxkv.store.kv.chunk_format import EncodedChunk
+from mlxkv.store.kv.quota import Quota
 from mlxkv.store.kv.state_saves import MAX_STATES, Occasion
-from mlxkv.store.prompts.kv_file import read_prompt_file, write_prompt_file
+from mlxkv.store.prompts.kv_file import describe_prompt_file, read_prompt_file, write_prompt_file
 from mlxkv.store.records import TurnRecord
 from mlxkv.store.session_store import SessionStore
 from tests.cache.architectures import ARCHITECTURES
@@ -54,6 +59,10 @@ class Hybrid:
         at = None if resume_at is None else lambda: resume_at
         assert self.store.save_kv(self.id, self.cache, identity(), None, occasion, at).notice is None
         self.store._saver.wait(self.id)
+
+    def back(self) -> int:
+        """The tokens that a restore of the chat gets."""
+        return self.store.restore_kv(self.id, self.empty(), identity(), self.cache.tokens).tokens
 
     def states(self, session: str) -> list[int]:
         """Positions of the states that a session refers to."""
@@ -201,6 +210,74 @@ def test_a_state_that_is_kept_for_a_reason_stays_and_goes_to_forks(hybrid: Hybri
 
 
 @pytest.mark.slow
+def test_the_disk_limit_spares_states_that_chats_begin_or_continue_with(folders: Folders) -> None:
+    """The limit goes down step by step; the state of the system prompt outlasts its chat's end."""
+    with SessionStore.open(folders, disk_limit=None) as store:
+        old, new = Hybrid(store), Hybrid(store)
+        old.feed(old.cache, random_ids(300))
+        old.cache.checkpoint(is_prefix=True)
+        store.add_turn(old.id, TurnRecord("user", "x", tuple(old.cache.tokens)))
+        for n in range(6):
+            old.turn(n, 40)
+        for n in range(6, 12):
+            new.turn(n, 40)
+        used, states = store.disk_usage(), (len(old.states(old.id)), len(new.states(new.id)))
+    assert min(states) >= 3
+    seen = []
+    for limit in range(used, 0, -16384):
+        with SessionStore.open(folders, disk_limit=limit) as store:
+            old.store = new.store = store
+            left = old.states(old.id), new.states(new.id)
+            seen.append((old.back(), new.back()))
+            if seen[-1] == (780, 480):
+                spared = left
+    assert spared == ([300, 780], [480])
+    assert list(dict.fromkeys(seen)) == [(780, 480), (300, 480), (0, 480), (0, 0)]
+
+
+def test_the_disk_limit_names_states_only_where_they_are_large(hybrid: Hybrid) -> None:
+    hybrid.turn(0)
+    Hybrid(hybrid.store).turn(1)
+    taken = bytes_text(hybrid.store.state_bytes())
+    for limit, more in ((400_000, f", of which recurrent states take {taken}"), (4_000_000, "")):
+        quota = Quota(limit, hybrid.store.space, set)
+        assert quota.description(hybrid.store._database) == f"the disk limit of {bytes_text(limit)}{more}"
+
+
+@pytest.mark.slow
+def test_bytes_of_states_are_counted_apart_and_shared_ones_once(
+    hybrid: Hybrid, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, other = hybrid.store, Hybrid(hybrid.store)
+    assert (store.state_bytes(), store.state_bytes(hybrid.id)) == (0, 0)
+    hybrid.turn(0)
+    other.turn(1)
+    may_write, put = threading.Event(), ChunkFiles.put
+
+    def held(files: ChunkFiles, chunk: EncodedChunk) -> int:
+        may_write.wait()
+        return put(files, chunk)
+
+    def sizes() -> tuple[int, ...]:
+        return store.state_bytes(), store.state_bytes(hybrid.id), store.state_bytes(other.id)
+
+    monkeypatch.setattr(ChunkFiles, "put", held)
+    hybrid.feed(hybrid.cache, random_ids(10, seed=7))
+    store.add_turn(hybrid.id, TurnRecord("user", "x", tuple(hybrid.cache.tokens[-10:])))
+    store.save_kv(hybrid.id, hybrid.cache, identity(), None, Occasion.CLOSING)
+    waiting = sizes()
+    may_write.set()
+    store._saver.wait(hybrid.id)
+    assert sizes() == waiting
+    fork = store.fork(hybrid.id)
+    assert sizes() == waiting
+    (size,) = {path.stat().st_size for p in hybrid.states(hybrid.id) for path in hybrid.files(p)}
+    mine, others = len(hybrid.states(hybrid.id)), len(other.states(other.id))
+    assert waiting == ((mine + others) * size, mine * size, others * size)
+    assert 0 < store.state_bytes(fork) == mine * size < store.disk_bytes(fork)
+
+
+@pytest.mark.slow
 def test_a_damaged_state_costs_the_way_to_the_one_before_it_and_nothing_else(hybrid: Hybrid) -> None:
     for n in range(2):
         hybrid.turn(n)
@@ -260,6 +337,15 @@ def test_a_state_that_is_not_full_yet_keeps_its_length(num_tokens: int, tmp_path
     write_prompt_file(tmp_path / "x.kv", cache, identity())
     read_prompt_file(tmp_path / "x.kv", back, identity())
     assert largest(runner.score(back, ids[num_tokens:]) - runner.score(cache, ids[num_tokens:])) == 0.0
+
+
+def test_a_prompt_cache_knows_the_bytes_of_its_rows_and_of_its_state(hybrid: Hybrid, tmp_path: Path) -> None:
+    hybrid.turn(0)
+    size = write_prompt_file(tmp_path / "book.kv", hybrid.cache, identity())
+    about = describe_prompt_file(tmp_path / "book.kv")
+    assert about["state_bytes"] == sum(c.nbytes for c in hybrid.cache.checkpoints.caches)
+    assert about["row_bytes"] == sum((b - a) * g.row_bytes for g in hybrid.cache.groups[:-1] for a, b in g.held())
+    assert about["row_bytes"] + about["state_bytes"] < size
 
 
 def test_another_models_state_does_not_fit(hybrid: Hybrid, tmp_path: Path) -> None:

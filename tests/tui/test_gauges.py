@@ -80,6 +80,10 @@ def test_the_panel_says_everything_in_words_too() -> None:
         assert words in text
     assert "4-bit" in "\n".join(wide_lines(replace(STATUS, cache=replace(RING, bits=4)), [], 0.0, 100))
     assert "Ring    empty" in wide_lines(SessionStatus(), [], 0.0, 80)[0]
+    own = wide_lines(SessionStatus(kv_bytes=6_000), [], 0.0, 80)  # Mamba has no ring
+    assert own[0] == "Ring    none: the layers have caches of their own"
+    assert "KV 6.0 kB live" in own[4]
+    assert " KV       6.0 kB" in narrow_lines(SessionStatus(kv_bytes=6_000), [], 0.0, 27)
     assert all(len(line) <= 27 for line in narrow_lines(STATUS, [0] * 59 + [420], 1812.0, 27))
 
 

@@ -26,7 +26,7 @@ from mlxkv.protocol.events import (
     TurnStarted,
     Versions,
 )
-from mlxkv.protocol.status import CompactPlan, ContextPart, ContextUsage, ModelTooLarge
+from mlxkv.protocol.status import CompactPlan, ContextPart, ContextUsage, ModelTooLarge, StateUsage
 from mlxkv.tui.state.blocks import Kind
 from mlxkv.tui.state.chat_state import ChatState
 from mlxkv.tui.state.choice_lists import tree_list
@@ -445,6 +445,9 @@ def test_the_cache_on_disk(state: ChatState) -> None:
         ("Prompt caches, for `mlxkv -p --cache NAME`", None, ()),
         ("  book · 52 MB", None, ()),
     ]
+    assert state.listing.title == "KV on disk in all: 10 B"
+    state.apply(CacheList(CHATS, (), 5_900_000_000, 20_000_000_000, 1_300_000_000))
+    assert state.listing.title == "KV on disk in all: 5.9 GB of 20 GB, 1.3 GB of it recurrent states"
     state.apply(CacheCollected(1_200_000, 5_900_000_000))
     assert lines(state)[-1] == "Freed 1.2 MB; KV on disk in all: 5.9 GB."
     state.apply(CacheCollected(0, 5_900_000_000))
@@ -457,6 +460,30 @@ def test_an_empty_window_says_so(state: ChatState) -> None:
     state.submit(cmd.ShowContext())
     state.apply(ContextUsage((), 0, 0))
     assert lines(state) == ["The window is empty: this chat has no messages yet."]
+
+
+@pytest.mark.parametrize(
+    ("usage", "expected"),
+    [
+        (None, []),
+        (StateUsage(51_500_000, 0, 309_000_000), ["Recurrent state 52 MB · checkpoints 0 B of 309 MB"]),
+        (
+            StateUsage(51_500_000, 154_500_000, 309_000_000, (580, 1_204, 1_560), 12_300_000, 103_000_000),
+            [
+                "Recurrent state 52 MB · checkpoints 154 MB of 309 MB (at 580, 1,204, 1,560 tok)",
+                "On disk: rows 12 MB · states 103 MB",
+            ],
+        ),
+        (
+            StateUsage(6_000, 48_000, 48_000, tuple(range(1, 9)), 0, 0),
+            ["Recurrent state 6.0 kB · checkpoints 48 kB of 48 kB (at 1 … 4, 5, 6, 7, 8 tok)", "On disk: no state yet"],
+        ),
+    ],
+)
+def test_context_counts_states_apart_from_rows(state: ChatState, usage: StateUsage | None, expected: list[str]) -> None:
+    state.submit(cmd.ShowContext())
+    state.apply(ContextUsage((ContextPart("user", "hi", 9, 9),), 64, 1, recurrent=usage))
+    assert lines(state)[2:] == expected
 
 
 def test_context_ends_with_the_reasoning_that_the_template_removed(state: ChatState) -> None:

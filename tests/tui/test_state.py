@@ -191,6 +191,9 @@ def test_opening_a_chat_shows_its_messages(state: ChatState) -> None:
         ("meta", "mind the gap"),
     ]
     assert state.transcript.title == "Ru␛st"
+    feed(state, ChatOpened("c1", "Rust", messages, 1_200, 1_800_000, 0.4, left_tokens=1_040))
+    settled = state.transcript.take_change().settled
+    assert settled[-1].text == "✓ restored 1,200 tok (1.8 MB) in 0.4s · 1,040 tok to prefill"
 
 
 def test_a_reply_of_reasoning_alone_says_so_under_its_reasoning(state: ChatState) -> None:

@@ -61,8 +61,10 @@ def ring_legend(cache: CacheView, room: int = 200) -> str:
 
 def wide_lines(status: SessionStatus, rates: Sequence[int], prefill_tps: float, width: int) -> list[str]:
     """The panel across the window, six lines."""
-    cache = status.cache
-    if cache is None or not cache.capacity:
+    cache, live = status.cache, f"{bytes_text(status.kv_bytes)} live" if status.kv_bytes else "–"
+    if cache is None and status.kv_bytes:
+        ring = ["Ring    none: the layers have caches of their own", "", ""]
+    elif cache is None or not cache.capacity:
         ring = ["Ring    empty", "", ""]
     else:
         cells, mark = ring_strip(cache, max(10, width - 9))
@@ -71,7 +73,7 @@ def wide_lines(status: SessionStatus, rates: Sequence[int], prefill_tps: float, 
     prefill = f"prefill {rate_text(prefill_tps)} tok/s" if prefill_tps else "prefill –"
     words = f" {now} tok/s, last 60 s · {prefill}"
     speed = f"Speed   {sparkline(rates, max(0, min(60, width - 8 - len(words))))}{words}"
-    kv = f"{bytes_text(cache.allocated_bytes)} allocated, {bytes_text(cache.live_bytes)} live" if cache else "–"
+    kv = f"{bytes_text(cache.allocated_bytes)} allocated, {bytes_text(cache.live_bytes)} live" if cache else live
     parts = [f"Memory  weights {bytes_text(status.weight_bytes)} · KV {kv}"]
     if status.memory_limit:
         parts.append(f"free {bytes_text(max(0, status.memory_limit - status.memory_used))}")
@@ -96,7 +98,7 @@ def narrow_lines(status: SessionStatus, rates: Sequence[int], prefill_tps: float
         f"Prefill{f'{rate_text(prefill_tps)} t/s' if prefill_tps else '–':>{max(0, width - 8)}}",
         "Memory",
         f" weights  {bytes_text(status.weight_bytes)}",
-        f" KV       {bytes_text(cache.allocated_bytes if cache else 0)}{bits}",
+        f" KV       {bytes_text(cache.allocated_bytes if cache else status.kv_bytes)}{bits}",
     ]
     if status.memory_limit:
         lines.append(f" free     {bytes_text(max(0, status.memory_limit - status.memory_used))}")

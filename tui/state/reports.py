@@ -44,9 +44,10 @@ def state_lines(usage: ContextUsage) -> list[str]:
         some = at if len(at) <= _POSITIONS else [f"{at[0]} …", *at[1 - _POSITIONS :]]
         checkpoints += f" (at {', '.join(some)} tok)".replace("…,", "…")
     lines = [f"Recurrent state {bytes_text(recurrent.state)} · {checkpoints}"]
-    if recurrent.disk_rows or recurrent.disk_states:
+    if recurrent.disk_states is not None:
+        rows = f"rows {bytes_text(recurrent.disk_rows)} · " if recurrent.disk_rows else ""
         states = f"states {bytes_text(recurrent.disk_states)}" if recurrent.disk_states else "no state yet"
-        lines.append(f"On disk: rows {bytes_text(recurrent.disk_rows)} · {states}")
+        lines.append(f"On disk: {rows}{states}")
     return lines
 
 
