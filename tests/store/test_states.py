@@ -223,16 +223,14 @@ def test_the_disk_limit_spares_states_that_chats_begin_or_continue_with(folders:
             new.turn(n, 40)
         used, states = store.disk_usage(), (len(old.states(old.id)), len(new.states(new.id)))
     assert min(states) >= 3
-    seen = []
+    spared: dict[tuple[int, int], tuple[list[int], list[int]]] = {}
     for limit in range(used, 0, -16384):
         with SessionStore.open(folders, disk_limit=limit) as store:
             old.store = new.store = store
             left = old.states(old.id), new.states(new.id)
-            seen.append((old.back(), new.back()))
-            if seen[-1] == (780, 480):
-                spared = left
-    assert spared == ([300, 780], [480])
-    assert list(dict.fromkeys(seen)) == [(780, 480), (300, 480), (0, 480), (0, 0)]
+            spared[old.back(), new.back()] = left
+    assert list(spared) == [(780, 480), (300, 480), (0, 480), (0, 0)]
+    assert spared[780, 480] == ([300, 780], [480])
 
 
 def test_the_disk_limit_names_states_only_where_they_are_large(hybrid: Hybrid) -> None:
