@@ -174,6 +174,29 @@ def test_after_a_kill_the_chat_continues_from_the_last_state_and_says_so(hybrid:
     )
 
 
+def test_after_a_kill_before_the_first_state_all_is_prefilled(hybrid: Hybrid) -> None:
+    hybrid.turn(0, 50, Occasion.TURN)
+    assert hybrid.states(hybrid.id) == []
+    restored = hybrid.store.restore_kv(hybrid.id, hybrid.empty(), identity(), hybrid.cache.tokens)
+    assert (restored.tokens, restored.notice) == (
+        0, "No state of the recurrent layers was saved: 0 of 100 tokens were restored, the rest is prefilled.",
+    )  # fmt: skip
+
+
+def test_rows_are_not_saved_where_the_disk_limit_leaves_no_room_for_a_state(folders: Folders) -> None:
+    with SessionStore.open(folders, disk_limit=100_000) as store:
+        hybrid = Hybrid(store)
+        hybrid.feed(hybrid.cache, random_ids(200))
+        store.add_turn(hybrid.id, TurnRecord("user", "x", tuple(hybrid.cache.tokens)))
+        notice = store.save_kv(hybrid.id, hybrid.cache, identity(), None, Occasion.CLOSING).notice
+        store.flush(hybrid.id)
+        assert notice == (
+            "Nothing of this chat's KV cache fits the disk limit of 100 kB, and a recurrent state takes 31 kB; raise "
+            "`disk_limit`."
+        )
+        assert store.disk_bytes(hybrid.id) == 0
+
+
 @pytest.mark.slow
 def test_an_archive_takes_the_states_along(hybrid: Hybrid, tmp_path: Path) -> None:
     for n in range(3):

@@ -140,7 +140,7 @@ class Restorer:
         if bad or (missing and tokens < saved.committed):
             notice = f"In the saved KV cache {len(bad)} chunks were damaged and {len(missing)} missing"
         elif tokens < saved.committed and notice is None and not held:
-            notice = _why_shorter(cache.groups, saved)
+            notice = _why_shorter(cache.groups, saved, tokens)
         restored = Restored(tokens, sum(read.chunk.size for read in reads), clock() - started, shared=tokens)
         if session_id is None:
             return restored
@@ -228,11 +228,13 @@ class Restorer:
             db.executemany("UPDATE chunk SET last_used = ? WHERE digest = ?", [(now, c.digest) for c in chunks])
 
 
-def _why_shorter(groups: Sequence[LayerGroup], saved: Saved) -> str:
-    """Why not all saved tokens could be restored: all rows are there and a state is not, or rows are missing."""
+def _why_shorter(groups: Sequence[LayerGroup], saved: Saved, tokens: int) -> str:
+    """Why only `tokens` could be restored: all rows are there and a later state is not, or rows are missing."""
     rows = [group for group in groups if not isinstance(group, RecurrentStates)]
     ranges = {g.name: [(c.head.a, c.end) for c in saved.chunks if c.head.group == g.name] for g in rows}
     if len(rows) < len(groups) and all(covers(ranges[g.name], g.required(saved.committed)) for g in rows):
+        if not tokens:
+            return "No state of the recurrent layers was saved"
         return "The recurrent layers continue from their last saved state"
     return "Part of the saved KV cache is missing"
 

@@ -9,10 +9,12 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
+from mlxkv.stats import bytes_text
 from mlxkv.store.db.sessions import Sessions
 from mlxkv.store.identity import ModelIdentity
 from mlxkv.store.kv.chunk_files import ChunkFiles
 from mlxkv.store.kv.chunk_format import EncodedChunk
+from mlxkv.store.kv.commits import STATE
 from mlxkv.store.kv.protocols import KVCacheLike
 from mlxkv.store.kv.quota import Quota
 from mlxkv.store.kv.save_plan import Plan, SavePlanner, encode_chunks
@@ -115,12 +117,16 @@ class Saver:
         ends = {whole.pos * n // 16 for n in range(1, 16)} | {chunk.end for chunk in whole.saved}
         for at_most in sorted((end for end in ends if end < whole.pos), reverse=True):
             plan = planner.plan(session_id, cache, model, rng, at_most, occasion, resume_at)
-            if plan.pos and self._quota.fits(plan, cache.groups):
+            can_resume = plan.needed.get(STATE) != []  # rows alone, without a state to continue from, are of no use
+            if plan.pos and can_resume and self._quota.fits(plan, cache.groups):
                 what = f"{plan.pos:,} of {whole.pos:,} tokens"
                 break
         else:
             plan, what = replace(whole, pos=0, heads=()), "Nothing"
-        notice = f"{what} of this chat's KV cache fits {self._quota.description(self._database)}; raise `disk_limit`."
+        state = next((group.row_bytes for group in cache.groups if group.name == STATE), 0)
+        takes = f", and a recurrent state takes {bytes_text(state)}" if state else ""
+        limit = self._quota.description(self._database)
+        notice = f"{what} of this chat's KV cache fits {limit}{takes}; raise `disk_limit`."
         return replace(plan, notice=notice)
 
     def _unless_repeated(self, session_id: str, notice: str | None) -> str | None:
