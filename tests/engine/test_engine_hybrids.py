@@ -31,7 +31,7 @@ def said(home: Path, folder: Path) -> Iterator[Said]:
     said = Said(replace(SETTINGS, window=1024))
     assert said.one(cmd.LoadModel(str(folder)), ev.ModelReady)
     said.one(cmd.Send(LONG, 0.0), ev.TurnFinished)
-    said.context.current_chat.pause()
+    said.context.current_chat.checkpoint()
     said.one(cmd.Send("two", 0.0), ev.TurnFinished)
     yield said
     said.context.close()
