@@ -96,6 +96,11 @@ class Chat:
         )
 
     @property
+    def num_system_tokens(self) -> int:
+        """The number of tokens before the first message: the system prompt, and what the template adds there."""
+        return self._history.num_system_tokens
+
+    @property
     def thinking(self) -> bool | None:
         """Whether the model should reason, from the next turn on; None leaves it to the model."""
         return self._thinking

@@ -51,11 +51,11 @@ class History:
     def __init__(self, conversation: Conversation, prefix: ChatPrefix, prompts: PromptFormat) -> None:
         self.conversation, self.prefix, self.prompts = conversation, prefix, prompts.at(prefix.began)
         self.prompt_state = prefix.prompt_state
-        self._prefix_ends: list[int] | None = None
+        self._num_system: int | None = None
 
     def begin_at(self, time: datetime) -> None:
         """Set the time that the template prints."""
-        self._prefix_ends = None
+        self._num_system = None
         self.prefix, self.prompts = replace(self.prefix, began=time), self.prompts.at(time)
 
     def load(self, record: SessionRecord) -> None:
@@ -272,10 +272,15 @@ class History:
     @property
     def prefix_ends(self) -> list[int]:
         """The ends of the system prompt, and of the prompt cache that the chat began with."""
-        if self._prefix_ends is None:
-            ends = {self.prompts.num_system_tokens(self.prefix.system), len(self.prefix.prompt_state.ids)}
-            self._prefix_ends = sorted(end for end in ends if end >= _MIN_PREFIX)
-        return self._prefix_ends
+        ends = {self.num_system_tokens, len(self.prefix.prompt_state.ids)}
+        return sorted(end for end in ends if end >= _MIN_PREFIX)
+
+    @property
+    def num_system_tokens(self) -> int:
+        """The number of tokens before the first message."""
+        if self._num_system is None:
+            self._num_system = self.prompts.num_system_tokens(self.prefix.system)
+        return self._num_system
 
     # -- going back --------------------------------------------------------------------------------------------------
 

@@ -92,15 +92,18 @@ def context_usage(context: EngineContext) -> ContextUsage:
     first_kept = geometry.first_kept(offset, 0) if geometry and geometry.flushes(offset) else 0
     turns, places = chat.turns, spans(chat.turns)
     removed, again = _removed(context, turns, places)
+
+    def part(role: str, text: str, start: int, end: int) -> ContextPart:
+        lost = max(0, min(end, first_kept) - max(start, pinned))
+        return ContextPart(role, text[:_HEAD], end - start, max(0, end - start - lost))
+
     parts: list[ContextPart] = []
     if chat.system and turns:
         end = places[0][1]
-        start = min(pinned if chat.cache.plan.config.sinks == "system" else places[0][0], end)
+        start = min(chat.num_system_tokens, end)
         places[0] = (start, end)
-        parts.append(ContextPart("system", chat.system[:_HEAD], start, start))
-    for turn, (start, end) in zip(turns, places, strict=True):
-        lost = max(0, min(end, first_kept) - max(start, pinned))
-        parts.append(ContextPart(turn.role, turn.text[:_HEAD], end - start, max(0, end - start - lost)))
+        parts.append(part("system", chat.system, 0, start))
+    parts += [part(turn.role, turn.text, *place) for turn, place in zip(turns, places, strict=True)]
     return ContextUsage(tuple(parts), chat.cache.capacity, pinned, removed, again, _state_usage(context))
 
 

@@ -175,6 +175,19 @@ def test_what_fills_the_window_adds_up(said: Said) -> None:
     assert sum(p.tokens for p in use.parts) == len(chat.log)
 
 
+@pytest.mark.slow
+def test_the_system_prompt_has_its_tokens_also_after_a_resume(said: Said) -> None:
+    said.ask(cmd.NewChat("Be good, and brief."))
+    said.one(cmd.Send("one", 0.0), ev.TurnFinished)
+    before = said.one(cmd.ShowContext(), ev.ContextUsage)
+    assert before.parts[0].role == "system"
+    assert before.parts[0].tokens == before.parts[0].live == said.context.current_chat.num_system_tokens > 10
+    session = str(said.context.current_chat.session_id)
+    said.ask(cmd.NewChat())
+    said.one(cmd.OpenChat(session), ev.ChatOpened)
+    assert said.one(cmd.ShowContext(), ev.ContextUsage).parts[0] == before.parts[0]
+
+
 def test_tokens_are_counted_by_the_models_own_tokenizer(said: Said, home: Path) -> None:
     assert said.ask(cmd.CountTokens("k", "one two")) == [ev.TokensCounted("k", 7)]  # a letter, a token
     assert Said().ask(cmd.CountTokens("k", "one two")) == []  # nobody to ask, and nobody fails for it
