@@ -198,6 +198,21 @@ def test_rows_are_not_saved_where_the_disk_limit_leaves_no_room_for_a_state(fold
 
 
 @pytest.mark.slow
+def test_a_fork_at_an_earlier_turn_has_the_states_that_closing_wrote_there(hybrid: Hybrid) -> None:
+    for n in range(6):
+        hybrid.turn(n, 60, Occasion.TURN)
+    hybrid.save(Occasion.CLOSING)
+    written = hybrid.states(hybrid.id)
+    assert len(written) > 2
+    for turns in (2, 4, 6, 8, 10):
+        fork = hybrid.store.fork(hybrid.id, turns)
+        expected = [p for p in written if p <= 60 * turns]
+        assert hybrid.states(fork) == expected
+        ids, back = hybrid.cache.tokens[: 60 * turns], hybrid.empty()
+        assert hybrid.store.restore_kv(fork, back, identity(), ids).tokens == max(expected, default=0)
+
+
+@pytest.mark.slow
 def test_an_archive_takes_the_states_along(hybrid: Hybrid, tmp_path: Path) -> None:
     for n in range(3):
         hybrid.turn(n, 100)

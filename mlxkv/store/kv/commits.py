@@ -168,11 +168,23 @@ def save_commit(
             (chunk.digest, chunk.size, head.group, head.a, head.b, head.prefix_key, spec_id, time.time()),
         )
         kept_for = PREFIX if head.group == STATE and head.b in prefixes else ""
-        db.execute(
-            "INSERT OR IGNORE INTO kv_ref(kv_commit, chunk, kept_for)"
-            " VALUES(?1, ?2, max(?3, (SELECT coalesce(max(kept_for), '') FROM kv_ref WHERE chunk = ?2)))",
-            (commit_id, chunk.digest, kept_for),
-        )
+        for commit in {commit_id, _first_commit_beyond(db, commit_id, head.b) if head.group == STATE else commit_id}:
+            db.execute(
+                "INSERT OR IGNORE INTO kv_ref(kv_commit, chunk, kept_for)"
+                " VALUES(?1, ?2, max(?3, (SELECT coalesce(max(kept_for), '') FROM kv_ref WHERE chunk = ?2)))",
+                (commit, chunk.digest, kept_for),
+            )
+
+
+def _first_commit_beyond(db: sqlite3.Connection, commit_id: int, position: int) -> int:
+    """The commit that first reached `position` with the model and layout of this one: a fork at an earlier turn has
+    that one, and not the one that writes the state there later."""
+    return db.execute(
+        "SELECT c.id FROM kv_commit c JOIN kv_commit n"
+        " ON (c.session, c.model, c.spec_id) = (n.session, n.model, n.spec_id)"
+        " WHERE n.id = ? AND (c.pos >= ? OR c.id = n.id) ORDER BY c.pos, c.id LIMIT 1",
+        (commit_id, position),
+    ).fetchone()[0]
 
 
 def remove_old_states(
