@@ -89,7 +89,7 @@ class HostileEngine(FakeEngine):
             for i, text in enumerate(said)
         )
 
-    def stop(self) -> None:
+    def stop(self, *, closing: bool = False) -> None:
         super().stop()
         self.say([Failed(bomb(self.lead, "stopped"), FailureKind.STOPPED)])
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -251,8 +251,15 @@ class Held(ModelRunner):
 
     is_held = True
 
-    def prefill(self, cache: PromptCache, ids: Sequence[int], cancelled: Callable[[], bool] = bool) -> Iterator[int]:
-        for done in super().prefill(cache, ids, cancelled):
+    def prefill(
+        self,
+        cache: PromptCache,
+        ids: Sequence[int],
+        cancelled: Callable[[], bool] = bool,
+        checkpoints: Collection[int] = (),
+        prefixes: Collection[int] = (),
+    ) -> Iterator[int]:
+        for done in super().prefill(cache, ids, cancelled, checkpoints, prefixes):
             yield done
             while self.is_held and not cancelled():
                 threading.Event().wait(0.001)

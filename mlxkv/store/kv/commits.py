@@ -176,7 +176,7 @@ def save_commit(
             )
 
 
-def _first_commit_beyond(db: sqlite3.Connection, commit_id: int, position: int) -> int:
+def _first_commit_beyond(db: sqlite3.Connection, commit_id: int | None, position: int) -> int:
     """The commit that first reached `position` with the model and layout of this one: a fork at an earlier turn has
     that one, and not the one that writes the state there later."""
     return db.execute(
