@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,6 +24,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return hybrid_folder(tmp_path_factory.mktemp("models") / "hybrid", "granitemoehybrid", tiny_tokenizer())
 
 
+@pytest.fixture(autouse=True)
+def without_nohup() -> Iterator[None]:
+    """Children inherit that a signal is ignored."""
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGTERM, signal.SIGHUP)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("mode", ["window", "plain", "print"])
@@ -33,7 +44,11 @@ def test_the_chat_is_closed_before_the_process_ends(mode: str, number: signal.Si
         while not any(len(store.load(chat.id).turns) == 2 for chat in store.list()):  # part of the reply is saved
             terminal.catch_up()
     os.kill(terminal.pid, number)
-    assert os.waitstatus_to_exitcode(os.waitpid(terminal.pid, 0)[1]) == -number
+    end = time.monotonic() + 60
+    while not (ended := os.waitpid(terminal.pid, os.WNOHANG))[0]:
+        assert time.monotonic() < end, "it does not end"
+        terminal.catch_up()
+    assert os.waitstatus_to_exitcode(ended[1]) == -number
     with SessionStore.open(Folders.from_env()) as store:
         (chat,) = store.list()
         log = store.load(chat.id).log
