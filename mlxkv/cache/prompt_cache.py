@@ -246,7 +246,7 @@ class PromptCache:
             self._note_state()
             if self.checkpoints.is_far_back(self.offset):
                 self.checkpoint()
-            elif self.checkpoints.is_over_budget:  # the newest one no longer shares the state of the layers
+            elif self.checkpoints.is_over_budget:
                 self.checkpoints.thin(self.offset, self._floor)
 
     def begin_turn(self, *, is_prefix: bool = False) -> None:

@@ -51,8 +51,8 @@ class Estimate:
 def estimate(name: str | os.PathLike[str], config: CacheConfig | None = None) -> Estimate:
     """Estimate the memory of `name` (built-in, folder or repository id) with this cache; no weights are read.
 
-    Weights: the sum of the model's arrays as config.json describes them. Cache:
-    `Budget.cache_bytes`. Prefill: `Budget.prefill_bytes` for the largest chunk that fits.
+    Weights: the sum of the model's arrays as config.json describes them. Cache: `Budget.cache_bytes`. Prefill:
+    `Budget.prefill_bytes` for the largest chunk that fits.
 
     Raises:
         ModelError: and its kinds, if there is no such model.

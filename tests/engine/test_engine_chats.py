@@ -58,7 +58,7 @@ def said(home: Path, tiny_path: Path) -> Iterator[Said]:
     said.one(cmd.Send("one", 0.0), ev.TurnFinished)
     said.one(cmd.Send("two", 0.0), ev.TurnFinished)
     yield said
-    said.context.close()  # not the dispatcher: this thread goes on using MLX
+    said.context.close()  # not the dispatcher: this thread still uses MLX
 
 
 def texts(opened: ev.ChatOpened) -> list[str]:

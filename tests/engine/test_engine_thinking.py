@@ -55,7 +55,7 @@ def test_context_says_what_the_template_removed_and_what_that_cost(kind: str, ho
     script(model, "ok")
     said.one(cmd.Send("really?", 0.0), ev.TurnFinished)  # the reply before it had no reasoning
     assert context_note(said.one(cmd.ShowContext(), ev.ContextUsage)) == []
-    said.context.close()  # not the dispatcher: this thread goes on using MLX
+    said.context.close()  # not the dispatcher: this thread still uses MLX
 
 
 @pytest.mark.slow

@@ -55,6 +55,7 @@ class Checkpoints:
         self._kept: list[Checkpoint] = []
         self._turns: list[int] = []  # where turns began, ascending
         self._most = MAX_CHECKPOINTS
+        self._is_thin = True  # no checkpoint was taken, or shared the caches' state, since the last `thin`
 
     def fork(self, caches: Sequence[Any]) -> Checkpoints:
         """The same checkpoints for copies of the caches; the states are shared."""
@@ -95,7 +96,8 @@ class Checkpoints:
 
     @property
     def is_over_budget(self) -> bool:
-        return len(self._kept) > self._most
+        """Whether `thin` is due: the newest checkpoint no longer shares the state of the caches."""
+        return not self._is_thin and len(self._kept) > self._most
 
     def begin_turn(self, position: int) -> None:
         """Note that a turn begins at `position`, to which users may go back."""
@@ -109,6 +111,7 @@ class Checkpoints:
         taken = Checkpoint(position, is_prefix, tuple(capture(cache) for cache in self.caches))
         self._kept = [*(c for c in self._kept if c.position != position), taken]
         self._most = max_checkpoints(self._ring_bytes, taken.nbytes, self._budget)
+        self._is_thin = False
 
     def thin(self, offset: int, floor: int) -> None:
         """Drop checkpoints before `floor`, to which the rings cannot rewind, and those beyond the budget; one at
@@ -118,6 +121,7 @@ class Checkpoints:
         positions = [c.position for c in kept]
         dropped = superfluous(positions, offset, self._most + len(shared), self.prefixes, self._turns)
         self._kept = [c for c in kept if c.position not in dropped]
+        self._is_thin = not shared
 
     def newest(self, most: int, least: int = 1) -> Checkpoint | None:
         """The last checkpoint at a position from `least` to `most`."""

@@ -67,9 +67,9 @@ class SavePlanner:
         cache: KVCacheLike,
         model: ModelIdentity,
         rng: bytes | None,
-        at_most: int | None = None,
-        occasion: Occasion = Occasion.CLOSING,
-        resume_at: Callable[[], int] | None = None,
+        at_most: int | None,
+        occasion: Occasion,
+        resume_at: Callable[[], int] | None,
     ) -> Plan:
         """Plan to save the rows of the session's log, or of its first `at_most` tokens; `pos` 0 and a notice if that is
         impossible. `resume_at`: see `choose_states`; None: the end of the log."""
