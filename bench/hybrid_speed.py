@@ -25,7 +25,7 @@ from bench.measure import header
 from mlxkv.cache.config import CacheConfig
 from mlxkv.cache.plan import CachePlan, plan_cache
 from mlxkv.cache.prompt_cache import PromptCache
-from mlxkv.cli.bench import Speeds, compare, decode_speeds, prefill_speeds, random_ids
+from mlxkv.cli.bench.measure import Speeds, compare, decode_speeds, prefill_speeds, random_ids
 from mlxkv.config import Folders
 from mlxkv.inference.generation import Generation
 from mlxkv.inference.sampling import SamplingParams

@@ -1,16 +1,10 @@
-"""The header that every benchmark prints. `mlxkv.cli.bench` measures."""
+"""The header that every benchmark prints. `mlxkv.cli.bench.measure` measures."""
 
 from __future__ import annotations
 
-import sys
-
-from mlxkv.cli.bench import about
+from mlxkv.cli.bench.report import Environment, command_line
 
 
 def header(title: str) -> None:
     """Machine, versions and command."""
-    print(f"# {title}")
-    for line in about():
-        print(line)
-    module = sys.modules["__main__"].__spec__
-    print(f"command: python -m {module.name if module else title}\n")
+    print(f"# {title}", *Environment.here(command_line()).lines(), sep="\n", end="\n\n")

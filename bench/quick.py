@@ -22,7 +22,7 @@ from mlxkv.cache.geometry import Geometry
 from mlxkv.cache.plan import CachePlan, plan_cache
 from mlxkv.cache.ring import RingKVCache
 from mlxkv.cache.sink_rotation import SinkRotation
-from mlxkv.cli.bench import Speeds, decode_speeds, prefill_speeds, random_ids
+from mlxkv.cli.bench.measure import Speeds, decode_speeds, prefill_speeds, random_ids
 from mlxkv.inference.runner import ModelRunner
 
 STORIES = Path(__file__).resolve().parents[1].parent / "shared" / "testdata" / "stories260K"

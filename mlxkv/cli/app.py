@@ -217,7 +217,7 @@ def bench(
     tokens: Annotated[int, typer.Option("--tokens", min=1, help="Tokens to generate after them.")] = 64,
 ) -> None:
     """Measure prefill and decode against mlx-lm's own caches."""
-    from mlxkv.cli.bench import report
+    from mlxkv.cli.bench.measure import report
     from mlxkv.device import check_platform
     from mlxkv.models import BUILT_IN, load_model
 

@@ -11,8 +11,8 @@ import pytest
 from mlxkv.cache.config import CacheConfig
 from mlxkv.cache.plan import plan_cache
 from mlxkv.cache.traits import traits_of
-from mlxkv.cli import bench as benchmark
-from mlxkv.cli.bench import Ratio, Speeds, compare, decode_speeds, prefill_speeds, random_ids, report
+from mlxkv.cli.bench import measure as benchmark
+from mlxkv.cli.bench.measure import Ratio, Speeds, compare, decode_speeds, prefill_speeds, random_ids, report
 from mlxkv.errors import OutOfMemoryError
 from mlxkv.inference.runner import ModelRunner
 from mlxkv.models import load_model
@@ -76,7 +76,7 @@ def test_both_sides_do_the_same_work(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_report_says_what_was_measured(tiny_path: Path) -> None:
     lines = list(report(load_model(str(tiny_path)), 24, 3, rounds=1))
     assert [line.split()[0] for line in lines] == [
-        "machine", "versions", "model", "settings", "cache", "tok/s", "prefill", "decode"
+        "machine", "versions", "command", "model", "settings", "cache", "tok/s", "prefill", "decode"
     ]  # fmt: skip
     assert "mlx-lm 0." in lines[1]
     assert "24 tokens prefilled, 3 generated" in lines[3]

@@ -7,14 +7,13 @@ counts. `mlxkv bench` prints it for one model, the repository's bench/ measures 
 from __future__ import annotations
 
 import copy
-import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+from mlxkv.cli.bench.report import Environment, command_line
 from mlxkv.stats import bytes_text
 
 if TYPE_CHECKING:
@@ -71,7 +70,7 @@ def report(loaded: LoadedModel, num_prompt: int, num_tokens: int, rounds: int = 
     budget = Budget(loaded.model, device.memory_limit)
     plan = budget.plan(CacheConfig(window=num_prompt + num_tokens + 1), loaded.weight_bytes)
     budget.check(plan, loaded.weight_bytes + 3 * plan.nbytes)  # theirs, and a copy of each for a round
-    yield from about()
+    yield from Environment.here(command_line()).lines()
     yield f"model     {loaded.name}, {bytes_text(loaded.weight_bytes)} of weights"
     yield f"settings  {num_prompt:,} tokens prefilled, {num_tokens:,} generated, greedy; medians of {rounds}"
     yield f"cache     {plan.description}"
@@ -81,16 +80,6 @@ def report(loaded: LoadedModel, num_prompt: int, num_tokens: int, rounds: int = 
     with set_wired_limit(device):
         yield _line(prefill_speeds(runner, plan, ids, rounds))
         yield _line(decode_speeds(runner, plan, ids, num_tokens, rounds))
-
-
-def about() -> Iterator[str]:
-    """Machine and versions, as every benchmark prints first."""
-    import mlx.core as mx
-
-    name = mx.device_info().get("device_name", "")
-    yield f"machine   {platform.system()} {platform.machine()} {name}; {mx.default_device()}"
-    packages = ", ".join(f"{package} {version(package)}" for package in ("mlxkv", "mlx", "mlx-lm"))
-    yield f"versions  {packages}, Python {platform.python_version()}"
 
 
 def compare(ours: Callable[[], float], theirs: Callable[[], float], rounds: int = ROUNDS) -> Ratio:
