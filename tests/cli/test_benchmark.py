@@ -79,7 +79,7 @@ def test_the_report_says_what_was_measured(tiny_path: Path) -> None:
         "machine", "versions", "command", "model", "settings", "cache", "tok/s", "prefill", "decode"
     ]  # fmt: skip
     assert "mlx-lm 0." in lines[1]
-    assert "24 tokens prefilled, 3 generated" in lines[3]
+    assert "24 tokens prefilled, 3 generated" in lines[4]
     for line in lines[-2:]:
         assert re.fullmatch(r"\w+ +[\d,]+ +[\d,]+ +\d+\.\d{3} +\d+\.\d{3}", line)
 
