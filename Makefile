@@ -16,7 +16,7 @@ help:
 	@echo "make test    run the tests"
 	@echo "make lint    ruff, pyright, who may import whom, and whether each import is declared"
 	@echo "make bench   speed against mlx-lm on this machine"
-	@echo "make screenshots   the pictures of docs/chat.md"
+	@echo "make screenshots   the pictures of README.md and docs/chat.md"
 	@echo "make tutor   train the built-in model anew; make tutor-eval measures it"
 	@echo "make clean   remove all that these made"
 

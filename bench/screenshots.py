@@ -1,4 +1,4 @@
-"""Screenshots of the chat for docs/chat.md, from the real program: `python -m bench.screenshots -m MODEL --out FOLDER`.
+"""Screenshots for README.md and docs/chat.md, of the program itself: `python -m bench.screenshots -m MODEL`.
 
 The window runs without a terminal, with a real engine and a home folder of its own; Textual exports its screen as SVG.
 """
@@ -8,18 +8,21 @@ from __future__ import annotations
 import argparse
 import asyncio
 import tempfile
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 from textual.pilot import Pilot
 
 from mlxkv.config import Folders, Settings
 from mlxkv.engine import Engine
-from mlxkv.protocol.commands import LoadModel, NewChat
+from mlxkv.protocol.commands import Command, LoadModel, NewChat, OpenChat
 from mlxkv.tui.app import ChatApp
 
 QUESTIONS = ("What is a KV cache?", "How do I save a prompt cache?", "What happens when the window is full?")
 SIZE = (110, 34)
+README_QUESTIONS = ("My name is Ada.", "What is my name?")
+README_SIZE = (100, 24)
 
 
 class Camera:
@@ -51,41 +54,64 @@ class Camera:
         print(path)
 
 
-async def pictures(model: str, questions: tuple[str, ...], out: Path, folders: Folders) -> None:
+@asynccontextmanager
+async def window(
+    model: str, folders: Folders, out: Path, start: Command, size: tuple[int, int] = SIZE
+) -> AsyncIterator[Camera]:
+    """A window with its engine, closed at the end as a user closes it."""
     settings = Settings(temperature=0.0, max_tokens=160)
     engine = Engine(folders, settings)
-    app = ChatApp(engine, (), settings, None, [LoadModel(model), NewChat()])
+    app = ChatApp(engine, (), settings, None, [LoadModel(model), start])
     try:
-        async with app.run_test(size=SIZE) as pilot:
-            camera, state, transcript = Camera(app, pilot, out), app.state, app.state.transcript
-            await camera.until(lambda: state.is_ready)
-            await camera.ask(questions[-1])
-            await camera.run("/new")
-            await camera.until(lambda: transcript.is_empty)
-            for question in questions[:-1]:
-                await camera.ask(question)
-            camera.take("chat")
-            await pilot.press("f2")
-            await camera.until(lambda: app.chat.panel.display)
-            camera.take("cache")
-            await pilot.press("f2")
-            before = state.session_id
-            await camera.run("/retry")
-            await camera.until(
-                lambda: state.session_id != before and not transcript.reply and len(transcript.messages) >= 4
-            )
-            await pilot.press("ctrl+b")
-            await camera.until(lambda: app.chat.sidebar and state.chats)
-            camera.take("chats")
-            await pilot.press("escape", "ctrl+b", "ctrl+b")
-            for name, line in (("context", "/context"), ("models", "/model"), ("settings", "/set")):
-                await camera.run(line)
-                await camera.until(lambda: not state.is_busy)
-                camera.take(name)
-                await pilot.press("escape")
+        async with app.run_test(size=size) as pilot:
+            camera = Camera(app, pilot, out)
+            await camera.until(lambda: app.state.is_ready)
+            yield camera
     finally:
         engine.stop()
         engine.close()
+
+
+async def resumed(model: str, out: Path, folders: Folders) -> None:
+    """The picture of README.md: a chat closed in one process's window and continued in another window."""
+    async with window(model, folders, out, NewChat(), README_SIZE) as camera:
+        await camera.ask(README_QUESTIONS[0])
+        session_id = camera.app.state.session_id
+    assert session_id
+    async with window(model, folders, out, OpenChat(session_id), README_SIZE) as camera:
+        await camera.ask(README_QUESTIONS[1])
+        camera.take("resume")
+
+
+async def pictures(model: str, questions: tuple[str, ...], out: Path, folders: Folders) -> None:
+    """The pictures of docs/chat.md."""
+    async with window(model, folders, out, NewChat()) as camera:
+        app, pilot, state = camera.app, camera.pilot, camera.app.state
+        transcript = state.transcript
+        await camera.ask(questions[-1])
+        await camera.run("/new")
+        await camera.until(lambda: transcript.is_empty)
+        for question in questions[:-1]:
+            await camera.ask(question)
+        camera.take("chat")
+        await pilot.press("f2")
+        await camera.until(lambda: app.chat.panel.display)
+        camera.take("cache")
+        await pilot.press("f2")
+        before = state.session_id
+        await camera.run("/retry")
+        await camera.until(
+            lambda: state.session_id != before and not transcript.reply and len(transcript.messages) >= 4
+        )
+        await pilot.press("ctrl+b")
+        await camera.until(lambda: app.chat.sidebar and state.chats)
+        camera.take("chats")
+        await pilot.press("escape", "ctrl+b", "ctrl+b")
+        for name, line in (("context", "/context"), ("models", "/model"), ("settings", "/set")):
+            await camera.run(line)
+            await camera.until(lambda: not state.is_busy)
+            camera.take(name)
+            await pilot.press("escape")
 
 
 def main() -> None:
@@ -97,6 +123,7 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as home:
         folders = Folders.from_env({"MLXKV_HOME": home})
+        asyncio.run(resumed(args.model, args.out, folders))
         asyncio.run(pictures(args.model, tuple(args.questions), args.out, folders))
 
 
