@@ -17,6 +17,7 @@ help:
 	@echo "make lint    ruff, pyright, who may import whom, and whether each import is declared"
 	@echo "make bench   speed against mlx-lm on this machine"
 	@echo "make screenshots   the pictures of README.md and docs/chat.md"
+	@echo "make real-models   fetch and convert SmolLM2 135M and Gemma 3 270M, for the tests marked real"
 	@echo "make tutor   train the built-in model anew; make tutor-eval measures it"
 	@echo "make clean   remove all that these made"
 
@@ -32,10 +33,14 @@ lint: $(VENV)/ready-lint
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 	$(BIN)/deptry mlxkv tui models --extend-exclude models/training
-	$(BIN)/deptry tests bench models/training --non-dev-dependency-groups test,train --ignore DEP002
+	$(BIN)/deptry tests bench models/training --non-dev-dependency-groups test,train,real --ignore DEP002
 
 bench: $(VENV)/ready-chat
 	@$(BIN)/python -m bench.quick $(ARGS)
+
+# ARGS="smollm2" makes that one alone. The folders: build/real-models, or what MLXKV_REAL_MODELS names.
+real-models: $(VENV)/ready-real
+	@$(BIN)/python -m bench.real_weights $(ARGS)
 
 screenshots: $(VENV)/ready-test
 	@$(BIN)/python -m bench.screenshots $(ARGS)
@@ -52,7 +57,7 @@ clean:
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache snapshot_report.html
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help chat test lint bench screenshots tutor tutor-eval clean
+.PHONY: help chat test lint bench real-models screenshots tutor tutor-eval clean
 
 # -- what they need: a virtual environment, and a stamp in it for each set of packages that is installed -----------
 # All of it speaks on stderr and leaves stdin alone: both belong to the chat in `echo question | make -s chat`.
@@ -61,6 +66,7 @@ groups_chat :=
 groups_test := --group test
 groups_lint := --group test --group lint
 groups_train := --group train
+groups_real := --group real
 
 PIP = $(BIN)/python -m pip --quiet --disable-pip-version-check
 EXACTLY := --constraint constraints.txt --build-constraint constraints.txt
