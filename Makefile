@@ -18,6 +18,7 @@ help:
 	@echo "make bench   speed against mlx-lm on this machine"
 	@echo "make screenshots   the pictures of README.md and docs/chat.md"
 	@echo "make real-models   fetch and convert SmolLM2 135M and Gemma 3 270M, for the tests marked real"
+	@echo "make docs    the documentation site, in build/site; ARGS=serve shows it on this machine"
 	@echo "make tutor   train the built-in model anew; make tutor-eval measures it"
 	@echo "make clean   remove all that these made"
 
@@ -42,6 +43,11 @@ bench: $(VENV)/ready-chat
 real-models: $(VENV)/ready-real
 	@$(BIN)/python -m bench.real_weights $(ARGS)
 
+docs: $(VENV)/ready-docs
+	@$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet --doctree-dir build/doctrees docs build/site
+	@echo "make: the site is in build/site; open build/site/index.html"
+	@$(if $(filter serve,$(ARGS)),$(BIN)/python -m http.server --bind 127.0.0.1 --directory build/site)
+
 screenshots: $(VENV)/ready-test
 	@$(BIN)/python -m bench.screenshots $(ARGS)
 
@@ -57,7 +63,7 @@ clean:
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache snapshot_report.html
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help chat test lint bench real-models screenshots tutor tutor-eval clean
+.PHONY: help chat test lint bench real-models screenshots docs tutor tutor-eval clean
 
 # -- what they need: a virtual environment, and a stamp in it for each set of packages that is installed -----------
 # All of it speaks on stderr and leaves stdin alone: both belong to the chat in `echo question | make -s chat`.
@@ -65,6 +71,7 @@ clean:
 groups_chat :=
 groups_test := --group test
 groups_lint := --group test --group lint
+groups_docs := --group docs
 groups_train := --group train
 groups_real := --group real
 
