@@ -52,7 +52,13 @@ def _cache(name: str, value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Completion:
-    """The result of `Model.generate`: the text, its token ids (an end-of-text id included), and the figures."""
+    """The result of `Model.generate`.
+
+    Attributes:
+        text: the new text, without the prompt.
+        tokens: its token ids, an end-of-text id included.
+        stats: the figures.
+    """
 
     text: str
     tokens: tuple[int, ...]
@@ -60,7 +66,7 @@ class Completion:
 
 
 class Model:
-    """A loaded model. Made by `mlxkv.load`.
+    """A loaded model. Made by `mlxkv.load`; `name` is its name and `tokenizer` mlx-lm's tokenizer.
 
     Args:
         loaded: weights, tokenizer and configuration.
@@ -95,9 +101,10 @@ class Model:
             sampling: SamplingParams fields, e.g. `temperature=0.0`, `stop=["\\n\\n"]`.
 
         Raises:
-            PromptError: the prompt is empty. ConfigError: a parameter has a value it cannot have. MismatchError: the
-            PromptCache was made with another model. CacheError: its layers were used outside it, or another reply is
-            being generated on it.
+            PromptError: the prompt is empty.
+            ConfigError: a parameter has a value it cannot have.
+            MismatchError: the PromptCache was made with another model.
+            CacheError: its layers were used outside it, or another reply is being generated on it.
         """
         generation = self._completion(prompt, cache, max_tokens, sampling)()
         with set_wired_limit():
@@ -114,8 +121,11 @@ class Model:
         max_tokens: int | None = None,
         **sampling: Any,
     ) -> Iterator[TurnEvent]:
-        """`generate`, as events: PrefillProgress, TextDelta, and TurnFinished at the end. Arguments are checked by the
-        call."""
+        """Continue `prompt` as raw text, as an iterator of events: PrefillProgress, TextDelta, Notice and, at the end,
+        one TurnFinished.
+
+        Arguments and errors are those of `generate`; arguments are checked by the call, before the first event.
+        """
         begin = self._completion(prompt, cache, max_tokens, sampling)
 
         def events() -> Generator[TurnEvent]:
@@ -139,22 +149,26 @@ class Model:
         progress: Callable[[int, int], object] | None = None,
         save_to: str | os.PathLike[str] | None = None,
     ) -> PromptCache:
-        """Prefill `prompt` into a PromptCache to generate from, chat from, fork or save: text, or token ids as a list,
-        a tuple or an array of numpy or MLX.
+        """Prefill `prompt` into a PromptCache, to generate from, chat from, fork or save.
 
         If a saved chat of this model and these bounds has the same prefix, its rows are restored from disk instead.
 
         Args:
+            prompt: text, or token ids: a list, a tuple or a one-dimensional array of numpy or MLX, shape (tokens,).
+            cache: how to bound the cache.
             system: makes it the beginning of a chat: this system prompt, then `prompt` as the first message begins,
                 for `Model.chat(cache=pc.fork())`. `chat=True` does so without a system prompt; otherwise it is raw
                 text.
-            progress: called with the tokens prefilled so far and all of them.
+            chat: see `system`.
+            progress: called with the number of tokens prefilled so far, and of all.
             save_to: where you will save it: raises before the prefill if the disk limit leaves too little space there.
                 This does not save it.
 
         Raises:
-            PromptError: there is nothing to prefill, or an id is not of this model. ConfigError: ids cannot begin a
-            chat. OutOfMemoryError. StoreError: see `save_to`.
+            PromptError: there is nothing to prefill, or an id is not of this model.
+            ConfigError: ids cannot begin a chat.
+            OutOfMemoryError: the cache or the prefill would not fit; nothing was allocated.
+            StoreError: see `save_to`.
         """
         as_chat = system is not None if chat is None else chat
         runtime = self._runtime
@@ -225,34 +239,40 @@ class Model:
         think: bool | None = None,
         **sampling: Any,
     ) -> Chat:
-        """A new chat; `autosave` makes it a session at its first turn, otherwise only `Chat.save` does.
+        """Begin a chat.
 
         Args:
+            system: the system prompt.
             cache: how to bound it, or a PromptCache to begin with (it is changed: pass `pc.fork()` to keep it), which
                 `prefill` made with a system prompt or `chat=True`, or `import_mlx_lm`.
+            autosave: make it a session at its first turn; otherwise only `Chat.save` does.
             think: whether the model should reason before it answers, if its template has a switch for that; None leaves
                 it to the model.
+            sampling: SamplingParams fields for all turns, e.g. `max_tokens=400`.
 
         Raises:
-            ConfigError: both a system prompt and a PromptCache, or a PromptCache that holds raw text. MismatchError:
-            the PromptCache was made with another model.
+            ConfigError: both a system prompt and a PromptCache, or a PromptCache that holds raw text.
+            MismatchError: the PromptCache was made with another model.
         """
         params = SamplingParams.for_model(self.loaded.generation, **sampling)
         return Chat(self._runtime, system=system, cache=cache, params=params, autosave=autosave, think=think)
 
     @public(*SAMPLING, session=arguments.label, cache=_CONFIG, fork=arguments.flag)
     def resume(self, session: str, *, cache: CacheConfig | None = None, fork: bool = False, **sampling: Any) -> Chat:
-        """Resume a session by title, by id, or by the unique prefix of one; rows on disk are not prefilled again.
-
-        Args:
-            cache: another bound than the session had (its rows are then prefilled again).
-            fork: leave the session unchanged and continue in a fork.
+        """Resume a session; rows that are on disk are restored and not prefilled again.
 
         A session that another process has open is read-only: `Chat.read_only` says who, and `Chat.fork` continues it.
         If nothing can be saved, the chat continues without its session and says so once.
 
+        Args:
+            session: its title, its id, or a unique prefix of either.
+            cache: another bound than the session had (its rows are then prefilled again).
+            fork: leave the session unchanged and continue in a fork.
+            sampling: SamplingParams fields instead of those the session had.
+
         Raises:
-            SessionNotFoundError: no session matches, or several do. CorruptError: the turns are damaged.
+            SessionNotFoundError: no session matches, or several do.
+            CorruptError: the turns are damaged.
         """
         return self.reopen(self.store.sessions.find(session), cache=cache, fork=fork, **sampling)
 
@@ -299,7 +319,11 @@ class Model:
 
     @public(config=_CONFIG, system=optional(text))
     def make_cache(self, config: CacheConfig | None = None, system: str | None = None) -> PromptCache:
-        """An empty cache for this model.
+        """Make an empty cache for this model.
+
+        Args:
+            config: how to bound it.
+            system: a system prompt, which `sinks="system"` then pins.
 
         Raises:
             OutOfMemoryError: it could not be filled beside the weights, by the predicted peak; nothing was allocated.
@@ -309,11 +333,12 @@ class Model:
 
     @public(path=arguments.path)
     def load_cache(self, path: str | os.PathLike[str]) -> PromptCache:
-        """Load a file that `PromptCache.save` wrote.
+        """Load a file that `PromptCache.save` wrote, and verify every byte of it.
 
         Raises:
-            FileMissingError: no such file. MismatchError: it was made with another model; `field` says which part
-            differs. CorruptError: the bytes are not what was written.
+            FileMissingError: no such file.
+            MismatchError: it was made with another model; `field` says which part differs.
+            CorruptError: the bytes are not what was written.
         """
         return self._runtime.load_cache(Path(path))
 
@@ -327,11 +352,15 @@ class Model:
         The file becomes the model's earlier context, so import only files that you trust.
 
         Args:
+            path: a `.safetensors` file of mlx-lm's.
             cache: how to bound it, if mlx-lm had not bounded or quantized it.
 
         Raises:
-            FileMissingError: no such file. CorruptError: the file breaks a rule. MismatchError: it was made with
-            another model. CacheError: this model has other caches than keys and values. OutOfMemoryError.
+            FileMissingError: no such file.
+            CorruptError: the file breaks a rule.
+            MismatchError: it was made with another model.
+            CacheError: this model has other caches than keys and values.
+            OutOfMemoryError: the cache would not fit; nothing was allocated.
         """
         return self._runtime.import_mlx_lm(Path(path), cache)
 
@@ -363,6 +392,7 @@ class Model:
 
     @property
     def has_chat_template(self) -> bool:
+        """Whether messages are rendered by a template; without one they are passed as raw text."""
         return self._runtime.prompts.has_template
 
     @public()
@@ -387,13 +417,16 @@ def load(
     """Load a model: a built-in name, a local folder, or a Hugging Face repository id (`org/name[@revision]`).
 
     Args:
-        name: a path object is always a folder.
+        name: a built-in name, a folder or a repository id; a path object is always a folder.
         folders: where sessions are stored; None reads MLXKV_HOME or the XDG folders.
         limited: False also tries to load a model that would not fit; the system may end the process.
-        progress, cancel, hub: as `mlxkv.models.load_model` takes them.
+        progress: called with the bytes that are downloaded and loaded so far, and with what happens.
+        cancel: set it to stop.
+        hub: another hub, or another folder for downloads.
 
     Raises:
-        ModelError: and its kinds; one sentence each. OutOfMemoryError: it would not fit.
+        ModelError: and its kinds; one sentence each.
+        OutOfMemoryError: it would not fit.
     """
     device = None if limited else replace(current_device(), memory_limit=1 << 62)
     loaded = load_model(os.fspath(name), device=device, progress=progress, cancel=cancel, hub=hub)

@@ -13,12 +13,30 @@ from dataclasses import dataclass
 class TurnStats:
     """Measurements of one turn. Always `cached_tokens + prefill_tokens == prompt_tokens`.
 
-    Times are seconds, sizes bytes, rates tokens per second. `decode_tps` excludes the time to the first token.
-    `cache_bytes` is the sum of the buffers' nbytes, `cache_live_bytes` the part of it that holds attended rows.
-    `cache_tokens` counts the tokens attended at the end of the turn, `cache_window` is their maximum (sinks
-    included), `evicted_tokens` the total evicted from this cache by the end of the turn. `cached_evicted_tokens` are
-    the cached tokens that were already evicted when the last prompt token was computed: the reply does not attend to
-    them.
+    Attributes:
+        prompt_tokens: tokens of the prompt.
+        cached_tokens: those that were in the cache already.
+        prefill_tokens: those that were prefilled.
+        generated_tokens: tokens of the reply.
+        evicted_tokens: tokens evicted from this cache by the end of the turn, in all.
+        cached_evicted_tokens: cached tokens that were already evicted when the last prompt token was computed; the
+            reply does not attend to them.
+        ttft_s: seconds to the first token.
+        prefill_tps: prefilled tokens per second.
+        decode_tps: generated tokens per second, without the time to the first one.
+        total_s: seconds of the whole turn.
+        finish_reason: as in TurnFinished.
+        cache_tokens: tokens attended at the end of the turn.
+        cache_window: the most tokens attended, sinks included.
+        cache_bytes: bytes of all buffers.
+        cache_live_bytes: the part of these that holds attended rows.
+        cache_bits: 8 or 4 if the rows are quantized (those of keys, if the two differ), else None.
+        disk_bytes: bytes of the files that the chat's rows are in.
+        disk_written_bytes: bytes of rows and states that the end of this turn wrote.
+        peak_memory_bytes: the most memory that MLX has held by the end of the turn.
+        reuse_stopped_at: the position at which reuse ended, if fewer tokens were reused than the cache and the prompt
+            have in common, or the prompt differs from the cached one; else None.
+        reuse_stopped_why: the reason, or None.
     """
 
     prompt_tokens: int = 0

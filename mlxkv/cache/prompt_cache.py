@@ -186,7 +186,7 @@ class PromptCache:
 
     @property
     def shared_nbytes(self) -> int:
-        """Bytes shared with a fork, which the next token copies: of all rings, or 0."""
+        """Bytes of all rings that are shared with a fork and copied by the next token, else 0."""
         return sum(c.shared_nbytes for c in leaves(self.layers) if isinstance(c, RingKVCache))
 
     @property
@@ -197,7 +197,7 @@ class PromptCache:
 
     @property
     def capacity(self) -> int:
-        """The most tokens attended, sinks included; 0 where the model's own caches set no bound."""
+        """The most tokens attended, sinks included; 0 if the model's own caches set no bound."""
         return self.plan.geometry.capacity if self.plan.geometry else 0
 
     @property
@@ -311,6 +311,7 @@ class PromptCache:
 
         Raises:
             RewindError: a layer no longer holds the rows to rewind to; nothing was changed.
+            CacheError: `offset` is not from 0 to `self.offset`.
         """
         self.check_log()
         n = self.offset - offset
@@ -436,7 +437,8 @@ class PromptCache:
         """Write a file that mlx-lm's `load_prompt_cache` reads, from 0.32 on or ("0.31") before; returns the bytes.
 
         Raises:
-            CacheError: mlx-lm has no cache that could hold this one; it says why. ConfigError: no such version.
+            CacheError: mlx-lm has no cache that could hold this one; it says why.
+            ConfigError: no such version.
         """
         if self._files is None:
             raise CacheError("A cache made outside `mlxkv.load` cannot be exported; make it with `Model.prefill`.")

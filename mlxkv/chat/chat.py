@@ -97,7 +97,7 @@ class Chat:
 
     @property
     def num_system_tokens(self) -> int:
-        """The number of tokens before the first message: the system prompt, and what the template adds there."""
+        """Number of tokens before the first message, which are the system prompt and what the template adds there."""
         return self._history.num_system_tokens
 
     @property
@@ -120,20 +120,25 @@ class Chat:
     def send(
         self, text: str, *, started: float | None = None, whole: bool = False, **sampling: Any
     ) -> Iterator[TurnEvent]:
-        """Send `text`; iterate for PrefillProgress, TextDelta, Notice and one TurnFinished at the end.
+        """Send `text` and iterate the reply: PrefillProgress, TextDelta, Notice and, at the end, one TurnFinished.
 
         In a saved chat, the message is on disk before anything is generated. Closing the iterator early is like
         `cancel`.
 
         Args:
-            started: `time.perf_counter()` when the user asked, for the time to first token.
+            text: the message; whatever it spells is text, never a control token.
+            started: `time.perf_counter()` when the user asked, in seconds, for the time to the first token.
             whole: refuse a message that the window would hold only partly.
             sampling: SamplingParams fields for this turn.
 
         Raises:
-            PromptError: `text` is empty. MessageTooLongError: see `whole`; the chat is unchanged. ConfigError: no such
-            sampling parameter. StoreError: the turn cannot be saved. SessionLockedError: the chat is read-only.
-            CacheError: the layers of `cache` were used outside this chat. MismatchError: it is another model's.
+            PromptError: `text` is empty.
+            MessageTooLongError: see `whole`; the chat is unchanged.
+            ConfigError: no such sampling parameter.
+            StoreError: the turn cannot be saved.
+            SessionLockedError: the chat is read-only.
+            CacheError: the layers of `cache` were used outside this chat.
+            MismatchError: it is another model's.
         """
         text = _checked("message", text)
         self._conversation.check_writable()
@@ -148,7 +153,8 @@ class Chat:
         logits.
 
         Raises:
-            PromptError: there is no such reply, or it is complete. SessionLockedError: the chat is read-only.
+            PromptError: there is no such reply, or it is complete.
+            SessionLockedError: the chat is read-only.
         """
         self._gate.check_idle()
         self._conversation.check_writable()
@@ -171,10 +177,13 @@ class Chat:
 
     @public(*SAMPLING, text=text)
     def aside(self, text: str, **sampling: Any) -> Iterator[TurnEvent]:
-        """Ask a question that is not recorded in the chat; events as of `send`. The next message continues without it.
+        """Ask a question that is not recorded in the chat; events as of `send`.
+
+        The next message continues without it.
 
         Raises:
-            PromptError: `text` is empty. ConfigError: no such sampling parameter.
+            PromptError: `text` is empty.
+            ConfigError: no such sampling parameter.
         """
         text, options = _checked("question", text), self._options(sampling)
         return self._gate.start(lambda cancelled: self._aside(text, replace(options, cancelled=cancelled)))
@@ -249,12 +258,16 @@ class Chat:
 
     @public()
     def undo(self) -> str:
-        """Remove the last turn and return the user's text. Raises PromptError: the chat is empty."""
+        """Remove the last turn and return the user's text.
+
+        Raises:
+            PromptError: the chat is empty.
+        """
         return self.rewind(self._history.last_user())
 
     @public(turn=arguments.whole)
     def rewind(self, turn: int) -> str:
-        """Remove message number `turn` (0 is the first), which must be the user's, and all later ones; its text.
+        """Remove message number `turn` (0 is the first), the user's, and all later ones; returns its text.
 
         Raises:
             ConfigError: there is no such message, or it is not the user's.
@@ -274,12 +287,13 @@ class Chat:
 
     @public(*SAMPLING, turn=optional(arguments.whole), started=_STARTED)
     def retry(self, turn: int | None = None, *, started: float | None = None, **sampling: Any) -> Iterator[TurnEvent]:
-        """Generate a reply again: the last one, or message number `turn` (or its reply), dropping later messages.
+        """Generate the last reply again, or that to message number `turn`, dropping later ones; events as of `send`.
 
         The chat changes at the first event. The old reply stays in the session that this one was forked from.
 
         Raises:
-            PromptError: the chat is empty. ConfigError: there is no such message.
+            PromptError: the chat is empty.
+            ConfigError: there is no such message.
         """
         return self._replace_message(self.question(turn), None, self._options(sampling, started))
 
@@ -287,12 +301,14 @@ class Chat:
     def edit(
         self, turn: int, text: str, *, started: float | None = None, whole: bool = False, **sampling: Any
     ) -> Iterator[TurnEvent]:
-        """Send `text` instead of message number `turn` (0 is the first), which must be the user's, and continue there.
+        """Send `text` instead of message number `turn` (0 is the first), which must be the user's; events as of `send`.
 
         The chat changes at the first event.
 
         Raises:
-            ConfigError: there is no such message, or it is not the user's. PromptError, MessageTooLongError: as `send`.
+            ConfigError: there is no such message, or it is not the user's.
+            PromptError: as `send`.
+            MessageTooLongError: as `send`.
         """
         text = _checked("message", text)
         self._history.check_user(turn)
@@ -349,7 +365,8 @@ class Chat:
             num_pinned: this many of `turns` are never evicted, if they take no more than a quarter of the window.
 
         Raises:
-            StoreError: it cannot be saved. OutOfMemoryError.
+            StoreError: it cannot be saved.
+            OutOfMemoryError: its cache would not fit.
         """
         self._gate.check_idle()
         turns, state = self._history.retokenize(turns)
@@ -395,16 +412,17 @@ class Chat:
 
     @property
     def num_messages(self) -> int:
+        """Number of messages, the user's and the model's."""
         return len(self.turns)
 
     @property
     def turns(self) -> tuple[TurnRecord, ...]:
-        """The messages with their token ids: message i is `log[start : start + len(ids)]`."""
+        """All messages with their token ids; a message's are `len(ids)` of `log`, from its `start` on."""
         return self._conversation.turns
 
     @property
     def log(self) -> tuple[int, ...]:
-        """The token ids of all messages, as the model was given them."""
+        """Token ids of all messages, as the model was given them."""
         return tuple(self._conversation.log)
 
     @property
@@ -414,6 +432,7 @@ class Chat:
 
     @property
     def title(self) -> str:
+        """The title that the chat is listed under, or "" if it has none."""
         return self._conversation.title
 
     @property
@@ -428,11 +447,11 @@ class Chat:
 
     @public(title=optional(text))
     def save(self, title: str | None = None) -> str:
-        """Save this chat, perhaps under a new title, and every later turn; returns the session's id.
+        """Save this chat, under a title if one is given, and every later turn; returns the session's id.
 
         Raises:
-            StoreError: it cannot be saved. CacheError: it continues an imported cache, or the layers of its cache were
-            used outside this chat.
+            StoreError: it cannot be saved.
+            CacheError: it continues an imported cache, or the layers of its cache were used outside this chat.
         """
         self._gate.check_idle()
         self.cache.check_log()

@@ -14,12 +14,23 @@ from mlxkv.cache.config import CacheConfig
 
 @dataclass(frozen=True)
 class Estimate:
-    """Bytes and tokens.
+    """The memory that a model and its cache will take. `..._bytes` are bytes, all other numbers tokens.
 
-    `cache_bytes`: of the rings, of the state of recurrent layers (`state_bytes`) and of its checkpoints
-    (`checkpoint_bytes`). `prefill_bytes`: of a prefill in chunks of `prefill_chunk` tokens, beside weights and cache,
-    by a generous formula. `advice`: the window or model that would fit, if this one does not. `not_loaded`: parts of
-    the repository that `weight_bytes` does not count, such as "images (812 MB)".
+    Attributes:
+        model: its name.
+        weight_bytes: of the weights that are loaded.
+        bytes_per_token: of the rows of one token in all layers.
+        cache_bytes: of the rings, of the state of recurrent layers and of its checkpoints.
+        window: tokens attended beyond the sinks.
+        sinks: tokens that are never evicted.
+        memory_limit: bytes that this machine lets a process use; 0 if it is unknown.
+        description: the cache in words.
+        prefill_bytes: of a prefill in chunks of `prefill_chunk` tokens beside these, by a generous formula.
+        prefill_chunk: tokens of one prefill call.
+        advice: the window or model that would fit, if this one does not, else "".
+        not_loaded: parts of the repository that `weight_bytes` does not count, such as "images (812 MB)".
+        state_bytes: the part of `cache_bytes` that is the state of recurrent layers.
+        checkpoint_bytes: the part of `cache_bytes` that is earlier states.
     """
 
     model: str
@@ -39,11 +50,12 @@ class Estimate:
 
     @property
     def total_bytes(self) -> int:
-        """The peak: everything at once."""
+        """Bytes of weights, cache and prefill together, which is the peak."""
         return self.weight_bytes + self.cache_bytes + self.prefill_bytes
 
     @property
     def fits(self) -> bool:
+        """Whether the peak is within `memory_limit`."""
         return not self.memory_limit or self.total_bytes <= self.memory_limit
 
 
@@ -51,8 +63,8 @@ class Estimate:
 def estimate(name: str | os.PathLike[str], config: CacheConfig | None = None) -> Estimate:
     """Estimate the memory of `name` (built-in, folder or repository id) with this cache; no weights are read.
 
-    Weights: the sum of the model's arrays as config.json describes them. Cache: `Budget.cache_bytes`. Prefill:
-    `Budget.prefill_bytes` for the largest chunk that fits.
+    Weights are the sum of the model's arrays as config.json describes them; the prefill is that of the largest chunk
+    that fits.
 
     Raises:
         ModelError: and its kinds, if there is no such model.

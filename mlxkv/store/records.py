@@ -66,9 +66,19 @@ class TurnState(StrEnum):
 class TurnRecord:
     """One message of a session. After it the session's token log is `log[:start] + ids`.
 
-    `start` None means "at the end of the log" and is filled in when the record is stored; it is less than the log's
-    length if a chat template rewrote history. `state`: "done", "open" (a reply still streaming), "stopped".
-    `role`: "user", "assistant", or "tool" with the result of the call `tool_call_id`.
+    Attributes:
+        role: "user", "assistant", or "tool" with the result of the call `tool_call_id`.
+        text: the message.
+        ids: its token ids.
+        start: None means "at the end of the log" and is filled in when the record is stored; it is less than the log's
+            length if a chat template rewrote history.
+        thinking: the reasoning before the text.
+        state: "done", "open" (a reply still streaming) or "stopped".
+        params: the sampling parameters of a reply.
+        stats: the figures of a reply, by the names of TurnStats.
+        tool_calls: calls that the reply asks for.
+        attachments: files sent with the message.
+        tool_call_id: see `role`.
     """
 
     role: str
@@ -130,9 +140,14 @@ class KVCommit:
 class Restored:
     """The outcome of a restore: the cache holds `tokens` of the prompt, after reading `bytes` in `seconds`.
 
-    `rng` is the sampler state saved at exactly this position, None if there is none; `notice` is one sentence if saved
-    rows could not be used. `shared` of the tokens are rows of another chat with the same prefix, `evicted` of them had
-    been evicted from the window, so that nothing was loaded for them.
+    Attributes:
+        tokens: tokens of the prompt that the cache holds now.
+        bytes: bytes read from disk.
+        seconds: the time it took.
+        notice: one sentence if saved rows could not be used.
+        rng: the sampler state saved at exactly this position, None if there is none.
+        shared: those of the tokens whose rows are another chat's with the same prefix.
+        evicted: those that had been evicted from the window, so that nothing was loaded for them.
     """
 
     tokens: int

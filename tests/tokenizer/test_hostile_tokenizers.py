@@ -1,7 +1,7 @@
 """Hostile tokenizers: what one fails with, at load, on reading or writing text, is a sentence that names its file.
 
 One row a case: what is put into a sound tokenizer.json, and what is done when it fails. What merely takes long or much
-memory is trusted as weights are (SECURITY.md).
+memory is trusted as weights are (docs/security.md).
 """
 
 from __future__ import annotations
