@@ -55,6 +55,7 @@ autodoc_typehints_format = "short"
 python_use_unqualified_type_names = True
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
+napoleon_use_ivar = True
 
 # The sidebar. A page that is not here fails the build.
 NAVIGATION = {

@@ -6,6 +6,7 @@ So a page loads no script from another host. GitHub draws the same blocks itself
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ import mmdr
 from docutils import nodes
 from sphinx.util.docutils import SphinxDirective
 
-_THEMES = {"only-light": "neutral", "only-dark": "dark"}
+# By the class that the theme shows: Mermaid's theme, and the colour of furo's page, on which labels cover lines.
+_THEMES = {"only-light": ("neutral", "#ffffff"), "only-dark": ("dark", "#131416")}
 
 
 class Mermaid(SphinxDirective):
@@ -24,11 +26,12 @@ class Mermaid(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         code = "\n".join(self.content)
-        return [self._picture(code, kind, theme) for kind, theme in _THEMES.items()]
+        return [self._picture(code, kind, *theme) for kind, theme in _THEMES.items()]
 
-    def _picture(self, code: str, kind: str, theme: str) -> nodes.image:
+    def _picture(self, code: str, kind: str, theme: str, page: str) -> nodes.image:
+        look = {"theme": theme, "themeVariables": {"edgeLabelBackground": page}}
         try:
-            svg = mmdr.render(f"%%{{init: {{'theme': '{theme}'}}}}%%\n{code}").svg()
+            svg = mmdr.render(f"%%{{init: {json.dumps(look)}}}%%\n{code}").svg()
         except Exception as error:  # whatever the renderer raises is about the diagram
             raise self.error(f"The diagram cannot be drawn: {error}") from error
         name = f"diagram-{hashlib.sha256(svg.encode()).hexdigest()[:12]}.svg"

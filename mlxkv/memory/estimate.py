@@ -14,7 +14,7 @@ from mlxkv.cache.config import CacheConfig
 
 @dataclass(frozen=True)
 class Estimate:
-    """The memory that a model and its cache will take. `..._bytes` are bytes, all other numbers tokens.
+    """The memory that a model and its cache will take: names with `bytes` are bytes, other numbers tokens.
 
     Attributes:
         model: its name.
