@@ -19,6 +19,8 @@ help:
 	@echo "make screenshots   the pictures of README.md and docs/chat.md"
 	@echo "make real-models   fetch and convert SmolLM2 135M and Gemma 3 270M, for the tests marked real"
 	@echo "make docs    the documentation site, in build/site; ARGS=serve shows it on this machine"
+	@echo "make dist    build the sdist and the wheel into dist/, and check them"
+	@echo "make installs      install them with uv, pipx and pip, each in an empty home"
 	@echo "make tutor   train the built-in model anew; make tutor-eval measures it"
 	@echo "make clean   remove all that these made"
 
@@ -34,7 +36,7 @@ lint: $(VENV)/ready-lint
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 	$(BIN)/deptry mlxkv tui models --extend-exclude models/training
-	$(BIN)/deptry tests bench models/training --non-dev-dependency-groups test,train,real --ignore DEP002
+	$(BIN)/deptry tests bench models/training examples packaging --non-dev-dependency-groups test,train,real --ignore DEP002
 
 bench: $(VENV)/ready-chat
 	@$(BIN)/python -m bench.quick $(ARGS)
@@ -51,6 +53,12 @@ docs: $(VENV)/ready-docs
 screenshots: $(VENV)/ready-test
 	@$(BIN)/python -m bench.screenshots $(ARGS)
 
+dist: $(VENV)/ready-release
+	@$(BIN)/python packaging/distributions.py dist
+
+installs: dist
+	@$(BIN)/python packaging/installs.py uv=$$(ls dist/*.tar.gz) pipx=$$(ls dist/*.whl) pip=$$(ls dist/*.whl) $(ARGS)
+
 # Three quarters of an hour on two cores. ARGS go to the training: make tutor ARGS="--steps 100".
 tutor: $(VENV)/ready-train
 	@OMP_NUM_THREADS=1 $(BIN)/python -m mlxkv.models.training.train --out build/tutor $(ARGS)
@@ -63,7 +71,7 @@ clean:
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache snapshot_report.html
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help chat test lint bench real-models screenshots docs tutor tutor-eval clean
+.PHONY: help chat test lint bench real-models screenshots docs dist installs tutor tutor-eval clean
 
 # -- what they need: a virtual environment, and a stamp in it for each set of packages that is installed -----------
 # All of it speaks on stderr and leaves stdin alone: both belong to the chat in `echo question | make -s chat`.
@@ -72,6 +80,7 @@ groups_chat :=
 groups_test := --group test
 groups_lint := --group test --group lint
 groups_docs := --group docs
+groups_release := --group test --group release
 groups_train := --group train
 groups_real := --group real
 
