@@ -156,7 +156,8 @@ def _sliding(layers: int) -> list[str]:
 
 
 REAL_MODELS = (
-    RealModel("Qwen3.5-0.8B", _qwen3_5(24, 1024, 8, 2, 16), "public files 54905607740 and 71108872547", "Qwen3.5-2B"),
+    RealModel("Qwen3.5-0.8B", _qwen3_5(24, 1024, 8, 2, 16), "public files 54905607740 and 71108872547"),
+    RealModel("Qwen3.5-2B", _qwen3_5(24, 2048, 8, 2, 16), "public files 54905607740 and 66597020113"),
     RealModel("Qwen3.5-4B", _qwen3_5(32, 2560, 16, 4, 32), "facts"),
     RealModel("Qwen3.5-9B", _qwen3_5(32, 4096, 16, 4, 32), "facts; transformers Qwen3_5TextConfig"),
     RealModel(
@@ -374,6 +375,28 @@ REAL_MODELS = (
         "huggingface.co/RTP-LLM/Qwen3-Coder-30B-A3B-Instruct-RTPurbo/blob/main/config.json (stored page)",
     ),
     RealModel(
+        "Qwen3-4B-Instruct-2507",
+        {
+            "model_type": "qwen3", "hidden_size": 2560, "num_hidden_layers": 36, "intermediate_size": 9728,
+            "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151936,
+            "max_position_embeddings": 262144, "rope_theta": 5e6,
+        },
+        "akougkas/warpio-cli warpio-docs/ai-docs/model_cards/qwen3:4b.md",
+    ),
+    RealModel(
+        "Llama-3.1-8B",
+        {
+            "model_type": "llama", "hidden_size": 4096, "num_hidden_layers": 32, "intermediate_size": 14336,
+            "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256,
+            "max_position_embeddings": 131072, "tie_word_embeddings": False, "rope_theta": 500000.0,
+            "rope_scaling": {
+                "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 8192,
+            },
+        },
+        "citsjtu2020/LLM-Prof sglang/Model_Config.md",
+    ),
+    RealModel(
         "Ling-3.0-flash",
         {
             "model_type": "bailing_hybrid", "architectures": ["BailingMoeV3ForCausalLM"], "hidden_size": 2560,
@@ -387,4 +410,5 @@ REAL_MODELS = (
         "transformers BailingHybridConfig",
     ),
 )  # fmt: skip
-"""One for each distinct shape of ../shared/design/models-2026-11.md that mlx-lm 0.32.2 has a module for."""
+"""One for each distinct shape of ../shared/design/models-2026-11.md that mlx-lm 0.32.2 has a module for, and of the
+older models in models/catalogue.toml."""

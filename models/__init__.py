@@ -3,7 +3,7 @@
 Importing it imports neither mlx, mlx_lm nor huggingface_hub; only its functions do, when called.
 """
 
-from mlxkv.models.catalogue import CatalogueEntry, catalogue, suggestions
+from mlxkv.models.catalogue import CatalogueEntry, Suggestion, catalogue, ranked, suggestions
 from mlxkv.models.download import Plan, download, plan_download
 from mlxkv.models.hub import Hub
 from mlxkv.models.load import LoadedModel, LoadProgress, load_model
@@ -20,6 +20,7 @@ __all__ = [
     "LocalModel",
     "Plan",
     "Source",
+    "Suggestion",
     "catalogue",
     "download",
     "find_tokenizer",
@@ -27,6 +28,7 @@ __all__ = [
     "load_model",
     "parts_not_loaded",
     "plan_download",
+    "ranked",
     "remove",
     "resolve",
     "skeleton",

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 from mlxkv.device import Device
 from mlxkv.errors import OutOfMemoryError
-from mlxkv.models.catalogue import catalogue
+from mlxkv.models.catalogue import suggestions
 from mlxkv.models.text_part import tensor_kind
 from mlxkv.safetensors.header import Header
 from mlxkv.stats import bytes_text
@@ -37,8 +37,7 @@ def check_fits(name: str, weight_bytes: int, device: Device) -> None:
     """
     if weight_bytes <= device.memory_limit:
         return
-    fitting = [entry for entry in catalogue() if entry.fits(device.memory_limit)]
-    best = max(fitting, key=lambda entry: entry.size_bytes, default=None)
+    best = next((suggestion.entry for suggestion in suggestions(device.memory_limit)), None)
     advice = (
         f"{best.id} ({bytes_text(best.size_bytes)})" if best else f"a model under {bytes_text(device.memory_limit)}"
     )

@@ -68,9 +68,14 @@ def _machine() -> Iterator[Finding]:
     except MlxkvError as error:
         yield Finding("machine", str(error), ok=False)
         return
+    from mlxkv.models import suggestions
+
     device = current_device()
     kind = "Metal" if device.is_metal else "CPU (no Metal here)"
     yield Finding("device", f"{device.name}: {kind}, {bytes_text(device.memory_limit)} usable for models and KV")
+    for suggestion in suggestions(device.memory_limit):
+        entry = suggestion.entry
+        yield Finding("model", f"{suggestion.reason}: {entry.id}, {bytes_text(entry.size_bytes)} to download")
 
 
 def _backends() -> Iterator[Finding]:

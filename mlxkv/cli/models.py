@@ -12,23 +12,26 @@ models = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="List, do
 
 @models.command("ls")
 def models_ls() -> None:
-    """List the models on this machine, then models to download; `*` fits its memory."""
+    """List the models on this machine, then models to download: suggestions first; `*` fits its memory."""
+    from mlxkv.cli.tables import row, width_of_terminal
     from mlxkv.device import current_device
     from mlxkv.errors import MlxkvError
-    from mlxkv.models import catalogue, list_local
+    from mlxkv.models import list_local, ranked
     from mlxkv.stats import bytes_text
     from mlxkv.text.clean import clean
 
-    limit = current_device().memory_limit
+    limit, width = current_device().memory_limit, width_of_terminal()
     try:
         for local in sorted(list_local(with_broken=True), key=lambda local: bool(local.problem)):
-            mark, note = ("broken", f"  {clean(local.problem)}") if local.problem else ("here", "")
-            print(f"{mark:<10}{bytes_text(local.size_bytes):>7}  {local.id}{note}")
+            mark = "broken" if local.problem else "here"
+            print(row([f"{mark:<10}{bytes_text(local.size_bytes):>7}", local.id, local.problem], None))
     except MlxkvError as error:  # models to download are listed all the same
         print(clean(str(error)), file=sys.stderr)
-    for entry in catalogue():
-        mark = "*" if entry.fits(limit) else " "
-        print(f"download {mark}{bytes_text(entry.size_bytes):>7}  {entry.id}  {entry.licence}  {entry.note}")
+    for suggestion in ranked(limit):
+        entry = suggestion.entry
+        size = f"download {'*' if entry.fits(limit) else ' '}{bytes_text(entry.size_bytes):>7}"
+        note = f"{suggestion.reason}: {entry.note}" if suggestion.reason else entry.note
+        print(row([size, entry.id, note, entry.licence], width))
 
 
 @models.command("pull")

@@ -53,7 +53,7 @@ def open_window(folders: Folders, settings: Settings, start: list[Command], ques
     sys.__stderr__ = sys.__stdout__  # type: ignore[misc]  # textual draws on stderr, even if that is redirected
     engine = Engine(folders, settings, save=save)
     with redirect_stderr(log):
-        return run(engine, _suggestions(start), settings, folders, start, question, supervisor)
+        return run(engine, _suggestions(), settings, folders, start, question, supervisor)
 
 
 def talk_in_lines(folders: Folders, settings: Settings, start: list[Command], question: str | None, save: bool) -> int:
@@ -80,18 +80,16 @@ def _log_to_file(folders: Folders) -> Path:
     return path
 
 
-def _suggestions(start: list[Command]) -> tuple[ModelCard, ...]:
-    """Three models that fit this machine; none if one was chosen."""
-    from mlxkv.protocol.commands import LoadModel
-    from mlxkv.protocol.events import ModelCard
-
-    if any(isinstance(command, LoadModel) for command in start):
-        return ()
+def _suggestions() -> tuple[ModelCard, ...]:
+    """The models suggested for this machine."""
     from mlxkv.device import current_device
     from mlxkv.models import suggestions
+    from mlxkv.protocol.events import ModelCard
 
-    fitting = suggestions(current_device().memory_limit)
-    return tuple(ModelCard(e.id, e.size_bytes, e.licence, e.note) for e in fitting)
+    found = suggestions(current_device().memory_limit)
+    return tuple(
+        ModelCard(s.entry.id, s.entry.size_bytes, s.entry.licence, s.entry.note, reason=s.reason) for s in found
+    )
 
 
 def model_name(folders: Folders, settings: Settings, session_id: str | None) -> str | None:

@@ -104,15 +104,15 @@ def _reopen(context: EngineContext, session: str | None) -> Iterator[EngineEvent
 
 
 def list_models(context: EngineContext, fitting: bool = False) -> Iterator[EngineEvent]:
-    """List models: built in, folders in use, the hub's cache (last used first), then the catalogue (smallest first).
+    """List models: built in, folders in use, the hub's cache (last used first), then the catalogue (suggestions first).
 
     `fitting`: only those that fit in memory.
     """
-    from mlxkv.models import BUILT_IN, catalogue, list_local, resolve
+    from mlxkv.models import BUILT_IN, list_local, ranked, resolve
     from mlxkv.models.catalogue import HEADROOM
 
     limit = current_device().memory_limit
-    known = {entry.id: entry for entry in catalogue()}
+    known = {suggestion.entry.id: suggestion for suggestion in ranked(limit)}
     cards = []
     for name in BUILT_IN:
         try:
@@ -123,14 +123,16 @@ def list_models(context: EngineContext, fitting: bool = False) -> Iterator[Engin
         cards.append(ModelCard(name, size, "MIT", "built in", True, True))
     broken = []
     for local in list_local(with_broken=True):
-        entry = known.pop(local.id, None)
+        entry = known.pop(local.id).entry if local.id in known else None
         fits = local.size_bytes <= limit * HEADROOM if entry is None else entry.fits(limit)
         card = ModelCard(local.id, local.size_bytes, entry.licence if entry else "", local.problem, fits, True)
         (broken if local.problem else cards).append(replace(card, is_local=not local.problem))
     current = context.model.name if context.model is not None else ""
     cards[len(BUILT_IN) : len(BUILT_IN)] = _others(context, {card.id for card in cards}, limit * HEADROOM)
     cards += broken
-    cards += [ModelCard(e.id, e.size_bytes, e.licence, e.note, e.fits(limit)) for e in known.values()]
+    for suggestion in known.values():
+        e = suggestion.entry
+        cards.append(ModelCard(e.id, e.size_bytes, e.licence, e.note, e.fits(limit), reason=suggestion.reason))
     cards = [replace(card, is_current=card.id == current) for card in cards]
     yield ModelList(tuple(card for card in cards if card.fits or not fitting), fitting)
 

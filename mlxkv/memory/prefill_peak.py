@@ -44,12 +44,15 @@ _TOP_K = ("num_experts_per_tok", "num_experts_per_token", "top_k_experts", "moe_
 _USUAL_TOP_K = 8
 
 
-def prefill_bytes(model: Any, plan: CachePlan, chunk: int, tokens: int | None = None) -> int:
+def prefill_bytes(
+    model: Any, plan: CachePlan, chunk: int, tokens: int | None = None, *, has_kernel: bool | None = None
+) -> int:
     """The bytes that a prefill of `chunk` tokens takes beside weights and cache, and a decode step after it.
 
     Args:
         model: an mlx-lm model or its skeleton; only shapes are read.
         tokens: how many the cache holds after the call; None: the full window, or `chunk` where nothing bounds it.
+        has_kernel: whether a fused kernel computes attention, as on Metal; None: as on this machine.
     """
     capacity = plan.geometry.capacity if plan.geometry else tokens or chunk
     end = max(min(tokens or capacity, capacity), 1)
@@ -59,7 +62,8 @@ def prefill_bytes(model: Any, plan: CachePlan, chunk: int, tokens: int | None = 
     top_k = max(_settings(model, _TOP_K), default=_USUAL_TOP_K)
     activations = max(_output_bytes(layer, item, top_k) for layer in layers) * chunk
     expanded = max(_expanded_width(layer) for layer in layers) * end * item
-    heads, has_kernel = max(_settings(model, _HEADS), default=0), current_device().is_metal
+    heads = max(_settings(model, _HEADS), default=0)
+    has_kernel = current_device().is_metal if has_kernel is None else has_kernel
     attention = max((_attention_bytes(leaf, chunk, end, item, heads, has_kernel) for leaf in plan.leaves), default=0)
     copies = max((_copied_bytes(leaf, chunk, end) for leaf in plan.leaves), default=0)
     state = max(state_nbytes(model, plan), default=0)

@@ -48,12 +48,11 @@ def check_fit(name: str, config: CacheConfig, *, size: int = 0) -> ModelTooLarge
 def alternatives(found: ModelTooLarge) -> str:
     """Options that work instead, for an error message."""
     from mlxkv.device import current_device
-    from mlxkv.models import BUILT_IN, catalogue
+    from mlxkv.models import BUILT_IN, suggestions
 
-    limit = current_device().memory_limit
-    smaller = max((e for e in catalogue() if e.fits(limit)), key=lambda e: e.size_bytes, default=None)
+    smaller = next((s.entry.id for s in suggestions(current_device().memory_limit)), BUILT_IN[0])
     ways = ["--kv-bits 4 makes it fit"] if found.four_bit else []
-    return ", ".join([*ways, f"-m {smaller.id if smaller else BUILT_IN[0]} fits", "--load-anyway tries it"])
+    return ", ".join([*ways, f"-m {smaller} fits", "--load-anyway tries it"])
 
 
 def usable_window(trained: int | None) -> int:

@@ -238,7 +238,8 @@ class EngineStopped:
 class ModelCard:
     """A row of the list of models. `is_local`: no download is needed; `fits`: memory suffices for it and a KV cache.
 
-    `is_folder`: `id` is the path of a folder. `is_current`: the loaded model.
+    `is_folder`: `id` is the path of a folder. `is_current`: the loaded model. `reason`: why it is suggested for this
+    machine, "" if it is not.
     """
 
     id: str
@@ -249,6 +250,7 @@ class ModelCard:
     is_local: bool = False
     is_folder: bool = False
     is_current: bool = False
+    reason: str = ""
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,8 @@ from tests.cache.architecture_checks import Parity, parity, planned, quantizes, 
 from tests.cache.architectures import ARCHITECTURES, NOT_BUILT
 
 DOCS = Path(__file__).parents[2] / "docs" / "models.md"
+CHOICE_TITLE = "## Choose a model"  # the first section, by `python -m bench.catalogue`
+CACHES_TITLE = "## Caches"
 REAL_MODELS_TITLE = "## Real models"  # the last section, by `python -m bench.shapes`
 UNEQUAL_IN_PIECES = ("plamo3",)  # mlx-lm's own decode steps see one token less than its prefill
 _CHUNKED = 105  # back to here from 119 stays within a chunk of 20
@@ -123,7 +125,7 @@ def read_rows() -> dict[str, str]:
 
 
 _HEAD = """\
-# Models
+{caches}
 
 What mlxkv does with the cache of each architecture in mlx-lm {version}. The table is written by
 `python -m bench.architectures`: every row comes from a run of a tiny model with random weights, and the tests repeat
@@ -179,10 +181,12 @@ rows and compare them with this file.
 
 
 def document(rows: Mapping[str, str], version: str) -> str:
-    """The whole file, of one row for each architecture; the section on real models stays."""
+    """The whole file, of one row for each architecture; the sections of other commands stay."""
     head = [field.name.replace("_", " ") for field in fields(Row)]
     lines = [f"| {' | '.join(head)} |", "|" + " --- |" * len(head), *(rows[name] for name in ARCHITECTURES)]
     absent = [f"* `{name}`: {why}." for name, why in sorted(NOT_BUILT.items())]
-    _, title, real_models = DOCS.read_text().partition(REAL_MODELS_TITLE)
+    text = DOCS.read_text()
+    _, title, real_models = text.partition(REAL_MODELS_TITLE)
     lines += ["", "Not run here:", "", *absent, "", title + real_models]
-    return _HEAD.format(version=version) + "\n".join(lines)
+    head_text = _HEAD.format(version=version, caches=CACHES_TITLE)
+    return text.partition(CACHES_TITLE)[0] + head_text + "\n".join(lines)

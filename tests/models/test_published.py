@@ -142,7 +142,7 @@ def test_a_format_of_quantization_that_mlx_lm_lacks_is_named(tmp_path: Path) -> 
         mlxkv.load(str(tmp_path))
     text = str(caught.value)
     assert "is quantized in the format 'compressed-tensors', which mlx-lm's gemma4 cannot load (" in text
-    assert text.endswith("; use mlx-community/gemma-4-e4b-it-4bit.")
+    assert text.endswith("; use mlx-community/gemma-4-E4B-it-qat-4bit.")
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,8 @@ def models_list(models: Sequence[ev.ModelCard], current: str, has_chat: bool, on
             fit = "fits" if card.fits else "too large"
             size = bytes_text(card.size_bytes) if card.size_bytes else ""
             folder, name = os.path.split(card.id) if card.is_folder else ("", card.id)
-            facts = tuple(f for f in (clean(folder), clean(card.note), clean(card.licence), fit, size) if f)
+            notes = (clean(folder), clean(card.note), clean(card.licence))
+            facts = tuple(f for f in (*notes, card.reason or fit, size) if f)
             rows.append(Row(f"{mark}{clean(name)}", cmd.LoadModel(card.id), facts, card.id))
     hint = "⏎ load; the chat is prefilled again · esc close" if has_chat else "⏎ load · esc close"
     title = "Models that fit here" if only_fitting else "Models"

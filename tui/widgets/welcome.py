@@ -37,7 +37,8 @@ class Welcome(Widget, can_focus=False):
         model, ready, loading, titles = self._shown
         width = self.content_size.width
         if ready:
-            lines = welcome_lines(f"{short_name(model)} is ready", how_to_begin(model) + earlier(titles, width))
+            begin = how_to_begin(model, self._suggestions, width)
+            lines = welcome_lines(f"{short_name(model)} is ready", begin + earlier(titles, width))
         elif loading:
             lines = welcome_lines("One moment", ["Type ahead: it is sent when the model is ready."])
         else:
@@ -45,11 +46,15 @@ class Welcome(Widget, can_focus=False):
         return Text("\n", justify="left").join(lines)
 
 
-def how_to_begin(model: str) -> list[str]:
+def how_to_begin(model: str, suggestions: tuple[ModelCard, ...], width: int) -> list[str]:
     """Lines below the model's name; for the built-in one, its limits and how to get a bigger one."""
-    if model == BUILT_IN[0]:
-        return ["It is small: it knows mlxkv and KV caches. /model opens bigger ones.", "Try: What is a KV cache?"]
-    return ["Ask anything. / for commands, ? for help."]
+    if model != BUILT_IN[0]:
+        return ["Ask anything. / for commands, ? for help."]
+    lines = ["It is small: it knows mlxkv and KV caches. /model opens bigger ones."]
+    for card in suggestions[:1]:
+        reason, name = card.reason or "fits this computer", clean(card.id)
+        lines.append(cut(f"{reason[0].upper()}{reason[1:]}: {name}, {bytes_text(card.size_bytes)}", max(width - 2, 1)))
+    return [*lines, "Try: What is a KV cache?"]
 
 
 def earlier(titles: tuple[str, ...], width: int) -> list[str]:
@@ -68,12 +73,12 @@ def welcome_lines(title: str, dim: list[str]) -> list[Text]:
 
 
 def model_lines(suggestions: tuple[ModelCard, ...], width: int) -> list[Text]:
-    """Name, size, licence and note in columns; columns that do not fit are left out from the right."""
+    """Name, size, reason, licence and note in columns; columns that do not fit are left out from the right."""
     how = Text().append("⏎", "bold").append(" lists them all · ", "dim")
     how.append("/model <repo id or folder>", "bold").append(" loads one", "dim")
     if not suggestions:
         return [Text("No model is loaded", "bold"), Text(""), how]
-    cards = [(clean(m.id), bytes_text(m.size_bytes), clean(m.licence), clean(m.note)) for m in suggestions]
+    cards = [(clean(m.id), bytes_text(m.size_bytes), m.reason, clean(m.licence), clean(m.note)) for m in suggestions]
     widths = [max(map(cell_len, column)) for column in zip(*cards, strict=True)]
     while len(widths) > 1 and sum(widths) + 3 * (len(widths) - 1) + 2 > width:
         widths.pop()
