@@ -25,7 +25,7 @@ from bench.measure import header
 from mlxkv.cache.config import CacheConfig
 from mlxkv.cache.plan import CachePlan, plan_cache
 from mlxkv.cache.prompt_cache import PromptCache
-from mlxkv.cli.bench.measure import Speeds, compare, decode_speeds, prefill_speeds, random_ids
+from mlxkv.cli.bench.measure import Speeds, compare, decode_speeds, fill, prefill_speeds, random_ids
 from mlxkv.config import Folders
 from mlxkv.inference.generation import Generation
 from mlxkv.inference.sampling import SamplingParams
@@ -80,7 +80,7 @@ def main() -> None:
         plan = plan_cache(model.loaded.model, CacheConfig(window=args.tokens + 512))
         for measure in (
             lambda: prefill_speeds(model.runner, plan, ids),
-            lambda: decode_speeds(model.runner, plan, ids, DECODED),
+            lambda: decode_speeds(model.runner, fill(model.runner, plan, ids), ids[-1], DECODED),
             lambda: turn_speeds(model, plan, ids),
         ):
             found = measure()

@@ -22,7 +22,7 @@ from mlxkv.cache.geometry import Geometry
 from mlxkv.cache.plan import CachePlan, plan_cache
 from mlxkv.cache.ring import RingKVCache
 from mlxkv.cache.sink_rotation import SinkRotation
-from mlxkv.cli.bench.measure import Speeds, decode_speeds, prefill_speeds, random_ids
+from mlxkv.cli.bench.measure import Speeds, decode_speeds, fill, prefill_speeds, random_ids
 from mlxkv.inference.runner import ModelRunner
 
 STORIES = Path(__file__).resolve().parents[1].parent / "shared" / "testdata" / "stories260K"
@@ -112,7 +112,8 @@ def main() -> None:
     for name, (model, vocab) in models.items():
         runner = ModelRunner(model)
         for context in (512, 4096):
-            speeds = decode_speeds(runner, plan(model, 2 * context), random_ids(context + 1, vocab), STEPS)
+            ids = random_ids(context + 1, vocab)
+            speeds = decode_speeds(runner, fill(runner, plan(model, 2 * context), ids), ids[-1], STEPS)
             _row(f"decode at {context:,} tokens", name, speeds)
         # The random model reads some 50 tokens a second on two cores: one length is enough.
         for length in (512, 2048) if name == "stories260K" else (512,):

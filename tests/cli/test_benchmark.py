@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import pytest
+from mlx.utils import tree_flatten
+from mlx_lm.models import mixtral
 
 from mlxkv.cache.config import CacheConfig
 from mlxkv.cache.plan import plan_cache
 from mlxkv.cache.traits import traits_of
 from mlxkv.cli.bench import measure as benchmark
-from mlxkv.cli.bench.measure import Ratio, Speeds, compare, decode_speeds, prefill_speeds, random_ids, report
+from mlxkv.cli.bench import parts as parts_module
+from mlxkv.cli.bench.measure import (
+    Ratio,
+    Speeds,
+    compare,
+    copy_bandwidth,
+    decode_speeds,
+    fill,
+    peak_of,
+    prefill_speeds,
+    random_ids,
+)
+from mlxkv.cli.bench.parts import Options, Subject, bytes_read, measure, speed_row
+from mlxkv.cli.bench.report import Part
 from mlxkv.errors import OutOfMemoryError
 from mlxkv.inference.runner import ModelRunner
 from mlxkv.models import load_model
@@ -64,7 +79,7 @@ def test_both_sides_do_the_same_work(monkeypatch: pytest.MonkeyPatch) -> None:
     traits_of(counting := Counting())  # once per model, and not what is measured
     runner = ModelRunner(counting)  # type: ignore[arg-type]
     prefill_speeds(runner, plan, ids)
-    decode_speeds(runner, plan, ids, 5)
+    decode_speeds(runner, fill(runner, plan, ids), ids[-1], 5)
     (ours, theirs, *again), decoding = sums
     assert ours == 20
     assert theirs in (20, 21)  # mlx-lm's loop is a step ahead
@@ -73,18 +88,85 @@ def test_both_sides_do_the_same_work(monkeypatch: pytest.MonkeyPatch) -> None:
     assert decoding[1] == decoding[3] in (6, 7)
 
 
-def test_the_report_says_what_was_measured(tiny_path: Path) -> None:
-    lines = list(report(load_model(str(tiny_path)), 24, 3, rounds=1))
-    assert [line.split()[0] for line in lines] == [
-        "machine", "versions", "command", "model", "settings", "cache", "tok/s", "prefill", "decode"
+@pytest.fixture(autouse=True)
+def short_copies(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parts_module, "_COPIED", 1 << 16)
+
+
+def measured(path: Path, *contexts: int, **options: Any) -> dict[str, Part]:
+    loaded = load_model(str(path))
+    subject = Subject("tiny", loaded.model, loaded.weight_bytes, 60)
+    return {part.name: part for part in measure(subject, Options(contexts, 3, rounds=1, **options))}
+
+
+def test_parts_show_speed_memory_and_bandwidth(tiny_path: Path) -> None:
+    parts = measured(tiny_path, 24, 40)
+    assert [*parts] == ["speed", "cache", "bandwidth"]
+    speed, cache, bandwidth = parts.values()
+    assert [row.what for row in speed.rows] == [
+        "prefill, 24 tokens", "decode, 24 tokens", "prefill, 40 tokens", "decode, 40 tokens"
     ]  # fmt: skip
-    assert "mlx-lm 0." in lines[1]
-    assert "24 tokens prefilled, 3 generated" in lines[4]
-    for line in lines[-2:]:
-        assert re.fullmatch(r"\w+ +[\d,]+ +[\d,]+ +\d+\.\d{3} +\d+\.\d{3}", line)
+    for row in speed.rows:
+        assert row.values["ratio"] == pytest.approx(float(row.values["mlxkv"]) / float(row.values["mlx-lm"]))  # type: ignore[arg-type]
+    assert "mlx-lm 0." in speed.environment.versions
+    held = {row.what: row.values for row in cache.rows}
+    assert held["40 tokens, mlx-lm (KVCache)"]["rows held"] == 256  # it allocates in steps
+    token = 2 * 2 * 2 * 8 * 4  # layers, keys and values, heads, head_dim, float32
+    for values in held.values():
+        assert values["a token"] == token
+        assert values["bytes held"] == pytest.approx(token * values["rows held"], rel=0.05)  # type: ignore[operator]
+        assert values["peak of prefill"] >= values["bytes held"] <= values["peak of decode"]  # type: ignore[operator]
+    assert bandwidth.rows[0].values["share"] == 1.0
+    assert len(bandwidth.rows) == 3
+
+
+def test_a_window_bounds_both_sides(tiny_path: Path) -> None:
+    cache = measured(tiny_path, 200, window=32)["cache"]
+    ours, theirs = (row.values["rows held"] for row in cache.rows)
+    assert ours == 4 + 32 + 16
+    assert theirs == 256  # llama ignores max_kv_size
+
+
+@pytest.mark.parametrize(("ratio", "met"), [(0.98, False), (1.0, True)])
+def test_slower_than_mlx_lm_is_a_missed_goal(ratio: float, met: bool) -> None:
+    assert speed_row("decode", Speeds("decode", 10, Ratio(1.0, ratio, ratio)), 512).met is met
+
+
+def test_a_context_that_nobody_asked_for_may_be_left_out(tiny_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parts_module, "CONTEXTS", (8, 16))
+    monkeypatch.setattr(parts_module, "_PATIENCE", 0.0)
+    speed = measured(tiny_path)["speed"]
+    assert len(speed.rows) == 2
+    assert "`--context 16`" in speed.notes[0]
+    assert len(measured(tiny_path, 8, 16)["speed"].rows) == 4
+
+
+def test_a_decode_step_reads_tied_tables_and_the_active_experts() -> None:
+    def size(model: Any) -> int:
+        return sum(array.nbytes for _, array in tree_flatten(model.parameters()))  # type: ignore[union-attr]
+
+    tied, untied = (tiny_llama(vocab=100, tie_word_embeddings=tie) for tie in (True, False))
+    assert bytes_read(tied) == size(tied)
+    assert bytes_read(untied) == size(untied) - 100 * 32 * 4
+    experts = mixtral.Model(mixtral.ModelArgs("mixtral", vocab_size=64, hidden_size=32, intermediate_size=64,
+                                              num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2,
+                                              num_local_experts=8, num_experts_per_tok=2))  # fmt: skip
+    unused = 3 * 6 * 32 * 64 * 4  # three matrices of six experts
+    assert bytes_read(experts) == size(experts) - 64 * 32 * 4 - unused
+
+
+def test_a_peak_counts_what_was_freed_again() -> None:
+    made, rise = peak_of(lambda: mx.eval(mx.sum(mx.ones((1 << 20,)) + 1)))
+    assert made is None
+    assert rise >= 4 << 20
+
+
+@pytest.mark.parametrize("is_cpu", [True, False])
+def test_copies_have_a_rate(is_cpu: bool) -> None:
+    assert copy_bandwidth(1 << 16, is_cpu, rounds=1) > 0
 
 
 def test_what_does_not_fit_is_refused(tiny_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLXKV_MEMORY_LIMIT", "3MB")
     with pytest.raises(OutOfMemoryError):
-        list(report(load_model(str(tiny_path)), 3000, 2))
+        measured(tiny_path, 3000)

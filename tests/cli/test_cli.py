@@ -344,8 +344,18 @@ def test_path_and_doctor(run: Run, home: Path) -> None:
 
 
 @pytest.mark.slow
-def test_bench_prints_a_ratio(run: Run, tiny_path: Path) -> None:
-    done = run("bench", "-m", tiny_path, "--prompt", "8", "--tokens", "2")
+def test_bench_prints_tables_and_writes_them(run: Run, tiny_path: Path, tmp_path: Path) -> None:
+    file = tmp_path / "bench.json"
+    done = run("bench", "-m", tiny_path, "--prompt", "8", "--tokens", "2", "--json", file)
     assert done.code == 0
-    assert [line.split()[0] for line in done.out.splitlines()[-2:]] == ["prefill", "decode"]
+    assert done.out.startswith("machine ")
+    assert "| decode, 8 tokens | 8 |" in done.out
+    assert [part["name"] for part in json.loads(file.read_text())["parts"]] == ["speed", "cache", "bandwidth"]
     assert run("bench", "--prompt", "1").code == 2
+    assert run("bench", "--prompt", "8", "--context", "8").code == 2
+    refused = run("bench", "--context", "8,many")
+    assert refused.code == 2
+    assert "'8,many'" in refused.err
+    file.write_text("mine")
+    assert run("bench", "-m", tiny_path, "--prompt", "8", "--json", file).code == 2
+    assert file.read_text() == "mine"

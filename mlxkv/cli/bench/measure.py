@@ -1,7 +1,7 @@
-"""`mlxkv bench`: decode and prefill on our ring against mlx-lm's own caches, alternating in one process.
+"""Decode and prefill on our ring against mlx-lm's own caches, alternating in one process.
 
 Times on a machine that does other things are noise; both sides of a ratio see the same noise, so the ratio is what
-counts. `mlxkv bench` prints it for one model, the repository's bench/ measures more. Used on the MLX thread.
+counts. `parts.py` makes the tables of `mlxkv bench` from it, the repository's bench/ measures more. On the MLX thread.
 """
 
 from __future__ import annotations
@@ -11,18 +11,16 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-
-from mlxkv.cli.bench.report import Environment, command_line
-from mlxkv.stats import bytes_text
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from mlxkv.cache.plan import CachePlan
+    from mlxkv.cache.prompt_cache import PromptCache
     from mlxkv.inference.runner import ModelRunner
     from mlxkv.inference.sampling import SamplingParams
-    from mlxkv.models import LoadedModel
 
 ROUNDS = 5
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -55,33 +53,6 @@ class Speeds:
         return self.tokens / self.ratio.theirs
 
 
-def report(loaded: LoadedModel, num_prompt: int, num_tokens: int, rounds: int = ROUNDS) -> Iterator[str]:
-    """Yield the lines that `mlxkv bench` prints, each when it is measured; counts are tokens.
-
-    Raises:
-        OutOfMemoryError: the caches of both sides do not fit beside the weights. UnboundedError: see `plan_cache`.
-    """
-    from mlxkv.cache.config import CacheConfig
-    from mlxkv.device import current_device, set_wired_limit
-    from mlxkv.inference.runner import ModelRunner
-    from mlxkv.memory import Budget
-
-    device = current_device()
-    budget = Budget(loaded.model, device.memory_limit)
-    plan = budget.plan(CacheConfig(window=num_prompt + num_tokens + 1), loaded.weight_bytes)
-    budget.check(plan, loaded.weight_bytes + 3 * plan.nbytes)  # theirs, and a copy of each for a round
-    yield from Environment.here(command_line()).lines()
-    yield f"model     {loaded.name}, {bytes_text(loaded.weight_bytes)} of weights"
-    yield f"settings  {num_prompt:,} tokens prefilled, {num_tokens:,} generated, greedy; medians of {rounds}"
-    yield f"cache     {plan.description}"
-    yield f"{'tok/s':<9} {'mlxkv':>9} {'mlx-lm':>9} {'ratio':>7} {'worst':>7}"
-    runner = ModelRunner(loaded.model, budget=budget)
-    ids = random_ids(num_prompt, loaded.tokenizer.vocab_size)
-    with set_wired_limit(device):
-        yield _line(prefill_speeds(runner, plan, ids, rounds))
-        yield _line(decode_speeds(runner, plan, ids, num_tokens, rounds))
-
-
 def compare(ours: Callable[[], float], theirs: Callable[[], float], rounds: int = ROUNDS) -> Ratio:
     """Run both alternately, `rounds` times after one warm-up each. Each returns the seconds it took."""
     ours()
@@ -98,56 +69,114 @@ def compare(ours: Callable[[], float], theirs: Callable[[], float], rounds: int 
     return Ratio(a, b, min(b / a for a, b in pairs))
 
 
-def prefill_speeds(runner: ModelRunner, plan: CachePlan, ids: list[int], rounds: int = ROUNDS) -> Speeds:
-    """Prefill `ids` into an empty cache, the first token of the reply included."""
-    import mlx.core as mx
-    from mlx_lm.generate import generate_step
+@dataclass(frozen=True)
+class Filled:
+    """Caches of both sides that hold one prompt, and the peak memory of its prefill above the weights, in bytes."""
+
+    ours: PromptCache
+    theirs: list[Any]
+    our_peak: int
+    their_peak: int
+
+
+def their_caches(runner: ModelRunner, window: int | None = None) -> list[Any]:
+    """mlx-lm's own empty caches for this model; `window`: its `max_kv_size`, which some models ignore."""
     from mlx_lm.models.cache import make_prompt_cache
 
-    from mlxkv.cache.prompt_cache import PromptCache
+    return make_prompt_cache(runner.model, max_kv_size=window)
+
+
+def prefill_speeds(
+    runner: ModelRunner, plan: CachePlan, ids: list[int], rounds: int = ROUNDS, window: int | None = None
+) -> Speeds:
+    """Prefill `ids` into an empty cache, the first token of the reply included; `window`: see `their_caches`."""
 
     def ours() -> float:
-        cache = PromptCache(plan, runner.model)
-        begun = time.perf_counter()
-        for _ in runner.prefill(cache, ids[:-1]):
-            pass
-        next(runner.decode(cache, ids[-1], _greedy(1)))
-        return time.perf_counter() - begun
+        return _seconds(lambda: _prefill_ours(runner, plan, ids))
 
     def theirs() -> float:
-        cache = make_prompt_cache(runner.model)
-        begun = time.perf_counter()
-        next(generate_step(mx.array(ids), runner.model, max_tokens=1, prompt_cache=cache))
-        return time.perf_counter() - begun
+        return _seconds(lambda: _prefill_theirs(runner, ids, window))
 
     return Speeds("prefill", len(ids), compare(ours, theirs, rounds))
 
 
-def decode_speeds(runner: ModelRunner, plan: CachePlan, ids: list[int], steps: int, rounds: int = ROUNDS) -> Speeds:
-    """Decode `steps` tokens after the first one, with `ids` in the cache."""
+def fill(runner: ModelRunner, plan: CachePlan, ids: list[int], window: int | None = None) -> Filled:
+    """Prefill `ids` on both sides and keep the caches; `window`: see `their_caches`."""
+    ours, our_peak = peak_of(lambda: _prefill_ours(runner, plan, ids))
+    theirs, their_peak = peak_of(lambda: _prefill_theirs(runner, ids, window))
+    return Filled(ours, theirs, our_peak, their_peak)
+
+
+def decode_speeds(runner: ModelRunner, filled: Filled, last: int, steps: int, rounds: int = ROUNDS) -> Speeds:
+    """Decode `steps` tokens after the first one, which follows the token `last`, on copies of the caches."""
     import mlx.core as mx
     from mlx_lm.generate import generate_step
-    from mlx_lm.models.cache import make_prompt_cache
-
-    from mlxkv.cache.prompt_cache import PromptCache
-
-    full, last = PromptCache(plan, runner.model), ids[-1]
-    for _ in runner.prefill(full, ids[:-1]):
-        pass
-    cache = make_prompt_cache(runner.model)
-    for at in range(0, len(ids) - 1, runner.chunk):
-        runner.model(mx.array([ids[at : min(at + runner.chunk, len(ids) - 1)]]), cache=cache)
-        mx.eval([layer.state for layer in cache])
 
     # Every round has copies of its own: not every cache can go back, and copying happens before the clock runs.
     def ours() -> float:
-        return _timed(runner.decode(full.fork(), last, _greedy(steps + 1)))
+        return _timed(runner.decode(filled.ours.fork(), last, _greedy(steps + 1)))
 
     def theirs() -> float:
-        fresh = copy.deepcopy(cache)
+        fresh = copy.deepcopy(filled.theirs)
         return _timed(generate_step(mx.array([last]), runner.model, max_tokens=steps + 1, prompt_cache=fresh))
 
     return Speeds("decode", steps, compare(ours, theirs, rounds))
+
+
+def decode_peaks(runner: ModelRunner, filled: Filled, last: int, steps: int = 8) -> tuple[int, int]:
+    """Peak memory above the weights while each side decodes on its cache, the cache included, in bytes."""
+    import mlx.core as mx
+    from mlx_lm.generate import generate_step
+
+    def theirs() -> None:
+        for _ in generate_step(mx.array([last]), runner.model, max_tokens=steps, prompt_cache=filled.theirs):
+            pass
+
+    ours, held = filled.ours.nbytes, their_bytes(filled.theirs)
+    _, our_rise = peak_of(lambda: [*runner.decode(filled.ours, last, _greedy(steps))])
+    _, their_rise = peak_of(theirs)
+    return ours + our_rise, held + their_rise
+
+
+def their_bytes(caches: list[Any]) -> int:
+    """Bytes that mlx-lm's caches hold."""
+    return sum(cache.nbytes for cache in caches)
+
+
+def peak_of(work: Callable[[], T]) -> tuple[T, int]:
+    """What `work` returns, and by how many bytes MLX's memory rose meanwhile, at most."""
+    import mlx.core as mx
+
+    mx.synchronize()
+    mx.clear_cache()
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    result = work()
+    mx.synchronize()
+    return result, max(mx.get_peak_memory() - before, 0)
+
+
+def copy_bandwidth(nbytes: int, is_cpu: bool, rounds: int = ROUNDS) -> float:
+    """Bytes per second that are read and written while `nbytes` are copied: the best of the rounds.
+
+    Memory is in use before the clock runs, since a new page costs more than its copy. On the CPU backend the processor
+    copies, elsewhere MLX adds to an array in place.
+    """
+    import mlx.core as mx
+
+    on_cpu, on_gpu = (nbytes, 4) if is_cpu else (0, nbytes)
+    source, target = memoryview(bytearray(b"\1" * on_cpu)), memoryview(bytearray(on_cpu))
+    array = mx.zeros((on_gpu // 4,), mx.float32)
+
+    def copied() -> None:
+        nonlocal array
+        if is_cpu:
+            target[:] = source
+            return
+        array = array + 1
+        mx.eval(array)
+
+    return 2 * nbytes / min([_seconds(copied) for _ in range(rounds + 1)][1:])
 
 
 def random_ids(count: int, vocab: int) -> list[int]:
@@ -157,10 +186,31 @@ def random_ids(count: int, vocab: int) -> list[int]:
     return [int(t) for t in mx.random.randint(3, vocab, (count,), key=mx.random.key(1)).tolist()]  # type: ignore[union-attr]
 
 
-def _line(speeds: Speeds) -> str:
-    ratio = speeds.ratio
-    figures = f"{speeds.ours_tps:>9,.0f} {speeds.theirs_tps:>9,.0f} {ratio.median:>7.3f} {ratio.worst:>7.3f}"
-    return f"{speeds.what:<9} {figures}"
+def _prefill_ours(runner: ModelRunner, plan: CachePlan, ids: list[int]) -> PromptCache:
+    """A cache that holds `ids`; the first token of the reply is computed."""
+    from mlxkv.cache.prompt_cache import PromptCache
+
+    cache = PromptCache(plan, runner.model)
+    for _ in runner.prefill(cache, ids[:-1]):
+        pass
+    next(runner.decode(cache, ids[-1], _greedy(1)))
+    return cache
+
+
+def _prefill_theirs(runner: ModelRunner, ids: list[int], window: int | None) -> list[Any]:
+    """The same by mlx-lm's loop, which is a token ahead."""
+    import mlx.core as mx
+    from mlx_lm.generate import generate_step
+
+    caches = their_caches(runner, window)
+    next(generate_step(mx.array(ids), runner.model, max_tokens=1, prompt_cache=caches))
+    return caches
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    begun = time.perf_counter()
+    work()
+    return time.perf_counter() - begun
 
 
 def _timed(stream: Iterator[Any]) -> float:
