@@ -39,7 +39,9 @@ All of the catalogue, by size. **memory at 8k**: the download, a full KV cache o
 states, and the peak of a prefill, by the rules of `mlxkv models estimate` (`python -m bench.catalogue --write`); less
 where the download has a vision part, which is not loaded. **reasoning**: toggle: `--think` and `--no-think` switch it.
 Id, size, licence and context were read in public sources, the last column, in November 2026, and not on the hub;
-`mlxkv models check` compares them with it. mlx-lm 0.32.2 runs all of these architectures.
+`mlxkv models check [ID ...]` compares them with it: a line each with `ok`, `changed`, `missing` or `not reachable`, or
+`--json`; exit code 1: one changed or is missing, 3: the hub (`HF_ENDPOINT`, `HF_TOKEN`) could not be asked about all.
+mlx-lm 0.32.2 runs all of these architectures.
 """
 
 

@@ -53,12 +53,18 @@ def read_config(folder: Path, name: str) -> dict[str, Any]:
         inner = sorted(found.parent.name for found in folder.glob("*/config.json"))
         which = f"one of its folders that do ({', '.join(inner[:4])})" if inner else "a folder that does"
         raise ModelNotFoundError(f"{name} is not a model: {folder} holds no config.json; name {which}.")
-    model_type = config.get("model_type")
-    if not isinstance(model_type, str) or not _MODEL_TYPE.fullmatch(model_type):
+    if not has_model_type(config):
         raise ModelFileError(
-            f"{path} must name the architecture as model_type, found {escaped(model_type)}; use another model."
+            f"{path} must name the architecture as model_type, found {escaped(config.get('model_type'))}; "
+            "use another model."
         )
     return config
+
+
+def has_model_type(config: dict[str, Any]) -> bool:
+    """Whether a config.json names an architecture as mlx-lm's modules are named."""
+    found = config.get("model_type")
+    return isinstance(found, str) and _MODEL_TYPE.fullmatch(found) is not None
 
 
 def read_generation_config(folder: Path) -> dict[str, Any]:

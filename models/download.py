@@ -16,7 +16,7 @@ from mlxkv.errors import ModelDownloadError, ModelFileError, ModelNotFoundError,
 from mlxkv.models.blob import fetch_blob, partial_path
 from mlxkv.models.completeness import WEIGHTS
 from mlxkv.models.hub import ALLOW, NEVER, NOT_LOADED, Hub, explain, find_local
-from mlxkv.models.repository import RemoteFile, fetch_commit, fetch_file_list
+from mlxkv.models.repository import RemoteFile, fetch_file_list, fetch_info
 from mlxkv.models.resolve import is_repo
 from mlxkv.models.snapshot import has_bytes, link, path_below, set_ref
 from mlxkv.stats import bytes_text
@@ -70,8 +70,8 @@ def plan_download(
     if "@" in repo or not is_repo(named):
         raise ModelNotFoundError(f"{escaped(named)} is not a repository id; use org/name or org/name@revision.")
     try:
-        commit = fetch_commit(hub.url(), repo, revision, poll=poll)
-        entries, all_paths = fetch_file_list(hub.url(), repo, commit, lambda path: _is_wanted(path, allow), poll=poll)
+        commit = fetch_info(hub.url(), repo, revision, poll=poll).commit
+        entries, all_paths = fetch_file_list(hub.url(), repo, commit, lambda path: is_wanted(path, allow), poll=poll)
     except Exception as error:
         raise explain(error, hub, repo, revision) from error
     storage = hub.storage(repo)
@@ -163,7 +163,8 @@ def _fetch(plan: Plan, hub: Hub, meter: _Meter) -> Path:
     return storage / "snapshots" / plan.commit
 
 
-def _is_wanted(path: str, allow: Sequence[str]) -> bool:
+def is_wanted(path: str, allow: Sequence[str] = ALLOW) -> bool:
+    """Whether a download of what `allow` names has this file."""
     return any(fnmatchcase(path, p) for p in allow) and not any(fnmatchcase(path, p) for p in (*NEVER, *NOT_LOADED))
 
 

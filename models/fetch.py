@@ -29,11 +29,11 @@ _PORTS = {"http": 80, "https": 443}
 
 
 class HubStatusError(Exception):
-    """The hub answered with an HTTP error; `code` is its X-Error-Code."""
+    """The hub answered with an HTTP error; `code` is its X-Error-Code, `message` its X-Error-Message."""
 
-    def __init__(self, status: int, code: str) -> None:
+    def __init__(self, status: int, code: str, message: str = "") -> None:
         super().__init__(f"HTTP {status}")
-        self.status, self.code = status, code
+        self.status, self.code, self.message = status, code, message
 
 
 class HubTimeoutError(ModelDownloadError):
@@ -114,7 +114,8 @@ def _request(url: str, endpoint: str, start: int, queue: Queue[Any], stop: threa
                     url = redirected(url, response.headers["Location"])
                     continue
                 if not 200 <= response.status_code < 300:
-                    raise HubStatusError(response.status_code, response.headers.get("X-Error-Code", ""))
+                    told = (response.headers.get(f"X-Error-{name}", "") for name in ("Code", "Message"))
+                    raise HubStatusError(response.status_code, *told)
                 if response.headers.get("Content-Encoding", "identity") != "identity":
                     raise ModelDownloadError("The hub compresses answers although asked not to; use another hub.")
                 next_url = response.links.get("next", {}).get("url")

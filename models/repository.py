@@ -1,4 +1,4 @@
-"""Fetches a repository's commit and file list from a hub, and validates every value before it is used.
+"""Fetches a repository's commit, file list and config.json from a hub, and validates every value before it is used.
 
 A commit and the ids of files become names in the cache, so they must be hexadecimal digits; paths must stay below the
 snapshot's folder on every file system; lists and answers are limited in size. Writes nothing. Any thread.
@@ -16,6 +16,7 @@ from urllib.parse import quote
 
 from mlxkv.errors import ModelDownloadError, ModelFileError, escaped, first_line
 from mlxkv.models.fetch import get
+from mlxkv.models.resolve import is_repo
 from mlxkv.stats import bytes_text
 
 MAX_ENTRIES = 100_000  # files and folders
@@ -37,21 +38,52 @@ class RemoteFile:
     is_cached: bool = False
 
 
+@dataclass(frozen=True)
+class RemoteInfo:
+    """What the hub says of a repository. `id` differs from the name asked for if it was renamed. `licence` is the hub's
+    identifier ("apache-2.0"), or the name that the authors give theirs; "" if none is stated."""
+
+    id: str
+    commit: str
+    licence: str
+
+
 def is_id(value: object) -> bool:
     """Whether `value` is a commit or blob id, which is safe as a file name."""
     return isinstance(value, str) and _ID.fullmatch(value) is not None
 
 
-def fetch_commit(endpoint: str, repo: str, revision: str | None, *, poll: Callable[[], None] = lambda: None) -> str:
-    """The commit of `revision` (None: the default branch)."""
+def fetch_info(
+    endpoint: str, repo: str, revision: str | None, *, poll: Callable[[], None] = lambda: None
+) -> RemoteInfo:
+    """The commit of `revision` (None: the default branch), and what else is said of the repository."""
     url = f"{endpoint}/api/models/{repo}"
     found, _, _ = _get_json(
         f"{url}/revision/{quote(revision, safe='')}" if revision else url, endpoint, repo, poll=poll
     )
-    commit = found.get("sha") if isinstance(found, dict) else None
+    found = found if isinstance(found, dict) else {}
+    commit, name = found.get("sha"), found.get("id")
     if not is_id(commit):
         raise _wrong(repo, f"the commit {escaped(commit)}, which is invalid")
-    return str(commit)
+    return RemoteInfo(name if isinstance(name, str) and is_repo(name) else repo, str(commit), _licence(found))
+
+
+def fetch_config(endpoint: str, repo: str, commit: str) -> dict[str, Any]:
+    """The repository's config.json, unchecked; {} if it is not an object."""
+    found, _, _ = _get_json(f"{endpoint}/{repo}/resolve/{commit}/config.json", endpoint, repo, poll=lambda: None)
+    return found if isinstance(found, dict) else {}
+
+
+def _licence(info: dict[str, Any]) -> str:
+    card = info.get("cardData")
+    card = card if isinstance(card, dict) else {}
+    tags = info.get("tags")
+    tagged = (tag for tag in (tags if isinstance(tags, list) else ()) if isinstance(tag, str))
+    found = card.get("license") or next((t.removeprefix("license:") for t in tagged if t.startswith("license:")), "")
+    found = found[0] if isinstance(found, list) and found else found
+    if found == "other":
+        found = card.get("license_name") or ""
+    return found if isinstance(found, str) else ""
 
 
 def fetch_file_list(

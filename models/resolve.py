@@ -43,7 +43,7 @@ def resolve(name: str, *, built_in_folder: Path | None = None) -> Source:
         if not (path / "config.json").is_file():
             raise ModelNotFoundError(
                 f"The built-in model {name} is not part of this installation; "
-                "name a folder or a Hugging Face repository such as mlx-community/Qwen3-0.6B-4bit instead."
+                "name a folder or a Hugging Face repository such as mlx-community/Qwen3.5-2B-4bit instead."
             )
         return Source(name, path=path)
     try:

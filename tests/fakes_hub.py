@@ -25,11 +25,13 @@ class FakeHub:
 
     repo: str = "org/model"
     files: dict[str, bytes] = field(default_factory=dict)
+    info: dict[str, object] = field(default_factory=dict)  # more of what it says of the repository
     large: tuple[str, ...] = (".safetensors",)  # endings of the files kept as LFS blobs
     endpoint: str = ""
     status: int = 200  # of every answer
     file_status: int = 200  # of the files only: a gated repository lists what it does not give
     error_code: str = ""  # X-Error-Code
+    error_message: str = ""  # X-Error-Message
     break_after: int | None = None  # body bytes after which a connection is cut, counted over all answers
     ignores_range: bool = False
     flip: bool = False  # send a wrong last byte
@@ -106,7 +108,8 @@ class Handler(BaseHTTPRequestHandler):
         elif path.startswith(f"/api/models/{hub.repo}/tree/"):
             self.send_json(hub.tree())
         elif path in (f"/api/models/{hub.repo}", f"/api/models/{hub.repo}/revision/main"):
-            self.send_json({"id": hub.repo, "sha": COMMIT, "siblings": [{"rfilename": name} for name in hub.files]})
+            siblings = [{"rfilename": name} for name in hub.files]
+            self.send_json({"id": hub.repo, "sha": COMMIT, "siblings": siblings, **hub.info})
         elif path.startswith(f"/api/models/{hub.repo}/revision/"):
             self.refuse(404, "RevisionNotFound")
         elif path.startswith(f"/{hub.repo}/resolve/"):
@@ -124,6 +127,8 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         if code:
             self.send_header("X-Error-Code", code)
+        if self.fake.error_message:
+            self.send_header("X-Error-Message", self.fake.error_message)
         self.send_header("Content-Length", "0")
         self.end_headers()
 

@@ -53,7 +53,7 @@ def chats_ls(as_json: Json = False, output: Output = "text") -> None:
 
     with open_store() as store:
         found = store.list()
-    if _as_json(as_json, output):
+    if is_json(as_json, output):
         print(json.dumps([asdict(c) for c in found], indent=1))
         return
     short, width = _short_ids(found), width_of_terminal()
@@ -75,7 +75,7 @@ def chats_show(chat: Chat, as_json: Json = False, output: Output = "text") -> No
         session_id = store.sessions.find(chat)
         record = store.load(session_id)
         summary = next(c for c in store.list() if c.id == session_id)
-    if _as_json(as_json, output):
+    if is_json(as_json, output):
         print(json.dumps({"id": record.id, "untrusted": summary.untrusted, **to_document(record)}, indent=1))
         return
     title, rest = to_markdown(record).split("\n", 1)
@@ -97,7 +97,7 @@ def chats_search(
     with open_store() as store:
         hits = store.sessions.search(text, limit)
         short = _short_ids(store.list())
-    if _as_json(as_json, output):
+    if is_json(as_json, output):
         print(json.dumps([asdict(hit) for hit in hits], indent=1))
         return
     width = width_of_terminal()
@@ -264,7 +264,7 @@ def _bold(line: str, start: int, marks: Sequence[tuple[int, int]]) -> str:
     return line
 
 
-def _as_json(flag: bool, output: str) -> bool:
+def is_json(flag: bool, output: str) -> bool:
     from mlxkv.errors import ConfigError
 
     if output not in ("text", "json"):

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import sys
-from typing import Annotated
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from mlxkv.cli.chats import Json, Output, is_json
+
+if TYPE_CHECKING:
+    from mlxkv.models import CatalogueEntry
+    from mlxkv.models.check import Checked
 
 models = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="List, download, describe and delete models.")
 
@@ -142,6 +152,64 @@ def models_estimate(
     if e.not_loaded:
         print(f"not loaded: {e.not_loaded}")
     print("fits" if e.fits else f"does not fit; {e.advice}")
+
+
+@models.command("check")
+def models_check(
+    names: Annotated[list[str] | None, typer.Argument(help="Suggested models; all.", show_default=False)] = None,
+    as_json: Json = False,
+    output: Output = "text",
+) -> None:
+    """Compare the suggested models with the hub: id, size, licence, context, architecture.
+
+    Exit code 1: one has changed or is missing; 3: the hub could not be asked about all of them.
+    """
+    from mlxkv.models.check import Verdict, check_entries
+
+    results: list[Checked] = []
+    prints_json = is_json(as_json, output)
+    for checked in check_entries(_suggested(names or [])):
+        results.append(checked)
+        if not prints_json:
+            print(_line(checked), flush=True)
+    found = Counter(checked.verdict for checked in results)
+    if prints_json:
+        print(json.dumps([asdict(checked) for checked in results], indent=1))
+    else:
+        print(", ".join(f"{found[verdict]} {verdict}" for verdict in Verdict))
+    if found[Verdict.CHANGED] or found[Verdict.MISSING]:
+        raise typer.Exit(1)
+    raise typer.Exit(3 if found[Verdict.NOT_REACHABLE] else 0)
+
+
+def _suggested(names: Sequence[str]) -> list[CatalogueEntry]:
+    """The entries of the catalogue with these ids, or all.
+
+    Raises:
+        ConfigError: one is not in the catalogue.
+    """
+    from mlxkv.errors import ConfigError, quoted
+    from mlxkv.models import catalogue
+
+    entries = {entry.id.lower(): entry for entry in catalogue()}
+    if unknown := [name for name in names if name.lower() not in entries]:
+        raise ConfigError(f"{quoted(unknown[0])} is not a suggested model; `mlxkv models ls` lists their ids.")
+    return [entries[name.lower()] for name in names] or list(entries.values())
+
+
+def _line(checked: Checked) -> str:
+    from mlxkv.stats import bytes_text
+    from mlxkv.text.clean import clean
+
+    size, context = checked.size_bytes, checked.context
+    facts = (
+        bytes_text(size) if size is not None else "",
+        checked.licence or "no licence stated",
+        f"{context:,} tokens" if context is not None else "",
+        checked.model_type or "",
+    )
+    told = checked.details or tuple(fact for fact in facts if fact)
+    return clean(f"{checked.verdict:<13}  {checked.id}  {', '.join(told)}")
 
 
 @models.command("rm")
