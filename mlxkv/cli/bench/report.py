@@ -194,7 +194,8 @@ def write_report(path: Path, parts: Sequence[Part]) -> None:
 def command_line() -> str:
     """The command of this process; of a path the last part, since a report may be published."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
-    program = f"python -m {spec.name}" if spec and not spec.name.startswith("mlxkv.") else "mlxkv"
+    name = spec.name.removesuffix(".__main__") if spec else "mlxkv"
+    program = "mlxkv" if name.split(".")[0] == "mlxkv" else f"python -m {name}"
     return " ".join([program, *(Path(arg).name if arg.startswith(os.sep) else arg for arg in sys.argv[1:])])
 
 
