@@ -15,12 +15,13 @@ help:
 	@echo "make chat    open the chat; with stdin or stdout in a pipe: print one reply"
 	@echo "make test    run the tests"
 	@echo "make lint    ruff, pyright, who may import whom, and whether each import is declared"
-	@echo "make bench   speed against mlx-lm on this machine"
 	@echo "make screenshots   the pictures of README.md and docs/chat.md"
 	@echo "make real-models   fetch and convert SmolLM2 135M and Gemma 3 270M, for the tests marked real"
 	@echo "make docs    the documentation site, in build/site; ARGS=serve shows it on this machine"
 	@echo "make dist    build the sdist and the wheel into dist/, and check them"
 	@echo "make installs      install them with uv, pipx and pip, each in an empty home"
+	@echo "make bench   speed and memory against mlx-lm on this machine, in 20 minutes; make bench-full takes hours"
+	@echo "make figures   the figures of docs/, from what bench-full found"
 	@echo "make tutor   train the built-in model anew; make tutor-eval measures it"
 	@echo "make clean   remove all that these made"
 
@@ -36,10 +37,16 @@ lint: $(VENV)/ready-lint
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 	$(BIN)/deptry mlxkv tui models --extend-exclude models/training
-	$(BIN)/deptry tests bench models/training examples packaging --non-dev-dependency-groups test,train,real --ignore DEP002
+	$(BIN)/deptry tests bench models/training examples packaging --non-dev-dependency-groups test,train,real,bench --ignore DEP002
 
 bench: $(VENV)/ready-chat
-	@$(BIN)/python -m bench.quick $(ARGS)
+	@$(BIN)/python -m bench $(ARGS)
+
+bench-full: $(VENV)/ready-chat
+	@$(BIN)/python -m bench --set full --json bench/results/full.json $(ARGS)
+
+figures: $(VENV)/ready-bench
+	@$(BIN)/python -m bench.figures $(ARGS)
 
 # ARGS="smollm2" makes that one alone. The folders: build/real-models, or what MLXKV_REAL_MODELS names.
 real-models: $(VENV)/ready-real
@@ -71,18 +78,19 @@ clean:
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache snapshot_report.html
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help chat test lint bench real-models screenshots docs dist installs tutor tutor-eval clean
+.PHONY: help chat test lint bench real-models screenshots docs dist installs bench-full figures tutor tutor-eval clean
 
 # -- what they need: a virtual environment, and a stamp in it for each set of packages that is installed -----------
 # All of it speaks on stderr and leaves stdin alone: both belong to the chat in `echo question | make -s chat`.
 
 groups_chat :=
 groups_test := --group test
-groups_lint := --group test --group lint
 groups_docs := --group docs
 groups_release := --group test --group release
-groups_train := --group train
 groups_real := --group real
+groups_lint := --group test --group lint --group bench
+groups_train := --group train
+groups_bench := --group bench
 
 PIP = $(BIN)/python -m pip --quiet --disable-pip-version-check
 EXACTLY := --constraint constraints.txt --build-constraint constraints.txt

@@ -1,4 +1,4 @@
-"""Speed of a hybrid beside mlx-lm's own loop and caches, in one process: `python -m bench.hybrid_speed`.
+"""Speed of a hybrid beside mlx-lm's own loop and caches, in one process: `python -m bench --only hybrid_speed`.
 
 Prefill, decode of 64 tokens, and a turn: a message and a reply on a cache that holds a prompt, with the checkpoints
 that a chat takes. Medians of five, the two sides alternating; ratios above 1 mean mlxkv is faster. The model is random,
@@ -7,11 +7,11 @@ of one real layer shape (hybrid_models.py).
 
 from __future__ import annotations
 
-import argparse
 import copy
 import os
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +20,20 @@ from mlx_lm.generate import stream_generate
 from mlx_lm.models.cache import make_prompt_cache
 
 import mlxkv
-from bench.hybrid_models import FAMILIES, VOCAB, build
-from bench.measure import header
+from bench.hybrid_models import FAMILIES, VOCAB, Family, build
+from bench.measure import make_part
+from bench.speed import COLUMNS
 from mlxkv.cache.config import CacheConfig
 from mlxkv.cache.plan import CachePlan, plan_cache
 from mlxkv.cache.prompt_cache import PromptCache
-from mlxkv.cli.bench.measure import Speeds, compare, decode_speeds, fill, prefill_speeds, random_ids
+from mlxkv.cli.bench.measure import ROUNDS, Speeds, compare, decode_speeds, fill, prefill_speeds, random_ids
+from mlxkv.cli.bench.parts import speed_row
+from mlxkv.cli.bench.report import Part
 from mlxkv.config import Folders
 from mlxkv.inference.generation import Generation
 from mlxkv.inference.sampling import SamplingParams
 
 MESSAGE, REPLY = 64, 32  # tokens of the turn
-DECODED = 64
 
 
 def turn_speeds(model: mlxkv.Model, plan: CachePlan, ids: list[int]) -> Speeds:
@@ -62,32 +64,28 @@ def turn_speeds(model: mlxkv.Model, plan: CachePlan, ids: list[int]) -> Speeds:
     return Speeds(f"a turn of {MESSAGE} + {REPLY} tokens after", MESSAGE + REPLY, compare(ours, theirs))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--family", choices=FAMILIES, default="qwen3_5")
-    parser.add_argument("--layers", type=int, help="a few by default; the real number needs a GPU")
-    parser.add_argument("--tokens", type=int, default=2048, help="of the prompt")
-    args = parser.parse_args()
-    family = FAMILIES[args.family]
-    layers = args.layers or family.few
-    header(f"bench.hybrid_speed --family {family.name} --layers {layers} --tokens {args.tokens}")
-    print("| what | mlxkv, tok/s | mlx-lm | ratio (median of 5) | worst pair |\n|---|---|---|---|---|", flush=True)
+def speed_part(family: Family, layers: int, tokens: int, decoded: int = 64) -> Part:
+    """Prefill, decode and a turn, with a prompt of so many tokens."""
     with tempfile.TemporaryDirectory() as root:
         os.chmod(root, 0o700)
         folders = Folders.from_env({"MLXKV_HOME": str(Path(root) / "home")})
         model = mlxkv.load(build(Path(root) / "model", family, layers), folders=folders)
-        ids = random_ids(args.tokens, VOCAB)
-        plan = plan_cache(model.loaded.model, CacheConfig(window=args.tokens + 512))
-        for measure in (
-            lambda: prefill_speeds(model.runner, plan, ids),
-            lambda: decode_speeds(model.runner, fill(model.runner, plan, ids), ids[-1], DECODED),
-            lambda: turn_speeds(model, plan, ids),
-        ):
-            found = measure()
-            speeds = f"{found.ours_tps:.1f} | {found.theirs_tps:.1f} | {found.ratio.median:.3f}"
-            print(f"| {found.what} {args.tokens:,} tokens | {speeds} | {found.ratio.worst:.3f} |", flush=True)
+        ids = random_ids(tokens, VOCAB)
+        plan = plan_cache(model.loaded.model, CacheConfig(window=tokens + 512))
+        found = [
+            prefill_speeds(model.runner, plan, ids),
+            decode_speeds(model.runner, fill(model.runner, plan, ids), ids[-1], decoded),
+            turn_speeds(model, plan, ids),
+        ]
         model.close()
+    return make_part(
+        f"{family.name}-speed", f"Hybrids: speed of {family.name} beside mlx-lm",
+        f"random {family.name} of real shape, {layers} layers, {str(family.dtype).removeprefix('mlx.core.')}",
+        f"greedy, {decoded} tokens decoded; medians of {ROUNDS}, the sides in turns", COLUMNS,
+        [speed_row(f"{speeds.what} {tokens:,} tokens", speeds, tokens) for speeds in found],
+    )  # fmt: skip
 
 
-if __name__ == "__main__":
-    main()
+def parts(full: bool) -> Iterator[Part]:
+    for family in FAMILIES.values() if full else [FAMILIES["qwen3_5"]]:
+        yield speed_part(family, family.few, 2048 if full else 512)

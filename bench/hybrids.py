@@ -1,15 +1,13 @@
-"""What the recurrent state of a hybrid costs on disk, in memory and going back: `python -m bench.hybrids`.
+"""What the recurrent state of a hybrid costs on disk, in memory and going back: `python -m bench --only hybrids`.
 
-Prints a Markdown table: what, measured, goal, and whether it is met. The model is random, of one real layer shape
-(hybrid_models.py). Bytes are measured with all its layers (`--layers`); tokens, which do not depend on the number of
-layers, with `--few-layers`, so that chats of 8,000 tokens are affordable on a CPU. Where only the number of tokens to
-prefill counts, the reply is closed before the prefill begins. `--kills N` kills a chatting process N times
-instead. `bench.hybrid_speed` measures speed.
+The model is random, of one real layer shape (hybrid_models.py). Bytes are measured with all its layers; tokens, which
+do not depend on the number of layers, with a few, so that chats of 8,000 tokens are affordable on a CPU. Where only the
+number of tokens to prefill counts, the reply is closed before the prefill begins. The full set also kills a chatting
+process. `bench.hybrid_speed` measures speed.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import random
@@ -20,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -29,9 +27,10 @@ import mlx.core as mx
 
 import mlxkv
 from bench.hybrid_models import FAMILIES, OVERHEAD, Family, build
-from bench.measure import header
+from bench.measure import make_part
 from mlxkv.cache.config import CacheConfig
 from mlxkv.chat.history import spans
+from mlxkv.cli.bench.report import Goal, Part, Row, Unit
 from mlxkv.config import Folders
 from mlxkv.events import Notice, PrefillProgress
 from mlxkv.store.db.open import DATABASE
@@ -94,8 +93,10 @@ def first_progress(events: Iterator[Any]) -> PrefillProgress:
         return next(event for event in events if isinstance(event, PrefillProgress))
 
 
-def row(what: str, measured: str, goal: str = "", met: bool | None = None) -> None:
-    print(f"| {what} | {measured} | {goal} | {'' if met is None else 'yes' if met else '**no**'} |", flush=True)
+def row(what: str, measured: str, counted: float | None = None, most: float = 0, least: float | None = None) -> Row:
+    """A row of the table; with `counted` a goal for that number: `most`, or `least` where that is given."""
+    goal = Goal("counted", least, most if least is None else None) if counted is not None else None
+    return Row(what, {"measured": measured, "counted": counted}, goal)
 
 
 def mb(num_bytes: float) -> str:
@@ -110,7 +111,7 @@ def state_bytes(cache: Any) -> int:
 # -- bytes -------------------------------------------------------------------------------------------------------------
 
 
-def measure_bytes(bench: Bench, num_turns: int) -> None:
+def measure_bytes(bench: Bench, num_turns: int) -> Iterator[Row]:
     """Disk, memory, estimate and notices of a chat of short turns."""
     loaded, chat = mx.get_active_memory(), bench.chat()
     written: list[Counter[str]] = []
@@ -127,32 +128,43 @@ def measure_bytes(bench: Bench, num_turns: int) -> None:
                 bench.turn(chat)
         sizes[n] = (chat.cache.nbytes, mx.get_active_memory() - loaded)
     state, used = state_bytes(chat.cache), chat.cache.nbytes
-    row("one state", mb(state))
+    yield row("one state", mb(state))
     totals = [w.total() for w in written]
     states, rows = (sum(w[kind] for w in written) for kind in ("states", "rows"))
     num_states = 1 + TURN * num_turns // INTERVAL
-    row(f"written to disk by a turn of {TURN} tokens, median of {num_turns}",
-        f"{mb(statistics.median(totals))}: states {mb(statistics.median(w['states'] for w in written))}, "
-        f"rows {mb(statistics.median(w['rows'] for w in written))}; largest {mb(max(totals))}",
-        "its rows", statistics.median(w["states"] for w in written) == 0)  # fmt: skip
-    row(f"written by {num_turns} turns, times {100 / num_turns:.1f} for 100",
-        f"{mb(states + rows)}: states {mb(states)}, rows {mb(rows)}; 100 turns {mb((states + rows) * 100 / num_turns)}",
-        f"rows and at most {num_states} states", states <= 1.02 * num_states * state)  # fmt: skip
+    yield row(f"written to disk by a turn of {TURN} tokens, median of {num_turns}: no states",
+              f"{mb(statistics.median(totals))}: states {mb(statistics.median(w['states'] for w in written))}, "
+              f"rows {mb(statistics.median(w['rows'] for w in written))}; largest {mb(max(totals))}",
+              statistics.median(w["states"] for w in written))  # fmt: skip
+    yield row(f"written by {num_turns} turns, in states beside rows",
+              f"{mb(states + rows)}: states {mb(states)}, rows {mb(rows)}; 100 turns "
+              f"{mb((states + rows) * 100 / num_turns)}", states / state, most=1.02 * num_states)  # fmt: skip
     closing_bytes: Counter[str] = Counter()
     with bench.written(closing_bytes):
         chat.close()
-    row("written by closing the chat", f"states {mb(closing_bytes['states'])}, rows {mb(closing_bytes['rows'])}")
-    row("on disk when the chat is closed", mb(sum(size for _, size in bench.chunks().values())))
+    yield row("written by closing the chat", f"states {mb(closing_bytes['states'])}, rows {mb(closing_bytes['rows'])}")
+    yield row("on disk when the chat is closed", mb(sum(size for _, size in bench.chunks().values())))
     at = [n for n in (1, 10, 30) if n in sizes]
     estimated = mlxkv.estimate(bench.folder, CONFIG).cache_bytes
-    row(f"cache in memory after turn {', '.join(map(str, at))}", ", ".join(mb(sizes[n][0]) for n in at),
-        "never above the estimate", max(size for size, _ in sizes.values()) <= 1.05 * estimated)  # fmt: skip
-    row(f"MLX's active memory beyond the weights after turn {', '.join(map(str, at))}",
-        ", ".join(mb(sizes[n][1]) for n in at), "flat from turn 10 on",
-        sizes[num_turns][1] <= 1.05 * sizes[min(10, num_turns)][1])  # fmt: skip
-    row("estimate for window 4,096, and used at the end", f"{mb(estimated)}, {mb(used)}", "equal within 5 %",
-        abs(used - estimated) <= 0.05 * used)  # fmt: skip
-    row("notices of the first turn", " ".join(told) or "none", "none", not told)
+    yield row(
+        f"cache in memory after turn {', '.join(map(str, at))}, of the estimate",
+        ", ".join(mb(sizes[n][0]) for n in at),
+        max(size for size, _ in sizes.values()) / estimated,
+        1.05,
+    )
+    yield row(
+        f"MLX's memory beyond the weights after turn {', '.join(map(str, at))}, of that after turn 10",
+        ", ".join(mb(sizes[n][1]) for n in at),
+        sizes[num_turns][1] / sizes[min(10, num_turns)][1],
+        1.05,
+    )
+    yield row(
+        "estimate for window 4,096, and used at the end, off by",
+        f"{mb(estimated)}, {mb(used)}",
+        abs(used - estimated) / used,
+        0.05,
+    )
+    yield row("notices of the first turn", " ".join(told) or "none", len(told))
 
 
 def print_mode(bench: Bench, system: str) -> tuple[int, int, str]:
@@ -172,7 +184,7 @@ def print_mode(bench: Bench, system: str) -> tuple[int, int, str]:
 # -- tokens ------------------------------------------------------------------------------------------------------------
 
 
-def measure_sharing(bench: Bench, num_system: int) -> None:
+def measure_sharing(bench: Bench, num_system: int) -> Iterator[Row]:
     """Another chat with the same system prompt, and an edit of the first message."""
     system = bench.text(num_system)
     chat = bench.chat(system)
@@ -181,19 +193,27 @@ def measure_sharing(bench: Bench, num_system: int) -> None:
     ids = chat.cache.tokens[:num_system]
     twin = chat.cache.fork()
     cached = twin.reuse([*ids, 1, 5, 6, 7]).cached
-    row(f"another chat with the same system prompt of {num_system} tokens, on the same cache", f"{cached} reused",
-        f"{num_system}", cached >= num_system)  # fmt: skip
+    yield row(
+        f"another chat with the same system prompt of {num_system} tokens, on the same cache",
+        f"{cached} reused",
+        cached,
+        least=num_system,
+    )
     other = bench.chat(system)
     found = first_progress(other.send(bench.text(16)))
-    row("the same, from disk", f"{found.cached} of {found.cached + found.total} reused", f"{num_system}",
-        found.cached >= num_system)  # fmt: skip
+    yield row(
+        "the same, from disk", f"{found.cached} of {found.cached + found.total} reused", found.cached, least=num_system
+    )
     prompt, cached, told = print_mode(bench, system)
-    row("the same, in another process (`mlxkv -p`)", f"{cached} of {prompt} reused", f"{num_system}",
-        cached >= num_system)  # fmt: skip
-    row("said by `mlxkv -p` on stderr", told or "nothing", "nothing of states", "layers" not in told)
+    yield row("the same, in another process (`mlxkv -p`)", f"{cached} of {prompt} reused", cached, least=num_system)
+    yield row("said of layers by `mlxkv -p` on stderr", told or "nothing", told.count("layers"))
     found = first_progress(chat.edit(0, bench.text(16)))
-    row("edit of the first message", f"{found.cached} of {found.cached + found.total} reused", f"{num_system}",
-        found.cached >= num_system)  # fmt: skip
+    yield row(
+        "edit of the first message",
+        f"{found.cached} of {found.cached + found.total} reused",
+        found.cached,
+        least=num_system,
+    )
     chat.close()
 
 
@@ -204,38 +224,37 @@ def again(chat: mlxkv.Chat, turns_back: int) -> tuple[int, int]:
     return length - start, max(start - first_progress(chat.edit(turn, "other")).cached, 0)
 
 
-def measure_back(bench: Bench, turns: list[int], title: str) -> None:
+def measure_back(bench: Bench, turns: list[int], title: str) -> Iterator[Row]:
     """Edits some turns back in a chat of turns of these lengths, while it is open and after a resume."""
     chat = bench.chat(config=LONG)
     for num_tokens in turns:
         bench.turn(chat, num_tokens)
     back = range(1, len(turns))
 
-    def show(where: str, which: int, found: dict[int, tuple[int, int]]) -> None:
-        far, lost = found[which]
-        row(f"{which} turns back {where} of {title}", f"{far:,} back: {lost:,} prefilled again",
-            f"<= {far // 2 + 128:,}", lost <= far / 2 + 128)  # fmt: skip
+    def edit(what: str, far: int, lost: int) -> Row:
+        return row(what, f"{far:,} back: {lost:,} prefilled again", lost, far / 2 + 128)
+
+    def edits(where: str, which: int, found: dict[int, tuple[int, int]]) -> Iterator[Row]:
+        yield edit(f"{which} turns back {where} of {title}", *found[which])
         worst = max(found, key=lambda n: found[n][1] - found[n][0] / 2)
-        far, lost = found[worst]
-        row(f"the worst of {len(found)} edits there, {worst} turns back", f"{far:,} back: {lost:,} prefilled again",
-            f"<= {far // 2 + 128:,}", lost <= far / 2 + 128)  # fmt: skip
+        yield edit(f"the worst of {len(found)} edits there, {worst} turns back", *found[worst])
 
     found = {}
     for n in back:
         twin = chat.fork()
         found[n] = again(twin, n)
         twin.close()
-    show("in a chat", 5, found)
+    yield from edits("in a chat", 5, found)
     chat.close()
     found = {}
     for n in back:
         resumed = bench.model.resume(str(chat.session_id), fork=True)
         found[n] = again(resumed, n)
         resumed.close()
-    show("after closing and resuming a chat", 2, found)
+    yield from edits("after closing and resuming a chat", 2, found)
 
 
-def measure_shared_prefill(bench: Bench, num_system: int) -> None:
+def measure_shared_prefill(bench: Bench, num_system: int) -> Iterator[Row]:
     """Two chats and a named prompt cache with the same system prompt: what each prefills."""
     system = bench.text(num_system)
     first, second = bench.chat(system), bench.chat(system)
@@ -251,62 +270,70 @@ def measure_shared_prefill(bench: Bench, num_system: int) -> None:
     bench.model.prefill("", CONFIG, system=system)
     runner.prefill = prefill  # type: ignore[method-assign]
     prefilled.append(fed["tokens"])
-    row(f"two chats and a named prompt cache with a system prompt of {num_system:,} tokens prefill",
-        ", ".join(f"{n:,}" for n in prefilled), "once", sum(prefilled) <= num_system + 128)  # fmt: skip
+    yield row(
+        f"two chats and a named prompt cache with a system prompt of {num_system:,} tokens prefill",
+        ", ".join(f"{n:,}" for n in prefilled),
+        sum(prefilled),
+        num_system + 128,
+    )
     first.close()
 
 
-def kill(root: Path, family: str, kills: int) -> None:
+def kill(root: Path, family: str, kills: int) -> Row:
     """Kill a chatting process this often: tests/store/kill_hybrids.py, which fails if anything is lost."""
-    (folder := root / "kills").mkdir()
-    command = [sys.executable, "-m", "tests.store.kill_hybrids", family, str(folder), "--kills", str(kills)]
+    root.mkdir()
+    command = [sys.executable, "-m", "tests.store.kill_hybrids", family, str(root), "--kills", str(kills)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise SystemExit(f"lost after a kill: {done.stderr}")
+        raise RuntimeError(f"lost after a kill: {done.stderr}")
     found = json.loads(done.stdout)
-    row(f"{kills} kills at random moments in {found['turns']} turns, {found['tokens']:,} tokens",
+    return row(
+        f"{family}: {kills} kills at random moments in {found['turns']} turns, {found['tokens']:,} tokens",
         f"nothing acknowledged lost; at most {found['most prefilled by the next turn']:,} tokens prefilled by the next "
         f"turn, {found['most tokens since the last state']:,} since the last state on disk",
-        "those since the last state, and the message", True)  # fmt: skip
+    )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--family", choices=FAMILIES, default="qwen3_5")
-    parser.add_argument("--layers", type=int, help="of the model that bytes are measured with; all by default")
-    parser.add_argument("--few-layers", type=int, help="of the model that tokens are counted with")
-    parser.add_argument("--part", choices=("all", "bytes", "tokens"), default="all")
-    parser.add_argument("--turns", type=int, default=30, help="short turns")
-    parser.add_argument("--tokens", type=int, default=8000, help="of the long chat")
-    parser.add_argument("--kills", type=int, default=0, help="only kill a chatting process (of tiny layers) this often")
-    parser.add_argument("--system", type=int, nargs=2, default=(580, 2000), help="tokens of the system prompts")
-    args = parser.parse_args()
-    family = FAMILIES[args.family]
-    layers, few = args.layers or family.num_layers, args.few_layers or family.few
-    each = args.tokens // NUM_LONG
-    header(f"bench.hybrids --family {family.name}")
-    if not args.kills:
-        print(f"random {family.name}, {family.dtype}; bytes with {layers} layers, tokens with {few};")
-        print(f"turns of {TURN} tokens, in the long chat {NUM_LONG} of {each};")
-        print(f"window {CONFIG.window:,}, {LONG.window:,} to go back\n")
-    print("| what | measured | goal | met |\n|---|---|---|---|", flush=True)
+def cost(family: Family, what: str, layers: int, settings: str, rows: Callable[[Bench], Iterator[Row]]) -> Part:
+    """The table of one measurement with so many layers."""
     with tempfile.TemporaryDirectory() as root:
         os.chmod(root, 0o700)
-        if args.kills:
-            kill(Path(root), family.name, args.kills)
-            return
-        if args.part != "tokens":
-            bench = Bench(Path(root) / "all", family, layers)
-            measure_bytes(bench, args.turns)
-            bench.close()
-        if args.part != "bytes":
-            bench = Bench(Path(root) / "few", family, few)
-            measure_sharing(bench, args.system[0])
-            measure_shared_prefill(bench, args.system[1])
-            measure_back(bench, [TURN] * 7, f"{7 * TURN} tokens")
-            measure_back(bench, [each] * NUM_LONG, f"{args.tokens:,} tokens")
-            bench.close()
+        bench = Bench(Path(root) / "bench", family, layers)
+        found = list(rows(bench))
+        bench.close()
+    model = f"random {family.name} of real shape, {layers} layers, {str(family.dtype).removeprefix('mlx.core.')}"
+    columns = {"measured": Unit.TEXT, "counted": Unit.NUMBER}
+    return make_part(f"{family.name}-{what}", f"Hybrids: {what} of {family.name}", model, settings, columns, found)
 
 
-if __name__ == "__main__":
-    main()
+def bytes_part(family: Family, layers: int, turns: int = 30) -> Part:
+    """Bytes on disk and in memory of a chat of short turns."""
+    settings = f"turns of {TURN} tokens, window {CONFIG.window:,}"
+    return cost(family, "bytes", layers, settings, lambda bench: measure_bytes(bench, turns))
+
+
+def tokens_part(family: Family, layers: int, tokens: int = 8000, system: tuple[int, int] = (580, 2000)) -> Part:
+    """Tokens that are prefilled again after sharing and going back."""
+    each = tokens // NUM_LONG
+
+    def rows(bench: Bench) -> Iterator[Row]:
+        yield from measure_sharing(bench, system[0])
+        yield from measure_shared_prefill(bench, system[1])
+        yield from measure_back(bench, [TURN] * 7, f"{7 * TURN} tokens")
+        yield from measure_back(bench, [each] * NUM_LONG, f"{tokens:,} tokens")
+
+    settings = (
+        f"turns of {TURN} tokens, in the long chat {NUM_LONG} of {each}; windows {CONFIG.window:,}, {LONG.window:,}"
+    )
+    return cost(family, "tokens", layers, settings, rows)
+
+
+def parts(full: bool) -> Iterator[Part]:
+    for family in FAMILIES.values() if full else [FAMILIES["qwen3_5"]]:
+        yield bytes_part(family, family.num_layers, 30 if full else 10)
+        yield tokens_part(family, family.few, 8000 if full else 4000)
+    if full:
+        with tempfile.TemporaryDirectory() as root:
+            killed = [kill(Path(root) / name, name, 30) for name in FAMILIES]
+        yield make_part("hybrid-kills", "Hybrids: a chatting process killed", "random hybrids of tiny layers", "",
+                        {"measured": Unit.TEXT}, killed)  # fmt: skip

@@ -31,6 +31,7 @@ class Unit(StrEnum):
     """How a column's numbers are written."""
 
     TEXT = ""
+    NUMBER = "number"
     COUNT = "count"
     RATIO = "ratio"
     TOKENS_PER_SECOND = "tok/s"
