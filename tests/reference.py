@@ -19,9 +19,9 @@ class FullRecomputation:
 
     def __init__(self, sinks: int, window: int, block: int, rope: Any = None) -> None:
         self.sinks, self.window, self.block, self.rope = sinks, window, block, rope
-        self.keys: list[mx.array] = []
-        self.values: list[mx.array] = []
+        self.rows: list[mx.array] = []  # of keys and of values, all that ever were: (1, heads, offset, dim) each
         self.offset = 0
+        self._moved: tuple[int, list[mx.array]] = (0, [])  # the sinks' keys, and how far forward
 
     def visible(self, p: int) -> list[int]:
         first = self.sinks + self.evicted(p)
@@ -31,17 +31,21 @@ class FullRecomputation:
         K, W, R = self.sinks, self.window, self.block
         return 0 if p < K + W else ((p - K - W) // R + 1) * R
 
+    def moved(self, key: mx.array, by: int) -> mx.array:
+        return key if self.rope is None else self.rope(key, offset=by)
+
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         assert keys.shape[2] == 1
-        self.keys.append(keys)
-        self.values.append(values)
+        new = [keys, values]
+        self.rows = [mx.concatenate(pair, axis=2) for pair in zip(self.rows, new, strict=True)] if self.rows else new
         p, self.offset = self.offset, self.offset + 1
-        by = self.evicted(p)
-        seen = []
-        for j in self.visible(p):
-            key = self.keys[j]
-            seen.append(self.rope(key, offset=by) if j < self.sinks and by and self.rope is not None else key)
-        return mx.concatenate(seen, axis=2), mx.concatenate([self.values[j] for j in self.visible(p)], axis=2)
+        seen = mx.array(self.visible(p))
+        k, v = (rows[:, :, seen] for rows in self.rows)
+        if by := self.evicted(p):
+            if by != self._moved[0]:
+                self._moved = by, [self.moved(self.rows[0][:, :, j : j + 1], by) for j in range(self.sinks)]
+            k = mx.concatenate([*self._moved[1], k[:, :, self.sinks :]], axis=2)
+        return k, v
 
     def make_mask(self, N: int, **_: Any) -> None:
         assert N == 1

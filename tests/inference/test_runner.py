@@ -113,23 +113,25 @@ def perplexity(scores: mx.array, start: int) -> float:
 @pytest.mark.slow
 def test_an_endless_text_stays_as_good_as_a_pure_window(stories: Any, stream: list[int]) -> None:
     """Tokens 2k..4k at a trained length of 512: pinned sinks must not make a window worse (StreamingLLM)."""
-    pure = ModelRunner(stories).score(cache_of(stories, CacheConfig(window=256, block=64, sinks=0)), stream)
-    kept = [ModelRunner(stories, chunk).score(cache_of(stories, ENDLESS), stream) for chunk in (64, 512)]
-    assert largest(kept[0] - kept[1]) == 0.0
-    assert perplexity(kept[0], 2048) <= 1.02 * perplexity(pure, 2048)
+    pure, kept = (
+        ModelRunner(stories).score(cache_of(stories, CacheConfig(window=256, block=64, sinks=sinks)), stream)
+        for sinks in (0, 4)
+    )
+    assert perplexity(kept, 2048) <= 1.02 * perplexity(pure, 2048)
 
 
 @pytest.mark.slow
-def test_one_token_at_a_time_scores_exactly_the_same(stories: Any, stream: list[int]) -> None:
-    part = stream[:900]
-    one, many = (ModelRunner(stories, chunk).score(cache_of(stories, ENDLESS), part) for chunk in (1, 512))
+def test_any_chunk_scores_exactly_the_same(stories: Any, stream: list[int]) -> None:
+    """Through every row of the ring twice and more."""
+    one, some, many = (ModelRunner(stories, n).score(cache_of(stories, ENDLESS), stream[:700]) for n in (1, 40, 512))
+    assert largest(one - some) == 0.0
     assert largest(one - many) == 0.0
 
 
 @pytest.mark.slow
-def test_mlx_lms_own_prefill_of_2048_sees_the_same(stories: Any, stream: list[int]) -> None:
-    """generate_step feeds 2,047 tokens in one call: the next logits equal full recomputation."""
-    prompt = stream[:2048]
+def test_mlx_lms_own_prefill_sees_the_same(stories: Any, stream: list[int]) -> None:
+    """generate_step feeds 799 tokens in one call, three windows: the next logits equal full recomputation."""
+    prompt = stream[:800]
     ours = make_cache(stories, ENDLESS)
     _, logprobs = next(generate_step(mx.array(prompt), stories, max_tokens=1, prompt_cache=ours))
     slow = [FullRecomputation(4, 256, 64, layer.self_attn.rope) for layer in stories.layers]
@@ -139,15 +141,16 @@ def test_mlx_lms_own_prefill_of_2048_sees_the_same(stories: Any, stream: list[in
 
 
 @pytest.mark.slow
-def test_memory_stays_constant_over_20000_tokens() -> None:
+def test_memory_stays_constant_over_4000_tokens() -> None:
+    """Ten times through the ring; four bytes a token that stayed would be noticed."""
     model = tiny_llama(layers=1, hidden=16, heads=2, kv_heads=1, vocab=16)
     cache = cache_of(model, CacheConfig(window=256))
-    runner, params = ModelRunner(model), SamplingParams(temperature=0.0, max_tokens=20_000)
+    runner, params = ModelRunner(model), SamplingParams(temperature=0.0, max_tokens=4000)
     sizes, active = set(), []
     for n, _ in enumerate(runner.decode(cache, 1, params)):
-        if n % 1000 == 999:
+        if n % 400 == 399:
             sizes.add(cache.nbytes)
             active.append(mx.get_active_memory())
     assert sizes == {cache.plan.nbytes}
-    assert cache.offset == 20_000
+    assert cache.offset == 4000
     assert max(active[1:]) <= active[0] + cache.plan.nbytes // 2
