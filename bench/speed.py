@@ -63,7 +63,7 @@ def by_context(
 
 
 def parts(full: bool) -> Iterator[Part]:
-    prefills = (512, 2048, 4096, 8192, 16_384) if full else (512, 2048)
+    prefills = (512, 2048, 4096, 8192, 16_384) if full else (512, 1024)
     yield by_context(few_layers(), prefills, prefills if full else (512, 4096, 16_384))
     if (path := real_model("smollm2")) is not None:
         model, config = load_model(path)
