@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.measure import ROOT
-from mlxkv.cli.bench.report import Part, Unit, read_report
+from mlxkv.cli.bench.report import Part, read_report
 
 RESULTS = ROOT / "bench" / "results"
 FOLDER = ROOT / "docs" / "images" / "figures"
@@ -48,11 +48,11 @@ Parts = Mapping[str, Part]
 
 @contextmanager
 def axes(look: Look, title: str) -> Iterator[tuple[Any, Any]]:
-    """A figure and its axes in this look, with a title at the top left."""
+    """A figure and its axes in this look, with a title at its top left."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    style = {
+    style: dict[Any, Any] = {
         "svg.fonttype": "none", "svg.hashsalt": "mlxkv", "font.family": "sans-serif", "font.sans-serif": [_FONT],
         "font.size": 10, "text.color": look.text, "axes.edgecolor": look.faint, "axes.labelcolor": look.text,
         "xtick.color": look.text, "ytick.color": look.text, "axes.spines.top": False, "axes.spines.right": False,
@@ -63,7 +63,7 @@ def axes(look: Look, title: str) -> Iterator[tuple[Any, Any]]:
     with mpl.rc_context(style):
         figure = Figure(figsize=_SIZE, layout="constrained")
         found = figure.add_subplot()
-        found.set_title(title, loc="left", fontsize=10.5, fontweight="bold", color=look.text)
+        figure.suptitle(title, x=0.01, ha="left", fontsize=10.5, fontweight="bold", color=look.text)
         yield figure, found
 
 
@@ -101,7 +101,8 @@ def label_ends(ax: Any, x: float, ends: Sequence[tuple[float, str, str]]) -> Non
 
 
 def tokens_axis(ax: Any, ticks: Sequence[float], label: str) -> None:
-    ax.set_xticks(ticks, [f"{round(tick / 1024)}k" if tick >= 10_000 else f"{tick:,.0f}" for tick in ticks])
+    in_k = all(tick % 1024 == 0 for tick in ticks)
+    ax.set_xticks(ticks, [f"{tick / 1024:.0f}k" if in_k and tick else f"{tick:,.0f}" for tick in ticks])
     ax.set_xlabel(label)
 
 
@@ -115,12 +116,12 @@ def recompute(parts: Parts, look: Look) -> bytes:
     with axes(look, "Seconds per token, SmolLM2 on a CPU") as (figure, ax):
         ax.set(xscale="log", yscale="log")
         ends = []
-        for side, name, colour in (("without", "without\na cache", look.theirs), ("with", "with a\ncache", look.ours)):
+        for side, name, colour in (("without", "without a cache", look.theirs), ("with", "with a cache", look.ours)):
             values = column(part, side)
             ax.plot(lengths, values, marker="o", color=colour)
-            for x, y in zip(lengths, values, strict=True):
+            for x, y in zip(lengths[:-1], values[:-1], strict=True):
                 ax.annotate(f"{y:.2g} s", (x, y), xytext=(0, 7), textcoords="offset points", ha="center", color=colour)
-            ends.append((values[-1], name, colour))
+            ends.append((values[-1], f"{values[-1]:.2g} s {name}", colour))
         tokens_axis(ax, lengths, "tokens before it")
         ax.set_ylim(min(column(part, "with")) / 2, max(column(part, "without")) * 2.5)
         ax.yaxis.set_major_formatter(lambda y, _: f"{y:g}")
@@ -133,8 +134,8 @@ def memory(parts: Parts, look: Look) -> bytes:
     part = parts["long-chat"]
     tokens = column(part, "tokens")
     sides = (
-        ("KVCache", "mlx-lm,\nKVCache", look.theirs, "-"),
-        ("RotatingKVCache", "mlx-lm, Rotating-\nKVCache", look.third, "--"),
+        ("KVCache", "mlx-lm", look.theirs, "-"),
+        ("RotatingKVCache", "mlx-lm, bounded", look.third, "--"),
         ("mlxkv", "mlxkv", look.ours, "-"),
     )  # fmt: skip
     with axes(look, "KV memory of a growing chat, MB") as (figure, ax):
@@ -161,7 +162,7 @@ def first_token(parts: Parts, look: Look) -> bytes:
         ax.grid(False)
         ax.barh(names, values, height=0.62, color=[look.theirs, *[look.ours] * (len(values) - 1)])
         for i, value in enumerate(values):
-            ax.annotate(Unit.SECONDS.text(value) + " s", (value, i), xytext=(5, 0), textcoords="offset points",
+            ax.annotate(f"{value:.2g} s", (value, i), xytext=(5, 0), textcoords="offset points",
                         va="center")  # fmt: skip
         ax.invert_yaxis()
         ax.set_xlim(0, max(values) * 1.15)
