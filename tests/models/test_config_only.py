@@ -52,11 +52,14 @@ def test_eight_billion_parameters_in_no_memory(tmp_path: Path) -> None:
     assert mx.get_peak_memory() - before < 1_000_000
 
 
-def test_quantized(tmp_path: Path) -> None:
-    """The published 4-bit conversion has 4,607,835,520 bytes of weights: 4.5 bits each, norms in 16."""
-    _, model = skeleton(write(tmp_path, QWEN3_8B | {"quantization": {"group_size": 64, "bits": 4}}), device=CPU)
+@pytest.mark.parametrize(("device", "size"), [(METAL, 2), (CPU, 4)])
+def test_quantized(tmp_path: Path, device: Device, size: int) -> None:
+    """The published 4-bit conversion has 4,607,835,520 bytes of weights: 4 bits each, and norms, scales and biases in
+    16; a CPU computes with these in 32."""
+    _, model = skeleton(write(tmp_path, QWEN3_8B | {"quantization": {"group_size": 64, "bits": 4}}), device=device)
     norms = 36 * (2 * 4096 + 2 * 128) + 4096
-    assert nbytes(model) == (8_190_735_360 - norms) * 9 // 16 + norms * 2
+    packed = 8_190_735_360 - norms
+    assert nbytes(model) == packed // 2 + packed // 64 * 2 * size + norms * size
 
 
 def test_quantized_layer_by_layer(tmp_path: Path) -> None:
@@ -66,7 +69,7 @@ def test_quantized_layer_by_layer(tmp_path: Path) -> None:
         "lm_head": False,
         "model.embed_tokens": {"group_size": 32, "bits": 8},
     }
-    _, model = skeleton(write(tmp_path, QWEN3_8B | {"quantization": named}), device=CPU)
+    _, model = skeleton(write(tmp_path, QWEN3_8B | {"quantization": named}), device=METAL)
     arrays: dict[str, mx.array] = dict(tree_flatten(model.parameters()))  # type: ignore[arg-type]
     assert arrays["lm_head.weight"].dtype == mx.bfloat16
     assert arrays["model.embed_tokens.weight"].shape == (151936, 1024)
