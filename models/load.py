@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -116,9 +116,9 @@ def load_model(
     check_complete(folder, name)
     changed = {key: value for key, value in normalized.items() if key not in given or value is not given[key]}
     stamps = file_stamps(folder)
-    need, promote = predict_weights(_check_weight_files(folder), device)
+    need, slow = predict_weights(_check_weight_files(folder), device)
     check_fits(name, need, device)
-    model, config = _read_weights(folder, name, config, changed, promote)
+    model, config = _read_weights(folder, name, config, changed, slow)
     weight_bytes = _evaluate(model, name, config, progress, cancel)
     text = load_tokenizer(folder, name, given, generation)
     load_s = time.perf_counter() - start
@@ -164,7 +164,7 @@ def _check_weight_files(folder: Path) -> list[Header]:
 
 
 def _read_weights(
-    folder: Path, name: str, config: dict[str, Any], changed: dict[str, Any], promote: bool
+    folder: Path, name: str, config: dict[str, Any], changed: dict[str, Any], slow: Collection[str]
 ) -> tuple[nn.Module, dict[str, Any]]:
     """The model with lazy weights, and mlx-lm's completed config with the `changed` keys."""
     import mlx.core as mx
@@ -179,8 +179,9 @@ def _read_weights(
             get_model_classes=lambda config: classes(model_classes(config, name)),  # type: ignore[arg-type]
         )
         forget_names(model)
-        if promote:  # packed weights are integers and unaffected; their float16 scales are converted
-            model.set_dtype(mx.float32, lambda dtype: dtype == mx.float16)
+        if slow:  # packed weights are integers and unaffected; their 16-bit scales are converted
+            dtypes = {getattr(mx, name) for name in slow}
+            model.set_dtype(mx.float32, lambda dtype: dtype in dtypes)
     return model, config
 
 

@@ -20,6 +20,7 @@ from mlxkv.models.resolve import resolve
 from mlxkv.models.rope import normalize_ropes
 from mlxkv.models.text_part import not_loaded, text_name
 from mlxkv.models.tokenizer import ModelTokenizer, load_tokenizer
+from mlxkv.models.weight_memory import slow_dtypes
 from mlxkv.safetensors.header import check_weights
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def skeleton(
     """Return (config.json, model with placeholder weights); `name_or_path` as in `load_model`. Downloads only JSON.
 
     The sum of the arrays' `nbytes` is close to the size of the weights (exact if config.json says how each layer is
-    quantized). As in loading, float16 becomes float32 where it is slow.
+    quantized). As in loading, 16-bit types become float32 where they are slow.
 
     Raises:
         ModelError: as in `load_model`, but weights are not checked.
@@ -50,10 +51,10 @@ def skeleton(
     config = normalize_ropes(config, name)
     try:
         model = model_class(args_class.from_dict(config))
-        dtype = {"float16": mx.float16, "bfloat16": mx.bfloat16}.get(stored_dtype(config) or "", mx.float32)
-        if dtype == mx.float16 and not device.has_fast_float16:
-            dtype = mx.float32
-        model.set_dtype(dtype)
+        stored = stored_dtype(config) or ""
+        is_slow = stored in slow_dtypes(device, is_quantized=isinstance(config.get("quantization"), dict))
+        halves = {"float16": mx.float16, "bfloat16": mx.bfloat16}
+        model.set_dtype(mx.float32 if is_slow else halves.get(stored, mx.float32))
         _quantize(model, config)
         model.update(tree_map(placeholder, model.parameters()))
         mx.eval(model.parameters())  # one number each, broadcast

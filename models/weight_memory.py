@@ -14,19 +14,35 @@ from mlxkv.models.text_part import tensor_kind
 from mlxkv.safetensors.header import Header
 from mlxkv.stats import bytes_text
 
+_NAMES = {"F16": "float16", "BF16": "bfloat16"}  # of safetensors' types
 
-def predict_weights(headers: Iterable[Header], device: Device) -> tuple[int, bool]:
-    """Return (bytes of the text part's weights in memory, whether float16 becomes float32).
 
-    float16 stays where it is fast, or where float32 would not fit.
+def slow_dtypes(device: Device, *, is_quantized: bool) -> tuple[str, ...]:
+    """The 16-bit types whose weights this device computes with in float32 instead, as config.json names them.
+
+    float16, and with quantized weights bfloat16 too: the CPU backend multiplies those several times slower than with
+    float32, and adds up in 16 bits, which is several percent off.
     """
+    if device.has_fast_float16:
+        return ()
+    return ("float16", "bfloat16") if is_quantized else ("float16",)
+
+
+def predict_weights(headers: Iterable[Header], device: Device) -> tuple[int, tuple[str, ...]]:
+    """Return (bytes of the text part's weights in memory, the types that become float32).
+
+    They stay where float32 would not fit.
+    """
+    tensors = [tensor for header in headers for tensor in header.tensors if not tensor_kind(tensor.name)]
+    slow = slow_dtypes(device, is_quantized=any(tensor.name.endswith(".scales") for tensor in tensors))
     stored = halves = 0
-    for header in headers:
-        for tensor in (tensor for tensor in header.tensors if not tensor_kind(tensor.name)):
-            stored += (tensor.end - tensor.start) * (2 if tensor.dtype == "F8_E4M3" else 1)  # decoded to 16 bits
-            halves += tensor.end - tensor.start if tensor.dtype == "F16" else 0
-    promote = halves > 0 and not device.has_fast_float16 and stored + halves <= device.memory_limit
-    return (stored + halves if promote else stored), promote
+    for tensor in tensors:
+        size = tensor.end - tensor.start
+        stored += size * (2 if tensor.dtype == "F8_E4M3" else 1)  # decoded to 16 bits
+        halves += size if _NAMES.get(tensor.dtype) in slow else 0
+    if not halves or stored + halves > device.memory_limit:
+        return stored, ()
+    return stored + halves, slow
 
 
 def check_fits(name: str, weight_bytes: int, device: Device) -> None:
