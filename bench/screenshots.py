@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import re
 import tempfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -50,8 +51,13 @@ class Camera:
 
     def take(self, name: str) -> None:
         path = self.out / f"{name}.svg"
-        path.write_text(self.app.export_screenshot(title="mlxkv", simplify=True), encoding="utf-8")
+        path.write_text(without_fonts(self.app.export_screenshot(title="mlxkv", simplify=True)), encoding="utf-8")
         print(path)
+
+
+def without_fonts(svg: str) -> str:
+    """Leave out the fonts that Textual names on another host: the page then uses its own monospace font."""
+    return re.sub(r"\s*@font-face \{[^}]*\}", "", svg)
 
 
 @asynccontextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 import subprocess
 import sys
@@ -220,37 +219,3 @@ def test_nothing_below_the_window_imports_textual() -> None:
     names = [".".join(path.parts) for path in modules if path.name != "__init__" and "tui" not in path.parts]
     assert "mlxkv.engine.thread" in names
     assert imported(f"import {', '.join(names)}", "textual", "mlx") == ["mlx"]
-
-
-# -- what the documents say ------------------------------------------------------------------------------------------
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("document", ["README.md", "docs/scripting.md"])
-def test_the_python_in_the_documents_runs(
-    document: str, stories_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Every block, in order, in one namespace, with the small model instead of the one that is named."""
-    text = (ROOT / document).read_text(encoding="utf-8")
-    blocks = re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
-    assert len(blocks) == text.count("```python")
-    assert blocks
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "book.txt").write_text("Once upon a time there was a dog called Max.", encoding="utf-8")
-    code = "\n".join(blocks).replace("mlx-community/Qwen3-4B-Instruct-2507-4bit", str(stories_path))
-    run = subprocess.run(
-        [sys.executable, "-W", "error::ResourceWarning", "-c", code], capture_output=True, text=True, check=False
-    )
-    assert run.returncode == 0, run.stdout + run.stderr
-
-
-def test_links_in_the_documents_lead_somewhere() -> None:
-    for document in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]:
-        for target in re.findall(r"\]\(([^)#]+)[^)]*\)", document.read_text(encoding="utf-8")):
-            assert target.startswith("https://") or (document.parent / target).exists(), f"{document.name}: {target}"
-
-
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "AGENTS.md", "SECURITY.md", "docs/architecture.md"])
-def test_pages_name_files_that_exist(page: str) -> None:
-    named = set(re.findall(r"`((?:[\w.]+/)+[\w.]*)`", (ROOT / page).read_text(encoding="utf-8")))
-    assert not [path for path in named if not any((root / path).exists() for root in (ROOT, ROOT / "mlxkv"))]
