@@ -1,0 +1,49 @@
+"""Commands that a sentence names exist, with the options it names. (Those in blocks run: `test_blocks`.)"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import typer
+
+from mlxkv.cli.app import app
+from mlxkv.tui.state.slash import COMMANDS
+from tests.docs.pages import PAGES, ROOT, inline, name_of
+
+SLASH = {name for command in COMMANDS for name in (command.name, *command.aliases)}
+TARGETS = {*re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)}
+
+
+def unknown_in(line: str) -> list[str]:
+    """The words after `mlxkv` that are options it does not have."""
+    words = shlex.split(re.split(r"[|;<>]", line)[0], comments=True)[1:]
+    command = typer.main.get_command(app)
+    default = getattr(command, "commands", {})["chat"]
+    while words and words[0] in (inner := getattr(command, "commands", {})):
+        command = inner[words.pop(0)]
+    command = default if hasattr(command, "commands") and words and not words[0].startswith("--help") else command
+    known = {option for p in command.params for option in (*p.opts, *p.secondary_opts)} | {"-h", "--help", "--version"}
+    return [word for word in words if re.match(r"--?[a-z]", word) and word.partition("=")[0] not in known]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_commands_in_sentences_exist(page: Path) -> None:
+    for token in inline(page):
+        if token.type != "code_inline":
+            continue
+        code = token.content
+        if code.startswith("mlxkv ") and not code.startswith("mlxkv stopped"):
+            assert not unknown_in(code), code
+        elif found := re.match(r"/([a-z]+)(?![\w/])", code):
+            assert found[1] in SLASH, code
+        elif found := re.match(r"make ([\w-]+)", code):
+            assert found[1] in TARGETS, code
+
+
+def test_an_option_that_is_not_there_is_found() -> None:
+    assert unknown_in("mlxkv cache rm --nope book | head -1") == ["--nope"]
+    assert unknown_in("mlxkv --windoww 3") == ["--windoww"]
+    assert unknown_in("mlxkv models estimate --window 8192 tutor") == []
