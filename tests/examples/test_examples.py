@@ -1,0 +1,102 @@
+"""Each file in examples/ runs with the built-in model and shows what it is there to show."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import mlxkv
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+SCRIPTS = sorted(path.name for path in EXAMPLES.glob("*.py"))
+
+
+def run(name: str, *arguments: str, stdin: str = "") -> str:
+    """What an example prints; it must end well and say nothing on stderr."""
+    command = [sys.executable, "-W", "error::ResourceWarning", str(EXAMPLES / name), *arguments]
+    done = subprocess.run(command, input=stdin, capture_output=True, text=True, check=False, encoding="utf-8")
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def shown(name: str) -> str:
+    """The output of an example in examples/README.md."""
+    text = (EXAMPLES / "README.md").read_text(encoding="utf-8")
+    (found,) = re.findall(rf"^## \[{re.escape(name)}\].*?^```text\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return found
+
+
+@pytest.mark.slow
+def test_folder_prefills_the_instruction_once() -> None:
+    printed = run("folder.py")
+    (instruction,) = re.findall(r"^instruction: (\d+) tokens prefilled, once$", printed, re.MULTILINE)
+    turns = re.findall(r"^    (\d+) tokens prefilled, (\d+) cached$", printed, re.MULTILINE)
+    assert [cached for _, cached in turns] == [instruction] * len(list((EXAMPLES / "letters").iterdir()))
+    assert all(0 < int(prefilled) < int(instruction) for prefilled, _ in turns)
+    assert re.findall(r"\d+ tokens.*", printed) == re.findall(r"\d+ tokens.*", shown("folder.py"))
+
+
+@pytest.mark.slow
+def test_ten_questions_prefill_the_document_once() -> None:
+    printed = run("ten_questions.py", "tutor", str(EXAMPLES / "document.txt"), "What is decode?", "What are sinks?")
+    (document,) = re.findall(r"^document: (\d+) tokens prefilled, [\d,]+ kB on disk$", printed, re.MULTILINE)
+    turns = re.findall(r"^ *(\d+) prefilled \+ (\d+) cached  What .*\?\n    \S", printed, re.MULTILINE)
+    assert [cached for _, cached in turns] == [document] * 2
+    assert all(0 < int(prefilled) < 20 for prefilled, _ in turns)
+    counts = r"^(?:document: \d+ tokens| *\d+ prefilled.*)"  # not bytes: tutor computes in float32 on a CPU alone
+    assert set(re.findall(counts, printed, re.MULTILINE)) <= set(
+        re.findall(counts, shown("ten_questions.py"), re.MULTILINE)
+    )
+
+
+def test_there_are_ten_questions() -> None:
+    text = (EXAMPLES / "ten_questions.py").read_text(encoding="utf-8")
+    assert len(set(re.findall(r'"([^"]+\?)"', text))) == 10
+
+
+@pytest.mark.slow
+def test_repl_answers_and_caches_the_chat() -> None:
+    printed = run("repl.py", stdin="What is a KV cache?\nMy name is Ada.\nWhat is my name?\n")
+    assert "keys and values" in printed
+    assert "Your name is Ada." in printed
+    turns = re.findall(r"^\[(\d+) prefilled, (\d+) cached, \d+ tok/s\]$", printed, re.MULTILINE)
+    assert len(turns) == 3
+    assert [int(cached) > 0 for _, cached in turns] == [False, True, True]
+
+
+@pytest.mark.slow
+def test_the_cache_in_mlx_lms_loop_keeps_its_size() -> None:
+    held = re.findall(r"\[(\d+) tokens so far, (\d+) kB\]", run("mlx_lm_loop.py"))
+    assert len(held) == 4
+    assert len({size for _, size in held}) == 1
+    assert int(held[-1][0]) > 2 * 64
+    assert [count for count, _ in held] == re.findall(r"\[(\d+) tokens so far", shown("mlx_lm_loop.py"))
+
+
+@pytest.mark.slow
+def test_the_rotation_is_drawn_as_the_ring_has_it() -> None:
+    """Each line against the positions of the rows that a real layer holds after as many tokens."""
+    printed = run("rotation.py")
+    assert printed == shown("rotation.py")
+    lines = re.findall(r"^ *(\d+) +(\d+) +(\d+)  (.+)$", printed, re.MULTILINE)
+    model = mlxkv.load("tutor")
+    ring = mlxkv.make_cache(model.loaded.model, mlxkv.CacheConfig(window=48, sinks=4, block=8))[0]
+    for num_tokens, num_attended, num_evicted, buffer in ((int(a), int(b), int(c), d) for a, b, c, d in lines):
+        positions = ring.positions(num_tokens).tolist()
+        rows = ["◆" if p < 4 else str((p - 4) // 8 % 10) for p in positions]
+        assert buffer.replace(" ", "").rstrip("·") == "".join(rows)
+        assert (num_attended, num_evicted) == (len(positions), num_tokens - len(positions))
+    assert int(lines[-1][2]) > 48, "too few tokens for a full round"
+    model.close()
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_an_example_is_short_and_explained(name: str) -> None:
+    text = (EXAMPLES / name).read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 41
+    assert f"python examples/{name} [MODEL" in text.split('"""')[1]
+    assert f"## [{name}]({name})\n" in (EXAMPLES / "README.md").read_text(encoding="utf-8")
