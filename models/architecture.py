@@ -12,7 +12,9 @@ import re
 from pathlib import Path
 from typing import Any
 
+from mlxkv.device import current_device
 from mlxkv.errors import ModelFileError, ModelNotFoundError, ModelUnsupportedError, escaped
+from mlxkv.models.catalogue import catalogue, suggestions
 from mlxkv.models.text_part import text_config
 from mlxkv.system.regular_file import check_regular, parse_json, read_bytes, reason
 
@@ -25,7 +27,7 @@ _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _BOM = b"\xef\xbb\xbf"
 
 _MODEL_TYPE = re.compile(r"[A-Za-z0-9_-]{1,64}", re.A)  # it becomes part of a module's name
-# Repositories that mlx-lm runs, of families that it has only in part, by the beginning of the model_type it lacks.
+# Models of the catalogue, of families that mlx-lm has only in part, by the beginning of the model_type it lacks.
 _INSTEAD = {
     "qwen4": "mlx-community/Qwen3.6-35B-A3B-4bit",
     "qwen": "mlx-community/Qwen3.5-4B-MLX-4bit",
@@ -110,20 +112,28 @@ def model_classes(config: dict[str, Any], name: str) -> tuple[Any, Any]:
         return _get_classes(config)
     except Exception as error:  # no module, a helper module without a Model, or one that fails to import
         kind = config["model_type"]
+        other = _other_model(kind)
         if config.get("auto_map"):
             raise ModelUnsupportedError(
                 f"{name} has the model_type {kind!r}, which mlx-lm does not support, and requires running its own "
-                "code (auto_map), which mlxkv never does; use another model."
+                f"code (auto_map), which mlxkv never does; use {other}."
             ) from error
-        other = f"use {repository_like(kind) or 'another model'} or a newer mlxkv"
         raise ModelUnsupportedError(
-            f"{name} has the model_type {kind!r}, which mlx-lm does not support; {other}."
+            f"{name} has the model_type {kind!r}, which mlx-lm does not support; use {other} or a newer mlxkv."
         ) from error
 
 
 def repository_like(kind: str) -> str:
     """A repository that mlx-lm runs of the family of the model_type `kind`; "" if none is known."""
     return next((repo for start, repo in _INSTEAD.items() if kind.startswith(start)), "")
+
+
+def _other_model(kind: str) -> str:
+    """What to use instead of an unsupported model: one of its family that fits here, else what is suggested here."""
+    limit, family = current_device().memory_limit, repository_like(kind)
+    if any(entry.id == family and entry.fits(limit) for entry in catalogue()):
+        return family
+    return next((suggestion.entry.id for suggestion in suggestions(limit)), "another model")
 
 
 def is_known(config: dict[str, Any]) -> bool:

@@ -5,7 +5,9 @@ Imports mlx_lm lazily; loads no weights. On the MLX thread.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,7 +46,7 @@ def load_tokenizer(folder: Path, name: str, config: Mapping[str, Any], generatio
     check_files(folder)
     template = find_template(folder)
     known = [*token_ids([config.get("eos_token_id"), generation.get("eos_token_id")])]
-    with as_sentence(ModelFileError, lambda why: _tokenizer_error(folder, name, why)):
+    with as_sentence(ModelFileError, lambda why: _tokenizer_error(folder, name, why)), _no_warnings():
         try:
             tokenizer = _load(folder, config, known or None)
             _add_bos(tokenizer._tokenizer, folder)
@@ -63,6 +65,21 @@ def load_tokenizer(folder: Path, name: str, config: Mapping[str, Any], generatio
         ends = end_tokens(tokenizer, config, generation)
         tokenizer.eos_token_ids = {token.id for token in ends}
         return ModelTokenizer(tokenizer, ends, template)
+
+
+@contextmanager
+def _no_warnings() -> Iterator[None]:
+    """Without the warnings of transformers about parts of config.json that it alone would run; they stay if its
+    verbosity was changed."""
+    from transformers.utils import logging as verbosity
+
+    before = verbosity.get_verbosity()
+    if before == logging.WARNING:
+        verbosity.set_verbosity_error()
+    try:
+        yield
+    finally:
+        verbosity.set_verbosity(before)
 
 
 def _tokenizer_error(folder: Path, name: str, why: str) -> str:

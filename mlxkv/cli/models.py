@@ -93,11 +93,18 @@ def models_info(model: Annotated[str, typer.Argument(help="Built-in name, folder
         "KV per token": f"{plan.bytes_per_token:,} bytes",
         "KV cache": plan.description,
         **({"recurrent state": f"{bytes_text(state)}, whatever the length of the chat"} if state else {}),
-        **({"not loaded": f"{others}: mlxkv runs the text part"} if (others := parts_not_loaded(model)) else {}),
+        **({"not loaded": f"{others}; {_not_read(others)}"} if (others := parts_not_loaded(model)) else {}),
         **_text(model),
         "files": _files(model),
     }.items():
         print(f"{name:<15} {clean(str(value))}")
+
+
+def _not_read(parts: str) -> str:
+    """The sentence on the parts of a repository that are not loaded."""
+    kinds = [kind for kind in ("images", "sound") if kind in parts]
+    verb = "is" if kinds == ["sound"] else "are"
+    return f"{' and '.join(kinds)} {verb} not read here" if kinds else "only the text part runs here"
 
 
 def _text(model: str) -> dict[str, str]:
@@ -150,7 +157,7 @@ def models_estimate(
     ):
         print(f"{name:<10} {bytes_text(size):>7}  {note}".rstrip())
     if e.not_loaded:
-        print(f"not loaded: {e.not_loaded}")
+        print(f"not loaded: {e.not_loaded}; {_not_read(e.not_loaded)}")
     print("fits" if e.fits else f"does not fit; {e.advice}")
 
 

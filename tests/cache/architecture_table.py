@@ -165,9 +165,11 @@ rows and compare them with this file.
 * **Vision repositories** (Qwen3.5 to 3.8, Gemma 4, Mistral 3, LFM2.5-VL, ...): the text part is loaded, whichever
   prefix its tensors have (`language_model.`, `model.language_model.`, none; tested with each architecture below).
   Tensors for images, sound and draft layers (MTP) stay on disk: memory checks and `mlxkv models estimate` do not
-  count them, `mlxkv models info` says so. If mlx-lm lacks the model_type but has that of `text_config`, this one
-  runs; `qwen3_6`, `qwen3_8` and `qwen3_5_text` run as `qwen3_5`. A quantized `kv_b_proj` of Ling 3.0 is unpacked on
-  loading.
+  count them, and `mlxkv models info` says "images are not read here". If mlx-lm lacks the model_type but has that of
+  `text_config`, this one runs; `qwen3_6`, `qwen3_8` and `qwen3_5_text` run as `qwen3_5`. A quantized `kv_b_proj` of
+  Ling 3.0 is unpacked on loading.
+* **Families that mlx-lm lacks** (DeepSeek V4, Hunyuan, `qwen4_exp`, GLM-4.6V, ...) are refused in a sentence that names
+  the model_type and a model to use instead: of the same family if one fits this machine, else the suggested one.
 * **FP8** (`weight_scale_inv`, for a whole tensor or for blocks of 128 x 128) is decoded to bfloat16 on loading where
   mlx-lm's module does not: `ministral3` takes the bytes for numbers.
 * **Chat template**: chat_template.jinja, additional_chat_templates/*.jinja, tokenizer_config.json, then the

@@ -17,6 +17,7 @@ from mlxkv.cli.app import main
 from mlxkv.cli.print_mode import PrintRequest, _print_turn
 from mlxkv.config import Folders
 from mlxkv.events import Notice, TextDelta, TurnEvent, TurnFinished
+from mlxkv.models import catalogue
 from mlxkv.stats import TurnStats
 from mlxkv.store.session_store import SessionStore
 from mlxkv.text.clean import clean
@@ -320,6 +321,18 @@ def test_models_can_be_looked_at_without_loading_them(run: Run, tiny_path: Path)
     estimate = run("models", "estimate", tiny_path, "--window", "256")
     assert "fits" in estimate.out
     assert run("models", "info", "./nowhere").code == 1
+
+
+def test_models_ls_begins_with_what_is_suggested(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLXKV_MEMORY_LIMIT", "5727MB")  # of a Mac with 8 GB
+    lines = run("models", "ls").out.splitlines()
+    first, second, *others = (line for line in lines if line.startswith("download"))
+    assert first.startswith("download * 3.1 GB  mlx-community/Qwen3.5-4B-MLX-4bit  suggested for 8 GB or more: ")
+    assert second.startswith("download * 1.8 GB  mlx-community/Qwen3.5-2B-4bit  quick choice for 8 GB or more: ")
+    assert len(others) == len(catalogue()) - 2
+    assert others[-1].startswith("download    70 GB")
+    monkeypatch.setattr("mlxkv.cli.tables.width_of_terminal", lambda: 80)
+    assert max(len(line) for line in run("models", "ls").out.splitlines()) == 80
 
 
 @pytest.mark.slow

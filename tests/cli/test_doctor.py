@@ -20,7 +20,7 @@ from tests.store.conftest import Talk
 from tests.store.fake import FakeCache
 from tests.store.test_damage import DAMAGE, chunks
 
-MAC = Device("Apple M2 Max", True, 22_900_000_000, 34_400_000_000, True)
+MAC = Device("Apple M2 Max", True, 22_906_503_168, 34_400_000_000, True)
 
 
 @pytest.fixture
@@ -59,6 +59,8 @@ def test_on_a_mac(folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
     packages(monkeypatch, mlx="0.32.4", mlx_metal="0.32.4")
     found = findings(folders)
     assert found["device"].text == "Apple M2 Max: Metal, 23 GB usable for models and KV"
+    told = [finding.text.partition(": ")[0] for finding in examine(folders) if finding.subject == "model"]
+    assert told == ["suggested for 32 GB or more", "quick choice for 32 GB or more"]
     assert "mlx backend" not in found  # nothing to choose, nothing to say
     assert "textual" not in found  # not installed: not claimed
 

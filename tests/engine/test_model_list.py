@@ -49,3 +49,17 @@ def test_the_loaded_folder_and_those_of_chats_are_listed(said: Said, tmp_path: P
     for name in ("first", "second"):
         shutil.rmtree(tmp_path / name)
     assert folders(said) == [("second", True, "the folder is missing")]
+
+
+def test_what_is_suggested_here_comes_first_of_what_can_be_downloaded(
+    said: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLXKV_MEMORY_LIMIT", "11454MB")  # of a Mac with 16 GB
+    cards = [card for card in said.one(cmd.ListModels(), ev.ModelList).models if not card.is_local]
+    assert [(card.id.partition("/")[2], card.reason) for card in cards if card.reason] == [
+        ("Qwen3.5-9B-4bit", "suggested for 16 GB or more"),
+        ("Qwen3.5-4B-MLX-4bit", "quick choice for 16 GB or more"),
+    ]
+    assert all(card.reason for card in cards[:2])
+    facts = [row.facts for row in models_list(cards, "", False).rows if "Qwen3.5-9B" in row.text]
+    assert facts == [(cards[0].note, "Apache-2.0", "suggested for 16 GB or more", "6.0 GB")]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import logging
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,10 +15,12 @@ from mlx.utils import tree_flatten
 
 import mlxkv
 from mlxkv.chat.prompt import PromptFormat, message
-from mlxkv.device import current_device
+from mlxkv.cli.app import main
+from mlxkv.device import Device, current_device
 from mlxkv.errors import ModelFileError, ModelNotFoundError, ModelUnsupportedError
-from mlxkv.models import Hub, download, skeleton
+from mlxkv.models import Hub, catalogue, download, skeleton
 from mlxkv.models.architecture import is_known, runnable
+from mlxkv.models.catalogue import memory_sizes
 from mlxkv.models.completeness import problem
 from mlxkv.models.skeleton import parts_not_loaded
 from mlxkv.models.text_part import classes, not_loaded, tensor_kind, text_name
@@ -29,12 +33,38 @@ from tests.repositories import FORMS, PARTS, UNSUPPORTED, other_bytes, publish, 
 from tests.tokenizers import THINK, tiny_tokenizer
 
 
+class _Records(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append(record.getMessage())
+
+
+@pytest.fixture
+def silent() -> Iterator[None]:
+    """Nothing logs a warning; transformers and huggingface_hub keep theirs from the root logger."""
+    records = _Records()
+    loggers = [logging.getLogger(name) for name in (None, "transformers", "huggingface_hub")]
+    for logger in loggers:
+        logger.addHandler(records)
+    yield
+    for logger in loggers:
+        logger.removeHandler(records)
+    assert records.messages == []
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FORMS)
-def test_a_published_repository_loads_chats_and_resumes(name: str, tmp_path: Path) -> None:
+def test_a_published_repository_loads_chats_and_resumes(
+    name: str, tmp_path: Path, silent: None, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing is printed, and warnings are errors in all tests."""
     form, folder = FORMS[name], tmp_path / "model"
     reference = publish(folder, form)
     model = mlxkv.load(str(folder))
+    assert capfd.readouterr() == ("", "")
     loaded = model.loaded
     in_float32 = form.bits is not None and not current_device().has_fast_float16
     if in_float32:
@@ -71,8 +101,30 @@ def test_a_published_repository_loads_chats_and_resumes(name: str, tmp_path: Pat
     model.close()
 
 
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("Qwen3.5, mlx-community", "images (4.1 kB); images are not read here"),
+        ("Gemma 4 E2B, mlx-community", "sound (4.1 kB), images (4.1 kB); images and sound are not read here"),
+        ("Qwen3.6, MTP kept", "draft layers (2.0 kB), images (2.0 kB); images are not read here"),
+        ("LFM2.5", ""),
+    ],
+)
+def test_info_says_that_images_are_not_read(
+    name: str, says: str, tmp_path: Path, silent: None, capfd: pytest.CaptureFixture[str]
+) -> None:
+    publish(tmp_path, FORMS[name])
+    with pytest.raises(SystemExit) as ended:
+        main(["models", "info", str(tmp_path)])
+    out, err = capfd.readouterr()
+    assert (ended.value.code, err) == (0, "")
+    assert [line for line in out.splitlines() if "not loaded" in line] == ([f"not loaded      {says}"] if says else [])
+
+
 @pytest.mark.parametrize("kind", UNSUPPORTED)
-def test_a_family_that_mlx_lm_lacks_is_refused_in_a_sentence(kind: str, tmp_path: Path) -> None:
+def test_a_family_that_mlx_lm_lacks_is_refused_in_a_sentence(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = {"model_type": kind, "text_config": {"model_type": f"{kind}_text", "hidden_size": 64}, "vision_config": {}}
     write_json(tmp_path / "config.json", config)
     for ask in (lambda: mlxkv.load(str(tmp_path)), lambda: mlxkv.estimate(tmp_path)):
@@ -80,15 +132,35 @@ def test_a_family_that_mlx_lm_lacks_is_refused_in_a_sentence(kind: str, tmp_path
             ask()
         text = str(caught.value)
         assert f"has the model_type '{kind}', which mlx-lm does not support; use " in text
-        assert text.endswith("a newer mlxkv.")
-        assert ("mlx-community/" in text) is kind.startswith(("qwen", "glm", "lfm", "nemotron", "diffusion_gemma"))
+        assert text.endswith(" or a newer mlxkv.")
+        assert any(f"use {entry.id} " in text for entry in catalogue() if entry.fits(current_device().memory_limit))
+    for command in (["models", "info", str(tmp_path)], ["-p", "hi", "-m", str(tmp_path), "--no-stdin"]):
+        with pytest.raises(SystemExit) as ended:
+            main(command)
+        assert ended.value.code == 1
+        assert capsys.readouterr() == ("", f"mlxkv: {text}\n")
 
 
-def test_the_repository_named_instead_is_of_the_same_family(tmp_path: Path) -> None:
-    for kind, repo in (("qwen4_exp", "Qwen3.6-35B-A3B"), ("qwen9", "Qwen3.5-4B"), ("glm4v", "GLM-4.7-Flash")):
-        write_json(tmp_path / "config.json", {"model_type": kind})
-        with pytest.raises(ModelUnsupportedError, match=f"use mlx-community/{repo}"):
-            skeleton(tmp_path)
+@pytest.mark.parametrize(
+    ("kind", "gigabytes", "repo"),
+    [
+        ("qwen4_exp", 64, "Qwen3.6-35B-A3B-4bit"),
+        ("qwen4_exp", 8, "Qwen3.5-4B-MLX-4bit"),
+        ("qwen9", 8, "Qwen3.5-4B-MLX-4bit"),
+        ("glm4v", 32, "GLM-4.7-Flash-4bit"),
+        ("glm4v", 16, "Qwen3.5-9B-4bit"),
+        ("hy_v3", 16, "Qwen3.5-9B-4bit"),
+    ],
+)
+def test_the_repository_named_instead_is_of_the_same_family_if_it_fits(
+    kind: str, gigabytes: int, repo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (limit,) = (size.limit for size in memory_sizes() if size.gigabytes == gigabytes)
+    mac = Device("Apple M2", True, limit, gigabytes << 30, True)
+    monkeypatch.setattr("mlxkv.models.architecture.current_device", lambda: mac)
+    write_json(tmp_path / "config.json", {"model_type": kind})
+    with pytest.raises(ModelUnsupportedError, match=f"use mlx-community/{repo} or a newer"):
+        skeleton(tmp_path)
 
 
 def test_a_qwen_without_linear_layers_is_not_taken_for_qwen3_5(tmp_path: Path) -> None:

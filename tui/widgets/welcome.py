@@ -51,9 +51,9 @@ def how_to_begin(model: str, suggestions: tuple[ModelCard, ...], width: int) -> 
     if model != BUILT_IN[0]:
         return ["Ask anything. / for commands, ? for help."]
     lines = ["It is small: it knows mlxkv and KV caches. /model opens bigger ones."]
-    for card in suggestions[:1]:
-        reason, name = card.reason or "fits this computer", clean(card.id)
-        lines.append(cut(f"{reason[0].upper()}{reason[1:]}: {name}, {bytes_text(card.size_bytes)}", max(width - 2, 1)))
+    for card in [card for card in suggestions if card.reason][:1]:
+        told = f"{card.reason}: {clean(card.id)}, {bytes_text(card.size_bytes)}"
+        lines.append(cut(told[0].upper() + told[1:], max(width - 2, 1)))
     return [*lines, "Try: What is a KV cache?"]
 
 
