@@ -1,7 +1,8 @@
 """The options of `mlxkv`: parsed and checked without importing mlx, mlx_lm or textual.
 
 `mlxkv QUESTION` and its options are the command `chat`, which need not be named. Exit codes: 0 ok, 1 failed, 2 usage,
-130 interrupted. Every error is one sentence on stderr; a traceback only with --debug.
+130 interrupted; 3 of `models check`: the hub was not reached. Every error is one sentence on stderr; a traceback only
+with --debug.
 """
 
 from __future__ import annotations
