@@ -22,6 +22,7 @@ from mlxkv.store.kv.folder_listing import Listing
 from mlxkv.store.records import is_digest
 from mlxkv.store.ulid import random_name
 
+_FOLDER = re.compile(r"[0-9a-f]{2}")
 _NAME = re.compile(r"([0-9a-f]{32})\.safetensors")
 STALE = 3600.0  # seconds after which a file without a reference was left by a crash
 
@@ -72,9 +73,9 @@ class ChunkFiles:
 
     def drop_empty_folders(self) -> None:
         """Remove empty chunk folders; call while holding the KV lock, so that no process is about to write into one."""
-        for n in range(256):
+        for folder in self._folders():
             with contextlib.suppress(OSError):
-                os.rmdir(self.root / f"{n:02x}")
+                os.rmdir(folder)
 
     def stale(self, known: Collection[str], seconds: float = STALE) -> list[Path]:
         """Files that a crash left `seconds` ago or earlier, or while the clock was ahead: temporary and quarantined
@@ -97,8 +98,14 @@ class ChunkFiles:
         for name in ("tmp", "quarantine"):
             with contextlib.suppress(OSError):
                 yield from [(path, "") for path in (self.root / name).iterdir()]
-        for n in range(256):
+        for folder in self._folders():
             with contextlib.suppress(OSError):
-                for entry in list(os.scandir(self.root / f"{n:02x}")):
-                    if found := _NAME.fullmatch(entry.name):
-                        yield Path(entry.path), found[1]
+                for name in os.listdir(folder):
+                    if found := _NAME.fullmatch(name):
+                        yield folder / name, found[1]
+
+    def _folders(self) -> list[Path]:
+        """Those that hold chunks: a small store has a few of the 256."""
+        with contextlib.suppress(OSError):
+            return [self.root / name for name in sorted(os.listdir(self.root)) if _FOLDER.fullmatch(name)]
+        return []
