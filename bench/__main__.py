@@ -28,6 +28,7 @@ PARTS = (
     "saving",
     "hybrids",
     "hybrid_speed",
+    "perplexity",
 )
 
 

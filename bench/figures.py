@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.measure import ROOT
+from bench.perplexity import FULL, RING
 from mlxkv.cli.bench.report import Part, read_report
 
 RESULTS = ROOT / "bench" / "results"
@@ -101,8 +102,8 @@ def label_ends(ax: Any, x: float, ends: Sequence[tuple[float, str, str]]) -> Non
 
 
 def tokens_axis(ax: Any, ticks: Sequence[float], label: str) -> None:
-    in_k = all(tick % 1024 == 0 for tick in ticks)
-    ax.set_xticks(ticks, [f"{tick / 1024:.0f}k" if in_k and tick else f"{tick:,.0f}" for tick in ticks])
+    in_k = all(tick % 512 == 0 for tick in ticks) and max(ticks) > 1024
+    ax.set_xticks(ticks, [f"{tick / 1024:g}k" if in_k and tick else f"{tick:,.0f}" for tick in ticks])
     ax.set_xlabel(label)
 
 
@@ -171,8 +172,33 @@ def first_token(parts: Parts, look: Look) -> bytes:
         return draw(figure)
 
 
+def perplexity(parts: Parts, look: Look) -> bytes:
+    """What a bounded cache costs past the window: its perplexity over that of a full cache."""
+    part = parts["perplexity-smollm2"]
+    tokens, whole = column(part, "tokens"), column(part, FULL)
+    sides = (
+        ("mlx-lm, rotating", "mlx-lm, bounded", look.third, "--"),
+        (RING, "mlxkv", look.ours, "-"),
+    )
+    with axes(look, "Perplexity over that of a full cache") as (figure, ax):
+        ends = []
+        for side, name, colour, line in sides:
+            if side not in part.columns:
+                continue
+            values = [a / b for a, b in zip(column(part, side), whole, strict=True)]
+            ax.plot(tokens, values, color=colour, linestyle=line)
+            ends.append((values[-1], name, colour))
+        ax.plot(tokens, [1] * len(tokens), color=look.text, linewidth=1)
+        ends.append((1, "full cache", look.text))
+        ax.set_xlim(0, tokens[-1])
+        tokens_axis(ax, [tokens[-1] * i / 4 for i in range(5)], "tokens of the text")
+        label_ends(ax, tokens[-1], ends)
+        return draw(figure)
+
+
 FIGURES: dict[str, tuple[str, Callable[[Parts, Look], bytes]]] = {
     "recompute": ("recompute", recompute), "memory": ("long-chat", memory), "first-token": ("first-token", first_token),
+    "perplexity": ("perplexity-smollm2", perplexity),
 }  # fmt: skip
 """By name: the part that a figure shows, and how it is drawn."""
 

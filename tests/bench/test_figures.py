@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,10 @@ def made() -> dict[str, Part]:
     sides = ("mlxkv", "KVCache", "RotatingKVCache")
     chat = [{"tokens": n, **{f"{side} peak": n * 1e4 for side in sides}} for n in (1024, 16_384)]
     token = [{"history": 512, "first token": seconds} for seconds in (34.0, 2.0)]
+    by_length = [{"tokens": n, "full cache": 10.0, "ring": 11.0, "mlx-lm, rotating": 20.0} for n in (256, 512)]
+    columns = dict.fromkeys(by_length[0], Unit.PERPLEXITY)
     return {
+        "perplexity-smollm2": replace(part("perplexity-smollm2", *by_length), columns=columns),
         "recompute": part("recompute", *({"tokens": n, "without": n / 10, "with": 0.2} for n in (64, 1024))),
         "long-chat": part("long-chat", *chat),
         "first-token": part("first-token", *token, names=("512 tokens: cold", "512 tokens: resumed")),
@@ -49,6 +53,13 @@ def test_figures_are_text_in_a_generic_font_with_the_numbers() -> None:
     assert ">6.4 s<" in svg["recompute-light.svg"]
     again = figures.memory(parts, LOOKS[0]).decode()
     assert again == svg["memory-light.svg"]
+
+
+def test_a_short_report_lacks_mlx_lm_in_the_figure_of_perplexity() -> None:
+    part = made()["perplexity-smollm2"]
+    columns = {title: unit for title, unit in part.columns.items() if "mlx-lm" not in title}
+    svg = figures.perplexity({part.name: replace(part, columns=columns)}, LOOKS[0]).decode()
+    assert "mlx-lm" not in svg
 
 
 def test_the_command_draws_what_it_has_and_names_the_rest(
