@@ -1,5 +1,5 @@
 """A process that chats with a hybrid is killed at random moments: nothing acknowledged is lost, and the next turn
-prefills only what comes after the last state on disk. `python -m bench.hybrids --kills 30` kills more often."""
+prefills only what comes after the last state on disk. The full set of `bench.hybrids` kills more often."""
 
 from __future__ import annotations
 
