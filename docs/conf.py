@@ -18,8 +18,8 @@ sys.path.insert(0, str(HERE))
 
 import mlxkv  # noqa: E402
 
-_PROJECT = tomllib.loads((HERE.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-REPOSITORY = _PROJECT.get("urls", {}).get("Repository", "https://github.com/mlxkv/mlxkv")
+URLS = tomllib.loads((HERE.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]["urls"]
+REPOSITORY = URLS["Repository"]
 
 project = "mlxkv"
 author = "the mlxkv maintainers"
@@ -27,6 +27,7 @@ release = version = mlxkv.__version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "diagrams"]
 html_theme = "furo"
 html_title = f"mlxkv {release}"
+html_baseurl = URLS["Documentation"]
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_copy_source = False
@@ -98,7 +99,8 @@ def _toctrees() -> str:
 
 def prepare(app: Any, page: str, source: list[str]) -> None:
     """Turn the Markdown of a page into the site's."""
-    source[0] = _pictures(_links_that_leave(source[0])) + (_toctrees() if page == "index" else "")
+    text = re.sub(r"<!--.*?-->", "", source[0], flags=re.DOTALL)
+    source[0] = _pictures(_links_that_leave(text)) + (_toctrees() if page == "index" else "")
 
 
 def setup(app: Any) -> None:

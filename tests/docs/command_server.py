@@ -181,8 +181,8 @@ def _git(args: list[str]) -> None:
         path = os.environ["PATH"].partition(":")[2]
         git = shutil.which("git", path=path) or "git"
         sys.exit(subprocess.run([git, *args], check=False).returncode)
-    urls = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"].get("urls", {})
-    if urls and args[1].removesuffix(".git") not in [url.removesuffix(".git") for url in urls.values()]:
+    urls = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["urls"]
+    if args[1].removesuffix(".git") not in [url.removesuffix(".git") for url in urls.values()]:
         sys.exit(f"git clone: {args[1]} is none of the project's addresses")
     Path(args[1].removesuffix(".git").rpartition("/")[2]).symlink_to(ROOT)
 

@@ -64,6 +64,7 @@ def links(page: Path) -> Iterator[str]:
         if token.type in ("link_open", "image"):
             yield str(token.attrGet("href") or token.attrGet("src") or "")
     html = "".join(t.content for t in [*tokens(page), *inline(page)] if t.type in ("html_block", "html_inline"))
+    html = re.sub(r"<!--.*?-->", "", html, flags=re.DOTALL)
     yield from re.findall(r'(?:href|src|srcset)="([^"]*)"', html)
 
 

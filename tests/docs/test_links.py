@@ -30,11 +30,6 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert not parts.fragment or parts.fragment in anchors(target), f"{link}: no such heading"
 
 
-def test_every_picture_is_shown_on_a_page() -> None:
-    used = {(page.parent / link).resolve() for page in PAGES for link in links(page) if not urlsplit(link).scheme}
-    assert {*(DOCS / "images").rglob("*.svg")} <= used
-
-
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "AGENTS.md", "SECURITY.md", "docs/architecture.md"])
 def test_pages_name_files_that_exist(page: str) -> None:
     named = set(re.findall(r"`((?:[\w.]+/)+[\w.]*)`", (ROOT / page).read_text(encoding="utf-8")))
