@@ -228,6 +228,14 @@ def make_cache(model: Any, config: CacheConfig | None = None) -> list[Any]:
 
     Returns one entry per layer. `sinks="system"` means 4 here, where there is no chat. Warns of layers whose caches
     stay unchanged, and of a window that was rounded up.
+
+    Args:
+        model: an mlx-lm model: what `mlx_lm.load` returned, or `model.loaded.model`.
+        config: how to bound them.
+
+    Raises:
+        UnboundedError: a window was asked for, and this model's own cache cannot be limited.
+        ConfigError: this model takes no quantized rows, or no window of this size.
     """
     plan = plan_cache(model, config)
     for note in plan.notes:

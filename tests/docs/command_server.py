@@ -176,7 +176,7 @@ def _installer(args: list[str]) -> None:
 
 
 def _git(args: list[str]) -> None:
-    """A clone comes from the network: here it is this checkout, and its address must be the project's."""
+    """A clone comes from the network: here it is an empty folder, and its address must be the project's."""
     if args[0] != "clone":
         path = os.environ["PATH"].partition(":")[2]
         git = shutil.which("git", path=path) or "git"
@@ -184,7 +184,7 @@ def _git(args: list[str]) -> None:
     urls = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["urls"]
     if args[1].removesuffix(".git") not in [url.removesuffix(".git") for url in urls.values()]:
         sys.exit(f"git clone: {args[1]} is none of the project's addresses")
-    Path(args[1].removesuffix(".git").rpartition("/")[2]).symlink_to(ROOT)
+    Path(args[1].removesuffix(".git").rpartition("/")[2]).mkdir()
 
 
 def _ci(args: list[str]) -> None:
