@@ -95,7 +95,7 @@ groups_bench := --group bench
 PIP = $(BIN)/python -m pip --quiet --disable-pip-version-check
 EXACTLY := --constraint constraints.txt --build-constraint constraints.txt
 
-$(VENV)/ready-%: $(VENV)/pyvenv.cfg pyproject.toml constraints.txt
+$(VENV)/ready-%: $(VENV)/pyvenv.cfg pyproject.toml constraints.txt mlxkv/__init__.py
 	@echo "make: installing what '$*' needs into $(VENV) (the first time takes a while)" >&2
 ifdef UV
 	@$(UV) pip install --python $(BIN)/python $(EXACTLY) $(groups_$*) --editable . >&2 </dev/null
