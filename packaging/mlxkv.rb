@@ -10,6 +10,7 @@ class Mlxkv < Formula
 
   on_macos do
     depends_on arch: :arm64
+    depends_on macos: :sonoma # MLX has wheels for macOS 14 and newer
   end
 
   # Extension modules in wheels have names with @rpath, often without space for longer ones.
