@@ -43,6 +43,20 @@ def native(model: nn.Module, replace: Callable[[], Any] | None = None) -> Layers
     return [replace() if replace and type(cache).__name__ == "KVCache" else cache for cache in caches]
 
 
+def move_on(caches: Layers, by: int) -> None:
+    """Make evicting rings what they would be if `by` more tokens had been evicted before the text that they hold.
+
+    The keys in the window move with their positions; the sinks are where they were. `by`: whole turns of the ring.
+    """
+    for cache in leaves(caches):
+        geometry, keys = cache.geometry, cache.key_rows
+        assert cache.evicted
+        assert by % (geometry.block * geometry.slots * max(geometry.undo, 1)) == 0
+        keys.put_parts(0, cache.pristine)  # as a restored chat has them, see RingKVCache.finish_restore
+        keys.put(geometry.sinks, cache.rotation(keys.dense(geometry.sinks, geometry.rows), by))
+        cache.finish_restore(cache.offset + by, cache.undo_blocks)
+
+
 def scores(model: Any, caches: Layers, ids: mx.array, chunk: int = MOST_ROWS) -> mx.array:
     """(stretches, tokens - 1) float32: the log-probability of each token but the first, given those before it.
 
