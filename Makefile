@@ -91,6 +91,10 @@ groups_real := --group real
 groups_lint := --group test --group lint --group bench
 groups_train := --group train
 groups_bench := --group bench
+also_test := chat
+also_release := test chat
+also_lint := test chat bench
+also_bench := chat
 
 PIP = $(BIN)/python -m pip --quiet --disable-pip-version-check
 EXACTLY := --constraint constraints.txt --build-constraint constraints.txt
@@ -105,7 +109,7 @@ else
 	@$(PIP) install --constraint constraints.txt --upgrade pip >&2 </dev/null
 	@$(PIP) install $(EXACTLY) $(groups_$*) --editable . >&2 </dev/null
 endif
-	@touch $@
+	@touch $@ $(addprefix $(VENV)/ready-,$(also_$*)) # whose packages are among these
 
 # Made anew where it is missing or its Python is gone.
 ifneq ($(shell $(BIN)/python -c "print('works')" 2>/dev/null),works)

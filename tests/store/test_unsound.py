@@ -24,7 +24,14 @@ from tests.store.fake import FakeCache, model
 from tests.store.harness import folders_in
 from tests.store.test_corruption import Original
 
-VALUES: tuple[Any, ...] = (None, -1, 1 << 62, 2.5, "x", "a\0b", "../../../../precious", b"\0\xff")
+NUMBERS = (None, -1, 1 << 62, 2.5, "x", b"\0\xff")
+VALUES: dict[str, tuple[Any, ...]] = {  # by declared type; where text is declared, a number becomes text, too
+    "INTEGER": NUMBERS,
+    "REAL": NUMBERS,
+    "TEXT": (None, -1, "x", "a\0b", "../../../../precious", b"\0\xff"),
+    "BLOB": (None, -1, 2.5, "x", b"", b"\0\xff"),
+    "": (None, -1, 2.5, "x", "a\0b", b"\0\xff"),
+}
 COLUMNS = {
     "chunk": ("digest", "size", "grp", "a", "b", "prefix_key", "spec_id", "last_used"),
     "kv_commit": ("pos", "turn_digest", "model", "spec_id", "rng", "digest"),
@@ -58,6 +65,12 @@ def put(path: Path, table: str, column: str, value: Any) -> None:
         db.execute("UPDATE sqlite_schema SET sql = ? WHERE name = ?", (sql, table))
         db.execute("PRAGMA writable_schema=RESET")
         db.commit()
+
+
+def values(path: Path, table: str, column: str) -> tuple[Any, ...]:
+    with closing(sqlite3.connect(path)) as db:
+        (declared,) = db.execute("SELECT type FROM pragma_table_info(?) WHERE name = ?", (table, column)).fetchone()
+    return VALUES[declared]
 
 
 def use(root: Path) -> None:
@@ -110,7 +123,7 @@ def test_no_value_gives_a_traceback_or_wrong_rows(table: str, tmp_path: Path) ->
         store.file_hashes.put(__file__, os.stat(__file__), "ab" * 32)
     found: Counter[str] = Counter()
     for column in COLUMNS[table]:
-        for value in VALUES:
+        for value in values(next((original.root / "home").rglob("mlxkv.db")), table, column):
             root = tmp_path / "one"
             shutil.copytree(original.root, root)
             with suppress(sqlite3.IntegrityError):
