@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 import typer
 
 from mlxkv.cli.app import app
-from mlxkv.tui.state.slash import COMMANDS
+from mlxkv.tui.screens.help import KEYS
+from mlxkv.tui.state.slash import COMMANDS, Slash
 from tests.docs.pages import PAGES, ROOT, inline, name_of
 
 SLASH = {name for command in COMMANDS for name in (command.name, *command.aliases)}
@@ -47,3 +49,23 @@ def test_an_option_that_is_not_there_is_found() -> None:
     assert unknown_in("mlxkv cache rm --nope book | head -1") == ["--nope"]
     assert unknown_in("mlxkv --windoww 3") == ["--windoww"]
     assert unknown_in("mlxkv models estimate --window 8192 tutor") == []
+
+
+def table(head: str, rows: Iterable[tuple[str, str]]) -> str:
+    """A Markdown table; a `|` within a cell is escaped, also in code."""
+    lines = (f"| `{name.replace('|', chr(92) + '|')}` | {meaning} |" for name, meaning in rows)
+    return "\n".join([f"| {head} | |", "|---|---|", *lines])
+
+
+def test_the_chat_page_lists_all_keys_and_commands() -> None:
+    """To renew it: put what this prints into docs/chat.md."""
+
+    def meaning(command: Slash) -> str:
+        others = ", ".join(f"`/{alias}`" for alias in command.aliases)
+        return f"{command.help} (also {others})" if others else command.help
+
+    keys = table("key", ((key.strip(), what) for key, what in KEYS if "`" not in key))  # fences are no key
+    commands = table("command", ((command.usage, meaning(command)) for command in COMMANDS))
+    page = (ROOT / "docs" / "chat.md").read_text(encoding="utf-8")
+    assert keys in page, keys
+    assert commands in page, commands
