@@ -11,12 +11,13 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx_lm.models.cache import make_prompt_cache
+from mlx_lm.models.cache import RotatingKVCache, make_prompt_cache
 
 from mlxkv.cache.config import CacheConfig
 from mlxkv.cache.plan import plan_cache
 from mlxkv.cache.probe import leaves
 from mlxkv.cache.ring import RingKVCache
+from mlxkv.cache.sink_rotation import SinkRotation
 
 MOST_ROWS = 512  # tokens of one call, over all stretches: the logits of Gemma's are 1 MB each
 Layers = list[Any]  # mlx-lm's caches or ours, one per layer
@@ -43,17 +44,24 @@ def native(model: nn.Module, replace: Callable[[], Any] | None = None) -> Layers
     return [replace() if replace and type(cache).__name__ == "KVCache" else cache for cache in caches]
 
 
-def move_on(caches: Layers, by: int) -> None:
-    """Make evicting rings what they would be if `by` more tokens had been evicted before the text that they hold.
+def move_on(caches: Layers, by: int, rotation: SinkRotation) -> None:
+    """Make caches what they would be if `by` more tokens had been evicted before the text that they hold.
 
-    The keys in the window move with their positions; the sinks are where they were. `by`: whole turns of the ring.
+    Keys in the window move with their positions; the first tokens keep theirs, until a ring moves them. Rings must have
+    evicted, and `by` be whole turns of them and their undo areas. `rotation` is that of all layers.
     """
-    for cache in leaves(caches):
+    for cache in caches:
+        if isinstance(cache, RotatingKVCache):
+            assert cache.keys is not None
+            first, rest = cache.keys[..., : cache.keep, :], cache.keys[..., cache.keep :, :]
+            cache.keys = mx.concatenate([first, rotation(rest, by)], axis=2)
+            cache.offset += by
+            continue
         geometry, keys = cache.geometry, cache.key_rows
         assert cache.evicted
         assert by % (geometry.block * geometry.slots * max(geometry.undo, 1)) == 0
         keys.put_parts(0, cache.pristine)  # as a restored chat has them, see RingKVCache.finish_restore
-        keys.put(geometry.sinks, cache.rotation(keys.dense(geometry.sinks, geometry.rows), by))
+        keys.put(geometry.sinks, rotation(keys.dense(geometry.sinks, geometry.rows), by))
         cache.finish_restore(cache.offset + by, cache.undo_blocks)
 
 

@@ -23,15 +23,18 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.models.cache import QuantizedKVCache, RotatingKVCache
 
-from bench.continuations import MOST_ROWS, Layers, native, ring, scores, stretches, window_scores
+from bench.continuations import MOST_ROWS, Layers, move_on, native, ring, scores, stretches, window_scores
 from bench.measure import header
 from bench.real_weights import folder
 from mlxkv.cache.config import CacheConfig
+from mlxkv.cache.geometry import Geometry
 from mlxkv.cache.plan import plan_cache
+from mlxkv.cache.probe import leaves
 from mlxkv.cli.bench.report import Environment, Goal, Part, Row, Unit, command_line, write_report
 from mlxkv.models.load import LoadedModel, load_model
 
 SINKS = 4
+FAR_FROM = 2.5  # times the trained length
 FULL, RING = "full cache", "ring"
 ROTATING, ROTATING_CALLS = "mlx-lm rotating, calls of 1", "mlx-lm rotating, calls of 64"
 
@@ -45,6 +48,7 @@ class Size:
     tokens: int  # of a stretch
     stretches: int
     positions: int  # compared with a pure window, in all
+    is_far: bool = False  # also measured far beyond the trained length
     prefix: tuple[int, ...] = ()  # token ids that the model was trained to see first
 
     @property
@@ -60,27 +64,35 @@ class Size:
 
 
 FULL_SIZES = {
-    "smollm2": Size(window=256, segment=256, tokens=2048, stretches=8, positions=128),
+    "smollm2": Size(window=256, segment=256, tokens=2048, stretches=8, positions=128, is_far=True),
     "gemma3": Size(window=512, segment=512, tokens=2048, stretches=4, positions=32, prefix=(2,)),
 }
-SHORT_SIZES = {"smollm2": Size(window=256, segment=256, tokens=1024, stretches=1, positions=0)}
+SHORT_SIZES = {"smollm2": Size(window=256, segment=256, tokens=1024, stretches=1, positions=0, is_far=False)}
 # The first measurements, of one stretch.
-WINDOW_GOALS = {3: 1.04, 4: 1.19}  # in the third and fourth window of tokens; segments as long as it
-GOALS = {f"{RING}, 8 bits": 1.005, f"{RING}, 8/4 bits": 1.015, f"{RING}, 4 bits": 1.19}
+WINDOW_GOALS = {3: 1.04, 4: 1.19}  # in the third and fourth window of tokens
+GOALS: dict[str, float | None] = {
+    f"{RING}, 8 bits": 1.005, f"{RING}, 8/4 bits": 1.015, f"{RING}, 4/8 bits": None, f"{RING}, 4 bits": 1.19
+}  # fmt: skip
 
 
 class Study:
     """One model and its text, and the log-probabilities under each cache: `found[name]` (stretches, tokens - 1)."""
 
-    def __init__(self, name: str, loaded: LoadedModel, size: Size) -> None:
-        self.name, self.size = name, size
+    def __init__(self, name: str, loaded: LoadedModel, size: Size, keep: Path | None = None) -> None:
+        """`keep`: a folder for log-probabilities, so that a run that was stopped continues where it was."""
+        self.name, self.size, self.keep = name, size, keep
         self.model: nn.Module = loaded.model
         self.model.set_dtype(mx.float32)
         self.plan = plan_cache(self.model, CacheConfig(window=size.window, sinks=SINKS))
         encode = partial(loaded.tokenizer.encode, add_special_tokens=False)
         self.ids = stretches(encode, list(size.prefix), size.stretches, size.tokens)
         self.found: dict[str, mx.array] = {}
-        self.window: tuple[float, float | None] | None = None  # the ring against a pure window, see `window_ratio`
+        self.trained = loaded.trained_length
+
+    @property
+    def geometry(self) -> Geometry:
+        assert self.plan.geometry is not None
+        return self.plan.geometry
 
     @property
     def title(self) -> str:
@@ -88,8 +100,7 @@ class Study:
 
     @property
     def settings(self) -> str:
-        size, geometry = self.size, self.plan.geometry
-        assert geometry is not None
+        size, geometry = self.size, self.geometry
         return (
             f"window {geometry.window:,}, {geometry.sinks} sinks, blocks of {geometry.block}; "
             f"{size.stretches} x {size.tokens:,} tokens of Python's reference; float32"
@@ -117,13 +128,24 @@ class Study:
             for bits in (8, 4):
                 yield f"mlx-lm, all tokens, {bits} bits", partial(self.quantized, bits), MOST_ROWS
 
-    def measure(self, full: bool) -> Iterator[str]:
-        """Run every cache; yields the name of each when it is measured."""
+    def measure(self, full: bool, names: Sequence[str] = ()) -> Iterator[str]:
+        """Run every cache, or those of these names; yields the name of each when it is measured."""
         for name, make, chunk in self.caches(full):
-            self.found[name] = scores(self.model, make(), self.ids, chunk)
-            if name == RING and self.size.positions:
-                self.window = window_ratio(self)
+            if names and name not in names:
+                continue
+            found = self.once(name, lambda make=make, chunk=chunk: scores(self.model, make(), self.ids, chunk))
+            self.found[name] = found
             yield name
+
+    def once(self, name: str, make: Callable[[], mx.array]) -> mx.array:
+        """What `make` returns, or what an earlier run kept of it."""
+        if self.keep is None:
+            return make()
+        parts = (self.name, self.size.window, self.size.stretches, self.size.tokens, name.replace("/", "-"))
+        file = self.keep / f"{' '.join(map(str, parts))}.npy"
+        if not file.exists():
+            mx.save(str(file), make())
+        return mx.load(str(file))  # type: ignore[return-value]
 
     def ratio(self, ours: str, theirs: str, start: int, end: int) -> tuple[float, float | None]:
         """Perplexity under one cache over that under the other, of tokens start to end - 1 of all stretches."""
@@ -159,56 +181,84 @@ def ratios(study: Study, environment: Environment) -> Part:
         goal = None if most is None else Goal("ratio", at_most=most)
         rows.append(Row(what, {"ratio": value[0], "±": value[1]}, goal))
 
-    bounded = [name for name in study.found if name.startswith(RING) or "rotating" in name]
-    for name in [name for name in bounded if "bits" not in name]:
+    def compare(ours: str, theirs: str, tokens: tuple[int, int], where: str, most: float | None = None) -> None:
+        if ours != theirs and {ours, theirs} <= {*study.found}:
+            add(f"{ours} to {theirs}, {where}", study.ratio(ours, theirs, *tokens), most)
+
+    inside, past = (0, size.window), (size.window, size.tokens)
+    for name in (RING, ROTATING, ROTATING_CALLS):
         for end, _ in size.segments:
             if end > size.window:
-                what = f"{name} to {FULL}, tokens {end - size.segment:,} to {end:,}"
                 goal = WINDOW_GOALS.get(end // size.window) if name == RING and end % size.window == 0 else None
-                add(what, study.ratio(name, FULL, end - size.segment, end), goal)
-        add(f"{name} to {FULL}, all past the window", study.ratio(name, FULL, size.window, size.tokens))
-    for name in [name for name in bounded if "bits" in name]:
-        add(f"{name}, to 16, inside the window", study.ratio(name, RING, 0, size.window), GOALS.get(name))
-        add(f"{name}, to 16, past the window", study.ratio(name, RING, size.window, size.tokens), GOALS.get(name))
-    for name in [name for name in study.found if "all tokens" in name]:
-        add(f"{name}, to {FULL}", study.ratio(name, FULL, 0, size.tokens))
-    if study.window is not None:
-        add(f"{RING} to a pure window of as many tokens, {size.positions} positions", study.window)
+                start = end - size.segment
+                compare(name, FULL, (start, end), f"tokens {start:,} to {end:,}", goal)
+        compare(name, FULL, past, "all past the window")
+    for name, goal in GOALS.items():
+        compare(name, RING, inside, "inside the window", goal)
+        compare(name, RING, past, "past the window", goal)
+    for name in (name for name in study.found if name.startswith("mlx-lm, all")):
+        compare(name, FULL, (0, size.tokens), "everywhere")
+    if size.positions and RING in study.found:
+        add(f"{RING} to a pure window of as many tokens, {size.positions} positions", window_ratio(study))
+    if size.is_far and RING in study.found:
+        for what, value in far_ratios(study):
+            add(what, value, 1.05 if what.startswith(RING) else None)
     columns = {"ratio": Unit.RATIO, "±": Unit.RATIO}
     name, heading = f"perplexity-ratios-{study.name}", f"Perplexity as a ratio, {study.title}"
     return Part(name, heading, study.title, study.settings, columns, rows, environment)
 
 
 def window_ratio(study: Study) -> tuple[float, float | None]:
-    """The ring against a window of the same number of tokens, prefilled anew at each position: what no cache that
-    evicts tokens one by one can do, and what any window may hope for."""
-    size, geometry = study.size, study.plan.geometry
-    assert geometry is not None
+    """The ring against a window of the same number of tokens, prefilled anew at each position: the most that a window
+    can know."""
+    size, geometry = study.size, study.geometry
     first, count = 2 * size.window, size.positions // size.stretches
     at = [first + n * (size.tokens - 1 - first) // count for n in range(count)]
     lengths = [geometry.live(p) for p in at]
-    theirs = window_scores(study.model, study.ids, at, lengths, keep=len(size.prefix))
+    make = partial(window_scores, study.model, study.ids, at, lengths, len(size.prefix))
+    theirs = study.once(f"pure window at {len(at)}", make)
     ours = study.found[RING][:, mx.array(at) - 1]
     return ratio(ours.reshape(-1).tolist(), theirs.reshape(-1).tolist())  # type: ignore[arg-type]
 
 
-def study_parts(name: str, size: Size, full: bool, json: Path | None = None) -> Iterator[Part]:
-    """The tables of one model; none where it is missing. `json` gets them after every cache, too."""
+def far_ratios(study: Study) -> Iterator[tuple[str, tuple[float, float | None]]]:
+    """The next window of tokens after so many more evicted ones, against the same tokens near the beginning."""
+    size, geometry = study.size, study.geometry
+    turn = geometry.block * geometry.slots * geometry.undo
+    by, start = (int(FAR_FROM * (study.trained or 0)) // turn + 1) * turn, geometry.capacity + geometry.block
+    rotation = next(leaf.rotation for leaf in leaves(study.ring()) if leaf.rotation is not None)
+    for name, make, chunk in ((RING, study.ring, MOST_ROWS), (ROTATING, study.rotating, 1)):
+
+        def far(make: Callable[[], Layers] = make, chunk: int = chunk) -> mx.array:
+            caches = make()
+            first = (
+                geometry.capacity - 1 if chunk == 1 else start
+            )  # mlx-lm's keeps its first tokens in sight until then
+            scores(study.model, caches, study.ids[:, : first + 1])
+            scores(study.model, caches, study.ids[:, first : start + 1], chunk)
+            move_on(caches, by, rotation)
+            return scores(study.model, caches, study.ids[:, start : start + size.window + 1], chunk)
+
+        moved = study.once(f"{name}, {by} further on", far)
+        near = study.found[RING][:, start : start + size.window]
+        means = [mx.mean(x, axis=1).tolist() for x in (moved, near)]
+        yield f"{name}, {by:,} tokens further on, to {RING} here", ratio(*means)  # type: ignore[arg-type]
+
+
+def study_parts(
+    name: str, size: Size, full: bool, keep: Path | None = None, names: Sequence[str] = ()
+) -> Iterator[Part]:
+    """The tables of one model; none where it is missing, or where only some caches were asked for."""
     if (path := folder(name)) is None:
         print(f"{name} is not here, so its perplexity was left out; `make real-models` makes it.", flush=True)
         return
-    begun, study = time.perf_counter(), Study(name, load_model(str(path)), size)
-    environment = Environment.here(command_line())
-
-    def tables() -> list[Part]:
-        seconds = round(time.perf_counter() - begun, 1)
-        return [replace(make(study, environment), seconds=seconds) for make in (curve, ratios)]
-
-    for cache in study.measure(full):
+    begun, study = time.perf_counter(), Study(name, load_model(str(path)), size, keep)
+    for cache in study.measure(full, names):
         print(f"- {name}, {cache}: {time.perf_counter() - begun:.0f} s", flush=True)
-        if json is not None:
-            write_report(json, tables())
-    yield from tables()
+    environment = Environment.here(command_line())
+    for make in (curve, ratios):
+        part = make(study, environment)
+        yield replace(part, seconds=round(time.perf_counter() - begun, 1))
 
 
 def parts(full: bool) -> Iterator[Part]:
@@ -223,15 +273,19 @@ def main() -> None:
     parser.add_argument("--set", choices=("short", "full"), default="full", dest="size")
     for option in ("--window", "--segment", "--tokens", "--stretches", "--positions"):
         parser.add_argument(option, type=int, metavar="N", help="instead of the set's")
+    parser.add_argument("--caches", nargs="*", default=(), metavar="NAME", help="only these, by their columns")
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="to continue a run that was stopped")
     parser.add_argument("--json", type=Path, metavar="FILE", help="add the tables to this file")
     args = parser.parse_args()
+    if args.keep is not None:
+        args.keep.mkdir(parents=True, exist_ok=True)
     header("bench.perplexity")
     for name, size in (SHORT_SIZES if args.size == "short" else FULL_SIZES).items():
         if args.models and name not in args.models:
             continue
         given = {key: getattr(args, key) for key in ("window", "segment", "tokens", "stretches", "positions")}
         size = replace(size, **{key: value for key, value in given.items() if value is not None})
-        for part in study_parts(name, size, args.size == "full", args.json):
+        for part in study_parts(name, size, args.size == "full", args.keep, args.caches):
             print(part.markdown(), flush=True)
             if args.json is not None:
                 write_report(args.json, [part])

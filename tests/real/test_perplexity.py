@@ -52,7 +52,7 @@ def test_past_the_window_text_stays_as_likely_however_far(model: Any, ids: mx.ar
     near = ring(model, CacheConfig(window=64, sinks=4))
     scores(model, near, ids[:, : SPLIT + 1])
     far = copy.deepcopy(near)
-    move_on(far, FAR)
+    move_on(far, FAR, near[0].rotation)
     found = [scores(model, caches, ids[:, SPLIT:]) for caches in (near, far)]
     full = scores(model, native(model), ids)[:, SPLIT:]
     here, there, all_tokens = (perplexity(x) for x in (*found, full))
