@@ -31,6 +31,13 @@ def leave(folders: Folders) -> None:
     (folders.cache / "kv" / "tmp" / "left").write_bytes(b"x")
 
 
+def leave_chunk(folders: Folders) -> None:
+    """Complete, but no transaction came to refer to it."""
+    path = folders.cache / "kv" / "ab" / f"{'ab' * 16}.safetensors"
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(b"x")
+
+
 def test_a_sound_store_has_no_problems(talk: Talk) -> None:
     talk.turn(100)
     talk.turn(30)
@@ -84,6 +91,7 @@ def test_a_damaged_chunk_is_found_and_let_go_of(talk: Talk, folders: Folders, da
         ("search", sql("DELETE FROM turn_fts_data WHERE id > 100")),
         ("database", sql("UPDATE session SET parent = 'nobody'")),
         ("orphan", leave),
+        ("orphan", leave_chunk),
     ],
 )
 def test_other_damage_is_found_and_mended_where_that_can_be(
