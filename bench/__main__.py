@@ -64,6 +64,7 @@ def main() -> None:
         run_part(args.only, args.size == "full", args.json)
         return
     header(f"bench, the {args.size} set")
+    sys.stdout.flush()  # before the processes of the parts print
     begun = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         json = args.json or Path(folder) / "bench.json"
