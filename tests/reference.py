@@ -37,7 +37,9 @@ class FullRecomputation:
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         assert keys.shape[2] == 1
         new = [keys, values]
-        self.rows = [mx.concatenate(pair, axis=2) for pair in zip(self.rows, new, strict=True)] if self.rows else new
+        self.rows = (
+            [mx.concatenate(list(pair), axis=2) for pair in zip(self.rows, new, strict=True)] if self.rows else new
+        )
         p, self.offset = self.offset, self.offset + 1
         seen = mx.array(self.visible(p))
         k, v = (rows[:, :, seen] for rows in self.rows)
