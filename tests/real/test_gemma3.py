@@ -7,6 +7,7 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
+from mlx_lm.generate import generate_step
 from mlx_lm.models import cache as theirs
 
 import mlxkv
@@ -64,8 +65,8 @@ def test_a_chat_resumes_from_disk_as_if_it_had_never_been_closed(gemma3: Model) 
     again.close()
 
 
-def test_raw_text_is_continued(gemma3: Model) -> None:
-    done = gemma3.generate(
-        "The capital of France is", temperature=0.0, max_tokens=3, cache=mlxkv.CacheConfig(window=128)
-    )
-    assert "Paris" in done.text
+def test_raw_text_is_continued_as_in_mlx_lms_loop(gemma3: Model) -> None:
+    prompt, network = "The capital of France is", gemma3.loaded.model
+    expected = [t for t, _ in generate_step(mx.array(gemma3.tokenizer.encode(prompt)), network, max_tokens=3)]
+    done = gemma3.generate(prompt, temperature=0.0, max_tokens=3, cache=mlxkv.CacheConfig(window=128))
+    assert list(done.tokens) == expected
