@@ -6,6 +6,7 @@ import ast
 import re
 from collections.abc import Iterator
 from functools import cache
+from itertools import pairwise
 
 import pytest
 
@@ -46,6 +47,12 @@ def quoted() -> Iterator[str]:
             codes = [child.content for child in token.children or () if child.type == "code_inline"]
             assert len(codes) == 1, f"one message in the first cell, found {codes or token.content}"
             yield codes[0]
+
+
+def test_each_message_is_explained() -> None:
+    page = tokens(DOCS / "troubleshooting.md")
+    cells = [inside.content for cell, inside in pairwise(page) if cell.type == "td_open"]
+    assert not [message for message, meaning in zip(cells[::2], cells[1::2], strict=True) if len(meaning) < 8]
 
 
 MESSAGES = list(quoted())
