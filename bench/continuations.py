@@ -71,7 +71,7 @@ def scores(model: Any, caches: Layers, ids: mx.array, chunk: int = MOST_ROWS) ->
     Calls are as long as `chunk` allows, and end at the block boundaries of the rings, as the product's do.
     """
     B, T = ids.shape
-    done, found = 0, []
+    done, found = 0, [mx.zeros((B, 0))]
     while done < T - 1:
         rings = [cache for cache in leaves(caches) if isinstance(cache, RingKVCache)]
         n = min(max(MOST_ROWS // B, 1), chunk, T - 1 - done)

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench.cache_study import FULL, RING, ROTATING_CALLS
 from bench.measure import ROOT
-from bench.perplexity import FULL, RING
 from mlxkv.cli.bench.report import Part, read_report
 
 RESULTS = ROOT / "bench" / "results"
@@ -177,7 +177,7 @@ def perplexity(parts: Parts, look: Look) -> bytes:
     part = parts["perplexity-smollm2"]
     tokens, whole = column(part, "tokens"), column(part, FULL)
     sides = (
-        ("mlx-lm, rotating", "mlx-lm, bounded", look.third, "--"),
+        (ROTATING_CALLS, "mlx-lm, bounded", look.third, "--"),
         (RING, "mlxkv", look.ours, "-"),
     )
     with axes(look, "Perplexity over that of a full cache") as (figure, ax):

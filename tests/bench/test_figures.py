@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from bench import figures
+from bench.cache_study import FULL, RING, ROTATING_CALLS
 from bench.figures import FIGURES, FOLDER, LOOKS, RESULTS, read_parts
 from bench.measure import make_part
 from mlxkv.cli.bench.report import Part, Row, Unit, write_report
@@ -25,7 +26,7 @@ def made() -> dict[str, Part]:
     sides = ("mlxkv", "KVCache", "RotatingKVCache")
     chat = [{"tokens": n, **{f"{side} peak": n * 1e4 for side in sides}} for n in (1024, 16_384)]
     token = [{"history": 512, "first token": seconds} for seconds in (34.0, 2.0)]
-    by_length = [{"tokens": n, "full cache": 10.0, "ring": 11.0, "mlx-lm, rotating": 20.0} for n in (256, 512)]
+    by_length = [{"tokens": n, FULL: 10.0, RING: 11.0, ROTATING_CALLS: 20.0} for n in (256, 512)]
     columns = dict.fromkeys(by_length[0], Unit.PERPLEXITY)
     return {
         "perplexity-smollm2": replace(part("perplexity-smollm2", *by_length), columns=columns),
