@@ -331,7 +331,7 @@ def tokens_part(family: Family, layers: int, tokens: int = 8000, system: tuple[i
 def parts(full: bool) -> Iterator[Part]:
     for family in FAMILIES.values() if full else [FAMILIES["qwen3_5"]]:
         yield bytes_part(family, family.num_layers, 30 if full else 10)
-        yield tokens_part(family, family.few, 8000 if full else 4000)
+        yield tokens_part(family, family.few, *((8000, (580, 2000)) if full else (2000, (580, 1000))))
     if full:
         with tempfile.TemporaryDirectory() as root:
             killed = [kill(Path(root) / name, name, 30) for name in FAMILIES]
