@@ -76,9 +76,11 @@ def test_tables_of_a_study(model: Any, monkeypatch: pytest.MonkeyPatch, tmp_path
     curve = perplexity.curve(study)
     assert [row.values["tokens"] for row in curve.rows] == [32, 64, 96, 128]
     assert curve.rows[0].values[RING] == pytest.approx(curve.rows[0].values[FULL])
+    monkeypatch.setitem(perplexity.WINDOW_GOALS, ("smollm2", 32, 96), 2.0)
     ratios = perplexity.ratios(study)
     goals = [row.what for row in ratios.rows if row.goal is not None]
-    assert [f"{RING} to {FULL}, tokens {place}" for place in ("64 to 96", "96 to 128")] == goals[:2]
+    assert goals[0] == f"{RING} to {FULL}, tokens 64 to 96"
+    assert goals[1] == f"{RING}, 8 bits to {RING}, inside the window"
     far = [row for row in ratios.rows if "further on" in row.what]
     assert far[0].values["ratio"] == pytest.approx(1, abs=1e-3)
     monkeypatch.setattr("bench.cache_study.scores", None)  # what was kept is not measured again
