@@ -166,9 +166,8 @@ def far_ratios(study: Study) -> Iterator[tuple[str, tuple[float, float | None]]]
 
         def far(make: Callable[[], Layers] = make, chunk: int = chunk) -> mx.array:
             caches = make()
-            first = (
-                geometry.capacity - 1 if chunk == 1 else start
-            )  # mlx-lm's keeps its first tokens in sight until then
+            # mlx-lm's keeps its first tokens in sight of a call of several tokens only until it is full.
+            first = geometry.capacity - 1 if chunk == 1 else start
             scores(study.model, caches, study.ids[:, : first + 1])
             scores(study.model, caches, study.ids[:, first : start + 1], chunk)
             move_on(caches, by, rotation)
