@@ -183,8 +183,8 @@ def perplexity(parts: Parts, look: Look) -> bytes:
     with axes(look, "Perplexity over that of a full cache") as (figure, ax):
         ends = []
         for side, name, colour, line in sides:
-            if side not in part.columns:
-                continue
+            if side not in part.rows[0].values:
+                continue  # the short set
             values = [a / b for a, b in zip(column(part, side), whole, strict=True)]
             ax.plot(tokens, values, color=colour, linestyle=line)
             ends.append((values[-1], name, colour))
@@ -196,18 +196,31 @@ def perplexity(parts: Parts, look: Look) -> bytes:
         return draw(figure)
 
 
-FIGURES: dict[str, tuple[str, Callable[[Parts, Look], bytes]]] = {
-    "recompute": ("recompute", recompute), "memory": ("long-chat", memory), "first-token": ("first-token", first_token),
-    "perplexity": ("perplexity-smollm2", perplexity),
-}  # fmt: skip
-"""By name: the part that a figure shows, and how it is drawn."""
+@dataclass(frozen=True)
+class Figure:
+    """How a figure is drawn, and the part and the column without which it is not."""
+
+    part: str
+    column: str
+    make: Callable[[Parts, Look], bytes]
+
+    def is_in(self, parts: Parts) -> bool:
+        return self.part in parts and self.column in parts[self.part].rows[0].values
+
+
+FIGURES = {
+    "recompute": Figure("recompute", "without", recompute),
+    "memory": Figure("long-chat", "mlxkv peak", memory),
+    "first-token": Figure("first-token", "first token", first_token),
+    "perplexity": Figure("perplexity-smollm2", RING, perplexity),
+}
 
 
 def figures(parts: Parts) -> Iterator[tuple[str, bytes]]:
     """File names and contents of the figures whose parts are there."""
-    for name, (needs, make) in FIGURES.items():
-        if needs in parts:
-            yield from ((f"{name}-{look.name}.svg", make(parts, look)) for look in LOOKS)
+    for name, figure in FIGURES.items():
+        if figure.is_in(parts):
+            yield from ((f"{name}-{look.name}.svg", figure.make(parts, look)) for look in LOOKS)
 
 
 def read_parts(files: Sequence[Path]) -> dict[str, Part]:
@@ -225,9 +238,9 @@ def main() -> None:
     for name, content in figures(parts):
         (args.folder / name).write_bytes(content)
         print(name)
-    for name, (needs, _) in FIGURES.items():
-        if needs not in parts:
-            print(f"{name} was left out: no file has the part `{needs}`.")
+    for name, figure in FIGURES.items():
+        if not figure.is_in(parts):
+            print(f"{name} was left out: no file has the part `{figure.part}` with the column `{figure.column}`.")
 
 
 if __name__ == "__main__":
