@@ -117,8 +117,8 @@ def turns(model: Any, window: int = 4096, message: int = 64, reply: int = 32, ro
         "window-turn", "A turn on a full window, beside RotatingKVCache", NAME,
         f"message and reply, window {window:,}, greedy; medians of {rounds}, the sides in turns",
         {"mlxkv": rate, "mlx-lm": rate, "ratio": Unit.RATIO, "worst pair": Unit.RATIO}, [row],
-        f"Peak memory above the cache in such a turn, attention included: mlxkv {peaks[0] / held['mlxkv']:.1%} of it, mlx-lm "
-        f"{peaks[1] / held['mlx-lm']:.1%}.",
+        f"Peak memory above the cache in such a turn, attention included: mlxkv {peaks[0] / held['mlxkv']:.1%} of it, "
+        f"mlx-lm {peaks[1] / held['mlx-lm']:.1%}.",
     )  # fmt: skip
 
 
