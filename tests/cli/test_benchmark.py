@@ -8,7 +8,7 @@ from typing import Any
 import mlx.core as mx
 import pytest
 from mlx.utils import tree_flatten
-from mlx_lm.models import mixtral
+from mlx_lm.models import mixtral, qwen2
 
 from mlxkv.cache.config import CacheConfig
 from mlxkv.cache.plan import plan_cache
@@ -124,7 +124,10 @@ def test_a_window_bounds_both_sides(tiny_path: Path) -> None:
     cache = measured(tiny_path, 200, window=32)["cache"]
     ours, theirs = (row.values["rows held"] for row in cache.rows)
     assert ours == 4 + 32 + 16
-    assert theirs == 256  # llama ignores max_kv_size
+    assert theirs == 256  # mlx-lm's llama ignores max_kv_size
+    args = qwen2.ModelArgs("qwen2", 32, 1, 64, 4, 1e-5, 64, num_key_value_heads=2)
+    found = measure(Subject("tiny", qwen2.Model(args), 0, 60), Options((200,), 3, window=32, rounds=1))
+    assert "200 tokens, mlx-lm (RotatingKVCache)" in [row.what for row in found[1].rows]
 
 
 @pytest.mark.parametrize(("ratio", "met"), [(0.98, False), (1.0, True)])
