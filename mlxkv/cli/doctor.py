@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import importlib.metadata
 import os
 import platform
 import shutil
@@ -13,8 +12,10 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError
 from typing import TYPE_CHECKING
 
+from mlxkv.cli.versions import version
 from mlxkv.config import Folders, private_folder
 from mlxkv.device import check_platform, current_device
 from mlxkv.errors import MlxkvError
@@ -43,8 +44,8 @@ def examine(folders: Folders) -> Iterator[Finding]:
     """Check everything; a problem becomes a Finding, never an exception."""
     yield Finding("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
     for package in ("mlxkv", "mlx", "mlx-lm", "textual", "huggingface-hub"):
-        with suppress(importlib.metadata.PackageNotFoundError):
-            yield Finding(package, importlib.metadata.version(package))
+        with suppress(PackageNotFoundError):
+            yield Finding(package, version(package))
     yield from _machine()
     yield from _backends()
     for name in ("config", "data", "cache", "state"):
@@ -81,8 +82,8 @@ def _machine() -> Iterator[Finding]:
 def _backends() -> Iterator[Finding]:
     found = {}
     for package in ("mlx-cpu", "mlx-cuda-12", "mlx-cuda-13", "mlx-metal"):
-        with suppress(importlib.metadata.PackageNotFoundError):
-            found[package] = importlib.metadata.version(package)
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
     if len(found) > 1:
         names = " and ".join(found)
         yield Finding("mlx backend", f"{names} overwrite each other; uninstall both, then install one.", ok=False)

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+import mlxkv
 from mlxkv.cli import doctor
 from mlxkv.cli.app import main
+from mlxkv.cli.bench.report import Environment
 from mlxkv.cli.doctor import Finding, examine
 from mlxkv.config import Folders
 from mlxkv.device import Device
@@ -52,6 +54,18 @@ def test_a_sound_installation(folders: Folders) -> None:
     assert found["sessions"].text.startswith("0 chats")
     for name in ("config", "data", "cache", "state"):
         assert found[name].text == str(getattr(folders, name))
+
+
+def test_every_command_tells_the_version_that_runs(
+    folders: Folders, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The metadata of an editable installation stay those of the day it was made."""
+    monkeypatch.setattr(mlxkv, "__version__", "9.8.7")
+    assert findings(folders)["mlxkv"].text == "9.8.7"
+    assert Environment.here("x").versions.startswith("mlxkv 9.8.7, mlx ")
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert capsys.readouterr().out == "mlxkv 9.8.7\n"
 
 
 def test_on_a_mac(folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:

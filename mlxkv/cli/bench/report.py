@@ -14,10 +14,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from mlxkv.cli.versions import version
 from mlxkv.errors import ConfigError
 from mlxkv.stats import bytes_text
 
