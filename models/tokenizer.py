@@ -108,12 +108,14 @@ def _load(folder: Path, config: Mapping[str, Any], ends: list[int] | None) -> To
     """mlx-lm's tokenizer.
 
     transformers needs only the tokenizer's class from config.json, but rejects the file for unrelated values; then it
-    gets a config with the class alone.
+    gets a config with the class alone. It corrects the regex of Mistral's files if it is asked to.
     """
     from mlx_lm.utils import load_tokenizer as mlx_lm_load_tokenizer
     from transformers import AutoConfig
 
     extra: dict[str, Any] = {"trust_remote_code": False}
+    if _is_tekken(folder):
+        extra["fix_mistral_regex"] = True
     try:
         return mlx_lm_load_tokenizer(folder, extra, eos_token_ids=ends)
     except Exception as error:
@@ -125,6 +127,18 @@ def _load(folder: Path, config: Mapping[str, Any], ends: list[int] | None) -> To
             return mlx_lm_load_tokenizer(folder, {**extra, "config": plain}, eos_token_ids=ends)
         except Exception:
             raise error from None
+
+
+def _is_tekken(folder: Path) -> bool:
+    """Whether tokenizer.json has a vocabulary of Mistral's.
+
+    Until transformers 5, its converter wrote such files with the regex of another family: words of Hindi, for example,
+    then become other ids than those the model was trained on. transformers replaces the regex if the vocabulary has
+    over 100,000 tokens and config.json is of one of Mistral's types and of a transformers before 5. Others use
+    Mistral's architecture with a vocabulary of their own, whose regex must stay.
+    """
+    file = folder / "tokenizer.json"
+    return file.is_file() and b'"[INST]"' in file.read_bytes()
 
 
 def _add_bos(tokenizer: Any, folder: Path) -> None:

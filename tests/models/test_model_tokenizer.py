@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import BPE
 
 import mlxkv
 from mlxkv.cli.app import main as cli
@@ -14,6 +17,8 @@ from mlxkv.errors import ModelFileError
 from mlxkv.models import Hub, download, find_tokenizer
 from mlxkv.models.chat_template import find_template
 from mlxkv.models.end_tokens import end_tokens, token_ids
+from mlxkv.models.tokenizer import load_tokenizer
+from mlxkv.tokenizer.tokens import decode, encode
 from tests.fakes_hub import FakeHub
 from tests.tokenizers import CHATML, tiny_folder, tiny_tokenizer
 
@@ -216,3 +221,64 @@ def test_all_these_files_are_downloaded(fake: FakeHub, hub: Hub) -> None:
     folder = download("org/model", hub=hub)
     for name in (JINJA, LEGACY, PROCESSOR, TOOLS, "generation_config.json"):
         assert (folder / name).is_file()
+
+
+# -- Mistral's regex ---------------------------------------------------------------------------------------------------
+
+# Of tekken.json in Mistral's own package, and the one that transformers' converter wrote into tokenizer.json instead.
+TEKKEN = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|"
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|"
+    r"\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+CONVERTED = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|"
+    r"\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+HINDI = "हिन्दी eBay 123"
+
+
+def split_tokenizer(regex: str, special: str) -> Tokenizer:
+    """Over 100,000 tokens on bytes, with `special`, that merge across a vowel sign, a capital and digits."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    (word, _), *_ = pre_tokenizers.ByteLevel(add_prefix_space=False).pre_tokenize_str("िन")
+    merges = [*pairwise(word), ("e", "B"), ("1", "2")]
+    tokens = ["<unk>", "<s>", "</s>", special, *letters, *dict.fromkeys(a + b for a, b in merges)]
+    vocab = {token: i for i, token in enumerate([*tokens, *(f"filler{i}" for i in range(100_000))])}
+    tokenizer = Tokenizer(BPE(vocab, merges, unk_token="<unk>"))
+    split = pre_tokenizers.Split(Regex(regex), behavior="isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in ("<unk>", "<s>", "</s>", special)])
+    return tokenizer
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("regex", "special", "written_by", "kind", "expected"),
+    [
+        (CONVERTED, "[INST]", "4.52.4", "mistral3", TEKKEN),
+        (CONVERTED, "[INST]", None, "mistral", TEKKEN),
+        (TEKKEN, "[INST]", "5.0.0.dev0", "mistral3", TEKKEN),  # as Ministral 3
+        (CONVERTED, "<|user|>", "4.52.4", "mistral", CONVERTED),  # a vocabulary of its own
+        (CONVERTED, "[INST]", "4.52.4", "llama", CONVERTED),
+        (CONVERTED, "[INST]", "5.1.0", "mistral3", CONVERTED),
+    ],
+    ids=["Mistral Small 3.2", "without a version", "Ministral 3", "own vocabulary", "llama", "transformers 5"],
+)
+def test_mistrals_vocabulary_is_split_by_mistrals_regex(
+    tmp_path: Path, regex: str, special: str, written_by: str | None, kind: str, expected: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    split_tokenizer(regex, special).save(str(tmp_path / "tokenizer.json"))
+    config = {"model_type": kind, "transformers_version": written_by}
+    (tmp_path / CONFIG).write_text(json.dumps(config))
+    (tmp_path / TOKENIZER).write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "</s>"}))
+    right, wrong = (split_tokenizer(r, special).encode(HINDI).ids for r in (TEKKEN, CONVERTED))
+    assert right != wrong
+    loaded = load_tokenizer(tmp_path, "mistral", config, {}).tokenizer
+    assert encode(loaded, HINDI) == (right if expected == TEKKEN else wrong)
+    assert decode(loaded, encode(loaded, HINDI)) == HINDI
+    assert "regex" not in caplog.text
