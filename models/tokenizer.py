@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlxkv.errors import ModelFileError, ModelUnsupportedError, as_sentence
-from mlxkv.models.architecture import TOKENIZER_CONFIGS, check_files, read_json, repository_like
+from mlxkv.models.architecture import MAX_TOKENIZER, TOKENIZER_CONFIGS, check_files, read_json, repository_like
 from mlxkv.models.chat_template import FoundTemplate, find_template, is_template
 from mlxkv.models.end_tokens import EndToken, end_tokens, token_ids
+from mlxkv.system.regular_file import read_bytes
 from mlxkv.tokenizer.chat_template import FILE
 from mlxkv.tokenizer.tokens import encode, tokenizer_file
 
@@ -138,7 +139,7 @@ def _is_tekken(folder: Path) -> bool:
     Mistral's architecture with a vocabulary of their own, whose regex must stay.
     """
     file = folder / "tokenizer.json"
-    return file.is_file() and b'"[INST]"' in file.read_bytes()
+    return file.is_file() and b'"[INST]"' in read_bytes(file, MAX_TOKENIZER)
 
 
 def _add_bos(tokenizer: Any, folder: Path) -> None:

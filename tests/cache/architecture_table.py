@@ -121,7 +121,8 @@ def _rewindable(model: Any, plan: CachePlan) -> str:
 def read_rows() -> dict[str, str]:
     """The rows of the committed table by architecture."""
     lines = DOCS.read_text().splitlines()
-    return {line.split("`")[1]: line for line in lines if line.startswith("| `")}
+    start = next(i for i, line in enumerate(lines) if line.startswith("| architecture |"))
+    return {line.split("`")[1]: line for line in lines[start:] if line.startswith("| `")}
 
 
 _HEAD = """\

@@ -82,11 +82,17 @@ def test_parts_of_the_same_name_are_replaced_and_others_stay(tmp_path: Path) -> 
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema": 1, "parts": [{}]}', '{"schema": 2, "parts": []}', "[1"])
-def test_another_file_is_refused_in_a_sentence_and_stays(tmp_path: Path, text: str) -> None:
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        *((text, "is not a benchmark report") for text in ("", "[]", "{}", '{"schema": 1, "parts": [{}]}', "[1")),
+        ('{"schema": 2, "parts": []}', "is a report of schema 2, and this mlxkv reads 1"),
+    ],
+)
+def test_another_file_is_refused_in_a_sentence_and_stays(tmp_path: Path, text: str, why: str) -> None:
     path = tmp_path / "other.json"
     path.write_text(text)
-    with pytest.raises(ConfigError, match=r"other\.json"):
+    with pytest.raises(ConfigError, match=rf"other\.json {why}"):
         write_report(path, [part()])
     assert path.read_text() == text
 

@@ -20,8 +20,10 @@ from typing import Any
 from mlxkv.cli.versions import version
 from mlxkv.errors import ConfigError
 from mlxkv.stats import bytes_text
+from mlxkv.system.regular_file import read_json
 
 SCHEMA = 1
+_MAX_BYTES = 16 << 20  # of a report
 PACKAGES = ("mlxkv", "mlx", "mlx-lm")
 
 Value = float | int | str | None
@@ -174,12 +176,14 @@ def read_report(path: Path) -> list[Part]:
         ConfigError: it is no such file. OSError: it cannot be read.
     """
     try:
-        table = json.loads(path.read_text(encoding="utf-8"))
-        if table["schema"] != SCHEMA:
-            raise ConfigError(f"{path} is a report of schema {table['schema']}, and this mlxkv reads {SCHEMA}.")
-        return [Part.from_json(part) for part in table["parts"]]
+        table = read_json(path, _MAX_BYTES)
+        schema = table["schema"]
+        parts = [Part.from_json(part) for part in table["parts"]] if schema == SCHEMA else []
     except (ValueError, TypeError, KeyError, AttributeError):
         raise ConfigError(f"{path} is not a benchmark report; name another file.") from None
+    if schema != SCHEMA:
+        raise ConfigError(f"{path} is a report of schema {schema!r}, and this mlxkv reads {SCHEMA}; name another file.")
+    return parts
 
 
 def write_report(path: Path, parts: Sequence[Part]) -> None:
