@@ -157,23 +157,28 @@ def window_ratio(study: Study) -> tuple[float, float | None]:
 
 
 def far_ratios(study: Study) -> Iterator[tuple[str, tuple[float, float | None]]]:
-    """The next window of tokens after so many more evicted ones, against the same tokens near the beginning."""
+    """A window of tokens soon after the first eviction, as the ring scores them there, against the same tokens under
+    mlx-lm's cache, and under both after so many more evicted tokens that the model was never trained that far."""
     size, geometry = study.size, study.geometry
     turn = geometry.block * geometry.slots * geometry.undo
-    by, start = (int(FAR_FROM * (study.trained or 0)) // turn + 1) * turn, geometry.capacity + geometry.block
+    away, start = (int(FAR_FROM * (study.trained or 0)) // turn + 1) * turn, geometry.capacity + geometry.block
     rotation = next(leaf.rotation for leaf in leaves(study.ring()) if leaf.rotation is not None)
-    for name, make, chunk in ((RING, study.ring, MOST_ROWS), (ROTATING, study.rotating, 1)):
 
-        def far(make: Callable[[], Layers] = make, chunk: int = chunk) -> mx.array:
-            caches = make()
-            # mlx-lm's keeps its first tokens in sight of a call of several tokens only until it is full.
-            first = geometry.capacity - 1 if chunk == 1 else start
-            scores(study.model, caches, study.ids[:, : first + 1])
-            scores(study.model, caches, study.ids[:, first : start + 1], chunk)
+    def found(make: Callable[[], Layers], chunk: int, by: int) -> mx.array:
+        caches = make()
+        # mlx-lm's keeps its first tokens in sight of a call of several tokens only until it is full.
+        first = geometry.capacity - 1 if chunk == 1 else start
+        scores(study.model, caches, study.ids[:, : first + 1])
+        scores(study.model, caches, study.ids[:, first : start + 1], chunk)
+        if by:
             move_on(caches, by, rotation)
-            return scores(study.model, caches, study.ids[:, start : start + size.window + 1], chunk)
+        return scores(study.model, caches, study.ids[:, start : start + size.window + 1], chunk)
 
-        moved = study.once(f"{name}, {by} further on", far)
-        near = study.found[RING][:, start : start + size.window]
-        means = [mx.mean(x, axis=1).tolist() for x in (moved, near)]
-        yield f"{name}, {by:,} tokens further on, to {RING} here", ratio(*means)  # type: ignore[arg-type]
+    here = study.found[RING][:, start : start + size.window]
+    cases = ((RING, study.ring, MOST_ROWS, away), (ROTATING, study.rotating, 1, 0), (ROTATING, study.rotating, 1, away))
+    for name, make, chunk, by in cases:
+        what = f"{name}, {by} further on" if by else f"{name}, here"
+        theirs = study.once(what, partial(found, make, chunk, by))
+        means = [mx.mean(x, axis=1).tolist() for x in (theirs, here)]
+        place = f"{by:,} tokens further on" if by else "in the same place"
+        yield f"{name}, {place}, to {RING}", ratio(*means)  # type: ignore[arg-type]
