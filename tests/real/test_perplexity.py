@@ -56,5 +56,5 @@ def test_past_the_window_text_stays_as_likely_however_far(model: Any, ids: mx.ar
     found = [scores(model, caches, ids[:, SPLIT:]) for caches in (near, far)]
     full = scores(model, native(model), ids)[:, SPLIT:]
     here, there, all_tokens = (perplexity(x) for x in (*found, full))
-    assert here <= 1.5 * all_tokens
-    assert there == pytest.approx(here, rel=0.01)
+    assert here <= 2 * all_tokens  # 1.42 times; 3.6 times without sinks
+    assert there == pytest.approx(here, rel=0.01)  # 2.4 times if they stay
