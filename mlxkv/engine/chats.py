@@ -83,7 +83,9 @@ def show_chat(
     messages = chat.messages[:num_messages]
     left = len(chat.log) - chat.cache.offset if restored else 0
     left = left if left > 1 else 0  # a stopped reply's last token is in no cache
-    yield ev.ChatOpened(chat.session_id, chat.title, messages, *figures, prompt, chat.read_only or "", left)
+    yield ev.ChatOpened(
+        chat.session_id, chat.title, messages, *figures, prompt, chat.read_only or "", left, chat.cache.num_evicted
+    )
 
 
 def versions(context: EngineContext, first: int = 0) -> ev.Versions:

@@ -80,7 +80,8 @@ class ChatOpened:
     """This is the open chat now. `restored_tokens` were restored from disk in `restore_s`, not counting evicted ones.
 
     `prompt` is a message returned to the user for editing; `read_only` says who else has the chat open.
-    `left_tokens` of the chat were not restored: the next turn prefills them.
+    `left_tokens` of the chat were not restored: the next turn prefills them. `evicted_tokens` were evicted before, as
+    TurnStats counts them.
     """
 
     session_id: str | None
@@ -92,6 +93,7 @@ class ChatOpened:
     prompt: str = ""
     read_only: str = ""
     left_tokens: int = 0
+    evicted_tokens: int = 0
 
 
 @dataclass(frozen=True)

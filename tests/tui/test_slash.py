@@ -308,6 +308,13 @@ def test_eviction_is_reported_once_per_turn_that_evicts(state: ChatState) -> Non
         assert not told or told in said[0]
 
 
+def test_after_a_resume_a_turn_is_told_to_evict_only_its_own_tokens(state: ChatState) -> None:
+    state.apply(ChatOpened("c", "t", (Message("user", "x"), Message("assistant", "y", STATS)), evicted_tokens=96))
+    state.submit(cmd.Send("x", 0.0))
+    state.apply(TurnFinished("stop", "y", replace(STATS, evicted_tokens=144)))
+    assert [text for text in lines(state) if "evicted the oldest 48 tok, 144 in all" in text]
+
+
 def test_a_download_goes_on_beside_and_is_loaded_when_it_was_wanted(state: ChatState) -> None:
     state.submit(cmd.LoadModel("org/m"))
     state.apply(PullProgress("org/m", PullState.ASKING, then_load=True))

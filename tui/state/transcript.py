@@ -105,7 +105,7 @@ class TranscriptModel:
         self._notices = [*early, *notices]
         self._title_message = None
         self.title, self.reply, self.messages = title_line(event.title), None, list(event.messages)
-        self._kv_before = self._evicted_before = 0
+        self._kv_before, self._evicted_before = 0, event.evicted_tokens
         self._filled_before = next((m.stats.cache_tokens for m in reversed(event.messages) if m.stats), 0)
         self._change = TranscriptChange(cleared=True, keeps_position=keeps_position, settled=early)
         for number, message in enumerate(event.messages):
