@@ -335,7 +335,7 @@ class Conversation:
         restored = self._store.restore_kv(self.session_id, cache, self._runtime.identity, self.log)
         if restored.rng is not None:
             set_random_state(restored.rng)  # sampling continues as if the process had not ended
-        return replace(restored, evicted=cache.num_unattended(restored.tokens, restored.tokens))
+        return replace(restored, evicted=cache.num_unattended(restored.tokens - 1, restored.tokens))
 
     def restore_rows_for(self, cache: PromptCache, ids: Sequence[int]) -> Restored | None:
         """Restore rows of the prompt `ids` that the cache lacks: this session's, or those of another chat with the same

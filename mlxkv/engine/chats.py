@@ -79,7 +79,8 @@ def show_chat(
     chat = context.current_chat
     yield versions(context)
     restored = chat.restored if is_restored else None
-    figures = (restored.tokens - restored.evicted, restored.bytes, restored.seconds) if restored else (0, 0, 0.0)
+    bytes_now = chat.cache.live_nbytes  # as the footer counts, without the rows evicted last, which are read too
+    figures = (restored.tokens - restored.evicted, bytes_now, restored.seconds) if restored else (0, 0, 0.0)
     messages = chat.messages[:num_messages]
     left = len(chat.log) - chat.cache.offset if restored else 0
     left = left if left > 1 else 0  # a stopped reply's last token is in no cache

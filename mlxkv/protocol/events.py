@@ -79,6 +79,7 @@ class ModelReady:
 class ChatOpened:
     """This is the open chat now. `restored_tokens` were restored from disk in `restore_s`, not counting evicted ones.
 
+    `restored_bytes` they take in memory, as SessionStatus counts.
     `prompt` is a message returned to the user for editing; `read_only` says who else has the chat open.
     `left_tokens` of the chat were not restored: the next turn prefills them. `evicted_tokens` were evicted before, as
     TurnStats counts them.

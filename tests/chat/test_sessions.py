@@ -77,16 +77,19 @@ def test_a_wrapped_chat_resumes_bit_by_bit(args: dict[str, Any], tmp_path: Path)
 
 @pytest.mark.slow
 def test_what_had_rotated_out_is_not_said_to_be_resumed(model: Model) -> None:
-    chat = model.chat(cache=mlxkv.CacheConfig(window=128, block=16, sinks=4), autosave=True, **GREEDY)
-    say(chat, "a long one. " * 40)
-    kept, session = chat.cache.num_attended, chat.session_id
-    assert session
-    assert chat.cache.num_evicted
-    chat.close()
-    with model.resume(session) as again:
-        assert again.restored
-        assert again.restored.tokens - again.restored.evicted == kept
-        assert f"restored {kept} tok + {again.restored.evicted} evicted in" in print_mode._restored(again)
+    """Wherever in a block the chat ends: at its end, the next token would evict one more."""
+    for i in range(16):
+        chat = model.chat(cache=mlxkv.CacheConfig(window=128, block=16, sinks=4), autosave=True, temperature=0.0)
+        for _ in chat.send("a long one. " * 20 + "x" * i, max_tokens=1):
+            pass
+        kept, session = chat.cache.num_attended, chat.session_id
+        assert session
+        assert chat.cache.num_evicted
+        chat.close()
+        with model.resume(session) as again:
+            assert again.restored
+            assert again.restored.tokens - again.restored.evicted == kept
+            assert f"restored {kept} tok + {again.restored.evicted} evicted in" in print_mode._restored(again)
 
 
 def test_nothing_is_said_of_a_chat_of_which_nothing_came_back() -> None:
