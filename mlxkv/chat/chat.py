@@ -101,6 +101,11 @@ class Chat:
         return self._history.num_system_tokens
 
     @property
+    def has_own_system_prompt(self) -> bool:
+        """Whether the chat template begins with a system prompt of its own, in a chat without another one."""
+        return self._history.has_own_system_prompt
+
+    @property
     def thinking(self) -> bool | None:
         """Whether the model should reason, from the next turn on; None leaves it to the model."""
         return self._thinking

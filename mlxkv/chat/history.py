@@ -282,6 +282,11 @@ class History:
             self._num_system = self.prompts.num_system_tokens(self.prefix.system)
         return self._num_system
 
+    @property
+    def has_own_system_prompt(self) -> bool:
+        """Whether the template begins with text of its own: more than marks, such as the BOS token."""
+        return not self.prefix.system and self.prompts.has_text(self.conversation.log[: self.num_system_tokens])
+
     # -- going back --------------------------------------------------------------------------------------------------
 
     def snapshot(self, returned: str = "") -> HistorySnapshot:

@@ -312,6 +312,11 @@ class PromptFormat:
         alone = self._control.encode(without)
         return len(alone) if alone == a[: len(alone)] and len(alone) <= common else common
 
+    def has_text(self, ids: Sequence[int]) -> bool:
+        """Whether these ids are more than marks, such as the BOS token, and blanks."""
+        marks = set(self.tokenizer.get_added_vocab().values())
+        return bool(decode(self.tokenizer, [i for i in ids if i not in marks]).strip())
+
     def _continued(self, messages: Sequence[Message], before: PromptState) -> PromptState:
         text = "".join(m["content"] + ("\n\n" if m["role"] == "system" else "") for m in messages)
         if not before.ids:

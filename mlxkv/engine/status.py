@@ -84,25 +84,31 @@ def cache_view(cache: PromptCache) -> CacheView | None:
 
 
 def context_usage(context: EngineContext) -> ContextUsage:
-    """Tokens of each message and how many are attended. The sinks, which hold the system prompt, are pinned."""
+    """Tokens of each message and how many are attended. The sinks, which hold the system prompt, are pinned.
+
+    The token sampled last does not count: it is fed with the next prompt.
+    """
     chat = context.current_chat
     geometry = chat.cache.plan.geometry
     pinned = geometry.sinks if geometry else 0
-    offset = min(len(chat.log), chat.cache.offset)  # the last sampled token is not in the cache yet
+    offset = min(len(chat.log), chat.cache.offset)
+    size = offset if offset + 1 == len(chat.log) else len(chat.log)
     first_kept = geometry.first_kept(offset, 0) if geometry and geometry.flushes(offset) else 0
     turns, places = chat.turns, spans(chat.turns)
     removed, again = _removed(context, turns, places)
 
     def part(role: str, text: str, start: int, end: int) -> ContextPart:
+        end = max(start, min(end, size))
         lost = max(0, min(end, first_kept) - max(start, pinned))
-        return ContextPart(role, text[:_HEAD], end - start, max(0, end - start - lost))
+        waiting = max(0, end - max(start, offset))
+        return ContextPart(role, text[:_HEAD], end - start, max(0, end - start - lost - waiting), waiting)
 
     parts: list[ContextPart] = []
-    if chat.system and turns:
+    if turns and (chat.system or chat.has_own_system_prompt):
         end = places[0][1]
         start = min(chat.num_system_tokens, end)
         places[0] = (start, end)
-        parts.append(part("system", chat.system, 0, start))
+        parts.append(part("system", chat.system or "", 0, start))
     parts += [part(turn.role, turn.text, *place) for turn, place in zip(turns, places, strict=True)]
     return ContextUsage(tuple(parts), chat.cache.capacity, pinned, removed, again, _state_usage(context))
 

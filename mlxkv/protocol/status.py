@@ -56,12 +56,14 @@ class SessionStatus:
 
 @dataclass(frozen=True)
 class ContextPart:
-    """A message's share of the window: `live` of its `tokens` are attended, the others evicted."""
+    """A message's share of the window: `live` of its `tokens` are attended, `waiting` are yet to be prefilled, and the
+    others are evicted. A system prompt without a text is the chat template's own."""
 
     role: str  # "system" | "user" | "assistant"
     text: str
     tokens: int
     live: int
+    waiting: int = 0
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ class StateUsage:
 
 @dataclass(frozen=True)
 class ContextUsage:
-    """How the window is used, in tokens.
+    """How the window is used, in tokens: the `live` ones of the parts are SessionStatus.cache_tokens together.
 
     `removed`: what the chat template left out of the reply before the last question, such as its reasoning; `again`:
     tokens prefilled a second time for that. `recurrent` is None if the model has no recurrent layers.

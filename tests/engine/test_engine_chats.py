@@ -23,8 +23,8 @@ from mlxkv.stats import bytes_text
 from mlxkv.store.kv.chunk_files import ChunkFiles
 from mlxkv.store.kv.chunk_format import EncodedChunk
 from mlxkv.tui.state.choice_lists import chat_row
-from mlxkv.tui.state.reports import stats_lines
-from tests.tokenizers import tiny_folder
+from mlxkv.tui.state.reports import context_rows, stats_lines
+from tests.tokenizers import CHATML, tiny_folder
 
 SETTINGS = Settings(temperature=0.0, max_tokens=12, window=256)
 DEVICE = Device("test", False, 10**10, 10**10, False)
@@ -165,14 +165,14 @@ def test_what_fills_the_window_adds_up(said: Said) -> None:
     use = said.one(cmd.ShowContext(), ev.ContextUsage)
     chat = said.context.current_chat
     assert [p.role for p in use.parts] == ["user", "assistant", "user", "assistant"]
-    assert sum(p.tokens for p in use.parts) == len(chat.log)
-    assert sum(p.live for p in use.parts) == chat.cache.num_attended + 1  # the last token sampled is not fed yet
+    assert sum(p.tokens for p in use.parts) == len(chat.log) - 1  # the last token sampled is not fed yet
+    assert sum(p.live for p in use.parts) == chat.cache.num_attended
     for i in range(12):
         said.one(cmd.Send(f"more and more, {i} times more than before", 0.0), ev.TurnFinished)
     use = said.one(cmd.ShowContext(), ev.ContextUsage)
     gone = sum(p.tokens - p.live for p in use.parts)
     assert gone == chat.cache.num_evicted > 0
-    assert sum(p.tokens for p in use.parts) == len(chat.log)
+    assert sum(p.tokens for p in use.parts) == len(chat.log) - 1
 
 
 @pytest.mark.slow
@@ -186,6 +186,55 @@ def test_the_system_prompt_has_its_tokens_also_after_a_resume(said: Said) -> Non
     said.ask(cmd.NewChat())
     said.one(cmd.OpenChat(session), ev.ChatOpened)
     assert said.one(cmd.ShowContext(), ev.ContextUsage).parts[0] == before.parts[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_lost", [False, True])
+def test_footer_context_and_resume_tell_the_same_figures(
+    said: Said, is_lost: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In every chat opened again, at each place within a block; with a part of the rows left to prefill too."""
+    geometry = said.context.current_chat.cache.plan.geometry
+    assert geometry
+    places, evicted = set[int](), 0
+    for i in range(8):
+        said.one(cmd.Send("x" * (60 + i % 3), 0.0), ev.TurnFinished)
+        chat = said.context.current_chat
+        places.add((chat.cache.offset - geometry.sinks) % geometry.block)
+        evicted, session = chat.cache.num_evicted, str(chat.session_id)
+        said.ask(cmd.NewChat())
+        if is_lost:
+            monkeypatch.setattr(type(chat.cache), "can_save", False)
+        said.ask(cmd.OpenChat(session))
+        monkeypatch.undo()
+        (opened,) = [e for e in said.events if isinstance(e, ev.ChatOpened)]
+        status = [e for e in said.events if isinstance(e, ev.SessionStatus)][-1]
+        use = said.one(cmd.ShowContext(), ev.ContextUsage)
+        live, waiting = sum(p.live for p in use.parts), sum(p.waiting for p in use.parts)
+        assert live == status.cache_tokens == opened.restored_tokens
+        assert status.kv_bytes == opened.restored_bytes
+        assert (opened.evicted_tokens, waiting) == ((0, len(chat.log)) if is_lost else (evicted, 0))
+    assert len(places) > 1
+    assert is_lost or evicted > 0
+
+
+@pytest.mark.slow
+def test_the_templates_own_system_prompt_is_no_part_of_the_first_message(home: Path, tmp_path: Path) -> None:
+    """As SmolLM2's and Qwen2.5's; a template that begins with marks alone has none. A letter or mark is a token."""
+    own = "{% if messages[0].role != 'system' %}<|im_start|>system\nBe good.<|im_end|>\n{% endif %}" + CHATML
+    for name, template, system, parts in (
+        ("own", own, None, [("system", "", 19), ("user", "hello", 23)]),  # to the mark at which a reply would differ
+        ("own", own, "Be bad!", [("system", "Be bad!", 17), ("user", "hello", 24)]),
+        ("none", CHATML, None, [("user", "hello", 24)]),
+    ):
+        said = Said()
+        said.one(cmd.LoadModel(str(tiny_folder(tmp_path / name, template=template))), ev.ModelReady)
+        said.ask(cmd.NewChat(system))
+        said.one(cmd.Send("hello", 0.0), ev.TurnFinished)
+        use = said.one(cmd.ShowContext(), ev.ContextUsage)
+        assert [(p.role, p.text, p.tokens) for p in use.parts[:-1]] == parts
+        assert context_rows(use)[0].text == (parts[0][1] or "the chat template's own")
+        said.context.close()
 
 
 def test_tokens_are_counted_by_the_models_own_tokenizer(said: Said, home: Path) -> None:

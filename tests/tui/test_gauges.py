@@ -115,6 +115,14 @@ def test_context_says_what_is_evicted() -> None:
     assert context_line(context_rows(gone)[0], 60).endswith("…  12,345 tok  · evicted")
 
 
+def test_context_says_what_is_left_to_prefill() -> None:
+    use = ContextUsage((ContextPart("system", "", 9, 9), ContextPart("user", "hi", 40, 10, 30)), 64, 9)
+    assert context_text(use) == "Context: 19 tok of 64 (29%) · 9 pinned · 0 evicted · 30 to prefill"
+    rows = [context_line(line, 80) for line in context_rows(use)]
+    assert "the chat template's own" in rows[0]
+    assert rows[1].endswith("· 30 to prefill")
+
+
 @pytest.mark.parametrize("width", [20, 28, 31, 40, 45, 56, 60, 80, 120])
 def test_context_takes_one_line_per_message_at_any_width(width: int) -> None:
     """Below 60 columns each message took two or three lines, its figures torn from its text."""

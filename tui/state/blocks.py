@@ -28,7 +28,8 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True)
 class ContextRow:
-    """A line of /context. `number` is that of its question (0: none), `most` the tokens of the longest message."""
+    """A line of /context. `number` is that of its question (0: none), `most` the tokens of the longest message,
+    `waiting` those yet to be prefilled."""
 
     number: int
     name: str
@@ -36,6 +37,7 @@ class ContextRow:
     tokens: int
     live: int
     most: int
+    waiting: int = 0
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from mlxkv.tui.state.choices import cut
 
 _BAR = 20  # cells at most
 _POSITIONS = 6  # of checkpoints, at most
+_OWN = "the chat template's own"
 _NAMES = {"system": "system", "user": "you", "assistant": "reply"}
 
 
@@ -20,9 +21,11 @@ def context_text(usage: ContextUsage) -> str:
     """Totals of the window, above the rows of `context_rows`."""
     if not usage.parts:
         return "The window is empty: this chat has no messages yet."
-    live, tokens = sum(p.live for p in usage.parts), sum(p.tokens for p in usage.parts)
+    live, waiting = sum(p.live for p in usage.parts), sum(p.waiting for p in usage.parts)
+    evicted = sum(p.tokens for p in usage.parts) - live - waiting
+    left = f" · {waiting:,} to prefill" if waiting else ""
     share = f" of {usage.window:,} ({100 * live // usage.window}%)" if usage.window else ""
-    return f"Context: {live:,} tok{share} · {usage.pinned:,} pinned · {tokens - live:,} evicted"
+    return f"Context: {live:,} tok{share} · {usage.pinned:,} pinned · {evicted:,} evicted{left}"
 
 
 def context_note(usage: ContextUsage) -> list[str]:
@@ -57,8 +60,9 @@ def context_rows(usage: ContextUsage) -> list[ContextRow]:
     rows: list[ContextRow] = []
     for part in usage.parts:
         number = (rows[-1].number if rows else 0) + (part.role == "user")
-        text = " ".join(clean(part.text).split())
-        rows.append(ContextRow(number, _NAMES.get(part.role, part.role), text, part.tokens, part.live, most))
+        text = " ".join(clean(part.text).split()) or (_OWN if part.role == "system" else "")
+        name = _NAMES.get(part.role, part.role)
+        rows.append(ContextRow(number, name, text, part.tokens, part.live, most, part.waiting))
     return rows
 
 
@@ -68,6 +72,8 @@ def context_line(row: ContextRow, width: int) -> str:
     The bar is dropped first, then the role; the text gets the remaining cells.
     """
     gone = "" if row.live == row.tokens else f" · {row.live:,} left" if row.live else " · evicted"
+    if row.waiting:
+        gone = f" · {row.waiting:,} to prefill"
     cells = min(_BAR, max(0, (width - 40) // 2))
     full = round(cells * row.live / row.most)
     bar = "█" * max(full, 1 if row.live and cells else 0)
