@@ -32,7 +32,7 @@ from mlxkv.models.end_tokens import EndToken
 from mlxkv.models.hub import Hub, check_hub_settings
 from mlxkv.models.resolve import resolve
 from mlxkv.models.rope import normalize_ropes
-from mlxkv.models.text_part import classes, forget_names
+from mlxkv.models.text_part import classes, forget_names, kv_b_rank
 from mlxkv.models.tokenizer import load_tokenizer
 from mlxkv.models.weight_memory import check_fits, predict_weights
 from mlxkv.safetensors.header import Header, check_weights
@@ -111,12 +111,12 @@ def load_model(
     config = runnable(given)
     generation = read_generation_config(folder)
     check_files(folder)
-    model_classes(config, name)  # refused before a gigabyte is read
+    _, args_class = model_classes(config, name)  # refused before a gigabyte is read
     normalized = normalize_ropes(config, name)
     check_complete(folder, name)
     changed = {key: value for key, value in normalized.items() if key not in given or value is not given[key]}
     stamps = file_stamps(folder)
-    need, slow = predict_weights(_check_weight_files(folder), device)
+    need, slow = predict_weights(_check_weight_files(folder), device, kv_b_rank(args_class, config))
     check_fits(name, need, device)
     model, config = _read_weights(folder, name, config, changed, slow)
     weight_bytes = _evaluate(model, name, config, progress, cancel)

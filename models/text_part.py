@@ -91,8 +91,8 @@ def _text_weights(
     text = {name: array for name, array in weights.items() if not tensor_kind(name)}
     if any(name.endswith(".weight_scale_inv") for name in text) and not _decodes_fp8(model):
         text = _with_plain_fp8(text)
-    if type(model).__module__.endswith(".bailing_moe_v3"):
-        text = _with_plain_kv_b(text, model.args.kv_lora_rank)
+    if rank := kv_b_rank(type(model.args), vars(model.args)):
+        text = _with_plain_kv_b(text, rank)
     is_nested = any(name.startswith("model.language_model.") for name in wanted)  # gemma3n's
     prefix = "language_model." if any(name.startswith("language_model.") for name in wanted) else ""
     names = map(text_name, text)
@@ -108,6 +108,12 @@ def _text_weights(
         return own(renamed)
     other = own(renamed)
     return other if len(wanted - other.keys()) < len(wanted - found.keys()) else found
+
+
+def kv_b_rank(args_class: type, config: Mapping[str, Any]) -> int:
+    """The columns of `kv_b_proj` in a model whose module refuses a quantized one, which is then unpacked; else 0."""
+    rank = config.get("kv_lora_rank", getattr(args_class, "kv_lora_rank", 0))
+    return rank if args_class.__module__.endswith(".bailing_moe_v3") and isinstance(rank, int) else 0
 
 
 def _with_plain_kv_b(weights: dict[str, Any], rank: int) -> dict[str, Any]:

@@ -288,11 +288,6 @@ def publish(folder: Path, form: Form, seed: int = 0) -> nn.Module:
     return network
 
 
-def other_bytes(form: Form) -> int:
-    """The bytes of the tensors that are not loaded."""
-    return len(form.others) * 32 * 32 * 2
-
-
 def write_json(path: Path, value: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(value))
