@@ -83,8 +83,8 @@ def ratios(study: Study) -> Part:
     notes = ["± is the standard error over the stretches, or over the positions of a pure window."]
     if ROTATING_CALLS in study.found:
         notes.append(
-            "mlx-lm's rotating cache hides its first tokens from a call of several tokens, as prompts are prefilled; a call "
-            "of 1 token, as replies are decoded, sees them."
+            "mlx-lm's rotating cache hides its first tokens from a call of several tokens, as prompts are prefilled; a "
+            "call of 1 token, as replies are decoded, sees them."
         )
     return make_part(f"perplexity-ratios-{study.name}", title, study.title, study.settings, columns, rows, *notes)
 
