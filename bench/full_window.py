@@ -186,4 +186,4 @@ def _grow(side: Any, message: int, reply: int, every: int, until: int) -> list[d
 def parts(full: bool) -> Iterator[Part]:
     yield updates()
     yield turns(few_layers())
-    yield long_chat(SMOLLM2, 4096, 224, 32, 1024, 32_768 if full else 16_384)
+    yield long_chat(SMOLLM2, 4096, 224, 32, 1024, 32_768 if full else 8192)

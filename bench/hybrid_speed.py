@@ -88,4 +88,4 @@ def speed_part(family: Family, layers: int, tokens: int, decoded: int = 64) -> P
 
 def parts(full: bool) -> Iterator[Part]:
     for family in FAMILIES.values() if full else [FAMILIES["qwen3_5"]]:
-        yield speed_part(family, family.few, 2048 if full else 256)
+        yield speed_part(family, family.few, 2048 if full else 128)

@@ -28,7 +28,7 @@ FULL_SIZES = {
     "smollm2": Size(window=256, segment=256, tokens=2048, stretches=8, positions=128, is_far=True),
     "gemma3": Size(window=512, segment=512, tokens=2048, stretches=4, positions=32, prefix=(2,)),
 }
-SHORT_SIZES = {"smollm2": Size(window=128, segment=128, tokens=512, stretches=1, positions=0)}  # four minutes
+SHORT_SIZES = {"smollm2": Size(window=64, segment=64, tokens=256, stretches=1, positions=0)}  # two minutes
 # The first measurements, of one stretch; those of SmolLM2 in the third and fourth window of tokens.
 WINDOW_GOALS = {("smollm2", 256, 768): 1.04, ("smollm2", 256, 1024): 1.19}
 GOALS: dict[str, float | None] = {

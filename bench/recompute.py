@@ -72,5 +72,5 @@ def parts(full: bool) -> Iterator[Part]:
         return
     model, config = load_model(path)
     lengths = (*LENGTHS, 2048) if full else LENGTHS
-    rounds = [5] * len(lengths) if full else [3, 1, 1]
+    rounds = [5] * len(lengths) if full else [1, 1, 1]
     yield by_length(model, "SmolLM2-135M-Instruct, bfloat16", config["vocab_size"], rounds, lengths)

@@ -63,13 +63,13 @@ def by_context(
 
 
 def parts(full: bool) -> Iterator[Part]:
-    prefills = (512, 2048, 4096, 8192, 16_384) if full else (512, 1024)
+    prefills = (512, 2048, 4096, 8192, 16_384) if full else (512,)
     yield by_context(few_layers(), prefills, prefills if full else (512, 4096, 16_384))
     if (path := real_model("smollm2")) is not None:
         model, config = load_model(path)
         weights = sum(array.nbytes for array in _arrays(model))
         subject = Subject("SmolLM2-135M-Instruct, bfloat16", model, weights, config["vocab_size"])
-        options = Options((512, 2048) if full else (128,), 32 if full else 16)
+        options = Options((512, 2048), 32) if full else Options((64,), 8)
         for part in measure(subject, options):
             yield replace(part, name=f"smollm2-{part.name}", title=f"SmolLM2: {part.title.lower()}")
 
