@@ -39,7 +39,8 @@ class Verdict(StrEnum):
 class Checked:
     """What the hub says of an entry. `details`: what differs, or why that is unknown; () if all is as in the catalogue.
 
-    The other fields are the hub's; None where it was not asked or does not say.
+    `asked`: False if asking about earlier ones had shown that the hub is not reachable. The other fields are the hub's;
+    None where it was not asked or does not say.
     """
 
     id: str
@@ -50,6 +51,7 @@ class Checked:
     licence: str | None = None
     context: int | None = None
     model_type: str | None = None
+    asked: bool = True
 
 
 def check_entries(entries: Sequence[CatalogueEntry], hub: Hub | None = None) -> Iterator[Checked]:
@@ -61,12 +63,14 @@ def check_entries(entries: Sequence[CatalogueEntry], hub: Hub | None = None) -> 
     hub, failures, why = hub or Hub(), 0, ""
     for entry in entries:
         if why:
-            yield Checked(entry.id, Verdict.NOT_REACHABLE, (f"not asked: {why}",))
+            yield Checked(entry.id, Verdict.NOT_REACHABLE, (f"not asked: {why}",), asked=False)
             continue
         checked, is_final = _check(entry, hub)
         failures = failures + 1 if checked.verdict is Verdict.NOT_REACHABLE else 0
-        if is_final or failures == MOST_FAILURES:
+        if is_final:
             why = checked.details[0]
+        elif failures == MOST_FAILURES:
+            why = f"{checked.details[0]}; check the network and HF_ENDPOINT, or try later"
         yield checked
 
 

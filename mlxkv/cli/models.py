@@ -172,17 +172,22 @@ def models_check(
     Exit code 1: one has changed or is missing; 3: the hub could not be asked about all of them.
     """
     from mlxkv.models.check import Verdict, check_entries
+    from mlxkv.stats import plural
+    from mlxkv.text.clean import clean
 
     results: list[Checked] = []
     prints_json = is_json(as_json, output)
     for checked in check_entries(_suggested(names or [])):
         results.append(checked)
-        if not prints_json:
+        if checked.asked and not prints_json:
             print(_line(checked), flush=True)
     found = Counter(checked.verdict for checked in results)
     if prints_json:
         print(json.dumps([asdict(checked) for checked in results], indent=1))
     else:
+        if skipped := [checked for checked in results if not checked.asked]:
+            were = "was" if len(skipped) == 1 else "were"
+            print(f"{plural(len(skipped), 'model')} {were} {clean(skipped[0].details[0])}.")
         print(", ".join(f"{found[verdict]} {verdict}" for verdict in Verdict))
     if found[Verdict.CHANGED] or found[Verdict.MISSING]:
         raise typer.Exit(1)

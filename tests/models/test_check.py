@@ -16,6 +16,7 @@ from mlxkv.models import CatalogueEntry, Hub, catalogue
 from mlxkv.models.check import Checked, Verdict, check_entries, same_licence
 from tests.fakes_hub import FakeHub, Handler
 
+AWAY = "no usable answer (ConnectError); check the network and HF_ENDPOINT, or try later"
 CONFIG = {"model_type": "llama", "max_position_embeddings": 4096}
 NOT_DOWNLOADED = ("README.md", "modeling_evil.py", "tokenizer_evil.py", "pytorch_model.bin", "model.gguf")
 
@@ -144,9 +145,9 @@ def test_a_limit_or_a_wrong_token_ends_the_asking(
 def test_a_hub_that_does_not_answer_is_asked_twice(fake: FakeHub, hub: Hub, entry: CatalogueEntry) -> None:
     away = replace(hub, endpoint="http://127.0.0.1:9")
     found = check(away, entry, entry, entry)
-    assert [checked.details[0].partition(":")[0] for checked in found] == ["no usable answer (ConnectError)"] * 2 + [
-        "not asked"
-    ]
+    no_answer = "no usable answer (ConnectError)"
+    assert [checked.details[0] for checked in found] == [no_answer, no_answer, "not asked: " + AWAY]
+    assert [checked.asked for checked in found] == [True, True, False]
 
 
 def test_one_answer_between_failures_goes_on(fake: FakeHub, hub: Hub, entry: CatalogueEntry) -> None:
@@ -232,6 +233,22 @@ class TestCommand:
         fake.status = 429
         code, out = run()
         assert (code, out.splitlines()[-1]) == (3, "0 ok, 0 changed, 0 missing, 2 not reachable")
+
+    def test_one_sentence_stands_for_all_that_were_not_asked(
+        self, run: Callable[..., tuple[Any, str]], entry: CatalogueEntry, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+        monkeypatch.setattr(mlxkv.models, "catalogue", lambda: [replace(entry, id=f"org/{i}") for i in range(30)])
+        code, out = run()
+        assert code == 3
+        assert out.splitlines() == [
+            "not reachable  org/0  no usable answer (ConnectError)",
+            "not reachable  org/1  no usable answer (ConnectError)",
+            f"28 models were not asked: {AWAY}.",
+            "0 ok, 0 changed, 0 missing, 30 not reachable",
+        ]
+        code, out = run("--json")
+        assert (code, len(json.loads(out))) == (3, 30)
 
     @pytest.mark.parametrize("option", [["--json"], ["--output-format", "json"]])
     def test_json(self, run: Callable[..., tuple[Any, str]], option: list[str]) -> None:
