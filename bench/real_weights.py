@@ -180,6 +180,9 @@ def main() -> int:
         except MakeError as e:
             _say(str(e))
             return 1
+        except KeyboardInterrupt:
+            _say("stopped; run it again to continue")
+            return 130
     return 0
 
 

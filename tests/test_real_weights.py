@@ -53,6 +53,15 @@ def test_a_conversion_that_breaks_leaves_no_folder(models: Path, monkeypatch: py
     assert list(models.iterdir()) == []
 
 
+def test_ctrl_c_ends_in_a_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(command: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(real_weights, "_run", interrupted)
+    assert run(monkeypatch, "smollm2") == 130
+    assert capsys.readouterr().err.splitlines()[1:] == ["real-models: stopped; run it again to continue"]
+
+
 def test_what_is_there_is_not_made_again(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("smollm2", "smollm2-4bit"):
         (models / name).mkdir(parents=True)
