@@ -1,7 +1,7 @@
 """Draw the figures of the documentation from benchmark reports: `python -m bench.figures [FILE ...]`, or make figures.
 
 Each figure is an SVG for light and one for dark pages, below docs/images/figures. Text stays text; the same reports
-give the same bytes. Without a file: bench/results/full.json and quality.json.
+give the same bytes. Without a file: those of bench/results, a later one in place of an earlier.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from bench.cache_study import FULL, RING, ROTATING_CALLS
 from bench.measure import ROOT
 from mlxkv.cli.bench.report import Part, read_report
 
-RESULTS = ROOT / "bench" / "results"
+RESULTS = [ROOT / "bench" / "results" / f"{name}.json" for name in ("short", "full", "quality")]
 FOLDER = ROOT / "docs" / "images" / "figures"
 _FONT = (
     "DejaVu Sans"  # comes with matplotlib, so that positions are the same everywhere; the SVG names sans-serif alone
@@ -110,6 +110,11 @@ def tokens_axis(ax: Any, ticks: Sequence[float], label: str) -> None:
 # -- the figures -------------------------------------------------------------------------------------------------------
 
 
+def duration(seconds: float) -> str:
+    """Seconds with two digits, or all of them from 100 on."""
+    return f"{seconds:.0f} s" if seconds >= 100 else f"{seconds:.2g} s"
+
+
 def recompute(parts: Parts, look: Look) -> bytes:
     """Seconds per token with and without a cache."""
     part = parts["recompute"]
@@ -121,8 +126,8 @@ def recompute(parts: Parts, look: Look) -> bytes:
             values = column(part, side)
             ax.plot(lengths, values, marker="o", color=colour)
             for x, y in zip(lengths[:-1], values[:-1], strict=True):
-                ax.annotate(f"{y:.2g} s", (x, y), xytext=(0, 7), textcoords="offset points", ha="center", color=colour)
-            ends.append((values[-1], f"{values[-1]:.2g} s {name}", colour))
+                ax.annotate(duration(y), (x, y), xytext=(0, 7), textcoords="offset points", ha="center", color=colour)
+            ends.append((values[-1], f"{duration(values[-1])} {name}", colour))
         tokens_axis(ax, lengths, "tokens before it")
         ax.set_ylim(min(column(part, "with")) / 2, max(column(part, "without")) * 2.5)
         ax.yaxis.set_major_formatter(lambda y, _: f"{y:g}")
@@ -163,7 +168,7 @@ def first_token(parts: Parts, look: Look) -> bytes:
         ax.grid(False)
         ax.barh(names, values, height=0.62, color=[look.theirs, *[look.ours] * (len(values) - 1)])
         for i, value in enumerate(values):
-            ax.annotate(f"{value:.2g} s", (value, i), xytext=(5, 0), textcoords="offset points",
+            ax.annotate(duration(value), (value, i), xytext=(5, 0), textcoords="offset points",
                         va="center")  # fmt: skip
         ax.invert_yaxis()
         ax.set_xlim(0, max(values) * 1.15)
@@ -177,7 +182,7 @@ def perplexity(parts: Parts, look: Look) -> bytes:
     part = parts["perplexity-smollm2"]
     tokens, whole = column(part, "tokens"), column(part, FULL)
     sides = (
-        (ROTATING_CALLS, "mlx-lm, bounded", look.third, "--"),
+        (ROTATING_CALLS, "mlx-lm, 64 a call", look.third, "--"),
         (RING, "mlxkv", look.ours, "-"),
     )
     with axes(look, "Perplexity over that of a full cache") as (figure, ax):
@@ -233,7 +238,7 @@ def main() -> None:
     parser.add_argument("files", nargs="*", type=Path, metavar="FILE")
     parser.add_argument("--folder", type=Path, default=FOLDER)
     args = parser.parse_args()
-    parts = read_parts(args.files or sorted(RESULTS.glob("*.json")))
+    parts = read_parts(args.files or RESULTS)
     args.folder.mkdir(parents=True, exist_ok=True)
     for name, content in figures(parts):
         (args.folder / name).write_bytes(content)
