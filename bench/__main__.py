@@ -16,8 +16,8 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from bench.measure import header, show
-from mlxkv.cli.bench.report import read_report, write_report
+from bench.measure import header, show, writable_report
+from mlxkv.cli.bench.report_file import read_report, write_report
 
 PARTS = (
     "speed",
@@ -58,8 +58,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--set", choices=("short", "full"), default="short", dest="size")
     parser.add_argument("--only", choices=PARTS, metavar="PART", help=f"one of {', '.join(PARTS)}")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="add the tables to this file")
+    parser.add_argument("--json", type=writable_report, metavar="FILE", help="add the tables to this file")
     args = parser.parse_args()
+    try:
+        measure(args)
+    except KeyboardInterrupt:
+        kept = f"; the tables that are finished are in {args.json}" if args.json and args.json.exists() else ""
+        print(f"bench: stopped{kept}", file=sys.stderr)
+        sys.exit(130)
+
+
+def measure(args: argparse.Namespace) -> None:
+    """Measure one part, or all and end the process: 1 if a part failed."""
     if args.only:
         run_part(args.only, args.size == "full", args.json)
         return

@@ -16,7 +16,8 @@ from typing import Any
 
 from bench.cache_study import FULL, RING, ROTATING_CALLS
 from bench.measure import ROOT
-from mlxkv.cli.bench.report import Part, read_report
+from mlxkv.cli.bench.report import Part
+from mlxkv.cli.bench.report_file import read_report
 
 RESULTS = [ROOT / "bench" / "results" / f"{name}.json" for name in ("short", "full", "quality")]
 FOLDER = ROOT / "docs" / "images" / "figures"

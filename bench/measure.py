@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import statistics
 import sys
@@ -16,7 +17,9 @@ from pathlib import Path
 
 from bench.real_weights import folder
 from mlxkv.cli.bench.report import Environment, Part, Row, Unit, command_line
+from mlxkv.cli.bench.report_file import check_report_file
 from mlxkv.config import Folders
+from mlxkv.errors import MlxkvError
 
 ROOT = Path(__file__).resolve().parents[1]
 STORIES = ROOT.parent / "shared" / "testdata" / "stories260K"
@@ -25,6 +28,15 @@ STORIES = ROOT.parent / "shared" / "testdata" / "stories260K"
 def header(title: str) -> None:
     """Machine, versions and command."""
     print(f"# {title}", *Environment.here(command_line()).lines(), sep="\n", end="\n\n")
+
+
+def writable_report(name: str) -> Path:
+    """The `type` of argparse for a report to add to: refused before hours of measuring if it cannot be written."""
+    try:
+        check_report_file(path := Path(name))
+    except MlxkvError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return path
 
 
 def make_part(

@@ -20,8 +20,9 @@ from pathlib import Path
 import mlx.core as mx
 
 from bench.cache_study import FULL, RING, ROTATING, ROTATING_CALLS, Size, Study, far_ratios, window_ratio
-from bench.measure import header, make_part, real_model, show
-from mlxkv.cli.bench.report import Goal, Part, Row, Unit, write_report
+from bench.measure import header, make_part, real_model, show, writable_report
+from mlxkv.cli.bench.report import Goal, Part, Row, Unit
+from mlxkv.cli.bench.report_file import write_report
 from mlxkv.models.load import load_model
 
 FULL_SIZES = {
@@ -116,7 +117,7 @@ def main() -> None:
         parser.add_argument(option, type=int, metavar="N", help="instead of the set's")
     parser.add_argument("--caches", nargs="*", default=(), metavar="NAME", help="only these, by their columns")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="to continue a run that was stopped")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="add the tables to this file")
+    parser.add_argument("--json", type=writable_report, metavar="FILE", help="add the tables to this file")
     args = parser.parse_args()
     if args.keep is not None:
         args.keep.mkdir(parents=True, exist_ok=True)

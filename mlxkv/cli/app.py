@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from mlxkv.cli.bench.command import bench
 from mlxkv.cli.cache import cache
 from mlxkv.cli.chats import chats, ids_for_completion
 from mlxkv.cli.completion import insert_chat_command, prompt_caches
@@ -209,66 +210,7 @@ def doctor() -> None:
     raise typer.Exit(1 if wrong else 0)
 
 
-@app.command()
-def bench(
-    model: Annotated[
-        str | None, typer.Option("-m", "--model", help=help_of("model"), autocompletion=model_names)
-    ] = None,
-    prompt: Annotated[
-        int | None, typer.Option("--prompt", min=2, help="Tokens to prefill: one context.", show_default=False)
-    ] = None,
-    context: Annotated[
-        str | None, typer.Option("--context", help="Several, e.g. 512,4096.", show_default=False)
-    ] = None,
-    tokens: Annotated[int, typer.Option("--tokens", min=1, help="Tokens to generate after them.")] = 64,
-    window: Annotated[
-        int | None, typer.Option("--window", min=1, help="Bound the caches of both sides.", show_default=False)
-    ] = None,
-    json: Annotated[
-        Path | None, typer.Option("--json", help="Write the figures to this file too.", show_default=False)
-    ] = None,
-) -> None:
-    """Measure speed and memory against mlx-lm's own caches, and the use of the memory's bandwidth."""
-    from mlxkv.cli.bench.parts import Options, Subject, measure
-    from mlxkv.cli.bench.report import Environment, command_line, read_report, write_report
-    from mlxkv.device import check_platform
-    from mlxkv.models import BUILT_IN, load_model
-
-    check_platform()
-    options = Options(_contexts(prompt, context), tokens, window)
-    if json is not None and json.exists():
-        read_report(json)  # another file is refused before anything is measured
-    folders = Folders.from_env()
-    loaded = load_model(model or model_name(folders, load_settings(folders), None) or BUILT_IN[0])
-    print(*Environment.here(command_line()).lines(), "", sep="\n", flush=True)
-    subject = Subject(loaded.name, loaded.model, loaded.weight_bytes, loaded.tokenizer.vocab_size)
-    parts = measure(subject, options, _show_progress)
-    _show_progress("")
-    print("\n".join(part.markdown() for part in parts), end="", flush=True)
-    if json is not None:
-        write_report(json, parts)
-
-
-def _contexts(prompt: int | None, context: str | None) -> tuple[int, ...]:
-    """Tokens of `--prompt N` or `--context N,N`; none without them.
-
-    Raises:
-        ConfigError: both are given, or a number is none.
-    """
-    if prompt is not None and context is not None:
-        raise ConfigError("--prompt names one context and --context several; leave out one of them.")
-    if context is None:
-        return () if prompt is None else (prompt,)
-    numbers = [part.strip() for part in context.split(",")]
-    if not all(number.isascii() and number.isdigit() and 2 <= int(number) <= 1 << 24 for number in numbers):
-        raise ConfigError(f"--context is {context[:40]!r}; it must be numbers from 2 on, such as 512,4096.")
-    return tuple(dict.fromkeys(map(int, numbers)))
-
-
-def _show_progress(what: str) -> None:
-    """Show on the terminal's last line what is being measured, or clear that line."""
-    if sys.stderr.isatty():
-        print("\r\033[K" + (f"measuring {what} ..." if what else ""), end="", file=sys.stderr, flush=True)
+app.command()(bench)
 
 
 @app.command()

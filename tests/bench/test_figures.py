@@ -12,7 +12,8 @@ from bench import figures
 from bench.cache_study import FULL, RING, ROTATING_CALLS
 from bench.figures import FIGURES, FOLDER, LOOKS, RESULTS, read_parts
 from bench.measure import make_part
-from mlxkv.cli.bench.report import Part, Row, write_report
+from mlxkv.cli.bench.report import Part, Row
+from mlxkv.cli.bench.report_file import write_report
 
 pytest.importorskip("matplotlib", reason="matplotlib is not installed: `make figures` installs it")
 

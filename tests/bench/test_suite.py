@@ -13,14 +13,15 @@ from typing import Any
 import pytest
 
 from bench import __main__ as suite
-from bench import first_token, full_window, recompute, saving, speed, streaming
+from bench import first_token, full_window, perplexity, recompute, saving, speed, streaming
 from bench.hybrid_models import FAMILIES
 from bench.hybrids import bytes_part, row
 from bench.measure import fresh_home, make_part
 from bench.rows import Pair, Shape
 from mlxkv.cache.config import CacheConfig
 from mlxkv.cli.bench.measure import their_bytes
-from mlxkv.cli.bench.report import Goal, Part, Row, Unit, read_report
+from mlxkv.cli.bench.report import Goal, Part, Row, Unit
+from mlxkv.cli.bench.report_file import read_report
 from tests.reference import tiny_llama
 
 SHAPE = Shape("a tiny model", 2, 2, 32)
@@ -199,6 +200,31 @@ def test_a_run_ends_with_the_goals_that_were_missed(
         suite.main()
     assert ended.value.code == 0
     assert "1 goals missed\n* Title: row\n" in capsys.readouterr().out
+
+
+def test_a_report_that_cannot_be_written_is_refused_before_measuring(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(suite, "run_all", lambda size, json: pytest.fail("it measured"))
+    monkeypatch.setattr(perplexity, "study_parts", lambda *args: pytest.fail("it measured"))
+    monkeypatch.setattr(sys, "argv", ["bench", "--json", str(tmp_path / "none" / "x.json")])
+    for main in (suite.main, perplexity.main):
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert ended.value.code == 2
+        assert f"The folder {tmp_path / 'none'} does not exist; make it first." in capsys.readouterr().err
+
+
+def test_ctrl_c_ends_in_a_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(size: str, json: Path) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys, "argv", ["bench"])
+    monkeypatch.setattr(suite, "run_all", interrupted)
+    with pytest.raises(SystemExit) as ended:
+        suite.main()
+    assert ended.value.code == 130
+    assert len(capsys.readouterr().err.splitlines()) == 1
 
 
 def test_a_real_model_that_is_missing_is_named(

@@ -141,6 +141,8 @@ def test_a_context_that_nobody_asked_for_may_be_left_out(tiny_path: Path, monkey
     speed = measured(tiny_path)["speed"]
     assert len(speed.rows) == 2
     assert "`--context 16`" in speed.notes[0]
+    for part in measured(tiny_path, 8).values():  # rows of one table were measured alike
+        assert part.settings.startswith("a window that holds all; 3 tokens generated")
     assert len(measured(tiny_path, 8, 16)["speed"].rows) == 4
 
 

@@ -91,13 +91,14 @@ def measure(subject: Subject, options: Options, say: Callable[[str], None] = lam
     copied = min(_COPIED, max(device.memory_limit - subject.weight_bytes, 4) // 4)
     read = bytes_read(subject.model)
     with set_wired_limit(device):
+        say("the bandwidth of a copy")
         bandwidth = copy_bandwidth(copied, device.is_cpu)
         shares = [Row(f"a copy of {bytes_text(copied)}", {"bytes per second": int(bandwidth), "share": 1.0})]
         seconds = 0.0  # of one prefilled token
         for context, plan in plans.items():
             takes = 2 * (options.rounds + 2) * seconds * context
             if not options.contexts and takes > _PATIENCE:
-                notes.append(f"`--context {context}` would take {takes / 60:.0f} minutes or more, and was left out.")
+                notes.append(f"A run left `--context {context}` out: it would take {takes / 60:.0f} minutes or more.")
                 continue
             found = _measure(runner, subject, options, plan, context, say)
             seconds = found.prefill.ratio.ours / context
@@ -106,8 +107,8 @@ def measure(subject: Subject, options: Options, say: Callable[[str], None] = lam
             rate = (read + found.live) * found.decode.ours_tps
             values = {"read per token": read + found.live, "bytes per second": int(rate), "share": rate / bandwidth}
             shares.append(Row(f"decode after {context:,} tokens", values))
-    settings = f"{options.tokens:,} tokens generated, greedy; medians of {options.rounds}, the sides in turns"
     bounds = f"window {options.window:,}" if options.window else "a window that holds all"
+    settings = f"{bounds}; {options.tokens:,} tokens generated"
     here, took = Environment.here(command_line()), time.perf_counter() - begun
     weights = f"{bytes_text(subject.weight_bytes)} of weights"
 
@@ -116,16 +117,17 @@ def measure(subject: Subject, options: Options, say: Callable[[str], None] = lam
 
     rate, size = Unit.TOKENS_PER_SECOND, Unit.BYTES
     return [
-        part("speed", "Speed beside mlx-lm", f"{bounds}; {settings}",
+        part("speed", "Speed beside mlx-lm", f"{settings}, greedy; medians of {options.rounds}, the sides in turns",
              {"context": Unit.COUNT, "mlxkv": rate, "mlx-lm": rate, "ratio": Unit.RATIO, "worst pair": Unit.RATIO},
              speed, *notes, f"mlxkv: {next(iter(plans.values())).description}"),
-        part("cache", "Memory beside mlx-lm", f"{bounds}; peaks above the weights, the cache included",
+        part("cache", "Memory beside mlx-lm", f"{settings}; peaks above the weights, the cache included",
              {"context": Unit.COUNT, "a token": size, "rows held": Unit.COUNT, "bytes held": size,
               "peak of prefill": size, "peak of decode": size}, cache),
-        part("bandwidth", "Share of the machine's bandwidth", "the best of 5 copies: bytes read and written",
+        part("bandwidth", "Share of the machine's bandwidth",
+             f"{settings}; the best of 5 copies: bytes read and written",
              {"read per token": size, "bytes per second": size, "share": Unit.SHARE}, shares,
              "Decode reads the weights that a token uses and the KV rows it attends. A small model that stays in the "
-             "processor's caches may exceed the copy."),
+             "processor's caches may exceed the copy. A share is one of the copy of its own run."),
     ]  # fmt: skip
 
 

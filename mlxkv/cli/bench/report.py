@@ -1,30 +1,26 @@
-"""What a benchmark found, as values: rows of figures with their goals, kept as JSON and shown as Markdown.
+"""What a benchmark found, as values: rows of figures with their goals, shown as Markdown.
 
-Each part carries the machine, the versions and the command it was measured with, so that one file may hold parts of
-several runs. Owns the format of that file. Measures nothing.
+Each part carries the machine, the versions and the command it was measured with, so that one file (`report_file.py`)
+may hold parts of several runs. Measures nothing.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import platform
+import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
-from pathlib import Path
 from typing import Any
 
 from mlxkv.cli.versions import version
-from mlxkv.errors import ConfigError
 from mlxkv.stats import bytes_text
-from mlxkv.system.regular_file import read_json
 
-SCHEMA = 1
-_MAX_BYTES = 16 << 20  # of a report
 PACKAGES = ("mlxkv", "mlx", "mlx-lm")
+_ARGUMENT = re.compile(r"(--[\w-]+=|-\w(?=[/~.]))?(.*)", re.DOTALL)  # an option with its value, or either alone
 
 Value = float | int | str | None
 
@@ -169,39 +165,21 @@ class Part:
         return cls(**{**table, "rows": rows, "columns": columns, "environment": Environment(**table["environment"])})
 
 
-def read_report(path: Path) -> list[Part]:
-    """The parts of a file that `write_report` made.
-
-    Raises:
-        ConfigError: it is no such file. OSError: it cannot be read.
-    """
-    try:
-        table = read_json(path, _MAX_BYTES)
-        schema = table["schema"]
-        parts = [Part.from_json(part) for part in table["parts"]] if schema == SCHEMA else []
-    except (ValueError, TypeError, KeyError, AttributeError):
-        raise ConfigError(f"{path} is not a benchmark report; name another file.") from None
-    if schema != SCHEMA:
-        raise ConfigError(f"{path} is a report of schema {schema!r}, and this mlxkv reads {SCHEMA}; name another file.")
-    return parts
-
-
-def write_report(path: Path, parts: Sequence[Part]) -> None:
-    """Add parts to a file, in place of those of the same name; the file is made or replaced as a whole."""
-    found = {part.name: part for part in (read_report(path) if path.exists() else [])}
-    found |= {part.name: part for part in parts}
-    text = json.dumps({"schema": SCHEMA, "parts": [asdict(part) for part in found.values()]}, indent=1)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text + "\n", encoding="utf-8")
-    temporary.replace(path)
-
-
 def command_line() -> str:
     """The command of this process; of a path the last part, since a report may be published."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     name = spec.name.removesuffix(".__main__") if spec else "mlxkv"
     program = "mlxkv" if name.split(".")[0] == "mlxkv" else f"python -m {name}"
-    return " ".join([program, *(Path(arg).name if arg.startswith(os.sep) else arg for arg in sys.argv[1:])])
+    return " ".join([program, *map(_without_folders, sys.argv[1:])])
+
+
+def _without_folders(argument: str) -> str:
+    """A path's last part, also behind an option; a repository's id stays."""
+    match = _ARGUMENT.fullmatch(argument)
+    option, value = match.groups("") if match else ("", argument)
+    if value.startswith((os.sep, "./", "../", "~")) or value in (".", "..") or os.path.exists(value):
+        value = os.path.basename(os.path.abspath(os.path.expanduser(value)))
+    return option + value
 
 
 def _line(cells: Sequence[str]) -> str:
