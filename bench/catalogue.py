@@ -23,22 +23,27 @@ from mlxkv.memory.prefill_peak import prefill_bytes
 from mlxkv.models import CatalogueEntry, catalogue
 from mlxkv.models.catalogue import memory_sizes, tables
 from mlxkv.stats import bytes_text
-from tests.cache.architecture_table import CACHES_TITLE, CHOICE_TITLE, DOCS
+from tests.cache.architecture_table import CACHES_TITLE, CATALOGUE_TITLE, CHOICE_TITLE, DOCS
 
 CATALOGUE = Path(__file__).parents[1] / "models" / "catalogue.toml"
 WINDOW = 8192  # tokens
 _STEP = 10_000_000  # bytes to which a figure is rounded up
 
 _TEXT = """
-What is suggested for a Mac by its memory: the default, and a smaller one that answers sooner. `mlxkv models ls` marks
-them. **usable**: what macOS lets a GPU use of that memory, unless you raise it; each model fits in it with a chat of
-8,192 tokens, and leaves 15 % for longer ones.
+What is suggested for a Mac by its memory: the default, and a smaller one that answers sooner. `mlxkv models ls` lists
+them first. [All suggested models](#all-suggested-models) has the others, with licence and advice.
+"""
+_RULE = """
+**usable**: what macOS lets a GPU use of that memory, unless you raise it: two thirds, above 32 GB three quarters. A Mac
+with 64 GB has 64 GiB, which are 69 GB in the decimal units of this page, and three quarters of these are 52 GB.
+**memory at 8k**: the model with a chat of 8,192 tokens. A model fits, and `mlxkv models ls` marks it with `*`, if that
+is within what is usable and the download takes at most 85 % of it; the rest is for longer chats and other programs.
 """
 _ALL = """
-All of the catalogue, by size. **memory at 8k**: the download, a full KV cache of 8,192 tokens in 16 bits with its
-states, and the peak of a prefill, by the rules of `mlxkv models estimate` (`python -m bench.catalogue --write`); less
-where the download has a vision part, which is not loaded. **reasoning**: toggle: `--think` and `--no-think` switch it.
-Id, size, licence and context were read in public sources, the last column, in November 2026, and not on the hub;
+By size. **memory at 8k**: the download, a full KV cache of 8,192 tokens in 16 bits with its states, and the peak of a
+prefill, by the rules of `mlxkv models estimate` (`python -m bench.catalogue --write`); less where the download has a
+vision part, which is not loaded. **reasoning**: toggle: `--think` and `--no-think` switch it. Id, size, licence and
+context were read in public sources in November 2026, which `models/catalogue.toml` names, and not on the hub;
 `mlxkv models check [ID ...]` compares them with it: a line each with `ok`, `changed`, `missing` or `not reachable`, or
 `--json`; exit code 1: one changed or is missing, 3: the hub (`HF_ENDPOINT`, `HF_TOKEN`) could not be asked about all.
 mlx-lm 0.32.2 runs all of these architectures.
@@ -65,9 +70,14 @@ def memory_8k(entry: CatalogueEntry) -> int:
     return -(-(entry.size_bytes + budget.cache_bytes(plan) + prefill) // _STEP) * _STEP
 
 
-def section() -> str:
-    """The section of the document on what to choose."""
-    return "\n".join([CHOICE_TITLE, _TEXT, *_suggested(), _ALL, *_all(), "", ""])
+def choice() -> str:
+    """The section of the document on what to choose, which is its first."""
+    return "\n".join([CHOICE_TITLE, _TEXT, *_suggested(), _RULE, ""])
+
+
+def everything() -> str:
+    """The section with all models, which is the document's last."""
+    return "\n".join([CATALOGUE_TITLE, _ALL, *_all(), ""])
 
 
 def _suggested() -> Iterator[str]:
@@ -78,11 +88,11 @@ def _suggested() -> Iterator[str]:
 
 
 def _all() -> Iterator[str]:
-    yield "| model | download | memory at 8k | context | reasoning | licence | advice | read in |"
-    yield "|" + " --- |" * 8
+    yield "| model | download | memory at 8k | context | reasoning | licence | advice |"
+    yield "|" + " --- |" * 7
     for e in catalogue():
         sizes = f"{bytes_text(e.size_bytes)} | {bytes_text(e.memory_8k)} | {e.context:,}"
-        yield f"| `{e.id}` | {sizes} | {e.reasoning} | {e.licence} | {e.note} | {e.seen} |"
+        yield f"| `{e.id}` | {sizes} | {e.reasoning} | {e.licence} | {e.note} |"
 
 
 def with_memory(text: str, entry: CatalogueEntry, memory: int) -> str:
@@ -105,8 +115,9 @@ def main() -> None:
         CATALOGUE.write_text(text)
         tables.cache_clear()
         before, _, rest = DOCS.read_text().partition(CHOICE_TITLE)
-        DOCS.write_text(before + section() + CACHES_TITLE + rest.partition(CACHES_TITLE)[2])
-    elif text != CATALOGUE.read_text() or section() not in DOCS.read_text():
+        others = CACHES_TITLE + rest.partition(CACHES_TITLE)[2].partition(CATALOGUE_TITLE)[0]
+        DOCS.write_text(before + choice() + others + everything())
+    elif text != CATALOGUE.read_text() or any(part not in DOCS.read_text() for part in (choice(), everything())):
         sys.exit("models/catalogue.toml or docs/models.md is outdated; run `python -m bench.catalogue --write`.")
 
 

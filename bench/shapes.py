@@ -1,7 +1,7 @@
 """Print what a chat costs on real models, by their configurations alone: `python -m bench.shapes [--write | NAME ...]`.
 
 No weights: a model is built from its config.json as for an estimate, and every number comes from the cache plan and the
-state shapes that the product uses. Names choose models; --write replaces the last section of docs/models.md.
+state shapes that the product uses. Names choose models; --write replaces their section of docs/models.md.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from mlxkv.cache.trained_length import trained_length
 from mlxkv.memory import Budget
 from mlxkv.models import skeleton
 from mlxkv.store.kv.state_saves import MIN_TURN
-from tests.cache.architecture_table import DOCS, REAL_MODELS_TITLE
+from tests.cache.architecture_table import CATALOGUE_TITLE, DOCS, REAL_MODELS_TITLE
 
 _START = 8192  # the turn that is measured begins here
 
@@ -148,7 +148,9 @@ def main() -> None:
         print(line, flush=True)
         lines.append(line)
     if args.write:
-        DOCS.write_text(DOCS.read_text().partition(REAL_MODELS_TITLE)[0] + "\n".join([*lines, ""]))
+        before, _, rest = DOCS.read_text().partition(REAL_MODELS_TITLE)
+        after = CATALOGUE_TITLE + rest.partition(CATALOGUE_TITLE)[2]
+        DOCS.write_text(before + "\n".join([*lines, "", after]))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ models = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="List, do
 
 @models.command("ls")
 def models_ls() -> None:
-    """List the models on this machine, then models to download: suggestions first; `*` fits its memory."""
+    """List the models on this machine, then models to download: suggestions first; `*` fits in memory."""
     from mlxkv.cli.tables import row, width_of_terminal
     from mlxkv.device import current_device
     from mlxkv.errors import MlxkvError
@@ -42,6 +42,7 @@ def models_ls() -> None:
         size = f"download {'*' if entry.fits(limit) else ' '}{bytes_text(entry.size_bytes):>7}"
         note = f"{suggestion.reason}: {entry.note}" if suggestion.reason else entry.note
         print(row([size, entry.id, note, entry.licence], width))
+    print(f"* fits in the {bytes_text(limit)} usable here, with a chat of 8,192 tokens")
 
 
 @models.command("pull")

@@ -18,7 +18,8 @@ from tests.cache.architectures import ARCHITECTURES, NOT_BUILT
 DOCS = Path(__file__).parents[2] / "docs" / "models.md"
 CHOICE_TITLE = "## Choose a model"  # the first section, by `python -m bench.catalogue`
 CACHES_TITLE = "## Caches"
-REAL_MODELS_TITLE = "## Real models"  # the last section, by `python -m bench.shapes`
+REAL_MODELS_TITLE = "## Real models"  # by `python -m bench.shapes`
+CATALOGUE_TITLE = "## All suggested models"  # the last section, by `python -m bench.catalogue`
 UNEQUAL_IN_PIECES = ("plamo3",)  # mlx-lm's own decode steps see one token less than its prefill
 _CHUNKED = 105  # back to here from 119 stays within a chunk of 20
 
@@ -120,9 +121,8 @@ def _rewindable(model: Any, plan: CachePlan) -> str:
 
 def read_rows() -> dict[str, str]:
     """The rows of the committed table by architecture."""
-    lines = DOCS.read_text().splitlines()
-    start = next(i for i, line in enumerate(lines) if line.startswith("| architecture |"))
-    return {line.split("`")[1]: line for line in lines[start:] if line.startswith("| `")}
+    table = DOCS.read_text().partition("\n| architecture |")[2].partition(REAL_MODELS_TITLE)[0]
+    return {line.split("`")[1]: line for line in table.splitlines() if line.startswith("| `")}
 
 
 _HEAD = """\

@@ -331,6 +331,7 @@ def test_models_ls_begins_with_what_is_suggested(run: Run, monkeypatch: pytest.M
     assert second.startswith("download * 1.8 GB  mlx-community/Qwen3.5-2B-4bit  quick choice for 8 GB or more: ")
     assert len(others) == len(catalogue()) - 2
     assert others[-1].startswith("download    70 GB")
+    assert lines[-1] == "* fits in the 5.7 GB usable here, with a chat of 8,192 tokens"
     monkeypatch.setattr("mlxkv.cli.tables.width_of_terminal", lambda: 80)
     assert max(len(line) for line in run("models", "ls").out.splitlines()) == 80
 

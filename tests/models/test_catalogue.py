@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from bench.catalogue import DOCS, WINDOW, memory_8k, section, shape_of, with_memory
+from bench.catalogue import DOCS, WINDOW, choice, everything, memory_8k, shape_of, with_memory
 from bench.shapes import without_weights
 from mlxkv.cache.config import CacheConfig
 from mlxkv.cache.trained_length import trained_length
@@ -70,7 +70,9 @@ def test_memory_is_what_the_command_computes(entry: CatalogueEntry) -> None:
 
 
 def test_the_documentation_shows_the_catalogue() -> None:
-    assert section() in DOCS.read_text()
+    text = DOCS.read_text()
+    assert choice() in text
+    assert text.endswith(everything())
 
 
 def test_the_command_writes_one_figure() -> None:
@@ -104,10 +106,11 @@ def test_every_machine_gets_the_largest_suggestion_that_fits() -> None:
     assert suggestions(1000) == ()
 
 
-def test_the_48_gb_of_a_64_gb_mac_are_not_filled_by_weights_alone() -> None:
+def test_what_a_64_gb_mac_lets_its_gpu_use_is_not_filled_by_weights_alone() -> None:
     coder = next(entry for entry in catalogue() if "Coder-Next" in entry.id)
     assert coder.memory_8k <= LIMITS[64]
     assert not coder.fits(LIMITS[64])
+    assert f"{coder.size_bytes / LIMITS[64]:.0%}".replace("%", " %") in coder.note
 
 
 def test_fits_leaves_room() -> None:
