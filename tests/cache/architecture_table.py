@@ -144,6 +144,8 @@ rows and compare them with this file.
   layers rewind to the last checkpoint before the place asked for, llama 4 within its attention chunk.
 * **streaming positions**: pinned tokens are shifted, so that evicted ones leave no gap; else they keep their absolute
   positions. Checked on the keys themselves: a model may normalise them after rotating, which its rope does not show.
+  The answer depends on the model's config.json, which chooses its rope and such norms, and a row here holds for the
+  tiny model's: `mlxkv models info` has yours. [Positions of pinned tokens](positions.md) lists the ropes.
 * **resumed bit by bit**: saved to a file, restored into another cache, and all further logits are exactly equal.
 
 ## Values from a model's files

@@ -94,10 +94,12 @@ def users(name: str) -> list[str]:
 def table() -> str:
     """As docs/positions.md has it."""
     lines = ["| rope | used by | pinned tokens |", "|---|---|---|"]
-    for name in ROPES:
+    kinds = [name.partition(", ")[2] for name in ROPES if name.startswith("nn.RoPE, ")]
+    for name in (name for name in ROPES if not name.startswith("nn.RoPE, ")):
         by = users(name)
         shown = ", ".join(by) if len(by) <= 3 else f"{len(by)} model modules, where their config.json asks for it"
-        lines.append(f"| {name} | {shown} | {'absolute positions' if name in ABSOLUTE else 'streaming'} |")
+        rope = f"nn.RoPE; also {', '.join(kinds)}" if name == "nn.RoPE" else name
+        lines.append(f"| {rope} | {shown} | {'absolute positions' if name in ABSOLUTE else 'streaming'} |")
     return "\n".join(lines)
 
 
