@@ -20,9 +20,10 @@ from mlxkv.errors import ConfigError, DiskError, first_line, quoted, shortened
 from mlxkv.settings import Settings, change, schema
 from mlxkv.system.regular_file import read_text, reason, write_private
 
-__all__ = ["Folders", "Settings", "load_settings", "private_folder", "save_setting"]
+__all__ = ["Folders", "Settings", "load_settings", "private_folder", "save_setting", "unknown_variable"]
 
 MAX_CONFIG = 1 << 20  # bytes of config.toml
+_NO_SETTINGS = {f"MLXKV_{name}" for name in ("HOME", "MEMORY_LIMIT", "PARENT_PIPE", "REAL_MODELS", "THOROUGH")}
 _LONG_KEY = re.compile(r"(?:[ \t]*\.[ \t]*[\"']?[\w-]{1,512}[\"']?){256}")  # tomllib takes minutes for longer ones
 
 
@@ -129,6 +130,21 @@ def load_settings(
     given = {key: value for key, value in (flags or {}).items() if value is not None}
     options = {s.name: s.option.split(", ")[-1] for s in schema()}
     return change(settings, given, lambda key: f"The option {options.get(key, key)}")
+
+
+def unknown_variable(env: Mapping[str, str]) -> str:
+    """A sentence on a variable that begins with MLXKV_ and that nothing reads, such as a misspelt one; else ""."""
+    known = {f"MLXKV_{s.name.upper()}" for s in schema()} | _NO_SETTINGS
+    unknown = next((name for name in sorted(env) if name.startswith("MLXKV_") and env[name] and name not in known), "")
+    if not unknown:
+        return ""
+    import difflib  # only where there is one
+
+    words = {s.slash.replace("-", "_").upper(): f"MLXKV_{s.name.upper()}" for s in schema() if s.slash}
+    words |= {name.removeprefix("MLXKV_"): name for name in known}
+    near = difflib.get_close_matches(unknown.removeprefix("MLXKV_").upper(), words, 1)
+    advice = f"did you mean {words[near[0]]}?" if near else "`/set` in the chat lists the settings."
+    return f"The environment variable {shortened(unknown)} is no setting and is ignored; {advice}"
 
 
 def save_setting(folders: Folders, name: str, value: Any) -> Path:

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlxkv.config import Folders, Settings, load_settings, private_folder, save_setting, with_setting
+from mlxkv.config import Folders, Settings, load_settings, private_folder, save_setting, unknown_variable, with_setting
 from mlxkv.errors import ConfigError
 from mlxkv.settings import as_markdown, find, schema
 
@@ -140,6 +140,18 @@ def test_the_file_beats_the_defaults_the_environment_the_file_and_flags_beat_all
     assert (found.temperature, found.top_k, found.min_p) == (0.3, 2, 0.1)
     assert (found.model, found.system) == ("file", None)
     assert found.top_p is Settings().top_p
+
+
+def test_a_variable_that_is_no_setting_is_named_with_the_nearest_one() -> None:
+    known = {f"MLXKV_{s.name.upper()}": "1" for s in schema()}
+    assert unknown_variable(known | {"MLXKV_HOME": "x", "MLXKV_THOROUGH": "1", "MLXKV_TEMPP": ""}) == ""
+    for name, nearest in (
+        ("TEMPP", "TEMPERATURE"), ("temp", "TEMPERATURE"), ("CTX", "WINDOW"), ("MODLE", "MODEL"),
+        ("MEMORY_LIMITS", "MEMORY_LIMIT"),
+    ):  # fmt: skip
+        said = f"The environment variable MLXKV_{name} is no setting and is ignored; did you mean MLXKV_{nearest}?"
+        assert unknown_variable(known | {f"MLXKV_{name}": "1"}) == said
+    assert unknown_variable({"MLXKV_XYZZY": "1"}).endswith("; `/set` in the chat lists the settings.")
 
 
 def test_every_setting_can_come_from_every_source(tmp_path: Path) -> None:

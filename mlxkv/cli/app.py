@@ -27,7 +27,7 @@ from mlxkv.cli.input_files import piped_text, question_with, text_or_file
 from mlxkv.cli.models import models
 from mlxkv.cli.print_mode import PrintRequest
 from mlxkv.cli.start import first_commands, model_name, named_cache, open_window, session_id_of, talk_in_lines
-from mlxkv.config import Folders, Settings, load_settings
+from mlxkv.config import Folders, Settings, load_settings, unknown_variable
 from mlxkv.errors import ConfigError, MlxkvError, OutOfMemoryError, OutputClosedError, PromptError
 from mlxkv.settings import help_of
 from mlxkv.system.streams import run
@@ -234,6 +234,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(0)
     if "_MLXKV_COMPLETE" in os.environ:
         insert_chat_command(os.environ, _COMMANDS)
+    elif warning := unknown_variable(os.environ):
+        print(f"mlxkv: {clean(warning)}", file=sys.stderr)
     if not args or args[0] not in _COMMANDS:
         args.insert(0, "chat")
     debug = "--debug" in args

@@ -352,6 +352,14 @@ def test_quantized_rows_from_the_command_line(run: Run, tiny_path: Path, tmp_pat
     assert "groups of 32" in refused.err
 
 
+def test_a_misspelt_variable_is_named_on_stderr(run: Run, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run("path").err == ""
+    monkeypatch.setenv("MLXKV_TEMPP", "1")
+    done = run("path")
+    assert (done.code, done.out.count(str(home))) == (0, 4)
+    assert done.err.startswith("mlxkv: The environment variable MLXKV_TEMPP is no setting and is ignored; did you mean")
+
+
 def test_path_and_doctor(run: Run, home: Path) -> None:
     assert str(home) in run("path").out
     assert run("doctor").code == 0
