@@ -1,7 +1,6 @@
-"""Turn events, from a turn to its caller (script, print mode, engine), and the values in them.
+"""The events of a turn and the values in them: frozen dataclasses, which may be handed to other threads."""
 
-Frozen dataclasses that may cross threads. No MLX, no Textual.
-"""
+# From a turn to its caller: a script, print mode, the engine. Imports neither MLX nor Textual.
 
 from __future__ import annotations
 
@@ -12,17 +11,31 @@ from mlxkv.stats import Overflow, TurnStats
 
 
 class FinishReason(StrEnum):
-    """Why a generation ended."""
+    """Why a generation ended. Each equals its string.
 
-    STOP = "stop"  # the model ended it
+    Attributes:
+        STOP: "stop": the model ended it.
+        STOP_STRING: "stop_string": it wrote a stop string.
+        LENGTH: "length": `max_tokens` or the model's learned positions are used up.
+        STOPPED: "stopped": it was cancelled, or the caller closed the iterator.
+    """
+
+    STOP = "stop"
     STOP_STRING = "stop_string"
-    LENGTH = "length"  # `max_tokens`, or the model's learned positions are used up
-    STOPPED = "stopped"  # cancelled, or the caller closed the iterator
+    LENGTH = "length"
+    STOPPED = "stopped"
 
 
 @dataclass(frozen=True)
 class PrefillProgress:
-    """`done` of `total` new prompt tokens are prefilled; `cached` more were in the KV cache."""
+    """How far the prefill of the prompt is.
+
+    Attributes:
+        done: tokens prefilled so far.
+        total: tokens to prefill.
+        cached: tokens of the prompt that were in the KV cache, and are not prefilled.
+        tps: tokens prefilled per second.
+    """
 
     done: int
     total: int
@@ -32,10 +45,14 @@ class PrefillProgress:
 
 @dataclass(frozen=True)
 class TextDelta:
-    """The next piece of the reply. `num_tokens` counts the tokens generated so far, this piece included.
+    """The next piece of the reply.
 
-    `thinking`: it is a piece of the model's reasoning, which comes before the text. `restarts`: all text so far was
-    reasoning, since its end marker came without a start marker; this is the whole of it.
+    Attributes:
+        text: the piece.
+        num_tokens: tokens generated so far, this piece included.
+        thinking: it is a piece of the model's reasoning, which comes before the text.
+        restarts: all text so far was reasoning, since its end marker came without a start marker; `text` is the whole
+            of it.
     """
 
     text: str
@@ -46,27 +63,38 @@ class TextDelta:
 
 @dataclass(frozen=True)
 class Notice:
-    """Something the user should know that is not an error."""
+    """Something the user should know that is not an error.
+
+    Attributes:
+        text: one sentence for the user.
+    """
 
     text: str
 
 
 @dataclass(frozen=True)
 class KVNotSaved(Notice):
-    """The turn is saved but not all of its KV rows: a resume prefills those again."""
+    """The turn's messages are saved, but not all of their KV rows: when the chat is resumed, they are prefilled."""
 
 
-MEANWHILE = " New messages stay in memory, and are saved once there is space."
+MEANWHILE = " New messages stay in memory, and are saved once there is space."  # ends the text of a NotSaved
 
 
 @dataclass(frozen=True)
 class NotSaved(KVNotSaved):
-    """Neither is saved: the disk is full or fails. `text` ends with `MEANWHILE`."""
+    """Neither messages nor KV rows are saved: the disk is full or fails. Messages stay in memory until it has space."""
 
 
 @dataclass(frozen=True)
 class NoAnswer(Notice):
-    """The reply has no text: only reasoning (`thinking`), or nothing. `reason` and `can_be_quiet`: see TurnFinished."""
+    """The reply has no text: only reasoning, or nothing.
+
+    Attributes:
+        num_tokens: tokens generated.
+        reason: why the reply ended, as in TurnFinished.
+        thinking: there was reasoning.
+        can_be_quiet: as in TurnFinished.
+    """
 
     num_tokens: int = 0
     reason: str = ""
@@ -76,24 +104,35 @@ class NoAnswer(Notice):
 
 @dataclass(frozen=True)
 class PromptEvicted(Notice):
-    """The window evicted a part of the prompt. `evicted_text` describes `overflow` in terms of the options."""
+    """The prompt does not fit in the window, so that its oldest tokens are evicted before the reply.
+
+    Attributes:
+        overflow: how many, and the window that would hold all.
+    """
 
     overflow: Overflow = field(default_factory=lambda: Overflow(0, 0, 0))
 
 
 @dataclass(frozen=True)
 class TurnFinished:
-    """The end of a turn. `reason` is a FinishReason, which equals its string.
+    """The end of a turn.
 
-    `can_be_quiet`: reasoning was not turned off, and the model's template has a switch for it.
-    `unanswered`: it was stopped before anything was generated, and the chat is unchanged. `returned` is then the
-    message that was removed from the chat; "" if it did not come with this turn (a retry).
+    Attributes:
+        reason: why it ended, a FinishReason.
+        text: the whole reply, without its reasoning.
+        stats: the figures.
+        thinking: the reasoning before the text.
+        can_be_quiet: `think=False` would ask for a reply without reasoning: the model's chat template has a switch for
+            it, and it was not off.
+        unanswered: the turn was stopped before anything was generated, and the chat is as it was before.
+        returned: if it is unanswered, the message that was removed from the chat; "" if it did not come with this turn
+            (a retry).
     """
 
     reason: str
     text: str
     stats: TurnStats
-    thinking: str = ""  # the reasoning before the text
+    thinking: str = ""
     can_be_quiet: bool = True
     unanswered: bool = False
     returned: str = ""
@@ -104,32 +143,58 @@ TurnEvent = PrefillProgress | TextDelta | Notice | TurnFinished
 
 @dataclass(frozen=True)
 class Message:
-    """One message of a chat for display."""
+    """One message of a chat.
 
-    role: str  # "user" | "assistant"
+    Attributes:
+        role: "user" or "assistant".
+        text: the message, without reasoning.
+        stats: the figures of a reply, None if it has none.
+        thinking: the reasoning before a reply.
+        can_be_quiet: of a reply, as in TurnFinished.
+    """
+
+    role: str
     text: str
     stats: TurnStats | None = None
     thinking: str = ""
-    can_be_quiet: bool = True  # see TurnFinished
+    can_be_quiet: bool = True
 
 
 @dataclass(frozen=True)
 class Branch:
-    """One chat of a tree of forks. `forked_at`: the number of messages it shares with `parent`."""
+    """One chat of a tree of forks.
+
+    Attributes:
+        session_id: its id, for `Model.resume`.
+        title: its title.
+        parent: the id of the chat that it was forked from, None for the first one.
+        forked_at: the number of messages that it shares with its parent.
+        updated: when it was last used, in UNIX seconds.
+        num_turns: the number of its messages.
+        made: sorts branches in the order in which they were made, whatever the clock said.
+        is_current: it is the chat whose tree this is.
+    """
 
     session_id: str
     title: str
     parent: str | None
     forked_at: int | None
     updated: float
-    num_turns: int  # messages
-    made: int = 0  # increases with every branch, independent of the clock
+    num_turns: int
+    made: int = 0
     is_current: bool = False
 
 
 @dataclass(frozen=True)
 class Sibling:
-    """One version of a message: open `session_id` to see it and what followed. `created`: UNIX seconds."""
+    """One version of a message.
+
+    Attributes:
+        session_id: the chat that has it, for `Model.resume`: there is also what followed.
+        text: the message.
+        created: when it was made, in UNIX seconds.
+        is_current: it is the version of the chat that was asked.
+    """
 
     session_id: str
     text: str

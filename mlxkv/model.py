@@ -66,15 +66,17 @@ class Completion:
 
 
 class Model:
-    """A loaded model. Made by `mlxkv.load`; `name` is its name and `tokenizer` mlx-lm's tokenizer.
+    """A loaded model, which `mlxkv.load` returns.
 
-    Args:
-        loaded: weights, tokenizer and configuration.
-        folders: where sessions are stored; None reads the environment.
-        limited: refuse caches and prompts that would not fit in memory; otherwise the system may end the process.
+    Attributes:
+        name: its name.
+        tokenizer: mlx-lm's tokenizer.
+        loaded: what was loaded: `loaded.model` is mlx-lm's model, `loaded.config` its config.json.
+        is_limited: caches and prompts that would not fit in memory are refused.
     """
 
     def __init__(self, loaded: LoadedModel, folders: Folders | None = None, *, limited: bool = True) -> None:
+        """`folders`: where sessions are stored; None reads the environment. `limited`: see `is_limited`."""
         self.loaded, self.is_limited = loaded, limited
         self._owner = Owner()
         self._runtime = ModelRuntime(loaded, folders, limited)
@@ -91,14 +93,15 @@ class Model:
         max_tokens: int | None = None,
         **sampling: Any,
     ) -> Completion:
-        """Continue `prompt` as raw text, without the chat template.
+        r"""Continue `prompt` as raw text, without the chat template.
 
         Args:
+            prompt: the text; control tokens that it spells are control tokens.
             cache: a PromptCache to continue (it is changed: pass `pc.fork()` to keep it), or how to bound a new one.
                 Where `prompt` begins with all of the text it holds, it is the whole prompt, and only the rest is
                 prefilled; else it is a continuation.
             max_tokens: 256 by default.
-            sampling: SamplingParams fields, e.g. `temperature=0.0`, `stop=["\\n\\n"]`.
+            sampling: SamplingParams fields, e.g. ``temperature=0.0``, ``stop=["\n\n"]``; the model's own if left out.
 
         Raises:
             PromptError: the prompt is empty.
@@ -248,7 +251,7 @@ class Model:
             autosave: make it a session at its first turn; otherwise only `Chat.save` does.
             think: whether the model should reason before it answers, if its template has a switch for that; None leaves
                 it to the model.
-            sampling: SamplingParams fields for all turns, e.g. `max_tokens=400`.
+            sampling: SamplingParams fields for all turns, e.g. ``max_tokens=400``; the model's own if left out.
 
         Raises:
             ConfigError: both a system prompt and a PromptCache, or a PromptCache that holds raw text.
@@ -418,11 +421,14 @@ def load(
 
     Args:
         name: a built-in name, a folder or a repository id; a path object is always a folder.
-        folders: where sessions are stored; None reads MLXKV_HOME or the XDG folders.
+        folders: another place for chats and KV files, such as
+            ``mlxkv.config.Folders.from_env({"MLXKV_HOME": "/some/folder"})``; None: where the `mlxkv` command has them.
         limited: False also tries to load a model that would not fit; the system may end the process.
-        progress: called with the bytes that are downloaded and loaded so far, and with what happens.
-        cancel: set it to stop.
-        hub: another hub, or another folder for downloads.
+        progress: called again and again with an object whose `phase` is "downloading" or "loading", and whose `done`
+            and `total` are bytes (`total` is 0 while it is unknown).
+        cancel: set this event in another thread to stop.
+        hub: another hub or folder for downloads, an ``mlxkv.models.Hub(endpoint, cache_dir)``; None: HF_ENDPOINT and
+            HF_HOME, as for other programs.
 
     Raises:
         ModelError: and its kinds; one sentence each.

@@ -64,11 +64,16 @@ class TurnStats:
 
 @dataclass(frozen=True)
 class Overflow:
-    """A prompt of `tokens` that exceeds the window of `capacity` tokens, so that a part is evicted before the reply.
+    """A prompt that exceeds the window, so that a part of it is evicted before the reply.
 
-    `evicted` counts the oldest of its new tokens, `evicted_before` those of the chat before them. `window` is a window
-    that would hold the prompt and a reply (0: not possible), with a KV cache of `kv_bytes`. `trained` is the context
-    length the model was trained for, if `window` exceeds it (else 0).
+    Attributes:
+        tokens: tokens of the prompt.
+        capacity: the most tokens that fit, sinks included.
+        evicted: of its new tokens, how many of the oldest are evicted.
+        evicted_before: how many tokens of the chat before them are evicted.
+        window: a window that would hold the prompt and a reply; 0 if none can.
+        kv_bytes: bytes of a KV cache with that window.
+        trained: the context length that the model was trained for, if `window` exceeds it, else 0.
     """
 
     tokens: int

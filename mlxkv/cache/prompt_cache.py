@@ -64,15 +64,16 @@ class PromptFiles(Protocol):
 
 
 class PromptCache:
-    """The caches of all layers of one model, and `log`, the ids of all tokens fed so far.
+    """The KV caches of all layers of one model. Made by `Model.prefill`, `Model.make_cache` and `Model.load_cache`.
 
-    Args:
-        plan: the cache of each layer.
-        model: the mlx-lm model the plan was made from.
-        files: writes for `save`; without it `save` raises.
+    Attributes:
+        layers: the cache of each layer, for mlx-lm's own loops.
+        log: the ids of all tokens fed so far.
+        plan: how each layer is cached; `plan.description` says it in words.
     """
 
     def __init__(self, plan: CachePlan, model: Any, files: PromptFiles | None = None) -> None:
+        """`model`: the mlx-lm model that `plan` was made from. `files`: writes for `save`, which raises without it."""
         self.plan = plan
         self._owner = Owner()
         self.prompt: PromptText | None = None  # set and read by the chat; not used here

@@ -49,13 +49,15 @@ _STARTED = optional(arguments.number)
 
 
 class Chat:
-    """A conversation with a model. Made by `Model.chat` and `Model.resume`, which describe most arguments.
+    """A conversation with a model. Made by `Model.chat` and `Model.resume`.
 
     While a reply is being generated, every method that would change the chat raises ConfigError, except `cancel` and
     `close`.
 
-    Args:
-        began: the time that the chat template prints; None: now, or the prompt cache's.
+    Attributes:
+        cache: the PromptCache that holds its tokens.
+        stats: the figures of the last turn, a TurnStats.
+        restored: what `Model.resume` loaded from disk, a Restored; None in a new chat.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class Chat:
         think: bool | None = None,
         began: datetime | None = None,
     ) -> None:
+        """`began`: the time that the chat template prints; None: now, or the prompt cache's."""
         self._runtime, self._params, self._autosave = runtime, params or SamplingParams(), autosave
         self._owner, self._keeps_message = Owner(), False  # see `cancel`
         self._gate = ReplyGate(self._owner)
@@ -132,9 +135,10 @@ class Chat:
 
         Args:
             text: the message; whatever it spells is text, never a control token.
-            started: `time.perf_counter()` when the user asked, in seconds, for the time to the first token.
+            started: when the user asked, by `time.perf_counter()`, so that the time to the first token counts from
+                there; None: now.
             whole: refuse a message that the window would hold only partly.
-            sampling: SamplingParams fields for this turn.
+            sampling: SamplingParams fields for this turn; the chat's if left out.
 
         Raises:
             PromptError: `text` is empty.
@@ -156,6 +160,10 @@ class Chat:
 
         TextDelta contains only new text, TurnFinished the whole reply. Only the last token is prefilled again, for its
         logits.
+
+        Args:
+            started: as for `send`.
+            sampling: SamplingParams fields for this reply.
 
         Raises:
             PromptError: there is no such reply, or it is complete.
@@ -296,6 +304,11 @@ class Chat:
 
         The chat changes at the first event. The old reply stays in the session that this one was forked from.
 
+        Args:
+            turn: a message number, that of a reply or of the user's message; None: the last one.
+            started: as for `send`.
+            sampling: SamplingParams fields for this reply.
+
         Raises:
             PromptError: the chat is empty.
             ConfigError: there is no such message.
@@ -309,6 +322,13 @@ class Chat:
         """Send `text` instead of message number `turn` (0 is the first), which must be the user's; events as of `send`.
 
         The chat changes at the first event.
+
+        Args:
+            turn: the number of the user's message.
+            text: the new message.
+            started: as for `send`.
+            whole: as for `send`.
+            sampling: SamplingParams fields for this reply.
 
         Raises:
             ConfigError: there is no such message, or it is not the user's.

@@ -45,13 +45,22 @@ _NULLABLE = ("seed", "repetition_penalty", "presence_penalty", "frequency_penalt
 class SamplingParams:
     """Sampling of the next token, and when to stop. Numbers may also be numpy's, MLX's or `fractions`'.
 
+    These are the keyword arguments of `Model.chat`, `Model.generate` and `Chat.send`. Those that you leave out are the
+    chat's, else those that the model's own `generation_config.json` recommends; the defaults shown here are for a model
+    that recommends none.
+
     Args:
-        temperature: 0 always takes the most likely token.
-        top_p, top_k, min_p: nucleus, count and relative-probability cuts; 0 (or top_p 1) turns a cut off.
-        max_tokens: the most tokens of one reply.
+        temperature: how much chance decides; 0 always takes the most likely token.
+        top_p: sample from the most likely tokens that together have this probability; 1 or 0 is off.
+        top_k: sample from this many of the most likely tokens; 0 is off.
+        min_p: sample only tokens with at least this probability relative to the most likely one; 0 is off.
+        max_tokens: the most tokens of one reply; 256 by default in `generate` and `stream`.
         seed: makes sampling repeatable; None continues the thread's random state.
         stop: strings that end the reply and are not part of it; a single string is allowed.
-        repetition_penalty, presence_penalty, frequency_penalty: mlx-lm's, over the last 20 tokens; None is off.
+        repetition_penalty: divides the logits of the last 20 tokens if they are positive, else multiplies them, so that
+            numbers above 1 avoid repetition; None is off.
+        presence_penalty: is subtracted from the logit of each token among the last 20, once; None is off.
+        frequency_penalty: is subtracted from it as often as the token is among them; None is off.
 
     Raises:
         ConfigError: a value out of its range; the message names field, value and range.

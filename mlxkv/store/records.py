@@ -138,16 +138,16 @@ class KVCommit:
 
 @dataclass(frozen=True)
 class Restored:
-    """The outcome of a restore: the cache holds `tokens` of the prompt, after reading `bytes` in `seconds`.
+    """What a resume loaded from disk.
 
     Attributes:
-        tokens: tokens of the prompt that the cache holds now.
+        tokens: tokens of the chat that the cache holds now, and that are not prefilled again.
         bytes: bytes read from disk.
         seconds: the time it took.
-        notice: one sentence if saved rows could not be used.
-        rng: the sampler state saved at exactly this position, None if there is none.
-        shared: those of the tokens whose rows are another chat's with the same prefix.
-        evicted: those that had been evicted from the window, so that nothing was loaded for them.
+        notice: one sentence if saved rows could not be used, else None.
+        rng: the state of the random numbers after these tokens, with which sampling continues; None if none was saved.
+        shared: of the tokens, those whose rows another chat with the same beginning saved.
+        evicted: of the tokens, those that had been evicted from the window, so that nothing was loaded for them.
     """
 
     tokens: int
