@@ -13,14 +13,15 @@ INSTRUCTION = (
     "Answer in one sentence, in words that a newcomer understands, without lists."
 )
 
-model = mlxkv.load(sys.argv[1] if len(sys.argv) > 1 else "tutor")
 folder = Path(sys.argv[2]) if len(sys.argv) > 2 else Path(__file__).with_name("letters")
+files = sorted(folder.glob("*.txt")) or sys.exit(f"There is no .txt file in {folder}.")
+model = mlxkv.load(sys.argv[1] if len(sys.argv) > 1 else "tutor")
 
 # A prompt cache that begins a chat: the system prompt, as the model's chat template writes it.
 instruction = model.prefill("", system=INSTRUCTION)
 print(f"instruction: {instruction.offset} tokens prefilled, once\n")
 
-for path in sorted(folder.glob("*.txt")):
+for path in files:
     # A fork shares the KV rows of the original and copies them when it writes: the original stays as it is.
     chat = model.chat(cache=instruction.fork(), max_tokens=60, temperature=0)
     for _ in chat.send(path.read_text(encoding="utf-8")):

@@ -41,6 +41,13 @@ def test_folder_prefills_the_instruction_once() -> None:
 
 
 @pytest.mark.slow
+def test_folder_says_that_a_folder_has_no_files(tmp_path: Path) -> None:
+    command = [sys.executable, str(EXAMPLES / "folder.py"), "tutor", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", f"There is no .txt file in {tmp_path}.\n")
+
+
+@pytest.mark.slow
 def test_ten_questions_prefill_the_document_once() -> None:
     printed = run("ten_questions.py", "tutor", str(EXAMPLES / "document.txt"), "What is decode?", "What are sinks?")
     (document,) = re.findall(r"^document: (\d+) tokens prefilled, [\d,]+ kB on disk$", printed, re.MULTILINE)
