@@ -12,7 +12,7 @@ import mlxkv
 
 DOCUMENT = Path(__file__).with_name("document.txt")
 QUESTIONS = (
-    "What is a KV cache?", "What is prefill?", "What is decode?", "What is the window?", "What are sinks?",
+    "What is a KV cache?", "What is prefill?", "What is decode?", "What falls out of the window?", "What are sinks?",
     "What happens when the window is full?", "Are the sinks evicted?", "What is a prompt cache?",
     "What does a fork share?", "How much memory does a cache of 8 bits take?",
 )  # fmt: skip
