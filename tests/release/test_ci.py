@@ -1,0 +1,102 @@
+"""`.ci/run`: no failure is lost, and each says in a sentence what it was.
+
+Here `make` is a stand-in, which prints its arguments and does what the test wants of each target.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+MAKE = """#!/bin/sh
+echo "make $*"
+case "$*" in test*) printf '%s\\n' "$PYTEST" ;; esac
+if printf '%s\\n' "$FAILS" | grep -qxF -e "$*"; then exit 2; fi
+"""
+TEST = "test ARGS=-m 'not real'"
+AGAIN = "test WORKERS= ARGS=--last-failed --last-failed-no-failures=none -m 'not real'"
+REAL = "test ARGS=-m real -k smollm2"
+SKIPPED = "SKIPPED [3] tests/conftest.py:41: shared/testdata is not beside this checkout: no real weights"
+
+
+def run(folder: Path, *fails: str, prints: str = "") -> tuple[int, str, list[str]]:
+    """`.ci/run` in `folder`, where these commands of make fail and pytest prints that: exit code, output, its lines."""
+    programs = folder / "programs"
+    programs.mkdir()
+    (programs / "make").write_text(MAKE, encoding="utf-8")
+    (programs / "make").chmod(0o755)
+    (folder / ".ci").mkdir()
+    shutil.copy(ROOT / ".ci" / "run", folder / ".ci" / "run")
+    path = f"{programs}{os.pathsep}{os.environ['PATH']}"
+    environment = os.environ | {"PATH": path, "FAILS": "\n".join(fails) or "none", "PYTEST": prints}
+    done = subprocess.run(
+        [folder / ".ci" / "run"], env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
+    assert done.stderr == ""
+    return done.returncode, done.stdout, done.stdout.splitlines()
+
+
+def test_it_passes_where_everything_does(tmp_path: Path) -> None:
+    code, output, lines = run(tmp_path)
+    assert code == 0, output
+    assert [line for line in lines if line.startswith("make ")] == [
+        "make .venv/ready-lint .venv/ready-release", "make lint", "make installs", "make docs", f"make {TEST}",
+        "make real-models ARGS=smollm2", f"make {REAL}",
+    ]  # fmt: skip
+    assert lines[-1].startswith("== passed in ")
+
+
+@pytest.mark.parametrize(
+    ("fails", "sentence"),
+    [
+        (["lint"], "Failed: make lint."),
+        (["installs"], "Failed: make installs."),
+        (["lint", "installs"], "Failed: make lint and make installs."),
+    ],
+)
+def test_lint_and_what_runs_beside_it_are_both_waited_for(fails: list[str], sentence: str, tmp_path: Path) -> None:
+    code, _, lines = run(tmp_path, *fails)
+    assert code == 1
+    assert "make installs" in lines  # its log is shown
+    assert "make docs" not in lines
+    assert lines[-3] == sentence
+    assert lines[-1].startswith("== failed after ")
+
+
+@pytest.mark.parametrize("command", [".venv/ready-lint .venv/ready-release", "docs", "real-models ARGS=smollm2", REAL])
+def test_each_other_failure_ends_it(command: str, tmp_path: Path) -> None:
+    code, _, lines = run(tmp_path, command)
+    assert code == 2
+    assert [line for line in lines if line.startswith("make ")][-1] == f"make {command}"
+    assert lines[-1].startswith("== failed after ")
+
+
+def test_what_failed_side_by_side_has_to_fail_alone(tmp_path: Path) -> None:
+    code, _, lines = run(tmp_path, TEST)
+    assert code == 0
+    assert f"make {AGAIN}" in lines
+
+
+def test_what_fails_alone_too_ends_it(tmp_path: Path) -> None:
+    code, _, lines = run(tmp_path, TEST, AGAIN)
+    assert code == 2
+    assert f"make {REAL}" not in lines
+
+
+@pytest.mark.parametrize("line", ["INTERNALERROR> Traceback", "!!!!! Interrupted: 1 error during collection !!!!!"])
+def test_a_run_that_was_broken_off_is_not_saved_by_its_failures_alone(line: str, tmp_path: Path) -> None:
+    code, _, lines = run(tmp_path, TEST, prints=line)
+    assert code == 1
+    assert f"make {AGAIN}" not in lines
+    assert lines[-3] == "Not all tests have run."
+
+
+def test_a_skipped_test_on_real_weights_ends_it(tmp_path: Path) -> None:
+    code, _, lines = run(tmp_path, prints=SKIPPED)
+    assert code == 1
+    assert lines[-3] == "None of these may be skipped."
