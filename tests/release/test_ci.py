@@ -1,4 +1,4 @@
-"""`.ci/run`: no failure is lost, and each says in a sentence what it was.
+"""`.ci/run` and what CI's summary takes from it: no failure is lost, and each says in a sentence what it was.
 
 Here `make` is a stand-in, which prints its arguments and does what the test wants of each target.
 """
@@ -11,6 +11,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 MAKE = """#!/bin/sh
@@ -21,6 +22,7 @@ if printf '%s\\n' "$FAILS" | grep -qxF -e "$*"; then exit 2; fi
 TEST = "test ARGS=-m 'not real'"
 AGAIN = "test WORKERS= ARGS=--last-failed --last-failed-no-failures=none -m 'not real'"
 REAL = "test ARGS=-m real -k smollm2"
+SUMMARY = "===== 7 passed, 3 skipped in 312.33s (0:05:12) ====="
 SKIPPED = "SKIPPED [3] tests/conftest.py:41: shared/testdata is not beside this checkout: no real weights"
 
 
@@ -100,3 +102,23 @@ def test_a_skipped_test_on_real_weights_ends_it(tmp_path: Path) -> None:
     code, _, lines = run(tmp_path, prints=SKIPPED)
     assert code == 1
     assert lines[-3] == "None of these may be skipped."
+
+
+def summary(folder: Path) -> list[str]:
+    """What the step of ci.yml adds to GitHub's summary when run in `folder`."""
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8"))
+    (step,) = (s for s in workflow["jobs"]["check"]["steps"] if "GITHUB_STEP_SUMMARY" in s.get("run", ""))
+    assert step["if"] == "always()"
+    environment = os.environ | {"GITHUB_STEP_SUMMARY": str(folder / "summary")}
+    subprocess.run(["bash", "-e", "-c", step["run"]], cwd=folder, env=environment, capture_output=True, check=True)
+    return (folder / "summary").read_text(encoding="utf-8").splitlines()[2:-1]
+
+
+def test_the_summary_shows_pytests_own_lines_about_skipped_tests(tmp_path: Path) -> None:
+    run(tmp_path, TEST, AGAIN, prints=f"tests/test_a.py ..s [100%]\n{SKIPPED}\n{SUMMARY}")
+    assert summary(tmp_path) == [SKIPPED, SUMMARY]
+
+
+def test_the_summary_says_if_nothing_ran(tmp_path: Path) -> None:
+    run(tmp_path, "docs")
+    assert summary(tmp_path) == ["No test has run."]
