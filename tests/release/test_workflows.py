@@ -41,7 +41,7 @@ def jobs() -> Iterator[tuple[str, str, dict[str, Any]]]:
 def commands() -> Iterator[str]:
     """Each line of each `run:`, with continued lines joined."""
     for _, _, job in jobs():
-        for step in job["steps"]:
+        for step in job.get("steps", ()):
             yield from filter(None, step.get("run", "").replace("\\\n", " ").splitlines())
 
 
@@ -89,7 +89,8 @@ def test_actions_are_pinned_by_commit_with_the_version_beside_it() -> None:
     for path in FILES:
         used = re.findall(r"uses: (.*)", path.read_text(encoding="utf-8"))
         assert used
-        assert not [line for line in used if not re.fullmatch(r"[\w./-]+@[0-9a-f]{40} # v\d+(\.\d+)*", line)]
+        foreign = [line for line in used if not line.startswith("./")]
+        assert not [line for line in foreign if not re.fullmatch(r"[\w./-]+@[0-9a-f]{40} # v\d+(\.\d+)*", line)]
 
 
 def test_an_action_has_one_version_in_all_workflows() -> None:
@@ -104,19 +105,36 @@ def test_no_job_may_write_more_than_it_must_or_run_without_end() -> None:
     for file, name, job in jobs():
         may = {scope for scope, access in job["permissions"].items() if access == "write"}
         assert may == WRITES.get((file, name), set()), f"{file}: {name}"
-        assert job["timeout-minutes"] <= 60
+        assert "uses" in job or job["timeout-minutes"] <= 60  # a called workflow has limits of its own
 
 
 def test_a_job_that_writes_runs_nothing_of_the_repository() -> None:
     """No checkout where a token could do harm: such jobs take files that other jobs made."""
     for file, name, job in jobs():
-        checks_out = any("actions/checkout@" in step.get("uses", "") for step in job["steps"])
+        checks_out = any("actions/checkout@" in step.get("uses", "") for step in job.get("steps", ()))
         assert not (checks_out and (file, name) in WRITES), f"{file}: {name}"
 
 
 def test_nothing_is_published_before_it_is_checked() -> None:
-    needs = {name: job.get("needs") for file, name, job in jobs() if file == "publish.yml"}
-    assert needs == {"build": None, "install": "build", "pypi": "install", "github": "pypi", "formula": "github"}
-    assert workflow(ROOT / ".github/workflows/publish.yml")[True] == {
-        "push": {"tags": ["v*"]}
-    }  # YAML reads `on` as True
+    publish = workflow(ROOT / ".github/workflows/publish.yml")
+    assert {name: job.get("needs") for name, job in publish["jobs"].items()} == {
+        "test": None, "build": None, "install": "build", "formula": "build",
+        "pypi": ["test", "install", "formula"], "github": "pypi",
+    }  # fmt: skip
+    assert publish["jobs"]["test"]["uses"] == "./.github/workflows/ci.yml"
+    assert "workflow_call" in workflow(ROOT / ".github/workflows/ci.yml")[True]  # YAML reads `on` as True
+
+
+def test_a_tag_publishes_and_a_start_by_hand_does_not() -> None:
+    publish = workflow(ROOT / ".github/workflows/publish.yml")
+    assert publish[True] == {"push": {"tags": ["v*"]}, "workflow_dispatch": None}
+    assert {name: job["if"] for name, job in publish["jobs"].items() if "if" in job} == {
+        "pypi": "github.event_name == 'push'"  # and what needs it is left out with it
+    }
+
+
+def test_a_called_workflow_waits_for_no_group_that_its_caller_is_in() -> None:
+    """Groups are compared without regard to case; within a called workflow `github.workflow` is the caller's name."""
+    ci, publish = (workflow(ROOT / ".github/workflows" / name) for name in ("ci.yml", "publish.yml"))
+    groups = [ci["concurrency"]["group"].replace("${{ github.workflow }}", each["name"]) for each in (ci, publish)]
+    assert len({group.lower() for group in (*groups, publish["concurrency"]["group"])}) == 3
