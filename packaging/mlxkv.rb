@@ -18,9 +18,12 @@ class Mlxkv < Formula
 
   def install
     system "python3.13", "-m", "venv", libexec
-    # Wheels in the exact versions that the release was tested with; MLX from source needs all of Xcode.
-    system libexec/"bin/python", "-m", "pip", "install", "--only-binary", ":all:",
-           "--constraint", buildpath/"constraints.txt", buildpath
+    # Wheels in the exact versions that the release was tested with, those of pip and of the build backend too, which
+    # pip older than 25.3 cannot constrain; MLX from source needs all of Xcode.
+    pip = [libexec/"bin/python", "-m", "pip", "install", "--only-binary", ":all:",
+           "--constraint", buildpath/"constraints.txt"]
+    system(*pip, "--upgrade", "pip")
+    system(*pip, "--build-constraint", buildpath/"constraints.txt", buildpath)
     bin.install_symlink libexec/"bin/mlxkv"
   end
 

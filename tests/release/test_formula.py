@@ -42,7 +42,8 @@ def test_it_installs_with_a_python_and_constraints_that_the_project_has(sdist: P
     assert python
     assert f"Programming Language :: Python :: {python[1]}" in project["project"]["classifiers"]
     assert f'system "python{python[1]}"' in formula.filled(sdist)
-    assert 'buildpath/"constraints.txt"' in formula.filled(sdist)
+    constraints = re.findall(r'"(--[a-z-]*constraint)", buildpath/"constraints.txt"', formula.filled(sdist))
+    assert constraints == ["--constraint", "--build-constraint"]
     assert "constraints.txt" in project["tool"]["hatch"]["build"]["targets"]["sdist"]["only-include"]
 
 
