@@ -102,6 +102,12 @@ def test_pypi_knows_the_classifiers() -> None:
     assert set(ProjectMetadata(str(ROOT), PluginManager()).core.classifiers) <= set(classifiers)
 
 
+def test_the_classifiers_name_the_pythons_that_make_looks_for() -> None:
+    found = ProjectMetadata(str(ROOT), PluginManager()).core.classifiers
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert re.findall(r"Python :: (3\.\d+)", "\n".join(found)) == re.findall(r"\bpython(3\.\d+)\b(?=.*; do)", makefile)
+
+
 def test_the_addresses_are_of_one_project() -> None:
     urls = ProjectMetadata(str(ROOT), PluginManager()).core.urls
     assert urls["Repository"] == "https://github.com/mlxkv/mlxkv"
