@@ -13,10 +13,11 @@ import typer
 from mlxkv.cli.app import app
 from mlxkv.tui.screens.help import KEYS
 from mlxkv.tui.state.slash import COMMANDS, Slash
-from tests.docs.pages import PAGES, ROOT, inline, name_of
+from tests.docs.pages import PAGES, ROOT, blocks, inline, name_of
 
 SLASH = {name for command in COMMANDS for name in (command.name, *command.aliases)}
-TARGETS = {*re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)}
+MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
+TARGETS = {*re.findall(r"^([\w-]+):", MAKEFILE, re.MULTILINE)}
 
 
 def unknown_in(line: str) -> list[str]:
@@ -43,6 +44,14 @@ def test_commands_in_sentences_exist(page: Path) -> None:
             assert found[1] in SLASH, code
         elif found := re.match(r"make ([\w-]+)", code):
             assert found[1] in TARGETS, code
+
+
+def test_make_help_and_contributing_name_every_target_and_no_other() -> None:
+    page = ROOT / "CONTRIBUTING.md"
+    code = [*(block.code for block in blocks(page)), *(t.content for t in inline(page) if t.type == "code_inline")]
+    assert {*re.findall(r"^make ([\w-]+)", "\n".join(code), re.MULTILINE)} == TARGETS - {"help"}
+    (recipe,) = re.findall(r"^help:\n((?:\t.*\n)+)", MAKEFILE, re.MULTILINE)
+    assert {*re.findall(r"\bmake ([\w-]+)", recipe)} == TARGETS - {"help"}
 
 
 def test_an_option_that_is_not_there_is_found() -> None:
