@@ -89,7 +89,7 @@ def test_actions_are_pinned_by_commit_with_the_version_beside_it() -> None:
     for path in FILES:
         used = re.findall(r"uses: (.*)", path.read_text(encoding="utf-8"))
         assert used
-        foreign = [line for line in used if not line.startswith("./")]
+        foreign = [line for line in used if not line.startswith("$/")]
         assert not [line for line in foreign if not re.fullmatch(r"[\w./-]+@[0-9a-f]{40} # v\d+(\.\d+)*", line)]
 
 
@@ -121,7 +121,7 @@ def test_nothing_is_published_before_it_is_checked() -> None:
         "test": None, "build": None, "install": "build", "formula": "build",
         "pypi": ["test", "install", "formula"], "github": "pypi",
     }  # fmt: skip
-    assert publish["jobs"]["test"]["uses"] == "./.github/workflows/ci.yml"
+    assert publish["jobs"]["test"]["uses"] == "$/.github/workflows/ci.yml"
     assert "workflow_call" in workflow(ROOT / ".github/workflows/ci.yml")[True]  # YAML reads `on` as True
 
 
