@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import yaml
 ROOT = Path(__file__).resolve().parents[2]
 MAKE = """#!/bin/sh
 echo "make $*"
-case "$*" in test*) printf '%s\\n' "$PYTEST" ;; esac
+case "$*" in test*) printf '%s\\n' "$PYTEST" ;; "$STOPS") kill $PPID ;; esac
 if printf '%s\\n' "$FAILS" | grep -qxF -e "$*"; then exit 2; fi
 """
 TEST = "test ARGS=-m 'not real'"
@@ -26,8 +27,9 @@ SUMMARY = "===== 7 passed, 3 skipped in 312.33s (0:05:12) ====="
 SKIPPED = "SKIPPED [3] tests/conftest.py:41: shared/testdata is not beside this checkout: no real weights"
 
 
-def run(folder: Path, *fails: str, prints: str = "") -> tuple[int, str, list[str]]:
-    """`.ci/run` in `folder`, where these commands of make fail and pytest prints that: exit code, output, its lines."""
+def run(folder: Path, *fails: str, prints: str = "", stops: str = "") -> tuple[int, str, list[str]]:
+    """`.ci/run` in `folder`, where these commands of make fail, pytest prints that, and a signal comes during `stops`:
+    exit code, output, its lines."""
     programs = folder / "programs"
     programs.mkdir()
     (programs / "make").write_text(MAKE, encoding="utf-8")
@@ -35,7 +37,7 @@ def run(folder: Path, *fails: str, prints: str = "") -> tuple[int, str, list[str
     (folder / ".ci").mkdir()
     shutil.copy(ROOT / ".ci" / "run", folder / ".ci" / "run")
     path = f"{programs}{os.pathsep}{os.environ['PATH']}"
-    environment = os.environ | {"PATH": path, "FAILS": "\n".join(fails) or "none", "PYTEST": prints}
+    environment = os.environ | {"PATH": path, "FAILS": "\n".join(fails) or "none", "PYTEST": prints, "STOPS": stops}
     done = subprocess.run(
         [folder / ".ci" / "run"], env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
     )
@@ -96,6 +98,12 @@ def test_a_run_that_was_broken_off_is_not_saved_by_its_failures_alone(line: str,
     assert code == 1
     assert f"make {AGAIN}" not in lines
     assert lines[-3] == "Not all tests have run."
+
+
+def test_a_signal_is_no_pass(tmp_path: Path) -> None:
+    code, _, lines = run(tmp_path, stops="docs")
+    assert code == -signal.SIGTERM
+    assert lines[-1].startswith("== failed after ")
 
 
 def test_a_skipped_test_on_real_weights_ends_it(tmp_path: Path) -> None:
