@@ -1,6 +1,7 @@
 """Folders and settings: options > MLXKV_* variables > config.toml > defaults.
 
-Read once by the command line and passed down; nothing here is read at import. Folders are made private (0700).
+Read once by the command line and passed down; nothing here is read at import. Folders are made private (0700), with
+every missing one above them, as the XDG specification says; what exists keeps its mode.
 A variable that is empty counts as not set, as with the XDG variables.
 """
 
@@ -20,7 +21,9 @@ from mlxkv.errors import ConfigError, DiskError, first_line, quoted, shortened
 from mlxkv.settings import Settings, change, schema
 from mlxkv.system.regular_file import read_text, reason, write_private
 
-__all__ = ["Folders", "Settings", "load_settings", "private_folder", "save_setting", "unknown_variable"]
+__all__ = [
+    "Folders", "Settings", "load_settings", "make_folder", "private_folder", "save_setting", "unknown_variable"
+]  # fmt: skip
 
 MAX_CONFIG = 1 << 20  # bytes of config.toml
 _NO_SETTINGS = {f"MLXKV_{name}" for name in ("HOME", "MEMORY_LIMIT", "PARENT_PIPE", "REAL_MODELS", "THOROUGH")}
@@ -38,7 +41,7 @@ class Folders:
 
     @classmethod
     def from_env(cls, env: Mapping[str, str] | None = None) -> Folders:
-        """Raises ConfigError: no home folder is known."""
+        """Raises ConfigError: no home folder is known, or others can write to the one that MLXKV_HOME names."""
         env = os.environ if env is None else env
         home = env.get("MLXKV_HOME")
         try:
@@ -49,6 +52,7 @@ class Folders:
                 "set MLXKV_HOME to a folder of your own."
             ) from error
         if home:
+            _check_home(root)
             return cls(root / "config", root / "data", root / "cache", root / "state")
 
         def xdg(name: str, default: str) -> Path:
@@ -71,7 +75,7 @@ def private_folder(path: Path) -> Path:
         ConfigError: it is not a folder, cannot be created, or others can write to it. DiskError: the disk is full.
     """
     try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_folder(path)
         info = path.stat()
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -79,11 +83,45 @@ def private_folder(path: Path) -> Path:
         raise ConfigError(
             f"The folder {shortened(path)} cannot be used ({error.strerror}); set MLXKV_HOME to another folder."
         ) from error
+    _check_owner_and_mode(path, info)
+    return path
+
+
+def make_folder(path: Path) -> None:
+    """Create `path` and the missing folders above it, all with mode 0700: `Path.mkdir` leaves theirs to the umask.
+
+    Raises:
+        OSError: it cannot be created, or is not a folder.
+    """
+    try:
+        path.mkdir(mode=0o700, exist_ok=True)
+    except FileNotFoundError:
+        if path.parent == path:
+            raise
+        make_folder(path.parent)
+        path.mkdir(mode=0o700, exist_ok=True)
+
+
+def _check_home(home: Path) -> None:
+    """Refuse a home in which others could replace our folders; a sticky one, such as /tmp, does not let them.
+
+    Raises:
+        ConfigError: others can write to it.
+    """
+    try:
+        info = home.stat()
+    except OSError:
+        return  # it will be created, or refused, with the folders in it
+    if not info.st_mode & stat.S_ISVTX:
+        _check_owner_and_mode(home, info)
+
+
+def _check_owner_and_mode(path: Path, info: os.stat_result) -> None:
+    """Raises ConfigError: others can write to the folder `path`."""
     if info.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise ConfigError(f"Others can write to {path}; run `chmod go-w {path}` or set MLXKV_HOME to a private folder.")
     if info.st_uid not in (me := os.getuid(), 0) and me != 0:
         raise ConfigError(f"{path} belongs to another user; set MLXKV_HOME to a folder of your own.")
-    return path
 
 
 def _read_config_file(path: Path) -> str:

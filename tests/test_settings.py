@@ -72,10 +72,41 @@ def test_xdg_variables_that_are_empty_or_relative_do_not_count(value: str) -> No
 # -- private folders -------------------------------------------------------------------------------------------------
 
 
-def test_a_new_folder_is_private(tmp_path: Path) -> None:
-    path = private_folder(tmp_path / "a" / "b")
-    assert stat.S_IMODE(path.stat().st_mode) == 0o700
+def test_a_new_folder_and_those_above_it_are_private(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    before = os.umask(0)
+    try:
+        path = private_folder(tmp_path / "a" / "b" / "c")
+    finally:
+        os.umask(before)
+    assert [stat.S_IMODE(folder.stat().st_mode) for folder in (path, *path.parents[:3])] == [0o700] * 3 + [0o755]
     assert private_folder(path) == path  # and stays usable
+
+
+@pytest.mark.parametrize("mode", [0o770, 0o777])
+def test_a_home_others_can_write_to_is_refused_until_it_is_repaired(tmp_path: Path, mode: int) -> None:
+    """They could replace the folders in it, however private those are."""
+    env = {"MLXKV_HOME": str(tmp_path)}
+    data = private_folder(Folders.from_env(env).data)
+    tmp_path.chmod(mode)
+    with pytest.raises(ConfigError) as caught:
+        Folders.from_env(env)
+    assert f"run `chmod go-w {tmp_path}` or" in str(caught.value)
+    tmp_path.chmod(mode & ~0o022)
+    assert Folders.from_env(env).data == data
+
+
+def test_a_home_in_which_others_cannot_replace_our_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sticky one, such as /tmp, and another user's is not one."""
+    env = {"MLXKV_HOME": str(tmp_path)}
+    tmp_path.chmod(0o1777)
+    assert Folders.from_env(env).data == tmp_path / "data"
+    tmp_path.chmod(0o700)
+    me = os.getuid() + 4242
+    monkeypatch.setattr(os, "getuid", lambda: me)
+    monkeypatch.setattr(Path, "stat", _owned_by(me + 1))
+    with pytest.raises(ConfigError, match="another user"):
+        Folders.from_env(env)
 
 
 @pytest.mark.parametrize("mode", [0o720, 0o702, 0o777])

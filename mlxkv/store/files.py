@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
+from mlxkv.config import make_folder
 from mlxkv.errors import StoreError, shortened
 from mlxkv.store.ulid import random_name
 from mlxkv.system.regular_file import check_regular
@@ -111,7 +112,7 @@ class Files:
         if path.is_dir():
             return False
         self.before("mkdir")
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_folder(path)
         return True
 
     def sync_folder(self, path: Path) -> None:

@@ -117,6 +117,18 @@ def test_a_folder_that_others_can_write_to(folders: Folders) -> None:
     assert found["cache"].ok
 
 
+def test_a_home_that_others_can_write_to(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing in it is trusted, not even looked at."""
+    home.mkdir()
+    home.chmod(0o777)
+    with pytest.raises(SystemExit) as end:
+        main(["doctor"])
+    assert end.value.code == 2
+    said = f"mlxkv: Others can write to {home}; run `chmod go-w {home}` or set MLXKV_HOME to a private folder.\n"
+    assert capsys.readouterr().err == said
+    assert list(home.iterdir()) == []
+
+
 def test_a_database_that_is_none(folders: Folders) -> None:
     """It must say so and end, not raise: this is the command one runs when things are broken."""
     findings(folders)  # makes the store
