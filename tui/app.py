@@ -7,6 +7,7 @@ turns them into blocks and commands, one timer drains the engine's events. The e
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -92,6 +93,7 @@ class ChatApp(App[int], inherit_bindings=False):
         self.first_commands, self._ask = tuple(first_commands), ask
         self._presses = Presses()
         self._started = False
+        self.takes_keys = threading.Event()  # for the driver: the prompt has the focus
         self.chat = ChatScreen(suggestions, self.state, self.history, self._send_commands)
         self.transcript, self.prompt = self.chat.transcript, self.chat.prompt
 
@@ -120,6 +122,7 @@ class ChatApp(App[int], inherit_bindings=False):
     def _start(self) -> None:
         """Start the engine, which can no longer delay the first frame."""
         self._started = True
+        self.takes_keys.set()
         self.engine.start()
         warm_up()
         self._drain()

@@ -1,7 +1,7 @@
 """Textual's terminal driver, made to survive a closed terminal and a hanging window. Input and output threads.
 
 Textual's own spins on reads from a closed terminal, and fails at the first write to it. Keys that the supervising
-process has read are taken from it.
+process has read are taken from it. Keys typed before the window has a focus, which Textual would drop, wait until then.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ import os
 import select
 from codecs import getincrementaldecoder
 from collections.abc import Iterator
+from threading import Event
 from typing import Any
 
 from textual._xterm_parser import XTermParser
 from textual.drivers.linux_driver import LinuxDriver
 
-from mlxkv.system.supervisor import open_terminal
+from mlxkv.system.supervisor import open_terminal, usual_mode
 from mlxkv.system.supervisor_link import SupervisorLink
 from mlxkv.system.terminal import GONE, detach_terminal, is_hung_up, is_terminal_error
 
@@ -30,9 +31,21 @@ class WindowDriver(LinuxDriver):
         super().__init__(app, **more)
         self._file: Any = _TerminalFile(self._file)
         self._supervisor: SupervisorLink | None = app.supervisor
+        self._takes_keys: Event = app.takes_keys
+        self._typed_before = False
+
+    def start_application_mode(self) -> None:
+        """Begin to draw and to read keys; what an editor or the shell gets back is the mode before `supervise`."""
+        self._typed_before = bool(select.select([self.fileno], [], [], 0)[0])
+        super().start_application_mode()
+        if self.attrs_before is not None:
+            self.attrs_before = usual_mode(self.attrs_before)
 
     def run_input_thread(self) -> None:
         """Read keys for the app until it stops the driver, or the terminal is closed."""
+        while not self._takes_keys.wait(_TICK):
+            if self.exit_event.is_set():
+                return
         parser, decoder = XTermParser(self._debug), getincrementaldecoder("utf-8")(errors="replace")
         own = open_terminal(self.fileno)  # the supervisor may read pending keys before we do
         keys, supervisor = (self.fileno, None) if own is None else (own, self._supervisor)
@@ -75,6 +88,8 @@ class WindowDriver(LinuxDriver):
             data = None
         if supervisor is not None:
             supervisor.alive()
+        if data and self._typed_before:  # in a mode in which Enter is a newline
+            data, self._typed_before = data.replace(b"\n", b"\r"), False
         if data:
             yield data
         elif data is not None and is_hung_up(keys):

@@ -17,6 +17,7 @@ from mlxkv.cli.input_files import piped_lines
 from mlxkv.config import Folders, Settings, private_folder
 from mlxkv.errors import ConfigError, DiskError, MlxkvError, ModelNotFoundError, SessionNotFoundError
 from mlxkv.system.regular_file import check_regular
+from mlxkv.system.supervisor import show_typing
 from mlxkv.system.terminal import redirect_stderr
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ def talk_in_lines(folders: Folders, settings: Settings, start: list[Command], qu
     from mlxkv.engine import Dispatcher
     from mlxkv.tui.line_mode import PlainChat
 
+    show_typing()
     read = input if sys.stdin.isatty() else piped_lines(sys.stdin, sys.stdout)
     with suppress(ImportError):
         import readline  # noqa: F401  # `input` then edits lines

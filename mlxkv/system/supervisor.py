@@ -2,7 +2,7 @@
 
 Running out of GPU memory aborts the process, so only another process can clean up. The parent imports nothing else of
 mlxkv; the child is spawned, since Metal does not survive a bare fork. Keys, signals, Ctrl+Z and exit codes are the
-child's. Main thread.
+child's. What is typed before the window reads keys waits in the terminal's queue, unechoed. Main thread.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ import time
 TYPE_CHECKING = False  # as in `typing`, without its import time
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from typing import Any
 
 PARENT_PIPE_ENV = "MLXKV_PARENT_PIPE"  # for the child: two pipes, the first of which closes when the parent is gone
+MODE_ENV = "MLXKV_TERMINAL_MODE"  # for the child: input and local flags of the terminal before `supervise`
 # Reports of the child: see `supervisor_link.SupervisorLink`.
 WINDOW_READS, WINDOW_PAUSED, ALIVE, QUITTING, TERMINAL_GONE = b"+", b"-", b".", b"q", b"a"
 POLL_SECONDS = 0.2  # between two checks of a window that may hang
@@ -42,22 +44,27 @@ def supervise(command: Sequence[str], *, saves: bool = True) -> int:
     Args:
         saves: whether the exit message may say that the chat is saved.
     """
-    terminal = termios.tcgetattr(0)
+    terminal: list[Any] = termios.tcgetattr(0)
     child_keys, keys = os.pipe()
     reports, child_reports = os.pipe()
     for fd in (child_keys, child_reports):
         os.set_inheritable(fd, True)
     stderr_file = _unnamed_file()
-    pid = os.posix_spawn(
-        command[0],
-        list(command),
-        {**os.environ, PARENT_PIPE_ENV: f"{child_keys},{child_reports}"},
-        file_actions=[] if stderr_file is None else [(os.POSIX_SPAWN_DUP2, stderr_file, 2)],
-    )
-    os.close(child_keys)  # but not `child_reports`: without a writer, `reports` would always be readable
-    _forward_signals(pid)
+    env = {PARENT_PIPE_ENV: f"{child_keys},{child_reports}", MODE_ENV: f"{terminal[0]},{terminal[3]}"}
     watch = Watch(reports, keys, open_terminal())
-    code = _wait(pid, watch)
+    try:
+        _set_mode(_without_echo(terminal))
+        pid = os.posix_spawn(
+            command[0],
+            list(command),
+            {**os.environ, **env},
+            file_actions=[] if stderr_file is None else [(os.POSIX_SPAWN_DUP2, stderr_file, 2)],
+        )
+        os.close(child_keys)  # but not `child_reports`: without a writer, `reports` would always be readable
+        _forward_signals(pid)
+        code = _wait(pid, watch, terminal)
+    finally:
+        _set_mode(terminal)
     child_stderr = b"" if stderr_file is None else _end_of(stderr_file)
     if code >= 0:
         if code or not watch.had_window:  # a window that ended well has shown its errors itself
@@ -115,7 +122,7 @@ def _forward_signals(pid: int) -> None:
         signal.signal(number, lambda *_: None)
 
 
-def _wait(pid: int, watch: Watch) -> int:
+def _wait(pid: int, watch: Watch, terminal: list[Any]) -> int:
     """The child's exit code, negative if a signal ended it."""
     woken, wake = os.pipe()
     for fd in (woken, wake):
@@ -128,6 +135,7 @@ def _wait(pid: int, watch: Watch) -> int:
             if watch.wait(woken):
                 _send(pid, signal.SIGKILL)
         elif os.WIFSTOPPED(status):
+            _set_mode(terminal)  # the child may not have come to its window
             os.kill(os.getpid(), signal.SIGSTOP)  # the shell sees a stopped job; `fg` continues it
             _send(pid, signal.SIGCONT)
             watch.take(ALIVE)  # keys typed meanwhile were for the shell
@@ -244,9 +252,44 @@ def _send(pid: int, number: int) -> None:
         return  # it has just ended
 
 
-def _restore(terminal: list[object]) -> None:
+def _without_echo(terminal: list[Any]) -> list[Any]:
+    """The mode until the window reads keys: no echo, no lines, and Enter is a carriage return, as in the window."""
+    mode = [*terminal]
+    mode[0] &= ~termios.ICRNL
+    mode[3] &= ~(termios.ECHO | termios.ICANON)
+    return mode
+
+
+def usual_mode(mode: list[Any]) -> list[Any]:
+    """In the child: `mode` with the flags that the terminal had before `supervise`; unchanged without a supervisor."""
+    flags = os.environ.get(MODE_ENV, "").split(",")
+    if len(flags) != 2 or not all(flag.isdigit() for flag in flags):
+        return mode
+    return [int(flags[0]), *mode[1:3], int(flags[1]), *mode[4:]]
+
+
+def show_typing() -> None:
+    """In the child: let the terminal echo again, since no window will read the keys."""
+    if MODE_ENV not in os.environ:
+        return
     try:
-        termios.tcsetattr(0, termios.TCSADRAIN, terminal)  # type: ignore[arg-type]
+        termios.tcsetattr(0, termios.TCSANOW, usual_mode(termios.tcgetattr(0)))
+    except termios.error:
+        return  # it is gone, or none
+
+
+def _set_mode(mode: list[Any]) -> None:
+    """Set the terminal's mode, unless the shell has the terminal meanwhile."""
+    try:
+        if os.tcgetpgrp(0) == os.getpgrp():
+            termios.tcsetattr(0, termios.TCSADRAIN, mode)
+    except (OSError, termios.error):
+        return  # the terminal is gone
+
+
+def _restore(terminal: list[Any]) -> None:
+    try:
+        termios.tcsetattr(0, termios.TCSADRAIN, terminal)
         os.write(1, _RESET)
     except (OSError, termios.error):
         return  # the terminal is gone too

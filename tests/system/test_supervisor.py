@@ -69,6 +69,12 @@ def supervised(child: str) -> Run:
     return Run(pid, fd)
 
 
+def has_usual_mode(master: int) -> bool:
+    """Whether the terminal echoes, reads lines and makes Enter a newline: the master sees the slave's mode."""
+    mode = termios.tcgetattr(master)
+    return bool(mode[3] & termios.ECHO and mode[3] & termios.ICANON and mode[0] & termios.ICRNL)
+
+
 DYING = """
 import os, sys, termios, tty
 tty.setraw(0)
@@ -83,9 +89,7 @@ os.kill(os.getpid(), {number})
 def test_after_an_abort_the_terminal_is_as_it_was(number: signal.Signals) -> None:
     run = supervised(DYING.format(number=int(number)))
     run.until(b"mlxkv stopped")
-    attributes = termios.tcgetattr(run.fd)  # the master sees what the slave's were set to
-    assert attributes[3] & termios.ECHO
-    assert attributes[3] & termios.ICANON
+    assert has_usual_mode(run.fd)
     assert run.end() == 128 + number
     after = run.output.split(b"painted")[1]
     for sequence in (b"\x1b[?1049l", b"\x1b[?7h", b"\x1b[?25h", b"\x1b[?1003l", b"\x1b[?2004l"):
@@ -99,6 +103,31 @@ def test_exit_codes_and_what_was_said_on_stderr_come_through() -> None:
     assert run.end() == 2
     assert b"mlxkv: no such chat" in run.output
     assert b"stopped" not in run.output
+
+
+def test_what_is_typed_before_the_window_waits_for_it_unechoed() -> None:
+    run = supervised(
+        "import os, sys\nos.write(1, b'starting ')\ntyped = b''\n"
+        "while not typed.endswith(b'!'): typed += os.read(0, 1)\n"
+        "sys.exit(f'it read {typed}')"
+    )
+    run.until(b"starting")
+    os.write(run.fd, b"early\r!")
+    run.until(b"it read")
+    assert has_usual_mode(run.fd)
+    assert run.end() == 1
+    assert run.output.strip() == b"starting it read b'early\\r!'"
+
+
+def test_a_child_without_a_window_gets_the_usual_mode() -> None:
+    run = supervised(
+        "import os\nfrom mlxkv.system.supervisor import show_typing\nshow_typing()\nos.write(1, b'line: ')\ninput()"
+    )
+    run.until(b"line: ")
+    assert has_usual_mode(run.fd)
+    os.write(run.fd, b"typed\r")
+    assert run.end() == 0
+    assert b"typed" in run.output
 
 
 def test_nothing_is_said_below_a_window_that_ended_well() -> None:
@@ -126,6 +155,7 @@ def test_stopping_the_child_stops_the_job_and_fg_wakes_both() -> None:
     run = supervised("import os, signal; os.kill(os.getpid(), signal.SIGSTOP); os.write(1, b'awake')")
     _, status = os.waitpid(run.pid, os.WUNTRACED)
     assert os.WIFSTOPPED(status)
+    assert has_usual_mode(run.fd)
     os.kill(run.pid, signal.SIGCONT)
     run.until(b"awake")
     assert run.end() == 0
@@ -186,9 +216,7 @@ def test_a_window_that_hangs_is_ended_by_a_quit(then: str, typed: bytes) -> None
     run.until(b"painted")
     os.write(run.fd, typed)
     run.until(b"mlxkv stopped")
-    attributes = termios.tcgetattr(run.fd)
-    assert attributes[3] & termios.ECHO
-    assert attributes[3] & termios.ICANON
+    assert has_usual_mode(run.fd)
     assert run.end() == 1
     after = run.output.split(b"painted")[1]
     for sequence in (b"\x1b[?1049l", b"\x1b[?25h", b"\x1b[?1003l"):

@@ -23,6 +23,12 @@ from mlxkv.tui.state.slash import BY_NAME, COMMANDS, Prompt, Run, Unknown, compl
         ("/ what", Prompt("/ what")),
         ("/model org/My Model", Run("model", "org/My Model")),
         ("/bye", Run("quit", "")),
+        ("\n/stats", Run("stats", "")),  # an Enter too many before it
+        (" \n  /set ctx 64\n", Run("set", "ctx 64")),
+        ("\n//new", Prompt("\n/new")),
+        ("\n/usr/bin/env", Prompt("\n/usr/bin/env")),
+        ("see\n/stats", Prompt("see\n/stats")),
+        ("\n/foo", Unknown("No command /foo. Did you mean /fork?")),
         ("/hepl", Unknown("No command /hepl. Did you mean /help?")),
         ("/foo", Unknown("No command /foo. Did you mean /fork?")),
         ("/zzz x", Unknown("No command /zzz. /help lists them.")),

@@ -33,6 +33,15 @@ async def test_newlines(newline: list[str]) -> None:
         assert not w.sent(Send)
 
 
+async def test_a_command_runs_below_an_empty_line() -> None:
+    async with window() as w:
+        await w.pilot.press("ctrl+j", *"/stats", "enter")
+        await w.until(lambda: "/stats" not in w.app.prompt.text)
+        await w.pilot.press(*"//stats", "enter")
+        await w.until(lambda: w.sent(Send))
+        assert [c.text for c in w.sent(Send) if isinstance(c, Send)] == ["/stats"]
+
+
 async def test_keys_can_be_rebound() -> None:
     async with window(FakeEngine(manual=True)) as w:
         w.app.set_keymap({"prompt.send": "ctrl+s", "prompt.newline": "enter"})

@@ -15,6 +15,7 @@ from tests.tui.window import Window, window
 
 SENT = [
     "/help me", "/", "/quit", "/frobnicate", "//", "//two", "/usr/bin/env is a path", "/?", " /help", "a /help",
+    "\n/stats", "  //two",
     "/set temp 9\nand more", "@someone said /help", "@", "@nobody", "say `x`\n\n  indented\n", "\\", "a\tb",
     "\U0001f469\u200d\U0001f467",
 ]  # fmt: skip

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import subprocess
+import termios
 from pathlib import Path
 
 import pytest
@@ -99,6 +101,25 @@ def test_typing_ahead_is_sent_once_the_model_is_there_and_fg_paints_the_window_a
     terminal.wait_for("■ stopped")
     terminal.type("\x04")
     assert terminal.end() == 0
+
+
+@pytest.mark.parametrize("typed", ["Once upon a time\r", "\rOnce upon a time\r"], ids=["", "Enter first"])
+@pytest.mark.parametrize("when", ["at once", "while it starts"])
+def test_what_is_typed_before_the_window_opens_is_sent(when: str, typed: str, model: list[str]) -> None:
+    """Also by an Enter that the terminal, which is as the shell left it for a moment, takes for a newline."""
+    terminal = Terminal(model, module="mlxkv")
+    while when != "at once" and termios.tcgetattr(terminal.fd)[3] & termios.ECHO:
+        select.select([], [], [], 0.01)
+    terminal.type(typed)
+    terminal.wait_for("Lily")
+    terminal.type("\x1b")
+    terminal.wait_for("■ stopped")
+    terminal.wait_for("saved ✓")
+    if when != "at once":
+        assert b"Once" not in terminal.output.split(b"\x1b[?1049h")[0]
+    terminal.type("\x04")
+    assert terminal.end() == 0
+    assert saved()[0] == "Once upon a time"
 
 
 def test_without_any_model_the_first_screen_says_how_to_get_one(home: Path) -> None:

@@ -97,10 +97,14 @@ class Unknown:
 
 
 def parse(text: str) -> Prompt | Run | Unknown:
-    """Parse a line of input. A path such as `/usr/bin/env` is not a command; `//text` sends `/text`."""
-    if text.startswith("//"):
-        return Prompt(text[1:])
-    match = _COMMAND.match(text)
+    """Parse the input; blank lines and spaces before a command are ignored.
+
+    A path such as `/usr/bin/env` is not a command; `//text` sends `/text`.
+    """
+    line = text.lstrip()
+    if line.startswith("//"):
+        return Prompt(text.replace("/", "", 1))
+    match = _COMMAND.match(line)
     if match is None:
         return Prompt(text)
     word = match[1].lower()
@@ -113,7 +117,7 @@ def parse(text: str) -> Prompt | Run | Unknown:
 
 def as_typed(text: str) -> str:
     """The input that sends `text`: `/text` becomes `//text` if it would be a command."""
-    return text if parse(text) == Prompt(text) else f"/{text}"
+    return text if parse(text) == Prompt(text) else text.replace("/", "//", 1)
 
 
 @dataclass(frozen=True)

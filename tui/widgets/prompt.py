@@ -159,7 +159,7 @@ class Prompt(TextArea):
 
     def _send(self, text: str) -> None:
         typed = self._pastes.expand(text)
-        if not text.startswith("/"):
+        if not text.lstrip().startswith("/"):
             typed = as_typed(typed)  # a paste that looks like a command is not one
         sent = typed
         if not completion.is_command(text):
