@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 import tomllib
 from dataclasses import fields
@@ -183,6 +184,15 @@ def test_a_variable_that_is_no_setting_is_named_with_the_nearest_one() -> None:
         said = f"The environment variable MLXKV_{name} is no setting and is ignored; did you mean MLXKV_{nearest}?"
         assert unknown_variable(known | {f"MLXKV_{name}": "1"}) == said
     assert unknown_variable({"MLXKV_XYZZY": "1"}).endswith("; `/set` in the chat lists the settings.")
+
+
+def test_every_variable_that_the_program_names_is_known() -> None:
+    """Also those that one of its processes sets for another."""
+    root = Path(__file__).parents[1]
+    sources = [path.read_text() for top in ("mlxkv", "tui", "models") for path in (root / top).rglob("*.py")]
+    names = {name for text in sources for name in re.findall(r'"(MLXKV_[A-Z_]*[A-Z])"', text)}
+    assert {"MLXKV_HOME", "MLXKV_TERMINAL_MODE"} <= names
+    assert [name for name in sorted(names) if unknown_variable({name: "1"})] == []
 
 
 def test_every_setting_can_come_from_every_source(tmp_path: Path) -> None:
