@@ -91,7 +91,8 @@ def _text_weights(
     text = {name: array for name, array in weights.items() if not tensor_kind(name)}
     if any(name.endswith(".weight_scale_inv") for name in text) and not _decodes_fp8(model):
         text = _with_plain_fp8(text)
-    if rank := kv_b_rank(type(model.args), vars(model.args)):
+    args = getattr(model, "args", None)  # some models keep none
+    if args is not None and (rank := kv_b_rank(type(args), vars(args))):
         text = _with_plain_kv_b(text, rank)
     is_nested = any(name.startswith("model.language_model.") for name in wanted)  # gemma3n's
     prefix = "language_model." if any(name.startswith("language_model.") for name in wanted) else ""

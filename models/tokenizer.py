@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlxkv.errors import ModelFileError, ModelUnsupportedError, as_sentence
-from mlxkv.models.architecture import MAX_TOKENIZER, TOKENIZER_CONFIGS, check_files, read_json, repository_like
+from mlxkv.models.architecture import TOKENIZER_CONFIGS, check_files, read_json, repository_like
 from mlxkv.models.chat_template import FoundTemplate, find_template, is_template
 from mlxkv.models.end_tokens import EndToken, end_tokens, token_ids
-from mlxkv.system.regular_file import read_bytes
+from mlxkv.system.regular_file import opened
 from mlxkv.tokenizer.chat_template import FILE
 from mlxkv.tokenizer.tokens import encode, tokenizer_file
 
@@ -139,7 +139,10 @@ def _is_tekken(folder: Path) -> bool:
     Mistral's architecture with a vocabulary of their own, whose regex must stay.
     """
     file = folder / "tokenizer.json"
-    return file.is_file() and b'"[INST]"' in read_bytes(file, MAX_TOKENIZER)
+    if not file.is_file():
+        return False
+    with opened(file) as vocabulary:  # of a size that `check_files` has limited; `read_bytes` would allocate the limit
+        return b'"[INST]"' in vocabulary.read(file.stat().st_size)
 
 
 def _add_bos(tokenizer: Any, folder: Path) -> None:

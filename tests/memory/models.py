@@ -9,6 +9,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlxkv.cache.config import CacheConfig
+from mlxkv.device import current_device
 
 _BASE: dict[str, Any] = {
     "hidden_size": 128, "num_hidden_layers": 3, "intermediate_size": 256, "num_attention_heads": 4,
@@ -52,6 +53,8 @@ def build(case: str) -> tuple[Any, CacheConfig]:
     model.set_dtype(dtype)
     if bits:
         nn.quantize(model, 64, bits)
+        if current_device().is_cpu:
+            model.set_dtype(mx.float32)  # of the scales, as on loading
     mx.eval(model.parameters())
     return model, config
 
