@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -58,3 +59,9 @@ def model(tiny_path: Path) -> Iterator[Model]:
     loaded = mlxkv.load(str(tiny_path))
     yield loaded
     loaded.close()
+
+
+def pytest_configure() -> None:
+    """Let Ctrl+C reach the programs of tests: what a shell starts with `&` ignores SIGINT, and so would they."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
