@@ -22,7 +22,7 @@ if printf '%s\\n' "$FAILS" | grep -qxF -e "$*"; then exit 2; fi
 """
 TEST = "test ARGS=-m 'not real'"
 AGAIN = "test WORKERS= ARGS=--last-failed --last-failed-no-failures=none -m 'not real'"
-REAL = "test ARGS=-m real -k smollm2"
+REAL = "test ARGS=-m real -k 'smollm2 or perplexity'"
 SUMMARY = "===== 7 passed, 3 skipped in 312.33s (0:05:12) ====="
 SKIPPED = "SKIPPED [3] tests/conftest.py:41: shared/testdata is not beside this checkout: no real weights"
 
