@@ -95,6 +95,9 @@ def sentences(parts: Parts) -> Iterator[str]:
     """What README says elsewhere; each has to be there, however its lines are wrapped."""
     cold, resumed, *_ = first_tokens(parts)
     history = parts["first-token"].rows[-1].values["history"]
+    chat = parts["long-chat"].rows
+    if len({row.values["mlxkv held"] for row in chat}) == 1:
+        yield f"hold the same bytes after {chat[-1].values['tokens']:,} tokens"
     yield f"the first token comes {cold / resumed:.0f} times sooner after {history} tokens"
     quality = {row.what: row.values for row in parts["perplexity-ratios-smollm2"].rows}
 

@@ -20,7 +20,7 @@ class CatalogueEntry:
 
     `memory_8k`: bytes of the download, of a full KV cache of 8,192 tokens with its states, and of a prefill of 512
     tokens on Metal (`python -m bench.catalogue --write`). `reasoning`: "no", "toggle" or "always". `seen`: where id,
-    size and licence were read; nobody has asked the hub for them.
+    size and licence were read; they were not checked against the hub.
     """
 
     id: str
