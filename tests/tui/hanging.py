@@ -6,7 +6,6 @@ It holds the interpreter all the while, as a tokenizer's Rust may. Run by a test
 from __future__ import annotations
 
 import ctypes
-import os
 import sys
 from typing import Any
 
@@ -27,8 +26,9 @@ def main() -> None:
 
         def render(self, messages: Any, **more: Any) -> str:
             if messages[-1]["content"].endswith("hold"):
-                os.write(1, b"it hangs")
-                ctypes.PyDLL(None).sleep(1000)
+                libc = ctypes.PyDLL(None)  # its calls hold the interpreter, so that no key is read once this is said
+                libc.write(1, b"it hangs", 8)
+                libc.sleep(1000)
             return self._real.render(messages=messages, **more)
 
     compiled = templates.ChatTemplate._compiled.func  # type: ignore[attr-defined]
