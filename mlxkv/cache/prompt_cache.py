@@ -20,6 +20,7 @@ import mlx.core as mx
 
 from mlxkv import arguments
 from mlxkv.arguments import public, text
+from mlxkv.cache import flushes
 from mlxkv.cache.groups.layer_groups import Group, make_groups
 from mlxkv.cache.groups.state_group import StateGroup
 from mlxkv.cache.interchange import PromptText
@@ -90,6 +91,8 @@ class PromptCache:
         """Set up the groups of `layers`, and their checkpoints: a fork of those given."""
         caches = leaves(self.layers)
         self._exact = tuple(cache for cache in caches if not is_recurrent(cache))
+        self._rings = tuple(cache for cache in caches if isinstance(cache, RingKVCache))
+        self._next_flush = 0  # no call that begins before this position evicts for all layers together
         recurrent = [cache for cache in caches if is_recurrent(cache)]
         self.checkpoints = (
             Checkpoints(recurrent, self.plan.nbytes, self.plan.config.checkpoint_bytes)
@@ -222,6 +225,19 @@ class PromptCache:
         geometry = self.plan.geometry
         return geometry.tokens_to_boundary(self.offset) if geometry else 0
 
+    def make_room(self, num_tokens: int) -> None:
+        """Evict what the model call for the next `num_tokens` evicts, in all layers together.
+
+        Without this call each ring evicts by itself, and waits: see `flushes.py`.
+        """
+        if self.offset < self._next_flush:
+            return
+        used = [ring for ring in self._rings if not ring.empty()]
+        if due := [ring for ring in used if flushes.is_due(ring, num_tokens)]:
+            flushes.flush(due)
+        boundaries = (ring.offset + ring.geometry.tokens_to_boundary(ring.offset) for ring in used)
+        self._next_flush = min(boundaries, default=0)
+
     @property
     def num_left(self) -> int | None:
         """Tokens that can still be fed before the model's learned positions are used up; None: any number."""
@@ -329,13 +345,19 @@ class PromptCache:
         if not target:
             self.reset()
             return 0
-        for cache in self._exact:
-            rewind_rows(cache, self.offset - target)
+        self._rewind_rows(self.offset - target)
         if checkpoint := self.checkpoints.newest(target, target):
             self.checkpoints.restore(checkpoint)
         self.log.cut(target)
         self._note_state()
         return target
+
+    def _rewind_rows(self, num_tokens: int) -> None:
+        self._next_flush = 0
+        flushes.rewind(self._rings, num_tokens)
+        for cache in self._exact:
+            if not isinstance(cache, RingKVCache):
+                rewind_rows(cache, num_tokens)
 
     def recover(self) -> None:
         """Rewind, after a model call that raised, to the tokens that every layer holds; else forget all tokens."""
@@ -343,7 +365,9 @@ class PromptCache:
         if self.checkpoints.is_needed:
             checkpoint = self.checkpoints.newest(target)
             target = checkpoint.position if checkpoint else 0
+        self._next_flush = 0
         try:
+            flushes.undo([ring for ring in self._rings if ring.is_evicted_ahead])
             for cache in self._exact:
                 surplus = (tokens_fed(cache) or 0) - target
                 if surplus > 0 and rewind_floor(cache, target + surplus) <= target:
@@ -355,7 +379,7 @@ class PromptCache:
             mx.eval([layer.state for layer in self.layers])
         except Exception:  # the model's error may be raised again: its arrays are part of the graph
             self.log.clear()
-        if not self.log or self._log_mismatch():
+        if not self.log or self._log_mismatch() or not all(ring.is_intact for ring in self._rings):
             self.log.clear()
             self.layers[:] = self.plan.make(self._model)
             self._adopt(None)
@@ -378,7 +402,7 @@ class PromptCache:
         """Forget all tokens; ring buffers stay allocated."""
         self.log.clear()
         self.checkpoints.clear()
-        self._noted = None
+        self._noted, self._next_flush = None, 0
         for cache, empty in zip(leaves(self.layers), self._empty, strict=True):
             if isinstance(cache, RingKVCache):
                 cache.reset()

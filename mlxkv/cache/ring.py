@@ -1,8 +1,9 @@
 """RingKVCache: one layer's keys and values in buffers that are allocated once and rotate in place.
 
 It implements mlx-lm's cache protocol, so every mlx-lm model and loop can use it. `geometry.py` maps positions to rows,
-`rows.py` stores them (`quantized.py` is the same ring in 8 or 4 bits), `sink_rotation.py` moves the sinks, `masks.py`
-has masks and calls that cross a block boundary, `plan.py` decides the size. On the MLX thread.
+`rows.py` stores them (`quantized.py` is the same ring in 8 or 4 bits), `flushes.py` evicts a block and reverses that,
+`sink_rotation.py` moves the sinks, `masks.py` has masks and calls that cross a block boundary, `plan.py` decides the
+size. On the MLX thread.
 
 Writes are in place: `buffer[..., a:b, :] = x` makes no copy while nothing else holds the buffer, so no view may outlive
 the attention call that reads it.
@@ -15,6 +16,7 @@ from typing import Any, NoReturn, Self
 
 import mlx.core as mx
 
+from mlxkv.cache import flushes
 from mlxkv.cache.geometry import Geometry, Segment
 from mlxkv.cache.masks import gather, gather_mask, mask_of, row_positions
 from mlxkv.cache.mlx_lm_calls import UNSAVED, refuse_batch, refuse_quantizing, refuse_saving
@@ -35,6 +37,9 @@ class RingKVCache:
         is_shared: layers without a cache of their own read this one after each call (`keys_and_values`).
 
     Attributes:
+        undo_blocks: valid blocks in the undo area.
+        is_evicted_ahead: the block that the next token evicts is evicted already; the next write clears this.
+        is_intact: False while blocks move.
         max_positions: the tokens that the model has learned positions for; None where it has no table of them.
     """
 
@@ -55,7 +60,8 @@ class RingKVCache:
         self.value_rows: Rows | None = None  # (B, n_kv_heads, rows, v_head_dim)
         self.pristine: Parts | None = None  # the sinks' keys as first written, (B, n_kv_heads, sinks, head_dim)
         self.offset = 0
-        self.undo_blocks = 0  # valid blocks in the undo area
+        self.undo_blocks = 0
+        self.is_evicted_ahead, self.is_intact = False, True
         self.is_shared = is_shared
         self.max_positions: int | None = None
         self._crossed: tuple[mx.array, mx.array] | None = None  # rows that the last call across a boundary attended to
@@ -84,6 +90,8 @@ class RingKVCache:
         if self.key_rows is None:
             self.allocate(keys.shape, values.shape[-1], keys.dtype, values.dtype)
         if S > self.geometry.tokens_to_boundary(self.offset):
+            if self.is_evicted_ahead:  # a model that feeds more tokens than it was given
+                flushes.undo([self])
             fetched = gather(self, keys, values)
             self._crossed = fetched if self.is_shared else None
             done = 0
@@ -144,10 +152,8 @@ class RingKVCache:
                 f"Rewinding {n} tokens needs rows that were evicted: this cache can rewind {self.rewindable}; "
                 f"raise `slack` or prefill again."
             )
-        target, self._crossed = self.offset - n, None
-        while self.geometry.flushes(self.offset) > self.geometry.flushes(target):
-            self._undo_flush()
-        self.offset = target
+        self._crossed = None
+        flushes.rewind([self], n)
         return n
 
     def size(self) -> int:
@@ -225,7 +231,7 @@ class RingKVCache:
     def reset(self) -> None:
         """Forget all tokens; the buffers stay allocated."""
         self.offset = self.undo_blocks = 0
-        self._crossed = None
+        self.is_evicted_ahead, self.is_intact, self._crossed = False, True, None
 
     def allocate(self, key_shape: tuple[int, ...], v_dim: int, k_dtype: mx.Dtype, v_dtype: mx.Dtype) -> None:
         """Make the buffers, once. `key_shape` is (B, n_kv_heads, any, head_dim)."""
@@ -265,8 +271,8 @@ class RingKVCache:
         """Continue from `offset`; `write_at` has written every required row."""
         self.offset, self.undo_blocks = offset, undo_blocks
         if self.evicted:
-            self._keep_pristine()
-            self._place_sinks(self.evicted)
+            mx.eval(self.keep_pristine())
+            self.place_sinks(self.evicted)
 
     def positions(self, offset: int) -> mx.array:
         """(live,) the position of each attended row after `offset` tokens (int32)."""
@@ -276,6 +282,15 @@ class RingKVCache:
         return self._slot_positions[: self.geometry.live(offset)]
 
     # -- moving rows -------------------------------------------------------------------------------------------------
+
+    @property
+    def buffers(self) -> tuple[Rows, Rows]:
+        """Keys and values.
+
+        Raises:
+            CacheError: nothing was fed yet.
+        """
+        return self._keys, self._values
 
     @property
     def _keys(self) -> Rows:
@@ -293,44 +308,22 @@ class RingKVCache:
     def _write(self, keys: mx.array, values: mx.array) -> None:
         """Write S tokens that fit before the next boundary."""
         geometry, S = self.geometry, keys.shape[2]
-        if geometry.blocks_evicted(self.offset) > geometry.flushes(self.offset):
-            self._flush()
+        if flushes.is_due(self, S):
+            flushes.flush([self])
+        self.is_evicted_ahead = False
         self.offset += S
         start = geometry.live(self.offset) - S
         self._keys.put(start, keys)
         self._values.put(start, values)
 
-    def _flush(self) -> None:
-        """Evict a block: oldest block to the undo area, the complete current block to its slot, sinks forward."""
-        geometry = self.geometry
-        n = geometry.flushes(self.offset)  # the block to evict
-        if n == 0:
-            self._keep_pristine()
-        old, R = geometry.slot_row(n), geometry.block
-        for rows in (self._keys, self._values):
-            if geometry.undo:
-                rows.move(old, geometry.undo_row(n), R)
-            rows.move(geometry.current, old, R)
-        self.undo_blocks = min(self.undo_blocks + 1, geometry.undo)
-        self._place_sinks((n + 1) * R)
+    def keep_pristine(self) -> Parts:
+        """Keep copies of the sinks' keys, which the first flush rotates; evaluate them before."""
+        if self.pristine is None:
+            return ()
+        self.pristine = tuple(mx.contiguous(part) for part in self._keys.parts(0, self.geometry.sinks))
+        return self.pristine
 
-    def _undo_flush(self) -> None:
-        """Reverse the last flush: last ring block to the current area, undo block to its slot."""
-        geometry = self.geometry
-        n = geometry.flushes(self.offset) - 1  # the block to restore
-        old, R = geometry.slot_row(n), geometry.block
-        for rows in (self._keys, self._values):
-            rows.move(old, geometry.current, R)
-            rows.move(geometry.undo_row(n), old, R)
-        self.undo_blocks -= 1
-        self.offset = geometry.capacity + n * R
-        self._place_sinks(n * R)
-
-    def _keep_pristine(self) -> None:
-        if self.pristine is not None:
-            self.pristine = self._keys.copy(0, self.geometry.sinks)
-
-    def _place_sinks(self, evicted: int) -> None:
+    def place_sinks(self, evicted: int) -> None:
         """Move the sinks' keys to the distance they would have without the evicted tokens."""
         if self.rotation is None or self.pristine is None:
             return

@@ -115,22 +115,6 @@ class Rows:
         """Rows [start, end) as numbers: a view, or decoded into a temporary."""
         return self.codec.decode(self.parts(start, end))
 
-    def copy(self, start: int, end: int) -> Parts:
-        """Evaluated copies of rows [start, end), as stored."""
-        copies = tuple(mx.contiguous(part) for part in self.parts(start, end))
-        mx.eval(copies)
-        return copies
-
-    def move(self, source: int, target: int, count: int) -> None:
-        """Copy `count` rows. Evaluated array by array: a pending read would hold the buffer, and the write would then
-        copy all of it; and only one copy exists at a time."""
-        self.unshare()
-        for array in self.arrays:
-            block = mx.contiguous(array[..., source : source + count, :])
-            mx.eval(block)
-            array[..., target : target + count, :] = block
-            mx.eval(array)
-
     def fork(self) -> Rows:
         """An independent buffer, shared until one side writes."""
         twin = Rows.__new__(Rows)
@@ -139,6 +123,32 @@ class Rows:
         twin._holders = self._holders
         twin._holders.add(twin)
         return twin
+
+
+@dataclass(frozen=True)
+class Move:
+    """`count` rows of a buffer to be copied within it, from row `source` to row `target`."""
+
+    rows: Rows
+    source: int
+    target: int
+    count: int
+
+
+def move(moves: Sequence[Move], also: Sequence[mx.array] = ()) -> None:
+    """Copy rows within their buffers, with one evaluation of all reads, `also` among them, and one of all writes.
+
+    The reads are evaluated first: a pending one would hold its buffer, and the write would then copy all of it.
+    """
+    blocks = [
+        [mx.contiguous(array[..., m.source : m.source + m.count, :]) for array in m.rows.arrays] for m in moves
+    ]  # fmt: skip
+    if moves or also:
+        mx.eval(blocks, list(also))
+    for m, parts in zip(moves, blocks, strict=True):
+        m.rows.put_parts(m.target, parts)
+    if moves:
+        mx.eval([m.rows.arrays for m in moves])
 
 
 def concatenated(segments: Sequence[Parts]) -> Parts:

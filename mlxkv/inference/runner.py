@@ -118,6 +118,7 @@ class ModelRunner:
         n = min(most, len(ids) - done, cache.tokens_to_boundary() or most)
         part = ids[done : done + n]
         try:
+            cache.make_room(n)
             logits = self.model(mx.array([list(part)]), cache=cache.layers)
             mx.eval([layer.state for layer in cache.layers])
         except BaseException:

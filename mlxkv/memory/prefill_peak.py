@@ -11,6 +11,8 @@ largest layer of each kind:
     recurrent state  copies that a scan makes per token
     logits           one row, and the sampler's copies of it
 
+or a block of every ring, which a flush reads before it writes any, if that is more.
+
 The factors are fitted to MLX's CPU backend (tests/memory/test_peak.py): never less than measured, up to about twice as
 much for dense models, more for recurrent ones. On Metal nothing has been measured; there `Budget` corrects the formula
 by the peak of the first chunks, as it does everywhere. On the MLX thread.
@@ -70,7 +72,8 @@ def prefill_bytes(
     states = max(_state_bytes(layer, chunk, state) for layer in layers) if state else 0
     logits = _LOGITS * _FLOAT32 * _vocabulary(model)
     prefill = int(_LAYERS * activations + _ATTENTION * (attention + copies) + 2 * expanded + states)
-    return max(prefill, logits + prefill // chunk)
+    block = sum(leaf.geometry.block * leaf.row_bytes for leaf in plan.leaves if leaf.geometry)
+    return max(prefill, logits + prefill // chunk, block if tokens is None or tokens > capacity else 0)
 
 
 def _output_bytes(layer: Any, item: int, top_k: int) -> int:
