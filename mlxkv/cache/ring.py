@@ -164,7 +164,9 @@ class RingKVCache:
 
     @property
     def nbytes(self) -> int:
-        return sum(a.nbytes for a in self._arrays)
+        """Bytes of all rows."""
+        held = (self.key_rows, self.value_rows)
+        return sum(rows.nbytes for rows in held if rows is not None) + sum(x.nbytes for x in self.pristine or ())
 
     def keys_and_values(self) -> tuple[Any, Any]:
         """The attended rows as numbers, for layers that share another layer's cache."""
@@ -210,7 +212,7 @@ class RingKVCache:
         """Bytes of the attended rows."""
         if self.key_rows is None:
             return 0
-        return (self._keys.nbytes + self._values.nbytes) * self.geometry.live(self.offset) // self.geometry.rows
+        return (self._keys.row_nbytes + self._values.row_nbytes) * self.geometry.live(self.offset)
 
     @property
     def shared_nbytes(self) -> int:

@@ -1,11 +1,14 @@
 """Rows: the buffer of one layer's keys or values, in the model's own precision or quantized.
 
 Allocated once and written in slices; `ring.py` decides which rows. Quantized rows are three arrays side by side
-(packed numbers, scales, biases), as mlx.core.quantize makes them. Used on the MLX thread.
+(packed numbers, scales, biases), as mlx.core.quantize makes them. An array may have more rows than are used, since MLX
+writes some buffers in place only if their size is a whole number of pages. Used on the MLX thread.
 """
 
 from __future__ import annotations
 
+import copy
+import math
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +18,12 @@ import mlx.core as mx
 from mlxkv.errors import CacheError
 
 Parts = tuple[mx.array, ...]  # one array, or packed numbers, scales, biases; rows on axis -2
+Spec = tuple[tuple[int, ...], mx.Dtype]  # shape and dtype of an array
+
+PAGE = (
+    16_384  # bytes: MLX's pool may hand out a buffer one page larger, and refuses to write in place in more than that
+)
+_MOST_PADDING = 1 / 16  # of a buffer: rows of an odd size may need many to fill whole pages
 
 
 @dataclass(frozen=True)
@@ -65,15 +74,23 @@ class Rows:
     """A buffer of `rows` rows. `shape` is (B, n_kv_heads, rows, width)."""
 
     def __init__(self, shape: tuple[int, int, int, int], dtype: mx.Dtype, codec: Codec) -> None:
-        B, H, rows, width = shape
-        self.codec = codec
-        self.arrays: Parts = tuple(mx.zeros((B, H, rows, p.width), p.dtype) for p in codec.planes(width, dtype))
+        B, H, self.count, width = shape
+        self.codec, self._heads, self._planes = codec, (B, H), codec.planes(width, dtype)
+        self.row_nbytes = B * H * sum(p.width * p.dtype.size for p in self._planes)
+        self.arrays: Parts = tuple(mx.zeros(*spec) for spec in self.specs)
         # The holders of the memory behind `arrays`: this buffer and unwritten forks.
         self._holders: weakref.WeakSet[Rows] = weakref.WeakSet([self])
 
     @property
+    def specs(self) -> list[Spec]:
+        """The arrays to allocate."""
+        B, H = self._heads
+        return [((B, H, padded(self.count, B * H * p.width * p.dtype.size), p.width), p.dtype) for p in self._planes]
+
+    @property
     def nbytes(self) -> int:
-        return sum(a.nbytes for a in self.arrays)
+        """Bytes of the rows, without those that fill a page."""
+        return self.count * self.row_nbytes
 
     @property
     def shared_nbytes(self) -> int:
@@ -117,12 +134,19 @@ class Rows:
 
     def fork(self) -> Rows:
         """An independent buffer, shared until one side writes."""
-        twin = Rows.__new__(Rows)
+        twin = copy.copy(self)
         # New array objects: `a[...] = x` changes the Python object that both sides would otherwise hold.
-        twin.codec, twin.arrays = self.codec, tuple(mx.array(a) for a in self.arrays)
-        twin._holders = self._holders
+        twin.arrays = tuple(mx.array(a) for a in self.arrays)
         twin._holders.add(twin)
         return twin
+
+
+def padded(rows: int, row_nbytes: int) -> int:
+    """The rows to allocate for `rows`, so that their bytes are whole pages; `rows` where they need less than a page, or
+    too many more."""
+    step = PAGE // math.gcd(PAGE, row_nbytes) if row_nbytes else 1
+    more = -rows % step
+    return rows + more if rows * row_nbytes > PAGE and more <= _MOST_PADDING * rows else rows
 
 
 @dataclass(frozen=True)

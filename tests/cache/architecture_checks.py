@@ -152,7 +152,7 @@ def check_bounded(plan: CachePlan, caches: Sequence[Any]) -> None:
         if leaf.geometry is None:
             continue
         g = leaf.geometry
-        rows = {part.shape[-2] for held in (cache.key_rows, cache.value_rows) for part in held.arrays}
+        rows = {held.count for held in (cache.key_rows, cache.value_rows)}
         assert rows == {g.sinks + g.window + g.undo * g.block}, f"layer {leaf.name} holds {rows} rows of {g}"
         assert cache.nbytes == leaf.nbytes, f"layer {leaf.name} holds {cache.nbytes} bytes of {leaf.nbytes}"
         if leaf.native_class in FULL:

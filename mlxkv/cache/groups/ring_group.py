@@ -128,7 +128,7 @@ class RingGroup:
             for rows in (ring.key_rows, ring.value_rows):
                 if rows is not None:
                     buffers.append((rows, len(rows.arrays)))
-                    specs += [(x.shape, x.dtype) for x in rows.arrays]
+                    specs += rows.specs
                     rows.unshare()
                     rows.arrays = ()  # frees the old memory before allocating
         arrays = iter(uninitialized_arrays(specs))  # together: each call waits for MLX's readers
