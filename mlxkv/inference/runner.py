@@ -1,7 +1,7 @@
 """ModelRunner: prefill and decode on token ids. Knows no text and no disk.
 
-Prefill runs in chunks, cut at the ring's block boundaries once its window is full; decode runs one step ahead of the
-tokens it yields. Both keep the cache's token log equal to the cache's rows, however they end. On the MLX thread.
+Prefill runs in chunks, cut at the ring's block boundaries once its window is full; `decoding.py` has the decode loop.
+Both keep the cache's token log equal to the cache's rows, however they end. On the MLX thread.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlxkv.cache.prompt_cache import PromptCache
-from mlxkv.inference.sampling import PENALISED, SamplingParams
+from mlxkv.inference.decoding import Decoder
+from mlxkv.inference.sampling import SamplingParams
 from mlxkv.memory import CHUNKS, Budget
 
 PREFILL_CHUNK = 512  # with larger ones Esc takes seconds
-_CLEAR_EVERY = 256  # decode steps between returns of MLX's free buffers
-_CLEAR_EVERY_PREFILL = 2048  # prefilled tokens, likewise
+_CLEAR_EVERY_PREFILL = 2048  # prefilled tokens between returns of MLX's free buffers
 
 
 class ModelRunner:
@@ -28,11 +28,15 @@ class ModelRunner:
         model: called as `model(ids (1, S), cache=layers) -> logits (1, S, vocab)`.
         chunk: most tokens of one prefill call.
         budget: memory limits; by the predicted peak a prompt is prefilled in smaller chunks, or refused.
+
+    Attributes:
+        one_step_ahead: see `Decoder`.
     """
 
     def __init__(self, model: nn.Module, chunk: int = PREFILL_CHUNK, budget: Budget | None = None) -> None:
         self.model: Any = model
         self.chunk = chunk
+        self.one_step_ahead = True
         self._budget = budget or Budget(model, limit=0)
 
     def prefill(
@@ -140,49 +144,5 @@ class ModelRunner:
         cache.check_length(cache.offset + 1)
         self.check(cache)
         most = params.max_tokens if cache.num_left is None else min(params.max_tokens, cache.num_left)
-        step = self._stepper(cache, params, seen)
-        try:
-            y = step(mx.array([last]))
-            cache.advance([last])
-            mx.async_eval(y)
-            for n in range(1, most + 1):
-                following = y
-                if n < most:
-                    following = step(y)
-                    mx.async_eval(following)
-                token = int(y.item())  # type: ignore[arg-type]
-                if n < most:
-                    cache.advance([token])
-                yield token
-                if n % _CLEAR_EVERY == 0:
-                    mx.clear_cache()
-                y = following
-        except GeneratorExit:  # between two steps: nothing to recover
-            raise
-        except BaseException:
-            cache.recover()
-            raise
-
-    def _stepper(
-        self, cache: PromptCache, params: SamplingParams, seen: Sequence[int]
-    ) -> Callable[[mx.array], mx.array]:
-        """One decode step: token ids (1,) in, sampled ids (1,) out, nothing evaluated."""
-        model, layers = self.model, cache.layers
-        processors = params.make_logits_processors()
-        if params.temperature == 0 and not processors:
-            # Greedy sampling needs no normalised probabilities.
-            return lambda y: mx.argmax(model(y[None], cache=layers)[:, -1, :], axis=-1)
-        sampler = params.make_sampler()
-        # An imported cache's tokens have no ids.
-        tokens = mx.array([i for i in seen[-PENALISED:] if i >= 0] if processors else [], mx.int32)
-
-        def step(y: mx.array) -> mx.array:
-            nonlocal tokens
-            logits = model(y[None], cache=layers)[:, -1, :]
-            if processors:
-                tokens = mx.concatenate([tokens, y.astype(mx.int32)])[-PENALISED:]
-                for processor in processors:
-                    logits = processor(tokens, logits)
-            return sampler(logits - mx.logsumexp(logits, axis=-1, keepdims=True))
-
-        return step
+        decoder = Decoder(self.model, cache, params, seen, one_step_ahead=self.one_step_ahead)
+        yield from decoder.tokens(last, most)
