@@ -28,6 +28,7 @@ from mlxkv.cache.plan import CachePlan
 from mlxkv.cache.probe import leaves
 from mlxkv.cache.recurrent.checkpoints import Checkpoints
 from mlxkv.cache.recurrent.state import (
+    Snapshot,
     arrays_of,
     capture,
     is_recurrent,
@@ -35,6 +36,7 @@ from mlxkv.cache.recurrent.state import (
     rewind_floor,
     rewind_rows,
     tokens_fed,
+    tokens_within_block,
     unseen_positions,
 )
 from mlxkv.cache.recurrent.state_shapes import StateShapes
@@ -51,6 +53,14 @@ class Reuse:
     cached: int
     stopped_at: int | None = None
     why: str | None = None
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A position to take tokens back to, and the state of the recurrent layers there; see `PromptCache.mark`."""
+
+    offset: int
+    states: tuple[Snapshot, ...]
 
 
 class PromptFiles(Protocol):
@@ -356,8 +366,35 @@ class PromptCache:
         self._next_flush = 0
         flushes.rewind(self._rings, num_tokens)
         for cache in self._exact:
-            if not isinstance(cache, RingKVCache):
+            if not isinstance(cache, RingKVCache) and tokens_fed(cache):  # layers that the model never calls stay empty
                 rewind_rows(cache, num_tokens)
+
+    @property
+    def num_draftable(self) -> int:
+        """The most tokens of one call of which all but the first can be taken back exactly (see `take_back`): those
+        up to the next block boundary of any ring; 0 if there are none."""
+        free = [tokens_within_block(cache, self.offset, keeps=self.checkpoints.is_needed) for cache in self._exact]
+        return max(min([n for n in (*free, self.num_left) if n is not None], default=1 << 30) - 1, 0)
+
+    def mark(self) -> Mark:
+        """Note this position, to take tokens back that are fed from here on. States are held by reference."""
+        return Mark(self.offset, tuple(capture(cache) for cache in self.checkpoints.caches))
+
+    def take_back(self, mark: Mark, fed: Sequence[int], keep: int) -> Sequence[int]:
+        """Forget all but the first `keep` of the tokens `fed` since `mark`, in one call of `num_draftable + 1` at most.
+
+        Returns those of them to feed again: all that are kept with recurrent layers, whose state is that of `mark`
+        now, else none. The log ends before these; it may have had the tokens or not.
+        """
+        left = 0 if self.checkpoints.is_needed else keep
+        if left < len(fed):
+            self._rewind_rows(len(fed) - left)
+        for cache, state in zip(self.checkpoints.caches, mark.states, strict=True):
+            restore_snapshot(cache, state)
+        self.log.cut(mark.offset + left)
+        self.checkpoints.cut(mark.offset)
+        self._note_state()
+        return fed[left:keep]
 
     def recover(self) -> None:
         """Rewind, after a model call that raised, to the tokens that every layer holds; else forget all tokens."""

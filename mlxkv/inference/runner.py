@@ -13,7 +13,9 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlxkv.cache.prompt_cache import PromptCache
-from mlxkv.inference.decoding import Decoder
+from mlxkv.inference.decoding import DecodeCounts, Decoder
+from mlxkv.inference.drafting.drafts import Drafting
+from mlxkv.inference.draws import Draws
 from mlxkv.inference.sampling import SamplingParams
 from mlxkv.memory import CHUNKS, Budget
 
@@ -31,12 +33,14 @@ class ModelRunner:
 
     Attributes:
         one_step_ahead: see `Decoder`.
+        drafting: what drafts for replies; None: nothing.
     """
 
     def __init__(self, model: nn.Module, chunk: int = PREFILL_CHUNK, budget: Budget | None = None) -> None:
         self.model: Any = model
         self.chunk = chunk
         self.one_step_ahead = True
+        self.drafting: Drafting | None = None
         self._budget = budget or Budget(model, limit=0)
 
     def prefill(
@@ -131,12 +135,28 @@ class ModelRunner:
         cache.advance(part)
         return n, logits
 
-    def decode(self, cache: PromptCache, last: int, params: SamplingParams, seen: Sequence[int] = ()) -> Generator[int]:
+    def decode(
+        self,
+        cache: PromptCache,
+        last: int,
+        params: SamplingParams,
+        seen: Sequence[int] = (),
+        *,
+        ends: Collection[int] = (),
+        num_before: int = 0,
+        counts: DecodeCounts | None = None,
+    ) -> Generator[int]:
         """Feed `last`, the end of the prompt, and yield up to `params.max_tokens` sampled ids, fewer if the model's
         learned positions end before.
 
         A token has been fed when it is yielded, unless it is the last one: closing the generator at any point leaves
-        the token log equal to the cache. `seen` are the prompt's ids, for penalties.
+        the token log equal to the cache.
+
+        Args:
+            seen: the prompt's ids without `last`, for penalties and to draft from.
+            ends: ids that end a reply, which are never drafted.
+            num_before: tokens that a reply to continue has already.
+            counts: to add what it took to.
 
         Raises:
             OutOfMemoryError: see `check`.
@@ -144,5 +164,7 @@ class ModelRunner:
         cache.check_length(cache.offset + 1)
         self.check(cache)
         most = params.max_tokens if cache.num_left is None else min(params.max_tokens, cache.num_left)
-        decoder = Decoder(self.model, cache, params, seen, one_step_ahead=self.one_step_ahead)
+        draws = Draws(params, seen, num_before)
+        drafts = None if self.drafting is None else self.drafting.of_reply([*seen, last], ends)
+        decoder = Decoder(self.model, cache, draws, drafts, counts, one_step_ahead=self.one_step_ahead)
         yield from decoder.tokens(last, most)

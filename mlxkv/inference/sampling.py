@@ -5,10 +5,9 @@ Pure values until `make_sampler` is called, on the MLX thread.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from mlxkv.arguments import keywords, number, shown, whole
@@ -113,22 +112,37 @@ class SamplingParams:
                     params = replace(params, **{name: value})
         return params
 
-    def make_sampler(self) -> Callable[[mx.array], mx.array]:
-        """A function from log-probabilities (1, vocab) to token ids (1,).
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the likeliest token is always taken, so that no random key is used."""
+        return self.temperature < _LEAST_TEMPERATURE
 
-        mlx-lm's, within its limits: a top_k of the whole vocabulary is off, and a temperature or top_p that would
-        underflow takes the likeliest token.
+    def make_sampler(self) -> Callable[..., mx.array]:
+        """A function from log-probabilities (S, vocab), and optionally a random key for each row, to token ids (S,).
+
+        Without keys the thread's random state is used. By mlx-lm's rules, within its limits: a top_k of the whole
+        vocabulary is off, and a temperature or top_p that would underflow takes the likeliest token.
         """
-        from mlx_lm.sample_utils import make_sampler
+        import mlx.core as mx
+        from mlx_lm.sample_utils import apply_min_p, apply_top_k, apply_top_p
 
-        temp = self.temperature if self.temperature >= _LEAST_TEMPERATURE else 0.0
-        top_p = max(self.top_p, _LEAST_TOP_P) if self.top_p else 0.0
+        top_p = max(self.top_p, _LEAST_TOP_P) if self.top_p else 1.0
 
-        @cache
-        def of(vocab: int) -> Callable[[mx.array], mx.array]:
-            return make_sampler(temp, top_p, self.min_p, top_k=self.top_k if self.top_k < vocab else 0)
+        def sample(logprobs: mx.array, keys: Sequence[mx.array] | None = None) -> mx.array:
+            if self.is_greedy:
+                return mx.argmax(logprobs, axis=-1)
+            if top_p < 1:
+                logprobs = apply_top_p(logprobs, top_p)
+            if self.min_p:
+                logprobs = apply_min_p(logprobs, self.min_p)
+            if 0 < self.top_k < logprobs.shape[-1]:
+                logprobs = apply_top_k(logprobs, self.top_k)
+            logits = logprobs * (1 / self.temperature)
+            if keys is None:
+                return mx.random.categorical(logits)
+            return mx.concatenate([mx.random.categorical(logits[i : i + 1], key=key) for i, key in enumerate(keys)])
 
-        return lambda logprobs: of(logprobs.shape[-1])(logprobs)
+        return sample
 
     def make_logits_processors(self) -> list[Callable[[mx.array, mx.array], mx.array]]:
         """Functions of (token ids so far, logits (1, vocab)) that return changed logits."""
@@ -146,7 +160,19 @@ def random_state() -> bytes:
     import mlx.core as mx
 
     state: Any = mx.random.state
-    return b"".join(int(half).to_bytes(4, "big") for half in state[0].tolist())  # a key: two uint32
+    return _bytes_of(state[0])
+
+
+def reply_key(seed: int | None) -> mx.array:
+    """The random key (2,) that a reply's tokens are drawn from: of `seed`, else split from the thread's state."""
+    import mlx.core as mx
+
+    if seed is not None:
+        return mx.random.key(seed)
+    state: Any = mx.random.state
+    following, key = mx.random.split(mx.array(state[0]))
+    set_random_state(_bytes_of(following))
+    return key
 
 
 def set_random_state(state: bytes) -> None:
@@ -155,6 +181,11 @@ def set_random_state(state: bytes) -> None:
 
     if len(state) == 8:
         mx.random.seed(int.from_bytes(state, "big"))  # a seed's two halves are the key
+
+
+def _bytes_of(key: mx.array) -> bytes:
+    halves: Any = key.tolist()
+    return b"".join(int(half).to_bytes(4, "big") for half in halves)  # a key: two uint32
 
 
 SAMPLING = tuple(f.name for f in fields(SamplingParams))

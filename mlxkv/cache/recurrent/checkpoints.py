@@ -134,5 +134,10 @@ class Checkpoints:
         self._kept = [c for c in self._kept if c.position <= checkpoint.position]
         self._turns = [t for t in self._turns if t <= checkpoint.position]
 
+    def cut(self, position: int) -> None:
+        """Drop the checkpoints after `position`, to which the caches were returned."""
+        if self._kept and self._kept[-1].position > position:
+            self._kept = [c for c in self._kept if c.position <= position]
+
     def clear(self) -> None:
         self._kept, self._turns = [], []

@@ -62,6 +62,17 @@ def rewind_floor(cache: Any, offset: int) -> int:
     return min(-(-start // cache.chunk_size) * cache.chunk_size, offset) if start else 0
 
 
+def tokens_within_block(cache: Any, offset: int, *, keeps: bool) -> int | None:
+    """Tokens that one call may feed at `offset` so that `rewind_rows` returns to each position after the first one
+    exactly, without moving a block; None: any number. `keeps`: to `offset` itself, too."""
+    if isinstance(cache, RingKVCache):
+        geometry = cache.geometry
+        evicts = geometry.blocks_evicted(offset) > geometry.flushes(offset)
+        return 0 if keeps and evicts else geometry.tokens_to_boundary(offset)
+    chunk = getattr(cache, "chunk_size", None)
+    return None if chunk is None else chunk - offset % chunk
+
+
 def rewind_rows(cache: Any, num_tokens: int) -> None:
     """Rewind by `num_tokens`, within `rewind_floor`."""
     cache.trim(num_tokens)

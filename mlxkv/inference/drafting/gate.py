@@ -1,0 +1,192 @@
+"""DraftGate: whether to draft, and how many tokens, so that drafting never costs more than 3 % of decode time.
+
+Measures what a forward of some sizes costs beside one of one token, and which share of drafted tokens was right lately.
+A ledger of time bounds what trying may cost. Durations are handed in; no MLX, no clock.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from statistics import median
+
+SIZES = (1, 2, 4, 8, 16)  # lengths of drafts whose costs are measured
+ALLOWED = 0.03  # share of decode time that drafting may cost
+_MIN_GAIN = 1.05  # times the tokens per second of plain steps; less is noise
+_CARRIED = 2  # plain steps' time that a reply may take over from those before it
+_STEPS = 15  # latest plain steps: their median is robust against a pause
+_SAMPLES = 3  # of a cost, before it is believed
+_FORGET = 1024  # plain steps after which a sample of a cost is forgotten, so that it is tried again
+_DECAY = 0.98  # weight of earlier drafted tokens with each new one
+_WAITED = 1.2  # the cost of a step that waits for its token, before one was measured
+
+# Of matches of 1, 2-3, 4-7, 8-15, 16-31 and more tokens: the share assumed right, with the weight of 2 tokens.
+_ASSUMED = (0.4, 0.4, 0.5, 0.6, 0.7, 0.8, 0.8)
+_WEIGHT = 2.0
+
+
+class Costs:
+    """The cost of a forward of a draft and one token, in plain steps, by the draft's length."""
+
+    def __init__(self) -> None:
+        self._samples: dict[int, deque[float]] = {size: deque(maxlen=_SAMPLES) for size in SIZES}
+        self.per_token = 1.0  # upper bound of what each token more costs, from prefill
+
+    def add(self, length: int, cost: float) -> None:
+        self._samples[_size(length)].append(cost)
+
+    def forget(self) -> None:
+        """Drop the oldest sample of each size."""
+        for samples in self._samples.values():
+            if samples:
+                samples.popleft()
+
+    def expected(self, length: int) -> float:
+        """The median measured; for other lengths in proportion to the next ones measured; 1 before any."""
+        below, above = self._around(length)
+        low, high = (self._of(below) if below else 1.0), (self._of(above) if above else None)
+        if below == length:
+            return low
+        if high is None:  # beyond what was measured: each token more as dear as those before, on average
+            return low + (length - below) * ((low - 1) / below if below else 0.0)
+        return low + (high - low) * (length - below) / (above - below)
+
+    def worst(self, length: int) -> float:
+        """A bound: the worst measured of this size or a larger one, else as many plain steps as tokens."""
+        measured = [max(samples) for size, samples in self._samples.items() if size >= _size(length) and samples]
+        return max(measured[0] if measured else 1 + length * self.per_token, self.expected(length))
+
+    def _around(self, length: int) -> tuple[int, int]:
+        measured = [size for size, samples in self._samples.items() if samples]
+        below = max((size for size in measured if size <= length), default=0)
+        return below, min((size for size in measured if size > length), default=0)
+
+    def _of(self, size: int) -> float:
+        samples = self._samples[size]
+        # One slow sample says little: kernels are compiled at first use.
+        return median(samples) if len(samples) == _SAMPLES else min(samples)
+
+
+class DraftGate:
+    """Decides for all replies of one model; call `begin_reply` at the start of each.
+
+    Attributes:
+        lookup, model: costs of drafts by lookup and by a draft model.
+
+    A match is the number of tokens at the end of the text that occurred before: the longer, the likelier is a draft
+    right. For a draft model it is 0.
+    """
+
+    def __init__(self) -> None:
+        self.lookup, self.model = Costs(), Costs()
+        self._right = [share * _WEIGHT for share in _ASSUMED]
+        self._wrong = [(1 - share) * _WEIGHT for share in _ASSUMED]
+        self._plain: deque[float] = deque(maxlen=_STEPS)  # seconds
+        self._waited: deque[float] = deque(maxlen=_STEPS)  # in plain steps
+        self._ledger = 0.0  # seconds that drafting may still cost
+        self._prefill = 0.0  # seconds per token
+        self._num_plain = 0
+
+    # -- measurements ------------------------------------------------------------------------------------------------
+
+    def begin_reply(self) -> None:
+        """What earlier replies won is not to be lost in this one."""
+        self._ledger = min(self._ledger, _CARRIED * self._step)
+
+    def prefilled(self, num_tokens: int, seconds: float) -> None:
+        """A long forward: an upper bound of what a token more costs."""
+        self._prefill = seconds / num_tokens
+
+    def plain(self, seconds: float) -> None:
+        """A step of one token, begun before its token had arrived."""
+        self._plain.append(seconds)
+        self._ledger += ALLOWED * seconds
+        self._num_plain += 1
+        if self._num_plain % _FORGET == 0:
+            self.lookup.forget()
+            self.model.forget()
+        if self._prefill and self._step:
+            self.lookup.per_token = min(1.0, self._prefill / self._step)
+            self.model.per_token = self.lookup.per_token + 1.0  # its own step, at most as dear as the model's
+
+    def waited(self, seconds: float) -> None:
+        """A step of one token, begun after its token had arrived, but without a draft."""
+        if self._step:
+            self._waited.append(seconds / self._step)
+            self._account(1, seconds)
+
+    def drafted(self, match: int, length: int, accepted: int, seconds: float) -> None:
+        """A forward of one token and a draft of `length`, and all that came with it."""
+        if self._step:
+            self._costs(match).add(length, seconds / self._step)
+            self._account(accepted + 1, seconds)
+
+    def told(self, match: int, *, is_right: bool) -> None:
+        """Whether the token that follows a match of this length is the predicted one; without a draft, too."""
+        kind = _kind(match)
+        self._right[kind] = self._right[kind] * _DECAY + is_right
+        self._wrong[kind] = self._wrong[kind] * _DECAY + (not is_right)
+
+    def _account(self, num_tokens: int, seconds: float) -> None:
+        self._ledger += num_tokens * self._step - seconds + ALLOWED * seconds
+
+    # -- decisions ---------------------------------------------------------------------------------------------------
+
+    def length(self, match: int, most: int) -> int:
+        """The length of the draft that gives the most tokens per second, at most `most`; 0 if plain steps do."""
+        step = self._step
+        if not step:
+            return 0
+        best, gain, costs = 0, _MIN_GAIN, self._costs(match)
+        for length in _lengths(most):
+            rate = self._tokens(match, length) / costs.expected(length)
+            if rate > gain and (costs.worst(length) - 1) * step <= self._ledger:
+                best, gain = length, rate
+        return best
+
+    def is_worth_waiting(self, match: int, most: int) -> bool:
+        """Whether to wait for a token that this match predicts, to draft after it."""
+        following = match + 1 if match else 0
+        length = self.length(following, most)
+        if not length:
+            return False
+        lost = (max(self._waited, default=_WAITED) if len(self._waited) < _SAMPLES else median(self._waited)) - 1
+        won = self._tokens(following, length) - self._costs(match).expected(length)
+        right = self.share(match) if match else 1.0
+        return right * won > (1 - right) * lost and lost * self._step <= self._ledger
+
+    def share(self, match: int) -> float:
+        """The share of tokens after such a match that were predicted."""
+        kind = _kind(match)
+        return self._right[kind] / (self._right[kind] + self._wrong[kind])
+
+    def _costs(self, match: int) -> Costs:
+        return self.lookup if match else self.model
+
+    @property
+    def _step(self) -> float:
+        """Seconds of a plain step; 0 before a few were measured."""
+        return median(self._plain) if len(self._plain) >= _SAMPLES else 0.0
+
+    def _tokens(self, match: int, length: int) -> float:
+        """The number of tokens expected from a draft, with the one that follows it."""
+        tokens = probability = 1.0
+        for i in range(length):
+            probability *= self.share(match + i if match else 0)
+            tokens += probability
+        return tokens
+
+
+def _kind(match: int) -> int:
+    """0 for a draft model, else by the binary order of magnitude."""
+    return min(match.bit_length(), len(_ASSUMED) - 1)
+
+
+def _size(length: int) -> int:
+    """The smallest size that has room for it."""
+    return next((size for size in SIZES if size >= length), SIZES[-1])
+
+
+def _lengths(most: int) -> Sequence[int]:
+    """The sizes up to `most`, and `most` itself."""
+    return sorted({*(size for size in SIZES if size <= most), *([most] if 0 < most <= SIZES[-1] else [])})
