@@ -1,0 +1,130 @@
+"""DraftGate with made-up costs: drafts freely, rarely or never, and never costs more than 3 %. No clock, no model."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+
+from mlxkv.inference.drafting.gate import DraftGate
+
+STEP = 0.02  # seconds
+
+
+@dataclass
+class Simulated:
+    """A reply of `tokens` on a machine where a forward of k + 1 tokens costs `cost(k)` plain steps."""
+
+    cost: Callable[[int], float]
+    share: float  # of drafted tokens that are right
+    matches: float = 1.0  # share of tokens after which there is a match
+    waited: float = 1.1
+    seed: int = 0
+
+    def reply(self, gate: DraftGate, tokens: int) -> tuple[float, int]:
+        """Its time, in plain steps per token, and the number of drafts."""
+        rng, seconds, done, drafts = random.Random(self.seed), 0.0, 0, 0
+        gate.begin_reply()
+        is_known = False
+        while done < tokens:
+            match = 8 if rng.random() < self.matches else 0
+            waits = match and (is_known or gate.is_worth_waiting(match, 16))
+            right = rng.random() < self.share
+            if match and not is_known:
+                gate.told(match, is_right=right)
+            if waits and (right or is_known) and (length := gate.length(match + 1, 16)):
+                accepted = next((i for i in range(length) if rng.random() >= self.share), length)
+                for i in range(min(accepted + 1, length)):
+                    gate.told(match + 1 + i, is_right=i < accepted)
+                took = self.cost(length) * STEP
+                gate.drafted(match + 1, length, accepted, took)
+                done, seconds, drafts, is_known = done + accepted + 1, seconds + took, drafts + 1, True
+                continue
+            took = STEP * (self.waited if waits or is_known else 1.0)
+            (gate.waited if waits or is_known else gate.plain)(took)
+            done, seconds, is_known = done + 1, seconds + took, False
+        return seconds / STEP / done, drafts
+
+
+def table(cost_of_17: float) -> Callable[[int], float]:
+    return lambda k: 1 + (cost_of_17 - 1) * k / 16
+
+
+def test_it_drafts_freely_rarely_or_never() -> None:
+    """Of 2,000 tokens, half of them after a match that is right three times in four."""
+    found = []
+    for cost in (1.2, 3.0, 14.0):
+        machine = Simulated(table(cost), share=0.75, matches=0.5)
+        gate = DraftGate()
+        machine.reply(gate, 1000)  # measured by then
+        found.append(machine.reply(gate, 2000))
+    (free, many), (some, fewer), (none, few) = found
+    assert free < 0.75
+    assert some < free + 0.3
+    assert none < 1.03
+    assert many > 200
+    assert few < 15
+    assert few < fewer
+
+
+@pytest.mark.parametrize("cost", [1.2, 3.0, 14.0, 17.0])
+@pytest.mark.parametrize("tokens", [20, 100, 500, 4000])
+@pytest.mark.parametrize("share", [0.0, 0.3])
+def test_a_fresh_gate_never_costs_more_than_three_percent(cost: float, tokens: int, share: float) -> None:
+    took, _ = Simulated(table(cost), share).reply(DraftGate(), tokens)
+    assert took <= 1.03 + 1e-9
+
+
+@pytest.mark.parametrize("cost", [1.2, 3.0, 14.0])
+def test_replies_without_luck_after_one_with_it(cost: float) -> None:
+    gate = DraftGate()
+    Simulated(table(cost), share=0.95).reply(gate, 500)
+    took, _ = Simulated(table(cost), share=0.0).reply(gate, 200)
+    assert took <= 1.04  # three per cent, and two steps' time that earlier replies did not use
+
+
+def test_costs_between_and_beyond_the_measured_sizes() -> None:
+    costs = DraftGate().lookup
+    assert costs.expected(16) == 1.0
+    assert costs.worst(4) == 5.0
+    costs.per_token = 0.1
+    assert costs.worst(4) == pytest.approx(1.4)
+    costs.add(2, 1.2)
+    assert costs.expected(16) == pytest.approx(2.6)  # in proportion
+    costs.add(16, 4.2)
+    assert costs.expected(9) == pytest.approx(2.7)
+    assert costs.worst(8) == 4.2
+
+
+def test_a_slow_first_call_is_tried_again() -> None:
+    """Metal compiles kernels at their first use."""
+    gate, machine = DraftGate(), Simulated(table(1.2), share=0.9)
+    for _ in range(5):
+        gate.plain(STEP)
+    gate.drafted(8, 1, 1, 30 * STEP)
+    assert gate.length(8, 16) == 0
+    machine.reply(gate, 4000)
+    took, drafts = machine.reply(gate, 1000)
+    assert drafts > 50
+    assert took < 0.6
+
+
+def test_a_pause_does_not_make_a_step_dear() -> None:
+    gate = DraftGate()
+    for seconds in (STEP, STEP, 50 * STEP, STEP, STEP):
+        gate.plain(seconds)
+    gate.drafted(8, 16, 16, 14 * STEP)
+    assert gate.lookup.expected(16) == pytest.approx(14)
+
+
+def test_a_draft_model_counts_by_itself() -> None:
+    gate = DraftGate()
+    for _ in range(200):
+        gate.plain(STEP)
+    for _ in range(5):
+        gate.drafted(0, 16, 0, 9 * STEP)
+        gate.drafted(8, 16, 16, 1.2 * STEP)
+    assert gate.model.expected(16) == pytest.approx(9)
+    assert gate.lookup.expected(16) == pytest.approx(1.2)
