@@ -28,6 +28,7 @@ from mlxkv.config import Folders
 from mlxkv.device import current_device, set_wired_limit
 from mlxkv.errors import ConfigError, PromptError
 from mlxkv.events import TurnEvent
+from mlxkv.inference.drafting.same_tokenizer import check_same_tokenizer
 from mlxkv.inference.generation import Generation
 from mlxkv.inference.runner import ModelRunner
 from mlxkv.inference.sampling import SAMPLING, SamplingParams
@@ -48,6 +49,10 @@ def _cache(name: str, value: Any) -> Any:
     is_file = isinstance(value, str | os.PathLike)
     advice = "read a file with `Model.load_cache` first" if is_file else ""
     return optional(instance(PromptCache, CacheConfig, advice=advice))(name, value)
+
+
+def _draft(name: str, value: Any) -> Any:
+    return arguments.model_name(name, value) if isinstance(value, str | os.PathLike) else arguments.flag(name, value)
 
 
 @dataclass(frozen=True)
@@ -75,11 +80,19 @@ class Model:
         is_limited: caches and prompts that would not fit in memory are refused.
     """
 
-    def __init__(self, loaded: LoadedModel, folders: Folders | None = None, *, limited: bool = True) -> None:
-        """`folders`: where sessions are stored; None reads the environment. `limited`: see `is_limited`."""
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        folders: Folders | None = None,
+        *,
+        limited: bool = True,
+        draft: bool | LoadedModel = True,
+    ) -> None:
+        """`folders`: where sessions are stored; None reads the environment. `limited`: see `is_limited`. `draft`: see
+        `load`."""
         self.loaded, self.is_limited = loaded, limited
         self._owner = Owner()
-        self._runtime = ModelRuntime(loaded, folders, limited)
+        self._runtime = ModelRuntime(loaded, folders, limited, draft)
         self.name, self.tokenizer = self._runtime.name, loaded.tokenizer
 
     # -- text --------------------------------------------------------------------------------------------------------
@@ -406,7 +419,7 @@ class Model:
 
 @public(
     name=arguments.model_name, folders=optional(instance(Folders)), limited=arguments.flag,
-    progress=optional(arguments.function), cancel=optional(instance(threading.Event)),
+    progress=optional(arguments.function), cancel=optional(instance(threading.Event)), draft=_draft,
 )  # fmt: skip
 def load(
     name: str | os.PathLike[str] = "tutor",
@@ -416,6 +429,7 @@ def load(
     progress: Callable[[LoadProgress], None] | None = None,
     cancel: threading.Event | None = None,
     hub: Hub | None = None,
+    draft: bool | str | os.PathLike[str] = True,
 ) -> Model:
     """Load a model: a built-in name, a local folder, or a Hugging Face repository id (`org/name[@revision]`).
 
@@ -429,11 +443,20 @@ def load(
         cancel: set this event in another thread to stop.
         hub: another hub or folder for downloads, an ``mlxkv.models.Hub(endpoint, cache_dir)``; None: HF_ENDPOINT and
             HF_HOME, as for other programs.
+        draft: draft the next tokens where they occurred before, and verify them in one call, where that is faster; the
+            text is the same as with False. A name, a repository id or a folder: that smaller model with the same
+            tokenizer drafts, too.
 
     Raises:
-        ModelError: and its kinds; one sentence each.
+        ModelError: and its kinds; one sentence each. MismatchError: the draft model has another tokenizer.
         OutOfMemoryError: it would not fit.
     """
     device = None if limited else replace(current_device(), memory_limit=1 << 62)
     loaded = load_model(os.fspath(name), device=device, progress=progress, cancel=cancel, hub=hub)
-    return Model(loaded, folders, limited=limited)
+    if isinstance(draft, bool):
+        return Model(loaded, folders, limited=limited, draft=draft)
+    device = device or current_device()
+    device = replace(device, memory_limit=max(device.memory_limit - loaded.weight_bytes, 1))
+    drafter = load_model(os.fspath(draft), device=device, progress=progress, cancel=cancel, hub=hub)
+    check_same_tokenizer(loaded, drafter)
+    return Model(loaded, folders, limited=limited, draft=drafter)

@@ -153,6 +153,14 @@ class Settings:
         20.0, "Limit of KV cache on disk, prompt caches included; 0 saves none.", slash="disk-limit",
         option="--disk-limit", low=0, high=1_000_000_000, unit="GB", null="limited only by the disk", holds=NEXT_START,
     )  # fmt: skip
+    draft: bool = _setting(
+        True, "Draft tokens from the prompt and the reply where that is faster; the text stays the same.",
+        option="--no-draft", holds=NEXT_START,
+    )  # fmt: skip
+    draft_model: str | None = _setting(
+        None, "Smaller model with the same tokenizer that drafts, too: a built-in name, a folder or org/name.",
+        option="--draft-model", null="no model", holds=NEXT_START,
+    )  # fmt: skip
     theme: str = _setting("textual-dark", "Colour theme of the window; Ctrl+P lists them.", slash="theme")
     plain: bool = _setting(False, "Lines instead of a window, for screen readers.", option="--plain", holds=NEXT_START)
     mouse: bool = _setting(
@@ -176,6 +184,11 @@ class Settings:
     @property
     def disk_limit_bytes(self) -> int | None:
         return None if self.disk_limit is None else int(self.disk_limit * 1e9)
+
+    @property
+    def drafting(self) -> bool | str:
+        """`draft` of `mlxkv.load`."""
+        return self.draft and (self.draft_model or True)
 
     @property
     def sampling(self) -> dict[str, Any]:

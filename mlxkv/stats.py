@@ -18,6 +18,9 @@ class TurnStats:
         cached_tokens: those that were in the cache already.
         prefill_tokens: those that were prefilled.
         generated_tokens: tokens of the reply.
+        decode_steps: calls of the model that generated them.
+        drafted_tokens: tokens drafted, to be verified together in one call.
+        accepted_tokens: those of them that became part of the reply.
         evicted_tokens: tokens evicted from this cache by the end of the turn, in all.
         cached_evicted_tokens: cached tokens that were already evicted when the last prompt token was computed; the
             reply does not attend to them.
@@ -43,6 +46,9 @@ class TurnStats:
     cached_tokens: int = 0
     prefill_tokens: int = 0
     generated_tokens: int = 0
+    decode_steps: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
     evicted_tokens: int = 0
     cached_evicted_tokens: int = 0
     ttft_s: float = 0.0
@@ -166,6 +172,8 @@ def stat_segments(stats: TurnStats, kv_added: int = 0) -> list[str]:
     grown = grown.split()[0] if grown.split()[1] == kv.split()[1] else grown  # the unit once where both share it
     added = f" (+{grown})" if kv_added > 0 else ""
     decoded = [f"{rate_text(stats.decode_tps)} tok/s"] if stats.decode_tps > 0 else []  # one token has no rate
+    if stats.drafted_tokens and stats.decode_steps:
+        decoded.append(f"{stats.generated_tokens / stats.decode_steps:.1f} tok/step")
     decoded.append(f"{stats.generated_tokens:,} tok")
     parts = [
         *([f"first token {seconds_text(stats.ttft_s)}"] if stats.generated_tokens else []),

@@ -18,11 +18,18 @@ DONE = TurnStats(
 def test_the_fields_are_a_contract() -> None:
     """Scripts read these; renaming one breaks them."""
     assert [f.name for f in fields(TurnStats)] == [
-        "prompt_tokens", "cached_tokens", "prefill_tokens", "generated_tokens", "evicted_tokens",
-        "cached_evicted_tokens", "ttft_s", "prefill_tps", "decode_tps", "total_s", "finish_reason", "cache_tokens",
+        "prompt_tokens", "cached_tokens", "prefill_tokens", "generated_tokens", "decode_steps",
+        "drafted_tokens", "accepted_tokens", "evicted_tokens", "cached_evicted_tokens",
+        "ttft_s", "prefill_tps", "decode_tps", "total_s", "finish_reason", "cache_tokens",
         "cache_window", "cache_bytes", "cache_live_bytes", "cache_bits", "disk_bytes", "disk_written_bytes",
         "peak_memory_bytes", "reuse_stopped_at", "reuse_stopped_why",
     ]  # fmt: skip
+
+
+def test_drafting_shows_the_tokens_of_a_step() -> None:
+    drafted = replace(DONE, decode_steps=136, drafted_tokens=200, accepted_tokens=176)
+    assert stat_line(drafted).startswith("42.1 tok/s · 2.3 tok/step · 312 tok · ")
+    assert "tok/step" not in stat_line(replace(DONE, decode_steps=312))
 
 
 def test_a_reply() -> None:

@@ -20,6 +20,8 @@ from mlxkv.chat.prompt import PromptFormat
 from mlxkv.config import Folders
 from mlxkv.device import current_device
 from mlxkv.errors import FileMissingError, MismatchError
+from mlxkv.inference.drafting.drafts import Drafting
+from mlxkv.inference.drafting.model_drafts import ModelDrafts
 from mlxkv.inference.runner import ModelRunner
 from mlxkv.memory import Budget
 from mlxkv.models import LoadedModel
@@ -41,17 +43,23 @@ class ModelRuntime:
     Args:
         folders: None reads the environment when the store is first needed.
         is_limited: refuse caches and prompts that would not fit in memory; otherwise the system may end the process.
+        draft: whether to draft tokens, or the model that drafts, too.
 
     Attributes:
         name: the user's name for the model; for a folder its full path, so that its sessions resume from anywhere.
         prompts: the chat template at the current time; a chat makes its own with `PromptFormat.at`.
     """
 
-    def __init__(self, loaded: LoadedModel, folders: Folders | None, is_limited: bool) -> None:
+    def __init__(
+        self, loaded: LoadedModel, folders: Folders | None, is_limited: bool, draft: bool | LoadedModel = True
+    ) -> None:
         self.loaded, self.is_limited = loaded, is_limited
         self.name = str(loaded.path) if Path(loaded.name).expanduser().is_dir() else loaded.name
         self.budget = Budget(loaded.model, self._memory_limit(), loaded.trained_length)
         self.runner = ModelRunner(loaded.model, budget=self.budget)
+        self.weight_bytes = loaded.weight_bytes  # those of a draft model, and its cache, included
+        if draft is not False:
+            self.runner.drafting = Drafting(model=self._draft_model(draft) if isinstance(draft, LoadedModel) else None)
         self.prompts = PromptFormat(loaded.tokenizer)
         self._folders = folders
         self._store: SessionStore | None = None
@@ -78,9 +86,23 @@ class ModelRuntime:
         """
         num_pinned = prompts.num_system_tokens(system) if prompts is not None and config.sinks == "system" else 0
         self.budget.limit = self._memory_limit()
-        plan = self.budget.plan(config, self.loaded.weight_bytes, system_tokens=num_pinned)
-        self.budget.check(plan, self.loaded.weight_bytes)
+        plan = self.budget.plan(config, self.weight_bytes, system_tokens=num_pinned)
+        self.budget.check(plan, self.weight_bytes)
         return PromptCache(plan, self.model, self)
+
+    def _draft_model(self, draft: LoadedModel) -> ModelDrafts:
+        """The draft model with a cache of its own.
+
+        Raises:
+            OutOfMemoryError: its cache does not fit beside the weights of both.
+        """
+        used = self.loaded.weight_bytes + draft.weight_bytes
+        budget = Budget(draft.model, self._memory_limit(), draft.trained_length)
+        plan = budget.plan(CacheConfig(), used)
+        budget.check(plan, used)
+        self.weight_bytes = used + budget.cache_bytes(plan)
+        runner, vocab = ModelRunner(draft.model, budget=budget), draft.tokenizer.get_vocab()
+        return ModelDrafts(runner, PromptCache(plan, draft.model), max(vocab.values()) + 1)
 
     def check_cache(self, cache: PromptCache) -> None:
         """Raises MismatchError: the cache was made with another model. CacheError: its layers were used outside it."""

@@ -110,6 +110,10 @@ def chat(
     sinks: Annotated[str | None, typer.Option("--sinks", help=help_of("sinks"))] = None,
     kv_bits: Annotated[str | None, typer.Option("--kv-bits", help=help_of("kv_bits"))] = None,
     disk_limit: Annotated[str | None, typer.Option("--disk-limit", help=help_of("disk_limit"))] = None,
+    no_draft: Annotated[bool, typer.Option("--no-draft", help="Draft no tokens.")] = False,
+    draft_model: Annotated[
+        str | None, typer.Option("--draft-model", help=help_of("draft_model"), autocompletion=model_names)
+    ] = None,
     load_anyway: Annotated[bool, typer.Option("--load-anyway", help="Try a model that does not fit.")] = False,
     output: Annotated[Output, typer.Option("--output-format", help="text, json or stream-json.")] = Output.text,
     debug: Annotated[bool, typer.Option("--debug", help="Tracebacks, for bug reports.", hidden=True)] = False,
@@ -120,7 +124,7 @@ def chat(
         "model": model, "system": system and text_or_file(system), "temperature": temp, "top_p": top_p, "top_k": top_k,
         "min_p": min_p, "max_tokens": max_tokens, "seed": seed, "window": window, "sinks": sinks,
         "plain": plain or None, "mouse": False if no_mouse else None, "kv_bits": kv_bits, "disk_limit": disk_limit,
-        "think": think,
+        "think": think, "draft": False if no_draft else None, "draft_model": draft_model,
     }  # fmt: skip
     settings = load_settings(folders, flags=flags)
     if disk_limit is not None:
@@ -190,7 +194,7 @@ def _print(
         cache = cache if cache.window else replace(cache, window=WINDOW)
     elif found := check_fit(name, cache):
         raise OutOfMemoryError(f"{found.text}; {alternatives(found)}.")
-    model = load(name, folders=folders, limited=not load_anyway)
+    model = load(name, folders=folders, limited=not load_anyway, draft=settings.drafting)
     bounds = cache if request.resume is None or settings.bounds_cache else None
     return answer(model, request, bounds, settings.sampling, sys.stdout, sys.stderr)
 

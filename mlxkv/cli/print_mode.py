@@ -197,6 +197,9 @@ def result_json(chat: Chat, model: Model, finished: TurnFinished) -> dict[str, A
             "cached_tokens": stats.cached_tokens,
             "cached_evicted_tokens": stats.cached_evicted_tokens,
             "completion_tokens": stats.generated_tokens,
+            "decode_steps": stats.decode_steps,
+            "drafted_tokens": stats.drafted_tokens,
+            "accepted_tokens": stats.accepted_tokens,
         },
         "timing": {
             "load_s": round(model.loaded.load_s, 4),

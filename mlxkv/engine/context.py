@@ -101,8 +101,14 @@ class EngineContext:
             return self.load(name)
         from mlxkv.model import load
 
-        limited = name not in self.oversized
-        return load(name, folders=self.folders, limited=limited, progress=progress, cancel=self.cancel_load)
+        return load(
+            name,
+            folders=self.folders,
+            limited=name not in self.oversized,
+            progress=progress,
+            cancel=self.cancel_load,
+            draft=self.settings.drafting,
+        )
 
     def begin_load(self) -> None:
         if not self.was_stopped:

@@ -16,6 +16,7 @@ from mlxkv.arguments import MAX_PROMPT_TOKENS
 from mlxkv.cache.prompt_cache import PromptCache, Reuse
 from mlxkv.errors import CacheError, PromptError
 from mlxkv.events import FinishReason, Notice, PrefillProgress, PromptEvicted, TextDelta, TurnEvent, TurnFinished
+from mlxkv.inference.decoding import DecodeCounts
 from mlxkv.inference.reply_parser import ReplyText
 from mlxkv.inference.runner import ModelRunner
 from mlxkv.inference.sampling import SamplingParams
@@ -78,6 +79,7 @@ class Generation:
         self._reuse = Reuse(0)
         self._num_prefilled = 0
         self._prefill_s = 0.0
+        self._counts = DecodeCounts()
         self._first_at: float | None = None  # time of the first token
         self._last_at = 0.0
 
@@ -113,12 +115,22 @@ class Generation:
         for done in self.runner.prefill(self.cache, new[:-1], self.cancelled, stops, self._prefixes):
             self._num_prefilled, self._prefill_s = done, time.perf_counter() - begun
             yield PrefillProgress(done, total, cached, done / max(self._prefill_s, 1e-9))
+        if self.runner.drafting is not None:
+            self.runner.drafting.prefilled(self.ids, self._num_prefilled, self._prefill_s, self.cancelled)
 
     def _decode(self, last: int) -> Iterator[TurnEvent]:
         reader = self._reader
         ends = self.tokenizer.eos_token_ids
         begun = time.perf_counter()
-        tokens = self.runner.decode(self.cache, last, self.params, self.ids[:-1])
+        tokens = self.runner.decode(
+            self.cache,
+            last,
+            self.params,
+            self.ids[:-1],
+            ends=ends,
+            num_before=len(self.reply_ids),
+            counts=self._counts,
+        )
         reason, is_held = FinishReason.STOPPED, False
         try:
             for token in tokens:
@@ -189,6 +201,9 @@ class Generation:
             cached_tokens=reuse.cached,
             prefill_tokens=prefilled,
             generated_tokens=len(self.generated),
+            decode_steps=self._counts.steps,
+            drafted_tokens=self._counts.drafted,
+            accepted_tokens=self._counts.accepted,
             evicted_tokens=cache.num_evicted,
             cached_evicted_tokens=cache.num_unattended(reuse.cached + prefilled - 1, reuse.cached),
             ttft_s=(self._first_at or now) - self.started,

@@ -268,8 +268,8 @@ def test_what_is_cancelled_with_the_first_token_was_seen_by_nobody(model: Model,
     chat = new(model)
     decode = model.runner.decode
 
-    def late(*args: Any) -> Any:
-        for token in decode(*args):
+    def late(*args: Any, **more: Any) -> Any:
+        for token in decode(*args, **more):
             chat.cancel()
             yield token
 

@@ -88,7 +88,10 @@ def test_json_is_one_object_with_the_agreed_fields(run: Run, tiny_path: Path) ->
     assert list(result) == [
         "chat_id", "turn_id", "text", "thinking", "model", "finish_reason", "usage", "timing", "kv", "reuse", "memory",
     ]  # fmt: skip
-    assert set(result["usage"]) == {"prompt_tokens", "cached_tokens", "cached_evicted_tokens", "completion_tokens"}
+    assert set(result["usage"]) == {
+        "prompt_tokens", "cached_tokens", "cached_evicted_tokens", "completion_tokens", "decode_steps",
+        "drafted_tokens", "accepted_tokens",
+    }  # fmt: skip
     assert set(result["timing"]) == {"load_s", "restore_s", "ttft_s", "prefill_tps", "decode_tps", "total_s"}
     assert {"bytes", "bits", "tokens", "disk_bytes"} <= set(result["kv"])
     assert set(result["memory"]) == {"active_bytes", "peak_bytes"}

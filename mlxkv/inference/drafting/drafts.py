@@ -5,16 +5,22 @@ Decides nothing about costs (`gate.py`) and verifies nothing (`decoding.py`). On
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from mlxkv.inference.drafting.gate import DraftGate
 from mlxkv.inference.drafting.lookup import MAX_DRAFT, PromptLookup
 
+_MEASURED = 64  # prefilled tokens; fewer say little
+
 
 class DraftModel(Protocol):
     """Drafts with another model; `model_drafts.py` implements it."""
+
+    def prepare(self, ids: Sequence[int], cancelled: Callable[[], bool] = bool) -> None:
+        """Prefill a prompt, before its reply is decoded."""
+        ...
 
     def propose(self, ids: Sequence[int], most: int) -> list[int]:
         """Up to `most` tokens that may follow `ids`."""
@@ -32,6 +38,13 @@ class Drafting:
 
     gate: DraftGate = field(default_factory=DraftGate)
     model: DraftModel | None = None
+
+    def prefilled(self, ids: Sequence[int], num_new: int, seconds: float, cancelled: Callable[[], bool]) -> None:
+        """The prompt `ids` is prefilled, its last `num_new` tokens in `seconds`; now for the draft model, too."""
+        if num_new >= _MEASURED:
+            self.gate.prefilled(num_new, seconds)
+        if self.model is not None:
+            self.model.prepare(ids, cancelled)
 
     def of_reply(self, ids: Sequence[int], ends: Collection[int]) -> Drafts:
         """The drafts of a reply to the prompt `ids`; none contains one of `ends`."""
