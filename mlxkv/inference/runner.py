@@ -22,6 +22,9 @@ from mlxkv.memory import CHUNKS, Budget
 PREFILL_CHUNK = 512  # with larger ones Esc takes seconds
 _CLEAR_EVERY_PREFILL = 2048  # prefilled tokens between returns of MLX's free buffers
 
+UNEQUAL_CALLS = ("phi3small", "plamo3")
+"""Modules of mlx-lm whose calls of one token attend to other keys than those of several: they draft nothing."""
+
 
 class ModelRunner:
     """Runs one mlx-lm model.
@@ -165,6 +168,7 @@ class ModelRunner:
         self.check(cache)
         most = params.max_tokens if cache.num_left is None else min(params.max_tokens, cache.num_left)
         draws = Draws(params, seen, num_before)
-        drafts = None if self.drafting is None else self.drafting.of_reply([*seen, last], ends)
+        drafting = None if type(self.model).__module__.rsplit(".", 1)[-1] in UNEQUAL_CALLS else self.drafting
+        drafts = None if drafting is None else drafting.of_reply([*seen, last], ends)
         decoder = Decoder(self.model, cache, draws, drafts, counts, one_step_ahead=self.one_step_ahead)
         yield from decoder.tokens(last, most)
