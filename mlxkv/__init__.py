@@ -15,7 +15,16 @@ if TYPE_CHECKING:
     from mlxkv.cache.prompt_cache import PromptCache
     from mlxkv.chat.chat import Chat
     from mlxkv.errors import MlxkvError
-    from mlxkv.events import Notice, PrefillProgress, TextDelta, TurnEvent, TurnFinished
+    from mlxkv.events import (
+        BatchEvent,
+        Notice,
+        PrefillProgress,
+        ReplyFinished,
+        RequestFailed,
+        TextDelta,
+        TurnEvent,
+        TurnFinished,
+    )
     from mlxkv.inference.sampling import SamplingParams
     from mlxkv.memory.estimate import Estimate, estimate
     from mlxkv.model import Completion, Model, load
@@ -24,6 +33,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "BatchEvent",
     "CacheConfig",
     "Chat",
     "Completion",
@@ -33,6 +43,8 @@ __all__ = [
     "Notice",
     "PrefillProgress",
     "PromptCache",
+    "ReplyFinished",
+    "RequestFailed",
     "SamplingParams",
     "TextDelta",
     "TurnEvent",
@@ -46,6 +58,7 @@ __all__ = [
 ]
 
 _HOME = {
+    "BatchEvent": "mlxkv.events",
     "CacheConfig": "mlxkv.cache.config",
     "Chat": "mlxkv.chat.chat",
     "Completion": "mlxkv.model",
@@ -55,6 +68,8 @@ _HOME = {
     "Notice": "mlxkv.events",
     "PrefillProgress": "mlxkv.events",
     "PromptCache": "mlxkv.cache.prompt_cache",
+    "ReplyFinished": "mlxkv.events",
+    "RequestFailed": "mlxkv.events",
     "SamplingParams": "mlxkv.inference.sampling",
     "TextDelta": "mlxkv.events",
     "TurnEvent": "mlxkv.events",

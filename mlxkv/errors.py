@@ -75,6 +75,10 @@ class MessageTooLongError(PromptError):
         self.overflow = overflow
 
 
+class QueueFullError(MlxkvError):
+    """Too many requests are waiting."""
+
+
 class OutputError(MlxkvError):
     """Output cannot be written."""
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from mlxkv.errors import MlxkvError
 from mlxkv.stats import Overflow, TurnStats
 
 
@@ -18,12 +19,14 @@ class FinishReason(StrEnum):
         STOP_STRING: "stop_string": it wrote a stop string.
         LENGTH: "length": `max_tokens` or the model's learned positions are used up.
         STOPPED: "stopped": it was cancelled, or the caller closed the iterator.
+        DEADLINE: "deadline": the time for it was over.
     """
 
     STOP = "stop"
     STOP_STRING = "stop_string"
     LENGTH = "length"
     STOPPED = "stopped"
+    DEADLINE = "deadline"
 
 
 @dataclass(frozen=True)
@@ -138,7 +141,42 @@ class TurnFinished:
     returned: str = ""
 
 
+@dataclass(frozen=True)
+class ReplyFinished(TurnFinished):
+    """The end of a reply of a batch.
+
+    Attributes:
+        tokens: the token ids of the reply, an end-of-text id included.
+    """
+
+    tokens: tuple[int, ...] = ()
+
+
 TurnEvent = PrefillProgress | TextDelta | Notice | TurnFinished
+
+
+@dataclass(frozen=True)
+class RequestFailed:
+    """The end of a prompt of a batch that could not be answered.
+
+    Attributes:
+        error: says why in one sentence.
+    """
+
+    error: MlxkvError
+
+
+@dataclass(frozen=True)
+class BatchEvent:
+    """An event of one prompt of a batch.
+
+    Attributes:
+        index: which prompt, from 0 on.
+        event: what happened; the last one of each prompt is a ReplyFinished or a RequestFailed.
+    """
+
+    index: int
+    event: TurnEvent | RequestFailed
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -21,13 +21,14 @@ from mlxkv.cache.interchange import PromptText
 from mlxkv.cache.prompt_cache import PromptCache
 from mlxkv.cache.traits import traits_of
 from mlxkv.chat import clock
+from mlxkv.chat.batches import BatchPrompts, Prompt, answers_of, events_of
 from mlxkv.chat.chat import Chat
 from mlxkv.chat.prompt import PromptState, check_ids
 from mlxkv.chat.runtime import ModelRuntime
 from mlxkv.config import Folders
 from mlxkv.device import current_device, set_wired_limit
 from mlxkv.errors import ConfigError, PromptError
-from mlxkv.events import TurnEvent
+from mlxkv.events import BatchEvent, TurnEvent
 from mlxkv.inference.drafting.same_tokenizer import check_same_tokenizer
 from mlxkv.inference.generation import Generation
 from mlxkv.inference.runner import ModelRunner
@@ -55,19 +56,31 @@ def _draft(name: str, value: Any) -> Any:
     return arguments.model_name(name, value) if isinstance(value, str | os.PathLike) else arguments.flag(name, value)
 
 
+def _several(name: str, value: Any) -> list[Any]:
+    if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
+        arguments.wrong_type(name, value, "a list of prompts", "each is text, token ids or a list of messages")
+    return list(value)
+
+
+def _seconds(name: str, value: Any) -> float:
+    return arguments.number(name, value, 0.0, 1e9)
+
+
 @dataclass(frozen=True)
 class Completion:
-    """The result of `Model.generate`.
+    """The result of `Model.generate`, and of each prompt of `Model.generate_batch`.
 
     Attributes:
         text: the new text, without the prompt.
         tokens: its token ids, an end-of-text id included.
         stats: the figures.
+        thinking: the reasoning before the text, of a list of messages.
     """
 
     text: str
     tokens: tuple[int, ...]
     stats: TurnStats
+    thinking: str = ""
 
 
 class Model:
@@ -150,6 +163,66 @@ class Model:
                 yield from generation.events()
 
         return Owned(self._owner, events())
+
+    @public(*SAMPLING, prompts=_several, cache=_cache, deadline=optional(_seconds))
+    def generate_batch(
+        self,
+        prompts: Iterable[Prompt],
+        *,
+        cache: PromptCache | CacheConfig | None = None,
+        max_tokens: int | None = None,
+        deadline: float | None = None,
+        **sampling: Any,
+    ) -> list[Completion]:
+        """Answer many prompts, as many at once as fit in memory; the results are in the order of the prompts.
+
+        Each reply is that of its prompt alone; a seed counts for each prompt. `stats.batched` says whether a reply was
+        generated together with others, `stats.not_batched_why` why not. A beginning that prompts share is prefilled
+        once.
+
+        Args:
+            prompts: each a text or token ids, which are continued as by `generate`, or a list of messages
+                (``{"role": "user", "content": "..."}``), which the chat template renders.
+            cache: a PromptCache that all prompts continue; it is not changed. Or how to bound new ones.
+            max_tokens: of each reply, 256 by default.
+            deadline: seconds for all of them; then replies end as they are, with the finish reason "deadline".
+            sampling: as for `generate`.
+
+        Raises:
+            PromptError: a prompt is empty, too long or invalid; the message has its index, and nothing was computed.
+            OutOfMemoryError: a prompt does not fit even alone.
+            ConfigError, MismatchError, CacheError: as for `generate`.
+        """
+        made, params = BatchPrompts(self._runtime, cache), self._batch_params(max_tokens, sampling)
+        ends = answers_of(self._runtime, list(made.requests(prompts, params, deadline)))
+        return [Completion(end.text, end.tokens, end.stats, end.thinking) for end in ends]
+
+    @public(*SAMPLING, prompts=_several, cache=_cache, deadline=optional(_seconds))
+    def stream_batch(
+        self,
+        prompts: Iterable[Prompt],
+        *,
+        cache: PromptCache | CacheConfig | None = None,
+        max_tokens: int | None = None,
+        deadline: float | None = None,
+        **sampling: Any,
+    ) -> Iterator[BatchEvent]:
+        """Answer many prompts, as an iterator of events, each with the index of its prompt.
+
+        Arguments and errors are those of `generate_batch`, but a prompt that cannot be answered ends with a
+        RequestFailed, and the others go on. Closing the iterator stops all of them.
+        """
+        made, params = BatchPrompts(self._runtime, cache), self._batch_params(max_tokens, sampling)
+
+        def events() -> Generator[BatchEvent]:
+            for i, event in events_of(self._runtime, made.requests(prompts, params, deadline)):
+                yield BatchEvent(int(i), event)
+
+        return Owned(self._owner, events())
+
+    def _batch_params(self, max_tokens: int | None, sampling: dict[str, Any]) -> SamplingParams:
+        most = _GENERATE_TOKENS if max_tokens is None else max_tokens
+        return SamplingParams.for_model(self.loaded.generation, max_tokens=most, **sampling)
 
     @public(
         cache=_CONFIG, system=optional(text), chat=optional(arguments.flag), progress=optional(arguments.function),

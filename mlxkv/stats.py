@@ -40,6 +40,8 @@ class TurnStats:
         reuse_stopped_at: the position at which reuse ended, if fewer tokens were reused than the cache and the prompt
             have in common, or the prompt differs from the cached one; else None.
         reuse_stopped_why: the reason, or None.
+        batched: the reply was generated together with those of other prompts, in one batch.
+        not_batched_why: of a prompt of `generate_batch`, why it was not; else None.
     """
 
     prompt_tokens: int = 0
@@ -66,6 +68,8 @@ class TurnStats:
     peak_memory_bytes: int = 0
     reuse_stopped_at: int | None = None
     reuse_stopped_why: str | None = None
+    batched: bool = False
+    not_batched_why: str | None = None
 
 
 @dataclass(frozen=True)

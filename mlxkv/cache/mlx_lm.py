@@ -10,6 +10,7 @@ would have seen here. From then on the window rotates as mlx-lm's does.
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from typing import Any
 import mlx.core as mx
 
 from mlxkv.cache.interchange import KINDS, OPAQUE, LayerState
+from mlxkv.cache.layer_plan import pass_through
 from mlxkv.cache.plan import CachePlan, LayerPlan
 from mlxkv.cache.probe import RowShape
 from mlxkv.cache.prompt_cache import PromptCache, Reuse
@@ -40,6 +42,25 @@ def to_mlx_lm(cache: PromptCache) -> list[LayerState]:
     if not cache.log:
         raise CacheError("This prompt cache is empty; prefill it before exporting it.")
     return [_state(plan, layer, cache.offset) for plan, layer in zip(cache.plan.layers, cache.layers, strict=True)]
+
+
+def native_layers(cache: PromptCache) -> list[Any]:
+    """mlx-lm's own caches with the rows and states of this one, which must not be empty; nothing is evaluated.
+
+    Raises:
+        CacheError: mlx-lm has no class for a layer.
+    """
+
+    def native(plan: LayerPlan, layer: Any) -> Any:
+        if plan.children:
+            twin = copy.copy(layer)
+            twin.caches = tuple(native(p, c) for p, c in zip(plan.children, layer.caches, strict=True))
+            return twin
+        if isinstance(layer, RingKVCache):
+            return _mlx_lm_layer(_ring_state(plan, layer, cache.offset))
+        return copy.deepcopy(layer)
+
+    return [native(plan, layer) for plan, layer in zip(cache.plan.layers, cache.layers, strict=True)]
 
 
 def _state(plan: LayerPlan, layer: Any, offset: int) -> LayerState:
@@ -218,7 +239,7 @@ class ImportedCache(PromptCache):
         self, plan: CachePlan, model: Any, states: Sequence[LayerState], files: Any = None, notes: Sequence[str] = ()
     ) -> None:
         rings = can_be_rings(states, plan)
-        plan = plan if rings else _all_native(plan)
+        plan = plan if rings else all_native(plan)
         super().__init__(replace(plan, notes=(*plan.notes, *notes)), model, files)
         if rings:
             self._fill_rings(states)
@@ -263,8 +284,9 @@ class ImportedCache(PromptCache):
         self.finish_restore()
 
 
-def _all_native(plan: CachePlan) -> CachePlan:
-    return replace(plan, layers=tuple(LayerPlan(p.index, p.native_class) for p in plan.layers), notes=())
+def all_native(plan: CachePlan) -> CachePlan:
+    """The plan with the model's own caches in all layers."""
+    return replace(plan, layers=tuple(map(pass_through, plan.layers)), notes=())
 
 
 def _mlx_lm_layer(state: LayerState, *, empty: bool = False) -> Any:

@@ -43,6 +43,7 @@ class ModelTraits:
         learned: see `probe.learned_positions`.
         state_shapes: see `state_shapes.StateShapes`.
         quantization_errors: errors of quantized rows; see `plan._refusal`.
+        batch_errors: one entry once it has been tried; see `batch_check.model_error`.
     """
 
     leaves: tuple[LeafTraits, ...]
@@ -50,6 +51,7 @@ class ModelTraits:
     learned: int | None = None
     state_shapes: dict[Any, Any] = field(default_factory=dict)
     quantization_errors: dict[Hashable, str | None] = field(default_factory=dict)
+    batch_errors: list[str | None] = field(default_factory=list)
     _sinks: dict[bool, tuple[Sinks, ...]] = field(default_factory=dict)
 
     def sinks(self, model: Any, *, is_loaded: bool) -> tuple[Sinks, ...]:

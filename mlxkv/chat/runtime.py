@@ -77,14 +77,21 @@ class ModelRuntime:
     # -- caches ------------------------------------------------------------------------------------------------------
 
     def new_cache(
-        self, config: CacheConfig, prompts: PromptFormat | None = None, system: str | None = None
+        self,
+        config: CacheConfig,
+        prompts: PromptFormat | None = None,
+        system: str | None = None,
+        *,
+        num_pinned: int = 0,
     ) -> PromptCache:
-        """An empty cache; with `sinks="system"` it pins the tokens that `prompts` puts before the first message.
+        """An empty cache; with `sinks="system"` it pins the tokens that `prompts` puts before the first message, or
+        `num_pinned`.
 
         Raises:
             OutOfMemoryError: it could not be filled beside the weights, by the predicted peak; nothing was allocated.
         """
-        num_pinned = prompts.num_system_tokens(system) if prompts is not None and config.sinks == "system" else 0
+        if prompts is not None and config.sinks == "system":
+            num_pinned = prompts.num_system_tokens(system)
         self.budget.limit = self._memory_limit()
         plan = self.budget.plan(config, self.weight_bytes, system_tokens=num_pinned)
         self.budget.check(plan, self.weight_bytes)

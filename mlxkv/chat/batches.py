@@ -1,0 +1,203 @@
+"""Batches: texts, token ids and message lists to requests of the scheduler, and their events.
+
+Checks each prompt; knows no files. On the MLX thread.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from typing import Any
+
+from mlxkv import arguments
+from mlxkv.arguments import shown
+from mlxkv.cache.config import CacheConfig
+from mlxkv.cache.prompt_cache import PromptCache
+from mlxkv.chat import clock
+from mlxkv.chat.prefix import ChatPrefix
+from mlxkv.chat.prompt import Message, PromptState, check_ids, message
+from mlxkv.chat.runtime import ModelRuntime
+from mlxkv.device import set_wired_limit
+from mlxkv.errors import MlxkvError, PromptError
+from mlxkv.events import ReplyFinished, RequestFailed, TurnEvent
+from mlxkv.inference.generation import check_size
+from mlxkv.inference.sampling import SamplingParams
+from mlxkv.scheduler import Request, Scheduler
+from mlxkv.text.encoding import well_formed
+
+Prompt = str | Sequence[int] | Sequence[Mapping[str, str]]
+_ROLES = ("system", "user", "assistant")
+
+
+class BatchPrompts:
+    """Makes requests that share a prompt cache, or the bounds of new ones.
+
+    Args:
+        cache: is not changed, and what it holds now is what counts.
+        think: the switch of the chat template for reasoning, for message lists; None leaves it to the model.
+
+    Raises:
+        MismatchError, CacheError, OutOfMemoryError: as for `Model.generate`.
+    """
+
+    def __init__(
+        self, runtime: ModelRuntime, cache: PromptCache | CacheConfig | None, think: bool | None = None
+    ) -> None:
+        self._runtime, self._think = runtime, think
+        self._held: PromptCache | None = None
+        self._prefix: ChatPrefix | None = None
+        self._made: dict[int, PromptCache] = {}  # empty caches, by the number of pinned tokens
+        self._prompts = runtime.prompts.at(clock.now())
+        if isinstance(cache, PromptCache):
+            runtime.check_cache(cache)
+            self._held, self._config = cache.fork(), CacheConfig()
+        else:
+            self._config = cache or CacheConfig()
+            self._empty(0)
+
+    def requests(
+        self, prompts: Iterable[Prompt], params: SamplingParams, deadline: float | None
+    ) -> Iterator[Request | tuple[int, MlxkvError]]:
+        """The request of each prompt, with its index as the id; an error in place of those that are invalid."""
+        for i, prompt in enumerate(prompts):
+            try:
+                yield self.request(i, prompt, params, deadline)
+            except MlxkvError as error:
+                yield i, error
+
+    def request(
+        self, name: int | str, prompt: Prompt, params: SamplingParams, deadline: float | None = None
+    ) -> Request:
+        """Make the request of one prompt.
+
+        Raises:
+            PromptError: it is empty, too long, or no prompt. ConfigError: messages cannot follow this prompt cache.
+            ModelError: the chat template refuses them.
+        """
+        if isinstance(prompt, str):
+            ids, cache, reader = *self._of_text(prompt), None
+        elif _is_messages(prompt):
+            state, cache = self._of_messages(_checked(prompt))
+            ids, reader = state.ids, lambda: self._prompts.reader(state, params.stop)
+        else:
+            ids, cache, reader = *self._of_ids(prompt), None
+        check_size(ids)
+        cache.check_length(len(ids))
+        return Request(name, ids, params, cache, deadline, reader)
+
+    def _of_text(self, text: str) -> tuple[Sequence[int], PromptCache]:
+        if not text:
+            raise PromptError("The prompt is empty; write something first.")
+        if self._held is not None:
+            return self._prompts.continuation(self._held.log, well_formed(text)), self._held
+        return self._prompts.encode_raw(well_formed(text)), self._empty(0)
+
+    def _of_ids(self, prompt: Any) -> tuple[Sequence[int], PromptCache]:
+        ids = arguments.token_ids("prompt", prompt)
+        ids = check_ids(ids, getattr(self._runtime.model, "args", None)) if ids else ()
+        held = self._held
+        if held is None or not ids:
+            return ids, self._empty(0) if held is None else held
+        begins_with_all = len(ids) > held.offset and list(ids[: held.offset]) == list(held.log)
+        return ids if begins_with_all else (*held.log, *ids), held
+
+    def _of_messages(self, messages: list[Message]) -> tuple[PromptState, PromptCache]:
+        system = messages[0]["content"] if messages[0]["role"] == "system" else None
+        if self._held is None:
+            pinned = self._prompts.num_system_tokens(system) if self._config.sinks == "system" else 0
+            return self._prompts.prompt(messages, PromptState(), self._think), self._empty(pinned)
+        if self._prefix is None or system is not None:
+            self._prefix = ChatPrefix.of_cache(self._held, system, self._prompts)
+            self._prompts = self._prompts.at(self._prefix.began)
+        prefix = self._prefix
+        head = [message("system", prefix.system)] if prefix.system else []
+        first = message(messages[0]["role"], prefix.text + messages[0]["content"])
+        return self._prompts.prompt([*head, first, *messages[1:]], prefix.prompt_state, self._think), self._held
+
+    def _empty(self, num_pinned: int) -> PromptCache:
+        """An empty cache that pins so many tokens."""
+        if num_pinned not in self._made:
+            self._made[num_pinned] = self._runtime.new_cache(self._config, num_pinned=num_pinned)
+        return self._made[num_pinned]
+
+
+def events_of(
+    runtime: ModelRuntime, requests: Iterable[Request | tuple[int | str, MlxkvError]], max_waiting: int = 32
+) -> Generator[tuple[int | str, TurnEvent | RequestFailed]]:
+    """The events of requests, each with its id, as they happen; an error in place of a request is its only event.
+
+    Requests are asked for as places in line become free. Closing the iterator stops all of them.
+    """
+    scheduler = Scheduler(runtime.runner, runtime.tokenizer, runtime.budget, max_waiting=max_waiting)
+    events: deque[tuple[int | str, TurnEvent | RequestFailed]] = deque()
+    source, has_more = iter(requests), True
+    try:
+        with set_wired_limit():
+            while True:
+                while has_more and scheduler.can_take:
+                    item = next(source, None)
+                    if isinstance(item, Request):
+                        scheduler.submit(item, lambda event, name=item.id: events.append((name, event)))
+                    elif item is not None:
+                        events.append((item[0], RequestFailed(item[1])))
+                    has_more = item is not None
+                is_busy = scheduler.step()
+                while events:
+                    yield events.popleft()
+                if not (is_busy or has_more):
+                    return
+    finally:
+        scheduler.close()
+
+
+def answers_of(runtime: ModelRuntime, requests: Sequence[Request | tuple[int, MlxkvError]]) -> list[ReplyFinished]:
+    """The last event of each, in order.
+
+    Raises:
+        MlxkvError: the first of those in place of a request, before anything is computed; or that a prompt does not fit
+        in memory. The message begins with `prompts[i]`.
+    """
+    for request in requests:
+        if not isinstance(request, Request):
+            raise _of_prompt(*request)
+    finished: dict[int | str, ReplyFinished] = {}
+    with closing(events_of(runtime, requests)) as events:
+        for i, event in events:
+            if isinstance(event, RequestFailed):
+                raise _of_prompt(i, event.error)
+            if isinstance(event, ReplyFinished):
+                finished[i] = event
+    return [finished[i] for i in range(len(requests))]
+
+
+def _of_prompt(index: int | str, error: MlxkvError) -> MlxkvError:
+    """The error, with the index of its prompt."""
+    error.args = (f"prompts[{index}]: {error}",)
+    return error
+
+
+def _is_messages(prompt: Any) -> bool:
+    return isinstance(prompt, list | tuple) and any(isinstance(item, Mapping) for item in prompt)
+
+
+def _checked(messages: Any) -> list[Message]:
+    """Messages for the template.
+
+    Raises:
+        PromptError: one is not a role and a text, or they do not end with the user's.
+    """
+    found = []
+    for i, item in enumerate(messages):
+        role, text = (item.get("role"), item.get("content")) if isinstance(item, Mapping) else (None, None)
+        if role not in _ROLES or not isinstance(text, str):
+            raise PromptError(
+                f"Message {i} is {shown(item)}; it must have a `role`, which is {', '.join(_ROLES[:-1])} or "
+                f"{_ROLES[-1]}, and a `content`, which is text."
+            )
+        if role == "system" and i:
+            raise PromptError(f"Message {i} is a system prompt; only the first message may be one.")
+        found.append(message(role, well_formed(text)))
+    if found[-1]["role"] != "user" or not found[-1]["content"]:
+        raise PromptError("The last message is not one of the user's, or it is empty; end with what is to be answered.")
+    return found
