@@ -16,8 +16,9 @@ from mlxkv.cache.ring import RingKVCache
 from mlxkv.cache.traits import native_cache, traits_of
 from mlxkv.errors import first_line
 
-_PROMPTS = ((7, 3, 5), (2, 9, 4, 7, 6, 3))  # of different lengths, so that one row is padded
-_NEXT = ((4, 8), (5, 2))  # the tokens of two decode steps
+_PROMPTS = ((7,), (3, 5, 2), (2, 9, 4, 7, 6, 3, 8))  # of different lengths, so that rows are padded
+_STEPS = ((4, 8), (5, 2), (9, 6))  # the tokens of two decode steps
+_COUNT_BLOCKS = ("minimax_m3_vl",)  # module names in mlx-lm
 _TOLERANCE = 0.05  # of the range of the logits: 16-bit products round differently, wrong positions differ by far more
 
 
@@ -48,12 +49,18 @@ def refusal(
 def model_error(model: Any) -> str | None:
     """Why mlx-lm cannot batch this model, None if it can: its caches, and two rows tried out beside each alone.
 
-    The trial takes ten model calls of a few tokens, once for each loaded model.
+    The trial takes eleven model calls of a few tokens, once for each loaded model.
     """
-    known = traits_of(model).batch_errors
-    if not known:
-        known.append(_tried(model))
-    return known[0]
+    traits = traits_of(model)
+    if not traits.batch_errors:
+        if type(model).__module__.rsplit(".", 1)[-1] in _COUNT_BLOCKS:
+            why: str | None = "its sparse attention counts blocks of rows, which padding moves"
+        elif any(leaf.mask_window and leaf.max_size and leaf.mask_window > leaf.max_size for leaf in traits.leaves):
+            why = "it masks a window larger than mlx-lm's caches keep"
+        else:
+            why = _tried(model)
+        traits.batch_errors.append(why)
+    return traits.batch_errors[0]
 
 
 def _can_merge(leaf: Any) -> bool:
@@ -69,11 +76,11 @@ def _tried(model: Any) -> str | None:
             mx.eval([c.state for c in cache])
         merged = merge(caches)
         together = [
-            model(mx.array([[token] for token in step]), cache=merged)[:, -1] for step in zip(*_NEXT, strict=True)
+            model(mx.array([[token] for token in step]), cache=merged)[:, -1] for step in zip(*_STEPS, strict=True)
         ]
         alone = [
             mx.concatenate([model(mx.array([[t]]), cache=c)[:, -1] for t, c in zip(step, caches, strict=True)])
-            for step in zip(*_NEXT, strict=True)
+            for step in zip(*_STEPS, strict=True)
         ]
         a, b = (mx.stack(logits).astype(mx.float32) for logits in (alone, together))
         off = (mx.abs(a - b).max() / (a.max() - a.min())).item()
