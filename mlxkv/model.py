@@ -220,6 +220,10 @@ class Model:
 
         return Owned(self._owner, events())
 
+    def batch_prompts(self, cache: PromptCache | CacheConfig | None, think: bool | None) -> BatchPrompts:
+        """Requests with sampling of their own, for the command line."""
+        return BatchPrompts(self._runtime, cache, think)
+
     def _batch_params(self, max_tokens: int | None, sampling: dict[str, Any]) -> SamplingParams:
         most = _GENERATE_TOKENS if max_tokens is None else max_tokens
         return SamplingParams.for_model(self.loaded.generation, max_tokens=most, **sampling)

@@ -86,6 +86,12 @@ class BatchPrompts:
         cache.check_length(len(ids))
         return Request(name, ids, params, cache, deadline, reader)
 
+    def events(
+        self, requests: Iterable[Request | tuple[int | str, MlxkvError]]
+    ) -> Generator[tuple[int | str, TurnEvent | RequestFailed]]:
+        """`events_of` requests of this model."""
+        return events_of(self._runtime, requests)
+
     def _of_text(self, text: str) -> tuple[Sequence[int], PromptCache]:
         if not text:
             raise PromptError("The prompt is empty; write something first.")

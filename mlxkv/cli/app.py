@@ -36,6 +36,8 @@ from mlxkv.text.clean import clean
 
 if TYPE_CHECKING:
     from mlxkv.cache.config import CacheConfig
+    from mlxkv.cli.batch import BatchRequest
+    from mlxkv.model import Model
 
 
 _COMMANDS = {
@@ -94,6 +96,15 @@ def chat(
     named: Annotated[
         str | None, typer.Option("--cache", help="With -p: ask this prompt cache.", autocompletion=prompt_caches)
     ] = None,
+    batch: Annotated[
+        str | None, typer.Option("--batch", help="Answer the prompts of FILE, one JSON object a line (- is stdin).")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--output", help="With --batch: write here; a second run continues.")
+    ] = None,
+    as_finished: Annotated[
+        bool, typer.Option("--as-finished", help="With --batch: replies as they finish, not in order.")
+    ] = False,
     no_save: Annotated[bool, typer.Option("--no-save", help="Leave nothing on disk.")] = False,
     plain: Annotated[bool, typer.Option("--plain", help=help_of("plain"))] = False,
     no_mouse: Annotated[bool, typer.Option("--no-mouse", help="Leave the mouse to the terminal.")] = False,
@@ -139,6 +150,15 @@ def chat(
     SamplingParams.for_model({}, **settings.sampling)  # reports invalid values before a model is loaded
 
     check_platform()
+    if batch is not None or out is not None or as_finished:
+        others = {
+            "a question": question, "-f": file, "-c": continue_, "-r": resume, "--fork": fork,
+            "--output-format": output is not Output.text,
+        }  # fmt: skip
+        from mlxkv.cli.batch import batch_request
+
+        todo = batch_request(batch, out, as_finished, others, settings, asked, quiet)
+        raise typer.Exit(_batch(folders, settings, todo, bounds, model, load_anyway))
     printing = print_ or asked is not None or output is not Output.text
     printing = printing or not (plain or (sys.stdin.isatty() and sys.stdout.isatty()))
     plain = settings.plain or bool(os.environ.get("ACCESSIBLE")) or os.environ.get("TERM") == "dumb"
@@ -183,20 +203,49 @@ def _print(
     if not request.question.strip():
         raise PromptError('The prompt is empty; give one, as in `mlxkv -p "Why is the sky blue?"`.')
     from mlxkv.cli.print_mode import answer
+
+    model, cache = _loaded(folders, settings, request.cache, request.resume, cache, model_flag, load_anyway)
+    bounds = cache if request.resume is None or settings.bounds_cache else None
+    return answer(model, request, bounds, settings.sampling, sys.stdout, sys.stderr)
+
+
+def _batch(
+    folders: Folders,
+    settings: Settings,
+    request: BatchRequest,
+    cache: CacheConfig,
+    model_flag: str | None,
+    load_anyway: bool,
+) -> int:
+    from mlxkv.cli.batch import opened_batch, run_batch
+
+    with opened_batch(request, sys.stdout) as opened:  # its errors come before a model is loaded
+        model, cache = _loaded(folders, settings, request.cache, None, cache, model_flag, load_anyway)
+        return run_batch(model, opened, cache, settings.sampling, sys.stderr)
+
+
+def _loaded(
+    folders: Folders,
+    settings: Settings,
+    named: Path | None,
+    resume: str | None,
+    cache: CacheConfig,
+    model_flag: str | None,
+    load_anyway: bool,
+) -> tuple[Model, CacheConfig]:
+    """The model for a prompt cache or a chat, and the bounds of its cache."""
     from mlxkv.memory.preflight import WINDOW, alternatives, check_fit
     from mlxkv.model import load
     from mlxkv.models import BUILT_IN
     from mlxkv.store.prompts.folder import PromptFolder
 
-    made_with = None if request.cache is None else PromptFolder(folders).describe(request.cache).model
-    name = model_flag or made_with or model_name(folders, settings, request.resume) or BUILT_IN[0]
+    made_with = None if named is None else PromptFolder(folders).describe(named).model
+    name = model_flag or made_with or model_name(folders, settings, resume) or BUILT_IN[0]
     if load_anyway:
         cache = cache if cache.window else replace(cache, window=WINDOW)
     elif found := check_fit(name, cache):
         raise OutOfMemoryError(f"{found.text}; {alternatives(found)}.")
-    model = load(name, folders=folders, limited=not load_anyway, draft=settings.drafting)
-    bounds = cache if request.resume is None or settings.bounds_cache else None
-    return answer(model, request, bounds, settings.sampling, sys.stdout, sys.stderr)
+    return load(name, folders=folders, limited=not load_anyway, draft=settings.drafting), cache
 
 
 # -- other commands ---------------------------------------------------------------------------------------------------

@@ -56,7 +56,9 @@ class RowCache(PromptCache):
     def nbytes(self) -> int:
         return self._planned.bytes_per_token * self.offset
 
-    live_nbytes = nbytes
+    @property
+    def live_nbytes(self) -> int:
+        return self.nbytes
 
     def begin_turn(self, *, is_prefix: bool = False) -> None:
         """Nothing: it is never rewound."""

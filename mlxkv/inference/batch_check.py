@@ -83,7 +83,7 @@ def _tried(model: Any) -> str | None:
             for step in zip(*_STEPS, strict=True)
         ]
         a, b = (mx.stack(logits).astype(mx.float32) for logits in (alone, together))
-        off = (mx.abs(a - b).max() / (a.max() - a.min())).item()
+        off = float((mx.abs(a - b).max() / (a.max() - a.min())).item())  # type: ignore[arg-type]
     except Exception as error:  # a model's own code may raise anything
         return f"mlx-lm cannot batch this model ({first_line(error)})"
     if not off <= _TOLERANCE:  # or not a number
