@@ -308,7 +308,8 @@ def _finished(request: BatchRequest, file: BinaryIO, source: BinaryIO) -> Finish
         ConfigError: they are of another input, or no results; nothing was changed.
     """
     try:
-        finished = Finished(io.BufferedReader(file))  # type: ignore[arg-type]
+        with os.fdopen(os.dup(file.fileno()), "rb") as copy:
+            finished = Finished(copy)
         finished.check(lines_of(source), in_order=not request.as_finished)
     except ValueError as error:
         hint = "" if request.as_finished else ", or continue it with --as-finished if it was begun so"

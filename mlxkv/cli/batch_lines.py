@@ -127,20 +127,21 @@ class Finished:
 
 def _split(file: BinaryIO) -> Iterator[bytes | None]:
     """The lines as UTF-8, without line ends; None for one that is too long."""
-    buffered = file if hasattr(file, "peek") else io.BufferedReader(file)  # type: ignore[arg-type]
-    encoding = marked_encoding(buffered.peek(4)[:4])  # type: ignore[attr-defined]
+    encoding = marked_encoding(file.peek(4)[:4])  # type: ignore[attr-defined]  # it is buffered
     if encoding not in (None, "utf-8-sig"):
-        text = io.TextIOWrapper(buffered, encoding, "replace", newline="\n")  # type: ignore[type-var]
-        for line in iter(lambda: text.readline(MAX_LINE), ""):
-            yield line.rstrip("\r\n").encode("utf-8", "replace")
-        text.detach()
+        text = io.TextIOWrapper(file, encoding, "replace", newline="\n")
+        try:
+            for line in iter(lambda: text.readline(MAX_LINE), ""):
+                yield line.rstrip("\r\n").encode("utf-8", "replace")
+        finally:
+            text.detach()  # else it would close the file
         return
     if encoding is not None:
-        buffered.read(3)
-    while data := buffered.readline(MAX_LINE + 1):
+        file.read(3)
+    while data := file.readline(MAX_LINE + 1):
         is_long = len(data) > MAX_LINE
         while len(data) > MAX_LINE and not data.endswith(b"\n"):
-            data = buffered.readline(MAX_LINE + 1)
+            data = file.readline(MAX_LINE + 1)
         yield None if is_long else data.rstrip(b"\r\n")
 
 
