@@ -14,6 +14,8 @@ from typing import Any
 from mlxkv.errors import ConfigError, quoted
 
 NEXT_REPLY, NEW_CACHE, AT_ONCE, NEXT_START = "the next reply", "a new cache", "at once", "the next start"
+KV_BITS = (8, "8/4", 4)
+"""Bits of quantized KV rows that a user can choose, the best first; a pair is keys/values."""
 _NONE = ("", "none", "auto")
 _YES_NO = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
 
@@ -67,7 +69,7 @@ class Setting:
             return value if isinstance(value, bool) else _YES_NO[str(value).lower()]
         if isinstance(value, bool) or not isinstance(value, int | float | str):
             raise ValueError(value)
-        if self.word and value == self.word:
+        if (self.word and value == self.word) or (isinstance(value, str) and value in self.choices):
             return value
         if self.kind == "str":
             if not isinstance(value, str):
@@ -141,9 +143,9 @@ class Settings:
         "system", "Pinned tokens: a number, or system for all before the first message.", slash="sinks",
         option="--sinks", low=0, high=2**24, word="system", holds=NEW_CACHE,
     )  # fmt: skip
-    kv_bits: int | None = _setting(
-        None, "Bits of the KV cache: none, 8 or 4.", slash="kv-bits", option="--kv-bits", choices=(8, 4),
-        null="the model's own precision", holds=NEW_CACHE,
+    kv_bits: int | str | None = _setting(
+        None, "Bits of the KV cache: none, 8, 8/4 (keys in 8, values in 4) or 4.", slash="kv-bits",
+        option="--kv-bits", choices=KV_BITS, null="the model's own precision", holds=NEW_CACHE,
     )  # fmt: skip
     checkpoint_limit: float | None = _setting(
         None, "Memory for earlier states of recurrent layers, to go back to.", slash="checkpoint-limit", low=0,

@@ -33,7 +33,7 @@ class TurnStats:
         cache_window: the most tokens attended, sinks included.
         cache_bytes: bytes of all buffers.
         cache_live_bytes: the part of these that holds attended rows.
-        cache_bits: 8 or 4 if the rows are quantized (those of keys, if the two differ), else None.
+        cache_bits: 8 or 4 if the rows are quantized, "8/4" if keys and values differ, else None.
         disk_bytes: bytes of the files that the chat's rows are in.
         disk_written_bytes: bytes of rows and states that the end of this turn wrote.
         peak_memory_bytes: the most memory that MLX has held by the end of the turn.
@@ -62,7 +62,7 @@ class TurnStats:
     cache_window: int = 0
     cache_bytes: int = 0
     cache_live_bytes: int = 0
-    cache_bits: int | None = None
+    cache_bits: int | str | None = None
     disk_bytes: int = 0
     disk_written_bytes: int = 0
     peak_memory_bytes: int = 0

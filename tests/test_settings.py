@@ -217,6 +217,15 @@ def test_none_puts_a_setting_back(tmp_path: Path) -> None:
     assert (found.kv_bits, found.model, found.seed) == (None, None, None)
 
 
+def test_bits_of_keys_and_values_come_from_every_source_and_are_kept(tmp_path: Path) -> None:
+    assert load_settings(folders(tmp_path, 'kv_bits = "8/4"'), {}).kv_bits == "8/4"
+    assert load_settings(folders(tmp_path / "a"), {"MLXKV_KV_BITS": "8/4"}).kv_bits == "8/4"
+    assert load_settings(folders(tmp_path / "b"), {}, {"kv_bits": "8/4"}).kv_bits == "8/4"
+    save_setting(folders(tmp_path / "c"), "kv_bits", "8/4")
+    assert load_settings(folders(tmp_path / "c"), {}).kv_bits == "8/4"
+    assert "must be 8, 8/4, 4" in refusal(tmp_path, 'kv_bits = "4/8"')  # worse than 8/4 in as much memory
+
+
 def test_an_empty_variable_is_not_set(tmp_path: Path) -> None:
     """`MLXKV_MAX_TOKENS= mlxkv` must not be an error, nor wipe the model of the file."""
     env = {"MLXKV_MAX_TOKENS": "", "MLXKV_MODEL": ""}
@@ -273,7 +282,7 @@ def test_a_bad_variable_is_named_as_it_is_set(tmp_path: Path) -> None:
 
 
 def test_a_bad_flag_is_named_as_it_is_typed(tmp_path: Path) -> None:
-    assert "--kv-bits is 'seven'; it must be 8, 4, or \"none\"" in refusal(tmp_path, kv_bits="seven")
+    assert "--kv-bits is 'seven'; it must be 8, 8/4, 4, or \"none\"" in refusal(tmp_path, kv_bits="seven")
 
 
 def test_an_unknown_key_names_those_there_are(tmp_path: Path) -> None:
@@ -298,7 +307,7 @@ def test_a_folder_with_braces_in_its_name(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "value", "rule"),
-    [("temperature", -1, "a number from 0 to 100"), ("kv_bits", 5, "8, 4"), ("window", 0, "from 1 to 16,777,216"),
+    [("temperature", -1, "a number from 0 to 100"), ("kv_bits", 5, "8, 8/4, 4"), ("window", 0, "from 1 to 16,777,216"),
      ("disk_limit", float("inf"), "of GB from 0"), ("seed", 2**64, "to 18,446,744,073,709,551,615")],
 )  # fmt: skip
 def test_a_value_out_of_range_is_told_the_range(tmp_path: Path, name: str, value: float, rule: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, fields
@@ -18,6 +19,7 @@ DEFAULT_SINKS = 4
 _DEFAULT_SLACK = 512
 MAX_WINDOW = 2**24
 MAX_BYTES = 2**50
+_PAIR = re.compile("[84]/[84]")
 
 
 @keywords
@@ -34,7 +36,7 @@ class CacheConfig:
         block: tokens evicted at a time; None means 256 for a window of 4,096 or more, else about a sixteenth of it.
         slack: tokens that can at least be rewound once the window is full, rounded up to blocks; None means about
             512, at most a quarter of the window.
-        bits: None keeps the model's own precision; 8, 4 or a pair (keys, values) quantizes.
+        bits: None keeps the model's own precision; 8, 4 or a pair (keys, values), also written "8/4", quantizes.
         group_size: numbers that share a scale when quantized.
         positions: "streaming" keeps the sinks at the distance they would have without the evicted tokens
             (StreamingLLM, arXiv 2309.17453); "absolute" lets them drift away.
@@ -49,7 +51,7 @@ class CacheConfig:
     sinks: int | Literal["system"] = "system"
     block: int | None = None
     slack: int | None = None
-    bits: int | tuple[int, int] | None = None
+    bits: int | tuple[int, int] | str | None = None
     group_size: int = 64
     positions: Literal["streaming", "absolute"] = "streaming"
     checkpoint_bytes: int | None = None
@@ -72,6 +74,17 @@ class CacheConfig:
         object.__setattr__(self, "group_size", int(self.group_size))
         if not _is(self.positions, "streaming", "absolute"):
             raise ConfigError(f'`positions` is {shown(self.positions)}; it must be "streaming" or "absolute".')
+
+    @property
+    def named_bits(self) -> int | str | None:
+        """`bits` as the setting writes them: None, 8, 4 or "8/4"."""
+        return named_bits(self.bits)
+
+    @property
+    def key_and_value_bits(self) -> tuple[int | None, int | None]:
+        """The bits of keys and of values; None is the model's own precision."""
+        assert not isinstance(self.bits, str)  # a pair since __post_init__
+        return self.bits if isinstance(self.bits, tuple) else (self.bits, self.bits)
 
     @classmethod
     def from_settings(cls, settings: Settings) -> CacheConfig:
@@ -125,14 +138,25 @@ def _is(value: object, *words: str) -> bool:
     return isinstance(value, str) and value in words
 
 
+def named_bits(bits: Any) -> int | str | None:
+    """The bits of a config, which may come from a file, as the setting writes them: a pair is "8/4"."""
+    if not isinstance(bits, list | tuple):
+        return bits
+    return bits[0] if len({*bits}) == 1 else "/".join(map(str, bits))
+
+
 def _bits(bits: Any) -> int | tuple[int, int] | None:
     """None, 8 or 4, or a pair of these, as a tuple."""
     if bits is None:
         return None
+    if isinstance(bits, str) and _PAIR.fullmatch(bits):
+        return int(bits[0]), int(bits[2])
     is_pair = isinstance(bits, list | tuple)
     found: list[int] = []
     with suppress(ConfigError):  # reported below
         found = [whole("bits", n, 4, 8) for n in (bits if is_pair else (bits,))]
     if len(found) != (2 if is_pair else 1) or not {*found} <= {4, 8}:
-        raise ConfigError(f"`bits` is {shown(bits)}; it must be None, 4, 8 or a pair of these like (8, 4).")
+        raise ConfigError(
+            f'`bits` is {shown(bits)}; it must be None, 4, 8 or a pair of these like (8, 4), which "8/4" means too.'
+        )
     return (found[0], found[1]) if is_pair else found[0]

@@ -147,8 +147,9 @@ def quantized(plan: LayerPlan, config: CacheConfig, device: Device) -> LayerPlan
             f"`bits` is {config.bits!r}, and rows of {dims[0]} and {dims[1]} numbers (layer {plan.name}) do not "
             f"divide into groups of 32; leave it out for this model."
         )
-    bits = config.bits if isinstance(config.bits, tuple) else (config.bits, config.bits)
     # An indexer stores keys only: empty rows are not quantized.
-    keys, values = (Codec(b, sizes[0]) if dim else PLAIN for b, dim in zip(bits, dims, strict=True))
+    keys, values = (
+        Codec(b, sizes[0]) if dim else PLAIN for b, dim in zip(config.key_and_value_bits, dims, strict=True)
+    )
     is_fused = not device.has_exact_packed_products(plan.shape.dtype)
     return replace(plan, key_codec=keys, value_codec=values, is_fused=is_fused)

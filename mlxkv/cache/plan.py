@@ -103,7 +103,7 @@ class CachePlan:
             f"evict {geometry.block} at a time and rewind at least {geometry.undo * geometry.block}"
         )
         if self.config.bits is not None:
-            text += f", in {self.config.bits} bits"
+            text += f", in {self.config.named_bits} bits"
         if states := sum(leaf.native_class in RECURRENT for leaf in self.leaves):
             text += f"; {states} keep a recurrent state"
         return "; ".join([text, *self.notes]) + "."

@@ -14,6 +14,7 @@ import typer
 from mlxkv.cli.completion import models, prompt_caches
 from mlxkv.config import Folders, load_settings
 from mlxkv.protocol.export_format import CACHE_FORMATS, CACHE_SUFFIXES, export_format
+from mlxkv.settings import help_of
 
 if TYPE_CHECKING:
     from mlxkv.store.prompts.folder import NamedCache, PromptFolder
@@ -40,7 +41,7 @@ def cache_create(
     model: ModelName = None,
     window: Annotated[int | None, typer.Option("--window", help="Window in tokens, pinned ones not counted.")] = None,
     sinks: Annotated[str | None, typer.Option("--sinks", help="Pinned tokens: a number, or system.")] = None,
-    kv_bits: Annotated[str | None, typer.Option("--kv-bits", help="none, 8 or 4.")] = None,
+    kv_bits: Annotated[str | None, typer.Option("--kv-bits", help=help_of("kv_bits"))] = None,
     force: Force = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress on stderr.")] = False,
 ) -> None:
@@ -104,6 +105,7 @@ def cache_ls(as_json: Json = False) -> None:
 @cache.command("show")
 def cache_show(name: Name, as_json: Json = False) -> None:
     """Show a prompt cache: model, tokens, bytes, window, start of the text."""
+    from mlxkv.cache.config import named_bits
     from mlxkv.cli.tables import date_text
     from mlxkv.errors import CorruptError
     from mlxkv.stats import bytes_text
@@ -130,7 +132,7 @@ def cache_show(name: Name, as_json: Json = False) -> None:
         "rows": bytes_text(c.row_bytes) if c.state_bytes else "",
         "state": f"{bytes_text(c.state_bytes)}, of the recurrent layers" if c.state_bytes else "",
         "window": f"{config['window']:,}" if isinstance(config.get("window"), int) else "",
-        "bits": str(config["bits"]) if config.get("bits") else "",
+        "bits": str(named_bits(config.get("bits")) or ""),
         "system": c.system or "",
         "text": c.head or "",
     }

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mlxkv.cli.chats import Json, Output, is_json
+from mlxkv.settings import help_of
 
 if TYPE_CHECKING:
     from mlxkv.models import CatalogueEntry
@@ -139,14 +140,17 @@ def _files(model: str) -> str:
 def models_estimate(
     model: Annotated[str, typer.Argument(help="Built-in name, folder or org/name.")],
     window: Annotated[int | None, typer.Option("--window", help="Window in tokens, pinned ones not counted.")] = None,
-    kv_bits: Annotated[int | None, typer.Option("--kv-bits", help="8 or 4.")] = None,
+    kv_bits: Annotated[str | None, typer.Option("--kv-bits", help=help_of("kv_bits"))] = None,
 ) -> None:
     """Estimate the memory of a model and its KV cache, before anything is loaded."""
     from mlxkv.cache.config import CacheConfig
     from mlxkv.memory.estimate import estimate
+    from mlxkv.settings import Settings, change
     from mlxkv.stats import bytes_text
 
-    e = estimate(model, CacheConfig(window=window, bits=kv_bits))
+    given = {name: value for name, value in (("window", window), ("kv_bits", kv_bits)) if value is not None}
+    settings = change(Settings(), given, lambda name: f"The option --{name.replace('_', '-')}")
+    e = estimate(model, CacheConfig.from_settings(settings))
     states = e.state_bytes + e.checkpoint_bytes
     kept = f"recurrent state {bytes_text(e.state_bytes)}, checkpoints up to {bytes_text(e.checkpoint_bytes)}"
     for name, size, note in (

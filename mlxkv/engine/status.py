@@ -79,7 +79,7 @@ def cache_view(cache: PromptCache) -> CacheView | None:
         evicted=cache.num_evicted,
         allocated_bytes=cache.nbytes,
         live_bytes=cache.live_nbytes,
-        bits=cache.plan.config.bits if isinstance(cache.plan.config.bits, int) else None,
+        bits=cache.plan.config.named_bits,
     )
 
 

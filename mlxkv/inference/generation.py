@@ -192,7 +192,6 @@ class Generation:
     def stats(self) -> TurnStats:
         """The statistics so far; complete once `events` has ended."""
         now, cache, reuse = time.perf_counter(), self.cache, self._reuse
-        bits = cache.plan.config.bits  # those of keys and of values, if they differ
         decoded = len(self.generated) - 1
         decode_s = self._last_at - self._first_at if self._first_at is not None else 0.0
         prefilled = self._num_prefilled  # less than the prompt if it was cancelled during prefill
@@ -215,7 +214,7 @@ class Generation:
             cache_window=cache.capacity,
             cache_bytes=cache.nbytes,
             cache_live_bytes=cache.live_nbytes,
-            cache_bits=bits[0] if isinstance(bits, tuple) else bits,
+            cache_bits=cache.plan.config.named_bits,
             peak_memory_bytes=mx.get_peak_memory(),
             reuse_stopped_at=reuse.stopped_at,
             reuse_stopped_why=reuse.why,

@@ -17,6 +17,7 @@ from mlxkv.cache.recurrent.checkpoints import max_checkpoints
 from mlxkv.cache.recurrent.state_shapes import state_nbytes
 from mlxkv.errors import ConfigError, OutOfMemoryError
 from mlxkv.memory.prefill_peak import prefill_bytes
+from mlxkv.settings import KV_BITS
 from mlxkv.stats import bytes_text
 
 CHUNKS = (512, 256, 128)
@@ -119,24 +120,28 @@ class Budget:
     def advice(self, config: CacheConfig, used: int, *, is_loaded: bool = True) -> str:
         """The window or model that would fit, as the end of a sentence."""
 
-        def window(config: CacheConfig, most: int) -> int | None:
+        def fits(config: CacheConfig) -> bool:
+            try:
+                return self.fits(plan_cache(self.model, replace(config, slack=None), is_loaded=is_loaded), used)
+            except ConfigError:  # such rows are not for this model
+                return False
+
+        def largest(config: CacheConfig, most: int) -> int:
+            """The largest power of two up to `most`; 0 if none fits."""
             size = 1 << most.bit_length() - 1
-            while size >= _LEAST_WINDOW:
-                try:
-                    plan = plan_cache(self.model, replace(config, window=size, slack=None), is_loaded=is_loaded)
-                except ConfigError:
-                    return None
-                if self.fits(plan, used):
-                    return size
+            while size >= _LEAST_WINDOW and not fits(replace(config, window=size)):
                 size //= 2
-            return None
+            return size if size >= _LEAST_WINDOW else 0
 
         most = config.window or _LEAST_WINDOW
-        if size := window(config, most - 1):
-            return f"a window of {size:,} tokens would fit"
-        for bits in (8, 4) if config.bits is None else ():
-            if size := window(replace(config, bits=bits), most):
-                return f"a window of {size:,} tokens in {bits} bits would fit"
+        smaller = [replace(config, bits=bits) for bits in (KV_BITS if config.bits is None else ())]
+        if size := largest(config, most - 1):
+            same = next((c for c in smaller if config.window and fits(c)), None)
+            also = f", or one of {most:,} in {same.named_bits} bits," if same else ""
+            return f"a window of {size:,} tokens{also} would fit"
+        for quantized in smaller:
+            if size := largest(quantized, most):
+                return f"a window of {size:,} tokens in {quantized.named_bits} bits would fit"
         return "no window would fit, so use a smaller model"
 
     def prefill_bytes(self, plan: CachePlan, chunk: int, tokens: int | None = None) -> int:

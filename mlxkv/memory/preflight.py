@@ -11,6 +11,7 @@ from dataclasses import replace
 from mlxkv.cache.config import CacheConfig
 from mlxkv.errors import ConfigError, MlxkvError
 from mlxkv.protocol.status import ModelTooLarge
+from mlxkv.settings import KV_BITS
 
 WINDOW = 4096  # tokens that a chat should have at least, where the user names no window
 _HEADROOM = 4 << 30  # bytes: with twice the weights' files (float32 of float16), always enough for such a window
@@ -37,12 +38,12 @@ def check_fit(name: str, config: CacheConfig, *, size: int = 0) -> ModelTooLarge
         files = sum(file.stat().st_size for file in path.glob("*.safetensors")) if path is not None else 0
         if path is None or (2 * files + _HEADROOM <= device.memory_limit and (config.window or 0) <= WINDOW):
             return None
-        need, fits, four_bit = _needs(name, config, device.memory_limit)
+        need, fits, kv_bits = _needs(name, config, device.memory_limit)
     except (MlxkvError, OSError):
         return None  # loading reports what is wrong with this model
     if fits:
         return None
-    return ModelTooLarge(name, need, device.memory_limit, device.total_memory, four_bit)
+    return ModelTooLarge(name, need, device.memory_limit, device.total_memory, kv_bits)
 
 
 def alternatives(found: ModelTooLarge) -> str:
@@ -51,7 +52,7 @@ def alternatives(found: ModelTooLarge) -> str:
     from mlxkv.models import BUILT_IN, suggestions
 
     smaller = next((s.entry.id for s in suggestions(current_device().memory_limit)), BUILT_IN[0])
-    ways = ["--kv-bits 4 makes it fit"] if found.four_bit else []
+    ways = [f"--kv-bits {found.kv_bits} makes it fit"] if found.kv_bits else []
     return ", ".join([*ways, f"-m {smaller} fits", "--load-anyway tries it"])
 
 
@@ -60,8 +61,8 @@ def usable_window(trained: int | None) -> int:
     return min(trained or WINDOW, WINDOW)
 
 
-def _needs(name: str, config: CacheConfig, limit: int) -> tuple[int, bool, bool]:
-    """Bytes at the peak, whether they fit, and whether they would with a KV cache in 4 bits."""
+def _needs(name: str, config: CacheConfig, limit: int) -> tuple[int, bool, int | str | None]:
+    """Bytes at the peak, whether they fit, and else the most bits of a KV cache with which they would."""
     from mlx.utils import tree_flatten
 
     from mlxkv.cache.plan import plan_cache
@@ -76,11 +77,15 @@ def _needs(name: str, config: CacheConfig, limit: int) -> tuple[int, bool, bool]
     try:
         plan = plan_cache(model, wanted, is_loaded=False)
     except ConfigError:  # a cache that no window bounds grows with the chat
-        return weights, weights <= limit, False
-    need, four_bit = weights + plan.nbytes + budget.prefill_bytes(plan, CHUNKS[-1]), False
-    if config.bits is None and not budget.fits(plan, weights):
+        return weights, weights <= limit, None
+    need = weights + plan.nbytes + budget.prefill_bytes(plan, CHUNKS[-1])
+    if budget.fits(plan, weights):
+        return need, True, None
+
+    def fits(bits: int | str) -> bool:
         try:
-            four_bit = budget.fits(plan_cache(model, replace(wanted, bits=4), is_loaded=False), weights)
-        except ConfigError:
-            four_bit = False
-    return need, budget.fits(plan, weights), four_bit
+            return budget.fits(plan_cache(model, replace(wanted, bits=bits), is_loaded=False), weights)
+        except ConfigError:  # such rows are not for this model
+            return False
+
+    return need, False, next(filter(fits, KV_BITS), None) if config.bits is None else None

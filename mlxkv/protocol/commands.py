@@ -25,7 +25,7 @@ class LoadModel:
     name: str
     ask: bool = False
     anyway: bool = False
-    kv_bits: int | None = None
+    kv_bits: int | str | None = None
 
 
 @dataclass(frozen=True)

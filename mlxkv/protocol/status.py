@@ -11,7 +11,8 @@ class CacheView:
     """The ring in rows. `head` is the row that the next token is written to.
 
     `live` of `capacity` rows are attended, the first `pinned` of them always; `undo` more rows hold the tokens
-    evicted last. `evicted` counts tokens since the chat began; `bits` None is the model's own precision.
+    evicted last. `evicted` counts tokens since the chat began; `bits` None is the model's own precision, "8/4" those of
+    keys and values.
     """
 
     pinned: int
@@ -22,7 +23,7 @@ class CacheView:
     evicted: int
     allocated_bytes: int
     live_bytes: int
-    bits: int | None = None
+    bits: int | str | None = None
 
 
 class SaveState(StrEnum):
@@ -102,14 +103,14 @@ class ContextUsage:
 class ModelTooLarge:
     """A model that was not loaded for lack of memory: bytes needed at its peak, usable, and in the machine.
 
-    `four_bit`: it would fit with a 4-bit KV cache.
+    `kv_bits`: the most bits of a KV cache with which it would fit, None if there are none.
     """
 
     name: str
     need: int
     usable: int
     total: int
-    four_bit: bool = False
+    kv_bits: int | str | None = None
 
     @property
     def text(self) -> str:

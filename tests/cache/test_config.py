@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from mlxkv.cache.config import CacheConfig, default_block
 from mlxkv.errors import ConfigError
+from mlxkv.settings import KV_BITS, Settings
 
 
 @pytest.mark.parametrize(
@@ -17,7 +19,8 @@ from mlxkv.errors import ConfigError
     [
         ("window", 0), ("window", -4), ("window", 2.5), ("window", True), ("window", "8k"), ("window", 10**12),
         ("sinks", -1), ("sinks", "systems"), ("block", 0), ("slack", -1), ("bits", 3), ("bits", (8,)),
-        ("bits", (8, None)),        ("bits", "8"), ("group_size", 48), ("positions", "rope"),
+        ("bits", (8, None)), ("bits", "8"), ("bits", "8/2"), ("bits", "8/4/4"),
+        ("group_size", 48), ("positions", "rope"),
     ],
 )  # fmt: skip
 def test_refused_with_field_and_value(field: str, value: Any) -> None:
@@ -25,6 +28,22 @@ def test_refused_with_field_and_value(field: str, value: Any) -> None:
         CacheConfig(**{field: value})
     assert f"`{field}`" in str(error.value)
     assert repr(value) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("bits", "named", "both"),
+    [(None, None, (None, None)), (8, 8, (8, 8)), ((8, 8), 8, (8, 8)), ([8, 4], "8/4", (8, 4)), ("8/4", "8/4", (8, 4)),
+     ((4, 8), "4/8", (4, 8))],
+)  # fmt: skip
+def test_bits_are_a_number_or_a_pair_of_keys_and_values(bits: Any, named: Any, both: Any) -> None:
+    config = CacheConfig(bits=bits)
+    assert (config.named_bits, config.key_and_value_bits) == (named, both)
+    assert CacheConfig(bits=config.named_bits).key_and_value_bits == both
+    assert CacheConfig.from_table(asdict(config)) == config
+
+
+def test_every_choice_of_the_setting_is_a_config() -> None:
+    assert [CacheConfig.from_settings(Settings(kv_bits=bits)).named_bits for bits in KV_BITS] == [*KV_BITS]
 
 
 @given(st.integers(1, 100_000), st.integers(0, 5000), st.none() | st.integers(0, 4000))

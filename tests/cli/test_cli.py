@@ -340,15 +340,26 @@ def test_models_ls_begins_with_what_is_suggested(run: Run, monkeypatch: pytest.M
 
 
 @pytest.mark.slow
-def test_quantized_rows_from_the_command_line(run: Run, tiny_path: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("bits", [8, "8/4"])
+def test_quantized_rows_from_the_command_line(run: Run, tmp_path: Path, bits: int | str) -> None:
     wide = tiny_folder(tmp_path / "wide", hidden=128)
-    first = json.loads(ask(run, wide, "hi", "--kv-bits", "8", "--output-format", "json").out)
-    assert first["kv"]["bits"] == 8
+    first = json.loads(ask(run, wide, "hi", "--kv-bits", bits, "--output-format", "json").out)
+    assert first["kv"]["bits"] == bits
     again = json.loads(run("-c", "-p", "and?", "--output-format", "json").out)  # the session remembers
-    assert again["kv"]["bits"] == 8
+    assert again["kv"]["bits"] == bits
     assert again["usage"]["cached_tokens"] > 0
+    (tmp_path / "text").write_text("Once upon a time.")
+    assert run("cache", "create", "story", "-f", tmp_path / "text", "-m", wide, "--kv-bits", bits).code == 0
+    assert f"bits     {bits}\n" in run("cache", "show", "story").out
+
+
+@pytest.mark.slow
+def test_the_memory_of_quantized_rows(run: Run, tiny_path: Path, tmp_path: Path) -> None:
+    wide = tiny_folder(tmp_path / "wide", hidden=128)
     estimates = [run("models", "estimate", wide, "--window", "256", *more).out for more in ([], ["--kv-bits", "4"])]
     assert "in 4 bits" in estimates[1]
+    assert "in 8/4 bits" in run("models", "estimate", wide, "--kv-bits", "8/4").out
+    assert "--kv-bits is '4/8'; it must be 8, 8/4, 4" in run("models", "estimate", wide, "--kv-bits", "4/8").err
     assert estimates[0] != estimates[1]
     refused = ask(run, tiny_path, "hi", "--kv-bits", "4")
     assert refused.code == 2

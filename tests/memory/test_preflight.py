@@ -13,6 +13,7 @@ import pytest
 import mlxkv
 from mlxkv.cache.config import CacheConfig
 from mlxkv.cli.app import main
+from mlxkv.engine.status import cache_view
 from mlxkv.errors import OutOfMemoryError
 from mlxkv.memory.preflight import check_fit
 from mlxkv.protocol import commands as cmd
@@ -28,15 +29,14 @@ CONFIG = CacheConfig(window=4096)
 
 @pytest.fixture
 def large(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A model whose cache fits with 4 bits alone, by a limit that MLXKV_MEMORY_LIMIT sets."""
+    """A model whose cache fits with 8/4 and 4 bits alone, by a limit that MLXKV_MEMORY_LIMIT sets."""
     name = str(tiny_folder(tmp_path / "large", **WIDE))
     monkeypatch.setenv("MLXKV_MEMORY_LIMIT", "1MB")
-    whole = check_fit(name, CONFIG)
-    quarter = check_fit(name, replace(CONFIG, bits=4))
-    assert whole is not None
-    assert quarter is not None
-    assert quarter.need < 0.9 * whole.need
-    monkeypatch.setenv("MLXKV_MEMORY_LIMIT", str((quarter.need + whole.need) // 2))
+    found = [check_fit(name, replace(CONFIG, bits=bits)) for bits in (None, 8, "8/4", 4)]
+    needs = [too_large.need for too_large in found if too_large]
+    assert len(needs) == 4
+    assert needs == sorted(needs, reverse=True)
+    monkeypatch.setenv("MLXKV_MEMORY_LIMIT", str((needs[1] + needs[2]) // 2))
     return name
 
 
@@ -53,7 +53,9 @@ def test_what_is_needed_is_what_loading_and_its_cache_come_to(large: str) -> Non
     assert found is not None
     assert found.usable < found.need < 2 * found.usable
     assert found.text.startswith("large needs ~")
-    assert found.four_bit
+    assert found.kv_bits == "8/4"
+    assert check_fit(large, replace(CONFIG, bits=8)) is not None
+    assert check_fit(large, replace(CONFIG, bits="8/4")) is None
     assert check_fit(large, replace(CONFIG, bits=4)) is None
     assert check_fit(large, replace(CONFIG, window=64)) is None
     assert (
@@ -78,9 +80,13 @@ def test_a_model_that_does_not_fit_is_not_loaded_before_somebody_says_so(said: S
     careful.close()
 
 
-def test_four_bits_are_planned_and_fit(said: Said, large: str) -> None:
-    said.one(cmd.LoadModel(large, kv_bits=4), ev.ModelReady)
-    assert said.one(cmd.Send("hi", 0.0), ev.TurnFinished).stats.cache_bits == 4
+@pytest.mark.parametrize("bits", ["8/4", 4])
+def test_fewer_bits_are_planned_and_fit(said: Said, large: str, bits: int | str) -> None:
+    said.one(cmd.LoadModel(large, kv_bits=bits), ev.ModelReady)
+    assert said.one(cmd.Send("hi", 0.0), ev.TurnFinished).stats.cache_bits == bits
+    view = cache_view(said.context.current_chat.cache)
+    assert view is not None
+    assert view.bits == bits
     assert said.context.current_chat.cache.plan.config.window == 4096
 
 
@@ -102,7 +108,7 @@ def test_weights_alone_can_be_too_much_and_are_tried(
 ) -> None:
     monkeypatch.setenv("MLXKV_MEMORY_LIMIT", "10KB")
     found = said.one(cmd.LoadModel(str(tiny_path)), ModelTooLarge)
-    assert not found.four_bit
+    assert found.kv_bits is None
     said.context.settings = replace(SETTINGS, window=None)
     said.one(cmd.LoadModel(str(tiny_path), anyway=True), ev.ModelReady)
     assert said.one(cmd.Send("hi", 0.0), ev.TurnFinished).text
@@ -144,10 +150,10 @@ def test_print_mode_says_it_in_a_sentence_with_the_options(
     assert ended.value.code == 1
     told = capsys.readouterr().err
     assert told.startswith("mlxkv: large needs ~")
-    assert "--kv-bits 4 makes it fit" in told
+    assert "--kv-bits 8/4 makes it fit" in told
     assert "--load-anyway tries it" in told
     assert told.count("\n") == 1
-    for more in (["--kv-bits", "4"], ["--load-anyway"]):
+    for more in (["--kv-bits", "8/4"], ["--load-anyway"]):
         with pytest.raises(SystemExit) as ended:
             main([*options, *more])
         assert ended.value.code == 0, capsys.readouterr().err

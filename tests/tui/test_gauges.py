@@ -38,12 +38,13 @@ def test_the_ring_shows_each_row_once() -> None:
     assert marks.index("▲") == 50
 
 
-def test_bits_are_told_in_80_columns() -> None:
+@pytest.mark.parametrize("bits", [4, "8/4"])
+def test_bits_are_told_in_80_columns(bits: int | str) -> None:
     """The last letters of `4-bit` were cut off."""
-    ring = CacheView(4, 257, 4100, 257, 0, 0, 1, 1, bits=4)
+    ring = CacheView(4, 257, 4100, 257, 0, 0, 1, 1, bits=bits)
     for width in (78, 200):
         words = wide_lines(replace(STATUS, cache=ring), [0] * 60, 0.0, width)[2]
-        assert words.endswith("rows, 4-bit")
+        assert words.endswith(f"rows, {bits}-bit")
         assert len(words) <= width
 
 

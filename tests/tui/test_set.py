@@ -22,7 +22,7 @@ REFUSED = {
     "think": ("maybe", "2", "nan"),
     "ctx": ("0", "-1", "16777217", "1.5", "nan", "wide", "4k"),
     "sinks": ("-1", "16777217", "1.5", "nan", "systems"),
-    "kv-bits": ("0", "2", "16", "-4", "4.5", "nan", "four"),
+    "kv-bits": ("0", "2", "16", "-4", "4.5", "nan", "four", "4/8", "8/8", "8/"),
     "checkpoint-limit": ("-1", "1e300", "inf", "nan", "full", "20GB"),
     "disk-limit": ("-1", "1e300", "inf", "nan", "full", "20GB"),
     "plain": ("none", "2", "perhaps"),

@@ -289,7 +289,7 @@ def test_a_chat_open_elsewhere_can_only_be_forked(state: ChatState) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "advice"),
-    [(FailureKind.MEMORY, "/set kv-bits 4"), (FailureKind.DISK, "free some space"), (FailureKind.OTHER, "")],
+    [(FailureKind.MEMORY, "/set kv-bits 8/4"), (FailureKind.DISK, "free some space"), (FailureKind.OTHER, "")],
 )
 def test_a_failure_says_what_to_do(state: ChatState, kind: FailureKind, advice: str) -> None:
     state.submit(cmd.Send("x", 0.0))
@@ -384,7 +384,7 @@ def test_that_the_window_will_be_full_is_said_once_before_it_is(state: ChatState
         assert any("will be evicted soon · /compact" in text for text in lines(state)) is told, tokens
 
 
-TOO_LARGE = ModelTooLarge("org/Large-4bit", 19_200_000_000, 17_500_000_000, 24_000_000_000, True)
+TOO_LARGE = ModelTooLarge("org/Large-4bit", 19_200_000_000, 17_500_000_000, 24_000_000_000, "8/4")
 
 
 def test_a_download_that_would_not_fit_is_asked_about(state: ChatState) -> None:
@@ -395,7 +395,7 @@ def test_a_download_that_would_not_fit_is_asked_about(state: ChatState) -> None:
     assert state.listing is not None
     assert [row.choice for row in state.listing.rows] == [
         cmd.ListModels(fitting=True),
-        cmd.LoadModel(TOO_LARGE.name, kv_bits=4),
+        cmd.LoadModel(TOO_LARGE.name, kv_bits="8/4"),
         cmd.LoadModel(TOO_LARGE.name, anyway=True),
     ]  # fmt: skip
 
@@ -407,12 +407,12 @@ def test_a_model_that_does_not_fit_is_asked_about(state: ChatState) -> None:
     assert state.listing.title == "Large-4bit needs ~19.2 GB, 17.5 GB usable (of 24)"
     assert [row.choice for row in state.listing.rows] == [
         cmd.ListModels(fitting=True),
-        cmd.LoadModel("org/Large-4bit", kv_bits=4),
+        cmd.LoadModel("org/Large-4bit", kv_bits="8/4"),
         cmd.LoadModel("org/Large-4bit", anyway=True),
     ]
     sent(state)
-    state.submit(cmd.LoadModel("org/Large-4bit", kv_bits=4))
-    assert state.settings.kv_bits == 4  # a later /set goes on from there
+    state.submit(cmd.LoadModel("org/Large-4bit", kv_bits="8/4"))
+    assert state.settings.kv_bits == "8/4"  # a later /set goes on from there
     state.apply(Failed("It could not be read."))
     assert state.settings.kv_bits is None
     state.submit(cmd.ListModels(fitting=True))

@@ -122,8 +122,8 @@ def too_large_list(model: ModelTooLarge) -> Listing:
         Row("Pick a smaller model", cmd.ListModels(fitting=True)),
         Row("Load it anyway; the system may kill mlxkv", cmd.LoadModel(model.name, anyway=True)),
     ]
-    if model.four_bit:
-        rows.insert(1, Row("Load it with a 4-bit KV cache, which fits", cmd.LoadModel(model.name, kv_bits=4)))
+    if bits := model.kv_bits:
+        rows.insert(1, Row(f"Load it with a {bits}-bit KV cache, which fits", cmd.LoadModel(model.name, kv_bits=bits)))
     return confirm(clean(model.text), rows)
 
 

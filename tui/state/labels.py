@@ -148,7 +148,7 @@ def nearly_full_text(stats: TurnStats, before: int) -> str:
 def advice(kind: FailureKind) -> str:
     """Advice on a failure, appended to its message."""
     return {
-        FailureKind.MEMORY: " · chat saved · /set kv-bits 4 · /set ctx · /model",
+        FailureKind.MEMORY: " · chat saved · /set kv-bits 8/4 · /set ctx · /model",
         FailureKind.DISK: " · free some space, then /retry",
         FailureKind.LOCKED: " · /fork continues in a copy",
     }.get(kind, "")
