@@ -7,10 +7,11 @@ with --debug.
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -252,15 +253,38 @@ def _loaded(
 
 
 @app.command()
-def doctor() -> None:
-    """Check the installation, this machine and the folders."""
+def doctor(
+    device: Annotated[
+        bool, typer.Option("--device", help="Check tokens, memory and speed on this device, in a minute or two.")
+    ] = False,
+    model: Annotated[
+        str | None, typer.Option("-m", "--model", help="With --device: also this model.", autocompletion=model_names)
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> None:
+    """Check the installation, this machine and the folders; or, for a report, the device.
+
+    Exit code 1: something is wrong.
+    """
+    if device:
+        from mlxkv.cli.device_check.command import check_device
+        from mlxkv.models import BUILT_IN
+
+        folders = Folders.from_env()
+        chosen = model or model_name(folders, load_settings(folders), None)
+        raise typer.Exit(check_device(list(dict.fromkeys([BUILT_IN[0], chosen or BUILT_IN[0]])), as_json))
+    if model is not None:
+        raise ConfigError("-m chooses the model that --device checks; add --device.")
     from mlxkv.cli.doctor import examine
 
-    wrong = 0
+    findings = []
     for finding in examine(Folders.from_env()):
-        print(f"{'ok ' if finding.ok else '!! '} {finding.subject:<16} {finding.text}")
-        wrong += not finding.ok
-    raise typer.Exit(1 if wrong else 0)
+        findings.append(finding)
+        if not as_json:
+            print(f"{'ok ' if finding.ok else '!! '} {finding.subject:<16} {finding.text}")
+    if as_json:
+        print(json.dumps([asdict(finding) for finding in findings], indent=1))
+    raise typer.Exit(0 if all(finding.ok for finding in findings) else 1)
 
 
 app.command()(bench)

@@ -109,18 +109,31 @@ def fill(runner: ModelRunner, plan: CachePlan, ids: list[int], window: int | Non
 
 def decode_speeds(runner: ModelRunner, filled: Filled, last: int, steps: int, rounds: int = ROUNDS) -> Speeds:
     """Decode `steps` tokens after the first one, which follows the token `last`, on copies of the caches."""
+
+    def ours() -> float:
+        return decode_ours(runner, filled.ours, last, steps)
+
+    def theirs() -> float:
+        return decode_theirs(runner, filled.theirs, last, steps)
+
+    return Speeds("decode", steps, compare(ours, theirs, rounds))
+
+
+# Every round has copies of its own: not every cache can go back, and copying happens before the clock runs.
+
+
+def decode_ours(runner: ModelRunner, cache: PromptCache, last: int, steps: int) -> float:
+    """Seconds for `steps` tokens after the first one, which follows the token `last`, on a fork of `cache`."""
+    return timed(runner.decode(cache.fork(), last, _greedy(steps + 1)))
+
+
+def decode_theirs(runner: ModelRunner, caches: list[Any], last: int, steps: int) -> float:
+    """The same by mlx-lm's loop, on a copy of its caches."""
     import mlx.core as mx
     from mlx_lm.generate import generate_step
 
-    # Every round has copies of its own: not every cache can go back, and copying happens before the clock runs.
-    def ours() -> float:
-        return _timed(runner.decode(filled.ours.fork(), last, _greedy(steps + 1)))
-
-    def theirs() -> float:
-        fresh = copy.deepcopy(filled.theirs)
-        return _timed(generate_step(mx.array([last]), runner.model, max_tokens=steps + 1, prompt_cache=fresh))
-
-    return Speeds("decode", steps, compare(ours, theirs, rounds))
+    fresh = copy.deepcopy(caches)
+    return timed(generate_step(mx.array([last]), runner.model, max_tokens=steps + 1, prompt_cache=fresh))
 
 
 def decode_peaks(runner: ModelRunner, filled: Filled, last: int, steps: int = 8) -> tuple[int, int]:
@@ -213,7 +226,7 @@ def _seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - begun
 
 
-def _timed(stream: Iterator[Any]) -> float:
+def timed(stream: Iterator[Any]) -> float:
     """Seconds from the first token to the last."""
     next(stream)
     begun = time.perf_counter()
