@@ -21,6 +21,8 @@ from mlxkv.cli.bench.report_file import read_report, write_report
 
 PARTS = (
     "speed",
+    "overhead",
+    "quantized",
     "recompute",
     "full_window",
     "streaming",

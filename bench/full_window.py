@@ -7,6 +7,7 @@ KVCache grows with the chat, RotatingKVCache is bounded and copies itself whenev
 from __future__ import annotations
 
 import statistics
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -23,7 +24,7 @@ from mlxkv.cache.config import CacheConfig
 from mlxkv.cache.geometry import Geometry
 from mlxkv.cache.ring import RingKVCache
 from mlxkv.cache.sink_rotation import SinkRotation
-from mlxkv.cli.bench.measure import ROUNDS, Speeds, compare, peak_of, random_ids, their_bytes
+from mlxkv.cli.bench.measure import ROUNDS, Speeds, compare, peak_of, random_ids, their_bytes, timed
 from mlxkv.cli.bench.parts import rows_of, speed_row
 from mlxkv.cli.bench.report import Part, Row, Unit
 from mlxkv.inference.runner import ModelRunner
@@ -98,25 +99,30 @@ def turns(model: Any, window: int = 4096, message: int = 64, reply: int = 32, ro
     pair.theirs = [rotating(window) for _ in range(shape.layers)]
     pair.feed(window + 512)
 
+    def our_reply(num: int) -> Iterator[int]:
+        return runner.decode(pair.ours, ids[-1], SamplingParams(temperature=0.0, max_tokens=num))
+
+    def their_reply(prompt: list[int], num: int) -> Iterator[Any]:
+        return generate_step(mx.array(prompt), model, max_tokens=num, prompt_cache=pair.theirs)
+
     def ours() -> None:
-        for _ in runner.prefill(pair.ours, ids[:-1]):
-            pass
-        for _ in runner.decode(pair.ours, ids[-1], SamplingParams(temperature=0.0, max_tokens=reply)):
-            pass
+        deque(runner.prefill(pair.ours, ids[:-1]), maxlen=0)
+        deque(our_reply(reply), maxlen=0)
 
     def theirs() -> None:
-        for _ in generate_step(mx.array(ids), model, max_tokens=reply, prompt_cache=pair.theirs):
-            pass
+        deque(their_reply(ids, reply), maxlen=0)
 
     ratio = compare(lambda: seconds(ours), lambda: seconds(theirs), rounds)
     row = speed_row(f"{message} + {reply} tokens", Speeds("turn", message + reply, ratio), window)
+    ratio = compare(lambda: timed(our_reply(reply + 1)), lambda: timed(their_reply(ids[-1:], reply + 1)), rounds)
+    decode = speed_row(f"decode, {reply} tokens", Speeds("decode", reply, ratio), window)
     peaks = [peak_of(side)[1] for side in (ours, theirs)]
     held = {"mlxkv": pair.ours.nbytes, "mlx-lm": their_bytes(pair.theirs)}
     rate = Unit.TOKENS_PER_SECOND
     return make_part(
         "window-turn", "A turn on a full window, beside RotatingKVCache", NAME,
         f"message and reply, window {window:,}, greedy; medians of {rounds}, the sides in turns",
-        {"mlxkv": rate, "mlx-lm": rate, "ratio": Unit.RATIO, "worst pair": Unit.RATIO}, [row],
+        {"mlxkv": rate, "mlx-lm": rate, "ratio": Unit.RATIO, "worst pair": Unit.RATIO}, [row, decode],
         f"Peak memory above the cache in such a turn, attention included: mlxkv {peaks[0] / held['mlxkv']:.1%} of it, "
         f"mlx-lm {peaks[1] / held['mlx-lm']:.1%}.",
     )  # fmt: skip

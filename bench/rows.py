@@ -55,8 +55,8 @@ def bare_model(shape: Shape) -> Model:
 class Pair:
     """The same rows in a PromptCache and in caches of mlx-lm, one per layer; those may be missing."""
 
-    def __init__(self, shape: Shape, config: CacheConfig, model: Any = None) -> None:
-        self.shape, self.model = shape, model or bare_model(shape)
+    def __init__(self, shape: Shape, config: CacheConfig, model: Any = None, dtype: mx.Dtype = mx.bfloat16) -> None:
+        self.shape, self.model, self.dtype = shape, model or bare_model(shape), dtype
         self.plan = plan_cache(self.model, config)
         self.ours = self.fresh()
         self.theirs: list[Any] = [KVCache() for _ in range(shape.layers)]
@@ -80,7 +80,7 @@ class Pair:
         """A function that makes the keys and values of a layer for the next `n` tokens."""
         seed, shape = self.num_tokens * self.shape.layers, (1, self.shape.heads, n, self.shape.dim)
         return lambda layer: tuple(
-            mx.random.uniform(-1, 1, shape, mx.bfloat16, key=mx.random.key(2 * (seed + layer) + i)) for i in (0, 1)
+            mx.random.uniform(-1, 1, shape, self.dtype, key=mx.random.key(2 * (seed + layer) + i)) for i in (0, 1)
         )
 
 

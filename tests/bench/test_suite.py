@@ -10,10 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import pytest
 
 from bench import __main__ as suite
-from bench import first_token, full_window, perplexity, recompute, saving, speed, streaming
+from bench import first_token, full_window, overhead, perplexity, quantized, recompute, saving, speed, streaming
 from bench.hybrid_models import FAMILIES
 from bench.hybrids import bytes_part, row
 from bench.measure import fresh_home, make_part
@@ -73,7 +74,24 @@ def test_updates_on_a_full_window_copy_less_than_mlx_lm() -> None:
 
 def test_a_turn_on_a_full_window() -> None:
     part = full_window.turns(speed.few_layers(64, 64, 1), window=64, message=8, reply=3, rounds=1)
-    assert part.rows[0].values["mlxkv"] > 0  # type: ignore[operator]
+    assert [row.what for row in part.rows] == ["8 + 3 tokens", "decode, 3 tokens"]
+    assert all(row.values["mlxkv"] > 0 for row in part.rows)  # type: ignore[operator]
+
+
+def test_the_overhead_of_the_loop_is_the_time_of_one_thread() -> None:
+    part = overhead.loops(layers=2, steps=4)
+    assert [row.what for row in part.rows] == list(overhead.CASES)
+    assert all(0 < seconds < 0.01 for side in ("mlxkv", "mlx-lm") for seconds in numbers(part, side))
+    assert all(row.goal == Goal("ratio", at_least=0.99) for row in part.rows)
+
+
+def test_quantized_rows_are_packed_where_that_is_exact() -> None:
+    exact, rounded = (quantized.by_rows(dtype, (64,), steps=2, rounds=1) for dtype in (mx.float32, mx.bfloat16))
+    assert [row.what for row in exact.rows] == ["8 bits, 64 rows", "8/4 bits, 64 rows", "4 bits, 64 rows"]
+    assert numbers(exact, "rows") == ["packed", "decoded", "packed"]
+    assert numbers(rounded, "rows") == ["decoded"] * 3
+    assert [row.goal is not None for row in exact.rows] == [True, False, True]
+    assert [row.values.get("mlx-lm") is not None for row in rounded.rows] == [True, False, True]
 
 
 def test_a_long_chat_grows_on_one_side_alone() -> None:
