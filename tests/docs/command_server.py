@@ -40,6 +40,7 @@ PRELOADED = (
 
 PARSED = {
     ("bench",): "measures for minutes",
+    ("doctor", "--device"): "measures for minutes",
     ("models", "check"): "asks the hub about every model of the catalogue",
 }
 

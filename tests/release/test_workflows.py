@@ -74,6 +74,14 @@ def test_every_command_in_them_exists() -> None:
     assert [problem for line in lines for problem in problems(line)] == []
 
 
+def test_a_device_that_fails_its_check_fails_the_job() -> None:
+    """A pipe hides the exit code of its first program, except where the shell is named."""
+    (job,) = (job for file, name, job in jobs() if (file, name) == ("ci.yml", "check"))
+    assert "macos-latest" in job["strategy"]["matrix"]["os"]
+    (step,) = (step for step in job["steps"] if "doctor --device" in step.get("run", ""))
+    assert step["shell"] == "bash"
+
+
 @pytest.mark.parametrize(
     "line",
     [
