@@ -63,6 +63,11 @@ class Geometry:
         """Blocks evicted once `offset` tokens are written."""
         return self.blocks_evicted(offset - 1)
 
+    def is_flush_due(self, offset: int) -> bool:
+        """Whether a block must be evicted before the row of the token at `offset` is written."""
+        over = offset - self.sinks - self.window
+        return over >= 0 and over % self.block == 0
+
     def live(self, offset: int) -> int:
         """Number of rows attended after `offset` tokens: always a prefix of the buffer."""
         if offset <= self.capacity:

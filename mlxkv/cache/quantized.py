@@ -52,8 +52,7 @@ class QuantizedRingKVCache(RingKVCache):
         self._hands_out_packed = keys.shape[2] == 1 and not self.is_fused
         return super().update_and_fetch(keys, values)
 
-    def _fetch(self, S: int) -> tuple[Any, Any]:
-        live = self.geometry.live(self.offset)
+    def _fetch(self, live: int) -> tuple[Any, Any]:
         if self._hands_out_packed:
             return self._keys.parts(0, live), self._values.parts(0, live)
         return self._keys.dense(0, live), self._values.dense(0, live)

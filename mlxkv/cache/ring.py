@@ -100,8 +100,7 @@ class RingKVCache:
                 self._write(keys[..., done : done + step, :], values[..., done : done + step, :])
                 done += step
             return fetched
-        self._write(keys, values)
-        return self._fetch(S)
+        return self._fetch(self._write(keys, values))
 
     def make_mask(self, N: int, window_size: int | None = None, return_array: bool = False) -> Any:
         """The mask for the next N tokens: None, "causal", or a boolean array (N, rows that will be fetched)."""
@@ -302,21 +301,21 @@ class RingKVCache:
     def _values(self) -> Rows:
         return _allocated(self.value_rows)
 
-    def _fetch(self, S: int) -> tuple[Any, Any]:
-        """The rows that the S tokens just written attend to: a prefix of the buffers."""
-        live = self.geometry.live(self.offset)
-        return self._keys.arrays[0][..., :live, :], self._values.arrays[0][..., :live, :]
+    def _fetch(self, live: int) -> tuple[Any, Any]:
+        """The rows that the tokens just written attend to: the first `live` of the buffers."""
+        return self._keys.arrays[0][:, :, :live], self._values.arrays[0][:, :, :live]
 
-    def _write(self, keys: mx.array, values: mx.array) -> None:
-        """Write S tokens that fit before the next boundary."""
+    def _write(self, keys: mx.array, values: mx.array) -> int:
+        """Write S tokens that fit before the next boundary; the number of rows that are attended then."""
         geometry, S = self.geometry, keys.shape[2]
-        if flushes.is_due(self, S):
+        if geometry.is_flush_due(self.offset) and not self.is_evicted_ahead:
             flushes.flush([self])
         self.is_evicted_ahead = False
         self.offset += S
-        start = geometry.live(self.offset) - S
-        self._keys.put(start, keys)
-        self._values.put(start, values)
+        live = geometry.live(self.offset)
+        self._keys.put(live - S, keys)
+        self._values.put(live - S, values)
+        return live
 
     def keep_pristine(self) -> Parts:
         """Keep copies of the sinks' keys, which the first flush rotates; evaluate them before."""

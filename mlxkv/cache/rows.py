@@ -111,7 +111,7 @@ class Rows:
         self.unshare()
         end = start + parts[0].shape[-2]
         for array, part in zip(self.arrays, parts, strict=True):
-            array[..., start:end, :] = part
+            array[:, :, start:end] = part  # MLX takes twice as long to read an index with `...`
 
     def replace(self, buffer: mx.array) -> None:
         """Replace the first array by one of the same shape.
@@ -126,7 +126,7 @@ class Rows:
 
     def parts(self, start: int, end: int) -> Parts:
         """Views of rows [start, end): drop them before the next write, which would otherwise copy the buffer."""
-        return tuple(array[..., start:end, :] for array in self.arrays)
+        return tuple(array[:, :, start:end] for array in self.arrays)
 
     def dense(self, start: int, end: int) -> mx.array:
         """Rows [start, end) as numbers: a view, or decoded into a temporary."""

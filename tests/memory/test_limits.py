@@ -178,7 +178,7 @@ def test_what_would_fit_does() -> None:
     small.check(plan_cache(model, CacheConfig(window=1024)), 0)
     eight, mixed = (plan_cache(model, CacheConfig(window=4096, bits=bits)) for bits in (8, "8/4"))
     between = Budget(model, (eight.nbytes + mixed.nbytes) // 2 + small.prefill_bytes(mixed, 128))
-    assert between.advice(config, 0) == "a window of 1,024 tokens, or one of 4,096 in 8/4 bits, would fit"
+    assert between.advice(config, 0) == "a window of 2,048 tokens, or one of 4,096 in 8/4 bits, would fit"
     between.check(mixed, 0)
     tight = Budget(model, small.prefill_bytes(plan_cache(model, CacheConfig(window=64, bits=8)), 128) + 120_000)
     assert "in 8 bits would fit" in tight.advice(CacheConfig(window=64), 0) or "no window" in tight.advice(config, 0)
