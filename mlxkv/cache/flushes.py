@@ -35,6 +35,8 @@ def flush(rings: Sequence[RingKVCache]) -> None:
 
     The offsets stay: the next write finds the block evicted ahead.
     """
+    for ring in rings:
+        ring.make_room(1)
     sinks = [part for ring in rings if not ring.evicted for part in ring.keep_pristine()]
     to_undo, to_slot = list[Move](), list[Move]()
     for ring in rings:
@@ -62,6 +64,8 @@ def undo(rings: Sequence[RingKVCache]) -> None:
     """
     if not all(ring.undo_blocks for ring in rings):
         raise RewindError("The block that was evicted last cannot be restored; prefill again.")
+    for ring in rings:
+        ring.make_room(0)
     to_current, to_slot = list[Move](), list[Move]()
     blocks = [ring.geometry.flushes(ring.offset) - (not ring.is_evicted_ahead) for ring in rings]  # to restore
     for ring, n in zip(rings, blocks, strict=True):

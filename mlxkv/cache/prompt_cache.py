@@ -81,6 +81,7 @@ class PromptCache:
         layers: the cache of each layer, for mlx-lm's own loops.
         log: the ids of all tokens fed so far.
         plan: how each layer is cached; `plan.description` says it in words.
+        num_moves: how often `make_room` had something to look at.
     """
 
     def __init__(self, plan: CachePlan, model: Any, files: PromptFiles | None = None) -> None:
@@ -90,6 +91,7 @@ class PromptCache:
         self.prompt: PromptText | None = None  # set and read by the chat; not used here
         self.log = TokenLog()
         self.layers: list[Any] = plan.make(model)
+        self.num_moves = 0
         self._model = model
         self._files = files
         self._is_in_use = False
@@ -102,7 +104,7 @@ class PromptCache:
         caches = leaves(self.layers)
         self._exact = tuple(cache for cache in caches if not is_recurrent(cache))
         self._rings = tuple(cache for cache in caches if isinstance(cache, RingKVCache))
-        self._next_flush = 0  # no call that begins before this position evicts for all layers together
+        self._next_flush = self._room = 0  # `make_room` has nothing to do in a call that begins and ends before these
         recurrent = [cache for cache in caches if is_recurrent(cache)]
         self.checkpoints = (
             Checkpoints(recurrent, self.plan.nbytes, self.plan.config.checkpoint_bytes)
@@ -192,6 +194,11 @@ class PromptCache:
         return sum(c.nbytes for c in leaves(self.layers) if not c.empty()) + self.checkpoints.nbytes(self.offset)
 
     @property
+    def ring_nbytes(self) -> int:
+        """Bytes of the rings."""
+        return sum(ring.nbytes for ring in self._rings if not ring.empty())
+
+    @property
     def live_nbytes(self) -> int:
         """Bytes of the rows that are attended, and of recurrent states."""
         caches = leaves(self.layers)
@@ -200,8 +207,23 @@ class PromptCache:
 
     @property
     def shared_nbytes(self) -> int:
-        """Bytes of all rings that are shared with a fork and copied by the next token, else 0."""
-        return sum(c.shared_nbytes for c in leaves(self.layers) if isinstance(c, RingKVCache))
+        """Bytes of all rings that are shared with a fork; the next token copies those of its rows that are in use."""
+        return sum(ring.shared_nbytes for ring in self._rings)
+
+    def growth(self, num_tokens: int) -> int:
+        """Bytes that a fork allocates when it is fed `num_tokens`: a copy of its rows, or what it grows by."""
+        return sum(ring.growth(num_tokens) for ring in self._rings if not ring.empty())
+
+    @property
+    def largest_buffer(self) -> int:
+        """Bytes of the largest buffer of a ring."""
+        return max((array.nbytes for ring in self._rings for array in ring._arrays), default=0)
+
+    @property
+    def unallocated_nbytes(self) -> int:
+        """Bytes of the rings that were never fed."""
+        planned = zip(self.plan.leaves, leaves(self.layers), strict=True)
+        return sum(leaf.nbytes for leaf, ring in planned if isinstance(ring, RingKVCache) and ring.empty())
 
     @property
     def num_attended(self) -> int:
@@ -236,17 +258,25 @@ class PromptCache:
         return geometry.tokens_to_boundary(self.offset) if geometry else 0
 
     def make_room(self, num_tokens: int) -> None:
-        """Evict what the model call for the next `num_tokens` evicts, in all layers together.
+        """Prepare for a model call with the next `num_tokens`: forks copy and grow, and all layers evict together.
 
-        Without this call each ring evicts by itself, and waits: see `flushes.py`.
+        Without this call each ring does so by itself, and waits: see `flushes.py`.
         """
-        if self.offset < self._next_flush:
+        if not self.needs_room(num_tokens):
             return
         used = [ring for ring in self._rings if not ring.empty()]
+        self.num_moves += 1
+        for ring in used:
+            ring.make_room(num_tokens)
         if due := [ring for ring in used if flushes.is_due(ring, num_tokens)]:
             flushes.flush(due)
         boundaries = (ring.offset + ring.geometry.tokens_to_boundary(ring.offset) for ring in used)
         self._next_flush = min(boundaries, default=0)
+        self._room = min((ring.room for ring in used), default=0)
+
+    def needs_room(self, num_tokens: int) -> bool:
+        """Whether `make_room` may have something to do."""
+        return self.offset >= self._next_flush or self.offset + num_tokens > self._room
 
     @property
     def num_left(self) -> int | None:
@@ -363,7 +393,7 @@ class PromptCache:
         return target
 
     def _rewind_rows(self, num_tokens: int) -> None:
-        self._next_flush = 0
+        self._next_flush = self._room = 0
         flushes.rewind(self._rings, num_tokens)
         for cache in self._exact:
             if not isinstance(cache, RingKVCache) and tokens_fed(cache):  # layers that the model never calls stay empty
@@ -402,7 +432,7 @@ class PromptCache:
         if self.checkpoints.is_needed:
             checkpoint = self.checkpoints.newest(target)
             target = checkpoint.position if checkpoint else 0
-        self._next_flush = 0
+        self._next_flush = self._room = 0
         try:
             flushes.undo([ring for ring in self._rings if ring.is_evicted_ahead])
             for cache in self._exact:
@@ -439,7 +469,7 @@ class PromptCache:
         """Forget all tokens; ring buffers stay allocated."""
         self.log.clear()
         self.checkpoints.clear()
-        self._noted, self._next_flush = None, 0
+        self._noted, self._next_flush, self._room = None, 0, 0
         for cache, empty in zip(leaves(self.layers), self._empty, strict=True):
             if isinstance(cache, RingKVCache):
                 cache.reset()
@@ -450,14 +480,16 @@ class PromptCache:
     def fork(self) -> PromptCache:
         """An independent copy, which takes no memory until one side is fed.
 
-        Then that side copies the whole window (`nbytes`, however few tokens are in it), once; the last cache that holds
-        the old buffers writes into them. Models from `mlxkv.load` refuse a copy that does not fit in memory with
-        OutOfMemoryError, before anything is fed.
+        Then that side copies the rows in use, into buffers of the next power of two, which grow with the tokens up to
+        the window; a window that was full is copied whole. The last cache that holds the old buffers writes into them.
+        Models from `mlxkv.load` refuse a copy that does not fit in memory with OutOfMemoryError, before anything is
+        fed.
 
         Raises:
             CacheError: see `check_log`.
         """
         self.check_log()
+        self._room = 0  # its buffers are shared now
         twin = copy.copy(self)
         twin._is_in_use = False
         twin.log = TokenLog(self.log)

@@ -24,6 +24,8 @@ from mlxkv.cache.rows import PLAIN, Codec, Parts, Rows, concatenated
 from mlxkv.cache.sink_rotation import SinkRotation
 from mlxkv.errors import CacheError, RewindError
 
+NEVER = 1 << 62  # an offset that no cache reaches
+
 
 class RingKVCache:
     """A preallocated ring of `geometry.rows` rows with pinned attention sinks.
@@ -215,11 +217,38 @@ class RingKVCache:
 
     @property
     def shared_nbytes(self) -> int:
-        """Bytes of the buffers shared with a fork, which the next write copies."""
+        """Bytes of the buffers shared with a fork."""
         return sum(rows.shared_nbytes for rows in (self.key_rows, self.value_rows) if rows is not None)
 
+    def growth(self, num_tokens: int) -> int:
+        """Bytes that feeding so many tokens allocates: the copy of a fork's rows, and what a fork grows by."""
+        return sum(rows.growth(self._rows_for(self.offset + num_tokens)) for rows in self.buffers)
+
+    @property
+    def room(self) -> int:
+        """The offset up to which `make_room` does nothing; 0 while the buffers are shared."""
+        if self.key_rows is None or any(rows.is_shared for rows in self.buffers):
+            return 0
+        held = min(rows.held for rows in self.buffers)
+        return held if held < self.geometry.rows else NEVER
+
+    def make_room(self, num_tokens: int) -> None:
+        """Before `num_tokens` more: make the buffers this ring's own, and large enough.
+
+        A ring that has evicted nothing copies only the rows in use, and grows from then on; else it copies all.
+        """
+        has_evicted = self.evicted or self.undo_blocks or self.is_evicted_ahead
+        live = self.geometry.rows if has_evicted else self.offset
+        for rows in self.buffers:
+            rows.make_room(self._rows_for(self.offset + num_tokens), live)
+
+    def _rows_for(self, offset: int) -> int:
+        """Rows of a buffer that holds `offset` tokens: a prefix of them until blocks move."""
+        moves = offset > self.geometry.capacity or self.evicted or self.undo_blocks or self.is_evicted_ahead
+        return self.geometry.rows if moves else offset
+
     def fork(self) -> Self:
-        """An independent copy; the buffers are shared until one side writes."""
+        """An independent copy; the buffers are shared until one side writes, which copies the rows in use."""
         twin = copy.copy(self)
         if self.key_rows is not None:
             twin.key_rows, twin.value_rows = self._keys.fork(), self._values.fork()
@@ -308,6 +337,8 @@ class RingKVCache:
     def _write(self, keys: mx.array, values: mx.array) -> int:
         """Write S tokens that fit before the next boundary; the number of rows that are attended then."""
         geometry, S = self.geometry, keys.shape[2]
+        if self._keys.is_shared or self._keys.held < min(self.offset + S, geometry.rows):
+            self.make_room(S)
         if geometry.is_flush_due(self.offset) and not self.is_evicted_ahead:
             flushes.flush([self])
         self.is_evicted_ahead = False

@@ -2,7 +2,8 @@
 
 Allocated once and written in slices; `ring.py` decides which rows. Quantized rows are three arrays side by side
 (packed numbers, scales, biases), as mlx.core.quantize makes them. An array may have more rows than are used, since MLX
-writes some buffers in place only if their size is a whole number of pages. Used on the MLX thread.
+writes some buffers in place only if their size is a whole number of pages. A fork shares the arrays until one side
+writes; that side copies the rows in use, into arrays that grow from then on. Used on the MLX thread.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ Spec = tuple[tuple[int, ...], mx.Dtype]  # shape and dtype of an array
 PAGE = (
     16_384  # bytes: MLX's pool may hand out a buffer one page larger, and refuses to write in place in more than that
 )
-_MOST_PADDING = 1 / 16  # of a buffer: rows of an odd size may need many to fill whole pages
+_MOST_PADDING = 1 / 8  # of the rows: those of an odd size, such as the scales of quantized ones, may need many
 
 
 @dataclass(frozen=True)
@@ -71,45 +72,87 @@ PLAIN = Codec()
 
 
 class Rows:
-    """A buffer of `rows` rows. `shape` is (B, n_kv_heads, rows, width)."""
+    """A buffer of `rows` rows. `shape` is (B, n_kv_heads, rows, width).
+
+    Attributes:
+        count: its rows once it is full.
+        held: rows that `arrays` can hold now: `count`, except in a fork that has not filled its window.
+    """
 
     def __init__(self, shape: tuple[int, int, int, int], dtype: mx.Dtype, codec: Codec) -> None:
         B, H, self.count, width = shape
+        self.held = self.count
         self.codec, self._heads, self._planes = codec, (B, H), codec.planes(width, dtype)
         self.row_nbytes = B * H * sum(p.width * p.dtype.size for p in self._planes)
-        self.arrays: Parts = tuple(mx.zeros(*spec) for spec in self.specs)
+        self.arrays: Parts = self._blank(self.count)
         # The holders of the memory behind `arrays`: this buffer and unwritten forks.
         self._holders: weakref.WeakSet[Rows] = weakref.WeakSet([self])
 
     @property
-    def specs(self) -> list[Spec]:
-        """The arrays to allocate."""
-        B, H = self._heads
-        return [((B, H, padded(self.count, B * H * p.width * p.dtype.size), p.width), p.dtype) for p in self._planes]
+    def nbytes(self) -> int:
+        """Bytes of the rows that `arrays` can hold, without those that fill a page."""
+        return self.held * self.row_nbytes
 
     @property
-    def nbytes(self) -> int:
-        """Bytes of the rows, without those that fill a page."""
-        return self.count * self.row_nbytes
+    def is_shared(self) -> bool:
+        return len(self._holders) > 1
 
     @property
     def shared_nbytes(self) -> int:
-        """Bytes shared with a fork, which the next write copies."""
-        return self.nbytes if len(self._holders) > 1 else 0
+        """Bytes shared with a fork."""
+        return self.nbytes if self.is_shared else 0
 
-    def unshare(self) -> None:
-        """Stop sharing: `arrays` is about to be written to (MLX then copies what a fork holds) or replaced."""
-        if len(self._holders) > 1:
+    def growth(self, end: int) -> int:
+        """Bytes that `make_room(end, ...)` allocates, less those it frees."""
+        if not self.is_shared and end <= self.held:
+            return 0
+        return self._enough(end) * self.row_nbytes - (0 if self.is_shared else self.nbytes)
+
+    def make_room(self, end: int, live: int) -> None:
+        """Make `arrays` this buffer's own, with room for rows [0, end); of the old rows the first `live` are in use.
+
+        Copied and evaluated at once: a pending read would make the next write of the other side copy its buffer.
+        """
+        if not self.is_shared and end <= self.held:
+            return
+        self.held = self._enough(end)
+        arrays = self._blank(self.held)
+        for array, old in zip(arrays, self.arrays, strict=True):
+            if live:
+                array[..., :live, :] = old[..., :live, :]
+        mx.eval(arrays)
+        self._unshare()
+        self.arrays = arrays
+
+    def release(self) -> list[Spec]:
+        """Free the arrays; those to allocate in their place, for all rows."""
+        self._unshare()
+        self.arrays, self.held = (), self.count
+        return self._specs(self.count)
+
+    def _enough(self, end: int) -> int:
+        """The rows of arrays with room for `end`: the next power of two, at most all."""
+        return min(1 << (end - 1).bit_length(), self.count)
+
+    def _specs(self, rows: int) -> list[Spec]:
+        B, H = self._heads
+        return [((B, H, padded(rows, B * H * p.width * p.dtype.size), p.width), p.dtype) for p in self._planes]
+
+    def _blank(self, rows: int) -> Parts:
+        return tuple(mx.zeros(*spec) for spec in self._specs(rows))
+
+    def _unshare(self) -> None:
+        if self.is_shared:
             self._holders.discard(self)
             self._holders = weakref.WeakSet([self])
 
     def put(self, start: int, x: mx.array) -> None:
-        """Write rows `x` (B, n_kv_heads, S, width) in place, beginning at row `start`."""
+        """Write rows `x` (B, n_kv_heads, S, width) in place, beginning at row `start`; `make_room` first."""
         self.put_parts(start, self.codec.encode(x))
 
     def put_parts(self, start: int, parts: Sequence[mx.array]) -> None:
-        self.unshare()
         end = start + parts[0].shape[-2]
+        self.make_room(max(end, self.held), self.held)
         for array, part in zip(self.arrays, parts, strict=True):
             array[:, :, start:end] = part  # MLX takes twice as long to read an index with `...`
 
@@ -121,7 +164,7 @@ class Rows:
         """
         if buffer.shape != self.arrays[0].shape:
             raise CacheError(f"A buffer of {buffer.shape} cannot replace one of {self.arrays[0].shape}.")
-        self.unshare()
+        self._unshare()
         self.arrays = (buffer, *self.arrays[1:])
 
     def parts(self, start: int, end: int) -> Parts:

@@ -112,7 +112,6 @@ class Decoder:
 
     def _step(self, y: mx.array) -> mx.array:
         """One step: token ids (1,) in, drawn ids (1,) out, nothing evaluated."""
-        self._cache.make_room(1)
         return self._draws.next(self._model(y[None], cache=self._cache.layers)[:, -1, :], y)
 
     def _may_draft(self, most: int) -> bool:
@@ -161,7 +160,6 @@ class Decoder:
         mark, ids = cache.mark(), [token, *draft]
         self._counts.steps += 1
         self._counts.drafted += len(draft)
-        cache.make_room(len(ids))
         drawn = self._draws.all(self._model(mx.array([ids]), cache=cache.layers)[0], ids)
         found: Any = drawn.tolist()
         right = next((i for i, token in enumerate(draft) if token != found[i]), len(draft))
@@ -180,7 +178,6 @@ class Decoder:
         """Feed again what a recurrent layer's state has not seen."""
         if ids:
             self._counts.steps += 1
-            self._cache.make_room(len(ids))
             self._model(mx.array([list(ids)]), cache=self._cache.layers)
             mx.eval([layer.state for layer in self._cache.layers])
 

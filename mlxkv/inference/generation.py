@@ -85,7 +85,7 @@ class Generation:
 
     def events(self) -> Iterator[TurnEvent]:
         """Yield PrefillProgress per chunk, TextDelta per piece of text, and one TurnFinished."""
-        mx.reset_peak_memory()
+        self.runner.reset_peak_memory()
         if self.params.seed is not None:
             mx.random.seed(self.params.seed)
         self._reader.replay(self.reply_ids, self.text, self.thinking)  # the reply may have been cut within a word
@@ -215,7 +215,7 @@ class Generation:
             cache_bytes=cache.nbytes,
             cache_live_bytes=cache.live_nbytes,
             cache_bits=cache.plan.config.named_bits,
-            peak_memory_bytes=mx.get_peak_memory(),
+            peak_memory_bytes=self.runner.peak_memory,
             reuse_stopped_at=reuse.stopped_at,
             reuse_stopped_why=reuse.why,
         )

@@ -6,12 +6,13 @@ Both keep the cache's token log equal to the cache's rows, however they end. On 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Generator, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Hashable, Iterator, Sequence
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 
+from mlxkv.cache.in_place import InPlace
 from mlxkv.cache.prompt_cache import PromptCache
 from mlxkv.inference.decoding import DecodeCounts, Decoder
 from mlxkv.inference.drafting.drafts import Drafting
@@ -42,8 +43,8 @@ class ModelRunner:
     def __init__(self, model: nn.Module, chunk: int = PREFILL_CHUNK, budget: Budget | None = None) -> None:
         self.model: Any = model
         self.chunk = chunk
-        self.one_step_ahead = True
         self.drafting: Drafting | None = None
+        self._in_place: dict[Hashable, InPlace] = {}
         self._budget = budget or Budget(model, limit=0)
 
     def prefill(
@@ -67,7 +68,7 @@ class ModelRunner:
                 beyond learned positions. Either way the cache is unchanged.
         """
         cache.check_length(cache.offset + len(ids))
-        self.check(cache)
+        self.check(cache, len(ids))
         most = self._max_chunk(cache, len(ids)) if ids else self.chunk
         stops = {*checkpoints, *prefixes} if cache.checkpoints.is_needed else set[int]()
         done, cleared = 0, 0
@@ -101,24 +102,36 @@ class ModelRunner:
             done += n
         return mx.concatenate(scores) if scores else mx.zeros((0,))
 
-    def check(self, cache: PromptCache) -> None:
-        """Check that a cache which shares its buffers with a fork can be written.
+    def check(self, cache: PromptCache, num_tokens: int = 1) -> None:
+        """Check that there is memory for what a fork copies and grows by when it is fed `num_tokens`.
 
         Raises:
-            OutOfMemoryError: there is no memory for a copy of them; the cache is unchanged.
+            OutOfMemoryError: there is none; the cache is unchanged.
         """
-        if nbytes := cache.shared_nbytes:
+        if nbytes := cache.growth(num_tokens):
             self._budget.check_copy(nbytes, mx.get_active_memory())
+
+    def make_room(self, cache: PromptCache, num_tokens: int) -> None:
+        """`PromptCache.make_room`, if there is memory for it.
+
+        Raises:
+            OutOfMemoryError: see `check`.
+        """
+        if cache.needs_room(num_tokens):
+            self.check(cache, num_tokens)
+            cache.make_room(num_tokens)
 
     def _max_chunk(self, cache: PromptCache, num_new: int) -> int:
         """The most tokens of one call that fit in memory."""
-        used = mx.get_active_memory() - (cache.nbytes - cache.shared_nbytes)
+        # The budget counts the whole window: without what is held already, and what a fork does not need.
+        states, to_come = cache.nbytes - cache.ring_nbytes, cache.growth(num_new) + cache.unallocated_nbytes
+        used = mx.get_active_memory() - states - (cache.plan.nbytes - to_come)
         return min(self.chunk, self._budget.chunk(cache.plan, used, cache.offset + num_new, num_new))
 
     def _measured_feed(self, cache: PromptCache, ids: Sequence[int], done: int, most: int) -> int:
         """`_feed`, and correct the budget if its peak is this process's highest so far."""
         before, peak = mx.get_active_memory(), mx.get_peak_memory()
-        allocates = not cache.offset or cache.shared_nbytes > 0  # buffers, or a fork's copy of them
+        allocates = not cache.offset or cache.growth(most) > 0  # buffers, or a fork's copy of them
         n, _ = self._feed(cache, ids, done, most)
         if not allocates and n in CHUNKS and mx.get_peak_memory() > peak:
             self._budget.record_peak(cache.plan, n, cache.offset, mx.get_peak_memory() - before)
@@ -129,7 +142,7 @@ class ModelRunner:
         n = min(most, len(ids) - done, cache.tokens_to_boundary() or most)
         part = ids[done : done + n]
         try:
-            cache.make_room(n)
+            self.make_room(cache, n)
             logits = self.model(mx.array([list(part)]), cache=cache.layers)
             mx.eval([layer.state for layer in cache.layers])
         except BaseException:
@@ -170,5 +183,30 @@ class ModelRunner:
         draws = Draws(params, seen, num_before)
         drafting = None if type(self.model).__module__.rsplit(".", 1)[-1] in UNEQUAL_CALLS else self.drafting
         drafts = None if drafting is None else drafting.of_reply([*seen, last], ends)
-        decoder = Decoder(self.model, cache, draws, drafts, counts, one_step_ahead=self.one_step_ahead)
+        check = self.in_place(cache)
+
+        def step(tokens: mx.array, cache: Sequence[Any]) -> mx.array:
+            self.make_room(held, tokens.shape[1])
+            check.step((held.num_moves, tokens.shape[1]))
+            decoder.one_step_ahead = check.one_step_ahead
+            return self.model(tokens, cache=cache)
+
+        held = cache
+        decoder = Decoder(step, cache, draws, drafts, counts, one_step_ahead=check.one_step_ahead)
         yield from decoder.tokens(last, most)
+
+    def in_place(self, cache: PromptCache) -> InPlace:
+        """Whether decode steps on caches like this one write in place, as far as it was measured."""
+        buffer = cache.largest_buffer
+        key = (cache.plan.geometry, cache.plan.config.bits, buffer)
+        return self._in_place.setdefault(key, InPlace(buffer))
+
+    @property
+    def peak_memory(self) -> int:
+        """Bytes of MLX's highest peak since `reset_peak_memory`."""
+        return max(mx.get_peak_memory(), *(check.peak for check in self._in_place.values()), 0)
+
+    def reset_peak_memory(self) -> None:
+        mx.reset_peak_memory()
+        for check in self._in_place.values():
+            check.peak = 0

@@ -78,15 +78,15 @@ class Budget:
         )
 
     def check_copy(self, nbytes: int, used: int) -> None:
-        """Check that the first write to a fork fits, which copies `nbytes`; `used`: all memory in use now.
+        """Check that `nbytes` fit, which a fork copies or grows by; `used`: all memory in use now.
 
         Raises:
-            OutOfMemoryError: the copy does not fit; nothing was written.
+            OutOfMemoryError: they do not; nothing was written.
         """
         if self.limit and used + nbytes > self.limit:
             raise OutOfMemoryError(
-                f"The first token after a fork copies the KV cache, {bytes_text(nbytes)}; {self._free_text(used)}; "
-                f"delete other forks first, or fork a cache with a smaller window."
+                f"This fork of a KV cache needs {bytes_text(nbytes)} more; {self._free_text(used)}; delete other forks "
+                f"first, or fork a cache with a smaller window."
             )
 
     def fits(self, plan: CachePlan, used: int, chunk: int = CHUNKS[-1]) -> bool:

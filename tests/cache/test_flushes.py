@@ -74,7 +74,7 @@ def test_a_flush_takes_4_evaluations_whatever_the_depth(
     model = tiny_llama(**{**DIMS, **more})
     together, apart = cache_of(model, bits=bits, sinks=0), cache_of(model, bits=bits, sinks=0)
     for cache in (together, apart):
-        feed(model, cache, random_ids(64 + 64), step=1)  # the next token evicts in both kinds of layers
+        feed(model, cache, random_ids(64 + 64), step=16)  # the next token evicts in both kinds of layers
     assert all(flushes.is_due(ring, 1) for ring in together._rings)
     with counted(monkeypatch) as calls:
         together.make_room(1)
@@ -143,25 +143,22 @@ def test_a_rewind_over_two_boundaries_takes_8_evaluations(monkeypatch: pytest.Mo
 def test_a_flush_copies_no_ring(heads: int) -> None:
     """Its blocks are the only memory it takes, in prefill, in decode and in a rewind."""
     model = tiny_llama(layers=4, hidden=128, kv_heads=heads)
-    cache = cache_of(model, window=8192, block=64, slack=128)
-    feed(model, cache, random_ids(8192 + 4))
+    cache = cache_of(model, window=2048, block=16, slack=32)
+    feed(model, cache, random_ids(2048 + 4))
     ring = cache._rings[0].nbytes
+    for _ in range(3):
+        mx.clear_cache()
+        before = mx.get_active_memory()
+        mx.reset_peak_memory()
+        cache.make_room(1)
+        mx.eval([layer.state for layer in cache.layers])
+        assert 16 * cache.plan.bytes_per_token <= mx.get_peak_memory() - before < ring / 4
+        feed(model, cache, [3] * 16)
     mx.clear_cache()
     before = mx.get_active_memory()
     mx.reset_peak_memory()
-    for _ in range(3):
-        cache.make_room(1)
-        mx.eval([layer.state for layer in cache.layers])
-        logits = model(mx.array([[3] * 64]), cache=cache.layers)
-        del logits
-        mx.eval([layer.state for layer in cache.layers])
-        cache.advance([3] * 64)
-        peak, least = mx.get_peak_memory(), 64 * cache.plan.bytes_per_token
-        assert least <= peak - before < ring / 2, (peak - before, ring)
-        mx.clear_cache()
-        mx.reset_peak_memory()
-    cache.rewind(cache.offset - 100)
-    assert mx.get_peak_memory() - before < ring / 2
+    cache.rewind(cache.offset - 20)
+    assert mx.get_peak_memory() - before < ring / 4
 
 
 @pytest.mark.slow

@@ -29,8 +29,8 @@ def test_buffers_are_whole_pages(heads: int, dim: int, codec: Codec) -> None:
         ring.allocate((1, heads, 0, dim), dim, mx.bfloat16, mx.bfloat16)
         rows = sum(2 * heads * p.width * p.dtype.size for p in codec.planes(dim, mx.bfloat16))
         assert ring.nbytes == geometry.rows * rows
-        assert [x.nbytes % PAGE for x in ring._arrays] == [0] * len(ring._arrays)
-        assert sum(x.nbytes for x in ring._arrays) <= ring.nbytes * (1 + 1 / 16)
+        assert [rows.arrays[0].nbytes % PAGE for rows in ring.buffers] == [0, 0]  # scales may be of any size
+        assert sum(x.nbytes for x in ring._arrays) <= ring.nbytes * (1 + 1 / 8)
 
 
 def test_small_buffers_are_not_enlarged() -> None:
@@ -44,13 +44,13 @@ def test_small_buffers_are_not_enlarged() -> None:
 def test_nothing_else_counts_the_rows_that_fill_a_page(bits: Any) -> None:
     """Sizes, what is exported and what is restored are those of the geometry; wrapped, too."""
     model = tiny_llama(hidden=192, heads=6, kv_heads=3)
-    plan = plan_cache(model, CacheConfig(window=512, sinks=5, block=32, slack=64, bits=bits, group_size=32))
-    cache, ids = PromptCache(plan, model), random_ids(700)
+    plan = plan_cache(model, CacheConfig(window=1024, sinks=430, block=32, slack=64, bits=bits, group_size=32))
+    cache, ids = PromptCache(plan, model), random_ids(1200)
     list(ModelRunner(model).prefill(cache, ids))
     assert plan.geometry is not None
     assert any(x.shape[-2] > plan.geometry.rows for x in cache.layers[0]._arrays)
     assert cache.nbytes == plan.nbytes
-    assert cache.live_nbytes == plan.geometry.live(700) * plan.bytes_per_token
+    assert cache.live_nbytes == plan.geometry.live(1200) * plan.bytes_per_token
     (group,) = cache.groups
     assert isinstance(group, RingGroup)
     rows = {a: (group.export_rows(a, b), group.views(a, b), b) for a, b in group.held()}
@@ -65,7 +65,8 @@ def test_nothing_else_counts_the_rows_that_fill_a_page(bits: Any) -> None:
     for a, (copied, _, b) in rows.items():
         twin.groups[0].import_rows(a, b, copied)  # type: ignore[union-attr]
     twin.finish_restore()
-    assert all(x.nbytes % PAGE == 0 for layer in twin.layers for x in layer._arrays if x.nbytes > PAGE)
+    allocated = [[x.shape for rows in layer.buffers for x in rows.arrays] for layer in cache.layers]
+    assert [[x.shape for rows in layer.buffers for x in rows.arrays] for layer in twin.layers] == allocated
     assert twin.nbytes == plan.nbytes
     more = random_ids(40, seed=3)
     assert mx.array_equal(ModelRunner(model).score(twin, more), ModelRunner(model).score(cache, more))

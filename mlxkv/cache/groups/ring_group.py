@@ -16,7 +16,7 @@ from mlxkv.cache.geometry import Geometry
 from mlxkv.cache.interchange import Buffer, Places
 from mlxkv.cache.plan import LayerPlan
 from mlxkv.cache.ring import RingKVCache
-from mlxkv.cache.rows import Plane, Rows
+from mlxkv.cache.rows import Plane, Rows, Spec
 from mlxkv.cache.uninitialized import SAFETENSORS_DTYPE, uninitialized_arrays
 from mlxkv.errors import CacheError
 from mlxkv.safetensors.writer import flat_bytes
@@ -118,7 +118,7 @@ class RingGroup:
         """Allocate buffers that no fork shares, without zeroing them; `places` says where to write rows."""
         self._restoring, self._imported = offset, []
         buffers: list[tuple[Rows, int]] = []
-        specs: list[tuple[tuple[int, ...], mx.Dtype]] = []
+        specs: list[Spec] = []
         for plan, ring in zip(self.plans, self.layers, strict=True):
             if plan.shape is None:
                 continue
@@ -128,9 +128,7 @@ class RingGroup:
             for rows in (ring.key_rows, ring.value_rows):
                 if rows is not None:
                     buffers.append((rows, len(rows.arrays)))
-                    specs += rows.specs
-                    rows.unshare()
-                    rows.arrays = ()  # frees the old memory before allocating
+                    specs += rows.release()  # the old memory before allocating
         arrays = iter(uninitialized_arrays(specs))  # together: each call waits for MLX's readers
         for rows, count in buffers:
             rows.arrays = tuple(islice(arrays, count))

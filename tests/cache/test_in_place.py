@@ -1,0 +1,104 @@
+"""Steps that copy rings are found by what they take, and evaluated one at a time from then on."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+
+from mlxkv.cache.geometry import Geometry
+from mlxkv.cache.in_place import InPlace
+from mlxkv.cache.ring import RingKVCache
+
+GEOMETRY = Geometry(4, 16_384, 256, 2)
+HEADS, WIDTH = 4, 64
+
+
+class BareLoop:
+    """Write, attend and a few products: so few operations that MLX runs ahead of the attention."""
+
+    def __init__(self) -> None:
+        self.ring = RingKVCache(GEOMETRY)
+        self.weights = mx.random.normal((WIDTH, WIDTH), key=mx.random.key(1)) * 0.05
+        rows = mx.random.normal((1, HEADS, 16_000, WIDTH), key=mx.random.key(2))
+        self.ring.update_and_fetch(rows, rows)
+        mx.eval(self.ring._arrays)
+        self.y = self.step(mx.ones((1, HEADS, 1, WIDTH)))  # (B, heads, 1, head_dim)
+        mx.eval(self.y, self.ring._arrays)
+        mx.clear_cache()
+
+    def step(self, x: mx.array) -> mx.array:
+        keys, values = self.ring.update_and_fetch(x, x)
+        x = mx.fast.scaled_dot_product_attention(x, keys, values, scale=0.1)
+        for _ in range(4):
+            x = x @ self.weights
+        return x
+
+    def run(self, steps: int, check: InPlace) -> int:
+        """Decode one step ahead as far as `check` allows; the bytes taken at the peak."""
+        before = mx.get_active_memory()
+        mx.reset_peak_memory()
+        for _ in range(steps):
+            following = self.step(self.y)  # the graph is built before in any case
+            if check.one_step_ahead:
+                mx.async_eval(following)
+            mx.eval(self.y)
+            if not check.one_step_ahead:
+                mx.async_eval(following)
+            self.y = following
+            check.step()
+        mx.eval(self.y)
+        return max(check.peak, mx.get_peak_memory()) - before
+
+
+def test_a_bare_loop_copies_its_ring_and_stops_doing_so() -> None:
+    loop = BareLoop()
+    buffer = loop.ring._arrays[0].nbytes
+    check = InPlace(buffer)
+    assert loop.run(20, check) >= buffer  # as it was before
+    assert check.copies
+    assert not check.one_step_ahead
+    check.peak = 0
+    assert loop.run(20, check) < 0.1 * buffer
+
+
+def test_steps_that_write_in_place_stay_one_ahead() -> None:
+    """A loop whose attention has ended when the next write comes: here, since each step is waited for."""
+    loop, check = BareLoop(), InPlace(1 << 20)
+    for _ in range(10):
+        loop.y = loop.step(loop.y)
+        mx.eval(loop.y)
+        check.step()
+    assert check.copies is False
+    assert check.one_step_ahead
+
+
+def test_memory_that_waiting_does_not_save_is_no_copy() -> None:
+    """Such as rows that are decoded for attention, as large as a ring: both ways take it."""
+    check = InPlace(1 << 20)
+    for _ in range(20):
+        mx.eval(mx.zeros((1 << 20,)))
+        check.step()
+    assert check.copies is False
+    assert check.one_step_ahead
+
+
+def test_small_rings_are_not_measured() -> None:
+    check = InPlace(1000)
+    mx.reset_peak_memory()
+    peak = mx.get_peak_memory()
+    for _ in range(10):
+        check.step()
+    assert (check.copies, check.one_step_ahead, check.peak) == (False, True, 0)
+    assert mx.get_peak_memory() == peak
+
+
+def test_a_step_that_took_memory_for_something_else_is_left_out() -> None:
+    check, took = InPlace(1 << 20), 0
+    for n in range(40):
+        if n % 4 == 3:
+            took += 1
+            mx.eval(mx.zeros((1 << 20,)))  # as an eviction in every fourth step would
+        check.step(took)
+    assert check.copies is None
+    for _ in range(10):
+        check.step(took)
+    assert check.copies is False
