@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 from mlxkv import arguments
 from mlxkv.arguments import instance, optional, public, text
@@ -43,7 +43,12 @@ from mlxkv.text.encoding import well_formed
 from mlxkv.token_ids import TokenIds
 
 _GENERATE_TOKENS = 256
+_MOST_SAMPLES = 10_000
 _CONFIG = optional(instance(CacheConfig))
+
+
+def _samples(name: str, value: Any) -> int:
+    return arguments.whole(name, value, 1, _MOST_SAMPLES)
 
 
 def _cache(name: str, value: Any) -> Any:
@@ -110,15 +115,38 @@ class Model:
 
     # -- text --------------------------------------------------------------------------------------------------------
 
-    @public(*SAMPLING, prompt=text, cache=_cache)
+    @overload
     def generate(
         self,
         prompt: str,
         *,
         cache: PromptCache | CacheConfig | None = None,
         max_tokens: int | None = None,
+        n: Literal[1] = 1,
         **sampling: Any,
-    ) -> Completion:
+    ) -> Completion: ...
+
+    @overload
+    def generate(
+        self,
+        prompt: str,
+        *,
+        cache: PromptCache | CacheConfig | None = None,
+        max_tokens: int | None = None,
+        n: int,
+        **sampling: Any,
+    ) -> list[Completion]: ...
+
+    @public(*SAMPLING, prompt=text, cache=_cache, n=_samples)
+    def generate(
+        self,
+        prompt: str,
+        *,
+        cache: PromptCache | CacheConfig | None = None,
+        max_tokens: int | None = None,
+        n: int = 1,
+        **sampling: Any,
+    ) -> Completion | list[Completion]:
         r"""Continue `prompt` as raw text, without the chat template.
 
         Args:
@@ -127,6 +155,8 @@ class Model:
                 Where `prompt` begins with all of the text it holds, it is the whole prompt, and only the rest is
                 prefilled; else it is a continuation.
             max_tokens: 256 by default.
+            n: how many texts. With 2 or more the result is a list: the prompt is prefilled once, a PromptCache then
+                holds the prompt without its last token and none of the texts, and each has a seed made from `seed`.
             sampling: SamplingParams fields, e.g. ``temperature=0.0``, ``stop=["\n\n"]``; the model's own if left out.
 
         Raises:
@@ -135,11 +165,13 @@ class Model:
             MismatchError: the PromptCache was made with another model.
             CacheError: its layers were used outside it, or another reply is being generated on it.
         """
-        generation = self._completion(prompt, cache, max_tokens, sampling)()
+        completions = []
         with set_wired_limit():
-            for _ in generation.events():
-                pass
-        return Completion(generation.text, tuple(generation.generated), generation.stats)
+            for generation in self._completions(prompt, cache, max_tokens, sampling, n)():
+                for _ in generation.events():
+                    pass
+                completions.append(Completion(generation.text, tuple(generation.generated), generation.stats))
+        return completions[0] if n == 1 else completions
 
     @public(*SAMPLING, prompt=text, cache=_cache)
     def stream(
@@ -155,12 +187,12 @@ class Model:
 
         Arguments and errors are those of `generate`; arguments are checked by the call, before the first event.
         """
-        begin = self._completion(prompt, cache, max_tokens, sampling)
+        begin = self._completions(prompt, cache, max_tokens, sampling)
 
         def events() -> Generator[TurnEvent]:
-            generation = begin()
             with set_wired_limit():
-                yield from generation.events()
+                for generation in begin():
+                    yield from generation.events()
 
         return Owned(self._owner, events())
 
@@ -294,10 +326,15 @@ class Model:
                     progress(borrowed + done, len(state.ids))
         return held
 
-    def _completion(
-        self, prompt: str, cache: PromptCache | CacheConfig | None, max_tokens: int | None, sampling: dict[str, Any]
-    ) -> Callable[[], Generation]:
-        """Check the arguments now; the generation is made when it begins, since the cache may hold more by then."""
+    def _completions(
+        self,
+        prompt: str,
+        cache: PromptCache | CacheConfig | None,
+        max_tokens: int | None,
+        sampling: dict[str, Any],
+        n: int = 1,
+    ) -> Callable[[], Iterator[Generation]]:
+        """Check the arguments now; generations are made when they begin, since the cache may hold more by then."""
         if not prompt:
             raise PromptError("The prompt is empty; write something first.")
         prompt, started = well_formed(prompt), time.perf_counter()
@@ -307,16 +344,18 @@ class Model:
         if isinstance(cache, PromptCache):
             self._runtime.check_cache(cache)
 
-        def generation() -> Generation:
+        def generations() -> Iterator[Generation]:
             prompts, held = self._runtime.prompts, cache
             if isinstance(held, PromptCache):
                 ids = prompts.continuation(held.log, prompt)
             else:
                 ids, held = prompts.encode_raw(prompt), self.make_cache(held)
-            keeps_reply = held is cache
-            return Generation(self.runner, self.tokenizer, held, ids, params, started=started, keeps_reply=keeps_reply)
+            parts, keeps_reply = (self.runner, self.tokenizer, held, ids), n == 1 and held is cache
+            yield Generation(*parts, params, started=started, keeps_reply=keeps_reply, keeps_prompt=n > 1)
+            for i in range(1, n):
+                yield Generation(*parts, params.for_sample(i), keeps_prompt=True)
 
-        return generation
+        return generations
 
     # -- chats -------------------------------------------------------------------------------------------------------
 

@@ -36,6 +36,31 @@ def test_generate_equals_stream_and_counts(model: Model) -> None:
         model.generate("x", tempo=1)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("book", ["a long book. ", "a long book. " * 40], ids=["short", "past the window"])
+def test_several_texts_continue_one_prompt_that_is_prefilled_once(model: Model, book: str) -> None:
+    pc, ids = model.prefill(book, CONFIG), model.prefill(book + "who?", CONFIG).tokens
+    one = model.generate("who?", cache=pc.fork(), **GREEDY)
+    several = model.generate("who?", cache=pc, n=3, **GREEDY)
+    assert [(c.text, c.tokens) for c in several] == [(one.text, one.tokens)] * 3
+    assert pc.tokens == ids[:-1]
+    counts = [(c.stats.prompt_tokens, c.stats.cached_tokens, c.stats.prefill_tokens) for c in several]
+    first = (one.stats.prompt_tokens, one.stats.cached_tokens, one.stats.prefill_tokens)
+    assert counts == [first, *[(len(ids), len(ids) - 1, 1)] * 2]
+
+
+@pytest.mark.slow
+def test_each_of_several_texts_has_its_own_seed(model: Model) -> None:
+    warm = {"temperature": 2.0, "max_tokens": 12, "cache": CONFIG}
+    several = model.generate("once upon", n=4, seed=7, **warm)
+    assert [c.tokens for c in model.generate("once upon", n=4, seed=7, **warm)] == [c.tokens for c in several]
+    assert model.generate("once upon", seed=7, **warm).tokens == several[0].tokens
+    assert len({c.tokens for c in several}) == 4
+    assert {c.tokens for c in model.generate("once upon", n=4, seed=8, **warm)}.isdisjoint(c.tokens for c in several)
+    with pytest.raises(ConfigError, match=r"`n` is 0; it must be a whole number from 1 to 10,000\."):
+        model.generate("once upon", n=0)
+
+
 def test_a_prompt_cache_is_read_once_saved_and_loaded(model: Model, tiny_path: Path, tmp_path: Path) -> None:
     pc = model.prefill("a long book. " * 12, CONFIG)
     straight = model.generate("who?", cache=pc.fork(), **GREEDY)

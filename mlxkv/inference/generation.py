@@ -48,6 +48,7 @@ class Generation:
         prefixes: positions at which parts end that other chats begin with too, such as the system prompt.
         keeps_reply: end the cache where the displayed text ends: with the last token, without a stop string. A chat
             does not need this: its next prompt rewinds the cache.
+        keeps_prompt: leave the cache as the prompt without its last token left it: the reply goes into a fork.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class Generation:
         checkpoints: Sequence[int] = (),
         prefixes: Sequence[int] = (),
         keeps_reply: bool = False,
+        keeps_prompt: bool = False,
     ) -> None:
         check_size(ids)
         cache.check_length(len(ids))
@@ -74,7 +76,8 @@ class Generation:
         self.generated: list[int] = []
         self.reply_ids, self.text, self.thinking = reply
         self._reader = reader or ReplyText(tokenizer, params.stop, before=self.ids)
-        self._checkpoints, self._prefixes, self._keeps_reply = checkpoints, prefixes, keeps_reply
+        self._checkpoints, self._prefixes = checkpoints, prefixes
+        self._keeps_reply, self._keeps_prompt = keeps_reply, keeps_prompt
         self.reason = FinishReason.STOPPED  # if the caller closes the iterator, or the model raises
         self._reuse = Reuse(0)
         self._num_prefilled = 0
@@ -97,6 +100,8 @@ class Generation:
                 text = evicted_text(overflow, "CacheConfig(window={})".format)
                 yield PromptEvicted(text, overflow)
             yield from self._prefill(new)
+            if self._keeps_prompt:
+                self.cache = self.cache.fork()
             if not self.cancelled():
                 yield from self._decode(new[-1])
             if self.reason == FinishReason.LENGTH and self.cache.num_left == 0:

@@ -36,7 +36,6 @@ class ModelRunner:
         budget: memory limits; by the predicted peak a prompt is prefilled in smaller chunks, or refused.
 
     Attributes:
-        one_step_ahead: see `Decoder`.
         drafting: what drafts for replies; None: nothing.
     """
 

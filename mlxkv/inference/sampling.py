@@ -5,6 +5,7 @@ Pure values until `make_sampler` is called, on the MLX thread.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
@@ -82,6 +83,13 @@ class SamplingParams:
             if value is not None or name not in _NULLABLE:
                 object.__setattr__(self, name, rule(name, value, low, high))
         object.__setattr__(self, "stop", _strings(self.stop))
+
+    def for_sample(self, n: int) -> SamplingParams:
+        """These parameters for sample `n` of several from one prompt: its seed is made from this one, which 0 has."""
+        if self.seed is None or n == 0:
+            return self
+        digest = hashlib.blake2b(f"{self.seed} {n}".encode(), digest_size=8).digest()
+        return replace(self, seed=int.from_bytes(digest))
 
     @classmethod
     def for_model(cls, generation: Mapping[str, Any], **chosen: Any) -> SamplingParams:
