@@ -9,11 +9,12 @@ from __future__ import annotations
 import os
 import platform
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+import weakref
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from mlxkv.errors import ConfigError, PlatformError, quoted
 from mlxkv.stats import bytes_text
@@ -21,6 +22,8 @@ from mlxkv.stats import bytes_text
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}  # the units of `bytes_text`
 _SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,6})?)\s*([KMGT]B|)", re.A | re.I)
 MIN_GLIBC = (2, 35)  # which the mlx wheels for Linux require
+_SMALL_MACHINE = 24 << 30  # bytes of memory: here a part of what may be used stays unwired
+_UNWIRED_SHARE, _UNWIRED = 0.35, 8 << 30  # that part, and at least so many bytes
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,13 @@ class Device:
     total_memory: int
     has_fast_float16: bool
     is_cpu: bool = False
+
+    @property
+    def wired_limit(self) -> int:
+        """The most bytes to keep wired. Up to 24 GB of memory, wiring all that may be used can freeze the machine."""
+        if self.total_memory > _SMALL_MACHINE:
+            return self.memory_limit
+        return max(self.memory_limit - max(int(self.memory_limit * _UNWIRED_SHARE), _UNWIRED), 0)
 
     def has_exact_packed_products(self, dtype: Any) -> bool:
         """Whether products with quantized rows of this mlx dtype accumulate in float32.
@@ -144,24 +154,38 @@ def describe(info: Mapping[str, Any], *, is_metal: bool, total_memory: int, cgro
     return Device(name, is_metal, limit, total, has_fast_float16=is_metal)
 
 
-@contextmanager
-def set_wired_limit(device: Device | None = None) -> Iterator[None]:
-    """Keep the model wired (never paged out) inside the block; no effect without Metal or if macOS refuses."""
-    device = current_device() if device is None else device
-    if not device.is_metal:
-        yield
-        return
-    import mlx.core as mx
+class Wired:
+    """Keeps memory wired (never paged out) while at least one is open: a loaded model each.
 
-    before: int | None = None
-    with suppress(RuntimeError, ValueError):  # macOS before 15 cannot
-        before = mx.set_wired_limit(device.memory_limit)
-    try:
-        yield
-    finally:
-        if before is not None:
+    No effect without Metal, or if macOS refuses. MLX has one limit for the whole process: it is for the sum of all that
+    is open, set by the first and put back by the last.
+    """
+
+    _open: ClassVar[weakref.WeakSet[Wired]] = weakref.WeakSet()
+    _before: ClassVar[int | None] = None  # the limit to put back
+
+    def __init__(self, device: Device | None = None, *, is_wanted: bool = True) -> None:
+        device = current_device() if device is None else device
+        if not device.is_metal or not is_wanted:
+            return
+        import mlx.core as mx
+
+        if not Wired._open:
+            with suppress(RuntimeError, ValueError):  # macOS before 15 cannot
+                before = mx.set_wired_limit(device.wired_limit)
+                Wired._before = before if Wired._before is None else Wired._before  # of one that was never closed
+        Wired._open.add(self)
+
+    def close(self) -> None:
+        """Stop; the last one that is open puts MLX's limit back."""
+        is_open = self in Wired._open
+        Wired._open.discard(self)
+        if is_open and not Wired._open and Wired._before is not None:
+            import mlx.core as mx
+
             mx.synchronize()  # changing the limit under running work is not safe
-            mx.set_wired_limit(before)
+            mx.set_wired_limit(Wired._before)
+            Wired._before = None
 
 
 def cgroup_limit(root: Path = Path("/sys/fs/cgroup")) -> int | None:

@@ -26,7 +26,7 @@ from mlxkv.chat.chat import Chat
 from mlxkv.chat.prompt import PromptState, check_ids
 from mlxkv.chat.runtime import ModelRuntime
 from mlxkv.config import Folders
-from mlxkv.device import current_device, set_wired_limit
+from mlxkv.device import current_device
 from mlxkv.errors import ConfigError, PromptError
 from mlxkv.events import BatchEvent, TurnEvent
 from mlxkv.inference.drafting.same_tokenizer import check_same_tokenizer
@@ -166,11 +166,10 @@ class Model:
             CacheError: its layers were used outside it, or another reply is being generated on it.
         """
         completions = []
-        with set_wired_limit():
-            for generation in self._completions(prompt, cache, max_tokens, sampling, n)():
-                for _ in generation.events():
-                    pass
-                completions.append(Completion(generation.text, tuple(generation.generated), generation.stats))
+        for generation in self._completions(prompt, cache, max_tokens, sampling, n)():
+            for _ in generation.events():
+                pass
+            completions.append(Completion(generation.text, tuple(generation.generated), generation.stats))
         return completions[0] if n == 1 else completions
 
     @public(*SAMPLING, prompt=text, cache=_cache)
@@ -190,9 +189,8 @@ class Model:
         begin = self._completions(prompt, cache, max_tokens, sampling)
 
         def events() -> Generator[TurnEvent]:
-            with set_wired_limit():
-                for generation in begin():
-                    yield from generation.events()
+            for generation in begin():
+                yield from generation.events()
 
         return Owned(self._owner, events())
 
@@ -319,11 +317,10 @@ class Model:
         borrowed = held.offset
         if borrowed and progress is not None:
             progress(borrowed, len(state.ids))
-        with set_wired_limit():
-            prefixes = [prompts.num_system_tokens(system), len(state.ids)] if as_chat else [len(state.ids)]
-            for done in self.runner.prefill(held, state.ids[borrowed:], prefixes=prefixes):
-                if progress is not None:
-                    progress(borrowed + done, len(state.ids))
+        prefixes = [prompts.num_system_tokens(system), len(state.ids)] if as_chat else [len(state.ids)]
+        for done in self.runner.prefill(held, state.ids[borrowed:], prefixes=prefixes):
+            if progress is not None:
+                progress(borrowed + done, len(state.ids))
         return held
 
     def _completions(
@@ -529,7 +526,8 @@ class Model:
 
     @public()
     def close(self) -> None:
-        """Close the session store, if it was opened."""
+        """Close the session store, if it was opened, and stop keeping the model's memory wired."""
+        self._runtime.wired.close()
         self._runtime.close_store()
 
 

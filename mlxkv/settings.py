@@ -163,6 +163,10 @@ class Settings:
         None, "Smaller model with the same tokenizer that drafts, too: a built-in name, a folder or org/name.",
         option="--draft-model", null="no model", holds=NEXT_START,
     )  # fmt: skip
+    wired: bool = _setting(
+        True, "Keep the model in memory that macOS does not page out; on Macs of up to 24 GB, a part of it.",
+        holds=NEXT_START,
+    )  # fmt: skip
     theme: str = _setting("textual-dark", "Colour theme of the window; Ctrl+P lists them.", slash="theme")
     plain: bool = _setting(False, "Lines instead of a window, for screen readers.", option="--plain", holds=NEXT_START)
     mouse: bool = _setting(

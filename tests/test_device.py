@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 from collections.abc import Callable
@@ -9,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+import mlxkv
 from mlxkv import device
-from mlxkv.device import Device, check_platform, check_temporary_folder, current_device, describe, set_wired_limit
+from mlxkv.device import Device, Wired, check_platform, check_temporary_folder, current_device, describe
 from mlxkv.errors import ConfigError, PlatformError
 from mlxkv.models import load_model
 
@@ -135,18 +137,46 @@ def fake_wired(monkeypatch: pytest.MonkeyPatch, set_limit: Callable[[int], int])
     monkeypatch.setattr(mx, "set_wired_limit", set_limit)
 
 
-def test_wired_limit_is_set_and_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def mac(gigabytes: int, usable: float = 0.75) -> Device:
+    total = gigabytes << 30
+    return Device("M2", True, int(total * usable), total, True)
+
+
+def test_memory_is_wired_while_a_model_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once for all models, and not around every reply."""
     calls: list[int] = []
     fake_wired(monkeypatch, lambda limit: calls.append(limit) or 7)
+    first, second = Wired(mac(64)), Wired(mac(64))
+    assert calls == [48 << 30]  # one limit for the sum
+    first.close()
+    first.close()
+    assert calls == [48 << 30]
+    second.close()
+    assert calls == [48 << 30, 7]
+    again = Wired(mac(64))
+    assert calls[2:] == [48 << 30]
+    again.close()
+    assert calls[3:] == [7]
 
-    def fail_inside() -> None:
-        with set_wired_limit(Device("M2", True, 100, 200, True)):
-            assert calls == [100]
-            raise ZeroDivisionError
 
-    with pytest.raises(ZeroDivisionError):
-        fail_inside()
-    assert calls == [100, 7]
+def test_a_model_that_was_never_closed_keeps_no_other_from_putting_the_limit_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [7]
+    fake_wired(monkeypatch, lambda limit: now.append(limit) or now[-2])
+    forgotten = Wired(mac(64))
+    del forgotten
+    gc.collect()
+    Wired(mac(64)).close()
+    assert now[-1] == 7
+
+
+@pytest.mark.parametrize(("gigabytes", "wired"), [(8, 0.0), (16, 4.0), (24, 10.0), (32, 24.0), (128, 96.0)], ids=str)
+def test_small_machines_keep_memory_unwired(gigabytes: int, wired: float) -> None:
+    """Wiring all that may be used froze machines of 16 GB. 35 % or 8 GB, whichever is more, up to 24 GB."""
+    assert mac(gigabytes).wired_limit == wired * (1 << 30)
+    roomy = mac(24, 1.0)
+    assert roomy.wired_limit == roomy.memory_limit - int(0.35 * roomy.memory_limit) < 16 << 30
 
 
 def test_wired_limit_where_macos_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,17 +184,34 @@ def test_wired_limit_where_macos_refuses(monkeypatch: pytest.MonkeyPatch) -> Non
         raise RuntimeError("macOS 15")
 
     fake_wired(monkeypatch, refuse)
-    with set_wired_limit(Device("M2", True, 100, 200, True)):
-        pass
+    Wired(mac(64)).close()
 
 
-def test_wired_limit_off_metal_is_not_touched(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("device", "is_wanted"), [(Device("Xeon", False, 100, 200, False), True), (mac(64), False)])
+def test_wired_limit_off_metal_or_not_wanted_is_not_touched(
+    device: Device, is_wanted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(limit: int) -> int:
         raise AssertionError
 
     fake_wired(monkeypatch, fail)
-    with set_wired_limit(Device("Xeon", False, 100, 200, False)):
-        pass
+    Wired(device, is_wanted=is_wanted).close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_wanted", [True, False])
+def test_a_model_is_wired_from_load_to_close(tiny_path: Path, is_wanted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    fake_wired(monkeypatch, lambda limit: calls.append(limit) or 7)
+    monkeypatch.setattr("mlxkv.chat.runtime.current_device", lambda: mac(64))
+    monkeypatch.setenv("MLXKV_WIRED", str(is_wanted).lower())
+    model = mlxkv.load(str(tiny_path))
+    model.generate("once", max_tokens=2)
+    list(model.chat(max_tokens=2).send("hi"))
+    model.prefill("once")
+    assert calls == [48 << 30] * is_wanted
+    model.close()
+    assert calls == [48 << 30, 7] * is_wanted
 
 
 TEMPORARY = {

@@ -27,7 +27,6 @@ from mlxkv.chat.prompt import PromptState
 from mlxkv.chat.reply import ReplyOptions, ReplyRun, make_generation, prefill_chat
 from mlxkv.chat.reply_gate import ReplyGate
 from mlxkv.chat.runtime import ModelRuntime
-from mlxkv.device import set_wired_limit
 from mlxkv.errors import (
     CacheError,
     ConfigError,
@@ -264,8 +263,7 @@ class Chat:
         self._runtime.check_cache(self.cache)
         prompt = self._history.aside_prompt(text, self.thinking, self.cache.log)
         self._conversation.restore_rows_for(self.cache, prompt.ids)
-        with set_wired_limit():
-            yield from make_generation(self._runtime, self._history, self.cache, prompt, options).events()
+        yield from make_generation(self._runtime, self._history, self.cache, prompt, options).events()
 
     # -- going back --------------------------------------------------------------------------------------------------
 

@@ -13,7 +13,6 @@ from mlxkv.cache.prompt_cache import PromptCache
 from mlxkv.chat.history import History, HistorySnapshot
 from mlxkv.chat.prompt import PromptState
 from mlxkv.chat.runtime import ModelRuntime
-from mlxkv.device import set_wired_limit
 from mlxkv.events import FinishReason, KVNotSaved, NoAnswer, Notice, PrefillProgress, TextDelta, TurnEvent, TurnFinished
 from mlxkv.inference.generation import Generation
 from mlxkv.inference.sampling import SamplingParams
@@ -72,7 +71,7 @@ def prefill_chat(
         return
     conversation.restore_rows_for(cache, ids)
     cached, begun = cache.reuse(ids).cached, time.perf_counter()
-    with set_wired_limit(), cache.in_use():
+    with cache.in_use():
         stops, prefixes = history.turn_starts(cached), history.prefix_ends
         for done in runtime.runner.prefill(cache, ids[cached:], cancelled, stops, prefixes):
             tps = done / max(time.perf_counter() - begun, 1e-9)
@@ -139,23 +138,22 @@ class ReplyRun:
     def _generate(self, restored: Restored | None) -> Iterator[TurnEvent]:
         """The generation's events but the last; a saved chat's open reply is written every few seconds."""
         saved_at, saved_tokens = time.monotonic(), 0
-        with set_wired_limit():
-            for event in self._generation.events():
-                if isinstance(event, TurnFinished):
-                    return
-                if isinstance(event, PrefillProgress) and restored is not None:
-                    # The last token of a prompt is prefilled even if its row is cached: its logits are needed.
-                    reused = restored.shared - max(0, restored.tokens - event.cached)
-                    if reused >= _MIN_REPORTED:
-                        yield Notice(f"Reused {reused:,} tokens of an earlier chat with the same prefix.")
-                    restored = None
-                yield event
-                if self._conversation.session_id is None or not isinstance(event, TextDelta):
-                    continue
-                grown = event.num_tokens - saved_tokens
-                if grown >= _UPDATE_TOKENS or time.monotonic() - saved_at >= _UPDATE_SECONDS:
-                    self._conversation.write_reply(self._record(TurnState.OPEN))
-                    saved_at, saved_tokens = time.monotonic(), event.num_tokens
+        for event in self._generation.events():
+            if isinstance(event, TurnFinished):
+                return
+            if isinstance(event, PrefillProgress) and restored is not None:
+                # The last token of a prompt is prefilled even if its row is cached: its logits are needed.
+                reused = restored.shared - max(0, restored.tokens - event.cached)
+                if reused >= _MIN_REPORTED:
+                    yield Notice(f"Reused {reused:,} tokens of an earlier chat with the same prefix.")
+                restored = None
+            yield event
+            if self._conversation.session_id is None or not isinstance(event, TextDelta):
+                continue
+            grown = event.num_tokens - saved_tokens
+            if grown >= _UPDATE_TOKENS or time.monotonic() - saved_at >= _UPDATE_SECONDS:
+                self._conversation.write_reply(self._record(TurnState.OPEN))
+                saved_at, saved_tokens = time.monotonic(), event.num_tokens
 
     def _finish(self) -> str | None:
         """Record the reply, then save its rows; a notice if they could not be saved."""

@@ -17,9 +17,9 @@ from mlxkv.cache.config import DEFAULT_SINKS, CacheConfig
 from mlxkv.cache.mlx_lm import ImportedCache, to_mlx_lm, to_model_dtype, window_for
 from mlxkv.cache.prompt_cache import PromptCache
 from mlxkv.chat.prompt import PromptFormat
-from mlxkv.config import Folders
-from mlxkv.device import current_device
-from mlxkv.errors import FileMissingError, MismatchError
+from mlxkv.config import Folders, Settings, load_settings
+from mlxkv.device import Wired, current_device
+from mlxkv.errors import ConfigError, FileMissingError, MismatchError
 from mlxkv.inference.drafting.drafts import Drafting
 from mlxkv.inference.drafting.model_drafts import ModelDrafts
 from mlxkv.inference.runner import ModelRunner
@@ -47,6 +47,7 @@ class ModelRuntime:
 
     Attributes:
         name: the user's name for the model; for a folder its full path, so that its sessions resume from anywhere.
+        wired: keeps its memory wired until the model is closed.
         prompts: the chat template at the current time; a chat makes its own with `PromptFormat.at`.
     """
 
@@ -56,6 +57,7 @@ class ModelRuntime:
         self.loaded, self.is_limited = loaded, is_limited
         self.name = str(loaded.path) if Path(loaded.name).expanduser().is_dir() else loaded.name
         self.budget = Budget(loaded.model, self._memory_limit(), loaded.trained_length)
+        self.wired = Wired(current_device(), is_wanted=_settings(folders).wired)
         self.runner = ModelRunner(loaded.model, budget=self.budget)
         self.weight_bytes = loaded.weight_bytes  # those of a draft model, and its cache, included
         if draft is not False:
@@ -222,3 +224,11 @@ def _check_there(path: Path) -> None:
         return  # reading it reports the error
     if is_folder:
         raise FileMissingError(f"{clean(str(path))} is a folder; name the file in it.")
+
+
+def _settings(folders: Folders | None) -> Settings:
+    """The user's settings; the defaults if they cannot be read, which the store reports."""
+    try:
+        return load_settings(Folders.from_env() if folders is None else folders)
+    except ConfigError:
+        return Settings()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -79,7 +80,7 @@ def measure(subject: Subject, options: Options, say: Callable[[str], None] = lam
     Raises:
         OutOfMemoryError: the caches of both sides do not fit beside the weights. UnboundedError: see `plan_cache`.
     """
-    from mlxkv.device import current_device, set_wired_limit
+    from mlxkv.device import Wired, current_device
     from mlxkv.inference.runner import ModelRunner
     from mlxkv.memory import Budget
 
@@ -90,7 +91,7 @@ def measure(subject: Subject, options: Options, say: Callable[[str], None] = lam
     speed, cache, notes = [], [], []
     copied = min(_COPIED, max(device.memory_limit - subject.weight_bytes, 4) // 4)
     read = bytes_read(subject.model)
-    with set_wired_limit(device):
+    with closing(Wired(device)):
         say("the bandwidth of a copy")
         bandwidth = copy_bandwidth(copied, device.is_cpu)
         shares = [Row(f"a copy of {bytes_text(copied)}", {"bytes per second": int(bandwidth), "share": 1.0})]
