@@ -16,6 +16,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from mlxkv.cache.in_place import InPlace
 from mlxkv.cache.prompt_cache import Mark, PromptCache
 from mlxkv.inference.drafting.drafts import Drafts
 from mlxkv.inference.draws import Draws
@@ -47,11 +48,9 @@ class Decoder:
     Args:
         drafts: None: nothing is drafted.
         counts: to add to.
+        in_place: whether the next step may be evaluated before the token of this one has arrived; its graph is built
+            before in any case. None: it may.
         clock: seconds.
-
-    Attributes:
-        one_step_ahead: evaluate the next step before the token of this one has arrived; its graph is built before in
-            any case.
     """
 
     def __init__(
@@ -62,12 +61,12 @@ class Decoder:
         drafts: Drafts | None = None,
         counts: DecodeCounts | None = None,
         *,
-        one_step_ahead: bool = True,
+        in_place: InPlace | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._model, self._cache, self._draws, self._drafts = model, cache, draws, drafts
         self._counts = counts or DecodeCounts()
-        self.one_step_ahead = one_step_ahead
+        self._in_place = in_place or InPlace(0)
         self._clock = clock
         self._since = 0.0  # when the last token arrived, and the time since then that the caller took
         self._kind = _Step.FIRST
@@ -90,7 +89,7 @@ class Decoder:
                 if not fed and not is_last:
                     is_known = token is not None or self._kind == _Step.KNOWN
                     following = self._step(y)
-                    if self.one_step_ahead or is_known:
+                    if self._in_place.one_step_ahead or is_known:
                         mx.async_eval(following)
                     token = self._arrived(y) if token is None else token
                     self._kind = _Step.WAITED if is_known else _Step.AHEAD

@@ -187,12 +187,10 @@ class ModelRunner:
         def step(tokens: mx.array, cache: Sequence[Any]) -> mx.array:
             self.make_room(held, tokens.shape[1])
             check.step((held.num_moves, tokens.shape[1]))
-            decoder.one_step_ahead = check.one_step_ahead
             return self.model(tokens, cache=cache)
 
         held = cache
-        decoder = Decoder(step, cache, draws, drafts, counts, one_step_ahead=check.one_step_ahead)
-        yield from decoder.tokens(last, most)
+        yield from Decoder(step, cache, draws, drafts, counts, in_place=check).tokens(last, most)
 
     def in_place(self, cache: PromptCache) -> InPlace:
         """Whether decode steps on caches like this one write in place, as far as it was measured."""

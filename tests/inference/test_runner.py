@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -153,3 +155,22 @@ def test_memory_stays_constant_over_4000_tokens() -> None:
     assert sizes == {cache.plan.nbytes}
     assert cache.offset == 4000
     assert max(active[1:]) <= active[0] + cache.plan.nbytes // 2
+
+
+def test_a_reply_that_has_ended_holds_no_cache() -> None:
+    """Its memory is free at once, not when Python next collects cycles."""
+    model = tiny_llama()
+    runner = ModelRunner(model)
+    gc.disable()
+    try:
+        for most in (5, 1):
+            cache = cache_of(model)
+            tokens = runner.decode(cache, 1, SamplingParams(temperature=0.0, max_tokens=5))
+            for _ in range(most):
+                next(tokens)
+            tokens.close()
+            held = weakref.ref(cache)
+            del cache, tokens
+            assert held() is None
+    finally:
+        gc.enable()
