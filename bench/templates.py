@@ -13,17 +13,16 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import mlx.core as mx
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_lm.tokenizer_utils import load as load_tokenizer
 
 import mlxkv
-from mlxkv.cache.prompt_cache import PromptCache
 from mlxkv.chat.prompt import Message, PromptFormat, PromptState, message
 from mlxkv.errors import ModelError
 from mlxkv.events import TurnFinished
+from mlxkv.inference.draws import Draws
 from mlxkv.inference.runner import ModelRunner
 from mlxkv.inference.sampling import SamplingParams
 from mlxkv.model import Model
@@ -67,12 +66,14 @@ class Scripted(ModelRunner):
 
     script: list[int]
 
-    def _stepper(self, cache: PromptCache, params: SamplingParams, seen: Sequence[int]) -> Any:
-        def step(y: mx.array) -> mx.array:
-            self.model(y[None], cache=cache.layers)
-            return mx.array([self.script.pop(0) if self.script else 0])
+    def _draws(self, params: SamplingParams, seen: Sequence[int], num_before: int) -> Draws:
+        runner = self
 
-        return step
+        class Told(Draws):
+            def next(self, logits: mx.array, y: mx.array) -> mx.array:
+                return mx.array([runner.script.pop(0) if runner.script else 0])
+
+        return Told(params, seen, num_before)
 
 
 def compared(tokenizer: TokenizerWrapper, talk: list[Message]) -> str:

@@ -8,9 +8,9 @@ from typing import Any
 import mlx.core as mx
 
 import mlxkv
-from mlxkv.cache.prompt_cache import PromptCache
 from mlxkv.chat.prompt import PromptFormat
 from mlxkv.events import TurnFinished
+from mlxkv.inference.draws import Draws
 from mlxkv.inference.runner import ModelRunner
 from mlxkv.inference.sampling import SamplingParams
 from mlxkv.model import Model
@@ -34,15 +34,17 @@ class Scripted(ModelRunner):
 
     script: list[int | BaseException]
 
-    def _stepper(self, cache: PromptCache, params: SamplingParams, seen: Sequence[int]) -> Any:
-        def step(y: mx.array) -> mx.array:
-            self.model(y[None], cache=cache.layers)
-            sampled = self.script.pop(0) if self.script else 2
-            if isinstance(sampled, BaseException):
-                raise sampled
-            return mx.array([sampled])
+    def _draws(self, params: SamplingParams, seen: Sequence[int], num_before: int) -> Draws:
+        runner = self
 
-        return step
+        class Told(Draws):
+            def next(self, logits: mx.array, y: mx.array) -> mx.array:
+                sampled = runner.script.pop(0) if runner.script else 2
+                if isinstance(sampled, BaseException):
+                    raise sampled
+                return mx.array([sampled])
+
+        return Told(params, seen, num_before)
 
 
 def scripted(model: Model, ids: Sequence[int | BaseException]) -> None:

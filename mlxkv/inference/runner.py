@@ -179,7 +179,7 @@ class ModelRunner:
         cache.check_length(cache.offset + 1)
         self.check(cache)
         most = params.max_tokens if cache.num_left is None else min(params.max_tokens, cache.num_left)
-        draws = Draws(params, seen, num_before)
+        draws = self._draws(params, seen, num_before)
         drafting = None if type(self.model).__module__.rsplit(".", 1)[-1] in UNEQUAL_CALLS else self.drafting
         drafts = None if drafting is None else drafting.of_reply([*seen, last], ends)
         check = self.in_place(cache)
@@ -207,3 +207,7 @@ class ModelRunner:
         mx.reset_peak_memory()
         for check in self._in_place.values():
             check.peak = 0
+
+    def _draws(self, params: SamplingParams, seen: Sequence[int], num_before: int) -> Draws:
+        """What draws a reply's tokens."""
+        return Draws(params, seen, num_before)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from mlxkv.cache.prompt_cache import PromptCache
@@ -29,6 +29,9 @@ class Oracle:
 
     def __init__(self, text: Sequence[int], vocab: int, seed: int = 0) -> None:
         self.text, self.vocab, self.random = list(text), vocab, random.Random(seed)
+
+    def prepare(self, ids: Sequence[int], cancelled: Callable[[], bool] = bool) -> None:
+        pass
 
     def propose(self, ids: Sequence[int], most: int) -> list[int]:
         draft = self.text[len(ids) : len(ids) + self.random.randint(1, most)]
