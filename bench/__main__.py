@@ -31,6 +31,8 @@ PARTS = (
     "hybrids",
     "hybrid_speed",
     "perplexity",
+    "drafting",
+    "drafting_equality",
 )
 
 

@@ -31,11 +31,12 @@ _REPLY = 120  # tokens
 _ROUNDS = 5
 
 _QUESTIONS = (
-    "What is the capital of France?", "Why is the sky blue?", "Give me three ideas for dinner.", "What is a prime number?",
-    "Write a short poem about rain.", "How do I boil an egg?", "What does DNA stand for?", "Who wrote Hamlet?",
-    "Explain gravity to a child.", "What is the largest ocean?", "How many days has a leap year?", "Name five fruits.",
-    "What is the difference between weather and climate?", "How do plants make food?", "Tell me a joke.",
-    "What is the boiling point of water?", "How do I learn a language?", "What is a noun?", "Why do cats purr?",
+    "What is the capital of France?", "Why is the sky blue?", "Give me three ideas for dinner.",
+    "What is a prime number?", "Write a short poem about rain.", "How do I boil an egg?", "What does DNA stand for?",
+    "Who wrote Hamlet?", "Explain gravity to a child.", "What is the largest ocean?",
+    "How many days has a leap year?", "Name five fruits.", "What is the difference between weather and climate?",
+    "How do plants make food?", "Tell me a joke.", "What is the boiling point of water?",
+    "How do I learn a language?", "What is a noun?", "Why do cats purr?",
     "Summarise the story of Cinderella in two sentences.",
 )  # fmt: skip
 
@@ -62,13 +63,14 @@ def editing_tasks() -> list[Task]:
     return [
         Task(
             "rewrite a file with one change",
-            f"```python\n{code}```\n\nRename the method `take` to `remove_some`. Write the whole file again, otherwise unchanged.",
+            f"```python\n{code}```\n\nRename the method `take` to `remove_some`. Write the whole file again, otherwise "
+            "unchanged.",
         ),
         Task("quote a paragraph", f"{text}\nQuote the second paragraph of this text, word for word."),
         Task(
             "fill a table",
-            f"{table}\nWrite this table again with one more column, `in a pot`, that says yes if the plant is at most 50 cm "
-            "high and no otherwise.",
+            f"{table}\nWrite this table again with one more column, `in a pot`, that says yes if the plant is at most "
+            "50 cm high and no otherwise.",
         ),
     ]
 
@@ -87,9 +89,8 @@ class Reply:
 
 
 def replies(model: Model, task: Task, draftings: Sequence[Drafting | None], tokens: int) -> list[Reply]:
-    """The reply to a task with each of these, alternating on forks of one prefilled cache; greedy, as long as it may be."""
-    state = PromptState()
-    prompt = model._runtime.prompts.prompt([message("user", task.prompt)], state)
+    """The greedy reply to a task with each of these, on forks of one prefilled cache."""
+    prompt = model._runtime.prompts.prompt([message("user", task.prompt)], PromptState())
     ids = list(prompt.ids)
     runner, filled = ModelRunner(model.loaded.model), model.make_cache(mlxkv.CacheConfig(window=4096))
     began = time.perf_counter()
@@ -116,12 +117,13 @@ def timed(
 ) -> Reply:
     stream = runner.decode(cache, ids[-1], params, ids[:-1], ends=ends, counts=counts)
     next(stream)
-    begun, n = time.perf_counter(), 1
-    for n, token in enumerate(stream, 2):
+    begun, tokens = time.perf_counter(), 1
+    for token in stream:
+        tokens += 1
         if token in ends:
             break
     stream.close()
-    return Reply(n, time.perf_counter() - begun, counts)
+    return Reply(tokens, time.perf_counter() - begun, counts)
 
 
 def tokens_per_forward(model: Model, name: str, tokens: int) -> Part:
@@ -146,8 +148,8 @@ def tokens_per_forward(model: Model, name: str, tokens: int) -> Part:
         "tokens per forward": Unit.NUMBER,
     }  # fmt: skip
     return make_part(
-        f"drafting-tokens-{name}", "Tokens of one forward, editing", name, f"gate open, replies of {tokens} tokens, greedy",
-        columns, rows,
+        f"drafting-tokens-{name}", "Tokens of one forward, editing", name,
+        f"gate open, replies of at most {tokens} tokens, greedy", columns, rows,
     )  # fmt: skip
 
 
