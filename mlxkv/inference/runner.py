@@ -19,6 +19,7 @@ from mlxkv.inference.drafting.drafts import Drafting
 from mlxkv.inference.draws import Draws
 from mlxkv.inference.sampling import SamplingParams
 from mlxkv.memory import CHUNKS, Budget
+from mlxkv.token_ids import TokenIds
 
 PREFILL_CHUNK = 512  # with larger ones Esc takes seconds
 _CLEAR_EVERY_PREFILL = 2048  # prefilled tokens between returns of MLX's free buffers
@@ -181,7 +182,7 @@ class ModelRunner:
         most = params.max_tokens if cache.num_left is None else min(params.max_tokens, cache.num_left)
         draws = self._draws(params, seen, num_before)
         drafting = None if type(self.model).__module__.rsplit(".", 1)[-1] in UNEQUAL_CALLS else self.drafting
-        drafts = None if drafting is None else drafting.of_reply([*seen, last], ends)
+        drafts = None if drafting is None else drafting.of_reply(TokenIds(seen) + TokenIds([last]), ends)
         check = self.in_place(cache)
 
         def step(tokens: mx.array, cache: Sequence[Any]) -> mx.array:

@@ -52,9 +52,11 @@ class Costs:
         return low + (high - low) * (length - below) / (above - below)
 
     def worst(self, length: int) -> float:
-        """A bound: the worst measured of this size or a larger one, else as many plain steps as tokens."""
-        measured = [max(samples) for size, samples in self._samples.items() if size >= _size(length) and samples]
-        return max(measured[0] if measured else 1 + length * self.per_token, self.expected(length))
+        """A bound: the worst measured of this size, else of a larger one or as many plain steps as tokens."""
+        if own := self._samples[_size(length)]:
+            return max(own)
+        larger = [max(samples) for size, samples in self._samples.items() if size > length and samples]
+        return max(min([1 + length * self.per_token, *larger]), self.expected(length))
 
     def _around(self, length: int) -> tuple[int, int]:
         measured = [size for size, samples in self._samples.items() if samples]
@@ -90,8 +92,9 @@ class DraftGate:
     # -- measurements ------------------------------------------------------------------------------------------------
 
     def begin_reply(self) -> None:
-        """What earlier replies won is not to be lost in this one."""
+        """What earlier replies won is not to be lost in this one, whose steps may take another time."""
         self._ledger = min(self._ledger, _CARRIED * self._step)
+        self._plain.clear()
 
     def prefilled(self, num_tokens: int, seconds: float) -> None:
         """A long forward: an upper bound of what a token more costs."""

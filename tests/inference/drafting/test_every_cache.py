@@ -99,3 +99,29 @@ def test_a_ring_past_its_window(config: CacheConfig) -> None:
         drafting = Drafting(OpenGate(), Oracle([*prompt, *expected], 64))
         assert decode(model, PromptCache(plan, model), prompt, params, drafting, counts) == expected
         assert counts.accepted > 40
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mamba2", "qwen3_next"])
+def test_checkpoints_of_recurrent_layers_stay_right(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those taken while decoding are of tokens that count; going back to each equals feeding its tokens."""
+    monkeypatch.setattr("mlxkv.cache.recurrent.checkpoints.CHECKPOINT_INTERVAL", 5)
+    model = ARCHITECTURES[name].build()
+    plan, prompt = planned(model), token_ids(50)
+    expected = decode(model, PromptCache(plan, model), prompt, GREEDY)
+    runner, cache = ModelRunner(model), PromptCache(plan, model)
+    runner.drafting = Drafting(OpenGate(), Oracle([*prompt, *expected], 64))
+    for _ in runner.prefill(cache, prompt[:-1]):
+        pass
+    tokens = runner.decode(cache, prompt[-1], GREEDY, prompt[:-1])
+    got = [next(tokens) for _ in range(33)]
+    tokens.close()
+    positions = [c.position for c in cache.checkpoints]
+    assert len([p for p in positions if p > len(prompt)]) >= 3
+    assert max(positions) <= cache.offset == len(prompt) + len(got)
+    rest = token_ids(40)[20:]
+    for position in reversed([p for p in positions if p >= cache.offset - cache.rewindable]):
+        assert cache.rewind(position) == position
+        straight = PromptCache(plan, model)
+        run(model, straight, cache.tokens)
+        assert largest_apart(run(model, cache.fork(), rest), run(model, straight, rest)) < 1e-3

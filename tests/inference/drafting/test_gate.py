@@ -95,7 +95,8 @@ def test_costs_between_and_beyond_the_measured_sizes() -> None:
     assert costs.expected(16) == pytest.approx(2.6)  # in proportion
     costs.add(16, 4.2)
     assert costs.expected(9) == pytest.approx(2.7)
-    assert costs.worst(8) == 4.2
+    assert costs.worst(8) == costs.expected(8)  # more than the bound by prefill, which is proved wrong
+    assert costs.worst(16) == 4.2
 
 
 def test_a_slow_first_call_is_tried_again() -> None:
@@ -117,6 +118,18 @@ def test_a_pause_does_not_make_a_step_dear() -> None:
         gate.plain(seconds)
     gate.drafted(8, 16, 16, 14 * STEP)
     assert gate.lookup.expected(16) == pytest.approx(14)
+
+
+def test_each_reply_measures_its_own_steps() -> None:
+    """A short chat after a long one has faster steps, beside which the same call is dear."""
+    gate = DraftGate()
+    Simulated(table(3.0), share=0.8).reply(gate, 500)
+    gate.begin_reply()
+    assert gate.length(8, 16) == 0
+    for _ in range(3):
+        gate.plain(STEP / 4)
+    gate.drafted(8, 16, 16, 3 * STEP)
+    assert gate.lookup.worst(16) == pytest.approx(12)
 
 
 def test_a_draft_model_counts_by_itself() -> None:
