@@ -18,7 +18,7 @@ from mlxkv.inference.drafting.gate import DraftGate
 from mlxkv.inference.draws import Draws
 from mlxkv.inference.generation import Generation
 from mlxkv.inference.runner import ModelRunner
-from mlxkv.inference.sampling import SamplingParams, random_state, set_random_state
+from mlxkv.inference.sampling import SamplingParams, random_state
 from tests.inference.drafting.helpers import OpenGate, Oracle, decode
 from tests.reference import random_ids, tiny_llama
 from tests.tokenizers import tiny_tokenizer
@@ -59,18 +59,22 @@ def test_the_last_token_allowed_is_never_fed(most: int) -> None:
     assert cache.tokens == [*PROMPT, *got[:-1]]
 
 
-def test_no_call_crosses_a_block_boundary() -> None:
+@pytest.mark.parametrize("layers", [
+    {}, {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 24},
+])  # fmt: skip
+def test_no_call_crosses_a_block_boundary_of_any_ring(layers: dict[str, Any]) -> None:
     """A ring takes such a call apart, and could not take it back."""
-    params = replace(SAMPLED, max_tokens=120)
-    model, cache, drafting = Calls(), cache_of(), oracle(params)
-    offsets = []
+    params, model, calls = replace(SAMPLED, max_tokens=120), tiny_llama(**layers), []
+    expected = decode(model, cache_of(model), PROMPT, params)
+    cache, drafting = cache_of(model), Drafting(OpenGate(), Oracle([*PROMPT, *expected], 64))
 
     def watched(ids: mx.array, cache: Any) -> mx.array:
-        offsets.append((cache[0].offset, ids.shape[1], cache[0].geometry.tokens_to_boundary(cache[0].offset)))
-        return model(ids, cache)
+        boundary = min(layer.geometry.tokens_to_boundary(layer.offset) for layer in cache)
+        calls.append((cache[0].offset, ids.shape[1], boundary))
+        return model(ids, cache=cache)
 
-    decode(watched, cache, PROMPT, params, drafting)
-    drafted = [each for each in offsets if each[0] >= len(PROMPT) and each[1] > 1]
+    assert decode(watched, cache, PROMPT, params, drafting) == expected
+    drafted = [each for each in calls if each[0] >= len(PROMPT) and each[1] > 1]
     assert len(drafted) > 10
     assert all(size <= boundary for _, size, boundary in drafted)
 
@@ -205,11 +209,9 @@ def test_replies_that_alternate_do_not_disturb_each_other() -> None:
         for _ in runner.prefill(cache, PROMPT[:-1]):
             pass
         replies.append(runner.decode(cache, PROMPT[-1], params, PROMPT[:-1]))
-        state = random_state()
     together = list(zip(*replies, strict=True))
     assert [[pair[i] for pair in together] for i in range(2)] == alone
     assert alone[0] != alone[1]
-    set_random_state(state)
 
 
 # -- figures ----------------------------------------------------------------------------------------------------------
