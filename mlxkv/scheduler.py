@@ -67,7 +67,7 @@ class _Task:
 
     request: Request
     sink: Sink
-    started: float = field(default_factory=time.perf_counter)
+    started: float = field(default_factory=lambda: time.perf_counter())
     is_cancelled: bool = False
     refusal: str | None = None  # why it is no row of the batch
     need: int = 0  # bytes

@@ -316,8 +316,9 @@ class RowRunner:
         cache.advance([last])
         try:
             while (token := self._batch.take(row)) is not None:
+                if row.tokens or not row.is_ended:  # the last one is not fed
+                    cache.advance([token])
                 yield token
-                cache.advance([token])
         finally:
             self.close()
 

@@ -41,7 +41,8 @@ def alone(
 
 
 def scheduler_of(model: Any, limit: int = 0, **more: Any) -> Scheduler:
-    return Scheduler(ModelRunner(model), TOKENIZER, Budget(model, limit), **more)
+    budget = Budget(model, limit)
+    return Scheduler(ModelRunner(model, budget=budget), TOKENIZER, budget, **more)
 
 
 class Sinks:
