@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
@@ -259,7 +259,7 @@ def _with_system(line: Line, system: str | None) -> list[dict[str, Any]]:
 @contextmanager
 def _input(name: str) -> Iterator[BinaryIO]:
     if name == "-":
-        yield sys.stdin.buffer
+        yield getattr(sys.stdin, "buffer", None) or io.BufferedReader(io.BytesIO(sys.stdin.read().encode()))  # type: ignore[arg-type]
         return
     try:
         file = os.fdopen(open_regular(name, pipes=True), "rb")
@@ -277,15 +277,15 @@ def _output(path: Path, source: BinaryIO) -> Iterator[BinaryIO]:
     except OSError as error:
         raise OutputError(f"{shortened(path)} cannot be written ({reason(error)}); choose another file.") from error
     with file:
-        a, b = os.fstat(file.fileno()), os.fstat(source.fileno())
-        if (a.st_dev, a.st_ino) == (b.st_dev, b.st_ino):
-            raise ConfigError(f"{shortened(path)} is the input of this batch; write to another file.")
+        with suppress(io.UnsupportedOperation):  # text in memory has no descriptor
+            if os.path.sameopenfile(file.fileno(), source.fileno()):
+                raise ConfigError(f"{shortened(path)} is the input of this batch; write to another file.")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise OutputError(f"{shortened(path)} is being written by another batch; wait for its end.") from error
         except OSError:
-            pass  # a device, or a file system without locks
+            pass  # a file system without locks
         yield file  # type: ignore[misc]
 
 
