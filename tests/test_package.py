@@ -125,16 +125,19 @@ def test_each_platform_gets_its_mlx(built: Built) -> None:
 # -- the public names ------------------------------------------------------------------------------------------------
 
 NAMES = [
-    "CacheConfig", "Chat", "Completion", "Estimate", "MlxkvError", "Model", "Notice", "PrefillProgress",
-    "PromptCache", "SamplingParams", "TextDelta", "TurnEvent", "TurnFinished", "TurnStats", "errors", "estimate",
-    "events", "load", "make_cache",
+    "BatchEvent", "CacheConfig", "Chat", "Completion", "Estimate", "MlxkvError", "Model", "Notice", "PrefillProgress",
+    "PromptCache", "ReplyFinished", "RequestFailed", "SamplingParams", "TextDelta", "TurnEvent", "TurnFinished",
+    "TurnStats", "errors", "estimate", "events", "load", "make_cache",
 ]  # fmt: skip
 
 METHODS = {
-    "Model": ["generate", "stream", "prefill", "chat", "resume", "make_cache", "load_cache", "import_mlx_lm", "close"],
+    "Model": [
+        "generate", "stream", "generate_batch", "stream_batch", "prefill", "chat", "resume", "make_cache", "load_cache",
+        "import_mlx_lm", "close",
+    ],
     "Chat": ["send", "cancel", "undo", "retry", "edit", "fork", "save", "close"],
     "PromptCache": ["save", "export_mlx_lm", "fork", "reuse", "rewind", "nbytes"],
-    "Completion": ["text", "tokens", "stats"],
+    "Completion": ["text", "tokens", "stats", "thinking"],
 }
 
 
