@@ -132,8 +132,17 @@ NAMES = [
 
 METHODS = {
     "Model": [
-        "generate", "stream", "generate_batch", "stream_batch", "prefill", "chat", "resume", "make_cache", "load_cache",
-        "import_mlx_lm", "close",
+        "generate",
+        "stream",
+        "generate_batch",
+        "stream_batch",
+        "prefill",
+        "chat",
+        "resume",
+        "make_cache",
+        "load_cache",
+        "import_mlx_lm",
+        "close",
     ],
     "Chat": ["send", "cancel", "undo", "retry", "edit", "fork", "save", "close"],
     "PromptCache": ["save", "export_mlx_lm", "fork", "reuse", "rewind", "nbytes"],
