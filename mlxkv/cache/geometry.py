@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 
 @dataclass(frozen=True)
@@ -36,20 +37,20 @@ class Geometry:
         if self.window % self.block or self.window < 2 * self.block or min(self.sinks, self.undo) < 0:
             raise ValueError(f"not a ring: {self}")
 
-    @property
+    @cached_property
     def rows(self) -> int:
         return self.sinks + self.window + self.undo * self.block
 
-    @property
+    @cached_property
     def capacity(self) -> int:
         """The most rows attended at once, sinks included."""
         return self.sinks + self.window
 
-    @property
+    @cached_property
     def slots(self) -> int:
         return self.window // self.block - 1
 
-    @property
+    @cached_property
     def current(self) -> int:
         """First row of the current block."""
         return self.capacity - self.block
@@ -63,10 +64,12 @@ class Geometry:
         """Blocks evicted once `offset` tokens are written."""
         return self.blocks_evicted(offset - 1)
 
-    def is_flush_due(self, offset: int) -> bool:
-        """Whether a block must be evicted before the row of the token at `offset` is written."""
-        over = offset - self.sinks - self.window
-        return over >= 0 and over % self.block == 0
+    def next_row(self, offset: int) -> tuple[int, int]:
+        """The row that the token at `offset` is written to, and how many rows from there end at the block boundary."""
+        if offset < self.capacity:
+            return offset, self.capacity - offset
+        inside = (offset - self.sinks) % self.block
+        return self.current + inside, self.block - inside
 
     def live(self, offset: int) -> int:
         """Number of rows attended after `offset` tokens: always a prefix of the buffer."""
@@ -76,9 +79,7 @@ class Geometry:
 
     def tokens_to_boundary(self, offset: int) -> int:
         """Tokens that can be written at `offset` before the next block boundary; never 0."""
-        if offset < self.capacity:
-            return self.capacity - offset
-        return self.block - (offset - self.sinks) % self.block
+        return self.next_row(offset)[1]
 
     def first_kept(self, offset: int, undo: int) -> int:
         """The oldest position beyond the sinks that is still in the buffer, with `undo` valid undo blocks."""

@@ -91,18 +91,21 @@ class RingKVCache:
         self._crossed = None
         if self.key_rows is None:
             self.allocate(keys.shape, values.shape[-1], keys.dtype, values.dtype)
-        if S > self.geometry.tokens_to_boundary(self.offset):
+        row, room = self.geometry.next_row(self.offset)
+        if S > room:
             if self.is_evicted_ahead:  # a model that feeds more tokens than it was given
                 flushes.undo([self])
             fetched = gather(self, keys, values)
             self._crossed = fetched if self.is_shared else None
             done = 0
             while done < S:
-                step = min(S - done, self.geometry.tokens_to_boundary(self.offset))
-                self._write(keys[..., done : done + step, :], values[..., done : done + step, :])
+                row, room = self.geometry.next_row(self.offset)
+                step = min(S - done, room)
+                self._write(row, keys[..., done : done + step, :], values[..., done : done + step, :])
                 done += step
             return fetched
-        return self._fetch(self._write(keys, values))
+        self._write(row, keys, values)
+        return self._fetch(row + S)
 
     def make_mask(self, N: int, window_size: int | None = None, return_array: bool = False) -> Any:
         """The mask for the next N tokens: None, "causal", or a boolean array (N, rows that will be fetched)."""
@@ -332,21 +335,24 @@ class RingKVCache:
 
     def _fetch(self, live: int) -> tuple[Any, Any]:
         """The rows that the tokens just written attend to: the first `live` of the buffers."""
-        return self._keys.arrays[0][:, :, :live], self._values.arrays[0][:, :, :live]
+        assert self.key_rows is not None
+        assert self.value_rows is not None
+        return self.key_rows.arrays[0][:, :, :live], self.value_rows.arrays[0][:, :, :live]
 
-    def _write(self, keys: mx.array, values: mx.array) -> int:
-        """Write S tokens that fit before the next boundary; the number of rows that are attended then."""
+    def _write(self, row: int, keys: mx.array, values: mx.array) -> None:
+        """Write tokens that fit before the next boundary to their rows, from `row` on."""
+        # Each call costs time in every layer of every step: as few as possible here.
+        assert self.key_rows is not None
+        assert self.value_rows is not None
         geometry, S = self.geometry, keys.shape[2]
-        if self._keys.is_shared or self._keys.held < min(self.offset + S, geometry.rows):
+        if self.key_rows.is_shared or self.key_rows.held < min(self.offset + S, geometry.rows):
             self.make_room(S)
-        if geometry.is_flush_due(self.offset) and not self.is_evicted_ahead:
+        if row == geometry.current and self.offset >= geometry.capacity and not self.is_evicted_ahead:
             flushes.flush([self])
         self.is_evicted_ahead = False
         self.offset += S
-        live = geometry.live(self.offset)
-        self._keys.put(live - S, keys)
-        self._values.put(live - S, values)
-        return live
+        self.key_rows.put(row, keys)
+        self.value_rows.put(row, values)
 
     def keep_pristine(self) -> Parts:
         """Keep copies of the sinks' keys, which the first flush rotates; evaluate them before."""
@@ -360,7 +366,7 @@ class RingKVCache:
         if self.rotation is None or self.pristine is None:
             return
         if evicted:
-            self._keys.put(0, self.rotation(self.key_codec.decode(self.pristine), evicted))
+            self._keys.put_parts(0, self.key_codec.encode(self.rotation(self.key_codec.decode(self.pristine), evicted)))
         else:
             self._keys.put_parts(0, self.pristine)
 

@@ -148,13 +148,19 @@ class Rows:
 
     def put(self, start: int, x: mx.array) -> None:
         """Write rows `x` (B, n_kv_heads, S, width) in place, beginning at row `start`; `make_room` first."""
-        self.put_parts(start, self.codec.encode(x))
+        # MLX takes twice as long to read an index with `...`, and this is called for every layer of every step.
+        end = start + x.shape[2]
+        if self.codec.bits is None:
+            self.arrays[0][:, :, start:end] = x
+            return
+        for array, part in zip(self.arrays, self.codec.encode(x), strict=True):
+            array[:, :, start:end] = part
 
     def put_parts(self, start: int, parts: Sequence[mx.array]) -> None:
         end = start + parts[0].shape[-2]
         self.make_room(max(end, self.held), self.held)
         for array, part in zip(self.arrays, parts, strict=True):
-            array[:, :, start:end] = part  # MLX takes twice as long to read an index with `...`
+            array[:, :, start:end] = part
 
     def replace(self, buffer: mx.array) -> None:
         """Replace the first array by one of the same shape.

@@ -68,6 +68,7 @@ def test_the_attended_rows_are_a_prefix_and_exactly_the_visible_set(g: Geometry,
 def test_a_call_that_keeps_to_the_room_never_crosses_a_boundary(g: Geometry, offset: int) -> None:
     n = g.tokens_to_boundary(offset)
     assert n >= 1
+    assert g.next_row(offset) == (g.live(offset + 1) - 1, n)
     assert g.blocks_evicted(offset) == g.blocks_evicted(offset + n - 1)
     if offset >= g.capacity:
         assert g.blocks_evicted(offset + n) == g.blocks_evicted(offset) + 1
