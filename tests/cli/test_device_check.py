@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import replace
@@ -17,6 +18,7 @@ from mlxkv.cache.ring import RingKVCache
 from mlxkv.cache.rows import Rows
 from mlxkv.cli.app import main
 from mlxkv.cli.device_check import command, exact, memory, speed
+from mlxkv.cli.device_check import subject as subject_module
 from mlxkv.cli.device_check.check import Check, Outcome, State, outcome_of
 from mlxkv.cli.device_check.command import CHECKS, check_model, line
 from mlxkv.cli.device_check.subject import Sizes, Subject
@@ -68,8 +70,11 @@ def only(monkeypatch: pytest.MonkeyPatch, *outcomes: Outcome) -> None:
 
 
 @pytest.mark.slow
-def test_the_whole_check_on_this_machine(wide: str) -> None:
-    """What runs on a Mac runs on the CPU backend, too."""
+def test_the_whole_check_on_this_machine(wide: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What runs on a Mac runs on the CPU backend, too; here as on a very slow machine."""
+    monkeypatch.setattr(subject_module, "_PREFILL_S", 0.0)
+    monkeypatch.setattr(subject_module, "_DECODE_S", 0.0)
+    monkeypatch.setattr(speed, "_CHUNK_S", math.inf)
     found = {check.name: outcome for check, outcome in check_model(wide, current_device())}
     assert list(found) == [check.name for check in CHECKS]
     assert {name: o for name, o in found.items() if o.state in (State.FAILED, State.NOT_RUN)} == {
@@ -145,14 +150,14 @@ def test_other_rows_after_a_restart_fail(subject: Subject, monkeypatch: pytest.M
 
 def test_steps_that_copy_a_ring_are_noticed(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
     assert memory.in_place(subject).state is State.OK
-    put = Rows.put_parts
+    put = Rows.put
     held: list[Any] = []
 
-    def put_beside_a_reader(rows: Rows, start: int, parts: Any) -> None:
+    def put_beside_a_reader(rows: Rows, start: int, x: Any) -> None:
         held[:] = [array[..., :1, :] for array in rows.arrays]  # as a running command does on a GPU
-        put(rows, start, parts)
+        put(rows, start, x)
 
-    monkeypatch.setattr(Rows, "put_parts", put_beside_a_reader)
+    monkeypatch.setattr(Rows, "put", put_beside_a_reader)
     outcome = memory.in_place(subject)
     assert outcome.state is State.ATTENTION
     assert "steps copy a ring" in outcome.figure
@@ -163,7 +168,7 @@ def test_a_window_that_does_not_fit_is_halved_or_not_run(subject: Subject) -> No
     room = subject.plan(1024).nbytes + subject.budget.prefill_bytes(subject.plan(8192), 128)
     subject.budget.limit = subject.model.loaded.weight_bytes + whole + room + 1000
     assert memory.in_place(subject).values["window"] == 8192
-    subject.budget.limit = subject.model.loaded.weight_bytes + room
+    subject.budget.limit = subject.model.loaded.weight_bytes + 2 * subject.plan(1024).nbytes
     assert memory.in_place(subject).state is State.NOT_RUN
     subject.budget.limit = subject.model.loaded.weight_bytes + 1000
     outcome = outcome_of(Check("decode", speed.decode), subject)
