@@ -58,7 +58,8 @@ def doctor(home: Path, capsys: pytest.CaptureFixture[str]) -> Any:
     def call(*args: object) -> Ended:
         with pytest.raises(SystemExit) as end:
             main(["doctor", *map(str, args)])
-        return Ended(end.value.code, *capsys.readouterr())
+        shown = capsys.readouterr()
+        return Ended(end.value.code, shown.out, shown.err)
 
     return call
 

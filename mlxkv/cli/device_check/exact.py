@@ -35,7 +35,7 @@ def equal_tokens(subject: Subject) -> Outcome:
         margins.append(float(best[1] - best[0]))
     same = next((i for i, pair in enumerate(zip(ours, theirs, strict=True)) if pair[0] != pair[1]), steps)
     figure = f"{same} of {plural(steps, 'token')} after {count:,} as mlx-lm's loop"
-    values = {"tokens": steps, "equal": same}
+    values: dict[str, float] = {"tokens": steps, "equal": same}
     if same == steps:
         return Outcome(State.OK, figure, values=values)
     values["margin"] = margins[same]
