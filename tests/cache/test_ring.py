@@ -173,7 +173,7 @@ def test_a_fork_is_independent() -> None:
 
 @pytest.mark.parametrize("heads", [1, 4])
 def test_writes_stay_in_place(heads: int) -> None:
-    """A turn on a full window raises peak memory by less than 5 % of the layer, block flush included."""
+    """A turn on a full window raises peak memory by little more than the block that a flush moves."""
     g = Geometry(4, 4096, 256, 2)
     ring = RingKVCache(g, SinkRotation(nn.RoPE(32), 32))
 
@@ -192,7 +192,8 @@ def test_writes_stay_in_place(heads: int) -> None:
     mx.reset_peak_memory()
     for _ in range(8):  # two flushes among them
         turn(64)
-    assert mx.get_peak_memory() - before < 0.05 * buffers
+    block = buffers * g.block // g.rows
+    assert mx.get_peak_memory() - before < 1.25 * block
     assert ring.nbytes == buffers
 
 
