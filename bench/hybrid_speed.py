@@ -31,6 +31,7 @@ from mlxkv.cli.bench.parts import speed_row
 from mlxkv.cli.bench.report import Part
 from mlxkv.config import Folders
 from mlxkv.inference.generation import Generation
+from mlxkv.inference.runner import PREFILL_CHUNK
 from mlxkv.inference.sampling import SamplingParams
 
 MESSAGE, REPLY = 64, 32  # tokens of the turn
@@ -43,8 +44,8 @@ def turn_speeds(model: mlxkv.Model, plan: CachePlan, ids: list[int]) -> Speeds:
     full, cache = PromptCache(plan, network), make_prompt_cache(network)
     for _ in runner.prefill(full, ids, checkpoints=[len(ids)]):
         pass
-    for at in range(0, len(ids), runner.chunk):
-        network(mx.array([ids[at : at + runner.chunk]]), cache=cache)
+    for at in range(0, len(ids), PREFILL_CHUNK):
+        network(mx.array([ids[at : at + PREFILL_CHUNK]]), cache=cache)
         mx.eval([layer.state for layer in cache])
 
     def timed(events: Any) -> float:

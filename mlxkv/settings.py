@@ -163,6 +163,11 @@ class Settings:
         None, "Smaller model with the same tokenizer that drafts, too: a built-in name, a folder or org/name.",
         option="--draft-model", null="no model", holds=NEXT_START,
     )  # fmt: skip
+    prefill_chunk: int | None = _setting(
+        None, "Most tokens of one call in a prefill, which can be stopped between calls; a number makes prefills "
+        "repeatable to the last bit.", low=32, high=2048, null="what takes less than a second, as measured",
+        holds=NEXT_START,
+    )  # fmt: skip
     wired: bool = _setting(
         True, "Keep the model in memory that macOS does not page out; on Macs of up to 24 GB, a part of it.",
         holds=NEXT_START,

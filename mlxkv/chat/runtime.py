@@ -57,8 +57,9 @@ class ModelRuntime:
         self.loaded, self.is_limited = loaded, is_limited
         self.name = str(loaded.path) if Path(loaded.name).expanduser().is_dir() else loaded.name
         self.budget = Budget(loaded.model, self._memory_limit(), loaded.trained_length)
-        self.wired = Wired(current_device(), is_wanted=_settings(folders).wired)
-        self.runner = ModelRunner(loaded.model, budget=self.budget)
+        settings = _settings(folders)
+        self.wired = Wired(current_device(), is_wanted=settings.wired)
+        self.runner = ModelRunner(loaded.model, settings.prefill_chunk, self.budget)
         self.weight_bytes = loaded.weight_bytes  # those of a draft model, and its cache, included
         if draft is not False:
             self.runner.drafting = Drafting(model=self._draft_model(draft) if isinstance(draft, LoadedModel) else None)

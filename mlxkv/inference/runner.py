@@ -6,6 +6,7 @@ Both keep the cache's token log equal to the cache's rows, however they end. On 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Collection, Generator, Hashable, Iterator, Sequence
 from typing import Any
 
@@ -14,14 +15,15 @@ import mlx.nn as nn
 
 from mlxkv.cache.in_place import InPlace
 from mlxkv.cache.prompt_cache import PromptCache
+from mlxkv.inference.chunk_size import ChunkSize
 from mlxkv.inference.decoding import DecodeCounts, Decoder
 from mlxkv.inference.drafting.drafts import Drafting
 from mlxkv.inference.draws import Draws
 from mlxkv.inference.sampling import SamplingParams
-from mlxkv.memory import CHUNKS, Budget
+from mlxkv.memory import SIZES, Budget
 from mlxkv.token_ids import TokenIds
 
-PREFILL_CHUNK = 512  # with larger ones Esc takes seconds
+PREFILL_CHUNK = 512  # where nothing is measured
 _CLEAR_EVERY_PREFILL = 2048  # prefilled tokens between returns of MLX's free buffers
 
 UNEQUAL_CALLS = ("phi3small", "plamo3")
@@ -33,17 +35,27 @@ class ModelRunner:
 
     Args:
         model: called as `model(ids (1, S), cache=layers) -> logits (1, S, vocab)`.
-        chunk: most tokens of one prefill call.
+        chunk: most tokens of one prefill call; None: as many as take less than a second, by measurement (`ChunkSize`).
+            A fixed number makes every number of a prefill repeatable: sums of other lengths are rounded differently.
         budget: memory limits; by the predicted peak a prompt is prefilled in smaller chunks, or refused.
 
     Attributes:
         drafting: what drafts for replies; None: nothing.
     """
 
-    def __init__(self, model: nn.Module, chunk: int = PREFILL_CHUNK, budget: Budget | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        chunk: int | None = PREFILL_CHUNK,
+        budget: Budget | None = None,
+        *,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        """`clock`: seconds; see `ChunkSize`."""
         self.model: Any = model
-        self.chunk = chunk
+        self.chunk_size = ChunkSize(chunk)
         self.drafting: Drafting | None = None
+        self._clock = clock
         self._in_place: dict[Hashable, InPlace] = {}
         self._budget = budget or Budget(model, limit=0)
 
@@ -69,13 +81,16 @@ class ModelRunner:
         """
         cache.check_length(cache.offset + len(ids))
         self.check(cache, len(ids))
-        most = self._max_chunk(cache, len(ids)) if ids else self.chunk
+        fits = self._max_chunk(cache, len(ids)) if ids else 0
         stops = {*checkpoints, *prefixes} if cache.checkpoints.is_needed else set[int]()
         done, cleared = 0, 0
         while done < len(ids) and not cancelled():
             # Drop the logits: not evaluated, they refer to the last layer's rows, which the next write would then copy.
-            to_stop = min((stop - cache.offset for stop in stops if stop > cache.offset), default=most)
-            done += self._measured_feed(cache, ids, done, min(most, to_stop))
+            to_stop = min((stop - cache.offset for stop in stops if stop > cache.offset), default=fits)
+            most, begun = min(self.chunk_size.at(cache.num_attended), fits, to_stop), self._clock()
+            n = self._measured_feed(cache, ids, done, most)
+            self.chunk_size.took(n, self._clock() - begun)
+            done += n
             if cache.offset in stops:
                 cache.checkpoint(is_prefix=cache.offset in prefixes)
             if done - cleared >= _CLEAR_EVERY_PREFILL:
@@ -93,7 +108,7 @@ class ModelRunner:
         cache.check_length(cache.offset + len(ids))
         done, scores = 0, []
         while done < len(ids):
-            n, logits = self._feed(cache, ids, done, self.chunk)
+            n, logits = self._feed(cache, ids, done, self.chunk_size.fixed or PREFILL_CHUNK)
             following = mx.array(list(ids[done + 1 : done + n + 1]))
             logits = logits[0, : following.size].astype(mx.float32)
             if following.size:
@@ -126,14 +141,15 @@ class ModelRunner:
         # The budget counts the whole window: without what is held already, and what a fork does not need.
         states, to_come = cache.nbytes - cache.ring_nbytes, cache.growth(num_new) + cache.unallocated_nbytes
         used = mx.get_active_memory() - states - (cache.plan.nbytes - to_come)
-        return min(self.chunk, self._budget.chunk(cache.plan, used, cache.offset + num_new, num_new))
+        most = self.chunk_size.most
+        return min(most, self._budget.chunk(cache.plan, used, cache.offset + num_new, num_new, most))
 
     def _measured_feed(self, cache: PromptCache, ids: Sequence[int], done: int, most: int) -> int:
         """`_feed`, and correct the budget if its peak is this process's highest so far."""
         before, peak = mx.get_active_memory(), mx.get_peak_memory()
         allocates = not cache.offset or cache.growth(most) > 0  # buffers, or a fork's copy of them
         n, _ = self._feed(cache, ids, done, most)
-        if not allocates and n in CHUNKS and mx.get_peak_memory() > peak:
+        if not allocates and n in SIZES and mx.get_peak_memory() > peak:
             self._budget.record_peak(cache.plan, n, cache.offset, mx.get_peak_memory() - before)
         return n
 
@@ -198,6 +214,11 @@ class ModelRunner:
         buffer = cache.largest_buffer
         key = (cache.plan.geometry, cache.plan.config.bits, buffer)
         return self._in_place.setdefault(key, InPlace(buffer))
+
+    @property
+    def in_place_checks(self) -> tuple[InPlace, ...]:
+        """What was measured of every kind of cache so far."""
+        return tuple(self._in_place.values())
 
     @property
     def peak_memory(self) -> int:

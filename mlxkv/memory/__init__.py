@@ -4,6 +4,6 @@
 `overflow` counts the tokens that a prompt loses in a small window. Knows no files and no text. On the MLX thread.
 """
 
-from mlxkv.memory.budget import CHUNKS, Budget
+from mlxkv.memory.budget import CHUNKS, SIZES, Budget
 
-__all__ = ["CHUNKS", "Budget"]
+__all__ = ["CHUNKS", "SIZES", "Budget"]

@@ -21,7 +21,10 @@ from mlxkv.settings import KV_BITS
 from mlxkv.stats import bytes_text
 
 CHUNKS = (512, 256, 128)
-"""Tokens of one prefill call, the fastest first."""
+"""Tokens of one prefill call, the fastest first, of which one must fit."""
+
+SIZES = (2048, 1024, *CHUNKS)
+"""Those and larger ones, which a machine that is fast enough uses where they fit."""
 
 _CACHE_SHARE = 0.8  # of the memory beside the weights, for the window where the config names none
 _LEAST_WINDOW = 64
@@ -93,13 +96,16 @@ class Budget:
         """Whether the cache can be filled in chunks of this many tokens."""
         return not self.limit or used + self.cache_bytes(plan) + self.prefill_bytes(plan, chunk) <= self.limit
 
-    def chunk(self, plan: CachePlan, used: int, tokens: int, num_new: int | None = None) -> int:
-        """The largest chunk that fits for a prompt of `tokens`, of which `num_new` (None: all) are not cached.
+    def chunk(
+        self, plan: CachePlan, used: int, tokens: int, num_new: int | None = None, largest: int = CHUNKS[0]
+    ) -> int:
+        """The largest chunk that fits for a prompt of `tokens`, of which `num_new` (None: all) are not cached, and of
+        which no more than `largest` are fed at once.
 
         Raises:
             OutOfMemoryError: not even the smallest chunk fits; the message says what would.
         """
-        chunk = self.largest_chunk(plan, used, tokens, num_new)
+        chunk = self.largest_chunk(plan, used, tokens, num_new, largest)
         if chunk is None:
             need = self.cache_bytes(plan) + self.prefill_bytes(plan, min(num_new or tokens, CHUNKS[-1]), tokens)
             raise OutOfMemoryError(
@@ -109,12 +115,18 @@ class Budget:
         return chunk
 
     def largest_chunk(
-        self, plan: CachePlan, used: int, tokens: int | None = None, num_new: int | None = None
+        self,
+        plan: CachePlan,
+        used: int,
+        tokens: int | None = None,
+        num_new: int | None = None,
+        largest: int = CHUNKS[0],
     ) -> int | None:
         """The largest chunk of a prompt that ends at `tokens` (None: anywhere) and fits; None if none does."""
         free = self.limit - used - self.cache_bytes(plan)
-        most = CHUNKS[0] if num_new is None else num_new
-        fitting = (c for c in CHUNKS if not self.limit or self.prefill_bytes(plan, min(c, most), tokens) <= free)
+        most = largest if num_new is None else num_new
+        sizes = (size for size in SIZES if size <= max(largest, CHUNKS[-1]))
+        fitting = (c for c in sizes if not self.limit or self.prefill_bytes(plan, min(c, most), tokens) <= free)
         return next(fitting, None)
 
     def advice(self, config: CacheConfig, used: int, *, is_loaded: bool = True) -> str:

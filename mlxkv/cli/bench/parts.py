@@ -87,7 +87,7 @@ def measure(subject: Subject, options: Options, say: Callable[[str], None] = lam
     begun, device = time.perf_counter(), current_device()
     budget = Budget(subject.model, device.memory_limit)
     plans = {context: _plan(budget, subject, options, context) for context in options.contexts or CONTEXTS}
-    runner = ModelRunner(subject.model, budget=budget)
+    runner = ModelRunner(subject.model, None, budget)  # the chunk as measured, as in a chat
     speed, cache, notes = [], [], []
     copied = min(_COPIED, max(device.memory_limit - subject.weight_bytes, 4) // 4)
     read = bytes_read(subject.model)
@@ -120,7 +120,7 @@ def measure(subject: Subject, options: Options, say: Callable[[str], None] = lam
     return [
         part("speed", "Speed beside mlx-lm", f"{settings}, greedy; medians of {options.rounds}, the sides in turns",
              {"context": Unit.COUNT, "mlxkv": rate, "mlx-lm": rate, "ratio": Unit.RATIO, "worst pair": Unit.RATIO},
-             speed, *notes, f"mlxkv: {next(iter(plans.values())).description}"),
+             speed, *notes, f"mlxkv: {next(iter(plans.values())).description}", *_ways(runner)),
         part("cache", "Memory beside mlx-lm", f"{settings}; peaks above the weights, the cache included",
              {"context": Unit.COUNT, "a token": size, "rows held": Unit.COUNT, "bytes held": size,
               "peak of prefill": size, "peak of decode": size}, cache),
@@ -130,6 +130,18 @@ def measure(subject: Subject, options: Options, say: Callable[[str], None] = lam
              "Decode reads the weights that a token uses and the KV rows it attends. A small model that stays in the "
              "processor's caches may exceed the copy. A share is one of the copy of its own run."),
     ]  # fmt: skip
+
+
+def _ways(runner: ModelRunner) -> list[str]:
+    """How the runner came to feed the model here."""
+    copies = [check.copies for check in runner.in_place_checks]
+    ways = {True: "is evaluated once the token before has arrived, since rings would be copied else",
+            False: "is evaluated ahead of the token before, and writes its rows in place"}  # fmt: skip
+    decode = [f"A decode step {way}." for found, way in ways.items() if found in copies]
+    return [
+        f"Prefill came to calls of {runner.chunk_size.at(0):,} tokens, within a block once a window is full.",
+        *decode,
+    ]
 
 
 def _plan(budget: Budget, subject: Subject, options: Options, context: int) -> CachePlan:

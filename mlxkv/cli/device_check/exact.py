@@ -28,7 +28,7 @@ def equal_tokens(subject: Subject) -> Outcome:
     theirs, margins = list[int](), list[float]()
     for token, logprobs in generate_step(
         mx.array(subject.prompt(count + 1)), subject.network, max_tokens=steps,
-        prompt_cache=their_caches(subject.runner), prefill_step_size=subject.runner.chunk,
+        prompt_cache=their_caches(subject.runner), prefill_step_size=subject.runner.chunk_size.most,
     ):  # fmt: skip
         best = mx.sort(logprobs.reshape(-1).astype(mx.float32))[-2:]
         theirs.append(int(token))

@@ -46,7 +46,7 @@ def predicted_peak(subject: Subject) -> Outcome:
     """The peak of a prefill against the prediction by which prompts are refused or cut."""
     count = subject.sizes.tokens
     plan = subject.plan(count)
-    chunk = min(subject.runner.chunk, count)
+    chunk = min(subject.runner.chunk_size.most, count)
     predicted = subject.budget.cache_bytes(plan) + subject.budget.prefill_bytes(plan, chunk, count)
     _, measured = peak_of(lambda: subject.prefilled(plan, count))
     share = measured / predicted
