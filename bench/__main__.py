@@ -30,6 +30,7 @@ PARTS = (
     "saving",
     "hybrids",
     "hybrid_speed",
+    "batches",
     "perplexity",
     "drafting",
     "drafting_equality",

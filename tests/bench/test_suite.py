@@ -14,7 +14,7 @@ import mlx.core as mx
 import pytest
 
 from bench import __main__ as suite
-from bench import first_token, full_window, overhead, perplexity, quantized, recompute, saving, speed, streaming
+from bench import batches, first_token, full_window, overhead, perplexity, quantized, recompute, saving, speed, streaming
 from bench.hybrid_models import FAMILIES
 from bench.hybrids import bytes_part, row
 from bench.measure import fresh_home, make_part
@@ -24,6 +24,7 @@ from mlxkv.cli.bench.measure import their_bytes
 from mlxkv.cli.bench.report import Goal, Part, Row, Unit
 from mlxkv.cli.bench.report_file import read_report
 from tests.reference import tiny_llama
+from tests.tokenizers import tiny_tokenizer
 
 SHAPE = Shape("a tiny model", 2, 2, 32)
 PART = make_part("p", "Title", "model", "settings", {"x": Unit.NUMBER}, [Row("row", {"x": 1}, Goal("x", 2))])
@@ -52,6 +53,15 @@ def test_speed_by_context() -> None:
     part = speed.by_context(model, (16,), (8, 24), steps=2, rounds=1)
     assert [row.what for row in part.rows] == ["prefill, 16 tokens", "decode, 8 tokens", "decode, 24 tokens"]
     assert all(row.goal == Goal("ratio", at_least=0.99) for row in part.rows)
+
+
+@pytest.mark.slow
+def test_batches_beside_mlx_lm() -> None:
+    sizes = {"count": 3, "prompt": 8, "reply": 6, "shared": 40, "question": 4, "answer": 5, "rounds": 1}
+    part = batches.batches(tiny_llama(), tiny_tokenizer(), "tiny", 64, **sizes)
+    assert [row.goal for row in part.rows] == [Goal("ratio", at_least=0.99), Goal("ratio", at_least=3.0)]
+    assert numbers(part, "differing") == [0, 0]
+    assert [*batches.parts(full=False)] == []
 
 
 def test_a_token_costs_more_without_a_cache() -> None:
