@@ -14,7 +14,18 @@ import mlx.core as mx
 import pytest
 
 from bench import __main__ as suite
-from bench import batches, first_token, full_window, overhead, perplexity, quantized, recompute, saving, speed, streaming
+from bench import (
+    batches,
+    first_token,
+    full_window,
+    overhead,
+    perplexity,
+    quantized,
+    recompute,
+    saving,
+    speed,
+    streaming,
+)
 from bench.hybrid_models import FAMILIES
 from bench.hybrids import bytes_part, row
 from bench.measure import fresh_home, make_part
