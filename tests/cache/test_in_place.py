@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-import mlx.core as mx
+from typing import Any
 
+import mlx.core as mx
+import mlx.nn as nn
+import pytest
+
+from mlxkv.cache.config import CacheConfig
 from mlxkv.cache.geometry import Geometry
 from mlxkv.cache.in_place import InPlace
+from mlxkv.cache.plan import plan_cache
+from mlxkv.cache.prompt_cache import PromptCache
 from mlxkv.cache.ring import RingKVCache
+from mlxkv.inference.runner import ModelRunner
+from mlxkv.inference.sampling import SamplingParams
 
 GEOMETRY = Geometry(4, 16_384, 256, 2)
 HEADS, WIDTH = 4, 64
@@ -102,3 +111,41 @@ def test_a_step_that_took_memory_for_something_else_is_left_out() -> None:
     for _ in range(10):
         check.step(took)
     assert check.copies is False
+
+
+class BareModel(nn.Module):
+    """The bare loop as a model of one layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = [nn.Identity()]
+        self.embed = nn.Embedding(64, HEADS * WIDTH)
+
+    def __call__(self, ids: mx.array, cache: Any) -> mx.array:
+        x = self.embed(ids).reshape(1, ids.shape[1], HEADS, WIDTH).swapaxes(1, 2)  # (B, heads, S, head_dim)
+        keys, values = cache[0].update_and_fetch(x, x)
+        mask = cache[0].make_mask(1) if ids.shape[1] == 1 else "causal"
+        x = mx.fast.scaled_dot_product_attention(x, keys, values, scale=0.1, mask=mask)
+        return self.embed.as_linear(x.swapaxes(1, 2).reshape(1, ids.shape[1], HEADS * WIDTH))
+
+
+@pytest.mark.slow
+def test_the_runner_stops_looking_ahead_where_steps_copy_a_ring() -> None:
+    model: Any = BareModel()
+    cache = PromptCache(plan_cache(model, CacheConfig(window=16_384, sinks=0)), model)
+    rows = mx.random.normal((1, HEADS, 16_000, WIDTH), key=mx.random.key(2))
+    cache.layers[0].update_and_fetch(rows, rows)
+    cache.advance([1] * 16_000)
+    mx.eval(cache.layers[0].state[:-1])
+    runner, params = ModelRunner(model), SamplingParams(temperature=0.0, max_tokens=30)
+
+    def peak() -> int:
+        mx.clear_cache()
+        before = mx.get_active_memory()
+        runner.reset_peak_memory()
+        assert len(list(runner.decode(cache, 1, params))) == 30
+        return runner.peak_memory - before
+
+    assert peak() >= cache.largest_buffer
+    assert runner.in_place(cache).copies
+    assert peak() < 0.1 * cache.largest_buffer

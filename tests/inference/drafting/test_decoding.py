@@ -96,7 +96,7 @@ def test_without_a_draft_each_call_is_made_before_the_token_before_is_yielded() 
 
 def test_a_device_may_wait_for_each_token() -> None:
     runner, expected = ModelRunner(MODEL), decode(MODEL, cache_of(), PROMPT, SAMPLED)
-    runner.one_step_ahead = False
+    runner.in_place(cache_of()).one_step_ahead = False
     runner.drafting = oracle(SAMPLED)
     cache = cache_of()
     for _ in runner.prefill(cache, PROMPT[:-1]):
