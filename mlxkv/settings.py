@@ -157,11 +157,11 @@ class Settings:
     )  # fmt: skip
     draft: bool = _setting(
         True, "Draft tokens from the prompt and the reply where that is faster; the text stays the same.",
-        option="--no-draft", holds=NEXT_START,
+        slash="draft", option="--no-draft", holds=NEXT_START,
     )  # fmt: skip
     draft_model: str | None = _setting(
         None, "Smaller model with the same tokenizer that drafts, too: a built-in name, a folder or org/name.",
-        option="--draft-model", null="no model", holds=NEXT_START,
+        slash="draft-model", option="--draft-model", null="no model", holds=NEXT_START,
     )  # fmt: skip
     prefill_chunk: int | None = _setting(
         None, "Most tokens of one call in a prefill, which can be stopped between calls; a number makes prefills "

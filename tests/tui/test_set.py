@@ -28,6 +28,8 @@ REFUSED = {
     "plain": ("none", "2", "perhaps"),
     "mouse": ("none", "2", "perhaps"),
     "joined-emoji": ("2", "perhaps"),
+    "draft": ("none", "2", "perhaps"),
+    "draft-model": (),  # any text
     "model": ("no model", "/no/such/folder", "a/b/c"),
     "system": (),  # any text
     "theme": (),  # the window knows them

@@ -79,6 +79,21 @@ def test_no_call_crosses_a_block_boundary_of_any_ring(layers: dict[str, Any]) ->
     assert all(size <= boundary for _, size, boundary in drafted)
 
 
+def test_closing_at_any_token_takes_back_what_was_not_yielded() -> None:
+    params = replace(SAMPLED, max_tokens=30)
+    drafting, expected = oracle(params), decode(MODEL, cache_of(), PROMPT, params)
+    filled, runner = cache_of(), ModelRunner(MODEL)
+    for _ in runner.prefill(filled, PROMPT[:-1]):
+        pass
+    for taken in range(1, 30):
+        cache, runner.drafting = filled.fork(), drafting
+        tokens = runner.decode(cache, PROMPT[-1], params, PROMPT[:-1])
+        got = [next(tokens) for _ in range(taken)]
+        tokens.close()
+        assert cache.tokens == [*PROMPT, *got] == [*PROMPT, *expected[:taken]]
+        cache.check_log()
+
+
 def test_without_a_draft_each_call_is_made_before_the_token_before_is_yielded() -> None:
     class Shut(DraftGate):
         def length(self, match: int, most: int) -> int:

@@ -85,6 +85,20 @@ def test_replies_without_luck_after_one_with_it(cost: float) -> None:
     assert took <= 1.04  # three per cent, and two steps' time that earlier replies did not use
 
 
+def test_what_one_reply_won_is_not_spent_in_the_next() -> None:
+    gate = DraftGate()
+    for _ in range(3):
+        gate.plain(STEP)
+    for _ in range(50):
+        gate.told(32, is_right=True)
+        gate.drafted(32, 4, 4, 1.5 * STEP)
+    assert gate.length(32, 16) == 16  # which may cost 17 steps, as far as is known
+    gate.begin_reply()
+    for _ in range(3):
+        gate.plain(STEP)
+    assert gate.length(32, 16) == 4
+
+
 def test_costs_between_and_beyond_the_measured_sizes() -> None:
     costs = DraftGate().lookup
     assert costs.expected(16) == 1.0
