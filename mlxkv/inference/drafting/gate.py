@@ -7,7 +7,6 @@ A ledger of time bounds what trying may cost. Durations are handed in; no MLX, n
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
 from statistics import median
 
 SIZES = (1, 2, 4, 8, 16)  # lengths of drafts whose costs are measured
@@ -16,6 +15,7 @@ _MIN_GAIN = 1.05  # times the tokens per second of plain steps; less is noise
 _CARRIED = 2  # plain steps' time that a reply may take over from those before it
 _STEPS = 15  # latest plain steps: their median is robust against a pause
 _SAMPLES = 3  # of a cost, before it is believed
+_LONGEST = 64  # plain steps that a step counts at most: a machine may sleep
 _FORGET = 1024  # plain steps after which a sample of a cost is forgotten, so that it is tried again
 _DECAY = 0.98  # weight of earlier drafted tokens with each new one
 _WAITED = 1.2  # the cost of a step that waits for its token, before one was measured
@@ -30,16 +30,36 @@ class Costs:
 
     def __init__(self) -> None:
         self._samples: dict[int, deque[float]] = {size: deque(maxlen=_SAMPLES) for size in SIZES}
-        self.per_token = 1.0  # upper bound of what each token more costs, from prefill
+        self._known: dict[int, tuple[float, float]] = {}  # expected and worst, until something is measured
+        self._per_token = 1.0
+
+    @property
+    def per_token(self) -> float:
+        """Upper bound of what each token more costs, from prefill."""
+        return self._per_token
+
+    @per_token.setter
+    def per_token(self, cost: float) -> None:
+        if cost != self._per_token:
+            self._per_token = cost
+            self._known.clear()
 
     def add(self, length: int, cost: float) -> None:
         self._samples[_size(length)].append(cost)
+        self._known.clear()
 
     def forget(self) -> None:
         """Drop the oldest sample of each size."""
         for samples in self._samples.values():
             if samples:
                 samples.popleft()
+        self._known.clear()
+
+    def of(self, length: int) -> tuple[float, float]:
+        """What is expected, and a bound of it."""
+        if length not in self._known:
+            self._known[length] = self.expected(length), self.worst(length)
+        return self._known[length]
 
     def expected(self, length: int) -> float:
         """The median measured; for other lengths in proportion to the next ones measured; 1 before any."""
@@ -88,6 +108,7 @@ class DraftGate:
         self._ledger = 0.0  # seconds that drafting may still cost
         self._prefill = 0.0  # seconds per token
         self._num_plain = 0
+        self._step = 0.0  # seconds of a plain step; 0 before a few were measured
 
     # -- measurements ------------------------------------------------------------------------------------------------
 
@@ -95,6 +116,7 @@ class DraftGate:
         """What earlier replies won is not to be lost in this one, whose steps may take another time."""
         self._ledger = min(self._ledger, _CARRIED * self._step)
         self._plain.clear()
+        self._step = 0.0
 
     def prefilled(self, num_tokens: int, seconds: float) -> None:
         """A long forward: an upper bound of what a token more costs."""
@@ -103,7 +125,8 @@ class DraftGate:
     def plain(self, seconds: float) -> None:
         """A step of one token, begun before its token had arrived."""
         self._plain.append(seconds)
-        self._ledger += ALLOWED * seconds
+        self._step = median(self._plain) if len(self._plain) >= _SAMPLES else 0.0
+        self._ledger += ALLOWED * min(seconds, _LONGEST * self._step or seconds)
         self._num_plain += 1
         if self._num_plain % _FORGET == 0:
             self.lookup.forget()
@@ -131,30 +154,21 @@ class DraftGate:
         self._wrong[kind] = self._wrong[kind] * _DECAY + (not is_right)
 
     def _account(self, num_tokens: int, seconds: float) -> None:
-        self._ledger += num_tokens * self._step - seconds + ALLOWED * seconds
+        seconds = min(seconds, _LONGEST * self._step)
+        self._ledger += num_tokens * self._step - (1 - ALLOWED) * seconds
 
     # -- decisions ---------------------------------------------------------------------------------------------------
 
     def length(self, match: int, most: int) -> int:
         """The length of the draft that gives the most tokens per second, at most `most`; 0 if plain steps do."""
-        step = self._step
-        if not step:
-            return 0
-        best, gain, costs = 0, _MIN_GAIN, self._costs(match)
-        for length in _lengths(most):
-            rate = self._tokens(match, length) / costs.expected(length)
-            if rate > gain and (costs.worst(length) - 1) * step <= self._ledger:
-                best, gain = length, rate
-        return best
+        return self._best(match, most)[0]
 
     def is_worth_waiting(self, match: int, most: int) -> bool:
         """Whether to wait for a token that this match predicts, to draft after it."""
-        following = match + 1 if match else 0
-        length = self.length(following, most)
+        length, won = self._best(match + 1 if match else 0, most)
         if not length:
             return False
         lost = (max(self._waited, default=_WAITED) if len(self._waited) < _SAMPLES else median(self._waited)) - 1
-        won = self._tokens(following, length) - self._costs(match).expected(length)
         right = self.share(match) if match else 1.0
         return right * won > (1 - right) * lost and lost * self._step <= self._ledger
 
@@ -163,21 +177,24 @@ class DraftGate:
         kind = _kind(match)
         return self._right[kind] / (self._right[kind] + self._wrong[kind])
 
+    def _best(self, match: int, most: int) -> tuple[int, float]:
+        """The best length, and the plain steps that it wins; 0 and 0.0 if there is none."""
+        step, costs = self._step, self._costs(match)
+        best, won, gain = 0, 0.0, _MIN_GAIN
+        if not step:
+            return best, won
+        tokens = probability = 1.0
+        for length in range(1, min(most, SIZES[-1]) + 1):
+            probability *= self.share(match + length - 1 if match else 0)
+            tokens += probability
+            if length in SIZES or length == most:
+                expected, worst = costs.of(length)
+                if tokens > gain * expected and (worst - 1) * step <= self._ledger:
+                    best, won, gain = length, tokens - expected, tokens / expected
+        return best, won
+
     def _costs(self, match: int) -> Costs:
         return self.lookup if match else self.model
-
-    @property
-    def _step(self) -> float:
-        """Seconds of a plain step; 0 before a few were measured."""
-        return median(self._plain) if len(self._plain) >= _SAMPLES else 0.0
-
-    def _tokens(self, match: int, length: int) -> float:
-        """The number of tokens expected from a draft, with the one that follows it."""
-        tokens = probability = 1.0
-        for i in range(length):
-            probability *= self.share(match + i if match else 0)
-            tokens += probability
-        return tokens
 
 
 def _kind(match: int) -> int:
@@ -188,8 +205,3 @@ def _kind(match: int) -> int:
 def _size(length: int) -> int:
     """The smallest size that has room for it."""
     return next((size for size in SIZES if size >= length), SIZES[-1])
-
-
-def _lengths(most: int) -> Sequence[int]:
-    """The sizes up to `most`, and `most` itself."""
-    return sorted({*(size for size in SIZES if size <= most), *([most] if 0 < most <= SIZES[-1] else [])})

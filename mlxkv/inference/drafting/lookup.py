@@ -62,8 +62,10 @@ class PromptLookup:
         for _ in range(_CANDIDATES):
             if at < 0 or length >= _LONGEST:
                 break
-            if (common := _common_suffix(ids, at, end)) > length:
-                best, length = at, common
+            # A longer match agrees where the best one so far ends.
+            if at > length and ids[at - 1 - length] == ids[end - 1 - length]:
+                common = _common_suffix(ids, at, end)
+                best, length = (at, common) if common > length else (best, length)
             at = self._earlier[at]
         self._at, self._length, self._looked = best, length, end
         return length if best >= 0 else 0
