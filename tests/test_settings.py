@@ -212,6 +212,12 @@ def test_every_setting_can_come_from_every_source(tmp_path: Path) -> None:
     assert load_settings(folders(tmp_path / "empty"), {}, values) == wanted
 
 
+def test_drafting_is_what_load_takes() -> None:
+    assert Settings().drafting is True
+    assert Settings(draft_model="org/small").drafting == "org/small"
+    assert Settings(draft=False, draft_model="org/small").drafting is False
+
+
 def test_none_puts_a_setting_back(tmp_path: Path) -> None:
     toml = 'kv_bits = 8\nmodel = "file"\nseed = 1\n'
     found = load_settings(folders(tmp_path, toml), {"MLXKV_SEED": "none"}, {"kv_bits": "none", "model": "auto"})

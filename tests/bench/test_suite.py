@@ -16,6 +16,8 @@ import pytest
 from bench import __main__ as suite
 from bench import (
     batches,
+    drafting,
+    drafting_equality,
     first_token,
     full_window,
     overhead,
@@ -34,6 +36,7 @@ from mlxkv.cache.config import CacheConfig
 from mlxkv.cli.bench.measure import their_bytes
 from mlxkv.cli.bench.report import Goal, Part, Row, Unit
 from mlxkv.cli.bench.report_file import read_report
+from mlxkv.model import Model
 from tests.reference import tiny_llama
 from tests.tokenizers import tiny_tokenizer
 
@@ -80,6 +83,28 @@ def test_a_token_costs_more_without_a_cache() -> None:
     assert numbers(part, "tokens") == [8, 512]
     assert part.rows[1].values["ratio"] > 1  # type: ignore[operator]
     assert "n^" in part.notes[0]
+
+
+@pytest.mark.slow
+def test_drafting_gains_and_costs(model: Model) -> None:
+    part = drafting.tokens_per_forward(model, "tiny", 30)
+    assert [row.what for row in part.rows] == [*(task.name for task in drafting.editing_tasks()), "best"]
+    assert part.row("best").values["tokens per forward"] == max(
+        row.values["tokens"] / row.values["forwards"]
+        for row in part.rows[:-1]  # type: ignore[operator]
+    )
+    timed = drafting.wall_time(model, "tiny", "chat questions", drafting.chat_tasks()[:2], 10, 1)
+    assert timed.rows[0].values["with"] > 0  # type: ignore[operator]
+    costs = drafting.forward_costs(model, "tiny", 64)
+    assert costs.row("1 tokens").values["of one token"] == 1.0
+
+
+@pytest.mark.slow
+def test_drafting_changes_no_token(model: Model) -> None:
+    found = drafting_equality.compare(model.loaded.model, 64, CacheConfig(window=64, block=16), {"temperature": 0.0}, 2)
+    assert found.replies == 2
+    assert found.differing == 0
+    assert 0 < found.accepted < found.drafted
 
 
 @pytest.mark.parametrize("power", [0.0, 1.0, 2.0])

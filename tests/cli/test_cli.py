@@ -69,6 +69,21 @@ def test_the_reply_is_on_stdout_and_the_figures_on_stderr(run: Run, tiny_path: P
 
 
 @pytest.mark.slow
+def test_drafting_by_another_model_or_not_at_all(run: Run, tiny_path: Path, tmp_path: Path) -> None:
+    more = ("--output-format", "json", "--max-tokens", "200")
+    expected = json.loads(ask(run, tiny_path, "hi", *more, "--no-draft").out)
+    assert expected["usage"]["drafted_tokens"] == 0
+    drafted = json.loads(ask(run, tiny_path, "hi", *more, "--draft-model", str(tiny_path)).out)
+    assert drafted["text"] == expected["text"]
+    other = tiny_folder(tmp_path / "other", reverse=True)
+    refused = ask(run, tiny_path, "hi", "--draft-model", str(other))
+    assert refused.code == 1
+    assert refused.out == ""
+    assert "has another tokenizer" in refused.err
+    assert refused.err.count("\n") == 1
+
+
+@pytest.mark.slow
 def test_real_weights_say_what_mlx_lm_says(run: Run, stories_path: Path) -> None:
     """A model without a chat template continues the raw text, with the same ids."""
     import mlx_lm
