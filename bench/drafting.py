@@ -180,7 +180,7 @@ def wall_time(model: Model, name: str, what: str, tasks: Sequence[Task], tokens:
         "right": Unit.COUNT,
     }
     return make_part(
-        f"drafting-time-{name}-{what}", f"Decode time with drafting, {what}", name,
+        f"drafting-time-{name}-{what.split()[0]}", f"Decode time with drafting, {what}", name,
         f"{len(tasks)} replies of at most {tokens} tokens, greedy; {rounds} rounds", columns,
         [Row(what, values, Goal("speed", at_least=0.97))],
     )  # fmt: skip
@@ -243,4 +243,4 @@ def parts(full: bool) -> Iterator[Part]:
     with fresh_home() as folders:
         yield from measured("tutor", "tutor", _REPLY, _ROUNDS, folders)
         if path := real_model("smollm2"):
-            yield from measured(path, "SmolLM2-135M-Instruct", _REPLY, 1, folders)
+            yield from measured(path, "SmolLM2-135M-Instruct", _REPLY // 2, 1, folders)

@@ -19,6 +19,7 @@ from mlxkv.inference.draws import Draws
 from mlxkv.inference.generation import Generation
 from mlxkv.inference.runner import ModelRunner
 from mlxkv.inference.sampling import SamplingParams, random_state
+from tests.cache.architectures import ARCHITECTURES
 from tests.inference.drafting.helpers import OpenGate, Oracle, decode
 from tests.reference import random_ids, tiny_llama
 from tests.tokenizers import tiny_tokenizer
@@ -92,6 +93,39 @@ def test_closing_at_any_token_takes_back_what_was_not_yielded() -> None:
         tokens.close()
         assert cache.tokens == [*PROMPT, *got] == [*PROMPT, *expected[:taken]]
         cache.check_log()
+
+
+def test_learned_positions_end_a_reply_where_they_do_without() -> None:
+    architecture = ARCHITECTURES["gpt2"]
+    model = architecture.build(architecture.config() | {"n_positions": 96, "n_ctx": 96})
+    params = replace(SAMPLED, max_tokens=200)
+    expected = decode(model, cache_of(model), PROMPT, params)
+    assert len(expected) == 96 - len(PROMPT) + 1
+    cache = cache_of(model)
+    assert (
+        decode(model, cache, PROMPT, params, Drafting(OpenGate(), Oracle([*PROMPT, *expected, *expected], 64)))
+        == expected
+    )
+    assert cache.offset == 96
+
+
+@pytest.mark.parametrize("keeps_reply", [True, False])
+def test_a_stop_string_ends_the_reply_where_it_does_without(keeps_reply: bool) -> None:
+    tokenizer: Any = tiny_tokenizer()
+    tokenizer.eos_token_ids = set()
+    whole = decode(MODEL, cache_of(), PROMPT, SAMPLED)
+    stop = tokenizer.decode(whole[17:20])
+    found = []
+    for drafting in (None, Drafting(OpenGate(), Oracle([*PROMPT, *whole], 64))):
+        runner, cache = ModelRunner(MODEL), cache_of()
+        runner.drafting = drafting
+        params = replace(SAMPLED, stop=(stop,))
+        run = Generation(runner, tokenizer, cache, PROMPT, params, keeps_reply=keeps_reply)
+        list(run.events())
+        cache.check_log()
+        found.append((run.text, run.reason, run.generated, cache.tokens))
+    assert found[0] == found[1]
+    assert found[0][1] == "stop_string"
 
 
 def test_without_a_draft_each_call_is_made_before_the_token_before_is_yielded() -> None:
