@@ -18,7 +18,6 @@ from mlxkv.chat import clock
 from mlxkv.chat.prefix import ChatPrefix
 from mlxkv.chat.prompt import Message, PromptState, check_ids, message
 from mlxkv.chat.runtime import ModelRuntime
-from mlxkv.device import set_wired_limit
 from mlxkv.errors import MlxkvError, PromptError
 from mlxkv.events import ReplyFinished, RequestFailed, TurnEvent
 from mlxkv.inference.generation import check_size
@@ -139,20 +138,19 @@ def events_of(
     events: deque[tuple[int | str, TurnEvent | RequestFailed]] = deque()
     source, has_more = iter(requests), True
     try:
-        with set_wired_limit():
-            while True:
-                while has_more and scheduler.can_take:
-                    item = next(source, None)
-                    if isinstance(item, Request):
-                        scheduler.submit(item, lambda event, name=item.id: events.append((name, event)))
-                    elif item is not None:
-                        events.append((item[0], RequestFailed(item[1])))
-                    has_more = item is not None
-                is_busy = scheduler.step()
-                while events:
-                    yield events.popleft()
-                if not (is_busy or has_more):
-                    return
+        while True:
+            while has_more and scheduler.can_take:
+                item = next(source, None)
+                if isinstance(item, Request):
+                    scheduler.submit(item, lambda event, name=item.id: events.append((name, event)))
+                elif item is not None:
+                    events.append((item[0], RequestFailed(item[1])))
+                has_more = item is not None
+            is_busy = scheduler.step()
+            while events:
+                yield events.popleft()
+            if not (is_busy or has_more):
+                return
     finally:
         scheduler.close()
 
