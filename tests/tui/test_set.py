@@ -27,6 +27,8 @@ REFUSED = {
     "disk-limit": ("-1", "1e300", "inf", "nan", "full", "20GB"),
     "plain": ("none", "2", "perhaps"),
     "mouse": ("none", "2", "perhaps"),
+    "prefill-chunk": ("31", "2049", "many"),
+    "wired": ("2", "perhaps"),
     "joined-emoji": ("2", "perhaps"),
     "draft": ("none", "2", "perhaps"),
     "draft-model": (),  # any text
