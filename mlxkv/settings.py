@@ -165,8 +165,8 @@ class Settings:
     )  # fmt: skip
     prefill_chunk: int | None = _setting(
         None, "Most tokens of one call in a prefill, which can be stopped between calls; a number makes prefills "
-        "repeatable to the last bit.", slash="prefill-chunk", low=32, high=2048, null="what takes less than a second, as measured",
-        holds=NEXT_START,
+        "repeatable to the last bit.", slash="prefill-chunk", low=32, high=2048,
+        null="what takes less than a second, as measured", holds=NEXT_START,
     )  # fmt: skip
     wired: bool = _setting(
         True, "Keep the model in memory that macOS does not page out; on Macs of up to 24 GB, a part of it.",
