@@ -394,7 +394,11 @@ class PromptCache:
 
     def _rewind_rows(self, num_tokens: int) -> None:
         self._next_flush = self._room = 0
-        flushes.rewind(self._rings, num_tokens)
+        try:
+            flushes.rewind(self._rings, num_tokens)
+        except BaseException:  # interrupted between two evaluations
+            self.recover()
+            raise
         for cache in self._exact:
             if not isinstance(cache, RingKVCache) and tokens_fed(cache):  # layers that the model never calls stay empty
                 rewind_rows(cache, num_tokens)

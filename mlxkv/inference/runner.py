@@ -199,14 +199,14 @@ class ModelRunner:
         draws = self._draws(params, seen, num_before)
         drafting = None if type(self.model).__module__.rsplit(".", 1)[-1] in UNEQUAL_CALLS else self.drafting
         drafts = None if drafting is None else drafting.of_reply(TokenIds(seen) + TokenIds([last]), ends)
-        check = self.in_place(cache)
+        self.make_room(cache, 1)
+        held, check = cache, self.in_place(cache)  # by the buffers that a fork has now
 
         def step(tokens: mx.array, cache: Sequence[Any]) -> mx.array:
             self.make_room(held, tokens.shape[1])
             check.step((held.num_moves, tokens.shape[1]))
             return self.model(tokens, cache=cache)
 
-        held = cache
         yield from Decoder(step, cache, draws, drafts, counts, in_place=check).tokens(last, most)
 
     def in_place(self, cache: PromptCache) -> InPlace:

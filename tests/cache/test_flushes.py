@@ -187,11 +187,14 @@ def test_a_call_that_fails_after_the_eviction_is_undone(slack: int, monkeypatch:
     assert bits_of(cache) == bits_of(straight)
 
 
+@pytest.mark.parametrize("rewinds", [False, True])
 @pytest.mark.parametrize("stage", [1, 2, 3, 4])
-def test_an_eviction_that_is_interrupted_forgets_the_tokens(stage: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_eviction_that_is_interrupted_forgets_the_tokens(
+    stage: int, rewinds: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = tiny_llama()
     cache = cache_of(model)
-    feed(model, cache, random_ids(CAPACITY + 16))
+    feed(model, cache, random_ids(CAPACITY + 16 + rewinds))
     own, calls = mx.eval, []
 
     def interrupted(*arrays: Any) -> None:
@@ -203,7 +206,7 @@ def test_an_eviction_that_is_interrupted_forgets_the_tokens(stage: int, monkeypa
     with monkeypatch.context() as patch:
         patch.setattr(mx, "eval", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            feed(model, cache, [5])
+            cache.rewind(CAPACITY + 10) if rewinds else feed(model, cache, [5])
     assert cache.offset == 0
     feed(model, cache, random_ids(90))
     assert cache.offset == 90

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,8 @@ def test_parts_show_speed_memory_and_bandwidth(tiny_path: Path) -> None:
     for row in speed.rows:
         assert row.values["ratio"] == pytest.approx(float(row.values["mlxkv"]) / float(row.values["mlx-lm"]))  # type: ignore[arg-type]
     assert "mlx-lm 0." in speed.environment.versions
+    assert re.search(r"Prefill came to calls of [\d,]+ tokens, within a block", " ".join(speed.notes))
+    assert any(note.startswith("A decode step is evaluated ahead") for note in speed.notes)
     held = {row.what: row.values for row in cache.rows}
     assert held["40 tokens, mlx-lm (KVCache)"]["rows held"] == 256  # it allocates in steps
     token = 2 * 2 * 2 * 8 * 4  # layers, keys and values, heads, head_dim, float32
