@@ -1,0 +1,26 @@
+"""The settings of drafting reach the model that a window loads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlxkv.config import Folders
+from mlxkv.engine.context import EngineContext
+from mlxkv.inference.drafting.model_drafts import ModelDrafts
+from mlxkv.settings import Settings
+
+
+@pytest.mark.parametrize("draft", [True, False])
+@pytest.mark.parametrize("names_model", [True, False])
+def test_a_window_drafts_as_the_settings_say(tiny_path: Path, draft: bool, names_model: bool) -> None:
+    settings = Settings(draft=draft, draft_model=str(tiny_path) if names_model else None)
+    emitted: list[Any] = []
+    context = EngineContext(Folders.from_env(), settings, emitted.append, save=False, load=None)
+    model = context.load_model(str(tiny_path))
+    drafting = model.runner.drafting
+    assert (drafting is not None) is draft
+    assert isinstance(drafting and drafting.model, ModelDrafts) is (draft and names_model)
+    model.close()
