@@ -61,6 +61,11 @@ class Costs:
             self._known[length] = self.expected(length), self.worst(length)
         return self._known[length]
 
+    @property
+    def most(self) -> int:
+        """The longest draft to try: short ones are measured first, since they cost least."""
+        return next((size for size, samples in self._samples.items() if not samples), SIZES[-1])
+
     def expected(self, length: int) -> float:
         """The median measured; for other lengths in proportion to the next ones measured; 1 before any."""
         below, above = self._around(length)
@@ -155,7 +160,7 @@ class DraftGate:
 
     def _account(self, num_tokens: int, seconds: float) -> None:
         seconds = min(seconds, _LONGEST * self._step)
-        self._ledger += num_tokens * self._step - (1 - ALLOWED) * seconds
+        self._ledger += (1 + ALLOWED) * num_tokens * self._step - seconds
 
     # -- decisions ---------------------------------------------------------------------------------------------------
 
@@ -168,9 +173,14 @@ class DraftGate:
         length, won = self._best(match + 1 if match else 0, most)
         if not length:
             return False
-        lost = (max(self._waited, default=_WAITED) if len(self._waited) < _SAMPLES else median(self._waited)) - 1
+        lost = self._lost
         right = self.share(match) if match else 1.0
         return right * won > (1 - right) * lost and lost * self._step <= self._ledger
+
+    @property
+    def _lost(self) -> float:
+        """Plain steps that a step costs more for having waited; the one after a draft does."""
+        return (max(self._waited, default=_WAITED) if len(self._waited) < _SAMPLES else median(self._waited)) - 1
 
     def share(self, match: int) -> float:
         """The share of tokens after such a match that were predicted."""
@@ -183,13 +193,14 @@ class DraftGate:
         best, won, gain = 0, 0.0, _MIN_GAIN
         if not step:
             return best, won
+        spare = self._ledger / step + 1 - self._lost
         tokens = probability = 1.0
-        for length in range(1, min(most, SIZES[-1]) + 1):
+        for length in range(1, min(most, costs.most) + 1):
             probability *= self.share(match + length - 1 if match else 0)
             tokens += probability
             if length in SIZES or length == most:
                 expected, worst = costs.of(length)
-                if tokens > gain * expected and (worst - 1) * step <= self._ledger:
+                if tokens > gain * expected and worst <= spare:
                     best, won, gain = length, tokens - expected, tokens / expected
         return best, won
 
