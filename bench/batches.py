@@ -139,5 +139,5 @@ def parts(full: bool) -> Iterator[Part]:
     if full:
         tutor = load_model("tutor")
         vocab = int(tutor.config["vocab_size"])
-        name = f"2 of SmolLM2-135M's 30 layers, random weights, bfloat16, vocabulary {vocab:,}"
-        yield batches(few_layers(vocab=vocab), tutor.tokenizer, name, vocab)
+        name = f"2 layers of width 192 with 3 heads, random weights, bfloat16, vocabulary {vocab:,}"
+        yield batches(few_layers(192, 512, vocab=vocab, heads=3), tutor.tokenizer, name, vocab)

@@ -31,12 +31,13 @@ COLUMNS = {
 NAME = f"2 of SmolLM2-135M's 30 layers, random weights, bfloat16, vocabulary {VOCAB:,}"
 
 
-def few_layers(hidden: int = 576, mlp: int = 1536, layers: int = 2, vocab: int = VOCAB) -> Model:
+def few_layers(hidden: int = 576, mlp: int = 1536, layers: int = 2, vocab: int = VOCAB, heads: int = 9) -> Model:
     """Random layers of SmolLM2's shape, in its precision."""
     mx.random.seed(0)
     args = ModelArgs(model_type="llama", hidden_size=hidden, num_hidden_layers=layers, intermediate_size=mlp,
-                     num_attention_heads=9, num_key_value_heads=SMOLLM2.heads, head_dim=SMOLLM2.dim, rms_norm_eps=1e-5,
-                     vocab_size=vocab, max_position_embeddings=1 << 15, tie_word_embeddings=True)  # fmt: skip
+                     num_attention_heads=heads, num_key_value_heads=SMOLLM2.heads, head_dim=SMOLLM2.dim,
+                     rms_norm_eps=1e-5, vocab_size=vocab, max_position_embeddings=1 << 15,
+                     tie_word_embeddings=True)  # fmt: skip
     model = Model(args)
     model.set_dtype(mx.bfloat16)
     mx.eval(model.parameters())

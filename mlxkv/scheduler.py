@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import mlx.core as mx
@@ -185,8 +186,7 @@ class Scheduler:
                 self._waiting.remove(task)
                 self._send_finished(task, TurnFinished(FinishReason.STOPPED, "", self._empty_stats(task)))
                 continue
-            is_alone = not self._running and len(self._waiting) == 1
-            self._decide(task, is_alone)
+            self._decide(task, is_alone=not self._running and len(self._waiting) == 1)
             same = [other for other in self._running if (other.refusal is None) == (task.refusal is None)]
             most = self._max_rows if task.refusal is None else self._max_turns
             if len(same) >= most or (task.refusal is None and any(other.is_prefilling for other in same)):
@@ -197,17 +197,23 @@ class Scheduler:
             self._begin(task)
 
     def _decide(self, task: _Task, is_alone: bool) -> None:
-        """Decide whether it is to be a row of the batch, and what memory it needs."""
+        """Decide, once, whether it is to be a row of the batch, and what memory it needs."""
         request, plan = task.request, task.request.cache.plan
         num_tokens, max_tokens = len(request.ids), request.params.max_tokens
-        why = "nothing else ran" if is_alone else None
-        why = why or refusal(plan, request.cache.layers, num_tokens, max_tokens, model_error(self._runner.model))
-        prefill = self._budget.prefill_bytes(plan, min(num_tokens, CHUNKS[-1]))
-        task.refusal, task.need = why, self._budget.cache_bytes(plan) + prefill
-        if why is None:
-            task.need = _COPIES * row_bytes(self._budget, plan, num_tokens + max_tokens) + prefill
-            if not self._running and not self._fits(task):
-                task.refusal, task.need = "two copies of its rows do not fit in memory", 0
+        if not task.need:
+            why = "nothing else ran" if is_alone else None
+            task.refusal = why or refusal(plan, request.cache.layers, num_tokens, max_tokens, self._model_error)
+            rows = _COPIES * row_bytes(self._budget, plan, num_tokens + max_tokens)
+            task.need = rows if task.refusal is None else self._budget.cache_bytes(plan)
+            task.need += self._budget.prefill_bytes(plan, min(num_tokens, CHUNKS[-1]))
+        if task.refusal is None and is_alone:
+            task.refusal = "nothing else ran"
+        elif task.refusal is None and not self._running and not self._fits(task):
+            task.refusal = "two copies of its rows do not fit in memory"
+
+    @cached_property
+    def _model_error(self) -> str | None:
+        return model_error(self._runner.model)
 
     def _fits(self, task: _Task) -> bool:
         """Whether it fits beside all that runs, by the predicted peak."""
