@@ -347,6 +347,7 @@ INTERNAL = {  # fed with what this library made; no place for a caller's value
     "recover",
     "num_unattended", "layout",
     "begin_restore", "finish_restore", "check_model", "check_log", "in_use", "question", "open_store_for_one_reply",
+    "batch_prompts",
 }  # fmt: skip
 
 

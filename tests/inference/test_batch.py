@@ -48,10 +48,12 @@ def test_prompts_continue_a_cache_that_stays_as_it_is(kind: str) -> None:
     cache = cache_of(model, ids=random_ids(70, seed=7))
     before = cache.tokens
     prompts = [[*before, *ids] for ids in PROMPTS]
-    replies = together(model, prompts, cache=cache)
+    shorter = [*before[:30], 5, 6, 7]  # differs from the cache
+    *replies, other = together(model, [*prompts, shorter], cache=cache)
+    assert cache.tokens == before
     assert [list(reply.tokens) for reply in replies] == [alone(model, ids, cache=cache) for ids in prompts]
     assert {reply.stats.cached_tokens for reply in replies} == {70}
-    assert cache.tokens == before
+    assert list(other.tokens) == alone(model, shorter)
     assert alone(model, prompts[0], cache=cache) == alone(model, prompts[0])
 
 
