@@ -24,8 +24,7 @@ def is_due(ring: RingKVCache, num_tokens: int) -> bool:
     """Whether the next call, of `num_tokens`, evicts a block before it writes; a call across a boundary does not."""
     geometry, offset = ring.geometry, ring.offset
     return (
-        geometry.next_row(offset) == (geometry.current, geometry.block)
-        and offset >= geometry.capacity
+        geometry.blocks_evicted(offset) > geometry.flushes(offset)
         and not ring.is_evicted_ahead
         and num_tokens <= geometry.tokens_to_boundary(offset)
     )

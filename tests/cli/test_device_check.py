@@ -14,6 +14,7 @@ import mlx.core as mx
 import pytest
 
 import mlxkv
+from mlxkv.cache import flushes
 from mlxkv.cache.ring import RingKVCache
 from mlxkv.cache.rows import Rows
 from mlxkv.cli.app import main
@@ -121,8 +122,7 @@ def test_other_tokens_than_mlx_lms_fail(subject: Subject, monkeypatch: pytest.Mo
 
 def test_rows_that_a_rewind_does_not_restore_fail(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
     assert exact.rewind(subject).state is State.OK
-    monkeypatch.setattr(RingKVCache, "_undo_flush", lambda ring: setattr(ring, "undo_blocks", 0))
-    monkeypatch.setattr(RingKVCache, "trim", lambda ring, n: setattr(ring, "offset", ring.offset - n))
+    monkeypatch.setattr(flushes, "rewind", lambda rings, n: [setattr(r, "offset", r.offset - n) for r in rings])
     outcome = exact.rewind(subject)
     assert outcome.state is State.FAILED
     assert "arrays of rows" in outcome.figure

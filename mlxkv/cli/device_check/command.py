@@ -11,7 +11,7 @@ import platform
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -109,14 +109,10 @@ def check_model(name: str, device: Device) -> Iterator[tuple[Check, Outcome]]:
             subject = Subject(model, device, Path(home))
             for check in CHECKS:
                 show_progress(check.name)
-                outcome = outcome_of(check, subject)
+                found = outcome_of(check, subject)
                 show_progress("")
-                yield (
-                    check,
-                    Outcome(
-                        outcome.state, _public(outcome.figure, home), _public(outcome.advice, home), outcome.values
-                    ),
-                )
+                figure, advice = (_public(text, home) for text in (found.figure, found.advice))
+                yield check, replace(found, figure=figure, advice=advice)
         finally:
             model.close()
 

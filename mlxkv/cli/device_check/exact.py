@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from mlxkv.cli.bench.measure import their_caches
 from mlxkv.cli.device_check.check import REPORT, Outcome, State
+from mlxkv.cli.device_check.subject import CHUNK
 from mlxkv.stats import bytes_text, plural
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ def equal_tokens(subject: Subject) -> Outcome:
     theirs, margins = list[int](), list[float]()
     for token, logprobs in generate_step(
         mx.array(subject.prompt(count + 1)), subject.network, max_tokens=steps,
-        prompt_cache=their_caches(subject.runner), prefill_step_size=subject.runner.chunk_size.most,
+        prompt_cache=their_caches(subject.runner), prefill_step_size=CHUNK,
     ):  # fmt: skip
         best = mx.sort(logprobs.reshape(-1).astype(mx.float32))[-2:]
         theirs.append(int(token))
@@ -77,12 +78,16 @@ def resume(subject: Subject) -> Outcome:
 
 def _rows(cache: PromptCache) -> list[mx.array]:
     """Copies of all attended rows, as stored."""
+    import mlx.core as mx
+
     from mlxkv.cache.probe import leaves
     from mlxkv.cache.ring import RingKVCache
 
     rings = [c for c in leaves(cache.layers) if isinstance(c, RingKVCache)]
     buffers = [(rows, ring.size()) for ring in rings for rows in (ring.key_rows, ring.value_rows) if rows is not None]
-    return [part for rows, live in buffers for part in rows.copy(0, live)]
+    copies = [mx.contiguous(part) for rows, live in buffers for part in rows.parts(0, live)]
+    mx.eval(copies)
+    return copies
 
 
 def _compared(

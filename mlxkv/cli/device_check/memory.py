@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from mlxkv.cli.bench.measure import compare, peak_of, timed
 from mlxkv.cli.device_check.check import REPORT, Outcome, State
 from mlxkv.cli.device_check.speed import AGAIN, SLOW, judged
-from mlxkv.cli.device_check.subject import ROUNDS
+from mlxkv.cli.device_check.subject import CHUNK, ROUNDS
 from mlxkv.stats import bytes_text
 
 if TYPE_CHECKING:
@@ -35,6 +35,8 @@ def in_place(subject: Subject) -> Outcome:
         f"temporaries against {bytes_text(rises[0])}"
     )
     values = {"window": window, "ratio": ratio.median, "small_rise": rises[0], "large_rise": rises[1], "buffer": ring}
+    if subject.runner.in_place(large).copies:
+        figure += "; its steps wait for the token before, since they would copy a ring else"
     if rises[1] - rises[0] >= ring - _largest_buffer(small):
         return Outcome(
             State.ATTENTION, f"{figure}: steps copy a ring", f"a smaller --window is faster; {REPORT}", values
@@ -46,7 +48,7 @@ def predicted_peak(subject: Subject) -> Outcome:
     """The peak of a prefill against the prediction by which prompts are refused or cut."""
     count = subject.sizes.tokens
     plan = subject.plan(count)
-    chunk = min(subject.runner.chunk_size.most, count)
+    chunk = min(CHUNK, count)
     predicted = subject.budget.cache_bytes(plan) + subject.budget.prefill_bytes(plan, chunk, count)
     _, measured = peak_of(lambda: subject.prefilled(plan, count))
     share = measured / predicted
@@ -74,7 +76,7 @@ def wired(subject: Subject) -> Outcome:
     figure = f"wired {steps / ratio.ours:.1f} tok/s, not wired {steps / ratio.theirs:.1f}"
     values = {"wired": steps / ratio.ours, "not_wired": steps / ratio.theirs}
     if ratio.median < SLOW:
-        return Outcome(State.ATTENTION, figure, f"{AGAIN}; otherwise {REPORT}", values)
+        return Outcome(State.ATTENTION, figure, f"{AGAIN}; if it stays, set `wired` to false", values)
     return Outcome(State.OK, figure, values=values)
 
 

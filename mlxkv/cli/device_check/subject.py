@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from mlxkv.model import Model
 
 ROUNDS = 3
+CHUNK = 512  # tokens of one prefill call
 _TEXT = (
     "A KV cache holds the keys and values of every token that a model has read, so that each new token needs one step. "
     "When its window is full, the oldest block is evicted, and the first tokens stay. Ada lives in Porto, her brother "
@@ -55,9 +56,13 @@ class Subject:
         """mlx-lm's model."""
         return self.model.loaded.model
 
-    @property
+    @cached_property
     def runner(self) -> ModelRunner:
-        return self.model.runner
+        """Its chunk is fixed, since sums of other lengths are rounded differently."""
+        from mlxkv.inference.runner import ModelRunner
+        from mlxkv.memory import Budget
+
+        return ModelRunner(self.network, CHUNK, Budget(self.network, self.device.memory_limit))
 
     @cached_property
     def budget(self) -> Budget:
