@@ -23,8 +23,9 @@ from mlxkv.cache.plan import CachePlan
 from mlxkv.cache.probe import leaves
 from mlxkv.cache.prompt_cache import PromptCache
 from mlxkv.inference.batch_check import merge
+from mlxkv.inference.draws import Draws
 from mlxkv.inference.runner import ModelRunner
-from mlxkv.inference.sampling import LEAST_TEMPERATURE, LEAST_TOP_P, PENALISED, SamplingParams
+from mlxkv.inference.sampling import SamplingParams
 from mlxkv.memory import Budget
 
 _CLEAR_EVERY = 256  # steps between returns of MLX's free buffers
@@ -115,7 +116,7 @@ class Row:
     cache: RowCache
     last: int
     most: int  # tokens
-    choose: Callable[[mx.array, mx.array], mx.array] | None  # see `chooser`; None takes the likeliest
+    draws: Draws
     tokens: deque[int] = field(default_factory=deque)
     num_sampled: int = 0
     is_fed: bool = False  # its last prompt token was
@@ -148,7 +149,7 @@ class Batch:
     def add(self, cache: RowCache, last: int, params: SamplingParams, seen: Sequence[int]) -> Row:
         """Let a prompt decode from the next step on. `cache` holds all of it but its `last` token."""
         most = params.max_tokens if cache.num_left is None else min(params.max_tokens, cache.num_left)
-        row = Row(cache, last, most, chooser(params, seen))
+        row = Row(cache, last, most, Draws(params, seen))
         self._joining.append(row)
         return row
 
@@ -234,58 +235,11 @@ class Batch:
 
     def _chosen(self, logits: mx.array, inputs: mx.array) -> mx.array:
         """(rows,) the next token of each."""
-        likeliest = mx.argmax(logits, axis=-1)
-        if all(row.choose is None for row in self._rows):
-            return likeliest
+        if all(row.draws.is_argmax for row in self._rows):
+            return mx.argmax(logits, axis=-1)
         return mx.concatenate(
-            [
-                likeliest[i : i + 1] if row.choose is None else row.choose(logits[i : i + 1], inputs[i : i + 1])
-                for i, row in enumerate(self._rows)
-            ]
+            [row.draws.next(logits[i : i + 1], inputs[i : i + 1]) for i, row in enumerate(self._rows)]
         )
-
-
-def chooser(params: SamplingParams, seen: Sequence[int]) -> Callable[[mx.array, mx.array], mx.array] | None:
-    """How a reply chooses its next token: a function of logits (1, vocabulary) and the last token (1,), to be called
-    once for each in order; None: the likeliest. `seen` are the prompt's ids, for penalties."""
-    processors = params.make_logits_processors()
-    if params.temperature == 0 and not processors:
-        return None
-    sampler = params.make_sampler() if params.seed is None else seeded_sampler(params)
-    tokens = mx.array([i for i in seen[-PENALISED:] if i >= 0] if processors else [], mx.int32)
-
-    def choose(logits: mx.array, last: mx.array) -> mx.array:
-        nonlocal tokens
-        if processors:
-            tokens = mx.concatenate([tokens, last.astype(mx.int32)])[-PENALISED:]
-            for processor in processors:
-                logits = processor(tokens, logits)
-        return sampler(logits - mx.logsumexp(logits, axis=-1, keepdims=True))
-
-    return choose
-
-
-def seeded_sampler(params: SamplingParams) -> Callable[[mx.array], mx.array]:
-    """`SamplingParams.make_sampler` with random numbers of its own: those that the seed gives a reply alone."""
-    from mlx_lm.sample_utils import apply_min_p, apply_top_k, apply_top_p
-
-    if params.temperature < LEAST_TEMPERATURE:
-        return params.make_sampler()
-    key = mx.random.key(params.seed or 0)
-
-    def sample(logprobs: mx.array) -> mx.array:
-        nonlocal key
-        state, key_of_token = mx.random.split(key)
-        key = state
-        if 0 < params.top_p < 1:
-            logprobs = apply_top_p(logprobs, max(params.top_p, LEAST_TOP_P))
-        if params.min_p:
-            logprobs = apply_min_p(logprobs, params.min_p)
-        if 0 < params.top_k < logprobs.shape[-1]:
-            logprobs = apply_top_k(logprobs, params.top_k)
-        return mx.random.categorical(logprobs * (1 / params.temperature), key=key_of_token)
-
-    return sample
 
 
 class RowRunner:
@@ -293,7 +247,10 @@ class RowRunner:
 
     Attributes:
         row: its row, once its prompt is prefilled.
+        drafting: None: a step computes one token of each row.
     """
+
+    drafting: None = None
 
     def __init__(self, runner: ModelRunner, batch: Batch, ids: Sequence[int], params: SamplingParams) -> None:
         self._runner, self._batch, self._ids, self._params = runner, batch, ids, params
@@ -303,6 +260,13 @@ class RowRunner:
     def check(self, cache: PromptCache) -> None:
         self._runner.check(cache)
 
+    def reset_peak_memory(self) -> None:
+        self._runner.reset_peak_memory()
+
+    @property
+    def peak_memory(self) -> int:
+        return self._runner.peak_memory
+
     def prefill(self, cache: RowCache, ids: Sequence[int], *args: Any) -> Iterator[int]:
         """As ModelRunner's; with the last chunk the row joins the batch."""
         for done in self._runner.prefill(cache, ids, *args):
@@ -310,8 +274,10 @@ class RowRunner:
                 self._add(cache)
             yield done
 
-    def decode(self, cache: RowCache, last: int, params: SamplingParams, seen: Sequence[int] = ()) -> Generator[int]:
-        """As ModelRunner's."""
+    def decode(
+        self, cache: RowCache, last: int, params: SamplingParams, seen: Sequence[int] = (), **more: Any
+    ) -> Generator[int]:
+        """As ModelRunner's, of a new reply."""
         row = self.row or self._add(cache)
         cache.advance([last])
         try:

@@ -21,6 +21,9 @@ class Draws:
     Args:
         seen: the prompt's ids, for penalties.
         num_before: tokens that a reply to continue has already.
+
+    Attributes:
+        is_argmax: the likeliest token is drawn, whatever came before.
     """
 
     def __init__(self, params: SamplingParams, seen: Sequence[int], num_before: int = 0) -> None:
@@ -28,7 +31,7 @@ class Draws:
         self._sample = params.make_sampler()
         self._needs_keys = not params.is_greedy
         # Greedy sampling needs no normalised probabilities.
-        self._is_argmax = params.is_greedy and not self._processors
+        self.is_argmax = params.is_greedy and not self._processors
         # An imported cache's tokens have no ids.
         penalised = [i for i in seen[-PENALISED:] if i >= 0] if self._processors else []
         self._tokens = mx.array(penalised, mx.int32)
@@ -42,7 +45,7 @@ class Draws:
 
     def next(self, logits: mx.array, y: mx.array) -> mx.array:
         """The id (1,) that follows `y` (1,), from its logits (1, vocab)."""
-        if self._is_argmax:
+        if self.is_argmax:
             return mx.argmax(logits, axis=-1)
         if self._processors:
             self._tokens = mx.concatenate([self._tokens, y.astype(mx.int32)])[-PENALISED:]
@@ -56,7 +59,7 @@ class Draws:
 
         Nothing counts as drawn until `keep` says how many do.
         """
-        if self._is_argmax:
+        if self.is_argmax:
             return mx.argmax(logits, axis=-1)
         keys, following = [], self._key
         self._keys = []

@@ -22,7 +22,7 @@ DEFAULT_MAX_TOKENS = 4096
 DEFAULT_TEMPERATURE = 0.7
 DEFAULT_TOP_P = 0.95
 
-LEAST_TEMPERATURE, LEAST_TOP_P = 1e-3, 1e-6  # below which float16 and float32 underflow for the likeliest token
+_LEAST_TEMPERATURE, _LEAST_TOP_P = 1e-3, 1e-6  # below which float16 and float32 underflow for the likeliest token
 _LEAST_PENALTY = 1e-3  # of repetition, below which float16 logits overflow
 PENALISED = 64  # last tokens; penalties use fewer
 
@@ -123,7 +123,7 @@ class SamplingParams:
     @property
     def is_greedy(self) -> bool:
         """Whether the likeliest token is always taken, so that no random key is used."""
-        return self.temperature < LEAST_TEMPERATURE
+        return self.temperature < _LEAST_TEMPERATURE
 
     def make_sampler(self) -> Callable[..., mx.array]:
         """A function from log-probabilities (S, vocab), and optionally a random key for each row, to token ids (S,).
@@ -134,7 +134,7 @@ class SamplingParams:
         import mlx.core as mx
         from mlx_lm.sample_utils import apply_min_p, apply_top_k, apply_top_p
 
-        top_p = max(self.top_p, LEAST_TOP_P) if self.top_p else 1.0
+        top_p = max(self.top_p, _LEAST_TOP_P) if self.top_p else 1.0
 
         def sample(logprobs: mx.array, keys: Sequence[mx.array] | None = None) -> mx.array:
             if self.is_greedy:

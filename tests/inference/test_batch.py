@@ -235,14 +235,6 @@ def test_the_trial_runs_once_per_model(monkeypatch: pytest.MonkeyPatch) -> None:
     assert model_error(model) is None
 
 
-def test_penalties_count_the_last_tokens_of_the_prompt_without_imported_ones() -> None:
-    params = SamplingParams(temperature=0.0, presence_penalty=50.0, max_tokens=2)
-    choose = batch_module.chooser(params, [-1, -1, 3])
-    assert choose is not None
-    logits = mx.array([[0.0, 0.0, 0.0, 9.0, 8.0, 7.0]])
-    assert choose(logits, mx.array([4])).tolist() == [5]
-
-
 def prompts_of(replies: Sequence[Any]) -> list[int]:
     return [reply.stats.prompt_tokens for reply in replies]
 
