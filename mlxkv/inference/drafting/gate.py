@@ -14,7 +14,8 @@ ALLOWED = 0.03  # share of decode time that drafting may cost
 _MIN_GAIN = 1.05  # times the tokens per second of plain steps; less is noise
 _CARRIED = 2  # plain steps' time that a reply may take over from those before it
 _STEPS = 15  # latest plain steps: their median is robust against a pause
-_SAMPLES = 3  # of a cost, before it is believed
+_SAMPLES = 3  # latest ones of a cost
+_BELIEVED = 2  # samples of a cost; one says little: kernels are compiled at first use
 _LONGEST = 64  # plain steps that a step counts at most: a machine may sleep
 _FORGET = 1024  # plain steps after which a sample of a cost is forgotten, so that it is tried again
 _DECAY = 0.98  # weight of earlier drafted tokens with each new one
@@ -64,10 +65,10 @@ class Costs:
     @property
     def most(self) -> int:
         """The longest draft to try: short ones are measured first, since they cost least."""
-        return next((size for size, samples in self._samples.items() if not samples), SIZES[-1])
+        return next((size for size, samples in self._samples.items() if len(samples) < _BELIEVED), SIZES[-1])
 
     def expected(self, length: int) -> float:
-        """The median measured; for other lengths in proportion to the next ones measured; 1 before any."""
+        """The median measured twice or more; for other lengths in proportion to the next such ones; 1 before any."""
         below, above = self._around(length)
         low, high = (self._of(below) if below else 1.0), (self._of(above) if above else None)
         if below == length:
@@ -84,13 +85,12 @@ class Costs:
         return max(min([1 + length * self.per_token, *larger]), self.expected(length))
 
     def _around(self, length: int) -> tuple[int, int]:
-        measured = [size for size, samples in self._samples.items() if samples]
+        measured = [size for size, samples in self._samples.items() if len(samples) >= _BELIEVED]
         below = max((size for size in measured if size <= length), default=0)
         return below, min((size for size in measured if size > length), default=0)
 
     def _of(self, size: int) -> float:
         samples = self._samples[size]
-        # One slow sample says little: kernels are compiled at first use.
         return median(samples) if len(samples) == _SAMPLES else min(samples)
 
 

@@ -121,11 +121,26 @@ def test_costs_between_and_beyond_the_measured_sizes() -> None:
     costs.per_token = 0.1
     assert costs.worst(4) == pytest.approx(1.4)
     costs.add(2, 1.2)
+    costs.add(2, 1.2)
     assert costs.expected(16) == pytest.approx(2.6)  # in proportion
+    costs.add(16, 4.2)
+    assert costs.expected(16) == pytest.approx(2.6)  # one sample says little, but may be the worst
+    assert costs.worst(16) == 4.2
     costs.add(16, 4.2)
     assert costs.expected(9) == pytest.approx(2.7)
     assert costs.worst(8) == costs.expected(8)  # more than the bound by prefill, which is proved wrong
     assert costs.worst(16) == 4.2
+
+
+@pytest.mark.parametrize("first", [2.5, 6.0])
+def test_one_slow_call_does_not_end_drafting(first: float) -> None:
+    gate, machine = DraftGate(), Simulated(table(1.2), share=0.9)
+    for _ in range(5):
+        gate.plain(STEP)
+    gate.drafted(8, 1, 0, first * STEP)
+    took, drafts = machine.reply(gate, 500)
+    assert drafts > 15
+    assert took < 0.8
 
 
 def test_a_slow_first_call_is_tried_again() -> None:
@@ -145,7 +160,8 @@ def test_a_pause_does_not_make_a_step_dear() -> None:
     gate = DraftGate()
     for seconds in (STEP, STEP, 50 * STEP, STEP, STEP):
         gate.plain(seconds)
-    gate.drafted(8, 16, 16, 14 * STEP)
+    for _ in range(2):
+        gate.drafted(8, 16, 16, 14 * STEP)
     assert gate.lookup.expected(16) == pytest.approx(14)
 
 
