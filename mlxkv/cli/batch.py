@@ -13,7 +13,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -76,7 +76,7 @@ class OpenBatch:
 
     request: BatchRequest
     input: BinaryIO
-    out: TextIO
+    write: Callable[[str], object]  # a line of the output
     finished: Finished | None = None  # of an earlier run
     num_lines: int | None = None  # None: unknown
 
@@ -95,7 +95,7 @@ def opened_batch(request: BatchRequest, stdout: TextIO) -> Iterator[OpenBatch]:
     """
     with ExitStack() as stack:
         source = stack.enter_context(_input(request.file))
-        batch = OpenBatch(request, source, stdout)
+        batch = OpenBatch(request, source, lambda text: print(text, file=stdout, flush=True))
         if source.seekable() and (sys.stderr.isatty() and not request.quiet):
             batch.num_lines = sum(1 for _ in lines_of(source))
             source.seek(0)
@@ -104,7 +104,7 @@ def opened_batch(request: BatchRequest, stdout: TextIO) -> Iterator[OpenBatch]:
             if file.seekable() and os.fstat(file.fileno()).st_size:
                 batch.input = source = stack.enter_context(_seekable(source))
                 batch.finished = _finished(request, file, source)
-            batch.out = stack.enter_context(io.TextIOWrapper(file, "utf-8", write_through=True))
+            batch.write = lambda text: _write_line(file, text)
         yield batch
 
 
@@ -192,10 +192,8 @@ class _Results:
         self._show()
 
     def _write(self, text: str) -> None:
-        """One write per line: a kill leaves at most the last one incomplete."""
         try:
-            self.batch.out.write(text + "\n")
-            self.batch.out.flush()
+            self.batch.write(text)
         except OSError as error:
             raise OutputError(
                 f"{shortened(self.batch.request.output)} cannot be written ({error.strerror}); free some space and run "
@@ -299,6 +297,13 @@ def _seekable(source: BinaryIO) -> Iterator[BinaryIO]:
         shutil.copyfileobj(source, copy)
         copy.seek(0)
         yield copy
+
+
+def _write_line(file: BinaryIO, text: str) -> None:
+    """Write a line at once: a kill leaves at most the last one incomplete."""
+    data = memoryview(f"{text}\n".encode())
+    while data:
+        data = data[file.write(data) :]
 
 
 def _finished(request: BatchRequest, file: BinaryIO, source: BinaryIO) -> Finished:

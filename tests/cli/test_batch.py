@@ -314,6 +314,16 @@ def test_a_reader_that_goes_away_is_no_error(tiny_path: Path, tmp_path: Path, ho
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux alone has a device that is always full")
+def test_a_full_disk_is_one_sentence(run: Run, tiny_path: Path, tmp_path: Path) -> None:
+    done = batch(run, tiny_path, INPUT, tmp_path, "-o", "/dev/full")
+    assert done.code == 1
+    assert done.err.endswith(
+        "cannot be written (No space left on device); free some space and run the same command again.\n"
+    )
+
+
+@pytest.mark.slow
 def test_progress_is_for_a_terminal(
     run: Run,
     tiny_path: Path,
