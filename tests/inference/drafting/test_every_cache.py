@@ -82,6 +82,7 @@ def test_closing_at_any_token_leaves_the_log_equal_to_the_cache(name: str) -> No
         assert largest_apart(run(model, cache, rest), run(model, straight, rest)) < 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [
     CacheConfig(window=64, block=16),
     CacheConfig(window=64, block=16, slack=0, sinks=4),
