@@ -49,13 +49,15 @@ def test_a_prompt_cache_is_prefilled_once_and_not_changed(model: Model, monkeypa
 
 
 def test_events_of_later_prompts_see_the_cache_of_the_call(model: Model) -> None:
-    pc = model.prefill("a long book. ", CONFIG)
-    expected = [r.text for r in model.generate_batch(TEXTS, cache=pc, **GREEDY)]
-    stream = model.stream_batch(TEXTS, cache=pc, **GREEDY)
+    """Of 66 prompts the last ones are tokenized after the cache has changed."""
+    pc, texts = model.prefill("a long book. ", CONFIG), [text[:9] for text in TEXTS] * 22
+    expected = [r.tokens for r in model.generate_batch(texts, cache=pc, temperature=0.0, max_tokens=2)]
+    stream = model.stream_batch(texts, cache=pc, temperature=0.0, max_tokens=2)
     next(stream)
     model.generate("something else", cache=pc, **GREEDY)
     ends = {e.index: e.event for e in stream if isinstance(e.event, mlxkv.ReplyFinished)}
-    assert [ends[i].text for i in range(3)] == expected
+    assert [ends[i].tokens for i in range(66)] == expected
+    assert {end.stats.cached_tokens for end in ends.values()} == {len("a long book. ")}
 
 
 def test_message_lists_are_chats(tiny_path: Path, model: Model) -> None:

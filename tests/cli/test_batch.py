@@ -214,7 +214,7 @@ def test_a_second_run_continues_the_first(
     whole = out.read_text()
     order = [r["id"] for r in parsed(whole)]
     for kept in (0, len(whole) // 3, len(whole) // 2, len(whole) - 1, len(whole)):
-        out.write_text(whole[:kept])
+        out.write_text(whole[:kept] + "x" * 3000)  # of a half line
         done = batch(run, tiny_path, INPUT, tmp_path, "-o", str(out), *more)
         assert done.code == 1  # lines that failed before count
         results = parsed(out.read_text())
