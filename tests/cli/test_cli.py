@@ -358,7 +358,7 @@ def test_models_ls_begins_with_what_is_suggested(run: Run, monkeypatch: pytest.M
 @pytest.mark.parametrize("bits", [8, "8/4"])
 def test_quantized_rows_from_the_command_line(run: Run, tmp_path: Path, bits: int | str) -> None:
     wide = tiny_folder(tmp_path / "wide", hidden=128)
-    first = json.loads(ask(run, wide, "hi", "--kv-bits", bits, "--output-format", "json").out)
+    first = json.loads(ask(run, wide, "hi", "--kv-bits", str(bits), "--output-format", "json").out)
     assert first["kv"]["bits"] == bits
     again = json.loads(run("-c", "-p", "and?", "--output-format", "json").out)  # the session remembers
     assert again["kv"]["bits"] == bits

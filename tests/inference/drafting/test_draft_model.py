@@ -34,7 +34,8 @@ def drafted(tiny_path: Path) -> Iterator[Model]:
 
 
 def test_the_text_is_the_same_in_fewer_calls(model: Model, drafted: Model) -> None:
-    for sampling in ({"temperature": 0.0}, {"temperature": 0.8, "seed": 5, "top_k": 5}):
+    ways: list[dict[str, Any]] = [{"temperature": 0.0}, {"temperature": 0.8, "seed": 5, "top_k": 5}]
+    for sampling in ways:
         expected = model.generate(PROMPT, cache=CONFIG, max_tokens=60, **sampling)
         found = drafted.generate(PROMPT, cache=CONFIG, max_tokens=60, **sampling)
         assert found.tokens == expected.tokens
