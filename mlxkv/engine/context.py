@@ -11,12 +11,13 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from mlxkv.config import Folders, Settings
 from mlxkv.engine.downloads import Downloads
-from mlxkv.errors import MlxkvError
-from mlxkv.events import KVNotSaved
+from mlxkv.errors import MismatchError, MlxkvError
+from mlxkv.events import KVNotSaved, Notice
 from mlxkv.protocol.events import EngineEvent, LoadPhase, ModelLoading
 from mlxkv.protocol.status import SaveState
 
@@ -101,14 +102,21 @@ class EngineContext:
             return self.load(name)
         from mlxkv.model import load
 
-        return load(
+        loading = partial(
+            load,
             name,
             folders=self.folders,
             limited=name not in self.oversized,
             progress=progress,
             cancel=self.cancel_load,
-            draft=self.settings.drafting,
         )
+        try:
+            return loading(draft=self.settings.drafting)
+        except MismatchError as error:  # a draft model chosen for another model
+            if self.settings.draft_model is None:
+                raise
+            self.emit(Notice(f"{error} Continuing without it."))
+            return loading(draft=True)
 
     def begin_load(self) -> None:
         if not self.was_stopped:

@@ -9,8 +9,10 @@ import pytest
 
 from mlxkv.config import Folders
 from mlxkv.engine.context import EngineContext
+from mlxkv.events import Notice
 from mlxkv.inference.drafting.model_drafts import ModelDrafts
 from mlxkv.settings import Settings
+from tests.tokenizers import tiny_folder
 
 
 @pytest.mark.parametrize("draft", [True, False])
@@ -23,4 +25,18 @@ def test_a_window_drafts_as_the_settings_say(tiny_path: Path, draft: bool, names
     drafting = model.runner.drafting
     assert (drafting is not None) is draft
     assert isinstance(drafting and drafting.model, ModelDrafts) is (draft and names_model)
+    model.close()
+
+
+def test_a_draft_model_of_another_family_is_left_out(tiny_path: Path, tmp_path: Path) -> None:
+    """`/model` changes the model and not the setting, which must not lock the user in."""
+    emitted: list[Any] = []
+    settings = Settings(draft_model=str(tiny_folder(tmp_path / "other", reverse=True)))
+    context = EngineContext(Folders.from_env(), settings, emitted.append, save=False, load=None)
+    model = context.load_model(str(tiny_path))
+    assert model.runner.drafting is not None
+    assert model.runner.drafting.model is None
+    (notice,) = [event for event in emitted if isinstance(event, Notice)]
+    assert "other cannot draft for" in notice.text
+    assert notice.text.endswith("or none. Continuing without it.")
     model.close()
