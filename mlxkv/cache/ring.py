@@ -42,6 +42,7 @@ class RingKVCache:
         undo_blocks: valid blocks in the undo area.
         is_evicted_ahead: the block that the next token evicts is evicted already; the next write clears this.
         is_intact: False while blocks move.
+        is_forked: a write may have to make room before: the buffers are shared with a fork, or not of full size yet.
         max_positions: the tokens that the model has learned positions for; None where it has no table of them.
     """
 
@@ -63,7 +64,7 @@ class RingKVCache:
         self.pristine: Parts | None = None  # the sinks' keys as first written, (B, n_kv_heads, sinks, head_dim)
         self.offset = 0
         self.undo_blocks = 0
-        self.is_evicted_ahead, self.is_intact = False, True
+        self.is_evicted_ahead, self.is_intact, self.is_forked = False, True, False
         self.is_shared = is_shared
         self.max_positions: int | None = None
         self._crossed: tuple[mx.array, mx.array] | None = None  # rows that the last call across a boundary attended to
@@ -244,6 +245,7 @@ class RingKVCache:
         live = self.geometry.rows if has_evicted else self.offset
         for rows in self.buffers:
             rows.make_room(self._rows_for(self.offset + num_tokens), live)
+        self.is_forked = self.room < NEVER
 
     def _rows_for(self, offset: int) -> int:
         """Rows of a buffer that holds `offset` tokens: a prefix of them until blocks move."""
@@ -255,6 +257,7 @@ class RingKVCache:
         twin = copy.copy(self)
         if self.key_rows is not None:
             twin.key_rows, twin.value_rows = self._keys.fork(), self._values.fork()
+            self.is_forked = twin.is_forked = True
         return twin
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
@@ -345,7 +348,7 @@ class RingKVCache:
         assert self.key_rows is not None
         assert self.value_rows is not None
         geometry, S = self.geometry, keys.shape[2]
-        if self.key_rows.is_shared or self.key_rows.held < min(self.offset + S, geometry.rows):
+        if self.is_forked:
             self.make_room(S)
         if row == geometry.current and self.offset >= geometry.capacity and not self.is_evicted_ahead:
             flushes.flush([self])

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _SMALL, _LARGE = 1024, 32_768  # windows
 _FILLED = 64  # tokens in both
+_COPY = 0.9  # of a buffer: a step that takes so much more copies it
 
 
 def in_place(subject: Subject) -> Outcome:
@@ -37,7 +38,7 @@ def in_place(subject: Subject) -> Outcome:
     values = {"window": window, "ratio": ratio.median, "small_rise": rises[0], "large_rise": rises[1], "buffer": ring}
     if subject.runner.in_place(large).copies:
         figure += "; its steps wait for the token before, since they would copy a ring else"
-    if rises[1] - rises[0] >= ring - _largest_buffer(small):
+    if rises[1] - rises[0] >= _COPY * (ring - _largest_buffer(small)):
         return Outcome(
             State.ATTENTION, f"{figure}: steps copy a ring", f"a smaller --window is faster; {REPORT}", values
         )
