@@ -70,7 +70,7 @@ def speed_part(family: Family, layers: int, tokens: int, decoded: int = 64) -> P
     with tempfile.TemporaryDirectory() as root:
         os.chmod(root, 0o700)
         folders = Folders.from_env({"MLXKV_HOME": str(Path(root) / "home")})
-        model = mlxkv.load(build(Path(root) / "model", family, layers), folders=folders)
+        model = mlxkv.load(build(Path(root) / "model", family, layers), folders=folders, draft=False)
         ids = random_ids(tokens, VOCAB)
         plan = plan_cache(model.loaded.model, CacheConfig(window=tokens + 512))
         found = [
