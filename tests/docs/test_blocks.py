@@ -25,6 +25,7 @@ BLOCKS = [block for page in PAGES for block in blocks(page)]
 FILES = {  # what blocks read
     "book.txt": "Once upon a time there was a dog called Max. He was the hero. In the end he slept.",
     "notes.txt": "My name is Ada. I live in Porto.",
+    "prompts.jsonl": '{"id": "sky", "prompt": "Why is the sky blue?"}\n',
     "questions.txt": "What is a KV cache?\nWhat is a sink?\n",
     "script.txt": "What is a KV cache?\n/quit\n",
     "runner.py": "print('hello')\n",

@@ -62,6 +62,9 @@ def test_stat_line_of_a_stopped_reply() -> None:
     assert stat_text(stopped, 40, narrow=True) == "■ stopped · 42 tok/s · 312 tok"
     assert stat_text(stopped, 78) == "■ stopped · 42.1 tok/s · 312 tok · /retry · /continue · prompt 27+5,871 cached"
     assert stat_text(stopped, 200).endswith("7.6s · /retry · /continue")
+    drafted = replace(stopped, drafted_tokens=200, accepted_tokens=170, decode_steps=142)
+    assert stat_text(drafted, 78) == stat_text(stopped, 78)
+    assert stat_text(drafted, 110).startswith("■ stopped · 42.1 tok/s · 2.2 tok/step · 312 tok · /retry")
     cut = replace(STATS, finish_reason="length")
     assert stat_text(cut, 76).startswith("▲ cut at max-tokens 312 · /continue · 42.1 tok/s")
     assert "/continue" not in stat_text(STATS, 200)

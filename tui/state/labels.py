@@ -48,8 +48,9 @@ def stat_text(stats: TurnStats, width: int, kv_added: int = 0, narrow: bool = Fa
     if next_step:  # continuing a reply that was cut matters more than its times
         at = 1 if stats.finish_reason == "length" else short.index(f"{stats.generated_tokens:,} tok") + 1
         short.insert(at, next_step)
-    # Rate, tokens, prompt and KV matter most: the times are dropped first.
-    for expendable in (short[-1], *(p for p in short if p.startswith("first "))):
+    # Rate, tokens, prompt and KV matter most: the times are dropped first, then what drafting won.
+    first = [p for p in short if p.startswith("first ")]
+    for expendable in (short[-1], *first, *(p for p in short if p.endswith(" tok/step"))):
         if len(" · ".join(short)) > width:
             short.remove(expendable)
     return fit(short, width)
