@@ -111,15 +111,15 @@ def row(what: str, work: Work, goal: float, rounds: int) -> Row:
 
 def batches(
     model: Any, tokenizer: Any, name: str, vocab: int, *, count: int = 8, prompt: int = 64, reply: int = 64,
-    shared: int = 2000, question: int = 16, answer: int = 32, rounds: int = ROUNDS,
+    shared: int = 2000, question: int = 16, answer: int = 32, rounds: int = ROUNDS, wide: Any = None,
 ) -> Part:  # fmt: skip
-    """A batch of prompts, and of questions to one prompt cache."""
+    """A batch of prompts, on `wide` if it is given, and of questions to one prompt cache."""
     ids = random_ids(count * max(prompt, question) + shared, vocab)
     prompts = [ids[i * prompt : (i + 1) * prompt] for i in range(count)]
     questions = [ids[i * question : (i + 1) * question] for i in range(count)]
     rows = [
         row(f"{count} prompts of {prompt} tokens, replies of {reply}",
-            Work(model, tokenizer, prompts, reply), 0.99, rounds),
+            Work(wide or model, tokenizer, prompts, reply), 0.99, rounds),
         row(f"{count} questions of {question} tokens to a cache of {shared:,}, replies of {answer}",
             Work(model, tokenizer, questions, answer, ids[-shared:]), 3.0, rounds),
     ]  # fmt: skip
@@ -139,5 +139,7 @@ def parts(full: bool) -> Iterator[Part]:
     if full:
         tutor = load_model("tutor")
         vocab = int(tutor.config["vocab_size"])
-        name = f"2 layers of width 192 with 3 heads, random weights, bfloat16, vocabulary {vocab:,}"
-        yield batches(few_layers(192, 512, vocab=vocab, heads=3), tutor.tokenizer, name, vocab)
+        # In a narrow model a step takes as long as making text of its tokens; in a wide one 16,000 tokens take minutes.
+        name = f"2 layers of SmolLM2-135M's width; the questions: of width 192; random, bfloat16, vocabulary {vocab:,}"
+        narrow, wide = few_layers(192, 512, vocab=vocab, heads=3), few_layers(vocab=vocab)
+        yield batches(narrow, tutor.tokenizer, name, vocab, wide=wide)
