@@ -15,7 +15,7 @@ help:
 	@echo "make chat    open the chat; with stdin or stdout in a pipe: print one reply"
 	@echo "make test    run the tests"
 	@echo "make lint    ruff, pyright, who may import whom, and whether each import is declared"
-	@echo "make bench   speed and memory against mlx-lm on this machine, in 20 minutes; make bench-full takes hours"
+	@echo "make bench   speed and memory against mlx-lm on this machine, in 15 minutes; make bench-full takes hours"
 	@echo "make figures       the figures of docs/, from what bench-full found"
 	@echo "make screenshots   the pictures of README.md and docs/chat.md"
 	@echo "make docs    the documentation site, in build/site; ARGS=serve shows it on this machine"

@@ -1,7 +1,7 @@
 """The benchmark suite: `python -m bench [--set short|full] [--only PART] [--json FILE]`; make bench, make bench-full.
 
 Each part of the suite is a module with `parts(full)`, which yields tables, and runs in a process of its own: one that
-fails does not end the others, and each table's command makes it again. The short set takes 20 minutes on two cores.
+fails does not end the others, and each table's command makes it again. The short set takes 15 minutes on two cores.
 With `--json` the tables are added to the file, so that a run can be continued part by part.
 """
 

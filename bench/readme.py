@@ -84,10 +84,11 @@ def _seconds(parts: Parts) -> str:
 def _drafting(parts: Parts) -> str:
     editing, chat = (parts[f"drafting-time-SmolLM2-135M-Instruct-{kind}"] for kind in ("editing", "chat"))
     faster, same = (number(part.rows[0].values["speed"]) for part in (editing, chat))
+    questions = chat.settings.partition(" ")[0]
     return (
-        f"With drafting SmolLM2 rewrites, quotes and fills in {faster:.2f} times as fast, on a CPU where a call of "
-        f"many tokens is\ndear. It answers {chat.settings.partition(' ')[0]} chat questions, with little to draft, "
-        f"at {same:.2f} times the speed without."
+        f"Drafting makes SmolLM2 {faster:.2f} times as fast at rewriting a file, quoting and filling a table, on a CPU "
+        f"where a call of many\ntokens is slow, and {same:.2f} times at {questions} chat questions, which leave little "
+        "to draft."
     )
 
 

@@ -134,7 +134,11 @@ class ModelRunner:
         """
         if cache.needs_room(num_tokens):
             self.check(cache, num_tokens)
-            cache.make_room(num_tokens)
+            try:
+                cache.make_room(num_tokens)
+            except BaseException:  # interrupted while blocks move
+                cache.recover()
+                raise
 
     def _max_chunk(self, cache: PromptCache, num_new: int) -> int:
         """The most tokens of one call that fit in memory."""
@@ -194,12 +198,11 @@ class ModelRunner:
             OutOfMemoryError: see `check`.
         """
         cache.check_length(cache.offset + 1)
-        self.check(cache)
+        self.make_room(cache, 1)
         most = params.max_tokens if cache.num_left is None else min(params.max_tokens, cache.num_left)
         draws = self._draws(params, seen, num_before)
         drafting = None if type(self.model).__module__.rsplit(".", 1)[-1] in UNEQUAL_CALLS else self.drafting
         drafts = None if drafting is None else drafting.of_reply(TokenIds(seen) + TokenIds([last]), ends)
-        self.make_room(cache, 1)
         held, check = cache, self.in_place(cache)  # by the buffers that a fork has now
 
         def step(tokens: mx.array, cache: Sequence[Any]) -> mx.array:

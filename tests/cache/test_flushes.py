@@ -210,3 +210,21 @@ def test_an_eviction_that_is_interrupted_forgets_the_tokens(
     assert cache.offset == 0
     feed(model, cache, random_ids(90))
     assert cache.offset == 90
+
+
+def test_a_reply_whose_first_eviction_is_interrupted_forgets_the_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_llama()
+    cache = cache_of(model)
+    feed(model, cache, random_ids(CAPACITY + 16))
+
+    def interrupted(*moves: Any) -> None:
+        if any(moves):
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(flushes, "move", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            next(ModelRunner(model).decode(cache, 5, SamplingParams(temperature=0.0, max_tokens=4)))
+    assert cache.offset == 0
+    feed(model, cache, random_ids(90))
+    assert cache.offset == 90
