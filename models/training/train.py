@@ -10,6 +10,7 @@ import argparse
 import itertools
 import json
 import random
+import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import torch  # pyright: ignore[reportMissingImports]
 import torch.nn.functional as F  # pyright: ignore[reportMissingImports]
+from safetensors.torch import load_file
 from torch import Tensor, distributed  # pyright: ignore[reportMissingImports]
 
 from mlxkv.models.training import cases
@@ -34,6 +36,8 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     topics = read_topics()
     path = options.out / "tokenizer.json"
+    if options.init and options.init.is_dir():
+        shutil.copyfile(options.init / path.name, path)
     if not path.is_file():
         train_tokenizer(Maker(topics, options.seed), options.vocab, 20_000).save(str(path))
     teacher = Teacher(topics, options.seed)
@@ -56,7 +60,7 @@ def work(rank: int, options: argparse.Namespace, teacher: Teacher) -> None:
     shape = Shape(tokenizer.get_vocab_size(), options.width, options.layers, intermediate_size=options.hidden)
     network = Network(shape).to(options.device)
     if options.init:
-        network.load_state_dict(torch.load(options.init, map_location=options.device)["weights"])
+        network.load_state_dict(start_weights(options.init))
     if rank == 0:
         print(f"{sum(p.numel() for p in network.parameters()):,} parameters, {len(topics)} topics", flush=True)
     encoder = Encoder(tokenizer, random.Random(options.seed + 1 + 1000 * rank))
@@ -67,6 +71,14 @@ def work(rank: int, options: argparse.Namespace, teacher: Teacher) -> None:
     chats = batches(_both(maker, taught, options.lessons), encoder, options.batch)
     Training(rank, network, shape, chats, held_out, options).run()
     distributed.destroy_process_group()
+
+
+def start_weights(path: Path) -> dict[str, Tensor]:
+    """The weights in a checkpoint, or in a folder that export.py wrote."""
+    if not path.is_dir():
+        return torch.load(path, map_location="cpu")["weights"]
+    weights = load_file(path / "model.safetensors")
+    return {name.removeprefix("model."): weight.float() for name, weight in weights.items()}
 
 
 class Training:
@@ -222,7 +234,7 @@ def exact_share(network: Network, samples: list[Sample]) -> float:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--init", type=Path, help="a checkpoint to start from")
+    parser.add_argument("--init", type=Path, help="start from a checkpoint, or from a folder with a trained model")
     whole = {"vocab": 1792, "width": 256, "layers": 4, "hidden": 768, "seed": 1, "batch": 2300, "steps": 10**9}
     for name, default in {**whole, "workers": 2}.items():
         parser.add_argument(f"--{name}", type=int, default=default)
