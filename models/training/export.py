@@ -1,7 +1,7 @@
-"""From a checkpoint to the folder mlxkv loads: `python -m mlxkv.models.training.export CHECKPOINT_FOLDER FOLDER`.
+"""Export of a checkpoint to a folder mlxkv loads: `python -m mlxkv.models.training.export CHECKPOINT_FOLDER FOLDER`.
 
-Weights as float16 by mlx_lm's names, config.json, tokenizer, template, generation defaults. Then MLX computes the
-logits of one long prompt with the very same weights in float32, and they must equal PyTorch's.
+Writes float16 weights with mlx_lm's names, config.json, tokenizer, template, generation defaults. Then MLX computes the
+logits of one long prompt with the same weights in float32, and they must equal PyTorch's.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def export(network: Network, tokenizer: Path, out: Path) -> None:
 
 
 def difference(network: Network, folder: Path) -> float:
-    """The largest difference between PyTorch's logits and MLX's over 600 tokens.
+    """Return the largest difference between PyTorch's logits and MLX's over 600 tokens.
 
     Raises:
         ValueError: it is more than 1e-4.

@@ -1,7 +1,7 @@
-"""Trains tutor: `python -m mlxkv.models.training.train --out FOLDER`. Checkpoints and figures as it goes.
+"""Training of tutor: `python -m mlxkv.models.training.train --out FOLDER`. Writes checkpoints and figures as it runs.
 
-Batches hold chats of like length, padded at the end. Muon moves the matrices, AdamW the rest; the rate is flat and then
-falls to zero over the last part. What is kept is the running average of the weights.
+A batch holds chats of similar length, padded at the end. Muon updates the matrices, AdamW the rest; the learning rate
+is flat, then falls to zero over the last part. A checkpoint holds the running average of the weights.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def main() -> None:
 
 
 def work(rank: int, options: argparse.Namespace, teacher: Teacher) -> None:
-    """One process, one thread: processes that meet once a step bear a busy machine better than threads do."""
+    """Train in one process with one thread: on a busy machine, processes that meet once a step outrun threads."""
     torch.set_num_threads(1)
     torch.manual_seed(options.seed)
     distributed.init_process_group(
@@ -82,7 +82,7 @@ def start_weights(path: Path) -> dict[str, Tensor]:
 
 
 class Training:
-    """The loop, and all that changes in it."""
+    """The training loop and its state."""
 
     def __init__(
         self,
@@ -154,7 +154,7 @@ class Training:
         return float(loss.detach())
 
     def share_gradients(self, mine: float) -> None:
-        """The mean of all processes' gradients, and of how far they think the training is."""
+        """Average the gradients of all processes, and their estimates of the progress."""
         parameters = list(self.network.parameters())
         flat = torch.cat([p.grad.flatten() for p in parameters] + [torch.tensor([mine], device=self.options.device)])  # type: ignore[union-attr]
         if self.options.workers > 1:
@@ -180,13 +180,13 @@ class Training:
 
 
 def _both(maker: Maker, taught: Iterator[Chat], share: float) -> Iterator[Chat]:
-    """Chats and, to the share `share` of their number, the teacher's lessons."""
+    """Mix chats with the teacher's lessons; `share` is the fraction of lessons."""
     while True:
         yield next(taught) if maker.rng.random() < share else maker.chat()
 
 
 def batches(chats: Iterator[Chat], encoder: Encoder, tokens: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Endless batches of about `tokens` ids: (B, L) and which of them are learnt."""
+    """Yield endless batches of about `tokens` ids: ids (B, L), and which of them the loss covers."""
     rng = random.Random(0)
     while True:
         pool = [encoder.sample(next(chats)) for _ in range(5000)]
@@ -202,7 +202,7 @@ def batches(chats: Iterator[Chat], encoder: Encoder, tokens: int) -> Iterator[tu
 
 
 def repeats(rng: random.Random, tokens: int, vocab: int) -> tuple[Tensor, Tensor]:
-    """Random ids said three times: only who looks back can tell the second and third time."""
+    """Make random ids repeated three times: the second and third time can be predicted only by looking back."""
     length = rng.randrange(8, 40)
     once = [[rng.randrange(3, vocab) for _ in range(length)] for _ in range(tokens // (3 * length))]
     ids = torch.tensor([row * 3 for row in once])
@@ -219,7 +219,7 @@ def padded(samples: list[Sample]) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def exact_share(network: Network, samples: list[Sample]) -> float:
-    """The share of samples whose reply greedy decoding gives to the letter (as each next id is the likeliest)."""
+    """Return the share of samples whose reply greedy decoding produces exactly (each next id is the likeliest)."""
     right = 0
     ordered = sorted(samples, key=lambda s: len(s.ids))
     for begin in range(0, len(ordered), 64):
