@@ -12,7 +12,7 @@ import shutil
 from pathlib import Path
 
 import torch  # pyright: ignore[reportMissingImports]
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from mlxkv.models.training.network import Network, Shape
 from mlxkv.models.training.text import END, PAD, START, TEMPLATE, load
@@ -24,10 +24,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("out", type=Path)
+    parser.add_argument("--keep", type=float, default=0, help="mix in this share of the weights that OUT has now")
     options = parser.parse_args()
     saved = torch.load(options.checkpoint / "checkpoint.pt")
     network = Network(Shape(**saved["shape"]))
     network.load_state_dict(saved["weights"])
+    if options.keep:
+        before = load_file(options.out / "model.safetensors")
+        for name, weight in network.named_parameters():
+            weight.data.lerp_(before[f"model.{name}"].float(), options.keep)
     export(network.half(), options.checkpoint / "tokenizer.json", options.out)
     print(f"largest difference of logits, MLX and PyTorch in float32: {difference(network.float(), options.out):.1e}")
 

@@ -40,7 +40,7 @@ def main() -> None:
         shutil.copyfile(options.init / path.name, path)
     if not path.is_file():
         train_tokenizer(Maker(topics, options.seed), options.vocab, 20_000).save(str(path))
-    teacher = Teacher(topics, options.seed)
+    teacher = Teacher(topics, options.seed) if options.lessons else None
     (options.out / "meeting").unlink(missing_ok=True)
     if options.workers == 1:
         work(0, options, teacher)
@@ -48,7 +48,7 @@ def main() -> None:
         torch.multiprocessing.spawn(work, (options, teacher), nprocs=options.workers)
 
 
-def work(rank: int, options: argparse.Namespace, teacher: Teacher) -> None:
+def work(rank: int, options: argparse.Namespace, teacher: Teacher | None) -> None:
     """Train in one process with one thread: on a busy machine, processes that meet once a step outrun threads."""
     torch.set_num_threads(1)
     torch.manual_seed(options.seed)
@@ -67,7 +67,7 @@ def work(rank: int, options: argparse.Namespace, teacher: Teacher) -> None:
     groups = cases.groups(topics)
     held_out = {name: [encoder.case(c) for c in group[rank :: 2 * options.workers]] for name, group in groups.items()}
     maker = Maker(topics, options.seed + 2 + 1000 * rank, options.echoes)
-    taught = lessons(topics, teacher, random.Random(options.seed + 3 + 1000 * rank))
+    taught = lessons(topics, teacher, random.Random(options.seed + 3 + 1000 * rank)) if teacher else iter(())
     chats = batches(_both(maker, taught, options.lessons), encoder, options.batch)
     Training(rank, network, shape, chats, held_out, options).run()
     distributed.destroy_process_group()
