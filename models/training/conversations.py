@@ -50,9 +50,9 @@ class Maker:
         if roll < self.echoes:
             return Chat([longform.echo(self.rng) for _ in range(self.rng.choice((1, 1, 2)))], rough=False)
         roll = self.rng.random()
-        if roll < 0.50:
+        if roll < 0.36:
             return self.asking()
-        if roll < 0.65:
+        if roll < 0.51:
             return self.remembering()
         if roll < 0.91:
             return self.styled()
