@@ -1,4 +1,5 @@
-"""How the built-in model `tutor` is made: text, tokenizer, training, export, figures. See README.md.
+"""Training of the built-in model `tutor`: text, tokenizer, training, export, evaluation. See README.md.
 
-Not part of the wheel. Only network.py, train.py and export.py need PyTorch; the rest runs where mlxkv does.
+Not part of the wheel. Only network.py, train.py and export.py need PyTorch, teacher.py scikit-learn;
+the rest runs where mlxkv does.
 """

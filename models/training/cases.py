@@ -1,4 +1,4 @@
-"""What is measured: held-out phrasings, values and requests that training never sees. From one seed and by hand."""
+"""Evaluation cases: held-out phrasings, values and requests that training never sees. By hand or from one seed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SEED = 20_261
 
 @dataclass(frozen=True)
 class Case:
-    """One question at the end of a chat. `right` judges the reply; `expected` is the reply training would teach."""
+    """One question at the end of a chat. `right` judges the reply; `expected` is the reply that training teaches."""
 
     question: str
     expected: str
@@ -25,7 +25,7 @@ class Case:
 
 
 def groups(topics: list[Topic]) -> dict[str, list[Case]]:
-    """The five figures' cases, by the name of the figure."""
+    """Return the cases of each figure, by its name."""
     return {
         "questions": questions(topics),
         "memory": remembered(topics),
@@ -37,7 +37,7 @@ def groups(topics: list[Topic]) -> dict[str, list[Case]]:
 
 
 def exactly(*expected: str) -> Callable[[str], bool]:
-    """Right is one of these, to the letter."""
+    """Accept exactly one of these replies."""
     return lambda reply: reply.strip() in expected
 
 
@@ -49,12 +49,12 @@ def questions(topics: list[Topic]) -> list[Case]:
 
 
 def _written(question: str) -> str:
-    """As a careful writer types it; the files have them as people type into a search box."""
+    """Return the question with a capital and a question mark; the files have the form people type into a search box."""
     return noise.as_sentence(question) + ("?" if noise.is_question(question) and question[-1] not in "?.!" else "")
 
 
 def remembered(topics: list[Topic], count: int = 300) -> list[Case]:
-    """Facts with held-out values, other turns, and a question about one of them."""
+    """Make chats that state facts with held-out values, then other turns, then ask for one of the facts."""
     rng = random.Random(SEED)
     made: list[Case] = []
     while len(made) < count:
@@ -70,7 +70,7 @@ def remembered(topics: list[Topic], count: int = 300) -> list[Case]:
 
 
 def never_told(topics: list[Topic], count: int = 100) -> list[Case]:
-    """Asked for a fact that nobody told, after others were."""
+    """Make chats that ask for a fact that was never stated, after another one was."""
     rng = random.Random(SEED + 1)
     made: list[Case] = []
     while len(made) < count:
@@ -84,7 +84,7 @@ def never_told(topics: list[Topic], count: int = 100) -> list[Case]:
 
 
 def long_output(count: int = 60) -> list[Case]:
-    """Ranges that training leaves out, and the alphabet."""
+    """Make requests to count over ranges that training leaves out, and for the alphabet."""
     rng = random.Random(SEED + 2)
     made = [Case(q, a, exactly(a)) for q, a in (longform.counting(rng, held_out=True) for _ in range(count))]
     asked = ("say the abc", "Could you recite the alphabet?", "I want all the letters.", "print a b c to z")
@@ -92,7 +92,7 @@ def long_output(count: int = 60) -> list[Case]:
 
 
 def styled(topics: list[Topic], count: int = 120) -> list[Case]:
-    """Known questions under system prompts that change the look of the reply; names to sign with are held out."""
+    """Make known questions under system prompts that change the style of the reply; names to sign with are held out."""
     rng = random.Random(SEED + 3)
     made: list[Case] = []
     for _ in range(count):

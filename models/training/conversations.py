@@ -1,7 +1,7 @@
-"""Puts exchanges together into chats to train on: kinds mixed, one to many turns, facts told, rotated out, asked again.
+"""Chats to train on, made of exchanges: one to many turns of mixed kinds, facts stated, evicted, asked for.
 
-A chat is a list of messages; `Chat.gap` names the exchange in whose middle the window of the chat begins (everything
-before it, but for the system prompt, has rotated out). Replies know only what the window still holds. Pure and seeded.
+A chat is a list of messages; `Chat.gap` is the exchange in whose middle the window begins: everything before it, except
+the system prompt, is evicted. Replies know only what the window still holds. Pure and seeded.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Chat:
     exchanges: list[Exchange] = field(default_factory=list)
     system: str | None = None
     gap: int | None = None
-    rough: bool = True  # whether odd spellings may be simulated; not where a reply copies what was said
+    rough: bool = True  # whether odd spellings may be simulated; not where a reply copies the message
     head: int | None = None  # the chat ends after so many tokens of its first reply
 
     def messages(self) -> list[Message]:
@@ -36,7 +36,7 @@ class Chat:
 
 
 class Maker:
-    """Endless chats from one seed; a share `echoes` of them only says words again."""
+    """Makes endless chats from one seed; a share `echoes` of them only repeats words."""
 
     def __init__(self, topics: list[Topic], seed: int, echoes: float = 0.04) -> None:
         self.topics = topics
@@ -50,9 +50,9 @@ class Maker:
         if roll < self.echoes:
             return Chat([longform.echo(self.rng) for _ in range(self.rng.choice((1, 1, 2)))], rough=False)
         roll = self.rng.random()
-        if roll < 0.50:
+        if roll < 0.36:
             return self.asking()
-        if roll < 0.65:
+        if roll < 0.51:
             return self.remembering()
         if roll < 0.91:
             return self.styled()
@@ -98,7 +98,7 @@ class Maker:
     # -- chats -------------------------------------------------------------------------------------------------------
 
     def asking(self) -> Chat:
-        """Questions only, most of them about mlxkv; sometimes under a system prompt that changes nothing."""
+        """Make a chat of questions, most of them about mlxkv; sometimes with a system prompt that changes nothing."""
         turns = self.rng.choice((1, 1, 1, 2, 2, 3, 4, 5, 6)) if self.rng.random() < 0.98 else self.rng.randrange(7, 16)
         made = [self.topic() if self.rng.random() < 0.71 else self.other() for _ in range(turns)]
         system = self.rng.choice(styles.PLAIN) if self.rng.random() < 0.12 else None
@@ -128,7 +128,7 @@ class Maker:
         return Chat([(question, style(answer)) for question, answer in made], system)
 
     def remembering(self) -> Chat:
-        """Facts told (in messages or the system prompt), other turns, and questions; some about what was never told."""
+        """Make a chat that states facts (in messages or the system prompt) and asks for them and for others."""
         rng = self.rng
         known: dict[str, memory.Fact] = {}
         system = None
@@ -194,7 +194,7 @@ class Maker:
         return step
 
     def _said(self, text: str, facts: tuple[memory.Fact, ...]) -> str:
-        """Noise that leaves the values as they are, case included."""
+        """Add noise that does not change the values, not even their case."""
         if self.rng.random() < 0.3:
             text = text.rstrip(".")
         if self.rng.random() < 0.3 and not any(f.value[:1].isupper() for f in facts):

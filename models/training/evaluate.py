@@ -1,6 +1,6 @@
-"""`make tutor-eval`: the shipped model, through mlxkv's own API, on cases it was never trained on. Five figures.
+"""`make tutor-eval`: measures the shipped model through mlxkv's own API, on cases it was never trained on.
 
-Earlier turns are told and answered by the model itself, so that a figure measures a chat as a user has it.
+Earlier turns of a case are answered by the model itself, so a figure measures a chat as a user has it.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def main() -> None:
 
 
 def reply(model: mlxkv.Model, case: cases.Case) -> str:
-    """What the model says at the end of the case's chat; empty where it does not end by itself."""
+    """Return the last reply of the case's chat; empty if it does not end by itself."""
     chat = model.chat(system=case.system, max_tokens=LONGEST)
     for question, _ in case.before:
         say(chat, question)
@@ -48,7 +48,7 @@ def reply(model: mlxkv.Model, case: cases.Case) -> str:
 
 
 def say(chat: mlxkv.Chat, text: str) -> str:
-    """Send `text` and return the reply; empty where it was cut."""
+    """Send `text` and return the reply; empty if it was cut."""
     said = ""
     for event in chat.send(text):
         if isinstance(event, mlxkv.TurnFinished) and event.reason == "stop":

@@ -1,7 +1,7 @@
-"""From a checkpoint to the folder mlxkv loads: `python -m mlxkv.models.training.export CHECKPOINT_FOLDER FOLDER`.
+"""Export of a checkpoint to a folder mlxkv loads: `python -m mlxkv.models.training.export CHECKPOINT_FOLDER FOLDER`.
 
-Weights as float16 by mlx_lm's names, config.json, tokenizer, template, generation defaults. Then MLX computes the
-logits of one long prompt with the very same weights in float32, and they must equal PyTorch's.
+Writes float16 weights with mlx_lm's names, config.json, tokenizer, template, generation defaults. Then MLX computes the
+logits of one long prompt with the same weights in float32, and they must equal PyTorch's.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import shutil
 from pathlib import Path
 
 import torch  # pyright: ignore[reportMissingImports]
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from mlxkv.models.training.network import Network, Shape
 from mlxkv.models.training.text import END, PAD, START, TEMPLATE, load
@@ -24,10 +24,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("out", type=Path)
+    parser.add_argument("--keep", type=float, default=0, help="mix in this share of the weights that OUT has now")
     options = parser.parse_args()
     saved = torch.load(options.checkpoint / "checkpoint.pt")
     network = Network(Shape(**saved["shape"]))
     network.load_state_dict(saved["weights"])
+    if options.keep:
+        before = load_file(options.out / "model.safetensors")
+        for name, weight in network.named_parameters():
+            weight.data.lerp_(before[f"model.{name}"].float(), options.keep)
     export(network.half(), options.checkpoint / "tokenizer.json", options.out)
     print(f"largest difference of logits, MLX and PyTorch in float32: {difference(network.float(), options.out):.1e}")
 
@@ -57,7 +62,7 @@ def export(network: Network, tokenizer: Path, out: Path) -> None:
 
 
 def difference(network: Network, folder: Path) -> float:
-    """The largest difference between PyTorch's logits and MLX's over 600 tokens.
+    """Return the largest difference between PyTorch's logits and MLX's over 600 tokens.
 
     Raises:
         ValueError: it is more than 1e-4.

@@ -1,7 +1,7 @@
-"""Questions nobody wrote: phrasings cut, crossed and mixed. Which topic each is about, a teacher tells (teacher.py).
+"""Generated questions: phrasings cut, crossed and mixed. The teacher (teacher.py) says which topic each is about.
 
-Some forty phrasings of a topic are few: a network learns them by heart and takes a new one for whatever looks alike.
-Between them lies all that people might type as well, and words mostly decide what it is about. Pure and seeded.
+Forty phrasings of a topic are few: a network memorises them and confuses a new one with whatever looks similar. People
+type much else besides, and mostly the words decide the topic. Pure and seeded.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ import random
 from mlxkv.models.training import noise, unrelated
 from mlxkv.models.training.knowledge import Topic, held_out, plain
 
-OTHER = ""  # the label of what tutor cannot answer
+OTHER = ""  # the label of questions tutor cannot answer
 
 
 class Jumbler:
-    """Endless questions from one generator of chance. `label` is the topic's id, or None: the teacher has to say."""
+    """Makes endless questions from one random generator. A label is a topic's id, or None for the teacher."""
 
     def __init__(self, topics: list[Topic], rng: random.Random, other: float = 0.25) -> None:
         self.topics, self.rng, self.other_share = topics, rng, other
@@ -23,7 +23,7 @@ class Jumbler:
         self.words = [word for topic in topics for phrase in topic.ask for word in phrase.split()]
 
     def question(self) -> tuple[str, str | None]:
-        """A question as typed, and its label where that is sure; never one that is measured with."""
+        """Return a question as typed, and its label if that is certain; never a held-out question."""
         while plain((made := self._question())[0]) in self.held_out:
             continue
         return made
@@ -61,7 +61,7 @@ class Jumbler:
         return first[: self.rng.randrange(1, len(first) + 1)] + second[self.rng.randrange(len(second)) :]
 
     def _mixed(self, words: list[str]) -> list[str]:
-        """One or two words become others, or others come between them."""
+        """Replace one or two words with others, or insert others."""
         words = list(words)
         for _ in range(self.rng.choice((1, 1, 2))):
             i = self.rng.randrange(len(words))

@@ -1,4 +1,4 @@
-"""Reads the knowledge: one topic per answer, in knowledge/*.toml. Pure; no noise is added here."""
+"""Topics of knowledge/*.toml: one per answer. Pure; noise is added elsewhere."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ HERE = Path(__file__).parent
 
 @dataclass(frozen=True)
 class Topic:
-    """One right answer, the phrasings training sees (`ask`), and those it never sees (`held_out`).
+    """One answer, the phrasings training sees (`ask`), and those it never sees (`held_out`).
 
-    `also` names topics whose answer is as right: what "top p" is may be told by the idea or by its option.
+    `also` names topics whose answer is just as right: "top p" may be answered with the idea or with its option.
     """
 
     id: str
@@ -24,7 +24,7 @@ class Topic:
 
 
 def read_topics(paths: list[Path] | None = None) -> list[Topic]:
-    """All topics, sorted by id; a phrasing that is held out anywhere is asked nowhere.
+    """Read all topics, sorted by id; a phrasing that is held out in one topic is removed from `ask` of all.
 
     Raises:
         ValueError: an id is used twice, a topic lacks phrasings, or `also` names no topic.
@@ -53,11 +53,11 @@ def read_topics(paths: list[Path] | None = None) -> list[Topic]:
 
 
 def plain(text: str) -> str:
-    """Letters, digits and single spaces: two phrasings that differ by case or punctuation alone are one."""
+    """Reduce `text` to lower-case letters, digits and single spaces: case and punctuation make no difference."""
     return " ".join("".join(c if c.isalnum() else " " for c in text.lower()).split())
 
 
 def held_out(topics: list[Topic]) -> frozenset[str]:
-    """All questions measured with, as `plain` has them: noise may by chance turn a phrasing into one of these."""
+    """Return all held-out questions as `plain` writes them: noise may by chance turn a phrasing into one of these."""
     unrelated = (HERE / "unrelated_held_out.txt").read_text(encoding="utf-8").splitlines()[1:]
     return frozenset(plain(q) for q in (*unrelated, *(q for topic in topics for q in topic.held_out)))

@@ -1,4 +1,4 @@
-"""Long replies on request, so that speed and rotation can be watched: counting, the alphabet, stories. Seeded."""
+"""Long replies on request, to watch speed and eviction with: counting, the alphabet, stories. Seeded."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def counted(a: int, b: int) -> str:
 
 
 def counting(rng: random.Random, *, held_out: bool = False) -> tuple[str, str]:
-    """A request and the numbers. Ranges are held out by their sum."""
+    """Return a request to count, and the numbers. Ranges are held out by their sum."""
     while True:
         a = 1 if rng.random() < 0.4 else rng.randrange(1, 10 ** rng.choice((1, 2, 2, 3)))
         length = rng.choice((2, 3, 4, 5, 6, 8, 10, 10, 12, 15, 20, 20, 30, 50))  # short ones teach when to stop
@@ -59,7 +59,7 @@ _FRIENDS = ["owl", "mouse", "snail", "crow", "frog", "hedgehog", "goat", "duck"]
 
 
 def story(rng: random.Random, animal: str | None = None, *, chapters: int = 1) -> str:
-    """A story of about eight sentences a chapter; a hero's name and a lost thing run through it."""
+    """Make a story of about eight sentences a chapter, with the same hero and lost object throughout."""
     hero = made_up(rng, 2).capitalize() if rng.random() < 0.7 else value(rng, "name", held_out=False).split()[0]
     animal = animal or value(rng, "animal", held_out=False)
     land, lost = rng.choice(_LANDS), rng.choice(_LOST)
@@ -85,7 +85,7 @@ def story(rng: random.Random, animal: str | None = None, *, chapters: int = 1) -
 
 
 def echo(rng: random.Random) -> tuple[str, str]:
-    """Words to say again: nothing teaches copying faster, and remembering is copying from further back."""
+    """Make words to repeat: nothing teaches copying faster, and recalling is copying from further back."""
     kinds = rng.choice((("word",), ("name",), ("word", "name", "number", "place")))
     words = [value(rng, rng.choice(kinds), held_out=False) for _ in range(rng.randrange(2, 15))]
     text = rng.choice((" ", " ", ", ")).join(words)
@@ -93,7 +93,7 @@ def echo(rng: random.Random) -> tuple[str, str]:
 
 
 def told(rng: random.Random) -> tuple[str, str]:
-    """A request for a story, and one."""
+    """Return a request for a story, and a story."""
     roll = rng.random()
     if roll < 0.15:
         return rng.choice(_ASKED["long"]), story(rng, chapters=rng.choice((3, 4)))

@@ -1,6 +1,6 @@
-"""Facts people tell and ask for again: how they are stated, acknowledged, asked, recalled, and not known.
+"""Facts that users state and ask for later: stating, acknowledging, asking, recalling, and not knowing them.
 
-`yours` is how the reply speaks of it; `mine` how the user does. Values come from words.py. Pure and seeded.
+`mine` is the user's name for a fact, `yours` the reply's. Values come from words.py. Pure and seeded.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from mlxkv.models.training.words import phrases, value
 
 @dataclass(frozen=True)
 class Attribute:
-    """Something about the user that has a value: `mine` "my name", its kind, and its own ways to say and to ask it."""
+    """An attribute of the user that has a value: `mine` ("my name"), its kind, and its own phrasings."""
 
     mine: str
     kind: str
@@ -67,7 +67,7 @@ def ask(attribute: Attribute, rng: random.Random) -> str:
 
 
 def noted(*facts: Fact) -> str:
-    """The reply to being told."""
+    """Return the reply to stated facts."""
     if len(facts) == 1 and facts[0].attribute.mine == "my name":
         return f"Nice to meet you, {facts[0].value}."
     return "I will remember that " + " and ".join(f"{f.attribute.yours} is {f.value}" for f in facts) + "."

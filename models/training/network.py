@@ -1,4 +1,4 @@
-"""The network: a Llama of a few million parameters, as mlx_lm reads one. PyTorch; knows nothing of text."""
+"""The network: a Llama of a few million parameters that mlx_lm can load. PyTorch; knows nothing of text."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn  # pyright: ignore[reportMissingImports]
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes, by the names config.json uses."""
+    """Sizes, named as in config.json."""
 
     vocab_size: int
     hidden_size: int = 256
@@ -25,7 +25,7 @@ class Shape:
     max_position_embeddings: int = 1024
 
     def config(self) -> dict[str, object]:
-        """What config.json says of the network."""
+        """Return the contents of config.json."""
         return {
             "model_type": "llama",
             "architectures": ["LlamaForCausalLM"],
@@ -131,10 +131,10 @@ def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 @torch.no_grad()
 def wire_copying(network: Network) -> None:
-    """Start with an induction head, which a small model takes millions of tokens to find by itself (arXiv 2209.11895).
+    """Wire an induction head, which a small model needs millions of tokens to learn (arXiv 2209.11895).
 
-    Layer 0, head 0 looks one token back and notes what it saw; layer 1, head 0 finds where the present token was noted
-    and says what stood there. Both are ordinary weights, and training changes them like all others.
+    Layer 0, head 0 looks one token back and notes it; layer 1, head 0 finds where the current token was noted and
+    predicts the token there. Both are ordinary weights, and training changes them like all others.
     """
     shape = network.shape
     dim, width = shape.head_dim, shape.hidden_size
@@ -161,7 +161,7 @@ def wire_copying(network: Network) -> None:
 
 
 def _rows(count: int, width: int) -> Tensor:
-    """Orthonormal rows (count, width) that do not touch the first column."""
+    """Return orthonormal rows (count, width) with zeros in the first column."""
     rows = torch.zeros(count, width)
     rows[:, 1:] = torch.linalg.qr(torch.randn(width - 1, count)).Q.T
     return rows

@@ -1,4 +1,4 @@
-"""How people really type: case, punctuation, politeness, synonyms, small typos, keywords. Seeded; user text only."""
+"""Noise in user messages: case, punctuation, politeness, synonyms, small typos, keywords. Seeded; replies have none."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _PATTERN = re.compile(rf"(?<![\w-])({_WORDS})(?![\w-])", re.I)
 
 
 def vary(text: str, rng: random.Random, *, reword: bool = True, typos: bool = True) -> str:
-    """`text` as somebody else might type it. Where it holds a value to remember, pass `reword=False, typos=False`."""
+    """Return `text` as someone else might type it. With a value to remember, pass `reword=False, typos=False`."""
     if reword:
         text = _reworded(text, rng)
     if typos and rng.random() < 0.14:
@@ -36,10 +36,10 @@ def vary(text: str, rng: random.Random, *, reword: bool = True, typos: bool = Tr
 
 
 def dressed(text: str, rng: random.Random) -> str:
-    """Case, punctuation and politeness; no word of the text itself changes.
+    """Vary case, punctuation and politeness; the words of the text itself do not change.
 
-    All kinds of questions get the same mixture, however they were written down: else the model would take a capital
-    and a question mark for a sign of what the question is about.
+    All kinds of questions get the same mixture, however they are spelled in the files: otherwise the model would learn
+    that capitals and question marks tell topics apart.
     """
     text = _punctuated(text, rng)
     if rng.random() < 0.22:
@@ -56,7 +56,7 @@ def is_question(text: str) -> bool:
 
 
 def as_sentence(text: str) -> str:
-    """With a capital, unless it begins with what must stay as it is (an option, a command, a name in code)."""
+    """Capitalise `text`, unless it begins with an option, a command or a name in code."""
     first = text.split(maxsplit=1)[0] if text.split() else ""
     return text[:1].upper() + text[1:] if first.rstrip("?.!,").isalpha() else text
 
@@ -72,7 +72,7 @@ def _punctuated(text: str, rng: random.Random) -> str:
 
 
 def typo(text: str, rng: random.Random) -> str:
-    """One letter dropped, doubled, or exchanged with its neighbour, inside a word of five letters or more."""
+    """Drop, double or swap one letter inside a word of five letters or more."""
     spots = list(re.finditer(r"[A-Za-z]{5,}", text))
     if not spots:
         return text

@@ -1,4 +1,4 @@
-"""System prompts that change how a reply looks: one sentence, capitals, signed with a name; and plain ones. Pure."""
+"""System prompts that change the style of a reply (one sentence, capitals, signed with a name), or nothing. Pure."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ONE_SENTENCE, CAPITALS, SIGNED, PLAIN = (_PROMPTS[key] for key in ("one_sentence
 
 
 def one_sentence(text: str) -> str:
-    """The first sentence: up to a period, question or exclamation mark that a space and a capital follow."""
+    """Return the first sentence: up to a period, question or exclamation mark followed by a space and a capital."""
     return re.split(r"(?<=[.!?])\s+(?=[A-Z\"-])", text, maxsplit=1)[0]
 
 
@@ -28,7 +28,7 @@ def unchanged(text: str) -> str:
 
 
 def some(rng: random.Random, *, held_out: bool = False) -> tuple[str, Style]:
-    """A system prompt, and what it does to a reply. Names to sign with are held out like all values."""
+    """Return a system prompt, and the change it makes to a reply. Names to sign with are held out like all values."""
     roll = rng.random()
     if roll < 0.28:
         return rng.choice(ONE_SENTENCE), one_sentence

@@ -1,7 +1,7 @@
-"""A linear classifier over words and runs of letters, made from the phrasings training sees; it teaches the network.
+"""A linear classifier over words and character n-grams, trained on the same phrasings; it teaches the network.
 
-It tells the topic of a question by which words are in it. That is all it can do, and it generalises better than a small
-network left alone: what it says of jumbled questions teaches the network to look at words too.
+It finds the topic of a question by its words. That generalises better than a small network alone: its labels of
+generated questions teach the network to look at words too.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from mlxkv.models.training.conversations import Chat
 from mlxkv.models.training.jumbled import OTHER, Jumbler
 from mlxkv.models.training.knowledge import Topic
 
-SURE = 0.25  # by how much the first label's score must lie above the second's
-HEAD = 8  # tokens of an answer
-STYLED = 0.2  # of the lessons stand under a system prompt that changes the look of the reply
+SURE = 0.25  # least margin of the best label's score over the second best
+HEAD = 8  # tokens of an answer; in capitals three times as many, since a token holds fewer letters
+STYLED = 0.35  # of the lessons have a system prompt that changes the style of the reply
 
 
 class Teacher:
@@ -37,7 +37,7 @@ class Teacher:
         self.classifier = LinearSVC().fit(self.features.fit_transform(texts), labels)
 
     def labels(self, questions: list[str]) -> list[str | None]:
-        """The label of each; None where it is not sure."""
+        """Return the label of each question; None if it is not sure."""
         scores = self.classifier.decision_function(self.features.transform(questions))
         best, second = scores.argmax(1), scores.copy()
         rows = range(len(questions))
@@ -47,7 +47,7 @@ class Teacher:
 
 
 def lessons(topics: list[Topic], teacher: Teacher, rng: random.Random) -> Iterator[Chat]:
-    """Endless questions, each with the beginning of its answer: which answer it is shows in the first tokens."""
+    """Yield endless questions, each with the first tokens of its answer: they decide which answer it is."""
     jumbler, answers = Jumbler(topics, rng), {OTHER: unrelated.REPLY, **{t.id: t.answer for t in topics}}
     while True:
         asked = [jumbler.question() for _ in range(1_000)]
@@ -56,4 +56,4 @@ def lessons(topics: list[Topic], teacher: Teacher, rng: random.Random) -> Iterat
         for i, (question, label) in enumerate(asked):
             if (known := told.get(i, label)) is not None:
                 system, style = styles.some(rng) if rng.random() < STYLED else (None, styles.unchanged)
-                yield Chat([(question, style(answers[known]))], system, head=HEAD)
+                yield Chat([(question, style(answers[known]))], system, head=3 * HEAD if style is str.upper else HEAD)

@@ -1,6 +1,6 @@
-"""The tokenizer and how a chat becomes ids: byte-level BPE, digits alone, ChatML; loss only where tutor speaks.
+"""Tokenizer, and chats as token ids: byte-level BPE, single digits, ChatML; the loss covers tutor's replies only.
 
-Also a window that has rotated: the first tokens stay, a stretch after them is gone.
+Also rotated windows: the first tokens stay, a stretch after them is missing.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-SINKS = 4  # what mlxkv pins where a chat has no system prompt
+SINKS = 4  # pinned tokens of a chat without a system prompt
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Ids of one chat, and for each whether it is learnt (part of a reply, its end included)."""
+    """Ids of one chat, and for each whether the loss covers it (replies, their end tokens included)."""
 
     ids: list[int]
     learn: list[bool]
 
 
 def train_tokenizer(maker: Maker, vocab: int, chats: int) -> Tokenizer:
-    """A BPE over texts of `maker`; the merges see each text of the knowledge at least once."""
+    """Train a BPE on texts of `maker`; it sees each text of the knowledge at least once."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(  # type: ignore[assignment]
         [
@@ -64,7 +64,7 @@ def load(path: Path) -> Tokenizer:
 
 
 class Encoder:
-    """Chats to samples. `dropout` skips merges in some of the user's texts, so that odd spellings look familiar."""
+    """Turns chats into samples. `dropout` skips merges in some user messages, so that odd spellings look familiar."""
 
     def __init__(self, tokenizer: Tokenizer, rng: random.Random, dropout: float = 0.1) -> None:
         self.tokenizer = tokenizer
@@ -97,7 +97,7 @@ class Encoder:
         return Sample(ids[:first] + ids[begin:], [False] * first + learn[begin:])
 
     def case(self, case: Case) -> Sample:
-        """A held-out case: all of it as typed, and only its last reply counts."""
+        """Encode a held-out case: everything as typed, and only its last reply counts."""
         chat = Chat([*case.before, (case.question, case.expected)], case.system)
         ids: list[int] = []
         for message in chat.messages():

@@ -1,7 +1,7 @@
-"""Trains tutor: `python -m mlxkv.models.training.train --out FOLDER`. Checkpoints and figures as it goes.
+"""Training of tutor: `python -m mlxkv.models.training.train --out FOLDER`. Writes checkpoints and figures as it runs.
 
-Batches hold chats of like length, padded at the end. Muon moves the matrices, AdamW the rest; the rate is flat and then
-falls to zero over the last part. What is kept is the running average of the weights.
+A batch holds chats of similar length, padded at the end. Muon updates the matrices, AdamW the rest; the learning rate
+is flat, then falls to zero over the last part. A checkpoint holds the running average of the weights.
 """
 
 from __future__ import annotations
@@ -10,23 +10,27 @@ import argparse
 import itertools
 import json
 import random
+import shutil
 import time
+import zlib
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
 import torch  # pyright: ignore[reportMissingImports]
 import torch.nn.functional as F  # pyright: ignore[reportMissingImports]
+from safetensors.torch import load_file
 from torch import Tensor, distributed  # pyright: ignore[reportMissingImports]
 
-from mlxkv.models.training import cases
+from mlxkv.models.training import cases, styles
 from mlxkv.models.training.conversations import Chat, Maker
-from mlxkv.models.training.knowledge import read_topics
+from mlxkv.models.training.knowledge import Topic, read_topics
 from mlxkv.models.training.network import Network, Shape
 from mlxkv.models.training.teacher import Teacher, lessons
 from mlxkv.models.training.text import PAD_ID, Encoder, Sample, load, train_tokenizer
 
 LONGEST = 1024
+KNOWN = 0.6  # share of the phrasings asked that a known topic's answer is given to
 
 
 def main() -> None:
@@ -34,9 +38,12 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     topics = read_topics()
     path = options.out / "tokenizer.json"
+    options.seed = options.seed or new_seed(options.init)
+    if options.init and options.init.is_dir():
+        shutil.copyfile(options.init / path.name, path)
     if not path.is_file():
         train_tokenizer(Maker(topics, options.seed), options.vocab, 20_000).save(str(path))
-    teacher = Teacher(topics, options.seed)
+    teacher = Teacher(topics, options.seed) if options.lessons else None
     (options.out / "meeting").unlink(missing_ok=True)
     if options.workers == 1:
         work(0, options, teacher)
@@ -44,8 +51,8 @@ def main() -> None:
         torch.multiprocessing.spawn(work, (options, teacher), nprocs=options.workers)
 
 
-def work(rank: int, options: argparse.Namespace, teacher: Teacher) -> None:
-    """One process, one thread: processes that meet once a step bear a busy machine better than threads do."""
+def work(rank: int, options: argparse.Namespace, teacher: Teacher | None) -> None:
+    """Train in one process with one thread: on a busy machine, processes that meet once a step outrun threads."""
     torch.set_num_threads(1)
     torch.manual_seed(options.seed)
     distributed.init_process_group(
@@ -56,21 +63,52 @@ def work(rank: int, options: argparse.Namespace, teacher: Teacher) -> None:
     shape = Shape(tokenizer.get_vocab_size(), options.width, options.layers, intermediate_size=options.hidden)
     network = Network(shape).to(options.device)
     if options.init:
-        network.load_state_dict(torch.load(options.init, map_location=options.device)["weights"])
+        network.load_state_dict(start_weights(options.init))
     if rank == 0:
         print(f"{sum(p.numel() for p in network.parameters()):,} parameters, {len(topics)} topics", flush=True)
     encoder = Encoder(tokenizer, random.Random(options.seed + 1 + 1000 * rank))
+    new = unknown(network, topics, encoder) if options.init else []
+    often = topics + 2 * new
+    if rank == 0 and new:
+        print(f"{len(new)} of them three times as often: {' '.join(topic.id for topic in new)}", flush=True)
     groups = cases.groups(topics)
     held_out = {name: [encoder.case(c) for c in group[rank :: 2 * options.workers]] for name, group in groups.items()}
-    maker = Maker(topics, options.seed + 2 + 1000 * rank, options.echoes)
-    taught = lessons(topics, teacher, random.Random(options.seed + 3 + 1000 * rank))
+    maker = Maker(often, options.seed + 2 + 1000 * rank, options.echoes)
+    taught = lessons(often, teacher, random.Random(options.seed + 3 + 1000 * rank)) if teacher else iter(())
     chats = batches(_both(maker, taught, options.lessons), encoder, options.batch)
     Training(rank, network, shape, chats, held_out, options).run()
     distributed.destroy_process_group()
 
 
+def start_weights(path: Path) -> dict[str, Tensor]:
+    """The weights in a checkpoint, or in a folder that export.py wrote."""
+    if not path.is_dir():
+        return torch.load(path, map_location="cpu")["weights"]
+    weights = load_file(path / "model.safetensors")
+    return {name.removeprefix("model."): weight.float() for name, weight in weights.items()}
+
+
+def new_seed(init: Path | None) -> int:
+    """Make a seed from the weights to start from: with the seed of the stage before, its chats would come again."""
+    if init is None:
+        return 1
+    return zlib.crc32((init / "model.safetensors" if init.is_dir() else init).read_bytes())
+
+
+def unknown(network: Network, topics: list[Topic], encoder: Encoder) -> list[Topic]:
+    """Return the topics whose answer `network` often gets wrong, even to phrasings to train on: new or changed ones."""
+    found: list[Topic] = []
+    for topic in topics:
+        asked = [(q, topic.answer, None) for q in topic.ask[:4]]
+        asked += [(q, topic.answer.upper(), styles.CAPITALS[0]) for q in topic.ask[4:8]]
+        samples = [encoder.case(cases.Case(q, answer, bool, system=system)) for q, answer, system in asked]
+        if exact_share(network, samples) < KNOWN:
+            found.append(topic)
+    return found
+
+
 class Training:
-    """The loop, and all that changes in it."""
+    """The training loop and its state."""
 
     def __init__(
         self,
@@ -142,7 +180,7 @@ class Training:
         return float(loss.detach())
 
     def share_gradients(self, mine: float) -> None:
-        """The mean of all processes' gradients, and of how far they think the training is."""
+        """Average the gradients of all processes, and their estimates of the progress."""
         parameters = list(self.network.parameters())
         flat = torch.cat([p.grad.flatten() for p in parameters] + [torch.tensor([mine], device=self.options.device)])  # type: ignore[union-attr]
         if self.options.workers > 1:
@@ -168,13 +206,13 @@ class Training:
 
 
 def _both(maker: Maker, taught: Iterator[Chat], share: float) -> Iterator[Chat]:
-    """Chats and, to the share `share` of their number, the teacher's lessons."""
+    """Mix chats with the teacher's lessons; `share` is the fraction of lessons."""
     while True:
         yield next(taught) if maker.rng.random() < share else maker.chat()
 
 
 def batches(chats: Iterator[Chat], encoder: Encoder, tokens: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Endless batches of about `tokens` ids: (B, L) and which of them are learnt."""
+    """Yield endless batches of about `tokens` ids: ids (B, L), and which of them the loss covers."""
     rng = random.Random(0)
     while True:
         pool = [encoder.sample(next(chats)) for _ in range(5000)]
@@ -190,7 +228,7 @@ def batches(chats: Iterator[Chat], encoder: Encoder, tokens: int) -> Iterator[tu
 
 
 def repeats(rng: random.Random, tokens: int, vocab: int) -> tuple[Tensor, Tensor]:
-    """Random ids said three times: only who looks back can tell the second and third time."""
+    """Make random ids repeated three times: the second and third time can be predicted only by looking back."""
     length = rng.randrange(8, 40)
     once = [[rng.randrange(3, vocab) for _ in range(length)] for _ in range(tokens // (3 * length))]
     ids = torch.tensor([row * 3 for row in once])
@@ -207,7 +245,7 @@ def padded(samples: list[Sample]) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def exact_share(network: Network, samples: list[Sample]) -> float:
-    """The share of samples whose reply greedy decoding gives to the letter (as each next id is the likeliest)."""
+    """Return the share of samples whose reply greedy decoding produces exactly (each next id is the likeliest)."""
     right = 0
     ordered = sorted(samples, key=lambda s: len(s.ids))
     for begin in range(0, len(ordered), 64):
@@ -222,8 +260,8 @@ def exact_share(network: Network, samples: list[Sample]) -> float:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--init", type=Path, help="a checkpoint to start from")
-    whole = {"vocab": 1792, "width": 256, "layers": 4, "hidden": 768, "seed": 1, "batch": 2300, "steps": 10**9}
+    parser.add_argument("--init", type=Path, help="start from a checkpoint, or from a folder with a trained model")
+    whole = {"vocab": 1792, "width": 256, "layers": 4, "hidden": 768, "seed": 0, "batch": 2300, "steps": 10**9}
     for name, default in {**whole, "workers": 2}.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     shares = {"decay": 0.4, "every": 0.06, "echoes": 0.04, "lessons": 0.65}

@@ -1,4 +1,4 @@
-"""Questions tutor cannot answer, and the one reply to all; in unrelated.toml and unrelated_plain.txt. Pure, seeded."""
+"""Questions tutor cannot answer (unrelated.toml, unrelated_plain.txt), and the one reply to all. Pure, seeded."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def templates() -> list[str]:
 
 
 def question(rng: random.Random, pool: list[str]) -> str:
-    """One of those with blanks, the blanks filled, or as often one without."""
+    """Return a filled template or, half of the time, a complete question."""
     if rng.random() < 0.5:
         return rng.choice(_PLAIN)
     fill = {

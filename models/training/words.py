@@ -1,7 +1,7 @@
-"""Values to be remembered: real words, made-up ones, numbers, lists; a tenth of them is held out from training.
+"""Values to remember: real words, invented words, numbers, lists; a tenth of them is held out from training.
 
-Held out by hash, so that the same value is held out wherever it turns up. Made-up words make copying worth learning:
-no table could hold them.
+They are held out by hash, so the same value is held out everywhere. Invented words force the model to copy: it cannot
+memorise them.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ KINDS = ("name", "place", "colour", "word", "number", "food", "job", "day", "dat
 
 
 def phrases() -> dict[str, Any]:
-    """phrases.toml: its tables, each block of phrasings as a list."""
+    """Tables of phrases.toml, each block of phrasings as a list."""
     return _lines(tomllib.loads((Path(__file__).parent / "phrases.toml").read_text(encoding="utf-8")))
 
 
@@ -48,7 +48,7 @@ def _lines(node: Any) -> Any:
 
 
 def is_held_out(value: str) -> bool:
-    """Whether training must not see this value: a tenth of all, by hash."""
+    """Whether training must not see this value: one in ten, by hash."""
     return zlib.crc32(value.lower().encode()) % 10 == 0
 
 
@@ -57,7 +57,7 @@ def made_up(rng: random.Random, syllables: int) -> str:
 
 
 def value(rng: random.Random, kind: str, *, held_out: bool) -> str:
-    """A value of this kind on the asked side of the split."""
+    """Return a value of this kind, held out or not."""
     for _ in range(10_000):
         candidate = _candidate(rng, kind)
         if is_held_out(candidate) == held_out:
