@@ -1,8 +1,9 @@
 """Batch: many replies that decode together, one model call for a token of each, in mlx-lm's batch caches.
 
-A request is a `Generation` whose runner is a `RowRunner`: it prefills its prompt alone, in mlx-lm's own caches
-(`RowCache`), joins the batch, and takes its tokens from there; whoever needs a token first runs the step for all. Rows
-leave when they end. `batch_check.py` says which requests may. On the MLX thread.
+A request is a `Generation` whose runner is a `RowRunner`: it prefills its prompt, alone or with others
+(`joint_prefill.py`), in mlx-lm's own caches (`RowCache`), joins the batch, and takes its tokens from there; whoever
+needs a token first runs the step for all. Rows leave when they end. `batch_check.py` says which requests may. On the
+MLX thread.
 
 mlx-lm's BatchGenerator would sample from log-probabilities, which in 16 bits make equals of logits that are not, and
 would pad prompts of different lengths; here a reply has the tokens that its prompt alone has.
@@ -24,6 +25,7 @@ from mlxkv.cache.probe import leaves
 from mlxkv.cache.prompt_cache import PromptCache
 from mlxkv.inference.batch_check import merge
 from mlxkv.inference.draws import Draws
+from mlxkv.inference.joint_prefill import JointPrefill, Member
 from mlxkv.inference.runner import ModelRunner
 from mlxkv.inference.sampling import SamplingParams
 from mlxkv.memory import Budget
@@ -44,9 +46,7 @@ class RowCache(PromptCache):
         self._planned = planned
         super().__init__(all_native(planned), model)
         if ids:
-            self.layers[:] = layers
-            self.log.extend(ids)
-            self._adopt(None)
+            self.put_rows(ids, layers)
 
     @property
     def capacity(self) -> int:
@@ -66,6 +66,12 @@ class RowCache(PromptCache):
 
     def checkpoint(self, *, is_prefix: bool = False) -> None:
         """Nothing: it is never rewound."""
+
+    def put_rows(self, ids: Sequence[int], layers: Sequence[Any]) -> None:
+        """Take over layers in which `ids` follow what it holds."""
+        self.layers[:] = layers
+        self.log.extend(ids)
+        self._adopt(None)
 
     def take_layers(self) -> list[Any]:
         """Give up the layers, to a batch."""
@@ -255,6 +261,7 @@ class RowRunner:
     def __init__(self, runner: ModelRunner, batch: Batch, ids: Sequence[int], params: SamplingParams) -> None:
         self._runner, self._batch, self._ids, self._params = runner, batch, ids, params
         self.row: Row | None = None
+        self._joint: tuple[JointPrefill, Member] | None = None
         self.when_prefilled: Callable[[RowCache], None] = lambda cache: None
 
     def check(self, cache: PromptCache) -> None:
@@ -267,11 +274,29 @@ class RowRunner:
     def peak_memory(self) -> int:
         return self._runner.peak_memory
 
-    def prefill(self, cache: RowCache, ids: Sequence[int], *args: Any) -> Iterator[int]:
+    def join(self, joint: JointPrefill, cache: RowCache) -> None:
+        """Prefill the prompt together with others; `cache` holds what `joint` starts after."""
+        self._joint = joint, joint.add(cache, self._ids[cache.offset : -1])
+
+    def prefill(
+        self, cache: RowCache, ids: Sequence[int], cancelled: Callable[[], bool] = bool, *args: Any
+    ) -> Iterator[int]:
         """As ModelRunner's; with the last chunk the row joins the batch."""
-        for done in self._runner.prefill(cache, ids, *args):
+        if self._joint is None:
+            calls = self._runner.prefill(cache, ids, cancelled, *args)
+        else:
+            calls = self._prefill_jointly(*self._joint, cancelled)
+        for done in calls:
             if done == len(ids):
                 self._add(cache)
+            yield done
+
+    def _prefill_jointly(self, joint: JointPrefill, member: Member, cancelled: Callable[[], bool]) -> Iterator[int]:
+        done = 0
+        while done < len(member.ids) and not cancelled():
+            if done == member.done:  # else the chunk came with another prompt's
+                joint.step()
+            done = member.done
             yield done
 
     def decode(
@@ -294,6 +319,9 @@ class RowRunner:
         return self.row
 
     def close(self) -> None:
-        """Leave the batch."""
+        """Leave the batch, and the prefill."""
+        if self._joint is not None:
+            joint, member = self._joint
+            joint.drop(member)
         if self.row is not None:
             self._batch.drop(self.row)
