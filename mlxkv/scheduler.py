@@ -27,6 +27,7 @@ from mlxkv.inference.batch_check import model_error, refusal
 from mlxkv.inference.generation import Generation
 from mlxkv.inference.joint_prefill import JointPrefill
 from mlxkv.inference.reply_parser import ReplyText
+from mlxkv.inference.row_return import take_rows
 from mlxkv.inference.runner import ModelRunner
 from mlxkv.inference.sampling import SamplingParams, random_state, set_random_state
 from mlxkv.memory import CHUNKS, Budget
@@ -55,6 +56,8 @@ class Request:
         cache: begins with a part of the prompt, or is empty; says how rows are kept. It is not changed.
         deadline: seconds from `submit`; then the reply ends with what it has.
         reader: makes the parser of the reply; None takes everything as text that continues the prompt.
+        keeps_cache: change `cache`, which no other request may have: at the end it holds the prompt and the reply,
+            except where mlx-lm's batch has evicted rows or has other layers than keys and values.
     """
 
     id: int | str
@@ -63,6 +66,7 @@ class Request:
     cache: PromptCache
     deadline: float | None = None
     reader: Callable[[], ReplyText] | None = None
+    keeps_cache: bool = False
 
 
 @dataclass(eq=False)
@@ -215,7 +219,7 @@ class Scheduler:
                 self._begin_rows(task, most - len(same))
             else:
                 self._waiting.remove(task)
-                self._begin(task, task.request.cache.fork())
+                self._begin(task, _own_cache(task.request))
 
     def _begin_rows(self, task: _Task, most: int) -> None:
         """Begin a row, and up to `most` in all whose prompts can be prefilled in the same calls."""
@@ -241,7 +245,7 @@ class Scheduler:
             if task is first or task.is_stopped:
                 continue
             self._decide(task, is_alone=False)
-            if task.refusal is not None or task.request.cache is not first.request.cache:
+            if task.refusal is not None or not _begin_alike(first.request.cache, task.request.cache):
                 continue
             own = self._start(task.request)
             both = replace(start, num_tokens=min(start.num_tokens, own.num_tokens))
@@ -290,6 +294,8 @@ class Scheduler:
             if task.refusal is None:
                 task.runner = RowRunner(self._runner, self._batch, request.ids, request.params)
                 task.runner.when_prefilled = lambda rows: self._remember(request, rows)
+                if request.keeps_cache:
+                    task.runner.when_ended = lambda new, rows: take_rows(request.cache, (*request.ids, *new), rows)
             task.generation = Generation(
                 task.runner or self._runner,  # type: ignore[arg-type]  # it has those methods that are used
                 self._tokenizer,
@@ -377,3 +383,13 @@ class Scheduler:
         finally:
             task.random = random_state()
             set_random_state(others)
+
+
+def _own_cache(request: Request) -> PromptCache:
+    """The cache of a request that takes turns."""
+    return request.cache if request.keeps_cache else request.cache.fork()
+
+
+def _begin_alike(a: PromptCache, b: PromptCache) -> bool:
+    """Whether prompts of these caches may be prefilled together: in one, or in two that are empty."""
+    return a is b or (not a.log and not b.log and a.plan == b.plan)

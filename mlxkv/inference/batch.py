@@ -125,6 +125,8 @@ class Row:
     draws: Draws
     tokens: deque[int] = field(default_factory=deque)
     num_sampled: int = 0
+    sampled: list[int] = field(default_factory=list)  # if `when_ended`
+    when_ended: Callable[[list[int], list[Any]], None] | None = None  # called with `sampled` and its caches
     is_fed: bool = False  # its last prompt token was
     is_ended: bool = False
 
@@ -224,12 +226,17 @@ class Batch:
             if given:
                 row.tokens.append(token)
                 row.num_sampled += 1
+                if row.when_ended is not None:
+                    row.sampled.append(token)
                 row.is_ended = token in self._ends or row.num_sampled == row.most
         self._keep([not row.is_ended for row in self._rows])
 
     def _keep(self, is_kept: list[bool]) -> None:
         if all(is_kept):
             return
+        for i, row in enumerate(self._rows):
+            if not is_kept[i] and row.when_ended is not None:
+                row.when_ended(row.sampled, [layer.extract(i) for layer in self._layers])
         kept = [i for i, keep in enumerate(is_kept) if keep]
         self._rows = [self._rows[i] for i in kept]
         if kept:
@@ -263,6 +270,7 @@ class RowRunner:
         self.row: Row | None = None
         self._joint: tuple[JointPrefill, Member] | None = None
         self.when_prefilled: Callable[[RowCache], None] = lambda cache: None
+        self.when_ended: Callable[[list[int], list[Any]], None] | None = None  # see Row
 
     def check(self, cache: PromptCache) -> None:
         self._runner.check(cache)
@@ -316,6 +324,7 @@ class RowRunner:
     def _add(self, cache: RowCache) -> Row:
         self.when_prefilled(cache)
         self.row = self._batch.add(cache, self._ids[-1], self._params, self._ids[:-1])
+        self.row.when_ended = self.when_ended
         return self.row
 
     def close(self) -> None:
