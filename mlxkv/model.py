@@ -34,6 +34,7 @@ from mlxkv.inference.generation import Generation
 from mlxkv.inference.runner import ModelRunner
 from mlxkv.inference.sampling import SAMPLING, SamplingParams
 from mlxkv.models import Hub, LoadedModel, LoadProgress, load_model
+from mlxkv.scheduler import Scheduler
 from mlxkv.stats import TurnStats
 from mlxkv.store.identity import ModelIdentity
 from mlxkv.store.records import SessionRecord
@@ -253,6 +254,10 @@ class Model:
     def batch_prompts(self, cache: PromptCache | CacheConfig | None, think: bool | None) -> BatchPrompts:
         """Requests with sampling of their own, for the command line."""
         return BatchPrompts(self._runtime, cache, think)
+
+    def scheduler(self, **options: Any) -> Scheduler:
+        """A scheduler of requests on this model, for the thread that serves many callers; `options` are its own."""
+        return Scheduler(self._runtime.runner, self.tokenizer, self._runtime.budget, **options)
 
     def _batch_params(self, max_tokens: int | None, sampling: dict[str, Any]) -> SamplingParams:
         most = _GENERATE_TOKENS if max_tokens is None else max_tokens

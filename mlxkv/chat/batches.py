@@ -55,6 +55,11 @@ class BatchPrompts:
             self._config = cache or CacheConfig()
             self._empty(0)
 
+    @property
+    def is_current(self) -> bool:
+        """Whether the chat template, if it prints the time, would print the same now."""
+        return not self._prompts.prints_time or self._prompts.clock == clock.now()
+
     def requests(
         self, prompts: Iterable[Prompt], params: SamplingParams, deadline: float | None
     ) -> Iterator[Request | tuple[int, MlxkvError]]:
