@@ -18,7 +18,7 @@ from mlxkv.errors import CorruptError, SessionChangedError, SessionNotFoundError
 from mlxkv.protocol.chat_names import chat_called
 from mlxkv.protocol.status import ChatSummary, SearchHit
 from mlxkv.store.db.branches import reparent_forks
-from mlxkv.store.db.database import PINNED, UNTRUSTED, Database
+from mlxkv.store.db.database import LISTED, PINNED, UNTRUSTED, Database
 from mlxkv.store.db.history import (
     History,
     as_record,
@@ -324,7 +324,7 @@ class Sessions:
                 f"""SELECT s.id, s.title, s.updated, (SELECT count(*) FROM turn WHERE session = s.id),
                      (SELECT max(id) FROM kv_commit WHERE session = s.id), m.name, s.parent, s.flags & {UNTRUSTED},
                      s.flags & {PINNED}, s.seq, s.rowid
-                   FROM session s JOIN model m ON m.id = s.model {_NEWEST_FIRST}"""
+                   FROM session s JOIN model m ON m.id = s.model WHERE {LISTED} {_NEWEST_FIRST}"""
             ).fetchall()
             for id, _, _, _, newest, *_ in found:
                 if id not in self._sizes or self._sizes[id][0] != newest:  # there are new commits
@@ -352,8 +352,14 @@ class Sessions:
     def latest(self) -> str | None:
         """The id of the session that was used last; None without sessions."""
         with self.database.reading() as db:
-            row = db.execute(f"SELECT s.id FROM session s {_NEWEST_FIRST} LIMIT 1").fetchone()
+            row = db.execute(f"SELECT s.id FROM session s WHERE {LISTED} {_NEWEST_FIRST} LIMIT 1").fetchone()
         return row[0] if row else None
+
+    def endpoint_ids(self) -> tuple[str, ...]:
+        """The ids of the conversations that the endpoint saved, the last used one first; no list of chats has them."""
+        with self.database.reading() as db:
+            found = db.execute(f"SELECT s.id FROM session s WHERE s.kind = 'endpoint' {_NEWEST_FIRST}").fetchall()
+        return tuple(id for (id,) in found if isinstance(id, str))
 
     @public(text=text, limit=whole)
     def search(self, text: str, limit: int = 50) -> tuple[SearchHit, ...]:
