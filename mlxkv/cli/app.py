@@ -27,6 +27,7 @@ from mlxkv.cli.completion import models as model_names
 from mlxkv.cli.input_files import piped_text, question_with, text_or_file
 from mlxkv.cli.models import models
 from mlxkv.cli.print_mode import PrintRequest
+from mlxkv.cli.serve import serve
 from mlxkv.cli.start import first_commands, model_name, named_cache, open_window, session_id_of, talk_in_lines
 from mlxkv.config import Folders, Settings, load_settings, unknown_variable
 from mlxkv.errors import ConfigError, MlxkvError, OutOfMemoryError, OutputClosedError, PromptError
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 
 
 _COMMANDS = {
-    "chat", "chats", "cache", "models", "bench", "doctor", "path", "--help", "-h", "--install-completion",
+    "chat", "chats", "cache", "models", "serve", "bench", "doctor", "path", "--help", "-h", "--install-completion",
     "--show-completion",
 }  # fmt: skip
 
@@ -287,6 +288,7 @@ def doctor(
     raise typer.Exit(0 if all(finding.ok for finding in findings) else 1)
 
 
+app.command()(serve)
 app.command()(bench)
 
 

@@ -120,7 +120,11 @@ class Archive:
         if not self.is_on:
             return
         try:
-            if before is not None and before.session_id is not None and len(conversation.messages) > len(before.messages) + 1:
+            if (
+                before is not None
+                and before.session_id is not None
+                and len(conversation.messages) > len(before.messages) + 1
+            ):
                 session_id, first, log = before.session_id, len(before.messages), before.ids
             else:
                 session_id, first, log = self._create(conversation), _num_system(conversation.messages), TokenIds()
@@ -170,7 +174,7 @@ class Archive:
             self._runtime.store.save_kv(conversation.session_id, cache, self._runtime.identity, None, occasion)
 
     def save_states(self, conversation: Conversation, cache: PromptCache) -> None:
-        """Save the recurrent states of a cache that is about to hold something else; rows are saved after each reply."""
+        """Save the recurrent states of a cache that will hold something else; rows are saved after each reply."""
         if self.is_on and cache.checkpoints.is_needed:
             with suppress(MlxkvError):
                 self._save_rows(conversation, cache, Occasion.CLOSING)

@@ -45,7 +45,9 @@ def text_request(table: Fields) -> TextRequest:
     if echo and not all(isinstance(prompt, str) for prompt in prompts):
         raise invalid("echo", "`echo` needs a prompt of text; token ids are not decoded.")
     if echo and logprobs is not None:
-        raise invalid("echo", "`echo` with `logprobs` needs scores of the prompt, which are not computed; leave out one.")
+        raise invalid(
+            "echo", "`echo` with `logprobs` needs scores of the prompt, which are not computed; leave out one."
+        )
     stream, options = table.flag("stream", False), table.table("stream_options")
     if options is not None and not stream:
         raise invalid("stream_options", "`stream_options` needs `stream: true`.")

@@ -48,6 +48,7 @@ class EndpointOptions:
         think: as of `Model.chat`, likewise.
         saves: whether conversations are saved on disk.
         num_slots: requests that run at once; None: what fits in memory.
+        forgets: delete first what was saved before.
     """
 
     cache: CacheConfig
@@ -55,6 +56,7 @@ class EndpointOptions:
     think: bool | None = None
     saves: bool = True
     num_slots: int | None = None
+    forgets: bool = False
 
 
 @dataclass(eq=False)
@@ -76,6 +78,8 @@ class Endpoint:
         self.capacity: Capacity = decide_capacity(self._runtime, options.cache, options.num_slots)
         self._template = self._capacity_template()
         self._archive = Archive(self._runtime, options.saves)
+        if options.forgets:
+            self._archive.forget_all()
         prompts = self._runtime.prompts
         self._conversations = Conversations(prompts, clock.now, MAX_CONVERSATIONS)
         for conversation in self._archive.load(prompts, MAX_CONVERSATIONS):
@@ -177,9 +181,7 @@ class Endpoint:
         message = ChatMessage("assistant", ended.text, ended.thinking, ended.calls)
         state = after_reply(match.prompts, match.state, ended.text, tokens, is_cut)
         before = match.conversation if match.continues else None
-        conversation = Conversation(
-            (*match.messages, message), match.state.ids + tokens, match.began, lambda: state
-        )
+        conversation = Conversation((*match.messages, message), match.state.ids + tokens, match.began, lambda: state)
         forgotten = self._conversations.add(conversation, before)
         self._archive.save(
             conversation, prepared.job, Reply(match.state, ended.text, tokens, is_cut), slot.cache, before

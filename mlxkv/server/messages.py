@@ -23,7 +23,9 @@ def messages_of(table: Fields, name: str = "messages") -> tuple[ChatMessage, ...
     """
     found = [_message(Fields(item, f"{name}[{i}]")) for i, item in enumerate(table.items(name))]
     if not found:
-        raise invalid(name, f"`{name}` is missing or empty; it must be a list of messages.", "missing_required_parameter")
+        raise invalid(
+            name, f"`{name}` is missing or empty; it must be a list of messages.", "missing_required_parameter"
+        )
     return checked(found, name)
 
 
@@ -38,7 +40,8 @@ def checked(messages: Sequence[ChatMessage], name: str) -> tuple[ChatMessage, ..
         raise invalid(name, f"`{name}` has only a system prompt; end with what is to be answered.")
     if late := next((i for i in range(first, len(messages)) if messages[i].role == "system"), 0):
         raise invalid(
-            f"{name}[{late}].role", "A system or developer message must come before all others; move it to the beginning."
+            f"{name}[{late}].role",
+            "A system or developer message must come before all others; move it to the beginning.",
         )
     ids: set[str] = set()
     for i, message in enumerate(messages):
@@ -60,7 +63,9 @@ def _message(table: Fields) -> ChatMessage:
     table.refuse("audio", "function_call", why="replies are text and tool calls")
     if table.any("refusal"):
         raise table.wrong("refusal", "...", "left out")
-    calls = tuple(_call(Fields(item, f"{table.path('tool_calls')}[{i}]")) for i, item in enumerate(table.items("tool_calls")))
+    calls = tuple(
+        _call(Fields(item, f"{table.path('tool_calls')}[{i}]")) for i, item in enumerate(table.items("tool_calls"))
+    )
     thinking = table.text("reasoning_content", "") or table.text("reasoning", "")
     table.labels("reasoning", "reasoning_content")
     call_id = table.text("tool_call_id", "")
@@ -97,7 +102,9 @@ def text_of(table: Fields, name: str, *, may_be_missing: bool = False) -> str:
 
 
 def _refused_part(part: Fields, kind: str) -> ApiError:
-    what = "an image" if "image" in kind else "audio" if "audio" in kind else "a file" if "file" in kind else shown(kind)
+    what = (
+        "an image" if "image" in kind else "audio" if "audio" in kind else "a file" if "file" in kind else shown(kind)
+    )
     return invalid(
         part.path("type"), f"A content part is {what}; this server takes text parts only.", "unsupported_content"
     )

@@ -13,8 +13,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from mlxkv.server.errors import ApiError, shown
-from mlxkv.server.served_model import ServedModel
+from mlxkv.server.errors import ApiError, busy, shown
+from mlxkv.server.served_model import MAX_WAITING, ServedModel
 
 Open = Callable[[str], Awaitable[ServedModel]]
 
@@ -33,20 +33,22 @@ class Registry:
         self.names = tuple(dict.fromkeys([first, *others]))
         self.loaded_name = first
         self._loaded: ServedModel | None = None
-        self._num_users = 0
-        self._changed = asyncio.Condition()
+        self._num_users = self._num_in_line = 0
+        self._line = asyncio.Lock()  # first come, first served: nobody overtakes a request for another model
+        self._is_unused = asyncio.Event()
+        self._is_unused.set()
         self._created = int(time.time())
 
     async def start(self) -> ServedModel:
         """Load the first model."""
-        async with self._changed:
-            return await self._loaded_as(self.loaded_name)
+        async with self._line:
+            return await self._load(self.loaded_name)
 
     async def close(self) -> None:
-        async with self._changed:
-            if self._loaded is not None:
-                await self._loaded.close()
-                self._loaded = None
+        """Stop what runs, and close the model."""
+        if self._loaded is not None:
+            await self._loaded.close()
+            self._loaded = None
 
     @property
     def loaded(self) -> ServedModel | None:
@@ -64,7 +66,7 @@ class Registry:
             return found
         names = ", ".join(self.names)
         raise ApiError(
-            404, f"There is no model {shown(name)} here, but {names}; name one of these, or start the server with `--models`.",
+            404, f"There is no model {shown(name)} here, but {names}; name one of these, or see `--models`.",
             "model", "model_not_found",
         )  # fmt: skip
 
@@ -76,22 +78,28 @@ class Registry:
             ApiError: no such model is served. MlxkvError: it cannot be loaded.
         """
         wanted = self.resolve(name)
-        async with self._changed:
-            while self._loaded is None or self.loaded_name != wanted:
-                if self._num_users:
-                    await self._changed.wait()
-                else:
-                    await self._loaded_as(wanted)
-            served = self._loaded
-            self._num_users += 1
+        if self._num_in_line >= MAX_WAITING:
+            raise busy(self._num_in_line)
+        self._num_in_line += 1
+        try:
+            async with self._line:
+                if self._loaded is None or self.loaded_name != wanted:
+                    await self._is_unused.wait()
+                    await self._load(wanted)
+                served = self._loaded
+                assert served is not None
+                self._num_users += 1
+                self._is_unused.clear()
+        finally:
+            self._num_in_line -= 1
         try:
             yield served
         finally:
-            async with self._changed:
-                self._num_users -= 1
-                self._changed.notify_all()
+            self._num_users -= 1
+            if not self._num_users:
+                self._is_unused.set()
 
-    async def _loaded_as(self, name: str) -> ServedModel:
+    async def _load(self, name: str) -> ServedModel:
         if self._loaded is not None:
             await self._loaded.close()
             self._loaded = None

@@ -122,10 +122,16 @@ def _input(table: Fields) -> list[ChatMessage]:
                 raise item.wrong("role", role, f"one of {', '.join(_ROLES)}")
             item.labels("phase")
             text = text_of(item, "content")
-            messages.append(ChatMessage("system" if role == "developer" else role, text, thinking if role == "assistant" else ""))
+            messages.append(
+                ChatMessage("system" if role == "developer" else role, text, thinking if role == "assistant" else "")
+            )
             thinking = ""
         else:
-            raise invalid(item.path("type"), f"An input item is {shown(kind)}; this server takes messages, reasoning, function calls and their outputs.", "unsupported_content")
+            raise invalid(
+                item.path("type"),
+                f"An input item is {shown(kind)}; only messages, reasoning, function calls and their outputs are taken.",
+                "unsupported_content",
+            )
         item.end()
     return messages
 
@@ -139,7 +145,10 @@ def _reasoning_text(item: Fields) -> str:
 
 def _with_text_parts(item: Fields) -> Fields:
     """The item with `reasoning_text` parts as text parts."""
-    parts = [{**part, "type": "text"} if isinstance(part, dict) and part.get("type") == "reasoning_text" else part for part in item.items("content")]
+    parts = [
+        {**part, "type": "text"} if isinstance(part, dict) and part.get("type") == "reasoning_text" else part
+        for part in item.items("content")
+    ]
     return Fields({"content": parts or None}, item.path("content"))
 
 
@@ -160,8 +169,8 @@ def _add_call(messages: list[ChatMessage], call: Call, thinking: str) -> None:
 
 
 def _response(
-    asked: ResponseRequest, reply_id: str, created: int, model: str, status: str, output: list[Any], end: Ended | None = None,
-    error: ApiError | None = None,
+    asked: ResponseRequest, reply_id: str, created: int, model: str, status: str, output: list[Any],
+    end: Ended | None = None, error: ApiError | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     incomplete = {"reason": "max_output_tokens"} if status == "incomplete" else None
     found: dict[str, Any] = {
@@ -185,7 +194,13 @@ def _reasoning_item(item_id: str, text: str, status: str) -> dict[str, Any]:
 
 
 def _message_item(item_id: str, text: str | None, status: str) -> dict[str, Any]:
-    return {"id": item_id, "type": "message", "role": "assistant", "status": status, "content": [] if text is None else [_text_part(text)]}
+    return {
+        "id": item_id,
+        "type": "message",
+        "role": "assistant",
+        "status": status,
+        "content": [] if text is None else [_text_part(text)],
+    }
 
 
 def _text_part(text: str) -> dict[str, Any]:
@@ -194,7 +209,14 @@ def _text_part(text: str) -> dict[str, Any]:
 
 def _call_item(item_id: str, call: Call, status: str, arguments: str | None = None) -> dict[str, Any]:
     text = call.arguments if arguments is None else arguments
-    return {"id": item_id, "type": "function_call", "call_id": call.id, "name": call.name, "arguments": text, "status": status}
+    return {
+        "id": item_id,
+        "type": "function_call",
+        "call_id": call.id,
+        "name": call.name,
+        "arguments": text,
+        "status": status,
+    }
 
 
 def _status(end: Ended) -> str:
@@ -229,7 +251,9 @@ async def response_events(
     def send(kind: str, **fields: Any) -> str:
         return data({"type": kind, "sequence_number": next(numbers), **fields}, kind)
 
-    def state(status: str, output: list[Any], end: Ended | None = None, error: ApiError | None = None) -> dict[str, Any]:
+    def state(
+        status: str, output: list[Any], end: Ended | None = None, error: ApiError | None = None
+    ) -> dict[str, Any]:
         return _response(asked, reply_id, created, model, status, output, end, error)
 
     yield send("response.created", response=state("in_progress", []))
@@ -278,9 +302,15 @@ class _Items:
             at, item_id = len(self.done), f"fc_{self._id}_{i}"
             place = {"output_index": at, "item_id": item_id}
             done = _call_item(item_id, call, "completed")
-            sent.append(self._send("response.output_item.added", output_index=at, item=_call_item(item_id, call, "in_progress", "")))
+            sent.append(
+                self._send(
+                    "response.output_item.added", output_index=at, item=_call_item(item_id, call, "in_progress", "")
+                )
+            )
             sent.append(self._send("response.function_call_arguments.delta", **place, delta=call.arguments))
-            sent.append(self._send("response.function_call_arguments.done", **place, name=call.name, arguments=call.arguments))
+            sent.append(
+                self._send("response.function_call_arguments.done", **place, name=call.name, arguments=call.arguments)
+            )
             sent.append(self._send("response.output_item.done", output_index=at, item=done))
             self.done.append(done)
         return sent
@@ -304,7 +334,11 @@ class _Items:
     def _begin(self, kind: str) -> list[str]:
         self._open, self._text = kind, ""
         is_message = kind == "message"
-        item = _message_item(self._item_id, None, "in_progress") if is_message else _reasoning_item(self._item_id, "", "in_progress")
+        item = (
+            _message_item(self._item_id, None, "in_progress")
+            if is_message
+            else _reasoning_item(self._item_id, "", "in_progress")
+        )
         sent = [self._send("response.output_item.added", output_index=len(self.done), item=item)]
         part = _text_part("") if is_message else {"type": "reasoning_text", "text": ""}
         return [*sent, self._send("response.content_part.added", **self._place, part=part)]
@@ -314,7 +348,11 @@ class _Items:
             return []
         is_message = self._open == "message"
         part = _text_part(self._text) if is_message else {"type": "reasoning_text", "text": self._text}
-        item = _message_item(self._item_id, self._text, status) if is_message else _reasoning_item(self._item_id, self._text, "completed")
+        item = (
+            _message_item(self._item_id, self._text, status)
+            if is_message
+            else _reasoning_item(self._item_id, self._text, "completed")
+        )
         sent = [
             self._send(f"response.{self._part}.done", **self._place, text=self._text, **self._extra),
             self._send("response.content_part.done", **self._place, part=part),

@@ -44,8 +44,12 @@ class Access:
     max_body: int = MAX_BODY
 
     def __post_init__(self) -> None:
-        if self.api_key is not None and (len(self.api_key) < 8 or not self.api_key.isascii() or not self.api_key.isprintable() or " " in self.api_key):
-            raise ConfigError("The API key must have 8 characters or more, of ASCII and without blanks; choose another.")
+        if self.api_key is not None and (
+            len(self.api_key) < 8 or not self.api_key.isascii() or not self.api_key.isprintable() or " " in self.api_key
+        ):
+            raise ConfigError(
+                "The API key must have 8 characters or more, of ASCII and without blanks; choose another."
+            )
         if self.api_key is None and not is_loopback(self.host):
             raise ConfigError(
                 f"Others can reach {self.host}, so the server needs a key: set MLXKV_API_KEY or give --api-key, or "
@@ -57,11 +61,19 @@ class Access:
         host = headers.get("host", "")
         if self.api_key is None and not self._is_own(host):
             raise ApiError(
-                403, f"The Host {host[:80]!r} is none of this server's names; use 127.0.0.1, or `--allow-host`.", None, "host_not_allowed"
+                403,
+                f"The Host {host[:80]!r} is none of this server's names; use 127.0.0.1, or `--allow-host`.",
+                None,
+                "host_not_allowed",
             )
         origin = headers.get("origin")
         if origin is not None and origin not in self.origins and origin != f"http://{host}":
-            raise ApiError(403, f"The web page {origin[:80]!r} may not ask this server; `--allow-origin` lets it.", None, "origin_not_allowed")
+            raise ApiError(
+                403,
+                f"The web page {origin[:80]!r} may not ask this server; `--allow-origin` lets it.",
+                None,
+                "origin_not_allowed",
+            )
 
     def check_key(self, headers: Mapping[str, str]) -> None:
         """Raises ApiError: the key is missing or wrong."""
@@ -71,7 +83,13 @@ class Access:
         given = given.strip().encode("latin-1", "replace") if scheme.lower() == "bearer" else b""
         if not hmac.compare_digest(given, self.api_key.encode()):
             why = "is wrong" if given else "is missing"
-            raise ApiError(401, f"The API key {why}; send it as `Authorization: Bearer KEY`.", None, "invalid_api_key", {"WWW-Authenticate": "Bearer"})
+            raise ApiError(
+                401,
+                f"The API key {why}; send it as `Authorization: Bearer KEY`.",
+                None,
+                "invalid_api_key",
+                {"WWW-Authenticate": "Bearer"},
+            )
 
     def cors(self, headers: Mapping[str, str]) -> dict[str, str]:
         """Headers that let an allowed web page read the response."""
@@ -140,8 +158,12 @@ async def read_body(request: Request, most: int) -> bytes:
     """
     kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
     if kind != "application/json":
-        raise ApiError(415, f"The content type is {kind[:60]!r}; it must be application/json.", None, "invalid_content_type")
-    error = ApiError(413, f"The request is larger than {most:,} bytes, the limit of this server.", None, "request_too_large")
+        raise ApiError(
+            415, f"The content type is {kind[:60]!r}; it must be application/json.", None, "invalid_content_type"
+        )
+    error = ApiError(
+        413, f"The request is larger than {most:,} bytes, the limit of this server.", None, "request_too_large"
+    )
     length = request.headers.get("content-length", "")
     if length.isdecimal() and int(length) > most:
         raise error

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterable
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from threading import Event
 from typing import TYPE_CHECKING, TypeVar
 
@@ -94,8 +94,9 @@ class ServedModel:
             key, accepted = await self._call(lambda model: self._endpoint.prepare(job))
             try:
                 yield accepted
-                async for event in self._run(key, job.n):
-                    yield event
+                async with aclosing(self._run(key, job.n)) as events:
+                    async for event in events:
+                        yield event
             finally:
                 with suppress(ClosedError):
                     self._thread.call(lambda model: self._endpoint.forget(key))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -82,14 +82,18 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, pieces: AsyncGenerator[str], headers: Mapping[str, str]) -> None:
-        super().__init__(None, 200, {"cache-control": "no-cache", "x-accel-buffering": "no", **headers})
+    def __init__(self, pieces: AsyncGenerator[str], end: Callable[[], Awaitable[object]]) -> None:
+        """`end`: is called however it ends, even if no piece was ever asked for."""
+        super().__init__(None, 200, {"cache-control": "no-cache", "x-accel-buffering": "no"})
         del self.headers["content-length"]
-        self._pieces = pieces
+        self._pieces, self._end = pieces, end
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with suppress(ClientLeftError):
-            await unless_client_leaves(receive, self._send(send))
+        try:
+            with suppress(ClientLeftError):
+                await unless_client_leaves(receive, self._send(send))
+        finally:
+            await self._end()
 
     async def _send(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})

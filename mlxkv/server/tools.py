@@ -1,4 +1,4 @@
-"""Tools of a request, and how the model is told what to answer with: `tools`, `tool_choice`, `response_format`. Pure."""
+"""Tools of a request, and the form of its reply: `tools`, `tool_choice`, `response_format`. Pure."""
 
 from __future__ import annotations
 
@@ -56,7 +56,11 @@ def _tool(table: Fields, is_flat: bool) -> dict[str, Any]:
     parameters = function.any("parameters")
     if parameters is not None and not isinstance(parameters, dict):
         raise function.wrong("parameters", parameters, "a JSON schema")
-    found = {"name": name, "description": function.text("description", ""), "parameters": parameters or {"type": "object", "properties": {}}}
+    found = {
+        "name": name,
+        "description": function.text("description", ""),
+        "parameters": parameters or {"type": "object", "properties": {}},
+    }
     function.only("strict", (False,), "calls are parsed, not constrained; leave it out")
     function.end()
     table.end()
