@@ -126,7 +126,7 @@ class Row:
     tokens: deque[int] = field(default_factory=deque)
     num_sampled: int = 0
     sampled: list[int] = field(default_factory=list)  # if `when_ended`
-    when_ended: Callable[[list[int], list[Any]], None] | None = None  # called with `sampled` and its caches
+    when_ended: Callable[[list[int], list[Any]], object] | None = None  # called with `sampled` and its caches
     is_fed: bool = False  # its last prompt token was
     is_ended: bool = False
 
@@ -270,7 +270,7 @@ class RowRunner:
         self.row: Row | None = None
         self._joint: tuple[JointPrefill, Member] | None = None
         self.when_prefilled: Callable[[RowCache], None] = lambda cache: None
-        self.when_ended: Callable[[list[int], list[Any]], None] | None = None  # see Row
+        self.when_ended: Callable[[list[int], list[Any]], object] | None = None  # see Row
 
     def check(self, cache: PromptCache) -> None:
         self._runner.check(cache)

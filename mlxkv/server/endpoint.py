@@ -224,4 +224,4 @@ class ReplySink:
         self._emit(error)
 
 
-_REASONS = {FinishReason.LENGTH: "length", FinishReason.DEADLINE: "length"}
+_REASONS: Mapping[str, str] = {FinishReason.LENGTH: "length", FinishReason.DEADLINE: "length"}
