@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from mlxkv.cache.plan import make_cache
     from mlxkv.cache.prompt_cache import PromptCache
     from mlxkv.chat.chat import Chat
+    from mlxkv.chat.completion import Completion
     from mlxkv.errors import MlxkvError
     from mlxkv.events import (
         BatchEvent,
@@ -22,12 +23,13 @@ if TYPE_CHECKING:
         ReplyFinished,
         RequestFailed,
         TextDelta,
+        ToolCall,
         TurnEvent,
         TurnFinished,
     )
     from mlxkv.inference.sampling import SamplingParams
     from mlxkv.memory.estimate import Estimate, estimate
-    from mlxkv.model import Completion, Model, load
+    from mlxkv.model import Model, load
     from mlxkv.stats import TurnStats
 
 __version__ = "0.1.0"
@@ -47,6 +49,7 @@ __all__ = [
     "RequestFailed",
     "SamplingParams",
     "TextDelta",
+    "ToolCall",
     "TurnEvent",
     "TurnFinished",
     "TurnStats",
@@ -61,7 +64,7 @@ _HOME = {
     "BatchEvent": "mlxkv.events",
     "CacheConfig": "mlxkv.cache.config",
     "Chat": "mlxkv.chat.chat",
-    "Completion": "mlxkv.model",
+    "Completion": "mlxkv.chat.completion",
     "Estimate": "mlxkv.memory.estimate",
     "MlxkvError": "mlxkv.errors",
     "Model": "mlxkv.model",
@@ -72,6 +75,7 @@ _HOME = {
     "RequestFailed": "mlxkv.events",
     "SamplingParams": "mlxkv.inference.sampling",
     "TextDelta": "mlxkv.events",
+    "ToolCall": "mlxkv.events",
     "TurnEvent": "mlxkv.events",
     "TurnFinished": "mlxkv.events",
     "TurnStats": "mlxkv.stats",

@@ -9,7 +9,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -23,6 +23,7 @@ from mlxkv.cache.traits import traits_of
 from mlxkv.chat import clock
 from mlxkv.chat.batches import BatchPrompts, Prompt, answers_of, events_of
 from mlxkv.chat.chat import Chat
+from mlxkv.chat.completion import Completion
 from mlxkv.chat.prompt import PromptState, check_ids
 from mlxkv.chat.runtime import ModelRuntime
 from mlxkv.config import Folders
@@ -35,7 +36,6 @@ from mlxkv.inference.runner import ModelRunner
 from mlxkv.inference.sampling import SAMPLING, SamplingParams
 from mlxkv.models import Hub, LoadedModel, LoadProgress, load_model
 from mlxkv.scheduler import Scheduler
-from mlxkv.stats import TurnStats
 from mlxkv.store.identity import ModelIdentity
 from mlxkv.store.records import SessionRecord
 from mlxkv.store.session_store import SessionStore
@@ -70,23 +70,6 @@ def _several(name: str, value: Any) -> list[Any]:
 
 def _seconds(name: str, value: Any) -> float:
     return arguments.number(name, value, 0.0, 1e9)
-
-
-@dataclass(frozen=True)
-class Completion:
-    """The result of `Model.generate`, and of each prompt of `Model.generate_batch`.
-
-    Attributes:
-        text: the new text, without the prompt.
-        tokens: its token ids, an end-of-text id included.
-        stats: the figures.
-        thinking: the reasoning before the text, of a list of messages.
-    """
-
-    text: str
-    tokens: tuple[int, ...]
-    stats: TurnStats
-    thinking: str = ""
 
 
 class Model:

@@ -126,8 +126,8 @@ def test_each_platform_gets_its_mlx(built: Built) -> None:
 
 NAMES = [
     "BatchEvent", "CacheConfig", "Chat", "Completion", "Estimate", "MlxkvError", "Model", "Notice", "PrefillProgress",
-    "PromptCache", "ReplyFinished", "RequestFailed", "SamplingParams", "TextDelta", "TurnEvent", "TurnFinished",
-    "TurnStats", "errors", "estimate", "events", "load", "make_cache",
+    "PromptCache", "ReplyFinished", "RequestFailed", "SamplingParams", "TextDelta", "ToolCall", "TurnEvent",
+    "TurnFinished", "TurnStats", "errors", "estimate", "events", "load", "make_cache",
 ]  # fmt: skip
 
 METHODS = {
@@ -146,7 +146,7 @@ METHODS = {
     ],
     "Chat": ["send", "cancel", "undo", "retry", "edit", "fork", "save", "close"],
     "PromptCache": ["save", "export_mlx_lm", "fork", "reuse", "rewind", "nbytes"],
-    "Completion": ["text", "tokens", "stats", "thinking"],
+    "Completion": ["text", "tokens", "stats", "thinking", "tool_calls", "finish_reason"],
 }
 
 

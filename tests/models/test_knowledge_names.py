@@ -65,6 +65,7 @@ NEWER = {
     "BatchEvent",
     "ReplyFinished",
     "RequestFailed",
+    "ToolCall",
 }  # than what tutor was taught last: tell it of these when it is taught again
 
 
