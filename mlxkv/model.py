@@ -24,12 +24,14 @@ from mlxkv.chat import clock
 from mlxkv.chat.batches import BatchPrompts, Prompt, answers_of, events_of
 from mlxkv.chat.chat import Chat
 from mlxkv.chat.completion import Completion
+from mlxkv.chat.messages import checked
 from mlxkv.chat.prompt import PromptState, check_ids
 from mlxkv.chat.runtime import ModelRuntime
+from mlxkv.chat.tools import Tool, checked_tools
 from mlxkv.config import Folders
 from mlxkv.device import current_device
 from mlxkv.errors import ConfigError, PromptError
-from mlxkv.events import BatchEvent, TurnEvent
+from mlxkv.events import BatchEvent, Message, TurnEvent
 from mlxkv.inference.drafting.same_tokenizer import check_same_tokenizer
 from mlxkv.inference.generation import Generation
 from mlxkv.inference.runner import ModelRunner
@@ -352,6 +354,8 @@ class Model:
         system: str | None = None,
         cache: CacheConfig | PromptCache | None = None,
         *,
+        messages: Sequence[Mapping[str, Any] | Message] | None = None,
+        tools: Sequence[Callable[..., Any] | Mapping[str, Any] | Tool] | None = None,
         autosave: bool = False,
         think: bool | None = None,
         **sampling: Any,
@@ -362,20 +366,48 @@ class Model:
             system: the system prompt.
             cache: how to bound it, or a PromptCache to begin with (it is changed: pass `pc.fork()` to keep it), which
                 `prefill` made with a system prompt or `chat=True`, or `import_mlx_lm`.
+            messages: what the chat begins with: ``{"role": "user", "content": "..."}``, with the roles system (first),
+                user, assistant and tool, as OpenAI's clients write them; or `Chat.messages`. `Chat.ask` without a text
+                answers them.
+            tools: functions, described by their signature and docstring, or JSON schemas, which the model may call.
             autosave: make it a session at its first turn; otherwise only `Chat.save` does.
             think: whether the model should reason before it answers, if its template has a switch for that; None leaves
                 it to the model.
             sampling: SamplingParams fields for all turns, e.g. ``max_tokens=400``; the model's own if left out.
 
         Raises:
-            ConfigError: both a system prompt and a PromptCache, or a PromptCache that holds raw text.
+            ConfigError: both a system prompt and a PromptCache, or a PromptCache that holds raw text; or tools that
+                cannot be described, or that this model's chat template does not take.
             MismatchError: the PromptCache was made with another model.
+            PromptError: a message is invalid; it is named by its number. ModelError: the chat template refuses it.
         """
         params = SamplingParams.for_model(self.loaded.generation, **sampling)
-        return Chat(self._runtime, system=system, cache=cache, params=params, autosave=autosave, think=think)
+        own, turns = checked(() if messages is None else messages)
+        if own is not None and (system is not None or isinstance(cache, PromptCache)):
+            raise ConfigError("The messages begin with a system prompt, and there is another one; leave one out.")
+        known = checked_tools(tools)
+        chat = Chat(
+            self._runtime,
+            system=system if own is None else own,
+            cache=cache,
+            params=params,
+            autosave=autosave,
+            think=think,
+            tools=known,
+        )
+        chat.begin_with(turns, int(own is not None))
+        return chat
 
     @public(*SAMPLING, session=arguments.label, cache=_CONFIG, fork=arguments.flag)
-    def resume(self, session: str, *, cache: CacheConfig | None = None, fork: bool = False, **sampling: Any) -> Chat:
+    def resume(
+        self,
+        session: str,
+        *,
+        cache: CacheConfig | None = None,
+        fork: bool = False,
+        tools: Sequence[Callable[..., Any] | Mapping[str, Any] | Tool] | None = None,
+        **sampling: Any,
+    ) -> Chat:
         """Resume a session; rows that are on disk are restored and not prefilled again.
 
         A session that another process has open is read-only: `Chat.read_only` says who, and `Chat.fork` continues it.
@@ -385,29 +417,42 @@ class Model:
             session: its title, its id, or a unique prefix of either.
             cache: another bound than the session had (its rows are then prefilled again).
             fork: leave the session unchanged and continue in a fork.
+            tools: as for `chat`; None: the session's own, as JSON schemas. Give its functions again to call them; other
+                tools change the beginning of the prompt, so that all is prefilled again.
             sampling: SamplingParams fields instead of those the session had.
 
         Raises:
             SessionNotFoundError: no session matches, or several do.
             CorruptError: the turns are damaged.
         """
-        return self.reopen(self.store.sessions.find(session), cache=cache, fork=fork, **sampling)
+        return self.reopen(self.store.sessions.find(session), cache=cache, fork=fork, tools=tools, **sampling)
 
     @public(*SAMPLING, session_id=arguments.label, cache=_CONFIG, fork=arguments.flag)
-    def reopen(self, session_id: str, *, cache: CacheConfig | None = None, fork: bool = False, **sampling: Any) -> Chat:
+    def reopen(
+        self,
+        session_id: str,
+        *,
+        cache: CacheConfig | None = None,
+        fork: bool = False,
+        tools: Sequence[Callable[..., Any] | Mapping[str, Any] | Tool] | None = None,
+        **sampling: Any,
+    ) -> Chat:
         """`resume` by the full id only, which no title can be mistaken for."""
-        store = self.store
+        store, known = self.store, checked_tools(tools)
         if fork and not store.read_only:
             session_id = store.fork(session_id)
         record = store.load(session_id)
         began = clock.from_text(record.clock) or clock.from_seconds(record.created)
+        if tools is None:
+            known = self._runtime.saved_tools(record.params.get("tools"))
         config = self._resumed_config(record, cache, began)
         saved_params = SamplingParams.saved(dict(record.params.get("sampling") or {}))
         params = replace(saved_params, **{k: v for k, v in sampling.items() if v is not None})
         think = saved if isinstance(saved := record.params.get("think"), bool) else None
         chat = Chat(
-            self._runtime, system=record.system, cache=config, params=params, autosave=True, think=think, began=began
-        )
+            self._runtime, system=record.system, cache=config, params=params, autosave=True, think=think, began=began,
+            tools=known,
+        )  # fmt: skip
         chat.load(record)
         store.enforce_limit()  # once the chat's lock is held, so that its own rows stay
         return chat

@@ -356,7 +356,8 @@ class Scheduler:
         is_row = task.runner is not None
         stats = replace(event.stats, finish_reason=reason, batched=is_row, not_batched_why=task.refusal)
         tokens = tuple(task.generation.generated) if task.generation else ()
-        task.sink(ReplyFinished(reason, event.text, stats, event.thinking, tokens=tokens))
+        calls = event.tool_calls
+        task.sink(ReplyFinished(reason, event.text, stats, event.thinking, tool_calls=calls, tokens=tokens))
 
     def _empty_stats(self, task: _Task) -> TurnStats:
         return TurnStats(finish_reason=FinishReason.STOPPED, total_s=time.perf_counter() - task.started)

@@ -16,26 +16,31 @@ from typing import Any, Self
 
 from mlxkv import arguments
 from mlxkv.arguments import optional, public, text
+from mlxkv.cache import row_copies
 from mlxkv.cache.config import CacheConfig
 from mlxkv.cache.mlx_lm import ImportedCache
 from mlxkv.cache.prompt_cache import PromptCache
 from mlxkv.chat import clock
-from mlxkv.chat.conversation import Conversation
+from mlxkv.chat.completion import Completion
+from mlxkv.chat.conversation import Conversation, title_of
 from mlxkv.chat.history import History, HistorySnapshot, spans
+from mlxkv.chat.messages import added
 from mlxkv.chat.prefix import ChatPrefix
 from mlxkv.chat.prompt import PromptState
 from mlxkv.chat.reply import ReplyOptions, ReplyRun, make_generation, prefill_chat
 from mlxkv.chat.reply_gate import ReplyGate
 from mlxkv.chat.runtime import ModelRuntime
+from mlxkv.chat.tools import Tool
 from mlxkv.errors import (
     CacheError,
     ConfigError,
     DiskError,
+    ModelError,
     PromptError,
     ReadOnlyError,
     StoreError,
 )
-from mlxkv.events import Branch, Message, Notice, PrefillProgress, Sibling, TurnEvent
+from mlxkv.events import Branch, Message, Notice, PrefillProgress, Sibling, ToolCall, TurnEvent, TurnFinished
 from mlxkv.inference.sampling import SAMPLING, SamplingParams
 from mlxkv.stats import TurnStats
 from mlxkv.store.kv.state_saves import Occasion
@@ -44,7 +49,7 @@ from mlxkv.system.thread_owner import Owner
 from mlxkv.text.encoding import well_formed
 from mlxkv.token_ids import common_prefix
 
-_STARTED = optional(arguments.number)
+_STARTED, _TEXT = optional(arguments.number), optional(text)
 
 
 class Chat:
@@ -69,6 +74,7 @@ class Chat:
         autosave: bool = False,
         think: bool | None = None,
         began: datetime | None = None,
+        tools: Sequence[Tool] = (),
     ) -> None:
         """`began`: the time that the chat template prints; None: now, or the prompt cache's."""
         self._runtime, self._params, self._autosave = runtime, params or SamplingParams(), autosave
@@ -77,25 +83,73 @@ class Chat:
         self.thinking = think
         self.stats = TurnStats()
         self.restored: Restored | None = None  # the rows restored from disk when the chat was resumed
+        self._notices: list[Notice] = []  # of messages that were added since the last reply
+        self._system_fork: tuple[str, int, str | None] | None = None  # see `_fork_from`
         system = well_formed(system) if system else None
+        prompts = runtime.prompts.with_tools(tools)
+        if tools and isinstance(cache, PromptCache):
+            raise ConfigError("A chat from a prompt cache has no tools: they belong into its prompt; leave one out.")
         if isinstance(cache, PromptCache):
             runtime.check_cache(cache)
             prefix = ChatPrefix.of_cache(cache, system, runtime.prompts)
         else:
             prefix = ChatPrefix(system, began=began or clock.now())
-        self._history = History(Conversation(runtime), prefix, runtime.prompts)
+        self._history = History(Conversation(runtime), prefix, prompts)
         self.cache = cache if isinstance(cache, PromptCache) else self._new_cache(cache or CacheConfig())
 
     @property
     def system(self) -> str | None:
-        """The system prompt."""
+        """The system prompt. A new one counts from the next turn on; a saved chat with messages continues in a fork."""
         return self._history.prefix.system
 
     @system.setter
     def system(self, text: str | None) -> None:
-        raise ConfigError(
-            "The system prompt of a chat cannot be changed once it is made; make another with `model.chat(system=...)`."
-        )
+        self._owner.check()
+        new = _TEXT("system", text)
+        new = well_formed(new) if new else None
+        self._gate.check_idle()
+        self._conversation.check_writable()
+        if self._history.prefix.prompt_state.ids:
+            raise ConfigError("The system prompt of a chat from a prompt cache cannot change; prefill another.")
+        if new != self.system:
+            self._change_system(new)
+
+    def _change_system(self, system: str | None) -> None:
+        old, old_cache = self._history, self.cache
+        new, rows = old.with_system(system), None
+        config, geometry = replace(old_cache.plan.resolved, sinks="system"), old_cache.plan.geometry
+        window = geometry.window if geometry is not None else 0
+        pins = [config.geometry(window, history.num_system_tokens) for history in (old, new) if window]
+        if pins and geometry == pins[0] != pins[1]:  # it pins the system prompt
+            rows = row_copies.export(old_cache, new.conversation.log)
+            self.cache = self._runtime.new_cache(config, new.prompts, system)
+        self._history = new
+        try:
+            if old.conversation.session_id is not None:
+                self._fork_from(old.conversation)
+        except BaseException:
+            self._history, self.cache = old, old_cache
+            raise
+        del old_cache  # before there are buffers of both
+        if rows is not None:
+            row_copies.restore(self.cache, rows)
+
+    def _fork_from(self, old: Conversation) -> None:
+        """Save the chat, whose system prompt has changed, as a fork of its session; one that got no turn since the last
+        change is dropped, and so is an empty session."""
+        left, num_turns, last = str(old.session_id), len(old.turns), self._system_fork
+        is_unused = not num_turns or (last is not None and last[:2] == (left, num_turns))
+        parent = (last[2] if last else None) if is_unused else left
+        self._begin(old.title or None, parent)
+        old.close()
+        if is_unused:
+            self._conversation.unsaved.delete(left)
+        self._system_fork = str(self.session_id), num_turns, parent
+
+    @property
+    def tools(self) -> tuple[Tool, ...]:
+        """The tools that the model may call."""
+        return self._history.prompts.tools
 
     @property
     def num_system_tokens(self) -> int:
@@ -123,9 +177,39 @@ class Chat:
 
     # -- turns -------------------------------------------------------------------------------------------------------
 
-    @public(*SAMPLING, text=text, started=_STARTED, whole=arguments.flag)
+    @public(*SAMPLING, text=_TEXT, begin=_TEXT, started=_STARTED, whole=arguments.flag)
+    def ask(
+        self,
+        text: str | None = None,
+        *,
+        begin: str | None = None,
+        started: float | None = None,
+        whole: bool = False,
+        **sampling: Any,
+    ) -> Completion:
+        """`send` the text, or `reply` without one, and return the whole reply.
+
+        Arguments and errors are those of `send` and `reply`.
+        """
+        if text is None:
+            events = self.reply(begin=begin, started=started, **sampling)
+        else:
+            events = self.send(text, begin=begin, started=started, whole=whole, **sampling)
+        for event in events:
+            if isinstance(event, TurnFinished):
+                ids = () if event.unanswered else self.turns[-1].ids
+                return Completion(event.text, ids, event.stats, event.thinking, event.tool_calls)
+        raise AssertionError("a turn without an end")
+
+    @public(*SAMPLING, text=text, begin=_TEXT, started=_STARTED, whole=arguments.flag)
     def send(
-        self, text: str, *, started: float | None = None, whole: bool = False, **sampling: Any
+        self,
+        text: str,
+        *,
+        begin: str | None = None,
+        started: float | None = None,
+        whole: bool = False,
+        **sampling: Any,
     ) -> Iterator[TurnEvent]:
         """Send `text` and iterate the reply: PrefillProgress, TextDelta, Notice and, at the end, one TurnFinished.
 
@@ -134,6 +218,7 @@ class Chat:
 
         Args:
             text: the message; whatever it spells is text, never a control token.
+            begin: the reply begins with this text, and has no reasoning.
             started: when the user asked, by `time.perf_counter()`, so that the time to the first token counts from
                 there; None: now.
             whole: refuse a message that the window would hold only partly.
@@ -150,8 +235,85 @@ class Chat:
         """
         text = _checked("message", text)
         self._conversation.check_writable()
-        options = self._options(sampling, started)
+        options = self._options(sampling, started, begin)
         return self._gate.start(lambda cancelled: self._turn(text, replace(options, cancelled=cancelled), whole=whole))
+
+    @public(*SAMPLING, begin=_TEXT, started=_STARTED)
+    def reply(self, *, begin: str | None = None, started: float | None = None, **sampling: Any) -> Iterator[TurnEvent]:
+        """Reply to the messages as they are, without a new one; events as of `send`.
+
+        The last message must be the user's or the result of a tool.
+
+        Args:
+            begin: the reply begins with this text, and has no reasoning.
+            started: as for `send`.
+            sampling: SamplingParams fields for this reply.
+
+        Raises:
+            PromptError: there is nothing to reply to, or a tool call has no result; from the first event.
+            SessionLockedError: the chat is read-only.
+        """
+        self._conversation.check_writable()
+        options = self._options(sampling, started, begin)
+        return self._gate.start(lambda cancelled: self._answer(replace(options, cancelled=cancelled)))
+
+    @public(role=text, text=text, tool_call_id=_TEXT)
+    def add(self, role: str, text: str, *, tool_call_id: str | None = None) -> None:
+        """Add a message without generating a reply: of the role "user", "assistant" (as if the model had written it) or
+        "tool", with the result of a tool call.
+
+        Args:
+            role: see above.
+            text: the message.
+            tool_call_id: which call it answers; None: the first one without a result.
+
+        Raises:
+            PromptError: another role, an empty text, or a result that no call waits for.
+            ModelError: the chat template refuses such a message there.
+            StoreError: it cannot be saved.
+            SessionLockedError: the chat is read-only.
+        """
+        self._gate.check_idle()
+        self._conversation.check_writable()
+        self.add_turn(added(role, text, tool_call_id, self.turns))
+
+    def add_turn(self, turn: TurnRecord) -> None:
+        """`add` a checked message; see `messages.checked`."""
+        undo = self._history.snapshot()
+        try:
+            self._runtime.check_cache(self.cache)
+            self._notices += self._history.add(turn, self.cache, self.thinking, self._begin_session)
+        except BaseException:
+            with suppress(StoreError):  # report the first error, not this one
+                self._history.return_to(undo)
+            raise
+
+    def begin_with(self, turns: Sequence[TurnRecord], first: int) -> None:
+        """`add_turn` each of the messages that a new chat begins with. `first`: the number of the first, for errors."""
+        autosave, self._autosave = self._autosave, False  # nothing is saved if one of them is refused
+        for i, turn in enumerate(turns, first):
+            try:
+                self.add_turn(turn)
+            except (PromptError, ModelError) as error:
+                error.args = (f"Message {i}, of the role {turn.role}, does not fit there: {error}",)
+                raise
+        self._autosave = autosave
+        if turns and (notice := self._begin_session(title_of(turns[0].text))):
+            self._notices.append(notice)
+
+    @public(call=arguments.instance(ToolCall))
+    def call_tool(self, call: ToolCall) -> str:
+        """Call the function that a reply calls; its result as text, for ``add("tool", ...)``: JSON unless it is text.
+
+        Calls of a tool that does not exist, or with arguments that do not fit it, are mistakes of the model: the result
+        then says so, in a sentence that begins with "Error:". What the function itself raises is raised.
+
+        Raises:
+            ConfigError: the tool is a JSON schema without a function.
+        """
+        if (tool := next((tool for tool in self.tools if tool.name == call.name), None)) is not None:
+            return tool.run(call.arguments)
+        return f"Error: there is no tool {call.name!r}; there are {', '.join(tool.name for tool in self.tools)}."
 
     @public(*SAMPLING, started=_STARTED)
     def continue_reply(self, *, started: float | None = None, **sampling: Any) -> Iterator[TurnEvent]:
@@ -229,14 +391,46 @@ class Chat:
         try:
             self._conversation.check_writable()
             self._runtime.check_cache(self.cache)
+            yield from self._take_notices()
             prompt = yield from self._history.add_message(
-                text, self.cache, self.thinking, whole=whole, begin_session=self._begin_session
+                TurnRecord("user", text),
+                self.cache,
+                self._thinks(options),
+                whole=whole,
+                begin_session=self._begin_session,
             )
         except BaseException:
             with suppress(StoreError):  # report the first error, not this one
                 self._history.return_to(undo)
             raise
-        yield from self._reply(prompt, TurnRecord("assistant", ""), options, undo)
+        yield from self._reply(prompt, self._begun(prompt, options), options, undo)
+
+    def _answer(self, options: ReplyOptions, undo: HistorySnapshot | None = None) -> Iterator[TurnEvent]:
+        """A reply to the messages as they are; `undo`: as for `_turn`."""
+        try:
+            self._conversation.check_writable()
+            self._runtime.check_cache(self.cache)
+            yield from self._take_notices()
+            prompt = self._history.prompt_without_reply(self.cache, self._thinks(options))
+        except BaseException:
+            if undo is not None:
+                with suppress(StoreError):
+                    self._history.return_to(undo)
+            raise
+        yield from self._reply(prompt, self._begun(prompt, options), options, undo or self._history.snapshot())
+
+    def _begun(self, prompt: PromptState, options: ReplyOptions) -> TurnRecord:
+        """The reply with which generation begins."""
+        ids = self._history.prompts.begun(prompt, options.begin) if options.begin else ()
+        return TurnRecord("assistant", options.begin, ids)
+
+    def _thinks(self, options: ReplyOptions) -> bool | None:
+        """The template's switch for a reply; one with a given beginning has no reasoning."""
+        return False if options.begin and self._history.prompts.has_think_switch else self.thinking
+
+    def _take_notices(self) -> Iterator[Notice]:
+        notices, self._notices = self._notices, []
+        yield from notices
 
     def _continue(self, options: ReplyOptions) -> Iterator[TurnEvent]:
         self._runtime.check_cache(self.cache)
@@ -250,10 +444,11 @@ class Chat:
     ) -> Iterator[TurnEvent]:
         """Generate the reply to `prompt`, which begins with the reply `before`; `undo`: if nothing is generated."""
         history, cache = self._history, self.cache
-        checkpoints = history.checkpoints(prompt, self.thinking, cache) if cache.checkpoints.is_needed else ()
+        think = self._thinks(options)
+        checkpoints = history.checkpoints(prompt, think, cache) if cache.checkpoints.is_needed else ()
         reply = (before.ids, before.text, before.thinking)
         generation = make_generation(self._runtime, history, cache, prompt, options, reply, checkpoints)
-        run = ReplyRun(history, generation, prompt, self.thinking, undo, lambda: self._keeps_message)
+        run = ReplyRun(history, generation, prompt, think, undo, lambda: self._keeps_message)
         try:
             yield from run.events()
         finally:
@@ -300,7 +495,8 @@ class Chat:
     def retry(self, turn: int | None = None, *, started: float | None = None, **sampling: Any) -> Iterator[TurnEvent]:
         """Generate the last reply again, or that to message number `turn`, dropping later ones; events as of `send`.
 
-        The chat changes at the first event. The old reply stays in the session that this one was forked from.
+        A reply to the results of tools is generated from these; the tools are not called again. The chat changes at the
+        first event. The old reply stays in the session that this one was forked from.
 
         Args:
             turn: a message number, that of a reply or of the user's message; None: the last one.
@@ -311,7 +507,24 @@ class Chat:
             PromptError: the chat is empty.
             ConfigError: there is no such message.
         """
-        return self._replace_message(self.question(turn), None, self._options(sampling, started))
+        options, last = self._options(sampling, started), len(self.turns) - 1 if turn is None else turn
+        if self._history.follows_results(last):
+            return self._replace_reply(last, options)
+        return self._replace_message(self.question(turn), None, options)
+
+    def _replace_reply(self, turn: int, options: ReplyOptions) -> Iterator[TurnEvent]:
+        """Generate message number `turn` again, a reply that follows the results of tools, or is missing there."""
+        was, history = self.turns[turn:], self._history
+
+        def events(cancelled: Callable[[], bool]) -> Iterator[TurnEvent]:
+            if self.turns[turn:] != was:
+                raise _changed()
+            undo = history.snapshot()
+            if turn < len(self.turns):
+                history.remove_from(turn)
+            yield from self._answer(replace(options, cancelled=cancelled), undo)
+
+        return self._gate.start(events)
 
     @public(*SAMPLING, turn=arguments.whole, text=text, started=_STARTED, whole=arguments.flag)
     def edit(
@@ -345,7 +558,7 @@ class Chat:
 
         def events(cancelled: Callable[[], bool]) -> Iterator[TurnEvent]:
             if self.turns[turn : turn + 1] != (was,):
-                raise ConfigError("The chat has changed since this was asked for; call `retry` or `edit` again.")
+                raise _changed()
             is_unanswered, is_only = turn == len(self.turns) - 1, self._autosave and history.is_only_message(turn)
             asked = history.user_text(turn) if text is None else text
             undo = history.snapshot("" if text is None and not is_unanswered else asked)
@@ -376,6 +589,7 @@ class Chat:
             raise ConfigError(f"There is no message {turn!r} to fork at; this chat has {len(turns)}.")
         twin, kept = copy.copy(self), len(turns) if turn is None else turn + (turns[turn].role != "user")
         twin._gate, twin._history, twin.cache = ReplyGate(self._owner), self._history.fork(kept), self.cache.fork()
+        twin._notices = []
         return twin
 
     @public(num_pinned=arguments.whole, title=optional(text))
@@ -404,6 +618,7 @@ class Chat:
             autosave=self._autosave,
             think=self.thinking,
             began=self._history.prefix.began,
+            tools=self.tools,
         )
         twin._history.conversation = self._conversation.with_turns(turns)
         twin._history.prompt_state = state
@@ -508,6 +723,7 @@ class Chat:
         cache, sampling = asdict(self.cache.plan.resolved), asdict(self._params)
         params: dict[str, Any] = {"cache": cache, "sampling": sampling, "think": self.thinking}
         params |= {"pinned": pinned} if pinned else {}
+        params |= {"tools": [dict(tool.schema) for tool in self.tools]} if self.tools else {}
         self._conversation.begin(title, self.system, params, parent, self._history.prefix.began)
 
     @public(record=arguments.instance(SessionRecord, advice="`Model.resume` takes an id or a title"))
@@ -556,14 +772,20 @@ class Chat:
 
     # ----------------------------------------------------------------------------------------------------------------
 
-    def _options(self, sampling: Mapping[str, Any], started: float | None = None) -> ReplyOptions:
+    def _options(
+        self, sampling: Mapping[str, Any], started: float | None = None, begin: str | None = None
+    ) -> ReplyOptions:
         """This chat's sampling parameters, and those given for one turn."""
         given = {name: value for name, value in sampling.items() if value is not None}
         params = SamplingParams.for_model({}, **{**asdict(self._params), **given})
-        return ReplyOptions(params, time.perf_counter() if started is None else started)
+        return ReplyOptions(params, time.perf_counter() if started is None else started, begin=well_formed(begin or ""))
 
     def _new_cache(self, config: CacheConfig) -> PromptCache:
         return self._runtime.new_cache(config, self._history.prompts, self.system)
+
+
+def _changed() -> ConfigError:
+    return ConfigError("The chat has changed since this was asked for; call `retry` or `edit` again.")
 
 
 def _checked(what: str, text: str) -> str:

@@ -17,6 +17,7 @@ from mlxkv.cache.config import DEFAULT_SINKS, CacheConfig
 from mlxkv.cache.mlx_lm import ImportedCache, to_mlx_lm, to_model_dtype, window_for
 from mlxkv.cache.prompt_cache import PromptCache
 from mlxkv.chat.prompt import PromptFormat
+from mlxkv.chat.tools import Tool, checked_tools
 from mlxkv.config import Folders, Settings, load_settings
 from mlxkv.device import Wired, current_device
 from mlxkv.errors import ConfigError, FileMissingError, MismatchError
@@ -122,6 +123,15 @@ class ModelRuntime:
     def _memory_limit(self) -> int:
         """Bytes that may be used now; 0 for no limit."""
         return current_device().memory_limit if self.is_limited else 0
+
+    def saved_tools(self, schemas: Any) -> tuple[Tool, ...]:
+        """The tools of a stored chat; none if this model, which may be another one, takes none."""
+        try:
+            tools = checked_tools(schemas)
+            self.prompts.with_tools(tools)
+        except ConfigError:
+            return ()
+        return tools
 
     # -- prompt caches as files ----------------------------------------------------------------------------------------
 

@@ -15,7 +15,16 @@ import mlx.core as mx
 from mlxkv.arguments import MAX_PROMPT_TOKENS
 from mlxkv.cache.prompt_cache import PromptCache, Reuse
 from mlxkv.errors import CacheError, PromptError
-from mlxkv.events import FinishReason, Notice, PrefillProgress, PromptEvicted, TextDelta, TurnEvent, TurnFinished
+from mlxkv.events import (
+    FinishReason,
+    Notice,
+    PrefillProgress,
+    PromptEvicted,
+    TextDelta,
+    ToolCall,
+    TurnEvent,
+    TurnFinished,
+)
 from mlxkv.inference.decoding import DecodeCounts
 from mlxkv.inference.reply_parser import ReplyText
 from mlxkv.inference.runner import ModelRunner
@@ -109,7 +118,7 @@ class Generation:
                     f"The reply ends here: this model has learned positions for {self.cache.offset:,} tokens, and they "
                     "are used up; start a new chat."
                 )
-        yield TurnFinished(self.reason, self.text, self.stats, self.thinking)
+        yield TurnFinished(self.reason, self.text, self.stats, self.thinking, tool_calls=self.tool_calls)
 
     def _prefill(self, new: Sequence[int]) -> Iterator[TurnEvent]:
         begun = time.perf_counter()
@@ -163,6 +172,8 @@ class Generation:
         finally:  # held-back text is part of the reply, however it ends
             tokens.close()
             reader.finish(is_cut=reason != FinishReason.STOP)
+            if reason == FinishReason.STOP and reader.tool_calls:
+                reason = FinishReason.TOOL_CALLS
             self.reason = FinishReason.STOP_STRING if reader.is_stopped else reason
             self.text, self.thinking = reader.text, reader.thinking
             if self._keeps_reply and is_held:
@@ -187,6 +198,11 @@ class Generation:
         restarts, self._reader.restarts = self._reader.restarts, False
         for thinking, piece in self._reader.new_pieces():
             yield TextDelta(piece, len(self.generated), thinking=thinking, restarts=thinking and restarts)
+
+    @property
+    def tool_calls(self) -> tuple[ToolCall, ...]:
+        """The calls in the reply."""
+        return self._reader.tool_calls
 
     @property
     def raw(self) -> str:
