@@ -64,6 +64,21 @@ class PrefillProgress:
 
 
 @dataclass(frozen=True)
+class TokenLogprobs:
+    """How likely a token of a reply was, by the model's own distribution; see `SamplingParams.logprobs`.
+
+    Attributes:
+        token: its id.
+        logprob: the natural logarithm of its probability.
+        top: the likeliest tokens in its place, the likeliest first: ids and natural logarithms.
+    """
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True)
 class TextDelta:
     """The next piece of the reply.
 
@@ -73,12 +88,14 @@ class TextDelta:
         thinking: it is a piece of the model's reasoning, which comes before the text.
         restarts: all text so far was reasoning, since its end marker came without a start marker; `text` is the whole
             of it.
+        logprobs: of the tokens since the last piece, if they were asked for.
     """
 
     text: str
     num_tokens: int
     thinking: bool = False
     restarts: bool = False
+    logprobs: tuple[TokenLogprobs, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -148,6 +165,7 @@ class TurnFinished:
         returned: if it is unanswered, the message that was removed from the chat; "" if it did not come with this turn
             (a retry).
         tool_calls: the tools that the reply calls, in its order; they are not part of `text`.
+        logprobs: of all tokens of the reply, an end-of-text id included, if they were asked for.
     """
 
     reason: str
@@ -158,6 +176,7 @@ class TurnFinished:
     unanswered: bool = False
     returned: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
+    logprobs: tuple[TokenLogprobs, ...] = ()
 
 
 @dataclass(frozen=True)

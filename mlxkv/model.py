@@ -34,6 +34,7 @@ from mlxkv.errors import ConfigError, PromptError
 from mlxkv.events import BatchEvent, Message, TurnEvent
 from mlxkv.inference.drafting.same_tokenizer import check_same_tokenizer
 from mlxkv.inference.generation import Generation
+from mlxkv.inference.hooks import HOOKS, Hooks
 from mlxkv.inference.runner import ModelRunner
 from mlxkv.inference.sampling import SAMPLING, SamplingParams
 from mlxkv.models import Hub, LoadedModel, LoadProgress, load_model
@@ -123,7 +124,7 @@ class Model:
         **sampling: Any,
     ) -> list[Completion]: ...
 
-    @public(*SAMPLING, prompt=text, cache=_cache, n=_samples)
+    @public(*SAMPLING, *HOOKS, prompt=text, cache=_cache, n=_samples)
     def generate(
         self,
         prompt: str,
@@ -143,7 +144,12 @@ class Model:
             max_tokens: 256 by default.
             n: how many texts. With 2 or more the result is a list: the prompt is prefilled once, a PromptCache then
                 holds the prompt without its last token and none of the texts, and each has a seed made from `seed`.
-            sampling: SamplingParams fields, e.g. ``temperature=0.0``, ``stop=["\n\n"]``; the model's own if left out.
+            sampling: SamplingParams fields, e.g. ``temperature=0.0``, ``stop=["\n\n"]``, the model's own if left out;
+                and hooks. `schema` is what the text must be, after any reasoning: a JSON schema as a dict or its text,
+                a pydantic model, or a `re.compile` pattern that matches all of it; the text is cut at `max_tokens`
+                (the finish reason "length"). `processors` are functions of (all token ids so far (tokens,), logits
+                (1, vocab)) that return logits, and `sampler` a function of log-probabilities (1, vocab) that returns a
+                token id (1,), as those of mlx-lm, also called one token ahead; with these nothing is drafted.
 
         Raises:
             PromptError: the prompt is empty.
@@ -155,10 +161,11 @@ class Model:
         for generation in self._completions(prompt, cache, max_tokens, sampling, n)():
             for _ in generation.events():
                 pass
-            completions.append(Completion(generation.text, tuple(generation.generated), generation.stats))
+            text, tokens, logprobs = generation.text, tuple(generation.generated), tuple(generation.logprobs)
+            completions.append(Completion(text, tokens, generation.stats, logprobs=logprobs))
         return completions[0] if n == 1 else completions
 
-    @public(*SAMPLING, prompt=text, cache=_cache)
+    @public(*SAMPLING, *HOOKS, prompt=text, cache=_cache)
     def stream(
         self,
         prompt: str,
@@ -180,7 +187,7 @@ class Model:
 
         return Owned(self._owner, events())
 
-    @public(*SAMPLING, prompts=_several, cache=_cache, deadline=optional(_seconds))
+    @public(*SAMPLING, *HOOKS, prompts=_several, cache=_cache, deadline=optional(_seconds))
     def generate_batch(
         self,
         prompts: Iterable[Prompt],
@@ -209,11 +216,11 @@ class Model:
             OutOfMemoryError: a prompt does not fit even alone.
             ConfigError, MismatchError, CacheError: as for `generate`.
         """
-        made, params = BatchPrompts(self._runtime, cache), self._batch_params(max_tokens, sampling)
-        ends = answers_of(self._runtime, list(made.requests(prompts, params, deadline)))
-        return [Completion(end.text, end.tokens, end.stats, end.thinking) for end in ends]
+        made, (params, hooks) = BatchPrompts(self._runtime, cache), self._sampling(max_tokens, sampling)
+        ends = answers_of(self._runtime, list(made.requests(prompts, params, deadline, hooks)))
+        return [Completion(end.text, end.tokens, end.stats, end.thinking, logprobs=end.logprobs) for end in ends]
 
-    @public(*SAMPLING, prompts=_several, cache=_cache, deadline=optional(_seconds))
+    @public(*SAMPLING, *HOOKS, prompts=_several, cache=_cache, deadline=optional(_seconds))
     def stream_batch(
         self,
         prompts: Iterable[Prompt],
@@ -228,10 +235,10 @@ class Model:
         Arguments and errors are those of `generate_batch`, but a prompt that cannot be answered ends with a
         RequestFailed, and the others go on. Closing the iterator stops all of them.
         """
-        made, params = BatchPrompts(self._runtime, cache), self._batch_params(max_tokens, sampling)
+        made, (params, hooks) = BatchPrompts(self._runtime, cache), self._sampling(max_tokens, sampling)
 
         def events() -> Generator[BatchEvent]:
-            for i, event in events_of(self._runtime, made.requests(prompts, params, deadline)):
+            for i, event in events_of(self._runtime, made.requests(prompts, params, deadline, hooks)):
                 yield BatchEvent(int(i), event)
 
         return Owned(self._owner, events())
@@ -244,9 +251,12 @@ class Model:
         """A scheduler of requests on this model, for the thread that serves many callers; `options` are its own."""
         return Scheduler(self._runtime.runner, self.tokenizer, self._runtime.budget, **options)
 
-    def _batch_params(self, max_tokens: int | None, sampling: dict[str, Any]) -> SamplingParams:
-        most = _GENERATE_TOKENS if max_tokens is None else max_tokens
-        return SamplingParams.for_model(self.loaded.generation, max_tokens=most, **sampling)
+    def _sampling(self, max_tokens: int | None, sampling: dict[str, Any]) -> tuple[SamplingParams, Hooks]:
+        """What the keywords of a method say."""
+        hooks, most = self._runtime.take_hooks(sampling), _GENERATE_TOKENS if max_tokens is None else max_tokens
+        params = SamplingParams.for_model(self.loaded.generation, max_tokens=most, **sampling)
+        self._runtime.check_sampling(params)
+        return params, hooks
 
     @public(
         cache=_CONFIG, system=optional(text), chat=optional(arguments.flag), progress=optional(arguments.function),
@@ -325,9 +335,7 @@ class Model:
         if not prompt:
             raise PromptError("The prompt is empty; write something first.")
         prompt, started = well_formed(prompt), time.perf_counter()
-        params = SamplingParams.for_model(
-            self.loaded.generation, max_tokens=_GENERATE_TOKENS if max_tokens is None else max_tokens, **sampling
-        )
+        params, hooks = self._sampling(max_tokens, sampling)
         if isinstance(cache, PromptCache):
             self._runtime.check_cache(cache)
 
@@ -338,9 +346,10 @@ class Model:
             else:
                 ids, held = prompts.encode_raw(prompt), self.make_cache(held)
             parts, keeps_reply = (self.runner, self.tokenizer, held, ids), n == 1 and held is cache
-            yield Generation(*parts, params, started=started, keeps_reply=keeps_reply, keeps_prompt=n > 1)
+            more: dict[str, Any] = {"hooks": hooks, "keeps_prompt": n > 1}
+            yield Generation(*parts, params, started=started, keeps_reply=keeps_reply, **more)
             for i in range(1, n):
-                yield Generation(*parts, params.for_sample(i), keeps_prompt=True)
+                yield Generation(*parts, params.for_sample(i), **more)
 
         return generations
 
@@ -382,6 +391,7 @@ class Model:
             PromptError: a message is invalid; it is named by its number. ModelError: the chat template refuses it.
         """
         params = SamplingParams.for_model(self.loaded.generation, **sampling)
+        self._runtime.check_sampling(params)
         own, turns = checked(() if messages is None else messages)
         if own is not None and (system is not None or isinstance(cache, PromptCache)):
             raise ConfigError("The messages begin with a system prompt, and there is another one; leave one out.")

@@ -25,6 +25,7 @@ from mlxkv.events import FinishReason, ReplyFinished, RequestFailed, TurnEvent, 
 from mlxkv.inference.batch import Batch, RowCache, RowRunner, beginning, can_begin, row_bytes, rows_of
 from mlxkv.inference.batch_check import model_error, refusal
 from mlxkv.inference.generation import Generation
+from mlxkv.inference.hooks import Hooks
 from mlxkv.inference.joint_prefill import JointPrefill
 from mlxkv.inference.reply_parser import ReplyText
 from mlxkv.inference.row_return import take_rows
@@ -58,6 +59,7 @@ class Request:
         reader: makes the parser of the reply; None takes everything as text that continues the prompt.
         keeps_cache: change `cache`, which no other request may have: at the end it holds the prompt and the reply,
             except where mlx-lm's batch has evicted rows or has other layers than keys and values.
+        hooks: functions of the caller's, and a schema.
     """
 
     id: int | str
@@ -66,6 +68,7 @@ class Request:
     cache: PromptCache
     deadline: float | None = None
     reader: Callable[[], ReplyText] | None = None
+    hooks: Hooks = field(default_factory=Hooks)
     keeps_cache: bool = False
 
 
@@ -268,6 +271,8 @@ class Scheduler:
         num_tokens, max_tokens = len(request.ids), request.params.max_tokens
         if not task.need:
             why = "nothing else ran" if is_alone else None
+            if request.hooks.sampler is not None and request.params.seed is not None:
+                why = "its sampler is a function, which takes its random numbers from one seed"
             task.refusal = why or refusal(plan, request.cache.layers, num_tokens, max_tokens, self._model_error)
             rows = _COPIES * row_bytes(self._budget, plan, num_tokens + max_tokens)
             task.need = rows if task.refusal is None else self._budget.cache_bytes(plan)
@@ -305,7 +310,10 @@ class Scheduler:
                 started=task.started,
                 cancelled=lambda: task.is_stopped,
                 reader=request.reader() if request.reader else None,
+                hooks=request.hooks,
             )
+            if task.runner is not None:
+                task.runner.make_draws = task.generation.make_draws
         except MlxkvError as error:
             task.sink(RequestFailed(error))
             return None
@@ -356,8 +364,16 @@ class Scheduler:
         is_row = task.runner is not None
         stats = replace(event.stats, finish_reason=reason, batched=is_row, not_batched_why=task.refusal)
         tokens = tuple(task.generation.generated) if task.generation else ()
-        calls = event.tool_calls
-        task.sink(ReplyFinished(reason, event.text, stats, event.thinking, tool_calls=calls, tokens=tokens))
+        ended = ReplyFinished(
+            reason,
+            event.text,
+            stats,
+            event.thinking,
+            tool_calls=event.tool_calls,
+            logprobs=event.logprobs,
+            tokens=tokens,
+        )
+        task.sink(ended)
 
     def _empty_stats(self, task: _Task) -> TurnStats:
         return TurnStats(finish_reason=FinishReason.STOPPED, total_s=time.perf_counter() - task.started)

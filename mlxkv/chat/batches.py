@@ -22,6 +22,7 @@ from mlxkv.chat.runtime import ModelRuntime
 from mlxkv.errors import MlxkvError, ModelError, PromptError
 from mlxkv.events import ReplyFinished, RequestFailed, TurnEvent
 from mlxkv.inference.generation import check_size
+from mlxkv.inference.hooks import Hooks
 from mlxkv.inference.sampling import SamplingParams
 from mlxkv.scheduler import Request, Scheduler
 from mlxkv.store.records import TurnRecord
@@ -62,17 +63,22 @@ class BatchPrompts:
         return not self._prompts.prints_time or self._prompts.clock == clock.now()
 
     def requests(
-        self, prompts: Iterable[Prompt], params: SamplingParams, deadline: float | None
+        self, prompts: Iterable[Prompt], params: SamplingParams, deadline: float | None, hooks: Hooks
     ) -> Iterator[Request | tuple[int, MlxkvError]]:
         """The request of each prompt, with its index as the id; an error in place of those that are invalid."""
         for i, prompt in enumerate(prompts):
             try:
-                yield self.request(i, prompt, params, deadline)
+                yield self.request(i, prompt, params, deadline, hooks)
             except MlxkvError as error:
                 yield i, error
 
     def request(
-        self, name: int | str, prompt: Prompt, params: SamplingParams, deadline: float | None = None
+        self,
+        name: int | str,
+        prompt: Prompt,
+        params: SamplingParams,
+        deadline: float | None = None,
+        hooks: Hooks | None = None,
     ) -> Request:
         """Make the request of one prompt.
 
@@ -89,7 +95,8 @@ class BatchPrompts:
             ids, cache, reader = *self._of_ids(prompt), None
         check_size(ids)
         cache.check_length(len(ids))
-        return Request(name, ids, params, cache, deadline, reader)
+        self._runtime.check_sampling(params)
+        return Request(name, ids, params, cache, deadline, reader, hooks or Hooks())
 
     def events(
         self, requests: Iterable[Request | tuple[int | str, MlxkvError]]

@@ -41,6 +41,7 @@ from mlxkv.errors import (
     StoreError,
 )
 from mlxkv.events import Branch, Message, Notice, PrefillProgress, Sibling, ToolCall, TurnEvent, TurnFinished
+from mlxkv.inference.hooks import HOOKS
 from mlxkv.inference.sampling import SAMPLING, SamplingParams
 from mlxkv.stats import TurnStats
 from mlxkv.store.kv.state_saves import Occasion
@@ -177,7 +178,7 @@ class Chat:
 
     # -- turns -------------------------------------------------------------------------------------------------------
 
-    @public(*SAMPLING, text=_TEXT, begin=_TEXT, started=_STARTED, whole=arguments.flag)
+    @public(*SAMPLING, *HOOKS, text=_TEXT, begin=_TEXT, started=_STARTED, whole=arguments.flag)
     def ask(
         self,
         text: str | None = None,
@@ -201,7 +202,7 @@ class Chat:
                 return Completion(event.text, ids, event.stats, event.thinking, event.tool_calls)
         raise AssertionError("a turn without an end")
 
-    @public(*SAMPLING, text=text, begin=_TEXT, started=_STARTED, whole=arguments.flag)
+    @public(*SAMPLING, *HOOKS, text=text, begin=_TEXT, started=_STARTED, whole=arguments.flag)
     def send(
         self,
         text: str,
@@ -222,7 +223,8 @@ class Chat:
             started: when the user asked, by `time.perf_counter()`, so that the time to the first token counts from
                 there; None: now.
             whole: refuse a message that the window would hold only partly.
-            sampling: SamplingParams fields for this turn; the chat's if left out.
+            sampling: SamplingParams fields for this turn, the chat's if left out; and `processors`, `sampler` and
+                `schema`, as for `Model.generate`.
 
         Raises:
             PromptError: `text` is empty.
@@ -238,7 +240,7 @@ class Chat:
         options = self._options(sampling, started, begin)
         return self._gate.start(lambda cancelled: self._turn(text, replace(options, cancelled=cancelled), whole=whole))
 
-    @public(*SAMPLING, begin=_TEXT, started=_STARTED)
+    @public(*SAMPLING, *HOOKS, begin=_TEXT, started=_STARTED)
     def reply(self, *, begin: str | None = None, started: float | None = None, **sampling: Any) -> Iterator[TurnEvent]:
         """Reply to the messages as they are, without a new one; events as of `send`.
 
@@ -315,7 +317,7 @@ class Chat:
             return tool.run(call.arguments)
         return f"Error: there is no tool {call.name!r}; there are {', '.join(tool.name for tool in self.tools)}."
 
-    @public(*SAMPLING, started=_STARTED)
+    @public(*SAMPLING, *HOOKS, started=_STARTED)
     def continue_reply(self, *, started: float | None = None, **sampling: Any) -> Iterator[TurnEvent]:
         """Continue the last reply where it was stopped or cut at `max_tokens`; events as of `send`.
 
@@ -349,7 +351,7 @@ class Chat:
         self._keeps_message = keep_message
         self._gate.cancel()
 
-    @public(*SAMPLING, text=text)
+    @public(*SAMPLING, *HOOKS, text=text)
     def aside(self, text: str, **sampling: Any) -> Iterator[TurnEvent]:
         """Ask a question that is not recorded in the chat; events as of `send`.
 
@@ -491,7 +493,7 @@ class Chat:
         """The number of the user's message that message number `turn` is, or replies to; None: the last one."""
         return self._history.question(turn)
 
-    @public(*SAMPLING, turn=optional(arguments.whole), started=_STARTED)
+    @public(*SAMPLING, *HOOKS, turn=optional(arguments.whole), started=_STARTED)
     def retry(self, turn: int | None = None, *, started: float | None = None, **sampling: Any) -> Iterator[TurnEvent]:
         """Generate the last reply again, or that to message number `turn`, dropping later ones; events as of `send`.
 
@@ -526,7 +528,7 @@ class Chat:
 
         return self._gate.start(events)
 
-    @public(*SAMPLING, turn=arguments.whole, text=text, started=_STARTED, whole=arguments.flag)
+    @public(*SAMPLING, *HOOKS, turn=arguments.whole, text=text, started=_STARTED, whole=arguments.flag)
     def edit(
         self, turn: int, text: str, *, started: float | None = None, whole: bool = False, **sampling: Any
     ) -> Iterator[TurnEvent]:
@@ -777,8 +779,11 @@ class Chat:
     ) -> ReplyOptions:
         """This chat's sampling parameters, and those given for one turn."""
         given = {name: value for name, value in sampling.items() if value is not None}
+        hooks = self._runtime.take_hooks(given)
         params = SamplingParams.for_model({}, **{**asdict(self._params), **given})
-        return ReplyOptions(params, time.perf_counter() if started is None else started, begin=well_formed(begin or ""))
+        self._runtime.check_sampling(params)
+        started = time.perf_counter() if started is None else started
+        return ReplyOptions(params, started, begin=well_formed(begin or ""), hooks=hooks)
 
     def _new_cache(self, config: CacheConfig) -> PromptCache:
         return self._runtime.new_cache(config, self._history.prompts, self.system)

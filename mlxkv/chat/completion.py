@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mlxkv.events import ToolCall
+from mlxkv.events import TokenLogprobs, ToolCall
 from mlxkv.stats import TurnStats
 
 
@@ -18,6 +18,7 @@ class Completion:
         stats: the figures.
         thinking: the reasoning before the text, of a list of messages or a chat.
         tool_calls: the tools that a chat's reply calls.
+        logprobs: of `tokens`, if they were asked for.
     """
 
     text: str
@@ -25,6 +26,7 @@ class Completion:
     stats: TurnStats
     thinking: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
+    logprobs: tuple[TokenLogprobs, ...] = ()
 
     @property
     def finish_reason(self) -> str:

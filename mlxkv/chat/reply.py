@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 
 from mlxkv.cache.prompt_cache import PromptCache
 from mlxkv.chat.history import History, HistorySnapshot
@@ -15,6 +15,7 @@ from mlxkv.chat.prompt import PromptState
 from mlxkv.chat.runtime import ModelRuntime
 from mlxkv.events import FinishReason, KVNotSaved, NoAnswer, Notice, PrefillProgress, TextDelta, TurnEvent, TurnFinished
 from mlxkv.inference.generation import Generation
+from mlxkv.inference.hooks import Hooks
 from mlxkv.inference.sampling import SamplingParams
 from mlxkv.stats import TurnStats, no_answer_text
 from mlxkv.store.records import Restored, TurnRecord, TurnState
@@ -33,6 +34,7 @@ class ReplyOptions:
     started: float
     cancelled: Callable[[], bool] = bool
     begin: str = ""
+    hooks: Hooks = field(default_factory=Hooks)
 
 
 def make_generation(
@@ -58,6 +60,7 @@ def make_generation(
         reader=history.prompts.reader(prompt, options.params.stop, history.num_calls),
         checkpoints=checkpoints,
         prefixes=prefixes,
+        hooks=options.hooks,
     )
 
 
@@ -142,6 +145,7 @@ class ReplyRun:
             generation.thinking,
             self._can_be_quiet,
             tool_calls=generation.tool_calls,
+            logprobs=tuple(generation.logprobs),
         )
 
     def _generate(self, restored: Restored | None) -> Iterator[TurnEvent]:

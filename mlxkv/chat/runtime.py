@@ -23,7 +23,10 @@ from mlxkv.device import Wired, current_device
 from mlxkv.errors import ConfigError, FileMissingError, MismatchError
 from mlxkv.inference.drafting.drafts import Drafting
 from mlxkv.inference.drafting.model_drafts import ModelDrafts
+from mlxkv.inference.hooks import Hooks, take_hooks
 from mlxkv.inference.runner import ModelRunner
+from mlxkv.inference.sampling import SamplingParams
+from mlxkv.inference.schema import Grammars
 from mlxkv.memory import Budget
 from mlxkv.models import LoadedModel
 from mlxkv.models.resolve import is_repo
@@ -119,6 +122,23 @@ class ModelRuntime:
         """Raises MismatchError: the cache was made with another model. CacheError: its layers were used outside it."""
         cache.check_model(self.model, lambda: self.model_id)
         cache.check_log()
+
+    # -- sampling ------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def grammars(self) -> Grammars:
+        """Compiles schemas for this model's tokenizer."""
+        return Grammars(self.tokenizer)
+
+    def take_hooks(self, given: dict[str, Any]) -> Hooks:
+        """Take the hooks out of the keywords of a method that samples; see `hooks.take_hooks`."""
+        return take_hooks(given, self.grammars)
+
+    def check_sampling(self, params: SamplingParams) -> None:
+        """Raises ConfigError: `logit_bias` names tokens that this model does not have."""
+        size = getattr(getattr(self.model, "args", None), "vocab_size", None)
+        if isinstance(size, int):
+            params.check_ids(size)
 
     def _memory_limit(self) -> int:
         """Bytes that may be used now; 0 for no limit."""

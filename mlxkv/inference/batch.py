@@ -129,6 +129,7 @@ class Row:
     when_ended: Callable[[list[int], list[Any]], object] | None = None  # called with `sampled` and its caches
     is_fed: bool = False  # its last prompt token was
     is_ended: bool = False
+    error: Exception | None = None  # of a caller's function, or a schema
 
 
 class Batch:
@@ -154,16 +155,22 @@ class Batch:
         """Whether there are rows that have begun."""
         return bool(self._rows)
 
-    def add(self, cache: RowCache, last: int, params: SamplingParams, seen: Sequence[int]) -> Row:
+    def add(self, cache: RowCache, last: int, params: SamplingParams, draws: Draws) -> Row:
         """Let a prompt decode from the next step on. `cache` holds all of it but its `last` token."""
         most = params.max_tokens if cache.num_left is None else min(params.max_tokens, cache.num_left)
-        row = Row(cache, last, most, Draws(params, seen))
+        row = Row(cache, last, most, draws)
         self._joining.append(row)
         return row
 
     def take(self, row: Row) -> int | None:
-        """The next token of a row; None where it has ended."""
+        """The next token of a row; None where it has ended.
+
+        Raises:
+            Exception: what drew its tokens raised it.
+        """
         while not row.tokens:
+            if row.error is not None:
+                raise row.error
             if row.is_ended:
                 return None
             self._step()
@@ -229,6 +236,7 @@ class Batch:
                 if row.when_ended is not None:
                     row.sampled.append(token)
                 row.is_ended = token in self._ends or row.num_sampled == row.most
+            row.is_ended = row.is_ended or row.error is not None
         self._keep([not row.is_ended for row in self._rows])
 
     def _keep(self, is_kept: list[bool]) -> None:
@@ -250,9 +258,16 @@ class Batch:
         """(rows,) the next token of each."""
         if all(row.draws.is_argmax for row in self._rows):
             return mx.argmax(logits, axis=-1)
-        return mx.concatenate(
-            [row.draws.next(logits[i : i + 1], inputs[i : i + 1]) for i, row in enumerate(self._rows)]
-        )
+        return mx.concatenate([_next_of(row, logits[i : i + 1], inputs[i : i + 1]) for i, row in enumerate(self._rows)])
+
+
+def _next_of(row: Row, logits: mx.array, y: mx.array) -> mx.array:
+    """The id (1,) that follows `y`; an error ends this row alone."""
+    try:
+        return row.draws.next(logits, y).astype(mx.uint32)
+    except Exception as error:  # a caller's function may raise anything
+        row.error = error
+        return y
 
 
 class RowRunner:
@@ -271,6 +286,7 @@ class RowRunner:
         self._joint: tuple[JointPrefill, Member] | None = None
         self.when_prefilled: Callable[[RowCache], None] = lambda cache: None
         self.when_ended: Callable[[list[int], list[Any]], object] | None = None  # see Row
+        self.make_draws: Callable[[], Draws] = lambda: Draws(params, ids[:-1])
 
     def check(self, cache: PromptCache) -> None:
         self._runner.check(cache)
@@ -323,7 +339,7 @@ class RowRunner:
 
     def _add(self, cache: RowCache) -> Row:
         self.when_prefilled(cache)
-        self.row = self._batch.add(cache, self._ids[-1], self._params, self._ids[:-1])
+        self.row = self._batch.add(cache, self._ids[-1], self._params, self.make_draws())
         self.row.when_ended = self.when_ended
         return self.row
 

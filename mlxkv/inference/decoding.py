@@ -115,7 +115,7 @@ class Decoder:
 
     def _may_draft(self, most: int) -> bool:
         """Whether to wait for the next token, to feed a draft of up to `most` tokens with it."""
-        if self._drafts is None or most < 1:
+        if self._drafts is None or most < 1 or not self._draws.can_draft:
             return False
         return self._kind == _Step.KNOWN or self._drafts.expects(most)
 

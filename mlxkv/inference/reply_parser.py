@@ -5,6 +5,7 @@ Knows how models mark these, but no caches or messages. On the MLX thread.
 
 from __future__ import annotations
 
+import copy
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -176,6 +177,11 @@ class ReasoningSplitter:
             piece, self._held = self._held[:sure], self._held[sure:]
             yield self.state, self._add_seen(piece)
 
+    @property
+    def openings(self) -> tuple[str, ...]:
+        """The markers that may come next and lead away from the text."""
+        return tuple(marker for marker, to in self._edges.get(self.state, ()) if to in ("thinking", "hidden"))
+
     def rest(self, is_cut: bool) -> tuple[State, str]:
         """The text held back; "" if the reply was cut, since it may become a marker."""
         held, self._held = self._held, ""
@@ -260,6 +266,10 @@ class ReplyText:
     def is_stopped(self) -> bool:
         """Whether a stop string was found."""
         return self._stops.hit
+
+    def splitter(self) -> ReasoningSplitter | None:
+        """A copy of what separates the reasoning, as it is now; None: everything is text."""
+        return copy.copy(self._splitter)
 
     def add(self, token: int) -> None:
         """Add the next id; not an end-of-turn token."""

@@ -181,6 +181,7 @@ class ModelRunner:
         ends: Collection[int] = (),
         num_before: int = 0,
         counts: DecodeCounts | None = None,
+        draws: Callable[[], Draws] | None = None,
     ) -> Generator[int]:
         """Feed `last`, the end of the prompt, and yield up to `params.max_tokens` sampled ids, fewer if the model's
         learned positions end before.
@@ -193,6 +194,7 @@ class ModelRunner:
             ends: ids that end a reply, which are never drafted.
             num_before: tokens that a reply to continue has already.
             counts: to add what it took to.
+            draws: makes what draws the tokens; None: by `params` alone.
 
         Raises:
             OutOfMemoryError: see `check`.
@@ -200,7 +202,7 @@ class ModelRunner:
         cache.check_length(cache.offset + 1)
         self.make_room(cache, 1)
         most = params.max_tokens if cache.num_left is None else min(params.max_tokens, cache.num_left)
-        draws = self._draws(params, seen, num_before)
+        made = draws() if draws is not None else Draws(params, seen, num_before)
         drafting = None if type(self.model).__module__.rsplit(".", 1)[-1] in UNEQUAL_CALLS else self.drafting
         drafts = None if drafting is None else drafting.of_reply(TokenIds(seen) + TokenIds([last]), ends)
         held, check = cache, self.in_place(cache)  # by the buffers that a fork has now
@@ -210,7 +212,7 @@ class ModelRunner:
             check.step((held.num_moves, tokens.shape[1]))
             return self.model(tokens, cache=cache)
 
-        yield from Decoder(step, cache, draws, drafts, counts, in_place=check).tokens(last, most)
+        yield from Decoder(step, cache, made, drafts, counts, in_place=check).tokens(last, most)
 
     def in_place(self, cache: PromptCache) -> InPlace:
         """Whether decode steps on caches like this one write in place, as far as it was measured."""
@@ -232,7 +234,3 @@ class ModelRunner:
         mx.reset_peak_memory()
         for check in self._in_place.values():
             check.peak = 0
-
-    def _draws(self, params: SamplingParams, seen: Sequence[int], num_before: int) -> Draws:
-        """What draws a reply's tokens."""
-        return Draws(params, seen, num_before)
