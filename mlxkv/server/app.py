@@ -131,11 +131,14 @@ class _Api:
                 await events.aclose()
             line.write(200)
             return JSONResponse(body)
-        first = await unless_client_leaves(
-            request.receive, _first(events)
-        )  # errors have a status of their own until here
+        first = await unless_client_leaves(request.receive, _first(events))  # until here, errors have their own status
         pieces = answer.stream(_after(first, events), *args, self._keep_alive)
-        return EventStream(line.watch_stream(pieces), {})
+
+        async def end() -> None:
+            await events.aclose()
+            line.write("left")
+
+        return EventStream(line.watch_stream(pieces), end)
 
 
 class _Answer:

@@ -17,11 +17,13 @@ from mlxkv.chat import clock
 from mlxkv.chat.prompt import PromptFormat, PromptState
 from mlxkv.chat.runtime import ModelRuntime
 from mlxkv.errors import MlxkvError, StoreError
+from mlxkv.events import ToolCall
 from mlxkv.server.conversations import Conversation, after_reply
+from mlxkv.server.errors import ApiError
 from mlxkv.server.jobs import Call, ChatMessage, Job
-from mlxkv.server.rendering import rendered_text
+from mlxkv.server.rendering import prompts_for, rendered_text
 from mlxkv.store.kv.state_saves import Occasion
-from mlxkv.store.records import Kind, SessionRecord, ToolCall, TurnRecord
+from mlxkv.store.records import Kind, SessionRecord, TurnRecord
 from mlxkv.token_ids import TokenIds, common_prefix
 
 _log = logging.getLogger("mlxkv.server")
@@ -77,7 +79,7 @@ class Archive:
             return []
         sessions, found = self._runtime.store.sessions, list[Conversation]()
         for session_id in sessions.endpoint_ids():
-            with suppress(MlxkvError, LookupError, TypeError, ValueError):
+            with suppress(MlxkvError, ApiError, LookupError, TypeError, ValueError):
                 if sessions.model_of(session_id).model_id != self._runtime.model_id:
                     continue
                 if len(found) == most:
@@ -214,7 +216,7 @@ def _loaded(record: SessionRecord, prompts: PromptFormat) -> Conversation | None
     params: Mapping[str, Any] = reply.params
     cuts = tuple((int(chars), int(at)) for chars, at in params.get("cuts", ()))
     job = Job(tuple(messages[:-1]), think=params.get("think"), tools=tuple(params.get("tools", ())))
-    at = prompts.at(began)
+    at = prompts_for(prompts.at(began), job)
 
     def state() -> PromptState:
         prompt = PromptState(rendered_text(at, job), ids, cuts)

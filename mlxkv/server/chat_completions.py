@@ -51,7 +51,9 @@ def chat_request(table: Fields) -> ChatRequest:
     wants_scores, num_top = table.flag("logprobs", False), table.whole("top_logprobs", 0, MAX_TOP_LOGPROBS)
     if num_top is not None and not wants_scores:
         raise invalid("top_logprobs", "`top_logprobs` needs `logprobs: true`.")
-    choice, schema = tools_of(table), schema_of(table.table("response_format"))
+    tools, schema = tools_of(table), schema_of(table.table("response_format"))
+    if tools and schema is not None:
+        raise invalid("response_format", "A reply that follows a schema cannot call tools; leave out one of them.")
     stream, has_usage = _stream(table)
     table.only("modalities", (["text"],), "replies are text")
     table.refuse("audio", "prediction", "web_search_options", why="replies are generated text and tool calls")
@@ -61,8 +63,7 @@ def chat_request(table: Fields) -> ChatRequest:
         sampling=sampling,
         n=table.whole("n", 1, MAX_REPLIES, 1),
         think=thinking_of(table),
-        tools=choice.tools,
-        must_call=choice.must_call,
+        tools=tools,
         schema=schema,
         logprobs=(num_top or 0) if wants_scores else None,
     )

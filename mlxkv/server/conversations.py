@@ -14,7 +14,7 @@ from datetime import datetime
 from mlxkv.chat.prompt import PromptFormat, PromptState
 from mlxkv.inference.reply_parser import ReplyText, raw_text
 from mlxkv.server.jobs import ChatMessage, Job
-from mlxkv.server.rendering import render
+from mlxkv.server.rendering import prompts_for, render
 from mlxkv.token_ids import TokenIds, common_prefix
 
 _MOST_TRIED = 4  # conversations whose prompts are rendered for one request
@@ -102,13 +102,13 @@ class Conversations:
 
     def _new(self, job: Job) -> Match:
         began = self._now()
-        prompts = self._prompts.at(began)
+        prompts = prompts_for(self._prompts.at(began), job)
         return Match(job.messages, render(prompts, job, PromptState()), prompts, began)
 
     def _continued(self, job: Job, conversation: Conversation, num_common: int) -> Match:
         """The prompt with the conversation's own messages for those that are the same."""
         messages = (*conversation.messages[:num_common], *job.messages[num_common:])
-        prompts = self._prompts.at(conversation.began)
+        prompts = prompts_for(self._prompts.at(conversation.began), job)
         state = render(prompts, replace(job, messages=messages), conversation.state())
         return Match(messages, state, prompts, conversation.began, conversation, num_common)
 

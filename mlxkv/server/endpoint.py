@@ -14,16 +14,18 @@ from typing import TYPE_CHECKING, Any
 
 from mlxkv.chat import clock
 from mlxkv.chat.prompt import check_ids
-from mlxkv.errors import PromptError
-from mlxkv.events import FinishReason, PrefillProgress, ReplyFinished, TextDelta, TurnEvent
+from mlxkv.errors import ConfigError, PromptError
+from mlxkv.events import FinishReason, PrefillProgress, ReplyFinished, TextDelta, TokenLogprobs, TurnEvent
 from mlxkv.inference.generation import check_size
+from mlxkv.inference.hooks import Hooks
 from mlxkv.inference.sampling import SamplingParams
 from mlxkv.scheduler import Request
 from mlxkv.server.archive import Archive, Reply
 from mlxkv.server.capacity import Capacity, decide_capacity
 from mlxkv.server.conversations import Conversation, Conversations, Match, after_reply
 from mlxkv.server.errors import invalid, too_long
-from mlxkv.server.jobs import Accepted, ChatMessage, Ended, Job, JobEvent, Piece, Prefilling
+from mlxkv.server.jobs import Accepted, Call, ChatMessage, Ended, Job, JobEvent, Piece, Prefilling, TokenScore
+from mlxkv.server.scores import scores_of
 from mlxkv.server.slots import Slot, Slots
 from mlxkv.text.encoding import well_formed
 
@@ -66,6 +68,7 @@ class _Prepared:
     job: Job
     ids: Sequence[int]
     params: SamplingParams
+    hooks: Hooks
     match: Match | None = None
     shared: PromptCache | None = None
 
@@ -123,11 +126,11 @@ class Endpoint:
         most = self.capacity.window
         if most is not None and len(ids) >= most:
             raise too_long(len(ids), most)
-        params = self._params(job)
+        params, hooks = self._params(job), self._hooks(job)
         if most is not None:
             params = replace(params, max_tokens=min(params.max_tokens, most - len(ids)))
         key = next(self._keys)
-        self._prepared[key] = _Prepared(job, ids, params, match)
+        self._prepared[key] = _Prepared(job, ids, params, hooks, match)
         return key, Accepted(len(ids))
 
     def _ids(self, prompt: str | tuple[int, ...] | None) -> Sequence[int]:
@@ -139,8 +142,19 @@ class Endpoint:
             raise invalid("prompt", str(error)) from error
 
     def _params(self, job: Job) -> SamplingParams:
-        chosen = {**self._options.sampling, **job.sampling}
-        return SamplingParams.for_model(self._model.loaded.generation, **chosen)
+        scores = {} if job.logprobs is None else {"logprobs": job.logprobs}
+        chosen = {**self._options.sampling, **job.sampling, **scores}
+        params = SamplingParams.for_model(self._model.loaded.generation, **chosen)
+        self._runtime.check_sampling(params)
+        return params
+
+    def _hooks(self, job: Job) -> Hooks:
+        if job.schema is None:
+            return Hooks()
+        try:
+            return Hooks(schema=self._runtime.grammars.compile(job.schema))
+        except ConfigError as error:
+            raise invalid("response_format", str(error)) from error
 
     def forget(self, key: int) -> None:
         """A job has ended."""
@@ -158,14 +172,16 @@ class Endpoint:
         prepared = self._prepared[sink.key]
         params, match = prepared.params.for_sample(sink.index), prepared.match
         prompts = match.prompts if match else None
-        reader = (lambda: prompts.reader(match.state, params.stop)) if match and prompts else None
+        num_calls = sum(len(message.calls) for message in prepared.job.messages)
+        reader = (lambda: prompts.reader(match.state, params.stop, num_calls)) if match and prompts else None
+        hooks = prepared.hooks
         if sink.index and prepared.shared is not None:
-            return Request(request_id, prepared.ids, params, prepared.shared, reader=reader)
+            return Request(request_id, prepared.ids, params, prepared.shared, reader=reader, hooks=hooks)
         slot = sink.slot = self._slots.take(prepared.ids)
         self._archive.restore(
             slot.cache, prepared.ids, slot.reusable(prepared.ids), match.conversation if match else None
         )
-        return Request(request_id, prepared.ids, params, slot.cache, reader=reader, keeps_cache=True)
+        return Request(request_id, prepared.ids, params, slot.cache, reader=reader, hooks=hooks, keeps_cache=True)
 
     def finish(self, sink: ReplySink, ended: Ended, tokens: tuple[int, ...], reason: str) -> None:
         """A reply has ended: remember and save its conversation."""
@@ -189,6 +205,10 @@ class Endpoint:
         self._archive.forget(forgotten)
         slot.conversation = conversation
 
+    def scores(self, found: Sequence[TokenLogprobs]) -> tuple[TokenScore, ...]:
+        """Log-probabilities as clients read them."""
+        return scores_of(self._runtime.tokenizer, found) if found else ()
+
     def release(self, slot: Slot) -> None:
         self._slots.release(slot)
 
@@ -209,9 +229,12 @@ class ReplySink:
             case PrefillProgress(done, total, cached):
                 self._emit(Prefilling(done, total, cached))
             case TextDelta(text, thinking=thinking, restarts=restarts):
-                self._emit(Piece(self.index, text, thinking, restarts))
+                self._emit(Piece(self.index, text, thinking, restarts, self._endpoint.scores(event.logprobs)))
             case ReplyFinished(reason, text, stats, thinking, tokens=tokens):
-                ended = Ended(self.index, _REASONS.get(reason, "stop"), text, thinking, stats)
+                calls = tuple(Call(c.name, c.arguments, c.id) for c in event.tool_calls)
+                told = "tool_calls" if calls and reason == FinishReason.STOP else _REASONS.get(reason, "stop")
+                scores = self._endpoint.scores(event.logprobs)
+                ended = Ended(self.index, told, text, thinking, stats, calls, scores)
                 self._emit(ended)
                 try:
                     self._endpoint.finish(self, ended, tokens, reason)

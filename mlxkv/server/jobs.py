@@ -54,7 +54,6 @@ class Job:
         n: how many replies.
         think: the template's switch for reasoning.
         tools: JSON schemas of the tools that may be called, as chat templates take them.
-        must_call: one of `tools` has to be called.
         schema: the JSON schema that the reply must satisfy.
         logprobs: how many of the likeliest tokens are reported beside each token; None: no log-probabilities.
     """
@@ -65,7 +64,6 @@ class Job:
     n: int = 1
     think: bool | None = None
     tools: tuple[Mapping[str, Any], ...] = ()
-    must_call: bool = False
     schema: Any = None
     logprobs: int | None = None
 

@@ -45,13 +45,15 @@ def response_request(table: Fields) -> ResponseRequest:
     system = [ChatMessage("system", well_formed(instructions))] if instructions else []
     messages = checked([*system, *items], "input")
     sampling = sampling_of(table, ("max_output_tokens",))
-    choice = tools_of(table, is_flat=True)
+    tools = tools_of(table, is_flat=True)
     text = table.table("text")
     schema = None
     if text is not None:
         schema = schema_of(text.table("format"))
         text.only("verbosity", ("medium",), "models have no such switch")
         text.end()
+    if tools and schema is not None:
+        raise invalid("text.format", "A reply that follows a schema cannot call tools; leave out one of them.")
     think = _reasoning(table.table("reasoning"))
     table.only("truncation", ("disabled",), "a prompt that is too long is refused, not cut")
     table.only("background", (False,), "a reply is generated while the client waits")
@@ -80,7 +82,7 @@ def response_request(table: Fields) -> ResponseRequest:
         "store": False,
     }
     refuse_the_rest(table)
-    job = Job(messages, sampling=sampling, think=think, tools=choice.tools, must_call=choice.must_call, schema=schema)
+    job = Job(messages, sampling=sampling, think=think, tools=tools, schema=schema)
     return ResponseRequest(job, model, stream, one_call, echoed)
 
 
@@ -129,7 +131,7 @@ def _input(table: Fields) -> list[ChatMessage]:
         else:
             raise invalid(
                 item.path("type"),
-                f"An input item is {shown(kind)}; only messages, reasoning, function calls and their outputs are taken.",
+                f"An input item is {shown(kind)}; only messages, reasoning, calls and their outputs are taken.",
                 "unsupported_content",
             )
         item.end()

@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
-from mlxkv.server.errors import invalid, shown
+from mlxkv.server.errors import invalid, shown, unsupported
 from mlxkv.server.fields import Fields
 
 ANY_JSON: Mapping[str, Any] = {"type": "object"}
 """The schema of `json_object`."""
 
 
-@dataclass(frozen=True)
-class ToolChoice:
-    """Which tools may be called, as chat templates take them; `must_call`: one of them has to be."""
+def tools_of(table: Fields, *, is_flat: bool = False) -> tuple[Mapping[str, Any], ...]:
+    """The tools that may be called, by `tools` and `tool_choice`, as chat templates take them.
 
-    tools: tuple[Mapping[str, Any], ...] = ()
-    must_call: bool = False
-
-
-def tools_of(table: Fields, *, is_flat: bool = False) -> ToolChoice:
-    """`tools` and `tool_choice`. `is_flat`: a function's fields are the tool's own, as in /v1/responses.
+    Args:
+        is_flat: a function's fields are the tool's own, as in /v1/responses.
 
     Raises:
         ApiError: one cannot be honoured.
@@ -32,18 +26,13 @@ def tools_of(table: Fields, *, is_flat: bool = False) -> ToolChoice:
     if len(set(names)) < len(names):
         raise invalid("tools", "Two tools have the same name; rename one.")
     choice = table.any("tool_choice")
-    if choice is None or choice == "auto":
-        return ToolChoice(tuple(tools))
+    if choice in (None, "auto"):
+        return tuple(tools)
     if choice == "none":
-        return ToolChoice()
-    if not tools:
-        raise invalid("tool_choice", "`tool_choice` needs `tools`; send them, or leave it out.")
-    if choice == "required":
-        return ToolChoice(tuple(tools), True)
-    name = _named(Fields(choice, "tool_choice"), is_flat)
-    if name not in names:
-        raise invalid("tool_choice", f"`tool_choice` names {shown(name)}, which is none of the tools.")
-    return ToolChoice(tuple(tool for tool in tools if tool["function"]["name"] == name), True)
+        return ()
+    raise unsupported(
+        "tool_choice", f"{shown(choice)} was asked for, and a model decides itself whether it calls a tool"
+    )
 
 
 def _tool(table: Fields, is_flat: bool) -> dict[str, Any]:
@@ -65,16 +54,6 @@ def _tool(table: Fields, is_flat: bool) -> dict[str, Any]:
     function.end()
     table.end()
     return {"type": "function", "function": found}
-
-
-def _named(table: Fields, is_flat: bool) -> str:
-    table.only("type", ("function",), "a tool, auto, none or required can be chosen")
-    function = table if is_flat else table.table("function")
-    name = "" if function is None else function.text("name", "")
-    if function is not None:
-        function.end()
-    table.end()
-    return name
 
 
 def schema_of(table: Fields | None) -> Any:
@@ -101,8 +80,3 @@ def schema_of(table: Fields | None) -> Any:
     inner.end()
     table.end()
     return schema
-
-
-def names_of(tools: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The names of tools."""
-    return [tool["function"]["name"] for tool in tools]
