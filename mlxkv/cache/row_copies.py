@@ -5,14 +5,12 @@ Rows have the same values in both while nothing was evicted: the next tokens att
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
 
 from mlxkv.cache.groups.ring_group import RingGroup
 from mlxkv.cache.prompt_cache import PromptCache
-from mlxkv.token_ids import common_prefix
 
 
 @dataclass(frozen=True)
@@ -23,11 +21,11 @@ class RowCopies:
     rows: dict[str, dict[str, mx.array]]
 
 
-def export(cache: PromptCache, ids: Sequence[int]) -> RowCopies:
-    """The rows of as many of `ids` as the cache begins with; none if it evicted tokens, or keeps other than rows."""
-    n = common_prefix(cache.log, ids)
-    rings = _rings(cache, cache.offset)
-    return RowCopies(tuple(ids[:n]), {ring.name: ring.export_rows(0, n) for ring in rings}) if n else RowCopies((), {})
+def export(cache: PromptCache) -> RowCopies:
+    """All rows; none if the cache has evicted tokens, or keeps other than rows."""
+    n = cache.offset
+    rings = _rings(cache, n) if n else ()
+    return RowCopies(tuple(cache.log), {ring.name: ring.export_rows(0, n) for ring in rings})
 
 
 def restore(cache: PromptCache, copies: RowCopies) -> None:

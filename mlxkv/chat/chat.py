@@ -122,7 +122,7 @@ class Chat:
         window = geometry.window if geometry is not None else 0
         pins = [config.geometry(window, history.num_system_tokens) for history in (old, new) if window]
         if pins and geometry == pins[0] != pins[1]:  # it pins the system prompt
-            rows = row_copies.export(old_cache, new.conversation.log)
+            rows = row_copies.export(old_cache)
             self.cache = self._runtime.new_cache(config, new.prompts, system)
         self._history = new
         try:
@@ -522,7 +522,7 @@ class Chat:
             if self.turns[turn:] != was:
                 raise _changed()
             undo = history.snapshot()
-            if turn < len(self.turns):
+            if was[0].role == "assistant":
                 history.remove_from(turn)
             yield from self._answer(replace(options, cancelled=cancelled), undo)
 

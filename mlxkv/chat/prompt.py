@@ -82,9 +82,7 @@ class PromptFormat:
             return self
         template = ChatTemplate(self.tokenizer, [tool.schema for tool in tools])
         if tools and not (self.has_template and template.takes_tools):
-            raise ConfigError(
-                "This model's chat template has no place for tools; leave them out, or use another model."
-            )
+            raise ConfigError("This model's chat template takes no tools; leave them out, or use another model.")
         if tools and not self.tokenizer.has_tool_calling:
             raise ConfigError("mlx-lm has no parser of this model's tool calls; leave tools out, or use another model.")
         _ = self._control  # as in `at`

@@ -103,6 +103,9 @@ def _print_turn(chat: Chat, request: PrintRequest, out: TextIO, err: TextIO) -> 
     if request.output == "text":
         print(file=out, flush=True)
     assert finished is not None
+    if request.output == "text":
+        for call in finished.tool_calls:  # they are no text of the reply, and nothing here runs them
+            print(clean(f"→ {call.name}({call.arguments})"), file=err)
     return finished, notices
 
 
@@ -192,6 +195,7 @@ def result_json(chat: Chat, model: Model, finished: TurnFinished) -> dict[str, A
         "thinking": finished.thinking,
         "model": model.name,
         "finish_reason": finished.reason,
+        **({"tool_calls": [asdict(call) for call in finished.tool_calls]} if finished.tool_calls else {}),
         "usage": {
             "prompt_tokens": stats.prompt_tokens,
             "cached_tokens": stats.cached_tokens,

@@ -324,11 +324,13 @@ class ReplyText:
 
     def _end_call(self, end: str) -> None:
         """End the tool call, at its marker `end`; one that cannot be parsed is text."""
+        self._follows_marker = True
         call, start, blank = self._call, self._call_start, self._text_blank
         self._call, self._call_start, self._text_blank = "", None, ""
         found = self._parse(call, len(self.tool_calls)) if self._parse else None
         if found is None:
             self.text += self._stops.feed(f"{blank}{start}{call}{end}")
+            self._follows_marker = False
         else:
             self.tool_calls += found
 
@@ -338,9 +340,11 @@ class ReplyText:
             self._call += piece
             return
         if self._splitter is not None and state == "hidden":
-            if self._call_start is not None:
-                self._end_call(self._splitter.found)
             self._last_marker = self._splitter.found
+            if self._call_start is not None:
+                self._end_call(self._last_marker)
+                self._in_span = False
+                return
         if state == "implied":
             self.thinking, self.text, self._stops.held = (self.text + self._stops.held).strip(), "", ""
             self._given, self.restarts = [0, 0], True  # it was returned as text
