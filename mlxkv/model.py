@@ -567,6 +567,11 @@ class Model:
         """Whether messages are rendered by a template; without one they are passed as raw text."""
         return self._runtime.prompts.has_template
 
+    @property
+    def can_call_tools(self) -> bool:
+        """Whether `chat` takes `tools`: the template has a place for them, and mlx-lm a parser of their calls."""
+        return self._runtime.prompts.can_call_tools
+
     @public()
     def close(self) -> None:
         """Close the session store, if it was opened, and stop keeping the model's memory wired."""

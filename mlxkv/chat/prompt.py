@@ -99,6 +99,12 @@ class PromptFormat:
         return bool(self.tokenizer.has_chat_template)
 
     @property
+    def can_call_tools(self) -> bool:
+        """Whether `with_tools` takes tools."""
+        has_place = self.has_template and ChatTemplate(self.tokenizer, [{}]).takes_tools
+        return has_place and bool(self.tokenizer.has_tool_calling)
+
+    @property
     def shows_calls(self) -> bool:
         """Whether the template renders tool calls of earlier replies, and their results."""
         return self.has_template and self._template.shows_calls

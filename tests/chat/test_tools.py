@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Iterator
+import re
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from enum import Enum
 from pathlib import Path
@@ -51,6 +53,7 @@ SCHEMA = {
         },
     },
 }
+ROOT = Path(__file__).resolve().parents[2]
 CALL = '<tool_call>\n{"name": "warmth", "arguments": {"city": "rome"}}\n</tool_call>'
 RESULT = '{"city": "rome", "warmth": 21, "unit": "c"}'
 
@@ -139,6 +142,38 @@ def test_what_is_no_call_is_text(model: Model, wrong: str) -> None:
 def test_without_tools_a_call_is_text(model: Model) -> None:
     script(model, CALL)
     assert new(model, max_tokens=200).ask("?").text == CALL
+
+
+def _loop_of_the_guide() -> str:
+    text = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"^```python\n(def warmth.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return code
+
+
+def _example() -> str:
+    return (ROOT / "examples" / "tools.py").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("code", "name", "argument"),
+    [(_loop_of_the_guide, "warmth", '{"city": "porto"}'), (_example, "days_until", '{"day": "2030-01-01"}')],
+)
+def test_the_loops_that_are_shown_to_users(
+    model: Model, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    code: Callable[[], str], name: str, argument: str,
+) -> None:  # fmt: skip
+    """Ten lines call the tool that the model asks for, and print what it makes of the result."""
+    call = f'<tool_call>\n{{"name": "{name}", "arguments": {argument}}}\n</tool_call>'
+    script(model, call, "it is so.")
+    chats: list[Chat] = []
+    made = model.chat
+    monkeypatch.setattr(model, "chat", lambda **more: chats.append(made(**more)) or chats[-1])
+    monkeypatch.setattr(mlxkv, "load", lambda *_: model)
+    monkeypatch.setattr(sys, "argv", ["tools.py"])
+    exec(compile(code(), "shown", "exec", dont_inherit=True), {"mlxkv": mlxkv, "model": model, "__name__": "shown"})
+    assert capsys.readouterr().out.splitlines()[-1] == "it is so."
+    assert [m.role for m in chats[0].messages] == ["user", "assistant", "tool", "assistant"]
+    assert chats[0].messages[2].text == "21 degrees in porto" or int(chats[0].messages[2].text)
 
 
 # -- saved chats -----------------------------------------------------------------------------------------------------
@@ -290,6 +325,7 @@ def test_a_tool_that_cannot_be_described_is_refused(tools: Any, why: str) -> Non
 
 def test_a_model_whose_template_takes_no_tools(model: Model, tiny_path: Path) -> None:
     other = mlxkv.load(str(tiny_path))
+    assert (model.can_call_tools, other.can_call_tools) == (True, False)
     with pytest.raises(ConfigError, match="This model's chat template takes no tools"):
         other.chat(tools=[warmth])
     other.close()

@@ -76,6 +76,12 @@ def test_repl_answers_and_caches_the_chat() -> None:
 
 
 @pytest.mark.slow
+def test_tools_are_left_out_where_the_template_takes_none() -> None:
+    printed, expected = run("tools.py").splitlines(), shown("tools.py").splitlines()
+    assert (printed[0], len(printed)) == (expected[0], len(expected))
+
+
+@pytest.mark.slow
 def test_the_cache_in_mlx_lms_loop_keeps_its_size() -> None:
     held = re.findall(r"\[(\d+) tokens so far, (\d+) kB\]", run("mlx_lm_loop.py"))
     assert len(held) == 4
