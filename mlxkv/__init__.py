@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         TurnFinished,
     )
     from mlxkv.inference.sampling import SamplingParams
+    from mlxkv.inference.scores import Choice, Score
     from mlxkv.memory.estimate import Estimate, estimate
     from mlxkv.model import Model, load
     from mlxkv.stats import TurnStats
@@ -39,6 +40,7 @@ __all__ = [
     "BatchEvent",
     "CacheConfig",
     "Chat",
+    "Choice",
     "Completion",
     "Estimate",
     "MlxkvError",
@@ -49,6 +51,7 @@ __all__ = [
     "ReplyFinished",
     "RequestFailed",
     "SamplingParams",
+    "Score",
     "TextDelta",
     "TokenLogprobs",
     "ToolCall",
@@ -66,6 +69,7 @@ _HOME = {
     "BatchEvent": "mlxkv.events",
     "CacheConfig": "mlxkv.cache.config",
     "Chat": "mlxkv.chat.chat",
+    "Choice": "mlxkv.inference.scores",
     "Completion": "mlxkv.chat.completion",
     "Estimate": "mlxkv.memory.estimate",
     "MlxkvError": "mlxkv.errors",
@@ -76,6 +80,7 @@ _HOME = {
     "ReplyFinished": "mlxkv.events",
     "RequestFailed": "mlxkv.events",
     "SamplingParams": "mlxkv.inference.sampling",
+    "Score": "mlxkv.inference.scores",
     "TextDelta": "mlxkv.events",
     "ToolCall": "mlxkv.events",
     "TokenLogprobs": "mlxkv.events",

@@ -37,6 +37,15 @@ from mlxkv.inference.generation import Generation
 from mlxkv.inference.hooks import HOOKS, Hooks
 from mlxkv.inference.runner import ModelRunner
 from mlxkv.inference.sampling import SAMPLING, SamplingParams
+from mlxkv.inference.scores import (
+    Choice,
+    Normalize,
+    Score,
+    Scorer,
+    check_normalize,
+    check_options,
+    most_probable,
+)
 from mlxkv.models import Hub, LoadedModel, LoadProgress, load_model
 from mlxkv.scheduler import Scheduler
 from mlxkv.store.identity import ModelIdentity
@@ -242,6 +251,55 @@ class Model:
                 yield BatchEvent(int(i), event)
 
         return Owned(self._owner, events())
+
+    @public(text=text, cache=_cache)
+    def score(self, text: str, *, cache: PromptCache | CacheConfig | None = None) -> Score:
+        """How probable `text` is as raw text, without the chat template; its first token only counts after others: a
+        BOS token, or those of `cache`.
+
+        Args:
+            text: the text; control tokens that it spells are control tokens.
+            cache: a PromptCache that it continues, which is not changed, or how to bound a new one. Where `text` begins
+                with all of the text it holds, only the rest is scored.
+
+        Raises:
+            PromptError: there is nothing to score.
+            MismatchError, CacheError, OutOfMemoryError: as for `generate`.
+        """
+        return self._scores([text], cache)[0]
+
+    @public(options=check_options, cache=_cache, normalize=check_normalize)
+    def choose(
+        self,
+        options: Iterable[str],
+        *,
+        cache: PromptCache | CacheConfig | None = None,
+        normalize: Normalize = "none",
+    ) -> Choice:
+        """The most probable of several texts, each scored as by `score`; a beginning that they share is computed once.
+
+        Args:
+            options: the texts, with the space that they begin with after other text.
+            cache: what they continue, as for `score`.
+            normalize: longer texts are less probable. "tokens" compares the mean log-probabilities of their tokens,
+                "characters" those of their characters, "none" the probabilities themselves.
+
+        Raises:
+            ConfigError: there are no options, or one is empty.
+            PromptError, MismatchError, CacheError, OutOfMemoryError: as for `score`.
+        """
+        texts = list(options)
+        return most_probable(texts, self._scores(texts, cache), normalize)
+
+    def _scores(self, texts: list[str], cache: PromptCache | CacheConfig | None) -> list[Score]:
+        if isinstance(cache, PromptCache):
+            self._runtime.check_cache(cache)
+            held, prompts = cache, self._runtime.prompts
+            ids = [prompts.continuation(held.log, well_formed(text)) for text in texts]
+        else:
+            held = self.make_cache(cache)
+            ids = [self._runtime.prompts.encode_raw(well_formed(text)) for text in texts]
+        return Scorer(self.runner, held).scores(ids)
 
     def batch_prompts(self, cache: PromptCache | CacheConfig | None, think: bool | None) -> BatchPrompts:
         """Requests with sampling of their own, for the command line."""

@@ -98,6 +98,10 @@ class BatchPrompts:
         self._runtime.check_sampling(params)
         return Request(name, ids, params, cache, deadline, reader, hooks or Hooks())
 
+    def hooks(self, given: dict[str, Any]) -> Hooks:
+        """The hooks among the keywords `given`; see `hooks.take_hooks`."""
+        return self._runtime.take_hooks(given)
+
     def events(
         self, requests: Iterable[Request | tuple[int | str, MlxkvError]]
     ) -> Generator[tuple[int | str, TurnEvent | RequestFailed]]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import errno
 import io
+import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
-from mlxkv.errors import PromptError, first_line, shortened
+from mlxkv.errors import ConfigError, PromptError, first_line, shortened
 from mlxkv.stats import bytes_text
 from mlxkv.system.regular_file import read_bytes, reason
 from mlxkv.system.streams import read_input
@@ -99,6 +100,17 @@ def _lines(stdin: TextIO) -> Iterator[str]:
 def text_or_file(value: str) -> str:
     """`value`, or the content of FILE for `@FILE`. Raises PromptError."""
     return read_text(Path(value[1:])) if value.startswith("@") else well_formed(value)
+
+
+def schema_file(path: Path) -> dict[str, Any]:
+    """The JSON schema in a file. Raises PromptError: see `read_text`. ConfigError: it is no JSON object."""
+    try:
+        found = json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{shortened(path)} is not JSON ({first_line(error)}); give a JSON schema.") from error
+    if not isinstance(found, dict):
+        raise ConfigError(f"{shortened(path)} is no JSON schema; it must contain an object.")
+    return found
 
 
 def read_text(path: Path) -> str:

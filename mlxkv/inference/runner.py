@@ -112,7 +112,8 @@ class ModelRunner:
             following = mx.array(list(ids[done + 1 : done + n + 1]))
             logits = logits[0, : following.size].astype(mx.float32)
             if following.size:
-                scores.append(mx.take_along_axis(nn.log_softmax(logits, axis=-1), following[:, None], axis=-1)[:, 0])
+                chosen = mx.take_along_axis(logits, following[:, None], axis=-1)[:, 0]
+                scores.append(chosen - mx.logsumexp(logits, axis=-1))  # (n,), without an array of all probabilities
                 mx.eval(scores[-1])
             done += n
         return mx.concatenate(scores) if scores else mx.zeros((0,))
