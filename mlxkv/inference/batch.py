@@ -155,10 +155,13 @@ class Batch:
         """Whether there are rows that have begun."""
         return bool(self._rows)
 
-    def add(self, cache: RowCache, last: int, params: SamplingParams, draws: Draws) -> Row:
-        """Let a prompt decode from the next step on. `cache` holds all of it but its `last` token."""
+    def add(
+        self, cache: RowCache, last: int, params: SamplingParams, seen: Sequence[int], draws: Draws | None = None
+    ) -> Row:
+        """Let a prompt decode from the next step on. `cache` holds all of it but its `last` token. `draws`: None: by
+        `params` alone."""
         most = params.max_tokens if cache.num_left is None else min(params.max_tokens, cache.num_left)
-        row = Row(cache, last, most, draws)
+        row = Row(cache, last, most, draws or Draws(params, seen))
         self._joining.append(row)
         return row
 
@@ -286,7 +289,7 @@ class RowRunner:
         self._joint: tuple[JointPrefill, Member] | None = None
         self.when_prefilled: Callable[[RowCache], None] = lambda cache: None
         self.when_ended: Callable[[list[int], list[Any]], object] | None = None  # see Row
-        self.make_draws: Callable[[], Draws] = lambda: Draws(params, ids[:-1])
+        self.make_draws: Callable[[], Draws | None] = lambda: None
 
     def check(self, cache: PromptCache) -> None:
         self._runner.check(cache)
@@ -339,7 +342,7 @@ class RowRunner:
 
     def _add(self, cache: RowCache) -> Row:
         self.when_prefilled(cache)
-        self.row = self._batch.add(cache, self._ids[-1], self._params, self.make_draws())
+        self.row = self._batch.add(cache, self._ids[-1], self._params, self._ids[:-1], self.make_draws())
         self.row.when_ended = self.when_ended
         return self.row
 
