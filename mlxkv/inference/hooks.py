@@ -46,10 +46,11 @@ def take_hooks(given: MutableMapping[str, Any], grammars: Grammars) -> Hooks:
         ArgumentError: one is not callable, or no schema. ConfigError: see `Grammars.compile`.
     """
     processors, sampler, schema = (given.pop(name, None) for name in HOOKS)
+    function: Any = sampler
     if sampler is not None and not callable(sampler):
         raise ArgumentError(f"`sampler` is {shown(sampler)}; it must be a function of log-probabilities.")
     grammar = None if schema is None else grammars.compile(schema)
-    return Hooks(_functions(processors), sampler, grammar)
+    return Hooks(_functions(processors), function, grammar)
 
 
 def _functions(given: Any) -> tuple[Any, ...]:

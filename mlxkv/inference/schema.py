@@ -141,7 +141,8 @@ class Constraint:
         if not self.is_answer and self._splitter is not None and self._splitter.state in ("thinking", "hidden"):
             logits[:, self._within(self._ends, size)] = -mx.inf  # an answer is to follow
             return logits
-        allowed = mx.array(memoryview(self._matcher.compute_logit_bias()))[:size] > 0
+        marks: Any = memoryview(self._matcher.compute_logit_bias())  # a byte for each token
+        allowed = mx.array(marks)[:size] > 0
         if self._matcher.is_error():
             raise ConfigError(f"`schema` cannot be followed further ({_reason(self._matcher.get_error())}); change it.")
         if allowed.size < size:  # a model may have more than its tokenizer
