@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from mlxkv.cache.prompt_cache import PromptCache
     from mlxkv.chat.chat import Chat
     from mlxkv.chat.completion import Completion
+    from mlxkv.engine.async_chat import AsyncChat, AsyncPromptCache
+    from mlxkv.engine.async_model import AsyncModel, open_async
     from mlxkv.errors import MlxkvError
     from mlxkv.events import (
         BatchEvent,
@@ -37,6 +39,9 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "AsyncChat",
+    "AsyncModel",
+    "AsyncPromptCache",
     "BatchEvent",
     "CacheConfig",
     "Chat",
@@ -63,9 +68,13 @@ __all__ = [
     "events",
     "load",
     "make_cache",
+    "open_async",
 ]
 
 _HOME = {
+    "AsyncChat": "mlxkv.engine.async_chat",
+    "AsyncModel": "mlxkv.engine.async_model",
+    "AsyncPromptCache": "mlxkv.engine.async_chat",
     "BatchEvent": "mlxkv.events",
     "CacheConfig": "mlxkv.cache.config",
     "Chat": "mlxkv.chat.chat",
@@ -90,6 +99,7 @@ _HOME = {
     "estimate": "mlxkv.memory.estimate",
     "load": "mlxkv.model",
     "make_cache": "mlxkv.cache.plan",
+    "open_async": "mlxkv.engine.async_model",
 }
 
 

@@ -351,6 +351,25 @@ class Model:
             OutOfMemoryError: the cache or the prefill would not fit; nothing was allocated.
             StoreError: see `save_to`.
         """
+        steps = self.prefill_steps(prompt, cache, system=system, chat=chat, save_to=save_to)
+        while True:
+            try:
+                done = next(steps)
+            except StopIteration as end:
+                return end.value
+            if progress is not None:
+                progress(*done)
+
+    def prefill_steps(
+        self,
+        prompt: str | Sequence[int],
+        cache: CacheConfig | None = None,
+        *,
+        system: str | None = None,
+        chat: bool | None = None,
+        save_to: str | os.PathLike[str] | None = None,
+    ) -> Generator[tuple[int, int], None, PromptCache]:
+        """`prefill` a chunk at a time; yields the number of tokens prefilled so far, and of all."""
         as_chat = system is not None if chat is None else chat
         runtime = self._runtime
         prompts = runtime.prompts.at(began := clock.now())
@@ -373,12 +392,11 @@ class Model:
             held.prompt = PromptText(system, str(prompt), state.text, len(state.ids), began.isoformat())
         runtime.borrower.borrow(held, state.ids)
         borrowed = held.offset
-        if borrowed and progress is not None:
-            progress(borrowed, len(state.ids))
+        if borrowed:
+            yield borrowed, len(state.ids)
         prefixes = [prompts.num_system_tokens(system), len(state.ids)] if as_chat else [len(state.ids)]
         for done in self.runner.prefill(held, state.ids[borrowed:], prefixes=prefixes):
-            if progress is not None:
-                progress(borrowed + done, len(state.ids))
+            yield borrowed + done, len(state.ids)
         return held
 
     def _completions(

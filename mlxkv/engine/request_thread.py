@@ -87,6 +87,9 @@ class RequestThread:
         load: makes the Model, on the MLX thread; it should stop once the event that it is given is set.
         max_waiting: the most requests and replies that wait.
         scheduler: more arguments of the Scheduler.
+
+    Attributes:
+        closers: called before the thread ends, such as those of chats; on the MLX thread alone.
     """
 
     def __init__(
@@ -107,6 +110,7 @@ class RequestThread:
         self._ends_now = self._ends_when_done = False  # from here on, the MLX thread's
         self._lines: dict[Hashable, deque[_Run]] = {}  # of iterators: the first of each line runs
         self._is_scheduling = False
+        self.closers: dict[Hashable, Callable[[], object]] = {}
         # A daemon, since a caller may never close it; `close` at exit lets it clear MLX's streams first.
         self._thread = threading.Thread(target=self._work, name="mlxkv-requests", daemon=True)
 
@@ -166,14 +170,17 @@ class RequestThread:
     def cancel(self, job_id: int) -> None:
         """Stop a request or an iterator before its next chunk or token. Its sink still gets its end. One that has ended
         is ignored."""
-        with self._lock:
-            job = self._jobs.get(job_id)
-        if job is None:
+        if (job := self._jobs.get(job_id)) is None:  # without the lock: a garbage collection may call this
             return
         job.is_cancelled = True
         with suppress(AttributeError, RuntimeError):  # at once, unless the line changes just now: then see `_cancel`
             self._scheduler.cancel(job_id)
         self._commands.put(partial(self._cancel, job))
+
+    def post(self, function: Callable[[], object]) -> None:
+        """Call `function` on the MLX thread, if it has not ended; nobody hears of the result. A garbage collection may
+        call this."""
+        self._commands.put(partial(_unheard, function))
 
     @property
     def num_waiting(self) -> int:
@@ -410,12 +417,22 @@ class RequestThread:
         for runs in self._lines.values():
             _close(runs[0].events)
         self._lines.clear()
+        for close in list(self.closers.values()):
+            _unheard(close)
+        self.closers.clear()
         if hasattr(self, "_scheduler"):
             self._scheduler.close()
             del self._scheduler, self._maker
         if hasattr(self, "_model"):
             self._model.close()
             del self._model
+
+
+def _unheard(function: Callable[[], object]) -> None:
+    try:
+        function()
+    except Exception:
+        _log.exception("what was posted failed")
 
 
 class _Result:
