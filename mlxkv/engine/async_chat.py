@@ -9,13 +9,13 @@ import asyncio
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from mlxkv.engine.async_events import AsyncEvents
 from mlxkv.engine.held import Held
 from mlxkv.engine.request_thread import RequestThread, Sink
-from mlxkv.events import Message, TurnEvent, TurnFinished
+from mlxkv.events import Message, ReplyFinished, TurnEvent, TurnFinished
 from mlxkv.model import Completion
 from mlxkv.stats import TurnStats
 
@@ -71,7 +71,7 @@ class AsyncChat:
     # -- turns -------------------------------------------------------------------------------------------------------
 
     def send(self, text: str, *, timeout: float | None = None, **options: Any) -> AsyncEvents:
-        """Send `text` and iterate the reply; see `Chat.send`.
+        """Send `text` and iterate the reply; see `Chat.send`. The last event is a ReplyFinished.
 
         Leaving the loop stops the reply: what was generated stays in the chat, and a message without any leaves it.
 
@@ -102,14 +102,20 @@ class AsyncChat:
 
     def aside(self, text: str, *, timeout: float | None = None, **options: Any) -> AsyncEvents:
         """See `Chat.aside`, and `send`."""
-        return self._turn(lambda chat, _: chat.aside(text, **options), timeout)
+        return self._turn(lambda chat, _: chat.aside(text, **options), timeout, is_recorded=False)
 
     def cancel(self) -> None:
         """Stop the reply that is being generated; its loop still gets a TurnFinished. See `Chat.cancel`."""
         get = self._held.get
         self._thread.post(lambda: get().cancel())
 
-    def _turn(self, events: Callable[[Chat, float], Iterator[TurnEvent]], timeout: float | None) -> AsyncEvents:
+    def _turn(
+        self,
+        events: Callable[[Chat, float], Iterator[TurnEvent]],
+        timeout: float | None,
+        *,
+        is_recorded: bool = True,
+    ) -> AsyncEvents:
         held, shown = self._held, self._shown
 
         def begin(sink: Sink) -> int:
@@ -118,9 +124,12 @@ class AsyncChat:
             def turn(chat: Chat) -> Iterator[TurnEvent]:
                 try:
                     for event in events(chat, now):
-                        if isinstance(event, TurnFinished):
-                            shown[0] = _Shown.of(chat)
-                        yield event
+                        if not isinstance(event, TurnFinished):
+                            yield event
+                            continue
+                        shown[0] = _Shown.of(chat)
+                        tokens = () if event.unanswered or not is_recorded else chat.turns[-1].ids
+                        yield ReplyFinished(**{f.name: getattr(event, f.name) for f in fields(event)}, tokens=tokens)
                 finally:
                     shown[0] = _Shown.of(chat)
 

@@ -95,4 +95,5 @@ class AsyncEvents(AsyncIterator[TurnEvent]):
             end = event if isinstance(event, TurnFinished) else end
         if end is None:
             raise ClosedError("The chat was closed before its reply ended.")
-        return Completion(**{field.name: getattr(end, field.name, ()) for field in fields(Completion)})
+        found = {field.name: getattr(end, field.name) for field in fields(Completion) if hasattr(end, field.name)}
+        return Completion(**{"tokens": (), **found})

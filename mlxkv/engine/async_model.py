@@ -10,7 +10,7 @@ import asyncio
 import os
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
@@ -222,7 +222,7 @@ class AsyncModel:
 
     async def prefill(
         self,
-        prompt: Any,
+        prompt: str | Sequence[int],
         cache: CacheConfig | None = None,
         *,
         system: str | None = None,
@@ -234,7 +234,7 @@ class AsyncModel:
         """Prefill text or token ids into a prompt cache, in chunks between which others' replies go on; see
         `Model.prefill`. `timeout`: seconds; then a TimeoutError is raised.
         """
-        plain = plain_prompt(prompt)
+        plain: Any = plain_prompt(prompt)
 
         def steps(model: Model) -> Generator[TurnEvent, None, PromptCache]:
             made = model.prefill_steps(plain, cache, system=system, chat=chat, **options)

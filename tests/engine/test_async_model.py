@@ -12,6 +12,10 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import StreamingResponse
+from starlette.routing import Route
 
 import mlxkv
 from mlxkv.engine.event_buffer import EventBuffer, joined
@@ -275,6 +279,46 @@ def test_one_loop_after_the_other(tiny_path: Path) -> None:
     assert [m.text for m in chat.messages[1::2]] == [first.text, second.text]
     loops[1].run_until_complete(model.close())
     loops[1].close()
+
+
+async def test_a_client_that_leaves_a_web_app_frees_its_place(opened: mlxkv.AsyncModel, model: mlxkv.Model) -> None:
+    """As FastAPI does it, which is starlette: one client leaves after the first piece, another is answered."""
+
+    async def answer(request: Request) -> StreamingResponse:
+        async def pieces() -> AsyncIterator[str]:
+            options = ENDLESS if request.url.path == "/endless" else GREEDY
+            async for event in opened.stream("once upon", **options):
+                if isinstance(event, TextDelta):
+                    yield event.text
+
+        return StreamingResponse(pieces(), media_type="text/plain")
+
+    app = Starlette(routes=[Route("/{name}", answer)])
+
+    async def ask(path: str, leaves: bool) -> str:
+        bodies, leave, has_asked = [], asyncio.Event(), False
+
+        async def receive() -> dict[str, Any]:
+            nonlocal has_asked
+            if not has_asked:
+                has_asked = True
+                return {"type": "http.request", "body": b"", "more_body": False}
+            await leave.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message: Any) -> None:
+            bodies.append(message.get("body", b""))
+            if leaves and bodies[-1]:
+                leave.set()
+
+        scope = {"type": "http", "asgi": {"version": "3.0", "spec_version": "2.3"}, "method": "GET", "path": path}
+        await app({**scope, "query_string": b"", "headers": []}, receive, send)
+        return b"".join(bodies).decode()
+
+    left, text = await asyncio.gather(ask("/endless", leaves=True), ask("/short", leaves=False))
+    assert left
+    assert text == model.generate("once upon", **GREEDY).text
+    await idle(opened)
 
 
 async def _open(path: Path) -> mlxkv.AsyncModel:
