@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from mlxkv.chat.chat import Chat
     from mlxkv.chat.completion import Completion
     from mlxkv.engine.async_chat import AsyncChat, AsyncPromptCache
+    from mlxkv.engine.async_events import AsyncEvents
     from mlxkv.engine.async_model import AsyncModel, open_async
     from mlxkv.errors import MlxkvError
     from mlxkv.events import (
@@ -40,6 +41,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AsyncChat",
+    "AsyncEvents",
     "AsyncModel",
     "AsyncPromptCache",
     "BatchEvent",
@@ -73,6 +75,7 @@ __all__ = [
 
 _HOME = {
     "AsyncChat": "mlxkv.engine.async_chat",
+    "AsyncEvents": "mlxkv.engine.async_events",
     "AsyncModel": "mlxkv.engine.async_model",
     "AsyncPromptCache": "mlxkv.engine.async_chat",
     "BatchEvent": "mlxkv.events",

@@ -82,6 +82,13 @@ def test_tools_are_left_out_where_the_template_takes_none() -> None:
 
 
 @pytest.mark.slow
+def test_four_questions_are_answered_together() -> None:
+    printed = run("four_questions.py")
+    assert printed.count("batched: True]") == 4
+    assert sorted(printed.splitlines()) == sorted(shown("four_questions.py").splitlines())  # in either order
+
+
+@pytest.mark.slow
 def test_the_cache_in_mlx_lms_loop_keeps_its_size() -> None:
     held = re.findall(r"\[(\d+) tokens so far, (\d+) kB\]", run("mlx_lm_loop.py"))
     assert len(held) == 4

@@ -51,6 +51,11 @@ def test_an_answer_names_only_what_there_is(topic: dict[str, str]) -> None:
 
 
 NEWER = {
+    "AsyncChat",
+    "AsyncEvents",
+    "AsyncModel",
+    "AsyncPromptCache",
+    "open_async",
     "joined_emoji",
     "--no-stdin",
     "checkpoint_limit",

@@ -62,7 +62,7 @@ def test_parts_developer_n_seed_stop_and_scores(client: openai.OpenAI) -> None:
 def test_a_schema_is_followed(client: openai.OpenAI) -> None:
     schema = {"type": "object", "properties": {"a": {"enum": [1, 2]}}, "required": ["a"], "additionalProperties": False}
     wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema, "strict": True}}
-    with pytest.raises(openai.BadRequestError, match="tokenizer|schema") as failed:
+    with pytest.raises(openai.BadRequestError, match=r"tokenizer|schema") as failed:
         chat(client, response_format=wanted)  # the tiny alphabet has no braces
     assert failed.value.param == "response_format"
 
