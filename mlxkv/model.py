@@ -21,11 +21,12 @@ from mlxkv.cache.interchange import PromptText
 from mlxkv.cache.prompt_cache import PromptCache
 from mlxkv.cache.traits import traits_of
 from mlxkv.chat import clock
-from mlxkv.chat.batches import BatchPrompts, Prompt, answers_of, events_of
+from mlxkv.chat.batches import BatchPrompts, Prompt, answers_of, events_of, num_tokens_of
 from mlxkv.chat.chat import Chat
 from mlxkv.chat.completion import Completion
 from mlxkv.chat.messages import checked
 from mlxkv.chat.prompt import PromptState, check_ids
+from mlxkv.chat.raw_prompt import RawPrompt, checked_prompt
 from mlxkv.chat.runtime import ModelRuntime
 from mlxkv.chat.tools import Tool, checked_tools
 from mlxkv.config import Folders
@@ -53,7 +54,7 @@ from mlxkv.store.records import SessionRecord
 from mlxkv.store.session_store import SessionStore
 from mlxkv.system.thread_owner import Owned, Owner
 from mlxkv.text.encoding import well_formed
-from mlxkv.token_ids import TokenIds
+from mlxkv.token_ids import PromptIds, TokenIds
 
 _GENERATE_TOKENS = 256
 _MOST_SAMPLES = 10_000
@@ -68,6 +69,12 @@ def _cache(name: str, value: Any) -> Any:
     is_file = isinstance(value, str | os.PathLike)
     advice = "read a file with `Model.load_cache` first" if is_file else ""
     return optional(instance(PromptCache, CacheConfig, advice=advice))(name, value)
+
+
+def _prompt(name: str, value: Any) -> Any:
+    if isinstance(value, list | tuple) and any(isinstance(item, str | Mapping) for item in value):
+        arguments.wrong_type(name, value, "text (str) or a list of token ids", "`generate_batch` takes several prompts")
+    return value if isinstance(value, str) else arguments.token_ids(name, value)
 
 
 def _draft(name: str, value: Any) -> Any:
@@ -114,7 +121,7 @@ class Model:
     @overload
     def generate(
         self,
-        prompt: str,
+        prompt: str | PromptIds,
         *,
         cache: PromptCache | CacheConfig | None = None,
         max_tokens: int | None = None,
@@ -125,7 +132,7 @@ class Model:
     @overload
     def generate(
         self,
-        prompt: str,
+        prompt: str | PromptIds,
         *,
         cache: PromptCache | CacheConfig | None = None,
         max_tokens: int | None = None,
@@ -133,10 +140,10 @@ class Model:
         **sampling: Any,
     ) -> list[Completion]: ...
 
-    @public(*SAMPLING, *HOOKS, prompt=text, cache=_cache, n=_samples)
+    @public(*SAMPLING, *HOOKS, prompt=_prompt, cache=_cache, n=_samples)
     def generate(
         self,
-        prompt: str,
+        prompt: str | PromptIds,
         *,
         cache: PromptCache | CacheConfig | None = None,
         max_tokens: int | None = None,
@@ -146,10 +153,11 @@ class Model:
         r"""Continue `prompt` as raw text, without the chat template.
 
         Args:
-            prompt: the text; control tokens that it spells are control tokens.
+            prompt: text, in which control tokens are control tokens; or token ids, which are fed as they are: a list, a
+                tuple or a one-dimensional array of numpy or MLX, shape (tokens,).
             cache: a PromptCache to continue (it is changed: pass `pc.fork()` to keep it), or how to bound a new one.
-                Where `prompt` begins with all of the text it holds, it is the whole prompt, and only the rest is
-                prefilled; else it is a continuation.
+                If `prompt` begins with all that it holds, it is the whole prompt, and only the rest is prefilled; else
+                it is a continuation. `stats.continued` says which, `stats.cached_tokens` how much was reused.
             max_tokens: 256 by default.
             n: how many texts. With 2 or more the result is a list: the prompt is prefilled once, a PromptCache then
                 holds the prompt without its last token and none of the texts, and each has a seed made from `seed`.
@@ -161,7 +169,7 @@ class Model:
                 token id (1,), as those of mlx-lm, also called one token ahead; with these nothing is drafted.
 
         Raises:
-            PromptError: the prompt is empty.
+            PromptError: the prompt is empty, or an id is not of this model.
             ConfigError: a parameter has a value it cannot have.
             MismatchError: the PromptCache was made with another model.
             CacheError: its layers were used outside it, or another reply is being generated on it.
@@ -174,17 +182,17 @@ class Model:
             completions.append(Completion(text, tokens, generation.stats, logprobs=logprobs))
         return completions[0] if n == 1 else completions
 
-    @public(*SAMPLING, *HOOKS, prompt=text, cache=_cache)
+    @public(*SAMPLING, *HOOKS, prompt=_prompt, cache=_cache)
     def stream(
         self,
-        prompt: str,
+        prompt: str | PromptIds,
         *,
         cache: PromptCache | CacheConfig | None = None,
         max_tokens: int | None = None,
         **sampling: Any,
     ) -> Iterator[TurnEvent]:
-        """Continue `prompt` as raw text, as an iterator of events: PrefillProgress, TextDelta, Notice and, at the end,
-        one TurnFinished.
+        """Continue `prompt`, text or token ids, as an iterator of events: PrefillProgress, TextDelta, Notice and, at
+        the end, one TurnFinished.
 
         Arguments and errors are those of `generate`; arguments are checked by the call, before the first event.
         """
@@ -294,11 +302,9 @@ class Model:
     def _scores(self, texts: list[str], cache: PromptCache | CacheConfig | None) -> list[Score]:
         if isinstance(cache, PromptCache):
             self._runtime.check_cache(cache)
-            held, prompts = cache, self._runtime.prompts
-            ids = [prompts.continuation(held.log, well_formed(text)) for text in texts]
-        else:
-            held = self.make_cache(cache)
-            ids = [self._runtime.prompts.encode_raw(well_formed(text)) for text in texts]
+        held = cache if isinstance(cache, PromptCache) else self.make_cache(cache)
+        prompts = self._runtime.prompts
+        ids = [RawPrompt.after(held.log, well_formed(text), prompts).ids for text in texts]
         return Scorer(self.runner, held).scores(ids)
 
     def batch_prompts(self, cache: PromptCache | CacheConfig | None, think: bool | None) -> BatchPrompts:
@@ -322,7 +328,7 @@ class Model:
     )  # fmt: skip
     def prefill(
         self,
-        prompt: str | Sequence[int],
+        prompt: str | PromptIds,
         cache: CacheConfig | None = None,
         *,
         system: str | None = None,
@@ -362,7 +368,7 @@ class Model:
 
     def prefill_steps(
         self,
-        prompt: str | Sequence[int],
+        prompt: str | PromptIds,
         cache: CacheConfig | None = None,
         *,
         system: str | None = None,
@@ -384,7 +390,7 @@ class Model:
             if as_chat:
                 raise ConfigError("Token ids cannot begin a chat: its template needs text; give text, or no `system`.")
             ids = arguments.token_ids("prompt", prompt)
-            state = PromptState("", TokenIds(check_ids(ids, getattr(self.loaded.model, "args", None))))
+            state = PromptState("", TokenIds(check_ids(ids, runtime.model_args)))
         held = runtime.new_cache(cache or CacheConfig(), prompts, system) if as_chat else self.make_cache(cache, system)
         if save_to is not None:
             runtime.check_space(Path(save_to), held, len(state.ids))
@@ -401,31 +407,32 @@ class Model:
 
     def _completions(
         self,
-        prompt: str,
+        prompt: str | PromptIds,
         cache: PromptCache | CacheConfig | None,
         max_tokens: int | None,
         sampling: dict[str, Any],
         n: int = 1,
     ) -> Callable[[], Iterator[Generation]]:
         """Check the arguments now; generations are made when they begin, since the cache may hold more by then."""
-        if not prompt:
-            raise PromptError("The prompt is empty; write something first.")
-        prompt, started = well_formed(prompt), time.perf_counter()
+        given, started = checked_prompt(prompt, self._runtime.model_args), time.perf_counter()
         params, hooks = self._sampling(max_tokens, sampling)
         if isinstance(cache, PromptCache):
             self._runtime.check_cache(cache)
 
         def generations() -> Iterator[Generation]:
-            prompts, held = self._runtime.prompts, cache
-            if isinstance(held, PromptCache):
-                ids = prompts.continuation(held.log, prompt)
-            else:
-                ids, held = prompts.encode_raw(prompt), self.make_cache(held)
-            parts, keeps_reply = (self.runner, self.tokenizer, held, ids), n == 1 and held is cache
-            more: dict[str, Any] = {"hooks": hooks, "keeps_prompt": n > 1}
-            yield Generation(*parts, params, started=started, keeps_reply=keeps_reply, **more)
-            for i in range(1, n):
-                yield Generation(*parts, params.for_sample(i), **more)
+            held = cache if isinstance(cache, PromptCache) else self.make_cache(cache)
+            raw = RawPrompt.after(held.log, given, self._runtime.prompts)
+            parts = (self.runner, self.tokenizer, held, raw.ids)
+            for i in range(n):
+                yield Generation(
+                    *parts,
+                    params.for_sample(i),
+                    started=None if i else started,
+                    keeps_reply=n == 1 and held is cache,
+                    keeps_prompt=n > 1,
+                    hooks=hooks,
+                    continued=raw.continued,
+                )
 
         return generations
 
@@ -614,8 +621,23 @@ class Model:
 
     @public(text=text)
     def num_tokens(self, text: str) -> int:
-        """The number of tokens of `text` in a message."""
+        """The number of tokens of `text` in a message, without what the chat template adds; see `count`."""
         return len(self._runtime.prompts.encode_text(well_formed(text)))
+
+    @public()
+    def count(self, prompt: Prompt) -> int:
+        """The number of tokens that `prompt` has as a prompt.
+
+        Args:
+            prompt: text or token ids, as `generate` takes them, a BOS token included; or a list of messages, as
+                `generate_batch` takes it: what the chat template renders, up to where the reply begins. Messages may
+                also end with a reply.
+
+        Raises:
+            PromptError: it is empty, an id is not of this model, or a message has no role or text.
+            ModelError: the chat template refuses the messages.
+        """
+        return num_tokens_of(self._runtime, prompt)
 
     # -- parts -------------------------------------------------------------------------------------------------------
 

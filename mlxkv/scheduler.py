@@ -60,6 +60,7 @@ class Request:
         keeps_cache: change `cache`, which no other request may have: at the end it holds the prompt and the reply,
             except where mlx-lm's batch has evicted rows or has other layers than keys and values.
         hooks: functions of the caller's, and a schema.
+        continued: see TurnStats.
     """
 
     id: int | str
@@ -70,6 +71,7 @@ class Request:
     reader: Callable[[], ReplyText] | None = None
     hooks: Hooks = field(default_factory=Hooks)
     keeps_cache: bool = False
+    continued: bool = False
 
 
 @dataclass(eq=False)
@@ -311,6 +313,7 @@ class Scheduler:
                 cancelled=lambda: task.is_stopped,
                 reader=request.reader() if request.reader else None,
                 hooks=request.hooks,
+                continued=request.continued,
             )
             if task.runner is not None:
                 task.runner.make_draws = task.generation.make_draws

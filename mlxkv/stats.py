@@ -42,6 +42,8 @@ class TurnStats:
         reuse_stopped_why: the reason, or None.
         batched: the reply was generated together with those of other prompts, in one batch.
         not_batched_why: of a prompt of `generate_batch`, why it was not; else None.
+        continued: the text or the token ids were a continuation of what a prompt cache held, whose tokens are part of
+            the prompt. False: they were the whole prompt.
     """
 
     prompt_tokens: int = 0
@@ -70,6 +72,7 @@ class TurnStats:
     reuse_stopped_why: str | None = None
     batched: bool = False
     not_batched_why: str | None = None
+    continued: bool = False
 
 
 @dataclass(frozen=True)

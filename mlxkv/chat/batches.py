@@ -11,13 +11,13 @@ from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
-from mlxkv import arguments
 from mlxkv.cache.config import CacheConfig
 from mlxkv.cache.prompt_cache import PromptCache
 from mlxkv.chat import clock
 from mlxkv.chat.messages import checked, name_refused, template_messages, without_tools
 from mlxkv.chat.prefix import ChatPrefix
-from mlxkv.chat.prompt import PromptState, check_ids
+from mlxkv.chat.prompt import PromptState
+from mlxkv.chat.raw_prompt import RawPrompt, checked_prompt
 from mlxkv.chat.runtime import ModelRuntime
 from mlxkv.errors import MlxkvError, ModelError, PromptError
 from mlxkv.events import ReplyFinished, RequestFailed, TurnEvent
@@ -26,9 +26,9 @@ from mlxkv.inference.hooks import Hooks
 from mlxkv.inference.sampling import SamplingParams
 from mlxkv.scheduler import Request, Scheduler
 from mlxkv.store.records import TurnRecord
-from mlxkv.text.encoding import well_formed
+from mlxkv.token_ids import PromptIds
 
-Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
+Prompt = str | PromptIds | Sequence[Mapping[str, Any]]
 
 
 class BatchPrompts:
@@ -86,17 +86,17 @@ class BatchPrompts:
             PromptError: it is empty, too long, or no prompt. ConfigError: messages cannot follow this prompt cache.
             ModelError: the chat template refuses them.
         """
-        if isinstance(prompt, str):
-            ids, cache, reader = *self._of_text(prompt), None
-        elif _is_messages(prompt):
+        if _is_messages(prompt):
             state, cache = self._of_messages(*_checked(prompt))
-            ids, reader = state.ids, lambda: self._prompts.reader(state, params.stop)
+            ids, continued, reader = state.ids, False, lambda: self._prompts.reader(state, params.stop)
         else:
-            ids, cache, reader = *self._of_ids(prompt), None
+            given, cache = checked_prompt(prompt, self._runtime.model_args), self._held or self._empty(0)
+            raw = RawPrompt.after(cache.log, given, self._prompts)
+            ids, continued, reader = raw.ids, raw.continued, None
         check_size(ids)
         cache.check_length(len(ids))
         self._runtime.check_sampling(params)
-        return Request(name, ids, params, cache, deadline, reader, hooks or Hooks())
+        return Request(name, ids, params, cache, deadline, reader, hooks or Hooks(), continued=continued)
 
     def hooks(self, given: dict[str, Any]) -> Hooks:
         """The hooks among the keywords `given`; see `hooks.take_hooks`."""
@@ -107,22 +107,6 @@ class BatchPrompts:
     ) -> Generator[tuple[int | str, TurnEvent | RequestFailed]]:
         """`events_of` requests of this model."""
         return events_of(self._runtime, requests)
-
-    def _of_text(self, text: str) -> tuple[Sequence[int], PromptCache]:
-        if not text:
-            raise PromptError("The prompt is empty; write something first.")
-        if self._held is not None:
-            return self._prompts.continuation(self._held.log, well_formed(text)), self._held
-        return self._prompts.encode_raw(well_formed(text)), self._empty(0)
-
-    def _of_ids(self, prompt: Any) -> tuple[Sequence[int], PromptCache]:
-        ids = arguments.token_ids("prompt", prompt)
-        ids = check_ids(ids, getattr(self._runtime.model, "args", None)) if ids else ()
-        held = self._held
-        if held is None or not ids:
-            return ids, self._empty(0) if held is None else held
-        begins_with_all = len(ids) > held.offset and list(ids[: held.offset]) == list(held.log)
-        return ids if begins_with_all else (*held.log, *ids), held
 
     def _of_messages(self, system: str | None, turns: Sequence[TurnRecord]) -> tuple[PromptState, PromptCache]:
         if self._held is None:
@@ -202,6 +186,20 @@ def _of_prompt(index: int | str, error: MlxkvError) -> MlxkvError:
     """The error, with the index of its prompt."""
     error.args = (f"prompts[{index}]: {error}",)
     return error
+
+
+def num_tokens_of(runtime: ModelRuntime, prompt: Prompt) -> int:
+    """The number of tokens of a prompt: text and token ids as they are continued, messages as the template renders
+    them, with the beginning of a reply unless they end with one.
+
+    Raises:
+        PromptError: it is empty or invalid. ModelError: the chat template refuses the messages.
+    """
+    prompts = runtime.prompts.at(clock.now())
+    if _is_messages(prompt):
+        system, turns = checked(prompt)
+        return prompts.num_tokens(template_messages(system, turns if prompts.shows_calls else without_tools(turns)))
+    return len(RawPrompt.after((), checked_prompt(prompt, runtime.model_args), prompts).ids)
 
 
 def _is_messages(prompt: Any) -> bool:

@@ -316,23 +316,6 @@ class PromptFormat:
         """Ids of raw text that follows the ids `before`; as `encode_raw` if there are none."""
         return encode_after(self.tokenizer, before, text) if before else self.encode_raw(text)
 
-    def continuation(self, held: Sequence[int], text: str) -> list[int]:
-        """The prompt of raw `text` for a cache that holds the ids `held`: `text` if it begins with all of them, as ids
-        or as text (the last word may be tokenized differently); else their continuation."""
-        whole = self.encode_raw(text)
-        if not held or common_prefix(held, whole) == len(held) or self._begins_with(text, held):
-            return whole
-        return [*held, *self.encode_after(held, text)]
-
-    def _begins_with(self, text: str, held: Sequence[int]) -> bool:
-        if min(held) < 0:  # ids of imported tokens are unknown
-            return False
-        bos = self.tokenizer.bos_token or ""
-        ends = self.tokenizer.eos_token_ids
-        ids = list(held[: len(held) - (held[-1] in ends)])  # without an end-of-text id
-        texts = [decode(self.tokenizer, part).removeprefix(bos).rstrip("\ufffd") for part in (ids[:16], ids)]
-        return all(x and text.startswith(x) for x in texts)
-
     def encode_text(self, text: str, before: Sequence[int] = ()) -> list[int]:
         """Ids of a message's text, in which nothing is special, after the ids `before`."""
         return self._control.encode_text(text, before)
@@ -341,6 +324,12 @@ class PromptFormat:
         """`encode_text` with the BOS token."""
         full, bare = self.encode_raw("0"), self.encode("0")
         return [*full[: len(full) - len(bare)], *self.encode_text(text)]
+
+    def num_tokens(self, messages: Sequence[Message]) -> int:
+        """The number of tokens of these messages: of the prompt for a reply if the last one is not a reply."""
+        if not self.has_template:
+            return len(self._continued(messages, PromptState()).ids)
+        return len(self._control.encode(self._rendered(messages, for_reply=messages[-1]["role"] != "assistant")))
 
     def num_system_tokens(self, system: str | None) -> int:
         """The number of tokens before the first message of a chat with this system prompt, or without one; a template

@@ -77,6 +77,11 @@ class ModelRuntime:
         return self.loaded.model
 
     @property
+    def model_args(self) -> Any:
+        """Its arguments, or None."""
+        return getattr(self.model, "args", None)
+
+    @property
     def tokenizer(self) -> Any:
         """mlx-lm's TokenizerWrapper."""
         return self.loaded.tokenizer

@@ -65,6 +65,7 @@ class Generation:
             does not need this: its next prompt rewinds the cache.
         keeps_prompt: leave the cache as the prompt without its last token left it: the reply goes into a fork.
         hooks: functions of the caller's, and a schema, which the text after the reasoning follows.
+        continued: as in TurnStats.
 
     Raises:
         ConfigError: a reply to continue does not fit the schema.
@@ -87,6 +88,7 @@ class Generation:
         keeps_reply: bool = False,
         keeps_prompt: bool = False,
         hooks: Hooks | None = None,
+        continued: bool = False,
     ) -> None:
         check_size(ids)
         cache.check_length(len(ids))
@@ -105,6 +107,7 @@ class Generation:
         self._rows = None if params.logprobs is None else LogprobRows(params.logprobs)
         self.logprobs: list[TokenLogprobs] = []  # of `generated`, if they are asked for
         self._num_told = 0  # of `logprobs`
+        self._continued = continued
         self.reason = FinishReason.STOPPED  # if the caller closes the iterator, or the model raises
         self._reuse = Reuse(0)
         self._num_prefilled = 0
@@ -283,4 +286,5 @@ class Generation:
             peak_memory_bytes=self.runner.peak_memory,
             reuse_stopped_at=reuse.stopped_at,
             reuse_stopped_why=reuse.why,
+            continued=self._continued,
         )
