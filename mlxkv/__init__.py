@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         TurnFinished,
     )
     from mlxkv.inference.sampling import SamplingParams
+    from mlxkv.inference.sampling_types import Sampling
     from mlxkv.inference.scores import Choice, Score
     from mlxkv.memory.estimate import Estimate, estimate
     from mlxkv.model import Model, load
@@ -57,6 +58,7 @@ __all__ = [
     "PromptCache",
     "ReplyFinished",
     "RequestFailed",
+    "Sampling",
     "SamplingParams",
     "Score",
     "TextDelta",
@@ -91,6 +93,7 @@ _HOME = {
     "PromptCache": "mlxkv.cache.prompt_cache",
     "ReplyFinished": "mlxkv.events",
     "RequestFailed": "mlxkv.events",
+    "Sampling": "mlxkv.inference.sampling_types",
     "SamplingParams": "mlxkv.inference.sampling",
     "Score": "mlxkv.inference.scores",
     "TextDelta": "mlxkv.events",

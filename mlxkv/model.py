@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, Literal, Unpack, overload
 
 from mlxkv import arguments
 from mlxkv.arguments import instance, optional, public, text
@@ -38,6 +38,7 @@ from mlxkv.inference.generation import Generation
 from mlxkv.inference.hooks import HOOKS, Hooks
 from mlxkv.inference.runner import ModelRunner
 from mlxkv.inference.sampling import SAMPLING, SamplingParams
+from mlxkv.inference.sampling_types import Sampling
 from mlxkv.inference.scores import (
     Choice,
     Normalize,
@@ -87,6 +88,10 @@ def _several(name: str, value: Any) -> list[Any]:
     return list(value)
 
 
+def _given(sampling: Sampling) -> dict[str, Any]:
+    return {name: value for name, value in sampling.items() if value is not None}
+
+
 def _seconds(name: str, value: Any) -> float:
     return arguments.number(name, value, 0.0, 1e9)
 
@@ -124,9 +129,8 @@ class Model:
         prompt: str | PromptIds,
         *,
         cache: PromptCache | CacheConfig | None = None,
-        max_tokens: int | None = None,
         n: Literal[1] = 1,
-        **sampling: Any,
+        **sampling: Unpack[Sampling],
     ) -> Completion: ...
 
     @overload
@@ -135,9 +139,8 @@ class Model:
         prompt: str | PromptIds,
         *,
         cache: PromptCache | CacheConfig | None = None,
-        max_tokens: int | None = None,
         n: int,
-        **sampling: Any,
+        **sampling: Unpack[Sampling],
     ) -> list[Completion]: ...
 
     @public(*SAMPLING, *HOOKS, prompt=_prompt, cache=_cache, n=_samples)
@@ -146,9 +149,8 @@ class Model:
         prompt: str | PromptIds,
         *,
         cache: PromptCache | CacheConfig | None = None,
-        max_tokens: int | None = None,
         n: int = 1,
-        **sampling: Any,
+        **sampling: Unpack[Sampling],
     ) -> Completion | list[Completion]:
         r"""Continue `prompt` as raw text, without the chat template.
 
@@ -158,15 +160,15 @@ class Model:
             cache: a PromptCache to continue (it is changed: pass `pc.fork()` to keep it), or how to bound a new one.
                 If `prompt` begins with all that it holds, it is the whole prompt, and only the rest is prefilled; else
                 it is a continuation. `stats.continued` says which, `stats.cached_tokens` how much was reused.
-            max_tokens: 256 by default.
             n: how many texts. With 2 or more the result is a list: the prompt is prefilled once, a PromptCache then
                 holds the prompt without its last token and none of the texts, and each has a seed made from `seed`.
-            sampling: SamplingParams fields, e.g. ``temperature=0.0``, ``stop=["\n\n"]``, the model's own if left out;
-                and hooks. `schema` is what the text must be, after any reasoning: a JSON schema as a dict or its text,
-                a pydantic model, or a `re.compile` pattern that matches all of it; the text is cut at `max_tokens`
-                (the finish reason "length"). `processors` are functions of (all token ids so far (tokens,), logits
-                (1, vocab)) that return logits, and `sampler` a function of log-probabilities (1, vocab) that returns a
-                token id (1,), as those of mlx-lm, also called one token ahead; with these nothing is drafted.
+            sampling: SamplingParams fields, e.g. ``temperature=0.0``, ``stop=["\n\n"]``, the model's own if left out,
+                and for `max_tokens` 256; and hooks. `schema` is what the text must be, after any reasoning: a JSON
+                schema as a dict or its text, a pydantic model, or a `re.compile` pattern that matches all of it; the
+                text is cut at `max_tokens` (the finish reason "length"). `processors` are functions of (all token ids
+                so far (tokens,), logits (1, vocab)) that return logits, and `sampler` a function of log-probabilities
+                (1, vocab) that returns a token id (1,), as those of mlx-lm, also called one token ahead; with these
+                nothing is drafted.
 
         Raises:
             PromptError: the prompt is empty, or an id is not of this model.
@@ -175,7 +177,7 @@ class Model:
             CacheError: its layers were used outside it, or another reply is being generated on it.
         """
         completions = []
-        for generation in self._completions(prompt, cache, max_tokens, sampling, n)():
+        for generation in self._completions(prompt, cache, sampling, n)():
             for _ in generation.events():
                 pass
             text, tokens, logprobs = generation.text, tuple(generation.generated), tuple(generation.logprobs)
@@ -188,15 +190,14 @@ class Model:
         prompt: str | PromptIds,
         *,
         cache: PromptCache | CacheConfig | None = None,
-        max_tokens: int | None = None,
-        **sampling: Any,
-    ) -> Iterator[TurnEvent]:
+        **sampling: Unpack[Sampling],
+    ) -> Generator[TurnEvent]:
         """Continue `prompt`, text or token ids, as an iterator of events: PrefillProgress, TextDelta, Notice and, at
         the end, one TurnFinished.
 
         Arguments and errors are those of `generate`; arguments are checked by the call, before the first event.
         """
-        begin = self._completions(prompt, cache, max_tokens, sampling)
+        begin = self._completions(prompt, cache, sampling)
 
         def events() -> Generator[TurnEvent]:
             for generation in begin():
@@ -210,9 +211,8 @@ class Model:
         prompts: Iterable[Prompt],
         *,
         cache: PromptCache | CacheConfig | None = None,
-        max_tokens: int | None = None,
         deadline: float | None = None,
-        **sampling: Any,
+        **sampling: Unpack[Sampling],
     ) -> list[Completion]:
         """Answer many prompts, as many at once as fit in memory; the results are in the order of the prompts.
 
@@ -224,16 +224,15 @@ class Model:
             prompts: each a text or token ids, which are continued as by `generate`, or a list of messages
                 (``{"role": "user", "content": "..."}``), which the chat template renders.
             cache: a PromptCache that all prompts continue; it is not changed. Or how to bound new ones.
-            max_tokens: of each reply, 256 by default.
             deadline: seconds for all of them; then replies end as they are, with the finish reason "deadline".
-            sampling: as for `generate`.
+            sampling: as for `generate`, for each reply.
 
         Raises:
             PromptError: a prompt is empty, too long or invalid; the message has its index, and nothing was computed.
             OutOfMemoryError: a prompt does not fit even alone.
             ConfigError, MismatchError, CacheError: as for `generate`.
         """
-        made, (params, hooks) = BatchPrompts(self._runtime, cache), self._sampling(max_tokens, sampling)
+        made, (params, hooks) = BatchPrompts(self._runtime, cache), self._sampling(sampling)
         ends = answers_of(self._runtime, list(made.requests(prompts, params, deadline, hooks)))
         return [Completion(end.text, end.tokens, end.stats, end.thinking, logprobs=end.logprobs) for end in ends]
 
@@ -243,16 +242,15 @@ class Model:
         prompts: Iterable[Prompt],
         *,
         cache: PromptCache | CacheConfig | None = None,
-        max_tokens: int | None = None,
         deadline: float | None = None,
-        **sampling: Any,
-    ) -> Iterator[BatchEvent]:
+        **sampling: Unpack[Sampling],
+    ) -> Generator[BatchEvent]:
         """Answer many prompts, as an iterator of events, each with the index of its prompt.
 
         Arguments and errors are those of `generate_batch`, but a prompt that cannot be answered ends with a
         RequestFailed, and the others go on. Closing the iterator stops all of them.
         """
-        made, (params, hooks) = BatchPrompts(self._runtime, cache), self._sampling(max_tokens, sampling)
+        made, (params, hooks) = BatchPrompts(self._runtime, cache), self._sampling(sampling)
 
         def events() -> Generator[BatchEvent]:
             for i, event in events_of(self._runtime, made.requests(prompts, params, deadline, hooks)):
@@ -315,10 +313,11 @@ class Model:
         """A scheduler of requests on this model, for the thread that serves many callers; `options` are its own."""
         return Scheduler(self._runtime.runner, self.tokenizer, self._runtime.budget, **options)
 
-    def _sampling(self, max_tokens: int | None, sampling: dict[str, Any]) -> tuple[SamplingParams, Hooks]:
-        """What the keywords of a method say."""
-        hooks, most = self._runtime.take_hooks(sampling), _GENERATE_TOKENS if max_tokens is None else max_tokens
-        params = SamplingParams.for_model(self.loaded.generation, max_tokens=most, **sampling)
+    def _sampling(self, sampling: Sampling) -> tuple[SamplingParams, Hooks]:
+        """What the keywords of a method outside a chat say, whose replies are shorter by default."""
+        given = {"max_tokens": _GENERATE_TOKENS, **_given(sampling)}
+        hooks = self._runtime.take_hooks(given)
+        params = SamplingParams.for_model(self.loaded.generation, **given)
         self._runtime.check_sampling(params)
         return params, hooks
 
@@ -409,13 +408,12 @@ class Model:
         self,
         prompt: str | PromptIds,
         cache: PromptCache | CacheConfig | None,
-        max_tokens: int | None,
-        sampling: dict[str, Any],
+        sampling: Sampling,
         n: int = 1,
     ) -> Callable[[], Iterator[Generation]]:
         """Check the arguments now; generations are made when they begin, since the cache may hold more by then."""
         given, started = checked_prompt(prompt, self._runtime.model_args), time.perf_counter()
-        params, hooks = self._sampling(max_tokens, sampling)
+        params, hooks = self._sampling(sampling)
         if isinstance(cache, PromptCache):
             self._runtime.check_cache(cache)
 
@@ -450,7 +448,7 @@ class Model:
         tools: Sequence[Callable[..., Any] | Mapping[str, Any] | Tool] | None = None,
         autosave: bool = False,
         think: bool | None = None,
-        **sampling: Any,
+        **sampling: Unpack[Sampling],
     ) -> Chat:
         """Begin a chat.
 
@@ -499,7 +497,7 @@ class Model:
         cache: CacheConfig | None = None,
         fork: bool = False,
         tools: Sequence[Callable[..., Any] | Mapping[str, Any] | Tool] | None = None,
-        **sampling: Any,
+        **sampling: Unpack[Sampling],
     ) -> Chat:
         """Resume a session; rows that are on disk are restored and not prefilled again.
 
@@ -528,7 +526,7 @@ class Model:
         cache: CacheConfig | None = None,
         fork: bool = False,
         tools: Sequence[Callable[..., Any] | Mapping[str, Any] | Tool] | None = None,
-        **sampling: Any,
+        **sampling: Unpack[Sampling],
     ) -> Chat:
         """`resume` by the full id only, which no title can be mistaken for."""
         store, known = self.store, checked_tools(tools)
@@ -540,7 +538,7 @@ class Model:
             known = self._runtime.saved_tools(record.params.get("tools"))
         config = self._resumed_config(record, cache, began)
         saved_params = SamplingParams.saved(dict(record.params.get("sampling") or {}))
-        params = replace(saved_params, **{k: v for k, v in sampling.items() if v is not None})
+        params = replace(saved_params, **_given(sampling))
         think = saved if isinstance(saved := record.params.get("think"), bool) else None
         chat = Chat(
             self._runtime, system=record.system, cache=config, params=params, autosave=True, think=think, began=began,

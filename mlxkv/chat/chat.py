@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from datetime import datetime
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
 from mlxkv import arguments
 from mlxkv.arguments import optional, public, text
@@ -43,6 +43,7 @@ from mlxkv.errors import (
 from mlxkv.events import Branch, Message, Notice, PrefillProgress, Sibling, ToolCall, TurnEvent, TurnFinished
 from mlxkv.inference.hooks import HOOKS
 from mlxkv.inference.sampling import SAMPLING, SamplingParams
+from mlxkv.inference.sampling_types import Sampling
 from mlxkv.stats import TurnStats
 from mlxkv.store.kv.state_saves import Occasion
 from mlxkv.store.records import Restored, SessionRecord, TurnRecord
@@ -186,7 +187,7 @@ class Chat:
         begin: str | None = None,
         started: float | None = None,
         whole: bool = False,
-        **sampling: Any,
+        **sampling: Unpack[Sampling],
     ) -> Completion:
         """`send` the text, or `reply` without one, and return the whole reply.
 
@@ -210,8 +211,8 @@ class Chat:
         begin: str | None = None,
         started: float | None = None,
         whole: bool = False,
-        **sampling: Any,
-    ) -> Iterator[TurnEvent]:
+        **sampling: Unpack[Sampling],
+    ) -> Generator[TurnEvent]:
         """Send `text` and iterate the reply: PrefillProgress, TextDelta, Notice and, at the end, one TurnFinished.
 
         In a saved chat, the message is on disk before anything is generated. Closing the iterator early is like
@@ -241,7 +242,9 @@ class Chat:
         return self._gate.start(lambda cancelled: self._turn(text, replace(options, cancelled=cancelled), whole=whole))
 
     @public(*SAMPLING, *HOOKS, begin=_TEXT, started=_STARTED)
-    def reply(self, *, begin: str | None = None, started: float | None = None, **sampling: Any) -> Iterator[TurnEvent]:
+    def reply(
+        self, *, begin: str | None = None, started: float | None = None, **sampling: Unpack[Sampling]
+    ) -> Generator[TurnEvent]:
         """Reply to the messages as they are, without a new one; events as of `send`.
 
         The last message must be the user's or the result of a tool.
@@ -318,7 +321,7 @@ class Chat:
         return f"Error: there is no tool {call.name!r}; there are {', '.join(tool.name for tool in self.tools)}."
 
     @public(*SAMPLING, *HOOKS, started=_STARTED)
-    def continue_reply(self, *, started: float | None = None, **sampling: Any) -> Iterator[TurnEvent]:
+    def continue_reply(self, *, started: float | None = None, **sampling: Unpack[Sampling]) -> Generator[TurnEvent]:
         """Continue the last reply where it was stopped or cut at `max_tokens`; events as of `send`.
 
         TextDelta contains only new text, TurnFinished the whole reply. Only the last token is prefilled again, for its
@@ -352,7 +355,7 @@ class Chat:
         self._gate.cancel()
 
     @public(*SAMPLING, *HOOKS, text=text)
-    def aside(self, text: str, **sampling: Any) -> Iterator[TurnEvent]:
+    def aside(self, text: str, **sampling: Unpack[Sampling]) -> Generator[TurnEvent]:
         """Ask a question that is not recorded in the chat; events as of `send`.
 
         The next message continues without it.
@@ -371,7 +374,7 @@ class Chat:
         return len(ids) - self.cache.rewind_target(min(common_prefix(self.cache.log, ids), len(ids) - 1))
 
     @public()
-    def read(self) -> Iterator[PrefillProgress]:
+    def read(self) -> Generator[PrefillProgress]:
         """Prefill the tokens of the chat that the cache lacks, before the next message. `cancel` stops it.
 
         Raises:
@@ -494,7 +497,9 @@ class Chat:
         return self._history.question(turn)
 
     @public(*SAMPLING, *HOOKS, turn=optional(arguments.whole), started=_STARTED)
-    def retry(self, turn: int | None = None, *, started: float | None = None, **sampling: Any) -> Iterator[TurnEvent]:
+    def retry(
+        self, turn: int | None = None, *, started: float | None = None, **sampling: Unpack[Sampling]
+    ) -> Generator[TurnEvent]:
         """Generate the last reply again, or that to message number `turn`, dropping later ones; events as of `send`.
 
         A reply to the results of tools is generated from these; the tools are not called again. The chat changes at the
@@ -514,7 +519,7 @@ class Chat:
             return self._replace_reply(last, options)
         return self._replace_message(self.question(turn), None, options)
 
-    def _replace_reply(self, turn: int, options: ReplyOptions) -> Iterator[TurnEvent]:
+    def _replace_reply(self, turn: int, options: ReplyOptions) -> Generator[TurnEvent]:
         """Generate message number `turn` again, a reply that follows the results of tools, or is missing there."""
         was, history = self.turns[turn:], self._history
 
@@ -530,8 +535,8 @@ class Chat:
 
     @public(*SAMPLING, *HOOKS, turn=arguments.whole, text=text, started=_STARTED, whole=arguments.flag)
     def edit(
-        self, turn: int, text: str, *, started: float | None = None, whole: bool = False, **sampling: Any
-    ) -> Iterator[TurnEvent]:
+        self, turn: int, text: str, *, started: float | None = None, whole: bool = False, **sampling: Unpack[Sampling]
+    ) -> Generator[TurnEvent]:
         """Send `text` instead of message number `turn` (0 is the first), which must be the user's; events as of `send`.
 
         The chat changes at the first event.
@@ -554,7 +559,7 @@ class Chat:
 
     def _replace_message(
         self, turn: int, text: str | None, options: ReplyOptions, whole: bool = False
-    ) -> Iterator[TurnEvent]:
+    ) -> Generator[TurnEvent]:
         """Send `text` (None: the same text) instead of message number `turn`."""
         was, history = self.turns[turn], self._history
 
