@@ -12,10 +12,10 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal, Unpack, overload
+from typing import Any, Literal, Self, TypeVar, Unpack, overload
 
 from mlxkv import arguments
-from mlxkv.arguments import instance, optional, public, text
+from mlxkv.arguments import instance, optional, public, shown, text
 from mlxkv.cache.config import DEFAULT_SINKS, CacheConfig
 from mlxkv.cache.interchange import PromptText
 from mlxkv.cache.prompt_cache import PromptCache
@@ -48,8 +48,10 @@ from mlxkv.inference.scores import (
     check_options,
     most_probable,
 )
+from mlxkv.inspection import copies, hides
 from mlxkv.models import Hub, LoadedModel, LoadProgress, load_model
 from mlxkv.scheduler import Scheduler
+from mlxkv.stats import bytes_text
 from mlxkv.store.identity import ModelIdentity
 from mlxkv.store.records import SessionRecord
 from mlxkv.store.session_store import SessionStore
@@ -96,6 +98,11 @@ def _seconds(name: str, value: Any) -> float:
     return arguments.number(name, value, 0.0, 1e9)
 
 
+_Event = TypeVar("_Event")
+
+
+@hides("runner", "identity", "open_store_for_one_reply", "batch_prompts", "prefill_steps", "scheduler")
+@copies("use the same one for all chats and prompt caches, and load it by its name in another process.")
 class Model:
     """A loaded model, which `mlxkv.load` returns.
 
@@ -203,7 +210,7 @@ class Model:
             for generation in begin():
                 yield from generation.events()
 
-        return Owned(self._owner, events())
+        return self._stream(events())
 
     @public(*SAMPLING, *HOOKS, prompts=_several, cache=_cache, deadline=optional(_seconds))
     def generate_batch(
@@ -256,7 +263,7 @@ class Model:
             for i, event in events_of(self._runtime, made.requests(prompts, params, deadline, hooks)):
                 yield BatchEvent(int(i), event)
 
-        return Owned(self._owner, events())
+        return self._stream(events())
 
     @public(text=text, cache=_cache)
     def score(self, text: str, *, cache: PromptCache | CacheConfig | None = None) -> Score:
@@ -312,6 +319,12 @@ class Model:
     def scheduler(self, **options: Any) -> Scheduler:
         """A scheduler of requests on this model, for the thread that serves many callers; `options` are its own."""
         return Scheduler(self._runtime.runner, self.tokenizer, self._runtime.budget, **options)
+
+    def _stream(self, events: Generator[_Event]) -> Generator[_Event]:
+        """`events` for this thread only, closed with the model."""
+        stream = Owned(self._owner, events)
+        self._runtime.streams.add(stream)
+        return stream
 
     def _sampling(self, sampling: Sampling) -> tuple[SamplingParams, Hooks]:
         """What the keywords of a method outside a chat say, whose replies are shorter by default."""
@@ -669,10 +682,26 @@ class Model:
         return self._runtime.prompts.can_call_tools
 
     @public()
-    def close(self) -> None:
-        """Close the session store, if it was opened, and stop keeping the model's memory wired."""
-        self._runtime.wired.close()
-        self._runtime.close_store()
+    def close(self) -> str | None:
+        """Close it: replies end, its chats are saved and their sessions unlocked, and memory is freed: the weights, and
+        the caches of chats. Whatever was taken from it, such as `loaded.model`, is of no use afterwards.
+
+        A PromptCache that the caller refers to keeps its rows; save it before.
+
+        Returns:
+            One sentence if something could not be saved.
+        """
+        return self._runtime.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = f"{bytes_text(self.loaded.weight_bytes)} of weights" if self._runtime.is_open else "closed"
+        return f"<Model {shown(self.name)} {state}>"
 
 
 @public(

@@ -6,7 +6,6 @@ reply. Going back never destroys: a saved chat continues in a fork. On the MLX t
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -15,7 +14,7 @@ from datetime import datetime
 from typing import Any, Self, Unpack
 
 from mlxkv import arguments
-from mlxkv.arguments import optional, public, text
+from mlxkv.arguments import optional, public, shown, text
 from mlxkv.cache import row_copies
 from mlxkv.cache.config import CacheConfig
 from mlxkv.cache.mlx_lm import ImportedCache
@@ -44,7 +43,8 @@ from mlxkv.events import Branch, Message, Notice, PrefillProgress, Sibling, Tool
 from mlxkv.inference.hooks import HOOKS
 from mlxkv.inference.sampling import SAMPLING, SamplingParams
 from mlxkv.inference.sampling_types import Sampling
-from mlxkv.stats import TurnStats
+from mlxkv.inspection import copies, hides, twin
+from mlxkv.stats import TurnStats, bytes_text, plural
 from mlxkv.store.kv.state_saves import Occasion
 from mlxkv.store.records import Restored, SessionRecord, TurnRecord
 from mlxkv.system.thread_owner import Owner
@@ -54,6 +54,8 @@ from mlxkv.token_ids import common_prefix
 _STARTED, _TEXT = optional(arguments.number), optional(text)
 
 
+@hides("abridge", "load", "num_to_read", "close_with_model")
+@copies("make a second one with `chat.fork()`, or save it and continue it elsewhere with `model.resume(id)`.")
 class Chat:
     """A conversation with a model. Made by `Model.chat` and `Model.resume`.
 
@@ -98,6 +100,12 @@ class Chat:
             prefix = ChatPrefix(system, began=began or clock.now())
         self._history = History(Conversation(runtime), prefix, prompts)
         self.cache = cache if isinstance(cache, PromptCache) else self._new_cache(cache or CacheConfig())
+        runtime.chats.add(self)
+
+    def __repr__(self) -> str:
+        facts = plural(self.num_messages, "message"), plural(len(self._conversation.log), "token")
+        title = f" {shown(self.title)}" if self.title else ""
+        return f"<Chat{title} {', '.join([*facts, bytes_text(self.cache.nbytes)])}>"
 
     @property
     def system(self) -> str | None:
@@ -594,10 +602,11 @@ class Chat:
         turns = self.turns
         if turn is not None and turn not in range(len(turns)):
             raise ConfigError(f"There is no message {turn!r} to fork at; this chat has {len(turns)}.")
-        twin, kept = copy.copy(self), len(turns) if turn is None else turn + (turns[turn].role != "user")
-        twin._gate, twin._history, twin.cache = ReplyGate(self._owner), self._history.fork(kept), self.cache.fork()
-        twin._notices = []
-        return twin
+        fork, kept = twin(self), len(turns) if turn is None else turn + (turns[turn].role != "user")
+        fork._gate, fork._history, fork.cache = ReplyGate(self._owner), self._history.fork(kept), self.cache.fork()
+        fork._notices = []
+        self._runtime.chats.add(fork)
+        return fork
 
     @public(num_pinned=arguments.whole, title=optional(text))
     def abridge(self, turns: Sequence[TurnRecord], *, num_pinned: int = 0, title: str | None = None) -> Self:
@@ -763,6 +772,13 @@ class Chat:
         self._gate.close()
         notice = self._save_states(Occasion.CLOSING)
         return self._conversation.close() or notice
+
+    def close_with_model(self) -> str | None:
+        """`close`, and drop the cache, unless the caller has it too."""
+        try:
+            return self.close()
+        finally:
+            self.cache = PromptCache(self.cache.plan, self._runtime.model)
 
     def _save_states(self, occasion: Occasion) -> str | None:
         """Save recurrent states; a notice if that failed. Rows are saved after every turn."""

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from mlxkv.arguments import shown
 from mlxkv.events import TokenLogprobs, ToolCall
-from mlxkv.stats import TurnStats
+from mlxkv.stats import TurnStats, plural
+from mlxkv.text.notebook import notebook_markdown
+
+_MOST_SHOWN = 28  # characters of a text in a repr
 
 
 @dataclass(frozen=True)
@@ -32,3 +36,11 @@ class Completion:
     def finish_reason(self) -> str:
         """Why it ended, a FinishReason."""
         return self.stats.finish_reason
+
+    def __repr__(self) -> str:
+        start = self.text if len(self.text) <= _MOST_SHOWN else f"{self.text[: _MOST_SHOWN - 1]}…"
+        return f"<Completion {shown(start)} {plural(len(self.tokens), 'token')}, {self.stats.finish_reason}>"
+
+    def _repr_markdown_(self) -> str:
+        """The text, for a notebook."""
+        return notebook_markdown(self.text)

@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import secrets
 import stat
+import weakref
+from collections.abc import Generator
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+from mlxkv.arguments import shown
 from mlxkv.cache.config import DEFAULT_SINKS, CacheConfig
 from mlxkv.cache.mlx_lm import ImportedCache, to_mlx_lm, to_model_dtype, window_for
 from mlxkv.cache.prompt_cache import PromptCache
@@ -41,6 +45,12 @@ from mlxkv.text.clean import clean
 _MODEL_ID = "mlxkv_model_id"  # in the metadata of exports
 
 
+class OpenChat(Protocol):
+    """What a model closes."""
+
+    def close_with_model(self) -> str | None: ...
+
+
 class ModelRuntime:
     """One loaded model and the folders its chats are stored in.
 
@@ -53,6 +63,7 @@ class ModelRuntime:
         name: the user's name for the model; for a folder its full path, so that its sessions resume from anywhere.
         wired: keeps its memory wired until the model is closed.
         prompts: the chat template at the current time; a chat makes its own with `PromptFormat.at`.
+        chats, streams: its chats and iterators of events, as far as they are referred to; closed before the model.
     """
 
     def __init__(
@@ -68,8 +79,45 @@ class ModelRuntime:
         if draft is not False:
             self.runner.drafting = Drafting(model=self._draft_model(draft) if isinstance(draft, LoadedModel) else None)
         self.prompts = PromptFormat(loaded.tokenizer)
+        self.chats: weakref.WeakSet[OpenChat] = weakref.WeakSet()
+        self.streams: weakref.WeakSet[Generator[Any]] = weakref.WeakSet()
+        self._models = [loaded.model, *([draft.model] if isinstance(draft, LoadedModel) else [])]
         self._folders = folders
         self._store: SessionStore | None = None
+
+    @property
+    def is_open(self) -> bool:
+        return bool(self._models)
+
+    def check_open(self) -> None:
+        """Raises ConfigError: the model is closed."""
+        if not self.is_open:
+            raise ConfigError(f"The model {shown(self.name)} is closed; load it again with `mlxkv.load`.")
+
+    def close(self) -> str | None:
+        """Close streams, chats and sessions, and free the weights, whoever still refers to them; a sentence if
+        something could not be saved."""
+        notices: list[str | None] = []
+        with ExitStack() as stack:
+            stack.callback(self._free)
+            stack.callback(self.close_store)
+            stack.callback(self.wired.close)
+            for chat in list(self.chats):
+                stack.callback(lambda chat=chat: notices.append(chat.close_with_model()))
+            for stream in list(self.streams):
+                stack.callback(stream.close)
+        self.chats.clear()
+        return next(filter(None, notices), None)
+
+    def _free(self) -> None:
+        import mlx.core as mx
+
+        for model in self._models:
+            for module in model.modules():  # whoever refers to one of them
+                module.clear()
+            vars(model).clear()  # its traits, which have weights
+        self._models.clear()
+        mx.clear_cache()
 
     @property
     def model(self) -> Any:
@@ -102,6 +150,7 @@ class ModelRuntime:
         Raises:
             OutOfMemoryError: it could not be filled beside the weights, by the predicted peak; nothing was allocated.
         """
+        self.check_open()
         if prompts is not None and config.sinks == "system":
             num_pinned = prompts.num_system_tokens(system)
         self.budget.limit = self._memory_limit()
@@ -124,7 +173,9 @@ class ModelRuntime:
         return ModelDrafts(runner, PromptCache(plan, draft.model), max(vocab.values()) + 1)
 
     def check_cache(self, cache: PromptCache) -> None:
-        """Raises MismatchError: the cache was made with another model. CacheError: its layers were used outside it."""
+        """Raises MismatchError: the cache was made with another model. CacheError: its layers were used outside it.
+        ConfigError: see `check_open`."""
+        self.check_open()
         cache.check_model(self.model, lambda: self.model_id)
         cache.check_log()
 

@@ -6,10 +6,12 @@ Puts together the numbers of `budget` and `cache.plan`. On the MLX thread.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
-from mlxkv.arguments import instance, model_name, optional, public
+from mlxkv.arguments import instance, model_name, optional, public, shown
 from mlxkv.cache.config import CacheConfig
+from mlxkv.inspection import table
+from mlxkv.stats import bytes_text, value_text
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,16 @@ class Estimate:
     def fits(self) -> bool:
         """Whether the peak is within `memory_limit`."""
         return not self.memory_limit or self.total_bytes <= self.memory_limit
+
+    def __repr__(self) -> str:
+        parts = ", ".join(f"{n} {bytes_text(getattr(self, f'{n}_bytes'))}" for n in ("weight", "cache", "prefill"))
+        facts = [f"{bytes_text(self.total_bytes)} ({parts})", f"window {self.window:,}"]
+        return f"<Estimate {shown(self.model)} {', '.join(facts)}, {'fits' if self.fits else 'does not fit'}>"
+
+    def _repr_markdown_(self) -> str:
+        """A table for a notebook of the figures that are not zero."""
+        figures = {f.name: getattr(self, f.name) for f in fields(self)} | {"total_bytes": self.total_bytes}
+        return table([*((n, value_text(n, v)) for n, v in figures.items() if v), ("fits", str(self.fits))])
 
 
 @public(name=model_name, config=optional(instance(CacheConfig)))
