@@ -334,6 +334,28 @@ class Model:
         self._runtime.check_sampling(params)
         return params, hooks
 
+    @overload
+    def prefill(
+        self,
+        prompt: str,
+        cache: CacheConfig | None = None,
+        *,
+        system: str | None = None,
+        chat: bool | None = None,
+        progress: Callable[[int, int], object] | None = None,
+        save_to: str | os.PathLike[str] | None = None,
+    ) -> PromptCache: ...
+
+    @overload
+    def prefill(
+        self,
+        prompt: PromptIds,
+        cache: CacheConfig | None = None,
+        *,
+        progress: Callable[[int, int], object] | None = None,
+        save_to: str | os.PathLike[str] | None = None,
+    ) -> PromptCache: ...
+
     @public(
         cache=_CONFIG, system=optional(text), chat=optional(arguments.flag), progress=optional(arguments.function),
         save_to=optional(arguments.path),

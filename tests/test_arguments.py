@@ -93,7 +93,7 @@ REFUSED: list[tuple[str, Call, type[MlxkvError], str]] = [
     ("prompt ids none", lambda o: o.model.generate(()), PromptError, r"The prompt is empty"),
     ("prompt id beyond", lambda o: o.model.stream([1, 64]), PromptError, r"Token 1 of the prompt is 64; .* below 64"),
     ("prompt id float", lambda o: o.model.generate(np.array([1.0])), PromptError, r"Token 0 of the prompt is 1.0"),
-    ("prompt matrix", lambda o: o.model.generate(mx.array([[1]])), ArgumentError, r"text \(str\) or a list of token ids"),
+    ("prompt matrix", lambda o: o.model.generate(mx.array([[1]])), ArgumentError, r"text \(str\) or a list of token"),
     ("count", lambda o: o.model.count(5), ArgumentError, r"`prompt` is 5; it must be text \(str\) or a list of token"),
     ("count none", lambda o: o.model.count([]), PromptError, r"The prompt is empty"),
     ("count role", lambda o: o.model.count([{"role": "x", "content": ""}]), PromptError, r"Message 0 is .*`role`"),

@@ -54,7 +54,7 @@ from mlxkv.token_ids import common_prefix
 _STARTED, _TEXT = optional(arguments.number), optional(text)
 
 
-@hides("abridge", "load", "num_to_read", "close_with_model")
+@hides("abridge", "add_turn", "begin_with", "load", "num_to_read", "close_with_model")
 @copies("make a second one with `chat.fork()`, or save it and continue it elsewhere with `model.resume(id)`.")
 class Chat:
     """A conversation with a model. Made by `Model.chat` and `Model.resume`.
