@@ -114,6 +114,21 @@ def test_the_rotation_is_drawn_as_the_ring_has_it() -> None:
     model.close()
 
 
+@pytest.mark.slow
+def test_token_ids_are_prefilled_once() -> None:
+    assert run("token_ids.py") == shown("token_ids.py")
+
+
+@pytest.mark.slow
+def test_ways_of_sampling_prefill_the_question_once() -> None:
+    def counts(text: str) -> list[str]:
+        return re.findall(r"^[\w ]+: |<TurnStats .*?, \d+ tokens|<Chat .*? tokens", text, re.MULTILINE)
+
+    printed = counts(run("compare.py"))
+    assert printed == counts(shown("compare.py"))
+    assert len(printed) == 7
+
+
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_an_example_is_short_and_explained(name: str) -> None:
     text = (EXAMPLES / name).read_text(encoding="utf-8")
