@@ -1,4 +1,4 @@
-"""Generate in token ids, a piece at a time: each step gives back all of them, and only those that are new are prefilled.
+"""Generate in token ids, a piece at a time: each step gives back all ids, and only those that are new are prefilled.
 
 python examples/token_ids.py [MODEL]
 """

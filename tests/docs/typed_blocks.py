@@ -1,4 +1,4 @@
-"""The Python blocks of the documentation under mypy's strict rules, as a reader's own program: `make lint` runs this.
+"""The Python of the documentation, and the examples, under mypy's strict rules: `make lint` runs this.
 
 Each page becomes one file in build/typed with its code on the page's own lines, so that mypy names lines of the page.
 """
@@ -30,6 +30,7 @@ def main() -> int:
         if code := code_of(page):
             names.append(FOLDER / f"{name_of(page).removesuffix('.md').replace('/', '_').replace('-', '_')}.py")
             names[-1].write_text(code, encoding="utf-8")
+    names += sorted((ROOT / "examples").glob("*.py"))
     return subprocess.run([sys.executable, "-m", "mypy", *names], cwd=ROOT, check=False).returncode
 
 
