@@ -48,7 +48,7 @@ nitpick_ignore_regex = [
     ("py:class", r"(collections|datetime|os|threading|pathlib)\..*"),  # Python's own, which is not linked
     (
         "py:class",
-        r"mlxkv\.(config|models\.\w+|store\.session_store|store\.records|cache\.plan)\.\w+",
+        r"(mlxkv\.token_ids\.)?(PromptIds|IdArray)|mlxkv\.(config|models\.\w+|store\.session_store|store\.records|cache\.plan)\.\w+",
     ),  # no part of the API
 ]
 autodoc_member_order = "bysource"
