@@ -108,6 +108,7 @@ class Model:
 
     Attributes:
         name: its name.
+        adapter: the folder or repository of its LoRA adapter, None without one.
         tokenizer: mlx-lm's tokenizer.
         loaded: what was loaded: `loaded.model` is mlx-lm's model, `loaded.config` its config.json.
         is_limited: caches and prompts that would not fit in memory are refused.
@@ -127,6 +128,7 @@ class Model:
         self._owner = Owner()
         self._runtime = ModelRuntime(loaded, folders, limited, draft)
         self.name, self.tokenizer = self._runtime.name, loaded.tokenizer
+        self.adapter = None if loaded.adapter is None else loaded.adapter.name
 
     # -- text --------------------------------------------------------------------------------------------------------
 
@@ -729,6 +731,7 @@ class Model:
 @public(
     name=arguments.model_name, folders=optional(instance(Folders)), limited=arguments.flag,
     progress=optional(arguments.function), cancel=optional(instance(threading.Event)), draft=_draft,
+    adapter_path=optional(arguments.model_name),
 )  # fmt: skip
 def load(
     name: str | os.PathLike[str] = "tutor",
@@ -739,6 +742,7 @@ def load(
     cancel: threading.Event | None = None,
     hub: Hub | None = None,
     draft: bool | str | os.PathLike[str] = True,
+    adapter_path: str | os.PathLike[str] | None = None,
 ) -> Model:
     """Load a model: a built-in name, a local folder, or a Hugging Face repository id (`org/name[@revision]`).
 
@@ -755,13 +759,15 @@ def load(
         draft: draft the next tokens where they occurred before, and verify them in one call, where that is faster; the
             text is the same as with False. A name, a repository id or a folder: that smaller model with the same
             tokenizer drafts, too.
+        adapter_path: a LoRA adapter for the model, as `mlx_lm.lora` makes them: its folder or a repository id.
 
     Raises:
         ModelError: and its kinds; one sentence each. MismatchError: the draft model has another tokenizer.
         OutOfMemoryError: it would not fit.
     """
     device = None if limited else replace(current_device(), memory_limit=1 << 62)
-    loaded = load_model(os.fspath(name), device=device, progress=progress, cancel=cancel, hub=hub)
+    adapter = None if adapter_path is None else os.fspath(adapter_path)
+    loaded = load_model(os.fspath(name), device=device, progress=progress, cancel=cancel, hub=hub, adapter=adapter)
     if isinstance(draft, bool):
         return Model(loaded, folders, limited=limited, draft=draft)
     device = device or current_device()

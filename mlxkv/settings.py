@@ -129,6 +129,10 @@ class Settings:
         None, "Model to start with: a built-in name, a folder or org/name.", option="-m, --model",
         null="the last one used", holds=NEXT_START,
     )  # fmt: skip
+    adapter: str = _setting(
+        "auto", "LoRA adapter of the model: a folder or org/name, none, or auto for that of the chat.",
+        option="--adapter", holds=NEXT_START,
+    )  # fmt: skip
     system: str | None = _setting(
         None, "System prompt of new chats.", option="-s, --system", null="no system prompt", holds="new chats"
     )
@@ -261,6 +265,11 @@ class Settings:
     def drafting(self) -> bool | str:
         """`draft` of `mlxkv.load`."""
         return self.draft and (self.draft_model or True)
+
+    @property
+    def adapter_name(self) -> str | None:
+        """The adapter that the user names; None for "auto" and "none"."""
+        return None if self.adapter in ("auto", "none") else self.adapter
 
     @property
     def sampling(self) -> dict[str, Any]:

@@ -299,7 +299,15 @@ class ModelRuntime:
         return Borrower(self.folders, lambda: self.store, self._identify)
 
     def _identify(self, hashes: FileHashes) -> ModelIdentity:
-        return identify(self.loaded.path, self.loaded.config, hashes, name=self.name)
+        tuned = self.loaded.adapter
+        return identify(
+            self.loaded.path,
+            self.loaded.config,
+            hashes,
+            name=self.name,
+            adapter=None if tuned is None else tuned.folder,
+            adapter_name=None if tuned is None else tuned.name,
+        )
 
 
 def _check_there(path: Path) -> None:

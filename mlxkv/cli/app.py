@@ -28,7 +28,16 @@ from mlxkv.cli.input_files import piped_text, question_with, schema_file, text_o
 from mlxkv.cli.models import models
 from mlxkv.cli.print_mode import PrintRequest
 from mlxkv.cli.serve import serve
-from mlxkv.cli.start import first_commands, model_name, named_cache, open_window, session_id_of, talk_in_lines
+from mlxkv.cli.start import (
+    chosen_model,
+    first_commands,
+    model_name,
+    named_cache,
+    open_window,
+    own_adapter,
+    session_id_of,
+    talk_in_lines,
+)
 from mlxkv.config import Folders, Settings, load_settings, unknown_variable
 from mlxkv.errors import ConfigError, MlxkvError, OutOfMemoryError, OutputClosedError, PromptError
 from mlxkv.settings import help_of
@@ -88,6 +97,7 @@ def chat(
     model: Annotated[
         str | None, typer.Option("-m", "--model", help=help_of("model"), autocompletion=model_names)
     ] = None,
+    adapter: Annotated[str | None, typer.Option("--adapter", help=help_of("adapter"))] = None,
     system: Annotated[str | None, typer.Option("-s", "--system", help="System prompt, or @FILE.")] = None,
     file: Annotated[list[Path] | None, typer.Option("-f", "--file", help="Put a file before the question.")] = None,
     continue_: Annotated[bool, typer.Option("-c", "--continue", help="Continue the last chat.")] = False,
@@ -161,6 +171,7 @@ def chat(
     """Open the chat, or with -p print one reply."""
     folders = Folders.from_env()
     flags = {
+        "adapter": own_adapter(model, adapter),
         "model": model, "system": system and text_or_file(system), "temperature": temp, "top_p": top_p, "top_k": top_k,
         "min_p": min_p, "max_tokens": max_tokens, "seed": seed, "window": window, "sinks": sinks,
         "plain": plain or None, "mouse": False if no_mouse else None, "kv_bits": kv_bits, "disk_limit": disk_limit,
@@ -279,13 +290,18 @@ def _loaded(
     from mlxkv.models import BUILT_IN
     from mlxkv.store.prompts.folder import PromptFolder
 
-    made_with = None if named is None else PromptFolder(folders).describe(named).model
-    name = model_flag or made_with or model_name(folders, settings, resume) or BUILT_IN[0]
+    made_with = None if named is None or model_flag else PromptFolder(folders).describe(named)
+    name, adapter = chosen_model(folders, settings, resume)
+    if made_with is not None and made_with.model:
+        is_given = settings.adapter != "auto" and settings.model in (None, made_with.model)
+        name, adapter = made_with.model, adapter if is_given else made_with.adapter
+    name = name or BUILT_IN[0]
     if load_anyway:
         cache = cache if cache.window else replace(cache, window=WINDOW)
-    elif found := check_fit(name, cache):
+    elif found := check_fit(name, cache, adapter=adapter, draft=settings.draft_model if settings.draft else None):
         raise OutOfMemoryError(f"{found.text}; {alternatives(found)}.")
-    return load(name, folders=folders, limited=not load_anyway, draft=settings.drafting), cache
+    draft = settings.drafting
+    return load(name, folders=folders, limited=not load_anyway, draft=draft, adapter_path=adapter), cache
 
 
 # -- other commands ---------------------------------------------------------------------------------------------------

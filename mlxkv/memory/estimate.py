@@ -71,12 +71,17 @@ class Estimate:
         return table([*((n, value_text(n, v)) for n, v in figures.items() if v), ("fits", str(self.fits))])
 
 
-@public(name=model_name, config=optional(instance(CacheConfig)))
-def estimate(name: str | os.PathLike[str], config: CacheConfig | None = None) -> Estimate:
+@public(name=model_name, config=optional(instance(CacheConfig)), adapter_path=optional(model_name))
+def estimate(
+    name: str | os.PathLike[str],
+    config: CacheConfig | None = None,
+    *,
+    adapter_path: str | os.PathLike[str] | None = None,
+) -> Estimate:
     """Estimate the memory of `name` (built-in, folder or repository id) with this cache; no weights are read.
 
     Weights are the sum of the model's arrays as config.json describes them; the prefill is that of the largest chunk
-    that fits.
+    that fits. `adapter_path`: a LoRA adapter to load with it, which is downloaded if it is missing.
 
     Raises:
         ModelError: and its kinds, if there is no such model.
@@ -87,10 +92,12 @@ def estimate(name: str | os.PathLike[str], config: CacheConfig | None = None) ->
     from mlxkv.device import current_device
     from mlxkv.memory import CHUNKS, Budget
     from mlxkv.models import parts_not_loaded, skeleton
+    from mlxkv.models.adapter import load_adapter
 
     name = os.fspath(name)
     settings, model = skeleton(name)
     weights = sum(array.nbytes for _, array in tree_flatten(model.parameters()) if not isinstance(array, str))
+    weights += 0 if adapter_path is None else load_adapter(os.fspath(adapter_path)).added_bytes
     budget = Budget(model, current_device().memory_limit, trained_length(settings))
     plan = budget.plan(config or CacheConfig(), weights, is_loaded=False)
     chunk = budget.largest_chunk(plan, weights) or CHUNKS[-1]

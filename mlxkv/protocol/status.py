@@ -103,7 +103,8 @@ class ContextUsage:
 class ModelTooLarge:
     """A model that was not loaded for lack of memory: bytes needed at its peak, usable, and in the machine.
 
-    `kv_bits`: the most bits of a KV cache with which it would fit, None if there are none.
+    `kv_bits`: the most bits of a KV cache with which it would fit, None if there are none. `draft`: the model that
+    would draft for it, and is counted.
     """
 
     name: str
@@ -111,11 +112,13 @@ class ModelTooLarge:
     usable: int
     total: int
     kv_bits: int | str | None = None
+    draft: str = ""
 
     @property
     def text(self) -> str:
         """`Qwen3-32B needs ~19.2 GB, 17.5 GB usable (of 24)`."""
-        short = self.name.rstrip("/").rsplit("/", 1)[-1]
+        names = [name.rstrip("/").rsplit("/", 1)[-1] for name in (self.name, self.draft) if name]
+        short = " with the draft model ".join(names)
         unit, size = ("GB", 1e9) if self.usable >= 1e9 else ("MB", 1e6)
         need, usable = (f"{n / size:.1f}" for n in (self.need, self.usable))
         total = f"{self.total / size:.0f}" if self.total < 1000 * size else f"{self.total / 1e9:.0f} GB"

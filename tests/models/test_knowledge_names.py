@@ -60,6 +60,8 @@ NEWER = {
     "--no-stdin",
     "checkpoint_limit",
     "mlxkv models check",
+    "--adapter",
+    "adapter",
     "--draft-model",
     "--no-draft",
     "draft_model",
