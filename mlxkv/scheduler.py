@@ -304,7 +304,7 @@ class Scheduler:
                 if request.keeps_cache:
                     task.runner.when_ended = lambda new, rows: take_rows(request.cache, (*request.ids, *new), rows)
             task.generation = Generation(
-                task.runner or self._runner,  # type: ignore[arg-type]  # it has those methods that are used
+                task.runner or self._runner,
                 self._tokenizer,
                 cache,
                 request.ids,

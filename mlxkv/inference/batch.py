@@ -274,7 +274,7 @@ def _next_of(row: Row, logits: mx.array, y: mx.array) -> mx.array:
 
 
 class RowRunner:
-    """Takes the place of ModelRunner in the Generation of one request.
+    """The TokenSource of a request in a batch: takes the place of ModelRunner.
 
     Attributes:
         row: its row, once its prompt is prefilled.
@@ -306,7 +306,7 @@ class RowRunner:
         self._joint = joint, joint.add(cache, self._ids[cache.offset : -1])
 
     def prefill(
-        self, cache: RowCache, ids: Sequence[int], cancelled: Callable[[], bool] = bool, *args: Any
+        self, cache: PromptCache, ids: Sequence[int], cancelled: Callable[[], bool] = bool, *args: Any
     ) -> Iterator[int]:
         """As ModelRunner's; with the last chunk the row joins the batch."""
         if self._joint is None:
@@ -327,7 +327,7 @@ class RowRunner:
             yield done
 
     def decode(
-        self, cache: RowCache, last: int, params: SamplingParams, seen: Sequence[int] = (), **more: Any
+        self, cache: PromptCache, last: int, params: SamplingParams, seen: Sequence[int] = (), **more: Any
     ) -> Generator[int]:
         """As ModelRunner's, of a new reply."""
         row = self.row or self._add(cache)
@@ -340,7 +340,8 @@ class RowRunner:
         finally:
             self.close()
 
-    def _add(self, cache: RowCache) -> Row:
+    def _add(self, cache: PromptCache) -> Row:
+        assert isinstance(cache, RowCache)  # the scheduler makes these alone for it
         self.when_prefilled(cache)
         self.row = self._batch.add(cache, self._ids[-1], self._params, self._ids[:-1], self.make_draws())
         self.row.when_ended = self.when_ended

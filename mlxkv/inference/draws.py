@@ -7,6 +7,7 @@ schema is followed. On the MLX thread.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -73,6 +74,7 @@ class Draws:
         self._keys: Keys = []  # after each position of the last `all`
         self._rows: list[Row] = []  # of each position of the last `all`
         self._is_begun = False
+        self._vocab: int | None = None  # of the logits, for a draft model
 
     @property
     def can_draft(self) -> bool:
@@ -81,8 +83,24 @@ class Draws:
             return False
         return self._constraint is None or self._constraint.is_answer
 
+    def ahead(self, vocab: int) -> Draws:
+        """The draws of a draft model from here on, which change nothing here: where its probabilities are the same, so
+        are its tokens, since the random keys are.
+
+        Args:
+            vocab: the size of the model's logits; a draft model's are cut or filled up to it, as the random numbers of
+                a key depend on how many there are.
+        """
+        twin = copy.copy(self)
+        twin._constraint = twin._logprobs = None  # what they hold cannot be copied; the reply's own checks the draft
+        twin._vocab = vocab
+        return twin
+
     def next(self, logits: mx.array, y: mx.array) -> mx.array:
         """The id (1,) that follows `y` (1,), from its logits (1, vocab)."""
+        if self._vocab is not None:
+            missing = self._vocab - logits.shape[-1]
+            logits = mx.pad(logits[:, : self._vocab], ((0, 0), (0, max(missing, 0))), constant_values=-mx.inf)
         if self.is_argmax:
             return mx.argmax(logits, axis=-1)
         if self._constraint is not None and self._is_begun:

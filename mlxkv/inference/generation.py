@@ -1,6 +1,6 @@
 """Generation: one prompt in, events out: reuse, prefill, decode, text, statistics.
 
-Uses ModelRunner for token ids. Knows no messages, no chat template and no disk. On the MLX thread.
+Takes token ids from a `TokenSource`. Knows no messages, no chat template and no disk. On the MLX thread.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from mlxkv.inference.draws import Draws
 from mlxkv.inference.hooks import Hooks
 from mlxkv.inference.logprobs import LogprobRows
 from mlxkv.inference.reply_parser import ReplyText
-from mlxkv.inference.runner import ModelRunner
 from mlxkv.inference.sampling import SamplingParams
 from mlxkv.inference.schema import Constraint
+from mlxkv.inference.token_source import TokenSource
 from mlxkv.memory.overflow import overflow_of
 from mlxkv.stats import TurnStats, evicted_text
 from mlxkv.token_ids import TokenIds
@@ -73,7 +73,7 @@ class Generation:
 
     def __init__(
         self,
-        runner: ModelRunner,
+        runner: TokenSource,
         tokenizer: Any,
         cache: PromptCache,
         ids: Sequence[int],

@@ -15,6 +15,7 @@ import mlx.nn as nn
 
 from mlxkv.cache.in_place import InPlace
 from mlxkv.cache.prompt_cache import PromptCache
+from mlxkv.cache.traits import traits_of
 from mlxkv.inference.chunk_size import ChunkSize
 from mlxkv.inference.decoding import DecodeCounts, Decoder
 from mlxkv.inference.drafting.drafts import Drafting
@@ -25,9 +26,6 @@ from mlxkv.token_ids import TokenIds
 
 PREFILL_CHUNK = 512  # where nothing is measured
 _CLEAR_EVERY_PREFILL = 2048  # prefilled tokens between returns of MLX's free buffers
-
-UNEQUAL_CALLS = ("phi3small", "plamo3")
-"""Modules of mlx-lm whose calls of one token attend to other keys than those of several: they draft nothing."""
 
 
 class ModelRunner:
@@ -204,8 +202,9 @@ class ModelRunner:
         self.make_room(cache, 1)
         most = params.max_tokens if cache.num_left is None else min(params.max_tokens, cache.num_left)
         made = draws() if draws is not None else Draws(params, seen, num_before)
-        drafting = None if type(self.model).__module__.rsplit(".", 1)[-1] in UNEQUAL_CALLS else self.drafting
-        drafts = None if drafting is None else drafting.of_reply(TokenIds(seen) + TokenIds([last]), ends)
+        drafts = None
+        if self.drafting is not None and traits_of(self.model).has_equal_calls:
+            drafts = self.drafting.of_reply(TokenIds(seen) + TokenIds([last]), ends)
         held, check = cache, self.in_place(cache)  # by the buffers that a fork has now
 
         def step(tokens: mx.array, cache: Sequence[Any]) -> mx.array:

@@ -32,6 +32,7 @@ REFUSED = {
     "joined-emoji": ("2", "perhaps"),
     "draft": ("none", "2", "perhaps"),
     "draft-model": (),  # any text
+    "adapter": (),  # any text
     "model": ("no model", "/no/such/folder", "a/b/c"),
     "system": (),  # any text
     "theme": (),  # the window knows them
