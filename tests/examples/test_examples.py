@@ -98,6 +98,13 @@ def test_the_cache_in_mlx_lms_loop_keeps_its_size() -> None:
 
 
 @pytest.mark.slow
+def test_an_adapter_is_trained_and_loaded(tmp_path: Path) -> None:
+    printed = run("adapter.py", "tutor", str(tmp_path))
+    assert printed == shown("adapter.py")
+    assert {path.name for path in tmp_path.iterdir()} >= {"adapters.safetensors", "adapter_config.json"}
+
+
+@pytest.mark.slow
 def test_the_rotation_is_drawn_as_the_ring_has_it() -> None:
     """Each line against the positions of the rows that a real layer holds after as many tokens."""
     printed = run("rotation.py")

@@ -187,16 +187,17 @@ def test_what_is_loaded_beside_the_weights_counts_before_loading(
     model = tiny_folder(tmp_path / "model", hidden=64)
     adapter = make_adapter(tmp_path / "adapter", model)
     config = CacheConfig(window=64)
-    needs = []
+    needs, texts = [], []
     cases: list[dict[str, Any]] = [{}, {"adapter": str(adapter)}, {"draft": str(model)}]
     for beside in cases:
         monkeypatch.setenv("MLXKV_MEMORY_LIMIT", "100kB")
         found = check_fit(str(model), config, **beside)
         assert found is not None
         needs.append(found.need)
+        texts.append(found.text)
         monkeypatch.setenv("MLXKV_MEMORY_LIMIT", str(found.need + (1 << 20)))
         assert check_fit(str(model), config, **beside) is None
     weights = load_model(str(model)).weight_bytes
     assert needs[1] - needs[0] == load_model(str(model), adapter=str(adapter)).weight_bytes - weights
     assert needs[2] - needs[0] > weights
-    assert found.text.startswith("model with the draft model model needs")
+    assert texts[2].startswith("model with the draft model model needs")
