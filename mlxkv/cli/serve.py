@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mlxkv.cli.completion import models as model_names
+from mlxkv.cli.start import chosen_model, own_adapter
 from mlxkv.config import Folders, load_settings
 from mlxkv.errors import ConfigError, OutOfMemoryError
 from mlxkv.settings import help_of
@@ -24,6 +25,7 @@ def serve(
     model: Annotated[
         str | None, typer.Option("-m", "--model", help=help_of("model"), autocompletion=model_names)
     ] = None,
+    adapter: Annotated[str | None, typer.Option("--adapter", help=help_of("adapter"))] = None,
     models: Annotated[
         list[str] | None,
         typer.Option("--models", help="Load this one, too, when a request names it.", autocompletion=model_names),
@@ -55,6 +57,7 @@ def serve(
     """Answer requests of OpenAI's API, until Ctrl+C or SIGTERM."""
     folders = Folders.from_env()
     flags = {
+        "adapter": own_adapter(model, adapter),
         "model": model, "temperature": temp, "max_tokens": max_tokens, "think": think, "window": window,
         "kv_bits": kv_bits, "disk_limit": disk_limit, "draft": False if no_draft else None,
     }  # fmt: skip
@@ -72,7 +75,6 @@ def serve(
     key = api_key or os.environ.get(KEY_VARIABLE) or None
     access = Access(host, key, tuple(allow_origin or ()), tuple(allow_host or ()))
     from mlxkv.cache.config import CacheConfig
-    from mlxkv.cli.start import model_name
     from mlxkv.device import check_platform
     from mlxkv.inference.sampling import SamplingParams
     from mlxkv.models import BUILT_IN
@@ -81,15 +83,25 @@ def serve(
     bounds = CacheConfig.from_settings(settings)
     SamplingParams.for_model({}, **settings.sampling)  # reports invalid values before a model is loaded
     check_platform()
-    first = model_name(folders, settings, None) or BUILT_IN[0]
+    first, tuned = chosen_model(folders, settings, None)
+    first = first or BUILT_IN[0]
 
     def load(name: str, stop: Event) -> Model:
         from mlxkv.memory.preflight import alternatives, check_fit
         from mlxkv.model import load
 
-        if not load_anyway and (found := check_fit(name, bounds)):
+        with_it = tuned if name == first else None  # those of `models` have none
+        draft = settings.draft_model if settings.draft else None
+        if not load_anyway and (found := check_fit(name, bounds, adapter=with_it, draft=draft)):
             raise OutOfMemoryError(f"{found.text}; {alternatives(found)}.")
-        return load(name, folders=folders, limited=not load_anyway, cancel=stop, draft=settings.drafting)
+        return load(
+            name,
+            folders=folders,
+            limited=not load_anyway,
+            cancel=stop,
+            draft=settings.drafting,
+            adapter_path=with_it,
+        )
 
     endpoint = EndpointOptions(bounds, settings.sampling, settings.think, not no_save, forgets=forget)
     raise typer.Exit(run(ServerOptions(access, port, [first, *(models or ())], endpoint), load))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -83,3 +84,19 @@ def test_the_window_loads_and_removes_it_and_the_chat_continues(home: Path, tiny
     failed = said.ask(cmd.LoadModel(name, adapter=str(adapter)))
     assert any(isinstance(event, ev.Failed) for event in failed)
     said.context.close()
+
+
+def test_the_endpoint_loads_it(run: Run, tiny_path: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    loaded: dict[str, str | None] = {}
+
+    def serve(options: Any, load: Any) -> int:
+        for name in options.models:
+            model = load(name, threading.Event())
+            loaded[name] = model.adapter
+            model.close()
+        return 0
+
+    monkeypatch.setattr("mlxkv.server.run.serve", serve)
+    done = run("serve", "-m", tiny_path, "--adapter", adapter, "--models", "tutor")
+    assert done.code == 0, done.err
+    assert loaded == {str(tiny_path): str(adapter), "tutor": None}
