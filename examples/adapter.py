@@ -37,5 +37,4 @@ mx.save_safetensors(str(folder / "adapters.safetensors"), dict(utils.tree_flatte
 (folder / "adapter_config.json").write_text(json.dumps({"num_layers": 4, "lora_parameters": PARAMETERS}))
 
 for model in (plain, mlxkv.load(name, adapter_path=folder)):
-    *_, finished = model.chat(temperature=0).send(QUESTION)
-    print("with" if model.adapter else "without", "the adapter:", finished.text)
+    print("with" if model.adapter else "without", "the adapter:", model.chat(temperature=0).ask(QUESTION).text)

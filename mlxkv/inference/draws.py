@@ -100,7 +100,7 @@ class Draws:
         """The id (1,) that follows `y` (1,), from its logits (1, vocab)."""
         if self._vocab is not None:
             missing = self._vocab - logits.shape[-1]
-            logits = mx.pad(logits[:, : self._vocab], ((0, 0), (0, max(missing, 0))), constant_values=-mx.inf)
+            logits = mx.pad(logits[:, : self._vocab], [(0, 0), (0, max(missing, 0))], constant_values=-mx.inf)
         if self.is_argmax:
             return mx.argmax(logits, axis=-1)
         if self._constraint is not None and self._is_begun:

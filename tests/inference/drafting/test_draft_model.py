@@ -77,7 +77,7 @@ def test_it_draws_with_the_keys_of_the_reply(drafted: Model, sampling: dict[str,
 def test_a_draft_models_logits_are_those_of_the_model_in_size(width: int) -> None:
     logits, draws = mx.random.normal((1, 64), key=mx.random.key(2)), Draws(SamplingParams(temperature=1.0, seed=7), ())
     logits[:, 50:] = -mx.inf
-    others = mx.pad(logits, ((0, 0), (0, 16)), constant_values=-mx.inf)[:, :width]
+    others = mx.pad(logits, [(0, 0), (0, 16)], constant_values=-mx.inf)[:, :width]
     ahead, y = draws.ahead(64), mx.array([5])
     found = [ahead.next(others, y).item() for _ in range(20)]
     assert found == [draws.next(logits, y).item() for _ in range(20)]
