@@ -125,7 +125,7 @@ def _text(i: int, content: Any) -> str:
         kind, text = (part.get("type"), part.get("text")) if isinstance(part, Mapping) else (None, None)
         if kind not in _TEXT_PARTS or not isinstance(text, str):
             what = f"a part of the type {shown(kind)}" if kind else shown(content)
-            raise PromptError(f"The `content` of message {i} is {what}; it must be text.")
+            raise PromptError(f"Message {i} has the `content` {what}; it must be text.")
         texts.append(well_formed(text))
     return "\n".join(texts)
 

@@ -108,7 +108,7 @@ class ChatTemplate:
         tokenizer = self._tokenizer
         chat: list[dict[str, Any]] = [dict(message) for message in messages]
         told = list(self.tools if tools is None else tools) or None
-        variables: dict[str, Any] = {"add_generation_prompt": for_reply, "tools": told}
+        variables: dict[str, Any] = {"add_generation_prompt": for_reply} | ({"tools": told} if told else {})
         if think is not None and (switch := self.think_switch):
             variables[switch] = think
         with as_sentence(ModelError, self._refusal):
