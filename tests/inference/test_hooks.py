@@ -43,7 +43,7 @@ def generation(params: SamplingParams, hooks: Hooks | None = None, drafting: Dra
     runner, tokenizer = ModelRunner(LLAMA), TOKENIZER
     runner.drafting = drafting
     made = Generation(runner, _endless(tokenizer), cache_of(LLAMA), PROMPT, params, hooks=hooks)
-    assert [event for event in made.events()]
+    assert list(made.events())
     return made
 
 
