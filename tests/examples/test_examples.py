@@ -136,6 +136,23 @@ def test_ways_of_sampling_prefill_the_question_once() -> None:
     assert len(printed) == 7
 
 
+@pytest.mark.slow
+def test_a_reply_of_one_form_is_sorted() -> None:
+    line = r"^\S+\.txt: (question|thanks|complaint), [1-5] of 5 stars, code [A-Z]{2}-\d{4}$"
+    found = re.findall(line, run("json_reply.py"), re.MULTILINE)
+    assert len(found) == len(list((EXAMPLES / "letters").iterdir()))
+
+
+@pytest.mark.slow
+def test_the_choice_is_the_ending_with_the_least_perplexity() -> None:
+    printed = run("choose.py")
+    perplexities = [int(text.replace(",", "")) for text in re.findall(r"perplexity ([\d,]+):", printed)]
+    (index,) = re.findall(r"^the choice is number (\d):", printed, re.MULTILINE)
+    assert int(index) == perplexities.index(min(perplexities))
+    lines = r"^the choice .*|^.*, perplexity"
+    assert re.findall(lines, printed, re.MULTILINE) == re.findall(lines, shown("choose.py"), re.MULTILINE)
+
+
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_an_example_is_short_and_explained(name: str) -> None:
     text = (EXAMPLES / name).read_text(encoding="utf-8")
