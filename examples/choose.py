@@ -17,9 +17,7 @@ def main(name: str = "tutor") -> None:
     story = model.prefill(STORY)  # prefilled once; scoring changes nothing in it
     choice = model.choose(ENDINGS, cache=story, normalize="tokens")
     for ending, score in zip(ENDINGS, choice.scores, strict=True):
-        print(
-            f"{math.exp(score.logprob):10.1%} {score.num_tokens} tokens, perplexity {score.perplexity:,.1f}: {ending}"
-        )
+        print(f"{score.logprob:6.1f} of {score.num_tokens} tokens, perplexity {score.perplexity:,.0f}: {ending}")
     print(f"the choice is number {choice.index}: {STORY}{choice.option}")
     for told in model.generate(STORY, temperature=0, max_tokens=2, logprobs=2).logprobs:
         first, second = (f"{model.tokenizer.decode([token])!r} {math.exp(p):.0%}" for token, p in told.top)
