@@ -40,7 +40,8 @@ class EventBuffer:
             self._wake()
 
     def end(self, error: BaseException | None) -> None:
-        self.is_ended, self.error = True, error
+        self.error = error
+        self.is_ended = True
         self._wake()
 
     def take(self) -> TurnEvent | None:

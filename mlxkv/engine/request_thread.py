@@ -190,7 +190,7 @@ class RequestThread:
 
     @property
     def _num_waiting(self) -> int:
-        return sum(job.is_in_line and not job.has_begun for job in self._jobs.values())
+        return sum(job.is_in_line and not (job.has_begun or job.is_cancelled) for job in self._jobs.values())
 
     def begin_close(self, *, finish: bool = False) -> Future[None]:
         """Refuse further work, end what runs (its sinks get a ClosedError), close the model and end the thread.
@@ -286,6 +286,9 @@ class RequestThread:
 
     def _round(self) -> None:
         """A step of the scheduler, and an event of each iterator."""
+        if len(self._jobs) > 1:  # what one takes is not measured while others take memory
+            for check in self._model.runner.in_place_checks:
+                check.restart()
         if self._is_scheduling:
             try:
                 self._is_scheduling = self._scheduler.step()

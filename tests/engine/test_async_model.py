@@ -43,8 +43,10 @@ def holding(model: mlxkv.AsyncModel) -> Callable[[], None]:
 
 async def idle(model: mlxkv.AsyncModel) -> None:
     """Wait until nothing runs and nothing waits on the MLX thread."""
-    while await model.run(lambda _: bool(model._thread._is_scheduling or len(model._thread._lines) > 1)):
-        pass
+    for _ in range(1000):  # rounds, in each of which an endless reply gets a token
+        if not await model.run(lambda _: bool(model._thread._is_scheduling or len(model._thread._lines) > 1)):
+            return
+    raise AssertionError("something still runs")
 
 
 async def test_fifty_requests_at_once_equal_each_alone(opened: mlxkv.AsyncModel, model: mlxkv.Model) -> None:

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 import mlxkv
+from mlxkv.cache import in_place
+from mlxkv.cache.in_place import InPlace
 from mlxkv.engine.request_thread import RequestThread
 from mlxkv.engine.requests import RequestSpec
 from mlxkv.errors import ClosedError, MlxkvError, ModelNotFoundError, PromptError, QueueFullError
@@ -161,6 +163,21 @@ def test_a_seed_and_a_peak_of_one_are_not_anothers(thread: RequestThread) -> Non
     assert short.last().stats.peak_memory_bytes <= peak
     thread.submit(RequestSpec([5] * 4, GREEDY), alone := Told())
     assert alone.last().stats.peak_memory_bytes < peak
+
+
+def test_steps_are_measured_only_where_nothing_else_takes_memory(
+    thread: RequestThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[int] = []
+    monkeypatch.setattr(in_place, "_LEAST_BUFFER", 1)
+    monkeypatch.setattr(InPlace, "_compare", lambda self, taken: measured.append(taken))
+    for num_replies in (2, 1):
+        go, sinks = held(thread), [Told() for _ in range(num_replies)]
+        for sink in sinks:
+            thread.iterate(lambda model: model.chat(**GREEDY).send("hi there"), sink)
+        go()
+        assert all(sink.last() for sink in sinks)
+        assert bool(measured) == (num_replies == 1)
 
 
 def test_errors_reach_their_own_caller(thread: RequestThread) -> None:
