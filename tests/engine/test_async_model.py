@@ -24,7 +24,7 @@ from mlxkv.events import PrefillProgress, TextDelta, TurnFinished
 from tests.reference import random_ids
 
 GREEDY: dict[str, Any] = {"temperature": 0.0, "max_tokens": 8}
-ENDLESS: dict[str, Any] = {"temperature": 5.0, "top_p": 1.0, "max_tokens": 1_000_000, "seed": 3}
+ENDLESS: dict[str, Any] = {"temperature": 0.0, "max_tokens": 1_000_000}  # it repeats itself
 
 
 @pytest_asyncio.fixture
@@ -117,6 +117,16 @@ async def test_leaving_frees_the_place_of_a_request(
         await leave(model, asyncio.Event())
         await idle(model)
         assert (await model.generate("upon", **GREEDY)).stats.not_batched_why == "nothing else ran"
+
+
+async def test_a_timeout_counts_for_a_slow_consumer_too(opened: mlxkv.AsyncModel) -> None:
+    async with opened.stream("once", timeout=3600, **ENDLESS) as events:
+        await anext(events)
+        while not events._buffer._events:
+            await asyncio.sleep(0)
+        events._until = 0.0  # of the loop's clock
+        with pytest.raises(TimeoutError, match="longer than 3600 s"):
+            await anext(events)
 
 
 async def test_a_deadline_ends_a_reply_as_it_is(opened: mlxkv.AsyncModel) -> None:

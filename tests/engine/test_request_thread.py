@@ -142,27 +142,36 @@ def test_what_is_in_one_line_is_done_in_order(thread: RequestThread) -> None:
     thread.call(lambda _: chat.clear()).result(LIMIT)
 
 
-def test_a_seed_and_a_peak_of_one_are_not_anothers(thread: RequestThread) -> None:
-    def replies() -> tuple[str, str]:
-        go, plain, seeded = held(thread), Told(), Told()
-        sampled = {"max_tokens": 24, "temperature": 5.0, "top_p": 1.0}
-        thread.iterate(lambda model: model.chat(seed=1, **sampled).send("hi there"), seeded)
-        thread.iterate(lambda model: model.chat(**sampled).send("hi there"), plain)
-        go()
-        return plain.last().text, seeded.last().text
+def test_a_seed_of_one_decides_no_other(thread: RequestThread) -> None:
+    sampled = {"max_tokens": 24, "temperature": 5.0, "top_p": 1.0}
 
-    first, second = replies(), replies()
-    assert first[1] == second[1]
-    assert first[0] != second[0]  # but for one case in 64**24
-    long, short = Told(), Told()
-    go = held(thread)
-    thread.submit(RequestSpec([5] * 500, {**GREEDY, "max_tokens": 40}), long)
-    thread.submit(RequestSpec([5] * 4, GREEDY), short)
-    go()
-    peak = long.last().stats.peak_memory_bytes
-    assert short.last().stats.peak_memory_bytes <= peak
-    thread.submit(RequestSpec([5] * 4, GREEDY), alone := Told())
-    assert alone.last().stats.peak_memory_bytes < peak
+    def replies() -> tuple[str, str]:
+        seeded, plain = Told(), Told()
+        thread.iterate(lambda model: model.chat(seed=1, **sampled).send("hi there"), seeded)
+        first = seeded.last().text
+        thread.submit(RequestSpec("hi there", sampled), plain)
+        return first, plain.last().text
+
+    (one, plain), (two, other) = replies(), replies()
+    assert one == two
+    assert plain != other
+
+
+def test_the_peak_of_one_is_not_lost_when_another_begins(thread: RequestThread) -> None:
+    """Nor is it that of one that begins later."""
+    long, short = "a b " * 1000, {"temperature": 0.0, "max_tokens": 2}
+
+    def late(event: TurnEvent) -> None:
+        if isinstance(event, TextDelta) and not ids:
+            ids.append(thread.submit(RequestSpec("once", short), small))
+
+    ids, small, alone, disturbed = [0], Told(), Told(), Told(late)
+    thread.iterate(lambda model: model.chat(**GREEDY).send(long), alone)
+    peak = alone.last().stats.peak_memory_bytes
+    ids.clear()
+    thread.iterate(lambda model: model.chat(**GREEDY).send(long), disturbed)
+    assert disturbed.last().stats.peak_memory_bytes > 0.9 * peak
+    assert small.last().stats.peak_memory_bytes < 0.9 * peak
 
 
 def test_steps_are_measured_only_where_nothing_else_takes_memory(
