@@ -575,6 +575,8 @@ class Model:
             known = self._runtime.saved_tools(record.params.get("tools"))
         config = self._resumed_config(record, cache, began)
         saved_params = SamplingParams.saved(dict(record.params.get("sampling") or {}))
+        if "sampling" not in record.params:  # a chat of another program
+            saved_params = SamplingParams.for_model(self.loaded.generation)
         params = replace(saved_params, **_given(sampling))
         think = saved if isinstance(saved := record.params.get("think"), bool) else None
         chat = Chat(

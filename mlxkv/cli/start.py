@@ -111,10 +111,10 @@ def chosen_model(folders: Folders, settings: Settings, session_id: str | None) -
         return settings.model, given
     try:
         with open_store(folders, enforce=False) as store:
-            chosen = session_id or store.sessions.latest()
-            if chosen is None:
+            model = store.sessions.model_of(session_id) if session_id else None
+            found = model if model and not model.is_foreign else store.sessions.last_model()
+            if found is None:
                 return None, given
-            found = store.sessions.model_of(chosen)
     except DiskError:
         if session_id is not None:
             raise

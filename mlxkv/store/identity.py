@@ -67,6 +67,15 @@ class ModelIdentity:
         template = {k: v for k, v in parts.items() if k.startswith("template.")}
         return cls(name, digest_of("model", model_parts(parts)), digest_of("template", template), dict(parts))
 
+    @classmethod
+    def foreign(cls, name: str) -> ModelIdentity:
+        """The model of a chat that another program made: a name to show, which no model here has or is loaded by."""
+        return cls.of(name, {})
+
+    @property
+    def is_foreign(self) -> bool:
+        return not self.parts
+
     @property
     def adapter(self) -> str | None:
         """The folder or repository of its LoRA adapter."""

@@ -16,6 +16,7 @@ from pathlib import Path
 from mlxkv.stats import tokens_text
 from mlxkv.system.regular_file import opened, reason
 from mlxkv.text.encoding import decode
+from mlxkv.text.fences import file_heading, file_section
 
 MAX_FILE = 1 << 20  # bytes; a million characters fill most windows
 MAX_TOTAL = 4 << 20
@@ -120,17 +121,7 @@ def attach(text: str, base: Path, recalled: Mapping[str, Attachment] = {}) -> st
     total = sum(len(file.text) for file in files)
     if total > MAX_TOTAL:
         raise AttachError(f"The files have {total:,} characters together; at most {MAX_TOTAL:,} can be attached.")
-    return text + "".join(_section(file) for file in files)
-
-
-def _section(file: Attachment) -> str:
-    longest = max((len(run) for run in re.findall(r"`{3,}", file.text)), default=2)
-    fence = "`" * (longest + 1)
-    return f"\n\nFile `{_heading(file.path)}`:\n{fence}\n{file.text.rstrip(chr(10))}\n{fence}"
-
-
-def _heading(path: str) -> str:
-    return path.replace("`", "'").replace("\n", " ")
+    return text + "".join(file_section(file.path, file.text) for file in files)
 
 
 def recall(text: str) -> tuple[str, dict[str, Attachment]]:
@@ -139,7 +130,7 @@ def recall(text: str) -> tuple[str, dict[str, Attachment]]:
     If a section has no mention in the text, it was typed or pasted: then the text is returned unchanged.
     """
     question, files = split_attachments(text)
-    names = {_heading(name): name for match in _WORD.finditer(question) for name in _names(match)}
+    names = {file_heading(name): name for match in _WORD.finditer(question) for name in _names(match)}
     if any(file.path not in names for file in files):
         return text, {}
     return question, {names[file.path]: file for file in files}
