@@ -16,6 +16,7 @@ from mlxkv.system.regular_file import read_bytes, reason
 from mlxkv.system.streams import read_input
 from mlxkv.text.clean import clean
 from mlxkv.text.encoding import TEXT, decode, marked_encoding, well_formed
+from mlxkv.text.pdf import PdfError, is_pdf, pdf_text
 
 MAX_BYTES = 32 << 20  # of one file or of stdin
 _WAITING = "mlxkv: reading standard input until it ends; -n or `< /dev/null` skips it."
@@ -114,9 +115,13 @@ def schema_file(path: Path) -> dict[str, Any]:
 
 
 def read_text(path: Path) -> str:
-    """Text of a file. Raises PromptError: it is not a file, larger than 32 MiB, not text, or cannot be read."""
+    """Text of a file, or of a PDF. Raises PromptError: it is not a file, larger than 32 MiB, not text, or cannot be
+    read."""
     try:
-        return decode(read_bytes(path, MAX_BYTES, pipes=True))
+        data = read_bytes(path, MAX_BYTES, pipes=True)
+        return pdf_text(data, MAX_BYTES) if is_pdf(data) else decode(data)
+    except PdfError as error:
+        raise PromptError(f"{shortened(path)} {error}.") from error
     except ValueError as error:
         raise PromptError(f"{path} is not UTF-8 text; convert it first (or UTF-16 with a byte order mark).") from error
     except OSError as error:

@@ -20,6 +20,7 @@ from mlxkv.config import Folders, load_settings
 from tests.docs import command_server
 from tests.docs.pages import PAGES, ROOT, Block, blocks, name_of
 from tests.fakes_hub import FakeHub, Handler, serve
+from tests.store.foreign.exports import chatgpt, lm_studio, write, write_zip
 
 BLOCKS = [block for page in PAGES for block in blocks(page)]
 FILES = {  # what blocks read
@@ -122,10 +123,12 @@ def hub() -> Iterator[FakeHub]:
 @pytest.fixture(scope="module")
 def environment(hub: FakeHub, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     kept = {name: os.environ[name] for name in ("LANG", "LC_ALL", "TMPDIR") if name in os.environ}
+    user = tmp_path_factory.mktemp("user")
+    write(user / ".lmstudio" / "conversations" / "1.conversation.json", lm_studio())
     return kept | {
         "PATH": "/usr/bin:/bin",
         "TERM": "xterm",
-        "HOME": str(tmp_path_factory.mktemp("user")),
+        "HOME": str(user),
         "HF_HOME": str(tmp_path_factory.mktemp("hf")),
         "HF_ENDPOINT": hub.endpoint,
         "MLXKV_MAX_TOKENS": "8",
@@ -140,6 +143,7 @@ def folder(tmp_path: Path) -> Path:
     here.mkdir()
     for name, text in FILES.items():
         (here / name).write_text(text, encoding="utf-8")
+    write_zip(here / "chatgpt-export.zip", {"conversations.json": [chatgpt(title="Trip to Porto")]})
     return here
 
 

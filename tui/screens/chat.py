@@ -106,6 +106,7 @@ class ChatScreen(Screen[None]):
     def on_mount(self) -> None:
         self.prompt.completer.earlier = self.history.entries
         self.prompt.files.count = self.state.token_counts.count
+        self.prompt.files.when_read = lambda: self.app.call_from_thread(self.prompt.completer.recount)
         self.transcript.count_with(self.state.token_counts.count)
         self.prompt.focus()
 

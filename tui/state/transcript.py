@@ -121,7 +121,7 @@ class TranscriptModel:
             if message.stats is not None:
                 self._add_stats(message.stats, number)
         if event.messages and event.messages[-1].role == "user":
-            self._append([Block(Kind.META, "▲ not answered: mlxkv ended before the reply · /retry asks again")])
+            self._append([Block(Kind.META, "▲ not answered · /retry asks again")])
         if event.restored_tokens:
             self._kv_before = event.restored_bytes
             text = restored_text(event.restored_tokens, event.restored_bytes, event.restore_s, event.left_tokens)

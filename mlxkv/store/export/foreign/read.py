@@ -72,7 +72,7 @@ def read_export(path: Path) -> ForeignExport | None:
         raise CorruptError(f"{path.name} cannot be imported: {reason(error)}.") from error
     except (OSError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError) as error:
         why = reason(error) if isinstance(error, OSError) else "it is damaged, encrypted or no zip; export it again"
-        raise StoreError(f"{shortened(path)} cannot be read ({why}).") from error
+        raise StoreError(f"{shortened(path)} cannot be read ({why}); check it.") from error
     if not programs:
         raise CorruptError(f"{path.name} holds no chats.")
     whole = tuple(family for family in families if family is not None)
