@@ -57,7 +57,7 @@ def test_layout_of_lists_code_and_tables() -> None:
 
 def test_task_lists_have_boxes() -> None:
     source = "- [ ] *a* [ ]\n- [x] b\n  1. [X] c\n- [] d\n- [ ]e\n- `[ ] f`"
-    assert lines(source) == ["", "   ☐ a [ ]", "   ☑ b", "      1. ☑ c", "   • [] d", "   • [ ]e", "   • [ ] f"]
+    assert lines(source) == ["", "   ☐ a [ ]", "   ☑ b", "     1. ☑ c", "   • [] d", "   • [ ]e", "   • [ ] f"]
     assert lines(source) == lines(source)  # the parsed text is not changed by showing it
 
 
