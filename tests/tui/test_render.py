@@ -69,8 +69,9 @@ def test_headings_and_the_lines_of_a_diff_are_told_apart() -> None:
         return [str(row._segments[-1].style) for row in rows if row.text.strip()]
 
     assert len({*styles("# a\n\n## b\n\n### c")}) == 3
-    head, same, old, new = styles("```diff\n@@ -1 +1 @@\n same\n-old\n+new\n```")
+    head, same, old, new, last = styles("```diff\n@@ -1 +1 @@\n same\n-old\n+new\n+last\n```")
     assert len({head, same, old, new}) == 4
+    assert last == new
 
 
 def test_joined_emoji_are_drawn_in_parts() -> None:

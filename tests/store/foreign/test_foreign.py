@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from mlxkv.store.export.foreign import read
 from mlxkv.store.export.foreign.branches import MAX_BRANCHES
 from mlxkv.store.records import SessionRecord
 from mlxkv.store.session_store import SessionStore
+from tests.store.fake import model
 from tests.store.foreign.exports import chatgpt, claude, gpt_node, lm_studio, write, write_zip
 
 
@@ -99,6 +101,14 @@ def test_what_is_missing_or_of_another_type_is_skipped(store: SessionStore, tmp_
     _, chat = imported(store, write(tmp_path / "conversations.json", odd))
     assert [(turn.role, turn.text) for turn in chat.turns] == [("user", "hi"), ("assistant", ""), ("user", "again")]
     assert chat.title == "hi"
+
+
+def test_no_model_is_loaded_that_only_an_imported_chat_names(store: SessionStore, tmp_path: Path) -> None:
+    store.import_foreign(write(tmp_path / "c.json", chatgpt(update_time=4e9)))
+    assert store.sessions.last_model() is None
+    store.sessions.create("own", replace(model(), name="mine"))
+    store.import_foreign(write(tmp_path / "1.conversation.json", lm_studio(userLastMessagedAt=5e12)))
+    assert store.sessions.last_model() == "mine"
 
 
 def test_titles_cannot_control_a_terminal(store: SessionStore, tmp_path: Path) -> None:
