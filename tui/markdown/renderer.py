@@ -37,7 +37,8 @@ LINK = "mlxkv_link"  # the key in a style's meta
 
 
 def make_parser() -> MarkdownIt:
-    """CommonMark with tables and strikethrough; an image is shown as a link, a formula in Unicode where it can be, else as typed."""
+    """CommonMark with tables, strikethrough and task lists; an image is shown as a link, a formula in Unicode if it has
+    such a form, else as typed."""
     parser = MarkdownIt("commonmark", {"html": False})
     parser.enable(["strikethrough", "table"]).disable(["image", "html_block", "html_inline"])
     parser.core.ruler.after("inline", "tasks", _find_tasks)

@@ -42,7 +42,8 @@ _WORDS = (
 _SPACES = {",": " ", ";": " ", ":": " ", ">": " ", " ": " ", "!": "", "quad": "   ", "qquad": "   ", "thinspace": " "}
 _LITERAL = "{}$%&#_"
 _IGNORED = (
-    "left right big Big bigg Bigg bigl bigr Bigl Bigr biggl biggr middle displaystyle textstyle limits nolimits nonumber"
+    "left right big Big bigg Bigg bigl bigr Bigl Bigr biggl biggr middle displaystyle textstyle limits nolimits "
+    "nonumber"
 )
 _PLAIN = "mathrm mathbf mathit mathsf mathtt boldsymbol bm operatorname operatorname* boxed mathop mathbin mathrel"
 _TEXTS = "text textbf textit textrm texttt textsf mbox"
@@ -52,7 +53,10 @@ _ACCENTS = {
     "widetilde": "\u0303", "dot": "\u0307", "ddot": "\u0308",
 }  # fmt: skip
 _ROOTS = {"": "√", "3": "∛", "4": "∜"}
-_SCRIPTS = "\u00aa\u00b2\u00b3\u00b9\u00ba", (0x2B0, 0x2E5), (0x1D2C, 0x1D6B), (0x1D78, 0x1DC0), (0x2070, 0x20A0), (0x2C7C, 0x2C7E)
+_SCRIPTS = (  # where Unicode has super- and subscripts
+    "\u00aa\u00b2\u00b3\u00b9\u00ba", (0x2B0, 0x2E5), (0x1D2C, 0x1D6B), (0x1D78, 0x1DC0), (0x2070, 0x20A0),
+    (0x2C7C, 0x2C7E),
+)  # fmt: skip
 _PREFIX = re.compile("[∂∀∃¬][²³⁴ⁿ]?$")  # belongs to what follows
 _OPERATOR = re.compile(r"[\s+*/=<>,;−±×÷·-]")
 
@@ -240,7 +244,7 @@ def _letter(alphabet: str, letter: str) -> str:
 @lru_cache(1)
 def _symbols() -> Mapping[str, str]:
     words = _SYMBOLS.split()
-    table = dict(zip(words[::2], words[1::2], strict=True))
+    table: dict[str, str] = dict(zip(words[::2], words[1::2], strict=True))
     for name in _GREEK.split():
         letter = "LAMDA" if name == "lambda" else name.upper()
         table[name] = unicodedata.lookup(f"GREEK SMALL LETTER {letter}")
