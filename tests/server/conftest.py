@@ -22,7 +22,7 @@ from mlxkv.server.registry import Registry
 from mlxkv.server.security import Access
 from mlxkv.server.served_model import ServedModel
 from tests.server.local import CONFIG
-from tests.tokenizers import CHATML, THINK, tiny_folder, tiny_tokenizer
+from tests.tokenizers import tiny_folder
 
 
 @dataclass
@@ -31,7 +31,7 @@ class Running:
 
     Attributes:
         registry: its models.
-        hold: calls a function on the MLX thread of the loaded model.
+        opened: the folders of the models that were loaded, in order.
     """
 
     port: int
@@ -56,7 +56,7 @@ class Running:
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     folder = tmp_path_factory.mktemp("server")
-    first = tiny_folder(folder / "tiny", tokenizer=tiny_tokenizer(CHATML, marks=THINK))
+    first = tiny_folder(folder / "tiny", seed=9)
     other = tiny_folder(folder / "other", seed=1)
     folders = Folders.from_env({"MLXKV_HOME": str(folder / "home")})
     started, running = threading.Event(), list[Running]()

@@ -10,7 +10,7 @@ from mlxkv.inference.generation import Generation
 from mlxkv.server.endpoint import Endpoint, EndpointOptions
 from mlxkv.server.jobs import Accepted, ChatMessage, Ended, Job, JobEvent
 
-GREEDY: dict[str, Any] = {"temperature": 0.0, "max_tokens": 12}
+SAMPLED: dict[str, Any] = {"temperature": 1.0, "seed": 3, "max_tokens": 12}  # ids that are seldom those of their text
 CONFIG = mlxkv.CacheConfig(window=1024, block=64)
 
 
@@ -65,11 +65,11 @@ class Local:
 
     def say(self, conversation: Sequence[ChatMessage], **more: Any) -> Ended:
         """The reply to a conversation."""
-        return self.run(Job(tuple(conversation), sampling={**GREEDY, **more}))[0][0]
+        return self.run(Job(tuple(conversation), sampling={**SAMPLED, **more}))[0][0]
 
     def alone(self, conversation: Sequence[ChatMessage]) -> str:
         """The reply that the prompt has in an empty cache of its own, by the ids that the endpoint made of it."""
-        key, _ = self.endpoint.prepare(Job(tuple(conversation), sampling=GREEDY))
+        key, _ = self.endpoint.prepare(Job(tuple(conversation), sampling=SAMPLED))
         prepared = self.endpoint._prepared.pop(key)
         match = prepared.match
         assert match is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -48,8 +49,8 @@ def test_parts_developer_n_seed_stop_and_scores(client: openai.OpenAI) -> None:
     texts = [[choice.message.content for choice in one.choices] for one in several]
     assert texts[0] == texts[1]
     assert len(set(texts[0])) == 3
-    text = b.choices[0].message.content
-    stopped = chat(client, messages=[system, *ASK], stop=[text[3:5]])
+    text = chat(client).choices[0].message.content
+    stopped = chat(client, stop=[text[3:5], "\N{SNOWMAN}"])
     assert stopped.choices[0].message.content == text[: text.index(text[3:5])]
     assert stopped.choices[0].finish_reason == "stop"
     scored = chat(client, logprobs=True, top_logprobs=2).choices[0].logprobs.content
@@ -62,9 +63,8 @@ def test_parts_developer_n_seed_stop_and_scores(client: openai.OpenAI) -> None:
 def test_a_schema_is_followed(client: openai.OpenAI) -> None:
     schema = {"type": "object", "properties": {"a": {"enum": [1, 2]}}, "required": ["a"], "additionalProperties": False}
     wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema, "strict": True}}
-    with pytest.raises(openai.BadRequestError, match=r"tokenizer|schema") as failed:
-        chat(client, response_format=wanted)  # the tiny alphabet has no braces
-    assert failed.value.param == "response_format"
+    with pytest.raises(openai.APIError, match="schema"):
+        chat(client, response_format=wanted)  # the tiny alphabet has no braces, so that nothing can come first
 
 
 def test_raw_completions(client: openai.OpenAI) -> None:
@@ -81,16 +81,16 @@ def test_raw_completions(client: openai.OpenAI) -> None:
 
 def test_responses(client: openai.OpenAI) -> None:
     more: Any = {"model": "tiny", "max_output_tokens": 12, "temperature": 0}
-    one = client.responses.create(input="what is a cache?", instructions="it is a test", **more)
+    one = client.responses.create(input="what is a cache?", **more)
     assert one.status == "incomplete"
     assert one.usage.output_tokens == 12
-    with client.responses.stream(input="what is a cache?", instructions="it is a test", **more) as stream:
+    with client.responses.stream(input="what is a cache?", **more) as stream:
         kinds = [event.type for event in stream]
     assert kinds[:2] == ["response.created", "response.in_progress"]
     assert kinds[-1] == "response.incomplete"
     assert stream._raw_stream is not None
     history: Any = [{"role": "user", "content": "what is a cache?"}, *one.output, {"role": "user", "content": "and?"}]
-    two = client.responses.create(input=history, instructions="it is a test", **more)
+    two = client.responses.create(input=history, **more)
     assert two.usage.input_tokens_details.cached_tokens > one.usage.input_tokens  # the reply was not prefilled again
 
 
@@ -117,10 +117,6 @@ def test_a_long_prompt_is_refused_with_both_numbers(client: openai.OpenAI) -> No
 
 
 def test_a_full_line_is_429_and_clients_that_leave_are_cancelled(client: openai.OpenAI, server: Running) -> None:
-    def hold(model: Any) -> None:
-        held.set()
-        release.wait(60)
-
     long: dict[str, Any] = {"stream": True, "max_tokens": 900}
     streams = [chat(client, **long) for _ in range(2)]  # all slots
     for stream in streams:

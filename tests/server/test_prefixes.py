@@ -11,7 +11,7 @@ import pytest
 import mlxkv
 from mlxkv.server.jobs import ChatMessage, Ended, Job
 from mlxkv.store.records import Kind
-from tests.server.local import GREEDY, Local, messages
+from tests.server.local import SAMPLED, Local, messages
 from tests.tokenizers import CHATML, real_tokenizer, tiny_folder
 
 NEW = 26  # tokens that a short question and the marks around it take at most
@@ -99,7 +99,7 @@ def test_together_each_gets_its_own_answer_and_keeps_its_rows(model: mlxkv.Model
         for said in several:
             said.append(ChatMessage("user", f"and the end? {i}"))
         wanted = [local.alone(said) for said in several]
-        found = local.run(*(Job(tuple(said), sampling=GREEDY) for said in several))
+        found = local.run(*(Job(tuple(said), sampling=SAMPLED) for said in several))
         assert [ends[0].text for ends in found] == wanted
         assert all(ends[0].stats.batched for ends in found)
         for said, (end,) in zip(several, found, strict=True):
