@@ -232,9 +232,8 @@ class ReplySink:
                 self._emit(Piece(self.index, text, thinking, restarts, self._endpoint.scores(event.logprobs)))
             case ReplyFinished(reason, text, stats, thinking, tokens=tokens):
                 calls = tuple(Call(c.name, c.arguments, c.id) for c in event.tool_calls)
-                told = "tool_calls" if calls and reason == FinishReason.STOP else _REASONS.get(reason, "stop")
                 scores = self._endpoint.scores(event.logprobs)
-                ended = Ended(self.index, told, text, thinking, stats, calls, scores)
+                ended = Ended(self.index, _REASONS.get(reason, "stop"), text, thinking, stats, calls, scores)
                 self._emit(ended)
                 try:
                     self._endpoint.finish(self, ended, tokens, reason)
@@ -247,4 +246,8 @@ class ReplySink:
         self._emit(error)
 
 
-_REASONS: Mapping[str, str] = {FinishReason.LENGTH: "length", FinishReason.DEADLINE: "length"}
+_REASONS: Mapping[str, str] = {
+    FinishReason.LENGTH: "length",
+    FinishReason.DEADLINE: "length",
+    FinishReason.TOOL_CALLS: "tool_calls",
+}

@@ -1,4 +1,4 @@
-"""What the endpoint prefills: only what is new, whoever asks in between, and after a restart; and never a wrong answer."""
+"""What the endpoint prefills: only what is new, whoever asks in between, and after a restart; and its answers."""
 
 from __future__ import annotations
 
