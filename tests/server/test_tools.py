@@ -34,13 +34,13 @@ CALL = '<tool_call>\n{"name": "weather", "arguments": {"place": "Bonn"}}\n</tool
 
 def told(model: mlxkv.Model, monkeypatch: pytest.MonkeyPatch, *replies: str) -> None:
     """Let the model say these replies."""
-    end = min(model.tokenizer.eos_token_ids)
-    ids = [i for text in replies for i in (*model.tokenizer.encode(text, add_special_tokens=False), end)]
+    end, left = min(model.tokenizer.eos_token_ids), list(replies)
 
-    def sampler(logprobs: mx.array) -> mx.array:
-        return mx.array([ids.pop(0)])
+    def hooks(self: Endpoint, job: Job) -> Hooks:
+        ids = model.tokenizer.encode(left.pop(0), add_special_tokens=False)
+        return Hooks(sampler=lambda logprobs: mx.array([ids.pop(0) if ids else end]))
 
-    monkeypatch.setattr(Endpoint, "_hooks", lambda self, job: Hooks(sampler=sampler))
+    monkeypatch.setattr(Endpoint, "_hooks", hooks)
 
 
 def test_a_call_its_result_and_the_next_reply(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
