@@ -46,6 +46,10 @@ def pages_with(*kinds: str) -> list[Path]:
     return [page for page in PAGES if any(block.kind in kinds for block in blocks(page))]
 
 
+SERVED = {"server.md"}
+"""Pages whose Python needs a server: `tests/server/test_command.py` runs it."""
+
+
 # -- kinds -----------------------------------------------------------------------------------------------------------
 
 
@@ -151,7 +155,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", pages_with("python"), ids=name_of)
+@pytest.mark.parametrize("page", [page for page in pages_with("python") if page.name not in SERVED], ids=name_of)
 def test_the_python_of_a_page_runs(page: Path, folder: Path, home: Path, environment: dict[str, str]) -> None:
     """All blocks of a page, in order, in one namespace; the model that they name is tutor, from the fake hub."""
     code = "\n".join(block.code for block in blocks(page) if block.kind == "python")

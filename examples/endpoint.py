@@ -1,0 +1,23 @@
+"""Ask a running `mlxkv serve` by OpenAI's client, and see that a conversation is not prefilled twice.
+
+usage: OPENAI_BASE_URL=http://127.0.0.1:8321/v1 OPENAI_API_KEY=any python endpoint.py [QUESTION ...]
+"""
+
+import sys
+
+import openai
+
+client, messages = openai.OpenAI(), []
+for question in sys.argv[1:] or ("What is a KV cache?", "What is a sink token?"):
+    messages.append({"role": "user", "content": question})
+    stream = client.chat.completions.create(
+        model=client.models.list().data[0].id, messages=messages, max_tokens=40, temperature=0, stream=True,
+        stream_options={"include_usage": True},
+    )  # fmt: skip
+    text, usage = "", None
+    for chunk in stream:
+        text += "".join(choice.delta.content or "" for choice in chunk.choices)
+        usage = chunk.usage or usage
+    messages.append({"role": "assistant", "content": text})
+    cached = usage.prompt_tokens_details.cached_tokens
+    print(f"{usage.prompt_tokens - cached:>3} prefilled + {cached} cached  {question}\n    {text}")
