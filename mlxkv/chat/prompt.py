@@ -88,8 +88,7 @@ class PromptFormat:
         _ = self._control  # as in `at`
         other = copy.copy(self)
         other.tools, other._template = tools, template
-        if tools:
-            other._markup = Reasoning.of(self.tokenizer, with_tools=True)
+        other._markup = Reasoning.of(self.tokenizer, with_tools=True) if tools else self.reasoning
         if template.source != self._template.source:  # another one for tools
             del other._control
         return other
