@@ -125,11 +125,10 @@ def test_each_platform_gets_its_mlx(built: Built) -> None:
 # -- the public names ------------------------------------------------------------------------------------------------
 
 NAMES = [
-    "AsyncChat", "AsyncEvents", "AsyncModel", "AsyncPromptCache",
-    "BatchEvent", "CacheConfig", "Chat", "Choice", "Completion", "Estimate", "MlxkvError", "Model", "Notice", "PrefillProgress",
-    "PromptCache", "ReplyFinished", "RequestFailed", "Sampling", "SamplingParams", "Score", "TextDelta", "TokenLogprobs",
-    "ToolCall", "TurnEvent", "TurnFinished", "TurnStats", "errors", "estimate", "events", "load", "make_cache",
-    "open_async",
+    "AsyncChat", "AsyncEvents", "AsyncModel", "AsyncPromptCache", "BatchEvent", "CacheConfig", "Chat", "Choice",
+    "Completion", "Estimate", "MlxkvError", "Model", "Notice", "PrefillProgress", "PromptCache", "ReplyFinished",
+    "RequestFailed", "Sampling", "SamplingParams", "Score", "TextDelta", "TokenLogprobs", "ToolCall", "TurnEvent",
+    "TurnFinished", "TurnStats", "errors", "estimate", "events", "load", "make_cache", "open_async",
 ]  # fmt: skip
 
 METHODS = {
