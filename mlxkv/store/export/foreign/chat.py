@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -69,7 +69,7 @@ class ForeignChat:
     system: str
     nodes: Sequence[ForeignNode]
     current: str | None = None
-    unknown: int = field(default=0)  # parts of kinds that this mlxkv does not know
+    unknown: int = 0  # parts of kinds that this mlxkv does not know
 
 
 # -- values of foreign JSON ------------------------------------------------------------------------------------------
