@@ -96,6 +96,7 @@ NEWER = {
     "--xtc-probability",
     "--xtc-threshold",
     "--logit-bias",
+    "Sampling",
 }  # than what tutor was taught last: tell it of these when it is taught again
 
 
