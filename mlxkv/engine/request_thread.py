@@ -293,7 +293,7 @@ class RequestThread:
             try:
                 self._is_scheduling = self._scheduler.step()
             except BaseException as error:  # it has stopped all requests
-                _log.exception("the scheduler failed")
+                _log.debug("the scheduler failed", exc_info=True)  # its callers are told
                 self._fail_requests(error)
             self._note_peaks()
         for line, runs in list(self._lines.items()):
@@ -344,7 +344,7 @@ class RequestThread:
         try:
             job.sink.put(event)
         except Exception:  # its event loop is closed, for example: nobody is there to take events
-            _log.warning("the events of a request cannot be delivered", exc_info=True)
+            _log.debug("the events of a request cannot be delivered", exc_info=True)
             job.is_cancelled = True
             self._scheduler.cancel(job.id)
 
@@ -357,7 +357,7 @@ class RequestThread:
         try:
             job.sink.end(error)
         except Exception:
-            _log.warning("the end of a request cannot be delivered", exc_info=True)
+            _log.debug("the end of a request cannot be delivered", exc_info=True)
 
     def _fail_requests(self, error: BaseException) -> None:
         """End all requests of the scheduler, which has failed, and begin with a new one."""

@@ -49,6 +49,7 @@ async def idle(model: mlxkv.AsyncModel) -> None:
     raise AssertionError("something still runs")
 
 
+@pytest.mark.slow
 async def test_fifty_requests_at_once_equal_each_alone(opened: mlxkv.AsyncModel, model: mlxkv.Model) -> None:
     prompts: list[Any] = [random_ids(5 + i % 40, seed=i) for i in range(48)]
     prompts += ["once upon", [{"role": "user", "content": "hi there"}]]
@@ -214,6 +215,7 @@ async def test_a_cancelled_chat_ends_with_a_turn_finished(opened: mlxkv.AsyncMod
     assert (last.reason, chat.messages[-1].text) == ("stopped", last.text)
 
 
+@pytest.mark.slow
 async def test_prompt_caches_are_handles_that_nothing_changes(
     opened: mlxkv.AsyncModel, model: mlxkv.Model, tmp_path: Path
 ) -> None:

@@ -157,9 +157,10 @@ def test_a_seed_of_one_decides_no_other(thread: RequestThread) -> None:
     assert plain != other
 
 
+@pytest.mark.slow
 def test_the_peak_of_one_is_not_lost_when_another_begins(thread: RequestThread) -> None:
     """Nor is it that of one that begins later."""
-    long, short = "a b " * 1000, {"temperature": 0.0, "max_tokens": 2}
+    long, short = "a b " * 500, {"temperature": 0.0, "max_tokens": 2}
 
     def late(event: TurnEvent) -> None:
         if isinstance(event, TextDelta) and not ids:
