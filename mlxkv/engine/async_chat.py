@@ -84,9 +84,19 @@ class AsyncChat:
         """
         return self._turn(lambda chat, now: chat.send(text, started=now, **options), timeout)
 
-    async def ask(self, text: str, *, timeout: float | None = None, **options: Any) -> Completion:
-        """Send `text` and return the whole reply; arguments and errors as of `send`."""
+    def reply(self, *, timeout: float | None = None, **options: Any) -> AsyncEvents:
+        """Reply to the messages as they are; see `Chat.reply`, and `send`."""
+        return self._turn(lambda chat, now: chat.reply(started=now, **options), timeout)
+
+    async def ask(self, text: str | None = None, *, timeout: float | None = None, **options: Any) -> Completion:
+        """`send` the text, or `reply` without one, and return the whole reply; arguments and errors as of these."""
+        if text is None:
+            return await self.reply(timeout=timeout, **options).completion()
         return await self.send(text, timeout=timeout, **options).completion()
+
+    async def add(self, role: str, text: str, *, tool_call_id: str | None = None) -> None:
+        """See `Chat.add`."""
+        await self.run(lambda chat: chat.add(role, text, tool_call_id=tool_call_id))
 
     def retry(self, turn: int | None = None, *, timeout: float | None = None, **options: Any) -> AsyncEvents:
         """See `Chat.retry`, and `send`."""

@@ -190,9 +190,10 @@ class AsyncModel:
         async with asyncio.timeout(timeout):
             return await _all([answer(i, prompt) for i, prompt in enumerate(asked)])
 
-    async def num_tokens(self, text: str) -> int:
-        """The number of tokens of `text` in a message."""
-        return await self.run(lambda model: model.num_tokens(text))
+    async def count(self, prompt: Prompt) -> int:
+        """The number of tokens that `prompt` has as a prompt; see `Model.count`."""
+        plain = plain_prompt(prompt)
+        return await self.run(lambda model: model.count(plain))
 
     async def run(self, function: Callable[[Model], R]) -> R:
         """Call a function of the Model on the MLX thread, for what this class has no method for:

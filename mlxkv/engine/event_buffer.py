@@ -10,7 +10,6 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 from mlxkv.events import PrefillProgress, TextDelta, TurnEvent
 
@@ -58,7 +57,5 @@ def joined(first: TurnEvent, second: TurnEvent) -> TurnEvent | None:
         return None
     if first.thinking != second.thinking or second.restarts:
         return None
-    more: dict[str, Any] = {}
-    if hasattr(first, "logprobs"):
-        more["logprobs"] = first.logprobs + second.logprobs  # type: ignore[attr-defined]
-    return replace(second, text=first.text + second.text, restarts=first.restarts, **more)
+    logprobs = first.logprobs + second.logprobs
+    return replace(second, text=first.text + second.text, restarts=first.restarts, logprobs=logprobs)

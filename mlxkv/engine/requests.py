@@ -31,7 +31,8 @@ class RequestSpec:
     Attributes:
         prompt: text or token ids, which are continued, or a list of messages, which the chat template renders; see
             `plain_prompt`.
-        sampling: SamplingParams fields; the model's own for those that are left out, and 256 tokens.
+        sampling: SamplingParams fields, the model's own for those that are left out, and 256 tokens; and hooks, whose
+            functions are called on the MLX thread.
         cache: how to bound the KV cache.
         deadline: seconds; then the reply ends as it is, with the finish reason "deadline".
         think: the switch of the chat template for reasoning; None leaves it to the model.
@@ -80,8 +81,9 @@ class RequestMaker:
         from mlxkv.inference.sampling import SamplingParams
 
         chosen = {"max_tokens": _MAX_TOKENS, **{k: v for k, v in spec.sampling.items() if v is not None}}
+        hooks = prompts.hooks(chosen)
         params = SamplingParams.for_model(self._model.loaded.generation, **chosen).for_sample(spec.sample)
-        return prompts.request(name, spec.prompt, params, spec.deadline)
+        return prompts.request(name, spec.prompt, params, spec.deadline, hooks)
 
     def _prompts(self, spec: RequestSpec) -> BatchPrompts:
         key = spec.cache, spec.think

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import gc
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -64,6 +65,28 @@ async def test_several_texts_have_seeds_made_from_one(opened: mlxkv.AsyncModel, 
     sampled: dict[str, Any] = {"temperature": 2.0, "seed": 7, "max_tokens": 8}
     found = await opened.generate("once", n=3, **sampled)
     assert [one.text for one in found] == [one.text for one in model.generate("once", n=3, **sampled)]
+
+
+async def test_hooks_and_logprobs_belong_to_a_request(opened: mlxkv.AsyncModel, model: mlxkv.Model) -> None:
+    options: dict[str, Any] = {**GREEDY, "logprobs": 2}
+    processors = [lambda ids, logits: -logits]
+    tasks = [opened.generate("once", **options), opened.generate("once", processors=processors, **options)]
+    plain, other = await asyncio.gather(*tasks)
+    assert plain.tokens == model.generate("once", **options).tokens
+    assert other.tokens == model.generate("once", processors=processors, **options).tokens != plain.tokens
+    assert [one.token for one in other.logprobs] == list(other.tokens)
+    assert await opened.count("once") == model.count("once")
+
+
+async def test_a_chat_begins_with_messages_and_answers_them(opened: mlxkv.AsyncModel, model: mlxkv.Model) -> None:
+    messages = [{"role": "user", "content": "hi there"}]
+    chat = opened.chat(messages=messages, **GREEDY)
+    found = await chat.ask()
+    assert found == dataclasses.replace(model.chat(messages=messages, **GREEDY).ask(), stats=found.stats)
+    await chat.add("user", "and now")
+    async for _ in chat.reply():
+        pass
+    assert [message.role for message in chat.messages] == ["user", "assistant"] * 2
 
 
 async def leave_by_break(model: mlxkv.AsyncModel, begun: asyncio.Event) -> None:
@@ -271,7 +294,7 @@ async def test_an_error_on_the_thread_reaches_all_who_wait(tiny_path: Path, monk
     async with mlxkv.open_async(tiny_path) as model:
         go = holding(model)
         tasks = [asyncio.create_task(model.generate("once")), asyncio.create_task(model.chat().ask("hi there"))]
-        tasks.append(asyncio.create_task(model.num_tokens("once")))  # type: ignore[arg-type]
+        tasks.append(asyncio.create_task(model.count("once")))  # type: ignore[arg-type]
         await asyncio.gather(*[asyncio.sleep(0)] * 3)
         monkeypatch.setattr(type(model._thread), "_round", lambda self: 1 / 0)
         go()
