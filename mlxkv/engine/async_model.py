@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from mlxkv.cache.prompt_cache import PromptCache
     from mlxkv.chat.batches import Prompt
     from mlxkv.config import Folders
+    from mlxkv.inference.scores import Choice, Normalize, Score
     from mlxkv.models import Hub, LoadProgress
 
 R = TypeVar("R")
@@ -195,6 +196,22 @@ class AsyncModel:
         plain = plain_prompt(prompt)
         return await self.run(lambda model: model.count(plain))
 
+    async def score(self, text: str, *, cache: AsyncPromptCache | CacheConfig | None = None) -> Score:
+        """How probable `text` is; see `Model.score`. All replies wait for it."""
+        held = _held(cache)
+        return await self.run(lambda model: model.score(text, cache=held()))
+
+    async def choose(
+        self,
+        options: Iterable[str],
+        *,
+        cache: AsyncPromptCache | CacheConfig | None = None,
+        normalize: Normalize = "none",
+    ) -> Choice:
+        """The most probable of several texts; see `Model.choose`. All replies wait for it."""
+        held, texts = _held(cache), list(options)
+        return await self.run(lambda model: model.choose(texts, cache=held(), normalize=normalize))
+
     async def run(self, function: Callable[[Model], R]) -> R:
         """Call a function of the Model on the MLX thread, for what this class has no method for:
         ``await model.run(lambda model: model.store.list())``.
@@ -300,26 +317,34 @@ def open_async(
     progress: Callable[[LoadProgress], None] | None = None,
     hub: Hub | None = None,
     draft: bool | str | os.PathLike[str] = True,
+    adapter_path: str | os.PathLike[str] | None = None,
     max_waiting: int = MAX_WAITING,
-    **options: Any,
 ) -> _Opening:
     """Load a model on a thread of its own, for `asyncio`: ``async with mlxkv.open_async("tutor") as model:``, or
     ``model = await mlxkv.open_async("tutor")``, which ``await model.close()`` ends, or the end of the process.
 
     Args:
-        name, folders, limited, progress, hub, draft, options: as for `mlxkv.load`; `progress` is called on that thread.
+        name, folders, limited, progress, hub, draft, adapter_path: as for `mlxkv.load`; `progress` is called on that
+            thread.
         max_waiting: the most requests and replies that wait in line; more raise a QueueFullError.
 
     Raises (when it is entered or awaited):
         ModelError, MismatchError, OutOfMemoryError: as `mlxkv.load`.
     """
     most = arguments.whole("max_waiting", max_waiting, 1)
-    options |= {"folders": folders, "limited": limited, "progress": progress, "hub": hub, "draft": draft}
 
     def loaded(cancel: threading.Event) -> Model:
-        return load(name, cancel=cancel, **options)
+        return load(
+            name, folders=folders, limited=limited, progress=progress, cancel=cancel, hub=hub, draft=draft,
+            adapter_path=adapter_path,
+        )  # fmt: skip
 
     return _Opening(RequestThread(loaded, max_waiting=most))
+
+
+def _held(cache: AsyncPromptCache | CacheConfig | None) -> Callable[[], PromptCache | CacheConfig | None]:
+    """For the MLX thread: returns what `cache` stands for."""
+    return cache.held.get if isinstance(cache, AsyncPromptCache) else lambda: cache
 
 
 def _seconds(name: str, value: float | None) -> float | None:

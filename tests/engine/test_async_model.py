@@ -76,6 +76,9 @@ async def test_hooks_and_logprobs_belong_to_a_request(opened: mlxkv.AsyncModel, 
     assert other.tokens == model.generate("once", processors=processors, **options).tokens != plain.tokens
     assert [one.token for one in other.logprobs] == list(other.tokens)
     assert await opened.count("once") == model.count("once")
+    score, held = await opened.score(" there", cache=await opened.prefill("once")), model.prefill("once")
+    assert score.logprob == pytest.approx(model.score(" there", cache=held).logprob)
+    assert (await opened.choose(["ab", "ba"])).option == model.choose(["ab", "ba"]).option
 
 
 async def test_a_chat_begins_with_messages_and_answers_them(opened: mlxkv.AsyncModel, model: mlxkv.Model) -> None:
