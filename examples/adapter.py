@@ -37,4 +37,5 @@ mx.save_safetensors(str(folder / "adapters.safetensors"), dict(utils.tree_flatte
 (folder / "adapter_config.json").write_text(json.dumps({"num_layers": 4, "lora_parameters": PARAMETERS}))
 
 for model in (plain, mlxkv.load(name, adapter_path=folder)):
-    print("with" if model.adapter else "without", "the adapter:", model.chat(temperature=0).ask(QUESTION).text)
+    answer = model.chat(temperature=0).ask(QUESTION)
+    print("with" if model.adapter else "without", "the adapter:", answer.text)
