@@ -295,6 +295,14 @@ def test_a_given_beginning_ends_the_reasoning(tmp_path: Path) -> None:
     answer = chat.ask("count", begin="1. ")
     assert (answer.text, answer.thinking) == ("1. 2.", "")
     assert "<think>\n\n</think>\n\n1. 2." in model.tokenizer.decode(chat.log)
+    chat.save()
+    chat.add("user", "more")  # recorded with the beginning of a reply that reasons
+    script(model, "2.")
+    assert chat.ask(begin="1. ").text == "1. 2."
+    assert model.tokenizer.decode(chat.log).endswith("<think>\n\n</think>\n\n1. 2.<|im_end|>")
+    assert chat.log == tuple(chat.cache.tokens[: len(chat.log)])
+    assert _saved(model, chat) == _kept(chat)
+    chat.close()
     model.close()
     no_switch = PromptFormat(tiny_tokenizer(CHATML.replace("assistant\n{% e", "assistant\n<think>\n{% e"), marks=THINK))
     state = no_switch.prompt([{"role": "user", "content": "hi"}], PromptState())
