@@ -28,8 +28,8 @@ def main(name: str = "tutor", folder: str | Path = LETTERS) -> None:
     model = mlxkv.load(name)
     for path in sorted(Path(folder).glob("*.txt")):
         chat = model.chat(system="Answer with JSON.", temperature=0, max_tokens=120)
-        *_, end = chat.send(path.read_text(encoding="utf-8"), schema=FORM)
-        letter = json.loads(end.text)  # it is cut only if `end.reason` is "length"
+        reply = chat.ask(path.read_text(encoding="utf-8"), schema=FORM)
+        letter = json.loads(reply.text)  # it is cut only if `reply.finish_reason` is "length"
         code = model.generate(f"The code of {path.stem} is", schema=re.compile(" [A-Z]{2}-[0-9]{4}"), seed=1).text
         print(f"{path.name}: {letter['kind']}, {letter['stars']} of 5 stars, code{code}")
 

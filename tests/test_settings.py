@@ -203,7 +203,9 @@ def test_every_setting_can_come_from_every_source(tmp_path: Path) -> None:
         "max_tokens": 7, "seed": 3, "window": 512, "sinks": 8, "kv_bits": 8, "checkpoint_limit": 0.5,
         "disk_limit": 1.5, "theme": "nord", "draft": False, "draft_model": "org/small", "wired": False,
         "prefill_chunk": 64,
-        "plain": True, "mouse": False, "think": True, "joined_emoji": True,
+        "plain": True, "mouse": False, "think": True, "joined_emoji": True, "repetition_penalty": 1.1,
+        "repetition_context_size": 9, "presence_penalty": 0.5, "presence_context_size": 8, "frequency_penalty": -0.5,
+        "frequency_context_size": 7, "xtc_probability": 0.5, "xtc_threshold": 0.2, "logit_bias": "1234=-5,42=2.5",
     }  # fmt: skip
     assert {*values, "keys"} == {f.name for f in fields(Settings)}
     wanted = Settings(**values)
@@ -219,6 +221,14 @@ def test_an_adapter_belongs_to_the_model_it_is_set_with() -> None:
     assert [own_adapter(*flags) for flags in ((None, None), ("a/b", None), (None, "x"), ("a/b", "x"))] == [
         None, "none", "x", "x"
     ]  # fmt: skip
+
+
+def test_a_bias_is_ids_and_numbers(tmp_path: Path) -> None:
+    settings = load_settings(folders(tmp_path), flags={"logit_bias": "1234=-5, 42=2.5"})
+    assert settings.sampling["logit_bias"] == {1234: -5.0, 42: 2.5}
+    for wrong in ("1234", "a=1", "1=x", "-1=2", "1=2000", "1=nan"):
+        with pytest.raises(ConfigError, match=r"must be ids and numbers, such as 1234=-5,42=2, or .none.\.$"):
+            load_settings(folders(tmp_path), flags={"logit_bias": wrong})
 
 
 def test_drafting_is_what_load_takes() -> None:

@@ -69,7 +69,7 @@ def answer(
         if (restored := _restored(chat)) and not request.quiet:
             print(restored, file=err)
         try:
-            finished, notices = _print_turn(chat, request, model.tokenizer, out, err)
+            finished, notices = _print_turn(chat, request, out, err, model.tokenizer)
         except OutputClosedError:  # as in `mlxkv -p ... | head -1`: the generated part is saved
             return 0
         if request.output != "text":
@@ -86,9 +86,9 @@ def answer(
 
 
 def _print_turn(
-    chat: Chat, request: PrintRequest, tokenizer: Any, out: TextIO, err: TextIO
+    chat: Chat, request: PrintRequest, out: TextIO, err: TextIO, tokenizer: Any = None
 ) -> tuple[TurnFinished, list[str]]:
-    """Print the events of a turn; returns the last one."""
+    """Print the events of a turn; returns the last one. `tokenizer`: names the tokens of log-probabilities."""
     on_screen, before = out.isatty(), ""
     notices: list[str] = []
     finished: TurnFinished | None = None

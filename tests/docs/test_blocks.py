@@ -24,6 +24,7 @@ from tests.store.foreign.exports import chatgpt, lm_studio, write, write_zip
 
 BLOCKS = [block for page in PAGES for block in blocks(page)]
 FILES = {  # what blocks read
+    "river.json": '{"type": "object", "properties": {"name": {"enum": ["Tejo", "Douro"]}}, "required": ["name"]}',
     "book.txt": "Once upon a time there was a dog called Max. He was the hero. In the end he slept.",
     "notes.txt": "My name is Ada. I live in Porto.",
     "prompts.jsonl": '{"id": "sky", "prompt": "Why is the sky blue?"}\n',

@@ -57,7 +57,7 @@ def _endless(tokenizer: Any) -> Any:
     return Endless()
 
 
-def theirs(seed: int, **more: Any) -> list[tuple[int, mx.array]]:
+def theirs(seed: int, **more: Any) -> list[Any]:
     """Tokens and log-probabilities of mlx-lm's loop."""
     mx.random.seed(seed)
     return list(generate_step(mx.array(PROMPT), LLAMA, max_tokens=24, **more))
@@ -121,8 +121,9 @@ def test_logprobs_are_the_models_own(drafts: bool) -> None:
     params = SamplingParams(temperature=0.9, seed=2, max_tokens=20, logprobs=3, logit_bias=BIAS, top_k=9)
     plain = generation(params)
     drafting = Drafting(OpenGate(), Oracle([*PROMPT, *plain.generated], 64)) if drafts else None
-    run = Generation(ModelRunner(LLAMA), _endless(TOKENIZER), cache_of(LLAMA), PROMPT, params)
-    run.runner.drafting = drafting
+    runner = ModelRunner(LLAMA)
+    run = Generation(runner, _endless(TOKENIZER), cache_of(LLAMA), PROMPT, params)
+    runner.drafting = drafting
     events = list(run.events())
     assert run.generated == plain.generated
     ids = [*PROMPT, *run.generated]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,7 @@ def ended(local: Local, job: Job) -> Ended:
     return local.run(job)[0][0]
 
 
-async def _of(*events: Piece | Ended) -> Any:
+async def _of(*events: Piece | Ended) -> AsyncGenerator[Piece | Ended, None]:
     for event in events:
         yield event
 
