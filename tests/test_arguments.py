@@ -249,12 +249,29 @@ REFUSED_NUMBERS = [
 ]  # fmt: skip
 ACCEPTED_WHOLE = [1, np.int64(1), np.uint8(1), np.array(1), mx.array(1), mx.array(1, mx.uint32)]
 REFUSED_WHOLE = [*REFUSED_NUMBERS, 0.5, 1.0, np.float32(1), mx.array(1.0), Fraction(1), Decimal(1), -1]
-NUMBERS = ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
-WHOLE = ("top_k", "max_tokens", "seed")
+NUMBERS = (
+    "temperature",
+    "top_p",
+    "min_p",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "xtc_probability",
+)
+WHOLE = (
+    "top_k",
+    "max_tokens",
+    "seed",
+    "repetition_context_size",
+    "presence_context_size",
+    "frequency_context_size",
+    "logprobs",
+)
+OTHERS = ("stop", "logit_bias", "xtc_threshold")  # have rows of their own, here and in inference/test_hooks.py
 
 
 def test_every_sampling_parameter_is_in_a_table() -> None:
-    assert {*NUMBERS, *WHOLE, "stop"} == {f.name for f in fields(mlxkv.SamplingParams)}
+    assert {*NUMBERS, *WHOLE, *OTHERS} == {f.name for f in fields(mlxkv.SamplingParams)}
 
 
 @pytest.mark.parametrize("name", [*NUMBERS, *WHOLE])
