@@ -137,6 +137,8 @@ METHODS = {
         "stream",
         "generate_batch",
         "stream_batch",
+        "score",
+        "choose",
         "prefill",
         "chat",
         "resume",
@@ -150,7 +152,7 @@ METHODS = {
     "AsyncChat": ["ask", "send", "cancel", "undo", "retry", "edit", "fork", "save", "run", "close"],
     "AsyncPromptCache": ["save", "export_mlx_lm", "fork", "run", "close"],
     "PromptCache": ["save", "export_mlx_lm", "fork", "reuse", "rewind", "nbytes"],
-    "Completion": ["text", "tokens", "stats", "thinking", "tool_calls", "finish_reason"],
+    "Completion": ["text", "tokens", "stats", "thinking", "tool_calls", "logprobs", "finish_reason"],
 }
 
 
