@@ -20,7 +20,7 @@ from mlxkv.inference.reply_parser import ReasoningSplitter
 from mlxkv.tokenizer.tokens import Detokenizer
 
 # One blank, or a line end and an indent: a model that prefers blanks to an answer would never end.
-_BLANKS = r"( |\n[ \t]{0,16})?"
+_BLANKS = r"( |\n {0,8}|\n\t{0,3})?"
 _FLAGS = {re.IGNORECASE: "i", re.DOTALL: "s", re.VERBOSE: "x"}
 
 
