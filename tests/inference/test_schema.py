@@ -108,9 +108,10 @@ def test_reasoning_is_free_and_does_not_end_the_reply(template: str, tmp_path: P
 
     bias = {vocab["<think>"]: 3, vocab["</think>"]: 4}
     hot: dict[str, Any] = {"schema": re.compile("[0-9]{30}"), "temperature": 1.0, "logit_bias": bias}
-    chat = model.chat(max_tokens=90)
+    chat = model.chat()
     for hot["seed"] in range(30):
-        end = say(chat := model.chat(max_tokens=90), "what is it?", **hot)
+        chat = model.chat(max_tokens=90)
+        end = say(chat, "what is it?", **hot)
         if end.thinking and end.reason == FinishReason.STOP:
             break
     assert end.thinking
