@@ -1,6 +1,7 @@
 """Ask a running `mlxkv serve` by OpenAI's client, and see that a conversation is not prefilled twice.
 
-usage: OPENAI_BASE_URL=http://127.0.0.1:8321/v1 OPENAI_API_KEY=any python endpoint.py [QUESTION ...]
+Set OPENAI_BASE_URL=http://127.0.0.1:8321/v1 and OPENAI_API_KEY=any, then:
+python examples/endpoint.py [MODEL [QUESTION ...]]
 """
 
 import sys
@@ -8,10 +9,11 @@ import sys
 import openai
 
 client, messages = openai.OpenAI(), []
-for question in sys.argv[1:] or ("What is a KV cache?", "What is a sink token?"):
+model = sys.argv[1] if len(sys.argv) > 1 else client.models.list().data[0].id
+for question in sys.argv[2:] or ("What is a KV cache?", "What is a sink token?"):
     messages.append({"role": "user", "content": question})
     stream = client.chat.completions.create(
-        model=client.models.list().data[0].id, messages=messages, max_tokens=40, temperature=0, stream=True,
+        model=model, messages=messages, max_tokens=40, temperature=0, stream=True,
         stream_options={"include_usage": True},
     )  # fmt: skip
     text, usage = "", None

@@ -6,7 +6,6 @@ sink of `sink`. Knows no HTTP.
 
 from __future__ import annotations
 
-import itertools
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -89,7 +88,6 @@ class Endpoint:
             self._conversations.add(conversation)
         self._slots = Slots(self._template.fork, self.capacity.num_slots, self._save_states)
         self._prepared: dict[int, _Prepared] = {}
-        self._keys = itertools.count(1)
 
     def _capacity_template(self) -> PromptCache:
         """An empty cache whose forks grow with their tokens, up to the window."""
@@ -112,8 +110,8 @@ class Endpoint:
 
     # -- prompts -------------------------------------------------------------------------------------------------------
 
-    def prepare(self, job: Job) -> tuple[int, Accepted]:
-        """Check a job; returns its key for `request`.
+    def prepare(self, key: int, job: Job) -> Accepted:
+        """Check a job, which `key` names from now on, until `forget`.
 
         Raises:
             ApiError, MlxkvError: it cannot be answered.
@@ -129,9 +127,8 @@ class Endpoint:
         params, hooks = self._params(job), self._hooks(job)
         if most is not None:
             params = replace(params, max_tokens=min(params.max_tokens, most - len(ids)))
-        key = next(self._keys)
         self._prepared[key] = _Prepared(job, ids, params, hooks, match)
-        return key, Accepted(len(ids))
+        return Accepted(len(ids))
 
     def _ids(self, prompt: str | tuple[int, ...] | None) -> Sequence[int]:
         if isinstance(prompt, str):

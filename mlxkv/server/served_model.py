@@ -6,6 +6,7 @@ Requests wait here, in one bounded line; as many run as the endpoint has slots. 
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import aclosing, suppress
 from threading import Event
@@ -37,6 +38,7 @@ class ServedModel:
         self._thread, self._endpoint, self.name = thread, endpoint, name
         self._free = asyncio.Semaphore(endpoint.capacity.num_slots)
         self._max_waiting, self._num_waiting, self.num_running = max_waiting, 0, 0
+        self._keys = itertools.count(1)
         self._drains: set[asyncio.Task[None]] = set()
 
     @classmethod
@@ -91,9 +93,9 @@ class ServedModel:
             raise busy(self._num_waiting)
         self.num_running += 1
         try:
-            key, accepted = await self._call(lambda model: self._endpoint.prepare(job))
+            key = next(self._keys)
             try:
-                yield accepted
+                yield await self._call(lambda model: self._endpoint.prepare(key, job))
                 async with aclosing(self._run(key, job.n)) as events:
                     async for event in events:
                         yield event

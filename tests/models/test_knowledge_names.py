@@ -70,6 +70,7 @@ NEWER = {
     "--output",
     "--as-finished",
     "BatchEvent",
+    "mlxkv serve",
     "ReplyFinished",
     "RequestFailed",
     "ToolCall",

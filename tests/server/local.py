@@ -35,9 +35,8 @@ class Local:
         accepted: list[Accepted] = []
         keys = []
         for job in jobs:
-            key, event = self.endpoint.prepare(job)
-            keys.append(key)
-            accepted.append(event)
+            keys.append(next(self._ids))
+            accepted.append(self.endpoint.prepare(keys[-1], job))
             found.append([])
         for first in (True, False):
             for key, job, ends in zip(keys, jobs, found, strict=True):
@@ -69,7 +68,8 @@ class Local:
 
     def alone(self, conversation: Sequence[ChatMessage]) -> str:
         """The reply that the prompt has in an empty cache of its own, by the ids that the endpoint made of it."""
-        key, _ = self.endpoint.prepare(Job(tuple(conversation), sampling=SAMPLED))
+        key = next(self._ids)
+        self.endpoint.prepare(key, Job(tuple(conversation), sampling=SAMPLED))
         prepared = self.endpoint._prepared.pop(key)
         match = prepared.match
         assert match is not None

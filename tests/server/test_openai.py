@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from typing import Any
 
+import httpx2
 import openai
 import pytest
 
+from mlxkv.scheduler import Scheduler
 from tests.server.conftest import Running
 
 ASK: list[Any] = [{"role": "user", "content": "what is a cache?"}]
@@ -116,20 +119,24 @@ def test_a_long_prompt_is_refused_with_both_numbers(client: openai.OpenAI) -> No
     assert full.usage.total_tokens == 1028
 
 
-def test_a_full_line_is_429_and_clients_that_leave_are_cancelled(client: openai.OpenAI, server: Running) -> None:
-    long: dict[str, Any] = {"stream": True, "max_tokens": 900}
-    streams = [chat(client, **long) for _ in range(2)]  # all slots
+def test_a_full_line_is_429_and_clients_that_leave_are_cancelled(
+    client: openai.OpenAI, server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    goes_on, step = threading.Event(), Scheduler.step
+    monkeypatch.setattr(Scheduler, "step", lambda self: step(self) if goes_on.is_set() else True)
+    body: dict[str, Any] = {"messages": ASK, "max_tokens": 900, "stream": True}
+    streams = [client.chat.completions.create(model="tiny", **body) for _ in range(3)]  # two have slots, one waits
+    with httpx2.stream("POST", f"{server.url}/v1/chat/completions", json=body, timeout=60) as raw:
+        assert next(raw.iter_lines()) == ": keep-alive"  # the line is full now
+        with pytest.raises(openai.RateLimitError) as failed:
+            chat(client)
+        assert failed.value.response.headers["retry-after"] == "1"
     for stream in streams:
-        next(iter(stream))
-    waiting = [chat(client, **long) for _ in range(2)]  # the whole line
-    with pytest.raises(openai.RateLimitError) as failed:
-        chat(client)
-    assert failed.value.response.headers["retry-after"] == "1"
-    for stream in (*streams, *waiting):
         stream.close()
-    while server.call(lambda served: served.num_running):  # a reply of 900 tokens is not waited for
+    while server.call(lambda served: served.num_running):
         pass
-    assert chat(client).usage.completion_tokens == 12
+    goes_on.set()
+    assert chat(client).usage.completion_tokens == 12  # the slots are free once the scheduler has ended the replies
 
 
 @pytest.mark.parametrize(
