@@ -16,10 +16,10 @@ for question in sys.argv[2:] or ("What is a KV cache?", "What is a sink token?")
         model=model, messages=messages, max_tokens=40, temperature=0, stream=True,
         stream_options={"include_usage": True},
     )  # fmt: skip
-    text, usage = "", None
+    text = ""
     for chunk in stream:
         text += "".join(choice.delta.content or "" for choice in chunk.choices)
-        usage = chunk.usage or usage
+        if usage := chunk.usage:  # of the last one
+            cached = usage.model_dump()["prompt_tokens_details"]["cached_tokens"]
+            print(f"{usage.prompt_tokens - cached:>3} prefilled + {cached} cached  {question}\n    {text}")
     messages.append({"role": "assistant", "content": text})
-    cached = usage.prompt_tokens_details.cached_tokens
-    print(f"{usage.prompt_tokens - cached:>3} prefilled + {cached} cached  {question}\n    {text}")

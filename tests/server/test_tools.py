@@ -15,7 +15,7 @@ from mlxkv.inference.hooks import Hooks
 from mlxkv.server.chat_completions import chat_chunks, chat_request, chat_response
 from mlxkv.server.endpoint import Endpoint
 from mlxkv.server.fields import Fields
-from mlxkv.server.jobs import ChatMessage, Ended, Job, Piece
+from mlxkv.server.jobs import ChatMessage, Ended, Job, JobEvent, Piece
 from mlxkv.server.responses import response_events, response_request, whole_response
 from tests.server.local import Local
 from tests.tokenizers import real_tokenizer, tiny_folder
@@ -66,7 +66,7 @@ def ended(local: Local, job: Job) -> Ended:
     return local.run(job)[0][0]
 
 
-async def _of(*events: Piece | Ended) -> AsyncGenerator[Piece | Ended, None]:
+async def _of(*events: Piece | Ended) -> AsyncGenerator[JobEvent]:
     for event in events:
         yield event
 
