@@ -133,7 +133,7 @@ class Archive:
             self._add_turns(session_id, conversation.messages[first:], job, reply, log)
             conversation.session_id = session_id
             self._save_rows(conversation, cache)
-        except StoreError as error:
+        except (OSError, StoreError) as error:
             conversation.session_id = None
             if before is not None:
                 before.session_id = None

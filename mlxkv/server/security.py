@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from starlette.datastructures import Headers
 from starlette.requests import Request
@@ -21,6 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from mlxkv.errors import ConfigError
 from mlxkv.server.errors import ApiError
 
+_log = logging.getLogger("mlxkv.server")
 MAX_BODY = 32 << 20
 _METHODS, _HEADERS = "GET, POST, OPTIONS", "authorization, content-type"
 
@@ -145,6 +147,7 @@ class Guard:
             if scope["path"] != "/health":
                 access.check_key(headers)
         except ApiError as error:
+            _log.info("%s %s %d %s", request_id, quote(scope["path"]), error.status, error.code)
             await JSONResponse(error.body(request_id), error.status, dict(error.headers))(scope, receive, sender)
             return
         await self._app(scope, receive, sender)
