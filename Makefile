@@ -14,7 +14,7 @@ WORKERS = --numprocesses=auto --maxprocesses=4 --dist=loadfile
 help:
 	@echo "make chat    open the chat; with stdin or stdout in a pipe: print one reply"
 	@echo "make test    run the tests"
-	@echo "make lint    ruff, pyright, who may import whom, and whether each import is declared"
+	@echo "make lint    ruff, pyright, mypy on the documentation, who may import whom, and whether each import is declared"
 	@echo "make bench   speed and memory against mlx-lm on this machine, in 15 minutes; make bench-full takes hours"
 	@echo "make figures       the figures of docs/, from what bench-full found"
 	@echo "make screenshots   the pictures of README.md and docs/chat.md"
@@ -35,6 +35,7 @@ lint: $(VENV)/ready-lint
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/pyright
+	$(BIN)/python -m tests.docs.typed_blocks
 	$(BIN)/lint-imports
 	$(BIN)/deptry mlxkv tui models --extend-exclude models/training
 	$(BIN)/deptry tests bench models/training examples packaging --non-dev-dependency-groups test,train,real,bench --ignore DEP002

@@ -60,7 +60,7 @@ class Flawed:
     def prepare(self, ids: Sequence[int], cancelled: Callable[[], bool] = bool) -> None:
         pass
 
-    def propose(self, ids: Sequence[int], most: int) -> list[int]:
+    def propose(self, ids: Sequence[int], most: int, draws: object) -> list[int]:
         draft = self._text[len(ids) : len(ids) + self._random.randint(1, most)]
         if draft and self._random.random() < 0.8:
             wrong = self._random.randrange(len(draft))

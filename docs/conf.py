@@ -48,7 +48,7 @@ nitpick_ignore_regex = [
     ("py:class", r"(collections|datetime|os|threading|pathlib)\..*"),  # Python's own, which is not linked
     (
         "py:class",
-        r"mlxkv\.(config|models\.\w+|store\.session_store|store\.records|cache\.plan)\.\w+",
+        r"(mlxkv\.token_ids\.)?(PromptIds|IdArray)|mlxkv\.(config|models\.\w+|store\.session_store|store\.records|cache\.plan)\.\w+",
     ),  # no part of the API
 ]
 autodoc_member_order = "bysource"
@@ -60,7 +60,7 @@ napoleon_use_ivar = True
 
 # The sidebar. A page that is not here fails the build.
 NAVIGATION = {
-    "": ["get-started", "chat", "prompt-caches", "batches", "scripting", "python", "models"],
+    "": ["get-started", "chat", "prompt-caches", "batches", "scripting", "python", "server", "models"],
     "How it works": ["how-it-works", "files", "security"],
     "Look things up": ["api", "settings", "troubleshooting", "glossary"],
     "For developers": ["architecture", "session-format", "positions"],

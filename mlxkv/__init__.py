@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from mlxkv.cache.plan import make_cache
     from mlxkv.cache.prompt_cache import PromptCache
     from mlxkv.chat.chat import Chat
+    from mlxkv.chat.completion import Completion
+    from mlxkv.engine.async_chat import AsyncChat, AsyncPromptCache
+    from mlxkv.engine.async_events import AsyncEvents
+    from mlxkv.engine.async_model import AsyncModel, open_async
     from mlxkv.errors import MlxkvError
     from mlxkv.events import (
         BatchEvent,
@@ -22,20 +26,29 @@ if TYPE_CHECKING:
         ReplyFinished,
         RequestFailed,
         TextDelta,
+        TokenLogprobs,
+        ToolCall,
         TurnEvent,
         TurnFinished,
     )
     from mlxkv.inference.sampling import SamplingParams
+    from mlxkv.inference.sampling_types import Sampling
+    from mlxkv.inference.scores import Choice, Score
     from mlxkv.memory.estimate import Estimate, estimate
-    from mlxkv.model import Completion, Model, load
+    from mlxkv.model import Model, load
     from mlxkv.stats import TurnStats
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AsyncChat",
+    "AsyncEvents",
+    "AsyncModel",
+    "AsyncPromptCache",
     "BatchEvent",
     "CacheConfig",
     "Chat",
+    "Choice",
     "Completion",
     "Estimate",
     "MlxkvError",
@@ -45,8 +58,12 @@ __all__ = [
     "PromptCache",
     "ReplyFinished",
     "RequestFailed",
+    "Sampling",
     "SamplingParams",
+    "Score",
     "TextDelta",
+    "TokenLogprobs",
+    "ToolCall",
     "TurnEvent",
     "TurnFinished",
     "TurnStats",
@@ -55,13 +72,19 @@ __all__ = [
     "events",
     "load",
     "make_cache",
+    "open_async",
 ]
 
 _HOME = {
+    "AsyncChat": "mlxkv.engine.async_chat",
+    "AsyncEvents": "mlxkv.engine.async_events",
+    "AsyncModel": "mlxkv.engine.async_model",
+    "AsyncPromptCache": "mlxkv.engine.async_chat",
     "BatchEvent": "mlxkv.events",
     "CacheConfig": "mlxkv.cache.config",
     "Chat": "mlxkv.chat.chat",
-    "Completion": "mlxkv.model",
+    "Choice": "mlxkv.inference.scores",
+    "Completion": "mlxkv.chat.completion",
     "Estimate": "mlxkv.memory.estimate",
     "MlxkvError": "mlxkv.errors",
     "Model": "mlxkv.model",
@@ -70,14 +93,19 @@ _HOME = {
     "PromptCache": "mlxkv.cache.prompt_cache",
     "ReplyFinished": "mlxkv.events",
     "RequestFailed": "mlxkv.events",
+    "Sampling": "mlxkv.inference.sampling_types",
     "SamplingParams": "mlxkv.inference.sampling",
+    "Score": "mlxkv.inference.scores",
     "TextDelta": "mlxkv.events",
+    "ToolCall": "mlxkv.events",
+    "TokenLogprobs": "mlxkv.events",
     "TurnEvent": "mlxkv.events",
     "TurnFinished": "mlxkv.events",
     "TurnStats": "mlxkv.stats",
     "estimate": "mlxkv.memory.estimate",
     "load": "mlxkv.model",
     "make_cache": "mlxkv.cache.plan",
+    "open_async": "mlxkv.engine.async_model",
 }
 
 

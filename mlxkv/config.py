@@ -28,7 +28,7 @@ __all__ = [
 MAX_CONFIG = 1 << 20  # bytes of config.toml
 _NO_SETTINGS = {
     f"MLXKV_{name}"
-    for name in ("HOME", "MEMORY_LIMIT", "PARENT_PIPE", "REAL_MODELS", "TERMINAL_MODE", "THOROUGH")
+    for name in ("API_KEY", "HOME", "MEMORY_LIMIT", "PARENT_PIPE", "REAL_MODELS", "TERMINAL_MODE", "THOROUGH")
 }  # fmt: skip
 _LONG_KEY = re.compile(r"(?:[ \t]*\.[ \t]*[\"']?[\w-]{1,512}[\"']?){256}")  # tomllib takes minutes for longer ones
 

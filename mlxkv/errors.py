@@ -79,6 +79,10 @@ class QueueFullError(MlxkvError):
     """Too many requests are waiting."""
 
 
+class ClosedError(MlxkvError):
+    """The model was closed before, or while, something was asked of it."""
+
+
 class OutputError(MlxkvError):
     """Output cannot be written."""
 

@@ -20,6 +20,7 @@ class FinishReason(StrEnum):
         LENGTH: "length": `max_tokens` or the model's learned positions are used up.
         STOPPED: "stopped": it was cancelled, or the caller closed the iterator.
         DEADLINE: "deadline": the time for it was over.
+        TOOL_CALLS: "tool_calls": the model ended it, and calls tools.
     """
 
     STOP = "stop"
@@ -27,6 +28,22 @@ class FinishReason(StrEnum):
     LENGTH = "length"
     STOPPED = "stopped"
     DEADLINE = "deadline"
+    TOOL_CALLS = "tool_calls"
+
+
+@dataclass(frozen=True)
+class ToolCall:
+    """A tool call in a reply.
+
+    Attributes:
+        name: the tool's.
+        arguments: JSON text, an object unless the model wrote something else.
+        id: tells the calls of a chat apart.
+    """
+
+    name: str
+    arguments: str = "{}"
+    id: str = ""
 
 
 @dataclass(frozen=True)
@@ -47,6 +64,21 @@ class PrefillProgress:
 
 
 @dataclass(frozen=True)
+class TokenLogprobs:
+    """How likely a token of a reply was, by the model's own distribution; see `SamplingParams.logprobs`.
+
+    Attributes:
+        token: its id.
+        logprob: the natural logarithm of its probability.
+        top: the likeliest tokens in its place, the likeliest first: ids and natural logarithms.
+    """
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True)
 class TextDelta:
     """The next piece of the reply.
 
@@ -56,12 +88,14 @@ class TextDelta:
         thinking: it is a piece of the model's reasoning, which comes before the text.
         restarts: all text so far was reasoning, since its end marker came without a start marker; `text` is the whole
             of it.
+        logprobs: of the tokens since the last piece, if they were asked for.
     """
 
     text: str
     num_tokens: int
     thinking: bool = False
     restarts: bool = False
+    logprobs: tuple[TokenLogprobs, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -130,6 +164,8 @@ class TurnFinished:
         unanswered: the turn was stopped before anything was generated, and the chat is as it was before.
         returned: if it is unanswered, the message that was removed from the chat; "" if it did not come with this turn
             (a retry).
+        tool_calls: the tools that the reply calls, in its order; they are not part of `text`.
+        logprobs: of all tokens of the reply, an end-of-text id included, if they were asked for.
     """
 
     reason: str
@@ -139,6 +175,8 @@ class TurnFinished:
     can_be_quiet: bool = True
     unanswered: bool = False
     returned: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+    logprobs: tuple[TokenLogprobs, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -184,11 +222,13 @@ class Message:
     """One message of a chat.
 
     Attributes:
-        role: "user" or "assistant".
+        role: "user", "assistant", or "tool" with the result of a call.
         text: the message, without reasoning.
         stats: the figures of a reply, None if it has none.
         thinking: the reasoning before a reply.
         can_be_quiet: of a reply, as in TurnFinished.
+        tool_calls: of a reply, as in TurnFinished.
+        tool_call_id: of a result, the call's.
     """
 
     role: str
@@ -196,6 +236,8 @@ class Message:
     stats: TurnStats | None = None
     thinking: str = ""
     can_be_quiet: bool = True
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str = ""
 
 
 @dataclass(frozen=True)

@@ -9,38 +9,55 @@ import os
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, Literal, Self, TypeVar, Unpack, overload
 
 from mlxkv import arguments
-from mlxkv.arguments import instance, optional, public, text
+from mlxkv.arguments import instance, optional, public, shown, text
 from mlxkv.cache.config import DEFAULT_SINKS, CacheConfig
 from mlxkv.cache.interchange import PromptText
 from mlxkv.cache.prompt_cache import PromptCache
 from mlxkv.cache.traits import traits_of
 from mlxkv.chat import clock
-from mlxkv.chat.batches import BatchPrompts, Prompt, answers_of, events_of
+from mlxkv.chat.batches import BatchPrompts, Prompt, answers_of, events_of, num_tokens_of
 from mlxkv.chat.chat import Chat
+from mlxkv.chat.completion import Completion
+from mlxkv.chat.messages import checked
 from mlxkv.chat.prompt import PromptState, check_ids
+from mlxkv.chat.raw_prompt import RawPrompt, checked_prompt
 from mlxkv.chat.runtime import ModelRuntime
+from mlxkv.chat.tools import Tool, checked_tools
 from mlxkv.config import Folders
 from mlxkv.device import current_device
 from mlxkv.errors import ConfigError, PromptError
-from mlxkv.events import BatchEvent, TurnEvent
+from mlxkv.events import BatchEvent, Message, TurnEvent
 from mlxkv.inference.drafting.same_tokenizer import check_same_tokenizer
 from mlxkv.inference.generation import Generation
+from mlxkv.inference.hooks import HOOKS, Hooks
 from mlxkv.inference.runner import ModelRunner
 from mlxkv.inference.sampling import SAMPLING, SamplingParams
+from mlxkv.inference.sampling_types import Sampling
+from mlxkv.inference.scores import (
+    Choice,
+    Normalize,
+    Score,
+    Scorer,
+    check_normalize,
+    check_options,
+    most_probable,
+)
+from mlxkv.inspection import copies, hides
 from mlxkv.models import Hub, LoadedModel, LoadProgress, load_model
-from mlxkv.stats import TurnStats
+from mlxkv.scheduler import Scheduler
+from mlxkv.stats import bytes_text
 from mlxkv.store.identity import ModelIdentity
 from mlxkv.store.records import SessionRecord
 from mlxkv.store.session_store import SessionStore
 from mlxkv.system.thread_owner import Owned, Owner
 from mlxkv.text.encoding import well_formed
-from mlxkv.token_ids import TokenIds
+from mlxkv.token_ids import PromptIds, TokenIds
 
 _GENERATE_TOKENS = 256
 _MOST_SAMPLES = 10_000
@@ -57,6 +74,12 @@ def _cache(name: str, value: Any) -> Any:
     return optional(instance(PromptCache, CacheConfig, advice=advice))(name, value)
 
 
+def _prompt(name: str, value: Any) -> Any:
+    if isinstance(value, list | tuple) and any(isinstance(item, str | Mapping) for item in value):
+        arguments.wrong_type(name, value, "text (str) or a list of token ids", "`generate_batch` takes several prompts")
+    return value if isinstance(value, str) else arguments.token_ids(name, value)
+
+
 def _draft(name: str, value: Any) -> Any:
     return arguments.model_name(name, value) if isinstance(value, str | os.PathLike) else arguments.flag(name, value)
 
@@ -67,32 +90,25 @@ def _several(name: str, value: Any) -> list[Any]:
     return list(value)
 
 
+def _given(sampling: Sampling) -> dict[str, Any]:
+    return {name: value for name, value in sampling.items() if value is not None}
+
+
 def _seconds(name: str, value: Any) -> float:
     return arguments.number(name, value, 0.0, 1e9)
 
 
-@dataclass(frozen=True)
-class Completion:
-    """The result of `Model.generate`, and of each prompt of `Model.generate_batch`.
-
-    Attributes:
-        text: the new text, without the prompt.
-        tokens: its token ids, an end-of-text id included.
-        stats: the figures.
-        thinking: the reasoning before the text, of a list of messages.
-    """
-
-    text: str
-    tokens: tuple[int, ...]
-    stats: TurnStats
-    thinking: str = ""
+_Event = TypeVar("_Event")
 
 
+@hides("runner", "identity", "open_store_for_one_reply", "batch_prompts", "prefill_steps", "scheduler")
+@copies("use the same one for all chats and prompt caches, and load it by its name in another process.")
 class Model:
     """A loaded model, which `mlxkv.load` returns.
 
     Attributes:
         name: its name.
+        adapter: the folder or repository of its LoRA adapter, None without one.
         tokenizer: mlx-lm's tokenizer.
         loaded: what was loaded: `loaded.model` is mlx-lm's model, `loaded.config` its config.json.
         is_limited: caches and prompts that would not fit in memory are refused.
@@ -112,97 +128,100 @@ class Model:
         self._owner = Owner()
         self._runtime = ModelRuntime(loaded, folders, limited, draft)
         self.name, self.tokenizer = self._runtime.name, loaded.tokenizer
+        self.adapter = None if loaded.adapter is None else loaded.adapter.name
 
     # -- text --------------------------------------------------------------------------------------------------------
 
     @overload
     def generate(
         self,
-        prompt: str,
+        prompt: str | PromptIds,
         *,
         cache: PromptCache | CacheConfig | None = None,
-        max_tokens: int | None = None,
         n: Literal[1] = 1,
-        **sampling: Any,
+        **sampling: Unpack[Sampling],
     ) -> Completion: ...
 
     @overload
     def generate(
         self,
-        prompt: str,
+        prompt: str | PromptIds,
         *,
         cache: PromptCache | CacheConfig | None = None,
-        max_tokens: int | None = None,
         n: int,
-        **sampling: Any,
+        **sampling: Unpack[Sampling],
     ) -> list[Completion]: ...
 
-    @public(*SAMPLING, prompt=text, cache=_cache, n=_samples)
+    @public(*SAMPLING, *HOOKS, prompt=_prompt, cache=_cache, n=_samples)
     def generate(
         self,
-        prompt: str,
+        prompt: str | PromptIds,
         *,
         cache: PromptCache | CacheConfig | None = None,
-        max_tokens: int | None = None,
         n: int = 1,
-        **sampling: Any,
+        **sampling: Unpack[Sampling],
     ) -> Completion | list[Completion]:
         r"""Continue `prompt` as raw text, without the chat template.
 
         Args:
-            prompt: the text; control tokens that it spells are control tokens.
+            prompt: text, in which control tokens are control tokens; or token ids, which are fed as they are: a list, a
+                tuple or a one-dimensional array of numpy or MLX, shape (tokens,).
             cache: a PromptCache to continue (it is changed: pass `pc.fork()` to keep it), or how to bound a new one.
-                Where `prompt` begins with all of the text it holds, it is the whole prompt, and only the rest is
-                prefilled; else it is a continuation.
-            max_tokens: 256 by default.
+                If `prompt` begins with all that it holds, it is the whole prompt, and only the rest is prefilled; else
+                it is a continuation. `stats.continued` says which, `stats.cached_tokens` how much was reused.
             n: how many texts. With 2 or more the result is a list: the prompt is prefilled once, a PromptCache then
                 holds the prompt without its last token and none of the texts, and each has a seed made from `seed`.
-            sampling: SamplingParams fields, e.g. ``temperature=0.0``, ``stop=["\n\n"]``; the model's own if left out.
+            sampling: SamplingParams fields, e.g. ``temperature=0.0``, ``stop=["\n\n"]``, the model's own if left out,
+                and for `max_tokens` 256; and hooks. `schema` is what the text must be, after any reasoning: a JSON
+                schema as a dict or its text, a pydantic model, or a `re.compile` pattern that matches all of it; the
+                text is cut at `max_tokens` (the finish reason "length"). `processors` are functions of (all token ids
+                so far (tokens,), logits (1, vocab)) that return logits, and `sampler` a function of log-probabilities
+                (1, vocab) that returns a token id (1,), as those of mlx-lm, also called one token ahead; with these
+                nothing is drafted.
 
         Raises:
-            PromptError: the prompt is empty.
+            PromptError: the prompt is empty, or an id is not of this model.
             ConfigError: a parameter has a value it cannot have.
             MismatchError: the PromptCache was made with another model.
             CacheError: its layers were used outside it, or another reply is being generated on it.
         """
         completions = []
-        for generation in self._completions(prompt, cache, max_tokens, sampling, n)():
+        for generation in self._completions(prompt, cache, sampling, n)():
             for _ in generation.events():
                 pass
-            completions.append(Completion(generation.text, tuple(generation.generated), generation.stats))
+            text, tokens, logprobs = generation.text, tuple(generation.generated), tuple(generation.logprobs)
+            completions.append(Completion(text, tokens, generation.stats, logprobs=logprobs))
         return completions[0] if n == 1 else completions
 
-    @public(*SAMPLING, prompt=text, cache=_cache)
+    @public(*SAMPLING, *HOOKS, prompt=_prompt, cache=_cache)
     def stream(
         self,
-        prompt: str,
+        prompt: str | PromptIds,
         *,
         cache: PromptCache | CacheConfig | None = None,
-        max_tokens: int | None = None,
-        **sampling: Any,
-    ) -> Iterator[TurnEvent]:
-        """Continue `prompt` as raw text, as an iterator of events: PrefillProgress, TextDelta, Notice and, at the end,
-        one TurnFinished.
+        **sampling: Unpack[Sampling],
+    ) -> Generator[TurnEvent]:
+        """Continue `prompt`, text or token ids, as an iterator of events: PrefillProgress, TextDelta, Notice and, at
+        the end, one TurnFinished.
 
         Arguments and errors are those of `generate`; arguments are checked by the call, before the first event.
         """
-        begin = self._completions(prompt, cache, max_tokens, sampling)
+        begin = self._completions(prompt, cache, sampling)
 
         def events() -> Generator[TurnEvent]:
             for generation in begin():
                 yield from generation.events()
 
-        return Owned(self._owner, events())
+        return self._stream(events())
 
-    @public(*SAMPLING, prompts=_several, cache=_cache, deadline=optional(_seconds))
+    @public(*SAMPLING, *HOOKS, prompts=_several, cache=_cache, deadline=optional(_seconds))
     def generate_batch(
         self,
         prompts: Iterable[Prompt],
         *,
         cache: PromptCache | CacheConfig | None = None,
-        max_tokens: int | None = None,
         deadline: float | None = None,
-        **sampling: Any,
+        **sampling: Unpack[Sampling],
     ) -> list[Completion]:
         """Answer many prompts, as many at once as fit in memory; the results are in the order of the prompts.
 
@@ -214,49 +233,130 @@ class Model:
             prompts: each a text or token ids, which are continued as by `generate`, or a list of messages
                 (``{"role": "user", "content": "..."}``), which the chat template renders.
             cache: a PromptCache that all prompts continue; it is not changed. Or how to bound new ones.
-            max_tokens: of each reply, 256 by default.
             deadline: seconds for all of them; then replies end as they are, with the finish reason "deadline".
-            sampling: as for `generate`.
+            sampling: as for `generate`, for each reply.
 
         Raises:
             PromptError: a prompt is empty, too long or invalid; the message has its index, and nothing was computed.
             OutOfMemoryError: a prompt does not fit even alone.
             ConfigError, MismatchError, CacheError: as for `generate`.
         """
-        made, params = BatchPrompts(self._runtime, cache), self._batch_params(max_tokens, sampling)
-        ends = answers_of(self._runtime, list(made.requests(prompts, params, deadline)))
-        return [Completion(end.text, end.tokens, end.stats, end.thinking) for end in ends]
+        made, (params, hooks) = BatchPrompts(self._runtime, cache), self._sampling(sampling)
+        ends = answers_of(self._runtime, list(made.requests(prompts, params, deadline, hooks)))
+        return [Completion(end.text, end.tokens, end.stats, end.thinking, logprobs=end.logprobs) for end in ends]
 
-    @public(*SAMPLING, prompts=_several, cache=_cache, deadline=optional(_seconds))
+    @public(*SAMPLING, *HOOKS, prompts=_several, cache=_cache, deadline=optional(_seconds))
     def stream_batch(
         self,
         prompts: Iterable[Prompt],
         *,
         cache: PromptCache | CacheConfig | None = None,
-        max_tokens: int | None = None,
         deadline: float | None = None,
-        **sampling: Any,
-    ) -> Iterator[BatchEvent]:
+        **sampling: Unpack[Sampling],
+    ) -> Generator[BatchEvent]:
         """Answer many prompts, as an iterator of events, each with the index of its prompt.
 
         Arguments and errors are those of `generate_batch`, but a prompt that cannot be answered ends with a
         RequestFailed, and the others go on. Closing the iterator stops all of them.
         """
-        made, params = BatchPrompts(self._runtime, cache), self._batch_params(max_tokens, sampling)
+        made, (params, hooks) = BatchPrompts(self._runtime, cache), self._sampling(sampling)
 
         def events() -> Generator[BatchEvent]:
-            for i, event in events_of(self._runtime, made.requests(prompts, params, deadline)):
+            for i, event in events_of(self._runtime, made.requests(prompts, params, deadline, hooks)):
                 yield BatchEvent(int(i), event)
 
-        return Owned(self._owner, events())
+        return self._stream(events())
+
+    @public(text=text, cache=_cache)
+    def score(self, text: str, *, cache: PromptCache | CacheConfig | None = None) -> Score:
+        """How probable `text` is as raw text, without the chat template; its first token only counts after others: a
+        BOS token, or those of `cache`.
+
+        Args:
+            text: the text; control tokens that it spells are control tokens.
+            cache: a PromptCache that it continues, which is not changed, or how to bound a new one. Where `text` begins
+                with all of the text it holds, only the rest is scored.
+
+        Raises:
+            PromptError: there is nothing to score.
+            MismatchError, CacheError, OutOfMemoryError: as for `generate`.
+        """
+        return self._scores([text], cache)[0]
+
+    @public(options=check_options, cache=_cache, normalize=check_normalize)
+    def choose(
+        self,
+        options: Iterable[str],
+        *,
+        cache: PromptCache | CacheConfig | None = None,
+        normalize: Normalize = "none",
+    ) -> Choice:
+        """The most probable of several texts, each scored as by `score`; a beginning that they share is computed once.
+
+        Args:
+            options: the texts, with the space that they begin with after other text.
+            cache: what they continue, as for `score`.
+            normalize: longer texts are less probable. "tokens" compares the mean log-probabilities of their tokens,
+                "characters" those of their characters, "none" the probabilities themselves.
+
+        Raises:
+            ConfigError: there are no options, or one is empty.
+            PromptError, MismatchError, CacheError, OutOfMemoryError: as for `score`.
+        """
+        texts = list(options)
+        return most_probable(texts, self._scores(texts, cache), normalize)
+
+    def _scores(self, texts: list[str], cache: PromptCache | CacheConfig | None) -> list[Score]:
+        if isinstance(cache, PromptCache):
+            self._runtime.check_cache(cache)
+        held = cache if isinstance(cache, PromptCache) else self.make_cache(cache)
+        prompts = self._runtime.prompts
+        ids = [RawPrompt.after(held.log, well_formed(text), prompts).ids for text in texts]
+        return Scorer(self.runner, held).scores(ids)
 
     def batch_prompts(self, cache: PromptCache | CacheConfig | None, think: bool | None) -> BatchPrompts:
         """Requests with sampling of their own, for the command line."""
         return BatchPrompts(self._runtime, cache, think)
 
-    def _batch_params(self, max_tokens: int | None, sampling: dict[str, Any]) -> SamplingParams:
-        most = _GENERATE_TOKENS if max_tokens is None else max_tokens
-        return SamplingParams.for_model(self.loaded.generation, max_tokens=most, **sampling)
+    def scheduler(self, **options: Any) -> Scheduler:
+        """A scheduler of requests on this model, for the thread that serves many callers; `options` are its own."""
+        return Scheduler(self._runtime.runner, self.tokenizer, self._runtime.budget, **options)
+
+    def _stream(self, events: Generator[_Event]) -> Generator[_Event]:
+        """`events` for this thread only, closed with the model."""
+        stream = Owned(self._owner, events)
+        self._runtime.streams.add(stream)
+        return stream
+
+    def _sampling(self, sampling: Sampling) -> tuple[SamplingParams, Hooks]:
+        """What the keywords of a method outside a chat say, whose replies are shorter by default."""
+        given = {"max_tokens": _GENERATE_TOKENS, **_given(sampling)}
+        hooks = self._runtime.take_hooks(given)
+        params = SamplingParams.for_model(self.loaded.generation, **given)
+        self._runtime.check_sampling(params)
+        return params, hooks
+
+    @overload
+    def prefill(
+        self,
+        prompt: str,
+        cache: CacheConfig | None = None,
+        *,
+        system: str | None = None,
+        chat: bool | None = None,
+        progress: Callable[[int, int], object] | None = None,
+        save_to: str | os.PathLike[str] | None = None,
+    ) -> PromptCache: ...
+
+    @overload
+    def prefill(
+        self,
+        prompt: PromptIds,
+        cache: CacheConfig | None = None,
+        *,
+        progress: Callable[[int, int], object] | None = None,
+        save_to: str | os.PathLike[str] | None = None,
+    ) -> PromptCache: ...
 
     @public(
         cache=_CONFIG, system=optional(text), chat=optional(arguments.flag), progress=optional(arguments.function),
@@ -264,7 +364,7 @@ class Model:
     )  # fmt: skip
     def prefill(
         self,
-        prompt: str | Sequence[int],
+        prompt: str | PromptIds,
         cache: CacheConfig | None = None,
         *,
         system: str | None = None,
@@ -293,6 +393,25 @@ class Model:
             OutOfMemoryError: the cache or the prefill would not fit; nothing was allocated.
             StoreError: see `save_to`.
         """
+        steps = self.prefill_steps(prompt, cache, system=system, chat=chat, save_to=save_to)
+        while True:
+            try:
+                done = next(steps)
+            except StopIteration as end:
+                return end.value
+            if progress is not None:
+                progress(*done)
+
+    def prefill_steps(
+        self,
+        prompt: str | PromptIds,
+        cache: CacheConfig | None = None,
+        *,
+        system: str | None = None,
+        chat: bool | None = None,
+        save_to: str | os.PathLike[str] | None = None,
+    ) -> Generator[tuple[int, int], None, PromptCache]:
+        """`prefill` a chunk at a time; yields the number of tokens prefilled so far, and of all."""
         as_chat = system is not None if chat is None else chat
         runtime = self._runtime
         prompts = runtime.prompts.at(began := clock.now())
@@ -307,7 +426,7 @@ class Model:
             if as_chat:
                 raise ConfigError("Token ids cannot begin a chat: its template needs text; give text, or no `system`.")
             ids = arguments.token_ids("prompt", prompt)
-            state = PromptState("", TokenIds(check_ids(ids, getattr(self.loaded.model, "args", None))))
+            state = PromptState("", TokenIds(check_ids(ids, runtime.model_args)))
         held = runtime.new_cache(cache or CacheConfig(), prompts, system) if as_chat else self.make_cache(cache, system)
         if save_to is not None:
             runtime.check_space(Path(save_to), held, len(state.ids))
@@ -315,42 +434,40 @@ class Model:
             held.prompt = PromptText(system, str(prompt), state.text, len(state.ids), began.isoformat())
         runtime.borrower.borrow(held, state.ids)
         borrowed = held.offset
-        if borrowed and progress is not None:
-            progress(borrowed, len(state.ids))
+        if borrowed:
+            yield borrowed, len(state.ids)
         prefixes = [prompts.num_system_tokens(system), len(state.ids)] if as_chat else [len(state.ids)]
         for done in self.runner.prefill(held, state.ids[borrowed:], prefixes=prefixes):
-            if progress is not None:
-                progress(borrowed + done, len(state.ids))
+            yield borrowed + done, len(state.ids)
         return held
 
     def _completions(
         self,
-        prompt: str,
+        prompt: str | PromptIds,
         cache: PromptCache | CacheConfig | None,
-        max_tokens: int | None,
-        sampling: dict[str, Any],
+        sampling: Sampling,
         n: int = 1,
     ) -> Callable[[], Iterator[Generation]]:
         """Check the arguments now; generations are made when they begin, since the cache may hold more by then."""
-        if not prompt:
-            raise PromptError("The prompt is empty; write something first.")
-        prompt, started = well_formed(prompt), time.perf_counter()
-        params = SamplingParams.for_model(
-            self.loaded.generation, max_tokens=_GENERATE_TOKENS if max_tokens is None else max_tokens, **sampling
-        )
+        given, started = checked_prompt(prompt, self._runtime.model_args), time.perf_counter()
+        params, hooks = self._sampling(sampling)
         if isinstance(cache, PromptCache):
             self._runtime.check_cache(cache)
 
         def generations() -> Iterator[Generation]:
-            prompts, held = self._runtime.prompts, cache
-            if isinstance(held, PromptCache):
-                ids = prompts.continuation(held.log, prompt)
-            else:
-                ids, held = prompts.encode_raw(prompt), self.make_cache(held)
-            parts, keeps_reply = (self.runner, self.tokenizer, held, ids), n == 1 and held is cache
-            yield Generation(*parts, params, started=started, keeps_reply=keeps_reply, keeps_prompt=n > 1)
-            for i in range(1, n):
-                yield Generation(*parts, params.for_sample(i), keeps_prompt=True)
+            held = cache if isinstance(cache, PromptCache) else self.make_cache(cache)
+            raw = RawPrompt.after(held.log, given, self._runtime.prompts)
+            parts = (self.runner, self.tokenizer, held, raw.ids)
+            for i in range(n):
+                yield Generation(
+                    *parts,
+                    params.for_sample(i),
+                    started=None if i else started,
+                    keeps_reply=n == 1 and held is cache,
+                    keeps_prompt=n > 1,
+                    hooks=hooks,
+                    continued=raw.continued,
+                )
 
         return generations
 
@@ -364,9 +481,11 @@ class Model:
         system: str | None = None,
         cache: CacheConfig | PromptCache | None = None,
         *,
+        messages: Sequence[Mapping[str, Any] | Message] | None = None,
+        tools: Sequence[Callable[..., Any] | Mapping[str, Any] | Tool] | None = None,
         autosave: bool = False,
         think: bool | None = None,
-        **sampling: Any,
+        **sampling: Unpack[Sampling],
     ) -> Chat:
         """Begin a chat.
 
@@ -374,20 +493,49 @@ class Model:
             system: the system prompt.
             cache: how to bound it, or a PromptCache to begin with (it is changed: pass `pc.fork()` to keep it), which
                 `prefill` made with a system prompt or `chat=True`, or `import_mlx_lm`.
+            messages: what the chat begins with: ``{"role": "user", "content": "..."}``, with the roles system (first),
+                user, assistant and tool, as OpenAI's clients write them; or `Chat.messages`. `Chat.ask` without a text
+                answers them.
+            tools: functions, described by their signature and docstring, or JSON schemas, which the model may call.
             autosave: make it a session at its first turn; otherwise only `Chat.save` does.
             think: whether the model should reason before it answers, if its template has a switch for that; None leaves
                 it to the model.
             sampling: SamplingParams fields for all turns, e.g. ``max_tokens=400``; the model's own if left out.
 
         Raises:
-            ConfigError: both a system prompt and a PromptCache, or a PromptCache that holds raw text.
+            ConfigError: both a system prompt and a PromptCache, or a PromptCache that holds raw text; or tools that
+                cannot be described, or that this model's chat template does not take.
             MismatchError: the PromptCache was made with another model.
+            PromptError: a message is invalid; it is named by its number. ModelError: the chat template refuses it.
         """
         params = SamplingParams.for_model(self.loaded.generation, **sampling)
-        return Chat(self._runtime, system=system, cache=cache, params=params, autosave=autosave, think=think)
+        self._runtime.check_sampling(params)
+        own, turns = checked(() if messages is None else messages)
+        if own is not None and (system is not None or isinstance(cache, PromptCache)):
+            raise ConfigError("The messages begin with a system prompt, and there is another one; leave one out.")
+        known = checked_tools(tools)
+        chat = Chat(
+            self._runtime,
+            system=system if own is None else own,
+            cache=cache,
+            params=params,
+            autosave=autosave,
+            think=think,
+            tools=known,
+        )
+        chat.begin_with(turns, int(own is not None))
+        return chat
 
     @public(*SAMPLING, session=arguments.label, cache=_CONFIG, fork=arguments.flag)
-    def resume(self, session: str, *, cache: CacheConfig | None = None, fork: bool = False, **sampling: Any) -> Chat:
+    def resume(
+        self,
+        session: str,
+        *,
+        cache: CacheConfig | None = None,
+        fork: bool = False,
+        tools: Sequence[Callable[..., Any] | Mapping[str, Any] | Tool] | None = None,
+        **sampling: Unpack[Sampling],
+    ) -> Chat:
         """Resume a session; rows that are on disk are restored and not prefilled again.
 
         A session that another process has open is read-only: `Chat.read_only` says who, and `Chat.fork` continues it.
@@ -397,29 +545,44 @@ class Model:
             session: its title, its id, or a unique prefix of either.
             cache: another bound than the session had (its rows are then prefilled again).
             fork: leave the session unchanged and continue in a fork.
+            tools: as for `chat`; None: the session's own, as JSON schemas. Give its functions again to call them; other
+                tools change the beginning of the prompt, so that all is prefilled again.
             sampling: SamplingParams fields instead of those the session had.
 
         Raises:
             SessionNotFoundError: no session matches, or several do.
             CorruptError: the turns are damaged.
         """
-        return self.reopen(self.store.sessions.find(session), cache=cache, fork=fork, **sampling)
+        return self.reopen(self.store.sessions.find(session), cache=cache, fork=fork, tools=tools, **sampling)
 
     @public(*SAMPLING, session_id=arguments.label, cache=_CONFIG, fork=arguments.flag)
-    def reopen(self, session_id: str, *, cache: CacheConfig | None = None, fork: bool = False, **sampling: Any) -> Chat:
+    def reopen(
+        self,
+        session_id: str,
+        *,
+        cache: CacheConfig | None = None,
+        fork: bool = False,
+        tools: Sequence[Callable[..., Any] | Mapping[str, Any] | Tool] | None = None,
+        **sampling: Unpack[Sampling],
+    ) -> Chat:
         """`resume` by the full id only, which no title can be mistaken for."""
-        store = self.store
+        store, known = self.store, checked_tools(tools)
         if fork and not store.read_only:
             session_id = store.fork(session_id)
         record = store.load(session_id)
         began = clock.from_text(record.clock) or clock.from_seconds(record.created)
+        if tools is None:
+            known = self._runtime.saved_tools(record.params.get("tools"))
         config = self._resumed_config(record, cache, began)
         saved_params = SamplingParams.saved(dict(record.params.get("sampling") or {}))
-        params = replace(saved_params, **{k: v for k, v in sampling.items() if v is not None})
+        if "sampling" not in record.params:  # a chat of another program
+            saved_params = SamplingParams.for_model(self.loaded.generation)
+        params = replace(saved_params, **_given(sampling))
         think = saved if isinstance(saved := record.params.get("think"), bool) else None
         chat = Chat(
-            self._runtime, system=record.system, cache=config, params=params, autosave=True, think=think, began=began
-        )
+            self._runtime, system=record.system, cache=config, params=params, autosave=True, think=think, began=began,
+            tools=known,
+        )  # fmt: skip
         chat.load(record)
         store.enforce_limit()  # once the chat's lock is held, so that its own rows stay
         return chat
@@ -495,8 +658,23 @@ class Model:
 
     @public(text=text)
     def num_tokens(self, text: str) -> int:
-        """The number of tokens of `text` in a message."""
+        """The number of tokens of `text` in a message, without what the chat template adds; see `count`."""
         return len(self._runtime.prompts.encode_text(well_formed(text)))
+
+    @public()
+    def count(self, prompt: Prompt) -> int:
+        """The number of tokens that `prompt` has as a prompt.
+
+        Args:
+            prompt: text or token ids, as `generate` takes them, a BOS token included; or a list of messages, as
+                `generate_batch` takes it: what the chat template renders, up to where the reply begins. Messages may
+                also end with a reply.
+
+        Raises:
+            PromptError: it is empty, an id is not of this model, or a message has no role or text.
+            ModelError: the chat template refuses the messages.
+        """
+        return num_tokens_of(self._runtime, prompt)
 
     # -- parts -------------------------------------------------------------------------------------------------------
 
@@ -524,16 +702,38 @@ class Model:
         """Whether messages are rendered by a template; without one they are passed as raw text."""
         return self._runtime.prompts.has_template
 
+    @property
+    def can_call_tools(self) -> bool:
+        """Whether `chat` takes `tools`: the template has a place for them, and mlx-lm a parser of their calls."""
+        return self._runtime.prompts.can_call_tools
+
     @public()
-    def close(self) -> None:
-        """Close the session store, if it was opened, and stop keeping the model's memory wired."""
-        self._runtime.wired.close()
-        self._runtime.close_store()
+    def close(self) -> str | None:
+        """Close it: replies end, its chats are saved and their sessions unlocked, and memory is freed: the weights, and
+        the caches of chats. Whatever was taken from it, such as `loaded.model`, is of no use afterwards.
+
+        A PromptCache that the caller refers to keeps its rows; save it before.
+
+        Returns:
+            One sentence if something could not be saved.
+        """
+        return self._runtime.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = f"{bytes_text(self.loaded.weight_bytes)} of weights" if self._runtime.is_open else "closed"
+        return f"<Model {shown(self.name)} {state}>"
 
 
 @public(
     name=arguments.model_name, folders=optional(instance(Folders)), limited=arguments.flag,
     progress=optional(arguments.function), cancel=optional(instance(threading.Event)), draft=_draft,
+    adapter_path=optional(arguments.model_name),
 )  # fmt: skip
 def load(
     name: str | os.PathLike[str] = "tutor",
@@ -544,6 +744,7 @@ def load(
     cancel: threading.Event | None = None,
     hub: Hub | None = None,
     draft: bool | str | os.PathLike[str] = True,
+    adapter_path: str | os.PathLike[str] | None = None,
 ) -> Model:
     """Load a model: a built-in name, a local folder, or a Hugging Face repository id (`org/name[@revision]`).
 
@@ -560,13 +761,15 @@ def load(
         draft: draft the next tokens where they occurred before, and verify them in one call, where that is faster; the
             text is the same as with False. A name, a repository id or a folder: that smaller model with the same
             tokenizer drafts, too.
+        adapter_path: a LoRA adapter for the model, as `mlx_lm.lora` makes them: its folder or a repository id.
 
     Raises:
         ModelError: and its kinds; one sentence each. MismatchError: the draft model has another tokenizer.
         OutOfMemoryError: it would not fit.
     """
     device = None if limited else replace(current_device(), memory_limit=1 << 62)
-    loaded = load_model(os.fspath(name), device=device, progress=progress, cancel=cancel, hub=hub)
+    adapter = None if adapter_path is None else os.fspath(adapter_path)
+    loaded = load_model(os.fspath(name), device=device, progress=progress, cancel=cancel, hub=hub, adapter=adapter)
     if isinstance(draft, bool):
         return Model(loaded, folders, limited=limited, draft=draft)
     device = device or current_device()

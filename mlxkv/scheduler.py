@@ -1,9 +1,9 @@
 """Scheduler: many requests on the MLX thread, as many at once as memory allows.
 
-Requests that mlx-lm's batch caches can hold decode together, the others in turns, a token of each; a prompt is
-prefilled in chunks, and between two of them the others get a token. Knows no chat, no text and no disk: a request has
-token ids, and its events go to a sink. `step` does a piece of the work; `cancel` may be called from any thread, all
-else from the MLX thread.
+Requests that mlx-lm's batch caches can hold decode together, the others in turns, a token of each; prompts are
+prefilled in chunks, several in one call where they start together, and between two of them the others get a token.
+Knows no chat, no text and no disk: a request has token ids, and its events go to a sink. `step` does a piece of the
+work; `cancel` may be called from any thread, all else from the MLX thread.
 """
 
 from __future__ import annotations
@@ -25,7 +25,10 @@ from mlxkv.events import FinishReason, ReplyFinished, RequestFailed, TurnEvent, 
 from mlxkv.inference.batch import Batch, RowCache, RowRunner, beginning, can_begin, row_bytes, rows_of
 from mlxkv.inference.batch_check import model_error, refusal
 from mlxkv.inference.generation import Generation
+from mlxkv.inference.hooks import Hooks
+from mlxkv.inference.joint_prefill import JointPrefill
 from mlxkv.inference.reply_parser import ReplyText
+from mlxkv.inference.row_return import take_rows
 from mlxkv.inference.runner import ModelRunner
 from mlxkv.inference.sampling import SamplingParams, random_state, set_random_state
 from mlxkv.memory import CHUNKS, Budget
@@ -37,6 +40,8 @@ MAX_TURNS = 4  # requests that take turns, each with a whole window
 MAX_WAITING = 256
 _GATHER = 2048  # tokens that may be prefilled before a batch begins to decode, so that its prompts decode together
 _LEAST_SHARED = 64  # tokens of the last prompt that are worth copying
+_NEAR = 16  # tokens that are prefilled again for prompts to start together
+_LEAST_OF_EACH = 32  # tokens of each prompt in a call for all: with fewer, they do not gain
 _COPIES = 2  # of a batch's rows: a row that joins or ends copies them
 
 Sink = Callable[[TurnEvent | RequestFailed], object]
@@ -52,6 +57,10 @@ class Request:
         cache: begins with a part of the prompt, or is empty; says how rows are kept. It is not changed.
         deadline: seconds from `submit`; then the reply ends with what it has.
         reader: makes the parser of the reply; None takes everything as text that continues the prompt.
+        keeps_cache: change `cache`, which no other request may have: at the end it holds the prompt and the reply,
+            except where mlx-lm's batch has evicted rows or has other layers than keys and values.
+        hooks: functions of the caller's, and a schema.
+        continued: see TurnStats.
     """
 
     id: int | str
@@ -60,9 +69,12 @@ class Request:
     cache: PromptCache
     deadline: float | None = None
     reader: Callable[[], ReplyText] | None = None
+    hooks: Hooks = field(default_factory=Hooks)
+    keeps_cache: bool = False
+    continued: bool = False
 
 
-@dataclass
+@dataclass(eq=False)
 class _Task:
     """A request from `submit` to its last event."""
 
@@ -89,6 +101,18 @@ class _Task:
     @property
     def is_prefilling(self) -> bool:
         return self.runner is not None and self.runner.row is None
+
+
+@dataclass(frozen=True)
+class _Start:
+    """Where the prefill of a prompt starts: after a prefix of so many tokens of the last prompt, or of its cache."""
+
+    num_tokens: int
+    is_last: bool
+
+    def is_near(self, other: _Start) -> bool:
+        """Whether prompts that share a beginning start so close that they may start together."""
+        return abs(self.num_tokens - other.num_tokens) <= _NEAR
 
 
 class Scheduler:
@@ -147,7 +171,8 @@ class Scheduler:
         """Do a piece of the work: a prefill chunk, and a token for each reply; False when nothing is left to do."""
         try:
             self._begin_waiting()
-            for task in [task for task in self._running if task.is_prefilling]:  # at most one
+            prefilling = [task for task in self._running if task.is_prefilling]
+            for task in sorted(prefilling, key=lambda task: not task.is_stopped):  # those leave before the next call
                 self._advance(task)
                 if not task.is_prefilling:
                     self._num_gathered += len(task.request.ids)
@@ -178,10 +203,12 @@ class Scheduler:
     # -- one request ---------------------------------------------------------------------------------------------------
 
     def _begin_waiting(self) -> None:
-        """Begin those that are next in line and fit. One row at a time prefills: the next may share its prompt."""
+        """Begin those that are next in line and fit. No row begins while others prefill: it may share their prompt."""
         if not self._running:
             self._others_bytes = mx.get_active_memory()
         for task in list(self._waiting):
+            if task not in self._waiting:  # it began with another
+                continue
             if task.is_stopped:
                 self._waiting.remove(task)
                 self._send_finished(task, TurnFinished(FinishReason.STOPPED, "", self._empty_stats(task)))
@@ -193,8 +220,52 @@ class Scheduler:
                 continue  # others may begin meanwhile
             if self._running and not self._fits(task):
                 return
-            self._waiting.remove(task)
-            self._begin(task)
+            if task.refusal is None:
+                self._begin_rows(task, most - len(same))
+            else:
+                self._waiting.remove(task)
+                self._begin(task, _own_cache(task.request))
+
+    def _begin_rows(self, task: _Task, most: int) -> None:
+        """Begin a row, and up to `most` in all whose prompts can be prefilled in the same calls."""
+        tasks, start = self._companions(task, most)
+        joint: JointPrefill | None = None
+        for each in tasks:
+            self._waiting.remove(each)
+            rows = self._rows_at(each.request, start)
+            joint = joint or JointPrefill(self._runner.model, rows.offset, self._runner.chunk_size)
+            if (runner := self._begin(each, rows)) and len(tasks) > 1 and rows.offset == joint.start:
+                runner.join(joint, rows)
+
+    def _companions(self, first: _Task, most: int) -> tuple[list[_Task], _Start]:
+        """The tasks to prefill with the first one, and where all of them start.
+
+        Prompts that share more than that are prefilled one after the other, since sharing saves more.
+        """
+        start, tasks = self._start(first.request), [first]
+        most = min(most, self._runner.chunk_size.at(start.num_tokens) // _LEAST_OF_EACH)
+        for task in list(self._waiting):
+            if len(tasks) >= most:
+                break
+            if task is first or task.is_stopped:
+                continue
+            self._decide(task, is_alone=False)
+            if task.refusal is not None or not _begin_alike(first.request.cache, task.request.cache):
+                continue
+            own = self._start(task.request)
+            both = replace(start, num_tokens=min(start.num_tokens, own.num_tokens))
+            if own.is_last != start.is_last or not (own == start or (start.is_last and start.is_near(own))):
+                continue
+            ids = task.request.ids
+            shared = max(common_prefix(other.request.ids, ids) for other in tasks)
+            shortest = min(len(ids), *(len(other.request.ids) for other in tasks))
+            if shared >= both.num_tokens + _LEAST_SHARED or shortest - 1 <= both.num_tokens:
+                continue
+            if not self._fits(task, beside=tasks):
+                break
+            tasks.append(task)
+            start = both
+        return tasks, start
 
     def _decide(self, task: _Task, is_alone: bool) -> None:
         """Decide, once, whether it is to be a row of the batch, and what memory it needs."""
@@ -202,6 +273,8 @@ class Scheduler:
         num_tokens, max_tokens = len(request.ids), request.params.max_tokens
         if not task.need:
             why = "nothing else ran" if is_alone else None
+            if request.hooks.sampler is not None and request.params.seed is not None:
+                why = "its sampler is a function, which takes its random numbers from one seed"
             task.refusal = why or refusal(plan, request.cache.layers, num_tokens, max_tokens, self._model_error)
             rows = _COPIES * row_bytes(self._budget, plan, num_tokens + max_tokens)
             task.need = rows if task.refusal is None else self._budget.cache_bytes(plan)
@@ -215,22 +288,23 @@ class Scheduler:
     def _model_error(self) -> str | None:
         return model_error(self._runner.model)
 
-    def _fits(self, task: _Task) -> bool:
-        """Whether it fits beside all that runs, by the predicted peak."""
+    def _fits(self, task: _Task, beside: Sequence[_Task] = ()) -> bool:
+        """Whether it fits beside all that runs and those, by the predicted peak."""
         limit = self._budget.limit
-        return not limit or self._others_bytes + sum(other.need for other in self._running) + task.need <= limit
+        need = sum(other.need for other in (*self._running, *beside, task))
+        return not limit or self._others_bytes + need <= limit
 
-    def _begin(self, task: _Task) -> None:
+    def _begin(self, task: _Task, cache: PromptCache) -> RowRunner | None:
+        """Begin one; the runner of a row, None if there is none, or if it failed at once."""
         request = task.request
         try:
             if task.refusal is None:
-                cache: PromptCache = self._rows_for(request)
                 task.runner = RowRunner(self._runner, self._batch, request.ids, request.params)
                 task.runner.when_prefilled = lambda rows: self._remember(request, rows)
-            else:
-                cache = request.cache.fork()
+                if request.keeps_cache:
+                    task.runner.when_ended = lambda new, rows: take_rows(request.cache, (*request.ids, *new), rows)
             task.generation = Generation(
-                task.runner or self._runner,  # type: ignore[arg-type]  # it has those methods that are used
+                task.runner or self._runner,
                 self._tokenizer,
                 cache,
                 request.ids,
@@ -238,22 +312,34 @@ class Scheduler:
                 started=task.started,
                 cancelled=lambda: task.is_stopped,
                 reader=request.reader() if request.reader else None,
+                hooks=request.hooks,
+                continued=request.continued,
             )
+            if task.runner is not None:
+                task.runner.make_draws = task.generation.make_draws
         except MlxkvError as error:
             task.sink(RequestFailed(error))
-            return
+            return None
         task.events = task.generation.events()
         self._running.append(task)
+        return task.runner
 
-    def _rows_for(self, request: Request) -> RowCache:
-        """A cache with the longest prefix of the prompt that the request's cache, or the last prompt, holds."""
+    def _start(self, request: Request) -> _Start:
+        """The longest prefix of the prompt that the request's cache, or the last prompt, holds."""
         cache, ids = request.cache, request.ids
+        held = common_prefix(cache.log, ids)
         if self._last is not None and self._last[0] is cache:
-            _, last_ids, layers = self._last
-            shared = min(common_prefix(last_ids, ids), len(ids) - 1)
-            if shared >= common_prefix(cache.log, ids) + _LEAST_SHARED:
-                return RowCache(cache.plan, self._runner.model, ids[:shared], beginning(layers, shared))
-        return rows_of(cache, self._runner.model, ids)
+            shared = min(common_prefix(self._last[1], ids), len(ids) - 1)
+            if shared >= held + _LEAST_SHARED:
+                return _Start(shared, is_last=True)
+        return _Start(held, is_last=False)
+
+    def _rows_at(self, request: Request, start: _Start) -> RowCache:
+        """A cache with that prefix of the prompt."""
+        cache, model, num_tokens = request.cache, self._runner.model, start.num_tokens
+        if start.is_last and self._last is not None:
+            return RowCache(cache.plan, model, request.ids[:num_tokens], beginning(self._last[2], num_tokens))
+        return rows_of(cache, model, request.ids)
 
     def _remember(self, request: Request, rows: RowCache) -> None:
         """Keep the prompt's rows for the next one; they are shared until they are copied into the batch."""
@@ -281,7 +367,16 @@ class Scheduler:
         is_row = task.runner is not None
         stats = replace(event.stats, finish_reason=reason, batched=is_row, not_batched_why=task.refusal)
         tokens = tuple(task.generation.generated) if task.generation else ()
-        task.sink(ReplyFinished(reason, event.text, stats, event.thinking, tokens=tokens))
+        ended = ReplyFinished(
+            reason,
+            event.text,
+            stats,
+            event.thinking,
+            tool_calls=event.tool_calls,
+            logprobs=event.logprobs,
+            tokens=tokens,
+        )
+        task.sink(ended)
 
     def _empty_stats(self, task: _Task) -> TurnStats:
         return TurnStats(finish_reason=FinishReason.STOPPED, total_s=time.perf_counter() - task.started)
@@ -308,3 +403,13 @@ class Scheduler:
         finally:
             task.random = random_state()
             set_random_state(others)
+
+
+def _own_cache(request: Request) -> PromptCache:
+    """The cache of a request that takes turns."""
+    return request.cache if request.keeps_cache else request.cache.fork()
+
+
+def _begin_alike(a: PromptCache, b: PromptCache) -> bool:
+    """Whether prompts of these caches may be prefilled together: in one, or in two that are empty."""
+    return a is b or (not a.log and not b.log and a.plan == b.plan)

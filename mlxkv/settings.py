@@ -16,6 +16,12 @@ from mlxkv.errors import ConfigError, quoted
 NEXT_REPLY, NEW_CACHE, AT_ONCE, NEXT_START = "the next reply", "a new cache", "at once", "the next start"
 KV_BITS = (8, "8/4", 4)
 """Bits of quantized KV rows that a user can choose, the best first; a pair is keys/values."""
+SAMPLING_SETTINGS = (
+    "temperature", "top_p", "top_k", "min_p", "max_tokens", "seed", "repetition_penalty", "repetition_context_size",
+    "presence_penalty", "presence_context_size", "frequency_penalty", "frequency_context_size", "xtc_probability",
+    "xtc_threshold", "logit_bias",
+)  # fmt: skip
+"""Settings that are fields of SamplingParams."""
 _NONE = ("", "none", "auto")
 _YES_NO = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
 
@@ -38,6 +44,8 @@ class Setting:
     nullable: bool = False
     null: str = "the model's own"  # what "none" means
     holds: str = AT_ONCE
+    form: str = ""  # of text
+    parse: Callable[[str], object] | None = None  # raises ValueError for text that has another form
 
     @property
     def rule(self) -> str:
@@ -45,7 +53,9 @@ class Setting:
         if self.choices:
             rule = ", ".join(map(str, self.choices))
         else:
-            rule = {"bool": "true or false", "int": "a whole number", "float": "a number", "str": "text"}[self.kind]
+            rule = {"bool": "true or false", "int": "a whole number", "float": "a number", "str": self.form or "text"}[
+                self.kind
+            ]
             rule += f" of {self.unit}" if self.unit else ""
         if self.low > -math.inf and not self.choices:
             rule += (
@@ -74,6 +84,8 @@ class Setting:
         if self.kind == "str":
             if not isinstance(value, str):
                 raise ValueError(value)
+            if self.parse is not None:
+                self.parse(value)
             return value
         number = _integer(value) if self.kind == "int" else float(value)
         if (
@@ -93,6 +105,18 @@ class Setting:
         )
 
 
+def bias_of(text: str) -> dict[int, float]:
+    """`logit_bias` as a user types it: ids and numbers. Raises ValueError."""
+    found = {}
+    for pair in text.split(","):
+        token, _, value = pair.partition("=")
+        number = float(value)
+        if not (token.strip().isascii() and token.strip().isdigit() and abs(number) <= 1000):
+            raise ValueError(text)
+        found[int(token)] = number
+    return found
+
+
 def _setting(default: Any, help: str, **rest: Any) -> Any:
     return field(default=default, metadata={"help": help, **rest})
 
@@ -104,6 +128,10 @@ class Settings:
     model: str | None = _setting(
         None, "Model to start with: a built-in name, a folder or org/name.", option="-m, --model",
         null="the last one used", holds=NEXT_START,
+    )  # fmt: skip
+    adapter: str = _setting(
+        "auto", "LoRA adapter of the model: a folder or org/name, none, or auto for that of the chat.",
+        option="--adapter", holds=NEXT_START,
     )  # fmt: skip
     system: str | None = _setting(
         None, "System prompt of new chats.", option="-s, --system", null="no system prompt", holds="new chats"
@@ -129,6 +157,43 @@ class Settings:
     )  # fmt: skip
     seed: int | None = _setting(
         None, "Makes sampling repeatable.", slash="seed", option="--seed", low=0, high=2**64 - 1, null="random",
+        holds=NEXT_REPLY,
+    )  # fmt: skip
+    repetition_penalty: float | None = _setting(
+        None, "Divides the logits of the last tokens if positive, else multiplies them; above 1 avoids repetition.",
+        slash="repetition-penalty", option="--repetition-penalty", low=0, high=100, holds=NEXT_REPLY,
+    )  # fmt: skip
+    repetition_context_size: int | None = _setting(
+        None, "How many are the last tokens of the repetition penalty.", slash="repetition-context-size",
+        option="--repetition-context-size", low=1, high=10_000_000, null="20", holds=NEXT_REPLY,
+    )  # fmt: skip
+    presence_penalty: float | None = _setting(
+        None, "Is subtracted from the logit of each of the last tokens, once.", slash="presence-penalty",
+        option="--presence-penalty", low=-100, high=100, null="off", holds=NEXT_REPLY,
+    )  # fmt: skip
+    presence_context_size: int | None = _setting(
+        None, "How many are the last tokens of the presence penalty.", slash="presence-context-size",
+        option="--presence-context-size", low=1, high=10_000_000, null="20", holds=NEXT_REPLY,
+    )  # fmt: skip
+    frequency_penalty: float | None = _setting(
+        None, "Is subtracted from the logit of each of the last tokens, as often as it is among them.",
+        slash="frequency-penalty", option="--frequency-penalty", low=-100, high=100, null="off", holds=NEXT_REPLY,
+    )  # fmt: skip
+    frequency_context_size: int | None = _setting(
+        None, "How many are the last tokens of the frequency penalty.", slash="frequency-context-size",
+        option="--frequency-context-size", low=1, high=10_000_000, null="20", holds=NEXT_REPLY,
+    )  # fmt: skip
+    xtc_probability: float | None = _setting(
+        None, "How often XTC excludes all likely tokens but the least likely of them; 0 is off.",
+        slash="xtc-probability", option="--xtc-probability", low=0, high=1, null="0", holds=NEXT_REPLY,
+    )  # fmt: skip
+    xtc_threshold: float | None = _setting(
+        None, "Probability from which XTC calls a token likely.", slash="xtc-threshold", option="--xtc-threshold",
+        low=0, high=0.5, null="0.1", holds=NEXT_REPLY,
+    )  # fmt: skip
+    logit_bias: str | None = _setting(
+        None, "Is added to the logits of tokens, from -1000 to 1000 by token id.", slash="logit-bias",
+        option="--logit-bias", parse=bias_of, form="ids and numbers, such as 1234=-5,42=2", null="off",
         holds=NEXT_REPLY,
     )  # fmt: skip
     think: bool | None = _setting(
@@ -202,10 +267,15 @@ class Settings:
         return self.draft and (self.draft_model or True)
 
     @property
+    def adapter_name(self) -> str | None:
+        """The adapter that the user names; None for "auto" and "none"."""
+        return None if self.adapter in ("auto", "none") else self.adapter
+
+    @property
     def sampling(self) -> dict[str, Any]:
         """Sampling parameters; None for those the user did not set."""
-        names = ("temperature", "top_p", "top_k", "min_p", "max_tokens", "seed")
-        return {name: getattr(self, name) for name in names}
+        found = {name: getattr(self, name) for name in SAMPLING_SETTINGS}
+        return found | {"logit_bias": None if self.logit_bias is None else bias_of(self.logit_bias)}
 
 
 @cache

@@ -6,7 +6,10 @@ Pure values and strings: no MLX, no clock, no terminal.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
+
+from mlxkv.inspection import table
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,8 @@ class TurnStats:
         reuse_stopped_why: the reason, or None.
         batched: the reply was generated together with those of other prompts, in one batch.
         not_batched_why: of a prompt of `generate_batch`, why it was not; else None.
+        continued: the text or the token ids were a continuation of what a prompt cache held, whose tokens are part of
+            the prompt. False: they were the whole prompt.
     """
 
     prompt_tokens: int = 0
@@ -70,6 +75,18 @@ class TurnStats:
     reuse_stopped_why: str | None = None
     batched: bool = False
     not_batched_why: str | None = None
+    continued: bool = False
+
+    def __repr__(self) -> str:
+        evicted = self.cached_evicted_tokens
+        parts = [prompt_text(self.prefill_tokens, self.cached_tokens, evicted), plural(self.generated_tokens, "token")]
+        parts += [f"{rate_text(self.decode_tps)} tok/s"] if self.decode_tps > 0 else []
+        parts += [seconds_text(self.total_s), *([str(self.finish_reason)] if self.finish_reason else [])]
+        return f"<TurnStats {', '.join(parts)}>"
+
+    def _repr_markdown_(self) -> str:
+        """A table for a notebook of the figures that are not zero."""
+        return table((f.name, value_text(f.name, v)) for f in fields(self) if (v := getattr(self, f.name)))
 
 
 @dataclass(frozen=True)
@@ -102,6 +119,17 @@ def bytes_text(n: float) -> str:
             value = n / size
             return f"{value:.1f} {unit}" if value < 9.95 else f"{value:.0f} {unit}"
     return f"{n:.0f} B"
+
+
+def value_text(name: str, value: Any) -> str:
+    """A figure with its unit, which its name says."""
+    if isinstance(value, bool | str):
+        return str(value)
+    if "bytes" in name or name == "memory_limit":
+        return bytes_text(value)
+    if name.endswith("_s"):
+        return seconds_text(value)
+    return f"{rate_text(value)} tok/s" if name.endswith("_tps") else f"{value:,}"
 
 
 def plural(count: int, thing: str) -> str:

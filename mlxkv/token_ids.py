@@ -7,7 +7,19 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from typing import overload
+from typing import Any, Protocol, SupportsIndex, overload
+
+
+class IdArray(Protocol):
+    """An array of numpy or MLX with one dimension, shape (tokens,)."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def tolist(self) -> Any: ...
+
+
+PromptIds = Sequence[SupportsIndex] | IdArray  # token ids as a caller may give them
 
 
 class TokenIds(Sequence[int]):

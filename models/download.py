@@ -84,7 +84,7 @@ def plan_download(
         partial_bytes += min(rest.stat().st_size, entry.size) if not is_cached and rest.is_file() else 0
         files.append(replace(entry, is_cached=is_cached))
     _refuse_folders(repo, all_paths)
-    if not any(f.path == "config.json" for f in files):
+    if is_wanted("config.json", allow) and not any(f.path == "config.json" for f in files):
         raise ModelFileError(f"{repo} has no config.json, so mlx-lm cannot load it; use another repository.")
     if WEIGHTS in allow or "*.safetensors" in allow:
         _require_weights(repo, [f.path for f in files], all_paths)

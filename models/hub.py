@@ -7,6 +7,7 @@ Imports huggingface_hub lazily. Any thread may call it.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -83,8 +84,18 @@ def check_hub_settings() -> None:
         ) from error
 
 
-def find_local(hub: Hub, repo: str, revision: str | None = None, *, need_weights: bool = True) -> Path | None:
-    """The snapshot folder of a repository that is complete in the cache, or None; makes no requests."""
+def find_local(
+    hub: Hub,
+    repo: str,
+    revision: str | None = None,
+    *,
+    need_weights: bool = True,
+    needs: Sequence[str] = ("config.json",),
+) -> Path | None:
+    """The snapshot folder of a repository that is complete in the cache, or None; makes no requests.
+
+    `need_weights`: those of a model, and its tokenizer. `needs`: files without which it counts as missing.
+    """
     storage = hub.storage(repo)
     commit = revision or "main"
     ref = storage / "refs" / commit
@@ -97,7 +108,7 @@ def find_local(hub: Hub, repo: str, revision: str | None = None, *, need_weights
     if not is_id(commit):
         return None
     folder = storage / "snapshots" / commit
-    if not (folder / "config.json").is_file():
+    if not all((folder / name).is_file() for name in needs):
         return None
     return folder if not need_weights or is_complete(folder) else None
 

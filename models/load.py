@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from mlxkv.cache.trained_length import trained_length
 from mlxkv.device import Device, check_temporary_folder, current_device
 from mlxkv.errors import ModelError, ModelFileError, escaped, first_line
+from mlxkv.models.adapter import FILES, Adapter, load_adapter
 from mlxkv.models.architecture import (
     check_files,
     model_classes,
@@ -70,15 +71,19 @@ class LoadedModel:
     ends: tuple[EndToken, ...] = ()  # tokens that end a reply
     template: FoundTemplate | None = None
     stamps: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # of the weights files, before they were read
+    adapter: Adapter | None = None
 
     def files_changed(self) -> bool:
         """Whether a weights file has changed since: then its hash does not describe the weights in memory."""
-        return bool(self.stamps) and file_stamps(self.path) != self.stamps
+        return bool(self.stamps) and file_stamps(self.path, self.adapter) != self.stamps
 
 
-def file_stamps(folder: Path) -> dict[str, tuple[int, ...]]:
+def file_stamps(folder: Path, adapter: Adapter | None = None) -> dict[str, tuple[int, ...]]:
     """Device, inode, size, mtime and ctime of each weights file, which change with its content."""
-    infos = {path.name: path.stat() for path in folder.glob("*.safetensors") if path.is_file()}
+    files = {path.name: path for path in folder.glob("*.safetensors")}
+    if adapter is not None:
+        files |= {f"adapter/{name}": adapter.folder / name for name in FILES}
+    infos = {name: path.stat() for name, path in files.items() if path.is_file()}
     return {name: (i.st_dev, i.st_ino, i.st_size, i.st_mtime_ns, i.st_ctime_ns) for name, i in infos.items()}
 
 
@@ -89,10 +94,12 @@ def load_model(
     cancel: threading.Event | None = None,
     hub: Hub | None = None,
     device: Device | None = None,
+    adapter: str | None = None,
 ) -> LoadedModel:
     """Load a built-in model, a folder, or `org/name[@revision]`, downloading what the hub's cache lacks.
 
-    `progress` is called on this thread; its exceptions end the load. `cancel` may be set from any thread.
+    `adapter`: a LoRA adapter for it, see `load_adapter`. `progress` is called on this thread; its exceptions end the
+    load. `cancel` may be set from any thread.
 
     Raises:
         ModelNotFoundError: no such name, folder, repository or revision; or the folder holds no model.
@@ -105,6 +112,9 @@ def load_model(
     device = device or current_device()
     check_temporary_folder(device)
     check_hub_settings()
+    tuned = None
+    if adapter is not None:  # first: it is the smaller download
+        tuned = load_adapter(adapter, hub=hub, progress=_downloading(adapter, progress), cancel=cancel)
     folder = _folder(name, progress, cancel, hub, device)
     start = time.perf_counter()
     given = read_config(folder, name)
@@ -115,17 +125,21 @@ def load_model(
     normalized = normalize_ropes(config, name)
     check_complete(folder, name)
     changed = {key: value for key, value in normalized.items() if key not in given or value is not given[key]}
-    stamps = file_stamps(folder)
-    need, slow = predict_weights(_check_weight_files(folder), device, kv_b_rank(args_class, config))
+    stamps = file_stamps(folder, tuned)
+    headers = _check_weight_files(folder) + ([tuned.header] if tuned is not None and tuned.added_bytes else [])
+    need, slow = predict_weights(headers, device, kv_b_rank(args_class, config))
     check_fits(name, need, device)
-    model, config = _read_weights(folder, name, config, changed, slow)
+    model, config = _read_weights(folder, name, config, changed)
+    if tuned is not None:
+        tuned.apply(model, name)
+    _convert(model, slow)
     weight_bytes = _evaluate(model, name, config, progress, cancel)
     text = load_tokenizer(folder, name, given, generation)
     load_s = time.perf_counter() - start
     length = trained_length(config)
     return LoadedModel(
         name, folder, config, model, text.tokenizer, weight_bytes, load_s, length, generation, text.ends, text.template,
-        stamps,
+        stamps, tuned,
     )  # fmt: skip
 
 
@@ -139,17 +153,18 @@ def _folder(
     source = resolve(name)
     if source.path is not None or source.repo is None:
         return source.path or Path(name)
-    report = (
-        None if progress is None else (lambda done, total: progress(LoadProgress(name, "downloading", done, total)))
-    )
     return ensure(
         source.repo,
         source.revision,
         hub=hub,
-        progress=report,
+        progress=_downloading(name, progress),
         cancel=cancel,
         check=lambda plan: check_fits(name, plan.weight_bytes, device),
     )
+
+
+def _downloading(name: str, progress: Callable[[LoadProgress], None] | None) -> Callable[[int, int], None] | None:
+    return None if progress is None else lambda done, total: progress(LoadProgress(name, "downloading", done, total))
 
 
 def _check_weight_files(folder: Path) -> list[Header]:
@@ -164,10 +179,9 @@ def _check_weight_files(folder: Path) -> list[Header]:
 
 
 def _read_weights(
-    folder: Path, name: str, config: dict[str, Any], changed: dict[str, Any], slow: Collection[str]
+    folder: Path, name: str, config: dict[str, Any], changed: dict[str, Any]
 ) -> tuple[nn.Module, dict[str, Any]]:
     """The model with lazy weights, and mlx-lm's completed config with the `changed` keys."""
-    import mlx.core as mx
     from mlx_lm.utils import load_model as mlx_lm_load_model
 
     with _weights_errors(name, config):
@@ -179,10 +193,16 @@ def _read_weights(
             get_model_classes=lambda config: classes(model_classes(config, name)),  # type: ignore[arg-type]
         )
         forget_names(model)
-        if slow:  # packed weights are integers and unaffected; their 16-bit scales are converted
-            dtypes = {getattr(mx, name) for name in slow}
-            model.set_dtype(mx.float32, lambda dtype: dtype in dtypes)
     return model, config
+
+
+def _convert(model: nn.Module, slow: Collection[str]) -> None:
+    """Convert the `slow` types to float32. Packed weights are integers and unaffected; their scales are converted."""
+    import mlx.core as mx
+
+    dtypes = {getattr(mx, name) for name in slow}
+    if dtypes:
+        model.set_dtype(mx.float32, lambda dtype: dtype in dtypes)
 
 
 def _evaluate(

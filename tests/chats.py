@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from typing import Any
 
 import mlx.core as mx
 
 import mlxkv
+from mlxkv.cache.prompt_cache import PromptCache
 from mlxkv.chat.prompt import PromptFormat
 from mlxkv.events import TurnFinished
 from mlxkv.inference.draws import Draws
@@ -34,7 +35,9 @@ class Scripted(ModelRunner):
 
     script: list[int | BaseException]
 
-    def _draws(self, params: SamplingParams, seen: Sequence[int], num_before: int) -> Draws:
+    def decode(
+        self, cache: PromptCache, last: int, params: SamplingParams, seen: Sequence[int] = (), **more: Any
+    ) -> Generator[int]:
         runner = self
 
         class Told(Draws):
@@ -44,7 +47,8 @@ class Scripted(ModelRunner):
                     raise sampled
                 return mx.array([sampled])
 
-        return Told(params, seen, num_before)
+        more["draws"] = lambda: Told(params, seen, more.get("num_before", 0))
+        return super().decode(cache, last, params, seen, **more)
 
 
 def scripted(model: Model, ids: Sequence[int | BaseException]) -> None:

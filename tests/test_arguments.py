@@ -88,7 +88,15 @@ REFUSED: list[tuple[str, Call, type[MlxkvError], str]] = [
     ("make_cache", lambda o: api.make_cache(o.model), ArgumentError, r"that is `model.loaded.model`"),
     ("make_cache config", lambda o: api.make_cache(o.network, 512), ArgumentError, r"`config` is 512"),
     # generate, stream
-    ("prompt list", lambda o: o.model.generate([1, 2]), ArgumentError, r"`prompt` is \[1, 2\]; .*`Model.prefill`"),
+    ("prompt texts", lambda o: o.model.generate(["a", "b"]), ArgumentError, r"it must be text .*: `generate_batch` ta"),
+    ("prompt messages", lambda o: o.model.stream([{"role": "user"}]), ArgumentError, r"`generate_batch` takes several"),
+    ("prompt ids none", lambda o: o.model.generate(()), PromptError, r"The prompt is empty"),
+    ("prompt id beyond", lambda o: o.model.stream([1, 64]), PromptError, r"Token 1 of the prompt is 64; .* below 64"),
+    ("prompt id float", lambda o: o.model.generate(np.array([1.0])), PromptError, r"Token 0 of the prompt is 1.0"),
+    ("prompt matrix", lambda o: o.model.generate(mx.array([[1]])), ArgumentError, r"text \(str\) or a list of token"),
+    ("count", lambda o: o.model.count(5), ArgumentError, r"`prompt` is 5; it must be text \(str\) or a list of token"),
+    ("count none", lambda o: o.model.count([]), PromptError, r"The prompt is empty"),
+    ("count role", lambda o: o.model.count([{"role": "x", "content": ""}]), PromptError, r"Message 0 is .*`role`"),
     ("prompt None", lambda o: o.model.generate(None), ArgumentError, r"`prompt` is None; it must be text"),
     ("prompt bytes", lambda o: o.model.generate(b"abc"), ArgumentError, r"decode the bytes first"),
     ("prompt missing", lambda o: o.model.generate(), ArgumentError, r"`Model.generate` .*missing.*'prompt'"),
@@ -214,7 +222,7 @@ REFUSED: list[tuple[str, Call, type[MlxkvError], str]] = [
     ("CacheConfig group", lambda o: api.CacheConfig(group_size=64.0), ArgumentError, r"`group_size` is 64.0"),
     ("CacheConfig position", lambda o: api.CacheConfig(positions=5), ConfigError, r"`positions` is 5"),
     ("Sampling keyword", lambda o: api.SamplingParams(topp=1), ArgumentError, r"`SamplingParams` .* `top_p`\?"),
-    ("Sampling many", lambda o: api.SamplingParams(*range(11)), ArgumentError, r"too many positional"),
+    ("Sampling many", lambda o: api.SamplingParams(*range(20)), ArgumentError, r"too many positional"),
 ]  # fmt: skip
 
 
@@ -226,7 +234,7 @@ def test_refused_at_the_call_in_one_sentence(on: Any, call: Call, kind: type[Mlx
     text = str(refused.value)
     assert type(refused.value) is kind
     assert text.isprintable()
-    assert len(text) < 300
+    assert len(text) < 450  # with the names of all parameters
     assert text.endswith((".", "`?"))
 
 
@@ -241,12 +249,29 @@ REFUSED_NUMBERS = [
 ]  # fmt: skip
 ACCEPTED_WHOLE = [1, np.int64(1), np.uint8(1), np.array(1), mx.array(1), mx.array(1, mx.uint32)]
 REFUSED_WHOLE = [*REFUSED_NUMBERS, 0.5, 1.0, np.float32(1), mx.array(1.0), Fraction(1), Decimal(1), -1]
-NUMBERS = ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
-WHOLE = ("top_k", "max_tokens", "seed")
+NUMBERS = (
+    "temperature",
+    "top_p",
+    "min_p",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "xtc_probability",
+)
+WHOLE = (
+    "top_k",
+    "max_tokens",
+    "seed",
+    "repetition_context_size",
+    "presence_context_size",
+    "frequency_context_size",
+    "logprobs",
+)
+OTHERS = ("stop", "logit_bias", "xtc_threshold")  # have rows of their own, here and in inference/test_hooks.py
 
 
 def test_every_sampling_parameter_is_in_a_table() -> None:
-    assert {*NUMBERS, *WHOLE, "stop"} == {f.name for f in fields(mlxkv.SamplingParams)}
+    assert {*NUMBERS, *WHOLE, *OTHERS} == {f.name for f in fields(mlxkv.SamplingParams)}
 
 
 @pytest.mark.parametrize("name", [*NUMBERS, *WHOLE])
@@ -347,7 +372,7 @@ INTERNAL = {  # fed with what this library made; no place for a caller's value
     "recover", "make_room", "needs_room", "growth", "mark", "take_back",
     "num_unattended", "layout",
     "begin_restore", "finish_restore", "check_model", "check_log", "in_use", "question", "open_store_for_one_reply",
-    "batch_prompts",
+    "batch_prompts", "add_turn", "begin_with", "close_with_model",
 }  # fmt: skip
 
 

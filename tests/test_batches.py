@@ -94,7 +94,7 @@ BAD: list[tuple[Any, type[Exception], str]] = [
     (["a", "b"], PromptError, r"prompts\[1\]: Token 0 of the prompt is 'a'"),
     (7, ArgumentError, r"prompts\[1\]: `prompt` is 7"),
     (None, ArgumentError, r"prompts\[1\]"),
-    ([{"role": "tool", "content": "x"}], PromptError, r"prompts\[1\]: Message 0 is .* must have a `role`"),
+    ([{"role": "robot", "content": "x"}], PromptError, r"prompts\[1\]: Message 0 is .* must have a `role`"),
     ([{"role": "user"}], PromptError, r"prompts\[1\]: Message 0"),
     ([{"role": "user", "content": "x"}, "y"], PromptError, r"prompts\[1\]: Message 1 is 'y'"),
     ([{"role": "assistant", "content": "x"}], PromptError, r"prompts\[1\]: The last message"),

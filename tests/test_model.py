@@ -33,7 +33,7 @@ def test_generate_equals_stream_and_counts(model: Model) -> None:
     with pytest.raises(ConfigError, match="temperature"):
         model.generate("x", temperature=-1.0)
     with pytest.raises(ConfigError, match="tempo"):
-        model.generate("x", tempo=1)
+        model.generate("x", tempo=1)  # type: ignore[call-overload]
 
 
 @pytest.mark.slow

@@ -125,9 +125,10 @@ def test_each_platform_gets_its_mlx(built: Built) -> None:
 # -- the public names ------------------------------------------------------------------------------------------------
 
 NAMES = [
-    "BatchEvent", "CacheConfig", "Chat", "Completion", "Estimate", "MlxkvError", "Model", "Notice", "PrefillProgress",
-    "PromptCache", "ReplyFinished", "RequestFailed", "SamplingParams", "TextDelta", "TurnEvent", "TurnFinished",
-    "TurnStats", "errors", "estimate", "events", "load", "make_cache",
+    "AsyncChat", "AsyncEvents", "AsyncModel", "AsyncPromptCache", "BatchEvent", "CacheConfig", "Chat", "Choice",
+    "Completion", "Estimate", "MlxkvError", "Model", "Notice", "PrefillProgress", "PromptCache", "ReplyFinished",
+    "RequestFailed", "Sampling", "SamplingParams", "Score", "TextDelta", "TokenLogprobs", "ToolCall", "TurnEvent",
+    "TurnFinished", "TurnStats", "errors", "estimate", "events", "load", "make_cache", "open_async",
 ]  # fmt: skip
 
 METHODS = {
@@ -136,6 +137,8 @@ METHODS = {
         "stream",
         "generate_batch",
         "stream_batch",
+        "score",
+        "choose",
         "prefill",
         "chat",
         "resume",
@@ -145,8 +148,11 @@ METHODS = {
         "close",
     ],
     "Chat": ["send", "cancel", "undo", "retry", "edit", "fork", "save", "close"],
+    "AsyncModel": ["stream", "generate", "generate_batch", "chat", "resume", "prefill", "load_cache", "run", "close"],
+    "AsyncChat": ["ask", "send", "cancel", "undo", "retry", "edit", "fork", "save", "run", "close"],
+    "AsyncPromptCache": ["save", "export_mlx_lm", "fork", "run", "close"],
     "PromptCache": ["save", "export_mlx_lm", "fork", "reuse", "rewind", "nbytes"],
-    "Completion": ["text", "tokens", "stats", "thinking"],
+    "Completion": ["text", "tokens", "stats", "thinking", "tool_calls", "logprobs", "finish_reason"],
 }
 
 

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import numpy as np
 import pytest
 import safetensors
@@ -179,13 +180,23 @@ def test_hostile(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [n for n in HOSTILE if "upper-case name" not in n and "slash" not in n and "65" not in n]
+    "name",
+    [n for n in HOSTILE if n not in ("upper-case name", "name with a slash", "name of 65", "metadata is null")],
 )
 def test_hostile_weights(name: str, tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     path.write_bytes(HOSTILE[name])
     with pytest.raises(ModelFileError):
         check_weights(path)
+
+
+def test_weights_may_have_no_metadata(tmp_path: Path) -> None:
+    path = tmp_path / "adapters.safetensors"
+    mx.save_safetensors(str(path), {"a": mx.zeros((1,))})
+    assert b'"__metadata__":null' in path.read_bytes()
+    assert check_weights(path).metadata == {}
+    with pytest.raises(CorruptError, match="__metadata__"):
+        read_header(path)
 
 
 def test_names_of_weights() -> None:

@@ -70,6 +70,7 @@ def test_prompts_are_gathered_before_the_batch_begins(monkeypatch: pytest.Monkey
     assert scheduler._batch.largest == 8
     assert scheduler._batch._num_steps == 24  # as many as one reply has tokens
     monkeypatch.setattr(scheduler_module, "_GATHER", 10)
+    monkeypatch.setattr(scheduler_module, "_LEAST_OF_EACH", 512)  # each prompt alone
     scheduler = scheduler_of(model)
     submit(scheduler, Sinks(), [random_ids(9, seed=i) for i in range(8)], cache_of(model))
     scheduler.run()

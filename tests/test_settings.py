@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mlxkv.cli.start import own_adapter
 from mlxkv.config import Folders, Settings, load_settings, private_folder, save_setting, unknown_variable, with_setting
 from mlxkv.errors import ConfigError
 from mlxkv.settings import as_markdown, find, schema
@@ -197,11 +198,14 @@ def test_every_variable_that_the_program_names_is_known() -> None:
 
 def test_every_setting_can_come_from_every_source(tmp_path: Path) -> None:
     values: dict[str, Any] = {
+        "adapter": "org/poems",
         "model": "org/name", "system": "Be terse.", "temperature": 0.5, "top_p": 0.9, "top_k": 40, "min_p": 0.05,
         "max_tokens": 7, "seed": 3, "window": 512, "sinks": 8, "kv_bits": 8, "checkpoint_limit": 0.5,
         "disk_limit": 1.5, "theme": "nord", "draft": False, "draft_model": "org/small", "wired": False,
         "prefill_chunk": 64,
-        "plain": True, "mouse": False, "think": True, "joined_emoji": True,
+        "plain": True, "mouse": False, "think": True, "joined_emoji": True, "repetition_penalty": 1.1,
+        "repetition_context_size": 9, "presence_penalty": 0.5, "presence_context_size": 8, "frequency_penalty": -0.5,
+        "frequency_context_size": 7, "xtc_probability": 0.5, "xtc_threshold": 0.2, "logit_bias": "1234=-5,42=2.5",
     }  # fmt: skip
     assert {*values, "keys"} == {f.name for f in fields(Settings)}
     wanted = Settings(**values)
@@ -210,6 +214,21 @@ def test_every_setting_can_come_from_every_source(tmp_path: Path) -> None:
     env = {f"MLXKV_{key.upper()}": str(value) for key, value in values.items()}
     assert load_settings(folders(tmp_path / "empty"), env) == wanted
     assert load_settings(folders(tmp_path / "empty"), {}, values) == wanted
+
+
+def test_an_adapter_belongs_to_the_model_it_is_set_with() -> None:
+    assert [Settings(adapter=text).adapter_name for text in ("auto", "none", "org/poems")] == [None, None, "org/poems"]
+    assert [own_adapter(*flags) for flags in ((None, None), ("a/b", None), (None, "x"), ("a/b", "x"))] == [
+        None, "none", "x", "x"
+    ]  # fmt: skip
+
+
+def test_a_bias_is_ids_and_numbers(tmp_path: Path) -> None:
+    settings = load_settings(folders(tmp_path), flags={"logit_bias": "1234=-5, 42=2.5"})
+    assert settings.sampling["logit_bias"] == {1234: -5.0, 42: 2.5}
+    for wrong in ("1234", "a=1", "1=x", "-1=2", "1=2000", "1=nan"):
+        with pytest.raises(ConfigError, match=r"must be ids and numbers, such as 1234=-5,42=2, or .none.\.$"):
+            load_settings(folders(tmp_path), flags={"logit_bias": wrong})
 
 
 def test_drafting_is_what_load_takes() -> None:

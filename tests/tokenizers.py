@@ -41,6 +41,20 @@ DEFAULTING = (
 )
 # Prints when it is, as Llama 3.2's and gpt-oss's do.
 DATED = "<|im_start|>system\ntoday {{ strftime_now('%Y-%m-%d %H') }}<|im_end|>\n" + CHATML
+# Tells of tools and shows calls, in the way of Qwen's.
+TOOLS = (
+    "{% set ns = namespace(system='') %}{% if messages[0].role == 'system' %}{% set ns.system = messages[0].content %}"
+    "{% endif %}{% if tools or ns.system %}<|im_start|>system\n{{ ns.system }}"
+    "{% for tool in tools or [] %}{{ '\n' }}{{ tool | tojson }}{% endfor %}<|im_end|>\n{% endif %}"
+    "{% for m in messages if m.role != 'system' %}{% if m.role == 'tool' %}"
+    "<|im_start|>user\n<tool_response>\n{{ m.content }}\n</tool_response><|im_end|>\n{% else %}"
+    "<|im_start|>{{ m.role }}\n{{ m.content }}{% for tool_call in m.tool_calls or [] %}"
+    "{% if m.content or not loop.first %}{{ '\n' }}{% endif %}{% set tool_call = tool_call.function %}"
+    '<tool_call>\n{"name": "{{ tool_call.name }}", "arguments": {{ tool_call.arguments | tojson }}}\n</tool_call>'
+    "{% endfor %}<|im_end|>\n{% endif %}{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+CALLS = ("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")
+JSON = '{}[]":_<>/|'
 THINK = ("<think>", "</think>")
 VOCAB = 64
 

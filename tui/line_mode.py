@@ -24,7 +24,7 @@ from mlxkv.tui.state import slash_actions
 from mlxkv.tui.state.blocks import NO_ANSWER, Kind
 from mlxkv.tui.state.chat_state import ChatState
 from mlxkv.tui.state.choices import Listing, PutPrompt, SendAnyway, row_line
-from mlxkv.tui.state.labels import no_answer
+from mlxkv.tui.state.labels import call_lines, no_answer
 from mlxkv.tui.state.reports import context_line
 from mlxkv.tui.state.slash import Run, Unknown, help_rows, parse
 
@@ -237,6 +237,8 @@ class PlainChat:
                 self._end_line()
                 if missing := no_answer(text, thinking, stats, can_be_quiet):
                     self._line(missing)
+                for line in call_lines(event.tool_calls):
+                    self._line(line)
                 self._line(f"({without_signs(stat_line(stats))})")
             case ev.PrefillProgress(done, total) if self._is_time():
                 self._line(f"(prefilled {done:,} of {total:,} tokens)")
@@ -259,9 +261,10 @@ class PlainChat:
     def _show_messages(self, messages: Sequence[ev.Message]) -> None:
         for message in messages:
             text = message.text
-            if message.role != "user":
+            if message.role == "assistant":
                 text = text or no_answer(text, message.thinking, message.stats, message.can_be_quiet)
-            self._line(f"{'User' if message.role == 'user' else 'Assistant'}: {text}")
+                text = "\n".join(filter(None, (text, *call_lines(message.tool_calls))))
+            self._line(f"{message.role.title()}: {text}")
 
     def _show_lines(self) -> None:
         """Write the notices and errors of the state; messages are written as they arrive."""

@@ -56,6 +56,10 @@ class InPlace:
         elif self._steps == _SETTLE + _MEASURED:
             self._compare(mx.get_peak_memory() - self._before)
 
+    def restart(self) -> None:
+        """Others took memory since the last step: measure from the next one on."""
+        self._steps = 0
+
     def _compare(self, taken: int) -> None:
         least, self._steps = int(_SHARE * self.buffer), 0
         if self.one_step_ahead:

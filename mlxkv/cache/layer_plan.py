@@ -22,10 +22,6 @@ from mlxkv.errors import ConfigError
 FULL = ("KVCache", "ConcatenateKVCache")
 """mlx-lm's caches of layers that attend to everything."""
 _BOUNDED = ("ArraysCache", "ChunkedKVCache")  # of constant size, or cut by the model itself
-_COUNT_ROWS = {
-    "afm7": "its last layers take the number of rows for the position of the query",
-    "phi3small": "its sparse attention takes a row's index for the position of the key",
-}
 
 
 @dataclass(frozen=True)
@@ -86,11 +82,6 @@ class LayerPlan:
             if self.key_codec == self.value_codec == PLAIN
             else QuantizedRingKVCache(*ring, self.is_fused)
         )
-
-
-def counts_rows(model: Any) -> str | None:
-    """The reason if this model needs every row in order, since its attention uses a row's index as a position."""
-    return _COUNT_ROWS.get(type(model).__module__.rsplit(".", 1)[-1])
 
 
 def plan_leaf(

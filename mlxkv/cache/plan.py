@@ -17,7 +17,7 @@ import mlx.nn as nn
 from mlxkv.arguments import instance, optional, public, wrong_type
 from mlxkv.cache.config import CacheConfig
 from mlxkv.cache.geometry import Geometry
-from mlxkv.cache.layer_plan import FULL, LayerPlan, counts_rows, pass_through, plan_leaf, quantized, unbounded_in
+from mlxkv.cache.layer_plan import FULL, LayerPlan, pass_through, plan_leaf, quantized, unbounded_in
 from mlxkv.cache.probe import Sinks, leaves
 from mlxkv.cache.ring import RingKVCache
 from mlxkv.cache.trained_length import trained_length
@@ -165,7 +165,7 @@ def plan_cache(
     can_move = learned is None and config.positions == "streaming"  # probing far positions needs rows of the table
     if can_move and geometry.sinks and full:
         sinks = traits.sinks(model, is_loaded=is_loaded)
-    reason = counts_rows(model)
+    reason = traits.counts_rows
     flat = iter(zip(seen, sinks, strict=True))
     asked = {leaf.max_size: leaf.mask_window for leaf in seen if leaf.mask_window}
     plans = []

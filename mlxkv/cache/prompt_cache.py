@@ -42,6 +42,8 @@ from mlxkv.cache.recurrent.state import (
 from mlxkv.cache.recurrent.state_shapes import StateShapes
 from mlxkv.cache.ring import RingKVCache
 from mlxkv.errors import CacheError, MismatchError, PromptError, RewindError
+from mlxkv.inspection import copies, hides, twin
+from mlxkv.stats import bytes_text, plural
 from mlxkv.system.thread_owner import Owner
 from mlxkv.token_ids import TokenIds, TokenLog, common_prefix
 
@@ -74,6 +76,13 @@ class PromptFiles(Protocol):
     def model_id(self) -> str: ...
 
 
+@hides(
+    "prompt", "groups", "checkpoints", "num_moves", "unsaved", "check_model", "in_use", "ring_nbytes", "growth",
+    "largest_buffer", "unallocated_nbytes", "num_unattended", "tokens_to_boundary", "make_room", "needs_room",
+    "num_left", "check_length", "advance", "begin_turn", "checkpoint", "reuse", "num_draftable", "mark", "take_back",
+    "recover", "layout", "begin_restore", "finish_restore",
+)  # fmt: skip
+@copies("write a file with `pc.save(path)`, and read it with `model.load_cache(path)`.", by="fork")
 class PromptCache:
     """The KV caches of all layers of one model. Made by `Model.prefill`, `Model.make_cache` and `Model.load_cache`.
 
@@ -81,7 +90,6 @@ class PromptCache:
         layers: the cache of each layer, for mlx-lm's own loops.
         log: the ids of all tokens fed so far.
         plan: how each layer is cached; `plan.description` says it in words.
-        num_moves: how often `make_room` had something to look at.
     """
 
     def __init__(self, plan: CachePlan, model: Any, files: PromptFiles | None = None) -> None:
@@ -91,13 +99,19 @@ class PromptCache:
         self.prompt: PromptText | None = None  # set and read by the chat; not used here
         self.log = TokenLog()
         self.layers: list[Any] = plan.make(model)
-        self.num_moves = 0
+        self.num_moves = 0  # how often `make_room` had something to look at
         self._model = model
         self._files = files
         self._is_in_use = False
         self._state_shapes = StateShapes(model)
         self._adopt(None)
         self._empty = tuple(None if isinstance(c, RingKVCache) else capture(c) for c in leaves(self.layers))
+
+    def __repr__(self) -> str:
+        bounds = [f"window {self.capacity:,}"] if self.capacity else []
+        bounds += [f"{bits} bits"] if (bits := self.plan.config.named_bits) else []
+        parts = [plural(self.offset, "token"), *bounds, bytes_text(self.nbytes)]
+        return f"<{type(self).__name__} {', '.join(parts)}>"
 
     def _adopt(self, checkpoints: Checkpoints | None) -> None:
         """Set up the groups of `layers`, and their checkpoints: a fork of those given."""
@@ -482,7 +496,7 @@ class PromptCache:
 
     @public()
     def fork(self) -> PromptCache:
-        """An independent copy, which takes no memory until one side is fed.
+        """An independent copy, as by `copy.copy` and `copy.deepcopy`; takes no memory until one side is fed.
 
         Then that side copies the rows in use, into buffers of the next power of two, which grow with the tokens up to
         the window; a window that was full is copied whole. The last cache that holds the old buffers writes into them.
@@ -494,12 +508,12 @@ class PromptCache:
         """
         self.check_log()
         self._room = 0  # its buffers are shared now
-        twin = copy.copy(self)
-        twin._is_in_use = False
-        twin.log = TokenLog(self.log)
-        twin.layers = [copy.deepcopy(layer) for layer in self.layers]
-        twin._adopt(self.checkpoints)
-        return twin
+        fork = twin(self)
+        fork._is_in_use = False
+        fork.log = TokenLog(self.log)
+        fork.layers = [copy.deepcopy(layer) for layer in self.layers]
+        fork._adopt(self.checkpoints)
+        return fork
 
     # -- disk --------------------------------------------------------------------------------------------------------
 

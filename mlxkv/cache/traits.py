@@ -20,6 +20,14 @@ from mlxkv.cache.sink_rotation import rotation_for
 
 _ATTRIBUTE = "_mlxkv_traits"
 
+# By the names of mlx-lm's modules, where only reading the module shows it.
+_UNEQUAL_CALLS = ("phi3small", "plamo3")
+_COUNT_BLOCKS = ("minimax_m3_vl",)
+_COUNT_ROWS = {
+    "afm7": "its last layers take the number of rows for the position of the query",
+    "phi3small": "its sparse attention takes a row's index for the position of the key",
+}
+
 
 @dataclass(frozen=True)
 class LeafTraits:
@@ -40,6 +48,7 @@ class ModelTraits:
     Args:
         leaves: in the order of `probe.leaves`.
         origin: the objects they were found from.
+        module: the name of the model's module in mlx-lm.
         learned: see `probe.learned_positions`.
         state_shapes: see `state_shapes.StateShapes`.
         quantization_errors: errors of quantized rows; see `plan._refusal`.
@@ -48,11 +57,27 @@ class ModelTraits:
 
     leaves: tuple[LeafTraits, ...]
     origin: Sequence[Any]
+    module: str = ""
     learned: int | None = None
     state_shapes: dict[Any, Any] = field(default_factory=dict)
     quantization_errors: dict[Hashable, str | None] = field(default_factory=dict)
     batch_errors: list[str | None] = field(default_factory=list)
     _sinks: dict[bool, tuple[Sinks, ...]] = field(default_factory=dict)
+
+    @property
+    def has_equal_calls(self) -> bool:
+        """Whether calls of one token attend to the same keys as those of several, which drafts need."""
+        return self.module not in _UNEQUAL_CALLS
+
+    @property
+    def counts_blocks(self) -> bool:
+        """Whether its sparse attention counts blocks of rows, which a batch's padding would move."""
+        return self.module in _COUNT_BLOCKS
+
+    @property
+    def counts_rows(self) -> str | None:
+        """The reason if it needs every row in order, since its attention uses a row's index as a position."""
+        return _COUNT_ROWS.get(self.module)
 
     def sinks(self, model: Any, *, is_loaded: bool) -> tuple[Sinks, ...]:
         """How each cache's sinks are moved; found by two decode steps through one layer of each kind.
@@ -96,7 +121,8 @@ def traits_of(model: Any) -> ModelTraits:
         else LeafTraits(name)
         for name, leaf in zip(classes, seen, strict=True)
     )
-    found = ModelTraits(found_leaves, origin, learned_positions(model))
+    module = type(model).__module__.rsplit(".", 1)[-1]
+    found = ModelTraits(found_leaves, origin, module, learned_positions(model))
     with contextlib.suppress(AttributeError, TypeError):  # an object that takes no attribute is observed again
         setattr(model, _ATTRIBUTE, found)
     return found

@@ -8,25 +8,27 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from typing import Any
 
-from mlxkv import arguments
-from mlxkv.arguments import shown
 from mlxkv.cache.config import CacheConfig
 from mlxkv.cache.prompt_cache import PromptCache
 from mlxkv.chat import clock
+from mlxkv.chat.messages import checked, name_refused, template_messages, without_tools
 from mlxkv.chat.prefix import ChatPrefix
-from mlxkv.chat.prompt import Message, PromptState, check_ids, message
+from mlxkv.chat.prompt import PromptState
+from mlxkv.chat.raw_prompt import RawPrompt, checked_prompt
 from mlxkv.chat.runtime import ModelRuntime
-from mlxkv.errors import MlxkvError, PromptError
+from mlxkv.errors import MlxkvError, ModelError, PromptError
 from mlxkv.events import ReplyFinished, RequestFailed, TurnEvent
 from mlxkv.inference.generation import check_size
+from mlxkv.inference.hooks import Hooks
 from mlxkv.inference.sampling import SamplingParams
 from mlxkv.scheduler import Request, Scheduler
-from mlxkv.text.encoding import well_formed
+from mlxkv.store.records import TurnRecord
+from mlxkv.token_ids import PromptIds
 
-Prompt = str | Sequence[int] | Sequence[Mapping[str, str]]
-_ROLES = ("system", "user", "assistant")
+Prompt = str | PromptIds | Sequence[Mapping[str, Any]]
 
 
 class BatchPrompts:
@@ -55,18 +57,28 @@ class BatchPrompts:
             self._config = cache or CacheConfig()
             self._empty(0)
 
+    @property
+    def is_current(self) -> bool:
+        """Whether the chat template, if it prints the time, would print the same now."""
+        return not self._prompts.prints_time or self._prompts.clock == clock.now()
+
     def requests(
-        self, prompts: Iterable[Prompt], params: SamplingParams, deadline: float | None
+        self, prompts: Iterable[Prompt], params: SamplingParams, deadline: float | None, hooks: Hooks
     ) -> Iterator[Request | tuple[int, MlxkvError]]:
         """The request of each prompt, with its index as the id; an error in place of those that are invalid."""
         for i, prompt in enumerate(prompts):
             try:
-                yield self.request(i, prompt, params, deadline)
+                yield self.request(i, prompt, params, deadline, hooks)
             except MlxkvError as error:
                 yield i, error
 
     def request(
-        self, name: int | str, prompt: Prompt, params: SamplingParams, deadline: float | None = None
+        self,
+        name: int | str,
+        prompt: Prompt,
+        params: SamplingParams,
+        deadline: float | None = None,
+        hooks: Hooks | None = None,
     ) -> Request:
         """Make the request of one prompt.
 
@@ -74,16 +86,21 @@ class BatchPrompts:
             PromptError: it is empty, too long, or no prompt. ConfigError: messages cannot follow this prompt cache.
             ModelError: the chat template refuses them.
         """
-        if isinstance(prompt, str):
-            ids, cache, reader = *self._of_text(prompt), None
-        elif _is_messages(prompt):
-            state, cache = self._of_messages(_checked(prompt))
-            ids, reader = state.ids, lambda: self._prompts.reader(state, params.stop)
+        if _is_messages(prompt):
+            state, cache = self._of_messages(*_checked(prompt))
+            ids, continued, reader = state.ids, False, lambda: self._prompts.reader(state, params.stop)
         else:
-            ids, cache, reader = *self._of_ids(prompt), None
+            given, cache = checked_prompt(prompt, self._runtime.model_args), self._held or self._empty(0)
+            raw = RawPrompt.after(cache.log, given, self._prompts)
+            ids, continued, reader = raw.ids, raw.continued, None
         check_size(ids)
         cache.check_length(len(ids))
-        return Request(name, ids, params, cache, deadline, reader)
+        self._runtime.check_sampling(params)
+        return Request(name, ids, params, cache, deadline, reader, hooks or Hooks(), continued=continued)
+
+    def hooks(self, given: dict[str, Any]) -> Hooks:
+        """The hooks among the keywords `given`; see `hooks.take_hooks`."""
+        return self._runtime.take_hooks(given)
 
     def events(
         self, requests: Iterable[Request | tuple[int | str, MlxkvError]]
@@ -91,34 +108,24 @@ class BatchPrompts:
         """`events_of` requests of this model."""
         return events_of(self._runtime, requests)
 
-    def _of_text(self, text: str) -> tuple[Sequence[int], PromptCache]:
-        if not text:
-            raise PromptError("The prompt is empty; write something first.")
-        if self._held is not None:
-            return self._prompts.continuation(self._held.log, well_formed(text)), self._held
-        return self._prompts.encode_raw(well_formed(text)), self._empty(0)
-
-    def _of_ids(self, prompt: Any) -> tuple[Sequence[int], PromptCache]:
-        ids = arguments.token_ids("prompt", prompt)
-        ids = check_ids(ids, getattr(self._runtime.model, "args", None)) if ids else ()
-        held = self._held
-        if held is None or not ids:
-            return ids, self._empty(0) if held is None else held
-        begins_with_all = len(ids) > held.offset and list(ids[: held.offset]) == list(held.log)
-        return ids if begins_with_all else (*held.log, *ids), held
-
-    def _of_messages(self, messages: list[Message]) -> tuple[PromptState, PromptCache]:
-        system = messages[0]["content"] if messages[0]["role"] == "system" else None
+    def _of_messages(self, system: str | None, turns: Sequence[TurnRecord]) -> tuple[PromptState, PromptCache]:
         if self._held is None:
             pinned = self._prompts.num_system_tokens(system) if self._config.sinks == "system" else 0
-            return self._prompts.prompt(messages, PromptState(), self._think), self._empty(pinned)
+            return self._rendered(system, turns, PromptState()), self._empty(pinned)
         if self._prefix is None or system is not None:
             self._prefix = ChatPrefix.of_cache(self._held, system, self._prompts)
             self._prompts = self._prompts.at(self._prefix.began)
         prefix = self._prefix
-        head = [message("system", prefix.system)] if prefix.system else []
-        first = message(messages[0]["role"], prefix.text + messages[0]["content"])
-        return self._prompts.prompt([*head, first, *messages[1:]], prefix.prompt_state, self._think), self._held
+        turns = [replace(turns[0], text=prefix.text + turns[0].text), *turns[1:]]
+        return self._rendered(prefix.system, turns, prefix.prompt_state), self._held
+
+    def _rendered(self, system: str | None, turns: Sequence[TurnRecord], before: PromptState) -> PromptState:
+        prompts = self._prompts
+        messages = template_messages(system, turns if prompts.shows_calls else without_tools(turns))
+        try:
+            return prompts.prompt(messages, before, self._think)
+        except ModelError as error:
+            raise name_refused(prompts, messages, error) from error
 
     def _empty(self, num_pinned: int) -> PromptCache:
         """An empty cache that pins so many tokens."""
@@ -181,27 +188,32 @@ def _of_prompt(index: int | str, error: MlxkvError) -> MlxkvError:
     return error
 
 
+def num_tokens_of(runtime: ModelRuntime, prompt: Prompt) -> int:
+    """The number of tokens of a prompt: text and token ids as they are continued, messages as the template renders
+    them, with the beginning of a reply unless they end with one.
+
+    Raises:
+        PromptError: it is empty or invalid. ModelError: the chat template refuses the messages.
+    """
+    prompts = runtime.prompts.at(clock.now())
+    if _is_messages(prompt):
+        system, turns = checked(prompt)
+        return prompts.num_tokens(template_messages(system, turns if prompts.shows_calls else without_tools(turns)))
+    return len(RawPrompt.after((), checked_prompt(prompt, runtime.model_args), prompts).ids)
+
+
 def _is_messages(prompt: Any) -> bool:
     return isinstance(prompt, list | tuple) and any(isinstance(item, Mapping) for item in prompt)
 
 
-def _checked(messages: Any) -> list[Message]:
-    """Messages for the template.
+def _checked(messages: Any) -> tuple[str | None, tuple[TurnRecord, ...]]:
+    """The system prompt and the messages.
 
     Raises:
-        PromptError: one is not a role and a text, or they do not end with the user's.
+        PromptError: one is invalid, or they do not end with the user's or the result of a tool.
     """
-    found = []
-    for i, item in enumerate(messages):
-        role, text = (item.get("role"), item.get("content")) if isinstance(item, Mapping) else (None, None)
-        if role not in _ROLES or not isinstance(text, str):
-            raise PromptError(
-                f"Message {i} is {shown(item)}; it must have a `role`, which is {', '.join(_ROLES[:-1])} or "
-                f"{_ROLES[-1]}, and a `content`, which is text."
-            )
-        if role == "system" and i:
-            raise PromptError(f"Message {i} is a system prompt; only the first message may be one.")
-        found.append(message(role, well_formed(text)))
-    if found[-1]["role"] != "user" or not found[-1]["content"]:
+    system, turns = checked(messages)
+    last = turns[-1].role if turns else ""
+    if not (last == "tool" or (last == "user" and turns[-1].text)):
         raise PromptError("The last message is not one of the user's, or it is empty; end with what is to be answered.")
-    return found
+    return system, turns

@@ -6,47 +6,56 @@ reply. Going back never destroys: a saved chat continues in a fork. On the MLX t
 
 from __future__ import annotations
 
-import copy
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from datetime import datetime
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
 from mlxkv import arguments
-from mlxkv.arguments import optional, public, text
+from mlxkv.arguments import optional, public, shown, text
+from mlxkv.cache import row_copies
 from mlxkv.cache.config import CacheConfig
 from mlxkv.cache.mlx_lm import ImportedCache
 from mlxkv.cache.prompt_cache import PromptCache
 from mlxkv.chat import clock
-from mlxkv.chat.conversation import Conversation
+from mlxkv.chat.completion import Completion
+from mlxkv.chat.conversation import Conversation, title_of
 from mlxkv.chat.history import History, HistorySnapshot, spans
+from mlxkv.chat.messages import added
 from mlxkv.chat.prefix import ChatPrefix
 from mlxkv.chat.prompt import PromptState
 from mlxkv.chat.reply import ReplyOptions, ReplyRun, make_generation, prefill_chat
 from mlxkv.chat.reply_gate import ReplyGate
 from mlxkv.chat.runtime import ModelRuntime
+from mlxkv.chat.tools import Tool
 from mlxkv.errors import (
     CacheError,
     ConfigError,
     DiskError,
+    ModelError,
     PromptError,
     ReadOnlyError,
     StoreError,
 )
-from mlxkv.events import Branch, Message, Notice, PrefillProgress, Sibling, TurnEvent
+from mlxkv.events import Branch, Message, Notice, PrefillProgress, Sibling, ToolCall, TurnEvent, TurnFinished
+from mlxkv.inference.hooks import HOOKS
 from mlxkv.inference.sampling import SAMPLING, SamplingParams
-from mlxkv.stats import TurnStats
+from mlxkv.inference.sampling_types import Sampling
+from mlxkv.inspection import copies, hides, twin
+from mlxkv.stats import TurnStats, bytes_text, plural
 from mlxkv.store.kv.state_saves import Occasion
 from mlxkv.store.records import Restored, SessionRecord, TurnRecord
 from mlxkv.system.thread_owner import Owner
 from mlxkv.text.encoding import well_formed
 from mlxkv.token_ids import common_prefix
 
-_STARTED = optional(arguments.number)
+_STARTED, _TEXT = optional(arguments.number), optional(text)
 
 
+@hides("abridge", "add_turn", "begin_with", "load", "num_to_read", "close_with_model")
+@copies("make a second one with `chat.fork()`, or save it and continue it elsewhere with `model.resume(id)`.")
 class Chat:
     """A conversation with a model. Made by `Model.chat` and `Model.resume`.
 
@@ -69,6 +78,7 @@ class Chat:
         autosave: bool = False,
         think: bool | None = None,
         began: datetime | None = None,
+        tools: Sequence[Tool] = (),
     ) -> None:
         """`began`: the time that the chat template prints; None: now, or the prompt cache's."""
         self._runtime, self._params, self._autosave = runtime, params or SamplingParams(), autosave
@@ -77,25 +87,79 @@ class Chat:
         self.thinking = think
         self.stats = TurnStats()
         self.restored: Restored | None = None  # the rows restored from disk when the chat was resumed
+        self._notices: list[Notice] = []  # of messages that were added since the last reply
+        self._system_fork: tuple[str, int, str | None] | None = None  # see `_fork_from`
         system = well_formed(system) if system else None
+        prompts = runtime.prompts.with_tools(tools)
+        if tools and isinstance(cache, PromptCache):
+            raise ConfigError("A chat from a prompt cache has no tools: they belong into its prompt; leave one out.")
         if isinstance(cache, PromptCache):
             runtime.check_cache(cache)
             prefix = ChatPrefix.of_cache(cache, system, runtime.prompts)
         else:
             prefix = ChatPrefix(system, began=began or clock.now())
-        self._history = History(Conversation(runtime), prefix, runtime.prompts)
+        self._history = History(Conversation(runtime), prefix, prompts)
         self.cache = cache if isinstance(cache, PromptCache) else self._new_cache(cache or CacheConfig())
+        runtime.chats.add(self)
+
+    def __repr__(self) -> str:
+        facts = plural(self.num_messages, "message"), plural(len(self._conversation.log), "token")
+        title = f" {shown(self.title)}" if self.title else ""
+        return f"<Chat{title} {', '.join([*facts, bytes_text(self.cache.nbytes)])}>"
 
     @property
     def system(self) -> str | None:
-        """The system prompt."""
+        """The system prompt. A new one counts from the next turn on; a saved chat with messages continues in a fork."""
         return self._history.prefix.system
 
     @system.setter
     def system(self, text: str | None) -> None:
-        raise ConfigError(
-            "The system prompt of a chat cannot be changed once it is made; make another with `model.chat(system=...)`."
-        )
+        self._owner.check()
+        new = _TEXT("system", text)
+        new = well_formed(new) if new else None
+        self._gate.check_idle()
+        self._conversation.check_writable()
+        if self._history.prefix.prompt_state.ids:
+            raise ConfigError("The system prompt of a chat from a prompt cache cannot change; prefill another.")
+        if new != self.system:
+            self._change_system(new)
+
+    def _change_system(self, system: str | None) -> None:
+        old, old_cache = self._history, self.cache
+        new, rows = old.with_system(system), None
+        config, geometry = replace(old_cache.plan.resolved, sinks="system"), old_cache.plan.geometry
+        window = geometry.window if geometry is not None else 0
+        pins = [config.geometry(window, history.num_system_tokens) for history in (old, new) if window]
+        if pins and geometry == pins[0] != pins[1]:  # it pins the system prompt
+            rows = row_copies.export(old_cache)
+            self.cache = self._runtime.new_cache(config, new.prompts, system)
+        self._history = new
+        try:
+            if old.conversation.session_id is not None:
+                self._fork_from(old.conversation)
+        except BaseException:
+            self._history, self.cache = old, old_cache
+            raise
+        del old_cache  # before there are buffers of both
+        if rows is not None:
+            row_copies.restore(self.cache, rows)
+
+    def _fork_from(self, old: Conversation) -> None:
+        """Save the chat, whose system prompt has changed, as a fork of its session; one that got no turn since the last
+        change is dropped, and so is an empty session."""
+        left, num_turns, last = str(old.session_id), len(old.turns), self._system_fork
+        is_unused = not num_turns or (last is not None and last[:2] == (left, num_turns))
+        parent = (last[2] if last else None) if is_unused else left
+        self._begin(old.title or None, parent)
+        old.close()
+        if is_unused:
+            self._conversation.unsaved.delete(left)
+        self._system_fork = str(self.session_id), num_turns, parent
+
+    @property
+    def tools(self) -> tuple[Tool, ...]:
+        """The tools that the model may call."""
+        return self._history.prompts.tools
 
     @property
     def num_system_tokens(self) -> int:
@@ -123,10 +187,40 @@ class Chat:
 
     # -- turns -------------------------------------------------------------------------------------------------------
 
-    @public(*SAMPLING, text=text, started=_STARTED, whole=arguments.flag)
+    @public(*SAMPLING, *HOOKS, text=_TEXT, begin=_TEXT, started=_STARTED, whole=arguments.flag)
+    def ask(
+        self,
+        text: str | None = None,
+        *,
+        begin: str | None = None,
+        started: float | None = None,
+        whole: bool = False,
+        **sampling: Unpack[Sampling],
+    ) -> Completion:
+        """`send` the text, or `reply` without one, and return the whole reply.
+
+        Arguments and errors are those of `send` and `reply`.
+        """
+        if text is None:
+            events = self.reply(begin=begin, started=started, **sampling)
+        else:
+            events = self.send(text, begin=begin, started=started, whole=whole, **sampling)
+        for event in events:
+            if isinstance(event, TurnFinished):
+                ids = () if event.unanswered else self.turns[-1].ids
+                return Completion(event.text, ids, event.stats, event.thinking, event.tool_calls)
+        raise AssertionError("a turn without an end")
+
+    @public(*SAMPLING, *HOOKS, text=text, begin=_TEXT, started=_STARTED, whole=arguments.flag)
     def send(
-        self, text: str, *, started: float | None = None, whole: bool = False, **sampling: Any
-    ) -> Iterator[TurnEvent]:
+        self,
+        text: str,
+        *,
+        begin: str | None = None,
+        started: float | None = None,
+        whole: bool = False,
+        **sampling: Unpack[Sampling],
+    ) -> Generator[TurnEvent]:
         """Send `text` and iterate the reply: PrefillProgress, TextDelta, Notice and, at the end, one TurnFinished.
 
         In a saved chat, the message is on disk before anything is generated. Closing the iterator early is like
@@ -134,10 +228,12 @@ class Chat:
 
         Args:
             text: the message; whatever it spells is text, never a control token.
+            begin: the reply begins with this text, and has no reasoning.
             started: when the user asked, by `time.perf_counter()`, so that the time to the first token counts from
                 there; None: now.
             whole: refuse a message that the window would hold only partly.
-            sampling: SamplingParams fields for this turn; the chat's if left out.
+            sampling: SamplingParams fields for this turn, the chat's if left out; and `processors`, `sampler` and
+                `schema`, as for `Model.generate`.
 
         Raises:
             PromptError: `text` is empty.
@@ -150,11 +246,90 @@ class Chat:
         """
         text = _checked("message", text)
         self._conversation.check_writable()
-        options = self._options(sampling, started)
+        options = self._options(sampling, started, begin)
         return self._gate.start(lambda cancelled: self._turn(text, replace(options, cancelled=cancelled), whole=whole))
 
-    @public(*SAMPLING, started=_STARTED)
-    def continue_reply(self, *, started: float | None = None, **sampling: Any) -> Iterator[TurnEvent]:
+    @public(*SAMPLING, *HOOKS, begin=_TEXT, started=_STARTED)
+    def reply(
+        self, *, begin: str | None = None, started: float | None = None, **sampling: Unpack[Sampling]
+    ) -> Generator[TurnEvent]:
+        """Reply to the messages as they are, without a new one; events as of `send`.
+
+        The last message must be the user's or the result of a tool.
+
+        Args:
+            begin: the reply begins with this text, and has no reasoning.
+            started: as for `send`.
+            sampling: SamplingParams fields for this reply.
+
+        Raises:
+            PromptError: there is nothing to reply to, or a tool call has no result; from the first event.
+            SessionLockedError: the chat is read-only.
+        """
+        self._conversation.check_writable()
+        options = self._options(sampling, started, begin)
+        return self._gate.start(lambda cancelled: self._answer(replace(options, cancelled=cancelled)))
+
+    @public(role=text, text=text, tool_call_id=_TEXT)
+    def add(self, role: str, text: str, *, tool_call_id: str | None = None) -> None:
+        """Add a message without generating a reply: of the role "user", "assistant" (as if the model had written it) or
+        "tool", with the result of a tool call.
+
+        Args:
+            role: see above.
+            text: the message.
+            tool_call_id: which call it answers; None: the first one without a result.
+
+        Raises:
+            PromptError: another role, an empty text, or a result that no call waits for.
+            ModelError: the chat template refuses such a message there.
+            StoreError: it cannot be saved.
+            SessionLockedError: the chat is read-only.
+        """
+        self._gate.check_idle()
+        self._conversation.check_writable()
+        self.add_turn(added(role, text, tool_call_id, self.turns))
+
+    def add_turn(self, turn: TurnRecord) -> None:
+        """`add` a checked message; see `messages.checked`."""
+        undo = self._history.snapshot()
+        try:
+            self._runtime.check_cache(self.cache)
+            self._notices += self._history.add(turn, self.cache, self.thinking, self._begin_session)
+        except BaseException:
+            with suppress(StoreError):  # report the first error, not this one
+                self._history.return_to(undo)
+            raise
+
+    def begin_with(self, turns: Sequence[TurnRecord], first: int) -> None:
+        """`add_turn` each of the messages that a new chat begins with. `first`: the number of the first, for errors."""
+        autosave, self._autosave = self._autosave, False  # nothing is saved if one of them is refused
+        for i, turn in enumerate(turns, first):
+            try:
+                self.add_turn(turn)
+            except (PromptError, ModelError) as error:
+                error.args = (f"Message {i}, of the role {turn.role}, does not fit there: {error}",)
+                raise
+        self._autosave = autosave
+        if turns and (notice := self._begin_session(title_of(turns[0].text))):
+            self._notices.append(notice)
+
+    @public(call=arguments.instance(ToolCall))
+    def call_tool(self, call: ToolCall) -> str:
+        """Call the function that a reply calls; its result as text, for ``add("tool", ...)``: JSON unless it is text.
+
+        Calls of a tool that does not exist, or with arguments that do not fit it, are mistakes of the model: the result
+        then says so, in a sentence that begins with "Error:". What the function itself raises is raised.
+
+        Raises:
+            ConfigError: the tool is a JSON schema without a function.
+        """
+        if (tool := next((tool for tool in self.tools if tool.name == call.name), None)) is not None:
+            return tool.run(call.arguments)
+        return f"Error: there is no tool {call.name!r}; there are {', '.join(tool.name for tool in self.tools)}."
+
+    @public(*SAMPLING, *HOOKS, started=_STARTED)
+    def continue_reply(self, *, started: float | None = None, **sampling: Unpack[Sampling]) -> Generator[TurnEvent]:
         """Continue the last reply where it was stopped or cut at `max_tokens`; events as of `send`.
 
         TextDelta contains only new text, TurnFinished the whole reply. Only the last token is prefilled again, for its
@@ -187,8 +362,8 @@ class Chat:
         self._keeps_message = keep_message
         self._gate.cancel()
 
-    @public(*SAMPLING, text=text)
-    def aside(self, text: str, **sampling: Any) -> Iterator[TurnEvent]:
+    @public(*SAMPLING, *HOOKS, text=text)
+    def aside(self, text: str, **sampling: Unpack[Sampling]) -> Generator[TurnEvent]:
         """Ask a question that is not recorded in the chat; events as of `send`.
 
         The next message continues without it.
@@ -207,7 +382,7 @@ class Chat:
         return len(ids) - self.cache.rewind_target(min(common_prefix(self.cache.log, ids), len(ids) - 1))
 
     @public()
-    def read(self) -> Iterator[PrefillProgress]:
+    def read(self) -> Generator[PrefillProgress]:
         """Prefill the tokens of the chat that the cache lacks, before the next message. `cancel` stops it.
 
         Raises:
@@ -229,14 +404,46 @@ class Chat:
         try:
             self._conversation.check_writable()
             self._runtime.check_cache(self.cache)
+            yield from self._take_notices()
             prompt = yield from self._history.add_message(
-                text, self.cache, self.thinking, whole=whole, begin_session=self._begin_session
+                TurnRecord("user", text),
+                self.cache,
+                self._thinks(options),
+                whole=whole,
+                begin_session=self._begin_session,
             )
         except BaseException:
             with suppress(StoreError):  # report the first error, not this one
                 self._history.return_to(undo)
             raise
-        yield from self._reply(prompt, TurnRecord("assistant", ""), options, undo)
+        yield from self._reply(prompt, self._begun(prompt, options), options, undo)
+
+    def _answer(self, options: ReplyOptions, undo: HistorySnapshot | None = None) -> Iterator[TurnEvent]:
+        """A reply to the messages as they are; `undo`: as for `_turn`."""
+        try:
+            self._conversation.check_writable()
+            self._runtime.check_cache(self.cache)
+            yield from self._take_notices()
+            prompt = self._history.prompt_without_reply(self.cache, self._thinks(options))
+        except BaseException:
+            if undo is not None:
+                with suppress(StoreError):
+                    self._history.return_to(undo)
+            raise
+        yield from self._reply(prompt, self._begun(prompt, options), options, undo or self._history.snapshot())
+
+    def _begun(self, prompt: PromptState, options: ReplyOptions) -> TurnRecord:
+        """The reply with which generation begins."""
+        ids = self._history.prompts.begun(prompt, options.begin) if options.begin else ()
+        return TurnRecord("assistant", options.begin, ids)
+
+    def _thinks(self, options: ReplyOptions) -> bool | None:
+        """The template's switch for a reply; one with a given beginning has no reasoning."""
+        return False if options.begin and self._history.prompts.has_think_switch else self.thinking
+
+    def _take_notices(self) -> Iterator[Notice]:
+        notices, self._notices = self._notices, []
+        yield from notices
 
     def _continue(self, options: ReplyOptions) -> Iterator[TurnEvent]:
         self._runtime.check_cache(self.cache)
@@ -250,10 +457,11 @@ class Chat:
     ) -> Iterator[TurnEvent]:
         """Generate the reply to `prompt`, which begins with the reply `before`; `undo`: if nothing is generated."""
         history, cache = self._history, self.cache
-        checkpoints = history.checkpoints(prompt, self.thinking, cache) if cache.checkpoints.is_needed else ()
+        think = self._thinks(options)
+        checkpoints = history.checkpoints(prompt, think, cache) if cache.checkpoints.is_needed else ()
         reply = (before.ids, before.text, before.thinking)
         generation = make_generation(self._runtime, history, cache, prompt, options, reply, checkpoints)
-        run = ReplyRun(history, generation, prompt, self.thinking, undo, lambda: self._keeps_message)
+        run = ReplyRun(history, generation, prompt, think, undo, lambda: self._keeps_message)
         try:
             yield from run.events()
         finally:
@@ -296,11 +504,14 @@ class Chat:
         """The number of the user's message that message number `turn` is, or replies to; None: the last one."""
         return self._history.question(turn)
 
-    @public(*SAMPLING, turn=optional(arguments.whole), started=_STARTED)
-    def retry(self, turn: int | None = None, *, started: float | None = None, **sampling: Any) -> Iterator[TurnEvent]:
+    @public(*SAMPLING, *HOOKS, turn=optional(arguments.whole), started=_STARTED)
+    def retry(
+        self, turn: int | None = None, *, started: float | None = None, **sampling: Unpack[Sampling]
+    ) -> Generator[TurnEvent]:
         """Generate the last reply again, or that to message number `turn`, dropping later ones; events as of `send`.
 
-        The chat changes at the first event. The old reply stays in the session that this one was forked from.
+        A reply to the results of tools is generated from these; the tools are not called again. The chat changes at the
+        first event. The old reply stays in the session that this one was forked from.
 
         Args:
             turn: a message number, that of a reply or of the user's message; None: the last one.
@@ -311,12 +522,29 @@ class Chat:
             PromptError: the chat is empty.
             ConfigError: there is no such message.
         """
-        return self._replace_message(self.question(turn), None, self._options(sampling, started))
+        options, last = self._options(sampling, started), len(self.turns) - 1 if turn is None else turn
+        if self._history.follows_results(last):
+            return self._replace_reply(last, options)
+        return self._replace_message(self.question(turn), None, options)
 
-    @public(*SAMPLING, turn=arguments.whole, text=text, started=_STARTED, whole=arguments.flag)
+    def _replace_reply(self, turn: int, options: ReplyOptions) -> Generator[TurnEvent]:
+        """Generate message number `turn` again, a reply that follows the results of tools, or is missing there."""
+        was, history = self.turns[turn:], self._history
+
+        def events(cancelled: Callable[[], bool]) -> Iterator[TurnEvent]:
+            if self.turns[turn:] != was:
+                raise _changed()
+            undo = history.snapshot()
+            if was[0].role == "assistant":
+                history.remove_from(turn)
+            yield from self._answer(replace(options, cancelled=cancelled), undo)
+
+        return self._gate.start(events)
+
+    @public(*SAMPLING, *HOOKS, turn=arguments.whole, text=text, started=_STARTED, whole=arguments.flag)
     def edit(
-        self, turn: int, text: str, *, started: float | None = None, whole: bool = False, **sampling: Any
-    ) -> Iterator[TurnEvent]:
+        self, turn: int, text: str, *, started: float | None = None, whole: bool = False, **sampling: Unpack[Sampling]
+    ) -> Generator[TurnEvent]:
         """Send `text` instead of message number `turn` (0 is the first), which must be the user's; events as of `send`.
 
         The chat changes at the first event.
@@ -339,13 +567,13 @@ class Chat:
 
     def _replace_message(
         self, turn: int, text: str | None, options: ReplyOptions, whole: bool = False
-    ) -> Iterator[TurnEvent]:
+    ) -> Generator[TurnEvent]:
         """Send `text` (None: the same text) instead of message number `turn`."""
         was, history = self.turns[turn], self._history
 
         def events(cancelled: Callable[[], bool]) -> Iterator[TurnEvent]:
             if self.turns[turn : turn + 1] != (was,):
-                raise ConfigError("The chat has changed since this was asked for; call `retry` or `edit` again.")
+                raise _changed()
             is_unanswered, is_only = turn == len(self.turns) - 1, self._autosave and history.is_only_message(turn)
             asked = history.user_text(turn) if text is None else text
             undo = history.snapshot("" if text is None and not is_unanswered else asked)
@@ -374,9 +602,11 @@ class Chat:
         turns = self.turns
         if turn is not None and turn not in range(len(turns)):
             raise ConfigError(f"There is no message {turn!r} to fork at; this chat has {len(turns)}.")
-        twin, kept = copy.copy(self), len(turns) if turn is None else turn + (turns[turn].role != "user")
-        twin._gate, twin._history, twin.cache = ReplyGate(self._owner), self._history.fork(kept), self.cache.fork()
-        return twin
+        fork, kept = twin(self), len(turns) if turn is None else turn + (turns[turn].role != "user")
+        fork._gate, fork._history, fork.cache = ReplyGate(self._owner), self._history.fork(kept), self.cache.fork()
+        fork._notices = []
+        self._runtime.chats.add(fork)
+        return fork
 
     @public(num_pinned=arguments.whole, title=optional(text))
     def abridge(self, turns: Sequence[TurnRecord], *, num_pinned: int = 0, title: str | None = None) -> Self:
@@ -404,6 +634,7 @@ class Chat:
             autosave=self._autosave,
             think=self.thinking,
             began=self._history.prefix.began,
+            tools=self.tools,
         )
         twin._history.conversation = self._conversation.with_turns(turns)
         twin._history.prompt_state = state
@@ -508,6 +739,7 @@ class Chat:
         cache, sampling = asdict(self.cache.plan.resolved), asdict(self._params)
         params: dict[str, Any] = {"cache": cache, "sampling": sampling, "think": self.thinking}
         params |= {"pinned": pinned} if pinned else {}
+        params |= {"tools": [dict(tool.schema) for tool in self.tools]} if self.tools else {}
         self._conversation.begin(title, self.system, params, parent, self._history.prefix.began)
 
     @public(record=arguments.instance(SessionRecord, advice="`Model.resume` takes an id or a title"))
@@ -541,6 +773,13 @@ class Chat:
         notice = self._save_states(Occasion.CLOSING)
         return self._conversation.close() or notice
 
+    def close_with_model(self) -> str | None:
+        """`close`, and drop the cache, unless the caller has it too."""
+        try:
+            return self.close()
+        finally:
+            self.cache = PromptCache(self.cache.plan, self._runtime.model)
+
     def _save_states(self, occasion: Occasion) -> str | None:
         """Save recurrent states; a notice if that failed. Rows are saved after every turn."""
         cache, conversation = self.cache, self._conversation
@@ -556,14 +795,23 @@ class Chat:
 
     # ----------------------------------------------------------------------------------------------------------------
 
-    def _options(self, sampling: Mapping[str, Any], started: float | None = None) -> ReplyOptions:
+    def _options(
+        self, sampling: Mapping[str, Any], started: float | None = None, begin: str | None = None
+    ) -> ReplyOptions:
         """This chat's sampling parameters, and those given for one turn."""
         given = {name: value for name, value in sampling.items() if value is not None}
+        hooks = self._runtime.take_hooks(given)
         params = SamplingParams.for_model({}, **{**asdict(self._params), **given})
-        return ReplyOptions(params, time.perf_counter() if started is None else started)
+        self._runtime.check_sampling(params)
+        started = time.perf_counter() if started is None else started
+        return ReplyOptions(params, started, begin=well_formed(begin or ""), hooks=hooks)
 
     def _new_cache(self, config: CacheConfig) -> PromptCache:
         return self._runtime.new_cache(config, self._history.prompts, self.system)
+
+
+def _changed() -> ConfigError:
+    return ConfigError("The chat has changed since this was asked for; call `retry` or `edit` again.")
 
 
 def _checked(what: str, text: str) -> str:

@@ -95,6 +95,12 @@ class Conversation:
             self._replace_from(len(self.turns) - 1, reply)
         self._reply_is_open = reply.state == TurnState.OPEN
 
+    def replace_last(self, turn: TurnRecord) -> None:
+        """Replace the last turn, which has no reply yet, by one with other ids; see `append`."""
+        self.check_writable()
+        self.return_to(replace(self.snapshot(), turns=self.turns[:-1]))
+        self.append(turn)
+
     def reopen_reply(self) -> None:
         """Reopen the last turn, a reply: `write_reply` then replaces it by longer ones."""
         self.check_writable()
@@ -188,7 +194,15 @@ class Conversation:
         """The turns for display."""
         shown = self._messages
         shown += [
-            Message(t.role, t.text, _stats_of(t), t.thinking, t.params.get("think") is not False)
+            Message(
+                t.role,
+                t.text,
+                _stats_of(t),
+                t.thinking,
+                t.params.get("think") is not False,
+                t.tool_calls,
+                t.tool_call_id,
+            )
             for t in self.turns[len(shown) :]
         ]
         return tuple(shown)

@@ -15,9 +15,10 @@ from mlxkv.cache.prompt_cache import PromptCache
 from mlxkv.cache.recurrent.checkpoints import MIN_CHECKPOINTS
 from mlxkv.cache.recurrent.spacing import needed
 from mlxkv.chat import clock
-from mlxkv.chat.conversation import Conversation, Snapshot, title_of
+from mlxkv.chat.conversation import Conversation, Snapshot, replayed, title_of
+from mlxkv.chat.messages import pending_calls, template_messages, without_tools
 from mlxkv.chat.prefix import ChatPrefix
-from mlxkv.chat.prompt import Message, PromptFormat, PromptState, message
+from mlxkv.chat.prompt import Message, PromptFormat, PromptState
 from mlxkv.errors import ConfigError, MessageTooLongError, ModelError, PromptError
 from mlxkv.events import FinishReason, Notice
 from mlxkv.inference.generation import check_size
@@ -87,16 +88,17 @@ class History:
 
     def add_message(
         self,
-        text: str,
+        turn: TurnRecord,
         cache: PromptCache,
         think: bool | None,
         *,
-        whole: bool,
+        whole: bool = False,
         begin_session: Callable[[str], Notice | None],
     ) -> Generator[Notice, None, PromptState]:
-        """Add and save a message of the user, yielding notices; returns the prompt that ends with it.
+        """Add and save a message, yielding notices; returns the prompt state that ends with it.
 
         Args:
+            turn: the message, without ids.
             cache: the one that the prompt will be prefilled into.
             whole: refuse a message if the window would evict a part of it.
             begin_session: called with a title before the message is added; may return a notice.
@@ -108,26 +110,91 @@ class History:
                 prompts = self.prompts
             yield from (Notice(f"{note[0].upper()}{note[1:]}.") for note in cache.plan.notes)
             yield from map(Notice, filter(None, (cache.plan.beyond_training,)))
-        elif conversation.turns[-1].role == "user":  # a crash left it without a reply: keep the roles alternating
+        elif conversation.turns[-1].role == turn.role == "user":  # no reply came: keep the roles alternating
             conversation.append(TurnRecord("assistant", "", state=TurnState.STOPPED))
-        message = text if conversation.turns else self.prefix.text + text
-        messages = self.messages([*conversation.turns, TurnRecord("user", message)])
-        prompt = prompts.prompt(messages, self.prompt_state, think)
-        check_size(prompt.ids)
-        cache.check_length(len(prompt.ids))
-        start = common_prefix(conversation.log, prompt.ids)
-        if whole:
-            self._check_whole(message, cache.plan, len(prompt.ids), start)
+        text = turn.text
+        if not conversation.turns and turn.role == "user":
+            turn = replace(turn, text=self.prefix.text + text)
+        elif not conversation.turns and self.prefix.prompt_state.ids:
+            raise PromptError("The first message of a chat from a prompt cache must be one of the user's.")
+        messages = self.messages([*conversation.turns, turn])
+        if turn.role == "assistant" and prompts.has_template:
+            prompts.render(messages)  # may refuse it
+            prompt, turn = self._with_added_reply(turn, conversation.turns, self.prompt_state, conversation.log)
+        else:
+            prompt = prompts.prompt(messages, self.prompt_state, think)
+            check_size(prompt.ids)
+            cache.check_length(len(prompt.ids))
+            start = common_prefix(conversation.log, prompt.ids)
+            if whole:
+                self._check_whole(turn.text, cache.plan, len(prompt.ids), start)
+            turn = replace(turn, ids=tuple(prompt.ids[start:]), start=start)
         if notice := begin_session(title_of(text)):
             yield notice
         is_new = not conversation.turns or not self.prompt_state.ids
         thought = None if is_new else conversation.turns[-1].params.get("think")
-        conversation.append(TurnRecord("user", message, tuple(prompt.ids[start:]), start))
+        conversation.append(turn)
         yield from map(Notice, prompts.notices(messages, is_new))
         if think != thought and (reason := prompts.think_notice(think)):
             yield Notice(reason)
         if notice := conversation.pop_notice():
             yield notice
+        return prompt
+
+    def add(
+        self,
+        turn: TurnRecord,
+        cache: PromptCache,
+        think: bool | None,
+        begin_session: Callable[[str], Notice | None],
+    ) -> list[Notice]:
+        """`add_message` that no reply follows; the notices."""
+        notices: list[Notice] = []
+        adding = self.add_message(turn, cache, think, begin_session=begin_session)
+        while True:
+            try:
+                notices.append(next(adding))
+            except StopIteration as end:
+                self.prompt_state = end.value
+                return notices
+
+    def _with_added_reply(
+        self, turn: TurnRecord, before: Sequence[TurnRecord], state: PromptState, log: Sequence[int]
+    ) -> tuple[PromptState, TurnRecord]:
+        """The state after a reply that no model has generated, and the reply with its ids.
+
+        One that the template may write differently (with tool calls or reasoning, or after no message) has none: the
+        next prompt has the ids of both.
+        """
+        if turn.tool_calls or turn.thinking or not before or before[-1].role == "assistant" or not state.ids:
+            return state, replace(turn, start=len(log))
+        ids = tuple(self.prompts.encode_text(turn.text, log))
+        return self.prompts.with_reply(state, self.prompts.raw(turn.text, ids), ids), replace(turn, ids=ids)
+
+    def prompt_without_reply(self, cache: PromptCache, think: bool | None) -> PromptState:
+        """The prompt that ends with the last message, which is to be replied to; its ids are recorded.
+
+        Raises:
+            PromptError: there is none, or it is a reply, or a tool call has no result.
+        """
+        conversation, prompts = self.conversation, self.prompts
+        if not conversation.turns or conversation.turns[-1].role == "assistant":
+            why = "ends with a reply" if conversation.turns else "has no messages"
+            raise PromptError(f"There is nothing to reply to: this chat {why}; send or add a message.")
+        last = conversation.turns[-1]
+        if last.role == "tool" and (pending := pending_calls(conversation.turns)):
+            raise PromptError(
+                f"The tool call {pending[0].id} of {pending[0].name} has no result; give it by "
+                '`chat.add("tool", ...)` first.'
+            )
+        prompt = self.prompt_state
+        if prompts.has_template or not prompt.ids:
+            prompt = prompts.prompt(self.messages(conversation.turns), prompt, think)
+        check_size(prompt.ids)
+        cache.check_length(len(prompt.ids))
+        if prompt.ids != conversation.log:
+            start = common_prefix(replayed(conversation.turns[:-1]), prompt.ids)
+            conversation.replace_last(replace(last, ids=tuple(prompt.ids[start:]), start=start))
         return prompt
 
     def _check_whole(self, message: str, plan: CachePlan, num_tokens: int, num_before: int) -> None:
@@ -149,6 +216,8 @@ class History:
         if last is None or last.role != "assistant":
             raise PromptError("There is no reply to continue; write something first.")
         reason, ids = last.stats.get("finish_reason", FinishReason.STOPPED), self.prompt_state.ids
+        if _has_no_ids(last):
+            raise PromptError("The last message was added, not generated; `chat.reply(begin=...)` continues a text.")
         if reason not in (FinishReason.STOPPED, FinishReason.LENGTH) or not ids:
             why = "is complete" if ids else "was made by another model"
             raise PromptError(f"The last reply {why}, so it cannot be continued; retry it, or write something.")
@@ -159,34 +228,34 @@ class History:
             )
         return last
 
+    def with_system(self, system: str | None) -> History:
+        """A new history of the same messages after another system prompt, not saved yet."""
+        twin = History(self.conversation, replace(self.prefix, system=system), self.prompts)
+        turns, state = twin.retokenize(self.conversation.turns)
+        twin.conversation, twin.prompt_state = self.conversation.with_turns(turns), state
+        return twin
+
     # -- the prompt state, from the turns ------------------------------------------------------------------------------
 
     def messages(self, turns: Sequence[TurnRecord]) -> list[Message]:
-        """The system prompt and `turns`. Templates may insist that roles alternate: replies without text (stopped
-        before it, or while thinking) are left out, and the user messages around one are joined."""
-        out = [message("system", self.prefix.system)] if self.prefix.system else []
-        for turn in turns:
-            new = message(turn.role, turn.text, turn.thinking)
-            if not self.prompts.has_template:
-                out.append(new)
-            elif out and out[-1]["role"] == turn.role:
-                out[-1] = new | {"content": f"{out[-1]['content']}\n\n{turn.text}"}
-            elif turn.role != "assistant" or turn.text:
-                out.append(new)
-        return out
+        """The system prompt and `turns`, as the template of this model takes them."""
+        turns = turns if self.prompts.shows_calls else without_tools(turns)
+        return template_messages(self.prefix.system, turns, joined=self.prompts.has_template)
 
     def _replayed_state(self) -> PromptState:
         """The state after all turns; empty if their ids are another model's, which this tokenizer cannot decode."""
         prompts, turns, model = self.prompts, self.conversation.turns, self.conversation.model
+        while turns and _has_no_ids(turns[-1]):  # not a part of any prompt yet
+            turns = turns[:-1]
         if not turns:
             return self.prefix.prompt_state
         newest = next((t for t in reversed(turns) if t.role == "assistant"), None)
         if model is not None and newest is not None and newest.params.get("model", model) != model:
             return PromptState()
         reply = turns[-1]
-        if reply.role == "user":
+        if reply.role != "assistant":
             return self._prompt(turns, self.conversation.log)
-        prompt, is_cut_off = self.prompt_before_reply(), reply.stats.get("finish_reason") == FinishReason.STOP_STRING
+        prompt, is_cut_off = self._prompt_before(turns), reply.stats.get("finish_reason") == FinishReason.STOP_STRING
         if prompts.has_template:
             return prompt if is_cut_off else prompts.with_reply(prompt, prompts.raw(reply.text, reply.ids), reply.ids)
         return PromptState(
@@ -195,7 +264,10 @@ class History:
 
     def prompt_before_reply(self) -> PromptState:
         """The prompt that the last turn replies to."""
-        (*turns, reply), log = self.conversation.turns, self.conversation.log
+        return self._prompt_before(self.conversation.turns)
+
+    def _prompt_before(self, turns: Sequence[TurnRecord]) -> PromptState:
+        (*turns, reply), log = turns, self.conversation.log
         return self._prompt(turns, log[: len(log) - len(reply.ids)], reply.params.get("think"))
 
     def _prompt(self, turns: Sequence[TurnRecord], ids: TokenIds, think: bool | None = None) -> PromptState:
@@ -207,7 +279,8 @@ class History:
         places, least = spans(turns), len(ids)
         replies = []
         for i in reversed(range(1, len(turns))):
-            if turns[i].role == "assistant" and turns[i].text and places[i][0] + len(turns[i].ids) <= least:
+            is_whole = turns[i].role == "assistant" and turns[i].ids and (turns[i].text or turns[i].tool_calls)
+            if is_whole and places[i][0] + len(turns[i].ids) <= least:
                 replies.append(i)
             least = min(least, places[i][0])
         for i in replies[:_MAX_TRIED]:
@@ -226,7 +299,10 @@ class History:
         out: list[TurnRecord] = []
         for i, turn in enumerate(turns):
             start, ids = len(log), turn.ids
-            if turn.role == "user":
+            if prompts.has_template and _has_no_ids(turn):
+                state, turn = self._with_added_reply(turn, out, state, log)
+                turn = replace(turn, start=start)
+            elif turn.role != "assistant":
                 think = turns[i + 1].params.get("think") if i + 1 < len(turns) else None
                 state = prompts.prompt(self.messages(turns[: i + 1]), state, think)
                 start = common_prefix(log, state.ids)
@@ -249,7 +325,7 @@ class History:
     def checkpoints(self, prompt: PromptState, think: bool | None, cache: PromptCache) -> tuple[int, ...]:
         """Positions in `prompt` to rewind `cache` to: where the next prompt may differ, and turns to go back to."""
         turns = self.conversation.turns
-        turns = turns if turns[-1].role == "user" else turns[:-1]
+        turns = turns[:-1] if turns[-1].role == "assistant" else turns
         cached = common_prefix(cache.log, prompt.ids)
         return *self.turn_starts(cached), self.prompts.num_unchanged(self.messages(turns), prompt, think)
 
@@ -283,6 +359,12 @@ class History:
         return self._num_system
 
     @property
+    def num_calls(self) -> int:
+        """The number of tool calls before the reply that is generated or continued next."""
+        turns = self.conversation.turns
+        return sum(len(t.tool_calls) for t in (turns[:-1] if turns and turns[-1].role == "assistant" else turns))
+
+    @property
     def has_own_system_prompt(self) -> bool:
         """Whether the template begins with text of its own: more than marks, such as the BOS token."""
         return not self.prefix.system and self.prompts.has_text(self.conversation.log[: self.num_system_tokens])
@@ -305,7 +387,8 @@ class History:
         """Remove message number `turn` and those after it. A saved chat continues in a fork, unless the message is the
         last one and has no reply to keep."""
         conversation = self.conversation
-        if turn == len(conversation.turns) - 1 and conversation.read_only is None:
+        is_reply = conversation.turns[turn].role == "assistant"
+        if turn == len(conversation.turns) - 1 and not is_reply and conversation.read_only is None:
             conversation.return_to(replace(conversation.snapshot(), turns=conversation.turns[:turn]))
         else:
             conversation.branch(turn)
@@ -317,6 +400,14 @@ class History:
         is_saved_here = conversation.session_id is not None and conversation.read_only is None
         is_only = turn == 0 and len(conversation.turns) == 1
         return is_saved_here and is_only and conversation.title == title_of(self.user_text(0))
+
+    def follows_results(self, turn: int) -> bool:
+        """Whether message number `turn` is the reply to results of tools, or is where that would be."""
+        turns = self.conversation.turns
+        if turn == len(turns) - 1 and turns[turn].role == "tool":
+            return True
+        is_reply = turn in range(1, len(turns)) and turns[turn].role == "assistant"
+        return is_reply and turns[turn - 1].role == "tool"
 
     def user_text(self, turn: int) -> str:
         """The user's own text of a message, which in the first one follows the text of the chat's prompt cache."""
@@ -339,10 +430,16 @@ class History:
         """See Chat.question. Raises PromptError: the chat is empty. ConfigError: there is no such message."""
         turn = self.last_user() if turn is None else turn
         turns = self.conversation.turns
-        if turn - 1 in range(len(turns)) and turns[turn - 1].role == "user":
+        is_mine = turn in range(len(turns)) and turns[turn].role == "user"
+        if not is_mine and turn - 1 in range(len(turns)) and turns[turn - 1].role == "user":
             turn -= 1  # `turn` is the reply
         self.check_user(turn)
         return turn
+
+
+def _has_no_ids(turn: TurnRecord) -> bool:
+    """Whether it is an added reply whose ids the next message has."""
+    return turn.role == "assistant" and not turn.ids and bool(turn.text or turn.tool_calls)
 
 
 def spans(turns: Sequence[TurnRecord]) -> list[tuple[int, int]]:

@@ -17,14 +17,16 @@ from functools import cached_property
 from typing import Any, Self
 
 from mlxkv.arguments import shown, whole
+from mlxkv.chat.tools import Tool, parse_calls
 from mlxkv.errors import ConfigError, ModelError, PromptError
+from mlxkv.events import ToolCall
 from mlxkv.inference.reply_parser import Reasoning, ReplyText, ids_of_text, raw_text
 from mlxkv.token_ids import TokenIds, common_prefix
 from mlxkv.tokenizer.chat_template import ChatTemplate
 from mlxkv.tokenizer.control_tokens import ControlTokens, Rendered
 from mlxkv.tokenizer.tokens import decode, encode, encode_after, encode_start
 
-Message = dict[str, str]  # {"role": ..., "content": ...}, as chat templates take it
+Message = dict[str, Any]  # {"role": ..., "content": ...}, as chat templates take it; perhaps with tool calls
 
 
 @dataclass(frozen=True)
@@ -51,13 +53,16 @@ class PromptFormat:
 
     Attributes:
         clock: the time that the template prints; None: the current time.
+        tools: those that the template tells the model of.
     """
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
         self.clock: datetime | None = None
+        self.tools: tuple[Tool, ...] = ()
         self._template = ChatTemplate(tokenizer)
         self.reasoning = Reasoning.of(tokenizer) if self.has_template else None
+        self._markup = self.reasoning  # with the markers of tool calls, if there are tools
 
     def at(self, clock: datetime) -> Self:
         """A copy that prints this time."""
@@ -66,9 +71,42 @@ class PromptFormat:
         other.clock = clock
         return other
 
+    def with_tools(self, tools: Sequence[Tool]) -> Self:
+        """A copy that tells the model of these tools alone.
+
+        Raises:
+            ConfigError: this model has no chat template that takes tools, or mlx-lm has no parser of its calls.
+        """
+        tools = tuple(tools)
+        if tools == self.tools:
+            return self
+        template = ChatTemplate(self.tokenizer, [tool.schema for tool in tools])
+        if tools and not (self.has_template and template.takes_tools):
+            raise ConfigError("This model's chat template takes no tools; leave them out, or use another model.")
+        if tools and not self.tokenizer.has_tool_calling:
+            raise ConfigError("mlx-lm has no parser of this model's tool calls; leave tools out, or use another model.")
+        _ = self._control  # as in `at`
+        other = copy.copy(self)
+        other.tools, other._template = tools, template
+        other._markup = Reasoning.of(self.tokenizer, with_tools=True) if tools else self.reasoning
+        if template.source != self._template.source:  # another one for tools
+            del other._control
+        return other
+
     @property
     def has_template(self) -> bool:
         return bool(self.tokenizer.has_chat_template)
+
+    @property
+    def can_call_tools(self) -> bool:
+        """Whether `with_tools` takes tools."""
+        has_place = self.has_template and ChatTemplate(self.tokenizer, [{}]).takes_tools
+        return has_place and bool(self.tokenizer.has_tool_calling)
+
+    @property
+    def shows_calls(self) -> bool:
+        """Whether the template renders tool calls of earlier replies, and their results."""
+        return self.has_template and self._template.shows_calls
 
     @property
     def prints_time(self) -> bool:
@@ -90,7 +128,8 @@ class PromptFormat:
 
     @cached_property
     def _control(self) -> ControlTokens:
-        markers = self.reasoning.markers if self.reasoning else ()
+        markers = [*(self.reasoning.markers if self.reasoning else ())]
+        markers += filter(None, (self.tokenizer.tool_call_start, self.tokenizer.tool_call_end))
         source = self._template.source if self.has_template else ""
         return ControlTokens(self.tokenizer._tokenizer, source, markers)
 
@@ -191,7 +230,7 @@ class PromptFormat:
         Renders the last message alone if that ends the same way, so that a long chat is not rendered again.
         """
         ends = [*(m for m in messages[:1] if m["role"] == "system"), messages[-1]]
-        for some in (ends, messages):
+        for some in (ends, messages) if messages[-1]["role"] == "user" else (messages,):
             alone = text if some is messages else self.render(some, think=think)
             later = self.render([*some, message("assistant", "x"), message("user", "x")], think=think)
             end = alone[common_prefix(alone, later) :]
@@ -199,14 +238,28 @@ class PromptFormat:
                 return len(end)
         return len(text)
 
-    def reader(self, prompt: PromptState, stop: Sequence[str] = ()) -> ReplyText:
-        """A parser for the reply to `prompt`."""
-        state = self.reasoning.state_after(prompt.text) if self.reasoning else "text"
-        return ReplyText(self.tokenizer, stop, self.reasoning, state, None if self.has_template else prompt.ids)
+    def reader(self, prompt: PromptState, stop: Sequence[str] = (), num_calls: int = 0) -> ReplyText:
+        """A parser for the reply to `prompt`, which `num_calls` tool calls precede."""
+        markup, before = self._markup, None if self.has_template else prompt.ids
+        state = markup.state_after(prompt.text) if markup else "text"
+
+        def parse(text: str, num_before: int) -> tuple[ToolCall, ...] | None:
+            return parse_calls(self.tokenizer, text, self.tools, num_calls + num_before)
+
+        return ReplyText(self.tokenizer, stop, markup, state, before, parse if self.tools else None)
 
     def raw(self, text: str, ids: Sequence[int]) -> str:
         """A reply with its markers, for `with_reply`, from its displayed text and its ids."""
-        return raw_text(self.tokenizer, ids) if self.reasoning else text
+        return raw_text(self.tokenizer, ids) if self._markup or self.tokenizer.has_tool_calling else text
+
+    def begun(self, prompt: PromptState, text: str) -> tuple[int, ...]:
+        """The ids of a reply to `prompt` that begins with `text`, with the markers before it.
+
+        A prompt that has begun the reasoning is answered without any.
+        """
+        markup = self._markup
+        marker = self.encode(markup.before_text(markup.state_after(prompt.text))) if markup else []
+        return (*marker, *self.encode_text(text, [*prompt.ids, *marker]))
 
     def displayed_ids(self, text: str, ids: Sequence[int], before: Sequence[int]) -> tuple[int, ...]:
         """The ids of a reply without the stop string that ended it, after the ids `before`; for models without a
@@ -223,16 +276,17 @@ class PromptFormat:
         return self._rendered(messages, for_reply=for_reply, think=think).text
 
     def _rendered(self, messages: Sequence[Message], *, for_reply: bool = True, think: bool | None = None) -> Rendered:
-        apart, mark = self._control.marked(messages)
+        told = {"role": "", "tools": [tool.schema for tool in self.tools]}
+        (told, *apart), mark = self._control.marked([told, *messages])
         moved = _without_system_role(apart)
         if moved != apart and self._has_no_system_role:
             apart = moved
         try:
-            text = self._template.render(apart, for_reply=for_reply, think=think, clock=self.clock)
+            text = self._template.render(apart, for_reply=for_reply, think=think, clock=self.clock, tools=told["tools"])
         except ModelError:
             if moved == apart:
                 raise
-            text = self._template.render(moved, for_reply=for_reply, think=think, clock=self.clock)
+            text = self._template.render(moved, for_reply=for_reply, think=think, clock=self.clock, tools=told["tools"])
         return Rendered.of(text, mark)
 
     def encode(self, text: str) -> list[int]:
@@ -261,23 +315,6 @@ class PromptFormat:
         """Ids of raw text that follows the ids `before`; as `encode_raw` if there are none."""
         return encode_after(self.tokenizer, before, text) if before else self.encode_raw(text)
 
-    def continuation(self, held: Sequence[int], text: str) -> list[int]:
-        """The prompt of raw `text` for a cache that holds the ids `held`: `text` if it begins with all of them, as ids
-        or as text (the last word may be tokenized differently); else their continuation."""
-        whole = self.encode_raw(text)
-        if not held or common_prefix(held, whole) == len(held) or self._begins_with(text, held):
-            return whole
-        return [*held, *self.encode_after(held, text)]
-
-    def _begins_with(self, text: str, held: Sequence[int]) -> bool:
-        if min(held) < 0:  # ids of imported tokens are unknown
-            return False
-        bos = self.tokenizer.bos_token or ""
-        ends = self.tokenizer.eos_token_ids
-        ids = list(held[: len(held) - (held[-1] in ends)])  # without an end-of-text id
-        texts = [decode(self.tokenizer, part).removeprefix(bos).rstrip("\ufffd") for part in (ids[:16], ids)]
-        return all(x and text.startswith(x) for x in texts)
-
     def encode_text(self, text: str, before: Sequence[int] = ()) -> list[int]:
         """Ids of a message's text, in which nothing is special, after the ids `before`."""
         return self._control.encode_text(text, before)
@@ -286,6 +323,12 @@ class PromptFormat:
         """`encode_text` with the BOS token."""
         full, bare = self.encode_raw("0"), self.encode("0")
         return [*full[: len(full) - len(bare)], *self.encode_text(text)]
+
+    def num_tokens(self, messages: Sequence[Message]) -> int:
+        """The number of tokens of these messages: of the prompt for a reply if the last one is not a reply."""
+        if not self.has_template:
+            return len(self._continued(messages, PromptState()).ids)
+        return len(self._control.encode(self._rendered(messages, for_reply=messages[-1]["role"] != "assistant")))
 
     def num_system_tokens(self, system: str | None) -> int:
         """The number of tokens before the first message of a chat with this system prompt, or without one; a template
@@ -363,4 +406,4 @@ def _without_system_role(messages: Sequence[Message]) -> list[Message]:
     if not messages or messages[0]["role"] != "system" or len(messages) < 2:
         return list(messages)
     first = messages[1]
-    return [message(first["role"], messages[0]["content"] + "\n\n" + first["content"]), *messages[2:]]
+    return [{**first, "content": messages[0]["content"] + "\n\n" + first["content"]}, *messages[2:]]

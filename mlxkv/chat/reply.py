@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 
 from mlxkv.cache.prompt_cache import PromptCache
 from mlxkv.chat.history import History, HistorySnapshot
@@ -15,6 +15,7 @@ from mlxkv.chat.prompt import PromptState
 from mlxkv.chat.runtime import ModelRuntime
 from mlxkv.events import FinishReason, KVNotSaved, NoAnswer, Notice, PrefillProgress, TextDelta, TurnEvent, TurnFinished
 from mlxkv.inference.generation import Generation
+from mlxkv.inference.hooks import Hooks
 from mlxkv.inference.sampling import SamplingParams
 from mlxkv.stats import TurnStats, no_answer_text
 from mlxkv.store.records import Restored, TurnRecord, TurnState
@@ -27,11 +28,13 @@ _MIN_MEASURED = 64  # tokens; fewer say little about the speed of prefill
 
 @dataclass(frozen=True)
 class ReplyOptions:
-    """How one reply is generated; see Generation."""
+    """How one reply is generated; see Generation. `begin`: the text that it begins with."""
 
     params: SamplingParams
     started: float
     cancelled: Callable[[], bool] = bool
+    begin: str = ""
+    hooks: Hooks = field(default_factory=Hooks)
 
 
 def make_generation(
@@ -54,9 +57,10 @@ def make_generation(
         started=options.started,
         cancelled=options.cancelled,
         reply=reply,
-        reader=history.prompts.reader(prompt, options.params.stop),
+        reader=history.prompts.reader(prompt, options.params.stop, history.num_calls),
         checkpoints=checkpoints,
         prefixes=prefixes,
+        hooks=options.hooks,
     )
 
 
@@ -102,6 +106,7 @@ class ReplyRun:
         self._history, self._conversation, self._prompts = history, history.conversation, history.prompts
         self._generation, self._prompt, self._think = generation, prompt, think
         self._undo, self._keeps_message = undo, keeps_message
+        self._begun = generation.text, generation.thinking  # of a reply to continue, or the caller's
         self.stats = TurnStats()
 
     def events(self) -> Iterator[TurnEvent]:
@@ -133,12 +138,24 @@ class ReplyRun:
             yield KVNotSaved(notice)
         if (no_answer := self._no_answer()) is not None:
             yield no_answer
-        yield TurnFinished(generation.reason, generation.text, self.stats, generation.thinking, self._can_be_quiet)
+        yield TurnFinished(
+            generation.reason,
+            generation.text,
+            self.stats,
+            generation.thinking,
+            self._can_be_quiet,
+            tool_calls=generation.tool_calls,
+            logprobs=tuple(generation.logprobs),
+        )
 
     def _generate(self, restored: Restored | None) -> Iterator[TurnEvent]:
         """The generation's events but the last; a saved chat's open reply is written every few seconds."""
         saved_at, saved_tokens = time.monotonic(), 0
+        begun = self._begun[0] if self._undo is not None else ""  # a caller's beginning, which was not shown yet
         for event in self._generation.events():
+            if begun and self._generation.generated:
+                yield TextDelta(begun, 0)
+                begun = ""
             if isinstance(event, TurnFinished):
                 return
             if isinstance(event, PrefillProgress) and restored is not None:
@@ -183,13 +200,13 @@ class ReplyRun:
     def _is_unanswered(self) -> bool:
         """Whether the reply was stopped before it had any text, reasoning or ids."""
         generation = self._generation
-        is_empty = not (generation.reply_ids or generation.text or generation.thinking)
+        is_empty = (generation.text, generation.thinking) == self._begun and not generation.tool_calls
         return generation.reason == FinishReason.STOPPED and is_empty
 
     def _no_answer(self) -> NoAnswer | None:
         """A notice for a reply without text, unless it was stopped."""
         generation = self._generation
-        if generation.text or generation.reason == FinishReason.STOPPED:
+        if generation.text or generation.tool_calls or generation.reason == FinishReason.STOPPED:
             return None
         num_tokens, thinking = len(generation.generated), bool(generation.thinking)
         quiet = "think=False" if self._can_be_quiet else ""
@@ -204,4 +221,5 @@ class ReplyRun:
         params = asdict(generation.params) | ({} if self._think is None else {"think": self._think})
         if model is not None:
             params["model"] = model
-        return TurnRecord("assistant", generation.text, ids, None, generation.thinking, state, params, stats)
+        calls = generation.tool_calls
+        return TurnRecord("assistant", generation.text, ids, None, generation.thinking, state, params, stats, calls)

@@ -24,7 +24,7 @@ class ReplyGate:
         self._cancel = threading.Event()  # of the run that is iterated, else of the newest
         self._running: weakref.ref[Generator[Any]] | None = None
 
-    def start(self, events: Callable[[Callable[[], bool]], Iterator[Event]]) -> Iterator[Event]:
+    def start(self, events: Callable[[Callable[[], bool]], Iterator[Event]]) -> Generator[Event]:
         """Start a run of `events`, which is called at the first event with a function that tells whether to stop.
 
         Raises:

@@ -8,21 +8,29 @@ from __future__ import annotations
 
 import secrets
 import stat
+import weakref
+from collections.abc import Generator
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+from mlxkv.arguments import shown
 from mlxkv.cache.config import DEFAULT_SINKS, CacheConfig
 from mlxkv.cache.mlx_lm import ImportedCache, to_mlx_lm, to_model_dtype, window_for
 from mlxkv.cache.prompt_cache import PromptCache
 from mlxkv.chat.prompt import PromptFormat
+from mlxkv.chat.tools import Tool, checked_tools
 from mlxkv.config import Folders, Settings, load_settings
 from mlxkv.device import Wired, current_device
 from mlxkv.errors import ConfigError, FileMissingError, MismatchError
 from mlxkv.inference.drafting.drafts import Drafting
 from mlxkv.inference.drafting.model_drafts import ModelDrafts
+from mlxkv.inference.hooks import Hooks, take_hooks
 from mlxkv.inference.runner import ModelRunner
+from mlxkv.inference.sampling import SamplingParams
+from mlxkv.inference.schema import Grammars
 from mlxkv.memory import Budget
 from mlxkv.models import LoadedModel
 from mlxkv.models.resolve import is_repo
@@ -37,6 +45,12 @@ from mlxkv.text.clean import clean
 _MODEL_ID = "mlxkv_model_id"  # in the metadata of exports
 
 
+class OpenChat(Protocol):
+    """What a model closes."""
+
+    def close_with_model(self) -> str | None: ...
+
+
 class ModelRuntime:
     """One loaded model and the folders its chats are stored in.
 
@@ -49,6 +63,7 @@ class ModelRuntime:
         name: the user's name for the model; for a folder its full path, so that its sessions resume from anywhere.
         wired: keeps its memory wired until the model is closed.
         prompts: the chat template at the current time; a chat makes its own with `PromptFormat.at`.
+        chats, streams: its chats and iterators of events, as far as they are referred to; closed before the model.
     """
 
     def __init__(
@@ -64,13 +79,55 @@ class ModelRuntime:
         if draft is not False:
             self.runner.drafting = Drafting(model=self._draft_model(draft) if isinstance(draft, LoadedModel) else None)
         self.prompts = PromptFormat(loaded.tokenizer)
+        self.chats: weakref.WeakSet[OpenChat] = weakref.WeakSet()
+        self.streams: weakref.WeakSet[Generator[Any]] = weakref.WeakSet()
+        self._models = [loaded.model, *([draft.model] if isinstance(draft, LoadedModel) else [])]
         self._folders = folders
         self._store: SessionStore | None = None
+
+    @property
+    def is_open(self) -> bool:
+        return bool(self._models)
+
+    def check_open(self) -> None:
+        """Raises ConfigError: the model is closed."""
+        if not self.is_open:
+            raise ConfigError(f"The model {shown(self.name)} is closed; load it again with `mlxkv.load`.")
+
+    def close(self) -> str | None:
+        """Close streams, chats and sessions, and free the weights, whoever still refers to them; a sentence if
+        something could not be saved."""
+        notices: list[str | None] = []
+        with ExitStack() as stack:
+            stack.callback(self._free)
+            stack.callback(self.close_store)
+            stack.callback(self.wired.close)
+            for chat in list(self.chats):
+                stack.callback(lambda chat=chat: notices.append(chat.close_with_model()))
+            for stream in list(self.streams):
+                stack.callback(stream.close)
+        self.chats.clear()
+        return next(filter(None, notices), None)
+
+    def _free(self) -> None:
+        import mlx.core as mx
+
+        for model in self._models:
+            for module in model.modules():  # whoever refers to one of them
+                module.clear()
+            vars(model).clear()  # its traits, which have weights
+        self._models.clear()
+        mx.clear_cache()
 
     @property
     def model(self) -> Any:
         """mlx-lm's."""
         return self.loaded.model
+
+    @property
+    def model_args(self) -> Any:
+        """Its arguments, or None."""
+        return getattr(self.model, "args", None)
 
     @property
     def tokenizer(self) -> Any:
@@ -93,6 +150,7 @@ class ModelRuntime:
         Raises:
             OutOfMemoryError: it could not be filled beside the weights, by the predicted peak; nothing was allocated.
         """
+        self.check_open()
         if prompts is not None and config.sinks == "system":
             num_pinned = prompts.num_system_tokens(system)
         self.budget.limit = self._memory_limit()
@@ -115,13 +173,41 @@ class ModelRuntime:
         return ModelDrafts(runner, PromptCache(plan, draft.model), max(vocab.values()) + 1)
 
     def check_cache(self, cache: PromptCache) -> None:
-        """Raises MismatchError: the cache was made with another model. CacheError: its layers were used outside it."""
+        """Raises MismatchError: the cache was made with another model. CacheError: its layers were used outside it.
+        ConfigError: see `check_open`."""
+        self.check_open()
         cache.check_model(self.model, lambda: self.model_id)
         cache.check_log()
+
+    # -- sampling ------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def grammars(self) -> Grammars:
+        """Compiles schemas for this model's tokenizer."""
+        return Grammars(self.tokenizer)
+
+    def take_hooks(self, given: dict[str, Any]) -> Hooks:
+        """Take the hooks out of the keywords of a method that samples; see `hooks.take_hooks`."""
+        return take_hooks(given, self.grammars)
+
+    def check_sampling(self, params: SamplingParams) -> None:
+        """Raises ConfigError: `logit_bias` names tokens that this model does not have."""
+        size = getattr(getattr(self.model, "args", None), "vocab_size", None)
+        if isinstance(size, int):
+            params.check_ids(size)
 
     def _memory_limit(self) -> int:
         """Bytes that may be used now; 0 for no limit."""
         return current_device().memory_limit if self.is_limited else 0
+
+    def saved_tools(self, schemas: Any) -> tuple[Tool, ...]:
+        """The tools of a stored chat; none if this model, which may be another one, takes none."""
+        try:
+            tools = checked_tools(schemas)
+            self.prompts.with_tools(tools)
+        except ConfigError:
+            return ()
+        return tools
 
     # -- prompt caches as files ----------------------------------------------------------------------------------------
 
@@ -213,7 +299,15 @@ class ModelRuntime:
         return Borrower(self.folders, lambda: self.store, self._identify)
 
     def _identify(self, hashes: FileHashes) -> ModelIdentity:
-        return identify(self.loaded.path, self.loaded.config, hashes, name=self.name)
+        tuned = self.loaded.adapter
+        return identify(
+            self.loaded.path,
+            self.loaded.config,
+            hashes,
+            name=self.name,
+            adapter=None if tuned is None else tuned.folder,
+            adapter_name=None if tuned is None else tuned.name,
+        )
 
 
 def _check_there(path: Path) -> None:

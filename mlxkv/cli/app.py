@@ -24,10 +24,20 @@ from mlxkv.cli.cache import cache
 from mlxkv.cli.chats import chats, ids_for_completion
 from mlxkv.cli.completion import insert_chat_command, prompt_caches
 from mlxkv.cli.completion import models as model_names
-from mlxkv.cli.input_files import piped_text, question_with, text_or_file
+from mlxkv.cli.input_files import piped_text, question_with, schema_file, text_or_file
 from mlxkv.cli.models import models
 from mlxkv.cli.print_mode import PrintRequest
-from mlxkv.cli.start import first_commands, model_name, named_cache, open_window, session_id_of, talk_in_lines
+from mlxkv.cli.serve import serve
+from mlxkv.cli.start import (
+    chosen_model,
+    first_commands,
+    model_name,
+    named_cache,
+    open_window,
+    own_adapter,
+    session_id_of,
+    talk_in_lines,
+)
 from mlxkv.config import Folders, Settings, load_settings, unknown_variable
 from mlxkv.errors import ConfigError, MlxkvError, OutOfMemoryError, OutputClosedError, PromptError
 from mlxkv.settings import help_of
@@ -42,7 +52,7 @@ if TYPE_CHECKING:
 
 
 _COMMANDS = {
-    "chat", "chats", "cache", "models", "bench", "doctor", "path", "--help", "-h", "--install-completion",
+    "chat", "chats", "cache", "models", "serve", "bench", "doctor", "path", "--help", "-h", "--install-completion",
     "--show-completion",
 }  # fmt: skip
 
@@ -87,6 +97,7 @@ def chat(
     model: Annotated[
         str | None, typer.Option("-m", "--model", help=help_of("model"), autocompletion=model_names)
     ] = None,
+    adapter: Annotated[str | None, typer.Option("--adapter", help=help_of("adapter"))] = None,
     system: Annotated[str | None, typer.Option("-s", "--system", help="System prompt, or @FILE.")] = None,
     file: Annotated[list[Path] | None, typer.Option("-f", "--file", help="Put a file before the question.")] = None,
     continue_: Annotated[bool, typer.Option("-c", "--continue", help="Continue the last chat.")] = False,
@@ -117,6 +128,33 @@ def chat(
     top_k: Annotated[int | None, typer.Option("--top-k", help=help_of("top_k"))] = None,
     min_p: Annotated[float | None, typer.Option("--min-p", help=help_of("min_p"))] = None,
     seed: Annotated[int | None, typer.Option("--seed", help=help_of("seed"))] = None,
+    repetition_penalty: Annotated[
+        float | None, typer.Option("--repetition-penalty", help=help_of("repetition_penalty"))
+    ] = None,
+    repetition_context_size: Annotated[
+        int | None, typer.Option("--repetition-context-size", help=help_of("repetition_context_size"))
+    ] = None,
+    presence_penalty: Annotated[
+        float | None, typer.Option("--presence-penalty", help=help_of("presence_penalty"))
+    ] = None,
+    presence_context_size: Annotated[
+        int | None, typer.Option("--presence-context-size", help=help_of("presence_context_size"))
+    ] = None,
+    frequency_penalty: Annotated[
+        float | None, typer.Option("--frequency-penalty", help=help_of("frequency_penalty"))
+    ] = None,
+    frequency_context_size: Annotated[
+        int | None, typer.Option("--frequency-context-size", help=help_of("frequency_context_size"))
+    ] = None,
+    xtc_probability: Annotated[float | None, typer.Option("--xtc-probability", help=help_of("xtc_probability"))] = None,
+    xtc_threshold: Annotated[float | None, typer.Option("--xtc-threshold", help=help_of("xtc_threshold"))] = None,
+    logit_bias: Annotated[str | None, typer.Option("--logit-bias", help=help_of("logit_bias"))] = None,
+    schema: Annotated[
+        Path | None, typer.Option("--schema", help="With -p: the reply follows the JSON schema in FILE.")
+    ] = None,
+    logprobs: Annotated[
+        int | None, typer.Option("--logprobs", help="Report log-probabilities, and of so many likeliest tokens.")
+    ] = None,
     think: Annotated[bool | None, typer.Option("--think/--no-think", help=help_of("think"))] = None,
     window: Annotated[int | None, typer.Option("--window", help=help_of("window"))] = None,
     sinks: Annotated[str | None, typer.Option("--sinks", help=help_of("sinks"))] = None,
@@ -133,9 +171,14 @@ def chat(
     """Open the chat, or with -p print one reply."""
     folders = Folders.from_env()
     flags = {
+        "adapter": own_adapter(model, adapter),
         "model": model, "system": system and text_or_file(system), "temperature": temp, "top_p": top_p, "top_k": top_k,
         "min_p": min_p, "max_tokens": max_tokens, "seed": seed, "window": window, "sinks": sinks,
         "plain": plain or None, "mouse": False if no_mouse else None, "kv_bits": kv_bits, "disk_limit": disk_limit,
+        "repetition_penalty": repetition_penalty, "repetition_context_size": repetition_context_size,
+        "presence_penalty": presence_penalty, "presence_context_size": presence_context_size,
+        "frequency_penalty": frequency_penalty, "frequency_context_size": frequency_context_size,
+        "xtc_probability": xtc_probability, "xtc_threshold": xtc_threshold, "logit_bias": logit_bias,
         "think": think, "draft": False if no_draft else None, "draft_model": draft_model,
     }  # fmt: skip
     settings = load_settings(folders, flags=flags)
@@ -148,7 +191,11 @@ def chat(
     from mlxkv.inference.sampling import SamplingParams
 
     bounds = CacheConfig.from_settings(settings)
-    SamplingParams.for_model({}, **settings.sampling)  # reports invalid values before a model is loaded
+    sampling = {**settings.sampling, "logprobs": logprobs}
+    SamplingParams.for_model({}, **sampling)  # reports invalid values before a model is loaded
+    if logprobs is not None and output is Output.text and batch is None:
+        raise ConfigError("--logprobs is printed as JSON; add --output-format json.")
+    follows = schema_file(schema) if schema is not None else None
 
     check_platform()
     if batch is not None or out is not None or as_finished:
@@ -158,9 +205,9 @@ def chat(
         }  # fmt: skip
         from mlxkv.cli.batch import batch_request
 
-        todo = batch_request(batch, out, as_finished, others, settings, asked, quiet)
-        raise typer.Exit(_batch(folders, settings, todo, bounds, model, load_anyway))
-    printing = print_ or asked is not None or output is not Output.text
+        todo = batch_request(batch, out, as_finished, others, settings, asked, quiet, follows)
+        raise typer.Exit(_batch(folders, settings, sampling, todo, bounds, model, load_anyway))
+    printing = print_ or asked is not None or follows is not None or output is not Output.text
     printing = printing or not (plain or (sys.stdin.isatty() and sys.stdout.isatty()))
     plain = settings.plain or bool(os.environ.get("ACCESSIBLE")) or os.environ.get("TERM") == "dumb"
     if resume == _NO_VALUE:  # show the list of chats, on a terminal
@@ -178,8 +225,9 @@ def chat(
             output.value,
             asked,
             settings.think,
+            follows,
         )
-        raise typer.Exit(_print(folders, settings, request, bounds, model, load_anyway))
+        raise typer.Exit(_print(folders, settings, sampling, request, bounds, model, load_anyway))
     question = question_with(question, file) if file else question
     talk = talk_in_lines if plain else open_window
     raise typer.Exit(
@@ -196,6 +244,7 @@ def chat(
 def _print(
     folders: Folders,
     settings: Settings,
+    sampling: dict[str, Any],
     request: PrintRequest,
     cache: CacheConfig,
     model_flag: str | None,
@@ -207,12 +256,13 @@ def _print(
 
     model, cache = _loaded(folders, settings, request.cache, request.resume, cache, model_flag, load_anyway)
     bounds = cache if request.resume is None or settings.bounds_cache else None
-    return answer(model, request, bounds, settings.sampling, sys.stdout, sys.stderr)
+    return answer(model, request, bounds, sampling, sys.stdout, sys.stderr)
 
 
 def _batch(
     folders: Folders,
     settings: Settings,
+    sampling: dict[str, Any],
     request: BatchRequest,
     cache: CacheConfig,
     model_flag: str | None,
@@ -222,7 +272,7 @@ def _batch(
 
     with opened_batch(request, sys.stdout) as opened:  # its errors come before a model is loaded
         model, cache = _loaded(folders, settings, request.cache, None, cache, model_flag, load_anyway)
-        return run_batch(model, opened, cache, settings.sampling, sys.stderr)
+        return run_batch(model, opened, cache, sampling, sys.stderr)
 
 
 def _loaded(
@@ -240,13 +290,18 @@ def _loaded(
     from mlxkv.models import BUILT_IN
     from mlxkv.store.prompts.folder import PromptFolder
 
-    made_with = None if named is None else PromptFolder(folders).describe(named).model
-    name = model_flag or made_with or model_name(folders, settings, resume) or BUILT_IN[0]
+    made_with = None if named is None or model_flag else PromptFolder(folders).describe(named)
+    name, adapter = chosen_model(folders, settings, resume)
+    if made_with is not None and made_with.model:
+        is_given = settings.adapter != "auto" and settings.model in (None, made_with.model)
+        name, adapter = made_with.model, adapter if is_given else made_with.adapter
+    name = name or BUILT_IN[0]
     if load_anyway:
         cache = cache if cache.window else replace(cache, window=WINDOW)
-    elif found := check_fit(name, cache):
+    elif found := check_fit(name, cache, adapter=adapter, draft=settings.draft_model if settings.draft else None):
         raise OutOfMemoryError(f"{found.text}; {alternatives(found)}.")
-    return load(name, folders=folders, limited=not load_anyway, draft=settings.drafting), cache
+    draft = settings.drafting
+    return load(name, folders=folders, limited=not load_anyway, draft=draft, adapter_path=adapter), cache
 
 
 # -- other commands ---------------------------------------------------------------------------------------------------
@@ -287,6 +342,7 @@ def doctor(
     raise typer.Exit(0 if all(finding.ok for finding in findings) else 1)
 
 
+app.command()(serve)
 app.command()(bench)
 
 

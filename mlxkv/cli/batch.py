@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
 
 from mlxkv.cli.batch_lines import Finished, Line, lines_of
+from mlxkv.cli.print_mode import logprobs_json, open_cache
 from mlxkv.errors import ConfigError, MlxkvError, OutputError, PromptError, shortened
 from mlxkv.events import Notice, ReplyFinished, RequestFailed
 from mlxkv.inference.sampling import SamplingParams
@@ -47,6 +48,7 @@ class BatchRequest:
     cache: Path | None = None  # a prompt cache that all prompts continue
     think: bool | None = None
     quiet: bool = False
+    schema: dict[str, Any] | None = None  # of replies to lines without one
 
 
 def batch_request(
@@ -57,6 +59,7 @@ def batch_request(
     settings: Settings,
     cache: Path | None,
     quiet: bool,
+    schema: dict[str, Any] | None = None,
 ) -> BatchRequest:
     """The batch that the command line asks for; `others` are options that a batch does not take.
 
@@ -67,7 +70,8 @@ def batch_request(
         raise ConfigError(f"{'-o' if output else '--as-finished'} belongs to a batch; give --batch FILE too.")
     if other := next((name for name, value in others.items() if value), None):
         raise ConfigError(f"--batch takes its prompts from a file; leave out {other}.")
-    return BatchRequest(file, output, as_finished, None if cache else settings.system, cache, settings.think, quiet)
+    system = None if cache else settings.system
+    return BatchRequest(file, output, as_finished, system, cache, settings.think, quiet, schema)
 
 
 @dataclass
@@ -110,12 +114,11 @@ def opened_batch(request: BatchRequest, stdout: TextIO) -> Iterator[OpenBatch]:
 
 def run_batch(model: Model, batch: OpenBatch, cache: CacheConfig | None, sampling: dict[str, Any], err: TextIO) -> int:
     """Answer all lines; the exit code: 1 if any has failed, 130 if interrupted."""
-    from mlxkv.cli.print_mode import open_cache
-
     request = batch.request
     held = open_cache(model, request.cache) if request.cache is not None else cache
     prompts = model.batch_prompts(held, request.think)
-    results = _Results(batch, model.name, err)
+    results = _Results(batch, model.name, err, model.tokenizer)
+    hooks = prompts.hooks({"schema": request.schema})
 
     def requests() -> Iterator[Request | tuple[int, MlxkvError]]:
         for line in batch.waiting_lines():
@@ -124,7 +127,8 @@ def run_batch(model: Model, batch: OpenBatch, cache: CacheConfig | None, samplin
                 if line.error is not None:
                     raise PromptError(line.error)
                 params = SamplingParams.for_model(model.loaded.generation, **{**sampling, **line.sampling})
-                yield prompts.request(line.number, _with_system(line, request.system), params)
+                own = prompts.hooks({"schema": line.schema}) if line.schema is not None else hooks
+                yield prompts.request(line.number, _with_system(line, request.system), params, hooks=own)
             except MlxkvError as error:
                 yield line.number, error
 
@@ -154,6 +158,7 @@ class _Results:
     batch: OpenBatch
     model: str
     err: TextIO
+    tokenizer: Any
     notices: dict[int, list[str]] = field(default_factory=dict)
     num_written: int = 0
     num_failed: int = 0
@@ -179,7 +184,7 @@ class _Results:
             about |= {"error": clean(str(event.error))}
             self.num_failed += 1
         else:
-            about |= _reply_json(event, self.notices.pop(number, []))
+            about |= _reply_json(event, self.notices.pop(number, []), self.tokenizer)
             self.num_tokens += event.stats.generated_tokens
         self._held[number] = json.dumps(about | {"input": line.digest})
         if self.batch.request.as_finished:
@@ -221,7 +226,7 @@ class _Results:
             print(f"{clear}{what}: {self._text()} · {seconds_text(time.monotonic() - self._began)}", file=self.err)
 
 
-def _reply_json(event: ReplyFinished, notices: list[str]) -> dict[str, Any]:
+def _reply_json(event: ReplyFinished, notices: list[str], tokenizer: Any) -> dict[str, Any]:
     stats = event.stats
     about: dict[str, Any] = {
         "text": event.text,
@@ -241,6 +246,8 @@ def _reply_json(event: ReplyFinished, notices: list[str]) -> dict[str, Any]:
     }
     if stats.not_batched_why:
         about["not_batched_why"] = stats.not_batched_why
+    if event.logprobs:
+        about["logprobs"] = logprobs_json(event.logprobs, tokenizer)
     return about | ({"notices": notices} if notices else {})
 
 

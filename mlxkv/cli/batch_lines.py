@@ -21,9 +21,10 @@ from mlxkv.text.encoding import TEXT, marked_encoding, well_formed
 MAX_LINE = 32 << 20  # bytes
 SAMPLING_FIELDS = (
     "temperature", "top_p", "top_k", "min_p", "max_tokens", "seed", "stop", "repetition_penalty", "presence_penalty",
-    "frequency_penalty",
+    "frequency_penalty", "repetition_context_size", "presence_context_size", "frequency_context_size", "logit_bias",
+    "xtc_probability", "xtc_threshold", "logprobs",
 )  # fmt: skip
-_FIELDS = ("id", "prompt", "messages", "system", *SAMPLING_FIELDS)
+_FIELDS = ("id", "prompt", "messages", "system", "schema", *SAMPLING_FIELDS)
 _DIGEST = 16  # hexadecimal digits
 
 
@@ -37,6 +38,7 @@ class Line:
         digest: the beginning of the SHA-256 of its bytes.
         messages: for the chat template, without the system prompt of the command line.
         sampling: by the names of SamplingParams.
+        schema: JSON schema that the reply follows, unchecked.
         error: why it is no prompt, one sentence.
         is_repeated: an earlier line has its id.
     """
@@ -46,6 +48,7 @@ class Line:
     digest: str
     messages: tuple[dict[str, Any], ...] = ()
     sampling: dict[str, Any] = field(default_factory=dict)
+    schema: Any = None
     error: str | None = None
     is_repeated: bool = False
 
@@ -166,7 +169,7 @@ def _line(number: int, data: bytes | None) -> Line:
     except ValueError as error:
         return Line(number, name, digest, error=f"Line {number} {error}.")
     sampling = {key: table[key] for key in SAMPLING_FIELDS if table.get(key) is not None}
-    return Line(number, name, digest, tuple(messages), sampling)
+    return Line(number, name, digest, tuple(messages), sampling, table.get("schema"))
 
 
 def _messages(table: dict[str, Any]) -> list[dict[str, Any]]:

@@ -30,6 +30,7 @@ Force = Annotated[bool, typer.Option("--force", help="Replace a prompt cache of 
 ModelName = Annotated[
     str | None, typer.Option("-m", "--model", help="Built-in name, folder or org/name.", autocompletion=models)
 ]
+AdapterName = Annotated[str | None, typer.Option("--adapter", help="LoRA adapter of the model: a folder or org/name.")]
 Json = Annotated[bool, typer.Option("--json", help="As JSON.")]
 
 
@@ -39,6 +40,7 @@ def cache_create(
     file: Annotated[list[Path] | None, typer.Option("-f", "--file", help="A text to prefill; may be repeated.")] = None,
     system: Annotated[str | None, typer.Option("-s", "--system", help="System prompt, or @FILE.")] = None,
     model: ModelName = None,
+    adapter: AdapterName = None,
     window: Annotated[int | None, typer.Option("--window", help="Window in tokens, pinned ones not counted.")] = None,
     sinks: Annotated[str | None, typer.Option("--sinks", help="Pinned tokens: a number, or system.")] = None,
     kv_bits: Annotated[str | None, typer.Option("--kv-bits", help=help_of("kv_bits"))] = None,
@@ -48,17 +50,24 @@ def cache_create(
     """Prefill files (and a system prompt), for `mlxkv -p QUESTION --cache NAME`."""
     from mlxkv.cache.config import CacheConfig
     from mlxkv.cli.input_files import question_with, text_or_file
+    from mlxkv.cli.start import own_adapter
     from mlxkv.errors import PromptError
 
     folders = Folders.from_env()
-    flags = {"model": model, "window": window, "sinks": sinks, "system": system and text_or_file(system)}
+    flags = {
+        "model": model,
+        "adapter": own_adapter(model, adapter),
+        "window": window,
+        "sinks": sinks,
+        "system": system and text_or_file(system),
+    }
     settings = load_settings(folders, flags=flags | ({} if kv_bits is None else {"kv_bits": kv_bits}))
     config, text = CacheConfig.from_settings(settings), question_with(None, file or [])
     if not text and not settings.system:
         raise PromptError("There is nothing to prefill; give files with -f or a system prompt with -s.")
     folder = _folder(folders)
     path = folder.new(name, replace=force)
-    held = _load(folders, settings.model)
+    held = _load(folders, settings.model, settings.adapter_name)
     try:
         show = None if quiet or not sys.stderr.isatty() else _progress
         pc = held.prefill(text, config, system=settings.system, chat=True, progress=show, save_to=path)
@@ -125,6 +134,7 @@ def cache_show(name: Name, as_json: Json = False) -> None:
         "file": str(c.path),
         "made": date_text(c.made),
         "model": c.model or "unknown",
+        "adapter": c.adapter or "",
         "tokens": "unknown: mlx-lm wrote it; use it only if you trust its source"
         if c.num_tokens is None
         else f"{c.num_tokens:,}",
@@ -219,6 +229,7 @@ def cache_export(
         ),
     ] = None,
     model: ModelName = None,
+    adapter: AdapterName = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
 ) -> None:
     """Export a prompt cache for mlx-lm (`mlx_lm.generate --prompt-cache-file`), or unchanged."""
@@ -237,7 +248,8 @@ def cache_export(
         with SessionStore.open(folders) as store, store.saving_named(output) as room:
             size = folder.copy_in(path, output, room)
     else:
-        held = _load(folders, model or folder.describe(path).model or None)
+        made_with = folder.describe(path)
+        held = _load(folders, model or made_with.model or None, adapter or (None if model else made_with.adapter))
         try:
             size = open_cache(held, path).export_mlx_lm(output, CACHE_FORMATS[chosen])
         finally:
@@ -250,6 +262,7 @@ def cache_import(
     name: Name,
     file: Annotated[Path, typer.Argument(help="A prompt cache that mlx-lm saved, or a .kv file.")],
     model: ModelName = None,
+    adapter: AdapterName = None,
     force: Force = False,
 ) -> None:
     """Import a prompt cache. mlx-lm's contain no token ids: use only those from people you trust."""
@@ -273,7 +286,7 @@ def cache_import(
         with SessionStore.open(folders) as store, store.saving_named(path) as room:
             size = folder.copy_in(file, path, room)
     else:
-        held = _load(folders, model or by or None)
+        held = _load(folders, model or by or None, adapter)
         try:
             taken = held.import_mlx_lm(file)
             size = taken.export_mlx_lm(path)
@@ -288,13 +301,13 @@ def cache_import(
             print(f"{note[0].upper()}{note[1:]}.", file=sys.stderr)
 
 
-def _load(folders: Folders, name: str | None) -> Any:
+def _load(folders: Folders, name: str | None, adapter: str | None) -> Any:
     from mlxkv.device import check_platform
     from mlxkv.model import load
     from mlxkv.models import BUILT_IN
 
     check_platform()
-    return load(name or BUILT_IN[0], folders=folders)
+    return load(name or BUILT_IN[0], folders=folders, adapter_path=adapter)
 
 
 def _state_bytes(folders: Folders) -> int:

@@ -199,17 +199,27 @@ def chats_export(
 
 @chats.command("import")
 def chats_import(
-    file: Annotated[Path, typer.Argument(help="A file that `chats export` wrote as json or mlxkv.")],
+    file: Annotated[
+        Path,
+        typer.Argument(
+            help="A file that `chats export` wrote as json or mlxkv; or an export of ChatGPT or Claude (the zip, its "
+            "folder or conversations.json), or a chat or folder of LM Studio."
+        ),
+    ],
     trust_kv: Annotated[
         bool, typer.Option("--trust-kv", help="Import its KV rows too: only from people you trust.")
     ] = False,
 ) -> None:
-    """Import a chat: its messages and ids, which are prefilled when it is resumed."""
+    """Import chats: messages are prefilled when a chat is resumed. Chats imported before are skipped."""
     from mlxkv.cli.tables import row
     from mlxkv.stats import plural
     from mlxkv.text.clean import clean
 
     with open_store() as store:
+        if (found := store.import_foreign(file)) is not None:
+            print(found)
+            print("`mlxkv chats ls` lists them; -m names the model that continues one.", file=sys.stderr)
+            return
         done = store.import_chat(file, trust_kv=trust_kv)
     rows = f", KV rows of {done.kv_tokens:,}" if done.kv_tokens else ""
     facts = f"{plural(done.num_turns, 'message')}, {done.num_tokens:,} tokens{rows}"

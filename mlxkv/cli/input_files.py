@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import errno
 import io
+import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
-from mlxkv.errors import PromptError, first_line, shortened
+from mlxkv.errors import ConfigError, PromptError, first_line, shortened
 from mlxkv.stats import bytes_text
 from mlxkv.system.regular_file import read_bytes, reason
 from mlxkv.system.streams import read_input
 from mlxkv.text.clean import clean
 from mlxkv.text.encoding import TEXT, decode, marked_encoding, well_formed
+from mlxkv.text.pdf import PdfError, is_pdf, pdf_text
 
 MAX_BYTES = 32 << 20  # of one file or of stdin
 _WAITING = "mlxkv: reading standard input until it ends; -n or `< /dev/null` skips it."
@@ -101,10 +103,25 @@ def text_or_file(value: str) -> str:
     return read_text(Path(value[1:])) if value.startswith("@") else well_formed(value)
 
 
-def read_text(path: Path) -> str:
-    """Text of a file. Raises PromptError: it is not a file, larger than 32 MiB, not text, or cannot be read."""
+def schema_file(path: Path) -> dict[str, Any]:
+    """The JSON schema in a file. Raises PromptError: see `read_text`. ConfigError: it is no JSON object."""
     try:
-        return decode(read_bytes(path, MAX_BYTES, pipes=True))
+        found = json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{shortened(path)} is not JSON ({first_line(error)}); give a JSON schema.") from error
+    if not isinstance(found, dict):
+        raise ConfigError(f"{shortened(path)} is no JSON schema; it must contain an object.")
+    return found
+
+
+def read_text(path: Path) -> str:
+    """Text of a file, or of a PDF. Raises PromptError: it is not a file, larger than 32 MiB, not text, or cannot be
+    read."""
+    try:
+        data = read_bytes(path, MAX_BYTES, pipes=True)
+        return pdf_text(data, MAX_BYTES) if is_pdf(data) else decode(data)
+    except PdfError as error:
+        raise PromptError(f"{shortened(path)} {error}.") from error
     except ValueError as error:
         raise PromptError(f"{path} is not UTF-8 text; convert it first (or UTF-16 with a byte order mark).") from error
     except OSError as error:

@@ -141,6 +141,7 @@ def models_estimate(
     model: Annotated[str, typer.Argument(help="Built-in name, folder or org/name.")],
     window: Annotated[int | None, typer.Option("--window", help="Window in tokens, pinned ones not counted.")] = None,
     kv_bits: Annotated[str | None, typer.Option("--kv-bits", help=help_of("kv_bits"))] = None,
+    adapter: Annotated[str | None, typer.Option("--adapter", help="With this LoRA adapter.")] = None,
 ) -> None:
     """Estimate the memory of a model and its KV cache, before anything is loaded."""
     from mlxkv.cache.config import CacheConfig
@@ -150,7 +151,7 @@ def models_estimate(
 
     given = {name: value for name, value in (("window", window), ("kv_bits", kv_bits)) if value is not None}
     settings = change(Settings(), given, lambda name: f"The option --{name.replace('_', '-')}")
-    e = estimate(model, CacheConfig.from_settings(settings))
+    e = estimate(model, CacheConfig.from_settings(settings), adapter_path=adapter)
     states = e.state_bytes + e.checkpoint_bytes
     kept = f"recurrent state {bytes_text(e.state_bytes)}, checkpoints up to {bytes_text(e.checkpoint_bytes)}"
     for name, size, note in (

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -24,12 +24,14 @@ from mlxkv.events import (
     PrefillProgress,
     PromptEvicted,
     TextDelta,
+    TokenLogprobs,
     TurnEvent,
     TurnFinished,
 )
 from mlxkv.stats import evicted_text, no_answer_text, stat_line
 from mlxkv.system.terminal import close_before_ending, handle_interrupts
 from mlxkv.text.clean import CONTEXT, clean
+from mlxkv.tokenizer.tokens import decode
 
 if TYPE_CHECKING:
     from mlxkv.cache.config import CacheConfig
@@ -53,6 +55,7 @@ class PrintRequest:
     output: str = "text"  # or "json", "stream-json"
     cache: Path | None = None  # a prompt cache to begin with; such a chat is not saved
     think: bool | None = None  # reason first, if the model can; None: as the chat does
+    schema: dict[str, Any] | None = None  # JSON schema that the reply follows
 
 
 def answer(
@@ -66,11 +69,14 @@ def answer(
         if (restored := _restored(chat)) and not request.quiet:
             print(restored, file=err)
         try:
-            finished, notices = _print_turn(chat, request, out, err)
+            finished, notices = _print_turn(chat, request, out, err, model.tokenizer)
         except OutputClosedError:  # as in `mlxkv -p ... | head -1`: the generated part is saved
             return 0
         if request.output != "text":
-            result = result_json(chat, model, finished) | ({"notices": notices} if notices else {})
+            result = result_json(chat, model, finished)
+            if finished.logprobs:
+                result["logprobs"] = logprobs_json(finished.logprobs, model.tokenizer)
+            result |= {"notices": notices} if notices else {}
             print(json.dumps({"type": "result", **result} if request.output == "stream-json" else result), file=out)
         elif finished.unanswered and not request.quiet:
             print("stopped before the reply began; the chat is unchanged", file=err)
@@ -79,16 +85,18 @@ def answer(
     return INTERRUPTED if finished.reason == "stopped" else 0
 
 
-def _print_turn(chat: Chat, request: PrintRequest, out: TextIO, err: TextIO) -> tuple[TurnFinished, list[str]]:
-    """Print the events of a turn; returns the last one."""
+def _print_turn(
+    chat: Chat, request: PrintRequest, out: TextIO, err: TextIO, tokenizer: Any = None
+) -> tuple[TurnFinished, list[str]]:
+    """Print the events of a turn; returns the last one. `tokenizer`: names the tokens of log-probabilities."""
     on_screen, before = out.isatty(), ""
     notices: list[str] = []
     finished: TurnFinished | None = None
-    for event in map(_worded, chat.send(request.question)):
+    for event in map(_worded, chat.send(request.question, schema=request.schema)):
         if isinstance(event, Notice):
             notices.append(event.text)
         if request.output == "stream-json" and not isinstance(event, TurnFinished):
-            print(json.dumps(_event_json(event)), file=out, flush=True)
+            print(json.dumps(_event_json(event, tokenizer)), file=out, flush=True)
             continue
         match event:
             case TextDelta(text, thinking=False) if request.output == "text":
@@ -103,6 +111,9 @@ def _print_turn(chat: Chat, request: PrintRequest, out: TextIO, err: TextIO) -> 
     if request.output == "text":
         print(file=out, flush=True)
     assert finished is not None
+    if request.output == "text":
+        for call in finished.tool_calls:  # they are no text of the reply, and nothing here runs them
+            print(clean(f"→ {call.name}({call.arguments})"), file=err)
     return finished, notices
 
 
@@ -172,12 +183,23 @@ def _restored(chat: Chat) -> str:
     return f"restored {back.tokens - back.evicted:,} tok{evicted} in {back.seconds:.2f}s"
 
 
-def _event_json(event: PrefillProgress | TextDelta | Notice) -> dict[str, Any]:
+def _event_json(event: PrefillProgress | TextDelta | Notice, tokenizer: Any) -> dict[str, Any]:
     name = "prefill" if isinstance(event, PrefillProgress) else "text" if isinstance(event, TextDelta) else "notice"
     fields = asdict(event)
     if not fields.get("restarts"):  # rare
         fields.pop("restarts", None)
+    if fields.pop("logprobs", ()) and isinstance(event, TextDelta):
+        fields["logprobs"] = logprobs_json(event.logprobs, tokenizer)
     return {"type": name, **fields}
+
+
+def logprobs_json(logprobs: Sequence[TokenLogprobs], tokenizer: Any) -> list[dict[str, Any]]:
+    """Log-probabilities with the text of each token; characters of several tokens are incomplete."""
+
+    def named(token: int, logprob: float) -> dict[str, Any]:
+        return {"token": token, "text": decode(tokenizer, [token]), "logprob": round(logprob, 6)}
+
+    return [{**named(each.token, each.logprob), "top": [named(*one) for one in each.top]} for each in logprobs]
 
 
 def result_json(chat: Chat, model: Model, finished: TurnFinished) -> dict[str, Any]:
@@ -192,6 +214,7 @@ def result_json(chat: Chat, model: Model, finished: TurnFinished) -> dict[str, A
         "thinking": finished.thinking,
         "model": model.name,
         "finish_reason": finished.reason,
+        **({"tool_calls": [asdict(call) for call in finished.tool_calls]} if finished.tool_calls else {}),
         "usage": {
             "prompt_tokens": stats.prompt_tokens,
             "cached_tokens": stats.cached_tokens,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from mlxkv.cli.chats import open_store
 from mlxkv.cli.input_files import piped_lines
 from mlxkv.config import Folders, Settings, private_folder
-from mlxkv.errors import ConfigError, DiskError, MlxkvError, ModelNotFoundError, SessionNotFoundError
+from mlxkv.errors import ConfigError, DiskError, MlxkvError, ModelError, ModelNotFoundError, SessionNotFoundError
 from mlxkv.system.regular_file import check_regular
 from mlxkv.system.supervisor import show_typing
 from mlxkv.system.terminal import redirect_stderr
@@ -32,7 +32,7 @@ def first_commands(
     from mlxkv.models import BUILT_IN, resolve
     from mlxkv.protocol.commands import ListChats, LoadModel, NewChat, OpenChat
 
-    name = model_name(folders, settings, session_id)
+    name, adapter = chosen_model(folders, settings, session_id)
     if session_id is not None and fork:
         with open_store(folders, enforce=False) as store:
             session_id = session_id if store.read_only else store.fork(session_id)
@@ -40,7 +40,7 @@ def first_commands(
         with suppress(ModelNotFoundError):
             name = resolve(BUILT_IN[0]).name
     # A model that only a chat or the last run names may be gone: it is not downloaded unasked.
-    load: list[Command] = [LoadModel(name, settings.model is None, anyway)] if name else []
+    load: list[Command] = [LoadModel(name, settings.model is None, anyway, adapter=adapter)] if name else []
     return [*load, OpenChat(session_id) if session_id else NewChat(), *([ListChats()] if picks else [])]
 
 
@@ -94,18 +94,54 @@ def _suggestions() -> tuple[ModelCard, ...]:
     )
 
 
-def model_name(folders: Folders, settings: Settings, session_id: str | None) -> str | None:
-    """-m or the setting, else the chat's model, else the last one used; None if there is none."""
+def own_adapter(model: str | None, adapter: str | None) -> str | None:
+    """The flag `adapter`: a model that is named without one has none, whatever config.toml says."""
+    return adapter or (model and "none")
+
+
+def chosen_model(folders: Folders, settings: Settings, session_id: str | None) -> tuple[str | None, str | None]:
+    """The model and its LoRA adapter: of the options and settings, else the chat's, else the last ones used; None if
+    there are none.
+
+    Raises:
+        ModelNotFoundError: the chat's adapter is not on this machine.
+    """
+    given = settings.adapter_name
     if settings.model is not None or not os.path.exists(folders.data / "store.json"):
-        return settings.model
+        return settings.model, given
     try:
         with open_store(folders, enforce=False) as store:
-            chosen = session_id or store.sessions.latest()
-            return store.sessions.model_of(chosen).name if chosen else None
+            model = store.sessions.model_of(session_id) if session_id else None
+            found = model if model and not model.is_foreign else store.sessions.last_model()
+            if found is None:
+                return None, given
     except DiskError:
         if session_id is not None:
             raise
-        return None  # a chat needs no disk
+        return None, given  # a chat needs no disk
+    if settings.adapter != "auto" or found.adapter is None:
+        return found.name, given
+    return found.name, _remembered(found.adapter, is_chosen=session_id is not None)
+
+
+def _remembered(adapter: str, *, is_chosen: bool) -> str | None:
+    """The adapter of a chat, which is not downloaded unasked; None if it is gone and the chat was only the last one."""
+    from mlxkv.models.adapter import local_adapter
+
+    try:
+        if local_adapter(adapter) is not None:
+            return adapter
+        why = f"The adapter {adapter} of this chat is not on this machine; --adapter {adapter} downloads it"
+    except ModelError as error:
+        why = str(error).removesuffix(".")
+    if is_chosen:
+        raise ModelNotFoundError(f"{why}; --adapter none continues without it.")
+    return None
+
+
+def model_name(folders: Folders, settings: Settings, session_id: str | None) -> str | None:
+    """The model of `chosen_model`."""
+    return chosen_model(folders, settings, session_id)[0]
 
 
 def session_id_of(folders: Folders, session: str | None, latest: bool) -> str | None:

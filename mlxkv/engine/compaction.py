@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from mlxkv.chat import compaction
 from mlxkv.chat.chat import Chat
@@ -46,7 +47,8 @@ def compact(context: EngineContext, summarise: bool) -> Iterator[EngineEvent]:
         yield ChatOpened(chat.session_id, chat.title)
         yield TurnStarted(request)
         try:
-            events = chat.aside(request, **{**context.settings.sampling, "max_tokens": plan.summary_tokens})
+            sampling: dict[str, Any] = {**context.settings.sampling, "max_tokens": plan.summary_tokens}
+            events = chat.aside(request, **sampling)
             context.apply_earlier_stop()
             for event in events:
                 summary = event if isinstance(event, TurnFinished) else None

@@ -94,12 +94,12 @@ class EngineContext:
             raise MlxkvError("No model is loaded; type /model and a folder or a repository id.")
         return self.model
 
-    def load_model(self, name: str) -> Model:
+    def load_model(self, name: str, adapter: str | None = None) -> Model:
         def progress(p: Any) -> None:
             self.emit(ModelLoading(p.name, LoadPhase(p.phase), p.done, p.total))
 
         if self.load is not None:
-            return self.load(name)
+            return self.load(name) if adapter is None else self.load(name, adapter_path=adapter)
         from mlxkv.model import load
 
         loading = partial(
@@ -109,6 +109,7 @@ class EngineContext:
             limited=name not in self.oversized,
             progress=progress,
             cancel=self.cancel_load,
+            adapter_path=adapter,
         )
         try:
             return loading(draft=self.settings.drafting)

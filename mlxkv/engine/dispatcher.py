@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import gc
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +13,7 @@ from mlxkv.device import current_device
 from mlxkv.engine import chats, compaction, models, status, turns
 from mlxkv.engine import settings as session_settings
 from mlxkv.engine.context import EngineContext
+from mlxkv.engine.end_mlx import end_mlx
 from mlxkv.errors import MlxkvError, OutOfMemoryError, SessionLockedError
 from mlxkv.protocol import commands as cmd
 from mlxkv.protocol.events import EngineEvent, Failed, FailureKind
@@ -141,10 +141,7 @@ class Dispatcher:
         """Close the chat and clear MLX's streams: the last call on this thread; without it the process aborts."""
         self.context.downloads.close()
         self.context.close()
-        gc.collect()
-        import mlx.core as mx
-
-        mx.clear_streams()
+        end_mlx()
 
 
 def _kind(error: MlxkvError) -> FailureKind:

@@ -13,6 +13,7 @@ from mlxkv.engine import chats
 from mlxkv.engine.context import EngineContext
 from mlxkv.errors import MlxkvError
 from mlxkv.memory.preflight import check_fit
+from mlxkv.models.adapter import local_adapter
 from mlxkv.protocol.commands import LoadModel
 from mlxkv.protocol.events import (
     EngineEvent,
@@ -38,6 +39,8 @@ def load_model(context: EngineContext, command: LoadModel) -> Iterator[EngineEve
         context.oversized.add(name)
     anyway = name in context.oversized
     if context.load is None:
+        if command.adapter is not None:
+            local_adapter(command.adapter)  # its errors come before the old model is unloaded
         missing = _must_be_downloaded(name)
         if missing and command.ask:
             yield ModelMissing(name, _size(name))
@@ -45,7 +48,9 @@ def load_model(context: EngineContext, command: LoadModel) -> Iterator[EngineEve
         config = context.cache_config()
         if command.kv_bits is not None:
             config = replace(config, bits=command.kv_bits)
-        if not anyway and (too_large := check_fit(name, config, size=_size(name) if missing else 0)):
+        draft = context.settings.draft_model if context.settings.draft else None
+        size = _size(name) if missing else 0
+        if not anyway and (too_large := check_fit(name, config, size=size, adapter=command.adapter, draft=draft)):
             yield too_large
             return
         if missing:
@@ -54,19 +59,20 @@ def load_model(context: EngineContext, command: LoadModel) -> Iterator[EngineEve
             return
     context.begin_load()
     yield ModelLoading(name)
-    before, session = context.model.name if context.model else None, context.chat.session_id if context.chat else None
+    before = (context.model.name, context.model.adapter) if context.model else None
+    session = context.chat.session_id if context.chat else None
     settings = context.settings
     if command.kv_bits is not None:
         context.settings = replace(settings, kv_bits=command.kv_bits)
     if before is not None:
         context.unload_model()
     try:
-        context.model = context.load_model(name)
+        context.model = context.load_model(name, command.adapter)
     except MlxkvError as error:
         was_stopped, context.settings = context.cancel_load.is_set(), settings
         if before is not None:
             context.begin_load()  # the same key must not stop this load too
-            context.model = context.load_model(before)
+            context.model = context.load_model(*before)
             yield from _reopen(context, session)
         if not was_stopped:
             raise
@@ -75,7 +81,8 @@ def load_model(context: EngineContext, command: LoadModel) -> Iterator[EngineEve
     model = context.model
     if before is not None:
         yield from _reopen(context, session)
-    yield ModelReady(name, model.loaded.weight_bytes, model.loaded.load_s, model.has_chat_template)
+    loaded = model.loaded
+    yield ModelReady(name, loaded.weight_bytes, loaded.load_s, model.has_chat_template, model.adapter or "")
 
 
 def _must_be_downloaded(name: str) -> bool:

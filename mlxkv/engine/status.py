@@ -167,10 +167,13 @@ def session_stats(context: EngineContext) -> SessionStats:
         mine = store.disk_bytes(session) if session else 0
         written = store.num_bytes_written(session) if session else 0
         named = store.space.named()
+    drafted = [s for s in stats if s.decode_steps]  # older turns did not count them
+    steps = sum(s.decode_steps for s in drafted) if any(s.drafted_tokens for s in drafted) else 0
     generated, prefill = sum(s.generated_tokens for s in stats), sum(s.prefill_tokens for s in stats)
     return SessionStats(
         num_turns=sum(m.role == "user" for m in messages),
         num_messages=len(messages),
+        tokens_per_step=_ratio(sum(s.generated_tokens for s in drafted), steps),
         generated_tokens=generated,
         prefill_tokens=prefill,
         cached_tokens=sum(s.cached_tokens for s in stats),

@@ -1,8 +1,9 @@
 """Batch: many replies that decode together, one model call for a token of each, in mlx-lm's batch caches.
 
-A request is a `Generation` whose runner is a `RowRunner`: it prefills its prompt alone, in mlx-lm's own caches
-(`RowCache`), joins the batch, and takes its tokens from there; whoever needs a token first runs the step for all. Rows
-leave when they end. `batch_check.py` says which requests may. On the MLX thread.
+A request is a `Generation` whose runner is a `RowRunner`: it prefills its prompt, alone or with others
+(`joint_prefill.py`), in mlx-lm's own caches (`RowCache`), joins the batch, and takes its tokens from there; whoever
+needs a token first runs the step for all. Rows leave when they end. `batch_check.py` says which requests may. On the
+MLX thread.
 
 mlx-lm's BatchGenerator would sample from log-probabilities, which in 16 bits make equals of logits that are not, and
 would pad prompts of different lengths; here a reply has the tokens that its prompt alone has.
@@ -24,6 +25,7 @@ from mlxkv.cache.probe import leaves
 from mlxkv.cache.prompt_cache import PromptCache
 from mlxkv.inference.batch_check import merge
 from mlxkv.inference.draws import Draws
+from mlxkv.inference.joint_prefill import JointPrefill, Member
 from mlxkv.inference.runner import ModelRunner
 from mlxkv.inference.sampling import SamplingParams
 from mlxkv.memory import Budget
@@ -44,9 +46,7 @@ class RowCache(PromptCache):
         self._planned = planned
         super().__init__(all_native(planned), model)
         if ids:
-            self.layers[:] = layers
-            self.log.extend(ids)
-            self._adopt(None)
+            self.put_rows(ids, layers)
 
     @property
     def capacity(self) -> int:
@@ -66,6 +66,12 @@ class RowCache(PromptCache):
 
     def checkpoint(self, *, is_prefix: bool = False) -> None:
         """Nothing: it is never rewound."""
+
+    def put_rows(self, ids: Sequence[int], layers: Sequence[Any]) -> None:
+        """Take over layers in which `ids` follow what it holds."""
+        self.layers[:] = layers
+        self.log.extend(ids)
+        self._adopt(None)
 
     def take_layers(self) -> list[Any]:
         """Give up the layers, to a batch."""
@@ -119,8 +125,11 @@ class Row:
     draws: Draws
     tokens: deque[int] = field(default_factory=deque)
     num_sampled: int = 0
+    sampled: list[int] = field(default_factory=list)  # if `when_ended`
+    when_ended: Callable[[list[int], list[Any]], object] | None = None  # called with `sampled` and its caches
     is_fed: bool = False  # its last prompt token was
     is_ended: bool = False
+    error: Exception | None = None  # of a caller's function, or a schema
 
 
 class Batch:
@@ -146,16 +155,25 @@ class Batch:
         """Whether there are rows that have begun."""
         return bool(self._rows)
 
-    def add(self, cache: RowCache, last: int, params: SamplingParams, seen: Sequence[int]) -> Row:
-        """Let a prompt decode from the next step on. `cache` holds all of it but its `last` token."""
+    def add(
+        self, cache: RowCache, last: int, params: SamplingParams, seen: Sequence[int], draws: Draws | None = None
+    ) -> Row:
+        """Let a prompt decode from the next step on. `cache` holds all of it but its `last` token. `draws`: None: by
+        `params` alone."""
         most = params.max_tokens if cache.num_left is None else min(params.max_tokens, cache.num_left)
-        row = Row(cache, last, most, Draws(params, seen))
+        row = Row(cache, last, most, draws or Draws(params, seen))
         self._joining.append(row)
         return row
 
     def take(self, row: Row) -> int | None:
-        """The next token of a row; None where it has ended."""
+        """The next token of a row; None where it has ended.
+
+        Raises:
+            Exception: what drew its tokens raised it.
+        """
         while not row.tokens:
+            if row.error is not None:
+                raise row.error
             if row.is_ended:
                 return None
             self._step()
@@ -218,12 +236,18 @@ class Batch:
             if given:
                 row.tokens.append(token)
                 row.num_sampled += 1
+                if row.when_ended is not None:
+                    row.sampled.append(token)
                 row.is_ended = token in self._ends or row.num_sampled == row.most
+            row.is_ended = row.is_ended or row.error is not None
         self._keep([not row.is_ended for row in self._rows])
 
     def _keep(self, is_kept: list[bool]) -> None:
         if all(is_kept):
             return
+        for i, row in enumerate(self._rows):
+            if not is_kept[i] and row.when_ended is not None:
+                row.when_ended(row.sampled, [layer.extract(i) for layer in self._layers])
         kept = [i for i, keep in enumerate(is_kept) if keep]
         self._rows = [self._rows[i] for i in kept]
         if kept:
@@ -237,13 +261,20 @@ class Batch:
         """(rows,) the next token of each."""
         if all(row.draws.is_argmax for row in self._rows):
             return mx.argmax(logits, axis=-1)
-        return mx.concatenate(
-            [row.draws.next(logits[i : i + 1], inputs[i : i + 1]) for i, row in enumerate(self._rows)]
-        )
+        return mx.concatenate([_next_of(row, logits[i : i + 1], inputs[i : i + 1]) for i, row in enumerate(self._rows)])
+
+
+def _next_of(row: Row, logits: mx.array, y: mx.array) -> mx.array:
+    """The id (1,) that follows `y`; an error ends this row alone."""
+    try:
+        return row.draws.next(logits, y).astype(mx.uint32)
+    except Exception as error:  # a caller's function may raise anything
+        row.error = error
+        return y
 
 
 class RowRunner:
-    """Takes the place of ModelRunner in the Generation of one request.
+    """The TokenSource of a request in a batch: takes the place of ModelRunner.
 
     Attributes:
         row: its row, once its prompt is prefilled.
@@ -255,7 +286,10 @@ class RowRunner:
     def __init__(self, runner: ModelRunner, batch: Batch, ids: Sequence[int], params: SamplingParams) -> None:
         self._runner, self._batch, self._ids, self._params = runner, batch, ids, params
         self.row: Row | None = None
+        self._joint: tuple[JointPrefill, Member] | None = None
         self.when_prefilled: Callable[[RowCache], None] = lambda cache: None
+        self.when_ended: Callable[[list[int], list[Any]], object] | None = None  # see Row
+        self.make_draws: Callable[[], Draws | None] = lambda: None
 
     def check(self, cache: PromptCache) -> None:
         self._runner.check(cache)
@@ -267,15 +301,33 @@ class RowRunner:
     def peak_memory(self) -> int:
         return self._runner.peak_memory
 
-    def prefill(self, cache: RowCache, ids: Sequence[int], *args: Any) -> Iterator[int]:
+    def join(self, joint: JointPrefill, cache: RowCache) -> None:
+        """Prefill the prompt together with others; `cache` holds what `joint` starts after."""
+        self._joint = joint, joint.add(cache, self._ids[cache.offset : -1])
+
+    def prefill(
+        self, cache: PromptCache, ids: Sequence[int], cancelled: Callable[[], bool] = bool, *args: Any
+    ) -> Iterator[int]:
         """As ModelRunner's; with the last chunk the row joins the batch."""
-        for done in self._runner.prefill(cache, ids, *args):
+        if self._joint is None:
+            calls = self._runner.prefill(cache, ids, cancelled, *args)
+        else:
+            calls = self._prefill_jointly(*self._joint, cancelled)
+        for done in calls:
             if done == len(ids):
                 self._add(cache)
             yield done
 
+    def _prefill_jointly(self, joint: JointPrefill, member: Member, cancelled: Callable[[], bool]) -> Iterator[int]:
+        done = 0
+        while done < len(member.ids) and not cancelled():
+            if done == member.done:  # else the chunk came with another prompt's
+                joint.step()
+            done = member.done
+            yield done
+
     def decode(
-        self, cache: RowCache, last: int, params: SamplingParams, seen: Sequence[int] = (), **more: Any
+        self, cache: PromptCache, last: int, params: SamplingParams, seen: Sequence[int] = (), **more: Any
     ) -> Generator[int]:
         """As ModelRunner's, of a new reply."""
         row = self.row or self._add(cache)
@@ -288,12 +340,17 @@ class RowRunner:
         finally:
             self.close()
 
-    def _add(self, cache: RowCache) -> Row:
+    def _add(self, cache: PromptCache) -> Row:
+        assert isinstance(cache, RowCache)  # the scheduler makes these alone for it
         self.when_prefilled(cache)
-        self.row = self._batch.add(cache, self._ids[-1], self._params, self._ids[:-1])
+        self.row = self._batch.add(cache, self._ids[-1], self._params, self._ids[:-1], self.make_draws())
+        self.row.when_ended = self.when_ended
         return self.row
 
     def close(self) -> None:
-        """Leave the batch."""
+        """Leave the batch, and the prefill."""
+        if self._joint is not None:
+            joint, member = self._joint
+            joint.drop(member)
         if self.row is not None:
             self._batch.drop(self.row)

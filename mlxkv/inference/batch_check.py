@@ -18,7 +18,6 @@ from mlxkv.errors import first_line
 
 _PROMPTS = ((7,), (3, 5, 2), (2, 9, 4, 7, 6, 3, 8))  # of different lengths, so that rows are padded
 _STEPS = ((4, 8), (5, 2), (9, 6))  # the tokens of two decode steps
-_COUNT_BLOCKS = ("minimax_m3_vl",)  # module names in mlx-lm
 _TOLERANCE = 0.05  # of the range of the logits: 16-bit products round differently, wrong positions differ by far more
 
 
@@ -53,7 +52,7 @@ def model_error(model: Any) -> str | None:
     """
     traits = traits_of(model)
     if not traits.batch_errors:
-        if type(model).__module__.rsplit(".", 1)[-1] in _COUNT_BLOCKS:
+        if traits.counts_blocks:
             why: str | None = "its sparse attention counts blocks of rows, which padding moves"
         elif any(leaf.mask_window and leaf.max_size and leaf.mask_window > leaf.max_size for leaf in traits.leaves):
             why = "it masks a window larger than mlx-lm's caches keep"

@@ -68,6 +68,7 @@ class Decoder:
         self._counts = counts or DecodeCounts()
         self._in_place = in_place or InPlace(0)
         self._clock = clock
+        self._vocab = 0  # of the logits
         self._since = 0.0  # when the last token arrived, and the time since then that the caller took
         self._kind = _Step.FIRST
         self._held: tuple[Mark, Sequence[int], int] | None = None  # tokens fed together, and how many were yielded
@@ -111,11 +112,13 @@ class Decoder:
 
     def _step(self, y: mx.array) -> mx.array:
         """One step: token ids (1,) in, drawn ids (1,) out, nothing evaluated."""
-        return self._draws.next(self._model(y[None], cache=self._cache.layers)[:, -1, :], y)
+        logits = self._model(y[None], cache=self._cache.layers)[:, -1, :]
+        self._vocab = logits.shape[-1]
+        return self._draws.next(logits, y)
 
     def _may_draft(self, most: int) -> bool:
         """Whether to wait for the next token, to feed a draft of up to `most` tokens with it."""
-        if self._drafts is None or most < 1:
+        if self._drafts is None or most < 1 or not self._draws.can_draft:
             return False
         return self._kind == _Step.KNOWN or self._drafts.expects(most)
 
@@ -153,7 +156,7 @@ class Decoder:
         """
         cache, drafts = self._cache, self._drafts
         assert drafts is not None
-        draft = drafts.propose(min(most, cache.num_draftable))
+        draft = drafts.propose(min(most, cache.num_draftable), self._draws.ahead(self._vocab))
         if not draft:
             return [], mx.array([token])
         mark, ids = cache.mark(), [token, *draft]

@@ -1,6 +1,6 @@
 """Generation: one prompt in, events out: reuse, prefill, decode, text, statistics.
 
-Uses ModelRunner for token ids. Knows no messages, no chat template and no disk. On the MLX thread.
+Takes token ids from a `TokenSource`. Knows no messages, no chat template and no disk. On the MLX thread.
 """
 
 from __future__ import annotations
@@ -15,14 +15,29 @@ import mlx.core as mx
 from mlxkv.arguments import MAX_PROMPT_TOKENS
 from mlxkv.cache.prompt_cache import PromptCache, Reuse
 from mlxkv.errors import CacheError, PromptError
-from mlxkv.events import FinishReason, Notice, PrefillProgress, PromptEvicted, TextDelta, TurnEvent, TurnFinished
+from mlxkv.events import (
+    FinishReason,
+    Notice,
+    PrefillProgress,
+    PromptEvicted,
+    TextDelta,
+    TokenLogprobs,
+    ToolCall,
+    TurnEvent,
+    TurnFinished,
+)
 from mlxkv.inference.decoding import DecodeCounts
+from mlxkv.inference.draws import Draws
+from mlxkv.inference.hooks import Hooks
+from mlxkv.inference.logprobs import LogprobRows
 from mlxkv.inference.reply_parser import ReplyText
-from mlxkv.inference.runner import ModelRunner
 from mlxkv.inference.sampling import SamplingParams
+from mlxkv.inference.schema import Constraint
+from mlxkv.inference.token_source import TokenSource
 from mlxkv.memory.overflow import overflow_of
 from mlxkv.stats import TurnStats, evicted_text
 from mlxkv.token_ids import TokenIds
+from mlxkv.tokenizer.tokens import encode
 
 
 def check_size(ids: Sequence[int]) -> None:
@@ -49,11 +64,16 @@ class Generation:
         keeps_reply: end the cache where the displayed text ends: with the last token, without a stop string. A chat
             does not need this: its next prompt rewinds the cache.
         keeps_prompt: leave the cache as the prompt without its last token left it: the reply goes into a fork.
+        hooks: functions of the caller's, and a schema, which the text after the reasoning follows.
+        continued: as in TurnStats.
+
+    Raises:
+        ConfigError: a reply to continue does not fit the schema.
     """
 
     def __init__(
         self,
-        runner: ModelRunner,
+        runner: TokenSource,
         tokenizer: Any,
         cache: PromptCache,
         ids: Sequence[int],
@@ -67,6 +87,8 @@ class Generation:
         prefixes: Sequence[int] = (),
         keeps_reply: bool = False,
         keeps_prompt: bool = False,
+        hooks: Hooks | None = None,
+        continued: bool = False,
     ) -> None:
         check_size(ids)
         cache.check_length(len(ids))
@@ -78,6 +100,14 @@ class Generation:
         self._reader = reader or ReplyText(tokenizer, params.stop, before=self.ids)
         self._checkpoints, self._prefixes = checkpoints, prefixes
         self._keeps_reply, self._keeps_prompt = keeps_reply, keeps_prompt
+        self._hooks = hooks or Hooks()
+        self._constraint: Constraint | None = None
+        if self._hooks.schema is not None:
+            self._constraint = Constraint(self._hooks.schema, tokenizer, self._reader.splitter(), reply[0])
+        self._rows = None if params.logprobs is None else LogprobRows(params.logprobs)
+        self.logprobs: list[TokenLogprobs] = []  # of `generated`, if they are asked for
+        self._num_told = 0  # of `logprobs`
+        self._continued = continued
         self.reason = FinishReason.STOPPED  # if the caller closes the iterator, or the model raises
         self._reuse = Reuse(0)
         self._num_prefilled = 0
@@ -109,7 +139,29 @@ class Generation:
                     f"The reply ends here: this model has learned positions for {self.cache.offset:,} tokens, and they "
                     "are used up; start a new chat."
                 )
-        yield TurnFinished(self.reason, self.text, self.stats, self.thinking)
+        yield TurnFinished(
+            self.reason,
+            self.text,
+            self.stats,
+            self.thinking,
+            tool_calls=self.tool_calls,
+            logprobs=tuple(self.logprobs),
+        )
+
+    def make_draws(self) -> Draws:
+        """What draws the tokens of the reply."""
+        spared = []
+        if self.params.xtc_probability:  # as mlx-lm's commands
+            spared = [*encode(self.tokenizer, "\n"), *self.tokenizer.eos_token_ids]
+        return Draws(
+            self.params,
+            self.ids[:-1],
+            len(self.reply_ids),
+            hooks=self._hooks,
+            constraint=self._constraint,
+            logprobs=self._rows,
+            spared=spared,
+        )
 
     def _prefill(self, new: Sequence[int]) -> Iterator[TurnEvent]:
         begun = time.perf_counter()
@@ -135,6 +187,7 @@ class Generation:
             ends=ends,
             num_before=len(self.reply_ids),
             counts=self._counts,
+            draws=self.make_draws,
         )
         reason, is_held = FinishReason.STOPPED, False
         try:
@@ -147,6 +200,8 @@ class Generation:
                     if self.cancelled():  # nothing was shown yet
                         break
                 self.generated.append(token)
+                if self._rows is not None:
+                    self.logprobs.append(self._rows.pop())
                 if token in ends:
                     reason = FinishReason.STOP
                     break
@@ -163,6 +218,8 @@ class Generation:
         finally:  # held-back text is part of the reply, however it ends
             tokens.close()
             reader.finish(is_cut=reason != FinishReason.STOP)
+            if reason == FinishReason.STOP and reader.tool_calls:
+                reason = FinishReason.TOOL_CALLS
             self.reason = FinishReason.STOP_STRING if reader.is_stopped else reason
             self.text, self.thinking = reader.text, reader.thinking
             if self._keeps_reply and is_held:
@@ -186,7 +243,13 @@ class Generation:
         self.text, self.thinking = self._reader.text, self._reader.thinking
         restarts, self._reader.restarts = self._reader.restarts, False
         for thinking, piece in self._reader.new_pieces():
-            yield TextDelta(piece, len(self.generated), thinking=thinking, restarts=thinking and restarts)
+            told, self._num_told = tuple(self.logprobs[self._num_told :]), len(self.logprobs)
+            yield TextDelta(piece, len(self.generated), thinking, restarts=thinking and restarts, logprobs=told)
+
+    @property
+    def tool_calls(self) -> tuple[ToolCall, ...]:
+        """The calls in the reply."""
+        return self._reader.tool_calls
 
     @property
     def raw(self) -> str:
@@ -223,4 +286,5 @@ class Generation:
             peak_memory_bytes=self.runner.peak_memory,
             reuse_stopped_at=reuse.stopped_at,
             reuse_stopped_why=reuse.why,
+            continued=self._continued,
         )

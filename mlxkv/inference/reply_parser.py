@@ -1,21 +1,23 @@
-"""ReplyText: sampled ids to text and reasoning, without the markers between them, up to a stop string.
+"""ReplyText: sampled ids to text, reasoning and tool calls, without the markers between them, up to a stop string.
 
-Knows how models mark their reasoning, but no caches or messages. On the MLX thread.
+Knows how models mark these, but no caches or messages. On the MLX thread.
 """
 
 from __future__ import annotations
 
+import copy
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from mlxkv.events import ToolCall
 from mlxkv.token_ids import common_prefix
 from mlxkv.tokenizer.tokens import Detokenizer
 
-State = Literal["start", "thinking", "text", "hidden", "implied"]
-"""`start`: nothing visible yet. `hidden`: a header between markers. `implied`, only beside a piece: all text so far was
-reasoning, since a closing marker came without an opening one."""
+State = Literal["start", "thinking", "text", "tool", "hidden", "implied"]
+"""`start`: nothing visible yet. `tool`: in a tool call. `hidden`: a header between markers. `implied`, only beside a
+piece: all text so far was reasoning, since a closing marker came without an opening one."""
 
 Edges = Mapping[State, tuple[tuple[str, State], ...]]
 
@@ -30,12 +32,12 @@ _HARMONY: Edges = {  # gpt-oss: a reply is a list of messages, each in a channel
 }
 _PAIRS = (("[THINK]", "[/THINK]"), ("<seed:think>", "</seed:think>"))  # Mistral's and Seed's, unknown to mlx-lm
 _QUOTING = " \t\"'`(<[*\u201c\u2018"  # before a marker in the middle of a line: it is quoted
-_NAMES: Mapping[str, State] = {"normal": "text", "reasoning": "thinking", "tool": "text"}  # mlx-lm's states
+_NAMES: dict[str, State] = {"normal": "text", "reasoning": "thinking", "tool": "text"}  # mlx-lm's states
 
 
 @dataclass(frozen=True)
 class Reasoning:
-    """Markers of a model's reasoning, and the states they lead to, by state."""
+    """Markers of a model's reasoning and of tool calls, and the states they lead to, by state."""
 
     edges: Edges
     initial: State = "start"
@@ -43,11 +45,33 @@ class Reasoning:
     closing: str | None = None  # its counterpart, if they come in pairs
 
     @classmethod
-    def of(cls, tokenizer: Any) -> Reasoning | None:
-        """The markers that mlx-lm's wrapper finds in the tokenizer, or one of `_PAIRS`; None if there are none."""
+    def of(cls, tokenizer: Any, *, with_tools: bool = False) -> Reasoning | None:
+        """The markers that mlx-lm's wrapper finds in the tokenizer, or one of `_PAIRS`; None if there are none.
+
+        `with_tools`: those of tool calls, too; else a call is text.
+        """
         if transitions := tokenizer.response_transitions:
-            edges: Edges = {_state(s): tuple((m, _state(to)) for m, to in pairs) for s, pairs in transitions.items()}
-            return cls(edges, _state(tokenizer.response_initial_state or "normal"))
+            own: dict[str, State] = {"tool": "tool"} if with_tools else {}
+            names = _NAMES | own
+            edges: Edges = {
+                _state(s, names): tuple((m, _state(to, names)) for m, to in pairs) for s, pairs in transitions.items()
+            }
+            return cls(edges, _state(tokenizer.response_initial_state or "normal", names))
+        found = cls._of_reasoning(tokenizer)
+        return cls._with_tools(tokenizer, found) if with_tools and tokenizer.has_tool_calling else found
+
+    @classmethod
+    def _with_tools(cls, tokenizer: Any, found: Reasoning | None) -> Reasoning:
+        begin, end = tokenizer.tool_call_start, tokenizer.tool_call_end
+        found = found or cls({"text": ()}, "text")
+        edges = {
+            state: (*pairs, (begin, "tool")) if state != "thinking" else pairs for state, pairs in found.edges.items()
+        }
+        ends: tuple[tuple[str, State], ...] = ((end, "text"),) if end else ()  # Mistral's lasts to the end of the reply
+        return replace(found, edges={**edges, "tool": ends})
+
+    @classmethod
+    def _of_reasoning(cls, tokenizer: Any) -> Reasoning | None:
         vocab = tokenizer.get_vocab()
         pair = next((pair for pair in _PAIRS if all(marker in vocab for marker in pair)), None)
         if tokenizer.has_thinking:
@@ -55,12 +79,12 @@ class Reasoning:
         if pair is not None:
             begin, end = pair
             unseen: tuple[tuple[str, State], ...] = tuple((m, "text") for m in tokenizer.structural_markers)
-            edges = {
+            pairs: Edges = {
                 "start": ((begin, "thinking"), (end, "text"), *unseen),
                 "thinking": ((end, "text"), (begin, "thinking")),
                 "text": ((begin, "thinking"), (end, "text"), *unseen),
             }
-            return cls(edges, "start", begin, end)
+            return cls(pairs, "start", begin, end)
         if all(marker in vocab for marker in ("<|start|>", "<|channel|>", "<|message|>", "<|end|>")):
             return cls(_HARMONY, "hidden")
         return None
@@ -73,6 +97,13 @@ class Reasoning:
     def state_after(self, prompt: str) -> State:
         """The state in which a reply to this prompt begins: some templates open the reasoning."""
         return "thinking" if self.opening and prompt.rstrip().endswith(self.opening) else self.initial
+
+    def before_text(self, state: State) -> str:
+        """What a reply that is in this state writes before its text."""
+        if state == "thinking" and self.closing:
+            return f"{self.closing}\n\n"
+        markers = self.edges.get(state, ()) if state == "hidden" else ()
+        return next((marker for marker, to in markers if to == "text"), "")
 
 
 class StopStrings:
@@ -110,6 +141,7 @@ class ReasoningSplitter:
         self._reasoning, self._edges = reasoning, reasoning.edges
         self.state: State = state
         self._held = self._seen = ""
+        self.found = ""  # the last marker
         self._was_closed = False  # a closing marker was seen
         self._num_quoted = 0  # quoted opening markers without a closing one so far
 
@@ -126,7 +158,7 @@ class ReasoningSplitter:
             if not hits:
                 break
             at, _, marker, to = min(hits)
-            before, after = self._held[:at], at + len(marker)
+            before, after, self.found = self._held[:at], at + len(marker), marker
             if self.state == "start":
                 yield "hidden", ""  # only whitespace came before
             elif self._is_quoted(marker, self._seen + before):
@@ -144,6 +176,11 @@ class ReasoningSplitter:
             sure = len(self._held) - _beginning(self._held, [marker for marker, _ in edges])
             piece, self._held = self._held[:sure], self._held[sure:]
             yield self.state, self._add_seen(piece)
+
+    @property
+    def openings(self) -> tuple[str, ...]:
+        """The markers that may come next and lead away from the text."""
+        return tuple(marker for marker, to in self._edges.get(self.state, ()) if to in ("thinking", "hidden"))
 
     def rest(self, is_cut: bool) -> tuple[State, str]:
         """The text held back; "" if the reply was cut, since it may become a marker."""
@@ -185,6 +222,7 @@ class ReplyText:
         raw: everything decoded, except the end-of-turn token and an incomplete character at the end.
         ends: 0, then the end of each token in `raw`.
         restarts: earlier text is reasoning after all, and `new_pieces` returns it again; the caller resets this.
+        tool_calls: the calls so far; what cannot be parsed is text.
 
     Args:
         tokenizer: mlx-lm's TokenizerWrapper.
@@ -193,6 +231,8 @@ class ReplyText:
         state: the first state; see `Reasoning.state_after`.
         before: the ids that the reply continues exactly; None for a separate message, from which the leading space of
             many tokenizers is removed.
+        parse: reads the text between two markers of a tool call, given the number of calls before it; None if it is
+            none.
     """
 
     def __init__(
@@ -202,14 +242,20 @@ class ReplyText:
         reasoning: Reasoning | None = None,
         state: State = "text",
         before: Sequence[int] | None = None,
+        parse: Callable[[str, int], tuple[ToolCall, ...] | None] | None = None,
     ) -> None:
         self.text = self.thinking = self.raw = ""
+        self.tool_calls: tuple[ToolCall, ...] = ()
+        self._parse, self._call = parse, ""
+        self._call_start: str | None = None  # the marker of the call that `_call` holds
+        self._last_marker = ""
         self._detokenizer = Detokenizer(tokenizer, before or ())
         self._is_trimmed = before is not None
         self._stops = StopStrings(stop)
         self._splitter = ReasoningSplitter(reasoning, state) if reasoning else None
         self._hidden = ""
         self._blank = ""  # whitespace at the end of the reasoning so far
+        self._text_blank = ""  # and of the text, if a tool call may follow
         self.ends = [0]
         self._given = [0, 0]  # characters of text and of reasoning that `new_pieces` has returned
         self._in_span = False  # the last piece was reasoning
@@ -220,6 +266,10 @@ class ReplyText:
     def is_stopped(self) -> bool:
         """Whether a stop string was found."""
         return self._stops.hit
+
+    def splitter(self) -> ReasoningSplitter | None:
+        """A copy of what separates the reasoning, as it is now; None: everything is text."""
+        return copy.copy(self._splitter)
 
     def add(self, token: int) -> None:
         """Add the next id; not an end-of-turn token."""
@@ -255,8 +305,11 @@ class ReplyText:
         self._take(segment.rstrip("\N{REPLACEMENT CHARACTER}") if is_cut else segment)
         if self._splitter is not None:
             self._show(*self._splitter.rest(is_cut))
-        self.text += self._stops.rest()
-        if not self.text and not self.thinking and "<|" not in self._hidden:
+        if self._call_start is not None:
+            self._end_call("")
+        self.text += self._stops.feed(self._text_blank) + self._stops.rest()
+        self._text_blank = ""
+        if not (self.text or self.thinking or self.tool_calls) and "<|" not in self._hidden:
             self.text = self._hidden.strip()  # it was not a header
 
     def _take(self, segment: str) -> None:
@@ -269,7 +322,29 @@ class ReplyText:
         for state, piece in self._splitter.feed(segment):
             self._show(state, piece)
 
+    def _end_call(self, end: str) -> None:
+        """End the tool call, at its marker `end`; one that cannot be parsed is text."""
+        self._follows_marker = True
+        call, start, blank = self._call, self._call_start, self._text_blank
+        self._call, self._call_start, self._text_blank = "", None, ""
+        found = self._parse(call, len(self.tool_calls)) if self._parse else None
+        if found is None:
+            self.text += self._stops.feed(f"{blank}{start}{call}{end}")
+            self._follows_marker = False
+        else:
+            self.tool_calls += found
+
     def _show(self, state: State, piece: str) -> None:
+        if state == "tool":
+            self._call_start = self._last_marker if self._call_start is None else self._call_start
+            self._call += piece
+            return
+        if self._splitter is not None and state == "hidden":
+            self._last_marker = self._splitter.found
+            if self._call_start is not None:
+                self._end_call(self._last_marker)
+                self._in_span = False
+                return
         if state == "implied":
             self.thinking, self.text, self._stops.held = (self.text + self._stops.held).strip(), "", ""
             self._given, self.restarts = [0, 0], True  # it was returned as text
@@ -289,6 +364,10 @@ class ReplyText:
             if self._follows_marker:
                 piece = piece.lstrip()
                 self._follows_marker = not piece
+            if self._parse is not None:
+                piece = self._text_blank + piece
+                self._text_blank = piece[len(piece.rstrip()) :]
+                piece = piece.rstrip()
             self.text += self._stops.feed(piece)
 
 
@@ -312,8 +391,8 @@ def ids_of_text(tokenizer: Any, text: str, ids: Sequence[int], before: Sequence[
     return tuple(ids[:count]), text[reply.ends[count] :]
 
 
-def _state(name: str) -> State:
-    return _NAMES.get(name, "hidden")
+def _state(name: str, names: Mapping[str, State]) -> State:
+    return names.get(name, "hidden")
 
 
 def _beginning(text: str, markers: Sequence[str]) -> int:

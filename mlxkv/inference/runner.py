@@ -15,6 +15,7 @@ import mlx.nn as nn
 
 from mlxkv.cache.in_place import InPlace
 from mlxkv.cache.prompt_cache import PromptCache
+from mlxkv.cache.traits import traits_of
 from mlxkv.inference.chunk_size import ChunkSize
 from mlxkv.inference.decoding import DecodeCounts, Decoder
 from mlxkv.inference.drafting.drafts import Drafting
@@ -25,9 +26,6 @@ from mlxkv.token_ids import TokenIds
 
 PREFILL_CHUNK = 512  # where nothing is measured
 _CLEAR_EVERY_PREFILL = 2048  # prefilled tokens between returns of MLX's free buffers
-
-UNEQUAL_CALLS = ("phi3small", "plamo3")
-"""Modules of mlx-lm whose calls of one token attend to other keys than those of several: they draft nothing."""
 
 
 class ModelRunner:
@@ -112,7 +110,8 @@ class ModelRunner:
             following = mx.array(list(ids[done + 1 : done + n + 1]))
             logits = logits[0, : following.size].astype(mx.float32)
             if following.size:
-                scores.append(mx.take_along_axis(nn.log_softmax(logits, axis=-1), following[:, None], axis=-1)[:, 0])
+                chosen = mx.take_along_axis(logits, following[:, None], axis=-1)[:, 0]
+                scores.append(chosen - mx.logsumexp(logits, axis=-1))  # (n,), without an array of all probabilities
                 mx.eval(scores[-1])
             done += n
         return mx.concatenate(scores) if scores else mx.zeros((0,))
@@ -181,6 +180,7 @@ class ModelRunner:
         ends: Collection[int] = (),
         num_before: int = 0,
         counts: DecodeCounts | None = None,
+        draws: Callable[[], Draws] | None = None,
     ) -> Generator[int]:
         """Feed `last`, the end of the prompt, and yield up to `params.max_tokens` sampled ids, fewer if the model's
         learned positions end before.
@@ -193,6 +193,7 @@ class ModelRunner:
             ends: ids that end a reply, which are never drafted.
             num_before: tokens that a reply to continue has already.
             counts: to add what it took to.
+            draws: makes what draws the tokens; None: by `params` alone.
 
         Raises:
             OutOfMemoryError: see `check`.
@@ -200,9 +201,10 @@ class ModelRunner:
         cache.check_length(cache.offset + 1)
         self.make_room(cache, 1)
         most = params.max_tokens if cache.num_left is None else min(params.max_tokens, cache.num_left)
-        draws = self._draws(params, seen, num_before)
-        drafting = None if type(self.model).__module__.rsplit(".", 1)[-1] in UNEQUAL_CALLS else self.drafting
-        drafts = None if drafting is None else drafting.of_reply(TokenIds(seen) + TokenIds([last]), ends)
+        made = draws() if draws is not None else Draws(params, seen, num_before)
+        drafts = None
+        if self.drafting is not None and traits_of(self.model).has_equal_calls:
+            drafts = self.drafting.of_reply(TokenIds(seen) + TokenIds([last]), ends)
         held, check = cache, self.in_place(cache)  # by the buffers that a fork has now
 
         def step(tokens: mx.array, cache: Sequence[Any]) -> mx.array:
@@ -210,7 +212,7 @@ class ModelRunner:
             check.step((held.num_moves, tokens.shape[1]))
             return self.model(tokens, cache=cache)
 
-        yield from Decoder(step, cache, draws, drafts, counts, in_place=check).tokens(last, most)
+        yield from Decoder(step, cache, made, drafts, counts, in_place=check).tokens(last, most)
 
     def in_place(self, cache: PromptCache) -> InPlace:
         """Whether decode steps on caches like this one write in place, as far as it was measured."""
@@ -232,7 +234,3 @@ class ModelRunner:
         mx.reset_peak_memory()
         for check in self._in_place.values():
             check.peak = 0
-
-    def _draws(self, params: SamplingParams, seen: Sequence[int], num_before: int) -> Draws:
-        """What draws a reply's tokens."""
-        return Draws(params, seen, num_before)

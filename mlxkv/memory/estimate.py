@@ -6,10 +6,12 @@ Puts together the numbers of `budget` and `cache.plan`. On the MLX thread.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
-from mlxkv.arguments import instance, model_name, optional, public
+from mlxkv.arguments import instance, model_name, optional, public, shown
 from mlxkv.cache.config import CacheConfig
+from mlxkv.inspection import table
+from mlxkv.stats import bytes_text, value_text
 
 
 @dataclass(frozen=True)
@@ -58,13 +60,28 @@ class Estimate:
         """Whether the peak is within `memory_limit`."""
         return not self.memory_limit or self.total_bytes <= self.memory_limit
 
+    def __repr__(self) -> str:
+        parts = ", ".join(f"{n} {bytes_text(getattr(self, f'{n}_bytes'))}" for n in ("weight", "cache", "prefill"))
+        facts = [f"{bytes_text(self.total_bytes)} ({parts})", f"window {self.window:,}"]
+        return f"<Estimate {shown(self.model)} {', '.join(facts)}, {'fits' if self.fits else 'does not fit'}>"
 
-@public(name=model_name, config=optional(instance(CacheConfig)))
-def estimate(name: str | os.PathLike[str], config: CacheConfig | None = None) -> Estimate:
+    def _repr_markdown_(self) -> str:
+        """A table for a notebook of the figures that are not zero."""
+        figures = {f.name: getattr(self, f.name) for f in fields(self)} | {"total_bytes": self.total_bytes}
+        return table([*((n, value_text(n, v)) for n, v in figures.items() if v), ("fits", str(self.fits))])
+
+
+@public(name=model_name, config=optional(instance(CacheConfig)), adapter_path=optional(model_name))
+def estimate(
+    name: str | os.PathLike[str],
+    config: CacheConfig | None = None,
+    *,
+    adapter_path: str | os.PathLike[str] | None = None,
+) -> Estimate:
     """Estimate the memory of `name` (built-in, folder or repository id) with this cache; no weights are read.
 
     Weights are the sum of the model's arrays as config.json describes them; the prefill is that of the largest chunk
-    that fits.
+    that fits. `adapter_path`: a LoRA adapter to load with it, which is downloaded if it is missing.
 
     Raises:
         ModelError: and its kinds, if there is no such model.
@@ -75,10 +92,12 @@ def estimate(name: str | os.PathLike[str], config: CacheConfig | None = None) ->
     from mlxkv.device import current_device
     from mlxkv.memory import CHUNKS, Budget
     from mlxkv.models import parts_not_loaded, skeleton
+    from mlxkv.models.adapter import load_adapter
 
     name = os.fspath(name)
     settings, model = skeleton(name)
     weights = sum(array.nbytes for _, array in tree_flatten(model.parameters()) if not isinstance(array, str))
+    weights += 0 if adapter_path is None else load_adapter(os.fspath(adapter_path)).added_bytes
     budget = Budget(model, current_device().memory_limit, trained_length(settings))
     plan = budget.plan(config or CacheConfig(), weights, is_loaded=False)
     chunk = budget.largest_chunk(plan, weights) or CHUNKS[-1]

@@ -19,13 +19,14 @@ class LoadModel:
 
     A repository that is not on this machine is downloaded first, while the chat continues: `PullProgress`. With `ask`
     it is not downloaded: `ModelMissing`. A model that does not fit is not loaded: `ModelTooLarge`; `anyway` loads it
-    nevertheless, `kv_bits` with a KV cache of that many bits.
+    nevertheless, `kv_bits` with a KV cache of that many bits. `adapter`: a LoRA adapter, as in `mlxkv.load`.
     """
 
     name: str
     ask: bool = False
     anyway: bool = False
     kv_bits: int | str | None = None
+    adapter: str | None = None
 
 
 @dataclass(frozen=True)

@@ -73,6 +73,7 @@ class ModelReady:
     weight_bytes: int
     load_s: float
     has_chat_template: bool
+    adapter: str = ""  # its folder or repository
 
 
 @dataclass(frozen=True)

@@ -159,6 +159,8 @@ class Rules:
         return table
 
     def check_metadata(self, found: object) -> dict[str, str]:
+        if found is None and self.weights:  # MLX writes null where it is given none, as mlx-lm's training does
+            return {}
         if not isinstance(found, dict):
             self.refuse("__metadata__ must be an object", found)
         for key, value in found.items():

@@ -28,6 +28,9 @@ RACY_NS = 2_000_000_000  # the coarsest clock of a file system in use
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _REMAPPING = re.compile(r"^MODEL_REMAPPING *= *(\{[^{}]*\})", re.M)
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "adapter_config.json")
+_ADAPTER = ("adapters.safetensors", "adapter_config.json")  # beside them mlx-lm leaves the steps of its training
+_ADAPTER_NAME = "source.adapter"
+_OTHER = ("template.", "code.", "rope.", "source.")  # prefixes of parts that are not in `model_id`
 _TEMPLATE = ("tokenizer*", "chat_template*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt")
 _ROPE = ("rope_scaling", "rope_theta", "rope_parameters", "partial_rotary_factor", "max_position_embeddings")
 
@@ -50,8 +53,8 @@ class FileHashes(Protocol):
 class ModelIdentity:
     """The identity of a model. Rows fit if `model_id` is equal; another `template_id` only deserves a warning.
 
-    `parts` by prefix: `template.` makes `template_id`; `code.` and `rope.` belong to the cache's spec; all others
-    (`config.<key>`, `file.<name>`, `adapter.<name>`, `shard`) make `model_id`.
+    `parts` by prefix: `template.` makes `template_id`; `code.` and `rope.` belong to the cache's spec; `source.` says
+    what to load again; all others (`config.<key>`, `file.<name>`, `adapter.<name>`, `shard`) make `model_id`.
     """
 
     name: str
@@ -64,6 +67,20 @@ class ModelIdentity:
         template = {k: v for k, v in parts.items() if k.startswith("template.")}
         return cls(name, digest_of("model", model_parts(parts)), digest_of("template", template), dict(parts))
 
+    @classmethod
+    def foreign(cls, name: str) -> ModelIdentity:
+        """The model of a chat that another program made: a name to show, which no model here has or is loaded by."""
+        return cls.of(name, {})
+
+    @property
+    def is_foreign(self) -> bool:
+        return not self.parts
+
+    @property
+    def adapter(self) -> str | None:
+        """The folder or repository of its LoRA adapter."""
+        return self.parts.get(_ADAPTER_NAME)
+
     @property
     def spec_extra(self) -> dict[str, str]:
         """The parts that belong to the spec: mlx-lm's model code and the rope settings."""
@@ -71,17 +88,17 @@ class ModelIdentity:
 
 
 def model_parts(parts: Mapping[str, str]) -> dict[str, str]:
-    return {k: v for k, v in parts.items() if not k.startswith(("template.", "code.", "rope."))}
+    return {k: v for k, v in parts.items() if not k.startswith(_OTHER)}
 
 
 def identify(
     path: Path, config: Mapping[str, Any], remember: FileHashes | None = None, *, name: str | None = None,
-    module: str | None = None, adapter: Path | None = None, shard: str | None = None,
+    module: str | None = None, adapter: Path | None = None, adapter_name: str | None = None, shard: str | None = None,
 ) -> ModelIdentity:  # fmt: skip
     """Identify the model in the folder `path`, loaded with `config` (config.json and any overrides).
 
     `module`: mlx-lm's module for it, if not `config["model_type"]`. `adapter`: the folder of a LoRA adapter on top of
-    it. `shard`: the part of the model that this process has ("tensor 0/2").
+    it, `adapter_name` what loads it again. `shard`: the part of the model that this process has ("tensor 0/2").
 
     Raises:
         ModelFileError: a file cannot be read.
@@ -91,7 +108,7 @@ def identify(
     try:
         for file in _matching(path, _WEIGHTS):
             parts[f"file.{file.name}"] = f"{file.stat().st_size}:{sha256_of(file, remember)}"
-        for file in _matching(adapter, _WEIGHTS) if adapter is not None else ():
+        for file in _matching(adapter, _ADAPTER) if adapter is not None else ():
             parts[f"adapter.{file.name}"] = f"{file.stat().st_size}:{sha256_of(file, remember)}"
         for file in _matching(path, _TEMPLATE):
             parts[f"template.{file.name}"] = sha256_of(file, remember)
@@ -99,6 +116,8 @@ def identify(
         raise ModelFileError(
             f"The model file {error.filename} cannot be read ({error.strerror}); download the model again."
         ) from error
+    if adapter_name is not None:
+        parts[_ADAPTER_NAME] = adapter_name
     if shard is not None:
         parts["shard"] = shard
     parts |= code_part(module or str(config.get("model_type", "")))

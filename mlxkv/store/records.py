@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from mlxkv.events import ToolCall
 from mlxkv.store.identity import ModelIdentity
 
 _LAST = 253_402_214_400.0  # seconds: a day before the year 10000, for any time zone
@@ -33,15 +34,6 @@ class Kind(StrEnum):
 
 
 KINDS = tuple(Kind)
-
-
-@dataclass(frozen=True)
-class ToolCall:
-    """A tool call in a reply. `arguments` is JSON text, as the model wrote it."""
-
-    name: str
-    arguments: str = "{}"
-    id: str = ""
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from mlxkv.store.db.file_hashes import RememberedHashes
 from mlxkv.store.db.open import DATABASE, open_database, open_read_only
 from mlxkv.store.db.read_only import full_disk_reason, read_only_reason
 from mlxkv.store.db.sessions import Sessions
+from mlxkv.store.export.foreign.add import ForeignImport, import_foreign
 from mlxkv.store.export.transfer import Imported, export_chat, import_chat
 from mlxkv.store.files import Files, Step, no_step
 from mlxkv.store.identity import ModelIdentity
@@ -226,6 +227,17 @@ class SessionStore:
             CorruptError: the file breaks a rule; nothing was imported. StoreError.
         """
         return import_chat(self.sessions, self._writer, path, trust_kv)
+
+    @public(path=path)
+    def import_foreign(self, path: Path) -> ForeignImport | None:
+        """Import the chats in an export of ChatGPT, Claude or LM Studio: all of them, or none if the export breaks a
+        rule. None if `path` is no such export, but may be one of mlxkv's own.
+
+        Raises:
+            CorruptError: the export breaks a rule. StoreError.
+        """
+        self.check_writable()
+        return import_foreign(self.sessions, path)
 
     @public(session_id=label, num_turns=optional(whole))
     def fork(self, session_id: str, num_turns: int | None = None) -> str:

@@ -6,6 +6,7 @@ one sentence. Their running time is not limited: an endless loop hangs. Pure.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import cached_property
@@ -24,16 +25,17 @@ class ChatTemplate:
 
     Args:
         tokenizer: mlx-lm's TokenizerWrapper, with a chat template.
+        tools: the schemas of tools to tell the model of.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
+    def __init__(self, tokenizer: Any, tools: Sequence[Mapping[str, Any]] = ()) -> None:
+        self._tokenizer, self.tools = tokenizer, tools
 
     @cached_property
     def source(self) -> str:
         """The template's text; "" for a renderer in Python."""
         is_jinja = self._tokenizer._chat_template is None and self._tokenizer.chat_template is not None
-        return self._tokenizer.get_chat_template() if is_jinja else ""
+        return self._tokenizer.get_chat_template(tools=list(self.tools) or None) if is_jinja else ""
 
     @cached_property
     def _compiled(self) -> Any:
@@ -49,13 +51,27 @@ class ChatTemplate:
         """
         if not self.source:
             return _SWITCHES[0]
+        return next((name for name in _SWITCHES if name in self._variables), None)
+
+    @cached_property
+    def _variables(self) -> set[str]:
+        """The variables that the template reads."""
         from jinja2.meta import find_undeclared_variables
 
         try:
-            read = find_undeclared_variables(self._compiled.environment.parse(self.source))
+            return find_undeclared_variables(self._compiled.environment.parse(self.source))
         except Exception:
-            return None  # `render` reports the error
-        return next((name for name in _SWITCHES if name in read), None)
+            return set()  # `render` reports the error
+
+    @cached_property
+    def takes_tools(self) -> bool:
+        """Whether it tells the model of tools; a renderer in Python does."""
+        return not self.source or "tools" in self._variables
+
+    @cached_property
+    def shows_calls(self) -> bool:
+        """Whether it renders tool calls of earlier replies, and their results."""
+        return not self.source or "tool_calls" in self.source
 
     @cached_property
     def _takes_parts(self) -> bool:
@@ -71,11 +87,12 @@ class ChatTemplate:
 
     def render(
         self,
-        messages: Sequence[Mapping[str, str]],
+        messages: Sequence[Mapping[str, Any]],
         *,
         for_reply: bool = True,
         think: bool | None = None,
         clock: datetime | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
     ) -> str:
         """The text of `messages`, equal to that of transformers' `apply_chat_template`.
 
@@ -83,13 +100,15 @@ class ChatTemplate:
             for_reply: end with the beginning of the assistant's turn.
             think: whether the model should reason first; None: the template's default.
             clock: the time for `strftime_now`; None: now.
+            tools: the schemas, if control tokens are marked in them; None: as they are.
 
         Raises:
             ModelError: the template fails on these messages.
         """
         tokenizer = self._tokenizer
         chat: list[dict[str, Any]] = [dict(message) for message in messages]
-        variables: dict[str, Any] = {"add_generation_prompt": for_reply}
+        told = list(self.tools if tools is None else tools) or None
+        variables: dict[str, Any] = {"add_generation_prompt": for_reply} | ({"tools": told} if told else {})
         if think is not None and (switch := self.think_switch):
             variables[switch] = think
         with as_sentence(ModelError, self._refusal):
@@ -99,11 +118,16 @@ class ChatTemplate:
                 variables["strftime_now"] = clock.strftime
             if self._takes_parts:
                 chat = [{**m, "content": _parts(m["content"])} for m in chat]
-            return self._render(chat, variables)
+            try:
+                return self._render(chat, variables)
+            except TypeError:
+                if not any(message.get("tool_calls") for message in chat):
+                    raise
+                return self._render(list(map(_with_arguments_as_text, chat)), variables)
 
     def _render(self, chat: Sequence[Mapping[str, Any]], variables: Mapping[str, Any]) -> str:
         own = self._tokenizer.special_tokens_map
-        return self._compiled.render(messages=chat, tools=None, documents=None, **{**own, **variables})
+        return self._compiled.render(messages=chat, documents=None, **{**own, "tools": None, **variables})
 
     def _refusal(self, why: str) -> str:
         file = getattr(self._tokenizer, FILE, "")
@@ -116,3 +140,16 @@ class ChatTemplate:
 
 def _parts(text: str) -> list[dict[str, str]]:
     return [{"type": "text", "text": text}]
+
+
+def _with_arguments_as_text(message: Mapping[str, Any]) -> dict[str, Any]:
+    """For templates that join the arguments of tool calls to other text, as DeepSeek's do."""
+    calls = [
+        {**call, "function": {**call["function"], "arguments": _as_json(call["function"]["arguments"])}}
+        for call in message.get("tool_calls") or ()
+    ]
+    return {**message, "tool_calls": calls} if calls else dict(message)
+
+
+def _as_json(arguments: Any) -> str:
+    return arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)

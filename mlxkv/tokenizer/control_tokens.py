@@ -12,7 +12,7 @@ import copy
 import json
 import re
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -87,16 +87,16 @@ class ControlTokens:
         self._are_normalized = any(token.normalized for token in found.values() if token.content in self._ids)
         self._pattern = _any_of(self._ids)
 
-    def find_in(self, message: Mapping[str, str]) -> str | None:
-        """The first control token in a message's text."""
-        hits = (self._pattern.search(text) for key, text in message.items() if key != "role")
+    def find_in(self, message: Mapping[str, Any]) -> str | None:
+        """The first control token in a message's text, or in its tool calls."""
+        hits = (self._pattern.search(text) for key, value in message.items() if key != "role" for text in _texts(value))
         return next((found[0] for found in hits if found), None)
 
-    def marked(self, messages: Sequence[Mapping[str, str]]) -> tuple[list[dict[str, str]], str]:
+    def marked(self, messages: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], str]:
         """`messages` with a mark inside each control token, and that mark; "" if they contain none."""
         if not any(self.find_in(message) for message in messages):
             return [dict(message) for message in messages], ""
-        used = set(self._source).union(*(text for message in messages for text in message.values()))
+        used = set(self._source).union(*(text for message in messages for text in _texts(message)))
         mark = next(c for c in map(chr, _MARKS) if c not in used)
 
         def apart(text: str) -> str:
@@ -104,7 +104,7 @@ class ControlTokens:
                 text = self._pattern.sub(lambda found: found[0][0] + mark + found[0][1:], text)
             return text
 
-        return [{k: t if k == "role" else apart(t) for k, t in m.items()} for m in messages], mark
+        return [{k: v if k == "role" else _changed(v, apart) for k, v in m.items()} for m in messages], mark
 
     def encode(self, rendered: Rendered) -> list[int]:
         """Ids of rendered text: the tokenizer's own unless a message contains a control token."""
@@ -208,6 +208,25 @@ def _renamed(made: dict[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
 def _touches(merge: Sequence[str], names: Mapping[str, str]) -> bool:
     a, b = merge
     return a + b in names or a in names or b in names
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All text in a value that JSON can hold, names included."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from (text for pair in value.items() for part in pair for text in _texts(part))
+    elif isinstance(value, list | tuple):
+        yield from (text for part in value for text in _texts(part))
+
+
+def _changed(value: Any, change: Callable[[str], str]) -> Any:
+    """The value with `change` of all text in it."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {_changed(key, change): _changed(part, change) for key, part in value.items()}
+    return [_changed(part, change) for part in value] if isinstance(value, list | tuple) else value
 
 
 def _is_markup(text: str) -> bool:

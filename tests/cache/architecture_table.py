@@ -10,8 +10,9 @@ from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from mlxkv.cache.layer_plan import LayerPlan, counts_rows
+from mlxkv.cache.layer_plan import LayerPlan
 from mlxkv.cache.plan import CachePlan
+from mlxkv.cache.traits import traits_of
 from tests.cache.architecture_checks import Parity, parity, planned, quantizes, resumes, rewinds, streams
 from tests.cache.architectures import ARCHITECTURES, NOT_BUILT
 
@@ -94,7 +95,7 @@ def _becomes(leaf: LayerPlan) -> str:
 
 
 def _bounded(model: Any, plan: CachePlan) -> str:
-    if reason := counts_rows(model):
+    if reason := traits_of(model).counts_rows:
         return f"no: {reason}"
     classes = {leaf.native_class for leaf in plan.leaves if leaf.geometry is None}
     if "LayerCache" in classes:

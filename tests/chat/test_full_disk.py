@@ -50,7 +50,7 @@ class Disk:
 @pytest.fixture
 def disk(model: Model) -> Disk:
     disk = Disk()
-    model.close()
+    model._runtime.close_store()
     model._runtime._store = SessionStore.open(Folders.from_env(), disk.before)
     return disk
 
@@ -200,7 +200,7 @@ def refuse(*_: object, **__: object) -> None:
 
 @pytest.mark.slow
 def test_a_store_that_cannot_even_be_opened(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    model.close()
+    model._runtime.close_store()
     with monkeypatch.context() as full:
         full.setattr(SessionStore, "open", refuse)
         chat = model.chat(cache=CONFIG, autosave=True, **GREEDY)

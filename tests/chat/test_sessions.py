@@ -185,6 +185,7 @@ def test_a_model_that_moved_is_remembered(tmp_path: Path, is_gone: bool) -> None
         say(chat, "hi")
         chat.save(title=title)
         chat.close()
+    num_tokens = chats[2].cache.offset
     model.close()
     shutil.copytree(old, here)
     if is_gone:
@@ -192,7 +193,7 @@ def test_a_model_that_moved_is_remembered(tmp_path: Path, is_gone: bool) -> None
     moved = mlxkv.load(str(here))
     resumed = moved.resume("last")
     assert resumed.restored is not None
-    assert (resumed.restored.tokens, resumed.restored.notice) == (chats[2].cache.offset, None)
+    assert (resumed.restored.tokens, resumed.restored.notice) == (num_tokens, None)
     resumed.close()
     names = {chat.title: chat.model for chat in moved.store.list()}
     moved.close()

@@ -298,7 +298,7 @@ class Screen(io.StringIO):
 class Hostile:
     """A chat whose model writes everything a terminal must not obey, a character per token."""
 
-    def send(self, _: str) -> Iterator[TurnEvent]:
+    def send(self, _: str, **more: object) -> Iterator[TurnEvent]:
         yield Notice(bomb(1))
         yield from (TextDelta(char, i) for i, char in enumerate(bomb()))
         yield TurnFinished("stop", bomb(), TurnStats())

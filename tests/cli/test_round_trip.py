@@ -30,7 +30,8 @@ def done(chat: mlxkv.Chat) -> str:
 
 
 def saved(model: Model, *texts: str, **more: Any) -> mlxkv.Chat:
-    chat = model.chat(**{"cache": CONFIG, **GREEDY, **more})
+    options: dict[str, Any] = {"cache": CONFIG, **GREEDY, **more}
+    chat = model.chat(**options)
     chat.save(title="talk")
     for text in texts:
         say(chat, text)

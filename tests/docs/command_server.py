@@ -41,6 +41,7 @@ PRELOADED = (
 PARSED = {
     ("bench",): "measures for minutes",
     ("doctor", "--device"): "measures for minutes",
+    ("serve",): "answers requests until it is stopped",
     ("models", "check"): "asks the hub about every model of the catalogue",
 }
 
@@ -194,9 +195,22 @@ def _ci(args: list[str]) -> None:
         sys.exit(".ci/run is no program")
 
 
+def _curl(args: list[str]) -> None:
+    """Asks a server that does not run here: its address must be one of the endpoint's, and its body a request."""
+    from mlxkv.server.chat_completions import chat_request
+    from mlxkv.server.fields import Fields
+
+    address = next(arg for arg in args if arg.startswith("http")).partition(":8321")[2]
+    if address not in ("/health", "/v1/models", "/v1/chat/completions"):
+        sys.exit(f"curl: there is no {address}")
+    if "-d" in args:
+        chat_request(Fields(json.loads(args[args.index("-d") + 1])))
+
+
 CHECKED: dict[str, Callable[[list[str]], None]] = {
     "make": _make, "python": _python, "python3": _python, "uv": _installer, "uvx": _installer, "pip": _installer,
     "pipx": _installer, "brew": _installer, "git": _git, "run": _ci,
+    "curl": _curl,
 }  # fmt: skip
 
 

@@ -20,9 +20,11 @@ from mlxkv.config import Folders, load_settings
 from tests.docs import command_server
 from tests.docs.pages import PAGES, ROOT, Block, blocks, name_of
 from tests.fakes_hub import FakeHub, Handler, serve
+from tests.store.foreign.exports import chatgpt, lm_studio, write, write_zip
 
 BLOCKS = [block for page in PAGES for block in blocks(page)]
 FILES = {  # what blocks read
+    "river.json": '{"type": "object", "properties": {"name": {"enum": ["Tejo", "Douro"]}}, "required": ["name"]}',
     "book.txt": "Once upon a time there was a dog called Max. He was the hero. In the end he slept.",
     "notes.txt": "My name is Ada. I live in Porto.",
     "prompts.jsonl": '{"id": "sky", "prompt": "Why is the sky blue?"}\n',
@@ -43,6 +45,10 @@ def of_kind(*kinds: str) -> list[Block]:
 
 def pages_with(*kinds: str) -> list[Path]:
     return [page for page in PAGES if any(block.kind in kinds for block in blocks(page))]
+
+
+SERVED = {"server.md"}
+"""Pages whose Python needs a server: `tests/server/test_command.py` runs it."""
 
 
 # -- kinds -----------------------------------------------------------------------------------------------------------
@@ -122,10 +128,12 @@ def hub() -> Iterator[FakeHub]:
 @pytest.fixture(scope="module")
 def environment(hub: FakeHub, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     kept = {name: os.environ[name] for name in ("LANG", "LC_ALL", "TMPDIR") if name in os.environ}
+    user = tmp_path_factory.mktemp("user")
+    write(user / ".lmstudio" / "conversations" / "1.conversation.json", lm_studio())
     return kept | {
         "PATH": "/usr/bin:/bin",
         "TERM": "xterm",
-        "HOME": str(tmp_path_factory.mktemp("user")),
+        "HOME": str(user),
         "HF_HOME": str(tmp_path_factory.mktemp("hf")),
         "HF_ENDPOINT": hub.endpoint,
         "MLXKV_MAX_TOKENS": "8",
@@ -140,6 +148,7 @@ def folder(tmp_path: Path) -> Path:
     here.mkdir()
     for name, text in FILES.items():
         (here / name).write_text(text, encoding="utf-8")
+    write_zip(here / "chatgpt-export.zip", {"conversations.json": [chatgpt(title="Trip to Porto")]})
     return here
 
 
@@ -147,7 +156,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", pages_with("python"), ids=name_of)
+@pytest.mark.parametrize("page", [page for page in pages_with("python") if page.name not in SERVED], ids=name_of)
 def test_the_python_of_a_page_runs(page: Path, folder: Path, home: Path, environment: dict[str, str]) -> None:
     """All blocks of a page, in order, in one namespace; the model that they name is tutor, from the fake hub."""
     code = "\n".join(block.code for block in blocks(page) if block.kind == "python")

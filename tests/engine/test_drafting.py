@@ -10,8 +10,13 @@ import pytest
 from mlxkv.config import Folders
 from mlxkv.engine.context import EngineContext
 from mlxkv.events import Notice
+from mlxkv.inference.drafting.drafts import Drafting
 from mlxkv.inference.drafting.model_drafts import ModelDrafts
+from mlxkv.protocol import commands as cmd
+from mlxkv.protocol import events as ev
 from mlxkv.settings import Settings
+from tests.engine.test_engine_chats import Said
+from tests.inference.drafting.helpers import OpenGate
 from tests.tokenizers import tiny_folder
 
 
@@ -40,3 +45,17 @@ def test_a_draft_model_of_another_family_is_left_out(tiny_path: Path, tmp_path: 
     assert "other cannot draft for" in notice.text
     assert notice.text.endswith("or none. Continuing without it.")
     model.close()
+
+
+def test_the_totals_of_a_chat_say_what_drafting_won(tiny_path: Path) -> None:
+    said = Said()
+    said.one(cmd.LoadModel(str(tiny_path)), ev.ModelReady)
+    said.context.ready_model.runner.drafting = None
+    first = said.one(cmd.Send("one", 0.0), ev.TurnFinished).stats
+    assert said.one(cmd.ShowStats(), ev.SessionStats).tokens_per_step == 0
+    said.context.ready_model.runner.drafting = Drafting(OpenGate())
+    second = said.one(cmd.Send("one", 0.0), ev.TurnFinished).stats
+    assert second.drafted_tokens
+    tokens, steps = (getattr(first, n) + getattr(second, n) for n in ("generated_tokens", "decode_steps"))
+    assert said.one(cmd.ShowStats(), ev.SessionStats).tokens_per_step == tokens / steps
+    said.context.close()

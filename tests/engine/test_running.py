@@ -345,7 +345,7 @@ def test_a_stop_string_is_one_string(model: Model) -> None:
 def test_wrong_sampling_takes_nothing_back(model: Model) -> None:
     chat = new(model)
     say(chat, "hi")
-    for act in (lambda: chat.retry(temperature=-1), lambda: chat.edit(0, "x", nonsense=1)):
+    for act in (lambda: chat.retry(temperature=-1), lambda: chat.edit(0, "x", nonsense=1)):  # type: ignore[call-arg]
         with pytest.raises(ConfigError):
             act()
     assert len(chat.messages) == 2

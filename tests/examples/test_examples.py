@@ -76,12 +76,32 @@ def test_repl_answers_and_caches_the_chat() -> None:
 
 
 @pytest.mark.slow
+def test_tools_are_left_out_where_the_template_takes_none() -> None:
+    printed, expected = run("tools.py").splitlines(), shown("tools.py").splitlines()
+    assert (printed[0], len(printed)) == (expected[0], len(expected))
+
+
+@pytest.mark.slow
+def test_four_questions_are_answered_together() -> None:
+    printed = run("four_questions.py")
+    assert printed.count("batched: True]") == 4
+    assert sorted(printed.splitlines()) == sorted(shown("four_questions.py").splitlines())  # in either order
+
+
+@pytest.mark.slow
 def test_the_cache_in_mlx_lms_loop_keeps_its_size() -> None:
     held = re.findall(r"\[(\d+) tokens so far, (\d+) kB\]", run("mlx_lm_loop.py"))
     assert len(held) == 4
     assert len({size for _, size in held}) == 1
     assert int(held[-1][0]) > 2 * 64
     assert [count for count, _ in held] == re.findall(r"\[(\d+) tokens so far", shown("mlx_lm_loop.py"))
+
+
+@pytest.mark.slow
+def test_an_adapter_is_trained_and_loaded(tmp_path: Path) -> None:
+    printed = run("adapter.py", "tutor", str(tmp_path))
+    assert printed == shown("adapter.py")
+    assert {path.name for path in tmp_path.iterdir()} >= {"adapters.safetensors", "adapter_config.json"}
 
 
 @pytest.mark.slow
@@ -99,6 +119,38 @@ def test_the_rotation_is_drawn_as_the_ring_has_it() -> None:
         assert (num_attended, num_evicted) == (len(positions), num_tokens - len(positions))
     assert int(lines[-1][2]) > 48, "too few tokens for a full round"
     model.close()
+
+
+@pytest.mark.slow
+def test_token_ids_are_prefilled_once() -> None:
+    assert run("token_ids.py") == shown("token_ids.py")
+
+
+@pytest.mark.slow
+def test_ways_of_sampling_prefill_the_question_once() -> None:
+    def counts(text: str) -> list[str]:
+        return re.findall(r"^[\w ]+: |<TurnStats .*?, \d+ tokens|<Chat .*? tokens", text, re.MULTILINE)
+
+    printed = counts(run("compare.py"))
+    assert printed == counts(shown("compare.py"))
+    assert len(printed) == 7
+
+
+@pytest.mark.slow
+def test_a_reply_of_one_form_is_sorted() -> None:
+    line = r"^\S+\.txt: (question|thanks|complaint), [1-5] of 5 stars, code [A-Z]{2}-\d{4}$"
+    found = re.findall(line, run("json_reply.py"), re.MULTILINE)
+    assert len(found) == len(list((EXAMPLES / "letters").iterdir()))
+
+
+@pytest.mark.slow
+def test_the_choice_is_the_ending_with_the_least_perplexity() -> None:
+    printed = run("choose.py")
+    perplexities = [int(text.replace(",", "")) for text in re.findall(r"perplexity ([\d,]+):", printed)]
+    (index,) = re.findall(r"^the choice is number (\d):", printed, re.MULTILINE)
+    assert int(index) == perplexities.index(min(perplexities))
+    lines = r"^the choice .*|^.*, perplexity"
+    assert re.findall(lines, printed, re.MULTILINE) == re.findall(lines, shown("choose.py"), re.MULTILINE)
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

@@ -72,7 +72,7 @@ def test_ids_are_read_as_they_are(model: Model) -> None:
         with pytest.raises(PromptError, match=what):
             model.prefill(ids, CONFIG)
     with pytest.raises(ConfigError, match="template needs text"):
-        model.prefill([5], CONFIG, system="x")
+        model.prefill([5], CONFIG, system="x")  # type: ignore[call-overload]
     with pytest.raises(PromptError, match="empty"):
         model.prefill("", CONFIG)
     only = model.prefill("", CONFIG, system="only this").prompt

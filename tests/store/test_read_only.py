@@ -239,7 +239,7 @@ def test_a_saved_chat_continues_unsaved(model: mlxkv.Model, frozen: Freeze, monk
     with model.chat(autosave=True, max_tokens=4, temperature=0.0) as chat:
         list(chat.send("hello " * 80))
         session, turns, log = chat.session_id, chat.turns, chat.log
-    model.close()
+    model._runtime.close_store()
     before = frozen()
     for fork in (False, True):
         chat = model.resume(str(session), fork=fork)

@@ -146,6 +146,9 @@ def test_stats_and_memory() -> None:
     ):
         assert words in text
     assert "prompt caches" not in text
+    assert "tok/step" not in text
+    drafted = stats_lines(replace(FIGURES, tokens_per_step=2.34))[0]
+    assert "42.1 tok/s decode · 2.3 tok/step · 812 tok/s prefill" in drafted
     wrapped = stats_lines(SessionStats(prefill_tokens=23, cached_tokens=690, cached_evicted_tokens=200))
     assert wrapped[1] == "  tokens   0 generated · prompt 23 + 490 cached + 200 evicted (68% reused)"
     some = stats_lines(replace(FIGURES, named_disk_bytes=300_000_000))[-1]

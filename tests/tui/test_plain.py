@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mlxkv.config import Folders, Settings
-from mlxkv.events import Message, NoAnswer, Notice, TextDelta, TurnFinished
+from mlxkv.events import Message, NoAnswer, Notice, TextDelta, ToolCall, TurnFinished
 from mlxkv.protocol.commands import (
     ChangeSettings,
     CheckChat,
@@ -121,6 +121,18 @@ def test_a_reply_of_reasoning_alone_and_a_notice_stand_on_lines_of_their_own() -
     assert said.count("reasoning alone") == 1
     off = [*thought[:-1], TurnFinished("length", "", stats, "hm", can_be_quiet=False)]
     assert "raise max-tokens (/set).\n" in talk("q", played={Send: off})[0]
+
+
+def test_calls_and_results_are_lines() -> None:
+    stats, calls = TurnStats(generated_tokens=9, finish_reason="tool_calls"), (ToolCall("f", '{"a":\n1}\x1b'),)
+    ended = TurnFinished("tool_calls", "", stats, tool_calls=calls)
+    said, _, _ = talk("q", played={Send: [TurnStarted("q"), ended]})
+    assert 'Assistant: \n→ f({"a": 1}' in said
+    messages = (Message("user", "q"), Message("assistant", "", stats, tool_calls=calls), Message("tool", "2"))
+    said, _, _ = talk(start=(OpenChat("c1"),), played={OpenChat: [ChatOpened("c1", "t", messages)]})
+    assert 'User: q\nAssistant: → f({"a": 1}' in said
+    assert "\nTool: 2\n" in said
+    assert "\x1b" not in said
 
 
 def test_compacting_asks_first_and_does_not_read_the_chat_out_again() -> None:

@@ -55,6 +55,25 @@ def test_layout_of_lists_code_and_tables() -> None:
     ]  # fmt: skip
 
 
+def test_task_lists_have_boxes() -> None:
+    source = "- [ ] *a* [ ]\n- [x] b\n  1. [X] c\n- [] d\n- [ ]e\n- `[ ] f`"
+    assert lines(source) == ["", "   ☐ a [ ]", "   ☑ b", "     1. ☑ c", "   • [] d", "   • [ ]e", "   • [ ] f"]
+    assert lines(source) == lines(source)  # the parsed text is not changed by showing it
+
+
+def test_headings_and_the_lines_of_a_diff_are_told_apart() -> None:
+    renderer = Renderer(Colours())
+
+    def styles(source: str) -> list[str]:
+        rows = [row for block in split(source) for row in renderer.strips(block, 60)]
+        return [str(row._segments[-1].style) for row in rows if row.text.strip()]
+
+    assert len({*styles("# a\n\n## b\n\n### c")}) == 3
+    head, same, old, new, last = styles("```diff\n@@ -1 +1 @@\n same\n-old\n+new\n+last\n```")
+    assert len({head, same, old, new}) == 4
+    assert last == new
+
+
 def test_joined_emoji_are_drawn_in_parts() -> None:
     """Terminals disagree about the width of joined ones; the block keeps the joiner, to be copied."""
     family = "👨\u200d👩\u200d👧"

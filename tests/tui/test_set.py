@@ -19,6 +19,15 @@ REFUSED = {
     "min-p": ("-0.1", "1.1", "nan", "low"),
     "max-tokens": ("0", "-1", "10000001", "12.5", "nan", "all"),
     "seed": ("-1", str(2**64), "1.5", "nan", "dice"),
+    "repetition-penalty": ("-1", "101", "nan", "high"),
+    "repetition-context-size": ("0", "1.5", "all"),
+    "presence-penalty": ("-101", "101", "nan"),
+    "presence-context-size": ("0", "1.5"),
+    "frequency-penalty": ("-101", "101", "nan"),
+    "frequency-context-size": ("0", "1.5"),
+    "xtc-probability": ("-0.1", "1.1", "nan"),
+    "xtc-threshold": ("-0.1", "0.6", "nan"),
+    "logit-bias": ("5", "a=1", "5=x", "-1=2", "5=1001", "5=nan"),
     "think": ("maybe", "2", "nan"),
     "ctx": ("0", "-1", "16777217", "1.5", "nan", "wide", "4k"),
     "sinks": ("-1", "16777217", "1.5", "nan", "systems"),
@@ -32,6 +41,7 @@ REFUSED = {
     "joined-emoji": ("2", "perhaps"),
     "draft": ("none", "2", "perhaps"),
     "draft-model": (),  # any text
+    "adapter": (),  # any text
     "model": ("no model", "/no/such/folder", "a/b/c"),
     "system": (),  # any text
     "theme": (),  # the window knows them
@@ -123,4 +133,4 @@ def test_a_theme_that_does_not_exist_is_not_the_theme() -> None:
 def test_a_name_that_is_none_is_cut() -> None:
     here = state()
     run(here, "set", "x" * 5000)
-    assert len(said(here)[1]) < 300
+    assert len(said(here)[1]) < 600  # with the names of all

@@ -500,3 +500,28 @@ def test_context_ends_with_the_reasoning_that_the_template_removed(state: ChatSt
         "The chat template left 1,200 tok of reasoning out of the reply before the last question; 34 tok after it were "
         "prefilled again."
     )
+
+
+def test_an_adapter_is_loaded_with_the_model_and_removed(state: ChatState) -> None:
+    for argument, adapter in (("none", None), ("", None), ("poems", "poems"), ("/a/poems", "/a/poems")):
+        run(state, "adapter", argument)
+        assert sent(state) == ([cmd.LoadModel("m", adapter=adapter)] if adapter else [])
+    assert lines(state)[-1].startswith("The model has no adapter; /adapter and a folder")
+    state.apply(ChatOpened("c1", "Numbers", CHAT))
+    state.apply(ModelReady("m", 1, 0.1, True, "/a/poems"))
+    assert lines(state)[-1] == (
+        "m is loaded with the adapter /a/poems; your next message prefills this chat again."
+    )  # fmt: skip
+    run(state, "adapter", "")
+    assert lines(state)[-1] == "The adapter is /a/poems; /adapter none removes it."
+    run(state, "adapter", "none")
+    assert sent(state) == [cmd.LoadModel("m")]
+    state.apply(ModelReady("m", 1, 0.1, True))
+    assert lines(state)[-1].startswith("m is loaded without an adapter;")
+    for refused in (TOO_LARGE, ModelMissing(TOO_LARGE.name)):  # what is chosen then keeps the adapter
+        state.submit(cmd.LoadModel(TOO_LARGE.name, adapter="org/poems"))
+        state.apply(refused)
+        assert state.listing is not None
+        loads = [row.choice for row in state.listing.rows if isinstance(row.choice, cmd.LoadModel)]
+        assert loads
+        assert {load.adapter for load in loads} == {"org/poems"}

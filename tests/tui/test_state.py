@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlxkv.events import Message, NoAnswer, Notice, PrefillProgress, TextDelta, TurnFinished
+from mlxkv.events import Message, NoAnswer, Notice, PrefillProgress, TextDelta, ToolCall, TurnFinished
 from mlxkv.protocol.commands import Command, Compact, ListChats, LoadModel, NewChat, OpenChat, Send
 from mlxkv.protocol.events import (
     ChatList,
@@ -393,3 +393,16 @@ def test_other_bounds_of_the_chat_leave_what_was_answered(state: ChatState, mess
     assert remark.startswith("window is 8")
     assert "attends only to the last 8 tokens" in remark
     assert applied == "The KV cache has its new bounds."
+
+
+def test_calls_and_results_are_dim_lines(state: ChatState) -> None:
+    stats, calls = TurnStats(finish_reason="tool_calls"), (ToolCall("f", '{"a":\n1}\x1b'),)
+    reply = Message("assistant", "so", stats, tool_calls=calls)
+    feed(state, ChatOpened("c1", "t", (Message("user", "q"), reply, Message("tool", "2"))))
+    blocks = shown(state)
+    assert [kind for kind, _ in blocks] == ["user", "reply", "meta", "stats", "meta"]
+    assert (blocks[2][1], blocks[4][1]) == ('→ f({"a": 1}␛)', "← 2")
+    state.submit(Send("and?", 0.0))
+    feed(state, TurnStarted("and?"), TurnFinished("tool_calls", "", stats, tool_calls=calls))
+    assert [text for kind, text in shown(state) if kind == "meta"] == ['→ f({"a": 1}␛)']
+    assert state.transcript.messages[-1].tool_calls == calls

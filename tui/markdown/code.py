@@ -40,13 +40,13 @@ def highlight(code: str, language: str, theme: str) -> list[list[Segment]]:
     lines: list[list[Segment]] = [[]]
     if lexer is None or any(len(line) > LONGEST for line in code.split("\n")):
         return [[Segment(line, plain)] for line in code.split("\n")]
-    for token, text in lexer.get_tokens(code):
+    for token, text in lexer.get_tokens(f"{code}\n"):  # a diff's last line is one only with its end
         style = _style(theme, token)
         first, *more = text.split("\n")
         if first:
             lines[-1].append(Segment(first, style))
         lines += [[Segment(part, style)] if part else [] for part in more]
-    return lines
+    return lines[:-1] if not lines[-1] else lines
 
 
 def code_lines(code: str, language: str, theme: str, width: int, bar: Style) -> list[Line]:

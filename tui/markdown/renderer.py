@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from markdown_it import MarkdownIt
+from markdown_it.rules_core import StateCore
 from markdown_it.token import Token
 from rich.segment import Segment
 from rich.style import Style
@@ -21,21 +22,38 @@ from mlxkv.text.clean import clean
 from mlxkv.tui.markdown.code import code_lines
 from mlxkv.tui.markdown.formulas import OPEN, add_formula_rules
 from mlxkv.tui.markdown.tables import Cell, table_lines
+from mlxkv.tui.markdown.unicode_math import unicode_math
 from mlxkv.tui.markdown.wrap import Line, wrap
 
 PLAIN = Style()
 LEAST = 12  # cells of text; nesting that would leave fewer is not indented
 QUOTE = "▌ "
 BULLETS = "•◦▪"
+BOXES = "☐☑"
+TASK = "task"  # the key in a list item's meta: one of `BOXES`
+_BOX = re.compile(r"\[([ xX])\](?:[ \t]+|$)")
 _ADDRESS = re.compile(r"https?://[^\s<>\"'`|\ufffd\u2400-\u2421]*[^\s<>\"'`|\ufffd\u2400-\u2421.,;:!?)\]}]")
 LINK = "mlxkv_link"  # the key in a style's meta
 
 
 def make_parser() -> MarkdownIt:
-    """CommonMark with tables and strikethrough; an image is shown as a link, a formula as typed."""
+    """CommonMark with tables, strikethrough and task lists; an image is shown as a link, a formula in Unicode if it has
+    such a form, else as typed."""
     parser = MarkdownIt("commonmark", {"html": False})
     parser.enable(["strikethrough", "table"]).disable(["image", "html_block", "html_inline"])
+    parser.core.ruler.after("inline", "tasks", _find_tasks)
     return add_formula_rules(parser)
+
+
+def _find_tasks(state: StateCore) -> None:
+    """Mark list items that begin with `[ ]` or `[x]`, and remove that from their text."""
+    for item, opening, content in zip(state.tokens, state.tokens[1:], state.tokens[2:], strict=False):
+        first = (content.children or [None])[0]
+        if (item.type, opening.type) != ("list_item_open", "paragraph_open") or first is None or first.type != "text":
+            continue
+        if found := _BOX.match(first.content):
+            item.meta[TASK] = BOXES[found[1] != " "]
+            first.content = first.content[found.end() :]
 
 
 @dataclass(frozen=True)
@@ -100,7 +118,8 @@ class Lines:
                 return self._text(width, base)
             case "heading_open":
                 colour = self._styles.accent if token.tag in ("h1", "h2") else PLAIN
-                return self._text(width, base + colour + Style(bold=True))
+                line = Style(underline=True) if token.tag == "h1" else PLAIN
+                return self._text(width, base + colour + line + Style(bold=True))
             case "bullet_list_open" | "ordered_list_open":
                 return self._list(token, width, depth, base)
             case "blockquote_open":
@@ -114,6 +133,8 @@ class Lines:
                 return code_lines(
                     self._safe(token.content), language, self._styles.code_theme, width, self._styles.muted
                 )
+            case "math_block" if text := unicode_math(token.content.strip()):
+                return wrap([Segment(self._plain(text), base + Style(italic=True))], width)
             case "hr":
                 return [([Segment("─" * width, self._styles.muted)], "\n")]
         return wrap([Segment(self._plain(token.content), base)], width)  # a token type of a later parser
@@ -130,8 +151,10 @@ class Lines:
         number = int(opening.attrs.get("start", 1)) if opening.type == "ordered_list_open" else None
         last = (number or 0) - 1 + sum(t.type == "list_item_open" and t.level == opening.level + 1 for t in inside)
         out: list[Line] = []
-        while self._next().type != closing:
+        while (item := self._next()).type != closing:
             sign = f"{BULLETS[min(depth, 2)]} " if number is None else f"{number}. ".rjust(len(str(last)) + 2)
+            if box := item.meta.get(TASK):
+                sign = f"{box} " if number is None else f"{sign}{box} "
             indent = " " * len(sign) if width - len(sign) >= LEAST else ""
             lines = self._blocks(width - len(indent), "list_item_close", depth + 1, tight, base) or [([], "\n")]
             if out and not tight:
@@ -170,7 +193,9 @@ class Lines:
             match token.type:
                 case "math":
                     label += token.content
-                    yield Segment(self._plain(token.content), styles[-1])
+                    text = unicode_math(token.content)
+                    style = styles[-1] + Style(italic=True) if text else styles[-1]
+                    yield Segment(self._plain((text or token.content).replace("\n", " ")), style)
                 case "text" | "text_special":
                     label += token.content
                     yield from self._with_addresses(self._plain(token.content), styles[-1], link)

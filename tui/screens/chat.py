@@ -106,6 +106,7 @@ class ChatScreen(Screen[None]):
     def on_mount(self) -> None:
         self.prompt.completer.earlier = self.history.entries
         self.prompt.files.count = self.state.token_counts.count
+        self.prompt.files.when_read = lambda: self.app.call_from_thread(self.prompt.completer.recount)
         self.transcript.count_with(self.state.token_counts.count)
         self.prompt.focus()
 
@@ -184,6 +185,7 @@ class ChatScreen(Screen[None]):
         gauge, level = gauge_text(state.status, width)
         is_repo = state.model.count("/") == 1 and state.model[0] not in "./~"
         name = state.model if wide and is_repo else short_name(state.model)  # of a folder, its name says enough
+        name += f" + {short_name(clean(state.adapter))}" if state.adapter else ""
         left = Text(" ").append("mlxkv", "bold").append(f"  {name}" if name else "")
         fork = f" ⑂{state.status.fork}" if state.status.fork else ""
         title = clean(state.transcript.title) + fork + (" · read-only" if state.read_only else "")

@@ -16,6 +16,8 @@ from pathlib import Path
 from mlxkv.stats import tokens_text
 from mlxkv.system.regular_file import opened, reason
 from mlxkv.text.encoding import decode
+from mlxkv.text.fences import file_heading, file_section
+from mlxkv.text.pdf import MAX_PDF, PdfError, is_pdf, pdf_text
 
 MAX_FILE = 1 << 20  # bytes; a million characters fill most windows
 MAX_TOTAL = 4 << 20
@@ -31,7 +33,15 @@ _SECTION = re.compile(r"\n\nFile `([^`\n]+)`:\n(`{3,})\n(.*?)\n\2(?=\n\nFile `|\
 
 
 class AttachError(Exception):
-    """A file cannot be attached; the message is a sentence for the user."""
+    """A file cannot be attached; the message is a sentence for the user. `sign` comes before it."""
+
+    sign = "✗"
+
+
+class StillReadingError(AttachError):
+    """The text of a PDF is not there yet."""
+
+    sign = "·"
 
 
 @dataclass(frozen=True)
@@ -85,29 +95,48 @@ def exists(base: Path, name: str) -> bool:
         return False
 
 
+def is_pdf_file(path: str, base: Path) -> bool:
+    """Whether `path` is a PDF, which takes seconds to `read`."""
+    try:
+        with opened(base / Path(path).expanduser()) as file:
+            return is_pdf(file.read(8))
+    except (OSError, ValueError, RuntimeError):
+        return False
+
+
 def read(path: str, base: Path) -> Attachment:
-    """Read a file to attach.
+    """Read a file to attach; of a PDF its text.
 
     Raises:
-        AttachError: if it is unreadable, no regular file, larger than `MAX_FILE`, or not UTF-8 text.
+        AttachError: if it is unreadable, no regular file, larger than `MAX_FILE` (a PDF: its text, or the file than
+            `MAX_PDF`), or not UTF-8 text.
     """
     try:
         with opened(base / Path(path).expanduser()) as file:
             size = os.fstat(file.fileno()).st_size
-            data = file.read(MAX_FILE + 1)
+            data = file.read(8)
+            limit = MAX_PDF if is_pdf(data) else MAX_FILE
+            data += file.read(limit + 1 - len(data))
     except OSError as error:
         raise AttachError(f"{path} cannot be read: {reason(error)}.") from None
-    if len(data) > MAX_FILE:
+    if len(data) > limit:
         raise AttachError(
-            f"{path} has {max(size, len(data)):,} bytes; at most {MAX_FILE:,} can be attached. Send a part of it."
+            f"{path} has {max(size, len(data)):,} bytes; at most {limit:,} can be attached. Send a part of it."
         )
     try:
-        return Attachment(path, decode(data))
+        return Attachment(path, pdf_text(data, MAX_FILE) if is_pdf(data) else decode(data))
+    except PdfError as error:
+        raise AttachError(f"{path} {error}.") from None
     except ValueError:
         raise AttachError(f"{path} is not text in UTF-8, so a model cannot read it.") from None
 
 
-def attach(text: str, base: Path, recalled: Mapping[str, Attachment] = {}) -> str:
+def attach(
+    text: str,
+    base: Path,
+    recalled: Mapping[str, Attachment] = {},
+    read: Callable[[str, Path], Attachment] = read,
+) -> str:
     """`text` followed by the files it mentions. For a deleted file the text sent before (`recalled`) is used.
 
     Raises:
@@ -120,17 +149,7 @@ def attach(text: str, base: Path, recalled: Mapping[str, Attachment] = {}) -> st
     total = sum(len(file.text) for file in files)
     if total > MAX_TOTAL:
         raise AttachError(f"The files have {total:,} characters together; at most {MAX_TOTAL:,} can be attached.")
-    return text + "".join(_section(file) for file in files)
-
-
-def _section(file: Attachment) -> str:
-    longest = max((len(run) for run in re.findall(r"`{3,}", file.text)), default=2)
-    fence = "`" * (longest + 1)
-    return f"\n\nFile `{_heading(file.path)}`:\n{fence}\n{file.text.rstrip(chr(10))}\n{fence}"
-
-
-def _heading(path: str) -> str:
-    return path.replace("`", "'").replace("\n", " ")
+    return text + "".join(file_section(file.path, file.text) for file in files)
 
 
 def recall(text: str) -> tuple[str, dict[str, Attachment]]:
@@ -139,7 +158,7 @@ def recall(text: str) -> tuple[str, dict[str, Attachment]]:
     If a section has no mention in the text, it was typed or pasted: then the text is returned unchanged.
     """
     question, files = split_attachments(text)
-    names = {_heading(name): name for match in _WORD.finditer(question) for name in _names(match)}
+    names = {file_heading(name): name for match in _WORD.finditer(question) for name in _names(match)}
     if any(file.path not in names for file in files):
         return text, {}
     return question, {names[file.path]: file for file in files}

@@ -50,7 +50,9 @@ class ChatState:
         self.outbox: deque[cmd.Command] = deque()
         self.queue: deque[str] = deque()  # prompts to send once the engine is free
         self.is_held = False  # the queue waits for the next prompt, as the one before it was returned
-        self.model = ""
+        self.model = self.model_name = ""  # as shown, and as loaded
+        self.adapter = ""  # of the loaded model
+        self.adapters: dict[str, str | None] = {}  # asked for with each model that was to be loaded
         self.session_id: str | None = None
         self.status = ev.SessionStatus()
         self.saving: int | None = None  # percent of the KV rows written, while they are saved
@@ -84,6 +86,8 @@ class ChatState:
             return
         if isinstance(command, cmd.LoadModel) and command.kv_bits is not None:
             self.settings = replace(self.settings, kv_bits=command.kv_bits)
+        if isinstance(command, cmd.LoadModel):
+            self.adapters[command.name] = command.adapter
         if not isinstance(command, cmd.PausePull):
             self._waiting.append(command)
         self.outbox.append(command)
@@ -242,7 +246,8 @@ class ChatState:
             case ev.ModelLoading():
                 self._loading = event
             case ev.ModelReady(name):
-                self.model, self.is_ready, self._loading = clean(name), True, None
+                self._note_adapter(event)
+                self.model, self.model_name, self.is_ready, self._loading = clean(name), name, True, None
                 self.token_counts.reset()
                 self.complete(cmd.LoadModel)
                 if self._later is not None:
@@ -270,6 +275,14 @@ class ChatState:
             case _:
                 handle_result(self, event)
         self._send_next()
+
+    def _note_adapter(self, event: ev.ModelReady) -> None:
+        """Say that the model has another adapter now than it had."""
+        if self.is_ready and event.name == self.model_name and event.adapter != self.adapter:
+            now = f"with the adapter {clean(event.adapter)}" if event.adapter else "without an adapter"
+            again = "" if self.transcript.is_empty else "; your next message prefills this chat again"
+            self.transcript.add_line(f"{self.model} is loaded {now}{again}.")
+        self.adapter = event.adapter
 
     def _open_chat(self, event: ev.ChatOpened) -> None:
         self.complete(cmd.NewChat, cmd.OpenChat, cmd.Rewind, cmd.Fork)
@@ -350,9 +363,9 @@ class ChatState:
             case PullState.FAILED:
                 self.transcript.add_error(event.text, is_answer=is_new)
             case PullState.TOO_LARGE if event.too_large is not None:
-                self.listing = choice_lists.too_large_list(event.too_large)
+                self.listing = choice_lists.too_large_list(event.too_large, self.adapters.get(event.name))
             case PullState.DONE if event.then_load:
-                self.submit(cmd.LoadModel(event.name))
+                self.submit(cmd.LoadModel(event.name, adapter=self.adapters.get(event.name)))
             case PullState.DONE:
                 self.transcript.add_notice(f"{name} is downloaded; /model {name} loads it.")
 

@@ -106,24 +106,25 @@ def hits_list(words: str, hits: Sequence[ev.SearchHit]) -> Listing:
     return Listing(title, tuple(rows), hint, "No chat matches.")
 
 
-def missing_model(name: str, size_bytes: int) -> Listing:
+def missing_model(name: str, size_bytes: int, adapter: str | None = None) -> Listing:
     """Choices when the chat's model was removed from this machine."""
     amount = f" {bytes_text(size_bytes)}" if size_bytes else ""
     rows = (
-        Row(f"Download{amount} again", cmd.LoadModel(name)),
+        Row(f"Download{amount} again", cmd.LoadModel(name, adapter=adapter)),
         Row("Choose another model; the chat is prefilled again", cmd.ListModels()),
     )
     return confirm(f"{clean(name)} is not on this machine", rows)
 
 
-def too_large_list(model: ModelTooLarge) -> Listing:
+def too_large_list(model: ModelTooLarge, adapter: str | None = None) -> Listing:
     """Choices before loading a model that does not fit in memory."""
     rows = [
         Row("Pick a smaller model", cmd.ListModels(fitting=True)),
-        Row("Load it anyway; the system may kill mlxkv", cmd.LoadModel(model.name, anyway=True)),
+        Row("Load it anyway; the system may kill mlxkv", cmd.LoadModel(model.name, anyway=True, adapter=adapter)),
     ]
     if bits := model.kv_bits:
-        rows.insert(1, Row(f"Load it with a {bits}-bit KV cache, which fits", cmd.LoadModel(model.name, kv_bits=bits)))
+        load = cmd.LoadModel(model.name, kv_bits=bits, adapter=adapter)
+        rows.insert(1, Row(f"Load it with a {bits}-bit KV cache, which fits", load))
     return confirm(clean(model.text), rows)
 
 

@@ -5,10 +5,13 @@
 
 from __future__ import annotations
 
-from mlxkv.events import PrefillProgress
+from collections.abc import Sequence
+
+from mlxkv.events import PrefillProgress, ToolCall
 from mlxkv.protocol.events import FailureKind, ModelLoading, PullProgress
 from mlxkv.protocol.status import ChatSummary, SaveState, SessionStatus
 from mlxkv.stats import TurnStats, bytes_text, fit, no_answer_text, rate_text, stat_segments, tokens_text
+from mlxkv.text.clean import clean
 
 SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 FULL, EMPTY = "▰", "▱"
@@ -58,10 +61,15 @@ def stat_text(stats: TurnStats, width: int, kv_added: int = 0, narrow: bool = Fa
 
 def no_answer(text: str, thinking: str, stats: TurnStats | None, can_be_quiet: bool) -> str:
     """The notice under a reply without text; "" if it has text, or the user stopped it."""
-    if text or stats is None or stats.finish_reason == "stopped":
+    if text or stats is None or stats.finish_reason in ("stopped", "tool_calls"):
         return ""
     longer, quiet = "max-tokens (/set)", "/think off" if can_be_quiet else ""
     return no_answer_text(stats.generated_tokens, stats.finish_reason, bool(thinking), longer, quiet)
+
+
+def call_lines(calls: Sequence[ToolCall]) -> list[str]:
+    """A line for each tool call of a reply."""
+    return [" ".join(clean(f"→ {call.name}({call.arguments})").split()) for call in calls]
 
 
 def version_text(version: tuple[int, int]) -> str:

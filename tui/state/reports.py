@@ -96,6 +96,7 @@ def compacted_text(event: Compacted) -> str:
 
 def stats_lines(f: SessionStats) -> list[str]:
     rates = f"{rate_text(f.decode_tps)} tok/s decode" if f.decode_tps else "nothing generated yet"
+    rates += f" · {f.tokens_per_step:.1f} tok/step" if f.tokens_per_step else ""
     rates += f" · {rate_text(f.prefill_tps)} tok/s prefill" if f.prefill_tps else ""
     prompt_tokens = f.prefill_tokens + f.cached_tokens
     saved = f" ({100 * (f.cached_tokens - f.cached_evicted_tokens) // prompt_tokens}% reused)" if prompt_tokens else ""

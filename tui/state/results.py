@@ -71,7 +71,7 @@ def handle_result(state: ChatState, event: ev.EngineEvent) -> None:
             transcript.add_line(reports.compacted_text(event))
         case ev.ModelTooLarge():
             state.complete(cmd.LoadModel)
-            state.listing = choice_lists.too_large_list(event)
+            state.listing = choice_lists.too_large_list(event, state.adapters.get(event.name))
         case ev.ModelList(models, only_fitting):
             state.complete(cmd.ListModels)
             state.models = models
@@ -79,7 +79,7 @@ def handle_result(state: ChatState, event: ev.EngineEvent) -> None:
             state.listing = choice_lists.models_list(models, state.model, has_messages, only_fitting)
         case ev.ModelMissing(name, size):
             state.complete(cmd.LoadModel)
-            state.listing = choice_lists.missing_model(name, size)
+            state.listing = choice_lists.missing_model(name, size, state.adapters.get(name))
         case ev.ContextUsage():
             state.complete(cmd.ShowContext)
             rows = reports.context_rows(event)

@@ -61,6 +61,7 @@ COMMANDS = (
     Slash("paste", "", "paste from the clipboard"),
     # the model
     Slash("model", "[name]", "choose a model, or load one by name, folder or repository"),
+    Slash("adapter", "[folder|none]", "load the model with a LoRA adapter, or without", words=("none",)),
     Slash("pull", "repository", "download a model"),
     Slash("system", "[text|@file|off]", "show or change the system prompt", words=("off",)),
     Slash("set", "[name] [value]", "show or change a setting", ("settings",), words=SETTABLE),

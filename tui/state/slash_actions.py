@@ -16,6 +16,7 @@ from mlxkv.protocol import commands as cmd
 from mlxkv.protocol.export_format import CHAT_FORMATS, CHAT_SUFFIXES, export_format, one_of
 from mlxkv.settings import Setting, change, find, schema
 from mlxkv.system.regular_file import read_bytes, reason
+from mlxkv.text.clean import clean
 from mlxkv.text.encoding import decode
 from mlxkv.tui.state import choice_lists, reports
 from mlxkv.tui.state.chat_state import ChatState
@@ -121,6 +122,17 @@ def _compact(state: ChatState, argument: str) -> None:
 
 
 # -- the model and its settings ---------------------------------------------------------------------------------------
+
+
+def _adapter(state: ChatState, argument: str) -> None:
+    if not state.is_ready:
+        state.transcript.add_error("No model is loaded; /model lists them.")
+    elif not argument or (argument == "none" and not state.adapter):
+        now = f"The adapter is {clean(state.adapter)}; /adapter none removes it."
+        none = "The model has no adapter; /adapter and a folder or org/name loads it with one."
+        state.transcript.add_line(now if state.adapter else none)
+    else:
+        state.submit(cmd.LoadModel(state.model_name, adapter=None if argument == "none" else argument))
 
 
 def _pull(state: ChatState, argument: str) -> None:
@@ -267,6 +279,7 @@ _ACTIONS: dict[str, Callable[[ChatState, str], UiRequest | None]] = {
     "continue": lambda state, _: state.submit(cmd.Continue()),
     "compact": _compact,
     "model": lambda state, argument: state.submit(cmd.LoadModel(argument) if argument else cmd.ListModels()),
+    "adapter": _adapter,
     "pull": _pull,
     "system": _system,
     "set": _set,

@@ -12,7 +12,7 @@ from mlxkv.protocol import events as ev
 from mlxkv.stats import TurnStats
 from mlxkv.text.clean import clean
 from mlxkv.tui.state.blocks import NO_ANSWER, NO_MESSAGE, Block, ContextRow, Kind
-from mlxkv.tui.state.labels import eviction_text, nearly_full_text, no_answer, restored_text
+from mlxkv.tui.state.labels import call_lines, eviction_text, nearly_full_text, no_answer, restored_text
 from mlxkv.tui.state.streaming import StreamingReply
 
 
@@ -109,17 +109,19 @@ class TranscriptModel:
         self._filled_before = next((m.stats.cache_tokens for m in reversed(event.messages) if m.stats), 0)
         self._change = TranscriptChange(cleared=True, keeps_position=keeps_position, settled=early)
         for number, message in enumerate(event.messages):
-            kind = Kind.USER if message.role == "user" else Kind.REPLY
+            kind = {"user": Kind.USER, "tool": Kind.META}.get(message.role, Kind.REPLY)
             if thought := clean(message.thinking, joined=True).strip():
                 tokens = f"thought · ~{len(thought) // 4:,} tok"  # its duration is not saved
                 self._append([Block(Kind.THOUGHT, tokens, detail=thought, message=number)])
-            self._append([Block(kind, clean(message.text, joined=True), message=number)])
+            sign = "← " if message.role == "tool" else ""
+            self._append([Block(kind, sign + clean(message.text, joined=True), message=number)])
+            self._append([Block(Kind.META, line, message=number) for line in call_lines(message.tool_calls)])
             if kind is Kind.REPLY:
                 self._add_no_answer(message)
             if message.stats is not None:
                 self._add_stats(message.stats, number)
         if event.messages and event.messages[-1].role == "user":
-            self._append([Block(Kind.META, "▲ not answered: mlxkv ended before the reply · /retry asks again")])
+            self._append([Block(Kind.META, "▲ not answered · /retry asks again")])
         if event.restored_tokens:
             self._kv_before = event.restored_bytes
             text = restored_text(event.restored_tokens, event.restored_bytes, event.restore_s, event.left_tokens)
@@ -163,7 +165,8 @@ class TranscriptModel:
         self.end_reply()
         if event.text and not has_text:
             self._append([Block(Kind.REPLY, clean(event.text, joined=True), message=number)])
-        message = ev.Message("assistant", event.text, event.stats, event.thinking, event.can_be_quiet)
+        message = ev.Message("assistant", event.text, event.stats, event.thinking, event.can_be_quiet, event.tool_calls)
+        self._append([Block(Kind.META, line, message=number) for line in call_lines(message.tool_calls)])
         self.messages.append(message)
         self._notices = []
         self._add_no_answer(message)

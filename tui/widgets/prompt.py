@@ -167,7 +167,7 @@ class Prompt(TextArea):
                 sent = self.files.expand(typed)
             except attachments.AttachError as error:
                 self.completer.dismissed = text  # no menu in place of the error
-                self.completer.show(None, f"✗ {error}")
+                self.completer.show(None, f"{error.sign} {error}")
                 return
         self.post_message(self.Submitted(sent, typed))
         self._sent.append((sent, text, self._pastes.clear()))

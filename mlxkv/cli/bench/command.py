@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mlxkv.cli.completion import models as model_names
-from mlxkv.cli.start import model_name
+from mlxkv.cli.start import chosen_model, own_adapter
 from mlxkv.config import Folders, load_settings
 from mlxkv.errors import ConfigError, quoted, shortened
 from mlxkv.settings import help_of
@@ -33,6 +33,7 @@ def bench(
     model: Annotated[
         str | None, typer.Option("-m", "--model", help=help_of("model"), autocompletion=model_names)
     ] = None,
+    adapter: Annotated[str | None, typer.Option("--adapter", help=help_of("adapter"), show_default=False)] = None,
     prompt: Annotated[
         int | None, typer.Option("--prompt", help="Tokens to prefill: one context.", show_default=False)
     ] = None,
@@ -60,9 +61,12 @@ def bench(
     if json is not None:
         check_report_file(json)
     folders = Folders.from_env()
-    loaded = load_model(model or model_name(folders, load_settings(folders), None) or BUILT_IN[0])
+    settings = load_settings(folders, flags={"model": model, "adapter": own_adapter(model, adapter)})
+    name, tuned = chosen_model(folders, settings, None)
+    loaded = load_model(name or BUILT_IN[0], adapter=tuned)
     print(*Environment.here(command_line()).lines(), "", sep="\n", flush=True)
-    subject = Subject(public_name(loaded.name), loaded.model, loaded.weight_bytes, loaded.tokenizer.vocab_size)
+    name = public_name(loaded.name) + (f" + {Path(loaded.adapter.name).name}" if loaded.adapter else "")
+    subject = Subject(name, loaded.model, loaded.weight_bytes, loaded.tokenizer.vocab_size)
     parts = measure(subject, options, show_progress)
     show_progress("")
     print("\n".join(explained(part).markdown() for part in parts), end="", flush=True)

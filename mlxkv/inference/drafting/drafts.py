@@ -11,6 +11,7 @@ from typing import Protocol
 
 from mlxkv.inference.drafting.gate import DraftGate
 from mlxkv.inference.drafting.lookup import MAX_DRAFT, PromptLookup
+from mlxkv.inference.draws import Draws
 
 _MEASURED = 64  # prefilled tokens; fewer say little
 
@@ -22,8 +23,8 @@ class DraftModel(Protocol):
         """Prefill a prompt, before its reply is decoded."""
         ...
 
-    def propose(self, ids: Sequence[int], most: int) -> list[int]:
-        """Up to `most` tokens that may follow `ids`."""
+    def propose(self, ids: Sequence[int], most: int, draws: Draws) -> list[int]:
+        """Up to `most` tokens that may follow `ids`, by `draws`."""
         ...
 
 
@@ -81,8 +82,9 @@ class Drafts:
             self._expected = None
         self._lookup.add(token)
 
-    def propose(self, most: int) -> list[int]:
-        """The draft that the gate lets pass, of up to `most` tokens; empty if none."""
+    def propose(self, most: int, draws: Draws) -> list[int]:
+        """The draft that the gate lets pass, of up to `most` tokens, which a draft model draws by `draws`; empty if
+        none."""
         most = min(most, MAX_DRAFT)
         if most < 1:
             return []
@@ -94,7 +96,7 @@ class Drafts:
         if self._model is None or not (length := self.gate.length(0, most)):
             return []
         self.match = 0
-        draft = self._model.propose(self._lookup.ids, length)
+        draft = self._model.propose(self._lookup.ids, length, draws)
         ended = next((i for i, token in enumerate(draft) if token in self._ends), len(draft))
         return draft[:ended]
 

@@ -1,4 +1,4 @@
-"""ModelDrafts: another, smaller model with the same tokenizer drafts the likeliest tokens.
+"""ModelDrafts: another, smaller model with the same tokenizer drafts the tokens that it would draw itself.
 
 Its own prompt cache is kept in step with the text by their common prefix. On the MLX thread.
 """
@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 from mlxkv.cache.prompt_cache import PromptCache
 from mlxkv.errors import PromptError
+from mlxkv.inference.draws import Draws
 from mlxkv.inference.runner import ModelRunner
 from mlxkv.inference.sampling import SamplingParams
 
@@ -35,14 +36,14 @@ class ModelDrafts:
             pass
         self.cache.checkpoint()
 
-    def propose(self, ids: Sequence[int], most: int) -> list[int]:
-        """Up to `most` tokens that may follow `ids`."""
+    def propose(self, ids: Sequence[int], most: int, draws: Draws) -> list[int]:
+        """Up to `most` tokens that may follow `ids`, by `draws`."""
         self.prepare(ids)
         if self.cache.offset != len(ids) - 1:
             return []
-        params = SamplingParams(temperature=0.0, max_tokens=most)
+        params = SamplingParams(max_tokens=most)
         try:
-            draft = list(self._runner.decode(self.cache, ids[-1], params))
+            draft = list(self._runner.decode(self.cache, ids[-1], params, draws=lambda: draws))
         except PromptError:
             return []
         return draft[: next((i for i, token in enumerate(draft) if token >= self._vocab), len(draft))]

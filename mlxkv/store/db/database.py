@@ -20,6 +20,8 @@ from mlxkv.system.regular_file import check_regular
 APPLICATION_ID = 0x6D6C786B  # "mlxk"
 VERSION = 3
 UNTRUSTED = 1  # bit of `session.flags`: someone else computed its KV rows
+LISTED = "s.kind IS NOT 'endpoint'"
+"""Of a session `s`: it is one of the user's chats, and no conversation of the endpoint's clients."""
 PINNED = 2  # bit of `session.flags`: its KV rows are exempt from the disk limit
 ENDINGS = ("", "-wal", "-shm", "-journal")  # of the database's files
 _DISK_CODES = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN)

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 
 from mlxkv.protocol.status import SearchHit
+from mlxkv.store.db.database import LISTED
 from mlxkv.store.db.search_index import INDEX, index_turn, original_spans, words
 from mlxkv.store.records import as_text
 from mlxkv.text.folding import Wanted
@@ -73,7 +74,7 @@ def _literal_hits(db: sqlite3.Connection, text: str, limit: int) -> list[SearchH
     ]
     for session, title, i, role, *texts in db.execute(
         "SELECT s.id, s.title, t.i, t.role, t.text, t.thinking FROM session s JOIN turn t ON t.session = s.id"
-        " ORDER BY s.seq DESC, s.id DESC, t.i"
+        f" WHERE {LISTED} ORDER BY s.seq DESC, s.id DESC, t.i"
     ):
         if len(out) >= limit:
             break
@@ -96,10 +97,10 @@ def _places(wanted: Sequence[Wanted], text: str) -> list[Span]:
 def _turns(db: sqlite3.Connection, query: str, limit: int) -> list[SearchHit]:
     marks = _marks()
     rows = db.execute(
-        """SELECT s.id, s.title, t.i, t.role, t.text, highlight(turn_fts, 0, ?1, ?2), t.thinking,
+        f"""SELECT s.id, s.title, t.i, t.role, t.text, highlight(turn_fts, 0, ?1, ?2), t.thinking,
              highlight(turn_fts, 1, ?1, ?2)
            FROM turn_fts JOIN turn t ON t.id = turn_fts.rowid JOIN session s ON s.id = t.session
-           WHERE turn_fts MATCH ?3 ORDER BY rank, s.seq DESC, t.id LIMIT ?4""",
+           WHERE turn_fts MATCH ?3 AND {LISTED} ORDER BY rank, s.seq DESC, t.id LIMIT ?4""",
         (*marks, query, limit),
     )
     out = []
@@ -149,9 +150,8 @@ def _spans(text: str, marked: str, marks: tuple[str, str]) -> list[Span]:
 
 def _chats(db: sqlite3.Connection) -> list[tuple[str, str]]:
     """Ids and titles, newest first."""
-    return [
-        (id, as_text(title)) for id, title in db.execute("SELECT id, title FROM session ORDER BY seq DESC, id DESC")
-    ]
+    found = db.execute(f"SELECT s.id, s.title FROM session s WHERE {LISTED} ORDER BY s.seq DESC, s.id DESC")
+    return [(id, as_text(title)) for id, title in found]
 
 
 def _repeats_message(db: sqlite3.Connection, session_id: str, title: str) -> bool:

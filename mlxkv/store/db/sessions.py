@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import Any
@@ -18,7 +18,7 @@ from mlxkv.errors import CorruptError, SessionChangedError, SessionNotFoundError
 from mlxkv.protocol.chat_names import chat_called
 from mlxkv.protocol.status import ChatSummary, SearchHit
 from mlxkv.store.db.branches import reparent_forks
-from mlxkv.store.db.database import PINNED, UNTRUSTED, Database
+from mlxkv.store.db.database import LISTED, PINNED, UNTRUSTED, Database
 from mlxkv.store.db.history import (
     History,
     as_record,
@@ -95,27 +95,59 @@ class Sessions:
     def import_session(self, chat: SessionRecord) -> str:
         """Add a session that was exported elsewhere, with its dates, and return its new id. It is sorted by date: the
         chat last used here stays the newest."""
-        head, length = genesis(chat.system), 0
         with self.database.writing() as db:
-            earlier = "updated <= ?"
-            if chat.updated > time.time():  # one of two clocks is wrong: the chat last used here stays first
-                earlier = "? AND seq < (SELECT max(seq) FROM session)"
-            (place,) = db.execute(
-                f"SELECT coalesce(max(seq), 0) FROM session WHERE {earlier} AND seq BETWEEN 0 AND {1 << 62}",
-                (chat.updated,),
-            ).fetchone()
-            session_id = self._insert(
-                db, title=chat.title, created=chat.created, updated=chat.updated, model=save_model(db, chat.model),
-                system=chat.system, params=to_json(dict(chat.params)), head=head, kind=chat.kind,
-                clock=chat.clock, settings=chat.settings, preset=chat.preset, origin=chat.origin, seed=chat.seed,
-            )  # fmt: skip
-            for i, turn in enumerate(chat.turns):
-                head, _ = self._write_turn(db, session_id, i, turn, length, head)
-                length = (turn.start or 0) + len(turn.ids)
-            if head != chat.head:
-                raise CorruptError("The chat's messages do not match its digests; it was not imported.")
-            db.execute("UPDATE session SET updated = ?, seq = ? WHERE id = ?", (chat.updated, place, session_id))
-        self.known_heads[session_id] = head
+            session_id = self._import(db, chat)
+        self.known_heads[session_id] = chat.head
+        return session_id
+
+    def import_families(self, families: Iterable[Sequence[tuple[SessionRecord, int | None]]]) -> tuple[str | None, ...]:
+        """Add chats of another program with all their branches, or none if anything fails.
+
+        Args:
+            families: the branches of each chat, in the order in which they were made, each with the number of the one
+                that it is a fork of. A family is skipped if a session of the same `origin` exists.
+
+        Returns:
+            For each family the id of its session without a parent; None if it was skipped.
+        """
+        added: list[str | None] = []
+        with self.database.writing() as db:
+            known = {origin for (origin,) in db.execute("SELECT origin FROM session WHERE origin IS NOT NULL")}
+            for family in families:
+                origins = {record.origin for record, _ in family if record.origin}
+                if origins & known:
+                    added.append(None)
+                    continue
+                known |= origins
+                ids = [self._import(db, record) for record, _ in family]
+                for session_id, (record, parent) in zip(ids, family, strict=True):
+                    if parent is None:
+                        added.append(session_id)
+                        continue
+                    forked = (ids[parent], record.forked_at, session_id)
+                    db.execute("UPDATE session SET parent = ?, forked_at = ? WHERE id = ?", forked)
+        return tuple(added)
+
+    def _import(self, db: sqlite3.Connection, chat: SessionRecord) -> str:
+        head, length = genesis(chat.system), 0
+        earlier = "updated <= ?"
+        if chat.updated > time.time():  # one of two clocks is wrong: the chat last used here stays first
+            earlier = "? AND seq < (SELECT max(seq) FROM session)"
+        (place,) = db.execute(
+            f"SELECT coalesce(max(seq), 0) FROM session WHERE {earlier} AND seq BETWEEN 0 AND {1 << 62}",
+            (chat.updated,),
+        ).fetchone()
+        session_id = self._insert(
+            db, title=chat.title, created=chat.created, updated=chat.updated, model=save_model(db, chat.model),
+            system=chat.system, params=to_json(dict(chat.params)), head=head, kind=chat.kind,
+            clock=chat.clock, settings=chat.settings, preset=chat.preset, origin=chat.origin, seed=chat.seed,
+        )  # fmt: skip
+        for i, turn in enumerate(chat.turns):
+            head, _ = self._write_turn(db, session_id, i, turn, length, head)
+            length = (turn.start or 0) + len(turn.ids)
+        if head != chat.head:
+            raise CorruptError("The chat's messages do not match its digests; it was not imported.")
+        db.execute("UPDATE session SET updated = ?, seq = ? WHERE id = ?", (chat.updated, place, session_id))
         return session_id
 
     def _insert(
@@ -314,6 +346,16 @@ class Sessions:
         with self.database.reading() as db, _intact_row(session_id):
             return load_model(db, _select(db, session_id, "model")[0])
 
+    def last_model(self) -> ModelIdentity | None:
+        """The model that was used last; None if there is none. Those of imported chats do not count."""
+        unknown = ModelIdentity.foreign("").model_id
+        with self.database.reading() as db:
+            row = db.execute(
+                f"SELECT m.id FROM session s JOIN model m ON m.id = s.model WHERE m.model_id != ? {_NEWEST_FIRST}"
+                " LIMIT 1", (unknown,)
+            ).fetchone()  # fmt: skip
+            return load_model(db, row[0]) if row else None
+
     def list(self, kv_bytes: Callable[[sqlite3.Connection, str], int] = saved_bytes) -> tuple[ChatSummary, ...]:
         """All chats, newest first. `kv_bytes` counts a chunk shared by sessions for each of them."""
         with self.database.reading() as db:
@@ -324,7 +366,7 @@ class Sessions:
                 f"""SELECT s.id, s.title, s.updated, (SELECT count(*) FROM turn WHERE session = s.id),
                      (SELECT max(id) FROM kv_commit WHERE session = s.id), m.name, s.parent, s.flags & {UNTRUSTED},
                      s.flags & {PINNED}, s.seq, s.rowid
-                   FROM session s JOIN model m ON m.id = s.model {_NEWEST_FIRST}"""
+                   FROM session s JOIN model m ON m.id = s.model WHERE {LISTED} {_NEWEST_FIRST}"""
             ).fetchall()
             for id, _, _, _, newest, *_ in found:
                 if id not in self._sizes or self._sizes[id][0] != newest:  # there are new commits
@@ -352,8 +394,14 @@ class Sessions:
     def latest(self) -> str | None:
         """The id of the session that was used last; None without sessions."""
         with self.database.reading() as db:
-            row = db.execute(f"SELECT s.id FROM session s {_NEWEST_FIRST} LIMIT 1").fetchone()
+            row = db.execute(f"SELECT s.id FROM session s WHERE {LISTED} {_NEWEST_FIRST} LIMIT 1").fetchone()
         return row[0] if row else None
+
+    def endpoint_ids(self) -> tuple[str, ...]:
+        """The ids of the conversations that the endpoint saved, the last used one first; no list of chats has them."""
+        with self.database.reading() as db:
+            found = db.execute(f"SELECT s.id FROM session s WHERE s.kind = 'endpoint' {_NEWEST_FIRST}").fetchall()
+        return tuple(id for (id,) in found if isinstance(id, str))
 
     @public(text=text, limit=whole)
     def search(self, text: str, limit: int = 50) -> tuple[SearchHit, ...]:

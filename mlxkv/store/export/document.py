@@ -245,8 +245,11 @@ class _Reader:
     def params(self, table: dict[str, Any]) -> dict[str, Any]:
         """The parameters of the cache and the sampler, as a resume needs them."""
         params = self.table(table, "params", "the chat")
-        if unknown := params.keys() - {"cache", "sampling", "think", "pinned"}:
-            self.refuse("`params` must hold cache, sampling, think and pinned", sorted(unknown)[:8])
+        if unknown := params.keys() - {"cache", "sampling", "think", "pinned", "tools"}:
+            self.refuse("`params` must hold cache, sampling, think, pinned and tools", sorted(unknown)[:8])
+        tools = params.get("tools", [])
+        if not isinstance(tools, list) or len(tools) > _MAX_EXTRA or not all(isinstance(t, dict) for t in tools):
+            self.refuse(f"`tools` must be a list of up to {_MAX_EXTRA:,} objects", tools)
         if params.get("think") not in (None, True, False):
             self.refuse("`think` must be true, false or null", params["think"])
         if type(pinned := params.get("pinned", 0)) is not int or not 0 <= pinned <= MAX_IDS:

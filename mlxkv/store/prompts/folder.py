@@ -19,6 +19,7 @@ from mlxkv.config import Folders, private_folder
 from mlxkv.errors import ConfigError, CorruptError, StoreError, quoted
 from mlxkv.safetensors.header import read_header
 from mlxkv.store.files import Files, disk_usage, pieces, regular_size
+from mlxkv.store.identity import ModelIdentity
 from mlxkv.store.kv.disk_usage import DAMAGED, PROMPTS, CacheFolder, CheckSize, entries, prompt_temporaries
 from mlxkv.store.prompts.kv_file import describe_prompt_file, verify_prompt_file
 from mlxkv.store.prompts.mlx_lm_file import describe_mlx_lm, made_with
@@ -49,6 +50,7 @@ class NamedCache:
     error: str | None = None
     row_bytes: int = 0
     state_bytes: int = 0
+    adapter: str | None = None
 
 
 class PromptFolder:
@@ -146,6 +148,7 @@ class PromptFolder:
         system, text = (head[key] if isinstance(head.get(key), str) else None for key in ("system", "text"))
         return replace(
             found, model=str(about["model"]["name"]), num_tokens=about["num_tokens"], system=system, head=text,
+            adapter=ModelIdentity(**about["model"]).adapter,
             config=about["config"], row_bytes=about["row_bytes"], state_bytes=about["state_bytes"],
         )  # fmt: skip
 

@@ -251,10 +251,14 @@ def _check_identity(path: Path, about: dict[str, Any], cache: KVCacheLike, ident
         field = first_difference(old, spec_parts(cache.layout(), identity.spec_extra))
     if field is not None:
         raise MismatchError(
-            f"{path} was made with the model {made_with.name!r}, and `{field}` differs now; "
+            f"{path} was made with the model {made_with.name!r}{_and_adapter(made_with)}, and `{field}` differs now; "
             "load it with that model and setting, or make it again.",
             field,
         )
+
+
+def _and_adapter(made_with: ModelIdentity) -> str:
+    return "" if made_with.adapter is None else f" and the adapter {made_with.adapter!r}"
 
 
 def _wanted(path: Path, n: int, group: LayerGroup, parts: list[Part], num_tokens: int) -> list[Range]:

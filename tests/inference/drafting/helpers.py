@@ -33,7 +33,7 @@ class Oracle:
     def prepare(self, ids: Sequence[int], cancelled: Callable[[], bool] = bool) -> None:
         pass
 
-    def propose(self, ids: Sequence[int], most: int) -> list[int]:
+    def propose(self, ids: Sequence[int], most: int, draws: object) -> list[int]:
         draft = self.text[len(ids) : len(ids) + self.random.randint(1, most)]
         if draft and self.random.random() < 0.8:
             wrong = self.random.randrange(len(draft))

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import pytest
 
 import mlxkv
@@ -14,6 +15,8 @@ from mlxkv.device import Device
 from mlxkv.errors import ConfigError, MismatchError, ModelNotFoundError, OutOfMemoryError
 from mlxkv.events import TurnFinished
 from mlxkv.inference.drafting.model_drafts import ModelDrafts
+from mlxkv.inference.draws import Draws
+from mlxkv.inference.sampling import SamplingParams
 from mlxkv.model import Model
 from tests.chats import CONFIG, GREEDY
 from tests.inference.drafting.helpers import OpenGate
@@ -44,6 +47,43 @@ def test_the_text_is_the_same_in_fewer_calls(model: Model, drafted: Model) -> No
         assert found.stats.decode_steps < expected.stats.decode_steps
 
 
+class ModelGate(OpenGate):
+    """Lets the draft model draft alone, as much as it can."""
+
+    def length(self, match: int, most: int) -> int:
+        return 0 if match else most
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        {"temperature": 1.0, "seed": 3},
+        {"temperature": 1.0},
+        {"temperature": 0.9, "top_k": 9, "seed": 4, "repetition_penalty": 1.3},
+        {"temperature": 0.0, "presence_penalty": 1.0},
+    ],
+)
+def test_it_draws_with_the_keys_of_the_reply(drafted: Model, sampling: dict[str, Any]) -> None:
+    """At any temperature and with penalties: as the draft model is the model itself, its tokens are those of the
+    reply."""
+    drafted.runner.drafting.gate = ModelGate()  # type: ignore[union-attr]
+    mx.random.seed(1)
+    stats = drafted.generate(PROMPT, cache=CONFIG, max_tokens=60, **sampling).stats
+    assert stats.drafted_tokens > 20
+    assert stats.accepted_tokens >= 0.95 * stats.drafted_tokens
+
+
+@pytest.mark.parametrize("width", [50, 64, 80])
+def test_a_draft_models_logits_are_those_of_the_model_in_size(width: int) -> None:
+    logits, draws = mx.random.normal((1, 64), key=mx.random.key(2)), Draws(SamplingParams(temperature=1.0, seed=7), ())
+    logits[:, 50:] = -mx.inf
+    others = mx.pad(logits, [(0, 0), (0, 16)], constant_values=-mx.inf)[:, :width]
+    ahead, y = draws.ahead(64), mx.array([5])
+    found = [ahead.next(others, y).item() for _ in range(20)]
+    assert found == [draws.next(logits, y).item() for _ in range(20)]
+    assert len(set(found)) > 5
+
+
 def test_its_cache_is_kept_in_step(drafted: Model) -> None:
     """Through turns of two chats that alternate, and going back."""
     chats = [drafted.chat(cache=CONFIG, **GREEDY) for _ in range(2)]
@@ -57,7 +97,7 @@ def test_its_cache_is_kept_in_step(drafted: Model) -> None:
     drafts = drafted.runner.drafting.model  # type: ignore[union-attr]
     assert isinstance(drafts, ModelDrafts)
     drafts.cache.check_log()
-    assert drafts.propose([*drafts.cache.tokens[:5], 9, 8, 7], 4)
+    assert drafts.propose([*drafts.cache.tokens[:5], 9, 8, 7], 4, Draws(SamplingParams(), ()))
     assert drafts.cache.tokens[5:8] == [9, 8, 7]
 
 
