@@ -7,7 +7,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from mlxkv.errors import MlxkvError
 from mlxkv.stats import Overflow, TurnStats
 
 
@@ -198,10 +197,10 @@ class RequestFailed:
     """The end of a prompt of a batch that could not be answered.
 
     Attributes:
-        error: says why in one sentence.
+        error: says why: an MlxkvError, in one sentence, or what a function of the caller's raised.
     """
 
-    error: MlxkvError
+    error: Exception
 
 
 @dataclass(frozen=True)

@@ -350,7 +350,9 @@ class Scheduler:
         try:
             with self._random_state(task):
                 event = next(task.events)
-        except MlxkvError as error:
+        except Exception as error:
+            if not (isinstance(error, MlxkvError) or task.request.hooks.has_functions):
+                raise
             self._end(task)
             task.sink(RequestFailed(error))
             return

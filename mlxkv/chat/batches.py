@@ -176,7 +176,7 @@ def answers_of(runtime: ModelRuntime, requests: Sequence[Request | tuple[int, Ml
     with closing(events_of(runtime, requests)) as events:
         for i, event in events:
             if isinstance(event, RequestFailed):
-                raise _of_prompt(i, event.error)
+                raise _of_prompt(i, event.error) if isinstance(event.error, MlxkvError) else event.error
             if isinstance(event, ReplyFinished):
                 finished[i] = event
     return [finished[i] for i in range(len(requests))]

@@ -38,6 +38,11 @@ class Hooks:
     sampler: Callable[[mx.array], mx.array] | None = None
     schema: Grammar | None = None
 
+    @property
+    def has_functions(self) -> bool:
+        """Whether functions of the caller's are called, which may raise anything."""
+        return bool(self.processors) or self.sampler is not None
+
 
 def take_hooks(given: MutableMapping[str, Any], grammars: Grammars) -> Hooks:
     """Take the hooks out of the keywords `given`.

@@ -171,6 +171,29 @@ def test_rows_of_a_batch_have_their_own_history() -> None:
     assert sinks.end(0).tokens != sinks.end(2).tokens
 
 
+@pytest.mark.parametrize("turns", [False, True])
+def test_an_error_of_a_function_ends_its_own_request(turns: bool) -> None:
+    """In a batch, and where requests take turns."""
+
+    def fail(tokens: mx.array, logits: mx.array) -> mx.array:
+        if tokens.size > len(PROMPT) + 2:
+            raise ZeroDivisionError("mine")
+        return logits
+
+    params, sinks, hooks = SamplingParams(temperature=0.0, max_tokens=12), Sinks(), Hooks((fail,))
+    scheduler = scheduler_of(LLAMA)
+    cache = cache_of(LLAMA, CacheConfig(window=24 if turns else 256, block=8, sinks=0))  # a batch evicts nothing
+    for name, own in (("a", Hooks()), ("b", hooks), ("c", Hooks())):
+        scheduler.submit(Request(name, PROMPT, params, cache, hooks=own), sinks.of(name))
+    scheduler.run()
+    failed = sinks.events["b"][-1]
+    assert isinstance(failed, RequestFailed)
+    assert isinstance(failed.error, ZeroDivisionError)
+    assert sinks.end("a").stats.batched is not turns
+    assert len(sinks.end("a").tokens) == 12
+    assert sinks.end("a").tokens == sinks.end("c").tokens
+
+
 # -- through the model -------------------------------------------------------------------------------------------------
 
 
