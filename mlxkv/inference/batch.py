@@ -319,7 +319,7 @@ class RowRunner:
             yield done
 
     def _prefill_jointly(
-        self, cache: RowCache, joint: JointPrefill, member: Member, cancelled: Callable[[], bool]
+        self, cache: PromptCache, joint: JointPrefill, member: Member, cancelled: Callable[[], bool]
     ) -> Iterator[int]:
         self._runner.check_prefill(cache, len(member.ids))
         done = 0
