@@ -200,7 +200,6 @@ REFUSED: list[tuple[str, Call, type[MlxkvError], str]] = [
     ("aside empty", lambda o: o.chat.aside(""), PromptError, r"The question is empty"),
     ("num_to_read", lambda o: o.chat.num_to_read(1), ArgumentError, r"`text` is 1"),
     ("thinking", lambda o: setattr(o.chat, "thinking", "maybe"), ArgumentError, r"`thinking` is 'maybe'"),
-    ("system", lambda o: setattr(o.chat, "system", "x"), ConfigError, r"cannot be changed"),
     # the store
     ("store.load", lambda o: o.store.load(["a"]), ArgumentError, r"`session_id` is \['a'\]"),
     ("store.find", lambda o: o.store.sessions.find(None), ArgumentError, r"`text` is None"),
@@ -372,7 +371,7 @@ INTERNAL = {  # fed with what this library made; no place for a caller's value
     "recover", "make_room", "needs_room", "growth", "mark", "take_back",
     "num_unattended", "layout",
     "begin_restore", "finish_restore", "check_model", "check_log", "in_use", "question", "open_store_for_one_reply",
-    "batch_prompts", "add_turn", "begin_with", "close_with_model",
+    "batch_prompts", "prefill_steps", "scheduler", "add_turn", "begin_with", "close_with_model",
 }  # fmt: skip
 
 

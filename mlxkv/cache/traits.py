@@ -65,11 +65,6 @@ class ModelTraits:
     _sinks: dict[bool, tuple[Sinks, ...]] = field(default_factory=dict)
 
     @property
-    def has_equal_calls(self) -> bool:
-        """Whether calls of one token attend to the same keys as those of several, which drafts need."""
-        return self.module not in _UNEQUAL_CALLS
-
-    @property
     def counts_blocks(self) -> bool:
         """Whether its sparse attention counts blocks of rows, which a batch's padding would move."""
         return self.module in _COUNT_BLOCKS
@@ -106,6 +101,11 @@ class ModelTraits:
         return found
 
 
+def has_equal_calls(model: Any) -> bool:
+    """Whether calls of one token attend to the same keys as those of several, which drafts need."""
+    return _module(model) not in _UNEQUAL_CALLS
+
+
 def traits_of(model: Any) -> ModelTraits:
     """The traits of an mlx-lm model; its weights are not read."""
     natives = native_cache(model)
@@ -121,7 +121,7 @@ def traits_of(model: Any) -> ModelTraits:
         else LeafTraits(name)
         for name, leaf in zip(classes, seen, strict=True)
     )
-    module = type(model).__module__.rsplit(".", 1)[-1]
+    module = _module(model)
     found = ModelTraits(found_leaves, origin, module, learned_positions(model))
     with contextlib.suppress(AttributeError, TypeError):  # an object that takes no attribute is observed again
         setattr(model, _ATTRIBUTE, found)
@@ -165,3 +165,7 @@ def _modules(model: Any) -> list[Any]:
 def _trusted(module: Any, leaf: LeafTraits) -> Sinks:
     rotation = rotation_for(module, leaf.shape.k_dim) if module is not None and leaf.shape is not None else None
     return Sinks(rotation, rotation is not None)
+
+
+def _module(model: Any) -> str:
+    return type(model).__module__.rsplit(".", 1)[-1]

@@ -289,8 +289,8 @@ class _Opening(AbstractAsyncContextManager[AsyncModel]):
     def __init__(self, thread: RequestThread) -> None:
         self._thread, self._model = thread, AsyncModel(thread)
 
-    async def _open(self) -> AsyncModel:
-        opened = self._thread.open()
+    async def _begin(self) -> AsyncModel:
+        opened = self._thread.start()
         try:
             await asyncio.wrap_future(opened)
         except BaseException:
@@ -300,10 +300,10 @@ class _Opening(AbstractAsyncContextManager[AsyncModel]):
         return self._model
 
     def __await__(self) -> Generator[Any, None, AsyncModel]:
-        return self._open().__await__()
+        return self._begin().__await__()
 
     async def __aenter__(self) -> AsyncModel:
-        return await self._open()
+        return await self._begin()
 
     async def __aexit__(self, *_: object) -> None:
         await self._model.close()

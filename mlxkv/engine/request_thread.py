@@ -116,7 +116,7 @@ class RequestThread:
 
     # -- any thread --------------------------------------------------------------------------------------------------
 
-    def open(self) -> Future[None]:
+    def start(self) -> Future[None]:
         """Start the thread and load the model; the result is there once it is loaded, or the error of that."""
         import atexit
 

@@ -312,13 +312,16 @@ class RowRunner:
         if self._joint is None:
             calls = self._runner.prefill(cache, ids, cancelled, *args)
         else:
-            calls = self._prefill_jointly(*self._joint, cancelled)
+            calls = self._prefill_jointly(cache, *self._joint, cancelled)
         for done in calls:
             if done == len(ids):
                 self._add(cache)
             yield done
 
-    def _prefill_jointly(self, joint: JointPrefill, member: Member, cancelled: Callable[[], bool]) -> Iterator[int]:
+    def _prefill_jointly(
+        self, cache: PromptCache, joint: JointPrefill, member: Member, cancelled: Callable[[], bool]
+    ) -> Iterator[int]:
+        self._runner.check_prefill(cache, len(member.ids))
         done = 0
         while done < len(member.ids) and not cancelled():
             if done == member.done:  # else the chunk came with another prompt's

@@ -15,7 +15,7 @@ import mlx.nn as nn
 
 from mlxkv.cache.in_place import InPlace
 from mlxkv.cache.prompt_cache import PromptCache
-from mlxkv.cache.traits import traits_of
+from mlxkv.cache.traits import has_equal_calls
 from mlxkv.inference.chunk_size import ChunkSize
 from mlxkv.inference.decoding import DecodeCounts, Decoder
 from mlxkv.inference.drafting.drafts import Drafting
@@ -77,9 +77,7 @@ class ModelRunner:
             OutOfMemoryError: the predicted peak, or a fork's copy of its buffers, does not fit. PromptError: `ids` end
                 beyond learned positions. Either way the cache is unchanged.
         """
-        cache.check_length(cache.offset + len(ids))
-        self.check(cache, len(ids))
-        fits = self._max_chunk(cache, len(ids)) if ids else 0
+        fits = self.check_prefill(cache, len(ids))
         stops = {*checkpoints, *prefixes} if cache.checkpoints.is_needed else set[int]()
         done, cleared = 0, 0
         while done < len(ids) and not cancelled():
@@ -96,6 +94,16 @@ class ModelRunner:
                 cleared = done
             yield done
         mx.clear_cache()
+
+    def check_prefill(self, cache: PromptCache, num_tokens: int) -> int:
+        """The most tokens of one call of such a prefill.
+
+        Raises:
+            OutOfMemoryError, PromptError: as for `prefill`.
+        """
+        cache.check_length(cache.offset + num_tokens)
+        self.check(cache, num_tokens)
+        return self._max_chunk(cache, num_tokens) if num_tokens else 0
 
     def score(self, cache: PromptCache, ids: Sequence[int]) -> mx.array:
         """Prefill `ids`; the log-probability of each id but the first, given those before it: (len(ids) - 1,), float32.
@@ -203,7 +211,7 @@ class ModelRunner:
         most = params.max_tokens if cache.num_left is None else min(params.max_tokens, cache.num_left)
         made = draws() if draws is not None else Draws(params, seen, num_before)
         drafts = None
-        if self.drafting is not None and traits_of(self.model).has_equal_calls:
+        if self.drafting is not None and has_equal_calls(self.model):
             drafts = self.drafting.of_reply(TokenIds(seen) + TokenIds([last]), ends)
         held, check = cache, self.in_place(cache)  # by the buffers that a fork has now
 

@@ -84,7 +84,7 @@ def serve(options: ServerOptions, load: Callable[[str, Event], Model]) -> int:
 async def _serve(options: ServerOptions, load: Callable[[str, Event], Model], listening: socket.socket) -> int:
     async def open_model(name: str) -> ServedModel:
         _log.info("loading %s", name)
-        served = await ServedModel.open(partial(load, name), options.endpoint)
+        served = await ServedModel.load(partial(load, name), options.endpoint)
         window = "any number of" if served.window is None else f"{served.window:,}"
         _log.info("%s is loaded: %d requests at once, in windows of %s tokens", name, served.num_slots, window)
         return served

@@ -42,7 +42,7 @@ class ServedModel:
         self._drains: set[asyncio.Task[None]] = set()
 
     @classmethod
-    async def open(
+    async def load(
         cls, load: Callable[[Event], Model], options: EndpointOptions, max_waiting: int = MAX_WAITING
     ) -> ServedModel:
         """Load a model.
@@ -52,7 +52,7 @@ class ServedModel:
         """
         thread = RequestThread(load)
         try:
-            await asyncio.wrap_future(thread.open())
+            await asyncio.wrap_future(thread.start())
             endpoint = await asyncio.wrap_future(thread.call(lambda model: Endpoint(model, options)))
             name = await asyncio.wrap_future(thread.call(lambda model: model.name))
         except BaseException:
@@ -89,8 +89,8 @@ class ServedModel:
         Raises:
             ApiError, MlxkvError: it cannot be answered; only after the first event while it is computed.
         """
-        if self._free.locked() and self._num_waiting >= self._max_waiting:
-            raise busy(self._num_waiting)
+        if self.num_running >= self.num_slots + self._max_waiting:  # those that only begin to wait count, too
+            raise busy(self.num_running - self.num_slots)
         self.num_running += 1
         try:
             key = next(self._keys)

@@ -57,7 +57,7 @@ class Told:
 @pytest.fixture
 def thread(tiny_path: Path) -> Iterator[RequestThread]:
     made = RequestThread(lambda cancel: mlxkv.load(tiny_path, cancel=cancel), max_waiting=64)
-    made.open().result(LIMIT)
+    made.start().result(LIMIT)
     yield made
     made.close()
 
@@ -101,7 +101,7 @@ def test_a_chat_and_requests_take_turns(thread: RequestThread, model: mlxkv.Mode
 
 def test_a_cancelled_request_ends_early_and_one_in_line_proceeds(tiny_path: Path) -> None:
     thread = RequestThread(lambda cancel: mlxkv.load(tiny_path, cancel=cancel), max_rows=1, max_turns=1)
-    thread.open().result(LIMIT)
+    thread.start().result(LIMIT)
     ids: list[int] = []
     first = Told(lambda event: isinstance(event, TextDelta) and thread.cancel(ids[0]))
     go = held(thread)
@@ -221,7 +221,7 @@ def test_a_failing_scheduler_ends_its_requests_and_the_next_are_answered(
 
 def test_nobody_waits_when_the_thread_ends(tiny_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     thread = RequestThread(lambda cancel: mlxkv.load(tiny_path, cancel=cancel))
-    thread.open().result(LIMIT)
+    thread.start().result(LIMIT)
     go = held(thread)
     thread.submit(RequestSpec("once", GREEDY), request := Told())
     thread.iterate(lambda model: model.chat(**GREEDY).send("hi there"), chat := Told())
@@ -239,7 +239,7 @@ def test_nobody_waits_when_the_thread_ends(tiny_path: Path, monkeypatch: pytest.
 @pytest.mark.parametrize("finish", [False, True])
 def test_closing_ends_or_finishes_what_runs(tiny_path: Path, finish: bool) -> None:
     thread = RequestThread(lambda cancel: mlxkv.load(tiny_path, cancel=cancel))
-    thread.open().result(LIMIT)
+    thread.start().result(LIMIT)
     go = held(thread)
     thread.submit(RequestSpec("once", GREEDY), request := Told())
     thread.iterate(lambda model: model.chat(**GREEDY).send("hi there"), reply := Told())
@@ -260,5 +260,5 @@ def test_closing_ends_or_finishes_what_runs(tiny_path: Path, finish: bool) -> No
 def test_a_model_that_does_not_load() -> None:
     thread = RequestThread(lambda cancel: mlxkv.load("no-such-model", cancel=cancel))
     with pytest.raises(ModelNotFoundError):
-        thread.open().result(LIMIT)
+        thread.start().result(LIMIT)
     thread.close()

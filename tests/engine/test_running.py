@@ -169,20 +169,6 @@ def test_a_cache_serves_one_reply_at_a_time(model: Model) -> None:
     assert model.generate(" there is", cache=pc, max_tokens=2).tokens
 
 
-# -- the system prompt -----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.slow
-def test_the_system_prompt_cannot_be_set_without_saying_so(model: Model) -> None:
-    chat = new(model, system="be good")
-    with pytest.raises(ConfigError, match="cannot be changed"):
-        chat.system = "be bad"
-    session = chat.save()
-    say(chat, "hi")
-    chat.close()
-    assert model.store.load(session).system == chat.system == "be good"
-
-
 # -- a cache that something else has fed -----------------------------------------------------------------------------
 
 FED: dict[str, Callable[[Model, Any, Path], object]] = {

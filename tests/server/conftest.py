@@ -66,7 +66,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         options = EndpointOptions(CONFIG, num_slots=2)
         running[0].opened.append(Path(name).name)
         load = partial(_load, name, folders)
-        return await ServedModel.open(load, options, max_waiting=2)
+        return await ServedModel.load(load, options, max_waiting=2)
 
     async def serve() -> None:
         registry = Registry(open_model, str(first), [str(other)])

@@ -127,7 +127,8 @@ def test_a_full_line_is_429_and_clients_that_leave_are_cancelled(
     body: dict[str, Any] = {"messages": ASK, "max_tokens": 900, "stream": True}
     streams = [client.chat.completions.create(model="tiny", **body) for _ in range(3)]  # two have slots, one waits
     with httpx2.stream("POST", f"{server.url}/v1/chat/completions", json=body, timeout=60) as raw:
-        assert next(raw.iter_lines()) == ": keep-alive"  # the line is full now
+        lines = raw.iter_lines()  # the connection is closed with it
+        assert next(lines) == ": keep-alive"  # the line is full now
         with pytest.raises(openai.RateLimitError) as failed:
             chat(client)
         assert failed.value.response.headers["retry-after"] == "1"

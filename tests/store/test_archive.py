@@ -202,7 +202,7 @@ DOCUMENTS: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
     (put(("params", "sampling", "temperature"), "hot"), "cache and a sampler"),
     (put(("params", "sampling"), {"no_such": 1}), "cache and a sampler"),
     (put(("params", "think"), "yes"), "true, false or null"),
-    (put(("params", "evil"), 1), "must hold cache, sampling, think and pinned"),
+    (put(("params", "evil"), 1), "must hold cache, sampling, think, pinned and tools"),
     (put(("params", "pinned"), -1), "number of tokens"),
     (put(("params", "pinned"), True), "number of tokens"),
     (put(("params", "pinned"), 1 << 40), "number of tokens"),

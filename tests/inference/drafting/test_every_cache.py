@@ -13,7 +13,7 @@ import pytest
 from mlxkv.cache.config import CacheConfig
 from mlxkv.cache.plan import CachePlan
 from mlxkv.cache.prompt_cache import PromptCache
-from mlxkv.cache.traits import traits_of
+from mlxkv.cache.traits import has_equal_calls
 from mlxkv.inference.decoding import DecodeCounts
 from mlxkv.inference.drafting.drafts import Drafting
 from mlxkv.inference.runner import ModelRunner
@@ -37,7 +37,7 @@ def check_equal(name: str, params: SamplingParams, plan: CachePlan | None = None
     counts = DecodeCounts()
     drafting = Drafting(OpenGate(), Oracle([*prompt, *expected], 64))
     assert decode(model, drafted, prompt, params, drafting, counts) == expected
-    if not traits_of(model).has_equal_calls:
+    if not has_equal_calls(model):
         assert name in ("phi3small", "plamo3")
         assert counts.drafted == 0
         return

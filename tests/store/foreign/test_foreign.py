@@ -108,7 +108,9 @@ def test_no_model_is_loaded_that_only_an_imported_chat_names(store: SessionStore
     assert store.sessions.last_model() is None
     store.sessions.create("own", replace(model(), name="mine"))
     store.import_foreign(write(tmp_path / "1.conversation.json", lm_studio(userLastMessagedAt=5e12)))
-    assert store.sessions.last_model() == "mine"
+    last = store.sessions.last_model()
+    assert last is not None
+    assert last.name == "mine"
 
 
 def test_titles_cannot_control_a_terminal(store: SessionStore, tmp_path: Path) -> None:
