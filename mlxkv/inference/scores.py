@@ -39,7 +39,7 @@ class Score:
 
     @property
     def logprob(self) -> float:
-        """The natural logarithm of the text's probability: the sum of `logprobs`."""
+        """The natural logarithm of the text's probability, the sum of `logprobs`."""
         return math.fsum(self.logprobs)
 
     @property
