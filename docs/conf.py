@@ -50,7 +50,10 @@ nitpick_ignore_regex = [
         "py:class",
         r"(mlxkv\.token_ids\.)?(PromptIds|IdArray)|mlxkv\.(config|models\.\w+|store\.session_store|store\.records|cache\.plan)\.\w+",
     ),  # no part of the API
-    ("py:class", r"Folders|LoadProgress|Hub|Prompt|Normalize|_Opening|(mlxkv\.engine\.async_model\.)?R"),  # the same, short
+    (
+        "py:class",
+        r"Folders|LoadProgress|Hub|Prompt|Normalize|_Opening|(mlxkv\.engine\.async_model\.)?R",
+    ),  # the same, short
 ]
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"

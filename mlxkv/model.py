@@ -48,13 +48,13 @@ from mlxkv.inference.scores import (
     check_options,
     most_probable,
 )
-from mlxkv.inspection import copies, hides
 from mlxkv.models import Hub, LoadedModel, LoadProgress, load_model
 from mlxkv.scheduler import Scheduler
 from mlxkv.stats import bytes_text
 from mlxkv.store.identity import ModelIdentity
 from mlxkv.store.records import SessionRecord
 from mlxkv.store.session_store import SessionStore
+from mlxkv.system.inspection import copies, hides
 from mlxkv.system.thread_owner import Owned, Owner
 from mlxkv.text.encoding import well_formed
 from mlxkv.token_ids import PromptIds, TokenIds

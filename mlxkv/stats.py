@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
 
-from mlxkv.inspection import table
+from mlxkv.system.inspection import table
 
 
 @dataclass(frozen=True)

@@ -42,8 +42,8 @@ from mlxkv.cache.recurrent.state import (
 from mlxkv.cache.recurrent.state_shapes import StateShapes
 from mlxkv.cache.ring import RingKVCache
 from mlxkv.errors import CacheError, MismatchError, PromptError, RewindError
-from mlxkv.inspection import copies, hides, twin
 from mlxkv.stats import bytes_text, plural
+from mlxkv.system.inspection import copies, hides, twin
 from mlxkv.system.thread_owner import Owner
 from mlxkv.token_ids import TokenIds, TokenLog, common_prefix
 

@@ -43,10 +43,10 @@ from mlxkv.events import Branch, Message, Notice, PrefillProgress, Sibling, Tool
 from mlxkv.inference.hooks import HOOKS
 from mlxkv.inference.sampling import SAMPLING, SamplingParams
 from mlxkv.inference.sampling_types import Sampling
-from mlxkv.inspection import copies, hides, twin
 from mlxkv.stats import TurnStats, bytes_text, plural
 from mlxkv.store.kv.state_saves import Occasion
 from mlxkv.store.records import Restored, SessionRecord, TurnRecord
+from mlxkv.system.inspection import copies, hides, twin
 from mlxkv.system.thread_owner import Owner
 from mlxkv.text.encoding import well_formed
 from mlxkv.token_ids import common_prefix

@@ -10,8 +10,8 @@ from dataclasses import dataclass, fields
 
 from mlxkv.arguments import instance, model_name, optional, public, shown
 from mlxkv.cache.config import CacheConfig
-from mlxkv.inspection import table
 from mlxkv.stats import bytes_text, value_text
+from mlxkv.system.inspection import table
 
 
 @dataclass(frozen=True)

@@ -21,16 +21,16 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from mlxkv.errors import MlxkvError
-from mlxkv.server import chat_completions, completions, responses
 from mlxkv.server.errors import ApiError, invalid, of_error
-from mlxkv.server.fields import Fields
 from mlxkv.server.jobs import Accepted, Ended, Job, JobEvent
 from mlxkv.server.merge import merged
+from mlxkv.server.openai import chat_completions, completions, responses
+from mlxkv.server.openai.fields import Fields
+from mlxkv.server.openai.usage import counts
 from mlxkv.server.registry import Registry
 from mlxkv.server.security import Access, Guard, read_body
 from mlxkv.server.served_model import ServedModel
 from mlxkv.server.sse import KEEP_ALIVE_SECONDS, ClientLeftError, EventStream, data, unless_client_leaves
-from mlxkv.server.usage import counts
 
 _log = logging.getLogger("mlxkv.server")
 

@@ -197,8 +197,8 @@ def _ci(args: list[str]) -> None:
 
 def _curl(args: list[str]) -> None:
     """Asks a server that does not run here: its address must be one of the endpoint's, and its body a request."""
-    from mlxkv.server.chat_completions import chat_request
-    from mlxkv.server.fields import Fields
+    from mlxkv.server.openai.chat_completions import chat_request
+    from mlxkv.server.openai.fields import Fields
 
     address = next(arg for arg in args if arg.startswith("http")).partition(":8321")[2]
     if address not in ("/health", "/v1/models", "/v1/chat/completions"):

@@ -12,11 +12,11 @@ import pytest
 
 import mlxkv
 from mlxkv.inference.hooks import Hooks
-from mlxkv.server.chat_completions import chat_chunks, chat_request, chat_response
 from mlxkv.server.endpoint import Endpoint
-from mlxkv.server.fields import Fields
 from mlxkv.server.jobs import ChatMessage, Ended, Job, JobEvent, Piece
-from mlxkv.server.responses import response_events, response_request, whole_response
+from mlxkv.server.openai.chat_completions import chat_chunks, chat_request, chat_response
+from mlxkv.server.openai.fields import Fields
+from mlxkv.server.openai.responses import response_events, response_request, whole_response
 from tests.server.local import Local
 from tests.tokenizers import real_tokenizer, tiny_folder
 

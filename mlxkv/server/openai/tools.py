@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mlxkv.server.errors import invalid, shown, unsupported
-from mlxkv.server.fields import Fields
+from mlxkv.server.openai.fields import Fields
 
 ANY_JSON: Mapping[str, Any] = {"type": "object"}
 """The schema of `json_object`."""

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from mlxkv.server.errors import ApiError, invalid, shown
-from mlxkv.server.fields import Fields
 from mlxkv.server.jobs import Call, ChatMessage
+from mlxkv.server.openai.fields import Fields
 from mlxkv.text.encoding import well_formed
 
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}

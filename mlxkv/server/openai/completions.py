@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from mlxkv.server.errors import invalid
-from mlxkv.server.fields import Fields
 from mlxkv.server.jobs import Ended, Job, JobEvent, Piece, TokenScore
-from mlxkv.server.parameters import MAX_REPLIES, check_model, refuse_the_rest, sampling_of
+from mlxkv.server.openai.fields import Fields
+from mlxkv.server.openai.parameters import MAX_REPLIES, check_model, refuse_the_rest, sampling_of
+from mlxkv.server.openai.usage import usage
 from mlxkv.server.sse import COMMENT, DONE, data, with_keep_alives
-from mlxkv.server.usage import usage
 
 MAX_PROMPTS = 64
 _DEFAULT_TOKENS = 16  # OpenAI's

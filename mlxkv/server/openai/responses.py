@@ -11,13 +11,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from mlxkv.server.errors import ApiError, invalid, of_error, shown
-from mlxkv.server.fields import Fields
 from mlxkv.server.jobs import Call, ChatMessage, Ended, Job, JobEvent, Piece
-from mlxkv.server.messages import checked, json_text, text_of
-from mlxkv.server.parameters import check_model, refuse_the_rest, sampling_of
+from mlxkv.server.openai.fields import Fields
+from mlxkv.server.openai.messages import checked, json_text, text_of
+from mlxkv.server.openai.parameters import check_model, refuse_the_rest, sampling_of
+from mlxkv.server.openai.tools import schema_of, tools_of
+from mlxkv.server.openai.usage import counts
 from mlxkv.server.sse import COMMENT, data, with_keep_alives
-from mlxkv.server.tools import schema_of, tools_of
-from mlxkv.server.usage import counts
 from mlxkv.text.encoding import well_formed
 
 _ROLES = ("system", "developer", "user", "assistant")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mlxkv.server.errors import invalid, unsupported
-from mlxkv.server.fields import Fields
+from mlxkv.server.openai.fields import Fields
 
 MAX_REPLIES = 16
 MAX_STOPS = 16

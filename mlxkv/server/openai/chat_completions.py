@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlxkv.server.errors import invalid
-from mlxkv.server.fields import Fields
 from mlxkv.server.jobs import Accepted, Call, Ended, Job, JobEvent, Piece, TokenScore
-from mlxkv.server.messages import messages_of
-from mlxkv.server.parameters import (
+from mlxkv.server.openai.fields import Fields
+from mlxkv.server.openai.messages import messages_of
+from mlxkv.server.openai.parameters import (
     MAX_REPLIES,
     MAX_TOP_LOGPROBS,
     check_model,
@@ -18,9 +18,9 @@ from mlxkv.server.parameters import (
     sampling_of,
     thinking_of,
 )
+from mlxkv.server.openai.tools import schema_of, tools_of
+from mlxkv.server.openai.usage import usage
 from mlxkv.server.sse import COMMENT, DONE, data, with_keep_alives
-from mlxkv.server.tools import schema_of, tools_of
-from mlxkv.server.usage import usage
 
 
 @dataclass(frozen=True)
