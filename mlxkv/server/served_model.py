@@ -27,7 +27,7 @@ _Queue = asyncio.Queue[tuple[int, JobEvent | BaseException | None]]
 
 
 class ServedModel:
-    """A model that is served; made by `open`.
+    """A model that is served; made by `load`.
 
     Attributes:
         name: its name.
