@@ -7,8 +7,10 @@ python examples/endpoint.py [MODEL [QUESTION ...]]
 import sys
 
 import openai
+from openai.types.chat import ChatCompletionMessageParam
 
-client, messages = openai.OpenAI(), []
+client = openai.OpenAI()
+messages: list[ChatCompletionMessageParam] = []
 model = sys.argv[1] if len(sys.argv) > 1 else client.models.list().data[0].id
 for question in sys.argv[2:] or ("What is a KV cache?", "What is a sink token?"):
     messages.append({"role": "user", "content": question})
