@@ -1,7 +1,7 @@
 """Chat: messages in, events out: one turn after another on one KV cache.
 
-Owns the cache and the settings of the next turn; History owns the messages and goes back in them, ReplyRun makes one
-reply. Going back never destroys: a saved chat continues in a fork. On the MLX thread, except `cancel`.
+Owns the cache and the settings of the next turn, and the session. History owns the messages and goes back in them,
+TurnEvents runs a turn. Going back never destroys: a saved chat continues in a fork. On the MLX thread, except `cancel`.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from mlxkv.cache.prompt_cache import PromptCache
 from mlxkv.chat import clock
 from mlxkv.chat.completion import Completion
 from mlxkv.chat.conversation import Conversation, title_of
-from mlxkv.chat.history import History, HistorySnapshot, spans
+from mlxkv.chat.history import History, spans
 from mlxkv.chat.messages import added
 from mlxkv.chat.prefix import ChatPrefix
-from mlxkv.chat.prompt import PromptState
-from mlxkv.chat.reply import ReplyOptions, ReplyRun, make_generation, prefill_chat
+from mlxkv.chat.reply import ReplyOptions, prefill_chat
 from mlxkv.chat.reply_gate import ReplyGate
 from mlxkv.chat.runtime import ModelRuntime
 from mlxkv.chat.tools import Tool
+from mlxkv.chat.turn_events import TurnEvents
 from mlxkv.errors import (
     CacheError,
     ConfigError,
@@ -247,7 +247,7 @@ class Chat:
         text = _checked("message", text)
         self._conversation.check_writable()
         options = self._options(sampling, started, begin)
-        return self._gate.start(lambda cancelled: self._turn(text, replace(options, cancelled=cancelled), whole=whole))
+        return self._start(options, lambda turn: turn.of_message(text, whole=whole))
 
     @public(*SAMPLING, *HOOKS, begin=_TEXT, started=_STARTED)
     def reply(
@@ -268,7 +268,7 @@ class Chat:
         """
         self._conversation.check_writable()
         options = self._options(sampling, started, begin)
-        return self._gate.start(lambda cancelled: self._answer(replace(options, cancelled=cancelled)))
+        return self._start(options, TurnEvents.of_reply)
 
     @public(role=text, text=text, tool_call_id=_TEXT)
     def add(self, role: str, text: str, *, tool_call_id: str | None = None) -> None:
@@ -347,7 +347,7 @@ class Chat:
         self._conversation.check_writable()
         self._history.continuable_reply(self.cache.plan.learned)
         options = self._options(sampling, started)
-        return self._gate.start(lambda cancelled: self._continue(replace(options, cancelled=cancelled)))
+        return self._start(options, TurnEvents.of_rest)
 
     def cancel(self, *, keep_message: bool = False) -> None:
         """Stop the reply being iterated, or else the newest, after its current token or prefill chunk; from any thread.
@@ -373,7 +373,7 @@ class Chat:
             ConfigError: no such sampling parameter.
         """
         text, options = _checked("question", text), self._options(sampling)
-        return self._gate.start(lambda cancelled: self._aside(text, replace(options, cancelled=cancelled)))
+        return self._start(options, lambda turn: turn.of_aside(text))
 
     @public(text=text)
     def num_to_read(self, text: str) -> int:
@@ -395,83 +395,6 @@ class Chat:
         """Free the cache's memory; the next message prefills the whole chat, or restores it from disk."""
         self._gate.check_idle()
         self.cache = self._new_cache(self.cache.plan.resolved)
-
-    def _turn(
-        self, text: str, options: ReplyOptions, undo: HistorySnapshot | None = None, *, whole: bool = False
-    ) -> Iterator[TurnEvent]:
-        """A message and its reply. `undo`: the state to return to if nothing is generated; None: the present one."""
-        undo = undo or self._history.snapshot(text)
-        try:
-            self._conversation.check_writable()
-            self._runtime.check_cache(self.cache)
-            yield from self._take_notices()
-            prompt = yield from self._history.add_message(
-                TurnRecord("user", text),
-                self.cache,
-                self._thinks(options),
-                whole=whole,
-                begin_session=self._begin_session,
-            )
-        except BaseException:
-            with suppress(StoreError):  # report the first error, not this one
-                self._history.return_to(undo)
-            raise
-        yield from self._reply(prompt, self._begun(prompt, options), options, undo)
-
-    def _answer(self, options: ReplyOptions, undo: HistorySnapshot | None = None) -> Iterator[TurnEvent]:
-        """A reply to the messages as they are; `undo`: as for `_turn`."""
-        try:
-            self._conversation.check_writable()
-            self._runtime.check_cache(self.cache)
-            yield from self._take_notices()
-            prompt = self._history.prompt_without_reply(self.cache, self._thinks(options))
-        except BaseException:
-            if undo is not None:
-                with suppress(StoreError):
-                    self._history.return_to(undo)
-            raise
-        yield from self._reply(prompt, self._begun(prompt, options), options, undo or self._history.snapshot())
-
-    def _begun(self, prompt: PromptState, options: ReplyOptions) -> TurnRecord:
-        """The reply with which generation begins."""
-        ids = self._history.prompts.begun(prompt, options.begin) if options.begin else ()
-        return TurnRecord("assistant", options.begin, ids)
-
-    def _thinks(self, options: ReplyOptions) -> bool | None:
-        """The template's switch for a reply; one with a given beginning has no reasoning."""
-        return False if options.begin and self._history.prompts.has_think_switch else self.thinking
-
-    def _take_notices(self) -> Iterator[Notice]:
-        notices, self._notices = self._notices, []
-        yield from notices
-
-    def _continue(self, options: ReplyOptions) -> Iterator[TurnEvent]:
-        self._runtime.check_cache(self.cache)
-        history = self._history
-        last, prompt = history.continuable_reply(self.cache.plan.learned), history.prompt_before_reply()
-        self._conversation.reopen_reply()
-        yield from self._reply(prompt, last, options)
-
-    def _reply(
-        self, prompt: PromptState, before: TurnRecord, options: ReplyOptions, undo: HistorySnapshot | None = None
-    ) -> Iterator[TurnEvent]:
-        """Generate the reply to `prompt`, which begins with the reply `before`; `undo`: if nothing is generated."""
-        history, cache = self._history, self.cache
-        think = self._thinks(options)
-        checkpoints = history.checkpoints(prompt, think, cache) if cache.checkpoints.is_needed else ()
-        reply = (before.ids, before.text, before.thinking)
-        generation = make_generation(self._runtime, history, cache, prompt, options, reply, checkpoints)
-        run = ReplyRun(history, generation, prompt, think, undo, lambda: self._keeps_message)
-        try:
-            yield from run.events()
-        finally:
-            self.stats = run.stats
-
-    def _aside(self, text: str, options: ReplyOptions) -> Iterator[TurnEvent]:
-        self._runtime.check_cache(self.cache)
-        prompt = self._history.aside_prompt(text, self.thinking, self.cache.log)
-        self._conversation.restore_rows_for(self.cache, prompt.ids)
-        yield from make_generation(self._runtime, self._history, self.cache, prompt, options).events()
 
     # -- going back --------------------------------------------------------------------------------------------------
 
@@ -524,22 +447,9 @@ class Chat:
         """
         options, last = self._options(sampling, started), len(self.turns) - 1 if turn is None else turn
         if self._history.follows_results(last):
-            return self._replace_reply(last, options)
+            was = self.turns[last:]
+            return self._start(options, lambda turn: turn.of_other_reply(last, was))
         return self._replace_message(self.question(turn), None, options)
-
-    def _replace_reply(self, turn: int, options: ReplyOptions) -> Generator[TurnEvent]:
-        """Generate message number `turn` again, a reply that follows the results of tools, or is missing there."""
-        was, history = self.turns[turn:], self._history
-
-        def events(cancelled: Callable[[], bool]) -> Iterator[TurnEvent]:
-            if self.turns[turn:] != was:
-                raise _changed()
-            undo = history.snapshot()
-            if was[0].role == "assistant":
-                history.remove_from(turn)
-            yield from self._answer(replace(options, cancelled=cancelled), undo)
-
-        return self._gate.start(events)
 
     @public(*SAMPLING, *HOOKS, turn=arguments.whole, text=text, started=_STARTED, whole=arguments.flag)
     def edit(
@@ -569,22 +479,10 @@ class Chat:
         self, turn: int, text: str | None, options: ReplyOptions, whole: bool = False
     ) -> Generator[TurnEvent]:
         """Send `text` (None: the same text) instead of message number `turn`."""
-        was, history = self.turns[turn], self._history
-
-        def events(cancelled: Callable[[], bool]) -> Iterator[TurnEvent]:
-            if self.turns[turn : turn + 1] != (was,):
-                raise _changed()
-            is_unanswered, is_only = turn == len(self.turns) - 1, self._autosave and history.is_only_message(turn)
-            asked = history.user_text(turn) if text is None else text
-            undo = history.snapshot("" if text is None and not is_unanswered else asked)
-            history.remove_from(turn)
-            if is_only:
-                undo = history.empty(undo.returned)
-            elif is_unanswered:
-                undo = history.snapshot(asked)
-            yield from self._turn(asked, replace(options, cancelled=cancelled), undo, whole=whole)
-
-        return self._gate.start(events)
+        was, autosaved = self.turns[turn], self._autosave
+        return self._start(
+            options, lambda events: events.of_replacement(turn, was, text, autosaved=autosaved, whole=whole)
+        )
 
     # -- branches ----------------------------------------------------------------------------------------------------
 
@@ -806,12 +704,33 @@ class Chat:
         started = time.perf_counter() if started is None else started
         return ReplyOptions(params, started, begin=well_formed(begin or ""), hooks=hooks)
 
+    def _start(
+        self, options: ReplyOptions, events: Callable[[TurnEvents], Iterator[TurnEvent]]
+    ) -> Generator[TurnEvent]:
+        """The `events` of a turn that begins with the first of them."""
+
+        def begin(cancelled: Callable[[], bool]) -> Iterator[TurnEvent]:
+            return events(
+                TurnEvents(
+                    self._runtime,
+                    self._history,
+                    self.cache,
+                    self.thinking,
+                    replace(options, cancelled=cancelled),
+                    self._notices,
+                    self._begin_session,
+                    lambda: self._keeps_message,
+                    self._record,
+                )
+            )
+
+        return self._gate.start(begin)
+
+    def _record(self, stats: TurnStats) -> None:
+        self.stats = stats
+
     def _new_cache(self, config: CacheConfig) -> PromptCache:
         return self._runtime.new_cache(config, self._history.prompts, self.system)
-
-
-def _changed() -> ConfigError:
-    return ConfigError("The chat has changed since this was asked for; call `retry` or `edit` again.")
 
 
 def _checked(what: str, text: str) -> str:
