@@ -10,28 +10,25 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar, Unpack, overload
 
 from mlxkv import arguments
 from mlxkv.arguments import instance, optional, public, shown, text
-from mlxkv.cache.config import DEFAULT_SINKS, CacheConfig
-from mlxkv.cache.interchange import PromptText
+from mlxkv.cache.config import CacheConfig
 from mlxkv.cache.prompt_cache import PromptCache
-from mlxkv.cache.traits import traits_of
-from mlxkv.chat import clock
 from mlxkv.chat.batches import BatchPrompts, Prompt, answers_of, events_of, num_tokens_of
 from mlxkv.chat.chat import Chat
 from mlxkv.chat.completion import Completion
 from mlxkv.chat.messages import checked
-from mlxkv.chat.prompt import PromptState, check_ids
+from mlxkv.chat.prefills import new_cache, prefill_steps
 from mlxkv.chat.raw_prompt import RawPrompt, checked_prompt
+from mlxkv.chat.resumption import resumed
 from mlxkv.chat.runtime import ModelRuntime
 from mlxkv.chat.tools import Tool, checked_tools
 from mlxkv.config import Folders
 from mlxkv.device import current_device
-from mlxkv.errors import ConfigError, PromptError
+from mlxkv.errors import ConfigError
 from mlxkv.events import BatchEvent, Message, TurnEvent
 from mlxkv.inference.drafting.same_tokenizer import check_same_tokenizer
 from mlxkv.inference.generation import Generation
@@ -52,12 +49,11 @@ from mlxkv.models import Hub, LoadedModel, LoadProgress, load_model
 from mlxkv.scheduler import Scheduler
 from mlxkv.stats import bytes_text
 from mlxkv.store.identity import ModelIdentity
-from mlxkv.store.records import SessionRecord
 from mlxkv.store.session_store import SessionStore
 from mlxkv.system.inspection import copies, hides
 from mlxkv.system.thread_owner import Owned, Owner
 from mlxkv.text.encoding import well_formed
-from mlxkv.token_ids import PromptIds, TokenIds
+from mlxkv.token_ids import PromptIds
 
 _GENERATE_TOKENS = 256
 _MOST_SAMPLES = 10_000
@@ -412,34 +408,8 @@ class Model:
         save_to: str | os.PathLike[str] | None = None,
     ) -> Generator[tuple[int, int], None, PromptCache]:
         """`prefill` a chunk at a time; yields the number of tokens prefilled so far, and of all."""
-        as_chat = system is not None if chat is None else chat
-        runtime = self._runtime
-        prompts = runtime.prompts.at(began := clock.now())
-        system = well_formed(system) if system else system
-        if isinstance(prompt, str):
-            prompt = well_formed(prompt)
-            if not prompt and not (as_chat and system):
-                raise PromptError("The text to prefill is empty; give some.")
-            raw = PromptState("", TokenIds(() if as_chat else prompts.encode_raw(prompt)))
-            state = prompts.chat_prefix(system, prompt) if as_chat else raw
-        else:
-            if as_chat:
-                raise ConfigError("Token ids cannot begin a chat: its template needs text; give text, or no `system`.")
-            ids = arguments.token_ids("prompt", prompt)
-            state = PromptState("", TokenIds(check_ids(ids, runtime.model_args)))
-        held = runtime.new_cache(cache or CacheConfig(), prompts, system) if as_chat else self.make_cache(cache, system)
-        if save_to is not None:
-            runtime.check_space(Path(save_to), held, len(state.ids))
-        if as_chat:
-            held.prompt = PromptText(system, str(prompt), state.text, len(state.ids), began.isoformat())
-        runtime.borrower.borrow(held, state.ids)
-        borrowed = held.offset
-        if borrowed:
-            yield borrowed, len(state.ids)
-        prefixes = [prompts.num_system_tokens(system), len(state.ids)] if as_chat else [len(state.ids)]
-        for done in self.runner.prefill(held, state.ids[borrowed:], prefixes=prefixes):
-            yield borrowed + done, len(state.ids)
-        return held
+        path = None if save_to is None else Path(save_to)
+        return prefill_steps(self._runtime, prompt, cache, system, chat, path)
 
     def _completions(
         self,
@@ -566,46 +536,12 @@ class Model:
         **sampling: Unpack[Sampling],
     ) -> Chat:
         """`resume` by the full id only, which no title can be mistaken for."""
-        store, known = self.store, checked_tools(tools)
+        store, known = self.store, None if tools is None else checked_tools(tools)
         if fork and not store.read_only:
             session_id = store.fork(session_id)
-        record = store.load(session_id)
-        began = clock.from_text(record.clock) or clock.from_seconds(record.created)
-        if tools is None:
-            known = self._runtime.saved_tools(record.params.get("tools"))
-        config = self._resumed_config(record, cache, began)
-        saved_params = SamplingParams.saved(dict(record.params.get("sampling") or {}))
-        if "sampling" not in record.params:  # a chat of another program
-            saved_params = SamplingParams.for_model(self.loaded.generation)
-        params = replace(saved_params, **_given(sampling))
-        think = saved if isinstance(saved := record.params.get("think"), bool) else None
-        chat = Chat(
-            self._runtime, system=record.system, cache=config, params=params, autosave=True, think=think, began=began,
-            tools=known,
-        )  # fmt: skip
-        chat.load(record)
+        chat = resumed(self._runtime, store.load(session_id), cache, known, _given(sampling))
         store.enforce_limit()  # once the chat's lock is held, so that its own rows stay
         return chat
-
-    def _resumed_config(self, record: SessionRecord, cache: CacheConfig | None, began: datetime) -> CacheConfig:
-        """The bounds of a session; or those asked for, with its pinned tokens if they differ in nothing else."""
-        saved = CacheConfig.from_table(record.params.get("cache"))
-        if saved.sinks == "system" and not record.system:
-            saved = replace(saved, sinks=DEFAULT_SINKS)  # an older version wrote this for them
-        if cache is not None:
-            saved = replace(saved, checkpoint_bytes=cache.checkpoint_bytes)  # concerns no saved rows
-        if cache is None or replace(cache, checkpoint_bytes=None) == CacheConfig():
-            learned = traits_of(self.loaded.model).learned
-            if learned and saved.window and saved.window > saved.geometry(learned).window:
-                return replace(saved, window=None, block=None, slack=None)  # saved before this was checked
-            return saved
-        if cache.sinks != "system":
-            return cache
-        made = self._runtime.new_cache(cache, self._runtime.prompts.at(began), record.system)
-        if replace(made.plan.resolved, sinks=saved.sinks) == saved:
-            return saved
-        pinned, most = record.params.get("pinned"), (cache.window or 1 << 24) // 4
-        return replace(cache, sinks=pinned) if isinstance(pinned, int) and 0 < pinned <= most else cache
 
     # -- caches ------------------------------------------------------------------------------------------------------
 
@@ -620,8 +556,7 @@ class Model:
         Raises:
             OutOfMemoryError: it could not be filled beside the weights, by the predicted peak; nothing was allocated.
         """
-        prompts, system = (self._runtime.prompts, well_formed(system)) if system else (None, None)
-        return self._runtime.new_cache(config or CacheConfig(), prompts, system)
+        return new_cache(self._runtime, config, system)
 
     @public(path=arguments.path)
     def load_cache(self, path: str | os.PathLike[str]) -> PromptCache:

@@ -10,12 +10,13 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Self, TypeVar, Unpack
 
 from mlxkv.engine.async_events import AsyncEvents
 from mlxkv.engine.held import Held
 from mlxkv.engine.request_thread import RequestThread, Sink
 from mlxkv.events import Message, ReplyFinished, TurnEvent, TurnFinished
+from mlxkv.inference.sampling_types import Sampling
 from mlxkv.model import Completion
 from mlxkv.stats import TurnStats
 
@@ -70,49 +71,77 @@ class AsyncChat:
 
     # -- turns -------------------------------------------------------------------------------------------------------
 
-    def send(self, text: str, *, timeout: float | None = None, **options: Any) -> AsyncEvents:
+    def send(
+        self,
+        text: str,
+        *,
+        begin: str | None = None,
+        whole: bool = False,
+        timeout: float | None = None,
+        **sampling: Unpack[Sampling],
+    ) -> AsyncEvents:
         """Send `text` and iterate the reply; see `Chat.send`. The last event is a ReplyFinished.
 
         Leaving the loop stops the reply: what was generated stays in the chat, and a message without any leaves it.
 
         Args:
             timeout: seconds for the reply, its time in line included; then it is stopped and a TimeoutError raised.
-            options: as for `Chat.send`.
+            begin, whole, sampling: as for `Chat.send`.
 
         Raises (the first step of the loop):
             QueueFullError: too many wait. ClosedError: the chat or the model is closed. Others: as `Chat.send`.
         """
-        return self._turn(lambda chat, now: chat.send(text, started=now, **options), timeout)
+        return self._turn(lambda chat, now: chat.send(text, begin=begin, whole=whole, started=now, **sampling), timeout)
 
-    def reply(self, *, timeout: float | None = None, **options: Any) -> AsyncEvents:
+    def reply(
+        self, *, begin: str | None = None, timeout: float | None = None, **sampling: Unpack[Sampling]
+    ) -> AsyncEvents:
         """Reply to the messages as they are; see `Chat.reply`, and `send`."""
-        return self._turn(lambda chat, now: chat.reply(started=now, **options), timeout)
+        return self._turn(lambda chat, now: chat.reply(begin=begin, started=now, **sampling), timeout)
 
-    async def ask(self, text: str | None = None, *, timeout: float | None = None, **options: Any) -> Completion:
+    async def ask(
+        self,
+        text: str | None = None,
+        *,
+        begin: str | None = None,
+        whole: bool = False,
+        timeout: float | None = None,
+        **sampling: Unpack[Sampling],
+    ) -> Completion:
         """`send` the text, or `reply` without one, and return the whole reply; arguments and errors as of these."""
         if text is None:
-            return await self.reply(timeout=timeout, **options).completion()
-        return await self.send(text, timeout=timeout, **options).completion()
+            return await self.reply(begin=begin, timeout=timeout, **sampling).completion()
+        return await self.send(text, begin=begin, whole=whole, timeout=timeout, **sampling).completion()
 
     async def add(self, role: str, text: str, *, tool_call_id: str | None = None) -> None:
         """See `Chat.add`."""
         await self.run(lambda chat: chat.add(role, text, tool_call_id=tool_call_id))
 
-    def retry(self, turn: int | None = None, *, timeout: float | None = None, **options: Any) -> AsyncEvents:
+    def retry(
+        self, turn: int | None = None, *, timeout: float | None = None, **sampling: Unpack[Sampling]
+    ) -> AsyncEvents:
         """See `Chat.retry`, and `send`."""
-        return self._turn(lambda chat, now: chat.retry(turn, started=now, **options), timeout)
+        return self._turn(lambda chat, now: chat.retry(turn, started=now, **sampling), timeout)
 
-    def edit(self, turn: int, text: str, *, timeout: float | None = None, **options: Any) -> AsyncEvents:
+    def edit(
+        self,
+        turn: int,
+        text: str,
+        *,
+        whole: bool = False,
+        timeout: float | None = None,
+        **sampling: Unpack[Sampling],
+    ) -> AsyncEvents:
         """See `Chat.edit`, and `send`."""
-        return self._turn(lambda chat, now: chat.edit(turn, text, started=now, **options), timeout)
+        return self._turn(lambda chat, now: chat.edit(turn, text, whole=whole, started=now, **sampling), timeout)
 
-    def continue_reply(self, *, timeout: float | None = None, **options: Any) -> AsyncEvents:
+    def continue_reply(self, *, timeout: float | None = None, **sampling: Unpack[Sampling]) -> AsyncEvents:
         """See `Chat.continue_reply`, and `send`."""
-        return self._turn(lambda chat, now: chat.continue_reply(started=now, **options), timeout)
+        return self._turn(lambda chat, now: chat.continue_reply(started=now, **sampling), timeout)
 
-    def aside(self, text: str, *, timeout: float | None = None, **options: Any) -> AsyncEvents:
+    def aside(self, text: str, *, timeout: float | None = None, **sampling: Unpack[Sampling]) -> AsyncEvents:
         """See `Chat.aside`, and `send`."""
-        return self._turn(lambda chat, _: chat.aside(text, **options), timeout, is_recorded=False)
+        return self._turn(lambda chat, _: chat.aside(text, **sampling), timeout, is_recorded=False)
 
     def cancel(self) -> None:
         """Stop the reply that is being generated; its loop still gets a TurnFinished. See `Chat.cancel`."""

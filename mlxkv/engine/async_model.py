@@ -10,9 +10,9 @@ import asyncio
 import os
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack, overload
 
 from mlxkv import arguments
 from mlxkv.engine.async_chat import AsyncChat, AsyncPromptCache
@@ -21,13 +21,16 @@ from mlxkv.engine.held import Held
 from mlxkv.engine.request_thread import MAX_WAITING, RequestThread
 from mlxkv.engine.requests import RequestSpec, plain_prompt
 from mlxkv.errors import MlxkvError
-from mlxkv.events import PrefillProgress, TurnEvent
+from mlxkv.events import Message, PrefillProgress, TurnEvent
+from mlxkv.inference.sampling_types import Sampling
 from mlxkv.model import Completion, Model, load
 
 if TYPE_CHECKING:
     from mlxkv.cache.config import CacheConfig
     from mlxkv.cache.prompt_cache import PromptCache
     from mlxkv.chat.batches import Prompt
+    from mlxkv.chat.chat import Chat
+    from mlxkv.chat.tools import Tool
     from mlxkv.config import Folders
     from mlxkv.inference.scores import Choice, Normalize, Score
     from mlxkv.models import Hub, LoadProgress
@@ -55,11 +58,10 @@ class AsyncModel:
         prompt: Prompt,
         *,
         cache: AsyncPromptCache | CacheConfig | None = None,
-        max_tokens: int | None = None,
         think: bool | None = None,
         deadline: float | None = None,
         timeout: float | None = None,
-        **sampling: Any,
+        **sampling: Unpack[Sampling],
     ) -> AsyncEvents:
         """Answer one prompt, as events for `async for`: PrefillProgress, TextDelta, Notice and, at the end, one
         ReplyFinished.
@@ -69,34 +71,32 @@ class AsyncModel:
         Args:
             prompt: text or token ids, which are continued, or a list of messages, which the chat template renders.
             cache: a prompt cache to continue, which is not changed, or how to bound a new one.
-            max_tokens: 256 by default.
             think: for messages: whether the model should reason, if its template has a switch for that.
             deadline: seconds from when the request is in line; then the reply ends as it is, with the finish reason
                 "deadline".
             timeout: seconds from then; then it is cancelled and a TimeoutError raised.
-            sampling: as for `Model.generate`.
+            sampling: as for `Model.generate`, `max_tokens` 256 if left out.
 
         Raises (the first step of the loop):
             QueueFullError: too many are waiting. ClosedError: the model is closed.
             PromptError, ConfigError, ModelError, MismatchError, OutOfMemoryError: as `Model.generate_batch`.
         """
-        return self._stream(prompt, cache, max_tokens, think, deadline, timeout, sampling)
+        return self._stream(prompt, cache, think, deadline, timeout, sampling)
 
     def _stream(
         self,
         prompt: Prompt,
         cache: AsyncPromptCache | CacheConfig | None,
-        max_tokens: int | None,
         think: bool | None,
         deadline: float | None,
         timeout: float | None,
-        sampling: dict[str, Any],
+        sampling: Sampling,
         sample: int = 0,
     ) -> AsyncEvents:
         handle = cache if isinstance(cache, AsyncPromptCache) else None
         spec = RequestSpec(
             plain_prompt(prompt),
-            {"max_tokens": max_tokens, **sampling},
+            {**sampling},
             None if isinstance(cache, AsyncPromptCache) else cache,
             _seconds("deadline", deadline),
             think,
@@ -113,12 +113,11 @@ class AsyncModel:
         prompt: Prompt,
         *,
         cache: AsyncPromptCache | CacheConfig | None = None,
-        max_tokens: int | None = None,
         n: Literal[1] = 1,
         think: bool | None = None,
         deadline: float | None = None,
         timeout: float | None = None,
-        **sampling: Any,
+        **sampling: Unpack[Sampling],
     ) -> Completion: ...
 
     @overload
@@ -127,12 +126,11 @@ class AsyncModel:
         prompt: Prompt,
         *,
         cache: AsyncPromptCache | CacheConfig | None = None,
-        max_tokens: int | None = None,
         n: int,
         think: bool | None = None,
         deadline: float | None = None,
         timeout: float | None = None,
-        **sampling: Any,
+        **sampling: Unpack[Sampling],
     ) -> list[Completion]: ...
 
     async def generate(
@@ -140,12 +138,11 @@ class AsyncModel:
         prompt: Prompt,
         *,
         cache: AsyncPromptCache | CacheConfig | None = None,
-        max_tokens: int | None = None,
         n: int = 1,
         think: bool | None = None,
         deadline: float | None = None,
         timeout: float | None = None,
-        **sampling: Any,
+        **sampling: Unpack[Sampling],
     ) -> Completion | list[Completion]:
         """Answer one prompt; arguments and errors are those of `stream`.
 
@@ -153,10 +150,7 @@ class AsyncModel:
             n: how many texts. With 2 or more the result is a list, and each has a seed made from `seed`.
         """
         n = arguments.whole("n", n, 1)
-        found = [
-            self._stream(prompt, cache, max_tokens, think, deadline, timeout, sampling, i).completion()
-            for i in range(n)
-        ]
+        found = [self._stream(prompt, cache, think, deadline, timeout, sampling, i).completion() for i in range(n)]
         return await found[0] if n == 1 else await _all(found)
 
     async def generate_batch(
@@ -164,11 +158,10 @@ class AsyncModel:
         prompts: Iterable[Prompt],
         *,
         cache: AsyncPromptCache | CacheConfig | None = None,
-        max_tokens: int | None = None,
         think: bool | None = None,
         deadline: float | None = None,
         timeout: float | None = None,
-        **sampling: Any,
+        **sampling: Unpack[Sampling],
     ) -> list[Completion]:
         """Answer many prompts, as many at once as fit in memory; the results are in the order of the prompts.
 
@@ -183,7 +176,7 @@ class AsyncModel:
             async with places:
                 left = None if most is None else max(most - (time.perf_counter() - started), 0.0)
                 try:
-                    return await self._stream(prompt, cache, max_tokens, think, left, None, sampling).completion()
+                    return await self._stream(prompt, cache, think, left, None, sampling).completion()
                 except MlxkvError as error:
                     error.args = (f"prompts[{i}]: {error}",)
                     raise
@@ -223,20 +216,44 @@ class AsyncModel:
     # -- chats and caches ----------------------------------------------------------------------------------------------
 
     def chat(
-        self, system: str | None = None, cache: CacheConfig | AsyncPromptCache | None = None, **options: Any
+        self,
+        system: str | None = None,
+        cache: CacheConfig | AsyncPromptCache | None = None,
+        *,
+        messages: Sequence[Mapping[str, Any] | Message] | None = None,
+        tools: Sequence[Callable[..., Any] | Mapping[str, Any] | Tool] | None = None,
+        autosave: bool = False,
+        think: bool | None = None,
+        **sampling: Unpack[Sampling],
     ) -> AsyncChat:
         """Begin a chat; see `Model.chat`. A prompt cache is not changed.
 
         Errors in the arguments are raised by the first thing that is asked of the chat.
         """
-        if isinstance(cache, AsyncPromptCache):
-            get = cache.held.get
-            return AsyncChat(self._thread, lambda model: model.chat(system, get().fork(), **options))
-        return AsyncChat(self._thread, lambda model: model.chat(system, cache, **options))
 
-    async def resume(self, session: str, **options: Any) -> AsyncChat:
+        def made(model: Model) -> Chat:
+            bounds = cache.held.get().fork() if isinstance(cache, AsyncPromptCache) else cache
+            return model.chat(
+                system, bounds, messages=messages, tools=tools, autosave=autosave, think=think, **sampling
+            )
+
+        return AsyncChat(self._thread, made)
+
+    async def resume(
+        self,
+        session: str,
+        *,
+        cache: CacheConfig | None = None,
+        fork: bool = False,
+        tools: Sequence[Callable[..., Any] | Mapping[str, Any] | Tool] | None = None,
+        **sampling: Unpack[Sampling],
+    ) -> AsyncChat:
         """Resume a session; see `Model.resume`."""
-        return await AsyncChat(self._thread, lambda model: model.resume(session, **options)).made()
+
+        def made(model: Model) -> Chat:
+            return model.resume(session, cache=cache, fork=fork, tools=tools, **sampling)
+
+        return await AsyncChat(self._thread, made).made()
 
     async def prefill(
         self,
@@ -246,8 +263,8 @@ class AsyncModel:
         system: str | None = None,
         chat: bool | None = None,
         progress: Callable[[int, int], object] | None = None,
+        save_to: str | os.PathLike[str] | None = None,
         timeout: float | None = None,
-        **options: Any,
     ) -> AsyncPromptCache:
         """Prefill text or token ids into a prompt cache, in chunks between which others' replies go on; see
         `Model.prefill`. `timeout`: seconds; then a TimeoutError is raised.
@@ -255,7 +272,7 @@ class AsyncModel:
         plain: Any = plain_prompt(prompt)
 
         def steps(model: Model) -> Generator[TurnEvent, None, PromptCache]:
-            made = model.prefill_steps(plain, cache, system=system, chat=chat, **options)
+            made = model.prefill_steps(plain, cache, system=system, chat=chat, save_to=save_to)
             return (yield from _as_events(made))
 
         held = Held(self._thread, steps)

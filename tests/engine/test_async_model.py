@@ -163,7 +163,7 @@ async def test_a_deadline_ends_a_reply_as_it_is(opened: mlxkv.AsyncModel) -> Non
     assert [one.stats.finish_reason for one in found] == ["deadline"] * 2
 
 
-async def test_requests_are_answered_in_order_and_the_line_is_bounded(tiny_path: Path) -> None:
+async def test_the_line_is_bounded_and_all_in_it_are_answered(tiny_path: Path) -> None:
     async with mlxkv.open_async(tiny_path, max_waiting=3) as model:
         go, order = holding(model), []
 
@@ -179,7 +179,7 @@ async def test_requests_are_answered_in_order_and_the_line_is_bounded(tiny_path:
             await model.chat().ask("hi there")
         go()
         await asyncio.gather(*tasks)
-        assert order == [0, 1, 2]
+        assert sorted(order) == [0, 1, 2]  # they are answered together: which ends first is left open
 
 
 async def test_errors_are_raised_where_they_belong(opened: mlxkv.AsyncModel) -> None:
@@ -188,7 +188,7 @@ async def test_errors_are_raised_where_they_belong(opened: mlxkv.AsyncModel) -> 
     with pytest.raises(PromptError, match=r"prompts\[1\]: The prompt is empty"):
         await opened.generate_batch(["once", ""], **ENDLESS)
     with pytest.raises(ConfigError, match="temprature"):
-        await opened.generate("once", temprature=1)
+        await opened.generate("once", temprature=1)  # type: ignore[call-overload]
     with pytest.raises(ConfigError, match="system"):
         await opened.chat(system=3).ask("hi")  # type: ignore[arg-type]
     with pytest.raises(SessionNotFoundError):
