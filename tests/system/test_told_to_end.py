@@ -34,8 +34,10 @@ def without_nohup() -> Iterator[None]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-@pytest.mark.parametrize("mode", ["window", "plain", "print"])
+@pytest.mark.parametrize(
+    ("mode", "number"),
+    [("window", signal.SIGTERM), ("window", signal.SIGHUP), ("plain", signal.SIGTERM), ("print", signal.SIGHUP)],
+)
 def test_the_chat_is_closed_before_the_process_ends(mode: str, number: signal.Signals, folder: Path) -> None:
     options = {"plain": ["--plain"], "print": ["-p"]}.get(mode, [])
     args = ["-m", str(folder), "--temp", "0", "--max-tokens", "20000", *options, "hi"]

@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 THOROUGH = bool(os.environ.get("MLXKV_THOROUGH"))
 SIZES = ((80, 24), (120, 36))
 RAW = 13  # begins with ESC c
-PLAYS = [(size, lead) for size in SIZES for lead in range(len(NAMES))] if THOROUGH else [(SIZES[0], 0), (SIZES[1], 6)]
+PLAYS = [(size, lead) for size in SIZES for lead in range(len(NAMES))] if THOROUGH else [(SIZES[1], 6)]
 
 
 FOUND = "Markdown"  # begins the name of what was searched for: the screen before may show it already, but for the mark
