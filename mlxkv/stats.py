@@ -198,27 +198,21 @@ def prompt_text(prefill: int, cached: int, evicted: int) -> str:
     return f"prompt {prefill:,} + {cached - evicted:,} cached{gone}"
 
 
-def stat_segments(stats: TurnStats, kv_added: int = 0) -> list[str]:
-    """Parts of the line under a reply, most important first; a narrow screen drops the last ones."""
-    kv, grown = bytes_text(stats.cache_live_bytes), bytes_text(kv_added)
-    grown = grown.split()[0] if grown.split()[1] == kv.split()[1] else grown  # the unit once where both share it
-    added = f" (+{grown})" if kv_added > 0 else ""
-    decoded = [f"{rate_text(stats.decode_tps)} tok/s"] if stats.decode_tps > 0 else []  # one token has no rate
-    if stats.drafted_tokens and stats.decode_steps:
-        decoded.append(f"{stats.generated_tokens / stats.decode_steps:.1f} tok/step")
-    decoded.append(f"{stats.generated_tokens:,} tok")
-    parts = [
-        *([f"first token {seconds_text(stats.ttft_s)}"] if stats.generated_tokens else []),
-        prompt_text(stats.prefill_tokens, stats.cached_tokens, stats.cached_evicted_tokens),
-        f"KV {kv}{added}",
-        seconds_text(stats.total_s),
-    ]
-    match stats.finish_reason:
-        case "stopped":
-            return ["■ stopped", *decoded, *parts]
-        case "length":
-            return [f"▲ cut at max-tokens {stats.generated_tokens:,}", *decoded, *parts]
-    return [*decoded, *parts]
+def stat_parts(stats: TurnStats, kv_added: int = 0) -> dict[str, str]:
+    """The parts of the line under a reply in their order, "" where there is nothing to say: first figures, the most
+    important first, then why it ended early, and what drafting won."""
+    added = f" (+{bytes_text(kv_added)})" if kv_added > 0 else ""
+    drafted = stats.drafted_tokens and stats.decode_steps
+    return {
+        "rate": f"{rate_text(stats.decode_tps)} tok/s" if stats.decode_tps > 0 else "",  # one token has none
+        "kv": f"KV {bytes_text(stats.cache_live_bytes)}{added}",
+        "ttft": f"TTFT {seconds_text(stats.ttft_s)}" if stats.generated_tokens else "",
+        "tokens": f"{stats.generated_tokens:,} tok",
+        "prompt": prompt_text(stats.prefill_tokens, stats.cached_tokens, stats.cached_evicted_tokens),
+        "time": seconds_text(stats.total_s),
+        "ended": {"stopped": "■ stopped", "length": "▲ cut at max-tokens"}.get(stats.finish_reason, ""),
+        "drafted": f"{stats.generated_tokens / stats.decode_steps:.1f} tok/step" if drafted else "",
+    }
 
 
 def fit(segments: list[str], width: int) -> str:
@@ -228,5 +222,6 @@ def fit(segments: list[str], width: int) -> str:
     return " · ".join(segments)
 
 
-def stat_line(stats: TurnStats, width: int = 200, kv_added: int = 0) -> str:
-    return fit(stat_segments(stats, kv_added), width)
+def stat_line(stats: TurnStats) -> str:
+    """All parts in one line."""
+    return fit([part for part in stat_parts(stats).values() if part], 1000)

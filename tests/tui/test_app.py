@@ -32,7 +32,7 @@ async def test_a_question_and_its_reply() -> None:
         said = w.said()
         assert " ❯ Why?" in said
         assert "List<String>" in said
-        assert "42.1 tok/s · 312 tok · first 0.21s · prompt 27+5,871 cached · KV 916 MB" in said
+        assert "42.1 tok/s · KV 916 MB · TTFT 0.21s · 312 tok · prompt 27 + 5,871 cached" in said
         assert w.app.prompt.text == ""
         assert "ctx ▰▱▱▱▱▱▱▱ 19%" in w.bar("header")
         assert "Qwen3-8B-4bit · Why?" in w.bar("header")
@@ -194,7 +194,7 @@ async def test_too_small(size: tuple[int, int]) -> None:
 async def test_tiers() -> None:
     async with window(size=(50, 20)) as w:
         await w.ask("why")
-        await w.until(lambda: "42 tok/s · 312 tok" in w.screen())
+        await w.until(lambda: "42.1 tok/s · KV 916 MB" in w.screen())
         assert "mlxkv" not in w.screen()
         await w.until(lambda: w.bar("footer").strip() == "19% ctx")
         await w.pilot.resize_terminal(80, 10)

@@ -101,7 +101,7 @@ def test_a_question_and_its_reply() -> None:
     assert code == 0
     assert dispatcher.closed == 1
     assert "org/Qwen3-8B-4bit is ready.\nUser: Why?\nAssistant: The borrow of `map` lives" in said
-    assert "(42.1 tok/s · 312 tok · first token 0.21s" in said
+    assert "(42.1 tok/s · KV 916 MB · TTFT 0.21s · 312 tok" in said
     assert not set(said) & set(SPINNER + BARS + "─│▰▱\x1b")
 
 

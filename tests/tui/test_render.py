@@ -154,14 +154,11 @@ def test_user_text_is_plain() -> None:
     assert [strip.text for strip in strips] == ["", " ❯ **not bold** <b>", "     [x](y)"]
 
 
-def test_stat_line_shortens_before_it_drops() -> None:
+def test_speed_and_kv_of_a_reply_are_brighter_than_the_rest() -> None:
     block = Block(Kind.STATS, "", stats=STATS, kv_added=50_000_000)
-    shown = {width: Renderer(Colours()).strips(block, width)[1].text.strip() for width in (120, 80, 40)}
-    assert shown[120] == (
-        "42.1 tok/s · 312 tok · first token 0.21s · prompt 27 + 5,871 cached · KV 916 MB (+50) · 7.6s"
-    )
-    assert shown[80] == "42.1 tok/s · 312 tok · first 0.21s · prompt 27+5,871 cached · KV 916 MB"
-    assert shown[40] == "42 tok/s · 312 tok"
+    row = Renderer(Colours()).strips(block, 120)[1]
+    assert [text for text, style, _ in row if not style] == ["   ", "42.1 tok/s · KV 916 MB (+50 MB)"]
+    assert row.text.endswith(" · TTFT 0.21s · 312 tok · prompt 27 + 5,871 cached · 7.6s")
 
 
 @given(st.text(st.characters(codec=None, exclude_categories=())), st.integers(20, 130))

@@ -14,8 +14,8 @@ from mlxkv.tui.state.chat_list import when_text
 from mlxkv.tui.state.choice_lists import chat_row, chats_list
 from mlxkv.tui.state.choices import Row, row_line
 from mlxkv.tui.state.key_presses import Act, Presses, Situation
-from mlxkv.tui.state.labels import footer_text, gauge_text, pair_text, stat_text
-from tests.tui.fake_engine import CHATS, STATS, STATUS
+from mlxkv.tui.state.labels import footer_text, gauge_text, pair_text
+from tests.tui.fake_engine import CHATS, STATUS
 
 
 def test_footer() -> None:
@@ -55,19 +55,6 @@ def test_sizes_share_their_unit() -> None:
     assert pair_text(2.1e9, 4.6e9) == "2.1/4.6 GB"
     assert pair_text(920e6, 4.6e9) == "920 MB/4.6 GB"
     assert pair_text(5e6, 0) == "5.0 MB"
-
-
-def test_stat_line_of_a_stopped_reply() -> None:
-    stopped = replace(STATS, finish_reason="stopped")
-    assert stat_text(stopped, 40, narrow=True) == "■ stopped · 42 tok/s · 312 tok"
-    assert stat_text(stopped, 78) == "■ stopped · 42.1 tok/s · 312 tok · /retry · /continue · prompt 27+5,871 cached"
-    assert stat_text(stopped, 200).endswith("7.6s · /retry · /continue")
-    drafted = replace(stopped, drafted_tokens=200, accepted_tokens=170, decode_steps=142)
-    assert stat_text(drafted, 78) == stat_text(stopped, 78)
-    assert stat_text(drafted, 110).startswith("■ stopped · 42.1 tok/s · 2.2 tok/step · 312 tok · /retry")
-    cut = replace(STATS, finish_reason="length")
-    assert stat_text(cut, 76).startswith("▲ cut at max-tokens 312 · /continue · 42.1 tok/s")
-    assert "/continue" not in stat_text(STATS, 200)
 
 
 def test_escape() -> None:

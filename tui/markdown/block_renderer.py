@@ -19,7 +19,7 @@ from mlxkv.tui.markdown.wrap import Line, Row, wrap
 from mlxkv.tui.state.attachments import split_attachments
 from mlxkv.tui.state.blocks import Block, Kind
 from mlxkv.tui.state.choices import cut
-from mlxkv.tui.state.labels import stat_text, version_text
+from mlxkv.tui.state.figures import figures_line
 from mlxkv.tui.state.reports import context_line
 
 if TYPE_CHECKING:
@@ -93,9 +93,8 @@ class Renderer:
                 rows += [_row(*line, margin=EDGE + 2) for line in _whole_gaps(code)]
             case Kind.STATS:
                 assert block.stats is not None
-                which = version_text(block.version)
-                text = which + stat_text(block.stats, room - len(which), block.kv_added, narrow=width < 60)
-                rows += _with_sign(text, muted, room, Segment(" " * EDGE))
+                lead, rest = figures_line(block.stats, room, block.kv_added, block.version)
+                rows += [_row(*line) for line in wrap([Segment(lead), Segment(rest, muted)], room)]
             case Kind.THOUGHT:
                 rows += _with_sign(
                     self._plain(block.text), muted, room, Segment(" ▸ " if block.folded else " ▾ ", muted)

@@ -1,6 +1,6 @@
-"""Texts around a chat: stat line, activity line, footer, gauge. Pure; UI thread.
+"""Texts around a chat: activity line, notices, footer, gauge. Pure; UI thread.
 
-`mlxkv.stats` formats the stats of a turn; this fits them into a width.
+`figures.py` has the line under a reply.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from mlxkv.events import PrefillProgress, ToolCall
 from mlxkv.protocol.events import FailureKind, ModelLoading, PullProgress
 from mlxkv.protocol.status import ChatSummary, SaveState, SessionStatus
-from mlxkv.stats import TurnStats, bytes_text, fit, no_answer_text, rate_text, stat_segments, tokens_text
+from mlxkv.stats import TurnStats, bytes_text, fit, no_answer_text, rate_text, tokens_text
 from mlxkv.text.clean import clean
 
 SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
@@ -34,31 +34,6 @@ def pair_text(done: float, total: float) -> str:
     return f"{left.split()[0]}/{right}" if left.split()[1] == right.split()[1] else f"{left}/{right}"
 
 
-def stat_text(stats: TurnStats, width: int, kv_added: int = 0, narrow: bool = False) -> str:
-    """The line under a reply. Words are shortened before numbers are dropped; `narrow` keeps only rate and tokens."""
-    if narrow:
-        parts = stat_segments(stats)
-        mark = [p for p in parts if p.startswith(("■", "▲"))]
-        rate = [f"{stats.decode_tps:.0f} tok/s"] if stats.decode_tps > 0 else []
-        return fit([*mark, *rate, f"{stats.generated_tokens:,} tok"], width)
-    parts = stat_segments(stats, kv_added)
-    next_step = {"length": "/continue", "stopped": "/retry · /continue"}.get(stats.finish_reason, "")
-    if next_step and len(" · ".join([*parts, next_step])) <= width:
-        parts.append(next_step)
-    if len(" · ".join(parts)) <= width:
-        return " · ".join(parts)
-    short = [p.replace("first token ", "first ").replace(" + ", "+") for p in stat_segments(stats)]
-    if next_step:  # continuing a reply that was cut matters more than its times
-        at = 1 if stats.finish_reason == "length" else short.index(f"{stats.generated_tokens:,} tok") + 1
-        short.insert(at, next_step)
-    # Rate, tokens, prompt and KV matter most: the times are dropped first, then what drafting won.
-    first = [p for p in short if p.startswith("first ")]
-    for expendable in (short[-1], *first, *(p for p in short if p.endswith(" tok/step"))):
-        if len(" · ".join(short)) > width:
-            short.remove(expendable)
-    return fit(short, width)
-
-
 def no_answer(text: str, thinking: str, stats: TurnStats | None, can_be_quiet: bool) -> str:
     """The notice under a reply without text; "" if it has text, or the user stopped it."""
     if text or stats is None or stats.finish_reason in ("stopped", "tool_calls"):
@@ -70,12 +45,6 @@ def no_answer(text: str, thinking: str, stats: TurnStats | None, can_be_quiet: b
 def call_lines(calls: Sequence[ToolCall]) -> list[str]:
     """A line for each tool call of a reply."""
     return [" ".join(clean(f"→ {call.name}({call.arguments})").split()) for call in calls]
-
-
-def version_text(version: tuple[int, int]) -> str:
-    """`‹ 2/3 ›` if a message has several versions."""
-    number, count = version
-    return f"‹ {number}/{count} ›  " if count > 1 else ""
 
 
 def seconds_short(s: float) -> str:
