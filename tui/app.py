@@ -35,7 +35,6 @@ from mlxkv.tui.markdown.block_renderer import warm_up
 from mlxkv.tui.screens.chat import ChatScreen
 from mlxkv.tui.state import choice_lists, slash_actions
 from mlxkv.tui.state.chat_state import ChatState
-from mlxkv.tui.state.choices import Listing, PutPrompt, Row
 from mlxkv.tui.state.key_presses import Act, Presses, Situation
 from mlxkv.tui.state.prompt_history import History
 from mlxkv.tui.state.slash import COMMANDS, Run, Unknown, parse
@@ -185,6 +184,7 @@ class ChatApp(App[int], inherit_bindings=False):
                 self.chat.show_hint(refusal)
                 return
             case prompt:
+                self.chat.close_pane()
                 self.transcript.view.follow_end()
                 self.state.prompt(prompt.text)
         self.history.add(message.typed)
@@ -202,9 +202,7 @@ class ChatApp(App[int], inherit_bindings=False):
     def perform(self, request: UiRequest) -> None:
         match request:
             case UiRequest("help"):
-                from mlxkv.tui.screens.help import HelpScreen
-
-                self.push_screen(HelpScreen())
+                self.chat.toggle_help()
             case UiRequest("keys"):
                 self._show_keys()
             case UiRequest("quit"):
@@ -221,17 +219,14 @@ class ChatApp(App[int], inherit_bindings=False):
                 self.prompt.action_paste()
 
     def _show_keys(self) -> None:
-        """List every binding by the id under which `[keys]` in config.toml changes it."""
+        from mlxkv.tui.state.help import keys_report
         from mlxkv.tui.widgets.sidebar import Sidebar
 
-        keys = dict(self.settings.keys)
-        rows = [
-            Row(binding.id, PutPrompt(""), (binding.description, keys.get(binding.id, binding.key)))
-            for owner in (type(self), ChatScreen, type(self.prompt), type(self.transcript), Sidebar)
-            for binding in owner.BINDINGS
-            if isinstance(binding, Binding) and binding.id
-        ]
-        self.state.listing = Listing("Keys", tuple(rows), "[keys] in config.toml changes them · esc close")
+        groups = (
+            ("Window", (*self.BINDINGS, *self.chat.BINDINGS)), ("Prompt", self.prompt.BINDINGS),
+            ("A message", self.transcript.BINDINGS), ("Chats", Sidebar.BINDINGS),
+        )  # fmt: skip
+        self.state.report = keys_report(groups, dict(self.settings.keys))
 
     def _choose_theme(self, name: str) -> None:
         if not name:
@@ -268,9 +263,9 @@ class ChatApp(App[int], inherit_bindings=False):
             others = [f for f in self._filters if not isinstance(f, Monochrome | NoColor)]
             self._filters = [*others, NoColor() if theme.ansi else Monochrome()]
         variables = theme.to_color_system().generate()
-        self.transcript.set_colours(
-            theme_colours(variables, theme.dark, theme.ansi, joins_emoji(self.settings.joined_emoji, os.environ))
-        )
+        colours = theme_colours(variables, theme.dark, theme.ansi, joins_emoji(self.settings.joined_emoji, os.environ))
+        self.transcript.set_colours(colours)
+        self.chat.pane.set_colours(colours)
 
     # -- keys --------------------------------------------------------------------------------------------
 
@@ -284,7 +279,7 @@ class ChatApp(App[int], inherit_bindings=False):
         text = bool(self.prompt.text)
         here = Situation(
             self._generating, self.chat.picker is not None, text, editing=self.state.editing is not None,
-            pulling=self.state.is_pulling, has_messages=not self.state.transcript.is_empty,
+            pulling=self.state.is_pulling, has_messages=not self.state.transcript.is_empty, pane=self.chat.has_pane,
         )  # fmt: skip
         again = "esc again clears the prompt" if text else "esc again goes back to an earlier message"
         self._act(self._presses.escape(here, self.clock()), again)
@@ -305,6 +300,7 @@ class ChatApp(App[int], inherit_bindings=False):
                 self.engine.stop()
             case Act.CLOSE:
                 self.chat.close_picker()
+                self.chat.close_pane()
             case Act.PAUSE:
                 self.state.submit(cmd.PausePull())
             case Act.STOP_EDITING:

@@ -21,7 +21,7 @@ from mlxkv.stats import bytes_text, stat_line
 from mlxkv.system.terminal import close_before_ending, handle_interrupts
 from mlxkv.text.clean import CONTEXT, clean
 from mlxkv.tui.state import slash_actions
-from mlxkv.tui.state.blocks import NO_ANSWER, Kind
+from mlxkv.tui.state.blocks import NO_ANSWER, ContextRow, Kind
 from mlxkv.tui.state.chat_state import ChatState
 from mlxkv.tui.state.choices import Listing, PutPrompt, SendAnyway, row_line
 from mlxkv.tui.state.labels import call_lines, no_answer
@@ -273,7 +273,11 @@ class PlainChat:
             if block.kind is Kind.ERROR:
                 self._line(f"Error: {block.text}")
             elif block.kind is Kind.META and block.info != NO_ANSWER:  # shown with the reply
-                self._line(without_signs(context_line(block.context, _WIDTH) if block.context else block.text))
+                self._line(without_signs(block.text))
+
+        report, self._state.report = self._state.report, None
+        for row in report.rows if report else ():
+            self._line(without_signs(context_line(row, _WIDTH) if isinstance(row, ContextRow) else row.text))
 
     def _begin_reply(self) -> None:
         if not self._is_replying:

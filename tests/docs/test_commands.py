@@ -11,7 +11,7 @@ import pytest
 import typer
 
 from mlxkv.cli.app import app
-from mlxkv.tui.screens.help import KEYS
+from mlxkv.tui.state.help import KEYS
 from mlxkv.tui.state.slash import COMMANDS, Slash
 from tests.docs.pages import PAGES, ROOT, blocks, inline, name_of
 

@@ -326,10 +326,10 @@ def test_one_chat_has_one_size_on_disk_and_one_count_everywhere(said: Said, monk
     assert min(waiting) == sum(file.stat().st_size for file in files)
     lines = stats_lines(said.one(cmd.ShowStats(), ev.SessionStats))
     summary = said.one(cmd.ListChats(), ev.ChatList).chats[0]
-    assert "3 turns (6 messages)" in lines[0]
+    assert "3 turns (6 messages)" in lines[0].text
     row = chat_row(summary, 0.0)
     assert row.facts[:2] == ("6 messages", bytes_text(summary.kv_bytes))
-    assert f"{bytes_text(summary.kv_bytes)} on disk" in lines[2]
+    assert f"{bytes_text(summary.kv_bytes)} on disk" in lines[2].text
 
 
 def test_settings_hold_from_the_next_reply_and_bounds_make_another_cache(said: Said) -> None:

@@ -9,7 +9,9 @@ import pytest
 from rich.cells import cell_len
 from textual.binding import Binding
 
-from mlxkv.tui.screens.help import KEYS, help_text
+from mlxkv.tui.markdown.block_renderer import Colours, Renderer
+from mlxkv.tui.state.help import KEYS, help_report
+from mlxkv.tui.state.report import Line
 from mlxkv.tui.state.slash import COMMANDS, help_rows
 from mlxkv.tui.widgets.prompt import Prompt
 from mlxkv.tui.widgets.transcript import Transcript
@@ -23,7 +25,7 @@ NAMES = {"left_square_bracket": "[", "right_square_bracket": "]", "space": "Spac
 
 
 def test_every_key_of_the_prompt_and_of_a_message_is_named() -> None:
-    said = help_text().plain
+    said = "\n".join(line.text for line in help_report().rows if isinstance(line, Line))
     for owner in (Prompt, Transcript):
         for binding in owner.BINDINGS:
             assert isinstance(binding, Binding)
@@ -40,8 +42,9 @@ def test_every_key_of_the_prompt_and_of_a_message_is_named() -> None:
 @pytest.mark.parametrize("width", [26, 40, 68, 120])
 def test_no_word_is_cut_off(width: int) -> None:
     """At 80 columns the ends of lines were."""
-    lines = help_text(width).plain.split("\n")
-    assert max(map(cell_len, lines)) <= max(width, max(len(usage) for usage, _ in help_rows()))
+    render = Renderer(Colours()).strips
+    lines = [row.text for block in help_report().blocks() for row in render(block, width)]
+    assert max(map(cell_len, lines)) <= max(width, 1 + max(len(usage) for usage, _ in help_rows()))
     words = " ".join(" ".join(lines).split())
     assert all(about in words for _, about in (*KEYS, *help_rows()))
 
@@ -64,6 +67,7 @@ async def test_every_command_does_something() -> None:
             while len(w.app.screen_stack) > 1:
                 w.app.pop_screen()
             w.app.chat.close_picker()
+            w.app.chat.close_pane()
             w.app.prompt.put("")
             w.app.state.editing = None
             w.app.chat._hint = ("", 0.0)
@@ -74,7 +78,7 @@ async def test_every_command_does_something() -> None:
 def seen(w: Window) -> tuple[object, ...]:
     app, chat = w.app, w.app.chat
     return (len(w.engine.commands), len(app.screen_stack), chat.picker, app.prompt.text, chat._hint, chat.find_bar,
-            len(app.transcript.lines))  # fmt: skip
+            chat.pane.report, len(app.transcript.lines))  # fmt: skip
 
 
 def changed(w: Window, before: tuple[object, ...]) -> Callable[[], bool]:

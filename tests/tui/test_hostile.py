@@ -52,7 +52,7 @@ def visit(tour: Tour, lead: int, is_wide: bool) -> None:
     for name, keys, text, *labels in (
         ("rewind", "/rewind\r", "Rewind to", "question"), ("tree", "/tree\r", "Branches of", "branch"),
         ("delete", "/delete\r", "Delete “", "title"), ("help", "/help\r", "send, or queue"),
-        ("keys", "/keys\r", "Keys"),
+        ("keys", "/keys\r", "list all key bindings"),
         ("models", "/model\r", "Models", "id"),
         ("models, searched", "licence", "Models · licence", "licence"), ("settings", "/set\r", "Settings"),
         ("settings, searched", "system", "Settings · system", "system"), ("hits", "/resume\r", "Chats"),
@@ -65,7 +65,7 @@ def visit(tour: Tour, lead: int, is_wide: bool) -> None:
     # What is pasted before Enter ends with a full stop: some payloads end with `\`, which makes Enter a new line.
     for name, keys, text, *labels in (
         ("context", "/context\r", "text PAY", "text"), ("stats", "/stats\r", "ever written"),
-        ("memory", "/memory\r", "weights"),
+        ("memory", "/memory\r", "weights"), ("no pane", ESC, "the end"),
         ("system", "/system\r", "system PAY", "system"), ("renamed", "/rename x\r", "renamed PAY", "renamed"),
         ("exported", "/export md x\r", "exported PAY", "exported"),
         ("set", "/set temp 0.3\r", "applied PAY", "applied"),

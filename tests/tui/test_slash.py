@@ -31,6 +31,7 @@ from mlxkv.tui.state.blocks import Kind
 from mlxkv.tui.state.chat_state import ChatState
 from mlxkv.tui.state.choice_lists import tree_list
 from mlxkv.tui.state.choices import PutPrompt
+from mlxkv.tui.state.report import Line
 from mlxkv.tui.state.reports import context_line, context_rows
 from mlxkv.tui.state.slash import COMMANDS
 from mlxkv.tui.state.slash_actions import UiRequest, run, settings_list
@@ -67,12 +68,17 @@ def lines(state: ChatState) -> list[str]:
     return [block.text for block in state.transcript.take_change().settled]
 
 
+def sentences(state: ChatState) -> list[str]:
+    """Those of the report, without its rows of messages."""
+    return [row.text for row in state.report.rows if isinstance(row, Line)] if state.report else []
+
+
 def test_every_command_of_the_table_does_something(state: ChatState) -> None:
     for command in COMMANDS:
         fresh = ChatState(lambda: 100.0)
         wish = run(fresh, command.name, "")
-        did = wish or fresh.outbox or fresh.listing or fresh.put is not None or fresh.transcript.take_change().settled
-        assert did, command.name
+        shown = fresh.listing or fresh.report or fresh.put is not None or fresh.transcript.take_change().settled
+        assert wish or fresh.outbox or shown, command.name
 
 
 @pytest.mark.slow
@@ -466,7 +472,7 @@ def test_the_cache_on_disk(state: ChatState) -> None:
 def test_an_empty_window_says_so(state: ChatState) -> None:
     state.submit(cmd.ShowContext())
     state.apply(ContextUsage((), 0, 0))
-    assert lines(state) == ["The window is empty: this chat has no messages yet."]
+    assert sentences(state) == ["The window is empty: this chat has no messages yet."]
 
 
 @pytest.mark.parametrize(
@@ -490,13 +496,13 @@ def test_an_empty_window_says_so(state: ChatState) -> None:
 def test_context_counts_states_apart_from_rows(state: ChatState, usage: StateUsage | None, expected: list[str]) -> None:
     state.submit(cmd.ShowContext())
     state.apply(ContextUsage((ContextPart("user", "hi", 9, 9),), 64, 1, recurrent=usage))
-    assert lines(state)[2:] == expected
+    assert sentences(state)[1:] == expected
 
 
 def test_context_ends_with_the_reasoning_that_the_template_removed(state: ChatState) -> None:
     state.submit(cmd.ShowContext())
     state.apply(ContextUsage((ContextPart("user", "hi", 9, 9),), 64, 1, removed=1_200, again=34))
-    assert lines(state)[-1] == (
+    assert sentences(state)[-1] == (
         "The chat template left 1,200 tok of reasoning out of the reply before the last question; 34 tok after it were "
         "prefilled again."
     )

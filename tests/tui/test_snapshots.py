@@ -119,6 +119,18 @@ def test_help(snap_compare: SnapCompare) -> None:
     assert snap_compare(app(NewChat()), terminal_size=(80, 24), press=["f1"])
 
 
+def test_pane_at_the_side(snap_compare: SnapCompare) -> None:
+    window = app(LoadModel("mlx-community/Qwen3-8B-4bit"), OpenChat("c1"))
+
+    async def play(pilot: Pilot[Any]) -> None:
+        await until(pilot, lambda: window.state.status.cache and settled(window))
+        window.prompt.put("/context")
+        await pilot.press("enter")
+        await until(pilot, lambda: window.chat.pane.region.height > 20 and settled(window))
+
+    assert snap_compare(window, terminal_size=(160, 30), run_before=play)
+
+
 def test_sidebar(snap_compare: SnapCompare) -> None:
     window = app(LoadModel("mlx-community/Qwen3-8B-4bit"), OpenChat("c1"), chats=FAMILY)
 

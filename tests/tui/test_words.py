@@ -66,6 +66,7 @@ def test_escape() -> None:
     assert presses.escape(typing, 1.0) is Act.ARM
     assert presses.escape(typing, 2.5) is Act.ARM  # too late for the second
     assert presses.escape(Situation(overlay=True, text=True), 3.0) is Act.CLOSE
+    assert presses.escape(Situation(generating=True, pane=True), 3.0) is Act.CLOSE  # what was opened last
     assert presses.escape(Situation(), 4.0) is Act.NOTHING
     assert presses.escape(Situation(has_messages=True), 4.5) is Act.REWIND  # the press before was the first of two
     assert presses.escape(Situation(has_messages=True), 5.0) is Act.ARM

@@ -20,6 +20,7 @@ from mlxkv.tui.state.attachments import split_attachments
 from mlxkv.tui.state.blocks import Block, Kind
 from mlxkv.tui.state.choices import cut
 from mlxkv.tui.state.figures import figures_line
+from mlxkv.tui.state.report import HEADING
 from mlxkv.tui.state.reports import context_line
 
 if TYPE_CHECKING:
@@ -104,9 +105,10 @@ class Renderer:
                     rows += [_row([Segment("│ ", muted), *line], gap, margin=EDGE + 2)
                              for line, gap in wrap([Segment(self._plain(block.detail), quiet)], room - 2)]  # fmt: skip
             case Kind.META:
-                line = context_line(block.context, room) if block.context else block.text
-                mark, text = ("✓", line[2:]) if line.startswith("✓ ") else ("·", line)
+                mark, text = ("✓", block.text[2:]) if block.text.startswith("✓ ") else ("·", block.text)
                 rows += _with_sign(self._plain(text), muted, room, Segment(f" {mark} ", muted))
+            case Kind.OUTPUT:
+                rows += self._output(block, max(8, width - 2))
             case Kind.ERROR:
                 error = _style(self.colours.error)
                 rows += _with_sign(self._plain(block.text), error, room, Segment(" ✗ ", error))
@@ -125,6 +127,22 @@ class Renderer:
         for file in files:
             note = self._plain(f"@{file.path} · {file.size(self._count(file.text))}")
             rows += _with_sign(note, muted, room, Segment(" ▸ ", muted))
+        return rows
+
+    def _output(self, block: Block, room: int) -> list[Row]:
+        """A row of the pane, its name in a column of its own or, in a narrow window, above its text."""
+        if block.context is not None:
+            return [_row([Segment(self._plain(context_line(block.context, room)))], "\n", Segment(" "), 1)]
+        text = self._plain(block.text)
+        if block.info == HEADING:
+            return [_row(line, gap, Segment(" "), 1) for line, gap in wrap([Segment(text, BOLD)], room)]
+        name, rows = Segment(self._plain(block.info), _style(self.colours.accent)), []
+        column = len(name.text)
+        if name.text and room < 2 * column:
+            rows, column = [_row([name], "\n", Segment(" "), 1)], 4
+        for line, gap in wrap([Segment(text)], room - column):
+            lead = Segment(" " * column) if rows else name
+            rows.append(_row([lead, *line], "\n" if not rows else gap, Segment(" "), 1 + column if rows else 1))
         return rows
 
     def _markdown(self, block: Block, room: int) -> list[Line]:

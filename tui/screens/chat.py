@@ -31,6 +31,7 @@ from mlxkv.tui.state.transcript import title_line
 from mlxkv.tui.widgets import copying
 from mlxkv.tui.widgets.bars import Bar, Queued
 from mlxkv.tui.widgets.cache_panel import Panel
+from mlxkv.tui.widgets.pane import Pane, Place, place_of, put
 from mlxkv.tui.widgets.prompt import Prompt
 from mlxkv.tui.widgets.transcript import Transcript
 from mlxkv.tui.widgets.welcome import Welcome
@@ -59,6 +60,7 @@ class ChatScreen(Screen[None]):
     ChatScreen {
         & #body { height: 1fr; }
         & #main { width: 1fr; height: 1fr; }
+        & #main > .-side { dock: right; border-left: solid $panel; }
         & #input { height: auto; border-top: solid $panel; background: $background; }
         & #sign { width: 3; color: $text-primary; }
     }
@@ -77,7 +79,7 @@ class ChatScreen(Screen[None]):
         self.state, self.history, self._send = state, history, send
         self.header, self.activity, self.footer = Bar(id="header"), Bar(id="activity"), Bar(id="footer")
         self.welcome, self.transcript, self.queued = Welcome(suggestions), Transcript(), Queued(id="queued")
-        self.panel = Panel(id="panel")
+        self.panel, self.pane = Panel(id="panel"), Pane(id="pane")
         self.prompt = Prompt(id="prompt")
         self.body, self.main = Horizontal(id="body"), Vertical(id="main")
         self.sidebar: Sidebar | None = None
@@ -93,6 +95,7 @@ class ChatScreen(Screen[None]):
         with self.body, self.main:
             yield self.welcome
             yield self.transcript
+            yield self.pane
             yield self.panel
             yield self.queued
             yield self.activity
@@ -120,6 +123,8 @@ class ChatScreen(Screen[None]):
         if change.cleared:
             self.transcript.clear()
             self.close_picker()
+            if self.pane.report is not None and self.pane.report.is_of_chat:
+                self.close_pane()
         if change.dropped is not None:
             self.transcript.drop(change.dropped)
         if change.cleared or change.settled or change.tail != self._tail:
@@ -131,6 +136,10 @@ class ChatScreen(Screen[None]):
         if state.listing is not None:
             self.open_picker(state.listing)
             state.listing = None
+        if state.report is not None:
+            self.close_picker()
+            self.pane.open(state.report)
+            state.report = None
         if state.put is not None:
             self.prompt.put(state.put)
             state.put = None
@@ -156,15 +165,18 @@ class ChatScreen(Screen[None]):
         has_sidebar = self.sidebar is not None and size.width >= MIN_WIDTH_FOR_SIDEBAR
         if self.sidebar is not None:
             self.sidebar.display = has_sidebar
-        width = size.width - (SIDEBAR_WIDTH if has_sidebar else 0)
-        is_empty, is_picking = len(self.transcript.lines) == 0, self.picker is not None
+        room = size.width - (SIDEBAR_WIDTH if has_sidebar else 0)
+        place = self._place_pane(room)
+        width = room - (place.columns if place else 0)
+        is_empty = len(self.transcript.lines) == 0
+        is_picking = self.picker is not None and not self.picker.listing.beside
         self.welcome.display = is_empty and not is_picking
         self.transcript.display = not is_empty and not is_picking
         titles = tuple(chat.title for chat in latest_first(state.chats)[:3]) if self.welcome.display else ()
         self.welcome.show(state.model, state.is_ready, state.is_loading, titles)
         self._show_header(size.width)
         self._show_activity(width)
-        self._show_figures(has_sidebar, width)
+        self._show_figures(has_sidebar, width, is_covered=place is not None and not place.columns)
         why = "waiting for the current reply" if state.transcript.reply else "sent when the model is ready"
         why = "sent after your next message" if state.is_held else why
         self.queued.show([clean(text[:1000]) for text in state.queue], f"{why} · ↑ to edit")
@@ -205,10 +217,10 @@ class ChatScreen(Screen[None]):
             right = "End ↓ to follow" if state.transcript.reply else "End ↓"
         self.activity.show(f" {left}" if left else "", f"{right} ")
 
-    def _show_figures(self, has_sidebar: bool, width: int) -> None:
-        """Show the panel if it is open, else its figures in the sidebar if they fit."""
+    def _show_figures(self, has_sidebar: bool, width: int, is_covered: bool) -> None:
+        """Show the panel if it is open, unless the pane covers it, else its figures in the sidebar if they fit."""
         state, size, now = self.state, self.app.size, self.state.clock()
-        self.panel.display = self.wants_panel and self._panel_fits
+        self.panel.display = self.wants_panel and self._panel_fits and not is_covered
         if self.panel.display:
             self.panel.show(wide_lines(state.status, state.meter.rates(now), state.meter.prefill_tps, width - 2))
         if self.sidebar is not None and has_sidebar:
@@ -246,6 +258,8 @@ class ChatScreen(Screen[None]):
     def on_prompt_scroll_requested(self, message: Prompt.ScrollRequested) -> None:
         if message.pages is None:
             self.transcript.view.follow_end()
+        elif self.pane.can_scroll:
+            self.pane.scroll_page(message.pages)
         else:
             self.transcript.view.scroll_page(message.pages)
 
@@ -390,6 +404,7 @@ class ChatScreen(Screen[None]):
         from mlxkv.tui.widgets.picker import Picker
 
         self.close_picker()
+        self.close_pane()
         self.picker = Picker(listing)
         self.main.mount(self.picker, before=self.panel)
 
@@ -410,6 +425,36 @@ class ChatScreen(Screen[None]):
             case command if command is not None:
                 self.state.submit(command)
         self.sync()
+
+    # -- the output of commands ---------------------------------------------------------------------------
+
+    @property
+    def has_pane(self) -> bool:
+        """Whether the output of a command is shown beside the chat, or a list that is one."""
+        return self.pane.report is not None or (self.picker is not None and bool(self.picker.listing.beside))
+
+    def close_pane(self) -> None:
+        self.pane.close()
+        if self.picker is not None and self.picker.listing.beside:
+            self.close_picker()
+
+    def toggle_help(self) -> None:
+        from mlxkv.tui.state.help import help_report
+
+        if self.pane.report is not None and self.pane.report.command == "help":
+            self.close_pane()
+        else:
+            self.state.report = help_report()
+
+    def _place_pane(self, width: int) -> Place | None:
+        """Arrange the output of a command in `width` columns, if there is one."""
+        if not self.has_pane:
+            return None
+        place = place_of(width, self.app.size.height)
+        if self.picker is not None:
+            put(self.picker, place, len(self.picker.listing.rows) + 1)
+        self.pane.take_place(place, width)
+        return place
 
     # -- sidebar and panel -------------------------------------------------------------------------------
 

@@ -23,6 +23,7 @@ class Kind(StrEnum):
     THOUGHT = "thought"  # reasoning: `text` is its size, `detail` the reasoning itself
     STATS = "stats"  # the figures under a reply
     META = "meta"  # a dim notice
+    OUTPUT = "output"  # a row of the pane: `info` is the name before it
     ERROR = "error"  # a line that starts with a cross
 
 

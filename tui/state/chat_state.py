@@ -25,6 +25,7 @@ from mlxkv.tui.state.chat_list import latest_first
 from mlxkv.tui.state.choices import Listing, SendAnyway
 from mlxkv.tui.state.gauges import SpeedMeter
 from mlxkv.tui.state.labels import advice, loading_text, pull_text, restoring_text, spinner
+from mlxkv.tui.state.report import Report
 from mlxkv.tui.state.results import handle_result
 from mlxkv.tui.state.slash import as_typed
 from mlxkv.tui.state.transcript import TranscriptModel
@@ -67,8 +68,9 @@ class ChatState:
         self.models: tuple[ev.ModelCard, ...] = ()
         self.token_counts = TokenCounts(lambda key, text: self.outbox.append(cmd.CountTokens(key, text)))
         self.pull: ev.PullProgress | None = None
-        # For the app to take: a list to show, a text for the prompt, a message that was not sent.
+        # For the app to take: a list or a report to show, a text for the prompt, a message that was not sent.
         self.listing: Listing | None = None
+        self.report: Report | None = None
         self.put: str | None = None
         self.returned: str | None = None  # as typed
         self.is_ready = False  # a model is loaded

@@ -51,7 +51,8 @@ class Row:
 class Listing:
     """`hint` says what Enter does; `at` is the row selected first.
 
-    `searches_chats`: if no row matches, Enter searches the messages of all chats.
+    `searches_chats`: if no row matches, Enter searches the messages of all chats. `beside`: the command whose output
+    it is, shown in the pane, beside the chat.
     """
 
     title: str
@@ -61,6 +62,7 @@ class Listing:
     at: int = 0
     searchable: bool = True
     searches_chats: bool = False
+    beside: str = ""
 
     def matching(self, typed: str) -> list[Row]:
         """Rows that contain every word; headings only while nothing is typed."""

@@ -30,6 +30,7 @@ class Situation:
     editing: bool = False
     pulling: bool = False
     has_messages: bool = False
+    pane: bool = False
 
 
 @dataclass
@@ -40,8 +41,10 @@ class Presses:
     _interrupt: float = float("-inf")
 
     def escape(self, here: Situation, now: float) -> Act:
-        """Stop a reply, close a list, leave editing, pause a download; else the second press clears or rewinds."""
+        """Close the pane, stop a reply, close a list, leave editing, pause a download; else the second press clears or
+        rewinds."""
         for condition, act in (
+            (here.pane, Act.CLOSE),
             (here.generating, Act.STOP),
             (here.overlay, Act.CLOSE),
             (here.editing, Act.STOP_EDITING),

@@ -10,11 +10,18 @@ from mlxkv.stats import bytes_text, disk_text, plural, prompt_text, rate_text
 from mlxkv.text.clean import clean
 from mlxkv.tui.state.blocks import ContextRow
 from mlxkv.tui.state.choices import cut
+from mlxkv.tui.state.report import Line, Report
 
 _BAR = 20  # cells at most
 _POSITIONS = 6  # of checkpoints, at most
 _OWN = "the chat template's own"
 _NAMES = {"system": "system", "user": "you", "assistant": "reply"}
+
+
+def context_report(usage: ContextUsage) -> Report:
+    """Totals of the window, a row for each message, and what is to be said of them."""
+    notes = (Line("", note) for note in (*context_note(usage), *state_lines(usage)))
+    return Report("context", (Line("", context_text(usage)), *context_rows(usage), *notes), is_of_chat=True)
 
 
 def context_text(usage: ContextUsage) -> str:
@@ -94,7 +101,7 @@ def compacted_text(event: Compacted) -> str:
     )
 
 
-def stats_lines(f: SessionStats) -> list[str]:
+def stats_lines(f: SessionStats) -> list[Line]:
     rates = f"{rate_text(f.decode_tps)} tok/s decode" if f.decode_tps else "nothing generated yet"
     rates += f" · {f.tokens_per_step:.1f} tok/step" if f.tokens_per_step else ""
     rates += f" · {rate_text(f.prefill_tps)} tok/s prefill" if f.prefill_tps else ""
@@ -102,22 +109,27 @@ def stats_lines(f: SessionStats) -> list[str]:
     saved = f" ({100 * (f.cached_tokens - f.cached_evicted_tokens) // prompt_tokens}% reused)" if prompt_tokens else ""
     prompt = prompt_text(f.prefill_tokens, f.cached_tokens, f.cached_evicted_tokens)
     used = disk_text(f.all_disk_bytes, f.disk_limit, f.named_disk_bytes)
+    kv = (
+        f"{bytes_text(f.kv_bytes)} in memory · {bytes_text(f.disk_bytes)} on disk"
+        f" · {bytes_text(f.disk_written_bytes)} written · {f.evicted_tokens:,} tok evicted"
+    )
+    every = f"{f.num_chats:,} · KV on disk in all: {used} · {bytes_text(f.all_written_bytes)} ever written"
     return [
-        f"This chat: {plural(f.num_turns, 'turn')} ({plural(f.num_messages, 'message')}) · {rates}",
-        f"  tokens   {f.generated_tokens:,} generated · {prompt}{saved}",
-        f"  KV       {bytes_text(f.kv_bytes)} in memory · {bytes_text(f.disk_bytes)} on disk"
-        f" · {bytes_text(f.disk_written_bytes)} written · {f.evicted_tokens:,} tok evicted",
-        f"All chats: {f.num_chats:,} · KV on disk in all: {used} · {bytes_text(f.all_written_bytes)} ever written",
+        Line("This chat:", f"{plural(f.num_turns, 'turn')} ({plural(f.num_messages, 'message')}) · {rates}"),
+        Line("  tokens", f"{f.generated_tokens:,} generated · {prompt}{saved}"),
+        Line("  KV", kv),
+        Line("All chats:", every),
     ]
 
 
-def memory_lines(status: SessionStatus) -> list[str]:
+def memory_lines(status: SessionStatus) -> list[Line]:
     cache = status.cache
     allocated = f"{bytes_text(cache.allocated_bytes)} allocated, " if cache else ""
     limit = f" of {bytes_text(status.memory_limit)} usable" if status.memory_limit else ""
+    free = bytes_text(max(0, status.memory_limit - status.memory_used))
     return [
-        f"Memory: {bytes_text(status.memory_used)}{limit}",
-        f"  weights  {bytes_text(status.weight_bytes)}",
-        f"  KV       {allocated}{bytes_text(status.kv_bytes)} live",
-        f"  free     {bytes_text(max(0, status.memory_limit - status.memory_used))}" if status.memory_limit else "",
+        Line("Memory:", f"{bytes_text(status.memory_used)}{limit}"),
+        Line("  weights", bytes_text(status.weight_bytes)),
+        Line("  KV", f"{allocated}{bytes_text(status.kv_bytes)} live"),
+        *([Line("  free", free)] if status.memory_limit else []),
     ]

@@ -9,6 +9,7 @@ from mlxkv.protocol import commands as cmd
 from mlxkv.protocol import events as ev
 from mlxkv.stats import bytes_text, disk_text
 from mlxkv.tui.state import choice_lists, reports
+from mlxkv.tui.state.report import Report
 from mlxkv.tui.state.transcript import title_line
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ def handle_result(state: ChatState, event: ev.EngineEvent) -> None:
         case ev.ChatTree(branches):
             state.complete(cmd.ShowTree)
             if len(branches) > 1:
-                state.listing = choice_lists.tree_list(branches, state.today())
+                state.listing = replace(choice_lists.tree_list(branches, state.today()), beside="tree")
             else:
                 transcript.add_line("This chat has no branches yet; /fork, /edit and /retry make them.")
         case ev.ChatHits(words, hits):
@@ -52,7 +53,7 @@ def handle_result(state: ChatState, event: ev.EngineEvent) -> None:
                 transcript.add_line(text)
         case ev.CacheList():
             state.complete(cmd.ListCache)
-            state.listing = choice_lists.cache_list(event, state.today())
+            state.listing = replace(choice_lists.cache_list(event, state.today()), beside="cache ls")
         case ev.CacheCollected(freed, used):
             state.complete(cmd.CollectCache)
             what = f"Freed {bytes_text(freed)}" if freed else "Nothing to remove"
@@ -82,9 +83,7 @@ def handle_result(state: ChatState, event: ev.EngineEvent) -> None:
             state.listing = choice_lists.missing_model(name, size, state.adapters.get(name))
         case ev.ContextUsage():
             state.complete(cmd.ShowContext)
-            rows = reports.context_rows(event)
-            notes = [*reports.context_note(event), *reports.state_lines(event)]
-            transcript.add_lines([reports.context_text(event), *rows, *notes])
+            state.report = reports.context_report(event)
         case ev.SessionStats():
             state.complete(cmd.ShowStats)
-            transcript.add_lines(reports.stats_lines(event))
+            state.report = Report("stats", tuple(reports.stats_lines(event)), is_of_chat=True)

@@ -22,6 +22,7 @@ from mlxkv.tui.state import choice_lists, reports
 from mlxkv.tui.state.chat_state import ChatState
 from mlxkv.tui.state.choices import Listing, PutPrompt, Row, cut
 from mlxkv.tui.state.labels import number_range
+from mlxkv.tui.state.report import Report
 
 _LONGEST = 1 << 20  # bytes of a system prompt file
 _FEW_TOKENS, _SMALL_WINDOW, _SMALL_DISK = 16, 256, 0.1  # tokens, tokens, GB
@@ -256,6 +257,10 @@ def setting_notice(name: str, value: object) -> str:
 # -- figures ---------------------------------------------------------------------------------------------------------
 
 
+def _memory(state: ChatState, _: str) -> None:
+    state.report = Report("memory", tuple(reports.memory_lines(state.status)))
+
+
 def _cache(state: ChatState, argument: str) -> None:
     wanted = {"": cmd.ListCache(), "ls": cmd.ListCache(), "gc": cmd.CollectCache(), "pin": cmd.PinChat()}
     if argument in wanted:
@@ -286,6 +291,6 @@ _ACTIONS: dict[str, Callable[[ChatState, str], UiRequest | None]] = {
     "think": _think,
     "context": lambda state, _: state.submit(cmd.ShowContext()),
     "stats": lambda state, _: state.submit(cmd.ShowStats()),
-    "memory": lambda state, _: state.transcript.add_lines(reports.memory_lines(state.status)),
+    "memory": _memory,
     "cache": _cache,
 }

@@ -5,13 +5,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from mlxkv.protocol import events as ev
 from mlxkv.stats import TurnStats
 from mlxkv.text.clean import clean
-from mlxkv.tui.state.blocks import NO_ANSWER, NO_MESSAGE, Block, ContextRow, Kind
+from mlxkv.tui.state.blocks import NO_ANSWER, NO_MESSAGE, Block, Kind
 from mlxkv.tui.state.labels import call_lines, eviction_text, nearly_full_text, no_answer, restored_text
 from mlxkv.tui.state.streaming import StreamingReply
 
@@ -82,12 +82,6 @@ class TranscriptModel:
         text = clean(text, joined=True)
         if not any(text in notice.text for notice in self._notices):
             self._add(Block(Kind.META, text, tight=self._last is Kind.META), is_answer=False)
-
-    def add_lines(self, lines: Iterable[str | ContextRow]) -> None:
-        """Add lines that belong together."""
-        for i, line in enumerate(lines):
-            text, row = (line, None) if isinstance(line, str) else (line.text, line)
-            self._add(Block(Kind.META, clean(text, joined=True), tight=i > 0, context=row))
 
     def add_line_after_opening(self, text: str) -> None:
         """Add a line once the next chat has opened, which clears the transcript."""

@@ -60,7 +60,7 @@ class Picker(OptionList):
         self.highlighted = None if not self._rows else min(max(at, 0), len(self._rows) - 1)
         hint = " · type to search" if listing.searchable else ""
         title = f"{listing.title} · {self._words}▏" if self._words else f"{listing.title}{hint}"
-        self.border_title = Text(shown(title))
+        self.border_title = Text(shown(f"/{listing.beside} · {title}" if listing.beside else title))
 
     def _option(self, row: Row, width: int) -> Option:
         if row.choice is None and self.listing.searchable:
