@@ -6,6 +6,7 @@ Source of the settings screen, `/set`, the help of the options, docs/settings.md
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import Field, dataclass, field, fields, replace
 from functools import cache
@@ -117,6 +118,14 @@ def bias_of(text: str) -> dict[int, float]:
     return found
 
 
+def folders_of(text: str) -> tuple[str, ...]:
+    """`model_dirs` as a user types it. Raises ValueError: a relative folder depends on where mlxkv is started."""
+    names = [name.strip() for name in text.split(os.pathsep) if name.strip()]
+    if not names or not all(name.startswith(("/", "~")) for name in names):
+        raise ValueError(text)
+    return tuple(os.path.expanduser(name) for name in dict.fromkeys(names))
+
+
 def _setting(default: Any, help: str, **rest: Any) -> Any:
     return field(default=default, metadata={"help": help, **rest})
 
@@ -128,6 +137,10 @@ class Settings:
     model: str | None = _setting(
         None, "Model to start with: a built-in name, a folder or org/name.", option="-m, --model",
         null="the last one used", holds=NEXT_START,
+    )  # fmt: skip
+    model_dirs: str | None = _setting(
+        None, "More folders with models for /model and `mlxkv models ls`.", slash="model-dirs", parse=folders_of,
+        form=f"folders that begin with / or ~, separated by {os.pathsep}", null="no others",
     )  # fmt: skip
     adapter: str = _setting(
         "auto", "LoRA adapter of the model: a folder or org/name, none, or auto for that of the chat.",

@@ -25,6 +25,7 @@ _READ_BY_OTHERS = ("*.json", "*.jinja", "*.txt", "*.model", "tokenizer*", "vocab
 TOKENIZER_CONFIGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")  # read by transformers
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _BOM = b"\xef\xbb\xbf"
+_FLOAT_MODE = re.compile(r"(mxfp|nvfp|fp)\d{1,2}")  # of a quantization
 
 _MODEL_TYPE = re.compile(r"[A-Za-z0-9_-]{1,64}", re.A)  # it becomes part of a module's name
 # Models of the catalogue, of families that mlx-lm has only in part, by the beginning of the model_type it lacks.
@@ -173,6 +174,17 @@ def stored_dtype(config: dict[str, Any]) -> str | None:
             if isinstance(value, str):
                 return value.removeprefix("torch.")
     return None
+
+
+def quantization(config: dict[str, Any]) -> str:
+    """The precision of most weights by config.json: `4-bit`, `MXFP4`, `16-bit`; "" if it does not say."""
+    table = config.get("quantization") or config.get("quantization_config")
+    if isinstance(table, dict):
+        mode, bits = table.get("mode") or table.get("quant_method"), table.get("bits")
+        if isinstance(mode, str) and _FLOAT_MODE.fullmatch(mode):
+            return mode.upper()
+        return f"{bits}-bit" if isinstance(bits, int) and 0 < bits <= 32 else ""
+    return {"bfloat16": "16-bit", "float16": "16-bit", "float32": "32-bit"}.get(stored_dtype(config) or "", "")
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlxkv.errors import MlxkvError, ModelDownloadError, ModelNotFoundError
-from mlxkv.models.architecture import is_known, read_config
+from mlxkv.models.architecture import is_known, quantization, read_config
 from mlxkv.models.blob import partial_path
 from mlxkv.models.completeness import problem
 from mlxkv.models.hub import MAX_REF, Hub, find_local
@@ -29,6 +29,7 @@ class LocalModel:
     """A model in the cache. `size_bytes` on disk; `last_used` in UNIX seconds.
 
     `problem`: why it cannot be loaded, as a clause ("lacks model.safetensors"); "" for a model that is ready.
+    `quantization`: "4-bit", "" if unknown.
     """
 
     id: str
@@ -37,6 +38,7 @@ class LocalModel:
     last_used: float
     path: Path
     problem: str = ""
+    quantization: str = ""
 
 
 def list_local(hub: Hub | None = None, *, with_broken: bool = False) -> tuple[LocalModel, ...]:
@@ -135,7 +137,8 @@ def _read(name: str, folder: Path, storage: Path) -> LocalModel | None:
     if not is_known(config):
         return None
     used = max((path.stat().st_atime for path in folder.rglob("*") if path.is_file()), default=0.0)
-    return LocalModel(name, config["model_type"], _size(storage), used, folder, problem(folder, name))
+    size, bits = _size(storage), quantization(config)
+    return LocalModel(name, config["model_type"], size, used, folder, problem(folder, name), bits)
 
 
 def _size(storage: Path) -> int:

@@ -6,17 +6,20 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mlxkv.cli.chats import Json, Output, is_json
+from mlxkv.cli.chats import Json, Output, is_json, open_store
+from mlxkv.errors import MlxkvError
 from mlxkv.settings import help_of
 
 if TYPE_CHECKING:
     from mlxkv.models import CatalogueEntry
     from mlxkv.models.check import Checked
+    from mlxkv.models.groups import ModelGroup
 
 models = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="List, download, describe and delete models.")
 
@@ -26,24 +29,36 @@ def models_ls() -> None:
     """List the models on this machine, then models to download: suggestions first; `*` fits in memory."""
     from mlxkv.cli.tables import row, width_of_terminal
     from mlxkv.device import current_device
-    from mlxkv.errors import MlxkvError
-    from mlxkv.models import list_local, ranked
+    from mlxkv.models import ranked
     from mlxkv.stats import bytes_text
     from mlxkv.text.clean import clean
 
     limit, width = current_device().memory_limit, width_of_terminal()
-    try:
-        for local in sorted(list_local(with_broken=True), key=lambda local: bool(local.problem)):
-            mark = "broken" if local.problem else "here"
-            print(row([f"{mark:<10}{bytes_text(local.size_bytes):>7}", local.id, local.problem], None))
-    except MlxkvError as error:  # models to download are listed all the same
-        print(clean(str(error)), file=sys.stderr)
+    groups = _groups()
+    for local in (model for group in groups for model in group.models):
+        mark = "broken" if local.problem else "here"
+        print(row([f"{mark:<10}{bytes_text(local.size_bytes):>7}", local.id, local.problem], None))
+    for group in groups:  # models to download are listed all the same
+        if group.note:
+            print(clean(f"{group.name}: {group.note}"), file=sys.stderr)
     for suggestion in ranked(limit):
         entry = suggestion.entry
         size = f"download {'*' if entry.fits(limit) else ' '}{bytes_text(entry.size_bytes):>7}"
         note = f"{suggestion.reason}: {entry.note}" if suggestion.reason else entry.note
         print(row([size, entry.id, note, entry.licence], width))
     print(f"* fits in the {bytes_text(limit)} usable here, with a chat of 8,192 tokens")
+
+
+def _groups() -> tuple[ModelGroup, ...]:
+    """The models on this machine, as `/model` lists them."""
+    from mlxkv.config import Folders, load_settings
+    from mlxkv.models.groups import model_groups
+
+    folders, used = Folders.from_env(), []
+    if (folders.data / "store.json").exists():
+        with suppress(MlxkvError), open_store(folders, enforce=False) as store:  # unreadable chats hide no models
+            used = [chat.model for chat in store.list()]
+    return model_groups(used, load_settings(folders).model_dirs)
 
 
 @models.command("pull")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from mlxkv.config import Folders, Settings
 from mlxkv.device import current_device
-from mlxkv.engine import chats, compaction, models, status, turns
+from mlxkv.engine import chats, compaction, model_list, models, status, turns
 from mlxkv.engine import settings as session_settings
 from mlxkv.engine.context import EngineContext
 from mlxkv.engine.end_mlx import end_mlx
@@ -77,7 +77,7 @@ class Dispatcher:
             case cmd.LoadModel():
                 return models.load_model(context, command)
             case cmd.ListModels(fitting):
-                return models.list_models(context, fitting)
+                return model_list.list_models(context, fitting)
             case cmd.NewChat(system):
                 return chats.new_chat(context, system)
             case cmd.OpenChat(session_id):

@@ -1,12 +1,9 @@
-"""Handlers for models: load, list. A missing model is downloaded while the chat continues. MLX thread."""
+"""Handlers for models: load. A missing model is downloaded while the chat continues. MLX thread."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 
 from mlxkv.device import current_device
 from mlxkv.engine import chats
@@ -19,14 +16,10 @@ from mlxkv.protocol.events import (
     EngineEvent,
     Failed,
     FailureKind,
-    ModelCard,
-    ModelList,
     ModelLoading,
     ModelMissing,
     ModelReady,
 )
-
-RECENT_CHATS, MOST_FOLDERS = 200, 8  # chats searched for folders of models; folders listed, the latest first
 
 
 def load_model(context: EngineContext, command: LoadModel) -> Iterator[EngineEvent]:
@@ -108,62 +101,3 @@ def _size(name: str) -> int:
 def _reopen(context: EngineContext, session: str | None) -> Iterator[EngineEvent]:
     """Continue the chat that was open, with the model that is loaded now."""
     yield from chats.open_chat(context, session) if session else chats.new_chat(context)
-
-
-def list_models(context: EngineContext, fitting: bool = False) -> Iterator[EngineEvent]:
-    """List models: built in, folders in use, the hub's cache (last used first), then the catalogue (suggestions first).
-
-    `fitting`: only those that fit in memory.
-    """
-    from mlxkv.models import BUILT_IN, list_local, ranked, resolve
-    from mlxkv.models.catalogue import HEADROOM
-
-    limit = current_device().memory_limit
-    known = {suggestion.entry.id: suggestion for suggestion in ranked(limit)}
-    cards = []
-    for name in BUILT_IN:
-        try:
-            folder = resolve(name).path
-        except MlxkvError:
-            continue  # not part of this installation
-        size = sum(p.stat().st_size for p in folder.glob("*.safetensors")) if folder else 0
-        cards.append(ModelCard(name, size, "MIT", "built in", True, True))
-    broken = []
-    for local in list_local(with_broken=True):
-        entry = known.pop(local.id).entry if local.id in known else None
-        fits = local.size_bytes <= limit * HEADROOM if entry is None else entry.fits(limit)
-        card = ModelCard(local.id, local.size_bytes, entry.licence if entry else "", local.problem, fits, True)
-        (broken if local.problem else cards).append(replace(card, is_local=not local.problem))
-    current = context.model.name if context.model is not None else ""
-    cards[len(BUILT_IN) : len(BUILT_IN)] = _others(context, {card.id for card in cards}, limit * HEADROOM)
-    cards += broken
-    for suggestion in known.values():
-        e = suggestion.entry
-        cards.append(ModelCard(e.id, e.size_bytes, e.licence, e.note, e.fits(limit), reason=suggestion.reason))
-    cards = [replace(card, is_current=card.id == current) for card in cards]
-    yield ModelList(tuple(card for card in cards if card.fits or not fitting), fitting)
-
-
-def _others(context: EngineContext, known: set[str], most: float) -> Iterator[ModelCard]:
-    """The loaded model and the folders of the latest chats that are not in `known`.
-
-    A folder that no longer exists is listed only if it is the loaded one.
-    """
-    current = [context.model.name] if context.model is not None else []
-    names = list(current)
-    with suppress(MlxkvError), context.store() as store:  # unreadable chats do not hide models
-        names += [chat.model for chat in store.list()[:RECENT_CHATS]]
-    found = 0
-    for name in dict.fromkeys(names):
-        path = Path(name)
-        if name in known or found == MOST_FOLDERS or not (name in current or _is_model(path)):
-            continue
-        found += 1
-        is_folder = path.is_absolute()
-        size = sum(p.stat().st_size for p in path.glob("*.safetensors")) if is_folder else _size(name)
-        note = "the folder is missing" if is_folder and not _is_model(path) else ""
-        yield ModelCard(name, size, "", note, size <= most, True, is_folder)
-
-
-def _is_model(path: Path) -> bool:
-    return path.is_absolute() and os.path.isfile(path / "config.json")

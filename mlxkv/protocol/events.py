@@ -243,7 +243,8 @@ class ModelCard:
     """A row of the list of models. `is_local`: no download is needed; `fits`: memory suffices for it and a KV cache.
 
     `is_folder`: `id` is the path of a folder. `is_current`: the loaded model. `reason`: why it is suggested for this
-    machine, "" if it is not.
+    machine, "" if it is not. `quantization`: "4-bit", "" if unknown. `group`: the heading above it; "" for the usual
+    one. `label`: a shorter name below that heading.
     """
 
     id: str
@@ -255,14 +256,18 @@ class ModelCard:
     is_folder: bool = False
     is_current: bool = False
     reason: str = ""
+    quantization: str = ""
+    group: str = ""
+    label: str = ""
 
 
 @dataclass(frozen=True)
 class ModelList:
-    """`only_fitting`: models that do not fit were left out."""
+    """`only_fitting`: models that do not fit were left out. `notes`: on folders without models."""
 
     models: tuple[ModelCard, ...]
     only_fitting: bool = False
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,8 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-def said(home: Path) -> Iterator[Said]:
+def said(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Said]:
+    monkeypatch.setenv("HOME", str(tmp_path / "user"))  # no LM Studio
     said = Said()
     yield said
     said.context.close()
@@ -44,7 +45,8 @@ def test_the_loaded_folder_and_those_of_chats_are_listed(said: Said, tmp_path: P
     rows = models_list(cards, "", False).rows
     (row,) = [row for row in rows if row.text.startswith("▌")]
     assert (row.text, row.facts[0], row.choice) == ("▌second", str(tmp_path), cmd.LoadModel(str(tmp_path / "second")))
-    assert "tutor" in rows[1].text
+    assert [row.text for row in rows if row.choice is None][:2] == ["Used lately", "Built in"]
+    assert row.facts[-2:] == ("loaded", "85 kB")
 
     for name in ("first", "second"):
         shutil.rmtree(tmp_path / name)

@@ -84,6 +84,7 @@ NEWER = {
     "--xtc-threshold",
     "--logit-bias",
     "Sampling",
+    "model_dirs",
 }  # than what tutor was taught last: tell it of these when it is taught again
 
 

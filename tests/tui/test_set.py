@@ -13,6 +13,7 @@ from mlxkv.tui.state.chat_state import ChatState
 from mlxkv.tui.state.slash_actions import UiRequest, run
 
 REFUSED = {
+    "model-dirs": ("models", "/a:b", ":", "../models"),
     "temp": ("-1", "-0.1", "100.1", "1e400", "inf", "nan", "hot", "0,7", "1 2", "true", "0x1"),
     "top-p": ("-0.1", "1.01", "95", "inf", "nan", "high", "95%"),
     "top-k": ("-1", "10000001", "1.5", "nan", "many", "1e3", "9" * 5000),

@@ -75,21 +75,32 @@ def tree_list(branches: Sequence[ev.Branch], now: float) -> Listing:
     return Listing("Branches of this chat", tuple(rows), "⏎ open · esc close", at=at)
 
 
-def models_list(models: Sequence[ev.ModelCard], current: str, has_chat: bool, only_fitting: bool = False) -> Listing:
-    """Local models first; choosing another one downloads it."""
+def models_list(
+    models: Sequence[ev.ModelCard],
+    current: str,
+    has_chat: bool,
+    only_fitting: bool = False,
+    notes: Sequence[str] = (),
+) -> Listing:
+    """Local models first, by where they are; choosing another one downloads it."""
     rows: list[Row] = []
-    for is_local, heading in ((True, "On this machine"), (False, "To download")):
-        cards = [card for card in models if card.is_local is is_local]
-        if cards:
-            rows.append(Row(heading))
-        for card in cards:
-            mark = "▌" if card.is_current or card.id == current else " "
-            fit = "fits" if card.fits else "too large"
-            size = bytes_text(card.size_bytes) if card.size_bytes else ""
-            folder, name = os.path.split(card.id) if card.is_folder else ("", card.id)
-            notes = (clean(folder), clean(card.note), clean(card.licence))
-            facts = tuple(f for f in (*notes, card.reason or fit, size) if f)
-            rows.append(Row(f"{mark}{clean(name)}", cmd.LoadModel(card.id), facts, card.id))
+    heading, left = "", list(notes)
+    for card in models:
+        if not card.group and left:  # what follows is to download
+            rows += [Row(clean(note)) for note in left]
+            left = []
+        if (group := card.group or ("On this machine" if card.is_local else "To download")) != heading:
+            heading = group
+            rows.append(Row(clean(heading)))
+        is_current = card.is_current or card.id == current
+        folder, name = os.path.split(card.id) if card.is_folder else ("", card.id)
+        state = card.reason or ("fits" if card.fits else "too large")
+        size = bytes_text(card.size_bytes) if card.size_bytes else ""
+        notes_of = (clean("" if card.label else folder), clean(card.note), clean(card.licence))
+        facts = (*notes_of, "loaded" if is_current else state, clean(card.quantization), size)
+        text = f"{'▌' if is_current else ' '}{clean(card.label or name)}"
+        rows.append(Row(text, cmd.LoadModel(card.id), tuple(filter(None, facts)), card.id))
+    rows += [Row(clean(note)) for note in left]
     hint = "⏎ load; the chat is prefilled again · esc close" if has_chat else "⏎ load · esc close"
     title = "Models that fit here" if only_fitting else "Models"
     at = next((i for i, row in enumerate(rows) if row.text.startswith("▌")), 1)

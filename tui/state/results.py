@@ -73,11 +73,11 @@ def handle_result(state: ChatState, event: ev.EngineEvent) -> None:
         case ev.ModelTooLarge():
             state.complete(cmd.LoadModel)
             state.listing = choice_lists.too_large_list(event, state.adapters.get(event.name))
-        case ev.ModelList(models, only_fitting):
+        case ev.ModelList(models, only_fitting, notes):
             state.complete(cmd.ListModels)
             state.models = models
             has_messages = not transcript.is_empty
-            state.listing = choice_lists.models_list(models, state.model, has_messages, only_fitting)
+            state.listing = choice_lists.models_list(models, state.model, has_messages, only_fitting, notes)
         case ev.ModelMissing(name, size):
             state.complete(cmd.LoadModel)
             state.listing = choice_lists.missing_model(name, size, state.adapters.get(name))
