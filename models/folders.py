@@ -110,7 +110,7 @@ class _Search:
         if (info.st_dev, info.st_ino) in self._seen:
             return
         self._seen.add((info.st_dev, info.st_ino))
-        below: list[Path] = []
+        below: list[tuple[bool, Path]] = []  # links last, so that a folder has its own name
         is_model = False
         with os.scandir(path) as entries:
             for entry in entries:
@@ -121,11 +121,11 @@ class _Search:
                 is_model = is_model or entry.name == "config.json" or entry.name.endswith(".gguf")
                 with suppress(OSError):  # a link in a circle
                     if depth and not entry.name.startswith(".") and entry.is_dir():
-                        below.append(Path(entry.path))
+                        below.append((entry.is_symlink(), Path(entry.path)))
         if is_model:
             yield path
             return
-        for folder in sorted(below):
+        for _, folder in sorted(below):
             try:
                 yield from self.folders(folder, depth - 1)
             except OSError:
