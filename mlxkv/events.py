@@ -4,8 +4,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 from mlxkv.stats import Overflow, TurnStats
 
@@ -273,9 +275,11 @@ class Sibling:
         text: the message.
         created: when it was made, in UNIX seconds.
         is_current: it is the version of the chat that was asked.
+        params: of a reply that has other versions, the sampling parameters, and the `model_name` that made it.
     """
 
     session_id: str
     text: str
     created: float
     is_current: bool
+    params: Mapping[str, Any] = field(default_factory=dict)

@@ -369,6 +369,12 @@ class Conversation:
         """A short id of the model that generates the replies; None while nothing is saved."""
         return self._runtime.model_id[:16] if self.session_id is not None else None
 
+    @property
+    def model_name(self) -> str:
+        """The user's name of the model, and its adapter."""
+        tuned = self._runtime.loaded.adapter
+        return self._runtime.name if tuned is None else f"{self._runtime.name} + {tuned.name}"
+
     def record_prefill_speed(self, tokens_per_second: float) -> None:
         """Tell the store how fast prefill is, which decides whether rows are worth restoring."""
         with suppress(DiskError):

@@ -220,6 +220,6 @@ class ReplyRun:
             stats["finish_reason"] = FinishReason.STOPPED  # right if nothing is written after this
         params = asdict(generation.params) | ({} if self._think is None else {"think": self._think})
         if model is not None:
-            params["model"] = model
+            params |= {"model": model, "model_name": self._conversation.model_name}
         calls = generation.tool_calls
         return TurnRecord("assistant", generation.text, ids, None, generation.thinking, state, params, stats, calls)

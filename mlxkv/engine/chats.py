@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mlxkv.engine.context import EngineContext
 from mlxkv.engine.status import session_status, update_disk_bytes
@@ -18,6 +19,9 @@ from mlxkv.protocol import events as ev
 from mlxkv.protocol.export_format import CHAT_FORMATS, one_of
 from mlxkv.protocol.status import SaveState
 
+if TYPE_CHECKING:
+    from mlxkv.chat.chat import Chat
+
 # -- open ------------------------------------------------------------------------------------------------------------
 
 
@@ -25,16 +29,20 @@ def new_chat(context: EngineContext, system: str | None = None) -> Iterator[ev.E
     context.close_chat()
     context.set_saved(SaveState.NOTHING if context.save else SaveState.OFF)
     if context.model is not None:
-        context.chat = context.model.chat(
-            system or context.system,
-            context.cache_config(),
-            autosave=context.save,
-            think=context.settings.think,
-            **context.settings.sampling,
-        )
+        context.chat = make_chat(context, system or context.system)
     yield ev.Versions(())
     yield ev.ChatOpened(None, "")  # the first message will be its title
     yield session_status(context)
+
+
+def make_chat(context: EngineContext, system: str | None) -> Chat:
+    return context.ready_model.chat(
+        system,
+        context.cache_config(),
+        autosave=context.save,
+        think=context.settings.think,
+        **context.settings.sampling,
+    )
 
 
 def open_chat(context: EngineContext, session_id: str) -> Iterator[ev.EngineEvent]:

@@ -100,8 +100,8 @@ class Dispatcher:
                 return chats.export_chat(context, kind, path, session_id)
             case cmd.Send():
                 return turns.send(context, command)
-            case cmd.Retry(turn):
-                return turns.retry(context, turn, now)
+            case cmd.Retry(turn, changes):
+                return turns.retry(context, turn, now, dict(changes))
             case cmd.Edit():
                 return turns.edit(context, command)
             case cmd.Continue():

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from mlxkv.device import current_device
-from mlxkv.engine import chats
+from mlxkv.engine.closed_chat import ClosedChat
 from mlxkv.engine.context import EngineContext
 from mlxkv.errors import MlxkvError
 from mlxkv.memory.preflight import check_fit
@@ -53,7 +53,7 @@ def load_model(context: EngineContext, command: LoadModel) -> Iterator[EngineEve
     context.begin_load()
     yield ModelLoading(name)
     before = (context.model.name, context.model.adapter) if context.model else None
-    session = context.chat.session_id if context.chat else None
+    closed = ClosedChat.of(context)
     settings = context.settings
     if command.kv_bits is not None:
         context.settings = replace(settings, kv_bits=command.kv_bits)
@@ -66,14 +66,14 @@ def load_model(context: EngineContext, command: LoadModel) -> Iterator[EngineEve
         if before is not None:
             context.begin_load()  # the same key must not stop this load too
             context.model = context.load_model(*before)
-            yield from _reopen(context, session)
+            yield from closed.reopen(context, is_same_model=True)
         if not was_stopped:
             raise
         yield Failed(str(error), FailureKind.STOPPED)
         return
     model = context.model
     if before is not None:
-        yield from _reopen(context, session)
+        yield from closed.reopen(context, is_same_model=False)
     loaded = model.loaded
     yield ModelReady(name, loaded.weight_bytes, loaded.load_s, model.has_chat_template, model.adapter or "")
 
@@ -96,8 +96,3 @@ def _size(name: str) -> int:
     from mlxkv.models import catalogue
 
     return next((entry.size_bytes for entry in catalogue() if entry.id == name), 0)
-
-
-def _reopen(context: EngineContext, session: str | None) -> Iterator[EngineEvent]:
-    """Continue the chat that was open, with the model that is loaded now."""
-    yield from chats.open_chat(context, session) if session else chats.new_chat(context)

@@ -6,11 +6,11 @@ They forward the events of a turn, and add the message versions and the session'
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mlxkv.engine import chats
 from mlxkv.engine.context import EngineContext
@@ -37,10 +37,18 @@ def send(context: EngineContext, command: Send) -> Iterator[EngineEvent]:
     yield from _run(context, command.text, command.sent_at, start)
 
 
-def retry(context: EngineContext, turn: int | None, started: float) -> Iterator[EngineEvent]:
-    chat = context.current_chat
-    turn = chat.question(turn)
-    yield from _run(context, chat.messages[turn].text, started, partial(chat.retry, turn), turn)
+def retry(
+    context: EngineContext, turn: int | None, started: float, changes: Mapping[str, Any] | None = None
+) -> Iterator[EngineEvent]:
+    """`changes`: settings for this reply alone; `think` is the chat's again after it."""
+    chat, sampling = context.current_chat, dict(changes or {})
+    turn, think = chat.question(turn), chat.thinking
+    chat.thinking = sampling.pop("think", think)
+    try:
+        start = partial(chat.retry, turn)
+        yield from _run(context, chat.messages[turn].text, started, start, turn, sampling)
+    finally:
+        chat.thinking = think
 
 
 def edit(context: EngineContext, command: Edit) -> Iterator[EngineEvent]:
@@ -65,6 +73,7 @@ def _run(
     started: float,
     start: Callable[..., Iterator[TurnEvent]],
     replaced: int | None = None,
+    sampling: Mapping[str, Any] | None = None,
 ) -> Iterator[EngineEvent]:
     """Send `text` as the next message, or in place of message `replaced`; the window then shows the chat before it.
 
@@ -73,7 +82,7 @@ def _run(
     chat = context.current_chat
     before = chat.turns
     try:
-        events = start(started=started, **context.settings.sampling)
+        events = start(started=started, **{**context.settings.sampling, **(sampling or {})})
         context.apply_earlier_stop()
         if replaced is not None:
             yield from chats.show_chat(context, num_messages=replaced)

@@ -7,6 +7,7 @@ Commands are handled in order, and answered by events of `protocol.events`; only
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from mlxkv.config import Settings
 
@@ -19,7 +20,8 @@ class LoadModel:
 
     A repository that is not on this machine is downloaded first, while the chat continues: `PullProgress`. With `ask`
     it is not downloaded: `ModelMissing`. A model that does not fit is not loaded: `ModelTooLarge`; `anyway` loads it
-    nevertheless, `kv_bits` with a KV cache of that many bits. `adapter`: a LoRA adapter, as in `mlxkv.load`.
+    nevertheless, `kv_bits` with a KV cache of that many bits. `adapter`: a LoRA adapter, as in `mlxkv.load`. `then`:
+    for the front end, what it sends once the model is loaded.
     """
 
     name: str
@@ -27,6 +29,7 @@ class LoadModel:
     anyway: bool = False
     kv_bits: int | str | None = None
     adapter: str | None = None
+    then: Retry | None = None
 
 
 @dataclass(frozen=True)
@@ -133,9 +136,13 @@ class Send:
 
 @dataclass(frozen=True)
 class Retry:
-    """Generate reply `turn` (None: the last) again; the old one stays as a sibling."""
+    """Generate reply `turn` (None: the last) again; the old one stays as a sibling.
+
+    `changes`: settings for this reply alone, by name: those of sampling, and `think`.
+    """
 
     turn: int | None = None
+    changes: tuple[tuple[str, Any], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -47,8 +47,8 @@ def test_names_are_unique_and_words_are_plain() -> None:
 
 
 def test_what_is_offered() -> None:
-    assert [offer.insert for offer in complete("/re")][:4] == ["/retry", "/resume ", "/rename ", "/rewind "]
-    assert complete("/rgn")[0].insert == "/retry"  # letters of an alias
+    assert [offer.insert for offer in complete("/re")][:4] == ["/retry ", "/resume ", "/rename ", "/rewind "]
+    assert complete("/rgn")[0].insert == "/retry "  # letters of an alias
     assert not complete("/rgn")[0].is_prefix  # so Enter must not run it at once
     assert complete("/by")[0].label == "/quit"
     assert complete("/by")[0].note.endswith("(/bye)")

@@ -94,8 +94,8 @@ class Renderer:
                 rows += [_row(*line, margin=EDGE + 2) for line in _whole_gaps(code)]
             case Kind.STATS:
                 assert block.stats is not None
-                lead, rest = figures_line(block.stats, room, block.kv_added, block.version)
-                rows += [_row(*line) for line in wrap([Segment(lead), Segment(rest, muted)], room)]
+                found = figures_line(block.stats, room, block.kv_added, block.version, block.made_with)
+                rows += [_row(*line) for line in wrap([Segment(found[0]), Segment(found[1], muted)], room)]
             case Kind.THOUGHT:
                 rows += _with_sign(
                     self._plain(block.text), muted, room, Segment(" ▸ " if block.folded else " ▾ ", muted)

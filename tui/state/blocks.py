@@ -60,5 +60,6 @@ class Block:
     folded: bool = True  # for reasoning and long questions
     message: int = NO_MESSAGE
     version: tuple[int, int] = (1, 1)  # of stats: number and count of the replies to the same question
+    made_with: str = ""  # of stats: the model or the settings in which the reply differs from the other versions
     is_open: bool = False  # Markdown that is still growing
     source: str = field(default="", compare=False)  # the Markdown it was cut from, fences and blank lines included

@@ -24,14 +24,16 @@ from mlxkv.tui.state.attachments import TokenCounts
 from mlxkv.tui.state.chat_list import latest_first
 from mlxkv.tui.state.choices import Listing, SendAnyway
 from mlxkv.tui.state.gauges import SpeedMeter
-from mlxkv.tui.state.labels import advice, loading_text, pull_text, restoring_text, spinner
+from mlxkv.tui.state.labels import advice, loading_text, pull_text, restoring_text, short_name, spinner
 from mlxkv.tui.state.report import Report
 from mlxkv.tui.state.results import handle_result
+from mlxkv.tui.state.retry import RetryWith
 from mlxkv.tui.state.slash import as_typed
 from mlxkv.tui.state.transcript import TranscriptModel
 
 _BRIEF = (cmd.SearchChats, cmd.ListModels, cmd.ExportChat, cmd.PlanCompact, cmd.Compact, cmd.CollectCache)
 _TURNS = (cmd.Send, cmd.Retry, cmd.Edit, cmd.Continue)
+_GOES_ON = (*_TURNS, cmd.LoadModel, cmd.NewChat, cmd.OpenChat, cmd.Rewind, cmd.Fork, cmd.Compact)
 _STOPPED = "The engine has stopped; quit and start mlxkv again."
 
 
@@ -77,6 +79,8 @@ class ChatState:
         self._loading: ev.ModelLoading | None = None
         self._waiting: deque[cmd.Command] = deque()
         self._later: cmd.OpenChat | None = None  # to open once a model is loaded
+        self._then: tuple[str, cmd.Retry] | None = None  # to send once this model is downloaded and loaded
+        self._said_next = ""  # a notice for the turn that begins next
         self._wanted: str | None = None  # the chat to resume when the list arrives; "" shows the list
 
     # -- commands of the user ------------------------------------------------------------------------------
@@ -90,6 +94,8 @@ class ChatState:
             self.settings = replace(self.settings, kv_bits=command.kv_bits)
         if isinstance(command, cmd.LoadModel):
             self.adapters[command.name] = command.adapter
+        if isinstance(command, _GOES_ON):
+            self._then = None
         if not isinstance(command, cmd.PausePull):
             self._waiting.append(command)
         self.outbox.append(command)
@@ -152,6 +158,14 @@ class ChatState:
             return False
         self.editing, self.put = wanted, as_typed(self.transcript.messages[wanted].text)
         return True
+
+    def retry_with(self, wanted: RetryWith) -> None:
+        """Ask the last question again with other settings, or once another model is loaded."""
+        retry = cmd.Retry(None, wanted.changes)
+        if wanted.model in ("", self.model_name):
+            self.submit(retry)
+        else:
+            self.submit(cmd.LoadModel(wanted.model, then=retry))
 
     def open_version(self, message: int, step: int) -> bool:
         """Open the previous (-1) or next (1) version of a message; False if there is none."""
@@ -226,6 +240,9 @@ class ChatState:
             case ev.TurnStarted(text):
                 if self.transcript.reply is None:  # not yet begun by `_send_next`, e.g. a retry
                     self.transcript.begin_turn(text)
+                if self._said_next:
+                    self.transcript.add_notice(self._said_next)
+                    self._said_next = ""
             case ev.TurnFinished() if event.unanswered:
                 self._return_message(event.returned)
             case ev.TurnFinished():
@@ -251,8 +268,12 @@ class ChatState:
                 self._note_adapter(event)
                 self.model, self.model_name, self.is_ready, self._loading = clean(name), name, True, None
                 self.token_counts.reset()
+                then = self.retry_after_load
                 self.complete(cmd.LoadModel)
-                if self._later is not None:
+                if then is not None:
+                    self._said_next = f"{short_name(self.model)} is loaded: it answers from here on."
+                    self.submit(then)
+                elif self._later is not None:
                     later, self._later = self._later, None
                     self.submit(later)
                 elif not self.transcript.is_open and not any(
@@ -277,6 +298,12 @@ class ChatState:
             case _:
                 handle_result(self, event)
         self._send_next()
+
+    @property
+    def retry_after_load(self) -> cmd.Retry | None:
+        """What `/retry` wants of the model that is loaded now."""
+        command = self._waiting[0] if self._waiting else None
+        return command.then if isinstance(command, cmd.LoadModel) else None
 
     def _note_adapter(self, event: ev.ModelReady) -> None:
         """Say that the model has another adapter now than it had."""
@@ -359,17 +386,24 @@ class ChatState:
         name = clean(event.name)
         match event.state:
             case PullState.ASKING:
+                if (then := self.retry_after_load) is not None:
+                    self._then = event.name, then
                 self.complete(cmd.Pull, cmd.LoadModel)
             case PullState.PAUSED:
                 self.transcript.add_line(f"{name}: download paused. /pull {name} continues it.")
             case PullState.FAILED:
                 self.transcript.add_error(event.text, is_answer=is_new)
             case PullState.TOO_LARGE if event.too_large is not None:
-                self.listing = choice_lists.too_large_list(event.too_large, self.adapters.get(event.name))
+                then = self._then_of(event.name)
+                self.listing = choice_lists.too_large_list(event.too_large, self.adapters.get(event.name), then)
             case PullState.DONE if event.then_load:
-                self.submit(cmd.LoadModel(event.name, adapter=self.adapters.get(event.name)))
+                then = self._then_of(event.name)
+                self.submit(cmd.LoadModel(event.name, adapter=self.adapters.get(event.name), then=then))
             case PullState.DONE:
                 self.transcript.add_notice(f"{name} is downloaded; /model {name} loads it.")
+
+    def _then_of(self, name: str) -> cmd.Retry | None:
+        return self._then[1] if self._then is not None and self._then[0] == name else None
 
     def use_chat_list(self, chats: tuple[ev.ChatSummary, ...]) -> None:
         """Complete `resume`: open the chat that was wanted, or show a list to choose from."""

@@ -127,15 +127,15 @@ def missing_model(name: str, size_bytes: int, adapter: str | None = None) -> Lis
     return confirm(f"{clean(name)} is not on this machine", rows)
 
 
-def too_large_list(model: ModelTooLarge, adapter: str | None = None) -> Listing:
+def too_large_list(model: ModelTooLarge, adapter: str | None = None, then: cmd.Retry | None = None) -> Listing:
     """Choices before loading a model that does not fit in memory."""
+    load = cmd.LoadModel(model.name, adapter=adapter, then=then)
     rows = [
         Row("Pick a smaller model", cmd.ListModels(fitting=True)),
-        Row("Load it anyway; the system may kill mlxkv", cmd.LoadModel(model.name, anyway=True, adapter=adapter)),
+        Row("Load it anyway; the system may kill mlxkv", replace(load, anyway=True)),
     ]
     if bits := model.kv_bits:
-        load = cmd.LoadModel(model.name, kv_bits=bits, adapter=adapter)
-        rows.insert(1, Row(f"Load it with a {bits}-bit KV cache, which fits", load))
+        rows.insert(1, Row(f"Load it with a {bits}-bit KV cache, which fits", replace(load, kv_bits=bits)))
     return confirm(clean(model.text), rows)
 
 

@@ -71,8 +71,9 @@ def handle_result(state: ChatState, event: ev.EngineEvent) -> None:
             state.complete(cmd.Compact)
             transcript.add_line(reports.compacted_text(event))
         case ev.ModelTooLarge():
+            then = state.retry_after_load
             state.complete(cmd.LoadModel)
-            state.listing = choice_lists.too_large_list(event, state.adapters.get(event.name))
+            state.listing = choice_lists.too_large_list(event, state.adapters.get(event.name), then)
         case ev.ModelList(models, only_fitting, notes):
             state.complete(cmd.ListModels)
             state.models = models

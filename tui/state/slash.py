@@ -48,7 +48,13 @@ COMMANDS = (
     Slash("tree", "", "the branches of this chat"),
     Slash("rewind", "[question]", "go back to before a question, by number or from a list"),
     Slash("undo", "", "undo the last turn; the old branch stays"),
-    Slash("retry", "", "generate another reply; the old one stays", ("regenerate",)),
+    Slash(
+        "retry",
+        "[model|name=value ...]",
+        "reply again, also with another model or settings; the old one stays",
+        ("regenerate",),
+        words=("temp=", "top-p=", "max-tokens=", "seed=", "think=on", "think=off"),
+    ),
     Slash("edit", "[question]", "edit the last question, or one by number, and ask again"),
     Slash("continue", "", "continue a reply that was stopped or cut off"),
     Slash(

@@ -23,6 +23,7 @@ from mlxkv.tui.state.chat_state import ChatState
 from mlxkv.tui.state.choices import Listing, PutPrompt, Row, cut
 from mlxkv.tui.state.labels import number_range
 from mlxkv.tui.state.report import Report
+from mlxkv.tui.state.retry import model_argument, parse_retry
 
 _LONGEST = 1 << 20  # bytes of a system prompt file
 _FEW_TOKENS, _SMALL_WINDOW, _SMALL_DISK = 16, 256, 0.1  # tokens, tokens, GB
@@ -107,6 +108,20 @@ def _rewind(state: ChatState, argument: str) -> None:
         state.submit(cmd.Rewind(turn))
 
 
+def _retry(state: ChatState, argument: str) -> None:
+    if not argument:
+        state.submit(cmd.Retry())
+    elif refusal := state.refusal():
+        state.transcript.add_error(refusal)
+    elif not any(m.role == "user" for m in state.transcript.messages):  # said before a model is loaded for it
+        state.transcript.add_line("This chat has no messages yet.")
+    else:
+        try:
+            state.retry_with(parse_retry(argument))
+        except (ConfigError, ModelNotFoundError) as error:
+            state.transcript.add_error(_on_off(str(error)))
+
+
 def _edit(state: ChatState, argument: str) -> None:
     if (turn := _question(state, argument)) != -1 and not state.edit(turn):
         state.transcript.add_line("This chat has no messages yet.")
@@ -123,6 +138,10 @@ def _compact(state: ChatState, argument: str) -> None:
 
 
 # -- the model and its settings ---------------------------------------------------------------------------------------
+
+
+def _model(state: ChatState, argument: str) -> None:
+    state.submit(cmd.LoadModel(model_argument(argument)) if argument else cmd.ListModels())
 
 
 def _adapter(state: ChatState, argument: str) -> None:
@@ -279,11 +298,11 @@ _ACTIONS: dict[str, Callable[[ChatState, str], UiRequest | None]] = {
     "tree": lambda state, _: state.submit(cmd.ShowTree()),
     "rewind": _rewind,
     "undo": lambda state, _: state.submit(cmd.Rewind()),
-    "retry": lambda state, _: state.submit(cmd.Retry()),
+    "retry": _retry,
     "edit": _edit,
     "continue": lambda state, _: state.submit(cmd.Continue()),
     "compact": _compact,
-    "model": lambda state, argument: state.submit(cmd.LoadModel(argument) if argument else cmd.ListModels()),
+    "model": _model,
     "adapter": _adapter,
     "pull": _pull,
     "system": _system,

@@ -13,6 +13,7 @@ from mlxkv.stats import TurnStats
 from mlxkv.text.clean import clean
 from mlxkv.tui.state.blocks import NO_ANSWER, NO_MESSAGE, Block, Kind
 from mlxkv.tui.state.labels import call_lines, eviction_text, nearly_full_text, no_answer, restored_text
+from mlxkv.tui.state.retry import version_labels
 from mlxkv.tui.state.streaming import StreamingReply
 
 
@@ -209,8 +210,10 @@ class TranscriptModel:
         live = stats.cache_live_bytes
         added = live - self._kv_before if self._kv_before else 0
         number, of = self._version(message)
-        version = (number, max(1, len(self.versions[of]) if of < len(self.versions) else 1))
-        self._append([Block(Kind.STATS, "", stats=stats, kv_added=max(0, added), message=message, version=version)])
+        found = self.versions[of] if of < len(self.versions) else ()
+        made_with = version_labels(found)[number - 1] if len(found) > 1 else ""
+        block = Block(Kind.STATS, "", stats=stats, kv_added=max(0, added), message=message, made_with=made_with)
+        self._append([replace(block, version=(number, max(1, len(found))))])
         self._kv_before = live
 
     def _append(self, blocks: list[Block]) -> None:

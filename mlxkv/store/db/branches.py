@@ -1,16 +1,21 @@
 """Trees of forked chats, and the versions of each message. Inside a transaction of the caller. Engine thread.
 
-Two messages are versions of each other if their `prev` digests are equal: the same history precedes them. Chats are in
-the order of their SQL rows, since a clock may be wrong.
+Two messages are versions of each other if their `prev` digests are equal: the same history precedes them. Two replies
+are, too, if the same question does, of which another model has other tokens; such questions are one version. Chats are
+in the order of their SQL rows, since a clock may be wrong.
 """
 
 from __future__ import annotations
 
 import sqlite3
 from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import replace
 from operator import itemgetter
+from typing import Any
 
 from mlxkv.events import Branch, Sibling
+from mlxkv.system.regular_file import parse_json
 
 _FAMILY = """WITH RECURSIVE
   up(id, parent) AS (SELECT id, parent FROM session WHERE id = ?1
@@ -43,20 +48,38 @@ def siblings(db: sqlite3.Connection, session_id: str, first: int = 0) -> tuple[t
 
     A version shared by several chats is listed as this chat's, else as that of the chat last used.
     """
-    versions: dict[int, dict[str, tuple[int, Sibling]]] = defaultdict(dict)
-    for i, digest, mine, session, text, created, made in db.execute(
+    versions: dict[int, dict[str, tuple[int, Sibling, str]]] = defaultdict(dict)
+    for i, key, mine, session, text, created, made, params in db.execute(
         _FAMILY
-        + """ SELECT m.i, o.digest, o.digest = m.digest, o.session, o.text, s.created, s.rowid
-          FROM turn m JOIN session s ON s.id IN family JOIN turn o ON o.session = s.id AND o.i = m.i AND o.prev = m.prev
-          WHERE m.session = ?1 AND m.i >= ?2 ORDER BY m.i, s.seq, s.updated, s.id""",
+        + """ SELECT m.i, iif(o.role = 'user', o.text, o.digest), iif(o.role = 'user', o.text = m.text,
+            o.digest = m.digest), o.session, o.text, s.created, s.rowid, o.params
+          FROM turn m JOIN session s ON s.id IN family JOIN turn o ON o.session = s.id AND o.i = m.i AND o.role = m.role
+          LEFT JOIN turn mq ON mq.session = m.session AND mq.i = m.i - 1
+          LEFT JOIN turn oq ON oq.session = o.session AND oq.i = o.i - 1
+          WHERE m.session = ?1 AND m.i >= ?2 AND (o.prev = m.prev OR (m.role = 'assistant' AND mq.role = 'user'
+            AND oq.role = 'user' AND oq.prev = mq.prev AND oq.text = mq.text))
+          ORDER BY m.i, s.seq, s.updated, s.id""",
         (session_id, first),
     ):
-        before = versions[i].get(digest)
+        before = versions[i].get(key)
         first_made, created = min((made, created), (before[0], before[1].created)) if before else (made, created)
-        versions[i][digest] = first_made, Sibling(session_id if mine else session, text, created, bool(mine))
-    return tuple(
-        tuple(sibling for _, sibling in sorted(found.values(), key=itemgetter(0))) for found in versions.values()
-    )
+        sibling = Sibling(session_id if mine else session, text, created, bool(mine))
+        versions[i][key] = first_made, sibling, params
+    return tuple(map(_in_order, versions.values()))
+
+
+def _in_order(found: Mapping[str, tuple[int, Sibling, str]]) -> tuple[Sibling, ...]:
+    """The versions of a message by age; only where there are several, it matters what made each."""
+    rows = sorted(found.values(), key=itemgetter(0))
+    return tuple(replace(sibling, params=_params(text)) if len(rows) > 1 else sibling for _, sibling, text in rows)
+
+
+def _params(text: object) -> Mapping[str, Any]:
+    try:
+        params = parse_json(text) if isinstance(text, str) else None
+    except ValueError:
+        params = None
+    return params if isinstance(params, dict) else {}
 
 
 def reparent_forks(db: sqlite3.Connection, session_id: str) -> None:
