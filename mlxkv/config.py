@@ -1,4 +1,4 @@
-"""Folders and settings: options > MLXKV_* variables > config.toml > defaults.
+"""Folders, and the settings of options, MLXKV_* variables and config.toml.
 
 Read once by the command line and passed down; nothing here is read at import. Folders are made private (0700), with
 every missing one above them, as the XDG specification says; what exists keeps its mode.
@@ -12,17 +12,19 @@ import os
 import re
 import stat
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mlxkv.errors import ConfigError, DiskError, first_line, quoted, shortened
+from mlxkv.setting_sources import SettingSources
 from mlxkv.settings import Settings, change, schema
 from mlxkv.system.regular_file import read_text, reason, write_private
 
 __all__ = [
-    "Folders", "Settings", "load_settings", "make_folder", "private_folder", "save_setting", "unknown_variable"
+    "Folders", "Settings", "load_settings", "load_sources", "make_folder", "parse_toml", "private_folder",
+    "save_setting", "unknown_variable",
 ]  # fmt: skip
 
 MAX_CONFIG = 1 << 20  # bytes of config.toml
@@ -135,7 +137,7 @@ def _read_config_file(path: Path) -> str:
         return ""
 
 
-def _parse_toml(text: str) -> dict[str, Any]:
+def parse_toml(text: str) -> dict[str, Any]:
     """`tomllib.loads` that raises ValueError for every kind of invalid input.
 
     Raises:
@@ -152,25 +154,38 @@ def _parse_toml(text: str) -> dict[str, Any]:
 def load_settings(
     folders: Folders, env: Mapping[str, str] | None = None, flags: Mapping[str, Any] | None = None
 ) -> Settings:
-    """Merge the four sources.
+    """The settings in force outside any chat. Raises ConfigError: as `load_sources`."""
+    return load_sources(folders, env, flags).settings
+
+
+def load_sources(
+    folders: Folders, env: Mapping[str, str] | None = None, flags: Mapping[str, Any] | None = None
+) -> SettingSources:
+    """Read the settings of options, environment and config.toml.
 
     Raises:
         ConfigError: config.toml is not TOML, or a key or value is unknown; the message names file, key and value.
     """
     env = os.environ if env is None else env
-    settings = Settings()
     path = folders.config / "config.toml"
     try:
-        table = _parse_toml(_read_config_file(path))
+        table = parse_toml(_read_config_file(path))
     except (ValueError, OSError) as error:
         raise ConfigError(f"{shortened(path)} is not valid TOML ({reason(error)}); correct or remove it.") from error
-    settings = change(settings, table, lambda key: f"`{shortened(key)}` in {path}")
+    config = _checked(table, lambda key: f"`{shortened(key)}` in {path}")
     names = {f"MLXKV_{s.name.upper()}": s.name for s in schema()}
     from_env = {key: env[name] for name, key in names.items() if env.get(name)}
-    settings = change(settings, from_env, lambda key: f"The environment variable MLXKV_{key.upper()}")
+    environment = _checked(from_env, lambda key: f"The environment variable MLXKV_{key.upper()}")
     given = {key: value for key, value in (flags or {}).items() if value is not None}
     options = {s.name: s.option.split(", ")[-1] for s in schema()}
-    return change(settings, given, lambda key: f"The option {options.get(key, key)}")
+    option = _checked(given, lambda key: f"The option {options.get(key, key)}")
+    return SettingSources(option, environment, config=config)
+
+
+def _checked(table: Mapping[str, Any], where: Callable[[str], str]) -> dict[str, Any]:
+    """The values of a table, converted. Raises ConfigError."""
+    changed = change(Settings(), table, where)
+    return {name: getattr(changed, name) for name in table}
 
 
 def unknown_variable(env: Mapping[str, str]) -> str:
@@ -213,7 +228,7 @@ def with_setting(text: str, name: str, value: Any) -> str:
     """
     import tomlkit  # only where a setting is saved
 
-    _parse_toml(text)
+    parse_toml(text)
     document = tomlkit.parse(text)
     document[name] = "none" if value is None else value
     return tomlkit.dumps(document)

@@ -525,7 +525,7 @@ class Model:
         """
         return self.reopen(self.store.sessions.find(session), cache=cache, fork=fork, tools=tools, **sampling)
 
-    @public(*SAMPLING, session_id=arguments.label, cache=_CONFIG, fork=arguments.flag)
+    @public(*SAMPLING, session_id=arguments.label, cache=_CONFIG, fork=arguments.flag, own=arguments.flag)
     def reopen(
         self,
         session_id: str,
@@ -533,13 +533,14 @@ class Model:
         cache: CacheConfig | None = None,
         fork: bool = False,
         tools: Sequence[Callable[..., Any] | Mapping[str, Any] | Tool] | None = None,
+        own: bool = True,
         **sampling: Unpack[Sampling],
     ) -> Chat:
-        """`resume` by the full id only, which no title can be mistaken for."""
+        """`resume` by the full id only, which no title can be mistaken for. `own`: apply the chat's own settings."""
         store, known = self.store, None if tools is None else checked_tools(tools)
         if fork and not store.read_only:
             session_id = store.fork(session_id)
-        chat = resumed(self._runtime, store.load(session_id), cache, known, _given(sampling))
+        chat = resumed(self._runtime, store.load(session_id), cache, known, _given(sampling), own=own)
         store.enforce_limit()  # once the chat's lock is held, so that its own rows stay
         return chat
 

@@ -23,6 +23,12 @@ SAMPLING_SETTINGS = (
     "xtc_threshold", "logit_bias",
 )  # fmt: skip
 """Settings that are fields of SamplingParams."""
+OF_SESSION = ("model", "adapter", "system")
+"""Settings of a chat that its session has in columns of their own."""
+CHAT_SETTINGS = (
+    *OF_SESSION, *SAMPLING_SETTINGS, "think", "thinking_budget", "window", "sinks", "kv_bits", "checkpoint_limit",
+)  # fmt: skip
+"""Settings that a chat can have a value of its own for; the others belong to the machine or the window."""
 _NONE = ("", "none", "auto")
 _YES_NO = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
 
@@ -47,6 +53,11 @@ class Setting:
     holds: str = AT_ONCE
     form: str = ""  # of text
     parse: Callable[[str], object] | None = None  # raises ValueError for text that has another form
+
+    @property
+    def is_for_chat(self) -> bool:
+        """Whether a chat can have a value of its own."""
+        return self.name in CHAT_SETTINGS
 
     @property
     def rule(self) -> str:
@@ -147,7 +158,7 @@ class Settings:
         option="--adapter", holds=NEXT_START,
     )  # fmt: skip
     system: str | None = _setting(
-        None, "System prompt of new chats.", option="-s, --system", null="no system prompt", holds="new chats"
+        None, "System prompt of new chats.", option="-s, --system", null="no system prompt", holds=NEXT_REPLY
     )
     temperature: float | None = _setting(
         None, "0 always takes the most likely token.", slash="temp", option="--temp", low=0, high=100, holds=NEXT_REPLY
@@ -357,9 +368,15 @@ def as_markdown() -> str:
         "",
         "Generated from `mlxkv/settings.py`: `python -m mlxkv.settings > docs/settings.md`.",
         "",
-        "A setting comes from the command line, the environment (`MLXKV_` and its name in capitals) or `config.toml`",
-        "(`mlxkv path` prints its folder), in this order; otherwise it has the default below. In the chat, `/set`",
-        "lists all settings, and `/set temp 0.2` changes one and saves it in `config.toml`, keeping its comments.",
+        "The value in force is the first of these: the command line (for that run), the environment (`MLXKV_` and",
+        "the name in capitals), this chat, its [preset](#presets), `config.toml` (`mlxkv path` prints its folder),",
+        "the default below. `/set temp` shows it and where it comes from.",
+        "",
+        "In a chat, `/set temp 0.2` changes that chat alone and is stored with it; `/set temp 0.2 --default` saves",
+        "it for all chats in `config.toml`, keeping its comments. `/set temp none` is the model's own value, `/set",
+        "temp default` follows the other sources again. What you change in a chat comes before options and",
+        "variables until you open another chat. Settings marked with * belong to no chat: `/set` saves them at",
+        "once.",
         "",
         "| name | `/set` | option | value | default | a change takes effect with |",
         "|---|---|---|---|---|---|",
@@ -367,10 +384,30 @@ def as_markdown() -> str:
     for s in schema():
         without = s.null if s.default is None else f"`{s.shown(s.default)}`"
         names = [f"`{name}`" if name else "" for name in (s.name, s.slash, s.option)]
+        names[0] += "" if s.is_for_chat else " *"
         cells = (*names, s.rule, without)
         lines.append(f"| {' | '.join(cells)} | {s.holds} |")
     lines += ["", *(f"* `{s.name}`: {s.help}" for s in schema()), ""]
     lines += [
+        "## Presets",
+        "",
+        "A preset is a name for a system prompt, sampling, a model, a window: any settings that a chat can have.",
+        "`/preset save terse` saves what is in force in the chat as `presets/terse.toml` beside `config.toml`; you",
+        "can edit the file:",
+        "",
+        "```toml",
+        'system = "Answer in one sentence."',
+        "temperature = 0.2",
+        "window = 8192",
+        "```",
+        "",
+        "`/preset terse` takes it for the open chat from the next turn on, in place of the chat's own values of the",
+        "same settings, and says how much is prefilled again. `/preset` lists the presets. `mlxkv -P terse` begins",
+        "chats with it, `mlxkv -c -P terse` takes it for the last chat, `mlxkv serve -P terse` uses all but its",
+        "system prompt. A chat stores what it took: editing, renaming or deleting the file changes no chat.",
+        "",
+        "## Keys",
+        "",
         "Key bindings are a table of their own, with the names that `/keys` lists:",
         "",
         "```toml",

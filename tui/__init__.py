@@ -11,6 +11,7 @@ from mlxkv.config import Folders, Settings
 from mlxkv.protocol.commands import Command
 from mlxkv.protocol.engine import EnginePort
 from mlxkv.protocol.events import ModelCard
+from mlxkv.setting_sources import SettingSources
 from mlxkv.system.supervisor_link import SupervisorLink
 from mlxkv.system.terminal import close_before_ending
 
@@ -20,7 +21,7 @@ __all__ = ["EnginePort", "run"]
 def run(
     engine: EnginePort,
     suggestions: tuple[ModelCard, ...],
-    settings: Settings,
+    settings: Settings | SettingSources,
     folders: Folders,
     start: Sequence[Command] = (),
     ask: str | None = None,
@@ -41,7 +42,7 @@ def run(
     app = ChatApp(engine, suggestions, settings, folders, start, ask, driver_class=WindowDriver, supervisor=supervisor)
     with close_before_ending(lambda: app.call_later(app.exit, 0)):
         try:
-            code = app.run(mouse=settings.mouse)
+            code = app.run(mouse=SettingSources.of(settings).settings.mouse)
             return code if code is not None else (app.return_code or 0)
         finally:
             if supervisor is not None:

@@ -10,7 +10,6 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from functools import partial
 from typing import ClassVar
 
@@ -28,6 +27,7 @@ from mlxkv.protocol import commands as cmd
 from mlxkv.protocol import events as ev
 from mlxkv.protocol.engine import EnginePort
 from mlxkv.protocol.status import SaveState
+from mlxkv.setting_sources import SettingSources
 from mlxkv.system.supervisor_link import SupervisorLink
 from mlxkv.text.clean import clean
 from mlxkv.tui.emoji import joins_emoji
@@ -75,7 +75,7 @@ class ChatApp(App[int], inherit_bindings=False):
         self,
         engine: EnginePort,
         suggestions: tuple[ev.ModelCard, ...],
-        settings: Settings,
+        settings: Settings | SettingSources,
         folders: Folders | None,
         first_commands: Iterable[cmd.Command] = (),
         ask: str | None = None,
@@ -85,7 +85,7 @@ class ChatApp(App[int], inherit_bindings=False):
         supervisor: SupervisorLink | None = None,
     ) -> None:
         super().__init__(driver_class=driver_class)
-        self.engine, self.settings, self.clock = engine, settings, clock
+        self.engine, self.settings, self.clock = engine, SettingSources.of(settings).settings, clock
         self.folders, self.supervisor = folders, supervisor
         self.state = ChatState(clock, settings, today)
         self.history = History(folders.state if folders else None)
@@ -190,6 +190,9 @@ class ChatApp(App[int], inherit_bindings=False):
         self.history.add(message.typed)
         self.chat.sync()
 
+    def on_chat_screen_slash_requested(self, message: ChatScreen.SlashRequested) -> None:
+        self.action_slash(message.command, message.argument)
+
     def _run_command(self, name: str, argument: str = "") -> None:
         self.chat.close_picker()
         self.action_slash(name, argument)
@@ -235,7 +238,7 @@ class ChatApp(App[int], inherit_bindings=False):
             self.chat.show_hint(f"There is no theme {name!r}; /theme lists them.")
         else:
             self.theme = name
-            self.state.settings = replace(self.state.settings, theme=name)
+            self.state.change({"theme": name}, for_all=True)
             self._save_setting("theme")
 
     def _save_setting(self, name: str) -> None:
@@ -244,7 +247,7 @@ class ChatApp(App[int], inherit_bindings=False):
             return
         from mlxkv.config import save_setting
 
-        value = self.theme if name == "theme" else getattr(self.state.settings, name)
+        value = self.theme if name == "theme" else self.state.sources.config[name]
         try:
             save_setting(self.folders, name, value)
         except ConfigError as error:

@@ -17,13 +17,14 @@ from mlxkv.config import Folders, Settings
 from mlxkv.errors import ConfigError
 from mlxkv.protocol import commands as cmd
 from mlxkv.protocol import events as ev
+from mlxkv.setting_sources import SettingSources
 from mlxkv.stats import bytes_text, stat_line
 from mlxkv.system.terminal import close_before_ending, handle_interrupts
 from mlxkv.text.clean import CONTEXT, clean
 from mlxkv.tui.state import slash_actions
 from mlxkv.tui.state.blocks import NO_ANSWER, ContextRow, Kind
 from mlxkv.tui.state.chat_state import ChatState
-from mlxkv.tui.state.choices import Listing, PutPrompt, SendAnyway, row_line
+from mlxkv.tui.state.choices import Listing, PutPrompt, RunSlash, SendAnyway, row_line
 from mlxkv.tui.state.labels import call_lines, no_answer
 from mlxkv.tui.state.reports import context_line
 from mlxkv.tui.state.slash import Run, Unknown, help_rows, parse
@@ -55,7 +56,7 @@ class PlainChat:
     """
 
     def __init__(
-        self, folders: Folders, settings: Settings, dispatcher: MakeDispatcher, out: TextIO, read: Callable[[str], str]
+        self, folders: Folders, settings: Settings | SettingSources, dispatcher: MakeDispatcher, out: TextIO, read: Callable[[str], str]
     ) -> None:
         self._folders, self._out, self._read = folders, out, read
         self._state = ChatState(time.perf_counter, settings)
@@ -118,8 +119,7 @@ class PlainChat:
             case Unknown(message):
                 self._line(message)
             case Run(name, argument):
-                if request := slash_actions.run(self._state, name, argument):
-                    self._perform(request)
+                self._run_slash(name, argument)
             case prompt:
                 if self._state.read_only:
                     self._dispatcher.handle(cmd.CheckChat())
@@ -130,6 +130,10 @@ class PlainChat:
                 else:
                     self._state.prompt(prompt.text)
         self._answer()
+
+    def _run_slash(self, name: str, argument: str) -> None:
+        if request := slash_actions.run(self._state, name, argument):
+            self._perform(request)
 
     def _perform(self, request: slash_actions.UiRequest) -> None:
         match request:
@@ -142,7 +146,7 @@ class PlainChat:
                 from mlxkv.config import save_setting
 
                 try:
-                    save_setting(self._folders, name, getattr(self._state.settings, name))
+                    save_setting(self._folders, name, self._state.sources.config[name])
                 except ConfigError as error:
                     self._line(f"Error: {error}")
             case slash_actions.UiRequest(name):
@@ -165,6 +169,8 @@ class PlainChat:
                 self._line(f"Type: {text}")
             case SendAnyway() as choice:
                 self._state.send_anyway(choice)
+            case RunSlash(name, argument):
+                self._run_slash(name, argument)
             case None:
                 pass
             case command:

@@ -43,6 +43,7 @@ from mlxkv.events import Branch, Message, Notice, PrefillProgress, Sibling, Tool
 from mlxkv.inference.hooks import HOOKS
 from mlxkv.inference.sampling import SAMPLING, SamplingParams
 from mlxkv.inference.sampling_types import Sampling
+from mlxkv.setting_sources import ChatSettings
 from mlxkv.stats import TurnStats, bytes_text, plural
 from mlxkv.store.kv.state_saves import Occasion
 from mlxkv.store.records import Restored, SessionRecord, TurnRecord
@@ -54,7 +55,7 @@ from mlxkv.token_ids import common_prefix
 _STARTED, _TEXT = optional(arguments.number), optional(text)
 
 
-@hides("abridge", "add_turn", "begin_with", "load", "num_to_read", "close_with_model")
+@hides("abridge", "own_settings", "add_turn", "begin_with", "load", "num_to_read", "close_with_model")
 @copies("make a second one with `chat.fork()`, or save it and continue it elsewhere with `model.resume(id)`.")
 class Chat:
     """A conversation with a model. Made by `Model.chat` and `Model.resume`.
@@ -88,6 +89,7 @@ class Chat:
         self.stats = TurnStats()
         self.restored: Restored | None = None  # the rows restored from disk when the chat was resumed
         self._notices: list[Notice] = []  # of messages that were added since the last reply
+        self._own = ChatSettings()
         self._system_fork: tuple[str, int, str | None] | None = None  # see `_fork_from`
         system = well_formed(system) if system else None
         prompts = runtime.prompts.with_tools(tools)
@@ -155,6 +157,18 @@ class Chat:
         if is_unused:
             self._conversation.unsaved.delete(left)
         self._system_fork = str(self.session_id), num_turns, parent
+
+    @property
+    def own_settings(self) -> ChatSettings:
+        """What a front end's user chose for this chat alone. It is stored with the chat, and applied by `Model.resume`;
+        the front ends apply it themselves."""
+        return self._own
+
+    @own_settings.setter
+    def own_settings(self, own: ChatSettings) -> None:
+        self._owner.check()
+        self._own = own
+        self._conversation.set_settings(own)
 
     @property
     def tools(self) -> tuple[Tool, ...]:
@@ -534,6 +548,7 @@ class Chat:
             began=self._history.prefix.began,
             tools=self.tools,
         )
+        twin._own = self._own
         twin._history.conversation = self._conversation.with_turns(turns)
         twin._history.prompt_state = state
         if self.session_id is not None:
@@ -638,13 +653,14 @@ class Chat:
         params: dict[str, Any] = {"cache": cache, "sampling": sampling, "think": self.thinking}
         params |= {"pinned": pinned} if pinned else {}
         params |= {"tools": [dict(tool.schema) for tool in self.tools]} if self.tools else {}
-        self._conversation.begin(title, self.system, params, parent, self._history.prefix.began)
+        self._conversation.begin(title, self.system, params, parent, self._history.prefix.began, self._own)
 
     @public(record=arguments.instance(SessionRecord, advice="`Model.resume` takes an id or a title"))
     def load(self, record: SessionRecord) -> None:
         """Load a stored session: its turns, and as many of its rows as fit; see `read_only`."""
         self._gate.check_idle()
         self._history.load(record)
+        self._own, _ = ChatSettings.read(record.settings, record.preset)
         if not self.read_only:
             self.restored = self._conversation.restore_rows(self.cache)
 

@@ -26,6 +26,7 @@ from mlxkv.errors import (
 )
 from mlxkv.events import Message, Notice
 from mlxkv.inference.sampling import random_state, set_random_state
+from mlxkv.setting_sources import ChatSettings
 from mlxkv.stats import TurnStats
 from mlxkv.store.borrow import MIN_NEW_TOKENS
 from mlxkv.store.kv.state_saves import Occasion
@@ -216,10 +217,11 @@ class Conversation:
         params: Mapping[str, Any],
         parent: str | None = None,
         began: datetime | None = None,
+        own: ChatSettings | None = None,
     ) -> None:
         """Make a session of the turns so far; without `title` it gets the first line of the first message.
 
-        `parent`: the session that it is a fork of, before its first message.
+        `parent`: the session that it is a fork of, before its first message. `own`: its settings.
         """
         title = title or title_of(self.turns[0].text if self.turns else "")
         self.title = self.title or title  # even if the session cannot be made
@@ -236,6 +238,8 @@ class Conversation:
                 parent=parent,
                 forked_at=forked_at,
                 clock=None if began is None else began.isoformat(),
+                settings=own.stored if own else {},
+                preset=(own and own.preset) or None,
             )
         )
         for turn in self.turns:
@@ -245,6 +249,11 @@ class Conversation:
     def rename(self, title: str) -> None:
         self._store.sessions.rename(str(self.session_id), title)
         self.title = title
+
+    def set_settings(self, own: ChatSettings) -> None:
+        """Store the chat's own settings, if it has a session here."""
+        if self.is_open_here:
+            self._store.sessions.set_settings(str(self.session_id), own.stored, own.preset or None)
 
     def resume(self, record: SessionRecord) -> bool:
         """Load a stored session and make it this model's; whether it was already.

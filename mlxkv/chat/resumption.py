@@ -14,6 +14,7 @@ from mlxkv.chat.chat import Chat
 from mlxkv.chat.runtime import ModelRuntime
 from mlxkv.chat.tools import Tool
 from mlxkv.inference.sampling import SamplingParams
+from mlxkv.setting_sources import ChatSettings
 from mlxkv.store.records import SessionRecord
 
 
@@ -23,8 +24,15 @@ def resumed(
     cache: CacheConfig | None,
     tools: tuple[Tool, ...] | None,
     sampling: Mapping[str, Any],
+    *,
+    own: bool,
 ) -> Chat:
-    """The chat of a session; see `Model.resume`. `tools`: None for its own."""
+    """The chat of a session; see `Model.resume`. `tools`: None for its own. `own`: apply the chat's own settings."""
+    chosen = ChatSettings.read(record.settings if own else {}, None)[0].settings
+    if cache is None and chosen.bounds_cache:
+        cache = CacheConfig.from_settings(chosen)
+    sampling = {**{name: value for name, value in chosen.sampling.items() if value is not None}, **sampling}
+    think = record.params.get("think") if chosen.think is None else chosen.think
     began = clock.from_text(record.clock) or clock.from_seconds(record.created)
     if "sampling" in record.params:
         params = SamplingParams.saved(dict(record.params["sampling"] or {}))
@@ -36,7 +44,7 @@ def resumed(
         cache=_config(runtime, record, cache, began),
         params=replace(params, **sampling),
         autosave=True,
-        think=saved if isinstance(saved := record.params.get("think"), bool) else None,
+        think=think if isinstance(think, bool) else None,
         began=began,
         tools=runtime.saved_tools(record.params.get("tools")) if tools is None else tools,
     )

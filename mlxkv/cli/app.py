@@ -22,7 +22,7 @@ from typer.core import TyperGroup
 from mlxkv.cli.bench.command import bench
 from mlxkv.cli.cache import cache
 from mlxkv.cli.chats import chats, ids_for_completion
-from mlxkv.cli.completion import insert_chat_command, prompt_caches
+from mlxkv.cli.completion import insert_chat_command, presets, prompt_caches
 from mlxkv.cli.completion import models as model_names
 from mlxkv.cli.input_files import piped_text, question_with, schema_file, text_or_file
 from mlxkv.cli.models import models
@@ -36,10 +36,12 @@ from mlxkv.cli.start import (
     open_window,
     own_adapter,
     session_id_of,
+    sources_of,
     talk_in_lines,
 )
-from mlxkv.config import Folders, Settings, load_settings, unknown_variable
+from mlxkv.config import Folders, Settings, load_settings, load_sources, unknown_variable
 from mlxkv.errors import ConfigError, MlxkvError, OutOfMemoryError, OutputClosedError, PromptError
+from mlxkv.presets import PresetFolder
 from mlxkv.settings import help_of
 from mlxkv.system.streams import run
 from mlxkv.system.terminal import GONE, detach_terminal, is_terminal_error
@@ -98,6 +100,9 @@ def chat(
         str | None, typer.Option("-m", "--model", help=help_of("model"), autocompletion=model_names)
     ] = None,
     adapter: Annotated[str | None, typer.Option("--adapter", help=help_of("adapter"))] = None,
+    preset: Annotated[
+        str | None, typer.Option("-P", "--preset", help="Settings saved under this name.", autocompletion=presets)
+    ] = None,
     system: Annotated[str | None, typer.Option("-s", "--system", help="System prompt, or @FILE.")] = None,
     file: Annotated[list[Path] | None, typer.Option("-f", "--file", help="Put a file before the question.")] = None,
     continue_: Annotated[bool, typer.Option("-c", "--continue", help="Continue the last chat.")] = False,
@@ -181,7 +186,10 @@ def chat(
         "xtc_probability": xtc_probability, "xtc_threshold": xtc_threshold, "logit_bias": logit_bias,
         "think": think, "draft": False if no_draft else None, "draft_model": draft_model,
     }  # fmt: skip
-    settings = load_settings(folders, flags=flags)
+    taken = PresetFolder(folders).load(preset) if preset is not None else None
+    given = load_sources(folders, flags=flags)
+    sources, _ = sources_of(folders, given, None, taken)
+    settings = sources.settings
     if disk_limit is not None:
         os.environ["MLXKV_DISK_LIMIT"] = disk_limit  # the store reads it when it is opened
     picks = False
@@ -214,6 +222,11 @@ def chat(
         picks, resume, continue_ = not (continue_ or printing), None, continue_ or printing
     session_id = None if picks else session_id_of(folders, resume, continue_)
     if printing:
+        sources, unusable = sources_of(folders, given, session_id, taken)
+        settings = sources.settings
+        bounds, sampling = CacheConfig.from_settings(settings), {**settings.sampling, "logprobs": logprobs}
+        if unusable and not quiet:
+            print(clean(unusable), file=sys.stderr)
         reports = bool(question) and not quiet and output is Output.text
         request = PrintRequest(
             question_with(question, file or [], "" if no_stdin else piped_text(sys.stdin, reports)),
@@ -226,15 +239,17 @@ def chat(
             asked,
             settings.think,
             follows,
+            sources.chat if taken is not None else None,
         )
         raise typer.Exit(_print(folders, settings, sampling, request, bounds, model, load_anyway))
     question = question_with(question, file) if file else question
+    wanted = sources_of(folders, given, session_id, taken)[0].settings
     talk = talk_in_lines if plain else open_window
     raise typer.Exit(
         talk(
             folders,
-            settings,
-            first_commands(folders, settings, session_id, fork, picks, load_anyway),
+            sources,
+            first_commands(folders, wanted, session_id, fork, picks, load_anyway, preset),
             question,
             not no_save,
         )

@@ -30,6 +30,13 @@ def models(beginning: str) -> Sequence[str]:
     return [name for name in dict.fromkeys([*BUILT_IN, *(m.id for m in list_local())]) if name.startswith(beginning)]
 
 
+def presets(beginning: str) -> Sequence[str]:
+    """Names of presets."""
+    from mlxkv.presets import PresetFolder
+
+    return [name for name in PresetFolder(Folders.from_env()).names() if name.startswith(beginning)]
+
+
 def prompt_caches(beginning: str) -> Sequence[str]:
     """Names of prompt caches."""
     from mlxkv.store.prompts.folder import PromptFolder

@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TextIO
 
 from mlxkv.errors import OutputClosedError
@@ -28,6 +29,7 @@ from mlxkv.events import (
     TurnEvent,
     TurnFinished,
 )
+from mlxkv.setting_sources import ChatSettings
 from mlxkv.stats import evicted_text, no_answer_text, stat_line
 from mlxkv.system.terminal import close_before_ending, handle_interrupts
 from mlxkv.text.clean import CONTEXT, clean
@@ -56,6 +58,7 @@ class PrintRequest:
     cache: Path | None = None  # a prompt cache to begin with; such a chat is not saved
     think: bool | None = None  # reason first, if the model can; None: as the chat does
     schema: dict[str, Any] | None = None  # JSON schema that the reply follows
+    own: ChatSettings | None = None  # to store with the chat, which takes a preset
 
 
 def answer(
@@ -65,11 +68,11 @@ def answer(
 
     `cache` None keeps the resumed session's.
     """
-    with _chat(model, request, cache, sampling) as chat, _interrupts(chat):
+    with _chat(model, request, cache) as chat, _interrupts(chat):
         if (restored := _restored(chat)) and not request.quiet:
             print(restored, file=err)
         try:
-            finished, notices = _print_turn(chat, request, out, err, model.tokenizer)
+            finished, notices = _print_turn(chat, request, out, err, model.tokenizer, sampling)
         except OutputClosedError:  # as in `mlxkv -p ... | head -1`: the generated part is saved
             return 0
         if request.output != "text":
@@ -86,13 +89,18 @@ def answer(
 
 
 def _print_turn(
-    chat: Chat, request: PrintRequest, out: TextIO, err: TextIO, tokenizer: Any = None
+    chat: Chat,
+    request: PrintRequest,
+    out: TextIO,
+    err: TextIO,
+    tokenizer: Any = None,
+    sampling: Mapping[str, Any] = MappingProxyType({}),
 ) -> tuple[TurnFinished, list[str]]:
     """Print the events of a turn; returns the last one. `tokenizer`: names the tokens of log-probabilities."""
     on_screen, before = out.isatty(), ""
     notices: list[str] = []
     finished: TurnFinished | None = None
-    for event in map(_worded, chat.send(request.question, schema=request.schema)):
+    for event in map(_worded, chat.send(request.question, schema=request.schema, **sampling)):
         if isinstance(event, Notice):
             notices.append(event.text)
         if request.output == "stream-json" and not isinstance(event, TurnFinished):
@@ -136,16 +144,20 @@ def open_cache(model: Model, path: Path) -> PromptCache:
 
 
 @contextmanager
-def _chat(model: Model, request: PrintRequest, cache: CacheConfig | None, sampling: dict[str, Any]) -> Iterator[Chat]:
+def _chat(model: Model, request: PrintRequest, cache: CacheConfig | None) -> Iterator[Chat]:
     if request.cache is not None:
-        chat = model.chat(cache=open_cache(model, request.cache), **sampling)
+        chat = model.chat(cache=open_cache(model, request.cache))
     elif request.resume is None:
-        chat = model.chat(request.system, cache, autosave=request.save, **sampling)
+        chat = model.chat(request.system, cache, autosave=request.save)
     else:
         model.open_store_for_one_reply()
-        chat = model.reopen(request.resume, cache=cache, fork=request.fork and request.save, **sampling)
+        chat = model.reopen(request.resume, cache=cache, fork=request.fork and request.save, own=False)
         if not request.save:
             chat.detach()
+    if request.own is not None:
+        chat.own_settings = request.own
+        if request.resume is not None and "system" in request.own.preset_values:
+            chat.system = request.system
     if request.think is not None:
         chat.thinking = request.think
     with close_before_ending(lambda: chat.cancel(keep_message=True)):

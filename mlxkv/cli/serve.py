@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mlxkv.cli.completion import models as model_names
-from mlxkv.cli.start import chosen_model, own_adapter
-from mlxkv.config import Folders, load_settings
+from mlxkv.cli.completion import presets
+from mlxkv.cli.start import chosen_model, own_adapter, sources_of
+from mlxkv.config import Folders, load_sources
 from mlxkv.errors import ConfigError, OutOfMemoryError
+from mlxkv.presets import PresetFolder
 from mlxkv.settings import help_of
 
 if TYPE_CHECKING:
@@ -26,6 +28,10 @@ def serve(
         str | None, typer.Option("-m", "--model", help=help_of("model"), autocompletion=model_names)
     ] = None,
     adapter: Annotated[str | None, typer.Option("--adapter", help=help_of("adapter"))] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option("-P", "--preset", help="Its model, window and sampling.", autocompletion=presets),
+    ] = None,
     models: Annotated[
         list[str] | None,
         typer.Option("--models", help="Load this one, too, when a request names it.", autocompletion=model_names),
@@ -61,7 +67,8 @@ def serve(
         "model": model, "temperature": temp, "max_tokens": max_tokens, "think": think, "window": window,
         "kv_bits": kv_bits, "disk_limit": disk_limit, "draft": False if no_draft else None,
     }  # fmt: skip
-    settings = load_settings(folders, flags=flags)
+    taken = PresetFolder(folders).load(preset) if preset is not None else None
+    settings = sources_of(folders, load_sources(folders, flags=flags), None, taken)[0].settings
     if disk_limit is not None:
         os.environ["MLXKV_DISK_LIMIT"] = disk_limit  # the store reads it when it is opened
     try:

@@ -16,21 +16,29 @@ from mlxkv.cli.chats import open_store
 from mlxkv.cli.input_files import piped_lines
 from mlxkv.config import Folders, Settings, private_folder
 from mlxkv.errors import ConfigError, DiskError, MlxkvError, ModelError, ModelNotFoundError, SessionNotFoundError
+from mlxkv.setting_sources import ChatSettings, SettingSources
 from mlxkv.system.regular_file import check_regular
 from mlxkv.system.supervisor import show_typing
 from mlxkv.system.terminal import redirect_stderr
 
 if TYPE_CHECKING:
+    from mlxkv.presets import Preset
     from mlxkv.protocol.commands import Command
     from mlxkv.protocol.events import ModelCard
 
 
 def first_commands(
-    folders: Folders, settings: Settings, session_id: str | None, fork: bool, picks: bool, anyway: bool = False
+    folders: Folders,
+    settings: Settings,
+    session_id: str | None,
+    fork: bool,
+    picks: bool,
+    anyway: bool = False,
+    preset: str | None = None,
 ) -> list[Command]:
-    """First commands for the engine: load the model, open the chat."""
+    """First commands for the engine: load the model, open the chat, which takes `preset` if it is resumed."""
     from mlxkv.models import BUILT_IN, resolve
-    from mlxkv.protocol.commands import ListChats, LoadModel, NewChat, OpenChat
+    from mlxkv.protocol.commands import ListChats, LoadModel, NewChat, OpenChat, TakePreset
 
     name, adapter = chosen_model(folders, settings, session_id)
     if session_id is not None and fork:
@@ -41,10 +49,31 @@ def first_commands(
             name = resolve(BUILT_IN[0]).name
     # A model that only a chat or the last run names may be gone: it is not downloaded unasked.
     load: list[Command] = [LoadModel(name, settings.model is None, anyway, adapter=adapter)] if name else []
-    return [*load, OpenChat(session_id) if session_id else NewChat(), *([ListChats()] if picks else [])]
+    take = [TakePreset(preset)] if session_id and preset else []
+    return [*load, OpenChat(session_id) if session_id else NewChat(), *take, *([ListChats()] if picks else [])]
 
 
-def open_window(folders: Folders, settings: Settings, start: list[Command], question: str | None, save: bool) -> int:
+def sources_of(
+    folders: Folders, sources: SettingSources, session_id: str | None, preset: Preset | None
+) -> tuple[SettingSources, str]:
+    """The sources of settings for a chat that is resumed (None: a new one) and may take a preset; and a notice.
+
+    A resumed chat has its own model, whatever config.toml says.
+    """
+    own, notice = ChatSettings(), ""
+    if session_id is not None:
+        with open_store(folders, enforce=False) as store:
+            own, notice = ChatSettings.read(*store.sessions.settings_of(session_id))
+            if not store.sessions.model_of(session_id).is_foreign:
+                sources = sources.without_config(("model", "adapter"))
+    if preset is not None:
+        own = own.with_preset(preset.name, preset.values)
+    return sources.for_chat(own), notice
+
+
+def open_window(
+    folders: Folders, settings: SettingSources, start: list[Command], question: str | None, save: bool
+) -> int:
     from mlxkv.engine import Engine
     from mlxkv.system.supervisor_link import watch_parent
     from mlxkv.tui import run
@@ -57,7 +86,9 @@ def open_window(folders: Folders, settings: Settings, start: list[Command], ques
         return run(engine, _suggestions(), settings, folders, start, question, supervisor)
 
 
-def talk_in_lines(folders: Folders, settings: Settings, start: list[Command], question: str | None, save: bool) -> int:
+def talk_in_lines(
+    folders: Folders, settings: SettingSources, start: list[Command], question: str | None, save: bool
+) -> int:
     from mlxkv.engine import Dispatcher
     from mlxkv.tui.line_mode import PlainChat
 

@@ -18,6 +18,7 @@ from mlxkv.events import Notice
 from mlxkv.protocol import events as ev
 from mlxkv.protocol.export_format import CHAT_FORMATS, one_of
 from mlxkv.protocol.status import SaveState
+from mlxkv.setting_sources import ChatSettings, SettingSources
 
 if TYPE_CHECKING:
     from mlxkv.chat.chat import Chat
@@ -25,37 +26,49 @@ if TYPE_CHECKING:
 # -- open ------------------------------------------------------------------------------------------------------------
 
 
-def new_chat(context: EngineContext, system: str | None = None) -> Iterator[ev.EngineEvent]:
+def new_chat(context: EngineContext, system: str | None = None, *, keep: bool = False) -> Iterator[ev.EngineEvent]:
+    """Start a chat. `keep`: with the settings of the one before, which is replaced."""
+    if not keep:
+        context.sources = context.sources.for_chat(context.first)
     context.close_chat()
     context.set_saved(SaveState.NOTHING if context.save else SaveState.OFF)
     if context.model is not None:
-        context.chat = make_chat(context, system or context.system)
+        context.chat = make_chat(context, system or context.settings.system)
     yield ev.Versions(())
     yield ev.ChatOpened(None, "")  # the first message will be its title
+    yield ev.SettingsInForce(context.sources)
     yield session_status(context)
 
 
 def make_chat(context: EngineContext, system: str | None) -> Chat:
-    return context.ready_model.chat(
-        system,
-        context.cache_config(),
-        autosave=context.save,
-        think=context.settings.think,
-        **context.settings.sampling,
+    """A new chat with the settings of the context."""
+    chat = context.ready_model.chat(
+        system, context.cache_config(), autosave=context.save, think=context.settings.think
     )
+    chat.own_settings = context.sources.chat
+    return chat
 
 
-def open_chat(context: EngineContext, session_id: str) -> Iterator[ev.EngineEvent]:
-    """Resume a chat. One that is open in another process is shown read-only, and can be forked."""
+def open_chat(context: EngineContext, session_id: str, *, keep: bool = False) -> Iterator[ev.EngineEvent]:
+    """Resume a chat. One that is open in another process is shown read-only, and can be forked. `keep`: it is open
+    already, and its settings are those of the context."""
     model = context.ready_model
     if context.chat is None or context.chat.session_id != session_id:
         model.store.sessions.check(session_id)  # reports damage before the current chat is closed
     context.close_chat()
+    unusable = ""
+    if not keep:
+        own, unusable = ChatSettings.read(*model.store.sessions.settings_of(session_id))
+        context.sources = context.sources.for_chat(own)
     config = context.cache_config() if context.settings.bounds_cache else None
-    chat = context.chat = model.reopen(session_id, cache=config, **context.settings.sampling)
+    chat = context.chat = model.reopen(session_id, cache=config, own=False)
     if context.settings.think is not None:
         chat.thinking = context.settings.think
     yield from show_chat(context, is_restored=True)
+    context.sources = with_own_system(context)
+    yield ev.SettingsInForce(context.sources)
+    if unusable:
+        yield Notice(unusable)
     if chat.restored and chat.restored.notice:
         yield Notice(chat.restored.notice)
     if not context.save:
@@ -64,6 +77,14 @@ def open_chat(context: EngineContext, session_id: str) -> Iterator[ev.EngineEven
     context.set_saved(SaveState.NOTHING if chat.read_only else saved)
     update_disk_bytes(context)
     yield session_status(context)
+
+
+def with_own_system(context: EngineContext) -> SettingSources:
+    """The sources, with the system prompt that the open chat has as its own once it has messages."""
+    chat, sources = context.chat, context.sources
+    if chat is None or not chat.messages or (chat.system or None) == (sources.settings.system or None):
+        return sources
+    return sources.with_chat({"system": chat.system})
 
 
 def check_chat(context: EngineContext) -> Iterator[ev.EngineEvent]:

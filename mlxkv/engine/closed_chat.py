@@ -30,13 +30,13 @@ class ClosedChat:
     def reopen(self, context: EngineContext, *, is_same_model: bool) -> Iterator[EngineEvent]:
         """Open it with the model that is loaded now, and show it."""
         if self.session is not None:
-            yield from chats.open_chat(context, self.session)
+            yield from chats.open_chat(context, self.session, keep=True)
         elif self.unsaved is not None:
             self.continue_unsaved(context, self.unsaved, is_same_model)
             yield from chats.show_chat(context)
             yield session_status(context)
         else:
-            yield from chats.new_chat(context)
+            yield from chats.new_chat(context, keep=True)
 
     def continue_unsaved(self, context: EngineContext, unsaved: CarriedChat, is_same_model: bool) -> None:
         """Make the chat `unsaved` the open one; its next prompt prefills it."""

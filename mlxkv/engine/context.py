@@ -20,6 +20,7 @@ from mlxkv.errors import MismatchError, MlxkvError
 from mlxkv.events import KVNotSaved, Notice
 from mlxkv.protocol.events import EngineEvent, LoadPhase, ModelLoading
 from mlxkv.protocol.status import SaveState
+from mlxkv.setting_sources import SettingSources
 
 if TYPE_CHECKING:
     from mlxkv.cache.config import CacheConfig
@@ -32,21 +33,22 @@ _log = logging.getLogger("mlxkv.engine")
 
 
 class EngineContext:
-    """Attributes are set by handlers; `system` is the system prompt of the next new chat."""
+    """Attributes are set by handlers. `first` are the settings that a new chat begins with: those of an option."""
 
     def __init__(
         self,
         folders: Folders,
-        settings: Settings,
+        settings: Settings | SettingSources,
         emit: Callable[[EngineEvent], None],
         *,
         save: bool,
         load: Callable[..., Model] | None,
     ) -> None:
-        self.folders, self.settings, self.emit = folders, settings, emit
+        self.folders, self.emit = folders, emit
+        self.sources = SettingSources.of(settings)
+        self.first = self.sources.chat
         self.downloads = Downloads(emit)
         self.save = save
-        self.system = settings.system
         self.model: Model | None = None
         self.chat: Chat | None = None
         self.oversized: set[str] = set()  # models to load although they do not fit
@@ -60,6 +62,11 @@ class EngineContext:
         self.num_submitted = self.num_started = 0  # commands
         self._num_stopped = 0  # of the submitted ones, in order
         self._is_closing = False
+
+    @property
+    def settings(self) -> Settings:
+        """The settings in force in the open chat."""
+        return self.sources.settings
 
     def stop(self, *, closing: bool = False) -> None:
         """Stop the running reply or load, or one that was submitted and has not started; from any thread.

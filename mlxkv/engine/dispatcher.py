@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING
 
 from mlxkv.config import Folders, Settings
 from mlxkv.device import current_device
-from mlxkv.engine import chats, compaction, model_list, models, status, turns
+from mlxkv.engine import chats, compaction, model_list, models, presets, status, turns
 from mlxkv.engine import settings as session_settings
 from mlxkv.engine.context import EngineContext
 from mlxkv.engine.end_mlx import end_mlx
 from mlxkv.errors import MlxkvError, OutOfMemoryError, SessionLockedError
 from mlxkv.protocol import commands as cmd
 from mlxkv.protocol.events import EngineEvent, Failed, FailureKind
+from mlxkv.setting_sources import SettingSources
 
 if TYPE_CHECKING:
     from mlxkv.model import Model
@@ -34,7 +35,7 @@ class Dispatcher:
     def __init__(
         self,
         folders: Folders,
-        settings: Settings,
+        settings: Settings | SettingSources,
         emit: Callable[[EngineEvent], None],
         *,
         save: bool = True,
@@ -115,10 +116,18 @@ class Dispatcher:
                 return iter((compaction.plan_compaction(context),))
             case cmd.Compact(summarise):
                 return compaction.compact(context, summarise)
-            case cmd.ChangeSettings(settings):
-                return session_settings.change_settings(context, settings)
-            case cmd.SetSystem(text):
-                return session_settings.set_system(context, text)
+            case cmd.ChangeSettings():
+                return session_settings.change_settings(context, command)
+            case cmd.ListPresets():
+                return presets.list_presets(context)
+            case cmd.TakePreset(name):
+                return presets.take_preset(context, name)
+            case cmd.SavePreset(name, is_replacing):
+                return presets.save_preset(context, name, is_replacing)
+            case cmd.RenamePreset(name, new):
+                return presets.rename_preset(context, name, new)
+            case cmd.DeletePreset(name):
+                return presets.delete_preset(context, name)
             case cmd.ShowContext():
                 return iter((status.context_usage(context),))
             case cmd.ListCache():

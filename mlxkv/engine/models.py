@@ -54,15 +54,15 @@ def load_model(context: EngineContext, command: LoadModel) -> Iterator[EngineEve
     yield ModelLoading(name)
     before = (context.model.name, context.model.adapter) if context.model else None
     closed = ClosedChat.of(context)
-    settings = context.settings
+    sources = context.sources
     if command.kv_bits is not None:
-        context.settings = replace(settings, kv_bits=command.kv_bits)
+        context.sources = sources.with_option({"kv_bits": command.kv_bits})
     if before is not None:
         context.unload_model()
     try:
         context.model = context.load_model(name, command.adapter)
     except MlxkvError as error:
-        was_stopped, context.settings = context.cancel_load.is_set(), settings
+        was_stopped, context.sources = context.cancel_load.is_set(), sources
         if before is not None:
             context.begin_load()  # the same key must not stop this load too
             context.model = context.load_model(*before)

@@ -1,55 +1,104 @@
-"""Handlers for settings and the system prompt of the session. MLX thread."""
+"""Handlers for settings of the open chat, and of all chats. MLX thread."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
+from typing import TYPE_CHECKING
 
-from mlxkv.config import Settings
-from mlxkv.engine.chats import new_chat, open_chat
+from mlxkv.engine.chats import new_chat, open_chat, show_chat, with_own_system
 from mlxkv.engine.context import EngineContext
+from mlxkv.engine.status import session_status
 from mlxkv.errors import MlxkvError
-from mlxkv.protocol.events import EngineEvent, SettingsApplied
+from mlxkv.protocol.commands import ChangeSettings
+from mlxkv.protocol.events import EngineEvent, SettingsApplied, SettingsInForce
+from mlxkv.setting_sources import SettingSources, Source
+
+if TYPE_CHECKING:
+    from mlxkv.chat.chat import Chat
 
 _CACHE_SETTINGS = ("window", "sinks", "kv_bits")
 
 
-def change_settings(context: EngineContext, settings: Settings) -> Iterator[EngineEvent]:
-    """Apply sampling from the next reply on; settings of the cache need a new one, and the chat is prefilled again."""
-    before, context.settings = context.settings, settings
-    if before.system != settings.system:
-        context.system = settings.system
-    chat, notice = context.chat, ""
-    if before.think != settings.think and chat is not None:
-        chat.thinking = settings.think
-        notice = chat.think_notice
-    if context.model is None or all(getattr(before, name) == getattr(settings, name) for name in _CACHE_SETTINGS):
-        yield SettingsApplied(notice)
-        return
-    if chat is None or not chat.messages:
-        yield from new_chat(context)
-        notice = "The KV cache has its new size."
-    elif chat.session_id is not None and not chat.read_only:
-        try:
-            yield from open_chat(context, chat.session_id)
-        except MlxkvError:
-            context.settings = before
-            yield from open_chat(context, chat.session_id)
-            raise
-        notice = "The KV cache has its new size; your next message prefills this chat again."
-    else:
-        yield SettingsApplied("New chats use the new size; this chat keeps its KV cache.")
-        return
-    chat = context.chat
-    if chat is not None and settings.window != before.window and (warning := chat.cache.plan.beyond_training):
-        notice += f" {warning}"
+def change_settings(context: EngineContext, command: ChangeSettings) -> Iterator[EngineEvent]:
+    """Change settings of the chat: sampling from the next reply on, the cache and the system prompt now."""
+    sources = with_own_system(context)
+    sources = sources.with_default(command.values) if command.for_all else sources.with_chat(command.values)
+    notice = yield from use(context, sources.without_chat(command.dropped))
     yield SettingsApplied(notice)
 
 
-def set_system(context: EngineContext, text: str | None) -> Iterator[EngineEvent]:
-    context.system = text
-    change = "The system prompt is removed" if text is None else "The system prompt is set"
-    if context.chat is None or not context.chat.messages:
-        yield from new_chat(context)
-        yield SettingsApplied(f"{change}.")
-    else:
-        yield SettingsApplied(f"{change} for new chats: /new starts one. This chat keeps its own.")
+def use(context: EngineContext, sources: SettingSources) -> Iterator[EngineEvent]:
+    """Use other settings for the open chat; returns a sentence on what that costs, or "". After an error the chat is
+    as it was."""
+    before, old, chat = context.sources, context.settings, context.chat
+    context.sources = sources
+    new = sources.settings
+    if chat is None:
+        return ""
+    had, system = chat.own_settings, chat.system
+    needs_cache = any(getattr(old, name) != getattr(new, name) for name in _CACHE_SETTINGS)
+    is_chats = sources.source("system") in (Source.CHAT, Source.PRESET)  # a default is for new chats
+    is_read_only = bool(chat.read_only)
+    try:
+        if not chat.messages:
+            if needs_cache or (new.system or None) != system:
+                yield from new_chat(context, keep=True)
+                return f"The KV cache has its new size.{_beyond(context)}" if needs_cache else ""
+            chat.own_settings = sources.chat
+            chat.thinking = new.think
+            yield SettingsInForce(sources)
+            return chat.think_notice if old.think != new.think else ""
+        if not is_read_only:
+            chat.own_settings = sources.chat
+        notices = []
+        if old.think != new.think:
+            chat.thinking = new.think
+            notices.append(chat.think_notice)
+        is_other_system = is_chats and (new.system or None) != system
+        if is_other_system:
+            chat.system = new.system
+        if needs_cache and (chat.session_id is None or is_read_only):
+            notices.append("New chats use the new size; this chat keeps its KV cache.")
+            needs_cache = False
+        if needs_cache:
+            yield from open_chat(context, str(chat.session_id), keep=True)
+        elif is_other_system:
+            yield from show_chat(context)
+            yield session_status(context)
+    except MlxkvError:
+        context.sources = before
+        with suppress(MlxkvError):
+            context.current_chat.own_settings = had
+        if needs_cache and chat.session_id is not None:
+            yield from open_chat(context, chat.session_id, keep=True)
+        yield SettingsInForce(before)
+        raise
+    yield SettingsInForce(sources)
+    if needs_cache:
+        chat = context.current_chat
+        left = _reread(chat) if is_other_system else len(chat.log) - chat.cache.offset
+        notices.append(f"The KV cache has its new size{_again(left)}{_beyond(context)}")
+    elif is_other_system:
+        notices.append(f"The system prompt is the new one{_again(_reread(chat))}")
+    return " ".join(filter(None, notices))
+
+
+def _reread(chat: Chat) -> int:
+    """The tokens of the chat that its cache lacks, the few of a template around the next message included."""
+    with suppress(MlxkvError):
+        return chat.num_to_read(" ")
+    return len(chat.log)
+
+
+def _again(tokens: int) -> str:
+    """How much of the chat the next message prefills again, as the end of a sentence."""
+    if tokens <= 1:  # a stopped reply's last token is in no cache
+        return "; nothing of this chat is prefilled again."
+    return f"; your next message prefills {tokens:,} tokens of this chat again."
+
+
+def _beyond(context: EngineContext) -> str:
+    """A sentence if the window is larger than the model was trained for."""
+    warning = context.current_chat.cache.plan.beyond_training if context.settings.window else ""
+    return f" {warning}" if warning else ""

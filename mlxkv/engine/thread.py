@@ -18,6 +18,7 @@ from mlxkv.config import Folders, Settings
 from mlxkv.engine.dispatcher import Dispatcher
 from mlxkv.protocol.commands import CheckChat, Command, Pause, PausePull, Shutdown
 from mlxkv.protocol.events import EngineEvent, EngineStopped
+from mlxkv.setting_sources import SettingSources
 
 if TYPE_CHECKING:
     from mlxkv.model import Model
@@ -32,7 +33,7 @@ class Engine:
 
     Args:
         folders: of sessions and caches.
-        settings: the defaults of new chats.
+        settings: the defaults of new chats; their sources say which of a chat's own values they hide.
         save: False saves nothing on disk.
         load: makes a Model; for tests.
     """
@@ -40,7 +41,7 @@ class Engine:
     def __init__(
         self,
         folders: Folders,
-        settings: Settings,
+        settings: Settings | SettingSources,
         *,
         save: bool = True,
         load: Callable[..., Model] | None = None,

@@ -6,10 +6,9 @@ Commands are handled in order, and answered by events of `protocol.events`; only
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
-
-from mlxkv.config import Settings
 
 # -- models ----------------------------------------------------------------------------------------------------------
 
@@ -191,16 +190,49 @@ class Compact:
 
 @dataclass(frozen=True)
 class ChangeSettings:
-    """Apply settings: sampling from the next reply, the size of the cache by prefilling the chat again."""
+    """Change settings of the open chat, from its next reply on, and store them with it: `SettingsApplied`.
 
-    settings: Settings
+    `for_all`: they are the defaults of all chats, and the open one drops its own. It also drops those in `dropped`.
+    """
+
+    values: Mapping[str, Any]
+    for_all: bool = False
+    dropped: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
-class SetSystem:
-    """Set the system prompt of this chat if it is empty, else of the next one. None removes it."""
+class ListPresets:
+    """List the presets: `PresetList`."""
 
-    text: str | None
+
+@dataclass(frozen=True)
+class TakePreset:
+    """Take a preset for the open chat: `PresetTaken`."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class SavePreset:
+    """Save what is in force in the open chat as a preset: `SettingsApplied`, or `PresetExists` without `replace`."""
+
+    name: str
+    replace: bool = False
+
+
+@dataclass(frozen=True)
+class RenamePreset:
+    """Rename a preset, in the chats that took it, too: `SettingsApplied`."""
+
+    name: str
+    new: str
+
+
+@dataclass(frozen=True)
+class DeletePreset:
+    """Delete a preset; chats keep what they took: `SettingsApplied`."""
+
+    name: str
 
 
 @dataclass(frozen=True)
@@ -244,6 +276,7 @@ class Shutdown:
 Command = (
     LoadModel | ListModels | Pull | PausePull | NewChat | OpenChat | CheckChat | Pause | ListChats
     | SearchChats    | ShowTree | RenameChat | DeleteChat | ExportChat | Send | Retry | Edit | Continue | Rewind | Fork
-    | PlanCompact | Compact | ChangeSettings | SetSystem | ShowContext | ListCache | CollectCache | PinChat
+    | PlanCompact | Compact | ChangeSettings | ListPresets | TakePreset | SavePreset | RenamePreset | DeletePreset
+    | ShowContext | ListCache | CollectCache | PinChat
     | CountTokens | ShowStats | Shutdown
 )  # fmt: skip

@@ -32,6 +32,7 @@ from mlxkv.protocol.status import (  # ChatSummary and SearchHit are exported ag
     SessionStats,
     SessionStatus,
 )  # fmt: skip
+from mlxkv.setting_sources import SettingSources
 from mlxkv.stats import Overflow
 
 
@@ -176,9 +177,51 @@ class CacheCollected:
 
 @dataclass(frozen=True)
 class SettingsApplied:
-    """A change of settings or of the system prompt is in effect; `text` says from when."""
+    """A change of settings or presets is done; `text` says what it costs."""
 
     text: str
+
+
+@dataclass(frozen=True)
+class SettingsInForce:
+    """The settings of the chat that is open now, and where they come from."""
+
+    sources: SettingSources
+
+
+@dataclass(frozen=True)
+class PresetCard:
+    """A row of the list of presets. `problem`: why it cannot be taken."""
+
+    name: str
+    summary: str
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class PresetList:
+    """`current`: the preset of the open chat, or ""."""
+
+    presets: tuple[PresetCard, ...]
+    current: str = ""
+
+
+@dataclass(frozen=True)
+class PresetTaken:
+    """The open chat has taken a preset; `text` says what of it holds and what it costs. `model`: one to load, with
+    `adapter`, "" if the loaded one is right."""
+
+    name: str
+    text: str
+    model: str = ""
+    adapter: str | None = None
+
+
+@dataclass(frozen=True)
+class PresetExists:
+    """The answer to `SavePreset`: there is one of this name, which may be replaced."""
+
+    name: str
 
 
 @dataclass(frozen=True)
@@ -300,5 +343,5 @@ EngineEvent = (
     | ModelTooLarge | PullProgress | ChatOpened | ChatReleased | ChatList | ChatTree | Versions | ChatHits
     | ChatRenamed | ChatDeleted | ChatExported | SettingsApplied | ChatPinned | CacheList | CacheCollected
     | Compacted | SaveProgress | TokensCounted | CompactPlan | TurnStarted | SessionStatus | ContextUsage
-    | SessionStats | MessageTooLong | Failed | EngineStopped
+    | SessionStats | SettingsInForce | PresetList | PresetTaken | PresetExists | MessageTooLong | Failed | EngineStopped
 )  # fmt: skip

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,7 @@ from mlxkv.protocol import commands as cmd
 from mlxkv.protocol import events as ev
 from mlxkv.stats import evicted_text
 from mlxkv.store.session_store import SessionStore
-from tests.engine.test_engine_chats import SETTINGS, Said, texts
+from tests.engine.test_engine_chats import Said, texts
 
 LONG = " ".join(f"word {i}" for i in range(30))
 
@@ -139,7 +138,7 @@ def test_a_message_too_long_for_the_window_is_asked_about(here: Said, make: Call
     assert [(t.role, t.text) for t in here.context.current_chat.turns] == [(t.role, t.text) for t in before]
     assert (asked.text, asked.overflow.capacity) == (much, here.context.current_chat.cache.capacity)
     window = asked.overflow.window
-    here.ask(cmd.ChangeSettings(replace(SETTINGS, window=window)))
+    here.ask(cmd.ChangeSettings({"window": window}))
     assert here.one(command, ev.TurnFinished).stats.evicted_tokens == 0
 
 
@@ -170,5 +169,5 @@ def test_a_window_beyond_what_the_model_was_trained_for_is_said_to_be(here: Said
     trained = here.context.ready_model.loaded.trained_length
     assert trained
     for window in (2 * trained, trained):
-        applied = here.one(cmd.ChangeSettings(replace(SETTINGS, window=window)), ev.SettingsApplied)
+        applied = here.one(cmd.ChangeSettings({"window": window}), ev.SettingsApplied)
         assert (f"larger than the {trained:,} that this model was trained for" in applied.text) is (window > trained)

@@ -85,6 +85,8 @@ NEWER = {
     "--logit-bias",
     "Sampling",
     "model_dirs",
+    "preset",
+    "--preset",
 }  # than what tutor was taught last: tell it of these when it is taught again
 
 

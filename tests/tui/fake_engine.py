@@ -34,7 +34,6 @@ from mlxkv.protocol.commands import (
     Rewind,
     SearchChats,
     Send,
-    SetSystem,
     ShowContext,
     ShowStats,
     ShowTree,
@@ -196,7 +195,7 @@ class FakeEngine:
                 return [
                     ChatHits(words, (SearchHit("c2", "Trip to Porto", 0, "user", "the train to Porto", ((4, 9),)),))
                 ]
-            case ChangeSettings() | SetSystem():
+            case ChangeSettings():
                 return [SettingsApplied("")]
             case ShowContext():
                 return [CONTEXT]

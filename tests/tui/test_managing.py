@@ -162,7 +162,7 @@ async def test_choosing_a_model_and_a_setting() -> None:
 async def test_a_setting_changed_in_the_window_is_written_down(home: object) -> None:
     folders = Folders.from_env()
     async with window(folders=folders) as w:
-        await w.ask("/set top-k 40")
+        await w.ask("/set top-k 40 --default")
         await w.until(lambda: (folders.config / "config.toml").is_file())
         assert (folders.config / "config.toml").read_text() == "top_k = 40\n"
         await w.ask("/theme nord")

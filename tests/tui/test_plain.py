@@ -193,10 +193,19 @@ def test_going_back_says_what_was_taken_back() -> None:
 
 
 def test_errors_settings_and_downloads_are_lines(home: Path) -> None:
-    said, _, _ = talk("/set temp hot", "/set temp 0.5", "/nonsense", "/theme", "/pull org/model", "/quit", "unheard")
+    said, _, _ = talk(
+        "/set temp hot",
+        "/set temp 0.5",
+        "/set top-k 40 --default",
+        "/nonsense",
+        "/theme",
+        "/pull org/model",
+        "/quit",
+        "unheard",
+    )
     assert "Error: /set temp is 'hot'; it must be a number from 0 to 100" in said
-    assert "temperature is 0.5 from the next reply on." in said
-    assert (home / "config" / "config.toml").read_text() == "temperature = 0.5\n"
+    assert "temperature is 0.5 for this chat, from the next reply on." in said
+    assert (home / "config" / "config.toml").read_text() == "top_k = 40\n"
     assert "No command /nonsense." in said
     assert "/theme needs the window." in said
     assert "org/model is downloaded" in said
@@ -308,7 +317,7 @@ def test_a_message_that_is_too_long_is_asked_about(answer: str, sent: list[bool]
     assert sends == sent
     assert ("To edit: much" in said) is (answer in ("", "x"))
     if answer == "1":
-        assert [c.settings.window for c in dispatcher.commands if isinstance(c, ChangeSettings)] == [8_192]
+        assert [c.values for c in dispatcher.commands if isinstance(c, ChangeSettings)] == [{"window": 8_192}]
 
 
 @pytest.mark.slow

@@ -214,7 +214,7 @@ async def test_it_is_sent_into_a_larger_window_where_that_is_chosen() -> None:
         await w.until(lambda: len(w.sent(Send)) == 2)
         (change,) = w.sent(ChangeSettings)
         assert isinstance(change, ChangeSettings)
-        assert change.settings.window == 8_192
+        assert change.values == {"window": 8_192}
         assert w.engine.commands.index(change) < len(w.engine.commands) - 1
         last = w.sent(Send)[-1]
         assert isinstance(last, Send)

@@ -10,7 +10,8 @@ from mlxkv.protocol import commands as cmd
 from mlxkv.settings import schema
 from mlxkv.tui.state.blocks import Kind
 from mlxkv.tui.state.chat_state import ChatState
-from mlxkv.tui.state.slash_actions import UiRequest, run
+from mlxkv.tui.state.slash_actions import run
+from mlxkv.tui.state.ui_request import UiRequest
 
 REFUSED = {
     "model-dirs": ("models", "/a:b", ":", "../models"),
@@ -108,7 +109,7 @@ def test_what_is_refused_changes_nothing(name: str, value: str) -> None:
 )
 def test_what_is_allowed_and_unusual_is_remarked_on(line: str, unusual: str) -> None:
     here = state()
-    wish = run(here, "set", line)
+    wish = run(here, "set", f"{line} --default")
     assert wish is not None
     assert wish.name == "save"
     kind, text = said(here)
@@ -121,7 +122,7 @@ def test_a_system_prompt_is_the_one_that_is_shown() -> None:
     here = state()
     run(here, "set", "system Be terse.")
     run(here, "system", "")
-    assert here.transcript.take_change().settled[-1].text == "System prompt of new chats: Be terse."
+    assert here.transcript.take_change().settled[-1].text == "System prompt of this chat: Be terse."
 
 
 def test_a_theme_that_does_not_exist_is_not_the_theme() -> None:

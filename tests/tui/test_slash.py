@@ -30,11 +30,13 @@ from mlxkv.protocol.status import CompactPlan, ContextPart, ContextUsage, ModelT
 from mlxkv.tui.state.blocks import Kind
 from mlxkv.tui.state.chat_state import ChatState
 from mlxkv.tui.state.choice_lists import tree_list
-from mlxkv.tui.state.choices import PutPrompt
+from mlxkv.tui.state.choices import PutPrompt, RunSlash
 from mlxkv.tui.state.report import Line
 from mlxkv.tui.state.reports import context_line, context_rows
+from mlxkv.tui.state.setting_lists import settings_list
 from mlxkv.tui.state.slash import COMMANDS
-from mlxkv.tui.state.slash_actions import UiRequest, run, settings_list
+from mlxkv.tui.state.slash_actions import run
+from mlxkv.tui.state.ui_request import UiRequest
 from tests.tui.fake_engine import CHATS, STATS
 
 CHAT = (
@@ -93,7 +95,10 @@ def test_every_command_of_the_table_does_something(state: ChatState) -> None:
         ("export a/X.JSON", cmd.ExportChat("json", "a/X.JSON")), ("export x.md", cmd.ExportChat("md", "x.md")),
         ("export md x.json", cmd.ExportChat("md", "x.json")), ("export mlxkv", cmd.ExportChat("mlxkv")),
         ("model", cmd.ListModels()), ("model org/x", cmd.LoadModel("org/x")), ("pull org/x", cmd.Pull("org/x")),
-        ("system Be terse.", cmd.SetSystem("Be terse.")), ("system off", cmd.SetSystem(None)),
+        ("system Be terse.", cmd.ChangeSettings({"system": "Be terse."})),
+        ("system off", cmd.ChangeSettings({"system": None})), ("preset", cmd.ListPresets()),
+        ("preset terse", cmd.TakePreset("terse")), ("preset save a", cmd.SavePreset("a")),
+        ("preset rename a b", cmd.RenamePreset("a", "b")), ("set model org/x", cmd.LoadModel("org/x")),
         ("context", cmd.ShowContext()), ("stats", cmd.ShowStats()), ("resume", cmd.ListChats()),
     ],
 )  # fmt: skip
@@ -149,7 +154,7 @@ def test_switches_are_on_and_off_in_every_sentence(state: ChatState) -> None:
         run(state, "set", argument)
     none, _, now, wrong, mouse = lines(state)
     assert none.startswith("think is none (the default of the model's template). ")
-    assert now.startswith("think is on. ")
+    assert now.startswith("think is on (this chat). ")
     assert now.endswith(' It must be on or off, or "none".')
     assert wrong == "/set think is 'maybe'; it must be on or off, or \"none\"."
     assert mouse.startswith("mouse is on. ")
@@ -228,31 +233,37 @@ def test_a_reply_that_goes_on_has_no_new_question(state: ChatState) -> None:
 
 
 def test_set_checks_changes_and_saves(state: ChatState) -> None:
-    assert run(state, "set", "temp 0.3") == UiRequest("save", "temperature")
-    (change,) = sent(state)
-    assert isinstance(change, cmd.ChangeSettings)
-    assert (change.settings.temperature, state.settings.temperature) == (0.3, 0.3)
+    assert run(state, "set", "temp 0.3") is None
+    assert sent(state) == [cmd.ChangeSettings({"temperature": 0.3})]
+    assert run(state, "set", "temp 0.5 --default") == UiRequest("save", "temperature")
+    assert sent(state) == [cmd.ChangeSettings({"temperature": 0.5}, for_all=True)]
+    assert (state.sources.config["temperature"], state.settings.temperature) == (0.5, 0.5)
+    run(state, "set", "temp 0.3")
+    assert sent(state)
     assert run(state, "set", "ctx 0") is None
     assert "must be a whole number from 1" in lines(state)[-1]
     run(state, "set", "nothing 1")
     assert "There is no setting nothing" in lines(state)[-1]
     run(state, "set", "temp")
-    assert lines(state)[-1].startswith("temperature is 0.3.")
+    assert lines(state)[-1].startswith("temperature is 0.3 (this chat; all chats: 0.5). ")
     assert run(state, "set", "theme nord") == UiRequest("theme", "nord")
 
 
 def test_the_list_of_settings_puts_the_command_into_the_prompt(state: ChatState) -> None:
-    rows = {row.more_words: row for row in settings_list(state).rows}
+    rows = {row.more_words.split()[0]: row for row in settings_list(state).rows}
     assert rows["temperature"].choice == PutPrompt("/set temp ")
     assert rows["mouse"].choice == PutPrompt("/set mouse off")
     assert "none (the model's own)" in rows["top_p"].text
+    assert (rows["mouse"].other, rows["temperature"].other) == (None, RunSlash("set", "temp none --default"))
+    columns = {len(row.text) - len(row.text.split(maxsplit=1)[1]) for row in rows.values()}
+    assert columns == {len("repetition-context-size") + 1}, "long names keep their column"
 
 
 def test_a_system_prompt_from_a_file(state: ChatState, tmp_path: Path) -> None:
     for encoding in ("utf-8", "utf-16"):
         (tmp_path / "s").write_text("Be kind.", encoding=encoding)
         run(state, "system", f"@{tmp_path}/s")
-        assert sent(state) == [cmd.SetSystem("Be kind.")]
+        assert sent(state) == [cmd.ChangeSettings({"system": "Be kind."})]
     run(state, "system", f"@{tmp_path}/none")
     assert sent(state) == []
     assert "cannot be read" in lines(state)[-1]

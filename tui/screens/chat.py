@@ -14,6 +14,7 @@ from rich.text import Text
 from textual.app import ComposeResult, SuspendNotSupported
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical
+from textual.message import Message
 from textual.screen import Screen
 from textual.widgets import Input, Static
 
@@ -23,7 +24,7 @@ from mlxkv.text.clean import clean
 from mlxkv.tui.state import choice_lists, slash
 from mlxkv.tui.state.chat_list import latest_first
 from mlxkv.tui.state.chat_state import ChatState
-from mlxkv.tui.state.choices import Listing, PutPrompt, SendAnyway
+from mlxkv.tui.state.choices import Listing, PutPrompt, RunSlash, SendAnyway
 from mlxkv.tui.state.gauges import narrow_lines, wide_lines
 from mlxkv.tui.state.labels import footer_text, gauge_text, short_name
 from mlxkv.tui.state.prompt_history import History
@@ -69,6 +70,13 @@ class ChatScreen(Screen[None]):
         Binding("f2", "panel", "Cache panel", id="app.panel"),
         Binding("ctrl+b", "sidebar", "Chats in a sidebar", id="app.sidebar"),
     ]
+
+    class SlashRequested(Message):
+        """A slash command that was chosen in a list."""
+
+        def __init__(self, name: str, argument: str) -> None:
+            super().__init__()
+            self.command, self.argument = name, argument
 
     def __init__(
         self, suggestions: tuple[ModelCard, ...], state: ChatState, history: History, send: Callable[[], None]
@@ -422,6 +430,8 @@ class ChatScreen(Screen[None]):
             case SendAnyway(text) as choice:
                 self.prompt.withdraw(text)
                 self.state.send_anyway(choice)
+            case RunSlash(name, argument):
+                self.post_message(self.SlashRequested(name, argument))
             case command if command is not None:
                 self.state.submit(command)
         self.sync()

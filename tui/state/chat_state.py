@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 from mlxkv.config import Settings
 from mlxkv.errors import SessionNotFoundError
@@ -17,6 +17,7 @@ from mlxkv.protocol import commands as cmd
 from mlxkv.protocol import events as ev
 from mlxkv.protocol.chat_names import chats_called
 from mlxkv.protocol.events import PullState
+from mlxkv.setting_sources import SettingSources
 from mlxkv.stats import evicted_text, fit
 from mlxkv.text.clean import clean
 from mlxkv.tui.state import choice_lists
@@ -43,13 +44,13 @@ class ChatState:
     def __init__(
         self,
         clock: Callable[[], float],
-        settings: Settings | None = None,
+        settings: Settings | SettingSources | None = None,
         today: Callable[[], float] = time.time,
     ) -> None:
         self.clock = clock
         self.transcript = TranscriptModel(clock)
         self.today = today
-        self.settings = settings or Settings()
+        self.sources = SettingSources.of(settings or Settings())
         self.outbox: deque[cmd.Command] = deque()
         self.queue: deque[str] = deque()  # prompts to send once the engine is free
         self.is_held = False  # the queue waits for the next prompt, as the one before it was returned
@@ -65,7 +66,6 @@ class ChatState:
         self.read_only = ""  # a notice that another process has the chat open
         self.editing: int | None = None  # the message that the next prompt replaces
         self.renaming: str | None = None  # the chat that /rename renames, if not the open one
-        self.system = self.settings.system  # of new chats
         self.chats: tuple[ev.ChatSummary, ...] = ()
         self.models: tuple[ev.ModelCard, ...] = ()
         self.token_counts = TokenCounts(lambda key, text: self.outbox.append(cmd.CountTokens(key, text)))
@@ -91,7 +91,7 @@ class ChatState:
             self.transcript.add_error(_STOPPED)
             return
         if isinstance(command, cmd.LoadModel) and command.kv_bits is not None:
-            self.settings = replace(self.settings, kv_bits=command.kv_bits)
+            self.sources = self.sources.with_option({"kv_bits": command.kv_bits})
         if isinstance(command, cmd.LoadModel):
             self.adapters[command.name] = command.adapter
         if isinstance(command, _GOES_ON):
@@ -99,6 +99,17 @@ class ChatState:
         if not isinstance(command, cmd.PausePull):
             self._waiting.append(command)
         self.outbox.append(command)
+
+    @property
+    def settings(self) -> Settings:
+        """The settings in force in the open chat."""
+        return self.sources.settings
+
+    def change(self, values: Mapping[str, Any], *, for_all: bool = False, dropped: Iterable[str] = ()) -> None:
+        """Change settings of this chat, or the defaults of all; `dropped`: this chat has no own value any more."""
+        sources = self.sources.with_default(values) if for_all else self.sources.with_chat(values)
+        self.sources = sources.without_chat(dropped)
+        self.submit(cmd.ChangeSettings(values, for_all, tuple(dropped)))
 
     def begin(self, commands: Iterable[cmd.Command]) -> None:
         """Submit the commands of the command line; `ListChats` shows the list to choose from."""
@@ -129,8 +140,7 @@ class ChatState:
         """Send a message that is too long for the window, in the way the user chose."""
         self.is_held, self.editing, self.returned = False, None, None
         if choice.window:
-            self.settings = replace(self.settings, window=choice.window)
-            self.submit(cmd.ChangeSettings(self.settings))
+            self.change({"window": choice.window})
         if choice.turn is not None:
             self.submit(cmd.Edit(choice.turn, choice.text, self.clock(), anyway=not choice.window))
         elif choice.window:
@@ -316,7 +326,7 @@ class ChatState:
     def _open_chat(self, event: ev.ChatOpened) -> None:
         self.complete(cmd.NewChat, cmd.OpenChat, cmd.Rewind, cmd.Fork)
         was_read_only = bool(self.read_only) and event.session_id == self.session_id
-        is_changed = self._is_running(cmd.ChangeSettings, cmd.SetSystem)
+        is_changed = self._is_running(cmd.ChangeSettings, cmd.TakePreset)
         self.transcript.show_chat(event, keeps_position=was_read_only, keeps_notices=is_changed)
         self.session_id, self.read_only = event.session_id, clean(event.read_only)
         self.editing, self.put = None, as_typed(event.prompt) or self.put
@@ -364,7 +374,7 @@ class ChatState:
         if isinstance(failed, cmd.LoadModel):
             self._loading = None
             if failed.kv_bits is not None:
-                self.settings = replace(self.settings, kv_bits=None)
+                self.sources = self.sources.without_option(["kv_bits"])
         if event.kind is ev.FailureKind.STOPPED:
             self.transcript.add_line(event.text)
         else:

@@ -33,18 +33,31 @@ class SendAnyway:
     window: int = 0
 
 
-Choice = cmd.Command | PutPrompt | SendAnyway
+@dataclass(frozen=True)
+class RunSlash:
+    """Run a slash command."""
+
+    name: str
+    argument: str = ""
+
+
+Choice = cmd.Command | PutPrompt | SendAnyway | RunSlash
 
 
 @dataclass(frozen=True)
 class Row:
-    """`facts` are shown at the right; if only one fits, the last. A row without `choice` is a heading."""
+    """`facts` are shown at the right; if only one fits, the last. A row without `choice` is a heading.
+
+    `detail` is shown below the row while it is selected; D takes the choice `other`.
+    """
 
     text: str
     choice: Choice | None = None
     facts: tuple[str, ...] = ()
     more_words: str = ""  # additional search words
     marks: tuple[tuple[int, int], ...] = ()  # highlighted spans of `text`, which must be clean
+    detail: str = ""
+    other: Choice | None = None
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from mlxkv.protocol import commands as cmd
 from mlxkv.protocol import events as ev
 from mlxkv.stats import bytes_text, disk_text
-from mlxkv.tui.state import choice_lists, reports
+from mlxkv.tui.state import choice_lists, reports, setting_lists
 from mlxkv.tui.state.report import Report
 from mlxkv.tui.state.transcript import title_line
 
@@ -48,9 +48,25 @@ def handle_result(state: ChatState, event: ev.EngineEvent) -> None:
             state.complete(cmd.ExportChat)
             transcript.add_line(f"Exported to {path}")
         case ev.SettingsApplied(text):
-            state.complete(cmd.ChangeSettings, cmd.SetSystem)
+            state.complete(cmd.ChangeSettings, cmd.SavePreset, cmd.RenamePreset, cmd.DeletePreset)
             if text:
                 transcript.add_line(text)
+        case ev.SettingsInForce(sources):
+            state.sources = sources
+        case ev.PresetList(presets, current):
+            state.complete(cmd.ListPresets)
+            if presets:
+                state.listing = setting_lists.presets_list(presets, current)
+            else:
+                transcript.add_line("There are no presets yet; /preset save NAME saves what is in force in this chat.")
+        case ev.PresetTaken(_, text, model, adapter):
+            state.complete(cmd.TakePreset)
+            transcript.add_line(text)
+            if model:
+                state.submit(cmd.LoadModel(model, ask=True, adapter=adapter))
+        case ev.PresetExists(name):
+            state.complete(cmd.SavePreset)
+            state.listing = setting_lists.replace_preset(name)
         case ev.CacheList():
             state.complete(cmd.ListCache)
             state.listing = replace(choice_lists.cache_list(event, state.today()), beside="cache ls")

@@ -69,8 +69,14 @@ COMMANDS = (
     Slash("model", "[name]", "choose a model, or load one by name, folder or repository"),
     Slash("adapter", "[folder|none]", "load the model with a LoRA adapter, or without", words=("none",)),
     Slash("pull", "repository", "download a model"),
-    Slash("system", "[text|@file|off]", "show or change the system prompt", words=("off",)),
-    Slash("set", "[name] [value]", "show or change a setting", ("settings",), words=SETTABLE),
+    Slash("system", "[text|@file|off]", "show or change the system prompt of this chat", words=("off",)),
+    Slash("set", "[name] [value]", "show or change a setting of this chat; --default of all", ("settings",), words=SETTABLE),
+    Slash(
+        "preset",
+        "[name|save|rename|delete]",
+        "settings under a name: list, take, save, rename or delete them",
+        words=("save", "rename", "delete"),
+    ),
     Slash("think", "[on|off]", "reasoning on or off", words=("on", "off")),
     # figures
     Slash("context", "", "what fills the window"),

@@ -1,42 +1,25 @@
 """Run slash commands: change the state, send a command to the engine, or return a request for the user interface.
 
-Shared by the window and line mode. `slash.py` has the table of commands. UI thread; pure but for `/system @file`.
+Shared by the window and line mode. `slash.py` has the table of commands. `setting_actions.py` has those for settings. UI
+thread; pure but for `/system @file`.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
-from mlxkv.errors import ConfigError, ModelNotFoundError
-from mlxkv.models import resolve
+from mlxkv.errors import ConfigError
 from mlxkv.protocol import commands as cmd
 from mlxkv.protocol.export_format import CHAT_FORMATS, CHAT_SUFFIXES, export_format, one_of
-from mlxkv.settings import Setting, change, find, schema
-from mlxkv.system.regular_file import read_bytes, reason
 from mlxkv.text.clean import clean
-from mlxkv.text.encoding import decode
-from mlxkv.tui.state import choice_lists, reports
+from mlxkv.tui.state import choice_lists, reports, setting_actions
 from mlxkv.tui.state.chat_state import ChatState
-from mlxkv.tui.state.choices import Listing, PutPrompt, Row, cut
 from mlxkv.tui.state.labels import number_range
 from mlxkv.tui.state.report import Report
 from mlxkv.tui.state.retry import model_argument, parse_retry
-
-_LONGEST = 1 << 20  # bytes of a system prompt file
-_FEW_TOKENS, _SMALL_WINDOW, _SMALL_DISK = 16, 256, 0.1  # tokens, tokens, GB
-_LONGEST_NAME = 40  # cells of an unknown name
-_NAME_END = re.compile(r"\s*[\s=]\s*")
-
-
-@dataclass(frozen=True)
-class UiRequest:
-    """An action of the window or line mode: "help", "quit", "theme", "copy", "find", "paste", "keys" or "save"."""
-
-    name: str
-    argument: str = ""
+from mlxkv.tui.state.setting_lists import on_off
+from mlxkv.tui.state.ui_request import UiRequest
 
 
 def run(state: ChatState, name: str, argument: str) -> UiRequest | None:
@@ -119,7 +102,7 @@ def _retry(state: ChatState, argument: str) -> None:
         try:
             state.retry_with(parse_retry(argument))
         except (ConfigError, ModelNotFoundError) as error:
-            state.transcript.add_error(_on_off(str(error)))
+            state.transcript.add_error(on_off(str(error)))
 
 
 def _edit(state: ChatState, argument: str) -> None:
@@ -162,117 +145,6 @@ def _pull(state: ChatState, argument: str) -> None:
         state.put = "/pull "
 
 
-def _system(state: ChatState, argument: str) -> None:
-    if not argument:
-        none = "New chats have no system prompt; /system TEXT sets it."
-        state.transcript.add_line(f"System prompt of new chats: {state.system}" if state.system else none)
-        return
-    text = None if argument == "off" else argument
-    if argument.startswith("@"):
-        path = Path(argument[1:]).expanduser()
-        try:
-            text = decode(read_bytes(path, _LONGEST))
-        except (OSError, ValueError) as error:
-            state.transcript.add_error(f"{path} cannot be read ({reason(error)}); check the name.")
-            return
-    state.system = text
-    state.submit(cmd.SetSystem(text))
-
-
-def _set(state: ChatState, argument: str) -> UiRequest | None:
-    name, _, value = _NAME_END.sub(" ", argument.strip(), count=1).partition(" ")  # also accept `/set temp=0.7`
-    if not name:
-        state.listing = settings_list(state)
-        return None
-    setting = find(name)
-    if setting is None:
-        known = ", ".join(s.slash or s.name for s in schema())
-        state.transcript.add_error(f"There is no setting {cut(name, _LONGEST_NAME)}; there are {known}.")
-        return None
-    if not value.strip():
-        state.transcript.add_line(
-            f"{setting.name} is {_now(state, setting)}. {setting.help} It must be {_on_off(setting.rule)}."
-        )
-        return None
-    return _change(state, setting, value.strip())
-
-
-def _change(state: ChatState, setting: Setting, value: str) -> UiRequest | None:
-    try:
-        settings = change(state.settings, {setting.name: value}, lambda key: f"/set {setting.slash or key}")
-        if settings.model is not None and setting.name == "model":
-            resolve(settings.model)  # otherwise an invalid model would be reported only at the next start
-    except (ConfigError, ModelNotFoundError) as error:
-        state.transcript.add_error(_on_off(str(error)))
-        return None
-    if setting.name == "theme":
-        return UiRequest("theme", value)
-    state.settings = settings
-    if setting.name == "system":
-        state.system = settings.system
-    state.submit(cmd.ChangeSettings(state.settings))
-    unusual = setting_notice(setting.name, getattr(settings, setting.name))
-    since = "now on" if setting.holds == "at once" else f"{setting.holds} on"
-    state.transcript.add_line(f"{setting.name} is {_now(state, setting)} from {since}. {unusual}".rstrip())
-    return UiRequest("save", setting.name)
-
-
-def _now(state: ChatState, setting: Setting) -> str:
-    """The value of a setting as text; for one that is not set, the effect of that."""
-    now = getattr(state.settings, setting.name)
-    return f"none ({setting.null})" if now is None else _shown(setting, now)
-
-
-def _shown(setting: Setting, value: object) -> str:
-    return ("on" if value else "off") if setting.kind == "bool" else setting.shown(value)
-
-
-def _on_off(rule: str) -> str:
-    return rule.replace("true or false", "on or off")  # config.toml has true and false, the chat on and off
-
-
-def _think(state: ChatState, argument: str) -> UiRequest | None:
-    if argument not in ("", "on", "off"):
-        state.transcript.add_error(f"There is no /think {argument}: it is on or off.")
-        return None
-    setting = next(s for s in schema() if s.name == "think")
-    return _change(state, setting, argument or ("off" if state.settings.think else "on"))
-
-
-def settings_list(state: ChatState) -> Listing:
-    """Every setting with its value; choosing one puts `/set` into the prompt."""
-    rows = []
-    for s in schema():
-        name = s.slash or s.name
-        text = f"{name:<12} {_now(state, s)}"
-        flip = _shown(s, not getattr(state.settings, s.name)) if s.kind == "bool" else ""
-        rows.append(Row(text, PutPrompt(f"/set {name} {flip}"), (s.help,), s.name))
-    return Listing("Settings", tuple(rows), "⏎ change · esc close", "No setting is called that.")
-
-
-def setting_notice(name: str, value: object) -> str:
-    """A sentence about a value that is allowed but rarely meant; "" for any other."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return ""
-    match name:
-        case "temperature" if value > 2:
-            return "Above 2 replies are mostly random tokens; 0.6 to 1 is usual."
-        case "top_p" if value == 0:
-            return "0 disables top-p, as 1 does; a small value such as 0.1 keeps only the likeliest tokens."
-        case "top_k" | "min_p" if value == 1:
-            return "This always picks the likeliest token, as temp 0 does."
-        case "max_tokens" if value < _FEW_TOKENS:
-            return "Replies are cut after a few words; /continue extends one."
-        case "window" if value < _SMALL_WINDOW:
-            last = "token" if value == 1 else f"{value:,} tokens"
-            return f"The model attends only to the last {last} and the pinned ones; 2,048 or more is usual."
-        case "sinks" if value == 0:
-            return "With nothing pinned the system prompt is evicted too, and replies get worse in a full window."
-        case "disk_limit" if value < _SMALL_DISK:
-            return "Almost no KV fits on disk: a resumed chat is prefilled again."
-    return ""
-
-
 # -- figures ---------------------------------------------------------------------------------------------------------
 
 
@@ -305,9 +177,10 @@ _ACTIONS: dict[str, Callable[[ChatState, str], UiRequest | None]] = {
     "model": _model,
     "adapter": _adapter,
     "pull": _pull,
-    "system": _system,
-    "set": _set,
-    "think": _think,
+    "system": setting_actions.system,
+    "set": setting_actions.set_setting,
+    "preset": setting_actions.preset,
+    "think": setting_actions.think,
     "context": lambda state, _: state.submit(cmd.ShowContext()),
     "stats": lambda state, _: state.submit(cmd.ShowStats()),
     "memory": _memory,

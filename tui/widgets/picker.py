@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from textwrap import wrap
+
 from rich.text import Text
 from textual.events import Key
 from textual.message import Message
@@ -43,6 +45,7 @@ class Picker(OptionList):
         super().__init__()
         self.listing = listing
         self._words, self._rows = "", list(listing.rows)
+        self._unfolded: int | None = None  # the row whose detail is shown
 
     def on_mount(self) -> None:
         self.screen.set_focus(self)  # `focus` acts after the first paint: keys typed before would go to the prompt
@@ -56,25 +59,43 @@ class Picker(OptionList):
         self._rows = listing.matching(self._words)
         width = max(20, self.content_size.width - 2)
         self.clear_options()
+        self._unfolded = None
         self.add_options([self._option(row, width) for row in self._rows] or [Option(listing.empty, disabled=True)])
         self.highlighted = None if not self._rows else min(max(at, 0), len(self._rows) - 1)
         hint = " · type to search" if listing.searchable else ""
         title = f"{listing.title} · {self._words}▏" if self._words else f"{listing.title}{hint}"
         self.border_title = Text(shown(f"/{listing.beside} · {title}" if listing.beside else title))
 
+    def watch_highlighted(self, highlighted: int | None) -> None:
+        """Show the detail of the selected row below it."""
+        width = max(20, self.content_size.width - 2)
+        for index in {self._unfolded, highlighted}:
+            if index is not None and index < min(len(self._rows), self.option_count) and self._rows[index].detail:
+                is_open = index == highlighted
+                self.replace_option_prompt_at_index(index, self._line(self._rows[index], width, is_open=is_open))
+        self._unfolded = highlighted
+        super().watch_highlighted(highlighted)
+
     def _option(self, row: Row, width: int) -> Option:
         if row.choice is None and self.listing.searchable:
             return Option(Text(shown(row.text), "bold", no_wrap=True), disabled=True)
+        return Option(self._line(row, width))
+
+    def _line(self, row: Row, width: int, *, is_open: bool = False) -> Text:
         line = Text(row_line(row, width), no_wrap=True)
         for a, b in row.marks:
             if line.plain.startswith(row.text[:b]):  # the rest was cut off
                 line.stylize("bold underline", a, b)
-        return Option(line)
+        for detail in wrap(shown(row.detail), width - 2) if is_open else ():
+            line.append(f"\n  {detail}")
+        return line
 
     def on_key(self, event: Key) -> None:
         if not self.listing.searchable:
             return
-        if event.key == "enter" and not self._rows and self.listing.searches_chats:
+        if event.character == "D" and (other := self._other) is not None:
+            self.post_message(self.Selected(other))
+        elif event.key == "enter" and not self._rows and self.listing.searches_chats:
             self.post_message(self.Selected(cmd.SearchChats(self._words)))
         elif event.key == "backspace":
             self._words = self._words[:-1]
@@ -85,6 +106,11 @@ class Picker(OptionList):
         event.stop()
         event.prevent_default()
         self._fill()
+
+    @property
+    def _other(self) -> Choice | None:
+        at = self.highlighted
+        return self._rows[at].other if at is not None and at < len(self._rows) else None
 
     def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
         event.stop()

@@ -416,6 +416,25 @@ class Sessions:
             _update(db, session_id, "title = ?", _storable(title))
 
     @public(session_id=label)
+    def settings_of(self, session_id: str) -> tuple[dict[str, Any], str | None]:
+        """The chat's own settings as stored, and its preset. Raises SessionNotFoundError, CorruptError."""
+        with self.database.reading() as db, _intact_row(session_id):
+            settings, preset = _select(db, session_id, "settings, preset")
+            return dict(parse_json(settings)), as_text(preset) or None
+
+    @public(session_id=label, preset=optional(text))
+    def set_settings(self, session_id: str, settings: Mapping[str, Any], preset: str | None) -> None:
+        """Replace the chat's own settings. Raises SessionNotFoundError."""
+        with self.database.writing() as db:
+            _update(db, session_id, "settings = ?, preset = ?", to_json(dict(settings)), preset)
+
+    @public()
+    def rename_preset(self, old: str, new: str) -> None:
+        """Record another name of a preset in all chats that took it."""
+        with self.database.writing() as db:
+            db.execute("UPDATE session SET preset = ? WHERE preset = ?", (new, old))
+
+    @public(session_id=label)
     def set_model(self, session_id: str, model: ModelIdentity) -> None:
         """Continue the session with another model. Raises SessionNotFoundError."""
         with self.database.writing() as db:
