@@ -509,7 +509,8 @@ class Model:
         """Resume a session; rows that are on disk are restored and not prefilled again.
 
         A session that another process has open is read-only: `Chat.read_only` says who, and `Chat.fork` continues it.
-        If nothing can be saved, the chat continues without its session and says so once.
+        If nothing can be saved, the chat continues without its session and says so once. Settings that were stored with
+        the chat in the window (`/set`, `/preset`) hold, unless `cache` or `sampling` say otherwise.
 
         Args:
             session: its title, its id, or a unique prefix of either.

@@ -36,7 +36,9 @@ class Preset:
     @property
     def summary(self) -> str:
         """`temperature 0.2 · model tutor · system prompt “Be terse.”`"""
-        return " · ".join(_shown(s, self.values[s.name]) for s in schema() if s.name in self.values) or "nothing"
+        named = [s for s in schema() if s.name in self.values]
+        shown = [_shown(s, self.values[s.name]) for s in named if (s.name, self.values[s.name]) != ("adapter", "none")]
+        return " · ".join(shown) or "nothing"
 
 
 def _shown(setting: Any, value: Any) -> str:

@@ -43,6 +43,12 @@ class ChatSettings:
     def without(self, names: Iterable[str]) -> ChatSettings:
         return replace(self, values={name: v for name, v in self.values.items() if name not in {*names}})
 
+    def without_all(self, names: Iterable[str]) -> ChatSettings:
+        """Drop own values and those of the preset."""
+        names = {*names}
+        left = {name: value for name, value in self.preset_values.items() if name not in names}
+        return replace(self.without(names), preset_values=left)
+
     def with_preset(self, name: str, values: Mapping[str, Any]) -> ChatSettings:
         """Take a preset instead of the one before; own values of the same names are dropped."""
         return replace(self.without(values), preset=name, preset_values=dict(values))
@@ -115,6 +121,10 @@ class SettingSources:
 
     def source(self, name: str) -> Source:
         return next((source for source, values in self._layers(name) if name in values), Source.MODEL)
+
+    def has_own(self, names: Iterable[str]) -> bool:
+        """Whether this chat or its preset gives the value of one of these."""
+        return any(self.source(name) in (Source.CHAT, Source.PRESET) for name in names)
 
     def value(self, name: str) -> Any:
         layers = self._layers(name)

@@ -29,6 +29,8 @@ CHAT_SETTINGS = (
     *OF_SESSION, *SAMPLING_SETTINGS, "think", "thinking_budget", "window", "sinks", "kv_bits", "checkpoint_limit",
 )  # fmt: skip
 """Settings that a chat can have a value of its own for; the others belong to the machine or the window."""
+CACHE_SETTINGS = ("window", "sinks", "kv_bits", "checkpoint_limit")
+"""Settings that bound the KV cache."""
 _NONE = ("", "none", "auto")
 _YES_NO = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
 
@@ -158,7 +160,11 @@ class Settings:
         option="--adapter", holds=NEXT_START,
     )  # fmt: skip
     system: str | None = _setting(
-        None, "System prompt of new chats.", option="-s, --system", null="no system prompt", holds=NEXT_REPLY
+        None,
+        "System prompt: what the model is told before the first message.",
+        option="-s, --system",
+        null="no system prompt",
+        holds=NEXT_REPLY,
     )
     temperature: float | None = _setting(
         None, "0 always takes the most likely token.", slash="temp", option="--temp", low=0, high=100, holds=NEXT_REPLY

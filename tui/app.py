@@ -23,6 +23,7 @@ from textual.theme import Theme
 
 from mlxkv.config import Folders, Settings
 from mlxkv.errors import ConfigError
+from mlxkv.presets import PresetFolder
 from mlxkv.protocol import commands as cmd
 from mlxkv.protocol import events as ev
 from mlxkv.protocol.engine import EnginePort
@@ -110,6 +111,8 @@ class ChatApp(App[int], inherit_bindings=False):
         self._set_colours(self.current_theme)
         if self.settings.keys:
             self.set_keymap(dict(self.settings.keys))
+        if self.folders is not None:
+            self.prompt.completer.presets = PresetFolder(self.folders).names
         self.state.begin(self.first_commands)
         if self._ask:
             self.state.prompt(self._ask)

@@ -97,6 +97,11 @@ class CacheConfig:
         )
 
     @classmethod
+    def chosen(cls, settings: Settings) -> CacheConfig | None:
+        """`from_settings`, None if the user set none of them: a resumed chat then keeps its own."""
+        return cls.from_settings(settings) if settings.bounds_cache else None
+
+    @classmethod
     def from_table(cls, table: Mapping[str, Any] | None) -> CacheConfig:
         """Read a saved table, with JSON's lists for tuples; unknown names (of other versions) are ignored."""
         known = {f.name for f in fields(cls)}

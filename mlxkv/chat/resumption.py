@@ -11,6 +11,7 @@ from mlxkv.cache.config import DEFAULT_SINKS, CacheConfig
 from mlxkv.cache.traits import traits_of
 from mlxkv.chat import clock
 from mlxkv.chat.chat import Chat
+from mlxkv.chat.own_bounds import fitting
 from mlxkv.chat.runtime import ModelRuntime
 from mlxkv.chat.tools import Tool
 from mlxkv.inference.sampling import SamplingParams
@@ -29,8 +30,8 @@ def resumed(
 ) -> Chat:
     """The chat of a session; see `Model.resume`. `tools`: None for its own. `own`: apply the chat's own settings."""
     chosen = ChatSettings.read(record.settings if own else {}, None)[0].settings
-    if cache is None and chosen.bounds_cache:
-        cache = CacheConfig.from_settings(chosen)
+    if cache is None:
+        cache, _ = fitting(CacheConfig.chosen(chosen), lambda config: runtime.new_cache(config, None, None))
     sampling = {**{name: value for name, value in chosen.sampling.items() if value is not None}, **sampling}
     think = record.params.get("think") if chosen.think is None else chosen.think
     began = clock.from_text(record.clock) or clock.from_seconds(record.created)

@@ -42,7 +42,7 @@ from mlxkv.cli.start import (
 from mlxkv.config import Folders, Settings, load_settings, load_sources, unknown_variable
 from mlxkv.errors import ConfigError, MlxkvError, OutOfMemoryError, OutputClosedError, PromptError
 from mlxkv.presets import PresetFolder
-from mlxkv.settings import help_of
+from mlxkv.settings import CACHE_SETTINGS, help_of
 from mlxkv.system.streams import run
 from mlxkv.system.terminal import GONE, detach_terminal, is_terminal_error
 from mlxkv.text.clean import clean
@@ -240,6 +240,7 @@ def chat(
             settings.think,
             follows,
             sources.chat if taken is not None else None,
+            session_id is not None and taken is None and sources.has_own(CACHE_SETTINGS),
         )
         raise typer.Exit(_print(folders, settings, sampling, request, bounds, model, load_anyway))
     question = question_with(question, file) if file else question
@@ -267,9 +268,12 @@ def _print(
 ) -> int:
     if not request.question.strip():
         raise PromptError('The prompt is empty; give one, as in `mlxkv -p "Why is the sky blue?"`.')
+    from mlxkv.cache.config import CacheConfig
     from mlxkv.cli.print_mode import answer
 
-    model, cache = _loaded(folders, settings, request.cache, request.resume, cache, model_flag, load_anyway)
+    checked = CacheConfig() if request.has_own_bounds else cache  # those are checked once the model is loaded
+    model, loaded = _loaded(folders, settings, request.cache, request.resume, checked, model_flag, load_anyway)
+    cache = cache if request.has_own_bounds else loaded
     bounds = cache if request.resume is None or settings.bounds_cache else None
     return answer(model, request, bounds, sampling, sys.stdout, sys.stderr)
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TextIO
 
+from mlxkv.chat.own_bounds import fitting
 from mlxkv.errors import OutputClosedError
 from mlxkv.events import (
     MEANWHILE,
@@ -59,6 +60,7 @@ class PrintRequest:
     think: bool | None = None  # reason first, if the model can; None: as the chat does
     schema: dict[str, Any] | None = None  # JSON schema that the reply follows
     own: ChatSettings | None = None  # to store with the chat, which takes a preset
+    has_own_bounds: bool = False  # the cache's bounds are settings of the resumed chat
 
 
 def answer(
@@ -151,6 +153,10 @@ def _chat(model: Model, request: PrintRequest, cache: CacheConfig | None) -> Ite
         chat = model.chat(request.system, cache, autosave=request.save)
     else:
         model.open_store_for_one_reply()
+        if request.has_own_bounds:
+            cache, why = fitting(cache, model.make_cache)
+            if why:
+                print(clean(why), file=sys.stderr)
         chat = model.reopen(request.resume, cache=cache, fork=request.fork and request.save, own=False)
         if not request.save:
             chat.detach()

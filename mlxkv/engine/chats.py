@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mlxkv.cache.config import CacheConfig
+from mlxkv.chat.own_bounds import fitting
 from mlxkv.engine.context import EngineContext
 from mlxkv.engine.status import session_status, update_disk_bytes
 from mlxkv.errors import ConfigError, PromptError
@@ -19,6 +21,7 @@ from mlxkv.protocol import events as ev
 from mlxkv.protocol.export_format import CHAT_FORMATS, one_of
 from mlxkv.protocol.status import SaveState
 from mlxkv.setting_sources import ChatSettings, SettingSources
+from mlxkv.settings import CACHE_SETTINGS
 
 if TYPE_CHECKING:
     from mlxkv.chat.chat import Chat
@@ -59,6 +62,9 @@ def open_chat(context: EngineContext, session_id: str, *, keep: bool = False) ->
     unusable = ""
     if not keep:
         own, unusable = ChatSettings.read(*model.store.sessions.settings_of(session_id))
+        _, why = fitting(CacheConfig.chosen(own.settings), model.make_cache)
+        if why:
+            own, unusable = own.without_all(CACHE_SETTINGS), f"{unusable} {why}".lstrip()
         context.sources = context.sources.for_chat(own)
     config = context.cache_config() if context.settings.bounds_cache else None
     chat = context.chat = model.reopen(session_id, cache=config, own=False)

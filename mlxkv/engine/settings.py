@@ -49,8 +49,6 @@ def use(context: EngineContext, sources: SettingSources) -> Iterator[EngineEvent
             chat.thinking = new.think
             yield SettingsInForce(sources)
             return chat.think_notice if old.think != new.think else ""
-        if not is_read_only:
-            chat.own_settings = sources.chat
         notices = []
         if old.think != new.think:
             chat.thinking = new.think
@@ -58,6 +56,8 @@ def use(context: EngineContext, sources: SettingSources) -> Iterator[EngineEvent
         is_other_system = is_chats and (new.system or None) != system
         if is_other_system:
             chat.system = new.system
+        if not is_read_only:
+            chat.own_settings = sources.chat  # of the fork that another system prompt makes
         if needs_cache and (chat.session_id is None or is_read_only):
             notices.append("New chats use the new size; this chat keeps its KV cache.")
             needs_cache = False
@@ -80,7 +80,7 @@ def use(context: EngineContext, sources: SettingSources) -> Iterator[EngineEvent
         left = _reread(chat) if is_other_system else len(chat.log) - chat.cache.offset
         notices.append(f"The KV cache has its new size{_again(left)}{_beyond(context)}")
     elif is_other_system:
-        notices.append(f"The system prompt is the new one{_again(_reread(chat))}")
+        notices.append(f"The system prompt comes first{_again(_reread(chat))}")
     return " ".join(filter(None, notices))
 
 

@@ -40,9 +40,9 @@ class Menu:
             self.moved = True
 
 
-def command_menu(text: str) -> Menu | None:
+def command_menu(text: str, presets: Sequence[str] = ()) -> Menu | None:
     """Completions of a line that starts with `/`."""
-    entries = complete(text)
+    entries = complete(text, presets)
     return Menu(Source.ARGUMENT if " " in text else Source.COMMAND, entries) if entries else None
 
 

@@ -79,7 +79,7 @@ def change_setting(state: ChatState, setting: Setting, text: str, *, for_all: bo
         since = "now"
     elif setting.name == "system" and not is_own:
         since = "the next new chat"
-    now = "none" if value is None else shown(setting, value)
+    now = "none" if value is None else cut(shown(setting, value), _LONGEST_NAME)
     now += f" ({setting.null})" if value is None else ""
     notes = [f"{setting.name} is {now}{' ' if is_own else ', '}{where}, from {since} on.", unusual]
     if is_own and hidden_by:
@@ -134,6 +134,8 @@ def system(state: ChatState, argument: str) -> UiRequest | None:
         except (OSError, ValueError) as error:
             state.transcript.add_error(f"{path} cannot be read ({reason(error)}); check the name.")
             return None
+    what = "removed" if argument == "off" else "set"
+    state.transcript.add_line(f"The system prompt of this chat is {what}, from the next reply on.")
     state.change({"system": None if argument == "off" else text})
     return None
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from mlxkv.protocol import commands as cmd
 from mlxkv.protocol import events as ev
 from mlxkv.setting_sources import Source
-from mlxkv.settings import OF_SESSION, Setting, schema
+from mlxkv.settings import AT_ONCE, OF_SESSION, Setting, schema
 from mlxkv.text.clean import clean
 from mlxkv.tui.state.choice_lists import confirm
 from mlxkv.tui.state.choices import Listing, PutPrompt, Row, RunSlash
@@ -27,7 +27,9 @@ def value_text(state: ChatState, setting: Setting) -> str:
         now = state.model_name
     if state.is_ready and setting.name == "adapter":
         now = state.adapter or "none"
-    return f"none ({setting.null})" if now is None else shown(setting, now)
+    if now is None:
+        return f"none ({setting.null})"
+    return f"“{now}”" if setting.name == "system" else shown(setting, now)
 
 
 def shown(setting: Setting, value: object) -> str:
@@ -69,6 +71,13 @@ def on_off(rule: str) -> str:
     return rule.replace("true or false", "on or off")  # config.toml has true and false, the chat on and off
 
 
+def _when(setting: Setting) -> str:
+    """When a change takes effect, in this chat if it can have a value of its own."""
+    if setting.name in ("model", "adapter"):
+        return "at once: the model is loaded, and this chat prefilled again"
+    return setting.holds if setting.holds == AT_ONCE else f"with {setting.holds}"
+
+
 # -- lists -----------------------------------------------------------------------------------------------------------
 
 
@@ -80,7 +89,7 @@ def settings_list(state: ChatState) -> Listing:
         name = s.slash or s.name
         flip = shown(s, not getattr(state.settings, s.name)) if s.kind == "bool" else ""
         detail = f"{s.help} It is {on_off(s.rule)}. In force: {in_force(state, s)}."
-        detail += f" A change takes effect {'at once' if s.holds == 'at once' else f'with {s.holds}'}."
+        detail += f" A change takes effect {_when(s)}."
         saved = None
         if s.is_for_chat and source_of(state, s) is not Source.CONFIG:
             now = value_text(state, s) if s.name in OF_SESSION else s.shown(getattr(state.settings, s.name))

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 
@@ -143,7 +144,7 @@ class Completion:
     is_prefix: bool = False
 
 
-def complete(text: str) -> list[Completion]:
+def complete(text: str, presets: Sequence[str] = ()) -> list[Completion]:
     """Completions of a command or of its argument, best first."""
     if match := re.fullmatch(r"/([A-Za-z-]*)", text):
         typed = match[1].lower()
@@ -155,11 +156,15 @@ def complete(text: str) -> list[Completion]:
             for c in best(typed, COMMANDS, lambda command: (command.name, *command.aliases))
         ]  # fmt: skip
     match = re.fullmatch(r"/([A-Za-z-]+) +(\S*)", text)
-    if match is None or (command := BY_NAME.get(match[1].lower())) is None:
+    if match and (command := BY_NAME.get(match[1].lower())) is not None:
+        words = (*presets, *command.words) if command.name == "preset" else command.words
+    elif match := re.fullmatch(r"/(preset +(?:save|rename|delete)) +(\S*)", text, re.IGNORECASE):
+        words = tuple(presets)
+    else:
         return []
     return [
         Completion(f"/{match[1]} {word}", word, is_prefix=word.startswith(match[2]))
-        for word in best(match[2], command.words, lambda word: (word,))
+        for word in best(match[2], words, lambda word: (word,))
         if word != match[2]
     ]
 

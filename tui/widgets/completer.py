@@ -26,6 +26,7 @@ class Completer:
     def __init__(self, area: TextArea, files: AttachedFiles, put: Callable[[str], None]) -> None:
         self._area, self._attached, self._put = area, files, put
         self.earlier: Sequence[str] = ()
+        self.presets: Callable[[], Sequence[str]] = tuple
         self.menu: Menu | None = None
         self.menu_list = MenuList(self._pick)
         self.dismissed = ""  # a text that gets no menu
@@ -59,7 +60,7 @@ class Completer:
         menu, note = None, ""
         if text.startswith("/") and "\n" not in text and (text == "/" or completion.is_command(text)):
             self._replaced = (0, 0), area.document.end
-            menu = completion.command_menu(text)
+            menu = completion.command_menu(text, self.presets() if text.startswith("/preset ") else ())
         elif found := attachments.partial_mention(area.document[row][:column]):
             self._replaced = (row, found[0]), (row, column)
             known = self._known_paths()
