@@ -267,6 +267,10 @@ class Settings:
         True, "Keep the model in memory that macOS does not page out; on Macs of up to 24 GB, a part of it.",
         slash="wired", holds=NEXT_START,
     )  # fmt: skip
+    unload_after: float | None = _setting(
+        None, "Give the model's memory back after this time without a command; the next message loads it again.",
+        slash="unload-after", low=0.1, high=100_000, unit="minutes", null="never",
+    )  # fmt: skip
     theme: str = _setting("textual-dark", "Colour theme of the window; Ctrl+P lists them.", slash="theme")
     plain: bool = _setting(False, "Lines instead of a window, for screen readers.", option="--plain", holds=NEXT_START)
     mouse: bool = _setting(

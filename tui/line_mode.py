@@ -56,7 +56,12 @@ class PlainChat:
     """
 
     def __init__(
-        self, folders: Folders, settings: Settings | SettingSources, dispatcher: MakeDispatcher, out: TextIO, read: Callable[[str], str]
+        self,
+        folders: Folders,
+        settings: Settings | SettingSources,
+        dispatcher: MakeDispatcher,
+        out: TextIO,
+        read: Callable[[str], str],
     ) -> None:
         self._folders, self._out, self._read = folders, out, read
         self._state = ChatState(time.perf_counter, settings)

@@ -17,10 +17,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CarriedChat:
-    """The messages and the beginning of a chat. `title`: the one it is listed under once it is saved."""
+    """The messages of a chat. `title`: the one it is listed under once it is saved."""
 
     title: str
-    system: str | None
     turns: tuple[TurnRecord, ...]
     think: bool | None
     began: datetime
@@ -28,10 +27,10 @@ class CarriedChat:
     @classmethod
     def of(cls, chat: Chat) -> CarriedChat:
         prefix = chat._history.prefix
-        return cls(chat.title, chat.system, chat.turns, chat.thinking, prefix.began)
+        return cls(chat.title, chat.turns, chat.thinking, prefix.began)
 
     def continue_in(self, chat: Chat, *, is_same_model: bool) -> None:
-        """Put the messages into `chat`, which is new and has this system prompt; its next prompt prefills them.
+        """Put the messages into `chat`, which is new and has its system prompt; its next prompt prefills them.
 
         `is_same_model`: replies keep their sampled ids; another model tokenizes their text.
         """

@@ -35,6 +35,8 @@ def new_chat(context: EngineContext, system: str | None = None, *, keep: bool = 
         context.sources = context.sources.for_chat(context.first)
     context.close_chat()
     context.set_saved(SaveState.NOTHING if context.save else SaveState.OFF)
+    if context.unloaded is not None:
+        context.unloaded = context.unloaded.with_new_chat(system)
     if context.model is not None:
         context.chat = make_chat(context, system or context.settings.system)
     yield ev.Versions(())
@@ -45,9 +47,7 @@ def new_chat(context: EngineContext, system: str | None = None, *, keep: bool = 
 
 def make_chat(context: EngineContext, system: str | None) -> Chat:
     """A new chat with the settings of the context."""
-    chat = context.ready_model.chat(
-        system, context.cache_config(), autosave=context.save, think=context.settings.think
-    )
+    chat = context.ready_model.chat(system, context.cache_config(), autosave=context.save, think=context.settings.think)
     chat.own_settings = context.sources.chat
     return chat
 

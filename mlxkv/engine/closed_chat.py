@@ -14,31 +14,31 @@ from mlxkv.protocol.events import EngineEvent
 
 @dataclass(frozen=True)
 class ClosedChat:
-    """A saved chat by its session, one that is not saved by its messages. Neither: an empty chat."""
+    """A saved chat by its session, one that is not saved by its messages. Neither: an empty chat, with this system
+    prompt. `num_messages`: when it was closed."""
 
     session: str | None = None
     unsaved: CarriedChat | None = None
+    system: str | None = None
+    num_messages: int = 0
 
     @classmethod
     def of(cls, context: EngineContext) -> ClosedChat:
         """The chat that is open now."""
         chat = context.chat
-        if chat is None or chat.session_id is not None:
-            return cls(chat.session_id if chat is not None else None)
-        return cls(None, CarriedChat.of(chat) if chat.messages else None)
+        if chat is None:
+            return cls()
+        unsaved = CarriedChat.of(chat) if chat.session_id is None and chat.num_messages else None
+        return cls(chat.session_id, unsaved, chat.system, chat.num_messages)
 
     def reopen(self, context: EngineContext, *, is_same_model: bool) -> Iterator[EngineEvent]:
         """Open it with the model that is loaded now, and show it."""
         if self.session is not None:
             yield from chats.open_chat(context, self.session, keep=True)
         elif self.unsaved is not None:
-            self.continue_unsaved(context, self.unsaved, is_same_model)
+            chat = context.chat = chats.make_chat(context, self.system)
+            self.unsaved.continue_in(chat, is_same_model=is_same_model)
             yield from chats.show_chat(context)
             yield session_status(context)
         else:
-            yield from chats.new_chat(context, keep=True)
-
-    def continue_unsaved(self, context: EngineContext, unsaved: CarriedChat, is_same_model: bool) -> None:
-        """Make the chat `unsaved` the open one; its next prompt prefills it."""
-        chat = context.chat = chats.make_chat(context, unsaved.system)
-        unsaved.continue_in(chat, is_same_model=is_same_model)
+            yield from chats.new_chat(context, self.system, keep=True)

@@ -18,7 +18,7 @@ from mlxkv.config import Folders, Settings
 from mlxkv.engine.downloads import Downloads
 from mlxkv.errors import MismatchError, MlxkvError
 from mlxkv.events import KVNotSaved, Notice
-from mlxkv.protocol.events import EngineEvent, LoadPhase, ModelLoading
+from mlxkv.protocol.events import EngineEvent, LoadPhase, ModelLoading, ModelReady
 from mlxkv.protocol.status import SaveState
 from mlxkv.setting_sources import SettingSources
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from mlxkv.cache.config import CacheConfig
     from mlxkv.chat.chat import Chat
     from mlxkv.engine.compaction import Uncompacted
+    from mlxkv.engine.unloading import UnloadedModel
     from mlxkv.model import Model
     from mlxkv.store.session_store import SessionStore
 
@@ -50,6 +51,7 @@ class EngineContext:
         self.downloads = Downloads(emit)
         self.save = save
         self.model: Model | None = None
+        self.unloaded: UnloadedModel | None = None  # the model that the next message loads again
         self.chat: Chat | None = None
         self.oversized: set[str] = set()  # models to load although they do not fit
         self.uncompacted: Uncompacted | None = None  # the chat that the open one was compacted from
@@ -126,16 +128,24 @@ class EngineContext:
             self.emit(Notice(f"{error} Continuing without it."))
             return loading(draft=True)
 
+    def model_ready(self, name: str) -> ModelReady:
+        """That `name`, as it was asked for, is the loaded model."""
+        model = self.ready_model
+        loaded = model.loaded
+        return ModelReady(name, loaded.weight_bytes, loaded.load_s, model.has_chat_template, model.adapter or "")
+
     def begin_load(self) -> None:
         if not self.was_stopped:
             self.cancel_load.clear()
 
     def unload_model(self) -> None:
         """Release all memory of the model: two models at once may not fit."""
-        self.close_chat()
-        if self.model is not None:
-            self.model.close()
-        self.model = None
+        try:
+            self.close_chat()
+            if self.model is not None:
+                self.model.close()
+        finally:
+            self.model = None
         gc.collect()
         import mlx.core as mx
 

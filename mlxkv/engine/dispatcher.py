@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from mlxkv.config import Folders, Settings
 from mlxkv.device import current_device
-from mlxkv.engine import chats, compaction, model_list, models, presets, status, turns
+from mlxkv.engine import chats, compaction, model_list, models, presets, status, turns, unloading
 from mlxkv.engine import settings as session_settings
 from mlxkv.engine.context import EngineContext
 from mlxkv.engine.end_mlx import end_mlx
@@ -74,9 +74,13 @@ class Dispatcher:
 
     def _events(self, command: cmd.Command) -> Iterator[EngineEvent]:
         context, now = self.context, time.perf_counter()
+        if unloading.needs_model(context, command):
+            return self._after_load(command)
         match command:
             case cmd.LoadModel():
                 return models.load_model(context, command)
+            case cmd.Unload(is_idle):
+                return unloading.unload(context, is_idle)
             case cmd.ListModels(fitting):
                 return model_list.list_models(context, fitting)
             case cmd.NewChat(system):
@@ -145,6 +149,11 @@ class Dispatcher:
             case cmd.PausePull():
                 context.downloads.pause()
         return iter(())
+
+    def _after_load(self, command: cmd.Command) -> Iterator[EngineEvent]:
+        yield from unloading.reload(self.context, command)
+        if self.context.unloaded is None:
+            yield from self._events(command)
 
     def close(self) -> None:
         """Close the chat and clear MLX's streams: the last call on this thread; without it the process aborts."""

@@ -36,7 +36,7 @@ class Downloads:
         Raises:
             MlxkvError: another download is running.
         """
-        if self._thread is not None and self._thread.is_alive():
+        if self.is_running:
             raise MlxkvError(f"{self._name} is being downloaded; press Esc to pause it first.")
         self._name, self._cancel = name, threading.Event()
         self._emit(PullProgress(name, PullState.ASKING, then_load=then_load))
@@ -44,6 +44,10 @@ class Downloads:
             target=self._run, args=(name, device, then_load, self._cancel), name="mlxkv-download"
         )
         self._thread.start()
+
+    @property
+    def is_running(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
 
     def pause(self) -> None:
         self._cancel.set()

@@ -18,7 +18,6 @@ from mlxkv.protocol.events import (
     FailureKind,
     ModelLoading,
     ModelMissing,
-    ModelReady,
 )
 
 
@@ -53,7 +52,7 @@ def load_model(context: EngineContext, command: LoadModel) -> Iterator[EngineEve
     context.begin_load()
     yield ModelLoading(name)
     before = (context.model.name, context.model.adapter) if context.model else None
-    closed = ClosedChat.of(context)
+    closed = ClosedChat.of(context) if context.unloaded is None else context.unloaded.chat
     sources = context.sources
     if command.kv_bits is not None:
         context.sources = sources.with_option({"kv_bits": command.kv_bits})
@@ -71,11 +70,11 @@ def load_model(context: EngineContext, command: LoadModel) -> Iterator[EngineEve
             raise
         yield Failed(str(error), FailureKind.STOPPED)
         return
-    model = context.model
-    if before is not None:
-        yield from closed.reopen(context, is_same_model=False)
-    loaded = model.loaded
-    yield ModelReady(name, loaded.weight_bytes, loaded.load_s, model.has_chat_template, model.adapter or "")
+    model, had_model = context.model, before is not None or context.unloaded is not None
+    context.unloaded = None
+    if had_model:
+        yield from closed.reopen(context, is_same_model=before == (model.name, model.adapter))
+    yield context.model_ready(name)
 
 
 def _must_be_downloaded(name: str) -> bool:

@@ -40,6 +40,7 @@ def session_status(context: EngineContext) -> SessionStatus:
         session_id=context.chat.session_id if context.chat else None,
         fork=_fork_number(context),
         save_problem=context.save_problem,
+        unloaded=context.unloaded is not None,
     )
 
 

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 
 from mlxkv.config import Folders, Settings
 from mlxkv.engine.dispatcher import Dispatcher
-from mlxkv.protocol.commands import CheckChat, Command, Pause, PausePull, Shutdown
+from mlxkv.engine.unloading import idle_commands
+from mlxkv.protocol.commands import Command, PausePull, Shutdown
 from mlxkv.protocol.events import EngineEvent, EngineStopped
 from mlxkv.setting_sources import SettingSources
 
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
     from mlxkv.model import Model
 
 _log = logging.getLogger("mlxkv.engine")
-CHECK_SECONDS = 1.0  # between two checks of a chat that is open in another process
-PAUSE_SECONDS = 60.0  # without a command, after which the chat saves what a long prefill would cost
 
 
 class Engine:
@@ -78,18 +77,12 @@ class Engine:
     # -- the engine thread -------------------------------------------------------------------------------------------
 
     def _next(self) -> Command:
-        """Wait for a command. Meanwhile, a chat that is locked by another process is checked, and the open chat saves
-        its recurrent state once."""
-        chat = self._dispatcher.context.chat
-        while chat is not None and chat.read_only:
+        """Wait for a command. Meanwhile, a chat that is locked by another process is checked, the open chat saves its
+        recurrent state once, and an idle model is unloaded."""
+        for seconds, command in idle_commands(self._dispatcher.context):
             with suppress(queue.Empty):
-                return self._commands.get(timeout=CHECK_SECONDS)
-            self._dispatcher.handle(CheckChat())
-            chat = self._dispatcher.context.chat
-        if chat is not None:
-            with suppress(queue.Empty):
-                return self._commands.get(timeout=PAUSE_SECONDS)
-            self._dispatcher.handle(Pause())
+                return self._commands.get(timeout=seconds)
+            self._dispatcher.handle(command)
         return self._commands.get()
 
     def _run(self) -> None:

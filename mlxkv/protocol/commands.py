@@ -32,6 +32,16 @@ class LoadModel:
 
 
 @dataclass(frozen=True)
+class Unload:
+    """Save the open chat and give the model's memory back: `ModelUnloaded`. What needs the model next loads it again.
+
+    `is_idle`: nobody asked for it; there is no event if it cannot be done now.
+    """
+
+    is_idle: bool = False
+
+
+@dataclass(frozen=True)
 class ListModels:
     """List the models on this machine and in the catalogue, or only the `fitting` ones: `ModelList`."""
 
@@ -274,7 +284,7 @@ class Shutdown:
 
 
 Command = (
-    LoadModel | ListModels | Pull | PausePull | NewChat | OpenChat | CheckChat | Pause | ListChats
+    LoadModel | Unload | ListModels | Pull | PausePull | NewChat | OpenChat | CheckChat | Pause | ListChats
     | SearchChats    | ShowTree | RenameChat | DeleteChat | ExportChat | Send | Retry | Edit | Continue | Rewind | Fork
     | PlanCompact | Compact | ChangeSettings | ListPresets | TakePreset | SavePreset | RenamePreset | DeletePreset
     | ShowContext | ListCache | CollectCache | PinChat

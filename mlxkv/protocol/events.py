@@ -78,6 +78,17 @@ class ModelReady:
 
 
 @dataclass(frozen=True)
+class ModelUnloaded:
+    """The model's memory was given back: `freed` bytes. The next message loads it again, and prefills the `again`
+    tokens of a chat that is not saved. `is_idle`: nobody asked for it."""
+
+    name: str
+    freed: int
+    again: int = 0
+    is_idle: bool = False
+
+
+@dataclass(frozen=True)
 class ChatOpened:
     """This is the open chat now. `restored_tokens` were restored from disk in `restore_s`, not counting evicted ones.
 
@@ -343,5 +354,6 @@ EngineEvent = (
     | ModelTooLarge | PullProgress | ChatOpened | ChatReleased | ChatList | ChatTree | Versions | ChatHits
     | ChatRenamed | ChatDeleted | ChatExported | SettingsApplied | ChatPinned | CacheList | CacheCollected
     | Compacted | SaveProgress | TokensCounted | CompactPlan | TurnStarted | SessionStatus | ContextUsage
-    | SessionStats | SettingsInForce | PresetList | PresetTaken | PresetExists | MessageTooLong | Failed | EngineStopped
+    | SessionStats | SettingsInForce | PresetList | PresetTaken | PresetExists | ModelUnloaded | MessageTooLong
+    | Failed | EngineStopped
 )  # fmt: skip

@@ -53,6 +53,7 @@ class SessionStatus:
     session_id: str | None = None  # of the open chat, once it is saved
     fork: int = 0  # the number of this fork in its family, from 1 in the order they were made; 0: no fork
     save_problem: str = ""
+    unloaded: bool = False  # the next message loads the model again
 
 
 @dataclass(frozen=True)

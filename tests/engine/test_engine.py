@@ -304,7 +304,7 @@ def test_a_chat_that_another_process_had_open_is_had_once_that_lets_go(
     watched: Watched, tiny_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It stayed read-only for ever. The kernel lets go of a lock however the process ends."""
-    monkeypatch.setattr("mlxkv.engine.thread.CHECK_SECONDS", 0.01)
+    monkeypatch.setattr("mlxkv.engine.unloading.CHECK_SECONDS", 0.01)
     loaded(watched, tiny_path)
     session_id = next(e.session_id for e in reversed(watched.send("hi")) if isinstance(e, SessionStatus))
     assert session_id is not None
@@ -330,7 +330,7 @@ def test_a_chat_that_another_process_had_open_is_had_once_that_lets_go(
 def test_a_pause_saves_the_state_of_recurrent_layers(
     watched: Watched, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mlxkv.engine.thread.PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr("mlxkv.engine.unloading.PAUSE_SECONDS", 0.01)
     loaded(watched, hybrid_folder(tmp_path / "hybrid", "granitemoehybrid", tiny_tokenizer()))
     for _ in range(2):
         watched.send("hi " * 50)

@@ -87,6 +87,8 @@ NEWER = {
     "model_dirs",
     "preset",
     "--preset",
+    "unload",
+    "unload_after",
 }  # than what tutor was taught last: tell it of these when it is taught again
 
 

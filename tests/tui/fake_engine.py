@@ -6,6 +6,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable
+from dataclasses import replace
 
 from mlxkv.events import Branch, Message, PrefillProgress, TextDelta, TurnFinished
 from mlxkv.protocol.commands import (
@@ -37,6 +38,7 @@ from mlxkv.protocol.commands import (
     ShowContext,
     ShowStats,
     ShowTree,
+    Unload,
 )
 from mlxkv.protocol.events import (
     CacheCollected,
@@ -58,6 +60,7 @@ from mlxkv.protocol.events import (
     ModelList,
     ModelLoading,
     ModelReady,
+    ModelUnloaded,
     PullProgress,
     PullState,
     SettingsApplied,
@@ -181,6 +184,8 @@ class FakeEngine:
                 return [ChatOpened(session_id, title, self.history, 12_288, 1_800_000_000, 0.4), STATUS]
             case ListChats():
                 return [ChatList(self.chats)]
+            case Unload():
+                return [ModelUnloaded("tutor", 7_200_000), replace(STATUS, unloaded=True)]
             case ListModels():
                 return [ModelList(MODELS)]
             case ShowTree():

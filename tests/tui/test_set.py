@@ -14,6 +14,7 @@ from mlxkv.tui.state.slash_actions import run
 from mlxkv.tui.state.ui_request import UiRequest
 
 REFUSED = {
+    "unload-after": ("0", "-1", "nan", "inf", "soon", "1e6"),
     "model-dirs": ("models", "/a:b", ":", "../models"),
     "temp": ("-1", "-0.1", "100.1", "1e400", "inf", "nan", "hot", "0,7", "1 2", "true", "0x1"),
     "top-p": ("-0.1", "1.01", "95", "inf", "nan", "high", "95%"),

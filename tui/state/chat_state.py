@@ -203,8 +203,8 @@ class ChatState:
 
     @property
     def is_loading_now(self) -> bool:
-        """Whether the load is the command in progress, not a queued one."""
-        return self._is_running(cmd.LoadModel)
+        """Whether a load is in progress, not a queued one."""
+        return self._is_running(cmd.LoadModel) or self._loading is not None
 
     @property
     def is_compacting(self) -> bool:
@@ -217,13 +217,16 @@ class ChatState:
     def activity(self, width: int) -> tuple[str, str]:
         """The line above the prompt: text and key hint."""
         now = self.clock()
-        if self.transcript.reply is not None:
+        if self.transcript.reply is not None and self._loading is None:
             return self.transcript.reply.activity(now, width)
         waiting, room = (self._waiting[0] if self._waiting else None), width - 4
         match waiting:
             case cmd.LoadModel(name):
                 hint = "esc to stop"
                 text = fit(loading_text(self._loading or ev.ModelLoading(name)), room - len(hint))
+            case _ if self._loading is not None:  # again, for what waits
+                hint = "esc to stop"
+                text = fit(loading_text(self._loading), room - len(hint))
             case cmd.OpenChat(session_id):
                 chat = next((chat for chat in self.chats if chat.id == session_id), None)
                 text, hint = restoring_text(chat), ""
@@ -371,10 +374,9 @@ class ChatState:
             self._return_message(event.returned)
         elif is_reply:
             self.transcript.end_reply()
-        if isinstance(failed, cmd.LoadModel):
-            self._loading = None
-            if failed.kv_bits is not None:
-                self.sources = self.sources.without_option(["kv_bits"])
+        self._loading = None
+        if isinstance(failed, cmd.LoadModel) and failed.kv_bits is not None:
+            self.sources = self.sources.without_option(["kv_bits"])
         if event.kind is ev.FailureKind.STOPPED:
             self.transcript.add_line(event.text)
         else:

@@ -143,7 +143,7 @@ def footer_text(status: SessionStatus, width: int, narrow: bool = False, saving:
     if status.cache_window:
         parts.append(f"KV {bytes_text(status.kv_bytes)}")
         parts.append(f"{tokens_text(status.cache_tokens)}/{tokens_text(status.cache_window)} tok")
-    if status.memory_used:
+    if status.memory_used or status.unloaded:
         parts.append(f"mem {pair_text(status.memory_used, status.memory_limit)}")
     saved = {SaveState.SAVING: "saving …", SaveState.SAVED: "saved ✓", SaveState.OFF: "not saving this chat"}
     last = saved.get(status.saved, "")
@@ -162,6 +162,8 @@ def percent(status: SessionStatus) -> int:
 
 def gauge_text(status: SessionStatus, width: int) -> tuple[str, str]:
     """The context gauge and its level: "" | "warning" (75 %) | "error" (90 %). A full ring evicts the oldest block."""
+    if status.unloaded:
+        return "unloaded – your next message loads it again" if width >= 100 else "unloaded", ""
     if not status.cache_window:
         return "", ""
     share = percent(status)

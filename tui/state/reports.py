@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from rich.cells import cell_len
 
-from mlxkv.protocol.events import Compacted
+from mlxkv.protocol.events import Compacted, ModelUnloaded
 from mlxkv.protocol.status import ContextUsage, SessionStats, SessionStatus
 from mlxkv.stats import bytes_text, disk_text, plural, prompt_text, rate_text
 from mlxkv.text.clean import clean
 from mlxkv.tui.state.blocks import ContextRow
 from mlxkv.tui.state.choices import cut
+from mlxkv.tui.state.labels import short_name
 from mlxkv.tui.state.report import Line, Report
 
 _BAR = 20  # cells at most
@@ -22,6 +23,14 @@ def context_report(usage: ContextUsage) -> Report:
     """Totals of the window, a row for each message, and what is to be said of them."""
     notes = (Line("", note) for note in (*context_note(usage), *state_lines(usage)))
     return Report("context", (Line("", context_text(usage)), *context_rows(usage), *notes), is_of_chat=True)
+
+
+def unloaded_text(event: ModelUnloaded, minutes: float | None) -> str:
+    """Says what was given back, and what the next message costs."""
+    name, freed = clean(short_name(event.name)), bytes_text(event.freed)
+    why = f" after {minutes:g} min without a command" if event.is_idle and minutes is not None else ""
+    again = f"prefills the {event.again:,} tok of this unsaved chat" if event.again else "prefills nothing again"
+    return f"{name} is unloaded{why}: {freed} given back. Your next message loads it and {again}."
 
 
 def context_text(usage: ContextUsage) -> str:

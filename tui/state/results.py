@@ -93,8 +93,12 @@ def handle_result(state: ChatState, event: ev.EngineEvent) -> None:
         case ev.ModelList(models, only_fitting, notes):
             state.complete(cmd.ListModels)
             state.models = models
-            has_messages = not transcript.is_empty
-            state.listing = choice_lists.models_list(models, state.model, has_messages, only_fitting, notes)
+            has_messages, current = not transcript.is_empty, "" if state.status.unloaded else state.model
+            state.listing = choice_lists.models_list(models, current, has_messages, only_fitting, notes)
+        case ev.ModelUnloaded():
+            state.complete(cmd.Unload)
+            say = transcript.add_notice if event.is_idle else transcript.add_line
+            say(reports.unloaded_text(event, state.settings.unload_after))
         case ev.ModelMissing(name, size):
             state.complete(cmd.LoadModel)
             state.listing = choice_lists.missing_model(name, size, state.adapters.get(name))

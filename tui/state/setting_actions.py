@@ -75,7 +75,7 @@ def change_setting(state: ChatState, setting: Setting, text: str, *, for_all: bo
     unusual = setting_notice(setting.name, value)
     where = "for this chat" if is_own else "saved for all chats" if setting.is_for_chat else "saved"
     since = setting.holds
-    if is_own and since == NEW_CACHE or since == AT_ONCE:
+    if (is_own and since == NEW_CACHE) or since == AT_ONCE:
         since = "now"
     elif setting.name == "system" and not is_own:
         since = "the next new chat"

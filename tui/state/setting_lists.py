@@ -97,7 +97,9 @@ def settings_list(state: ChatState) -> Listing:
             saved = RunSlash("set", f"{name} {value} --default")
         text = f"{name:<{width}} {value_text(state, s)}"
         facts = (source_text(state, s),)
-        rows.append(Row(text, PutPrompt(f"/set {name} {flip}"), facts, f"{s.name} {s.help}", detail=detail, other=saved))
+        rows.append(
+            Row(text, PutPrompt(f"/set {name} {flip}"), facts, f"{s.name} {s.help}", detail=detail, other=saved)
+        )
     hint = "⏎ change this chat · D save for all chats · esc close"
     return Listing("Settings", tuple(rows), hint, "No setting is called that.")
 

@@ -68,10 +68,17 @@ COMMANDS = (
     Slash("paste", "", "paste from the clipboard"),
     # the model
     Slash("model", "[name]", "choose a model, or load one by name, folder or repository"),
+    Slash("unload", "", "give the model's memory back until the next message"),
     Slash("adapter", "[folder|none]", "load the model with a LoRA adapter, or without", words=("none",)),
     Slash("pull", "repository", "download a model"),
     Slash("system", "[text|@file|off]", "show or change the system prompt of this chat", words=("off",)),
-    Slash("set", "[name] [value]", "show or change a setting of this chat; --default of all", ("settings",), words=SETTABLE),
+    Slash(
+        "set",
+        "[name] [value]",
+        "show or change a setting of this chat; --default of all",
+        ("settings",),
+        words=SETTABLE,
+    ),
     Slash(
         "preset",
         "[name|save|rename|delete]",

@@ -1,7 +1,7 @@
 """Run slash commands: change the state, send a command to the engine, or return a request for the user interface.
 
-Shared by the window and line mode. `slash.py` has the table of commands. `setting_actions.py` has those for settings. UI
-thread; pure but for `/system @file`.
+Shared by the window and line mode. `slash.py` has the table of commands, `setting_actions.py` runs those for settings.
+UI thread; pure but for `/system @file`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from mlxkv.errors import ConfigError
+from mlxkv.errors import ConfigError, ModelNotFoundError
 from mlxkv.protocol import commands as cmd
 from mlxkv.protocol.export_format import CHAT_FORMATS, CHAT_SUFFIXES, export_format, one_of
 from mlxkv.text.clean import clean
@@ -175,6 +175,7 @@ _ACTIONS: dict[str, Callable[[ChatState, str], UiRequest | None]] = {
     "continue": lambda state, _: state.submit(cmd.Continue()),
     "compact": _compact,
     "model": _model,
+    "unload": lambda state, _: state.submit(cmd.Unload()),
     "adapter": _adapter,
     "pull": _pull,
     "system": setting_actions.system,
