@@ -450,4 +450,8 @@ def spans(turns: Sequence[TurnRecord]) -> list[tuple[int, int]]:
     for turn in turns:
         starts.append(length if turn.start is None else turn.start)
         length = starts[-1] + len(turn.ids)
-    return [(start, min([start + len(turns[i].ids), *starts[i + 1 :]])) for i, start in enumerate(starts)]
+    ends = [start + len(turn.ids) for start, turn in zip(starts, turns, strict=True)]
+    for i in reversed(range(len(turns) - 1)):  # the smallest of its own end and all later starts
+        length = min(length, starts[i + 1])
+        ends[i] = min(ends[i], length)
+    return list(zip(starts, ends, strict=True))

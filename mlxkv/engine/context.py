@@ -19,7 +19,7 @@ from mlxkv.engine.downloads import Downloads
 from mlxkv.errors import MismatchError, MlxkvError
 from mlxkv.events import KVNotSaved, Notice
 from mlxkv.protocol.events import EngineEvent, LoadPhase, ModelLoading, ModelReady
-from mlxkv.protocol.status import SaveState
+from mlxkv.protocol.status import SaveState, Unattended
 from mlxkv.setting_sources import SettingSources
 
 if TYPE_CHECKING:
@@ -58,6 +58,7 @@ class EngineContext:
         self.saved, self.save_problem = SaveState.NOTHING, ""
         self.unsent = ""  # a message that is being sent and is not part of the chat yet
         self.fork_number: tuple[str | None, int] = (None, 0)  # of a session in its family
+        self.unattended: tuple[object, Unattended | None] = (None, None)  # as last found, and from what
         self.disk_bytes = 0  # KV of all chats when last counted
         self.load = load  # a test's replacement of `mlxkv.load`; its names are not models of this machine or the hub
         self.cancel_load = threading.Event()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from mlxkv.chat.history import spans
 from mlxkv.device import current_device
 from mlxkv.engine.context import EngineContext
+from mlxkv.engine.unattended import unattended
 from mlxkv.errors import DiskError, MlxkvError, PromptError
 from mlxkv.protocol.events import CacheCollected, CacheList, ChatPinned, EngineEvent, TokensCounted
 from mlxkv.protocol.status import CacheView, ContextPart, ContextUsage, SessionStats, SessionStatus, StateUsage
@@ -41,6 +42,7 @@ def session_status(context: EngineContext) -> SessionStatus:
         fork=_fork_number(context),
         save_problem=context.save_problem,
         unloaded=context.unloaded is not None,
+        unattended=unattended(context),
     )
 
 

@@ -64,6 +64,7 @@ def continue_reply(context: EngineContext, started: float) -> Iterator[EngineEve
     context.apply_earlier_stop()
     messages = chat.messages
     yield from chats.show_chat(context, num_messages=len(messages) - 1)
+    yield session_status(context)
     yield from _stream(context, "", events, messages[-1].text)
 
 
@@ -86,6 +87,7 @@ def _run(
         context.apply_earlier_stop()
         if replaced is not None:
             yield from chats.show_chat(context, num_messages=replaced)
+            yield session_status(context)
         yield from _stream(context, text, events, is_replacing=replaced is not None)
     except MlxkvError as error:
         if chat.turns != before:

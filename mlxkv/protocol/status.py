@@ -37,6 +37,25 @@ class SaveState(StrEnum):
 
 
 @dataclass(frozen=True)
+class Unattended:
+    """The part of the open chat that no layer attends to any more: `tokens` of `num_messages` messages.
+
+    What is attended begins in message number `message`, after `chars` characters of its text; None: after some of it,
+    and it is not known how much. Apart from that the first `pinned` tokens are attended: with `pins_system` all of the
+    system prompt, and the first `pinned_messages` messages. `in_state`: recurrent layers have all of it in their state.
+    """
+
+    tokens: int
+    num_messages: int
+    message: int
+    chars: int | None = 0
+    pinned: int = 0
+    pins_system: bool = False
+    pinned_messages: int = 0
+    in_state: bool = False
+
+
+@dataclass(frozen=True)
 class SessionStatus:
     """State of the session for the footer, in bytes and tokens; `memory_limit` is 0 if unknown."""
 
@@ -54,6 +73,7 @@ class SessionStatus:
     fork: int = 0  # the number of this fork in its family, from 1 in the order they were made; 0: no fork
     save_problem: str = ""
     unloaded: bool = False  # the next message loads the model again
+    unattended: Unattended | None = None  # None: all of the chat is attended
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,15 @@ class Renderer:
         return Styles(_style(colours.accent), _style(colours.code), _style(colours.muted), colours.code_theme)
 
     def strips(self, block: Block, width: int) -> list[Row]:
-        """Lines of `block`, including the blank line above it if it has one."""
+        """Lines of `block`, including the blank line above it if it has one, and the rule if it has that."""
+        rows = self._rows(block, width)
+        if not block.is_muted and block.rule is None:
+            return rows
+        from mlxkv.tui.markdown.rule import with_rule
+
+        return with_rule(rows, block, min(width, EDGE + PROSE + 1), _style(self.colours.muted))
+
+    def _rows(self, block: Block, width: int) -> list[Row]:
         room = max(8, min(width - EDGE - 1, PROSE))
         muted = _style(self.colours.muted)
         rows = [] if block.tight else [Row([])]
@@ -193,7 +201,8 @@ def guess_height(block: Block, width: int) -> int:
         lines = sum(1 + len(line) // room for line in block.text.split("\n"))
     if block.kind is Kind.USER and block.folded:
         lines = min(lines, SHOWN + 1)
-    return lines + (not block.tight)
+    rule = 0 if block.rule is None else 1 if block.rule_at else 2 + block.tight
+    return lines + (not block.tight) + rule
 
 
 def warm_up() -> None:

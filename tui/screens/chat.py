@@ -141,6 +141,7 @@ class ChatScreen(Screen[None]):
             if position is not None:
                 self.transcript.scroll_to_position(*position)
             self._show_match_count()
+        self.transcript.show_rule(state.transcript.rule)
         if state.listing is not None:
             self.open_picker(state.listing)
             state.listing = None

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from mlxkv.stats import TurnStats
+from mlxkv.tui.state.forgetting import Rule
 
 NO_MESSAGE = -1
 NO_ANSWER = "no answer"  # `info` of a line about a reply without text
@@ -62,4 +63,7 @@ class Block:
     version: tuple[int, int] = (1, 1)  # of stats: number and count of the replies to the same question
     made_with: str = ""  # of stats: the model or the settings in which the reply differs from the other versions
     is_open: bool = False  # Markdown that is still growing
+    is_muted: bool = False  # the model no longer attends to it
+    rule: Rule | None = None  # above it, or in it after `rule_at` characters of its source
+    rule_at: int = 0
     source: str = field(default="", compare=False)  # the Markdown it was cut from, fences and blank lines included

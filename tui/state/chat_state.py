@@ -266,6 +266,7 @@ class ChatState:
                 self.listing = choice_lists.too_long_list(text, turn, overflow)
             case ev.SessionStatus():
                 self.status = event
+                self.transcript.show_unattended(event.unattended)
                 self.session_id = event.session_id or self.session_id  # a new chat has one after its first message
             case ev.SaveProgress(done, total):
                 self.saving = 100 * done // total if done < total else None

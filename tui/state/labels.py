@@ -104,13 +104,11 @@ def pull_text(event: PullProgress) -> list[str]:
 
 
 def eviction_text(stats: TurnStats, before: int) -> str:
-    """The notice of a turn that evicted tokens; "" if it did not. `before`: tokens evicted before the turn."""
-    evicted = stats.evicted_tokens - before
-    if evicted <= 0:
+    """The notice of the first turn of a chat that evicts tokens; "" otherwise. `before`: tokens evicted before it."""
+    if before or not stats.evicted_tokens:
         return ""
-    total = f", {stats.evicted_tokens:,} in all" if before else ""
-    full = f"{stats.cache_window:,}/{stats.cache_window:,}"
-    return f"▲ context full {full}: evicted the oldest {evicted:,} tok{total} · /compact · /context · /set ctx"
+    what = f"the window of {stats.cache_window:,} tok is full, and rotates: the oldest tokens make room for new ones"
+    return f"{what} · /compact · /context · /set ctx"
 
 
 def nearly_full_text(stats: TurnStats, before: int) -> str:
@@ -138,7 +136,8 @@ def footer_text(status: SessionStatus, width: int, narrow: bool = False, saving:
     `saving`: percent of the KV rows written so far.
     """
     if narrow:
-        return f"{percent(status)}% ctx" if status.cache_window else ""
+        full = "ctx rotating" if is_rotating(status) else f"{percent(status)}% ctx"
+        return full if status.cache_window else ""
     parts: list[str] = []
     if status.cache_window:
         parts.append(f"KV {bytes_text(status.kv_bytes)}")
@@ -160,15 +159,22 @@ def percent(status: SessionStatus) -> int:
     return min(100, 100 * status.cache_tokens // status.cache_window) if status.cache_window else 0
 
 
+def is_rotating(status: SessionStatus) -> bool:
+    """Whether the ring evicts its oldest block whenever a new one begins."""
+    return status.cache is not None and status.cache.evicted > 0
+
+
 def gauge_text(status: SessionStatus, width: int) -> tuple[str, str]:
-    """The context gauge and its level: "" | "warning" (75 %) | "error" (90 %). A full ring evicts the oldest block."""
+    """The context gauge and its level: "" | "warning" (75 %) | "error" (90 %), "" again once the ring rotates."""
     if status.unloaded:
         return "unloaded – your next message loads it again" if width >= 100 else "unloaded", ""
     if not status.cache_window:
         return "", ""
     share = percent(status)
     cells = 16 if width >= 100 else 8
+    if is_rotating(status):
+        return f"ctx {FULL * cells} rotating", ""
     full = min(cells, max(share * cells // 100, 1 if share else 0))
-    words = " – evicting" if share >= 100 else " – nearly full" if share >= 90 else ""
+    words = " – full" if share >= 100 else " – nearly full" if share >= 90 else ""
     level = "error" if share >= 90 else "warning" if share >= 75 else ""
     return f"ctx {FULL * full}{EMPTY * (cells - full)} {share}%{words}", level

@@ -9,9 +9,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from mlxkv.protocol import events as ev
+from mlxkv.protocol.status import Unattended
 from mlxkv.stats import TurnStats
 from mlxkv.text.clean import clean
 from mlxkv.tui.state.blocks import NO_ANSWER, NO_MESSAGE, Block, Kind
+from mlxkv.tui.state.forgetting import Rule, rule_of
 from mlxkv.tui.state.labels import call_lines, eviction_text, nearly_full_text, no_answer, restored_text
 from mlxkv.tui.state.retry import version_labels
 from mlxkv.tui.state.streaming import StreamingReply
@@ -52,6 +54,7 @@ class TranscriptModel:
         self.messages: list[ev.Message] = []
         self.versions: list[tuple[ev.Sibling, ...]] = []
         self.is_open = False  # a chat is open
+        self.rule: Rule | None = None  # where what the model attends to begins
         self._title_message: int | None = None  # the message that gave the chat its title
         self._change = TranscriptChange()
         self._before_opening: list[Block] = []  # lines to show again once a chat opens
@@ -68,6 +71,10 @@ class TranscriptModel:
         change, self._change = self._change, TranscriptChange()
         change.tail = self._numbered(self.reply.tail()) if self.reply else []
         return change
+
+    def show_unattended(self, found: Unattended | None) -> None:
+        """Place the rule below what the model no longer attends to."""
+        self.rule = rule_of(found, self.messages)
 
     # -- notices -----------------------------------------------------------------------------------------
 
@@ -98,7 +105,7 @@ class TranscriptModel:
         notices = self._notices if keeps_notices and self.is_open else []
         early, self._before_opening, self.is_open = self._before_opening, [], True
         self._notices = [*early, *notices]
-        self._title_message = None
+        self._title_message = self.rule = None
         self.title, self.reply, self.messages = title_line(event.title), None, list(event.messages)
         self._kv_before, self._evicted_before = 0, event.evicted_tokens
         self._filled_before = next((m.stats.cache_tokens for m in reversed(event.messages) if m.stats), 0)

@@ -15,6 +15,7 @@ from textual.strip import Strip
 from mlxkv.tui.markdown.block_renderer import guess_height
 from mlxkv.tui.markdown.stream_splitter import split
 from mlxkv.tui.state.blocks import Block, Kind
+from mlxkv.tui.state.forgetting import Rule
 
 Render = Callable[[Block, int], Sequence[Strip]]
 
@@ -78,6 +79,42 @@ class LineLayout:
         self._cells[index] = Cell(block, guess_height(block, self.width))
         self._forget(index)
 
+    def mark(self, rule: Rule | None) -> bool:
+        """Draw the rule at its place, and what is above it muted; whether that place is there yet.
+
+        Only blocks that this changes are rendered again.
+        """
+        at, chars = self._place_of(rule) if rule is not None else (0, 0)
+        settled = len(self._cells) - self._num_tail
+        for index, cell in enumerate(self._cells[:settled]):
+            block, is_here = cell.block, rule is not None and index == at
+            is_muted = rule is not None and index < at and block.message >= rule.first
+            here, place = (rule, chars) if is_here else (None, 0)
+            if (is_muted, here, place) == (block.is_muted, block.rule, block.rule_at):
+                continue
+            cell.block = replace(block, is_muted=is_muted, rule=here, rule_at=place)
+            cell.strips = None
+            if is_here or block.rule is not None:
+                cell.height = guess_height(cell.block, self.width)
+                self._forget(index)
+        return rule is None or at < settled
+
+    def _place_of(self, rule: Rule) -> tuple[int, int]:
+        """The settled block that a rule stands above, or in after so many characters of its source."""
+        settled = len(self._cells) - self._num_tail
+        first = next((i for i in range(settled) if self._cells[i].block.message >= rule.message), settled)
+        index, left, place = first, rule.chars or 0, (first, 0)
+        while left and index < len(self._cells) - self._num_tail and self._cells[index].block.message == rule.message:
+            self.expand(index)
+            block = self._cells[index].block
+            if block.kind in (Kind.USER, Kind.MARKDOWN, Kind.CODE):
+                size = len(block.source or block.text)
+                if left <= size:
+                    return index, left
+                left, place = left - size, (index, size)
+            index += 1
+        return place
+
     def remove(self, message: int) -> None:
         """Remove all blocks of a message."""
         tail = self._cells[len(self._cells) - self._num_tail :]
@@ -137,8 +174,9 @@ class LineLayout:
         block = self._cells[index].block
         if block.kind is not Kind.REPLY:
             return 1
-        parts = [replace(part, message=block.message) for part in split(block.text)]
-        parts = parts or [Block(Kind.MARKDOWN, "", tight=True, message=block.message, source=block.text)]
+        parts = split(block.text) or [Block(Kind.MARKDOWN, "", tight=True, source=block.text)]
+        parts = [replace(part, message=block.message, is_muted=block.is_muted) for part in parts]
+        parts[0] = replace(parts[0], rule=block.rule)
         self._cells[index : index + 1] = [Cell(part, guess_height(part, self.width)) for part in parts]
         self._forget(index)
         return len(parts)

@@ -76,7 +76,9 @@ class LineView(ScrollView, can_focus=False):
         self.painter.forget()
         top = self.lines.index_at(self.scroll_offset.y)
         offset = self.scroll_offset.y - (self.lines.start(top) if len(self.lines) else 0)
+        cell = self.lines.cell(top) if len(self.lines) else None
         change()
+        top = top if cell is None or (found := self.lines.find(cell)) is None else found
         self.show(self.lines.start(top) + offset if len(self.lines) else 0)
 
     def clear(self) -> None:

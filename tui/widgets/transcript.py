@@ -21,6 +21,7 @@ from textual.message import Message
 from mlxkv.tui.markdown.block_renderer import Colours, Renderer
 from mlxkv.tui.state.attachments import split_attachments
 from mlxkv.tui.state.blocks import NO_MESSAGE, Block, Kind
+from mlxkv.tui.state.forgetting import Rule
 from mlxkv.tui.widgets.line_layout import LineLayout
 from mlxkv.tui.widgets.line_painter import LinePainter
 from mlxkv.tui.widgets.line_view import LineView
@@ -80,6 +81,8 @@ class Transcript(Vertical, can_focus=False):
         self.finder = Finder(self.lines)
         self.painter = LinePainter(self.lines, self.finder, self._colours.accent)
         self.view = LineView(self.lines, self.painter)
+        self._rule: Rule | None = None
+        self._unruled: int | None = None  # the number of blocks when the rule's place was not there yet
         self._unfolded = False  # all reasoning, also of replies to come
         self._pressed = Offset(-1, -1)
 
@@ -90,6 +93,7 @@ class Transcript(Vertical, can_focus=False):
 
     def clear(self) -> None:
         self.view.clear()
+        self._rule = self._unruled = None
         self.finder.cell = None
         if self.cursor is not None:
             self.action_leave_cursor()
@@ -110,6 +114,13 @@ class Transcript(Vertical, can_focus=False):
         if self.cursor == message:
             self.action_leave_cursor()
         self.view.change(lambda: self.lines.remove(message))
+
+    def show_rule(self, rule: Rule | None) -> None:
+        """Move the rule to where what the model attends to begins, and mute what is above."""
+        if rule != self._rule or self._unruled not in (None, len(self.lines)):
+            self._rule, placed = rule, []
+            self.view.change(lambda: placed.append(self.lines.mark(rule)))
+            self._unruled = None if all(placed) else len(self.lines)
 
     def set_colours(self, colours: Colours) -> None:
         self._colours, self.painter.accent = colours, colours.accent
