@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from mlxkv.engine.chats import new_chat, open_chat, show_chat, with_own_system
+from mlxkv.engine.chats import new_chat, show_chat, with_own_system
+from mlxkv.engine.closed_chat import ClosedChat
 from mlxkv.engine.context import EngineContext
 from mlxkv.engine.status import session_status
 from mlxkv.errors import MlxkvError
@@ -39,7 +40,7 @@ def use(context: EngineContext, sources: SettingSources) -> Iterator[EngineEvent
     had, system = chat.own_settings, chat.system
     needs_cache = any(getattr(old, name) != getattr(new, name) for name in _CACHE_SETTINGS)
     is_chats = sources.source("system") in (Source.CHAT, Source.PRESET)  # a default is for new chats
-    is_read_only = bool(chat.read_only)
+    is_read_only, closed = bool(chat.read_only), None
     try:
         if not chat.messages:
             if needs_cache or (new.system or None) != system:
@@ -58,21 +59,24 @@ def use(context: EngineContext, sources: SettingSources) -> Iterator[EngineEvent
             chat.system = new.system
         if not is_read_only:
             chat.own_settings = sources.chat  # of the fork that another system prompt makes
-        if needs_cache and (chat.session_id is None or is_read_only):
+        if needs_cache and is_read_only:
             notices.append("New chats use the new size; this chat keeps its KV cache.")
             needs_cache = False
         if needs_cache:
-            yield from open_chat(context, str(chat.session_id), keep=True)
+            closed = ClosedChat.of(context)
+            context.close_chat()
+            yield from closed.reopen(context, is_same_model=True)
         elif is_other_system:
             yield from show_chat(context)
             yield session_status(context)
     except MlxkvError:
         context.sources = before
+        if context.chat is None:
+            yield from (closed or ClosedChat()).reopen(context, is_same_model=True)
         with suppress(MlxkvError):
             context.current_chat.own_settings = had
-        if needs_cache and chat.session_id is not None:
-            yield from open_chat(context, chat.session_id, keep=True)
-        yield SettingsInForce(before)
+        context.sources = with_own_system(context)
+        yield SettingsInForce(context.sources)
         raise
     yield SettingsInForce(sources)
     if needs_cache:

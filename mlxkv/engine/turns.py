@@ -8,7 +8,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -16,14 +15,13 @@ from mlxkv.engine import chats
 from mlxkv.engine.context import EngineContext
 from mlxkv.engine.status import session_status, update_disk_bytes
 from mlxkv.errors import DiskError, MessageTooLongError, MlxkvError
-from mlxkv.events import KVNotSaved, NotSaved, PromptEvicted, TextDelta, TurnEvent, TurnFinished
+from mlxkv.events import KVNotSaved, NotSaved, TextDelta, TurnEvent, TurnFinished
 from mlxkv.protocol.commands import Edit, Send
 from mlxkv.protocol.events import EngineEvent, MessageTooLong, SaveProgress, TurnStarted
 from mlxkv.protocol.status import SaveState
-from mlxkv.stats import Overflow
 
 if TYPE_CHECKING:
-    from mlxkv.chat.chat import Chat
+    pass
 
 _STATUS_SECONDS = 1.0  # between two status events of a turn
 
@@ -96,14 +94,9 @@ def _run(
             yield from chats.show_chat(context)
         if not isinstance(error, MessageTooLongError):
             raise
-        yield MessageTooLong(text, _possible(chat, error.overflow))
+        yield MessageTooLong(text, error.overflow)
         yield session_status(context)
     context.unsent = ""
-
-
-def _possible(chat: Chat, overflow: Overflow) -> Overflow:
-    """`overflow` without a larger window if the chat must keep its cache: see `settings.change_settings`."""
-    return replace(overflow, window=0) if chat.session_id is None and chat.turns else overflow
 
 
 def _stream(
@@ -129,8 +122,6 @@ def _stream(
             match event:
                 case KVNotSaved() if not isinstance(event, NotSaved):
                     problem = event.text
-                case PromptEvicted():
-                    event = replace(event, overflow=_possible(chat, event.overflow))
                 case TurnFinished(unanswered=True) if is_replacing:
                     yield from chats.show_chat(context)
                 case TurnFinished():  # its reply is on disk by now

@@ -10,7 +10,6 @@ import pytest
 from mlxkv.errors import DiskError
 from mlxkv.protocol import commands as cmd
 from mlxkv.protocol import events as ev
-from mlxkv.stats import evicted_text
 from mlxkv.store.session_store import SessionStore
 from tests.engine.test_engine_chats import Said, texts
 
@@ -149,14 +148,16 @@ def test_what_is_sent_anyway_says_what_is_evicted(here: Said) -> None:
     assert one(events, ev.TurnFinished)
 
 
-def test_a_chat_that_is_not_saved_cannot_be_given_a_larger_window(tiny_path: Path) -> None:
+def test_a_chat_that_is_not_saved_can_be_given_a_larger_window(tiny_path: Path) -> None:
     there = Said(save=False)
     there.ask(cmd.LoadModel(str(tiny_path)))
     assert there.one(cmd.Send("much " * 200, 0.0), ev.MessageTooLong).overflow.window
     there.ask(cmd.Send("hi", 0.0))
-    assert there.one(cmd.Send("much " * 200, 0.0), ev.MessageTooLong).overflow.window == 0
-    anyway = there.one(cmd.Send("much " * 200, 0.0, anyway=True), ev.PromptEvicted)
-    assert "/set" not in evicted_text(anyway.overflow, "/set window {}".format)
+    window = there.one(cmd.Send("much " * 200, 0.0), ev.MessageTooLong).overflow.window
+    applied = there.one(cmd.ChangeSettings({"window": window}), ev.SettingsApplied)
+    assert f"prefills {len(there.context.current_chat.log)} tokens of this chat again" in applied.text
+    assert there.one(cmd.Send("much " * 200, 0.0), ev.TurnFinished).stats.evicted_tokens == 0
+    assert len(there.context.current_chat.messages) == 4
     there.context.close()
 
 

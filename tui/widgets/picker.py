@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from textwrap import wrap
-
 from rich.text import Text
 from textual.events import Key
 from textual.message import Message
@@ -11,6 +9,7 @@ from textual.widgets import OptionList
 from textual.widgets.option_list import Option
 
 from mlxkv.protocol import commands as cmd
+from mlxkv.tui.markdown.wrap import cuts
 from mlxkv.tui.state.choices import Choice, Listing, Row, row_line, shown
 
 
@@ -86,8 +85,9 @@ class Picker(OptionList):
         for a, b in row.marks:
             if line.plain.startswith(row.text[:b]):  # the rest was cut off
                 line.stylize("bold underline", a, b)
-        for detail in wrap(shown(row.detail), width - 2) if is_open else ():
-            line.append(f"\n  {detail}")
+        detail = shown(row.detail)
+        for begin, end, _ in cuts(detail, width - 2) if detail and is_open else ():
+            line.append(f"\n  {detail[begin:end]}", "dim")
         return line
 
     def on_key(self, event: Key) -> None:
