@@ -11,13 +11,13 @@ from mlxkv.cache.probe import leaves
 from mlxkv.cache.recurrent.state import is_recurrent, tokens_fed, unseen_positions
 from mlxkv.chat.history import spans
 from mlxkv.protocol.status import Unattended
+from mlxkv.store.records import TurnRecord, TurnState
 from mlxkv.tokenizer.tokens import decode
 
 if TYPE_CHECKING:
     from mlxkv.cache.prompt_cache import PromptCache
     from mlxkv.chat.chat import Chat
     from mlxkv.engine.context import EngineContext
-    from mlxkv.store.records import TurnRecord
 
 _MOST = 32_768  # evicted tokens of one message that are decoded to find the place in its text
 
@@ -27,14 +27,21 @@ def unattended(context: EngineContext) -> Unattended | None:
     chat = context.chat
     if chat is None or not chat.turns:
         return None
-    size, offset = len(chat.log), chat.cache.offset
-    begin, end = unattended_positions(chat.cache, offset if offset + 1 == size else max(offset, size))
+    begin, end = unattended_positions(chat.cache, _num_tokens(chat))
     found_from = (chat.turns, begin, end)  # tuples of turns are replaced, not changed
     known, found = context.unattended
     if not (isinstance(known, tuple) and known[0] is chat.turns and known[1:] == (begin, end)):
         found = _find(context, chat, begin, end) if begin < end else None
         context.unattended = (found_from, found)
     return found
+
+
+def _num_tokens(chat: Chat) -> int:
+    """Tokens of the chat as its next prompt continues it; after a rewind the cache has more, before a prefill fewer."""
+    size, offset, last = len(chat.log), chat.cache.offset, chat.turns[-1]
+    if last.role != "assistant" or last.state == TurnState.OPEN:
+        return max(size, offset)
+    return offset if offset == size else size - 1  # the token sampled last is fed with the next prompt
 
 
 def unattended_positions(cache: PromptCache, num_tokens: int) -> tuple[int, int]:

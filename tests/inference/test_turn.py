@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from mlxkv.cache.config import CacheConfig
 from mlxkv.cache.plan import plan_cache
 from mlxkv.cache.prompt_cache import PromptCache
+from mlxkv.engine.unattended import unattended_positions
 from mlxkv.errors import PromptError
 from mlxkv.events import Notice, PrefillProgress, TextDelta, TurnFinished
 from mlxkv.inference.generation import Generation
@@ -110,6 +111,9 @@ def test_cached_tokens_that_had_rotated_out_are_counted_apart(kind: str, slack: 
         s = t.stats
         assert s.cached_tokens + s.prefill_tokens == s.prompt_tokens == len(ids)
         assert s.cached_evicted_tokens == s.cached_tokens - sum(j < s.cached_tokens for j in seen(len(ids) - 1))
+        for filled in (held, PromptCache(held.plan, model)):  # the rule in the transcript, also before a prefill
+            begin, end = unattended_positions(filled, held.offset)
+            assert [j for j in range(held.offset) if not begin <= j < end] == list(seen(held.offset - 1))
     assert (s.cached_evicted_tokens > 0) is (kind != "recurrent state alone")
 
 

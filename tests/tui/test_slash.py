@@ -26,7 +26,15 @@ from mlxkv.protocol.events import (
     TurnStarted,
     Versions,
 )
-from mlxkv.protocol.status import CompactPlan, ContextPart, ContextUsage, ModelTooLarge, StateUsage
+from mlxkv.protocol.status import (
+    CompactPlan,
+    ContextPart,
+    ContextUsage,
+    ModelTooLarge,
+    SessionStatus,
+    StateUsage,
+    Unattended,
+)
 from mlxkv.tui.state.blocks import Kind
 from mlxkv.tui.state.chat_state import ChatState
 from mlxkv.tui.state.choice_lists import tree_list
@@ -316,20 +324,25 @@ def test_a_failure_says_what_to_do(state: ChatState, kind: FailureKind, advice: 
     assert advice in lines(state)[-1]
 
 
-def test_eviction_is_reported_once_per_turn_that_evicts(state: ChatState) -> None:
-    for evicted, told in ((0, ""), (512, "oldest 512 tok"), (512, ""), (768, "evicted the oldest 256 tok, 768 in all")):
+def rotating(state: ChatState) -> int:
+    return sum("the oldest tokens make room" in text for text in lines(state))
+
+
+def test_that_the_window_rotates_is_said_once_per_chat(state: ChatState) -> None:
+    for evicted, told in ((0, 0), (512, 1), (512, 0), (768, 0)):
         state.submit(cmd.Send("x", 0.0))
         state.apply(TurnFinished("stop", "y", replace(STATS, evicted_tokens=evicted)))
-        said = [text for text in lines(state) if "evicted" in text]
-        assert len(said) == (1 if told else 0)
-        assert not told or told in said[0]
+        assert rotating(state) == told
 
 
-def test_after_a_resume_a_turn_is_told_to_evict_only_its_own_tokens(state: ChatState) -> None:
-    state.apply(ChatOpened("c", "t", (Message("user", "x"), Message("assistant", "y", STATS)), evicted_tokens=96))
+@pytest.mark.parametrize("evicted", [96, 0])
+def test_after_a_resume_it_is_not_said_again(state: ChatState, evicted: int) -> None:
+    """`evicted` 0: nothing was restored, and the status says what the next prefill will evict."""
+    state.apply(ChatOpened("c", "t", (Message("user", "x"), Message("assistant", "y", STATS)), evicted_tokens=evicted))
+    state.apply(SessionStatus(unattended=Unattended(96, 1, 1)))
     state.submit(cmd.Send("x", 0.0))
     state.apply(TurnFinished("stop", "y", replace(STATS, evicted_tokens=144)))
-    assert [text for text in lines(state) if "evicted the oldest 48 tok, 144 in all" in text]
+    assert rotating(state) == 0
 
 
 def test_a_download_goes_on_beside_and_is_loaded_when_it_was_wanted(state: ChatState) -> None:

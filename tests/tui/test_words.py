@@ -15,7 +15,7 @@ from mlxkv.tui.state.choice_lists import chat_row, chats_list
 from mlxkv.tui.state.choices import Row, row_line
 from mlxkv.tui.state.key_presses import Act, Presses, Situation
 from mlxkv.tui.state.labels import footer_text, gauge_text, pair_text
-from tests.tui.fake_engine import CHATS, STATUS
+from tests.tui.fake_engine import CHATS, RING, STATUS
 
 
 def test_footer() -> None:
@@ -40,11 +40,18 @@ def test_footer() -> None:
         (19, "ctx ▰▱▱▱▱▱▱▱ 19%", ""),
         (75, "ctx ▰▰▰▰▰▰▱▱ 75%", "warning"),
         (92, "ctx ▰▰▰▰▰▰▰▱ 92% – nearly full", "error"),
-        (100, "ctx ▰▰▰▰▰▰▰▰ 100% – evicting", "error"),
+        (100, "ctx ▰▰▰▰▰▰▰▰ 100% – full", "error"),
     ],
 )
 def test_gauge(tokens: int, text: str, level: str) -> None:
     assert gauge_text(SessionStatus(cache_tokens=tokens, cache_window=100), 80) == (text, level)
+
+
+def test_a_ring_that_rotates_is_no_alarm() -> None:
+    """Its share of live rows goes up and down with each block, and the gauge was red for the rest of the chat."""
+    status = replace(STATUS, cache_tokens=31_000, cache=replace(RING, evicted=256))
+    assert gauge_text(status, 80) == ("ctx ▰▰▰▰▰▰▰▰ rotating", "")
+    assert footer_text(status, 40, narrow=True) == "ctx rotating"
 
 
 def test_no_window_no_gauge() -> None:

@@ -33,8 +33,8 @@ def rule_of(found: Unattended | None, messages: Sequence[Message]) -> Rule | Non
     chars = found.chars
     if chars and found.message < len(messages):
         text = messages[found.message].text
-        has_files = messages[found.message].role == "user" and split_attachments(text)[1]  # they are not shown
-        chars = None if has_files else len(clean(text[:chars], joined=True))
+        shown, files = split_attachments(text) if messages[found.message].role == "user" else (text, [])
+        chars = None if files and chars > len(shown) else len(clean(text[:chars], joined=True))  # files are not shown
     return Rule(found.message, chars, found.pinned_messages, found)
 
 

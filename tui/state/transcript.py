@@ -75,6 +75,8 @@ class TranscriptModel:
     def show_unattended(self, found: Unattended | None) -> None:
         """Place the rule below what the model no longer attends to."""
         self.rule = rule_of(found, self.messages)
+        if found is not None and self.reply is None:  # seen already: the next turn need not say so
+            self._evicted_before = max(self._evicted_before, found.tokens)
 
     # -- notices -----------------------------------------------------------------------------------------
 
