@@ -270,6 +270,13 @@ class Settings:
     unload_after: float | None = _setting(
         None, "Give the model's memory back after this time without a command; the next message loads it again.",
         slash="unload-after", low=0.1, high=100_000, unit="minutes", null="never",
+    keep_awake: bool = _setting(
+        True, "Keep the Mac awake while a prompt is prefilled, a reply generated, or a model loaded or downloaded.",
+        slash="keep-awake",
+    )  # fmt: skip
+    notify: bool = _setting(
+        True, "Tell the terminal when something that took over ten seconds ends while it has no focus, and show in its "
+        "title what runs.", slash="notify",
     )  # fmt: skip
     theme: str = _setting("textual-dark", "Colour theme of the window; Ctrl+P lists them.", slash="theme")
     plain: bool = _setting(False, "Lines instead of a window, for screen readers.", option="--plain", holds=NEXT_START)

@@ -29,17 +29,20 @@ from mlxkv.protocol import events as ev
 from mlxkv.protocol.engine import EnginePort
 from mlxkv.protocol.status import SaveState
 from mlxkv.setting_sources import SettingSources
+from mlxkv.system.keep_awake import KeepAwake
 from mlxkv.system.supervisor_link import SupervisorLink
 from mlxkv.text.clean import clean
 from mlxkv.tui.emoji import joins_emoji
 from mlxkv.tui.markdown.block_renderer import warm_up
 from mlxkv.tui.screens.chat import ChatScreen
 from mlxkv.tui.state import choice_lists, slash_actions
+from mlxkv.tui.state.attention import Attention, title
 from mlxkv.tui.state.chat_state import ChatState
 from mlxkv.tui.state.key_presses import Act, Presses, Situation
 from mlxkv.tui.state.prompt_history import History
 from mlxkv.tui.state.slash import COMMANDS, Run, Unknown, parse
 from mlxkv.tui.state.slash_actions import UiRequest
+from mlxkv.tui.terminal_signals import HasTitle, attention
 from mlxkv.tui.theme import theme_colours
 from mlxkv.tui.widgets.prompt import Prompt
 
@@ -92,6 +95,7 @@ class ChatApp(App[int], inherit_bindings=False):
         self.history = History(folders.state if folders else None)
         self.first_commands, self._ask = tuple(first_commands), ask
         self._presses = Presses()
+        self._awake, self._attention = KeepAwake(), Attention()
         self._started = False
         self.takes_keys = threading.Event()  # for the driver: the prompt has the focus
         self.chat = ChatScreen(suggestions, self.state, self.history, self._send_commands)
@@ -141,7 +145,22 @@ class ChatApp(App[int], inherit_bindings=False):
             if isinstance(event, ev.SessionStatus) and event.saved not in (SaveState.NOTHING, SaveState.OFF):
                 self.history.save()
         self.chat.sync()
+        self._tell_system()
         self.call_after_refresh(self._schedule_drain, began)
+
+    def _tell_system(self) -> None:
+        """Tell the Mac to stay awake, and the terminal what runs and what has ended unseen."""
+        state, driver = self.state, self._driver
+        self._awake.set(state.settings.keep_awake and state.is_working)
+        ended = self._attention.ended(state, self.clock())
+        if isinstance(driver, HasTitle):
+            driver.set_title(title(state) if state.settings.notify else "")
+        if ended and driver is not None and state.settings.notify and not self.app_focus:
+            driver.write(attention(ended, os.environ))
+            driver.flush()
+
+    def on_unmount(self) -> None:
+        self._awake.set(False)
 
     def _wants_chats(self, event: ev.EngineEvent) -> bool:
         """Whether the event changes the list of chats while it is shown: in the sidebar, or below the welcome."""

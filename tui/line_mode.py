@@ -19,6 +19,7 @@ from mlxkv.protocol import commands as cmd
 from mlxkv.protocol import events as ev
 from mlxkv.setting_sources import SettingSources
 from mlxkv.stats import bytes_text, stat_line
+from mlxkv.system.keep_awake import KeepAwake
 from mlxkv.system.terminal import close_before_ending, handle_interrupts
 from mlxkv.text.clean import CONTEXT, clean
 from mlxkv.tui.state import slash_actions
@@ -67,6 +68,7 @@ class PlainChat:
         self._state = ChatState(time.perf_counter, settings)
         self._events: queue.SimpleQueue[ev.EngineEvent] = queue.SimpleQueue()
         self._dispatcher = dispatcher(self._emit)
+        self._awake = KeepAwake()
         self._next: str | None = None  # typed at a question but no answer to it
         self._before = ""  # the end of the reply so far
         self._progress_at = 0.0
@@ -102,6 +104,7 @@ class PlainChat:
             self._line("")
             return 0
         finally:
+            self._awake.set(False)
             self._dispatcher.close()
 
     # -- the user ----------------------------------------------------------------------------------------------------
@@ -221,6 +224,7 @@ class PlainChat:
     def _show(self, event: ev.EngineEvent) -> None:
         state = self._state
         state.apply(event)
+        self._awake.set(state.settings.keep_awake and state.is_working)
         match event:
             case ev.TurnStarted():
                 self._show_lines()

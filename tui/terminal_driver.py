@@ -20,6 +20,7 @@ from textual.drivers.linux_driver import LinuxDriver
 from mlxkv.system.supervisor import open_terminal, usual_mode
 from mlxkv.system.supervisor_link import SupervisorLink
 from mlxkv.system.terminal import GONE, detach_terminal, is_hung_up, is_terminal_error
+from mlxkv.tui.terminal_signals import first_title, has_title, own_title, set_title
 
 _TICK = 0.1  # seconds after which a lone Esc is a key, not an escape sequence
 
@@ -33,6 +34,19 @@ class WindowDriver(LinuxDriver):
         self._supervisor: SupervisorLink | None = app.supervisor
         self._takes_keys: Event = app.takes_keys
         self._typed_before = False
+        self._title = ""
+
+    def set_title(self, text: str) -> None:
+        """Set the terminal's title; "" gives its own back."""
+        if text != self._title and has_title(os.environ):
+            self.write(own_title() if not text else set_title(text) if self._title else first_title(text))
+            self._title = text
+
+    def stop_application_mode(self) -> None:
+        """Give the terminal back, with its own title."""
+        if self._writer_thread is not None:
+            self.set_title("")
+        super().stop_application_mode()
 
     def start_application_mode(self) -> None:
         """Begin to draw and to read keys; what an editor or the shell gets back is the mode before `supervise`."""

@@ -43,6 +43,7 @@ from mlxkv.config import Folders, Settings, load_settings, load_sources, unknown
 from mlxkv.errors import ConfigError, MlxkvError, OutOfMemoryError, OutputClosedError, PromptError
 from mlxkv.presets import PresetFolder
 from mlxkv.settings import CACHE_SETTINGS, help_of
+from mlxkv.system.keep_awake import KeepAwake
 from mlxkv.system.streams import run
 from mlxkv.system.terminal import GONE, detach_terminal, is_terminal_error
 from mlxkv.text.clean import clean
@@ -271,11 +272,12 @@ def _print(
     from mlxkv.cache.config import CacheConfig
     from mlxkv.cli.print_mode import answer
 
-    checked = CacheConfig() if request.has_own_bounds else cache  # those are checked once the model is loaded
-    model, loaded = _loaded(folders, settings, request.cache, request.resume, checked, model_flag, load_anyway)
-    cache = cache if request.has_own_bounds else loaded
-    bounds = cache if request.resume is None or settings.bounds_cache else None
-    return answer(model, request, bounds, sampling, sys.stdout, sys.stderr)
+    with KeepAwake(settings.keep_awake).running():
+        checked = CacheConfig() if request.has_own_bounds else cache  # those are checked once the model is loaded
+        model, loaded = _loaded(folders, settings, request.cache, request.resume, checked, model_flag, load_anyway)
+        cache = cache if request.has_own_bounds else loaded
+        bounds = cache if request.resume is None or settings.bounds_cache else None
+        return answer(model, request, bounds, sampling, sys.stdout, sys.stderr)
 
 
 def _batch(
@@ -289,7 +291,7 @@ def _batch(
 ) -> int:
     from mlxkv.cli.batch import opened_batch, run_batch
 
-    with opened_batch(request, sys.stdout) as opened:  # its errors come before a model is loaded
+    with opened_batch(request, sys.stdout) as opened, KeepAwake(settings.keep_awake).running():  # errors of files first
         model, cache = _loaded(folders, settings, request.cache, None, cache, model_flag, load_anyway)
         return run_batch(model, opened, cache, sampling, sys.stderr)
 

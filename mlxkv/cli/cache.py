@@ -15,6 +15,7 @@ from mlxkv.cli.completion import models, prompt_caches
 from mlxkv.config import Folders, load_settings
 from mlxkv.protocol.export_format import CACHE_FORMATS, CACHE_SUFFIXES, export_format
 from mlxkv.settings import help_of
+from mlxkv.system.keep_awake import KeepAwake
 
 if TYPE_CHECKING:
     from mlxkv.store.prompts.folder import NamedCache, PromptFolder
@@ -70,8 +71,9 @@ def cache_create(
     held = _load(folders, settings.model, settings.adapter_name)
     try:
         show = None if quiet or not sys.stderr.isatty() else _progress
-        pc = held.prefill(text, config, system=settings.system, chat=True, progress=show, save_to=path)
-        size = pc.save(path)
+        with KeepAwake(settings.keep_awake).running():
+            pc = held.prefill(text, config, system=settings.system, chat=True, progress=show, save_to=path)
+            size = pc.save(path)
         folder.remove_replaced(path)
         if pc.num_evicted:
             print(

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mlxkv.cli.chats import Json, Output, is_json, open_store
+from mlxkv.config import Folders, load_settings
 from mlxkv.errors import MlxkvError
 from mlxkv.settings import help_of
+from mlxkv.system.keep_awake import KeepAwake
 
 if TYPE_CHECKING:
     from mlxkv.models import CatalogueEntry
@@ -80,7 +82,8 @@ def models_pull(repo: Annotated[str, typer.Argument(help="org/name[@revision]")]
         print(f"\r{bytes_text(done)} / {bytes_text(total)}   ", end="", file=sys.stderr, flush=True)
 
     try:
-        folder = download(source.repo, source.revision, progress=show)
+        with KeepAwake(load_settings(Folders.from_env()).keep_awake).running():
+            folder = download(source.repo, source.revision, progress=show)
     finally:
         if shown:
             print(file=sys.stderr)

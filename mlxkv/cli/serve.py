@@ -111,4 +111,4 @@ def serve(
         )
 
     endpoint = EndpointOptions(bounds, settings.sampling, settings.think, not no_save, forgets=forget)
-    raise typer.Exit(run(ServerOptions(access, port, [first, *(models or ())], endpoint), load))
+    raise typer.Exit(run(ServerOptions(access, port, [first, *(models or ())], endpoint, settings.keep_awake), load))

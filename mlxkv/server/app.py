@@ -31,15 +31,23 @@ from mlxkv.server.registry import Registry
 from mlxkv.server.security import Access, Guard, read_body
 from mlxkv.server.served_model import ServedModel
 from mlxkv.server.sse import KEEP_ALIVE_SECONDS, ClientLeftError, EventStream, data, unless_client_leaves
+from mlxkv.system.keep_awake import KeepAwake
 
 _log = logging.getLogger("mlxkv.server")
 
 
-def make_app(registry: Registry, access: Access, *, keep_alive: float = KEEP_ALIVE_SECONDS) -> Starlette:
+def make_app(
+    registry: Registry,
+    access: Access,
+    *,
+    keep_alive: float = KEEP_ALIVE_SECONDS,
+    keep_awake: KeepAwake | None = None,
+) -> Starlette:
     """The ASGI application. It loads the first model when it starts, and closes the model when it ends.
 
     Args:
         keep_alive: seconds without an event after which a stream sends a comment.
+        keep_awake: told of the requests that run.
     """
 
     @asynccontextmanager
@@ -48,7 +56,7 @@ def make_app(registry: Registry, access: Access, *, keep_alive: float = KEEP_ALI
         yield
         await registry.close()
 
-    api = _Api(registry, access, keep_alive)
+    api = _Api(registry, access, keep_alive, keep_awake or KeepAwake(False))
     routes = [
         Route("/health", api.health, methods=["GET"]),
         Route("/v1/models", api.models, methods=["GET"]),
@@ -68,8 +76,8 @@ def make_app(registry: Registry, access: Access, *, keep_alive: float = KEEP_ALI
 class _Api:
     """The handlers."""
 
-    def __init__(self, registry: Registry, access: Access, keep_alive: float) -> None:
-        self._registry, self._access, self._keep_alive = registry, access, keep_alive
+    def __init__(self, registry: Registry, access: Access, keep_alive: float, keep_awake: KeepAwake) -> None:
+        self._registry, self._access, self._keep_alive, self._awake = registry, access, keep_alive, keep_awake
 
     async def health(self, request: Request) -> Response:
         """Whether a model is loaded; needs no key."""
@@ -104,6 +112,7 @@ class _Api:
             answer = parse(Fields(_json(await read_body(request, self._access.max_body))))
             stack = AsyncExitStack()
             try:
+                stack.enter_context(self._awake.running())
                 served = await stack.enter_async_context(self._registry.use(answer.asked.model))
                 events = line.watch(_events(served, answer.jobs, stack))
                 return await self._respond(request, answer, events, line)

@@ -24,6 +24,7 @@ from mlxkv.server.endpoint import EndpointOptions
 from mlxkv.server.registry import Registry
 from mlxkv.server.security import Access
 from mlxkv.server.served_model import ServedModel
+from mlxkv.system.keep_awake import KeepAwake
 
 if TYPE_CHECKING:
     from mlxkv.model import Model
@@ -38,12 +39,14 @@ class ServerOptions:
     Attributes:
         port: 0 takes any that is free.
         models: the first one is loaded at once, the others may be on request.
+        keeps_awake: keep the Mac awake while requests run.
     """
 
     access: Access
     port: int
     models: Sequence[str]
     endpoint: EndpointOptions
+    keeps_awake: bool = True
 
 
 class _Server(uvicorn.Server):
@@ -95,7 +98,7 @@ async def _serve(options: ServerOptions, load: Callable[[str, Event], Model], li
         host, port = listening.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
         _log.info("listening on http://%s:%d/v1", shown, port)
-        app = make_app(registry, options.access)
+        app = make_app(registry, options.access, keep_awake=KeepAwake(options.keeps_awake))
         config = uvicorn.Config(
             app, log_config=None, access_log=False, lifespan="off", server_header=False, log_level="warning",
             timeout_keep_alive=30, h11_max_incomplete_event_size=64 << 10,

@@ -30,10 +30,10 @@ _KEY = rb"\x1b\[(\d+)(?:;(\d*)[\d:]*)?(?:;[\d:]*)?u"  # of the keyboard protocol
 _QUIT = rb"[\x03\x04]|/(?:quit|exit|bye)[\r\n]"  # Ctrl+C, Ctrl+D and the commands, as in the window
 _MOST_STDERR = 64 << 10  # bytes of the child's stderr that are shown
 # Turns off synchronized output, the keyboard protocol, bracketed paste, focus and mouse reports; turns on line wrap
-# and the cursor; leaves the alternate screen; resets colours.
+# and the cursor; leaves the alternate screen; resets colours; gives the terminal its own title back.
 _RESET = (
     b"\x1b[?2026l\x1b[<u\x1b[?2004l\x1b[?1004l\x1b[?1000l\x1b[?1002l\x1b[?1003l\x1b[?1006l\x1b[?1015l\x1b[?1016l"
-    b"\x1b[?7h\x1b[?25h\x1b[?1049l\x1b[0m\r\n"
+    b"\x1b[?7h\x1b[?25h\x1b[?1049l\x1b[0m\x1b]0;\x1b\\\x1b[23;0t\r\n"
 )
 _OUT_OF_MEMORY = (b"Insufficient Memory", b"OutOfMemory", b"out of memory", b"bad_alloc")
 

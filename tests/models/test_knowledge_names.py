@@ -56,6 +56,8 @@ NEWER = {
     "AsyncModel",
     "AsyncPromptCache",
     "open_async",
+    "keep_awake",
+    "notify",
     "--adapter",
     "adapter",
     "mlxkv serve",

@@ -92,7 +92,7 @@ def test_after_an_abort_the_terminal_is_as_it_was(number: signal.Signals) -> Non
     assert has_usual_mode(run.fd)
     assert run.end() == 128 + number
     after = run.output.split(b"painted")[1]
-    for sequence in (b"\x1b[?1049l", b"\x1b[?7h", b"\x1b[?25h", b"\x1b[?1003l", b"\x1b[?2004l"):
+    for sequence in (b"\x1b[?1049l", b"\x1b[?7h", b"\x1b[?25h", b"\x1b[?1003l", b"\x1b[?2004l", b"\x1b[23;0t"):
         assert sequence in after
     assert b"mlxkv stopped: out of GPU memory. Chat saved - mlxkv -c" in after
     assert b"METAL" not in after  # the library's own words would only frighten

@@ -34,11 +34,11 @@ NAMES = tuple(f"PAY{letter}" for letter in "ABCDEFGHIJKLMNOP")
 VISIBLE = (10, 11)  # of these every character may be shown, and must
 
 # What the window writes of its own: styles, the cursor, modes and questions about them, the keyboard, the pointer, the
-# clipboard when the user copies, and a new line when it says itself where that begins.
+# clipboard when the user copies, the title, and a new line when it says itself where that begins.
 _OURS = re.compile(
     rb"\x1b\[(?P<style>[0-9;]*)m|\x1b\[(?P<row>[0-9]+);(?P<column>[0-9]+)H|\x1b\[\?(?P<mode>[0-9]+)(?:[hl]|\$p)"
     rb"|\x1b\[[<>][0-9]{0,2}u|\x1b\]22;[a-z-]*\x07|\x1b\]52;c;(?P<copied>[A-Za-z0-9+/=]*)\x07"
-    rb"|\r\n(?=\x1b\[[0-9]+;[0-9]+H)"
+    rb"|\x1b\[2[23];0t|\x1b\]0;(?P<title>(?:mlxkv[^\x07\x1b]*)?)\x1b\\|\r\n(?=\x1b\[[0-9]+;[0-9]+H)"
 )
 _STYLES = {0, 1, 2, 3, 4, 7, 9, 39, 49, *range(30, 38), *range(40, 48), *range(90, 98), *range(100, 108)}
 _MODES = {7, 25, 1000, 1002, 1003, 1004, 1006, 1015, 1016, 1049, 2004, 2026, 2048}
@@ -76,7 +76,8 @@ def markdown(label: str) -> list[str]:
 
 def faults(output: bytes, columns: int, rows: int) -> Iterator[str]:
     """What a terminal of `columns` x `rows` was told that it must not be told."""
-    text = shown(output)
+    titles = [match["title"] for match in _OURS.finditer(output) if match["title"]]
+    text = " ".join([shown(output), *(title.decode("utf-8") for title in titles)])
     for match in _OURS.finditer(output):
         if (style := match["style"]) is not None and not _is_style(style):
             yield f"a style that is not ours: {match[0]!r}"

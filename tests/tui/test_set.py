@@ -41,6 +41,8 @@ REFUSED = {
     "mouse": ("none", "2", "perhaps"),
     "prefill-chunk": ("31", "2049", "many"),
     "wired": ("2", "perhaps"),
+    "keep-awake": ("none", "perhaps"),
+    "notify": ("none", "perhaps"),
     "joined-emoji": ("2", "perhaps"),
     "draft": ("none", "2", "perhaps"),
     "draft-model": (),  # any text

@@ -198,6 +198,11 @@ class ChatState:
         return self.transcript.reply is not None or bool(self._waiting) or self.is_pulling
 
     @property
+    def is_working(self) -> bool:
+        """Whether the model or a download runs."""
+        return self.transcript.reply is not None or self.is_loading_now or self.is_compacting or self.is_pulling
+
+    @property
     def is_loading(self) -> bool:
         return any(isinstance(c, cmd.LoadModel) for c in self._waiting)
 
@@ -205,6 +210,11 @@ class ChatState:
     def is_loading_now(self) -> bool:
         """Whether a load is in progress, not a queued one."""
         return self._is_running(cmd.LoadModel) or self._loading is not None
+
+    @property
+    def loading(self) -> ev.ModelLoading | None:
+        """How far the load in progress is."""
+        return self._loading
 
     @property
     def is_compacting(self) -> bool:
