@@ -17,6 +17,7 @@ from mlxkv.system.streams import read_input
 from mlxkv.text.clean import clean
 from mlxkv.text.encoding import TEXT, decode, marked_encoding, well_formed
 from mlxkv.text.pdf import PdfError, is_pdf, pdf_text
+from mlxkv.text.pictures import HEAD, not_read, picture_format
 
 MAX_BYTES = 32 << 20  # of one file or of stdin
 _WAITING = "mlxkv: reading standard input until it ends; -n or `< /dev/null` skips it."
@@ -115,11 +116,15 @@ def schema_file(path: Path) -> dict[str, Any]:
 
 
 def read_text(path: Path) -> str:
-    """Text of a file, or of a PDF. Raises PromptError: it is not a file, larger than 32 MiB, not text, or cannot be
-    read."""
+    """Text of a file, or of a PDF. Raises PromptError: it is not a file, larger than 32 MiB, a picture, not text,
+    or cannot be read."""
     try:
         data = read_bytes(path, MAX_BYTES, pipes=True)
+        if kind := picture_format(data[:HEAD]):
+            raise PromptError(not_read(shortened(path), kind))
         return pdf_text(data, MAX_BYTES) if is_pdf(data) else decode(data)
+    except PromptError:  # it is a ValueError, too
+        raise
     except PdfError as error:
         raise PromptError(f"{shortened(path)} {error}.") from error
     except ValueError as error:

@@ -12,12 +12,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
+from urllib.parse import unquote
 
 from mlxkv.stats import tokens_text
 from mlxkv.system.regular_file import opened, reason
 from mlxkv.text.encoding import decode
 from mlxkv.text.fences import file_heading, file_section
 from mlxkv.text.pdf import MAX_PDF, PdfError, is_pdf, pdf_text
+from mlxkv.text.pictures import HEAD, not_read, picture_format
 
 MAX_FILE = 1 << 20  # bytes; a million characters fill most windows
 MAX_TOTAL = 4 << 20
@@ -27,6 +29,7 @@ FOLDED_CHARACTERS = 1000
 
 _WORD = re.compile(r"(?<!\S)@(?:\"((?:[^\"\\\n]|\\.)+)\"|([^\s\"]\S*))")
 _TYPING = re.compile(r"(?:^|(?<=\s))@(\"(?:[^\"\\\n]|\\.)*|[^\s\"]*)$")
+_DROPPED = re.compile(r"(?<!\S)(?:'(/[^'\n]+)'|\"(/[^\"\n]+)\"|(?:file://)?(/(?:\\.|[^\s\\])+))")
 _ESCAPED = re.compile(r"\\(.)")
 _PASTE = re.compile(r"\[Pasted text #(\d+) (?:\+[\d,]+ lines|[\d,]+ characters)\]")
 _SECTION = re.compile(r"\n\nFile `([^`\n]+)`:\n(`{3,})\n(.*?)\n\2(?=\n\nFile `|\n*\Z)", re.DOTALL)
@@ -104,17 +107,33 @@ def is_pdf_file(path: str, base: Path) -> bool:
         return False
 
 
+def dropped_pictures(text: str) -> list[str]:
+    """A sentence for each picture whose path is in `text`, as a terminal types it when a file is dropped there."""
+    said = []
+    for match in _DROPPED.finditer(text):
+        path = match[1] or match[2] or _ESCAPED.sub(r"\1", unquote(match[3]) if "file://" in match[0] else match[3])
+        try:
+            with opened(Path(path)) as file:
+                if kind := picture_format(file.read(HEAD)):
+                    said.append(not_read(Path(path).name, kind))
+        except (OSError, ValueError):
+            continue
+    return said
+
+
 def read(path: str, base: Path) -> Attachment:
     """Read a file to attach; of a PDF its text.
 
     Raises:
         AttachError: if it is unreadable, no regular file, larger than `MAX_FILE` (a PDF: its text, or the file than
-            `MAX_PDF`), or not UTF-8 text.
+            `MAX_PDF`), a picture, or not UTF-8 text.
     """
     try:
         with opened(base / Path(path).expanduser()) as file:
             size = os.fstat(file.fileno()).st_size
-            data = file.read(8)
+            data = file.read(HEAD)
+            if kind := picture_format(data):
+                raise AttachError(not_read(path, kind))
             limit = MAX_PDF if is_pdf(data) else MAX_FILE
             data += file.read(limit + 1 - len(data))
     except OSError as error:

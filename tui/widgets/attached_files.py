@@ -16,6 +16,8 @@ from mlxkv.stats import tokens_text
 from mlxkv.tui.state import attachments
 from mlxkv.tui.state.completion import is_command
 
+_LONGEST = 4096  # characters of a prompt that are looked through for dropped files, with each letter
+
 
 class AttachedFiles:
     """Relative paths start at `base`. `count` returns the tokens of a file's text, `window` the model's tokens;
@@ -45,8 +47,12 @@ class AttachedFiles:
         return attachments.attach(typed, self.base, self._sent, self._fresh)
 
     def note(self, text: str) -> str:
-        """A line on the files that `text` attaches: `@src/main.rs 212 lines · ~2.9k tok`."""
-        if "@" not in text or is_command(text):
+        """A line on the files that `text` attaches: `@src/main.rs 212 lines · ~2.9k tok`; or on a dropped picture."""
+        if is_command(text):
+            return ""
+        if dropped := attachments.dropped_pictures(text[:_LONGEST])[:1]:
+            return f"✗ {dropped[0]}"
+        if "@" not in text:
             return ""
         notes = []
         for path in attachments.mentioned_files(text, self.base, self._sent)[:4]:

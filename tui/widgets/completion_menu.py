@@ -34,7 +34,8 @@ class MenuList(Static):
         if menu is not None:
             self.update(self._drawn(menu))
         elif note:
-            self.update(Text(f" {clean(note)}", no_wrap=True, overflow="ellipsis"))
+            is_error = note.startswith("✗")  # it says what to do at its end
+            self.update(Text(f" {clean(note)}", no_wrap=not is_error, overflow="fold" if is_error else "ellipsis"))
 
     def _drawn(self, menu: Menu) -> Text:
         width = max(20, self.app.size.width - 4)
