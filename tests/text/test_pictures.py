@@ -59,4 +59,6 @@ def test_a_dropped_picture_is_told_and_its_path_stays_text(tmp_path: Path) -> No
         assert dropped_pictures(typed) == [], typed
     files = AttachedFiles()
     assert files.note(f"look at {escaped}") == f"✗ {said[0]}"
+    with pytest.raises(AttachError, match="Enter again sends its path"):
+        files.expand(f"look at {escaped}")
     assert files.expand(f"look at {escaped}") == f"look at {escaped}"

@@ -29,6 +29,7 @@ class AttachedFiles:
         self.window = 0  # 0 while unknown
         self._sent: Mapping[str, attachments.Attachment] = {}  # files of the prompt that was recalled last
         self.when_read: Callable[[], object] = lambda: None
+        self._told = ""  # a prompt with a dropped picture, refused once
         self._read: dict[str, tuple[object, attachments.Attachment]] = {}  # by path, with the file's stamp
         self._pdfs: dict[tuple[str, object], attachments.Attachment | attachments.AttachError] = {}
 
@@ -42,8 +43,11 @@ class AttachedFiles:
         """The text to send, with the text of its files.
 
         Raises:
-            AttachError: if a file cannot be attached.
+            AttachError: if a file cannot be attached; and once for the path of a dropped picture, which is only text.
         """
+        if (dropped := attachments.dropped_pictures(typed[:_LONGEST])) and typed != self._told:
+            self._told = typed
+            raise attachments.AttachError(f"{dropped[0]} Enter again sends its path.")
         return attachments.attach(typed, self.base, self._sent, self._fresh)
 
     def note(self, text: str) -> str:
