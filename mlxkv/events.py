@@ -254,6 +254,9 @@ class Branch:
         num_turns: the number of its messages.
         made: sorts branches in the order in which they were made, whatever the clock said.
         is_current: it is the chat whose tree this is.
+        name: where it departs from its parent, such as "What about sinks? · after “What is a KV cache?”"; the title of
+            the first one, and of those that the user named.
+        is_version: retry, edit or undo made it: it is a version of its parent's chat, and no chat of its own.
     """
 
     session_id: str
@@ -264,6 +267,8 @@ class Branch:
     num_turns: int
     made: int = 0
     is_current: bool = False
+    name: str = ""
+    is_version: bool = False
 
 
 @dataclass(frozen=True)

@@ -168,7 +168,7 @@ class ChatApp(App[int], inherit_bindings=False):
             case ev.ChatOpened():
                 transcript = self.state.transcript
                 return self.chat.sidebar is not None or (transcript.is_empty and not transcript.reply)
-            case ev.TurnFinished():
+            case ev.TurnFinished() | ev.ChatRenamed():
                 return self.chat.sidebar is not None
         return False
 

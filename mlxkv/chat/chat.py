@@ -46,7 +46,7 @@ from mlxkv.inference.sampling_types import Sampling
 from mlxkv.setting_sources import ChatSettings
 from mlxkv.stats import TurnStats, bytes_text, plural
 from mlxkv.store.kv.state_saves import Occasion
-from mlxkv.store.records import Restored, SessionRecord, TurnRecord
+from mlxkv.store.records import Kind, Restored, SessionRecord, TurnRecord
 from mlxkv.system.inspection import copies, hides, twin
 from mlxkv.system.thread_owner import Owner
 from mlxkv.text.encoding import well_formed
@@ -55,7 +55,7 @@ from mlxkv.token_ids import common_prefix
 _STARTED, _TEXT = optional(arguments.number), optional(text)
 
 
-@hides("abridge", "own_settings", "add_turn", "begin_with", "load", "num_to_read", "close_with_model")
+@hides("abridge", "own_settings", "add_turn", "begin_with", "load", "num_to_read", "close_with_model", "record_as_run")
 @copies("make a second one with `chat.fork()`, or save it and continue it elsewhere with `model.resume(id)`.")
 class Chat:
     """A conversation with a model. Made by `Model.chat` and `Model.resume`.
@@ -152,7 +152,7 @@ class Chat:
         left, num_turns, last = str(old.session_id), len(old.turns), self._system_fork
         is_unused = not num_turns or (last is not None and last[:2] == (left, num_turns))
         parent = (last[2] if last else None) if is_unused else left
-        self._begin(old.title or None, parent)
+        self._begin(old.title or None, parent, is_version=True)
         old.close()
         if is_unused:
             self._conversation.unsaved.delete(left)
@@ -622,15 +622,17 @@ class Chat:
         """
         self._gate.check_idle()
         self.cache.check_log()
-        return self._save(well_formed(title) if title else None)
+        title = well_formed(title) if title else None
+        session_id = self._save(None if self.session_id is not None else title)
+        if title:
+            self._conversation.rename(title)
+        return session_id
 
     def _save(self, title: str | None) -> str:
         if isinstance(self.cache, ImportedCache):
             raise CacheError("A chat from an imported cache cannot be saved: the ids of its first tokens are unknown.")
         if self.session_id is None:
             self._begin(title)
-        elif title:
-            self._conversation.rename(title)
         if self.cache.log:
             self._conversation.save_rows(self.cache, wait=True)
         return str(self.session_id)
@@ -648,12 +650,14 @@ class Chat:
             self._conversation.unsaved.postpone(error)
         return None
 
-    def _begin(self, title: str | None, parent: str | None = None, pinned: int = 0) -> None:
+    def _begin(
+        self, title: str | None, parent: str | None = None, pinned: int = 0, *, is_version: bool = False
+    ) -> None:
         cache, sampling = asdict(self.cache.plan.resolved), asdict(self._params)
         params: dict[str, Any] = {"cache": cache, "sampling": sampling, "think": self.thinking}
         params |= {"pinned": pinned} if pinned else {}
         params |= {"tools": [dict(tool.schema) for tool in self.tools]} if self.tools else {}
-        self._conversation.begin(title, self.system, params, parent, self._history.prefix.began, self._own)
+        self._conversation.begin(title, self.system, params, parent, self._history.prefix.began, self._own, is_version)
 
     @public(record=arguments.instance(SessionRecord, advice="`Model.resume` takes an id or a title"))
     def load(self, record: SessionRecord) -> None:
@@ -663,6 +667,12 @@ class Chat:
         self._own, _ = ChatSettings.read(record.settings, record.preset)
         if not self.read_only:
             self.restored = self._conversation.restore_rows(self.cache)
+
+    def record_as_run(self, *, is_fork: bool = False) -> None:
+        """Record the chat as a run of print mode, if it is a new one (`is_fork`: this fork is)."""
+        self._conversation.kind = Kind.RUN
+        if is_fork and self.session_id is not None:
+            self._runtime.store.sessions.set_kind(self.session_id, Kind.RUN)
 
     @public()
     def detach(self) -> None:

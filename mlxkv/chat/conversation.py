@@ -29,8 +29,9 @@ from mlxkv.inference.sampling import random_state, set_random_state
 from mlxkv.setting_sources import ChatSettings
 from mlxkv.stats import TurnStats
 from mlxkv.store.borrow import MIN_NEW_TOKENS
+from mlxkv.store.db.database import IS_FORK, IS_NAMED, IS_VERSION
 from mlxkv.store.kv.state_saves import Occasion
-from mlxkv.store.records import Restored, SessionRecord, TurnRecord, TurnState
+from mlxkv.store.records import Kind, Restored, SessionRecord, TurnRecord, TurnState
 from mlxkv.store.session_store import SessionStore
 from mlxkv.token_ids import TokenIds, TokenLog, common_prefix
 
@@ -53,6 +54,7 @@ class Conversation:
     Attributes:
         session_id: None while nothing is saved.
         read_only: a sentence naming the process that has the session open; then no turn can be added.
+        kind: of a session that is begun; a run of print mode that is continued as a chat becomes one.
         log: the ids of the turns, as the model was given them.
     """
 
@@ -64,6 +66,8 @@ class Conversation:
         self._reply_is_open = self._is_closed = False
         self._empty_fork_of: str | None = None  # the session this one was forked from, until a turn is added
         self.session_id: str | None = None
+        self.kind = Kind.CHAT  # of a session that is begun, or continued
+        self._saved_kind = Kind.CHAT
         self.read_only: str | None = None
         self.title = ""
         self.turns: tuple[TurnRecord, ...] = ()
@@ -83,6 +87,9 @@ class Conversation:
             StoreError: it cannot be saved, so it does not count. SessionLockedError: read-only.
         """
         self.check_writable()
+        if self._saved_kind == Kind.RUN and self.kind == Kind.CHAT:
+            self._write(lambda store, session: store.sessions.set_kind(session, Kind.CHAT))
+            self._saved_kind = Kind.CHAT
         self._write(lambda store, session: store.add_turn(session, turn))
         self._empty_fork_of = None
         self._replace_from(len(self.turns), turn)
@@ -173,7 +180,7 @@ class Conversation:
         try:
             self.resume(self._store.load(left))
         except SessionNotFoundError:  # an empty fork was deleted when it was left
-            self._enter_fork(str(before.empty_fork_of), len(before.turns))
+            self._enter_fork(str(before.empty_fork_of), len(before.turns), like=fork)
         self.unsaved.delete(fork)
 
     def branch(self, num_turns: int) -> None:
@@ -185,10 +192,10 @@ class Conversation:
         left, empty_fork_of = self.session_id, self._empty_fork_of
         if empty_fork_of is not None:
             with suppress(SessionNotFoundError):
-                self._enter_fork(empty_fork_of, num_turns)
+                self._enter_fork(empty_fork_of, num_turns, like=left)
                 self.unsaved.delete(left)  # an empty fork is of no use
                 return
-        self._enter_fork(left, num_turns)
+        self._enter_fork(left, num_turns, is_version=True)
 
     @property
     def messages(self) -> tuple[Message, ...]:
@@ -218,10 +225,12 @@ class Conversation:
         parent: str | None = None,
         began: datetime | None = None,
         own: ChatSettings | None = None,
+        is_version: bool = False,
     ) -> None:
         """Make a session of the turns so far; without `title` it gets the first line of the first message.
 
-        `parent`: the session that it is a fork of, before its first message. `own`: its settings.
+        `parent`: the session that it is a fork of, before its first message. `own`: its settings. `is_version`: it is a
+        version of the parent's chat.
         """
         title = title or title_of(self.turns[0].text if self.turns else "")
         self.title = self.title or title  # even if the session cannot be made
@@ -240,6 +249,8 @@ class Conversation:
                 clock=None if began is None else began.isoformat(),
                 settings=own.stored if own else {},
                 preset=(own and own.preset) or None,
+                kind=self.kind,
+                flags=0 if parent is None else IS_VERSION if is_version else IS_FORK | IS_NAMED,
             )
         )
         for turn in self.turns:
@@ -260,7 +271,7 @@ class Conversation:
 
         A session that another process has open is read-only. If nothing can be saved, only the turns are loaded.
         """
-        self.title, turns = record.title, record.turns
+        self.title, turns, self._saved_kind = record.title, record.turns, record.kind
         if self._store.read_only:
             self._set_turns(_closed(turns))
             return record.model.model_id == self._runtime.model_id
@@ -415,13 +426,15 @@ class Conversation:
                 f"Session {session_id} was closed here and has changed since; resume it to continue."
             )
 
-    def _enter_fork(self, session_id: str, num_turns: int) -> None:
+    def _enter_fork(
+        self, session_id: str, num_turns: int, *, like: str | None = None, is_version: bool = False
+    ) -> None:
         store = self._store
-        fork = store.fork(session_id, num_turns)
+        fork = store.fork(session_id, num_turns, like=like, is_version=is_version)
         self._enter(fork)
         self._empty_fork_of = session_id
         record = store.load(fork)  # it may have grown since this process read it
-        self.title, turns = record.title, _closed(record.turns)
+        self.title, turns, self._saved_kind = record.title, _closed(record.turns), record.kind
         if turns is not record.turns:  # the reply is still being generated in the session it was forked from
             store.update_open_turn(fork, turns[-1])
         self._set_turns(turns)

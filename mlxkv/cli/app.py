@@ -221,7 +221,7 @@ def chat(
     plain = settings.plain or bool(os.environ.get("ACCESSIBLE")) or os.environ.get("TERM") == "dumb"
     if resume == _NO_VALUE:  # show the list of chats, on a terminal
         picks, resume, continue_ = not (continue_ or printing), None, continue_ or printing
-    session_id = None if picks else session_id_of(folders, resume, continue_)
+    session_id = None if picks else session_id_of(folders, resume, continue_, printing)
     if printing:
         sources, unusable = sources_of(folders, given, session_id, taken)
         settings = sources.settings

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -36,6 +36,7 @@ def ids_for_completion(beginning: str) -> Sequence[tuple[str, str]]:
     with open_store() as store:
         found = store.list()
     short = _short_ids(found)
+    found = tuple(c for c in found if c.kind != "version")
     begins = [c for c in found if c.id.startswith(beginning.upper()) or c.title.lower().startswith(beginning.lower())]
     return [(short[c.id], " ".join(clean(c.title).split())) for c in begins]
 
@@ -46,23 +47,51 @@ Output = Annotated[str, typer.Option("--output-format", help="text or json.")]
 
 
 @chats.command("ls")
-def chats_ls(as_json: Json = False, output: Output = "text") -> None:
+def chats_ls(
+    every: Annotated[bool, typer.Option("--all", help="Also runs of print mode and versions of chats.")] = False,
+    as_json: Json = False,
+    output: Output = "text",
+) -> None:
     """List the saved chats, newest first, forks below their origin: id, date, messages, KV on disk, model, title."""
     from mlxkv.cli.tables import date_text, row, width_of_terminal
     from mlxkv.stats import bytes_text, plural
 
     with open_store() as store:
-        found = store.list()
+        known = store.list()
+    found = [c for c in known if every or c.kind == "chat"]
     if is_json(as_json, output):
-        print(json.dumps([asdict(c) for c in found], indent=1))
+        print(json.dumps([_table(c) for c in found], indent=1))
         return
-    short, width = _short_ids(found), width_of_terminal()
+    short, width = _short_ids(known), width_of_terminal()
     for depth, c in _nested(found):
-        title = f"{'  ' * (depth - 1)}{'↳ ' if depth else ''}{_BADGE if c.untrusted else ''}{c.title}"
+        title = f"{'  ' * (depth - 1)}{'↳ ' if depth else ''}{_BADGE if c.untrusted else ''}{c.name}"
         facts = [f"{plural(c.num_turns, 'message'):>12}", f"{bytes_text(c.kv_bytes):>7}", Path(c.model).name]
-        print(
-            row([short[c.id], date_text(c.updated), *(facts if width is None or width >= _ROOMY else []), title], width)
-        )
+        kind = [f"{c.kind:<7}"] if every else []
+        facts = facts if width is None or width >= _ROOMY else []
+        print(row([short[c.id], date_text(c.updated), *kind, *facts, title], width))
+    hidden = [] if every else [c.kind for c in known if c.kind != "chat"]
+    if hidden and (not found or width is not None):
+        runs, versions = hidden.count("run"), hidden.count("version")
+        left = [plural(runs, "run") + " of print mode"] if runs else []
+        left += [plural(versions, "version")] if versions else []
+        print(f"Not listed: {' and '.join(left)}; --all lists them too.", file=sys.stderr)
+
+
+@chats.command("tree")
+def chats_tree(chat: Chat) -> None:
+    """Print the branches of a chat: its forks, and the versions that retry, edit and undo left."""
+    from mlxkv.cli.tables import date_text, row, width_of_terminal
+    from mlxkv.stats import plural
+
+    with open_store() as store:
+        branches = store.tree(store.sessions.find(chat))
+        short, width = _short_ids(store.list()), width_of_terminal()
+    depths: dict[str, int] = {}
+    for branch in branches:
+        depth = depths[branch.session_id] = depths.get(branch.parent or "", -1) + 1
+        facts = [short[branch.session_id], date_text(branch.updated), f"{plural(branch.num_turns, 'message'):>12}"]
+        lead = f"{'  ' * (depth - 1)}↳ " if depth else ""
+        print(row([*facts, f"{'*' if branch.is_current else ' '} {lead}{branch.name}"], width))
 
 
 @chats.command("show")
@@ -128,19 +157,28 @@ def chats_rm(
     chat: Annotated[list[str], typer.Argument(help="Ids or titles.", autocompletion=ids_for_completion)],
     yes: Annotated[bool, typer.Option("-y", "--yes", help="Do not ask.")] = False,
 ) -> None:
-    """Delete chats, and the KV rows that no other chat uses."""
+    """Delete chats with their versions, and the KV rows that no other chat uses."""
     from mlxkv.errors import ConfigError
+    from mlxkv.stats import plural
     from mlxkv.text.clean import clean
 
     with open_store() as store:
         found = [store.sessions.find(name) for name in chat]  # an unknown name is reported before anything is deleted
-        titles = {c.id: clean(c.title) for c in store.list()}
+        known = {c.id: c for c in store.list()}
         if not yes and not sys.stdin.isatty():
             raise ConfigError("There is no terminal to ask on; give --yes to delete.")
+        deleted: set[str] = set()
         for session_id in dict.fromkeys(found):
-            if yes or typer.confirm(f"Delete {session_id} {titles[session_id]!r}?"):
-                store.delete(session_id)
-                print(f"deleted {session_id}")
+            versions = known[session_id].versions
+            with_them = f" with {plural(len(versions), 'other version')}" if versions else ""
+            if session_id in deleted:
+                continue
+            if yes or typer.confirm(f"Delete {session_id} {clean(known[session_id].title)!r}{with_them}?"):
+                if versions:
+                    deleted |= {*store.delete_chat(session_id)}
+                else:
+                    store.delete(session_id)
+                print(f"deleted {session_id}{with_them}")
 
 
 @chats.command("export")
@@ -259,6 +297,10 @@ def open_store(folders: Folders | None = None, *, enforce: bool = True) -> Sessi
     from mlxkv.store.session_store import SessionStore
 
     return SessionStore.open(folders or Folders.from_env(), enforce=enforce, when_full="read")
+
+
+def _table(chat: ChatSummary) -> dict[str, Any]:
+    return {**asdict(chat), "departure": chat.departure.text if chat.departure else None}
 
 
 def _place(hit: SearchHit) -> list[str]:

@@ -151,13 +151,16 @@ def _chat(model: Model, request: PrintRequest, cache: CacheConfig | None) -> Ite
         chat = model.chat(cache=open_cache(model, request.cache))
     elif request.resume is None:
         chat = model.chat(request.system, cache, autosave=request.save)
+        chat.record_as_run()
     else:
         model.open_store_for_one_reply()
         if request.has_own_bounds:
             cache, why = fitting(cache, model.make_cache)
             if why:
                 print(clean(why), file=sys.stderr)
-        chat = model.reopen(request.resume, cache=cache, fork=request.fork and request.save, own=False)
+        is_fork = request.fork and request.save
+        chat = model.reopen(request.resume, cache=cache, fork=is_fork, own=False)
+        chat.record_as_run(is_fork=is_fork)
         if not request.save:
             chat.detach()
     if request.own is not None:

@@ -175,8 +175,10 @@ def model_name(folders: Folders, settings: Settings, session_id: str | None) -> 
     return chosen_model(folders, settings, session_id)[0]
 
 
-def session_id_of(folders: Folders, session: str | None, latest: bool) -> str | None:
+def session_id_of(folders: Folders, session: str | None, latest: bool, runs: bool) -> str | None:
     """Session id for -r SESSION or -c (`latest`); None without them. Errors come before a model is loaded.
+
+    `runs`: -c may take a run of print mode.
 
     Raises:
         SessionNotFoundError: there is no such chat, or none at all. ConfigError: both options are given.
@@ -189,7 +191,7 @@ def session_id_of(folders: Folders, session: str | None, latest: bool) -> str | 
                 pass  # every start applies the disk limit, which may be lower now
         return None
     with open_store(folders, enforce=False) as store:
-        found = store.sessions.latest() if session is None else store.sessions.find(session)
+        found = store.sessions.latest(runs) if session is None else store.sessions.find(session)
         store.enforce_limit(spare=[found] if found else ())  # never evicts the chosen chat
     if found is None:
         raise SessionNotFoundError("There is no chat to continue yet; leave out -c and start one.")

@@ -200,11 +200,12 @@ def delete_chat(context: EngineContext, session_id: str | None) -> Iterator[ev.E
         raise PromptError("This chat is not saved, so there is nothing to delete; /new starts another.")
     with context.store() as store:
         title = next((chat.title for chat in store.list() if chat.id == session_id), "")
-        if session_id == current:
+        is_current = current is not None and current in store.sessions.chat_ids(session_id)
+        if is_current:
             context.close_chat()
-        store.delete(session_id)
-    yield ev.ChatDeleted(session_id, title)
-    if session_id == current:
+        store.delete_chat(session_id)
+    yield ev.ChatDeleted(current if is_current and current else session_id, title)
+    if is_current:
         yield from new_chat(context)
 
 

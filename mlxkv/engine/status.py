@@ -54,8 +54,11 @@ def _fork_number(context: EngineContext) -> int:
         context.fork_number = (session, 0)
         with suppress(MlxkvError):  # the footer then shows no number
             family = sorted(chat.tree(), key=lambda branch: branch.made)
-            forks = [branch.session_id for branch in family if branch.parent is not None]
-            context.fork_number = (session, forks.index(session) + 1 if session in forks else 0)
+            forks = [branch.session_id for branch in family if branch.parent is not None and not branch.is_version]
+            at, versions = session, {branch.session_id: branch.parent for branch in family if branch.is_version}
+            while at in versions:
+                at = versions.pop(at)
+            context.fork_number = (session, forks.index(at) + 1 if at in forks else 0)
     return context.fork_number[1] if session is not None else 0
 
 
@@ -166,7 +169,8 @@ def session_stats(context: EngineContext) -> SessionStats:
     stats = [m.stats for m in messages if m.stats is not None]
     session = chat.session_id if chat else None
     with context.store() as store:
-        chats, context.disk_bytes, all_written = len(store.list()), store.disk_usage(), store.num_bytes_written()
+        chats = sum(chat.kind == "chat" for chat in store.list())
+        context.disk_bytes, all_written = store.disk_usage(), store.num_bytes_written()
         mine = store.disk_bytes(session) if session else 0
         written = store.num_bytes_written(session) if session else 0
         named = store.space.named()

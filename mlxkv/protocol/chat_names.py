@@ -21,7 +21,8 @@ _MOST_SHOWN = 60  # characters of a title
 def chats_called(chats: Sequence[ChatSummary], wanted: str) -> list[ChatSummary]:
     """Chats with this title, else with this id, else with this prefix of title or id, else with this part of the title.
 
-    Titles are compared exactly first, then as shown, ignoring case and width. The order is kept.
+    Titles are compared exactly first, then as shown, ignoring case and width. The order is kept. Versions of a chat and
+    runs of print mode are found if no chat is.
 
     Raises:
         SessionNotFoundError: no chat matches, or the name is empty.
@@ -40,7 +41,7 @@ def chats_called(chats: Sequence[ChatSummary], wanted: str) -> list[ChatSummary]
         [chat for chat, _, title in names if text in title],
     ):
         if fits:
-            return fits
+            return [chat for chat in fits if chat.kind == "chat"] or fits
     known = f"the newest are {_named(chats[:5])}" if chats else "there are none yet"
     raise SessionNotFoundError(f"No chat has the title or id {_short(wanted)!r}; {known}.")
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from mlxkv.protocol.branch_names import Departure
+
 
 @dataclass(frozen=True)
 class CacheView:
@@ -192,7 +194,12 @@ class SessionStats:
 
 @dataclass(frozen=True)
 class ChatSummary:
-    """One row of a list of chats. Times are UNIX seconds."""
+    """One row of a list of chats. Times are UNIX seconds.
+
+    `kind` is "chat", "version" (of the chat `parent`, which retry, edit or undo left) or "run" (of print mode). A chat
+    is one that the user began or forked, listed as the version continued last; `versions` are the others, and `parent`
+    is the chat that it was forked from. `departure`: where a fork or version departs, unless the user has named it.
+    """
 
     id: str
     title: str
@@ -205,6 +212,14 @@ class ChatSummary:
     pinned: bool = False  # its KV rows are exempt from the disk limit
     seq: int = 0  # larger: used later, independent of the clock
     made: int = 0  # larger: created later, independent of the clock
+    kind: str = "chat"
+    departure: Departure | None = None
+    versions: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """What it is called in lists: a branch by where it departs."""
+        return self.departure.text if self.departure else self.title
 
 
 @dataclass(frozen=True)

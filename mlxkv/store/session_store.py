@@ -239,16 +239,21 @@ class SessionStore:
         self.check_writable()
         return import_foreign(self.sessions, path)
 
-    @public(session_id=label, num_turns=optional(whole))
-    def fork(self, session_id: str, num_turns: int | None = None) -> str:
+    @public(session_id=label, num_turns=optional(whole), like=optional(label), is_version=flag)
+    def fork(
+        self, session_id: str, num_turns: int | None = None, *, like: str | None = None, is_version: bool = False
+    ) -> str:
         """Create a session with the first `num_turns` turns (None: all) and their saved rows; writes no KV bytes.
+
+        `is_version`: it is no chat of its own, but a version of this one's. `like`: a fork that it replaces, which
+        decides that instead, and its title.
 
         Raises:
             SessionNotFoundError. StoreError: it has fewer turns.
         """
         self._saver.wait(session_id)
         with self._database.writing() as db:
-            new_id, history = self.sessions.fork(db, session_id, num_turns)
+            new_id, history = self.sessions.fork(db, session_id, num_turns, like, is_version)
             copy_commits(db, session_id, new_id, history)
         self.sessions.known_heads[new_id] = history.head
         return new_id
@@ -270,6 +275,21 @@ class SessionStore:
             self._chunks.empty_quarantine()
             with suppress(OSError):
                 self._chunks.files.remove(lock_path(self._locks, session_id))
+
+    def delete_chat(self, session_id: str) -> tuple[str, ...]:
+        """Delete the chat that a session is listed as, with all its versions; returns their ids.
+
+        Raises:
+            SessionNotFoundError. SessionLockedError: one is open in another process; nothing is deleted.
+        """
+        ids = self.sessions.chat_ids(session_id)
+        with ExitStack() as stack:
+            for id in ids:
+                if id not in self._held:
+                    stack.enter_context(self.lock(id))
+            for id in ids:
+                self.delete(id)
+        return ids
 
     @contextmanager
     def lock(self, session_id: str) -> Iterator[None]:

@@ -318,9 +318,10 @@ def test_versions_of_a_message_and_the_tree_of_chats(model: Model) -> None:
     assert [len(other.siblings(i)) for i in range(4)] == [1, 2, 1, 2]
     assert [(b.title, b.num_turns, b.forked_at) for b in other.tree()] == [
         ("sky", 4, None),
-        ("sky (2)", 4, 2),
-        ("sky (3)", 2, 0),
+        ("sky", 4, 2),
+        ("sky", 2, 0),
     ]
+    assert [b.is_version for b in other.tree()] == [False, True, True]
     assert [b.parent for b in other.tree()] == [None, first, other.tree()[1].session_id]
     other.close()
 

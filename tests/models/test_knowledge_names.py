@@ -91,6 +91,7 @@ NEWER = {
     "--preset",
     "unload",
     "unload_after",
+    "mlxkv chats tree",
 }  # than what tutor was taught last: tell it of these when it is taught again
 
 

@@ -206,8 +206,8 @@ def test_chats_stand_under_their_dates_and_forks_under_their_chat() -> None:
     assert text == [
         "Today",
         " Chat a              ○",
-        " ├ ⑂1 Chat d         ● 1.7G",
-        " └ ⑂2 Chat e         ○",
+        " ├ Chat d            ● 1.7G",
+        " └ Chat e            ○",
         "▌Chat c              ○",
         "Yesterday",
         " Chat b              ○",

@@ -181,7 +181,7 @@ class ChatScreen(Screen[None]):
         is_picking = self.picker is not None and not self.picker.listing.beside
         self.welcome.display = is_empty and not is_picking
         self.transcript.display = not is_empty and not is_picking
-        titles = tuple(chat.title for chat in latest_first(state.chats)[:3]) if self.welcome.display else ()
+        titles = tuple(chat.name for chat in latest_first(state.chats)[:3]) if self.welcome.display else ()
         self.welcome.show(state.model, state.is_ready, state.is_loading, titles)
         self._show_header(size.width)
         self._show_activity(width)

@@ -19,6 +19,11 @@ def latest_first(chats: Sequence[ChatSummary]) -> list[ChatSummary]:
     return sorted(chats, key=lambda chat: (-chat.seq, -chat.updated))
 
 
+def listed_as(chats: Sequence[ChatSummary], session_id: str | None) -> str | None:
+    """The chat in the list that a session is a version of."""
+    return next((chat.id for chat in chats if session_id in chat.versions), session_id)
+
+
 def when_text(then: float, now: float) -> str:
     """`14:02` today, `yesterday`, else `2 Sep`, with the year if it is not this year."""
     day, today = datetime.fromtimestamp(then), datetime.fromtimestamp(now)
@@ -46,11 +51,11 @@ class Entry:
 def sidebar_entries(
     chats: Sequence[ChatSummary], words: str, current: str | None, now: float, width: int
 ) -> list[Entry]:
-    """Chats grouped by date with forks below their parent; a flat list while searching."""
+    """Chats grouped by date with forks below their origin, named by their own question; a flat list while searching."""
     wanted = [found for word in words.split() if (found := Wanted.of(word))]
     newest = latest_first(chats)
     if wanted:
-        found = [chat for chat in newest if all(word.is_in(chat.title) for word in wanted)]
+        found = [chat for chat in newest if all(word.is_in(f"{chat.title} {chat.name}") for word in wanted)]
         return [_entry(chat, "", current, width) for chat in found] or [Entry("No title matches.")]
     families: dict[str, list[ChatSummary]] = {}
     roots = _roots(chats)
@@ -67,8 +72,7 @@ def sidebar_entries(
         out += [_entry(chat, "", current, width) for chat in members if chat.id == root]
         forks = sorted((chat for chat in members if chat.id != root), key=lambda chat: (chat.made, chat.id))
         for number, chat in enumerate(forks, 1):
-            sign = "└" if number == len(forks) else "├"
-            out.append(_entry(chat, f"{sign} ⑂{number} ", current, width))
+            out.append(_entry(chat, "└ " if number == len(forks) else "├ ", current, width))
     return out or [Entry("No chats yet.")]
 
 
@@ -101,6 +105,7 @@ def _entry(chat: ChatSummary, lead: str, current: str | None, width: int) -> Ent
     mark = "▌" if chat.id == current else " "
     kv = bytes_text(chat.kv_bytes).replace(" ", "").replace("B", "") if chat.kv_bytes else ""
     facts = f"{'●' if chat.kv_bytes else '○'} {kv:>4}"
-    title = f"{mark}{lead}{' '.join(clean(chat.title or 'Untitled').split())}"
+    name = chat.departure.own if chat.departure else chat.title
+    title = f"{mark}{lead}{' '.join(clean(name or 'Untitled').split())}"
     room = width - cell_len(facts) - 1
     return Entry(f"{set_cell_size(cut(title, room), room)} {facts}", chat.id)

@@ -433,10 +433,10 @@ class ChatState:
         wanted, self._wanted = self._wanted, None
         if wanted is None:  # requested by the sidebar
             return
-        if not chats:
+        if not (chats if wanted else self.chats):
             self.transcript.add_line("No chats yet.")
         elif not wanted:
-            self.listing = choice_lists.chats_list(chats, self.today(), self.session_id)
+            self.listing = choice_lists.chats_list(self.chats, self.today(), self.session_id)
         else:
             try:
                 fits = chats_called(latest_first(chats), wanted)

@@ -11,7 +11,7 @@ from mlxkv.protocol import events as ev
 from mlxkv.protocol.status import CompactPlan, ModelTooLarge
 from mlxkv.stats import Overflow, bytes_text, disk_text, plural
 from mlxkv.text.clean import clean, marked
-from mlxkv.tui.state.chat_list import latest_first, when_text
+from mlxkv.tui.state.chat_list import latest_first, listed_as, when_text
 from mlxkv.tui.state.choices import Listing, Row, SendAnyway
 
 
@@ -23,6 +23,7 @@ def chats_list(chats: Sequence[ev.ChatSummary], now: float, at: str | None = Non
     """`● Rust lifetimes      6 messages · 916 MB · 14:02`; ● has KV on disk, ○ is prefilled again."""
     newest = latest_first(chats)
     rows = tuple(chat_row(chat, now) for chat in newest)
+    at = listed_as(newest, at)
     index = next((i for i, chat in enumerate(newest) if chat.id == at), 0)
     empty = "No title matches. ⏎ searches the messages of all chats."
     return Listing("Chats", rows, "⏎ resume · esc close", empty, index, searches_chats=True)
@@ -33,7 +34,8 @@ def chat_row(chat: ev.ChatSummary, now: float) -> Row:
     kv = bytes_text(chat.kv_bytes) if chat.kv_bytes else "no KV"
     kv += ", pinned" if chat.pinned else ""
     facts = (plural(chat.num_turns, "message"), kv, when_text(chat.updated, now))
-    return Row(f"{sign} {one_line(chat.title) or 'Untitled'}", cmd.OpenChat(chat.id), facts)
+    name = f"{'↳ ' if chat.departure else ''}{one_line(chat.name) or 'Untitled'}"
+    return Row(f"{sign} {name}", cmd.OpenChat(chat.id), facts)
 
 
 def cache_list(cache: ev.CacheList, now: float) -> Listing:
@@ -59,18 +61,16 @@ def rewind_list(messages: Sequence[ev.Message]) -> Listing:
 
 
 def tree_list(branches: Sequence[ev.Branch], now: float) -> Listing:
-    """All branches, each below its parent."""
+    """All branches, each below its parent, named by where it departs. `⑂` is a chat of its own, `↳` a version."""
     depths: dict[str, int] = {}
     rows, at = [], 0
     for i, branch in enumerate(branches):
         depth = depths[branch.session_id] = depths.get(branch.parent or "", -1) + 1
-        lead = "  " * (depth - 1) + "└ ⑂ " if depth else ""
+        lead = "  " * (depth - 1) + ("↳ " if branch.is_version else "⑂ ") if depth else ""
         mark = "▌" if branch.is_current else " "
-        fork = ""
-        if (at_message := branch.forked_at) is not None and depth:  # a reply has the number of its question
-            fork = f"forked at {'reply' if at_message % 2 else 'question'} {at_message // 2 + 1}"
-        facts = tuple(f for f in (fork, plural(branch.num_turns, "message"), when_text(branch.updated, now)) if f)
-        rows.append(Row(f"{mark}{lead}{one_line(branch.title)}", cmd.OpenChat(branch.session_id), facts))
+        facts = (plural(branch.num_turns, "message"), when_text(branch.updated, now))
+        name = one_line(branch.name or branch.title)
+        rows.append(Row(f"{mark}{lead}{name}", cmd.OpenChat(branch.session_id), facts))
         at = i if branch.is_current else at
     return Listing("Branches of this chat", tuple(rows), "⏎ open · esc close", at=at)
 
@@ -140,7 +140,7 @@ def too_large_list(model: ModelTooLarge, adapter: str | None = None, then: cmd.R
 
 
 def delete_list(session_id: str, title: str) -> Listing:
-    rows = (Row("Keep it"), Row("Delete it and the KV rows only it uses", cmd.DeleteChat(session_id)))
+    rows = (Row("Keep it"), Row("Delete it, its versions and their KV rows", cmd.DeleteChat(session_id)))
     return confirm(f"Delete “{one_line(title)}”?", rows)
 
 

@@ -22,7 +22,7 @@ def handle_result(state: ChatState, event: ev.EngineEvent) -> None:
     match event:
         case ev.ChatList(chats):
             state.complete(cmd.ListChats)
-            state.chats = chats
+            state.chats = tuple(chat for chat in chats if chat.kind == "chat")
             state.use_chat_list(chats)
         case ev.ChatTree(branches):
             state.complete(cmd.ShowTree)
@@ -37,11 +37,13 @@ def handle_result(state: ChatState, event: ev.EngineEvent) -> None:
             state.complete(cmd.RenameChat)
             if session_id == state.session_id or state.session_id is None:
                 transcript.title = title_line(title)
-            state.chats = tuple(replace(c, title=title) if c.id == session_id else c for c in state.chats)
+            state.chats = tuple(
+                replace(c, title=title, departure=None) if c.id == session_id else c for c in state.chats
+            )
             transcript.add_line(f"Renamed: “{title}”.")
         case ev.ChatDeleted(session_id, title):
             state.complete(cmd.DeleteChat)
-            state.chats = tuple(c for c in state.chats if c.id != session_id)
+            state.chats = tuple(c for c in state.chats if session_id not in (c.id, *c.versions))
             is_current = session_id == state.session_id
             (transcript.add_line_after_opening if is_current else transcript.add_line)(f"Deleted “{title}”.")
         case ev.ChatExported(path):

@@ -18,7 +18,7 @@ from textual.widgets import OptionList, Static
 from textual.widgets.option_list import Option
 
 from mlxkv.protocol.status import ChatSummary
-from mlxkv.tui.state.chat_list import Entry, sidebar_entries
+from mlxkv.tui.state.chat_list import Entry, listed_as, sidebar_entries
 
 WIDTH = 31  # with its rule at the right
 Action = Literal["open", "rename", "delete", "export", "leave"]
@@ -73,7 +73,8 @@ class Sidebar(Vertical):
         self._entries: list[Entry] = []
         self._chats: tuple[ChatSummary, ...] = ()
         self._words: str | None = None  # None: not searching
-        self._current: str | None = None
+        self._open: str | None = None
+        self._current: str | None = None  # the chat in the list that the open session belongs to
         self._moved_to = ""  # the open chat when the cursor was last moved to it
         self._now = float("-inf")
         self._figures_shown = "?"
@@ -85,9 +86,10 @@ class Sidebar(Vertical):
         yield self._figures
 
     def show(self, chats: tuple[ChatSummary, ...], current: str | None, now: float) -> None:
-        if chats is self._chats and current == self._current and now - self._now < 60:
+        if chats is self._chats and current == self._open and now - self._now < 60:
             return  # called with every frame: a thousand chats are too many to format each time
-        self._chats, self._current, self._now = chats, current, now
+        self._chats, self._open, self._now = chats, current, now
+        self._current = listed_as(chats, current)
         self._fill()
 
     def show_figures(self, lines: Sequence[str]) -> None:

@@ -15,6 +15,9 @@ from operator import itemgetter
 from typing import Any
 
 from mlxkv.events import Branch, Sibling
+from mlxkv.protocol.branch_names import Departure
+from mlxkv.store.db.versions import departures, has_own_title, is_version
+from mlxkv.store.records import as_text
 from mlxkv.system.regular_file import parse_json
 
 _FAMILY = """WITH RECURSIVE
@@ -28,13 +31,24 @@ def tree(db: sqlite3.Connection, session_id: str) -> tuple[Branch, ...]:
     """All chats forked from the same root: each before its forks, forks in the order of creation. () if there is no
     such session."""
     children: dict[str | None, list[Branch]] = defaultdict(list)
-    for row in db.execute(
+    rows = db.execute(
         _FAMILY
         + " SELECT s.id, s.title, s.parent, s.forked_at, s.updated, (SELECT count(*) FROM turn WHERE session = s.id),"
-        " s.rowid FROM session s WHERE s.id IN family ORDER BY s.rowid",
+        " s.rowid, s.flags FROM session s WHERE s.id IN family ORDER BY s.rowid",
         (session_id,),
-    ):
-        children[row[2]].append(Branch(*row, is_current=row[0] == session_id))
+    ).fetchall()
+    found: dict[str, Departure] = {}
+    for row in rows:
+        found |= departures(db, "s.id = ?", row[0]) if row[2] is not None else {}
+    titles = {row[0]: as_text(row[1]) for row in rows}
+    for row in rows:
+        *columns, flags = row
+        id, parent, departure = row[0], row[2], found.get(row[0])
+        own = departure is None or has_own_title(flags, titles[id], titles.get(parent, ""))
+        name = titles[id] if own or departure is None else departure.text
+        children[parent].append(
+            Branch(*columns, is_current=id == session_id, name=name, is_version=is_version(parent, flags, departure))
+        )
     out: list[Branch] = []
     waiting = children[None][::-1]
     while waiting:

@@ -23,6 +23,8 @@ UNTRUSTED = 1  # bit of `session.flags`: someone else computed its KV rows
 LISTED = "s.kind IS NOT 'endpoint'"
 """Of a session `s`: it is one of the user's chats, and no conversation of the endpoint's clients."""
 PINNED = 2  # bit of `session.flags`: its KV rows are exempt from the disk limit
+IS_VERSION, IS_FORK = 4, 8  # bits: made by going back in its parent's chat; made as a chat of its own
+IS_NAMED = 16  # bit: the user gave it its title
 ENDINGS = ("", "-wal", "-shm", "-journal")  # of the database's files
 _DISK_CODES = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN)
 _MIN_FREE = 1 << 16  # bytes

@@ -18,7 +18,7 @@ from mlxkv.errors import CorruptError, SessionChangedError, SessionNotFoundError
 from mlxkv.protocol.chat_names import chat_called
 from mlxkv.protocol.status import ChatSummary, SearchHit
 from mlxkv.store.db.branches import reparent_forks
-from mlxkv.store.db.database import LISTED, PINNED, UNTRUSTED, Database
+from mlxkv.store.db.database import IS_FORK, IS_NAMED, IS_VERSION, LISTED, PINNED, UNTRUSTED, Database
 from mlxkv.store.db.history import (
     History,
     as_record,
@@ -30,8 +30,10 @@ from mlxkv.store.db.history import (
     turn_digest,
     verify_rows,
 )
+from mlxkv.store.db.listing import NEWEST_FIRST, Departures, read_sessions, summaries
 from mlxkv.store.db.search import search
 from mlxkv.store.db.search_index import forget_deleted, index_turn, unindex_turns
+from mlxkv.store.db.versions import make_chat, take_out
 from mlxkv.store.identity import ModelIdentity, digest_of
 from mlxkv.store.kv.commits import mark_unused, move_commits, num_removed, remove_commits, saved_bytes
 from mlxkv.store.records import (
@@ -53,7 +55,6 @@ _MOST_KNOWN = 8  # histories
 _TURN = "i, role, text, thinking, state, params, start, stats, extra, ids, prev, digest"
 _NEXT = f"(SELECT coalesce(max(seq), 0) + 1 FROM session WHERE seq BETWEEN 0 AND {1 << 62})"
 """The sort key after all others, whatever the clock says; ignores damaged values."""
-_NEWEST_FIRST = "ORDER BY s.seq DESC, s.updated DESC, s.id DESC"
 
 
 class Sessions:
@@ -70,15 +71,16 @@ class Sessions:
         self._checked: set[str] = set()  # verified for the `load` that follows
         self._sizes: dict[str, tuple[int | None, int]] = {}  # newest commit and bytes of KV rows, for `list`
         self._removed = 0
+        self._departures = Departures()
 
-    @public("kind", "clock", "settings", "preset", "origin", "seed", title=text, system=optional(text))
+    @public("kind", "clock", "settings", "preset", "origin", "seed", "flags", title=text, system=optional(text))
     def create(
         self, title: str, model: ModelIdentity, *, system: str | None = None, params: Mapping[str, Any] | None = None,
         parent: str | None = None, forked_at: int | None = None, **more: Any,
     ) -> str:  # fmt: skip
         """Create a session without turns and return its id.
 
-        `more`: `kind`, `clock`, `settings`, `preset`, `origin` and `seed`, as in SessionRecord.
+        `more`: `kind`, `clock`, `settings`, `preset`, `origin` and `seed`, as in SessionRecord, and `flags`.
 
         Raises:
             StoreError: a value that cannot be saved.
@@ -125,7 +127,9 @@ class Sessions:
                         added.append(session_id)
                         continue
                     forked = (ids[parent], record.forked_at, session_id)
-                    db.execute("UPDATE session SET parent = ?, forked_at = ? WHERE id = ?", forked)
+                    db.execute(
+                        f"UPDATE session SET parent = ?, forked_at = ?, flags = {IS_VERSION} WHERE id = ?", forked
+                    )
         return tuple(added)
 
     def _import(self, db: sqlite3.Connection, chat: SessionRecord) -> str:
@@ -351,56 +355,58 @@ class Sessions:
         unknown = ModelIdentity.foreign("").model_id
         with self.database.reading() as db:
             row = db.execute(
-                f"SELECT m.id FROM session s JOIN model m ON m.id = s.model WHERE m.model_id != ? {_NEWEST_FIRST}"
+                f"SELECT m.id FROM session s JOIN model m ON m.id = s.model WHERE m.model_id != ? {NEWEST_FIRST}"
                 " LIMIT 1", (unknown,)
             ).fetchone()  # fmt: skip
             return load_model(db, row[0]) if row else None
 
     def list(self, kv_bytes: Callable[[sqlite3.Connection, str], int] = saved_bytes) -> tuple[ChatSummary, ...]:
-        """All chats, newest first. `kv_bytes` counts a chunk shared by sessions for each of them."""
+        """All chats, their versions and runs of print mode, newest first: see ChatSummary. `kv_bytes` counts a chunk
+        shared by sessions for each of them."""
         with self.database.reading() as db:
             removed = num_removed(db)
             if removed != self._removed:
                 self._sizes, self._removed = {}, removed
-            found = db.execute(
-                f"""SELECT s.id, s.title, s.updated, (SELECT count(*) FROM turn WHERE session = s.id),
-                     (SELECT max(id) FROM kv_commit WHERE session = s.id), m.name, s.parent, s.flags & {UNTRUSTED},
-                     s.flags & {PINNED}, s.seq, s.rowid
-                   FROM session s JOIN model m ON m.id = s.model WHERE {LISTED} {_NEWEST_FIRST}"""
-            ).fetchall()
-            for id, _, _, _, newest, *_ in found:
-                if id not in self._sizes or self._sizes[id][0] != newest:  # there are new commits
-                    self._sizes[id] = newest, 0 if newest is None else kv_bytes(db, id)
-        return tuple(
-            ChatSummary(
-                id, as_text(title), as_time(updated), num_turns, self._sizes[id][1], as_text(name),
-                as_text(parent) or None,
-                untrusted=bool(untrusted), pinned=bool(pinned), seq=seq if isinstance(seq, int) else 0,
-                made=made,
-            )
-            for id, title, updated, num_turns, _, name, parent, untrusted, pinned, seq, made in found
-            if isinstance(id, str)
-        )  # fmt: skip
+            found = read_sessions(db)
+            departed = self._departures.read(db, found)
+            for session in found:
+                newest = session.commit
+                if session.id not in self._sizes or self._sizes[session.id][0] != newest:  # there are new commits
+                    self._sizes[session.id] = newest, 0 if newest is None else kv_bytes(db, session.id)
+        return summaries(found, departed, lambda id: self._sizes[id][1])
+
+    def _without_sizes(self, db: sqlite3.Connection) -> tuple[ChatSummary, ...]:
+        found = read_sessions(db)
+        return summaries(found, self._departures.read(db, found), lambda _: 0)
+
+    def chat_ids(self, session_id: str) -> tuple[str, ...]:
+        """The ids of the chat that a session is a version of: the one it is listed as, then the others."""
+        with self.database.reading() as db:
+            chats = self._without_sizes(db)
+        chat = next((c for c in chats if session_id in (c.id, *c.versions)), None)
+        return (session_id,) if chat is None else (chat.id, *chat.versions)
 
     @public(text=text)
     def find(self, text: str) -> str:
         """The id of the session with this title, else id, else unique prefix of either, else unique part of a title.
+        Chats come before their versions, and before runs of print mode.
 
         Raises:
             SessionNotFoundError: lists the candidates; or `text` is empty.
         """
         return chat_called(self.list(), well_formed(text)).id
 
-    def latest(self) -> str | None:
-        """The id of the session that was used last; None without sessions."""
+    def latest(self, runs: bool = True) -> str | None:
+        """The id of the session that was used last; None without sessions. `runs`: it may be one of print mode."""
+        which = LISTED if runs else f"{LISTED} AND s.kind IS NOT 'run'"
         with self.database.reading() as db:
-            row = db.execute(f"SELECT s.id FROM session s WHERE {LISTED} {_NEWEST_FIRST} LIMIT 1").fetchone()
+            row = db.execute(f"SELECT s.id FROM session s WHERE {which} {NEWEST_FIRST} LIMIT 1").fetchone()
         return row[0] if row else None
 
     def endpoint_ids(self) -> tuple[str, ...]:
         """The ids of the conversations that the endpoint saved, the last used one first; no list of chats has them."""
         with self.database.reading() as db:
-            found = db.execute(f"SELECT s.id FROM session s WHERE s.kind = 'endpoint' {_NEWEST_FIRST}").fetchall()
+            found = db.execute(f"SELECT s.id FROM session s WHERE s.kind = 'endpoint' {NEWEST_FIRST}").fetchall()
         return tuple(id for (id,) in found if isinstance(id, str))
 
     @public(text=text, limit=whole)
@@ -411,9 +417,28 @@ class Sessions:
 
     @public(session_id=label, title=text)
     def rename(self, session_id: str, title: str) -> None:
+        """Give a session the user's title. A run of print mode, or a version that its chat is not listed as, becomes a
+        chat of its own. Raises SessionNotFoundError."""
+        with self.database.writing() as db:
+            _update(db, session_id, f"title = ?, flags = flags | {IS_NAMED}", _storable(title))
+            kind = {chat.id: chat.kind for chat in self._without_sizes(db)}.get(session_id)
+            if kind == Kind.RUN:
+                _update(db, session_id, "kind = ?", Kind.CHAT)
+            elif kind == "version":
+                make_chat(db, session_id)
+
+    def suggest_title(self, session_id: str, title: str) -> bool:
+        """Give a session a title unless the user gave it one; whether that was done. Raises SessionNotFoundError."""
+        with self.database.writing() as db:
+            (flags,) = _select(db, session_id, "flags")
+            if not flags & IS_NAMED:
+                _update(db, session_id, "title = ?", _storable(title))
+        return not flags & IS_NAMED
+
+    def set_kind(self, session_id: str, kind: Kind) -> None:
         """Raises SessionNotFoundError."""
         with self.database.writing() as db:
-            _update(db, session_id, "title = ?", _storable(title))
+            _update(db, session_id, "kind = ?", kind)
 
     @public(session_id=label)
     def settings_of(self, session_id: str) -> tuple[dict[str, Any], str | None]:
@@ -460,6 +485,7 @@ class Sessions:
         """
         _select(db, session_id, "id")
         unindex_turns(db, [id for (id,) in db.execute("SELECT id FROM turn WHERE session = ?", (session_id,))])
+        take_out(db, session_id)
         reparent_forks(db, session_id)
         db.execute("DELETE FROM session WHERE id = ?", (session_id,))
         mark_unused(db)
@@ -467,8 +493,15 @@ class Sessions:
         self.known_heads.pop(session_id, None)
         self.forget(session_id)
 
-    def fork(self, db: sqlite3.Connection, session_id: str, num_turns: int | None) -> tuple[str, History]:
+    def fork(
+        self, db: sqlite3.Connection, session_id: str, num_turns: int | None, like: str | None = None,
+        is_version: bool = False,
+    ) -> tuple[str, History]:  # fmt: skip
         """Copy the first `num_turns` turns (None: all) to a new session, inside a transaction of the caller.
+
+        Args:
+            is_version: it is a version of the same chat, not a chat of its own.
+            like: a session that it replaces, whose title it gets.
 
         Returns the new id and its history.
         """
@@ -478,14 +511,17 @@ class Sessions:
             raise StoreError(
                 f"Session {session_id} has {len(history.turns)} messages; it cannot be forked at {num_turns}."
             )
-        (title,) = _select(db, session_id, "title")
+        title, flags = _select(db, like or session_id, "title, flags")
+        if like is None:
+            flags = flags & IS_NAMED | IS_VERSION if is_version else IS_FORK
+            title = as_text(title) if is_version else _free_title(db, as_text(title))
         new_id, now, head = new_ulid(), time.time(), history.digests[num_turns]
         db.execute(
             "INSERT INTO session(id, title, created, updated, model, spec_id, system, params, flags, parent, forked_at,"
             " head, kind, clock, settings, preset, seed, seq)"
-            f" SELECT ?, ?, ?, ?, model, spec_id, system, params, flags & ~{PINNED}, id, ?, ?,"
+            f" SELECT ?, ?, ?, ?, model, spec_id, system, params, (flags & {UNTRUSTED}) | ?, id, ?, ?,"
             f" kind, clock, settings, preset, seed, {_NEXT} FROM session WHERE id = ?",
-            (new_id, _free_title(db, as_text(title)), now, now, num_turns, head, session_id),
+            (new_id, title, now, now, flags & (IS_NAMED | IS_VERSION | IS_FORK), num_turns, head, session_id),
         )
         for row in db.execute(
             f"SELECT {_TURN} FROM turn WHERE session = ? AND i < ? ORDER BY i", (session_id, num_turns)

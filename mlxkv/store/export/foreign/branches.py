@@ -90,7 +90,6 @@ def family_of(chat: ForeignChat, file: str, now: float) -> ForeignFamily | None:
         branches[i] = Branch(
             replace(
                 record,
-                title=f"{title} ({n + 1})",
                 updated=min(max(time, created), updated - 1e-3),  # the branch that was seen last is the newest
                 turns=tuple(turns),
                 head=digests[-1],
