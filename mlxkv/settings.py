@@ -270,6 +270,7 @@ class Settings:
     unload_after: float | None = _setting(
         None, "Give the model's memory back after this time without a command; the next message loads it again.",
         slash="unload-after", low=0.1, high=100_000, unit="minutes", null="never",
+    )  # fmt: skip
     keep_awake: bool = _setting(
         True, "Keep the Mac awake while a prompt is prefilled, a reply generated, or a model loaded or downloaded.",
         slash="keep-awake",
@@ -277,6 +278,9 @@ class Settings:
     notify: bool = _setting(
         True, "Tell the terminal when something that took over ten seconds ends while it has no focus, and show in its "
         "title what runs.", slash="notify",
+    )  # fmt: skip
+    auto_title: bool = _setting(
+        True, "Let models of a billion parameters or more name a new chat, while you are idle.", slash="auto-title",
     )  # fmt: skip
     theme: str = _setting("textual-dark", "Colour theme of the window; Ctrl+P lists them.", slash="theme")
     plain: bool = _setting(False, "Lines instead of a window, for screen readers.", option="--plain", holds=NEXT_START)

@@ -69,7 +69,7 @@ def problems(command: Path, home: Path, version: str) -> list[str]:
         ("--version",): f"mlxkv {version}\n",
         ("doctor",): f"ok  mlxkv            {version}\n",
         ("-p", QUESTION): "keys and values",
-        ("chats", "ls"): QUESTION,
+        ("chats", "ls", "--all"): QUESTION,
     }
     printed = {arguments: call([str(command), *arguments], environment) for arguments in wanted}
     return [f"mlxkv {' '.join(a)} printed {printed[a]!r}, without {text!r}" for a, text in wanted.items()

@@ -31,6 +31,6 @@ class Mlxkv < Formula
     ENV["MLXKV_HOME"] = testpath/"mlxkv"
     assert_equal "mlxkv #{version}", shell_output("#{bin}/mlxkv --version").chomp
     assert_match "keys and values", shell_output("#{bin}/mlxkv -m tutor -p 'What is a KV cache?'")
-    assert_match "What is a KV cache?", shell_output("#{bin}/mlxkv chats ls")
+    assert_match "What is a KV cache?", shell_output("#{bin}/mlxkv chats ls --all")
   end
 end

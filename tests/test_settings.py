@@ -204,8 +204,9 @@ def test_every_setting_can_come_from_every_source(tmp_path: Path) -> None:
         "disk_limit": 1.5, "theme": "nord", "draft": False, "draft_model": "org/small", "wired": False,
         "keep_awake": False, "notify": False,
         "prefill_chunk": 64,
-        "plain": True, "mouse": False, "think": True, "joined_emoji": True, "repetition_penalty": 1.1,
-        "repetition_context_size": 9, "presence_penalty": 0.5, "presence_context_size": 8, "frequency_penalty": -0.5,
+        "plain": True, "mouse": False, "think": True, "joined_emoji": True, "auto_title": False,
+        "repetition_penalty": 1.1, "repetition_context_size": 9, "presence_penalty": 0.5,
+        "presence_context_size": 8, "frequency_penalty": -0.5,
         "frequency_context_size": 7, "xtc_probability": 0.5, "xtc_threshold": 0.2, "logit_bias": "1234=-5,42=2.5",
     }  # fmt: skip
     assert {*values, "keys"} == {f.name for f in fields(Settings)}

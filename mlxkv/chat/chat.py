@@ -55,7 +55,17 @@ from mlxkv.token_ids import common_prefix
 _STARTED, _TEXT = optional(arguments.number), optional(text)
 
 
-@hides("abridge", "own_settings", "add_turn", "begin_with", "load", "num_to_read", "close_with_model", "record_as_run")
+@hides(
+    "abridge",
+    "own_settings",
+    "add_turn",
+    "begin_with",
+    "load",
+    "num_to_read",
+    "close_with_model",
+    "record_as_run",
+    "suggest_title",
+)
 @copies("make a second one with `chat.fork()`, or save it and continue it elsewhere with `model.resume(id)`.")
 class Chat:
     """A conversation with a model. Made by `Model.chat` and `Model.resume`.
@@ -667,6 +677,10 @@ class Chat:
         self._own, _ = ChatSettings.read(record.settings, record.preset)
         if not self.read_only:
             self.restored = self._conversation.restore_rows(self.cache)
+
+    def suggest_title(self, title: str) -> bool:
+        """Change the saved chat's title unless the user gave it one; whether that was done."""
+        return self._conversation.suggest_title(title)
 
     def record_as_run(self, *, is_fork: bool = False) -> None:
         """Record the chat as a run of print mode, if it is a new one (`is_fork`: this fork is)."""

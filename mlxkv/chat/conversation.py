@@ -266,6 +266,12 @@ class Conversation:
         if self.is_open_here:
             self._store.sessions.set_settings(str(self.session_id), own.stored, own.preset or None)
 
+    def suggest_title(self, title: str) -> bool:
+        """Give the session a title unless the user gave it one; whether that was done."""
+        done = self._store.sessions.suggest_title(str(self.session_id), title)
+        self.title = title if done else self.title
+        return done
+
     def resume(self, record: SessionRecord) -> bool:
         """Load a stored session and make it this model's; whether it was already.
 

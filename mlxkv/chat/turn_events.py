@@ -15,10 +15,11 @@ from mlxkv.chat.history import History, HistorySnapshot
 from mlxkv.chat.prompt import PromptState
 from mlxkv.chat.reply import ReplyOptions, ReplyRun, make_generation
 from mlxkv.chat.runtime import ModelRuntime
-from mlxkv.errors import ConfigError, StoreError
+from mlxkv.errors import ConfigError, RewindError, StoreError
 from mlxkv.events import Notice, TurnEvent
 from mlxkv.stats import TurnStats
 from mlxkv.store.records import TurnRecord
+from mlxkv.token_ids import common_prefix
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,12 @@ class TurnEvents:
         self.runtime.check_cache(self.cache)
         prompt = self.history.aside_prompt(text, self.thinking, self.cache.log)
         self.history.conversation.restore_rows_for(self.cache, prompt.ids)
-        yield from make_generation(self.runtime, self.history, self.cache, prompt, self.options).events()
+        kept = common_prefix(self.cache.log, prompt.ids)
+        try:
+            yield from make_generation(self.runtime, self.history, self.cache, prompt, self.options).events()
+        finally:
+            with suppress(RewindError):  # rows were evicted: the next prompt finds what can be reused
+                self.cache.rewind(min(kept, self.cache.offset))
 
     def _reply(
         self, prompt: PromptState, before: TurnRecord, undo: HistorySnapshot | None = None

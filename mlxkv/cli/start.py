@@ -175,7 +175,7 @@ def model_name(folders: Folders, settings: Settings, session_id: str | None) -> 
     return chosen_model(folders, settings, session_id)[0]
 
 
-def session_id_of(folders: Folders, session: str | None, latest: bool, runs: bool) -> str | None:
+def session_id_of(folders: Folders, session: str | None, latest: bool, runs: bool = True) -> str | None:
     """Session id for -r SESSION or -c (`latest`); None without them. Errors come before a model is loaded.
 
     `runs`: -c may take a run of print mode.

@@ -63,6 +63,7 @@ class EngineContext:
         self.load = load  # a test's replacement of `mlxkv.load`; its names are not models of this machine or the hub
         self.cancel_load = threading.Event()
         self.num_submitted = self.num_started = 0  # commands
+        self.wants_title = False  # a reply has ended since the chat was last asked for a title
         self._num_stopped = 0  # of the submitted ones, in order
         self._is_closing = False
 
@@ -86,6 +87,11 @@ class EngineContext:
     def was_stopped(self) -> bool:
         """Whether the current command was stopped."""
         return 0 < self.num_started <= self._num_stopped
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether a command waits for the current one to end."""
+        return self.num_submitted > self.num_started
 
     def apply_earlier_stop(self) -> None:
         """Cancel the reply just begun if its command was stopped before."""

@@ -77,8 +77,8 @@ class Engine:
     # -- the engine thread -------------------------------------------------------------------------------------------
 
     def _next(self) -> Command:
-        """Wait for a command. Meanwhile, a chat that is locked by another process is checked, the open chat saves its
-        recurrent state once, and an idle model is unloaded."""
+        """Wait for a command. Meanwhile, a chat that is locked by another process is checked, the open chat gets a
+        title and saves its recurrent state, once, and an idle model is unloaded."""
         for seconds, command in idle_commands(self._dispatcher.context):
             with suppress(queue.Empty):
                 return self._commands.get(timeout=seconds)

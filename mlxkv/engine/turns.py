@@ -125,6 +125,7 @@ def _stream(
                 case TurnFinished(unanswered=True) if is_replacing:
                     yield from chats.show_chat(context)
                 case TurnFinished():  # its reply is on disk by now
+                    context.wants_title = True
                     yield chats.versions(context, max(0, len(chat.turns) - 2))
             yield event
             if time.monotonic() - last_status >= _STATUS_SECONDS:

@@ -17,11 +17,13 @@ from mlxkv.protocol.events import ChatOpened, EngineEvent, Failed, FailureKind, 
 
 PAUSE_SECONDS = 60.0  # without a command, after which the chat saves what a long prefill would cost
 CHECK_SECONDS = 1.0  # between two checks of a chat that is open in another process
+TITLE_SECONDS = 1.0  # after a reply, after which the model is asked for a title
 AGAIN_SECONDS = 60.0  # until unloading is tried again, for example after a download
 
 _WITHOUT_MODEL = (
     cmd.LoadModel, cmd.ListModels, cmd.Pull, cmd.PausePull, cmd.Unload, cmd.NewChat, cmd.CheckChat, cmd.Pause,
     cmd.ListChats, cmd.SearchChats, cmd.ListCache, cmd.CollectCache, cmd.CountTokens, cmd.ChangeSettings,
+    cmd.SuggestTitle,
 )  # fmt: skip
 _OF_ONE_CHAT = (cmd.RenameChat, cmd.DeleteChat, cmd.ExportChat)
 
@@ -42,6 +44,8 @@ def idle_commands(context: EngineContext) -> Iterator[tuple[float, cmd.Command]]
     """What to do while no command arrives: seconds to wait, then a command."""
     while context.chat is not None and context.chat.read_only:
         yield CHECK_SECONDS, cmd.CheckChat()
+    if context.chat is not None and context.wants_title:
+        yield TITLE_SECONDS, cmd.SuggestTitle()
     minutes, waited = context.settings.unload_after, 0.0
     after = float("inf") if minutes is None or context.model is None else minutes * 60
     if context.chat is not None and after > PAUSE_SECONDS:

@@ -88,6 +88,11 @@ class Pause:
 
 
 @dataclass(frozen=True)
+class SuggestTitle:
+    """The user pauses after the first reply: let the model name the chat. `ChatTitled`, or no event."""
+
+
+@dataclass(frozen=True)
 class ListChats:
     """List the saved chats: `ChatList`."""
 

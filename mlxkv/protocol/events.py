@@ -150,6 +150,14 @@ class ChatRenamed:
 
 
 @dataclass(frozen=True)
+class ChatTitled:
+    """The model has named the open chat."""
+
+    session_id: str
+    title: str
+
+
+@dataclass(frozen=True)
 class ChatDeleted:
     session_id: str
     title: str
@@ -352,7 +360,7 @@ class PullProgress:
 EngineEvent = (
     PrefillProgress | TextDelta | Notice | TurnFinished | ModelLoading | ModelReady | ModelList | ModelMissing
     | ModelTooLarge | PullProgress | ChatOpened | ChatReleased | ChatList | ChatTree | Versions | ChatHits
-    | ChatRenamed | ChatDeleted | ChatExported | SettingsApplied | ChatPinned | CacheList | CacheCollected
+    | ChatRenamed | ChatTitled | ChatDeleted | ChatExported | SettingsApplied | ChatPinned | CacheList | CacheCollected
     | Compacted | SaveProgress | TokensCounted | CompactPlan | TurnStarted | SessionStatus | ContextUsage
     | SessionStats | SettingsInForce | PresetList | PresetTaken | PresetExists | ModelUnloaded | MessageTooLong
     | Failed | EngineStopped

@@ -163,7 +163,9 @@ def test_no_save_leaves_nothing(run: Run, tiny_path: Path, home: Path) -> None:
 @pytest.mark.slow
 def test_chats_can_be_listed_shown_renamed_searched_and_deleted(run: Run, tiny_path: Path, home: Path) -> None:
     ask(run, tiny_path, "hi there")
-    listed = run("chats", "ls")
+    assert run("chats", "ls").out == ""
+    listed = run("chats", "ls", "--all")
+    assert "run" in listed.out
     assert "hi there" in listed.out
     assert "2 messages" in listed.out
     assert "## user\n\nhi there" in run("chats", "show", "hi").out

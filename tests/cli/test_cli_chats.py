@@ -41,8 +41,8 @@ def test_a_list_nests_forks_and_fits_the_width(run: Run, family: list[str], monk
     sky, sea, fork, second = (next(i for i, start in enumerate(ids) if f.startswith(start)) for f in family)
     assert (sky, fork, second) == (0, 1, 2)  # the family with the newest member first
     assert sea == 3
-    assert "↳ the sky" in lines[fork]
-    assert "  ↳ the sky" in lines[second]
+    assert "  ↳ after “Why is the sky blue?”" in lines[fork]
+    assert "    ↳ after “Why" in lines[second]
     assert "\x1b" not in "".join(lines)
     assert len({*ids}) == 4
     for i, session_id in zip((sky, sea, fork, second), family, strict=True):

@@ -92,6 +92,7 @@ NEWER = {
     "unload",
     "unload_after",
     "mlxkv chats tree",
+    "auto_title",
 }  # than what tutor was taught last: tell it of these when it is taught again
 
 

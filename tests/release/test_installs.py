@@ -13,7 +13,7 @@ case "$*" in
 --version) echo "mlxkv 1.2.3" ;;
 doctor) echo "ok  mlxkv            1.2.3" ;;
 -p*) echo "It holds keys and values." ;;
-"chats ls") echo "01M8 1 message  What is a KV cache?" ;;
+"chats ls --all") echo "01M8 1 message  What is a KV cache?" ;;
 esac
 """
 
@@ -34,7 +34,7 @@ def test_a_command_that_answers_passes_in_an_empty_environment(tmp_path: Path) -
     [
         ("mlxkv 1.2.3", "mlxkv 1.2.2", "mlxkv --version printed"),
         ("keys and values", "nothing", "mlxkv -p What is a KV cache? printed"),
-        ("What is a KV cache?", "", "mlxkv chats ls printed"),
+        ("What is a KV cache?", "", "mlxkv chats ls --all printed"),
     ],
 )
 def test_a_wrong_version_no_answer_and_a_chat_that_is_not_saved_are_noticed(

@@ -121,8 +121,8 @@ MODELS = (
     ModelCard("mlx-community/Qwen3-32B-4bit", 18_400_000_000, "Apache-2.0", "", False),
 )
 BRANCHES = (
-    Branch("c1", "Rust lifetimes", None, None, 1_700_000_000.0, 3, is_current=True),
-    Branch("c3", "Rust lifetimes (2)", "c1", 2, 1_700_000_100.0, 2),
+    Branch("c1", "Rust lifetimes", None, None, 1_700_000_000.0, 3, is_current=True, name="Rust lifetimes"),
+    Branch("c3", "Rust lifetimes", "c1", 2, 1_700_000_100.0, 2, name="another reply to “Why?”", is_version=True),
 )
 CONTEXT = ContextUsage(
     (

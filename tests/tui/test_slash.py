@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mlxkv.events import Branch, Message, Sibling, TextDelta, TurnFinished
+from mlxkv.events import Message, Sibling, TextDelta, TurnFinished
 from mlxkv.protocol import commands as cmd
 from mlxkv.protocol.events import (
     CacheCollected,
@@ -37,7 +37,6 @@ from mlxkv.protocol.status import (
 )
 from mlxkv.tui.state.blocks import Kind
 from mlxkv.tui.state.chat_state import ChatState
-from mlxkv.tui.state.choice_lists import tree_list
 from mlxkv.tui.state.choices import PutPrompt, RunSlash
 from mlxkv.tui.state.report import Line
 from mlxkv.tui.state.reports import context_line, context_rows
@@ -146,15 +145,12 @@ def test_what_there_is_only_one_of_is_said_so(state: ChatState) -> None:
 
 
 def test_numbers_on_the_screen_are_those_that_commands_take(state: ChatState) -> None:
-    """`/context` counted messages from 0, branches messages from 1, `/fork` questions from 1."""
+    """`/context` counted messages from 0, `/fork` questions from 1."""
     parts = [ContextPart("system", "s", 1, 1), *(ContextPart(m.role, m.text, 1, 1) for m in CHAT)]
     shown = [context_line(line, 40).split()[:2] for line in context_rows(ContextUsage(tuple(parts), 64, 1))]
     assert shown == [["system", "s"], ["1", "you"], ["1", "reply"], ["2", "you"], ["2", "reply"]]
     run(state, "edit", "2")
     assert state.activity(80)[0].startswith("editing question 2:")
-    branches = [Branch(str(i), "t", "0" if i else None, i, 0.0, 4) for i in range(4)]
-    facts = [row.facts[0] for row in tree_list(branches, 0.0).rows[1:]]
-    assert facts == ["forked at reply 1", "forked at question 2", "forked at reply 2"]
 
 
 def test_switches_are_on_and_off_in_every_sentence(state: ChatState) -> None:

@@ -41,6 +41,10 @@ def handle_result(state: ChatState, event: ev.EngineEvent) -> None:
                 replace(c, title=title, departure=None) if c.id == session_id else c for c in state.chats
             )
             transcript.add_line(f"Renamed: “{title}”.")
+        case ev.ChatTitled(session_id, title):
+            if session_id == state.session_id:
+                transcript.title = title_line(title)
+            state.chats = tuple(replace(c, title=title) if c.id == session_id else c for c in state.chats)
         case ev.ChatDeleted(session_id, title):
             state.complete(cmd.DeleteChat)
             state.chats = tuple(c for c in state.chats if session_id not in (c.id, *c.versions))
