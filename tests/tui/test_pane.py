@@ -49,7 +49,7 @@ async def test_reports_open_beside_the_chat_and_close() -> None:
             await w.until(lambda words=words: words in w.screen(), command)
             await w.until(lambda: END in w.screen())
             assert title(w).startswith(f"/{command} · ")
-        assert "All chats:" not in w.screen()  # the last has replaced it
+        await w.until(lambda: "All chats:" not in w.screen(), "the last has replaced it")
         assert "All chats:" not in w.said()
         await w.pilot.press("escape")
         await w.until(lambda: "of 128" not in w.screen())
@@ -64,7 +64,7 @@ async def test_reports_open_beside_the_chat_and_close() -> None:
             await w.until(lambda: END in w.screen())
             assert f"/{command} · " in w.screen()
             await w.pilot.press("escape")
-            await w.until(lambda words=words: words not in w.screen(), command)
+            await w.until(lambda words=words: words not in w.screen() and w.app.prompt.has_focus, command)
 
 
 @pytest.mark.slow
