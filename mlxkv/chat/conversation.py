@@ -106,8 +106,12 @@ class Conversation:
     def replace_last(self, turn: TurnRecord) -> None:
         """Replace the last turn, which has no reply yet, by one with other ids; see `append`."""
         self.check_writable()
-        self.return_to(replace(self.snapshot(), turns=self.turns[:-1]))
-        self.append(turn)
+        if self.session_id is not None and self._is_saved():
+            self.unsaved.replace_last(self.session_id, len(self.turns), turn)
+        elif self.session_id is not None:
+            self.unsaved.cut(len(self.turns) - 1)
+        self._replace_from(len(self.turns) - 1, turn)
+        self._messages, self._empty_fork_of = [], None
 
     def reopen_reply(self) -> None:
         """Reopen the last turn, a reply: `write_reply` then replaces it by longer ones."""

@@ -68,8 +68,20 @@ class UnsavedChanges:
         try:
             self._runtime.store.remove_last(session_id, num_turns)
         except DiskError as error:
-            self._cut_to = num_turns if self._cut_to is None else min(self._cut_to, num_turns)
+            self.cut(num_turns)
             self.postpone(error)
+
+    def replace_last(self, session_id: str, num_turns: int, turn: TurnRecord) -> None:
+        """Replace the last of the session's `num_turns` turns."""
+        try:
+            self._runtime.store.replace_last(session_id, turn)
+        except DiskError as error:
+            self.cut(num_turns - 1)
+            self.postpone(error)
+
+    def cut(self, num_turns: int) -> None:
+        """Let the session keep only so many turns, once it can be written."""
+        self._cut_to = num_turns if self._cut_to is None else min(self._cut_to, num_turns)
 
     def delete(self, session_id: str) -> None:
         """Delete a session, later if the disk refuses."""

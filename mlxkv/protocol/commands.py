@@ -293,5 +293,5 @@ Command = (
     | SearchChats    | ShowTree | RenameChat | DeleteChat | ExportChat | Send | Retry | Edit | Continue | Rewind | Fork
     | PlanCompact | Compact | ChangeSettings | ListPresets | TakePreset | SavePreset | RenamePreset | DeletePreset
     | ShowContext | ListCache | CollectCache | PinChat
-    | CountTokens | ShowStats | Shutdown
+    | SuggestTitle | CountTokens | ShowStats | Shutdown
 )  # fmt: skip

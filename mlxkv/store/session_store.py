@@ -167,6 +167,15 @@ class SessionStore:
         self._saver.wait(session_id)  # its rows are saved under the head that is about to change
         return self.sessions.update_open_turn(session_id, turn, head, reopen)
 
+    def replace_last(self, session_id: str, turn: TurnRecord) -> str:
+        """Replace the last turn by another in one transaction. Returns the new head.
+
+        Raises:
+            SessionChangedError: see add_turn. SessionNotFoundError.
+        """
+        self._saver.wait(session_id)
+        return self.sessions.replace_last(session_id, turn)
+
     @public(session_id=label, num_kept=whole)
     def remove_last(self, session_id: str, num_kept: int) -> None:
         """Remove all turns but the first `num_kept`, as if they had never been added; forks of them stay.

@@ -352,3 +352,20 @@ def test_an_extra_that_was_forged_is_noticed(store: SessionStore, folders: Folde
             db.execute("UPDATE turn SET extra = ? WHERE i = ?", (before, where))
             db.commit()
     assert len(store.load(session).turns) == 2
+
+
+def test_the_last_turn_is_replaced_at_once_or_not_at_all(store: SessionStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = store.sessions.create("a", model())
+    for text, ids in (("one", (1, 2)), ("two", (3, 4))):
+        store.add_turn(session, TurnRecord("user", text, ids))
+    before = store.load(session)
+    with monkeypatch.context() as patch:
+        patch.setattr(store.sessions, "_write_turn", lambda *_: 1 / 0)  # after the old one is gone
+        with pytest.raises(ZeroDivisionError):
+            store.replace_last(session, TurnRecord("user", "three", (5,)))
+    assert store.load(session) == before
+    store.replace_last(session, TurnRecord("user", "three", (9, 5), 1))
+    store.add_turn(session, TurnRecord("assistant", "four", (6,)))
+    after = store.load(session)
+    assert ([turn.text for turn in after.turns], after.log) == (["one", "three", "four"], (1, 9, 5, 6))
+    assert store.verify().problems == ()

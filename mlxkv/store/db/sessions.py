@@ -190,12 +190,33 @@ class Sessions:
         """
         with self.database.writing() as db:
             current = self._check_head(db, session_id, head)
-            last = db.execute(
-                "SELECT i + 1, start + length(ids) / 4 FROM turn WHERE session = ? ORDER BY i DESC LIMIT 1",
-                (session_id,),
-            ).fetchone()
-            i, length = last or (0, 0)
+            i, length = self._end(db, session_id)
             new, record = self._write_turn(db, session_id, i, turn, length, current)
+        self._continue(session_id, current, i, record, new)
+        return new
+
+    def _end(self, db: sqlite3.Connection, session_id: str) -> tuple[int, int]:
+        """The number of the turn to be added next, and the length of the log before it."""
+        return db.execute(
+            "SELECT i + 1, start + length(ids) / 4 FROM turn WHERE session = ? ORDER BY i DESC LIMIT 1", (session_id,)
+        ).fetchone() or (0, 0)
+
+    def replace_last(self, session_id: str, turn: TurnRecord) -> str:
+        """Replace the last turn by another, without the KV rows saved at it. Returns the new head.
+
+        Raises:
+            SessionChangedError: the head moved. SessionNotFoundError.
+        """
+        with self.database.writing() as db:
+            current = self._check_head(db, session_id, None)
+            rowid, prev = db.execute(
+                "SELECT id, prev FROM turn WHERE session = ? ORDER BY i DESC LIMIT 1", (session_id,)
+            ).fetchone()
+            unindex_turns(db, [rowid])
+            db.execute("DELETE FROM turn WHERE id = ?", (rowid,))
+            remove_commits(db, session_id, [current])
+            i, length = self._end(db, session_id)
+            new, record = self._write_turn(db, session_id, i, turn, length, prev)
         self._continue(session_id, current, i, record, new)
         return new
 

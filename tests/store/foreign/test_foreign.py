@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from mlxkv.errors import StoreError
+from mlxkv.events import ToolCall
 from mlxkv.store.export.foreign import read
 from mlxkv.store.export.foreign.branches import MAX_BRANCHES
 from mlxkv.store.records import SessionRecord
@@ -27,30 +28,25 @@ def imported(store: SessionStore, path: Path) -> tuple[str, SessionRecord]:
     return str(done), store.load(done.session_ids[0])
 
 
-def versions(store: SessionStore, session_id: str) -> list[list[str]]:
-    """The versions of each message, by their last word."""
-    return [[sibling.text.split()[-1] for sibling in found] for found in store.siblings(session_id)]
-
-
 def test_chatgpt(store: SessionStore, tmp_path: Path) -> None:
     other = chatgpt(conversation_id="c-9", mapping={})
     path = write_zip(tmp_path / "export.zip", {"chat.html": b"<html>", "conversations.json": [chatgpt(), other]})
     said, chat = imported(store, path)
     assert said == (
-        "Imported 1 chat of ChatGPT with 4 messages and 2 other branches; skipped 1 without messages; left out 1 file, "
+        "Imported 1 chat of ChatGPT with 6 messages and 2 other branches; skipped 1 without messages; left out 1 file, "
         "1 image."
     )
     assert (chat.title, chat.created, chat.updated, chat.system) == ("The sky", 1.7e9, 1.70001e9, "Be brief.")
     assert (chat.model.name, chat.origin) == ("ChatGPT gpt-5-1", "chatgpt:c-1")
-    assert [turn.role for turn in chat.turns] == ["user", "assistant"] * 2
-    asked, reply = chat.turns[:2]
+    assert [turn.role for turn in chat.turns] == ["user", "assistant", "tool", "assistant", "user", "assistant"]
+    asked, reply, result = chat.turns[:3]
     assert asked.text == "Why is it blue?\n\n[image left out: sky.png]\n\n[file left out: notes.pdf]"
     assert [file.name for file in asked.attachments] == ["sky.png", "notes.pdf"]
     assert reply.thinking == "Blue scatters most."
-    called, returned, text = reply.text.split("\n\n")
-    assert called == "Called `python`:\n```python\nprint(450 ** -4)\n```"
-    assert (returned, text) == ("`python` returned:\n```\n2.4e-11\n```", "Rayleigh.")
-    assert versions(store, chat.id) == [["notes.pdf]"], ["idea.", "Rayleigh.", "air."], ["red?"], ["sunset."]]
+    assert reply.tool_calls == (ToolCall("python", '{"code": "print(450 ** -4)"}', "call00001"),)
+    assert (reply.text, result.text, result.tool_call_id) == ("", "2.4e-11", "call00001")
+    assert [turn.text for turn in chat.turns[3:]] == ["Rayleigh.", "And red?", "At sunset."]
+    assert [len(found) for found in store.siblings(chat.id)] == [1, 3, 1, 1, 1, 1]
     assert [branch.title for branch in store.tree(chat.id)] == ["The sky"] * 3
     assert [c.id for c in store.list() if c.kind == "chat"] == [chat.id]  # the branch that was seen last
     assert str(store.import_foreign(path)).startswith("Imported 0 chats of ChatGPT; skipped 1 imported before and 1")
@@ -59,29 +55,60 @@ def test_chatgpt(store: SessionStore, tmp_path: Path) -> None:
 
 def test_claude(store: SessionStore, tmp_path: Path) -> None:
     said, chat = imported(store, write(tmp_path / "data" / "conversations.json", [claude()]).parent)
-    assert said == "Imported 1 chat of Claude with 3 messages and 1 other branch; left out 1 image."
+    assert said == "Imported 1 chat of Claude with 5 messages and 1 other branch; left out 1 image."
     assert [turn.text.split("\n\n")[-1] for turn in chat.turns] == [
-        "File `ada.txt`:\n````\nDear ``` Ada\n````", "To Ada Lovelace.", "Thanks",
+        "File `ada.txt`:\n````\nDear ``` Ada\n````", "", "Lovelace", "To Ada Lovelace.", "Thanks",
     ]  # fmt: skip
     photo, letter = chat.turns[0].attachments
     assert (photo.name, photo.end) == ("photo.jpg", 0)
     assert chat.turns[0].text[letter.start : letter.end] == "Dear ``` Ada"
     assert chat.turns[1].thinking == "It is short."
-    assert '"q": "Ada"' in chat.turns[1].text
-    assert "`web_search` returned:\n```\nLovelace\n```" in chat.turns[1].text
-    assert [v[-1] for v in versions(store, chat.id)] == ["````", "Lovelace.", "Thanks"]
+    assert chat.turns[1].tool_calls == (ToolCall("web_search", '{"q": "Ada"}', "call00001"),)
+    assert [len(found) for found in store.siblings(chat.id)] == [1, 2, 1, 1, 1]
 
 
 def test_lm_studio(store: SessionStore, tmp_path: Path) -> None:
     file = write(tmp_path / "chats" / "below" / "17.conversation.json", lm_studio())
     said, chat = imported(store, tmp_path / "chats")
-    assert said == "Imported 1 chat of LM Studio with 3 messages and 1 other branch; left out 1 image."
+    assert said == "Imported 1 chat of LM Studio with 5 messages and 1 other branch; left out 1 image."
     assert (chat.system, chat.model.name, chat.created) == ("Count.", "LM Studio qwen/qwen3-4b", 1_772_000_000.0)
-    assert (chat.turns[1].thinking, chat.turns[1].text.split("\n\n")[1:]) == (
-        "2, 3, 5", ["The tool returned:\n```\n5\n```", "Five."],
-    )  # fmt: skip
-    assert versions(store, chat.id)[1] == ["Five.", "Seven."]
+    assert (chat.turns[1].thinking, chat.turns[1].tool_calls) == (
+        "2, 3, 5",
+        (ToolCall("add", '{"a": 5}', "call00001"),),
+    )
+    assert [(turn.role, turn.text) for turn in chat.turns[2:4]] == [("tool", "5"), ("assistant", "Five.")]
+    assert [sibling.text for sibling in store.siblings(chat.id)[1]] == ["", "Seven."]
     assert "skipped 1 imported before" in imported_again(store, file)
+
+
+@pytest.mark.parametrize(
+    ("blocks", "roles", "text"),
+    [
+        ("c1 r1 t", "assistant tool assistant", ""),
+        ("c1 c2 r2 r1 t", "assistant tool tool assistant", ""),
+        ("c1 t", "assistant", "Called `x`:\n```json\n{}\n```\n\nt"),  # no result
+        ("r1 t", "assistant", "`x` returned:\n```\n1\n```\n\nt"),  # of no call
+        ("c1 r1 r1 t", "assistant tool assistant", ""),  # the second becomes text
+        ("c1 r1", "assistant tool", ""),  # a question follows: an empty reply comes before it
+    ],
+)
+def test_only_calls_with_results_are_calls(
+    store: SessionStore, tmp_path: Path, blocks: str, roles: str, text: str
+) -> None:
+    made = {
+        "c": lambda n: {"type": "tool_use", "id": n, "name": "x", "input": {}},
+        "r": lambda n: {"type": "tool_result", "tool_use_id": n, "name": "x", "content": n},
+        "t": lambda n: {"type": "text", "text": "t"},
+    }
+    found = claude()
+    found["chat_messages"][2]["content"] = [made[block[0]](block[1:]) for block in blocks.split()]
+    _, chat = imported(store, write(tmp_path / "conversations.json", [found]))
+    middle = [turn.role for turn in chat.turns[1:-1]]
+    assert middle == roles.split() + ["assistant"] * (middle[-1] != roles.split()[-1])
+    assert chat.turns[1].text == text
+    calls = [call.id for turn in chat.turns for call in turn.tool_calls]
+    assert sorted(calls) == sorted(turn.tool_call_id for turn in chat.turns if turn.role == "tool")
+    assert chat.turns[-1].role == "user"
 
 
 def imported_again(store: SessionStore, path: Path) -> str:

@@ -1,8 +1,8 @@
 """The branches of a foreign chat as sessions of this store. Pure; any thread.
 
 Every end of the tree is a branch. Branches share the digests of the turns that they have in common, so they are
-versions of each other as forks are. Turns alternate between user and assistant: parts of one role become one message,
-and where a reply is missing an empty one is put, as after a crash.
+versions of each other as forks are. Turns alternate between user and assistant (with results of tools between two
+replies): parts of one role become one message, and where a reply is missing an empty one is put, as after a crash.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from mlxkv.errors import CorruptError, escaped
 from mlxkv.store.db.history import genesis, stored_fields, turn_digest
 from mlxkv.store.export.foreign.chat import MAX_NAME, ForeignChat, ForeignFile, ForeignMessage, ForeignNode
+from mlxkv.store.export.foreign.tool_turns import grouped
 from mlxkv.store.identity import ModelIdentity
 from mlxkv.store.records import Attachment, SessionRecord, TurnRecord, TurnState
 from mlxkv.text.clean import MARK, clean
@@ -62,7 +63,7 @@ def family_of(chat: ForeignChat, file: str, now: float) -> ForeignFamily | None:
     made = {"model": model.model_id[:16]}
     kept: list[tuple[list[TurnRecord], list[str], float]] = []
     for path in paths:
-        turns = _turns([node.message for node in path if node.message], made)
+        turns = _turns([node.parts for node in path], made)
         kept.append((turns, _digests(turns, system), max((node.time for node in path), default=0)))
     spoken = [i for i, (turns, _, _) in enumerate(kept) if any(turn.text or turn.thinking for turn in turns)]
     if not spoken:
@@ -98,7 +99,7 @@ def family_of(chat: ForeignChat, file: str, now: float) -> ForeignFamily | None:
             ),
             chosen.index(order[-parent]),
         )
-    files = {id(m): m for path in paths for node in path if (m := node.message)}.values()
+    files = {id(m): m for path in paths for node in path for m in node.parts}.values()
     left_out = Counter(file.kind for m in files for file in m.files if file.text is None)
     if chat.unknown:
         left_out["part of an unknown kind"] = chat.unknown
@@ -129,23 +130,24 @@ def _paths(chat: ForeignChat, where: str) -> list[list[ForeignNode]]:
             path.append(node)
             node = nodes.get(node.parent) if node.parent is not None else None
         paths.append(path[::-1])
-        num_nodes += len(path)
+        num_nodes += sum(max(len(node.parts), 1) for node in path)
         if num_nodes > MAX_TURNS:
             raise CorruptError(f"{where} has over {MAX_TURNS:,} messages in its branches.")
     return paths
 
 
-def _turns(parts: Iterable[ForeignMessage], made: Mapping[str, str]) -> list[TurnRecord]:
-    """Turns that alternate, the first one the user's. `made` goes with each reply."""
+def _turns(places: Iterable[Sequence[ForeignMessage]], made: Mapping[str, str]) -> list[TurnRecord]:
+    """Turns that alternate, the first one the user's, with results of tools after the reply that calls them. `made`
+    goes with each reply."""
     groups: list[list[ForeignMessage]] = []
-    for part in parts:
-        if groups and groups[-1][0].role == part.role == "assistant":
-            groups[-1].append(part)
-            continue
-        if (groups[-1][0].role if groups else "assistant") == part.role:
-            other = "user" if part.role == "assistant" else "assistant"
+    for group in grouped(places):
+        role, last = group[0].role, groups[-1][0].role if groups else "assistant"
+        if role == last != "tool":
+            other = "user" if role == "assistant" else "assistant"
             groups.append([ForeignMessage(other, is_complete=other == "user")])
-        groups.append([part])
+        if (role, last) == ("user", "tool"):
+            groups.append([ForeignMessage("assistant", is_complete=False)])
+        groups.append(group)
     return [_turn(group, made) for group in groups]
 
 
@@ -160,8 +162,9 @@ def _turn(parts: Sequence[ForeignMessage], made: Mapping[str, str]) -> TurnRecor
         attachments.append(attachment)
     state = TurnState.DONE if parts[-1].is_complete else TurnState.STOPPED
     return TurnRecord(
-        role, text, (), 0, thinking, state, made if role == "assistant" else {}, attachments=tuple(attachments)
-    )
+        role, text, (), 0, thinking, state, made if role == "assistant" else {}, attachments=tuple(attachments),
+        tool_calls=tuple(part.call for part in parts if part.call is not None), tool_call_id=parts[0].call_id,
+    )  # fmt: skip
 
 
 def _with_file(text: str, file: ForeignFile) -> tuple[str, Attachment]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from mlxkv.events import ToolCall
 from mlxkv.store.records import as_time
 from mlxkv.text.encoding import well_formed
 from mlxkv.text.fences import fenced
@@ -32,11 +33,14 @@ class ForeignFile:
 
 @dataclass(frozen=True)
 class ForeignMessage:
-    """A part of a message: parts of one role that follow each other become one message.
+    """A part of a message: parts of one role that follow each other become one message, but each result is one.
 
     Attributes:
-        role: "user" or "assistant"; tool calls and their results are text of the reply that they belong to.
+        role: "user", "assistant", or "tool" with the result of a call.
         is_complete: False for a reply that was stopped.
+        call: of the role "assistant": the part is a tool call.
+        source, language: of a call: its arguments as they were shown, and in which language.
+        call_id, name: of a result: the call's id, "" if unknown, and the tool's name.
     """
 
     role: str
@@ -44,15 +48,20 @@ class ForeignMessage:
     thinking: str = ""
     files: tuple[ForeignFile, ...] = ()
     is_complete: bool = True
+    call: ToolCall | None = None
+    source: str = ""
+    language: str = "json"
+    call_id: str = ""
+    name: str = ""
 
 
 @dataclass(frozen=True)
 class ForeignNode:
-    """A place in the tree, with the message there, if it is shown. `time`: UNIX seconds, 0 if unknown."""
+    """A place in the tree, with what is shown there. `time`: UNIX seconds, 0 if unknown."""
 
     id: str
     parent: str | None
-    message: ForeignMessage | None
+    parts: Sequence[ForeignMessage]
     time: float = 0.0
 
 

@@ -1,8 +1,8 @@
 """Chats of ChatGPT's data export: `conversations.json`, a list of trees (`mapping`). Pure; any thread.
 
 The format is undocumented. A node holds one message; its `content` has a `content_type` and `parts`, `text` or others.
-Messages to a tool (`recipient`) and from one are parts of the reply. Text that ChatGPT hides is left out, the user's
-custom instructions and instructions of a system message are the system prompt.
+Messages to a tool (`recipient`) are calls, those from one their results. Text that ChatGPT hides is left out, the
+user's custom instructions and instructions of a system message are the system prompt.
 """
 
 from __future__ import annotations
@@ -17,16 +17,15 @@ from mlxkv.store.export.foreign.chat import (
     ForeignFile,
     ForeignMessage,
     ForeignNode,
-    called,
     files_of,
     list_of,
     name_of,
-    returned,
     table_of,
     tables_of,
     text_of,
     time_of,
 )
+from mlxkv.store.export.foreign.tool_turns import call
 
 PROGRAM = "ChatGPT"
 _INSTRUCTIONS = ("user_profile", "user_instructions", "about_user_message", "about_model_message")
@@ -54,7 +53,12 @@ def read(found: Mapping[str, Any]) -> ForeignChat:
         model = name_of(table_of(message.get("metadata")).get("model_slug")) or model
         parent = node.get("parent")
         nodes.append(
-            ForeignNode(key, parent if isinstance(parent, str) else None, shown, time_of(message.get("create_time")))
+            ForeignNode(
+                key,
+                parent if isinstance(parent, str) else None,
+                () if shown is None else (shown,),
+                time_of(message.get("create_time")),
+            )
         )
     nodes.sort(key=lambda node: places.get(node.id, 0))  # siblings in the order in which they were made
     current = found.get("current_node")
@@ -107,9 +111,10 @@ def _message(message: Mapping[str, Any]) -> ForeignMessage | None:
     recipient = message.get("recipient")
     if role == "assistant" and isinstance(recipient, str) and recipient not in ("all", "assistant", "user"):
         language = text_of(content.get("language"))
-        text = called(recipient, text, "json" if language in ("", "unknown") else language) if text else ""
+        if text:
+            return call(name_of(recipient), text, language="json" if language in ("", "unknown") else language)
     elif role == "tool" and text:
-        text = returned(author.get("name"), text)
+        return ForeignMessage("tool", text, files=files, name=name_of(author.get("name")))
     elif role == "assistant":
         text = _CITATION.sub("", _ENTITY.sub(r"\1", text))
     if not text.strip() and not files:

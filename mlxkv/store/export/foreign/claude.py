@@ -6,7 +6,6 @@ have `text` alone. `parent_message_uuid` makes a tree where an export has it; ol
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,15 +14,14 @@ from mlxkv.store.export.foreign.chat import (
     ForeignFile,
     ForeignMessage,
     ForeignNode,
-    called,
     files_of,
     name_of,
-    returned,
     table_of,
     tables_of,
     text_of,
     time_of,
 )
+from mlxkv.store.export.foreign.tool_turns import call
 
 PROGRAM = "Claude"
 _QUIET = ("token_budget", "flag", "voice_note")  # blocks without content
@@ -73,41 +71,43 @@ def read(found: Mapping[str, Any]) -> ForeignChat:
     )
 
 
-def _message(message: Mapping[str, Any]) -> tuple[ForeignMessage | None, int]:
-    """A message, and how many of its blocks could not be read."""
+def _message(message: Mapping[str, Any]) -> tuple[list[ForeignMessage], int]:
+    """The parts of a message, and how many of its blocks could not be read."""
     role = _ROLES.get(text_of(message.get("sender")))
-    texts: list[str] = []
-    thoughts: list[str] = []
+    parts: list[ForeignMessage] = []
     files: list[ForeignFile] = []
     unknown = 0
     for block in tables_of(message.get("content")):
         match block.get("type"):
             case "text":
-                texts.append(text_of(block.get("text")))
+                parts.append(ForeignMessage(role or "", text_of(block.get("text"))))
             case "thinking":
-                thoughts.append(text_of(block.get("thinking")))
+                parts.append(ForeignMessage(role or "", thinking=text_of(block.get("thinking"))))
             case "tool_use":
-                texts.append(called(block.get("name"), _json(block.get("input"))))
+                parts.append(call(name_of(block.get("name")), block.get("input"), block.get("id")))
             case "tool_result":
                 text, pictures = _result(block.get("content"))
-                texts.append(returned(block.get("name"), text) if text else "")
+                name, call_id = name_of(block.get("name")), name_of(block.get("tool_use_id"))
+                parts.append(ForeignMessage("tool", text, call_id=call_id, name=name))
                 files += pictures
             case "image" | "document":
                 files += files_of([block], "file_name", kind=str(block["type"]).replace("document", "file"))
             case kind:
                 unknown += kind not in _QUIET
-    if not any(map(str.strip, texts)):
-        texts = [text_of(message.get("text"))]
+    if not any(part.text.strip() or part.call for part in parts):
+        parts.append(ForeignMessage(role or "", text_of(message.get("text"))))
     for table in tables_of(message.get("attachments")):  # pasted text and documents, with their text
         text = text_of(table.get("extracted_content"))
         files += [ForeignFile(file.name, text=text or None) for file in files_of([table], "file_name", "id")]
     for table in tables_of(message.get("files")) + tables_of(message.get("files_v2")):
         kind = "image" if table.get("file_kind") == "image" else "file"
         files += [file for file in files_of([table], "file_name", "file_uuid", kind=kind) if file not in files]
-    text, thinking = ("\n\n".join(part for part in parts if part.strip()) for parts in (texts, thoughts))
-    if role is None or not (text or thinking or files):
-        return None, unknown + (role is None)
-    return ForeignMessage(role, text, thinking, tuple(files)), unknown
+    if role is None:
+        return [], unknown + 1
+    parts = [p for p in parts if p.text.strip() or p.thinking.strip() or p.call or p.role == "tool"]
+    if files:
+        parts.append(ForeignMessage(role, files=tuple(files)))
+    return parts, unknown
 
 
 def _result(content: object) -> tuple[str, list[ForeignFile]]:
@@ -118,7 +118,3 @@ def _result(content: object) -> tuple[str, list[ForeignFile]]:
     texts = [text_of(b.get("text")) or text_of(b.get("title")) for b in blocks if b.get("type") != "image"]
     pictures = files_of([b for b in blocks if b.get("type") == "image"], "file_name", kind="image")
     return "\n\n".join(filter(None, texts)), pictures
-
-
-def _json(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=1) if value else "{}"

@@ -12,19 +12,18 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mlxkv.store.export.foreign.chat import (
+    MAX_NAME,
     ForeignChat,
-    ForeignFile,
     ForeignMessage,
     ForeignNode,
-    called,
     files_of,
     name_of,
-    returned,
     table_of,
     tables_of,
     text_of,
     time_of,
 )
+from mlxkv.store.export.foreign.tool_turns import call
 
 PROGRAM = "LM Studio"
 _SYSTEM = "llm.prediction.systemPrompt"
@@ -53,7 +52,7 @@ def read(found: Mapping[str, Any], name: str) -> ForeignChat:
         before = last
         for k, version in enumerate(versions):
             if version.get("role") == "system":
-                systems.append("".join(text for _, text, _ in _parts(version) if text))
+                systems.append("".join(part.text for part in _parts(version, "system") if part is not None))
                 continue
             shown, num_unknown = _message(version)
             unknown += num_unknown
@@ -66,27 +65,21 @@ def read(found: Mapping[str, Any], name: str) -> ForeignChat:
     return ForeignChat(PROGRAM, name, text_of(found.get("name")), created, updated, model, system, nodes, last, unknown)
 
 
-def _message(version: Mapping[str, Any]) -> tuple[ForeignMessage | None, int]:
-    """A version of a message, and how many of its parts could not be read."""
-    texts: list[str] = []
-    thoughts: list[str] = []
-    files: list[ForeignFile] = []
-    unknown = 0
-    for is_thought, text, file in _parts(version):
-        if file is not None:
-            files.append(file)
-        elif text is None:
-            unknown += 1
-        elif text.strip():
-            (thoughts if is_thought else texts).append(text)
+def _message(version: Mapping[str, Any]) -> tuple[list[ForeignMessage], int]:
+    """The parts of a version of a message, and how many could not be read."""
     role = text_of(version.get("role"))
-    if role not in ("user", "assistant") or not (texts or thoughts or files):
-        return None, unknown
-    return ForeignMessage(role, "\n\n".join(texts), "\n\n".join(thoughts), tuple(files)), unknown
+    found = [*_parts(version, role)]
+    parts = [p for p in found if p is not None and (p.text.strip() or p.thinking.strip() or p.files or p.call)]
+    return parts if role in ("user", "assistant") else [], found.count(None)
 
 
-def _parts(version: Mapping[str, Any]) -> Iterator[tuple[bool, str | None, ForeignFile | None]]:
-    """The parts of a version: whether it is reasoning, and its text or file; neither if its kind is unknown."""
+def _parts(version: Mapping[str, Any], role: str) -> Iterator[ForeignMessage | None]:
+    """The parts of a version; None for one of an unknown kind."""
+
+    def said(text: object, is_thought: bool) -> ForeignMessage:
+        shown = text_of(text)
+        return ForeignMessage(role, thinking=shown) if is_thought else ForeignMessage(role, shown)
+
     steps = tables_of(version.get("steps")) if version.get("type") == "multiStep" else [{**version, "type": ""}]
     for step in steps:
         if step.get("type") in _QUIET:
@@ -94,22 +87,23 @@ def _parts(version: Mapping[str, Any]) -> Iterator[tuple[bool, str | None, Forei
         is_thought = table_of(step.get("style")).get("type") == "thinking"
         content = step.get("content")
         if isinstance(content, str):
-            yield is_thought, text_of(content), None
+            yield said(content, is_thought)
         elif not isinstance(content, list):
-            yield is_thought, None, None
+            yield None
         for item in tables_of(content):
             match item.get("type"):
                 case "text":
-                    yield is_thought, text_of(item.get("text")), None
+                    yield said(item.get("text"), is_thought)
                 case "file":
                     kind = "image" if item.get("fileType") == "image" else "file"
-                    yield is_thought, "", files_of([item], "name", "fileIdentifier", kind=kind)[0]
+                    yield ForeignMessage(role, files=(*files_of([item], "name", "fileIdentifier", kind=kind),))
                 case "toolCallRequest":
-                    arguments = json.dumps(item.get("parameters") or {}, ensure_ascii=False, indent=1)
-                    yield False, called(item.get("name"), arguments), None
+                    yield call(name_of(item.get("name")), item.get("parameters"), item.get("callId"))
                 case "toolCallResult":
                     result = item.get("content")
                     text = text_of(result) or json.dumps(result, ensure_ascii=False)
-                    yield False, returned(item.get("name"), text), None
+                    number = item.get("toolCallId")
+                    call_id = "" if number is None else str(number)[:MAX_NAME]
+                    yield ForeignMessage("tool", text, call_id=call_id, name=name_of(item.get("name")))
                 case _:
-                    yield is_thought, None, None
+                    yield None
