@@ -18,7 +18,7 @@ NEXT_REPLY, NEW_CACHE, AT_ONCE, NEXT_START = "the next reply", "a new cache", "a
 KV_BITS = (8, "8/4", 4)
 """Bits of quantized KV rows that a user can choose, the best first; a pair is keys/values."""
 SAMPLING_SETTINGS = (
-    "temperature", "top_p", "top_k", "min_p", "max_tokens", "seed", "repetition_penalty", "repetition_context_size",
+    "temperature", "top_p", "top_k", "min_p", "max_tokens", "thinking_budget", "seed", "repetition_penalty", "repetition_context_size",
     "presence_penalty", "presence_context_size", "frequency_penalty", "frequency_context_size", "xtc_probability",
     "xtc_threshold", "logit_bias",
 )  # fmt: skip
@@ -184,6 +184,10 @@ class Settings:
     max_tokens: int | None = _setting(
         None, "Maximum number of tokens of a reply.", slash="max-tokens", option="--max-tokens", low=1, high=10_000_000,
         null="4,096", holds=NEXT_REPLY,
+    )  # fmt: skip
+    thinking_budget: int | None = _setting(
+        None, "Maximum number of tokens of reasoning in a reply; then the answer begins.", slash="thinking-budget",
+        option="--thinking-budget", low=0, high=10_000_000, null="no limit", holds=NEXT_REPLY,
     )  # fmt: skip
     seed: int | None = _setting(
         None, "Makes sampling repeatable.", slash="seed", option="--seed", low=0, high=2**64 - 1, null="random",

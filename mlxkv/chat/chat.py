@@ -386,6 +386,13 @@ class Chat:
         self._keeps_message = keep_message
         self._gate.cancel()
 
+    def answer_now(self) -> None:
+        """End the reasoning of the reply being iterated, after its current token: the answer follows; from any thread.
+
+        Without effect while no reasoning runs. `TurnStats.reasoning_cut_at` says after how many tokens.
+        """
+        self._gate.asked.set()
+
     @public(*SAMPLING, *HOOKS, text=text)
     def aside(self, text: str, **sampling: Unpack[Sampling]) -> Generator[TurnEvent]:
         """Ask a question that is not recorded in the chat; events as of `send`.
@@ -756,7 +763,7 @@ class Chat:
                     self._history,
                     self.cache,
                     self.thinking,
-                    replace(options, cancelled=cancelled),
+                    replace(options, cancelled=cancelled, asked=self._gate.asked),
                     self._notices,
                     self._begin_session,
                     lambda: self._keeps_message,

@@ -246,7 +246,29 @@ class PromptFormat:
         def parse(text: str, num_before: int) -> tuple[ToolCall, ...] | None:
             return parse_calls(self.tokenizer, text, self.tools, num_calls + num_before)
 
-        return ReplyText(self.tokenizer, stop, markup, state, before, parse if self.tools else None)
+        closing = self._closing_ids if self._closing_text else None
+        return ReplyText(self.tokenizer, stop, markup, state, before, parse if self.tools else None, closing)
+
+    def _closing_ids(self, before: Sequence[int], *, is_bare: bool) -> list[int]:
+        """The ids that end the reasoning after the ids `before`; `is_bare`: without blanks after the marker."""
+        text = self._closing_text
+        return encode_after(self.tokenizer, before, text.rstrip() if is_bare else text)
+
+    @cached_property
+    def _closing_text(self) -> str:
+        """What ends the reasoning, with the line ends that the template writes around the marker; "" if unknown."""
+        if self.reasoning is None:
+            return ""
+        usual, marker = self.reasoning.closing_text, self.reasoning.closing
+        asked, (text, thinking) = message("user", "0"), ("0x0TEXT0x0", "0x0REASONING0x0")
+        if not marker:
+            return usual
+        try:
+            whole = self.render([asked, message("assistant", text, thinking)], for_reply=False)
+        except ModelError:
+            return usual
+        between = whole.rpartition(thinking)[2].partition(text)[0]
+        return between if thinking in whole and between.strip() == marker else usual
 
     def raw(self, text: str, ids: Sequence[int]) -> str:
         """A reply with its markers, for `with_reply`, from its displayed text and its ids."""

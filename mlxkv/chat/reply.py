@@ -5,6 +5,7 @@ Between the generation, which knows only token ids, and the chat. On the MLX thr
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -28,13 +29,15 @@ _MIN_MEASURED = 64  # tokens; fewer say little about the speed of prefill
 
 @dataclass(frozen=True)
 class ReplyOptions:
-    """How one reply is generated; see Generation. `begin`: the text that it begins with."""
+    """How one reply is generated; see Generation. `begin`: the text that it begins with. `asked`: set to end its
+    reasoning."""
 
     params: SamplingParams
     started: float
     cancelled: Callable[[], bool] = bool
     begin: str = ""
     hooks: Hooks = field(default_factory=Hooks)
+    asked: threading.Event | None = None
 
 
 def make_generation(
@@ -61,6 +64,7 @@ def make_generation(
         checkpoints=checkpoints,
         prefixes=prefixes,
         hooks=options.hooks,
+        asked=options.asked,
     )
 
 

@@ -22,6 +22,7 @@ class ReplyGate:
     def __init__(self, owner: Owner) -> None:
         self._owner = owner
         self._cancel = threading.Event()  # of the run that is iterated, else of the newest
+        self.asked = threading.Event()  # to end the reasoning of the run
         self._running: weakref.ref[Generator[Any]] | None = None
 
     def start(self, events: Callable[[Callable[[], bool]], Iterator[Event]]) -> Generator[Event]:
@@ -45,6 +46,7 @@ class ReplyGate:
     ) -> Generator[Event]:
         self.check_idle()
         self._cancel, self._running = cancel, me[0]
+        self.asked.clear()
         try:
             yield from events(cancel.is_set)
         finally:

@@ -129,6 +129,7 @@ def chat(
     no_stdin: Annotated[bool, typer.Option("-n", "--no-stdin", help="Do not read standard input.")] = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No figures on stderr.")] = False,
     max_tokens: Annotated[int | None, typer.Option("--max-tokens", help=help_of("max_tokens"))] = None,
+    thinking_budget: Annotated[int | None, typer.Option("--thinking-budget", help=help_of("thinking_budget"))] = None,
     temp: Annotated[float | None, typer.Option("--temp", help=help_of("temperature"))] = None,
     top_p: Annotated[float | None, typer.Option("--top-p", help=help_of("top_p"))] = None,
     top_k: Annotated[int | None, typer.Option("--top-k", help=help_of("top_k"))] = None,
@@ -179,7 +180,7 @@ def chat(
     flags = {
         "adapter": own_adapter(model, adapter),
         "model": model, "system": system and text_or_file(system), "temperature": temp, "top_p": top_p, "top_k": top_k,
-        "min_p": min_p, "max_tokens": max_tokens, "seed": seed, "window": window, "sinks": sinks,
+        "min_p": min_p, "max_tokens": max_tokens, "thinking_budget": thinking_budget, "seed": seed, "window": window, "sinks": sinks,
         "plain": plain or None, "mouse": False if no_mouse else None, "kv_bits": kv_bits, "disk_limit": disk_limit,
         "repetition_penalty": repetition_penalty, "repetition_context_size": repetition_context_size,
         "presence_penalty": presence_penalty, "presence_context_size": presence_context_size,

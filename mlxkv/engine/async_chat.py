@@ -148,6 +148,11 @@ class AsyncChat:
         get = self._held.get
         self._thread.post(lambda: get().cancel())
 
+    def answer_now(self) -> None:
+        """End the reasoning of the reply that is being generated; see `Chat.answer_now`."""
+        get = self._held.get
+        self._thread.post(lambda: get().answer_now())
+
     def _turn(
         self,
         events: Callable[[Chat, float], Iterator[TurnEvent]],

@@ -259,7 +259,7 @@ class Batch:
 
     def _chosen(self, logits: mx.array, inputs: mx.array) -> mx.array:
         """(rows,) the next token of each."""
-        if all(row.draws.is_argmax for row in self._rows):
+        if all(row.draws.is_argmax and row.draws.cut is None for row in self._rows):
             return mx.argmax(logits, axis=-1)
         return mx.concatenate([_next_of(row, logits[i : i + 1], inputs[i : i + 1]) for i, row in enumerate(self._rows)])
 

@@ -17,6 +17,7 @@ from mlxkv.arguments import shown
 from mlxkv.errors import ConfigError
 from mlxkv.inference.hooks import Hooks
 from mlxkv.inference.logprobs import LogprobRows, Row
+from mlxkv.inference.reasoning_cut import ReasoningCut
 from mlxkv.inference.sampling import SamplingParams, reply_key
 from mlxkv.inference.schema import Constraint
 
@@ -37,6 +38,7 @@ class Draws:
         constraint: what the tokens must follow.
         logprobs: collects the log-probabilities of the tokens.
         spared: ids that XTC never excludes.
+        cut: ends the reasoning; what it says is drawn.
 
     Attributes:
         is_argmax: the likeliest token is drawn, whatever came before.
@@ -52,8 +54,10 @@ class Draws:
         constraint: Constraint | None = None,
         logprobs: LogprobRows | None = None,
         spared: Sequence[int] = (),
+        cut: ReasoningCut | None = None,
     ) -> None:
         hooks = hooks or Hooks()
+        self.cut = cut
         self._params, self._constraint, self._logprobs = params, constraint, logprobs
         self._processors, self._hooked = params.make_logits_processors(), hooks.processors
         self._sample, self._sampler = params.make_sampler(spared), hooks.sampler
@@ -79,7 +83,7 @@ class Draws:
     @property
     def can_draft(self) -> bool:
         """Whether `all` draws what `next` would, here: what a caller's functions remember cannot be taken back."""
-        if self._hooked or self._sampler is not None:
+        if self._hooked or self._sampler is not None or (self.cut is not None and not self.cut.can_draft):
             return False
         return self._constraint is None or self._constraint.is_answer
 
@@ -92,7 +96,7 @@ class Draws:
                 a key depend on how many there are.
         """
         twin = copy.copy(self)
-        twin._constraint = twin._logprobs = None  # what they hold cannot be copied; the reply's own checks the draft
+        twin._constraint = twin._logprobs = twin.cut = None  # what they hold cannot be copied; the reply's own checks the draft
         twin._vocab = vocab
         return twin
 
@@ -101,8 +105,9 @@ class Draws:
         if self._vocab is not None:
             missing = self._vocab - logits.shape[-1]
             logits = mx.pad(logits[:, : self._vocab], [(0, 0), (0, max(missing, 0))], constant_values=-mx.inf)
+        forced = None if self.cut is None else self.cut.next(y)
         if self.is_argmax:
-            return mx.argmax(logits, axis=-1)
+            return mx.argmax(logits, axis=-1) if forced is None else mx.array([forced], mx.uint32)
         if self._constraint is not None and self._is_begun:
             self._constraint.follow(int(y.item()))  # type: ignore[arg-type]
             mx.async_eval(logits)  # while the mask is computed
@@ -110,7 +115,7 @@ class Draws:
         if self._most_told:
             self._tell(y)
         self._key, keys = self._split(self._key)
-        drawn, row = self._drawn(logits, self._tokens, keys)
+        drawn, row = self._drawn(logits, self._tokens, keys, forced)
         return drawn if row is None or self._logprobs is None else self._logprobs.add(row)
 
     def all(self, logits: mx.array, ids: Sequence[int]) -> mx.array:
@@ -145,6 +150,8 @@ class Draws:
 
     def keep(self, ids: Sequence[int]) -> None:
         """The first `len(ids)` ids of the last `all` are drawn, and `ids` are the tokens they followed."""
+        if self.cut is not None:
+            self.cut.keep(ids)
         if self._keys:
             self._key = self._keys[len(ids) - 1]
         if self._most_told:
@@ -185,8 +192,10 @@ class Draws:
                 logits = processor(tokens, logits)
         return logits
 
-    def _drawn(self, logits: mx.array, tokens: mx.array, keys: Keys) -> tuple[mx.array, Row | None]:
-        """The id (1,) drawn after `tokens`, from logits (1, vocab), and its log-probabilities."""
+    def _drawn(
+        self, logits: mx.array, tokens: mx.array, keys: Keys, forced: int | None = None
+    ) -> tuple[mx.array, Row | None]:
+        """The id (1,) drawn after `tokens`, from logits (1, vocab), or `forced`, and its log-probabilities."""
         raw = None if self._logprobs is None else logits.astype(mx.float32)  # processors may write in place
         logits = self._biased(logits, tokens)
         for hook in self._hooked:
@@ -194,7 +203,9 @@ class Draws:
         if self._constraint is not None:
             logits = self._constraint.masked(logits)
         logprobs = _normalised(logits)
-        if self._sampler is None:
+        if forced is not None:
+            drawn = mx.array([forced], mx.uint32)
+        elif self._sampler is None:
             drawn = self._sample(logprobs, [keys] if keys else None)
         else:
             drawn = _token(self._sampler(logprobs))

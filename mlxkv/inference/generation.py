@@ -5,9 +5,11 @@ Takes token ids from a `TokenSource`. Knows no messages, no chat template and no
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
@@ -30,6 +32,7 @@ from mlxkv.inference.decoding import DecodeCounts
 from mlxkv.inference.draws import Draws
 from mlxkv.inference.hooks import Hooks
 from mlxkv.inference.logprobs import LogprobRows
+from mlxkv.inference.reasoning_cut import ReasoningCut
 from mlxkv.inference.reply_parser import ReplyText
 from mlxkv.inference.sampling import SamplingParams
 from mlxkv.inference.schema import Constraint
@@ -38,6 +41,9 @@ from mlxkv.memory.overflow import overflow_of
 from mlxkv.stats import TurnStats, evicted_text
 from mlxkv.token_ids import TokenIds
 from mlxkv.tokenizer.tokens import encode
+
+
+_NO_CUT = "The thinking budget has no effect here: it is unknown how this reply's reasoning ends."
 
 
 def check_size(ids: Sequence[int]) -> None:
@@ -66,6 +72,7 @@ class Generation:
         keeps_prompt: leave the cache as the prompt without its last token left it: the reply goes into a fork.
         hooks: functions of the caller's, and a schema, which the text after the reasoning follows.
         continued: as in TurnStats.
+        asked: when set, the reasoning ends at once and the answer begins; see ReasoningCut.
 
     Raises:
         ConfigError: a reply to continue does not fit the schema.
@@ -89,6 +96,7 @@ class Generation:
         keeps_prompt: bool = False,
         hooks: Hooks | None = None,
         continued: bool = False,
+        asked: threading.Event | None = None,
     ) -> None:
         check_size(ids)
         cache.check_length(len(ids))
@@ -97,6 +105,7 @@ class Generation:
         self.started = time.perf_counter() if started is None else started
         self.generated: list[int] = []
         self.reply_ids, self.text, self.thinking = reply
+        self._is_plain = reader is not None and reader.splitter() is None  # nothing in the reply is reasoning
         self._reader = reader or ReplyText(tokenizer, params.stop, before=self.ids)
         self._checkpoints, self._prefixes = checkpoints, prefixes
         self._keeps_reply, self._keeps_prompt = keeps_reply, keeps_prompt
@@ -104,6 +113,7 @@ class Generation:
         self._constraint: Constraint | None = None
         if self._hooks.schema is not None:
             self._constraint = Constraint(self._hooks.schema, tokenizer, self._reader.splitter(), reply[0])
+        self._asked, self._cut = asked, self._make_cut(asked)
         self._rows = None if params.logprobs is None else LogprobRows(params.logprobs)
         self.logprobs: list[TokenLogprobs] = []  # of `generated`, if they are asked for
         self._num_told = 0  # of `logprobs`
@@ -129,6 +139,8 @@ class Generation:
             if overflow := overflow_of(self.cache.plan, len(self.ids), self._reuse.cached):
                 text = evicted_text(overflow, "CacheConfig(window={})".format)
                 yield PromptEvicted(text, overflow)
+            if self._cut is None and self.params.thinking_budget is not None and not self._is_plain:
+                yield Notice(_NO_CUT)
             yield from self._prefill(new)
             if self._keeps_prompt:
                 self.cache = self.cache.fork()
@@ -148,6 +160,16 @@ class Generation:
             logprobs=tuple(self.logprobs),
         )
 
+    def _make_cut(self, asked: threading.Event | None) -> ReasoningCut | None:
+        """What ends the reasoning; None if nothing may, or it is unknown how."""
+        splitter, closing, budget = self._reader.splitter(), self._reader.closing, self.params.thinking_budget
+        if splitter is None or closing is None or (budget is None and asked is None):
+            return None
+        is_bare = self._constraint is not None  # the answer begins with what the schema describes
+        return ReasoningCut(
+            self.tokenizer, splitter, partial(closing, is_bare=is_bare), budget=budget, asked=asked, reply=self.reply_ids
+        )
+
     def make_draws(self) -> Draws:
         """What draws the tokens of the reply."""
         spared = []
@@ -161,6 +183,7 @@ class Generation:
             constraint=self._constraint,
             logprobs=self._rows,
             spared=spared,
+            cut=self._cut,
         )
 
     def _prefill(self, new: Sequence[int]) -> Iterator[TurnEvent]:
@@ -178,6 +201,8 @@ class Generation:
     def _decode(self, last: int) -> Iterator[TurnEvent]:
         reader = self._reader
         ends = self.tokenizer.eos_token_ids
+        if self._asked is not None:
+            self._asked.clear()  # no reasoning ran
         begun = time.perf_counter()
         tokens = self.runner.decode(
             self.cache,
@@ -257,6 +282,12 @@ class Generation:
         return self._reader.raw
 
     @property
+    def _reasoning_cut_at(self) -> int | None:
+        """As in TurnStats."""
+        cut, num_ids = self._cut, len(self.reply_ids) + len(self.generated)
+        return cut.num_tokens if cut is not None and cut.position < num_ids else None
+
+    @property
     def stats(self) -> TurnStats:
         """The statistics so far; complete once `events` has ended."""
         now, cache, reuse = time.perf_counter(), self.cache, self._reuse
@@ -284,6 +315,7 @@ class Generation:
             cache_live_bytes=cache.live_nbytes,
             cache_bits=cache.plan.config.named_bits,
             peak_memory_bytes=self.runner.peak_memory,
+            reasoning_cut_at=self._reasoning_cut_at,
             reuse_stopped_at=reuse.stopped_at,
             reuse_stopped_why=reuse.why,
             continued=self._continued,

@@ -30,6 +30,7 @@ _HARMONY: Edges = {  # gpt-oss: a reply is a list of messages, each in a channel
     "thinking": (("<|end|>", "hidden"),),
     "text": (("<|end|>", "hidden"),),
 }
+_TO_FINAL = "<|end|><|start|>assistant<|channel|>final<|message|>"
 _PAIRS = (("[THINK]", "[/THINK]"), ("<seed:think>", "</seed:think>"))  # Mistral's and Seed's, unknown to mlx-lm
 _QUOTING = " \t\"'`(<[*\u201c\u2018"  # before a marker in the middle of a line: it is quoted
 _NAMES: dict[str, State] = {"normal": "text", "reasoning": "thinking", "tool": "text"}  # mlx-lm's states
@@ -97,6 +98,14 @@ class Reasoning:
     def state_after(self, prompt: str) -> State:
         """The state in which a reply to this prompt begins: some templates open the reasoning."""
         return "thinking" if self.opening and prompt.rstrip().endswith(self.opening) else self.initial
+
+    @property
+    def closing_text(self) -> str:
+        """What a model writes to end its reasoning and begin its answer, where no template shows it; "": unknown."""
+        if self.edges is _HARMONY:
+            return _TO_FINAL
+        closing = self.closing or next((marker for marker, to in self.edges.get("thinking", ()) if to == "text"), "")
+        return f"\n{closing}\n\n" if closing.startswith("</") else closing
 
     def before_text(self, state: State) -> str:
         """What a reply that is in this state writes before its text."""
@@ -233,6 +242,8 @@ class ReplyText:
             many tokenizers is removed.
         parse: reads the text between two markers of a tool call, given the number of calls before it; None if it is
             none.
+        closing: makes the ids that end the reasoning after some ids, `is_bare` without blanks after the marker; None:
+            unknown.
     """
 
     def __init__(
@@ -243,7 +254,9 @@ class ReplyText:
         state: State = "text",
         before: Sequence[int] | None = None,
         parse: Callable[[str, int], tuple[ToolCall, ...] | None] | None = None,
+        closing: Callable[..., list[int]] | None = None,
     ) -> None:
+        self.closing = closing
         self.text = self.thinking = self.raw = ""
         self.tool_calls: tuple[ToolCall, ...] = ()
         self._parse, self._call = parse, ""

@@ -34,6 +34,7 @@ _RANGES: dict[str, tuple[Callable[..., float], float, float]] = {
     "top_k": (whole, 0, 10_000_000),
     "min_p": (number, 0.0, 1.0),
     "max_tokens": (whole, 1, 10_000_000),
+    "thinking_budget": (whole, 0, 10_000_000),
     "seed": (whole, 0, 2**64 - 1),
     "repetition_penalty": (number, 0.0, 100.0),
     "presence_penalty": (number, -100.0, 100.0),
@@ -45,7 +46,7 @@ _RANGES: dict[str, tuple[Callable[..., float], float, float]] = {
     "xtc_threshold": (number, 0.0, 0.5),
     "logprobs": (whole, 0, MAX_LOGPROBS),
 }
-_NULLABLE = ("seed", "repetition_penalty", "presence_penalty", "frequency_penalty", "logprobs")
+_NULLABLE = ("thinking_budget", "seed", "repetition_penalty", "presence_penalty", "frequency_penalty", "logprobs")
 _BIAS = (-1000.0, 1000.0)
 
 
@@ -64,6 +65,8 @@ class SamplingParams:
         top_k: sample from this many of the most likely tokens; 0 is off.
         min_p: sample only tokens with at least this probability relative to the most likely one; 0 is off.
         max_tokens: the most tokens of one reply; 256 by default in `generate` and `stream`.
+        thinking_budget: the most tokens of reasoning in a reply to messages; then mlxkv writes the marker that ends it, and
+            the answer follows. They count towards `max_tokens`. None: no limit. Raw text has no reasoning to tell apart.
         seed: makes sampling repeatable; None continues the thread's random state.
         stop: strings that end the reply and are not part of it; a single string is allowed.
         repetition_penalty: divides the logits of the last tokens if they are positive, else multiplies them, so that
@@ -90,6 +93,7 @@ class SamplingParams:
     top_k: int = 0
     min_p: float = 0.0
     max_tokens: int = DEFAULT_MAX_TOKENS
+    thinking_budget: int | None = None
     seed: int | None = None
     stop: tuple[str, ...] = ()
     repetition_penalty: float | None = None

@@ -19,6 +19,7 @@ class Sampling(TypedDict, total=False):
     top_k: SupportsIndex | None
     min_p: SupportsFloat | SupportsIndex | None
     max_tokens: SupportsIndex | None
+    thinking_budget: SupportsIndex | None
     seed: SupportsIndex | None
     stop: str | Iterable[str] | None
     repetition_penalty: SupportsFloat | SupportsIndex | None

@@ -29,6 +29,7 @@ def sampling_of(table: Fields, max_tokens: tuple[str, ...]) -> dict[str, Any]:
         "repetition_penalty": table.number("repetition_penalty", 0, 100),
         "xtc_probability": table.number("xtc_probability", 0, 1),
         "xtc_threshold": table.number("xtc_threshold", 0, 0.5),
+        "thinking_budget": table.whole("thinking_budget", 0, 10_000_000),
         "seed": _seed(table),
         "stop": _stops(table),
         "logit_bias": _bias(table),
