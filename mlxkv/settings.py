@@ -18,7 +18,8 @@ NEXT_REPLY, NEW_CACHE, AT_ONCE, NEXT_START = "the next reply", "a new cache", "a
 KV_BITS = (8, "8/4", 4)
 """Bits of quantized KV rows that a user can choose, the best first; a pair is keys/values."""
 SAMPLING_SETTINGS = (
-    "temperature", "top_p", "top_k", "min_p", "max_tokens", "thinking_budget", "seed", "repetition_penalty", "repetition_context_size",
+    "temperature", "top_p", "top_k", "min_p", "max_tokens", "thinking_budget",
+    "seed", "repetition_penalty", "repetition_context_size",
     "presence_penalty", "presence_context_size", "frequency_penalty", "frequency_context_size", "xtc_probability",
     "xtc_threshold", "logit_bias",
 )  # fmt: skip

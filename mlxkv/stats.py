@@ -45,10 +45,10 @@ class TurnStats:
         reuse_stopped_why: the reason, or None.
         batched: the reply was generated together with those of other prompts, in one batch.
         not_batched_why: of a prompt of `generate_batch`, why it was not; else None.
-        reasoning_cut_at: the tokens of reasoning after which it was ended by `thinking_budget` or `Chat.answer_now`;
-            None: it was not.
         continued: the text or the token ids were a continuation of what a prompt cache held, whose tokens are part of
             the prompt. False: they were the whole prompt.
+        reasoning_cut_at: the tokens of reasoning after which `thinking_budget` or `Chat.answer_now` ended it; None: it
+            was not cut.
     """
 
     prompt_tokens: int = 0
@@ -77,8 +77,8 @@ class TurnStats:
     reuse_stopped_why: str | None = None
     batched: bool = False
     not_batched_why: str | None = None
-    reasoning_cut_at: int | None = None
     continued: bool = False
+    reasoning_cut_at: int | None = None
 
     def __repr__(self) -> str:
         evicted = self.cached_evicted_tokens
@@ -201,12 +201,6 @@ def prompt_text(prefill: int, cached: int, evicted: int) -> str:
     return f"prompt {prefill:,} + {cached - evicted:,} cached{gone}"
 
 
-def cut_text(stats: TurnStats) -> str:
-    """`reasoning cut at 1 token`; "" if it was not."""
-    cut_at = stats.reasoning_cut_at
-    return "" if cut_at is None else f"reasoning cut at {plural(cut_at, 'token')}"
-
-
 def stat_parts(stats: TurnStats, kv_added: int = 0) -> dict[str, str]:
     """The parts of the line under a reply in their order, "" where there is nothing to say: first figures, the most
     important first, then why it ended early, and what drafting won."""
@@ -220,7 +214,7 @@ def stat_parts(stats: TurnStats, kv_added: int = 0) -> dict[str, str]:
         "prompt": prompt_text(stats.prefill_tokens, stats.cached_tokens, stats.cached_evicted_tokens),
         "time": seconds_text(stats.total_s),
         "ended": {"stopped": "■ stopped", "length": "▲ cut at max-tokens"}.get(stats.finish_reason, ""),
-        "cut": cut_text(stats),
+        "cut": f"▲ reasoning cut at {plural(cut, 'token')}" if (cut := stats.reasoning_cut_at) is not None else "",
         "drafted": f"{stats.generated_tokens / stats.decode_steps:.1f} tok/step" if drafted else "",
     }
 

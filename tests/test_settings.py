@@ -200,8 +200,9 @@ def test_every_setting_can_come_from_every_source(tmp_path: Path) -> None:
     values: dict[str, Any] = {
         "adapter": "org/poems", "model_dirs": "~/models:/Volumes/a b", "unload_after": 30.0,
         "model": "org/name", "system": "Be terse.", "temperature": 0.5, "top_p": 0.9, "top_k": 40, "min_p": 0.05,
-        "max_tokens": 7, "seed": 3, "window": 512, "sinks": 8, "kv_bits": 8, "checkpoint_limit": 0.5,
-        "disk_limit": 1.5, "theme": "nord", "draft": False, "draft_model": "org/small", "wired": False,
+        "max_tokens": 7, "thinking_budget": 900, "seed": 3, "window": 512, "sinks": 8, "kv_bits": 8,
+        "checkpoint_limit": 0.5, "disk_limit": 1.5, "theme": "nord", "draft": False, "draft_model": "org/small",
+        "wired": False,
         "keep_awake": False, "notify": False,
         "prefill_chunk": 64,
         "plain": True, "mouse": False, "think": True, "joined_emoji": True, "auto_title": False,

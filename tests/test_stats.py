@@ -23,7 +23,7 @@ def test_the_fields_are_a_contract() -> None:
         "ttft_s", "prefill_tps", "decode_tps", "total_s", "finish_reason", "cache_tokens",
         "cache_window", "cache_bytes", "cache_live_bytes", "cache_bits", "disk_bytes", "disk_written_bytes",
         "peak_memory_bytes", "reuse_stopped_at", "reuse_stopped_why", "batched", "not_batched_why",
-        "continued",
+        "continued", "reasoning_cut_at",
     ]  # fmt: skip
 
 

@@ -71,6 +71,7 @@ class ChatApp(App[int], inherit_bindings=False):
         Binding("ctrl+k", "slash('resume')", "Open a chat", id="app.chats"),
         Binding("ctrl+n", "slash('new')", "New chat", id="app.new"),
         Binding("ctrl+t", "slash('think')", "Reasoning on or off", id="app.think", show=False),
+        Binding("ctrl+y", "answer_now", "Answer now, while the model reasons", id="app.answer", show=False),
         Binding("ctrl+l", "redraw", "Redraw", id="app.redraw", show=False),
         Binding("ctrl+z", "suspend_process", "Suspend", id="app.suspend", show=False),
     ]
@@ -342,6 +343,11 @@ class ChatApp(App[int], inherit_bindings=False):
                 self.action_quit_chat()
             case Act.ARM:
                 self.chat.show_hint(again, seconds=1)
+        self.chat.sync()
+
+    def action_answer_now(self) -> None:
+        if self.state.answer_now():
+            self.engine.answer_now()
         self.chat.sync()
 
     def action_redraw(self) -> None:

@@ -180,7 +180,8 @@ def chat(
     flags = {
         "adapter": own_adapter(model, adapter),
         "model": model, "system": system and text_or_file(system), "temperature": temp, "top_p": top_p, "top_k": top_k,
-        "min_p": min_p, "max_tokens": max_tokens, "thinking_budget": thinking_budget, "seed": seed, "window": window, "sinks": sinks,
+        "min_p": min_p, "max_tokens": max_tokens, "thinking_budget": thinking_budget,
+        "seed": seed, "window": window, "sinks": sinks,
         "plain": plain or None, "mouse": False if no_mouse else None, "kv_bits": kv_bits, "disk_limit": disk_limit,
         "repetition_penalty": repetition_penalty, "repetition_context_size": repetition_context_size,
         "presence_penalty": presence_penalty, "presence_context_size": presence_context_size,

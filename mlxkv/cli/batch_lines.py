@@ -20,7 +20,8 @@ from mlxkv.text.encoding import TEXT, marked_encoding, well_formed
 
 MAX_LINE = 32 << 20  # bytes
 SAMPLING_FIELDS = (
-    "temperature", "top_p", "top_k", "min_p", "max_tokens", "thinking_budget", "seed", "stop", "repetition_penalty", "presence_penalty",
+    "temperature", "top_p", "top_k", "min_p", "max_tokens", "thinking_budget",
+    "seed", "stop", "repetition_penalty", "presence_penalty",
     "frequency_penalty", "repetition_context_size", "presence_context_size", "frequency_context_size", "logit_bias",
     "xtc_probability", "xtc_threshold", "logprobs",
 )  # fmt: skip

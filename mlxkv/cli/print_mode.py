@@ -244,6 +244,7 @@ def result_json(chat: Chat, model: Model, finished: TurnFinished) -> dict[str, A
             "decode_steps": stats.decode_steps,
             "drafted_tokens": stats.drafted_tokens,
             "accepted_tokens": stats.accepted_tokens,
+            **({} if stats.reasoning_cut_at is None else {"reasoning_cut_at": stats.reasoning_cut_at}),
         },
         "timing": {
             "load_s": round(model.loaded.load_s, 4),

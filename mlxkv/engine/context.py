@@ -83,6 +83,11 @@ class EngineContext:
         if (chat := self.chat) is not None:
             chat.cancel(keep_message=self._is_closing)
 
+    def answer_now(self) -> None:
+        """End the reasoning of the running reply; from any thread."""
+        if (chat := self.chat) is not None:
+            chat.answer_now()
+
     @property
     def was_stopped(self) -> bool:
         """Whether the current command was stopped."""

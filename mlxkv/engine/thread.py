@@ -67,6 +67,10 @@ class Engine:
         (`TurnFinished.returned`)."""
         self._dispatcher.stop()
 
+    def answer_now(self) -> None:
+        """End the reasoning of the running reply, if there is any; the answer follows."""
+        self._dispatcher.context.answer_now()
+
     def close(self) -> None:
         """Stop, shut down and join; required before the process ends. An unanswered message stays in its chat."""
         if self._thread.is_alive():

@@ -96,7 +96,9 @@ class Draws:
                 a key depend on how many there are.
         """
         twin = copy.copy(self)
-        twin._constraint = twin._logprobs = twin.cut = None  # what they hold cannot be copied; the reply's own checks the draft
+        twin._constraint = twin._logprobs = twin.cut = (
+            None  # what they hold cannot be copied; the reply's own checks the draft
+        )
         twin._vocab = vocab
         return twin
 

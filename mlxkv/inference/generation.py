@@ -42,7 +42,6 @@ from mlxkv.stats import TurnStats, evicted_text
 from mlxkv.token_ids import TokenIds
 from mlxkv.tokenizer.tokens import encode
 
-
 _NO_CUT = "The thinking budget has no effect here: it is unknown how this reply's reasoning ends."
 
 
@@ -167,7 +166,12 @@ class Generation:
             return None
         is_bare = self._constraint is not None  # the answer begins with what the schema describes
         return ReasoningCut(
-            self.tokenizer, splitter, partial(closing, is_bare=is_bare), budget=budget, asked=asked, reply=self.reply_ids
+            self.tokenizer,
+            splitter,
+            partial(closing, is_bare=is_bare),
+            budget=budget,
+            asked=asked,
+            reply=self.reply_ids,
         )
 
     def make_draws(self) -> Draws:
@@ -234,6 +238,9 @@ class Generation:
                 yield from self._show()
                 if reader.is_stopped or self.cancelled():
                     break
+                if self._asked is not None and self._asked.is_set() and self._cut is None and not self._is_plain:
+                    self._asked.clear()
+                    yield Notice(_NO_CUT.replace("The thinking budget", "Answer now"))
             else:
                 reason = FinishReason.LENGTH
             is_held = True

@@ -1,4 +1,4 @@
-"""ReasoningCut: ends the reasoning of one reply after a budget of tokens, or when it is asked to, and lets the answer begin.
+"""ReasoningCut: ends the reasoning of one reply, after a budget of tokens or when asked to, so that the answer begins.
 
 The ids that close the reasoning are drawn in place of the model's, so that they are fed, recorded and counted as all
 others. Follows the reply's ids by itself: they are drawn before they are shown. On the MLX thread, except that `asked`

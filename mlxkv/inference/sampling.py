@@ -65,8 +65,8 @@ class SamplingParams:
         top_k: sample from this many of the most likely tokens; 0 is off.
         min_p: sample only tokens with at least this probability relative to the most likely one; 0 is off.
         max_tokens: the most tokens of one reply; 256 by default in `generate` and `stream`.
-        thinking_budget: the most tokens of reasoning in a reply to messages; then mlxkv writes the marker that ends it, and
-            the answer follows. They count towards `max_tokens`. None: no limit. Raw text has no reasoning to tell apart.
+        thinking_budget: the most tokens of reasoning in a reply to messages; then mlxkv writes the marker that ends it,
+            and the answer follows. All count towards `max_tokens`. None: no limit. Raw text has no reasoning.
         seed: makes sampling repeatable; None continues the thread's random state.
         stop: strings that end the reply and are not part of it; a single string is allowed.
         repetition_penalty: divides the logits of the last tokens if they are positive, else multiplies them, so that

@@ -27,6 +27,10 @@ class EnginePort(Protocol):
         """Stop the running reply; its text is kept."""
         ...
 
+    def answer_now(self) -> None:
+        """End the reasoning of the running reply; the answer follows."""
+        ...
+
     def close(self) -> None:
         """Shut down and join; required before the process ends."""
         ...

@@ -93,6 +93,8 @@ NEWER = {
     "unload_after",
     "mlxkv chats tree",
     "auto_title",
+    "thinking_budget",
+    "--thinking-budget",
 }  # than what tutor was taught last: tell it of these when it is taught again
 
 

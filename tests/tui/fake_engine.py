@@ -149,7 +149,7 @@ class FakeEngine:
         self.events: deque[EngineEvent] = deque()
         self.commands: list[Command] = []
         self.manual, self.chats = manual, chats
-        self.started = self.stopped = self.closed = 0
+        self.started = self.stopped = self.closed = self.answered = 0
         self.history: tuple[Message, ...] = (Message("user", "hello"), Message("assistant", REPLY, STATS))
 
     def start(self) -> None:
@@ -164,6 +164,9 @@ class FakeEngine:
 
     def stop(self, *, closing: bool = False) -> None:
         self.stopped += 1
+
+    def answer_now(self) -> None:
+        self.answered += 1
 
     def close(self) -> None:
         self.closed += 1
@@ -264,6 +267,9 @@ class ThreadEngine(FakeEngine):
 
     def stop(self, *, closing: bool = False) -> None:
         self._halt.set()
+
+    def answer_now(self) -> None:
+        pass
 
     def close(self) -> None:
         self._inbox.append(None)

@@ -190,6 +190,14 @@ class ChatState:
             self.transcript.reply.stopping = True
         return self.transcript.reply is not None or self.is_loading_now
 
+    def answer_now(self) -> bool:
+        """Whether the model is reasoning, which the caller must end."""
+        reply = self.transcript.reply
+        if reply is None or not reply.is_thinking or reply.stopping:
+            return False
+        reply.answering = True
+        return True
+
     # -- properties for the window ---------------------------------------------------------------------------
 
     @property

@@ -13,7 +13,8 @@ from mlxkv.tui.state.choices import cut
 
 _BRIGHT = ("rate", "kv")
 _DROPPED = (  # the first one first
-    "time", "drafted", "growth", "retry", "prompt", "tokens", "made_with", "ttft", "continue", "kv", "version", "rate"
+    "time", "drafted", "growth", "retry", "prompt", "tokens", "made_with", "ttft", "continue", "cut", "kv", "version",
+    "rate",
 )  # fmt: skip
 _MADE_WITH = 24  # cells
 _COMMANDS = {"length": ("continue",), "stopped": ("retry", "continue")}

@@ -24,6 +24,7 @@ KEYS = (
     ("Ctrl+N", "new chat"),
     ("F2", "the cache: ring, speed, memory, disk"),
     ("Ctrl+T Ctrl+O", "reasoning on or off; fold or unfold it"),
+    ("Ctrl+Y", "answer now, while the model reasons"),
     ("Ctrl+F", "search in this chat"),
     ("Alt+↑ ↓", "move over the messages; then:"),
     ("  y c", "copy it, copy its code"),

@@ -13,6 +13,7 @@ from mlxkv.tui.state.labels import fit, prefill_text, seconds_short, spinner, st
 
 RATE_SECONDS = 2.0  # over which the speed shown is averaged
 SETTLED_SECONDS = 0.25  # before that the speed is noise
+WIDE = 60  # columns for two keys
 QUIET_SECONDS = 0.5  # a shorter prefill is not shown
 
 
@@ -22,6 +23,7 @@ class StreamingReply:
 
     started: float
     stopping: bool = False
+    answering: bool = False  # the end of the reasoning was asked for
     prefill: PrefillProgress | None = None
     num_tokens: int = 0
     _first: float | None = None  # when the first token arrived
@@ -70,6 +72,11 @@ class StreamingReply:
         detail, self._thought, self._thinking_since = self._thought.strip(), "", None
         return [Block(Kind.THOUGHT, f"thought {seconds_short(seconds)} · {tokens:,} tok", detail=detail)]
 
+    @property
+    def is_thinking(self) -> bool:
+        """Whether the last piece was reasoning."""
+        return self._thinking_since is not None
+
     def rate(self, now: float) -> float:
         """Tokens per second, averaged over the last two seconds."""
         samples = self._samples
@@ -85,13 +92,16 @@ class StreamingReply:
         sign = spinner(now)
         if self.stopping:
             return f"{sign} stopping …", ""
+        if self.answering and self._thinking_since is not None:
+            return f"{sign} ending the reasoning …", "esc to stop"
         if self._first is None:
             if now - self.started <= QUIET_SECONDS:
                 return "", ""
             parts, hint = prefill_text(self.prefill), "esc to cancel"
         elif self._thinking_since is not None:
             tokens = self.num_tokens - self._thinking_from
-            parts, hint = thinking_text(now - self._thinking_since, tokens, self.rate(now)), "esc to stop"
+            parts = thinking_text(now - self._thinking_since, tokens, self.rate(now))
+            hint = "ctrl+y answer now · esc to stop" if width >= WIDE else "esc to stop"
         else:
             parts, hint = streaming_text(self.rate(now), self.num_tokens, now - self._first), "esc to stop"
         return f"{sign} {fit(parts, width - 6 - len(hint))}", hint

@@ -22,7 +22,13 @@ from mlxkv.tui.state.slash import as_typed
 from mlxkv.tui.widgets.attached_files import AttachedFiles
 from mlxkv.tui.widgets.completer import Completer
 
-UNBOUND = ("ctrl+k", "ctrl+z", "f6", "f7")  # Textual's text area binds them; the window or the user does so here
+UNBOUND = (
+    "ctrl+k",
+    "ctrl+y",
+    "ctrl+z",
+    "f6",
+    "f7",
+)  # Textual's text area binds them; the window or the user does so here
 _NUM_SENT = 4  # prompts that may still be returned
 
 
