@@ -18,6 +18,7 @@ from mlxkv.cli.print_mode import PrintRequest, _print_turn
 from mlxkv.config import Folders
 from mlxkv.events import Notice, TextDelta, TurnEvent, TurnFinished
 from mlxkv.models import catalogue
+from mlxkv.presets import PresetFolder
 from mlxkv.stats import TurnStats
 from mlxkv.store.session_store import SessionStore
 from mlxkv.text.clean import clean
@@ -232,6 +233,29 @@ def test_a_long_prompt_warns_once(run: Run, tiny_path: Path) -> None:
     done = run("-p", "much " * 100, "-m", tiny_path, "--temp", "0", "--max-tokens", "4", "--window", "64")
     assert done.code == 0
     assert done.err.count("are evicted before the reply; --window 2048 holds all of it") == 1
+
+
+def test_a_preset_and_a_chats_own_settings_hold_in_print_mode(run: Run, tiny_path: Path, home: Path) -> None:
+    folder = PresetFolder(Folders.from_env())
+    folder.save("short", {"max_tokens": 2, "window": 128, "system": "Be terse.", "model": str(tiny_path)})
+    (home / "config" / "config.toml").write_text("max_tokens = 9\nmodel = 'org/other'\n")
+
+    def tokens(*args: str) -> int:
+        done = run("-p", "hi", "--temp", "0", "--output-format", "json", *args)
+        assert done.code == 0, done.err
+        return json.loads(done.out)["usage"]["completion_tokens"]
+
+    assert tokens("-P", "short") == 2
+    with SessionStore.open(Folders.from_env()) as store:
+        assert store.load(str(store.sessions.latest())).system == "Be terse."
+        folder.delete("short")
+        assert tokens("-c") == 2, "it is stored with the chat, and so is the model"
+        assert tokens("-c", "--max-tokens", "3") == 3
+        store.sessions.set_settings(str(store.sessions.latest()), {"max_tokens": 4, "top_p": "x"}, None)
+    done = run("-p", "hi", "-c", "--output-format", "json")
+    assert json.loads(done.out)["usage"]["completion_tokens"] == 4
+    assert done.err.count("cannot use top_p = 'x'") == 1
+    assert run("-p", "hi", "-P", "short").err.startswith("mlxkv: There is no preset 'short'")
 
 
 @pytest.mark.slow
