@@ -22,8 +22,8 @@ AGAIN_SECONDS = 60.0  # until unloading is tried again, for example after a down
 
 _WITHOUT_MODEL = (
     cmd.LoadModel, cmd.ListModels, cmd.Pull, cmd.PausePull, cmd.Unload, cmd.NewChat, cmd.CheckChat, cmd.Pause,
-    cmd.ListChats, cmd.SearchChats, cmd.ListCache, cmd.CollectCache, cmd.CountTokens, cmd.ChangeSettings,
-    cmd.SuggestTitle,
+    cmd.ListChats, cmd.SearchChats, cmd.ListCache, cmd.CollectCache, cmd.CountTokens, cmd.ListPresets,
+    cmd.DeletePreset, cmd.SuggestTitle,
 )  # fmt: skip
 _OF_ONE_CHAT = (cmd.RenameChat, cmd.DeleteChat, cmd.ExportChat)
 
@@ -93,6 +93,8 @@ def needs_model(context: EngineContext, command: cmd.Command) -> bool:
     """Whether `command` needs the model that is unloaded now, or its chat."""
     if context.unloaded is None or isinstance(command, _WITHOUT_MODEL):
         return False
+    if isinstance(command, cmd.ChangeSettings):
+        return not command.for_all  # the chat's own are stored with it
     session = context.unloaded.chat.session
     return not isinstance(command, _OF_ONE_CHAT) or command.session_id in (None, session)
 

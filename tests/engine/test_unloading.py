@@ -17,7 +17,7 @@ from mlxkv.engine.unloading import idle_commands
 from mlxkv.errors import MlxkvError
 from mlxkv.protocol import commands as cmd
 from mlxkv.protocol import events as ev
-from tests.engine.test_engine_chats import SETTINGS, Said
+from tests.engine.test_engine_chats import Said
 from tests.tokenizers import tiny_folder
 
 
@@ -74,7 +74,8 @@ def test_the_chat_continues_as_if_the_model_had_stayed(said: Said) -> None:
     assert unloaded.freed >= weights
     assert before - mx.get_active_memory() == unloaded.freed
     assert unloaded.again == (0 if is_saved else len(log))
-    for light in (cmd.ListModels(), cmd.ListChats(), cmd.CountTokens("a", "b"), cmd.ChangeSettings(SETTINGS)):
+    default = cmd.ChangeSettings({"unload_after": 5.0}, for_all=True)
+    for light in (cmd.ListModels(), cmd.ListChats(), cmd.CountTokens("a", "b"), default):
         assert not any(isinstance(event, ev.ModelLoading | ev.Failed) for event in said.ask(light))
         assert said.context.model is None
     assert "unloaded already" in said.one(cmd.Unload(), ev.Failed).text
@@ -87,7 +88,11 @@ def test_the_chat_continues_as_if_the_model_had_stayed(said: Said) -> None:
     (finished,) = [event for event in events if isinstance(event, ev.TurnFinished)]
     assert finished.stats.cached_tokens >= (len(log) - 1 if is_saved else 0)
     assert not said.one(cmd.Unload(), ev.SessionStatus).session_id
-    said.ask(cmd.Rewind(2))  # everything else that needs the chat loads the model, too
+    said.ask(cmd.ChangeSettings({"top_k": 3}))  # whatever needs the chat loads the model
+    assert said.context.current_chat.own_settings.values == {"top_k": 3}
+    said.ask(cmd.Unload())
+    said.ask(cmd.Rewind(2))
+    assert said.context.settings.top_k == 3
     again = said.one(cmd.Send("two", 0.0), ev.TurnFinished)
     stayed = said.context.ready_model.chat(temperature=0.0, max_tokens=12)
     stayed.ask("one")
