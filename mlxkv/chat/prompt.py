@@ -246,7 +246,7 @@ class PromptFormat:
         def parse(text: str, num_before: int) -> tuple[ToolCall, ...] | None:
             return parse_calls(self.tokenizer, text, self.tools, num_calls + num_before)
 
-        closing = self._closing_ids if self._closing_text else None
+        closing = self._closing_ids if self.reasoning is not None and self.reasoning.closing_text else None
         return ReplyText(self.tokenizer, stop, markup, state, before, parse if self.tools else None, closing)
 
     def _closing_ids(self, before: Sequence[int], *, is_bare: bool) -> list[int]:
@@ -256,9 +256,8 @@ class PromptFormat:
 
     @cached_property
     def _closing_text(self) -> str:
-        """What ends the reasoning, with the line ends that the template writes around the marker; "" if unknown."""
-        if self.reasoning is None:
-            return ""
+        """What ends the reasoning, with the line ends that the template writes around the marker."""
+        assert self.reasoning is not None  # `reader` asks it
         usual, marker = self.reasoning.closing_text, self.reasoning.closing
         asked, (text, thinking) = message("user", "0"), ("0x0TEXT0x0", "0x0REASONING0x0")
         if not marker:

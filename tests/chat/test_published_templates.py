@@ -154,6 +154,25 @@ def test_only_what_was_stripped_and_what_follows_is_prefilled_again(name: str, t
         messages = [*messages, message("assistant", reader.text, reader.thinking)]
 
 
+@pytest.mark.parametrize("name", FAMILIES)
+def test_reasoning_that_is_cut_is_read_as_such(name: str) -> None:
+    family = FAMILIES[name]
+    prompts = _format(family)
+    prompt = prompts.prompt([message("user", "why?")], PromptState(), True)
+    begun = f"{family.think[0]}the thou"
+    if prompts.reasoning and prompts.reasoning.state_after(prompt.text) == "thinking":
+        begun = begun.removeprefix(family.think[0])
+    reader, ids = prompts.reader(prompt), _encode(prompts, begun)
+    assert reader.closing is not None
+    for is_bare in (True, False):
+        closing = reader.closing(ids, is_bare=is_bare)
+        assert prompts.tokenizer.decode(closing).strip() == family.think[1].strip()
+    for token in (*ids, *closing, *_encode(prompts, "yes")):
+        reader.add(token)
+    reader.finish()
+    assert (reader.text, reader.thinking) == ("yes", "the thou")
+
+
 @pytest.mark.parametrize("name", [name for name in FAMILIES if name != "gpt-oss"])  # which takes no parts
 def test_a_text_is_rendered_as_the_list_of_its_one_part_is(name: str) -> None:
     prompts = _format(FAMILIES[name])
