@@ -205,7 +205,7 @@ def stat_parts(stats: TurnStats, kv_added: int = 0) -> dict[str, str]:
     """The parts of the line under a reply in their order, "" where there is nothing to say: first figures, the most
     important first, then why it ended early, and what drafting won."""
     added = f" (+{bytes_text(kv_added)})" if kv_added > 0 else ""
-    drafted = stats.drafted_tokens and stats.decode_steps
+    drafted, cut_at = stats.drafted_tokens and stats.decode_steps, stats.reasoning_cut_at
     return {
         "rate": f"{rate_text(stats.decode_tps)} tok/s" if stats.decode_tps > 0 else "",  # one token has none
         "kv": f"KV {bytes_text(stats.cache_live_bytes)}{added}",
@@ -214,7 +214,7 @@ def stat_parts(stats: TurnStats, kv_added: int = 0) -> dict[str, str]:
         "prompt": prompt_text(stats.prefill_tokens, stats.cached_tokens, stats.cached_evicted_tokens),
         "time": seconds_text(stats.total_s),
         "ended": {"stopped": "■ stopped", "length": "▲ cut at max-tokens"}.get(stats.finish_reason, ""),
-        "cut": f"▲ reasoning cut at {plural(cut, 'token')}" if (cut := stats.reasoning_cut_at) is not None else "",
+        "cut": "" if cut_at is None else f"▲ reasoning cut at {plural(cut_at, 'token')}",
         "drafted": f"{stats.generated_tokens / stats.decode_steps:.1f} tok/step" if drafted else "",
     }
 

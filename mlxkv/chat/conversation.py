@@ -433,7 +433,7 @@ class Conversation:
         if [turn.ids for turn in self._store.load(session_id).turns] != [turn.ids for turn in self.turns]:
             self.close()
             raise SessionChangedError(
-                f"Session {session_id} was closed here and has changed since; resume it to continue."
+                f"Session {session_id:.10} was closed here and has changed since; resume it to continue."
             )
 
     def _enter_fork(

@@ -53,7 +53,8 @@ class UnsavedChanges:
             n = next((i for i, (there, here) in pairs if not _is_same(there, here)), min(len(saved), len(turns)))
             if n < len(saved) and (n < len(saved) - 1 or n == len(turns) or saved[n].state != TurnState.OPEN):
                 raise SessionChangedError(
-                    f"Session {session_id} was changed by another process while its disk was full; fork it to continue."
+                    f"Session {session_id:.10} was changed by another process while its disk was full; fork it to "
+                    "continue."
                 )
             for i, turn in enumerate(turns[n:], n):
                 write = store.update_open_turn if i < len(saved) else store.add_turn

@@ -17,13 +17,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
 from mlxkv.cli.bench.command import bench
 from mlxkv.cli.cache import cache
 from mlxkv.cli.chats import chats, ids_for_completion
+from mlxkv.cli.close_command import mistyped
 from mlxkv.cli.completion import insert_chat_command, presets, prompt_caches
 from mlxkv.cli.completion import models as model_names
+from mlxkv.cli.error_output import UsageErrors, exit_code, json_format, report
+from mlxkv.cli.examples import Command, Root
 from mlxkv.cli.input_files import piped_text, question_with, schema_file, text_or_file
 from mlxkv.cli.models import models
 from mlxkv.cli.print_mode import PrintRequest
@@ -64,19 +66,8 @@ _RESUME_HELP = "Resume this chat (title, id or id prefix); alone: choose one."
 _NO_VALUE = "\0"  # no argument of a program can contain it
 
 
-class _Root(TyperGroup):
-    """Lists the options of `chat` in `mlxkv --help`, since `chat` is the default command."""
-
-    def format_usage(self, ctx: Any, formatter: Any) -> None:
-        formatter.write_usage("mlxkv", "[OPTIONS] [QUESTION]  |  mlxkv COMMAND ...")
-
-    def format_options(self, ctx: Any, formatter: Any) -> None:
-        self.commands["chat"].format_options(ctx, formatter)
-        self.format_commands(ctx, formatter)
-
-
 app = typer.Typer(
-    cls=_Root,
+    cls=Root,
     rich_markup_mode=None,
     no_args_is_help=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -377,6 +368,11 @@ def path() -> None:
         print(f"{name:<7} {getattr(folders, name)}")
 
 
+for _typer in (app, chats, cache, models):
+    for _command in _typer.registered_commands:
+        _command.cls = Command
+
+
 # -- start -------------------------------------------------------------------------------------------------------------
 
 
@@ -392,20 +388,28 @@ def main(argv: Sequence[str] | None = None) -> None:
         insert_chat_command(os.environ, _COMMANDS)
     elif warning := unknown_variable(os.environ):
         print(f"mlxkv: {clean(warning)}", file=sys.stderr)
+    typo = mistyped(args, {*_COMMANDS, "--version"})
     if not args or args[0] not in _COMMANDS:
         args.insert(0, "chat")
-    debug = "--debug" in args
+    debug, form = "--debug" in args, json_format(args)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its advice about PyTorch is not for our users
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # downloads send no usage data
     try:
-        app(args=_with_value(args), prog_name="mlxkv")
+        if typo is not None:
+            raise ConfigError(typo)
+        if form is None:
+            app(args=_with_value(args), prog_name="mlxkv")
+        sys.exit(app(args=_with_value(args), prog_name="mlxkv", standalone_mode=False))
     except OutputClosedError:
         sys.exit(0)
     except MlxkvError as error:
         if debug:
             raise
-        print(f"mlxkv: {clean(str(error))}", file=sys.stderr)  # it may quote foreign text
-        sys.exit(2 if isinstance(error, ConfigError | PromptError) else 1)
+        report(type(error).__name__, str(error), code := exit_code(error), form)
+        sys.exit(code)
+    except UsageErrors as error:  # raised only if `form` is given
+        report("UsageError", error.format_message(), error.exit_code, form)
+        sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
     except OSError as error:

@@ -92,7 +92,7 @@ def cache_create(
 @cache.command("ls")
 def cache_ls(as_json: Json = False) -> None:
     """List the prompt caches: name, date, tokens, size, model, start of the text."""
-    from mlxkv.cli.tables import date_text, row, width_of_terminal
+    from mlxkv.cli.tables import date_text, print_header, row, width_of_terminal
     from mlxkv.stats import bytes_text, disk_text
     from mlxkv.store.kv.disk_usage import CacheFolder, on_disk
 
@@ -102,6 +102,9 @@ def cache_ls(as_json: Json = False) -> None:
         print(json.dumps([_json(c) for c in found], indent=1))
         return
     wide = max((len(c.name) for c in found), default=0)
+    if found:
+        names = ["name".ljust(wide), f"{'made':<16}", f"{'tokens':>12}", f"{'size':>7}", "model", "text"]
+        print_header(names, width_of_terminal())
     for c in found:
         tokens = "damaged" if c.error else "imported" if c.num_tokens is None else f"{c.num_tokens:,} tok"
         size = bytes_text(on_disk(c.size))  # as counted in the total below

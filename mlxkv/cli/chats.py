@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mlxkv.config import Folders
+from mlxkv.protocol.chat_names import short_ids as _short_ids
 from mlxkv.protocol.export_format import CHAT_FORMATS, CHAT_SUFFIXES, export_format
-from mlxkv.token_ids import common_prefix
 
 if TYPE_CHECKING:
     from mlxkv.protocol.status import ChatSummary, SearchHit
@@ -24,7 +24,6 @@ chats = typer.Typer(
     rich_markup_mode=None, no_args_is_help=True, help="List, show, search, export and delete saved chats."
 )
 
-_SHORTEST = 10  # characters of an id: its whole timestamp, so that a later chat never makes it ambiguous
 _ROOMY = 90  # cells; narrower terminals get only the title
 _BADGE = "[untrusted KV] "
 
@@ -53,7 +52,7 @@ def chats_ls(
     output: Output = "text",
 ) -> None:
     """List the saved chats, newest first, forks below their origin: id, date, messages, KV on disk, model, title."""
-    from mlxkv.cli.tables import date_text, row, width_of_terminal
+    from mlxkv.cli.tables import date_text, print_header, row, width_of_terminal
     from mlxkv.stats import bytes_text, plural
 
     with open_store() as store:
@@ -63,6 +62,9 @@ def chats_ls(
         print(json.dumps([_table(c) for c in found], indent=1))
         return
     short, width = _short_ids(known), width_of_terminal()
+    facts = [f"{'messages':>12}", f"{'KV':>7}", "model"] if width is None or width >= _ROOMY else []
+    kind = [f"{'kind':<7}"] if every else []
+    print_header([f"{'id':<10}", f"{'last used':<16}", *kind, *facts, "title"], width)
     for depth, c in _nested(found):
         title = f"{'  ' * (depth - 1)}{'↳ ' if depth else ''}{_BADGE if c.untrusted else ''}{c.name}"
         facts = [f"{plural(c.num_turns, 'message'):>12}", f"{bytes_text(c.kv_bytes):>7}", Path(c.model).name]
@@ -322,16 +324,6 @@ def is_json(flag: bool, output: str) -> bool:
     if output not in ("text", "json"):
         raise ConfigError(f"The option --output-format is {output!r}; it must be text or json.")
     return flag or output == "json"
-
-
-def _short_ids(found: Sequence[ChatSummary]) -> dict[str, str]:
-    """The shortest unique prefix of each id."""
-    ids = sorted(c.id for c in found)
-    out = {}
-    for before, this, after in zip(["", *ids], ids, [*ids[1:], ""], strict=False):
-        shared = max(common_prefix(this, before), common_prefix(this, after))
-        out[this] = this[: max(shared + 1, _SHORTEST)]
-    return out
 
 
 def _nested(found: Sequence[ChatSummary]) -> list[tuple[int, ChatSummary]]:

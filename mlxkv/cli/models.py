@@ -29,7 +29,7 @@ models = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="List, do
 @models.command("ls")
 def models_ls() -> None:
     """List the models on this machine, then models to download: suggestions first; `*` fits in memory."""
-    from mlxkv.cli.tables import row, width_of_terminal
+    from mlxkv.cli.tables import print_header, row, width_of_terminal
     from mlxkv.device import current_device
     from mlxkv.models import ranked
     from mlxkv.stats import bytes_text
@@ -37,6 +37,7 @@ def models_ls() -> None:
 
     limit, width = current_device().memory_limit, width_of_terminal()
     groups = _groups()
+    print_header([f"{'where':<10}{'size':>7}", "model", "about", "licence"], width)
     for local in (model for group in groups for model in group.models):
         mark = "broken" if local.problem else "here"
         print(row([f"{mark:<10}{bytes_text(local.size_bytes):>7}", local.id, local.problem], None))
@@ -48,6 +49,7 @@ def models_ls() -> None:
         size = f"download {'*' if entry.fits(limit) else ' '}{bytes_text(entry.size_bytes):>7}"
         note = f"{suggestion.reason}: {entry.note}" if suggestion.reason else entry.note
         print(row([size, entry.id, note, entry.licence], width))
+    print("here: on this machine; download: `mlxkv models pull MODEL` gets it", file=sys.stderr)
     print(f"* fits in the {bytes_text(limit)} usable here, with a chat of 8,192 tokens")
 
 

@@ -23,6 +23,11 @@ def row(columns: Sequence[str], width: int | None) -> str:
     return line if width is None else cut(line, width)
 
 
+def print_header(columns: Sequence[str], width: int | None) -> None:
+    """Name the columns, on stderr: what reads a pipe gets the rows alone."""
+    print(row(columns, width), file=sys.stderr)
+
+
 def date_text(seconds: float) -> str:
     return f"{datetime.datetime.fromtimestamp(seconds):%Y-%m-%d %H:%M}"
 

@@ -13,9 +13,21 @@ from mlxkv.protocol.status import ChatSummary
 from mlxkv.stats import plural
 from mlxkv.text.clean import clean
 from mlxkv.text.folding import folded
+from mlxkv.token_ids import common_prefix
 
+_SHORTEST = 10  # characters of an id: its whole timestamp, so that a later chat never makes it ambiguous
 _MOST_NAMED = 10
 _MOST_SHOWN = 60  # characters of a title
+
+
+def short_ids(found: Sequence[ChatSummary]) -> dict[str, str]:
+    """The shortest unique prefix of each id, which every command takes for it; ten letters or more."""
+    ids = sorted(c.id for c in found)
+    out = {}
+    for before, this, after in zip(["", *ids], ids, [*ids[1:], ""], strict=False):
+        shared = max(common_prefix(this, before), common_prefix(this, after))
+        out[this] = this[: max(shared + 1, _SHORTEST)]
+    return out
 
 
 def chats_called(chats: Sequence[ChatSummary], wanted: str) -> list[ChatSummary]:
@@ -42,7 +54,7 @@ def chats_called(chats: Sequence[ChatSummary], wanted: str) -> list[ChatSummary]
     ):
         if fits:
             return [chat for chat in fits if chat.kind == "chat"] or fits
-    known = f"the newest are {_named(chats[:5])}" if chats else "there are none yet"
+    known = f"the newest are {_named(chats[:5], chats)}" if chats else "there are none yet"
     raise SessionNotFoundError(f"No chat has the title or id {_short(wanted)!r}; {known}.")
 
 
@@ -55,7 +67,8 @@ def chat_called(chats: Sequence[ChatSummary], wanted: str) -> ChatSummary:
     fits = chats_called(chats, wanted)
     if len(fits) > 1:
         raise SessionNotFoundError(
-            f"{_short(wanted)!r} matches {plural(len(fits), 'chat')}: {_named(fits)}; give a longer part, or the id."
+            f"{_short(wanted)!r} matches {plural(len(fits), 'chat')}: {_named(fits, chats)}; give a longer part, or an "
+            "id."
         )
     return fits[0]
 
@@ -65,10 +78,11 @@ def _folded(text: str) -> str:
     return folded(" ".join(clean(text).split()))
 
 
-def _named(chats: Sequence[ChatSummary]) -> str:
-    """A list such as `01J… "Trip to Porto" of 2026-11-29 14:02, ...`."""
+def _named(chats: Sequence[ChatSummary], known: Sequence[ChatSummary]) -> str:
+    """A list such as `01M8N8FW0B 'Trip to Porto' of 2026-11-29 14:02, ...`; the ids are short among `known`."""
+    short = short_ids(known)
     names = [
-        f"{chat.id} {_short(chat.title)!r} of {datetime.datetime.fromtimestamp(chat.updated):%Y-%m-%d %H:%M}"
+        f"{short[chat.id]} {_short(chat.title)!r} of {datetime.datetime.fromtimestamp(chat.updated):%Y-%m-%d %H:%M}"
         for chat in chats[:_MOST_NAMED]
     ]
     more = [f"and {len(chats) - _MOST_NAMED:,} more"] if len(chats) > _MOST_NAMED else []

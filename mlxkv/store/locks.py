@@ -40,7 +40,7 @@ def locked(folder: Path, session_id: str) -> Iterator[None]:
                 break
             if attempt == ATTEMPTS - 1:
                 raise SessionLockedError(
-                    f"Session {session_id} is open in process {_holder(fd)}; close it there or fork the session."
+                    f"Session {session_id:.10} is open in process {_holder(fd)}; close it there or fork the session."
                 )
             time.sleep(0.01)
         with suppress(OSError):  # only for the error message

@@ -236,7 +236,7 @@ class Sessions:
             ).fetchone()
             continues = last is not None and pack_ids(turn.ids).tobytes().startswith(last[5])
             if last is None or (last[2] != "open" and not (reopen and continues)):
-                raise StoreError(f"The last turn of session {session_id} is finished; add a new turn instead.")
+                raise StoreError(f"The last turn of session {session_id:.10} is finished; add a new turn instead.")
             rowid, i, _, start, prev, _ = last
             unindex_turns(db, [rowid])
             db.execute("DELETE FROM turn WHERE id = ?", (rowid,))
@@ -318,11 +318,11 @@ class Sessions:
     def _check_head(self, db: sqlite3.Connection, session_id: str, head: str | None) -> str:
         row = db.execute("SELECT head FROM session WHERE id = ?", (session_id,)).fetchone()
         if row is None:
-            raise SessionNotFoundError(f"Session {session_id} was deleted; start a new chat.")
+            raise SessionNotFoundError(f"Session {session_id:.10} was deleted; start a new chat.")
         expected = self.known_heads.get(session_id, row[0]) if head is None else head
         if row[0] != expected:
             raise SessionChangedError(
-                f"Session {session_id} was changed by another process since it was read; open it again or fork it."
+                f"Session {session_id:.10} was changed by another process since it was read; open it again or fork it."
             )
         return row[0]
 
@@ -530,7 +530,7 @@ class Sessions:
         num_turns = len(history.turns) if num_turns is None else num_turns
         if not 0 <= num_turns <= len(history.turns):
             raise StoreError(
-                f"Session {session_id} has {len(history.turns)} messages; it cannot be forked at {num_turns}."
+                f"Session {session_id:.10} has {len(history.turns)} messages; it cannot be forked at {num_turns}."
             )
         title, flags = _select(db, like or session_id, "title, flags")
         if like is None:
@@ -593,7 +593,7 @@ def _intact_row(session_id: str) -> Iterator[None]:
     try:
         yield
     except (TypeError, ValueError, KeyError) as error:
-        raise CorruptError(f"Session {session_id} is damaged ({error}); restore a backup.") from error
+        raise CorruptError(f"Session {session_id:.10} is damaged ({error}); restore a backup.") from error
 
 
 def _free_title(db: sqlite3.Connection, title: str) -> str:

@@ -243,7 +243,7 @@ def write_commit(database: Database, chunks: ChunkFiles, plan: Plan, new: list[E
         )
         if not any(head == plan.turn for (head,) in heads):
             raise SessionChangedError(
-                f"Session {plan.session_id} was changed or deleted while its KV cache was saved; open it again."
+                f"Session {plan.session_id:.10} was changed or deleted while its KV cache was saved; open it again."
             )
         for chunk in plan.missing:
             if not chunks.has(chunk.digest, chunk.size):

@@ -1,0 +1,115 @@
+"""Mistakes on the command line: a mistyped command asks, errors are JSON where asked for, examples are right."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Iterator
+
+import pytest
+import typer
+
+from mlxkv.cli.app import _COMMANDS, app
+from mlxkv.cli.close_command import is_close, mistyped
+from mlxkv.cli.examples import COMPLETION, EXAMPLES
+from tests.cli.test_cli import Run, run  # noqa: F401
+
+WORDS = {
+    "modles": "models", "model": "models", "Models": "models", "caht": "chat", "hcat": "chat", "chast": "chats",
+    "cahce": "cache", "pacth": "path", "dotcor": "doctor", "benhc": "bench", "srve": "serve", "help": "--help",
+    "modles ls": "models ls", "modles -m tutor": "models",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("line", WORDS)
+def test_a_mistyped_command_asks(line: str) -> None:
+    text = mistyped(line.split(), _COMMANDS) or ""
+    word, message = line.split()[0], line.split(" -")[0]
+    assert text == (
+        f"There is no command `{word}`; did you mean `mlxkv {WORDS[line]}`? "
+        f"To send it as a message: mlxkv -p {shlex.quote(message)}"
+    )
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *(
+            "what",
+            "that",
+            "hello",
+            "hi",
+            "cash",
+            "math",
+            "coach",
+            "explain",
+            "chat",
+            "models ls",
+            "modl3s",
+            "-p modles",
+        ),
+        *("modles -p", "modles -np", "modles --print", "'modles please'", ""),
+    ],
+)
+def test_a_message_is_sent(line: str) -> None:
+    assert mistyped(shlex.split(line), _COMMANDS) is None
+
+
+def test_long_words_may_have_two_mistakes() -> None:
+    assert is_close("mdoeals", "models") or is_close("modelsss", "models")
+    assert not is_close("chhaat", "chat")
+
+
+ERRORS = {
+    "modles": ("ConfigError", 2), "-p hi -m ./nowhere": ("ModelNotFoundError", 1), "-p hi --nope": ("UsageError", 2),
+    "-p hi --temp warm": ("UsageError", 2), "-p hi --temp 900": ("ConfigError", 2), "-p ''": ("PromptError", 2),
+    "chats show nothing": ("SessionNotFoundError", 1), "chats nope": ("UsageError", 2),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("line", ERRORS)
+def test_with_json_an_error_is_one_object_with_the_same_exit_code(run: Run, line: str) -> None:  # noqa: F811
+    kind, code = ERRORS[line]
+    plain = run(*shlex.split(line))
+    assert (plain.code, plain.out) == (code, "")
+    for option in (["--output-format", "json"], ["--output-format=stream-json"]):
+        done = run(*shlex.split(line), *option)
+        assert (done.code, done.err) == (code, "")
+        found = json.loads(done.out)
+        assert found.pop("type", None) == ("error" if "stream" in option[0] else None)
+        error = found.pop("error")
+        assert (error["type"], error["exit_code"], found) == (kind, code, {})
+        assert error["message"].splitlines()[0] in plain.err
+
+
+def commands(command: object, path: str) -> Iterator[tuple[str, object]]:
+    yield path, command
+    for name, inner in getattr(command, "commands", {}).items():
+        yield from commands(inner, f"{path} {name}")
+
+
+def test_every_command_shows_examples_that_parse(run: Run) -> None:  # noqa: F811
+    known = dict(commands(typer.main.get_command(app), "mlxkv"))
+    leaves = {path for path, command in known.items() if not hasattr(command, "commands")} - {"mlxkv chat"}
+    assert EXAMPLES.keys() == {*leaves, "mlxkv"}
+    for path, lines in EXAMPLES.items():
+        help_of: typer.core.TyperCommand = known[path]  # type: ignore[assignment]
+        shown = help_of.get_help(help_of.context_class(help_of, info_name=path))  # type: ignore[attr-defined]
+        for line in lines:
+            assert f"\n  {line}\n" in f"{shown}\n"
+            words = shlex.split(re.split(r" \| (?=jq)|.*\| (?=mlxkv)", line)[-1 if "| mlxkv" in line else 0])
+            command: typer.core.TyperCommand = known["mlxkv chat" if path == "mlxkv" else path]  # type: ignore[assignment]
+            command.make_context(path, words[len(path.split()) :])  # raises if it does not parse
+    assert COMPLETION in run("--help").out
+    assert EXAMPLES["mlxkv"][0] in run("chat", "--help").out
+
+
+def test_lists_have_a_header_that_a_pipe_does_not_get(run: Run) -> None:  # noqa: F811
+    done = run("models", "ls")
+    head, legend = done.err.splitlines()
+    assert head.split() == ["where", "size", "model", "about", "licence"]
+    assert legend == "here: on this machine; download: `mlxkv models pull MODEL` gets it"
+    first = done.out.splitlines()[0]
+    assert head.index("size") + 4 == re.search(r"[GMk]B", first).end()  # type: ignore[union-attr]
+    assert run("chats", "ls").err.split() == ["id", "last", "used", "messages", "KV", "model", "title"]
