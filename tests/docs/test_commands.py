@@ -15,6 +15,7 @@ from mlxkv.tui.state.help import KEYS
 from mlxkv.tui.state.slash import COMMANDS, Slash
 from tests.docs.pages import PAGES, ROOT, blocks, inline, name_of
 
+COMPLETION = "--install-completion"  # of the group, which typer adds
 SLASH = {name for command in COMMANDS for name in (command.name, *command.aliases)}
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 TARGETS = {*re.findall(r"^([\w-]+):", MAKEFILE, re.MULTILINE)}
@@ -28,7 +29,12 @@ def unknown_in(line: str) -> list[str]:
     while words and words[0] in (inner := getattr(command, "commands", {})):
         command = inner[words.pop(0)]
     command = default if hasattr(command, "commands") and words and not words[0].startswith("--help") else command
-    known = {option for p in command.params for option in (*p.opts, *p.secondary_opts)} | {"-h", "--help", "--version"}
+    known = {option for p in command.params for option in (*p.opts, *p.secondary_opts)} | {
+        "-h",
+        "--help",
+        "--version",
+        COMPLETION,
+    }
     return [word for word in words if re.match(r"--?[a-z]", word) and word.partition("=")[0] not in known]
 
 
