@@ -67,8 +67,8 @@ def chat_called(chats: Sequence[ChatSummary], wanted: str) -> ChatSummary:
     fits = chats_called(chats, wanted)
     if len(fits) > 1:
         raise SessionNotFoundError(
-            f"{_short(wanted)!r} matches {plural(len(fits), 'chat')}: {_named(fits, chats)}; give a longer part, or the "
-            "id."
+            f"{_short(wanted)!r} matches {plural(len(fits), 'chat')}: {_named(fits, chats)}; "
+            "give a longer part, or the id."
         )
     return fits[0]
 
