@@ -35,6 +35,7 @@ def _commands(group: Any, path: str = "mlxkv") -> dict[str, Any]:
 COMMANDS = _commands(typer.main.get_command(app))
 OPTIONS = {o for command in COMMANDS.values() for parameter in command.params for o in parameter.opts if o[0] == "-"}
 OPTIONS |= {"--help", "--version"}  # looked at before the parser is made, so that they are quick
+OPTIONS |= {"--default"}  # of `/set`
 
 
 @pytest.mark.slow
