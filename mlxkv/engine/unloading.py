@@ -44,12 +44,13 @@ def idle_commands(context: EngineContext) -> Iterator[tuple[float, cmd.Command]]
     """What to do while no command arrives: seconds to wait, then a command."""
     while context.chat is not None and context.chat.read_only:
         yield CHECK_SECONDS, cmd.CheckChat()
+    minutes, waited = context.settings.unload_after, 0.0
     if context.chat is not None and context.wants_title:
         yield TITLE_SECONDS, cmd.SuggestTitle()
-    minutes, waited = context.settings.unload_after, 0.0
+        waited = TITLE_SECONDS
     after = float("inf") if minutes is None or context.model is None else minutes * 60
     if context.chat is not None and after > PAUSE_SECONDS:
-        yield PAUSE_SECONDS, cmd.Pause()
+        yield PAUSE_SECONDS - waited, cmd.Pause()
         waited = PAUSE_SECONDS
     while after < float("inf") and context.model is not None:
         yield after - waited, cmd.Unload(is_idle=True)

@@ -99,7 +99,7 @@ def test_a_retry_or_an_edit_that_the_disk_refuses_gives_the_old_branch_back(
 ) -> None:
     before = here.context.current_chat.messages
 
-    def refuse(*_: object) -> None:
+    def refuse(*_: object, **__: object) -> None:
         raise DiskError("There is no room.")
 
     monkeypatch.setattr(SessionStore, "fork", refuse)

@@ -13,7 +13,7 @@ import mlx.core as mx
 import pytest
 
 from mlxkv.config import Settings
-from mlxkv.engine.unloading import idle_commands
+from mlxkv.engine.unloading import TITLE_SECONDS, idle_commands
 from mlxkv.errors import MlxkvError
 from mlxkv.protocol import commands as cmd
 from mlxkv.protocol import events as ev
@@ -22,21 +22,23 @@ from tests.tokenizers import tiny_folder
 
 
 @pytest.mark.parametrize(
-    ("minutes", "has_model", "has_chat", "waits"),
+    ("minutes", "has_model", "has_chat", "has_title", "waits"),
     [
-        (None, True, True, [(60, cmd.Pause())]),
-        (None, False, False, []),
-        (30, True, True, [(60, cmd.Pause()), (1740, cmd.Unload(True)), (60, cmd.Unload(True))]),
-        (0.5, True, True, [(30, cmd.Unload(True)), (60, cmd.Unload(True)), (60, cmd.Unload(True))]),
-        (30, True, False, [(1800, cmd.Unload(True)), (60, cmd.Unload(True)), (60, cmd.Unload(True))]),
-        (30, False, False, []),
+        (None, True, True, True, [(60, cmd.Pause())]),
+        (None, False, False, True, []),
+        (None, True, True, False, [(TITLE_SECONDS, cmd.SuggestTitle()), (60 - TITLE_SECONDS, cmd.Pause())]),
+        (30, True, True, True, [(60, cmd.Pause()), (1740, cmd.Unload(True)), (60, cmd.Unload(True))]),
+        (0.5, True, True, True, [(30, cmd.Unload(True)), (60, cmd.Unload(True)), (60, cmd.Unload(True))]),
+        (30, True, False, True, [(1800, cmd.Unload(True)), (60, cmd.Unload(True)), (60, cmd.Unload(True))]),
+        (30, False, False, True, []),
     ],
 )
 def test_what_is_done_while_no_command_arrives(
-    minutes: float | None, has_model: bool, has_chat: bool, waits: list[tuple[float, cmd.Command]]
+    minutes: float | None, has_model: bool, has_chat: bool, has_title: bool, waits: list[tuple[float, cmd.Command]]
 ) -> None:
     chat = SimpleNamespace(read_only=None) if has_chat else None
-    context: Any = SimpleNamespace(settings=Settings(unload_after=minutes), model=has_model or None, chat=chat)
+    settings, model = Settings(unload_after=minutes), has_model or None
+    context: Any = SimpleNamespace(settings=settings, model=model, chat=chat, wants_title=not has_title)
     assert list(islice(idle_commands(context), 3)) == waits
 
 

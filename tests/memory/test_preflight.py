@@ -19,6 +19,7 @@ from mlxkv.memory.preflight import check_fit
 from mlxkv.protocol import commands as cmd
 from mlxkv.protocol import events as ev
 from mlxkv.protocol.status import ModelTooLarge
+from mlxkv.setting_sources import SettingSources
 from tests.engine.test_engine_chats import SETTINGS, Said
 from tests.tokenizers import tiny_folder
 
@@ -92,10 +93,10 @@ def test_fewer_bits_are_planned_and_fit(said: Said, large: str, bits: int | str)
 
 @pytest.mark.slow
 def test_the_old_model_and_chat_stay_until_it_is_decided(said: Said, large: str, tiny_path: Path) -> None:
-    said.context.settings = SETTINGS
+    said.context.sources = SettingSources.of(SETTINGS)
     said.one(cmd.LoadModel(str(tiny_path)), ev.ModelReady)
     said.one(cmd.Send("hi", 0.0), ev.TurnFinished)
-    said.context.settings = replace(SETTINGS, window=4096)
+    said.context.sources = SettingSources.of(replace(SETTINGS, window=4096))
     assert said.one(cmd.LoadModel(large), ModelTooLarge)
     assert said.one(cmd.Send("still there", 0.0), ev.TurnFinished).stats.cached_tokens > 0
     opened = said.one(cmd.LoadModel(large, kv_bits=4), ev.ChatOpened)
@@ -109,7 +110,7 @@ def test_weights_alone_can_be_too_much_and_are_tried(
     monkeypatch.setenv("MLXKV_MEMORY_LIMIT", "10KB")
     found = said.one(cmd.LoadModel(str(tiny_path)), ModelTooLarge)
     assert found.kv_bits is None
-    said.context.settings = replace(SETTINGS, window=None)
+    said.context.sources = SettingSources.of(replace(SETTINGS, window=None))
     said.one(cmd.LoadModel(str(tiny_path), anyway=True), ev.ModelReady)
     assert said.one(cmd.Send("hi", 0.0), ev.TurnFinished).text
     assert said.context.current_chat.cache.capacity <= 4096 + 64

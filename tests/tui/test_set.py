@@ -43,6 +43,8 @@ REFUSED = {
     "wired": ("2", "perhaps"),
     "keep-awake": ("none", "perhaps"),
     "notify": ("none", "perhaps"),
+    "auto-title": ("none", "perhaps"),
+    "thinking-budget": ("-1", "1.5", "nan", "much"),
     "joined-emoji": ("2", "perhaps"),
     "draft": ("none", "2", "perhaps"),
     "draft-model": (),  # any text
