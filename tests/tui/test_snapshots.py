@@ -11,12 +11,12 @@ import pytest
 from textual.pilot import Pilot
 
 from mlxkv.config import Settings
-from mlxkv.events import TextDelta
+from mlxkv.events import Message, TextDelta
 from mlxkv.protocol.commands import Command, LoadModel, NewChat, OpenChat
-from mlxkv.protocol.events import ModelCard
-from mlxkv.protocol.status import ChatSummary
+from mlxkv.protocol.events import ChatOpened, ModelCard
+from mlxkv.protocol.status import ChatSummary, Unattended
 from mlxkv.tui.app import ChatApp
-from tests.tui.fake_engine import CHATS, REPLY, STATUS, FakeEngine
+from tests.tui.fake_engine import CHATS, REPLY, RING, STATS, STATUS, FakeEngine
 
 pytestmark = pytest.mark.slow
 
@@ -102,6 +102,24 @@ def test_themes(snap_compare: SnapCompare, theme: str) -> None:
 
     async def play(pilot: Pilot[Any]) -> None:
         await until(pilot, lambda: window.state.status.cache_window and settled(window))
+
+    assert snap_compare(window, terminal_size=(80, 24), run_before=play)
+
+
+def test_forgetting(snap_compare: SnapCompare) -> None:
+    """The rule in the middle of a reply, what is above it muted, and a header that is no alarm."""
+    window = app(LoadModel("mlx-community/Qwen3-8B-4bit"), OpenChat("c1"))
+    messages = (Message("user", "Why?"), Message("assistant", REPLY, STATS), Message("user", "And *then*?"),
+                Message("assistant", "Nothing else.", STATS))  # fmt: skip
+    found = Unattended(12_412, 2, 1, REPLY.index("Drop"), pinned=38, pins_system=True)
+    full = replace(STATUS, cache_tokens=31_900, cache=replace(RING, evicted=12_412), unattended=found)
+
+    async def play(pilot: Pilot[Any]) -> None:
+        await until(pilot, lambda: window.state.status.cache_window)
+        window.engine.events.extend([ChatOpened("c1", "Rust lifetimes", messages), full])
+        await until(pilot, lambda: window.state.transcript.rule and settled(window))
+        window.transcript.view.scroll_page(-0.2)
+        await until(pilot, lambda: not window.transcript.view.follow)
 
     assert snap_compare(window, terminal_size=(80, 24), run_before=play)
 

@@ -78,7 +78,8 @@ class Renderer:
             return rows
         from mlxkv.tui.markdown.rule import with_rule
 
-        return with_rule(rows, block, min(width, EDGE + PROSE + 1), _style(self.colours.muted))
+        accent, muted = _style(self.colours.accent), _style(self.colours.muted)
+        return with_rule(rows, block, min(width, EDGE + PROSE + 1), accent, muted)
 
     def _rows(self, block: Block, width: int) -> list[Row]:
         room = max(8, min(width - EDGE - 1, PROSE))

@@ -14,11 +14,11 @@ from mlxkv.tui.state.forgetting import Rule, rule_text
 _LEFT = "── "
 
 
-def with_rule(rows: list[Row], block: Block, width: int, muted: Style) -> list[Row]:
-    """`rows` of `block`, with its rule if it has one, and what is above that in `muted` if it is not attended."""
+def with_rule(rows: list[Row], block: Block, width: int, accent: Style, muted: Style) -> list[Row]:
+    """`rows` of `block`, with its rule if it has one, and what is not attended in `muted`."""
     if block.rule is None:
         return [_quiet(row, muted) for row in rows]
-    line = _rule_row(block.rule, width, muted)
+    line = _rule_row(block.rule, width, accent, muted)
     if not block.rule_at:
         return [Row([]), line, *([Row([])] if block.tight else []), *rows]
     at = _row_at(rows, block)
@@ -47,6 +47,7 @@ def _quiet(row: Row, muted: Style) -> Row:
     return Row([Segment(text, (style or Style()) + muted) for text, style, _ in row], row.gap, row.margin)
 
 
-def _rule_row(rule: Rule, width: int, muted: Style) -> Row:
-    text = f"{_LEFT}{rule_text(rule, width - len(_LEFT) - 3)} "
-    return Row([Segment(text.ljust(width - 1, "─"), muted)], gap="", margin=width)  # no part of the text, see `Row`
+def _rule_row(rule: Rule, width: int, accent: Style, muted: Style) -> Row:
+    text = rule_text(rule, width - len(_LEFT) - 3)
+    right = Segment(" ".ljust(width - 1 - len(_LEFT) - len(text), "─"), accent)
+    return Row([Segment(_LEFT, accent), Segment(text, muted), right], gap="", margin=width)  # it is not copied
