@@ -5,11 +5,13 @@ Looked up with every status, so it is computed only when tokens were evicted or 
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from mlxkv.cache.probe import leaves
 from mlxkv.cache.recurrent.state import is_recurrent, tokens_fed, unseen_positions
 from mlxkv.chat.history import spans
+from mlxkv.errors import MlxkvError
 from mlxkv.protocol.status import Unattended
 from mlxkv.store.records import TurnRecord, TurnState
 from mlxkv.tokenizer.tokens import decode
@@ -31,7 +33,10 @@ def unattended(context: EngineContext) -> Unattended | None:
     found_from = (chat.turns, begin, end)  # tuples of turns are replaced, not changed
     known, found = context.unattended
     if not (isinstance(known, tuple) and known[0] is chat.turns and known[1:] == (begin, end)):
-        found = _find(context, chat, begin, end) if begin < end else None
+        found = None
+        if begin < end:
+            with suppress(MlxkvError):  # the chat template or the tokenizer fails, as the next message will say
+                found = _find(context, chat, begin, end)
         context.unattended = (found_from, found)
     return found
 
