@@ -111,7 +111,8 @@ def test_context_says_what_is_evicted() -> None:
     rows = [context_line(line, 80) for line in context_rows(CONTEXT)]
     assert "system" in rows[0]
     assert rows[1].endswith("· 8 left")
-    assert rows[2].endswith(f"     80 tok {'█' * 20}")
+    assert rows[2].endswith(f"     80 tok {'█' * 15}")
+    assert len({row.index(" tok") for row in rows}) == 1
     gone = ContextUsage((ContextPart("user", "日本語 " * 30, 12_345, 0), ContextPart("user", "a\tb", 1, 1)), 64, 0)
     assert context_line(context_rows(gone)[0], 60).endswith("…  12,345 tok  · evicted")
 

@@ -31,7 +31,7 @@ class Kind(StrEnum):
 @dataclass(frozen=True)
 class ContextRow:
     """A line of /context. `number` is that of its question (0: none), `most` the tokens of the longest message,
-    `waiting` those yet to be prefilled."""
+    `waiting` those yet to be prefilled, `note` the cells of the longest note of all rows."""
 
     number: int
     name: str
@@ -40,6 +40,7 @@ class ContextRow:
     live: int
     most: int
     waiting: int = 0
+    note: int = 0
 
 
 @dataclass(frozen=True)

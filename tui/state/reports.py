@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from rich.cells import cell_len
 
 from mlxkv.protocol.events import Compacted, ModelUnloaded
@@ -14,6 +16,7 @@ from mlxkv.tui.state.labels import short_name
 from mlxkv.tui.state.report import Line, Report
 
 _BAR = 20  # cells at most
+_COLUMNS = 60  # cells from which on there is room for columns
 _POSITIONS = 6  # of checkpoints, at most
 _OWN = "the chat template's own"
 _NAMES = {"system": "system", "user": "you", "assistant": "reply"}
@@ -79,7 +82,14 @@ def context_rows(usage: ContextUsage) -> list[ContextRow]:
         text = " ".join(clean(part.text).split()) or (_OWN if part.role == "system" else "")
         name = _NAMES.get(part.role, part.role)
         rows.append(ContextRow(number, name, text, part.tokens, part.live, most, part.waiting))
-    return rows
+    note = max((len(_note(row)) for row in rows), default=0)
+    return [replace(row, note=note) for row in rows]
+
+
+def _note(row: ContextRow) -> str:
+    if row.waiting:
+        return f" · {row.waiting:,} to prefill"
+    return "" if row.live == row.tokens else f" · {row.live:,} left" if row.live else " · evicted"
 
 
 def context_line(row: ContextRow, width: int) -> str:
@@ -87,16 +97,15 @@ def context_line(row: ContextRow, width: int) -> str:
 
     The bar is dropped first, then the role; the text gets the remaining cells.
     """
-    gone = "" if row.live == row.tokens else f" · {row.live:,} left" if row.live else " · evicted"
-    if row.waiting:
-        gone = f" · {row.waiting:,} to prefill"
-    cells = min(_BAR, max(0, (width - 40) // 2))
+    note = _note(row)
+    kept = row.note if width >= _COLUMNS else len(note)  # the figures of all rows are in one column
+    cells = min(_BAR, max(0, (width - 40 - kept) // 2))
     full = round(cells * row.live / row.most)
     bar = "█" * max(full, 1 if row.live and cells else 0)
     who = f"{row.number or '':>3} {row.name:<6} " if width >= 30 else ""
-    right = f" {row.tokens:>7,} tok" + (f" {bar}" if cells else "") + gone
-    widest = f" {row.tokens:>7,} tok" + (" " * (cells + 1) if cells else "") + gone
-    room = max(0, width - len(who) - len(widest))
+    right = f" {row.tokens:>7,} tok" + (f" {bar}" if cells else "") + note
+    widest = len(f" {row.tokens:>7,} tok") + (cells + 1 if cells else 0) + kept
+    room = max(0, width - len(who) - widest)
     text = cut(row.text, room) if room > 1 else ""
     return cut(f"{who}{text}{' ' * (room - cell_len(text))}{right}", width)
 
