@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mlxkv.errors import MlxkvError
+from mlxkv.errors import MlxkvError, ModelNotFoundError
 from mlxkv.models.folders import inspect, list_folder, lm_studio_folders
 from mlxkv.models.hub import Hub
 from mlxkv.models.local import LocalModel, list_local
@@ -61,6 +61,30 @@ def model_groups(
             found = list_folder(path, name)
             groups.append(ModelGroup(name, found.models, path, found.note))
     return _without_duplicates([_recent(groups, used, current), *groups])
+
+
+def full_name(name: str, dirs: str | None = None, *, home: Path | None = None, hub: Hub | None = None) -> str:
+    """`name` if it is a model's, else the id of the one on this machine that has it as the last part of its name.
+
+    Raises:
+        ModelNotFoundError: there is none, or several.
+    """
+    try:
+        return resolve(name).name
+    except ModelNotFoundError:
+        if not name or os.sep in name:
+            raise
+        models = [model for group in model_groups([], dirs, home=home, hub=hub) for model in group.models]
+        found = [m.id for m in models if name.casefold() in _last_names(m) and not m.problem]
+        if not found:
+            raise
+    if len(found) > 1:
+        raise ModelNotFoundError(f"Several models here are called {name}: {', '.join(found[:3])}; name one of these.")
+    return found[0]
+
+
+def _last_names(model: LocalModel) -> tuple[str, str]:
+    return os.path.basename(model.id).casefold(), model.path.name.casefold()
 
 
 def _built_in() -> Iterable[LocalModel]:

@@ -11,6 +11,7 @@ from mlxkv.engine.context import EngineContext
 from mlxkv.errors import MlxkvError
 from mlxkv.memory.preflight import check_fit
 from mlxkv.models.adapter import local_adapter
+from mlxkv.models.groups import full_name
 from mlxkv.protocol.commands import LoadModel
 from mlxkv.protocol.events import (
     EngineEvent,
@@ -26,7 +27,7 @@ def load_model(context: EngineContext, command: LoadModel) -> Iterator[EngineEve
 
     `ModelReady` comes last: a chat opened before it belongs to this command.
     """
-    name = command.name
+    name = command.name if context.load is not None else full_name(command.name, context.settings.model_dirs)
     if command.anyway:
         context.oversized.add(name)
     anyway = name in context.oversized

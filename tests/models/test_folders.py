@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from mlxkv.errors import ConfigError
+from mlxkv.errors import ConfigError, ModelNotFoundError
 from mlxkv.models import Hub
 from mlxkv.models.architecture import quantization
 from mlxkv.models.folders import MOST_ENTRIES, list_folder, lm_studio_folders
-from mlxkv.models.groups import BUILT_IN_GROUP, INCOMPLETE, LM_STUDIO, RECENT, ModelGroup, model_groups
+from mlxkv.models.groups import BUILT_IN_GROUP, INCOMPLETE, LM_STUDIO, RECENT, ModelGroup, full_name, model_groups
 from mlxkv.settings import Settings, change
 
 
@@ -109,6 +109,23 @@ def test_every_model_is_in_one_group(tmp_path: Path) -> None:
     far = model_groups([], "/no/such", home=tmp_path, hub=Hub(cache_dir=tmp_path / "hub"), current="/gone")
     assert far[0].models[0].problem == "the folder is missing"
     assert far[-1] == ModelGroup("/no/such", (), Path("/no/such"), "cannot be read (No such file or directory)")
+
+
+def test_the_last_part_of_a_name_is_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    studio = made(tmp_path / ".lmstudio" / "models" / "org" / "Qwen3 4B")
+    made(tmp_path / ".lmstudio" / "models" / "org" / "Twice")
+    made(tmp_path / "mine" / "twice")
+
+    def named(name: str) -> str:
+        return full_name(name, str(tmp_path / "mine"), home=tmp_path, hub=Hub(cache_dir=tmp_path / "hub"))
+
+    assert [named(name) for name in ("qwen3 4b", "tutor", "org/repo", "mine")] == [
+        str(studio), "tutor", "org/repo", "mine"
+    ]  # fmt: skip
+    for name, why in (("twice", "Several models here are called twice: "), ("none", "'none' is not a model")):
+        with pytest.raises(ModelNotFoundError, match=why):
+            named(name)
 
 
 def test_lm_studio_was_told_to_use_another_folder(tmp_path: Path) -> None:

@@ -50,8 +50,8 @@ def parse_retry(argument: str) -> RetryWith:
             f"A setting for a reply is written with =, as in /retry {word}={shortened(value.split()[0])}."
         )
     model = model_argument(rest)
-    if model:
-        resolve(model)
+    if "/" in model:
+        resolve(model)  # of others, the engine knows whether one here is called that
     return RetryWith(model, tuple((name, values[name]) for name in reversed(given)))
 
 
