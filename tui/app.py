@@ -46,7 +46,7 @@ from mlxkv.tui.terminal_signals import HasTitle, attention
 from mlxkv.tui.theme import theme_colours
 from mlxkv.tui.widgets.prompt import Prompt
 
-DRAIN, SLOW_DRAIN = 0.1, 0.2  # seconds between two drains of the engine's events: see `_schedule_drain`
+DRAIN, SLOW_DRAIN, SLOWEST_DRAIN = 0.1, 0.2, 2.0  # seconds between two drains: see `_schedule_drain`
 
 
 class ChatApp(App[int], inherit_bindings=False):
@@ -179,7 +179,7 @@ class ChatApp(App[int], inherit_bindings=False):
         A slow machine or terminal gets fewer frames, not a slower model.
         """
         cost = self.clock() - began
-        self.set_timer(max(DRAIN, min(40 * cost, SLOW_DRAIN), 4 * cost), self._drain)
+        self.set_timer(max(DRAIN, min(40 * cost, SLOW_DRAIN), min(4 * cost, SLOWEST_DRAIN)), self._drain)
 
     def _send_commands(self) -> None:
         while self._started and self.state.outbox:
