@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from mlxkv.config import Folders, Settings
@@ -26,12 +26,13 @@ def run(
     start: Sequence[Command] = (),
     ask: str | None = None,
     supervisor: SupervisorLink | None = None,
+    closed: Callable[[str], None] | None = None,
 ) -> int:
     """Show the window until the user quits or the terminal is closed; returns the exit code (0, 1 if the window or the
     engine failed, 129 without a terminal).
 
     `suggestions` are listed until a model is chosen. The engine starts after the first frame, gets `start` and then
-    `ask`, and is always closed.
+    `ask`, and is always closed. `closed` is called after that if the user quit a saved chat, with its session id.
     """
     from mlxkv.tui.app import ChatApp
     from mlxkv.tui.terminal_driver import WindowDriver
@@ -43,11 +44,14 @@ def run(
     with close_before_ending(lambda: app.call_later(app.exit, 0)):
         try:
             code = app.run(mouse=SettingSources.of(settings).settings.mouse)
-            return code if code is not None else (app.return_code or 0)
+            code = code if code is not None else (app.return_code or 0)
         finally:
             if supervisor is not None:
                 supervisor.quit()
             engine.close()
+    if closed is not None and code == 0 and (session := app.state.saved_session):
+        closed(session)
+    return code
 
 
 def accept_any_bytes() -> None:

@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING
 
 from mlxkv.cli.chats import open_store
 from mlxkv.cli.input_files import piped_lines
+from mlxkv.cli.tables import cut
 from mlxkv.config import Folders, Settings, private_folder
 from mlxkv.errors import ConfigError, DiskError, MlxkvError, ModelError, ModelNotFoundError, SessionNotFoundError
 from mlxkv.setting_sources import ChatSettings, SettingSources
 from mlxkv.system.regular_file import check_regular
 from mlxkv.system.supervisor import show_typing
 from mlxkv.system.terminal import redirect_stderr
+from mlxkv.text.clean import clean
 
 if TYPE_CHECKING:
     from mlxkv.presets import Preset
@@ -83,7 +85,19 @@ def open_window(
     sys.__stderr__ = sys.__stdout__  # type: ignore[misc]  # textual draws on stderr, even if that is redirected
     engine = Engine(folders, settings, save=save)
     with redirect_stderr(log):
-        return run(engine, _suggestions(), settings, folders, start, question, supervisor)
+        return run(
+            engine, _suggestions(), settings, folders, start, question, supervisor,
+            lambda session_id: _print_how_to_continue(folders, session_id),
+        )  # fmt: skip
+
+
+def _print_how_to_continue(folders: Folders, session_id: str) -> None:
+    """One line on the normal screen, after the window has closed."""
+    from mlxkv.store.continuing import continue_command
+
+    with suppress(MlxkvError), open_store(folders, enforce=False) as store:
+        title = " ".join(clean(store.sessions.title_of(session_id)).split())
+        print(f"“{cut(title, 60)}” is saved; {continue_command(store.sessions, session_id)} continues it.")
 
 
 def talk_in_lines(

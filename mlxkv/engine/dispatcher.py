@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from mlxkv.config import Folders, Settings
 from mlxkv.device import current_device
-from mlxkv.engine import chats, compaction, model_list, models, presets, status, titles, turns, unloading
+from mlxkv.engine import chats, compaction, model_list, models, presets, saving, status, titles, turns, unloading
 from mlxkv.engine import settings as session_settings
 from mlxkv.engine.context import EngineContext
 from mlxkv.engine.end_mlx import end_mlx
@@ -91,6 +91,8 @@ class Dispatcher:
                 return chats.check_chat(context)
             case cmd.Pause():
                 return chats.pause(context)
+            case cmd.ShowSaved():
+                return saving.show_saved(context)
             case cmd.SuggestTitle():
                 return titles.suggest_title(context)
             case cmd.ListChats():

@@ -23,7 +23,7 @@ AGAIN_SECONDS = 60.0  # until unloading is tried again, for example after a down
 _WITHOUT_MODEL = (
     cmd.LoadModel, cmd.ListModels, cmd.Pull, cmd.PausePull, cmd.Unload, cmd.NewChat, cmd.CheckChat, cmd.Pause,
     cmd.ListChats, cmd.SearchChats, cmd.ListCache, cmd.CollectCache, cmd.CountTokens, cmd.ListPresets,
-    cmd.DeletePreset, cmd.SuggestTitle,
+    cmd.DeletePreset, cmd.SuggestTitle, cmd.ShowSaved,
 )  # fmt: skip
 _OF_ONE_CHAT = (cmd.RenameChat, cmd.DeleteChat, cmd.ExportChat)
 

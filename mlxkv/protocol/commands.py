@@ -93,6 +93,11 @@ class SuggestTitle:
 
 
 @dataclass(frozen=True)
+class ShowSaved:
+    """Write what is not on disk yet, and show where the chat is saved: `ChatSaved`."""
+
+
+@dataclass(frozen=True)
 class ListChats:
     """List the saved chats: `ChatList`."""
 
@@ -293,5 +298,5 @@ Command = (
     | SearchChats    | ShowTree | RenameChat | DeleteChat | ExportChat | Send | Retry | Edit | Continue | Rewind | Fork
     | PlanCompact | Compact | ChangeSettings | ListPresets | TakePreset | SavePreset | RenamePreset | DeletePreset
     | ShowContext | ListCache | CollectCache | PinChat
-    | SuggestTitle | CountTokens | ShowStats | Shutdown
+    | SuggestTitle | ShowSaved | CountTokens | ShowStats | Shutdown
 )  # fmt: skip

@@ -158,6 +158,18 @@ class ChatTitled:
 
 
 @dataclass(frozen=True)
+class ChatSaved:
+    """Where the open chat is saved: its title and the command line that continues it; None: nowhere.
+
+    `problem` says in a sentence what is not saved, and why.
+    """
+
+    title: str | None = None
+    command: str = ""
+    problem: str = ""
+
+
+@dataclass(frozen=True)
 class ChatDeleted:
     session_id: str
     title: str
@@ -360,8 +372,8 @@ class PullProgress:
 EngineEvent = (
     PrefillProgress | TextDelta | Notice | TurnFinished | ModelLoading | ModelReady | ModelList | ModelMissing
     | ModelTooLarge | PullProgress | ChatOpened | ChatReleased | ChatList | ChatTree | Versions | ChatHits
-    | ChatRenamed | ChatTitled | ChatDeleted | ChatExported | SettingsApplied | ChatPinned | CacheList | CacheCollected
-    | Compacted | SaveProgress | TokensCounted | CompactPlan | TurnStarted | SessionStatus | ContextUsage
-    | SessionStats | SettingsInForce | PresetList | PresetTaken | PresetExists | ModelUnloaded | MessageTooLong
-    | Failed | EngineStopped
+    | ChatRenamed | ChatTitled | ChatSaved | ChatDeleted | ChatExported | SettingsApplied | ChatPinned | CacheList
+    | CacheCollected | Compacted | SaveProgress | TokensCounted | CompactPlan | TurnStarted | SessionStatus
+    | ContextUsage | SessionStats | SettingsInForce | PresetList | PresetTaken | PresetExists | ModelUnloaded
+    | MessageTooLong | Failed | EngineStopped
 )  # fmt: skip

@@ -17,6 +17,7 @@ from mlxkv.protocol import commands as cmd
 from mlxkv.protocol import events as ev
 from mlxkv.protocol.chat_names import chats_called
 from mlxkv.protocol.events import PullState
+from mlxkv.protocol.status import SaveState
 from mlxkv.setting_sources import SettingSources
 from mlxkv.stats import evicted_text, fit
 from mlxkv.text.clean import clean
@@ -199,6 +200,12 @@ class ChatState:
         return True
 
     # -- properties for the window ---------------------------------------------------------------------------
+
+    @property
+    def saved_session(self) -> str | None:
+        """The open chat's session, if it is saved and has messages."""
+        is_saved = self.status.saved in (SaveState.SAVED, SaveState.SAVING, SaveState.NOT_SAVED)
+        return self.session_id if is_saved and not self.transcript.is_empty else None
 
     @property
     def is_busy(self) -> bool:

@@ -10,6 +10,7 @@ from mlxkv.protocol import events as ev
 from mlxkv.stats import bytes_text, disk_text
 from mlxkv.tui.state import choice_lists, reports, setting_lists
 from mlxkv.tui.state.report import Report
+from mlxkv.tui.state.saved_text import saved_text
 from mlxkv.tui.state.transcript import title_line
 
 if TYPE_CHECKING:
@@ -45,6 +46,9 @@ def handle_result(state: ChatState, event: ev.EngineEvent) -> None:
             if session_id == state.session_id:
                 transcript.title = title_line(title)
             state.chats = tuple(replace(c, title=title) if c.id == session_id else c for c in state.chats)
+        case ev.ChatSaved():
+            state.complete(cmd.ShowSaved)
+            transcript.add_line(saved_text(event))
         case ev.ChatDeleted(session_id, title):
             state.complete(cmd.DeleteChat)
             state.chats = tuple(c for c in state.chats if session_id not in (c.id, *c.versions))

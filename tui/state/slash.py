@@ -41,6 +41,7 @@ COMMANDS = (
     Slash("new", "", "start a new chat", ("clear",)),
     Slash("resume", "[text]", "open an earlier chat, by title or from a list", ("chats",)),
     Slash("rename", "[title]", "rename this chat"),
+    Slash("save", "", "where this chat is saved; that happens by itself"),
     Slash("delete", "", "delete this chat, after confirmation"),
     Slash("export", "[format] [path]", "export this chat: md, json or mlxkv, by the suffix", words=CHAT_FORMATS),
     Slash("find", "[text]", "search in this chat"),

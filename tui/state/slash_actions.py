@@ -161,6 +161,7 @@ def _cache(state: ChatState, argument: str) -> None:
 
 
 _ACTIONS: dict[str, Callable[[ChatState, str], UiRequest | None]] = {
+    "save": lambda state, _: state.submit(cmd.ShowSaved()),
     "new": lambda state, _: state.submit(cmd.NewChat()),
     "resume": lambda state, argument: state.resume(argument),
     "rename": _rename,

@@ -400,6 +400,11 @@ class Sessions:
         found = read_sessions(db)
         return summaries(found, self._departures.read(db, found), lambda _: 0)
 
+    def title_of(self, session_id: str) -> str:
+        """Raises SessionNotFoundError."""
+        with self.database.reading() as db:
+            return as_text(_select(db, session_id, "title")[0])
+
     def chat_ids(self, session_id: str) -> tuple[str, ...]:
         """The ids of the chat that a session is a version of: the one it is listed as, then the others."""
         with self.database.reading() as db:
