@@ -25,6 +25,7 @@ from mlxkv.store.kv.chunk_files import ChunkFiles
 from mlxkv.store.kv.chunk_format import EncodedChunk
 from mlxkv.tui.state.choice_lists import chat_row
 from mlxkv.tui.state.reports import context_rows, stats_lines
+from mlxkv.tui.state.saved_text import saved_text
 from tests.tokenizers import CHATML, tiny_folder
 
 SETTINGS = Settings(temperature=0.0, max_tokens=12, window=256)
@@ -481,3 +482,23 @@ def test_turning_reasoning_on_says_where_that_changes_nothing(said: Said) -> Non
     applied = said.one(cmd.ChangeSettings({"think": True}), ev.SettingsApplied)
     assert "no switch for reasoning" in applied.text
     assert said.one(cmd.ChangeSettings({"think": None}), ev.SettingsApplied).text == ""
+
+
+@pytest.mark.slow
+def test_save_says_where_the_chat_is_or_why_it_is_not(said: Said, tiny_path: Path) -> None:
+    saved = said.one(cmd.ShowSaved(), ev.ChatSaved)
+    assert saved_text(saved) == "Everything is saved, as “one”; mlxkv -c continues it."
+    said.ask(cmd.NewChat())
+    assert saved_text(said.one(cmd.ShowSaved(), ev.ChatSaved)).startswith("There is nothing to save yet;")
+    unsaved = Said(save=False)
+    unsaved.one(cmd.LoadModel(str(tiny_path)), ev.ModelReady)
+    unsaved.one(cmd.Send("one", 0.0), ev.TurnFinished)
+    assert saved_text(unsaved.one(cmd.ShowSaved(), ev.ChatSaved)).startswith(
+        "This chat is not saved: mlxkv was started"
+    )
+    unsaved.context.close()
+
+
+def test_what_is_not_saved_comes_first() -> None:
+    text = saved_text(ev.ChatSaved("a\x1b", "mlxkv -c", "The rows cannot be saved."))
+    assert text == "The rows cannot be saved. The rest is saved, as “a␛”; mlxkv -c continues it."

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
+
 import pytest
 
+from mlxkv.store.continuing import continue_command
 from mlxkv.store.db.database import IS_FORK, IS_VERSION
 from mlxkv.store.records import Kind, TurnRecord
 from mlxkv.store.session_store import SessionStore
@@ -116,3 +119,14 @@ def test_of_an_older_store_only_retries_are_versions(store: SessionStore, first:
     assert listed(store) == {other: (), retried: (first,)}
     store.sessions.rename(first, "kept")
     assert listed(store) == {other: (), retried: (), first: ()}
+
+
+def test_the_command_that_continues_a_chat_opens_that_one(store: SessionStore, first: str) -> None:
+    store.sessions.rename(first, "it's \x1b[31m" + "long " * 20)
+    other = version(store, first, 2, "why?", "B")
+    sky = say(store, store.sessions.create("sky", model()), "x")
+    say(store, store.sessions.create("a run", model(), kind=Kind.RUN), "once")
+    commands = [continue_command(store.sessions, session) for session in (sky, other, first)]
+    assert commands == ["mlxkv -c", """mlxkv -r 'it'"'"'s ␛[31mlong long long long long long'""", f"mlxkv -r {first}"]
+    for command, session in zip(commands[1:], (other, first), strict=True):
+        assert store.sessions.find(shlex.split(command)[2]) == session
