@@ -56,16 +56,9 @@ _STARTED, _TEXT = optional(arguments.number), optional(text)
 
 
 @hides(
-    "abridge",
-    "own_settings",
-    "add_turn",
-    "begin_with",
-    "load",
-    "num_to_read",
-    "close_with_model",
-    "record_as_run",
+    "abridge", "own_settings", "add_turn", "begin_with", "load", "num_to_read", "close_with_model", "record_as_run",
     "suggest_title",
-)
+)  # fmt: skip
 @copies("make a second one with `chat.fork()`, or save it and continue it elsewhere with `model.resume(id)`.")
 class Chat:
     """A conversation with a model. Made by `Model.chat` and `Model.resume`.

@@ -18,6 +18,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "mlxkv bench": ("mlxkv bench -m tutor", "mlxkv bench --context 512,4096"),
     "mlxkv path": ("mlxkv path",),
     "mlxkv chats ls": ("mlxkv chats ls", "mlxkv chats ls --json | jq '.[0].title'"),
+    "mlxkv chats tree": ("mlxkv chats tree sky",),
     "mlxkv chats show": ("mlxkv chats show sky",),
     "mlxkv chats search": ("mlxkv chats search 'Rayleigh scattering'",),
     "mlxkv chats rename": ("mlxkv chats rename sky 'Why it is blue'",),

@@ -16,7 +16,8 @@ def test_an_imported_chat_is_prefilled_once(model: Model, tiny_path: Path, tmp_p
     assert done is not None
     (session_id,) = done.session_ids
     with model.resume("The sky") as chat:  # opened and closed without a word: its ids are still no model's
-        assert [message.role for message in chat.messages] == ["user", "assistant"] * 2
+        roles = [message.role for message in chat.messages]
+        assert roles == ["user", "assistant", "tool", "assistant", "user", "assistant"]
         assert (chat.system, chat.log) == ("Be brief.", ())
     with model.resume(session_id) as chat:
         first, second = say(chat, "Go on", max_tokens=8), say(chat, "And on", max_tokens=8)
@@ -31,5 +32,5 @@ def test_an_imported_chat_is_prefilled_once(model: Model, tiny_path: Path, tmp_p
         assert chat.messages == wanted
         *_, last = chat.retry(1, max_tokens=8)  # a reply of another program, made again; its question now has ids
         assert isinstance(last, TurnFinished)
-        assert [len(found) for found in again.store.siblings(str(chat.session_id))] == [2, 1]
+        assert [len(found) for found in again.store.siblings(str(chat.session_id))] == [1, 4]
     again.close()

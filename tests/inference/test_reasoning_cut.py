@@ -78,7 +78,7 @@ def test_the_reply_is_what_the_plain_model_writes_after_the_cut(
     assert prompt_and_reply(chat) == (prompt, ids)
     assert done.stats.reasoning_cut_at == budget
     assert (done.stats.accepted_tokens > 0) is drafts
-    assert stat_line(done.stats).endswith(f"reasoning cut at {budget} tokens")
+    assert f"reasoning cut at {budget} tokens" in stat_line(done.stats)
     assert done.text == model.tokenizer.decode(ids[budget + 4 :])
     say(chat, "and?")
     second, answer = prompt_and_reply(chat)

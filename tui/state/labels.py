@@ -107,8 +107,10 @@ def eviction_text(stats: TurnStats, before: int) -> str:
     """The notice of the first turn of a chat that evicts tokens; "" otherwise. `before`: tokens evicted before it."""
     if before or not stats.evicted_tokens:
         return ""
-    what = f"the window of {stats.cache_window:,} tok is full, and rotates: the oldest tokens make room for new ones"
-    return f"{what} · /compact · /context · /set ctx"
+    return (
+        f"the window of {stats.cache_window:,} tok is full, and rotates: the oldest tokens make room for new ones · "
+        "/compact · /context · /set ctx"
+    )
 
 
 def nearly_full_text(stats: TurnStats, before: int) -> str:
