@@ -372,7 +372,8 @@ INTERNAL = {  # fed with what this library made; no place for a caller's value
     "recover", "answer_now", "make_room", "needs_room", "growth", "mark", "take_back",
     "num_unattended", "layout",
     "begin_restore", "finish_restore", "check_model", "check_log", "in_use", "question", "open_store_for_one_reply",
-    "batch_prompts", "prefill_steps", "scheduler", "add_turn", "begin_with", "close_with_model", "suggest_title", "record_as_run",
+    "batch_prompts", "prefill_steps", "scheduler", "add_turn", "begin_with", "close_with_model",
+    "suggest_title", "record_as_run",
 }  # fmt: skip
 
 
