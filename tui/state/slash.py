@@ -82,8 +82,8 @@ COMMANDS = (
     ),
     Slash(
         "preset",
-        "[name|save|rename|delete]",
-        "settings under a name: list, take, save, rename or delete them",
+        "[name]",
+        "list the presets, or take one; save, rename or delete NAME",
         words=("save", "rename", "delete"),
     ),
     Slash("think", "[on|off]", "reasoning on or off", words=("on", "off")),

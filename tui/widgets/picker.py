@@ -87,7 +87,7 @@ class Picker(OptionList):
                 line.stylize("bold underline", a, b)
         detail = shown(row.detail)
         for begin, end, _ in cuts(detail, width - 2) if detail and is_open else ():
-            line.append(f"\n  {detail[begin:end]}", "dim")
+            line.append(f"\n  {detail[begin:end]}", "not bold")
         return line
 
     def on_key(self, event: Key) -> None:
