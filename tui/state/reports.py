@@ -32,8 +32,10 @@ def unloaded_text(event: ModelUnloaded, minutes: float | None) -> str:
     """Says what was given back, and what the next message costs."""
     name, freed = clean(short_name(event.name)), bytes_text(event.freed)
     why = f" after {minutes:g} min without a command" if event.is_idle and minutes is not None else ""
-    again = f"prefills the {event.again:,} tok of this unsaved chat" if event.again else "prefills nothing again"
-    return f"{name} is unloaded{why}: {freed} given back. Your next message loads it and {again}."
+    again = "; nothing is prefilled again"
+    if event.again:
+        again = f" and prefills the {event.again:,} tok of this chat, which is not saved"
+    return f"{name} is unloaded{why}: {freed} given back. Your next message loads it again{again}."
 
 
 def context_text(usage: ContextUsage) -> str:
