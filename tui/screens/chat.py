@@ -93,7 +93,7 @@ class ChatScreen(Screen[None]):
         self.sidebar: Sidebar | None = None
         self.picker: Picker | None = None
         self.find_bar: FindBar | None = None
-        self.wants_panel = False
+        self.wants_panel = self._is_covered = False
         self._hint: tuple[str, float] = ("", 0.0)  # and until when
         self._typed = ""
         self._tail: list[object] = []
@@ -229,6 +229,7 @@ class ChatScreen(Screen[None]):
     def _show_figures(self, has_sidebar: bool, width: int, is_covered: bool) -> None:
         """Show the panel if it is open, unless the pane covers it, else its figures in the sidebar if they fit."""
         state, size, now = self.state, self.app.size, self.state.clock()
+        self._is_covered = is_covered
         self.panel.display = self.wants_panel and self._panel_fits and not is_covered
         if self.panel.display:
             self.panel.show(wide_lines(state.status, state.meter.rates(now), state.meter.prefill_tps, width - 2))
@@ -514,7 +515,9 @@ class ChatScreen(Screen[None]):
         return self.app.size.height >= PANEL_HEIGHT and self.app.size.width >= PANEL_WIDTH
 
     def action_panel(self) -> None:
-        self.wants_panel = not self.wants_panel
+        if self._is_covered:
+            self.close_pane()
+        self.wants_panel = self._is_covered or not self.wants_panel
         if self.wants_panel and not self._panel_fits:
             self.show_hint(f"The panel needs {PANEL_WIDTH}×{PANEL_HEIGHT}.", seconds=2)
         self.sync()

@@ -6,6 +6,7 @@ Page Down scroll the pane while that has more rows than fit.
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 
 from rich.text import Text
@@ -64,10 +65,9 @@ class Pane(Vertical, can_focus=False):
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
         self.report: Report | None = None
-        self._renderer = Renderer(Colours())
-        self.lines = LineLayout(self._renderer.strips)
+        self.lines = LineLayout(Renderer(Colours()).strips)
         self.view = LineView(self.lines, LinePainter(self.lines, Finder(self.lines), ""))
-        self._measured: tuple[Report, int, int] | None = None  # width and rows
+        self._wrapped: tuple[Report, int] | None = None  # and the width
 
     def compose(self) -> ComposeResult:
         yield self.view
@@ -90,20 +90,18 @@ class Pane(Vertical, can_focus=False):
         if self.report is None:
             return
         text = (place.columns - 1 if place.columns else width) - 1  # the scroll bar
-        put(self, place, rows := self._rows(self.report, text) + 1)
+        if self._wrapped != (self.report, text):  # now, as the place depends on the rows
+            self._wrapped = self.report, text
+            self.view.change(lambda: self.lines.reset(max(20, text)))
+            self.lines.render_view(0, sys.maxsize)
+        put(self, place, rows := self.lines.height + 1)
         keys = "esc close" if rows <= place.rows else "PgUp PgDn · esc close"
         title = self.report.title if text >= 60 else self.report.title.partition(" · ")[0]
         self.border_title = Text(f"{title} · {keys}")
 
-    def _rows(self, report: Report, width: int) -> int:
-        if self._measured is None or self._measured[:2] != (report, width):
-            rows = sum(len(self._renderer.strips(block, width)) for block in report.blocks())
-            self._measured = (report, width, rows)
-        return self._measured[2]
-
     def set_colours(self, colours: Colours) -> None:
-        self._renderer = Renderer(colours)
-        self.view.change(lambda: self.lines.reset(self.lines.width, self._renderer.strips))
+        self._wrapped = None
+        self.view.change(lambda: self.lines.reset(self.lines.width, Renderer(colours).strips))
 
     @property
     def can_scroll(self) -> bool:
