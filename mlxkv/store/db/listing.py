@@ -73,7 +73,7 @@ def summaries(
     chats, origins = chats_of(
         Member(
             s.id, s.parent, (s.seq, s.updated, s.id), is_version(s.parent, s.flags, departed.get(s.id)),
-            s.num_turns <= (s.forked_at or 0),
+            s.num_turns <= (s.forked_at or 0), s.kind == Kind.RUN,
         )
         for s in family
     )  # fmt: skip

@@ -400,6 +400,9 @@ class Sessions:
         found = read_sessions(db)
         return summaries(found, self._departures.read(db, found), lambda _: 0)
 
+    def _kind_in_list(self, db: sqlite3.Connection, session_id: str) -> str | None:
+        return next((chat.kind for chat in self._without_sizes(db) if chat.id == session_id), None)
+
     def title_of(self, session_id: str) -> str:
         """Raises SessionNotFoundError."""
         with self.database.reading() as db:
@@ -447,10 +450,11 @@ class Sessions:
         chat of its own. Raises SessionNotFoundError."""
         with self.database.writing() as db:
             _update(db, session_id, f"title = ?, flags = flags | {IS_NAMED}", _storable(title))
-            kind = {chat.id: chat.kind for chat in self._without_sizes(db)}.get(session_id)
+            kind, parent = _select(db, session_id, "kind, parent")
             if kind == Kind.RUN:
                 _update(db, session_id, "kind = ?", Kind.CHAT)
-            elif kind == "version":
+            in_family = parent or db.execute("SELECT 1 FROM session WHERE parent = ?", (session_id,)).fetchone()
+            if in_family and self._kind_in_list(db, session_id) == "version":
                 make_chat(db, session_id)
 
     def suggest_title(self, session_id: str, title: str) -> bool:

@@ -22,13 +22,14 @@ _BRANCH = IS_FORK | IS_VERSION
 
 class Member(NamedTuple):
     """What decides which chat a session belongs to. `order`: larger: used later. `is_empty`: it has nothing but what it
-    was forked with."""
+    was forked with. `is_run`: print mode made it."""
 
     id: str
     parent: str | None
     order: tuple[object, ...]
     is_version: bool
     is_empty: bool
+    is_run: bool
 
 
 def is_version(parent: object, flags: object, departure: Departure | None) -> bool:
@@ -62,10 +63,14 @@ def chats_of(members: Iterable[Member]) -> tuple[dict[str, str], dict[str, str |
     listed: dict[str, Member] = {}
     for id, root in roots.items():
         member, best = known[id], listed.get(root)
-        if best is None or (not member.is_empty, member.order) > (not best.is_empty, best.order):
+        if best is None or _rank(member) > _rank(best):
             listed[root] = member
     chats = {id: listed[root].id for id, root in roots.items()}
     return chats, {member.id: chats.get(known[root].parent or "") for root, member in listed.items()}
+
+
+def _rank(member: Member) -> tuple[object, ...]:
+    return not member.is_run, not member.is_empty, member.order
 
 
 def departures(db: sqlite3.Connection, where: str, *values: object) -> Mapping[str, Departure]:
