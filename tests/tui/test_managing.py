@@ -9,9 +9,11 @@ from rich.text import Text
 
 from mlxkv.config import Folders, Settings
 from mlxkv.events import TurnFinished
+from mlxkv.protocol.branch_names import Departure
 from mlxkv.protocol.commands import DeleteChat, Edit, ExportChat, ListChats, LoadModel, OpenChat, RenameChat, Rewind
 from mlxkv.protocol.status import ChatSummary
-from mlxkv.tui.state.chat_list import group_text, sidebar_entries
+from mlxkv.tui.state.chat_list import group_text, listed_as, sidebar_entries
+from mlxkv.tui.state.choice_lists import chats_list
 from mlxkv.tui.widgets.picker import Picker
 from mlxkv.tui.widgets.sidebar import Sidebar
 from tests.tui.fake_engine import CHATS, STATS, FakeEngine
@@ -201,17 +203,23 @@ def chat(id: str, age_days: float, parent: str | None = None, **more: object) ->
 
 
 def test_chats_stand_under_their_dates_and_forks_under_their_chat() -> None:
-    chats = [chat("a", 40), chat("b", 1), chat("c", 0.1), chat("d", 0, "a", kv_bytes=1_700_000_000), chat("e", 2, "d")]
+    fork = chat("d", 0, "a", kv_bytes=1_700_000_000, departure=Departure("Why sinks?", "What?"))
+    chats = [chat("a", 40), chat("b", 1), chat("c", 0.1, versions=("c2",)), fork, chat("e", 2, "d")]
     text = [entry.text.rstrip() for entry in sidebar_entries(chats, "", "c", NOON, 27)]
     assert text == [
         "Today",
         " Chat a              ○",
-        " ├ Chat d            ● 1.7G",
+        " ├ Why sinks?        ● 1.7G",
         " └ Chat e            ○",
         "▌Chat c              ○",
         "Yesterday",
         " Chat b              ○",
     ]
+    assert [e.session_id for e in sidebar_entries(chats, "sinks", None, NOON, 27)] == ["d"]
+    assert (listed_as(chats, "c2"), listed_as(chats, "c"), listed_as(chats, None)) == ("c", "c", None)
+    rows = chats_list(chats, NOON, "c2")
+    assert rows.rows[rows.at].text == "○ Chat c"
+    assert "● ↳ Why sinks? · after “What?”" in [row.text for row in rows.rows]
 
 
 def test_forks_whose_chat_is_gone_stand_alone_and_a_ring_of_parents_ends() -> None:

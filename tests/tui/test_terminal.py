@@ -51,6 +51,7 @@ def test_type_stop_type_again_quit_and_go_on(model: list[str]) -> None:
     assert first.end() == 0
     assert b"Traceback" not in first.output
     assert b"\x1b[?1049l" in first.output  # the terminal is given back as it was
+    assert first.output.rstrip().endswith("“Once upon a time” is saved; mlxkv -c continues it.".encode())
 
     second = Terminal(["-c"], rows=50)
     second.wait_for("Once upon a time")
