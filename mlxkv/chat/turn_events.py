@@ -15,7 +15,7 @@ from mlxkv.chat.history import History, HistorySnapshot
 from mlxkv.chat.prompt import PromptState
 from mlxkv.chat.reply import ReplyOptions, ReplyRun, make_generation
 from mlxkv.chat.runtime import ModelRuntime
-from mlxkv.errors import ConfigError, RewindError, StoreError
+from mlxkv.errors import CacheError, ConfigError, StoreError
 from mlxkv.events import Notice, TurnEvent
 from mlxkv.stats import TurnStats
 from mlxkv.store.records import TurnRecord
@@ -126,7 +126,7 @@ class TurnEvents:
         try:
             yield from make_generation(self.runtime, self.history, self.cache, prompt, self.options).events()
         finally:
-            with suppress(RewindError):  # rows were evicted: the next prompt finds what can be reused
+            with suppress(CacheError):  # rows were evicted: the next prompt finds what can be reused
                 self.cache.rewind(min(kept, self.cache.offset))
 
     def _reply(

@@ -12,6 +12,7 @@ from textual.pilot import Pilot
 
 from mlxkv.config import Settings
 from mlxkv.events import Message, TextDelta
+from mlxkv.protocol.branch_names import Departure
 from mlxkv.protocol.commands import Command, LoadModel, NewChat, OpenChat
 from mlxkv.protocol.events import ChatOpened, ModelCard
 from mlxkv.protocol.status import ChatSummary, Unattended
@@ -23,7 +24,16 @@ pytestmark = pytest.mark.slow
 TODAY = 1_700_049_600.0
 FAMILY = (
     replace(CHATS[0], updated=TODAY - 7200.0),
-    ChatSummary("c3", "with Rc", TODAY - 5000.0, 4, 12_000_000, "m", "c1"),
+    ChatSummary(
+        "c3",
+        "Rust lifetimes (2)",
+        TODAY - 5000.0,
+        4,
+        12_000_000,
+        "m",
+        "c1",
+        departure=Departure("And with Rc?", "Why?"),
+    ),
     ChatSummary("c4", "async", TODAY - 4000.0, 6, 31_000_000, "m", "c1"),
     ChatSummary("c5", "KV quantisation", TODAY - 90_000.0, 20, 1_700_000_000, "m"),
     replace(CHATS[1], updated=TODAY - 40 * 86_400.0),
