@@ -175,7 +175,7 @@ def chats_rm(
             with_them = f" with {plural(len(versions), 'other version')}" if versions else ""
             if session_id in deleted:
                 continue
-            if yes or typer.confirm(f"Delete {session_id} {clean(known[session_id].title)!r}{with_them}?"):
+            if yes or typer.confirm(f"Delete {session_id:.10} {clean(known[session_id].title)!r}{with_them}?"):
                 if versions:
                     deleted |= {*store.delete_chat(session_id)}
                 else:
