@@ -79,6 +79,10 @@ class QueueFullError(MlxkvError):
     """Too many requests are waiting."""
 
 
+class MachineError(MlxkvError):
+    """Another machine that has a part of the model failed, is gone, or disagrees."""
+
+
 class ClosedError(MlxkvError):
     """The model was closed before, or while, something was asked of it."""
 

@@ -28,6 +28,7 @@ from mlxkv.chat.runtime import ModelRuntime
 from mlxkv.chat.tools import Tool, checked_tools
 from mlxkv.config import Folders
 from mlxkv.device import current_device
+from mlxkv.distributed.group import Wish, check_wish
 from mlxkv.errors import ConfigError
 from mlxkv.events import BatchEvent, Message, TurnEvent
 from mlxkv.inference.drafting.same_tokenizer import check_same_tokenizer
@@ -46,6 +47,7 @@ from mlxkv.inference.scores import (
     most_probable,
 )
 from mlxkv.models import Hub, LoadedModel, LoadProgress, load_model
+from mlxkv.models.load import ModelSplit
 from mlxkv.scheduler import Scheduler
 from mlxkv.stats import bytes_text
 from mlxkv.store.identity import ModelIdentity
@@ -670,7 +672,7 @@ class Model:
 @public(
     name=arguments.model_name, folders=optional(instance(Folders)), limited=arguments.flag,
     progress=optional(arguments.function), cancel=optional(instance(threading.Event)), draft=_draft,
-    adapter_path=optional(arguments.model_name),
+    adapter_path=optional(arguments.model_name), distributed=optional(check_wish),
 )  # fmt: skip
 def load(
     name: str | os.PathLike[str] = "tutor",
@@ -682,6 +684,7 @@ def load(
     hub: Hub | None = None,
     draft: bool | str | os.PathLike[str] = True,
     adapter_path: str | os.PathLike[str] | None = None,
+    distributed: Wish | None = None,
 ) -> Model:
     """Load a model: a built-in name, a local folder, or a Hugging Face repository id (`org/name[@revision]`).
 
@@ -699,14 +702,27 @@ def load(
             text is the same as with False. A name, a repository id or a folder: that smaller model with the same
             tokenizer drafts, too.
         adapter_path: a LoRA adapter for the model, as `mlx_lm.lora` makes them: its folder or a repository id.
+        distributed: in a script that `mlx.launch` starts on several machines: each loads its part of the model.
+            "tensor" gives every machine some heads of each layer, "pipeline" whole layers, "auto" what the model has;
+            alone, "auto" loads all of it. The first process gets the Model, the others compute and end with it.
 
     Raises:
         ModelError: and its kinds; one sentence each. MismatchError: the draft model has another tokenizer.
+        MachineError: another machine failed, cannot be reached, or has other files.
         OutOfMemoryError: it would not fit.
     """
     device = None if limited else replace(current_device(), memory_limit=1 << 62)
     adapter = None if adapter_path is None else os.fspath(adapter_path)
-    loaded = load_model(os.fspath(name), device=device, progress=progress, cancel=cancel, hub=hub, adapter=adapter)
+
+    def load_part(name: str, split: ModelSplit | None) -> LoadedModel:
+        return load_model(name, device=device, progress=progress, cancel=cancel, hub=hub, adapter=adapter, split=split)
+
+    if distributed is None:
+        loaded = load_part(os.fspath(name), None)
+    else:
+        from mlxkv.distributed.start import load_together  # as few imports as possible on one machine
+
+        loaded = load_together(os.fspath(name), distributed, load_part, limited=limited, adapter=adapter)
     if isinstance(draft, bool):
         return Model(loaded, folders, limited=limited, draft=draft)
     device = device or current_device()

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from mlxkv.cache.trained_length import trained_length
 from mlxkv.device import Device, check_temporary_folder, current_device
@@ -55,6 +55,14 @@ class LoadProgress:
     total: int
 
 
+class ModelSplit(Protocol):
+    """Leaves a model with the part of it that this process computes, one of `size`; see `distributed.split`."""
+
+    size: int
+
+    def apply(self, model: Any, name: str) -> None: ...
+
+
 @dataclass(frozen=True)
 class LoadedModel:
     """A model ready to run. `weight_bytes` counts the arrays in memory, `load_s` excludes the download."""
@@ -72,6 +80,7 @@ class LoadedModel:
     template: FoundTemplate | None = None
     stamps: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # of the weights files, before they were read
     adapter: Adapter | None = None
+    machines: Any = None  # where it is one part of the model: `distributed.machines.Machines`
 
     def files_changed(self) -> bool:
         """Whether a weights file has changed since: then its hash does not describe the weights in memory."""
@@ -95,11 +104,12 @@ def load_model(
     hub: Hub | None = None,
     device: Device | None = None,
     adapter: str | None = None,
+    split: ModelSplit | None = None,
 ) -> LoadedModel:
     """Load a built-in model, a folder, or `org/name[@revision]`, downloading what the hub's cache lacks.
 
     `adapter`: a LoRA adapter for it, see `load_adapter`. `progress` is called on this thread; its exceptions end the
-    load. `cancel` may be set from any thread.
+    load. `cancel` may be set from any thread. `split`: load one part.
 
     Raises:
         ModelNotFoundError: no such name, folder, repository or revision; or the folder holds no model.
@@ -115,7 +125,8 @@ def load_model(
     tuned = None
     if adapter is not None:  # first: it is the smaller download
         tuned = load_adapter(adapter, hub=hub, progress=_downloading(adapter, progress), cancel=cancel)
-    folder = _folder(name, progress, cancel, hub, device)
+    parts = 1 if split is None else split.size
+    folder = _folder(name, progress, cancel, hub, device, parts)
     start = time.perf_counter()
     given = read_config(folder, name)
     config = runnable(given)
@@ -128,11 +139,13 @@ def load_model(
     stamps = file_stamps(folder, tuned)
     headers = _check_weight_files(folder) + ([tuned.header] if tuned is not None and tuned.added_bytes else [])
     need, slow = predict_weights(headers, device, kv_b_rank(args_class, config))
-    check_fits(name, need, device)
+    check_fits(name, need // parts, device)
     model, config = _read_weights(folder, name, config, changed)
     if tuned is not None:
         tuned.apply(model, name)
     _convert(model, slow)
+    if split is not None:
+        split.apply(model, name)
     weight_bytes = _evaluate(model, name, config, progress, cancel)
     text = load_tokenizer(folder, name, given, generation)
     load_s = time.perf_counter() - start
@@ -149,6 +162,7 @@ def _folder(
     cancel: threading.Event | None,
     hub: Hub | None,
     device: Device,
+    parts: int = 1,
 ) -> Path:
     source = resolve(name)
     if source.path is not None or source.repo is None:
@@ -159,7 +173,7 @@ def _folder(
         hub=hub,
         progress=_downloading(name, progress),
         cancel=cancel,
-        check=lambda plan: check_fits(name, plan.weight_bytes, device),
+        check=lambda plan: check_fits(name, plan.weight_bytes // parts, device),
     )
 
 

@@ -74,7 +74,8 @@ class ModelRuntime:
         self.budget = Budget(loaded.model, self._memory_limit(), loaded.trained_length)
         settings = _settings(folders)
         self.wired = Wired(current_device(), is_wanted=settings.wired)
-        self.runner = ModelRunner(loaded.model, settings.prefill_chunk, self.budget)
+        make_runner = ModelRunner if loaded.machines is None else loaded.machines.make_runner
+        self.runner: ModelRunner = make_runner(loaded.model, settings.prefill_chunk, self.budget)
         self.weight_bytes = loaded.weight_bytes  # those of a draft model, and its cache, included
         if draft is not False:
             self.runner.drafting = Drafting(model=self._draft_model(draft) if isinstance(draft, LoadedModel) else None)
@@ -112,6 +113,8 @@ class ModelRuntime:
     def _free(self) -> None:
         import mlx.core as mx
 
+        if self.loaded.machines is not None:
+            self.loaded.machines.close()
         for model in self._models:
             for module in model.modules():  # whoever refers to one of them
                 module.clear()
@@ -154,6 +157,8 @@ class ModelRuntime:
         if prompts is not None and config.sinks == "system":
             num_pinned = prompts.num_system_tokens(system)
         self.budget.limit = self._memory_limit()
+        if (machines := self.loaded.machines) is not None:
+            return machines.make_cache(config, num_pinned, self.budget, self.weight_bytes, self.model, self)
         plan = self.budget.plan(config, self.weight_bytes, system_tokens=num_pinned)
         self.budget.check(plan, self.weight_bytes)
         return PromptCache(plan, self.model, self)

@@ -1,0 +1,224 @@
+"""Link: what rank 0 tells the other processes, as small arrays of whole numbers that MLX sums over the group.
+
+Every process sums: rank 0 its numbers, the others zeros. An operation is a message of fixed size and, where it says so,
+a second one with its numbers. Collectives must run in the same order everywhere, so a model call that rank 0 has only
+begun is evaluated before the next message (`pending`). On the MLX thread.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from enum import IntEnum, auto
+from typing import Any
+
+import mlx.core as mx
+
+from mlxkv.distributed.group import machine_name
+from mlxkv.errors import MachineError, MlxkvError
+
+_WIDTH = 6  # whole numbers of a message: operation, cache, length of what follows, two numbers, a token id
+
+
+class Op(IntEnum):
+    """What the other processes do. `cache` is the number of a PromptCache."""
+
+    LOAD = auto()  # JSON: load a model
+    UNLOAD = auto()
+    NEW = auto()  # JSON: plan and make a cache
+    DROP = auto()  # ids: numbers of caches
+    FEED = auto()  # ids: feed them, evaluate the rows, log them
+    STEP = auto()  # feed one token, evaluate all, log it
+    VERIFY = auto()  # ids: note the position, feed them, evaluate all
+    ADVANCE = auto()  # ids: log them
+    TAKE_BACK = auto()  # numbers: tokens fed since the noted position, tokens to keep
+    REWIND = auto()
+    RESET = auto()
+    FORK = auto()  # number: that of the fork
+    RECOVER = auto()  # number: tokens in the log
+    BEGIN_TURN = auto()
+    CHECKPOINT = auto()
+    COMPARE = auto()  # numbers of log and offset
+    REST = auto()  # nothing follows for a while
+    END = auto()
+
+
+@dataclass(frozen=True)
+class Message:
+    op: Op
+    cache: int = 0
+    a: int = 0
+    b: int = 0
+    token: int = 0
+    ids: tuple[int, ...] = ()
+
+    @property
+    def table(self) -> dict[str, Any]:
+        """`ids` as the JSON they are."""
+        return json.loads(bytes(self.ids))
+
+
+class Link:
+    """One process's end.
+
+    Args:
+        group: MLX's group.
+        call: wakes the others after REST; None: they never rest.
+
+    Attributes:
+        names: of the machines, by rank.
+    """
+
+    def __init__(self, group: Any, call: Callable[[], None] | None = None) -> None:
+        self.group, self.rank, self.size = group, int(group.rank()), int(group.size())
+        self._call, self._rests = call, False
+        self._pending: Callable[[], Any] | None = None
+        self._dropped: list[int] = []
+        self._num_caches = 0
+        self.is_lost = False
+        own = machine_name().encode()[:64]
+        table = self._gathered([len(own), *own, *[0] * (64 - len(own))])
+        hosts = [bytes(row[1 : 1 + row[0]]).decode(errors="replace") for row in table]
+        self.names = [host if hosts.count(host) == 1 else f"{host} (rank {rank})" for rank, host in enumerate(hosts)]
+
+    # -- rank 0 ------------------------------------------------------------------------------------------------------
+
+    def new_number(self) -> int:
+        """A number for a cache."""
+        self._num_caches += 1
+        return self._num_caches
+
+    def drop(self, number: int) -> None:
+        """Forget this cache with the next message; may be called while objects are freed."""
+        self._dropped.append(number)
+
+    def send(self, op: Op, cache: int = 0, a: int = 0, b: int = 0, ids: Sequence[int] = ()) -> None:
+        """Tell the others.
+
+        Raises:
+            MachineError: one is gone.
+        """
+        self._before()
+        self._send(op, cache, a, b, ids)
+
+    def send_step(self, cache: int, token: mx.array) -> None:
+        """Tell the others to feed one token, shape (1,), which need not be computed yet: nothing is waited for."""
+        self._before()
+        head = mx.array([Op.STEP, cache, 0, 0, 0], mx.int32)
+        self._guarded(lambda: mx.async_eval(self._sum(mx.concatenate([head, token.reshape(1).astype(mx.int32)]))))
+
+    def expect(self, pending: Callable[[], Any]) -> None:
+        """`pending` makes the arrays that have to be evaluated before the next message, as the others do."""
+        self._pending = pending
+
+    def rest(self) -> None:
+        """Let the others sleep until the next message, if something can wake them."""
+        if self._call is not None and not self._rests and not self.is_lost:
+            self.send(Op.REST)
+            self._rests = True
+
+    def end(self) -> None:
+        """Let the other processes end; errors do not matter any more."""
+        if self.is_lost:
+            return
+        with suppress(MlxkvError):
+            self.send(Op.END)
+        self.is_lost = True
+
+    # -- the others --------------------------------------------------------------------------------------------------
+
+    def receive(self) -> Message:
+        """The next message.
+
+        Raises:
+            MachineError: rank 0 is gone.
+        """
+        op, cache, n, a, b, token = self._summed([0] * _WIDTH)
+        return Message(Op(op), cache, a, b, token, tuple(self._summed([0] * n)) if n else ())
+
+    # -- all at once -------------------------------------------------------------------------------------------------
+
+    def check(self, error: MlxkvError | None) -> None:
+        """Ask every process whether it failed; all of them call this.
+
+        Raises:
+            MlxkvError: this process's own error, or that of the first other with its name.
+        """
+        text = str(error).encode()[:4096] if error is not None else b""
+        sizes = [row[0] for row in self._gathered([len(text)])]
+        first = next((rank for rank, size in enumerate(sizes) if size), None)
+        if first is None:
+            return
+        told = bytes(self._summed(list(text) if first == self.rank else [0] * sizes[first])).decode()
+        raise error if error is not None else MachineError(f"{self.names[first]}: {told}")
+
+    def compare(self, *numbers: int) -> list[list[int]]:
+        """The numbers of every process, by rank; all of them call this with as many."""
+        return self._gathered(list(numbers))
+
+    def lost(self, error: BaseException | None = None) -> MachineError:
+        """The error to raise once a collective has failed; the group is of no use any more."""
+        self.is_lost = True
+        others = [name for rank, name in enumerate(self.names) if rank != self.rank]
+        who = others[0] if len(others) == 1 else f"one of {', '.join(others)}"
+        return MachineError(
+            f"The connection to {who} was lost, which ends this reply; what was said before is kept: start mlxkv again "
+            "on all machines."
+        )
+
+    # ----------------------------------------------------------------------------------------------------------------
+
+    def _before(self) -> None:
+        if self.is_lost:
+            raise self.lost()
+        if self._rests and self._call is not None:
+            self._rests = False
+            self._call()
+        if self._pending is not None:
+            pending, self._pending = self._pending, None
+            self._guarded(lambda: mx.async_eval(pending()))
+        if self._dropped:
+            dropped, self._dropped = self._dropped, []
+            self._send(Op.DROP, 0, 0, 0, dropped)
+
+    def _send(self, op: Op, cache: int, a: int, b: int, ids: Sequence[int]) -> None:
+        for numbers in ([op, cache, len(ids), a, b, 0], list(ids)):  # in this order: two evaluations
+            if numbers:
+                self._guarded(lambda numbers=numbers: mx.async_eval(self._sum(mx.array(numbers, mx.int32))))
+
+    def _sum(self, x: mx.array) -> mx.array:
+        return mx.distributed.all_sum(x, group=self.group, stream=mx.cpu)  # type: ignore[arg-type]
+
+    def _summed(self, numbers: list[int]) -> list[int]:
+        return self._guarded(lambda: self._sum(mx.array(numbers, mx.int32)).tolist())
+
+    def _gathered(self, numbers: list[int]) -> list[list[int]]:
+        table = [[0] * len(numbers)] * self.rank + [numbers] + [[0] * len(numbers)] * (self.size - self.rank - 1)
+        found = self._summed([n for row in table for n in row])
+        return [found[i : i + len(numbers)] for i in range(0, len(found), len(numbers))]
+
+    def _guarded(self, action: Callable[[], Any]) -> Any:
+        try:
+            return action()
+        except RuntimeError as error:  # how MLX reports a lost connection
+            raise self.lost(error) from error
+
+
+@contextmanager
+def shielded() -> Iterator[None]:
+    """Hold Ctrl+C back until the end: half an operation would leave the processes out of step."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    held: list[Any] = []
+    before = signal.signal(signal.SIGINT, lambda *args: held.append(args))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if held and callable(before):
+        before(*held[0])
