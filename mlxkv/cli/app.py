@@ -31,6 +31,7 @@ from mlxkv.cli.models import models
 from mlxkv.cli.print_mode import PrintRequest
 from mlxkv.cli.serve import serve
 from mlxkv.cli.start import (
+    begin_group,
     chosen_model,
     first_commands,
     model_name,
@@ -42,6 +43,7 @@ from mlxkv.cli.start import (
     talk_in_lines,
 )
 from mlxkv.config import Folders, Settings, load_settings, load_sources, unknown_variable
+from mlxkv.distributed.group import rank_given, wish_given
 from mlxkv.errors import ConfigError, MlxkvError, OutOfMemoryError, OutputClosedError, PromptError
 from mlxkv.presets import PresetFolder
 from mlxkv.settings import CACHE_SETTINGS, help_of
@@ -163,11 +165,16 @@ def chat(
         str | None, typer.Option("--draft-model", help=help_of("draft_model"), autocompletion=model_names)
     ] = None,
     load_anyway: Annotated[bool, typer.Option("--load-anyway", help="Try a model that does not fit.")] = False,
+    hosts: Annotated[Path | None, typer.Option("--hosts", help="Split the model between the machines of FILE.")] = None,
+    distributed: Annotated[
+        str | None, typer.Option("--distributed", help="How to split it: auto, tensor or pipeline.")
+    ] = None,
     output: Annotated[Output, typer.Option("--output-format", help="text, json or stream-json.")] = Output.text,
     debug: Annotated[bool, typer.Option("--debug", help="Tracebacks, for bug reports.", hidden=True)] = False,
 ) -> None:
     """Open the chat, or with -p print one reply."""
     folders = Folders.from_env()
+    no_stdin |= rank_given() is not None  # `mlx.launch` keeps it open
     flags = {
         "adapter": own_adapter(model, adapter),
         "model": model, "system": system and text_or_file(system), "temperature": temp, "top_p": top_p, "top_k": top_k,
@@ -200,6 +207,7 @@ def chat(
     follows = schema_file(schema) if schema is not None else None
 
     check_platform()
+    begin_group(hosts, distributed)
     if batch is not None or out is not None or as_finished:
         others = {
             "a question": question, "-f": file, "-c": continue_, "-r": resume, "--fork": fork,
@@ -310,12 +318,17 @@ def _loaded(
         is_given = settings.adapter != "auto" and settings.model in (None, made_with.model)
         name, adapter = made_with.model, adapter if is_given else made_with.adapter
     name = name or BUILT_IN[0]
-    if load_anyway:
+    if (wish := wish_given()) is not None:
+        pass  # each machine checks its own part
+    elif load_anyway:
         cache = cache if cache.window else replace(cache, window=WINDOW)
     elif found := check_fit(name, cache, adapter=adapter, draft=settings.draft_model if settings.draft else None):
         raise OutOfMemoryError(f"{found.text}; {alternatives(found)}.")
     draft = settings.drafting
-    return load(name, folders=folders, limited=not load_anyway, draft=draft, adapter_path=adapter), cache
+    loaded = load(
+        name, folders=folders, limited=not load_anyway, draft=draft, adapter_path=adapter, distributed=wish
+    )  # fmt: skip
+    return loaded, cache
 
 
 # -- other commands ---------------------------------------------------------------------------------------------------

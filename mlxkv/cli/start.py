@@ -16,6 +16,7 @@ from mlxkv.cli.chats import open_store
 from mlxkv.cli.input_files import piped_lines
 from mlxkv.cli.tables import cut
 from mlxkv.config import Folders, Settings, private_folder
+from mlxkv.distributed.group import check_wish, rank_given, set_wish
 from mlxkv.errors import ConfigError, DiskError, MlxkvError, ModelError, ModelNotFoundError, SessionNotFoundError
 from mlxkv.setting_sources import ChatSettings, SettingSources
 from mlxkv.system.regular_file import check_regular
@@ -27,6 +28,29 @@ if TYPE_CHECKING:
     from mlxkv.presets import Preset
     from mlxkv.protocol.commands import Command
     from mlxkv.protocol.events import ModelCard
+
+
+def begin_group(hosts: Path | None, wish: str | None) -> None:
+    """Become one of several processes that share a model: start the others of a hostfile; or, started by `mlx.launch`
+    with another rank than 0, follow rank 0 and end.
+
+    Raises:
+        ConfigError: the hostfile is invalid, or a split is asked for by a process that is alone.
+    """
+    if wish is not None:
+        set_wish(check_wish("--distributed", wish))
+        if hosts is None and rank_given() is None:
+            raise ConfigError("--distributed splits a model between machines; name them with --hosts FILE.")
+    if hosts is None and not rank_given():
+        return
+    from mlxkv.distributed.start import follow_if_launched, start_hosts
+
+    if hosts is None:
+        follow_if_launched()
+    elif rank_given() is not None:
+        raise ConfigError("--hosts starts the other machines, and `mlx.launch` has done that; leave out one of them.")
+    else:
+        start_hosts(hosts)
 
 
 def first_commands(

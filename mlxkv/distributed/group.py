@@ -16,6 +16,7 @@ from mlxkv.errors import ConfigError, MachineError, first_line
 Wish = Literal["auto", "tensor", "pipeline"]
 WISHES: tuple[Wish, ...] = ("auto", "tensor", "pipeline")
 
+FILE_PREFIX = "mlxkv-hosts-"  # of temporary files that describe the group to MLX
 _RANK = "MLX_RANK"
 _OTHERS = ("MLX_HOSTFILE", "MLX_IBV_DEVICES", "MLX_JACCL_COORDINATOR", "NCCL_HOST_IP")  # one of them for each backend
 
@@ -24,6 +25,19 @@ def rank_given(environ: Mapping[str, str] = os.environ) -> int | None:
     """The rank that `mlx.launch` gave this process; None: it was started alone. Imports no mlx."""
     rank = environ.get(_RANK, "")
     return int(rank) if rank.isdecimal() and any(environ.get(name) for name in _OTHERS) else None
+
+
+_wish: list[Wish] = []  # of the command line, at most one
+
+
+def set_wish(wish: Wish) -> None:
+    """How the command line wants models to be split."""
+    _wish[:] = [wish]
+
+
+def wish_given() -> Wish | None:
+    """How to split the models of this command; None for a process that was started alone."""
+    return None if rank_given() is None else (_wish or ["auto"])[0]
 
 
 def join_group() -> Any | None:
@@ -43,7 +57,15 @@ def join_group() -> Any | None:
             f"The machines of this group cannot be connected ({first_line(error)}); check that each runs the same "
             "command and that the addresses of the hostfile reach one another."
         ) from error
+    finally:
+        for path in filter(_is_ours, (os.environ.get(name, "") for name in _OTHERS)):
+            os.unlink(path)
     return group if group.size() > 1 else None
+
+
+def _is_ours(path: str) -> bool:
+    """Whether this is a file that `control.temporary` made."""
+    return os.path.basename(path).startswith(FILE_PREFIX) and os.path.isfile(path)
 
 
 def refuse_alone(wish: Wish) -> None:

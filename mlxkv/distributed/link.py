@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import IntEnum, auto
-from typing import Any
+from typing import Any, Protocol
 
 import mlx.core as mx
 
@@ -62,24 +62,35 @@ class Message:
         return json.loads(bytes(self.ids))
 
 
+class Caller(Protocol):
+    """What can wake the others, and knows which is gone; `control.py` implements it."""
+
+    def call(self) -> None: ...
+
+    def gone(self) -> tuple[int, str] | None:
+        """The rank that ended first, and what it said last."""
+        ...
+
+
 class Link:
     """One process's end.
 
     Args:
         group: MLX's group.
-        call: wakes the others after REST; None: they never rest.
+        caller: of rank 0; None: the others never rest.
 
     Attributes:
         names: of the machines, by rank.
     """
 
-    def __init__(self, group: Any, call: Callable[[], None] | None = None) -> None:
+    def __init__(self, group: Any, caller: Caller | None = None) -> None:
         self.group, self.rank, self.size = group, int(group.rank()), int(group.size())
-        self._call, self._rests = call, False
+        self._caller, self._rests = caller, False
+        self._thread = threading.get_ident()
         self._pending: Callable[[], Any] | None = None
         self._dropped: list[int] = []
         self._num_caches = 0
-        self.is_lost = False
+        self.is_lost, self._why = False, None
         own = machine_name().encode()[:64]
         table = self._gathered([len(own), *own, *[0] * (64 - len(own))])
         hosts = [bytes(row[1 : 1 + row[0]]).decode(errors="replace") for row in table]
@@ -117,13 +128,13 @@ class Link:
 
     def rest(self) -> None:
         """Let the others sleep until the next message, if something can wake them."""
-        if self._call is not None and not self._rests and not self.is_lost:
+        if self._caller is not None and not self._rests and not self.is_lost:
             self.send(Op.REST)
             self._rests = True
 
     def end(self) -> None:
-        """Let the other processes end; errors do not matter any more."""
-        if self.is_lost:
+        """Let the other processes end; errors do not matter any more. Those with a pipe end when it closes."""
+        if self.is_lost or self._caller is not None or threading.get_ident() != self._thread:
             return
         with suppress(MlxkvError):
             self.send(Op.END)
@@ -162,22 +173,26 @@ class Link:
 
     def lost(self, error: BaseException | None = None) -> MachineError:
         """The error to raise once a collective has failed; the group is of no use any more."""
+        if self._why is None:
+            others = [name for rank, name in enumerate(self.names) if rank != self.rank]
+            who, said = others[0] if len(others) == 1 else f"one of {', '.join(others)}", ""
+            if self._caller is not None and (found := self._caller.gone()) is not None:
+                who, said = self.names[found[0]], found[1]
+            self._why = (
+                f"The connection to {who} was lost{f' ({said})' if said else ''}; what was said before is kept: start "
+                "mlxkv again."
+            )
         self.is_lost = True
-        others = [name for rank, name in enumerate(self.names) if rank != self.rank]
-        who = others[0] if len(others) == 1 else f"one of {', '.join(others)}"
-        return MachineError(
-            f"The connection to {who} was lost, which ends this reply; what was said before is kept: start mlxkv again "
-            "on all machines."
-        )
+        return MachineError(self._why)
 
     # ----------------------------------------------------------------------------------------------------------------
 
     def _before(self) -> None:
         if self.is_lost:
             raise self.lost()
-        if self._rests and self._call is not None:
+        if self._rests and self._caller is not None:
             self._rests = False
-            self._call()
+            self._caller.call()
         if self._pending is not None:
             pending, self._pending = self._pending, None
             self._guarded(lambda: mx.async_eval(pending()))

@@ -6,7 +6,6 @@ MLX thread.
 
 from __future__ import annotations
 
-import atexit
 import json
 import zlib
 from collections.abc import Callable
@@ -144,8 +143,3 @@ def _weights(folder: Path) -> str:
             size = int.from_bytes(stream.read(8), "little")
             found.append(f"{file.name} {file.stat().st_size} {zlib.crc32(stream.read(min(size, 1 << 26)))}")
     return "\n".join(found)
-
-
-def end_at_exit(link: Link) -> None:
-    """Let the other processes end when this one does."""
-    atexit.register(link.end)

@@ -5,36 +5,60 @@ A process joins one group, once. On the MLX thread.
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from mlxkv.distributed.group import Wish, join_group, refuse_alone
+from mlxkv.device import current_device
+from mlxkv.distributed.control import Control
+from mlxkv.distributed.group import Wish, join_group, rank_given, refuse_alone
+from mlxkv.distributed.hosts import read_hosts
 from mlxkv.distributed.link import Link, Op
-from mlxkv.distributed.machines import Machines, end_at_exit, load_split
+from mlxkv.distributed.machines import Machines, load_split
 from mlxkv.distributed.split import Split
 from mlxkv.distributed.worker import Worker
-from mlxkv.models import LoadedModel
+from mlxkv.errors import MachineError
+from mlxkv.models import LoadedModel, load_model
 
 _joined: list[Link] = []  # at most one
+_controls: list[Control] = []  # at most one
 
 
-def joined(call: Callable[[], None] | None = None) -> Link | None:
+def start_hosts(path: Path) -> None:
+    """Start the other processes of a hostfile; this one is rank 0, and joins them when it loads a model.
+
+    Raises:
+        ConfigError: see `read_hosts`. MachineError: one cannot be started.
+    """
+    control = Control(read_hosts(path))
+    _controls.append(control)
+    atexit.register(control.close)
+
+
+def joined() -> Link | None:
     """This process's end of the group, which is joined at the first call; None: the process was started alone.
 
     Raises:
         MachineError: the others cannot be reached.
     """
     if not _joined:
-        group = join_group()
+        control = _controls[0] if _controls else None
+        try:
+            group = join_group()
+        except MachineError as error:
+            if control is not None and (found := control.gone()) is not None:
+                raise MachineError(f"{control.hosts.hosts[found[0]].ssh}: {found[1] or error}") from error
+            raise
         if group is None:
             return None
-        link = Link(group, call)
+        link = Link(group, control)
         _joined.append(link)
         if link.rank == 0:
-            end_at_exit(link)
+            atexit.register(link.end)
     return _joined[0]
 
 
@@ -61,6 +85,22 @@ def load_together(
     loaded, split = load_split(link, name, wish, lambda split: load(name, split))
     link.rest()
     return replace(loaded, machines=Machines(link, split))
+
+
+def follow_by_table(link: Link, sleep: Callable[[], bool] | None = None) -> None:
+    """`follow` with the model that rank 0 names."""
+
+    def load(table: dict[str, Any], split: Split) -> LoadedModel:
+        device = None if table["limited"] else replace(current_device(), memory_limit=1 << 62)
+        return load_model(table["name"], device=device, adapter=table["adapter"], split=split)
+
+    follow(link, load, sleep)
+
+
+def follow_if_launched() -> None:
+    """In a process that `mlx.launch` started with another rank than 0: follow rank 0, and end."""
+    if rank_given() and (link := joined()) is not None:
+        follow_by_table(link)
 
 
 def follow(

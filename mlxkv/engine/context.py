@@ -15,6 +15,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from mlxkv.config import Folders, Settings
+from mlxkv.distributed.group import wish_given
 from mlxkv.engine.downloads import Downloads
 from mlxkv.errors import MismatchError, MlxkvError
 from mlxkv.events import KVNotSaved, Notice
@@ -131,6 +132,7 @@ class EngineContext:
             progress=progress,
             cancel=self.cancel_load,
             adapter_path=adapter,
+            distributed=wish_given(),
         )
         try:
             return loading(draft=self.settings.drafting)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from mlxkv.device import current_device
+from mlxkv.distributed.group import wish_given
 from mlxkv.engine.closed_chat import ClosedChat
 from mlxkv.engine.context import EngineContext
 from mlxkv.errors import MlxkvError
@@ -30,7 +31,7 @@ def load_model(context: EngineContext, command: LoadModel) -> Iterator[EngineEve
     name = command.name if context.load is not None else full_name(command.name, context.settings.model_dirs)
     if command.anyway:
         context.oversized.add(name)
-    anyway = name in context.oversized
+    anyway = name in context.oversized or wish_given() is not None  # each machine checks its own part
     if context.load is None:
         if command.adapter is not None:
             local_adapter(command.adapter)  # its errors come before the old model is unloaded

@@ -1,0 +1,63 @@
+"""A process that rank 0 started with `--hosts`: reads its place in the group from its pipe, and ends with it."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import time
+
+from mlxkv.distributed.control import SIGN_OF_LIFE_SECONDS, temporary
+from mlxkv.distributed.start import follow_by_table, joined
+from mlxkv.errors import MlxkvError
+
+
+def main() -> None:
+    """Follow until the pipe closes. Its errors are for rank 0, which shows the last one."""
+    table = json.loads(_line())
+    os.environ.update(table["environ"], **{name: temporary(text) for name, text in table["files"].items()})
+    called = threading.Event()
+    threading.Thread(target=_listen, args=(called,), daemon=True).start()
+    threading.Thread(target=_tell, daemon=True).start()
+
+    def sleep() -> bool:
+        called.wait()
+        called.clear()
+        return True
+
+    try:
+        link = joined()
+        assert link is not None
+        follow_by_table(link, sleep)
+    except MlxkvError as error:
+        print(error, file=sys.stderr)
+        sys.exit(1)
+
+
+def _line() -> bytes:
+    found = b""
+    while not found.endswith(b"\n"):
+        if not (piece := os.read(0, 1)):
+            sys.exit(1)
+        found += piece
+    return found
+
+
+def _listen(called: threading.Event) -> None:
+    while os.read(0, 1):
+        called.set()
+    os._exit(1)
+
+
+def _tell() -> None:
+    while True:
+        try:
+            os.write(1, b".")
+        except OSError:
+            os._exit(1)
+        time.sleep(SIGN_OF_LIFE_SECONDS)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,161 @@
+"""Control: rank 0 starts the other processes, here or over ssh, wakes them, and notices which one is gone.
+
+Each has a pipe from rank 0, which closes however rank 0 ends, and ends with it; and one back, in which it says once a
+second that it is alive. Over ssh both are ssh's own: nothing listens for strangers. Threads of its own; any thread may
+call it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from mlxkv.distributed.group import FILE_PREFIX
+from mlxkv.distributed.hosts import Host, Hosts
+from mlxkv.errors import MachineError, first_line
+
+SIGN_OF_LIFE_SECONDS = 1.0
+_HUNG_SECONDS = 15.0  # without a sign of life
+_GONE_SECONDS = 2.0  # that the end of a process may be noticed later than the end of its connection
+_PORTS = (33_000, 60_000)
+_MODULE = ("-P", "-m", "mlxkv.distributed")
+_SSH = ("ssh", "-T", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10", "-o", "ServerAliveInterval=5")
+
+
+class Control:
+    """The other processes of a group. This process becomes rank 0 of MLX's group: its environment is set.
+
+    Attributes:
+        hosts: in the order of ranks.
+    """
+
+    def __init__(self, hosts: Hosts) -> None:
+        self.hosts = hosts
+        self._gone: list[int] = []  # ranks, in the order they ended
+        self._changed = threading.Condition()
+        self._seen = [time.monotonic()] * len(hosts.hosts)
+        self._errors = [""] * len(hosts.hosts)
+        self._is_closing = False
+        variables, files = hosts.environ(random.randrange(*_PORTS))
+        os.environ.update(variables)
+        self._set_own(files)
+        self._processes = {
+            rank: self._started(rank, host, {"environ": {**variables, "MLX_RANK": str(rank)}, "files": files})
+            for rank, host in enumerate(hosts.hosts)
+            if rank
+        }
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def _set_own(self, files: dict[str, str]) -> None:
+        os.environ["MLX_RANK"] = "0"
+        for name, content in files.items():
+            os.environ[name] = temporary(content)
+
+    def _started(self, rank: int, host: Host, table: dict[str, object]) -> subprocess.Popen[bytes]:
+        python = sys.executable if host.is_local else self.hosts.python or sys.executable
+        command = [python, *_MODULE]
+        if not host.is_local:
+            command = [*_SSH, host.ssh, shlex.join(command)]
+        try:
+            process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+            )
+        except OSError as error:
+            raise MachineError(f"{host.ssh} cannot be started ({first_line(error)}); check that ssh works.") from error
+        assert process.stdin is not None
+        with suppress(OSError):  # its end is reported by the reader
+            process.stdin.write(json.dumps(table).encode() + b"\n")
+            process.stdin.flush()
+        for read in (self._read_signs, self._read_errors):
+            threading.Thread(target=read, args=(rank, process), daemon=True).start()
+        return process
+
+    # -- any thread --------------------------------------------------------------------------------------------------
+
+    def call(self) -> None:
+        """Wake all."""
+        for process in self._processes.values():
+            with suppress(OSError, ValueError):
+                assert process.stdin is not None
+                process.stdin.write(b"w")
+                process.stdin.flush()
+
+    def gone(self) -> tuple[int, str] | None:
+        """The rank that ended first and what it said last, if one does within a moment."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._gone, _GONE_SECONDS)
+            return (self._gone[0], self._errors[self._gone[0]]) if self._gone else None
+
+    def close(self) -> None:
+        """End all. They end by themselves when their pipe closes; what does not is killed."""
+        self._is_closing = True
+        for process in self._processes.values():
+            with suppress(OSError, ValueError):
+                assert process.stdin is not None
+                process.stdin.close()
+        for process in self._processes.values():
+            try:
+                process.wait(_GONE_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+    # -- its threads -------------------------------------------------------------------------------------------------
+
+    def _read_signs(self, rank: int, process: subprocess.Popen[bytes]) -> None:
+        assert process.stdout is not None
+        while os.read(process.stdout.fileno(), 64):
+            self._seen[rank] = time.monotonic()
+        process.wait()
+        self._note_gone(rank)
+
+    def _read_errors(self, rank: int, process: subprocess.Popen[bytes]) -> None:
+        assert process.stderr is not None
+        for line in process.stderr:
+            text = line.decode(errors="replace").strip()
+            if text and not text.startswith("[ring]"):
+                self._errors[rank] = first_line(Exception(text))
+
+    def _note_gone(self, rank: int) -> None:
+        with self._changed:
+            self._gone.append(rank)
+            self._changed.notify_all()
+        if not self._is_closing:
+            cut_connections(self.hosts)  # over ssh the other end may only be silent
+
+    def _watch(self) -> None:
+        while not self._is_closing:
+            time.sleep(SIGN_OF_LIFE_SECONDS)
+            for rank, process in self._processes.items():
+                if process.poll() is None and time.monotonic() - self._seen[rank] > _HUNG_SECONDS:
+                    self._errors[rank] = self._errors[rank] or "it hung"
+                    process.send_signal(signal.SIGKILL)
+
+
+def temporary(content: str) -> str:
+    """The path of a file with this content, for MLX to read; whoever joins the group removes it."""
+    fd, path = tempfile.mkstemp(prefix=FILE_PREFIX)
+    with os.fdopen(fd, "w") as file:
+        file.write(content)
+    return path
+
+
+def cut_connections(hosts: Hosts) -> None:
+    """Close this process's connections to the group, so that a collective fails that would wait for ever."""
+    addresses = {ip for host in hosts.hosts for ip in host.ips}
+    folder = Path("/dev/fd")
+    for name in [entry.name for entry in folder.iterdir() if entry.name.isdecimal()]:
+        with suppress(OSError), socket.socket(fileno=os.dup(int(name))) as found:
+            if found.type == socket.SOCK_STREAM and found.getpeername()[0] in addresses:
+                found.shutdown(socket.SHUT_RDWR)
