@@ -187,9 +187,13 @@ class Link:
 
     # ----------------------------------------------------------------------------------------------------------------
 
-    def _before(self) -> None:
+    def check_connected(self) -> None:
+        """Raises MachineError: another process is known to be gone."""
         if self.is_lost:
             raise self.lost()
+
+    def _before(self) -> None:
+        self.check_connected()
         if self._rests and self._caller is not None:
             self._rests = False
             self._caller.call()

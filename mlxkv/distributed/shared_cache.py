@@ -7,6 +7,7 @@ equal logs, equal geometry, other heads or layers. The model's calls are told by
 from __future__ import annotations
 
 import os
+import sys
 import weakref
 import zlib
 from collections.abc import Iterator, Sequence
@@ -16,7 +17,7 @@ from typing import Any
 from mlxkv.cache.plan import CachePlan
 from mlxkv.cache.prompt_cache import Mark, PromptCache, PromptFiles
 from mlxkv.distributed.link import Link, Op, shielded
-from mlxkv.errors import CacheError, MachineError
+from mlxkv.errors import CacheError, MachineError, MlxkvError
 
 _NO_FILES = "Rows of a model that is split between machines are in no file; prefill the text again."
 
@@ -95,6 +96,9 @@ class SharedCache(PromptCache):
             return super().take_back(mark, fed, keep)
 
     def recover(self) -> None:
+        error = sys.exc_info()[1]  # that ended a call of the model
+        if isinstance(error, RuntimeError) and not isinstance(error, MlxkvError):
+            raise self._link.lost(error) from error  # nothing more is evaluated: it would wait for ever
         with self._told(Op.RECOVER, len(self.log)):
             super().recover()
 
@@ -125,6 +129,10 @@ class SharedCache(PromptCache):
                 raise MachineError(
                     f"The cache on {name} holds other tokens than this one; start mlxkv again on all machines."
                 )
+
+    def check_log(self) -> None:
+        self._link.check_connected()
+        super().check_log()
 
     # -- not shared --------------------------------------------------------------------------------------------------
 
