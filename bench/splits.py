@@ -1,0 +1,37 @@
+"""Write the table of docs/distributed.md: `python -m bench.splits`, which models mlx-lm can split and how.
+
+Asks a tiny random model of each architecture; nothing is run.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from pathlib import Path
+
+from mlxkv.distributed.split import Kind, kinds_of
+from tests.cache.architectures import ARCHITECTURES
+
+DOCS = Path(__file__).parents[1] / "docs" / "distributed.md"
+TITLE = "## Which models"
+
+
+def row(name: str) -> str | None:
+    """The row of an architecture; None if mlx-lm cannot split it."""
+    found = kinds_of(ARCHITECTURES[name].build())
+    kinds: tuple[Kind, ...] = ("tensor", "pipeline")
+    return f"| `{name}` | {' | '.join('yes' if kind in found else 'no' for kind in kinds)} |" if found else None
+
+
+def section() -> str:
+    """The last section of the page."""
+    rows = [line for name in sorted(ARCHITECTURES) if (line := row(name))]
+    head = f"Those of mlx-lm {version('mlx-lm')}, by `model_type`; no other can be split. `python -m bench.splits` writes this table."
+    return "\n".join([TITLE, "", head, "", "| architecture | tensor | pipeline |", "| --- | --- | --- |", *rows, ""])
+
+
+def main() -> None:
+    DOCS.write_text(DOCS.read_text().partition(TITLE)[0] + section())
+
+
+if __name__ == "__main__":
+    main()
