@@ -1,10 +1,11 @@
 """Write the table of docs/distributed.md: `python -m bench.splits`, which models mlx-lm can split and how.
 
-Asks a tiny random model of each architecture; nothing is run.
+Asks a tiny model of each architecture; nothing is computed.
 """
 
 from __future__ import annotations
 
+import importlib
 from importlib.metadata import version
 from pathlib import Path
 
@@ -17,7 +18,8 @@ TITLE = "## Which models"
 
 def row(name: str) -> str | None:
     """The row of an architecture; None if mlx-lm cannot split it."""
-    found = kinds_of(ARCHITECTURES[name].build())
+    module = importlib.import_module(f"mlx_lm.models.{ARCHITECTURES[name].module}")
+    found = kinds_of(module.Model(module.ModelArgs.from_dict(ARCHITECTURES[name].config())))
     kinds: tuple[Kind, ...] = ("tensor", "pipeline")
     return f"| `{name}` | {' | '.join('yes' if kind in found else 'no' for kind in kinds)} |" if found else None
 
@@ -25,7 +27,10 @@ def row(name: str) -> str | None:
 def section() -> str:
     """The last section of the page."""
     rows = [line for name in sorted(ARCHITECTURES) if (line := row(name))]
-    head = f"Those of mlx-lm {version('mlx-lm')}, by `model_type`; no other can be split. `python -m bench.splits` writes this table."
+    head = (
+        f"Those of mlx-lm {version('mlx-lm')}, by `model_type`; no other can be split. `python -m bench.splits` writes "
+        "this table."
+    )
     return "\n".join([TITLE, "", head, "", "| architecture | tensor | pipeline |", "| --- | --- | --- |", *rows, ""])
 
 

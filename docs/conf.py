@@ -64,7 +64,7 @@ napoleon_use_ivar = True
 
 # The sidebar. A page that is not here fails the build.
 NAVIGATION = {
-    "": ["get-started", "chat", "prompt-caches", "batches", "scripting", "python", "server", "models"],
+    "": ["get-started", "chat", "prompt-caches", "batches", "scripting", "python", "server", "distributed", "models"],
     "How it works": ["how-it-works", "files", "security"],
     "Look things up": ["api", "settings", "troubleshooting", "glossary"],
     "For developers": ["architecture", "session-format", "positions"],

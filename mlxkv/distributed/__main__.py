@@ -17,13 +17,12 @@ def main() -> None:
     """Follow until the pipe closes. Its errors are for rank 0, which shows the last one."""
     table = json.loads(_line())
     os.environ.update(table["environ"], **{name: temporary(text) for name, text in table["files"].items()})
-    called = threading.Event()
-    threading.Thread(target=_listen, args=(called,), daemon=True).start()
+    calls = threading.Semaphore(0)  # rank 0 may call again before this process has slept
+    threading.Thread(target=_listen, args=(calls,), daemon=True).start()
     threading.Thread(target=_tell, daemon=True).start()
 
     def sleep() -> bool:
-        called.wait()
-        called.clear()
+        calls.acquire()
         return True
 
     try:
@@ -44,9 +43,9 @@ def _line() -> bytes:
     return found
 
 
-def _listen(called: threading.Event) -> None:
+def _listen(calls: threading.Semaphore) -> None:
     while os.read(0, 1):
-        called.set()
+        calls.release()
     os._exit(1)
 
 

@@ -26,7 +26,7 @@ from mlxkv.distributed.hosts import Host, Hosts
 from mlxkv.errors import MachineError, first_line
 
 SIGN_OF_LIFE_SECONDS = 1.0
-_HUNG_SECONDS = 15.0  # without a sign of life
+_HUNG_SECONDS = 60.0  # without a sign of life
 _GONE_SECONDS = 2.0  # that the end of a process may be noticed later than the end of its connection
 _PORTS = (33_000, 60_000)
 _MODULE = ("-P", "-m", "mlxkv.distributed")
@@ -45,6 +45,7 @@ class Control:
         self._gone: list[int] = []  # ranks, in the order they ended
         self._changed = threading.Condition()
         self._seen = [time.monotonic()] * len(hosts.hosts)
+        self._started_ranks = {0}
         self._errors = [""] * len(hosts.hosts)
         self._is_closing = False
         variables, files = hosts.environ(random.randrange(*_PORTS))
@@ -83,6 +84,20 @@ class Control:
 
     # -- any thread --------------------------------------------------------------------------------------------------
 
+    def wait_until_started(self) -> None:
+        """Wait for the first sign of life of each.
+
+        Raises:
+            MachineError: one ended before, with what it said: over ssh perhaps that it lets no one in.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self._gone or len(self._started_ranks) == len(self.hosts.hosts))
+        if found := self.gone() if self._gone else None:
+            raise MachineError(
+                f"{self.hosts.hosts[found[0]].ssh} ended at once ({found[1] or 'it said nothing'}); check that ssh "
+                "reaches it without a password, and that mlxkv is installed there."
+            )
+
     def call(self) -> None:
         """Wake all."""
         for process in self._processes.values():
@@ -117,6 +132,10 @@ class Control:
         assert process.stdout is not None
         while os.read(process.stdout.fileno(), 64):
             self._seen[rank] = time.monotonic()
+            if rank not in self._started_ranks:
+                with self._changed:
+                    self._started_ranks.add(rank)
+                    self._changed.notify_all()
         process.wait()
         self._note_gone(rank)
 

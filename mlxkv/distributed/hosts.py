@@ -82,7 +82,8 @@ def _check(found: Hosts, path: Path) -> None:
         raise ConfigError(f"{path} names fewer than two hosts; start mlxkv without --hosts, or add the others.")
     if wrong := next((env for env in found.envs if "=" not in env), None):
         raise ConfigError(f'`envs` in {path} has {quoted(wrong)}; write "NAME=value".')
-    if bare := next((host.ssh for host in found.hosts if not host.ips), None):
+    listening = found.hosts if found.backend == "ring" else found.hosts[:1]
+    if bare := next((host.ssh for host in listening if not host.ips), None):
         raise ConfigError(f"{path} gives no `ips` of {bare}; `mlx.distributed_config` finds them.")
     if unsafe := next((host.ssh for host in found.hosts if host.ssh.startswith("-")), None):
         raise ConfigError(f"{path} has the host {quoted(unsafe)}, which ssh would take for an option.")

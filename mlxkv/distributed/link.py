@@ -10,10 +10,12 @@ from __future__ import annotations
 import json
 import signal
 import threading
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import IntEnum, auto
+from importlib.metadata import version
 from typing import Any, Protocol
 
 import mlx.core as mx
@@ -91,10 +93,13 @@ class Link:
         self._dropped: list[int] = []
         self._num_caches = 0
         self.is_lost, self._why = False, None
-        own = machine_name().encode()[:64]
-        table = self._gathered([len(own), *own, *[0] * (64 - len(own))])
-        hosts = [bytes(row[1 : 1 + row[0]]).decode(errors="replace") for row in table]
+        self.names = [f"rank {rank}" for rank in range(self.size)]
+        own, release = machine_name().encode()[:64], zlib.crc32(version("mlxkv").encode()) >> 1
+        table = self._gathered([release, len(own), *own, *[0] * (64 - len(own))])
+        hosts = [bytes(row[2 : 2 + row[1]]).decode(errors="replace") for row in table]
         self.names = [host if hosts.count(host) == 1 else f"{host} (rank {rank})" for rank, host in enumerate(hosts)]
+        if other := next((name for name, row in zip(self.names, table, strict=True) if row[0] != release), None):
+            raise MachineError(f"{other} has another version of mlxkv than {self.names[self.rank]}; make them equal.")
 
     # -- rank 0 ------------------------------------------------------------------------------------------------------
 

@@ -28,7 +28,7 @@ from mlxkv.memory import Budget
 from mlxkv.models import LoadedModel
 from mlxkv.models.skeleton import skeleton
 
-_COMPARED = ("version of mlxkv", "version of mlx", "version of mlx-lm", "config.json", "weights")
+_COMPARED = ("version of mlx", "version of mlx-lm", "config.json", "weights")
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ def _fingerprint(loaded: LoadedModel) -> tuple[int, ...]:
     """What must be equal, as numbers of 31 bits. Weights by the names, sizes and headers of their files: the content is
     hashed by `mlxkv doctor --hosts`."""
     config = json.dumps(loaded.config, sort_keys=True, default=str)
-    versions = (version("mlxkv"), version("mlx"), version("mlx-lm"))
+    versions = (version("mlx"), version("mlx-lm"))
     return tuple(zlib.crc32(text.encode()) >> 1 for text in (*versions, config, _weights(loaded.path)))
 
 

@@ -11,6 +11,7 @@ from mlxkv.cache.prompt_cache import PromptCache
 from mlxkv.distributed.lead_model import LeadModel
 from mlxkv.distributed.link import Link
 from mlxkv.distributed.shared_cache import SharedCache
+from mlxkv.errors import CacheError
 from mlxkv.inference.runner import ModelRunner
 from mlxkv.memory import Budget
 
@@ -27,7 +28,8 @@ class SharedRunner(ModelRunner):
         return self._connected(super().prefill(*args, **kwargs))
 
     def decode(self, cache: PromptCache, *args: Any, **kwargs: Any) -> Generator[int]:
-        assert isinstance(cache, SharedCache)
+        if not isinstance(cache, SharedCache):
+            raise CacheError("This model is split between machines; use caches from its own methods.")
         cache.compare()
         yield from self._connected(super().decode(cache, *args, **kwargs))
 

@@ -21,7 +21,6 @@ from mlxkv.distributed.link import Link, Op
 from mlxkv.distributed.machines import Machines, load_split
 from mlxkv.distributed.split import Split
 from mlxkv.distributed.worker import Worker
-from mlxkv.errors import MachineError
 from mlxkv.models import LoadedModel, load_model
 
 _joined: list[Link] = []  # at most one
@@ -47,12 +46,9 @@ def joined() -> Link | None:
     """
     if not _joined:
         control = _controls[0] if _controls else None
-        try:
-            group = join_group()
-        except MachineError as error:
-            if control is not None and (found := control.gone()) is not None:
-                raise MachineError(f"{control.hosts.hosts[found[0]].ssh}: {found[1] or error}") from error
-            raise
+        if control is not None:
+            control.wait_until_started()
+        group = join_group()
         if group is None:
             return None
         link = Link(group, control)
