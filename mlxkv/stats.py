@@ -205,7 +205,7 @@ def stat_parts(stats: TurnStats, kv_added: int = 0) -> dict[str, str]:
     """The parts of the line under a reply in their order, "" where there is nothing to say: first figures, the most
     important first, then why it ended early, and what drafting won."""
     added = f" (+{bytes_text(kv_added)})" if kv_added > 0 else ""
-    drafted, cut_at = stats.drafted_tokens and stats.decode_steps, stats.reasoning_cut_at
+    drafted, cut_at = stats.accepted_tokens and stats.decode_steps, stats.reasoning_cut_at
     return {
         "rate": f"{rate_text(stats.decode_tps)} tok/s" if stats.decode_tps > 0 else "",  # one token has none
         "kv": f"KV {bytes_text(stats.cache_live_bytes)}{added}",

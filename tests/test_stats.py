@@ -30,7 +30,7 @@ def test_the_fields_are_a_contract() -> None:
 def test_drafting_shows_the_tokens_of_a_step() -> None:
     drafted = replace(DONE, decode_steps=136, drafted_tokens=200, accepted_tokens=176)
     assert stat_line(drafted) == f"{stat_line(DONE)} · 2.3 tok/step"
-    assert "tok/step" not in stat_line(replace(DONE, decode_steps=312))
+    assert "tok/step" not in stat_line(replace(DONE, decode_steps=312, drafted_tokens=16))
 
 
 def test_a_reply() -> None:

@@ -17,7 +17,7 @@ SHORT = TurnStats(
 LARGE = TurnStats(  # a hybrid model near the end of its window
     prompt_tokens=131_072, cached_tokens=129_024, cached_evicted_tokens=90_000, prefill_tokens=2048,
     generated_tokens=4096, ttft_s=205, decode_tps=0.4, total_s=9000, finish_reason="length", cache_live_bytes=int(12e9),
-    drafted_tokens=4000, decode_steps=2000,
+    drafted_tokens=4000, accepted_tokens=3000, decode_steps=2000,
 )  # fmt: skip
 
 

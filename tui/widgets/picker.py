@@ -28,6 +28,7 @@ class Picker(OptionList):
         background: $background;
         background-tint: $background 0%;
     }
+    Picker > .option-list--option-disabled { color: $text; text-style: bold; }
     Picker:nocolor > .option-list--option-highlighted, Picker:nocolor:focus > .option-list--option-highlighted {
         text-style: bold underline;
     }
