@@ -82,7 +82,9 @@ def use(context: EngineContext, sources: SettingSources) -> Iterator[EngineEvent
     if needs_cache:
         chat = context.current_chat
         left = _reread(chat) if is_other_system else len(chat.log) - chat.cache.offset
-        notices.append(f"The KV cache has its new size{_again(left)}{_beyond(context)}")
+        began = "The KV cache has the size that this chat began with"
+        size = "The KV cache has its new size" if new.bounds_cache else began
+        notices.append(f"{size}{_again(left)}{_beyond(context)}")
     elif is_other_system:
         notices.append(f"The system prompt comes first{_again(_reread(chat))}")
     return " ".join(filter(None, notices))
