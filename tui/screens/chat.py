@@ -183,6 +183,9 @@ class ChatScreen(Screen[None]):
         self.transcript.display = not is_empty and not is_picking
         titles = tuple(chat.name for chat in latest_first(state.chats)[:3]) if self.welcome.display else ()
         self.welcome.show(state.model, state.is_ready, state.is_loading, titles)
+        for view in (self.transcript.view, self.pane.view, self.picker):
+            if view is not None and view.display:
+                view.fit()
         self._show_header(size.width)
         self._show_activity(width)
         self._show_figures(has_sidebar, width, is_covered=place is not None and not place.columns)

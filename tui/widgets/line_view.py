@@ -11,7 +11,6 @@ from time import perf_counter
 from typing import ClassVar
 
 from rich.style import Style
-from textual.events import Resize
 from textual.geometry import Offset, Region, Size
 from textual.message import Message
 from textual.scroll_view import ScrollView
@@ -53,6 +52,7 @@ class LineView(ScrollView, can_focus=False):
         self.lines, self.painter = lines, painter
         self.follow = True
         self.is_wrapping = False
+        self._fitted = Size()  # the size at the last `on_resize`
         self._is_placing = False  # scrolled by the program, not by the reader
         self._drawn_bar: tuple[int, ...] = ()
 
@@ -64,12 +64,18 @@ class LineView(ScrollView, can_focus=False):
         finally:
             self._is_placing = False
 
-    def on_resize(self, event: Resize) -> None:
+    def on_resize(self) -> None:
+        self._fitted = self.size
         width = max(20, self.scrollable_content_region.width)
         if width != self.lines.width:
             self.change(lambda: self.lines.reset(width))
         else:
             self.show(self.scroll_offset.y)
+
+    def fit(self) -> None:
+        """Follow a new size that Textual did not announce: it misses one that is drawn before the layout is done."""
+        if self.size != self._fitted:
+            self.on_resize()
 
     def change(self, change: Callable[[], None]) -> None:
         """Apply `change` to the lines; the block at the top stays there."""

@@ -44,6 +44,7 @@ class Picker(OptionList):
     def __init__(self, listing: Listing) -> None:
         super().__init__()
         self.listing = listing
+        self._fitted = self.size
         self._words, self._rows = "", list(listing.rows)
         self._unfolded: int | None = None  # the row whose detail is shown
 
@@ -52,7 +53,13 @@ class Picker(OptionList):
         self._fill(self.listing.at)
 
     def on_resize(self) -> None:
+        self._fitted = self.size
         self._fill(self.highlighted or 0)
+
+    def fit(self) -> None:
+        """Follow a new size that Textual did not announce: see `LineView.fit`."""
+        if self.size != self._fitted:
+            self.on_resize()
 
     def _fill(self, at: int = 0) -> None:
         listing = self.listing
