@@ -51,7 +51,7 @@ def test_an_answer_names_only_what_there_is(topic: dict[str, str]) -> None:
         assert not rest or not hasattr(group, "commands") or f"mlxkv {words}" in COMMANDS, words
 
 
-NEWER: set[str] = {"--hosts", "--distributed"}  # than what tutor was taught last: tell it of these when it is taught again
+NEWER = {"--hosts", "--distributed"}  # than what tutor was taught last: tell it of these when it is taught again
 
 
 @pytest.mark.parametrize("name", sorted(BY_NAME.keys() - NEWER))
