@@ -20,6 +20,7 @@ import pytest
 
 import mlxkv
 from mlxkv import arguments, errors
+from mlxkv.cli.batch_lines import SAMPLING_FIELDS
 from mlxkv.errors import (
     ArgumentError,
     CacheError,
@@ -271,7 +272,7 @@ OTHERS = ("stop", "logit_bias", "xtc_threshold")  # have rows of their own, here
 
 
 def test_every_sampling_parameter_is_in_a_table() -> None:
-    assert {*NUMBERS, *WHOLE, *OTHERS} == {f.name for f in fields(mlxkv.SamplingParams)}
+    assert {*NUMBERS, *WHOLE, *OTHERS} == {f.name for f in fields(mlxkv.SamplingParams)} == {*SAMPLING_FIELDS}
 
 
 @pytest.mark.parametrize("name", [*NUMBERS, *WHOLE])

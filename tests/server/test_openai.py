@@ -11,6 +11,9 @@ import openai
 import pytest
 
 from mlxkv.scheduler import Scheduler
+from mlxkv.server.errors import ApiError
+from mlxkv.server.openai.fields import Fields
+from mlxkv.server.openai.parameters import sampling_of
 from tests.server.conftest import Running
 
 ASK: list[Any] = [{"role": "user", "content": "what is a cache?"}]
@@ -167,3 +170,9 @@ def test_what_is_not_honoured_is_refused(client: openai.OpenAI, more: dict[str, 
     assert failed.value.param == param
     assert failed.value.type == "invalid_request_error"
     assert failed.value.request_id
+
+
+def test_a_thinking_budget_is_a_field() -> None:
+    assert sampling_of(Fields({"thinking_budget": 500}), ("max_tokens",)) == {"thinking_budget": 500}
+    with pytest.raises(ApiError, match="thinking_budget"):
+        sampling_of(Fields({"thinking_budget": -1}), ("max_tokens",))
