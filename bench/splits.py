@@ -28,8 +28,8 @@ def section() -> str:
     """The last section of the page."""
     rows = [line for name in sorted(ARCHITECTURES) if (line := row(name))]
     head = (
-        f"Those of mlx-lm {version('mlx-lm')}, by `model_type`; no other can be split. `python -m bench.splits` writes "
-        "this table."
+        f"Those of [all architectures](models.md#caches) that mlx-lm {version('mlx-lm')} can split; "
+        "`python -m bench.splits` writes this table."
     )
     return "\n".join([TITLE, "", head, "", "| architecture | tensor | pipeline |", "| --- | --- | --- |", *rows, ""])
 

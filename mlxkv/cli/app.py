@@ -340,9 +340,11 @@ def doctor(
         bool, typer.Option("--device", help="Check tokens, memory and speed on this device, in a minute or two.")
     ] = False,
     model: Annotated[
-        str | None, typer.Option("-m", "--model", help="With --device: also this model.", autocompletion=model_names)
+        str | None,
+        typer.Option("-m", "--model", help="With --device or --hosts: this model.", autocompletion=model_names),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    hosts: Annotated[Path | None, typer.Option("--hosts", help="Check the machines of FILE.")] = None,
 ) -> None:
     """Check the installation, this machine and the folders; or, for a report, the device.
 
@@ -355,12 +357,12 @@ def doctor(
         folders = Folders.from_env()
         chosen = model or model_name(folders, load_settings(folders), None)
         raise typer.Exit(check_device(list(dict.fromkeys([BUILT_IN[0], chosen or BUILT_IN[0]])), as_json))
-    if model is not None:
-        raise ConfigError("-m chooses the model that --device checks; add --device.")
-    from mlxkv.cli.doctor import examine
+    if model is not None and hosts is None:
+        raise ConfigError("-m chooses the model that --device or --hosts checks; add one of them.")
+    from mlxkv.cli.doctor import examine, examine_machines
 
     findings = []
-    for finding in examine(Folders.from_env()):
+    for finding in examine(Folders.from_env()) if hosts is None else examine_machines(hosts, model):
         findings.append(finding)
         if not as_json:
             print(f"{'ok ' if finding.ok else '!! '} {finding.subject:<16} {finding.text}")

@@ -13,12 +13,13 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlxkv.cli.versions import version
 from mlxkv.config import Folders, private_folder
 from mlxkv.device import check_platform, current_device
-from mlxkv.errors import MlxkvError
+from mlxkv.errors import MachineError, MlxkvError
 from mlxkv.stats import bytes_text, disk_text, plural
 from mlxkv.text.clean import clean
 
@@ -38,6 +39,22 @@ class Finding:
     subject: str
     text: str
     ok: bool = True
+
+
+def examine_machines(hosts: Path, model: str | None) -> Iterator[Finding]:
+    """The machines of a hostfile, and whether they can share this model (None: the built-in one).
+
+    Raises:
+        ConfigError: the hostfile is invalid.
+    """
+    from mlxkv.distributed.start import examine_hosts
+    from mlxkv.models import BUILT_IN
+
+    try:
+        for ok, subject, text in examine_hosts(hosts, model or BUILT_IN[0]):
+            yield Finding(subject, text, ok)
+    except MachineError as error:
+        yield Finding("machines", str(error), ok=False)
 
 
 def examine(folders: Folders) -> Iterator[Finding]:

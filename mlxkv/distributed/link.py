@@ -45,6 +45,8 @@ class Op(IntEnum):
     BEGIN_TURN = auto()
     CHECKPOINT = auto()
     COMPARE = auto()  # numbers of log and offset
+    ABOUT = auto()  # JSON: tell of versions and of a model's files
+    SUM = auto()  # numbers: how many are summed, and how often
     REST = auto()  # nothing follows for a while
     END = auto()
 
@@ -175,6 +177,10 @@ class Link:
     def compare(self, *numbers: int) -> list[list[int]]:
         """The numbers of every process, by rank; all of them call this with as many."""
         return self._gathered(list(numbers))
+
+    def add_up(self, x: mx.array) -> None:
+        """Sum every process's array, as a measurement; all of them call this."""
+        self._guarded(lambda: mx.eval(self._sum(x)))
 
     def lost(self, error: BaseException | None = None) -> MachineError:
         """The error to raise once a collective has failed; the group is of no use any more."""

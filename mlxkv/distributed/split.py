@@ -141,6 +141,9 @@ def _pipeline_problem(model: Any, size: int) -> str | None:
         if {*kinds[at : at + n]} != {*kinds}:
             return f"has layers of several kinds, and one of {size} machines would have none of some kind"
         at += n
+    divide(model, "pipeline", Member(0, size))
+    if any(layer is None for layer in model.layers):
+        return "has a pipeline in mlx-lm whose layers cannot be told apart from outside"
     return None
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import atexit
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from mlxkv.distributed.group import Wish, join_group, rank_given, refuse_alone
 from mlxkv.distributed.hosts import read_hosts
 from mlxkv.distributed.link import Link, Op
 from mlxkv.distributed.machines import Machines, load_split
+from mlxkv.distributed.measure import examine
 from mlxkv.distributed.split import Split
 from mlxkv.distributed.worker import Worker
 from mlxkv.models import LoadedModel, load_model
@@ -56,6 +57,18 @@ def joined() -> Link | None:
         if link.rank == 0:
             atexit.register(link.end)
     return _joined[0]
+
+
+def examine_hosts(path: Path, name: str) -> Iterator[tuple[bool, str, str]]:
+    """Start the machines of a hostfile and yield what `measure.examine` finds of them and of a model.
+
+    Raises:
+        ConfigError, MachineError: see `start_hosts` and `joined`.
+    """
+    start_hosts(path)
+    link = joined()
+    assert link is not None
+    yield from examine(link, name)
 
 
 def load_together(

@@ -19,6 +19,7 @@ from mlxkv.cache.prompt_cache import Mark, PromptCache
 from mlxkv.device import current_device
 from mlxkv.distributed.link import Link, Message, Op
 from mlxkv.distributed.machines import agreed_plan, load_split
+from mlxkv.distributed.measure import about, seconds_of_sum
 from mlxkv.distributed.shared_cache import log_numbers
 from mlxkv.distributed.split import Split
 from mlxkv.errors import MachineError, MlxkvError
@@ -85,6 +86,10 @@ class Worker:
                 for number in message.ids:
                     self._caches.pop(number, None)
                     self._marks.pop(number, None)
+            case Op.ABOUT:
+                about(self.link, message.table["name"])
+            case Op.SUM:
+                seconds_of_sum(self.link, message.a, message.b)
             case Op.REST:
                 pass
             case _:
