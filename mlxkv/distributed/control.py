@@ -13,6 +13,7 @@ import random
 import shlex
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import tempfile
@@ -173,8 +174,10 @@ def temporary(content: str) -> str:
 def cut_connections(hosts: Hosts) -> None:
     """Close this process's connections to the group, so that a collective fails that would wait for ever."""
     addresses = {ip for host in hosts.hosts for ip in host.ips}
-    folder = Path("/dev/fd")
-    for name in [entry.name for entry in folder.iterdir() if entry.name.isdecimal()]:
-        with suppress(OSError), socket.socket(fileno=os.dup(int(name))) as found:
-            if found.type == socket.SOCK_STREAM and found.getpeername()[0] in addresses:
-                found.shutdown(socket.SHUT_RDWR)
+    for fd in [int(entry.name) for entry in Path("/dev/fd").iterdir() if entry.name.isdecimal()]:
+        with suppress(OSError):
+            if not stat.S_ISSOCK(os.fstat(fd).st_mode):
+                continue
+            with socket.socket(fileno=os.dup(fd)) as found:
+                if found.type == socket.SOCK_STREAM and found.getpeername()[0] in addresses:
+                    found.shutdown(socket.SHUT_RDWR)

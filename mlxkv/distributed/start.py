@@ -8,6 +8,7 @@ from __future__ import annotations
 import atexit
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -116,6 +117,13 @@ def follow(
     link: Link, load: Callable[[dict[str, Any], Split], LoadedModel], sleep: Callable[[], bool] | None = None
 ) -> None:
     """Follow rank 0 until it ends, then end this process."""
-    Worker(link, load, sleep).run()
-    # Not by an exception: the caller's code belongs to rank 0, and threads of MLX may wait for a machine that is gone.
-    os._exit(0)
+    code = 1
+    try:
+        Worker(link, load, sleep).run()
+        code = 0
+    except Exception as error:  # rank 0 shows the last line, and sees the connection end
+        print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+    finally:
+        # Not by an exception: the caller's code belongs to rank 0, and threads of MLX may wait for one that is gone.
+        sys.stdout.flush()
+        os._exit(code)
