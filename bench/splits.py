@@ -16,8 +16,8 @@ DOCS = Path(__file__).parents[1] / "docs" / "distributed.md"
 TITLE = "## Which models"
 _HEAD = """\
 Those of [all architectures](models.md#caches) that mlx-lm {} can split; `python -m bench.splits` writes this table.
-Tiny random models of `llama`, `qwen2`, `qwen3`, `qwen3_moe`, `qwen3_5`, `gpt_oss`, `deepseek_v3` and `glm4_moe` gave the
-same greedy tokens on two processes as on one, in every split that they have; the others have not been run."""
+Tiny random models of `llama`, `qwen2`, `qwen3`, `qwen3_moe`, `qwen3_5`, `gpt_oss`, `deepseek_v3` and `glm4_moe` gave
+the same greedy tokens on two processes as on one, in every split that they have; the others have not been run."""
 
 
 def row(name: str) -> str | None:
