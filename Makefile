@@ -8,8 +8,8 @@ UV := $(shell command -v uv 2>/dev/null)
 PYTHON = $(shell for p in python3 python3.11 python3.12 python3.13 python3.14; do \
 	$$p -c "import sys; sys.exit(sys.version_info < (3, 11))" 2>/dev/null && echo $$p && break; done)
 
-# Tests run side by side, those of one file in one process; make test WORKERS= runs them one after the other.
-WORKERS = --numprocesses=auto --maxprocesses=4 --dist=loadfile
+# Tests run side by side, and a process that is done takes some of another's; make test WORKERS= runs them in turn.
+WORKERS = --numprocesses=auto --maxprocesses=4 --dist=worksteal
 
 help:
 	@echo "make chat    open the chat; with stdin or stdout in a pipe: print one reply"

@@ -62,12 +62,12 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
         yield calls
 
 
-MODELS = [{"layers": 2}, {"layers": 36}, {**SLIDING, "layers": 36, "layer_types": SLIDING["layer_types"] * 9}]
+MODELS = [{"layers": 2}, {**SLIDING, "layers": 36, "layer_types": SLIDING["layer_types"] * 9}]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("bits", [None, (8, 4)])
-@pytest.mark.parametrize("more", MODELS, ids=["2 layers", "36 layers", "36 layers, half of them sliding"])
+@pytest.mark.parametrize("more", MODELS, ids=["2 layers", "36 layers, half of them sliding"])
 def test_a_flush_takes_4_evaluations_whatever_the_depth(
     more: dict[str, Any], bits: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
