@@ -49,7 +49,8 @@ def models_ls() -> None:
         size = f"download {'*' if entry.fits(limit) else ' '}{bytes_text(entry.size_bytes):>7}"
         note = f"{suggestion.reason}: {entry.note}" if suggestion.reason else entry.note
         print(row([size, entry.id, note, entry.licence], width))
-    print("here: on this machine; download: `mlxkv models pull MODEL` gets it", file=sys.stderr)
+    if width is not None:
+        print("here: on this machine; download: `mlxkv models pull MODEL` gets it")
     print(f"* fits in the {bytes_text(limit)} usable here, with a chat of 8,192 tokens")
 
 

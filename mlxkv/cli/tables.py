@@ -24,8 +24,9 @@ def row(columns: Sequence[str], width: int | None) -> str:
 
 
 def print_header(columns: Sequence[str], width: int | None) -> None:
-    """Name the columns, on stderr: what reads a pipe gets the rows alone."""
-    print(row(columns, width), file=sys.stderr)
+    """Name the columns, on a terminal: what reads a pipe gets the rows alone."""
+    if width is not None:
+        print(row(columns, width))
 
 
 def date_text(seconds: float) -> str:

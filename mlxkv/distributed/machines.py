@@ -27,6 +27,7 @@ from mlxkv.errors import MachineError, MlxkvError
 from mlxkv.memory import Budget
 from mlxkv.models import LoadedModel
 from mlxkv.models.skeleton import skeleton
+from mlxkv.system.regular_file import opened
 
 _COMPARED = ("version of mlx", "version of mlx-lm", "config.json", "weights")
 
@@ -139,7 +140,7 @@ def _fingerprint(loaded: LoadedModel) -> tuple[int, ...]:
 def _weights(folder: Path) -> str:
     found = []
     for file in sorted(folder.glob("*.safetensors")):
-        with file.open("rb") as stream:
+        with opened(file) as stream:
             size = int.from_bytes(stream.read(8), "little")
             found.append(f"{file.name} {file.stat().st_size} {zlib.crc32(stream.read(min(size, 1 << 26)))}")
     return "\n".join(found)

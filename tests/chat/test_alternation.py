@@ -201,8 +201,10 @@ def test_going_back_and_on_in_such_a_chat(model: Model, way: str) -> None:
 
     def asked_aside(it: Chat) -> None:
         told(model, "n", "o", END, END)
-        list(it.aside("what?"))
-        assert f"{END}\n<|im_start|>user\nwhat?" in model.tokenizer.decode(it.cache.tokens)
+        before = it.cache.tokens
+        asked = [model.tokenizer.decode(it.cache.tokens) for _ in it.aside("what?")]
+        assert any(f"{END}\n<|im_start|>user\nwhat?" in text for text in asked)
+        assert it.cache.tokens == before[: it.cache.offset]  # its rows leave with it
 
     for act in (retried, edited, undone, asked_aside):
         act(chat)

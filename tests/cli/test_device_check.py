@@ -291,7 +291,7 @@ def test_a_model_that_does_not_fit_is_a_sentence(doctor: Any, monkeypatch: pytes
 def test_a_model_without_the_device_is_refused(doctor: Any) -> None:
     done = doctor("-m", "tutor")
     assert done.code == 2
-    assert "add --device" in done.err
+    assert "--device or --hosts" in done.err
 
 
 def test_the_installation_as_json(doctor: Any) -> None:

@@ -173,7 +173,7 @@ def test_chats_that_cannot_be_printed(stdout: str, code: int, says: str, driver:
     if stdout == "full" and not os.path.exists("/dev/full"):
         pytest.skip("this system has no /dev/full")
     assert driver.play(Case((*ASK, "-q")), home)[0] == 0
-    for args in (("ls",), ("ls", "--json"), ("show", "hi"), ("export", "hi"), ("search", "hi")):
+    for args in (("ls", "--all"), ("ls", "--all", "--json"), ("show", "hi"), ("export", "hi"), ("search", "hi")):
         case = Case(("chats", *args), stdout=stdout)
         assert driver.play(case, home) == (code, "", says), args
 

@@ -23,6 +23,7 @@ from mlxkv.protocol.commands import (
     ListCache,
     ListChats,
     ListModels,
+    ListPresets,
     LoadModel,
     NewChat,
     OpenChat,
@@ -36,6 +37,7 @@ from mlxkv.protocol.commands import (
     SearchChats,
     Send,
     ShowContext,
+    ShowSaved,
     ShowStats,
     ShowTree,
     Unload,
@@ -50,6 +52,7 @@ from mlxkv.protocol.events import (
     ChatOpened,
     ChatPinned,
     ChatRenamed,
+    ChatSaved,
     ChatTree,
     Compacted,
     EngineEvent,
@@ -61,6 +64,7 @@ from mlxkv.protocol.events import (
     ModelLoading,
     ModelReady,
     ModelUnloaded,
+    PresetList,
     PullProgress,
     PullState,
     SettingsApplied,
@@ -209,6 +213,10 @@ class FakeEngine:
                 return [CONTEXT]
             case ShowStats():
                 return [FIGURES]
+            case ListPresets():
+                return [PresetList(())]
+            case ShowSaved():
+                return [ChatSaved("Rust lifetimes", "mlxkv -c")]
             case Rewind(turn):
                 at = 0 if turn is None else turn
                 return [ChatOpened("c3", "Rust lifetimes (2)", self.history[:at], prompt=self.history[at].text), STATUS]

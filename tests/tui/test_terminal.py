@@ -53,13 +53,13 @@ def test_type_stop_type_again_quit_and_go_on(model: list[str]) -> None:
     assert b"\x1b[?1049l" in first.output  # the terminal is given back as it was
     assert first.output.rstrip().endswith("“Once upon a time” is saved; mlxkv -c continues it.".encode())
 
-    second = Terminal(["-c"], rows=50)
+    second = Terminal(["-c"], rows=50, columns=120)
     second.wait_for("Once upon a time")
     second.wait_for("nothing to prefill")
     second.type("And\r")
     second.wait_for("esc to stop")
     second.type("\x1b")
-    second.wait_for("prompt 2+")  # "And" is two tokens: all the rest came from disk
+    second.wait_for("prompt 2 + ")  # "And" is two tokens: all the rest came from disk
     second.type("\x04")
     assert second.end() == 0
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from mlxkv.events import Branch, Sibling
 from mlxkv.protocol.branch_names import Departure
+from mlxkv.store.db.database import FLAGS
 from mlxkv.store.db.versions import departures, has_own_title, is_version
 from mlxkv.store.records import as_text
 from mlxkv.system.regular_file import parse_json
@@ -34,7 +35,7 @@ def tree(db: sqlite3.Connection, session_id: str) -> tuple[Branch, ...]:
     rows = db.execute(
         _FAMILY
         + " SELECT s.id, s.title, s.parent, s.forked_at, s.updated, (SELECT count(*) FROM turn WHERE session = s.id),"
-        " s.rowid, s.flags FROM session s WHERE s.id IN family ORDER BY s.rowid",
+        f" s.rowid, {FLAGS} FROM session s WHERE s.id IN family ORDER BY s.rowid",
         (session_id,),
     ).fetchall()
     found: dict[str, Departure] = {}

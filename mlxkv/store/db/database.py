@@ -22,6 +22,7 @@ VERSION = 3
 UNTRUSTED = 1  # bit of `session.flags`: someone else computed its KV rows
 LISTED = "s.kind IS NOT 'endpoint'"
 """Of a session `s`: it is one of the user's chats, and no conversation of the endpoint's clients."""
+FLAGS = "coalesce(CAST(s.flags AS INTEGER), 0)"  # of a session s: a number, whatever damage has left there
 PINNED = 2  # bit of `session.flags`: its KV rows are exempt from the disk limit
 IS_VERSION, IS_FORK = 4, 8  # bits: made by going back in its parent's chat; made as a chat of its own
 IS_NAMED = 16  # bit: the user gave it its title

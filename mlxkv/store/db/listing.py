@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from mlxkv.protocol.branch_names import Departure
 from mlxkv.protocol.status import ChatSummary
-from mlxkv.store.db.database import LISTED, PINNED, UNTRUSTED
+from mlxkv.store.db.database import FLAGS, LISTED, PINNED, UNTRUSTED
 from mlxkv.store.db.versions import Member, chats_of, departures, has_own_title, is_version
 from mlxkv.store.records import Kind, as_text, as_time
 
@@ -29,7 +29,7 @@ class ListedSession(NamedTuple):
     commit: int | None
     model: object
     parent: str | None
-    forked_at: int | None
+    forked_at: object
     flags: int
     kind: object
     seq: int
@@ -41,7 +41,7 @@ def read_sessions(db: sqlite3.Connection) -> list[ListedSession]:
     """All sessions that are not the endpoint's, newest first."""
     rows = db.execute(
         f"""SELECT s.id, s.title, s.updated, (SELECT count(*) FROM turn WHERE session = s.id),
-             (SELECT max(id) FROM kv_commit WHERE session = s.id), m.name, s.parent, s.forked_at, s.flags, s.kind,
+             (SELECT max(id) FROM kv_commit WHERE session = s.id), m.name, s.parent, s.forked_at, {FLAGS}, s.kind,
              s.seq, s.rowid, s.head
            FROM session s JOIN model m ON m.id = s.model WHERE {LISTED} {NEWEST_FIRST}"""
     )
@@ -73,7 +73,7 @@ def summaries(
     chats, origins = chats_of(
         Member(
             s.id, s.parent, (s.seq, s.updated, s.id), is_version(s.parent, s.flags, departed.get(s.id)),
-            s.num_turns <= (s.forked_at or 0), s.kind == Kind.RUN,
+            s.num_turns <= (s.forked_at if isinstance(s.forked_at, int) else 0), s.kind == Kind.RUN,
         )
         for s in family
     )  # fmt: skip
