@@ -18,8 +18,8 @@ from mlxkv.models.training.knowledge import read_topics
 
 FOLDER = Path(mlxkv.models.__file__).parent / "tutor"
 FLOORS = {
-    "questions": (48, 0.8),
-    "memory": (40, 0.85),
+    "questions": (80, 0.8),
+    "memory": (75, 0.75),
     "not told": (12, 0.85),
     "long output": (10, 0.85),
     "system prompts": (15, 0.7),
