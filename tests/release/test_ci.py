@@ -17,12 +17,16 @@ import yaml
 ROOT = Path(__file__).resolve().parents[2]
 MAKE = """#!/bin/sh
 echo "make $*"
-case "$*" in test*) printf '%s\\n' "$PYTEST" ;; "$STOPS") kill $PPID ;; esac
+if [ "$*" = "$STOPS" ]; then kill $PPID; fi
+case "$*" in test*) printf '%s\\n' "$PYTEST" ;; esac
 if printf '%s\\n' "$FAILS" | grep -qxF -e "$*"; then exit 2; fi
 """
 TEST = "test ARGS=-m 'not real'"
 AGAIN = "test WORKERS= ARGS=--last-failed --last-failed-no-failures=none -m 'not real'"
-REAL = "test ARGS=-m real -k 'smollm2 or perplexity'"
+REAL = "test ARGS=tests/real -k 'smollm2 or perplexity'"
+INSTALL = ".venv/ready-lint .venv/ready-docs .venv/ready-release .venv/ready-real"
+CHECKS = "--keep-going lint docs installs"
+WEIGHTS = "real-models ARGS=smollm2"
 SUMMARY = "===== 7 passed, 3 skipped in 312.33s (0:05:12) ====="
 SKIPPED = "SKIPPED [3] tests/conftest.py:41: shared/testdata is not beside this checkout: no real weights"
 
@@ -49,30 +53,27 @@ def test_it_passes_where_everything_does(tmp_path: Path) -> None:
     code, output, lines = run(tmp_path)
     assert code == 0, output
     assert [line for line in lines if line.startswith("make ")] == [
-        "make .venv/ready-lint .venv/ready-release", "make lint", "make installs", "make docs", f"make {TEST}",
-        "make real-models ARGS=smollm2", f"make {REAL}",
-    ]  # fmt: skip
+        f"make {command}" for command in (INSTALL, TEST, CHECKS, WEIGHTS, REAL)
+    ]
     assert lines[-1].startswith("== passed in ")
 
 
-@pytest.mark.parametrize(
-    ("fails", "sentence"),
-    [
-        (["lint"], "Failed: make lint."),
-        (["installs"], "Failed: make installs."),
-        (["lint", "installs"], "Failed: make lint and make installs."),
-    ],
-)
-def test_lint_and_what_runs_beside_it_are_both_waited_for(fails: list[str], sentence: str, tmp_path: Path) -> None:
-    code, _, lines = run(tmp_path, *fails)
+def test_a_failure_of_lint_the_site_or_the_packages_ends_it(tmp_path: Path) -> None:
+    code, _, lines = run(tmp_path, CHECKS)
     assert code == 1
-    assert "make installs" in lines  # its log is shown
-    assert "make docs" not in lines
-    assert lines[-3] == sentence
+    assert [line for line in lines if line.startswith("make ")][-1] == f"make {CHECKS}"  # its log is shown
+    assert lines[-3] == "Failed: one of make lint, make docs and make installs; see above."
     assert lines[-1].startswith("== failed after ")
 
 
-@pytest.mark.parametrize("command", [".venv/ready-lint .venv/ready-release", "docs", "real-models ARGS=smollm2", REAL])
+def test_without_the_weights_it_ends(tmp_path: Path) -> None:
+    code, _, lines = run(tmp_path, WEIGHTS)
+    assert code == 1
+    assert f"make {REAL}" not in lines
+    assert lines[-3] == "Failed: make real-models."
+
+
+@pytest.mark.parametrize("command", [INSTALL, REAL])
 def test_each_other_failure_ends_it(command: str, tmp_path: Path) -> None:
     code, _, lines = run(tmp_path, command)
     assert code == 2
@@ -101,7 +102,7 @@ def test_a_run_that_was_broken_off_is_not_saved_by_its_failures_alone(line: str,
 
 
 def test_a_signal_is_no_pass(tmp_path: Path) -> None:
-    code, _, lines = run(tmp_path, stops="docs")
+    code, _, lines = run(tmp_path, stops=INSTALL)
     assert code == -signal.SIGTERM
     assert lines[-1].startswith("== failed after ")
 
@@ -128,5 +129,5 @@ def test_the_summary_shows_pytests_own_lines_about_skipped_tests(tmp_path: Path)
 
 
 def test_the_summary_says_if_nothing_ran(tmp_path: Path) -> None:
-    run(tmp_path, "docs")
+    run(tmp_path, INSTALL)
     assert summary(tmp_path) == ["No test has run."]
