@@ -26,8 +26,8 @@ def section(parts: Parts) -> str:
     versions = dict(item.rsplit(" ", 1) for item in parts["speed"].environment.versions.split(", "))
     pieces = [
         f"Beside mlx-lm {versions['mlx-lm']}'s own loop and caches in one process, on two CPU cores (MLX "
-        f"{versions['mlx']}, bfloat16): above 1 mlxkv is faster.\nMedians of five, of the large saves three; single "
-        "pairs of runs differ by up to a third on this machine.\n",
+        f"{versions['mlx']}, bfloat16): above 1 mlxkv is faster.\nMedians of five, of the large saves three, of decode "
+        "by context 21; single pairs of runs differ by up to a third on this machine.\n",
         "| what | model | mlxkv / mlx-lm |\n|---|---|---|",
         *(f"| {what} | {model} | {ratios} |" for what, model, ratios in _rows(parts)),
         "",
