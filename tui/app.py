@@ -35,13 +35,14 @@ from mlxkv.text.clean import clean
 from mlxkv.tui.emoji import joins_emoji
 from mlxkv.tui.markdown.block_renderer import warm_up
 from mlxkv.tui.screens.chat import ChatScreen
-from mlxkv.tui.state import choice_lists, slash_actions
 from mlxkv.tui.state.attention import Attention, title
 from mlxkv.tui.state.chat_state import ChatState
+from mlxkv.tui.state.commands import slash_actions
+from mlxkv.tui.state.commands.slash import COMMANDS, Run, Unknown, parse
+from mlxkv.tui.state.commands.slash_actions import UiRequest
 from mlxkv.tui.state.key_presses import Act, Presses, Situation
-from mlxkv.tui.state.prompt_history import History
-from mlxkv.tui.state.slash import COMMANDS, Run, Unknown, parse
-from mlxkv.tui.state.slash_actions import UiRequest
+from mlxkv.tui.state.lists import choice_lists
+from mlxkv.tui.state.prompt.prompt_history import History
 from mlxkv.tui.terminal_signals import HasTitle, attention
 from mlxkv.tui.theme import theme_colours
 from mlxkv.tui.widgets.prompt import Prompt
@@ -245,7 +246,7 @@ class ChatApp(App[int], inherit_bindings=False):
                 self.prompt.action_paste()
 
     def _show_keys(self) -> None:
-        from mlxkv.tui.state.help import keys_report
+        from mlxkv.tui.state.reports.help import keys_report
         from mlxkv.tui.widgets.sidebar import Sidebar
 
         groups = (

@@ -22,13 +22,13 @@ from mlxkv.stats import bytes_text, stat_line
 from mlxkv.system.keep_awake import KeepAwake
 from mlxkv.system.terminal import close_before_ending, handle_interrupts
 from mlxkv.text.clean import CONTEXT, clean
-from mlxkv.tui.state import slash_actions
-from mlxkv.tui.state.blocks import NO_ANSWER, ContextRow, Kind
 from mlxkv.tui.state.chat_state import ChatState
-from mlxkv.tui.state.choices import Listing, PutPrompt, RunSlash, SendAnyway, row_line
+from mlxkv.tui.state.commands import slash_actions
+from mlxkv.tui.state.commands.slash import Run, Unknown, help_rows, parse
 from mlxkv.tui.state.labels import call_lines, no_answer
-from mlxkv.tui.state.reports import context_line
-from mlxkv.tui.state.slash import Run, Unknown, help_rows, parse
+from mlxkv.tui.state.lists.choices import Listing, PutPrompt, RunSlash, SendAnyway, row_line
+from mlxkv.tui.state.reports.reports import context_line
+from mlxkv.tui.state.transcript.blocks import NO_ANSWER, ContextRow, Kind
 
 _PROGRESS_SECONDS = 5.0  # between two lines about a prefill, a load or a download
 _WIDTH = 72

@@ -11,8 +11,8 @@ import pytest
 import typer
 
 from mlxkv.cli.app import app
-from mlxkv.tui.state.help import KEYS
-from mlxkv.tui.state.slash import COMMANDS, Slash
+from mlxkv.tui.state.commands.slash import COMMANDS, Slash
+from mlxkv.tui.state.reports.help import KEYS
 from tests.docs.pages import PAGES, ROOT, blocks, inline, name_of
 
 COMPLETION = "--install-completion"  # of the group, which typer adds

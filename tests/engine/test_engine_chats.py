@@ -23,9 +23,9 @@ from mlxkv.protocol.status import ModelTooLarge
 from mlxkv.stats import bytes_text
 from mlxkv.store.kv.chunk_files import ChunkFiles
 from mlxkv.store.kv.chunk_format import EncodedChunk
-from mlxkv.tui.state.choice_lists import chat_row
-from mlxkv.tui.state.reports import context_rows, stats_lines
-from mlxkv.tui.state.saved_text import saved_text
+from mlxkv.tui.state.lists.choice_lists import chat_row
+from mlxkv.tui.state.reports.reports import context_rows, stats_lines
+from mlxkv.tui.state.reports.saved_text import saved_text
 from tests.tokenizers import CHATML, tiny_folder
 
 SETTINGS = Settings(temperature=0.0, max_tokens=12, window=256)

@@ -9,7 +9,7 @@ import pytest
 
 from mlxkv.protocol import commands as cmd
 from mlxkv.protocol import events as ev
-from mlxkv.tui.state.reports import context_note
+from mlxkv.tui.state.reports.reports import context_note
 from tests.chats import script
 from tests.engine.test_engine_chats import SETTINGS, Said
 from tests.hybrids import hybrid_folder

@@ -10,7 +10,7 @@ import pytest
 
 from mlxkv.protocol import commands as cmd
 from mlxkv.protocol import events as ev
-from mlxkv.tui.state.choice_lists import models_list
+from mlxkv.tui.state.lists.choice_lists import models_list
 from tests.engine.test_engine_chats import Said
 from tests.tokenizers import tiny_folder
 

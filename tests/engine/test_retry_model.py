@@ -10,7 +10,7 @@ import pytest
 import mlxkv
 from mlxkv.protocol import commands as cmd
 from mlxkv.protocol import events as ev
-from mlxkv.tui.state.retry import version_labels
+from mlxkv.tui.state.commands.retry import version_labels
 from tests.engine.test_engine_chats import Said
 from tests.tokenizers import tiny_folder
 

@@ -13,7 +13,7 @@ import mlxkv
 from mlxkv.cli.app import app
 from mlxkv.config import Settings
 from mlxkv.models.training.knowledge import HERE
-from mlxkv.tui.state.slash import BY_NAME
+from mlxkv.tui.state.commands.slash import BY_NAME
 
 TOPICS = [
     topic

@@ -16,7 +16,7 @@ from mlxkv.config import Folders
 from mlxkv.store.db import backup
 from mlxkv.store.records import TurnRecord
 from mlxkv.store.session_store import SessionStore
-from mlxkv.tui.state.chat_list import group_text, sidebar_entries
+from mlxkv.tui.state.lists.chat_list import group_text, sidebar_entries
 from tests.store.conftest import Talk
 from tests.store.fake import FakeCache, model
 

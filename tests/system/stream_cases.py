@@ -84,7 +84,8 @@ def warm() -> None:
     for name in ("mlxkv.cli.app", "typer._adapters"):
         importlib.import_module(name)
     if sys.platform != "darwin":  # Metal does not survive a fork
-        for name in ("engine", "model", "cli.print_mode", "memory.preflight", "tui.line_mode", "tui.state.slash"):
+        names = ("engine", "model", "cli.print_mode", "memory.preflight", "tui.line_mode", "tui.state.commands.slash")
+        for name in names:
             importlib.import_module(f"mlxkv.{name}")
         for name in ("mlx_lm.models.llama", "transformers.utils.chat_template_utils", "transformers.video_utils"):
             importlib.import_module(name)

@@ -25,10 +25,10 @@ from mlxkv.store.files import Files
 from mlxkv.store.prompts.kv_file import describe_prompt_file
 from mlxkv.store.session_store import SessionStore
 from mlxkv.system import regular_file
-from mlxkv.tui.state.attachments import AttachError, read
 from mlxkv.tui.state.chat_state import ChatState
-from mlxkv.tui.state.prompt_history import History
-from mlxkv.tui.state.slash_actions import run
+from mlxkv.tui.state.commands.slash_actions import run
+from mlxkv.tui.state.prompt.attachments import AttachError, read
+from mlxkv.tui.state.prompt.prompt_history import History
 from tests.tokenizers import tiny_folder
 
 Spoil = Callable[[Path], object]

@@ -14,7 +14,7 @@ from mlxkv.errors import PromptError
 from mlxkv.events import TurnFinished
 from mlxkv.model import Model
 from mlxkv.text.encoding import well_formed
-from mlxkv.tui.state.attachments import AttachError, read
+from mlxkv.tui.state.prompt.attachments import AttachError, read
 from tests.chats import CONFIG, say
 
 HALF, MARK = "\ud800", "\ufffd"

@@ -12,8 +12,8 @@ from mlxkv.config import Folders
 from mlxkv.store.records import TurnRecord
 from mlxkv.store.session_store import SessionStore
 from mlxkv.text.folding import Wanted, folded, origins
-from mlxkv.tui.state.blocks import Block, Kind
-from mlxkv.tui.state.choices import Listing, PutPrompt, Row
+from mlxkv.tui.state.lists.choices import Listing, PutPrompt, Row
+from mlxkv.tui.state.transcript.blocks import Block, Kind
 from mlxkv.tui.widgets.search import Finder
 from tests.store.fake import model
 from tests.tui.test_finding import layout, settle_all

@@ -13,7 +13,7 @@ from mlxkv.cli.input_files import question_with
 from mlxkv.errors import PromptError
 from mlxkv.text import pdf as module
 from mlxkv.text.pdf import PdfError, pdf_text
-from mlxkv.tui.state.attachments import AttachError
+from mlxkv.tui.state.prompt.attachments import AttachError
 from mlxkv.tui.widgets.attached_files import AttachedFiles
 from tests.text.pdfs import encrypted, huge_page, pdf
 

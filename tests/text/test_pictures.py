@@ -9,7 +9,7 @@ import pytest
 from mlxkv.cli.input_files import read_text
 from mlxkv.errors import PromptError
 from mlxkv.text.pictures import not_read, picture_format
-from mlxkv.tui.state.attachments import AttachError, dropped_pictures, read
+from mlxkv.tui.state.prompt.attachments import AttachError, dropped_pictures, read
 from mlxkv.tui.widgets.attached_files import AttachedFiles
 
 HEADS = {

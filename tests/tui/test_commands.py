@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from mlxkv.tui.state.fuzzy import best, rank
-from mlxkv.tui.state.slash import BY_NAME, COMMANDS, Prompt, Run, Unknown, complete, help_rows, hint, parse
+from mlxkv.tui.state.commands.slash import BY_NAME, COMMANDS, Prompt, Run, Unknown, complete, help_rows, hint, parse
+from mlxkv.tui.state.prompt.fuzzy import best, rank
 
 
 @pytest.mark.parametrize(

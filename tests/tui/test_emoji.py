@@ -11,7 +11,7 @@ from mlxkv.events import Message
 from mlxkv.protocol.events import ChatOpened
 from mlxkv.tui.emoji import joins_emoji
 from mlxkv.tui.markdown.block_renderer import Colours, Renderer
-from mlxkv.tui.state.blocks import Block, Kind
+from mlxkv.tui.state.transcript.blocks import Block, Kind
 from mlxkv.tui.widgets.copying import selected
 from mlxkv.tui.widgets.line_layout import LineLayout
 from mlxkv.tui.widgets.line_painter import LinePainter

@@ -8,9 +8,9 @@ from mlxkv.protocol import commands as cmd
 from mlxkv.protocol.events import ChatOpened
 from mlxkv.text.clean import clean, rejoined
 from mlxkv.tui.markdown.block_renderer import Colours, Renderer
-from mlxkv.tui.state.blocks import Block, Kind
 from mlxkv.tui.state.chat_state import ChatState
-from mlxkv.tui.state.slash_actions import run
+from mlxkv.tui.state.commands.slash_actions import run
+from mlxkv.tui.state.transcript.blocks import Block, Kind
 from mlxkv.tui.widgets.copying import code_blocks, message_text, selected
 from mlxkv.tui.widgets.line_layout import LineLayout
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from mlxkv.tui.state import attachments as attach
-from mlxkv.tui.state import completion as offers
-from mlxkv.tui.state import file_index as files
+from mlxkv.tui.state.prompt import attachments as attach
+from mlxkv.tui.state.prompt import completion as offers
+from mlxkv.tui.state.prompt import file_index as files
 from tests.tui.window import Window, window
 
 ACCENT = unicodedata.normalize("NFD", "résumé.txt")  # as some file systems keep it

@@ -14,7 +14,7 @@ from mlxkv.text.clean import clean
 from mlxkv.text.folding import Wanted
 from mlxkv.tui.markdown.block_renderer import Colours, Renderer
 from mlxkv.tui.markdown.stream_splitter import split
-from mlxkv.tui.state.blocks import Block, Kind
+from mlxkv.tui.state.transcript.blocks import Block, Kind
 from mlxkv.tui.widgets.copying import code_blocks, message_text, selected
 from mlxkv.tui.widgets.line_layout import LineLayout
 from mlxkv.tui.widgets.search import Finder

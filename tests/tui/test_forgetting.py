@@ -11,9 +11,9 @@ from mlxkv.protocol.status import SessionStatus, Unattended
 from mlxkv.text.folding import Wanted
 from mlxkv.tui.markdown.block_renderer import Colours, Renderer
 from mlxkv.tui.markdown.wrap import Row
-from mlxkv.tui.state.blocks import Block, Kind
 from mlxkv.tui.state.chat_state import ChatState
-from mlxkv.tui.state.forgetting import Rule, rule_of, rule_text
+from mlxkv.tui.state.transcript.blocks import Block, Kind
+from mlxkv.tui.state.transcript.forgetting import Rule, rule_of, rule_text
 from mlxkv.tui.widgets.copying import selected
 from mlxkv.tui.widgets.line_layout import LineLayout
 from mlxkv.tui.widgets.search import shown_matches

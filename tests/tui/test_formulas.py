@@ -13,7 +13,7 @@ from mlxkv.tui.markdown.formulas import OPEN
 from mlxkv.tui.markdown.renderer import Lines, make_parser
 from mlxkv.tui.markdown.stream_splitter import Splitter, split
 from mlxkv.tui.markdown.unicode_math import unicode_math
-from mlxkv.tui.state.blocks import Block
+from mlxkv.tui.state.transcript.blocks import Block
 from mlxkv.tui.widgets.copying import message_text
 
 FORMULAS = [

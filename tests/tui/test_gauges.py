@@ -25,8 +25,8 @@ from mlxkv.tui.state.gauges import (
     sparkline,
     wide_lines,
 )
-from mlxkv.tui.state.report import Report
-from mlxkv.tui.state.reports import context_line, context_rows, context_text, memory_lines, stats_lines
+from mlxkv.tui.state.reports.report import Report
+from mlxkv.tui.state.reports.reports import context_line, context_rows, context_text, memory_lines, stats_lines
 from tests.tui.fake_engine import CONTEXT, FIGURES, RING, STATS, STATUS
 
 HALF = CacheView(10, 50, 80, 50, 20, 0, 1000, 500)

@@ -10,9 +10,9 @@ from rich.cells import cell_len
 from textual.binding import Binding
 
 from mlxkv.tui.markdown.block_renderer import Colours, Renderer
-from mlxkv.tui.state.help import KEYS, help_report
-from mlxkv.tui.state.report import Line
-from mlxkv.tui.state.slash import COMMANDS, help_rows
+from mlxkv.tui.state.commands.slash import COMMANDS, help_rows
+from mlxkv.tui.state.reports.help import KEYS, help_report
+from mlxkv.tui.state.reports.report import Line
 from mlxkv.tui.widgets.prompt import Prompt
 from mlxkv.tui.widgets.transcript import Transcript
 from tests.tui.window import Window, window

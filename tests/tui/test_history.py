@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mlxkv.tui.state.prompt_history import KEEP, History
+from mlxkv.tui.state.prompt.prompt_history import KEEP, History
 
 
 def test_walking(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from textual.strip import Strip
 
 from mlxkv.tui.markdown.block_renderer import Colours, Renderer
-from mlxkv.tui.state.blocks import Block, Kind
+from mlxkv.tui.state.transcript.blocks import Block, Kind
 from mlxkv.tui.widgets.line_layout import LineLayout
 
 

@@ -12,8 +12,8 @@ from mlxkv.events import TurnFinished
 from mlxkv.protocol.branch_names import Departure
 from mlxkv.protocol.commands import DeleteChat, Edit, ExportChat, ListChats, LoadModel, OpenChat, RenameChat, Rewind
 from mlxkv.protocol.status import ChatSummary
-from mlxkv.tui.state.chat_list import group_text, listed_as, sidebar_entries
-from mlxkv.tui.state.choice_lists import chats_list
+from mlxkv.tui.state.lists.chat_list import group_text, listed_as, sidebar_entries
+from mlxkv.tui.state.lists.choice_lists import chats_list
 from mlxkv.tui.widgets.picker import Picker
 from mlxkv.tui.widgets.sidebar import Sidebar
 from tests.tui.fake_engine import CHATS, STATS, FakeEngine

@@ -8,7 +8,7 @@ from textual.geometry import Offset
 from textual.selection import Selection
 
 from mlxkv.protocol.commands import Send
-from mlxkv.tui.state.report import Line, Report
+from mlxkv.tui.state.reports.report import Line, Report
 from mlxkv.tui.widgets.pane import Place, place_of
 from tests.tui.fake_engine import FakeEngine
 from tests.tui.window import Window, window

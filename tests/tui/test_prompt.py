@@ -16,7 +16,7 @@ from mlxkv.config import Folders
 from mlxkv.protocol.commands import Command, CountTokens, NewChat, Send
 from mlxkv.protocol.events import EngineEvent, ModelReady, TokensCounted
 from mlxkv.tui.external_editor import EditorError, edit_text, editor_command
-from mlxkv.tui.state.completion import Source
+from mlxkv.tui.state.prompt.completion import Source
 from tests.tui.fake_engine import STATUS, FakeEngine
 from tests.tui.window import Window, window
 

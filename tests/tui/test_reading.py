@@ -13,7 +13,7 @@ from mlxkv.events import Message, TextDelta, TurnFinished
 from mlxkv.protocol.commands import Fork, OpenChat, Retry, Send
 from mlxkv.protocol.events import ChatOpened
 from mlxkv.tui.screens.link import LinkScreen, host_note, is_web
-from mlxkv.tui.state.blocks import Kind
+from mlxkv.tui.state.transcript.blocks import Kind
 from mlxkv.tui.widgets.find_bar import FindBar, FindInput
 from mlxkv.tui.widgets.line_painter import MATCH, paint
 from tests.tui.fake_engine import REPLY, STATS, FakeEngine

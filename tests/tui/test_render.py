@@ -10,7 +10,7 @@ from rich.cells import cell_len
 from mlxkv.text.clean import clean
 from mlxkv.tui.markdown.block_renderer import Colours, Renderer
 from mlxkv.tui.markdown.stream_splitter import split
-from mlxkv.tui.state.blocks import Block, Kind
+from mlxkv.tui.state.transcript.blocks import Block, Kind
 from tests.tui.fake_engine import STATS
 from tests.tui.hostile import markdown
 

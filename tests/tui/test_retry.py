@@ -12,11 +12,11 @@ from mlxkv.protocol import commands as cmd
 from mlxkv.protocol import events as ev
 from mlxkv.protocol.status import ModelTooLarge
 from mlxkv.stats import TurnStats
-from mlxkv.tui.state.blocks import Kind
 from mlxkv.tui.state.chat_state import ChatState
+from mlxkv.tui.state.commands.retry import RetryWith, parse_retry, version_labels
+from mlxkv.tui.state.commands.slash_actions import run
 from mlxkv.tui.state.figures import figures_line
-from mlxkv.tui.state.retry import RetryWith, parse_retry, version_labels
-from mlxkv.tui.state.slash_actions import run
+from mlxkv.tui.state.transcript.blocks import Kind
 
 READY = ev.ModelReady("tutor", 7, 0.1, True)
 WARM = cmd.Retry(None, (("temperature", 1.0),))

@@ -8,8 +8,8 @@ import pytest
 
 from mlxkv.events import Message
 from mlxkv.protocol import commands as cmd
-from mlxkv.tui.state import attachments as attach
-from mlxkv.tui.state.slash import Prompt, as_typed, parse
+from mlxkv.tui.state.commands.slash import Prompt, as_typed, parse
+from mlxkv.tui.state.prompt import attachments as attach
 from tests.tui.fake_engine import FakeEngine, reply_events
 from tests.tui.window import Window, window
 

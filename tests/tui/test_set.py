@@ -8,10 +8,10 @@ import pytest
 
 from mlxkv.protocol import commands as cmd
 from mlxkv.settings import schema
-from mlxkv.tui.state.blocks import Kind
 from mlxkv.tui.state.chat_state import ChatState
-from mlxkv.tui.state.slash_actions import run
-from mlxkv.tui.state.ui_request import UiRequest
+from mlxkv.tui.state.commands.slash_actions import run
+from mlxkv.tui.state.commands.ui_request import UiRequest
+from mlxkv.tui.state.transcript.blocks import Kind
 
 REFUSED = {
     "unload-after": ("0", "-1", "nan", "inf", "soon", "1e6"),

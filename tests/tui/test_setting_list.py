@@ -5,9 +5,9 @@ from __future__ import annotations
 from mlxkv.protocol.commands import ChangeSettings, SavePreset, TakePreset
 from mlxkv.protocol.events import PresetCard, PresetExists, PresetList, PresetTaken
 from mlxkv.tui.state.chat_state import ChatState
-from mlxkv.tui.state.setting_lists import delete_preset, settings_list
-from mlxkv.tui.state.slash import complete
-from mlxkv.tui.state.slash_actions import run
+from mlxkv.tui.state.commands.slash import complete
+from mlxkv.tui.state.commands.slash_actions import run
+from mlxkv.tui.state.lists.setting_lists import delete_preset, settings_list
 from tests.tui.fake_engine import FakeEngine
 from tests.tui.window import window
 

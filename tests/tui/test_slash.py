@@ -35,15 +35,15 @@ from mlxkv.protocol.status import (
     StateUsage,
     Unattended,
 )
-from mlxkv.tui.state.blocks import Kind
 from mlxkv.tui.state.chat_state import ChatState
-from mlxkv.tui.state.choices import PutPrompt, RunSlash
-from mlxkv.tui.state.report import Line
-from mlxkv.tui.state.reports import context_line, context_rows
-from mlxkv.tui.state.setting_lists import settings_list
-from mlxkv.tui.state.slash import COMMANDS
-from mlxkv.tui.state.slash_actions import run
-from mlxkv.tui.state.ui_request import UiRequest
+from mlxkv.tui.state.commands.slash import COMMANDS
+from mlxkv.tui.state.commands.slash_actions import run
+from mlxkv.tui.state.commands.ui_request import UiRequest
+from mlxkv.tui.state.lists.choices import PutPrompt, RunSlash
+from mlxkv.tui.state.lists.setting_lists import settings_list
+from mlxkv.tui.state.reports.report import Line
+from mlxkv.tui.state.reports.reports import context_line, context_rows
+from mlxkv.tui.state.transcript.blocks import Kind
 from tests.tui.fake_engine import CHATS, STATS
 
 CHAT = (

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from mlxkv.tui.markdown.block_renderer import Colours, Renderer
 from mlxkv.tui.markdown.renderer import make_parser
 from mlxkv.tui.markdown.stream_splitter import CODE_LINES, Splitter, split
-from mlxkv.tui.state.blocks import Block, Kind
+from mlxkv.tui.state.transcript.blocks import Block, Kind
 from mlxkv.tui.widgets.copying import code_blocks
 from tests.tui.fake_engine import REPLY
 

@@ -23,9 +23,9 @@ from mlxkv.protocol.events import (
 )
 from mlxkv.protocol.status import SessionStatus
 from mlxkv.stats import TurnStats
-from mlxkv.tui.state import slash_actions as slash
-from mlxkv.tui.state.blocks import Kind
 from mlxkv.tui.state.chat_state import ChatState
+from mlxkv.tui.state.commands import slash_actions as slash
+from mlxkv.tui.state.transcript.blocks import Kind
 from tests.tui.fake_engine import CHATS, STATS
 
 READY = ModelReady("org/Model-4bit", 1, 0.1, True)

@@ -10,8 +10,8 @@ from mlxkv.protocol import events as ev
 from mlxkv.protocol.status import SaveState
 from mlxkv.settings import Settings
 from mlxkv.tui.state.chat_state import ChatState
+from mlxkv.tui.state.commands.slash_actions import run
 from mlxkv.tui.state.labels import footer_text, gauge_text
-from mlxkv.tui.state.slash_actions import run
 
 UNLOADED = ev.SessionStatus(memory_used=14, memory_limit=20_000_000_000, saved=SaveState.SAVED, unloaded=True)
 

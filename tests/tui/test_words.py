@@ -10,11 +10,11 @@ from rich.cells import cell_len
 from mlxkv.protocol.chat_names import chats_called
 from mlxkv.protocol.commands import OpenChat
 from mlxkv.protocol.status import SaveState, SessionStatus
-from mlxkv.tui.state.chat_list import when_text
-from mlxkv.tui.state.choice_lists import chat_row, chats_list
-from mlxkv.tui.state.choices import Row, row_line
 from mlxkv.tui.state.key_presses import Act, Presses, Situation
 from mlxkv.tui.state.labels import footer_text, gauge_text, pair_text
+from mlxkv.tui.state.lists.chat_list import when_text
+from mlxkv.tui.state.lists.choice_lists import chat_row, chats_list
+from mlxkv.tui.state.lists.choices import Row, row_line
 from tests.tui.fake_engine import CHATS, RING, STATUS
 
 

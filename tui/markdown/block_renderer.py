@@ -16,12 +16,12 @@ from rich.style import Style
 
 from mlxkv.text.clean import clean, clean_joined
 from mlxkv.tui.markdown.wrap import Line, Row, wrap
-from mlxkv.tui.state.attachments import split_attachments
-from mlxkv.tui.state.blocks import Block, Kind
-from mlxkv.tui.state.choices import cut
 from mlxkv.tui.state.figures import figures_line
-from mlxkv.tui.state.report import HEADING
-from mlxkv.tui.state.reports import context_line
+from mlxkv.tui.state.lists.choices import cut
+from mlxkv.tui.state.prompt.attachments import split_attachments
+from mlxkv.tui.state.reports.report import HEADING
+from mlxkv.tui.state.reports.reports import context_line
+from mlxkv.tui.state.transcript.blocks import Block, Kind
 
 if TYPE_CHECKING:
     from markdown_it import MarkdownIt

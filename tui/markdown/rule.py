@@ -8,8 +8,8 @@ from rich.segment import Segment
 from rich.style import Style
 
 from mlxkv.tui.markdown.wrap import Row
-from mlxkv.tui.state.blocks import Block, Kind
-from mlxkv.tui.state.forgetting import Rule, rule_text
+from mlxkv.tui.state.transcript.blocks import Block, Kind
+from mlxkv.tui.state.transcript.forgetting import Rule, rule_text
 
 _LEFT = "── "
 

@@ -13,7 +13,7 @@ import re
 from dataclasses import dataclass, field, replace
 
 from mlxkv.tui.markdown.formulas import closes_block, opens_block
-from mlxkv.tui.state.blocks import Block, Kind
+from mlxkv.tui.state.transcript.blocks import Block, Kind
 
 CODE_LINES = 40  # after which a long fence is cut, so that the unfinished part stays cheap to render
 

@@ -21,14 +21,15 @@ from textual.widgets import Input, Static
 from mlxkv.protocol import commands as cmd
 from mlxkv.protocol.events import ModelCard
 from mlxkv.text.clean import clean
-from mlxkv.tui.state import choice_lists, slash
-from mlxkv.tui.state.chat_list import latest_first
 from mlxkv.tui.state.chat_state import ChatState
-from mlxkv.tui.state.choices import Listing, PutPrompt, RunSlash, SendAnyway
+from mlxkv.tui.state.commands import slash
 from mlxkv.tui.state.gauges import narrow_lines, wide_lines
 from mlxkv.tui.state.labels import footer_text, gauge_text, short_name
-from mlxkv.tui.state.prompt_history import History
-from mlxkv.tui.state.transcript import title_line
+from mlxkv.tui.state.lists import choice_lists
+from mlxkv.tui.state.lists.chat_list import latest_first
+from mlxkv.tui.state.lists.choices import Listing, PutPrompt, RunSlash, SendAnyway
+from mlxkv.tui.state.prompt.prompt_history import History
+from mlxkv.tui.state.transcript.transcript import title_line
 from mlxkv.tui.widgets import copying
 from mlxkv.tui.widgets.bars import Bar, Queued
 from mlxkv.tui.widgets.cache_panel import Panel
@@ -454,7 +455,7 @@ class ChatScreen(Screen[None]):
             self.close_picker()
 
     def toggle_help(self) -> None:
-        from mlxkv.tui.state.help import help_report
+        from mlxkv.tui.state.reports.help import help_report
 
         if self.pane.report is not None and self.pane.report.command == "help":
             self.close_pane()

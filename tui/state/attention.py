@@ -11,8 +11,8 @@ from enum import StrEnum
 from mlxkv.protocol.events import PullState
 from mlxkv.text.clean import clean
 from mlxkv.tui.state.chat_state import ChatState
-from mlxkv.tui.state.choices import cut
 from mlxkv.tui.state.labels import short_name
+from mlxkv.tui.state.lists.choices import cut
 
 LONG = 10.0  # seconds; what took less is not worth a sound
 _WIDEST = 60  # cells of a title

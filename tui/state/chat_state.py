@@ -21,17 +21,17 @@ from mlxkv.protocol.status import SaveState
 from mlxkv.setting_sources import SettingSources
 from mlxkv.stats import evicted_text, fit
 from mlxkv.text.clean import clean
-from mlxkv.tui.state import choice_lists
-from mlxkv.tui.state.attachments import TokenCounts
-from mlxkv.tui.state.chat_list import latest_first
-from mlxkv.tui.state.choices import Listing, SendAnyway
+from mlxkv.tui.state.commands.retry import RetryWith
+from mlxkv.tui.state.commands.slash import as_typed
 from mlxkv.tui.state.gauges import SpeedMeter
 from mlxkv.tui.state.labels import advice, loading_text, pull_text, restoring_text, short_name, spinner
-from mlxkv.tui.state.report import Report
+from mlxkv.tui.state.lists import choice_lists
+from mlxkv.tui.state.lists.chat_list import latest_first
+from mlxkv.tui.state.lists.choices import Listing, SendAnyway
+from mlxkv.tui.state.prompt.attachments import TokenCounts
+from mlxkv.tui.state.reports.report import Report
 from mlxkv.tui.state.results import handle_result
-from mlxkv.tui.state.retry import RetryWith
-from mlxkv.tui.state.slash import as_typed
-from mlxkv.tui.state.transcript import TranscriptModel
+from mlxkv.tui.state.transcript.transcript import TranscriptModel
 
 _BRIEF = (cmd.SearchChats, cmd.ListModels, cmd.ExportChat, cmd.PlanCompact, cmd.Compact, cmd.CollectCache)
 _TURNS = (cmd.Send, cmd.Retry, cmd.Edit, cmd.Continue)

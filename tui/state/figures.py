@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from mlxkv.stats import TurnStats, stat_parts
-from mlxkv.tui.state.choices import cut
+from mlxkv.tui.state.lists.choices import cut
 
 _BRIGHT = ("rate", "kv")
 _DROPPED = (  # the first one first

@@ -9,7 +9,7 @@ from mlxkv.events import PrefillProgress, TextDelta, TurnFinished
 from mlxkv.protocol.events import EngineEvent, TurnStarted
 from mlxkv.protocol.status import CacheView, SessionStatus
 from mlxkv.stats import bytes_text, disk_text, rate_text
-from mlxkv.tui.state.choices import cut
+from mlxkv.tui.state.lists.choices import cut
 
 BARS = "▁▂▃▄▅▆▇█"
 SECONDS = 60  # of decode speed

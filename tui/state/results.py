@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 from mlxkv.protocol import commands as cmd
 from mlxkv.protocol import events as ev
 from mlxkv.stats import bytes_text, disk_text
-from mlxkv.tui.state import choice_lists, reports, setting_lists
-from mlxkv.tui.state.report import Report
-from mlxkv.tui.state.saved_text import saved_text
-from mlxkv.tui.state.transcript import title_line
+from mlxkv.tui.state.lists import choice_lists, setting_lists
+from mlxkv.tui.state.reports import reports
+from mlxkv.tui.state.reports.report import Report
+from mlxkv.tui.state.reports.saved_text import saved_text
+from mlxkv.tui.state.transcript.transcript import title_line
 
 if TYPE_CHECKING:
     from mlxkv.tui.state.chat_state import ChatState

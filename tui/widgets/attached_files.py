@@ -1,7 +1,7 @@
 """Files that a prompt attaches with `@`: their text when it is sent, a note on them while it is typed. Pure; UI thread.
 
-`tui/state/attachments.py` reads and formats them. A file is read once per change, because each letter updates the note;
-a PDF by a thread, because that takes seconds.
+`tui/state/prompt/attachments.py` reads and formats them. A file is read once per change, because each letter updates
+the note; a PDF by a thread, because that takes seconds.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from pathlib import Path
 from threading import Thread
 
 from mlxkv.stats import tokens_text
-from mlxkv.tui.state import attachments
-from mlxkv.tui.state.completion import is_command
+from mlxkv.tui.state.prompt import attachments
+from mlxkv.tui.state.prompt.completion import is_command
 
 _LONGEST = 4096  # characters of a prompt that are looked through for dropped files, with each letter
 

@@ -8,7 +8,7 @@ from rich.text import Text
 from textual.widget import Widget
 
 from mlxkv.text.clean import clean
-from mlxkv.tui.state.choices import cut
+from mlxkv.tui.state.lists.choices import cut
 
 MIN_MIDDLE = 8  # cells; less is not worth showing
 

@@ -1,6 +1,6 @@
 """Completion for a text area: suggests commands, files or earlier prompts while one is typed. UI thread.
 
-Owns the open menu and the span that an entry replaces. Entries come from `tui/state/completion.py`,
+Owns the open menu and the span that an entry replaces. Entries come from `tui/state/prompt/completion.py`,
 `completion_menu.py` draws them, and the prompt decides what Enter does.
 """
 
@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 
 from textual.widgets import TextArea
 
-from mlxkv.tui.state import attachments, completion, file_index
-from mlxkv.tui.state.completion import Menu, Source
-from mlxkv.tui.state.slash import Completion
+from mlxkv.tui.state.commands.slash import Completion
+from mlxkv.tui.state.prompt import attachments, completion, file_index
+from mlxkv.tui.state.prompt.completion import Menu, Source
 from mlxkv.tui.widgets.attached_files import AttachedFiles
 from mlxkv.tui.widgets.completion_menu import MenuList
 

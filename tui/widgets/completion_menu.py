@@ -10,8 +10,8 @@ from textual.events import Click
 from textual.widgets import Static
 
 from mlxkv.text.clean import clean
-from mlxkv.tui.state.choices import cut
-from mlxkv.tui.state.completion import Menu
+from mlxkv.tui.state.lists.choices import cut
+from mlxkv.tui.state.prompt.completion import Menu
 
 ROWS = 8
 

@@ -9,8 +9,8 @@ from mlxkv.stats import plural
 from mlxkv.text.clean import rejoined
 from mlxkv.tui.markdown.stream_splitter import split
 from mlxkv.tui.markdown.wrap import Row
-from mlxkv.tui.state.blocks import Block, Kind
 from mlxkv.tui.state.labels import number_range
+from mlxkv.tui.state.transcript.blocks import Block, Kind
 from mlxkv.tui.widgets.line_layout import LineLayout
 
 Point = tuple[int, int]  # line, character; the end is exclusive, -1 the end of the line

@@ -14,8 +14,8 @@ from textual.strip import Strip
 
 from mlxkv.tui.markdown.block_renderer import guess_height
 from mlxkv.tui.markdown.stream_splitter import split
-from mlxkv.tui.state.blocks import Block, Kind
-from mlxkv.tui.state.forgetting import Rule
+from mlxkv.tui.state.transcript.blocks import Block, Kind
+from mlxkv.tui.state.transcript.forgetting import Rule
 
 Render = Callable[[Block, int], Sequence[Strip]]
 

@@ -1,7 +1,7 @@
 """The pane: the output of a command below the chat or, in a wide window, at its right. UI thread.
 
-Owns its place and its scrolling; `tui/state/report.py` has what it shows. Keys stay with the prompt: its Page Up and
-Page Down scroll the pane while that has more rows than fit.
+Owns its place and its scrolling; `tui/state/reports/report.py` has what it shows. Keys stay with the prompt: its Page
+Up and Page Down scroll the pane while that has more rows than fit.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from textual.containers import Vertical
 from textual.widget import Widget
 
 from mlxkv.tui.markdown.block_renderer import Colours, Renderer
-from mlxkv.tui.state.report import Report
+from mlxkv.tui.state.reports.report import Report
 from mlxkv.tui.widgets.line_layout import LineLayout
 from mlxkv.tui.widgets.line_painter import LinePainter
 from mlxkv.tui.widgets.line_view import LineView

@@ -10,7 +10,7 @@ from textual.widgets.option_list import Option
 
 from mlxkv.protocol import commands as cmd
 from mlxkv.tui.markdown.wrap import cuts
-from mlxkv.tui.state.choices import Choice, Listing, Row, row_line, shown
+from mlxkv.tui.state.lists.choices import Choice, Listing, Row, row_line, shown
 
 
 class Picker(OptionList):

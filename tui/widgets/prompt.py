@@ -15,10 +15,10 @@ from textual.message import Message
 from textual.widgets import TextArea
 
 from mlxkv.text.clean import clean
-from mlxkv.tui.state import attachments, completion
-from mlxkv.tui.state.attachments import Pastes
-from mlxkv.tui.state.completion import Source
-from mlxkv.tui.state.slash import as_typed
+from mlxkv.tui.state.commands.slash import as_typed
+from mlxkv.tui.state.prompt import attachments, completion
+from mlxkv.tui.state.prompt.attachments import Pastes
+from mlxkv.tui.state.prompt.completion import Source
 from mlxkv.tui.widgets.attached_files import AttachedFiles
 from mlxkv.tui.widgets.completer import Completer
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from mlxkv.text.folding import Wanted
 from mlxkv.tui.markdown.wrap import Row
-from mlxkv.tui.state.blocks import Block
+from mlxkv.tui.state.transcript.blocks import Block
 from mlxkv.tui.widgets.line_layout import Cell, LineLayout
 
 Span = tuple[int, int, int]  # row of the block, first character, end

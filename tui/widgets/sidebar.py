@@ -18,7 +18,7 @@ from textual.widgets import OptionList, Static
 from textual.widgets.option_list import Option
 
 from mlxkv.protocol.status import ChatSummary
-from mlxkv.tui.state.chat_list import Entry, listed_as, sidebar_entries
+from mlxkv.tui.state.lists.chat_list import Entry, listed_as, sidebar_entries
 
 WIDTH = 31  # with its rule at the right
 Action = Literal["open", "rename", "delete", "export", "leave"]

@@ -19,9 +19,9 @@ from textual.geometry import Offset
 from textual.message import Message
 
 from mlxkv.tui.markdown.block_renderer import Colours, Renderer
-from mlxkv.tui.state.attachments import split_attachments
-from mlxkv.tui.state.blocks import NO_MESSAGE, Block, Kind
-from mlxkv.tui.state.forgetting import Rule
+from mlxkv.tui.state.prompt.attachments import split_attachments
+from mlxkv.tui.state.transcript.blocks import NO_MESSAGE, Block, Kind
+from mlxkv.tui.state.transcript.forgetting import Rule
 from mlxkv.tui.widgets.line_layout import LineLayout
 from mlxkv.tui.widgets.line_painter import LinePainter
 from mlxkv.tui.widgets.line_view import LineView

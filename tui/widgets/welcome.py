@@ -10,8 +10,8 @@ from mlxkv.models.resolve import BUILT_IN
 from mlxkv.protocol.events import ModelCard
 from mlxkv.stats import bytes_text
 from mlxkv.text.clean import clean
-from mlxkv.tui.state.choices import cut
 from mlxkv.tui.state.labels import short_name
+from mlxkv.tui.state.lists.choices import cut
 
 
 class Welcome(Widget, can_focus=False):

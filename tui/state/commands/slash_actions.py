@@ -13,13 +13,15 @@ from mlxkv.errors import ConfigError, ModelNotFoundError
 from mlxkv.protocol import commands as cmd
 from mlxkv.protocol.export_format import CHAT_FORMATS, CHAT_SUFFIXES, export_format, one_of
 from mlxkv.text.clean import clean
-from mlxkv.tui.state import choice_lists, reports, setting_actions
 from mlxkv.tui.state.chat_state import ChatState
+from mlxkv.tui.state.commands import setting_actions
+from mlxkv.tui.state.commands.retry import model_argument, parse_retry
+from mlxkv.tui.state.commands.ui_request import UiRequest
 from mlxkv.tui.state.labels import number_range
-from mlxkv.tui.state.report import Report
-from mlxkv.tui.state.retry import model_argument, parse_retry
-from mlxkv.tui.state.setting_lists import on_off
-from mlxkv.tui.state.ui_request import UiRequest
+from mlxkv.tui.state.lists import choice_lists
+from mlxkv.tui.state.lists.setting_lists import on_off
+from mlxkv.tui.state.reports import reports
+from mlxkv.tui.state.reports.report import Report
 
 
 def run(state: ChatState, name: str, argument: str) -> UiRequest | None:

@@ -12,7 +12,7 @@ from mlxkv.protocol.status import ChatSummary
 from mlxkv.stats import bytes_text
 from mlxkv.text.clean import clean
 from mlxkv.text.folding import Wanted
-from mlxkv.tui.state.choices import cut
+from mlxkv.tui.state.lists.choices import cut
 
 
 def latest_first(chats: Sequence[ChatSummary]) -> list[ChatSummary]:

@@ -10,10 +10,10 @@ from mlxkv.protocol.events import Compacted, ModelUnloaded
 from mlxkv.protocol.status import ContextUsage, SessionStats, SessionStatus
 from mlxkv.stats import bytes_text, disk_text, plural, prompt_text, rate_text
 from mlxkv.text.clean import clean
-from mlxkv.tui.state.blocks import ContextRow
-from mlxkv.tui.state.choices import cut
 from mlxkv.tui.state.labels import short_name
-from mlxkv.tui.state.report import Line, Report
+from mlxkv.tui.state.lists.choices import cut
+from mlxkv.tui.state.reports.report import Line, Report
+from mlxkv.tui.state.transcript.blocks import ContextRow
 
 _BAR = 20  # cells at most
 _COLUMNS = 60  # cells from which on there is room for columns

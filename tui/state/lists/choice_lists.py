@@ -11,8 +11,8 @@ from mlxkv.protocol import events as ev
 from mlxkv.protocol.status import CompactPlan, ModelTooLarge
 from mlxkv.stats import Overflow, bytes_text, disk_text, plural
 from mlxkv.text.clean import clean, marked
-from mlxkv.tui.state.chat_list import latest_first, listed_as, when_text
-from mlxkv.tui.state.choices import Listing, Row, SendAnyway
+from mlxkv.tui.state.lists.chat_list import latest_first, listed_as, when_text
+from mlxkv.tui.state.lists.choices import Listing, Row, SendAnyway
 
 
 def one_line(text: str) -> str:

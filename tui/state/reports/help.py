@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from textual.binding import Binding, BindingType
 
-from mlxkv.tui.state.report import Line, Report
-from mlxkv.tui.state.slash import help_rows
+from mlxkv.tui.state.commands.slash import help_rows
+from mlxkv.tui.state.reports.report import Line, Report
 
 KEYS = (
     ("Enter", "send, or queue while a reply runs"),

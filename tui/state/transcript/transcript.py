@@ -12,11 +12,11 @@ from mlxkv.protocol import events as ev
 from mlxkv.protocol.status import Unattended
 from mlxkv.stats import TurnStats
 from mlxkv.text.clean import clean
-from mlxkv.tui.state.blocks import NO_ANSWER, NO_MESSAGE, Block, Kind
-from mlxkv.tui.state.forgetting import Rule, rule_of
+from mlxkv.tui.state.commands.retry import version_labels
 from mlxkv.tui.state.labels import call_lines, eviction_text, nearly_full_text, no_answer, restored_text
-from mlxkv.tui.state.retry import version_labels
-from mlxkv.tui.state.streaming import StreamingReply
+from mlxkv.tui.state.transcript.blocks import NO_ANSWER, NO_MESSAGE, Block, Kind
+from mlxkv.tui.state.transcript.forgetting import Rule, rule_of
+from mlxkv.tui.state.transcript.streaming import StreamingReply
 
 
 def title_line(title: str) -> str:

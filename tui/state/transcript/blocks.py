@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from mlxkv.stats import TurnStats
-from mlxkv.tui.state.forgetting import Rule
+from mlxkv.tui.state.transcript.forgetting import Rule
 
 NO_MESSAGE = -1
 NO_ANSWER = "no answer"  # `info` of a line about a reply without text

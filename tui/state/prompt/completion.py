@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from mlxkv.tui.state import file_index
-from mlxkv.tui.state.attachments import mention
-from mlxkv.tui.state.fuzzy import best
-from mlxkv.tui.state.slash import BY_NAME, Completion, Prompt, complete, parse
+from mlxkv.tui.state.commands.slash import BY_NAME, Completion, Prompt, complete, parse
+from mlxkv.tui.state.prompt import file_index
+from mlxkv.tui.state.prompt.attachments import mention
+from mlxkv.tui.state.prompt.fuzzy import best
 
 
 class Source(StrEnum):

@@ -15,11 +15,11 @@ from mlxkv.setting_sources import Source
 from mlxkv.settings import AT_ONCE, NEW_CACHE, Setting, change, find, schema
 from mlxkv.system.regular_file import read_bytes, reason
 from mlxkv.text.encoding import decode
-from mlxkv.tui.state import setting_lists
 from mlxkv.tui.state.chat_state import ChatState
-from mlxkv.tui.state.choices import cut
-from mlxkv.tui.state.setting_lists import in_force, on_off, shown, source_text, value_text
-from mlxkv.tui.state.ui_request import UiRequest
+from mlxkv.tui.state.commands.ui_request import UiRequest
+from mlxkv.tui.state.lists import setting_lists
+from mlxkv.tui.state.lists.choices import cut
+from mlxkv.tui.state.lists.setting_lists import in_force, on_off, shown, source_text, value_text
 
 _LONGEST = 1 << 20  # bytes of a system prompt file
 _FEW_TOKENS, _SMALL_WINDOW, _SMALL_DISK = 16, 256, 0.1  # tokens, tokens, GB

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from mlxkv.events import PrefillProgress, TextDelta
 from mlxkv.text.clean import CONTEXT, clean
 from mlxkv.tui.markdown.stream_splitter import Splitter
-from mlxkv.tui.state.blocks import Block, Kind
 from mlxkv.tui.state.labels import fit, prefill_text, seconds_short, spinner, streaming_text, thinking_text
+from mlxkv.tui.state.transcript.blocks import Block, Kind
 
 RATE_SECONDS = 2.0  # over which the speed shown is averaged
 SETTLED_SECONDS = 0.25  # before that the speed is noise

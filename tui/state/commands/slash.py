@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 
 from mlxkv.protocol.export_format import CHAT_FORMATS
-from mlxkv.tui.state.fuzzy import best
+from mlxkv.tui.state.prompt.fuzzy import best
 
 
 @dataclass(frozen=True)

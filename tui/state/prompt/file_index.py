@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mlxkv.text.clean import clean
-from mlxkv.tui.state.fuzzy import best
+from mlxkv.tui.state.prompt.fuzzy import best
 
 MAX_FILES = 20_000
 SECONDS = 2.0

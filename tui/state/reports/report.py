@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mlxkv.text.clean import clean
-from mlxkv.tui.state.blocks import Block, ContextRow, Kind
-from mlxkv.tui.state.slash import BY_NAME
+from mlxkv.tui.state.commands.slash import BY_NAME
+from mlxkv.tui.state.transcript.blocks import Block, ContextRow, Kind
 
 HEADING = "heading"  # `info` of a block; of others it is the name before the text, or ""
 _GAP = 2  # cells between names and texts

@@ -12,7 +12,7 @@ from mlxkv.events import Message
 from mlxkv.protocol.status import Unattended
 from mlxkv.stats import plural
 from mlxkv.text.clean import clean
-from mlxkv.tui.state.attachments import split_attachments
+from mlxkv.tui.state.prompt.attachments import split_attachments
 
 
 @dataclass(frozen=True)

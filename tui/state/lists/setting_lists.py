@@ -10,8 +10,8 @@ from mlxkv.protocol import events as ev
 from mlxkv.setting_sources import Source
 from mlxkv.settings import AT_ONCE, OF_SESSION, Setting, schema
 from mlxkv.text.clean import clean
-from mlxkv.tui.state.choice_lists import confirm
-from mlxkv.tui.state.choices import Listing, PutPrompt, Row, RunSlash
+from mlxkv.tui.state.lists.choice_lists import confirm
+from mlxkv.tui.state.lists.choices import Listing, PutPrompt, Row, RunSlash
 
 if TYPE_CHECKING:
     from mlxkv.tui.state.chat_state import ChatState
