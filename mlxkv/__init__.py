@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from mlxkv.cache.prompt_cache import PromptCache
     from mlxkv.chat.chat import Chat
     from mlxkv.chat.completion import Completion
-    from mlxkv.engine.async_chat import AsyncChat, AsyncPromptCache
-    from mlxkv.engine.async_events import AsyncEvents
-    from mlxkv.engine.async_model import AsyncModel, open_async
+    from mlxkv.engine.open_async.async_chat import AsyncChat, AsyncPromptCache
+    from mlxkv.engine.open_async.async_events import AsyncEvents
+    from mlxkv.engine.open_async.async_model import AsyncModel, open_async
     from mlxkv.errors import MlxkvError
     from mlxkv.events import (
         BatchEvent,
@@ -76,10 +76,10 @@ __all__ = [
 ]
 
 _HOME = {
-    "AsyncChat": "mlxkv.engine.async_chat",
-    "AsyncEvents": "mlxkv.engine.async_events",
-    "AsyncModel": "mlxkv.engine.async_model",
-    "AsyncPromptCache": "mlxkv.engine.async_chat",
+    "AsyncChat": "mlxkv.engine.open_async.async_chat",
+    "AsyncEvents": "mlxkv.engine.open_async.async_events",
+    "AsyncModel": "mlxkv.engine.open_async.async_model",
+    "AsyncPromptCache": "mlxkv.engine.open_async.async_chat",
     "BatchEvent": "mlxkv.events",
     "CacheConfig": "mlxkv.cache.config",
     "Chat": "mlxkv.chat.chat",
@@ -105,7 +105,7 @@ _HOME = {
     "estimate": "mlxkv.memory.estimate",
     "load": "mlxkv.model",
     "make_cache": "mlxkv.cache.plan",
-    "open_async": "mlxkv.engine.async_model",
+    "open_async": "mlxkv.engine.open_async.async_model",
 }
 
 

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from mlxkv.chat.carried import CarriedChat
-from mlxkv.engine import chats
 from mlxkv.engine.context import EngineContext
-from mlxkv.engine.status import session_status
+from mlxkv.engine.handlers import chats
+from mlxkv.engine.handlers.status import session_status
 from mlxkv.protocol.events import EngineEvent
 
 

@@ -26,7 +26,7 @@ from mlxkv.setting_sources import SettingSources
 if TYPE_CHECKING:
     from mlxkv.cache.config import CacheConfig
     from mlxkv.chat.chat import Chat
-    from mlxkv.engine.compaction import Uncompacted
+    from mlxkv.engine.handlers.compaction import Uncompacted
     from mlxkv.engine.unloading import UnloadedModel
     from mlxkv.model import Model
     from mlxkv.store.session_store import SessionStore

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 
 from mlxkv.config import Folders, Settings
 from mlxkv.device import current_device
-from mlxkv.engine import chats, compaction, model_list, models, presets, saving, status, titles, turns, unloading
-from mlxkv.engine import settings as session_settings
+from mlxkv.engine import unloading
 from mlxkv.engine.context import EngineContext
 from mlxkv.engine.end_mlx import end_mlx
+from mlxkv.engine.handlers import chats, compaction, model_list, models, presets, saving, status, titles, turns
+from mlxkv.engine.handlers import settings as session_settings
 from mlxkv.errors import MlxkvError, OutOfMemoryError, SessionLockedError
 from mlxkv.protocol import commands as cmd
 from mlxkv.protocol.events import EngineEvent, Failed, FailureKind

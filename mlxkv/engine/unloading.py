@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from mlxkv.engine.closed_chat import ClosedChat
 from mlxkv.engine.context import EngineContext
-from mlxkv.engine.status import session_status
+from mlxkv.engine.handlers.status import session_status
 from mlxkv.errors import MlxkvError, PromptError, SessionLockedError
 from mlxkv.protocol import commands as cmd
 from mlxkv.protocol.events import ChatOpened, EngineEvent, Failed, FailureKind, ModelLoading, ModelUnloaded, Versions

@@ -19,7 +19,7 @@ from starlette.responses import StreamingResponse
 from starlette.routing import Route
 
 import mlxkv
-from mlxkv.engine.event_buffer import EventBuffer, joined
+from mlxkv.engine.open_async.event_buffer import EventBuffer, joined
 from mlxkv.errors import ClosedError, ConfigError, ModelNotFoundError, PromptError, QueueFullError, SessionNotFoundError
 from mlxkv.events import PrefillProgress, TextDelta, TurnFinished
 from tests.reference import random_ids
@@ -378,7 +378,7 @@ async def test_opening_can_be_cancelled(monkeypatch: pytest.MonkeyPatch) -> None
         seen.append(cancel.wait(60))
         raise ModelNotFoundError("cancelled")
 
-    monkeypatch.setattr("mlxkv.engine.async_model.load", load)
+    monkeypatch.setattr("mlxkv.engine.open_async.async_model.load", load)
     opening = mlxkv.open_async("any")
     task = asyncio.ensure_future(_entered(opening))
     await begun.wait()

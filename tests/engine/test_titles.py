@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from mlxkv.engine import auto_title
-from mlxkv.engine.auto_title import title_in
+from mlxkv.engine.handlers import auto_title
+from mlxkv.engine.handlers.auto_title import title_in
 from mlxkv.events import PrefillProgress, TurnFinished
 from mlxkv.inference.sampling import random_state
 from mlxkv.protocol import commands as cmd

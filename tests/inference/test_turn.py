@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from mlxkv.cache.config import CacheConfig
 from mlxkv.cache.plan import plan_cache
 from mlxkv.cache.prompt_cache import PromptCache
-from mlxkv.engine.unattended import unattended_positions
+from mlxkv.engine.handlers.unattended import unattended_positions
 from mlxkv.errors import PromptError
 from mlxkv.events import Notice, PrefillProgress, TextDelta, TurnFinished
 from mlxkv.inference.generation import Generation

@@ -13,7 +13,7 @@ import pytest
 import mlxkv
 from mlxkv.cache.config import CacheConfig
 from mlxkv.cli.app import main
-from mlxkv.engine.status import cache_view
+from mlxkv.engine.handlers.status import cache_view
 from mlxkv.errors import OutOfMemoryError
 from mlxkv.memory.preflight import check_fit
 from mlxkv.protocol import commands as cmd

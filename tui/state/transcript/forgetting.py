@@ -1,6 +1,6 @@
 """The rule in the transcript below what the model no longer attends to: its place and its words. Pure; UI thread.
 
-`mlxkv/engine/unattended.py` finds the tokens; `tui/widgets/line_layout.py` puts the rule into the lines.
+`mlxkv/engine/handlers/unattended.py` finds the tokens; `tui/widgets/line_layout.py` puts the rule into the lines.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from mlxkv.cache.config import CacheConfig
 from mlxkv.chat.own_bounds import fitting
 from mlxkv.engine.context import EngineContext
-from mlxkv.engine.status import session_status, update_disk_bytes
+from mlxkv.engine.handlers.status import session_status, update_disk_bytes
 from mlxkv.errors import ConfigError, PromptError
 from mlxkv.events import Notice
 from mlxkv.protocol import events as ev

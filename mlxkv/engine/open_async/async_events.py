@@ -11,7 +11,7 @@ from dataclasses import fields
 from functools import partial
 from typing import Self
 
-from mlxkv.engine.event_buffer import EventBuffer
+from mlxkv.engine.open_async.event_buffer import EventBuffer
 from mlxkv.engine.request_thread import RequestThread, Sink
 from mlxkv.errors import ClosedError
 from mlxkv.events import TurnEvent, TurnFinished

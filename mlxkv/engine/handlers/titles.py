@@ -9,8 +9,8 @@ import logging
 from collections.abc import Iterator
 from contextlib import closing
 
-from mlxkv.engine import auto_title
 from mlxkv.engine.context import EngineContext
+from mlxkv.engine.handlers import auto_title
 from mlxkv.events import TurnFinished
 from mlxkv.protocol.events import ChatTitled, EngineEvent
 

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Self, TypeVar, Unpack
 
-from mlxkv.engine.async_events import AsyncEvents
-from mlxkv.engine.held import Held
+from mlxkv.engine.open_async.async_events import AsyncEvents
+from mlxkv.engine.open_async.held import Held
 from mlxkv.engine.request_thread import RequestThread, Sink
 from mlxkv.events import Message, ReplyFinished, TurnEvent, TurnFinished
 from mlxkv.inference.sampling_types import Sampling

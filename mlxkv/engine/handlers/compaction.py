@@ -11,9 +11,9 @@ from typing import Any
 
 from mlxkv.chat import compaction
 from mlxkv.chat.chat import Chat
-from mlxkv.engine import chats
 from mlxkv.engine.context import EngineContext
-from mlxkv.engine.status import session_status, update_disk_bytes
+from mlxkv.engine.handlers import chats
+from mlxkv.engine.handlers.status import session_status, update_disk_bytes
 from mlxkv.errors import MlxkvError, OutOfMemoryError, PromptError
 from mlxkv.events import Notice, TurnFinished
 from mlxkv.models import BUILT_IN

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
-from mlxkv.engine import settings
-from mlxkv.engine.chats import with_own_system
 from mlxkv.engine.context import EngineContext
+from mlxkv.engine.handlers import settings
+from mlxkv.engine.handlers.chats import with_own_system
 from mlxkv.errors import ConfigError, MlxkvError
 from mlxkv.presets import Preset, PresetFolder
 from mlxkv.protocol.events import (

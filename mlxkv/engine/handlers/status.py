@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from mlxkv.chat.history import spans
 from mlxkv.device import current_device
 from mlxkv.engine.context import EngineContext
-from mlxkv.engine.unattended import unattended
+from mlxkv.engine.handlers.unattended import unattended
 from mlxkv.errors import DiskError, MlxkvError, PromptError
 from mlxkv.protocol.events import CacheCollected, CacheList, ChatPinned, EngineEvent, TokensCounted
 from mlxkv.protocol.status import CacheView, ContextPart, ContextUsage, SessionStats, SessionStatus, StateUsage

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from mlxkv.engine.chats import new_chat, show_chat, with_own_system
 from mlxkv.engine.closed_chat import ClosedChat
 from mlxkv.engine.context import EngineContext
-from mlxkv.engine.status import session_status
+from mlxkv.engine.handlers.chats import new_chat, show_chat, with_own_system
+from mlxkv.engine.handlers.status import session_status
 from mlxkv.errors import MlxkvError
 from mlxkv.protocol.commands import ChangeSettings
 from mlxkv.protocol.events import EngineEvent, SettingsApplied, SettingsInForce

@@ -11,9 +11,9 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from mlxkv.engine import chats
 from mlxkv.engine.context import EngineContext
-from mlxkv.engine.status import session_status, update_disk_bytes
+from mlxkv.engine.handlers import chats
+from mlxkv.engine.handlers.status import session_status, update_disk_bytes
 from mlxkv.errors import DiskError, MessageTooLongError, MlxkvError
 from mlxkv.events import KVNotSaved, NotSaved, TextDelta, TurnEvent, TurnFinished
 from mlxkv.protocol.commands import Edit, Send

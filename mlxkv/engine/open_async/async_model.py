@@ -15,9 +15,9 @@ from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack, overload
 
 from mlxkv import arguments
-from mlxkv.engine.async_chat import AsyncChat, AsyncPromptCache
-from mlxkv.engine.async_events import AsyncEvents
-from mlxkv.engine.held import Held
+from mlxkv.engine.open_async.async_chat import AsyncChat, AsyncPromptCache
+from mlxkv.engine.open_async.async_events import AsyncEvents
+from mlxkv.engine.open_async.held import Held
 from mlxkv.engine.request_thread import MAX_WAITING, RequestThread
 from mlxkv.engine.requests import RequestSpec, plain_prompt
 from mlxkv.errors import MlxkvError
